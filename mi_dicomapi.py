@@ -1,0 +1,2523 @@
+#!/usr/bin/env python3
+"""The relay between a workflow system and external computers (the WebAPI way).
+
+The workflow side (mi_system_wf.py) registers a calculation here, the external computer's poller (mi_system_remote.py) asks for it
+over outbound https, runs its own agreed command, and brings the agreed results back. Run by the operator of the workflow system,
+as an ordinary user of its own; needs this one file, Python 3.6 or newer and a directory for its state.
+
+usage: mi_dicomapi.py [serve]                    serve as the ini says (systemd, or a terminal)
+       mi_dicomapi.py demo [--keep]              a whole calculation on this machine: relay, poller, workflow side
+       mi_dicomapi.py token issue USER [--roles R,R] [--sites S,S] [--days N] | list | revoke NUMBER
+       mi_dicomapi.py list [--all] | show ACCEPT_ID
+options: --ini FILE  --json  -q  -v  --version  --help
+
+exit codes: 0 done, 64 usage, 66 an input is missing, 69 unavailable (port in use), 70 bug, 74 input/output or disk full,
+75 try again later (another instance runs), 77 no permission, 78 configuration, 130 after Ctrl+C
+"""
+import collections
+import errno
+import fcntl
+import hashlib
+import io
+import json
+import os
+import re
+import select
+import signal
+import socket
+import sqlite3
+import ssl
+import sys
+import threading
+import time
+import uuid
+from http import HTTPStatus
+from urllib.parse import parse_qsl, urlsplit
+
+PROGRAM, VERSION = "mi_dicomapi", "1.0"
+BASE = "/mi-distcomp-api/"
+SMALL_BODY = 64 << 10          # bytes: bodies up to this are collected without a thread
+MAX_JSON = 4 << 20             # bytes of a JSON body
+PAGE = 2000                    # entries of a manifest in one answer or call
+PACK_FILE = 1 << 20            # bytes: the largest file that travels in a pack
+CHUNK = 256 << 10              # bytes of one read or write
+MAX_HEAD = 16 << 10            # bytes of request line and headers
+LINGER = 2.0                   # seconds for a refused client to read the answer before its connection is closed
+STALL = 60                     # seconds that a transfer may stand still
+BALLAST = 4 << 20              # bytes held on the disk, let go of when it is full so that SQLite can still clean up
+LISTED = 10000                 # incomplete files named in one answer
+FAULT = os.environ.get("MI_FAULT", "")                # crash tests: the name of a fault point at which this process kills itself
+
+# ==== shared: say ====
+# How every script of the suite speaks: one line per failure, one line per step, nothing from the wire unescaped.
+EX_USAGE, EX_DATA, EX_NOINPUT, EX_UNAVAILABLE, EX_BUG, EX_IOERR = 64, 65, 66, 69, 70, 74
+EX_TEMPFAIL, EX_PROTOCOL, EX_REFUSED, EX_CONFIG, EX_INTERRUPT = 75, 76, 77, 78, 130
+LEVELS = ("debug", "info", "warn", "error")
+SAY = {"lang": "en", "level": 1, "log": None, "debug": False, "lock": threading.Lock()}
+ODD = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]")
+
+
+class Stop(Exception):
+    """Ends the program: an exit code of the table and one line (who, where, what, what to do)."""
+
+    def __init__(self, code, text):
+        Exception.__init__(self, text)
+        self.code = code
+
+
+def _(text):
+    """text in the reader's language, from this file's table JA."""
+    return JA.get(text, text) if SAY["lang"] == "ja" else text
+
+
+def choose_language(lang="auto"):
+    """lang: en, ja, or auto (the locale's)."""
+    if lang == "auto":
+        lang = os.environ.get("LC_ALL") or os.environ.get("LC_MESSAGES") or os.environ.get("LANG") or ""
+    SAY["lang"] = "ja" if lang[:2] == "ja" else "en"
+
+
+def printable(text):
+    """text with control, direction and surrogate characters made visible: it can neither steer a terminal nor start a log line."""
+    return ODD.sub(lambda m: ("\\x%02x" if m.group() < "\xff" else "\\u%04x") % ord(m.group()), str(text))
+
+
+def log(level, accept_id, step, **values):
+    """One line: time LEVEL ACCEPT_ID step key=value ...; values are escaped, and quoted as JSON when they hold blanks."""
+    if LEVELS.index(level) < SAY["level"]:
+        return
+    words = []
+    for key, value in values.items():
+        value = printable(value)
+        words.append("%s=%s" % (key, json.dumps(value, ensure_ascii=False) if re.search(r'[\s"]|^$', value) else value))
+    if "JOURNAL_STREAM" in os.environ and SAY["log"] is None:
+        stamp = "<%d>" % {"debug": 7, "info": 6, "warn": 4, "error": 3}[level]
+    else:
+        now = time.time()
+        zone = time.strftime("%z", time.localtime(now))
+        stamp = "%s.%03d%s:%s" % (time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(now)), now % 1 * 1000, zone[:3], zone[3:])
+    line = " ".join([stamp, level.upper(), accept_id or "-", step] + words) + "\n"
+    with SAY["lock"]:
+        try:
+            out = SAY["log"] or sys.stderr
+            out.write(line)
+            out.flush()
+        except (OSError, ValueError):
+            pass                                       # a log that cannot be written must not stop the work
+
+
+def utf8(text):
+    """text (a name, a path) as bytes for the file system: Python 3.6 under LANG=C knows ASCII only."""
+    return text.encode("utf-8", "surrogateescape")
+
+
+def arguments(argv=None):
+    """The command line as text, also under LANG=C on Python 3.6. 64 if a word is not UTF-8."""
+    try:
+        return [os.fsencode(word).decode("utf-8") for word in (sys.argv[1:] if argv is None else argv)]
+    except UnicodeDecodeError:
+        raise Stop(EX_USAGE, _("an argument is not UTF-8"))
+
+
+def utf8_stdio():
+    """stdout and stderr in UTF-8 whatever the locale says; a character that cannot be shown never raises."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is not None and hasattr(stream, "detach"):
+            setattr(sys, name, io.TextIOWrapper(stream.detach(), "utf-8", "backslashreplace", line_buffering=True))
+
+
+def run_as_program(main):
+    """Runs main() and exits with its code; a failure is one line on stderr and a code, never a traceback (unless asked: MI_DEBUG=1)."""
+    try:
+        utf8_stdio()
+        choose_language()
+        code = main() or 0
+        sys.stdout.flush()
+    except Stop as stop:
+        code, text = stop.code, str(stop)
+    except KeyboardInterrupt:
+        code, text = EX_INTERRUPT, _("interrupted")
+    except BrokenPipeError:
+        code, text = EX_IOERR, ""
+    except OSError as error:
+        code, text = EX_IOERR, "%s%s" % (error.strerror or error, ": %s" % error.filename if error.filename else "")
+    except Exception as error:                         # a bug of ours; say where, so that it can be reported
+        if SAY["debug"] or os.environ.get("MI_DEBUG"):
+            raise
+        place = sys.exc_info()[2]
+        while place.tb_next:
+            place = place.tb_next
+        code, text = EX_BUG, _("a bug (%s in line %d: %s); please report this line, MI_DEBUG=1 shows more") % (
+            type(error).__name__, place.tb_lineno, error)
+    else:
+        text = ""
+    try:
+        if text:
+            sys.stderr.write("%s: %s\n" % (PROGRAM, printable(text)))
+        sys.stderr.flush()
+        sys.stdout.flush()
+    except (OSError, ValueError):
+        pass
+    os._exit(code)                                     # no thread of ours has anything left to say
+# ==== end shared ====
+# ==== shared: ini ====
+# One strict ini for the suite. A table says which keys a section has: {section: {key: (kind, default)}}.
+SUITE = ("Server", "limits", "times", "RemoteSites", "workflow", "poller", "outbound", "ssh", "ssh guard")
+
+
+def seconds(text):
+    """'90', '90s', '1.5m', '2h', '30d' -> seconds (float)."""
+    found = re.match(r"(\d+(?:\.\d+)?)\s*([smhd]?)\Z", text)
+    if not found:
+        raise ValueError(_("is not a time (like 90s, 5m, 2h, 30d)"))
+    return float(found.group(1)) * {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}[found.group(2)]
+
+
+def size(text):
+    """'1024', '16M', '2G' -> bytes (int; K = 1024)."""
+    found = re.match(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?\Z", text, re.I)
+    if not found:
+        raise ValueError(_("is not a size (like 64K, 16M, 2G)"))
+    return int(float(found.group(1)) * 1024 ** " KMGT".index(found.group(2).upper() or " "))
+
+
+def share(text):
+    """'5%' -> 0.05 (float, a share of the disk); '2G' -> bytes (int)."""
+    return float(text[:-1]) / 100 if text.endswith("%") else size(text)
+
+
+def flag(text):
+    """yes/no, true/false, on/off, 1/0 -> bool."""
+    if text.lower() in ("yes", "true", "on", "1"):
+        return True
+    if text.lower() in ("no", "false", "off", "0"):
+        return False
+    raise ValueError(_("is not yes or no"))
+
+
+def lines(text):
+    """One value a line; blank lines dropped."""
+    return [line.strip() for line in text.splitlines() if line.strip()]
+
+
+def one_of(*choices):
+    """A kind of which only these words are values."""
+    def kind(text):
+        if text not in choices:
+            raise ValueError(_("is not one of: %s") % " ".join(choices))
+        return text
+    return kind
+
+
+def find_ini(given, beside):
+    """The ini's path: given, or the first of ./, beside the script, ~/.config/, /etc/ that exists, or None. 78 if the given one is not there."""
+    if given:
+        if not os.path.exists(utf8(given)):
+            raise Stop(EX_CONFIG, _("%s: no such file (--ini)") % given)
+        return given
+    name = "mi_distributed_computing_assist.ini"
+    for folder in (".", os.path.dirname(os.path.abspath(beside)), os.path.expanduser("~/.config"), "/etc"):
+        if os.path.exists(os.path.join(folder, name)):
+            return os.path.join(folder, name)
+    return None
+
+
+def nearest(word, known):
+    """' (did you mean X?)' or ''."""
+    import difflib
+    close = difflib.get_close_matches(word, known, 1, 0.6)
+    return _(" (did you mean %s?)") % close[0] if close else ""
+
+
+def read_ini(path, table, guarded=False):
+    """The ini as {section: {key: typed value}}: every section of table with its defaults, and of 'command *' and '*' (any other) those that are there.
+
+    guarded: what the file allows is run on this host, so it must belong to this user or root and not be writable by everybody.
+    78 with file, section, key and what to do, for anything that is not as it should be.
+    """
+    import configparser
+    parser = configparser.RawConfigParser(default_section="\0", strict=True)
+    parser.optionxform = lambda key: key if key.lower().startswith("env.") else key.lower()
+    if path:
+        try:
+            with open(utf8(path), encoding="utf-8-sig") as text:
+                info = os.fstat(text.fileno())
+                if guarded and (info.st_uid not in (0, os.geteuid()) or info.st_mode & 0o002):
+                    raise Stop(EX_CONFIG, _("%s: must belong to you or root and not be writable by everybody (chown, chmod o-w)") % path)
+                parser.read_file(text, path)
+        except OSError as error:
+            raise Stop(EX_CONFIG, "%s: %s" % (path, error.strerror))
+        except (configparser.Error, UnicodeDecodeError) as error:
+            raise Stop(EX_CONFIG, "%s: %s" % (path, " ".join(str(error).split())))
+    result = {name: {key: default for key, (kind, default) in keys.items() if "*" not in key}
+              for name, keys in table.items() if "*" not in name}
+    for section in parser.sections():
+        shape = section if section in table else "command *" if section.startswith("command ") else "*"
+        if shape not in table:
+            if shape == "*" and section not in SUITE and nearest(section, SUITE + ("command",)):
+                raise Stop(EX_CONFIG, _("%s: [%s] is not a section%s") % (path, section, nearest(section, SUITE + ("command",))))
+            continue                                   # another script's, or a site's
+        if shape == "*" and section in SUITE:
+            continue
+        keys = table[shape]
+        values = result[section] = {key: default for key, (kind, default) in keys.items() if "*" not in key}
+        for key, text in parser.items(section):
+            name = key if key in keys else re.sub(r"\.[^.]+\Z", ".*", key)
+            if name not in keys:
+                raise Stop(EX_CONFIG, _("%s: [%s] %s is not a key%s") % (path, section, key, nearest(key, list(keys))))
+            try:
+                values[key] = keys[name][0](text.strip())
+            except (ValueError, re.error) as error:
+                raise Stop(EX_CONFIG, "%s: [%s] %s = %s: %s" % (path, section, key, text.strip(), error))
+    return result
+# ==== end shared ====
+# ==== shared: names ====
+# File names of a calculation. Checked by every receiver: whoever sends them may be hostile.
+LOG_NAMES = ("計算標準出力.txt", "計算標準エラー出力.txt")        # stdout and stderr of the command, always among the results
+
+
+def parts_of(name):
+    """name's parts in NFC: the order of a manifest, and what makes two names equal."""
+    if not name.isascii() if hasattr(name, "isascii") else any(c > "\x7f" for c in name):
+        import unicodedata
+        name = unicodedata.normalize("NFC", name)
+    return tuple(name.split("/"))
+
+
+def check_name(name):
+    """name, if it is a relative path of plain parts; otherwise ValueError with the reason."""
+    if not isinstance(name, str) or not name:
+        raise ValueError(_("an empty name"))
+    try:
+        length = len(name.encode("utf-8"))
+    except UnicodeEncodeError:
+        raise ValueError(_("a name that is not UTF-8"))
+    if length > 1000 or any(len(part.encode("utf-8")) > 255 for part in name.split("/")):
+        raise ValueError(_("a name that is too long: %s...") % printable(name[:60]))
+    if ODD.search(name) or "\\" in name:
+        raise ValueError(_("a name with a control character or a backslash: %s") % printable(name))
+    if any(part in ("", ".", "..") for part in name.split("/")):
+        raise ValueError(_("a name that is absolute or has an empty, . or .. part: %s") % name)
+    return name
+
+
+def check_order(names, before=None, reserved=()):
+    """Checks a manifest's names: each one plain, ascending by parts_of (so that equal names, and a name that is another's directory,
+    stand side by side), none equal to or below a reserved one. before: the last name of the page before. ValueError; returns the last name."""
+    last = parts_of(before) if before is not None else None
+    for name in names:
+        now = parts_of(check_name(name))
+        if last is not None and (now[:len(last)] == last or now <= last):
+            raise ValueError(_("two names that are equal, one in the other, or out of order: %s") % name)
+        if any(now[:1] == parts_of(word) for word in reserved):
+            raise ValueError(_("a name that is kept for the log: %s") % name)
+        last, before = now, name
+    return before
+
+
+def pattern(text):
+    """A result pattern as a compiled expression: * and ? within a part, ** across parts, a trailing / the whole directory. ValueError."""
+    check_name(text.rstrip("/") if text.endswith("/") and text != "/" else text)
+    out = ""
+    for piece in re.findall(r"\*\*/|\*\*|\*|\?|[^*?]+", text + ("**" if text.endswith("/") else "")):
+        out += {"**/": "(?:[^/]+/)*", "**": ".+", "*": "[^/]*", "?": "[^/]"}.get(piece) or re.escape(piece)
+    return re.compile(out + r"\Z", re.S)
+
+
+def declared(names, patterns):
+    """A function name -> bool: is this result one that was asked for (or a log)?"""
+    wanted = {parts_of(name) for name in tuple(names) + LOG_NAMES}
+    found = [pattern(text) for text in patterns]
+    return lambda name: parts_of(name) in wanted or any(one.match("/".join(parts_of(name))) for one in found)
+# ==== end shared ====
+
+JA = {
+}
+
+INI = {
+    "Server": {
+        "ipaddress": (str, "127.0.0.1"), "portnumber": (int, 50443), "loglevel": (one_of(*LEVELS), "info"),
+        "state_dir": (str, "/var/lib/mi_distcomp"), "certfile": (str, ""), "keyfile": (str, ""), "client_ca": (str, ""),
+        "auth": (one_of("tokens", "gateway"), "tokens"), "trusted_proxies": (str.split, []), "gateway_user_header": (str, ""),
+        "logfile": (str, ""), "lang": (one_of("auto", "en", "ja"), "auto")},
+    "limits": {
+        "max_body": (size, 16 << 20), "max_file": (size, 0), "max_files": (int, 200000), "calculations_per_user": (int, 10000),
+        "bytes_per_user": (size, 0), "spool_free": (share, 0.05), "connections": (int, 12000), "unauthenticated_per_address": (int, 64),
+        "parked_per_token": (int, 200), "workers": (int, 32), "handshake": (seconds, 10.0), "headers": (seconds, 10.0),
+        "idle": (seconds, 75.0), "min_rate": (size, 1024)},
+    "times": {
+        "wait": (seconds, 50.0), "lease": (seconds, 300.0), "accept_lease": (seconds, 20.0), "lost_after": (seconds, 30 * 86400.0),
+        "register_for": (seconds, 1800.0), "keep_results": (seconds, 30 * 86400.0), "keep_fetched": (seconds, 86400.0),
+        "token_days": (int, 365)},
+    "RemoteSites": {"remote_site_ids": (str.split, [])},
+    "*": {"commands": (str.split, []), "command_lines": (lines, []), "users": (str.split, []), "max_waiting": (int, 1000)},
+}
+
+WORKFLOW, REMOTE, OPERATOR, RELAY = "workflow", "remote", "operator", "relay"
+REGISTERED, ALLOWED, SENDING, SENT, RUNNING, ENDED, GETTING, GOT, FINISHED = (
+    "registered", "allowed", "sending", "sent", "running", "ended", "getting", "got", "finished")
+WORDS = {REGISTERED: "not start", ALLOWED: "not start", SENDING: "sending params", SENT: "complete send", RUNNING: "running",
+         ENDED: "calc end", GETTING: "getting return", GOT: "got return", FINISHED: "got return"}     # calc_progress on the wire
+CLAIMED = (SENDING, SENT, RUNNING, ENDED, GETTING)
+
+# The nine steps: who may make them, from which state, to which. frm () registers. The table is all there is: move() obeys it.
+Step = collections.namedtuple("Step", "number name role frm to")
+STEPS = [
+    Step(1, "add-calcinfo", WORKFLOW, (), REGISTERED),
+    Step(2, "allow-wait-calc", WORKFLOW, (REGISTERED,), ALLOWED),
+    Step(3, "calc-request", REMOTE, (ALLOWED,), SENDING),
+    Step(4, "calc-params-complete", REMOTE, (SENDING,), SENT),
+    Step(5, "calc-start", REMOTE, (SENT,), RUNNING),
+    Step(6, "calc-end", REMOTE, (RUNNING,), ENDED),
+    Step(6, "calc-end abnormal", REMOTE, (SENDING, SENT, RUNNING), ENDED),
+    Step(7, "send-results", REMOTE, (ENDED, GETTING), GETTING),
+    Step(8, "end-send", REMOTE, (GETTING,), GOT),
+    Step(9, "finish", WORKFLOW, (GOT,), FINISHED),
+    Step(3, "lapse", RELAY, (SENDING, SENT), ALLOWED),                # a claim that lapsed before calc-start
+    Step(8, "lost", RELAY, (RUNNING, ENDED, GETTING), GOT),           # out of contact for lost_after
+    Step(2, "cancel-wait-calc", WORKFLOW, (REGISTERED, ALLOWED), GOT),
+]
+STEP = {step.name: step for step in STEPS}
+
+SCHEMA_VERSION = 1
+SCHEMA = """
+CREATE TABLE calculations (
+  seq INTEGER PRIMARY KEY, accept_id TEXT NOT NULL UNIQUE, user TEXT NOT NULL, request_id TEXT, fingerprint TEXT,
+  site TEXT NOT NULL, command TEXT NOT NULL, info TEXT NOT NULL, needs_v2 INTEGER NOT NULL, version INTEGER NOT NULL DEFAULT 0,
+  state TEXT NOT NULL, status TEXT NOT NULL DEFAULT 'none', reason TEXT NOT NULL DEFAULT '',
+  inputs INTEGER NOT NULL DEFAULT 0, inputs_open INTEGER NOT NULL DEFAULT 0, inputs_more INTEGER NOT NULL DEFAULT 0, bytes INTEGER NOT NULL DEFAULT 0,
+  results INTEGER NOT NULL DEFAULT 0, results_open INTEGER NOT NULL DEFAULT 0, results_more INTEGER NOT NULL DEFAULT 0, manifest TEXT,
+  protocol INTEGER NOT NULL DEFAULT 0, claim TEXT, attempt INTEGER NOT NULL DEFAULT 0, take TEXT, poller TEXT, silent REAL NOT NULL DEFAULT 0,
+  registered REAL NOT NULL, touched REAL NOT NULL, allowed REAL, claimed REAL, started REAL, ended REAL, got REAL, finished REAL,
+  exit_code INTEGER, signal INTEGER, report TEXT NOT NULL DEFAULT '{}', missing TEXT NOT NULL DEFAULT '{}', refused TEXT NOT NULL DEFAULT '{}');
+CREATE INDEX by_queue ON calculations (site, state, user, seq);
+CREATE INDEX by_state ON calculations (state, touched);
+CREATE UNIQUE INDEX by_request ON calculations (user, request_id);
+CREATE TABLE files (
+  calc INTEGER NOT NULL, kind TEXT NOT NULL, n INTEGER NOT NULL, name TEXT NOT NULL, size INTEGER NOT NULL, sha256 TEXT NOT NULL,
+  done INTEGER NOT NULL DEFAULT 0, blob TEXT, at INTEGER NOT NULL DEFAULT 0, PRIMARY KEY (calc, kind, n));
+CREATE INDEX by_done ON files (done);
+CREATE TABLE tokens (
+  number INTEGER PRIMARY KEY, hash TEXT NOT NULL UNIQUE, user TEXT NOT NULL, roles TEXT NOT NULL, sites TEXT NOT NULL,
+  issued REAL NOT NULL, expires REAL NOT NULL, revoked REAL);
+"""
+
+Who = collections.namedtuple("Who", "user roles sites expires key")         # who a token stands for; sites (): any; key: for counting
+Park = collections.namedtuple("Park", "key")                                # a call's answer when it waits for an event of this key
+Spool = collections.namedtuple("Spool", "segments length headers status")   # a call's answer when it is bytes of the spool
+Route = collections.namedtuple("Route", "role function bulk")
+
+
+class No(Exception):
+    """A refusal: code and text of the envelope, the HTTP status (the code's, unless given), more fields."""
+
+    def __init__(self, code, text, http=None, **more):
+        Exception.__init__(self, text)
+        self.code, self.more = code, more
+        self.http = http or (code if isinstance(code, int) else 400)
+
+
+def fault(name):
+    """A named point at which a crash test kills this process."""
+    if FAULT and FAULT == name:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+# ---- the store: one SQLite writer, and a spool of files beside it
+
+class Store:
+    """The state of the relay under one directory. Reads from any thread; every change goes through write()."""
+
+    def __init__(self, folder, lock=True):
+        self.folder, self.local, self.todo = folder, threading.local(), collections.deque()
+        self.ready, self.closing = threading.Semaphore(0), False
+        try:
+            os.makedirs(utf8(folder), 0o700, exist_ok=True)
+            if os.stat(utf8(folder)).st_uid != os.geteuid():
+                raise Stop(EX_CONFIG, _("%s: belongs to another user; run as that user, or set [Server] state_dir") % folder)
+            os.chmod(utf8(folder), 0o700)
+            if lock:
+                self.lock = open(os.path.join(utf8(folder), b"lock"), "a")
+                try:
+                    fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except OSError:
+                    raise Stop(EX_TEMPFAIL, _("%s: another relay is running on this directory") % folder)
+        except PermissionError as error:
+            raise Stop(EX_CONFIG, _("%s: %s; set [Server] state_dir to a directory of yours") % (folder, error.strerror))
+        except OSError as error:
+            raise Stop(EX_IOERR, "%s: %s" % (folder, error.strerror))
+        self.path = os.path.join(folder, "state.sqlite3")
+        try:
+            db = self.connect()
+            self.create(db)
+        except sqlite3.DatabaseError as error:
+            raise Stop(EX_IOERR, _("%s: %s") % (self.path, error))
+        self.writer = db
+
+    def connect(self):
+        """A connection to the database; isolation is ours."""
+        db = sqlite3.connect(self.path, timeout=30, isolation_level=None, check_same_thread=False)
+        db.row_factory = sqlite3.Row
+        db.execute("PRAGMA cache_size=-1024")
+        db.execute("PRAGMA synchronous=FULL")
+        return db
+
+    def create(self, db):
+        """Makes the tables in a new database; refuses one of a newer version or on a file system without WAL."""
+        found = db.execute("PRAGMA user_version").fetchone()[0]
+        if found > SCHEMA_VERSION:
+            raise Stop(EX_CONFIG, _("%s: was written by a newer version of this program (schema %d)") % (self.path, found))
+        if db.execute("PRAGMA journal_mode=WAL").fetchone()[0] != "wal":
+            raise Stop(EX_CONFIG, _("%s: this file system cannot hold it (NFS?); set [Server] state_dir to a local disk") % self.path)
+        if not found:
+            db.executescript("BEGIN IMMEDIATE;" + SCHEMA + "PRAGMA user_version=%d; COMMIT;" % SCHEMA_VERSION)
+            os.chmod(utf8(self.path), 0o600)
+
+    def read(self, sql, *values):
+        """All rows of a SELECT, on this thread's own connection."""
+        db = getattr(self.local, "db", None)
+        if db is None:
+            db = self.local.db = self.connect()
+        return db.execute(sql, values).fetchall()
+
+    def write(self, work, name="", wait=True):
+        """work(tx) inside the next group commit; its result once that is on disk. What it raises rolls back its own changes only."""
+        job = Job(work, name)
+        self.todo.append(job)
+        self.ready.release()
+        if not wait:
+            return None
+        job.done.acquire()
+        if job.error is not None:
+            raise job.error
+        return job.result
+
+    def run(self):
+        """The writer thread: every job that has come meanwhile, one transaction, one fsync."""
+        while not self.closing or self.todo:
+            self.ready.acquire()
+            if not self.todo:
+                continue
+            jobs = [self.todo.popleft()]
+            while self.todo and len(jobs) < 256 and self.ready.acquire(blocking=False):
+                jobs.append(self.todo.popleft())
+            try:
+                self.transact(jobs)
+            except sqlite3.Error as error:
+                full = "full" in str(error) or "disk I/O" in str(error)
+                if full:
+                    self.let_go()
+                for job in jobs:
+                    job.error = No(507, _("the relay's disk is full; try again later"), why="disk") if full else error
+            for job in jobs:
+                if job.error is None:
+                    fault(job.name + " committed")
+                    for hook in job.hooks:
+                        hook()
+                job.done.release()
+
+    def transact(self, jobs):
+        """One group commit. sqlite3.Error: nothing of it happened."""
+        db = self.writer
+        try:
+            db.execute("BEGIN IMMEDIATE")
+            for job in jobs:
+                db.execute("SAVEPOINT job")
+                job.db = db
+                try:
+                    job.result = job.work(job)
+                except sqlite3.OperationalError:
+                    raise
+                except Exception as error:             # the caller's, raised there
+                    job.error = error
+                    db.execute("ROLLBACK TO job")
+                db.execute("RELEASE job")
+                fault(job.name + " uncommitted")
+            db.execute("COMMIT")
+        except sqlite3.Error:
+            if db.in_transaction:
+                db.execute("ROLLBACK")
+            raise
+
+    def ballast(self):
+        """Makes the ballast again where there is room for it."""
+        path = os.path.join(utf8(self.folder), b"ballast")
+        try:
+            if not os.path.exists(path) and self.free() > 8 * BALLAST:
+                with open(path, "wb") as out:
+                    os.posix_fallocate(out.fileno(), 0, BALLAST)
+        except OSError:
+            pass
+
+    def let_go(self):
+        """The disk is full: frees the ballast, so that deletes and checkpoints work."""
+        log("error", None, "disk-full", state_dir=self.folder)
+        try:
+            os.unlink(os.path.join(utf8(self.folder), b"ballast"))
+        except OSError:
+            pass
+
+    def free(self):
+        """Free bytes for the spool."""
+        found = os.statvfs(utf8(self.folder))
+        return found.f_bavail * found.f_frsize
+
+    def keep_free(self, limit):
+        """Bytes that stay free: limit is bytes, or a share of the disk."""
+        found = os.statvfs(utf8(self.folder))
+        return limit if isinstance(limit, int) else int(limit * found.f_blocks * found.f_frsize)
+
+    def spool(self, accept_id, kind, blob=""):
+        """Path (bytes) of a calculation's spool directory or of one blob in it. All parts are ours: an id, a kind, a number."""
+        return utf8(os.path.join(self.folder, "spool", accept_id[:2], accept_id, {"input": "in", "result": "out", "": ""}[kind], blob))
+
+    def close(self):
+        """Ends the writer after what is queued, and folds the log into the database."""
+        self.closing = True
+        self.ready.release()
+
+
+class Job:
+    """One piece of work for the writer. work sees it as tx: tx.db to execute on, tx.after(hook) to run once it is on disk."""
+
+    def __init__(self, work, name):
+        self.work, self.name, self.hooks, self.result, self.error, self.db = work, name, [], None, None, None
+        self.done = threading.Lock()
+        self.done.acquire()
+        self.after = self.hooks.append
+
+
+def make_folder(path, until):
+    """Makes the folder (bytes) and what is missing above it, each entry on disk; until: where to stop looking."""
+    if path != until and not os.path.isdir(path):
+        above = os.path.dirname(path)
+        make_folder(above, until)
+        try:
+            os.mkdir(path, 0o700)
+        except FileExistsError:
+            return
+        sync_path(above)
+
+
+def sync_path(path):
+    """fsync of a folder."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def remove_tree(path):
+    """Removes a folder of the spool with what is in it; a link is never followed."""
+    try:
+        entries = list(os.scandir(path))
+    except FileNotFoundError:
+        return
+    for entry in entries:
+        if entry.is_dir(follow_symlinks=False):
+            remove_tree(entry.path)
+        else:
+            os.unlink(entry.path)
+    os.rmdir(path)
+
+
+def move(relay, tx, step, row, under=None, **changes):
+    """The only place where a state changes. False: the calculation was not in one of step.frm (or, for the holder of a claim,
+    no longer under it).
+    Logged, and whoever waits for it is told, once it is on disk."""
+    sets = ", ".join("%s = ?" % name for name in changes)
+    marks = ", ".join("?" * len(step.frm))
+    now = time.time()
+    done = tx.db.execute(
+        "UPDATE calculations SET state = ?, version = version + 1, touched = ?, silent = 0%s WHERE seq = ? AND state IN (%s) AND (? OR claim = ?)"
+        % (sets and ", " + sets, marks),
+        [step.to, now] + list(changes.values()) + [row["seq"]] + list(step.frm) + [under is None, under]).rowcount
+    if done:
+        accept_id, site, user = row["accept_id"], row["site"], row["user"]
+        shown = {key: changes[key] for key in ("attempt", "poller", "status", "exit_code", "reason") if changes.get(key) not in (None, "")}
+        tx.after(lambda: log("info", accept_id, "%d %s" % (step.number, step.name), site=site, user=user, **shown))
+        tx.after(lambda: relay.front.fire(("calc", accept_id)))
+        if step.to == ALLOWED:
+            tx.after(lambda: relay.front.fire(("site", site, user), one=True))
+    return bool(done)
+
+
+# ---- what the calls share
+
+BRIEF = ("seq, accept_id, user, site, command, state, status, reason, version, inputs, inputs_open, inputs_more, results, results_open,"
+         " results_more, manifest, protocol, claim, attempt, poller, silent, allowed, started, ended, exit_code, signal")
+
+
+def own(c):
+    """The calculation that the call names, if it exists for this caller; otherwise the same 404 as for an unknown id."""
+    found = c.relay.store.read("SELECT %s FROM calculations WHERE accept_id = ?" % BRIEF, c.text("accept_id"))
+    if not found or found[0]["user"] != c.who.user and OPERATOR not in c.who.roles:
+        raise No(404, "There is no information for accept_id(%s)" % c.text("accept_id"))
+    return found[0]
+
+
+def held(c):
+    """own(), if the call's claim is the one in force; its lease is renewed. 409 with why=claim for any other."""
+    row = own(c)
+    if not row["claim"] or c.text("claim") != row["claim"]:
+        raise No(409, "another claim is in force (superseded)", why="claim", state=WORDS[row["state"]])
+    c.relay.renew(row)
+    return row
+
+
+def make_step(c, name, row, **changes):
+    """Makes a step durable. Asked again after it was made: fine. From any other state: 409."""
+    step, claim = STEP[name], row["claim"]
+
+    def work(tx):
+        if move(c.relay, tx, step, row, claim if step.role == REMOTE else None, **changes):
+            return True
+        now = tx.db.execute("SELECT state, claim FROM calculations WHERE seq = ?", (row["seq"],)).fetchone()
+        if now is not None and now["state"] == step.to and (step.role != REMOTE or now["claim"] == claim):
+            return False                               # the answer was lost; the same again
+        raise No(409, "%s is not possible now" % name, why="state", state=WORDS[now["state"]] if now else "")
+
+    return c.relay.store.write(work, name)
+
+
+def check_page(page, before=None, reserved=()):
+    """A page of a manifest {NAME: {size, sha256}} as a list of (name, size, sha256); 400 if anything in it is not as it should be."""
+    if not isinstance(page, dict) or len(page) > PAGE:
+        raise No(400, "a manifest page is an object of at most %d names" % PAGE)
+    try:
+        check_order(page, before, reserved)
+    except ValueError as error:
+        raise No(400, str(error), why="name")
+    entries = []
+    for name, entry in page.items():
+        size, sum256 = (entry.get("size"), entry.get("sha256")) if isinstance(entry, dict) else (None, None)
+        if type(size) is not int or not 0 <= size < 1 << 60 or not isinstance(sum256, str) or not re.match(r"[0-9a-f]{64}\Z", sum256):
+            raise No(400, "size or sha256 of %s" % name)
+        entries.append((name, size, sum256))
+    return entries
+
+
+def insert_page(tx, seq, kind, first, entries, more):
+    """Adds a checked page to a calculation's manifest."""
+    tx.db.executemany("INSERT INTO files (calc, kind, n, name, size, sha256) VALUES (?, ?, ?, ?, ?, ?)",
+                      [(seq, kind, first + n) + entry for n, entry in enumerate(entries)])
+    field = "inputs" if kind == "input" else "results"
+    tx.db.execute("UPDATE calculations SET %s = ?, %s_open = %s_open + ?, %s_more = ?, bytes = bytes + ?, touched = ? WHERE seq = ?"
+                  % (field, field, field, field),
+                  (first + len(entries), len(entries), more, sum(entry[1] for entry in entries), time.time(), seq))
+
+
+def page_of(store, seq, kind, first):
+    """One page of a manifest as it goes over the wire: {"files": {...}, "next": number or None}."""
+    rows = store.read("SELECT n, name, size, sha256 FROM files WHERE calc = ? AND kind = ? AND n >= ? ORDER BY n LIMIT ?", seq, kind, first, PAGE + 1)
+    files = collections.OrderedDict((row["name"], {"size": row["size"], "sha256": row["sha256"]}) for row in rows[:PAGE])
+    return {"files": files, "next": rows[PAGE]["n"] if len(rows) > PAGE else None}
+
+
+def check_room(relay, entries, files_before=0):
+    """Limits and free disk for these entries, before a byte moves: 413 over a limit, 507 when the disk would become too full."""
+    limits = relay.conf["limits"]
+    for name, length, sum256 in entries:
+        if limits["max_file"] and length > limits["max_file"]:
+            raise No(413, "%s: %d bytes are over the relay's limit of %d ([limits] max_file)" % (name, length, limits["max_file"]))
+    if limits["max_files"] and files_before + len(entries) > limits["max_files"]:
+        raise No(413, "more than %d files ([limits] max_files)" % limits["max_files"])
+    total = sum(entry[1] for entry in entries)
+    store = relay.store
+    if store.free() - relay.reserved - total < store.keep_free(limits["spool_free"]):
+        raise No(507, "the relay's disk has no room for %d bytes; try again later" % total, why="disk")
+    return total
+
+
+def incomplete(c, row, kind):
+    """409 that lists the files that are not complete."""
+    rows = c.relay.store.read("SELECT n FROM files WHERE calc = ? AND kind = ? AND done = 0 ORDER BY n LIMIT ?", row["seq"], kind, LISTED)
+    more = bool(row["inputs_more" if kind == "input" else "results_more"])
+    return No(409, "not all files are complete", why="incomplete", incomplete=[found["n"] for found in rows], more=more)
+
+
+# ---- the calls, by the nine steps
+
+def add_calcinfo(c):
+    """1. Registers a calculation; the same user's same request_id gets the same one again."""
+    info, relay = c.need("calc-info", dict), c.relay
+    site, command, parameters = info.get("remote-site"), info.get("command"), info.get("parameters", "")
+    if not all(isinstance(text, str) for text in (site, command, parameters)) or not command:
+        raise No(400, "calc-info needs command, remote-site and parameters as texts")
+    if site not in relay.conf["RemoteSites"]["remote_site_ids"]:
+        raise No(400, "Your site-id(%s) does not match in the list that acceptable to." % printable(site))
+    rules = relay.rules(site)
+    if command not in rules["commands"] + rules["command_lines"]:
+        raise No(401, "command %s is not in the list of site %s" % (printable(command), site), why="command")
+    if rules["users"] and c.who.user not in rules["users"]:
+        raise No(403, "user %s may not use site %s" % (c.who.user, site), why="users")
+    names, patterns = check_declared(info)
+    entries, more = check_page(info.get("parameter_files", {}), reserved=LOG_NAMES), bool(c.fields.get("more"))
+    total = check_room(relay, entries)
+    extra = {key: value for key, value in info.items()
+             if key not in ("command", "remote-site", "parameters", "parameter_files", "result_files", "result_patterns")}
+    kept = json.dumps({"parameters": parameters, "result_names": names, "result_patterns": patterns, "extra": extra}, ensure_ascii=False)
+    print256 = hashlib.sha256(json.dumps([site, command, kept, entries, c.fields.get("total")]).encode()).hexdigest()
+    request_id, accept_id, now = c.text("request_id"), str(uuid.uuid4()), time.time()
+    if not 0 < len(request_id) <= 200:
+        raise No(400, "request_id is a text of at most 200 characters")
+    needs_v2 = bool(patterns or parameters or more or any("/" in name for name in names + [entry[0] for entry in entries]))
+
+    def work(tx):
+        row = tx.db.execute("SELECT %s, fingerprint FROM calculations WHERE user = ? AND request_id = ?" % BRIEF, (c.who.user, request_id)).fetchone()
+        if row is not None:
+            if row["fingerprint"] != print256:
+                raise No(409, "request_id %s was used for another calculation" % printable(request_id), why="differs", accept_id=row["accept_id"])
+            return row, True
+        check_quota(relay, tx, c.who.user, site, rules, total)
+        seq = tx.db.execute(
+            "INSERT INTO calculations (accept_id, user, request_id, fingerprint, site, command, info, needs_v2, state, registered, touched)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (accept_id, c.who.user, request_id, print256, site, command, kept, needs_v2, REGISTERED, now, now)).lastrowid
+        insert_page(tx, seq, "input", 0, entries, more)
+        row = tx.db.execute("SELECT %s FROM calculations WHERE seq = ?" % BRIEF, (seq,)).fetchone()
+        tx.after(lambda: relay.count_new(c.who.user, total))
+        tx.after(lambda: log("info", accept_id, "1 add-calcinfo", site=site, user=c.who.user, command=command, inputs=len(entries)))
+        if c.fields.get("allow") and not entries and not more:
+            move(relay, tx, STEP["allow-wait-calc"], row, allowed=now)
+        return tx.db.execute("SELECT %s FROM calculations WHERE seq = ?" % BRIEF, (seq,)).fetchone(), False
+
+    row, known = relay.store.write(work, "add-calcinfo")
+    return dict(progress_of(c, row), message="registered", accept_id=row["accept_id"], known=known)
+
+
+def check_declared(info):
+    """The declared results of a calc-info as (names in order, patterns); the logs are always implied. 400 if unusable."""
+    names, patterns = info.get("result_files", {}), info.get("result_patterns", [])
+    if not isinstance(names, (dict, list)) or not isinstance(patterns, list) or len(patterns) > 1000:
+        raise No(400, "result_files is an object of names, result_patterns a list")
+    try:
+        names = sorted({check_name(name) for name in names} - set(LOG_NAMES), key=parts_of)
+        check_order(names, reserved=LOG_NAMES)
+        for text in patterns:
+            pattern(text)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise No(400, "result_files, result_patterns: %s" % error, why="name")
+    return names, patterns
+
+
+def check_quota(relay, tx, user, site, rules, total):
+    """429 when the user or the site has as many calculations as the ini lets them have."""
+    limits = relay.conf["limits"]
+    if limits["calculations_per_user"] and relay.open_of[user] >= limits["calculations_per_user"]:
+        raise No(429, "user %s has %d unfinished calculations; try again later" % (user, relay.open_of[user]), why="calculations_per_user")
+    if limits["bytes_per_user"]:
+        used = tx.db.execute("SELECT SUM(bytes) FROM calculations WHERE user = ?", (user,)).fetchone()[0] or 0
+        if used + total > limits["bytes_per_user"]:
+            raise No(429, "user %s holds %d bytes; try again later" % (user, used), why="bytes_per_user")
+    if rules["max_waiting"]:
+        waiting = tx.db.execute("SELECT COUNT(*) FROM (SELECT 1 FROM calculations WHERE site = ? AND state = ? LIMIT ?)",
+                                (site, ALLOWED, rules["max_waiting"])).fetchone()[0]
+        if waiting >= rules["max_waiting"]:
+            raise No(429, "%d calculations wait for site %s; try again later" % (waiting, site), why="max_waiting")
+
+
+def allow_wait_calc(c):
+    """2. All inputs are complete: the external computer may have it. 409 with the incomplete ones otherwise."""
+    row = own(c)
+    if row["state"] == REGISTERED and (row["inputs_open"] or row["inputs_more"]):
+        raise incomplete(c, row, "input")
+    if row["state"] != REGISTERED and row["allowed"]:
+        return {"message": "allowed"}                  # asked again
+    make_step(c, "allow-wait-calc", row, allowed=time.time())
+    return {"message": "allowed"}
+
+
+def calc_request(c):
+    """3. The oldest allowed calculation of this site and user, claimed in one guarded statement; waits up to `wait` seconds for one."""
+    site, relay = c.text("site_id"), c.relay
+    if site not in relay.conf["RemoteSites"]["remote_site_ids"] or c.who.sites and site not in c.who.sites:
+        raise No(400, "Your site-id(%s) does not match in the list that acceptable to." % printable(site))
+    for accept_id, claim in c.get("have", dict, {}).items():
+        relay.renew_id(accept_id, claim)
+    take, free = c.text("take"), c.get("free", int, 1 << 62)
+    if not 8 <= len(take) <= 100:
+        raise No(400, "take is a random text of 8 to 100 characters")
+    query = "SELECT %s FROM calculations WHERE site = ? AND state = ? AND user = ?" % BRIEF
+    waiting = (query + " AND bytes <= ? ORDER BY seq LIMIT 1", (site, ALLOWED, c.who.user, free))
+    again = (query + " AND take = ?", (site, SENDING, c.who.user, take))
+
+    def work(tx):
+        row = tx.db.execute(*again).fetchone()
+        if row is None:
+            row = tx.db.execute(*waiting).fetchone()
+            if row is None:
+                return None
+            claim = "%d.%s" % (row["attempt"] + 1, os.urandom(16).hex())
+            move(relay, tx, STEP["calc-request"], row, claim=claim, attempt=row["attempt"] + 1, take=take, protocol=2,
+                 poller=c.text("poller")[:200], claimed=time.time())
+            row = tx.db.execute(query + " AND take = ?", again[1]).fetchone()
+        return row
+
+    row = None
+    if relay.store.read(waiting[0], *waiting[1]) or relay.store.read(again[0], *again[1]):
+        row = relay.store.write(work, "calc-request")
+    if row is None:
+        if time.monotonic() < c.until:
+            return Park(("site", site, c.who.user))
+        raise No("0300", "There is no information for accept_id(None), about the your site id(%s)" % site, http=200)
+    relay.renew(row, relay.conf["times"]["accept_lease"])
+    return dict(calc_info(c, row), message="claimed", accept_id=row["accept_id"], claim=row["claim"], attempt=row["attempt"],
+                lease=relay.conf["times"]["lease"])
+
+
+def calc_info(c, row):
+    """What a poller is told of a calculation: calc-info and the first page of its inputs."""
+    kept = json.loads(c.relay.store.read("SELECT info FROM calculations WHERE seq = ?", row["seq"])[0]["info"])
+    info = dict(kept["extra"], **{"command": row["command"], "remote-site": row["site"], "parameters": kept["parameters"],
+                                  "result_files": {name: {} for name in kept["result_names"]}, "result_patterns": kept["result_patterns"]})
+    return {"calc-info": info, "inputs": page_of(c.relay.store, row["seq"], "input", 0)}
+
+
+def calc_params(c):
+    """4. The same again for who holds the claim."""
+    return dict(calc_info(c, held(c)), message="calc-info")
+
+
+def calc_params_complete(c):
+    """4. The external computer has all inputs."""
+    make_step(c, "calc-params-complete", held(c))
+    return {"message": "complete"}
+
+
+def calc_start(c):
+    """5. The command is about to start: from here on the calculation is never handed out again."""
+    make_step(c, "calc-start", held(c), started=time.time())
+    return {"message": "started"}
+
+
+def calc_end(c):
+    """6. The command is over, or could not be started."""
+    row, word, code = held(c), c.text("result"), c.get("exit_code", int, None)
+    if word not in ("calc end", "abnormal"):
+        raise No(400, "result is \"calc end\" or \"abnormal\"")
+    good = word == "calc end" and code == 0
+    reason = printable(c.text("reason", ""))[:1000] or ("" if good else "exit code %s" % code)
+    report = {key: c.fields[key] for key in ("started", "ended", "cpu", "maxrss") if isinstance(c.fields.get(key), (int, float))}
+    name = "calc-end" if word == "calc end" or row["state"] not in (SENDING, SENT) else "calc-end abnormal"
+    make_step(c, name, row, status="completed" if good else "abnormal", reason=reason, ended=time.time(), exit_code=code,
+              signal=c.get("signal", int, None), report=json.dumps(report))
+    return {"message": "ended"}
+
+
+def send_results(c):
+    """7. The manifest of the results. Uploads go only against it; another one replaces it."""
+    row = held(c)
+    page, more = c.need("result_files", dict), bool(c.fields.get("more"))
+    entries = check_page(page)
+    check_results(c, row, entries)
+    told = {key: check_reasons(c, key) for key in ("missing", "refused")}
+    check_room(c.relay, entries)
+    print256 = hashlib.sha256(json.dumps([entries, more, told]).encode()).hexdigest()
+    if row["state"] == GETTING and row["manifest"] == print256:
+        return {"message": "getting"}                  # asked again
+
+    def work(tx):
+        if not move(c.relay, tx, STEP["send-results"], row, row["claim"], manifest=print256, results=0, results_open=0,
+                    **{key: json.dumps(value, ensure_ascii=False) for key, value in told.items()}):
+            raise No(409, "send-results is not possible now", why="state", state=WORDS[row["state"]])
+        tx.db.execute("DELETE FROM files WHERE calc = ? AND kind = 'result'", (row["seq"],))
+        insert_page(tx, row["seq"], "result", 0, entries, more)
+
+    c.relay.forget_uploads(row["seq"])
+    remove_tree(c.relay.store.spool(row["accept_id"], "result"))
+    c.relay.store.write(work, "send-results")
+    return {"message": "getting"}
+
+
+def check_results(c, row, entries):
+    """400 unless every entry was declared by the workflow side (or is a log)."""
+    kept = json.loads(c.relay.store.read("SELECT info FROM calculations WHERE seq = ?", row["seq"])[0]["info"])
+    wanted = declared(kept["result_names"], kept["result_patterns"])
+    for name, length, sum256 in entries:
+        if not wanted(name):
+            raise No(400, "%s is not a declared result" % name, why="undeclared")
+
+
+def check_reasons(c, key):
+    """missing or refused: {NAME: why}, as printable text. 400 if malformed."""
+    found = c.get(key, dict, {})
+    if len(found) > LISTED or not all(isinstance(why, str) for why in found.values()):
+        raise No(400, "%s is an object of names and reasons" % key)
+    return {printable(name)[:1000]: printable(why)[:1000] for name, why in found.items()}
+
+
+def end_send(c):
+    """8. Everything in the manifest has arrived; a success needs at least one of the results that were asked for."""
+    row = held(c)
+    if c.text("result") != "end send":
+        raise No(400, "result is \"end send\"")
+    if row["state"] == GETTING and (row["results_open"] or row["results_more"]):
+        raise incomplete(c, row, "result")
+    changes = {}
+    if row["state"] == GETTING and row["status"] == "completed":
+        kept = json.loads(c.relay.store.read("SELECT info FROM calculations WHERE seq = ?", row["seq"])[0]["info"])
+        logs = len(c.relay.store.read("SELECT 1 FROM files WHERE calc = ? AND kind = 'result' AND name IN (?, ?)", row["seq"], *LOG_NAMES))
+        if (kept["result_names"] or kept["result_patterns"]) and row["results"] <= logs:
+            changes = {"status": "abnormal", "reason": "none of the results is there"}
+    make_step(c, "end-send", row, got=time.time(), **changes)
+    c.relay.leases.pop(row["accept_id"], None)
+    return {"message": "got"}
+
+
+def get_calc_result(c):
+    """9. The manifest of the results and how it ended. Kept until finish, and keep_fetched after it."""
+    row = own(c)
+    if row["state"] not in (GOT, FINISHED):
+        raise No(409, "the result is not there yet", why="state", state=WORDS[row["state"]])
+    more = c.relay.store.read("SELECT info, missing, refused, report FROM calculations WHERE seq = ?", row["seq"])[0]
+    kept, report, page = json.loads(more["info"]), json.loads(more["report"]), page_of(c.relay.store, row["seq"], "result", 0)
+    result = {"result_files": page["files"], "missing": json.loads(more["missing"]), "refused": json.loads(more["refused"]),
+              "status": row["status"], "reason": row["reason"], "exit_code": row["exit_code"], "signal": row["signal"],
+              "result_names": kept["result_names"], "result_patterns": kept["result_patterns"], "command": row["command"],
+              "site": row["site"], "started": report.get("started", row["started"]), "ended": report.get("ended", row["ended"])}
+    return {"message": "result", "result-info": result, "next": page["next"]}
+
+
+def finish(c):
+    """9. The workflow side has everything on its disk."""
+    row = own(c)
+    if row["state"] == GOT:
+        make_step(c, "finish", row, finished=time.time())
+    elif row["state"] != FINISHED:
+        raise No(409, "the result is not there yet", why="state", state=WORDS[row["state"]])
+    return {"message": "finished"}
+
+
+def progress_of(c, row):
+    """What a waiting workflow side is told. stamp changes whenever any of it does (queue aside)."""
+    away = c.relay.silent_seconds(row)
+    ahead = None
+    if row["state"] == ALLOWED:
+        ahead = c.relay.store.read("SELECT COUNT(*) FROM (SELECT 1 FROM calculations WHERE site = ? AND state = ? AND user = ? AND seq < ? LIMIT 1000)",
+                                   row["site"], ALLOWED, row["user"], row["seq"])[0][0]
+    return {"progress": WORDS[row["state"]], "status": row["status"], "wait_allow": row["allowed"], "reason": row["reason"],
+            "exit_code": row["exit_code"], "signal": row["signal"], "out_of_contact": away, "queue": ahead,
+            "stamp": "%d%s" % (row["version"], "" if away is None else "-")}
+
+
+def calc_progress(c):
+    """How far it is; with `known` (a stamp) it waits up to `wait` seconds for a change."""
+    row = own(c)
+    found = progress_of(c, row)
+    if c.get("known", str, None) == found["stamp"] and time.monotonic() < c.until:
+        return Park(("calc", row["accept_id"]))
+    return dict(found, message="status:%s" % (row["status"] if c.name == "calc-status" else WORDS[row["state"]]))
+
+
+def cancel_wait_calc(c):
+    """Ends a calculation that nobody has claimed yet."""
+    row = own(c)
+    make_step(c, "cancel-wait-calc", row, status="abnormal", reason="cancelled: " + printable(c.text("reason", ""))[:200], got=time.time())
+    return {"message": "cancelled"}
+
+
+def heartbeat(c):
+    """Renews the leases of what a poller holds, and tells what it need not hold any more."""
+    gone, unknown = [], []
+    for accept_id, entry in c.need("calcs", dict).items():
+        claim = entry.get("claim") if isinstance(entry, dict) else None
+        found = c.relay.store.read("SELECT %s FROM calculations WHERE accept_id = ? AND user = ?" % BRIEF, accept_id, c.who.user)
+        if not found:
+            unknown.append(accept_id)
+        elif found[0]["claim"] != claim or found[0]["state"] in (GOT, FINISHED):
+            gone.append(accept_id)
+        else:
+            c.relay.renew(found[0])
+    if not gone and not unknown and time.monotonic() < c.until:
+        return Park(("poller", c.who.user, c.text("poller")))
+    return {"message": "alive", "cancel": [], "gone": gone, "unknown": unknown}
+
+
+def get_calcinfo(c):
+    """The table of calculations that are not finished, for an operator."""
+    rows = c.relay.store.read("SELECT %s, registered FROM calculations WHERE state != ? ORDER BY seq LIMIT 100000" % BRIEF, FINISHED)
+    return {"message": "calcinfo", "calculations": {row["accept_id"]: {
+        "user": row["user"], "site": row["site"], "command": row["command"], "accept_time": row["registered"], "calc_progress": WORDS[row["state"]],
+        "calc_status": row["status"], "wait_allow": row["allowed"] or "none"} for row in rows}}
+
+
+def reload_ini(c):
+    """Reads the ini again; a broken one is refused and the old one stays."""
+    try:
+        c.relay.reload()
+    except Stop as stop:
+        raise No(400, str(stop), why="ini")
+    return {"message": "reloaded"}
+
+
+def version(relay, authenticated):
+    """What a client learns from one request without a token; free space only with one."""
+    limits = relay.conf["limits"]
+    found = {"version": 2, "instance": relay.instance, "max_body": limits["max_body"], "wait": relay.conf["times"]["wait"], "max_file": limits["max_file"],
+             "max_files": limits["max_files"], "page": PAGE, "pack_file": PACK_FILE}
+    if authenticated:
+        found["free"] = relay.store.free()
+    return found
+
+
+# ---- files: numbers in URLs, pieces and packs, never a whole file in memory
+
+class Upload:
+    """A file that is arriving: how far it is, its running sum, and who writes it (the newest request wins)."""
+
+    def __init__(self, path):
+        self.path, self.offset, self.digest, self.owner, self.touched = path, 0, hashlib.sha256(), None, time.monotonic()
+        self.lock = threading.Lock()
+        try:                                           # after a restart a partial file counts as far as it is there; the sum decides in the end
+            with open(path, "rb") as have:
+                for data in iter(lambda: have.read(CHUNK), b""):
+                    self.digest.update(data)
+                    self.offset += len(data)
+        except FileNotFoundError:
+            pass
+
+
+def files_call(c):
+    """files/ACCEPT_ID/(input|result)[/N|/pack]: one of the functions below, by method and path."""
+    accept_id, kind, which = c.parts
+    c.fields["accept_id"] = accept_id
+    posting = c.method == "POST"
+    reading = not posting and "offset" not in c.fields
+    remote = reading if kind == "input" else not reading         # whose side of the file this is
+    c.check_role(REMOTE if remote else WORKFLOW)
+    row = held(c) if remote else own(c)
+    if not reading and row["state"] != (REGISTERED if kind == "input" else GETTING):
+        raise No(409, "files are not taken now", why="state", state=WORDS[row["state"]])
+    if reading and kind == "result" and row["state"] not in (GOT, FINISHED):
+        raise No(409, "the result is not there yet", why="state", state=WORDS[row["state"]])
+    if which is None:
+        return add_page(c, row, kind) if posting else dict(page_of(c.relay.store, row["seq"], kind, c.number("from")), message="files")
+    if which == "pack":
+        return take_pack(c, row, kind) if posting else give_pack(c, row, kind)
+    found = c.relay.store.read("SELECT n, size, sha256, done, blob, at FROM files WHERE calc = ? AND kind = ? AND n = ?", row["seq"], kind, int(which))
+    if not found:
+        raise No(404, "no file %s" % which)
+    if posting:
+        return take_piece(c, row, kind, found[0])
+    if "offset" in c.fields:
+        return tell_offset(c, row, kind, found[0])
+    return give_file(c, row, kind, found[0])
+
+
+def add_page(c, row, kind):
+    """A further page of a manifest; the last one again is answered again."""
+    first, page, count = c.number("from"), c.need("files", dict), row["inputs" if kind == "input" else "results"]
+    before = c.relay.store.read("SELECT name FROM files WHERE calc = ? AND kind = ? AND n = ?", row["seq"], kind, first - 1)
+    entries = check_page(page, before[0]["name"] if before else None, LOG_NAMES if kind == "input" else ())
+    if kind == "result":
+        check_results(c, row, entries)
+    check_room(c.relay, entries, first)
+
+    def work(tx):
+        now = tx.db.execute("SELECT %s FROM calculations WHERE seq = ?" % BRIEF, (row["seq"],)).fetchone()
+        have, more = (now["inputs"], now["inputs_more"]) if kind == "input" else (now["results"], now["results_more"])
+        if now["state"] != row["state"] or now["claim"] != row["claim"]:
+            raise No(409, "files are not taken now", why="state", state=WORDS[now["state"]])
+        if have == first + len(entries) and have > first:
+            rows = tx.db.execute("SELECT name, size, sha256 FROM files WHERE calc = ? AND kind = ? AND n >= ? ORDER BY n", (row["seq"], kind, first))
+            if [tuple(found) for found in rows] == entries:
+                return
+        if have != first or not more:
+            raise No(409, "the next page starts at %d" % have, why="page", **{"from": have})
+        insert_page(tx, row["seq"], kind, first, entries, bool(c.fields.get("more")))
+
+    c.relay.store.write(work, "files page")
+    return {"message": "listed", "from": max(count, first + len(entries))}
+
+
+def upload_of(c, row, kind, found):
+    """The Upload of a file, made from what is on disk if this process does not know it yet."""
+    key, uploads = (row["seq"], kind, found["n"]), c.relay.uploads
+    folder = c.relay.store.spool(row["accept_id"], kind)
+    upload = uploads.get(key)
+    if upload is None:
+        make_folder(folder, utf8(c.relay.store.folder))
+        upload = uploads.setdefault(key, Upload(os.path.join(folder, b"%06d.part" % found["n"])))
+    upload.touched = time.monotonic()
+    return upload
+
+
+def tell_offset(c, row, kind, found):
+    """How much of a file is there."""
+    offset = found["size"] if found["done"] else upload_of(c, row, kind, found).offset
+    return {"message": "offset", "offset": offset, "complete": bool(found["done"])}
+
+
+def take_piece(c, row, kind, found):
+    """Appends a piece. The answer to the last one comes when the file is on disk and its sum is right."""
+    if found["done"]:
+        return {"message": "complete", "offset": found["size"], "complete": True}
+    upload = upload_of(c, row, kind, found)
+    with upload.lock:
+        upload.owner = c                               # whoever wrote before stops at its next chunk
+        offset = upload.offset
+    if c.number("offset") != offset or c.length > found["size"] - offset:
+        raise No(409, "the file goes on at %d of %d" % (offset, found["size"]), why="offset", offset=offset)
+    try:
+        with open(upload.path, "ab", buffering=0) as out:
+            for view in c.body_views():
+                with upload.lock:
+                    if upload.owner is not c:
+                        raise No(409, "a newer request writes this file", why="offset", offset=upload.offset)
+                    if out.write(view) != len(view):
+                        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                    upload.digest.update(view)
+                    upload.offset += len(view)
+            c.relay.touch(row)
+            fault("files piece")
+            if upload.offset < found["size"]:
+                return {"message": "received", "offset": upload.offset, "complete": False}
+            right = upload.digest.hexdigest() == found["sha256"]
+            if right:
+                os.fsync(out.fileno())
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            c.relay.uploads.pop((row["seq"], kind, found["n"]), None)
+            raise No(507, "the relay's disk is full; try again later", why="disk")
+        raise
+    c.relay.uploads.pop((row["seq"], kind, found["n"]), None)
+    if not right:
+        os.unlink(upload.path)
+        raise No(422, "the file lacks its sha256; dropped, from 0 again", why="sum", wrong=[found["n"]], offset=0)
+    blob = "%06d" % found["n"]
+    os.rename(upload.path, c.relay.store.spool(row["accept_id"], kind, blob))
+    complete_files(c, row, kind, blob, [(found["n"], 0)])
+    return {"message": "complete", "offset": found["size"], "complete": True}
+
+
+def complete_files(c, row, kind, blob, placed):
+    """Files [(number, place in the blob)] are on disk: notes it, durably."""
+    sync_path(c.relay.store.spool(row["accept_id"], kind))
+    fault("files synced")
+    field = "inputs_open" if kind == "input" else "results_open"
+
+    def work(tx):
+        now = tx.db.execute("SELECT state, claim, manifest FROM calculations WHERE seq = ?", (row["seq"],)).fetchone()
+        if now is None or (now["state"], now["claim"], now["manifest"]) != (row["state"], row["claim"], row["manifest"]):
+            raise No(409, "files are not taken now", why="state")
+        count = 0
+        for n, at in placed:
+            count += tx.db.execute("UPDATE files SET done = 1, blob = ?, at = ? WHERE calc = ? AND kind = ? AND n = ? AND done = 0",
+                                   (blob, at, row["seq"], kind, n)).rowcount
+        tx.db.execute("UPDATE calculations SET %s = %s - ?, touched = ? WHERE seq = ?" % (field, field), (count, time.time(), row["seq"]))
+
+    c.relay.store.write(work, "files")
+
+
+def take_pack(c, row, kind):
+    """Files N, N+1, ... back to back in one body: one blob, one fsync, one transaction. 422 names the wrong ones; then none is kept."""
+    first, count = c.number("from"), c.number("count")
+    rows = c.relay.store.read("SELECT n, size, sha256, done FROM files WHERE calc = ? AND kind = ? AND n >= ? AND n < ? ORDER BY n",
+                              row["seq"], kind, first, first + min(count, 20000))
+    if not rows or len(rows) != count or any(found["size"] > PACK_FILE for found in rows) or sum(found["size"] for found in rows) != c.length:
+        raise No(400, "a pack is files from..from+count-1 of the manifest, each of at most %d bytes, in full" % PACK_FILE)
+    if all(found["done"] for found in rows):
+        return {"message": "complete", "complete": True}
+    folder = c.relay.store.spool(row["accept_id"], kind)
+    make_folder(folder, utf8(c.relay.store.folder))
+    blob = "%06dp%s" % (first, os.urandom(4).hex())    # a new one each time: nothing that is noted is ever written over
+    path, wrong, placed, at = os.path.join(folder, utf8(blob)), [], [], 0
+    try:
+        with open(path, "xb", buffering=0) as out:
+            source = c.exact()
+            for found in rows:
+                data = source(found["size"])
+                if hashlib.sha256(data).hexdigest() != found["sha256"]:
+                    wrong.append(found["n"])
+                placed.append((found["n"], at, data))
+                at += len(data)
+                if len(placed) % 512 == 0 or at - placed[0][1] > CHUNK:
+                    write_all(out, placed)
+            write_all(out, placed)
+            if not wrong:
+                os.fsync(out.fileno())
+    except BaseException as error:
+        os.unlink(path)
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise No(507, "the relay's disk is full; try again later", why="disk")
+        raise
+    if wrong:
+        os.unlink(path)
+        raise No(422, "%d files lack their sha256" % len(wrong), why="sum", wrong=wrong[:LISTED])
+    at, placed = 0, []
+    for found in rows:
+        placed.append((found["n"], at))
+        at += found["size"]
+    complete_files(c, row, kind, blob, placed)
+    return {"message": "complete", "complete": True}
+
+
+def write_all(out, placed):
+    """Writes what is gathered of a pack, and forgets the data."""
+    data = b"".join(part[2] for part in placed)
+    if out.write(data) != len(data):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    placed[:] = []
+
+
+def give_file(c, row, kind, found):
+    """A file as bytes, from where Range says; ETag is its sha256."""
+    if not found["done"]:
+        raise No(409, "the file is not complete", why="incomplete")
+    start, tag = 0, '"%s"' % found["sha256"]
+    asked = re.match(r"bytes=(\d{1,15})-\Z", c.headers.get("range", ""))
+    if asked and c.headers.get("if-range", tag) == tag:
+        start = int(asked.group(1))
+        if start >= found["size"]:
+            raise No(416, "the file has %d bytes" % found["size"])
+    headers = [("ETag", tag), ("Accept-Ranges", "bytes")]
+    if start:
+        headers.append(("Content-Range", "bytes %d-%d/%d" % (start, found["size"] - 1, found["size"])))
+    length = found["size"] - start
+    return Spool([(c.relay.store.spool(row["accept_id"], kind, found["blob"]), found["at"] + start, length)], length, headers, 206 if start else 200)
+
+
+def give_pack(c, row, kind):
+    """Files N, N+1, ... back to back, whole ones, up to max_body or the first large one."""
+    first, segments, total = c.number("from"), [], 0
+    rows = c.relay.store.read("SELECT n, size, done, blob, at FROM files WHERE calc = ? AND kind = ? AND n >= ? ORDER BY n LIMIT ?", row["seq"], kind, first, LISTED)
+    for found in rows:
+        if found["size"] > PACK_FILE or not found["done"] or total + found["size"] > c.relay.conf["limits"]["max_body"]:
+            break
+        path = c.relay.store.spool(row["accept_id"], kind, found["blob"])
+        if segments and segments[-1][0] == path and segments[-1][1] + segments[-1][2] == found["at"]:
+            segments[-1] = (path, segments[-1][1], segments[-1][2] + found["size"])
+        else:
+            segments.append((path, found["at"], found["size"]))
+        total += found["size"]
+    if not segments:
+        raise No(400, "no pack starts at file %d" % first)
+    return Spool(segments, total, [], 200)
+
+
+# name, by method -> who may, what it does, whether its body may be as large as max_body. `files` is files/ACCEPT_ID/... .
+ROUTES = {
+    ("POST", "add-calcinfo"): Route(WORKFLOW, add_calcinfo, False),
+    ("POST", "allow-wait-calc"): Route(WORKFLOW, allow_wait_calc, False),
+    ("POST", "calc-request"): Route(REMOTE, calc_request, False),
+    ("GET", "calc-params"): Route(REMOTE, calc_params, False),
+    ("POST", "calc-params-complete"): Route(REMOTE, calc_params_complete, False),
+    ("POST", "calc-start"): Route(REMOTE, calc_start, False),
+    ("POST", "calc-end"): Route(REMOTE, calc_end, False),
+    ("POST", "send-results"): Route(REMOTE, send_results, False),
+    ("POST", "end-send"): Route(REMOTE, end_send, False),
+    ("GET", "get-calc-result"): Route(WORKFLOW, get_calc_result, False),
+    ("POST", "finish"): Route(WORKFLOW, finish, False),
+    ("GET", "calc-status"): Route(WORKFLOW, calc_progress, False),
+    ("GET", "calc-progress"): Route(WORKFLOW, calc_progress, False),
+    ("POST", "cancel-wait-calc"): Route(WORKFLOW, cancel_wait_calc, False),
+    ("POST", "heartbeat"): Route(REMOTE, heartbeat, False),
+    ("GET", "get-calcinfo"): Route(OPERATOR, get_calcinfo, False),
+    ("POST", "reload-ini"): Route(OPERATOR, reload_ini, False),
+    ("GET", "files"): Route(None, files_call, False),
+    ("POST", "files"): Route(None, files_call, True),
+}
+V2_ONLY = ("files", "heartbeat", "finish")
+FILES = re.compile(r"files/([0-9a-f-]{36})/(input|result)(?:/(\d{1,7}|pack))?\Z")
+
+
+# ---- connections: nobody unauthenticated ever holds a thread
+
+class Call:
+    """One request as parse_head() found it, and what its function needs of its connection."""
+
+    def __init__(self, method, target, headers, keep):
+        self.method, self.headers, self.keep = method, headers, keep
+        self.conn = self.relay = self.who = self.route = self.until = None
+        self.name, self.parts, self.body, self.fields, self.unread = "", (), b"", None, 0
+        length = headers.get("content-length", "0")
+        if not re.match(r"[0-9]{1,15}\Z", length):
+            raise No(400, "Content-Length is not a number")
+        self.length = self.unread = int(length)
+        if "transfer-encoding" in headers:
+            raise No(400 if "content-length" in headers else 411, "a body needs Content-Length, and no Transfer-Encoding")
+        try:
+            found = urlsplit(target)
+            pairs = parse_qsl(found.query, keep_blank_values=True, errors="strict")
+        except ValueError:
+            raise No(400, "the query is not UTF-8")
+        self.path, self.query = found.path, dict(pairs)
+        if len(self.query) != len(pairs):
+            raise No(400, "a query field is given twice")
+
+    def parse_fields(self):
+        """The fields of the call: its query, and the JSON object in its body. 400 for anything else."""
+        self.fields = dict(self.query)
+        if self.body or self.name != "files" and self.length:
+            found = parse_json(self.body)
+            twice = [key for key in found if key in self.query]
+            if twice:
+                raise No(400, "%s is given in the query and in the body" % printable(twice[0]))
+            self.fields.update(found)
+
+    def get(self, key, kind, default):
+        """A field of a type (int also from a query's digits), or default where there is none. 400 for another type."""
+        value = self.fields.get(key)
+        if value is None:
+            return default
+        if kind is int and isinstance(value, str) and re.match(r"-?[0-9]{1,18}\Z", value):
+            value = int(value)
+        if not isinstance(value, kind) or kind is int and isinstance(value, bool):
+            raise No(400, "%s is not of the right type" % key)
+        return value
+
+    def need(self, key, kind):
+        """A field that must be there."""
+        value = self.get(key, kind, None)
+        if value is None:
+            raise No(400, "%s is missing" % key)
+        return value
+
+    def text(self, key, default=None):
+        """A text field (must be there, unless a default is given)."""
+        return self.need(key, str) if default is None else self.get(key, str, default)
+
+    def number(self, key):
+        """A whole number >= 0 that must be there."""
+        value = self.need(key, int)
+        if value < 0:
+            raise No(400, "%s is negative" % key)
+        return value
+
+    def check_role(self, role):
+        """403 unless the token has the role."""
+        if role not in self.who.roles:
+            raise No("0005", "%s への実行権がありません。" % self.path, http=403, why="role %s needed" % role)
+
+    def body_views(self):
+        """The body in views of up to CHUNK bytes, as it arrives: within a deadline that its length and min_rate set."""
+        buffer = memoryview(bytearray(min(CHUNK, self.unread) or 1))
+        while self.unread:
+            want, filled = min(CHUNK, self.unread), 0
+            while filled < want:
+                filled += self.conn.receive(buffer[filled:want])
+            self.unread -= want
+            yield buffer[:want]
+
+    def exact(self):
+        """A function size -> that many bytes of the body."""
+        def take(length):
+            data = bytearray(length)
+            view, at = memoryview(data), 0
+            while at < length:
+                at += self.conn.receive(view[at:])
+            self.unread -= length
+            return data
+        return take
+
+
+def parse_json(data):
+    """A JSON object, strictly: UTF-8, no key twice, no NaN. 400 otherwise."""
+    def once(pairs):
+        found = collections.OrderedDict(pairs)
+        if len(found) != len(pairs):
+            raise ValueError("a key is given twice")
+        return found
+
+    def never(word):
+        raise ValueError("%s is not JSON" % word)
+
+    try:
+        found = json.loads(data.decode("utf-8"), object_pairs_hook=once, parse_constant=never)
+        if not isinstance(found, dict):
+            raise ValueError("not an object")
+        data.decode("utf-8")
+        json.dumps(found, ensure_ascii=False).encode("utf-8")            # a lone surrogate ends here, not in the database
+    except (ValueError, RecursionError) as error:
+        raise No(400, "the body is not JSON: %s" % printable(error)[:200])
+    return found
+
+
+HEADER = re.compile(r"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*([\t -~\x80-\xff]*?)[ \t]*\Z")
+ONCE = ("content-length", "transfer-encoding", "host", "authorization", "content-type", "range", "if-range", "connection", "expect")
+
+
+def parse_head(head):
+    """A request's head (bytes, up to and with the empty line) as a Call. Stricter than http.server's, which lets doubled lengths and
+    bare line feeds pass: what two programs can read in two ways is refused. 400, 405, 411, 431."""
+    lines = head[:-4].decode("iso-8859-1").split("\r\n")
+    words = lines[0].split(" ")
+    if len(words) != 3 or words[2] not in ("HTTP/1.1", "HTTP/1.0") or not re.match(r"/[!-~]*\Z", words[1]) or "#" in words[1]:
+        raise No(400, "not a request line")
+    if words[0] not in ("GET", "POST"):
+        raise No(405, "GET and POST only")
+    if len(lines) > 100:
+        raise No(431, "too many headers")
+    headers = {}
+    for line in lines[1:]:
+        found = HEADER.match(line)
+        if not found:
+            raise No(400, "a malformed header")
+        name = found.group(1).lower()
+        if name in headers and name in ONCE:
+            raise No(400, "header %s is given twice" % name)
+        headers[name] = found.group(2)
+    wish = headers.get("connection", "").lower()
+    return Call(words[0], words[1], headers, wish == "keep-alive" if words[2] == "HTTP/1.0" else wish != "close")
+
+
+class Connection:
+    """One client's connection. phase says who owns it: shake, head, body, parked, linger: the selector; busy: a worker."""
+
+    __slots__ = ("sock", "address", "phase", "buffer", "deadline", "call", "counted", "park_key", "slow")
+
+    def __init__(self, sock, address, phase, deadline):
+        self.sock, self.address, self.phase, self.deadline = sock, address, phase, deadline
+        self.buffer, self.call, self.counted, self.park_key, self.slow = bytearray(), None, True, None, None
+
+    def receive(self, view):
+        """Fills view from what has come; waits at most STALL seconds, and never beyond the body's deadline. ConnectionError at the end."""
+        if self.buffer:
+            count = min(len(view), len(self.buffer))
+            view[:count] = self.buffer[:count]
+            del self.buffer[:count]
+            return count
+        count = self.sock.recv_into(view)
+        if not count:
+            raise ConnectionError("the client is gone")
+        if time.monotonic() > self.slow:
+            raise ConnectionError("slower than min_rate")
+        return count
+
+    def send_json(self, status, parsed, keep):
+        """The answer in one write."""
+        body = json.dumps(parsed, ensure_ascii=False).encode("utf-8", "replace")
+        self.sock.sendall(answer_head(status, "application/json; charset=utf-8", len(body), keep) + body)
+
+    def send_spool(self, spool, keep, min_rate):
+        """The answer from files; at least min_rate bytes/s, or the connection is dropped."""
+        self.sock.sendall(answer_head(spool.status, "application/octet-stream", spool.length, keep, spool.headers))
+        until = time.monotonic() + STALL + spool.length / min_rate
+        buffer = memoryview(bytearray(min(CHUNK, spool.length) or 1))
+        for path, at, left in spool.segments:
+            with open(path, "rb", buffering=0) as source:
+                source.seek(at)
+                while left:
+                    count = source.readinto(buffer[:min(left, CHUNK)])
+                    if not count or time.monotonic() > until:
+                        raise ConnectionError("the spool file is short" if not count else "slower than min_rate")
+                    self.sock.sendall(buffer[:count])
+                    left -= count
+
+
+def answer_head(status, kind, length, keep, more=()):
+    """Status line and headers of an answer, as bytes."""
+    head = "HTTP/1.1 %d %s\r\nContent-Type: %s\r\nContent-Length: %d\r\nCache-Control: no-store, no-transform\r\n%s%s\r\n" % (
+        status, HTTPStatus(status).phrase, kind, length, "".join("%s: %s\r\n" % pair for pair in more), "" if keep else "Connection: close\r\n")
+    return head.encode("ascii")
+
+
+def envelope(code, text, **fields):
+    """PROTOCOL's answer: {"errors": [{"code", "message", ...}]}, for success too."""
+    return {"errors": [dict(fields, code=code, message=text)]}
+
+
+AGAIN = (ssl.SSLWantReadError, ssl.SSLWantWriteError, BlockingIOError)
+
+
+class Front:
+    """The connections of a relay. The thread in serve() accepts, does the handshakes, collects heads and small bodies, checks tokens,
+    and holds whoever waits; only a complete request with a good token goes to a worker."""
+
+    def __init__(self, relay):
+        self.relay, self.lock, self.inbox = relay, threading.Lock(), collections.deque()
+        self.poll, self.listeners, self.conns, self.strangers = select.epoll(), {}, {}, collections.Counter()
+        self.waiting, self.parked, self.events = {}, collections.Counter(), [0] * 4096
+        self.ready, self.short, self.long, self.moving = threading.Condition(), collections.deque(), collections.deque(), 0
+        self.wake_read, self.wake_write = os.pipe()
+        os.set_blocking(self.wake_read, False)
+        os.set_blocking(self.wake_write, False)
+        self.poll.register(self.wake_read, select.EPOLLIN)
+        self.stopping = self.context = self.stopped_by = None
+        self.signals = collections.deque()             # numbers, noted by the handlers
+
+    def listen(self, address, port):
+        """Opens the listening sockets. 69 if the port is in use, 78 if the address is not this host's."""
+        try:
+            found = socket.getaddrinfo(address, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        except OSError as error:
+            raise Stop(EX_CONFIG, _("[Server] ipaddress = %s: %s") % (address, error.strerror or error))
+        for family, kind, proto, name, where in found:
+            sock = socket.socket(family, kind, proto)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            try:
+                sock.bind(where)
+                sock.listen(4096)
+            except OSError as error:
+                code = EX_UNAVAILABLE if error.errno == errno.EADDRINUSE else EX_CONFIG
+                raise Stop(code, _("cannot listen on %s port %d: %s") % (address, port, error.strerror))
+            sock.setblocking(False)
+            self.listeners[sock.fileno()] = sock
+            self.poll.register(sock, select.EPOLLIN)
+            port = sock.getsockname()[1]
+        return port
+
+    # -- the selector thread
+
+    def serve(self):
+        """Runs until stop() was called and the running requests are answered (at most 10 s)."""
+        swept = time.monotonic()
+        while True:
+            for number, events in self.poll.poll(max(0.0, swept + 1 - time.monotonic())):
+                if number == self.wake_read:
+                    try:
+                        os.read(self.wake_read, 65536)
+                    except BlockingIOError:
+                        pass
+                elif number in self.listeners:
+                    self.accept(self.listeners[number])
+                elif number in self.conns:
+                    self.safely(self.readable, self.conns[number])
+            while self.inbox:
+                self.safely(self.returned, self.inbox.popleft())
+            while self.signals:
+                self.signalled(self.signals.popleft())
+            if time.monotonic() - swept >= 1:
+                swept = time.monotonic()
+                self.sweep(swept)
+            if self.stopping and (time.monotonic() > self.stopping or all(conn.phase != "busy" for conn in list(self.conns.values()))):
+                return
+
+    def signalled(self, number):
+        """SIGHUP reads the ini again; SIGTERM and Ctrl+C end in order."""
+        if number == signal.SIGHUP:
+            threading.Thread(target=self.relay.try_reload, daemon=True).start()
+        else:
+            self.stopped_by = number
+            self.stop()
+
+    def safely(self, step, conn):
+        """A bug of ours costs one connection, never this thread."""
+        try:
+            step(conn)
+        except Exception as error:
+            log("error", None, "connection", address=conn.address, bug="%s: %s" % (type(error).__name__, error))
+            if conn.phase != "busy":
+                self.drop(conn)
+
+    def stop(self):
+        """No new connection or request; for a signal handler's flag to call."""
+        if self.stopping is None:
+            self.stopping = time.monotonic() + 10
+            for number, sock in self.listeners.items():
+                self.poll.unregister(sock)
+                sock.close()
+            self.listeners = {}
+            for conn in list(self.conns.values()):
+                if conn.phase != "busy" and (conn.phase != "parked" or self.unpark(conn)):
+                    self.drop(conn)
+
+    def accept(self, listener):
+        """Takes what has arrived, within the caps."""
+        limits, now = self.relay.conf["limits"], time.monotonic()
+        for turn in range(64):
+            try:
+                sock, where = listener.accept()
+            except BlockingIOError:
+                return
+            except OSError as error:
+                if error.errno in (errno.EMFILE, errno.ENFILE):
+                    log("warn", None, "connections", why="too many open files: raise LimitNOFILE")
+                    time.sleep(0.05)
+                return
+            address = where[0]
+            stranger = address not in self.relay.conf["Server"]["trusted_proxies"]
+            if (len(self.conns) >= limits["connections"] or stranger and self.relay.gateway()
+                    or stranger and self.strangers[address] >= limits["unauthenticated_per_address"]):
+                sock.close()
+                continue
+            try:
+                sock.setblocking(False)
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                if self.context is not None:
+                    sock = self.context.wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
+            except (OSError, ValueError):
+                sock.close()
+                continue
+            conn = Connection(sock, address, "shake" if self.context is not None else "head",
+                              now + limits["handshake" if self.context is not None else "headers"])
+            self.strangers[address] += 1
+            self.conns[sock.fileno()] = conn
+            self.poll.register(sock, select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLONESHOT)
+
+    def readable(self, conn):
+        """Something has come (or gone) on a connection that the selector owns."""
+        if conn.phase == "parked":
+            if not self.unpark(conn):
+                return                                 # a worker has it already
+            self.parked_readable(conn)
+        elif conn.phase == "shake":
+            try:
+                conn.sock.do_handshake()
+            except ssl.SSLWantReadError:
+                return self.watch(conn)
+            except ssl.SSLWantWriteError:
+                return self.watch(conn, select.EPOLLOUT)
+            except (OSError, ValueError):
+                return self.drop(conn)
+            conn.phase, conn.deadline = "head", time.monotonic() + self.relay.conf["limits"]["headers"]
+            self.collect(conn)
+        elif conn.phase != "busy":
+            self.collect(conn)
+
+    def parked_readable(self, conn):
+        """A client that waits sent something (kept for later) or is gone."""
+        try:
+            data = conn.sock.recv(65536)
+        except AGAIN:                                  # on TLS 1.3, readable is not yet data
+            data = None
+        except (OSError, ValueError):
+            data = b""
+        if data == b"" or data and len(conn.buffer) > SMALL_BODY:
+            return self.drop(conn)
+        conn.buffer += data or b""
+        conn.phase = "busy"
+        self.put(conn)                                 # looks again, and parks again
+
+    def collect(self, conn):
+        """Takes what has come, without waiting, and goes on with it."""
+        while True:
+            try:
+                data = conn.sock.recv(65536)
+            except AGAIN:
+                break
+            except (OSError, ValueError):
+                return self.drop(conn)
+            if not data:
+                return self.drop(conn)
+            if conn.phase == "linger":
+                continue
+            if conn.phase == "head" and not conn.buffer:
+                conn.deadline = time.monotonic() + self.relay.conf["limits"]["headers"]
+            conn.buffer += data
+            if len(conn.buffer) > SMALL_BODY + MAX_HEAD:
+                break
+        self.advance(conn)
+
+    def advance(self, conn):
+        """Head complete: check it. Small body complete: to a worker. Otherwise wait for more."""
+        if conn.phase == "head":
+            end = conn.buffer.find(b"\r\n\r\n", 0, MAX_HEAD)
+            if end < 0:
+                if len(conn.buffer) >= MAX_HEAD or re.search(rb"(?<!\r)\n", conn.buffer):
+                    return self.refuse(conn, No(431 if len(conn.buffer) >= MAX_HEAD else 400, "not an HTTP head"))
+                return self.watch(conn)
+            head = bytes(conn.buffer[:end + 4])
+            del conn.buffer[:end + 4]
+            try:
+                if re.search(rb"(?<!\r)\n|\r(?!\n)|\0", head):
+                    raise No(400, "a bare line end in the head")
+                conn.call = call = parse_head(head)
+                call.conn, call.relay = conn, self.relay
+                if self.open_to_all(conn, call):
+                    return
+                self.admit(conn, call)
+            except No as no:
+                return self.refuse(conn, no)
+            conn.phase, conn.deadline = "body", time.monotonic() + 30
+        if conn.phase == "body":
+            call = conn.call
+            if call.length <= SMALL_BODY:
+                if len(conn.buffer) < call.length:
+                    return self.watch(conn)
+                call.body, call.unread = bytes(conn.buffer[:call.length]), 0
+                del conn.buffer[:call.length]
+            conn.phase = "busy"
+            conn.slow = time.monotonic() + STALL + call.length / self.relay.conf["limits"]["min_rate"]
+            self.put(conn, call.route.bulk or call.length > SMALL_BODY or call.name == "files")
+        elif conn.phase == "linger":
+            self.watch(conn)
+
+    def open_to_all(self, conn, call):
+        """Answers `version`, the one call that needs no token. True: answered."""
+        if (call.method, call.path) != ("GET", BASE + "version") or call.length:
+            return False
+        known = False
+        if "authorization" in call.headers:
+            try:
+                self.relay.who(call.headers, conn.address)
+                known = True
+            except No:
+                pass
+        if known:
+            self.authenticated(conn)
+        try:
+            conn.send_json(200, version(self.relay, known), call.keep)
+        except (OSError, ValueError):
+            self.drop(conn)
+            return True
+        conn.phase = "busy" if call.keep else "linger"
+        self.inbox.append(conn)                        # not at once: a row of such requests must not nest
+        return True
+
+    def admit(self, conn, call):
+        """Route, token, role and length of a request, before a thread sees it. No otherwise."""
+        if call.path.startswith(BASE):
+            name = call.path[len(BASE):]
+        else:
+            name = "reload-ini" if call.path == "/reload-ini" else ""
+        found = FILES.match(name)
+        if found:
+            name, call.parts = "files", found.groups()
+        elif name == "files":
+            name = ""
+        call.who = self.relay.who(call.headers, conn.address, call.path)
+        self.authenticated(conn)
+        call.name, call.route = name, ROUTES.get((call.method, name))
+        if call.route is None:
+            known = [method for method, other in ROUTES if other == name]
+            raise No(405 if known else 404, "%s: no such call" % printable(call.path)[:200])
+        if call.route.role:
+            call.check_role(call.route.role)
+        most = self.relay.conf["limits"]["max_body"] if call.route.bulk else MAX_JSON
+        if call.length > most:
+            raise No(413, "a body of %d bytes; at most %d" % (call.length, most), max_body=most)
+        if call.headers.get("expect", "").lower() == "100-continue" and call.length:
+            conn.sock.send(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+    def authenticated(self, conn):
+        """The connection has shown a good token: it no longer counts as a stranger's."""
+        if conn.counted:
+            conn.counted = False
+            self.strangers[conn.address] -= 1
+            if not self.strangers[conn.address]:
+                del self.strangers[conn.address]
+
+    def refuse(self, conn, no):
+        """Answers a request that goes no further; what follows it on this connection is not to be trusted."""
+        log("debug", None, "refused", address=conn.address, code=no.code, why=no)
+        try:
+            conn.send_json(no.http, envelope(no.code, str(no), **no.more), False)
+        except (OSError, ValueError):
+            return self.drop(conn)
+        self.linger(conn)
+
+    def linger(self, conn):
+        """The answer is out; the client may still be sending, and a reset would destroy the answer on its way."""
+        try:
+            conn.sock.shutdown(socket.SHUT_WR)
+        except (OSError, ValueError):
+            return self.drop(conn)
+        conn.phase, conn.deadline = "linger", time.monotonic() + LINGER
+        del conn.buffer[:]
+        self.watch(conn)
+
+    def keep(self, conn):
+        """The connection is ready for its next request."""
+        conn.phase, conn.call, conn.deadline = "head", None, time.monotonic() + self.relay.conf["limits"]["idle"]
+        if conn.buffer or self.context is not None and conn.sock.pending():
+            self.collect(conn)
+        else:
+            self.watch(conn)
+
+    def watch(self, conn, events=select.EPOLLIN | select.EPOLLRDHUP):
+        """Look at the connection once more when something comes."""
+        try:
+            self.poll.modify(conn.sock, events | select.EPOLLONESHOT)
+        except (OSError, ValueError):
+            self.drop(conn)
+
+    def drop(self, conn):
+        """Closes a connection that the selector owns."""
+        if conn.counted:
+            self.authenticated(conn)
+        number = conn.sock.fileno()
+        if number >= 0:
+            self.conns.pop(number, None)
+            try:
+                self.poll.unregister(number)
+            except OSError:
+                pass
+            conn.sock.close()
+        conn.phase = "closed"
+
+    def returned(self, conn):
+        """A worker gives a connection back: to read on, to linger, or to close."""
+        if self.stopping or conn.phase == "close":
+            self.drop(conn)
+        elif conn.phase == "linger":
+            self.linger(conn)
+        else:
+            self.keep(conn)
+
+    def sweep(self, now):
+        """Once a second: deadlines."""
+        for conn in list(self.conns.values()):
+            if conn.deadline > now or conn.phase == "busy":
+                continue
+            if conn.phase != "parked":
+                self.drop(conn)
+            elif self.unpark(conn):
+                conn.phase = "busy"
+                self.put(conn)
+
+    # -- from any thread
+
+    def wake(self):
+        """Makes the selector look at its inbox."""
+        try:
+            os.write(self.wake_write, b"x")
+        except BlockingIOError:
+            pass
+
+    def fire(self, key, one=False):
+        """Something happened for key: who waits for it (or the first of them) is looked at again."""
+        with self.lock:
+            self.events[hash(key) % 4096] += 1
+            conns = list(self.waiting.get(key, ()))[:1 if one else None]
+            for conn in conns:
+                self.take_out(conn)
+                conn.phase = "busy"
+        for conn in conns:
+            self.put(conn)
+
+    def take_out(self, conn):
+        """Takes a parked connection out of the waiting lists; the lock is held."""
+        group = self.waiting[conn.park_key]
+        del group[conn]
+        if not group:
+            del self.waiting[conn.park_key]
+        self.parked[conn.call.who.key] -= 1
+        conn.park_key = None
+
+    def unpark(self, conn):
+        """True: the caller owns the connection now. False: somebody else was faster."""
+        with self.lock:
+            if conn.park_key is None:
+                return False
+            self.take_out(conn)
+            return True
+
+    def park(self, conn, key, seen):
+        """Lets a request wait for key. False: something happened since `seen` was read, look again."""
+        conn.sock.settimeout(0)
+        with self.lock:
+            if self.events[hash(key) % 4096] != seen:
+                return False
+            if self.parked[conn.call.who.key] >= self.relay.conf["limits"]["parked_per_token"]:
+                raise No(429, "this token has %d waiting calls ([limits] parked_per_token)" % self.parked[conn.call.who.key])
+            self.parked[conn.call.who.key] += 1
+            self.waiting.setdefault(key, collections.OrderedDict())[conn] = None
+            conn.park_key, conn.deadline, conn.phase = key, conn.call.until, "parked"
+        self.watch_from_worker(conn)
+        return True
+
+    def watch_from_worker(self, conn):
+        """watch(), where dropping is the selector's business: an event will come."""
+        try:
+            self.poll.modify(conn.sock, select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLONESHOT)
+        except (OSError, ValueError):
+            pass
+
+    # -- the workers
+
+    def put(self, conn, moves=False):
+        """A request for the workers; one that moves much data waits while three quarters of them do."""
+        with self.ready:
+            (self.long if moves else self.short).append(conn)
+            self.ready.notify()
+
+    def work(self):
+        """A worker's life."""
+        most = self.relay.conf["limits"]["workers"] * 3 // 4
+        while True:
+            with self.ready:
+                while not self.short and not (self.long and self.moving < most):
+                    self.ready.wait()
+                moves = not self.short
+                conn = (self.long if moves else self.short).popleft()
+                self.moving += moves
+            try:
+                self.answer(conn)
+            except (OSError, ValueError) as error:     # the client is gone, or too slow
+                log("debug", None, "dropped", address=conn.address, why=error)
+                self.give_back(conn, "close")
+            if moves:
+                with self.ready:
+                    self.moving -= 1
+                    self.ready.notify()
+
+    def answer(self, conn):
+        """Runs a request and answers it, or lets it wait."""
+        call = conn.call
+        conn.sock.settimeout(STALL)
+        while True:
+            seen_key = None
+            try:
+                result = self.run(call)
+                if isinstance(result, Park):
+                    seen_key, seen = result.key, self.events[hash(result.key) % 4096]
+                    result = self.run(call)            # look again: an event before `seen` was read would be lost
+                    if isinstance(result, Park):
+                        if self.park(conn, result.key, seen):
+                            return
+                        conn.sock.settimeout(STALL)
+                        continue
+                break
+            except No as no:
+                result = no
+                break
+        conn.sock.settimeout(STALL)
+        keep = call.keep and not self.stopping and (not call.unread or self.drain(conn, call))
+        if isinstance(result, Spool):
+            conn.send_spool(result, keep, self.relay.conf["limits"]["min_rate"])
+        elif isinstance(result, No):
+            conn.send_json(result.http, envelope(result.code, str(result), **result.more), keep)
+        else:
+            conn.send_json(200, envelope(200, result.pop("message"), **result), keep)
+        fault(call.name + " answered")
+        self.give_back(conn, "head" if keep else "linger")
+
+    def run(self, call):
+        """The call's function; whatever goes wrong in it becomes an answer."""
+        try:
+            if call.fields is None:
+                if call.unread and call.name != "files" or call.name == "files" and call.method == "POST" and call.parts[2] is None:
+                    call.body = call.body or bytes(call.exact()(call.unread))
+                if call.name == "files" and call.method == "POST" and call.parts[2] is not None:
+                    call.conn.buffer[:0], call.body, call.unread = call.body, b"", call.length     # bytes of a file, not JSON
+                call.parse_fields()
+                wait = min(float(call.get("wait", int, 0)), self.relay.conf["times"]["wait"])
+                call.until = time.monotonic() + wait
+                fault(call.name + " received")
+            if call.name not in V2_ONLY and call.get("v", int, 1) < 2 and call.route.role != OPERATOR:
+                raise No(400, "the fielded protocol is not spoken here; say v=2")
+            return call.route.function(call)
+        except (No, ConnectionError, socket.timeout):
+            raise
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise No(507, "the relay's disk is full; try again later", why="disk")
+            log("error", None, call.name, error=error)
+            raise No(503, "the relay could not read or write its files; try again later")
+        except sqlite3.Error as error:
+            log("error", None, call.name, error=error)
+            raise No(503, "the relay's database is not available; try again later")
+        except Exception as error:                     # a bug of ours costs one answer, and leaves one line
+            place = sys.exc_info()[2]
+            while place.tb_next:
+                place = place.tb_next
+            log("error", None, call.name, bug="%s in line %d: %s" % (type(error).__name__, place.tb_lineno, error))
+            raise No(500, "the relay failed on this call; its log says where")
+
+    def drain(self, conn, call):
+        """Reads what is left of a body that was not needed, if it is little; otherwise the connection must close."""
+        if call.unread > PACK_FILE:
+            return False
+        call.exact()(call.unread)
+        return True
+
+    def give_back(self, conn, phase):
+        """From a worker to the selector; the usual case, nothing in the buffers, without waking it."""
+        try:
+            conn.sock.settimeout(0)
+            if phase == "head" and not self.stopping and not conn.buffer and not (self.context is not None and conn.sock.pending()):
+                conn.call, conn.deadline, conn.phase = None, time.monotonic() + self.relay.conf["limits"]["idle"], "head"
+                return self.watch_from_worker(conn)
+        except (OSError, ValueError):
+            phase = "close"
+        conn.phase = phase if phase != "head" else "busy"
+        self.inbox.append(conn)
+        self.wake()
+
+
+# ---- the relay: configuration, tokens, leases, housekeeping
+
+class Relay:
+    """What the calls share: conf, store, front; tokens, leases and running uploads in memory."""
+
+    def __init__(self, conf, ini, store):
+        self.conf, self.ini, self.store, self.front = conf, ini, store, None
+        self.tokens, self.tokens_seen, self.leases, self.silent, self.uploads = {}, 0.0, {}, {}, {}
+        self.open_of, self.reserved, self.stamps = collections.Counter(), 0, {}
+        path = os.path.join(store.folder, "instance")
+        try:
+            with open(utf8(path)) as text:
+                self.instance = text.read().strip()
+        except FileNotFoundError:
+            self.instance = os.urandom(8).hex()
+            with open(utf8(path), "w") as out:
+                out.write(self.instance + "\n")
+
+    def rules(self, site):
+        """A site's section of the ini."""
+        return self.conf.get(site) or {key: default for key, (kind, default) in INI["*"].items()}
+
+    def gateway(self):
+        """True where a gateway in front has checked the tokens."""
+        return self.conf["Server"]["auth"] == "gateway"
+
+    # -- who is asking
+
+    def load_tokens(self):
+        """Takes the tokens from the database."""
+        found = self.store.read("SELECT number, hash, user, roles, sites, expires FROM tokens WHERE revoked IS NULL")
+        self.tokens = {row["hash"]: Who(row["user"], frozenset(row["roles"].split()), tuple(row["sites"].split()), row["expires"], row["number"])
+                       for row in found}
+        self.tokens_seen = time.monotonic()
+
+    def who(self, headers, address, path=""):
+        """Who a request comes from. No("0005", HTTP 403) without a good token."""
+        scheme, blank, token = headers.get("authorization", "").partition(" ")
+        why = "no token"
+        if scheme.lower() == "bearer" and token:
+            hashed = hashlib.sha256(token.strip().encode("iso-8859-1")).hexdigest()
+            if self.gateway():
+                user = headers.get(self.conf["Server"]["gateway_user_header"].lower()) or "token-" + hashed[:16]
+                return Who(user, frozenset((WORKFLOW, REMOTE)), (), 0, hashed)
+            if hashed not in self.tokens and time.monotonic() - self.tokens_seen > 0.2:
+                self.load_tokens()
+            found = self.tokens.get(hashed)
+            if found is not None and found.expires > time.time():
+                return found
+            why = "unknown token" if found is None else "expired " + time.strftime("%Y-%m-%d", time.localtime(found.expires))
+        raise No("0005", "%s への実行権がありません。" % printable(path)[:200], http=403, why=why)
+
+    # -- leases: on a monotonic clock, full again after a start
+
+    def renew(self, row, seconds=None):
+        """The holder of a claim was heard."""
+        self.leases[row["accept_id"]] = time.monotonic() + (seconds or self.conf["times"]["lease"])
+        if self.silent.pop(row["accept_id"], None) is not None or row["silent"]:
+            log("info", row["accept_id"], "back-in-contact", poller=row["poller"])
+            self.store.write(lambda tx: tx.db.execute("UPDATE calculations SET silent = 0 WHERE seq = ?", (row["seq"],)), "contact", wait=False)
+            self.front.fire(("calc", row["accept_id"]))
+
+    def renew_id(self, accept_id, claim):
+        """renew(), if that is the claim in force."""
+        found = self.store.read("SELECT %s FROM calculations WHERE accept_id = ? AND claim = ?" % BRIEF, str(accept_id), str(claim))
+        if found and found[0]["state"] in CLAIMED:
+            self.renew(found[0])
+
+    def touch(self, row):
+        """Bytes have moved for a calculation."""
+        if row["claim"] and row["state"] in CLAIMED:
+            self.renew(row)
+        else:
+            self.stamps[row["seq"]] = time.monotonic()
+
+    def silent_seconds(self, row):
+        """Seconds since the holder of a started calculation went out of contact, or None."""
+        since = self.silent.get(row["accept_id"])
+        return None if since is None else int(row["silent"] + time.monotonic() - since)
+
+    def count_new(self, user, total):
+        """A registration is on disk."""
+        self.open_of[user] += 1
+        self.reserved += total
+
+    def forget_uploads(self, seq):
+        """Drops what is known of a calculation's running uploads."""
+        for key in [key for key in list(self.uploads) if key[0] == seq]:
+            self.uploads.pop(key, None)
+
+    # -- the sweeper
+
+    def sweep_leases(self, now):
+        """Lapsed claims: before calc-start back into the queue, after it out of contact, and after lost_after the end."""
+        for accept_id, until in list(self.leases.items()):
+            if until > now:
+                continue
+            self.leases.pop(accept_id, None)
+            found = self.store.read("SELECT %s FROM calculations WHERE accept_id = ?" % BRIEF, accept_id)
+            if not found or found[0]["state"] not in CLAIMED:
+                continue
+            row = found[0]
+            if row["state"] in (SENDING, SENT):
+                self.store.write(lambda tx: move(self, tx, STEP["lapse"], row, row["claim"], claim=None, take=None), "lapse")
+            else:
+                log("warn", accept_id, "out-of-contact", poller=row["poller"])
+                self.silent[accept_id] = now
+                self.front.fire(("calc", accept_id))
+
+    def sweep_lost(self, now):
+        """Counts the silence of those out of contact (the relay's own downtime does not count); ends them after lost_after."""
+        for accept_id, since in list(self.silent.items()):
+            found = self.store.read("SELECT %s FROM calculations WHERE accept_id = ?" % BRIEF, accept_id)
+            self.silent.pop(accept_id, None)
+            if not found or found[0]["state"] not in CLAIMED:
+                continue
+            row, quiet = found[0], found[0]["silent"] + now - since
+            if quiet > self.conf["times"]["lost_after"]:
+                self.store.write(lambda tx: move(self, tx, STEP["lost"], row, status="abnormal", reason="lost: out of contact", got=time.time()), "lost")
+            else:
+                self.silent[accept_id] = now
+                self.store.write(lambda tx: tx.db.execute("UPDATE calculations SET silent = ? WHERE seq = ?", (quiet, row["seq"])), "silent")
+
+    def sweep_old(self, now):
+        """Removes what its time has come for: never allowed, fetched, never fetched. now: seconds since the epoch."""
+        times, moving = self.conf["times"], {key[0] for key in list(self.uploads)}
+        monotonic = time.monotonic()
+        for key, upload in list(self.uploads.items()):
+            if monotonic - upload.touched > 600:       # its bytes stay; the sum is made again when it goes on
+                self.uploads.pop(key, None)
+        old = []
+        for state, field, limit in ((REGISTERED, "touched", "register_for"), (FINISHED, "finished", "keep_fetched"), (GOT, "got", "keep_results")):
+            old += self.store.read("SELECT seq, accept_id, user, state FROM calculations WHERE state = ? AND touched < ? AND %s < ? LIMIT 10000" % field,
+                                   state, now - times[limit], now - times[limit])
+        for row in old:
+            if row["state"] == REGISTERED and (row["seq"] in moving or monotonic - self.stamps.get(row["seq"], -1e9) < times["register_for"]):
+                continue
+
+            def work(tx):
+                gone = tx.db.execute("DELETE FROM calculations WHERE seq = ? AND state = ?", (row["seq"], row["state"])).rowcount
+                if gone:
+                    tx.db.execute("DELETE FROM files WHERE calc = ?", (row["seq"],))
+                return gone
+
+            if self.store.write(work, "retention"):
+                log("info", row["accept_id"], "removed", state=row["state"], user=row["user"])
+                remove_tree(self.store.spool(row["accept_id"], ""))
+                self.front.fire(("calc", row["accept_id"]))
+        self.recount()
+        self.store.ballast()
+
+    def recount(self):
+        """Counts what the quotas look at."""
+        found = self.store.read("SELECT user, COUNT(*) FROM calculations WHERE state != ? GROUP BY user", FINISHED)
+        self.open_of = collections.Counter({row[0]: row[1] for row in found})
+        self.reserved = self.store.read("SELECT COALESCE(SUM(size), 0) FROM files WHERE done = 0")[0][0]
+
+    def housekeeping(self):
+        """The sweeper thread."""
+        slow, ini_seen, certificate_seen = time.monotonic(), self.ini_stamp(), self.certificate_stamp()
+        while True:
+            time.sleep(1)
+            now = time.monotonic()
+            try:
+                self.load_tokens()
+                self.sweep_leases(now)
+                if self.ini_stamp() != ini_seen:
+                    ini_seen = self.ini_stamp()
+                    self.try_reload()
+                if self.certificate_stamp() != certificate_seen:
+                    certificate_seen = self.certificate_stamp()
+                    self.renew_certificate()
+                if now - slow >= 60 or now - slow >= min(self.conf["times"][key] for key in ("register_for", "keep_fetched", "lost_after")):
+                    slow = now
+                    self.sweep_lost(now)
+                    self.sweep_old(time.time())
+            except (No, OSError, sqlite3.Error) as error:
+                log("error", None, "sweeper", error=error)
+
+    # -- configuration in mid-run
+
+    def ini_stamp(self):
+        """Changes when the ini does."""
+        try:
+            found = os.stat(utf8(self.ini))
+            return found.st_mtime, found.st_size, found.st_ino
+        except OSError:
+            return None
+
+    def certificate_stamp(self):
+        """Changes when the certificate or its key is renewed."""
+        try:
+            return [os.stat(utf8(self.conf["Server"][key])).st_mtime for key in ("certfile", "keyfile") if self.conf["Server"][key]]
+        except OSError:
+            return None
+
+    def reload(self):
+        """Takes a changed ini into force. Stop, with the line that is wrong, if it is broken: then the old one stays."""
+        conf = check_conf(read_ini(self.ini, INI), self.ini)
+        fixed = [key for key in ("ipaddress", "portnumber", "state_dir", "auth") if conf["Server"][key] != self.conf["Server"][key]]
+        for key in fixed:
+            log("warn", None, "reload", key=key, why="takes effect at the next start")
+            conf["Server"][key] = self.conf["Server"][key]
+        self.conf = conf
+        SAY["level"] = LEVELS.index(conf["Server"]["loglevel"])
+        log("info", None, "reload", ini=self.ini, sites=len(conf["RemoteSites"]["remote_site_ids"]))
+
+    def try_reload(self):
+        """reload(), for a file that changed by itself: a broken one is one line in the log."""
+        try:
+            self.reload()
+        except Stop as stop:
+            log("error", None, "reload", refused=stop, why="the old ini stays in force")
+
+    def renew_certificate(self):
+        """A renewed certificate is used for new connections; a broken one is not."""
+        try:
+            self.front.context = tls_context(self.conf["Server"])
+            log("info", None, "certificate", renewed=self.conf["Server"]["certfile"])
+        except Stop as stop:
+            log("error", None, "certificate", refused=stop, why="the old one stays in force")
+
+
+def loopback(address):
+    """Is it an address that only this host can reach?"""
+    return address in ("localhost", "::1") or address.startswith("127.")
+
+
+def check_conf(conf, path):
+    """conf, if it makes sense as a whole. 78 with section, key and what to do otherwise."""
+    server, limits = conf["Server"], conf["limits"]
+
+    def bad(text):
+        raise Stop(EX_CONFIG, "%s: %s" % (path, text))
+
+    if not 0 <= server["portnumber"] <= 65535:
+        bad(_("[Server] portnumber = %d: is not a port") % server["portnumber"])
+    if bool(server["certfile"]) != bool(server["keyfile"]):
+        bad(_("[Server] certfile and keyfile: both or neither"))
+    if server["auth"] == "gateway" and not server["trusted_proxies"]:
+        bad(_("[Server] auth = gateway needs trusted_proxies (the gateway's addresses)"))
+    if not server["certfile"] and not loopback(server["ipaddress"]) and server["auth"] != "gateway":
+        bad(_("[Server] ipaddress = %s: plain http beyond this host would show tokens to the network; set certfile and keyfile, or, behind a gateway"
+              " that does the TLS, auth = gateway with trusted_proxies") % server["ipaddress"])
+    if server["client_ca"] and not server["certfile"]:
+        bad(_("[Server] client_ca needs certfile and keyfile"))
+    if limits["workers"] < 4 or limits["max_body"] < 64 << 10 or limits["connections"] < 16 or limits["min_rate"] < 1:
+        bad(_("[limits] workers must be at least 4, max_body 64K, connections 16, min_rate 1"))
+    for site in conf["RemoteSites"]["remote_site_ids"]:
+        if site in SUITE or site.startswith("command ") or ODD.search(site) or len(site) > 100:
+            bad(_("[RemoteSites] remote_site_ids: %s cannot be a site id") % printable(site))
+    for section in conf:
+        if section not in INI and section not in conf["RemoteSites"]["remote_site_ids"] and section not in SUITE:
+            bad(_("[%s] is neither a section nor in remote_site_ids%s") % (
+                section, nearest(section, list(INI) + conf["RemoteSites"]["remote_site_ids"])))
+    return conf
+
+
+def tls_context(server):
+    """TLS 1.2 or newer with the ini's certificate, or None. 78 for a certificate that is missing, broken, expired or not its key's."""
+    if not server["certfile"]:
+        return None
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    if hasattr(ssl, "TLSVersion"):
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+    else:                                              # Python 3.6
+        context.options |= ssl.OP_NO_SSLv3 | ssl.OP_NO_TLSv1 | ssl.OP_NO_TLSv1_1
+    context.options |= ssl.OP_CIPHER_SERVER_PREFERENCE | ssl.OP_NO_COMPRESSION
+    context.set_ciphers("ECDHE+AESGCM:ECDHE+CHACHA20")
+    for key in ("certfile", "keyfile"):
+        if not os.access(utf8(server[key]), os.R_OK):
+            raise Stop(EX_CONFIG, _("[Server] %s = %s: is not there or not readable") % (key, server[key]))
+    try:
+        context.load_cert_chain(utf8(server["certfile"]), utf8(server["keyfile"]), "")
+        if server["client_ca"]:
+            context.load_verify_locations(utf8(server["client_ca"]))
+            context.verify_mode = ssl.CERT_REQUIRED
+    except OSError as error:
+        raise Stop(EX_CONFIG, _("[Server] certfile, keyfile, client_ca: %s") % (getattr(error, "reason", None) or error.strerror or error))
+    try:
+        end = ssl.cert_time_to_seconds(ssl._ssl._test_decode_cert(server["certfile"])["notAfter"])
+    except (AttributeError, KeyError, ValueError, OSError):
+        end = None                                     # no way to look in this Python: clients will say
+    if end is not None and end < time.time():
+        raise Stop(EX_CONFIG, _("[Server] certfile = %s: expired on %s; renew it") % (server["certfile"], time.strftime("%Y-%m-%d", time.localtime(end))))
+    return context
+
+
+# ---- the command line
+
+def load(options):
+    """The checked ini and its path. 78 if there is none."""
+    path = find_ini(options.ini, __file__)
+    if path is None:
+        raise Stop(EX_CONFIG, _("no mi_distributed_computing_assist.ini in ./, beside this script, ~/.config/ or /etc/; say --ini FILE"))
+    conf = check_conf(read_ini(path, INI), path)
+    choose_language(conf["Server"]["lang"])
+    SAY["level"] = 0 if options.verbose else 2 if options.quiet else LEVELS.index(conf["Server"]["loglevel"])
+    return conf, path
+
+
+def raise_file_limit(wanted):
+    """Lets this process hold as many connections as the ini says, as far as the hard limit goes."""
+    import resource
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < wanted + 200:
+        goal = wanted + 200 if hard == resource.RLIM_INFINITY else min(hard, wanted + 200)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, goal), hard))
+        if goal < wanted + 200:
+            log("warn", None, "connections", limit=goal, wanted=wanted, why="raise LimitNOFILE")
+
+
+def serve(options):
+    """Serves until SIGTERM (exit 0) or Ctrl+C (130)."""
+    os.umask(0o077)
+    conf, path = load(options)
+    server = conf["Server"]
+    if server["logfile"]:
+        SAY["log"] = open(utf8(server["logfile"]), "a", encoding="utf-8", errors="backslashreplace")
+    context = tls_context(server)
+    store = Store(server["state_dir"])
+    relay = Relay(conf, path, store)
+    relay.front = front = Front(relay)
+    front.context = context
+    raise_file_limit(conf["limits"]["connections"])
+    port = front.listen(server["ipaddress"], server["portnumber"])
+    relay.load_tokens()
+    relay.recount()
+    store.ballast()
+    for row in store.read("SELECT accept_id FROM calculations WHERE state IN (?, ?, ?, ?, ?) AND protocol = 2", *CLAIMED):
+        relay.leases[row["accept_id"]] = time.monotonic() + conf["times"]["lease"]
+    signal.set_wakeup_fd(front.wake_write)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, lambda number, frame: front.signals.append(number))
+    writer = threading.Thread(target=store.run, daemon=True)
+    writer.start()
+    for target in [relay.housekeeping] + [front.work] * conf["limits"]["workers"]:
+        threading.Thread(target=target, daemon=True).start()
+    log("info", None, "listening", url="%s://%s:%d" % ("https" if context else "http", server["ipaddress"], port), tls=">=1.2" if context else "none",
+        auth=server["auth"], sites=len(conf["RemoteSites"]["remote_site_ids"]), tokens="%d hashed" % len(relay.tokens), state=server["state_dir"],
+        free="%dGB" % (store.free() >> 30), instance=relay.instance)
+    front.serve()
+    store.close()
+    writer.join(10)
+    store.writer.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    log("info", None, "stopped", by=signal.Signals(front.stopped_by).name)
+    return EX_INTERRUPT if front.stopped_by == signal.SIGINT else 0
+
+
+# ---- the operator's commands
+
+def open_store(options):
+    """The store of the ini, for a command beside the running relay, and the ini's conf."""
+    conf, path = load(options)
+    return Store(conf["Server"]["state_dir"], lock=False), conf
+
+
+def show_rows(options, rows, columns):
+    """Rows (dicts) as a table, or as JSON."""
+    if options.json:
+        print(json.dumps(rows, ensure_ascii=False))
+        return
+    table = [[printable("" if row[name] is None else row[name]) for name in columns] for row in rows]
+    widths = [max([len(name)] + [len(line[n]) for line in table]) for n, name in enumerate(columns)]
+    for line in [list(columns)] + table:
+        print("  ".join(text.ljust(width) for text, width in zip(line, widths)).rstrip())
+
+
+def when(seconds):
+    """A time for people, or an empty text."""
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds)) if seconds else ""
+
+
+def token(options):
+    """Issues, lists and revokes tokens. A token is shown once; only its SHA-256 is kept."""
+    store, conf = open_store(options)
+    db, now = store.writer, time.time()
+    if options.action == "issue":
+        if not options.who or re.search(r"\s", options.who) or ODD.search(options.who):
+            raise Stop(EX_USAGE, _("token issue USER: a user without blanks"))
+        roles = options.roles.replace(",", " ").split()
+        if not roles or set(roles) - {WORKFLOW, REMOTE, OPERATOR}:
+            raise Stop(EX_USAGE, _("--roles: some of workflow,remote,operator"))
+        sites = options.sites.replace(",", " ").split()
+        unknown = [site for site in sites if site not in conf["RemoteSites"]["remote_site_ids"]]
+        if unknown:
+            raise Stop(EX_USAGE, _("--sites: %s is not in [RemoteSites] remote_site_ids") % unknown[0])
+        secret = os.urandom(32).hex()
+        expires = now + 86400 * (conf["times"]["token_days"] if options.days is None else options.days)
+        db.execute("INSERT INTO tokens (hash, user, roles, sites, issued, expires) VALUES (?, ?, ?, ?, ?, ?)",
+                   (hashlib.sha256(secret.encode()).hexdigest(), options.who, " ".join(roles), " ".join(sites), now, expires))
+        sys.stderr.write(_("token for user %s, roles %s, sites %s, until %s; shown only now, keep it in a file of mode 0600:") % (
+            options.who, ",".join(roles), ",".join(sites) or "*", when(expires)) + "\n")
+        print(secret)
+    elif options.action == "revoke":
+        if not db.execute("UPDATE tokens SET revoked = ? WHERE number = ? AND revoked IS NULL", (now, options.who or "")).rowcount:
+            raise Stop(EX_NOINPUT, _("token revoke: there is no valid token %s (see token list)") % (options.who or ""))
+        print(_("token %s is revoked; the relay knows within a second") % options.who)
+    else:
+        found = [dict(row) for row in db.execute("SELECT number, user, roles, sites, issued, expires, revoked FROM tokens ORDER BY number")]
+        for row in found if not options.json else ():
+            row.update(issued=when(row["issued"]), expires=when(row["expires"]), revoked=when(row["revoked"]))
+        show_rows(options, found, ("number", "user", "roles", "sites", "issued", "expires", "revoked"))
+    return 0
+
+
+def list_calculations(options):
+    """The calculations that are not finished (--all: all that are kept)."""
+    store, conf = open_store(options)
+    rows = store.read("SELECT accept_id, user, site, command, state, status, registered, poller, exit_code, reason FROM calculations"
+                      " WHERE ? OR state != ? ORDER BY seq", bool(options.all), FINISHED)
+    rows = [dict(row, registered=row["registered"] if options.json else when(row["registered"])) for row in rows]
+    show_rows(options, rows, ("accept_id", "registered", "user", "site", "state", "status", "exit_code", "command", "reason"))
+    return 0
+
+
+def show(options):
+    """Everything about one calculation."""
+    store, conf = open_store(options)
+    rows = store.read("SELECT * FROM calculations WHERE accept_id = ?", options.accept_id)
+    if not rows:
+        raise Stop(EX_NOINPUT, _("%s: no such calculation (see list --all)") % printable(options.accept_id))
+    row = {key: value for key, value in dict(rows[0]).items() if key not in ("claim", "take", "fingerprint", "manifest", "seq")}
+    row["files"] = [dict(found) for found in store.read(
+        "SELECT kind, n, name, size, sha256, done FROM files WHERE calc = ? ORDER BY kind, n LIMIT ?", rows[0]["seq"], LISTED)]
+    if options.json:
+        print(json.dumps(row, ensure_ascii=False))
+        return 0
+    for key, value in row.items():
+        if key == "files":
+            for found in value:
+                print("  %-6s %6d  %12d bytes  %s  %s" % (found["kind"], found["n"], found["size"], "complete" if found["done"] else "-", printable(found["name"])))
+        elif value not in (None, "", "{}"):
+            print("%-14s %s" % (key, when(value) if key in ("registered", "touched", "allowed", "claimed", "started", "ended", "got", "finished") else printable(value)))
+    return 0
+
+
+def demo(options):
+    """To come."""
+    raise Stop(EX_BUG, "demo")
+
+
+def parse(words):
+    """The command line as options; argparse's own exit codes become 64."""
+    import argparse
+
+    class Parser(argparse.ArgumentParser):
+        def error(self, message):
+            raise Stop(EX_USAGE, "%s (%s --help)" % (message, PROGRAM))
+
+    common = Parser(add_help=False)
+    common.add_argument("--ini", default=argparse.SUPPRESS)
+    for name in ("--json", "-q", "-v"):
+        common.add_argument(name, action="store_true", default=argparse.SUPPRESS, dest={"-q": "quiet", "-v": "verbose"}.get(name, "json"))
+    parser = Parser(prog=PROGRAM, usage=argparse.SUPPRESS, parents=[common], description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--version", action="store_true", help=argparse.SUPPRESS)
+    parser.set_defaults(function=serve, ini=None, json=False, quiet=False, verbose=False)
+    commands = parser.add_subparsers(dest="command", metavar="")
+    commands.add_parser("serve", parents=[common]).set_defaults(function=serve)
+    added = commands.add_parser("demo", parents=[common])
+    added.add_argument("--keep", action="store_true")
+    added.set_defaults(function=demo)
+    added = commands.add_parser("token", parents=[common])
+    added.add_argument("action", choices=("issue", "list", "revoke"))
+    added.add_argument("who", nargs="?", metavar="USER|NUMBER")
+    added.add_argument("--roles", default="workflow,remote")
+    added.add_argument("--sites", default="")
+    added.add_argument("--days", type=float)
+    added.set_defaults(function=token)
+    added = commands.add_parser("list", parents=[common])
+    added.add_argument("--all", action="store_true")
+    added.set_defaults(function=list_calculations)
+    added = commands.add_parser("show", parents=[common])
+    added.add_argument("accept_id")
+    added.set_defaults(function=show)
+    return parser.parse_args(words)
+
+
+def main(argv=None):
+    """The program; returns its exit code."""
+    options = parse(arguments(argv))
+    if options.version:
+        with open(os.path.abspath(__file__), "rb") as text:
+            print("%s %s protocol 2 (1) sha256 %s" % (PROGRAM, VERSION, hashlib.sha256(text.read()).hexdigest()))
+        return 0
+    return options.function(options)
+
+
+if __name__ == "__main__":
+    run_as_program(main)

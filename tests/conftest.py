@@ -1,0 +1,34 @@
+"""Fixtures: a running relay per test module (`world`), or one of the test's own (`make_world`)."""
+import os
+import sys
+
+import pytest
+
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+import suite
+
+
+def pytest_addoption(parser):
+    parser.addoption("--long", action="store_true", help="also the long runs (10 GiB, 10,000 sites, an hour of torture)")
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """A relay with TLS, sites u-test and u-other, commands hello, other words."""
+    made = suite.World(tmp_path_factory.mktemp("world"), commands=["hello", "two words"], sites=("u-test", "u-other")).start()
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def make_world(tmp_path_factory):
+    """A function that makes a World (keywords as its own), not started."""
+    made = []
+
+    def make(**keywords):
+        made.append(suite.World(tmp_path_factory.mktemp("world"), **keywords))
+        return made[-1]
+
+    yield make
+    for world in made:
+        world.close()
