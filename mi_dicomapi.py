@@ -333,6 +333,85 @@ def declared(names, patterns):
 # ==== end shared ====
 
 JA = {
+    # shared
+    "an argument is not UTF-8": "引数が UTF-8 ではありません",
+    "interrupted": "中断されました",
+    "a bug (%s in line %d: %s); please report this line, MI_DEBUG=1 shows more": "プログラムの不具合です (%s、%d 行目: %s)。この行をお知らせください。MI_DEBUG=1 で詳細を表示します",
+    "is not a time (like 90s, 5m, 2h, 30d)": "時間ではありません (例: 90s, 5m, 2h, 30d)",
+    "is not a size (like 64K, 16M, 2G)": "サイズではありません (例: 64K, 16M, 2G)",
+    "is not yes or no": "yes か no ではありません",
+    "is not one of: %s": "次のいずれかではありません: %s",
+    "%s: no such file (--ini)": "%s: ファイルがありません (--ini)",
+    " (did you mean %s?)": " (%s のことですか?)",
+    "%s: must belong to you or root and not be writable by everybody (chown, chmod o-w)":
+        "%s: 所有者は実行ユーザーか root とし、誰でも書ける状態にしないでください (chown, chmod o-w)",
+    "%s: [%s] is not a section%s": "%s: [%s] という節はありません%s",
+    "%s: [%s] %s is not a key%s": "%s: [%s] %s というキーはありません%s",
+    "an empty name": "名前が空です",
+    "a name that is not UTF-8": "名前が UTF-8 ではありません",
+    "a name that is too long: %s...": "名前が長すぎます: %s...",
+    "a name with a control character or a backslash: %s": "名前に制御文字かバックスラッシュがあります: %s",
+    "a name that is absolute or has an empty, . or .. part: %s": "名前が絶対パスか、空・.・.. を含みます: %s",
+    "two names that are equal, one in the other, or out of order: %s": "名前が重複するか、包含するか、順序が違います: %s",
+    "a name that is kept for the log: %s": "ログのための名前は使えません: %s",
+    # start and configuration
+    "no mi_distributed_computing_assist.ini in ./, beside this script, ~/.config/ or /etc/; say --ini FILE":
+        "mi_distributed_computing_assist.ini が ./、スクリプトと同じ場所、~/.config/、/etc/ のどこにもありません。--ini FILE で指定してください",
+    "[Server] certfile and keyfile: both or neither": "[Server] certfile と keyfile は両方指定するか、両方省いてください",
+    "[Server] auth = gateway needs trusted_proxies (the gateway's addresses)": "[Server] auth = gateway には trusted_proxies (ゲートウェイのアドレス) が必要です",
+    "[Server] client_ca needs certfile and keyfile": "[Server] client_ca には certfile と keyfile が必要です",
+    "[limits] workers must be at least 4, max_body 64K, connections 16, min_rate 1":
+        "[limits] workers は 4、max_body は 64K、connections は 16、min_rate は 1 以上にしてください",
+    "[Server] portnumber = %d: is not a port": "[Server] portnumber = %d: ポート番号ではありません",
+    "[Server] ipaddress = %s: plain http beyond this host would show tokens to the network; set certfile and keyfile, or, behind a gateway"
+    " that does the TLS, auth = gateway with trusted_proxies":
+        "[Server] ipaddress = %s: 平文の http ではトークンがネットワークから見えます。certfile と keyfile を設定するか、TLS を行うゲートウェイの"
+        "後ろなら auth = gateway と trusted_proxies を設定してください",
+    "[RemoteSites] remote_site_ids: %s cannot be a site id": "[RemoteSites] remote_site_ids: %s は識別子に使えません",
+    "[%s] is neither a section nor in remote_site_ids%s": "[%s] は節の名前でも remote_site_ids にある識別子でもありません%s",
+    "[Server] %s = %s: is not there or not readable": "[Server] %s = %s: ファイルがないか、読めません",
+    "[Server] certfile, keyfile, client_ca: %s": "[Server] certfile, keyfile, client_ca: %s",
+    "[Server] certfile = %s: expired on %s; renew it": "[Server] certfile = %s: %s に期限が切れています。更新してください",
+    "[Server] ipaddress = %s: %s": "[Server] ipaddress = %s: %s",
+    "cannot listen on %s port %d: %s": "%s のポート %d で待ち受けできません: %s",
+    "%s: belongs to another user; run as that user, or set [Server] state_dir":
+        "%s: 別のユーザーの所有です。そのユーザーで実行するか、[Server] state_dir を設定してください",
+    "%s: %s; set [Server] state_dir to a directory of yours": "%s: %s。[Server] state_dir に自分のディレクトリを設定してください",
+    "%s: another relay is running on this directory": "%s: このディレクトリでは別の中継プログラムが動作中です",
+    "%s: was written by a newer version of this program (schema %d)": "%s: このプログラムの新しい版が書いたものです (schema %d)",
+    "%s: this file system cannot hold it (NFS?); set [Server] state_dir to a local disk":
+        "%s: このファイルシステムには置けません (NFS?)。[Server] state_dir をローカルディスクにしてください",
+    "%s: %s": "%s: %s",
+    "the relay's disk is full; try again later": "中継側のディスクがいっぱいです。後でもう一度試してください",
+    # the operator's commands
+    "token issue USER: a user without blanks": "token issue USER: ユーザー名に空白は使えません",
+    "--roles: some of workflow,remote,operator": "--roles: workflow,remote,operator から選んでください",
+    "--sites: %s is not in [RemoteSites] remote_site_ids": "--sites: %s は [RemoteSites] remote_site_ids にありません",
+    "token for user %s, roles %s, sites %s, until %s; shown only now, keep it in a file of mode 0600:":
+        "トークン: ユーザー %s、役割 %s、識別子 %s、期限 %s。表示は今回だけです。モード 0600 のファイルに保存してください:",
+    "token %s is revoked; the relay knows within a second": "トークン %s を無効にしました。中継プログラムには 1 秒以内に伝わります",
+    "token revoke: there is no valid token %s (see token list)": "token revoke: 有効なトークン %s はありません (token list を参照)",
+    "%s: no such calculation (see list --all)": "%s: その計算はありません (list --all を参照)",
+    # the demonstration
+    "relay, external computer and workflow side on this machine, in %s": "中継・外部計算機・ワークフロー側をこの計算機で動かします (%s)",
+    "TLS with a throw-away certificate": "使い捨ての証明書による TLS",
+    "no openssl here: plain http on loopback, for this demonstration only": "openssl がないため、この実演に限りループバックの平文 http を使います",
+    "the external computer allows one command (%s) and holds one secret table (%s)":
+        "外部計算機は一つのコマンド (%s) だけを許可し、一つの秘密の表 (%s) を持っています",
+    "the workflow side sends %s and asks for life.json; the nine steps, as each side tells them:":
+        "ワークフロー側は %s を送り life.json を求めます。九つの手順を各側の言葉で示します:",
+    "result:           %s": "結果:             %s",
+    "workflow side:    %s (the result, and both logs)": "ワークフロー側:   %s (結果と二つのログ)",
+    "external computer: %s (working directory; the secret beside it)": "外部計算機:       %s (作業ディレクトリ。秘密の表はその外)",
+    "relay:            %s (state.sqlite3, and the spool)": "中継:             %s (state.sqlite3 とスプール)",
+    "the secret table was looked for in all %d files (%d bytes) of relay and workflow side: not there":
+        "中継とワークフロー側の全 %d ファイル (%d バイト) で秘密の表を探しました: ありません",
+    "demo: the %s did not start; its lines are above": "demo: %s が起動しませんでした。理由は上の行にあります",
+    "demo: no result came back; the lines above say why": "demo: 結果が戻りませんでした。理由は上の行にあります",
+    "demo: the secret left the external computer: %s": "demo: 秘密が外部計算機から漏れました: %s",
+    "demo: %s is not there; put the scripts of the suite into one directory": "demo: %s がありません。一式のスクリプトを同じディレクトリに置いてください",
+    "kept: %s": "残してあります: %s",
+    "all processes are ended, and %s is removed: nothing is left behind": "すべてのプロセスを終了し、%s を削除しました。何も残っていません",
 }
 
 INI = {
@@ -653,7 +732,7 @@ BRIEF = ("seq, accept_id, user, site, command, state, status, reason, version, i
 def own(c):
     """The calculation that the call names, if it exists for this caller; otherwise the same 404 as for an unknown id."""
     found = c.relay.store.read("SELECT %s FROM calculations WHERE accept_id = ?" % BRIEF, c.text("accept_id"))
-    if not found or found[0]["user"] != c.who.user and OPERATOR not in c.who.roles:
+    if not found or found[0]["user"] != c.who.user and OPERATOR not in c.who.roles or c.who.sites and found[0]["site"] not in c.who.sites:
         raise No(404, "There is no information for accept_id(%s)" % c.text("accept_id"))
     return found[0]
 
@@ -746,7 +825,7 @@ def add_calcinfo(c):
     site, command, parameters = info.get("remote-site"), info.get("command"), info.get("parameters", "")
     if not all(isinstance(text, str) for text in (site, command, parameters)) or not command:
         raise No(400, "calc-info needs command, remote-site and parameters as texts")
-    if site not in relay.conf["RemoteSites"]["remote_site_ids"]:
+    if site not in relay.conf["RemoteSites"]["remote_site_ids"] or c.who.sites and site not in c.who.sites:
         raise No(400, "Your site-id(%s) does not match in the list that acceptable to." % printable(site))
     rules = relay.rules(site)
     if command not in rules["commands"] + rules["command_lines"]:
@@ -923,12 +1002,22 @@ def send_results(c):
         if not move(c.relay, tx, STEP["send-results"], row, row["claim"], manifest=print256, results=0, results_open=0,
                     **{key: json.dumps(value, ensure_ascii=False) for key, value in told.items()}):
             raise No(409, "send-results is not possible now", why="state", state=WORDS[row["state"]])
+        tx.db.execute("UPDATE calculations SET bytes = bytes - (SELECT COALESCE(SUM(size), 0) FROM files WHERE calc = ? AND kind = 'result')"
+                      " WHERE seq = ?", (row["seq"], row["seq"]))
         tx.db.execute("DELETE FROM files WHERE calc = ? AND kind = 'result'", (row["seq"],))
         insert_page(tx, row["seq"], "result", 0, entries, more)
+        tx.after(set_aside)
 
-    c.relay.forget_uploads(row["seq"])
-    remove_tree(c.relay.store.spool(row["accept_id"], "result"))
+    folder = c.relay.store.spool(row["accept_id"], "result").rstrip(b"/")
+    old = folder + b"." + utf8(os.urandom(4).hex())
+
+    def set_aside():                                   # what came for the manifest before; not sooner, it may be all there is
+        c.relay.forget_uploads(row["seq"])
+        if os.path.isdir(folder):
+            os.rename(folder, old)
+
     c.relay.store.write(work, "send-results")
+    remove_tree(old)
     return {"message": "getting"}
 
 
@@ -1015,6 +1104,8 @@ def calc_progress(c):
 def cancel_wait_calc(c):
     """Ends a calculation that nobody has claimed yet."""
     row = own(c)
+    if row["state"] == GOT and not row["reason"].startswith("cancelled: "):
+        raise No(409, "it has ended", why="state", state=WORDS[GOT])
     make_step(c, "cancel-wait-calc", row, status="abnormal", reason="cancelled: " + printable(c.text("reason", ""))[:200], got=time.time())
     return {"message": "cancelled"}
 
@@ -1025,9 +1116,9 @@ def heartbeat(c):
     for accept_id, entry in c.need("calcs", dict).items():
         claim = entry.get("claim") if isinstance(entry, dict) else None
         found = c.relay.store.read("SELECT %s FROM calculations WHERE accept_id = ? AND user = ?" % BRIEF, accept_id, c.who.user)
-        if not found:
+        if not found or c.who.sites and found[0]["site"] not in c.who.sites:
             unknown.append(accept_id)
-        elif found[0]["claim"] != claim or found[0]["state"] in (GOT, FINISHED):
+        elif not claim or found[0]["claim"] != claim or found[0]["state"] in (GOT, FINISHED):
             gone.append(accept_id)
         else:
             c.relay.renew(found[0])
@@ -2149,7 +2240,7 @@ class Relay:
                 continue
             row, quiet = found[0], found[0]["silent"] + now - since
             if quiet > self.conf["times"]["lost_after"]:
-                self.store.write(lambda tx: move(self, tx, STEP["lost"], row, status="abnormal", reason="lost: out of contact", got=time.time()), "lost")
+                self.store.write(lambda tx: move(self, tx, STEP["lost"], row, status="abnormal", reason="lost: out of contact", claim=None, got=time.time()), "lost")
             else:
                 self.silent[accept_id] = now
                 self.store.write(lambda tx: tx.db.execute("UPDATE calculations SET silent = ? WHERE seq = ?", (quiet, row["seq"])), "silent")
@@ -2468,9 +2559,202 @@ def show(options):
     return 0
 
 
+# ---- the demonstration: everything real, in one directory, on loopback
+
+DEMO_SECRET = """{"comment": "in-house S-N curve, not to leave this computer",
+ "cycles_and_amplitude_MPa": [[1e4, 612.5], [1e5, 487.3], [1e6, 391.8], [1e7, 341.6]]}
+"""
+DEMO_COMMAND = '''#!/usr/bin/env python3
+"""Fatigue life (linear damage sum, Goodman's mean stress correction) from the inputs that came and a table that stays here."""
+import csv
+import json
+import math
+import os
+
+here = os.path.dirname(os.path.abspath(__file__))
+with open(os.path.join(here, "secret_sn_curve.json")) as table:
+    curve = json.load(table)["cycles_and_amplitude_MPa"]
+with open("steel.json") as text:
+    strength = json.load(text)["tensile_strength_MPa"]
+
+
+def cycles(amplitude):
+    """Cycles to failure at an amplitude in MPa: log-log between the points of the table; below the last one, for ever."""
+    if amplitude <= curve[-1][1]:
+        return math.inf
+    for (n1, s1), (n2, s2) in zip(curve, curve[1:]):
+        if amplitude >= s2:
+            break
+    return 10 ** (math.log10(n1) + math.log10(amplitude / s1) * math.log10(n2 / n1) / math.log10(s2 / s1))
+
+
+damage = 0.0
+with open("loads.csv", newline="") as text:
+    for row in csv.DictReader(text):
+        amplitude = float(row["amplitude_MPa"]) / (1 - float(row["mean_MPa"]) / strength)
+        share = float(row["cycles"]) / cycles(amplitude)
+        print("amplitude %s MPa, mean %s MPa: damage %.3g" % (row["amplitude_MPa"], row["mean_MPa"], share))
+        damage += share
+with open("life.json", "w") as out:
+    json.dump({"damage_per_spectrum": round(damage, 6), "life_in_spectra": round(1 / damage, 1)}, out)
+'''
+DEMO_INPUTS = {
+    "steel.json": '{"yield_strength_MPa": 785, "tensile_strength_MPa": 930, "reduction_of_area_percent": 58}\n',
+    "loads.csv": "amplitude_MPa,mean_MPa,cycles\n280,150,20000\n340,120,1500\n420,80,90\n"}
+
+
+class DemoPart:
+    """One of the three programs of the demonstration: its lines are shown, with who says them, as they come."""
+
+    def __init__(self, name, words, folder):
+        import subprocess
+        self.name, self.lines = name, []
+        self.process = subprocess.Popen([sys.executable, "-I"] + words, cwd=folder, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        self.thread = threading.Thread(target=self.show, daemon=True)
+        self.thread.start()
+
+    def show(self):
+        """Passes the lines on; a log line without its time, level and accept_id."""
+        for line in self.process.stdout:
+            line = line.decode("utf-8", "replace").rstrip()
+            self.lines.append(line)
+            found = re.match(r"(?:\S*T\S+|<\d>) (?:DEBUG|INFO|WARN|ERROR) (\S+) (.*)\Z", line)
+            text = found.group(2) if found else line
+            print("%-9s| %s%s" % (self.name, "    " if not re.match(r"\d ", text) else "", printable(text)[:150]), flush=True)
+
+    def heard(self, pattern, seconds=20):
+        """Waits for a line; what it matched. 69 if it does not come."""
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            for line in list(self.lines):
+                found = re.search(pattern, line)
+                if found:
+                    return found
+            if self.process.poll() is not None and not self.thread.is_alive():
+                break
+            time.sleep(0.02)
+        raise Stop(EX_UNAVAILABLE, _("demo: the %s did not start; its lines are above") % self.name)
+
+    def end(self):
+        """SIGTERM, and waits."""
+        if self.process.poll() is None:
+            self.process.terminate()
+        self.process.wait(15)
+        self.thread.join(5)
+
+
+def write_file(folder, name, text, mode=0o600):
+    """A file of the demonstration; its path."""
+    path = os.path.join(folder, name)
+    with open(os.open(utf8(path), os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "w", encoding="utf-8") as out:
+        out.write(text)
+    return path
+
+
+def demo_certificate(folder):
+    """A throw-away certificate for 127.0.0.1 by openssl: (certfile, keyfile), or two empty texts without openssl."""
+    import subprocess
+    cert, key = os.path.join(folder, "cert.pem"), os.path.join(folder, "key.pem")
+    conf = write_file(folder, "openssl.cnf", "[req]\ndistinguished_name=dn\nx509_extensions=ext\nprompt=no\n[dn]\nCN=demo relay\n"
+                      "[ext]\nsubjectAltName=IP:127.0.0.1\nbasicConstraints=CA:TRUE\n")
+    try:
+        subprocess.run(["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", key, "-out", cert, "-days", "2", "-config", conf],
+                       check=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    except (OSError, subprocess.CalledProcessError):
+        return "", ""
+    return cert, key
+
+
+def demo_search(folders, words):
+    """Looks for each of words (bytes) in every file below the folders: (files, bytes read, files with one of them)."""
+    count, total, found = 0, 0, []
+    for folder in folders:
+        for above, names, files in os.walk(utf8(folder)):
+            for name in files:
+                path = os.path.join(above, name)
+                if os.path.isfile(path):
+                    with open(path, "rb") as text:
+                        data = text.read()
+                    count, total = count + 1, total + len(data)
+                    found += [path for word in words if word in data]
+    return count, total, found
+
+
 def demo(options):
-    """To come."""
-    raise Stop(EX_BUG, "demo")
+    """A whole calculation on this machine. 66 if the other two scripts are not beside this one."""
+    import shutil
+    import tempfile
+    here = os.path.dirname(os.path.abspath(__file__))
+    scripts = [os.path.join(here, name) for name in ("mi_dicomapi.py", "mi_system_remote.py", "mi_system_wf.py")]
+    for path in scripts[1:]:
+        if not os.path.exists(utf8(path)):
+            raise Stop(EX_NOINPUT, _("demo: %s is not there; put the scripts of the suite into one directory") % path)
+    os.umask(0o077)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    folder, parts = tempfile.mkdtemp(prefix="mi_demo."), []
+    try:
+        code = demo_in(folder, scripts, parts)
+    finally:
+        for part in reversed(parts):
+            part.end()
+        if not options.keep:
+            shutil.rmtree(folder, ignore_errors=True)
+    print()
+    print(_("kept: %s") % folder if options.keep else _("all processes are ended, and %s is removed: nothing is left behind") % folder)
+    return code
+
+
+def demo_in(folder, scripts, parts):
+    """The demonstration in its directory; the exit code."""
+    relay, external, workflow = [os.path.join(folder, name) for name in ("relay", "external", "workflow")]
+    for path in (relay, external, workflow):
+        os.mkdir(path)
+    print(_("relay, external computer and workflow side on this machine, in %s") % folder)
+    cert, key = demo_certificate(relay)
+    print(_("TLS with a throw-away certificate") if cert else _("no openssl here: plain http on loopback, for this demonstration only"))
+    ini = write_file(relay, "relay.ini", "[Server]\nportnumber = 0\nstate_dir = %s\ncertfile = %s\nkeyfile = %s\n[RemoteSites]\n"
+                     "remote_site_ids = u-demo\n[u-demo]\ncommands = fatigue_life\n" % (os.path.join(relay, "state"), cert, key))
+    parts.append(DemoPart("relay", [scripts[0], "serve", "--ini", ini], relay))
+    url = parts[0].heard(r"listening url=(\S+)").group(1)
+    tokens = {}
+    for who, roles in (("workflow", WORKFLOW), ("external", REMOTE)):
+        import subprocess
+        done = subprocess.run([sys.executable, "-I", scripts[0], "token", "issue", "researcher", "--roles", roles, "--ini", ini],
+                              stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        tokens[who] = write_file(os.path.join(folder, who), "token", done.stdout.decode())
+    secret = write_file(external, "secret_sn_curve.json", DEMO_SECRET)
+    command = write_file(external, "fatigue_life.py", DEMO_COMMAND)
+    allowed = "[poller]\nsite = u-demo\nurl = %s\ntoken_file = %s\nca_file = %s\ncalc_base = %s\n[command fatigue_life]\nmatch = fatigue_life\nargv = %s\n    %s\n"
+    base = os.path.join(external, "calculations")
+    poller_ini = write_file(external, "poller.ini", allowed % (url, tokens["external"], cert, base, sys.executable, command))
+    print(_("the external computer allows one command (%s) and holds one secret table (%s)") % (command, secret))
+    parts.append(DemoPart("poller", [scripts[1], "poll", "--ini", poller_ini], external))
+    inputs = [write_file(workflow, name, text) for name, text in DEMO_INPUTS.items()]
+    words = ["run", "u-demo", "fatigue_life", "-v", "--url", url, "--token-file", tokens["workflow"], "--out", "life.json"]
+    for path in inputs:
+        words += ["--in", os.path.basename(path)]
+    print(_("the workflow side sends %s and asks for life.json; the nine steps, as each side tells them:") % " ".join(DEMO_INPUTS), flush=True)
+    parts.append(DemoPart("workflow", [scripts[2]] + words + (["--ca-file", cert] if cert else []), workflow))
+    code = parts[-1].process.wait(120)
+    parts[-1].thread.join(5)
+    accept_id = parts[0].heard(r"INFO (\S+) 1 add-calcinfo").group(1)
+    try:
+        parts[0].heard(r"INFO \S+ 9 finish", 5)
+        with open(os.path.join(workflow, "life.json")) as text:
+            result = json.load(text)
+    except (Stop, OSError, ValueError):
+        raise Stop(code or EX_DATA, _("demo: no result came back; the lines above say why"))
+    print()
+    print(_("result:           %s") % json.dumps(result))
+    print(_("workflow side:    %s (the result, and both logs)") % workflow)
+    print(_("external computer: %s (working directory; the secret beside it)") % os.path.join(base, accept_id))
+    print(_("relay:            %s (state.sqlite3, and the spool)") % os.path.join(relay, "state"))
+    words = [word.encode() for word in re.findall(r"\d+\.\d+", DEMO_SECRET)] + [b"secret_sn_curve"]
+    count, total, found = demo_search([relay, workflow], words)
+    if found:
+        raise Stop(EX_BUG, _("demo: the secret left the external computer: %s") % found[0].decode("utf-8", "replace"))
+    print(_("the secret table was looked for in all %d files (%d bytes) of relay and workflow side: not there") % (count, total))
+    return code
 
 
 def parse(words):

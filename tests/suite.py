@@ -25,6 +25,19 @@ def script(name):
     return os.path.join(ROOT, name)
 
 
+def module(name):
+    """One of the scripts as a module, read from its path; nothing is written beside it."""
+    import importlib.util
+    before, sys.dont_write_bytecode = sys.dont_write_bytecode, True
+    try:
+        spec = importlib.util.spec_from_file_location(name.replace(".py", ""), script(name))
+        found = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(found)
+    finally:
+        sys.dont_write_bytecode = before
+    return found
+
+
 def clean_env(**more):
     """The environment of a cron job: nothing but PATH and LANG=C (the worst case), and more."""
     found = {"PATH": os.environ["PATH"], "LANG": "C", "HOME": more.pop("HOME", "/nonexistent")}
@@ -182,6 +195,30 @@ class World:
     def reach(self):
         """The options that tell a workflow side where the relay is and who asks."""
         return ["--url", self.url, "--token-file", self.token_file()] + (["--ca-file", self.cert] if self.tls else [])
+
+    def rows(self, sql, *values):
+        """Rows of the relay's database (dicts), read beside the running relay."""
+        import sqlite3
+        db = sqlite3.connect(os.path.join(self.state, "state.sqlite3"), timeout=10)
+        try:
+            db.row_factory = sqlite3.Row
+            return [dict(row) for row in db.execute(sql, values)]
+        finally:
+            db.close()
+
+    def state_of(self, accept_id):
+        """The state column of a calculation; None if it is not there."""
+        found = self.rows("SELECT state FROM calculations WHERE accept_id = ?", accept_id)
+        return found[0]["state"] if found else None
+
+    def picture(self, accept_id, without=()):
+        """All that the relay holds of a calculation: its row, its files' rows, its spool with sizes."""
+        row, = self.rows("SELECT * FROM calculations WHERE accept_id = ?", accept_id)
+        files = self.rows("SELECT * FROM files WHERE calc = ? ORDER BY kind, n", row["seq"])
+        top, spool = os.path.join(self.state, "spool", accept_id[:2], accept_id), []
+        for folder, names, found in os.walk(top):
+            spool += [(os.path.relpath(os.path.join(folder, name), top), os.path.getsize(os.path.join(folder, name))) for name in found]
+        return {key: value for key, value in row.items() if key not in without}, files, sorted(spool)
 
     def client(self, token=None):
         """A bare client of the wire."""

@@ -1,0 +1,2194 @@
+#!/usr/bin/env python3
+"""mi_system_remote.py: the poller ("C"). Runs on the external computer, beside what must stay there.
+
+Asks the workflow system's relay for work (outbound https only), runs the one command that was agreed, and sends back the agreed results.
+Started by the external computer's admin: from systemd (with KillMode=process), from cron (--once) or at a terminal.
+
+  mi_system_remote.py poll [--once] [--jobs N] [--ini FILE]
+  mi_system_remote.py SITE BASE_URL TOKEN|login [debug] [no_auth[:CAFILE]] [port:N] [retry:COUNT,INTERVAL] [calc_base:DIR]
+  mi_system_remote.py list                    what is, or was, on this host: id, state, command, age
+  mi_system_remote.py show ID                 one calculation: its order, its journal, where its files are
+
+What it does, in the nine steps of the suite (1 and 2 are the workflow side's, 9 too):
+  3 asks for a calculation  4 fetches the inputs  5 starts the command  6 tells its end  7 sends the results  8 says that all were sent
+What it runs:    only what a [command NAME] section of the ini names, as an argument vector, never through a shell that sees words from
+                 the relay. Arguments from the relay only where argument.N allows them. No section: it does not start.
+What it sends:   results that were declared and that [outbound] lets out, the command's stdout and stderr under the same rules, exit code
+                 and times; of this host: the free bytes of calc_base and a random name. Denied files found by a pattern: their number only.
+Command's world: the working directory CALC_DIR, MI_RUN=ACCEPT_ID.N, env.VAR of its section, and of the poller's environment
+                 PATH HOME USER LOGNAME LANG LC_* TZ TMPDIR; nothing else, no token. It runs as the poller's own user,
+                 so it could read what that user can read, the token file included.
+Nothing is lost: everything is on disk before it is told. The command outlives the poller: stop it, kill it, update it at any time;
+                 the next start picks up what runs and delivers what ended. No command is ever started twice.
+
+The token comes from token_file (mode 0600), $CREDENTIALS_DIRECTORY/mi_distcomp_token, $MI_DISTCOMP_TOKEN or a prompt. On the command line it
+can be read by others for a moment: it is warned of and moved out of sight.
+
+Exit codes: 0 done, or stopped by SIGTERM; 64 usage; 69 relay unavailable; 70 a bug; 74 input/output; 75 another poller holds calc_base;
+76 the relay speaks another protocol; 77 refused (token, site); 78 configuration; 130 after Ctrl+C.
+"""
+import collections
+import errno
+import http.client
+import io
+import json
+import os
+import re
+import select
+import shutil
+import signal
+import socket
+import ssl
+import stat
+import subprocess
+import sys
+import threading
+import time
+
+PROGRAM, VERSION = "mi_system_remote", "1.0"
+POLL_WAIT = 50                 # seconds that a calc-request or heartbeat may wait at the relay (proxies cut at 60)
+PAGE = 2000                    # entries of a manifest in one call
+MAX_INPUTS = 200000            # files: a relay that sends more is refused
+STABLE_TRIES = 3               # times that results which change while they are sent are read anew; then they stay here
+DISK_PAUSE = 30                # seconds until a full disk is tried again
+PASS_ON = re.compile(r"(PATH|HOME|USER|LOGNAME|LANG|LC_[A-Z]+|TZ|TMPDIR)\Z")      # the poller's variables that the command gets
+
+# ==== shared: say ====
+# How every script of the suite speaks: one line per failure, one line per step, nothing from the wire unescaped.
+EX_USAGE, EX_DATA, EX_NOINPUT, EX_UNAVAILABLE, EX_BUG, EX_IOERR = 64, 65, 66, 69, 70, 74
+EX_TEMPFAIL, EX_PROTOCOL, EX_REFUSED, EX_CONFIG, EX_INTERRUPT = 75, 76, 77, 78, 130
+LEVELS = ("debug", "info", "warn", "error")
+SAY = {"lang": "en", "level": 1, "log": None, "debug": False, "lock": threading.Lock()}
+ODD = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]")
+
+
+class Stop(Exception):
+    """Ends the program: an exit code of the table and one line (who, where, what, what to do)."""
+
+    def __init__(self, code, text):
+        Exception.__init__(self, text)
+        self.code = code
+
+
+def _(text):
+    """text in the reader's language, from this file's table JA."""
+    return JA.get(text, text) if SAY["lang"] == "ja" else text
+
+
+def choose_language(lang="auto"):
+    """lang: en, ja, or auto (the locale's)."""
+    if lang == "auto":
+        lang = os.environ.get("LC_ALL") or os.environ.get("LC_MESSAGES") or os.environ.get("LANG") or ""
+    SAY["lang"] = "ja" if lang[:2] == "ja" else "en"
+
+
+def printable(text):
+    """text with control, direction and surrogate characters made visible: it can neither steer a terminal nor start a log line."""
+    return ODD.sub(lambda m: ("\\x%02x" if m.group() < "\xff" else "\\u%04x") % ord(m.group()), str(text))
+
+
+def log(level, accept_id, step, **values):
+    """One line: time LEVEL ACCEPT_ID step key=value ...; values are escaped, and quoted as JSON when they hold blanks."""
+    if LEVELS.index(level) < SAY["level"]:
+        return
+    words = []
+    for key, value in values.items():
+        value = printable(value)
+        words.append("%s=%s" % (key, json.dumps(value, ensure_ascii=False) if re.search(r'[\s"]|^$', value) else value))
+    if "JOURNAL_STREAM" in os.environ and SAY["log"] is None:
+        stamp = "<%d>" % {"debug": 7, "info": 6, "warn": 4, "error": 3}[level]
+    else:
+        now = time.time()
+        zone = time.strftime("%z", time.localtime(now))
+        stamp = "%s.%03d%s:%s" % (time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(now)), now % 1 * 1000, zone[:3], zone[3:])
+    line = " ".join([stamp, level.upper(), accept_id or "-", step] + words) + "\n"
+    with SAY["lock"]:
+        try:
+            out = SAY["log"] or sys.stderr
+            out.write(line)
+            out.flush()
+        except (OSError, ValueError):
+            pass                                       # a log that cannot be written must not stop the work
+
+
+def utf8(text):
+    """text (a name, a path) as bytes for the file system: Python 3.6 under LANG=C knows ASCII only."""
+    return text.encode("utf-8", "surrogateescape")
+
+
+def arguments(argv=None):
+    """The command line as text, also under LANG=C on Python 3.6. 64 if a word is not UTF-8."""
+    try:
+        return [os.fsencode(word).decode("utf-8") for word in (sys.argv[1:] if argv is None else argv)]
+    except UnicodeDecodeError:
+        raise Stop(EX_USAGE, _("an argument is not UTF-8"))
+
+
+def utf8_stdio():
+    """stdout and stderr in UTF-8 whatever the locale says; a character that cannot be shown never raises."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is not None and hasattr(stream, "detach"):
+            setattr(sys, name, io.TextIOWrapper(stream.detach(), "utf-8", "backslashreplace", line_buffering=True))
+
+
+def run_as_program(main):
+    """Runs main() and exits with its code; a failure is one line on stderr and a code, never a traceback (unless asked: MI_DEBUG=1)."""
+    try:
+        utf8_stdio()
+        choose_language()
+        code = main() or 0
+        sys.stdout.flush()
+    except Stop as stop:
+        code, text = stop.code, str(stop)
+    except KeyboardInterrupt:
+        code, text = EX_INTERRUPT, _("interrupted")
+    except BrokenPipeError:
+        code, text = EX_IOERR, ""
+    except OSError as error:
+        code, text = EX_IOERR, "%s%s" % (error.strerror or error, ": %s" % error.filename if error.filename else "")
+    except Exception as error:                         # a bug of ours; say where, so that it can be reported
+        if SAY["debug"] or os.environ.get("MI_DEBUG"):
+            raise
+        place = sys.exc_info()[2]
+        while place.tb_next:
+            place = place.tb_next
+        code, text = EX_BUG, _("a bug (%s in line %d: %s); please report this line, MI_DEBUG=1 shows more") % (
+            type(error).__name__, place.tb_lineno, error)
+    else:
+        text = ""
+    try:
+        if text:
+            sys.stderr.write("%s: %s\n" % (PROGRAM, printable(text)))
+        sys.stderr.flush()
+        sys.stdout.flush()
+    except (OSError, ValueError):
+        pass
+    os._exit(code)                                     # no thread of ours has anything left to say
+# ==== end shared ====
+# ==== shared: ini ====
+# One strict ini for the suite. A table says which keys a section has: {section: {key: (kind, default)}}.
+SUITE = ("Server", "limits", "times", "RemoteSites", "workflow", "poller", "outbound", "ssh", "ssh guard")
+
+
+def seconds(text):
+    """'90', '90s', '1.5m', '2h', '30d' -> seconds (float)."""
+    found = re.match(r"(\d+(?:\.\d+)?)\s*([smhd]?)\Z", text)
+    if not found:
+        raise ValueError(_("is not a time (like 90s, 5m, 2h, 30d)"))
+    return float(found.group(1)) * {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}[found.group(2)]
+
+
+def size(text):
+    """'1024', '16M', '2G' -> bytes (int; K = 1024)."""
+    found = re.match(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?\Z", text, re.I)
+    if not found:
+        raise ValueError(_("is not a size (like 64K, 16M, 2G)"))
+    return int(float(found.group(1)) * 1024 ** " KMGT".index(found.group(2).upper() or " "))
+
+
+def share(text):
+    """'5%' -> 0.05 (float, a share of the disk); '2G' -> bytes (int)."""
+    return float(text[:-1]) / 100 if text.endswith("%") else size(text)
+
+
+def flag(text):
+    """yes/no, true/false, on/off, 1/0 -> bool."""
+    if text.lower() in ("yes", "true", "on", "1"):
+        return True
+    if text.lower() in ("no", "false", "off", "0"):
+        return False
+    raise ValueError(_("is not yes or no"))
+
+
+def lines(text):
+    """One value a line; blank lines dropped."""
+    return [line.strip() for line in text.splitlines() if line.strip()]
+
+
+def one_of(*choices):
+    """A kind of which only these words are values."""
+    def kind(text):
+        if text not in choices:
+            raise ValueError(_("is not one of: %s") % " ".join(choices))
+        return text
+    return kind
+
+
+def find_ini(given, beside):
+    """The ini's path: given, or the first of ./, beside the script, ~/.config/, /etc/ that exists, or None. 78 if the given one is not there."""
+    if given:
+        if not os.path.exists(utf8(given)):
+            raise Stop(EX_CONFIG, _("%s: no such file (--ini)") % given)
+        return given
+    name = "mi_distributed_computing_assist.ini"
+    for folder in (".", os.path.dirname(os.path.abspath(beside)), os.path.expanduser("~/.config"), "/etc"):
+        if os.path.exists(os.path.join(folder, name)):
+            return os.path.join(folder, name)
+    return None
+
+
+def nearest(word, known):
+    """' (did you mean X?)' or ''."""
+    import difflib
+    close = difflib.get_close_matches(word, known, 1, 0.6)
+    return _(" (did you mean %s?)") % close[0] if close else ""
+
+
+def read_ini(path, table, guarded=False):
+    """The ini as {section: {key: typed value}}: every section of table with its defaults, and of 'command *' and '*' (any other) those that are there.
+
+    guarded: what the file allows is run on this host, so it must belong to this user or root and not be writable by everybody.
+    78 with file, section, key and what to do, for anything that is not as it should be.
+    """
+    import configparser
+    parser = configparser.RawConfigParser(default_section="\0", strict=True)
+    parser.optionxform = lambda key: key if key.lower().startswith("env.") else key.lower()
+    if path:
+        try:
+            with open(utf8(path), encoding="utf-8-sig") as text:
+                info = os.fstat(text.fileno())
+                if guarded and (info.st_uid not in (0, os.geteuid()) or info.st_mode & 0o002):
+                    raise Stop(EX_CONFIG, _("%s: must belong to you or root and not be writable by everybody (chown, chmod o-w)") % path)
+                parser.read_file(text, path)
+        except OSError as error:
+            raise Stop(EX_CONFIG, "%s: %s" % (path, error.strerror))
+        except (configparser.Error, UnicodeDecodeError) as error:
+            raise Stop(EX_CONFIG, "%s: %s" % (path, " ".join(str(error).split())))
+    result = {name: {key: default for key, (kind, default) in keys.items() if "*" not in key}
+              for name, keys in table.items() if "*" not in name}
+    for section in parser.sections():
+        shape = section if section in table else "command *" if section.startswith("command ") else "*"
+        if shape not in table:
+            if shape == "*" and section not in SUITE and nearest(section, SUITE + ("command",)):
+                raise Stop(EX_CONFIG, _("%s: [%s] is not a section%s") % (path, section, nearest(section, SUITE + ("command",))))
+            continue                                   # another script's, or a site's
+        if shape == "*" and section in SUITE:
+            continue
+        keys = table[shape]
+        values = result[section] = {key: default for key, (kind, default) in keys.items() if "*" not in key}
+        for key, text in parser.items(section):
+            name = key if key in keys else re.sub(r"\.[^.]+\Z", ".*", key)
+            if name not in keys:
+                raise Stop(EX_CONFIG, _("%s: [%s] %s is not a key%s") % (path, section, key, nearest(key, list(keys))))
+            try:
+                values[key] = keys[name][0](text.strip())
+            except (ValueError, re.error) as error:
+                raise Stop(EX_CONFIG, "%s: [%s] %s = %s: %s" % (path, section, key, text.strip(), error))
+    return result
+# ==== end shared ====
+# ==== shared: names ====
+# File names of a calculation. Checked by every receiver: whoever sends them may be hostile.
+LOG_NAMES = ("計算標準出力.txt", "計算標準エラー出力.txt")        # stdout and stderr of the command, always among the results
+
+
+def parts_of(name):
+    """name's parts in NFC: the order of a manifest, and what makes two names equal."""
+    if not name.isascii() if hasattr(name, "isascii") else any(c > "\x7f" for c in name):
+        import unicodedata
+        name = unicodedata.normalize("NFC", name)
+    return tuple(name.split("/"))
+
+
+def check_name(name):
+    """name, if it is a relative path of plain parts; otherwise ValueError with the reason."""
+    if not isinstance(name, str) or not name:
+        raise ValueError(_("an empty name"))
+    try:
+        length = len(name.encode("utf-8"))
+    except UnicodeEncodeError:
+        raise ValueError(_("a name that is not UTF-8"))
+    if length > 1000 or any(len(part.encode("utf-8")) > 255 for part in name.split("/")):
+        raise ValueError(_("a name that is too long: %s...") % printable(name[:60]))
+    if ODD.search(name) or "\\" in name:
+        raise ValueError(_("a name with a control character or a backslash: %s") % printable(name))
+    if any(part in ("", ".", "..") for part in name.split("/")):
+        raise ValueError(_("a name that is absolute or has an empty, . or .. part: %s") % name)
+    return name
+
+
+def check_order(names, before=None, reserved=()):
+    """Checks a manifest's names: each one plain, ascending by parts_of (so that equal names, and a name that is another's directory,
+    stand side by side), none equal to or below a reserved one. before: the last name of the page before. ValueError; returns the last name."""
+    last = parts_of(before) if before is not None else None
+    for name in names:
+        now = parts_of(check_name(name))
+        if last is not None and (now[:len(last)] == last or now <= last):
+            raise ValueError(_("two names that are equal, one in the other, or out of order: %s") % name)
+        if any(now[:1] == parts_of(word) for word in reserved):
+            raise ValueError(_("a name that is kept for the log: %s") % name)
+        last, before = now, name
+    return before
+
+
+def pattern(text):
+    """A result pattern as a compiled expression: * and ? within a part, ** across parts, a trailing / the whole directory. ValueError."""
+    check_name(text.rstrip("/") if text.endswith("/") and text != "/" else text)
+    out = ""
+    for piece in re.findall(r"\*\*/|\*\*|\*|\?|[^*?]+", text + ("**" if text.endswith("/") else "")):
+        out += {"**/": "(?:[^/]+/)*", "**": ".+", "*": "[^/]*", "?": "[^/]"}.get(piece) or re.escape(piece)
+    return re.compile(out + r"\Z", re.S)
+
+
+def declared(names, patterns):
+    """A function name -> bool: is this result one that was asked for (or a log)?"""
+    wanted = {parts_of(name) for name in tuple(names) + LOG_NAMES}
+    found = [pattern(text) for text in patterns]
+    return lambda name: parts_of(name) in wanted or any(one.match("/".join(parts_of(name))) for one in found)
+# ==== end shared ====
+# ==== shared: wire ====
+# The relay's client: one keep-alive connection, JSON calls, files in pieces and packs. Redirects are never followed.
+BASE = "/mi-distcomp-api/"
+MAX_ANSWER = 16 << 20          # bytes of a JSON answer that are read; manifests come in pages far below
+PIECE_MIN, PACK_FILE, CHUNK = 64 << 10, 1 << 20, 256 << 10      # bytes: smallest piece, largest file in a pack, one read or write
+AGAIN = (408, 425, 429, 500, 502, 503, 504, 507)                # answers that mean: later
+
+
+class Refused(Exception):
+    """The relay's considered no: code (int, or the fielded "0300", "400", "0005"), text, and the answer's other fields in more."""
+
+    def __init__(self, code, text, more=None):
+        Exception.__init__(self, printable(text))
+        self.code, self.more = code, more or {}
+
+
+class Away(Exception):
+    """No answer of the relay: kind is dns, connect, certificate, proxy, between (something in the way answered) or network."""
+
+    def __init__(self, kind, text):
+        Exception.__init__(self, printable(text))
+        self.kind = kind
+
+
+def address(url, port=None):
+    """(https?, host, port, path before BASE) of a relay's URL. http://HOST means https on 50443, as the manual prints it;
+    plain http is for http://LOOPBACK:PORT only. 64 for anything that is no URL."""
+    from urllib.parse import urlsplit
+    try:
+        found = urlsplit(url if "//" in url else "https://" + url)
+        host, given = found.hostname, port or found.port
+    except ValueError:
+        host = None
+    if not host or found.scheme not in ("http", "https") or found.username is not None or ODD.search(url) or " " in url:
+        raise Stop(EX_USAGE, _("%s: not a URL of a relay (like https://HOST:50443)") % printable(url))
+    plain = found.scheme == "http" and given and (host in ("localhost", "::1") or host.startswith("127."))
+    return not plain, host, given or 50443, found.path.rstrip("/")
+
+
+class Backoff:
+    """Seconds to wait before asking again: doubling from 1 to most, half of it at random, so that many clients spread."""
+
+    def __init__(self, most=600):
+        self.most, self.now = most, 1.0
+
+    def next(self):
+        """The next pause in seconds."""
+        wait, self.now = self.now, min(self.most, self.now * 2)
+        return wait * (0.5 + int.from_bytes(os.urandom(2), "big") / 131072)
+
+
+class Relay:
+    """A relay as one client sees it; not for two threads at once.
+
+    token: function that returns the token (it may be renewed in mid-run). pause: called with seconds instead of time.sleep.
+    notice: called with a line when the relay is away, and with None when it answers again.
+    keep_on: a token that is refused is waited out as the network is (a calculation outlives its token).
+    """
+
+    def __init__(self, url, token, ca_file="", verify=True, proxy="", client_cert="", client_key="", port=None):
+        self.tls, self.host, self.port, self.prefix = address(url, port)
+        self.token, self.ca_file, self.verify, self.proxy = token, ca_file, verify, proxy
+        self.client_cert, self.client_key = client_cert, client_key
+        self.pause, self.notice, self.keep_on = time.sleep, lambda line: None, False
+        self.connection = self.context = None
+        self.piece = self.most = 16 << 20
+        self.url = "%s://%s:%d%s" % ("https" if self.tls else "http", "[%s]" % self.host if ":" in self.host else self.host, self.port, self.prefix)
+
+    def tls_context(self):
+        """TLS 1.2 or newer; the system's CAs and ca_file; a client certificate where one is set. 78 if a file is unusable."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.options |= ssl.OP_NO_SSLv3 | ssl.OP_NO_TLSv1 | ssl.OP_NO_TLSv1_1
+        try:
+            at = self.ca_file
+            if at:
+                context.load_verify_locations(utf8(at))
+            if not self.verify:
+                context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+            else:
+                context.load_default_certs()
+            at = self.client_cert
+            if at:
+                context.load_cert_chain(utf8(at), utf8(self.client_key or at), "")
+        except OSError as error:                       # ssl.SSLError is one
+            raise Stop(EX_CONFIG, _("%s: unusable certificate file: %s") % (at, error.strerror or error))
+        return context
+
+    def proxy_for(self):
+        """(host, port, headers) of the proxy for this relay, or None: proxy, or https_proxy and no_proxy of the environment."""
+        url = self.proxy
+        if not url and any(os.environ.get(name) for name in ("https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY")):
+            import urllib.request
+            found = urllib.request.getproxies_environment()
+            url = "" if urllib.request.proxy_bypass_environment(self.host) else found.get("https") or found.get("all") or ""
+        if not url or not self.tls:
+            return None
+        import base64
+        from urllib.parse import urlsplit, unquote
+        part = urlsplit(url if "//" in url else "http://" + url)
+        if part.scheme != "http" or not part.hostname:
+            raise Stop(EX_CONFIG, _("the proxy must be given as http://[USER:PASSWORD@]HOST:PORT"))
+        word = "%s:%s" % (unquote(part.username or ""), unquote(part.password or ""))
+        headers = {"Proxy-Authorization": "Basic " + base64.b64encode(word.encode()).decode()} if part.username else {}
+        return part.hostname, part.port or 8080, headers
+
+    def connect(self, timeout):
+        """Opens the connection. Away, with the kind of what is wrong."""
+        via = self.proxy_for()
+        host, port = via[:2] if via else (self.host, self.port)
+        if self.tls:
+            self.context = self.context or self.tls_context()
+            made = http.client.HTTPSConnection(host, port, timeout=timeout, context=self.context)
+            if via:
+                made.set_tunnel(self.host, self.port, via[2])
+        else:
+            made = http.client.HTTPConnection(host, port, timeout=timeout)
+        where = self.url + (_(" through the proxy %s:%d") % via[:2] if via else "")
+        try:
+            made.connect()
+        except ssl.SSLError as error:
+            reason = getattr(error, "verify_message", "") or getattr(error, "reason", "") or str(error)
+            kind = "certificate" if "CERTIFICATE" in str(error).upper() else "network"
+            raise Away(kind, _("%s: TLS failed: %s") % (where, reason))
+        except ssl.CertificateError as error:          # Python 3.6: a name that does not match
+            raise Away("certificate", _("%s: TLS failed: %s") % (where, error))
+        except socket.gaierror:
+            raise Away("dns", _("%s: the name %s is not known") % (where, host))
+        except (OSError, http.client.HTTPException) as error:
+            raise Away("proxy" if "unnel" in str(error) else "connect", "%s: %s" % (where, getattr(error, "strerror", None) or error))
+        self.connection = made
+
+    def close(self):
+        """Drops the connection; the next call opens a new one."""
+        if self.connection is not None:
+            self.connection.close()
+            self.connection = None
+
+    def exchange(self, method, target, body=b"", length=None, headers=(), timeout=30):
+        """One request; the open http.client.HTTPResponse. body: bytes, or (with length) a function that returns an iterator of chunks.
+        Away if no answer came; a kept connection that the other end has dropped meanwhile is opened again once."""
+        for kept in (self.connection is not None, False):
+            if self.connection is None:
+                self.connect(min(timeout, 30))
+            made = self.connection
+            try:
+                made.sock.settimeout(timeout)
+                made.putrequest(method, self.prefix + BASE + target, skip_accept_encoding=True)
+                fixed = [("Authorization", "Bearer " + self.token()), ("Accept-Encoding", "identity"), ("Content-Type", "application/json")]
+                for key, value in fixed + list(headers):
+                    made.putheader(key, value)
+                if body or length is not None or method == "POST":
+                    made.putheader("Content-Length", str(len(body) if length is None else length))
+                made.endheaders(body if length is None and body else None)
+                early = False
+                if length is not None:
+                    try:
+                        for chunk in body():
+                            made.sock.sendall(chunk)
+                    except OSError:
+                        early = True                   # refused before the end: the answer may be there already
+                response = made.getresponse()
+                if early:
+                    response.will_close = True
+                return response
+            except (OSError, http.client.HTTPException) as error:
+                self.close()
+                if not kept or isinstance(error, socket.timeout):
+                    raise Away("network", "%s: %s" % (self.url, getattr(error, "strerror", None) or error or type(error).__name__))
+
+    def finish(self, response):
+        """The answer has been read: keep the connection if both ends may."""
+        if response.will_close or not response.isclosed() and response.length != 0:
+            self.close()
+        elif not response.isclosed():
+            response.read()
+
+    def answer(self, response, timeout, whole=False):
+        """The JSON of an answer: errors[0] if its code is 200, or all of it (whole). Refused; Away if it is not the relay's."""
+        data, until = b"", time.monotonic() + timeout
+        try:
+            while len(data) <= MAX_ANSWER and time.monotonic() < until:
+                more = response.read1(CHUNK)
+                if not more:
+                    break
+                data += more
+            else:
+                self.close()
+                raise Away("between", _("%s: an answer without end") % self.url)
+            self.finish(response)
+            parsed = json.loads(data.decode("utf-8"))
+            if whole and isinstance(parsed, dict) and "errors" not in parsed:
+                return parsed
+            first = parsed["errors"][0]
+            code, text = first["code"], str(first.get("message", ""))
+        except (OSError, http.client.HTTPException) as error:
+            self.close()
+            raise Away("network", "%s: %s" % (self.url, getattr(error, "strerror", None) or error or type(error).__name__))
+        except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
+            self.close()
+            raise Away("between", _("%s: HTTP %d without the relay's JSON: a proxy or gateway in between answered") % (self.url, response.status))
+        if code != 200:
+            raise Refused(code, text, first)
+        return parsed if whole else first
+
+    def call(self, method, name, fields, wait=0, whole=False):
+        """One call, once. fields go into the query (GET) or the body. wait: seconds that the relay may take before it answers."""
+        if method == "GET":
+            from urllib.parse import urlencode
+            return self.answer(self.exchange(method, name + "?" + urlencode(fields), timeout=wait + 30), wait + 30, whole)
+        body = json.dumps(fields, ensure_ascii=True).encode()
+        return self.answer(self.exchange(method, name, body, timeout=wait + 30), wait + 30, whole)
+
+    def again(self, work, patience=None):
+        """work() until it is answered: pauses while the relay is away or busy. patience: seconds, None for ever; then what it raised last."""
+        backoff, until, noticed = Backoff(), None if patience is None else time.monotonic() + patience, False
+        while True:
+            try:
+                result = work()
+                if noticed:
+                    self.notice(None)
+                return result
+            except (Away, Refused) as error:
+                later = isinstance(error, Away) or error.code in AGAIN or self.keep_on and error.code in (401, 403, "0005")
+                wait = backoff.next()
+                if not later or until is not None and time.monotonic() + wait > until:
+                    raise
+                if not noticed:
+                    self.notice(str(error))
+                noticed = True
+            self.close()
+            self.pause(wait)
+
+    def ask(self, method, name, fields, wait=0, patience=None):
+        """call(), until it is answered (see again)."""
+        return self.again(lambda: self.call(method, name, fields, wait), patience)
+
+    def learn(self, patience=None):
+        """The relay's version (int) and limits (dict), from `GET version`; version 1 if it is a fielded one."""
+        def once():
+            response = self.exchange("GET", "version?v=2")
+            if response.status in AGAIN:
+                self.close()
+                raise Away("between", "%s: HTTP %d" % (self.url, response.status))
+            try:
+                return self.answer(response, 30, whole=True)
+            except Refused:
+                return {}
+            except Away as error:
+                if error.kind == "between":
+                    return {}
+                raise
+        found = self.again(once, patience)
+        limit = found.get("max_body")
+        if isinstance(limit, int) and limit >= PIECE_MIN:
+            self.piece = self.most = min(limit, 16 << 20)
+        return found["version"] if isinstance(found.get("version"), int) else 1, found
+
+    def upload(self, target, path, size, claim="", moved=lambda count: None):
+        """One file to the relay, resumed at the byte where it stopped; path in bytes, size as declared.
+        ValueError if the file is no longer what was declared."""
+        offset, wrong, asked = 0, 0, False
+        query = "&claim=" + claim if claim else ""
+        with open(path, "rb", buffering=0) as source:
+            while True:
+                count = min(self.piece, size - offset)
+
+                def chunks(at=offset, left=count):
+                    view = memoryview(bytearray(min(CHUNK, left) or 1))
+                    source.seek(at)
+                    while left:
+                        try:
+                            got = source.readinto(view[:min(CHUNK, left)])
+                        except OSError as error:       # not the network's
+                            raise ValueError(error.strerror)
+                        if not got:
+                            raise ValueError(_("became shorter while it was sent"))
+                        left -= got
+                        yield view[:got]
+
+                try:
+                    if asked:
+                        offset = self.ask("GET", target, {"offset": "", "v": 2, "claim": claim})["offset"]
+                        asked = False
+                        if offset < size:
+                            continue
+                    found = self.answer(self.exchange("POST", "%s?v=2&offset=%d%s" % (target, offset, query), chunks, count, timeout=120), 120)
+                    offset += count
+                    moved(count)
+                    self.piece = min(self.most, self.piece * 2)
+                    if found.get("complete"):
+                        return
+                    if offset >= size:
+                        asked = True
+                except (Away, Refused) as error:
+                    code = getattr(error, "code", None)
+                    if code == 422:
+                        wrong += 1
+                        if wrong == 3:
+                            raise ValueError(_("is not what was declared (its sum differs)"))
+                        offset = 0
+                    elif code == 409 and isinstance(error.more.get("offset"), int):
+                        offset = error.more["offset"]
+                    elif isinstance(error, Away) or code == 413 or code in AGAIN or self.keep_on and code in (401, 403, "0005"):
+                        self.close()
+                        self.piece = max(PIECE_MIN, self.piece // 2)
+                        if code != 413:
+                            self.notice(str(error))
+                            self.pause(Backoff().next())
+                        asked = True
+                    else:
+                        raise
+                except ValueError:
+                    self.close()
+                    raise
+
+    def upload_pack(self, target, first, files, claim="", moved=lambda count: None):
+        """files [(path, size)], numbers first, first+1, ..., back to back in one body. Returns how many went (fewer where bodies are cut down)."""
+        count, total = 0, 0
+        while count < len(files) and (count == 0 or total + files[count][1] <= self.piece):
+            total, count = total + files[count][1], count + 1
+
+        def chunks():
+            for path, size in files[:count]:
+                with open(path, "rb") as source:
+                    data = source.read(size + 1)
+                if len(data) != size:
+                    raise ValueError(_("%s changed while it was sent") % path.decode("utf-8", "replace"))
+                yield data
+
+        try:
+            query = "%s/pack?v=2&from=%d&count=%d%s" % (target, first, count, "&claim=" + claim if claim else "")
+            self.answer(self.exchange("POST", query, chunks, total, timeout=120), 120)
+        except ValueError:
+            self.close()
+            raise
+        except (Away, Refused) as error:
+            if isinstance(error, Refused) and error.code not in AGAIN + (413,):
+                raise
+            if count > 1:
+                self.piece = max(PIECE_MIN, self.piece // 2)
+            elif isinstance(error, Refused) and error.code == 413:
+                raise
+            raise Away("between", str(error))
+        self.piece = min(self.most, self.piece * 2)
+        moved(total)
+        return count
+
+    def upload_all(self, target, files, numbers=None, claim="", moved=lambda count: None):
+        """files [(path, size)] in the order of the manifest (numbers: only these) to target, small ones in packs, large ones in pieces."""
+        todo = sorted(range(len(files)) if numbers is None else numbers, reverse=True)
+        while todo:
+            first, batch = todo[-1], []
+            while len(batch) < len(todo) and todo[-1 - len(batch)] == first + len(batch) and files[first + len(batch)][1] <= PACK_FILE:
+                batch.append(files[first + len(batch)])
+                if len(batch) >= 10000:
+                    break
+            if len(batch) > 1:
+                for n in range(self.again(lambda: self.upload_pack(target, first, batch, claim, moved))):
+                    todo.pop()
+            else:
+                self.upload("%s/%d" % (target, first), files[first][0], files[first][1], claim, moved)
+                todo.pop()
+
+    def pages(self, target, page, claim=""):
+        """Every (number, name, size, sha256) of a manifest whose first page is in page {"files", "next"}; checked. ValueError if it is malformed."""
+        number, before = 0, None
+        while True:
+            entries = page.get("files") or {}
+            before = check_order(entries, before)
+            for name, entry in entries.items():
+                if not (isinstance(entry.get("size"), int) and entry["size"] >= 0 and re.match(r"[0-9a-f]{64}\Z", str(entry.get("sha256")))):
+                    raise ValueError(_("%s: no size or sha256") % name)
+                yield number, name, entry["size"], entry["sha256"]
+                number += 1
+            if page.get("next") is None:
+                return
+            if page["next"] != number or not entries:
+                raise ValueError(_("the pages of the file list do not follow one another"))
+            page = self.ask("GET", target, {"v": 2, "from": number, "claim": claim})
+
+    def receive(self, response, view):
+        """Fills view from the answer's body as far as one read goes. Away if the line breaks or the body ends."""
+        try:
+            got = response.readinto(view)
+            if got:
+                return got
+            error = _("cut off")
+        except (OSError, http.client.HTTPException) as broken:
+            error = getattr(broken, "strerror", None) or broken or type(broken).__name__
+        self.close()
+        raise Away("network", "%s: %s" % (self.url, error))
+
+    def download(self, target, part, size, sum256, claim="", moved=lambda count: None):
+        """One file into part (bytes path), resumed from what is there, verified. ValueError after three wrong sums."""
+        import hashlib
+        view = memoryview(bytearray(CHUNK))
+        for attempt in range(3):
+            with open(part, "ab+", buffering=0) as out:
+                out.seek(0)
+                have, digest = 0, hashlib.sha256()
+                for got in iter(lambda: out.readinto(view), 0):
+                    digest.update(view[:got])
+                    have += got
+                moved(have)
+
+                def piece():
+                    nonlocal have, digest
+                    response = self.exchange("GET", target + "?v=2" + ("&claim=" + claim if claim else ""), timeout=60, headers=[
+                        ("Range", "bytes=%d-" % have), ("If-Range", '"%s"' % sum256)] if have else [])
+                    if response.status == 200 and have:        # something in between knows no ranges, or it is another file
+                        out.truncate(0)
+                        moved(-have)
+                        have, digest = 0, hashlib.sha256()
+                    if response.status not in (200, 206) or response.length != size - have:
+                        self.answer(response, 60)
+                        self.close()
+                        raise Away("between", _("%s: HTTP %d where a file was due") % (self.url, response.status))
+                    while have < size:
+                        got = self.receive(response, view[:min(CHUNK, size - have)])
+                        if out.write(view[:got]) != got:
+                            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), part)
+                        digest.update(view[:got])
+                        have += got
+                        moved(got)
+                    self.finish(response)
+
+                while have < size:
+                    self.again(piece)
+                if have == size and digest.hexdigest() == sum256:
+                    return
+                out.truncate(0)
+                moved(-have)
+        raise ValueError(_("does not arrive as it was sent (its sum differs, three times)"))
+
+    def download_pack(self, target, batch, store, claim, moved):
+        """The first files of batch [(number, name, size, sha256)], as many as the relay packs; taken off batch as they are stored."""
+        import hashlib
+        response = self.exchange("GET", "%s/pack?v=2&from=%d%s" % (target, batch[0][0], "&claim=" + claim if claim else ""), timeout=60)
+        if response.status != 200 or response.getheader("Content-Type") != "application/octet-stream" or response.length is None:
+            self.answer(response, 60)
+            self.close()
+            raise Away("between", _("%s: HTTP %d where files were due") % (self.url, response.status))
+        left, some = response.length, False
+        while batch and batch[0][2] <= min(left, PACK_FILE) and (left or not batch[0][2] and not some):
+            number, name, size, sum256 = batch[0]
+            data, at = bytearray(size), 0
+            while at < size:
+                at += self.receive(response, memoryview(data)[at:])
+            if hashlib.sha256(data).hexdigest() != sum256:
+                self.close()
+                raise Away("between", _("%s: arrived other than it was sent") % name)
+            store(number, name, data)
+            moved(size)
+            left, some = left - size, True
+            batch.popleft()
+        if left:
+            self.close()
+        else:
+            self.finish(response)
+        if not some:
+            raise ValueError(_("%s: the relay's pack does not match its file list") % batch[0][1])
+
+    def download_all(self, target, entries, store, part, claim="", moved=lambda count: None):
+        """Every (number, name, size, sha256) of entries: small ones in packs, handed to store(number, name, data), large ones
+        into the file part(number), handed to store(number, name, None). Verified before they are handed over."""
+        entries, batch = iter(entries), collections.deque()
+        while True:
+            while len(batch) < 10000 and not (batch and batch[-1][2] > PACK_FILE):
+                entry = next(entries, None)
+                if entry is None:
+                    break
+                batch.append(entry)
+            if not batch:
+                return
+            number, name, size, sum256 = batch[0]
+            if size > PACK_FILE:
+                self.download("%s/%d" % (target, number), part(number), size, sum256, claim, moved)
+                store(number, name, None)
+                batch.popleft()
+            else:
+                self.again(lambda: self.download_pack(target, batch, store, claim, moved))
+# ==== end shared ====
+# ==== shared: run ====
+# The runner of one command: a wrapper in POSIX sh that starts it at most once, outlives its starter, and notes the end.
+RUN = r"""#!/bin/sh
+# run CONTROL WORK COMMAND [ARG]...
+# Runs COMMAND at most once, ever, and leaves CONTROL/end when it is over.
+# Made beforehand and fsynced: ready, child, end.tmp (256 blanks each); alive (a FIFO, where it can help)
+set -uf
+note() {   # into file $1, in place (also on a full disk): PID STARTTIME BOOT_ID HOST TEXT; its mtime is the time
+    f=$1 t=$2 s='' b='' h=''
+    { read -r s <"/proc/$$/stat"; read -r b </proc/sys/kernel/random/boot_id; read -r h </proc/sys/kernel/hostname; } 2>/dev/null
+    set -- ${s##*) }
+    printf '%-255s\n' "$$ ${20:-?} ${b:-?} ${h:-?} $t" 1<>"$f"
+}
+if [ "$1" = -child ]; then
+    c=$2; shift 2
+    note "$c/child" running && exec "$@"
+    exit 126
+fi
+c=$1 w=$2; shift 2
+mv "$c/ready" "$c/start" 2>/dev/null || exit 75    # rename: one wins; a doubled or requeued start ends here
+trap '' HUP; trap : TERM INT                       # outlive terminal and cancel: the end must be written
+note "$c/start" started || exit 73
+[ -p "$c/alive" ] && exec 9<>"$c/alive"            # a reader of the FIFO sees a hang-up the moment that we are gone
+cd "$w" && sh "$c/run" -child "$c" "$@" </dev/null >"$c/stdout" 2>"$c/stderr" 9>&-
+note "$c/end.tmp" "exit $?" && mv "$c/end.tmp" "$c/end"
+"""
+Note = collections.namedtuple("Note", "pid start boot host text time")      # what the wrapper's note() wrote; time: its mtime, seconds
+ORPHAN_GRACE = 10              # seconds after which wrapper and command, both gone without `end`, count as lost
+
+
+def boot_id():
+    """This boot of this host ('?' where /proc does not tell)."""
+    try:
+        with open("/proc/sys/kernel/random/boot_id") as text:
+            return text.read().strip()
+    except OSError:
+        return "?"
+
+
+def write_synced(path, data, mode=0o600):
+    """data (bytes) into a new file at path (bytes), on disk before this returns."""
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
+    try:
+        view = memoryview(data)
+        while len(view):
+            view = view[os.write(fd, view):]
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def sync_folder(path):
+    """The folder's entries, on disk before this returns."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def prepare(control, fifo=True):
+    """Makes what the wrapper needs in the control directory (bytes path, exists), on disk before this returns. `ready` comes last;
+    once it is there, or was, nothing is made again: that would be a second start."""
+    if any(os.path.exists(os.path.join(control, name)) for name in (b"ready", b"start", b"end")):
+        return
+    if fifo and not os.path.exists(os.path.join(control, b"alive")):
+        os.mkfifo(os.path.join(control, b"alive"), 0o600)
+    for name, text in ((b"child", b" " * 256), (b"end.tmp", b" " * 256), (b"run", RUN.encode()), (b"ready", b" " * 256)):
+        write_synced(os.path.join(control, name), text, 0o700 if name == b"run" else 0o600)
+    sync_folder(control)
+
+
+def start_wrapper(control, work, argv, env):
+    """Starts the wrapper, detached, on argv (list of str) in the directory work with the environment env. Returns the Popen."""
+    words = [b"/bin/sh", os.path.join(control, b"run"), control, work] + [utf8(word) for word in argv]
+    return subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                            env={utf8(key): utf8(value) for key, value in env.items()}, start_new_session=True, cwd=b"/")
+
+
+def read_note(path):
+    """The Note in a file of the wrapper, or None while it is blank or not there."""
+    try:
+        with open(path, "rb") as text:
+            words = text.read(256).decode("utf-8", "replace").split(None, 4)
+            when = os.fstat(text.fileno()).st_mtime
+    except OSError:
+        return None
+    return Note(int(words[0]), words[1], words[2], words[3], words[4].strip(), when) if len(words) == 5 and words[0].isdigit() else None
+
+
+def still_there(note):
+    """Does the process of the note live? Same PID, same start time, not a zombie, in this boot of this host."""
+    try:
+        with open("/proc/%d/stat" % note.pid, "rb") as text:
+            words = text.read().rpartition(b") ")[2].split()
+    except OSError:
+        return False
+    return words[19].decode() == note.start and words[0] not in b"ZX" and note.boot == boot_id()
+
+
+def look(control, now):
+    """(state, detail) of the command of a control directory (bytes path); now: time.time().
+    ready: never started · starting · running: detail its Note · ended: detail its exit code (128+N for a signal), None if it could not be started ·
+    lost: both processes gone without an end, another boot or another host; detail says which."""
+    end = read_note(os.path.join(control, b"end"))
+    child = read_note(os.path.join(control, b"child"))
+    if end is not None:
+        return "ended", int(end.text.split()[-1]) if child is not None else None
+    started = read_note(os.path.join(control, b"start"))
+    if started is None:
+        try:                                           # a blank `start`: the wrapper is about to fill it in, or was killed just there
+            began = os.stat(os.path.join(control, b"start")).st_ctime
+        except OSError:
+            return ("ready", None) if os.path.exists(os.path.join(control, b"ready")) else ("starting", None)
+        return ("lost", "end unknown") if now - began > ORPHAN_GRACE else ("starting", None)
+    for note in (child, started):                      # the same boot is the same host, whatever it is called now
+        if note is not None and note.boot != boot_id():
+            same = note.host == os.uname().nodename
+            return "lost", "the host was restarted" if same else "it was started on another host (%s)" % note.host
+    if child is not None and still_there(child):
+        return "running", child
+    if still_there(started):
+        return "starting", None
+    if os.path.exists(os.path.join(control, b"end")):
+        return look(control, now)                      # it ended between two looks
+    return ("lost", "end unknown") if now - (child or started).time > ORPHAN_GRACE else ("starting", None)
+
+
+def wait_end(control, stop, most=1.0):
+    """Waits until the command has ended or stop() is true; looks at the FIFO, so that the end is seen at once. Returns look()'s answer.
+    most: seconds between two looks."""
+    try:
+        alive = os.open(os.path.join(control, b"alive"), os.O_RDONLY | os.O_NONBLOCK)
+    except OSError:
+        alive = -1
+    pause = 0.002
+    try:
+        while True:
+            state = look(control, time.time())
+            if state[0] in ("ended", "lost") or stop():
+                return state
+            poller = select.poll()
+            if alive >= 0:
+                poller.register(alive, select.POLLIN)
+            if poller.poll(pause * 1000):              # hung up: the end is there, or the wrapper was killed: look now and then
+                os.close(alive)
+                alive, pause = -1, 0.002
+            pause = min(pause * 1.5, most)
+    finally:
+        if alive >= 0:
+            os.close(alive)
+# ==== end shared ====
+
+JA = {}
+
+
+# ---- tables ----
+def count_of(text):
+    """A number of things, 1 or more."""
+    if not re.match(r"[1-9]\d{0,4}\Z", text):
+        raise ValueError(_("is not a number from 1 to 99999"))
+    return int(text)
+
+
+def niceness(text):
+    """0 to 19."""
+    if not re.match(r"1?\d\Z", text):
+        raise ValueError(_("is not a number from 0 to 19"))
+    return int(text)
+
+
+def retry_of(text):
+    """'COUNT,INTERVAL' -> (int, seconds), '' -> None."""
+    found = re.match(r"([1-9]\d*),(\d+(?:\.\d+)?)\Z", text)
+    if text and not found:
+        raise ValueError(_("is not COUNT,INTERVAL (like 5,60)"))
+    return (int(found.group(1)), float(found.group(2))) if text else None
+
+
+def sums_of(text):
+    """sha256 sums, separated by blanks or lines."""
+    if any(not re.match(r"[0-9a-f]{64}\Z", word) for word in text.lower().split()):
+        raise ValueError(_("is not a list of sha256 sums (64 hexadecimal digits each)"))
+    return frozenset(text.lower().split())
+
+
+def not_built(text):
+    """A key of later versions: switched off it is accepted, anything else would promise what is not done."""
+    if text.lower() not in ("", "no", "none", "0"):
+        raise ValueError(_("is not in this version; remove the line"))
+    return text
+
+
+LATER = (not_built, "")
+KEYS = {                       # what the ini may say: {section: {key: (kind, default)}}
+    "poller": {
+        "site": (str, ""), "url": (str, ""), "token_file": (str, ""), "ca_file": (str, ""), "client_cert": (str, ""), "client_key": (str, ""),
+        "proxy": (str, ""), "calc_base": (str, ""), "jobs": (count_of, 1), "retry": (retry_of, None), "keep_workdirs": (seconds, 30 * 86400.0),
+        "keep_free": (share, 0.05), "logfile": (str, ""), "lang": (one_of("auto", "en", "ja"), "auto"),
+        "hours": LATER, "paused": LATER, "poll": LATER, "idle_exit": LATER, "output": LATER, "hold": LATER, "require_signature": LATER,
+        "signature_keys": LATER, "notify": LATER},
+    "command *": {
+        "argv": (lines, []), "match": (str, ""), "argument.*": (re.compile, None), "parameters": (flag, False), "env.*": (str, ""),
+        "nice": (niceness, 0), "timeout": (seconds, 0.0), "grace": (seconds, 10.0), "jobs": (lambda text: text != "0" and count_of(text), 0),
+        "run_as": LATER, "pre": LATER, "post": LATER, "batch": LATER, "batch_options": LATER, "batch_changeable": LATER, "batch_poll": LATER,
+        "batch_grace": LATER},
+    "outbound": {
+        "max_file": (size, 0), "max_total": (size, 0), "max_files": (count_of, MAX_INPUTS), "allow_names": (str.split, ["*"]),
+        "deny_names": (str.split, []), "deny_sums": (sums_of, frozenset()),
+        "deny_content": LATER, "deny_pieces": LATER, "hold": LATER, "dry_run": LATER, "scan_timeout": LATER, "audit_log": LATER},
+}
+EXAMPLE = """
+[command solver]
+argv = /opt/solver/run.sh
+"""
+ACCEPT_ID = re.compile(r"[0-9a-f-]{36}\Z")
+RUN_NAME = re.compile(r"([0-9a-f-]{36})(?:\.([1-9][0-9]*))?\Z")
+
+
+# ---- the allow-list ----
+def check_command(where, section, keys):
+    """One [command NAME] section, complete: {"name", "argv", "match", "patterns", "env", ...}. 78 for anything that could not run as meant."""
+    def wrong(key, text):
+        return Stop(EX_CONFIG, "%s: [%s] %s: %s" % (where, section, key, text))
+    argv = keys["argv"]
+    if not argv or not argv[0].startswith("/"):
+        raise wrong("argv", _("the first line must be the absolute path of a program"))
+    try:
+        mode = os.stat(utf8(argv[0])).st_mode
+    except OSError as error:
+        raise wrong("argv", "%s: %s" % (argv[0], error.strerror))
+    if not stat.S_ISREG(mode) or not os.access(utf8(argv[0]), os.X_OK):
+        raise wrong("argv", _("%s: not an executable file (chmod +x)") % argv[0])
+    if mode & 0o002:
+        raise wrong("argv", _("%s: everybody may change it (chmod o-w)") % argv[0])
+    patterns = {}
+    for key in keys:
+        head, dot, rest = key.partition(".")
+        if head == "argument" and dot:
+            if not re.match(r"[1-9]\d*\Z", rest):
+                raise wrong(key, _("must be argument.1, argument.2, ..."))
+            patterns[int(rest)] = keys[key]
+        if head.lower() == "env" and dot and not re.match(r"[A-Za-z_]\w*\Z", rest, re.A):
+            raise wrong(key, _("is not the name of a variable"))
+    if not keys["parameters"] == bool(patterns) == ("{parameters}" in argv[1:]) or argv.count("{parameters}") > 1:
+        raise wrong("parameters", _("arguments from the relay need all of: parameters = yes, one argv line {parameters}, argument.N for each"))
+    env = {key.partition(".")[2]: keys[key] for key in keys if key.startswith("env.")}
+    return dict(keys, name=section[8:], match=keys["match"] or argv[0], patterns=patterns, env=env)
+
+
+def allow_list(where, settings):
+    """{word on the wire: its command} of all [command NAME] sections. 78 if there is none, or one is wrong."""
+    commands = {}
+    for section in sorted(name for name in settings if name.startswith("command ")):
+        command = check_command(where, section, settings[section])
+        if command["match"] in commands:
+            raise Stop(EX_CONFIG, _("%s: [%s] match: the same word as in [command %s]") % (where, section, commands[command["match"]]["name"]))
+        commands[command["match"]] = command
+    if not commands:
+        raise Stop(EX_CONFIG, _("no command is allowed on this host: %s needs at least one section like this:\n%s")
+                   % (where or "mi_distributed_computing_assist.ini", EXAMPLE))
+    return commands
+
+
+def allowed(commands, info):
+    """(command, argv) for a calculation's calc-info. ValueError with the reason, if this host's list does not allow it."""
+    import shlex
+    command = commands.get(info["command"])
+    if command is None:
+        raise ValueError(_("the command is not in this host's list: %s") % info["command"])
+    if ODD.search(info["parameters"]) or len(info["parameters"]) > 100000:
+        raise ValueError(_("parameters with control characters, or too long"))
+    words = shlex.split(info["parameters"])            # ValueError for an open quote
+    if words and not command["patterns"]:
+        raise ValueError(_("this command takes no parameters here"))
+    for number, word in enumerate(words, 1):
+        if number not in command["patterns"] or not command["patterns"][number].fullmatch(word):
+            raise ValueError(_("parameter %d is not allowed here: %s") % (number, word))
+    argv = []
+    for line in command["argv"]:
+        argv += words if line == "{parameters}" else [line]
+    return command, (["nice", "-n", str(command["nice"])] if command["nice"] else []) + argv
+
+
+# ---- a calculation on this host's disk ----
+class Calculation:
+    """One calculation: its order (what the relay said), its two directories, its journal. paths are bytes."""
+
+    def __init__(self, base, name, order):
+        self.name, self.order = name, order            # name: ACCEPT_ID, or ACCEPT_ID.N from the second attempt on
+        self.accept_id, self.claim, self.info = order["accept_id"], order["claim"], order["calc-info"]
+        self.control, self.work = os.path.join(base, b".mi", utf8(name)), os.path.join(base, utf8(name))
+        self.phase, self.cancelled, self.since, self.command = "inputs", False, time.monotonic(), None
+        self.entries = read_journal(self.control)
+
+    def path(self, *parts):
+        """A file of the control directory."""
+        return os.path.join(self.control, *parts)
+
+    def last(self, what):
+        """The last journal entry of that kind, or None."""
+        return next((entry for entry in reversed(self.entries) if entry.get("what") == what), None)
+
+    def note(self, step, what, **more):
+        """One line into the journal, on disk before this returns."""
+        entry = dict({"t": round(time.time(), 3), "boot": boot_id(), "step": step, "what": what}, **more)
+        fd = os.open(self.path(b"journal"), os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
+        try:
+            end = os.fstat(fd).st_size
+            torn = end and os.pread(fd, 1, end - 1) != b"\n"
+            line = (b"\n" if torn else b"") + json.dumps(entry).encode() + b"\n"
+            if os.write(fd, line) != len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self.path(b"journal"))
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+        self.entries.append(entry)
+
+    def state(self):
+        """For people: claimed, starting, running, lost, undelivered, delivered, kept."""
+        for what, word in (("delivered", "delivered"), ("kept", "kept"), ("ended", "undelivered")):
+            if self.last(what):
+                return word
+        found = look(self.control, time.time())[0]
+        return {"ready": "starting" if self.last("starting") else "claimed", "ended": "undelivered"}.get(found, found)
+
+    def remove(self):
+        """Both directories; `ready` first, so that what is half removed can never start."""
+        for name in (b"ready", b"order.json"):
+            if os.path.exists(self.path(name)):
+                os.unlink(self.path(name))
+        shutil.rmtree(self.work, ignore_errors=True)
+        shutil.rmtree(self.control, ignore_errors=True)
+
+
+def read_journal(control):
+    """The journal's entries; a torn line is ignored."""
+    entries = []
+    try:
+        with open(os.path.join(control, b"journal"), "rb") as text:
+            for line in text:
+                try:
+                    entries.append(json.loads(line.decode("utf-8")))
+                except ValueError:
+                    pass
+    except OSError:
+        pass
+    return [entry for entry in entries if isinstance(entry, dict)]
+
+
+def on_disk(base):
+    """Every Calculation under base, oldest claim first; what has no readable order is left alone."""
+    found, folder = [], os.path.join(base, b".mi")
+    for name in os.listdir(folder) if os.path.isdir(folder) else []:
+        if RUN_NAME.match(name.decode("utf-8", "replace")):
+            try:
+                with open(os.path.join(folder, name, b"order.json"), "rb") as text:
+                    found.append(Calculation(base, name.decode(), json.loads(text.read().decode("utf-8"))))
+            except (OSError, ValueError, KeyError) as error:
+                log("warn", name.decode(), "unreadable order", error=error)
+    return sorted(found, key=lambda calc: calc.order.get("t", 0))
+
+
+def check_order_of(found):
+    """What calc-request answered, as an order for order.json. ValueError if any of it is not what it must be."""
+    info = found.get("calc-info")
+    order = {"accept_id": found.get("accept_id"), "claim": found.get("claim"), "attempt": found.get("attempt"), "calc-info": info}
+    if not isinstance(order["accept_id"], str) or not ACCEPT_ID.match(order["accept_id"]):
+        raise ValueError("accept_id %r" % (order["accept_id"],))
+    if not isinstance(order["claim"], str) or not re.match(r"[0-9A-Za-z._-]{1,200}\Z", order["claim"]):
+        raise ValueError("claim")
+    if type(order["attempt"]) is not int or not 1 <= order["attempt"] < 10 ** 6:
+        raise ValueError("attempt %r" % (order["attempt"],))
+    if not isinstance(info, dict) or not isinstance(info.get("command"), str):
+        raise ValueError("calc-info")
+    for key, kind in (("parameters", str), ("result_files", dict), ("result_patterns", list)):
+        if not isinstance(info.setdefault(key, kind()), kind):
+            raise ValueError(key)
+    if not all(isinstance(text, str) for text in info["result_patterns"]):
+        raise ValueError("result_patterns")
+    return dict(order, t=round(time.time(), 3), protocol=2)
+
+
+# ---- 4. inputs ----
+def fetch_inputs(calc, relay, page, moved):
+    """4. Every input into the working directory, verified. ValueError: they are not what they should be. Once more after a
+    restart: what came whole is checked again, what came in part goes on where it stopped."""
+    folders, target = {calc.work}, "files/%s/input" % calc.accept_id
+
+    def part(number):
+        return calc.path(b"part%d" % number)
+
+    def wanted():
+        for entry in relay.pages(target, page, calc.claim):
+            number, name, length, sum256 = entry
+            if number >= MAX_INPUTS or parts_of(name)[0] in LOG_NAMES:
+                raise ValueError(_("too many inputs, or one with a log's name"))
+            path = os.path.join(calc.work, utf8(name))
+            folder = os.path.dirname(path)
+            if folder not in folders:
+                os.makedirs(folder, 0o700, exist_ok=True)
+                folders.add(folder)
+            if length > PACK_FILE and os.path.exists(path):
+                os.rename(path, part(number))          # verified again as a part
+            yield entry
+
+    def store(number, name, data):
+        path = os.path.join(calc.work, utf8(name))
+        if data is None:
+            os.rename(part(number), path)
+            return
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
+        try:
+            if os.write(fd, data) != len(data):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
+        finally:
+            os.close(fd)
+
+    if not os.path.isdir(calc.work):
+        os.mkdir(calc.work, 0o700)
+    relay.download_all(target, wanted(), store, part, calc.claim, moved)
+
+
+def prepare_calculation(poller, calc, relay, page):
+    """4. Is it allowed; its inputs; calc-params-complete. The argv, or None if it ends here (journal: why)."""
+    try:
+        calc.command, argv = allowed(poller.commands, calc.info)
+        for name in calc.info["result_files"]:
+            check_name(name)
+        for text in calc.info["result_patterns"]:
+            pattern(text)
+    except ValueError as error:
+        return end_early(calc, "refused", error)
+    try:
+        if page is None:
+            page = relay.ask("GET", "files/%s/input" % calc.accept_id, {"v": 2, "from": 0, "claim": calc.claim})
+        if page.get("files"):
+            log("info", calc.accept_id, "4 calc-params", site=poller.site)
+        fetch_inputs(calc, relay, page, poller.moved)
+    except (ValueError, AttributeError, TypeError) as error:
+        relay.close()
+        return end_early(calc, "input", error)
+    except OSError as error:
+        relay.close()
+        return end_early(calc, "disk", "%s: %s" % (error.strerror, calc.name))
+    relay.ask("POST", "calc-params-complete", {"v": 2, "accept_id": calc.accept_id, "claim": calc.claim})
+    return argv
+
+
+def end_early(calc, reason, text):
+    """The calculation ends without its command: reason for the relay, text for people, in the stderr log and here."""
+    explain(calc, text)
+    calc.note(6, "ended", exit_code=None, reason=reason)
+    log("warn", calc.accept_id, "4 " + reason, why=text)
+
+
+def explain(calc, text):
+    """A line of ours at the end of the command's stderr."""
+    with open(calc.path(b"stderr"), "ab") as out:
+        out.write(("%s: %s\n" % (PROGRAM, printable(text))).encode("utf-8", "backslashreplace"))
+
+
+# ---- 5. and 6. the command ----
+def environment(calc, command):
+    """All that the command sees of this host's environment: never a token."""
+    env = {key: value for key, value in os.environ.items() if PASS_ON.match(key)}
+    env.setdefault("PATH", "/usr/local/bin:/usr/bin:/bin")
+    env.update(command["env"])
+    env.update(CALC_DIR=calc.work.decode("utf-8", "surrogateescape"), MI_RUN="%s.%d" % (calc.accept_id, calc.order["attempt"]))
+    return env
+
+
+def has_mark(pid, mark):
+    """Does the process carry MI_RUN=mark in its environment?"""
+    try:
+        with open("/proc/%d/environ" % pid, "rb") as text:
+            return b"MI_RUN=" + mark in text.read().split(b"\0")
+    except OSError:
+        return False
+
+
+def processes(leader, mark):
+    """The pids of a command's process tree: in the wrapper's session, below it, or with MI_RUN=mark in the environment; not the wrapper.
+    leader: the wrapper's pid, 0 if it is gone."""
+    table, found = {}, set()
+    for pid in (int(name) for name in os.listdir("/proc") if name.isdigit()):
+        try:
+            with open("/proc/%d/stat" % pid, "rb") as text:
+                state, parent, group, session = text.read().rpartition(b") ")[2].split()[:4]
+        except OSError:
+            continue
+        if state not in (b"Z", b"X"):
+            table[pid] = int(parent)
+            if leader and int(session) == leader or has_mark(pid, mark):
+                found.add(pid)
+    more = {leader} if leader else set()
+    while more:                                        # descendants that left the session
+        found |= more
+        more = {pid for pid, parent in table.items() if parent in more} - found
+    return found - {leader, os.getpid()}
+
+
+def kill_tree(calc, grace):
+    """SIGTERM to the command's process tree, SIGKILL to what is left after grace seconds. The wrapper lives on and notes the end."""
+    until, sign = time.monotonic() + grace, signal.SIGTERM
+    mark = ("%s.%d" % (calc.accept_id, calc.order["attempt"])).encode()
+    told = set()
+    while True:
+        started = read_note(calc.path(b"start"))
+        alive = processes(started.pid if started and still_there(started) else 0, mark)
+        if not alive:
+            return
+        if time.monotonic() > until:
+            sign, told = signal.SIGKILL, set()
+        for pid in alive - told:
+            try:
+                os.kill(pid, sign)
+            except OSError:
+                pass
+        told |= alive
+        time.sleep(0.05)
+
+
+def run_command(poller, calc, relay, argv):
+    """5. Starts the command, if it never was, and waits for its end (6.). Writes the journal's "ended"."""
+    command, starting = calc.command or {"timeout": 0, "grace": 10.0}, calc.last("starting")
+    child = None
+    if look(calc.control, time.time())[0] == "ready":
+        if starting["boot"] != boot_id() or argv is None:
+            return end_early(calc, "the host was restarted", "the host was restarted")
+        relay.ask("POST", "calc-start", {"v": 2, "accept_id": calc.accept_id, "claim": calc.claim})
+        if look(calc.control, time.time())[0] == "ready":
+            child = start_wrapper(calc.control, calc.work, argv, environment(calc, calc.command))
+            log("info", calc.accept_id, "5 calc-start", site=poller.site, command=calc.command["name"])
+    calc.phase = "running"
+
+    def over():
+        note = read_note(calc.path(b"child")) if command["timeout"] else None
+        if note and time.clock_gettime(7) - int(note.start) / os.sysconf("SC_CLK_TCK") > command["timeout"]:      # 7: CLOCK_BOOTTIME
+            return "timeout"
+        return calc.cancelled and "cancelled"
+
+    state, detail = wait_end(calc.control, over)
+    why = ""
+    while state not in ("ended", "lost"):
+        why = why or over()
+        log("warn", calc.accept_id, "6 stopped", why=why)
+        kill_tree(calc, command["grace"])
+        until = time.monotonic() + 2
+        state, detail = wait_end(calc.control, lambda: time.monotonic() > until)
+    if child is not None:
+        child.wait()
+    note_end(poller, calc, state, detail, why)
+
+
+def note_end(poller, calc, state, detail, why):
+    """6. The command's end into the journal."""
+    began, end = read_note(calc.path(b"child")), read_note(calc.path(b"end"))
+    code = detail if state == "ended" else None
+    reason = why or (detail if state == "lost" else "could not be started" if code is None else "")
+    if reason:
+        explain(calc, reason)
+    calc.note(6, "ended", exit_code=code, signal=code - 128 if code is not None and 128 < code < 193 else None, reason=reason,
+              started=began and round(began.time, 3), ended=end and round(end.time, 3), whole=state == "ended")
+    log("info", calc.accept_id, "6 calc-end", site=poller.site, exit_code=code, reason=reason)
+
+
+# ---- 7. results ----
+Result = collections.namedtuple("Result", "name path size sum256 stamp")
+
+
+def walk(folder, below=""):
+    """(name, path) of everything under folder that is not a directory; links are not followed. Names that are not UTF-8 are escaped."""
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            name = below + entry.name.decode("utf-8", "backslashreplace")
+            if entry.is_dir(follow_symlinks=False):
+                for found in walk(entry.path, name + "/"):
+                    yield found
+            else:
+                yield name, entry.path
+
+
+def may_leave(rules, name):
+    """'' or the [outbound] rule that keeps a file of that name here. deny_names looks at the whole name and at each part, in any case."""
+    from fnmatch import fnmatchcase
+    parts = parts_of(name)
+    whole = "/".join(parts)
+    if any(fnmatchcase(word.lower(), "/".join(parts_of(rule)).lower()) for rule in rules["deny_names"] for word in (whole,) + parts):
+        return "deny_names"
+    return "" if any(fnmatchcase(whole, rule) for rule in rules["allow_names"]) else "allow_names"
+
+
+def open_result(root, path, folders):
+    """(fd, real path) of a regular file that really lies under root. ValueError with why it may not leave; FileNotFoundError."""
+    folder, leaf = os.path.split(path)
+    if folder not in folders:
+        folders[folder] = os.path.realpath(folder)
+    real = os.path.join(folders[folder], leaf)
+    if os.path.islink(real):
+        real = os.path.realpath(real)
+    if not real.startswith(root + b"/"):
+        raise ValueError("link" if os.path.lexists(path) else "not there")
+    fd = os.open(real, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise ValueError("not a file")
+    return fd, real
+
+
+def read_result(root, name, path, rules, known, folders):
+    """The Result at path, its sum taken. ValueError with why it may not leave; FileNotFoundError. known: {name: [size, sum, stamp]}."""
+    import hashlib
+    check_name(name)
+    rule = may_leave(rules, name)
+    if rule:
+        raise ValueError(rule)
+    fd, real = open_result(root, path, folders)
+    with open(fd, "rb", buffering=0) as source:
+        info = os.fstat(fd)
+        stamp = "%d-%d-%d" % (info.st_ino, info.st_mtime_ns, info.st_ctime_ns)
+        if rules["max_file"] and info.st_size > rules["max_file"]:
+            raise ValueError("max_file")
+        sum256 = known[name][1] if known.get(name, [0, 0, 0])[0::2] == [info.st_size, stamp] else None
+        if sum256 is None:
+            digest, view, left = hashlib.sha256(), memoryview(bytearray(min(CHUNK, info.st_size) or 1)), info.st_size
+            while left:
+                got = source.readinto(view[:min(len(view), left)])
+                if not got:
+                    break
+                digest.update(view[:got])
+                left -= got
+            sum256 = digest.hexdigest()
+    if sum256 in rules["deny_sums"]:
+        raise ValueError("deny_sums")
+    return Result(name, real, info.st_size, sum256, stamp)
+
+
+def candidates(calc):
+    """(name, path, declared by name?) of each possible result: the two logs, then what was asked for (not where the end is unknown)."""
+    for name, file in zip(LOG_NAMES, (b"stdout", b"stderr")):
+        if not os.path.exists(calc.path(file)):
+            write_synced(calc.path(file), b"")
+        yield name, calc.path(file), True
+    if not calc.last("ended").get("whole"):
+        return
+    names = set(calc.info["result_files"]) - set(LOG_NAMES)
+    for name in sorted(names):
+        yield name, os.path.join(calc.work, utf8(name)), True
+    if calc.info["result_patterns"]:
+        asked = declared((), calc.info["result_patterns"])
+        for name, path in walk(calc.work):
+            if name not in names and name not in LOG_NAMES and asked(name):
+                yield name, path, False
+
+
+def collect(calc, rules, known, unstable=()):
+    """7. ([Result] in the order of a manifest, {name: why} of missing and of refused ones, their number by pattern {why: count})."""
+    found, missing, refused, unnamed, folders, total = [], {}, {}, collections.Counter(), {}, 0
+    roots = {calc.work: os.path.realpath(calc.work), calc.control: os.path.realpath(calc.control)}
+    if not calc.last("ended").get("whole"):
+        missing = {name: calc.last("ended")["reason"] for name in calc.info["result_files"] if name not in LOG_NAMES}
+    for name, path, by_name in candidates(calc):
+        try:
+            if name in unstable:
+                raise ValueError("changes")
+            root = roots[calc.control if name in LOG_NAMES else calc.work]
+            result = read_result(root, name, path, rules, known, folders)
+            if len(found) >= rules["max_files"] or rules["max_total"] and total + result.size > rules["max_total"]:
+                raise ValueError("max_files" if len(found) >= rules["max_files"] else "max_total")
+            total += result.size
+            found.append(result)
+        except FileNotFoundError:
+            if by_name:
+                missing[name] = "not there"
+        except (ValueError, OSError) as error:
+            why = getattr(error, "strerror", None) or str(error)
+            if by_name:
+                (missing if why == "not there" else refused)[name] = why
+            else:
+                unnamed[why] += 1
+            log("warn", calc.accept_id, "7 stays here", name=name, why=why)
+    found.sort(key=lambda result: parts_of(result.name))
+    return found, missing, refused, unnamed
+
+
+def write_manifest(calc, found, missing, refused, unnamed):
+    """out/manifest.json: what leaves, for a restart and for whoever wants to know; and what stays."""
+    os.makedirs(calc.path(b"out"), 0o700, exist_ok=True)
+    with open(calc.path(b"out", b"manifest.json"), "w", encoding="utf-8") as out:
+        out.write('{"missing": %s,\n"refused": %s,\n"refused by number": %s,\n"files": {' % tuple(map(json.dumps, (missing, refused, unnamed))))
+        for number, result in enumerate(found):
+            out.write("%s\n%s: %s" % ("," if number else "", json.dumps(result.name), json.dumps([result.size, result.sum256, result.stamp])))
+        out.write("}}\n")
+
+
+def read_manifest(calc):
+    """{name: [size, sum, stamp]} of the manifest on disk, {} if there is none."""
+    try:
+        with open(calc.path(b"out", b"manifest.json"), encoding="utf-8") as text:
+            return json.load(text)["files"]
+    except (OSError, ValueError, KeyError):
+        return {}
+
+
+def send_manifest(calc, relay, found, missing, refused, unnamed):
+    """7. send-results, in pages."""
+    base = {"v": 2, "claim": calc.claim}
+    refused = dict(refused, **{"(%d)" % count: why for why, count in unnamed.items()})
+    for start in range(0, len(found) or 1, PAGE):
+        page = {result.name: {"size": result.size, "sha256": result.sum256} for result in found[start:start + PAGE]}
+        more = start + PAGE < len(found)
+        if start == 0:
+            relay.ask("POST", "send-results", dict(base, accept_id=calc.accept_id, result_files=page, more=more, missing=missing, refused=refused))
+        else:
+            relay.ask("POST", "files/%s/result" % calc.accept_id, dict(base, **{"from": start, "files": page, "more": more}))
+
+
+def send_files(poller, calc, relay, found, fresh):
+    """7. and 8. Uploads until the relay says that all is there. ValueError if a file is no longer what the manifest says."""
+    base = {"v": 2, "accept_id": calc.accept_id, "claim": calc.claim, "result": "end send"}
+    files, numbers, before = [(result.path, result.size) for result in found], None if fresh else [], 0
+    while True:
+        try:
+            relay.upload_all("files/%s/result" % calc.accept_id, files, numbers, calc.claim, poller.moved)
+        except OSError as error:
+            raise ValueError(error.strerror)
+        try:
+            return relay.ask("POST", "end-send", base)
+        except Refused as error:
+            numbers = error.more.get("incomplete")
+            if error.code != 409 or not isinstance(numbers, list) or numbers == before:
+                raise
+            before, numbers = numbers, [n for n in numbers if type(n) is int and 0 <= n < len(files)]
+
+
+def deliver(poller, calc, relay):
+    """6. to 8.: tells the end, sends what may leave."""
+    calc.phase, end = "results", calc.last("ended")
+    fields = {key: end.get(key) for key in ("exit_code", "signal", "reason", "started", "ended")}
+    relay.ask("POST", "calc-end", dict(fields, v=2, accept_id=calc.accept_id, claim=calc.claim,
+                                       result="calc end" if end["exit_code"] == 0 and not end["reason"] else "abnormal"))
+    known, unstable = read_manifest(calc), set()
+    fresh = not known
+    for attempt in range(STABLE_TRIES + 1):
+        found, missing, refused, unnamed = collect(calc, poller.rules, known, unstable)
+        write_manifest(calc, found, missing, refused, unnamed)
+        log("info", calc.accept_id, "7 send-results", site=poller.site, files=len(found), bytes=sum(result.size for result in found),
+            missing=len(missing), refused=len(refused) + sum(unnamed.values()))
+        send_manifest(calc, relay, found, missing, refused, unnamed)
+        try:
+            send_files(poller, calc, relay, found, fresh)
+            break
+        except ValueError as error:                    # a process that the command left behind still writes
+            log("warn", calc.accept_id, "7 changed", why=error)
+            if attempt == STABLE_TRIES:
+                raise
+            before, known, fresh = {result.name: result.sum256 for result in found}, {}, True
+            if attempt == STABLE_TRIES - 1:
+                time.sleep(0.2)
+                again = collect(calc, poller.rules, known)[0]
+                unstable = {result.name for result in again if before.get(result.name) != result.sum256}
+    calc.note(8, "delivered")
+    log("info", calc.accept_id, "8 end-send", site=poller.site)
+    for name in os.listdir(calc.control):
+        if name in (b"run", b"ready", b"alive", b"end.tmp") or name.startswith(b"part"):
+            os.unlink(calc.path(name))
+
+
+# ---- the poller ----
+def carry_out(poller, calc, relay, page=None):
+    """Steps 4 to 8 of one calculation, from wherever its journal stands; after any crash or failure it is simply called again."""
+    if not calc.last("starting") and not calc.last("ended"):
+        argv = prepare_calculation(poller, calc, relay, page)
+        if argv is not None:
+            poller.wait_for_licence(calc)
+            calc.note(5, "starting", argv=argv)
+    if not calc.last("ended"):
+        calc.command = calc.command or poller.commands.get(calc.info["command"])
+        run_command(poller, calc, relay, calc.last("starting")["argv"] if calc.command else None)
+    deliver(poller, calc, relay)
+
+
+def work_on(poller, calc, relay, page=None):
+    """A thread: one calculation, until it is delivered, taken away by the relay, or kept."""
+    while True:
+        try:
+            carry_out(poller, calc, relay, page)
+        except OSError as error:                       # a full or broken disk: the journal says where to go on
+            log("error", calc.accept_id, "disk", error=error, again_in=DISK_PAUSE)
+            relay.close()
+            time.sleep(DISK_PAUSE)
+            page = None
+            continue
+        except Refused as error:
+            lose_claim(calc, error)
+        except (Exception, Stop) as error:
+            log("error", calc.accept_id, "stays here", error="%s: %s" % (type(error).__name__, error), control=calc.control.decode("utf-8", "replace"))
+            if SAY["debug"]:
+                raise
+        return poller.release(calc, relay)
+
+
+def lose_claim(calc, error):
+    """The relay says no to this calculation. Never started here: it goes. Otherwise its result stays on this disk;
+    what only the present relay or token refuses (no 404, no 409) is tried again at the next start."""
+    if look(calc.control, time.time())[0] == "ready":
+        log("warn", calc.accept_id, "claim is gone", code=error.code, why=error)
+        return calc.remove()
+    log("error", calc.accept_id, "result is refused and stays here", code=error.code, why=error, work=calc.work.decode("utf-8", "replace"))
+    if error.code in (404, 409):
+        calc.note(8, "kept", why=str(error))
+
+
+class Poller:
+    """What the threads of this process share. settings: {section: {key: value}} of the ini; words: what the command line said."""
+
+    def __init__(self, settings, words, base, commands, token):
+        self.settings, self.words, self.base, self.commands = settings["poller"], words, base, commands
+        self.rules, self.site, self.url, self.token = settings["outbound"], words["site"], words["url"], token
+        self.retry, self.jobs = words["retry"] or self.settings["retry"], words["jobs"] or self.settings["jobs"]
+        self.held, self.room, self.idle, self.model = {}, threading.Condition(), [], None
+        self.failures, self.away, self.wake, self.outcome = 0, False, os.pipe(), None
+        self.eager = words["once"] or words["fielded"]         # a first contact that fails ends the program
+
+    def new_relay(self):
+        """A connection that nobody uses now; one thread at a time."""
+        with self.room:
+            if self.idle:
+                return self.idle.pop()
+        keys = self.settings
+        made = Relay(self.url, self.token, keys["ca_file"], self.words["verify"], keys["proxy"], keys["client_cert"], keys["client_key"],
+                     self.words["port"])
+        made.pause, made.notice, made.keep_on = self.pause, self.notice, True
+        if self.model is None:
+            made.context = made.tls_context() if made.tls else None
+            self.model = made
+        made.context, made.piece, made.most = self.model.context, self.model.most, self.model.most
+        return made
+
+    def notice(self, line):
+        """One log line when the relay goes away, one when it is back (None), however many threads see it."""
+        if line is None:
+            self.failures = 0
+        if line is not None and not self.away:
+            log("warn", None, "relay does not answer, asking on", why=line)
+        elif line is None and self.away:
+            log("info", None, "relay answers again")
+        self.away = line is not None
+
+    def moved(self, count):
+        """Bytes went over the line: it is not dead."""
+        self.failures = 0
+
+    def pause(self, wait):
+        """Sleeps before the next try; retry: COUNT tries that failed in a row end the process, not the results."""
+        if self.retry:
+            self.failures += 1
+            if self.failures >= self.retry[0]:
+                self.finish(Stop(EX_UNAVAILABLE, _("%s: no answer %d times in a row; %d calculation(s) stay here and go on at the next start")
+                                 % (self.url, self.retry[0], len(self.held))))
+                time.sleep(3600)
+            wait = self.retry[1]
+        time.sleep(wait)
+
+    def finish(self, outcome):
+        """Ends the program from any thread: outcome is an exit code or a Stop."""
+        if self.outcome is None:
+            self.outcome = outcome
+            os.write(self.wake[1], b".")
+
+    def hold(self, calc, relay, page=None):
+        """From now on calc is this process's: a thread of its own."""
+        with self.room:
+            self.held[calc.name] = calc
+        threading.Thread(target=work_on, args=(self, calc, relay, page), daemon=True).start()
+
+    def release(self, calc, relay):
+        """calc is through; its slot and its connection are free."""
+        with self.room:
+            del self.held[calc.name]
+            self.idle.append(relay)
+            self.room.notify_all()
+
+    def wait_for_licence(self, calc):
+        """[command NAME] jobs: how many of this command may run at once."""
+        with self.room:
+            while calc.command["jobs"] and calc.command["jobs"] <= sum(
+                    1 for other in self.held.values() if other.phase == "running" and other.info["command"] == calc.info["command"]):
+                self.room.wait()
+            calc.phase = "running"
+
+    def wait_for_room(self):
+        """Until there is a free slot, and keep_free of the disk."""
+        told = False
+        while True:
+            with self.room:
+                while len(self.held) >= self.jobs:
+                    self.room.wait()
+            disk = os.statvfs(self.base)
+            keep = self.settings["keep_free"]
+            if disk.f_bavail >= (keep * disk.f_blocks if isinstance(keep, float) else keep / disk.f_frsize):
+                return disk.f_bavail * disk.f_frsize
+            if not told:
+                log("warn", None, "disk is fuller than keep_free: no new calculation", base=self.base.decode("utf-8", "replace"))
+            told = True
+            if self.words["once"]:
+                self.finish(Stop(EX_TEMPFAIL, _("%s: less than keep_free is free") % self.base.decode("utf-8", "replace")))
+            time.sleep(DISK_PAUSE)
+
+    def tell(self, line):
+        """A line of the manual, on a terminal or where it was started in the manual's words."""
+        if self.words["fielded"] or sys.stdout.isatty():
+            try:
+                print(printable(line), flush=True)
+            except (OSError, ValueError):
+                pass
+
+
+def stamp():
+    """Now, as the manual's lines have it."""
+    return time.strftime("%Y/%m/%d %H:%M:%S")
+
+
+def calc_request(poller, relay, nonce, free, wait):
+    """3. One calc-request: the answer's fields, or None if there is nothing to do. Refused, Away."""
+    have = {calc.accept_id: calc.claim for calc in list(poller.held.values())}
+    fields = {"v": 2, "site_id": poller.site, "poller": poller.name, "take": nonce, "wait": wait, "have": have, "free": free}
+    poller.tell("%s:send %s%scalc-request?site_id=%s" % (stamp(), relay.url, BASE, poller.site))
+    try:
+        return relay.call("POST", "calc-request", fields, wait)
+    except Refused as error:
+        if error.code in (401, 403, "0005"):
+            poller.tell("%s:status code = 403 / reason = %s" % (stamp(), json.dumps({"errors": [error.more]}, ensure_ascii=False)))
+        else:
+            poller.tell("code = %s / message = %s" % (error.code, error))
+        if error.code != "0300":
+            raise
+        return None
+
+
+def put_on_disk(poller, found):
+    """3. The claimed calculation, on disk, its control directory made ready beforehand. ValueError if the answer cannot be right."""
+    order = check_order_of(found)
+    name = order["accept_id"] + (".%d" % order["attempt"] if order["attempt"] > 1 else "")
+    folder = os.path.join(poller.base, b".mi")
+    control = os.path.join(folder, utf8(name))
+    if os.path.lexists(control) or os.path.lexists(os.path.join(poller.base, utf8(name))):
+        raise ValueError(_("%s is, or was, on this host: nothing runs twice") % name)
+    write_synced(os.path.join(folder, b"spare", b"order.json"), json.dumps(order).encode())
+    os.rename(os.path.join(folder, b"spare"), control)
+    sync_folder(folder)
+    return Calculation(poller.base, name, order)
+
+
+def make_spare(base):
+    """A control directory made beforehand, so that a claimed calculation need not wait for its fsyncs."""
+    spare = os.path.join(base, b".mi", b"spare")
+    if not os.path.exists(os.path.join(spare, b"ready")):
+        shutil.rmtree(spare, ignore_errors=True)
+        os.mkdir(spare, 0o700)
+        write_synced(os.path.join(spare, b"journal"), b"")
+        prepare(spare)
+
+
+def first_contact(poller, relay):
+    """Which protocol and limits. 69 if the relay cannot be reached and somebody waits for the answer."""
+    try:
+        version, limits = relay.learn(0 if poller.eager and not poller.retry else None)
+    except Away as error:
+        raise Stop(EX_UNAVAILABLE, str(error))
+    if version < 2:                                    # the place for the fielded protocol
+        raise Stop(EX_PROTOCOL, _("%s speaks only the fielded protocol (v1), which this version does not: use the fielded poller") % relay.url)
+    poller.model.piece = poller.model.most = relay.most
+    return min(POLL_WAIT, limits["wait"] if isinstance(limits.get("wait"), int) and limits["wait"] > 0 else POLL_WAIT)
+
+
+def refused_at_first(relay, error):
+    """The very first calc-request was refused: what to do about it."""
+    if error.code in (401, 403, "0005"):
+        what = _("the relay refuses the token (%s): get a valid one with role remote for this site") % (error.more.get("why") or error)
+    else:
+        what = _("the relay refuses: %s") % error
+    return Stop(EX_REFUSED, "%s: %s" % (relay.url, what))
+
+
+def claim_loop(poller):
+    """A thread: 3. asks for work whenever there is room for it, for ever (--once: until nothing is left)."""
+    relay, backoff, nonce, answered = poller.new_relay(), Backoff(), os.urandom(16).hex(), False
+    wait = 0 if poller.words["once"] else first_contact(poller, relay)
+    if poller.words["once"]:
+        first_contact(poller, relay)
+    while True:
+        free = poller.wait_for_room()
+        try:
+            make_spare(poller.base)
+            asked = time.monotonic()
+            found = calc_request(poller, relay, nonce, free, wait)
+            poller.notice(None)
+            backoff, answered = Backoff(), True
+            calc = found and put_on_disk(poller, found)
+        except (Away, Refused, OSError) as error:
+            if not answered and isinstance(error, Refused) and error.code not in AGAIN:
+                raise refused_at_first(relay, error)
+            if isinstance(error, OSError):
+                log("error", None, "disk", error=error)
+            else:
+                poller.notice(str(error))
+            relay.close()
+            poller.pause(backoff.next())
+            continue
+        except ValueError as error:
+            log("error", None, "3 the relay's answer is not taken", why=error)
+            calc = None
+            time.sleep(1)
+        nonce = os.urandom(16).hex()
+        if calc:
+            log("info", calc.accept_id, "3 calc-request", site=poller.site, command=calc.info["command"], attempt=calc.order["attempt"])
+            poller.hold(calc, relay, found.get("inputs") if isinstance(found.get("inputs"), dict) else {})
+            relay = poller.new_relay()
+        elif poller.words["once"]:
+            with poller.room:
+                while poller.held:
+                    poller.room.wait()
+            return poller.finish(0)
+        elif time.monotonic() - asked < 1:
+            time.sleep(1)                              # a relay that does not let us wait
+        sweep(poller)
+
+
+def heartbeat_loop(poller):
+    """A thread with its own connection: renews all claims, hears of cancelled calculations."""
+    relay = poller.new_relay()
+    relay.pause, relay.notice = time.sleep, lambda line: None
+    while True:
+        calcs = {calc.accept_id: calc for calc in list(poller.held.values()) if time.monotonic() - calc.since > 1}
+        if not calcs:
+            time.sleep(1)
+            continue
+        asked = time.monotonic()
+        fields = {"v": 2, "site_id": poller.site, "poller": poller.name, "wait": POLL_WAIT,
+                  "calcs": {name: {"claim": calc.claim, "phase": calc.phase} for name, calc in calcs.items()}}
+        try:
+            found = relay.ask("POST", "heartbeat", fields, POLL_WAIT)
+            for name in found.get("cancel") or []:
+                if name in calcs and not calcs[name].cancelled:
+                    log("warn", name, "6 cancelled by the workflow side")
+                    calcs[name].cancelled = True
+        except (Refused, TypeError) as error:
+            log("debug", None, "heartbeat", error=error)
+            time.sleep(POLL_WAIT)
+        time.sleep(max(0.0, 1 - (time.monotonic() - asked)))
+
+
+def sweep(poller):
+    """Working and control directories of delivered calculations go after keep_workdirs; looked at once an hour."""
+    if time.monotonic() < getattr(poller, "next_sweep", 0):
+        return
+    poller.next_sweep = time.monotonic() + 3600
+    for calc in on_disk(poller.base):
+        done = calc.last("delivered")
+        if done and calc.name not in poller.held and time.time() - done["t"] > poller.settings["keep_workdirs"]:
+            log("info", calc.accept_id, "swept", age_days=int((time.time() - done["t"]) / 86400))
+            calc.remove()
+
+
+# ---- start ----
+def open_base(path):
+    """calc_base and its .mi, made or checked, as bytes. 78 if others could put something into it."""
+    home = os.environ.get("XDG_STATE_HOME") or os.path.join(os.path.expanduser("~"), ".local", "state")
+    base = os.path.realpath(utf8(os.path.expanduser(path) if path else os.path.join(home, "mi_distcomp")))
+    shown = base.decode("utf-8", "replace")
+    if not os.path.isdir(base):
+        os.makedirs(base, 0o700)
+    if base == b"/tmp" or base.startswith(b"/tmp/"):
+        log("warn", None, "calc_base is below /tmp: a reboot or a cleaner may delete what was not delivered yet", base=shown)
+    folder = os.path.join(base, b".mi")
+    try:
+        os.mkdir(folder, 0o700)
+    except FileExistsError:
+        pass
+    info = os.lstat(folder)
+    if not stat.S_ISDIR(info.st_mode) or info.st_uid != os.geteuid() or info.st_mode & 0o077:
+        raise Stop(EX_CONFIG, _("%s/.mi: must be a directory of yours that nobody else may enter (chown, chmod 700)") % shown)
+    return base
+
+
+def lock_base(base):
+    """Takes calc_base for this process (the open file). 75 with who holds it."""
+    import fcntl
+    lock = open(os.path.join(base, b".mi", b"lock"), "a+")
+    try:
+        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        lock.seek(0)
+        raise Stop(EX_TEMPFAIL, _("%s: in use by another poller (%s); stop it or give this one its own calc_base")
+                   % (base.decode("utf-8", "replace"), printable(lock.read(200).strip())))
+    lock.truncate(0)
+    lock.write("pid %d on %s\n" % (os.getpid(), os.uname().nodename))
+    lock.flush()
+    return lock
+
+
+def poller_name(base):
+    """This calc_base's random name, by which the relay knows it again."""
+    path = os.path.join(base, b".mi", b"poller")
+    if not os.path.exists(path) or not os.path.getsize(path):
+        write_synced(path, ("poller-%s\n" % os.urandom(8).hex()).encode())
+    with open(path) as text:
+        return text.read(100).strip()
+
+
+def plain_token(text, where):
+    """text as a token. 78 if it cannot be one."""
+    if not re.match(r"[\x21-\x7e]{1,4096}\Z", text.strip()):
+        raise Stop(EX_CONFIG, _("%s: holds no token") % where)
+    return text.strip()
+
+
+def token_from_file(path, strict=True):
+    """A function that returns the token in a file, read again whenever the file changes. 78 if it is unreadable or (strict) too open."""
+    kept = [None, None]
+
+    def token():
+        try:
+            with open(utf8(path), encoding="utf-8", errors="replace") as text:
+                info = os.fstat(text.fileno())
+                if strict and info.st_mode & 0o077:
+                    raise Stop(EX_CONFIG, _("%s: others may read the token: chmod 600 %s") % (path, path))
+                kept[:] = [(info.st_mtime_ns, info.st_ino), plain_token(text.read(5000), path)]
+        except OSError as error:
+            raise Stop(EX_CONFIG, _("%s: %s (token_file; chmod 600, owner: the poller's user)") % (path, error.strerror))
+
+    def current():
+        try:
+            info = os.stat(utf8(path))
+            if (info.st_mtime_ns, info.st_ino) != kept[0]:
+                token()
+        except (OSError, Stop) as error:
+            log("warn", None, "token file: the old token stays in use", error=error)
+        return kept[1]
+
+    token()
+    return current
+
+
+def token_from_login(url):
+    """The token of the site's login program (asks at the terminal). 78 if it is not installed, 77 if it says no."""
+    sys.path.append(os.environ.get("AUTHENTICATION_OPERATOR", ""))
+    try:
+        from openam_operator import openam_operator
+    except ImportError:
+        raise Stop(EX_CONFIG, _("login: set AUTHENTICATION_OPERATOR to the directory of authentication_operator"))
+    token = openam_operator.miLogin(address(url)[1])[1]
+    if not token:
+        raise Stop(EX_REFUSED, _("login: not accepted"))
+    return plain_token(token, "login")
+
+
+def hide_token(token):
+    """Starts this program again with the token in a pipe instead of on the command line, where `ps` shows it to everybody."""
+    log("warn", None, "the token was visible in the process list for a moment and may be in the shell's history: better token_file, mode 0600")
+    out, into = os.pipe()
+    os.write(into, token.encode())
+    os.close(into)
+    os.set_inheritable(out, True)
+    with open("/proc/self/cmdline", "rb") as text:
+        words = text.read().split(b"\0")[:-1]
+    sys.stderr.flush()
+    os.execv(sys.executable, [sys.executable] + [b"fd:%d" % out if word == token.encode() else word for word in words[1:]])
+
+
+def find_token(word, url, settings, as_program):
+    """A function that returns the token: from the command line's word, or the first place that has one."""
+    if word == "login":
+        token = token_from_login(url)
+    elif word and word.startswith("fd:"):
+        try:
+            with open(int(word[3:]), encoding="ascii", errors="replace") as pipe:
+                token = plain_token(pipe.read(5000), word)
+        except (OSError, ValueError):
+            raise Stop(EX_USAGE, _("%s: no token to read there") % word)
+    elif word:
+        token = plain_token(word, "TOKEN")
+        if as_program:
+            hide_token(token)
+    elif settings["token_file"]:
+        return token_from_file(settings["token_file"])
+    elif os.path.exists(os.path.join(os.environ.get("CREDENTIALS_DIRECTORY", "/nonexistent"), "mi_distcomp_token")):
+        return token_from_file(os.path.join(os.environ["CREDENTIALS_DIRECTORY"], "mi_distcomp_token"), strict=False)
+    elif os.environ.get("MI_DISTCOMP_TOKEN"):
+        token = plain_token(os.environ["MI_DISTCOMP_TOKEN"], "MI_DISTCOMP_TOKEN")
+    elif sys.stdin is not None and sys.stdin.isatty():
+        import getpass
+        token = plain_token(getpass.getpass(_("token: ")), _("what was typed"))
+    else:
+        raise Stop(EX_CONFIG, _("no token: set token_file in [poller] (mode 0600)"))
+    return lambda: token
+
+
+def fielded_words(words, options):
+    """The manual's words: SITE BASE_URL TOKEN [debug] [no_auth[:CAFILE]] [port:N] [retry:C,I] [calc_base:DIR], into options. 64."""
+    if len(words) < 3 or "://" not in words[1]:
+        raise Stop(EX_USAGE, _("a subcommand (poll, list, show) or: SITE BASE_URL TOKEN|login ...; --help says more"))
+    options.update(site=words[0], url=words[1], token=words[2], fielded=True)
+    for word in words[3:]:
+        key, colon, value = word.partition(":")
+        try:
+            if word == "debug":
+                SAY["level"], SAY["debug"] = 0, True
+            elif key == "no_auth" and (value or not colon):
+                options.update(verify=bool(value), ca_file=value)
+            elif key == "port" and re.match(r"\d{1,5}\Z", value):
+                options["port"] = int(value)
+            elif key == "retry" and value:
+                options["retry"] = retry_of(value)
+            elif key == "calc_base" and value:
+                options["calc_base"] = value
+            else:
+                raise ValueError(_("is not a word of this program"))
+        except ValueError as error:
+            raise Stop(EX_USAGE, "%s: %s" % (printable(word), error))
+
+
+def set_up(options, settings, ini, as_program):
+    """Everything checked before the first contact: the Poller, its lock held."""
+    keys = settings["poller"]
+    keys["ca_file"], options["site"] = options["ca_file"] or keys["ca_file"], options["site"] or keys["site"]
+    options["url"] = options["url"] or keys["url"]
+    for key in ("site", "url"):
+        if not options[key]:
+            raise Stop(EX_CONFIG, _("%s: [poller] %s is not set") % (ini or "mi_distributed_computing_assist.ini", key))
+    address(options["url"], options["port"])
+    commands = allow_list(ini, settings)
+    token = find_token(options["token"], options["url"], keys, as_program)
+    base = open_base(options["calc_base"] or keys["calc_base"])
+    lock = lock_base(base)
+    poller = Poller(settings, options, base, commands, token)
+    poller.lock, poller.name = lock, poller_name(base)
+    if not options["verify"]:
+        log("warn", None, "no_auth: THE RELAY'S CERTIFICATE IS NOT CHECKED. Whoever sits in between can read token, inputs and results, and "
+                          "give orders (within the allow-list). Use no_auth:CAFILE or ca_file")
+    return poller
+
+
+def poll(poller):
+    """Runs the threads; this one only waits for a signal or an outcome. Leaving is safe at any moment: everything is on disk."""
+    signals = []
+
+    def on_signal(number, frame):
+        signals.append(number)
+        os.write(poller.wake[1], b".")
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, on_signal)
+    relay = poller.new_relay()                         # checks the certificate files
+    poller.idle.append(relay)
+    for line in ("site id = %s" % poller.site, "base url = %s" % relay.url, "token = ****"):
+        poller.tell(line)
+    log("info", None, "polling", site=poller.site, url=relay.url, jobs=poller.jobs, base=poller.base.decode("utf-8", "replace"),
+        commands=",".join(sorted(command["name"] for command in poller.commands.values())))
+
+    def thread(loop):
+        try:
+            loop(poller)
+        except Exception as error:
+            poller.finish(error)
+
+    for calc in on_disk(poller.base):
+        if not calc.last("delivered") and not calc.last("kept"):
+            log("info", calc.accept_id, "picked up", state=calc.state())
+            poller.hold(calc, poller.new_relay())
+    for loop in (claim_loop, heartbeat_loop):
+        threading.Thread(target=thread, args=(loop,), daemon=True).start()
+    os.read(poller.wake[0], 1)
+    if not signals:
+        if isinstance(poller.outcome, Exception):
+            raise poller.outcome
+        return poller.outcome
+    if signals[0] == signal.SIGINT:
+        poller.tell("Ctrl + C スクリプト停止要求受付")
+    log("info", None, "stopped; what runs here runs on and is picked up at the next start", calculations=len(poller.held))
+    return EX_INTERRUPT if signals[0] == signal.SIGINT else 0
+
+
+def list_calculations(base, as_json):
+    """What is, or was, on this host."""
+    rows = [{"id": calc.name, "state": calc.state(), "command": calc.info["command"], "age": round(time.time() - calc.order.get("t", 0))}
+            for calc in on_disk(base)]
+    if as_json:
+        print(json.dumps(rows, ensure_ascii=False))
+    for row in rows if not as_json else []:
+        print("%-38s %-12s %8ds  %s" % (row["id"], row["state"], row["age"], printable(row["command"])))
+
+
+def show(base, name, as_json):
+    """One calculation. 64 if it is not here."""
+    for calc in on_disk(base):
+        if calc.name == name:
+            order = {key: value for key, value in calc.order.items() if key != "claim"}
+            shown = {"id": name, "state": calc.state(), "work": calc.work.decode("utf-8", "replace"),
+                     "control": calc.control.decode("utf-8", "replace"), "order": order, "journal": calc.entries}
+            if as_json:
+                return print(json.dumps(shown, ensure_ascii=False))
+            for key in ("id", "state", "work", "control"):
+                print("%-8s %s" % (key, printable(shown[key])))
+            print("%-8s %s" % ("order", printable(json.dumps(order, ensure_ascii=False))))
+            return [print("journal  %s" % printable(json.dumps(entry, ensure_ascii=False))) for entry in calc.entries] and None
+    raise Stop(EX_USAGE, _("%s: not on this host") % printable(name))
+
+
+def version_line():
+    """PROGRAM VERSION protocol and this very file's sum."""
+    import hashlib
+    with open(__file__, "rb") as text:
+        return "%s %s protocol 2 sha256 %s" % (PROGRAM, VERSION, hashlib.sha256(text.read()).hexdigest())
+
+
+def parse(argv):
+    """(words, options) of the command line. 64."""
+    import argparse
+
+    class Parser(argparse.ArgumentParser):
+        def error(self, message):
+            raise Stop(EX_USAGE, "%s; --help says more" % message)
+
+    parser = Parser(prog=PROGRAM + ".py", usage=argparse.SUPPRESS, description=__doc__, allow_abbrev=False,
+                    formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("words", nargs="*", help=argparse.SUPPRESS)
+    parser.add_argument("--once", action="store_true", help="work off what is there, then end (cron); silent if another poller runs")
+    parser.add_argument("--jobs", type=int, default=0, metavar="N", help="calculations at a time")
+    parser.add_argument("--ini", metavar="FILE", help="instead of the mi_distributed_computing_assist.ini that is found")
+    parser.add_argument("--json", action="store_true", help="list, show: for programs")
+    parser.add_argument("-q", action="store_const", const=2, dest="level", help="log warnings and errors only")
+    parser.add_argument("-v", action="store_const", const=0, dest="level", help="log more")
+    parser.add_argument("--version", action="store_true", help="version, protocol, and the sha256 of this file")
+    found, more = parser.parse_known_args(argv)
+    if any(word.startswith("-") for word in more):
+        parser.error("unknown option %s" % printable(more[0]))
+    options = dict(vars(found), site="", url="", token="", fielded=False, verify=True, ca_file="", port=None, retry=None, calc_base="")
+    return found.words + more, options
+
+
+def main(argv=None):
+    """The program; returns its exit code."""
+    words, options = parse(arguments(argv))
+    if options["version"]:
+        return print(version_line())
+    if options["level"] is not None:
+        SAY["level"] = options["level"]
+    if words[:1] not in (["poll"], ["list"], ["show"]):
+        fielded_words(words, options)
+    elif len(words) != (2 if words[0] == "show" else 1) or options["jobs"] < 0:
+        raise Stop(EX_USAGE, _("too many or too few words; --help says more"))
+    ini = find_ini(options["ini"], __file__)
+    settings = read_ini(ini, KEYS, guarded=True)
+    choose_language(settings["poller"]["lang"])
+    if words[0] == "list" and not options["fielded"]:
+        return list_calculations(open_base(settings["poller"]["calc_base"]), options["json"])
+    if words[0] == "show" and not options["fielded"]:
+        return show(open_base(settings["poller"]["calc_base"]), words[1], options["json"])
+    if settings["poller"]["logfile"]:
+        SAY["log"] = open(utf8(settings["poller"]["logfile"]), "a", encoding="utf-8", errors="backslashreplace")
+    try:
+        poller = set_up(options, settings, ini, argv is None)
+    except Stop as stop:
+        if stop.code == EX_TEMPFAIL and options["once"]:
+            return 0
+        raise
+    return poll(poller)
+
+
+if __name__ == "__main__":
+    run_as_program(main)

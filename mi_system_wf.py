@@ -1,0 +1,1728 @@
+#!/usr/bin/env python3
+"""The workflow side of a calculation on an external computer (the WebAPI way).
+
+Run by a workflow module (or a person) on the workflow system: registers a calculation at the relay (mi_dicomapi.py), sends its inputs,
+waits, and puts the declared results into the current directory. Needs this one file, Python 3.6 or newer and a token.
+
+usage: mi_system_wf.py run SITE COMMAND --in INPUT... --out RESULT... [--param TEXT]
+       mi_system_wf.py submit SITE COMMAND ...      as run, but prints the ACCEPT_ID and does not wait
+       mi_system_wf.py wait ACCEPT_ID...            waits and fetches (several: each into DIR/ACCEPT_ID/)
+       mi_system_wf.py result ACCEPT_ID...          fetches what is there already
+       mi_system_wf.py status ACCEPT_ID...          one line for each
+       mi_system_wf.py BASE_URL SITE TOKEN COMMAND IN1:IN2:... OUT1:OUT2:... ["PARAMETERS"]      (TOKEN may be fd:N, an open descriptor)
+INPUT is FILE, NAME=PATH, or DIR/ with all that is below it; RESULT a name or a pattern (* ? ** and DIR/). Both logs of the command come
+back always. A module that was killed finds its calculation again if it starts with the same --request-id.
+In Python: mi_system_wf.run(url, site, command, inputs, outputs, token=...) returns a Result or raises Stop.
+
+exit codes: the command's own (128+N: ended by signal N), with BASE_URL ...: 1 if the calculation ended abnormally, else 0. Otherwise
+0 done, 64 usage (or the request id belongs to other inputs), 65 a declared result is missing, 66 an input is missing, 69 relay unavailable,
+or the calculation was lost, 70 bug, 74 input/output or disk full (also the external computer's), 75 try again later (also after SIGTERM:
+the calculation runs on), 76 protocol (or the inputs did not reach the external computer), 77 refused by a list, a guard or for lack of
+permission, 78 configuration, 130 after Ctrl+C (the calculation runs on), or the calculation was cancelled
+"""
+import collections
+import errno
+import http.client
+import io
+import json
+import os
+import re
+import socket
+import ssl
+import stat
+import sys
+import threading
+import time
+
+PROGRAM, VERSION = "mi_system_wf", "1.0"
+PATIENCE = 60                  # seconds that the relay may be away before anything is registered; from then on: for ever
+WAIT = 50                      # seconds of one waiting call (companies' proxies cut silent connections after 60)
+PAGE = 2000                    # entries of a file list in one call
+FEW = 100                      # up to so many results each is synced to the disk by itself, beyond all at once
+STDERR_LIMIT = 12 << 10        # bytes of stderr without a terminal besides the last line (a reader of stdout alone dead-locks at 64 KiB)
+KEPT_WORDS = 20                # missing files that a line names, at most
+
+# ==== shared: say ====
+# How every script of the suite speaks: one line per failure, one line per step, nothing from the wire unescaped.
+EX_USAGE, EX_DATA, EX_NOINPUT, EX_UNAVAILABLE, EX_BUG, EX_IOERR = 64, 65, 66, 69, 70, 74
+EX_TEMPFAIL, EX_PROTOCOL, EX_REFUSED, EX_CONFIG, EX_INTERRUPT = 75, 76, 77, 78, 130
+LEVELS = ("debug", "info", "warn", "error")
+SAY = {"lang": "en", "level": 1, "log": None, "debug": False, "lock": threading.Lock()}
+ODD = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]")
+
+
+class Stop(Exception):
+    """Ends the program: an exit code of the table and one line (who, where, what, what to do)."""
+
+    def __init__(self, code, text):
+        Exception.__init__(self, text)
+        self.code = code
+
+
+def _(text):
+    """text in the reader's language, from this file's table JA."""
+    return JA.get(text, text) if SAY["lang"] == "ja" else text
+
+
+def choose_language(lang="auto"):
+    """lang: en, ja, or auto (the locale's)."""
+    if lang == "auto":
+        lang = os.environ.get("LC_ALL") or os.environ.get("LC_MESSAGES") or os.environ.get("LANG") or ""
+    SAY["lang"] = "ja" if lang[:2] == "ja" else "en"
+
+
+def printable(text):
+    """text with control, direction and surrogate characters made visible: it can neither steer a terminal nor start a log line."""
+    return ODD.sub(lambda m: ("\\x%02x" if m.group() < "\xff" else "\\u%04x") % ord(m.group()), str(text))
+
+
+def log(level, accept_id, step, **values):
+    """One line: time LEVEL ACCEPT_ID step key=value ...; values are escaped, and quoted as JSON when they hold blanks."""
+    if LEVELS.index(level) < SAY["level"]:
+        return
+    words = []
+    for key, value in values.items():
+        value = printable(value)
+        words.append("%s=%s" % (key, json.dumps(value, ensure_ascii=False) if re.search(r'[\s"]|^$', value) else value))
+    if "JOURNAL_STREAM" in os.environ and SAY["log"] is None:
+        stamp = "<%d>" % {"debug": 7, "info": 6, "warn": 4, "error": 3}[level]
+    else:
+        now = time.time()
+        zone = time.strftime("%z", time.localtime(now))
+        stamp = "%s.%03d%s:%s" % (time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(now)), now % 1 * 1000, zone[:3], zone[3:])
+    line = " ".join([stamp, level.upper(), accept_id or "-", step] + words) + "\n"
+    with SAY["lock"]:
+        try:
+            out = SAY["log"] or sys.stderr
+            out.write(line)
+            out.flush()
+        except (OSError, ValueError):
+            pass                                       # a log that cannot be written must not stop the work
+
+
+def utf8(text):
+    """text (a name, a path) as bytes for the file system: Python 3.6 under LANG=C knows ASCII only."""
+    return text.encode("utf-8", "surrogateescape")
+
+
+def arguments(argv=None):
+    """The command line as text, also under LANG=C on Python 3.6. 64 if a word is not UTF-8."""
+    try:
+        return [os.fsencode(word).decode("utf-8") for word in (sys.argv[1:] if argv is None else argv)]
+    except UnicodeDecodeError:
+        raise Stop(EX_USAGE, _("an argument is not UTF-8"))
+
+
+def utf8_stdio():
+    """stdout and stderr in UTF-8 whatever the locale says; a character that cannot be shown never raises."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is not None and hasattr(stream, "detach"):
+            setattr(sys, name, io.TextIOWrapper(stream.detach(), "utf-8", "backslashreplace", line_buffering=True))
+
+
+def run_as_program(main):
+    """Runs main() and exits with its code; a failure is one line on stderr and a code, never a traceback (unless asked: MI_DEBUG=1)."""
+    try:
+        utf8_stdio()
+        choose_language()
+        code = main() or 0
+        sys.stdout.flush()
+    except Stop as stop:
+        code, text = stop.code, str(stop)
+    except KeyboardInterrupt:
+        code, text = EX_INTERRUPT, _("interrupted")
+    except BrokenPipeError:
+        code, text = EX_IOERR, ""
+    except OSError as error:
+        code, text = EX_IOERR, "%s%s" % (error.strerror or error, ": %s" % error.filename if error.filename else "")
+    except Exception as error:                         # a bug of ours; say where, so that it can be reported
+        if SAY["debug"] or os.environ.get("MI_DEBUG"):
+            raise
+        place = sys.exc_info()[2]
+        while place.tb_next:
+            place = place.tb_next
+        code, text = EX_BUG, _("a bug (%s in line %d: %s); please report this line, MI_DEBUG=1 shows more") % (
+            type(error).__name__, place.tb_lineno, error)
+    else:
+        text = ""
+    try:
+        if text:
+            sys.stderr.write("%s: %s\n" % (PROGRAM, printable(text)))
+        sys.stderr.flush()
+        sys.stdout.flush()
+    except (OSError, ValueError):
+        pass
+    os._exit(code)                                     # no thread of ours has anything left to say
+# ==== end shared ====
+
+# ==== shared: ini ====
+# One strict ini for the suite. A table says which keys a section has: {section: {key: (kind, default)}}.
+SUITE = ("Server", "limits", "times", "RemoteSites", "workflow", "poller", "outbound", "ssh", "ssh guard")
+
+
+def seconds(text):
+    """'90', '90s', '1.5m', '2h', '30d' -> seconds (float)."""
+    found = re.match(r"(\d+(?:\.\d+)?)\s*([smhd]?)\Z", text)
+    if not found:
+        raise ValueError(_("is not a time (like 90s, 5m, 2h, 30d)"))
+    return float(found.group(1)) * {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}[found.group(2)]
+
+
+def size(text):
+    """'1024', '16M', '2G' -> bytes (int; K = 1024)."""
+    found = re.match(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?\Z", text, re.I)
+    if not found:
+        raise ValueError(_("is not a size (like 64K, 16M, 2G)"))
+    return int(float(found.group(1)) * 1024 ** " KMGT".index(found.group(2).upper() or " "))
+
+
+def share(text):
+    """'5%' -> 0.05 (float, a share of the disk); '2G' -> bytes (int)."""
+    return float(text[:-1]) / 100 if text.endswith("%") else size(text)
+
+
+def flag(text):
+    """yes/no, true/false, on/off, 1/0 -> bool."""
+    if text.lower() in ("yes", "true", "on", "1"):
+        return True
+    if text.lower() in ("no", "false", "off", "0"):
+        return False
+    raise ValueError(_("is not yes or no"))
+
+
+def lines(text):
+    """One value a line; blank lines dropped."""
+    return [line.strip() for line in text.splitlines() if line.strip()]
+
+
+def one_of(*choices):
+    """A kind of which only these words are values."""
+    def kind(text):
+        if text not in choices:
+            raise ValueError(_("is not one of: %s") % " ".join(choices))
+        return text
+    return kind
+
+
+def find_ini(given, beside):
+    """The ini's path: given, or the first of ./, beside the script, ~/.config/, /etc/ that exists, or None. 78 if the given one is not there."""
+    if given:
+        if not os.path.exists(utf8(given)):
+            raise Stop(EX_CONFIG, _("%s: no such file (--ini)") % given)
+        return given
+    name = "mi_distributed_computing_assist.ini"
+    for folder in (".", os.path.dirname(os.path.abspath(beside)), os.path.expanduser("~/.config"), "/etc"):
+        if os.path.exists(os.path.join(folder, name)):
+            return os.path.join(folder, name)
+    return None
+
+
+def nearest(word, known):
+    """' (did you mean X?)' or ''."""
+    import difflib
+    close = difflib.get_close_matches(word, known, 1, 0.6)
+    return _(" (did you mean %s?)") % close[0] if close else ""
+
+
+def read_ini(path, table, guarded=False):
+    """The ini as {section: {key: typed value}}: every section of table with its defaults, and of 'command *' and '*' (any other) those that are there.
+
+    guarded: what the file allows is run on this host, so it must belong to this user or root and not be writable by everybody.
+    78 with file, section, key and what to do, for anything that is not as it should be.
+    """
+    import configparser
+    parser = configparser.RawConfigParser(default_section="\0", strict=True)
+    parser.optionxform = lambda key: key if key.lower().startswith("env.") else key.lower()
+    if path:
+        try:
+            with open(utf8(path), encoding="utf-8-sig") as text:
+                info = os.fstat(text.fileno())
+                if guarded and (info.st_uid not in (0, os.geteuid()) or info.st_mode & 0o002):
+                    raise Stop(EX_CONFIG, _("%s: must belong to you or root and not be writable by everybody (chown, chmod o-w)") % path)
+                parser.read_file(text, path)
+        except OSError as error:
+            raise Stop(EX_CONFIG, "%s: %s" % (path, error.strerror))
+        except (configparser.Error, UnicodeDecodeError) as error:
+            raise Stop(EX_CONFIG, "%s: %s" % (path, " ".join(str(error).split())))
+    result = {name: {key: default for key, (kind, default) in keys.items() if "*" not in key}
+              for name, keys in table.items() if "*" not in name}
+    for section in parser.sections():
+        shape = section if section in table else "command *" if section.startswith("command ") else "*"
+        if shape not in table:
+            if shape == "*" and section not in SUITE and nearest(section, SUITE + ("command",)):
+                raise Stop(EX_CONFIG, _("%s: [%s] is not a section%s") % (path, section, nearest(section, SUITE + ("command",))))
+            continue                                   # another script's, or a site's
+        if shape == "*" and section in SUITE:
+            continue
+        keys = table[shape]
+        values = result[section] = {key: default for key, (kind, default) in keys.items() if "*" not in key}
+        for key, text in parser.items(section):
+            name = key if key in keys else re.sub(r"\.[^.]+\Z", ".*", key)
+            if name not in keys:
+                raise Stop(EX_CONFIG, _("%s: [%s] %s is not a key%s") % (path, section, key, nearest(key, list(keys))))
+            try:
+                values[key] = keys[name][0](text.strip())
+            except (ValueError, re.error) as error:
+                raise Stop(EX_CONFIG, "%s: [%s] %s = %s: %s" % (path, section, key, text.strip(), error))
+    return result
+# ==== end shared ====
+
+# ==== shared: names ====
+# File names of a calculation. Checked by every receiver: whoever sends them may be hostile.
+LOG_NAMES = ("計算標準出力.txt", "計算標準エラー出力.txt")        # stdout and stderr of the command, always among the results
+
+
+def parts_of(name):
+    """name's parts in NFC: the order of a manifest, and what makes two names equal."""
+    if not name.isascii() if hasattr(name, "isascii") else any(c > "\x7f" for c in name):
+        import unicodedata
+        name = unicodedata.normalize("NFC", name)
+    return tuple(name.split("/"))
+
+
+def check_name(name):
+    """name, if it is a relative path of plain parts; otherwise ValueError with the reason."""
+    if not isinstance(name, str) or not name:
+        raise ValueError(_("an empty name"))
+    try:
+        length = len(name.encode("utf-8"))
+    except UnicodeEncodeError:
+        raise ValueError(_("a name that is not UTF-8"))
+    if length > 1000 or any(len(part.encode("utf-8")) > 255 for part in name.split("/")):
+        raise ValueError(_("a name that is too long: %s...") % printable(name[:60]))
+    if ODD.search(name) or "\\" in name:
+        raise ValueError(_("a name with a control character or a backslash: %s") % printable(name))
+    if any(part in ("", ".", "..") for part in name.split("/")):
+        raise ValueError(_("a name that is absolute or has an empty, . or .. part: %s") % name)
+    return name
+
+
+def check_order(names, before=None, reserved=()):
+    """Checks a manifest's names: each one plain, ascending by parts_of (so that equal names, and a name that is another's directory,
+    stand side by side), none equal to or below a reserved one. before: the last name of the page before. ValueError; returns the last name."""
+    last = parts_of(before) if before is not None else None
+    for name in names:
+        now = parts_of(check_name(name))
+        if last is not None and (now[:len(last)] == last or now <= last):
+            raise ValueError(_("two names that are equal, one in the other, or out of order: %s") % name)
+        if any(now[:1] == parts_of(word) for word in reserved):
+            raise ValueError(_("a name that is kept for the log: %s") % name)
+        last, before = now, name
+    return before
+
+
+def pattern(text):
+    """A result pattern as a compiled expression: * and ? within a part, ** across parts, a trailing / the whole directory. ValueError."""
+    check_name(text.rstrip("/") if text.endswith("/") and text != "/" else text)
+    out = ""
+    for piece in re.findall(r"\*\*/|\*\*|\*|\?|[^*?]+", text + ("**" if text.endswith("/") else "")):
+        out += {"**/": "(?:[^/]+/)*", "**": ".+", "*": "[^/]*", "?": "[^/]"}.get(piece) or re.escape(piece)
+    return re.compile(out + r"\Z", re.S)
+
+
+def declared(names, patterns):
+    """A function name -> bool: is this result one that was asked for (or a log)?"""
+    wanted = {parts_of(name) for name in tuple(names) + LOG_NAMES}
+    found = [pattern(text) for text in patterns]
+    return lambda name: parts_of(name) in wanted or any(one.match("/".join(parts_of(name))) for one in found)
+# ==== end shared ====
+
+# ==== shared: wire ====
+# The relay's client: one keep-alive connection, JSON calls, files in pieces and packs. Redirects are never followed.
+BASE = "/mi-distcomp-api/"
+MAX_ANSWER = 16 << 20          # bytes of a JSON answer that are read; manifests come in pages far below
+PIECE_MIN, PACK_FILE, CHUNK = 64 << 10, 1 << 20, 256 << 10      # bytes: smallest piece, largest file in a pack, one read or write
+AGAIN = (408, 425, 429, 500, 502, 503, 504, 507)                # answers that mean: later
+
+
+class Refused(Exception):
+    """The relay's considered no: code (int, or the fielded "0300", "400", "0005"), text, and the answer's other fields in more."""
+
+    def __init__(self, code, text, more=None):
+        Exception.__init__(self, printable(text[:1000]))
+        self.code, self.more = code, more or {}
+
+
+class Away(Exception):
+    """No answer of the relay: kind is dns, connect, certificate, proxy, between (something in the way answered) or network."""
+
+    def __init__(self, kind, text):
+        Exception.__init__(self, printable(text))
+        self.kind = kind
+
+
+def address(url, port=None):
+    """(https?, host, port, path before BASE) of a relay's URL. http://HOST means https on 50443, as the manual prints it;
+    plain http is for http://LOOPBACK:PORT only. 64 for anything that is no URL."""
+    from urllib.parse import urlsplit
+    try:
+        found = urlsplit(url if "//" in url else "https://" + url)
+        host, given = found.hostname, port or found.port
+    except ValueError:
+        host = None
+    if not host or found.scheme not in ("http", "https") or found.username is not None or ODD.search(url) or " " in url:
+        raise Stop(EX_USAGE, _("%s: not a URL of a relay (like https://HOST:50443)") % printable(url))
+    plain = found.scheme == "http" and given and (host in ("localhost", "::1") or host.startswith("127."))
+    return not plain, host, given or 50443, found.path.rstrip("/")
+
+
+class Backoff:
+    """Seconds to wait before asking again: doubling from 1 to most, half of it at random, so that many clients spread."""
+
+    def __init__(self, most=600):
+        self.most, self.now = most, 1.0
+
+    def next(self):
+        """The next pause in seconds."""
+        wait, self.now = self.now, min(self.most, self.now * 2)
+        return wait * (0.5 + int.from_bytes(os.urandom(2), "big") / 131072)
+
+
+class Relay:
+    """A relay as one client sees it; not for two threads at once.
+
+    token: function that returns the token (it may be renewed in mid-run). pause: called with seconds instead of time.sleep.
+    notice: called with a line when the relay is away, and with None when it answers again.
+    keep_on: a token that is refused is waited out as the network is (a calculation outlives its token).
+    at_once: kinds of Away that are not waited out. slowest: longest pause between two attempts, in seconds.
+    """
+
+    def __init__(self, url, token, ca_file="", verify=True, proxy="", client_cert="", client_key="", port=None):
+        self.tls, self.host, self.port, self.prefix = address(url, port)
+        self.token, self.ca_file, self.verify, self.proxy = token, ca_file, verify, proxy
+        self.client_cert, self.client_key = client_cert, client_key
+        self.pause, self.notice, self.keep_on = time.sleep, lambda line: None, False
+        self.at_once, self.slowest = (), 600
+        self.connection = self.context = None
+        self.all_cas, self.wrong = False, 0
+        self.piece = self.most = 16 << 20
+        self.url = "%s://%s:%d%s" % ("https" if self.tls else "http", "[%s]" % self.host if ":" in self.host else self.host, self.port, self.prefix)
+
+    def tls_context(self):
+        """TLS 1.2 or newer; ca_file's CAs, or the system's; a client certificate where one is set. 78 if a file is unusable."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        if hasattr(ssl, "TLSVersion"):
+            context.minimum_version = ssl.TLSVersion.TLSv1_2
+        else:                                          # Python 3.6
+            context.options |= ssl.OP_NO_SSLv3 | ssl.OP_NO_TLSv1 | ssl.OP_NO_TLSv1_1
+        try:
+            at = self.ca_file
+            if at:
+                context.load_verify_locations(utf8(at))
+            if not self.verify:
+                context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+            at = self.client_cert
+            if at:
+                context.load_cert_chain(utf8(at), utf8(self.client_key or at), "")
+        except OSError as error:                       # ssl.SSLError is one
+            raise Stop(EX_CONFIG, _("%s: unusable certificate file: %s") % (at, error.strerror or error))
+        self.all_cas = not self.verify
+        return context
+
+    def proxy_for(self):
+        """(host, port, headers) of the proxy for this relay, or None: proxy, or https_proxy and no_proxy of the environment."""
+        url = self.proxy
+        if not url and any(os.environ.get(name) for name in ("https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY")):
+            import urllib.request
+            found = urllib.request.getproxies_environment()
+            url = "" if urllib.request.proxy_bypass_environment(self.host) else found.get("https") or found.get("all") or ""
+        if not url or not self.tls:
+            return None
+        import base64
+        from urllib.parse import urlsplit, unquote
+        part = urlsplit(url if "//" in url else "http://" + url)
+        if part.scheme != "http" or not part.hostname:
+            raise Stop(EX_CONFIG, _("the proxy must be given as http://[USER:PASSWORD@]HOST:PORT"))
+        word = "%s:%s" % (unquote(part.username or ""), unquote(part.password or ""))
+        headers = {"Proxy-Authorization": "Basic " + base64.b64encode(word.encode()).decode()} if part.username else {}
+        return part.hostname, part.port or 8080, headers
+
+    def connect(self, timeout):
+        """Opens the connection. Away, with the kind of what is wrong."""
+        via = self.proxy_for()
+        host, port = via[:2] if via else (self.host, self.port)
+        if self.tls:
+            self.context = self.context or self.tls_context()
+            if not self.all_cas and not self.ca_file:  # with ca_file they are read only if it does not do (they take 20 ms)
+                self.all_cas = True
+                self.context.load_default_certs()
+            made = http.client.HTTPSConnection(host, port, timeout=timeout, context=self.context)
+            if via:
+                made.set_tunnel(self.host, self.port, via[2])
+        else:
+            made = http.client.HTTPConnection(host, port, timeout=timeout)
+        where = self.url + (_(" through the proxy %s:%d") % via[:2] if via else "")
+        try:
+            made.connect()
+        except ssl.SSLError as error:
+            reason = getattr(error, "verify_message", "") or getattr(error, "reason", "") or str(error)
+            kind = "certificate" if "CERTIFICATE_VERIFY" in str(error).upper() else "network"
+            if kind == "certificate" and not self.all_cas:
+                self.all_cas = True
+                self.context.load_default_certs()
+                return self.connect(timeout)
+            raise Away(kind, _("%s: TLS failed: %s") % (where, reason))
+        except ssl.CertificateError as error:          # Python 3.6: a name that does not match
+            raise Away("certificate", _("%s: TLS failed: %s") % (where, error))
+        except (socket.gaierror, UnicodeError):
+            raise Away("dns", _("%s: the name %s is not known") % (where, host))
+        except (OSError, http.client.HTTPException) as error:
+            raise Away("proxy" if "unnel" in str(error) else "connect", "%s: %s" % (where, getattr(error, "strerror", None) or error))
+        self.connection = made
+
+    def close(self):
+        """Drops the connection; the next call opens a new one."""
+        if self.connection is not None:
+            self.connection.close()
+            self.connection = None
+
+    def exchange(self, method, target, body=b"", length=None, headers=(), timeout=30):
+        """One request; the open http.client.HTTPResponse. body: bytes, or (with length) a function that returns an iterator of chunks (of
+        whose errors none may be an OSError: those are the network's).
+        Away if no answer came; a kept connection that the other end has dropped meanwhile is opened again once."""
+        for kept in (self.connection is not None, False):
+            if self.connection is None or self.connection.sock is None:
+                self.connect(min(timeout, 30))
+            made = self.connection
+            try:
+                made.sock.settimeout(timeout)
+                made.putrequest(method, self.prefix + BASE + target, skip_accept_encoding=True)
+                fixed = [("Authorization", "Bearer " + self.token()), ("Accept-Encoding", "identity"), ("Content-Type", "application/json")]
+                for key, value in fixed + list(headers):
+                    made.putheader(key, value)
+                if body or length is not None or method == "POST":
+                    made.putheader("Content-Length", str(len(body) if length is None else length))
+                made.endheaders(body if length is None and body else None)
+                sent = length is None or self.send(made.sock, body())
+                response = made.getresponse()
+                response.will_close = response.will_close or not sent
+                return response
+            except (OSError, http.client.HTTPException) as error:
+                self.close()
+                if not kept or isinstance(error, socket.timeout):
+                    raise Away("network", "%s: %s" % (self.url, getattr(error, "strerror", None) or error or type(error).__name__))
+            except BaseException:                      # half a request must not be followed by another
+                self.close()
+                raise
+
+    def send(self, sock, chunks):
+        """Sends a body. False if the other end broke it off: its answer may be there already."""
+        for chunk in chunks:
+            try:
+                sock.sendall(chunk)
+            except socket.timeout:
+                raise
+            except OSError:
+                return False
+        return True
+
+    def finish(self, response):
+        """The answer has been read: keep the connection if both ends may."""
+        if response.will_close or not response.isclosed() and response.length != 0:
+            self.close()
+        elif not response.isclosed():
+            response.read()
+
+    def answer(self, response, timeout, whole=False):
+        """The JSON of an answer: errors[0] if its code is 200, or all of it (whole). Refused; Away if it is not the relay's."""
+        data, left, until = bytearray(), response.length, time.monotonic() + timeout
+        try:
+            while left != 0:                           # left: None if only the end will tell
+                more = response.read1(CHUNK if left is None else min(CHUNK, left))
+                if not more:
+                    break
+                data += more
+                left = None if left is None else left - len(more)
+                if len(data) > MAX_ANSWER or time.monotonic() > until:
+                    self.close()
+                    raise Away("between", _("%s: an answer without end") % self.url)
+            response.length = left                     # before Python 3.13, read1 does not count
+            self.finish(response)
+            parsed = json.loads(data.decode("utf-8"))
+            if whole and isinstance(parsed, dict) and "errors" not in parsed:
+                return parsed
+            first = parsed["errors"][0]
+            code, text = first["code"], str(first.get("message", ""))
+        except (OSError, http.client.HTTPException) as error:
+            self.close()
+            raise Away("network", "%s: %s" % (self.url, getattr(error, "strerror", None) or error or type(error).__name__))
+        except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
+            self.close()
+            if response.status == 413:                 # also of a proxy: known to be for good
+                raise Refused(413, _("%s: HTTP 413: too large") % self.url)
+            raise Away("between", _("%s: HTTP %d without the relay's JSON: a proxy or gateway in between answered") % (self.url, response.status))
+        if code != 200:
+            raise Refused(code, text, first)
+        return parsed if whole else first
+
+    def call(self, method, name, fields, wait=0, whole=False):
+        """One call, once. fields go into the query (GET) or the body. wait: seconds that the relay may take before it answers."""
+        if method == "GET":
+            from urllib.parse import urlencode
+            return self.answer(self.exchange(method, name + "?" + urlencode(fields), timeout=wait + 30), wait + 30, whole)
+        body = json.dumps(fields, ensure_ascii=True).encode()
+        return self.answer(self.exchange(method, name, body, timeout=wait + 30), wait + 30, whole)
+
+    def again(self, work, patience=None):
+        """work() until it is answered: pauses while the relay is away or busy. patience: seconds, None for ever; then what it raised last."""
+        backoff, until, noticed = Backoff(self.slowest), None if patience is None else time.monotonic() + patience, False
+        while True:
+            try:
+                result = work()
+                if noticed:
+                    self.notice(None)
+                return result
+            except (Away, Refused) as error:
+                if isinstance(error, Away):
+                    later = error.kind not in self.at_once
+                else:
+                    later = error.code in AGAIN or self.keep_on and error.code in (401, 403, "0005")
+                wait, left = backoff.next(), None if until is None else until - time.monotonic()
+                if not later or left is not None and left <= 0:
+                    raise
+                if not noticed:
+                    self.notice(str(error))
+                noticed = True
+            self.close()
+            self.pause(wait if left is None else min(wait, left))
+
+    def ask(self, method, name, fields, wait=0, patience=None):
+        """call(), until it is answered (see again)."""
+        return self.again(lambda: self.call(method, name, fields, wait), patience)
+
+    def learn(self, patience=None):
+        """The relay's version (int) and limits (dict), from `GET version`; version 1 if it is a fielded one."""
+        def once():
+            response = self.exchange("GET", "version?v=2")
+            if response.status in AGAIN:
+                self.close()
+                raise Away("between", "%s: HTTP %d" % (self.url, response.status))
+            try:
+                return self.answer(response, 30, whole=True)
+            except Refused:
+                return {}
+            except Away as error:
+                if error.kind == "between":
+                    return {}
+                raise
+        found = self.again(once, patience)
+        limit = found.get("max_body")
+        if isinstance(limit, int) and limit >= PIECE_MIN:
+            self.piece = self.most = min(limit, 16 << 20)
+        return found["version"] if isinstance(found.get("version"), int) else 1, found
+
+    def cut_down(self, count, for_good):
+        """After a body of count bytes did not get through: smaller ones from now on. False if they are as small as can be."""
+        self.piece = max(PIECE_MIN, count // 2)
+        if for_good:
+            self.most = self.piece
+        return count > PIECE_MIN
+
+    def passed(self, count):
+        """A body of count bytes got through: slowly back to larger ones."""
+        if count >= self.piece:
+            self.piece = min(self.most, self.piece + self.piece // 8)
+
+    def upload(self, target, path, size, claim="", moved=lambda count: None):
+        """One file to the relay, resumed at the byte where it stopped; path in bytes, size as declared.
+        ValueError if the file is no longer what was declared."""
+        query = "&claim=" + claim if claim else ""
+        offset, asked, wrong, idle = 0, size <= self.piece, 0, 0        # asked: offset is the relay's own
+
+        def step():
+            """Asks for the offset, or sends one piece: the relay's answer."""
+            nonlocal asked, wrong
+            if not asked:
+                found = self.call("GET", target, {"v": 2, "offset": "", "claim": claim} if claim else {"v": 2, "offset": ""})
+                asked = True
+                return found
+            count = min(self.piece, size - offset)
+            try:
+                response = self.exchange("POST", "%s?v=2&offset=%d%s" % (target, offset, query), lambda: pieces(source, offset, count), count, timeout=120)
+                found = self.answer(response, 120)
+                self.passed(count)
+                return found
+            except Refused as error:
+                if error.code == 413 and self.cut_down(count, True):
+                    return {"offset": offset}
+                if error.code == 409 and "offset" in error.more:
+                    return {"offset": error.more["offset"]}
+                if error.code == 422 and wrong < 2:
+                    wrong += 1
+                    return {"offset": 0}
+                if error.code == 422:
+                    raise ValueError(_("is not what was declared (its sum differs)"))
+                asked = error.code not in AGAIN
+                raise
+            except Away:
+                self.cut_down(count, False)
+                asked = False
+                raise
+
+        with open(path, "rb", buffering=0) as source:
+            while True:
+                found = self.again(step)
+                now = size if found.get("complete") else found.get("offset")
+                if not isinstance(now, int) or not 0 <= now <= size:
+                    raise Refused(400, _("%s: the relay is at byte %s of a file of %d") % (target, now, size))
+                moved(now - offset)
+                if found.get("complete"):
+                    return
+                idle = 0 if now > offset else idle + 1
+                if idle > 10:
+                    raise Refused(409, _("%s: the relay stays at byte %d of %d") % (target, now, size))
+                asked, offset = asked and now < size, now
+
+    def upload_pack(self, target, first, files, claim="", moved=lambda count: None):
+        """files [(path, size, ...)], numbers first, first+1, ..., back to back in one body. Returns how many went (fewer where bodies are cut down).
+        ValueError if one is no longer what was declared."""
+        while True:
+            count, total = 0, 0
+            while count < len(files) and (count == 0 or total + files[count][1] <= self.piece):
+                total, count = total + files[count][1], count + 1
+            if count == 1:
+                self.upload("%s/%d" % (target, first), files[0][0], files[0][1], claim, moved)
+                return 1
+            query = "%s/pack?v=2&from=%d&count=%d%s" % (target, first, count, "&claim=" + claim if claim else "")
+            try:
+                self.answer(self.exchange("POST", query, lambda: packed(files[:count]), total, timeout=120), 120)
+            except Refused as error:
+                wrong = error.more.get("wrong")
+                if error.code == 422 and isinstance(wrong, list) and wrong and isinstance(wrong[0], int) and 0 <= wrong[0] - first < count:
+                    raise ValueError(_("%s changed while it was sent") % files[wrong[0] - first][0].decode("utf-8", "replace"))
+                if error.code == 413 and self.cut_down(total, True):
+                    continue
+                raise
+            except Away:
+                self.cut_down(total, False)
+                raise
+            self.passed(total)
+            moved(total)
+            return count
+
+    def upload_all(self, target, files, numbers=None, claim="", moved=lambda count: None):
+        """files [(path, size, ...)] in the order of the manifest (numbers: only these) to target, small ones in packs, large ones in pieces.
+        ValueError if one is no longer what was declared."""
+        todo = sorted(range(len(files)) if numbers is None else set(numbers), reverse=True)
+        while todo:
+            first, batch, total = todo[-1], [], 0
+            while len(batch) < min(len(todo), 10000) and todo[-1 - len(batch)] == first + len(batch) and total <= self.piece:
+                entry = files[first + len(batch)]
+                if entry[1] > PACK_FILE:
+                    break
+                batch.append(entry)
+                total += entry[1]
+            if len(batch) > 1:
+                del todo[-self.again(lambda: self.upload_pack(target, first, batch, claim, moved)):]
+            else:
+                try:
+                    self.upload("%s/%d" % (target, first), files[first][0], files[first][1], claim, moved)
+                except (ValueError, OSError) as error:
+                    raise ValueError("%s: %s" % (files[first][0].decode("utf-8", "replace"), getattr(error, "strerror", None) or error))
+                todo.pop()
+
+    def pages(self, target, page, claim=""):
+        """Every (number, name, size, sha256) of a manifest whose first page is in page {"files", "next"}; checked. ValueError if it is malformed."""
+        number, before = 0, None
+        while True:
+            entries = page.get("files") or {}
+            if not isinstance(entries, dict):
+                raise ValueError(_("the file list is none"))
+            before = check_order(entries, before)
+            for name, entry in entries.items():
+                size, sum256 = (entry.get("size"), entry.get("sha256")) if isinstance(entry, dict) else (None, None)
+                if not (isinstance(size, int) and size >= 0 and re.match(r"[0-9a-f]{64}\Z", str(sum256))):
+                    raise ValueError(_("%s: no size or sha256") % name)
+                yield number, name, size, sum256
+                number += 1
+            if page.get("next") is None:
+                return
+            if page["next"] != number or not entries:
+                raise ValueError(_("the pages of the file list do not follow one another"))
+            page = self.ask("GET", target, {"v": 2, "from": number, "claim": claim} if claim else {"v": 2, "from": number})
+
+    def receive(self, response, view):
+        """Fills view from the answer's body as far as one read goes. Away if the line breaks or the body ends."""
+        try:
+            got = response.readinto(view)
+            if got:
+                return got
+            error = _("cut off")
+        except (OSError, http.client.HTTPException) as broken:
+            error = getattr(broken, "strerror", None) or broken or type(broken).__name__
+        self.close()
+        raise Away("network", "%s: %s" % (self.url, error))
+
+    def raw(self, target, statuses, headers=()):
+        """The answer to a GET of bytes, its body still to be read. Refused, or Away if what answers are no bytes."""
+        response = self.exchange("GET", target, timeout=60, headers=headers)
+        if response.status in statuses and response.getheader("Content-Type", "").startswith("application/octet-stream"):
+            return response
+        self.answer(response, 60)
+        self.close()
+        raise Away("between", _("%s: HTTP %d where a file was due") % (self.url, response.status))
+
+    def download(self, target, part, size, sum256, claim="", moved=lambda count: None):
+        """One file into part (bytes path), resumed from what is there, verified. ValueError after three wrong sums."""
+        import hashlib
+        view = memoryview(bytearray(CHUNK))
+
+        def piece():
+            nonlocal have, digest
+            response = self.raw(target + "?v=2" + ("&claim=" + claim if claim else ""), (200, 206), [
+                ("Range", "bytes=%d-" % have), ("If-Range", '"%s"' % sum256)] if have else [])
+            if response.status == 200 and have:        # something in between knows no ranges, or it is another file
+                out.truncate(0)
+                moved(-have)
+                have, digest = 0, hashlib.sha256()
+            if response.length not in (None, size - have):
+                self.close()
+                raise Away("between", _("%s: %d bytes where %d were due") % (self.url, response.length, size - have))
+            while have < size:
+                got = self.receive(response, view[:min(CHUNK, size - have)])
+                for done in iter_write(out, view[:got]):
+                    digest.update(done)
+                    have += len(done)
+                moved(got)
+            self.finish(response)
+
+        for attempt in range(3):
+            with open(part, "ab+", buffering=0, opener=lambda path, flags: os.open(path, flags | os.O_NOFOLLOW, 0o666)) as out:
+                out.seek(0)
+                have, digest = 0, hashlib.sha256()
+                for got in iter(lambda: out.readinto(view), 0):
+                    digest.update(view[:got])
+                    have += got
+                moved(have)
+                try:
+                    while have < size:
+                        self.again(piece)
+                except OSError:                        # of the disk: the rest of the answer is not read
+                    self.close()
+                    raise
+                if have == size and digest.hexdigest() == sum256:
+                    return
+                out.truncate(0)
+                moved(-have)
+        raise ValueError(_("does not arrive as it was sent (its sum differs, three times)"))
+
+    def download_pack(self, target, batch, store, claim, moved):
+        """The first files of batch [(number, name, size, sha256)], as many as the relay packs; taken off batch as they are stored."""
+        import hashlib
+        count = sum(1 for entry in batch if entry[2] <= PACK_FILE)
+        response = self.raw("%s/pack?v=2&from=%d&count=%d%s" % (target, batch[0][0], count, "&claim=" + claim if claim else ""), (200,))
+        left, some = response.length, False
+        if left is None:
+            self.close()
+            raise Away("between", _("%s: an answer without its length") % self.url)
+        try:
+            while batch and batch[0][2] <= min(left, PACK_FILE):
+                number, name, size, sum256 = batch[0]
+                data, at = bytearray(size), 0
+                while at < size:
+                    at += self.receive(response, memoryview(data)[at:])
+                if hashlib.sha256(data).hexdigest() != sum256:
+                    self.wrong += 1
+                    if self.wrong >= 3:
+                        raise ValueError(_("%s does not arrive as it was sent (its sum differs, three times)") % name)
+                    self.close()
+                    raise Away("between", _("%s: arrived other than it was sent") % name)
+                store(number, name, data)
+                moved(size)
+                left, some = left - size, True
+                batch.popleft()
+            if not some:
+                raise ValueError(_("%s: the relay's pack does not match its file list") % batch[0][1])
+        except (ValueError, OSError):                  # the rest of the answer is not read
+            self.close()
+            raise
+        self.wrong = 0
+        if left:
+            self.close()
+        else:
+            self.finish(response)
+
+    def download_all(self, target, entries, store, part, claim="", moved=lambda count: None):
+        """Every (number, name, size, sha256) of entries: small ones in packs, handed to store(number, name, data), large ones
+        into the file part(number), handed to store(number, name, None). Verified before they are handed over. ValueError if they are not
+        what the list says; an OSError is this disk's."""
+        entries, batch = iter(entries), collections.deque()
+        while True:
+            while len(batch) < 10000 and not (batch and batch[-1][2] > PACK_FILE):
+                entry = next(entries, None)
+                if entry is None:
+                    break
+                batch.append(entry)
+            if not batch:
+                return
+            number, name, size, sum256 = batch[0]
+            if size > PACK_FILE:
+                self.download("%s/%d" % (target, number), part(number), size, sum256, claim, moved)
+                store(number, name, None)
+                batch.popleft()
+            else:
+                self.again(lambda: self.download_pack(target, batch, store, claim, moved))
+
+
+def pieces(source, at, left):
+    """left bytes of the open file source from at on, a chunk at a time. ValueError if they cannot be read."""
+    view = memoryview(bytearray(min(CHUNK, left) or 1))
+    try:
+        source.seek(at)
+        while left:
+            got = source.readinto(view[:min(CHUNK, left)])
+            if not got:
+                raise ValueError(_("became shorter while it was sent"))
+            left -= got
+            yield view[:got]
+    except OSError as error:                           # not the network's
+        raise ValueError(error.strerror)
+
+
+def packed(files):
+    """The bytes of small files [(path, size, ...)] back to back, in chunks. ValueError if one cannot be read or has another size."""
+    chunk = bytearray()
+    for entry in files:
+        try:
+            with open(entry[0], "rb", buffering=0) as source:
+                data = source.read(entry[1] + 1)
+        except OSError as error:
+            raise ValueError("%s: %s" % (entry[0].decode("utf-8", "replace"), error.strerror))
+        if len(data) != entry[1]:
+            raise ValueError(_("%s changed while it was sent") % entry[0].decode("utf-8", "replace"))
+        chunk += data
+        if len(chunk) >= CHUNK:
+            yield chunk
+            chunk = bytearray()
+    yield chunk
+
+
+def iter_write(out, view):
+    """Writes view to the raw file out; yields each part as it is written. OSError when the disk is full."""
+    while len(view):
+        count = out.write(view)
+        yield view[:count]
+        view = view[count:]
+# ==== end shared ====
+
+JA = {}
+
+KEYS = {"workflow": {"url": (str, ""), "token_file": (str, ""), "ca_file": (str, ""), "client_cert": (str, ""), "client_key": (str, ""),
+                     "proxy": (str, ""), "lang": (one_of("auto", "en", "ja"), "auto")}}
+REASONS = {"refused": (EX_REFUSED, "poller"), "input": (EX_PROTOCOL, "poller"), "disk": (EX_IOERR, "poller"), "cancelled": (EX_INTERRUPT, "relay")}
+LOST = (EX_UNAVAILABLE, "relay")       # any other reason why a command has no exit code of its own
+Result = collections.namedtuple("Result", "accept_id exit_code status reason files missing refused ended_by")
+Order = collections.namedtuple("Order", "site command parameters names patterns request_id")
+SAY["level"] = 2                       # warnings only, unless -v
+
+
+# ---- what people see
+
+class Narrow:
+    """stderr, of which no more than STDERR_LIMIT bytes are written."""
+
+    def __init__(self, stream):
+        self.stream, self.left = stream, STDERR_LIMIT
+
+    def write(self, text):
+        """text, or nothing if that would be too much."""
+        self.left -= len(text.encode("utf-8", "replace"))
+        if self.left >= 0:
+            self.stream.write(text)
+
+    def flush(self):
+        """As of a file."""
+        self.stream.flush()
+
+
+class Voice:
+    """Tells people what happens: tell(line) at every change; with a terminal also one line of it that is rewritten while things move."""
+
+    def __init__(self, tell=None, terminal=None):
+        self.tell, self.terminal, self.thread, self.drawn = tell or (lambda line: None), terminal, None, False
+        self.accept_id, self.order, self.allowed, self.ended = "", None, False, threading.Event()
+        self.what, self.done, self.total, self.since = "", 0, 0, time.monotonic()
+
+    def say(self, text):
+        """One line."""
+        with SAY["lock"]:
+            self.wipe()
+            try:
+                self.tell("%s: %s%s" % (PROGRAM, self.accept_id and self.accept_id + ": ", printable(text)))
+            except (OSError, ValueError):
+                pass                                   # whoever listened is gone; the calculation is not
+
+    def stage(self, what, total=0):
+        """What goes on now; total: bytes, if it is a transfer."""
+        if what != self.what:
+            self.done, self.since = 0, time.monotonic()
+        self.what, self.total = what, total
+        if self.terminal and self.thread is None:
+            self.thread = threading.Thread(target=self.keep_drawing, daemon=True)
+            self.thread.start()
+
+    def moved(self, count):
+        """count more bytes went (fewer, if negative)."""
+        self.done += count
+
+    def away(self, line):
+        """The relay is away, says line; or (None) is back."""
+        self.say(_("the relay answers again") if line is None else _("the relay does not answer, asking on: %s") % line)
+
+    def keep_drawing(self):
+        """The terminal's line, five times a second."""
+        while not self.ended.wait(0.2):
+            with SAY["lock"]:
+                self.draw()
+
+    def draw(self):
+        """Rewrites the line."""
+        spent = int(time.monotonic() - self.since)
+        text = "%s %s %d:%02d:%02d" % (self.accept_id, self.what, spent // 3600, spent // 60 % 60, spent % 60)
+        if self.total:
+            part = min(1.0, self.done / self.total)
+            text += " [%-20s] %3d %%" % ("#" * int(20 * part), 100 * part)
+        if self.done:
+            text += " %.1f MiB" % (self.done / 1048576)
+        try:
+            width = os.get_terminal_size(self.terminal.fileno()).columns or 80
+        except OSError:
+            width = 80
+        try:
+            self.terminal.write("\r\x1b[K" + printable(text)[:(width - 1) // (1 if SAY["lang"] == "en" else 2)])
+            self.terminal.flush()
+            self.drawn = True
+        except (OSError, ValueError):
+            self.ended.set()
+
+    def wipe(self):
+        """Takes the terminal's line away."""
+        if self.drawn:
+            self.terminal.write("\r\x1b[K")
+            self.terminal.flush()
+            self.drawn = False
+
+    def close(self):
+        """No more drawing."""
+        self.ended.set()
+        with SAY["lock"]:
+            self.wipe()
+
+    def write(self, text):
+        """A line of the log, on a terminal."""
+        self.wipe()
+        self.terminal.write(text)
+
+    def flush(self):
+        """As of a file."""
+        self.terminal.flush()
+
+
+# ---- what is asked for: inputs, results, token
+
+def split_input(word):
+    """An input as typed -> (name on the wire, path): FILE, DIR/ or NAME=PATH."""
+    name, equals, path = word.partition("=")
+    if name and path and not os.path.lexists(utf8(word)):
+        return name.rstrip("/"), path
+    plain = os.path.normpath(word)
+    if plain == "..":
+        plain = utf8(os.path.abspath(plain)).decode("utf-8", "replace")
+    return "" if plain == "." else os.path.basename(plain) if plain.startswith(("/", "../")) else plain, word
+
+
+def look(name, path, found, bad):
+    """Adds (path, size, name) to found, or to bad what is wrong with it."""
+    shown = path.decode("utf-8", "replace")
+    try:
+        info = os.stat(path)
+        if stat.S_ISDIR(info.st_mode):
+            bad.append(_("%s is a directory (%s/ would send all that is in it)") % (shown, shown))
+        elif not stat.S_ISREG(info.st_mode):
+            bad.append(_("%s is not a file") % shown)
+        elif not os.access(path, os.R_OK):
+            bad.append("%s: %s" % (shown, os.strerror(errno.EACCES)))
+        else:
+            found.append((path, info.st_size, name))
+    except OSError as error:
+        bad.append("%s: %s" % (shown, error.strerror))
+
+
+def look_below(name, top, found, bad):
+    """As look(), for all files below the directory top; symbolic links are followed, but not round and round."""
+    def loops(path):
+        return os.path.islink(path) and (os.path.realpath(os.path.dirname(path)) + b"/").startswith(os.path.realpath(path) + b"/")
+
+    failed = lambda error: bad.append("%s: %s" % (error.filename.decode("utf-8", "replace"), error.strerror))
+    for folder, folders, files in os.walk(top, followlinks=True, onerror=failed):
+        folders[:] = [one for one in folders if not loops(os.path.join(folder, one))]
+        for one in files:
+            path = os.path.join(folder, one)
+            try:
+                below = os.path.relpath(path, top).decode("utf-8")
+            except UnicodeDecodeError:
+                bad.append(_("%s: its name is not UTF-8") % path.decode("utf-8", "replace"))
+                continue
+            look(name + "/" + below if name else below, path, found, bad)
+
+
+def gather(words):
+    """The inputs [(path, size, name)] in the order of a manifest. 66 naming all that are missing; 64 for names that cannot be."""
+    found, bad = [], []
+    for word in words:
+        name, path = split_input(word)
+        (look_below if path.endswith("/") else look)(name, utf8(path), found, bad)
+    if bad:
+        more = len(bad) - KEPT_WORDS
+        raise Stop(EX_NOINPUT, _("nothing was registered; inputs that are missing or cannot be read: %s") % "; ".join(
+            [text[:200] for text in bad[:KEPT_WORDS]] + ([_("and %d more") % more] if more > 0 else [])))
+    found.sort(key=lambda entry: parts_of(entry[2]))
+    try:
+        check_order([entry[2] for entry in found], reserved=LOG_NAMES)
+    except ValueError as error:
+        raise Stop(EX_USAGE, _("inputs: %s") % error)
+    return found
+
+
+def wanted_results(words):
+    """Declared results as (names, patterns). 64 for what cannot be one."""
+    names, patterns = [], []
+    try:
+        for word in words:
+            if "*" in word or "?" in word or word.endswith("/"):
+                pattern(word)
+                patterns.append(word)
+            elif word not in LOG_NAMES:                # those come back always
+                names.append(check_name(word))
+        names = sorted(set(names), key=parts_of)
+        check_order(names, reserved=LOG_NAMES)
+    except ValueError as error:
+        raise Stop(EX_USAGE, _("results: %s") % error)
+    return names, patterns
+
+
+def add_sums(found, voice):
+    """The inputs as [(path, size, name, sha256)], each read once. 66 if one cannot be read after all."""
+    import hashlib
+    view, files = memoryview(bytearray(CHUNK)), []
+    voice.stage(_("reading the inputs"), sum(entry[1] for entry in found))
+    for path, size, name in found:
+        digest, size = hashlib.sha256(), 0
+        try:
+            with open(path, "rb", buffering=0) as source:
+                for got in iter(lambda: source.readinto(view), 0):
+                    digest.update(view[:got])
+                    size += got
+        except OSError as error:
+            raise Stop(EX_NOINPUT, _("nothing was registered; inputs that are missing or cannot be read: %s") % (name + ": " + error.strerror))
+        voice.moved(size)
+        files.append((path, size, name, digest.hexdigest()))
+    return files
+
+
+def checked_token(text, where):
+    """The token in text. 78 if there is none."""
+    text = text.strip()
+    if not re.match(r"[!-~]+\Z", text):
+        raise Stop(EX_CONFIG, _("%s: holds no token (one line of printable ASCII)") % where)
+    return text
+
+
+def read_token(path):
+    """The token in a file that nobody else may read. 78 otherwise."""
+    try:
+        with open(utf8(path), encoding="ascii", errors="replace") as text:
+            if os.fstat(text.fileno()).st_mode & 0o077:
+                raise Stop(EX_CONFIG, _("%s: others may read this token; type: chmod 600 %s") % (path, path))
+            return checked_token(text.read(10000), path)
+    except OSError as error:
+        raise Stop(EX_CONFIG, "%s: %s" % (path, error.strerror))
+
+
+def token_from(path):
+    """A function that returns the token in the file, read again when the file changes: a calculation outlives its token."""
+    seen = [None, read_token(path)]
+
+    def token():
+        try:
+            info = os.stat(utf8(path))
+            if seen[0] not in (None, (info.st_mtime, info.st_ino)):
+                seen[1] = read_token(path)
+            seen[0] = info.st_mtime, info.st_ino
+        except (OSError, Stop):
+            pass                                       # the old one may still do
+        return seen[1]
+    return token
+
+
+def find_token(token_file):
+    """The token's function: from token_file, MI_DISTCOMP_TOKEN, or a systemd credential. 78 if there is none."""
+    folder = os.environ.get("CREDENTIALS_DIRECTORY")
+    credential = os.path.join(folder, "mi_distcomp_token") if folder else ""
+    if not token_file and os.environ.get("MI_DISTCOMP_TOKEN"):
+        token = checked_token(os.environ["MI_DISTCOMP_TOKEN"], "MI_DISTCOMP_TOKEN")
+        return lambda: token
+    if token_file or credential and os.path.exists(credential):
+        return token_from(token_file or credential)
+    raise Stop(EX_CONFIG, _("no token: --token-file FILE, token_file in [workflow] of the ini, or MI_DISTCOMP_TOKEN"))
+
+
+def hide_token(words):
+    """Starts this program again with the token (words[2]) in a pipe, where ps does not show it."""
+    sys.stderr.write("%s: %s\n" % (PROGRAM, _("warning: a token on the command line can be seen by others; a token file hides it (see --help)")))
+    sys.stderr.flush()
+    reader, writer = os.pipe()
+    os.write(writer, words[2].encode())
+    os.close(writer)
+    os.set_inheritable(reader, True)
+    flags = [flag for flag, on in (("-I", sys.flags.isolated), ("-S", sys.flags.no_site)) if on]
+    os.execv(sys.executable, [os.fsencode(word) for word in [sys.executable] + flags + [os.path.abspath(__file__)]]
+             + [utf8(word) for word in words[:2] + ["fd:%d" % reader] + words[3:]])
+
+
+def take_token(word):
+    """The token of fielded words: itself, or fd:N. 78 if there is none."""
+    if not re.match(r"fd:\d+\Z", word):
+        return checked_token(word, "TOKEN")
+    try:
+        with open(int(word[3:]), encoding="ascii", errors="replace") as text:
+            return checked_token(text.read(10000), word)
+    except OSError as error:
+        raise Stop(EX_CONFIG, "%s: %s" % (word, error.strerror))
+
+
+# ---- the calculation
+
+def explain(error, relay, accept_id="", registering=False):
+    """The Stop for what the relay, or its absence, said."""
+    text = "%s%s" % (accept_id and accept_id + ": ", error)
+    if isinstance(error, Away):
+        hint = {"certificate": _("; if its certificate is not of a public CA, give the CA's file with --ca-file (or ca_file in the ini)"),
+                "dns": _("; is the URL right? (--url, or url in the ini)")}.get(error.kind, "")
+        return Stop(EX_UNAVAILABLE, text + hint)
+    text = _("%s: the relay says: %s") % (relay.url, text)
+    if error.code in AGAIN:
+        return Stop(EX_TEMPFAIL, text)
+    if error.code == "0005":
+        return Stop(EX_REFUSED, text + " (%s)" % printable(error.more.get("why", ""))[:200])
+    if error.more.get("why") == "differs":
+        return Stop(EX_USAGE, text)
+    refused = error.code in (401, 403, 404, 413) or registering and error.code in (400, "400")
+    return Stop(EX_REFUSED if refused else EX_PROTOCOL, text)
+
+
+def contact(relay, patience):
+    """First contact: the relay's limits. 69 if it cannot be reached."""
+    relay.at_once, relay.slowest = ("certificate", "dns"), PATIENCE
+    try:
+        version, limits = relay.learn(patience)
+    except Away as error:
+        raise explain(error, relay)
+    if version < 2:                                    # a fielded relay: its way of doing the nine steps branches off here
+        raise Stop(EX_PROTOCOL, _("%s: no relay of this protocol answers there (is the URL right?)") % relay.url)
+    return limits
+
+
+def check_limits(limits, found):
+    """77 if the inputs are more or larger than the relay takes, before anything is read or sent."""
+    most, largest = limits.get("max_files"), limits.get("max_file")
+    if isinstance(most, int) and 0 < most < len(found):
+        raise Stop(EX_REFUSED, _("nothing was registered; %d inputs are more than the relay takes (%d)") % (len(found), most))
+    for path, size, name in found:
+        if isinstance(largest, int) and 0 < largest < size:
+            raise Stop(EX_REFUSED, _("nothing was registered; %s is larger (%d bytes) than the relay takes (%d)") % (name, size, largest))
+
+
+def page_of(files, first):
+    """Entries first .. first + PAGE of a manifest, as they go over the wire."""
+    return {name: {"size": size, "sha256": sum256} for path, size, name, sum256 in files[first:first + PAGE]}
+
+
+def register(relay, order, files, voice, patience):
+    """1. The relay's answer to the registration, its accept_id checked: it becomes part of URLs and file names."""
+    info = {"command": order.command, "remote-site": order.site, "parameters": order.parameters, "parameter_files": page_of(files, 0),
+            "result_files": {name: {} for name in order.names}, "result_patterns": order.patterns}
+    if len(files) > PAGE:                              # the relay compares the first page when a request_id comes again; this stands for the rest
+        import hashlib
+        info["all_inputs"] = hashlib.sha256(json.dumps([entry[2:] for entry in files]).encode()).hexdigest()
+    fields = {"v": 2, "request_id": order.request_id, "calc-info": info, "more": len(files) > PAGE, "total": len(files), "allow": not files}
+    try:
+        found = relay.ask("POST", "add-calcinfo", fields, patience=patience)
+    except (Away, Refused) as error:
+        raise explain(error, relay, registering=True)
+    if not re.match(r"[0-9A-Za-z-]{8,64}\Z", str(found.get("accept_id"))):
+        raise Stop(EX_PROTOCOL, _("%s: the relay's answer holds no accept_id") % relay.url)
+    relay.at_once, relay.keep_on, voice.accept_id = (), True, found["accept_id"]
+    log("info", voice.accept_id, "1 add-calcinfo", site=order.site, command=order.command, inputs=len(files), known=bool(found.get("known")))
+    voice.say(_("found again (request id %s)") % order.request_id if found.get("known") else _("registered"))
+    return found
+
+
+def send_pages(relay, accept_id, files):
+    """1. The file list's further pages; the relay says where it goes on."""
+    first = PAGE
+    while first < len(files):
+        try:
+            relay.ask("POST", "files/%s/input" % accept_id, {"v": 2, "from": first, "files": page_of(files, first), "more": first + PAGE < len(files)})
+            first += PAGE
+        except Refused as error:
+            if not isinstance(error.more.get("from"), int) or error.more["from"] <= first:
+                raise
+            first = error.more["from"]
+
+
+def hand_over(relay, accept_id, files, known, voice):
+    """2. Sends the inputs that the relay has not yet, and lets the external computer have them."""
+    target, todo = "files/%s/input" % accept_id, [] if known else None
+    voice.stage(_("sending the inputs"), sum(entry[1] for entry in files))
+    for attempt in range(len(files) // 5000 + 5):
+        try:
+            if todo is None:
+                send_pages(relay, accept_id, files)
+            relay.upload_all(target, files, todo, moved=voice.moved)
+            relay.ask("POST", "allow-wait-calc", {"v": 2, "accept_id": accept_id})
+            log("info", accept_id, "2 allow-wait-calc", files=len(files))
+            return
+        except Refused as error:
+            todo = error.more.get("incomplete")
+            if not isinstance(todo, list):
+                raise
+            todo = None if error.more.get("more") else [n for n in todo if isinstance(n, int) and 0 <= n < len(files)]
+        except ValueError as error:
+            raise Stop(EX_IOERR, _("%s: an input cannot be sent as it was registered: %s") % (accept_id, error))
+    raise Stop(EX_PROTOCOL, _("%s: the relay does not get the inputs together") % accept_id)
+
+
+def state_words(found):
+    """An answer to calc-progress in words."""
+    text = printable(found.get("progress"))[:100]
+    if isinstance(found.get("queue"), int) and text == "not start":
+        text = _("waiting for the external computer") + (_(", %d before it") % found["queue"] if found["queue"] else "")
+    if isinstance(found.get("out_of_contact"), (int, float)):
+        text += _(", out of contact for %d s") % found["out_of_contact"]
+    return text
+
+
+def follow(relay, accept_id, voice):
+    """3 to 8 happen elsewhere: waits until the results are at the relay."""
+    stamp, last = "", None
+    while True:
+        begun = time.monotonic()
+        found = relay.ask("GET", "calc-progress", {"v": 2, "accept_id": accept_id, "wait": WAIT if stamp else 0, "known": stamp}, WAIT)
+        relay.at_once, relay.keep_on = (), True
+        now = found.get("progress"), found.get("out_of_contact") is None
+        voice.stage(state_words(found))
+        if now != last:
+            log("info", accept_id, "3-8 progress", progress=now[0], status=found.get("status"))
+            voice.say(state_words(found))
+        if now[0] == "got return":
+            return
+        if stamp == found.get("stamp") and time.monotonic() - begun < 1:
+            relay.pause(1)                             # a cache in between, perhaps
+        stamp, last = str(found.get("stamp") or ""), now
+
+
+class Target:
+    """The directory that results go to. Each arrives under a temporary name in it; below it nothing is written through a symbolic link."""
+
+    def __init__(self, to, accept_id, sync):
+        self.path, self.accept_id, self.sync, self.stack = os.path.abspath(utf8(to)), accept_id, sync, []
+        os.makedirs(self.path, exist_ok=True)
+        self.top = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
+
+    def part(self, number):
+        """Path of the temporary file of result `number`."""
+        return os.path.join(self.path, utf8(".mi-%s.%d.part" % (self.accept_id, number)))
+
+    def folder(self, parts):
+        """A descriptor of the directory `parts` below the top, made where it is not there. Results come in order: the last ones are kept open."""
+        same = 0
+        while same < min(len(parts), len(self.stack)) and parts[same] == self.stack[same][0]:
+            same += 1
+        self.shut(same)
+        for part in parts[same:]:
+            above = self.stack[-1][1] if self.stack else self.top
+            try:
+                os.mkdir(part, dir_fd=above)
+            except FileExistsError:
+                pass
+            self.stack.append((part, os.open(part, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=above)))
+        return self.stack[-1][1] if self.stack else self.top
+
+    def shut(self, keep):
+        """Closes the open directories below the first `keep`."""
+        while len(self.stack) > keep:
+            fd = self.stack.pop()[1]
+            if self.sync:
+                os.fsync(fd)
+            os.close(fd)
+
+    def store(self, number, name, data):
+        """Gives a verified result its name; data: its bytes, or None if they are in part(number)."""
+        part, parts = self.part(number), [utf8(word) for word in name.split("/")]
+        fd = os.open(part, os.O_NOFOLLOW | (os.O_RDONLY if data is None else os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 0o666)
+        try:
+            view = memoryview(data or b"")
+            while len(view):
+                view = view[os.write(fd, view):]
+            if self.sync:
+                os.fsync(fd)
+        finally:
+            os.close(fd)
+        try:
+            os.rename(part, parts[-1], dst_dir_fd=self.folder(parts[:-1]))
+        except OSError as error:                       # its own message would name the temporary file
+            raise OSError(error.errno, _("a directory or a symbolic link is in its way") if error.errno in (
+                errno.ELOOP, errno.ENOTDIR, errno.EISDIR) else error.strerror, utf8(name))
+
+    def has(self, name, size, sum256):
+        """Is this very result there already? (A module that was killed while it fetched asks again.)"""
+        import hashlib
+        parts, digest = [utf8(word) for word in name.split("/")], hashlib.sha256()
+        try:
+            with open(os.open(parts[-1], os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=self.folder(parts[:-1])), "rb") as source:
+                info = os.fstat(source.fileno())
+                if not stat.S_ISREG(info.st_mode) or info.st_size != size:
+                    return False
+                for data in iter(lambda: source.read(CHUNK), b""):
+                    digest.update(data)
+        except OSError:
+            return False
+        return digest.hexdigest() == sum256
+
+    def close(self):
+        """All results are on the disk when this returns."""
+        self.shut(0)
+        if self.sync:
+            os.fsync(self.top)
+        else:
+            os.sync()
+        os.close(self.top)
+
+
+def texts(found, kind):
+    """found if it is a `kind` (list or dict) of texts, as the relay's answers should hold them; ValueError otherwise."""
+    if not isinstance(found, kind) or not all(isinstance(text, str) for text in (list(found) + list(found.values()) if kind is dict else found)):
+        raise ValueError(_("the relay's answer holds no proper result"))
+    return found
+
+
+def take_results(relay, accept_id, found, to, wanted, voice):
+    """9. Fetches what was declared, and nothing else: (names of the files, {missing: why}). ValueError for what must not be taken."""
+    info = found["result-info"]
+    first = info.get("result_files")
+    names, patterns = wanted or (texts(info.get("result_names"), list), texts(info.get("result_patterns"), list))
+    is_wanted, target = declared(names, patterns), "files/%s/result" % accept_id
+    open_names, open_patterns, files = {parts_of(name): name for name in names}, {text: pattern(text) for text in patterns}, []
+    folder = Target(to, accept_id, isinstance(first, dict) and len(first) <= FEW and found.get("next") is None)
+
+    def entries():
+        for number, name, size, sum256 in relay.pages(target, {"files": first, "next": found.get("next")}):
+            if not is_wanted(name):
+                raise ValueError(_("%s was not declared as a result") % name)
+            open_names.pop(parts_of(name), None)
+            for text in [text for text, one in open_patterns.items() if one.match("/".join(parts_of(name)))]:
+                del open_patterns[text]
+            files.append(name)
+            if size <= PACK_FILE or not folder.has(name, size, sum256):
+                yield number, name, size, sum256
+
+    relay.download_all(target, entries(), folder.store, folder.part, moved=voice.moved)
+    folder.close()
+    told = dict(texts(info.get("missing") or {}, dict), **texts(info.get("refused") or {}, dict))
+    return files, {name: told.get(name, _("is not there"))[:1000] for name in list(open_names.values()) + list(open_patterns)}
+
+
+def verdict(info, missing):
+    """(exit code, who ended it) from the relay's account of the end."""
+    code, number, reason = info.get("exit_code"), info.get("signal"), str(info.get("reason") or "")
+    if isinstance(number, int) and 0 < number < 128:
+        return 128 + number, "command"
+    if isinstance(code, int) and 0 < code < 256:
+        return code, "command"
+    if code == 0:
+        return (EX_DATA, "workflow") if missing or info.get("status") != "completed" else (0, "command")
+    return REASONS.get(re.match("[a-z]*", reason).group(), LOST)
+
+
+def fetch(relay, accept_id, to, wanted, voice, finish=True, patience=None):
+    """9. The results into the directory `to`, verified; a Result. 74 if they cannot be written, 76 if they are not what they should be."""
+    voice.stage(_("fetching the results"))
+    found = relay.ask("GET", "get-calc-result", {"v": 2, "accept_id": accept_id}, patience=patience)
+    info = found.get("result-info")
+    again = _("; nothing is lost, fetch it with: %s.py result %s") % (PROGRAM, accept_id)
+    try:
+        if not isinstance(info, dict):
+            raise ValueError(_("the relay's answer holds no proper result"))
+        files, missing = take_results(relay, accept_id, found, to, wanted, voice)
+    except ValueError as error:
+        raise Stop(EX_PROTOCOL, "%s: %s%s" % (accept_id, error, again))
+    except OSError as error:
+        where = ": " + error.filename.decode("utf-8", "replace") if isinstance(error.filename, bytes) else ""
+        raise Stop(EX_IOERR, "%s: %s%s%s" % (accept_id, error.strerror or error, where, again))
+    log("info", accept_id, "9 get-calc-result", files=len(files), missing=len(missing), status=info.get("status"))
+    try:
+        if finish:
+            relay.ask("POST", "finish", {"v": 2, "accept_id": accept_id}, patience=PATIENCE)
+            log("info", accept_id, "9 finish")
+    except (Away, Refused) as error:                   # the results are here: the relay keeps its copy longer, that is all
+        voice.say(_("the relay could not be told that the results are here: %s") % error)
+    code, ended_by = verdict(info, missing)
+    refused = {name: why[:1000] for name, why in (info.get("refused") or {}).items()}
+    return Result(accept_id, code, str(info.get("status"))[:100], str(info.get("reason") or "")[:1000], files, missing, refused, ended_by)
+
+
+def start(relay, order, found, voice, patience=PATIENCE):
+    """1 and 2. Registers the calculation and sends its inputs. found: as gather() returns it."""
+    voice.order = order
+    check_limits(contact(relay, patience), found)
+    files = add_sums(found, voice)
+    first = register(relay, order, files, voice, patience)
+    if files and not (first.get("known") and first.get("progress") == "got return"):
+        hand_over(relay, voice.accept_id, files, first.get("known"), voice)
+    voice.allowed = True
+
+
+def run(url, site, command, inputs, outputs, parameters="", token=None, token_file="", ca_file="", request_id=None, to=".",
+        client_cert="", client_key="", proxy="", patience=PATIENCE, tell=None):
+    """A calculation from registration to result, for Python programs: the Result.
+
+    inputs, outputs: lists of texts as on the command line. token: a text, or a function that returns one (it may be renewed meanwhile);
+    otherwise token_file, MI_DISTCOMP_TOKEN or a systemd credential. to: the directory for the results. patience: seconds that the relay may be
+    away before anything is registered. tell: called with a line at every change. Raises Stop (code: of the exit codes above; its text says
+    what to do); the command's own failure is no Stop but in Result.exit_code.
+    """
+    source = (token if callable(token) else lambda: checked_token(token, "token")) if token else find_token(token_file)
+    relay = Relay(url, source, ca_file=ca_file, proxy=proxy, client_cert=client_cert, client_key=client_key)
+    voice = Voice(tell)
+    names, patterns = wanted_results(outputs)
+    order = Order(site, command, parameters, names, patterns, request_id or os.urandom(16).hex())
+    return calculate(relay, order, gather(inputs), to, voice, patience)
+
+
+def calculate(relay, order, found, to, voice, patience, finish=True):
+    """The nine steps as the workflow side sees them; the Result. Stop for all that goes wrong."""
+    relay.notice = voice.away
+    os.makedirs(utf8(to), exist_ok=True)               # what cannot be should be known before the calculation, not after
+    try:
+        start(relay, order, found, voice, patience)
+        follow(relay, voice.accept_id, voice)
+        return fetch(relay, voice.accept_id, to, (order.names, order.patterns), voice, finish)
+    except (Away, Refused) as error:
+        raise explain(error, relay, voice.accept_id)
+    finally:
+        relay.close()
+
+
+# ---- the program
+
+def last_line(result, to):
+    """Whose code the exit code is."""
+    if result.ended_by == "command":
+        text = _("the command ended with %d (its own exit code)") % result.exit_code
+    elif result.ended_by == "workflow":
+        text = _("the command ended with 0, but the calculation is not complete; exit code %d is this program's") % result.exit_code
+    else:
+        text = _("the command has no exit code; %d is this program's (%s: %s; %s may say more)") % (
+            result.exit_code, result.ended_by, result.reason or result.status, LOG_NAMES[1])
+    return text + _("; %d files in %s") % (len(result.files), to)
+
+
+def report(result, to, options, voice):
+    """Tells how it ended; the program's exit code."""
+    voice.close()
+    for name in sorted(result.missing)[:KEPT_WORDS]:
+        voice.say(_("the declared result %s is missing: %s") % (name, result.missing[name]))
+    if len(result.missing) > KEPT_WORDS:
+        voice.say(_("and %d more") % (len(result.missing) - KEPT_WORDS))
+    if not options.quiet or result.exit_code:
+        voice.say(last_line(result, to))
+    if options.json:
+        print(json.dumps(result._asdict(), ensure_ascii=False))
+    if options.fielded:
+        return 0 if result.status == "completed" else 1
+    return result.exit_code
+
+
+def cmd_run(options, relay, voice):
+    """run, submit and the fielded words."""
+    if options.words[0] == "submit":
+        start(relay, options.order, options.found, voice, options.patience)
+        print(json.dumps({"accept_id": voice.accept_id, "request_id": options.order.request_id}) if options.json else voice.accept_id)
+        return 0
+    result = calculate(relay, options.order, options.found, options.to, voice, options.patience, not options.no_finish)
+    return report(result, options.to, options, voice)
+
+
+def cmd_fetch(options, relay, voice):
+    """wait and result: the first exit code that is not 0."""
+    code, ids = 0, options.words[1:]
+    contact(relay, options.patience)
+    for accept_id in ids:
+        voice.accept_id, voice.allowed = accept_id, True
+        to = options.to if len(ids) == 1 else os.path.join(options.to, accept_id)
+        if options.words[0] == "wait":
+            follow(relay, accept_id, voice)
+        try:
+            result = fetch(relay, accept_id, to, options.wanted, voice, not options.no_finish, None if options.words[0] == "wait" else options.patience)
+        except Refused as error:
+            if error.code == 409 and options.words[0] == "result":
+                raise Stop(EX_TEMPFAIL, "%s: %s (%s)" % (accept_id, error, printable(error.more.get("state", ""))[:100]))
+            raise
+        code = report(result, to, options, voice) or code
+    return code
+
+
+def cmd_status(options, relay, voice):
+    """status: one line of stdout for each."""
+    contact(relay, options.patience)
+    for accept_id in options.words[1:]:
+        found = relay.ask("GET", "calc-progress", {"v": 2, "accept_id": accept_id, "wait": 0, "known": ""}, patience=options.patience)
+        if options.json:
+            print(json.dumps(dict({key: found.get(key) for key in (
+                "progress", "status", "reason", "queue", "out_of_contact", "exit_code", "signal")}, accept_id=accept_id), ensure_ascii=False))
+        else:
+            ended = " (%s%s)" % (printable(found.get("status"))[:100], ": " + printable(found["reason"])[:300] if found.get("reason") else "")
+            print("%s %s%s" % (accept_id, state_words(found), ended if found.get("status") != "none" else ""))
+    return 0
+
+
+COMMANDS = {"run": cmd_run, "submit": cmd_run, "wait": cmd_fetch, "result": cmd_fetch, "status": cmd_status}
+
+
+def parse(words):
+    """The command line as options. 64 for what it cannot be."""
+    import argparse
+
+    class Parser(argparse.ArgumentParser):
+        def error(self, message):
+            raise Stop(EX_USAGE, _("%s; --help says more") % message)
+
+    parser = Parser(prog=PROGRAM + ".py", usage=argparse.SUPPRESS, description=__doc__, allow_abbrev=False,
+                    formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("words", nargs="*", help=argparse.SUPPRESS)
+    parser.add_argument("--in", nargs="+", action="append", default=[], dest="inputs", metavar="INPUT", help="what the command gets")
+    parser.add_argument("--out", nargs="+", action="append", default=[], dest="outputs", metavar="RESULT", help="what it makes (wait, result: all)")
+    parser.add_argument("--param", default="", metavar="TEXT", help="parameters of the command, where the external computer allows them")
+    parser.add_argument("--request-id", metavar="R", help="the same R again: the same calculation (default: random)")
+    parser.add_argument("--to", default=".", metavar="DIR", help="where the results go (default: here)")
+    parser.add_argument("--no-finish", action="store_true", help="leave the results at the relay as if they had not been fetched")
+    parser.add_argument("--patience", default=PATIENCE, type=seconds, metavar="TIME",
+                        help="how long the relay may be away before anything is registered (default: 60s)")
+    for name, text in (("url", "the relay"), ("token-file", "0600 file with the token"), ("ca-file", "CA of the relay's certificate"),
+                       ("ini", "instead of the mi_distributed_computing_assist.ini that is found")):
+        parser.add_argument("--" + name, default="", metavar="URL" if name == "url" else "FILE", help=text)
+    parser.add_argument("--json", action="store_true", help="the end as one JSON object on stdout")
+    parser.add_argument("-q", action="store_true", dest="quiet", help="failures only")
+    parser.add_argument("-v", action="count", default=0, dest="verbose", help="a log line for each step")
+    parser.add_argument("--version", action="store_true", help="version, protocol, and the sha256 of this file")
+    fielded, words = (words[:7], words[7:]) if words and words[0].startswith(("http://", "https://")) else ([], words)
+    options, more = parser.parse_known_args(words)
+    options.words, options.fielded = options.words + more, fielded
+    for word in more:
+        if word.startswith("-"):
+            parser.error(_("unknown option %s") % printable(word))
+    return check_words(options)
+
+
+def check_words(options):
+    """options with the inputs gathered and the results checked. 64 for a wrong number of words, 66 for missing inputs."""
+    options.inputs, options.outputs = sum(options.inputs, []), sum(options.outputs, [])
+    if options.version:
+        return options
+    if options.fielded:
+        if len(options.fielded) < 6 or options.words:
+            raise Stop(EX_USAGE, _("it must be: BASE_URL SITE TOKEN COMMAND IN1:IN2:... OUT1:OUT2:... [\"PARAMETERS\"]; --help says more"))
+        options.url, site, token, command, inputs, outputs = options.fielded[:6]
+        options.inputs, options.outputs = ([word for word in text.split(":") if word] for text in (inputs, outputs))
+        options.words, options.param = ["run", site, command], (options.fielded[6:] or [""])[0]
+    number = len(options.words) - 1
+    if not options.words or options.words[0] not in COMMANDS:
+        raise Stop(EX_USAGE, _("one of these words must come first: %s; --help says more") % " ".join(COMMANDS))
+    if options.words[0] in ("run", "submit") and number != 2:
+        raise Stop(EX_USAGE, _("%s needs SITE and COMMAND; --help says more") % options.words[0])
+    if options.words[0] not in ("run", "submit") and (not number or not all(re.match(r"[0-9A-Za-z-]{8,64}\Z", word) for word in options.words[1:])):
+        raise Stop(EX_USAGE, _("%s needs ACCEPT_IDs; --help says more") % options.words[0])
+    options.wanted = wanted_results(options.outputs) if options.outputs else None
+    if options.words[0] in ("run", "submit"):
+        names, patterns = options.wanted or ([], [])
+        options.order = Order(options.words[1], options.words[2], options.param, names, patterns, options.request_id or os.urandom(16).hex())
+    return options
+
+
+def make_voice(options):
+    """Who is told what: a terminal all; otherwise stdout, unless it must hold one thing only; then stderr, but not much."""
+    terminal = sys.stderr if sys.stderr is not None and sys.stderr.isatty() else None
+    silent = options.json or options.words[0] in ("submit", "status")
+    out = sys.stderr if terminal else Narrow(sys.stderr) if silent else sys.stdout
+    voice = Voice((lambda line: None) if options.quiet else lambda line: (out.write(line + "\n"), out.flush()), None if options.quiet else terminal)
+    SAY["level"] = max(0, 2 - options.verbose)
+    SAY["log"] = voice if voice.terminal else out
+    return voice
+
+
+def connect(options):
+    """The relay of the options and the ini. 78 if something is not set."""
+    ini = read_ini(find_ini(options.ini, __file__), KEYS)["workflow"]
+    if ini["lang"] != "auto":
+        choose_language(ini["lang"])
+    url = options.url or ini["url"]
+    if not url:
+        raise Stop(EX_CONFIG, _("no relay: --url URL, or url in [workflow] of the ini"))
+    if options.fielded:
+        token = take_token(options.fielded[2])
+        source = lambda: token
+    else:
+        source = find_token(options.token_file or ini["token_file"])
+    return Relay(url, source, ca_file=options.ca_file or ini["ca_file"], proxy=ini["proxy"], client_cert=ini["client_cert"], client_key=ini["client_key"])
+
+
+def leave(number, frame):
+    """SIGTERM: as Ctrl+C, with another exit code."""
+    raise KeyboardInterrupt("SIGTERM")
+
+
+def left_early(leaving, voice):
+    """The Stop after Ctrl+C or SIGTERM: how to go on."""
+    code = EX_TEMPFAIL if leaving.args else EX_INTERRUPT
+    if voice is None or not voice.accept_id:
+        return Stop(code, _("interrupted; nothing was registered"))
+    if not voice.allowed:
+        return Stop(code, _("%s: interrupted before all inputs were sent; the same words with --request-id %s go on") % (
+            voice.accept_id, voice.order.request_id))
+    return Stop(code, _("%s: interrupted; the calculation goes on, %s.py wait %s continues") % (voice.accept_id, PROGRAM, voice.accept_id))
+
+
+def main(argv=None):
+    """The program; returns its exit code."""
+    words, voice, relay = arguments(argv), None, None
+    if argv is None and len(words) > 5 and words[0].startswith(("http://", "https://")) and not words[2].startswith("fd:") and sys.executable:
+        hide_token(words)
+    options = parse(words)
+    if options.version:
+        import hashlib
+        with open(os.path.abspath(__file__), "rb") as text:
+            print("%s %s protocol 2 (1) sha256 %s" % (PROGRAM, VERSION, hashlib.sha256(text.read()).hexdigest()))
+        return 0
+    if argv is None:
+        import signal
+        signal.signal(signal.SIGTERM, leave)
+    try:
+        relay = connect(options)
+        if options.words[0] in ("run", "submit"):
+            options.found = gather(options.inputs)
+        voice = make_voice(options)
+        relay.notice = voice.away
+        return COMMANDS[options.words[0]](options, relay, voice)
+    except (Away, Refused) as error:
+        raise explain(error, relay, voice.accept_id)
+    except KeyboardInterrupt as leaving:
+        raise left_early(leaving, voice)
+    finally:
+        if voice is not None:
+            voice.close()
+
+
+if __name__ == "__main__":
+    run_as_program(main)

@@ -1,0 +1,533 @@
+"""The shared block `wire`: the relay's client, over lines and through proxies that do everything wrong that lines and proxies do."""
+import hashlib
+import os
+import re
+import socket
+import subprocess
+import sys
+import threading
+
+import pytest
+
+import suite
+sys.path.insert(0, suite.ROOT)
+import mi_system_wf as wf
+from fake_relay import ACCEPT_ID, Cut, Fake, entry
+
+INPUT, RESULT = "files/%s/input" % ACCEPT_ID, "files/%s/result" % ACCEPT_ID
+HTML = (502, b"<html>bad gateway</html>", {"Content-Type": "text/html"})
+
+
+@pytest.fixture
+def make(request):
+    """A function that makes a Fake and a Relay that talks to it; the Relay never really sleeps, but notes its pauses and notices."""
+    def made(**keywords):
+        fake = Fake(**keywords)
+        request.addfinalizer(fake.stop)
+        return fake, client(fake)
+    return made
+
+
+def client(fake):
+    relay = wf.Relay(fake.url, lambda: "token")
+    relay.pauses, relay.notices = [], []
+    relay.pause, relay.notice = relay.pauses.append, relay.notices.append
+    return relay
+
+
+def offer(fake, tmp_path, *datas):
+    """Files on the disk, as upload_all() takes them, and in the fake's manifest."""
+    files = []
+    for n, data in enumerate(datas):
+        path = os.fsencode(str(tmp_path / ("%05d" % n)))
+        with open(path, "wb") as out:
+            out.write(data)
+        files.append((path, len(data)))
+    fake.manifest = [("%05d" % n, entry(data)) for n, data in enumerate(datas)]
+    return files
+
+
+# ---- calls
+
+def test_a_kept_connection_that_was_dropped_meanwhile_is_opened_again_without_a_word(make):
+    def drop(request):
+        request.close_connection = True                # after this answer, without saying so
+    fake, relay = make(misbehave=drop)
+    for n in range(3):
+        assert relay.call("GET", "calc-progress", {"v": 2})["code"] == 200
+        assert relay.call("POST", "finish", {"v": 2})["code"] == 200
+    assert not relay.notices and not relay.pauses
+
+
+def test_a_kept_connection_is_kept(make):
+    fake, relay = make()
+    relay.learn()
+    before = relay.connection.sock.getsockname()
+    for n in range(5):
+        relay.call("POST", "finish", {"v": 2})
+    with pytest.raises(wf.Refused):
+        fake.misbehave = lambda request: request.no(404)
+        relay.call("POST", "finish", {"v": 2})
+    assert relay.connection.sock.getsockname() == before
+
+
+def test_html_of_a_gateway_is_away_and_is_asked_again_with_one_notice_for_all(make):
+    count = []
+
+    def three(request):
+        count.append(1)
+        return HTML if len(count) < 4 else None
+    fake, relay = make(misbehave=three)
+    assert relay.ask("GET", "calc-progress", {"v": 2})["progress"] == "got return"
+    assert len(relay.notices) == 2 and relay.notices[1] is None and "HTTP 502" in relay.notices[0]
+    assert len(relay.pauses) == 3 and all(0.4 < pause < 7 for pause in relay.pauses)
+
+
+def test_patience_is_counted_in_seconds_and_then_the_last_error_is_raised(make):
+    fake, relay = make(misbehave=lambda request: HTML)
+    relay.pause = wf.time.sleep
+    begun = wf.time.monotonic()
+    with pytest.raises(wf.Away) as caught:
+        relay.ask("GET", "calc-progress", {"v": 2}, patience=0.3)
+    assert caught.value.kind == "between" and 0.25 < wf.time.monotonic() - begun < 2
+
+
+def test_a_redirect_is_not_followed_and_the_token_stays_here(make):
+    other, ignored = make()
+    fake, relay = make(misbehave=lambda request: (302, b"", {"Location": other.url + "/mi-distcomp-api/version"}))
+    with pytest.raises(wf.Away):
+        relay.call("POST", "finish", {"v": 2})
+    assert relay.learn() == (1, {})
+    assert not other.calls
+
+
+@pytest.mark.parametrize("answer", [(404, b"<html>", {}), (403, b"{}", {}), (200, b"[1]", {}), (200, b"\xff", {}), (200, b'{"errors":[]}', {}),
+                                    (200, b'{"errors":[{"code":"0005","message":"no"}]}', {}), (301, b"", {"Location": "http://127.0.0.1:1/"})])
+def test_whatever_is_no_version_2_is_a_fielded_relay(make, answer):
+    fake, relay = make(misbehave=lambda request: answer)
+    assert relay.learn(0)[0] == 1
+
+
+@pytest.mark.parametrize("body", [b"", b"null", b"[]", b"{}", b'{"errors":{}}', b'{"errors":[{}]}', b'{"errors":[[]]}', b"[" * 100000, b"\xff\xfe", b'"text"'])
+def test_an_answer_that_is_not_the_relays_is_never_more_than_away(make, body):
+    fake, relay = make(misbehave=lambda request: (200, body, {}))
+    with pytest.raises(wf.Away):
+        relay.call("POST", "finish", {"v": 2})
+
+
+def test_an_answer_without_end_is_cut_off(make):
+    def endless(request):
+        request.send_response(200)
+        request.end_headers()
+        while True:
+            request.wfile.write(b" " * 65536)
+    fake, relay = make(misbehave=endless)
+    with pytest.raises(wf.Away) as caught:
+        relay.call("POST", "finish", {"v": 2})
+    assert "without end" in str(caught.value)
+
+
+def test_an_answer_in_chunks_of_a_proxy_is_read(make):
+    def chunked(request):
+        request.send_response(200)
+        request.send_header("Transfer-Encoding", "chunked")
+        request.end_headers()
+        for part in (b'{"errors":[{"code":200,', b'"x":1}]}'):
+            request.wfile.write(b"%x\r\n%s\r\n" % (len(part), part))
+        request.wfile.write(b"0\r\n\r\n")
+        request.wfile.flush()
+        raise Cut
+    fake, relay = make(misbehave=chunked)
+    assert relay.call("POST", "finish", {"v": 2})["x"] == 1
+
+
+def test_what_a_relay_says_is_printable_and_short(make):
+    fake, relay = make(misbehave=lambda request: request.no(404, message="\x1b[2J\nfake" + "x" * 100000))
+    with pytest.raises(wf.Refused) as caught:
+        relay.call("POST", "finish", {"v": 2})
+    assert str(caught.value).startswith("\\x1b[2J\\x0afake") and len(str(caught.value)) < 5000
+
+
+# ---- uploads
+
+def test_a_large_file_goes_in_pieces_and_arrives_whole(make, tmp_path):
+    fake, relay = make()
+    data = os.urandom(3000001)
+    files, moved = offer(fake, tmp_path, data), []
+    relay.piece = relay.most = 1 << 20
+    relay.upload_all(INPUT, files, moved=moved.append)
+    assert fake.uploads[0] == data and sum(moved) == len(data)
+
+
+def test_an_upload_that_is_cut_in_mid_piece_goes_on_where_it_stopped(make, tmp_path):
+    fake, relay = make()
+    data = os.urandom(3 << 20)
+    files, moved = offer(fake, tmp_path, data), []
+    relay.piece = relay.most = 1 << 20
+    cuts = []
+
+    def twice(request):
+        if len(cuts) < 2 and request.method == "POST" and int(request.query["offset"]) > 0:
+            cuts.append(1)
+            fake.uploads[0] += request.take(300001)
+            raise Cut
+    fake.misbehave = twice
+    relay.upload_all(INPUT, files, moved=moved.append)
+    assert fake.uploads[0] == data and sum(moved) == len(data) and len(cuts) == 2
+    assert [call for call in fake.calls if call[0] == "GET"] and relay.notices[-1] is None
+
+
+def test_an_upload_whose_last_answer_was_lost_is_not_sent_twice(make, tmp_path):
+    fake, relay = make()
+    data = os.urandom(100000)
+    files = offer(fake, tmp_path, data)
+
+    def lose(request):
+        if request.method == "POST":
+            request.proper()
+            fake.misbehave = lambda request: None
+            raise Cut
+    fake.misbehave = lose
+    relay.upload(INPUT + "/0", files[0][0], len(data))
+    assert fake.uploads[0] == data and len([1 for call in fake.calls if call[0] == "POST"]) == 1
+
+
+@pytest.mark.parametrize("html", [False, True])
+def test_a_413_halves_the_pieces_for_good_and_without_a_pause(make, tmp_path, html):
+    fake, relay = make()
+    data = os.urandom(2000003)
+    files = offer(fake, tmp_path, data)
+
+    def small(request):
+        if request.length > 300000:
+            return (413, b"<html>too large</html>", {"Connection": "close"}) if html else request.no(413)
+    fake.misbehave = small
+    relay.upload_all(INPUT, files)
+    assert fake.uploads[0] == data and relay.most <= 300000 and not relay.pauses
+    sent = [call for call in fake.calls if call[0] == "POST"]
+    assert len(sent) < 20
+
+
+def test_a_line_that_breaks_off_large_bodies_without_a_word_gets_small_ones(make, tmp_path):
+    fake, relay = make()
+    data = os.urandom(2000003)
+    files = offer(fake, tmp_path, data)
+
+    def small(request):
+        if request.length > 300000:
+            raise Cut
+    fake.misbehave = small
+    relay.upload_all(INPUT, files)
+    assert fake.uploads[0] == data and len(relay.pauses) < 20
+
+
+def test_a_line_that_takes_nothing_at_all_is_an_error_not_a_loop(make, tmp_path):
+    fake, relay = make(misbehave=lambda request: request.no(413))
+    with pytest.raises(wf.Refused):
+        relay.upload_all(INPUT, offer(fake, tmp_path, b"x" * 500000))
+    assert len(fake.calls) < 12
+
+
+@pytest.mark.parametrize("offset", [7, 0, -1, "x", None, True, 10 ** 30])
+def test_a_relay_that_stays_where_it_is_is_an_error_not_a_loop(make, tmp_path, offset):
+    fake, relay = make(misbehave=lambda request: request.no(409, offset=offset))
+    with pytest.raises((wf.Refused, ValueError)):
+        relay.upload_all(INPUT, offer(fake, tmp_path, b"x" * 500000))
+    assert len(fake.calls) < 20
+
+
+def test_a_file_that_is_not_what_was_declared_is_given_up_after_three_times(make, tmp_path):
+    fake, relay = make()
+    files = offer(fake, tmp_path, b"as it was")
+    with open(files[0][0], "wb") as out:
+        out.write(b"as it is!")
+    with pytest.raises(ValueError) as caught:
+        relay.upload_all(INPUT, files)
+    assert "00000" in str(caught.value) and "declared" in str(caught.value)
+    assert len([1 for call in fake.calls if call[0] == "POST"]) == 3
+
+
+@pytest.mark.parametrize("many", [False, True])
+@pytest.mark.parametrize("what", ["shorter", "gone"])
+def test_a_file_that_changes_while_it_is_sent_is_named_at_once(make, tmp_path, what, many):
+    fake, relay = make()
+    files = offer(fake, tmp_path, *([b"x" * 600000] * (3 if many else 1)))
+    at = files[-1][0]
+    os.truncate(at, 5) if what == "shorter" else os.unlink(at)
+    begun = wf.time.monotonic()
+    with pytest.raises(ValueError) as caught:
+        relay.upload_all(INPUT, files)
+    assert os.path.basename(at).decode() in str(caught.value) and wf.time.monotonic() - begun < 5 and not relay.pauses
+    assert relay.connection is None or not fake.calls                # half a request is not followed by another
+
+
+def test_small_files_go_in_packs_in_order_large_ones_between_them(make, tmp_path):
+    fake, relay = make()
+    datas = [os.urandom(n % 7 * 100) for n in range(3000)] + [os.urandom(1 << 20), os.urandom((1 << 20) + 1), b"", b"last"]
+    files, moved = offer(fake, tmp_path, *datas), []
+    relay.upload_all(INPUT, files, moved=moved.append)
+    assert [fake.uploads[n] for n in range(len(datas))] == datas and sum(moved) == sum(map(len, datas))
+    assert len(fake.calls) <= 6
+
+
+def test_only_the_files_that_are_asked_for_go(make, tmp_path):
+    fake, relay = make()
+    files = offer(fake, tmp_path, *[b"%d" % n for n in range(20)])
+    relay.upload_all(INPUT, files, [3, 4, 5, 9, 19])
+    assert sorted(fake.uploads) == [3, 4, 5, 9, 19]
+
+
+def test_packs_shrink_where_bodies_are_cut_down(make, tmp_path):
+    fake, relay = make()
+    datas = [os.urandom(50000) for n in range(40)]
+    fake.misbehave = lambda request: request.no(413) if request.length > 120000 else None
+    relay.upload_all(INPUT, offer(fake, tmp_path, *datas))
+    assert [fake.uploads[n] for n in range(40)] == datas and not relay.pauses
+
+
+def test_a_pack_with_a_wrong_sum_names_the_file(make, tmp_path):
+    fake, relay = make()
+    files = offer(fake, tmp_path, b"a", b"b", b"c")
+    fake.misbehave = lambda request: request.no(422, wrong=[1])
+    with pytest.raises(ValueError) as caught:
+        relay.upload_all(INPUT, files)
+    assert "00001" in str(caught.value)
+
+
+# ---- downloads
+
+def entries(fake):
+    return [(n, name, len(data), hashlib.sha256(data).hexdigest()) for n, (name, data) in enumerate(fake.results.items())]
+
+
+def fetch(relay, fake, tmp_path, listed=None):
+    """All of fake's results by download_all(), as {name: bytes}."""
+    got = {}
+
+    def part(number):
+        return os.fsencode(str(tmp_path / ("part%d" % number)))
+
+    def store(number, name, data):
+        if data is None:
+            with open(part(number), "rb") as source:
+                data = source.read()
+        got[name] = bytes(data)
+    relay.download_all(RESULT, entries(fake) if listed is None else listed, store, part)
+    return got
+
+
+def test_results_small_and_large_and_empty_arrive_as_they_are(make, tmp_path):
+    datas = {"%05d" % n: os.urandom(n % 5 * 211) for n in range(1500)}
+    datas.update({"a": b"", "b": os.urandom((1 << 20) + 5), "c": b"x", "d": b"", "e": os.urandom(1 << 20)})
+    fake, relay = make(results=datas)
+    assert fetch(relay, fake, tmp_path) == datas and len(fake.calls) <= 5
+
+
+def test_thousands_of_empty_files_cost_one_call(make, tmp_path):
+    fake, relay = make(results={"%05d" % n: b"" for n in range(5000)})
+    assert len(fetch(relay, fake, tmp_path)) == 5000 and len(fake.calls) == 1
+
+
+def test_a_download_that_is_cut_goes_on_where_it_stopped(make, tmp_path):
+    data = os.urandom(3 << 20)
+    fake, relay = make(results={"a": data})
+    count = []
+
+    def cut(request):
+        count.append(request.headers.get("Range"))
+        if len(count) < 3:
+            begin = int(re.sub(r"\D", "", count[-1] or "0"))
+            request.send_response(206 if begin else 200)
+            request.send_header("Content-Type", "application/octet-stream")
+            request.send_header("Content-Length", str(len(data) - begin))
+            request.end_headers()
+            request.wfile.write(data[begin:begin + (1 << 20)])
+            request.wfile.flush()
+            raise Cut
+    fake.misbehave = cut
+    assert fetch(relay, fake, tmp_path) == {"a": data}
+    assert count[0] is None and all(int(re.sub(r"\D", "", text)) > 700000 * n for n, text in enumerate(count[1:], 1))
+
+
+@pytest.mark.parametrize("ranges", [True, False])
+def test_a_partial_file_of_an_earlier_run_is_gone_on_with(make, tmp_path, ranges):
+    data = os.urandom(3 << 20)
+    fake, relay = make(results={"a": data})
+    (tmp_path / "part0").write_bytes(data[:2 << 20])
+    if not ranges:
+        fake.misbehave = lambda request: (200, data, {"Content-Type": "application/octet-stream"})
+    moved = []
+    relay.download(RESULT + "/0", os.fsencode(str(tmp_path / "part0")), len(data), hashlib.sha256(data).hexdigest(), moved=moved.append)
+    assert (tmp_path / "part0").read_bytes() == data and sum(moved) == len(data) and len(fake.calls) == 1
+
+
+@pytest.mark.parametrize("left", [b"x" * 100, b"x" * (3 << 20), b"x" * (4 << 20)])
+def test_a_wrong_partial_file_is_fetched_anew(make, tmp_path, left):
+    data = os.urandom(3 << 20)
+    fake, relay = make(results={"a": data})
+    (tmp_path / "part0").write_bytes(left)
+    assert fetch(relay, fake, tmp_path) == {"a": data}
+
+
+@pytest.mark.parametrize("size", [10, 3 << 20])
+def test_a_result_that_arrives_wrong_three_times_is_given_up_and_not_stored(make, tmp_path, size):
+    fake, relay = make(results={"a": b"x" * size})
+    listed = [(0, "a", size, "0" * 64)]
+    stored = []
+    with pytest.raises(ValueError):
+        relay.download_all(RESULT, listed, lambda *words: stored.append(words), lambda number: os.fsencode(str(tmp_path / "p")))
+    assert not stored and len(fake.calls) == 3
+
+
+def test_a_pack_that_does_not_match_the_list_is_an_error_not_a_loop(make, tmp_path):
+    fake, relay = make(results={"a": b""})
+    with pytest.raises(ValueError):
+        fetch(relay, fake, tmp_path, [(0, "a", 5, "0" * 64)])
+
+
+def test_a_part_file_that_is_a_symbolic_link_is_not_written_through(make, tmp_path):
+    fake, relay = make(results={"a": b"x" * (2 << 20)})
+    (tmp_path / "victim").write_bytes(b"keep")
+    (tmp_path / "part0").symlink_to(tmp_path / "victim")
+    with pytest.raises(OSError):
+        fetch(relay, fake, tmp_path)
+    assert (tmp_path / "victim").read_bytes() == b"keep"
+
+
+def test_a_store_that_fails_leaves_no_connection_in_mid_answer(make, tmp_path):
+    fake, relay = make(results={"a": b"x" * 500000, "b": b"y" * 500000})
+
+    def store(number, name, data):
+        raise OSError(28, "No space left on device")
+    with pytest.raises(OSError):
+        relay.download_all(RESULT, entries(fake), store, None)
+    assert relay.call("POST", "finish", {"v": 2})["code"] == 200
+
+
+@pytest.mark.parametrize("page", [
+    {"files": {"../x": entry(b"")}}, {"files": {"/x": entry(b"")}}, {"files": {"b": entry(b""), "a": entry(b"")}},
+    {"files": {"a": entry(b""), "a/b": entry(b"")}}, {"files": {"a": {}}}, {"files": {"a": None}}, {"files": {"a": {"size": -1, "sha256": "0" * 64}}},
+    {"files": {"a": {"size": 1, "sha256": "x"}}}, {"files": {"a\nb": entry(b"")}}, {"files": [1]}, {"files": "x"},
+    {"files": {"a": entry(b"")}, "next": 2}, {"files": {}, "next": 0}, {"files": {"a": entry(b"")}, "next": "1"},
+    {"files": {"é": entry(b""), "e\u0301": entry(b"")}}, {"files": {"a\u202eb": entry(b"")}}])
+def test_a_list_of_files_that_is_not_in_order_is_refused(make, page):
+    fake, relay = make()
+    with pytest.raises(ValueError):
+        list(relay.pages(RESULT, page))
+
+
+# ---- TLS and proxies
+
+def test_certificates_are_checked_and_the_reason_is_told(world, tmp_path):
+    other, key = suite.make_certificate(str(tmp_path))
+    for ca in ("", other):
+        relay = wf.Relay(world.url, lambda: world.token, ca_file=ca)
+        with pytest.raises(wf.Away) as caught:
+            relay.call("GET", "version", {})
+        assert caught.value.kind == "certificate" and relay.all_cas
+    relay = wf.Relay(world.url, lambda: world.token, ca_file=world.cert)
+    assert relay.learn()[0] == 2 and not relay.all_cas                 # the system's CAs were not read for it
+    with pytest.raises(wf.Stop) as stopped:
+        wf.Relay(world.url, lambda: world.token, ca_file=__file__).learn()
+    assert stopped.value.code == 78
+
+
+def test_a_name_that_does_not_match_is_a_matter_of_the_certificate(world):
+    relay = wf.Relay(world.url.replace("127.0.0.1", "127.0.0.2"), lambda: world.token, ca_file=world.cert)
+    relay.port = world.port
+    with pytest.raises(wf.Away) as caught:
+        relay.call("GET", "version", {})
+    assert caught.value.kind in ("certificate", "connect")
+
+
+def tunnel(seen):
+    """A small CONNECT proxy; seen: the head of each request. (port, close)"""
+    listening = socket.create_server(("127.0.0.1", 0))
+
+    def copy(one, two):
+        for data in iter(lambda: one.recv(65536), b""):
+            two.sendall(data)
+
+    def serve():
+        while True:
+            try:
+                near = listening.accept()[0]
+            except OSError:
+                return
+            head = b""
+            while b"\r\n\r\n" not in head:
+                head += near.recv(4096)
+            seen.append(head.decode())
+            if "Proxy-Authorization" not in seen[-1]:
+                near.sendall(b"HTTP/1.1 407 Proxy Authentication Required\r\nContent-Length: 0\r\n\r\n")
+                near.close()
+                continue
+            host, port = head.split()[1].decode().split(":")
+            far = socket.create_connection((host, int(port)))
+            near.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
+            threading.Thread(target=copy, args=(near, far), daemon=True).start()
+            threading.Thread(target=copy, args=(far, near), daemon=True).start()
+    threading.Thread(target=serve, daemon=True).start()
+    return listening.getsockname()[1], listening.close
+
+
+def test_a_proxy_with_a_password_is_gone_through_and_never_sees_the_token(world):
+    seen = []
+    port, close = tunnel(seen)
+    try:
+        relay = wf.Relay(world.url, lambda: world.token, ca_file=world.cert, proxy="http://me:p%%40ss@127.0.0.1:%d" % port)
+        assert relay.learn()[0] == 2
+        assert "CONNECT 127.0.0.1:%d" % world.port in seen[0] and "Basic bWU6cEBzcw==" in seen[0] and world.token not in seen[0]
+        relay = wf.Relay(world.url, lambda: world.token, ca_file=world.cert, proxy="127.0.0.1:%d" % port)
+        with pytest.raises(wf.Away) as caught:
+            relay.call("GET", "version", {})
+        assert caught.value.kind == "proxy" and "407" in str(caught.value)
+    finally:
+        close()
+
+
+@pytest.mark.parametrize("url", ["", "https://", "ftp://host", "https://a b", "https://h:x", "https://h:99999", "https://u:p@h", "https://h\n", "http:///x"])
+def test_a_url_that_is_none_is_a_matter_of_usage(url):
+    with pytest.raises(wf.Stop) as stopped:
+        wf.address(url)
+    assert stopped.value.code == 64
+
+
+@pytest.mark.parametrize("url, found", [
+    ("http://HOST", (True, "host", 50443, "")), ("https://host/", (True, "host", 50443, "")), ("host:99", (True, "host", 99, "")),
+    ("https://host/a/b/", (True, "host", 50443, "/a/b")), ("http://127.0.0.1:8082", (False, "127.0.0.1", 8082, "")),
+    ("http://localhost", (True, "localhost", 50443, "")), ("http://10.0.0.1:8082", (True, "10.0.0.1", 8082, ""))])
+def test_a_url_means_https_on_50443_unless_it_is_loopback_with_a_port(url, found):
+    assert wf.address(url) == found
+
+
+MEMORY = """
+import sys, os, hashlib
+sys.path[:0] = [%(root)r, %(tests)r]
+import mi_system_wf as wf
+relay = wf.Relay(%(url)r, lambda: "t")
+base = os.environ["BASE"].encode()
+relay.learn()
+relay.upload_all(%(input)r, [(base + b"/in", %(size)d)])
+relay.download_all(%(result)r, [(0, "a", %(size)d, %(sum)r)], lambda *words: None, lambda n: base + b"/out")
+print(open("/proc/self/status").read().split("VmHWM:")[1].split()[0])
+"""
+
+
+def test_memory_does_not_grow_with_the_size_of_a_file(make, tmp_path):
+    data = os.urandom(1 << 20) * 96
+    fake, relay = make(results={"a": data})
+    (tmp_path / "in").write_bytes(data)
+    fake.manifest = [("in", entry(data))]
+
+    def swallow(request):                              # the fake itself would take quadratic time
+        if request.method == "POST":
+            while request.left:
+                request.take(min(request.left, 1 << 20))
+            end = int(request.query["offset"]) + request.length
+            return request.ok(offset=end, complete=end == len(data))
+    fake.misbehave = swallow
+    text = MEMORY % {"root": suite.ROOT, "tests": suite.HERE, "url": fake.url, "input": INPUT, "result": RESULT, "size": len(data),
+                     "sum": hashlib.sha256(data).hexdigest()}
+    done = subprocess.run([suite.PYTHON, "-c", text], env=suite.clean_env(BASE=str(tmp_path)), stdout=subprocess.PIPE, check=True)
+    assert int(done.stdout) < 40 << 10 and (tmp_path / "out").read_bytes() == data
