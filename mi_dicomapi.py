@@ -9,11 +9,16 @@ usage: mi_dicomapi.py [serve]                    serve as the ini says (systemd,
        mi_dicomapi.py demo [--keep]              a whole calculation on this machine: relay, poller, workflow side
        mi_dicomapi.py token issue USER [--roles R,R] [--sites S,S] [--days N] | list | revoke NUMBER
        mi_dicomapi.py list [--all] | show ACCEPT_ID
+       mi_dicomapi.py cancel | end | rerun [--force] ACCEPT_ID [--reason TEXT]
+       mi_dicomapi.py maintenance on [--reason TEXT] | off        no new calculations or claims; what runs is brought to its end
+       mi_dicomapi.py backup DIR | restore DIR
 options: --ini FILE  --json  -q  -v  --version  --help
 
 exit codes: 0 done, 64 usage, 66 an input is missing, 69 unavailable (port in use), 70 bug, 74 input/output or disk full,
 75 try again later (another instance runs), 77 no permission, 78 configuration, 130 after Ctrl+C
 """
+import base64
+import binascii
 import collections
 import errno
 import fcntl
@@ -39,12 +44,15 @@ BASE = "/mi-distcomp-api/"
 SMALL_BODY = 64 << 10          # bytes: bodies up to this are collected without a thread
 MAX_JSON = 4 << 20             # bytes of a JSON body
 PAGE = 2000                    # entries of a manifest in one answer or call
+V1_BYTES = (2 << 30) // 4 * 3 - (1 << 20)             # bytes of files that fit into a fielded body of 2 GiB as base64
+PACK_FILES = 4096              # files in a pack that the relay sends
 PACK_FILE = 1 << 20            # bytes: the largest file that travels in a pack
 CHUNK = 256 << 10              # bytes of one read or write
 MAX_HEAD = 16 << 10            # bytes of request line and headers
 LINGER = 2.0                   # seconds for a refused client to read the answer before its connection is closed
 STALL = 60                     # seconds that a transfer may stand still
 BALLAST = 4 << 20              # bytes held on the disk, let go of when it is full so that SQLite can still clean up
+LIVE_OUTPUT = 64 << 20         # bytes of a running command's output that are passed on; all of it comes with the results
 LISTED = 10000                 # incomplete files named in one answer
 FAULT = os.environ.get("MI_FAULT", "")                # crash tests: the name of a fault point at which this process kills itself
 
@@ -392,6 +400,14 @@ JA = {
     "token %s is revoked; the relay knows within a second": "トークン %s を無効にしました。中継プログラムには 1 秒以内に伝わります",
     "token revoke: there is no valid token %s (see token list)": "token revoke: 有効なトークン %s はありません (token list を参照)",
     "%s: no such calculation (see list --all)": "%s: その計算はありません (list --all を参照)",
+    "no relay answers on %s; start it, then say it again": "%s では中継プログラムが応答しません。起動してからもう一度実行してください",
+    "maintenance is %s": "メンテナンス: %s",
+    "%s: exists already; a backup goes into a new directory": "%s: すでにあります。バックアップ先は新しいディレクトリにしてください",
+    "%s: %d files of the spool and the database (%d files went meanwhile)": "%s: スプールの %d ファイルとデータベース (途中で消えたもの %d)",
+    "%s: is not a backup of this program": "%s: このプログラムのバックアップではありません",
+    "%s: holds a state already; move it away first": "%s: すでに状態があります。先に移動してください",
+    "restored into %s; start the relay: for the first %d s it only listens to what the pollers hold":
+        "%s に復元しました。中継プログラムを起動してください。最初の %d 秒は各ポーラーの保持状況を聞くだけです",
     # the demonstration
     "relay, external computer and workflow side on this machine, in %s": "中継・外部計算機・ワークフロー側をこの計算機で動かします (%s)",
     "TLS with a throw-away certificate": "使い捨ての証明書による TLS",
@@ -406,8 +422,8 @@ JA = {
     "relay:            %s (state.sqlite3, and the spool)": "中継:             %s (state.sqlite3 とスプール)",
     "the secret table was looked for in all %d files (%d bytes) of relay and workflow side: not there":
         "中継とワークフロー側の全 %d ファイル (%d バイト) で秘密の表を探しました: ありません",
-    "demo: the %s did not start; its lines are above": "demo: %s が起動しませんでした。理由は上の行にあります",
-    "demo: no result came back; the lines above say why": "demo: 結果が戻りませんでした。理由は上の行にあります",
+    "demo: the %s did not get there; its last line: %s": "demo: %s が進みませんでした。最後の行: %s",
+    "demo: no result came back: %s": "demo: 結果が戻りませんでした: %s",
     "demo: the secret left the external computer: %s": "demo: 秘密が外部計算機から漏れました: %s",
     "demo: %s is not there; put the scripts of the suite into one directory": "demo: %s がありません。一式のスクリプトを同じディレクトリに置いてください",
     "kept: %s": "残してあります: %s",
@@ -421,14 +437,15 @@ INI = {
         "auth": (one_of("tokens", "gateway"), "tokens"), "trusted_proxies": (str.split, []), "gateway_user_header": (str, ""),
         "logfile": (str, ""), "lang": (one_of("auto", "en", "ja"), "auto")},
     "limits": {
-        "max_body": (size, 16 << 20), "max_file": (size, 0), "max_files": (int, 200000), "calculations_per_user": (int, 10000),
+        "max_body": (size, 16 << 20), "v1_max_body": (size, 2 << 30), "max_file": (size, 0), "max_files": (int, 200000), "calculations_per_user": (int, 10000),
         "bytes_per_user": (size, 0), "spool_free": (share, 0.05), "connections": (int, 12000), "unauthenticated_per_address": (int, 64),
         "parked_per_token": (int, 200), "workers": (int, 32), "handshake": (seconds, 10.0), "headers": (seconds, 10.0),
         "idle": (seconds, 75.0), "min_rate": (size, 1024)},
     "times": {
-        "wait": (seconds, 50.0), "lease": (seconds, 300.0), "accept_lease": (seconds, 20.0), "lost_after": (seconds, 30 * 86400.0),
+        "wait": (seconds, 50.0), "lease": (seconds, 300.0), "accept_lease": (seconds, 20.0), "v1_announce": (seconds, 12.0),
+        "v1_lost_after": (seconds, 3600.0), "lost_after": (seconds, 30 * 86400.0),
         "register_for": (seconds, 1800.0), "keep_results": (seconds, 30 * 86400.0), "keep_fetched": (seconds, 86400.0),
-        "token_days": (int, 365)},
+        "restore_grace": (seconds, 600.0), "token_days": (int, 365)},
     "RemoteSites": {"remote_site_ids": (str.split, [])},
     "*": {"commands": (str.split, []), "command_lines": (lines, []), "users": (str.split, []), "max_waiting": (int, 1000)},
 }
@@ -454,8 +471,14 @@ STEPS = [
     Step(8, "end-send", REMOTE, (GETTING,), GOT),
     Step(9, "finish", WORKFLOW, (GOT,), FINISHED),
     Step(3, "lapse", RELAY, (SENDING, SENT), ALLOWED),                # a claim that lapsed before calc-start
-    Step(8, "lost", RELAY, (RUNNING, ENDED, GETTING), GOT),           # out of contact for lost_after
+    Step(8, "lost", RELAY, (SENDING, SENT, RUNNING, ENDED, GETTING), GOT),       # out of contact for lost_after (or v1_lost_after)
+    Step(8, "end-send unsent", REMOTE, (ENDED,), GOT),                # a fielded poller whose upload failed
     Step(2, "cancel-wait-calc", WORKFLOW, (REGISTERED, ALLOWED), GOT),
+    Step(3, "cancelled", RELAY, (SENDING, SENT), GOT),                # cancelled, and its claim lapsed before calc-start
+    Step(2, "rerun", WORKFLOW, (GOT,), ALLOWED),                      # a person's word
+    Step(2, "rerun --force", WORKFLOW, (RUNNING, ENDED, GETTING), ALLOWED),
+    Step(3, "adopt inputs", RELAY, (REGISTERED, ALLOWED), SENDING),   # after a restore: its poller knows more than the backup
+    Step(5, "adopt", RELAY, (REGISTERED, ALLOWED, SENDING, SENT, RUNNING), RUNNING),
 ]
 STEP = {step.name: step for step in STEPS}
 
@@ -463,11 +486,12 @@ SCHEMA_VERSION = 1
 SCHEMA = """
 CREATE TABLE calculations (
   seq INTEGER PRIMARY KEY, accept_id TEXT NOT NULL UNIQUE, user TEXT NOT NULL, request_id TEXT, fingerprint TEXT,
-  site TEXT NOT NULL, command TEXT NOT NULL, info TEXT NOT NULL, needs_v2 INTEGER NOT NULL, version INTEGER NOT NULL DEFAULT 0,
+  site TEXT NOT NULL, command TEXT NOT NULL, info TEXT NOT NULL, needs_v2 INTEGER NOT NULL,
+  v1 INTEGER NOT NULL DEFAULT 0, hidden INTEGER NOT NULL DEFAULT 0, version INTEGER NOT NULL DEFAULT 0,
   state TEXT NOT NULL, status TEXT NOT NULL DEFAULT 'none', reason TEXT NOT NULL DEFAULT '',
   inputs INTEGER NOT NULL DEFAULT 0, inputs_open INTEGER NOT NULL DEFAULT 0, inputs_more INTEGER NOT NULL DEFAULT 0, bytes INTEGER NOT NULL DEFAULT 0,
   results INTEGER NOT NULL DEFAULT 0, results_open INTEGER NOT NULL DEFAULT 0, results_more INTEGER NOT NULL DEFAULT 0, manifest TEXT,
-  protocol INTEGER NOT NULL DEFAULT 0, claim TEXT, attempt INTEGER NOT NULL DEFAULT 0, take TEXT, poller TEXT, silent REAL NOT NULL DEFAULT 0,
+  protocol INTEGER NOT NULL DEFAULT 0, claim TEXT, attempt INTEGER NOT NULL DEFAULT 0, take TEXT, poller TEXT, cancel TEXT, silent REAL NOT NULL DEFAULT 0,
   registered REAL NOT NULL, touched REAL NOT NULL, allowed REAL, claimed REAL, started REAL, ended REAL, got REAL, finished REAL,
   exit_code INTEGER, signal INTEGER, report TEXT NOT NULL DEFAULT '{}', missing TEXT NOT NULL DEFAULT '{}', refused TEXT NOT NULL DEFAULT '{}');
 CREATE INDEX by_queue ON calculations (site, state, user, seq);
@@ -480,11 +504,14 @@ CREATE INDEX by_done ON files (done);
 CREATE TABLE tokens (
   number INTEGER PRIMARY KEY, hash TEXT NOT NULL UNIQUE, user TEXT NOT NULL, roles TEXT NOT NULL, sites TEXT NOT NULL,
   issued REAL NOT NULL, expires REAL NOT NULL, revoked REAL);
+CREATE TABLE orders (number INTEGER PRIMARY KEY, call TEXT NOT NULL, fields TEXT NOT NULL, answer TEXT);
 """
 
 Who = collections.namedtuple("Who", "user roles sites expires key")         # who a token stands for; sites (): any; key: for counting
 Park = collections.namedtuple("Park", "key")                                # a call's answer when it waits for an event of this key
-Spool = collections.namedtuple("Spool", "segments length headers status")   # a call's answer when it is bytes of the spool
+Spool = collections.namedtuple("Spool", "segments length headers status then moved")  # a call's answer when it is bytes of the spool, see send_spool()
+Spool.__new__.__defaults__ = (None, None)
+Bare = collections.namedtuple("Bare", "parsed")                             # a call's answer without the envelope
 Route = collections.namedtuple("Route", "role function bulk")
 
 
@@ -509,7 +536,7 @@ class Store:
     """The state of the relay under one directory. Reads from any thread; every change goes through write()."""
 
     def __init__(self, folder, lock=True):
-        self.folder, self.local, self.todo = folder, threading.local(), collections.deque()
+        self.folder, self.readers, self.todo = folder, [], collections.deque()
         self.ready, self.closing = threading.Semaphore(0), False
         try:
             os.makedirs(utf8(folder), 0o700, exist_ok=True)
@@ -554,11 +581,15 @@ class Store:
             os.chmod(utf8(self.path), 0o600)
 
     def read(self, sql, *values):
-        """All rows of a SELECT, on this thread's own connection."""
-        db = getattr(self.local, "db", None)
-        if db is None:
-            db = self.local.db = self.connect()
-        return db.execute(sql, values).fetchall()
+        """All rows of a SELECT, from any thread: on a connection that is free, or a new one."""
+        try:
+            db = self.readers.pop()
+        except IndexError:
+            db = self.connect()
+        try:
+            return db.execute(sql, values).fetchall()
+        finally:
+            self.readers.append(db)
 
     def write(self, work, name="", wait=True):
         """work(tx) inside the next group commit; its result once that is on disk. What it raises rolls back its own changes only."""
@@ -719,14 +750,15 @@ def move(relay, tx, step, row, under=None, **changes):
         tx.after(lambda: log("info", accept_id, "%d %s" % (step.number, step.name), site=site, user=user, **shown))
         tx.after(lambda: relay.front.fire(("calc", accept_id)))
         if step.to == ALLOWED:
-            tx.after(lambda: relay.front.fire(("site", site, user), one=True))
+            need = tx.db.execute("SELECT bytes FROM calculations WHERE seq = ?", (row["seq"],)).fetchone()[0]
+            tx.after(lambda: relay.front.fire(("site", site, user), one=True, need=need))
     return bool(done)
 
 
 # ---- what the calls share
 
 BRIEF = ("seq, accept_id, user, site, command, state, status, reason, version, inputs, inputs_open, inputs_more, results, results_open,"
-         " results_more, manifest, protocol, claim, attempt, poller, silent, allowed, started, ended, exit_code, signal")
+         " results_more, manifest, needs_v2, hidden, protocol, claim, attempt, poller, cancel, silent, allowed, started, ended, exit_code, signal")
 
 
 def own(c):
@@ -741,6 +773,8 @@ def held(c):
     """own(), if the call's claim is the one in force; its lease is renewed. 409 with why=claim for any other."""
     row = own(c)
     if not row["claim"] or c.text("claim") != row["claim"]:
+        if c.relay.in_grace():
+            raise No(503, "the relay was restored from a backup and takes stock; try again later")
         raise No(409, "another claim is in force (superseded)", why="claim", state=WORDS[row["state"]])
     c.relay.renew(row)
     return row
@@ -756,6 +790,8 @@ def make_step(c, name, row, **changes):
         now = tx.db.execute("SELECT state, claim FROM calculations WHERE seq = ?", (row["seq"],)).fetchone()
         if now is not None and now["state"] == step.to and (step.role != REMOTE or now["claim"] == claim):
             return False                               # the answer was lost; the same again
+        if step.role == REMOTE and c.relay.in_grace():
+            raise No(503, "the relay was restored from a backup and takes stock; try again later")
         raise No(409, "%s is not possible now" % name, why="state", state=WORDS[now["state"]] if now else "")
 
     return c.relay.store.write(work, name)
@@ -822,6 +858,7 @@ def incomplete(c, row, kind):
 def add_calcinfo(c):
     """1. Registers a calculation; the same user's same request_id gets the same one again."""
     info, relay = c.need("calc-info", dict), c.relay
+    relay.check_maintenance()
     site, command, parameters = info.get("remote-site"), info.get("command"), info.get("parameters", "")
     if not all(isinstance(text, str) for text in (site, command, parameters)) or not command:
         raise No(400, "calc-info needs command, remote-site and parameters as texts")
@@ -842,7 +879,7 @@ def add_calcinfo(c):
     request_id, accept_id, now = c.text("request_id"), str(uuid.uuid4()), time.time()
     if not 0 < len(request_id) <= 200:
         raise No(400, "request_id is a text of at most 200 characters")
-    needs_v2 = bool(patterns or parameters or more or any("/" in name for name in names + [entry[0] for entry in entries]))
+    needs_v2 = bool(patterns or parameters or more or total > V1_BYTES or any("/" in name for name in names + [entry[0] for entry in entries]))
 
     def work(tx):
         row = tx.db.execute("SELECT %s, fingerprint FROM calculations WHERE user = ? AND request_id = ?" % BRIEF, (c.who.user, request_id)).fetchone()
@@ -864,7 +901,10 @@ def add_calcinfo(c):
         return tx.db.execute("SELECT %s FROM calculations WHERE seq = ?" % BRIEF, (seq,)).fetchone(), False
 
     row, known = relay.store.write(work, "add-calcinfo")
-    return dict(progress_of(c, row), message="registered", accept_id=row["accept_id"], known=known)
+    answer = dict(progress_of(c, row), message="registered", accept_id=row["accept_id"], known=known)
+    if needs_v2 and site in relay.v1_sites:
+        answer["warning"] = "the poller of site %s is a fielded one: it cannot take directories, parameters, patterns or more than 2 GiB" % site
+    return answer
 
 
 def check_declared(info):
@@ -887,15 +927,20 @@ def check_quota(relay, tx, user, site, rules, total):
     limits = relay.conf["limits"]
     if limits["calculations_per_user"] and relay.open_of[user] >= limits["calculations_per_user"]:
         raise No(429, "user %s has %d unfinished calculations; try again later" % (user, relay.open_of[user]), why="calculations_per_user")
-    if limits["bytes_per_user"]:
-        used = tx.db.execute("SELECT SUM(bytes) FROM calculations WHERE user = ?", (user,)).fetchone()[0] or 0
-        if used + total > limits["bytes_per_user"]:
-            raise No(429, "user %s holds %d bytes; try again later" % (user, used), why="bytes_per_user")
+    check_bytes(relay, tx, user, total)
     if rules["max_waiting"]:
         waiting = tx.db.execute("SELECT COUNT(*) FROM (SELECT 1 FROM calculations WHERE site = ? AND state = ? LIMIT ?)",
                                 (site, ALLOWED, rules["max_waiting"])).fetchone()[0]
         if waiting >= rules["max_waiting"]:
             raise No(429, "%d calculations wait for site %s; try again later" % (waiting, site), why="max_waiting")
+
+
+def check_bytes(relay, tx, user, total):
+    """429 when the user would hold more bytes than the ini lets one hold."""
+    most = relay.conf["limits"]["bytes_per_user"]
+    used = most and tx.db.execute("SELECT SUM(bytes) FROM calculations WHERE user = ?", (user,)).fetchone()[0] or 0
+    if most and used + total > most:
+        raise No(429, "user %s holds %d bytes; try again later" % (user, used), why="bytes_per_user")
 
 
 def allow_wait_calc(c):
@@ -920,13 +965,13 @@ def calc_request(c):
     if not 8 <= len(take) <= 100:
         raise No(400, "take is a random text of 8 to 100 characters")
     query = "SELECT %s FROM calculations WHERE site = ? AND state = ? AND user = ?" % BRIEF
-    waiting = (query + " AND bytes <= ? ORDER BY seq LIMIT 1", (site, ALLOWED, c.who.user, free))
+    waiting = (query + " AND bytes <= ? ORDER BY seq LIMIT 100", (site, ALLOWED, c.who.user, free))
     again = (query + " AND take = ?", (site, SENDING, c.who.user, take))
 
     def work(tx):
         row = tx.db.execute(*again).fetchone()
         if row is None:
-            row = tx.db.execute(*waiting).fetchone()
+            row = next((found for found in tx.db.execute(*waiting) if not relay.announced_to_other(found["accept_id"], "", time.monotonic())), None)
             if row is None:
                 return None
             claim = "%d.%s" % (row["attempt"] + 1, os.urandom(16).hex())
@@ -936,7 +981,9 @@ def calc_request(c):
         return row
 
     row = None
-    if relay.store.read(waiting[0], *waiting[1]) or relay.store.read(again[0], *again[1]):
+    relay.check_maintenance()
+    if not relay.in_grace() and relay.store.read("SELECT 1 FROM calculations WHERE site = ? AND user = ? AND state IN (?, ?) AND (take = ? OR state = ? AND bytes <= ?) LIMIT 1",
+                        site, c.who.user, ALLOWED, SENDING, take, ALLOWED, free):
         row = relay.store.write(work, "calc-request")
     if row is None:
         if time.monotonic() < c.until:
@@ -1013,8 +1060,10 @@ def send_results(c):
 
     def set_aside():                                   # what came for the manifest before; not sooner, it may be all there is
         c.relay.forget_uploads(row["seq"])
-        if os.path.isdir(folder):
+        try:
             os.rename(folder, old)
+        except OSError:                                # there was none; or new files replace the old ones one by one
+            pass
 
     c.relay.store.write(work, "send-results")
     remove_tree(old)
@@ -1083,13 +1132,14 @@ def finish(c):
 def progress_of(c, row):
     """What a waiting workflow side is told. stamp changes whenever any of it does (queue aside)."""
     away = c.relay.silent_seconds(row)
-    ahead = None
+    ahead, written = None, c.relay.output_sizes(row)
     if row["state"] == ALLOWED:
         ahead = c.relay.store.read("SELECT COUNT(*) FROM (SELECT 1 FROM calculations WHERE site = ? AND state = ? AND user = ? AND seq < ? LIMIT 1000)",
                                    row["site"], ALLOWED, row["user"], row["seq"])[0][0]
     return {"progress": WORDS[row["state"]], "status": row["status"], "wait_allow": row["allowed"], "reason": row["reason"],
-            "exit_code": row["exit_code"], "signal": row["signal"], "out_of_contact": away, "queue": ahead,
-            "stamp": "%d%s" % (row["version"], "" if away is None else "-")}
+            "exit_code": row["exit_code"], "signal": row["signal"], "out_of_contact": away, "queue": ahead, "output": written,
+            "cancelling": bool(row["cancel"]) and row["state"] in (SENDING, SENT, RUNNING),
+            "stamp": "%d.%d%s" % (row["version"], sum(written), "" if away is None else "-")}
 
 
 def calc_progress(c):
@@ -1102,29 +1152,121 @@ def calc_progress(c):
 
 
 def cancel_wait_calc(c):
-    """Ends a calculation that nobody has claimed yet."""
+    """Cancels: at once what nobody has claimed; what is claimed when its holder, told by the heartbeat, has stopped it.
+    Whoever comes first decides: 409 with why=ended after calc-end."""
+    row, reason = own(c), "cancelled: " + (printable(c.text("reason", ""))[:200] or "by the workflow side")
+    if row["state"] in (ENDED, GETTING, GOT, FINISHED):
+        if row["reason"].startswith("cancelled"):
+            return {"message": "cancelled", "ended": True}
+        raise No(409, "it has ended already", why="ended", state=WORDS[row["state"]])
+
+    def work(tx):
+        if move(c.relay, tx, STEP["cancel-wait-calc"], row, status="abnormal", reason=reason, got=time.time()):
+            return True
+        now = tx.db.execute("SELECT %s FROM calculations WHERE seq = ?" % BRIEF, (row["seq"],)).fetchone()
+        if now is None or now["state"] not in (SENDING, SENT, RUNNING):
+            raise No(409, "it has ended already", why="ended", state=WORDS[now["state"]] if now else "")
+        if now["protocol"] == 1:
+            raise No(409, "a fielded poller holds it and cannot be told to stop", why="fielded")
+        tx.db.execute("UPDATE calculations SET cancel = ?, version = version + 1 WHERE seq = ?", (reason, row["seq"]))
+        tx.after(lambda: c.relay.front.fire(("poller", now["user"], now["poller"])))
+        tx.after(lambda: log("info", row["accept_id"], "6 cancel", user=row["user"], reason=reason))
+        return False
+
+    return {"message": "cancelled", "ended": c.relay.store.write(work, "cancel-wait-calc")}
+
+
+def rerun(c):
+    """A person's word: the same calculation once more, with a new claim and a new working directory. From abnormal before `finish`;
+    with force and a reason also from out of contact: the late result of the old claim is then refused."""
+    row, force, reason = own(c), bool(c.fields.get("force")), printable(c.text("reason", ""))[:200]
+    if row["state"] == GOT and row["status"] == "abnormal":
+        step = STEP["rerun"]
+    elif row["state"] in STEP["rerun --force"].frm and row["protocol"] != 1 and force and reason and row["accept_id"] in c.relay.silent:
+        step = STEP["rerun --force"]
+    else:
+        raise No(409, "rerun is possible from abnormal before finish, or out of contact with force and a reason", why="state", state=WORDS[row["state"]])
+
+    def work(tx):
+        done = move(c.relay, tx, step, row, status="none", reason="", claim=None, take=None, cancel=None, protocol=0, exit_code=None, signal=None,
+                    started=None, ended=None, got=None, results=0, results_open=0, results_more=0, manifest=None, report="{}", missing="{}", refused="{}")
+        if not done:
+            raise No(409, "rerun is not possible now", why="state")
+        tx.db.execute("DELETE FROM files WHERE calc = ? AND kind = 'result'", (row["seq"],))
+
+    c.relay.store.write(work, "rerun")
+    c.relay.leases.pop(row["accept_id"], None)
+    c.relay.silent.pop(row["accept_id"], None)
+    log("info", row["accept_id"], "2 rerun", by=c.who.user, reason=reason)
+    return {"message": "allowed again"}
+
+
+def end(c):
+    """An operator's word: what is out of contact will not come back."""
     row = own(c)
-    if row["state"] == GOT and not row["reason"].startswith("cancelled: "):
-        raise No(409, "it has ended", why="state", state=WORDS[GOT])
-    make_step(c, "cancel-wait-calc", row, status="abnormal", reason="cancelled: " + printable(c.text("reason", ""))[:200], got=time.time())
-    return {"message": "cancelled"}
+    if row["state"] not in CLAIMED:
+        raise No(409, "end is possible for what is claimed and has not come to its end", why="state", state=WORDS[row["state"]])
+    c.relay.lose(row, "ended by an operator: " + (printable(c.text("reason", ""))[:200] or "no reason given"))
+    return {"message": "ended"}
 
 
 def heartbeat(c):
-    """Renews the leases of what a poller holds, and tells what it need not hold any more."""
-    gone, unknown = [], []
+    """Renews the leases of what a poller holds, takes the commands' output, and tells what to cancel and what it need not hold any more."""
+    gone, unknown, cancel, output = [], [], [], {}
     for accept_id, entry in c.need("calcs", dict).items():
-        claim = entry.get("claim") if isinstance(entry, dict) else None
+        if not isinstance(entry, dict):
+            raise No(400, "calcs is an object of objects")
         found = c.relay.store.read("SELECT %s FROM calculations WHERE accept_id = ? AND user = ?" % BRIEF, accept_id, c.who.user)
-        if not found or c.who.sites and found[0]["site"] not in c.who.sites:
+        if found and c.relay.in_grace() and c.relay.adopt(found[0], entry.get("claim"), entry.get("phase"), c.text("poller")):
+            found = c.relay.store.read("SELECT %s FROM calculations WHERE accept_id = ?" % BRIEF, accept_id)
+        if not found:
             unknown.append(accept_id)
-        elif not claim or found[0]["claim"] != claim or found[0]["state"] in (GOT, FINISHED):
+        elif found[0]["claim"] != entry.get("claim") or found[0]["state"] in (GOT, FINISHED):
             gone.append(accept_id)
         else:
             c.relay.renew(found[0])
-    if not gone and not unknown and time.monotonic() < c.until:
+            if found[0]["cancel"] and found[0]["state"] in (SENDING, SENT, RUNNING):
+                cancel.append(accept_id)
+            if "out" in entry or "err" in entry:
+                output[accept_id] = [take_output(c, found[0], stream, entry) for stream in ("out", "err")]
+    if not gone and not unknown and not cancel and not output and time.monotonic() < c.until:
         return Park(("poller", c.who.user, c.text("poller")))
-    return {"message": "alive", "cancel": [], "gone": gone, "unknown": unknown}
+    return {"message": "alive", "cancel": cancel, "gone": gone, "unknown": unknown, "output": output}
+
+
+def take_output(c, row, stream, entry):
+    """Appends [offset, base64] to what is known of a command's output; how much is known now."""
+    path = c.relay.store.spool(row["accept_id"], "", "live." + stream)
+    size = os.path.getsize(path) if os.path.exists(path) else 0
+    part = entry.get(stream)
+    if isinstance(part, list) and len(part) == 2 and part[0] == size and isinstance(part[1], str) and size < LIVE_OUTPUT:
+        try:
+            data = base64.b64decode(part[1].encode("ascii"), validate=True)
+        except ValueError:
+            raise No(400, "output is not base64")
+        if data:
+            make_folder(os.path.dirname(path), utf8(c.relay.store.folder))
+            with open(path, "ab") as out:
+                out.write(data)
+            size += len(data)
+            c.relay.front.fire(("calc", row["accept_id"]))
+    return size
+
+
+def output(c):
+    """What a running command has written so far, from `offset` on; waits up to `wait` seconds for more."""
+    row, offset = own(c), c.number("offset")
+    if c.text("stream") not in ("out", "err"):
+        raise No(400, "stream is out or err")
+    data, path = b"", c.relay.store.spool(row["accept_id"], "", "live." + c.text("stream"))
+    if os.path.exists(path):
+        with open(path, "rb") as text:
+            text.seek(offset)
+            data = text.read(CHUNK)
+    over = row["state"] in (ENDED, GETTING, GOT, FINISHED)
+    if not data and not over and time.monotonic() < c.until:
+        return Park(("calc", row["accept_id"]))
+    return {"message": "output", "offset": offset + len(data), "data": base64.b64encode(data).decode("ascii"), "end": over and not data}
 
 
 def get_calcinfo(c):
@@ -1205,19 +1347,21 @@ def add_page(c, row, kind):
     entries = check_page(page, before[0]["name"] if before else None, LOG_NAMES if kind == "input" else ())
     if kind == "result":
         check_results(c, row, entries)
-    check_room(c.relay, entries, first)
+    total = check_room(c.relay, entries, first)
 
     def work(tx):
         now = tx.db.execute("SELECT %s FROM calculations WHERE seq = ?" % BRIEF, (row["seq"],)).fetchone()
+        if now is None or now["state"] != row["state"] or now["claim"] != row["claim"]:
+            raise No(409, "files are not taken now", why="state")
         have, more = (now["inputs"], now["inputs_more"]) if kind == "input" else (now["results"], now["results_more"])
-        if now["state"] != row["state"] or now["claim"] != row["claim"]:
-            raise No(409, "files are not taken now", why="state", state=WORDS[now["state"]])
         if have == first + len(entries) and have > first:
             rows = tx.db.execute("SELECT name, size, sha256 FROM files WHERE calc = ? AND kind = ? AND n >= ? ORDER BY n", (row["seq"], kind, first))
             if [tuple(found) for found in rows] == entries:
                 return
         if have != first or not more:
             raise No(409, "the next page starts at %d" % have, why="page", **{"from": have})
+        if kind == "input":
+            check_bytes(c.relay, tx, row["user"], total)
         insert_page(tx, row["seq"], kind, first, entries, bool(c.fields.get("more")))
 
     c.relay.store.write(work, "files page")
@@ -1259,14 +1403,18 @@ def take_piece(c, row, kind, found):
                     if upload.owner is not c:
                         raise No(409, "a newer request writes this file", why="offset", offset=upload.offset)
                     if out.write(view) != len(view):
+                        os.ftruncate(out.fileno(), upload.offset)        # another request may go on from here
                         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
                     upload.digest.update(view)
                     upload.offset += len(view)
+                if time.monotonic() > upload.touched + 1:
+                    upload.touched = time.monotonic()
+                    c.relay.touch(row)
             c.relay.touch(row)
             fault("files piece")
             if upload.offset < found["size"]:
                 return {"message": "received", "offset": upload.offset, "complete": False}
-            right = upload.digest.hexdigest() == found["sha256"]
+            right = upload.digest.hexdigest() == found["sha256"] and os.fstat(out.fileno()).st_size == found["size"]
             if right:
                 os.fsync(out.fileno())
     except OSError as error:
@@ -1368,13 +1516,14 @@ def give_file(c, row, kind, found):
     if start:
         headers.append(("Content-Range", "bytes %d-%d/%d" % (start, found["size"] - 1, found["size"])))
     length = found["size"] - start
-    return Spool([(c.relay.store.spool(row["accept_id"], kind, found["blob"]), found["at"] + start, length)], length, headers, 206 if start else 200)
+    return Spool([(c.relay.store.spool(row["accept_id"], kind, found["blob"]), found["at"] + start, length)], length, headers,
+                 206 if start else 200, moved=lambda: c.relay.touch(row))
 
 
 def give_pack(c, row, kind):
     """Files N, N+1, ... back to back, whole ones, up to max_body or the first large one."""
     first, segments, total = c.number("from"), [], 0
-    rows = c.relay.store.read("SELECT n, size, done, blob, at FROM files WHERE calc = ? AND kind = ? AND n >= ? ORDER BY n LIMIT ?", row["seq"], kind, first, LISTED)
+    rows = c.relay.store.read("SELECT n, size, done, blob, at FROM files WHERE calc = ? AND kind = ? AND n >= ? ORDER BY n LIMIT ?", row["seq"], kind, first, PACK_FILES)
     for found in rows:
         if found["size"] > PACK_FILE or not found["done"] or total + found["size"] > c.relay.conf["limits"]["max_body"]:
             break
@@ -1386,7 +1535,504 @@ def give_pack(c, row, kind):
         total += found["size"]
     if not segments:
         raise No(400, "no pack starts at file %d" % first)
-    return Spool(segments, total, [], 200)
+    return Spool(segments, total, [], 200, moved=lambda: c.relay.touch(row))
+
+
+# ---- the fielded protocol ("v1"): the same table, store and files, told in its own words; bodies pass as streams
+
+BIG = 64 << 10                 # bytes: longer strings of a fielded body are base64 of a file and go straight into the spool
+ALPHABET = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
+END_OF_STRING = re.compile(rb'[^"\\]*(?:\\.[^"\\]*)*"', re.S)
+V1Call = collections.namedtuple("V1Call", "unknown wrong missing")          # HTTP status of: no such id, (code) wrong state, a missing field
+V1_REMOTE = {"calc-params": V1Call(400, 409, 400), "calc-params-complete": V1Call(200, 409, 200), "calc-start": V1Call(400, 400, 400),
+             "calc-end": V1Call(400, 409, 400), "send-results": V1Call(200, 401, 200), "end-send": V1Call(400, 401, 400)}
+Blob = collections.namedtuple("Blob", "path size sha256")                    # a file that came inside a fielded body
+
+
+class BodyReader:
+    """A fielded JSON body as a stream: its long strings go through base64 into files in folder; the rest is ordinary, strict JSON."""
+
+    def __init__(self, call, folder):
+        self.views, self.folder, self.blobs, self.nonce = call.body_views(), folder, {}, os.urandom(8).hex()
+        self.data, self.at = b"", 0
+
+    def more(self):
+        """Takes the next part of the body behind what is not yet read. False at the end."""
+        view = next(self.views, None)
+        if view is None:
+            return False
+        self.data, self.at = self.data[self.at:] + bytes(view), 0
+        return True
+
+    def parse(self):
+        """The body as an object in which long strings are Blobs. No(400) for anything that is not as it should be."""
+        kept = bytearray()
+        while True:
+            quote = self.data.find(b'"', self.at)
+            kept += self.data[self.at:quote + 1 if quote >= 0 else len(self.data)]
+            self.at = quote + 1 if quote >= 0 else len(self.data)
+            if len(kept) > MAX_JSON:
+                raise No(400, "more than %d bytes beside the files" % MAX_JSON)
+            if quote >= 0:
+                kept += self.string()
+            elif not self.more():
+                break
+        return self.put_in(parse_json(bytes(kept)))
+
+    def string(self):
+        """The rest of a string, after its opening quote: as it is, or the mark of the Blob that it became."""
+        while True:
+            end = END_OF_STRING.match(self.data, self.at)
+            if end and end.end() - self.at <= BIG:
+                text, self.at = self.data[self.at:end.end()], end.end()
+                if self.nonce.encode() in text:
+                    raise No(400, "a string that cannot be")
+                return text
+            if end or len(self.data) - self.at > BIG:
+                mark = "%s:%d" % (self.nonce, len(self.blobs))
+                self.blobs[mark] = self.blob(os.path.join(self.folder, b"%06d" % len(self.blobs)))
+                return mark.encode() + b'"'
+            if not self.more():
+                raise No(400, "the body ends within a string")
+
+    def blob(self, path):
+        """The rest of a long string, decoded into the file at path."""
+        total, carry, padded, digest = 0, b"", False, hashlib.sha256()
+        with open(path, "xb", buffering=0) as out:
+            while True:
+                end = self.data.find(b'"', self.at)
+                piece, last = self.data[self.at:end if end >= 0 else len(self.data)], end >= 0
+                cut = piece.find(b"\\", max(0, len(piece) - 6)) if not last else -1
+                if cut >= 0:                           # an escape may be cut in two
+                    piece = piece[:cut]
+                self.at += len(piece) + (1 if last else 0)
+                piece = carry + (unescape(piece) if b"\\" in piece else piece)
+                whole = len(piece) if last else len(piece) & ~3
+                piece, carry = piece[:whole], piece[whole:]
+                if piece:
+                    rest = piece.translate(None, ALPHABET)
+                    if padded or len(piece) % 4 or rest.strip(b"=") or len(rest) > 2 or not piece.endswith(rest):
+                        raise No(400, "a file's content is not base64")
+                    padded, data = bool(rest), binascii.a2b_base64(piece)
+                    if out.write(data) != len(data):
+                        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                    digest.update(data)
+                    total += len(data)
+                if last:
+                    os.fsync(out.fileno())
+                    return Blob(path, total, digest.hexdigest())
+                if not self.more():
+                    raise No(400, "the body ends within a string")
+
+    def put_in(self, found):
+        """found with the marks replaced by their Blobs."""
+        if isinstance(found, str):
+            return self.blobs.get(found, found)
+        if isinstance(found, list):
+            return [self.put_in(part) for part in found]
+        if isinstance(found, dict):
+            if any(key in self.blobs for key in found):
+                raise No(400, "a name that is too long")
+            return collections.OrderedDict((key, self.put_in(part)) for key, part in found.items())
+        return found
+
+
+def unescape(piece):
+    """JSON's escapes in a part of a base64 string; line ends are dropped."""
+    try:
+        return json.loads('"%s"' % piece.decode("ascii")).encode("ascii").replace(b"\r", b"").replace(b"\n", b"")
+    except ValueError:
+        raise No(400, "a file's content is not base64")
+
+
+def as_blob(content, path):
+    """A file's content as it stands in a fielded body (base64 text, or a Blob already) as a Blob at path."""
+    if isinstance(content, Blob):
+        os.rename(content.path, path)
+        return content._replace(path=path)
+    if not isinstance(content, str):
+        raise No(400, "a file's content is not a text")
+    try:
+        data = base64.b64decode(content.replace("\n", "").replace("\r", "").encode("ascii"), validate=True)
+    except ValueError:
+        raise No(400, "a file's content is not base64")
+    with open(path, "xb") as out:
+        out.write(data)
+        out.flush()
+        os.fsync(out.fileno())
+    return Blob(path, len(data), hashlib.sha256(data).hexdigest())
+
+
+class Arrival:
+    """A directory of the spool for the files of one fielded body; moved to its place when the call is good, removed otherwise."""
+
+    def __init__(self, c):
+        store = c.relay.store
+        self.path = os.path.join(utf8(store.folder), b"spool", b"arriving", os.urandom(8).hex().encode())
+        make_folder(self.path, utf8(store.folder))
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        remove_tree(self.path)
+
+    def read(self, c):
+        """Reads the call's body into its fields."""
+        if c.unread:
+            c.fields = dict(c.query, **BodyReader(c, self.path).parse())
+
+    def place(self, target):
+        """Moves the files to where they belong, on disk before this returns."""
+        sync_path(self.path)
+        remove_tree(target)
+        above = os.path.dirname(target)
+        make_folder(above, os.path.dirname(os.path.dirname(os.path.dirname(above))))
+        os.rename(self.path, target)
+        sync_path(above)
+
+
+def v1_entries(files, content_of, folder):
+    """Files {NAME: entry} of a fielded body as [(name, Blob)] in the order of a manifest, written as folder/NNNNNN. No(400)."""
+    try:
+        names = sorted(files, key=parts_of)
+        check_order(names)
+    except (ValueError, AttributeError) as error:
+        raise No(400, "a file's name: %s" % error)
+    stage = [(name, as_blob(content_of(files[name]), os.path.join(folder, b"x%06d" % number))) for number, name in enumerate(names)]
+    for number, (name, blob) in enumerate(stage):
+        path = os.path.join(folder, b"%06d" % number)
+        os.rename(blob.path, path)
+        stage[number] = (name, blob._replace(path=path))
+    return stage
+
+
+def insert_complete(tx, seq, kind, stage):
+    """Adds files [(name, Blob)] that are in their place to a calculation, complete."""
+    tx.db.executemany("INSERT INTO files (calc, kind, n, name, size, sha256, done, blob) VALUES (?, ?, ?, ?, ?, ?, 1, ?)",
+                      [(seq, kind, n, name, blob.size, blob.sha256, "%06d" % n) for n, (name, blob) in enumerate(stage)])
+    field = "inputs" if kind == "input" else "results"
+    tx.db.execute("UPDATE calculations SET %s = ?, %s_open = 0, %s_more = 0, bytes = bytes + ? WHERE seq = ?" % (field, field, field),
+                  (len(stage), sum(blob.size for name, blob in stage), seq))
+
+
+def v1_add_calcinfo(c):
+    """1. A fielded registration: the inputs come inside. Refusals are HTTP 202, as the gateway at the site swallows a 400."""
+    relay = c.relay
+    with Arrival(c) as arrival:
+        arrival.read(c)
+        info = c.fields.get("calc-info")
+        if not isinstance(info, dict) or "remote-site" not in info or not info.get("command"):
+            raise No(400, "calc-info, remote-site or command is missing", http=202)
+        site, command, parameters = info["remote-site"], info["command"], info.get("parameters") or ""
+        if not isinstance(site, str) or site not in relay.conf["RemoteSites"]["remote_site_ids"]:
+            raise No("400", "Your site-id(%s) does not match in the list that acceptable to." % printable(site)[:200], http=202)
+        rules = relay.rules(site)
+        if command not in rules["commands"] + rules["command_lines"]:
+            raise No(401, "command %s is not in the list of site %s" % (printable(command)[:200], site), http=202)
+        if rules["users"] and c.who.user not in rules["users"]:
+            raise No(403, "user %s may not use site %s" % (c.who.user, site), http=202)
+        files = info.get("parameter_files") or {}
+        if not isinstance(files, dict) or not isinstance(info.get("result_files") or {}, (dict, list)) or not isinstance(parameters, str):
+            raise No(400, "parameter_files or result_files is not as it should be", http=202)
+        try:
+            names, patterns = check_declared({"result_files": info.get("result_files") or {}})
+            stage = v1_entries(files, lambda entry: entry[0] if isinstance(entry, list) and entry else None, arrival.path)
+            check_order([name for name, blob in stage], reserved=LOG_NAMES)
+            total = check_room(relay, [(name, blob.size, blob.sha256) for name, blob in stage])
+        except ValueError as error:
+            raise No(400, "a file's name: %s" % error, http=202)
+        except No as no:
+            no.http = 202
+            raise
+        needs_v2 = any("/" in name for name in names + [name for name, blob in stage]) or total > V1_BYTES
+        extra = {key: value for key, value in info.items() if key not in ("command", "remote-site", "parameters", "parameter_files", "result_files")}
+        kept = json.dumps({"parameters": parameters, "result_names": names, "result_patterns": [], "extra": extra}, ensure_ascii=False)
+        accept_id, now = str(uuid.uuid4()), time.time()
+        arrival.place(relay.store.spool(accept_id, "input"))
+
+        def work(tx):
+            check_quota(relay, tx, c.who.user, site, rules, total)
+            seq = tx.db.execute(
+                "INSERT INTO calculations (accept_id, user, request_id, site, command, info, needs_v2, v1, state, registered, touched)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?, 1, ?, ?, ?)",
+                (accept_id, c.who.user, accept_id, site, command, kept, needs_v2, REGISTERED, now, now)).lastrowid
+            insert_complete(tx, seq, "input", stage)
+            tx.after(lambda: relay.count_new(c.who.user, 0))
+            tx.after(lambda: log("info", accept_id, "1 add-calcinfo", site=site, user=c.who.user, command=command, inputs=len(stage), v=1))
+
+        try:
+            relay.store.write(work, "add-calcinfo")
+        except No as no:
+            remove_tree(relay.store.spool(accept_id, ""))
+            no.http = 202
+            raise
+    return {"message": "registered", "accept_id": accept_id}
+
+
+def v1_own(c):
+    """The calculation of a fielded workflow side's call, or None: unknown, another user's, fetched already, or cancelled."""
+    accept_id = c.fields.get("accept_id")
+    if not isinstance(accept_id, str):
+        raise No(400, "accept_id is missing")
+    found = c.relay.store.read("SELECT %s FROM calculations WHERE accept_id = ? AND user = ? AND state != ? AND NOT hidden" % BRIEF,
+                               accept_id, c.who.user, FINISHED)
+    return found[0] if found else None
+
+
+def v1_allow(c):
+    """2. Allowed to wait, once."""
+    row = v1_own(c)
+    if row is None:
+        raise No(400, "There is no information for accept_id(%s)" % printable(c.fields["accept_id"])[:100])
+    if row["state"] != REGISTERED:
+        raise No(401, "accept_id(%s) is allowed already" % row["accept_id"], http=400)
+    allow_wait_calc(c)
+    return {"message": "allowed"}
+
+
+def v1_status(c):
+    """What a fielded workflow side asks every 10 s. Its client takes what is between the first two colons. It leaves at `got return`,
+    and takes an abnormal end for success if it has not read `abnormal` before: so that is told first."""
+    row, relay = v1_own(c), c.relay
+    if row is None:
+        word = "abnormal" if c.name == "calc-status" else "got return"
+        raise No(400, "status:%s:There is no information for accept_id(%s)" % (word, printable(c.fields["accept_id"])[:100]), http=200)
+    if c.name == "calc-status":
+        if row["status"] == "abnormal":
+            relay.told_abnormal.add(row["accept_id"])
+        return {"message": "status:%s" % row["status"]}
+    word = WORDS[row["state"]]
+    if row["state"] == GOT and row["status"] == "abnormal" and row["accept_id"] not in relay.told_abnormal:
+        word = WORDS[GETTING]
+    return {"message": "status:%s" % word}
+
+
+def v1_result(c):
+    """9. The result, files inside; hidden from the fielded protocol once the answer is written in full."""
+    row = v1_own(c)
+    if row is None or row["state"] != GOT:
+        raise No(400, "There is no result for accept_id(%s) yet" % printable(c.fields["accept_id"])[:100], http=200)
+    missing = json.loads(c.relay.store.read("SELECT missing FROM calculations WHERE seq = ?", row["seq"])[0]["missing"])
+    refused = json.loads(c.relay.store.read("SELECT refused FROM calculations WHERE seq = ?", row["seq"])[0]["refused"])
+    files = {name: {"content": "", "mimetype1": "Error", "mimetype2": why} for name, why in list(missing.items()) + list(refused.items())}
+
+    def then():
+        make_step(c, "finish", row, finished=time.time())
+
+    return v1_stream(c, row, "result", lambda mark: {"content": mark, "mimetype1": "application/octet-stream;", "mimetype2": "charset=binary"},
+                     lambda found: envelope(200, "result", **{"result-info": {"result_files": dict(files, **found)}}), then)
+
+
+def v1_stream(c, row, kind, entry, wrap, then=None):
+    """An answer with files inside, as a Spool: JSON around base64 that is made while it is sent, its length known beforehand."""
+    nonce, store = os.urandom(8).hex(), c.relay.store
+    rows = store.read("SELECT n, name, size, blob, at FROM files WHERE calc = ? AND kind = ? ORDER BY n", row["seq"], kind)
+    around = json.dumps(wrap({found["name"]: entry(nonce) for found in rows}), ensure_ascii=False).encode("utf-8", "replace").split(nonce.encode())
+    segments, length = [around[0]], len(around[0])
+    for found, text in zip(rows, around[1:]):
+        segments += [(store.spool(row["accept_id"], kind, found["blob"]), found["at"], found["size"]), text]
+        length += (found["size"] + 2) // 3 * 4 + len(text)
+    return Spool(segments, length, [], 200, then)
+
+
+def v1_cancel(c):
+    """A fielded workflow side leaves: with "delete": "force" from any state."""
+    row, force = v1_own(c), c.fields.get("delete") == "force"
+    if row is None:
+        raise No(400, "There is no information for accept_id(%s)" % printable(c.fields["accept_id"])[:100])
+    over = row["state"] == GOT or row["status"] == "abnormal" and row["state"] in (ENDED, GETTING)
+    if not force and row["state"] != ALLOWED and not over:
+        raise No(401, "accept_id(%s) cannot be cancelled now" % row["accept_id"], http=400)
+
+    def work(tx):
+        if move(c.relay, tx, STEP["cancel-wait-calc"], row, status="abnormal", reason="cancelled", got=time.time()) or row["state"] == GOT:
+            move(c.relay, tx, STEP["finish"], row, finished=time.time())
+        tx.db.execute("UPDATE calculations SET hidden = 1 WHERE seq = ?", (row["seq"],))
+
+    c.relay.store.write(work, "cancel-wait-calc")
+    return {"message": "cancelled"}
+
+
+# -- the remote side
+
+def v1_peer(c):
+    """What makes a fielded poller the same one: token, site and address. It stands in the place of a claim."""
+    return "v1:%s:%s" % (c.who.key, c.conn.address)
+
+
+def v1_row(c):
+    """The calculation of a fielded poller's call. "0300": no such one for this user and site; "400": not allowed yet."""
+    rules, accept_id, site = V1_REMOTE[c.name], c.fields.get("accept_id"), c.fields.get("site_id")
+    if not isinstance(accept_id, str) or not isinstance(site, str):
+        raise No(400, "accept_id or site_id is missing", http=rules.missing)
+    found = c.relay.store.read("SELECT %s FROM calculations WHERE accept_id = ? AND user = ? AND site = ? AND state != ? AND NOT hidden" % BRIEF,
+                               accept_id, c.who.user, site, FINISHED)
+    if not found or c.who.sites and site not in c.who.sites or found[0]["needs_v2"] and found[0]["protocol"] != 1:
+        raise No("0300", "There is no information for accept_id(%s), about the your site id(%s)" % (printable(accept_id)[:100], printable(site)[:100]),
+                 http=rules.unknown)
+    if found[0]["state"] == REGISTERED:
+        raise No("400", "accept_id(%s) is not allowed to wait yet" % accept_id, http=rules.unknown)
+    return found[0]
+
+
+def v1_wrong(c, row):
+    """The answer in a wrong state: HTTP 200, and a code that makes a fielded poller give the calculation up in order."""
+    return No(V1_REMOTE[c.name].wrong, "%s is not possible in state %s" % (c.name, WORDS[row["state"]]), http=200)
+
+
+def v1_step(c, row, name, extra=None, **changes):
+    """Makes a fielded poller's step. The same peer's repeat, before its next step, is answered as the first time.
+    extra(tx): what belongs to the step."""
+    peer, step = v1_peer(c), STEP[name]
+
+    def work(tx):
+        if row["protocol"] != 2 and move(c.relay, tx, step, row, **changes):
+            if extra is not None:
+                extra(tx)
+            return
+        now = tx.db.execute("SELECT state, claim FROM calculations WHERE seq = ?", (row["seq"],)).fetchone()
+        if now is None or now["state"] != step.to or now["claim"] != peer or row["accept_id"] in c.relay.twins:
+            raise v1_wrong(c, row)
+
+    c.relay.store.write(work, name)
+    c.relay.renew(row, c.relay.conf["times"]["lost_after" if step.to not in (SENDING, SENT) else "v1_lost_after"])
+
+
+def v1_calc_request(c):
+    """3. Names the oldest allowed calculation; reserves nothing, but for v1_announce no other fielded poller is told the same."""
+    relay, site, peer, now = c.relay, c.fields.get("site_id"), v1_peer(c), time.monotonic()
+    if not isinstance(site, str):
+        raise No(400, "site_id is missing")
+    if site not in relay.conf["RemoteSites"]["remote_site_ids"] or c.who.sites and site not in c.who.sites:
+        raise No("400", "Your site-id(%s) does not match in the list that acceptable to." % printable(site)[:100], http=200)
+    relay.v1_sites.add(site)
+    marks = ", ".join("?" * len(CLAIMED))
+    for row in relay.store.read("SELECT accept_id FROM calculations WHERE site = ? AND state IN (%s) AND user = ? AND claim = ?" % marks,
+                                site, *(CLAIMED + (c.who.user, peer))):
+        relay.twins.add(row["accept_id"])              # it asks for more while it holds one: it was started again, or there are two
+    for row in relay.store.read("SELECT accept_id FROM calculations WHERE site = ? AND state = ? AND user = ? AND NOT needs_v2 AND NOT hidden"
+                                " ORDER BY seq LIMIT 100", site, ALLOWED, c.who.user):
+        if relay.announce(row["accept_id"], peer, now):
+            return {"message": "found", "accept_id": row["accept_id"]}
+    early = relay.store.read("SELECT 1 FROM calculations WHERE site = ? AND state = ? AND user = ? AND NOT needs_v2 LIMIT 1", site, REGISTERED, c.who.user)
+    waits = relay.store.read("SELECT 1 FROM calculations WHERE site = ? AND state = ? AND user = ? LIMIT 1", site, ALLOWED, c.who.user)
+    if early and not waits:
+        raise No("400", "accept_id is not allowed to wait yet, about the your site id(%s)" % site, http=200)
+    raise No("0300", "There is no information for accept_id(None), about the your site id(%s)" % site, http=200)
+
+
+def v1_calc_params(c):
+    """4. The calculation is this poller's from here on; its inputs come inside the answer."""
+    row = v1_row(c)
+    if c.relay.announced_to_other(row["accept_id"], v1_peer(c), time.monotonic()):
+        raise v1_wrong(c, row)
+    v1_step(c, row, "calc-request", claim=v1_peer(c), attempt=row["attempt"] + 1, protocol=1, poller="v1 " + c.conn.address, claimed=time.time())
+    kept = json.loads(c.relay.store.read("SELECT info FROM calculations WHERE seq = ?", row["seq"])[0]["info"])
+    results = {name: {"content": "", "mimetype1": "", "mimetype2": ""} for name in kept["result_names"] + list(LOG_NAMES)}
+    return v1_stream(c, row, "input", lambda mark: [mark, "application/octet-stream;", "charset=binary"], lambda found: {"calc-info": dict(
+        kept["extra"], **{"command": row["command"], "remote-site": row["site"], "parameters": kept["parameters"], "parameter_files": found,
+                          "result_files": results})})
+
+
+def v1_calc_params_complete(c):
+    """4. It has all inputs."""
+    v1_step(c, v1_row(c), "calc-params-complete")
+    return {"message": "complete"}
+
+
+def v1_calc_start(c):
+    """5. The command starts."""
+    v1_step(c, v1_row(c), "calc-start", started=time.time())
+    return {"message": "started"}
+
+
+def v1_calc_end(c):
+    """6. The command is over; a fielded poller tells no exit code."""
+    row, word = v1_row(c), c.fields.get("result")
+    if word not in ("calc end", "abnormal"):
+        raise No(401 if word is None else 402, "result is \"calc end\" or \"abnormal\"", http=400)
+    good = word == "calc end"
+    v1_step(c, row, "calc-end", status="completed" if good else "abnormal", reason="" if good else "the command failed", ended=time.time())
+    return {"message": "ended"}
+
+
+def v1_send_results(c):
+    """7. The results, files inside. Only declared names are kept."""
+    with Arrival(c) as arrival:
+        arrival.read(c)
+        row, files = v1_row(c), c.fields.get("result_files")
+        if not isinstance(files, dict):
+            raise No(401, "result_files is missing", http=200)
+        if row["protocol"] == 2 or row["state"] not in (ENDED, GETTING, GOT):
+            raise v1_wrong(c, row)
+        if row["state"] != ENDED:                      # again
+            if row["status"] == "abnormal" or row["state"] == GETTING and row["claim"] == v1_peer(c) and row["accept_id"] not in c.relay.twins:
+                return {"message": "getting"}
+            raise v1_wrong(c, row)
+        kept = json.loads(c.relay.store.read("SELECT info FROM calculations WHERE seq = ?", row["seq"])[0]["info"])
+        wanted, there, missing = declared(kept["result_names"], []), {}, {}
+        for name, entry in files.items():
+            if not isinstance(entry, dict):
+                raise No(401, "an entry of result_files is not an object", http=200)
+            if not wanted(name):
+                log("warn", row["accept_id"], "7 send-results", undeclared=name)
+            elif entry.get("mimetype1") == "Error":
+                missing[name] = printable(entry.get("mimetype2"))[:1000]
+            else:
+                there[name] = entry
+        try:
+            stage = v1_entries(there, lambda entry: entry.get("content"), arrival.path)
+            check_room(c.relay, [(name, blob.size, blob.sha256) for name, blob in stage])
+        except No as no:
+            no.http = 200
+            raise
+        for name in set(os.listdir(arrival.path)) - {os.path.basename(blob.path) for name, blob in stage}:
+            os.unlink(os.path.join(arrival.path, name))
+        arrival.place(c.relay.store.spool(row["accept_id"], "result"))
+        v1_step(c, row, "send-results", lambda tx: insert_complete(tx, row["seq"], "result", stage), missing=json.dumps(missing, ensure_ascii=False))
+    return {"message": "getting"}
+
+
+def v1_end_send(c):
+    """8. All is sent, says the poller, also when its upload failed: a success without results becomes abnormal."""
+    row, word = v1_row(c), c.fields.get("result")
+    if word != "end send":
+        raise No(401 if word is None else 402, "result is \"end send\"", http=400)
+    if row["state"] == GOT and row["status"] == "abnormal":
+        return {"message": "got"}
+    changes, extra, name = {"got": time.time()}, None, "end-send" if row["state"] != ENDED else "end-send unsent"
+    if row["state"] in (ENDED, GETTING):
+        kept = json.loads(c.relay.store.read("SELECT info FROM calculations WHERE seq = ?", row["seq"])[0]["info"])
+        logs = len(c.relay.store.read("SELECT 1 FROM files WHERE calc = ? AND kind = 'result' AND name IN (?, ?)", row["seq"], *LOG_NAMES))
+        if row["status"] == "completed" and (row["state"] == ENDED or kept["result_names"] and row["results"] <= logs):
+            changes.update(status="abnormal", reason="none of the results has arrived")
+        if row["state"] == ENDED:
+            extra = c.relay.leave_log(row, changes.get("reason") or "the results have not arrived")
+    v1_step(c, row, name, extra, **changes)
+    return {"message": "got"}
+
+
+def v1_get_calcinfo(c):
+    """The whole table, as a fielded relay shows it, for an operator: files by their sizes."""
+    rows = c.relay.store.read("SELECT %s, registered, info FROM calculations WHERE state != ? AND NOT hidden ORDER BY seq LIMIT 10000" % BRIEF, FINISHED)
+    found = {}
+    for row in rows:
+        kept = json.loads(row["info"])
+        found[row["accept_id"]] = {
+            "accept_time": when(row["registered"]), "calc_progress": WORDS[row["state"]], "calc_status": row["status"],
+            "wait_allow": when(row["allowed"]) or "none", "calc-info": dict(kept["extra"], **{
+                "command": row["command"], "remote-site": row["site"], "parameters": kept["parameters"], "result_files": kept["result_names"]})}
+    return Bare(found)
+
+
+V1 = {
+    "add-calcinfo": v1_add_calcinfo, "allow-wait-calc": v1_allow, "cancel-wait-calc": v1_cancel, "calc-status": v1_status,
+    "calc-progress": v1_status, "get-calc-result": v1_result, "calc-request": v1_calc_request, "calc-params": v1_calc_params,
+    "calc-params-complete": v1_calc_params_complete, "calc-start": v1_calc_start, "calc-end": v1_calc_end, "send-results": v1_send_results,
+    "end-send": v1_end_send, "get-calcinfo": v1_get_calcinfo, "reload-ini": reload_ini,
+}
+V1_BODIES = ("add-calcinfo", "send-results")           # these carry files inside
 
 
 # name, by method -> who may, what it does, whether its body may be as large as max_body. `files` is files/ACCEPT_ID/... .
@@ -1394,6 +2040,7 @@ ROUTES = {
     ("POST", "add-calcinfo"): Route(WORKFLOW, add_calcinfo, False),
     ("POST", "allow-wait-calc"): Route(WORKFLOW, allow_wait_calc, False),
     ("POST", "calc-request"): Route(REMOTE, calc_request, False),
+    ("GET", "calc-request"): Route(REMOTE, calc_request, False),                 # as fielded pollers ask
     ("GET", "calc-params"): Route(REMOTE, calc_params, False),
     ("POST", "calc-params-complete"): Route(REMOTE, calc_params_complete, False),
     ("POST", "calc-start"): Route(REMOTE, calc_start, False),
@@ -1405,49 +2052,23 @@ ROUTES = {
     ("GET", "calc-status"): Route(WORKFLOW, calc_progress, False),
     ("GET", "calc-progress"): Route(WORKFLOW, calc_progress, False),
     ("POST", "cancel-wait-calc"): Route(WORKFLOW, cancel_wait_calc, False),
+    ("POST", "rerun"): Route(WORKFLOW, rerun, False),
     ("POST", "heartbeat"): Route(REMOTE, heartbeat, False),
+    ("GET", "output"): Route(WORKFLOW, output, False),
     ("GET", "get-calcinfo"): Route(OPERATOR, get_calcinfo, False),
     ("POST", "reload-ini"): Route(OPERATOR, reload_ini, False),
     ("GET", "files"): Route(None, files_call, False),
     ("POST", "files"): Route(None, files_call, True),
 }
-V2_ONLY = ("files", "heartbeat", "finish")
+V2_ONLY = ("files", "heartbeat", "output", "finish", "rerun")
+ORDERS = {"cancel": cancel_wait_calc, "rerun": rerun, "end": end}           # what the operator's commands ask the running relay to do
 FILES = re.compile(r"files/([0-9a-f-]{36})/(input|result)(?:/(\d{1,7}|pack))?\Z")
 
 
 # ---- connections: nobody unauthenticated ever holds a thread
 
-class Call:
-    """One request as parse_head() found it, and what its function needs of its connection."""
-
-    def __init__(self, method, target, headers, keep):
-        self.method, self.headers, self.keep = method, headers, keep
-        self.conn = self.relay = self.who = self.route = self.until = None
-        self.name, self.parts, self.body, self.fields, self.unread = "", (), b"", None, 0
-        length = headers.get("content-length", "0")
-        if not re.match(r"[0-9]{1,15}\Z", length):
-            raise No(400, "Content-Length is not a number")
-        self.length = self.unread = int(length)
-        if "transfer-encoding" in headers:
-            raise No(400 if "content-length" in headers else 411, "a body needs Content-Length, and no Transfer-Encoding")
-        try:
-            found = urlsplit(target)
-            pairs = parse_qsl(found.query, keep_blank_values=True, errors="strict")
-        except ValueError:
-            raise No(400, "the query is not UTF-8")
-        self.path, self.query = found.path, dict(pairs)
-        if len(self.query) != len(pairs):
-            raise No(400, "a query field is given twice")
-
-    def parse_fields(self):
-        """The fields of the call: its query, and the JSON object in its body. 400 for anything else."""
-        self.fields = dict(self.query)
-        if self.body or self.name != "files" and self.length:
-            found = parse_json(self.body)
-            twice = [key for key in found if key in self.query]
-            if twice:
-                raise No(400, "%s is given in the query and in the body" % printable(twice[0]))
-            self.fields.update(found)
+class Fields:
+    """What a call says: self.fields, with their types checked."""
 
     def get(self, key, kind, default):
         """A field of a type (int also from a query's digits), or default where there is none. 400 for another type."""
@@ -1478,6 +2099,47 @@ class Call:
             raise No(400, "%s is negative" % key)
         return value
 
+
+class Order(Fields):
+    """A call that an operator's command has left in the database for the running relay."""
+
+    def __init__(self, relay, name, fields):
+        self.relay, self.name, self.fields, self.until = relay, name, fields, 0.0
+        self.who = Who("operator", frozenset((WORKFLOW, REMOTE, OPERATOR)), (), 0, "order")
+
+
+class Call(Fields):
+    """One request as parse_head() found it, and what its function needs of its connection."""
+
+    def __init__(self, method, target, headers, keep):
+        self.method, self.headers, self.keep = method, headers, keep
+        self.conn = self.relay = self.who = self.route = self.until = None
+        self.name, self.parts, self.body, self.fields, self.unread = "", (), b"", None, 0
+        length = headers.get("content-length", "0")
+        if not re.match(r"[0-9]{1,15}\Z", length):
+            raise No(400, "Content-Length is not a number")
+        self.length = self.unread = int(length)
+        if "transfer-encoding" in headers:
+            raise No(400 if "content-length" in headers else 411, "a body needs Content-Length, and no Transfer-Encoding")
+        try:
+            found = urlsplit(target)
+            pairs = parse_qsl(found.query, keep_blank_values=True, errors="strict")
+        except ValueError:
+            raise No(400, "the query is not UTF-8")
+        self.path, self.query = found.path, dict(pairs)
+        if len(self.query) != len(pairs):
+            raise No(400, "a query field is given twice")
+
+    def parse_fields(self):
+        """The fields of the call: its query, and the JSON object in its body. 400 for anything else."""
+        self.fields = dict(self.query)
+        if self.body or self.name != "files" and self.length:
+            found = parse_json(self.body)
+            twice = [key for key in found if self.query.get(key, found[key]) != found[key]]
+            if twice:
+                raise No(400, "%s is given in the query and in the body" % printable(twice[0]))
+            self.fields.update(found)
+
     def check_role(self, role):
         """403 unless the token has the role."""
         if role not in self.who.roles:
@@ -1505,29 +2167,60 @@ class Call:
         return take
 
 
+def once(pairs):
+    """A JSON object, in its order; ValueError if a key is given twice."""
+    found = collections.OrderedDict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a key is given twice")
+    return found
+
+
+def never(word):
+    """NaN and Infinity are not JSON."""
+    raise ValueError("%s is not JSON" % word)
+
+
+def whole(digits):
+    """A whole number that SQLite can hold (and that is read in no time)."""
+    if len(digits) > 18:
+        raise ValueError("a number of %d digits" % len(digits))
+    return int(digits)
+
+
+def real(digits):
+    """A finite number."""
+    number = float(digits)
+    if number in (float("inf"), float("-inf")):
+        raise ValueError("a number without end")
+    return number
+
+
+def shallow(found, left=64):
+    """Does it nest less deep than that?"""
+    parts = found.values() if isinstance(found, dict) else found
+    return left > 0 and all(shallow(part, left - 1) for part in parts if isinstance(part, (dict, list)))
+
+
+DECODE = json.JSONDecoder(object_pairs_hook=once, parse_constant=never, parse_int=whole, parse_float=real).decode
+ENCODE = json.JSONEncoder(ensure_ascii=False).encode
+
+
 def parse_json(data):
     """A JSON object, strictly: UTF-8, no key twice, no NaN. 400 otherwise."""
-    def once(pairs):
-        found = collections.OrderedDict(pairs)
-        if len(found) != len(pairs):
-            raise ValueError("a key is given twice")
-        return found
-
-    def never(word):
-        raise ValueError("%s is not JSON" % word)
-
     try:
-        found = json.loads(data.decode("utf-8"), object_pairs_hook=once, parse_constant=never)
+        found = DECODE(data.decode("utf-8"))
         if not isinstance(found, dict):
             raise ValueError("not an object")
-        data.decode("utf-8")
-        json.dumps(found, ensure_ascii=False).encode("utf-8")            # a lone surrogate ends here, not in the database
+        if data.count(b"{") + data.count(b"[") > 64 and not shallow(found):
+            raise ValueError("nested too deep")
+        if b"\\u" in data:
+            ENCODE(found).encode("utf-8")              # a lone surrogate ends here, not in the database
     except (ValueError, RecursionError) as error:
         raise No(400, "the body is not JSON: %s" % printable(error)[:200])
     return found
 
 
-HEADER = re.compile(r"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*([\t -~\x80-\xff]*?)[ \t]*\Z")
+HEADER = re.compile(r"([!#$%&'*+.^_`|~0-9A-Za-z-]+):([\t -~\x80-\xff]*)\Z")
 ONCE = ("content-length", "transfer-encoding", "host", "authorization", "content-type", "range", "if-range", "connection", "expect")
 
 
@@ -1550,7 +2243,7 @@ def parse_head(head):
         name = found.group(1).lower()
         if name in headers and name in ONCE:
             raise No(400, "header %s is given twice" % name)
-        headers[name] = found.group(2)
+        headers[name] = found.group(2).strip(" \t")
     wish = headers.get("connection", "").lower()
     return Call(words[0], words[1], headers, wish == "keep-alive" if words[2] == "HTTP/1.0" else wish != "close")
 
@@ -1563,6 +2256,10 @@ class Connection:
     def __init__(self, sock, address, phase, deadline):
         self.sock, self.address, self.phase, self.deadline = sock, address, phase, deadline
         self.buffer, self.call, self.counted, self.park_key, self.slow = bytearray(), None, True, None, None
+
+    def pending(self):
+        """Bytes that TLS has taken from the socket already (the ini may have changed between plain and TLS since)."""
+        return self.sock.pending() if isinstance(self.sock, ssl.SSLSocket) else 0
 
     def receive(self, view):
         """Fills view from what has come; waits at most STALL seconds, and never beyond the body's deadline. ConnectionError at the end."""
@@ -1580,23 +2277,34 @@ class Connection:
 
     def send_json(self, status, parsed, keep):
         """The answer in one write."""
-        body = json.dumps(parsed, ensure_ascii=False).encode("utf-8", "replace")
+        body = ENCODE(parsed).encode("utf-8", "replace")
         self.sock.sendall(answer_head(status, "application/json; charset=utf-8", len(body), keep) + body)
 
     def send_spool(self, spool, keep, min_rate):
-        """The answer from files; at least min_rate bytes/s, or the connection is dropped."""
-        self.sock.sendall(answer_head(spool.status, "application/octet-stream", spool.length, keep, spool.headers))
-        until = time.monotonic() + STALL + spool.length / min_rate
-        buffer = memoryview(bytearray(min(CHUNK, spool.length) or 1))
-        for path, at, left in spool.segments:
+        """The answer from files; at least min_rate bytes/s, or the connection is dropped.
+        Segments are (path, place, length); with texts (bytes) between them the answer is JSON, and the files go into it as base64."""
+        text = bool(spool.segments) and isinstance(spool.segments[0], bytes)
+        kind = "application/json; charset=utf-8" if text else "application/octet-stream"
+        self.sock.sendall(answer_head(spool.status, kind, spool.length, keep, spool.headers))
+        told = time.monotonic()
+        until = told + STALL + spool.length / min_rate
+        buffer = memoryview(bytearray(min(CHUNK - CHUNK % 3, spool.length) or 1))
+        for segment in spool.segments:
+            if isinstance(segment, bytes):
+                self.sock.sendall(segment)
+                continue
+            path, at, left = segment
             with open(path, "rb", buffering=0) as source:
                 source.seek(at)
                 while left:
-                    count = source.readinto(buffer[:min(left, CHUNK)])
+                    count = source.readinto(buffer[:left])
                     if not count or time.monotonic() > until:
                         raise ConnectionError("the spool file is short" if not count else "slower than min_rate")
-                    self.sock.sendall(buffer[:count])
+                    self.sock.sendall(binascii.b2a_base64(buffer[:count], newline=False) if text else buffer[:count])
                     left -= count
+                    if spool.moved is not None and time.monotonic() > told + 1:
+                        told = time.monotonic()
+                        spool.moved()
 
 
 def answer_head(status, kind, length, keep, more=()):
@@ -1870,7 +2578,8 @@ class Front:
             raise No(405 if known else 404, "%s: no such call" % printable(call.path)[:200])
         if call.route.role:
             call.check_role(call.route.role)
-        most = self.relay.conf["limits"]["max_body"] if call.route.bulk else MAX_JSON
+        limits = self.relay.conf["limits"]
+        most = limits["max_body"] if call.route.bulk else limits["v1_max_body"] if name in V1_BODIES and call.query.get("v") is None else MAX_JSON
         if call.length > most:
             raise No(413, "a body of %d bytes; at most %d" % (call.length, most), max_body=most)
         if call.headers.get("expect", "").lower() == "100-continue" and call.length:
@@ -1906,7 +2615,7 @@ class Front:
     def keep(self, conn):
         """The connection is ready for its next request."""
         conn.phase, conn.call, conn.deadline = "head", None, time.monotonic() + self.relay.conf["limits"]["idle"]
-        if conn.buffer or self.context is not None and conn.sock.pending():
+        if conn.buffer or conn.pending():
             self.collect(conn)
         else:
             self.watch(conn)
@@ -1961,11 +2670,11 @@ class Front:
         except BlockingIOError:
             pass
 
-    def fire(self, key, one=False):
-        """Something happened for key: who waits for it (or the first of them) is looked at again."""
+    def fire(self, key, one=False, need=0):
+        """Something happened for key: who waits for it (or the first of them with room for `need` bytes) is looked at again."""
         with self.lock:
             self.events[hash(key) % 4096] += 1
-            conns = list(self.waiting.get(key, ()))[:1 if one else None]
+            conns = [conn for conn in self.waiting.get(key, ()) if not one or conn.call.get("free", int, need) >= need][:1 if one else None]
             for conn in conns:
                 self.take_out(conn)
                 conn.phase = "busy"
@@ -2033,6 +2742,9 @@ class Front:
             except (OSError, ValueError) as error:     # the client is gone, or too slow
                 log("debug", None, "dropped", address=conn.address, why=error)
                 self.give_back(conn, "close")
+            except Exception as error:                 # a bug of ours costs one connection, never a worker
+                log("error", None, "connection", address=conn.address, bug="%s: %s" % (type(error).__name__, error))
+                self.give_back(conn, "close")
             if moves:
                 with self.ready:
                     self.moving -= 1
@@ -2062,6 +2774,10 @@ class Front:
         keep = call.keep and not self.stopping and (not call.unread or self.drain(conn, call))
         if isinstance(result, Spool):
             conn.send_spool(result, keep, self.relay.conf["limits"]["min_rate"])
+            if result.then is not None:
+                result.then()
+        elif isinstance(result, Bare):
+            conn.send_json(200, result.parsed, keep)
         elif isinstance(result, No):
             conn.send_json(result.http, envelope(result.code, str(result), **result.more), keep)
         else:
@@ -2073,6 +2789,9 @@ class Front:
         """The call's function; whatever goes wrong in it becomes an answer."""
         try:
             if call.fields is None:
+                if call.unread and call.name in V1_BODIES and call.length > MAX_JSON:
+                    fault(call.name + " received")
+                    return V1[call.name](call)         # only a fielded body is as large as that
                 if call.unread and call.name != "files" or call.name == "files" and call.method == "POST" and call.parts[2] is None:
                     call.body = call.body or bytes(call.exact()(call.unread))
                 if call.name == "files" and call.method == "POST" and call.parts[2] is not None:
@@ -2081,8 +2800,8 @@ class Front:
                 wait = min(float(call.get("wait", int, 0)), self.relay.conf["times"]["wait"])
                 call.until = time.monotonic() + wait
                 fault(call.name + " received")
-            if call.name not in V2_ONLY and call.get("v", int, 1) < 2 and call.route.role != OPERATOR:
-                raise No(400, "the fielded protocol is not spoken here; say v=2")
+            if call.name not in V2_ONLY and call.get("v", int, 1) < 2:
+                return V1[call.name](call)
             return call.route.function(call)
         except (No, ConnectionError, socket.timeout):
             raise
@@ -2112,7 +2831,7 @@ class Front:
         """From a worker to the selector; the usual case, nothing in the buffers, without waking it."""
         try:
             conn.sock.settimeout(0)
-            if phase == "head" and not self.stopping and not conn.buffer and not (self.context is not None and conn.sock.pending()):
+            if phase == "head" and not self.stopping and not conn.buffer and not conn.pending():
                 conn.call, conn.deadline, conn.phase = None, time.monotonic() + self.relay.conf["limits"]["idle"], "head"
                 return self.watch_from_worker(conn)
         except (OSError, ValueError):
@@ -2129,8 +2848,12 @@ class Relay:
 
     def __init__(self, conf, ini, store):
         self.conf, self.ini, self.store, self.front = conf, ini, store, None
-        self.tokens, self.tokens_seen, self.leases, self.silent, self.uploads = {}, 0.0, {}, {}, {}
-        self.open_of, self.reserved, self.stamps = collections.Counter(), 0, {}
+        self.tokens, self.leases, self.silent, self.uploads = {}, {}, {}, {}
+        self.open_of, self.reserved, self.stamps, self.born = collections.Counter(), 0, {}, time.monotonic()
+        self.announced, self.announcing, self.twins, self.told_abnormal, self.v1_sites = {}, threading.Lock(), set(), set(), set()
+        self.maintenance, self.grace = None, 0.0
+        if os.path.exists(os.path.join(utf8(store.folder), b"restored")):
+            self.grace = time.monotonic() + conf["times"]["restore_grace"]
         path = os.path.join(store.folder, "instance")
         try:
             with open(utf8(path)) as text:
@@ -2152,10 +2875,13 @@ class Relay:
 
     def load_tokens(self):
         """Takes the tokens from the database."""
-        found = self.store.read("SELECT number, hash, user, roles, sites, expires FROM tokens WHERE revoked IS NULL")
-        self.tokens = {row["hash"]: Who(row["user"], frozenset(row["roles"].split()), tuple(row["sites"].split()), row["expires"], row["number"])
-                       for row in found}
-        self.tokens_seen = time.monotonic()
+        self.tokens = dict(self.read_tokens("revoked IS NULL"))
+
+    def read_tokens(self, where, *values):
+        """[(hash, Who)] of the tokens for which `where` is true."""
+        found = self.store.read("SELECT number, hash, user, roles, sites, expires FROM tokens WHERE " + where, *values)
+        return [(row["hash"], Who(row["user"], frozenset(row["roles"].split()), tuple(row["sites"].split()), row["expires"], row["number"]))
+                for row in found]
 
     def who(self, headers, address, path=""):
         """Who a request comes from. No("0005", HTTP 403) without a good token."""
@@ -2166,8 +2892,8 @@ class Relay:
             if self.gateway():
                 user = headers.get(self.conf["Server"]["gateway_user_header"].lower()) or "token-" + hashed[:16]
                 return Who(user, frozenset((WORKFLOW, REMOTE)), (), 0, hashed)
-            if hashed not in self.tokens and time.monotonic() - self.tokens_seen > 0.2:
-                self.load_tokens()
+            if hashed not in self.tokens:              # a new one is good at once
+                self.tokens.update(self.read_tokens("hash = ? AND revoked IS NULL", hashed))
             found = self.tokens.get(hashed)
             if found is not None and found.expires > time.time():
                 return found
@@ -2212,6 +2938,101 @@ class Relay:
         for key in [key for key in list(self.uploads) if key[0] == seq]:
             self.uploads.pop(key, None)
 
+    # -- pauses, and life after a restore
+
+    def check_maintenance(self):
+        """503 while maintenance is on."""
+        if self.maintenance is not None:
+            raise No(503, "maintenance: %s; try again later" % self.maintenance, why="maintenance")
+
+    def in_grace(self):
+        """True for restore_grace after the first start from a backup: nothing is handed out, pollers are asked what they hold."""
+        return time.monotonic() < self.grace
+
+    def adopt(self, row, claim, phase, poller):
+        """After a restore: a poller holds a claim that the backup does not know, or is further along with it. True: taken over."""
+        found = re.match(r"([1-9][0-9]{0,5})\.[0-9a-f]{32}\Z", claim) if isinstance(claim, str) else None
+        order = (REGISTERED, ALLOWED, SENDING, SENT, RUNNING)
+        goal = SENDING if phase == "inputs" else RUNNING
+        if (not found or int(found.group(1)) < row["attempt"] or row["state"] not in order
+                or order.index(row["state"]) >= order.index(goal) and claim == row["claim"]):
+            return False
+        step = STEP["adopt inputs" if goal == SENDING else "adopt"]
+        return self.store.write(lambda tx: move(self, tx, step, row, claim=claim, attempt=int(found.group(1)), protocol=2, poller=poller[:200],
+                                                allowed=row["allowed"] or time.time(), claimed=time.time()), "adopt")
+
+    def output_sizes(self, row):
+        """Bytes of stdout and stderr that have come while the command runs."""
+        sizes = []
+        for stream in ("out", "err"):
+            try:
+                sizes.append(os.path.getsize(self.store.spool(row["accept_id"], "", "live." + stream)) if row["claim"] else 0)
+            except OSError:
+                sizes.append(0)
+        return sizes
+
+    def obey(self):
+        """Does what operators' commands have left in the database."""
+        for row in self.store.read("SELECT number, call, fields FROM orders WHERE answer IS NULL"):
+            try:
+                answer = [200, ORDERS[row["call"]](Order(self, row["call"], json.loads(row["fields"])))["message"]]
+            except No as no:
+                answer = [no.code, str(no)]
+            self.store.write(lambda tx: tx.db.execute("UPDATE orders SET answer = ? WHERE number = ?", (json.dumps(answer), row["number"])), "order")
+
+    def look_at_pauses(self):
+        """Is maintenance on? Is the grace after a restore over?"""
+        found = None
+        try:
+            with open(os.path.join(utf8(self.store.folder), b"maintenance"), encoding="utf-8") as text:
+                found = printable(text.read().strip()) or "-"
+        except OSError:
+            pass
+        if found != self.maintenance:
+            log("info", None, "maintenance", reason=found or "off")
+        self.maintenance = found
+        if self.grace and not self.in_grace():
+            self.grace = 0.0
+            os.unlink(os.path.join(utf8(self.store.folder), b"restored"))
+            log("info", None, "restored", now="calculations are handed out again")
+            for row in self.store.read("SELECT DISTINCT site, user FROM calculations WHERE state = ?", ALLOWED):
+                self.front.fire(("site", row["site"], row["user"]))
+
+    # -- fielded pollers
+
+    def announce(self, accept_id, peer, now):
+        """Names a calculation to a fielded poller. False: it was named to another one a moment ago."""
+        with self.announcing:
+            if self.announced_to_other(accept_id, peer, now):
+                return False
+            if len(self.announced) > 10000:
+                self.announced = {key: value for key, value in self.announced.items() if value[1] > now}
+            self.announced[accept_id] = (peer, now + self.conf["times"]["v1_announce"])
+            return True
+
+    def announced_to_other(self, accept_id, peer, now):
+        """Was it named to another fielded poller within v1_announce?"""
+        to, until = self.announced.get(accept_id, (peer, now))
+        return to != peer and until > now
+
+    def leave_log(self, row, text):
+        """A log as the only result of a calculation whose own results never came; returns what notes it in a transaction."""
+        data, folder = (text + "\n").encode("utf-8"), self.store.spool(row["accept_id"], "result")
+        remove_tree(folder)
+        make_folder(folder, utf8(self.store.folder))
+        path = os.path.join(folder, b"000000")
+        with open(path, "wb") as out:
+            out.write(data)
+            out.flush()
+            os.fsync(out.fileno())
+        sync_path(folder)
+
+        def note(tx):
+            tx.db.execute("DELETE FROM files WHERE calc = ? AND kind = 'result'", (row["seq"],))
+            insert_complete(tx, row["seq"], "result", [(LOG_NAMES[1], Blob(path, len(data), hashlib.sha256(data).hexdigest()))])
+
+        return note
+
     # -- the sweeper
 
     def sweep_leases(self, now):
@@ -2224,7 +3045,12 @@ class Relay:
             if not found or found[0]["state"] not in CLAIMED:
                 continue
             row = found[0]
-            if row["state"] in (SENDING, SENT):
+            if row["cancel"] and row["state"] in (SENDING, SENT):
+                self.store.write(lambda tx: move(self, tx, STEP["cancelled"], row, row["claim"], status="abnormal", reason=row["cancel"], claim=None,
+                                                 got=time.time()), "cancelled")
+            elif row["protocol"] == 1:                 # cannot be fenced, so it never goes back into the queue
+                self.lose(row)
+            elif row["state"] in (SENDING, SENT):
                 self.store.write(lambda tx: move(self, tx, STEP["lapse"], row, row["claim"], claim=None, take=None), "lapse")
             else:
                 log("warn", accept_id, "out-of-contact", poller=row["poller"])
@@ -2240,15 +3066,25 @@ class Relay:
                 continue
             row, quiet = found[0], found[0]["silent"] + now - since
             if quiet > self.conf["times"]["lost_after"]:
-                self.store.write(lambda tx: move(self, tx, STEP["lost"], row, status="abnormal", reason="lost: out of contact", claim=None, got=time.time()), "lost")
+                self.lose(row)
             else:
                 self.silent[accept_id] = now
                 self.store.write(lambda tx: tx.db.execute("UPDATE calculations SET silent = ? WHERE seq = ?", (quiet, row["seq"])), "silent")
 
+    def lose(self, row, reason="lost: out of contact for too long"):
+        """Nothing was heard of it for too long: it ends abnormal, with a log that says so, and its claim is void."""
+        note = self.leave_log(row, reason)
+
+        def work(tx):
+            if move(self, tx, STEP["lost"], row, status="abnormal", reason=reason, claim=None, got=time.time()):
+                note(tx)
+
+        self.store.write(work, "lost")
+
     def sweep_old(self, now):
         """Removes what its time has come for: never allowed, fetched, never fetched. now: seconds since the epoch."""
-        times, moving = self.conf["times"], {key[0] for key in list(self.uploads)}
-        monotonic = time.monotonic()
+        times, monotonic = self.conf["times"], time.monotonic()
+        moving = {key[0] for key, upload in list(self.uploads.items()) if monotonic - upload.touched < times["register_for"]}
         for key, upload in list(self.uploads.items()):
             if monotonic - upload.touched > 600:       # its bytes stay; the sum is made again when it goes on
                 self.uploads.pop(key, None)
@@ -2257,7 +3093,7 @@ class Relay:
             old += self.store.read("SELECT seq, accept_id, user, state FROM calculations WHERE state = ? AND touched < ? AND %s < ? LIMIT 10000" % field,
                                    state, now - times[limit], now - times[limit])
         for row in old:
-            if row["state"] == REGISTERED and (row["seq"] in moving or monotonic - self.stamps.get(row["seq"], -1e9) < times["register_for"]):
+            if row["state"] == REGISTERED and (row["seq"] in moving or monotonic - self.stamps.get(row["seq"], self.born) < times["register_for"]):
                 continue
 
             def work(tx):
@@ -2287,6 +3123,8 @@ class Relay:
             now = time.monotonic()
             try:
                 self.load_tokens()
+                self.look_at_pauses()
+                self.obey()
                 self.sweep_leases(now)
                 if self.ini_stamp() != ini_seen:
                     ini_seen = self.ini_stamp()
@@ -2451,8 +3289,10 @@ def serve(options):
     relay.load_tokens()
     relay.recount()
     store.ballast()
-    for row in store.read("SELECT accept_id FROM calculations WHERE state IN (?, ?, ?, ?, ?) AND protocol = 2", *CLAIMED):
-        relay.leases[row["accept_id"]] = time.monotonic() + conf["times"]["lease"]
+    remove_tree(os.path.join(utf8(store.folder), b"spool", b"arriving"))
+    for row in store.read("SELECT accept_id, state, protocol FROM calculations WHERE state IN (?, ?, ?, ?, ?)", *CLAIMED):
+        key = "lease" if row["protocol"] == 2 else "v1_lost_after" if row["state"] in (SENDING, SENT) else "lost_after"
+        relay.leases[row["accept_id"]] = time.monotonic() + conf["times"][key]
     signal.set_wakeup_fd(front.wake_write)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, lambda number, frame: front.signals.append(number))
@@ -2559,6 +3399,99 @@ def show(options):
     return 0
 
 
+def order(options):
+    """Asks the running relay to cancel, rerun or end a calculation. 69 if none runs on this state_dir, 77 if it refuses."""
+    store, conf = open_store(options)
+    number = store.writer.execute("INSERT INTO orders (call, fields) VALUES (?, ?)", (options.command, json.dumps({
+        "v": 2, "accept_id": options.accept_id, "reason": options.reason, "stop": True, "force": options.force}))).lastrowid
+    until, answer = time.monotonic() + 15, None
+    while answer is None and time.monotonic() < until:
+        time.sleep(0.1)
+        answer = store.read("SELECT answer FROM orders WHERE number = ?", number)[0][0]
+    store.writer.execute("DELETE FROM orders WHERE number = ?", (number,))
+    if answer is None:
+        raise Stop(EX_UNAVAILABLE, _("no relay answers on %s; start it, then say it again") % conf["Server"]["state_dir"])
+    code, text = json.loads(answer)
+    if code != 200:
+        raise Stop(EX_NOINPUT if code == 404 else EX_REFUSED, "%s: %s" % (options.accept_id, text))
+    print("%s: %s" % (options.accept_id, text))
+    return 0
+
+
+def maintenance(options):
+    """Switches maintenance on or off; the running relay knows within a second."""
+    store, conf = open_store(options)
+    path = os.path.join(utf8(store.folder), b"maintenance")
+    if options.action == "on":
+        with open(path, "w", encoding="utf-8") as out:
+            out.write((printable(options.reason) or "-") + "\n")
+    elif os.path.exists(path):
+        os.unlink(path)
+    print(_("maintenance is %s") % options.action)
+    return 0
+
+
+def backup(options):
+    """A consistent copy of the whole state into a new directory, while the relay runs."""
+    import shutil
+    store, conf = open_store(options)
+    target = utf8(options.folder)
+    if os.path.lexists(target):
+        raise Stop(EX_USAGE, _("%s: exists already; a backup goes into a new directory") % options.folder)
+    part, db = target + b".part", store.writer
+    shutil.rmtree(part, ignore_errors=True)
+    os.makedirs(part, 0o700)
+    db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    db.execute("BEGIN IMMEDIATE")                      # from here on nobody writes
+    for name in (b"state.sqlite3", b"state.sqlite3-wal"):
+        if os.path.exists(os.path.join(utf8(store.folder), name)):
+            shutil.copyfile(os.path.join(utf8(store.folder), name), os.path.join(part, name))
+    db.execute("ROLLBACK")
+    copy = sqlite3.connect(os.path.join(part, b"state.sqlite3").decode("utf-8", "surrogateescape"))
+    copy.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    count = lost = 0
+    for accept_id, kind, blob in copy.execute("SELECT DISTINCT accept_id, kind, blob FROM files JOIN calculations ON seq = calc WHERE done"):
+        source = store.spool(accept_id, kind, blob)
+        goal = os.path.join(part, os.path.relpath(source, utf8(store.folder)))
+        os.makedirs(os.path.dirname(goal), 0o700, exist_ok=True)
+        try:
+            shutil.copyfile(source, goal)
+            count += 1
+        except FileNotFoundError:                      # fetched and removed meanwhile
+            lost += 1
+    copy.close()
+    os.sync()
+    os.rename(part, target)
+    print(_("%s: %d files of the spool and the database (%d files went meanwhile)") % (options.folder, count, lost))
+    return 0
+
+
+def restore(options):
+    """Puts a backup into the ini's state_dir, which must be new. The next start hands nothing out for restore_grace."""
+    import shutil
+    conf, path = load(options)
+    source, target = utf8(options.folder), utf8(conf["Server"]["state_dir"])
+    if not os.path.exists(os.path.join(source, b"state.sqlite3")):
+        raise Stop(EX_NOINPUT, _("%s: is not a backup of this program") % options.folder)
+    if os.path.lexists(os.path.join(target, b"state.sqlite3")):
+        raise Stop(EX_CONFIG, _("%s: holds a state already; move it away first") % conf["Server"]["state_dir"])
+    os.makedirs(target, 0o700, exist_ok=True)
+    for above, names, files in os.walk(source):
+        goal = os.path.normpath(os.path.join(target, os.path.relpath(above, source)))
+        os.makedirs(goal, 0o700, exist_ok=True)
+        for name in files:
+            if name != b"state.sqlite3":
+                shutil.copyfile(os.path.join(above, name), os.path.join(goal, name))
+    with open(os.path.join(target, b"restored"), "w") as out:
+        out.write(when(time.time()) + "\n")
+    shutil.copyfile(os.path.join(source, b"state.sqlite3"), os.path.join(target, b"state.sqlite3.part"))
+    os.sync()
+    os.rename(os.path.join(target, b"state.sqlite3.part"), os.path.join(target, b"state.sqlite3"))
+    print(_("restored into %s; start the relay: for the first %d s it only listens to what the pollers hold") % (
+        conf["Server"]["state_dir"], conf["times"]["restore_grace"]))
+    return 0
+
+
 # ---- the demonstration: everything real, in one directory, on loopback
 
 DEMO_SECRET = """{"comment": "in-house S-N curve, not to leave this computer",
@@ -2604,7 +3537,7 @@ DEMO_INPUTS = {
 
 
 class DemoPart:
-    """One of the three programs of the demonstration: its lines are shown, with who says them, as they come."""
+    """One of the three programs of the demonstration: its steps are shown, with who says them, as they come; every line is kept."""
 
     def __init__(self, name, words, folder):
         import subprocess
@@ -2614,13 +3547,14 @@ class DemoPart:
         self.thread.start()
 
     def show(self):
-        """Passes the lines on; a log line without its time, level and accept_id."""
+        """Passes the steps on, without time, level and accept_id."""
         for line in self.process.stdout:
             line = line.decode("utf-8", "replace").rstrip()
             self.lines.append(line)
-            found = re.match(r"(?:\S*T\S+|<\d>) (?:DEBUG|INFO|WARN|ERROR) (\S+) (.*)\Z", line)
-            text = found.group(2) if found else line
-            print("%-9s| %s%s" % (self.name, "    " if not re.match(r"\d ", text) else "", printable(text)[:150]), flush=True)
+            found = re.match(r"(?:\S*T\S+|<\d>) (DEBUG|INFO|WARN|ERROR) (\S+) (.*)\Z", line)
+            text = found.group(3) if found else line
+            if re.match(r"\d \S", text) or found and found.group(1) == "ERROR":
+                print("%-9s| %s" % (self.name, printable(text)[:150]), flush=True)
 
     def heard(self, pattern, seconds=20):
         """Waits for a line; what it matched. 69 if it does not come."""
@@ -2633,7 +3567,7 @@ class DemoPart:
             if self.process.poll() is not None and not self.thread.is_alive():
                 break
             time.sleep(0.02)
-        raise Stop(EX_UNAVAILABLE, _("demo: the %s did not start; its lines are above") % self.name)
+        raise Stop(EX_UNAVAILABLE, _("demo: the %s did not get there; its last line: %s") % (self.name, (self.lines or ["-"])[-1]))
 
     def end(self):
         """SIGTERM, and waits."""
@@ -2743,7 +3677,7 @@ def demo_in(folder, scripts, parts):
         with open(os.path.join(workflow, "life.json")) as text:
             result = json.load(text)
     except (Stop, OSError, ValueError):
-        raise Stop(code or EX_DATA, _("demo: no result came back; the lines above say why"))
+        raise Stop(code or EX_DATA, _("demo: no result came back: %s") % (parts[-1].lines or ["-"])[-1])
     print()
     print(_("result:           %s") % json.dumps(result))
     print(_("workflow side:    %s (the result, and both logs)") % workflow)
@@ -2787,6 +3721,20 @@ def parse(words):
     added = commands.add_parser("list", parents=[common])
     added.add_argument("--all", action="store_true")
     added.set_defaults(function=list_calculations)
+    for name in ("cancel", "end", "rerun"):
+        added = commands.add_parser(name, parents=[common])
+        added.add_argument("accept_id")
+        added.add_argument("--reason", default="")
+        added.add_argument("--force", action="store_true", help=argparse.SUPPRESS)
+        added.set_defaults(function=order)
+    added = commands.add_parser("maintenance", parents=[common])
+    added.add_argument("action", choices=("on", "off"))
+    added.add_argument("--reason", default="")
+    added.set_defaults(function=maintenance)
+    for name, function in (("backup", backup), ("restore", restore)):
+        added = commands.add_parser(name, parents=[common])
+        added.add_argument("folder")
+        added.set_defaults(function=function)
     added = commands.add_parser("show", parents=[common])
     added.add_argument("accept_id")
     added.set_defaults(function=show)

@@ -1,31 +1,28 @@
 #!/usr/bin/env python3
-"""mi_system_remote.py: the poller ("C"). Runs on the external computer, beside what must stay there.
+"""The poller ("C"): runs on the external computer, beside what must stay there. Its admin starts it, as an ordinary user of its own.
 
-Asks the workflow system's relay for work (outbound https only), runs the one command that was agreed, and sends back the agreed results.
-Started by the external computer's admin: from systemd (with KillMode=process), from cron (--once) or at a terminal.
+It asks the workflow system's relay for work (outbound https only), runs the one command that was agreed, sends back the agreed results.
 
-  mi_system_remote.py poll [--once] [--jobs N] [--ini FILE]
-  mi_system_remote.py SITE BASE_URL TOKEN|login [debug] [no_auth[:CAFILE]] [port:N] [retry:COUNT,INTERVAL] [calc_base:DIR]
-  mi_system_remote.py list                    what is, or was, on this host: id, state, command, age
-  mi_system_remote.py show ID                 one calculation: its order, its journal, where its files are
+usage: mi_system_remote.py poll [--once] [--jobs N]      systemd (KillMode=process), a terminal; cron (--once)
+       mi_system_remote.py SITE BASE_URL TOKEN|login [debug] [no_auth[:CAFILE]] [port:N] [retry:COUNT,INTERVAL] [calc_base:DIR]
+       mi_system_remote.py list | show ID                what is or was on this host: state, command, age; order and journal
+options: --ini FILE  --json  -q  -v  --version  --help
 
-What it does, in the nine steps of the suite (1 and 2 are the workflow side's, 9 too):
-  3 asks for a calculation  4 fetches the inputs  5 starts the command  6 tells its end  7 sends the results  8 says that all were sent
-What it runs:    only what a [command NAME] section of the ini names, as an argument vector, never through a shell that sees words from
-                 the relay. Arguments from the relay only where argument.N allows them. No section: it does not start.
-What it sends:   results that were declared and that [outbound] lets out, the command's stdout and stderr under the same rules, exit code
-                 and times; of this host: the free bytes of calc_base and a random name. Denied files found by a pattern: their number only.
-Command's world: the working directory CALC_DIR, MI_RUN=ACCEPT_ID.N, env.VAR of its section, and of the poller's environment
-                 PATH HOME USER LOGNAME LANG LC_* TZ TMPDIR; nothing else, no token. It runs as the poller's own user,
-                 so it could read what that user can read, the token file included.
-Nothing is lost: everything is on disk before it is told. The command outlives the poller: stop it, kill it, update it at any time;
-                 the next start picks up what runs and delivers what ended. No command is ever started twice.
+What it does, by the suite's step numbers: 3 asks for a calculation, 4 fetches the inputs, 5 starts the command, 6 tells its end,
+  7 sends the results, 8 says that all were sent.
+What it runs: only what a [command NAME] of the ini names, as an argument vector, never through a shell. Words from the relay become
+  arguments only where argument.N allows them. Without such a section it does not start.
+What it sends: declared results that [outbound] lets out, the command's stdout and stderr under the same rules, exit code and times;
+  of this host: the free bytes of calc_base and a random name.
+What the command sees: the working directory CALC_DIR, MI_RUN=ACCEPT_ID.N, env.VAR of its section, and of the poller's environment
+  PATH HOME USER LOGNAME LANG LC_* TZ TMPDIR; no token. It runs as the poller's user: what that user may read, it may read.
+What is never lost: everything is on disk before it is told. The command outlives the poller: stop, kill or update it at any time;
+  the next start picks up what runs and delivers what ended. No command is ever started twice.
+Token: token_file (mode 0600), $CREDENTIALS_DIRECTORY/mi_distcomp_token, $MI_DISTCOMP_TOKEN, or a prompt. On the command line others
+  can read it for a moment: it is warned of, and moved out of sight.
 
-The token comes from token_file (mode 0600), $CREDENTIALS_DIRECTORY/mi_distcomp_token, $MI_DISTCOMP_TOKEN or a prompt. On the command line it
-can be read by others for a moment: it is warned of and moved out of sight.
-
-Exit codes: 0 done, or stopped by SIGTERM; 64 usage; 69 relay unavailable; 70 a bug; 74 input/output; 75 another poller holds calc_base;
-76 the relay speaks another protocol; 77 refused (token, site); 78 configuration; 130 after Ctrl+C.
+exit codes: 0 done, or stopped by SIGTERM, 64 usage, 69 relay unavailable, 70 bug, 74 input/output, 75 another poller holds calc_base,
+76 the relay speaks another protocol, 77 token or site refused, 78 configuration, 130 after Ctrl+C
 """
 import collections
 import errno
@@ -48,10 +45,10 @@ import time
 PROGRAM, VERSION = "mi_system_remote", "1.0"
 POLL_WAIT = 50                 # seconds that a calc-request or heartbeat may wait at the relay (proxies cut at 60)
 PAGE = 2000                    # entries of a manifest in one call
-MAX_INPUTS = 200000            # files: a relay that sends more is refused
-STABLE_TRIES = 3               # times that results which change while they are sent are read anew; then they stay here
-DISK_PAUSE = 30                # seconds until a full disk is tried again
-PASS_ON = re.compile(r"(PATH|HOME|USER|LOGNAME|LANG|LC_[A-Z]+|TZ|TMPDIR)\Z")      # the poller's variables that the command gets
+MAX_INPUTS = 200000            # input files of a calculation; a relay that sends more is refused
+CHANGES = 4                    # times that results are read anew because they change while they are sent
+DISK_PAUSE = 30                # seconds until a full disk is looked at again
+PASS_ON = re.compile(r"(PATH|HOME|USER|LOGNAME|LANG|LC_[A-Z]+|TZ|TMPDIR)\Z")       # the poller's variables that the command gets
 
 # ==== shared: say ====
 # How every script of the suite speaks: one line per failure, one line per step, nothing from the wire unescaped.
@@ -166,6 +163,7 @@ def run_as_program(main):
         pass
     os._exit(code)                                     # no thread of ours has anything left to say
 # ==== end shared ====
+
 # ==== shared: ini ====
 # One strict ini for the suite. A table says which keys a section has: {section: {key: (kind, default)}}.
 SUITE = ("Server", "limits", "times", "RemoteSites", "workflow", "poller", "outbound", "ssh", "ssh guard")
@@ -277,6 +275,7 @@ def read_ini(path, table, guarded=False):
                 raise Stop(EX_CONFIG, "%s: [%s] %s = %s: %s" % (path, section, key, text.strip(), error))
     return result
 # ==== end shared ====
+
 # ==== shared: names ====
 # File names of a calculation. Checked by every receiver: whoever sends them may be hostile.
 LOG_NAMES = ("計算標準出力.txt", "計算標準エラー出力.txt")        # stdout and stderr of the command, always among the results
@@ -336,6 +335,7 @@ def declared(names, patterns):
     found = [pattern(text) for text in patterns]
     return lambda name: parts_of(name) in wanted or any(one.match("/".join(parts_of(name))) for one in found)
 # ==== end shared ====
+
 # ==== shared: wire ====
 # The relay's client: one keep-alive connection, JSON calls, files in pieces and packs. Redirects are never followed.
 BASE = "/mi-distcomp-api/"
@@ -348,7 +348,7 @@ class Refused(Exception):
     """The relay's considered no: code (int, or the fielded "0300", "400", "0005"), text, and the answer's other fields in more."""
 
     def __init__(self, code, text, more=None):
-        Exception.__init__(self, printable(text))
+        Exception.__init__(self, printable(text[:1000]))
         self.code, self.more = code, more or {}
 
 
@@ -393,6 +393,7 @@ class Relay:
     token: function that returns the token (it may be renewed in mid-run). pause: called with seconds instead of time.sleep.
     notice: called with a line when the relay is away, and with None when it answers again.
     keep_on: a token that is refused is waited out as the network is (a calculation outlives its token).
+    at_once: kinds of Away that are not waited out. slowest: longest pause between two attempts, in seconds.
     """
 
     def __init__(self, url, token, ca_file="", verify=True, proxy="", client_cert="", client_key="", port=None):
@@ -400,27 +401,31 @@ class Relay:
         self.token, self.ca_file, self.verify, self.proxy = token, ca_file, verify, proxy
         self.client_cert, self.client_key = client_cert, client_key
         self.pause, self.notice, self.keep_on = time.sleep, lambda line: None, False
+        self.at_once, self.slowest = (), 600
         self.connection = self.context = None
+        self.all_cas, self.wrong = False, 0
         self.piece = self.most = 16 << 20
         self.url = "%s://%s:%d%s" % ("https" if self.tls else "http", "[%s]" % self.host if ":" in self.host else self.host, self.port, self.prefix)
 
     def tls_context(self):
-        """TLS 1.2 or newer; the system's CAs and ca_file; a client certificate where one is set. 78 if a file is unusable."""
+        """TLS 1.2 or newer; ca_file's CAs, or the system's; a client certificate where one is set. 78 if a file is unusable."""
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        context.options |= ssl.OP_NO_SSLv3 | ssl.OP_NO_TLSv1 | ssl.OP_NO_TLSv1_1
+        if hasattr(ssl, "TLSVersion"):
+            context.minimum_version = ssl.TLSVersion.TLSv1_2
+        else:                                          # Python 3.6
+            context.options |= ssl.OP_NO_SSLv3 | ssl.OP_NO_TLSv1 | ssl.OP_NO_TLSv1_1
         try:
             at = self.ca_file
             if at:
                 context.load_verify_locations(utf8(at))
             if not self.verify:
                 context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-            else:
-                context.load_default_certs()
             at = self.client_cert
             if at:
                 context.load_cert_chain(utf8(at), utf8(self.client_key or at), "")
         except OSError as error:                       # ssl.SSLError is one
             raise Stop(EX_CONFIG, _("%s: unusable certificate file: %s") % (at, error.strerror or error))
+        self.all_cas = not self.verify
         return context
 
     def proxy_for(self):
@@ -447,6 +452,9 @@ class Relay:
         host, port = via[:2] if via else (self.host, self.port)
         if self.tls:
             self.context = self.context or self.tls_context()
+            if not self.all_cas and not self.ca_file:  # with ca_file they are read only if it does not do (they take 20 ms)
+                self.all_cas = True
+                self.context.load_default_certs()
             made = http.client.HTTPSConnection(host, port, timeout=timeout, context=self.context)
             if via:
                 made.set_tunnel(self.host, self.port, via[2])
@@ -457,11 +465,15 @@ class Relay:
             made.connect()
         except ssl.SSLError as error:
             reason = getattr(error, "verify_message", "") or getattr(error, "reason", "") or str(error)
-            kind = "certificate" if "CERTIFICATE" in str(error).upper() else "network"
+            kind = "certificate" if "CERTIFICATE_VERIFY" in str(error).upper() else "network"
+            if kind == "certificate" and not self.all_cas:
+                self.all_cas = True
+                self.context.load_default_certs()
+                return self.connect(timeout)
             raise Away(kind, _("%s: TLS failed: %s") % (where, reason))
         except ssl.CertificateError as error:          # Python 3.6: a name that does not match
             raise Away("certificate", _("%s: TLS failed: %s") % (where, error))
-        except socket.gaierror:
+        except (socket.gaierror, UnicodeError):
             raise Away("dns", _("%s: the name %s is not known") % (where, host))
         except (OSError, http.client.HTTPException) as error:
             raise Away("proxy" if "unnel" in str(error) else "connect", "%s: %s" % (where, getattr(error, "strerror", None) or error))
@@ -474,10 +486,11 @@ class Relay:
             self.connection = None
 
     def exchange(self, method, target, body=b"", length=None, headers=(), timeout=30):
-        """One request; the open http.client.HTTPResponse. body: bytes, or (with length) a function that returns an iterator of chunks.
+        """One request; the open http.client.HTTPResponse. body: bytes, or (with length) a function that returns an iterator of chunks (of
+        whose errors none may be an OSError: those are the network's).
         Away if no answer came; a kept connection that the other end has dropped meanwhile is opened again once."""
         for kept in (self.connection is not None, False):
-            if self.connection is None:
+            if self.connection is None or self.connection.sock is None:
                 self.connect(min(timeout, 30))
             made = self.connection
             try:
@@ -489,21 +502,28 @@ class Relay:
                 if body or length is not None or method == "POST":
                     made.putheader("Content-Length", str(len(body) if length is None else length))
                 made.endheaders(body if length is None and body else None)
-                early = False
-                if length is not None:
-                    try:
-                        for chunk in body():
-                            made.sock.sendall(chunk)
-                    except OSError:
-                        early = True                   # refused before the end: the answer may be there already
+                sent = length is None or self.send(made.sock, body())
                 response = made.getresponse()
-                if early:
-                    response.will_close = True
+                response.will_close = response.will_close or not sent
                 return response
             except (OSError, http.client.HTTPException) as error:
                 self.close()
                 if not kept or isinstance(error, socket.timeout):
                     raise Away("network", "%s: %s" % (self.url, getattr(error, "strerror", None) or error or type(error).__name__))
+            except BaseException:                      # half a request must not be followed by another
+                self.close()
+                raise
+
+    def send(self, sock, chunks):
+        """Sends a body. False if the other end broke it off: its answer may be there already."""
+        for chunk in chunks:
+            try:
+                sock.sendall(chunk)
+            except socket.timeout:
+                raise
+            except OSError:
+                return False
+        return True
 
     def finish(self, response):
         """The answer has been read: keep the connection if both ends may."""
@@ -514,16 +534,18 @@ class Relay:
 
     def answer(self, response, timeout, whole=False):
         """The JSON of an answer: errors[0] if its code is 200, or all of it (whole). Refused; Away if it is not the relay's."""
-        data, until = b"", time.monotonic() + timeout
+        data, left, until = bytearray(), response.length, time.monotonic() + timeout
         try:
-            while len(data) <= MAX_ANSWER and time.monotonic() < until:
-                more = response.read1(CHUNK)
+            while left != 0:                           # left: None if only the end will tell
+                more = response.read1(CHUNK if left is None else min(CHUNK, left))
                 if not more:
                     break
                 data += more
-            else:
-                self.close()
-                raise Away("between", _("%s: an answer without end") % self.url)
+                left = None if left is None else left - len(more)
+                if len(data) > MAX_ANSWER or time.monotonic() > until:
+                    self.close()
+                    raise Away("between", _("%s: an answer without end") % self.url)
+            response.length = left                     # before Python 3.13, read1 does not count
             self.finish(response)
             parsed = json.loads(data.decode("utf-8"))
             if whole and isinstance(parsed, dict) and "errors" not in parsed:
@@ -535,6 +557,8 @@ class Relay:
             raise Away("network", "%s: %s" % (self.url, getattr(error, "strerror", None) or error or type(error).__name__))
         except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
             self.close()
+            if response.status == 413:                 # also of a proxy: known to be for good
+                raise Refused(413, _("%s: HTTP 413: too large") % self.url)
             raise Away("between", _("%s: HTTP %d without the relay's JSON: a proxy or gateway in between answered") % (self.url, response.status))
         if code != 200:
             raise Refused(code, text, first)
@@ -550,7 +574,7 @@ class Relay:
 
     def again(self, work, patience=None):
         """work() until it is answered: pauses while the relay is away or busy. patience: seconds, None for ever; then what it raised last."""
-        backoff, until, noticed = Backoff(), None if patience is None else time.monotonic() + patience, False
+        backoff, until, noticed = Backoff(self.slowest), None if patience is None else time.monotonic() + patience, False
         while True:
             try:
                 result = work()
@@ -558,15 +582,18 @@ class Relay:
                     self.notice(None)
                 return result
             except (Away, Refused) as error:
-                later = isinstance(error, Away) or error.code in AGAIN or self.keep_on and error.code in (401, 403, "0005")
-                wait = backoff.next()
-                if not later or until is not None and time.monotonic() + wait > until:
+                if isinstance(error, Away):
+                    later = error.kind not in self.at_once
+                else:
+                    later = error.code in AGAIN or self.keep_on and error.code in (401, 403, "0005")
+                wait, left = backoff.next(), None if until is None else until - time.monotonic()
+                if not later or left is not None and left <= 0:
                     raise
                 if not noticed:
                     self.notice(str(error))
                 noticed = True
             self.close()
-            self.pause(wait)
+            self.pause(wait if left is None else min(wait, left))
 
     def ask(self, method, name, fields, wait=0, patience=None):
         """call(), until it is answered (see again)."""
@@ -593,110 +620,114 @@ class Relay:
             self.piece = self.most = min(limit, 16 << 20)
         return found["version"] if isinstance(found.get("version"), int) else 1, found
 
+    def cut_down(self, count, for_good):
+        """After a body of count bytes did not get through: smaller ones from now on. False if they are as small as can be."""
+        self.piece = max(PIECE_MIN, count // 2)
+        if for_good:
+            self.most = self.piece
+        return count > PIECE_MIN
+
+    def passed(self, count):
+        """A body of count bytes got through: slowly back to larger ones."""
+        if count >= self.piece:
+            self.piece = min(self.most, self.piece + self.piece // 8)
+
     def upload(self, target, path, size, claim="", moved=lambda count: None):
         """One file to the relay, resumed at the byte where it stopped; path in bytes, size as declared.
         ValueError if the file is no longer what was declared."""
-        offset, wrong, asked = 0, 0, False
         query = "&claim=" + claim if claim else ""
+        offset, asked, wrong, idle = 0, size <= self.piece, 0, 0        # asked: offset is the relay's own
+
+        def step():
+            """Asks for the offset, or sends one piece: the relay's answer."""
+            nonlocal asked, wrong
+            if not asked:
+                found = self.call("GET", target, {"v": 2, "offset": "", "claim": claim} if claim else {"v": 2, "offset": ""})
+                asked = True
+                return found
+            count = min(self.piece, size - offset)
+            try:
+                response = self.exchange("POST", "%s?v=2&offset=%d%s" % (target, offset, query), lambda: pieces(source, offset, count), count, timeout=120)
+                found = self.answer(response, 120)
+                self.passed(count)
+                return found
+            except Refused as error:
+                if error.code == 413 and self.cut_down(count, True):
+                    return {"offset": offset}
+                if error.code == 409 and "offset" in error.more:
+                    return {"offset": error.more["offset"]}
+                if error.code == 422 and wrong < 2:
+                    wrong += 1
+                    return {"offset": 0}
+                if error.code == 422:
+                    raise ValueError(_("is not what was declared (its sum differs)"))
+                asked = error.code not in AGAIN
+                raise
+            except Away:
+                self.cut_down(count, False)
+                asked = False
+                raise
+
         with open(path, "rb", buffering=0) as source:
             while True:
-                count = min(self.piece, size - offset)
-
-                def chunks(at=offset, left=count):
-                    view = memoryview(bytearray(min(CHUNK, left) or 1))
-                    source.seek(at)
-                    while left:
-                        try:
-                            got = source.readinto(view[:min(CHUNK, left)])
-                        except OSError as error:       # not the network's
-                            raise ValueError(error.strerror)
-                        if not got:
-                            raise ValueError(_("became shorter while it was sent"))
-                        left -= got
-                        yield view[:got]
-
-                try:
-                    if asked:
-                        offset = self.ask("GET", target, {"offset": "", "v": 2, "claim": claim})["offset"]
-                        asked = False
-                        if offset < size:
-                            continue
-                    found = self.answer(self.exchange("POST", "%s?v=2&offset=%d%s" % (target, offset, query), chunks, count, timeout=120), 120)
-                    offset += count
-                    moved(count)
-                    self.piece = min(self.most, self.piece * 2)
-                    if found.get("complete"):
-                        return
-                    if offset >= size:
-                        asked = True
-                except (Away, Refused) as error:
-                    code = getattr(error, "code", None)
-                    if code == 422:
-                        wrong += 1
-                        if wrong == 3:
-                            raise ValueError(_("is not what was declared (its sum differs)"))
-                        offset = 0
-                    elif code == 409 and isinstance(error.more.get("offset"), int):
-                        offset = error.more["offset"]
-                    elif isinstance(error, Away) or code == 413 or code in AGAIN or self.keep_on and code in (401, 403, "0005"):
-                        self.close()
-                        self.piece = max(PIECE_MIN, self.piece // 2)
-                        if code != 413:
-                            self.notice(str(error))
-                            self.pause(Backoff().next())
-                        asked = True
-                    else:
-                        raise
-                except ValueError:
-                    self.close()
-                    raise
+                found = self.again(step)
+                now = size if found.get("complete") else found.get("offset")
+                if not isinstance(now, int) or not 0 <= now <= size:
+                    raise Refused(400, _("%s: the relay is at byte %s of a file of %d") % (target, now, size))
+                moved(now - offset)
+                if found.get("complete"):
+                    return
+                idle = 0 if now > offset else idle + 1
+                if idle > 10:
+                    raise Refused(409, _("%s: the relay stays at byte %d of %d") % (target, now, size))
+                asked, offset = asked and now < size, now
 
     def upload_pack(self, target, first, files, claim="", moved=lambda count: None):
-        """files [(path, size)], numbers first, first+1, ..., back to back in one body. Returns how many went (fewer where bodies are cut down)."""
-        count, total = 0, 0
-        while count < len(files) and (count == 0 or total + files[count][1] <= self.piece):
-            total, count = total + files[count][1], count + 1
-
-        def chunks():
-            for path, size in files[:count]:
-                with open(path, "rb") as source:
-                    data = source.read(size + 1)
-                if len(data) != size:
-                    raise ValueError(_("%s changed while it was sent") % path.decode("utf-8", "replace"))
-                yield data
-
-        try:
+        """files [(path, size, ...)], numbers first, first+1, ..., back to back in one body. Returns how many went (fewer where bodies are cut down).
+        ValueError if one is no longer what was declared."""
+        while True:
+            count, total = 0, 0
+            while count < len(files) and (count == 0 or total + files[count][1] <= self.piece):
+                total, count = total + files[count][1], count + 1
+            if count == 1:
+                self.upload("%s/%d" % (target, first), files[0][0], files[0][1], claim, moved)
+                return 1
             query = "%s/pack?v=2&from=%d&count=%d%s" % (target, first, count, "&claim=" + claim if claim else "")
-            self.answer(self.exchange("POST", query, chunks, total, timeout=120), 120)
-        except ValueError:
-            self.close()
-            raise
-        except (Away, Refused) as error:
-            if isinstance(error, Refused) and error.code not in AGAIN + (413,):
+            try:
+                self.answer(self.exchange("POST", query, lambda: packed(files[:count]), total, timeout=120), 120)
+            except Refused as error:
+                wrong = error.more.get("wrong")
+                if error.code == 422 and isinstance(wrong, list) and wrong and isinstance(wrong[0], int) and 0 <= wrong[0] - first < count:
+                    raise ValueError(_("%s changed while it was sent") % files[wrong[0] - first][0].decode("utf-8", "replace"))
+                if error.code == 413 and self.cut_down(total, True):
+                    continue
                 raise
-            if count > 1:
-                self.piece = max(PIECE_MIN, self.piece // 2)
-            elif isinstance(error, Refused) and error.code == 413:
+            except Away:
+                self.cut_down(total, False)
                 raise
-            raise Away("between", str(error))
-        self.piece = min(self.most, self.piece * 2)
-        moved(total)
-        return count
+            self.passed(total)
+            moved(total)
+            return count
 
     def upload_all(self, target, files, numbers=None, claim="", moved=lambda count: None):
-        """files [(path, size)] in the order of the manifest (numbers: only these) to target, small ones in packs, large ones in pieces."""
-        todo = sorted(range(len(files)) if numbers is None else numbers, reverse=True)
+        """files [(path, size, ...)] in the order of the manifest (numbers: only these) to target, small ones in packs, large ones in pieces.
+        ValueError if one is no longer what was declared."""
+        todo = sorted(range(len(files)) if numbers is None else set(numbers), reverse=True)
         while todo:
-            first, batch = todo[-1], []
-            while len(batch) < len(todo) and todo[-1 - len(batch)] == first + len(batch) and files[first + len(batch)][1] <= PACK_FILE:
-                batch.append(files[first + len(batch)])
-                if len(batch) >= 10000:
+            first, batch, total = todo[-1], [], 0
+            while len(batch) < min(len(todo), 10000) and todo[-1 - len(batch)] == first + len(batch) and total <= self.piece:
+                entry = files[first + len(batch)]
+                if entry[1] > PACK_FILE:
                     break
+                batch.append(entry)
+                total += entry[1]
             if len(batch) > 1:
-                for n in range(self.again(lambda: self.upload_pack(target, first, batch, claim, moved))):
-                    todo.pop()
+                del todo[-self.again(lambda: self.upload_pack(target, first, batch, claim, moved)):]
             else:
-                self.upload("%s/%d" % (target, first), files[first][0], files[first][1], claim, moved)
+                try:
+                    self.upload("%s/%d" % (target, first), files[first][0], files[first][1], claim, moved)
+                except (ValueError, OSError) as error:
+                    raise ValueError("%s: %s" % (files[first][0].decode("utf-8", "replace"), getattr(error, "strerror", None) or error))
                 todo.pop()
 
     def pages(self, target, page, claim=""):
@@ -704,17 +735,20 @@ class Relay:
         number, before = 0, None
         while True:
             entries = page.get("files") or {}
+            if not isinstance(entries, dict):
+                raise ValueError(_("the file list is none"))
             before = check_order(entries, before)
             for name, entry in entries.items():
-                if not (isinstance(entry.get("size"), int) and entry["size"] >= 0 and re.match(r"[0-9a-f]{64}\Z", str(entry.get("sha256")))):
+                size, sum256 = (entry.get("size"), entry.get("sha256")) if isinstance(entry, dict) else (None, None)
+                if not (isinstance(size, int) and size >= 0 and re.match(r"[0-9a-f]{64}\Z", str(sum256))):
                     raise ValueError(_("%s: no size or sha256") % name)
-                yield number, name, entry["size"], entry["sha256"]
+                yield number, name, size, sum256
                 number += 1
             if page.get("next") is None:
                 return
             if page["next"] != number or not entries:
                 raise ValueError(_("the pages of the file list do not follow one another"))
-            page = self.ask("GET", target, {"v": 2, "from": number, "claim": claim})
+            page = self.ask("GET", target, {"v": 2, "from": number, "claim": claim} if claim else {"v": 2, "from": number})
 
     def receive(self, response, view):
         """Fills view from the answer's body as far as one read goes. Away if the line breaks or the body ends."""
@@ -728,42 +762,53 @@ class Relay:
         self.close()
         raise Away("network", "%s: %s" % (self.url, error))
 
+    def raw(self, target, statuses, headers=()):
+        """The answer to a GET of bytes, its body still to be read. Refused, or Away if what answers are no bytes."""
+        response = self.exchange("GET", target, timeout=60, headers=headers)
+        if response.status in statuses and response.getheader("Content-Type", "").startswith("application/octet-stream"):
+            return response
+        self.answer(response, 60)
+        self.close()
+        raise Away("between", _("%s: HTTP %d where a file was due") % (self.url, response.status))
+
     def download(self, target, part, size, sum256, claim="", moved=lambda count: None):
         """One file into part (bytes path), resumed from what is there, verified. ValueError after three wrong sums."""
         import hashlib
         view = memoryview(bytearray(CHUNK))
+
+        def piece():
+            nonlocal have, digest
+            response = self.raw(target + "?v=2" + ("&claim=" + claim if claim else ""), (200, 206), [
+                ("Range", "bytes=%d-" % have), ("If-Range", '"%s"' % sum256)] if have else [])
+            if response.status == 200 and have:        # something in between knows no ranges, or it is another file
+                out.truncate(0)
+                moved(-have)
+                have, digest = 0, hashlib.sha256()
+            if response.length not in (None, size - have):
+                self.close()
+                raise Away("between", _("%s: %d bytes where %d were due") % (self.url, response.length, size - have))
+            while have < size:
+                got = self.receive(response, view[:min(CHUNK, size - have)])
+                for done in iter_write(out, view[:got]):
+                    digest.update(done)
+                    have += len(done)
+                moved(got)
+            self.finish(response)
+
         for attempt in range(3):
-            with open(part, "ab+", buffering=0) as out:
+            with open(part, "ab+", buffering=0, opener=lambda path, flags: os.open(path, flags | os.O_NOFOLLOW, 0o666)) as out:
                 out.seek(0)
                 have, digest = 0, hashlib.sha256()
                 for got in iter(lambda: out.readinto(view), 0):
                     digest.update(view[:got])
                     have += got
                 moved(have)
-
-                def piece():
-                    nonlocal have, digest
-                    response = self.exchange("GET", target + "?v=2" + ("&claim=" + claim if claim else ""), timeout=60, headers=[
-                        ("Range", "bytes=%d-" % have), ("If-Range", '"%s"' % sum256)] if have else [])
-                    if response.status == 200 and have:        # something in between knows no ranges, or it is another file
-                        out.truncate(0)
-                        moved(-have)
-                        have, digest = 0, hashlib.sha256()
-                    if response.status not in (200, 206) or response.length != size - have:
-                        self.answer(response, 60)
-                        self.close()
-                        raise Away("between", _("%s: HTTP %d where a file was due") % (self.url, response.status))
+                try:
                     while have < size:
-                        got = self.receive(response, view[:min(CHUNK, size - have)])
-                        if out.write(view[:got]) != got:
-                            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), part)
-                        digest.update(view[:got])
-                        have += got
-                        moved(got)
-                    self.finish(response)
-
-                while have < size:
-                    self.again(piece)
+                        self.again(piece)
+                except OSError:                        # of the disk: the rest of the answer is not read
+                    self.close()
+                    raise
                 if have == size and digest.hexdigest() == sum256:
                     return
                 out.truncate(0)
@@ -773,34 +818,43 @@ class Relay:
     def download_pack(self, target, batch, store, claim, moved):
         """The first files of batch [(number, name, size, sha256)], as many as the relay packs; taken off batch as they are stored."""
         import hashlib
-        response = self.exchange("GET", "%s/pack?v=2&from=%d%s" % (target, batch[0][0], "&claim=" + claim if claim else ""), timeout=60)
-        if response.status != 200 or response.getheader("Content-Type") != "application/octet-stream" or response.length is None:
-            self.answer(response, 60)
-            self.close()
-            raise Away("between", _("%s: HTTP %d where files were due") % (self.url, response.status))
+        count = sum(1 for entry in batch if entry[2] <= PACK_FILE)
+        response = self.raw("%s/pack?v=2&from=%d&count=%d%s" % (target, batch[0][0], count, "&claim=" + claim if claim else ""), (200,))
         left, some = response.length, False
-        while batch and batch[0][2] <= min(left, PACK_FILE) and (left or not batch[0][2] and not some):
-            number, name, size, sum256 = batch[0]
-            data, at = bytearray(size), 0
-            while at < size:
-                at += self.receive(response, memoryview(data)[at:])
-            if hashlib.sha256(data).hexdigest() != sum256:
-                self.close()
-                raise Away("between", _("%s: arrived other than it was sent") % name)
-            store(number, name, data)
-            moved(size)
-            left, some = left - size, True
-            batch.popleft()
+        if left is None:
+            self.close()
+            raise Away("between", _("%s: an answer without its length") % self.url)
+        try:
+            while batch and batch[0][2] <= min(left, PACK_FILE):
+                number, name, size, sum256 = batch[0]
+                data, at = bytearray(size), 0
+                while at < size:
+                    at += self.receive(response, memoryview(data)[at:])
+                if hashlib.sha256(data).hexdigest() != sum256:
+                    self.wrong += 1
+                    if self.wrong >= 3:
+                        raise ValueError(_("%s does not arrive as it was sent (its sum differs, three times)") % name)
+                    self.close()
+                    raise Away("between", _("%s: arrived other than it was sent") % name)
+                store(number, name, data)
+                moved(size)
+                left, some = left - size, True
+                batch.popleft()
+            if not some:
+                raise ValueError(_("%s: the relay's pack does not match its file list") % batch[0][1])
+        except (ValueError, OSError):                  # the rest of the answer is not read
+            self.close()
+            raise
+        self.wrong = 0
         if left:
             self.close()
         else:
             self.finish(response)
-        if not some:
-            raise ValueError(_("%s: the relay's pack does not match its file list") % batch[0][1])
 
     def download_all(self, target, entries, store, part, claim="", moved=lambda count: None):
         """Every (number, name, size, sha256) of entries: small ones in packs, handed to store(number, name, data), large ones
-        into the file part(number), handed to store(number, name, None). Verified before they are handed over."""
+        into the file part(number), handed to store(number, name, None). Verified before they are handed over. ValueError if they are not
+        what the list says; an OSError is this disk's."""
         entries, batch = iter(entries), collections.deque()
         while True:
             while len(batch) < 10000 and not (batch and batch[-1][2] > PACK_FILE):
@@ -817,7 +871,49 @@ class Relay:
                 batch.popleft()
             else:
                 self.again(lambda: self.download_pack(target, batch, store, claim, moved))
+
+
+def pieces(source, at, left):
+    """left bytes of the open file source from at on, a chunk at a time. ValueError if they cannot be read."""
+    view = memoryview(bytearray(min(CHUNK, left) or 1))
+    try:
+        source.seek(at)
+        while left:
+            got = source.readinto(view[:min(CHUNK, left)])
+            if not got:
+                raise ValueError(_("became shorter while it was sent"))
+            left -= got
+            yield view[:got]
+    except OSError as error:                           # not the network's
+        raise ValueError(error.strerror)
+
+
+def packed(files):
+    """The bytes of small files [(path, size, ...)] back to back, in chunks. ValueError if one cannot be read or has another size."""
+    chunk = bytearray()
+    for entry in files:
+        try:
+            with open(entry[0], "rb", buffering=0) as source:
+                data = source.read(entry[1] + 1)
+        except OSError as error:
+            raise ValueError("%s: %s" % (entry[0].decode("utf-8", "replace"), error.strerror))
+        if len(data) != entry[1]:
+            raise ValueError(_("%s changed while it was sent") % entry[0].decode("utf-8", "replace"))
+        chunk += data
+        if len(chunk) >= CHUNK:
+            yield chunk
+            chunk = bytearray()
+    yield chunk
+
+
+def iter_write(out, view):
+    """Writes view to the raw file out; yields each part as it is written. OSError when the disk is full."""
+    while len(view):
+        count = out.write(view)
+        yield view[:count]
+        view = view[count:]
 # ==== end shared ====
+
 # ==== shared: run ====
 # The runner of one command: a wrapper in POSIX sh that starts it at most once, outlives its starter, and notes the end.
 RUN = r"""#!/bin/sh
@@ -974,23 +1070,19 @@ def wait_end(control, stop, most=1.0):
 JA = {}
 
 
-# ---- tables ----
-def count_of(text):
-    """A number of things, 1 or more."""
-    if not re.match(r"[1-9]\d{0,4}\Z", text):
-        raise ValueError(_("is not a number from 1 to 99999"))
-    return int(text)
+# ---- what the ini may say ----
 
-
-def niceness(text):
-    """0 to 19."""
-    if not re.match(r"1?\d\Z", text):
-        raise ValueError(_("is not a number from 0 to 19"))
-    return int(text)
+def number(low, high):
+    """A kind: a whole number from low to high."""
+    def kind(text):
+        if not re.match(r"\d{1,6}\Z", text) or not low <= int(text) <= high:
+            raise ValueError(_("is not a number from %d to %d") % (low, high))
+        return int(text)
+    return kind
 
 
 def retry_of(text):
-    """'COUNT,INTERVAL' -> (int, seconds), '' -> None."""
+    """'COUNT,INTERVAL' -> (int, seconds); '' -> None."""
     found = re.match(r"([1-9]\d*),(\d+(?:\.\d+)?)\Z", text)
     if text and not found:
         raise ValueError(_("is not COUNT,INTERVAL (like 5,60)"))
@@ -1001,117 +1093,115 @@ def sums_of(text):
     """sha256 sums, separated by blanks or lines."""
     if any(not re.match(r"[0-9a-f]{64}\Z", word) for word in text.lower().split()):
         raise ValueError(_("is not a list of sha256 sums (64 hexadecimal digits each)"))
-    return frozenset(text.lower().split())
+    return text.lower().split()
 
 
 def not_built(text):
-    """A key of later versions: switched off it is accepted, anything else would promise what is not done."""
+    """A key of later versions: anything but "off" would promise what is not done."""
     if text.lower() not in ("", "no", "none", "0"):
-        raise ValueError(_("is not in this version; remove the line"))
+        raise ValueError(_("is not in this version: remove the line"))
     return text
 
 
 LATER = (not_built, "")
-KEYS = {                       # what the ini may say: {section: {key: (kind, default)}}
+KEYS = {                       # {section: {key: (kind, default)}}
     "poller": {
         "site": (str, ""), "url": (str, ""), "token_file": (str, ""), "ca_file": (str, ""), "client_cert": (str, ""), "client_key": (str, ""),
-        "proxy": (str, ""), "calc_base": (str, ""), "jobs": (count_of, 1), "retry": (retry_of, None), "keep_workdirs": (seconds, 30 * 86400.0),
-        "keep_free": (share, 0.05), "logfile": (str, ""), "lang": (one_of("auto", "en", "ja"), "auto"),
+        "proxy": (str, ""), "calc_base": (str, ""), "jobs": (number(1, 1000), 1), "retry": (retry_of, None), "keep_free": (share, 0.05),
+        "keep_workdirs": (seconds, 30 * 86400.0), "logfile": (str, ""), "lang": (one_of("auto", "en", "ja"), "auto"),
         "hours": LATER, "paused": LATER, "poll": LATER, "idle_exit": LATER, "output": LATER, "hold": LATER, "require_signature": LATER,
         "signature_keys": LATER, "notify": LATER},
     "command *": {
-        "argv": (lines, []), "match": (str, ""), "argument.*": (re.compile, None), "parameters": (flag, False), "env.*": (str, ""),
-        "nice": (niceness, 0), "timeout": (seconds, 0.0), "grace": (seconds, 10.0), "jobs": (lambda text: text != "0" and count_of(text), 0),
-        "run_as": LATER, "pre": LATER, "post": LATER, "batch": LATER, "batch_options": LATER, "batch_changeable": LATER, "batch_poll": LATER,
-        "batch_grace": LATER},
+        "argv": (lines, ()), "match": (str, ""), "parameters": (flag, False), "argument.*": (re.compile, None), "env.*": (str, ""),
+        "nice": (number(0, 19), 0), "timeout": (seconds, 0.0), "grace": (seconds, 10.0), "jobs": (number(0, 1000), 0),
+        "run_as": LATER, "pre": LATER, "post": LATER, "batch": LATER, "batch_options": LATER, "batch_changeable": LATER,
+        "batch_poll": LATER, "batch_grace": LATER},
     "outbound": {
-        "max_file": (size, 0), "max_total": (size, 0), "max_files": (count_of, MAX_INPUTS), "allow_names": (str.split, ["*"]),
-        "deny_names": (str.split, []), "deny_sums": (sums_of, frozenset()),
+        "max_file": (size, 0), "max_total": (size, 0), "max_files": (number(1, 200000), 200000), "allow_names": (str.split, ["*"]),
+        "deny_names": (str.split, []), "deny_sums": (sums_of, []),
         "deny_content": LATER, "deny_pieces": LATER, "hold": LATER, "dry_run": LATER, "scan_timeout": LATER, "audit_log": LATER},
 }
-EXAMPLE = """
-[command solver]
-argv = /opt/solver/run.sh
-"""
 ACCEPT_ID = re.compile(r"[0-9a-f-]{36}\Z")
-RUN_NAME = re.compile(r"([0-9a-f-]{36})(?:\.([1-9][0-9]*))?\Z")
 
 
 # ---- the allow-list ----
+
 def check_command(where, section, keys):
-    """One [command NAME] section, complete: {"name", "argv", "match", "patterns", "env", ...}. 78 for anything that could not run as meant."""
+    """One [command NAME] section, complete. 78 for anything that could not run as it is meant."""
     def wrong(key, text):
         return Stop(EX_CONFIG, "%s: [%s] %s: %s" % (where, section, key, text))
-    argv = keys["argv"]
+    argv, patterns, env = keys["argv"], {}, {}
     if not argv or not argv[0].startswith("/"):
         raise wrong("argv", _("the first line must be the absolute path of a program"))
     try:
         mode = os.stat(utf8(argv[0])).st_mode
     except OSError as error:
         raise wrong("argv", "%s: %s" % (argv[0], error.strerror))
-    if not stat.S_ISREG(mode) or not os.access(utf8(argv[0]), os.X_OK):
-        raise wrong("argv", _("%s: not an executable file (chmod +x)") % argv[0])
-    if mode & 0o002:
-        raise wrong("argv", _("%s: everybody may change it (chmod o-w)") % argv[0])
-    patterns = {}
+    if not stat.S_ISREG(mode) or not os.access(utf8(argv[0]), os.X_OK) or mode & 0o002:
+        raise wrong("argv", _("%s: must be an executable file that not everybody may change (chmod +x, chmod o-w)") % argv[0])
     for key in keys:
         head, dot, rest = key.partition(".")
-        if head == "argument" and dot:
-            if not re.match(r"[1-9]\d*\Z", rest):
-                raise wrong(key, _("must be argument.1, argument.2, ..."))
+        if dot and not re.match(r"[1-9]\d*\Z" if head == "argument" else r"[A-Za-z_][A-Za-z0-9_]*\Z", rest):
+            raise wrong(key, _("must be argument.1, argument.2, ... or env.NAME_OF_A_VARIABLE"))
+        if dot and head == "argument":
             patterns[int(rest)] = keys[key]
-        if head.lower() == "env" and dot and not re.match(r"[A-Za-z_]\w*\Z", rest, re.A):
-            raise wrong(key, _("is not the name of a variable"))
-    if not keys["parameters"] == bool(patterns) == ("{parameters}" in argv[1:]) or argv.count("{parameters}") > 1:
-        raise wrong("parameters", _("arguments from the relay need all of: parameters = yes, one argv line {parameters}, argument.N for each"))
-    env = {key.partition(".")[2]: keys[key] for key in keys if key.startswith("env.")}
+        elif dot:
+            env[rest] = keys[key]
+    if not keys["parameters"] == bool(patterns) == (argv.count("{parameters}") == 1) or argv.count("{parameters}") > 1:
+        raise wrong("parameters", _("arguments from the relay need all of: parameters = yes, a line {parameters} in argv, argument.N for each"))
     return dict(keys, name=section[8:], match=keys["match"] or argv[0], patterns=patterns, env=env)
 
 
 def allow_list(where, settings):
     """{word on the wire: its command} of all [command NAME] sections. 78 if there is none, or one is wrong."""
     commands = {}
-    for section in sorted(name for name in settings if name.startswith("command ")):
-        command = check_command(where, section, settings[section])
-        if command["match"] in commands:
-            raise Stop(EX_CONFIG, _("%s: [%s] match: the same word as in [command %s]") % (where, section, commands[command["match"]]["name"]))
-        commands[command["match"]] = command
+    for section in settings:
+        if section.startswith("command "):
+            command = check_command(where, section, settings[section])
+            if command["match"] in commands:
+                raise Stop(EX_CONFIG, _("%s: [%s] match: another command has it already") % (where, section))
+            commands[command["match"]] = command
     if not commands:
-        raise Stop(EX_CONFIG, _("no command is allowed on this host: %s needs at least one section like this:\n%s")
-                   % (where or "mi_distributed_computing_assist.ini", EXAMPLE))
+        raise Stop(EX_CONFIG, _("%s allows no command on this host; add one section for each, like:  [command solver]  "
+                                "argv = /opt/solver/run.sh  match = THE WORD THAT THE WORKFLOW SIDE SAYS") % where)
     return commands
 
 
 def allowed(commands, info):
-    """(command, argv) for a calculation's calc-info. ValueError with the reason, if this host's list does not allow it."""
+    """(command, argv) for a calc-info. ValueError with the reason, if this host's list does not allow it."""
     import shlex
-    command = commands.get(info["command"])
+    command, argv = commands.get(info["command"]), []
     if command is None:
         raise ValueError(_("the command is not in this host's list: %s") % info["command"])
     if ODD.search(info["parameters"]) or len(info["parameters"]) > 100000:
         raise ValueError(_("parameters with control characters, or too long"))
     words = shlex.split(info["parameters"])            # ValueError for an open quote
-    if words and not command["patterns"]:
-        raise ValueError(_("this command takes no parameters here"))
-    for number, word in enumerate(words, 1):
-        if number not in command["patterns"] or not command["patterns"][number].fullmatch(word):
-            raise ValueError(_("parameter %d is not allowed here: %s") % (number, word))
-    argv = []
+    for position, word in enumerate(words, 1):
+        if position not in command["patterns"] or not command["patterns"][position].fullmatch(word):
+            raise ValueError(_("parameter %d is not allowed for this command here: %s") % (position, word))
     for line in command["argv"]:
         argv += words if line == "{parameters}" else [line]
     return command, (["nice", "-n", str(command["nice"])] if command["nice"] else []) + argv
 
 
 # ---- a calculation on this host's disk ----
+
 class Calculation:
-    """One calculation: its order (what the relay said), its two directories, its journal. paths are bytes."""
+    """One calculation: its order (what the relay said), its two directories (bytes), its journal. name: ACCEPT_ID, or ACCEPT_ID.N."""
 
     def __init__(self, base, name, order):
-        self.name, self.order = name, order            # name: ACCEPT_ID, or ACCEPT_ID.N from the second attempt on
-        self.accept_id, self.claim, self.info = order["accept_id"], order["claim"], order["calc-info"]
-        self.control, self.work = os.path.join(base, b".mi", utf8(name)), os.path.join(base, utf8(name))
-        self.phase, self.cancelled, self.since, self.command = "inputs", False, time.monotonic(), None
-        self.entries = read_journal(self.control)
+        self.name, self.order, self.accept_id = name, order, order["accept_id"]
+        self.claim, self.info, self.run = order["claim"], order["calc-info"], "%s.%d" % (order["accept_id"], order["attempt"])
+        self.work, self.control = os.path.join(base, utf8(name)), os.path.join(base, b".mi", utf8(name))
+        self.phase, self.since, self.cancelled, self.command, self.child = "inputs", time.monotonic(), False, None, None
+        self.journal, line = [], b"\n"
+        with open(self.path(b"journal"), "rb") as text:
+            for line in text:
+                try:
+                    self.journal.append(dict(json.loads(line.decode("utf-8"))))
+                except (ValueError, TypeError):
+                    pass                               # torn by a crash
+        self.torn = not line.endswith(b"\n")
 
     def path(self, *parts):
         """A file of the control directory."""
@@ -1119,22 +1209,23 @@ class Calculation:
 
     def last(self, what):
         """The last journal entry of that kind, or None."""
-        return next((entry for entry in reversed(self.entries) if entry.get("what") == what), None)
+        return next((entry for entry in reversed(self.journal) if entry.get("what") == what), None)
 
     def note(self, step, what, **more):
         """One line into the journal, on disk before this returns."""
         entry = dict({"t": round(time.time(), 3), "boot": boot_id(), "step": step, "what": what}, **more)
-        fd = os.open(self.path(b"journal"), os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
-        try:
-            end = os.fstat(fd).st_size
-            torn = end and os.pread(fd, 1, end - 1) != b"\n"
-            line = (b"\n" if torn else b"") + json.dumps(entry).encode() + b"\n"
-            if os.write(fd, line) != len(line):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self.path(b"journal"))
-            os.fsync(fd)
-        finally:
-            os.close(fd)
-        self.entries.append(entry)
+        with open(self.path(b"journal"), "ab", buffering=0) as out:
+            data, self.torn = (b"\n" if self.torn else b"") + json.dumps(entry).encode() + b"\n", True
+            if out.write(data) != len(data):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), out.name)
+            os.fsync(out.fileno())
+        self.torn = False
+        self.journal.append(entry)
+
+    def explain(self, text):
+        """A line of ours at the end of the command's stderr."""
+        with open(self.path(b"stderr"), "ab") as out:
+            out.write(("%s: %s\n" % (PROGRAM, printable(text))).encode("utf-8"))
 
     def state(self):
         """For people: claimed, starting, running, lost, undelivered, delivered, kept."""
@@ -1153,32 +1244,17 @@ class Calculation:
         shutil.rmtree(self.control, ignore_errors=True)
 
 
-def read_journal(control):
-    """The journal's entries; a torn line is ignored."""
-    entries = []
-    try:
-        with open(os.path.join(control, b"journal"), "rb") as text:
-            for line in text:
-                try:
-                    entries.append(json.loads(line.decode("utf-8")))
-                except ValueError:
-                    pass
-    except OSError:
-        pass
-    return [entry for entry in entries if isinstance(entry, dict)]
-
-
 def on_disk(base):
     """Every Calculation under base, oldest claim first; what has no readable order is left alone."""
-    found, folder = [], os.path.join(base, b".mi")
-    for name in os.listdir(folder) if os.path.isdir(folder) else []:
-        if RUN_NAME.match(name.decode("utf-8", "replace")):
+    found = []
+    for name in os.listdir(os.path.join(base, b".mi")):
+        if re.match(rb"[0-9a-f-]{36}(\.\d+)?\Z", name):
             try:
-                with open(os.path.join(folder, name, b"order.json"), "rb") as text:
+                with open(os.path.join(base, b".mi", name, b"order.json"), "rb") as text:
                     found.append(Calculation(base, name.decode(), json.loads(text.read().decode("utf-8"))))
             except (OSError, ValueError, KeyError) as error:
-                log("warn", name.decode(), "unreadable order", error=error)
-    return sorted(found, key=lambda calc: calc.order.get("t", 0))
+                log("warn", name.decode(), "unreadable", error=error)
+    return sorted(found, key=lambda calc: calc.order["t"])
 
 
 def check_order_of(found):
@@ -1201,578 +1277,6 @@ def check_order_of(found):
     return dict(order, t=round(time.time(), 3), protocol=2)
 
 
-# ---- 4. inputs ----
-def fetch_inputs(calc, relay, page, moved):
-    """4. Every input into the working directory, verified. ValueError: they are not what they should be. Once more after a
-    restart: what came whole is checked again, what came in part goes on where it stopped."""
-    folders, target = {calc.work}, "files/%s/input" % calc.accept_id
-
-    def part(number):
-        return calc.path(b"part%d" % number)
-
-    def wanted():
-        for entry in relay.pages(target, page, calc.claim):
-            number, name, length, sum256 = entry
-            if number >= MAX_INPUTS or parts_of(name)[0] in LOG_NAMES:
-                raise ValueError(_("too many inputs, or one with a log's name"))
-            path = os.path.join(calc.work, utf8(name))
-            folder = os.path.dirname(path)
-            if folder not in folders:
-                os.makedirs(folder, 0o700, exist_ok=True)
-                folders.add(folder)
-            if length > PACK_FILE and os.path.exists(path):
-                os.rename(path, part(number))          # verified again as a part
-            yield entry
-
-    def store(number, name, data):
-        path = os.path.join(calc.work, utf8(name))
-        if data is None:
-            os.rename(part(number), path)
-            return
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
-        try:
-            if os.write(fd, data) != len(data):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
-        finally:
-            os.close(fd)
-
-    if not os.path.isdir(calc.work):
-        os.mkdir(calc.work, 0o700)
-    relay.download_all(target, wanted(), store, part, calc.claim, moved)
-
-
-def prepare_calculation(poller, calc, relay, page):
-    """4. Is it allowed; its inputs; calc-params-complete. The argv, or None if it ends here (journal: why)."""
-    try:
-        calc.command, argv = allowed(poller.commands, calc.info)
-        for name in calc.info["result_files"]:
-            check_name(name)
-        for text in calc.info["result_patterns"]:
-            pattern(text)
-    except ValueError as error:
-        return end_early(calc, "refused", error)
-    try:
-        if page is None:
-            page = relay.ask("GET", "files/%s/input" % calc.accept_id, {"v": 2, "from": 0, "claim": calc.claim})
-        if page.get("files"):
-            log("info", calc.accept_id, "4 calc-params", site=poller.site)
-        fetch_inputs(calc, relay, page, poller.moved)
-    except (ValueError, AttributeError, TypeError) as error:
-        relay.close()
-        return end_early(calc, "input", error)
-    except OSError as error:
-        relay.close()
-        return end_early(calc, "disk", "%s: %s" % (error.strerror, calc.name))
-    relay.ask("POST", "calc-params-complete", {"v": 2, "accept_id": calc.accept_id, "claim": calc.claim})
-    return argv
-
-
-def end_early(calc, reason, text):
-    """The calculation ends without its command: reason for the relay, text for people, in the stderr log and here."""
-    explain(calc, text)
-    calc.note(6, "ended", exit_code=None, reason=reason)
-    log("warn", calc.accept_id, "4 " + reason, why=text)
-
-
-def explain(calc, text):
-    """A line of ours at the end of the command's stderr."""
-    with open(calc.path(b"stderr"), "ab") as out:
-        out.write(("%s: %s\n" % (PROGRAM, printable(text))).encode("utf-8", "backslashreplace"))
-
-
-# ---- 5. and 6. the command ----
-def environment(calc, command):
-    """All that the command sees of this host's environment: never a token."""
-    env = {key: value for key, value in os.environ.items() if PASS_ON.match(key)}
-    env.setdefault("PATH", "/usr/local/bin:/usr/bin:/bin")
-    env.update(command["env"])
-    env.update(CALC_DIR=calc.work.decode("utf-8", "surrogateescape"), MI_RUN="%s.%d" % (calc.accept_id, calc.order["attempt"]))
-    return env
-
-
-def has_mark(pid, mark):
-    """Does the process carry MI_RUN=mark in its environment?"""
-    try:
-        with open("/proc/%d/environ" % pid, "rb") as text:
-            return b"MI_RUN=" + mark in text.read().split(b"\0")
-    except OSError:
-        return False
-
-
-def processes(leader, mark):
-    """The pids of a command's process tree: in the wrapper's session, below it, or with MI_RUN=mark in the environment; not the wrapper.
-    leader: the wrapper's pid, 0 if it is gone."""
-    table, found = {}, set()
-    for pid in (int(name) for name in os.listdir("/proc") if name.isdigit()):
-        try:
-            with open("/proc/%d/stat" % pid, "rb") as text:
-                state, parent, group, session = text.read().rpartition(b") ")[2].split()[:4]
-        except OSError:
-            continue
-        if state not in (b"Z", b"X"):
-            table[pid] = int(parent)
-            if leader and int(session) == leader or has_mark(pid, mark):
-                found.add(pid)
-    more = {leader} if leader else set()
-    while more:                                        # descendants that left the session
-        found |= more
-        more = {pid for pid, parent in table.items() if parent in more} - found
-    return found - {leader, os.getpid()}
-
-
-def kill_tree(calc, grace):
-    """SIGTERM to the command's process tree, SIGKILL to what is left after grace seconds. The wrapper lives on and notes the end."""
-    until, sign = time.monotonic() + grace, signal.SIGTERM
-    mark = ("%s.%d" % (calc.accept_id, calc.order["attempt"])).encode()
-    told = set()
-    while True:
-        started = read_note(calc.path(b"start"))
-        alive = processes(started.pid if started and still_there(started) else 0, mark)
-        if not alive:
-            return
-        if time.monotonic() > until:
-            sign, told = signal.SIGKILL, set()
-        for pid in alive - told:
-            try:
-                os.kill(pid, sign)
-            except OSError:
-                pass
-        told |= alive
-        time.sleep(0.05)
-
-
-def run_command(poller, calc, relay, argv):
-    """5. Starts the command, if it never was, and waits for its end (6.). Writes the journal's "ended"."""
-    command, starting = calc.command or {"timeout": 0, "grace": 10.0}, calc.last("starting")
-    child = None
-    if look(calc.control, time.time())[0] == "ready":
-        if starting["boot"] != boot_id() or argv is None:
-            return end_early(calc, "the host was restarted", "the host was restarted")
-        relay.ask("POST", "calc-start", {"v": 2, "accept_id": calc.accept_id, "claim": calc.claim})
-        if look(calc.control, time.time())[0] == "ready":
-            child = start_wrapper(calc.control, calc.work, argv, environment(calc, calc.command))
-            log("info", calc.accept_id, "5 calc-start", site=poller.site, command=calc.command["name"])
-    calc.phase = "running"
-
-    def over():
-        note = read_note(calc.path(b"child")) if command["timeout"] else None
-        if note and time.clock_gettime(7) - int(note.start) / os.sysconf("SC_CLK_TCK") > command["timeout"]:      # 7: CLOCK_BOOTTIME
-            return "timeout"
-        return calc.cancelled and "cancelled"
-
-    state, detail = wait_end(calc.control, over)
-    why = ""
-    while state not in ("ended", "lost"):
-        why = why or over()
-        log("warn", calc.accept_id, "6 stopped", why=why)
-        kill_tree(calc, command["grace"])
-        until = time.monotonic() + 2
-        state, detail = wait_end(calc.control, lambda: time.monotonic() > until)
-    if child is not None:
-        child.wait()
-    note_end(poller, calc, state, detail, why)
-
-
-def note_end(poller, calc, state, detail, why):
-    """6. The command's end into the journal."""
-    began, end = read_note(calc.path(b"child")), read_note(calc.path(b"end"))
-    code = detail if state == "ended" else None
-    reason = why or (detail if state == "lost" else "could not be started" if code is None else "")
-    if reason:
-        explain(calc, reason)
-    calc.note(6, "ended", exit_code=code, signal=code - 128 if code is not None and 128 < code < 193 else None, reason=reason,
-              started=began and round(began.time, 3), ended=end and round(end.time, 3), whole=state == "ended")
-    log("info", calc.accept_id, "6 calc-end", site=poller.site, exit_code=code, reason=reason)
-
-
-# ---- 7. results ----
-Result = collections.namedtuple("Result", "name path size sum256 stamp")
-
-
-def walk(folder, below=""):
-    """(name, path) of everything under folder that is not a directory; links are not followed. Names that are not UTF-8 are escaped."""
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            name = below + entry.name.decode("utf-8", "backslashreplace")
-            if entry.is_dir(follow_symlinks=False):
-                for found in walk(entry.path, name + "/"):
-                    yield found
-            else:
-                yield name, entry.path
-
-
-def may_leave(rules, name):
-    """'' or the [outbound] rule that keeps a file of that name here. deny_names looks at the whole name and at each part, in any case."""
-    from fnmatch import fnmatchcase
-    parts = parts_of(name)
-    whole = "/".join(parts)
-    if any(fnmatchcase(word.lower(), "/".join(parts_of(rule)).lower()) for rule in rules["deny_names"] for word in (whole,) + parts):
-        return "deny_names"
-    return "" if any(fnmatchcase(whole, rule) for rule in rules["allow_names"]) else "allow_names"
-
-
-def open_result(root, path, folders):
-    """(fd, real path) of a regular file that really lies under root. ValueError with why it may not leave; FileNotFoundError."""
-    folder, leaf = os.path.split(path)
-    if folder not in folders:
-        folders[folder] = os.path.realpath(folder)
-    real = os.path.join(folders[folder], leaf)
-    if os.path.islink(real):
-        real = os.path.realpath(real)
-    if not real.startswith(root + b"/"):
-        raise ValueError("link" if os.path.lexists(path) else "not there")
-    fd = os.open(real, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-    if not stat.S_ISREG(os.fstat(fd).st_mode):
-        os.close(fd)
-        raise ValueError("not a file")
-    return fd, real
-
-
-def read_result(root, name, path, rules, known, folders):
-    """The Result at path, its sum taken. ValueError with why it may not leave; FileNotFoundError. known: {name: [size, sum, stamp]}."""
-    import hashlib
-    check_name(name)
-    rule = may_leave(rules, name)
-    if rule:
-        raise ValueError(rule)
-    fd, real = open_result(root, path, folders)
-    with open(fd, "rb", buffering=0) as source:
-        info = os.fstat(fd)
-        stamp = "%d-%d-%d" % (info.st_ino, info.st_mtime_ns, info.st_ctime_ns)
-        if rules["max_file"] and info.st_size > rules["max_file"]:
-            raise ValueError("max_file")
-        sum256 = known[name][1] if known.get(name, [0, 0, 0])[0::2] == [info.st_size, stamp] else None
-        if sum256 is None:
-            digest, view, left = hashlib.sha256(), memoryview(bytearray(min(CHUNK, info.st_size) or 1)), info.st_size
-            while left:
-                got = source.readinto(view[:min(len(view), left)])
-                if not got:
-                    break
-                digest.update(view[:got])
-                left -= got
-            sum256 = digest.hexdigest()
-    if sum256 in rules["deny_sums"]:
-        raise ValueError("deny_sums")
-    return Result(name, real, info.st_size, sum256, stamp)
-
-
-def candidates(calc):
-    """(name, path, declared by name?) of each possible result: the two logs, then what was asked for (not where the end is unknown)."""
-    for name, file in zip(LOG_NAMES, (b"stdout", b"stderr")):
-        if not os.path.exists(calc.path(file)):
-            write_synced(calc.path(file), b"")
-        yield name, calc.path(file), True
-    if not calc.last("ended").get("whole"):
-        return
-    names = set(calc.info["result_files"]) - set(LOG_NAMES)
-    for name in sorted(names):
-        yield name, os.path.join(calc.work, utf8(name)), True
-    if calc.info["result_patterns"]:
-        asked = declared((), calc.info["result_patterns"])
-        for name, path in walk(calc.work):
-            if name not in names and name not in LOG_NAMES and asked(name):
-                yield name, path, False
-
-
-def collect(calc, rules, known, unstable=()):
-    """7. ([Result] in the order of a manifest, {name: why} of missing and of refused ones, their number by pattern {why: count})."""
-    found, missing, refused, unnamed, folders, total = [], {}, {}, collections.Counter(), {}, 0
-    roots = {calc.work: os.path.realpath(calc.work), calc.control: os.path.realpath(calc.control)}
-    if not calc.last("ended").get("whole"):
-        missing = {name: calc.last("ended")["reason"] for name in calc.info["result_files"] if name not in LOG_NAMES}
-    for name, path, by_name in candidates(calc):
-        try:
-            if name in unstable:
-                raise ValueError("changes")
-            root = roots[calc.control if name in LOG_NAMES else calc.work]
-            result = read_result(root, name, path, rules, known, folders)
-            if len(found) >= rules["max_files"] or rules["max_total"] and total + result.size > rules["max_total"]:
-                raise ValueError("max_files" if len(found) >= rules["max_files"] else "max_total")
-            total += result.size
-            found.append(result)
-        except FileNotFoundError:
-            if by_name:
-                missing[name] = "not there"
-        except (ValueError, OSError) as error:
-            why = getattr(error, "strerror", None) or str(error)
-            if by_name:
-                (missing if why == "not there" else refused)[name] = why
-            else:
-                unnamed[why] += 1
-            log("warn", calc.accept_id, "7 stays here", name=name, why=why)
-    found.sort(key=lambda result: parts_of(result.name))
-    return found, missing, refused, unnamed
-
-
-def write_manifest(calc, found, missing, refused, unnamed):
-    """out/manifest.json: what leaves, for a restart and for whoever wants to know; and what stays."""
-    os.makedirs(calc.path(b"out"), 0o700, exist_ok=True)
-    with open(calc.path(b"out", b"manifest.json"), "w", encoding="utf-8") as out:
-        out.write('{"missing": %s,\n"refused": %s,\n"refused by number": %s,\n"files": {' % tuple(map(json.dumps, (missing, refused, unnamed))))
-        for number, result in enumerate(found):
-            out.write("%s\n%s: %s" % ("," if number else "", json.dumps(result.name), json.dumps([result.size, result.sum256, result.stamp])))
-        out.write("}}\n")
-
-
-def read_manifest(calc):
-    """{name: [size, sum, stamp]} of the manifest on disk, {} if there is none."""
-    try:
-        with open(calc.path(b"out", b"manifest.json"), encoding="utf-8") as text:
-            return json.load(text)["files"]
-    except (OSError, ValueError, KeyError):
-        return {}
-
-
-def send_manifest(calc, relay, found, missing, refused, unnamed):
-    """7. send-results, in pages."""
-    base = {"v": 2, "claim": calc.claim}
-    refused = dict(refused, **{"(%d)" % count: why for why, count in unnamed.items()})
-    for start in range(0, len(found) or 1, PAGE):
-        page = {result.name: {"size": result.size, "sha256": result.sum256} for result in found[start:start + PAGE]}
-        more = start + PAGE < len(found)
-        if start == 0:
-            relay.ask("POST", "send-results", dict(base, accept_id=calc.accept_id, result_files=page, more=more, missing=missing, refused=refused))
-        else:
-            relay.ask("POST", "files/%s/result" % calc.accept_id, dict(base, **{"from": start, "files": page, "more": more}))
-
-
-def send_files(poller, calc, relay, found, fresh):
-    """7. and 8. Uploads until the relay says that all is there. ValueError if a file is no longer what the manifest says."""
-    base = {"v": 2, "accept_id": calc.accept_id, "claim": calc.claim, "result": "end send"}
-    files, numbers, before = [(result.path, result.size) for result in found], None if fresh else [], 0
-    while True:
-        try:
-            relay.upload_all("files/%s/result" % calc.accept_id, files, numbers, calc.claim, poller.moved)
-        except OSError as error:
-            raise ValueError(error.strerror)
-        try:
-            return relay.ask("POST", "end-send", base)
-        except Refused as error:
-            numbers = error.more.get("incomplete")
-            if error.code != 409 or not isinstance(numbers, list) or numbers == before:
-                raise
-            before, numbers = numbers, [n for n in numbers if type(n) is int and 0 <= n < len(files)]
-
-
-def deliver(poller, calc, relay):
-    """6. to 8.: tells the end, sends what may leave."""
-    calc.phase, end = "results", calc.last("ended")
-    fields = {key: end.get(key) for key in ("exit_code", "signal", "reason", "started", "ended")}
-    relay.ask("POST", "calc-end", dict(fields, v=2, accept_id=calc.accept_id, claim=calc.claim,
-                                       result="calc end" if end["exit_code"] == 0 and not end["reason"] else "abnormal"))
-    known, unstable = read_manifest(calc), set()
-    fresh = not known
-    for attempt in range(STABLE_TRIES + 1):
-        found, missing, refused, unnamed = collect(calc, poller.rules, known, unstable)
-        write_manifest(calc, found, missing, refused, unnamed)
-        log("info", calc.accept_id, "7 send-results", site=poller.site, files=len(found), bytes=sum(result.size for result in found),
-            missing=len(missing), refused=len(refused) + sum(unnamed.values()))
-        send_manifest(calc, relay, found, missing, refused, unnamed)
-        try:
-            send_files(poller, calc, relay, found, fresh)
-            break
-        except ValueError as error:                    # a process that the command left behind still writes
-            log("warn", calc.accept_id, "7 changed", why=error)
-            if attempt == STABLE_TRIES:
-                raise
-            before, known, fresh = {result.name: result.sum256 for result in found}, {}, True
-            if attempt == STABLE_TRIES - 1:
-                time.sleep(0.2)
-                again = collect(calc, poller.rules, known)[0]
-                unstable = {result.name for result in again if before.get(result.name) != result.sum256}
-    calc.note(8, "delivered")
-    log("info", calc.accept_id, "8 end-send", site=poller.site)
-    for name in os.listdir(calc.control):
-        if name in (b"run", b"ready", b"alive", b"end.tmp") or name.startswith(b"part"):
-            os.unlink(calc.path(name))
-
-
-# ---- the poller ----
-def carry_out(poller, calc, relay, page=None):
-    """Steps 4 to 8 of one calculation, from wherever its journal stands; after any crash or failure it is simply called again."""
-    if not calc.last("starting") and not calc.last("ended"):
-        argv = prepare_calculation(poller, calc, relay, page)
-        if argv is not None:
-            poller.wait_for_licence(calc)
-            calc.note(5, "starting", argv=argv)
-    if not calc.last("ended"):
-        calc.command = calc.command or poller.commands.get(calc.info["command"])
-        run_command(poller, calc, relay, calc.last("starting")["argv"] if calc.command else None)
-    deliver(poller, calc, relay)
-
-
-def work_on(poller, calc, relay, page=None):
-    """A thread: one calculation, until it is delivered, taken away by the relay, or kept."""
-    while True:
-        try:
-            carry_out(poller, calc, relay, page)
-        except OSError as error:                       # a full or broken disk: the journal says where to go on
-            log("error", calc.accept_id, "disk", error=error, again_in=DISK_PAUSE)
-            relay.close()
-            time.sleep(DISK_PAUSE)
-            page = None
-            continue
-        except Refused as error:
-            lose_claim(calc, error)
-        except (Exception, Stop) as error:
-            log("error", calc.accept_id, "stays here", error="%s: %s" % (type(error).__name__, error), control=calc.control.decode("utf-8", "replace"))
-            if SAY["debug"]:
-                raise
-        return poller.release(calc, relay)
-
-
-def lose_claim(calc, error):
-    """The relay says no to this calculation. Never started here: it goes. Otherwise its result stays on this disk;
-    what only the present relay or token refuses (no 404, no 409) is tried again at the next start."""
-    if look(calc.control, time.time())[0] == "ready":
-        log("warn", calc.accept_id, "claim is gone", code=error.code, why=error)
-        return calc.remove()
-    log("error", calc.accept_id, "result is refused and stays here", code=error.code, why=error, work=calc.work.decode("utf-8", "replace"))
-    if error.code in (404, 409):
-        calc.note(8, "kept", why=str(error))
-
-
-class Poller:
-    """What the threads of this process share. settings: {section: {key: value}} of the ini; words: what the command line said."""
-
-    def __init__(self, settings, words, base, commands, token):
-        self.settings, self.words, self.base, self.commands = settings["poller"], words, base, commands
-        self.rules, self.site, self.url, self.token = settings["outbound"], words["site"], words["url"], token
-        self.retry, self.jobs = words["retry"] or self.settings["retry"], words["jobs"] or self.settings["jobs"]
-        self.held, self.room, self.idle, self.model = {}, threading.Condition(), [], None
-        self.failures, self.away, self.wake, self.outcome = 0, False, os.pipe(), None
-        self.eager = words["once"] or words["fielded"]         # a first contact that fails ends the program
-
-    def new_relay(self):
-        """A connection that nobody uses now; one thread at a time."""
-        with self.room:
-            if self.idle:
-                return self.idle.pop()
-        keys = self.settings
-        made = Relay(self.url, self.token, keys["ca_file"], self.words["verify"], keys["proxy"], keys["client_cert"], keys["client_key"],
-                     self.words["port"])
-        made.pause, made.notice, made.keep_on = self.pause, self.notice, True
-        if self.model is None:
-            made.context = made.tls_context() if made.tls else None
-            self.model = made
-        made.context, made.piece, made.most = self.model.context, self.model.most, self.model.most
-        return made
-
-    def notice(self, line):
-        """One log line when the relay goes away, one when it is back (None), however many threads see it."""
-        if line is None:
-            self.failures = 0
-        if line is not None and not self.away:
-            log("warn", None, "relay does not answer, asking on", why=line)
-        elif line is None and self.away:
-            log("info", None, "relay answers again")
-        self.away = line is not None
-
-    def moved(self, count):
-        """Bytes went over the line: it is not dead."""
-        self.failures = 0
-
-    def pause(self, wait):
-        """Sleeps before the next try; retry: COUNT tries that failed in a row end the process, not the results."""
-        if self.retry:
-            self.failures += 1
-            if self.failures >= self.retry[0]:
-                self.finish(Stop(EX_UNAVAILABLE, _("%s: no answer %d times in a row; %d calculation(s) stay here and go on at the next start")
-                                 % (self.url, self.retry[0], len(self.held))))
-                time.sleep(3600)
-            wait = self.retry[1]
-        time.sleep(wait)
-
-    def finish(self, outcome):
-        """Ends the program from any thread: outcome is an exit code or a Stop."""
-        if self.outcome is None:
-            self.outcome = outcome
-            os.write(self.wake[1], b".")
-
-    def hold(self, calc, relay, page=None):
-        """From now on calc is this process's: a thread of its own."""
-        with self.room:
-            self.held[calc.name] = calc
-        threading.Thread(target=work_on, args=(self, calc, relay, page), daemon=True).start()
-
-    def release(self, calc, relay):
-        """calc is through; its slot and its connection are free."""
-        with self.room:
-            del self.held[calc.name]
-            self.idle.append(relay)
-            self.room.notify_all()
-
-    def wait_for_licence(self, calc):
-        """[command NAME] jobs: how many of this command may run at once."""
-        with self.room:
-            while calc.command["jobs"] and calc.command["jobs"] <= sum(
-                    1 for other in self.held.values() if other.phase == "running" and other.info["command"] == calc.info["command"]):
-                self.room.wait()
-            calc.phase = "running"
-
-    def wait_for_room(self):
-        """Until there is a free slot, and keep_free of the disk."""
-        told = False
-        while True:
-            with self.room:
-                while len(self.held) >= self.jobs:
-                    self.room.wait()
-            disk = os.statvfs(self.base)
-            keep = self.settings["keep_free"]
-            if disk.f_bavail >= (keep * disk.f_blocks if isinstance(keep, float) else keep / disk.f_frsize):
-                return disk.f_bavail * disk.f_frsize
-            if not told:
-                log("warn", None, "disk is fuller than keep_free: no new calculation", base=self.base.decode("utf-8", "replace"))
-            told = True
-            if self.words["once"]:
-                self.finish(Stop(EX_TEMPFAIL, _("%s: less than keep_free is free") % self.base.decode("utf-8", "replace")))
-            time.sleep(DISK_PAUSE)
-
-    def tell(self, line):
-        """A line of the manual, on a terminal or where it was started in the manual's words."""
-        if self.words["fielded"] or sys.stdout.isatty():
-            try:
-                print(printable(line), flush=True)
-            except (OSError, ValueError):
-                pass
-
-
-def stamp():
-    """Now, as the manual's lines have it."""
-    return time.strftime("%Y/%m/%d %H:%M:%S")
-
-
-def calc_request(poller, relay, nonce, free, wait):
-    """3. One calc-request: the answer's fields, or None if there is nothing to do. Refused, Away."""
-    have = {calc.accept_id: calc.claim for calc in list(poller.held.values())}
-    fields = {"v": 2, "site_id": poller.site, "poller": poller.name, "take": nonce, "wait": wait, "have": have, "free": free}
-    poller.tell("%s:send %s%scalc-request?site_id=%s" % (stamp(), relay.url, BASE, poller.site))
-    try:
-        return relay.call("POST", "calc-request", fields, wait)
-    except Refused as error:
-        if error.code in (401, 403, "0005"):
-            poller.tell("%s:status code = 403 / reason = %s" % (stamp(), json.dumps({"errors": [error.more]}, ensure_ascii=False)))
-        else:
-            poller.tell("code = %s / message = %s" % (error.code, error))
-        if error.code != "0300":
-            raise
-        return None
-
-
-def put_on_disk(poller, found):
-    """3. The claimed calculation, on disk, its control directory made ready beforehand. ValueError if the answer cannot be right."""
-    order = check_order_of(found)
-    name = order["accept_id"] + (".%d" % order["attempt"] if order["attempt"] > 1 else "")
-    folder = os.path.join(poller.base, b".mi")
-    control = os.path.join(folder, utf8(name))
-    if os.path.lexists(control) or os.path.lexists(os.path.join(poller.base, utf8(name))):
-        raise ValueError(_("%s is, or was, on this host: nothing runs twice") % name)
-    write_synced(os.path.join(folder, b"spare", b"order.json"), json.dumps(order).encode())
-    os.rename(os.path.join(folder, b"spare"), control)
-    sync_folder(folder)
-    return Calculation(poller.base, name, order)
-
-
 def make_spare(base):
     """A control directory made beforehand, so that a claimed calculation need not wait for its fsyncs."""
     spare = os.path.join(base, b".mi", b"spare")
@@ -1783,44 +1287,563 @@ def make_spare(base):
         prepare(spare)
 
 
-def first_contact(poller, relay):
-    """Which protocol and limits. 69 if the relay cannot be reached and somebody waits for the answer."""
+def put_on_disk(base, found):
+    """3. The claimed calculation, on disk: the spare control directory gets its order and its name. ValueError if it cannot be right."""
+    order = check_order_of(found)
+    name = order["accept_id"] + (".%d" % order["attempt"] if order["attempt"] > 1 else "")
+    control = os.path.join(base, b".mi", utf8(name))
+    if os.path.lexists(control) or os.path.lexists(os.path.join(base, utf8(name))):
+        raise ValueError(_("%s is, or was, on this host: nothing runs twice") % name)
+    write_synced(os.path.join(base, b".mi", b"spare", b"order.json"), json.dumps(order).encode())
+    os.rename(os.path.join(base, b".mi", b"spare"), control)
+    sync_folder(os.path.join(base, b".mi"))
+    return Calculation(base, name, order)
+
+
+# ---- 4. inputs ----
+
+def fetch_inputs(calc, relay, page, moved):
+    """4. Every input into the working directory, verified. ValueError if one is not as it should be. After a restart the same again:
+    large files that came whole are verified again, those that came in part go on where they stopped."""
+    folders, target = {calc.work}, "files/%s/input" % calc.accept_id
+
+    def part(place):
+        return calc.path(b"part%d" % place)
+
+    def wanted():
+        for place, name, length, sum256 in relay.pages(target, page, calc.claim):
+            if place >= MAX_INPUTS or parts_of(name)[0] in LOG_NAMES:
+                raise ValueError(_("too many inputs, or one with a log's name"))
+            path = os.path.join(calc.work, utf8(name))
+            if os.path.dirname(path) not in folders:
+                folders.add(os.path.dirname(path))
+                os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
+            if length > PACK_FILE and os.path.exists(path):
+                os.rename(path, part(place))
+            yield place, name, length, sum256
+
+    def store(place, name, data):
+        if data is None:
+            return os.rename(part(place), os.path.join(calc.work, utf8(name)))
+        with open(os.path.join(calc.work, utf8(name)), "wb") as out:
+            out.write(data)
+
+    os.makedirs(calc.work, 0o700, exist_ok=True)
+    relay.download_all(target, wanted(), store, part, calc.claim, moved)
+
+
+def begin(poller, calc, relay, page):
+    """4. and 5. From the order to the started command, or to a journal that says why it ended without one."""
+    starting = calc.last("starting")
+    if starting and starting["boot"] != boot_id():
+        return end_early(calc, "the host was restarted", "the host was restarted")
     try:
-        version, limits = relay.learn(0 if poller.eager and not poller.retry else None)
+        calc.command, argv = allowed(poller.commands, calc.info)
+        for name in calc.info["result_files"]:
+            check_name(name)
+        for text in calc.info["result_patterns"]:
+            pattern(text)
+    except ValueError as error:
+        return end_early(calc, "refused", error)
+    base = {"v": 2, "accept_id": calc.accept_id, "claim": calc.claim}
+    if not starting:
+        try:
+            page = page or relay.ask("GET", "files/%s/input" % calc.accept_id, {"v": 2, "from": 0, "claim": calc.claim})
+            fetch_inputs(calc, relay, page, poller.moved)
+        except (ValueError, AttributeError, TypeError, OSError) as error:
+            relay.close()
+            return end_early(calc, "disk" if isinstance(error, OSError) else "input", getattr(error, "strerror", None) or error)
+        relay.ask("POST", "calc-params-complete", base)
+        log("info", calc.accept_id, "4 calc-params-complete", site=poller.site)
+        poller.wait_for_licence(calc)
+        if calc.cancelled:
+            return end_early(calc, "cancelled", "cancelled")
+        calc.note(5, "starting", argv=argv)
+    relay.ask("POST", "calc-start", base)
+    calc.child = start_wrapper(calc.control, calc.work, argv, environment(calc))
+    log("info", calc.accept_id, "5 calc-start", site=poller.site, command=calc.command["name"])
+
+
+def end_early(calc, reason, text):
+    """6. It ends without its command: reason for the relay, text for people, in the stderr log and here."""
+    calc.explain(text)
+    calc.note(6, "ended", exit_code=None, reason=reason)
+    log("warn", calc.accept_id, "6 calc-end", reason=reason, why=text)
+
+
+# ---- 5. and 6. the command ----
+
+def environment(calc):
+    """All that the command sees of the poller's environment: never a token."""
+    env = {key: value for key, value in os.environ.items() if PASS_ON.match(key)}
+    env.setdefault("PATH", "/usr/local/bin:/usr/bin:/bin")
+    env.update(calc.command["env"])
+    env.update(CALC_DIR=calc.work.decode("utf-8", "surrogateescape"), MI_RUN=calc.run)
+    return env
+
+
+def processes(leader, mark):
+    """The pids of a command's process tree: in its wrapper's session, with `mark` in the environment, or below one of these.
+    leader: the wrapper's pid, 0 if it is gone; it is not among them."""
+    parents, found = {}, {leader} - {0}
+    for pid in (int(name) for name in os.listdir("/proc") if name.isdigit()):
+        try:
+            with open("/proc/%d/stat" % pid, "rb") as text:
+                state, parent, group, session = text.read().rpartition(b") ")[2].split()[:4]
+            if state not in (b"Z", b"X"):
+                parents[pid] = int(parent)
+                with open("/proc/%d/environ" % pid, "rb") as text:
+                    if leader and int(session) == leader or mark in text.read().split(b"\0"):
+                        found.add(pid)
+        except OSError:
+            pass                                       # gone, or another user's
+    more = found
+    while more:
+        more = {pid for pid, parent in parents.items() if parent in more} - found
+        found |= more
+    return found - {leader, os.getpid()}
+
+
+def kill_tree(calc):
+    """SIGTERM to the command's process tree, SIGKILL to what is left after its grace. The wrapper lives on and notes the end."""
+    until, told = time.monotonic() + (calc.command["grace"] if calc.command else 10), set()
+    while True:
+        wrapper, late = read_note(calc.path(b"start")), time.monotonic() > until
+        alive = processes(wrapper.pid if wrapper and still_there(wrapper) else 0, b"MI_RUN=" + calc.run.encode())
+        for pid in alive if late else alive - told:
+            try:
+                os.kill(pid, signal.SIGKILL if late else signal.SIGTERM)
+            except OSError:
+                pass
+        if not alive:
+            return
+        told |= alive
+        time.sleep(0.05)
+
+
+def wait_for_end(poller, calc):
+    """6. Waits for the command's end, makes it end after timeout or cancel, and writes the journal's "ended"."""
+    calc.phase, calc.command = "running", calc.command or poller.commands.get(calc.info["command"])
+    limit, why = calc.command["timeout"] if calc.command else 0, ""
+
+    def over():
+        child = read_note(calc.path(b"child")) if limit else None
+        late = child and time.clock_gettime(7) - int(child.start) / os.sysconf("SC_CLK_TCK") > limit      # 7: seconds since boot
+        return "timeout" if late else "cancelled" if calc.cancelled else ""
+
+    state, detail = wait_end(calc.control, over)
+    while state not in ("ended", "lost"):
+        why = why or over()
+        kill_tree(calc)
+        until = time.monotonic() + 2
+        state, detail = wait_end(calc.control, lambda: time.monotonic() > until)
+    if calc.child is not None:
+        calc.child.wait()
+    child, end, code = read_note(calc.path(b"child")), read_note(calc.path(b"end")), detail if state == "ended" else None
+    reason = why or (detail if state == "lost" else "could not be started" if code is None else "")
+    if reason:
+        calc.explain(reason)
+    calc.note(6, "ended", exit_code=code, signal=code - 128 if code and 128 < code < 193 else None, reason=reason, whole=state == "ended",
+              started=child and round(child.time, 3), ended=end and round(end.time, 3))
+    log("info", calc.accept_id, "6 calc-end", site=poller.site, exit_code=code, reason=reason)
+
+
+# ---- 7. and 8. results ----
+
+Result = collections.namedtuple("Result", "name path size sum256")
+
+
+def walk(folder, below=""):
+    """(name, path) of everything under folder that is not a directory; links are not followed."""
+    for entry in os.scandir(folder):
+        name = below + entry.name.decode("utf-8", "backslashreplace")
+        if entry.is_dir(follow_symlinks=False):
+            for found in walk(entry.path, name + "/"):
+                yield found
+        else:
+            yield name, entry.path
+
+
+def may_leave(rules, name):
+    """'' or the [outbound] rule that keeps a file of that name here. deny_names: the whole name or any part of it, in upper or lower case."""
+    from fnmatch import fnmatchcase
+    whole = "/".join(parts_of(name))
+    for rule in rules["deny_names"]:
+        if any(fnmatchcase(word.lower(), rule.lower()) for word in (whole,) + parts_of(name)):
+            return "deny_names"
+    return "" if any(fnmatchcase(whole, rule) for rule in rules["allow_names"]) else "allow_names"
+
+
+def open_result(root, path, folders):
+    """(fd, real path) of a regular file that really lies under root. ValueError with why it may not leave, OSError.
+    folders: the real paths of directories seen before."""
+    folder, leaf = os.path.split(path)
+    if folder not in folders:
+        folders[folder] = os.path.realpath(folder)
+    real = os.path.join(folders[folder], leaf)
+    if os.path.islink(real):
+        real = os.path.realpath(real)
+    if not real.startswith(root + b"/"):
+        raise ValueError("link")
+    fd = os.open(real, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise ValueError("not a file")
+    return fd, real
+
+
+def read_result(root, name, path, rules, folders):
+    """The Result at path, its sum taken. ValueError with why it may not leave, OSError."""
+    import hashlib
+    try:
+        check_name(name)
+    except ValueError:                                 # its text would tell the name
+        raise ValueError("name")
+    if may_leave(rules, name):
+        raise ValueError(may_leave(rules, name))
+    fd, real = open_result(root, path, folders)
+    with open(fd, "rb", buffering=0) as source:
+        length, digest, at = os.fstat(fd).st_size, hashlib.sha256(), 0
+        if rules["max_file"] and length > rules["max_file"]:
+            raise ValueError("max_file")
+        view = memoryview(bytearray(min(CHUNK, length)))
+        while at < length:
+            got = source.readinto(view[:length - at])
+            digest.update(view[:got])
+            at += got or length                        # became shorter: sending it will tell
+    if digest.hexdigest() in rules["deny_sums"]:
+        raise ValueError("deny_sums")
+    return Result(name, real, length, digest.hexdigest())
+
+
+def candidates(calc):
+    """(name, path, declared by name?) of each possible result: the two logs, then what was asked for (not where the end is unknown)."""
+    for name, file in zip(LOG_NAMES, (b"stdout", b"stderr")):
+        open(calc.path(file), "ab").close()            # there, even if nothing ran
+        yield name, calc.path(file), True
+    if calc.last("ended").get("whole"):
+        names = set(calc.info["result_files"]) - set(LOG_NAMES)
+        for name in sorted(names):
+            yield name, os.path.join(calc.work, utf8(name)), True
+        asked = declared((), calc.info["result_patterns"])
+        for name, path in walk(calc.work) if calc.info["result_patterns"] else ():
+            if name not in names and name not in LOG_NAMES and asked(name):
+                yield name, path, False
+
+
+def collect(calc, rules, before):
+    """7. ([Result] in a manifest's order, {name: why} of what is missing, of what is refused: by name only if it was declared by name).
+    before: {name: sum} of an earlier look; what differs is refused as well."""
+    found, missing, refused, others, folders, total = [], {}, {}, collections.Counter(), {}, 0
+    roots = {True: os.path.realpath(calc.control), False: os.path.realpath(calc.work)}
+    for name, path, by_name in candidates(calc):
+        try:
+            result = read_result(roots[name in LOG_NAMES], name, path, rules, folders)
+            if before.get(name, result.sum256) != result.sum256:
+                raise ValueError("changes")
+            if len(found) >= rules["max_files"] or rules["max_total"] and total + result.size > rules["max_total"]:
+                raise ValueError("max_files" if len(found) >= rules["max_files"] else "max_total")
+            total += result.size
+            found.append(result)
+        except (ValueError, OSError) as error:
+            why = getattr(error, "strerror", None) or str(error)
+            absent = isinstance(error, FileNotFoundError)
+            if not absent:
+                log("warn" if by_name else "debug", calc.accept_id, "7 stays here", name=name, why=why)
+            if by_name:
+                (missing if absent else refused)[name] = "not there" if absent else why
+            else:
+                others[why] += 1
+    if others:
+        refused["*"] = ", ".join("%s: %d" % pair for pair in sorted(others.items()))
+    if not calc.last("ended").get("whole"):
+        missing.update((name, calc.last("ended")["reason"]) for name in calc.info["result_files"] if name not in LOG_NAMES)
+    found.sort(key=lambda result: parts_of(result.name))
+    for first, second in zip(list(found), found[1:]):
+        if parts_of(first.name) == parts_of(second.name):                # told apart on this disk only
+            found.remove(second)
+            refused[second.name] = "name"
+    return found, missing, refused
+
+
+def send_manifest(calc, relay, found, missing, refused):
+    """7. send-results, in pages; the same into out/manifest.json, for whoever wants to know what left this host."""
+    os.makedirs(calc.path(b"out"), 0o700, exist_ok=True)
+    with open(calc.path(b"out", b"manifest.json"), "w", encoding="utf-8") as out:
+        out.write('{"missing": %s,\n"refused": %s,\n"files": {\n' % (json.dumps(missing), json.dumps(refused)))
+        for start in range(0, len(found) or 1, PAGE):
+            page = {result.name: {"size": result.size, "sha256": result.sum256} for result in found[start:start + PAGE]}
+            fields = {"v": 2, "claim": calc.claim, "more": start + PAGE < len(found)}
+            if start == 0:
+                relay.ask("POST", "send-results", dict(fields, accept_id=calc.accept_id, result_files=page,
+                                                       missing=dict(list(missing.items())[:PAGE]), refused=dict(list(refused.items())[-PAGE:])))
+            else:
+                relay.ask("POST", "files/%s/result" % calc.accept_id, dict(fields, **{"from": start, "files": page}))
+            out.write(json.dumps(page)[1:-1] + (",\n" if fields["more"] else "\n"))
+        out.write("}}\n")
+
+
+def send_files(poller, calc, relay, found):
+    """7. and 8. Uploads what the relay says is missing, until nothing is. ValueError if a file is no longer what the manifest says."""
+    files, before = [(result.path, result.size) for result in found], None
+    while True:
+        try:
+            return relay.ask("POST", "end-send", {"v": 2, "accept_id": calc.accept_id, "claim": calc.claim, "result": "end send"})
+        except Refused as error:
+            numbers = error.more.get("incomplete")
+            if error.code != 409 or not isinstance(numbers, list) or numbers == before:
+                raise
+        before = numbers
+        try:
+            todo = [place for place in numbers if type(place) is int and 0 <= place < len(files)]
+            relay.upload_all("files/%s/result" % calc.accept_id, files, todo, calc.claim, poller.moved)
+        except OSError as error:
+            raise ValueError(error.strerror)
+
+
+def tell_end(calc, relay):
+    """6. calc-end. Returns the relay's word for where it stands: further, if it was told before a restart of ours."""
+    end = calc.last("ended")
+    fields = {key: end.get(key) for key in ("exit_code", "signal", "reason", "started", "ended")}
+    try:
+        relay.ask("POST", "calc-end", dict(fields, v=2, accept_id=calc.accept_id, claim=calc.claim,
+                                           result="calc end" if end["exit_code"] == 0 and not end["reason"] else "abnormal"))
+    except Refused as error:
+        if error.more.get("why") != "state" or error.more.get("state") not in ("getting return", "got return"):
+            raise
+        return error.more["state"]
+    return "calc end"
+
+
+def send_results(poller, calc, relay):
+    """7. and 8. What may leave, all of it on the relay's disk before this returns. ValueError if it changes again and again."""
+    before = {}
+    for attempt in range(CHANGES):
+        found, missing, refused = collect(calc, poller.rules, before if attempt > 1 else {})
+        log("info", calc.accept_id, "7 send-results", site=poller.site, files=len(found), bytes=sum(result.size for result in found),
+            missing=len(missing), refused=len(refused))
+        send_manifest(calc, relay, found, missing, refused)
+        try:
+            return send_files(poller, calc, relay, found)
+        except ValueError as error:                    # a process that the command left behind still writes
+            log("warn", calc.accept_id, "7 changed while it was sent", why=error)
+            if attempt == CHANGES - 1:
+                raise
+        before.update((result.name, result.sum256) for result in found)
+
+
+def deliver(poller, calc, relay):
+    """6. to 8.: tells the end, sends what may leave; then what only the wrapper needed goes."""
+    calc.phase = "results"
+    if tell_end(calc, relay) != "got return":
+        send_results(poller, calc, relay)
+    calc.note(8, "delivered")
+    log("info", calc.accept_id, "8 end-send", site=poller.site)
+    for name in os.listdir(calc.control):
+        if name in (b"run", b"ready", b"alive", b"end.tmp") or name.startswith(b"part"):
+            os.unlink(calc.path(name))
+
+
+# ---- the poller ----
+
+def carry_out(poller, calc, relay, page):
+    """Steps 4 to 8 of one calculation, from wherever its journal stands; after any crash or failure it is called again."""
+    try:
+        if not calc.last("ended") and look(calc.control, time.time())[0] == "ready":
+            begin(poller, calc, relay, page)
+        if not calc.last("ended"):
+            wait_for_end(poller, calc)
+        deliver(poller, calc, relay)
+    except Refused as error:
+        lose_claim(calc, error)
+
+
+def work_on(poller, calc, relay, page=None):
+    """A thread: one calculation, until it is delivered, taken away by the relay, or left for the next start."""
+    while True:
+        try:
+            carry_out(poller, calc, relay, page)
+        except OSError as error:                       # a full or broken disk: the journal says where to go on
+            log("error", calc.accept_id, "disk", error=error, again_in=DISK_PAUSE)
+            relay.close()
+            page = None
+            time.sleep(DISK_PAUSE)
+            continue
+        except (Exception, Stop) as error:
+            log("error", calc.accept_id, "stays here until the next start", bug="%s: %s" % (type(error).__name__, error))
+            if SAY["debug"]:
+                raise
+        return poller.release(calc, relay)
+
+
+def lose_claim(calc, error):
+    """The relay says no. Never started here: the calculation goes. Otherwise its result stays on this disk; what is refused for other
+    reasons than 404 and 409 is tried again at the next start."""
+    if look(calc.control, time.time())[0] == "ready":
+        log("warn", calc.accept_id, "the claim is gone", code=error.code, why=error)
+        return calc.remove()
+    log("error", calc.accept_id, "the result is refused and stays here", code=error.code, why=error, work=calc.work.decode("utf-8", "replace"))
+    if error.code in (404, 409):
+        calc.note(8, "kept", why=str(error))
+
+
+class Poller:
+    """What the threads of this process share. settings: the ini's; options: the command line's."""
+
+    def __init__(self, settings, options, commands, token, base):
+        self.keys, self.rules, self.options, self.commands, self.token, self.base = (
+            settings["poller"], settings["outbound"], options, commands, token, base)
+        self.site, self.jobs, self.retry = options["site"], options["jobs"] or self.keys["jobs"], options["retry"] or self.keys["retry"]
+        self.held, self.idle, self.room = {}, [], threading.Condition()      # calculations by name, free Relays
+        self.first, self.failures, self.away, self.swept = None, 0, False, 0.0
+        self.wake, self.outcome = os.pipe(), None
+
+    def relay(self):
+        """A Relay that nobody uses now. All share one TLS context."""
+        with self.room:
+            if self.idle:
+                return self.idle.pop()
+        keys, options = self.keys, self.options
+        made = Relay(options["url"], self.token, options["ca_file"], options["verify"], keys["proxy"], keys["client_cert"],
+                     keys["client_key"], options["port"])
+        made.pause, made.notice, made.keep_on = self.pause, self.notice, True
+        if self.first is None:
+            made.context, self.first = made.tls_context() if made.tls else None, made
+        made.context, made.piece, made.most = self.first.context, self.first.most, self.first.most
+        return made
+
+    def notice(self, line):
+        """One log line when the relay goes away, one when it is back (None), however many threads see it."""
+        if line is None:
+            self.failures = 0
+        if (line is not None) != self.away:
+            log("warn" if line else "info", None, "relay away, asking on" if line else "relay answers again", **({"why": line} if line else {}))
+        self.away = line is not None
+
+    def moved(self, count):
+        """Bytes went over the line."""
+        self.failures = 0
+
+    def pause(self, wait):
+        """Sleeps before the next try; retry = COUNT,INTERVAL: that many failures in a row end the process, not the results."""
+        if self.retry:
+            self.failures, wait = self.failures + 1, self.retry[1]
+            if self.failures >= self.retry[0]:
+                self.finish(Stop(EX_UNAVAILABLE, _("%s: no answer %d times in a row; %d calculation(s) stay here and go on at the next start")
+                                 % (self.options["url"], self.failures, len(self.held))))
+                wait = 3600
+        time.sleep(wait)
+
+    def finish(self, outcome):
+        """Ends the program, from any thread: outcome is an exit code or an exception."""
+        if self.outcome is None:
+            self.outcome = outcome
+            os.write(self.wake[1], b".")
+
+    def hold(self, calc, relay, page=None):
+        """From now on a thread of its own carries calc out."""
+        with self.room:
+            self.held[calc.name] = calc
+        threading.Thread(target=work_on, args=(self, calc, relay, page), daemon=True).start()
+
+    def release(self, calc, relay):
+        """calc is through: its slot and its connection are free."""
+        with self.room:
+            del self.held[calc.name]
+            self.idle.append(relay)
+            self.room.notify_all()
+
+    def wait_for_licence(self, calc):
+        """[command NAME] jobs: how many of this command may run at once."""
+        with self.room:
+            while 0 < calc.command["jobs"] <= sum(other.phase == "running" and other.info["command"] == calc.info["command"]
+                                                  for other in self.held.values()):
+                self.room.wait()
+            calc.phase = "running"
+
+    def wait_for_room(self):
+        """Waits for a free slot, and until keep_free of the disk is free. Returns the free bytes. 75 with --once."""
+        with self.room:
+            while len(self.held) >= self.jobs:
+                self.room.wait()
+        told = False
+        while True:
+            disk, keep = os.statvfs(self.base), self.keys["keep_free"]
+            if disk.f_bavail * disk.f_frsize >= (keep * disk.f_blocks * disk.f_frsize if isinstance(keep, float) else keep):
+                return disk.f_bavail * disk.f_frsize
+            if self.options["once"]:
+                raise Stop(EX_TEMPFAIL, _("%s: less than keep_free is free") % self.base.decode("utf-8", "replace"))
+            if not told:
+                log("warn", None, "less than keep_free is free: no new calculation", base=self.base.decode("utf-8", "replace"))
+            told = True
+            time.sleep(DISK_PAUSE)
+
+    def tell(self, line):
+        """A line of the manual, on a terminal or where it was started with the manual's words."""
+        if self.options["fielded"] or sys.stdout.isatty():
+            try:
+                print(printable(line), flush=True)
+            except (OSError, ValueError):
+                pass
+
+
+def calc_request(poller, relay, nonce, free, wait):
+    """3. One calc-request: the answer's fields, or None if there is nothing to do. Refused, Away."""
+    fields = {"v": 2, "site_id": poller.site, "poller": poller.name, "take": nonce, "wait": wait, "free": free,
+              "have": {calc.accept_id: calc.claim for calc in list(poller.held.values())}}
+    now = time.strftime("%Y/%m/%d %H:%M:%S")
+    poller.tell("%s:send %s%scalc-request?site_id=%s" % (now, relay.url, BASE, poller.site))
+    try:
+        return relay.call("POST", "calc-request", fields, wait)
+    except Refused as error:
+        if error.code in (401, 403, "0005"):
+            poller.tell("%s:status code = 403 / reason = %s" % (now, json.dumps({"errors": [error.more]}, ensure_ascii=False)))
+        else:
+            poller.tell("code = %s / message = %s" % (error.code, error))
+        if error.code != "0300":
+            raise
+        return None
+
+
+def first_contact(poller, relay):
+    """The seconds that the relay lets us wait. 69 if it cannot be reached and somebody waits for the answer, 76 if it is a fielded one."""
+    somebody = poller.options["fielded"] or poller.options["once"]
+    try:
+        version, limits = relay.learn(0 if somebody and not poller.retry else None)
     except Away as error:
         raise Stop(EX_UNAVAILABLE, str(error))
     if version < 2:                                    # the place for the fielded protocol
-        raise Stop(EX_PROTOCOL, _("%s speaks only the fielded protocol (v1), which this version does not: use the fielded poller") % relay.url)
-    poller.model.piece = poller.model.most = relay.most
-    return min(POLL_WAIT, limits["wait"] if isinstance(limits.get("wait"), int) and limits["wait"] > 0 else POLL_WAIT)
+        raise Stop(EX_PROTOCOL, _("%s speaks the fielded protocol (v1) only, and this version does not") % relay.url)
+    poller.first.piece = poller.first.most = relay.most
+    for key in ("max_file", "max_files"):
+        if isinstance(limits.get(key), int) and limits[key] > 0:
+            poller.rules[key] = min(poller.rules[key] or limits[key], limits[key])
+    return 0 if poller.options["once"] else min(POLL_WAIT, limits["wait"] if isinstance(limits.get("wait"), int) else POLL_WAIT)
 
 
 def refused_at_first(relay, error):
     """The very first calc-request was refused: what to do about it."""
     if error.code in (401, 403, "0005"):
-        what = _("the relay refuses the token (%s): get a valid one with role remote for this site") % (error.more.get("why") or error)
-    else:
-        what = _("the relay refuses: %s") % error
-    return Stop(EX_REFUSED, "%s: %s" % (relay.url, what))
+        return Stop(EX_REFUSED, _("%s: the token is refused (%s): get a valid one, role remote, for this site")
+                    % (relay.url, printable(error.more.get("why") or error)))
+    return Stop(EX_REFUSED, "%s: %s" % (relay.url, error))
 
 
 def claim_loop(poller):
     """A thread: 3. asks for work whenever there is room for it, for ever (--once: until nothing is left)."""
-    relay, backoff, nonce, answered = poller.new_relay(), Backoff(), os.urandom(16).hex(), False
-    wait = 0 if poller.words["once"] else first_contact(poller, relay)
-    if poller.words["once"]:
-        first_contact(poller, relay)
+    relay, backoff, nonce, answered = poller.relay(), Backoff(), os.urandom(16).hex(), False
+    wait = first_contact(poller, relay)
     while True:
-        free = poller.wait_for_room()
         try:
+            free = poller.wait_for_room()
             make_spare(poller.base)
-            asked = time.monotonic()
+            asked, calc = time.monotonic(), None
             found = calc_request(poller, relay, nonce, free, wait)
             poller.notice(None)
             backoff, answered = Backoff(), True
-            calc = found and put_on_disk(poller, found)
+            calc = found and put_on_disk(poller.base, found)
         except (Away, Refused, OSError) as error:
-            if not answered and isinstance(error, Refused) and error.code not in AGAIN:
+            if isinstance(error, Refused) and not answered and error.code not in AGAIN:
                 raise refused_at_first(relay, error)
             if isinstance(error, OSError):
                 log("error", None, "disk", error=error)
@@ -1831,14 +1854,12 @@ def claim_loop(poller):
             continue
         except ValueError as error:
             log("error", None, "3 the relay's answer is not taken", why=error)
-            calc = None
-            time.sleep(1)
         nonce = os.urandom(16).hex()
         if calc:
             log("info", calc.accept_id, "3 calc-request", site=poller.site, command=calc.info["command"], attempt=calc.order["attempt"])
-            poller.hold(calc, relay, found.get("inputs") if isinstance(found.get("inputs"), dict) else {})
-            relay = poller.new_relay()
-        elif poller.words["once"]:
+            poller.hold(calc, relay, found.get("inputs"))
+            relay = poller.relay()
+        elif poller.options["once"] and not found:
             with poller.room:
                 while poller.held:
                     poller.room.wait()
@@ -1850,71 +1871,64 @@ def claim_loop(poller):
 
 def heartbeat_loop(poller):
     """A thread with its own connection: renews all claims, hears of cancelled calculations."""
-    relay = poller.new_relay()
+    relay = poller.relay()
     relay.pause, relay.notice = time.sleep, lambda line: None
     while True:
-        calcs = {calc.accept_id: calc for calc in list(poller.held.values()) if time.monotonic() - calc.since > 1}
-        if not calcs:
-            time.sleep(1)
-            continue
-        asked = time.monotonic()
-        fields = {"v": 2, "site_id": poller.site, "poller": poller.name, "wait": POLL_WAIT,
-                  "calcs": {name: {"claim": calc.claim, "phase": calc.phase} for name, calc in calcs.items()}}
+        asked, calcs = time.monotonic(), {calc.accept_id: calc for calc in list(poller.held.values()) if time.monotonic() - calc.since > 1}
         try:
-            found = relay.ask("POST", "heartbeat", fields, POLL_WAIT)
-            for name in found.get("cancel") or []:
-                if name in calcs and not calcs[name].cancelled:
+            found = calcs and relay.ask("POST", "heartbeat", {
+                "v": 2, "site_id": poller.site, "poller": poller.name, "wait": POLL_WAIT,
+                "calcs": {name: {"claim": calc.claim, "phase": calc.phase} for name, calc in calcs.items()}}, POLL_WAIT)
+            for name in calcs if calcs and isinstance(found.get("cancel"), list) else ():
+                if name in found["cancel"] and not calcs[name].cancelled:
                     log("warn", name, "6 cancelled by the workflow side")
                     calcs[name].cancelled = True
-        except (Refused, TypeError) as error:
+            wait = 20 if calcs and (found.get("gone") or found.get("unknown")) else 1
+        except Refused as error:
             log("debug", None, "heartbeat", error=error)
-            time.sleep(POLL_WAIT)
-        time.sleep(max(0.0, 1 - (time.monotonic() - asked)))
+            wait = 20
+        time.sleep(max(0.0, wait - (time.monotonic() - asked)))
 
 
 def sweep(poller):
-    """Working and control directories of delivered calculations go after keep_workdirs; looked at once an hour."""
-    if time.monotonic() < getattr(poller, "next_sweep", 0):
+    """Once an hour: the directories of calculations that were delivered keep_workdirs ago go."""
+    if time.monotonic() < poller.swept:
         return
-    poller.next_sweep = time.monotonic() + 3600
+    poller.swept = time.monotonic() + 3600
     for calc in on_disk(poller.base):
-        done = calc.last("delivered")
-        if done and calc.name not in poller.held and time.time() - done["t"] > poller.settings["keep_workdirs"]:
-            log("info", calc.accept_id, "swept", age_days=int((time.time() - done["t"]) / 86400))
+        if calc.last("delivered") and time.time() - calc.last("delivered")["t"] > poller.keys["keep_workdirs"]:
+            log("info", calc.accept_id, "swept")
             calc.remove()
 
 
-# ---- start ----
+# ---- the start ----
+
 def open_base(path):
     """calc_base and its .mi, made or checked, as bytes. 78 if others could put something into it."""
-    home = os.environ.get("XDG_STATE_HOME") or os.path.join(os.path.expanduser("~"), ".local", "state")
+    home = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
     base = os.path.realpath(utf8(os.path.expanduser(path) if path else os.path.join(home, "mi_distcomp")))
-    shown = base.decode("utf-8", "replace")
-    if not os.path.isdir(base):
-        os.makedirs(base, 0o700)
-    if base == b"/tmp" or base.startswith(b"/tmp/"):
-        log("warn", None, "calc_base is below /tmp: a reboot or a cleaner may delete what was not delivered yet", base=shown)
-    folder = os.path.join(base, b".mi")
-    try:
-        os.mkdir(folder, 0o700)
-    except FileExistsError:
-        pass
+    shown, folder = base.decode("utf-8", "replace"), os.path.join(base, b".mi")
+    for path in (base, folder):
+        if not os.path.isdir(path):
+            os.makedirs(path, 0o700)
     info = os.lstat(folder)
     if not stat.S_ISDIR(info.st_mode) or info.st_uid != os.geteuid() or info.st_mode & 0o077:
         raise Stop(EX_CONFIG, _("%s/.mi: must be a directory of yours that nobody else may enter (chown, chmod 700)") % shown)
+    if (base + b"/").startswith(b"/tmp/"):
+        log("warn", None, "calc_base is below /tmp: a reboot or a cleaner may delete what was not delivered", base=shown)
     return base
 
 
 def lock_base(base):
-    """Takes calc_base for this process (the open file). 75 with who holds it."""
+    """Takes calc_base for this process: the open lock file. 75 with who holds it."""
     import fcntl
     lock = open(os.path.join(base, b".mi", b"lock"), "a+")
     try:
         fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         lock.seek(0)
-        raise Stop(EX_TEMPFAIL, _("%s: in use by another poller (%s); stop it or give this one its own calc_base")
-                   % (base.decode("utf-8", "replace"), printable(lock.read(200).strip())))
+        raise Stop(EX_TEMPFAIL, _("%s: in use by another poller (%s); stop it, or give this one its own calc_base")
+                   % (base.decode("utf-8", "replace"), lock.read(200).strip()))
     lock.truncate(0)
     lock.write("pid %d on %s\n" % (os.getpid(), os.uname().nodename))
     lock.flush()
@@ -1937,40 +1951,35 @@ def plain_token(text, where):
     return text.strip()
 
 
-def token_from_file(path, strict=True):
-    """A function that returns the token in a file, read again whenever the file changes. 78 if it is unreadable or (strict) too open."""
-    kept = [None, None]
-
-    def token():
+def token_in_file(path, strict=True):
+    """A function that returns the token in a file, read each time: it may be renewed. 78 if it is unreadable or (strict) too open."""
+    def read():
         try:
-            with open(utf8(path), encoding="utf-8", errors="replace") as text:
-                info = os.fstat(text.fileno())
-                if strict and info.st_mode & 0o077:
+            with open(utf8(path), encoding="latin-1") as text:
+                if strict and os.fstat(text.fileno()).st_mode & 0o077:
                     raise Stop(EX_CONFIG, _("%s: others may read the token: chmod 600 %s") % (path, path))
-                kept[:] = [(info.st_mtime_ns, info.st_ino), plain_token(text.read(5000), path)]
+                return plain_token(text.read(5000), path)
         except OSError as error:
             raise Stop(EX_CONFIG, _("%s: %s (token_file; chmod 600, owner: the poller's user)") % (path, error.strerror))
 
+    kept = [read()]
+
     def current():
         try:
-            info = os.stat(utf8(path))
-            if (info.st_mtime_ns, info.st_ino) != kept[0]:
-                token()
-        except (OSError, Stop) as error:
-            log("warn", None, "token file: the old token stays in use", error=error)
-        return kept[1]
-
-    token()
+            kept[0] = read()
+        except Stop as stop:
+            log("warn", None, "the old token stays in use", why=stop)
+        return kept[0]
     return current
 
 
 def token_from_login(url):
-    """The token of the site's login program (asks at the terminal). 78 if it is not installed, 77 if it says no."""
+    """The token of the site's login program, which asks at the terminal. 78 if it is not installed, 77 if it says no."""
     sys.path.append(os.environ.get("AUTHENTICATION_OPERATOR", ""))
     try:
         from openam_operator import openam_operator
     except ImportError:
-        raise Stop(EX_CONFIG, _("login: set AUTHENTICATION_OPERATOR to the directory of authentication_operator"))
+        raise Stop(EX_CONFIG, _("login: AUTHENTICATION_OPERATOR must name the directory of authentication_operator"))
     token = openam_operator.miLogin(address(url)[1])[1]
     if not token:
         raise Stop(EX_REFUSED, _("login: not accepted"))
@@ -1978,25 +1987,25 @@ def token_from_login(url):
 
 
 def hide_token(token):
-    """Starts this program again with the token in a pipe instead of on the command line, where `ps` shows it to everybody."""
-    log("warn", None, "the token was visible in the process list for a moment and may be in the shell's history: better token_file, mode 0600")
+    """Starts this program anew with the token in a pipe instead of on the command line, where `ps` shows it to everybody."""
+    log("warn", None, "the token was in the process list for a moment, and may be in the shell's history: better token_file, mode 0600")
     out, into = os.pipe()
     os.write(into, token.encode())
     os.close(into)
     os.set_inheritable(out, True)
     with open("/proc/self/cmdline", "rb") as text:
-        words = text.read().split(b"\0")[:-1]
-    sys.stderr.flush()
-    os.execv(sys.executable, [sys.executable] + [b"fd:%d" % out if word == token.encode() else word for word in words[1:]])
+        words = text.read().split(b"\0")[1:-1]
+    os.execv(sys.executable, [sys.executable] + [b"fd:%d" % out if word == token.encode() else word for word in words])
 
 
 def find_token(word, url, settings, as_program):
-    """A function that returns the token: from the command line's word, or the first place that has one."""
+    """A function that returns the token: of the command line's word, or the first place that has one."""
+    credential = os.path.join(os.environ.get("CREDENTIALS_DIRECTORY") or "/nonexistent", "mi_distcomp_token")
     if word == "login":
         token = token_from_login(url)
-    elif word and word.startswith("fd:"):
+    elif word.startswith("fd:"):
         try:
-            with open(int(word[3:]), encoding="ascii", errors="replace") as pipe:
+            with open(int(word[3:]), encoding="latin-1") as pipe:
                 token = plain_token(pipe.read(5000), word)
         except (OSError, ValueError):
             raise Stop(EX_USAGE, _("%s: no token to read there") % word)
@@ -2005,9 +2014,9 @@ def find_token(word, url, settings, as_program):
         if as_program:
             hide_token(token)
     elif settings["token_file"]:
-        return token_from_file(settings["token_file"])
-    elif os.path.exists(os.path.join(os.environ.get("CREDENTIALS_DIRECTORY", "/nonexistent"), "mi_distcomp_token")):
-        return token_from_file(os.path.join(os.environ["CREDENTIALS_DIRECTORY"], "mi_distcomp_token"), strict=False)
+        return token_in_file(settings["token_file"])
+    elif os.path.exists(credential):
+        return token_in_file(credential, strict=False)
     elif os.environ.get("MI_DISTCOMP_TOKEN"):
         token = plain_token(os.environ["MI_DISTCOMP_TOKEN"], "MI_DISTCOMP_TOKEN")
     elif sys.stdin is not None and sys.stdin.isatty():
@@ -2018,48 +2027,23 @@ def find_token(word, url, settings, as_program):
     return lambda: token
 
 
-def fielded_words(words, options):
-    """The manual's words: SITE BASE_URL TOKEN [debug] [no_auth[:CAFILE]] [port:N] [retry:C,I] [calc_base:DIR], into options. 64."""
-    if len(words) < 3 or "://" not in words[1]:
-        raise Stop(EX_USAGE, _("a subcommand (poll, list, show) or: SITE BASE_URL TOKEN|login ...; --help says more"))
-    options.update(site=words[0], url=words[1], token=words[2], fielded=True)
-    for word in words[3:]:
-        key, colon, value = word.partition(":")
-        try:
-            if word == "debug":
-                SAY["level"], SAY["debug"] = 0, True
-            elif key == "no_auth" and (value or not colon):
-                options.update(verify=bool(value), ca_file=value)
-            elif key == "port" and re.match(r"\d{1,5}\Z", value):
-                options["port"] = int(value)
-            elif key == "retry" and value:
-                options["retry"] = retry_of(value)
-            elif key == "calc_base" and value:
-                options["calc_base"] = value
-            else:
-                raise ValueError(_("is not a word of this program"))
-        except ValueError as error:
-            raise Stop(EX_USAGE, "%s: %s" % (printable(word), error))
-
-
 def set_up(options, settings, ini, as_program):
-    """Everything checked before the first contact: the Poller, its lock held."""
-    keys = settings["poller"]
-    keys["ca_file"], options["site"] = options["ca_file"] or keys["ca_file"], options["site"] or keys["site"]
-    options["url"] = options["url"] or keys["url"]
-    for key in ("site", "url"):
-        if not options[key]:
-            raise Stop(EX_CONFIG, _("%s: [poller] %s is not set") % (ini or "mi_distributed_computing_assist.ini", key))
+    """Everything that is checked before the first contact: the Poller, its calc_base locked."""
+    keys, ini = settings["poller"], ini or "mi_distributed_computing_assist.ini"
+    for key in ("site", "url", "ca_file", "calc_base"):
+        options[key] = options[key] or keys[key]
+        if not options[key] and key in ("site", "url"):
+            raise Stop(EX_CONFIG, _("%s: [poller] %s is not set") % (ini, key))
     address(options["url"], options["port"])
     commands = allow_list(ini, settings)
     token = find_token(options["token"], options["url"], keys, as_program)
-    base = open_base(options["calc_base"] or keys["calc_base"])
+    base = open_base(options["calc_base"])
     lock = lock_base(base)
-    poller = Poller(settings, options, base, commands, token)
+    poller = Poller(settings, options, commands, token, base)
     poller.lock, poller.name = lock, poller_name(base)
     if not options["verify"]:
-        log("warn", None, "no_auth: THE RELAY'S CERTIFICATE IS NOT CHECKED. Whoever sits in between can read token, inputs and results, and "
-                          "give orders (within the allow-list). Use no_auth:CAFILE or ca_file")
+        log("warn", None, "no_auth: THE RELAY'S CERTIFICATE IS NOT CHECKED: whoever sits in between can read token, inputs and results and "
+                          "give orders within the allow-list; use no_auth:CAFILE or ca_file")
     return poller
 
 
@@ -2067,18 +2051,9 @@ def poll(poller):
     """Runs the threads; this one only waits for a signal or an outcome. Leaving is safe at any moment: everything is on disk."""
     signals = []
 
-    def on_signal(number, frame):
-        signals.append(number)
+    def on_signal(which, frame):
+        signals.append(which)
         os.write(poller.wake[1], b".")
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, on_signal)
-    relay = poller.new_relay()                         # checks the certificate files
-    poller.idle.append(relay)
-    for line in ("site id = %s" % poller.site, "base url = %s" % relay.url, "token = ****"):
-        poller.tell(line)
-    log("info", None, "polling", site=poller.site, url=relay.url, jobs=poller.jobs, base=poller.base.decode("utf-8", "replace"),
-        commands=",".join(sorted(command["name"] for command in poller.commands.values())))
 
     def thread(loop):
         try:
@@ -2086,10 +2061,18 @@ def poll(poller):
         except Exception as error:
             poller.finish(error)
 
+    for which in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(which, on_signal)
+    relay = poller.relay()                             # 78 here, if a certificate file is unusable
+    for line in ("site id = %s" % poller.site, "base url = %s" % relay.url, "token = ****"):
+        poller.tell(line)
+    log("info", None, "polling", site=poller.site, url=relay.url, jobs=poller.jobs, base=poller.base.decode("utf-8", "replace"),
+        commands=" ".join(sorted(command["name"] for command in poller.commands.values())))
+    poller.idle.append(relay)
     for calc in on_disk(poller.base):
         if not calc.last("delivered") and not calc.last("kept"):
             log("info", calc.accept_id, "picked up", state=calc.state())
-            poller.hold(calc, poller.new_relay())
+            poller.hold(calc, poller.relay())
     for loop in (claim_loop, heartbeat_loop):
         threading.Thread(target=thread, args=(loop,), daemon=True).start()
     os.read(poller.wake[0], 1)
@@ -2105,35 +2088,48 @@ def poll(poller):
 
 def list_calculations(base, as_json):
     """What is, or was, on this host."""
-    rows = [{"id": calc.name, "state": calc.state(), "command": calc.info["command"], "age": round(time.time() - calc.order.get("t", 0))}
+    rows = [{"id": calc.name, "state": calc.state(), "command": calc.info["command"], "age": round(time.time() - calc.order["t"])}
             for calc in on_disk(base)]
     if as_json:
         print(json.dumps(rows, ensure_ascii=False))
-    for row in rows if not as_json else []:
+        return
+    for row in rows:
         print("%-38s %-12s %8ds  %s" % (row["id"], row["state"], row["age"], printable(row["command"])))
 
 
 def show(base, name, as_json):
-    """One calculation. 64 if it is not here."""
+    """One calculation: directories, order (without the claim), journal. 64 if it is not here."""
     for calc in on_disk(base):
         if calc.name == name:
-            order = {key: value for key, value in calc.order.items() if key != "claim"}
             shown = {"id": name, "state": calc.state(), "work": calc.work.decode("utf-8", "replace"),
-                     "control": calc.control.decode("utf-8", "replace"), "order": order, "journal": calc.entries}
-            if as_json:
-                return print(json.dumps(shown, ensure_ascii=False))
-            for key in ("id", "state", "work", "control"):
-                print("%-8s %s" % (key, printable(shown[key])))
-            print("%-8s %s" % ("order", printable(json.dumps(order, ensure_ascii=False))))
-            return [print("journal  %s" % printable(json.dumps(entry, ensure_ascii=False))) for entry in calc.entries] and None
+                     "control": calc.control.decode("utf-8", "replace"),
+                     "order": {key: value for key, value in calc.order.items() if key != "claim"}, "journal": calc.journal}
+            return print(json.dumps(shown, ensure_ascii=False, indent=None if as_json else 1))
     raise Stop(EX_USAGE, _("%s: not on this host") % printable(name))
 
 
-def version_line():
-    """PROGRAM VERSION protocol and this very file's sum."""
-    import hashlib
-    with open(__file__, "rb") as text:
-        return "%s %s protocol 2 sha256 %s" % (PROGRAM, VERSION, hashlib.sha256(text.read()).hexdigest())
+def fielded_words(words, options):
+    """The manual's words, SITE BASE_URL TOKEN ..., into options. 64."""
+    if len(words) < 3 or "://" not in words[1]:
+        raise Stop(EX_USAGE, _("say poll, list, show ID, or SITE BASE_URL TOKEN|login ...; --help tells more"))
+    options.update(site=words[0], url=words[1], token=words[2], fielded=True)
+    for word in words[3:]:
+        key, colon, value = word.partition(":")
+        try:
+            if word == "debug":
+                SAY["level"], SAY["debug"] = 0, True
+            elif key == "no_auth" and bool(value) == bool(colon):
+                options.update(verify=bool(value), ca_file=value)
+            elif key == "port" and re.match(r"\d{1,5}\Z", value):
+                options["port"] = int(value)
+            elif key == "retry" and value:
+                options["retry"] = retry_of(value)
+            elif key == "calc_base" and value:
+                options["calc_base"] = value
+            else:
+                raise ValueError(_("is not a word of this program; --help tells more"))
+        except ValueError as error:
+            raise Stop(EX_USAGE, "%s: %s" % (word, error))
 
 
 def parse(argv):
@@ -2142,40 +2138,39 @@ def parse(argv):
 
     class Parser(argparse.ArgumentParser):
         def error(self, message):
-            raise Stop(EX_USAGE, "%s; --help says more" % message)
+            raise Stop(EX_USAGE, "%s; --help tells more" % message)
 
-    parser = Parser(prog=PROGRAM + ".py", usage=argparse.SUPPRESS, description=__doc__, allow_abbrev=False,
-                    formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("words", nargs="*", help=argparse.SUPPRESS)
-    parser.add_argument("--once", action="store_true", help="work off what is there, then end (cron); silent if another poller runs")
-    parser.add_argument("--jobs", type=int, default=0, metavar="N", help="calculations at a time")
-    parser.add_argument("--ini", metavar="FILE", help="instead of the mi_distributed_computing_assist.ini that is found")
-    parser.add_argument("--json", action="store_true", help="list, show: for programs")
-    parser.add_argument("-q", action="store_const", const=2, dest="level", help="log warnings and errors only")
-    parser.add_argument("-v", action="store_const", const=0, dest="level", help="log more")
-    parser.add_argument("--version", action="store_true", help="version, protocol, and the sha256 of this file")
+    parser = Parser(add_help=False, allow_abbrev=False)
+    parser.add_argument("words", nargs="*")
+    for word in ("--once", "--json", "--version", "--help", "-h", "-q", "-v"):
+        parser.add_argument(word, action="store_true")
+    parser.add_argument("--jobs", type=int, default=0)
+    parser.add_argument("--ini")
     found, more = parser.parse_known_args(argv)
-    if any(word.startswith("-") for word in more):
-        parser.error("unknown option %s" % printable(more[0]))
-    options = dict(vars(found), site="", url="", token="", fielded=False, verify=True, ca_file="", port=None, retry=None, calc_base="")
-    return found.words + more, options
+    if any(word.startswith("-") for word in more) or found.jobs < 0:
+        parser.error("%s: unknown option" % (more or "--jobs")[0])
+    return found.words + more, dict(vars(found), site="", url="", token="", fielded=False, verify=True, ca_file="", port=None, retry=None,
+                                    calc_base="")
 
 
 def main(argv=None):
     """The program; returns its exit code."""
     words, options = parse(arguments(argv))
+    if options["help"] or options["h"]:
+        return print(__doc__.strip())
     if options["version"]:
-        return print(version_line())
-    if options["level"] is not None:
-        SAY["level"] = options["level"]
-    if words[:1] not in (["poll"], ["list"], ["show"]):
+        import hashlib
+        with open(__file__, "rb") as text:
+            return print("%s %s protocol 2 (1) sha256 %s" % (PROGRAM, VERSION, hashlib.sha256(text.read()).hexdigest()))
+    SAY["level"] = 0 if options["v"] else 2 if options["q"] else 1
+    if words not in (["poll"], ["list"]) and words[:1] != ["show"]:
         fielded_words(words, options)
-    elif len(words) != (2 if words[0] == "show" else 1) or options["jobs"] < 0:
-        raise Stop(EX_USAGE, _("too many or too few words; --help says more"))
+    elif words[0] == "show" and len(words) != 2:
+        raise Stop(EX_USAGE, _("show needs one ID"))
     ini = find_ini(options["ini"], __file__)
     settings = read_ini(ini, KEYS, guarded=True)
     choose_language(settings["poller"]["lang"])
-    if words[0] == "list" and not options["fielded"]:
+    if words == ["list"]:
         return list_calculations(open_base(settings["poller"]["calc_base"]), options["json"])
     if words[0] == "show" and not options["fielded"]:
         return show(open_base(settings["poller"]["calc_base"]), words[1], options["json"])

@@ -906,7 +906,118 @@ def iter_write(out, view):
         view = view[count:]
 # ==== end shared ====
 
-JA = {}
+JA = {
+    # shared
+    "an argument is not UTF-8": "引数が UTF-8 ではありません",
+    "interrupted": "中断されました",
+    "a bug (%s in line %d: %s); please report this line, MI_DEBUG=1 shows more": "プログラムの不具合です (%s、%d 行目: %s)。この行をお知らせください。MI_DEBUG=1 で詳細を表示します",
+    "is not a time (like 90s, 5m, 2h, 30d)": "時間ではありません (例: 90s, 5m, 2h, 30d)",
+    "is not a size (like 64K, 16M, 2G)": "サイズではありません (例: 64K, 16M, 2G)",
+    "is not yes or no": "yes か no ではありません",
+    "is not one of: %s": "次のいずれかではありません: %s",
+    "%s: no such file (--ini)": "%s: ファイルがありません (--ini)",
+    " (did you mean %s?)": " (%s のことですか?)",
+    "%s: must belong to you or root and not be writable by everybody (chown, chmod o-w)":
+        "%s: 所有者は実行ユーザーか root とし、誰でも書ける状態にしないでください (chown, chmod o-w)",
+    "%s: [%s] is not a section%s": "%s: [%s] という節はありません%s",
+    "%s: [%s] %s is not a key%s": "%s: [%s] %s というキーはありません%s",
+    "an empty name": "名前が空です",
+    "a name that is not UTF-8": "名前が UTF-8 ではありません",
+    "a name that is too long: %s...": "名前が長すぎます: %s...",
+    "a name with a control character or a backslash: %s": "名前に制御文字かバックスラッシュがあります: %s",
+    "a name that is absolute or has an empty, . or .. part: %s": "名前が絶対パスか、空・.・.. を含みます: %s",
+    "two names that are equal, one in the other, or out of order: %s": "名前が重複するか、包含するか、順序が違います: %s",
+    "a name that is kept for the log: %s": "ログのための名前は使えません: %s",
+    "%s: not a URL of a relay (like https://HOST:50443)": "%s: 中継サーバーの URL ではありません (例: https://HOST:50443)",
+    "%s: unusable certificate file: %s": "%s: 証明書ファイルが使えません: %s",
+    "the proxy must be given as http://[USER:PASSWORD@]HOST:PORT": "プロキシは http://[USER:PASSWORD@]HOST:PORT の形で指定してください",
+    " through the proxy %s:%d": " (プロキシ %s:%d 経由)",
+    "%s: TLS failed: %s": "%s: TLS 接続に失敗しました: %s",
+    "%s: the name %s is not known": "%s: ホスト名 %s が見つかりません",
+    "%s: an answer without end": "%s: 応答が終わりません",
+    "%s: an answer without its length": "%s: 応答に長さがありません",
+    "%s: HTTP 413: too large": "%s: HTTP 413: 大きすぎます",
+    "%s: HTTP %d without the relay's JSON: a proxy or gateway in between answered":
+        "%s: HTTP %d、中継サーバーの JSON ではありません (途中のプロキシかゲートウェイの応答です)",
+    "is not what was declared (its sum differs)": "登録した内容と違います (チェックサムの不一致)",
+    "%s: the relay is at byte %s of a file of %d": "%s: 中継サーバーの位置 %s がファイルの大きさ %d と合いません",
+    "%s: the relay stays at byte %d of %d": "%s: 中継サーバーが %d / %d バイト目から進みません",
+    "%s changed while it was sent": "%s が送信中に変わりました",
+    "became shorter while it was sent": "送信中に短くなりました",
+    "the file list is none": "ファイル一覧の形が正しくありません",
+    "%s: no size or sha256": "%s: サイズまたは sha256 がありません",
+    "the pages of the file list do not follow one another": "ファイル一覧のページがつながりません",
+    "cut off": "切断されました",
+    "%s: HTTP %d where a file was due": "%s: HTTP %d (ファイルが返るはずでした)",
+    "%s: %d bytes where %d were due": "%s: %d バイト (正しくは %d バイト)",
+    "does not arrive as it was sent (its sum differs, three times)": "送られたとおりに届きません (チェックサムが 3 回とも不一致)",
+    "%s does not arrive as it was sent (its sum differs, three times)": "%s が送られたとおりに届きません (チェックサムが 3 回とも不一致)",
+    "%s: arrived other than it was sent": "%s: 送られたものと違う内容が届きました",
+    "%s: the relay's pack does not match its file list": "%s: 中継サーバーの送信内容がファイル一覧と合いません",
+    # inputs, results, token
+    "%s is a directory (%s/ would send all that is in it)": "%s はディレクトリです (%s/ と書けば中のすべてを送ります)",
+    "%s is not a file": "%s はファイルではありません",
+    "%s: its name is not UTF-8": "%s: 名前が UTF-8 ではありません",
+    "nothing was registered; inputs that are missing or cannot be read: %s": "登録していません。存在しないか読めない入力: %s",
+    "and %d more": "ほか %d 件",
+    "inputs: %s": "入力: %s",
+    "results: %s": "結果: %s",
+    "nothing was registered; %d inputs are more than the relay takes (%d)": "登録していません。入力 %d 件は中継サーバーの上限 (%d) を超えています",
+    "nothing was registered; %s is larger (%d bytes) than the relay takes (%d)":
+        "登録していません。%s (%d バイト) は中継サーバーの上限 (%d) を超えています",
+    "%s: holds no token (one line of printable ASCII)": "%s: トークンがありません (印字可能な ASCII 1 行)",
+    "%s: others may read this token; type: chmod 600 %s": "%s: このトークンは他人にも読めます。次を実行してください: chmod 600 %s",
+    "no token: --token-file FILE, token_file in [workflow] of the ini, or MI_DISTCOMP_TOKEN":
+        "トークンがありません: --token-file FILE、ini の [workflow] の token_file、または MI_DISTCOMP_TOKEN で指定してください",
+    "no relay: --url URL, or url in [workflow] of the ini": "中継サーバーの指定がありません: --url URL、または ini の [workflow] の url",
+    "warning: a token on the command line can be seen by others; a token file hides it (see --help)":
+        "警告: コマンドラインのトークンは他人に見えます。トークンファイルを使ってください (--help 参照)",
+    # how it goes
+    "reading the inputs": "入力を読んでいます",
+    "sending the inputs": "入力を送っています",
+    "fetching the results": "結果を取得しています",
+    "registered": "登録しました",
+    "found again (request id %s)": "登録済みの計算を続けます (request id %s)",
+    "waiting for the external computer": "外部計算機を待っています",
+    ", %d before it": "、前に %d 件",
+    ", out of contact for %d s": "、%d 秒間連絡なし",
+    "the relay answers again": "中継サーバーの応答が戻りました",
+    "the relay does not answer, asking on: %s": "中継サーバーの応答がありません。問い合わせを続けます: %s",
+    "the relay could not be told that the results are here: %s": "結果を受け取ったことを中継サーバーに伝えられませんでした: %s",
+    # how it ends
+    "%s: the relay says: %s": "%s: 中継サーバーの応答: %s",
+    "; if its certificate is not of a public CA, give the CA's file with --ca-file (or ca_file in the ini)":
+        "。公的 CA の証明書でない場合は --ca-file (または ini の ca_file) で CA のファイルを指定してください",
+    "; is the URL right? (--url, or url in the ini)": "。URL は正しいですか (--url、または ini の url)",
+    "%s: no relay of this protocol answers there (is the URL right?)": "%s: このプロトコルの中継サーバーが応答しません (URL は正しいですか)",
+    "%s: the relay's answer holds no accept_id": "%s: 中継サーバーの応答に accept_id がありません",
+    "%s: an input cannot be sent as it was registered: %s": "%s: 入力を登録時の内容のまま送れません: %s",
+    "%s: the relay does not get the inputs together": "%s: 中継サーバーに入力がそろいません",
+    "a directory or a symbolic link is in its way": "ディレクトリまたはシンボリックリンクが妨げています",
+    "the relay's answer holds no proper result": "中継サーバーの応答に正しい結果がありません",
+    "%s was not declared as a result": "%s は宣言された結果ではありません",
+    "is not there": "ありません",
+    "; nothing is lost, fetch it with: %s.py result %s": "。結果は失われていません。次で取得できます: %s.py result %s",
+    "the command ended with %d (its own exit code)": "コマンドの終了コードは %d です (コマンド自身のもの)",
+    "the command ended with 0, but the calculation is not complete; exit code %d is this program's":
+        "コマンドは 0 で終わりましたが計算は完全ではありません。終了コード %d はこのプログラムのものです",
+    "the command has no exit code; %d is this program's (%s: %s; %s may say more)":
+        "コマンドの終了コードはありません。%d はこのプログラムのものです (%s: %s。%s も見てください)",
+    "; %d files in %s": "。ファイル %d 件を %s に置きました",
+    "the declared result %s is missing: %s": "宣言された結果 %s がありません: %s",
+    "interrupted; nothing was registered": "中断されました。登録していません",
+    "%s: interrupted before all inputs were sent; the same words with --request-id %s go on":
+        "%s: 入力を送り終える前に中断されました。同じ引数に --request-id %s を付ければ続けられます",
+    "%s: interrupted; the calculation goes on, %s.py wait %s continues": "%s: 中断されましたが計算は続いています。%s.py wait %s で待てます",
+    # the words typed
+    "%s; --help says more": "%s。--help を見てください",
+    "unknown option %s": "オプション %s はありません",
+    "it must be: BASE_URL SITE TOKEN COMMAND IN1:IN2:... OUT1:OUT2:... [\"PARAMETERS\"]; --help says more":
+        "書き方: BASE_URL SITE TOKEN COMMAND IN1:IN2:... OUT1:OUT2:... [\"PARAMETERS\"]。--help を見てください",
+    "one of these words must come first: %s; --help says more": "最初の語は次のいずれかです: %s。--help を見てください",
+    "%s needs SITE and COMMAND; --help says more": "%s には SITE と COMMAND が必要です。--help を見てください",
+    "%s needs ACCEPT_IDs; --help says more": "%s には ACCEPT_ID が必要です。--help を見てください",
+}
 
 KEYS = {"workflow": {"url": (str, ""), "token_file": (str, ""), "ca_file": (str, ""), "client_cert": (str, ""), "client_key": (str, ""),
                      "proxy": (str, ""), "lang": (one_of("auto", "en", "ja"), "auto")}}

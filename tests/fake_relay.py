@@ -113,9 +113,10 @@ class Request(http.server.BaseHTTPRequestHandler):
             return self.ok(**server.answers[self.name])
         if self.name == "add-calcinfo":
             files = fields["calc-info"]["parameter_files"]
-            known = bool(server.asked)
-            server.asked.add(fields["request_id"])
-            server.manifest = server.manifest or list(files.items())
+            known = fields["request_id"] in server.asked
+            if not known:
+                server.asked.add(fields["request_id"])
+                server.manifest, server.uploads, server.done = list(files.items()), {}, set()
             return self.ok(accept_id=ACCEPT_ID, known=known, progress="not start", status="none", wait_allow="none")
         if self.name == "allow-wait-calc":
             left = [n for n in range(len(server.manifest)) if n not in server.done]

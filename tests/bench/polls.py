@@ -16,12 +16,12 @@ import time
 import uuid
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
-import common
+from parts import common
 import suite
-from common import Figures, Folder, Wire, cpu, load, median, rank, request, status
+from parts.common import Figures, Folder, Wire, cpu, load, median, rank, request, status
 
 SPREAD = "[limits]\nunauthenticated_per_address = 20000\nparked_per_token = 20000\ncalculations_per_user = 0\n"
-HERE = os.path.dirname(os.path.abspath(__file__))
+REFERENCE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "parts", "reference.py")
 
 
 def tokens_for(world, sites):
@@ -143,7 +143,7 @@ class Hello:
     """The bare http.server."""
 
     def __init__(self, *words):
-        self.popen = subprocess.Popen([sys.executable, "-I", "-S", os.path.join(HERE, "reference.py"), "hello"] + list(words), stdout=subprocess.PIPE)
+        self.popen = subprocess.Popen([sys.executable, "-I", "-S", REFERENCE, "hello"] + list(words), stdout=subprocess.PIPE)
         self.port = int(self.popen.stdout.readline())
 
     def close(self):

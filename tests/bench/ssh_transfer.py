@@ -1,0 +1,197 @@
+#!/usr/bin/env python3
+"""Transfer speed of the SSH runner against `rsync -av` in the same run; up and down, sums included, processes started from cold.
+
+ssh_transfer.py            short: loopback, 256 MiB and 2,000 files
+ssh_transfer.py --full     1 GiB, and the emulated long lines (root, /dev/net/tun, gcc); mscp beside it where it is installed
+ssh_transfer.py --check    exit 1 if a ratio is below a third of what it should be
+Prints one line per case: name, seconds of both, ratio (above 1: faster than rsync), the ratio it should have."""
+import argparse
+import hashlib
+import importlib.util
+import os
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+sys.path.insert(0, os.path.dirname(HERE))
+import ssh_lab                                         # noqa: E402
+
+IDENT = "00000000-0000-4000-8000-%012x"
+
+
+def worker(way, base, config, folder, number, streams):
+    """One transfer by the runner's own functions, as a process of its own (start-up and log-in are in the time)."""
+    spec = importlib.util.spec_from_file_location("runner", ssh_lab.SCRIPT)
+    runner = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(runner)
+    runner.SAY["log"] = open(os.devnull, "w")
+
+    class Record:
+        have = {}
+
+        def arrived(self, entry, offset, size):
+            pass
+    settings = runner.settings_for({"base": base, "ssh_options": "-F " + config, "streams": streams})._replace(connects=0)
+    ident = IDENT % int(number)
+    line = runner.Line("hpc", settings).open()
+    if way == "put":
+        entries = runner.planned([[os.path.join(folder, name), name] for name in sorted(os.listdir(folder))])
+        runner.put(line, ident, entries, Record(), settings)
+    else:
+        started, files, changed, folders, copies, out, odd = runner.listing(line, ident)
+        for name in folders:
+            os.makedirs(os.path.join(folder.encode(), name), exist_ok=True)
+        runner.get(line, ident, [entry._replace(near=os.path.join(folder.encode(), entry.far)) for entry in files.values()], Record(), settings)
+    line.close()
+
+
+class Bench:
+    """One link: rsync and the runner over it, turn by turn."""
+
+    def __init__(self, lab, repeats):
+        self.lab, self.repeats, self.number = lab, repeats, 0
+        self.results = []
+
+    def data(self, kind, size, count=1):
+        """A directory with test data."""
+        folder = tempfile.mkdtemp(prefix="data-", dir=self.lab.dir)
+        source = random.Random(1)
+        text = b"".join(b"step %6d residual %12.5e time %9.4f s converged no\n" % (n, source.random(), n * 0.01) for n in range(20000))
+        for n in range(count):
+            where = os.path.join(folder, "d%02d" % (n % 20)) if count > 1 else folder
+            os.makedirs(where, exist_ok=True)
+            with open(os.path.join(where, "f%05d" % n), "wb") as out:
+                left = size
+                while left:
+                    step = min(left, 1 << 20)
+                    out.write(os.urandom(step) if kind == "random" else (text * (step // len(text) + 1))[:step])
+                    left -= step
+        return folder
+
+    def timed(self, words):
+        began = time.monotonic()
+        subprocess.check_call(words, stdout=subprocess.DEVNULL, env=dict(os.environ, XDG_STATE_HOME=self.lab.path("state")), timeout=600)
+        return time.monotonic() - began
+
+    def ours(self, way, folder, number, streams):
+        return self.timed(self.lab.client + [sys.executable, __file__, "--worker", way, self.lab.path("far"), self.lab.path("config"),
+                                             folder, str(number), streams])
+
+    def rsync(self, source, goal, extra=()):
+        return self.timed(self.lab.client + ["rsync", "-av"] + list(extra) + ["-e", "ssh -F " + self.lab.path("config"), source, goal])
+
+    def case(self, title, folder, wanted, streams="auto", scp=None, mscp=False, ways=("put", "get")):
+        """Both ways, best of `repeats` each; prints and keeps the ratios."""
+        times = {}
+        for turn in range(self.repeats):
+            self.number += 1
+            far = self.lab.path("far", IDENT % self.number)
+            back, other = tempfile.mkdtemp(dir=self.lab.dir), tempfile.mkdtemp(dir=self.lab.dir)
+            reference = self.lab.path("far", "reference")
+            os.mkdir(reference)
+            times.setdefault("rsync put", []).append(self.rsync(folder + "/", "hpc:" + reference + "/"))
+            times.setdefault("ours put", []).append(self.ours("put", folder, self.number, streams))
+            if "get" in ways:
+                times.setdefault("rsync get", []).append(self.rsync("hpc:" + reference + "/", other + "/"))
+                times.setdefault("ours get", []).append(self.ours("get", back, self.number, streams))
+                subprocess.check_call(["diff", "-r", folder, back])
+            subprocess.check_call(["diff", "-r", folder, far])
+            if scp and not turn:
+                times["scp put"] = [self.timed(self.lab.client + ["scp", "-q", "-r", "-F", self.lab.path("config"), folder, "hpc:" + reference + "/scp"])]
+            if mscp and not turn and shutil.which("mscp"):
+                times["mscp put"] = [self.timed(self.lab.client + ["mscp", "-q", "-F", self.lab.path("config"), folder, "hpc:" + reference + "/mscp"])]
+            for one in (far, back, other, reference):
+                shutil.rmtree(one)
+        for way in ways:
+            ours, theirs = min(times["ours " + way]), min(times["rsync " + way])
+            self.say("%s, %s" % (title, way), ours, theirs, wanted)
+        for name in ("scp", "mscp"):
+            if name + " put" in times:
+                self.say("%s, put, against %s" % (title, name), min(times["ours put"]), times[name + " put"][0], scp if name == "scp" else 1.0)
+
+    def say(self, title, ours, theirs, wanted):
+        ratio = theirs / ours
+        self.results.append((title, ratio, wanted))
+        print("%-64s ours %7.2f s  reference %7.2f s  ratio %6.2f  wanted %5.2f  %s" % (
+            title, ours, theirs, ratio, wanted, "ok" if ratio >= wanted else "BELOW"), flush=True)
+
+
+class Wan:
+    """Two network namespaces joined by wanlink; the lab's sshd stands in the second."""
+
+    def __init__(self, options, sysctl=()):
+        self.tmp = tempfile.mkdtemp(prefix="mi-wan-")
+        link = os.path.join(self.tmp, "wanlink")
+        subprocess.check_call(["gcc", "-O2", "-pthread", "-o", link, os.path.join(ssh_lab.HERE, "wanlink.c")])
+        self.names = ["mia%d" % os.getpid(), "mib%d" % os.getpid()]
+        for name in self.names:
+            subprocess.check_call(["ip", "netns", "add", name])
+            for setting in ("net.ipv4.tcp_congestion_control=cubic", "net.ipv4.tcp_no_metrics_save=1") + tuple(sysctl):
+                subprocess.call(["ip", "netns", "exec", name, "sysctl", "-qw", setting])
+        self.link = subprocess.Popen(["chrt", "-f", "1", link, "-n", ",".join(self.names)] + options, stderr=subprocess.DEVNULL)
+        time.sleep(0.7)
+        inside = [["ip", "netns", "exec", name] for name in self.names]
+        self.lab = ssh_lab.Lab("10.99.0.2", prefix=inside[1], client=inside[0]).start()
+
+    def close(self):
+        self.lab.close()
+        self.link.terminate()
+        self.link.wait()
+        for name in self.names:
+            subprocess.call(["ip", "netns", "del", name])
+        shutil.rmtree(self.tmp)
+
+
+MIB = 1 << 20
+WAN = [                        # title, wanlink options, sysctl, cases (kind, size, count, wanted, scp)
+    ("50 ms, 1 Gbit/s", ["-d", "25", "-r", "1000", "-q", "6250"], (), [("random", 512 * MIB, 1, 2.0, None), ("random", 16384, 2000, 1.1, 10.0)]),
+    ("50 ms, 1 Gbit/s, 0.1 % loss", ["-d", "25", "-r", "1000", "-q", "6250", "-l", "0.1"], (), [("random", 64 * MIB, 1, 4.0, None)]),
+    ("50 ms, 1 Gbit/s, windows of 1 MiB", ["-d", "25", "-r", "1000", "-q", "6250"],
+     ("net.ipv4.tcp_rmem=4096 131072 1048576",), [("random", 64 * MIB, 1, 3.0, None)]),
+    ("50 ms, 200 Mbit/s", ["-d", "25", "-r", "200", "-q", "1250"], (), [("text", 256 * MIB, 1, 4.0, None), ("random", 256 * MIB, 1, 0.9, None)]),
+]
+
+
+def main():
+    if sys.argv[1:2] == ["--worker"]:
+        return worker(*sys.argv[2:])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--full", action="store_true")
+    parser.add_argument("--check", action="store_true")
+    parser.add_argument("--wan", help="only the long lines whose title holds this")
+    parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--streams", default="auto")
+    options = parser.parse_args()
+    results = []
+    if not options.wan:
+        lab = ssh_lab.Lab().start()
+        try:
+            bench = Bench(lab, options.repeats)
+            size = 1024 if options.full else 256
+            bench.case("loopback, %d MiB" % size, bench.data("random", size * MIB), 0.9, options.streams)
+            if os.environ.get("SMALL", "1") == "1": bench.case("loopback, 2,000 x 16 KiB", bench.data("random", 16384, 2000), 1.1, options.streams)
+            results += bench.results
+        finally:
+            lab.close()
+    for title, words, sysctl, cases in WAN if options.full or options.wan else ():
+        if options.wan and options.wan not in title:
+            continue
+        wan = Wan(words, sysctl)
+        try:
+            bench = Bench(wan.lab, 1)
+            for kind, size, count, wanted, scp in cases:
+                name = "%s, %s %s" % (title, kind, "%d MiB" % (size // MIB) if count == 1 else "%d x %d KiB" % (count, size // 1024))
+                bench.case(name, bench.data(kind, size, count), wanted, options.streams, scp, mscp=count == 1)
+            results += bench.results
+        finally:
+            wan.close()
+    if options.check and any(ratio < wanted / 3 for title, ratio, wanted in results):
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
