@@ -192,7 +192,8 @@ def size(text):
 
 def share(text):
     """'5%' -> 0.05 (float, a share of the disk); '2G' -> bytes (int)."""
-    return float(text[:-1]) / 100 if text.endswith("%") else size(text)
+    found = re.match(r"(\d+(?:\.\d+)?)\s*%\Z", text)
+    return float(found.group(1)) / 100 if found else size(text)
 
 
 def flag(text):
@@ -279,6 +280,162 @@ def read_ini(path, table, guarded=False):
             except (ValueError, re.error) as error:
                 raise Stop(EX_CONFIG, "%s: [%s] %s = %s: %s" % (path, section, key, text.strip(), error))
     return result
+# ==== end shared ====
+# ==== shared: stream ====
+# Fielded bodies hold whole files as base64 in JSON. They are read and written as streams: memory does not grow with the files.
+BIG = 64 << 10                 # bytes: longer strings of a fielded body are base64 of a file and go straight into one
+ALPHABET = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
+END_OF_STRING = re.compile(rb'[^"\\]*(?:\\.[^"\\]*)*"', re.S)
+Blob = collections.namedtuple("Blob", "path size sha256")                    # a file that came inside a fielded body
+
+
+class BodyReader:
+    """A fielded JSON body as a stream: its long strings go through base64 into files in folder (bytes); the rest, at most `most` bytes,
+    is for parse(bytes). views: an iterator of the body's bytes as they arrive. ValueError for anything that is not as it should be."""
+
+    def __init__(self, views, folder, parse, most):
+        self.views, self.folder, self.parse_rest, self.most = views, folder, parse, most
+        self.blobs, self.nonce = {}, os.urandom(8).hex()
+        self.data, self.at = b"", 0
+
+    def more(self):
+        """Takes the next part of the body behind what is not yet read. False at the end."""
+        view = next(self.views, None)
+        if view is None:
+            return False
+        self.data, self.at = self.data[self.at:] + bytes(view), 0
+        return True
+
+    def parse(self):
+        """The body as an object in which long strings are Blobs. ValueError for anything that is not as it should be."""
+        kept = bytearray()
+        while True:
+            quote = self.data.find(b'"', self.at)
+            kept += self.data[self.at:quote + 1 if quote >= 0 else len(self.data)]
+            self.at = quote + 1 if quote >= 0 else len(self.data)
+            if len(kept) > self.most:
+                raise ValueError("more than %d bytes beside the files" % self.most)
+            if quote >= 0:
+                kept += self.string()
+            elif not self.more():
+                break
+        return self.put_in(self.parse_rest(bytes(kept)))
+
+    def string(self):
+        """The rest of a string, after its opening quote: as it is, or the mark of the Blob that it became."""
+        while True:
+            end = END_OF_STRING.match(self.data, self.at)
+            if end and end.end() - self.at <= BIG:
+                text, self.at = self.data[self.at:end.end()], end.end()
+                if self.nonce.encode() in text:
+                    raise ValueError("a string that cannot be")
+                return text
+            if end or len(self.data) - self.at > BIG:
+                mark = "%s:%d" % (self.nonce, len(self.blobs))
+                self.blobs[mark] = self.blob(os.path.join(self.folder, b"%06d" % len(self.blobs)))
+                return mark.encode() + b'"'
+            if not self.more():
+                raise ValueError("the body ends within a string")
+
+    def blob(self, path):
+        """The rest of a long string, decoded into the file at path."""
+        total, carry, padded, digest = 0, b"", False, hashlib.sha256()
+        with open(path, "xb", buffering=0) as out:
+            while True:
+                end = self.data.find(b'"', self.at)
+                piece, last = self.data[self.at:end if end >= 0 else len(self.data)], end >= 0
+                cut = piece.find(b"\\", max(0, len(piece) - 6)) if not last else -1
+                if cut >= 0:                           # an escape may be cut in two
+                    piece = piece[:cut]
+                self.at += len(piece) + (1 if last else 0)
+                piece = carry + (unescape(piece) if b"\\" in piece else piece)
+                whole = len(piece) if last else len(piece) & ~3
+                piece, carry = piece[:whole], piece[whole:]
+                if piece:
+                    rest = piece.translate(None, ALPHABET)
+                    if padded or len(piece) % 4 or rest.strip(b"=") or len(rest) > 2 or not piece.endswith(rest):
+                        raise ValueError("a file's content is not base64")
+                    padded, data = bool(rest), binascii.a2b_base64(piece)
+                    if out.write(data) != len(data):
+                        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                    digest.update(data)
+                    total += len(data)
+                if last:
+                    os.fsync(out.fileno())
+                    return Blob(path, total, digest.hexdigest())
+                if not self.more():
+                    raise ValueError("the body ends within a string")
+
+    def put_in(self, found):
+        """found with the marks replaced by their Blobs."""
+        if isinstance(found, str):
+            return self.blobs.get(found, found)
+        if isinstance(found, list):
+            return [self.put_in(part) for part in found]
+        if isinstance(found, dict):
+            if any(key in self.blobs for key in found):
+                raise ValueError("a name that is too long")
+            return collections.OrderedDict((key, self.put_in(part)) for key, part in found.items())
+        return found
+
+
+def unescape(piece):
+    """JSON's escapes in a part of a base64 string; line ends are dropped."""
+    try:
+        return json.loads('"%s"' % piece.decode("ascii")).encode("ascii").replace(b"\r", b"").replace(b"\n", b"")
+    except ValueError:
+        raise ValueError("a file's content is not base64")
+
+
+def as_blob(content, path):
+    """A file's content as it stands in a fielded body (base64 text, or a Blob already) as a Blob at path."""
+    if isinstance(content, Blob):
+        os.rename(content.path, path)
+        return content._replace(path=path)
+    if not isinstance(content, str):
+        raise ValueError("a file's content is not a text")
+    try:
+        data = base64.b64decode(content.replace("\n", "").replace("\r", "").encode("ascii"), validate=True)
+    except ValueError:
+        raise ValueError("a file's content is not base64")
+    with open(path, "xb") as out:
+        out.write(data)
+        out.flush()
+        os.fsync(out.fileno())
+    return Blob(path, len(data), hashlib.sha256(data).hexdigest())
+
+
+def base64_of(path, at, left):
+    """A part of a file (bytes path) as chunks of base64. ValueError if it became shorter."""
+    buffer = memoryview(bytearray(min(192 << 10, left) or 1))                 # a multiple of 3
+    with open(path, "rb", buffering=0) as source:
+        source.seek(at)
+        while left:
+            filled, want = 0, min(left, len(buffer))
+            while filled < want:
+                count = source.readinto(buffer[filled:want])
+                if not count:
+                    raise ValueError("%s became shorter while it was sent" % path.decode("utf-8", "replace"))
+                filled += count
+            left -= want
+            yield binascii.b2a_base64(buffer[:want], newline=False)
+
+
+def around_files(found, files):
+    """JSON with files inside: found(mark) makes an object in which mark stands once for each of files [(path, place, size)], in their order.
+    Returns (the body's length, a function that gives its chunks)."""
+    nonce = os.urandom(8).hex()
+    texts = json.dumps(found(nonce), ensure_ascii=False).encode("utf-8", "replace").split(nonce.encode())
+    length = sum(len(text) for text in texts) + sum((size + 2) // 3 * 4 for path, at, size in files)
+
+    def chunks():
+        for number, text in enumerate(texts):
+            yield text
+            if number < len(files):
+                for chunk in base64_of(*files[number]):
+                    yield chunk
+
+    return length, chunks
 # ==== end shared ====
 # ==== shared: names ====
 # File names of a calculation. Checked by every receiver: whoever sends them may be hostile.
@@ -772,7 +929,7 @@ def own(c):
 def held(c):
     """own(), if the call's claim is the one in force; its lease is renewed. 409 with why=claim for any other."""
     row = own(c)
-    if not row["claim"] or c.text("claim") != row["claim"]:
+    if not row["claim"] or c.text("claim") != row["claim"] or row["protocol"] == 1:
         if c.relay.in_grace():
             raise No(503, "the relay was restored from a backup and takes stock; try again later")
         raise No(409, "another claim is in force (superseded)", why="claim", state=WORDS[row["state"]])
@@ -903,7 +1060,7 @@ def add_calcinfo(c):
     row, known = relay.store.write(work, "add-calcinfo")
     answer = dict(progress_of(c, row), message="registered", accept_id=row["accept_id"], known=known)
     if needs_v2 and site in relay.v1_sites:
-        answer["warning"] = "the poller of site %s is a fielded one: it cannot take directories, parameters, patterns or more than 2 GiB" % site
+        answer["warning"] = V1_CANNOT % site
     return answer
 
 
@@ -959,6 +1116,7 @@ def calc_request(c):
     site, relay = c.text("site_id"), c.relay
     if site not in relay.conf["RemoteSites"]["remote_site_ids"] or c.who.sites and site not in c.who.sites:
         raise No(400, "Your site-id(%s) does not match in the list that acceptable to." % printable(site))
+    relay.v1_sites.discard(site)                       # its last poller is one of our own
     for accept_id, claim in c.get("have", dict, {}).items():
         relay.renew_id(accept_id, claim)
     take, free = c.text("take"), c.get("free", int, 1 << 62)
@@ -1540,127 +1698,10 @@ def give_pack(c, row, kind):
 
 # ---- the fielded protocol ("v1"): the same table, store and files, told in its own words; bodies pass as streams
 
-BIG = 64 << 10                 # bytes: longer strings of a fielded body are base64 of a file and go straight into the spool
-ALPHABET = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
-END_OF_STRING = re.compile(rb'[^"\\]*(?:\\.[^"\\]*)*"', re.S)
+V1_CANNOT = "the poller of site %s is a fielded one: it cannot take directories, parameters, patterns or more than 2 GiB"
 V1Call = collections.namedtuple("V1Call", "unknown wrong missing")          # HTTP status of: no such id, (code) wrong state, a missing field
 V1_REMOTE = {"calc-params": V1Call(400, 409, 400), "calc-params-complete": V1Call(200, 409, 200), "calc-start": V1Call(400, 400, 400),
              "calc-end": V1Call(400, 409, 400), "send-results": V1Call(200, 401, 200), "end-send": V1Call(400, 401, 400)}
-Blob = collections.namedtuple("Blob", "path size sha256")                    # a file that came inside a fielded body
-
-
-class BodyReader:
-    """A fielded JSON body as a stream: its long strings go through base64 into files in folder; the rest is ordinary, strict JSON."""
-
-    def __init__(self, call, folder):
-        self.views, self.folder, self.blobs, self.nonce = call.body_views(), folder, {}, os.urandom(8).hex()
-        self.data, self.at = b"", 0
-
-    def more(self):
-        """Takes the next part of the body behind what is not yet read. False at the end."""
-        view = next(self.views, None)
-        if view is None:
-            return False
-        self.data, self.at = self.data[self.at:] + bytes(view), 0
-        return True
-
-    def parse(self):
-        """The body as an object in which long strings are Blobs. No(400) for anything that is not as it should be."""
-        kept = bytearray()
-        while True:
-            quote = self.data.find(b'"', self.at)
-            kept += self.data[self.at:quote + 1 if quote >= 0 else len(self.data)]
-            self.at = quote + 1 if quote >= 0 else len(self.data)
-            if len(kept) > MAX_JSON:
-                raise No(400, "more than %d bytes beside the files" % MAX_JSON)
-            if quote >= 0:
-                kept += self.string()
-            elif not self.more():
-                break
-        return self.put_in(parse_json(bytes(kept)))
-
-    def string(self):
-        """The rest of a string, after its opening quote: as it is, or the mark of the Blob that it became."""
-        while True:
-            end = END_OF_STRING.match(self.data, self.at)
-            if end and end.end() - self.at <= BIG:
-                text, self.at = self.data[self.at:end.end()], end.end()
-                if self.nonce.encode() in text:
-                    raise No(400, "a string that cannot be")
-                return text
-            if end or len(self.data) - self.at > BIG:
-                mark = "%s:%d" % (self.nonce, len(self.blobs))
-                self.blobs[mark] = self.blob(os.path.join(self.folder, b"%06d" % len(self.blobs)))
-                return mark.encode() + b'"'
-            if not self.more():
-                raise No(400, "the body ends within a string")
-
-    def blob(self, path):
-        """The rest of a long string, decoded into the file at path."""
-        total, carry, padded, digest = 0, b"", False, hashlib.sha256()
-        with open(path, "xb", buffering=0) as out:
-            while True:
-                end = self.data.find(b'"', self.at)
-                piece, last = self.data[self.at:end if end >= 0 else len(self.data)], end >= 0
-                cut = piece.find(b"\\", max(0, len(piece) - 6)) if not last else -1
-                if cut >= 0:                           # an escape may be cut in two
-                    piece = piece[:cut]
-                self.at += len(piece) + (1 if last else 0)
-                piece = carry + (unescape(piece) if b"\\" in piece else piece)
-                whole = len(piece) if last else len(piece) & ~3
-                piece, carry = piece[:whole], piece[whole:]
-                if piece:
-                    rest = piece.translate(None, ALPHABET)
-                    if padded or len(piece) % 4 or rest.strip(b"=") or len(rest) > 2 or not piece.endswith(rest):
-                        raise No(400, "a file's content is not base64")
-                    padded, data = bool(rest), binascii.a2b_base64(piece)
-                    if out.write(data) != len(data):
-                        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-                    digest.update(data)
-                    total += len(data)
-                if last:
-                    os.fsync(out.fileno())
-                    return Blob(path, total, digest.hexdigest())
-                if not self.more():
-                    raise No(400, "the body ends within a string")
-
-    def put_in(self, found):
-        """found with the marks replaced by their Blobs."""
-        if isinstance(found, str):
-            return self.blobs.get(found, found)
-        if isinstance(found, list):
-            return [self.put_in(part) for part in found]
-        if isinstance(found, dict):
-            if any(key in self.blobs for key in found):
-                raise No(400, "a name that is too long")
-            return collections.OrderedDict((key, self.put_in(part)) for key, part in found.items())
-        return found
-
-
-def unescape(piece):
-    """JSON's escapes in a part of a base64 string; line ends are dropped."""
-    try:
-        return json.loads('"%s"' % piece.decode("ascii")).encode("ascii").replace(b"\r", b"").replace(b"\n", b"")
-    except ValueError:
-        raise No(400, "a file's content is not base64")
-
-
-def as_blob(content, path):
-    """A file's content as it stands in a fielded body (base64 text, or a Blob already) as a Blob at path."""
-    if isinstance(content, Blob):
-        os.rename(content.path, path)
-        return content._replace(path=path)
-    if not isinstance(content, str):
-        raise No(400, "a file's content is not a text")
-    try:
-        data = base64.b64decode(content.replace("\n", "").replace("\r", "").encode("ascii"), validate=True)
-    except ValueError:
-        raise No(400, "a file's content is not base64")
-    with open(path, "xb") as out:
-        out.write(data)
-        out.flush()
-        os.fsync(out.fileno())
-    return Blob(path, len(data), hashlib.sha256(data).hexdigest())
 
 
 class Arrival:
@@ -1680,7 +1721,10 @@ class Arrival:
     def read(self, c):
         """Reads the call's body into its fields."""
         if c.unread:
-            c.fields = dict(c.query, **BodyReader(c, self.path).parse())
+            try:
+                c.fields = dict(c.query, **BodyReader(c.body_views(), self.path, parse_json, MAX_JSON).parse())
+            except ValueError as error:
+                raise No(400, str(error))
 
     def place(self, target):
         """Moves the files to where they belong, on disk before this returns."""
@@ -1697,9 +1741,9 @@ def v1_entries(files, content_of, folder):
     try:
         names = sorted(files, key=parts_of)
         check_order(names)
+        stage = [(name, as_blob(content_of(files[name]), os.path.join(folder, b"x%06d" % number))) for number, name in enumerate(names)]
     except (ValueError, AttributeError) as error:
-        raise No(400, "a file's name: %s" % error)
-    stage = [(name, as_blob(content_of(files[name]), os.path.join(folder, b"x%06d" % number))) for number, name in enumerate(names)]
+        raise No(400, "a file: %s" % error)
     for number, (name, blob) in enumerate(stage):
         path = os.path.join(folder, b"%06d" % number)
         os.rename(blob.path, path)
@@ -1767,7 +1811,10 @@ def v1_add_calcinfo(c):
             remove_tree(relay.store.spool(accept_id, ""))
             no.http = 202
             raise
-    return {"message": "registered", "accept_id": accept_id}
+    answer = {"message": "registered", "accept_id": accept_id}
+    if needs_v2 and site in relay.v1_sites:
+        answer["warning"] = V1_CANNOT % site
+    return answer
 
 
 def v1_own(c):
@@ -1813,27 +1860,26 @@ def v1_result(c):
     row = v1_own(c)
     if row is None or row["state"] != GOT:
         raise No(400, "There is no result for accept_id(%s) yet" % printable(c.fields["accept_id"])[:100], http=200)
-    missing = json.loads(c.relay.store.read("SELECT missing FROM calculations WHERE seq = ?", row["seq"])[0]["missing"])
-    refused = json.loads(c.relay.store.read("SELECT refused FROM calculations WHERE seq = ?", row["seq"])[0]["refused"])
-    files = {name: {"content": "", "mimetype1": "Error", "mimetype2": why} for name, why in list(missing.items()) + list(refused.items())}
+    more = c.relay.store.read("SELECT info, missing, refused FROM calculations WHERE seq = ?", row["seq"])[0]
+    why = dict(json.loads(more["missing"]), **json.loads(more["refused"]))
+    files = {name: {"content": "", "mimetype1": "Error", "mimetype2": why.get(name) or row["reason"] or "it has not come"}
+             for name in json.loads(more["info"])["result_names"] + list(LOG_NAMES)}          # a declared name that is not there at all kills it
 
     def then():
         make_step(c, "finish", row, finished=time.time())
 
     return v1_stream(c, row, "result", lambda mark: {"content": mark, "mimetype1": "application/octet-stream;", "mimetype2": "charset=binary"},
-                     lambda found: envelope(200, "result", **{"result-info": {"result_files": dict(files, **found)}}), then)
+                     lambda found: envelope(200, "result", **{"result-info": {"result_files": dict(
+                         found, **{name: entry for name, entry in files.items() if name not in found})}}), then)
 
 
 def v1_stream(c, row, kind, entry, wrap, then=None):
     """An answer with files inside, as a Spool: JSON around base64 that is made while it is sent, its length known beforehand."""
-    nonce, store = os.urandom(8).hex(), c.relay.store
+    store = c.relay.store
     rows = store.read("SELECT n, name, size, blob, at FROM files WHERE calc = ? AND kind = ? ORDER BY n", row["seq"], kind)
-    around = json.dumps(wrap({found["name"]: entry(nonce) for found in rows}), ensure_ascii=False).encode("utf-8", "replace").split(nonce.encode())
-    segments, length = [around[0]], len(around[0])
-    for found, text in zip(rows, around[1:]):
-        segments += [(store.spool(row["accept_id"], kind, found["blob"]), found["at"], found["size"]), text]
-        length += (found["size"] + 2) // 3 * 4 + len(text)
-    return Spool(segments, length, [], 200, then)
+    length, chunks = around_files(lambda mark: wrap({found["name"]: entry(mark) for found in rows}),
+                                  [(store.spool(row["accept_id"], kind, found["blob"]), found["at"], found["size"]) for found in rows])
+    return Spool(chunks, length, [], 200, then)
 
 
 def v1_cancel(c):
@@ -2282,29 +2328,35 @@ class Connection:
 
     def send_spool(self, spool, keep, min_rate):
         """The answer from files; at least min_rate bytes/s, or the connection is dropped.
-        Segments are (path, place, length); with texts (bytes) between them the answer is JSON, and the files go into it as base64."""
-        text = bool(spool.segments) and isinstance(spool.segments[0], bytes)
+        Segments are [(path, place, length)], or a function that gives the chunks of a JSON answer."""
+        text = callable(spool.segments)
         kind = "application/json; charset=utf-8" if text else "application/octet-stream"
         self.sock.sendall(answer_head(spool.status, kind, spool.length, keep, spool.headers))
         told = time.monotonic()
         until = told + STALL + spool.length / min_rate
-        buffer = memoryview(bytearray(min(CHUNK - CHUNK % 3, spool.length) or 1))
-        for segment in spool.segments:
-            if isinstance(segment, bytes):
-                self.sock.sendall(segment)
-                continue
-            path, at, left = segment
+        try:
+            for chunk in spool.segments() if text else self.spool_chunks(spool):
+                if time.monotonic() > until:
+                    raise ConnectionError("slower than min_rate")
+                self.sock.sendall(chunk)
+                if spool.moved is not None and time.monotonic() > told + 1:
+                    told = time.monotonic()
+                    spool.moved()
+        except ValueError as error:
+            raise ConnectionError(str(error))
+
+    def spool_chunks(self, spool):
+        """The bytes of an answer's segments, CHUNK by CHUNK."""
+        buffer = memoryview(bytearray(min(CHUNK, spool.length) or 1))
+        for path, at, left in spool.segments:
             with open(path, "rb", buffering=0) as source:
                 source.seek(at)
                 while left:
                     count = source.readinto(buffer[:left])
-                    if not count or time.monotonic() > until:
-                        raise ConnectionError("the spool file is short" if not count else "slower than min_rate")
-                    self.sock.sendall(binascii.b2a_base64(buffer[:count], newline=False) if text else buffer[:count])
+                    if not count:
+                        raise ConnectionError("the spool file is short")
                     left -= count
-                    if spool.moved is not None and time.monotonic() > told + 1:
-                        told = time.monotonic()
-                        spool.moved()
+                    yield buffer[:count]
 
 
 def answer_head(status, kind, length, keep, more=()):
@@ -3316,6 +3368,7 @@ def serve(options):
 def open_store(options):
     """The store of the ini, for a command beside the running relay, and the ini's conf."""
     conf, path = load(options)
+    os.umask(0o077)
     return Store(conf["Server"]["state_dir"], lock=False), conf
 
 

@@ -187,7 +187,8 @@ def size(text):
 
 def share(text):
     """'5%' -> 0.05 (float, a share of the disk); '2G' -> bytes (int)."""
-    return float(text[:-1]) / 100 if text.endswith("%") else size(text)
+    found = re.match(r"(\d+(?:\.\d+)?)\s*%\Z", text)
+    return float(found.group(1)) / 100 if found else size(text)
 
 
 def flag(text):
@@ -341,6 +342,7 @@ def declared(names, patterns):
 BASE = "/mi-distcomp-api/"
 MAX_ANSWER = 16 << 20          # bytes of a JSON answer that are read; manifests come in pages far below
 PIECE_MIN, PACK_FILE, CHUNK = 64 << 10, 1 << 20, 256 << 10      # bytes: smallest piece, largest file in a pack, one read or write
+PACK_COUNT = 10000             # files in a pack
 AGAIN = (408, 425, 429, 500, 502, 503, 504, 507)                # answers that mean: later
 
 
@@ -405,7 +407,8 @@ class Relay:
         self.connection = self.context = None
         self.all_cas, self.wrong = False, 0
         self.piece = self.most = 16 << 20
-        self.url = "%s://%s:%d%s" % ("https" if self.tls else "http", "[%s]" % self.host if ":" in self.host else self.host, self.port, self.prefix)
+        shown = "[%s]" % self.host if ":" in self.host else self.host
+        self.url = "%s://%s:%d%s" % ("https" if self.tls else "http", shown, self.port, self.prefix)
 
     def tls_context(self):
         """TLS 1.2 or newer; ca_file's CAs, or the system's; a client certificate where one is set. 78 if a file is unusable."""
@@ -559,7 +562,8 @@ class Relay:
             self.close()
             if response.status == 413:                 # also of a proxy: known to be for good
                 raise Refused(413, _("%s: HTTP 413: too large") % self.url)
-            raise Away("between", _("%s: HTTP %d without the relay's JSON: a proxy or gateway in between answered") % (self.url, response.status))
+            raise Away("between", _("%s: HTTP %d without the relay's JSON: a proxy or gateway in between answered") % (
+                self.url, response.status))
         if code != 200:
             raise Refused(code, text, first)
         return parsed if whole else first
@@ -573,7 +577,8 @@ class Relay:
         return self.answer(self.exchange(method, name, body, timeout=wait + 30), wait + 30, whole)
 
     def again(self, work, patience=None):
-        """work() until it is answered: pauses while the relay is away or busy. patience: seconds, None for ever; then what it raised last."""
+        """work() until it is answered: pauses while the relay is away or busy. patience: seconds, None for ever; then what it raised
+        last."""
         backoff, until, noticed = Backoff(self.slowest), None if patience is None else time.monotonic() + patience, False
         while True:
             try:
@@ -621,7 +626,7 @@ class Relay:
         return found["version"] if isinstance(found.get("version"), int) else 1, found
 
     def cut_down(self, count, for_good):
-        """After a body of count bytes did not get through: smaller ones from now on. False if they are as small as can be."""
+        """A body of count bytes did not get through: smaller ones from now on. False if they are as small as can be."""
         self.piece = max(PIECE_MIN, count // 2)
         if for_good:
             self.most = self.piece
@@ -632,6 +637,26 @@ class Relay:
         if count >= self.piece:
             self.piece = min(self.most, self.piece + self.piece // 8)
 
+    def send_piece(self, target, query, source, offset, size):
+        """One piece of the open file source from offset on: the relay's answer, or what its refusal says about the offset."""
+        count = min(self.piece, size - offset)
+        try:
+            target = "%s?v=2&offset=%d%s" % (target, offset, query)
+            found = self.answer(self.exchange("POST", target, lambda: pieces(source, offset, count), count, timeout=120), 120)
+            self.passed(count)
+            return found
+        except Refused as error:
+            if error.code == 413 and self.cut_down(count, True):
+                return {"offset": offset}
+            if error.code == 409 and "offset" in error.more:
+                return {"offset": error.more["offset"]}
+            if error.code == 422:
+                return {"offset": 0, "wrong": 1}
+            raise
+        except Away:
+            self.cut_down(count, False)
+            raise
+
     def upload(self, target, path, size, claim="", moved=lambda count: None):
         """One file to the relay, resumed at the byte where it stopped; path in bytes, size as declared.
         ValueError if the file is no longer what was declared."""
@@ -639,34 +664,11 @@ class Relay:
         offset, asked, wrong, idle = 0, size <= self.piece, 0, 0        # asked: offset is the relay's own
 
         def step():
-            """Asks for the offset, or sends one piece: the relay's answer."""
-            nonlocal asked, wrong
-            if not asked:
-                found = self.call("GET", target, {"v": 2, "offset": "", "claim": claim} if claim else {"v": 2, "offset": ""})
-                asked = True
-                return found
-            count = min(self.piece, size - offset)
-            try:
-                response = self.exchange("POST", "%s?v=2&offset=%d%s" % (target, offset, query), lambda: pieces(source, offset, count), count, timeout=120)
-                found = self.answer(response, 120)
-                self.passed(count)
-                return found
-            except Refused as error:
-                if error.code == 413 and self.cut_down(count, True):
-                    return {"offset": offset}
-                if error.code == 409 and "offset" in error.more:
-                    return {"offset": error.more["offset"]}
-                if error.code == 422 and wrong < 2:
-                    wrong += 1
-                    return {"offset": 0}
-                if error.code == 422:
-                    raise ValueError(_("is not what was declared (its sum differs)"))
-                asked = error.code not in AGAIN
-                raise
-            except Away:
-                self.cut_down(count, False)
-                asked = False
-                raise
+            nonlocal asked
+            known, asked = asked, False                # until there is an answer
+            if known:
+                return self.send_piece(target, query, source, offset, size)
+            return self.call("GET", target, dict({"v": 2, "offset": ""}, **({"claim": claim} if claim else {})))
 
         with open(path, "rb", buffering=0) as source:
             while True:
@@ -677,14 +679,16 @@ class Relay:
                 moved(now - offset)
                 if found.get("complete"):
                     return
-                idle = 0 if now > offset else idle + 1
+                wrong, idle = wrong + ("wrong" in found), 0 if now > offset else idle + 1
+                if wrong == 3:
+                    raise ValueError(_("is not what was declared (its sum differs)"))
                 if idle > 10:
                     raise Refused(409, _("%s: the relay stays at byte %d of %d") % (target, now, size))
-                asked, offset = asked and now < size, now
+                asked, offset = now < size or not size, now
 
     def upload_pack(self, target, first, files, claim="", moved=lambda count: None):
-        """files [(path, size, ...)], numbers first, first+1, ..., back to back in one body. Returns how many went (fewer where bodies are cut down).
-        ValueError if one is no longer what was declared."""
+        """files [(path, size, ...)], numbers first, first+1, ..., back to back in one body. Returns how many went: fewer where bodies are
+        cut down. ValueError if one is no longer what was declared."""
         while True:
             count, total = 0, 0
             while count < len(files) and (count == 0 or total + files[count][1] <= self.piece):
@@ -697,7 +701,7 @@ class Relay:
                 self.answer(self.exchange("POST", query, lambda: packed(files[:count]), total, timeout=120), 120)
             except Refused as error:
                 wrong = error.more.get("wrong")
-                if error.code == 422 and isinstance(wrong, list) and wrong and isinstance(wrong[0], int) and 0 <= wrong[0] - first < count:
+                if error.code == 422 and isinstance(wrong, list) and wrong and wrong[0] in range(first, first + count):
                     raise ValueError(_("%s changed while it was sent") % files[wrong[0] - first][0].decode("utf-8", "replace"))
                 if error.code == 413 and self.cut_down(total, True):
                     continue
@@ -710,12 +714,12 @@ class Relay:
             return count
 
     def upload_all(self, target, files, numbers=None, claim="", moved=lambda count: None):
-        """files [(path, size, ...)] in the order of the manifest (numbers: only these) to target, small ones in packs, large ones in pieces.
-        ValueError if one is no longer what was declared."""
+        """files [(path, size, ...)] in the order of the manifest (numbers: only these) to target, small ones in packs, large ones in
+        pieces. ValueError if one is no longer what was declared."""
         todo = sorted(range(len(files)) if numbers is None else set(numbers), reverse=True)
         while todo:
             first, batch, total = todo[-1], [], 0
-            while len(batch) < min(len(todo), 10000) and todo[-1 - len(batch)] == first + len(batch) and total <= self.piece:
+            while len(batch) < min(len(todo), PACK_COUNT) and todo[-1 - len(batch)] == first + len(batch) and total <= self.piece:
                 entry = files[first + len(batch)]
                 if entry[1] > PACK_FILE:
                     break
@@ -731,7 +735,8 @@ class Relay:
                 todo.pop()
 
     def pages(self, target, page, claim=""):
-        """Every (number, name, size, sha256) of a manifest whose first page is in page {"files", "next"}; checked. ValueError if it is malformed."""
+        """Every (number, name, size, sha256) of a manifest whose first page is in page {"files", "next"}; checked. ValueError if it is
+        malformed."""
         number, before = 0, None
         while True:
             entries = page.get("files") or {}
@@ -789,9 +794,10 @@ class Relay:
                 raise Away("between", _("%s: %d bytes where %d were due") % (self.url, response.length, size - have))
             while have < size:
                 got = self.receive(response, view[:min(CHUNK, size - have)])
-                for done in iter_write(out, view[:got]):
-                    digest.update(done)
-                    have += len(done)
+                if out.write(view[:got]) != got:
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), part)
+                digest.update(view[:got])
+                have += got
                 moved(got)
             self.finish(response)
 
@@ -813,6 +819,7 @@ class Relay:
                     return
                 out.truncate(0)
                 moved(-have)
+        os.unlink(part)
         raise ValueError(_("does not arrive as it was sent (its sum differs, three times)"))
 
     def download_pack(self, target, batch, store, claim, moved):
@@ -857,7 +864,7 @@ class Relay:
         what the list says; an OSError is this disk's."""
         entries, batch = iter(entries), collections.deque()
         while True:
-            while len(batch) < 10000 and not (batch and batch[-1][2] > PACK_FILE):
+            while len(batch) < PACK_COUNT and not (batch and batch[-1][2] > PACK_FILE):
                 entry = next(entries, None)
                 if entry is None:
                     break
@@ -905,13 +912,6 @@ def packed(files):
             chunk = bytearray()
     yield chunk
 
-
-def iter_write(out, view):
-    """Writes view to the raw file out; yields each part as it is written. OSError when the disk is full."""
-    while len(view):
-        count = out.write(view)
-        yield view[:count]
-        view = view[count:]
 # ==== end shared ====
 
 # ==== shared: run ====
@@ -1067,7 +1067,99 @@ def wait_end(control, stop, most=1.0):
             os.close(alive)
 # ==== end shared ====
 
-JA = {}
+JA = {                         # what a person reads, in Japanese
+    "an argument is not UTF-8": "引数が UTF-8 ではありません",
+    "interrupted": "中断されました",
+    "a bug (%s in line %d: %s); please report this line, MI_DEBUG=1 shows more":
+        "プログラムの不具合です (%s、%d 行目: %s)。この行をお知らせください。MI_DEBUG=1 で詳細を表示します",
+    "is not a time (like 90s, 5m, 2h, 30d)": "時間ではありません (例: 90s, 5m, 2h, 30d)",
+    "is not a size (like 64K, 16M, 2G)": "サイズではありません (例: 64K, 16M, 2G)",
+    "is not yes or no": "yes か no ではありません",
+    "is not one of: %s": "次のいずれかではありません: %s",
+    "%s: no such file (--ini)": "%s: ファイルがありません (--ini)",
+    " (did you mean %s?)": " (%s のことですか?)",
+    "%s: must belong to you or root and not be writable by everybody (chown, chmod o-w)":
+        "%s: 所有者は実行ユーザーか root とし、誰でも書ける状態にしないでください (chown, chmod o-w)",
+    "%s: [%s] is not a section%s": "%s: [%s] という節はありません%s",
+    "%s: [%s] %s is not a key%s": "%s: [%s] %s というキーはありません%s",
+    "an empty name": "名前が空です",
+    "a name that is not UTF-8": "名前が UTF-8 ではありません",
+    "a name that is too long: %s...": "名前が長すぎます: %s...",
+    "a name with a control character or a backslash: %s": "名前に制御文字かバックスラッシュがあります: %s",
+    "a name that is absolute or has an empty, . or .. part: %s": "名前が絶対パスか、空・.・.. を含みます: %s",
+    "two names that are equal, one in the other, or out of order: %s": "名前が重複するか、包含するか、順序が違います: %s",
+    "a name that is kept for the log: %s": "ログのための名前は使えません: %s",
+    "%s: not a URL of a relay (like https://HOST:50443)": "%s: 中継サーバーの URL ではありません (例: https://HOST:50443)",
+    "%s: unusable certificate file: %s": "%s: 証明書ファイルが使えません: %s",
+    "the proxy must be given as http://[USER:PASSWORD@]HOST:PORT": "プロキシは http://[USER:PASSWORD@]HOST:PORT の形で指定してください",
+    " through the proxy %s:%d": " (プロキシ %s:%d 経由)",
+    "%s: TLS failed: %s": "%s: TLS 接続に失敗しました: %s",
+    "%s: the name %s is not known": "%s: ホスト名 %s が見つかりません",
+    "%s: an answer without end": "%s: 応答が終わりません",
+    "%s: HTTP 413: too large": "%s: HTTP 413: 大きすぎます",
+    "%s: HTTP %d without the relay's JSON: a proxy or gateway in between answered":
+        "%s: HTTP %d、中継サーバーの JSON ではありません (途中のプロキシかゲートウェイの応答です)",
+    "is not what was declared (its sum differs)": "申告した内容と異なります (sha256 が異なります)",
+    "%s: the relay is at byte %s of a file of %d": "%s: 中継サーバーは %s バイト目と答えました (ファイルは %d バイト)",
+    "%s: the relay stays at byte %d of %d": "%s: 中継サーバーが %d バイト目 (全 %d バイト) から進みません",
+    "%s changed while it was sent": "%s は送信中に変わりました",
+    "the file list is none": "ファイル一覧が正しくありません",
+    "%s: no size or sha256": "%s: サイズか sha256 がありません",
+    "the pages of the file list do not follow one another": "ファイル一覧のページがつながりません",
+    "cut off": "途中で切れました",
+    "%s: HTTP %d where a file was due": "%s: ファイルの代わりに HTTP %d が返りました",
+    "%s: %d bytes where %d were due": "%s: %d バイト届きました (正しくは %d バイト)",
+    "does not arrive as it was sent (its sum differs, three times)": "送られたとおりに届きません (sha256 が 3 回異なりました)",
+    "%s: an answer without its length": "%s: 長さのない応答です",
+    "%s does not arrive as it was sent (its sum differs, three times)": "%s は送られたとおりに届きません (sha256 が 3 回異なりました)",
+    "%s: arrived other than it was sent": "%s: 送られたものと異なる内容が届きました",
+    "%s: the relay's pack does not match its file list": "%s: 中継サーバーのパックがファイル一覧と合いません",
+    "became shorter while it was sent": "送信中に短くなりました",
+    "is not a number from %d to %d": "%d から %d までの数ではありません",
+    "is not COUNT,INTERVAL (like 5,60)": "回数,間隔 ではありません (例: 5,60)",
+    "is not a list of sha256 sums (64 hexadecimal digits each)": "sha256 (それぞれ 16 進 64 桁) の一覧ではありません",
+    "is not in this version: remove the line": "この版にはない機能です。この行を削除してください",
+    "the first line must be the absolute path of a program": "1 行目はプログラムの絶対パスとしてください",
+    "%s: must be an executable file that not everybody may change (chmod +x, chmod o-w)":
+        "%s: 実行可能で、誰でも書き換えられる状態にないファイルが必要です (chmod +x, chmod o-w)",
+    "must be argument.1, argument.2, ... or env.NAME_OF_A_VARIABLE": "argument.1, argument.2, ... または env.変数名 としてください",
+    "arguments from the relay need all of: parameters = yes, a line {parameters} in argv, argument.N for each":
+        "中継サーバーからの引数には parameters = yes、argv の行 {parameters}、引数ごとの argument.N がすべて必要です",
+    "%s: [%s] match: another command has it already": "%s: [%s] match: 別のコマンドが同じ語を使っています",
+    "%s allows no command on this host; add one section for each, like:  [command solver]  argv = /opt/solver/run.sh  match = THE WORD THAT THE WORKFLOW SIDE SAYS":
+        "%s はこの計算機でのコマンドを一つも許可していません。コマンドごとに節を加えてください。例:  [command solver]  argv = /opt/solver/run.sh  match = ワークフロー側が指定する語",
+    "the command is not in this host's list: %s": "コマンドがこの計算機の許可一覧にありません: %s",
+    "parameters with control characters, or too long": "引数に制御文字があるか、長すぎます",
+    "parameter %d is not allowed for this command here: %s": "%d 番目の引数はここではこのコマンドに許可されていません: %s",
+    "%s is, or was, on this host: nothing runs twice": "%s はこの計算機で既に扱われました。二度は実行しません",
+    "too many inputs, or one with a log's name": "入力が多すぎるか、ログと同じ名前の入力があります",
+    "%s: no answer %d times in a row; %d calculation(s) stay here and go on at the next start":
+        "%s: %d 回続けて応答がありません。%d 件の計算はここに残り、次の起動時に続きます",
+    "%s: less than keep_free is free": "%s: 空き容量が keep_free を下回っています",
+    "%s speaks the fielded protocol (v1) only, and this version does not": "%s は従来のプロトコル (v1) だけに対応し、この版は v1 に対応していません",
+    "%s: the token is refused (%s): get a valid one, role remote, for this site":
+        "%s: トークンが拒否されました (%s): この識別子に有効な、role が remote のトークンを入手してください",
+    "%s/.mi: must be a directory of yours that nobody else may enter (chown, chmod 700)":
+        "%s/.mi: 実行ユーザーだけが入れるディレクトリにしてください (chown, chmod 700)",
+    "%s: in use by another poller (%s); stop it, or give this one its own calc_base":
+        "%s: 別のポーリングプログラムが使用中です (%s)。停止するか、別の calc_base を指定してください",
+    "%s: holds no token": "%s: トークンが入っていません",
+    "%s: others may read the token: chmod 600 %s": "%s: 他人がトークンを読める状態です: chmod 600 %s",
+    "%s: %s (token_file; chmod 600, owner: the poller's user)": "%s: %s (token_file。所有者はポーリングの実行ユーザー、chmod 600)",
+    "login: AUTHENTICATION_OPERATOR must name the directory of authentication_operator":
+        "login: AUTHENTICATION_OPERATOR に authentication_operator のディレクトリを設定してください",
+    "login: not accepted": "login: 認証されませんでした",
+    "%s: no token to read there": "%s: トークンを読み取れません",
+    "token: ": "トークン: ",
+    "what was typed": "入力された内容",
+    "no token: set token_file in [poller] (mode 0600)": "トークンがありません: [poller] に token_file (モード 0600) を設定してください",
+    "%s: [poller] %s is not set": "%s: [poller] %s が設定されていません",
+    "%s: not on this host": "%s: この計算機にはありません",
+    "say poll, list, show ID, or SITE BASE_URL TOKEN|login ...; --help tells more":
+        "poll、list、show ID、または 識別子 BASE_URL トークン|login ... を指定してください。--help をご覧ください",
+    "is not a word of this program; --help tells more": "このプログラムの語ではありません。--help をご覧ください",
+    "show needs one ID": "show には ID を一つ指定してください",
+}
 
 
 # ---- what the ini may say ----
@@ -1235,6 +1327,12 @@ class Calculation:
         found = look(self.control, time.time())[0]
         return {"ready": "starting" if self.last("starting") else "claimed", "ended": "undelivered"}.get(found, found)
 
+    def tidy(self, names):
+        """Removes files of the control directory whose names match."""
+        for name in os.listdir(self.control):
+            if re.match(names, name):
+                os.unlink(self.path(name))
+
     def remove(self):
         """Both directories; `ready` first, so that what is half removed can never start."""
         for name in (b"ready", b"order.json"):
@@ -1352,6 +1450,8 @@ def begin(poller, calc, relay, page):
             fetch_inputs(calc, relay, page, poller.moved)
         except (ValueError, AttributeError, TypeError, OSError) as error:
             relay.close()
+            calc.tidy(rb"part\d+\Z")
+            shutil.rmtree(calc.work, ignore_errors=True)                  # room for the journal
             return end_early(calc, "disk" if isinstance(error, OSError) else "input", getattr(error, "strerror", None) or error)
         relay.ask("POST", "calc-params-complete", base)
         log("info", calc.accept_id, "4 calc-params-complete", site=poller.site)
@@ -1566,21 +1666,29 @@ def collect(calc, rules, before):
     return found, missing, refused
 
 
+def write_manifest(calc, found, missing, refused):
+    """out/manifest.json: what leaves this host and what does not, for whoever wants to know. A full disk does not keep results here."""
+    try:
+        os.makedirs(calc.path(b"out"), 0o700, exist_ok=True)
+        with open(calc.path(b"out", b"manifest.json"), "w", encoding="utf-8") as out:
+            out.write('{"missing": %s,\n"refused": %s,\n"files": {' % (json.dumps(missing), json.dumps(refused)))
+            for place, result in enumerate(found):
+                out.write("%s\n%s: %s" % ("," if place else "", json.dumps(result.name), json.dumps({"size": result.size, "sha256": result.sum256})))
+            out.write("}}\n")
+    except OSError as error:
+        log("warn", calc.accept_id, "7 no manifest", error=error)
+
+
 def send_manifest(calc, relay, found, missing, refused):
-    """7. send-results, in pages; the same into out/manifest.json, for whoever wants to know what left this host."""
-    os.makedirs(calc.path(b"out"), 0o700, exist_ok=True)
-    with open(calc.path(b"out", b"manifest.json"), "w", encoding="utf-8") as out:
-        out.write('{"missing": %s,\n"refused": %s,\n"files": {\n' % (json.dumps(missing), json.dumps(refused)))
-        for start in range(0, len(found) or 1, PAGE):
-            page = {result.name: {"size": result.size, "sha256": result.sum256} for result in found[start:start + PAGE]}
-            fields = {"v": 2, "claim": calc.claim, "more": start + PAGE < len(found)}
-            if start == 0:
-                relay.ask("POST", "send-results", dict(fields, accept_id=calc.accept_id, result_files=page,
-                                                       missing=dict(list(missing.items())[:PAGE]), refused=dict(list(refused.items())[-PAGE:])))
-            else:
-                relay.ask("POST", "files/%s/result" % calc.accept_id, dict(fields, **{"from": start, "files": page}))
-            out.write(json.dumps(page)[1:-1] + (",\n" if fields["more"] else "\n"))
-        out.write("}}\n")
+    """7. send-results, in pages."""
+    for start in range(0, len(found) or 1, PAGE):
+        page = {result.name: {"size": result.size, "sha256": result.sum256} for result in found[start:start + PAGE]}
+        fields = {"v": 2, "claim": calc.claim, "more": start + PAGE < len(found)}
+        if start == 0:
+            relay.ask("POST", "send-results", dict(fields, accept_id=calc.accept_id, result_files=page,
+                                                   missing=dict(list(missing.items())[:PAGE]), refused=dict(list(refused.items())[-PAGE:])))
+        else:
+            relay.ask("POST", "files/%s/result" % calc.accept_id, dict(fields, **{"from": start, "files": page}))
 
 
 def send_files(poller, calc, relay, found):
@@ -1622,7 +1730,14 @@ def send_results(poller, calc, relay):
         found, missing, refused = collect(calc, poller.rules, before if attempt > 1 else {})
         log("info", calc.accept_id, "7 send-results", site=poller.site, files=len(found), bytes=sum(result.size for result in found),
             missing=len(missing), refused=len(refused))
-        send_manifest(calc, relay, found, missing, refused)
+        write_manifest(calc, found, missing, refused)
+        try:
+            send_manifest(calc, relay, found, missing, refused)
+        except Refused as error:
+            if error.more.get("why") != "page":
+                raise
+            send_manifest(calc, relay, [], {}, {})     # the relay has other pages of before a restart: an empty list clears them
+            send_manifest(calc, relay, found, missing, refused)
         try:
             return send_files(poller, calc, relay, found)
         except ValueError as error:                    # a process that the command left behind still writes
@@ -1639,9 +1754,7 @@ def deliver(poller, calc, relay):
         send_results(poller, calc, relay)
     calc.note(8, "delivered")
     log("info", calc.accept_id, "8 end-send", site=poller.site)
-    for name in os.listdir(calc.control):
-        if name in (b"run", b"ready", b"alive", b"end.tmp") or name.startswith(b"part"):
-            os.unlink(calc.path(name))
+    calc.tidy(rb"(run|ready|alive|end\.tmp|part\d+)\Z")
 
 
 # ---- the poller ----

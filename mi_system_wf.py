@@ -179,7 +179,8 @@ def size(text):
 
 def share(text):
     """'5%' -> 0.05 (float, a share of the disk); '2G' -> bytes (int)."""
-    return float(text[:-1]) / 100 if text.endswith("%") else size(text)
+    found = re.match(r"(\d+(?:\.\d+)?)\s*%\Z", text)
+    return float(found.group(1)) / 100 if found else size(text)
 
 
 def flag(text):
@@ -333,6 +334,7 @@ def declared(names, patterns):
 BASE = "/mi-distcomp-api/"
 MAX_ANSWER = 16 << 20          # bytes of a JSON answer that are read; manifests come in pages far below
 PIECE_MIN, PACK_FILE, CHUNK = 64 << 10, 1 << 20, 256 << 10      # bytes: smallest piece, largest file in a pack, one read or write
+PACK_COUNT = 10000             # files in a pack
 AGAIN = (408, 425, 429, 500, 502, 503, 504, 507)                # answers that mean: later
 
 
@@ -397,7 +399,8 @@ class Relay:
         self.connection = self.context = None
         self.all_cas, self.wrong = False, 0
         self.piece = self.most = 16 << 20
-        self.url = "%s://%s:%d%s" % ("https" if self.tls else "http", "[%s]" % self.host if ":" in self.host else self.host, self.port, self.prefix)
+        shown = "[%s]" % self.host if ":" in self.host else self.host
+        self.url = "%s://%s:%d%s" % ("https" if self.tls else "http", shown, self.port, self.prefix)
 
     def tls_context(self):
         """TLS 1.2 or newer; ca_file's CAs, or the system's; a client certificate where one is set. 78 if a file is unusable."""
@@ -551,7 +554,8 @@ class Relay:
             self.close()
             if response.status == 413:                 # also of a proxy: known to be for good
                 raise Refused(413, _("%s: HTTP 413: too large") % self.url)
-            raise Away("between", _("%s: HTTP %d without the relay's JSON: a proxy or gateway in between answered") % (self.url, response.status))
+            raise Away("between", _("%s: HTTP %d without the relay's JSON: a proxy or gateway in between answered") % (
+                self.url, response.status))
         if code != 200:
             raise Refused(code, text, first)
         return parsed if whole else first
@@ -565,7 +569,8 @@ class Relay:
         return self.answer(self.exchange(method, name, body, timeout=wait + 30), wait + 30, whole)
 
     def again(self, work, patience=None):
-        """work() until it is answered: pauses while the relay is away or busy. patience: seconds, None for ever; then what it raised last."""
+        """work() until it is answered: pauses while the relay is away or busy. patience: seconds, None for ever; then what it raised
+        last."""
         backoff, until, noticed = Backoff(self.slowest), None if patience is None else time.monotonic() + patience, False
         while True:
             try:
@@ -613,7 +618,7 @@ class Relay:
         return found["version"] if isinstance(found.get("version"), int) else 1, found
 
     def cut_down(self, count, for_good):
-        """After a body of count bytes did not get through: smaller ones from now on. False if they are as small as can be."""
+        """A body of count bytes did not get through: smaller ones from now on. False if they are as small as can be."""
         self.piece = max(PIECE_MIN, count // 2)
         if for_good:
             self.most = self.piece
@@ -624,6 +629,26 @@ class Relay:
         if count >= self.piece:
             self.piece = min(self.most, self.piece + self.piece // 8)
 
+    def send_piece(self, target, query, source, offset, size):
+        """One piece of the open file source from offset on: the relay's answer, or what its refusal says about the offset."""
+        count = min(self.piece, size - offset)
+        try:
+            target = "%s?v=2&offset=%d%s" % (target, offset, query)
+            found = self.answer(self.exchange("POST", target, lambda: pieces(source, offset, count), count, timeout=120), 120)
+            self.passed(count)
+            return found
+        except Refused as error:
+            if error.code == 413 and self.cut_down(count, True):
+                return {"offset": offset}
+            if error.code == 409 and "offset" in error.more:
+                return {"offset": error.more["offset"]}
+            if error.code == 422:
+                return {"offset": 0, "wrong": 1}
+            raise
+        except Away:
+            self.cut_down(count, False)
+            raise
+
     def upload(self, target, path, size, claim="", moved=lambda count: None):
         """One file to the relay, resumed at the byte where it stopped; path in bytes, size as declared.
         ValueError if the file is no longer what was declared."""
@@ -631,34 +656,11 @@ class Relay:
         offset, asked, wrong, idle = 0, size <= self.piece, 0, 0        # asked: offset is the relay's own
 
         def step():
-            """Asks for the offset, or sends one piece: the relay's answer."""
-            nonlocal asked, wrong
-            if not asked:
-                found = self.call("GET", target, {"v": 2, "offset": "", "claim": claim} if claim else {"v": 2, "offset": ""})
-                asked = True
-                return found
-            count = min(self.piece, size - offset)
-            try:
-                response = self.exchange("POST", "%s?v=2&offset=%d%s" % (target, offset, query), lambda: pieces(source, offset, count), count, timeout=120)
-                found = self.answer(response, 120)
-                self.passed(count)
-                return found
-            except Refused as error:
-                if error.code == 413 and self.cut_down(count, True):
-                    return {"offset": offset}
-                if error.code == 409 and "offset" in error.more:
-                    return {"offset": error.more["offset"]}
-                if error.code == 422 and wrong < 2:
-                    wrong += 1
-                    return {"offset": 0}
-                if error.code == 422:
-                    raise ValueError(_("is not what was declared (its sum differs)"))
-                asked = error.code not in AGAIN
-                raise
-            except Away:
-                self.cut_down(count, False)
-                asked = False
-                raise
+            nonlocal asked
+            known, asked = asked, False                # until there is an answer
+            if known:
+                return self.send_piece(target, query, source, offset, size)
+            return self.call("GET", target, dict({"v": 2, "offset": ""}, **({"claim": claim} if claim else {})))
 
         with open(path, "rb", buffering=0) as source:
             while True:
@@ -669,14 +671,16 @@ class Relay:
                 moved(now - offset)
                 if found.get("complete"):
                     return
-                idle = 0 if now > offset else idle + 1
+                wrong, idle = wrong + ("wrong" in found), 0 if now > offset else idle + 1
+                if wrong == 3:
+                    raise ValueError(_("is not what was declared (its sum differs)"))
                 if idle > 10:
                     raise Refused(409, _("%s: the relay stays at byte %d of %d") % (target, now, size))
-                asked, offset = asked and now < size, now
+                asked, offset = now < size or not size, now
 
     def upload_pack(self, target, first, files, claim="", moved=lambda count: None):
-        """files [(path, size, ...)], numbers first, first+1, ..., back to back in one body. Returns how many went (fewer where bodies are cut down).
-        ValueError if one is no longer what was declared."""
+        """files [(path, size, ...)], numbers first, first+1, ..., back to back in one body. Returns how many went: fewer where bodies are
+        cut down. ValueError if one is no longer what was declared."""
         while True:
             count, total = 0, 0
             while count < len(files) and (count == 0 or total + files[count][1] <= self.piece):
@@ -689,7 +693,7 @@ class Relay:
                 self.answer(self.exchange("POST", query, lambda: packed(files[:count]), total, timeout=120), 120)
             except Refused as error:
                 wrong = error.more.get("wrong")
-                if error.code == 422 and isinstance(wrong, list) and wrong and isinstance(wrong[0], int) and 0 <= wrong[0] - first < count:
+                if error.code == 422 and isinstance(wrong, list) and wrong and wrong[0] in range(first, first + count):
                     raise ValueError(_("%s changed while it was sent") % files[wrong[0] - first][0].decode("utf-8", "replace"))
                 if error.code == 413 and self.cut_down(total, True):
                     continue
@@ -702,12 +706,12 @@ class Relay:
             return count
 
     def upload_all(self, target, files, numbers=None, claim="", moved=lambda count: None):
-        """files [(path, size, ...)] in the order of the manifest (numbers: only these) to target, small ones in packs, large ones in pieces.
-        ValueError if one is no longer what was declared."""
+        """files [(path, size, ...)] in the order of the manifest (numbers: only these) to target, small ones in packs, large ones in
+        pieces. ValueError if one is no longer what was declared."""
         todo = sorted(range(len(files)) if numbers is None else set(numbers), reverse=True)
         while todo:
             first, batch, total = todo[-1], [], 0
-            while len(batch) < min(len(todo), 10000) and todo[-1 - len(batch)] == first + len(batch) and total <= self.piece:
+            while len(batch) < min(len(todo), PACK_COUNT) and todo[-1 - len(batch)] == first + len(batch) and total <= self.piece:
                 entry = files[first + len(batch)]
                 if entry[1] > PACK_FILE:
                     break
@@ -723,7 +727,8 @@ class Relay:
                 todo.pop()
 
     def pages(self, target, page, claim=""):
-        """Every (number, name, size, sha256) of a manifest whose first page is in page {"files", "next"}; checked. ValueError if it is malformed."""
+        """Every (number, name, size, sha256) of a manifest whose first page is in page {"files", "next"}; checked. ValueError if it is
+        malformed."""
         number, before = 0, None
         while True:
             entries = page.get("files") or {}
@@ -781,9 +786,10 @@ class Relay:
                 raise Away("between", _("%s: %d bytes where %d were due") % (self.url, response.length, size - have))
             while have < size:
                 got = self.receive(response, view[:min(CHUNK, size - have)])
-                for done in iter_write(out, view[:got]):
-                    digest.update(done)
-                    have += len(done)
+                if out.write(view[:got]) != got:
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), part)
+                digest.update(view[:got])
+                have += got
                 moved(got)
             self.finish(response)
 
@@ -805,6 +811,7 @@ class Relay:
                     return
                 out.truncate(0)
                 moved(-have)
+        os.unlink(part)
         raise ValueError(_("does not arrive as it was sent (its sum differs, three times)"))
 
     def download_pack(self, target, batch, store, claim, moved):
@@ -849,7 +856,7 @@ class Relay:
         what the list says; an OSError is this disk's."""
         entries, batch = iter(entries), collections.deque()
         while True:
-            while len(batch) < 10000 and not (batch and batch[-1][2] > PACK_FILE):
+            while len(batch) < PACK_COUNT and not (batch and batch[-1][2] > PACK_FILE):
                 entry = next(entries, None)
                 if entry is None:
                     break
@@ -897,20 +904,14 @@ def packed(files):
             chunk = bytearray()
     yield chunk
 
-
-def iter_write(out, view):
-    """Writes view to the raw file out; yields each part as it is written. OSError when the disk is full."""
-    while len(view):
-        count = out.write(view)
-        yield view[:count]
-        view = view[count:]
 # ==== end shared ====
 
 JA = {
     # shared
     "an argument is not UTF-8": "引数が UTF-8 ではありません",
     "interrupted": "中断されました",
-    "a bug (%s in line %d: %s); please report this line, MI_DEBUG=1 shows more": "プログラムの不具合です (%s、%d 行目: %s)。この行をお知らせください。MI_DEBUG=1 で詳細を表示します",
+    "a bug (%s in line %d: %s); please report this line, MI_DEBUG=1 shows more":
+        "プログラムの不具合です (%s、%d 行目: %s)。この行をお知らせください。MI_DEBUG=1 で詳細を表示します",
     "is not a time (like 90s, 5m, 2h, 30d)": "時間ではありません (例: 90s, 5m, 2h, 30d)",
     "is not a size (like 64K, 16M, 2G)": "サイズではありません (例: 64K, 16M, 2G)",
     "is not yes or no": "yes か no ではありません",
@@ -1021,10 +1022,13 @@ JA = {
 
 KEYS = {"workflow": {"url": (str, ""), "token_file": (str, ""), "ca_file": (str, ""), "client_cert": (str, ""), "client_key": (str, ""),
                      "proxy": (str, ""), "lang": (one_of("auto", "en", "ja"), "auto")}}
-REASONS = {"refused": (EX_REFUSED, "poller"), "input": (EX_PROTOCOL, "poller"), "disk": (EX_IOERR, "poller"), "cancelled": (EX_INTERRUPT, "relay")}
+REASONS = {"refused": (EX_REFUSED, "poller"), "input": (EX_PROTOCOL, "poller"), "disk": (EX_IOERR, "poller"),
+           "cancelled": (EX_INTERRUPT, "relay")}
 LOST = (EX_UNAVAILABLE, "relay")       # any other reason why a command has no exit code of its own
 Result = collections.namedtuple("Result", "accept_id exit_code status reason files missing refused ended_by")
 Order = collections.namedtuple("Order", "site command parameters names patterns request_id")
+ID = re.compile(r"[0-9A-Za-z-]{8,64}\Z")               # an accept_id: it becomes part of URLs and file names
+SCHEMES = ("http://", "https://")      # a first word that begins so makes fielded words of all
 SAY["level"] = 2                       # warnings only, unless -v
 
 
@@ -1053,7 +1057,7 @@ class Voice:
     def __init__(self, tell=None, terminal=None):
         self.tell, self.terminal, self.thread, self.drawn = tell or (lambda line: None), terminal, None, False
         self.accept_id, self.order, self.allowed, self.ended = "", None, False, threading.Event()
-        self.what, self.done, self.total, self.since = "", 0, 0, time.monotonic()
+        self.what, self.done, self.total, self.begun = "", 0, 0, time.monotonic()
 
     def say(self, text):
         """One line."""
@@ -1066,9 +1070,7 @@ class Voice:
 
     def stage(self, what, total=0):
         """What goes on now; total: bytes, if it is a transfer."""
-        if what != self.what:
-            self.done, self.since = 0, time.monotonic()
-        self.what, self.total = what, total
+        self.what, self.done, self.total = what, 0, total
         if self.terminal and self.thread is None:
             self.thread = threading.Thread(target=self.keep_drawing, daemon=True)
             self.thread.start()
@@ -1089,7 +1091,7 @@ class Voice:
 
     def draw(self):
         """Rewrites the line."""
-        spent = int(time.monotonic() - self.since)
+        spent = int(time.monotonic() - self.begun)
         text = "%s %s %d:%02d:%02d" % (self.accept_id, self.what, spent // 3600, spent // 60 % 60, spent % 60)
         if self.total:
             part = min(1.0, self.done / self.total)
@@ -1171,11 +1173,16 @@ def look_below(name, top, found, bad):
         for one in files:
             path = os.path.join(folder, one)
             try:
-                below = os.path.relpath(path, top).decode("utf-8")
+                look(b"/".join(part for part in (utf8(name), folder[len(top):], one) if part).decode("utf-8"), path, found, bad)
             except UnicodeDecodeError:
                 bad.append(_("%s: its name is not UTF-8") % path.decode("utf-8", "replace"))
-                continue
-            look(name + "/" + below if name else below, path, found, bad)
+
+
+def missing_inputs(bad):
+    """The Stop that names them, as far as a line can hold."""
+    more = [_("and %d more") % (len(bad) - KEPT_WORDS)] if len(bad) > KEPT_WORDS else []
+    return Stop(EX_NOINPUT, _("nothing was registered; inputs that are missing or cannot be read: %s") % "; ".join(
+        [text[:200] for text in bad[:KEPT_WORDS]] + more))
 
 
 def gather(words):
@@ -1185,9 +1192,7 @@ def gather(words):
         name, path = split_input(word)
         (look_below if path.endswith("/") else look)(name, utf8(path), found, bad)
     if bad:
-        more = len(bad) - KEPT_WORDS
-        raise Stop(EX_NOINPUT, _("nothing was registered; inputs that are missing or cannot be read: %s") % "; ".join(
-            [text[:200] for text in bad[:KEPT_WORDS]] + ([_("and %d more") % more] if more > 0 else [])))
+        raise missing_inputs(bad)
     found.sort(key=lambda entry: parts_of(entry[2]))
     try:
         check_order([entry[2] for entry in found], reserved=LOG_NAMES)
@@ -1226,7 +1231,7 @@ def add_sums(found, voice):
                     digest.update(view[:got])
                     size += got
         except OSError as error:
-            raise Stop(EX_NOINPUT, _("nothing was registered; inputs that are missing or cannot be read: %s") % (name + ": " + error.strerror))
+            raise missing_inputs(["%s: %s" % (name, error.strerror)])
         voice.moved(size)
         files.append((path, size, name, digest.hexdigest()))
     return files
@@ -1281,7 +1286,8 @@ def find_token(token_file):
 
 def hide_token(words):
     """Starts this program again with the token (words[2]) in a pipe, where ps does not show it."""
-    sys.stderr.write("%s: %s\n" % (PROGRAM, _("warning: a token on the command line can be seen by others; a token file hides it (see --help)")))
+    warning = _("warning: a token on the command line can be seen by others; a token file hides it (see --help)")
+    sys.stderr.write("%s: %s\n" % (PROGRAM, warning))
     sys.stderr.flush()
     reader, writer = os.pipe()
     os.write(writer, words[2].encode())
@@ -1319,6 +1325,8 @@ def explain(error, relay, accept_id="", registering=False):
         return Stop(EX_REFUSED, text + " (%s)" % printable(error.more.get("why", ""))[:200])
     if error.more.get("why") == "differs":
         return Stop(EX_USAGE, text)
+    if error.code == 409 and error.more.get("why") == "state":         # asked for a result that is not there yet
+        return Stop(EX_TEMPFAIL, "%s (%s)" % (text, printable(error.more.get("state", ""))[:100]))
     refused = error.code in (401, 403, 404, 413) or registering and error.code in (400, "400")
     return Stop(EX_REFUSED if refused else EX_PROTOCOL, text)
 
@@ -1354,7 +1362,7 @@ def register(relay, order, files, voice, patience):
     """1. The relay's answer to the registration, its accept_id checked: it becomes part of URLs and file names."""
     info = {"command": order.command, "remote-site": order.site, "parameters": order.parameters, "parameter_files": page_of(files, 0),
             "result_files": {name: {} for name in order.names}, "result_patterns": order.patterns}
-    if len(files) > PAGE:                              # the relay compares the first page when a request_id comes again; this stands for the rest
+    if len(files) > PAGE:                              # the relay compares the first page of a known request_id; this stands for the rest
         import hashlib
         info["all_inputs"] = hashlib.sha256(json.dumps([entry[2:] for entry in files]).encode()).hexdigest()
     fields = {"v": 2, "request_id": order.request_id, "calc-info": info, "more": len(files) > PAGE, "total": len(files), "allow": not files}
@@ -1362,11 +1370,12 @@ def register(relay, order, files, voice, patience):
         found = relay.ask("POST", "add-calcinfo", fields, patience=patience)
     except (Away, Refused) as error:
         raise explain(error, relay, registering=True)
-    if not re.match(r"[0-9A-Za-z-]{8,64}\Z", str(found.get("accept_id"))):
+    if not ID.match(str(found.get("accept_id"))):
         raise Stop(EX_PROTOCOL, _("%s: the relay's answer holds no accept_id") % relay.url)
     relay.at_once, relay.keep_on, voice.accept_id = (), True, found["accept_id"]
-    log("info", voice.accept_id, "1 add-calcinfo", site=order.site, command=order.command, inputs=len(files), known=bool(found.get("known")))
-    voice.say(_("found again (request id %s)") % order.request_id if found.get("known") else _("registered"))
+    known = bool(found.get("known"))
+    log("info", voice.accept_id, "1 add-calcinfo", site=order.site, command=order.command, inputs=len(files), known=known)
+    voice.say(_("found again (request id %s)") % order.request_id if known else _("registered"))
     return found
 
 
@@ -1374,8 +1383,9 @@ def send_pages(relay, accept_id, files):
     """1. The file list's further pages; the relay says where it goes on."""
     first = PAGE
     while first < len(files):
+        fields = {"v": 2, "from": first, "files": page_of(files, first), "more": first + PAGE < len(files)}
         try:
-            relay.ask("POST", "files/%s/input" % accept_id, {"v": 2, "from": first, "files": page_of(files, first), "more": first + PAGE < len(files)})
+            relay.ask("POST", "files/%s/input" % accept_id, fields)
             first += PAGE
         except Refused as error:
             if not isinstance(error.more.get("from"), int) or error.more["from"] <= first:
@@ -1447,7 +1457,7 @@ class Target:
         return os.path.join(self.path, utf8(".mi-%s.%d.part" % (self.accept_id, number)))
 
     def folder(self, parts):
-        """A descriptor of the directory `parts` below the top, made where it is not there. Results come in order: the last ones are kept open."""
+        """A descriptor of the directory `parts` below the top, made where it is not there. (Results come in order: the last stay open.)"""
         same = 0
         while same < min(len(parts), len(self.stack)) and parts[same] == self.stack[same][0]:
             same += 1
@@ -1514,9 +1524,9 @@ class Target:
 
 def texts(found, kind):
     """found if it is a `kind` (list or dict) of texts, as the relay's answers should hold them; ValueError otherwise."""
-    if not isinstance(found, kind) or not all(isinstance(text, str) for text in (list(found) + list(found.values()) if kind is dict else found)):
-        raise ValueError(_("the relay's answer holds no proper result"))
-    return found
+    if isinstance(found, kind) and all(isinstance(text, str) for text in (found.values() if kind is dict else found)):
+        return found
+    raise ValueError(_("the relay's answer holds no proper result"))
 
 
 def take_results(relay, accept_id, found, to, wanted, voice):
@@ -1557,7 +1567,7 @@ def verdict(info, missing):
     return REASONS.get(re.match("[a-z]*", reason).group(), LOST)
 
 
-def fetch(relay, accept_id, to, wanted, voice, finish=True, patience=None):
+def fetch(relay, accept_id, to, wanted, voice, patience=None):
     """9. The results into the directory `to`, verified; a Result. 74 if they cannot be written, 76 if they are not what they should be."""
     voice.stage(_("fetching the results"))
     found = relay.ask("GET", "get-calc-result", {"v": 2, "accept_id": accept_id}, patience=patience)
@@ -1574,9 +1584,8 @@ def fetch(relay, accept_id, to, wanted, voice, finish=True, patience=None):
         raise Stop(EX_IOERR, "%s: %s%s%s" % (accept_id, error.strerror or error, where, again))
     log("info", accept_id, "9 get-calc-result", files=len(files), missing=len(missing), status=info.get("status"))
     try:
-        if finish:
-            relay.ask("POST", "finish", {"v": 2, "accept_id": accept_id}, patience=PATIENCE)
-            log("info", accept_id, "9 finish")
+        relay.ask("POST", "finish", {"v": 2, "accept_id": accept_id}, patience=PATIENCE)
+        log("info", accept_id, "9 finish")
     except (Away, Refused) as error:                   # the results are here: the relay keeps its copy longer, that is all
         voice.say(_("the relay could not be told that the results are here: %s") % error)
     code, ended_by = verdict(info, missing)
@@ -1600,9 +1609,9 @@ def run(url, site, command, inputs, outputs, parameters="", token=None, token_fi
     """A calculation from registration to result, for Python programs: the Result.
 
     inputs, outputs: lists of texts as on the command line. token: a text, or a function that returns one (it may be renewed meanwhile);
-    otherwise token_file, MI_DISTCOMP_TOKEN or a systemd credential. to: the directory for the results. patience: seconds that the relay may be
-    away before anything is registered. tell: called with a line at every change. Raises Stop (code: of the exit codes above; its text says
-    what to do); the command's own failure is no Stop but in Result.exit_code.
+    otherwise token_file, MI_DISTCOMP_TOKEN or a systemd credential. to: the directory for the results. patience: seconds that the relay
+    may be away before anything is registered. tell: called with a line at every change. Raises Stop (code: of the exit codes above; its
+    text says what to do); the command's own failure is no Stop but in Result.exit_code.
     """
     source = (token if callable(token) else lambda: checked_token(token, "token")) if token else find_token(token_file)
     relay = Relay(url, source, ca_file=ca_file, proxy=proxy, client_cert=client_cert, client_key=client_key)
@@ -1612,14 +1621,17 @@ def run(url, site, command, inputs, outputs, parameters="", token=None, token_fi
     return calculate(relay, order, gather(inputs), to, voice, patience)
 
 
-def calculate(relay, order, found, to, voice, patience, finish=True):
+def calculate(relay, order, found, to, voice, patience):
     """The nine steps as the workflow side sees them; the Result. Stop for all that goes wrong."""
     relay.notice = voice.away
-    os.makedirs(utf8(to), exist_ok=True)               # what cannot be should be known before the calculation, not after
+    try:
+        os.makedirs(utf8(to), exist_ok=True)           # what cannot be should be known before the calculation, not after
+    except OSError as error:
+        raise Stop(EX_IOERR, "%s: %s" % (to, error.strerror))
     try:
         start(relay, order, found, voice, patience)
         follow(relay, voice.accept_id, voice)
-        return fetch(relay, voice.accept_id, to, (order.names, order.patterns), voice, finish)
+        return fetch(relay, voice.accept_id, to, (order.names, order.patterns), voice)
     except (Away, Refused) as error:
         raise explain(error, relay, voice.accept_id)
     finally:
@@ -1643,12 +1655,13 @@ def last_line(result, to):
 def report(result, to, options, voice):
     """Tells how it ended; the program's exit code."""
     voice.close()
+    if result.exit_code:
+        voice.tell = options.tell                      # -q is silent about success only
     for name in sorted(result.missing)[:KEPT_WORDS]:
         voice.say(_("the declared result %s is missing: %s") % (name, result.missing[name]))
     if len(result.missing) > KEPT_WORDS:
         voice.say(_("and %d more") % (len(result.missing) - KEPT_WORDS))
-    if not options.quiet or result.exit_code:
-        voice.say(last_line(result, to))
+    voice.say(last_line(result, to))
     if options.json:
         print(json.dumps(result._asdict(), ensure_ascii=False))
     if options.fielded:
@@ -1657,30 +1670,28 @@ def report(result, to, options, voice):
 
 
 def cmd_run(options, relay, voice):
-    """run, submit and the fielded words."""
-    if options.words[0] == "submit":
-        start(relay, options.order, options.found, voice, options.patience)
-        print(json.dumps({"accept_id": voice.accept_id, "request_id": options.order.request_id}) if options.json else voice.accept_id)
-        return 0
-    result = calculate(relay, options.order, options.found, options.to, voice, options.patience, not options.no_finish)
+    """run, and the fielded words."""
+    result = calculate(relay, options.order, gather(options.inputs), options.to, voice, options.patience)
     return report(result, options.to, options, voice)
 
 
+def cmd_submit(options, relay, voice):
+    """submit: the accept_id, alone on stdout."""
+    start(relay, options.order, gather(options.inputs), voice, options.patience)
+    print(json.dumps({"accept_id": voice.accept_id, "request_id": options.order.request_id}) if options.json else voice.accept_id)
+
+
 def cmd_fetch(options, relay, voice):
-    """wait and result: the first exit code that is not 0."""
-    code, ids = 0, options.words[1:]
-    contact(relay, options.patience)
+    """wait and result: the last exit code that is not 0."""
+    code, ids, patience = 0, options.words[1:], options.patience
+    contact(relay, patience)
     for accept_id in ids:
         voice.accept_id, voice.allowed = accept_id, True
         to = options.to if len(ids) == 1 else os.path.join(options.to, accept_id)
         if options.words[0] == "wait":
             follow(relay, accept_id, voice)
-        try:
-            result = fetch(relay, accept_id, to, options.wanted, voice, not options.no_finish, None if options.words[0] == "wait" else options.patience)
-        except Refused as error:
-            if error.code == 409 and options.words[0] == "result":
-                raise Stop(EX_TEMPFAIL, "%s: %s (%s)" % (accept_id, error, printable(error.more.get("state", ""))[:100]))
-            raise
+            patience = None
+        result = fetch(relay, accept_id, to, options.wanted, voice, patience)
         code = report(result, to, options, voice) or code
     return code
 
@@ -1688,18 +1699,18 @@ def cmd_fetch(options, relay, voice):
 def cmd_status(options, relay, voice):
     """status: one line of stdout for each."""
     contact(relay, options.patience)
-    for accept_id in options.words[1:]:
-        found = relay.ask("GET", "calc-progress", {"v": 2, "accept_id": accept_id, "wait": 0, "known": ""}, patience=options.patience)
+    for voice.accept_id in options.words[1:]:
+        found = relay.ask("GET", "calc-progress", {"v": 2, "accept_id": voice.accept_id, "wait": 0, "known": ""}, patience=options.patience)
+        text, reason = printable(found.get("status"))[:100], found.get("reason")
         if options.json:
-            print(json.dumps(dict({key: found.get(key) for key in (
-                "progress", "status", "reason", "queue", "out_of_contact", "exit_code", "signal")}, accept_id=accept_id), ensure_ascii=False))
+            keys = ("progress", "status", "reason", "queue", "out_of_contact", "exit_code", "signal")
+            print(json.dumps(dict({key: found.get(key) for key in keys}, accept_id=voice.accept_id), ensure_ascii=False))
         else:
-            ended = " (%s%s)" % (printable(found.get("status"))[:100], ": " + printable(found["reason"])[:300] if found.get("reason") else "")
-            print("%s %s%s" % (accept_id, state_words(found), ended if found.get("status") != "none" else ""))
-    return 0
+            ended = " (%s%s)" % (text, ": " + printable(reason)[:300] if reason else "")
+            print("%s %s%s" % (voice.accept_id, state_words(found), ended if text != "none" else ""))
 
 
-COMMANDS = {"run": cmd_run, "submit": cmd_run, "wait": cmd_fetch, "result": cmd_fetch, "status": cmd_status}
+COMMANDS = {"run": cmd_run, "submit": cmd_submit, "wait": cmd_fetch, "result": cmd_fetch, "status": cmd_status}
 
 
 def parse(words):
@@ -1714,11 +1725,10 @@ def parse(words):
                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("words", nargs="*", help=argparse.SUPPRESS)
     parser.add_argument("--in", nargs="+", action="append", default=[], dest="inputs", metavar="INPUT", help="what the command gets")
-    parser.add_argument("--out", nargs="+", action="append", default=[], dest="outputs", metavar="RESULT", help="what it makes (wait, result: all)")
+    parser.add_argument("--out", nargs="+", action="append", default=[], dest="outputs", metavar="RESULT", help="what it is to make")
     parser.add_argument("--param", default="", metavar="TEXT", help="parameters of the command, where the external computer allows them")
     parser.add_argument("--request-id", metavar="R", help="the same R again: the same calculation (default: random)")
     parser.add_argument("--to", default=".", metavar="DIR", help="where the results go (default: here)")
-    parser.add_argument("--no-finish", action="store_true", help="leave the results at the relay as if they had not been fetched")
     parser.add_argument("--patience", default=PATIENCE, type=seconds, metavar="TIME",
                         help="how long the relay may be away before anything is registered (default: 60s)")
     for name, text in (("url", "the relay"), ("token-file", "0600 file with the token"), ("ca-file", "CA of the relay's certificate"),
@@ -1728,7 +1738,7 @@ def parse(words):
     parser.add_argument("-q", action="store_true", dest="quiet", help="failures only")
     parser.add_argument("-v", action="count", default=0, dest="verbose", help="a log line for each step")
     parser.add_argument("--version", action="store_true", help="version, protocol, and the sha256 of this file")
-    fielded, words = (words[:7], words[7:]) if words and words[0].startswith(("http://", "https://")) else ([], words)
+    fielded, words = (words[:7], words[7:]) if words and words[0].startswith(SCHEMES) else ([], words)
     options, more = parser.parse_known_args(words)
     options.words, options.fielded = options.words + more, fielded
     for word in more:
@@ -1738,7 +1748,7 @@ def parse(words):
 
 
 def check_words(options):
-    """options with the inputs gathered and the results checked. 64 for a wrong number of words, 66 for missing inputs."""
+    """options with the results checked. 64 for words that are too few, too many or none that could be meant."""
     options.inputs, options.outputs = sum(options.inputs, []), sum(options.outputs, [])
     if options.version:
         return options
@@ -1748,28 +1758,31 @@ def check_words(options):
         options.url, site, token, command, inputs, outputs = options.fielded[:6]
         options.inputs, options.outputs = ([word for word in text.split(":") if word] for text in (inputs, outputs))
         options.words, options.param = ["run", site, command], (options.fielded[6:] or [""])[0]
-    number = len(options.words) - 1
-    if not options.words or options.words[0] not in COMMANDS:
+    word, more = (options.words or [""])[0], options.words[1:]
+    if word not in COMMANDS:
         raise Stop(EX_USAGE, _("one of these words must come first: %s; --help says more") % " ".join(COMMANDS))
-    if options.words[0] in ("run", "submit") and number != 2:
-        raise Stop(EX_USAGE, _("%s needs SITE and COMMAND; --help says more") % options.words[0])
-    if options.words[0] not in ("run", "submit") and (not number or not all(re.match(r"[0-9A-Za-z-]{8,64}\Z", word) for word in options.words[1:])):
-        raise Stop(EX_USAGE, _("%s needs ACCEPT_IDs; --help says more") % options.words[0])
-    options.wanted = wanted_results(options.outputs) if options.outputs else None
-    if options.words[0] in ("run", "submit"):
-        names, patterns = options.wanted or ([], [])
-        options.order = Order(options.words[1], options.words[2], options.param, names, patterns, options.request_id or os.urandom(16).hex())
+    names, patterns = wanted_results(options.outputs)
+    options.wanted = (names, patterns) if options.outputs else None
+    if word in ("run", "submit"):
+        if len(more) != 2:
+            raise Stop(EX_USAGE, _("%s needs SITE and COMMAND; --help says more") % word)
+        options.order = Order(more[0], more[1], options.param, names, patterns, options.request_id or os.urandom(16).hex())
+    elif not more or not all(ID.match(one) for one in more):
+        raise Stop(EX_USAGE, _("%s needs ACCEPT_IDs; --help says more") % word)
     return options
 
 
 def make_voice(options):
     """Who is told what: a terminal all; otherwise stdout, unless it must hold one thing only; then stderr, but not much."""
     terminal = sys.stderr if sys.stderr is not None and sys.stderr.isatty() else None
-    silent = options.json or options.words[0] in ("submit", "status")
-    out = sys.stderr if terminal else Narrow(sys.stderr) if silent else sys.stdout
-    voice = Voice((lambda line: None) if options.quiet else lambda line: (out.write(line + "\n"), out.flush()), None if options.quiet else terminal)
-    SAY["level"] = max(0, 2 - options.verbose)
-    SAY["log"] = voice if voice.terminal else out
+    alone = options.json or options.words[0] in ("submit", "status")
+    out = sys.stderr if terminal else Narrow(sys.stderr) if alone else sys.stdout
+
+    def tell(line):
+        out.write(line + "\n")
+        out.flush()
+    options.tell, voice = tell, Voice() if options.quiet else Voice(tell, terminal)
+    SAY["level"], SAY["log"] = max(0, 2 - options.verbose), voice if voice.terminal else out
     return voice
 
 
@@ -1786,7 +1799,8 @@ def connect(options):
         source = lambda: token
     else:
         source = find_token(options.token_file or ini["token_file"])
-    return Relay(url, source, ca_file=options.ca_file or ini["ca_file"], proxy=ini["proxy"], client_cert=ini["client_cert"], client_key=ini["client_key"])
+    ini["ca_file"] = options.ca_file or ini["ca_file"]
+    return Relay(url, source, **{key: ini[key] for key in ("ca_file", "proxy", "client_cert", "client_key")})
 
 
 def leave(number, frame):
@@ -1797,7 +1811,7 @@ def leave(number, frame):
 def left_early(leaving, voice):
     """The Stop after Ctrl+C or SIGTERM: how to go on."""
     code = EX_TEMPFAIL if leaving.args else EX_INTERRUPT
-    if voice is None or not voice.accept_id:
+    if not voice.accept_id:
         return Stop(code, _("interrupted; nothing was registered"))
     if not voice.allowed:
         return Stop(code, _("%s: interrupted before all inputs were sent; the same words with --request-id %s go on") % (
@@ -1805,34 +1819,37 @@ def left_early(leaving, voice):
     return Stop(code, _("%s: interrupted; the calculation goes on, %s.py wait %s continues") % (voice.accept_id, PROGRAM, voice.accept_id))
 
 
+def work(options):
+    """Does what the words say; the exit code."""
+    relay, voice = connect(options), make_voice(options)
+    relay.notice = voice.away
+    try:
+        return COMMANDS[options.words[0]](options, relay, voice)
+    except (Stop, Away, Refused, KeyboardInterrupt) as error:
+        stop = left_early(error, voice) if isinstance(error, KeyboardInterrupt) else error
+        stop = stop if isinstance(stop, Stop) else explain(stop, relay, voice.accept_id)
+        if options.json:
+            failure = Result(voice.accept_id, stop.code, "none", str(stop), [], {}, {}, "workflow")
+            print(json.dumps(failure._asdict(), ensure_ascii=False))
+        raise stop
+    finally:
+        voice.close()
+
+
 def main(argv=None):
     """The program; returns its exit code."""
-    words, voice, relay = arguments(argv), None, None
-    if argv is None and len(words) > 5 and words[0].startswith(("http://", "https://")) and not words[2].startswith("fd:") and sys.executable:
+    words, program = arguments(argv), argv is None
+    if program and len(words) > 5 and words[0].startswith(SCHEMES) and not words[2].startswith("fd:") and sys.executable:
         hide_token(words)
     options = parse(words)
     if options.version:
         import hashlib
         with open(os.path.abspath(__file__), "rb") as text:
-            print("%s %s protocol 2 (1) sha256 %s" % (PROGRAM, VERSION, hashlib.sha256(text.read()).hexdigest()))
-        return 0
-    if argv is None:
+            return print("%s %s protocol 2 (1) sha256 %s" % (PROGRAM, VERSION, hashlib.sha256(text.read()).hexdigest()))
+    if program:
         import signal
         signal.signal(signal.SIGTERM, leave)
-    try:
-        relay = connect(options)
-        if options.words[0] in ("run", "submit"):
-            options.found = gather(options.inputs)
-        voice = make_voice(options)
-        relay.notice = voice.away
-        return COMMANDS[options.words[0]](options, relay, voice)
-    except (Away, Refused) as error:
-        raise explain(error, relay, voice.accept_id)
-    except KeyboardInterrupt as leaving:
-        raise left_early(leaving, voice)
-    finally:
-        if voice is not None:
-            voice.close()
+    return work(options)
 
 
 if __name__ == "__main__":

@@ -699,9 +699,9 @@ def test_killed_between_end_send_and_its_own_note_it_finds_that_all_is_delivered
 
 
 def test_killed_in_the_middle_of_an_upload_it_goes_on_where_it_stopped(relay, host):
-    host.script("solve", "head -c 200000000 /dev/urandom > out.txt")
+    host.script("solve", "for i in $(seq 4500); do echo $i > r$i; done; head -c 200000000 /dev/urandom > out.txt")
     process = host.start()
-    accept_id, client = submit(relay, host.site), relay.client()
+    accept_id, client = submit(relay, host.site, patterns=["r*"]), relay.client()
     until(lambda: client.ask("GET", "calc-progress", {"v": 2, "accept_id": accept_id})["progress"] == "getting return")
     process.kill()
     process.wait()

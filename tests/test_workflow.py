@@ -473,12 +473,17 @@ def test_a_disk_that_is_full_while_results_come_is_74_and_nothing_is_lost(fake, 
     assert (here / "b").read_bytes() == data and "finish" in one.names() and everything(here) == ["a", "b"]
 
 
-def test_results_that_were_not_confirmed_stay_confirmed_ones_are_told_once(fake, here, token):
+def test_a_relay_that_does_not_take_the_confirmation_is_told_of_and_no_failure(fake, here, token):
     one = fake(results={"a": b"x"})
-    assert ask(one, here, token, "--out", "a", "--no-finish").returncode == 0 and "finish" not in one.names()
     one.misbehave = lambda request: request.no(404) if request.name == "finish" else None
     done = ask(one, here, token, "--out", "a")
     assert done.returncode == 0 and "could not be told" in done.stdout
+
+
+def test_json_tells_failures_too(fake, here, token):
+    done = ask(fake(), here, token, "--in", "missing", "--json")
+    found = json.loads(done.stdout)
+    assert failed(done, 66, "missing") and found["exit_code"] == 66 and found["ended_by"] == "workflow" and "missing" in found["reason"]
 
 
 # ---- a relay that means harm

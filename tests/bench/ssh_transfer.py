@@ -40,12 +40,12 @@ def worker(way, base, config, folder, number, streams):
     line = runner.Line("hpc", settings).open()
     if way == "put":
         entries = runner.planned([[os.path.join(folder, name), name] for name in sorted(os.listdir(folder))])
-        runner.put(line, ident, entries, Record(), settings)
+        runner.transfer(line, ident, entries, Record(), settings)
     else:
         started, files, changed, folders, copies, out, odd = runner.listing(line, ident)
         for name in folders:
             os.makedirs(os.path.join(folder.encode(), name), exist_ok=True)
-        runner.get(line, ident, [entry._replace(near=os.path.join(folder.encode(), entry.far)) for entry in files.values()], Record(), settings)
+        runner.receive(line, ident, [entry._replace(near=os.path.join(folder.encode(), entry.far)) for entry in files.values()], Record(), settings)
     line.close()
 
 
@@ -127,6 +127,7 @@ class Wan:
         self.tmp = tempfile.mkdtemp(prefix="mi-wan-")
         link = os.path.join(self.tmp, "wanlink")
         subprocess.check_call(["gcc", "-O2", "-pthread", "-o", link, os.path.join(ssh_lab.HERE, "wanlink.c")])
+        allow_cubic()
         self.names = ["mia%d" % os.getpid(), "mib%d" % os.getpid()]
         for name in self.names:
             subprocess.check_call(["ip", "netns", "add", name])
@@ -144,6 +145,16 @@ class Wan:
         for name in self.names:
             subprocess.call(["ip", "netns", "del", name])
         shutil.rmtree(self.tmp)
+
+
+def allow_cubic():
+    """Namespaces may choose cubic, as most hosts have it, only if the machine allows it."""
+    path = "/proc/sys/net/ipv4/tcp_allowed_congestion_control"
+    with open(path) as text:
+        words = text.read().split()
+    if "cubic" not in words:
+        with open(path, "w") as text:
+            text.write(" ".join(words + ["cubic"]))
 
 
 MIB = 1 << 20

@@ -1,0 +1,3058 @@
+#!/usr/bin/env python3
+"""The SSH way: run one command on an external computer, with its input files there and its results back here.
+
+Who runs it: a workflow module, on the workflow system's side. The external computer's owner may put the same file there as the guard
+of the key (last part of this file; read that one, and the text FAR, before you let the key in).
+
+    execute_remote_command.py client_name:HOST client_cmd:CMD client_files:A,B,C      (as fielded; any order, values may hold ':')
+    execute_remote_command.py run HOST CMD [--in FILE ...] [--streams N] [--retry COUNT,INTERVAL] [--keep]
+    execute_remote_command.py resume UUID | list [HOST] | cancel UUID | clean UUID ... | clean --older 30d
+    execute_remote_command.py check [HOST]                                             (looks at things as they are, changes nothing)
+    execute_remote_command.py guard [--print-key-line KEYFILE]                         (external computer, in authorized_keys)
+
+HOST is a word of ~/.ssh/config, which decides port, user, key, jump host and proxy. CMD is a command line for the shell there (with a
+guard: the word of a [command NAME], and arguments). Everything that CMD leaves in its directory comes back into the current one, also
+when it failed; its output is remote_program_exec.log. A lost line is opened again, the command runs on meanwhile.
+
+Exit codes: the command's own (128+N: a signal) when it ran; otherwise 0 done, 64 usage, 65 results incomplete, 66 an input is missing,
+69 host unavailable, 70 bug, 74 input/output or disk full, 75 try again later, 76 protocol, 77 refused, 78 configuration, 130 Ctrl+C.
+"""
+import bisect
+import collections
+import hashlib
+import io
+import json
+import os
+import re
+import select
+import signal
+import stat
+import subprocess
+import sys
+import threading
+import time
+
+PROGRAM = "execute_remote_command"
+VERSION = "1.0.0"
+LOG = "remote_program_exec.log"   # the command's output, in its directory
+SMALL = 1 << 20                # bytes; smaller files travel bundled
+BUNDLE = 4 << 20               # bytes of small files in one bundle
+BULK = 64 << 20                # bytes from which on several connections pay for their log-ins
+NEAR = 0.004                   # seconds of round trip below which a host counts as being on the same LAN
+PIECE, NEAR_PIECE = 2 << 20, 16 << 20      # bytes; small pieces where the line is slow, large where the processors are
+STREAMS, NEAR_STREAMS, MOST_STREAMS = 6, 2, 8      # connections at once: far, near, ever (a default sshd refuses at random from 10 on)
+AHEAD = 6                      # orders under way in one lane
+BLOCK = 1 << 18                # bytes read or written at once
+SHRINKS = 2.5                  # a sample must shrink by this factor to be worth compressing
+SAMPLE = 1 << 16               # bytes of that sample
+DELTA = 8 << 20                # bytes from which on rsync looks for differences to a copy that is already here
+TRIES = 3                      # for a piece whose sum is wrong
+CONNECT_SPAN = 60              # seconds in which at most `connects` connections are opened to one host
+SCAN = 1 << 20                 # bytes looked through at once by the outbound rules; matches longer than half of it may be missed
+
+# ==== shared: say ====
+# How every script of the suite speaks: one line per failure, one line per step, nothing from the wire unescaped.
+EX_USAGE, EX_DATA, EX_NOINPUT, EX_UNAVAILABLE, EX_BUG, EX_IOERR = 64, 65, 66, 69, 70, 74
+EX_TEMPFAIL, EX_PROTOCOL, EX_REFUSED, EX_CONFIG, EX_INTERRUPT = 75, 76, 77, 78, 130
+LEVELS = ("debug", "info", "warn", "error")
+SAY = {"lang": "en", "level": 1, "log": None, "debug": False, "lock": threading.Lock()}
+ODD = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]")
+
+
+class Stop(Exception):
+    """Ends the program: an exit code of the table and one line (who, where, what, what to do)."""
+
+    def __init__(self, code, text):
+        Exception.__init__(self, text)
+        self.code = code
+
+
+def _(text):
+    """text in the reader's language, from this file's table JA."""
+    return JA.get(text, text) if SAY["lang"] == "ja" else text
+
+
+def choose_language(lang="auto"):
+    """lang: en, ja, or auto (the locale's)."""
+    if lang == "auto":
+        lang = os.environ.get("LC_ALL") or os.environ.get("LC_MESSAGES") or os.environ.get("LANG") or ""
+    SAY["lang"] = "ja" if lang[:2] == "ja" else "en"
+
+
+def printable(text):
+    """text with control, direction and surrogate characters made visible: it can neither steer a terminal nor start a log line."""
+    return ODD.sub(lambda m: ("\\x%02x" if m.group() < "\xff" else "\\u%04x") % ord(m.group()), str(text))
+
+
+def log(level, accept_id, step, **values):
+    """One line: time LEVEL ACCEPT_ID step key=value ...; values are escaped, and quoted as JSON when they hold blanks."""
+    if LEVELS.index(level) < SAY["level"]:
+        return
+    words = []
+    for key, value in values.items():
+        value = printable(value)
+        words.append("%s=%s" % (key, json.dumps(value, ensure_ascii=False) if re.search(r'[\s"]|^$', value) else value))
+    if "JOURNAL_STREAM" in os.environ and SAY["log"] is None:
+        stamp = "<%d>" % {"debug": 7, "info": 6, "warn": 4, "error": 3}[level]
+    else:
+        now = time.time()
+        zone = time.strftime("%z", time.localtime(now))
+        stamp = "%s.%03d%s:%s" % (time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(now)), now % 1 * 1000, zone[:3], zone[3:])
+    line = " ".join([stamp, level.upper(), accept_id or "-", step] + words) + "\n"
+    with SAY["lock"]:
+        try:
+            out = SAY["log"] or sys.stderr
+            out.write(line)
+            out.flush()
+        except (OSError, ValueError):
+            pass                                       # a log that cannot be written must not stop the work
+
+
+def utf8(text):
+    """text (a name, a path) as bytes for the file system: Python 3.6 under LANG=C knows ASCII only."""
+    return text.encode("utf-8", "surrogateescape")
+
+
+def arguments(argv=None):
+    """The command line as text, also under LANG=C on Python 3.6. 64 if a word is not UTF-8."""
+    try:
+        return [os.fsencode(word).decode("utf-8") for word in (sys.argv[1:] if argv is None else argv)]
+    except UnicodeDecodeError:
+        raise Stop(EX_USAGE, _("an argument is not UTF-8"))
+
+
+def utf8_stdio():
+    """stdout and stderr in UTF-8 whatever the locale says; a character that cannot be shown never raises."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is not None and hasattr(stream, "detach"):
+            setattr(sys, name, io.TextIOWrapper(stream.detach(), "utf-8", "backslashreplace", line_buffering=True))
+
+
+def run_as_program(main):
+    """Runs main() and exits with its code; a failure is one line on stderr and a code, never a traceback (unless asked: MI_DEBUG=1)."""
+    try:
+        utf8_stdio()
+        choose_language()
+        code = main() or 0
+        sys.stdout.flush()
+    except Stop as stop:
+        code, text = stop.code, str(stop)
+    except KeyboardInterrupt:
+        code, text = EX_INTERRUPT, _("interrupted")
+    except BrokenPipeError:
+        code, text = EX_IOERR, ""
+    except OSError as error:
+        code, text = EX_IOERR, "%s%s" % (error.strerror or error, ": %s" % error.filename if error.filename else "")
+    except Exception as error:                         # a bug of ours; say where, so that it can be reported
+        if SAY["debug"] or os.environ.get("MI_DEBUG"):
+            raise
+        place = sys.exc_info()[2]
+        while place.tb_next:
+            place = place.tb_next
+        code, text = EX_BUG, _("a bug (%s in line %d: %s); please report this line, MI_DEBUG=1 shows more") % (
+            type(error).__name__, place.tb_lineno, error)
+    else:
+        text = ""
+    try:
+        if text:
+            sys.stderr.write("%s: %s\n" % (PROGRAM, printable(text)))
+        sys.stderr.flush()
+        sys.stdout.flush()
+    except (OSError, ValueError):
+        pass
+    os._exit(code)                                     # no thread of ours has anything left to say
+# ==== end shared ====
+# ==== shared: ini ====
+# One strict ini for the suite. A table says which keys a section has: {section: {key: (kind, default)}}.
+SUITE = ("Server", "limits", "times", "RemoteSites", "workflow", "poller", "outbound", "ssh", "ssh guard")
+
+
+def seconds(text):
+    """'90', '90s', '1.5m', '2h', '30d' -> seconds (float)."""
+    found = re.match(r"(\d+(?:\.\d+)?)\s*([smhd]?)\Z", text)
+    if not found:
+        raise ValueError(_("is not a time (like 90s, 5m, 2h, 30d)"))
+    return float(found.group(1)) * {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}[found.group(2)]
+
+
+def size(text):
+    """'1024', '16M', '2G' -> bytes (int; K = 1024)."""
+    found = re.match(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?\Z", text, re.I)
+    if not found:
+        raise ValueError(_("is not a size (like 64K, 16M, 2G)"))
+    return int(float(found.group(1)) * 1024 ** " KMGT".index(found.group(2).upper() or " "))
+
+
+def share(text):
+    """'5%' -> 0.05 (float, a share of the disk); '2G' -> bytes (int)."""
+    found = re.match(r"(\d+(?:\.\d+)?)\s*%\Z", text)
+    return float(found.group(1)) / 100 if found else size(text)
+
+
+def flag(text):
+    """yes/no, true/false, on/off, 1/0 -> bool."""
+    if text.lower() in ("yes", "true", "on", "1"):
+        return True
+    if text.lower() in ("no", "false", "off", "0"):
+        return False
+    raise ValueError(_("is not yes or no"))
+
+
+def lines(text):
+    """One value a line; blank lines dropped."""
+    return [line.strip() for line in text.splitlines() if line.strip()]
+
+
+def one_of(*choices):
+    """A kind of which only these words are values."""
+    def kind(text):
+        if text not in choices:
+            raise ValueError(_("is not one of: %s") % " ".join(choices))
+        return text
+    return kind
+
+
+def find_ini(given, beside):
+    """The ini's path: given, or the first of ./, beside the script, ~/.config/, /etc/ that exists, or None. 78 if the given one is not there."""
+    if given:
+        if not os.path.exists(utf8(given)):
+            raise Stop(EX_CONFIG, _("%s: no such file (--ini)") % given)
+        return given
+    name = "mi_distributed_computing_assist.ini"
+    for folder in (".", os.path.dirname(os.path.abspath(beside)), os.path.expanduser("~/.config"), "/etc"):
+        if os.path.exists(os.path.join(folder, name)):
+            return os.path.join(folder, name)
+    return None
+
+
+def nearest(word, known):
+    """' (did you mean X?)' or ''."""
+    import difflib
+    close = difflib.get_close_matches(word, known, 1, 0.6)
+    return _(" (did you mean %s?)") % close[0] if close else ""
+
+
+def read_ini(path, table, guarded=False):
+    """The ini as {section: {key: typed value}}: every section of table with its defaults, and of 'command *' and '*' (any other) those that are there.
+
+    guarded: what the file allows is run on this host, so it must belong to this user or root and not be writable by everybody.
+    78 with file, section, key and what to do, for anything that is not as it should be.
+    """
+    import configparser
+    parser = configparser.RawConfigParser(default_section="\0", strict=True)
+    parser.optionxform = lambda key: key if key.lower().startswith("env.") else key.lower()
+    if path:
+        try:
+            with open(utf8(path), encoding="utf-8-sig") as text:
+                info = os.fstat(text.fileno())
+                if guarded and (info.st_uid not in (0, os.geteuid()) or info.st_mode & 0o002):
+                    raise Stop(EX_CONFIG, _("%s: must belong to you or root and not be writable by everybody (chown, chmod o-w)") % path)
+                parser.read_file(text, path)
+        except OSError as error:
+            raise Stop(EX_CONFIG, "%s: %s" % (path, error.strerror))
+        except (configparser.Error, UnicodeDecodeError) as error:
+            raise Stop(EX_CONFIG, "%s: %s" % (path, " ".join(str(error).split())))
+    result = {name: {key: default for key, (kind, default) in keys.items() if "*" not in key}
+              for name, keys in table.items() if "*" not in name}
+    for section in parser.sections():
+        shape = section if section in table else "command *" if section.startswith("command ") else "*"
+        if shape not in table:
+            if shape == "*" and section not in SUITE and nearest(section, SUITE + ("command",)):
+                raise Stop(EX_CONFIG, _("%s: [%s] is not a section%s") % (path, section, nearest(section, SUITE + ("command",))))
+            continue                                   # another script's, or a site's
+        if shape == "*" and section in SUITE:
+            continue
+        keys = table[shape]
+        values = result[section] = {key: default for key, (kind, default) in keys.items() if "*" not in key}
+        for key, text in parser.items(section):
+            name = key if key in keys else re.sub(r"\.[^.]+\Z", ".*", key)
+            if name not in keys:
+                raise Stop(EX_CONFIG, _("%s: [%s] %s is not a key%s") % (path, section, key, nearest(key, list(keys))))
+            try:
+                values[key] = keys[name][0](text.strip())
+            except (ValueError, re.error) as error:
+                raise Stop(EX_CONFIG, "%s: [%s] %s = %s: %s" % (path, section, key, text.strip(), error))
+    return result
+# ==== end shared ====
+# ==== shared: names ====
+# File names of a calculation. Checked by every receiver: whoever sends them may be hostile.
+LOG_NAMES = ("計算標準出力.txt", "計算標準エラー出力.txt")        # stdout and stderr of the command, always among the results
+
+
+def parts_of(name):
+    """name's parts in NFC: the order of a manifest, and what makes two names equal."""
+    if not name.isascii() if hasattr(name, "isascii") else any(c > "\x7f" for c in name):
+        import unicodedata
+        name = unicodedata.normalize("NFC", name)
+    return tuple(name.split("/"))
+
+
+def check_name(name):
+    """name, if it is a relative path of plain parts; otherwise ValueError with the reason."""
+    if not isinstance(name, str) or not name:
+        raise ValueError(_("an empty name"))
+    try:
+        length = len(name.encode("utf-8"))
+    except UnicodeEncodeError:
+        raise ValueError(_("a name that is not UTF-8"))
+    if length > 1000 or any(len(part.encode("utf-8")) > 255 for part in name.split("/")):
+        raise ValueError(_("a name that is too long: %s...") % printable(name[:60]))
+    if ODD.search(name) or "\\" in name:
+        raise ValueError(_("a name with a control character or a backslash: %s") % printable(name))
+    if any(part in ("", ".", "..") for part in name.split("/")):
+        raise ValueError(_("a name that is absolute or has an empty, . or .. part: %s") % name)
+    return name
+
+
+def check_order(names, before=None, reserved=()):
+    """Checks a manifest's names: each one plain, ascending by parts_of (so that equal names, and a name that is another's directory,
+    stand side by side), none equal to or below a reserved one. before: the last name of the page before. ValueError; returns the last name."""
+    last = parts_of(before) if before is not None else None
+    for name in names:
+        now = parts_of(check_name(name))
+        if last is not None and (now[:len(last)] == last or now <= last):
+            raise ValueError(_("two names that are equal, one in the other, or out of order: %s") % name)
+        if any(now[:1] == parts_of(word) for word in reserved):
+            raise ValueError(_("a name that is kept for the log: %s") % name)
+        last, before = now, name
+    return before
+
+
+def pattern(text):
+    """A result pattern as a compiled expression: * and ? within a part, ** across parts, a trailing / the whole directory. ValueError."""
+    check_name(text.rstrip("/") if text.endswith("/") and text != "/" else text)
+    out = ""
+    for piece in re.findall(r"\*\*/|\*\*|\*|\?|[^*?]+", text + ("**" if text.endswith("/") else "")):
+        out += {"**/": "(?:[^/]+/)*", "**": ".+", "*": "[^/]*", "?": "[^/]"}.get(piece) or re.escape(piece)
+    return re.compile(out + r"\Z", re.S)
+
+
+def declared(names, patterns):
+    """A function name -> bool: is this result one that was asked for (or a log)?"""
+    wanted = {parts_of(name) for name in tuple(names) + LOG_NAMES}
+    found = [pattern(text) for text in patterns]
+    return lambda name: parts_of(name) in wanted or any(one.match("/".join(parts_of(name))) for one in found)
+# ==== end shared ====
+# ==== shared: run ====
+# The runner of one command: a wrapper in POSIX sh that starts it at most once, outlives its starter, and notes the end.
+RUN = r"""#!/bin/sh
+# run CONTROL WORK COMMAND [ARG]...
+# Runs COMMAND at most once, ever, and leaves CONTROL/end when it is over.
+# Made beforehand and fsynced: ready, child, end.tmp (256 blanks each); alive (a FIFO, where it can help)
+set -uf
+note() {   # into file $1, in place (also on a full disk): PID STARTTIME BOOT_ID HOST TEXT; its mtime is the time
+    f=$1 t=$2 s='' b='' h=''
+    { read -r s <"/proc/$$/stat"; read -r b </proc/sys/kernel/random/boot_id; read -r h </proc/sys/kernel/hostname; } 2>/dev/null
+    set -- ${s##*) }
+    printf '%-255s\n' "$$ ${20:-?} ${b:-?} ${h:-?} $t" 1<>"$f"
+}
+if [ "$1" = -child ]; then
+    c=$2; shift 2
+    note "$c/child" running && exec "$@"
+    exit 126
+fi
+c=$1 w=$2; shift 2
+mv "$c/ready" "$c/start" 2>/dev/null || exit 75    # rename: one wins; a doubled or requeued start ends here
+trap '' HUP; trap : TERM INT                       # outlive terminal and cancel: the end must be written
+note "$c/start" started || exit 73
+[ -p "$c/alive" ] && exec 9<>"$c/alive"            # a reader of the FIFO sees a hang-up the moment that we are gone
+cd "$w" && sh "$c/run" -child "$c" "$@" </dev/null >"$c/stdout" 2>"$c/stderr" 9>&-
+note "$c/end.tmp" "exit $?" && mv "$c/end.tmp" "$c/end"
+"""
+Note = collections.namedtuple("Note", "pid start boot host text time")      # what the wrapper's note() wrote; time: its mtime, seconds
+ORPHAN_GRACE = 10              # seconds after which wrapper and command, both gone without `end`, count as lost
+
+
+def boot_id():
+    """This boot of this host ('?' where /proc does not tell)."""
+    try:
+        with open("/proc/sys/kernel/random/boot_id") as text:
+            return text.read().strip()
+    except OSError:
+        return "?"
+
+
+def write_synced(path, data, mode=0o600):
+    """data (bytes) into a new file at path (bytes), on disk before this returns."""
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
+    try:
+        view = memoryview(data)
+        while len(view):
+            view = view[os.write(fd, view):]
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def sync_folder(path):
+    """The folder's entries, on disk before this returns."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def prepare(control, fifo=True):
+    """Makes what the wrapper needs in the control directory (bytes path, exists), on disk before this returns. `ready` comes last;
+    once it is there, or was, nothing is made again: that would be a second start."""
+    if any(os.path.exists(os.path.join(control, name)) for name in (b"ready", b"start", b"end")):
+        return
+    if fifo and not os.path.exists(os.path.join(control, b"alive")):
+        os.mkfifo(os.path.join(control, b"alive"), 0o600)
+    for name, text in ((b"child", b" " * 256), (b"end.tmp", b" " * 256), (b"run", RUN.encode()), (b"ready", b" " * 256)):
+        write_synced(os.path.join(control, name), text, 0o700 if name == b"run" else 0o600)
+    sync_folder(control)
+
+
+def start_wrapper(control, work, argv, env):
+    """Starts the wrapper, detached, on argv (list of str) in the directory work with the environment env. Returns the Popen."""
+    words = [b"/bin/sh", os.path.join(control, b"run"), control, work] + [utf8(word) for word in argv]
+    return subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                            env={utf8(key): utf8(value) for key, value in env.items()}, start_new_session=True, cwd=b"/")
+
+
+def read_note(path):
+    """The Note in a file of the wrapper, or None while it is blank or not there."""
+    try:
+        with open(path, "rb") as text:
+            words = text.read(256).decode("utf-8", "replace").split(None, 4)
+            when = os.fstat(text.fileno()).st_mtime
+    except OSError:
+        return None
+    return Note(int(words[0]), words[1], words[2], words[3], words[4].strip(), when) if len(words) == 5 and words[0].isdigit() else None
+
+
+def still_there(note):
+    """Does the process of the note live? Same PID, same start time, not a zombie, in this boot of this host."""
+    try:
+        with open("/proc/%d/stat" % note.pid, "rb") as text:
+            words = text.read().rpartition(b") ")[2].split()
+    except OSError:
+        return False
+    return words[19].decode() == note.start and words[0] not in b"ZX" and note.boot == boot_id()
+
+
+def look(control, now):
+    """(state, detail) of the command of a control directory (bytes path); now: time.time().
+    ready: never started · starting · running: detail its Note · ended: detail its exit code (128+N for a signal), None if it could not be started ·
+    lost: both processes gone without an end, another boot or another host; detail says which."""
+    end = read_note(os.path.join(control, b"end"))
+    child = read_note(os.path.join(control, b"child"))
+    if end is not None:
+        return "ended", int(end.text.split()[-1]) if child is not None else None
+    started = read_note(os.path.join(control, b"start"))
+    if started is None:
+        try:                                           # a blank `start`: the wrapper is about to fill it in, or was killed just there
+            began = os.stat(os.path.join(control, b"start")).st_ctime
+        except OSError:
+            return ("ready", None) if os.path.exists(os.path.join(control, b"ready")) else ("starting", None)
+        return ("lost", "end unknown") if now - began > ORPHAN_GRACE else ("starting", None)
+    for note in (child, started):                      # the same boot is the same host, whatever it is called now
+        if note is not None and note.boot != boot_id():
+            same = note.host == os.uname().nodename
+            return "lost", "the host was restarted" if same else "it was started on another host (%s)" % note.host
+    if child is not None and still_there(child):
+        return "running", child
+    if still_there(started):
+        return "starting", None
+    if os.path.exists(os.path.join(control, b"end")):
+        return look(control, now)                      # it ended between two looks
+    return ("lost", "end unknown") if now - (child or started).time > ORPHAN_GRACE else ("starting", None)
+
+
+def wait_end(control, stop, most=1.0):
+    """Waits until the command has ended or stop() is true; looks at the FIFO, so that the end is seen at once. Returns look()'s answer.
+    most: seconds between two looks."""
+    try:
+        alive = os.open(os.path.join(control, b"alive"), os.O_RDONLY | os.O_NONBLOCK)
+    except OSError:
+        alive = -1
+    pause = 0.002
+    try:
+        while True:
+            state = look(control, time.time())
+            if state[0] in ("ended", "lost") or stop():
+                return state
+            poller = select.poll()
+            if alive >= 0:
+                poller.register(alive, select.POLLIN)
+            if poller.poll(pause * 1000):              # hung up: the end is there, or the wrapper was killed: look now and then
+                os.close(alive)
+                alive, pause = -1, 0.002
+            pause = min(pause * 1.5, most)
+    finally:
+        if alive >= 0:
+            os.close(alive)
+# ==== end shared ====
+JA = {}
+
+
+def streams_kind(text):
+    """'auto' -> 0, else a number of connections (1 to MOST_STREAMS)."""
+    if text == "auto":
+        return 0
+    if not text.isdigit() or not 1 <= int(text) <= MOST_STREAMS:
+        raise ValueError(_("is not auto or a number from 1 to %d") % MOST_STREAMS)
+    return int(text)
+
+
+def retry_kind(text):
+    """'COUNT,INTERVAL' -> (int, seconds)."""
+    count, comma, interval = text.partition(",")
+    if not count.strip().isdigit():
+        raise ValueError(_("is not COUNT,INTERVAL (like 5,60)"))
+    return int(count), seconds(interval.strip() or "60")
+
+
+def base_kind(text):
+    """A directory: absolute, or below the home directory."""
+    if not text or ODD.search(text):
+        raise ValueError(_("is not a directory"))
+    return text
+
+
+def split_words(text):
+    """Words as a shell would split them (no shell is run)."""
+    import shlex
+    return shlex.split(text)
+
+
+TABLE = {
+    "ssh": {"base": (base_kind, "~/.mi_distcomp"), "streams": (streams_kind, 0), "retry": (retry_kind, (5, 60.0)),
+            "connect": (seconds, 20.0), "alive": (seconds, 15.0), "rsync_options": (split_words, []),
+            "ssh_options": (split_words, []), "connects": (int, 30), "lang": (one_of("auto", "en", "ja"), "auto")},
+    "ssh guard": {"base": (base_kind, "~/.mi_distcomp"), "from": (str, ""), "max_bytes": (size, 0), "audit_log": (str, "")},
+    "outbound": {"max_file": (size, 0), "max_total": (size, 0), "max_files": (int, 200000), "allow_names": (str.split, ["*"]),
+                 "deny_names": (str.split, []), "deny_content": (lines, []), "deny_sums": (str.split, []), "deny_pieces": (str, ""),
+                 "hold": (flag, False), "dry_run": (flag, False), "scan_timeout": (seconds, 600.0), "audit_log": (str, "")},
+    "command *": {"argv": (lines, []), "match": (str, ""), "argument.*": (re.compile, None), "parameters": (flag, False),
+                  "env.*": (str, None), "run_as": (str, ""), "nice": (int, 0), "timeout": (seconds, 0.0), "grace": (seconds, 10.0),
+                  "jobs": (int, 0), "pre": (str, ""), "post": (str, ""), "batch": (one_of("none", "slurm", "pbs", "htcondor"), "none"),
+                  "batch_options": (str, ""), "batch_changeable": (str, ""), "batch_poll": (seconds, 10.0), "batch_grace": (seconds, 600.0)},
+}
+
+# The far side, where there is no guard. What it takes for granted:
+#  1. The log-in shell passes single-quoted words of plain ASCII on unchanged (sh, bash, dash, zsh, ksh, csh, tcsh and fish do).
+#  2. There is a POSIX sh in its PATH, with printf %b, mkdir, mv, rm, wc, tail, head, cat, sleep, kill.
+#  3. What the log-in shell prints before our first line ("mi_distcomp ...") is noise and skipped; after it, it prints nothing.
+#  4. /proc tells whether a process lives; without it a PID is taken for what it was.
+#  5. A process started with setsid (nohup, where there is no setsid) outlives the log-in. (systemd's KillUserProcesses=yes breaks this:
+#     loginctl enable-linger USER; `check HOST` looks.)
+#  6. Moving a directory to a name that is free is atomic, and a file's rename is: the base directory is on a local disk or NFS.
+#  7. GNU dd, find, tar and xargs: needed for pieces and several connections only (probed). Without: rsync; without rsync: tar alone.
+#  8. openssl, sha256sum or shasum for the sums (probed). Without: sizes only, and a line says so.
+#  9. Its clock need not be right: times of there are compared with times of there only.
+# Its words: PROTOCOL VERB BASE ID ... ; its answers are lines, each session's first one says `mi_distcomp 1 VERB`.
+FAR = r"""
+PATH=$PATH:/usr/bin:/bin
+shift; n=$#
+while [ "$n" -gt 0 ]; do
+    a=$1; shift; n=$((n - 1))
+    case $a in *\\*) a=$(printf '%b.' "$a"); a=${a%.};; esac
+    set -- "$@" "$a"
+done
+protocol=$1 verb=$2 b=$3 id=$4; shift 4
+set -u; mask=$(umask); umask 077
+case $b in /*) ;; "~/"*) b=$HOME/${b#"~/"};; *) b=$HOME/$b;; esac
+w=$b/$id c=$b/.mi/$id f=$w/remote_program_exec.log boot=
+{ read -r boot </proc/sys/kernel/random/boot_id; } 2>/dev/null
+: "${boot:=?}"
+sum=none
+choose_sum() {
+    for s in "openssl dgst -sha256 -r" sha256sum "shasum -a 256"; do
+        case $($s </dev/null 2>/dev/null) in e3b0c44298fc1c14*) sum=$s; return;; esac
+    done
+}
+alive() {   # lives the process of the note in file $1?
+    p='' s='' o=''
+    { read -r p s o x <"$1"; } 2>/dev/null
+    [ -n "$p" ] && [ "$o" = "$boot" ] || return 1
+    [ -r /proc/self/stat ] || { kill -0 "$p" 2>/dev/null; return; }
+    t=''; { read -r t <"/proc/$p/stat"; } 2>/dev/null
+    set -- ${t##*) }
+    [ "${20:-}" = "$s" ] && [ "$1" != Z ]
+}
+look() {   # sets state: none ready starting running, or: ended CODE, failed, lost WHY
+    state=none
+    if [ -f "$c/end" ]; then
+        x=''; p=''; { read -r p s o h x <"$c/end"; } 2>/dev/null
+        q=''; { read -r q s <"$c/child"; } 2>/dev/null
+        state="ended ${x#exit }"; [ -n "$q" ] || state=failed
+    elif [ -f "$c/start" ]; then
+        p='' o=''; { read -r p s o x <"$c/start"; } 2>/dev/null
+        if [ -n "$p" ] && [ "$o" != "$boot" ]; then state="lost the host was restarted"
+        elif alive "$c/child"; then state=running
+        elif alive "$c/start"; then state=starting
+        elif [ -f "$c/end" ]; then look
+        else state=gone; fi
+    elif [ -f "$c/ready" ]; then state=ready; fi
+}
+launch() {   # BOOT COMMAND RUN: once, however often it is asked
+    if [ ! -d "$c" ]; then
+        [ "$1" = "$boot" ] || { echo "E lost the host was restarted before the command was started"; exit; }
+        t=$b/.mi/.new.$$
+        rm -rf "$t"; mkdir -p "$w" "$b/.mi" "$t" || { echo "E error cannot make $t"; exit; }
+        for a in child end.tmp ready; do printf '%256s' '' >"$t/$a" || { echo "E error cannot write to $t (disk full?)"; exit; }; done
+        printf '%s' "$3" >"$t/run"; printf '%s' "$2" >"$t/command"; mkfifo "$t/alive" 2>/dev/null
+        mv "$t" "$c"   # if another was quicker, ours lands inside of it and means nothing
+    fi
+    [ -f "$c/ready" ] || return
+    [ "$1" = "$boot" ] || { echo "E lost the host was restarted before the command was started"; exit; }
+    detach=nohup; command -v setsid >/dev/null 2>&1 && detach=setsid
+    MI_RUN=$id.1; export MI_RUN; umask "$mask"
+    $detach sh "$c/run" "$c" "$w" sh -c 'exec >remote_program_exec.log 2>&1; exec "$0" -c "$1"' "${SHELL:-/bin/sh}" "$2" </dev/null >/dev/null 2>&1 3<&- &
+}
+watch() {   # OFFSET: log and state until the end, as `L BYTES` + bytes, `S STATE`, `E STATE`
+    off=$1 pause=0.01 gone=0 said=
+    { cat >/dev/null; kill $$; } <&3 >/dev/null 2>&1 &   # nobody listens any more
+    feeler=$!
+    while :; do
+        look
+        n=0; [ -f "$f" ] && n=$(($(wc -c <"$f")))
+        if [ "$n" -gt "$off" ]; then
+            m=$((n - off)); [ "$m" -gt 1048576 ] && m=1048576
+            echo "L $m"; tail -c +$((off + 1)) "$f" | head -c "$m"
+            off=$((off + m)) pause=0.02
+            continue
+        fi
+        case $state in
+        ended*|failed|lost*) break;;
+        gone) gone=$((gone + 1)); pause=1; [ $gone -gt 10 ] && { state="lost end unknown"; break; };;
+        ready|none) gone=$((gone + 1)); [ $gone -gt 30 ] && { state="lost it was not started"; break; };;
+        *) [ "$state" = "$said" ] || { echo "S $state"; said=$state; };;
+        esac
+        sleep $pause 2>/dev/null || sleep 1
+        case $pause in 0.01) pause=0.02;; 0.02) pause=0.05;; 0.05) pause=0.1;; 0.1) pause=0.2;; 0.2) pause=0.5;; esac
+    done
+    echo "E $state"
+    kill $feeler 2>/dev/null
+}
+bad() { wait; echo "no $i $1"; exit 1; }
+sums() { tr '\n' '\000' | xargs -0 $sum -- | while read -r s x; do echo "s ${s#\\}"; done; }
+lane() {   # put or get: orders `KIND NUMBER OFFSET BYTES NAME/` on stdin, bytes behind them or in the answer
+    mkdir -p "$w" && cd "$w" || exit 73
+    choose_sum
+    [ "$sum" = none ] && sums() { while read -r x; do echo "s -"; done; }
+    [ "${sum#openssl}" != "$sum" ] && sums() { tr '\n' '\000' | xargs -0 $sum | while read -r s x; do echo "s $s"; done; }
+    while IFS=' ' read -r k i o n p; do
+    [ "$1" = put ] && [ -d "$c" ] && bad "the command was started already"
+    p=./${p%/}; case $k in
+    T)  head -c "$n" | tar -xpof - || bad "tar failed"; echo "ok $i -";;
+    C)  dd of="$p" bs=262144 seek="$o" count="$n" iflag=count_bytes,fullblock oflag=seek_bytes conv=notrunc status=none || bad "cannot write $p"
+        wait; [ "$sum" = none ] && { echo "ok $i -"; continue; }
+        { s=$(dd if="$p" bs=262144 skip="$o" count="$n" iflag=skip_bytes,count_bytes status=none | $sum); echo "ok $i ${s%% *}"; } &;;
+    Z)  m=${n#*,}; head -c "${n%,*}" | gzip -dc | dd of="$p" bs=262144 seek="$o" iflag=fullblock oflag=seek_bytes conv=notrunc status=none || bad "cannot write $p"
+        wait; [ "$sum" = none ] && { echo "ok $i -"; continue; }
+        { s=$(dd if="$p" bs=262144 skip="$o" count="$m" iflag=skip_bytes,count_bytes status=none | $sum); echo "ok $i ${s%% *}"; } &;;
+    M)  wait; [ -f "$p" ] || : >"$p"; [ $(($(wc -c <"$p"))) = "$o" ] || dd of="$p" bs=1 seek="$o" count=0 2>/dev/null
+        touch -d "@${n%:*}" "$p" && chmod "${n#*:}" "$p" || bad "cannot finish $p"; echo "ok $i -";;
+    S)  head -c "$n" | sums; echo "ok $i -";;
+    L)  [ -f "$c/start" ] && find "$c/start" -printf '%T@\000' || printf '0\000'
+        find . -mindepth 1 -printf '%y %s %T@ %C@ %m %P\000'; printf '\000'; echo "ok $i -";;
+    K)  pwd -P; head -c "$n" | tr '\n' '\000' | xargs -0 readlink -m --; echo "ok $i -";;
+    G)  dd if="$p" bs=262144 skip="$o" count="$n" iflag=skip_bytes,count_bytes status=none
+        s=-; [ "$sum" = none ] || s=$(dd if="$p" bs=262144 skip="$o" count="$n" iflag=skip_bytes,count_bytes status=none | $sum)
+        echo "ok $i ${s%% *}";;
+    E)  tar -cf - .; exit;;
+    A)  l=$(head -c "$n"); printf '%s\n' "$l" | tr '\n' '\000' | tar --format=gnu --no-recursion -b 20 -hcf - --null -T -
+        printf '%s\n' "$l" | sums; echo "ok $i -";;
+    esac; done
+    wait
+}
+hold() {   # the control connection: says what there is here, then answers each line until it is over
+    mkdir -p "$b/.mi" 2>/dev/null
+    gnu=0; [ "$(printf xyz | dd iflag=count_bytes,fullblock count=1 status=none 2>/dev/null)" = x ] && find / -maxdepth 0 -printf '' 2>/dev/null &&
+        case $(tar --version 2>/dev/null) in *GNU*) gnu=1;; esac
+    rsync=0 zstd=0; command -v rsync >/dev/null 2>&1 && rsync=1 && case $(rsync --version 2>/dev/null) in *zstd*) zstd=1;; esac
+    choose_sum
+    gzip=0; command -v gzip >/dev/null 2>&1 && gzip=1
+    aes=0; grep -qw aes /proc/cpuinfo 2>/dev/null && aes=1
+    free=$(df -Pk "$b" 2>/dev/null | { read -r x; read -r x x x a x; echo "${a:-0}"; })
+    echo "ready guard=0 boot=$boot gnu=$gnu rsync=$rsync zstd=$zstd gzip=$gzip aes=$aes free=$free sum=${sum%% *}"
+    while IFS= read -r x; do printf '%s\n' "$x"; done
+}
+cancel() {   # GRACE: TERM, after GRACE seconds KILL: the wrapper's group, and whatever carries its mark
+    p=''; { read -r p x <"$c/start"; } 2>/dev/null
+    for s in TERM KILL; do
+        look; case $state in running|starting|gone) ;; *) break;; esac
+        [ "$s" = KILL ] && [ -n "$p" ] && set -- 1 && { read -r q x <"$c/child"; } 2>/dev/null && kill -KILL "$q" 2>/dev/null
+        [ "$s" = TERM ] && [ -n "$p" ] && kill -TERM "-$p" 2>/dev/null
+        for q in $(grep -lsF "MI_RUN=$id.1" /proc/[0-9]*/environ 2>/dev/null); do
+            q=${q#/proc/}; q=${q%/environ}; [ "$q" = $$ ] || [ "$q" = "$p" ] || kill "-$s" "$q" 2>/dev/null
+        done
+        n=$(($1 * 5)); while [ "$n" -gt 0 ]; do look; case $state in ended*|failed|lost*|none|ready) break;; esac; sleep 0.2 2>/dev/null || sleep 1; n=$((n - 1)); done
+    done
+    look; echo "E $state"
+}
+clean() {
+    look; case $state in running|starting) echo "E $state"; exit;; esac
+    rm -rf "$w" "$c"; echo "E cleaned"
+}
+all() { for c in "$b"/.mi/[0-9a-f]*; do [ -d "$c" ] || continue; look; echo "${c##*/} $state"; done; echo "E end"; }
+case $id in *[!0-9a-f-]*) exit 64;; esac
+exec 3<&0
+[ "$verb" = rsync ] || echo "mi_distcomp 1 $verb"
+case $verb in
+hold) hold;;
+lane) lane "$1";;
+run) launch "$@"; watch 0;;
+watch) watch "$1";;
+cancel) cancel "$1";;
+clean) clean;;
+list) all;;
+make) mkdir -p "$w" && echo "E made";;
+rsync) cd "$w" && exec rsync "$@";;
+*) exit 64;;
+esac
+"""
+Entry = collections.namedtuple("Entry", "near far size mtime mode")   # paths in bytes; mtime "SECONDS.FRACTION"; far relative, never odd
+Piece = collections.namedtuple("Piece", "entry offset size")
+Settings = collections.namedtuple("Settings", "base streams retry connect alive rsync_options ssh_options connects")
+
+
+class LineLost(Exception):
+    """The connection is gone or never came; it may come back."""
+
+
+def point(name):
+    """The named points of the way. Nothing happens here; the tests kill the runner at each of them."""
+
+
+# ---- words and connections ----
+
+def encoded(text):
+    """text (str or bytes) as one single-quoted word that any log-in shell passes on; FAR and the guard turn its \\0ooo back."""
+    data = text if isinstance(text, bytes) else utf8(text)
+    return "'" + re.sub(rb"[^ -~]|['\\!]", lambda m: b"\\0%03o" % ord(m.group()), data).decode("ascii") + "'"
+
+
+def request(verb, base, ident, *words):
+    """The one form of everything that is asked of the far side. A guard drops the text FAR and looks at the words behind it only."""
+    return "exec sh -c 'eval \"$(printf %b \"$1\")\"' mi_distcomp " + " ".join(
+        encoded(word) for word in (FAR, "1", verb, base, ident) + words)
+
+
+def state_folder():
+    """Where this side's records are (bytes), made if need be: the user's state directory."""
+    top = os.environ.get("XDG_STATE_HOME") or os.path.join(os.path.expanduser("~"), ".local", "state")
+    folder = os.path.join(utf8(top), b"mi_distcomp_ssh")
+    os.makedirs(folder, 0o700, exist_ok=True)
+    return folder
+
+
+class Line:
+    """One control connection to a host, and the sessions over it or beside it."""
+
+    def __init__(self, host, settings):
+        if not host or host.startswith("-") or ODD.search(host) or " " in host:
+            raise Stop(EX_USAGE, _("%s: not a host") % printable(host))
+        self.host, self.settings = host, settings
+        self.folder = self.process = self.facts = self.spare = None
+        self.round_trip, self.options = 0.0, None
+
+    def configured(self):
+        """What ~/.ssh/config says about the host ({key: value}); empty if this ssh cannot tell."""
+        words = ["ssh"] + self.settings.ssh_options + ["-G", "--", self.host]
+        done = subprocess.run([utf8(word) for word in words], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        pairs = [row.split(" ", 1) for row in done.stdout.decode("utf-8", "replace").splitlines() if " " in row]
+        return {key: value for key, value in pairs}
+
+    def choose_options(self):
+        """The options of every connection. ~/.ssh/config decides; here is only what must be so, and AES-GCM first where it is allowed."""
+        told, alive = self.configured(), max(1, int(self.settings.alive / 3))
+        options = ["BatchMode=yes", "ConnectTimeout=%d" % max(1, self.settings.connect), "ServerAliveInterval=%d" % alive,
+                   "ServerAliveCountMax=3", "Compression=no", "ForwardAgent=no", "ForwardX11=no", "ClearAllForwardings=yes",
+                   "PermitLocalCommand=no", "ControlPersist=no", "EscapeChar=none", "LogLevel=ERROR", "RequestTTY=no", "RemoteCommand=none",
+                   "StrictHostKeyChecking=" + ("accept-new" if told.get("stricthostkeychecking") == "accept-new" else "yes")]
+        ciphers = told.get("ciphers", "").split(",")
+        fast = sorted((name for name in ciphers if name.endswith("gcm@openssh.com")), key=lambda name: "256" in name)
+        if fast and has_aes():
+            options.append("Ciphers=" + ",".join(fast + [name for name in ciphers if name not in fast]))
+        self.options = ["ssh", "-x", "-a", "-T"] + self.settings.ssh_options
+        for option in options:
+            self.options += ["-o", option]
+        self.place = "%s@%s:%s" % (told.get("user", ""), told.get("hostname", self.host), told.get("port", ""))
+
+    def ssh(self, verb, ident, *words, **how):
+        """The argument vector of one session: over the control connection, or (own=True) over a connection of its own."""
+        control = ["-o", "ControlMaster=no", "-o", "ControlPath=none"] if how.get("own") else ["-S", self.control, "-o", "ControlMaster=no"]
+        control = ["-M", "-S", self.control] if how.get("master") else control
+        return [utf8(word) for word in self.options + control + ["--", self.host, request(verb, self.settings.base, ident, *words)]]
+
+    def start(self, *words, **how):
+        """Starts a session (Popen); its stderr goes into a file of its own (process.said), which `why` reads."""
+        if how.get("own") or how.get("master"):
+            spend(self.place, self.settings.connects)
+        said = open(os.path.join(self.folder, b"said.%d" % (time.monotonic() * 1e9)), "w+b")
+        process = subprocess.Popen(self.ssh(*words, **how), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=said,
+                                   bufsize=BLOCK, start_new_session=True)
+        process.said, process.verb = said, words[0]
+        for pipe in (process.stdin, process.stdout):
+            widen(pipe)
+        return process
+
+    def open(self):
+        """Opens the control connection. LineLost if it cannot be had now; Stop 77 or 69 if it will never be had like this."""
+        import tempfile
+        self.folder = utf8(tempfile.mkdtemp(prefix="mi-", dir="/tmp" if os.path.isdir("/tmp") else None))     # sun_path is short
+        self.control = self.folder.decode() + "/c"
+        if self.options is None:
+            self.choose_options()
+        began = time.monotonic()
+        self.process = self.start("hold", "-", master=True)
+        ready, _w, _x = select.select([self.process.stdout], [], [], self.settings.connect * 2 + 10)
+        if not ready or not self.marked(self.process):
+            self.refused()
+        facts = self.process.stdout.readline().decode("utf-8", "replace").split()
+        if facts[:1] != ["ready"]:
+            raise Stop(EX_PROTOCOL, _("%s: a guard or shell there answers otherwise than expected: %s") % (self.host, printable(" ".join(facts))[:200]))
+        self.facts = dict(fact.partition("=")[::2] for fact in facts[1:])
+        log("debug", None, "connect", host=self.host, seconds="%.3f" % (time.monotonic() - began), **self.facts)
+        started = time.monotonic()
+        self.process.stdin.write(b"ping\n")
+        self.process.stdin.flush()
+        if self.process.stdout.readline() != b"ping\n":
+            raise LineLost(_("%s: the connection broke off") % self.host)
+        self.round_trip = time.monotonic() - started
+        return self
+
+    def marked(self, process):
+        """Skips what a log-in shell prints; True at our own first line."""
+        for row in iter(process.stdout.readline, b""):
+            if row == b"mi_distcomp 1 %s\n" % utf8(process.verb):
+                return True
+        return False
+
+    def refused(self):
+        """Says why the control connection could not be had."""
+        text = self.why(self.process)
+        self.close()
+        for sign, code in (("Permission denied", EX_REFUSED), ("Host key verification failed", EX_REFUSED), ("HOST IDENTIFICATION", EX_REFUSED),
+                           ("Bad configuration", EX_CONFIG), ("Bad owner", EX_CONFIG), ("refused by the guard", EX_REFUSED), (PROGRAM + ": ", EX_CONFIG),
+                           ("Could not resolve", EX_UNAVAILABLE)):
+            if sign in text:
+                raise Never(code, "%s: %s" % (self.host, printable(text)))
+        raise LineLost("%s: %s" % (self.host, printable(text) or _("no answer")))
+
+    def why(self, process):
+        """The last words on stderr of a session that has ended (or is ended here)."""
+        try:
+            process.wait(2)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        process.said.seek(0)
+        rows = [row for row in process.said.read(65536).decode("utf-8", "replace").splitlines() if row.strip()]
+        return " / ".join(row.strip() for row in rows[-3:])[:500]
+
+    def call(self, verb, ident, *words):
+        """One short request; the lines of its answer. LineLost if the answer did not come in full (last line `E ...`)."""
+        process = self.start(verb, ident, *words)
+        process.stdin.close()
+        rows = process.stdout.read().decode("utf-8", "replace").split("mi_distcomp 1 %s\n" % verb, 1)[-1].splitlines() if self.marked(process) else []
+        if not rows or not rows[-1].startswith("E "):
+            self.broke(process)
+        self.end(process)
+        return rows
+
+    def broke(self, process):
+        """A session ended too early: a guard's refusal is final, anything else is a lost line."""
+        text = self.why(process)
+        if "refused by the guard" in text:
+            raise Stop(EX_REFUSED, "%s: %s" % (self.host, printable(text)))
+        if PROGRAM + ": " in text:                     # a guard that stopped: broken ini, bug
+            raise Stop(EX_PROTOCOL, _("the guard of %s: %s") % (self.host, printable(text)))
+        raise LineLost("%s: %s" % (self.host, printable(text) or _("the connection broke off")))
+
+    def end(self, process):
+        """Closes a session's pipes and waits a moment for it."""
+        for pipe in (process.stdin, process.stdout):
+            try:
+                pipe.close()
+            except OSError:
+                pass
+        self.why(process)
+        process.said.close()
+
+    def close(self):
+        """Ends the control connection and removes its socket."""
+        if self.spare is not None:
+            self.spare.kill()
+            self.end(self.spare)
+            self.spare = None
+        if self.process is not None:
+            try:
+                self.process.stdin.close()
+            except OSError:
+                pass
+            try:
+                self.process.wait(1)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+        if self.folder is not None:
+            import shutil
+            shutil.rmtree(self.folder, ignore_errors=True)
+        self.process = self.folder = None
+
+
+class Never(Stop):
+    """A connection that will not come by trying again."""
+
+
+def has_aes():
+    """Has this processor AES instructions?"""
+    try:
+        with open("/proc/cpuinfo") as text:
+            return " aes" in text.read(8192)
+    except OSError:
+        return False
+
+
+def widen(pipe):
+    """A larger pipe buffer (F_SETPIPE_SZ), where the system allows it."""
+    import fcntl
+    try:
+        fcntl.fcntl(pipe.fileno(), 1031, 1 << 20)
+    except OSError:
+        pass
+
+
+def spend(place, most):
+    """Waits until one more connection to this place fits into the budget (`most` in CONNECT_SPAN seconds, over all runners of this user;
+    0: no budget). Sites ban hosts that connect too often."""
+    import fcntl
+    if not most:
+        return
+    name = hashlib.sha256(utf8(place)).hexdigest()[:16]
+    with open(os.path.join(state_folder(), b"connects." + name.encode()), "a+") as book:
+        fcntl.flock(book, fcntl.LOCK_EX)
+        while True:
+            book.seek(0)
+            now = time.time()
+            times = [float(row) for row in book.read().split() if now - CONNECT_SPAN < float(row) <= now]
+            if len(times) < most:
+                break
+            log("info", None, "wait", place=place, why="connection budget", seconds="%.0f" % (times[0] + CONNECT_SPAN - now))
+            time.sleep(max(0.1, times[0] + CONNECT_SPAN - now))
+        book.seek(0)
+        book.truncate()
+        book.write("".join("%.3f\n" % one for one in times + [now]))
+
+
+# ---- tar, as little of it as bundles need ----
+
+def tar_header(name, size, mode, mtime, kind=b"0"):
+    """The header of one member (GNU format); name in bytes."""
+    head = tar_header(b"././@LongLink", len(name) + 1, 0o644, 0, b"L") + padded(name + b"\0") if len(name) > 100 else b""
+    block = (name[:100].ljust(100, b"\0") + b"%07o\0" % (mode & 0o7777) + b"0000000\0" * 2 + b"%011o\0" % size + b"%011o\0" % max(0, mtime)
+             + b" " * 8 + kind + b"\0" * 100 + b"ustar  \0").ljust(512, b"\0")
+    return head + block[:148] + b"%06o\0 " % sum(block) + block[156:]
+
+
+def padded(data):
+    """data up to the next 512 bytes."""
+    return data + b"\0" * (-len(data) % 512)
+
+
+def tar_members(read, whole=True):
+    """(name, size, mtime, mode, kind) of each member of the stream; read(N) gives exactly N bytes. The caller reads the padded contents
+    of one before it asks for the next; at the end the stream stands behind the last record (whole). ValueError for what is not such a tar."""
+    used, long_name = 0, None
+    while True:
+        block = read(512)
+        used += 512
+        if not block.strip(b"\0"):
+            read(-used % 10240 if whole else 0)
+            return
+        size = int(block[124:136].strip(b" \0") or b"0", 8)
+        if sum(block[:148]) + 256 + sum(block[156:]) != int(block[148:156].strip(b" \0"), 8):
+            raise ValueError("a tar header with a wrong sum")
+        used += size + -size % 512
+        kind = block[156:157]
+        if kind == b"L":
+            if size > 4096:
+                raise ValueError("a name that is too long")
+            long_name = read(size + -size % 512)[:size].rstrip(b"\0")
+            continue
+        name, long_name = long_name or block[:100].rstrip(b"\0"), None
+        yield name, size, int(block[136:148].strip(b" \0") or b"0", 8), int(block[100:108].strip(b" \0") or b"0", 8), kind
+
+
+def plain(name):
+    """name (bytes), if it is a relative path without control characters, empty, . or .. parts; otherwise ValueError."""
+    if not name or len(name) > 1000 or re.search(rb"[\x00-\x1f\x7f]", name) or any(part in (b"", b".", b"..") for part in name.split(b"/")):
+        raise ValueError(_("not a plain name: %s") % printable(name.decode("utf-8", "replace")[:200]))
+    return name
+
+
+def shown(name):
+    """A name in bytes, for people."""
+    return printable(name.decode("utf-8", "replace"))
+
+
+# ---- moving files: a queue of pieces and bundles, and lanes that work it off ----
+
+class Work:
+    """What is still to be moved; lanes take from it, and give back what a dying lane had not finished."""
+
+    def __init__(self, items, record):
+        self.items, self.out, self.lanes = collections.deque(items), 0, 0
+        self.record, self.error, self.lost = record, None, None
+        self.moved, self.pieces_left, self.tries = 0, {}, {}
+        self.cond = threading.Condition()
+        for item in items:
+            if isinstance(item, Piece):
+                self.pieces_left[item.entry.far] = self.pieces_left.get(item.entry.far, 0) + 1
+
+    def take(self, wait=True):
+        """The next item, or None: there is none (and with wait: none will come back)."""
+        with self.cond:
+            while not self.error:
+                if self.items:
+                    self.out += 1
+                    return self.items.popleft()
+                if not self.out or not wait:
+                    return None
+                self.cond.wait()
+            return None
+
+    def done(self, item, size):
+        """item has arrived and its sum is right. True if it was its file's last piece."""
+        with self.cond:
+            self.out -= 1
+            self.moved += size
+            last = False
+            if isinstance(item, Piece):
+                self.pieces_left[item.entry.far] -= 1
+                last = not self.pieces_left[item.entry.far]
+                self.record.arrived(item.entry, item.offset, item.size)
+            for entry in item if isinstance(item, list) else ():
+                self.record.arrived(entry, 0, entry.size)
+            self.cond.notify_all()
+            return last
+
+    def back(self, items, wrong=False):
+        """items were not done after all."""
+        with self.cond:
+            self.out -= len(items)
+            self.items.extendleft(items)
+            for item in items if wrong else ():
+                self.tries[id(item)] = self.tries.get(id(item), 0) + 1
+                if self.tries[id(item)] >= TRIES:
+                    self.error = self.error or Stop(EX_IOERR, _("the sum of a piece was wrong %d times: %s") % (TRIES, self.title(item)))
+            self.cond.notify_all()
+
+    def add(self, item):
+        """One more to do, first."""
+        with self.cond:
+            self.items.appendleft(item)
+            self.cond.notify_all()
+
+    def title(self, item):
+        return shown(item.entry.far if isinstance(item, Piece) else item[0].far if isinstance(item, list) else item.far)
+
+    def fail(self, error):
+        with self.cond:
+            self.error = self.error or error
+            self.cond.notify_all()
+
+    def leave(self, lost=None):
+        """A lane ends. With the last one, what is left is lost."""
+        with self.cond:
+            self.lanes -= 1
+            self.lost = lost or self.lost
+            if not self.lanes and (self.items or self.out):
+                self.error = self.error or LineLost(self.lost or _("the connection broke off"))
+            self.cond.notify_all()
+
+
+def cut(entries, step, have):
+    """Work for entries: bundles of small files (lists of Entry), and pieces; have: {far: set of (offset, size)} that is there already."""
+    items, bundle, filled = [], [], 0
+    for entry in entries:
+        if entry.size < SMALL or not step:
+            if (0, entry.size) in have.get(entry.far, ()):
+                continue
+            bundle.append(entry)
+            filled += entry.size + 512
+            if entry.size >= SMALL:                    # the far side has no means for pieces
+                items.append([bundle.pop()])
+                filled -= entry.size + 512
+            elif filled >= BUNDLE or len(bundle) >= 1000:
+                items.append(bundle)
+                bundle, filled = [], 0
+            continue
+        spans = sorted(have.get(entry.far, ()))
+        for offset in range(0, entry.size, step):
+            last = min(offset + step, entry.size)
+            if not covered(spans, offset, last):
+                items.append(Piece(entry, offset, last - offset))
+    return ([bundle] if bundle else []) + items
+
+
+def covered(spans, first, last):
+    """Is first..last within spans [(offset, size)], sorted?"""
+    at = bisect.bisect_right(spans, (first, 1 << 62)) - 1
+    while at >= 0 and at < len(spans) and spans[at][0] <= first < spans[at][0] + spans[at][1]:
+        first = spans[at][0] + spans[at][1]
+        if first >= last:
+            return True
+        at += 1
+    return False
+
+
+def lanes_for(line, total, settings):
+    """(lanes, piece size in bytes): the first lane goes over the control connection, each further one over a connection of its own."""
+    near = line.round_trip < NEAR
+    lanes = settings.streams
+    if not lanes:
+        lanes = 1 if total < BULK else STREAMS if not near else NEAR_STREAMS if (os.cpu_count() or 1) > 2 else 1
+    return lanes, NEAR_PIECE if near else min(max(PIECE, total // (lanes * 16)), 4 * PIECE)
+
+
+def work_off(line, work, ident, lane, count):
+    """Runs count lanes until the work is done. LineLost or Stop otherwise."""
+    threads = []
+    work.lanes = count
+
+    def run(own):
+        lost = None
+        try:
+            lane(line, work, ident, own)
+        except LineLost as error:
+            lost = str(error)
+        except (OSError, ValueError) as error:
+            lost = None
+            work.fail(Stop(EX_IOERR, printable("%s: %s" % (getattr(error, "filename", None) or line.host, getattr(error, "strerror", None) or error))))
+        except Exception as error:
+            work.fail(error)
+        work.leave(lost)
+    for number in range(count):
+        thread = threading.Thread(target=run, args=(number > 0,), daemon=True)
+        thread.start()
+        threads.append(thread)
+    for thread in threads:
+        thread.join()
+    if work.error:
+        raise work.error
+
+
+class Answers(threading.Thread):
+    """Reads the answers of a putting lane, in the background; gives back what was under way when the lane breaks."""
+
+    def __init__(self, line, process, work):
+        threading.Thread.__init__(self, daemon=True)
+        self.line, self.process, self.work = line, process, work
+        self.waiting, self.room, self.dead = collections.OrderedDict(), threading.Semaphore(AHEAD), False
+        self.lock = threading.Lock()
+
+    def run(self):
+        sums = []
+        for row in self.process.stdout:
+            kind, number, text = (row.decode("utf-8", "replace").rstrip("\n").split(" ", 2) + ["", ""])[:3]
+            if kind == "s":
+                sums.append(number)
+            elif kind == "no":
+                self.work.fail(Stop(EX_IOERR, _("%s: %s (is the disk full there?)") % (self.line.host, printable(text or self.line.why(self.process)))))
+                break
+            elif kind == "ok" and int(number) in self.waiting:
+                with self.lock:
+                    item, wanted = self.waiting.pop(int(number))
+                self.settle(item, wanted, sums if isinstance(item, list) else text)
+                sums = [] if isinstance(item, list) else sums
+        with self.lock:
+            self.dead = True
+            left = [item for item, wanted in self.waiting.values()]
+            self.waiting.clear()
+        self.work.back(left)
+        for _n in range(AHEAD):
+            self.room.release()
+
+    def settle(self, item, wanted, got):
+        """One order was answered: its sum decides."""
+        right = not wanted or wanted == got or set(got) == {"-"}           # "-": the far side has nothing to make sums with
+        if not right:
+            log("warn", None, "sum", file=self.work.title(item), why="the sum is wrong there; once more")
+            self.work.back([item], wrong=True)
+        else:
+            size = item.size if isinstance(item, Piece) else sum(one.size for one in item) if isinstance(item, list) else 0
+            if self.work.done(item, size):
+                self.work.add(item.entry)                  # all its pieces are there: size, time and mode
+        self.room.release()
+
+    def expect(self, number, item):
+        """False if the lane is dead (then the item must go back)."""
+        with self.lock:
+            if not self.dead:
+                self.waiting[number] = (item, None)
+            return not self.dead
+
+    def promise(self, number, wanted):
+        """The sum (or sums) that the answer must tell. Called before the last byte goes out."""
+        with self.lock:
+            if number in self.waiting:
+                self.waiting[number] = (self.waiting[number][0], wanted)
+
+
+def put_lane(line, work, ident, own):
+    """One lane upwards: bundles, pieces and finishing orders from the work to the far side."""
+    process = line.start("lane", ident, "put", own=own)
+    if not line.marked(process):
+        line.broke(process)
+    answers, number = Answers(line, process, work), 0
+    answers.start()
+    squeeze = line.facts.get("gzip") == "1" and line.round_trip >= NEAR
+    try:
+        while True:
+            answers.room.acquire()
+            item = work.take()
+            if item is None:
+                break
+            number += 1
+            if not answers.expect(number, item):
+                work.back([item])
+                break
+            try:
+                if isinstance(item, list):
+                    if item[0].size >= SMALL:
+                        send_whole(process.stdin, number, item[0], answers)
+                        continue
+                    data, names, sums = bundled(item)
+                    answers.promise(number, sums)
+                    process.stdin.write(b"T 0 0 %d -/\n" % len(data) + data + b"S %d 0 %d -/\n" % (number, len(names)) + names)
+                elif isinstance(item, Piece):
+                    send_piece(process.stdin, number, item, answers, squeeze)
+                else:
+                    process.stdin.write(b"M %d %d %s:%o %s/\n" % (number, item.size, item.mtime.encode(), item.mode & 0o777, item.far))
+                process.stdin.flush()
+            except BrokenPipeError:
+                break
+    finally:
+        try:
+            process.stdin.close()
+        except OSError:
+            pass
+        answers.join()
+    if work.error is None and answers.dead and process.wait() != 0:
+        line.broke(process)
+    line.end(process)
+
+
+def bundled(entries):
+    """(tar, names, sums) of small files and directories. Stop 66 if one cannot be read."""
+    out, names, sums = [], [], []
+    for entry in entries:
+        if stat.S_ISDIR(entry.mode):
+            out.append(tar_header(b"./" + entry.far + b"/", 0, entry.mode & 0o777 | 0o700, int(float(entry.mtime)), b"5"))
+            continue
+        with open(entry.near, "rb", 0) as source:
+            data = source.read(SMALL + 1)
+        if len(data) != entry.size:
+            raise Stop(EX_NOINPUT, _("%s: changed while it was sent") % shown(entry.near))
+        out += [tar_header(b"./" + entry.far, len(data), entry.mode & 0o777, int(float(entry.mtime))), padded(data)]
+        names.append(b"./" + entry.far)
+        sums.append(hashlib.sha256(data).hexdigest())
+    return b"".join(out) + b"\0" * 1024, b"".join(name + b"\n" for name in names), sums
+
+
+def send_piece(pipe, number, item, answers, squeeze):
+    """One piece of a large file, compressed if a sample of it shrinks; its sum is made on the way."""
+    entry, digest, left = item.entry, hashlib.sha256(), item.size
+    with open(entry.near, "rb", 0) as source:
+        source.seek(item.offset)
+        if squeeze and shrinks(source.read(min(SAMPLE, left))):
+            import zlib
+            source.seek(item.offset)
+            data = source.read(left)
+            packer = zlib.compressobj(1, zlib.DEFLATED, 31)
+            packed = packer.compress(data) + packer.flush()
+            digest.update(data)
+            if len(data) == left:
+                answers.promise(number, digest.hexdigest())
+                pipe.write(b"Z %d %d %d,%d %s/\n" % (number, item.offset, len(packed), left, entry.far) + packed)
+                return
+        source.seek(item.offset)
+        pipe.write(b"C %d %d %d %s/\n" % (number, item.offset, left, entry.far))
+        while left:
+            data = source.read(min(BLOCK, left))
+            if not data:
+                raise Stop(EX_NOINPUT, _("%s: changed while it was sent") % shown(entry.near))
+            digest.update(data)
+            left -= len(data)
+            if not left:
+                answers.promise(number, digest.hexdigest())
+            pipe.write(data)
+
+
+def send_whole(pipe, number, entry, answers):
+    """A large file as a tar of its own, where the far side can do no better."""
+    head = tar_header(b"./" + entry.far, entry.size, entry.mode & 0o777, int(float(entry.mtime)))
+    tail, digest, left = b"\0" * (-entry.size % 512 + 1024), hashlib.sha256(), entry.size
+    pipe.write(b"T 0 0 %d -/\n" % (len(head) + entry.size + len(tail)) + head)
+    with open(entry.near, "rb", 0) as source:
+        while left:
+            data = source.read(min(BLOCK, left))
+            if not data:
+                raise Stop(EX_NOINPUT, _("%s: changed while it was sent") % shown(entry.near))
+            digest.update(data)
+            left -= len(data)
+            pipe.write(data)
+    answers.promise(number, [digest.hexdigest()])
+    name = b"./" + entry.far + b"\n"
+    pipe.write(tail + b"S %d 0 %d -/\n" % (number, len(name)) + name)
+    pipe.flush()
+
+
+def shrinks(sample):
+    """Is this data worth compressing?"""
+    import zlib
+    return len(sample) > 4096 and len(zlib.compress(sample, 1)) * SHRINKS < len(sample)
+
+
+def put(line, ident, entries, record, settings):
+    """Moves entries (inputs) into the far directory; each of them verified there. Returns the bytes moved."""
+    folders = [entry for entry in entries if stat.S_ISDIR(entry.mode)]
+    files = [entry for entry in entries if not stat.S_ISDIR(entry.mode)]
+    count, step = lanes_for(line, sum(entry.size for entry in files if entry.size >= SMALL), settings)
+    if line.facts.get("gnu") != "1":
+        count, step = 1, 0
+    work = Work(cut(files, step, record.have), record)
+    for entry in files:                                # complete but for the finishing order
+        if step and entry.size >= SMALL and entry.far not in work.pieces_left:
+            work.items.append(entry)
+    if folders and count == 1:
+        work.items.appendleft(folders)
+    elif folders:                                      # first of all, alone: two lanes must not make the same directory
+        work_off(line, Work([folders], record), ident, put_lane, 1)
+    with Progress(work, _("sent"), sum(entry.size for entry in files)):
+        work_off(line, work, ident, put_lane, count)
+    return work.moved
+
+
+class Progress:
+    """Shows how far a transfer is: a line that is rewritten on a terminal, a log line every 10 s otherwise."""
+
+    def __init__(self, work, word, total):
+        self.work, self.word, self.total, self.over = work, word, total, threading.Event()
+
+    def __enter__(self):
+        self.thread = threading.Thread(target=self.run, daemon=True)
+        self.thread.start()
+
+    def run(self):
+        terminal = sys.stderr.isatty()
+        began = time.monotonic()
+        while not self.over.wait(0.5 if terminal else 10):
+            spent = time.monotonic() - began
+            if terminal:
+                sys.stderr.write("\r%s %d / %d MiB  %.1f MiB/s " % (self.word, self.work.moved >> 20, self.total >> 20, self.work.moved / 1048576.0 / spent))
+            else:
+                log("info", None, "progress", what=self.word, bytes=self.work.moved, of=self.total)
+        if terminal and time.monotonic() - began > 0.5:
+            sys.stderr.write("\r\x1b[K")
+
+    def __exit__(self, *what):
+        self.over.set()
+        self.thread.join()
+
+
+class Cut:
+    """Exactly N bytes at a time from a session's stdout."""
+
+    def __init__(self, line, process):
+        self.line, self.process, self.file = line, process, process.stdout
+
+    def exactly(self, count):
+        data = self.file.read(count)
+        if len(data) != count:
+            self.line.broke(self.process)
+        return data
+
+    def row(self):
+        row = self.file.readline(8192)
+        if not row.endswith(b"\n"):
+            self.line.broke(self.process)
+        return row[:-1].decode("utf-8", "replace").split(" ", 2)
+
+    def record(self):
+        """One record up to a NUL."""
+        out = b""
+        while not out.endswith(b"\0"):
+            peeked = self.file.peek(1)
+            if not peeked:
+                self.line.broke(self.process)
+            end = peeked.find(b"\0") + 1
+            out += self.file.read(end or len(peeked))
+            if len(out) > 8192:
+                raise Stop(EX_PROTOCOL, _("%s: an answer that makes no sense") % self.line.host)
+        return out[:-1]
+
+    def ok(self):
+        """The end of an answer: its sum."""
+        row = self.row()
+        if row[0] != "ok":
+            raise Stop(EX_IOERR, "%s: %s" % (self.line.host, printable(" ".join(row[2:])) or self.line.why(self.process)))
+        return row[2]
+
+
+def listing(line, ident):
+    """What is in the far directory: (when it was started there, {far: Entry}, {far: ctime there}, folders, {link: file}, out, odd).
+    out: what is no file of the directory's own (links that lead out, devices), or what a guard keeps; odd: names that cannot be fetched."""
+    process = line.start("lane", ident, "get")
+    if not line.marked(process):
+        line.broke(process)
+    told = Cut(line, process)
+    process.stdin.write(b"L 1 0 0 -/\n")
+    process.stdin.flush()
+    started, files, changed, folders, links, out, odd = told.record().decode(), collections.OrderedDict(), {}, [], [], [], []
+    for row in iter(told.record, b""):
+        kind, size, mtime, ctime, mode, name = row.split(b" ", 5)
+        try:
+            plain(name)
+        except ValueError:
+            odd.append(name)
+            continue
+        if kind == b"f":
+            files[name] = Entry(None, name, int(size), mtime.decode("ascii"), int(mode, 8))
+            changed[name] = float(ctime)
+        elif kind == b"d":
+            folders.append(name)
+        elif kind == b"l":
+            links.append(name)
+        else:
+            out.append(name)
+    told.ok()
+    copies = resolve(process, told, files, links) if links else {}
+    line.spare = process                               # a lane that is open already
+    out += [name for name in links if name not in copies]
+    return float(started), files, changed, folders, copies, out, odd
+
+
+def resolve(process, told, files, links):
+    """{link: the file in the directory that it leads to}; links that lead out of it are not in it."""
+    names = b"".join(b"./" + name + b"\n" for name in links)
+    process.stdin.write(b"K 2 0 %d -/\n" % len(names) + names)
+    process.stdin.flush()
+    rows = [told.file.readline().rstrip(b"\n") for _n in range(len(links) + 1)]
+    told.ok()
+    top = rows[0] + b"/"
+    inside = {name: row[len(top):] for name, row in zip(links, rows[1:]) if row.startswith(top)}
+    return {name: goal for name, goal in inside.items() if goal in files}
+
+
+def get_lane(line, work, ident, own):
+    """One lane downwards: asks ahead, so that no round trip is idle."""
+    process, line.spare = (None if own else line.spare), (line.spare if own else None)
+    if process is None:
+        process = line.start("lane", ident, "get", own=own)
+        if not line.marked(process):
+            line.broke(process)
+    told, ahead, number = Cut(line, process), collections.deque(), 0
+    try:
+        while True:
+            while len(ahead) < AHEAD:
+                item = work.take(wait=not ahead)
+                if item is None:
+                    break
+                number += 1
+                ahead.append(item)
+                if isinstance(item, list):
+                    names = b"".join(b"./" + entry.far + b"\n" for entry in item)
+                    process.stdin.write(b"A %d 0 %d -/\n" % (number, len(names)) + names)
+                else:
+                    process.stdin.write(b"G %d %d %d %s/\n" % (number, item.offset, item.size, item.entry.far))
+                process.stdin.flush()
+            if not ahead or work.error:
+                break
+            right = receive_bundle(told, ahead[0]) if isinstance(ahead[0], list) else receive_piece(told, ahead[0])
+            item = ahead.popleft()
+            if not right:
+                log("warn", None, "sum", file=work.title(item), why="the sum is wrong here; once more")
+                work.back([item], wrong=True)
+            elif work.done(item, item.size if isinstance(item, Piece) else sum(entry.size for entry in item)):
+                finish(item.entry)
+    except BrokenPipeError:
+        line.broke(process)
+    finally:
+        work.back(list(ahead))
+        if work.error:
+            process.kill()
+    line.end(process)
+
+
+def part(entry):
+    """Where a file of the result grows until it is whole (bytes)."""
+    folder, name = os.path.split(entry.near)
+    return os.path.join(folder, b"." + name[:200] + b".mi-part")
+
+
+def finish(entry):
+    """Gives a whole file its size, mode, time and name."""
+    path = part(entry)
+    os.truncate(path, entry.size)
+    settle_file(path, entry)
+    os.rename(path, entry.near)
+
+
+def settle_file(path, entry):
+    """Mode and time of the entry for the file at path."""
+    whole, dot, fraction = entry.mtime.partition(".")
+    when = int(whole) * 10 ** 9 + int((fraction + "0" * 9)[:9])
+    os.chmod(path, entry.mode & 0o777)
+    os.utime(path, ns=(when, when))
+
+
+def receive_piece(told, item):
+    """One piece into its place; True if its sum is right."""
+    digest, left, at = hashlib.sha256(), item.size, item.offset
+    fd = os.open(part(item.entry), os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+    try:
+        while left:
+            data = told.file.read1(min(BLOCK, left))
+            if not data:
+                told.line.broke(told.process)
+            digest.update(data)
+            os.pwrite(fd, data, at)
+            at += len(data)
+            left -= len(data)
+    finally:
+        os.close(fd)
+    got = told.ok()
+    return got in ("-", digest.hexdigest())
+
+
+def receive_bundle(told, entries):
+    """A bundle of small files, each under its name once its sum is right. True if all are as listed."""
+    wanted, sums, right = {b"./" + entry.far: entry for entry in entries}, {}, True
+    for name, size, mtime, mode, kind in tar_members(told.exactly):
+        if size > SMALL * 2 or name not in wanted:
+            raise Stop(EX_PROTOCOL, _("%s: an answer that makes no sense") % told.line.host)
+        data = told.exactly(size + -size % 512)[:size]
+        entry = wanted[name]
+        if entry.size != size:
+            right = False
+            continue
+        fd = os.open(part(entry), os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
+        try:
+            write_all(fd, data)
+        finally:
+            os.close(fd)
+        sums[name] = hashlib.sha256(data).hexdigest()
+    far, row = [], told.row()
+    while row[0] == "s":
+        far.append(row[1])
+        row = told.row()
+    if row[0] != "ok" or [sums.get(b"./" + entry.far) for entry in entries] != far and set(far) != {"-"}:
+        return False
+    for entry in entries if right else ():
+        settle_file(part(entry), entry)
+        os.rename(part(entry), entry.near)
+    return right
+
+
+def write_all(fd, data):
+    """All of data (os.write may take less)."""
+    view = memoryview(data)
+    while len(view):
+        view = view[os.write(fd, view):]
+
+
+def get(line, ident, entries, record, settings):
+    """Moves entries (results; near is where they go) here, each of them verified. Returns the bytes moved."""
+    count, step = lanes_for(line, sum(entry.size for entry in entries if entry.size >= SMALL), settings)
+    work = Work(cut(entries, step, record.have), record)
+    for entry in entries:
+        if entry.size >= SMALL and entry.far not in work.pieces_left:
+            finish(entry)                              # it was whole already when the runner died
+    with Progress(work, _("fetched"), sum(entry.size for entry in entries)):
+        work_off(line, work, ident, get_lane, count)
+    return work.moved
+
+
+# ---- this side's record of a calculation: what resume needs ----
+
+class Record:
+    """state_folder()/UUID: order.json, journal (JSON lines, fsynced), pieces (what has arrived). One runner at a time holds its lock."""
+
+    def __init__(self, ident, order=None):
+        import fcntl
+        if not re.match(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\Z", ident):
+            raise Stop(EX_USAGE, _("%s: not a UUID") % printable(ident))
+        self.ident, self.folder = ident, os.path.join(state_folder(), ident.encode())
+        if order is not None:
+            os.mkdir(self.folder, 0o700)
+            write_synced(os.path.join(self.folder, b"order.json"), json.dumps(order).encode())
+            sync_folder(self.folder)
+        self.order = self.read_order()
+        self.lock = open(os.path.join(self.folder, b"order.json"), "r+")
+        try:
+            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise Stop(EX_TEMPFAIL, _("%s: another runner is at work on it") % ident)
+        self.journal, self.pieces, self.have, self.phase = None, None, {}, ""
+        self.steps = self.read_steps()
+
+    def read_order(self):
+        try:
+            with open(os.path.join(self.folder, b"order.json"), "rb") as text:
+                return json.loads(text.read().decode("utf-8"))
+        except FileNotFoundError:
+            raise Stop(EX_USAGE, _("%s: no such calculation here (see: list)") % self.ident)
+
+    def read_steps(self):
+        """{step: its last journal entry}; a torn last line is ignored."""
+        steps = {}
+        try:
+            with open(os.path.join(self.folder, b"journal"), "rb") as text:
+                for row in text:
+                    if row.endswith(b"\n"):
+                        entry = json.loads(row.decode("utf-8"))
+                        steps[entry["step"]] = entry
+        except FileNotFoundError:
+            pass
+        return steps
+
+    def step(self, name, **values):
+        """Writes a step into the journal, on disk before this returns."""
+        if self.journal is None:
+            self.journal = open(os.path.join(self.folder, b"journal"), "ab", 0)
+        entry = dict(values, t=time.time(), step=name)
+        self.journal.write(json.dumps(entry).encode() + b"\n")
+        os.fsync(self.journal.fileno())
+        self.steps[name] = entry
+
+    def begin(self, phase, stamp):
+        """What has arrived is from now on noted for this phase ('in', 'out'); stamp: what must be the same for old notes to count."""
+        self.phase, self.have = phase, {}
+        path = os.path.join(self.folder, b"pieces." + phase.encode())
+        stamp = utf8(stamp)
+        try:
+            with open(path, "rb") as text:
+                if text.readline().rstrip(b"\n") == stamp:
+                    for row in text:
+                        if row.endswith(b"/\n"):
+                            offset, size, name = row[:-2].split(b" ", 2)
+                            self.have.setdefault(name, set()).add((int(offset), int(size)))
+        except (FileNotFoundError, ValueError):
+            self.have = {}
+        self.pieces = open(path, "ab" if self.have else "wb", BLOCK if phase == "" else -1)
+        if not self.have:
+            self.pieces.write(stamp + b"\n")
+            self.pieces.flush()
+
+    def arrived(self, entry, offset, size):
+        """A piece is there, and its sum is right."""
+        if self.pieces is not None:
+            self.pieces.write(b"%d %d %s/\n" % (offset, size, entry.far))
+            if size >= SMALL:
+                self.pieces.flush()
+        self.have.setdefault(entry.far, set()).add((offset, size))
+
+    def forget(self):
+        """Removes the record."""
+        import shutil
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+# ---- the way of one calculation ----
+
+Outcome = collections.namedtuple("Outcome", "ident code ended_by state fetched odd")   # code: exit code; ended_by: command or runner
+
+
+class Run:
+    """One calculation: its record, its line, and the patience with that line."""
+
+    def __init__(self, record, settings):
+        self.record, self.settings, self.order = record, settings, record.order
+        self.ident, self.line, self.progress, self.ever = record.ident, None, 0, False
+        self.show = sys.stdout
+
+    def insist(self, step):
+        """step(line), again over a new line when it was lost: until it is through, or the line was away for COUNT x INTERVAL seconds."""
+        count, interval = self.settings.retry
+        down, tries, seen = None, 0, None
+        while True:
+            try:
+                if self.line is None:
+                    line = Line(self.order["host"], self.settings)
+                    self.line = line.open()
+                    self.ever = True
+                return step(self.line)
+            except Never:
+                if not self.ever and not self.record.steps.get("starting"):
+                    raise
+                lost = sys.exc_info()[1]
+            except LineLost as error:
+                lost = error
+            self.drop()
+            now = time.monotonic()
+            if down is None or seen != self.progress:
+                down, tries, seen = now, 0, self.progress      # it had moved on since the last loss: patience starts anew
+            tries += 1
+            pause = min(interval, 2.0 ** min(tries - 1, 12)) * (0.75 + 0.5 * (os.urandom(1)[0] / 255.0))
+            if now + pause - down > count * interval:
+                raise Stop(EX_UNAVAILABLE, _("%s; given up after %d tries. What was started there runs on: %s resume %s") % (
+                    lost, tries, PROGRAM, self.ident))
+            log("warn", self.ident, "line", host=self.order["host"], lost=lost, again_in="%.1fs" % pause)
+            time.sleep(pause)
+
+    def drop(self):
+        if self.line is not None:
+            self.line.close()
+        self.line = None
+
+    def go(self):
+        """Steps 2 to 9; from wherever the record says that it stopped. Returns the Outcome."""
+        record = self.record
+        log("info", self.ident, "1 order", host=self.order["host"], command=self.order["command"], files=len(self.order["inputs"]))
+        point("ordered")
+        try:
+            if "ended" not in record.steps:
+                if "starting" not in record.steps:
+                    self.insist(self.send)             # 2. connect, 3. directory, 4. inputs
+                self.solver_log("start")
+                state = self.insist(self.start)        # 5. start, 6. watch
+                point("ended")
+                record.step("ended", state=state)
+                self.solver_log("end " + state)
+            state = record.steps["ended"]["state"]
+            if "fetched" not in record.steps:
+                self.insist(self.fetch)                # 7. list, 8. fetch
+            point("fetched")
+            outcome = self.judge(state)
+            if not self.order["keep"] and outcome.code == 0 and not outcome.odd:
+                self.insist(self.clean)                # 9. clean up there
+            record.step("finished", code=outcome.code)
+            log("info", self.ident, "9 finish", state=state, code=outcome.code, ended_by=outcome.ended_by)
+            return outcome
+        finally:
+            self.drop()
+
+    def solver_log(self, word):
+        """The lines of the solver log, where the site asks for them (MISYSTEM_SITEID)."""
+        site = os.environ.get("MISYSTEM_SITEID")
+        if site:
+            self.show.write("%s solver_log site=%s host=%s calculation=%s %s\n" % (
+                time.strftime("%Y/%m/%d %H:%M:%S"), printable(site), printable(self.order["host"]), self.ident, printable(word)))
+            self.show.flush()
+
+    def send(self, line):
+        """2. connect 3. directory 4. inputs"""
+        log("info", self.ident, "2 connect", host=line.host, round_trip="%.1fms" % (line.round_trip * 1000), guard=line.facts.get("guard"))
+        point("connected")
+        record = self.record
+        entries = planned(self.order["inputs"])
+        if record.pieces is None:
+            record.begin("in", line.facts["boot"])
+        elif "sending" in record.steps and record.steps["sending"]["boot"] != line.facts["boot"]:
+            record.have = {}
+        if record.have:
+            there = listing(line, self.ident)[1]
+            record.have = {name: spans for name, spans in record.have.items() if name in there}
+        record.step("sending", boot=line.facts["boot"])
+        point("sending")
+        before = sum(len(spans) for spans in record.have.values())
+        try:
+            moved = transfer(line, self.ident, entries, record, self.settings) if entries else 0
+        finally:
+            self.progress += sum(len(spans) for spans in record.have.values()) - before
+        log("info", self.ident, "4 inputs", files=len(entries), bytes=moved)
+        point("sent")
+        record.step("starting", boot=line.facts["boot"], offset=0)
+
+    def start(self, line):
+        """5. start (once, however often it is asked) 6. watch: the log as it comes, then how it ended"""
+        starting = self.record.steps["starting"]
+        point("starting")
+        if "started" in self.record.steps:
+            process = line.start("watch", self.ident, str(starting["offset"]))
+        else:
+            process = line.start("run", self.ident, starting["boot"], self.order["command"], RUN)
+        try:
+            return self.watch(line, process, starting)
+        finally:
+            process.kill()
+            line.end(process)
+
+    def watch(self, line, process, starting):
+        """6. Reads a watching session to its end; returns the state."""
+        if not line.marked(process):
+            line.broke(process)
+        told = Cut(line, process)
+        while True:
+            row = told.row()
+            if row[0] == "L":
+                left = int(row[1])
+                while left:
+                    data = told.exactly(min(left, BLOCK))
+                    self.echo(data)
+                    left -= len(data)
+                    starting["offset"] += len(data)
+                    self.progress += 1
+            elif row[0] == "S" and "started" not in self.record.steps:
+                self.record.step("started")
+                log("info", self.ident, "5 start", state=" ".join(row[1:]))
+                point("started")
+            elif row[0] == "E":
+                if row[1] == "error":
+                    raise Stop(EX_IOERR, "%s: %s" % (line.host, printable(" ".join(row[2:]))))
+                if row[1] == "refused":
+                    raise Stop(EX_REFUSED, "%s: %s" % (line.host, printable(" ".join(row[2:]))))
+                log("info", self.ident, "6 end", state=" ".join(row[1:]))
+                return " ".join(row[1:])
+
+    def echo(self, data):
+        """Live output of the command, harmless for a terminal."""
+        text = data.decode("utf-8", "replace")
+        self.show.write(re.sub("[\x00-\x08\x0b-\x1f\x7f-\x9f]", lambda m: "\r" if m.group() == "\r" else "\\x%02x" % ord(m.group()), text))
+        self.show.flush()
+
+    def fetch(self, line):
+        """7. list 8. fetch: everything in the directory, but inputs that nobody has touched"""
+        record, into = self.record, utf8(self.order["into"])
+        if line.facts.get("gnu") != "1":
+            return record.step("fetched", files=fetch_all(line, self.ident, into, self.settings), odd=[])
+        point("listing")
+        started, files, changed, folders, copies, out, odd = listing(line, self.ident)
+        sent = {entry.far: entry for entry in planned(self.order["inputs"], check=False)}
+        wanted = []
+        for name, entry in files.items():
+            near = os.path.join(into, name)
+            if name in sent and changed[name] < started and (
+                    self.order["mode"] == "run" or os.path.realpath(near) == os.path.realpath(sent[name].near)):
+                continue                               # an input, as it was sent
+            if not same(near, entry):
+                wanted.append((name, entry._replace(near=near)))
+        for name in folders + [os.path.dirname(name) for name in copies]:
+            os.makedirs(os.path.join(into, name), exist_ok=True)
+        log("info", self.ident, "7 results", files=len(files), to_fetch=len(wanted), odd=len(odd))
+        if record.phase != "out":
+            record.begin("out", boot_id() + " " + line.facts["boot"])
+            fresh = {entry.far: (entry.size, entry.mtime) for name, entry in wanted}
+            if record.steps.get("results", {}).get("stamp") != stamp_of(fresh):
+                record.have = {}
+            record.step("results", stamp=stamp_of(fresh))
+        record.have = {name: spans for name, spans in record.have.items() if os.path.exists(part(Entry(os.path.join(into, name), name, 0, "", 0)))}
+        point("fetching")
+        before = sum(len(spans) for spans in record.have.values())
+        try:
+            moved = receive(line, self.ident, [entry for name, entry in wanted], record, self.settings)
+        finally:
+            self.progress += sum(len(spans) for spans in record.have.values()) - before
+        for name, goal in copies.items():              # links within the directory arrive as copies of what they lead to
+            whole = os.path.join(into, goal)
+            copy_file(whole if os.path.exists(whole) else sent[goal].near, os.path.join(into, name), files[goal])
+        settle([entry.near for name, entry in wanted] + [os.path.join(into, name) for name in copies])
+        log("info", self.ident, "8 fetch", files=len(wanted), bytes=moved)
+        for name in out:
+            log("warn", self.ident, "8 fetch", not_fetched=shown(name), why="no file of the directory's own, or kept by the rules there")
+        for name in odd:
+            log("error", self.ident, "8 fetch", not_fetched=shown(name), why="a name with control characters; it is still there")
+        record.step("fetched", files=len(wanted), odd=[shown(name) for name in odd])
+
+    def clean(self, line):
+        """9. removes the directory there"""
+        rows = line.call("clean", self.ident)
+        if rows[-1] != "E cleaned":
+            log("warn", self.ident, "9 clean", host=line.host, state=rows[-1][2:])
+
+    def judge(self, state):
+        """The Outcome of how it ended."""
+        done = self.record.steps["fetched"]
+        if state.startswith("ended "):
+            code = int(state.split()[1])
+            return Outcome(self.ident, code, "command", state, done["files"], done["odd"])
+        if state == "failed":
+            return Outcome(self.ident, 126, "runner", "the command could not be started there", done["files"], done["odd"])
+        return Outcome(self.ident, EX_TEMPFAIL, "runner", state + _(" (what it left was fetched; nothing is run a second time by itself)"), done["files"], done["odd"])
+
+
+def stamp_of(wanted):
+    """A short text that differs when the results to fetch do."""
+    return hashlib.sha256(repr(sorted(wanted.items())).encode()).hexdigest()[:16]
+
+
+def same(path, entry):
+    """Is the file at path that of the entry already (size and time)?"""
+    try:
+        info = os.lstat(path)
+    except OSError:
+        return False
+    whole, dot, fraction = entry.mtime.partition(".")
+    return stat.S_ISREG(info.st_mode) and info.st_size == entry.size and info.st_mtime_ns == int(whole) * 10 ** 9 + int((fraction + "0" * 9)[:9])
+
+
+def copy_file(source, path, entry):
+    """A copy under another name, with the entry's mode and time."""
+    import shutil
+    if not same(path, entry):
+        shutil.copyfile(source, path + b".mi-part")
+        settle_file(path + b".mi-part", entry)
+        os.rename(path + b".mi-part", path)
+
+
+def settle(paths):
+    """Results on disk, before they are cleaned away there."""
+    if len(paths) > 50:
+        os.sync()
+        return
+    for path in paths:
+        fd = os.open(path, os.O_RDONLY)
+        os.fsync(fd)
+        os.close(fd)
+
+
+def planned(inputs, check=True):
+    """Entries of the inputs: [[near path, far name]]; directories with all that is in them, links followed. Stop 66 if one is missing."""
+    entries = []
+    for near, far in inputs:
+        try:
+            add_input(entries, utf8(near), utf8(far), ())
+        except OSError as error:
+            if check:
+                raise Stop(EX_NOINPUT, "%s: %s" % (printable(near), error.strerror))
+    return entries
+
+
+def add_input(entries, near, far, above):
+    """One input into entries; above: the real directories that it stands in (a link back to one of them is left out)."""
+    info = os.stat(near)
+    try:
+        plain(far)
+    except ValueError as error:
+        raise Stop(EX_NOINPUT, str(error))
+    mtime = "%d.%09d" % divmod(info.st_mtime_ns, 10 ** 9)
+    if stat.S_ISREG(info.st_mode):
+        if not os.access(near, os.R_OK):
+            raise Stop(EX_NOINPUT, _("%s: may not be read") % shown(near))
+        entries.append(Entry(near, far, info.st_size, mtime, info.st_mode))
+    elif stat.S_ISDIR(info.st_mode):
+        real = os.path.realpath(near)
+        if real in above:
+            return
+        entries.append(Entry(near, far, 0, mtime, info.st_mode))
+        for name in sorted(os.listdir(near)):
+            add_input(entries, os.path.join(near, name), far + b"/" + name, above + (real,))
+    else:
+        raise Stop(EX_NOINPUT, _("%s: neither file nor directory") % shown(near))
+
+
+def transfer(line, ident, entries, record, settings):
+    """Inputs there: in lanes, or by rsync where the far side has that only (tar in one lane, where it has not even that)."""
+    if line.facts.get("gnu") != "1" and line.facts.get("rsync") == "1" and not record.have:
+        if rsync_all(line, ident, entries, settings):
+            return sum(entry.size for entry in entries)
+    if not record.have:
+        entries = squeezed(line, ident, entries, settings, True)
+    return put(line, ident, entries, record, settings)
+
+
+def squeezed(line, ident, entries, settings, send):
+    """Moves those of the entries that a sample shows to be well worth compressing, by rsync with zstd where both ends have it; sums
+    compared. Returns the entries that are still to be moved."""
+    able = line.facts.get("zstd") == "1" and line.round_trip >= NEAR and has_zstd()
+    large = [entry for entry in entries if able and entry.size >= DELTA and re.match(rb"[A-Za-z0-9_][-A-Za-z0-9._+=,@]*\Z", entry.far)
+             and (not send or os.path.basename(entry.near) == entry.far)][:50]
+    if not large:
+        return entries
+    samples = [near_sample(entry) for entry in large] if send else far_samples(line, large)
+    large = [entry for entry, sample in zip(large, samples) if shrinks(sample)]
+    if not large:
+        return entries
+    words = rsync_words(line, ident, settings) + ["-z", "--zc=zstd", "--zl=1", "--whole-file"]
+    if send:
+        line.call("make", ident)
+        words += ["-pL", "--"] + [entry.near for entry in large] + [line.host + ":."]
+    else:
+        words += ["--"] + [(line.host if not number else "") + ":" + entry.far.decode() for number, entry in enumerate(large)]
+        words.append(large[0].near[:-len(large[0].far)])
+    if not run_rsync(words, b"", ident) or not agree(line, ident, large, "put" if send else "get"):
+        return entries
+    for entry in () if send else large:
+        settle_file(entry.near, entry)
+    return [entry for entry in entries if entry not in large]
+
+
+def near_sample(entry):
+    """Some bytes of the middle of an input."""
+    with open(entry.near, "rb", 0) as source:
+        source.seek(entry.size // 2)
+        return source.read(SAMPLE)
+
+
+def far_samples(line, entries):
+    """The same of results, over the lane that made the list."""
+    told = Cut(line, line.spare)
+    for number, entry in enumerate(entries, 1):
+        line.spare.stdin.write(b"G %d %d %d %s/\n" % (number, entry.size // 2, SAMPLE, entry.far))
+    line.spare.stdin.flush()
+    samples = []
+    for entry in entries:
+        samples.append(told.exactly(SAMPLE))
+        told.ok()
+    return samples
+
+
+def has_zstd():
+    """Can this side's rsync compress with zstd?"""
+    try:
+        return b"zstd" in subprocess.run(["rsync", "--version"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL).stdout
+    except OSError:
+        return False
+
+
+def rsync_all(line, ident, entries, settings):
+    """Inputs by plain rsync, sums compared afterwards. False if it did not work."""
+    line.call("make", ident)
+    tops = [entry.near for entry in entries if b"/" not in entry.far]
+    if not run_rsync(rsync_words(line, ident, settings) + ["-rpL", "--"] + tops + [line.host + ":."], b"", ident):
+        return False
+    files = [entry for entry in entries if not stat.S_ISDIR(entry.mode)]
+    return agree(line, ident, files, "put")
+
+
+def agree(line, ident, entries, way="get"):
+    """Are the files here and there the same, by their sums?"""
+    far = far_sums(line, ident, [entry.far for entry in entries], way) if entries else []
+    return all(wanted in ("-", file_sum(entry.near)) for entry, wanted in zip(entries, far))
+
+
+def run_rsync(words, data, ident):
+    """Runs rsync with data on its stdin; True if it went through."""
+    import shutil
+    if not shutil.which("rsync"):
+        return False
+    process = subprocess.Popen([word if isinstance(word, bytes) else utf8(word) for word in words], stdin=subprocess.PIPE,
+                               stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True)
+    said = process.communicate(data)[1].decode("utf-8", "replace").strip()
+    if process.returncode:
+        log("info", ident, "rsync", code=process.returncode, said=said[-300:])
+    return process.returncode == 0
+
+
+def fetch_all(line, ident, into, settings):
+    """Everything that is there, where the far side cannot make lists: by rsync, or as one tar. Sums compared. Returns the number of files."""
+    if line.facts.get("rsync") == "1" and run_rsync(rsync_words(line, ident, settings) + ["-rp", "--", line.host + ":./", into + b"/"], b"", ident):
+        return -1
+    process = line.start("lane", ident, "get")
+    if not line.marked(process):
+        line.broke(process)
+    process.stdin.write(b"E 1 0 0 -/\n")
+    process.stdin.flush()
+    told, entries = Cut(line, process), []
+    for name, size, mtime, mode, kind in tar_members(told.exactly, whole=False):
+        name = name[2:] if name.startswith(b"./") else name
+        if kind == b"5" and name.strip(b"/"):
+            os.makedirs(os.path.join(into, plain(name.rstrip(b"/"))), exist_ok=True)
+        if kind not in (b"0", b"\0"):
+            continue
+        entry = Entry(os.path.join(into, plain(name)), name, size, "%d.0" % mtime, mode)
+        fd = os.open(part(entry), os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
+        try:
+            left = size
+            while left:
+                data = told.exactly(min(left, BLOCK))
+                write_all(fd, data)
+                left -= len(data)
+        finally:
+            os.close(fd)
+        told.exactly(-size % 512)
+        finish(entry)
+        entries.append(entry)
+    line.end(process)
+    if not agree(line, ident, entries):
+        raise LineLost(_("the sums of the results differ"))
+    return len(entries)
+
+
+def receive(line, ident, entries, record, settings):
+    """Results here. Those that are here in an older form, by rsync's delta if both ends have it."""
+    older = [entry for entry in entries if entry.size >= DELTA and line.facts.get("rsync") == "1" and not record.have.get(entry.far)
+             and re.match(rb"[A-Za-z0-9_][-A-Za-z0-9._+=,@]*\Z", entry.far) and os.path.isfile(entry.near) and os.path.getsize(entry.near) >= DELTA]
+    older = older[:50]
+    if older and delta(line, ident, older, settings):
+        entries = [entry for entry in entries if entry not in older]
+    if not record.have:
+        entries = squeezed(line, ident, entries, settings, False)
+    return get(line, ident, entries, record, settings)
+
+
+def rsync_words(line, ident, settings):
+    """The beginning of an rsync command over the control connection."""
+    import shlex
+    shell = " ".join(shlex.quote(word) for word in line.options + ["-S", line.control, "-o", "ControlMaster=no"])
+    return ["rsync", "-t", "--partial", "--timeout=%d" % (settings.alive * 4), "--rsync-path=" + request("rsync", settings.base, ident),
+            "-e", shell] + settings.rsync_options
+
+
+def delta(line, ident, entries, settings):
+    """rsync's delta for files that are here in an older form; sums compared. False if it did not work (then they travel whole)."""
+    into = entries[0].near[:-len(entries[0].far)]      # near is into/far
+    names = [(line.host if not number else "") + ":" + entry.far.decode() for number, entry in enumerate(entries)]
+    if not run_rsync(rsync_words(line, ident, settings) + ["--no-whole-file", "--"] + names + [into], b"", ident) or not agree(line, ident, entries):
+        return False
+    for entry in entries:
+        settle_file(entry.near, entry)
+    return True
+
+
+def file_sum(path):
+    """sha256 of a file, in hex."""
+    digest = hashlib.sha256()
+    with open(path, "rb", 0) as source:
+        for data in iter(lambda: source.read(BLOCK), b""):
+            digest.update(data)
+    return digest.hexdigest()
+
+
+def far_sums(line, ident, names, way="get"):
+    """The sums of files there, in that order ("-": nothing there to make them with)."""
+    process = line.start("lane", ident, way)
+    if not line.marked(process):
+        line.broke(process)
+    told, sums = Cut(line, process), []
+    for first in range(0, len(names), 500):
+        text = b"".join(b"./" + name + b"\n" for name in names[first:first + 500])
+        process.stdin.write(b"S 1 0 %d -/\n" % len(text) + text)
+        process.stdin.flush()
+        for row in iter(told.row, ["ok", "1", "-"]):
+            sums.append(row[1] if row[0] == "s" else line.broke(process))
+    line.end(process)
+    return sums
+
+
+def run_calculation(host, command, inputs, into=".", settings=None, mode="run", keep=False):
+    """Runs command on host with the input files (paths; far names are their last parts) and fetches everything into `into`.
+
+    Returns an Outcome (ident, code = exit code, ended_by, state, fetched, odd). Stop with an exit code of the table when it cannot go on;
+    the calculation can then be resumed by its ident, which the message names.
+    """
+    import uuid
+    pairs, seen = [], {}
+    for path in inputs:
+        far = os.path.basename(os.path.normpath(path))
+        if seen.setdefault(far, path) != path:
+            raise Stop(EX_USAGE, _("two inputs have the name %s: %s and %s") % (printable(far), printable(seen[far]), printable(path)))
+        pairs.append([os.path.abspath(path), far])
+    if not command or ODD.search(command.replace("\t", " ")):
+        raise Stop(EX_USAGE, _("no command, or one with control characters"))
+    planned(pairs)                                     # 66 before anything is done
+    ident = str(uuid.uuid4())
+    order = {"host": host, "command": command, "inputs": pairs, "into": os.path.abspath(into), "mode": mode, "keep": keep, "time": time.time(),
+             "settings": settings_for({})._asdict() if settings is None else settings._asdict()}
+    return Run(Record(ident, order), settings or settings_for({})).go()
+
+
+# ==== the guard ====
+# Runs on the external computer as the forced command of MInt's key:  restrict,command="python3 -I -S .../execute_remote_command.py guard" KEY
+# To be audited in one sitting: from here to `do_guard`, with the shared blocks ini and run. How it works:
+#  - sshd gives what was asked for as SSH_ORIGINAL_COMMAND. It must have the one form of `request`; the program text in it is dropped
+#    unread, only the words behind it count. They must match the table REQUESTS, or the request is refused (77) and logged.
+#  - No shell sees a word from the wire. The only texts given to sh are this file's constants RUN and INTO_LOG.
+#  - Inputs may be put into base/ID until the command is started, results got when it has ended. Names are relative, without `..`; they
+#    are opened part by part with O_NOFOLLOW, so that no link leads out, not even one that is put there in between.
+#  - Commands are those of the sections [command NAME]: argument vectors of the owner's, arguments only where patterns allow them.
+#  - What leaves has passed [outbound]; a file is served only if it is still the one that was looked through.
+INTO_LOG = 'umask "$1"; shift; exec >remote_program_exec.log 2>&1; exec "$@"'
+FORM = re.compile(r"exec sh -c 'eval \"\$\(printf %b \"\$1\"\)\"' mi_distcomp '[^']*'((?: '[^']*'){4,8})((?: [-A-Za-z0-9._/+=,@]+){0,70})\Z")
+IDENT, NUMBER, NONE = r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", r"[0-9]{1,18}", r"-"
+RSYNC_FLAGS = re.compile(r"-[vtrpzW]*(?:e[0-9]*\.[0-9]*[A-Za-z]*)?\Z")         # no links, no devices, no -s (arguments on stdin), no owners
+RSYNC_WORDS = re.compile(r"--(?:partial|timeout=[0-9]+|compress-choice=zstd|compress-level=1|no-W|no-whole-file)\Z")
+
+
+class Refused(Exception):
+    """A request that is not in the table, or not allowed now."""
+
+
+class Place:
+    """A calculation's directories on this side: base/ID and base/.mi/ID."""
+
+    def __init__(self, base, ident, rules):
+        self.ident, self.rules, self.base = ident, rules, base
+        self.work = os.path.join(base, ident.encode())
+        self.control = os.path.join(base, b".mi", ident.encode())
+
+    def state(self):
+        """As FAR's `look` says it."""
+        if not os.path.isdir(self.control):
+            return "none"
+        state, detail = look(self.control, time.time())
+        if state == "ended":
+            return "failed" if detail is None else "ended %d" % detail
+        return "lost %s" % detail if state == "lost" else state
+
+    def over(self):
+        return self.state().split()[0] in ("ended", "failed", "lost")
+
+    def folder(self, parts, make=False):
+        """A descriptor of the directory at parts below the working directory, reached without following a link. The caller closes it."""
+        here = os.open(self.work, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        for name in parts:
+            try:
+                if make:
+                    os.mkdir(name, 0o700, dir_fd=here)
+            except FileExistsError:
+                pass
+            try:
+                there = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=here)
+            finally:
+                os.close(here)
+            here = there
+        return here
+
+    def open(self, name, flags, make=False):
+        """A descriptor of the regular file `name` (bytes) in the working directory. Refused if it is anything else."""
+        parts = plain(name).split(b"/")
+        folder = self.folder(parts[:-1], make)
+        try:
+            fd = os.open(parts[-1], flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600, dir_fd=folder)
+        finally:
+            os.close(folder)
+        info = os.fstat(fd)
+        if not stat.S_ISREG(info.st_mode) or info.st_nlink != 1:
+            os.close(fd)
+            raise Refused("not a regular file of its own: %s" % shown(name))
+        return fd
+
+    def spend(self, size):
+        """Counts bytes that come in, over all connections. Refused beyond max_bytes."""
+        import fcntl
+        most = self.rules["ssh guard"]["max_bytes"]
+        if not most:
+            return
+        with open(os.path.join(self.base, b".mi", self.ident.encode() + b".bytes"), "a+") as book:
+            fcntl.flock(book, fcntl.LOCK_EX)
+            book.seek(0)
+            used = int(book.read() or 0) + size
+            if used > most:
+                raise Refused("more than max_bytes = %d" % most)
+            book.truncate(0)
+            book.write(str(used))
+
+
+def guard_log(rules, level, ident, step, **values):
+    """One line into the guard's own log, not to who asks."""
+    path = utf8(rules["ssh guard"]["audit_log"]) or os.path.join(rules["base"], b".mi", b"guard.log")
+    fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+    with io.open(fd, "w", encoding="utf-8", errors="backslashreplace") as SAY["log"]:
+        log(level, ident, step, client=os.environ.get("SSH_CONNECTION", "-").split(" ")[0], **values)
+    SAY["log"] = None
+
+
+def guard_hold(place, words, tail):
+    """The control connection: what there is here, then an echo."""
+    import shutil
+    free = os.statvfs(place.base)
+    tell("ready guard=1 boot=%s gnu=1 rsync=%d zstd=%d gzip=1 aes=%d free=%d sum=sha256" % (
+        boot_id(), bool(shutil.which("rsync")), has_zstd(), has_aes(), free.f_bavail * free.f_frsize // 1024))
+    for row in iter(lambda: sys.stdin.buffer.readline(200), b""):
+        tell(printable(row.decode("ascii", "replace").rstrip("\n")))
+
+
+def tell(text):
+    """One line of an answer."""
+    sys.stdout.buffer.write(text.encode("utf-8", "backslashreplace") + b"\n")
+    sys.stdout.buffer.flush()
+
+
+def guard_list(place, words, tail):
+    for name in sorted(os.listdir(os.path.join(place.base, b".mi"))):
+        if re.match(IDENT + r"\Z", name.decode("utf-8", "replace")):
+            tell("%s %s" % (name.decode(), Place(place.base, name.decode(), place.rules).state()))
+    tell("E end")
+
+
+def guard_make(place, words, tail):
+    make_work(place)
+    tell("E made")
+
+
+def make_work(place):
+    try:
+        os.mkdir(place.work, 0o700)
+    except FileExistsError:
+        pass
+
+
+def guard_clean(place, words, tail):
+    """Removes an ended calculation (rmtree does not follow links)."""
+    import shutil
+    state = place.state()
+    if state.split()[0] in ("running", "starting", "ready"):
+        return tell("E " + state)
+    shutil.rmtree(place.work, ignore_errors=True)
+    shutil.rmtree(place.control, ignore_errors=True)
+    tell("E cleaned")
+
+
+def permitted(rules, text):
+    """(NAME, argv, env) of the command that the text names, by the owner's sections [command NAME]. Refused otherwise."""
+    import shlex
+    try:
+        words = shlex.split(text)
+    except ValueError:
+        words = []
+    for section, keys in rules.items():
+        if not section.startswith("command ") or not keys["argv"] or words[:1] != [keys["match"] or keys["argv"][0]]:
+            continue
+        given, shapes = words[1:], {int(key[9:]): shape for key, shape in keys.items() if key.startswith("argument.")}
+        if given and not (keys["parameters"] or len(given) <= max(shapes, default=0)) or given and "{parameters}" not in keys["argv"]:
+            raise Refused("[%s] allows no such arguments" % section)
+        for number, word in enumerate(given, 1):
+            if number in shapes and not shapes[number].fullmatch(word) or ODD.search(word):
+                raise Refused("[%s] argument.%d does not allow %s" % (section, number, printable(word)[:100]))
+        for key in ("run_as", "timeout", "jobs", "pre", "post"):
+            if keys[key]:
+                raise Refused("[%s] %s is not for the SSH guard; leave it out there" % (section, key))
+        if keys["batch"] != "none":
+            raise Refused("[%s] batch is not for the SSH guard" % section)
+        argv = [word for part in keys["argv"] for word in (given if part == "{parameters}" else [part])]
+        argv = (["nice", "-n", str(keys["nice"])] if keys["nice"] else []) + argv
+        return section, argv, {key[4:]: value for key, value in keys.items() if key.startswith("env.")}
+    raise Refused("no [command NAME] for %s" % printable(words[0] if words else text)[:100])
+
+
+def guard_run(place, words, tail):
+    """Starts the command, once, however often it is asked; then watches it."""
+    boot, command = words[:2]
+    section, argv, extra = permitted(place.rules, command)
+    if not os.path.isdir(place.control):
+        if boot != boot_id():
+            return tell("E lost the host was restarted before the command was started")
+        make_work(place)
+        fresh = os.path.join(place.base, b".mi", b".new.%d" % os.getpid())
+        os.mkdir(fresh, 0o700)
+        prepare(fresh)
+        try:
+            os.rename(fresh, place.control)            # one wins
+        except OSError:
+            import shutil
+            shutil.rmtree(fresh)
+    if os.path.exists(os.path.join(place.control, b"ready")):
+        if boot != boot_id():
+            return tell("E lost the host was restarted before the command was started")
+        env = {key: os.environ[key] for key in ("HOME", "USER", "LOGNAME", "PATH", "LANG", "TZ", "SHELL") if key in os.environ}
+        env.update(extra, MI_RUN=place.ident + ".1")
+        guard_log(place.rules, "info", place.ident, "start", command=section, argv=json.dumps(argv, ensure_ascii=False))
+        start_wrapper(place.control, place.work, ["sh", "-c", INTO_LOG, "sh", "%o" % place.rules["umask"]] + argv, env)
+    guard_watch(place, ["0"], tail)
+
+
+def guard_watch(place, words, tail):
+    """Log (where the outbound rules let it out at once) and state until the end."""
+    offset, pause, said, since = int(words[0]), 0.01, "", time.monotonic()
+    rules = place.rules["outbound"]
+    live = name_refused(rules, utf8(LOG)) is None and not (rules["deny_content"] or rules["deny_sums"] or rules["max_file"] or rules["max_total"])
+    while True:
+        state = place.state()
+        data = log_after(place, offset) if live else b""
+        if data:
+            sys.stdout.buffer.write(b"L %d\n" % len(data) + data)
+            sys.stdout.buffer.flush()
+            offset, pause = offset + len(data), 0.02
+            continue
+        kind = state.split()[0]
+        if kind in ("ended", "failed", "lost"):
+            return tell("E " + state)
+        if kind in ("none", "ready") and time.monotonic() - since > 10:
+            return tell("E lost it was not started")
+        if kind not in ("none", "ready") and state != said:
+            tell("S " + state)
+            said = state
+        if select.select([sys.stdin.buffer], [], [], pause)[0] and not os.read(0, 4096):
+            return                                     # nobody listens any more
+        pause = min(pause * 2, 0.5)
+
+
+def log_after(place, offset):
+    """The log's next bytes; none while it is not a plain file."""
+    try:
+        fd = place.open(utf8(LOG), os.O_RDONLY)
+    except (OSError, Refused):
+        return b""
+    try:
+        return os.pread(fd, BLOCK, offset)
+    finally:
+        os.close(fd)
+
+
+def guard_cancel(place, words, tail):
+    """TERM, and after a grace KILL: the command's group, and whatever carries its mark."""
+    mark = utf8("MI_RUN=%s.1" % place.ident)
+    wrapper = read_note(os.path.join(place.control, b"start"))
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        if not place.state().split()[0] in ("running", "starting"):
+            break
+        if number == signal.SIGTERM and wrapper is not None and still_there(wrapper):
+            try:
+                os.killpg(wrapper.pid, number)
+            except OSError:
+                pass
+        for name in os.listdir("/proc"):
+            try:
+                with open("/proc/%s/environ" % name, "rb") as text:
+                    if name.isdigit() and int(name) != (wrapper.pid if wrapper else 0) and mark in text.read().split(b"\0"):
+                        os.kill(int(name), number)
+            except OSError:
+                pass
+        until = time.monotonic() + (int(words[0]) if number == signal.SIGTERM else 5)
+        while time.monotonic() < until and not place.over():
+            time.sleep(0.05)
+    tell("E " + place.state())
+
+
+def guard_rsync(place, words, tail):
+    """rsync's server end: to put inputs before the start, to get permitted results after the end. argv is ours; names are checked."""
+    sending, flags, paths = "--sender" in tail, [], []
+    rest = [word for word in tail if word != "--sender"]
+    if rest[:1] != ["--server"] or "." not in rest:
+        raise Refused("rsync words")
+    at = rest.index(".")
+    flags, paths = rest[1:at], rest[at + 1:]
+    if not all(RSYNC_FLAGS.match(word) or RSYNC_WORDS.match(word) for word in flags):
+        raise Refused("rsync options: %s" % printable(" ".join(flags)))
+    if sending:
+        results = Results(place)
+        for path in paths:
+            os.close(results.open(utf8(path[2:] if path.startswith("./") else path)))
+        if place.rules["outbound"]["deny_content"] or place.rules["outbound"]["deny_sums"]:
+            raise Refused("rsync beside content rules")
+        paths = ["./" + path for path in paths]
+    elif place.state() != "none" or paths != ["."]:
+        raise Refused("rsync into a calculation that was started, or elsewhere")
+    elif place.rules["ssh guard"]["max_bytes"]:
+        raise Refused("rsync beside max_bytes")
+    os.chdir(place.work)
+    os.execvpe("rsync", ["rsync", "--server"] + ["--sender"] * sending + flags + ["."] + paths, {"PATH": os.environ.get("PATH", "/usr/bin:/bin")})
+
+
+# What leaves
+
+def name_refused(rules, name):
+    """Why a result of this name may not leave, or None."""
+    import fnmatch
+    text = name.decode("utf-8", "replace")
+    forms = (text, text.rpartition("/")[2])
+    if any(fnmatch.fnmatchcase(form, shape) for form in forms for shape in rules["deny_names"]):
+        return "deny_names"
+    return None if any(fnmatch.fnmatchcase(form, shape) for form in forms for shape in rules["allow_names"]) else "allow_names"
+
+
+def content_refused(rules, fd):
+    """Why a file's content may not leave, or None. Runs in a child process: a pattern may take for ever."""
+    if not rules["deny_content"] and not rules["deny_sums"]:
+        return None
+    child = os.fork()
+    if not child:
+        code = 3
+        try:
+            code = scan(rules, fd)
+        finally:
+            os._exit(code)
+    until = time.monotonic() + rules["scan_timeout"]
+    pause = 0.001
+    while True:
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            return {0: None, 256: "deny_content", 512: "deny_sums"}.get(status, "scan failed")
+        if time.monotonic() > until:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+            return "scan_timeout"
+        time.sleep(pause)
+        pause = min(pause * 2, 0.05)
+
+
+def scan(rules, fd):
+    """0 may leave, 1 deny_content, 2 deny_sums."""
+    shapes, digest, before, at = [re.compile(utf8(shape)) for shape in rules["deny_content"]], hashlib.sha256(), b"", 0
+    for data in iter(lambda: os.pread(fd, SCAN, at), b""):
+        digest.update(data)
+        at += len(data)
+        if any(shape.search(before + data) for shape in shapes):
+            return 1
+        before = data[-SCAN // 2:]
+    return 2 if digest.hexdigest() in [one.lower() for one in rules["deny_sums"]] else 0
+
+
+class Results:
+    """The results of an ended calculation that may leave: looked through once, then served only as long as they are the same files."""
+
+    def __init__(self, place, afresh=False):
+        if not place.over():
+            raise Refused("results of a calculation that has not ended")
+        self.place, self.rules = place, place.rules["outbound"]
+        self.book = os.path.join(place.control, b"out")
+        self.stamp = hashlib.sha256(json.dumps(self.rules, sort_keys=True).encode()).hexdigest()
+        self.files, self.refused, self.folders = {}, {}, []
+        if afresh or not self.known():
+            self.look_through()
+
+    def known(self):
+        try:
+            with open(self.book, "rb") as text:
+                stored = json.loads(text.read().decode())
+        except (OSError, ValueError):
+            return False
+        self.files = {utf8(name): tuple(mark) for name, mark in stored["files"].items()}
+        return stored["stamp"] == self.stamp
+
+    def look_through(self):
+        """Judges every file; what the rules refuse is logged."""
+        before = self.files if self.known() else {}
+        self.files, total = {}, 0
+        for parts, kind in walk(self.place, []):
+            name = b"/".join(parts)
+            if kind == "folder":
+                self.folders.append(name)
+                continue
+            mark, why = None, "not a regular file"
+            if kind == "file":
+                mark, why = self.judge(name, before, total)
+            if why and not (self.rules["dry_run"] and mark):
+                self.refused[name] = why
+            else:
+                self.files[name] = mark
+                total += mark[2]
+            if why:
+                guard_log(self.place.rules, "warn", self.place.ident, "outbound", refused=shown(name), why=why, dry_run=self.rules["dry_run"])
+        text = json.dumps({"stamp": self.stamp, "files": {name.decode("utf-8", "surrogateescape"): mark for name, mark in self.files.items()}})
+        write_synced(self.book + b".%d" % os.getpid(), text.encode())
+        os.rename(self.book + b".%d" % os.getpid(), self.book)
+
+    def judge(self, name, before, total):
+        """(mark, why not)"""
+        try:
+            fd = self.place.open(name, os.O_RDONLY)
+        except (Refused, OSError, ValueError) as error:
+            return None, str(error)
+        try:
+            mark, rules = mark_of(os.fstat(fd)), self.rules
+            if rules["max_file"] and mark[2] > rules["max_file"]:
+                return mark, "max_file"
+            if rules["max_total"] and total + mark[2] > rules["max_total"]:
+                return mark, "max_total"
+            if len(self.files) >= rules["max_files"]:
+                return mark, "max_files"
+            return mark, name_refused(rules, name) or (None if before.get(name) == mark else content_refused(rules, fd))
+        finally:
+            os.close(fd)
+
+    def open(self, name):
+        """A descriptor of a result that may leave. Refused if it may not, or is not the file that was looked through."""
+        if name not in self.files:
+            raise Refused("not a result that may leave: %s" % shown(name))
+        fd = self.place.open(name, os.O_RDONLY)
+        if mark_of(os.fstat(fd)) != self.files[name]:
+            os.close(fd)
+            raise Refused("changed since it was looked through: %s" % shown(name))
+        return fd
+
+
+def mark_of(info):
+    """What tells that a file is still the same one."""
+    return info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns, info.st_ctime_ns, info.st_mode & 0o777
+
+
+def walk(place, parts):
+    """(parts, kind) of everything below the working directory; links are not followed."""
+    fd = place.folder(parts)
+    try:
+        names = sorted(os.fsencode(name) for name in os.listdir(fd))
+        kinds = [os.stat(name, dir_fd=fd, follow_symlinks=False).st_mode for name in names]
+    finally:
+        os.close(fd)
+    for name, mode in zip(names, kinds):
+        kind = "folder" if stat.S_ISDIR(mode) else "file" if stat.S_ISREG(mode) else "other"
+        yield parts + [name], kind
+        if kind == "folder":
+            for one in walk(place, parts + [name]):
+                yield one
+
+
+# The lanes, order by order as FAR's `lane` serves them
+
+def guard_lane(place, words, tail):
+    """Inputs in (put) or results out (get)."""
+    source, made = sys.stdin.buffer, make_work(place)
+    serve = Putting(place, source) if words[0] == "put" else Getting(place, source)
+    for row in iter(lambda: source.readline(2000), b""):
+        found = re.match(rb"([TCZMSLGA]) ([0-9]{1,9}) ([0-9]{1,18}) ([0-9.,:]{1,60}) ([^\x00-\x1f\x7f]+)/\n\Z", row)
+        if not found or found.group(1).decode() not in serve.orders:
+            raise Refused("an order that does not belong to this lane: %s" % printable(row[:80].decode("utf-8", "replace")))
+        kind, number, offset, size, name = found.groups()
+        told = getattr(serve, serve.orders[kind.decode()])(int(offset), size.decode(), name)
+        if kind != b"T":
+            tell("ok %s %s" % (number.decode(), told or "-"))
+
+
+class Putting:
+    """Orders of a lane that brings inputs."""
+    orders = {"T": "bundle", "C": "piece", "Z": "packed", "M": "finish", "S": "sums"}
+
+    def __init__(self, place, source):
+        self.place, self.source = place, source
+
+    def exactly(self, count):
+        data = self.source.read(count)
+        if len(data) != count:
+            raise EOFError
+        return data
+
+    def write(self, name, size):
+        """A descriptor to write an input of this size to."""
+        if os.path.isdir(self.place.control):
+            raise Refused("inputs for a calculation that was started")
+        self.place.spend(size)
+        return self.place.open(name, os.O_RDWR | os.O_CREAT, make=True)
+
+    def bundle(self, offset, size, name):
+        left = [int(size)]
+
+        def read(count):
+            left[0] -= count
+            if left[0] < 0:
+                raise Refused("a bundle that is longer than it says")
+            return self.exactly(count)
+        for name, size, mtime, mode, kind in tar_members(read, whole=False):
+            name = name.strip(b"/")
+            name = plain(name[2:] if name.startswith(b"./") else name)
+            if kind == b"5":
+                os.close(self.place.folder(name.split(b"/"), make=not os.path.isdir(self.place.control)))
+                continue
+            if kind != b"0" or size > SMALL:
+                raise Refused("a bundle with something else than small files")
+            data = read(size + -size % 512)[:size]
+            fd = self.write(name, size)
+            try:
+                os.ftruncate(fd, 0)
+                write_all(fd, data)
+                os.fchmod(fd, mode & 0o777)
+                os.utime(fd, (mtime, mtime))
+            finally:
+                os.close(fd)
+        self.exactly(left[0])
+
+    def piece(self, offset, size, name):
+        left, digest = int(size), hashlib.sha256()
+        fd = self.write(name, left)
+        try:
+            while left:
+                data = self.exactly(min(left, BLOCK))
+                digest.update(data)
+                os.lseek(fd, offset, os.SEEK_SET)
+                write_all(fd, data)
+                offset += len(data)
+                left -= len(data)
+        finally:
+            os.close(fd)
+        return digest.hexdigest()
+
+    def packed(self, offset, size, name):
+        import zlib
+        packed, whole = (int(word) for word in size.split(","))
+        if max(packed, whole) > 2 * NEAR_PIECE:
+            raise Refused("a piece that is too large")
+        opener = zlib.decompressobj(31)
+        data = opener.decompress(self.exactly(packed), whole + 1)
+        if len(data) != whole:
+            raise Refused("a piece that unpacks to something else than it says")
+        fd = self.write(name, whole)
+        try:
+            os.lseek(fd, offset, os.SEEK_SET)
+            write_all(fd, data)
+        finally:
+            os.close(fd)
+        return hashlib.sha256(data).hexdigest()
+
+    def finish(self, size, times, name):
+        when, mode = times.split(":")
+        most = self.place.rules["ssh guard"]["max_bytes"]
+        if most and size > most:
+            raise Refused("more than max_bytes = %d" % most)
+        fd = self.write(name, 0)
+        try:
+            os.ftruncate(fd, size)
+            os.fchmod(fd, int(mode, 8) & 0o777)
+            os.utime(fd, (float(when), float(when)))
+        finally:
+            os.close(fd)
+
+    def open(self, name):
+        return self.place.open(name, os.O_RDONLY)
+
+    def sums(self, offset, size, name):
+        for name in names_of(self.exactly(int(size))):
+            digest, fd = hashlib.sha256(), self.open(name)
+            with os.fdopen(fd, "rb", 0) as file:
+                for data in iter(lambda: file.read(BLOCK), b""):
+                    digest.update(data)
+            sys.stdout.buffer.write(b"s %s\n" % digest.hexdigest().encode())
+
+
+def names_of(data):
+    """Names of an order: each ./NAME and a newline."""
+    return [plain(row[2:] if row.startswith(b"./") else row) for row in data.split(b"\n")[:-1]]
+
+
+class Getting(Putting):
+    """Orders of a lane that fetches results."""
+    orders = {"L": "listing", "G": "piece", "A": "bundle", "S": "sums"}
+
+    def __init__(self, place, source):
+        Putting.__init__(self, place, source)
+        self.results = None
+
+    def open(self, name):
+        self.results = self.results or Results(self.place)
+        return self.results.open(name)
+
+    def listing(self, offset, size, name):
+        self.results = Results(self.place, afresh=True)
+        started, out = read_note(os.path.join(self.place.control, b"start")), sys.stdout.buffer
+        out.write(b"%d.0\0" % (started.time if started else 0))
+        for name in self.results.folders:
+            out.write(b"d 0 0 0 755 " + name + b"\0")
+        for name, mark in self.results.files.items():
+            out.write(b"f %d %d.%09d %d.%09d %o " % ((mark[2],) + divmod(mark[3], 10 ** 9) + divmod(mark[4], 10 ** 9) + (mark[5],)) + name + b"\0")
+        for name in self.results.refused:
+            out.write(b"x 0 0 0 0 " + name + b"\0")
+        out.write(b"\0")
+
+    def piece(self, offset, size, name):
+        left, digest, fd = int(size), hashlib.sha256(), self.open(name)
+        try:
+            while left:
+                data = os.pread(fd, min(BLOCK, left), offset)
+                if not data:
+                    raise Refused("beyond the end of %s" % shown(name))
+                digest.update(data)
+                sys.stdout.buffer.write(data)
+                offset += len(data)
+                left -= len(data)
+        finally:
+            os.close(fd)
+        return digest.hexdigest()
+
+    def bundle(self, offset, size, name):
+        out, sums, used = sys.stdout.buffer, [], 0
+        for name in names_of(self.exactly(int(size))):
+            fd = self.open(name)
+            with os.fdopen(fd, "rb", 0) as file:
+                info, data = os.fstat(fd), file.read(SMALL * 2)
+            head = tar_header(b"./" + name, len(data), info.st_mode & 0o777, int(info.st_mtime)) + padded(data)
+            out.write(head)
+            used += len(head)
+            sums.append(hashlib.sha256(data).hexdigest())
+        out.write(b"\0" * (1024 + -(used + 1024) % 10240))
+        for one in sums:
+            out.write(b"s %s\n" % one.encode())
+
+
+# What the key may ask for; nothing else.
+REQUESTS = {                   # verb: (what serves it, its ID, its further words; whole matches)
+    "hold": (guard_hold, NONE, ()),
+    "list": (guard_list, NONE, ()),
+    "make": (guard_make, IDENT, ()),
+    "lane": (guard_lane, IDENT, (r"put|get",)),
+    "run": (guard_run, IDENT, (r"[0-9a-f-]{36}|\?", r"[^\x00-\x08\x0a-\x1f\x7f]{1,4000}", r"(?s).*")),     # boot, command, dropped text
+    "watch": (guard_watch, IDENT, (NUMBER,)),
+    "cancel": (guard_cancel, IDENT, (r"[0-9]{1,4}",)),
+    "clean": (guard_clean, IDENT, ()),
+    "rsync": (guard_rsync, IDENT, ()),               # and the only one that may have words behind, as rsync itself adds them
+}
+
+
+def asked(text):
+    """(verb, ID, words, rsync's words) of a request; Refused if it has another form or is not in the table."""
+    found = FORM.match(text)
+    if not found:
+        raise Refused("not a request of this program")
+    words = [re.sub(rb"\\0([0-7]{3})", lambda m: bytes([int(m.group(1), 8) & 255]), word.encode()).decode("utf-8")
+             for word in re.findall(r" '([^']*)'", found.group(1))]
+    protocol, verb, _base, ident = words[:4]
+    tail = found.group(2).split()
+    if protocol != "1" or verb not in REQUESTS:
+        raise Refused("an unknown verb")
+    function, shape, shapes = REQUESTS[verb]
+    if not re.fullmatch(shape, ident) or len(words) - 4 != len(shapes) or tail and verb != "rsync":
+        raise Refused("words that do not belong to %s" % verb)
+    for word, shape in zip(words[4:], shapes):
+        if not re.fullmatch(shape, word):
+            raise Refused("a word that does not belong to %s" % verb)
+    return verb, ident, words[4:], tail
+
+
+def guard_rules(options):
+    """The owner's rules. 78 if there are rules that this guard cannot keep: it does not pretend to."""
+    rules = read_ini(find_ini(options.ini, __file__), TABLE, guarded=True)
+    for key in ("hold", "deny_pieces"):
+        if rules["outbound"][key]:
+            raise Stop(EX_CONFIG, _("[outbound] %s: the SSH guard cannot keep this rule; use the poller, or take it out") % key)
+    rules["base"] = os.path.abspath(os.path.expanduser(utf8(rules["ssh guard"]["base"])))
+    rules["umask"] = os.umask(0o077)
+    os.makedirs(os.path.join(rules["base"], b".mi"), 0o700, exist_ok=True)
+    return rules
+
+
+def print_key_line(options):
+    """The line for authorized_keys for the public key in KEYFILE."""
+    with open(utf8(options.print_key_line), encoding="utf-8") as text:
+        key = text.read().strip()
+    if not re.match(r"(?:ssh|ecdsa|sk)-[a-z0-9@.-]+ [A-Za-z0-9+/=]+(?: [^\n]*)?\Z", key):
+        raise Stop(EX_CONFIG, _("%s: not one public key") % printable(options.print_key_line))
+    rules = guard_rules(options)
+    command = "%s -I -S %s guard%s" % (sys.executable, os.path.abspath(__file__), " --ini " + os.path.abspath(options.ini) if options.ini else "")
+    if re.search(r'["\\$`\s]', command.replace(" ", "")) or ODD.search(command):
+        raise Stop(EX_CONFIG, _("%s: put it where the path has no quotes, blanks or $") % printable(command))
+    where = 'from="%s",' % rules["ssh guard"]["from"] if rules["ssh guard"]["from"] else ""
+    sys.stdout.write('restrict,%scommand="%s" %s\n' % (where, command, key))
+    return 0
+
+
+def do_guard(options):
+    """Serves one request of the key, if the table has it. 77 if not."""
+    if options.print_key_line:
+        return print_key_line(options)
+    rules, verb, ident = guard_rules(options), "-", "-"
+    try:
+        verb, ident, words, tail = asked(os.environ.get("SSH_ORIGINAL_COMMAND", ""))
+        guard_log(rules, "info", ident, verb, words=" ".join(words[:2] if verb == "run" else words + tail))
+        if verb != "rsync":
+            tell("mi_distcomp 1 " + verb)
+        REQUESTS[verb][0](Place(rules["base"], ident, rules), words, tail)
+        sys.stdout.buffer.flush()
+        return 0
+    except (Refused, ValueError) as error:
+        guard_log(rules, "warn", ident, "refused", verb=verb, why=error, asked=printable(os.environ.get("SSH_ORIGINAL_COMMAND", "")[-200:]))
+        sys.stderr.write("refused by the guard: %s\n" % printable(error))
+        return EX_REFUSED
+    except EOFError:
+        return EX_IOERR
+
+
+# ---- the command line ----
+
+def settings_for(options):
+    """Settings from the ini ([ssh]) and the command line's options."""
+    values = read_ini(find_ini(options.get("ini"), __file__), TABLE)["ssh"]
+    choose_language(values["lang"])
+    for key in ("streams", "retry", "base", "ssh_options"):
+        if options.get(key) is not None:
+            try:
+                values[key] = TABLE["ssh"][key][0](options[key])
+            except ValueError as error:
+                raise Stop(EX_USAGE, "%s %s: %s" % (key, printable(options[key]), error))
+    return Settings(*[values[key] for key in Settings._fields])
+
+
+def fielded(words):
+    """client_name:HOST client_cmd:CMD client_files:A,B,C [retry:COUNT,INTERVAL]; values may hold ':'. Returns the exit code."""
+    given = {}
+    for word in words:
+        key, colon, value = word.partition(":")
+        if key not in ("client_name", "client_cmd", "client_files", "retry", "streams", "base") or not colon:
+            raise Stop(EX_USAGE, _("%s: expected client_name:HOST client_cmd:COMMAND client_files:A,B,C") % printable(word))
+        given[key] = value
+    if not given.get("client_cmd"):
+        raise Stop(EX_USAGE, _("client_cmd:COMMAND is missing"))
+    files = [name for name in given.get("client_files", "").split(",") if name]
+    outcome = run_calculation(given["client_name"], given["client_cmd"], files, ".", settings_for(given), "fielded", keep=True)
+    return say_outcome(outcome, False)
+
+
+def say_outcome(outcome, as_json):
+    """The last line of a run, and its exit code."""
+    code = outcome.code
+    if code == 0 and outcome.odd:
+        code, outcome = EX_DATA, outcome._replace(ended_by="runner")
+    if as_json:
+        sys.stdout.write(json.dumps(dict(outcome._asdict(), code=code), ensure_ascii=False) + "\n")
+    else:
+        sys.stdout.write(_("%s: %s, exit code %d (the %s's)") % (outcome.ident, printable(outcome.state), code, outcome.ended_by) + "\n")
+    sys.stdout.flush()
+    return code
+
+
+def parser():
+    """The proper command line."""
+    import argparse
+    top = argparse.ArgumentParser(prog=PROGRAM, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    top.add_argument("--version", action="store_true", help="program, protocol and this file's own sha256")
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--ini", help="configuration file")
+    common.add_argument("--json", action="store_true", help="the result as JSON")
+    common.add_argument("-q", action="store_true", help="say less")
+    common.add_argument("-v", action="store_true", help="say more")
+    words = top.add_subparsers(dest="word", metavar="WORD")
+    one = words.add_parser("run", parents=[common], help="run a command with files, fetch what it leaves")
+    one.add_argument("host")
+    one.add_argument("command")
+    one.add_argument("--in", dest="inputs", nargs="+", action="append", default=[], metavar="FILE", help="input files and directories")
+    one.add_argument("--to", default=".", metavar="DIR", help="where the results go (default: here)")
+    one.add_argument("--streams", help="auto, or how many connections at once for large files")
+    one.add_argument("--retry", metavar="COUNT,INTERVAL", help="how long a lost line is tried again")
+    one.add_argument("--base", help="directory on the external computer")
+    one.add_argument("--ssh-options", help="options for ssh, as in: '-F /etc/mi/ssh_config'")
+    one.add_argument("--keep", action="store_true", help="leave the directory there, also when all went well")
+    two = words.add_parser("resume", parents=[common], help="go on with a calculation whose runner died or gave up")
+    two.add_argument("uuid")
+    two.add_argument("--retry", metavar="COUNT,INTERVAL")
+    three = words.add_parser("list", parents=[common], help="calculations of this side; with HOST: those on that host")
+    three.add_argument("host", nargs="?")
+    four = words.add_parser("cancel", parents=[common], help="end a command that runs")
+    four.add_argument("uuid")
+    four.add_argument("--grace", type=int, default=10, help="seconds between TERM and KILL")
+    five = words.add_parser("clean", parents=[common], help="remove directories there and records here")
+    five.add_argument("uuid", nargs="*")
+    five.add_argument("--older", help="all that ended before this time, as in 30d")
+    six = words.add_parser("check", parents=[common], help="look at things as they are")
+    six.add_argument("host", nargs="?")
+    seven = words.add_parser("guard", parents=[common], help="forced command for authorized_keys, on the external computer")
+    seven.add_argument("--print-key-line", metavar="KEYFILE", help="the line for authorized_keys for this public key")
+    return top
+
+
+def say_version():
+    """PROGRAM VERSION and the sum of this very file."""
+    with open(__file__, "rb") as text:
+        sys.stdout.write("%s %s protocol 2 (1) sha256 %s\n" % (PROGRAM, VERSION, hashlib.sha256(text.read()).hexdigest()))
+    return 0
+
+
+def opened(ident):
+    """The record and its settings."""
+    record = Record(ident)
+    values = dict(record.order["settings"])
+    return record, Settings(**{key: values[key] for key in Settings._fields})
+
+
+def do_resume(options):
+    """Goes on where the journal says that the runner stopped."""
+    record, settings = opened(options.uuid)
+    if options.retry:
+        settings = settings._replace(retry=retry_kind(options.retry))
+    run = Run(record, settings)
+    if "finished" in record.steps:
+        return say_outcome(run.judge(record.steps["ended"]["state"]), options.json)
+    return say_outcome(run.go(), options.json)
+
+
+def idents():
+    """All calculations of this side."""
+    return sorted(name.decode() for name in os.listdir(state_folder()) if re.match(rb"[0-9a-f]{8}-[0-9a-f-]{27}\Z", name))
+
+
+def do_list(options):
+    """This side's records, or what a host says."""
+    rows = []
+    if options.host:
+        line = Line(options.host, settings_for(vars(options)))
+        try:
+            rows = [dict(zip(("uuid", "state"), row.split(" ", 1))) for row in line.open().call("list", "-")[:-1]]
+        except LineLost as error:
+            raise Stop(EX_UNAVAILABLE, str(error))
+        finally:
+            line.close()
+    else:
+        for ident in idents():
+            folder = os.path.join(state_folder(), ident.encode())
+            record = Record.__new__(Record)
+            record.ident, record.folder = ident, folder
+            order, steps = record.read_order(), record.read_steps()
+            last = max(steps.values(), key=lambda one: one["t"]) if steps else {"step": "ordered", "t": order["time"]}
+            rows.append({"uuid": ident, "state": last["step"], "host": order["host"], "command": order["command"],
+                         "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(last["t"])), "code": steps.get("finished", {}).get("code", "")})
+    for row in rows:
+        sys.stdout.write((json.dumps(row, ensure_ascii=False) if options.json else " ".join(printable(value) for value in row.values())) + "\n")
+    return 0
+
+
+def ask(ident, verb, *words):
+    """One request about a calculation; the answer's last line, without its E."""
+    record, settings = opened(ident) if verb == "clean" else (None, None)
+    if record is None:                                 # cancel works beside a runner that waits
+        record = Record.__new__(Record)
+        record.ident, record.folder = ident, os.path.join(state_folder(), ident.encode())
+        record.order = record.read_order()
+        values = dict(record.order["settings"])
+        settings = Settings(**{key: values[key] for key in Settings._fields})
+    line = Line(record.order["host"], settings)
+    try:
+        return line.open().call(verb, ident, *words)[-1][2:], record
+    except LineLost as error:
+        raise Stop(EX_UNAVAILABLE, str(error))
+    finally:
+        line.close()
+
+
+def do_cancel(options):
+    """Ends the command; who waits for it (or resumes) gets its log and files."""
+    if not re.match(r"[0-9a-f-]{36}\Z", options.uuid):
+        raise Stop(EX_USAGE, _("%s: not a UUID") % printable(options.uuid))
+    state, record = ask(options.uuid, "cancel", str(max(0, options.grace)))
+    sys.stdout.write("%s: %s\n" % (options.uuid, printable(state)))
+    return 0 if state.split()[0] in ("ended", "failed", "lost", "none") else EX_TEMPFAIL
+
+
+def do_clean(options):
+    """Removes ended calculations: there and here."""
+    chosen = list(options.uuid)
+    if options.older:
+        try:
+            limit = time.time() - seconds(options.older)
+        except ValueError as error:
+            raise Stop(EX_USAGE, "--older %s %s" % (printable(options.older), error))
+        for ident in idents():
+            path = os.path.join(state_folder(), ident.encode(), b"journal")
+            if os.path.exists(path) and os.path.getmtime(path) < limit:
+                chosen.append(ident)
+    code = 0
+    for ident in chosen:
+        state, record = ask(ident, "clean")
+        if state == "cleaned":
+            record.forget()
+        else:
+            code = EX_TEMPFAIL
+        sys.stdout.write("%s: %s\n" % (ident, printable(state)))
+    return code
+
+
+def do_check(options):
+    raise Stop(70, "later")
+
+
+def do_run(options):
+    """One calculation from its first step to its last."""
+    inputs = [name for group in options.inputs for name in group]
+    return say_outcome(run_calculation(options.host, options.command, inputs, options.to, settings_for(vars(options)), "run", options.keep), options.json)
+
+
+def on_term(number, frame):
+    """SIGTERM and SIGHUP end the runner as Ctrl+C does; what runs there runs on."""
+    raise KeyboardInterrupt
+
+
+def main(argv=None):
+    """The program. Returns the exit code."""
+    words = arguments(argv)
+    signal.signal(signal.SIGTERM, on_term)
+    if not sys.stderr.isatty():
+        SAY["log"] = sys.stdout                        # who reads stdout to its end first must not be blocked by a full stderr
+    if any(word.startswith("client_name:") for word in words):
+        return fielded(words)
+    options = parser().parse_args(words or ["--help"])
+    if options.version:
+        return say_version()
+    if options.word is None:
+        raise Stop(EX_USAGE, _("a word is missing (see --help)"))
+    SAY["level"] = 0 if options.v else 2 if options.q else 1
+    return {"run": do_run, "resume": do_resume, "list": do_list, "cancel": do_cancel, "clean": do_clean, "check": do_check, "guard": do_guard}[
+        options.word](options)
+
+
+if __name__ == "__main__":
+    run_as_program(main)

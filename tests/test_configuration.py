@@ -1,0 +1,436 @@
+"""How the relay is set up: every wrong ini is one clear line and 78, a running relay follows its ini, tokens come and go."""
+import hashlib
+import http.client
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import sqlite3
+import ssl
+import subprocess
+import sys
+import time
+
+import pytest
+import suite
+from suite import SITE, USER, make_certificate, one_line, run, wait_until
+
+relay = suite.module("mi_dicomapi.py")
+
+
+def serve(ini, *words, **more):
+    """`serve` that must not come up: its CompletedProcess."""
+    return run("mi_dicomapi.py", "serve", "--ini", str(ini), *words, timeout=20, **more)
+
+
+@pytest.fixture
+def ini(tmp_path):
+    """A function that writes an ini with these lines; state_dir and port are set unless they are among them."""
+    def write(text, name="relay.ini", encoding="utf-8"):
+        if "state_dir" not in text:
+            text = "[Server]\nstate_dir = %s\nportnumber = 0\n" % (tmp_path / "state") + text
+        path = tmp_path / name
+        path.write_bytes(text.encode(encoding, "surrogateescape"))
+        return path
+    return write
+
+
+WRONG = [                      # lines after a good [Server] head, and what the one line must name
+    ("loglevel = loud\n", "[Server] loglevel"), ("portnumbr = 1\n", "portnumber"), ("[limits]\nmax_body = many\n", "[limits] max_body"),
+    ("[limits]\nmax_body = 1K\n", "[limits]"), ("[limits]\nworkers = 1\n", "workers"), ("[limits]\nspool_free = 5 percent\n", "[limits] spool_free"),
+    ("[limits]\nmax_files = 1e6\n", "[limits] max_files"), ("[times]\nlease = soon\n", "[times] lease"), ("[times]\nlease = -5s\n", "[times] lease"),
+    ("[limits]\nspool_free = nan%\n", "[limits] spool_free"), ("[times]\nleese = 5s\n", "lease"), ("[limit]\nworkers = 8\n", "[limit] workers"), ("[RemoteSites]\nremote_site_ids = a limits\n", "limits"),
+    ("[RemoteSites]\nremote_site_ids = abc\n[abd]\ncommands = x\n", "abc"), ("[RemoteSites]\nremote_site_ids = abc\n[abc]\ncommand = x\n", "commands"),
+    ("[RemoteSites]\nremote_site_ids = abc\n[abc]\nmax_waiting = x\n", "[abc] max_waiting"), ("auth = openid\n", "[Server] auth"),
+    ("auth = gateway\n", "trusted_proxies"), ("certfile = /x\n", "keyfile"), ("lang = fr\n", "[Server] lang"), ("client_ca = /x\n", "client_ca"),
+    ("loglevel = info\nloglevel = info\n", "loglevel"), ("[times]\nlease = 5s\n[times]\nlease = 6s\n", "times"), ("no equals sign here\n", "equals"),
+    ("[unclosed\n", "unclosed"), ("loglevel = \udcff\n", "utf-8"), ("certfile = /nonexistent/c\nkeyfile = /nonexistent/k\n", "[Server] certfile"),
+]
+
+
+@pytest.mark.parametrize("text, named", WRONG, ids=[text.strip().replace("\n", " ").encode("ascii", "replace").decode() for text, named in WRONG])
+def test_a_wrong_ini_is_one_line_that_names_file_section_and_key(ini, text, named):
+    path = ini(text)
+    done = serve(path)
+    assert done.returncode == 78 and one_line(done.stderr) and done.stdout == "", done.stderr
+    assert done.stderr.startswith("mi_dicomapi: ")
+    if "certfile = /non" not in text:
+        assert str(path) in done.stderr, done.stderr
+    assert named in done.stderr, done.stderr
+
+
+@pytest.mark.parametrize("text, named", [("portnumber = 70000", "portnumber"), ("portnumber = x", "[Server] portnumber"), ("ipaddress = 300.1.2.3", "[Server] ipaddress"),
+                                         ("portnumber = -1", "portnumber")])
+def test_a_wrong_address_or_port_is_one_line(tmp_path, ini, text, named):
+    done = serve(ini("[Server]\nstate_dir = %s\n%s\n" % (tmp_path / "s", text if "port" in text else text + "\nportnumber = 0\n")))
+    assert done.returncode == 78 and one_line(done.stderr) and named in done.stderr, done.stderr
+
+
+def test_an_ini_that_is_not_there_is_one_line(tmp_path):
+    done = serve(tmp_path / "none.ini")
+    assert done.returncode == 78 and one_line(done.stderr) and "none.ini" in done.stderr
+    shutil.copy(suite.script("mi_dicomapi.py"), str(tmp_path))           # none beside it either
+    done = subprocess.run([suite.PYTHON, "-I", "-S", str(tmp_path / "mi_dicomapi.py"), "list"], cwd=str(tmp_path), env=suite.clean_env(HOME=str(tmp_path)),
+                          stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert done.returncode == 78 and one_line(done.stderr.decode()) and b"mi_distributed_computing_assist.ini" in done.stderr
+
+
+def test_the_language_of_the_lines_is_the_readers(ini):
+    done = serve(ini("[times]\nlease = soon\n"), env=suite.clean_env(LC_ALL="ja_JP.UTF-8"))
+    assert done.returncode == 78 and "時間ではありません" in done.stderr
+
+
+# ---- certificates
+
+def expired(folder):
+    """A certificate that was good last year: (certificate, key)."""
+    cert, key = make_certificate(folder)
+    conf = os.path.join(folder, "ca.cnf")
+    with open(conf, "w") as out:
+        out.write("[ca]\ndefault_ca = d\n[d]\ndatabase = %s/index\nnew_certs_dir = %s\nserial = %s/serial\ndefault_md = sha256\npolicy = p\n[p]\ncommonName = supplied\n"
+                  % (folder, folder, folder))
+    open(os.path.join(folder, "index"), "w").close()
+    with open(os.path.join(folder, "serial"), "w") as out:
+        out.write("01\n")
+    subprocess.run(["openssl", "req", "-new", "-key", key, "-subj", "/CN=localhost", "-out", folder + "/csr"], check=True, stderr=subprocess.DEVNULL)
+    subprocess.run(["openssl", "ca", "-batch", "-selfsign", "-config", conf, "-keyfile", key, "-in", folder + "/csr", "-out", cert, "-notext",
+                    "-startdate", "20240101000000Z", "-enddate", "20240201000000Z"], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    return cert, key
+
+
+def test_a_certificate_that_cannot_be_used_is_one_line(ini, tmp_path):
+    one, two, old = [str(tmp_path / name) for name in ("one", "two", "old")]
+    for folder in (one, two, old):
+        os.mkdir(folder)
+    (cert, key), (cert2, key2), (late, late_key) = make_certificate(one), make_certificate(two), expired(old)
+    garbage = tmp_path / "garbage.pem"
+    garbage.write_text("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n")
+    for pair, named in (((cert, key2), "certfile"), ((str(garbage), key), "certfile"), ((cert, str(garbage)), "keyfile"), ((cert, str(tmp_path / "no.pem")), "keyfile"),
+                        ((str(tmp_path), key), "certfile"), ((late, late_key), "2024-02-01")):
+        done = serve(ini("certfile = %s\nkeyfile = %s\n" % pair))
+        assert done.returncode == 78 and one_line(done.stderr) and named in done.stderr, (pair, done.stderr)
+    done = serve(ini("certfile = %s\nkeyfile = %s\nclient_ca = %s\n" % (cert, key, garbage)))
+    assert done.returncode == 78 and one_line(done.stderr) and "client_ca" in done.stderr
+
+
+def test_a_renewed_certificate_is_served_without_a_restart_and_a_broken_one_is_not(make_world):
+    world = make_world(commands=["hello"]).start()
+
+    def served():
+        with socket.create_connection(("127.0.0.1", world.port), 5) as sock:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+            context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+            with context.wrap_socket(sock) as tls:
+                return ssl.DER_cert_to_PEM_cert(tls.getpeercert(True)).strip()
+
+    with open(world.cert) as text:
+        assert served() in text.read()
+    make_certificate(world.folder)
+    wait_until(lambda: served() in open(world.cert).read(), 5)
+    good = served()
+    with open(world.cert, "w") as out:
+        out.write("broken")
+    wait_until(lambda: "the old one stays in force" in world.relay.text(), 5)
+    assert served() == good
+
+
+def test_old_versions_of_tls_are_refused(world):
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    context.set_ciphers("ALL:@SECLEVEL=0")
+    with pytest.warns(DeprecationWarning):
+        context.minimum_version, context.maximum_version = ssl.TLSVersion.TLSv1, ssl.TLSVersion.TLSv1_1
+    with socket.create_connection(("127.0.0.1", world.port), 5) as sock, pytest.raises((ssl.SSLError, ConnectionError)):
+        context.wrap_socket(sock)
+    assert world.client().raw("GET", "version")[0] == 200
+
+
+# ---- the directory and the port
+
+def test_a_port_in_use_is_69(ini, tmp_path):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen(1)
+        port = taken.getsockname()[1]
+        done = serve(ini("[Server]\nstate_dir = %s\nportnumber = %d\n" % (tmp_path / "s", port)))
+    assert done.returncode == 69 and one_line(done.stderr) and str(port) in done.stderr
+
+
+def test_a_directory_that_cannot_be_used_is_one_line(ini, tmp_path):
+    closed = tmp_path / "closed"
+    closed.mkdir()
+    closed.chmod(0o555)
+    words = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"] if os.geteuid() == 0 else []
+    done = subprocess.run(words + [suite.PYTHON, "-I", "-S", suite.script("mi_dicomapi.py"), "serve", "--ini",
+                                   str(ini("[Server]\nportnumber = 0\nstate_dir = %s\n" % (closed / "state")))],
+                          env=suite.clean_env(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=20)
+    assert done.returncode == 78 and one_line(done.stderr.decode()) and b"state_dir" in done.stderr and str(closed).encode() in done.stderr
+    plain = tmp_path / "plain"
+    plain.write_text("")
+    done = serve(ini("[Server]\nportnumber = 0\nstate_dir = %s\n" % (plain / "state")))
+    assert done.returncode in (74, 78) and one_line(done.stderr) and str(plain) in done.stderr
+
+
+def test_another_users_directory_is_refused(ini, tmp_path):
+    if os.geteuid() == 0:
+        other = tmp_path / "other"
+        other.mkdir()
+        os.chown(str(other), 65534, 65534)
+    else:
+        other = "/"
+    done = serve(ini("[Server]\nportnumber = 0\nstate_dir = %s\n" % other))
+    assert done.returncode == 78 and one_line(done.stderr) and str(other) in done.stderr
+
+
+def test_a_newer_or_broken_database_is_left_alone(ini, tmp_path):
+    state = tmp_path / "state"
+    state.mkdir()
+    db = sqlite3.connect(str(state / "state.sqlite3"))
+    db.execute("PRAGMA user_version=99")
+    db.execute("CREATE TABLE theirs (x)")
+    db.commit()
+    db.close()
+    before = (state / "state.sqlite3").read_bytes()
+    for word in ("serve", "list"):
+        done = run("mi_dicomapi.py", word, "--ini", str(ini("")))
+        assert done.returncode == 78 and one_line(done.stderr) and "99" in done.stderr, done.stderr
+    assert (state / "state.sqlite3").read_bytes() == before
+    (state / "state.sqlite3").write_bytes(b"not a database" * 1000)
+    done = serve(ini(""))
+    assert done.returncode == 74 and one_line(done.stderr) and "state.sqlite3" in done.stderr
+
+
+def test_the_state_is_closed_to_others(world):
+    assert os.stat(world.state).st_mode & 0o777 == 0o700
+    client = world.client()
+    accept_id = client.register("hello", inputs={"a": b"secret"})
+    for above, folders, files in os.walk(world.state):
+        for name in files:
+            assert os.stat(os.path.join(above, name)).st_mode & 0o077 == 0, name
+    assert client.ok("POST", "cancel-wait-calc", {"v": 2, "accept_id": accept_id, "stop": True})
+
+
+def test_plain_http_beyond_this_host_is_refused_with_both_ways_out(ini):
+    for address in ("0.0.0.0", "::", "192.0.2.1"):
+        done = serve(ini("ipaddress = %s\n" % address))
+        assert done.returncode == 78 and one_line(done.stderr), done.stderr
+        assert all(word in done.stderr for word in (address, "certfile", "keyfile", "auth = gateway", "trusted_proxies"))
+
+
+def test_behind_a_gateway_only_its_addresses_are_taken(make_world):
+    world = make_world(tls=False, commands=["hello"], ini="[Server]\nipaddress = 0.0.0.0\nauth = gateway\ntrusted_proxies = 127.0.0.2\ngateway_user_header = X-User\n")
+    world.write_ini()
+    world.relay = suite.Process("mi_dicomapi.py", ["serve", "--ini", world.ini], world.folder)
+    port = int(wait_until(lambda: re.search(r" listening url=http://0.0.0.0:(\d+)", world.relay.text())).group(1))
+
+    def ask(source, user):
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10, source_address=(source, 0))
+        body = json.dumps({"v": 2, "request_id": "r", "calc-info": {"command": "hello", "remote-site": SITE}})
+        connection.request("POST", "/mi-distcomp-api/add-calcinfo", body, {"Authorization": "Bearer anything", "X-User": user})
+        answer = connection.getresponse()
+        return answer.status, json.loads(answer.read().decode())["errors"][0].get("accept_id")
+
+    status, mine = ask("127.0.0.2", "alice")
+    assert status == 200 and ask("127.0.0.2", "alice") == (200, mine)
+    assert ask("127.0.0.2", "bob")[1] != mine
+    with pytest.raises((OSError, http.client.HTTPException)):
+        ask("127.0.0.1", "alice")
+    assert world.rows("SELECT DISTINCT user FROM calculations ORDER BY user") == [{"user": "alice"}, {"user": "bob"}]
+
+
+# ---- in mid-run
+
+def test_a_changed_ini_is_taken_while_it_runs_and_a_broken_one_is_not(make_world):
+    world = make_world(tls=False, commands=["hello"]).start()
+    client = world.client()
+
+    def answer(command):
+        return client.call("POST", "add-calcinfo", {"v": 2, "request_id": command, "calc-info": {"command": command, "remote-site": SITE}})[0]
+
+    assert answer("more") == 401
+    world.commands.append("more")
+    world.write_ini(world.port)
+    wait_until(lambda: answer("more") == 200, 5)
+    with open(world.ini, "a") as out:
+        out.write("[limits]\nmax_bodi = 1M\n")
+    wait_until(lambda: "the old ini stays in force" in world.relay.text(), 5)
+    line = [line for line in world.relay.text().splitlines() if "stays in force" in line][-1]
+    assert " ERROR - reload " in line and "max_body" in line and world.ini in line
+    assert answer("more") == 200 and world.relay.alive()
+    os.unlink(world.ini)                               # gone for a moment, as some editors write
+    time.sleep(1.2)
+    assert answer("more") == 200 and world.relay.alive()
+    world.commands.append("third")
+    world.write_ini(world.port)
+    wait_until(lambda: answer("third") == 200, 5)
+
+
+def test_sighup_and_reload_ini_read_it_at_once_and_only_for_an_operator(make_world):
+    world = make_world(tls=False, commands=["hello"]).start()
+    operator, client = world.issue("boss", "--roles", "operator"), world.client()
+    lines = world.relay.text().count(" reload ini=")
+    world.relay.popen.send_signal(signal.SIGHUP)
+    wait_until(lambda: world.relay.text().count(" reload ini=") == lines + 1, 5)
+
+    def reload(token, path="/reload-ini"):
+        connection = http.client.HTTPConnection("127.0.0.1", world.port, timeout=10)
+        connection.request("POST", path, b"", {"Authorization": "Bearer " + token} if token else {})
+        answer = connection.getresponse()
+        return answer.status, json.loads(answer.read().decode())["errors"][0]
+
+    assert reload(operator)[0] == 200
+    assert reload(client.token)[1]["code"] == "0005" and reload("")[0] == 403
+    with open(world.ini, "a") as out:
+        out.write("[nonsense]\nx = y\n")
+    status, first = reload(operator)
+    assert (status, first["why"]) == (400, "ini") and "nonsense" in first["message"]
+    assert client.register("hello")
+    world.write_ini(world.port)
+    assert reload(operator)[0] == 200
+
+
+def test_what_only_a_start_can_change_is_said_so(make_world):
+    world = make_world(tls=False, commands=["hello"]).start()
+    world.write_ini(world.port + 1)
+    wait_until(lambda: "takes effect at the next start" in world.relay.text(), 5)
+    assert world.client().register("hello")
+
+
+def test_a_relay_that_turns_from_plain_to_tls_keeps_its_connections(make_world):
+    world = make_world(tls=False, commands=["hello"]).start()
+    client = world.client()
+    client.register("hello")
+    world.cert, world.key = make_certificate(world.folder)
+    world.write_ini(world.port)
+    wait_until(lambda: " certificate renewed=" in world.relay.text(), 5)
+    client.register("hello")                           # the old connection, still plain
+    client.register("hello")
+    world.tls = True
+    assert world.client().register("hello")
+
+
+# ---- tokens
+
+def test_a_token_is_shown_once_and_only_its_hash_is_kept(make_world):
+    world = make_world(tls=False, commands=["hello"])
+    done = run("mi_dicomapi.py", "token", "issue", "carol", "--ini", world.ini, "--roles", "remote", "--sites", SITE, "--days", "7")
+    secret = done.stdout.strip()
+    assert done.returncode == 0 and re.match(r"[0-9a-f]{64}\Z", secret) and one_line(done.stderr) and secret not in done.stderr
+    assert "carol" in done.stderr and SITE in done.stderr and "0600" in done.stderr
+    for above, folders, files in os.walk(world.state):
+        for name in files:
+            with open(os.path.join(above, name), "rb") as data:
+                assert secret.encode() not in data.read(), name
+    listed = run("mi_dicomapi.py", "token", "list", "--ini", world.ini, "--json")
+    found = json.loads(listed.stdout)
+    assert found[-1]["user"] == "carol" and found[-1]["roles"] == "remote" and found[-1]["sites"] == SITE and "hash" not in found[-1]
+    assert abs(found[-1]["expires"] - time.time() - 7 * 86400) < 60
+    text = run("mi_dicomapi.py", "token", "list", "--ini", world.ini).stdout
+    assert "carol" in text and text.splitlines()[0].split() == ["number", "user", "roles", "sites", "issued", "expires", "revoked"]
+    assert secret not in listed.stdout + text
+
+
+def test_a_new_token_is_good_at_once_and_a_revoked_one_is_not_within_a_second(make_world):
+    world = make_world(tls=False, commands=["hello"]).start()
+    for number in range(3):
+        token = world.issue("user%d" % number)
+        assert world.client(token).call("GET", "calc-progress", {"v": 2, "accept_id": "x"})[0] == 404, "a fresh token"
+    client = world.client(token)
+    found = json.loads(run("mi_dicomapi.py", "token", "list", "--ini", world.ini, "--json").stdout)
+    done = run("mi_dicomapi.py", "token", "revoke", str(found[-1]["number"]), "--ini", world.ini)
+    assert done.returncode == 0 and "revoked" in done.stdout
+    wait_until(lambda: client.call("GET", "calc-progress", {"v": 2, "accept_id": "x"})[0] == 403, 2)
+    for who in (str(found[-1]["number"]), "999", "x", None):
+        done = run("mi_dicomapi.py", "token", "revoke", *([who] if who else []), "--ini", world.ini)
+        assert done.returncode == 66 and one_line(done.stderr), who
+
+
+def test_an_expired_token_is_told_its_day(world):
+    status, first = world.client(world.issue(USER, "--days", "-2")).call("GET", "calc-progress", {"v": 2, "accept_id": "x"})
+    assert (status, first["code"]) == (403, "0005")
+    assert first["why"] == "expired " + time.strftime("%Y-%m-%d", time.localtime(time.time() - 2 * 86400))
+
+
+@pytest.mark.parametrize("words", [["issue"], ["issue", "a b"], ["issue", "a\nb"], ["issue", "u", "--roles", "king"], ["issue", "u", "--roles", ""],
+                                   ["issue", "u", "--sites", "nowhere"], ["issue", "u", "--days", "many"], ["make", "u"], []])
+def test_a_wrong_token_command_is_64_and_one_line(world, words):
+    done = run("mi_dicomapi.py", "token", *(words + ["--ini", world.ini]))
+    assert done.returncode == 64 and one_line(done.stderr) and done.stdout == "", done.stderr
+
+
+# ---- list, show, --version, --help
+
+def test_list_and_show_tell_what_there_is_beside_a_running_relay(make_world):
+    world = make_world(tls=False, commands=["hello"]).start()
+    client = world.client()
+    accept_id = client.register("hello", inputs={"計算.txt": b"data"}, results=["r"])
+    found, claim = client.claim()
+    client.walk(accept_id, claim, "end-send", {"r": b"1"})
+    client.ok("POST", "finish", {"v": 2, "accept_id": accept_id})
+    other = client.register("hello")
+
+    def tell(*words):
+        done = run("mi_dicomapi.py", *(words + ("--ini", world.ini)))
+        assert (done.returncode, done.stderr) == (0, ""), done.stderr
+        return done.stdout
+
+    assert [row["accept_id"] for row in json.loads(tell("list", "--json"))] == [other]
+    assert [row["accept_id"] for row in json.loads(tell("list", "--all", "--json"))] == [accept_id, other]
+    table = tell("list", "--all").splitlines()
+    assert len(table) == 3 and table[0].startswith("accept_id") and accept_id in table[1] and "finished" in table[1] and "allowed" in table[2]
+    row = json.loads(tell("show", accept_id, "--json"))
+    assert row["state"] == "finished" and row["status"] == "completed" and row["exit_code"] == 0
+    assert [(one["kind"], one["name"]) for one in row["files"]] == [("input", "計算.txt"), ("result", "r")]
+    text = tell("show", accept_id)
+    assert "計算.txt" in text and accept_id in text and claim not in text and claim not in json.dumps(row)
+    done = run("mi_dicomapi.py", "show", "nothing\x1b[2J", "--ini", world.ini)
+    assert done.returncode == 66 and one_line(done.stderr) and "\x1b" not in done.stderr
+
+
+def test_nothing_from_the_wire_steers_the_operators_terminal(make_world):
+    world = make_world(tls=False, commands=["hello"]).start()
+    client = world.client()
+    client.register("hello")
+    accept_id, claim = world.client().call("POST", "calc-request", {"v": 2, "site_id": SITE, "poller": "p\x1b[2J\nfake line", "take": "12345678", "wait": 0})[1]["accept_id"], None
+    claim = client.ok("POST", "calc-request", {"v": 2, "site_id": SITE, "poller": "p", "take": "12345678", "wait": 0})["claim"]
+    client.ok("POST", "calc-end", {"v": 2, "accept_id": accept_id, "claim": claim, "result": "abnormal", "reason": "bad\x1b]0;title\x07\u202e\nINFO fake"})
+    client.ok("POST", "send-results", {"v": 2, "accept_id": accept_id, "claim": claim, "result_files": {}, "missing": {"a\x1b": "b\r"}, "refused": {}})
+    texts = [world.relay.text()] + [run("mi_dicomapi.py", *(words + ["--ini", world.ini])).stdout for words in (["list"], ["show", accept_id], ["list", "--json"])]
+    for text in texts:
+        assert not re.search("[\x00-\x09\x0b-\x1f\x7f\u202e]", text), text
+        assert not re.search("^(fake|INFO)", text, re.M)
+
+
+def test_version_prints_the_sum_of_the_very_file():
+    done = run("mi_dicomapi.py", "--version")
+    with open(suite.script("mi_dicomapi.py"), "rb") as text:
+        assert done.stdout == "mi_dicomapi %s protocol 2 (1) sha256 %s\n" % (relay.VERSION, hashlib.sha256(text.read()).hexdigest())
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_help_is_the_docstring():
+    done = run("mi_dicomapi.py", "--help")
+    assert done.returncode == 0 and relay.__doc__.strip() in done.stdout and done.stderr == ""
+    for code in ("64", "66", "69", "70", "74", "75", "77", "78", "130"):
+        assert re.search(r"\b%s\b" % code, relay.__doc__)
+
+
+@pytest.mark.parametrize("words", [["--nonsense"], ["sing"], ["show"], ["list", "extra"], ["serve", "--json", "x"], ["--ini"]])
+def test_wrong_words_are_64_and_one_line(words):
+    done = run("mi_dicomapi.py", *words)
+    assert done.returncode == 64 and one_line(done.stderr) and done.stdout == "" and "--help" in done.stderr, done.stderr
+
+
+def test_without_a_word_it_serves_as_the_manual_starts_it(make_world):
+    world = make_world(tls=False, commands=["hello"])
+    shutil.copy(world.ini, os.path.join(world.folder, "mi_distributed_computing_assist.ini"))
+    started = suite.Process("mi_dicomapi.py", [], world.folder)
+    try:
+        line = wait_until(lambda: re.search(r".* listening url=http://127\.0\.0\.1:\d+ .*", started.text()), 10).group()
+        assert all(word in line for word in ("tls=none", "auth=tokens", "sites=1", "tokens=", "state=" + world.state, "free=", "instance="))
+        assert re.match(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}[+-]\d\d:\d\d INFO - listening ", line)
+    finally:
+        assert started.stop() == 0
+    assert sys.version_info

@@ -1,0 +1,549 @@
+"""The fielded protocol on the relay: the table of PROTOCOL.md 1.4 with the deviations of 1.5, over real sockets; then a test for every line of 1.5."""
+import base64
+import json
+import re
+import time
+
+import pytest
+import suite
+from fielded_calls import RESULTS, Peer, b64, calc_info, inputs, results, unknown
+from suite import LOGS, SITE, USER, wait_until
+
+ELSEWHERE = "127.0.0.2"        # another address of this host
+STATES = "U R A SP CS RUN CE GR GOT CEx GRx GOTx".split()
+# 1.4 as it is measured: HTTP/code, a quoted code is a string; "->": 200/200 and the state moves on; "wrong": see WRONG; "same": as the column before.
+TABLE = """
+allow-wait-calc      | 400/400    | 200/200    | 400/401 | 400/401 | 400/401 | 400/401 | 400/401 | 400/401 | 400/401 | 400/401 | 400/401 | 400/401
+cancel-wait-calc     | 400/400    | 400/401    | ->      | 400/401 | 400/401 | 400/401 | 400/401 | 400/401 | ->      | ->      | ->      | ->
+cancel force         | 400/400    | ->         | ->      | ->      | ->      | ->      | ->      | ->      | ->      | ->      | ->      | ->
+calc-status          | 200/400    | 200/200    | same    | same    | same    | same    | same    | same    | same    | same    | same    | same
+calc-progress        | 200/400    | 200/200    | same    | same    | same    | same    | same    | same    | same    | same    | same    | same
+get-calc-result      | 200/400    | 200/400    | same    | same    | same    | same    | same    | same    | ->      | 200/400 | 200/400 | ->
+calc-request         | 200/"0300" | 200/"400"  | 200/200 | 200/"0300" | same | same    | same    | same    | same    | same    | same    | same
+calc-params          | 400/"0300" | 400/"400"  | ->      | wrong   | wrong   | wrong   | wrong   | wrong   | wrong   | wrong   | wrong   | wrong
+calc-params-complete | 200/"0300" | 200/"400"  | wrong   | ->      | wrong   | wrong   | wrong   | wrong   | wrong   | wrong   | wrong   | wrong
+calc-start           | 400/"0300" | 400/"400"  | 200/400 | 200/400 | ->      | 200/400 | same    | same    | same    | same    | same    | same
+calc-end             | 400/"0300" | 400/"400"  | wrong   | wrong   | wrong   | ->      | wrong   | wrong   | wrong   | wrong   | wrong   | wrong
+send-results         | 200/"0300" | 200/"400"  | 200/401 | 200/401 | 200/401 | 200/401 | ->      | 200/401 | 200/401 | ->      | 200/200 | 200/200
+end-send             | 400/"0300" | 400/"400"  | 200/401 | 200/401 | 200/401 | 200/401 | ->      | ->      | 200/401 | ->      | ->      | 200/200
+"""
+WRONG = (200, 409)             # 1.5, first line: a fielded relay says 200/200 here
+AGAIN = {("calc-params", "SP"), ("calc-params-complete", "CS"), ("calc-start", "RUN"), ("calc-end", "CE"), ("calc-end", "CEx"),
+         ("send-results", "GR"), ("end-send", "GOT")}                 # 1.5: repeated by the same peer, answered as the first time
+REMOTE = ("calc-params", "calc-params-complete", "calc-start", "calc-end", "send-results", "end-send")
+MOVES = {"allow-wait-calc": {"R": "A"}, "calc-params": {"A": "SP"}, "calc-params-complete": {"SP": "CS"}, "calc-start": {"CS": "RUN"},
+         "calc-end": {"RUN": "CE"}, "send-results": {"CE": "GR", "CEx": "GRx"},
+         "end-send": {"CE": "GOTx", "GR": "GOT", "CEx": "GOTx", "GRx": "GOTx"}}       # CE: 1.5, no empty success
+LAST = {"SP": "calc-params", "CS": "calc-params-complete", "RUN": "calc-start", "CE": "calc-end", "GR": "send-results", "GOT": "end-send"}
+SHOWN = {"registered": "R", "allowed": "A", "sending": "SP", "sent": "CS", "running": "RUN", "ended": "CE", "getting": "GR", "got": "GOT"}
+
+
+def read_table():
+    """{(request, state): the cell's text}."""
+    cells = {}
+    for line in TABLE.strip().split("\n"):
+        name, *row = [word.strip() for word in line.split("|")]
+        assert len(row) == len(STATES), name
+        for state, cell in zip(STATES, row):
+            cells[name, state] = cells[name, STATES[STATES.index(state) - 1]] if cell == "same" else cell
+    return cells
+
+
+CELLS = read_table()
+CASES = [(name, state, "another address" if other else "the same peer") for name, state in CELLS for other in ((0, 1) if name in REMOTE else (0,))]
+
+
+def expected(name, state, who):
+    """(HTTP status, code) of this request in this state."""
+    cell = CELLS[name, state]
+    if who == "the same peer" and (name, state) in AGAIN or cell == "->":
+        return 200, 200
+    if cell == "wrong":
+        return WRONG
+    status, code = cell.split("/")
+    return int(status), json.loads(code)
+
+
+def after(name, state):
+    """The state that follows an answer of 200/200."""
+    if name.startswith("cancel") or name == "get-calc-result":
+        return "U"
+    return MOVES.get(name, {}).get(state, state)
+
+
+class Sites:
+    """A relay with many sites, so that each calculation has one of its own."""
+
+    def __init__(self, folder):
+        names = ["s%d" % number for number in range(500)]
+        self.world = suite.World(folder, tls=False, commands=["hello"], sites=names, ini="[times]\nv1_announce = 2s\n").start()
+        self.names, self.peer, self.kept = iter(names), Peer(self.world), {}
+        self.other_user, self.other_token = self.world.issue("mallory"), self.world.issue(USER)
+
+    def bring(self, state):
+        """(site, accept_id) of a calculation in a state."""
+        site = next(self.names)
+        if state == "U":
+            return site, unknown()
+        accept_id = self.peer.register(site, allow=state != "R")
+        if state not in ("R", "A"):
+            self.peer.walk(accept_id, LAST[state.rstrip("x")], site, good="x" not in state)
+        assert self.state(accept_id) == state
+        return site, accept_id
+
+    def shared(self, state):
+        """bring(), once for each state: for requests that change nothing."""
+        if state not in self.kept:
+            self.kept[state] = self.bring(state)
+        return self.kept[state]
+
+    def state(self, accept_id):
+        """A calculation's state as the table names it; U if the fielded protocol does not show it any more."""
+        found = self.world.rows("SELECT state, status, hidden FROM calculations WHERE accept_id = ?", accept_id)
+        if not found or found[0]["hidden"] or found[0]["state"] == "finished":
+            return "U"
+        return SHOWN[found[0]["state"]] + ("x" if found[0]["status"] == "abnormal" else "")
+
+
+@pytest.fixture(scope="module")
+def sites(tmp_path_factory):
+    made = Sites(tmp_path_factory.mktemp("fielded"))
+    yield made
+    made.world.close()
+
+
+def request(peer, name, site, accept_id, **more):
+    """(HTTP status, errors[0]) of a request of the table."""
+    fields = {"accept_id": accept_id}
+    if name in REMOTE:
+        fields["site_id"] = site
+    if name == "calc-request":
+        fields = {"site_id": site}
+    fields.update({"calc-end": {"result": "calc end"}, "end-send": {"result": "end send"}, "send-results": {"result_files": results(RESULTS)},
+                   "cancel force": {"delete": "force"}}.get(name, {}), **more)
+    return peer.call("cancel-wait-calc" if name == "cancel force" else name, **fields)
+
+
+@pytest.mark.parametrize("name, state, who", CASES, ids=["%s in %s by %s" % case for case in CASES])
+def test_the_table(sites, name, state, who):
+    wanted = expected(name, state, who)
+    moves = wanted == (200, 200) and after(name, state) != state
+    site, accept_id = (sites.bring if moves or name == "calc-request" else sites.shared)(state)
+    peer = sites.peer if who == "the same peer" else Peer(sites.world, address=ELSEWHERE)
+    status, found = request(peer, name, site, accept_id)
+    assert (status, found["code"]) == wanted and type(found["code"]) is type(wanted[1]), found
+    if name == "calc-params" and wanted == (200, 200):
+        assert found["calc-info"]["parameter_files"]["in.txt"] == [b64(b"an input\n"), "application/octet-stream;", "charset=binary"]
+    if state != "U":                                   # get-calc-result: forgotten when the answer is written
+        wait_until(lambda: sites.state(accept_id) == (after(name, state) if moves else state), 2 if name == "get-calc-result" else 0)
+    if name == "calc-request" and state == "A":
+        assert found["accept_id"] == accept_id
+
+
+@pytest.mark.parametrize("name", REMOTE)
+def test_a_repeat_after_the_next_step_is_a_wrong_state(sites, name):
+    site, accept_id = sites.bring("GOT")
+    if name == "end-send":
+        sites.peer.ok("get-calc-result", accept_id=accept_id)
+        wait_until(lambda: request(sites.peer, name, site, accept_id)[1]["code"] == "0300", 2)      # forgotten, as in U
+        return
+    status, found = request(sites.peer, name, site, accept_id)
+    assert (status, found["code"]) == (200, {"calc-start": 400, "send-results": 401}.get(name, 409))
+
+
+@pytest.mark.parametrize("name", REMOTE)
+def test_a_repeat_with_another_token_of_the_same_user_is_a_wrong_state(sites, name):
+    site, accept_id = sites.shared({name: state for state, name in LAST.items()}[name])
+    status, found = request(Peer(sites.world, sites.other_token), name, site, accept_id)
+    assert (status, found["code"]) == (200, {"calc-start": 400, "send-results": 401, "end-send": 401}.get(name, 409))
+
+
+# ---- 1.1 and 1.2: answers and texts
+
+def test_the_texts_of_an_unknown_id_send_a_fielded_workflow_side_away_in_order(sites):
+    for name, start in (("calc-status", "status:abnormal:"), ("calc-progress", "status:got return:")):
+        status, found = sites.peer.call(name, accept_id=unknown())
+        assert (status, found["code"]) == (200, 400) and found["message"].startswith(start) and len(found["message"]) > len(start)
+    assert sites.peer.code("get-calc-result", accept_id=unknown()) == (200, 400)
+
+
+def test_what_the_manual_promises_people_is_said_word_for_word(sites):
+    site = next(sites.names)
+    assert sites.peer.call("calc-request", site_id=site) == (
+        200, {"code": "0300", "message": "There is no information for accept_id(None), about the your site id(%s)" % site})
+    assert sites.peer.call("calc-request", site_id="typo") == (
+        200, {"code": "400", "message": "Your site-id(typo) does not match in the list that acceptable to."})
+
+
+@pytest.mark.parametrize("token", ["", "0" * 64])
+def test_without_a_good_token_the_answer_is_403_with_code_0005_as_the_gateways(sites, token):
+    status, found = Peer(sites.world, token).call("calc-request", site_id="s1")
+    assert status == 403 and found["code"] == "0005" and found["message"] == "/mi-distcomp-api/calc-request への実行権がありません。"
+    status, found = Peer(sites.world, token).call("add-calcinfo", **{"calc-info": calc_info("s1")})
+    assert status == 403 and found["code"] == "0005" and found["message"] == "/mi-distcomp-api/add-calcinfo への実行権がありません。"
+
+
+def test_status_and_progress_words_are_spelled_as_on_the_wire(sites):
+    words = {"R": ("none", "not start"), "A": ("none", "not start"), "SP": ("none", "sending params"), "CS": ("none", "complete send"),
+             "RUN": ("none", "running"), "CE": ("completed", "calc end"), "GR": ("completed", "getting return"), "GOT": ("completed", "got return"),
+             "CEx": ("abnormal", "calc end"), "GRx": ("abnormal", "getting return"), "GOTx": ("abnormal", "got return")}
+    for state, (status, progress) in words.items():
+        site, accept_id = sites.bring(state)
+        assert sites.peer.ok("calc-status", accept_id=accept_id)["message"] == "status:" + status, state
+        assert sites.peer.ok("calc-progress", accept_id=accept_id)["message"] == "status:" + progress, state
+
+
+def test_calc_params_is_not_in_the_envelope_and_tells_all_of_calc_info_with_bytes_for_every_input(sites):
+    site, files = next(sites.names), {"a.txt": b"ascii", "b.txt": "日本".encode(), "日本 語.dat": bytes(range(256)), "empty": b""}
+    accept_id = sites.peer.register(site, files=files, names=("out.txt", "結果.txt"), **{"unknown-key": {"kept": ["x", 1.5, None]}, "parameters": "-a b"})
+    status, found = sites.peer.parsed("calc-params", {"accept_id": accept_id, "site_id": site})
+    assert status == 200 and set(found) == {"calc-info"}
+    info = found["calc-info"]
+    assert info["parameter_files"] == {name: [b64(data), "application/octet-stream;", "charset=binary"] for name, data in files.items()}
+    assert set(info["result_files"]) == {"out.txt", "結果.txt"} | set(LOGS)
+    assert (info["command"], info["remote-site"], info["parameters"], info["unknown-key"]) == ("hello", site, "-a b", {"kept": ["x", 1.5, None]})
+
+
+def test_a_missing_input_travels_as_three_empty_texts_and_arrives_as_an_empty_file(sites):
+    site = next(sites.names)
+    info = dict(calc_info(site), parameter_files={"absent": ["", "", ""]})
+    accept_id = sites.peer.ok("add-calcinfo", **{"calc-info": info})["accept_id"]
+    sites.peer.ok("allow-wait-calc", accept_id=accept_id)
+    status, found = sites.peer.call("calc-params", accept_id=accept_id, site_id=site)
+    assert found["calc-info"]["parameter_files"] == {"absent": ["", "application/octet-stream;", "charset=binary"]}
+
+
+def test_the_result_comes_back_with_its_bytes_and_a_missing_one_with_error_and_the_reason(sites):
+    site, data = next(sites.names), bytes(range(256)) * 3
+    accept_id = sites.peer.register(site, names=("out.dat", "absent.txt"))
+    files = dict(results({"out.dat": data, LOGS[0]: b"said", LOGS[1]: b""}), **{"absent.txt": {"content": "", "mimetype1": "Error", "mimetype2": "No such file"}})
+    sites.peer.walk(accept_id, "calc-end", site)
+    sites.peer.ok("send-results", accept_id=accept_id, site_id=site, result_files=files)
+    sites.peer.ok("end-send", accept_id=accept_id, site_id=site, result="end send")
+    assert sites.peer.word("calc-status", accept_id) == "completed"                 # some missing is still completed
+    found = sites.peer.ok("get-calc-result", accept_id=accept_id)["result-info"]["result_files"]
+    assert {name: entry["content"] for name, entry in found.items()} == {"out.dat": b64(data), LOGS[0]: b64(b"said"), LOGS[1]: "", "absent.txt": ""}
+    assert found["absent.txt"] == {"content": "", "mimetype1": "Error", "mimetype2": "No such file"}
+    assert all(set(entry) == {"content", "mimetype1", "mimetype2"} for entry in found.values())
+    assert found["out.dat"]["mimetype2"].startswith("charset=") and found["out.dat"]["mimetype1"].endswith(";")
+    wait_until(lambda: sites.peer.code("get-calc-result", accept_id=accept_id) == (200, 400), 2)      # forgotten after that
+
+
+def test_every_declared_name_and_both_logs_are_in_the_result_also_when_nothing_of_them_came(sites):
+    site, accept_id = sites.bring("CE")
+    sites.peer.ok("end-send", accept_id=accept_id, site_id=site, result="end send")
+    sites.peer.call("calc-status", accept_id=accept_id)
+    found = sites.peer.ok("get-calc-result", accept_id=accept_id)["result-info"]["result_files"]
+    assert set(found) == {"out.txt"} | set(LOGS)
+    assert found["out.txt"]["mimetype1"] == found[LOGS[0]]["mimetype1"] == "Error" and found["out.txt"]["mimetype2"]
+    assert found[LOGS[1]]["mimetype1"] != "Error" and found[LOGS[1]]["content"]
+
+
+def test_get_calcinfo_is_the_whole_table_without_the_envelope_and_for_operators_only(sites):
+    accept_id, registered = sites.shared("SP")[1], sites.shared("R")[1]
+    status, found = Peer(sites.world, sites.world.issue("op", "--roles", "operator")).parsed("get-calcinfo", {})
+    assert status == 200 and "errors" not in found
+    assert set(found[accept_id]) == {"accept_time", "calc-info", "calc_progress", "calc_status", "wait_allow"}
+    assert (found[accept_id]["calc_progress"], found[accept_id]["calc_status"]) == ("sending params", "none")
+    assert found[accept_id]["wait_allow"] != "none" and found[accept_id]["calc-info"]["command"] == "hello"
+    assert found[registered]["wait_allow"] == "none"
+    assert sites.peer.parsed("get-calcinfo", {})[0] == 403
+
+
+def test_reload_ini_answers_in_the_envelope(sites):
+    operator = Peer(sites.world, sites.world.issue("op", "--roles", "operator"))
+    status, data, headers = operator.raw("POST", "reload-ini", b"{}")
+    assert (status, json.loads(data)["errors"][0]["code"]) == (200, 200)
+
+
+# ---- 1.4, last paragraph: refusals
+
+@pytest.mark.parametrize("change, code", [
+    ({"remote-site": "typo"}, "400"), ({"remote-site": ""}, "400"), ({"remote-site": None}, "400"), ({"command": "rm -rf /"}, 401)],
+    ids=["wrong site", "empty site", "null site", "a command that is not listed"])
+def test_add_calcinfo_refuses_with_http_202(sites, change, code):
+    status, found = sites.peer.call("add-calcinfo", **{"calc-info": dict(calc_info("s1"), **change)})
+    assert (status, found["code"]) == (202, code) and type(found["code"]) is type(code)
+    if code == "400":
+        assert re.match(r"Your site-id\(.*\) does not match in the list that acceptable to\.\Z", found["message"])
+
+
+@pytest.mark.parametrize("body", [{}, {"calc-info": None}, {"calc-info": []}, {"calc-info": {"command": "hello"}}, {"calc-info": {"remote-site": "s1"}}],
+                         ids=["no calc-info", "null", "a list", "no site key", "no command"])
+def test_add_calcinfo_without_what_it_needs_is_202_and_400(sites, body):
+    assert sites.peer.code("add-calcinfo", **body) == (202, 400)
+
+
+def test_missing_keys_are_400_with_http_400_but_http_200_for_params_complete_and_send_results(sites):
+    for name in ("allow-wait-calc", "cancel-wait-calc", "calc-status", "calc-progress", "get-calc-result", "calc-request"):
+        assert sites.peer.code(name) == (400, 400), name
+    more = {"calc-end": {"result": "calc end"}, "end-send": {"result": "end send"}, "send-results": {"result_files": {}}}
+    for name in REMOTE:
+        wanted = (200 if name in ("calc-params-complete", "send-results") else 400, 400)
+        for fields in ({"accept_id": unknown()}, {"site_id": "s1"}, {}):
+            assert sites.peer.code(name, **dict(fields, **more.get(name, {}))) == wanted, (name, fields)
+
+
+@pytest.mark.parametrize("name, state, fields, wanted", [
+    ("calc-end", "RUN", {}, (400, 401)), ("calc-end", "RUN", {"result": "done"}, (400, 402)), ("send-results", "CE", {}, (200, 401)),
+    ("end-send", "GR", {}, (400, 401)), ("end-send", "GR", {"result": "sent"}, (400, 402))],
+    ids=["calc-end without result", "calc-end with another word", "send-results without result_files", "end-send without result", "end-send with another word"])
+def test_a_wrong_result_field_is_refused_and_changes_nothing(sites, name, state, fields, wanted):
+    site, accept_id = sites.bring(state)
+    assert sites.peer.code(name, accept_id=accept_id, site_id=site, **fields) == wanted
+    assert sites.state(accept_id) == state
+
+
+# ---- 1.5, line by line
+
+def test_calc_request_reserves_nothing(sites):
+    site, accept_id = sites.bring("A")
+    for turn in range(3):
+        assert sites.peer.ok("calc-request", site_id=site)["accept_id"] == accept_id
+    assert sites.state(accept_id) == "A"
+
+
+def test_an_announced_calculation_is_named_to_nobody_else_for_v1_announce(sites):
+    site, accept_id = sites.bring("A")
+    other = Peer(sites.world, address=ELSEWHERE)
+    assert sites.peer.ok("calc-request", site_id=site)["accept_id"] == accept_id
+    began = time.monotonic()
+    assert other.code("calc-request", site_id=site) == (200, "0300")
+    assert sites.world.client().claim(site=site) is None              # nor to a poller of our own
+    second = sites.peer.register(site)
+    assert other.ok("calc-request", site_id=site)["accept_id"] == second
+    assert other.code("calc-params", accept_id=accept_id, site_id=site) == (200, 409)
+    assert sites.peer.ok("calc-request", site_id=site)["accept_id"] == accept_id
+    wait_until(lambda: Peer(sites.world, address="127.0.0.3").code("calc-request", site_id=site) == (200, 200), 8)
+    assert time.monotonic() - began > 1.5
+
+
+def test_a_poller_of_our_own_gets_what_the_fielded_one_threw_away(sites):
+    site, accept_id = sites.bring("A")
+    sites.peer.ok("calc-request", site_id=site)
+    assert wait_until(lambda: sites.world.client().claim(wait=1, site=site), 8)[0] == accept_id
+
+
+@pytest.mark.parametrize("name", REMOTE[:5])
+def test_a_calc_request_from_a_peer_that_holds_a_calculation_ends_its_repeats(sites, name):
+    site, accept_id = sites.bring({name: state for state, name in LAST.items()}[name])
+    assert request(sites.peer, name, site, accept_id)[1]["code"] == 200
+    assert sites.peer.code("calc-request", site_id=site) == (200, "0300")
+    status, found = request(sites.peer, name, site, accept_id)
+    assert (status, found["code"]) == (200, {"calc-start": 400, "send-results": 401}.get(name, 409))
+
+
+def test_a_registered_calculation_that_is_not_allowed_hides_nothing_behind_it(sites):
+    site = sites.bring("R")[0]
+    assert sites.peer.code("calc-request", site_id=site) == (200, "400")
+    accept_id = sites.peer.register(site)
+    assert sites.peer.ok("calc-request", site_id=site)["accept_id"] == accept_id
+    assert Peer(sites.world, address=ELSEWHERE).code("calc-request", site_id=site)[1] == "0300"       # an allowed one exists
+
+
+def test_the_oldest_allowed_one_is_named_first(sites):
+    site = next(sites.names)
+    ids = [sites.peer.register(site) for turn in range(3)]
+    for accept_id in ids:
+        assert sites.peer.ok("calc-request", site_id=site)["accept_id"] == accept_id
+        sites.peer.walk(accept_id, "end-send", site)
+
+
+def test_completed_with_none_of_the_requested_results_is_abnormal_and_without_any_requested_it_is_fine(sites):
+    for names, wanted in ((("out.txt", "more.txt"), "abnormal"), ((), "completed")):
+        site = next(sites.names)
+        accept_id = sites.peer.register(site, names=names)
+        sites.peer.walk(accept_id, "end-send", site, files={LOGS[0]: b"x", LOGS[1]: b"y"})
+        assert sites.peer.word("calc-status", accept_id) == wanted
+
+
+NEEDS = {"a directory in an input's name": {"files": {"d/in.txt": b"x"}}, "a directory in a result's name": {"names": ("d/out.txt",)}}
+
+
+@pytest.mark.parametrize("what", NEEDS)
+def test_a_fielded_registration_that_needs_v2_is_kept_from_fielded_pollers(sites, what):
+    site = next(sites.names)
+    accept_id = sites.peer.register(site, **NEEDS[what])
+    assert sites.peer.code("calc-request", site_id=site) == (200, "0300")
+    assert sites.peer.code("calc-params", accept_id=accept_id, site_id=site) == (400, "0300")
+    after_it = sites.peer.register(site)
+    assert sites.peer.ok("calc-request", site_id=site)["accept_id"] == after_it
+    assert sites.world.client().claim(site=site)[0] == accept_id      # a poller of our own takes it
+
+
+@pytest.mark.parametrize("more", [{"parameters": "-x"}, {"result_patterns": ["*.dat"]}, {"result_files": {"d/e.txt": {}}},
+                                  {"parameter_files": {"big": {"size": 3 << 30, "sha256": "0" * 64}}}],
+                         ids=["parameters", "patterns", "a directory", "more than 2 GiB"])
+def test_a_calculation_that_needs_v2_is_not_shown_to_fielded_pollers_and_its_registration_warns(sites, more):
+    site = next(sites.names)
+
+    def register(**allow):
+        info = dict({"command": "hello", "remote-site": site, "parameters": "", "parameter_files": {}, "result_files": {"out.txt": {}}}, **more)
+        return sites.world.client().ok("POST", "add-calcinfo", {"v": 2, "request_id": unknown(), "calc-info": info, "allow": True})
+
+    found = register()
+    assert "warning" not in found
+    if "parameter_files" in more:
+        assert sites.world.rows("SELECT needs_v2 FROM calculations WHERE accept_id = ?", found["accept_id"])[0]["needs_v2"]
+    assert sites.peer.code("calc-request", site_id=site) == (200, "0300")
+    assert sites.peer.code("calc-params", accept_id=found["accept_id"], site_id=site) == (400, "0300")
+    assert "fielded" in register()["warning"]                         # the last poller was a fielded one
+    sites.world.client().claim(site=site)
+    assert "warning" not in register()                                # now it is one of our own
+
+
+def test_a_fielded_registration_that_a_fielded_poller_cannot_take_is_told_so(sites):
+    site = next(sites.names)
+    sites.peer.code("calc-request", site_id=site)
+    found = sites.peer.ok("add-calcinfo", **{"calc-info": calc_info(site, files={"d/in.txt": b"x"})})
+    assert "fielded" in found["warning"]
+    assert "warning" not in sites.peer.ok("add-calcinfo", **{"calc-info": calc_info(site)})
+
+
+def test_got_return_of_an_abnormal_calculation_is_shown_only_after_abnormal_was_fetched(sites):
+    site, accept_id = sites.bring("RUN")
+    sites.peer.call("calc-status", accept_id=accept_id)               # "none": then everything happens before the second request
+    for name, more in (("calc-end", {"result": "abnormal"}), ("send-results", {"result_files": results(RESULTS)}), ("end-send", {"result": "end send"})):
+        sites.peer.ok(name, accept_id=accept_id, site_id=site, **more)
+    assert [sites.peer.word("calc-progress", accept_id) for turn in range(2)] == ["getting return"] * 2
+    assert sites.peer.word("calc-status", accept_id) == "abnormal"
+    assert sites.peer.word("calc-progress", accept_id) == "got return"
+
+
+def test_end_send_without_the_results_makes_no_empty_success(sites):
+    site, accept_id = sites.bring("CE")
+    assert sites.peer.ok("end-send", accept_id=accept_id, site_id=site, result="end send")
+    assert sites.peer.word("calc-status", accept_id) == "abnormal" and sites.peer.word("calc-progress", accept_id) == "got return"
+    reason = sites.world.rows("SELECT reason FROM calculations WHERE accept_id = ?", accept_id)[0]["reason"]
+    assert reason and "results" in reason
+    found = sites.peer.ok("get-calc-result", accept_id=accept_id)["result-info"]["result_files"]
+    assert reason in base64.b64decode(found[LOGS[1]]["content"]).decode()
+
+
+def test_only_declared_names_are_stored_and_handed_out(sites):
+    site, accept_id = sites.bring("CE")
+    big = b"secret " * 20000                           # as a long string it goes through the spool
+    sites.peer.ok("send-results", accept_id=accept_id, site_id=site, result_files=results({"out.txt": b"r", "secret.txt": b"no", "../../x": b"no", "big": big}))
+    sites.peer.ok("end-send", accept_id=accept_id, site_id=site, result="end send")
+    row, files, spool = sites.world.picture(accept_id)
+    assert [entry["name"] for entry in files if entry["kind"] == "result"] == ["out.txt"]
+    assert sum(size for name, size in spool if name.startswith("out")) == 1
+    assert set(sites.peer.ok("get-calc-result", accept_id=accept_id)["result-info"]["result_files"]) == {"out.txt"} | set(LOGS)
+
+
+@pytest.mark.parametrize("name", [name for name, state in CELLS if state == "A"])
+@pytest.mark.parametrize("state", ["A", "CE", "GOT"])
+def test_another_users_calls_are_answered_as_for_an_unknown_id(sites, name, state):
+    site, accept_id = sites.shared(state)
+    status, found = request(Peer(sites.world, sites.other_user), name, site, accept_id)
+    assert (status, found["code"]) == expected(name, "U", "the same peer") and sites.state(accept_id) == state
+
+
+@pytest.mark.parametrize("name", REMOTE)
+def test_another_sites_calls_are_answered_as_for_an_unknown_id(sites, name):
+    site, accept_id = sites.bring({name: state for state, name in LAST.items()}[name])
+    status, found = request(sites.peer, name, next(sites.names), accept_id)
+    assert (status, found["code"]) == expected(name, "U", "the same peer")
+
+
+def test_a_token_for_other_sites_only_finds_nothing_here(sites):
+    site, accept_id = sites.bring("A")
+    peer = Peer(sites.world, sites.world.issue(USER, "--sites", "s499"))
+    assert peer.code("calc-request", site_id=site) == (200, "400")
+    for name in REMOTE:
+        status, found = request(peer, name, site, accept_id)
+        assert (status, found["code"]) == expected(name, "U", "the same peer")
+    assert sites.state(accept_id) == "A"
+
+
+def test_the_role_of_a_token_is_checked(sites):
+    remote = Peer(sites.world, sites.world.issue(USER, "--roles", "remote"))
+    assert remote.code("add-calcinfo", **{"calc-info": calc_info("s1")}) == (403, "0005")
+    workflow = Peer(sites.world, sites.world.issue(USER, "--roles", "workflow"))
+    assert workflow.code("calc-request", site_id="s1") == (403, "0005")
+
+
+def test_a_site_that_is_closed_to_the_user_refuses_with_http_202(make_world):
+    world = make_world(tls=False, commands=["hello"], ini="[u-test]\nusers = bob\n").start()
+    status, found = Peer(world).call("add-calcinfo", **{"calc-info": calc_info(SITE)})
+    assert (status, found["code"]) == (202, 403)
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"[]", b"null", b'"text"', b"{'accept_id': 1}", b'{"accept_id": NaN}', b"\xff\xfe", b'{"a": 1, "a": 1}', b"<html/>"])
+def test_bad_json_is_400_in_the_envelope(sites, body):
+    for name in ("add-calcinfo", "allow-wait-calc", "calc-start", "send-results", "end-send", "cancel-wait-calc"):
+        status, data, headers = sites.peer.raw("POST", name, body)
+        assert status in (400, 202, 200) and "json" in headers["Content-Type"], (name, status, data)
+        assert json.loads(data)["errors"][0]["code"] == 400 and (status == 400 or not body), name
+
+
+def test_there_is_never_html_and_never_a_500_for_what_does_not_exist_either(sites):
+    for method, target in (("GET", "no-such-call"), ("POST", "calc-status"), ("GET", "add-calcinfo"), ("GET", ""), ("POST", "../../etc/passwd"),
+                           ("GET", "calc-status?accept_id=%FF"), ("GET", "calc-status?accept_id=a&accept_id=b"), ("GET", "calc-request?site_id=" + "x" * 9000)):
+        status, data, headers = sites.peer.raw(method, target, b"{}" if method == "POST" else None)
+        assert 400 <= status < 500 or status == 200, (target, status)
+        assert "errors" in json.loads(data) and "json" in headers["Content-Type"]
+
+
+def test_a_v2_call_cannot_go_on_with_what_a_fielded_poller_holds(sites):
+    site, accept_id = sites.bring("RUN")
+    claim = sites.world.rows("SELECT claim FROM calculations WHERE accept_id = ?", accept_id)[0]["claim"]
+    status, found = sites.world.client().call("POST", "calc-end", {"v": 2, "accept_id": accept_id, "claim": claim, "result": "calc end", "exit_code": 0})
+    assert status == 409 and sites.state(accept_id) == "RUN"
+
+
+def test_a_fielded_call_cannot_go_on_with_what_a_poller_of_our_own_holds(sites):
+    for name in REMOTE:
+        site, accept_id = sites.bring("A")
+        client = sites.world.client()
+        claim = client.claim(site=site)[1]
+        state = {name: state for state, name in LAST.items()}[name]
+        before = STATES[STATES.index(state) - 1]
+        if before in LAST and before != "SP":
+            client.walk(accept_id, claim, LAST[before], RESULTS)
+        was = sites.state(accept_id)
+        status, found = request(sites.peer, name, site, accept_id)
+        assert (status, found["code"]) == (200, {"calc-start": 400, "send-results": 401, "end-send": 401}.get(name, 409)) and sites.state(accept_id) == was
+
+
+# ---- 1.5: what takes time
+
+def test_a_fielded_claim_never_goes_back_and_silence_ends_it_lost_and_never_allowed_ones_go_but_allowed_ones_stay(make_world):
+    """Before calc-start after v1_lost_after, after it after lost_after; across a restart of the relay too; 30 minutes as register_for."""
+    sites = ("u-test", "s1", "s2", "s3", "s4", "s5")
+    world = make_world(tls=False, commands=["hello"], sites=sites, ini="[times]\nv1_lost_after = 2s\nlost_after = 5s\nregister_for = 3s\naccept_lease = 1s\n").start()
+    peer = Peer(world)
+    allowed, registered = peer.register("s1"), peer.register("s2", allow=False)
+    sending, sent, running, ended = [peer.register(site) for site in ("s3", "s4", "s5", "u-test")]
+    began = time.monotonic()
+    peer.walk(sending, "calc-params", "s3")
+    peer.walk(sent, "calc-params-complete", "s4")
+    peer.walk(running, "calc-start", "s5")
+    peer.walk(ended, "calc-end")
+    wait_until(lambda: world.state_of(sending) == world.state_of(sent) == "got", 8)
+    assert 1.5 < time.monotonic() - began < 4.8 and world.state_of(running) == "running" and world.state_of(ended) == "ended"
+    world.relay.stop()
+    world.start()
+    again = time.monotonic()
+    wait_until(lambda: world.state_of(running) == world.state_of(ended) == "got", 12)
+    assert time.monotonic() - again > 4                # the relay's own downtime does not count, and leases are full again after it
+    for accept_id in (sending, sent, running, ended):
+        row, = world.rows("SELECT * FROM calculations WHERE accept_id = ?", accept_id)
+        assert row["status"] == "abnormal" and row["reason"].startswith("lost") and row["attempt"] == 1
+        assert [peer.word("calc-status", accept_id), peer.word("calc-progress", accept_id)] == ["abnormal", "got return"]
+        found = peer.ok("get-calc-result", accept_id=accept_id)["result-info"]["result_files"]
+        assert "lost" in base64.b64decode(found[LOGS[1]]["content"]).decode()
+    assert world.client().claim(site="s3") is None and peer.code("calc-request", site_id="s3") == (200, "0300")
+    wait_until(lambda: world.state_of(registered) is None, 12)
+    assert world.state_of(allowed) == "allowed" and peer.code("allow-wait-calc", accept_id=registered) == (400, 400)
+
+
+def test_never_allowed_registrations_go_after_30_minutes_unless_the_ini_says_otherwise():
+    relay = suite.module("mi_dicomapi.py")
+    assert relay.INI["times"]["register_for"][1] == 1800 and relay.INI["times"]["v1_announce"][1] == 12
+    assert relay.INI["times"]["v1_lost_after"][1] == 3600 and relay.INI["times"]["lost_after"][1] == 30 * 86400
+
+
+def test_the_readme_says_that_one_fielded_poller_runs_per_token_and_site():
+    with open(suite.script("README.md"), encoding="utf-8") as text:
+        assert re.search(r"[Oo]ne (fielded|v1) poller (per|for each) token and site", text.read())

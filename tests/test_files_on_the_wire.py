@@ -1,0 +1,621 @@
+"""Files between the sides: pieces, packs, pages, ranges, names, limits, a full disk; whole or not at all, and never held in memory."""
+import hashlib
+import json
+import os
+import random
+import subprocess
+import threading
+import time
+import unicodedata
+
+import pytest
+import suite
+from suite import LOGS, SITE, entry, wait_until
+
+relay = suite.module("mi_dicomapi.py")
+
+
+def info(command="hello", inputs=None, results=(), patterns=(), **more):
+    """A calc-info."""
+    return dict({"command": command, "remote-site": SITE, "parameters": "", "parameter_files": {name: entry(data) for name, data in (inputs or {}).items()},
+                 "result_files": {name: {} for name in results}, "result_patterns": list(patterns)}, **more)
+
+
+def add(client, calc_info, **more):
+    """add-calcinfo that must succeed; the accept_id."""
+    return client.ok("POST", "add-calcinfo", dict({"v": 2, "request_id": os.urandom(8).hex(), "calc-info": calc_info}, **more))["accept_id"]
+
+
+def offset_of(client, target):
+    """What the relay has of a file: (offset, complete)."""
+    status, data, headers = client.raw("GET", target + "offset=")
+    first = json.loads(data.decode())["errors"][0]
+    assert status == 200, first
+    return first["offset"], first["complete"]
+
+
+@pytest.fixture
+def order(world):
+    """A registered calculation with one input of 700,000 bytes: (client, data, accept_id, its upload target up to `offset=`)."""
+    client, data = world.client(), os.urandom(700000)
+    accept_id = add(client, info(inputs={"in.bin": data}))
+    return client, data, accept_id, "files/%s/input/0?v=2&" % accept_id
+
+
+def claimed(world, results=(), patterns=(), inputs=None, step="calc-end"):
+    """(client, accept_id, claim) of a calculation that has been walked to a step."""
+    client = world.client()
+    accept_id = add(client, info(results=results, patterns=patterns, inputs=inputs), allow=not inputs)
+    for number, data in enumerate((inputs or {}).values()):
+        client.ok("POST", "files/%s/input/%d?v=2&offset=0" % (accept_id, number), body=data)
+    if inputs:
+        client.ok("POST", "allow-wait-calc", {"v": 2, "accept_id": accept_id})
+    found, claim = client.claim()
+    assert found == accept_id
+    if step:
+        client.walk(accept_id, claim, step)
+    return client, accept_id, claim
+
+
+# ---- pieces
+
+def test_a_file_arrives_in_pieces_and_comes_out_as_it_was(order):
+    client, data, accept_id, target = order
+    for start, end in ((0, 1), (1, 70000), (70000, 400001), (400001, 700000)):
+        assert offset_of(client, target) == (start, False)
+        found = client.ok("POST", target + "offset=%d" % start, body=data[start:end])
+        assert (found["offset"], found["complete"]) == (end, end == len(data))
+    assert offset_of(client, target) == (700000, True)
+    client.ok("POST", "allow-wait-calc", {"v": 2, "accept_id": accept_id})
+    accept_id, claim = client.claim()
+    status, got, headers = client.raw("GET", "files/%s/input/0?v=2&claim=%s" % (accept_id, claim))
+    assert (status, got) == (200, data) and headers["Content-Type"] == "application/octet-stream" and headers["ETag"] == '"%s"' % entry(data)["sha256"]
+    assert headers["Cache-Control"] == "no-store, no-transform"
+
+
+def test_a_wrong_offset_is_told_the_right_one(order):
+    client, data, accept_id, target = order
+    client.ok("POST", target + "offset=0", body=data[:1000])
+    for offset, body in ((0, data[:1000]), (999, b"x"), (1001, b"x"), (1000, data[1000:] + b"more"), (700001, b"")):
+        status, first = client.call("POST", target + "offset=%d" % offset, body=body)
+        assert (status, first["why"], first["offset"]) == (409, "offset", 1000), offset
+    for offset in ("-1", "x", "", "1e3", "9" * 30):
+        assert client.call("POST", target + "offset=" + offset, body=b"x")[0] == 400, offset
+    client.ok("POST", target + "offset=1000", body=data[1000:])
+
+
+def test_a_file_with_a_wrong_sum_is_dropped_and_can_come_again(order):
+    client, data, accept_id, target = order
+    client.ok("POST", target + "offset=0", body=data[:500000])
+    status, first = client.call("POST", target + "offset=500000", body=bytes(200000))
+    assert (status, first["code"], first["offset"], first["wrong"]) == (422, 422, 0, [0])
+    assert offset_of(client, target) == (0, False)
+    status, first = client.call("POST", "allow-wait-calc", {"v": 2, "accept_id": accept_id})
+    assert (status, first["incomplete"], first["more"]) == (409, [0], False)
+    assert client.ok("POST", target + "offset=0", body=data)["complete"]
+    client.ok("POST", "allow-wait-calc", {"v": 2, "accept_id": accept_id})
+    assert client.claim()
+
+
+def test_the_last_piece_again_is_answered_again(order):
+    client, data, accept_id, target = order
+    client.ok("POST", target + "offset=0", body=data[:500000])
+    first = client.ok("POST", target + "offset=500000", body=data[500000:])
+    assert first == client.ok("POST", target + "offset=500000", body=data[500000:])
+    assert client.ok("POST", target + "offset=0", body=data)["complete"]
+
+
+def half_sent(world, target, data, part):
+    """A connection that has sent a head and the first `part` bytes of data as the piece at offset 0."""
+    client = world.client()
+    client.connect()
+    client.connection.putrequest("POST", "/mi-distcomp-api/" + target + "offset=0")
+    client.connection.putheader("Content-Length", str(len(data)))
+    client.connection.putheader("Authorization", "Bearer " + client.token)
+    client.connection.endheaders(data[:part])
+    return client
+
+
+def test_the_newest_writer_of_a_file_wins(world, order):
+    client, data, accept_id, target = order
+    slow = half_sent(world, target, data, 300000)
+    offset = wait_until(lambda: offset_of(client, target)[0], 5)
+    assert client.ok("POST", target + "offset=%d" % offset, body=data[offset:])["complete"]
+    slow.connection.send(data[300000:])
+    answer = slow.connection.getresponse()
+    assert answer.status in (409, 200)                 # too late; the file is whole already
+    answer.read()
+    client.ok("POST", "allow-wait-calc", {"v": 2, "accept_id": accept_id})
+    accept_id, claim = client.claim()
+    assert client.raw("GET", "files/%s/input/0?v=2&claim=%s" % (accept_id, claim))[1] == data
+
+
+def test_many_writers_at_once_leave_a_whole_file(world, order):
+    client, data, accept_id, target = order
+    rolls = [random.Random(number) for number in range(6)]
+
+    def write(roll):
+        one = world.client()
+        for attempt in range(200):
+            offset, complete = offset_of(one, target)
+            if complete:
+                return
+            try:
+                one.call("POST", target + "offset=%d" % offset, body=data[offset:offset + roll.choice((1, 5000, 300000))])
+            except (OSError, suite.http.client.HTTPException):
+                pass
+
+    threads = [threading.Thread(target=write, args=(roll,)) for roll in rolls]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    client.ok("POST", "allow-wait-calc", {"v": 2, "accept_id": accept_id})
+    accept_id, claim = client.claim()
+    assert client.raw("GET", "files/%s/input/0?v=2&claim=%s" % (accept_id, claim))[1] == data
+
+
+def test_what_came_before_a_connection_broke_need_not_come_again(world, order):
+    client, data, accept_id, target = order
+    slow = half_sent(world, target, data, 600000)
+    wait_until(lambda: offset_of(client, target)[0] >= 500000, 5)
+    slow.connection.sock.close()
+    slow.connection.close()
+    time.sleep(0.1)
+    offset = offset_of(client, target)[0]
+    assert 500000 <= offset <= 600000
+    assert client.ok("POST", target + "offset=%d" % offset, body=data[offset:])["complete"]
+
+
+def test_a_partial_file_goes_on_after_kill_9(make_world):
+    world = make_world(tls=False, commands=["hello"]).start()
+    data = os.urandom(3 << 20)
+    accept_id = add(world.client(), info(inputs={"in.bin": data}))
+    target = "files/%s/input/0?v=2&" % accept_id
+    world.client().ok("POST", target + "offset=0", body=data[:1 << 20])
+    half_sent(world, "files/%s/input/0?v=2&" % accept_id, data[1 << 20:], 10)          # a wrong offset changes nothing
+    world.relay.kill()
+    world.start()
+    offset = offset_of(world.client(), target)[0]
+    assert 0 <= offset <= 1 << 20
+    assert world.client().ok("POST", target + "offset=%d" % offset, body=data[offset:])["complete"]
+    with open(os.path.join(world.state, "spool", accept_id[:2], accept_id, "in", "000000"), "rb") as blob:
+        assert blob.read() == data
+
+
+def test_a_torn_partial_file_is_found_out_by_its_sum(make_world):
+    world = make_world(tls=False, commands=["hello"]).start()
+    data = os.urandom(1 << 20)
+    accept_id = add(world.client(), info(inputs={"in.bin": data}))
+    target = "files/%s/input/0?v=2&" % accept_id
+    world.client().ok("POST", target + "offset=0", body=data[:600000])
+    world.relay.kill()
+    path = os.path.join(world.state, "spool", accept_id[:2], accept_id, "in", "000000.part")
+    with open(path, "r+b") as part:                    # as a file system may leave it after a power cut
+        part.seek(300000)
+        part.write(bytes(4096))
+    world.start()
+    client = world.client()
+    offset = offset_of(client, target)[0]
+    assert client.call("POST", target + "offset=%d" % offset, body=data[offset:])[0] == 422
+    assert client.ok("POST", target + "offset=0", body=data)["complete"]
+
+
+def test_a_file_of_no_bytes_is_a_file(world):
+    client = world.client()
+    accept_id = add(client, info(inputs={"empty": b""}))
+    assert client.call("POST", "allow-wait-calc", {"v": 2, "accept_id": accept_id})[1]["incomplete"] == [0]
+    assert client.ok("POST", "files/%s/input/0?v=2&offset=0" % accept_id, body=b"")["complete"]
+    client.ok("POST", "allow-wait-calc", {"v": 2, "accept_id": accept_id})
+    accept_id, claim = client.claim()
+    status, got, headers = client.raw("GET", "files/%s/input/0?v=2&claim=%s" % (accept_id, claim))
+    assert (status, got, headers["Content-Length"]) == (200, b"", "0")
+
+
+# ---- packs and pages
+
+def many(count, seed=1):
+    """count small files {NAME: bytes} in the order of a manifest; some of them empty."""
+    roll = random.Random(seed)
+    names = sorted(("d%02d/f%04d" % (n % 7, n) for n in range(count)), key=relay.parts_of)
+    return {name: bytes(roll.getrandbits(8) for byte in range(roll.choice((0, 1, 30)))) for name in names}
+
+
+def test_five_thousand_inputs_go_in_pages_and_packs_both_ways(world):
+    client, files = world.client(), many(5000)
+    names = list(files)
+    pages = [{name: entry(files[name]) for name in names[start:start + 2000]} for start in (0, 2000, 4000)]
+    accept_id = add(client, dict(info(), parameter_files=pages[0]), more=True, total=5000)
+    first = client.call("POST", "allow-wait-calc", {"v": 2, "accept_id": accept_id})[1]
+    assert first["more"] is True and len(first["incomplete"]) == 2000
+    target = "files/%s/input" % accept_id
+    status, first = client.call("POST", target, {"v": 2, "from": 4000, "files": pages[2], "more": False})
+    assert (status, first["why"], first["from"]) == (409, "page", 2000)
+    found = client.ok("POST", target, {"v": 2, "from": 2000, "files": pages[1], "more": True})
+    assert found["from"] == 4000 and client.ok("POST", target, {"v": 2, "from": 2000, "files": pages[1], "more": True}) == found
+    assert client.call("POST", target, {"v": 2, "from": 2000, "files": pages[2], "more": True})[0] == 409          # another page in its place
+    assert client.call("POST", target, {"v": 2, "from": 4000, "files": pages[0], "more": True})[0] == 400          # out of order over pages
+    client.ok("POST", target, {"v": 2, "from": 4000, "files": pages[2], "more": False})
+    assert client.call("POST", target, {"v": 2, "from": 5000, "files": {"z": entry(b"")}, "more": False})[0] == 409      # after the last one
+    for start in range(0, 5000, 1250):
+        body = b"".join(files[name] for name in names[start:start + 1250])
+        assert client.ok("POST", target + "/pack?v=2&from=%d&count=1250" % start, body=body)["complete"]
+        assert client.ok("POST", target + "/pack?v=2&from=%d&count=1250" % start, body=body)["complete"]           # its answer was lost
+    client.ok("POST", "allow-wait-calc", {"v": 2, "accept_id": accept_id})
+    found = client.ok("POST", "calc-request", {"v": 2, "site_id": SITE, "poller": "p", "take": "many-many", "wait": 0})
+    listed, claim = dict(found["inputs"]["files"]), found["claim"]
+    follow = found["inputs"]["next"]
+    while follow is not None:
+        page = client.ok("GET", target, {"v": 2, "from": follow, "claim": claim})
+        listed.update(page["files"])
+        follow = page["next"]
+    assert list(listed) == names and listed == {name: entry(files[name]) for name in names}
+    got = b""
+    for start in (0, 1, 4999, 2500):
+        status, got, headers = client.raw("GET", target + "/pack?v=2&from=%d&claim=%s" % (start, claim))
+        assert (status, got) == (200, b"".join(files[name] for name in names[start:]))
+
+
+def test_a_page_holds_two_thousand_entries_and_no_more(world):
+    client = world.client()
+    page = {"%05d" % n: entry(b"") for n in range(2001)}
+    status, first = client.call("POST", "add-calcinfo", {"v": 2, "request_id": "large page", "calc-info": dict(info(), parameter_files=page)})
+    assert (status, first["code"]) == (400, 400) and "2000" in first["message"]
+
+
+def test_none_of_a_pack_is_kept_if_one_of_its_files_is_wrong(world):
+    client, files = world.client(), {"a": b"one", "b": b"", "c": b"three", "d": b"four"}
+    accept_id = add(client, info(inputs=files))
+    target = "files/%s/input/pack?v=2&" % accept_id
+    status, first = client.call("POST", target + "from=0&count=4", body=b"oneTHREEFOUR")
+    assert (status, first["wrong"]) == (422, [2, 3])
+    assert client.call("POST", "allow-wait-calc", {"v": 2, "accept_id": accept_id})[1]["incomplete"] == [0, 1, 2, 3]
+    assert client.ok("POST", target + "from=0&count=2", body=b"one")["complete"]
+    assert client.call("POST", "allow-wait-calc", {"v": 2, "accept_id": accept_id})[1]["incomplete"] == [2, 3]
+    assert client.call("POST", target + "from=1&count=3", body=b"threefou?")[1]["wrong"] == [3]
+    assert client.ok("POST", target + "from=1&count=3", body=b"threefour")["complete"]         # overlaps what is there
+    client.ok("POST", "allow-wait-calc", {"v": 2, "accept_id": accept_id})
+    accept_id, claim = client.claim()
+    assert [client.raw("GET", "files/%s/input/%d?v=2&claim=%s" % (accept_id, n, claim))[1] for n in range(4)] == list(files.values())
+    assert client.raw("GET", "files/%s/input/pack?v=2&from=0&claim=%s" % (accept_id, claim))[1] == b"onethreefour"
+
+
+def test_a_pack_that_does_not_fit_its_files_is_refused(world):
+    client, files = world.client(), {"a": b"one", "b": bytes((1 << 20) + 1), "c": b"three"}
+    accept_id = add(client, info(inputs=files))
+    target = "files/%s/input/pack?v=2&" % accept_id
+    for words, body in (("from=0&count=1", b"on"), ("from=0&count=1", b"onet"), ("from=0&count=0", b""), ("from=3&count=1", b""), ("from=2&count=2", b"three"),
+                        ("from=0&count=2", files["a"] + files["b"]), ("from=0&count=999999999", b"one"), ("from=-1&count=1", b"one"), ("from=0", b"one"),
+                        ("count=1", b"one"), ("from=x&count=1", b"one")):
+        status, first = client.call("POST", target + words, body=body)
+        assert (status, first["code"]) == (400, 400), (words, first)
+    assert client.call("POST", "allow-wait-calc", {"v": 2, "accept_id": accept_id})[1]["incomplete"] == [0, 1, 2]
+
+
+def test_a_pack_stops_before_a_large_file_and_at_max_body(make_world):
+    world = make_world(tls=False, commands=["hello"], ini="[limits]\nmax_body = 64K\n").start()
+    files = {"a": b"a" * 40000, "b": b"b" * 20000, "c": b"c" * 5536, "d": b"d" * 1, "e": b"e" * 60000}
+    client, accept_id, claim = claimed(world, inputs=files, step=None)
+    target = "files/%s/input/pack?v=2&claim=%s&from=" % (accept_id, claim)
+    assert client.raw("GET", target + "0")[1] == files["a"] + files["b"] + files["c"]       # 65,536 bytes to the byte
+    assert client.raw("GET", target + "1")[1] == files["b"] + files["c"] + files["d"]
+    assert client.raw("GET", target + "4")[1] == files["e"]
+    assert client.raw("GET", target + "5")[0] == 400
+    status, first = client.call("POST", "files/%s/input/0?v=2&offset=0" % accept_id, body=b"x" * 65537)
+    assert (status, first["max_body"]) == (413, 65536)
+
+
+# ---- ranges, as any HTTP client asks for them
+
+def test_a_download_goes_on_where_it_stopped_with_curl(world, tmp_path):
+    data = os.urandom(500000)
+    client, accept_id, claim = claimed(world, inputs={"in.bin": data}, step=None)
+    url, out = "%s/mi-distcomp-api/files/%s/input/0?v=2&claim=%s" % (world.url, accept_id, claim), tmp_path / "out"
+    out.write_bytes(data[:123456])
+    subprocess.run(["curl", "-sS", "--fail", "--cacert", world.cert, "-H", "Authorization: Bearer " + client.token, "-C", "-", "-o", str(out), url], check=True)
+    assert out.read_bytes() == data
+
+
+def test_ranges_are_answered_or_ignored_but_never_wrong(world):
+    data = os.urandom(1000)
+    client, accept_id, claim = claimed(world, inputs={"in.bin": data}, step=None)
+    target, tag = "files/%s/input/0?v=2&claim=%s" % (accept_id, claim), '"%s"' % entry(data)["sha256"]
+    for asked, status, part in ((("bytes=0-", None), 200, data), (("bytes=1-", None), 206, data[1:]), (("bytes=999-", tag), 206, data[999:]),
+                                (("bytes=500-", '"another"'), 200, data), (("bytes=-5", None), 200, data), (("bytes=5-7", None), 200, data),
+                                (("bytes=5-7,9-", None), 200, data), (("lines=5-", None), 200, data), (("bytes=x", None), 200, data)):
+        headers = [("Range", asked[0])] + ([("If-Range", asked[1])] if asked[1] else [])
+        http, got, head = client.raw("GET", target, headers=headers)
+        assert (http, got) == (status, part), asked
+        assert head["ETag"] == tag and head["Accept-Ranges"] == "bytes"
+        if status == 206:
+            assert head["Content-Range"] == "bytes %d-999/1000" % (1000 - len(part))
+    assert client.raw("GET", target, headers=[("Range", "bytes=1000-")])[0] == 416
+    assert client.raw("GET", "files/%s/input/1?v=2&claim=%s" % (accept_id, claim))[0] == 404
+
+
+# ---- names
+
+NFC, NFD = "caf\u00e9", "cafe\u0301"
+
+
+@pytest.mark.parametrize("what, names", [
+    ("traversal", ["../x"]), ("traversal within", ["a/../../x"]), ("absolute", ["/etc/passwd"]), ("dot", ["a/./b"]), ("empty part", ["a//b"]),
+    ("empty", [""]), ("a slash at the end", ["a/"]), ("backslash", ["a\\b"]), ("line feed", ["a\nb"]), ("escape", ["a\x1b[2Jb"]), ("NUL", ["a\0b"]),
+    ("delete", ["a\x7f"]), ("C1 control", ["a\x85b"]), ("right-to-left override", ["a\u202etxt.exe"]), ("zero width", ["a\u200bb"]),
+    ("a byte order mark", ["\ufeffa"]), ("a part of 256 bytes", ["\u00e9" * 128]), ("1,001 bytes", ["/".join(["x" * 200] * 4 + ["y" * 197])]),
+    ("equal after NFC", [NFD, NFC]), ("a file and its directory", ["a", "a/b"]), ("out of order", ["b", "a"]), ("a deep file under a file", ["a/b", "a/b/c/d"]),
+    ("twins in a directory", [NFC + "/x", NFD + "/x"]), ("the log of stdout", [LOGS[0]]), ("the log of stderr", [LOGS[1]]),
+    ("a file below a log", [LOGS[0] + "/x"]), ("a log's name decomposed", [unicodedata.normalize("NFD", LOGS[1])]),
+])
+def test_names_that_are_not_plain_are_refused_as_inputs_and_leave_nothing(world, what, names):
+    before = world.rows("SELECT COUNT(*) AS n FROM calculations")
+    client = world.client()
+    page = {name: entry(b"") for name in names}
+    status, first = client.call("POST", "add-calcinfo", {"v": 2, "request_id": os.urandom(8).hex(), "calc-info": dict(info(), parameter_files=page)})
+    assert (status, first["code"], first["why"]) == (400, 400, "name"), first
+    assert not relay.ODD.search(first["message"]) and len(first["message"]) < 1500
+    assert world.rows("SELECT COUNT(*) AS n FROM calculations") == before
+
+
+def test_odd_but_plain_names_pass_both_ways(world):
+    names = sorted(["計算 データ.txt", "a b", "a'b\"c", "-rf", "$(x)", "*", "%2e%2e", "x" * 255, "~", "CON", NFC, "/".join(["y" * 199] * 5), "0", "é/ü/ñ"],
+                   key=relay.parts_of)
+    files = {name: name.encode() for name in names}
+    client, accept_id, claim = claimed(world, results=names, inputs=files)
+    found = client.ok("GET", "files/%s/input" % accept_id, {"v": 2, "from": 0, "claim": claim})
+    assert list(found["files"]) == names
+    client.ok("POST", "send-results", {"v": 2, "accept_id": accept_id, "claim": claim, "result_files": {name: entry(data) for name, data in files.items()}})
+    client.ok("POST", "files/%s/result/pack?v=2&from=0&count=%d&claim=%s" % (accept_id, len(files), claim), body=b"".join(files.values()))
+    client.ok("POST", "end-send", {"v": 2, "accept_id": accept_id, "claim": claim, "result": "end send"})
+    assert list(client.ok("GET", "get-calc-result", {"v": 2, "accept_id": accept_id})["result-info"]["result_files"]) == names
+    assert client.raw("GET", "files/%s/result/pack?v=2&from=0" % accept_id)[1] == b"".join(files.values())
+    spool = os.path.join(world.state, "spool", accept_id[:2], accept_id)
+    for above, folders, found in os.walk(spool):       # numbers on disk, never names
+        assert all(name.strip("0123456789abcdefp.rt") == "" for name in found) and set(folders) <= {"in", "out"}
+
+
+# ---- results
+
+def test_only_declared_results_are_taken(world):
+    client, accept_id, claim = claimed(world, results=["r.txt", "d/e.txt"], patterns=["*.dat", "out/", "deep/**/x?.csv"])
+
+    def manifest(*names):
+        page = {name: entry(b"") for name in sorted(names, key=relay.parts_of)}
+        return client.call("POST", "send-results", {"v": 2, "accept_id": accept_id, "claim": claim, "result_files": page})
+
+    for name in ("other.txt", "r.txt.bak", "R.txt", "e.txt", "d", "sub/a.dat", "out", "outer/x", "deep/x11.csv", "deep/y1.csv", "../a.dat", "out/../x", ".dat/x"):
+        status, first = manifest(name)
+        assert (status, first["code"]) == (400, 400) and first["why"] in ("undeclared", "name"), (name, first)
+        assert world.state_of(accept_id) == relay.ENDED
+        assert manifest("r.txt", name)[0] == 400, name
+    assert manifest("r.txt", "d/e.txt", "a.dat", ".dat", "out/x", "out/y/z", "deep/x1.csv", "deep/a/b/x2.csv", *LOGS)[0] == 200
+    page = {"r.txt": entry(b""), "zz": entry(b"")}
+    status, first = client.call("POST", "files/%s/result" % accept_id, {"v": 2, "from": 2, "files": page, "more": False, "claim": claim})
+    assert (status, first["why"]) == (400, "undeclared")
+
+
+def test_results_come_in_pages_too_and_another_manifest_replaces_the_first(world):
+    names = ["r/%04d" % n for n in range(2500)]
+    client, accept_id, claim = claimed(world, patterns=["r/"])
+    base = {"v": 2, "accept_id": accept_id, "claim": claim}
+    client.ok("POST", "send-results", dict(base, result_files={name: entry(b"old") for name in names[:1]}))
+    client.ok("POST", "files/%s/result/0?v=2&offset=0&claim=%s" % (accept_id, claim), body=b"old")
+    client.ok("POST", "send-results", dict(base, result_files={name: entry(b"new") for name in names[:2000]}, more=True))
+    status, first = client.call("POST", "end-send", dict(base, result="end send"))
+    assert status == 409 and first["more"] is True and len(first["incomplete"]) == 2000
+    page = {"v": 2, "from": 2000, "files": {name: entry(b"new") for name in names[2000:]}, "more": False}
+    client.ok("POST", "files/%s/result?claim=%s" % (accept_id, claim), page)
+    assert client.ok("POST", "files/%s/result" % accept_id, dict(page, claim=claim))["from"] == 2500
+    client.ok("POST", "files/%s/result/pack?v=2&from=0&count=2500&claim=%s" % (accept_id, claim), body=b"new" * 2500)
+    client.ok("POST", "end-send", dict(base, result="end send"))
+    found = client.ok("GET", "get-calc-result", {"v": 2, "accept_id": accept_id})
+    assert found["next"] == 2000 and found["result-info"]["status"] == "completed"
+    assert list(client.ok("GET", "files/%s/result" % accept_id, {"v": 2, "from": 2000})["files"]) == names[2000:]
+    assert client.raw("GET", "files/%s/result/pack?v=2&from=0" % accept_id)[1] == b"new" * 2500
+    assert world.rows("SELECT bytes FROM calculations WHERE accept_id = ?", accept_id) == [{"bytes": 7500}]
+
+
+def test_a_result_that_was_replaced_while_it_was_sent_is_not_mixed(world):
+    client, accept_id, claim = claimed(world, results=["r.txt"])
+    base, target = {"v": 2, "accept_id": accept_id, "claim": claim}, "files/%s/result/0?v=2&claim=%s&" % (accept_id, claim)
+    old, new = os.urandom(400000), os.urandom(400000)
+    client.ok("POST", "send-results", dict(base, result_files={"r.txt": entry(old)}))
+    slow = half_sent(world, target, old, 300000)
+    wait_until(lambda: offset_of(client, target)[0] > 0, 5)
+    client.ok("POST", "send-results", dict(base, result_files={"r.txt": entry(new)}))
+    assert offset_of(client, target) == (0, False)
+    slow.connection.send(old[300000:])
+    assert slow.connection.getresponse().status >= 400
+    assert client.ok("POST", target + "offset=0", body=new)["complete"]
+    client.ok("POST", "end-send", dict(base, result="end send"))
+    assert client.raw("GET", "files/%s/result/0?v=2" % accept_id)[1] == new
+
+
+def test_a_success_without_any_of_its_results_is_none(world):
+    for results, sent, exit_code, status in ((["r"], {}, 0, "abnormal"), (["r"], {LOGS[0]: b"log"}, 0, "abnormal"), (["r", "s"], {"r": b"1"}, 0, "completed"),
+                                             ([], {}, 0, "completed"), (["r"], {"r": b"1"}, 3, "abnormal")):
+        client = world.client()
+        accept_id = add(client, info(results=results), allow=True)
+        claim = client.claim()[1]
+        client.walk(accept_id, claim, "end-send", sent, exit_code)
+        found = client.ok("GET", "get-calc-result", {"v": 2, "accept_id": accept_id})["result-info"]
+        assert (found["status"], found["exit_code"]) == (status, exit_code), (results, sent, found["reason"])
+        assert bool(found["reason"]) == (status == "abnormal")
+        client.ok("POST", "finish", {"v": 2, "accept_id": accept_id})
+
+
+# ---- limits
+
+def test_limits_are_told_before_a_byte_moves(make_world):
+    world = make_world(tls=False, commands=["hello"], ini="[limits]\nmax_file = 1000\nmax_files = 5\nbytes_per_user = 3000\ncalculations_per_user = 4\n"
+                       "[%s]\nmax_waiting = 2\n" % SITE).start()
+    client = world.client()
+
+    def ask(sizes, **more):
+        page = {"f%d" % n: {"size": size, "sha256": "0" * 64} for n, size in enumerate(sizes)}
+        return client.call("POST", "add-calcinfo", dict({"v": 2, "request_id": os.urandom(8).hex(), "calc-info": dict(info(), parameter_files=page)}, **more))
+
+    status, first = ask([1001])
+    assert (status, first["code"]) == (413, 413) and "f0" in first["message"] and "1000" in first["message"] and "max_file" in first["message"]
+    assert ask([1 << 59])[0] == 413 and ask([1 << 60])[0] == 400
+    assert ask([0] * 6)[0] == 413
+    status, first = ask([0] * 5, more=True)
+    assert status == 200
+    paged = first["accept_id"]
+    assert client.call("POST", "files/%s/input" % paged, {"v": 2, "from": 5, "files": {"g": entry(b"")}, "more": False})[0] == 413
+    assert ask([1000, 1000, 1000, 1])[1]["why"] == "bytes_per_user" and ask([1000, 1000, 1000, 1])[0] == 429
+    status, first = ask([1000, 1000], more=True)
+    assert status == 200                               # a page more would be over the quota, in pages as in one
+    status, refused = client.call("POST", "files/%s/input" % first["accept_id"], {
+        "v": 2, "from": 2, "files": {"g": {"size": 1000, "sha256": "0" * 64}, "h": {"size": 1, "sha256": "0" * 64}}, "more": False})
+    assert (status, refused["why"]) == (429, "bytes_per_user")
+    for number in range(2):
+        assert ask([], allow=True)[0] == 200
+    status, first = ask([], allow=True)
+    assert (status, first["why"]) == (429, "calculations_per_user")
+    other = world.client(world.issue("bob"))
+    status, first = other.call("POST", "add-calcinfo", {"v": 2, "request_id": "r", "allow": True, "calc-info": info()})
+    assert (status, first["why"]) == (429, "max_waiting") and SITE in first["message"]
+    assert client.claim()                              # room again for the site
+    assert other.ok("POST", "add-calcinfo", {"v": 2, "request_id": "r", "allow": True, "calc-info": info()})
+
+
+def test_a_result_over_the_limit_is_refused_by_name(make_world):
+    world = make_world(tls=False, commands=["hello"], ini="[limits]\nmax_file = 1000\n").start()
+    client, accept_id, claim = claimed(world, results=["r"])
+    status, first = client.call("POST", "send-results", {"v": 2, "accept_id": accept_id, "claim": claim, "result_files": {"r": {"size": 1001, "sha256": "0" * 64}}})
+    assert (status, first["code"]) == (413, 413) and "r: 1001" in first["message"]
+    client.ok("POST", "send-results", {"v": 2, "accept_id": accept_id, "claim": claim, "result_files": {}, "refused": {"r": "over the limit"}})
+    client.ok("POST", "end-send", {"v": 2, "accept_id": accept_id, "claim": claim, "result": "end send"})
+    found = client.ok("GET", "get-calc-result", {"v": 2, "accept_id": accept_id})["result-info"]
+    assert found["refused"] == {"r": "over the limit"} and found["status"] == "abnormal"
+
+
+def test_what_would_not_fit_on_the_disk_is_refused_at_once(make_world):
+    world = make_world(tls=False, commands=["hello"]).start()
+    status, first = world.client().call("POST", "add-calcinfo", {"v": 2, "request_id": "r", "calc-info": dict(
+        info(), parameter_files={"huge": {"size": 1 << 50, "sha256": "0" * 64}})})
+    assert (status, first["code"], first["why"]) == (507, 507, "disk")
+
+
+@pytest.fixture
+def disk_of(tmp_path):
+    """A function that mounts a small file system of its own."""
+    where = tmp_path / "disk"
+    where.mkdir()
+
+    def mount(size):
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "mode=700,size=" + size, "tmpfs", str(where)], check=True)
+        return where
+
+    yield mount
+    subprocess.run(["umount", "-l", str(where)], check=True)
+
+
+def fill(folder):
+    """Takes all that is left of a file system; returns the path of what takes it."""
+    path = os.path.join(str(folder), "filler")
+    with open(path, "ab", buffering=0) as out:
+        for size in (1 << 20, 4096, 1):
+            try:
+                while out.write(bytes(size)) == size:
+                    pass
+            except OSError:
+                pass
+    return path
+
+
+def on_disk(make_world, disk):
+    """A running relay whose state is on that file system."""
+    world = make_world(tls=False, commands=["hello"], ini="[limits]\nspool_free = 0\n[Server]\nstate_dir = %s\n" % (disk / "state"))
+    world.state = str(disk / "state")
+    return world.start()
+
+
+@pytest.mark.parametrize("how", ["pieces", "pack"])
+def test_a_full_disk_is_told_as_507_and_everything_goes_on_when_there_is_room(make_world, disk_of, how):
+    small_disk = disk_of("24m")
+    world = on_disk(make_world, small_disk)
+    client, data = world.client(), {"a": os.urandom(900000), "b": os.urandom(700000)}
+    before = client.register("hello")
+    accept_id = add(client, info(inputs=data))
+    target = "files/%s/input/" % accept_id
+    client.ok("POST", target + "0?v=2&offset=0", body=data["a"][:100000])
+    filler = fill(small_disk)
+    with open(filler, "r+b") as some:                  # a little room: it ends in the middle of a write
+        some.truncate(os.path.getsize(filler) - 300000)
+    if how == "pieces":
+        status, first = client.call("POST", target + "0?v=2&offset=100000", body=data["a"][100000:])
+    else:
+        status, first = client.call("POST", target + "pack?v=2&from=0&count=2", body=data["a"] + data["b"])
+    assert (status, first["code"], first["why"]) == (507, 507, "disk")
+    fill(small_disk)
+    refused = 0
+    for number in range(40):                           # the database is full too, at some point; it says so, or does it
+        status, first = client.call("POST", "add-calcinfo", {"v": 2, "request_id": "full %d" % number, "calc-info": info(note="x" * 60000)})
+        assert status in (200, 507, 503), first
+        refused += status != 200
+    assert world.relay.alive() and client.ok("GET", "calc-progress", {"v": 2, "accept_id": before})["progress"] == "not start"
+    os.unlink(filler)
+    client = world.client()
+    offset = offset_of(client, target + "0?v=2&")[0]
+    assert client.ok("POST", target + "0?v=2&offset=%d" % offset, body=data["a"][offset:])["complete"]
+    assert client.ok("POST", target + "pack?v=2&from=1&count=1", body=data["b"])["complete"]
+    client.ok("POST", "allow-wait-calc", {"v": 2, "accept_id": accept_id})
+    assert client.claim()[0] == before
+    found, claim = client.claim()
+    assert found == accept_id
+    for number, name in enumerate(data):
+        assert client.raw("GET", target + "%d?v=2&claim=%s" % (number, claim))[1] == data[name]
+    assert refused > 0 and sorted(os.listdir(os.path.join(world.state, "spool", accept_id[:2], accept_id, "in")))[0] == "000000"
+    world.relay.stop()
+
+
+def test_the_ballast_lets_a_full_disk_become_less_full(make_world, disk_of):
+    disk = disk_of("48m")
+    world = on_disk(make_world, disk)
+    ballast = os.path.join(world.state, "ballast")
+    assert os.path.getsize(ballast) == relay.BALLAST and os.stat(ballast).st_blocks * 512 >= relay.BALLAST
+    client = world.client()
+    accept_id = client.register("hello", results=["r"])
+    claim = client.claim()[1]
+    fill(disk)
+    number = 0
+    while os.path.exists(ballast):
+        number += 1
+        assert number < 300 and client.call("POST", "add-calcinfo", {"v": 2, "request_id": "full %d" % number, "calc-info": info(note="x" * 60000)})[0] in (200, 507)
+    client.walk(accept_id, claim, "end-send", {"r": b"1"})               # what is under way comes to its end
+    client.ok("POST", "finish", {"v": 2, "accept_id": accept_id})
+    world.relay.stop()
+
+
+# ---- memory
+
+def test_memory_does_not_grow_with_number_or_size(make_world):
+    world = make_world(commands=["hello"]).start()
+    client, files = world.client(), many(5000, seed=2)
+    names = list(files)
+    accept_id = add(client, dict(info(), parameter_files={name: entry(files[name]) for name in names[:2000]}), more=True)
+    for start in (2000, 4000):
+        client.ok("POST", "files/%s/input" % accept_id, {"v": 2, "from": start, "files": {name: entry(files[name]) for name in names[start:start + 2000]},
+                                                           "more": start == 2000})
+    client.ok("POST", "files/%s/input/pack?v=2&from=0&count=5000" % accept_id, body=b"".join(files.values()))
+    client.ok("POST", "allow-wait-calc", {"v": 2, "accept_id": accept_id})
+    part, digest = os.urandom(16 << 20), hashlib.sha256()
+    length = (200 << 20) // len(part) * len(part)
+    for number in range(length // len(part)):
+        digest.update(part)
+    large = add(client, dict(info(), parameter_files={"large": {"size": length, "sha256": digest.hexdigest()}}))
+    for number in range(length // len(part)):
+        client.ok("POST", "files/%s/input/0?v=2&offset=%d" % (large, number * len(part)), body=part)
+    client.ok("POST", "allow-wait-calc", {"v": 2, "accept_id": large})
+    for accept_id in (accept_id, large):
+        found, claim = client.claim()
+        assert found == accept_id
+        client.connection.request("GET", "/mi-distcomp-api/files/%s/input/%s?v=2&from=0&claim=%s" % (
+            accept_id, "0" if accept_id == large else "pack", claim), headers={"Authorization": "Bearer " + client.token})
+        answer, got = client.connection.getresponse(), 0
+        for data in iter(lambda: answer.read(1 << 20), b""):
+            got += len(data)
+        assert got == (length if accept_id == large else sum(map(len, files.values())))
+    assert world.relay.peak() <= 48 << 20, "VmHWM %.1f MiB" % (world.relay.peak() / (1 << 20))

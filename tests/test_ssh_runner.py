@@ -1,0 +1,471 @@
+"""The SSH runner against a real private sshd: the whole way, lost lines, killed runners, far sides of all kinds, the sample script."""
+import hashlib
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+import ssh_lab
+import suite
+from ssh_lab import SCRIPT
+from suite import PYTHON
+
+sys.path.insert(0, os.path.dirname(SCRIPT))
+runner = suite.module("execute_remote_command.py")
+LOG = "remote_program_exec.log"
+POINTS = ["ordered", "connected", "sending", "sent", "starting", "started", "ended", "listing", "fetching", "fetched"]
+KILLED = """import importlib.util, os, signal, sys
+spec = importlib.util.spec_from_file_location("runner", %r)
+runner = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(runner)
+runner.point = lambda name: name == %r and os.kill(os.getpid(), signal.SIGKILL)
+runner.run_as_program(runner.main)
+"""
+
+
+@pytest.fixture(scope="module")
+def lab():
+    one = ssh_lab.Lab().start()
+    yield one
+    one.close()
+
+
+@pytest.fixture
+def here(lab, tmp_path):
+    """The module's directory: some inputs, the ini."""
+    shutil.copy(lab.path("ini"), str(tmp_path / "mi_distributed_computing_assist.ini"))
+    os.mkdir(str(tmp_path / "in"))
+    return tmp_path
+
+
+def start(lab, here, *words, code=None, **env):
+    """The runner as a process."""
+    program = [PYTHON, "-c", code] if code else [PYTHON, SCRIPT]
+    return subprocess.Popen(lab.client + program + list(words), cwd=str(here), env=dict(lab.env(), **env),
+                            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+
+def run(lab, here, *words, **how):
+    """(exit code, output) of the runner."""
+    process = start(lab, here, *words, **how)
+    out = process.communicate(timeout=120)[0].decode("utf-8")
+    return process.returncode, out
+
+
+def ident_of(out):
+    return re.search(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", out).group()
+
+
+def sha(path):
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_the_fielded_words_bring_files_there_and_everything_back_and_the_exit_code(lab, here):
+    (here / "in" / "計算 入力.txt").write_text("x:y", encoding="utf-8")
+    (here / "in" / "-dash").write_text("d")
+    (here / "in" / "dir").mkdir()
+    (here / "in" / "dir" / "a b ").write_text("deep")
+    os.symlink(str(here / "in" / "-dash"), str(here / "in" / "link"))
+    command = "ls; cat link dir/'a b '; echo 'a:b' >結果.txt; mkdir -p sub/empty; echo err >&2; exit 7"
+    code, out = run(lab, here, "client_files:in/計算 入力.txt,in/-dash,in/dir,in/link", "client_cmd:" + command, "client_name:hpc", MISYSTEM_SITEID="site1")
+    assert code == 7, out
+    assert (here / "結果.txt").read_text() == "a:b\n"
+    assert (here / "sub" / "empty").is_dir()
+    assert (here / LOG).read_text(encoding="utf-8").endswith("ddeeperr\n")
+    assert (here / "計算 入力.txt").exists() and (here / "dir" / "a b ").read_text() == "deep"      # everything comes back, as today
+    assert not (here / "link").is_symlink() and (here / "link").read_text() == "d"
+    assert re.search(r"solver_log site=site1 host=hpc calculation=\S+ start", out) and re.search(r"solver_log .* end ended 7", out)
+    assert os.path.isdir(lab.path("far", ident_of(out)))                # the fielded words leave the directory there
+
+
+def test_a_run_cleans_up_there_and_leaves_no_control_connection(lab, here):
+    before = set(name for name in os.listdir("/tmp") if name.startswith("mi-") and os.path.exists("/tmp/%s/c" % name))
+    (here / "in" / "a").write_text("1")
+    code, out = run(lab, here, "run", "hpc", "cat a; echo 2 >b", "--in", "in/a")
+    assert code == 0 and (here / "b").read_text() == "2\n" and not (here / "a").exists()
+    assert not os.path.exists(lab.path("far", ident_of(out)))
+    assert set(name for name in os.listdir("/tmp") if name.startswith("mi-") and os.path.exists("/tmp/%s/c" % name)) <= before
+    deadline = time.monotonic() + 5
+    while lab.sessions() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not lab.sessions()
+
+
+def test_the_command_has_the_umask_and_directory_of_a_log_in_and_no_input(lab, here):
+    code, out = run(lab, here, "run", "hpc", "umask; pwd; wc -c; env | grep MI_RUN", "-q")
+    words = (here / LOG).read_text().split()
+    assert words[0] == "%04o" % int(subprocess.check_output(["sh", "-c", "umask"]).decode(), 8)
+    assert words[1].startswith(lab.path("far")) and words[2] == "0" and words[3].startswith("MI_RUN=")
+
+
+def test_large_and_many_files_arrive_byte_for_byte_both_ways(lab, here):
+    (here / "in" / "big").write_bytes(os.urandom(70 << 20) + b"tail")
+    (here / "in" / "text").write_bytes(b"line of text\n" * 400000)
+    many = here / "in" / "many"
+    many.mkdir()
+    for n in range(500):
+        (many / ("f%03d" % n)).write_bytes(os.urandom(n * 7))
+    (many / ("長" * 50)).write_text("long")
+    for streams in ("1", "4"):
+        code, out = run(lab, here, "run", "hpc", "mkdir back; cp -r big text many back", "--in", "in/big", "in/text", "in/many", "--streams", streams)
+        assert code == 0, out
+        subprocess.check_call(["diff", "-r", str(here / "in"), str(here / "back")])
+        shutil.rmtree(str(here / "back"))
+
+
+def test_results_that_are_here_in_an_older_form_come_as_differences(lab, here):
+    data = os.urandom(20 << 20)
+    (here / "state.bin").write_bytes(data[:-100] + b"x" * 100)
+    (here / "in" / "state").write_bytes(data)
+    code, out = run(lab, here, "run", "hpc", "cp state state.bin", "--in", "in/state", "-v")
+    assert code == 0 and (here / "state.bin").read_bytes() == data
+    assert "8 fetch files=2 bytes=0" in out                # but for the (empty) log nothing went over a lane
+
+
+def test_a_link_that_leads_out_is_not_fetched_and_one_that_stays_is(lab, here):
+    code, out = run(lab, here, "run", "hpc", "ln -s /etc/passwd out; echo 1 >a; ln -s a inner; mkfifo pipe")
+    assert code == 0 and (here / "inner").read_text() == "1\n" and not os.path.lexists(str(here / "out"))
+    assert "not_fetched=out" in out and "not_fetched=pipe" in out
+
+
+def test_a_name_with_control_characters_is_named_and_left_there(lab, here):
+    code, out = run(lab, here, "run", "hpc", "echo 1 >$(printf 'a\\033[31mb'); echo 2 >c")
+    assert code == 65 and (here / "c").exists() and "a\\x1b[31mb" in out
+    assert os.path.isdir(lab.path("far", ident_of(out)))
+
+
+def test_a_missing_input_and_an_unknown_host_are_said_before_anything_happens(lab, here):
+    assert run(lab, here, "run", "hpc", "true", "--in", "nothing")[0] == 66
+    code, out = run(lab, here, "run", "nowhere.invalid", "true")
+    assert code == 69 and "resolve" in out
+    assert run(lab, here, "client_name:-oProxyCommand=x", "client_cmd:true")[0] == 64
+
+
+def test_an_unknown_host_key_is_refused_without_a_question(lab, here):
+    known = open(lab.path("known_hosts")).read()
+    try:
+        lab.write("known_hosts", "")
+        code, out = run(lab, here, "run", "hpc", "true")
+        assert code == 77 and "Host key verification failed" in out
+    finally:
+        lab.write("known_hosts", known)
+
+
+@pytest.mark.parametrize("name", POINTS)
+def test_a_runner_killed_at_each_point_is_resumed_and_the_command_ran_once(lab, here, name):
+    (here / "in" / "a").write_bytes(os.urandom(5 << 20))
+    count = here / "count"
+    words = ["run", "hpc", "echo x >>%s; cp a b; sleep 0.3; exit 3" % count, "--in", "in/a"]
+    process = start(lab, here, *words, code=KILLED % (SCRIPT, name))
+    out = process.communicate(timeout=60)[0].decode()
+    assert process.returncode == -signal.SIGKILL, out
+    code, more = run(lab, here, "resume", ident_of(out))
+    assert code == 3, more
+    assert count.read_text() == "x\n" and sha(here / "b") == sha(here / "in" / "a")
+    assert run(lab, here, "resume", ident_of(out))[0] == 3 and count.read_text() == "x\n"
+
+
+@pytest.mark.parametrize("moment", ["2 connect", "4 inputs", "5 start", "6 end", "7 results"])
+def test_connections_killed_after_each_step_are_opened_again_and_the_command_runs_once(lab, here, moment):
+    (here / "in" / "a").write_bytes(os.urandom(30 << 20))
+    count = here / "count"
+    process = start(lab, here, "run", "hpc", "echo x >>%s; echo hello; cp a b; sleep 1; echo bye" % count, "--in", "in/a", "--streams", "2")
+    out, done = "", False
+    for row in iter(process.stdout.readline, b""):
+        out += row.decode()
+        if not done and " %s " % moment in row.decode():
+            time.sleep(0.05)
+            lab.cut()
+            done = True
+    assert process.wait() == 0 and done, out
+    assert count.read_text() == "x\n" and sha(here / "b") == sha(here / "in" / "a")
+    assert (here / LOG).read_text() == "hello\nbye\n" and out.count("hello\n") == 1 and out.count("bye\n") == 1
+
+
+def test_pieces_that_arrived_are_not_sent_again(lab, here):
+    (here / "in" / "a").write_bytes(os.urandom(96 << 20))
+    process = start(lab, here, "run", "hpc", "cp a b", "--in", "in/a", "--streams", "2", "-v")
+    pieces = None
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        found = [os.path.join(top, "pieces.in") for top, _d, names in os.walk(lab.path("state")) if "pieces.in" in names]
+        sizes = [path for path in found if open(path, "rb").read().count(b" a/") >= 2 and os.path.getmtime(path) > time.time() - 20]
+        if sizes:
+            pieces = sizes[0]
+            break
+        time.sleep(0.005)
+    lab.cut()
+    out = process.communicate(timeout=60)[0].decode()
+    assert process.returncode == 0 and pieces, out
+    moved = int(re.search(r"4 inputs files=1 bytes=(\d+)", out).group(1))
+    assert moved < 96 << 20 and sha(here / "b") == sha(here / "in" / "a")
+
+
+def test_sshd_down_for_a_while_is_waited_for(here):
+    lab = ssh_lab.Lab().start()
+    shutil.copy(lab.path("ini"), str(here / "mi_distributed_computing_assist.ini"))
+    try:
+        process = start(lab, here, "run", "hpc", "echo x >>%s; sleep 4; echo done >result" % (here / "count"))
+        for row in iter(process.stdout.readline, b""):
+            if b"5 start" in row:
+                break
+        lab.stop()
+        time.sleep(float(os.environ.get("MI_TEST_DOWN", "8")))
+        lab.start()
+        out = process.communicate(timeout=90)[0].decode()
+        assert process.returncode == 0, out
+        assert (here / "count").read_text() == "x\n" and (here / "result").exists() and "again_in" in out
+    finally:
+        lab.close()
+
+
+def test_given_up_after_count_and_interval_with_the_way_to_resume(here):
+    lab = ssh_lab.Lab().start()
+    shutil.copy(lab.path("ini"), str(here / "mi_distributed_computing_assist.ini"))
+    try:
+        process = start(lab, here, "run", "hpc", "sleep 3; echo done >result", "--retry", "2,1")
+        for row in iter(process.stdout.readline, b""):
+            if b"5 start" in row:
+                break
+        lab.stop()
+        out = process.communicate(timeout=30)[0].decode()
+        assert process.returncode == 69 and "resume" in out
+        lab.start()
+        code, more = run(lab, here, "resume", ident_of(out))
+        assert code == 0 and (here / "result").exists(), more
+    finally:
+        lab.close()
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or not os.path.exists("/dev/net/tun") or not shutil.which("gcc"), reason="needs root, /dev/net/tun and gcc")
+def test_a_silent_line_is_noticed_and_the_command_runs_once(here):
+    sys.path.insert(0, os.path.join(ssh_lab.HERE, "bench"))
+    import ssh_transfer
+    wan = ssh_transfer.Wan(["-d", "5"])
+    lab = wan.lab
+    shutil.copy(lab.path("ini"), str(here / "mi_distributed_computing_assist.ini"))
+    try:
+        process = start(lab, here, "run", "hpc", "echo x >>%s; sleep 3; echo done >result" % (here / "count"))
+        for row in iter(process.stdout.readline, b""):
+            if b"5 start" in row:
+                break
+        os.kill(wan.link.pid, signal.SIGUSR1)          # every packet is dropped from now on
+        time.sleep(12)
+        os.kill(wan.link.pid, signal.SIGUSR1)
+        out = process.communicate(timeout=90)[0].decode()
+        assert process.returncode == 0, out
+        assert (here / "count").read_text() == "x\n" and (here / "result").exists() and "again_in" in out
+    finally:
+        wan.close()
+
+
+def test_a_cancelled_command_ends_with_all_its_children_and_its_files_come_back(lab, here):
+    process = start(lab, here, "run", "hpc", "echo begun; sleep 1000 & setsid sleep 1000 & echo left >file; wait")
+    out = ""
+    for row in iter(process.stdout.readline, b""):
+        out += row.decode()
+        if row == b"begun\n":
+            break
+    began = time.monotonic()
+    assert run(lab, here, "cancel", ident_of(out), "--grace", "2")[0] == 0
+    more = process.communicate(timeout=20)[0].decode()
+    assert process.returncode == 143 and (here / "file").exists() and time.monotonic() - began < 8, more
+    mark = ("MI_RUN=%s.1" % ident_of(out)).encode()
+    for name in os.listdir("/proc"):
+        try:
+            assert not (name.isdigit() and mark in open("/proc/%s/environ" % name, "rb").read())
+        except OSError:
+            pass
+
+
+def test_list_and_clean_know_both_sides(lab, here):
+    code, out = run(lab, here, "client_name:hpc", "client_cmd:true")
+    ident = ident_of(out)
+    rows = [json.loads(row) for row in run(lab, here, "list", "--json")[1].splitlines()]
+    assert [row["state"] for row in rows if row["uuid"] == ident] == ["finished"]
+    assert ident + " ended 0" in run(lab, here, "list", "hpc")[1]
+    assert run(lab, here, "clean", ident)[0] == 0 and not os.path.exists(lab.path("far", ident))
+    assert ident not in run(lab, here, "list")[1] and ident not in run(lab, here, "list", "hpc")[1]
+
+
+def test_a_running_calculation_is_not_cleaned_and_not_resumed_beside_its_runner(lab, here):
+    process = start(lab, here, "run", "hpc", "sleep 2")
+    row = b""
+    while b"5 start" not in row:
+        row = process.stdout.readline()
+    ident = ident_of(row.decode())
+    assert run(lab, here, "resume", ident)[0] == 75
+    assert run(lab, here, "clean", ident)[0] == 75
+    assert process.communicate(timeout=20) and process.returncode == 0
+
+
+def test_ctrl_c_leaves_the_command_running_and_resume_brings_its_result(lab, here):
+    process = start(lab, here, "run", "hpc", "sleep 2; echo 1 >r")
+    row = b""
+    while b"5 start" not in row:
+        row = process.stdout.readline()
+    process.send_signal(signal.SIGINT)
+    assert process.wait(5) == 130
+    process.stdout.close()
+    assert run(lab, here, "resume", ident_of(row.decode()))[0] == 0 and (here / "r").exists()
+
+
+def test_several_runs_side_by_side_keep_to_themselves_and_to_the_connection_budget(lab, here):
+    text = open(lab.path("ini")).read().replace("connects = 0", "connects = 3")
+    runner.CONNECT_SPAN, places = 60, []
+    for n in range(4):
+        place = here / ("p%d" % n)
+        place.mkdir()
+        (place / "mi_distributed_computing_assist.ini").write_text(text)
+        (place / "n").write_text(str(n))
+        places.append(place)
+    budget = KILLED.replace("runner.point = lambda name: name == %r and os.kill(os.getpid(), signal.SIGKILL)", "runner.CONNECT_SPAN = %r") % (SCRIPT, 3)
+    began = time.monotonic()
+    both = [start(lab, place, "run", "hpc", "sleep 0.5; cp n m", "--in", "n", code=budget) for place in places]
+    outs = [one.communicate(timeout=60)[0].decode() for one in both]
+    assert [one.returncode for one in both] == [0] * 4, outs
+    assert [(place / "m").read_text() for place in places] == ["0", "1", "2", "3"]
+    assert sum("connection budget" in out for out in outs) >= 1 and time.monotonic() - began > 2.5
+
+
+def test_the_live_log_can_neither_steer_the_terminal_nor_get_lost(lab, here):
+    code, out = run(lab, here, "run", "hpc", "printf 'a\\033[2Jb\\n'; for i in 1 2 3; do echo line$i; sleep 0.2; done")
+    assert "a\\x1b[2Jb\nline1\nline2\nline3\n" in re.sub(r"(?m)^2\d{3}-.*\n", "", out)
+    assert (here / LOG).read_bytes().startswith(b"a\x1b[2Jb")
+
+
+def test_stderr_stays_small_without_a_terminal(lab, here):
+    process = subprocess.Popen([PYTHON, SCRIPT, "run", "hpc", "yes | head -c 300000; exit 2", "-v"], cwd=str(here), env=lab.env(),
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 2 and len(err) < 16384 and len(out) > 300000
+
+
+def test_resume_refuses_to_run_again_when_the_far_host_was_restarted(lab, here):
+    process = start(lab, here, "run", "hpc", "echo x >>%s" % (here / "count"), code=KILLED % (SCRIPT, "starting"))
+    out = process.communicate(timeout=60)[0].decode()
+    ident = ident_of(out)
+    journal = [os.path.join(top, "journal") for top, _d, _n in os.walk(lab.path("state")) if top.endswith(ident)][0]
+    text = open(journal).read()
+    boot = json.loads([row for row in text.splitlines() if '"starting"' in row][-1])["boot"]
+    open(journal, "w").write(text.replace(boot, "0" * 8 + boot[8:]))
+    code, more = run(lab, here, "resume", ident)
+    assert code == 75 and "restarted" in more and not (here / "count").exists()
+
+
+BARE = """#!/bin/sh
+PATH=%s
+export PATH
+exec busybox sh -c "$SSH_ORIGINAL_COMMAND"
+"""
+
+
+@pytest.mark.skipif(not shutil.which("busybox"), reason="needs busybox")
+@pytest.mark.parametrize("rsync", [True, False])
+def test_a_far_side_without_gnu_tools_still_works(here, rsync):
+    lab = ssh_lab.Lab()
+    shutil.copy(lab.path("ini"), str(here / "mi_distributed_computing_assist.ini"))
+    os.mkdir(lab.path("bin"))
+    for name in subprocess.check_output(["busybox", "--list"]).decode().split():
+        if name != "busybox":
+            os.symlink(shutil.which("busybox"), lab.path("bin", name))
+    os.symlink(shutil.which("busybox"), lab.path("bin", "busybox"))
+    if rsync:
+        os.symlink(shutil.which("rsync"), lab.path("bin", "rsync"))
+    lab.write("bare", BARE % lab.path("bin"))
+    os.chmod(lab.path("bare"), 0o755)
+    lab.keys = ['command="%s" ' % lab.path("bare") + lab.keys[0]]
+    lab.authorize()
+    lab.start()
+    try:
+        (here / "in" / "big").write_bytes(os.urandom(3 << 20))
+        (here / "in" / "d").mkdir()
+        (here / "in" / "d" / "計 算").write_text("1")
+        out_name = "PATH=%s:$PATH; mkdir o; cp -r big d o; ln -s /etc/passwd evil; echo end; exit 5" % os.environ["PATH"]
+        code, out = run(lab, here, "run", "hpc", out_name, "--in", "in/big", "in/d", "-v")
+        assert code == 5, out
+        assert "gnu=0 rsync=%d" % rsync in out and "sum=sha256sum" in out
+        assert sha(here / "o" / "big") == sha(here / "in" / "big") and (here / "o" / "d" / "計 算").exists() and not os.path.lexists(str(here / "evil"))
+        assert (here / LOG).read_text() == "end\n"
+    finally:
+        lab.close()
+
+
+@pytest.mark.parametrize("shell", ["tcsh", "fish", "zsh", "dash"])
+def test_other_log_in_shells_pass_the_words_on(here, shell):
+    if not shutil.which(shell):
+        pytest.skip("no " + shell)
+    words = runner.request("list", "/nonexistent/計 算'!$x", "-")
+    done = subprocess.run([shell, "-c", words], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert done.stdout == b"mi_distcomp 1 list\nE end\n", done.stderr
+
+
+def test_a_noisy_log_in_shell_is_no_harm(here):
+    lab = ssh_lab.Lab()
+    shutil.copy(lab.path("ini"), str(here / "mi_distributed_computing_assist.ini"))
+    lab.keys = ['command="echo Welcome; echo E end; exec sh -c \\"$SSH_ORIGINAL_COMMAND\\"" ' + lab.keys[0]]
+    lab.authorize()
+    lab.start()
+    try:
+        code, out = run(lab, here, "run", "hpc", "echo 1 >r")
+        assert code == 0 and (here / "r").exists(), out
+    finally:
+        lab.close()
+
+
+def test_it_is_importable_as_one_function(lab, here, monkeypatch):
+    monkeypatch.chdir(str(here))
+    monkeypatch.setenv("XDG_STATE_HOME", lab.path("state"))
+    (here / "in" / "a").write_text("1")
+    outcome = runner.run_calculation("hpc", "cat a a >b; exit 9", ["in/a"])
+    assert outcome.code == 9 and outcome.ended_by == "command" and (here / "b").read_text() == "11"
+
+
+SECRET = "# SECRET-TABLE\n0.50 0.2512345\n0.70 0.1812345\n0.90 0.0812345\n"
+
+
+@pytest.mark.skipif(not shutil.which("ccx"), reason="needs CalculiX")
+@pytest.mark.parametrize("numbers,code", [("420 560 62", 0), ("600 560 62", 65)])
+def test_the_sample_script_gives_the_curve_and_keeps_the_secret(lab, here, numbers, code):
+    lab.write("table", SECRET)
+    os.makedirs(lab.path("scratch"), exist_ok=True)
+    (here / "in" / "tensile.txt").write_text(numbers + "\n")
+    script = os.path.join(suite.ROOT, "execute_remote_side_program_ssh.sample.sh")
+    got, out = run(lab, here, "run", "hpc", "TABLE=%s SCRATCH=%s %s" % (lab.path("table"), lab.path("scratch"), script), "--in", "in/tensile.txt", "--keep")
+    assert got == code, out
+    assert os.listdir(lab.path("scratch")) == []
+    if code == 0:
+        rows = (here / "result.csv").read_text().splitlines()
+        force = [float(row.split(",")[1]) for row in rows[1:]]
+        assert len(rows) > 5 and force == sorted(force) and 40000 < force[0] < force[-1] < 70000
+    far = lab.path("far", ident_of(out))
+    for top, _d, names in list(os.walk(far)) + list(os.walk(str(here))):
+        for name in names:
+            assert b"12345" not in open(os.path.join(top, name), "rb").read() or name == "table"
+
+
+@pytest.mark.skipif(not shutil.which("ccx"), reason="needs CalculiX")
+def test_the_sample_script_forgets_the_secret_when_the_solver_fails_or_is_cancelled(lab, here):
+    lab.write("table", SECRET)
+    os.makedirs(lab.path("scratch"), exist_ok=True)
+    script = open(os.path.join(suite.ROOT, "execute_remote_side_program_ssh.sample.sh")).read()
+    for solver, wanted in (("echo no licence; return 3", 3), ("sleep 1000", 143)):
+        path = lab.path("solver.sh")
+        lab.write("solver.sh", script.replace("solve() { ccx job; }", "solve() { %s; }" % solver))
+        process = start(lab, here, "run", "hpc", "TABLE=%s SCRATCH=%s sh %s 420 560 62" % (lab.path("table"), lab.path("scratch"), path))
+        out = ""
+        for row in iter(process.stdout.readline, b""):
+            out += row.decode()
+            if wanted == 143 and b"5 start" in row:
+                time.sleep(0.5)
+                assert os.listdir(lab.path("scratch"))
+                run(lab, here, "cancel", ident_of(out), "--grace", "5")
+        assert process.wait() == wanted, out
+        assert os.listdir(lab.path("scratch")) == []
