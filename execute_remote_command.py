@@ -44,6 +44,7 @@ STREAMS, NEAR_STREAMS, MOST_STREAMS = 6, 2, 8      # connections at once: far, n
 AHEAD = 6                      # orders under way in one lane
 BLOCK = 1 << 18                # bytes read or written at once
 SHRINKS = 2.5                  # a sample must shrink by this factor to be worth compressing
+EASY = re.compile(rb"[A-Za-z0-9_][-A-Za-z0-9._+=,@]*\Z")     # names that every version of rsync passes on unchanged
 SAMPLE = 1 << 16               # bytes of that sample
 DELTA = 8 << 20                # bytes from which on rsync looks for differences to a copy that is already here
 TRIES = 3                      # for a piece whose sum is wrong
@@ -143,7 +144,7 @@ def run_as_program(main):
     except BrokenPipeError:
         code, text = EX_IOERR, ""
     except OSError as error:
-        code, text = EX_IOERR, "%s%s" % (error.strerror or error, ": %s" % error.filename if error.filename else "")
+        code, text = EX_IOERR, "%s%s" % (error.strerror or error, ": %s" % os.fsdecode(error.filename) if error.filename else "")
     except Exception as error:                         # a bug of ours; say where, so that it can be reported
         if SAY["debug"] or os.environ.get("MI_DEBUG"):
             raise
@@ -234,7 +235,8 @@ def nearest(word, known):
 
 
 def read_ini(path, table, guarded=False):
-    """The ini as {section: {key: typed value}}: every section of table with its defaults, and of 'command *' and '*' (any other) those that are there.
+    """The ini as {section: {key: typed value}}: every section of table with its defaults, and of 'command *' and '*' (any other)
+    those that are there.
 
     guarded: what the file allows is run on this host, so it must belong to this user or root and not be writable by everybody.
     78 with file, section, key and what to do, for anything that is not as it should be.
@@ -274,65 +276,6 @@ def read_ini(path, table, guarded=False):
             except (ValueError, re.error) as error:
                 raise Stop(EX_CONFIG, "%s: [%s] %s = %s: %s" % (path, section, key, text.strip(), error))
     return result
-# ==== end shared ====
-# ==== shared: names ====
-# File names of a calculation. Checked by every receiver: whoever sends them may be hostile.
-LOG_NAMES = ("計算標準出力.txt", "計算標準エラー出力.txt")        # stdout and stderr of the command, always among the results
-
-
-def parts_of(name):
-    """name's parts in NFC: the order of a manifest, and what makes two names equal."""
-    if not name.isascii() if hasattr(name, "isascii") else any(c > "\x7f" for c in name):
-        import unicodedata
-        name = unicodedata.normalize("NFC", name)
-    return tuple(name.split("/"))
-
-
-def check_name(name):
-    """name, if it is a relative path of plain parts; otherwise ValueError with the reason."""
-    if not isinstance(name, str) or not name:
-        raise ValueError(_("an empty name"))
-    try:
-        length = len(name.encode("utf-8"))
-    except UnicodeEncodeError:
-        raise ValueError(_("a name that is not UTF-8"))
-    if length > 1000 or any(len(part.encode("utf-8")) > 255 for part in name.split("/")):
-        raise ValueError(_("a name that is too long: %s...") % printable(name[:60]))
-    if ODD.search(name) or "\\" in name:
-        raise ValueError(_("a name with a control character or a backslash: %s") % printable(name))
-    if any(part in ("", ".", "..") for part in name.split("/")):
-        raise ValueError(_("a name that is absolute or has an empty, . or .. part: %s") % name)
-    return name
-
-
-def check_order(names, before=None, reserved=()):
-    """Checks a manifest's names: each one plain, ascending by parts_of (so that equal names, and a name that is another's directory,
-    stand side by side), none equal to or below a reserved one. before: the last name of the page before. ValueError; returns the last name."""
-    last = parts_of(before) if before is not None else None
-    for name in names:
-        now = parts_of(check_name(name))
-        if last is not None and (now[:len(last)] == last or now <= last):
-            raise ValueError(_("two names that are equal, one in the other, or out of order: %s") % name)
-        if any(now[:1] == parts_of(word) for word in reserved):
-            raise ValueError(_("a name that is kept for the log: %s") % name)
-        last, before = now, name
-    return before
-
-
-def pattern(text):
-    """A result pattern as a compiled expression: * and ? within a part, ** across parts, a trailing / the whole directory. ValueError."""
-    check_name(text.rstrip("/") if text.endswith("/") and text != "/" else text)
-    out = ""
-    for piece in re.findall(r"\*\*/|\*\*|\*|\?|[^*?]+", text + ("**" if text.endswith("/") else "")):
-        out += {"**/": "(?:[^/]+/)*", "**": ".+", "*": "[^/]*", "?": "[^/]"}.get(piece) or re.escape(piece)
-    return re.compile(out + r"\Z", re.S)
-
-
-def declared(names, patterns):
-    """A function name -> bool: is this result one that was asked for (or a log)?"""
-    wanted = {parts_of(name) for name in tuple(names) + LOG_NAMES}
-    found = [pattern(text) for text in patterns]
-    return lambda name: parts_of(name) in wanted or any(one.match("/".join(parts_of(name))) for one in found)
 # ==== end shared ====
 # ==== shared: run ====
 # The runner of one command: a wrapper in POSIX sh that starts it at most once, outlives its starter, and notes the end.
@@ -486,7 +429,78 @@ def wait_end(control, stop, most=1.0):
         if alive >= 0:
             os.close(alive)
 # ==== end shared ====
-JA = {}
+JA = {                         # what a person reads, in Japanese
+    "an argument is not UTF-8": "引数が UTF-8 ではありません",
+    "interrupted": "中断されました",
+    "a bug (%s in line %d: %s); please report this line, MI_DEBUG=1 shows more":
+        "プログラムの不具合です (%s、%d 行目: %s)。この行をお知らせください。MI_DEBUG=1 で詳細を表示します",
+    "is not a time (like 90s, 5m, 2h, 30d)": "時間ではありません (例: 90s, 5m, 2h, 30d)",
+    "is not a size (like 64K, 16M, 2G)": "サイズではありません (例: 64K, 16M, 2G)",
+    "is not yes or no": "yes か no ではありません",
+    "is not one of: %s": "次のいずれでもありません: %s",
+    " (did you mean %s?)": " (%s ですか?)",
+    "%s: no such file (--ini)": "%s: ファイルがありません (--ini)",
+    "%s: must belong to you or root and not be writable by everybody (chown, chmod o-w)":
+        "%s: 所有者が実行者か root で、他人が書き込めないことが必要です (chown, chmod o-w)",
+    "%s: [%s] is not a section%s": "%s: [%s] というセクションはありません%s",
+    "%s: [%s] %s is not a key%s": "%s: [%s] %s というキーはありません%s",
+    "is not COUNT,INTERVAL (like 5,60)": "「回数,間隔」ではありません (例: 5,60)",
+    "is not auto or a number from 1 to %d": "auto または 1 から %d の数ではありません",
+    "is not a directory": "ディレクトリではありません",
+    "sent": "送信",
+    "fetched": "受信",
+    "the sums of the results differ": "結果のチェックサムが一致しません",
+    "no command, or one with control characters": "コマンドがないか、制御文字を含みます",
+    "client_cmd:COMMAND is missing": "client_cmd:コマンド がありません",
+    "a word is missing (see --help)": "サブコマンドがありません (--help を参照)",
+    "not a plain name: %s": "使えない名前です: %s",
+    " (what it left was fetched; nothing is run a second time by itself)": " (残された分は取得しました。自動で再実行はしません)",
+    "%s: not one public key": "%s: 公開鍵 1 個ではありません",
+    "%s: put it where the path has no quotes, blanks or $": "%s: 引用符、空白、$ を含まないパスに置いてください",
+    "%s: not a UUID": "%s: UUID ではありません",
+    "%s: not a host": "%s: ホスト名ではありません",
+    "%s: a guard or shell there answers otherwise than expected: %s": "%s: 先方の guard かシェルの応答が想定と異なります: %s",
+    "%s: the connection broke off": "%s: 接続が切れました",
+    "the connection broke off": "接続が切れました",
+    "no answer": "応答がありません",
+    "the guard of %s: %s": "%s の guard: %s",
+    "%s: changed while it was sent": "%s: 送信中に変更されました",
+    "%s: an answer that makes no sense": "%s: 応答が不正です",
+    "%s: may not be read": "%s: 読み取れません",
+    "%s: neither file nor directory": "%s: ファイルでもディレクトリでもありません",
+    "two inputs have the name %s: %s and %s": "入力の名前 %s が重複しています: %s と %s",
+    "%s: %s (is the disk full there?)": "%s: %s (先方のディスクが一杯ではありませんか?)",
+    "the sum of a piece was wrong %d times: %s": "チェックサムが %d 回一致しませんでした: %s",
+    "%s: another runner is at work on it": "%s: 別のプロセスが処理中です",
+    "%s: no such calculation here (see: list)": "%s: この計算はここにはありません (list を参照)",
+    "%s; given up after %d tries. What was started there runs on: %s resume %s":
+        "%s。%d 回試みて中止しました。先方で始まった計算は続いています: %s resume %s",
+    "[outbound] %s: the SSH guard cannot keep this rule; use the poller, or take it out":
+        "[outbound] %s: SSH の guard はこの規則を守れません。ポーリングプログラムを使うか、外してください",
+    "%s: expected client_name:HOST client_cmd:COMMAND client_files:A,B,C":
+        "%s: client_name:ホスト client_cmd:コマンド client_files:A,B,C の形で指定してください",
+    "%s: %s, exit code %d (the %s's)": "%s: %s、終了コード %d (%s のもの)",
+    "ssh goes to %s@%s port %s%s": "ssh の接続先: %s@%s ポート %s%s",
+    "rsync here: %s": "こちらの rsync: %s",
+    "none: no differences, no zstd": "なし (差分転送と zstd は使えません)",
+    "~/.ssh/config switches the check of host keys off; it is made all the same":
+        "~/.ssh/config はホスト鍵の確認を無効にしていますが、確認は行います",
+    "log-in in %.2f s, round trip %.1f ms": "ログイン %.2f 秒、往復 %.1f ミリ秒",
+    "guard there": "先方に guard があります",
+    "no guard there: this key may run anything": "先方に guard がありません: この鍵は何でも実行できます",
+    "GNU tools there: %s, rsync: %s, zstd: %s, sums by %s, AES: %s": "先方の GNU ツール: %s、rsync: %s、zstd: %s、チェックサム: %s、AES: %s",
+    "systemd there ends everything at log-out: ask for loginctl enable-linger":
+        "先方の systemd はログアウト時に全プロセスを終了させます: loginctl enable-linger を依頼してください",
+    "free there: %.1f GB": "先方の空き: %.1f GB",
+    "calculations there: %d": "先方の計算: %d",
+    "commands allowed: %s": "許可されたコマンド: %s",
+    "none: add sections [command NAME] with argv =": "なし: argv = を持つ [command 名前] を追加してください",
+    "missing": "なし",
+    "%s: others may write to it": "%s: 他人が書き込めます",
+    "%s: nobody else may write to it": "%s: 他人は書き込めません",
+    "%s: %d key lines with this guard": "%s: この guard の鍵の行: %d",
+    "key line begins with restrict: %s...": "鍵の行は restrict で始まる必要があります: %s...",
+}
 
 
 def streams_kind(text):
@@ -530,7 +544,8 @@ TABLE = {
     "command *": {"argv": (lines, []), "match": (str, ""), "argument.*": (re.compile, None), "parameters": (flag, False),
                   "env.*": (str, None), "run_as": (str, ""), "nice": (int, 0), "timeout": (seconds, 0.0), "grace": (seconds, 10.0),
                   "jobs": (int, 0), "pre": (str, ""), "post": (str, ""), "batch": (one_of("none", "slurm", "pbs", "htcondor"), "none"),
-                  "batch_options": (str, ""), "batch_changeable": (str, ""), "batch_poll": (seconds, 10.0), "batch_grace": (seconds, 600.0)},
+                  "batch_options": (str, ""), "batch_changeable": (str, ""),
+                  "batch_poll": (seconds, 10.0), "batch_grace": (seconds, 600.0)},
 }
 
 # The far side, where there is no guard. What it takes for granted:
@@ -602,7 +617,8 @@ launch() {   # BOOT COMMAND RUN: once, however often it is asked
     [ "$1" = "$boot" ] || { echo "E lost the host was restarted before the command was started"; exit; }
     detach=nohup; command -v setsid >/dev/null 2>&1 && detach=setsid
     MI_RUN=$id.1; export MI_RUN; umask "$mask"
-    $detach sh "$c/run" "$c" "$w" sh -c 'exec >remote_program_exec.log 2>&1; exec "$0" -c "$1"' "${SHELL:-/bin/sh}" "$2" </dev/null >/dev/null 2>&1 3<&- &
+    $detach sh "$c/run" "$c" "$w" \
+        sh -c 'exec >remote_program_exec.log 2>&1; exec "$0" -c "$1"' "${SHELL:-/bin/sh}" "$2" </dev/null >/dev/null 2>&1 3<&- &
 }
 watch() {   # OFFSET: log and state until the end, as `L BYTES` + bytes, `S STATE`, `E STATE`
     off=$1 pause=0.01 gone=0 said=
@@ -640,10 +656,13 @@ lane() {   # put or get: orders `KIND NUMBER OFFSET BYTES NAME/` on stdin, bytes
     [ "$1" = put ] && [ -d "$c" ] && bad "the command was started already"
     p=./${p%/}; case $k in
     T)  head -c "$n" | tar -xpof - || bad "tar failed"; echo "ok $i -";;
-    C)  dd of="$p" bs=262144 seek="$o" count="$n" iflag=count_bytes,fullblock oflag=seek_bytes conv=notrunc status=none || bad "cannot write $p"
+    C)  dd of="$p" bs=262144 seek="$o" count="$n" iflag=count_bytes,fullblock oflag=seek_bytes conv=notrunc status=none ||
+            bad "cannot write $p"
         wait; [ "$sum" = none ] && { echo "ok $i -"; continue; }
         { s=$(dd if="$p" bs=262144 skip="$o" count="$n" iflag=skip_bytes,count_bytes status=none | $sum); echo "ok $i ${s%% *}"; } &;;
-    Z)  m=${n#*,}; head -c "${n%,*}" | gzip -dc | dd of="$p" bs=262144 seek="$o" iflag=fullblock oflag=seek_bytes conv=notrunc status=none || bad "cannot write $p"
+    Z)  m=${n#*,}
+        head -c "${n%,*}" | gzip -dc | dd of="$p" bs=262144 seek="$o" iflag=fullblock oflag=seek_bytes conv=notrunc status=none ||
+            bad "cannot write $p"
         wait; [ "$sum" = none ] && { echo "ok $i -"; continue; }
         { s=$(dd if="$p" bs=262144 skip="$o" count="$m" iflag=skip_bytes,count_bytes status=none | $sum); echo "ok $i ${s%% *}"; } &;;
     M)  wait; [ -f "$p" ] || : >"$p"; [ $(($(wc -c <"$p"))) = "$o" ] || dd of="$p" bs=1 seek="$o" count=0 2>/dev/null
@@ -663,14 +682,17 @@ lane() {   # put or get: orders `KIND NUMBER OFFSET BYTES NAME/` on stdin, bytes
 }
 hold() {   # the control connection: says what there is here, then answers each line until it is over
     mkdir -p "$b/.mi" 2>/dev/null
-    gnu=0; [ "$(printf xyz | dd iflag=count_bytes,fullblock count=1 status=none 2>/dev/null)" = x ] && find / -maxdepth 0 -printf '' 2>/dev/null &&
+    gnu=0; [ "$(printf xyz | dd iflag=count_bytes,fullblock count=1 status=none 2>/dev/null)" = x ] &&
+        find / -maxdepth 0 -printf '' 2>/dev/null &&
         case $(tar --version 2>/dev/null) in *GNU*) gnu=1;; esac
     rsync=0 zstd=0; command -v rsync >/dev/null 2>&1 && rsync=1 && case $(rsync --version 2>/dev/null) in *zstd*) zstd=1;; esac
     choose_sum
     gzip=0; command -v gzip >/dev/null 2>&1 && gzip=1
     aes=0; grep -qw aes /proc/cpuinfo 2>/dev/null && aes=1
     free=$(df -Pk "$b" 2>/dev/null | { read -r x; read -r x x x a x; echo "${a:-0}"; })
-    echo "ready guard=0 boot=$boot gnu=$gnu rsync=$rsync zstd=$zstd gzip=$gzip aes=$aes free=$free sum=${sum%% *}"
+    kill=0; grep -qs '^KillUserProcesses=yes' /etc/systemd/logind.conf /etc/systemd/logind.conf.d/* &&
+        [ "$(loginctl show-user "$(id -un)" -p Linger 2>/dev/null)" = Linger=no ] && kill=1
+    echo "ready guard=0 kill=$kill boot=$boot gnu=$gnu rsync=$rsync zstd=$zstd gzip=$gzip aes=$aes free=$free sum=${sum%% *}"
     while IFS= read -r x; do printf '%s\n' "$x"; done
 }
 cancel() {   # GRACE: TERM, after GRACE seconds KILL: the wrapper's group, and whatever carries its mark
@@ -682,7 +704,11 @@ cancel() {   # GRACE: TERM, after GRACE seconds KILL: the wrapper's group, and w
         for q in $(grep -lsF "MI_RUN=$id.1" /proc/[0-9]*/environ 2>/dev/null); do
             q=${q#/proc/}; q=${q%/environ}; [ "$q" = $$ ] || [ "$q" = "$p" ] || kill "-$s" "$q" 2>/dev/null
         done
-        n=$(($1 * 5)); while [ "$n" -gt 0 ]; do look; case $state in ended*|failed|lost*|none|ready) break;; esac; sleep 0.2 2>/dev/null || sleep 1; n=$((n - 1)); done
+        n=$(($1 * 5))
+        while [ "$n" -gt 0 ]; do
+            look; case $state in ended*|failed|lost*|none|ready) break;; esac
+            sleep 0.2 2>/dev/null || sleep 1; n=$((n - 1))
+        done
     done
     look; echo "E $state"
 }
@@ -702,14 +728,18 @@ watch) watch "$1";;
 cancel) cancel "$1";;
 clean) clean;;
 list) all;;
-make) mkdir -p "$w" && echo "E made";;
-rsync) cd "$w" && exec rsync "$@";;
+rsync) mkdir -p "$w" && cd "$w" && exec rsync "$@";;
 *) exit 64;;
 esac
 """
 Entry = collections.namedtuple("Entry", "near far size mtime mode")   # paths in bytes; mtime "SECONDS.FRACTION"; far relative, never odd
 Piece = collections.namedtuple("Piece", "entry offset size")
 Settings = collections.namedtuple("Settings", "base streams retry connect alive rsync_options ssh_options connects")
+
+
+FINAL = (("Permission denied", EX_REFUSED), ("Host key verification failed", EX_REFUSED), ("HOST IDENTIFICATION", EX_REFUSED),
+         ("refused by the guard", EX_REFUSED), ("Bad configuration", EX_CONFIG), ("Bad owner", EX_CONFIG), (PROGRAM + ": ", EX_CONFIG),
+         ("Could not resolve", EX_UNAVAILABLE))        # what ssh (or a guard) says when it is no use to try again
 
 
 class LineLost(Exception):
@@ -807,7 +837,8 @@ class Line:
             self.refused()
         facts = self.process.stdout.readline().decode("utf-8", "replace").split()
         if facts[:1] != ["ready"]:
-            raise Stop(EX_PROTOCOL, _("%s: a guard or shell there answers otherwise than expected: %s") % (self.host, printable(" ".join(facts))[:200]))
+            raise Stop(EX_PROTOCOL, _("%s: a guard or shell there answers otherwise than expected: %s") % (
+                self.host, printable(" ".join(facts))[:200]))
         self.facts = dict(fact.partition("=")[::2] for fact in facts[1:])
         log("debug", None, "connect", host=self.host, seconds="%.3f" % (time.monotonic() - began), **self.facts)
         started = time.monotonic()
@@ -829,9 +860,7 @@ class Line:
         """Says why the control connection could not be had."""
         text = self.why(self.process)
         self.close()
-        for sign, code in (("Permission denied", EX_REFUSED), ("Host key verification failed", EX_REFUSED), ("HOST IDENTIFICATION", EX_REFUSED),
-                           ("Bad configuration", EX_CONFIG), ("Bad owner", EX_CONFIG), ("refused by the guard", EX_REFUSED), (PROGRAM + ": ", EX_CONFIG),
-                           ("Could not resolve", EX_UNAVAILABLE)):
+        for sign, code in FINAL:
             if sign in text:
                 raise Never(code, "%s: %s" % (self.host, printable(text)))
         raise LineLost("%s: %s" % (self.host, printable(text) or _("no answer")))
@@ -851,7 +880,7 @@ class Line:
         """One short request; the lines of its answer. LineLost if the answer did not come in full (last line `E ...`)."""
         process = self.start(verb, ident, *words)
         process.stdin.close()
-        rows = process.stdout.read().decode("utf-8", "replace").split("mi_distcomp 1 %s\n" % verb, 1)[-1].splitlines() if self.marked(process) else []
+        rows = process.stdout.read().decode("utf-8", "replace").splitlines() if self.marked(process) else []
         if not rows or not rows[-1].startswith("E "):
             self.broke(process)
         self.end(process)
@@ -959,13 +988,14 @@ def padded(data):
 
 def tar_members(read, whole=True):
     """(name, size, mtime, mode, kind) of each member of the stream; read(N) gives exactly N bytes. The caller reads the padded contents
-    of one before it asks for the next; at the end the stream stands behind the last record (whole). ValueError for what is not such a tar."""
+    of one before it asks for the next; at the end the stream stands behind the last record (whole). ValueError for anything else."""
     used, long_name = 0, None
     while True:
         block = read(512)
         used += 512
         if not block.strip(b"\0"):
-            read(-used % 10240 if whole else 0)
+            if whole:
+                read(512 + -(used + 512) % 10240)      # the second empty block, and what fills the record
             return
         size = int(block[124:136].strip(b" \0") or b"0", 8)
         if sum(block[:148]) + 256 + sum(block[156:]) != int(block[148:156].strip(b" \0"), 8):
@@ -1126,7 +1156,8 @@ def work_off(line, work, ident, lane, count):
             lost = str(error)
         except (OSError, ValueError) as error:
             lost = None
-            work.fail(Stop(EX_IOERR, printable("%s: %s" % (getattr(error, "filename", None) or line.host, getattr(error, "strerror", None) or error))))
+            where, what = getattr(error, "filename", None) or line.host, getattr(error, "strerror", None) or error
+            work.fail(Stop(EX_IOERR, printable("%s: %s" % (where, what))))
         except Exception as error:
             work.fail(error)
         work.leave(lost)
@@ -1156,7 +1187,8 @@ class Answers(threading.Thread):
             if kind == "s":
                 sums.append(number)
             elif kind == "no":
-                self.work.fail(Stop(EX_IOERR, _("%s: %s (is the disk full there?)") % (self.line.host, printable(text or self.line.why(self.process)))))
+                text = printable(text or self.line.why(self.process))
+                self.work.fail(Stop(EX_IOERR, _("%s: %s (is the disk full there?)") % (self.line.host, text)))
                 break
             elif kind == "ok" and int(number) in self.waiting:
                 with self.lock:
@@ -1348,7 +1380,8 @@ class Progress:
         while not self.over.wait(0.5 if terminal else 10):
             spent = time.monotonic() - began
             if terminal:
-                sys.stderr.write("\r%s %d / %d MiB  %.1f MiB/s " % (self.word, self.work.moved >> 20, self.total >> 20, self.work.moved / 1048576.0 / spent))
+                moved = self.work.moved / 1048576.0
+                sys.stderr.write("\r%s %.0f / %.0f MiB  %.1f MiB/s " % (self.word, moved, self.total / 1048576.0, moved / spent))
             else:
                 log("info", None, "progress", what=self.word, bytes=self.work.moved, of=self.total)
         if terminal and time.monotonic() - began > 0.5:
@@ -1499,10 +1532,8 @@ def finish(entry):
 
 def settle_file(path, entry):
     """Mode and time of the entry for the file at path."""
-    whole, dot, fraction = entry.mtime.partition(".")
-    when = int(whole) * 10 ** 9 + int((fraction + "0" * 9)[:9])
     os.chmod(path, entry.mode & 0o777)
-    os.utime(path, ns=(when, when))
+    os.utime(path, ns=(nanoseconds(entry.mtime), nanoseconds(entry.mtime)))
 
 
 def receive_piece(told, item):
@@ -1835,7 +1866,8 @@ class Run:
             if record.steps.get("results", {}).get("stamp") != stamp_of(fresh):
                 record.have = {}
             record.step("results", stamp=stamp_of(fresh))
-        record.have = {name: spans for name, spans in record.have.items() if os.path.exists(part(Entry(os.path.join(into, name), name, 0, "", 0)))}
+        begun = {entry.far for name, entry in wanted if os.path.exists(part(entry))}
+        record.have = {name: spans for name, spans in record.have.items() if name in begun}
         point("fetching")
         before = sum(len(spans) for spans in record.have.values())
         try:
@@ -1867,7 +1899,8 @@ class Run:
             return Outcome(self.ident, code, "command", state, done["files"], done["odd"])
         if state == "failed":
             return Outcome(self.ident, 126, "runner", "the command could not be started there", done["files"], done["odd"])
-        return Outcome(self.ident, EX_TEMPFAIL, "runner", state + _(" (what it left was fetched; nothing is run a second time by itself)"), done["files"], done["odd"])
+        state += _(" (what it left was fetched; nothing is run a second time by itself)")
+        return Outcome(self.ident, EX_TEMPFAIL, "runner", state, done["files"], done["odd"])
 
 
 def stamp_of(wanted):
@@ -1881,8 +1914,13 @@ def same(path, entry):
         info = os.lstat(path)
     except OSError:
         return False
-    whole, dot, fraction = entry.mtime.partition(".")
-    return stat.S_ISREG(info.st_mode) and info.st_size == entry.size and info.st_mtime_ns == int(whole) * 10 ** 9 + int((fraction + "0" * 9)[:9])
+    return stat.S_ISREG(info.st_mode) and info.st_size == entry.size and info.st_mtime_ns == nanoseconds(entry.mtime)
+
+
+def nanoseconds(text):
+    """'SECONDS.FRACTION' -> int, exactly."""
+    whole, dot, fraction = text.partition(".")
+    return int(whole) * 10 ** 9 + int((fraction + "0" * 9)[:9])
 
 
 def copy_file(source, path, entry):
@@ -1954,7 +1992,7 @@ def squeezed(line, ident, entries, settings, send):
     """Moves those of the entries that a sample shows to be well worth compressing, by rsync with zstd where both ends have it; sums
     compared. Returns the entries that are still to be moved."""
     able = line.facts.get("zstd") == "1" and line.round_trip >= NEAR and has_zstd()
-    large = [entry for entry in entries if able and entry.size >= DELTA and re.match(rb"[A-Za-z0-9_][-A-Za-z0-9._+=,@]*\Z", entry.far)
+    large = [entry for entry in entries if able and entry.size >= DELTA and EASY.match(entry.far)
              and (not send or os.path.basename(entry.near) == entry.far)][:50]
     if not large:
         return entries
@@ -1964,12 +2002,12 @@ def squeezed(line, ident, entries, settings, send):
         return entries
     words = rsync_words(line, ident, settings) + ["-z", "--zc=zstd", "--zl=1", "--whole-file"]
     if send:
-        line.call("make", ident)
         words += ["-pL", "--"] + [entry.near for entry in large] + [line.host + ":."]
     else:
         words += ["--"] + [(line.host if not number else "") + ":" + entry.far.decode() for number, entry in enumerate(large)]
         words.append(large[0].near[:-len(large[0].far)])
-    if not run_rsync(words, b"", ident) or not agree(line, ident, large, "put" if send else "get"):
+    near = Sums(large) if send else None
+    if not run_rsync(words, b"", ident) or not agree(line, ident, large, "put" if send else "get", near):
         return entries
     for entry in () if send else large:
         settle_file(entry.near, entry)
@@ -2006,7 +2044,6 @@ def has_zstd():
 
 def rsync_all(line, ident, entries, settings):
     """Inputs by plain rsync, sums compared afterwards. False if it did not work."""
-    line.call("make", ident)
     tops = [entry.near for entry in entries if b"/" not in entry.far]
     if not run_rsync(rsync_words(line, ident, settings) + ["-rpL", "--"] + tops + [line.host + ":."], b"", ident):
         return False
@@ -2014,10 +2051,27 @@ def rsync_all(line, ident, entries, settings):
     return agree(line, ident, files, "put")
 
 
-def agree(line, ident, entries, way="get"):
-    """Are the files here and there the same, by their sums?"""
+def agree(line, ident, entries, way="get", near=None):
+    """Are the files here and there the same, by their sums? near: a started Sums of this side, if there is one already."""
+    near = near or Sums(entries)
     far = far_sums(line, ident, [entry.far for entry in entries], way) if entries else []
-    return all(wanted in ("-", file_sum(entry.near)) for entry, wanted in zip(entries, far))
+    return all(wanted in ("-", got) for got, wanted in zip(near.result(), far))
+
+
+class Sums(threading.Thread):
+    """Makes this side's sums while something else goes on."""
+
+    def __init__(self, entries):
+        threading.Thread.__init__(self, daemon=True)
+        self.entries, self.sums = entries, []
+        self.start()
+
+    def run(self):
+        self.sums = [file_sum(entry.near) for entry in self.entries]
+
+    def result(self):
+        self.join()
+        return self.sums if len(self.sums) == len(self.entries) else [""] * len(self.entries)
 
 
 def run_rsync(words, data, ident):
@@ -2034,8 +2088,10 @@ def run_rsync(words, data, ident):
 
 
 def fetch_all(line, ident, into, settings):
-    """Everything that is there, where the far side cannot make lists: by rsync, or as one tar. Sums compared. Returns the number of files."""
-    if line.facts.get("rsync") == "1" and run_rsync(rsync_words(line, ident, settings) + ["-rp", "--", line.host + ":./", into + b"/"], b"", ident):
+    """Everything that is there, where the far side cannot make lists: by rsync, or as one tar; sums compared. Returns the number of
+    files (-1: rsync knows)."""
+    words = ["-rp", "--", line.host + ":./", into + b"/"]
+    if line.facts.get("rsync") == "1" and run_rsync(rsync_words(line, ident, settings) + words, b"", ident):
         return -1
     process = line.start("lane", ident, "get")
     if not line.marked(process):
@@ -2070,8 +2126,8 @@ def fetch_all(line, ident, into, settings):
 
 def receive(line, ident, entries, record, settings):
     """Results here. Those that are here in an older form, by rsync's delta if both ends have it."""
-    older = [entry for entry in entries if entry.size >= DELTA and line.facts.get("rsync") == "1" and not record.have.get(entry.far)
-             and re.match(rb"[A-Za-z0-9_][-A-Za-z0-9._+=,@]*\Z", entry.far) and os.path.isfile(entry.near) and os.path.getsize(entry.near) >= DELTA]
+    older = [entry for entry in entries if entry.size >= DELTA and line.facts.get("rsync") == "1" and EASY.match(entry.far)
+             and not record.have.get(entry.far) and os.path.isfile(entry.near) and os.path.getsize(entry.near) >= DELTA]
     older = older[:50]
     if older and delta(line, ident, older, settings):
         entries = [entry for entry in entries if entry not in older]
@@ -2092,7 +2148,8 @@ def delta(line, ident, entries, settings):
     """rsync's delta for files that are here in an older form; sums compared. False if it did not work (then they travel whole)."""
     into = entries[0].near[:-len(entries[0].far)]      # near is into/far
     names = [(line.host if not number else "") + ":" + entry.far.decode() for number, entry in enumerate(entries)]
-    if not run_rsync(rsync_words(line, ident, settings) + ["--no-whole-file", "--"] + names + [into], b"", ident) or not agree(line, ident, entries):
+    words = rsync_words(line, ident, settings) + ["--no-whole-file", "--"] + names + [into]
+    if not run_rsync(words, b"", ident) or not agree(line, ident, entries):
         return False
     for entry in entries:
         settle_file(entry.near, entry)
@@ -2141,13 +2198,15 @@ def run_calculation(host, command, inputs, into=".", settings=None, mode="run", 
         raise Stop(EX_USAGE, _("no command, or one with control characters"))
     planned(pairs)                                     # 66 before anything is done
     ident = str(uuid.uuid4())
-    order = {"host": host, "command": command, "inputs": pairs, "into": os.path.abspath(into), "mode": mode, "keep": keep, "time": time.time(),
+    order = {"host": host, "command": command, "inputs": pairs, "into": os.path.abspath(into), "mode": mode, "keep": keep,
+             "time": time.time(),
              "settings": settings_for({})._asdict() if settings is None else settings._asdict()}
     return Run(Record(ident, order), settings or settings_for({})).go()
 
 
 # ==== the guard ====
-# Runs on the external computer as the forced command of MInt's key:  restrict,command="python3 -I -S .../execute_remote_command.py guard" KEY
+# Runs on the external computer as the forced command of MInt's key:
+#     restrict,command="python3 -I -S .../execute_remote_command.py guard" KEY
 # To be audited in one sitting: from here to `do_guard`, with the shared blocks ini and run. How it works:
 #  - sshd gives what was asked for as SSH_ORIGINAL_COMMAND. It must have the one form of `request`; the program text in it is dropped
 #    unread, only the words behind it count. They must match the table REQUESTS, or the request is refused (77) and logged.
@@ -2157,7 +2216,8 @@ def run_calculation(host, command, inputs, into=".", settings=None, mode="run", 
 #  - Commands are those of the sections [command NAME]: argument vectors of the owner's, arguments only where patterns allow them.
 #  - What leaves has passed [outbound]; a file is served only if it is still the one that was looked through.
 INTO_LOG = 'umask "$1"; shift; exec >remote_program_exec.log 2>&1; exec "$@"'
-FORM = re.compile(r"exec sh -c 'eval \"\$\(printf %b \"\$1\"\)\"' mi_distcomp '[^']*'((?: '[^']*'){4,8})((?: [-A-Za-z0-9._/+=,@]+){0,70})\Z")
+FORM = re.compile(r"exec sh -c 'eval \"\$\(printf %b \"\$1\"\)\"' mi_distcomp '[^']*'((?: '[^']*'){4,8})"
+                  r"((?: [-A-Za-z0-9._/+=,@]+){0,70})\Z")
 IDENT, NUMBER, NONE = r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", r"[0-9]{1,18}", r"-"
 RSYNC_FLAGS = re.compile(r"-[vtrpzW]*(?:e[0-9]*\.[0-9]*[A-Za-z]*)?\Z")         # no links, no devices, no -s (arguments on stdin), no owners
 RSYNC_WORDS = re.compile(r"--(?:partial|timeout=[0-9]+|compress-choice=zstd|compress-level=1|no-W|no-whole-file)\Z")
@@ -2265,11 +2325,6 @@ def guard_list(place, words, tail):
     tell("E end")
 
 
-def guard_make(place, words, tail):
-    make_work(place)
-    tell("E made")
-
-
 def make_work(place):
     try:
         os.mkdir(place.work, 0o700)
@@ -2345,7 +2400,7 @@ def guard_watch(place, words, tail):
     """Log (where the outbound rules let it out at once) and state until the end."""
     offset, pause, said, since = int(words[0]), 0.01, "", time.monotonic()
     rules = place.rules["outbound"]
-    live = name_refused(rules, utf8(LOG)) is None and not (rules["deny_content"] or rules["deny_sums"] or rules["max_file"] or rules["max_total"])
+    live = name_refused(rules, utf8(LOG)) is None and not any(rules[key] for key in ("deny_content", "deny_sums", "max_file", "max_total"))
     while True:
         state = place.state()
         data = log_after(place, offset) if live else b""
@@ -2425,8 +2480,11 @@ def guard_rsync(place, words, tail):
         raise Refused("rsync into a calculation that was started, or elsewhere")
     elif place.rules["ssh guard"]["max_bytes"]:
         raise Refused("rsync beside max_bytes")
+    else:
+        make_work(place)
     os.chdir(place.work)
-    os.execvpe("rsync", ["rsync", "--server"] + ["--sender"] * sending + flags + ["."] + paths, {"PATH": os.environ.get("PATH", "/usr/bin:/bin")})
+    words = ["rsync", "--server"] + ["--sender"] * sending + flags + ["."] + paths
+    os.execvpe("rsync", words, {"PATH": os.environ.get("PATH", "/usr/bin:/bin")})
 
 
 # What leaves
@@ -2518,8 +2576,10 @@ class Results:
                 self.files[name] = mark
                 total += mark[2]
             if why:
-                guard_log(self.place.rules, "warn", self.place.ident, "outbound", refused=shown(name), why=why, dry_run=self.rules["dry_run"])
-        text = json.dumps({"stamp": self.stamp, "files": {name.decode("utf-8", "surrogateescape"): mark for name, mark in self.files.items()}})
+                guard_log(self.place.rules, "warn", self.place.ident, "outbound", refused=shown(name), why=why,
+                          dry_run=self.rules["dry_run"])
+        marks = {name.decode("utf-8", "surrogateescape"): mark for name, mark in self.files.items()}
+        text = json.dumps({"stamp": self.stamp, "files": marks})
         write_synced(self.book + b".%d" % os.getpid(), text.encode())
         os.rename(self.book + b".%d" % os.getpid(), self.book)
 
@@ -2713,11 +2773,12 @@ class Getting(Putting):
     def listing(self, offset, size, name):
         self.results = Results(self.place, afresh=True)
         started, out = read_note(os.path.join(self.place.control, b"start")), sys.stdout.buffer
-        out.write(b"%d.0\0" % (started.time if started else 0))
+        out.write(b"%.6f\0" % (started.time if started else 0))
         for name in self.results.folders:
             out.write(b"d 0 0 0 755 " + name + b"\0")
         for name, mark in self.results.files.items():
-            out.write(b"f %d %d.%09d %d.%09d %o " % ((mark[2],) + divmod(mark[3], 10 ** 9) + divmod(mark[4], 10 ** 9) + (mark[5],)) + name + b"\0")
+            times = divmod(mark[3], 10 ** 9) + divmod(mark[4], 10 ** 9)
+            out.write(b"f %d %d.%09d %d.%09d %o " % ((mark[2],) + times + (mark[5],)) + name + b"\0")
         for name in self.results.refused:
             out.write(b"x 0 0 0 0 " + name + b"\0")
         out.write(b"\0")
@@ -2756,7 +2817,6 @@ class Getting(Putting):
 REQUESTS = {                   # verb: (what serves it, its ID, its further words; whole matches)
     "hold": (guard_hold, NONE, ()),
     "list": (guard_list, NONE, ()),
-    "make": (guard_make, IDENT, ()),
     "lane": (guard_lane, IDENT, (r"put|get",)),
     "run": (guard_run, IDENT, (r"[0-9a-f-]{36}|\?", r"[^\x00-\x08\x0a-\x1f\x7f]{1,4000}", r"(?s).*")),     # boot, command, dropped text
     "watch": (guard_watch, IDENT, (NUMBER,)),
@@ -2805,7 +2865,8 @@ def print_key_line(options):
     if not re.match(r"(?:ssh|ecdsa|sk)-[a-z0-9@.-]+ [A-Za-z0-9+/=]+(?: [^\n]*)?\Z", key):
         raise Stop(EX_CONFIG, _("%s: not one public key") % printable(options.print_key_line))
     rules = guard_rules(options)
-    command = "%s -I -S %s guard%s" % (sys.executable, os.path.abspath(__file__), " --ini " + os.path.abspath(options.ini) if options.ini else "")
+    own_ini = " --ini " + os.path.abspath(options.ini) if options.ini else ""
+    command = "%s -I -S %s guard%s" % (sys.executable, os.path.abspath(__file__), own_ini)
     if re.search(r'["\\$`\s]', command.replace(" ", "")) or ODD.search(command):
         raise Stop(EX_CONFIG, _("%s: put it where the path has no quotes, blanks or $") % printable(command))
     where = 'from="%s",' % rules["ssh guard"]["from"] if rules["ssh guard"]["from"] else ""
@@ -2965,9 +3026,11 @@ def do_list(options):
             order, steps = record.read_order(), record.read_steps()
             last = max(steps.values(), key=lambda one: one["t"]) if steps else {"step": "ordered", "t": order["time"]}
             rows.append({"uuid": ident, "state": last["step"], "host": order["host"], "command": order["command"],
-                         "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(last["t"])), "code": steps.get("finished", {}).get("code", "")})
+                         "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(last["t"])),
+                         "code": steps.get("finished", {}).get("code", "")})
     for row in rows:
-        sys.stdout.write((json.dumps(row, ensure_ascii=False) if options.json else " ".join(printable(value) for value in row.values())) + "\n")
+        text = json.dumps(row, ensure_ascii=False) if options.json else " ".join(printable(value) for value in row.values())
+        sys.stdout.write(text + "\n")
     return 0
 
 
@@ -3022,13 +3085,73 @@ def do_clean(options):
 
 
 def do_check(options):
-    raise Stop(70, "later")
+    """Looks at things as they are. With HOST: from this side; without: as the external computer's guard. 0, or 78 if there is a fault."""
+    findings = check_host(options) if options.host else check_guard(options)
+    for good, text in findings:
+        sys.stdout.write("%s %s\n" % ("ok     " if good else "FAULT  " if good is False else "note   ", printable(text)))
+    return EX_CONFIG if any(good is False for good, text in findings) else 0
+
+
+def check_host(options):
+    """What a run to this host would meet."""
+    import shutil
+    line, rows = Line(options.host, settings_for(vars(options))), []
+    told = line.configured()
+    rows.append((True, _("ssh goes to %s@%s port %s%s") % (told.get("user"), told.get("hostname"), told.get("port"), "".join(
+        " %s=%s" % (key, told[key]) for key in ("proxyjump", "proxycommand") if key in told))))
+    rows.append((None, _("rsync here: %s") % (shutil.which("rsync") or _("none: no differences, no zstd"))))
+    if told.get("stricthostkeychecking") in ("false", "no", "off"):
+        rows.append((None, _("~/.ssh/config switches the check of host keys off; it is made all the same")))
+    try:
+        began = time.monotonic()
+        line.open()
+        rows.append((True, _("log-in in %.2f s, round trip %.1f ms") % (time.monotonic() - began, line.round_trip * 1000)))
+        facts = line.facts
+        rows.append((True, _("guard there") if facts.get("guard") == "1" else _("no guard there: this key may run anything")))
+        rows.append((None if facts.get("gnu") != "1" else True, _("GNU tools there: %s, rsync: %s, zstd: %s, sums by %s, AES: %s") % tuple(
+            facts.get(key, "?") for key in ("gnu", "rsync", "zstd", "sum", "aes"))))
+        if facts.get("kill") == "1":
+            rows.append((False, _("systemd there ends everything at log-out: ask for loginctl enable-linger")))
+        rows.append((int(facts.get("free") or 0) > 1 << 20, _("free there: %.1f GB") % (int(facts.get("free") or 0) / 1e6)))
+        rows.append((True, _("calculations there: %d") % (len(line.call("list", "-")) - 1)))
+    except (LineLost, Stop) as error:
+        rows.append((False, str(error)))
+    finally:
+        line.close()
+    return rows
+
+
+def check_guard(options):
+    """The external computer's side: rules, directories, key lines."""
+    rows = []
+    try:
+        rules = guard_rules(options)
+    except Stop as stop:
+        return [(False, str(stop))]
+    commands = [name for name in rules if name.startswith("command ")]
+    rows.append((bool(commands), _("commands allowed: %s") % (", ".join(commands) or _("none: add sections [command NAME] with argv ="))))
+    for name in commands:
+        program = rules[name]["argv"][:1]
+        import shutil
+        rows.append((bool(program and shutil.which(program[0])), "[%s] argv: %s" % (name, " ".join(program) or _("missing"))))
+    for path in (utf8(os.path.abspath(__file__)), rules["base"]):
+        info = os.stat(path)
+        open_to_others = info.st_mode & 0o022
+        text = _("%s: others may write to it") if open_to_others else _("%s: nobody else may write to it")
+        rows.append((not open_to_others, text % shown(path)))
+    keys = os.path.expanduser("~/.ssh/authorized_keys")
+    lines_there = [row for row in open(keys, encoding="utf-8", errors="replace") if PROGRAM in row] if os.path.exists(keys) else []
+    rows.append((True if lines_there else None, _("%s: %d key lines with this guard") % (keys, len(lines_there))))
+    for row in lines_there:
+        rows.append((row.startswith("restrict,"), _("key line begins with restrict: %s...") % row[:40]))
+    return rows
 
 
 def do_run(options):
     """One calculation from its first step to its last."""
     inputs = [name for group in options.inputs for name in group]
-    return say_outcome(run_calculation(options.host, options.command, inputs, options.to, settings_for(vars(options)), "run", options.keep), options.json)
+    settings = settings_for(vars(options))
+    return say_outcome(run_calculation(options.host, options.command, inputs, options.to, settings, "run", options.keep), options.json)
 
 
 def on_term(number, frame):
@@ -3050,8 +3173,8 @@ def main(argv=None):
     if options.word is None:
         raise Stop(EX_USAGE, _("a word is missing (see --help)"))
     SAY["level"] = 0 if options.v else 2 if options.q else 1
-    return {"run": do_run, "resume": do_resume, "list": do_list, "cancel": do_cancel, "clean": do_clean, "check": do_check, "guard": do_guard}[
-        options.word](options)
+    words = {"run": do_run, "resume": do_resume, "list": do_list, "cancel": do_cancel, "clean": do_clean, "check": do_check, "guard": do_guard}
+    return words[options.word](options)
 
 
 if __name__ == "__main__":

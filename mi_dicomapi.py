@@ -149,7 +149,7 @@ def run_as_program(main):
     except BrokenPipeError:
         code, text = EX_IOERR, ""
     except OSError as error:
-        code, text = EX_IOERR, "%s%s" % (error.strerror or error, ": %s" % error.filename if error.filename else "")
+        code, text = EX_IOERR, "%s%s" % (error.strerror or error, ": %s" % os.fsdecode(error.filename) if error.filename else "")
     except Exception as error:                         # a bug of ours; say where, so that it can be reported
         if SAY["debug"] or os.environ.get("MI_DEBUG"):
             raise
@@ -240,7 +240,8 @@ def nearest(word, known):
 
 
 def read_ini(path, table, guarded=False):
-    """The ini as {section: {key: typed value}}: every section of table with its defaults, and of 'command *' and '*' (any other) those that are there.
+    """The ini as {section: {key: typed value}}: every section of table with its defaults, and of 'command *' and '*' (any other)
+    those that are there.
 
     guarded: what the file allows is run on this host, so it must belong to this user or root and not be writable by everybody.
     78 with file, section, key and what to do, for anything that is not as it should be.
@@ -284,6 +285,9 @@ def read_ini(path, table, guarded=False):
 # ==== shared: stream ====
 # Fielded bodies hold whole files as base64 in JSON. They are read and written as streams: memory does not grow with the files.
 BIG = 64 << 10                 # bytes: longer strings of a fielded body are base64 of a file and go straight into one
+MANY = 1 << 20                 # bytes: beyond so much that is kept, every string of more than FEW_BYTES where a file's content stands does
+FEW_BYTES = 256
+CONTENT = re.compile(rb'(?:\[|"content"\s*:)\s*"\Z')                        # what stands before a file's content
 ALPHABET = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
 END_OF_STRING = re.compile(rb'[^"\\]*(?:\\.[^"\\]*)*"', re.S)
 Blob = collections.namedtuple("Blob", "path size sha256")                    # a file that came inside a fielded body
@@ -316,21 +320,21 @@ class BodyReader:
             if len(kept) > self.most:
                 raise ValueError("more than %d bytes beside the files" % self.most)
             if quote >= 0:
-                kept += self.string()
+                kept += self.string(BIG if len(kept) < MANY or not CONTENT.search(kept, len(kept) - 40) else FEW_BYTES)
             elif not self.more():
                 break
         return self.put_in(self.parse_rest(bytes(kept)))
 
-    def string(self):
-        """The rest of a string, after its opening quote: as it is, or the mark of the Blob that it became."""
+    def string(self, most):
+        """The rest of a string, after its opening quote: as it is, or, if it is longer than most bytes, the mark of the Blob that it became."""
         while True:
             end = END_OF_STRING.match(self.data, self.at)
-            if end and end.end() - self.at <= BIG:
+            if end and end.end() - self.at <= most:
                 text, self.at = self.data[self.at:end.end()], end.end()
                 if self.nonce.encode() in text:
                     raise ValueError("a string that cannot be")
                 return text
-            if end or len(self.data) - self.at > BIG:
+            if end or len(self.data) - self.at > most:
                 mark = "%s:%d" % (self.nonce, len(self.blobs))
                 self.blobs[mark] = self.blob(os.path.join(self.folder, b"%06d" % len(self.blobs)))
                 return mark.encode() + b'"'
@@ -487,7 +491,8 @@ def pattern(text):
     out = ""
     for piece in re.findall(r"\*\*/|\*\*|\*|\?|[^*?]+", text + ("**" if text.endswith("/") else "")):
         out += {"**/": "(?:[^/]+/)*", "**": ".+", "*": "[^/]*", "?": "[^/]"}.get(piece) or re.escape(piece)
-    return re.compile(out + r"\Z", re.S)
+    hidden = r"(?!\.)" if text[0] in "*?" else ""     # as in a shell: * does not reach .bashrc
+    return re.compile(hidden + out + r"\Z", re.S)
 
 
 def declared(names, patterns):
@@ -594,7 +599,8 @@ INI = {
         "auth": (one_of("tokens", "gateway"), "tokens"), "trusted_proxies": (str.split, []), "gateway_user_header": (str, ""),
         "logfile": (str, ""), "lang": (one_of("auto", "en", "ja"), "auto")},
     "limits": {
-        "max_body": (size, 16 << 20), "v1_max_body": (size, 2 << 30), "max_file": (size, 0), "max_files": (int, 200000), "calculations_per_user": (int, 10000),
+        "max_body": (size, 16 << 20), "v1_max_body": (size, 2 << 30), "max_file": (size, 0), "max_files": (int, 200000),
+        "calculations_per_user": (int, 10000),
         "bytes_per_user": (size, 0), "spool_free": (share, 0.05), "connections": (int, 12000), "unauthenticated_per_address": (int, 64),
         "parked_per_token": (int, 200), "workers": (int, 32), "handshake": (seconds, 10.0), "headers": (seconds, 10.0),
         "idle": (seconds, 75.0), "min_rate": (size, 1024)},
@@ -648,7 +654,8 @@ CREATE TABLE calculations (
   state TEXT NOT NULL, status TEXT NOT NULL DEFAULT 'none', reason TEXT NOT NULL DEFAULT '',
   inputs INTEGER NOT NULL DEFAULT 0, inputs_open INTEGER NOT NULL DEFAULT 0, inputs_more INTEGER NOT NULL DEFAULT 0, bytes INTEGER NOT NULL DEFAULT 0,
   results INTEGER NOT NULL DEFAULT 0, results_open INTEGER NOT NULL DEFAULT 0, results_more INTEGER NOT NULL DEFAULT 0, manifest TEXT,
-  protocol INTEGER NOT NULL DEFAULT 0, claim TEXT, attempt INTEGER NOT NULL DEFAULT 0, take TEXT, poller TEXT, cancel TEXT, silent REAL NOT NULL DEFAULT 0,
+  protocol INTEGER NOT NULL DEFAULT 0, claim TEXT, attempt INTEGER NOT NULL DEFAULT 0, take TEXT, poller TEXT, cancel TEXT,
+  silent REAL NOT NULL DEFAULT 0,
   registered REAL NOT NULL, touched REAL NOT NULL, allowed REAL, claimed REAL, started REAL, ended REAL, got REAL, finished REAL,
   exit_code INTEGER, signal INTEGER, report TEXT NOT NULL DEFAULT '{}', missing TEXT NOT NULL DEFAULT '{}', refused TEXT NOT NULL DEFAULT '{}');
 CREATE INDEX by_queue ON calculations (site, state, user, seq);
@@ -666,7 +673,7 @@ CREATE TABLE orders (number INTEGER PRIMARY KEY, call TEXT NOT NULL, fields TEXT
 
 Who = collections.namedtuple("Who", "user roles sites expires key")         # who a token stands for; sites (): any; key: for counting
 Park = collections.namedtuple("Park", "key")                                # a call's answer when it waits for an event of this key
-Spool = collections.namedtuple("Spool", "segments length headers status then moved")  # a call's answer when it is bytes of the spool, see send_spool()
+Spool = collections.namedtuple("Spool", "segments length headers status then moved")  # a call's answer from the spool, see send_spool()
 Spool.__new__.__defaults__ = (None, None)
 Bare = collections.namedtuple("Bare", "parsed")                             # a call's answer without the envelope
 Route = collections.namedtuple("Route", "role function bulk")
@@ -1140,7 +1147,8 @@ def calc_request(c):
 
     row = None
     relay.check_maintenance()
-    if not relay.in_grace() and relay.store.read("SELECT 1 FROM calculations WHERE site = ? AND user = ? AND state IN (?, ?) AND (take = ? OR state = ? AND bytes <= ?) LIMIT 1",
+    if not relay.in_grace() and relay.store.read("SELECT 1 FROM calculations WHERE site = ? AND user = ? AND state IN (?, ?)"
+                                                 " AND (take = ? OR state = ? AND bytes <= ?) LIMIT 1",
                         site, c.who.user, ALLOWED, SENDING, take, ALLOWED, free):
         row = relay.store.write(work, "calc-request")
     if row is None:
@@ -1292,7 +1300,8 @@ def progress_of(c, row):
     away = c.relay.silent_seconds(row)
     ahead, written = None, c.relay.output_sizes(row)
     if row["state"] == ALLOWED:
-        ahead = c.relay.store.read("SELECT COUNT(*) FROM (SELECT 1 FROM calculations WHERE site = ? AND state = ? AND user = ? AND seq < ? LIMIT 1000)",
+        ahead = c.relay.store.read("SELECT COUNT(*) FROM (SELECT 1 FROM calculations WHERE site = ? AND state = ? AND user = ? AND seq < ?"
+                                   " LIMIT 1000)",
                                    row["site"], ALLOWED, row["user"], row["seq"])[0][0]
     return {"progress": WORDS[row["state"]], "status": row["status"], "wait_allow": row["allowed"], "reason": row["reason"],
             "exit_code": row["exit_code"], "signal": row["signal"], "out_of_contact": away, "queue": ahead, "output": written,
@@ -1326,7 +1335,7 @@ def cancel_wait_calc(c):
             raise No(409, "it has ended already", why="ended", state=WORDS[now["state"]] if now else "")
         if now["protocol"] == 1:
             raise No(409, "a fielded poller holds it and cannot be told to stop", why="fielded")
-        tx.db.execute("UPDATE calculations SET cancel = ?, version = version + 1 WHERE seq = ?", (reason, row["seq"]))
+        tx.db.execute("UPDATE calculations SET cancel = ?, version = version + 1 WHERE seq = ? AND cancel IS NOT ?", (reason, row["seq"], reason))
         tx.after(lambda: c.relay.front.fire(("poller", now["user"], now["poller"])))
         tx.after(lambda: log("info", row["accept_id"], "6 cancel", user=row["user"], reason=reason))
         return False
@@ -1343,11 +1352,13 @@ def rerun(c):
     elif row["state"] in STEP["rerun --force"].frm and row["protocol"] != 1 and force and reason and row["accept_id"] in c.relay.silent:
         step = STEP["rerun --force"]
     else:
-        raise No(409, "rerun is possible from abnormal before finish, or out of contact with force and a reason", why="state", state=WORDS[row["state"]])
+        raise No(409, "rerun is possible from abnormal before finish, or out of contact with force and a reason", why="state",
+                 state=WORDS[row["state"]])
 
     def work(tx):
         done = move(c.relay, tx, step, row, status="none", reason="", claim=None, take=None, cancel=None, protocol=0, exit_code=None, signal=None,
-                    started=None, ended=None, got=None, results=0, results_open=0, results_more=0, manifest=None, report="{}", missing="{}", refused="{}")
+                    started=None, ended=None, got=None, results=0, results_open=0, results_more=0, manifest=None, report="{}", missing="{}",
+                    refused="{}")
         if not done:
             raise No(409, "rerun is not possible now", why="state")
         tx.db.execute("DELETE FROM files WHERE calc = ? AND kind = 'result'", (row["seq"],))
@@ -1375,11 +1386,13 @@ def heartbeat(c):
         if not isinstance(entry, dict):
             raise No(400, "calcs is an object of objects")
         found = c.relay.store.read("SELECT %s FROM calculations WHERE accept_id = ? AND user = ?" % BRIEF, accept_id, c.who.user)
+        if found and c.who.sites and found[0]["site"] not in c.who.sites:
+            found = []
         if found and c.relay.in_grace() and c.relay.adopt(found[0], entry.get("claim"), entry.get("phase"), c.text("poller")):
             found = c.relay.store.read("SELECT %s FROM calculations WHERE accept_id = ?" % BRIEF, accept_id)
         if not found:
             unknown.append(accept_id)
-        elif found[0]["claim"] != entry.get("claim") or found[0]["state"] in (GOT, FINISHED):
+        elif not found[0]["claim"] or found[0]["claim"] != entry.get("claim") or found[0]["state"] in (GOT, FINISHED):
             gone.append(accept_id)
         else:
             c.relay.renew(found[0])
@@ -1447,8 +1460,8 @@ def reload_ini(c):
 def version(relay, authenticated):
     """What a client learns from one request without a token; free space only with one."""
     limits = relay.conf["limits"]
-    found = {"version": 2, "instance": relay.instance, "max_body": limits["max_body"], "wait": relay.conf["times"]["wait"], "max_file": limits["max_file"],
-             "max_files": limits["max_files"], "page": PAGE, "pack_file": PACK_FILE}
+    found = {"version": 2, "instance": relay.instance, "max_body": limits["max_body"], "wait": relay.conf["times"]["wait"],
+             "max_file": limits["max_file"], "max_files": limits["max_files"], "page": PAGE, "pack_file": PACK_FILE}
     if authenticated:
         found["free"] = relay.store.free()
     return found
@@ -1488,7 +1501,8 @@ def files_call(c):
         return add_page(c, row, kind) if posting else dict(page_of(c.relay.store, row["seq"], kind, c.number("from")), message="files")
     if which == "pack":
         return take_pack(c, row, kind) if posting else give_pack(c, row, kind)
-    found = c.relay.store.read("SELECT n, size, sha256, done, blob, at FROM files WHERE calc = ? AND kind = ? AND n = ?", row["seq"], kind, int(which))
+    found = c.relay.store.read("SELECT n, size, sha256, done, blob, at FROM files WHERE calc = ? AND kind = ? AND n = ?",
+                               row["seq"], kind, int(which))
     if not found:
         raise No(404, "no file %s" % which)
     if posting:
@@ -1681,7 +1695,8 @@ def give_file(c, row, kind, found):
 def give_pack(c, row, kind):
     """Files N, N+1, ... back to back, whole ones, up to max_body or the first large one."""
     first, segments, total = c.number("from"), [], 0
-    rows = c.relay.store.read("SELECT n, size, done, blob, at FROM files WHERE calc = ? AND kind = ? AND n >= ? ORDER BY n LIMIT ?", row["seq"], kind, first, PACK_FILES)
+    rows = c.relay.store.read("SELECT n, size, done, blob, at FROM files WHERE calc = ? AND kind = ? AND n >= ? ORDER BY n LIMIT ?",
+                              row["seq"], kind, first, min(PACK_FILES, c.get("count", int, PACK_FILES)))
     for found in rows:
         if found["size"] > PACK_FILE or not found["done"] or total + found["size"] > c.relay.conf["limits"]["max_body"]:
             break
@@ -1726,8 +1741,10 @@ class Arrival:
             except ValueError as error:
                 raise No(400, str(error))
 
-    def place(self, target):
-        """Moves the files to where they belong, on disk before this returns."""
+    def place(self, target, stage):
+        """Moves the files of stage [(name, Blob)] to where they belong, on disk before this returns."""
+        for name in set(os.listdir(self.path)) - {os.path.basename(blob.path) for name, blob in stage}:
+            os.unlink(os.path.join(self.path, name))
         sync_path(self.path)
         remove_tree(target)
         above = os.path.dirname(target)
@@ -1751,6 +1768,12 @@ def v1_entries(files, content_of, folder):
     return stage
 
 
+def has_blob(found):
+    """Is there a file in this, where only texts belong?"""
+    parts = found.values() if isinstance(found, dict) else found if type(found) is list else ()
+    return isinstance(found, Blob) or any(has_blob(part) for part in parts)
+
+
 def insert_complete(tx, seq, kind, stage):
     """Adds files [(name, Blob)] that are in their place to a calculation, complete."""
     tx.db.executemany("INSERT INTO files (calc, kind, n, name, size, sha256, done, blob) VALUES (?, ?, ?, ?, ?, ?, 1, ?)",
@@ -1768,6 +1791,8 @@ def v1_add_calcinfo(c):
         info = c.fields.get("calc-info")
         if not isinstance(info, dict) or "remote-site" not in info or not info.get("command"):
             raise No(400, "calc-info, remote-site or command is missing", http=202)
+        if has_blob([value for key, value in info.items() if key not in ("parameter_files", "result_files")]):
+            raise No(400, "calc-info: a text of more than %d bytes that is no file's content" % BIG, http=202)
         site, command, parameters = info["remote-site"], info["command"], info.get("parameters") or ""
         if not isinstance(site, str) or site not in relay.conf["RemoteSites"]["remote_site_ids"]:
             raise No("400", "Your site-id(%s) does not match in the list that acceptable to." % printable(site)[:200], http=202)
@@ -1793,7 +1818,7 @@ def v1_add_calcinfo(c):
         extra = {key: value for key, value in info.items() if key not in ("command", "remote-site", "parameters", "parameter_files", "result_files")}
         kept = json.dumps({"parameters": parameters, "result_names": names, "result_patterns": [], "extra": extra}, ensure_ascii=False)
         accept_id, now = str(uuid.uuid4()), time.time()
-        arrival.place(relay.store.spool(accept_id, "input"))
+        arrival.place(relay.store.spool(accept_id, "input"), stage)
 
         def work(tx):
             check_quota(relay, tx, c.who.user, site, rules, total)
@@ -1895,6 +1920,10 @@ def v1_cancel(c):
         if move(c.relay, tx, STEP["cancel-wait-calc"], row, status="abnormal", reason="cancelled", got=time.time()) or row["state"] == GOT:
             move(c.relay, tx, STEP["finish"], row, finished=time.time())
         tx.db.execute("UPDATE calculations SET hidden = 1 WHERE seq = ?", (row["seq"],))
+        now = tx.db.execute("SELECT state, protocol, user, poller FROM calculations WHERE seq = ?", (row["seq"],)).fetchone()
+        if now["protocol"] == 2 and now["state"] in (SENDING, SENT, RUNNING):             # its poller is told by the heartbeat
+            tx.db.execute("UPDATE calculations SET cancel = 'cancelled: by the workflow side', version = version + 1 WHERE seq = ?", (row["seq"],))
+            tx.after(lambda: c.relay.front.fire(("poller", now["user"], now["poller"])))
 
     c.relay.store.write(work, "cancel-wait-calc")
     return {"message": "cancelled"}
@@ -1915,8 +1944,8 @@ def v1_row(c):
     found = c.relay.store.read("SELECT %s FROM calculations WHERE accept_id = ? AND user = ? AND site = ? AND state != ? AND NOT hidden" % BRIEF,
                                accept_id, c.who.user, site, FINISHED)
     if not found or c.who.sites and site not in c.who.sites or found[0]["needs_v2"] and found[0]["protocol"] != 1:
-        raise No("0300", "There is no information for accept_id(%s), about the your site id(%s)" % (printable(accept_id)[:100], printable(site)[:100]),
-                 http=rules.unknown)
+        raise No("0300", "There is no information for accept_id(%s), about the your site id(%s)" % (
+            printable(accept_id)[:100], printable(site)[:100]), http=rules.unknown)
     if found[0]["state"] == REGISTERED:
         raise No("400", "accept_id(%s) is not allowed to wait yet" % accept_id, http=rules.unknown)
     return found[0]
@@ -1961,7 +1990,8 @@ def v1_calc_request(c):
                                 " ORDER BY seq LIMIT 100", site, ALLOWED, c.who.user):
         if relay.announce(row["accept_id"], peer, now):
             return {"message": "found", "accept_id": row["accept_id"]}
-    early = relay.store.read("SELECT 1 FROM calculations WHERE site = ? AND state = ? AND user = ? AND NOT needs_v2 LIMIT 1", site, REGISTERED, c.who.user)
+    early = relay.store.read("SELECT 1 FROM calculations WHERE site = ? AND state = ? AND user = ? AND NOT needs_v2 LIMIT 1",
+                             site, REGISTERED, c.who.user)
     waits = relay.store.read("SELECT 1 FROM calculations WHERE site = ? AND state = ? AND user = ? LIMIT 1", site, ALLOWED, c.who.user)
     if early and not waits:
         raise No("400", "accept_id is not allowed to wait yet, about the your site id(%s)" % site, http=200)
@@ -1994,12 +2024,13 @@ def v1_calc_start(c):
 
 
 def v1_calc_end(c):
-    """6. The command is over; a fielded poller tells no exit code."""
+    """6. The command is over; a fielded poller tells no exit code but for 0: "calc end" is that."""
     row, word = v1_row(c), c.fields.get("result")
     if word not in ("calc end", "abnormal"):
         raise No(401 if word is None else 402, "result is \"calc end\" or \"abnormal\"", http=400)
     good = word == "calc end"
-    v1_step(c, row, "calc-end", status="completed" if good else "abnormal", reason="" if good else "the command failed", ended=time.time())
+    v1_step(c, row, "calc-end", status="completed" if good else "abnormal", reason="" if good else "the command failed", ended=time.time(),
+            exit_code=0 if good else None)
     return {"message": "ended"}
 
 
@@ -2024,7 +2055,7 @@ def v1_send_results(c):
             if not wanted(name):
                 log("warn", row["accept_id"], "7 send-results", undeclared=name)
             elif entry.get("mimetype1") == "Error":
-                missing[name] = printable(entry.get("mimetype2"))[:1000]
+                missing[name] = printable(entry["mimetype2"] if isinstance(entry.get("mimetype2"), str) else "")[:1000]
             else:
                 there[name] = entry
         try:
@@ -2033,16 +2064,22 @@ def v1_send_results(c):
         except No as no:
             no.http = 200
             raise
-        for name in set(os.listdir(arrival.path)) - {os.path.basename(blob.path) for name, blob in stage}:
-            os.unlink(os.path.join(arrival.path, name))
-        arrival.place(c.relay.store.spool(row["accept_id"], "result"))
-        v1_step(c, row, "send-results", lambda tx: insert_complete(tx, row["seq"], "result", stage), missing=json.dumps(missing, ensure_ascii=False))
+        with c.relay.placing:                          # two requests at once must not mix their files
+            if v1_row(c)["state"] == ENDED:
+                arrival.place(c.relay.store.spool(row["accept_id"], "result"), stage)
+            v1_step(c, row, "send-results", lambda tx: insert_complete(tx, row["seq"], "result", stage),
+                    missing=json.dumps(missing, ensure_ascii=False))
     return {"message": "getting"}
 
 
 def v1_end_send(c):
     """8. All is sent, says the poller, also when its upload failed: a success without results becomes abnormal."""
-    row, word = v1_row(c), c.fields.get("result")
+    with c.relay.placing:
+        return v1_end(c, v1_row(c), c.fields.get("result"))
+
+
+def v1_end(c, row, word):
+    """v1_end_send(), while no results are being put in their place."""
     if word != "end send":
         raise No(401 if word is None else 402, "result is \"end send\"", http=400)
     if row["state"] == GOT and row["status"] == "abnormal":
@@ -2061,7 +2098,8 @@ def v1_end_send(c):
 
 def v1_get_calcinfo(c):
     """The whole table, as a fielded relay shows it, for an operator: files by their sizes."""
-    rows = c.relay.store.read("SELECT %s, registered, info FROM calculations WHERE state != ? AND NOT hidden ORDER BY seq LIMIT 10000" % BRIEF, FINISHED)
+    rows = c.relay.store.read("SELECT %s, registered, info FROM calculations WHERE state != ? AND NOT hidden ORDER BY seq LIMIT 10000" % BRIEF,
+                              FINISHED)
     found = {}
     for row in rows:
         kept = json.loads(row["info"])
@@ -2903,6 +2941,7 @@ class Relay:
         self.tokens, self.leases, self.silent, self.uploads = {}, {}, {}, {}
         self.open_of, self.reserved, self.stamps, self.born = collections.Counter(), 0, {}, time.monotonic()
         self.announced, self.announcing, self.twins, self.told_abnormal, self.v1_sites = {}, threading.Lock(), set(), set(), set()
+        self.placing = threading.Lock()
         self.maintenance, self.grace = None, 0.0
         if os.path.exists(os.path.join(utf8(store.folder), b"restored")):
             self.grace = time.monotonic() + conf["times"]["restore_grace"]
@@ -3057,8 +3096,6 @@ class Relay:
         with self.announcing:
             if self.announced_to_other(accept_id, peer, now):
                 return False
-            if len(self.announced) > 10000:
-                self.announced = {key: value for key, value in self.announced.items() if value[1] > now}
             self.announced[accept_id] = (peer, now + self.conf["times"]["v1_announce"])
             return True
 
@@ -3067,13 +3104,19 @@ class Relay:
         to, until = self.announced.get(accept_id, (peer, now))
         return to != peer and until > now
 
+    def sweep_announced(self, now):
+        """What was named to a fielded poller that did not come for it is there for the next; those of our own who wait are told."""
+        for accept_id in [key for key, (peer, until) in list(self.announced.items()) if until <= now]:
+            self.announced.pop(accept_id, None)
+            for row in self.store.read("SELECT site, user, bytes FROM calculations WHERE accept_id = ? AND state = ?", accept_id, ALLOWED):
+                self.front.fire(("site", row["site"], row["user"]), one=True, need=row["bytes"])
+
     def leave_log(self, row, text):
-        """A log as the only result of a calculation whose own results never came; returns what notes it in a transaction."""
-        data, folder = (text + "\n").encode("utf-8"), self.store.spool(row["accept_id"], "result")
-        remove_tree(folder)
+        """A log as the only result of a calculation whose own results never came; returns what notes it in a transaction.
+        What is in the folder already goes only after that: the results may just have come after all."""
+        data, folder, blob = (text + "\n").encode("utf-8"), self.store.spool(row["accept_id"], "result").rstrip(b"/"), "log" + os.urandom(4).hex()
         make_folder(folder, utf8(self.store.folder))
-        path = os.path.join(folder, b"000000")
-        with open(path, "wb") as out:
+        with open(os.path.join(folder, utf8(blob)), "wb") as out:
             out.write(data)
             out.flush()
             os.fsync(out.fileno())
@@ -3081,7 +3124,17 @@ class Relay:
 
         def note(tx):
             tx.db.execute("DELETE FROM files WHERE calc = ? AND kind = 'result'", (row["seq"],))
-            insert_complete(tx, row["seq"], "result", [(LOG_NAMES[1], Blob(path, len(data), hashlib.sha256(data).hexdigest()))])
+            insert_complete(tx, row["seq"], "result", [(LOG_NAMES[1], Blob(b"", len(data), hashlib.sha256(data).hexdigest()))])
+            tx.db.execute("UPDATE files SET blob = ? WHERE calc = ? AND kind = 'result'", (blob, row["seq"]))
+            tx.after(drop_others)
+
+        def drop_others():
+            for entry in os.listdir(folder):
+                if entry != utf8(blob):
+                    try:
+                        os.unlink(os.path.join(folder, entry))
+                    except OSError:                    # retention takes it
+                        pass
 
         return note
 
@@ -3125,13 +3178,13 @@ class Relay:
 
     def lose(self, row, reason="lost: out of contact for too long"):
         """Nothing was heard of it for too long: it ends abnormal, with a log that says so, and its claim is void."""
-        note = self.leave_log(row, reason)
-
         def work(tx):
             if move(self, tx, STEP["lost"], row, status="abnormal", reason=reason, claim=None, got=time.time()):
                 note(tx)
 
-        self.store.write(work, "lost")
+        with self.placing:
+            note = self.leave_log(row, reason)
+            self.store.write(work, "lost")
 
     def sweep_old(self, now):
         """Removes what its time has come for: never allowed, fetched, never fetched. now: seconds since the epoch."""
@@ -3142,7 +3195,8 @@ class Relay:
                 self.uploads.pop(key, None)
         old = []
         for state, field, limit in ((REGISTERED, "touched", "register_for"), (FINISHED, "finished", "keep_fetched"), (GOT, "got", "keep_results")):
-            old += self.store.read("SELECT seq, accept_id, user, state FROM calculations WHERE state = ? AND touched < ? AND %s < ? LIMIT 10000" % field,
+            old += self.store.read("SELECT seq, accept_id, user, state FROM calculations WHERE state = ? AND touched < ? AND %s < ?"
+                                   " LIMIT 10000" % field,
                                    state, now - times[limit], now - times[limit])
         for row in old:
             if row["state"] == REGISTERED and (row["seq"] in moving or monotonic - self.stamps.get(row["seq"], self.born) < times["register_for"]):
@@ -3178,6 +3232,7 @@ class Relay:
                 self.look_at_pauses()
                 self.obey()
                 self.sweep_leases(now)
+                self.sweep_announced(now)
                 if self.ini_stamp() != ini_seen:
                     ini_seen = self.ini_stamp()
                     self.try_reload()
@@ -3296,7 +3351,8 @@ def tls_context(server):
     except (AttributeError, KeyError, ValueError, OSError):
         end = None                                     # no way to look in this Python: clients will say
     if end is not None and end < time.time():
-        raise Stop(EX_CONFIG, _("[Server] certfile = %s: expired on %s; renew it") % (server["certfile"], time.strftime("%Y-%m-%d", time.localtime(end))))
+        raise Stop(EX_CONFIG, _("[Server] certfile = %s: expired on %s; renew it") % (
+            server["certfile"], time.strftime("%Y-%m-%d", time.localtime(end))))
     return context
 
 
@@ -3446,9 +3502,11 @@ def show(options):
     for key, value in row.items():
         if key == "files":
             for found in value:
-                print("  %-6s %6d  %12d bytes  %s  %s" % (found["kind"], found["n"], found["size"], "complete" if found["done"] else "-", printable(found["name"])))
+                print("  %-6s %6d  %12d bytes  %s  %s" % (
+                    found["kind"], found["n"], found["size"], "complete" if found["done"] else "-", printable(found["name"])))
         elif value not in (None, "", "{}"):
-            print("%-14s %s" % (key, when(value) if key in ("registered", "touched", "allowed", "claimed", "started", "ended", "got", "finished") else printable(value)))
+            times = ("registered", "touched", "allowed", "claimed", "started", "ended", "got", "finished")
+            print("%-14s %s" % (key, when(value) if key in times else printable(value)))
     return 0
 
 
@@ -3595,7 +3653,8 @@ class DemoPart:
     def __init__(self, name, words, folder):
         import subprocess
         self.name, self.lines = name, []
-        self.process = subprocess.Popen([sys.executable, "-I"] + words, cwd=folder, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        self.process = subprocess.Popen([sys.executable, "-I"] + words, cwd=folder, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                                        stderr=subprocess.STDOUT)
         self.thread = threading.Thread(target=self.show, daemon=True)
         self.thread.start()
 
@@ -3711,7 +3770,8 @@ def demo_in(folder, scripts, parts):
         tokens[who] = write_file(os.path.join(folder, who), "token", done.stdout.decode())
     secret = write_file(external, "secret_sn_curve.json", DEMO_SECRET)
     command = write_file(external, "fatigue_life.py", DEMO_COMMAND)
-    allowed = "[poller]\nsite = u-demo\nurl = %s\ntoken_file = %s\nca_file = %s\ncalc_base = %s\n[command fatigue_life]\nmatch = fatigue_life\nargv = %s\n    %s\n"
+    allowed = ("[poller]\nsite = u-demo\nurl = %s\ntoken_file = %s\nca_file = %s\ncalc_base = %s\n"
+               "[command fatigue_life]\nmatch = fatigue_life\nargv = %s\n    %s\n")
     base = os.path.join(external, "calculations")
     poller_ini = write_file(external, "poller.ini", allowed % (url, tokens["external"], cert, base, sys.executable, command))
     print(_("the external computer allows one command (%s) and holds one secret table (%s)") % (command, secret))
@@ -3756,7 +3816,8 @@ def parse(words):
     common.add_argument("--ini", default=argparse.SUPPRESS)
     for name in ("--json", "-q", "-v"):
         common.add_argument(name, action="store_true", default=argparse.SUPPRESS, dest={"-q": "quiet", "-v": "verbose"}.get(name, "json"))
-    parser = Parser(prog=PROGRAM, usage=argparse.SUPPRESS, parents=[common], description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(prog=PROGRAM, usage=argparse.SUPPRESS, parents=[common], description=__doc__,
+                    formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--version", action="store_true", help=argparse.SUPPRESS)
     parser.set_defaults(function=serve, ini=None, json=False, quiet=False, verbose=False)
     commands = parser.add_subparsers(dest="command", metavar="")

@@ -143,7 +143,7 @@ def run_as_program(main):
     except BrokenPipeError:
         code, text = EX_IOERR, ""
     except OSError as error:
-        code, text = EX_IOERR, "%s%s" % (error.strerror or error, ": %s" % error.filename if error.filename else "")
+        code, text = EX_IOERR, "%s%s" % (error.strerror or error, ": %s" % os.fsdecode(error.filename) if error.filename else "")
     except Exception as error:                         # a bug of ours; say where, so that it can be reported
         if SAY["debug"] or os.environ.get("MI_DEBUG"):
             raise
@@ -235,7 +235,8 @@ def nearest(word, known):
 
 
 def read_ini(path, table, guarded=False):
-    """The ini as {section: {key: typed value}}: every section of table with its defaults, and of 'command *' and '*' (any other) those that are there.
+    """The ini as {section: {key: typed value}}: every section of table with its defaults, and of 'command *' and '*' (any other)
+    those that are there.
 
     guarded: what the file allows is run on this host, so it must belong to this user or root and not be writable by everybody.
     78 with file, section, key and what to do, for anything that is not as it should be.
@@ -327,7 +328,8 @@ def pattern(text):
     out = ""
     for piece in re.findall(r"\*\*/|\*\*|\*|\?|[^*?]+", text + ("**" if text.endswith("/") else "")):
         out += {"**/": "(?:[^/]+/)*", "**": ".+", "*": "[^/]*", "?": "[^/]"}.get(piece) or re.escape(piece)
-    return re.compile(out + r"\Z", re.S)
+    hidden = r"(?!\.)" if text[0] in "*?" else ""     # as in a shell: * does not reach .bashrc
+    return re.compile(hidden + out + r"\Z", re.S)
 
 
 def declared(names, patterns):
@@ -1198,8 +1200,8 @@ def not_built(text):
 LATER = (not_built, "")
 KEYS = {                       # {section: {key: (kind, default)}}
     "poller": {
-        "site": (str, ""), "url": (str, ""), "token_file": (str, ""), "ca_file": (str, ""), "client_cert": (str, ""), "client_key": (str, ""),
-        "proxy": (str, ""), "calc_base": (str, ""), "jobs": (number(1, 1000), 1), "retry": (retry_of, None), "keep_free": (share, 0.05),
+        "site": (str, ""), "url": (str, ""), "token_file": (str, ""), "ca_file": (str, ""), "client_cert": (str, ""),
+        "client_key": (str, ""), "proxy": (str, ""), "calc_base": (str, ""), "jobs": (number(1, 1000), 1), "retry": (retry_of, None), "keep_free": (share, 0.05),
         "keep_workdirs": (seconds, 30 * 86400.0), "logfile": (str, ""), "lang": (one_of("auto", "en", "ja"), "auto"),
         "hours": LATER, "paused": LATER, "poll": LATER, "idle_exit": LATER, "output": LATER, "hold": LATER, "require_signature": LATER,
         "signature_keys": LATER, "notify": LATER},
@@ -1240,7 +1242,7 @@ def check_command(where, section, keys):
         elif dot:
             env[rest] = keys[key]
     if not keys["parameters"] == bool(patterns) == (argv.count("{parameters}") == 1) or argv.count("{parameters}") > 1:
-        raise wrong("parameters", _("arguments from the relay need all of: parameters = yes, a line {parameters} in argv, argument.N for each"))
+        raise wrong("parameters", _("arguments from the relay need parameters = yes, a line {parameters} in argv, argument.N for each"))
     return dict(keys, name=section[8:], match=keys["match"] or argv[0], patterns=patterns, env=env)
 
 
@@ -1254,8 +1256,8 @@ def allow_list(where, settings):
                 raise Stop(EX_CONFIG, _("%s: [%s] match: another command has it already") % (where, section))
             commands[command["match"]] = command
     if not commands:
-        raise Stop(EX_CONFIG, _("%s allows no command on this host; add one section for each, like:  [command solver]  "
-                                "argv = /opt/solver/run.sh  match = THE WORD THAT THE WORKFLOW SIDE SAYS") % where)
+        raise Stop(EX_CONFIG, _("%s allows no command on this host; add for each:  [command NAME]  argv = /PATH/OF/PROGRAM  "
+                                "match = WORD ON THE WIRE") % where)
     return commands
 
 
@@ -1277,6 +1279,11 @@ def allowed(commands, info):
 
 
 # ---- a calculation on this host's disk ----
+
+def shown(path):
+    """A path of bytes as text for people."""
+    return path.decode("utf-8", "replace")
+
 
 class Calculation:
     """One calculation: its order (what the relay said), its two directories (bytes), its journal. name: ACCEPT_ID, or ACCEPT_ID.N."""
@@ -1357,32 +1364,33 @@ def on_disk(base):
 
 def check_order_of(found):
     """What calc-request answered, as an order for order.json. ValueError if any of it is not what it must be."""
-    info = found.get("calc-info")
-    order = {"accept_id": found.get("accept_id"), "claim": found.get("claim"), "attempt": found.get("attempt"), "calc-info": info}
-    if not isinstance(order["accept_id"], str) or not ACCEPT_ID.match(order["accept_id"]):
-        raise ValueError("accept_id %r" % (order["accept_id"],))
-    if not isinstance(order["claim"], str) or not re.match(r"[0-9A-Za-z._-]{1,200}\Z", order["claim"]):
-        raise ValueError("claim")
-    if type(order["attempt"]) is not int or not 1 <= order["attempt"] < 10 ** 6:
-        raise ValueError("attempt %r" % (order["attempt"],))
-    if not isinstance(info, dict) or not isinstance(info.get("command"), str):
-        raise ValueError("calc-info")
+    order = {key: found.get(key) for key in ("accept_id", "claim", "attempt", "calc-info")}
+    info = order["calc-info"] if isinstance(order["calc-info"], dict) else {}
     for key, kind in (("parameters", str), ("result_files", dict), ("result_patterns", list)):
-        if not isinstance(info.setdefault(key, kind()), kind):
-            raise ValueError(key)
-    if not all(isinstance(text, str) for text in info["result_patterns"]):
-        raise ValueError("result_patterns")
+        info.setdefault(key, kind())
+    good = (("accept_id", isinstance(order["accept_id"], str) and ACCEPT_ID.match(order["accept_id"])),
+            ("claim", isinstance(order["claim"], str) and re.match(r"[0-9A-Za-z._-]{1,200}\Z", order["claim"])),
+            ("attempt", type(order["attempt"]) is int and 1 <= order["attempt"] < 10 ** 6),
+            ("command", isinstance(info.get("command"), str)), ("parameters", isinstance(info["parameters"], str)),
+            ("result_files", isinstance(info["result_files"], dict)), ("result_patterns", isinstance(info["result_patterns"], list)
+                                                                      and all(isinstance(text, str) for text in info["result_patterns"])))
+    if not all(right for key, right in good):
+        raise ValueError("malformed: " + " ".join(key for key, right in good if not right))
     return dict(order, t=round(time.time(), 3), protocol=2)
 
 
 def make_spare(base):
-    """A control directory made beforehand, so that a claimed calculation need not wait for its fsyncs."""
+    """A control directory made beforehand, so that a claimed calculation need not wait for its fsyncs. Returns its `take`, the word by
+    which the relay hands out the same calculation again when its answer was lost, also to the next start of the poller."""
     spare = os.path.join(base, b".mi", b"spare")
     if not os.path.exists(os.path.join(spare, b"ready")):
         shutil.rmtree(spare, ignore_errors=True)
         os.mkdir(spare, 0o700)
         write_synced(os.path.join(spare, b"journal"), b"")
+        write_synced(os.path.join(spare, b"take"), os.urandom(16).hex().encode())
         prepare(spare)
+    with open(os.path.join(spare, b"take")) as text:
+        return text.read()
 
 
 def put_on_disk(base, found):
@@ -1448,7 +1456,7 @@ def begin(poller, calc, relay, page):
         try:
             page = page or relay.ask("GET", "files/%s/input" % calc.accept_id, {"v": 2, "from": 0, "claim": calc.claim})
             fetch_inputs(calc, relay, page, poller.moved)
-        except (ValueError, AttributeError, TypeError, OSError) as error:
+        except (ValueError, OSError) as error:
             relay.close()
             calc.tidy(rb"part\d+\Z")
             shutil.rmtree(calc.work, ignore_errors=True)                  # room for the journal
@@ -1528,12 +1536,20 @@ def wait_for_end(poller, calc):
 
     def over():
         child = read_note(calc.path(b"child")) if limit else None
+        if calc.child is not None and calc.child.poll() is not None and look(calc.control, time.time())[0] == "ready":
+            return "could not be started"              # the wrapper was killed before it did anything
         late = child and time.clock_gettime(7) - int(child.start) / os.sysconf("SC_CLK_TCK") > limit      # 7: seconds since boot
         return "timeout" if late else "cancelled" if calc.cancelled else ""
 
     state, detail = wait_end(calc.control, over)
     while state not in ("ended", "lost"):
         why = why or over()
+        if state == "ready":
+            try:
+                os.unlink(calc.path(b"ready"))         # from now on it cannot start any more
+                break
+            except FileNotFoundError:
+                pass                                   # it did, just now
         kill_tree(calc)
         until = time.monotonic() + 2
         state, detail = wait_end(calc.control, lambda: time.monotonic() > until)
@@ -1553,19 +1569,8 @@ def wait_for_end(poller, calc):
 Result = collections.namedtuple("Result", "name path size sum256")
 
 
-def walk(folder, below=""):
-    """(name, path) of everything under folder that is not a directory; links are not followed."""
-    for entry in os.scandir(folder):
-        name = below + entry.name.decode("utf-8", "backslashreplace")
-        if entry.is_dir(follow_symlinks=False):
-            for found in walk(entry.path, name + "/"):
-                yield found
-        else:
-            yield name, entry.path
-
-
 def may_leave(rules, name):
-    """'' or the [outbound] rule that keeps a file of that name here. deny_names: the whole name or any part of it, in upper or lower case."""
+    """'' or the [outbound] rule that keeps a file of that name here. deny_names: the whole name or any part, in any case."""
     from fnmatch import fnmatchcase
     whole = "/".join(parts_of(name))
     for rule in rules["deny_names"]:
@@ -1626,19 +1631,22 @@ def candidates(calc):
         for name in sorted(names):
             yield name, os.path.join(calc.work, utf8(name)), True
         asked = declared((), calc.info["result_patterns"])
-        for name, path in walk(calc.work) if calc.info["result_patterns"] else ():
-            if name not in names and name not in LOG_NAMES and asked(name):
-                yield name, path, False
+        for folder, folders, leaves in os.walk(calc.work if calc.info["result_patterns"] else b""):       # follows no links
+            for path in (os.path.join(folder, leaf) for leaf in leaves):
+                name = path[len(calc.work) + 1:].decode("utf-8", "backslashreplace")
+                if name not in names and name not in LOG_NAMES and asked(name):
+                    yield name, path, False
+            if len(folder) > len(calc.work) + 1000:    # longer than any name may be
+                del folders[:]
 
 
 def collect(calc, rules, before):
     """7. ([Result] in a manifest's order, {name: why} of what is missing, of what is refused: by name only if it was declared by name).
     before: {name: sum} of an earlier look; what differs is refused as well."""
     found, missing, refused, others, folders, total = [], {}, {}, collections.Counter(), {}, 0
-    roots = {True: os.path.realpath(calc.control), False: os.path.realpath(calc.work)}
     for name, path, by_name in candidates(calc):
         try:
-            result = read_result(roots[name in LOG_NAMES], name, path, rules, folders)
+            result = read_result(calc.control if name in LOG_NAMES else calc.work, name, path, rules, folders)
             if before.get(name, result.sum256) != result.sum256:
                 raise ValueError("changes")
             if len(found) >= rules["max_files"] or rules["max_total"] and total + result.size > rules["max_total"]:
@@ -1673,7 +1681,8 @@ def write_manifest(calc, found, missing, refused):
         with open(calc.path(b"out", b"manifest.json"), "w", encoding="utf-8") as out:
             out.write('{"missing": %s,\n"refused": %s,\n"files": {' % (json.dumps(missing), json.dumps(refused)))
             for place, result in enumerate(found):
-                out.write("%s\n%s: %s" % ("," if place else "", json.dumps(result.name), json.dumps({"size": result.size, "sha256": result.sum256})))
+                entry = {"size": result.size, "sha256": result.sum256}
+                out.write("%s\n%s: %s" % ("," if place else "", json.dumps(result.name), json.dumps(entry)))
             out.write("}}\n")
     except OSError as error:
         log("warn", calc.accept_id, "7 no manifest", error=error)
@@ -1754,7 +1763,7 @@ def deliver(poller, calc, relay):
         send_results(poller, calc, relay)
     calc.note(8, "delivered")
     log("info", calc.accept_id, "8 end-send", site=poller.site)
-    calc.tidy(rb"(run|ready|alive|end\.tmp|part\d+)\Z")
+    calc.tidy(rb"(take|run|ready|alive|end\.tmp|part\d+)\Z")
 
 
 # ---- the poller ----
@@ -1795,7 +1804,7 @@ def lose_claim(calc, error):
     if look(calc.control, time.time())[0] == "ready":
         log("warn", calc.accept_id, "the claim is gone", code=error.code, why=error)
         return calc.remove()
-    log("error", calc.accept_id, "the result is refused and stays here", code=error.code, why=error, work=calc.work.decode("utf-8", "replace"))
+    log("error", calc.accept_id, "the result is refused and stays here", code=error.code, why=error, work=shown(calc.work))
     if error.code in (404, 409):
         calc.note(8, "kept", why=str(error))
 
@@ -1829,8 +1838,10 @@ class Poller:
         """One log line when the relay goes away, one when it is back (None), however many threads see it."""
         if line is None:
             self.failures = 0
-        if (line is not None) != self.away:
-            log("warn" if line else "info", None, "relay away, asking on" if line else "relay answers again", **({"why": line} if line else {}))
+        if line is not None and not self.away:
+            log("warn", None, "relay away, asking on", why=line)
+        elif line is None and self.away:
+            log("info", None, "relay answers again")
         self.away = line is not None
 
     def moved(self, count):
@@ -1842,7 +1853,7 @@ class Poller:
         if self.retry:
             self.failures, wait = self.failures + 1, self.retry[1]
             if self.failures >= self.retry[0]:
-                self.finish(Stop(EX_UNAVAILABLE, _("%s: no answer %d times in a row; %d calculation(s) stay here and go on at the next start")
+                self.finish(Stop(EX_UNAVAILABLE, _("%s: no answer %d times in a row; %d calculation(s) stay here for the next start")
                                  % (self.options["url"], self.failures, len(self.held))))
                 wait = 3600
         time.sleep(wait)
@@ -1885,9 +1896,9 @@ class Poller:
             if disk.f_bavail * disk.f_frsize >= (keep * disk.f_blocks * disk.f_frsize if isinstance(keep, float) else keep):
                 return disk.f_bavail * disk.f_frsize
             if self.options["once"]:
-                raise Stop(EX_TEMPFAIL, _("%s: less than keep_free is free") % self.base.decode("utf-8", "replace"))
+                raise Stop(EX_TEMPFAIL, _("%s: less than keep_free is free") % shown(self.base))
             if not told:
-                log("warn", None, "less than keep_free is free: no new calculation", base=self.base.decode("utf-8", "replace"))
+                log("warn", None, "less than keep_free is free: no new calculation", base=shown(self.base))
             told = True
             time.sleep(DISK_PAUSE)
 
@@ -1900,9 +1911,9 @@ class Poller:
                 pass
 
 
-def calc_request(poller, relay, nonce, free, wait):
+def calc_request(poller, relay, take, free, wait):
     """3. One calc-request: the answer's fields, or None if there is nothing to do. Refused, Away."""
-    fields = {"v": 2, "site_id": poller.site, "poller": poller.name, "take": nonce, "wait": wait, "free": free,
+    fields = {"v": 2, "site_id": poller.site, "poller": poller.name, "take": take, "wait": wait, "free": free,
               "have": {calc.accept_id: calc.claim for calc in list(poller.held.values())}}
     now = time.strftime("%Y/%m/%d %H:%M:%S")
     poller.tell("%s:send %s%scalc-request?site_id=%s" % (now, relay.url, BASE, poller.site))
@@ -1944,14 +1955,14 @@ def refused_at_first(relay, error):
 
 def claim_loop(poller):
     """A thread: 3. asks for work whenever there is room for it, for ever (--once: until nothing is left)."""
-    relay, backoff, nonce, answered = poller.relay(), Backoff(), os.urandom(16).hex(), False
+    relay, backoff, answered = poller.relay(), Backoff(), False
     wait = first_contact(poller, relay)
     while True:
         try:
             free = poller.wait_for_room()
-            make_spare(poller.base)
+            take = make_spare(poller.base)
             asked, calc = time.monotonic(), None
-            found = calc_request(poller, relay, nonce, free, wait)
+            found = calc_request(poller, relay, take, free, wait)
             poller.notice(None)
             backoff, answered = Backoff(), True
             calc = found and put_on_disk(poller.base, found)
@@ -1967,7 +1978,7 @@ def claim_loop(poller):
             continue
         except ValueError as error:
             log("error", None, "3 the relay's answer is not taken", why=error)
-        nonce = os.urandom(16).hex()
+            shutil.rmtree(os.path.join(poller.base, b".mi", b"spare"), ignore_errors=True)      # with its take
         if calc:
             log("info", calc.accept_id, "3 calc-request", site=poller.site, command=calc.info["command"], attempt=calc.order["attempt"])
             poller.hold(calc, relay, found.get("inputs"))
@@ -2020,15 +2031,15 @@ def open_base(path):
     """calc_base and its .mi, made or checked, as bytes. 78 if others could put something into it."""
     home = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
     base = os.path.realpath(utf8(os.path.expanduser(path) if path else os.path.join(home, "mi_distcomp")))
-    shown, folder = base.decode("utf-8", "replace"), os.path.join(base, b".mi")
+    folder = os.path.join(base, b".mi")
     for path in (base, folder):
         if not os.path.isdir(path):
             os.makedirs(path, 0o700)
     info = os.lstat(folder)
     if not stat.S_ISDIR(info.st_mode) or info.st_uid != os.geteuid() or info.st_mode & 0o077:
-        raise Stop(EX_CONFIG, _("%s/.mi: must be a directory of yours that nobody else may enter (chown, chmod 700)") % shown)
+        raise Stop(EX_CONFIG, _("%s/.mi: must be a directory of yours that nobody else may enter (chown, chmod 700)") % shown(base))
     if (base + b"/").startswith(b"/tmp/"):
-        log("warn", None, "calc_base is below /tmp: a reboot or a cleaner may delete what was not delivered", base=shown)
+        log("warn", None, "calc_base is below /tmp: a reboot or a cleaner may delete what was not delivered", base=shown(base))
     return base
 
 
@@ -2041,7 +2052,7 @@ def lock_base(base):
     except OSError:
         lock.seek(0)
         raise Stop(EX_TEMPFAIL, _("%s: in use by another poller (%s); stop it, or give this one its own calc_base")
-                   % (base.decode("utf-8", "replace"), lock.read(200).strip()))
+                   % (shown(base), lock.read(200).strip()))
     lock.truncate(0)
     lock.write("pid %d on %s\n" % (os.getpid(), os.uname().nodename))
     lock.flush()
@@ -2179,7 +2190,7 @@ def poll(poller):
     relay = poller.relay()                             # 78 here, if a certificate file is unusable
     for line in ("site id = %s" % poller.site, "base url = %s" % relay.url, "token = ****"):
         poller.tell(line)
-    log("info", None, "polling", site=poller.site, url=relay.url, jobs=poller.jobs, base=poller.base.decode("utf-8", "replace"),
+    log("info", None, "polling", site=poller.site, url=relay.url, jobs=poller.jobs, base=shown(poller.base),
         commands=" ".join(sorted(command["name"] for command in poller.commands.values())))
     poller.idle.append(relay)
     for calc in on_disk(poller.base):
@@ -2199,26 +2210,22 @@ def poll(poller):
     return EX_INTERRUPT if signals[0] == signal.SIGINT else 0
 
 
-def list_calculations(base, as_json):
-    """What is, or was, on this host."""
+def show(base, name, as_json):
+    """One calculation (without its claim, with its journal), or with name None a line for each. 64 if it is not here."""
+    known = on_disk(base)
     rows = [{"id": calc.name, "state": calc.state(), "command": calc.info["command"], "age": round(time.time() - calc.order["t"])}
-            for calc in on_disk(base)]
+            for calc in known]
+    for calc, row in zip(known, rows):
+        if name is None and not as_json:
+            print("%-38s %-12s %8ds  %s" % (row["id"], row["state"], row["age"], printable(row["command"])))
+        elif name == calc.name:
+            order = {key: value for key, value in calc.order.items() if key != "claim"}
+            row.update(work=shown(calc.work), control=shown(calc.control), order=order, journal=calc.journal)
+            return print(json.dumps(row, ensure_ascii=False, indent=None if as_json else 1))
+    if name is not None:
+        raise Stop(EX_USAGE, _("%s: not on this host") % printable(name))
     if as_json:
         print(json.dumps(rows, ensure_ascii=False))
-        return
-    for row in rows:
-        print("%-38s %-12s %8ds  %s" % (row["id"], row["state"], row["age"], printable(row["command"])))
-
-
-def show(base, name, as_json):
-    """One calculation: directories, order (without the claim), journal. 64 if it is not here."""
-    for calc in on_disk(base):
-        if calc.name == name:
-            shown = {"id": name, "state": calc.state(), "work": calc.work.decode("utf-8", "replace"),
-                     "control": calc.control.decode("utf-8", "replace"),
-                     "order": {key: value for key, value in calc.order.items() if key != "claim"}, "journal": calc.journal}
-            return print(json.dumps(shown, ensure_ascii=False, indent=None if as_json else 1))
-    raise Stop(EX_USAGE, _("%s: not on this host") % printable(name))
 
 
 def fielded_words(words, options):
@@ -2247,23 +2254,22 @@ def fielded_words(words, options):
 
 def parse(argv):
     """(words, options) of the command line. 64."""
-    import argparse
-
-    class Parser(argparse.ArgumentParser):
-        def error(self, message):
-            raise Stop(EX_USAGE, "%s; --help tells more" % message)
-
-    parser = Parser(add_help=False, allow_abbrev=False)
-    parser.add_argument("words", nargs="*")
-    for word in ("--once", "--json", "--version", "--help", "-h", "-q", "-v"):
-        parser.add_argument(word, action="store_true")
-    parser.add_argument("--jobs", type=int, default=0)
-    parser.add_argument("--ini")
-    found, more = parser.parse_known_args(argv)
-    if any(word.startswith("-") for word in more) or found.jobs < 0:
-        parser.error("%s: unknown option" % (more or "--jobs")[0])
-    return found.words + more, dict(vars(found), site="", url="", token="", fielded=False, verify=True, ca_file="", port=None, retry=None,
-                                    calc_base="")
+    words, options = [], dict.fromkeys(("once", "json", "q", "v", "version", "help", "h"), False)
+    options.update(ini=None, jobs="", site="", url="", token="", ca_file="", calc_base="", port=None, retry=None, fielded="", verify=True)
+    rest = iter(argv)
+    for word in rest:
+        name, equals, value = word.lstrip("-").partition("=")
+        if not word.startswith("-"):
+            words.append(word)
+        elif name in ("ini", "jobs"):
+            options[name] = value if equals else next(rest, "")
+        elif options.get(name) is False and not equals:
+            options[name] = True
+        else:
+            raise Stop(EX_USAGE, _("%s: unknown option; --help tells more") % printable(word))
+    if options["jobs"] and not re.match(r"[1-9]\d{0,2}\Z", options["jobs"]):
+        raise Stop(EX_USAGE, "--jobs: " + _("is not a number from %d to %d") % (1, 999))
+    return words, dict(options, jobs=int(options["jobs"] or 0))
 
 
 def main(argv=None):
@@ -2283,10 +2289,8 @@ def main(argv=None):
     ini = find_ini(options["ini"], __file__)
     settings = read_ini(ini, KEYS, guarded=True)
     choose_language(settings["poller"]["lang"])
-    if words == ["list"]:
-        return list_calculations(open_base(settings["poller"]["calc_base"]), options["json"])
-    if words[0] == "show" and not options["fielded"]:
-        return show(open_base(settings["poller"]["calc_base"]), words[1], options["json"])
+    if words[0] in ("list", "show") and not options["fielded"]:
+        return show(open_base(settings["poller"]["calc_base"]), words[1] if words[0] == "show" else None, options["json"])
     if settings["poller"]["logfile"]:
         SAY["log"] = open(utf8(settings["poller"]["logfile"]), "a", encoding="utf-8", errors="backslashreplace")
     try:

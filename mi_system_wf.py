@@ -135,7 +135,7 @@ def run_as_program(main):
     except BrokenPipeError:
         code, text = EX_IOERR, ""
     except OSError as error:
-        code, text = EX_IOERR, "%s%s" % (error.strerror or error, ": %s" % error.filename if error.filename else "")
+        code, text = EX_IOERR, "%s%s" % (error.strerror or error, ": %s" % os.fsdecode(error.filename) if error.filename else "")
     except Exception as error:                         # a bug of ours; say where, so that it can be reported
         if SAY["debug"] or os.environ.get("MI_DEBUG"):
             raise
@@ -227,7 +227,8 @@ def nearest(word, known):
 
 
 def read_ini(path, table, guarded=False):
-    """The ini as {section: {key: typed value}}: every section of table with its defaults, and of 'command *' and '*' (any other) those that are there.
+    """The ini as {section: {key: typed value}}: every section of table with its defaults, and of 'command *' and '*' (any other)
+    those that are there.
 
     guarded: what the file allows is run on this host, so it must belong to this user or root and not be writable by everybody.
     78 with file, section, key and what to do, for anything that is not as it should be.
@@ -319,7 +320,8 @@ def pattern(text):
     out = ""
     for piece in re.findall(r"\*\*/|\*\*|\*|\?|[^*?]+", text + ("**" if text.endswith("/") else "")):
         out += {"**/": "(?:[^/]+/)*", "**": ".+", "*": "[^/]*", "?": "[^/]"}.get(piece) or re.escape(piece)
-    return re.compile(out + r"\Z", re.S)
+    hidden = r"(?!\.)" if text[0] in "*?" else ""     # as in a shell: * does not reach .bashrc
+    return re.compile(hidden + out + r"\Z", re.S)
 
 
 def declared(names, patterns):

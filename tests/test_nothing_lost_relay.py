@@ -351,15 +351,15 @@ def test_a_silent_claim_goes_back_before_calc_start_and_never_after_it(make_worl
             client.walk(accept_id, held[accept_id], step, RESULTS)
     stamp = client.ok("GET", "calc-progress", {"v": 2, "accept_id": running})["stamp"]
     waiting = in_thread(lambda: world.client().ok("GET", "calc-progress", {"v": 2, "accept_id": running, "wait": 20, "known": stamp}))
-    again = [client.claim(wait=10), client.claim(wait=10)]
-    assert [accept_id for accept_id, claim in again] == [claimed, sent] and all(claim.startswith("2.") for accept_id, claim in again)
-    for accept_id in (claimed, sent):
-        status, first = client.call("POST", "calc-start", {"v": 2, "accept_id": accept_id, "claim": held[accept_id]})
+    again = {}
+    for number in range(2):
+        accept_id, again[accept_id] = client.claim(wait=10)
+        client.walk(accept_id, again[accept_id], "calc-start")
+        status, first = client.call("POST", "calc-end", dict({"v": 2, "accept_id": accept_id, "claim": held[accept_id]}, **MORE["calc-end"]))
         assert (status, first["why"]) == (409, "claim")
+    assert set(again) == {claimed, sent} and all(claim.startswith("2.") for claim in again.values())
     away = waiting()[0]
     assert away["out_of_contact"] is not None and away["progress"] == "running" and away["stamp"] != stamp
-    for accept_id, claim in again:
-        client.walk(accept_id, claim, "calc-start")
     wait_until(lambda: all(client.ok("GET", "calc-progress", {"v": 2, "accept_id": key})["out_of_contact"] is not None for key in (running, ended, getting)), 6)
     assert client.claim(wait=1) is None
     # the holder comes back: by a heartbeat, by its next step, by a byte
@@ -373,43 +373,52 @@ def test_a_silent_claim_goes_back_before_calc_start_and_never_after_it(make_worl
     assert client.ok("GET", "get-calc-result", {"v": 2, "accept_id": getting})["result-info"]["status"] == "completed"
 
 
-def test_every_call_and_every_byte_renews_the_lease(make_world):
-    world = make_world(tls=False, commands=["hello"], ini="[times]\naccept_lease = 1s\nlease = 2s\n").start()
+def slowly_up(world, accept_id, data, seconds):
+    """Sends data as one piece of input 0, over so many seconds; whether it was taken."""
     client = world.client()
+    client.connect()
+    client.connection.putrequest("POST", "/mi-distcomp-api/files/%s/input/0?v=2&offset=0" % accept_id)
+    for pair in (("Content-Length", str(len(data))), ("Authorization", "Bearer " + client.token)):
+        client.connection.putheader(*pair)
+    client.connection.endheaders()
+    for start in range(0, len(data), 1 << 20):
+        client.connection.send(data[start:start + (1 << 20)])
+        time.sleep(seconds / (len(data) >> 20))
+    return client.connection.getresponse().status == 200
+
+
+def slowly_down(world, accept_id, claim, length, seconds):
+    """Reads input 0 in one request, over so many seconds; its bytes."""
+    client, got = world.client(), b""
+    client.connect()
+    client.connection.request("GET", "/mi-distcomp-api/files/%s/input/0?v=2&claim=%s" % (accept_id, claim), headers={"Authorization": "Bearer " + client.token})
+    answer = client.connection.getresponse()
+    while len(got) < length:
+        got += answer.read(1 << 20)
+        time.sleep(seconds / (length >> 20))
+    return got
+
+
+def test_every_call_and_every_byte_renews_the_lease_and_keeps_a_registration(make_world):
+    world = make_world(tls=False, commands=["hello"], ini="[times]\naccept_lease = 2s\nlease = 2s\nregister_for = 2s\nkeep_fetched = 1s\n").start()
+    client, data = world.client(), os.urandom(16 << 20)
+    large = client.register("hello", inputs={"large": data})
+    slow = client.ok("POST", "add-calcinfo", {"v": 2, "request_id": "slow", "calc-info": {
+        "command": "hello", "remote-site": SITE, "parameters": "", "result_files": {}, "parameter_files": {"large": entry(data)}}})["accept_id"]
+    held = dict([client.claim()])
+    down = in_thread(lambda: slowly_down(world, large, held[large], len(data), 4.5))
+    up = in_thread(lambda: slowly_up(world, slow, data, 4.5))
     ids = [client.register("hello", inputs={"a": b"12"}) for number in range(3)]
-    held = dict(client.claim() for number in ids)
-    until = time.monotonic() + 4
-    while time.monotonic() < until:                    # twice as long as a lease
+    held.update(client.claim() for number in ids)
+    until = time.monotonic() + 4.5
+    while time.monotonic() < until:                    # more than twice as long as a lease
         client.ok("GET", "calc-params", {"v": 2, "accept_id": ids[0], "claim": held[ids[0]]})
         assert client.raw("GET", "files/%s/input/0?v=2&claim=%s" % (ids[1], held[ids[1]]))[0] == 200
         client.ok("POST", "heartbeat", {"v": 2, "site_id": SITE, "poller": "p", "wait": 0, "calcs": {ids[2]: {"claim": held[ids[2]], "phase": "inputs"}}})
         time.sleep(0.25)
-    assert [world.state_of(accept_id) for accept_id in ids] == [relay.SENDING] * 3
-
-
-def test_bytes_of_one_long_transfer_renew_the_lease_and_keep_the_registration(make_world):
-    world = make_world(tls=False, commands=["hello"], ini="[times]\naccept_lease = 1s\nlease = 1s\nregister_for = 1s\nkeep_fetched = 1s\n").start()
-    client, data = world.client(), os.urandom(24 << 20)
-    accept_id = client.ok("POST", "add-calcinfo", {"v": 2, "request_id": "slow", "calc-info": {
-        "command": "hello", "remote-site": SITE, "parameters": "", "result_files": {}, "parameter_files": {"a": entry(data)}}})["accept_id"]
-    client.connection.putrequest("POST", "/mi-distcomp-api/files/%s/input/0?v=2&offset=0" % accept_id)
-    for pair in (("Content-Length", str(16 << 20)), ("Authorization", "Bearer " + client.token)):
-        client.connection.putheader(*pair)
-    client.connection.endheaders()
-    for part in range(8):                              # up: 16 MiB in 3 s
-        client.connection.send(data[part << 21:part + 1 << 21])
-        time.sleep(0.38)
-    assert client.connection.getresponse().read() and world.state_of(accept_id) == relay.REGISTERED
-    client.ok("POST", "files/%s/input/0?v=2&offset=%d" % (accept_id, 16 << 20), body=data[16 << 20:])
-    client.ok("POST", "allow-wait-calc", {"v": 2, "accept_id": accept_id})
-    accept_id, claim = client.claim()
-    client.connection.request("GET", "/mi-distcomp-api/files/%s/input/0?v=2&claim=%s" % (accept_id, claim), headers={"Authorization": "Bearer " + client.token})
-    answer, got = client.connection.getresponse(), b""
-    while len(got) < len(data):                        # down: in 3 s
-        got += answer.read(2 << 20)
-        time.sleep(0.25)
-    assert got == data and world.state_of(accept_id) == relay.SENDING
-    client.walk(accept_id, claim, "calc-start")
+    assert down()[0] == data and up()[0] is True
+    assert [world.state_of(accept_id) for accept_id in ids + [large]] == [relay.SENDING] * 4
+    client.ok("POST", "allow-wait-calc", {"v": 2, "accept_id": slow})
 
 
 def test_retention_takes_what_its_time_has_come_for_and_nothing_else(make_world):

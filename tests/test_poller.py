@@ -559,7 +559,7 @@ def test_a_token_file_that_is_not_there_or_empty(relay, host):
 
 def test_no_command_section_prints_the_lines_to_add(relay, host):
     host.sections = {}
-    assert "[command solver]" in refused(host)
+    assert "[command NAME]  argv = " in refused(host)
 
 
 @pytest.mark.parametrize("keys, word", [
@@ -708,3 +708,34 @@ def test_killed_in_the_middle_of_an_upload_it_goes_on_where_it_stopped(relay, ho
     host.start()
     info = outcome(relay, accept_id, 40, contents=False)
     assert info["status"] == "completed" and info["result_files"]["out.txt"]["size"] == 200000000 and len(host.runs()) == 1
+
+
+def test_a_cancelled_command_is_stopped_with_its_tree_and_its_logs_come_back(relay, host):
+    host.script("solve", "echo before; setsid sleep 300 & echo $! > %s/pid; sleep 300" % host.folder)
+    host.start()
+    accept_id = submit(relay, host.site)
+    until((host.folder / "pid").exists)
+    time.sleep(1.5)
+    began = time.monotonic()
+    relay.client().ask("POST", "cancel-wait-calc", {"v": 2, "accept_id": accept_id, "stop": True, "reason": "no more"})
+    info = outcome(relay, accept_id)
+    assert time.monotonic() - began < 3 and (info["status"], info["exit_code"]) == ("abnormal", 143) and "cancelled" in info["reason"]
+    assert info["files"][OUT] == b"before\n" and gone(int((host.folder / "pid").read_text()))
+
+
+def test_a_working_directory_that_became_a_link_lets_nothing_out(relay, host):
+    (host.folder / "secrets").mkdir()
+    (host.folder / "secrets" / "out.txt").write_text("the secret")
+    host.script("solve", 'cd ..; rm -r "$CALC_DIR"; ln -s %s/secrets "$CALC_DIR"' % host.folder)
+    host.start()
+    info = outcome(relay, submit(relay, host.site, patterns=["**"]))
+    assert set(info["files"]) == {OUT, ERR} and info["refused"]["out.txt"] == "link"
+
+
+def test_directories_that_cannot_be_read_and_names_that_are_none_do_not_hold_the_rest_back(relay, host):
+    host.script("solve", r"""mkdir -p closed/x; chmod 0 closed; printf x > "$(printf 'bad\377name')"; printf y > "$(printf 'bad\nname')"; echo x > out.txt
+        printf 1 > "$(printf 'e\314\201')"; printf 2 > "$(printf '\303\251')" """)
+    host.start()
+    info = outcome(relay, submit(relay, host.site, patterns=["**"]))
+    assert info["files"]["out.txt"] == b"x\n" and info["status"] == "completed" and len(info["files"]) == 4
+    assert "bad" not in json.dumps(info["refused"])

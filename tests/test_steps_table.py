@@ -17,7 +17,7 @@ WALK = {relay.SENT: "calc-params-complete", relay.RUNNING: "calc-start", relay.E
         relay.GOT: "end-send", relay.FINISHED: "end-send"}
 
 # Fields of each step's call, besides v, accept_id and (remote side) claim.
-MORE = {"calc-end": {"result": "calc end", "exit_code": 0}, "calc-end abnormal": {"result": "abnormal", "reason": "refused"},
+MORE = {"rerun": {"reason": "once more"}, "rerun --force": {"reason": "once more", "force": True}, "calc-end": {"result": "calc end", "exit_code": 0}, "calc-end abnormal": {"result": "abnormal", "reason": "refused"},
         "send-results": {"result_files": {name: entry(data) for name, data in RESULTS.items()}}, "end-send": {"result": "end send"}}
 
 # What is not a step: (label, method, target, fields, body) -> the states in which it is answered; anywhere else 409.
@@ -26,6 +26,7 @@ OTHERS = [
     ("get-calc-result", "GET", "get-calc-result", {}, None, DONE),
     ("calc-status", "GET", "calc-status", {}, None, EVERY),
     ("calc-progress", "GET", "calc-progress", {}, None, EVERY),
+    ("output", "GET", "output", {"stream": "out", "offset": 0}, None, EVERY),
     ("GET files input", "GET", "files/%s/input", {"from": 0}, None, HELD),
     ("GET files input N", "GET", "files/%s/input/0", {}, None, HELD),
     ("GET files input pack", "GET", "files/%s/input/pack", {"from": 0}, None, HELD),
@@ -148,13 +149,17 @@ def role_of(label):
 
 def expected(label, state):
     """(HTTP status, state afterwards) of a call with the right token and claim."""
+    if label.startswith("rerun"):                      # only from abnormal, or from silence: see below
+        return 409, state
     for step in STEPS:
         if step.name == label:
             if state in step.frm:
                 return 200, step.to
-            repeated = state == step.to and not (label == "cancel-wait-calc" and state == relay.GOT)     # it ended by itself: too late
+            repeated = state == step.to
             if label == "allow-wait-calc":
                 repeated = state != relay.REGISTERED                     # fine at any time after it
+            elif label == "cancel-wait-calc":
+                repeated = state in (relay.SENDING, relay.SENT, relay.RUNNING)           # passed on to who holds it; later: it ended by itself
             return 200 if repeated else 409, state
     return 200 if state in next(other[5] for other in OTHERS if other[0] == label) else 409, state
 
@@ -176,8 +181,9 @@ def test_the_right_caller_moves_only_as_the_table_says_and_may_ask_twice(table, 
         assert (status, first["code"]) == (http, http), (label, state, first)
         assert table.world.state_of(calc.accept_id) == after, (label, state)
         if http == 409:
-            assert first["why"] == ("claim" if role_of(label) == relay.REMOTE and state in UNCLAIMED else "state"), (label, state, first)
-        if state == after:
+            whys = ("claim",) if role_of(label) == relay.REMOTE and state in UNCLAIMED else ("ended",) if label == "cancel-wait-calc" else ("state",)
+            assert first["why"] in whys, (label, state, first)
+        if state == after and (label != "cancel-wait-calc" or http == 409):
             assert table.world.picture(calc.accept_id) == before, (label, state)
         moved = table.world.picture(calc.accept_id)
         assert send(table.client, calc, label) == (status, first), (label, state, "asked again")
@@ -330,7 +336,7 @@ def test_a_cancelled_calculation_ends_abnormal_and_the_one_that_ended_by_itself_
     for state in STATES:
         calc = Calculation(table, state)
         status, first = table.client.call("POST", "cancel-wait-calc", {"v": 2, "accept_id": calc.accept_id, "stop": True, "reason": "no longer needed\n"})
-        assert status == (200 if state in UNCLAIMED else 409), (state, first)
+        assert status == expected("cancel-wait-calc", state)[0], (state, first)
         if state in UNCLAIMED:
             found = table.client.ok("GET", "get-calc-result", {"v": 2, "accept_id": calc.accept_id})["result-info"]
             assert found["status"] == "abnormal" and found["reason"] == "cancelled: no longer needed\\x0a" and found["result_files"] == {}
@@ -338,6 +344,20 @@ def test_a_cancelled_calculation_ends_abnormal_and_the_one_that_ended_by_itself_
             assert table.client.call("POST", "cancel-wait-calc", {"v": 2, "accept_id": calc.accept_id, "stop": True})[0] == 200
             assert table.client.ok("POST", "finish", {"v": 2, "accept_id": calc.accept_id})
     assert LOGS == relay.LOG_NAMES
+
+
+def test_an_abnormal_calculation_can_be_run_again_under_a_new_claim_and_the_old_one_is_void(table):
+    calc = Calculation(table, relay.RUNNING)
+    table.client.ok("POST", "calc-end", calc.fields(dict(MORE["calc-end"], exit_code=3)))
+    table.client.ok("POST", "send-results", calc.fields({"result_files": {}}))
+    table.client.ok("POST", "end-send", calc.fields(MORE["end-send"]))
+    assert send(table.client, calc, "rerun")[0] == 200 and table.world.state_of(calc.accept_id) == relay.ALLOWED
+    assert send(table.client, calc, "send-results")[1]["why"] == "claim"
+    old = calc.claim
+    calc.take += "-again"
+    calc.walk(relay.GOT)
+    assert calc.claim.startswith("2.") and calc.claim != old
+    assert table.client.ok("GET", "get-calc-result", {"v": 2, "accept_id": calc.accept_id})["result-info"]["status"] == "completed"
 
 
 def test_a_call_by_the_wrong_method_or_name_is_refused_in_the_envelope(table):

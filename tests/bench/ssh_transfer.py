@@ -159,7 +159,7 @@ def allow_cubic():
 
 MIB = 1 << 20
 WAN = [                        # title, wanlink options, sysctl, cases (kind, size, count, wanted, scp)
-    ("50 ms, 1 Gbit/s", ["-d", "25", "-r", "1000", "-q", "6250"], (), [("random", 512 * MIB, 1, 2.0, None), ("random", 16384, 2000, 1.1, 10.0)]),
+    ("50 ms, 1 Gbit/s", ["-d", "25", "-r", "1000", "-q", "6250"], (), [("random", 512 * MIB, 1, 2.0, None), ("random", 16384, 2000, 1.1, None), ("random", 16384, 100, 0.9, 10.0)]),
     ("50 ms, 1 Gbit/s, 0.1 % loss", ["-d", "25", "-r", "1000", "-q", "6250", "-l", "0.1"], (), [("random", 64 * MIB, 1, 4.0, None)]),
     ("50 ms, 1 Gbit/s, windows of 1 MiB", ["-d", "25", "-r", "1000", "-q", "6250"],
      ("net.ipv4.tcp_rmem=4096 131072 1048576",), [("random", 64 * MIB, 1, 3.0, None)]),
@@ -176,6 +176,7 @@ def main():
     parser.add_argument("--wan", help="only the long lines whose title holds this")
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--streams", default="auto")
+    parser.add_argument("--case", type=int, help="only the case of this number (from 0) of each long line")
     options = parser.parse_args()
     results = []
     if not options.wan:
@@ -194,7 +195,7 @@ def main():
         wan = Wan(words, sysctl)
         try:
             bench = Bench(wan.lab, 1)
-            for kind, size, count, wanted, scp in cases:
+            for kind, size, count, wanted, scp in cases if options.case is None else cases[options.case:options.case + 1]:
                 name = "%s, %s %s" % (title, kind, "%d MiB" % (size // MIB) if count == 1 else "%d x %d KiB" % (count, size // 1024))
                 bench.case(name, bench.data(kind, size, count), wanted, options.streams, scp, mscp=count == 1)
             results += bench.results

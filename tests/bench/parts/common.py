@@ -25,7 +25,7 @@ class Figures:
 
     def __init__(self, check):
         self.check, self.failed, self.slow = check, [], []
-        print("%-58s %12s %12s %8s %10s" % ("figure", "measured", "reference", "ratio", "threshold"), flush=True)
+        print("%-58s %12s %12s %8s %12s" % ("figure", "measured", "reference", "ratio", "threshold"), flush=True)
 
     def note(self, name, value, unit, reference=None, what=""):
         """A figure without a threshold."""
@@ -56,12 +56,12 @@ class Figures:
         if worse > SLACK:
             self.failed.append(name)
         ratio = "" if reference is None else "%.2f" % (value / reference)
-        self.line(name, value, unit, reference, ratio, "%s %g" % (sign, threshold), verdict, what)
+        self.line(name, value, unit, reference, ratio, "%s %s" % (sign, shape(threshold, unit) if reference is None else "%g" % threshold), verdict, what)
 
     def line(self, name, value, unit, reference, ratio, threshold, verdict, what):
         """One line."""
         shown = "" if reference is None else shape(reference, unit)
-        print("%-58s %12s %12s %8s %10s  %s%s" % (name, shape(value, unit), shown, ratio, threshold, verdict, what and "   " + what), flush=True)
+        print("%-58s %12s %12s %8s %12s  %s%s" % (name, shape(value, unit), shown, ratio, threshold, verdict, what and "   " + what), flush=True)
 
     def end(self):
         """The exit code: 1 if --check and something is worse than its slack allows."""

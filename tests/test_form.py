@@ -1,0 +1,161 @@
+"""The form of the suite: each script stands alone, on the oldest and the newest Python; what two scripts share is the same to the byte."""
+import ast
+import collections
+import glob
+import os
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+import suite
+
+SCRIPTS = sorted(os.path.basename(path) for path in glob.glob(os.path.join(suite.ROOT, "*.py")))
+TOP = {"mi_dicomapi.py", "mi_system_wf.py", "mi_system_remote.py", "execute_remote_command.py", "execute_remote_side_program_ssh.sample.sh",
+       "mi_distributed_computing_assist.ini", "tests", "README.md", ".ci", ".gitignore"}
+BLOCK = re.compile(r"^# ==== shared: (\w+) ====$.*?^# ==== end shared ====$", re.M | re.S)
+
+
+def text_of(name):
+    """A script's text."""
+    with open(suite.script(name), encoding="utf-8") as text:
+        return text.read()
+
+
+def tree_of(name):
+    """A script's syntax tree."""
+    return ast.parse(text_of(name))
+
+
+def pythons():
+    """The oldest and the newest Python here, and the one that the tests use."""
+    found = {}
+    for path in glob.glob(os.path.expanduser("~/.pyenv/versions/3.*/bin/python3")) + glob.glob("/usr/bin/python3.*") + [sys.executable, suite.PYTHON]:
+        if re.search(r"python3(\.\d+)?$", path) and os.access(path, os.X_OK):
+            done = subprocess.run([path, "-I", "-S", "-c", "import sys; print('%d.%d' % sys.version_info[:2])"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+            version = tuple(int(part) for part in done.stdout.decode().strip().split(".")) if done.returncode == 0 else (0, 0)
+            if version >= (3, 6):
+                found.setdefault(version, path)
+    return {found[version] for version in (min(found), max(found))} | {suite.PYTHON}
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_a_script_copied_alone_prints_its_help_and_version(name, tmp_path):
+    shutil.copy(suite.script(name), str(tmp_path))
+    for python in sorted(pythons()):
+        for word in ("--help", "--version"):
+            done = subprocess.run(["env", "-i", "LANG=C", "PATH=" + os.environ["PATH"], python, "-I", "-S", name, word], cwd=str(tmp_path), timeout=20,
+                                  stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+            assert (done.returncode, done.stderr) == (0, b""), (python, done.stderr.decode()[-300:])
+            if word == "--help":
+                assert ast.get_docstring(tree_of(name)).splitlines()[0] in done.stdout.decode("utf-8"), python
+            else:
+                assert re.match(r"%s \S+ protocol 2 \(1\) sha256 [0-9a-f]{64}\n\Z" % name.replace(".py", ""), done.stdout.decode()), python
+    assert [entry for entry in os.listdir(str(tmp_path)) if entry != "__pycache__"] == [name]
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_importing_a_script_does_nothing(name, tmp_path):
+    code = ("import sys, threading; sys.path.insert(0, %r); before = set(sys.modules); import %s as found; "
+            "assert threading.active_count() == 1; assert callable(found.main); print('quiet')" % (suite.ROOT, name.replace(".py", "")))
+    log = tmp_path / "log"
+    done = subprocess.run(["strace", "-f", "-qq", "-o", str(log), "-e", "trace=execve,socket,mkdir,unlink,rename,kill,openat", sys.executable, "-B", "-I", "-S", "-c", code],
+                          cwd=str(tmp_path), env=suite.clean_env(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"quiet\n", b"")
+    traced = log.read_text(errors="replace")
+    assert not re.search(r"\b(socket|mkdir|unlink|rename|kill)\(", traced) and traced.count("execve(") == 1
+    assert not [line for line in traced.splitlines() if re.search(r"O_(WRONLY|RDWR|CREAT)", line) and "/dev/null" not in line]
+
+
+def test_shared_blocks_are_equal_to_the_byte_and_shared_by_at_least_two():
+    blocks = collections.defaultdict(dict)
+    for name in SCRIPTS:
+        text = text_of(name)
+        found = list(BLOCK.finditer(text))
+        assert len(found) == text.count("\n# ==== shared: ") == text.count("\n# ==== end shared ===="), name
+        for block in found:
+            assert name not in blocks[block.group(1)], "%s holds %s twice" % (name, block.group(1))
+            blocks[block.group(1)][name] = block.group(0)
+    assert blocks
+    for block, holders in blocks.items():
+        assert len(holders) >= 2, "%s stands in %s only" % (block, list(holders))
+        assert len(set(holders.values())) == 1, "%s differs between %s" % (block, sorted(holders))
+
+
+def messages(tree):
+    """[(line, text or None)] of every _(...) in the tree; None for what is not a literal."""
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "_":
+            try:
+                found.append((node.lineno, ast.literal_eval(node.args[0])))
+            except ValueError:
+                found.append((node.lineno, None))
+    return found
+
+
+def table_of(tree):
+    """The JA table of a script."""
+    for node in tree.body:
+        if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "JA":
+            keys = [ast.literal_eval(key) for key in node.value.keys]
+            assert len(keys) == len(set(keys)), "twice in JA: %s" % [key for key in keys if keys.count(key) > 1][:1]
+            return ast.literal_eval(node.value)
+    raise AssertionError("no JA")
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_every_message_has_a_japanese_translation(name):
+    tree = tree_of(name)
+    table, said = table_of(tree), messages(tree)
+    missing = sorted({(line, text) for line, text in said if text is not None and text not in table})
+    assert not missing, "%d messages of %s lack a translation, the first: line %d, %r" % (len(missing), name, missing[0][0], missing[0][1])
+    fields = re.compile(r"%(?:\(\w+\))?[-0-9.]*[sdrxfg%]")
+    for english, japanese in table.items():
+        assert fields.findall(english) == fields.findall(japanese), "the fields of %r are in another order" % english
+    unused = set(table) - literals_outside_the_table(tree)
+    assert not unused, "translated, but said nowhere: %r" % sorted(unused)[:1]
+
+
+def literals_outside_the_table(tree):
+    """Every text of the script but those in JA."""
+    found = set()
+    for node in tree.body:
+        if not (isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "JA"):
+            found |= {part.value for part in ast.walk(node) if isinstance(part, ast.Constant) and isinstance(part.value, str)}
+    return found
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_functions_are_short_and_lines_narrow(name):
+    text, wrong = text_of(name), []
+    for number, line in enumerate(text.split("\n"), 1):
+        if len(line) > 150:
+            wrong.append("line %d has %d columns" % (number, len(line)))
+        if line != line.rstrip() or "\t" in line:
+            wrong.append("line %d has blanks at its end, or a tab" % number)
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            length = node.end_lineno - min([node.lineno] + [decorator.lineno for decorator in node.decorator_list]) + 1
+            if length > 60:
+                wrong.append("%s in line %d has %d lines" % (node.name, node.lineno, length))
+        if isinstance(node, ast.ExceptHandler) and node.type is None:
+            wrong.append("line %d has a bare except" % node.lineno)
+    assert not wrong, "%s: %s" % (name, "; ".join(wrong))
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_the_sections_stand_in_the_order_of_the_suite(name):
+    text = text_of(name)
+    assert text.startswith("#!/usr/bin/env python3\n\"\"\"") and text.endswith('\nif __name__ == "__main__":\n    run_as_program(main)\n')
+    places = [text.index("\nimport "), text.index("\nPROGRAM"), text.index("\n# ==== shared: say ===="), text.index("\nJA = "),
+              text.index("\ndef main("), text.index("\nif __name__")]
+    assert places == sorted(places)
+    assert "exit codes:" in ast.get_docstring(ast.parse(text)).lower()
+
+
+def test_the_top_of_the_repository_holds_only_what_belongs_there():
+    done = subprocess.run(["git", "ls-files", "--cached", "--others", "--exclude-standard"], cwd=suite.ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    names = {line.split("/")[0] for line in done.stdout.decode().splitlines()} if done.returncode == 0 else set(os.listdir(suite.ROOT)) - {".git"}
+    assert names <= TOP, sorted(names - TOP)
