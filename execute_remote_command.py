@@ -41,7 +41,8 @@ BULK = 64 << 20                # bytes from which on several connections pay for
 NEAR = 0.004                   # seconds of round trip below which a host counts as being on the same LAN
 PIECE, NEAR_PIECE = 2 << 20, 16 << 20      # bytes; small pieces where the line is slow, large where the processors are
 STREAMS, NEAR_STREAMS, MOST_STREAMS = 6, 2, 8      # connections at once: far, near, ever (a default sshd refuses at random from 10 on)
-AHEAD = 6                      # orders under way in one lane
+AHEAD = 6                      # orders under way in one lane that puts (what it can hold back is little: the pipe's and ssh's buffers)
+ASKED = 2                      # in one that gets: no round trip is idle, and a slow lane holds little back at the end
 BLOCK = 1 << 18                # bytes read or written at once
 SHRINKS = 2.5                  # a sample must shrink by this factor to be worth compressing
 EASY = re.compile(rb"[A-Za-z0-9_][-A-Za-z0-9._+=,@]*\Z")     # names that every version of rsync passes on unchanged
@@ -912,10 +913,7 @@ class Line:
             self.end(self.spare)
             self.spare = None
         if self.process is not None:
-            try:
-                self.process.stdin.close()
-            except OSError:
-                pass
+            self.process.terminate()
             try:
                 self.process.wait(1)
             except subprocess.TimeoutExpired:
@@ -1178,6 +1176,7 @@ class Answers(threading.Thread):
         threading.Thread.__init__(self, daemon=True)
         self.line, self.process, self.work = line, process, work
         self.waiting, self.room, self.dead = collections.OrderedDict(), threading.Semaphore(AHEAD), False
+        self.broke = False
         self.lock = threading.Lock()
 
     def run(self):
@@ -1198,6 +1197,7 @@ class Answers(threading.Thread):
         with self.lock:
             self.dead = True
             left = [item for item, wanted in self.waiting.values()]
+            self.broke = bool(left)
             self.waiting.clear()
         self.work.back(left)
         for _n in range(AHEAD):
@@ -1263,12 +1263,14 @@ def put_lane(line, work, ident, own):
             except BrokenPipeError:
                 break
     finally:
+        if not answers.waiting:
+            process.kill()                             # all is acknowledged
         try:
             process.stdin.close()
         except OSError:
             pass
         answers.join()
-    if work.error is None and answers.dead and process.wait() != 0:
+    if work.error is None and answers.broke:
         line.broke(process)
     line.end(process)
 
@@ -1486,7 +1488,7 @@ def get_lane(line, work, ident, own):
     told, ahead, number = Cut(line, process), collections.deque(), 0
     try:
         while True:
-            while len(ahead) < AHEAD:
+            while len(ahead) < (ASKED if work.lanes > 1 else AHEAD):
                 item = work.take(wait=not ahead)
                 if item is None:
                     break
@@ -1511,9 +1513,8 @@ def get_lane(line, work, ident, own):
         line.broke(process)
     finally:
         work.back(list(ahead))
-        if work.error:
-            process.kill()
-    line.end(process)
+        process.kill()                                 # all that was asked for is here: no need to wait for a farewell
+        line.end(process)
 
 
 def part(entry):

@@ -343,6 +343,7 @@ class BodyReader:
 
     def blob(self, path):
         """The rest of a long string, decoded into the file at path."""
+        import hashlib
         total, carry, padded, digest = 0, b"", False, hashlib.sha256()
         with open(path, "xb", buffering=0) as out:
             while True:
@@ -398,6 +399,8 @@ def as_blob(content, path):
         return content._replace(path=path)
     if not isinstance(content, str):
         raise ValueError("a file's content is not a text")
+    import base64
+    import hashlib
     try:
         data = base64.b64decode(content.replace("\n", "").replace("\r", "").encode("ascii"), validate=True)
     except ValueError:
@@ -409,8 +412,10 @@ def as_blob(content, path):
     return Blob(path, len(data), hashlib.sha256(data).hexdigest())
 
 
-def base64_of(path, at, left):
-    """A part of a file (bytes path) as chunks of base64. ValueError if it became shorter."""
+def base64_of(path, at, left, sum256=""):
+    """A part of a file (bytes path) as chunks of base64. ValueError if it became shorter, or is not what sum256 says."""
+    import hashlib
+    digest = hashlib.sha256()
     buffer = memoryview(bytearray(min(192 << 10, left) or 1))                 # a multiple of 3
     with open(path, "rb", buffering=0) as source:
         source.seek(at)
@@ -422,15 +427,20 @@ def base64_of(path, at, left):
                     raise ValueError("%s became shorter while it was sent" % path.decode("utf-8", "replace"))
                 filled += count
             left -= want
+            if sum256:
+                digest.update(buffer[:want])
+                if not left and digest.hexdigest() != sum256:         # before the last chunk: it must not arrive in full
+                    raise ValueError("%s changed while it was sent" % path.decode("utf-8", "replace"))
             yield binascii.b2a_base64(buffer[:want], newline=False)
 
 
 def around_files(found, files):
-    """JSON with files inside: found(mark) makes an object in which mark stands once for each of files [(path, place, size)], in their order.
+    """JSON with files inside: found(mark) makes an object in which mark stands once for each of files [(path, place, size)], in their order;
+    with a sha256 behind size, a file that is another one is not sent to its end (ValueError).
     Returns (the body's length, a function that gives its chunks)."""
     nonce = os.urandom(8).hex()
     texts = json.dumps(found(nonce), ensure_ascii=False).encode("utf-8", "replace").split(nonce.encode())
-    length = sum(len(text) for text in texts) + sum((size + 2) // 3 * 4 for path, at, size in files)
+    length = sum(len(text) for text in texts) + sum((entry[2] + 2) // 3 * 4 for entry in files)
 
     def chunks():
         for number, text in enumerate(texts):
@@ -750,6 +760,7 @@ class Store:
             db = self.readers.pop()
         except IndexError:
             db = self.connect()
+            db.execute("PRAGMA cache_size=-256")       # KiB each: the system has the file in its cache
         try:
             return db.execute(sql, values).fetchall()
         finally:
@@ -1037,7 +1048,7 @@ def add_calcinfo(c):
     entries, more = check_page(info.get("parameter_files", {}), reserved=LOG_NAMES), bool(c.fields.get("more"))
     total = check_room(relay, entries)
     extra = {key: value for key, value in info.items()
-             if key not in ("command", "remote-site", "parameters", "parameter_files", "result_files", "result_patterns")}
+             if key not in ("command", "remote-site", "parameters", "parameter_files", "result_files", "result_patterns", "rerun")}
     kept = json.dumps({"parameters": parameters, "result_names": names, "result_patterns": patterns, "extra": extra}, ensure_ascii=False)
     print256 = hashlib.sha256(json.dumps([site, command, kept, entries, c.fields.get("total")]).encode()).hexdigest()
     request_id, accept_id, now = c.text("request_id"), str(uuid.uuid4()), time.time()
@@ -1192,6 +1203,8 @@ def calc_end(c):
         raise No(400, "result is \"calc end\" or \"abnormal\"")
     good = word == "calc end" and code == 0
     reason = printable(c.text("reason", ""))[:1000] or ("" if good else "exit code %s" % code)
+    if reason == "cancelled" and row["cancel"]:        # the poller knows no more than that; here it is known by whom
+        reason = row["cancel"]
     report = {key: c.fields[key] for key in ("started", "ended", "cpu", "maxrss") if isinstance(c.fields.get(key), (int, float))}
     name = "calc-end" if word == "calc end" or row["state"] not in (SENDING, SENT) else "calc-end abnormal"
     make_step(c, name, row, status="completed" if good else "abnormal", reason=reason, ended=time.time(), exit_code=code,
@@ -1347,6 +1360,8 @@ def rerun(c):
     """A person's word: the same calculation once more, with a new claim and a new working directory. From abnormal before `finish`;
     with force and a reason also from out of contact: the late result of the old claim is then refused."""
     row, force, reason = own(c), bool(c.fields.get("force")), printable(c.text("reason", ""))[:200]
+    if row["state"] == ALLOWED and row["attempt"]:     # asked again, or about to be run again anyway
+        return {"message": "allowed again"}
     if row["state"] == GOT and row["status"] == "abnormal":
         step = STEP["rerun"]
     elif row["state"] in STEP["rerun --force"].frm and row["protocol"] != 1 and force and reason and row["accept_id"] in c.relay.silent:
@@ -1361,7 +1376,14 @@ def rerun(c):
                     refused="{}")
         if not done:
             raise No(409, "rerun is not possible now", why="state")
+        kept = json.loads(tx.db.execute("SELECT info FROM calculations WHERE seq = ?", (row["seq"],)).fetchone()[0])
+        kept["extra"]["rerun"] = row["attempt"]        # a poller runs an attempt beyond one that it has run only if this covers that
+        tx.db.execute("UPDATE calculations SET info = ? WHERE seq = ?", (json.dumps(kept, ensure_ascii=False), row["seq"]))
         tx.db.execute("DELETE FROM files WHERE calc = ? AND kind = 'result'", (row["seq"],))
+        for stream in ("out", "err"):                  # sooner than anybody can claim it: the next attempt writes from 0
+            path = c.relay.store.spool(row["accept_id"], "", "live." + stream)
+            if os.path.exists(path):
+                os.unlink(path)
 
     c.relay.store.write(work, "rerun")
     c.relay.leases.pop(row["accept_id"], None)
@@ -1382,6 +1404,8 @@ def end(c):
 def heartbeat(c):
     """Renews the leases of what a poller holds, takes the commands' output, and tells what to cancel and what it need not hold any more."""
     gone, unknown, cancel, output = [], [], [], {}
+    told = c.relay.store.read("SELECT accept_id FROM calculations WHERE site = ? AND state IN (?, ?, ?) AND user = ? AND poller = ?"
+                              " AND cancel IS NOT NULL AND claim IS NOT NULL", c.text("site_id", ""), SENDING, SENT, RUNNING, c.who.user, c.text("poller", ""))
     for accept_id, entry in c.need("calcs", dict).items():
         if not isinstance(entry, dict):
             raise No(400, "calcs is an object of objects")
@@ -1400,6 +1424,7 @@ def heartbeat(c):
                 cancel.append(accept_id)
             if "out" in entry or "err" in entry:
                 output[accept_id] = [take_output(c, found[0], stream, entry) for stream in ("out", "err")]
+    cancel += [row["accept_id"] for row in told if row["accept_id"] not in cancel]       # also what it claimed since it began to wait
     if not gone and not unknown and not cancel and not output and time.monotonic() < c.until:
         return Park(("poller", c.who.user, c.text("poller")))
     return {"message": "alive", "cancel": cancel, "gone": gone, "unknown": unknown, "output": output}
@@ -1416,10 +1441,12 @@ def take_output(c, row, stream, entry):
         except ValueError:
             raise No(400, "output is not base64")
         if data:
-            make_folder(os.path.dirname(path), utf8(c.relay.store.folder))
-            with open(path, "ab") as out:
-                out.write(data)
-            size += len(data)
+            try:
+                make_folder(os.path.dirname(path), utf8(c.relay.store.folder))
+                with open(path, "ab", buffering=0) as out:
+                    size += out.write(data)
+            except OSError as error:                   # a full disk must not keep heartbeats from getting through
+                log("warn", row["accept_id"], "output", error=error)
             c.relay.front.fire(("calc", row["accept_id"]))
     return size
 
@@ -2420,7 +2447,8 @@ class Front:
         self.relay, self.lock, self.inbox = relay, threading.Lock(), collections.deque()
         self.poll, self.listeners, self.conns, self.strangers = select.epoll(), {}, {}, collections.Counter()
         self.waiting, self.parked, self.events = {}, collections.Counter(), [0] * 4096
-        self.ready, self.short, self.long, self.moving = threading.Condition(), collections.deque(), collections.deque(), 0
+        self.ready, self.short, self.long, self.moving = threading.Lock(), collections.deque(), collections.deque(), 0
+        self.asleep = []                               # workers without work: a lock each, released to wake it
         self.wake_read, self.wake_write = os.pipe()
         os.set_blocking(self.wake_read, False)
         os.set_blocking(self.wake_write, False)
@@ -2589,8 +2617,8 @@ class Front:
             if conn.phase == "head" and not conn.buffer:
                 conn.deadline = time.monotonic() + self.relay.conf["limits"]["headers"]
             conn.buffer += data
-            if len(conn.buffer) > SMALL_BODY + MAX_HEAD:
-                break
+            if len(conn.buffer) > SMALL_BODY + MAX_HEAD or len(data) < 4096 and not conn.pending():
+                break                                  # what else there may be wakes this thread again
         self.advance(conn)
 
     def advance(self, conn):
@@ -2604,7 +2632,7 @@ class Front:
             head = bytes(conn.buffer[:end + 4])
             del conn.buffer[:end + 4]
             try:
-                if re.search(rb"(?<!\r)\n|\r(?!\n)|\0", head):
+                if not head.count(b"\r") == head.count(b"\n") == head.count(b"\r\n") or b"\0" in head:
                     raise No(400, "a bare line end in the head")
                 conn.call = call = parse_head(head)
                 call.conn, call.relay = conn, self.relay
@@ -2815,18 +2843,32 @@ class Front:
         """A request for the workers; one that moves much data waits while three quarters of them do."""
         with self.ready:
             (self.long if moves else self.short).append(conn)
-            self.ready.notify()
+            self.rouse()
 
-    def work(self):
-        """A worker's life."""
+    def rouse(self):
+        """Wakes the worker that fell asleep last, so that few of them grow; the lock is held."""
+        if self.asleep:
+            self.asleep.pop().release()
+
+    def next_task(self, bed):
+        """(connection, whether it moves much data) for a worker; sleeps in bed, a held lock, until there is one."""
         most = self.relay.conf["limits"]["workers"] * 3 // 4
         while True:
             with self.ready:
-                while not self.short and not (self.long and self.moving < most):
-                    self.ready.wait()
-                moves = not self.short
-                conn = (self.long if moves else self.short).popleft()
-                self.moving += moves
+                if self.short:
+                    return self.short.popleft(), False
+                if self.long and self.moving < most:
+                    self.moving += 1
+                    return self.long.popleft(), True
+                self.asleep.append(bed)
+            bed.acquire()
+
+    def work(self):
+        """A worker's life."""
+        bed = threading.Lock()
+        bed.acquire()
+        while True:
+            conn, moves = self.next_task(bed)
             try:
                 self.answer(conn)
             except (OSError, ValueError) as error:     # the client is gone, or too slow
@@ -2838,7 +2880,7 @@ class Front:
             if moves:
                 with self.ready:
                     self.moving -= 1
-                    self.ready.notify()
+                    self.rouse()
 
     def answer(self, conn):
         """Runs a request and answers it, or lets it wait."""

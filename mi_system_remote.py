@@ -12,7 +12,8 @@ What it does, by the suite's step numbers: 3 asks for a calculation, 4 fetches t
   7 sends the results, 8 says that all were sent.
 What it runs: only what a [command NAME] of the ini names, as an argument vector, never through a shell. Words from the relay become
   arguments only where argument.N allows them. Without such a section it does not start.
-What it sends: declared results that [outbound] lets out, the command's stdout and stderr under the same rules, exit code and times;
+What it sends: declared results that [outbound] lets out, the command's stdout and stderr under the same rules (as they are written,
+  unless output = no, or [outbound] has rules about content), exit code and times;
   of this host: the free bytes of calc_base and a random name.
 What the command sees: the working directory CALC_DIR, MI_RUN=ACCEPT_ID.N, env.VAR of its section, and of the poller's environment
   PATH HOME USER LOGNAME LANG LC_* TZ TMPDIR; no token. It runs as the poller's user: what that user may read, it may read.
@@ -22,8 +23,9 @@ Token: token_file (mode 0600), $CREDENTIALS_DIRECTORY/mi_distcomp_token, $MI_DIS
   can read it for a moment: it is warned of, and moved out of sight.
 
 exit codes: 0 done, or stopped by SIGTERM, 64 usage, 69 relay unavailable, 70 bug, 74 input/output, 75 another poller holds calc_base,
-76 the relay speaks another protocol, 77 token or site refused, 78 configuration, 130 after Ctrl+C
+77 token or site refused, 78 configuration, 130 after Ctrl+C
 """
+import binascii
 import collections
 import errno
 import http.client
@@ -48,6 +50,12 @@ PAGE = 2000                    # entries of a manifest in one call
 MAX_INPUTS = 200000            # input files of a calculation; a relay that sends more is refused
 CHANGES = 4                    # times that results are read anew because they change while they are sent
 DISK_PAUSE = 30                # seconds until a full disk is looked at again
+V1_AGAIN = 600                 # seconds after which a fielded relay is asked again whether it is one still
+V1_LOST_AFTER = 3600           # seconds after which a calculation of a fielded relay is ours if its calc-info was lost and nobody goes on
+OUTPUT_PART = 64 << 10         # bytes of a running command's stdout, and of its stderr, that one heartbeat takes along
+OUTPUT_QUIET = 8               # seconds until the output of a command that writes seldom is looked at again
+OUTPUT_MOST = 64 << 20         # bytes of each that go ahead of the results, all in all
+FAULT = os.environ.get("MI_FAULT", "")                 # crash tests: the name of a fault point at which this process kills itself
 PASS_ON = re.compile(r"(PATH|HOME|USER|LOGNAME|LANG|LC_[A-Z]+|TZ|TMPDIR)\Z")       # the poller's variables that the command gets
 
 # ==== shared: say ====
@@ -339,6 +347,176 @@ def declared(names, patterns):
     return lambda name: parts_of(name) in wanted or any(one.match("/".join(parts_of(name))) for one in found)
 # ==== end shared ====
 
+# ==== shared: stream ====
+# Fielded bodies hold whole files as base64 in JSON. They are read and written as streams: memory does not grow with the files.
+BIG = 64 << 10                 # bytes: longer strings of a fielded body are base64 of a file and go straight into one
+MANY = 1 << 20                 # bytes: beyond so much that is kept, every string of more than FEW_BYTES where a file's content stands does
+FEW_BYTES = 256
+CONTENT = re.compile(rb'(?:\[|"content"\s*:)\s*"\Z')                        # what stands before a file's content
+ALPHABET = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
+END_OF_STRING = re.compile(rb'[^"\\]*(?:\\.[^"\\]*)*"', re.S)
+Blob = collections.namedtuple("Blob", "path size sha256")                    # a file that came inside a fielded body
+
+
+class BodyReader:
+    """A fielded JSON body as a stream: its long strings go through base64 into files in folder (bytes); the rest, at most `most` bytes,
+    is for parse(bytes). views: an iterator of the body's bytes as they arrive. ValueError for anything that is not as it should be."""
+
+    def __init__(self, views, folder, parse, most):
+        self.views, self.folder, self.parse_rest, self.most = views, folder, parse, most
+        self.blobs, self.nonce = {}, os.urandom(8).hex()
+        self.data, self.at = b"", 0
+
+    def more(self):
+        """Takes the next part of the body behind what is not yet read. False at the end."""
+        view = next(self.views, None)
+        if view is None:
+            return False
+        self.data, self.at = self.data[self.at:] + bytes(view), 0
+        return True
+
+    def parse(self):
+        """The body as an object in which long strings are Blobs. ValueError for anything that is not as it should be."""
+        kept = bytearray()
+        while True:
+            quote = self.data.find(b'"', self.at)
+            kept += self.data[self.at:quote + 1 if quote >= 0 else len(self.data)]
+            self.at = quote + 1 if quote >= 0 else len(self.data)
+            if len(kept) > self.most:
+                raise ValueError("more than %d bytes beside the files" % self.most)
+            if quote >= 0:
+                kept += self.string(BIG if len(kept) < MANY or not CONTENT.search(kept, len(kept) - 40) else FEW_BYTES)
+            elif not self.more():
+                break
+        return self.put_in(self.parse_rest(bytes(kept)))
+
+    def string(self, most):
+        """The rest of a string, after its opening quote: as it is, or, if it is longer than most bytes, the mark of the Blob that it became."""
+        while True:
+            end = END_OF_STRING.match(self.data, self.at)
+            if end and end.end() - self.at <= most:
+                text, self.at = self.data[self.at:end.end()], end.end()
+                if self.nonce.encode() in text:
+                    raise ValueError("a string that cannot be")
+                return text
+            if end or len(self.data) - self.at > most:
+                mark = "%s:%d" % (self.nonce, len(self.blobs))
+                self.blobs[mark] = self.blob(os.path.join(self.folder, b"%06d" % len(self.blobs)))
+                return mark.encode() + b'"'
+            if not self.more():
+                raise ValueError("the body ends within a string")
+
+    def blob(self, path):
+        """The rest of a long string, decoded into the file at path."""
+        import hashlib
+        total, carry, padded, digest = 0, b"", False, hashlib.sha256()
+        with open(path, "xb", buffering=0) as out:
+            while True:
+                end = self.data.find(b'"', self.at)
+                piece, last = self.data[self.at:end if end >= 0 else len(self.data)], end >= 0
+                cut = piece.find(b"\\", max(0, len(piece) - 6)) if not last else -1
+                if cut >= 0:                           # an escape may be cut in two
+                    piece = piece[:cut]
+                self.at += len(piece) + (1 if last else 0)
+                piece = carry + (unescape(piece) if b"\\" in piece else piece)
+                whole = len(piece) if last else len(piece) & ~3
+                piece, carry = piece[:whole], piece[whole:]
+                if piece:
+                    rest = piece.translate(None, ALPHABET)
+                    if padded or len(piece) % 4 or rest.strip(b"=") or len(rest) > 2 or not piece.endswith(rest):
+                        raise ValueError("a file's content is not base64")
+                    padded, data = bool(rest), binascii.a2b_base64(piece)
+                    if out.write(data) != len(data):
+                        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                    digest.update(data)
+                    total += len(data)
+                if last:
+                    os.fsync(out.fileno())
+                    return Blob(path, total, digest.hexdigest())
+                if not self.more():
+                    raise ValueError("the body ends within a string")
+
+    def put_in(self, found):
+        """found with the marks replaced by their Blobs."""
+        if isinstance(found, str):
+            return self.blobs.get(found, found)
+        if isinstance(found, list):
+            return [self.put_in(part) for part in found]
+        if isinstance(found, dict):
+            if any(key in self.blobs for key in found):
+                raise ValueError("a name that is too long")
+            return collections.OrderedDict((key, self.put_in(part)) for key, part in found.items())
+        return found
+
+
+def unescape(piece):
+    """JSON's escapes in a part of a base64 string; line ends are dropped."""
+    try:
+        return json.loads('"%s"' % piece.decode("ascii")).encode("ascii").replace(b"\r", b"").replace(b"\n", b"")
+    except ValueError:
+        raise ValueError("a file's content is not base64")
+
+
+def as_blob(content, path):
+    """A file's content as it stands in a fielded body (base64 text, or a Blob already) as a Blob at path."""
+    if isinstance(content, Blob):
+        os.rename(content.path, path)
+        return content._replace(path=path)
+    if not isinstance(content, str):
+        raise ValueError("a file's content is not a text")
+    import base64
+    import hashlib
+    try:
+        data = base64.b64decode(content.replace("\n", "").replace("\r", "").encode("ascii"), validate=True)
+    except ValueError:
+        raise ValueError("a file's content is not base64")
+    with open(path, "xb") as out:
+        out.write(data)
+        out.flush()
+        os.fsync(out.fileno())
+    return Blob(path, len(data), hashlib.sha256(data).hexdigest())
+
+
+def base64_of(path, at, left, sum256=""):
+    """A part of a file (bytes path) as chunks of base64. ValueError if it became shorter, or is not what sum256 says."""
+    import hashlib
+    digest = hashlib.sha256()
+    buffer = memoryview(bytearray(min(192 << 10, left) or 1))                 # a multiple of 3
+    with open(path, "rb", buffering=0) as source:
+        source.seek(at)
+        while left:
+            filled, want = 0, min(left, len(buffer))
+            while filled < want:
+                count = source.readinto(buffer[filled:want])
+                if not count:
+                    raise ValueError("%s became shorter while it was sent" % path.decode("utf-8", "replace"))
+                filled += count
+            left -= want
+            if sum256:
+                digest.update(buffer[:want])
+                if not left and digest.hexdigest() != sum256:         # before the last chunk: it must not arrive in full
+                    raise ValueError("%s changed while it was sent" % path.decode("utf-8", "replace"))
+            yield binascii.b2a_base64(buffer[:want], newline=False)
+
+
+def around_files(found, files):
+    """JSON with files inside: found(mark) makes an object in which mark stands once for each of files [(path, place, size)], in their order;
+    with a sha256 behind size, a file that is another one is not sent to its end (ValueError).
+    Returns (the body's length, a function that gives its chunks)."""
+    nonce = os.urandom(8).hex()
+    texts = json.dumps(found(nonce), ensure_ascii=False).encode("utf-8", "replace").split(nonce.encode())
+    length = sum(len(text) for text in texts) + sum((entry[2] + 2) // 3 * 4 for entry in files)
+
+    def chunks():
+        for number, text in enumerate(texts):
+            yield text
+            if number < len(files):
+                for chunk in base64_of(*files[number]):
+                    yield chunk
+
+    return length, chunks
+# ==== end shared ====
+
 # ==== shared: wire ====
 # The relay's client: one keep-alive connection, JSON calls, files in pieces and packs. Redirects are never followed.
 BASE = "/mi-distcomp-api/"
@@ -346,6 +524,9 @@ MAX_ANSWER = 16 << 20          # bytes of a JSON answer that are read; manifests
 PIECE_MIN, PACK_FILE, CHUNK = 64 << 10, 1 << 20, 256 << 10      # bytes: smallest piece, largest file in a pack, one read or write
 PACK_COUNT = 10000             # files in a pack
 AGAIN = (408, 425, 429, 500, 502, 503, 504, 507)                # answers that mean: later
+NO_TOKEN = (401, 403, "0005")  # answers that mean: not with this token
+V1_WAIT = 300                  # seconds that a fielded relay may be silent: it does one thing at a time, and files whole
+V1_FILE = ((2 << 30) - 1) // 4 * 3                              # bytes: the largest file that is below 2 GiB as base64
 
 
 class Refused(Exception):
@@ -550,6 +731,9 @@ class Relay:
                 if len(data) > MAX_ANSWER or time.monotonic() > until:
                     self.close()
                     raise Away("between", _("%s: an answer without end") % self.url)
+            if left:                                   # part of an answer says nothing, least of all that this is a fielded relay
+                self.close()
+                raise Away("network", "%s: %s" % (self.url, _("cut off")))
             response.length = left                     # before Python 3.13, read1 does not count
             self.finish(response)
             parsed = json.loads(data.decode("utf-8"))
@@ -578,9 +762,9 @@ class Relay:
         body = json.dumps(fields, ensure_ascii=True).encode()
         return self.answer(self.exchange(method, name, body, timeout=wait + 30), wait + 30, whole)
 
-    def again(self, work, patience=None):
+    def again(self, work, patience=None, no_token=NO_TOKEN):
         """work() until it is answered: pauses while the relay is away or busy. patience: seconds, None for ever; then what it raised
-        last."""
+        last. no_token: codes that are waited out with keep_on."""
         backoff, until, noticed = Backoff(self.slowest), None if patience is None else time.monotonic() + patience, False
         while True:
             try:
@@ -592,7 +776,7 @@ class Relay:
                 if isinstance(error, Away):
                     later = error.kind not in self.at_once
                 else:
-                    later = error.code in AGAIN or self.keep_on and error.code in (401, 403, "0005")
+                    later = error.code in AGAIN or self.keep_on and error.code in no_token
                 wait, left = backoff.next(), None if until is None else until - time.monotonic()
                 if not later or left is not None and left <= 0:
                     raise
@@ -605,6 +789,61 @@ class Relay:
     def ask(self, method, name, fields, wait=0, patience=None):
         """call(), until it is answered (see again)."""
         return self.again(lambda: self.call(method, name, fields, wait), patience)
+
+    def call_v1(self, method, name, fields, body=None, folder=None, moved=lambda count: None, began=lambda: None, timeout=V1_WAIT):
+        """One call as the fielded programs make it, once, on a connection of its own: errors[0] if its code is 200, or what comes without
+        an envelope. fields go into the query (GET) or the body. body: (length, function that gives its chunks) instead of fields.
+        folder: where the files inside the answer go (see BodyReader); began: called when an answer without an envelope begins.
+        Refused, Away; ValueError if the answer or a file to send is not as it should be, OSError of this disk."""
+        self.close()                                   # a fielded relay closes it; a request must not go out twice
+        if method == "GET":
+            from urllib.parse import urlencode
+            response = self.exchange("GET", name + "?" + urlencode(fields), timeout=timeout)
+        elif body:
+            response = self.exchange("POST", name, lambda: readable(body[1]()), body[0], timeout=timeout)
+        else:
+            response = self.exchange("POST", name, json.dumps(fields).encode(), timeout=timeout)
+        try:
+            if folder is None or response.status != 200:
+                return self.answer(response, timeout)
+            parsed = BodyReader(self.views(response, moved, began), folder, parsed_json, MAX_ANSWER).parse()
+            if not isinstance(parsed, dict) or "errors" not in parsed:
+                return parsed
+            first = parsed["errors"][0]
+            code, text = first["code"], str(first.get("message", ""))
+        except Away as error:
+            if error.kind == "between" and 400 <= response.status < 500 and response.status not in AGAIN:
+                raise Refused(response.status, str(error), {"why": "html"})             # a gateway has swallowed the relay's own words
+            raise
+        except (KeyError, IndexError, TypeError, AttributeError):
+            raise ValueError(_("an answer that is none"))
+        finally:
+            self.close()
+        if code != 200:
+            raise Refused(code, text, first)
+        return first
+
+    def views(self, response, moved, began):
+        """The body of an answer, a chunk at a time. Away if it breaks off."""
+        view, seen = memoryview(bytearray(CHUNK)), 0
+        while response.length != 0:
+            try:
+                got = response.readinto(view)
+            except (OSError, http.client.HTTPException) as error:
+                raise Away("network", "%s: %s" % (self.url, getattr(error, "strerror", None) or error or type(error).__name__))
+            if not got and response.length:
+                raise Away("network", "%s: %s" % (self.url, _("cut off")))
+            if not got:
+                return
+            if not seen and not re.match(rb'\s*\{\s*"errors"', view[:64]):
+                began()
+            seen += got
+            moved(got)
+            yield view[:got]
+
+    def ask_v1(self, method, name, fields, patience=None, **more):
+        """call_v1(), until it is answered (see again). A fielded 401 is no matter of tokens."""
+        return self.again(lambda: self.call_v1(method, name, fields, **more), patience, NO_TOKEN[1:])
 
     def learn(self, patience=None):
         """The relay's version (int) and limits (dict), from `GET version`; version 1 if it is a fielded one."""
@@ -686,7 +925,7 @@ class Relay:
                     raise ValueError(_("is not what was declared (its sum differs)"))
                 if idle > 10:
                     raise Refused(409, _("%s: the relay stays at byte %d of %d") % (target, now, size))
-                asked, offset = now < size or not size, now
+                asked, offset = True, now              # all there, but not complete: an empty piece has the relay look at it again
 
     def upload_pack(self, target, first, files, claim="", moved=lambda count: None):
         """files [(path, size, ...)], numbers first, first+1, ..., back to back in one body. Returns how many went: fewer where bodies are
@@ -880,6 +1119,23 @@ class Relay:
                 batch.popleft()
             else:
                 self.again(lambda: self.download_pack(target, batch, store, claim, moved))
+
+
+def parsed_json(data):
+    """JSON text (bytes) as an object. ValueError, also for what is nested too deeply."""
+    try:
+        return json.loads(data.decode("utf-8"))
+    except RecursionError:
+        raise ValueError(_("an answer that is none"))
+
+
+def readable(chunks):
+    """chunks; an OSError that they raise is a ValueError from here on, for it is not the network's."""
+    try:
+        for chunk in chunks:
+            yield chunk
+    except OSError as error:
+        raise ValueError("%s: %s" % (error.filename.decode("utf-8", "replace") if error.filename else "", error.strerror))
 
 
 def pieces(source, at, left):
@@ -1101,14 +1357,15 @@ JA = {                         # what a person reads, in Japanese
     "%s: HTTP 413: too large": "%s: HTTP 413: 大きすぎます",
     "%s: HTTP %d without the relay's JSON: a proxy or gateway in between answered":
         "%s: HTTP %d、中継サーバーの JSON ではありません (途中のプロキシかゲートウェイの応答です)",
-    "is not what was declared (its sum differs)": "申告した内容と異なります (sha256 が異なります)",
+    "an answer that is none": "応答が正しくありません",
+    "cut off": "途中で切れました",
     "%s: the relay is at byte %s of a file of %d": "%s: 中継サーバーは %s バイト目と答えました (ファイルは %d バイト)",
+    "is not what was declared (its sum differs)": "申告した内容と異なります (sha256 が異なります)",
     "%s: the relay stays at byte %d of %d": "%s: 中継サーバーが %d バイト目 (全 %d バイト) から進みません",
     "%s changed while it was sent": "%s は送信中に変わりました",
     "the file list is none": "ファイル一覧が正しくありません",
     "%s: no size or sha256": "%s: サイズか sha256 がありません",
     "the pages of the file list do not follow one another": "ファイル一覧のページがつながりません",
-    "cut off": "途中で切れました",
     "%s: HTTP %d where a file was due": "%s: ファイルの代わりに HTTP %d が返りました",
     "%s: %d bytes where %d were due": "%s: %d バイト届きました (正しくは %d バイト)",
     "does not arrive as it was sent (its sum differs, three times)": "送られたとおりに届きません (sha256 が 3 回異なりました)",
@@ -1125,20 +1382,19 @@ JA = {                         # what a person reads, in Japanese
     "%s: must be an executable file that not everybody may change (chmod +x, chmod o-w)":
         "%s: 実行可能で、誰でも書き換えられる状態にないファイルが必要です (chmod +x, chmod o-w)",
     "must be argument.1, argument.2, ... or env.NAME_OF_A_VARIABLE": "argument.1, argument.2, ... または env.変数名 としてください",
-    "arguments from the relay need all of: parameters = yes, a line {parameters} in argv, argument.N for each":
-        "中継サーバーからの引数には parameters = yes、argv の行 {parameters}、引数ごとの argument.N がすべて必要です",
+    "arguments from the relay need parameters = yes, a line {parameters} in argv, argument.N for each":
+        "中継サーバーからの引数には parameters = yes、argv の行 {parameters}、引数ごとの argument.N が必要です",
     "%s: [%s] match: another command has it already": "%s: [%s] match: 別のコマンドが同じ語を使っています",
-    "%s allows no command on this host; add one section for each, like:  [command solver]  argv = /opt/solver/run.sh  match = THE WORD THAT THE WORKFLOW SIDE SAYS":
-        "%s はこの計算機でのコマンドを一つも許可していません。コマンドごとに節を加えてください。例:  [command solver]  argv = /opt/solver/run.sh  match = ワークフロー側が指定する語",
+    "%s allows no command on this host; add for each:  [command NAME]  argv = /PATH/OF/PROGRAM  match = WORD ON THE WIRE":
+        "%s はこの計算機でのコマンドを許可していません。次を加えてください:  [command 名前]  argv = /プログラムの/絶対パス  match = ワークフロー側の語",
     "the command is not in this host's list: %s": "コマンドがこの計算機の許可一覧にありません: %s",
     "parameters with control characters, or too long": "引数に制御文字があるか、長すぎます",
     "parameter %d is not allowed for this command here: %s": "%d 番目の引数はここではこのコマンドに許可されていません: %s",
-    "%s is, or was, on this host: nothing runs twice": "%s はこの計算機で既に扱われました。二度は実行しません",
+    "it ran on this host before, and nothing runs twice unless a person says rerun":
+        "この計算機で既に実行されました。rerun の指示がない限り二度は実行しません",
     "too many inputs, or one with a log's name": "入力が多すぎるか、ログと同じ名前の入力があります",
-    "%s: no answer %d times in a row; %d calculation(s) stay here and go on at the next start":
-        "%s: %d 回続けて応答がありません。%d 件の計算はここに残り、次の起動時に続きます",
+    "%s: no answer %d times in a row; %d calculation(s) stay here for the next start": "%s: %d 回続けて応答がありません。%d 件の計算はここに残り、次の起動時に続きます",
     "%s: less than keep_free is free": "%s: 空き容量が keep_free を下回っています",
-    "%s speaks the fielded protocol (v1) only, and this version does not": "%s は従来のプロトコル (v1) だけに対応し、この版は v1 に対応していません",
     "%s: the token is refused (%s): get a valid one, role remote, for this site":
         "%s: トークンが拒否されました (%s): この識別子に有効な、role が remote のトークンを入手してください",
     "%s/.mi: must be a directory of yours that nobody else may enter (chown, chmod 700)":
@@ -1160,6 +1416,7 @@ JA = {                         # what a person reads, in Japanese
     "say poll, list, show ID, or SITE BASE_URL TOKEN|login ...; --help tells more":
         "poll、list、show ID、または 識別子 BASE_URL トークン|login ... を指定してください。--help をご覧ください",
     "is not a word of this program; --help tells more": "このプログラムの語ではありません。--help をご覧ください",
+    "%s: unknown option; --help tells more": "%s: 知らないオプションです。--help をご覧ください",
     "show needs one ID": "show には ID を一つ指定してください",
 }
 
@@ -1194,17 +1451,17 @@ def not_built(text):
     """A key of later versions: anything but "off" would promise what is not done."""
     if text.lower() not in ("", "no", "none", "0"):
         raise ValueError(_("is not in this version: remove the line"))
-    return text
+    return ""
 
 
 LATER = (not_built, "")
 KEYS = {                       # {section: {key: (kind, default)}}
     "poller": {
         "site": (str, ""), "url": (str, ""), "token_file": (str, ""), "ca_file": (str, ""), "client_cert": (str, ""),
-        "client_key": (str, ""), "proxy": (str, ""), "calc_base": (str, ""), "jobs": (number(1, 1000), 1), "retry": (retry_of, None), "keep_free": (share, 0.05),
-        "keep_workdirs": (seconds, 30 * 86400.0), "logfile": (str, ""), "lang": (one_of("auto", "en", "ja"), "auto"),
-        "hours": LATER, "paused": LATER, "poll": LATER, "idle_exit": LATER, "output": LATER, "hold": LATER, "require_signature": LATER,
-        "signature_keys": LATER, "notify": LATER},
+        "client_key": (str, ""), "proxy": (str, ""), "calc_base": (str, ""), "jobs": (number(1, 1000), 1), "retry": (retry_of, None),
+        "keep_free": (share, 0.05), "keep_workdirs": (seconds, 30 * 86400.0), "logfile": (str, ""),
+        "lang": (one_of("auto", "en", "ja"), "auto"), "hours": LATER, "paused": LATER, "poll": (seconds, 30.0), "idle_exit": LATER,
+        "output": (flag, True), "hold": LATER, "require_signature": LATER, "signature_keys": LATER, "notify": LATER},
     "command *": {
         "argv": (lines, ()), "match": (str, ""), "parameters": (flag, False), "argument.*": (re.compile, None), "env.*": (str, ""),
         "nice": (number(0, 19), 0), "timeout": (seconds, 0.0), "grace": (seconds, 10.0), "jobs": (number(0, 1000), 0),
@@ -1216,6 +1473,7 @@ KEYS = {                       # {section: {key: (kind, default)}}
         "deny_content": LATER, "deny_pieces": LATER, "hold": LATER, "dry_run": LATER, "scan_timeout": LATER, "audit_log": LATER},
 }
 ACCEPT_ID = re.compile(r"[0-9a-f-]{36}\Z")
+SCAFFOLD = rb"(take|run|ready|alive|end\.tmp|part\d+)\Z"                     # files of a control directory that nobody needs after delivery
 
 
 # ---- the allow-list ----
@@ -1280,6 +1538,12 @@ def allowed(commands, info):
 
 # ---- a calculation on this host's disk ----
 
+def fault(name):
+    """A named point at which a crash test kills this process."""
+    if FAULT and FAULT == name:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
 def shown(path):
     """A path of bytes as text for people."""
     return path.decode("utf-8", "replace")
@@ -1313,6 +1577,7 @@ class Calculation:
     def note(self, step, what, **more):
         """One line into the journal, on disk before this returns."""
         entry = dict({"t": round(time.time(), 3), "boot": boot_id(), "step": step, "what": what}, **more)
+        fault(what + " unnoted")
         with open(self.path(b"journal"), "ab", buffering=0) as out:
             data, self.torn = (b"\n" if self.torn else b"") + json.dumps(entry).encode() + b"\n", True
             if out.write(data) != len(data):
@@ -1320,6 +1585,7 @@ class Calculation:
             os.fsync(out.fileno())
         self.torn = False
         self.journal.append(entry)
+        fault(what + " noted")
 
     def explain(self, text):
         """A line of ours at the end of the command's stderr."""
@@ -1338,7 +1604,10 @@ class Calculation:
         """Removes files of the control directory whose names match."""
         for name in os.listdir(self.control):
             if re.match(names, name):
-                os.unlink(self.path(name))
+                try:
+                    os.unlink(self.path(name))
+                except FileNotFoundError:
+                    pass
 
     def remove(self):
         """Both directories; `ready` first, so that what is half removed can never start."""
@@ -1389,20 +1658,23 @@ def make_spare(base):
         write_synced(os.path.join(spare, b"journal"), b"")
         write_synced(os.path.join(spare, b"take"), os.urandom(16).hex().encode())
         prepare(spare)
+        fault("spare made")
     with open(os.path.join(spare, b"take")) as text:
         return text.read()
 
 
-def put_on_disk(base, found):
+def put_on_disk(base, found, **more):
     """3. The claimed calculation, on disk: the spare control directory gets its order and its name. ValueError if it cannot be right."""
-    order = check_order_of(found)
-    name = order["accept_id"] + (".%d" % order["attempt"] if order["attempt"] > 1 else "")
-    control = os.path.join(base, b".mi", utf8(name))
-    if os.path.lexists(control) or os.path.lexists(os.path.join(base, utf8(name))):
-        raise ValueError(_("%s is, or was, on this host: nothing runs twice") % name)
+    order = dict(check_order_of(found), **more)
+    number, name = order["attempt"], ""
+    while not name or os.path.lexists(control) or os.path.lexists(os.path.join(base, utf8(name))):     # a restored relay counts anew
+        name = order["accept_id"] + (".%d" % number if number > 1 else "")
+        control, number = os.path.join(base, b".mi", utf8(name)), number + 1
     write_synced(os.path.join(base, b".mi", b"spare", b"order.json"), json.dumps(order).encode())
+    fault("order written")
     os.rename(os.path.join(base, b".mi", b"spare"), control)
     sync_folder(os.path.join(base, b".mi"))
+    fault("order placed")
     return Calculation(base, name, order)
 
 
@@ -1438,11 +1710,39 @@ def fetch_inputs(calc, relay, page, moved):
     relay.download_all(target, wanted(), store, part, calc.claim, moved)
 
 
+def tell_step(calc, relay, name):
+    """4. and 5. A step of which there is no more to say."""
+    if calc.order["protocol"] == 1:
+        v1_step(calc, relay, name)
+    else:
+        relay.ask("POST", name, {"v": 2, "accept_id": calc.accept_id, "claim": calc.claim})
+
+
+def ran_before(poller, calc):
+    """Has an earlier attempt been started on this host, for which no person has said rerun since? (A relay that was restored from a backup
+    may hand it out again.)"""
+    rerun = calc.info.get("rerun")
+    for number in range(1, int(calc.name.partition(".")[2] or 1)):
+        name = calc.accept_id + (".%d" % number if number > 1 else "")
+        try:
+            with open(os.path.join(poller.base, b".mi", utf8(name), b"order.json"), "rb") as text:
+                other = Calculation(poller.base, name, json.loads(text.read().decode("utf-8")))
+        except (OSError, ValueError, KeyError):
+            continue                                   # not here
+        if other.last("starting") and not (type(rerun) is int and other.order["attempt"] <= rerun):
+            return True
+    return False
+
+
 def begin(poller, calc, relay, page):
     """4. and 5. From the order to the started command, or to a journal that says why it ended without one."""
-    starting = calc.last("starting")
+    starting, fielded = calc.last("starting"), calc.order["protocol"] == 1
     if starting and starting["boot"] != boot_id():
         return end_early(calc, "the host was restarted", "the host was restarted")
+    if not starting and ran_before(poller, calc):
+        return end_early(calc, "refused", _("it ran on this host before, and nothing runs twice unless a person says rerun"))
+    if fielded and not calc.order.get("received") and not v1_params(poller, calc, relay):
+        return
     try:
         calc.command, argv = allowed(poller.commands, calc.info)
         for name in calc.info["result_files"]:
@@ -1451,24 +1751,28 @@ def begin(poller, calc, relay, page):
             pattern(text)
     except ValueError as error:
         return end_early(calc, "refused", error)
-    base = {"v": 2, "accept_id": calc.accept_id, "claim": calc.claim}
     if not starting:
         try:
-            page = page or relay.ask("GET", "files/%s/input" % calc.accept_id, {"v": 2, "from": 0, "claim": calc.claim})
-            fetch_inputs(calc, relay, page, poller.moved)
+            if not fielded:
+                page = page or relay.ask("GET", "files/%s/input" % calc.accept_id, {"v": 2, "from": 0, "claim": calc.claim})
+                fetch_inputs(calc, relay, page, poller.moved)
         except (ValueError, OSError) as error:
             relay.close()
             calc.tidy(rb"part\d+\Z")
             shutil.rmtree(calc.work, ignore_errors=True)                  # room for the journal
             return end_early(calc, "disk" if isinstance(error, OSError) else "input", getattr(error, "strerror", None) or error)
-        relay.ask("POST", "calc-params-complete", base)
+        fault("inputs here")
+        tell_step(calc, relay, "calc-params-complete")
+        fault("inputs told")
         log("info", calc.accept_id, "4 calc-params-complete", site=poller.site)
         poller.wait_for_licence(calc)
         if calc.cancelled:
             return end_early(calc, "cancelled", "cancelled")
         calc.note(5, "starting", argv=argv)
-    relay.ask("POST", "calc-start", base)
+    tell_step(calc, relay, "calc-start")
+    fault("start told")
     calc.child = start_wrapper(calc.control, calc.work, argv, environment(calc))
+    fault("wrapper started")
     log("info", calc.accept_id, "5 calc-start", site=poller.site, command=calc.command["name"])
 
 
@@ -1705,7 +2009,8 @@ def send_files(poller, calc, relay, found):
     files, before = [(result.path, result.size) for result in found], None
     while True:
         try:
-            return relay.ask("POST", "end-send", {"v": 2, "accept_id": calc.accept_id, "claim": calc.claim, "result": "end send"})
+            relay.ask("POST", "end-send", {"v": 2, "accept_id": calc.accept_id, "claim": calc.claim, "result": "end send"})
+            return fault("results told")
         except Refused as error:
             numbers = error.more.get("incomplete")
             if error.code != 409 or not isinstance(numbers, list) or numbers == before:
@@ -1714,6 +2019,7 @@ def send_files(poller, calc, relay, found):
         try:
             todo = [place for place in numbers if type(place) is int and 0 <= place < len(files)]
             relay.upload_all("files/%s/result" % calc.accept_id, files, todo, calc.claim, poller.moved)
+            fault("results sent")
         except OSError as error:
             raise ValueError(error.strerror)
 
@@ -1742,6 +2048,7 @@ def send_results(poller, calc, relay):
         write_manifest(calc, found, missing, refused)
         try:
             send_manifest(calc, relay, found, missing, refused)
+            fault("manifest sent")
         except Refused as error:
             if error.more.get("why") != "page":
                 raise
@@ -1759,11 +2066,190 @@ def send_results(poller, calc, relay):
 def deliver(poller, calc, relay):
     """6. to 8.: tells the end, sends what may leave; then what only the wrapper needed goes."""
     calc.phase = "results"
-    if tell_end(calc, relay) != "got return":
-        send_results(poller, calc, relay)
+    if calc.order["protocol"] == 1:
+        v1_send(poller, calc, relay)
+    else:
+        ended = tell_end(calc, relay)
+        fault("end told")
+        if ended != "got return":
+            send_results(poller, calc, relay)
     calc.note(8, "delivered")
     log("info", calc.accept_id, "8 end-send", site=poller.site)
-    calc.tidy(rb"(take|run|ready|alive|end\.tmp|part\d+)\Z")
+    calc.tidy(SCAFFOLD)
+
+
+# ---- a fielded relay ("v1") ----
+# The same steps in its words. There is no claim: whoever received the calc-info owns the calculation. It cannot be cancelled from there.
+
+V1_WORDS = ("not start", "sending params", "complete send", "running", "calc end", "getting return", "got return")
+V1_TO = {"calc-params-complete": 2, "calc-start": 3, "calc-end": 4, "send-results": 5, "end-send": 6}           # the word that a step leads to
+
+
+def v1_named(poller, found):
+    """3. The calculation that a fielded calc-request named, as put_on_disk() wants it. It reserves nothing: {} if another thread of ours
+    is about to take it, None if it is, or was, here in another way."""
+    accept_id = found.get("accept_id")
+    if accept_id in [calc.accept_id for calc in list(poller.held.values())]:
+        return {}
+    if ACCEPT_ID.match(str(accept_id)) and os.path.lexists(os.path.join(poller.base, b".mi", utf8(accept_id))):
+        log("warn", accept_id, "3 is, or was, on this host: nothing runs twice")
+        return None
+    return {"accept_id": accept_id, "claim": "v1", "attempt": 1, "calc-info": {"command": ""}}
+
+
+def v1_me(calc):
+    """The fields by which a fielded relay knows calculation and site."""
+    return {"accept_id": calc.accept_id, "site_id": calc.order["site"]}
+
+
+def v1_step(calc, relay, name, body=None, **more):
+    """One step told to a fielded relay. A no that means "that was already" counts as a yes: an answer was lost, or this is a new start."""
+    try:
+        relay.ask_v1("POST", name, dict(v1_me(calc), **more), body=body)
+    except Refused as error:
+        if error.code in ("0300", "0005") or v1_progress(calc, relay) < V1_TO[name]:
+            raise
+
+
+def v1_progress(calc, relay):
+    """The place of its progress in V1_WORDS; -1 if the relay does not tell."""
+    try:
+        word = relay.again(lambda: relay.call_v1("GET", "calc-progress", {"accept_id": calc.accept_id}), no_token=()).get("message")
+        return V1_WORDS.index(str(word).split(":")[1])
+    except (Refused, ValueError, IndexError):
+        return -1
+
+
+def v1_params(poller, calc, relay):
+    """4. calc-params: order and inputs as a stream, onto this disk. True; False if it ends here. Refused if it is not ours.
+    A fielded relay answers once: if that answer is lost, the calculation cannot be run any more and ends without its command."""
+    folder, asked = calc.path(b"in"), bool(calc.last("asked"))            # asked: in vain, here or before a restart
+
+    def once():
+        nonlocal asked
+        if calc.last("asked"):
+            asked = True
+        else:
+            calc.note(4, "asked")
+        shutil.rmtree(folder, ignore_errors=True)
+        os.mkdir(folder, 0o700)
+        return relay.call_v1("GET", "calc-params", v1_me(calc), folder=folder, moved=poller.moved,
+                             began=lambda: calc.last("receiving") or calc.note(4, "receiving"))
+
+    try:
+        found = relay.again(once, no_token=NO_TOKEN[1:])
+        if "calc-info" not in found:                   # a fielded relay says yes in a wrong state, too
+            raise Refused(409, "calc-params: %s" % found.get("message"))
+        v1_take(calc, found["calc-info"])
+        shutil.rmtree(folder, ignore_errors=True)
+        return True
+    except Refused:
+        if not calc.last("receiving") and not (asked and v1_abandoned(poller, calc, relay)):
+            time.sleep(poller.keys["poll"])            # it may be named again and again
+            raise
+        reason, text = "input", "the inputs were lost on the way, and a fielded relay gives them once"
+    except (ValueError, OSError) as error:
+        reason, text = "disk" if isinstance(error, OSError) else "input", getattr(error, "strerror", None) or error
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.rmtree(calc.work, ignore_errors=True)       # room for the journal
+    end_early(calc, reason, text)
+    return False
+
+
+def v1_abandoned(poller, calc, relay):
+    """No calc-info came, and now the relay refuses it: has another poller got it, or was our answer lost? Waits, without using a slot, until
+    somebody goes on (False) or nobody has for V1_LOST_AFTER (True)."""
+    log("warn", calc.accept_id, "4 calc-params was lost, or is another poller's: waiting to see", seconds=V1_LOST_AFTER)
+    with poller.room:
+        calc.phase = "in doubt"
+        poller.room.notify_all()
+    while v1_progress(calc, relay) == V1_WORDS.index("sending params"):
+        if time.time() - calc.last("asked")["t"] > V1_LOST_AFTER:
+            return True
+        time.sleep(poller.keys["poll"])
+    return False
+
+
+def v1_take(calc, info):
+    """4. Inputs into the working directory, then the order to its place. ValueError if something is not as it should be."""
+    if not isinstance(info, dict):
+        raise ValueError("calc-info is none")
+    files, names = info.get("parameter_files") or {}, info.get("result_files") or {}
+    if not isinstance(names, (dict, list)) or not all(isinstance(name, str) for name in names):
+        raise ValueError("malformed: result_files")
+    order = check_order_of(dict(calc.order, **{"calc-info": {
+        "command": info.get("command"), "parameters": info.get("parameters") or "", "result_files": {name: {} for name in names}}}))
+    if not isinstance(files, dict) or len(files) > MAX_INPUTS:
+        raise ValueError(_("too many inputs, or one with a log's name"))
+    check_order(sorted(files, key=parts_of), reserved=LOG_NAMES)
+    shutil.rmtree(calc.work, ignore_errors=True)
+    for place, (name, entry) in enumerate(files.items()):
+        path = os.path.join(calc.work, utf8(name))
+        os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
+        blob = as_blob(entry[0] if isinstance(entry, list) and entry else None, calc.path(b"in", b"x%d" % place))
+        os.rename(blob.path, path)
+    os.makedirs(calc.work, 0o700, exist_ok=True)
+    calc.order = dict(calc.order, received=True, **{"calc-info": order["calc-info"]})
+    calc.info = calc.order["calc-info"]
+    write_synced(calc.path(b"order.new"), json.dumps(calc.order).encode())
+    os.rename(calc.path(b"order.new"), calc.path(b"order.json"))
+    sync_folder(calc.control)
+    log("info", calc.accept_id, "4 calc-params", site=calc.order["site"], command=calc.info["command"], files=len(files), v=1)
+
+
+def v1_send(poller, calc, relay):
+    """6. to 8. The end, the results as one stream, and that it was all. What cannot come has its reason beside it.
+    A calculation that was refused here walks the same steps: its stderr says why."""
+    end, rules, before = calc.last("ended"), dict(poller.rules), {}
+    rules["max_file"] = min(rules["max_file"] or V1_FILE, V1_FILE)
+    try:
+        if end["exit_code"] is None:
+            v1_step(calc, relay, "calc-params-complete")
+            v1_step(calc, relay, "calc-start")
+        for attempt in range(CHANGES):
+            found, missing, refused = collect(calc, rules, before if attempt > 1 else {})
+            before.update((result.name, result.sum256) for result in found)
+            wanted = set(calc.info["result_files"]) - set(LOG_NAMES)
+            good = end["exit_code"] == 0 and not end["reason"] and (not wanted or any(result.name in wanted for result in found))
+            v1_step(calc, relay, "calc-end", result="calc end" if good else "abnormal")
+            log("info", calc.accept_id, "7 send-results", site=calc.order["site"], files=len(found), bytes=sum(result.size for result in found),
+                missing=len(missing), refused=len(refused), v=1)
+            write_manifest(calc, found, missing, refused)
+            try:
+                v1_results(calc, relay, found, dict(missing, **refused))
+                break
+            except ValueError as error:                # a process that the command left behind still writes
+                log("warn", calc.accept_id, "7 changed while it was sent", why=error)
+                if attempt == CHANGES - 1:
+                    raise
+        calc.note(7, "sent")
+        v1_step(calc, relay, "end-send", result="end send")
+    except Refused as error:
+        if error.code != "0300" or not calc.last("sent"):
+            raise                                      # otherwise it has been fetched meanwhile, and is forgotten
+
+
+def v1_results(calc, relay, found, absent):
+    """7. send-results. If something in between refuses it (a body limit), reasons go in place of the files: somebody waits for it."""
+    try:
+        v1_step(calc, relay, "send-results", v1_body(calc, found, absent))
+    except Refused as error:
+        if error.code not in (400, 413):
+            raise
+        log("error", calc.accept_id, "7 the results are refused and stay here", code=error.code, why=error, work=shown(calc.work))
+        v1_step(calc, relay, "send-results", v1_body(calc, [], dict(absent, **{
+            result.name: "refused on the way: %s" % error for result in found})))
+
+
+def v1_body(calc, found, absent):
+    """7. The body of send-results: (its length, a function that gives its chunks)."""
+    def entry(content, first, second):
+        return {"content": content, "mimetype1": first, "mimetype2": second}
+    names = [name for name in absent if name in calc.info["result_files"]]
+    return around_files(lambda mark: dict(v1_me(calc), result_files=dict(
+        [(result.name, entry(mark, "application/octet-stream;", "charset=binary")) for result in found]
+        + [(name, entry("", "Error", absent[name])) for name in names])),
+        [(result.path, 0, result.size, result.sum256) for result in found])
 
 
 # ---- the poller ----
@@ -1791,8 +2277,8 @@ def work_on(poller, calc, relay, page=None):
             page = None
             time.sleep(DISK_PAUSE)
             continue
-        except (Exception, Stop) as error:
-            log("error", calc.accept_id, "stays here until the next start", bug="%s: %s" % (type(error).__name__, error))
+        except Exception as error:                     # a bug, or results that change again and again
+            log("error", calc.accept_id, "stays here until the next start", why="%s: %s" % (type(error).__name__, error))
             if SAY["debug"]:
                 raise
         return poller.release(calc, relay)
@@ -1805,7 +2291,7 @@ def lose_claim(calc, error):
         log("warn", calc.accept_id, "the claim is gone", code=error.code, why=error)
         return calc.remove()
     log("error", calc.accept_id, "the result is refused and stays here", code=error.code, why=error, work=shown(calc.work))
-    if error.code in (404, 409):
+    if error.code in (404, "0300") or error.code == 409 and error.more:        # the relay's own word, not a failure on the way
         calc.note(8, "kept", why=str(error))
 
 
@@ -1818,6 +2304,10 @@ class Poller:
         self.site, self.jobs, self.retry = options["site"], options["jobs"] or self.keys["jobs"], options["retry"] or self.keys["retry"]
         self.held, self.idle, self.room = {}, [], threading.Condition()      # calculations by name, free Relays
         self.first, self.failures, self.away, self.swept = None, 0, False, 0.0
+        self.v1, self.learned = False, 0.0             # is it a fielded relay? when was it asked?
+        self.gone = {}                                 # claims that the relay does not know as in force: not to be asked about before ...
+        self.output = self.keys["output"] and not (self.keys["hold"] or any(
+            self.rules[key] for key in ("deny_content", "deny_pieces", "deny_sums", "hold", "dry_run")))
         self.wake, self.outcome = os.pipe(), None
 
     def relay(self):
@@ -1885,10 +2375,14 @@ class Poller:
                 self.room.wait()
             calc.phase = "running"
 
+    def busy(self):
+        """How many calculations take a slot."""
+        return sum(calc.phase != "in doubt" for calc in self.held.values())
+
     def wait_for_room(self):
         """Waits for a free slot, and until keep_free of the disk is free. Returns the free bytes. 75 with --once."""
         with self.room:
-            while len(self.held) >= self.jobs:
+            while self.busy() >= self.jobs:
                 self.room.wait()
         told = False
         while True:
@@ -1914,30 +2408,35 @@ class Poller:
 def calc_request(poller, relay, take, free, wait):
     """3. One calc-request: the answer's fields, or None if there is nothing to do. Refused, Away."""
     fields = {"v": 2, "site_id": poller.site, "poller": poller.name, "take": take, "wait": wait, "free": free,
-              "have": {calc.accept_id: calc.claim for calc in list(poller.held.values())}}
+              "have": {calc.accept_id: calc.claim for calc in list(poller.held.values()) if calc.order["protocol"] == 2}}
     now = time.strftime("%Y/%m/%d %H:%M:%S")
     poller.tell("%s:send %s%scalc-request?site_id=%s" % (now, relay.url, BASE, poller.site))
     try:
+        if poller.v1:
+            return v1_named(poller, relay.call_v1("GET", "calc-request", {"site_id": poller.site}))
         return relay.call("POST", "calc-request", fields, wait)
     except Refused as error:
         if error.code in (401, 403, "0005"):
-            poller.tell("%s:status code = 403 / reason = %s" % (now, json.dumps({"errors": [error.more]}, ensure_ascii=False)))
+            reason = {"errors": [{"code": error.code, "message": str(error)}]}
+            poller.tell("%s:status code = 403 / reason = %s" % (now, json.dumps(reason, ensure_ascii=False, separators=(",", ":"))))
         else:
             poller.tell("code = %s / message = %s" % (error.code, error))
-        if error.code != "0300":
+        early = poller.v1 and error.code == "400" and "does not match" not in str(error)       # registered, but not allowed yet
+        if error.code != "0300" and not early:
             raise
         return None
 
 
 def first_contact(poller, relay):
-    """The seconds that the relay lets us wait. 69 if it cannot be reached and somebody waits for the answer, 76 if it is a fielded one."""
-    somebody = poller.options["fielded"] or poller.options["once"]
+    """The seconds that the relay lets us wait. 69 if it cannot be reached and somebody waits for the answer."""
+    somebody = (poller.options["fielded"] or poller.options["once"]) and not poller.learned
     try:
         version, limits = relay.learn(0 if somebody and not poller.retry else None)
     except Away as error:
         raise Stop(EX_UNAVAILABLE, str(error))
-    if version < 2:                                    # the place for the fielded protocol
-        raise Stop(EX_PROTOCOL, _("%s speaks the fielded protocol (v1) only, and this version does not") % relay.url)
+    poller.v1, poller.learned = version < 2, time.monotonic()
+    if poller.v1:
+        return 0
     poller.first.piece = poller.first.most = relay.most
     for key in ("max_file", "max_files"):
         if isinstance(limits.get(key), int) and limits[key] > 0:
@@ -1960,12 +2459,14 @@ def claim_loop(poller):
     while True:
         try:
             free = poller.wait_for_room()
+            if poller.v1 and time.monotonic() - poller.learned > V1_AGAIN:
+                wait = first_contact(poller, relay)
             take = make_spare(poller.base)
             asked, calc = time.monotonic(), None
             found = calc_request(poller, relay, take, free, wait)
             poller.notice(None)
             backoff, answered = Backoff(), True
-            calc = found and put_on_disk(poller.base, found)
+            calc = found and put_on_disk(poller.base, found, **({"protocol": 1, "site": poller.site} if poller.v1 else {}))
         except (Away, Refused, OSError) as error:
             if isinstance(error, Refused) and not answered and error.code not in AGAIN:
                 raise refused_at_first(relay, error)
@@ -1983,32 +2484,74 @@ def claim_loop(poller):
             log("info", calc.accept_id, "3 calc-request", site=poller.site, command=calc.info["command"], attempt=calc.order["attempt"])
             poller.hold(calc, relay, found.get("inputs"))
             relay = poller.relay()
-        elif poller.options["once"] and not found:
+        elif poller.options["once"] and found is None:
             with poller.room:
-                while poller.held:
+                while poller.busy():
                     poller.room.wait()
             return poller.finish(0)
-        elif time.monotonic() - asked < 1:
-            time.sleep(1)                              # a relay that does not let us wait
+        else:                                          # a relay that does not let us wait
+            least = poller.keys["poll"] if poller.v1 and found is None else 1
+            time.sleep(max(0.0, least - (time.monotonic() - asked)))
         sweep(poller)
 
 
+def output_parts(poller, calc, known, most):
+    """{"out": [offset, base64], "err": ...} of what a command has written beyond `known` (bytes of each): whole lines, at most `most` bytes.
+    Nothing where [outbound] would have to see the whole of it first, or lets the log not out."""
+    import base64
+    parts, rules = {}, poller.rules
+    limit = min([OUTPUT_MOST] + [rules[key] for key in ("max_file", "max_total") if rules[key]])
+    for stream, log_name, file, begin in zip(("out", "err"), LOG_NAMES, (b"stdout", b"stderr"), known):
+        if may_leave(rules, log_name) or not os.path.exists(calc.path(file)) or begin >= limit:
+            continue
+        with open(calc.path(file), "rb") as text:
+            text.seek(begin)
+            data = text.read(min(most, limit - begin))
+        data = data[:data.rfind(b"\n") + 1] or (data if len(data) == most else b"")
+        if data:
+            parts[stream] = [begin, base64.b64encode(data).decode("ascii")]
+    return parts
+
+
+def heartbeat(poller, relay, calcs, known, quiet):
+    """One heartbeat, with the output that is new beyond `known` {accept_id: [bytes, bytes]}, which it brings up to date. calcs: by accept_id;
+    quiet: seconds that it may wait for news where nothing is written. Returns (did anybody write, seconds until the next)."""
+    entries, most = {}, max(1024, min(OUTPUT_PART, (1 << 20) // len(calcs)))
+    for name, calc in calcs.items():
+        entries[name] = {"claim": calc.claim, "phase": calc.phase}
+        if poller.output:
+            entries[name].update(output_parts(poller, calc, known.setdefault(name, [0, 0]), most))
+    found = relay.ask("POST", "heartbeat", {"v": 2, "site_id": poller.site, "poller": poller.name, "wait": quiet, "calcs": entries}, quiet)
+    cancel, gone, unknown = (found[key] if isinstance(found.get(key), list) else [] for key in ("cancel", "gone", "unknown"))
+    for calc in list(poller.held.values()):
+        if calc.accept_id in cancel and not calc.cancelled:
+            log("warn", calc.accept_id, "6 cancelled by the workflow side")
+            calc.cancelled = True
+    went, taken = False, found.get("output") if isinstance(found.get("output"), dict) else {}
+    for name in set(taken) & set(calcs):
+        if isinstance(taken[name], list) and len(taken[name]) == 2 and all(type(at) is int and at >= 0 for at in taken[name]):
+            went, known[name] = went or taken[name] != known[name], taken[name]
+    for name in calcs:
+        if name in gone + unknown:                     # asked about again in a minute: the others are not to wait for it
+            poller.gone[calcs[name].claim] = time.monotonic() + 60
+    return went, 20 if taken and not went else 1
+
+
 def heartbeat_loop(poller):
-    """A thread with its own connection: renews all claims, hears of cancelled calculations."""
-    relay = poller.relay()
-    relay.pause, relay.notice = time.sleep, lambda line: None
+    """A thread with its own connection: renews all claims, hears of cancelled calculations, sends the commands' output as it comes."""
+    relay, known, quiet = poller.relay(), {}, 1
+    relay.pause, relay.notice, relay.slowest = time.sleep, lambda line: None, 30
     while True:
-        asked, calcs = time.monotonic(), {calc.accept_id: calc for calc in list(poller.held.values()) if time.monotonic() - calc.since > 1}
+        asked = time.monotonic()
+        calcs = {calc.accept_id: calc for calc in list(poller.held.values())
+                 if calc.order["protocol"] == 2 and asked - calc.since > 1 and poller.gone.get(calc.claim, 0) < asked}
+        known = {name: known[name] for name in calcs if name in known}
+        wrote, wait = False, 1
         try:
-            found = calcs and relay.ask("POST", "heartbeat", {
-                "v": 2, "site_id": poller.site, "poller": poller.name, "wait": POLL_WAIT,
-                "calcs": {name: {"claim": calc.claim, "phase": calc.phase} for name, calc in calcs.items()}}, POLL_WAIT)
-            for name in calcs if calcs and isinstance(found.get("cancel"), list) else ():
-                if name in found["cancel"] and not calcs[name].cancelled:
-                    log("warn", name, "6 cancelled by the workflow side")
-                    calcs[name].cancelled = True
-            wait = 20 if calcs and (found.get("gone") or found.get("unknown")) else 1
-        except Refused as error:
+            if calcs:
+                wrote, wait = heartbeat(poller, relay, calcs, known, quiet)
+            quiet = 1 if wrote or not calcs else min(quiet * 2, OUTPUT_QUIET if poller.output else POLL_WAIT)
+        except (Refused, OSError) as error:
             log("debug", None, "heartbeat", error=error)
             wait = 20
         time.sleep(max(0.0, wait - (time.monotonic() - asked)))
@@ -2020,6 +2563,8 @@ def sweep(poller):
         return
     poller.swept = time.monotonic() + 3600
     for calc in on_disk(poller.base):
+        if calc.last("delivered") and calc.name not in poller.held:      # it may have been killed just there
+            calc.tidy(SCAFFOLD)
         if calc.last("delivered") and time.time() - calc.last("delivered")["t"] > poller.keys["keep_workdirs"]:
             log("info", calc.accept_id, "swept")
             calc.remove()

@@ -9,17 +9,24 @@ usage: mi_system_wf.py run SITE COMMAND --in INPUT... --out RESULT... [--param T
        mi_system_wf.py wait ACCEPT_ID...            waits and fetches (several: each into DIR/ACCEPT_ID/)
        mi_system_wf.py result ACCEPT_ID...          fetches what is there already
        mi_system_wf.py status ACCEPT_ID...          one line for each
+       mi_system_wf.py output ACCEPT_ID [--follow]  what the command has written so far (run and wait show it as it comes, unless -q)
+       mi_system_wf.py cancel ACCEPT_ID... [--reason TEXT]      ends it; what it has written so far comes back
+       mi_system_wf.py rerun ACCEPT_ID... [--force --reason TEXT]      once more: what ended abnormally; with --force what is out of contact
        mi_system_wf.py BASE_URL SITE TOKEN COMMAND IN1:IN2:... OUT1:OUT2:... ["PARAMETERS"]      (TOKEN may be fd:N, an open descriptor)
 INPUT is FILE, NAME=PATH, or DIR/ with all that is below it; RESULT a name or a pattern (* ? ** and DIR/). Both logs of the command come
 back always. A module that was killed finds its calculation again if it starts with the same --request-id.
 In Python: mi_system_wf.run(url, site, command, inputs, outputs, token=...) returns a Result or raises Stop.
 
-exit codes: the command's own (128+N: ended by signal N), with BASE_URL ...: 1 if the calculation ended abnormally, else 0. Otherwise
+exit codes: the command's own (128+N: ended by signal N), with BASE_URL ...: 1 if the calculation ended abnormally, else 0. A fielded
+relay does not tell the command's own: then 0, or 1 if the calculation ended abnormally. Otherwise
 0 done, 64 usage (or the request id belongs to other inputs), 65 a declared result is missing, 66 an input is missing, 69 relay unavailable,
 or the calculation was lost, 70 bug, 74 input/output or disk full (also the external computer's), 75 try again later (also after SIGTERM:
 the calculation runs on), 76 protocol (or the inputs did not reach the external computer), 77 refused by a list, a guard or for lack of
-permission, 78 configuration, 130 after Ctrl+C (the calculation runs on), or the calculation was cancelled
+permission (cancel: it has ended already; rerun: it is not in a state for that), 78 configuration, 130 after Ctrl+C (the calculation runs
+on), or the calculation was cancelled before its command began (a command that is stopped ends by a signal, mostly 143). After --deadline
+the calculation is cancelled, its logs are fetched, and the code is 75, unless the command came to its own end in that moment
 """
+import binascii
 import collections
 import errno
 import http.client
@@ -40,7 +47,12 @@ WAIT = 50                      # seconds of one waiting call (companies' proxies
 PAGE = 2000                    # entries of a file list in one call
 FEW = 100                      # up to so many results each is synced to the disk by itself, beyond all at once
 STDERR_LIMIT = 12 << 10        # bytes of stderr without a terminal besides the last line (a reader of stdout alone dead-locks at 64 KiB)
+TERM_PATIENCE = 5              # seconds for --on-term cancel: a batch system kills soon after its SIGTERM
+CANCEL_PATIENCE = 120          # seconds after --deadline in which a cancelled calculation should come to its end
+OUTPUT_REST = 64 << 10         # bytes of output that, not shown while the command ran, are shown from its log at the end
+FAULT = os.environ.get("MI_FAULT", "")                 # crash tests: the name of a fault point at which this process kills itself
 KEPT_WORDS = 20                # missing files that a line names, at most
+V1_ABNORMAL = 1                # exit code where a fielded relay says that the calculation ended abnormally: it does not tell how
 
 # ==== shared: say ====
 # How every script of the suite speaks: one line per failure, one line per step, nothing from the wire unescaped.
@@ -331,6 +343,176 @@ def declared(names, patterns):
     return lambda name: parts_of(name) in wanted or any(one.match("/".join(parts_of(name))) for one in found)
 # ==== end shared ====
 
+# ==== shared: stream ====
+# Fielded bodies hold whole files as base64 in JSON. They are read and written as streams: memory does not grow with the files.
+BIG = 64 << 10                 # bytes: longer strings of a fielded body are base64 of a file and go straight into one
+MANY = 1 << 20                 # bytes: beyond so much that is kept, every string of more than FEW_BYTES where a file's content stands does
+FEW_BYTES = 256
+CONTENT = re.compile(rb'(?:\[|"content"\s*:)\s*"\Z')                        # what stands before a file's content
+ALPHABET = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
+END_OF_STRING = re.compile(rb'[^"\\]*(?:\\.[^"\\]*)*"', re.S)
+Blob = collections.namedtuple("Blob", "path size sha256")                    # a file that came inside a fielded body
+
+
+class BodyReader:
+    """A fielded JSON body as a stream: its long strings go through base64 into files in folder (bytes); the rest, at most `most` bytes,
+    is for parse(bytes). views: an iterator of the body's bytes as they arrive. ValueError for anything that is not as it should be."""
+
+    def __init__(self, views, folder, parse, most):
+        self.views, self.folder, self.parse_rest, self.most = views, folder, parse, most
+        self.blobs, self.nonce = {}, os.urandom(8).hex()
+        self.data, self.at = b"", 0
+
+    def more(self):
+        """Takes the next part of the body behind what is not yet read. False at the end."""
+        view = next(self.views, None)
+        if view is None:
+            return False
+        self.data, self.at = self.data[self.at:] + bytes(view), 0
+        return True
+
+    def parse(self):
+        """The body as an object in which long strings are Blobs. ValueError for anything that is not as it should be."""
+        kept = bytearray()
+        while True:
+            quote = self.data.find(b'"', self.at)
+            kept += self.data[self.at:quote + 1 if quote >= 0 else len(self.data)]
+            self.at = quote + 1 if quote >= 0 else len(self.data)
+            if len(kept) > self.most:
+                raise ValueError("more than %d bytes beside the files" % self.most)
+            if quote >= 0:
+                kept += self.string(BIG if len(kept) < MANY or not CONTENT.search(kept, len(kept) - 40) else FEW_BYTES)
+            elif not self.more():
+                break
+        return self.put_in(self.parse_rest(bytes(kept)))
+
+    def string(self, most):
+        """The rest of a string, after its opening quote: as it is, or, if it is longer than most bytes, the mark of the Blob that it became."""
+        while True:
+            end = END_OF_STRING.match(self.data, self.at)
+            if end and end.end() - self.at <= most:
+                text, self.at = self.data[self.at:end.end()], end.end()
+                if self.nonce.encode() in text:
+                    raise ValueError("a string that cannot be")
+                return text
+            if end or len(self.data) - self.at > most:
+                mark = "%s:%d" % (self.nonce, len(self.blobs))
+                self.blobs[mark] = self.blob(os.path.join(self.folder, b"%06d" % len(self.blobs)))
+                return mark.encode() + b'"'
+            if not self.more():
+                raise ValueError("the body ends within a string")
+
+    def blob(self, path):
+        """The rest of a long string, decoded into the file at path."""
+        import hashlib
+        total, carry, padded, digest = 0, b"", False, hashlib.sha256()
+        with open(path, "xb", buffering=0) as out:
+            while True:
+                end = self.data.find(b'"', self.at)
+                piece, last = self.data[self.at:end if end >= 0 else len(self.data)], end >= 0
+                cut = piece.find(b"\\", max(0, len(piece) - 6)) if not last else -1
+                if cut >= 0:                           # an escape may be cut in two
+                    piece = piece[:cut]
+                self.at += len(piece) + (1 if last else 0)
+                piece = carry + (unescape(piece) if b"\\" in piece else piece)
+                whole = len(piece) if last else len(piece) & ~3
+                piece, carry = piece[:whole], piece[whole:]
+                if piece:
+                    rest = piece.translate(None, ALPHABET)
+                    if padded or len(piece) % 4 or rest.strip(b"=") or len(rest) > 2 or not piece.endswith(rest):
+                        raise ValueError("a file's content is not base64")
+                    padded, data = bool(rest), binascii.a2b_base64(piece)
+                    if out.write(data) != len(data):
+                        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                    digest.update(data)
+                    total += len(data)
+                if last:
+                    os.fsync(out.fileno())
+                    return Blob(path, total, digest.hexdigest())
+                if not self.more():
+                    raise ValueError("the body ends within a string")
+
+    def put_in(self, found):
+        """found with the marks replaced by their Blobs."""
+        if isinstance(found, str):
+            return self.blobs.get(found, found)
+        if isinstance(found, list):
+            return [self.put_in(part) for part in found]
+        if isinstance(found, dict):
+            if any(key in self.blobs for key in found):
+                raise ValueError("a name that is too long")
+            return collections.OrderedDict((key, self.put_in(part)) for key, part in found.items())
+        return found
+
+
+def unescape(piece):
+    """JSON's escapes in a part of a base64 string; line ends are dropped."""
+    try:
+        return json.loads('"%s"' % piece.decode("ascii")).encode("ascii").replace(b"\r", b"").replace(b"\n", b"")
+    except ValueError:
+        raise ValueError("a file's content is not base64")
+
+
+def as_blob(content, path):
+    """A file's content as it stands in a fielded body (base64 text, or a Blob already) as a Blob at path."""
+    if isinstance(content, Blob):
+        os.rename(content.path, path)
+        return content._replace(path=path)
+    if not isinstance(content, str):
+        raise ValueError("a file's content is not a text")
+    import base64
+    import hashlib
+    try:
+        data = base64.b64decode(content.replace("\n", "").replace("\r", "").encode("ascii"), validate=True)
+    except ValueError:
+        raise ValueError("a file's content is not base64")
+    with open(path, "xb") as out:
+        out.write(data)
+        out.flush()
+        os.fsync(out.fileno())
+    return Blob(path, len(data), hashlib.sha256(data).hexdigest())
+
+
+def base64_of(path, at, left, sum256=""):
+    """A part of a file (bytes path) as chunks of base64. ValueError if it became shorter, or is not what sum256 says."""
+    import hashlib
+    digest = hashlib.sha256()
+    buffer = memoryview(bytearray(min(192 << 10, left) or 1))                 # a multiple of 3
+    with open(path, "rb", buffering=0) as source:
+        source.seek(at)
+        while left:
+            filled, want = 0, min(left, len(buffer))
+            while filled < want:
+                count = source.readinto(buffer[filled:want])
+                if not count:
+                    raise ValueError("%s became shorter while it was sent" % path.decode("utf-8", "replace"))
+                filled += count
+            left -= want
+            if sum256:
+                digest.update(buffer[:want])
+                if not left and digest.hexdigest() != sum256:         # before the last chunk: it must not arrive in full
+                    raise ValueError("%s changed while it was sent" % path.decode("utf-8", "replace"))
+            yield binascii.b2a_base64(buffer[:want], newline=False)
+
+
+def around_files(found, files):
+    """JSON with files inside: found(mark) makes an object in which mark stands once for each of files [(path, place, size)], in their order;
+    with a sha256 behind size, a file that is another one is not sent to its end (ValueError).
+    Returns (the body's length, a function that gives its chunks)."""
+    nonce = os.urandom(8).hex()
+    texts = json.dumps(found(nonce), ensure_ascii=False).encode("utf-8", "replace").split(nonce.encode())
+    length = sum(len(text) for text in texts) + sum((entry[2] + 2) // 3 * 4 for entry in files)
+
+    def chunks():
+        for number, text in enumerate(texts):
+            yield text
+            if number < len(files):
+                for chunk in base64_of(*files[number]):
+                    yield chunk
+
+    return length, chunks
+# ==== end shared ====
+
 # ==== shared: wire ====
 # The relay's client: one keep-alive connection, JSON calls, files in pieces and packs. Redirects are never followed.
 BASE = "/mi-distcomp-api/"
@@ -338,6 +520,9 @@ MAX_ANSWER = 16 << 20          # bytes of a JSON answer that are read; manifests
 PIECE_MIN, PACK_FILE, CHUNK = 64 << 10, 1 << 20, 256 << 10      # bytes: smallest piece, largest file in a pack, one read or write
 PACK_COUNT = 10000             # files in a pack
 AGAIN = (408, 425, 429, 500, 502, 503, 504, 507)                # answers that mean: later
+NO_TOKEN = (401, 403, "0005")  # answers that mean: not with this token
+V1_WAIT = 300                  # seconds that a fielded relay may be silent: it does one thing at a time, and files whole
+V1_FILE = ((2 << 30) - 1) // 4 * 3                              # bytes: the largest file that is below 2 GiB as base64
 
 
 class Refused(Exception):
@@ -542,6 +727,9 @@ class Relay:
                 if len(data) > MAX_ANSWER or time.monotonic() > until:
                     self.close()
                     raise Away("between", _("%s: an answer without end") % self.url)
+            if left:                                   # part of an answer says nothing, least of all that this is a fielded relay
+                self.close()
+                raise Away("network", "%s: %s" % (self.url, _("cut off")))
             response.length = left                     # before Python 3.13, read1 does not count
             self.finish(response)
             parsed = json.loads(data.decode("utf-8"))
@@ -570,9 +758,9 @@ class Relay:
         body = json.dumps(fields, ensure_ascii=True).encode()
         return self.answer(self.exchange(method, name, body, timeout=wait + 30), wait + 30, whole)
 
-    def again(self, work, patience=None):
+    def again(self, work, patience=None, no_token=NO_TOKEN):
         """work() until it is answered: pauses while the relay is away or busy. patience: seconds, None for ever; then what it raised
-        last."""
+        last. no_token: codes that are waited out with keep_on."""
         backoff, until, noticed = Backoff(self.slowest), None if patience is None else time.monotonic() + patience, False
         while True:
             try:
@@ -584,7 +772,7 @@ class Relay:
                 if isinstance(error, Away):
                     later = error.kind not in self.at_once
                 else:
-                    later = error.code in AGAIN or self.keep_on and error.code in (401, 403, "0005")
+                    later = error.code in AGAIN or self.keep_on and error.code in no_token
                 wait, left = backoff.next(), None if until is None else until - time.monotonic()
                 if not later or left is not None and left <= 0:
                     raise
@@ -597,6 +785,61 @@ class Relay:
     def ask(self, method, name, fields, wait=0, patience=None):
         """call(), until it is answered (see again)."""
         return self.again(lambda: self.call(method, name, fields, wait), patience)
+
+    def call_v1(self, method, name, fields, body=None, folder=None, moved=lambda count: None, began=lambda: None, timeout=V1_WAIT):
+        """One call as the fielded programs make it, once, on a connection of its own: errors[0] if its code is 200, or what comes without
+        an envelope. fields go into the query (GET) or the body. body: (length, function that gives its chunks) instead of fields.
+        folder: where the files inside the answer go (see BodyReader); began: called when an answer without an envelope begins.
+        Refused, Away; ValueError if the answer or a file to send is not as it should be, OSError of this disk."""
+        self.close()                                   # a fielded relay closes it; a request must not go out twice
+        if method == "GET":
+            from urllib.parse import urlencode
+            response = self.exchange("GET", name + "?" + urlencode(fields), timeout=timeout)
+        elif body:
+            response = self.exchange("POST", name, lambda: readable(body[1]()), body[0], timeout=timeout)
+        else:
+            response = self.exchange("POST", name, json.dumps(fields).encode(), timeout=timeout)
+        try:
+            if folder is None or response.status != 200:
+                return self.answer(response, timeout)
+            parsed = BodyReader(self.views(response, moved, began), folder, parsed_json, MAX_ANSWER).parse()
+            if not isinstance(parsed, dict) or "errors" not in parsed:
+                return parsed
+            first = parsed["errors"][0]
+            code, text = first["code"], str(first.get("message", ""))
+        except Away as error:
+            if error.kind == "between" and 400 <= response.status < 500 and response.status not in AGAIN:
+                raise Refused(response.status, str(error), {"why": "html"})             # a gateway has swallowed the relay's own words
+            raise
+        except (KeyError, IndexError, TypeError, AttributeError):
+            raise ValueError(_("an answer that is none"))
+        finally:
+            self.close()
+        if code != 200:
+            raise Refused(code, text, first)
+        return first
+
+    def views(self, response, moved, began):
+        """The body of an answer, a chunk at a time. Away if it breaks off."""
+        view, seen = memoryview(bytearray(CHUNK)), 0
+        while response.length != 0:
+            try:
+                got = response.readinto(view)
+            except (OSError, http.client.HTTPException) as error:
+                raise Away("network", "%s: %s" % (self.url, getattr(error, "strerror", None) or error or type(error).__name__))
+            if not got and response.length:
+                raise Away("network", "%s: %s" % (self.url, _("cut off")))
+            if not got:
+                return
+            if not seen and not re.match(rb'\s*\{\s*"errors"', view[:64]):
+                began()
+            seen += got
+            moved(got)
+            yield view[:got]
+
+    def ask_v1(self, method, name, fields, patience=None, **more):
+        """call_v1(), until it is answered (see again). A fielded 401 is no matter of tokens."""
+        return self.again(lambda: self.call_v1(method, name, fields, **more), patience, NO_TOKEN[1:])
 
     def learn(self, patience=None):
         """The relay's version (int) and limits (dict), from `GET version`; version 1 if it is a fielded one."""
@@ -678,7 +921,7 @@ class Relay:
                     raise ValueError(_("is not what was declared (its sum differs)"))
                 if idle > 10:
                     raise Refused(409, _("%s: the relay stays at byte %d of %d") % (target, now, size))
-                asked, offset = now < size or not size, now
+                asked, offset = True, now              # all there, but not complete: an empty piece has the relay look at it again
 
     def upload_pack(self, target, first, files, claim="", moved=lambda count: None):
         """files [(path, size, ...)], numbers first, first+1, ..., back to back in one body. Returns how many went: fewer where bodies are
@@ -874,6 +1117,23 @@ class Relay:
                 self.again(lambda: self.download_pack(target, batch, store, claim, moved))
 
 
+def parsed_json(data):
+    """JSON text (bytes) as an object. ValueError, also for what is nested too deeply."""
+    try:
+        return json.loads(data.decode("utf-8"))
+    except RecursionError:
+        raise ValueError(_("an answer that is none"))
+
+
+def readable(chunks):
+    """chunks; an OSError that they raise is a ValueError from here on, for it is not the network's."""
+    try:
+        for chunk in chunks:
+            yield chunk
+    except OSError as error:
+        raise ValueError("%s: %s" % (error.filename.decode("utf-8", "replace") if error.filename else "", error.strerror))
+
+
 def pieces(source, at, left):
     """left bytes of the open file source from at on, a chunk at a time. ValueError if they cannot be read."""
     view = memoryview(bytearray(min(CHUNK, left) or 1))
@@ -939,6 +1199,7 @@ JA = {
     "%s: the name %s is not known": "%s: ホスト名 %s が見つかりません",
     "%s: an answer without end": "%s: 応答が終わりません",
     "%s: an answer without its length": "%s: 応答に長さがありません",
+    "an answer that is none": "応答になっていません",
     "%s: HTTP 413: too large": "%s: HTTP 413: 大きすぎます",
     "%s: HTTP %d without the relay's JSON: a proxy or gateway in between answered":
         "%s: HTTP %d、中継サーバーの JSON ではありません (途中のプロキシかゲートウェイの応答です)",
@@ -987,12 +1248,45 @@ JA = {
     "the relay answers again": "中継サーバーの応答が戻りました",
     "the relay does not answer, asking on: %s": "中継サーバーの応答がありません。問い合わせを続けます: %s",
     "the relay could not be told that the results are here: %s": "結果を受け取ったことを中継サーバーに伝えられませんでした: %s",
+    # a fielded relay
+    "%s: no relay of this protocol answers there (is the URL right?)": "%s: このプロトコルの中継サーバーが応答しません (URL は正しいですか)",
+    "%s: the relay does not know it (any longer): %s": "%s: 中継サーバーはこの計算を知りません (忘れたか、渡し終えています): %s",
+    "cancelled": "中止しました",
+    "the external computer stops it": "外部計算機が停止させます",
+    "a fielded relay has forgotten it; what runs on the external computer runs on": "従来の中継サーバーは計算を忘れました。外部計算機で実行中のものは続きます",
+    "nothing was registered; %s: a fielded relay takes no directories (an input may go without: NAME=PATH)":
+        "登録していません。%s: 従来の中継サーバーではディレクトリを使えません (入力は NAME=PATH で平らな名前にできます)",
+    "nothing was registered; %s: a fielded relay takes no patterns, name each result":
+        "登録していません。%s: 従来の中継サーバーではパターンを使えません。結果の名前をそれぞれ指定してください",
+    "nothing was registered; --param: a fielded poller would run the command without it (BASE_URL SITE TOKEN COMMAND ... sends it all the same)":
+        "登録していません。--param: 従来のポーリングプログラムは引数なしでコマンドを実行します (BASE_URL SITE TOKEN COMMAND ... の形なら送ります)",
+    "warning: a fielded relay knows no --request-id: the same words again make another calculation":
+        "警告: 従来の中継サーバーは --request-id を扱いません。同じ引数で再実行すると別の計算になります",
+    "nothing was registered; an input cannot be sent: %s": "登録していません。入力を送れません: %s",
+    "a fielded relay forgets all when it stops, and a result once it was asked for: %s":
+        "従来の中継サーバーは停止するとすべてを、結果は一度渡すと忘れます: %s",
+    "; a fielded relay gives a result once: it cannot be asked for again": "。従来の中継サーバーは結果を一度しか渡さないため、再取得できません",
+    "%s: there is no result yet (%s)": "%s: 結果はまだありません (%s)",
+    "%s: %s: %s; the relay has forgotten the result, what came is in %s":
+        "%s: %s: %s。中継サーバーは結果をもう持っていません。届いたものは %s にあります",
+    "a fielded relay does not tell the command's own exit code": "従来の中継サーバーはコマンドの終了コードを伝えません",
+    "allowed once more": "もう一度実行できるようにしました",
+    "the deadline is over: cancelling": "期限を過ぎました。取り消します",
+    "all of the output is in %s": "出力の全体は %s にあります",
+    "%s: a fielded relay cannot do that": "%s: 従来の中継サーバーではできません",
+    "nothing was registered; --deadline: a fielded relay cannot stop a command": "登録していません。--deadline: 従来の中継サーバーはコマンドを停止できません",
     # how it ends
+    "the deadline was over and the calculation was cancelled; exit code %d is this program's":
+        "期限を過ぎたため計算を取り消しました。終了コード %d はこのプログラムのものです",
+    "%s: the deadline is over, but the relay does not answer; the calculation may run on (%s.py cancel %s)":
+        "%s: 期限を過ぎましたが中継サーバーが応答しません。計算は続いているかもしれません (%s.py cancel %s)",
+    "%s: the deadline is over and the calculation is cancelled, but has not come to its end (%s.py wait %s)":
+        "%s: 期限を過ぎて取り消しましたが、計算の終了が確認できません (%s.py wait %s)",
+    "%s: stopped by SIGTERM; the calculation is cancelled": "%s: SIGTERM により終了します。計算は取り消しました",
     "%s: the relay says: %s": "%s: 中継サーバーの応答: %s",
     "; if its certificate is not of a public CA, give the CA's file with --ca-file (or ca_file in the ini)":
         "。公的 CA の証明書でない場合は --ca-file (または ini の ca_file) で CA のファイルを指定してください",
     "; is the URL right? (--url, or url in the ini)": "。URL は正しいですか (--url、または ini の url)",
-    "%s: no relay of this protocol answers there (is the URL right?)": "%s: このプロトコルの中継サーバーが応答しません (URL は正しいですか)",
     "%s: the relay's answer holds no accept_id": "%s: 中継サーバーの応答に accept_id がありません",
     "%s: an input cannot be sent as it was registered: %s": "%s: 入力を登録時の内容のまま送れません: %s",
     "%s: the relay does not get the inputs together": "%s: 中継サーバーに入力がそろいません",
@@ -1030,6 +1324,7 @@ LOST = (EX_UNAVAILABLE, "relay")       # any other reason why a command has no e
 Result = collections.namedtuple("Result", "accept_id exit_code status reason files missing refused ended_by")
 Order = collections.namedtuple("Order", "site command parameters names patterns request_id")
 ID = re.compile(r"[0-9A-Za-z-]{8,64}\Z")               # an accept_id: it becomes part of URLs and file names
+VISIBLE = re.compile("[^\n\t]+")       # what printable() makes of the command's output
 SCHEMES = ("http://", "https://")      # a first word that begins so makes fielded words of all
 SAY["level"] = 2                       # warnings only, unless -v
 
@@ -1060,12 +1355,28 @@ class Voice:
         self.tell, self.terminal, self.thread, self.drawn = tell or (lambda line: None), terminal, None, False
         self.accept_id, self.order, self.allowed, self.ended = "", None, False, threading.Event()
         self.what, self.done, self.total, self.begun = "", 0, 0, time.monotonic()
+        self.open_line = False                         # did the output end within a line?
+        self.output = self.live = None                 # function(stream, text) for the command's output; its Live
+        self.until, self.overdue = None, False         # --deadline, in time.monotonic(); is it over?
+        self.fielded = self.named = False              # fielded words? was a request id given?
+
+    def show(self, stream, text):
+        """Output of the command, or nothing if nobody is to see it."""
+        with SAY["lock"]:
+            self.wipe()
+            try:
+                self.output(stream, VISIBLE.sub(lambda found: printable(found.group()), text))
+                self.open_line = not text.endswith("\n")
+            except (OSError, ValueError):
+                self.output = None                     # whoever read it is gone
 
     def say(self, text):
         """One line."""
         with SAY["lock"]:
             self.wipe()
             try:
+                if self.open_line and self.output:
+                    self.open_line = self.output("out", "\n")
                 self.tell("%s: %s%s" % (PROGRAM, self.accept_id and self.accept_id + ": ", printable(text)))
             except (OSError, ValueError):
                 pass                                   # whoever listened is gone; the calculation is not
@@ -1323,6 +1634,8 @@ def explain(error, relay, accept_id="", registering=False):
     text = _("%s: the relay says: %s") % (relay.url, text)
     if error.code in AGAIN:
         return Stop(EX_TEMPFAIL, text)
+    if error.more.get("why") == "html":
+        return Stop(EX_PROTOCOL, _("%s: no relay of this protocol answers there (is the URL right?)") % relay.url)
     if error.code == "0005":
         return Stop(EX_REFUSED, text + " (%s)" % printable(error.more.get("why", ""))[:200])
     if error.more.get("why") == "differs":
@@ -1340,8 +1653,7 @@ def contact(relay, patience):
         version, limits = relay.learn(patience)
     except Away as error:
         raise explain(error, relay)
-    if version < 2:                                    # a fielded relay: its way of doing the nine steps branches off here
-        raise Stop(EX_PROTOCOL, _("%s: no relay of this protocol answers there (is the URL right?)") % relay.url)
+    relay.v1 = version < 2                             # a fielded relay: its way of doing the nine steps branches off here
     return limits
 
 
@@ -1404,8 +1716,10 @@ def hand_over(relay, accept_id, files, known, voice):
             if todo is None:
                 send_pages(relay, accept_id, files)
             relay.upload_all(target, files, todo, moved=voice.moved)
+            fault("inputs sent")
             relay.ask("POST", "allow-wait-calc", {"v": 2, "accept_id": accept_id})
             log("info", accept_id, "2 allow-wait-calc", files=len(files))
+            fault("allowed")
             return
         except Refused as error:
             todo = error.more.get("incomplete")
@@ -1427,23 +1741,131 @@ def state_words(found):
     return text
 
 
-def follow(relay, accept_id, voice):
-    """3 to 8 happen elsewhere: waits until the results are at the relay."""
-    stamp, last = "", None
-    while True:
-        begun = time.monotonic()
-        found = relay.ask("GET", "calc-progress", {"v": 2, "accept_id": accept_id, "wait": WAIT if stamp else 0, "known": stamp}, WAIT)
-        relay.at_once, relay.keep_on = (), True
-        now = found.get("progress"), found.get("out_of_contact") is None
-        voice.stage(state_words(found))
-        if now != last:
-            log("info", accept_id, "3-8 progress", progress=now[0], status=found.get("status"))
-            voice.say(state_words(found))
-        if now[0] == "got return":
-            return
-        if stamp == found.get("stamp") and time.monotonic() - begun < 1:
-            relay.pause(1)                             # a cache in between, perhaps
-        stamp, last = str(found.get("stamp") or ""), now
+def fault(name):
+    """A named point at which a crash test kills this process."""
+    if FAULT and FAULT == name:
+        os.kill(os.getpid(), 9)
+
+
+class Live:
+    """A command's output as it comes: what of it was shown."""
+
+    def __init__(self, accept_id, voice):
+        import codecs
+        self.accept_id, self.voice, self.shown = accept_id, voice, {"out": 0, "err": 0}
+        self.decode = {stream: codecs.getincrementaldecoder("utf-8")("backslashreplace").decode for stream in self.shown}
+
+    def take(self, relay, sizes):
+        """Shows what the relay has: sizes[0] bytes of stdout, sizes[1] of stderr. True if there was anything."""
+        import base64
+        before = dict(self.shown)
+        for stream, size in zip(("out", "err"), sizes):
+            if not isinstance(size, int) or size < self.shown[stream]:
+                self.shown[stream] = 0                 # a rerun begins anew
+            while self.voice.output and isinstance(size, int) and self.shown[stream] < size:
+                found = relay.ask("GET", "output", {"v": 2, "accept_id": self.accept_id, "stream": stream, "offset": self.shown[stream], "wait": 0})
+                data = base64.b64decode(str(found.get("data")).encode("ascii", "replace"))
+                if not data:
+                    break
+                self.shown[stream] += len(data)
+                self.voice.show(stream, self.decode[stream](data))
+        return self.shown != before
+
+    def complete(self, to, names):
+        """Shows from the logs, which have come, what was not shown yet: a few lines; of more only the log's name."""
+        for stream, name in zip(("out", "err"), LOG_NAMES):
+            if not self.voice.output or not any(self.shown.values()) or name not in names:
+                continue
+            with open(os.path.join(utf8(to), utf8(name)), "rb") as log_file:
+                log_file.seek(self.shown[stream])
+                rest = log_file.read(OUTPUT_REST + 1)
+            if len(rest) > OUTPUT_REST:
+                self.voice.say(_("all of the output is in %s") % name)
+            elif rest:
+                self.voice.show(stream, self.decode[stream](rest, True))
+
+
+def look_once(relay, accept_id, voice, seen, wait):
+    """One calc-progress, and what it tells to people; waits up to `wait` seconds for a change. seen: {accept_id: (stamp, what was told)}.
+    True: the results are at the relay."""
+    begun, (stamp, last) = time.monotonic(), seen.get(accept_id, ("", None))
+    left = None if voice.until is None else max(0.0, voice.until - begun)
+    wait = int(min(wait, WAIT if left is None else left + 1)) if stamp else 0
+    found = relay.ask("GET", "calc-progress", {"v": 2, "accept_id": accept_id, "wait": wait, "known": stamp}, wait, patience=left)
+    relay.at_once, relay.keep_on = (), True
+    now = found.get("progress"), found.get("out_of_contact") is None
+    voice.stage(state_words(found))
+    if now != last:
+        log("info", accept_id, "3-8 progress", progress=now[0], status=found.get("status"))
+        voice.say(state_words(found))
+    wrote = voice.live and isinstance(found.get("output"), list) and voice.live.take(relay, found["output"])
+    if now[0] != "got return" and not wrote and stamp == found.get("stamp") and wait and time.monotonic() - begun < min(1, wait):
+        relay.pause(1)                                 # a cache in between, perhaps
+    seen[accept_id] = str(found.get("stamp") or ""), now
+    return now[0] == "got return"
+
+
+def follow(relay, ids, voice):
+    """3 to 8 happen elsewhere: yields each of ids when its results are at the relay."""
+    seen, left = {}, list(ids)
+    voice.live = Live(ids[0], voice) if voice.output and len(ids) == 1 else None
+    while left:
+        for accept_id in list(left):
+            voice.accept_id = accept_id
+            try:
+                if look_once(relay, accept_id, voice, seen, max(1, WAIT // len(left))):
+                    left.remove(accept_id)
+                    fault("results at relay")
+                    yield accept_id
+            except Away:                               # only with a deadline, when it is over
+                if voice.until is None or time.monotonic() < voice.until:
+                    raise
+        if left and voice.until is not None and time.monotonic() >= voice.until:
+            deadline(relay, left, voice)
+
+
+def deadline(relay, ids, voice):
+    """--deadline is over: cancels what is left. 75 if that cannot be done, or does not help."""
+    if voice.overdue:
+        raise Stop(EX_TEMPFAIL, _("%s: the deadline is over and the calculation is cancelled, but has not come to its end (%s.py wait %s)") % (
+            ids[0], PROGRAM, " ".join(ids)))
+    voice.overdue, voice.until = True, time.monotonic() + CANCEL_PATIENCE
+    for accept_id in ids:
+        voice.accept_id = accept_id
+        voice.say(_("the deadline is over: cancelling"))
+        try:
+            cancel(relay, accept_id, "deadline", PATIENCE)
+        except Away:
+            raise Stop(EX_TEMPFAIL, _("%s: the deadline is over, but the relay does not answer; the calculation may run on (%s.py cancel %s)") % (
+                accept_id, PROGRAM, " ".join(ids)))
+        except Refused as error:
+            if error.more.get("why") != "ended":
+                raise
+
+
+def cancel(relay, accept_id, reason, patience):
+    """Cancels a calculation; what that does, for people. Refused (409), if it has ended already."""
+    if relay.v1:
+        return v1_cancel(relay, accept_id, patience)
+    found = relay.ask("POST", "cancel-wait-calc", {"v": 2, "accept_id": accept_id, "stop": True, "reason": reason}, patience=patience)
+    return _("cancelled") if found.get("ended") else _("the external computer stops it")
+
+
+def bring(relay, accept_id, to, wanted, voice):
+    """9. fetch(), after a wait: the rest of the output is shown, and a deadline that was over has its exit code."""
+    result = fetch(relay, accept_id, to, wanted, voice)
+    if voice.live:
+        voice.live.complete(to, result.files)
+    if voice.overdue and result.reason.startswith("cancelled"):
+        return result._replace(exit_code=EX_TEMPFAIL, ended_by="deadline")
+    return result
+
+
+def wait_for(relay, ids, voice):
+    """follow(), also at a fielded relay."""
+    if not relay.v1:
+        return follow(relay, ids, voice)
+    return (accept_id for accept_id in ids if v1_follow(relay, accept_id, voice) or True)
 
 
 class Target:
@@ -1493,6 +1915,7 @@ class Target:
                 os.fsync(fd)
         finally:
             os.close(fd)
+        fault("part written")
         try:
             os.rename(part, parts[-1], dst_dir_fd=self.folder(parts[:-1]))
         except OSError as error:                       # its own message would name the temporary file
@@ -1553,6 +1976,7 @@ def take_results(relay, accept_id, found, to, wanted, voice):
 
     relay.download_all(target, entries(), folder.store, folder.part, moved=voice.moved)
     folder.close()
+    fault("results stored")
     told = dict(texts(info.get("missing") or {}, dict), **texts(info.get("refused") or {}, dict))
     return files, {name: told.get(name, _("is not there"))[:1000] for name in list(open_names.values()) + list(open_patterns)}
 
@@ -1564,14 +1988,17 @@ def verdict(info, missing):
         return 128 + number, "command"
     if isinstance(code, int) and 0 < code < 256:
         return code, "command"
+    stopped = REASONS.get(re.match("[a-z]*", reason).group())
     if code == 0:
-        return (EX_DATA, "workflow") if missing or info.get("status") != "completed" else (0, "command")
-    return REASONS.get(re.match("[a-z]*", reason).group(), LOST)
+        return stopped or (EX_DATA, "workflow") if missing or info.get("status") != "completed" else (0, "command")
+    return stopped or LOST
 
 
 def fetch(relay, accept_id, to, wanted, voice, patience=None):
     """9. The results into the directory `to`, verified; a Result. 74 if they cannot be written, 76 if they are not what they should be."""
     voice.stage(_("fetching the results"))
+    if relay.v1:
+        return v1_fetch(relay, accept_id, to, wanted, voice, patience)
     found = relay.ask("GET", "get-calc-result", {"v": 2, "accept_id": accept_id}, patience=patience)
     info = found.get("result-info")
     again = _("; nothing is lost, fetch it with: %s.py result %s") % (PROGRAM, accept_id)
@@ -1588,6 +2015,7 @@ def fetch(relay, accept_id, to, wanted, voice, patience=None):
     try:
         relay.ask("POST", "finish", {"v": 2, "accept_id": accept_id}, patience=PATIENCE)
         log("info", accept_id, "9 finish")
+        fault("finish told")
     except (Away, Refused) as error:                   # the results are here: the relay keeps its copy longer, that is all
         voice.say(_("the relay could not be told that the results are here: %s") % error)
     code, ended_by = verdict(info, missing)
@@ -1598,9 +2026,17 @@ def fetch(relay, accept_id, to, wanted, voice, patience=None):
 def start(relay, order, found, voice, patience=PATIENCE):
     """1 and 2. Registers the calculation and sends its inputs. found: as gather() returns it."""
     voice.order = order
-    check_limits(contact(relay, patience), found)
+    limits = contact(relay, patience)
+    if relay.v1 and voice.until is not None:
+        raise Stop(EX_USAGE, _("nothing was registered; --deadline: a fielded relay cannot stop a command"))
+    if relay.v1:
+        v1_start(relay, order, found, voice, patience)
+        voice.allowed = True
+        return
+    check_limits(limits, found)
     files = add_sums(found, voice)
     first = register(relay, order, files, voice, patience)
+    fault("registered")
     if files and not (first.get("known") and first.get("progress") == "got return"):
         hand_over(relay, voice.accept_id, files, first.get("known"), voice)
     voice.allowed = True
@@ -1618,6 +2054,7 @@ def run(url, site, command, inputs, outputs, parameters="", token=None, token_fi
     source = (token if callable(token) else lambda: checked_token(token, "token")) if token else find_token(token_file)
     relay = Relay(url, source, ca_file=ca_file, proxy=proxy, client_cert=client_cert, client_key=client_key)
     voice = Voice(tell)
+    voice.named = bool(request_id)
     names, patterns = wanted_results(outputs)
     order = Order(site, command, parameters, names, patterns, request_id or os.urandom(16).hex())
     return calculate(relay, order, gather(inputs), to, voice, patience)
@@ -1632,12 +2069,233 @@ def calculate(relay, order, found, to, voice, patience):
         raise Stop(EX_IOERR, "%s: %s" % (to, error.strerror))
     try:
         start(relay, order, found, voice, patience)
-        follow(relay, voice.accept_id, voice)
-        return fetch(relay, voice.accept_id, to, (order.names, order.patterns), voice)
+        for accept_id in wait_for(relay, [voice.accept_id], voice):
+            return bring(relay, accept_id, to, (order.names, order.patterns), voice)
     except (Away, Refused) as error:
         raise explain(error, relay, voice.accept_id)
     finally:
         relay.close()
+
+
+# ---- a fielded relay ("v1"): the same steps in its words. It knows no request id and no exit code, it forgets everything when it stops,
+# and a result once it was asked for
+
+def v1_check(relay, order, found, voice):
+    """What a fielded relay cannot do is refused before anything is registered: 64, or 77 for a file that is too large."""
+    for name in [entry[2] for entry in found] + order.names:
+        if "/" in name:
+            raise Stop(EX_USAGE, _("nothing was registered; %s: a fielded relay takes no directories (an input may go without: NAME=PATH)") % name)
+    if order.patterns:
+        raise Stop(EX_USAGE, _("nothing was registered; %s: a fielded relay takes no patterns, name each result") % order.patterns[0])
+    if order.parameters and not voice.fielded:
+        raise Stop(EX_USAGE, _("nothing was registered; --param: a fielded poller would run the command without it "
+                               "(BASE_URL SITE TOKEN COMMAND ... sends it all the same)"))
+    check_limits({"max_file": V1_FILE}, found)
+    if voice.named:
+        voice.say(_("warning: a fielded relay knows no --request-id: the same words again make another calculation"))
+
+
+def v1_start(relay, order, found, voice, patience):
+    """1 and 2. Registers the calculation, its inputs inside, and lets the external computer have it."""
+    v1_check(relay, order, found, voice)
+    files = add_sums(found, voice)
+    none = {"content": "", "mimetype1": "", "mimetype2": ""}
+    body = around_files(lambda mark: {"calc-info": {
+        "command": order.command, "remote-site": order.site, "parameters": order.parameters,
+        "parameter_files": {entry[2]: [mark, "application/octet-stream;", "charset=binary"] for entry in files},
+        "result_files": {name: none for name in tuple(order.names) + LOG_NAMES}}}, [(path, 0, size, sum256) for path, size, name, sum256 in files])
+    voice.stage(_("sending the inputs"))
+    try:
+        accept_id = relay.ask_v1("POST", "add-calcinfo", {}, patience, body=body).get("accept_id")
+    except (Away, Refused) as error:
+        raise explain(error, relay, registering=True)
+    except ValueError as error:
+        raise Stop(EX_IOERR, _("nothing was registered; an input cannot be sent: %s") % error)
+    if not ID.match(str(accept_id)):
+        raise Stop(EX_PROTOCOL, _("%s: the relay's answer holds no accept_id") % relay.url)
+    try:
+        v1_allow(relay, accept_id)
+    except BaseException:                              # what is not allowed blocks the site of a fielded relay for 30 minutes
+        try:
+            relay.call_v1("POST", "cancel-wait-calc", {"accept_id": accept_id, "delete": "force"}, timeout=5)
+        except (Away, Refused):
+            pass
+        raise
+    relay.at_once, relay.keep_on, voice.accept_id = (), True, accept_id
+    log("info", accept_id, "1 add-calcinfo", site=order.site, command=order.command, inputs=len(files), v=1)
+    log("info", accept_id, "2 allow-wait-calc", files=len(files))
+    voice.say(_("registered"))
+
+
+def v1_allow(relay, accept_id):
+    """2. allow-wait-calc; 401 is what its repeat is answered."""
+    try:
+        relay.ask_v1("POST", "allow-wait-calc", {"accept_id": accept_id})
+    except Refused as error:
+        if error.code != 401:
+            raise
+
+
+def v1_state(relay, accept_id, patience=None):
+    """(progress, status) in the words of the wire; (None, why) if the relay does not know it, or no longer."""
+    def word(name):
+        return (str(relay.ask_v1("GET", name, {"accept_id": accept_id}, patience).get("message")).split(":") + [""])[1]
+    try:
+        status = word("calc-status")
+        progress = word("calc-progress")
+        return progress, word("calc-status") if progress == "got return" else status   # both may have changed in between
+    except Refused as error:
+        if error.more.get("why") == "html" or error.code not in (400, "400", "0300"):
+            raise
+        return None, str(error).split(":", 2)[-1]
+
+
+def v1_known(relay, accept_id, patience):
+    """v1_state() as fields of calc-progress. 77 if the relay does not know it."""
+    progress, status = v1_state(relay, accept_id, patience)
+    if progress is None:
+        raise Stop(EX_REFUSED, _("%s: the relay does not know it (any longer): %s") % (accept_id, status))
+    return {"progress": progress, "status": status}
+
+
+def v1_cancel(relay, accept_id, patience):
+    """A fielded relay forgets it; it cannot stop what runs."""
+    v1_known(relay, accept_id, patience)
+    relay.ask_v1("POST", "cancel-wait-calc", {"accept_id": accept_id, "delete": "force"}, patience)
+    return _("a fielded relay has forgotten it; what runs on the external computer runs on")
+
+
+def v1_follow(relay, accept_id, voice):
+    """3 to 8 happen elsewhere: asks until the results are at the relay, or the relay has forgotten."""
+    wait, last = 1, None
+    while True:
+        now = v1_state(relay, accept_id)
+        if now[0] is None:
+            return                                     # v1_fetch() says so
+        relay.at_once, relay.keep_on = (), True
+        text = _("waiting for the external computer") if now[0] == "not start" else printable(now[0])[:100]
+        voice.stage(text)
+        if now != last:
+            log("info", accept_id, "3-8 progress", progress=now[0], status=now[1])
+            voice.say(text)
+        if now[0] == "got return":
+            return
+        relay.pause(wait)
+        wait, last = min(10, wait * 2), now            # the fielded pace is 10 s
+
+
+def v1_lost(accept_id, text):
+    """The Result of a calculation that the relay knows no longer."""
+    reason = _("a fielded relay forgets all when it stops, and a result once it was asked for: %s") % text
+    return Result(accept_id, LOST[0], "abnormal", reason, [], {}, {}, LOST[1])
+
+
+def v1_place(to, accept_id, names):
+    """An empty directory in `to` for what arrives. 74 if a result could not be put in its place: it can be fetched only once."""
+    to = os.path.abspath(utf8(to))
+    stage = os.path.join(to, utf8(".mi-%s.v1" % accept_id))
+    try:
+        os.makedirs(to, exist_ok=True)
+        for name in names:
+            if os.path.lexists(os.path.join(to, utf8(name))) and not os.path.isfile(os.path.join(to, utf8(name))):
+                raise OSError(errno.EEXIST, _("a directory or a symbolic link is in its way"), utf8(name))
+        os.makedirs(stage, 0o700, exist_ok=True)
+        v1_empty(stage)
+    except OSError as error:
+        raise Stop(EX_IOERR, "%s: %s: %s" % (accept_id, (error.filename or to).decode("utf-8", "replace"), error.strerror))
+    return stage
+
+
+def v1_empty(stage, remove=False):
+    """Removes what is in it; then itself."""
+    for name in os.listdir(stage):
+        os.unlink(os.path.join(stage, name))
+    if remove:
+        os.rmdir(stage)
+
+
+def v1_get(relay, accept_id, stage, voice):
+    """9. get-calc-result into stage: {NAME: entry}. A fielded relay answers it once; Refused is what it says afterwards."""
+    def once():
+        v1_empty(stage)
+        return relay.call_v1("GET", "get-calc-result", {"accept_id": accept_id}, folder=stage, moved=voice.moved)
+
+    gone = _("; a fielded relay gives a result once: it cannot be asked for again")
+    try:
+        found = relay.again(once, None, NO_TOKEN[1:])
+        files = found["result-info"]["result_files"]
+        if not isinstance(files, dict):
+            raise ValueError(_("the relay's answer holds no proper result"))
+        return files
+    except (KeyError, TypeError):
+        code, why = EX_PROTOCOL, _("the relay's answer holds no proper result")
+    except ValueError as error:
+        code, why = EX_PROTOCOL, error
+    except OSError as error:
+        code, why = EX_IOERR, error.strerror
+    except KeyboardInterrupt as leaving:
+        code, why = EX_TEMPFAIL if leaving.args else EX_INTERRUPT, _("interrupted")
+    v1_empty(stage, True)
+    raise Stop(code, "%s: %s%s" % (accept_id, why, gone))
+
+
+def v1_store(files, names, stage, folder):
+    """9. Gives the declared results their names: (names stored, {missing: why}). What was not declared is left."""
+    stored, missing = [], {}
+    for number, name in enumerate(names):
+        entry = files.get(name)
+        try:
+            if not isinstance(entry, dict):
+                raise ValueError(_("is not there"))
+            if entry.get("mimetype1") == "Error":
+                raise ValueError(printable(entry.get("mimetype2"))[:1000])
+            os.rename(as_blob(entry.get("content"), os.path.join(stage, b"x%d" % number)).path, folder.part(number))
+        except ValueError as error:
+            missing[name] = str(error)
+            continue
+        folder.store(number, name, None)
+        stored.append(name)
+    return stored, {name: why for name, why in missing.items() if name not in LOG_NAMES}
+
+
+def v1_names(files):
+    """The results that the relay has, where nobody has said what was declared: plain names only."""
+    names = []
+    for name in files:
+        try:
+            if "/" not in check_name(name):
+                names.append(name)
+        except ValueError:
+            pass
+    return names
+
+
+def v1_fetch(relay, accept_id, to, wanted, voice, patience):
+    """9. The results into the directory `to`; a Result. 75 if they are not there yet, 74 if they cannot be written."""
+    progress, status = v1_state(relay, accept_id, patience)
+    if progress is None:
+        return v1_lost(accept_id, status)
+    if progress != "got return":
+        raise Stop(EX_TEMPFAIL, _("%s: there is no result yet (%s)") % (accept_id, printable(progress)[:100]))
+    names = tuple(wanted[0]) + LOG_NAMES if wanted else None
+    stage = v1_place(to, accept_id, names or ())
+    try:
+        files = v1_get(relay, accept_id, stage, voice)
+    except Refused as error:
+        v1_empty(stage, True)
+        return v1_lost(accept_id, error)
+    try:
+        folder = Target(to, accept_id, True)
+        stored, missing = v1_store(files, names or v1_names(files), stage, folder)
+        folder.close()
+        v1_empty(stage, True)
+    except OSError as error:
+        raise Stop(EX_IOERR, _("%s: %s: %s; the relay has forgotten the result, what came is in %s") % (
+            accept_id, (error.filename or b"").decode("utf-8", "replace"), error.strerror, stage.decode("utf-8", "replace")))
+    log("info", accept_id, "9 get-calc-result", files=len(stored), missing=len(missing), status=status)
+    if status == "completed":
+        return Result(accept_id, EX_DATA if missing else 0, status, "", stored, missing, {}, "workflow" if missing else "command")
+    return Result(accept_id, V1_ABNORMAL, "abnormal", _("a fielded relay does not tell the command's own exit code"), stored, missing, {}, "relay")
 
 
 # ---- the program
@@ -1646,6 +2304,8 @@ def last_line(result, to):
     """Whose code the exit code is."""
     if result.ended_by == "command":
         text = _("the command ended with %d (its own exit code)") % result.exit_code
+    elif result.ended_by == "deadline":
+        text = _("the deadline was over and the calculation was cancelled; exit code %d is this program's") % result.exit_code
     elif result.ended_by == "workflow":
         text = _("the command ended with 0, but the calculation is not complete; exit code %d is this program's") % result.exit_code
     else:
@@ -1685,24 +2345,65 @@ def cmd_submit(options, relay, voice):
 
 def cmd_fetch(options, relay, voice):
     """wait and result: the last exit code that is not 0."""
-    code, ids, patience = 0, options.words[1:], options.patience
-    contact(relay, patience)
-    for accept_id in ids:
-        voice.accept_id, voice.allowed = accept_id, True
+    code, ids = 0, options.words[1:]
+    voice.accept_id, voice.allowed = ids[0], True
+    contact(relay, options.patience)
+    for accept_id in wait_for(relay, ids, voice) if options.words[0] == "wait" else ids:
+        voice.accept_id = accept_id
         to = options.to if len(ids) == 1 else os.path.join(options.to, accept_id)
         if options.words[0] == "wait":
-            follow(relay, accept_id, voice)
-            patience = None
-        result = fetch(relay, accept_id, to, options.wanted, voice, patience)
+            result = bring(relay, accept_id, to, options.wanted, voice)
+        else:
+            result = fetch(relay, accept_id, to, options.wanted, voice, options.patience)
         code = report(result, to, options, voice) or code
     return code
+
+
+def cmd_output(options, relay, voice):
+    """output: what the command has written so far; --follow: until it ends."""
+    accept_id, live = options.words[1], Live(options.words[1], voice)
+    voice.accept_id, voice.allowed = accept_id, True
+    contact(relay, options.patience)
+    if relay.v1:
+        raise Stop(EX_USAGE, _("%s: a fielded relay cannot do that") % "output")
+    voice.terminal, stamp = None, ""                   # nothing but the output
+    while True:
+        fields = {"v": 2, "accept_id": accept_id, "wait": WAIT if stamp else 0, "known": stamp}
+        found = relay.ask("GET", "calc-progress", fields, WAIT, patience=None if stamp else options.patience)
+        live.take(relay, found["output"] if isinstance(found.get("output"), list) else [])
+        if not options.follow or found.get("progress") in ("calc end", "getting return", "got return") or not voice.output:
+            return 0
+        relay.at_once, relay.keep_on, stamp = (), True, str(found.get("stamp") or "")
+
+
+def cmd_change(options, relay, voice):
+    """cancel (what is running is stopped by its external computer, where the relay can tell it) and rerun: one line of stdout for each."""
+    contact(relay, options.patience)
+    word, fields = options.words[0], {"v": 2, "force": options.force, "reason": options.reason}
+    for voice.accept_id in options.words[1:]:
+        try:
+            if word == "cancel":
+                text = cancel(relay, voice.accept_id, options.reason, options.patience)
+            elif relay.v1:
+                raise Stop(EX_USAGE, _("%s: a fielded relay cannot do that") % word)
+            else:
+                relay.ask("POST", word, dict(fields, accept_id=voice.accept_id), patience=options.patience)
+                text = _("allowed once more")
+        except Refused as error:
+            if error.code != 409:
+                raise
+            raise Stop(EX_REFUSED, _("%s: the relay says: %s") % (voice.accept_id, error))
+        print("%s %s" % (voice.accept_id, text))
 
 
 def cmd_status(options, relay, voice):
     """status: one line of stdout for each."""
     contact(relay, options.patience)
     for voice.accept_id in options.words[1:]:
-        found = relay.ask("GET", "calc-progress", {"v": 2, "accept_id": voice.accept_id, "wait": 0, "known": ""}, patience=options.patience)
+        if relay.v1:
+            found = v1_known(relay, voice.accept_id, options.patience)
+        else:
+            found = relay.ask("GET", "calc-progress", {"v": 2, "accept_id": voice.accept_id, "wait": 0, "known": ""}, patience=options.patience)
         text, reason = printable(found.get("status"))[:100], found.get("reason")
         if options.json:
             keys = ("progress", "status", "reason", "queue", "out_of_contact", "exit_code", "signal")
@@ -1712,7 +2413,8 @@ def cmd_status(options, relay, voice):
             print("%s %s%s" % (voice.accept_id, state_words(found), ended if text != "none" else ""))
 
 
-COMMANDS = {"run": cmd_run, "submit": cmd_submit, "wait": cmd_fetch, "result": cmd_fetch, "status": cmd_status}
+COMMANDS = {"run": cmd_run, "submit": cmd_submit, "wait": cmd_fetch, "result": cmd_fetch, "status": cmd_status, "output": cmd_output,
+            "cancel": cmd_change, "rerun": cmd_change}
 
 
 def parse(words):
@@ -1736,6 +2438,11 @@ def parse(words):
     for name, text in (("url", "the relay"), ("token-file", "0600 file with the token"), ("ca-file", "CA of the relay's certificate"),
                        ("ini", "instead of the mi_distributed_computing_assist.ini that is found")):
         parser.add_argument("--" + name, default="", metavar="URL" if name == "url" else "FILE", help=text)
+    parser.add_argument("--deadline", type=seconds, metavar="TIME", help="cancel the calculation if it has not ended so long from now")
+    parser.add_argument("--on-term", choices=("leave", "cancel"), default="leave", help="after SIGTERM: the calculation runs on (default), or ends")
+    parser.add_argument("--reason", default="", metavar="TEXT", help="of cancel and rerun")
+    parser.add_argument("--force", action="store_true", help="rerun what is out of contact; its late result is refused")
+    parser.add_argument("--follow", action="store_true", help="output: until the command ends")
     parser.add_argument("--json", action="store_true", help="the end as one JSON object on stdout")
     parser.add_argument("-q", action="store_true", dest="quiet", help="failures only")
     parser.add_argument("-v", action="count", default=0, dest="verbose", help="a log line for each step")
@@ -1769,7 +2476,7 @@ def check_words(options):
         if len(more) != 2:
             raise Stop(EX_USAGE, _("%s needs SITE and COMMAND; --help says more") % word)
         options.order = Order(more[0], more[1], options.param, names, patterns, options.request_id or os.urandom(16).hex())
-    elif not more or not all(ID.match(one) for one in more):
+    elif not more or not all(ID.match(one) for one in more) or word == "output" and len(more) > 1:
         raise Stop(EX_USAGE, _("%s needs ACCEPT_IDs; --help says more") % word)
     return options
 
@@ -1777,14 +2484,24 @@ def check_words(options):
 def make_voice(options):
     """Who is told what: a terminal all; otherwise stdout, unless it must hold one thing only; then stderr, but not much."""
     terminal = sys.stderr if sys.stderr is not None and sys.stderr.isatty() else None
-    alone = options.json or options.words[0] in ("submit", "status")
+    alone = options.json or options.words[0] in ("submit", "status", "output", "cancel", "rerun")
     out = sys.stderr if terminal else Narrow(sys.stderr) if alone else sys.stdout
 
     def tell(line):
         out.write(line + "\n")
         out.flush()
     options.tell, voice = tell, Voice() if options.quiet else Voice(tell, terminal)
+    voice.fielded, voice.named = bool(options.fielded), bool(options.request_id)
     SAY["level"], SAY["log"] = max(0, 2 - options.verbose), voice if voice.terminal else out
+
+    def output(stream, text):
+        to = sys.stderr if stream == "err" and terminal else sys.stdout
+        to.write(text)
+        to.flush()
+    if options.words[0] == "output" or not options.quiet and not alone:
+        voice.output = output
+    if options.deadline is not None and options.words[0] in ("run", "wait"):
+        voice.until = time.monotonic() + options.deadline
     return voice
 
 
@@ -1810,11 +2527,18 @@ def leave(number, frame):
     raise KeyboardInterrupt("SIGTERM")
 
 
-def left_early(leaving, voice):
-    """The Stop after Ctrl+C or SIGTERM: how to go on."""
+def left_early(leaving, voice, relay, on_term):
+    """The Stop after Ctrl+C or SIGTERM: how to go on. on_term: leave or cancel."""
     code = EX_TEMPFAIL if leaving.args else EX_INTERRUPT
     if not voice.accept_id:
         return Stop(code, _("interrupted; nothing was registered"))
+    if leaving.args and on_term == "cancel":
+        try:
+            relay.close()
+            cancel(relay, voice.accept_id, "SIGTERM", TERM_PATIENCE)
+            return Stop(code, _("%s: stopped by SIGTERM; the calculation is cancelled") % voice.accept_id)
+        except (Away, Refused) as error:
+            voice.say(error)
     if not voice.allowed:
         return Stop(code, _("%s: interrupted before all inputs were sent; the same words with --request-id %s go on") % (
             voice.accept_id, voice.order.request_id))
@@ -1828,7 +2552,7 @@ def work(options):
     try:
         return COMMANDS[options.words[0]](options, relay, voice)
     except (Stop, Away, Refused, KeyboardInterrupt) as error:
-        stop = left_early(error, voice) if isinstance(error, KeyboardInterrupt) else error
+        stop = left_early(error, voice, relay, options.on_term) if isinstance(error, KeyboardInterrupt) else error
         stop = stop if isinstance(stop, Stop) else explain(stop, relay, voice.accept_id)
         if options.json:
             failure = Result(voice.accept_id, stop.code, "none", str(stop), [], {}, {}, "workflow")

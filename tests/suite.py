@@ -5,9 +5,11 @@ import hashlib
 import http.client
 import json
 import os
+import random
 import re
 import shutil
 import signal
+import socket
 import ssl
 import subprocess
 import sys
@@ -69,6 +71,18 @@ def wait_until(true, seconds=20.0, what=""):
             return found
         assert time.monotonic() < until, "still not after %s s: %s" % (seconds, what or true)
         time.sleep(0.02)
+
+
+def a_port():
+    """A free port below those that the system gives to outgoing connections: nobody takes it while a relay is restarted."""
+    while True:
+        port = random.randrange(10000, 32000)
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+                return port
+            except OSError:
+                continue
 
 
 def make_certificate(folder, days=30, names="DNS:localhost,IP:127.0.0.1"):
@@ -157,8 +171,8 @@ class World:
 
     def start(self, env=None):
         """Starts the relay (again: on the same port) and waits until it listens."""
-        if self.port:
-            self.write_ini(self.port)
+        self.port = self.port or a_port()
+        self.write_ini(self.port)
         before = len(self.relay.text()) if self.relay else 0
         self.relay = Process("mi_dicomapi.py", ["serve", "--ini", self.ini], self.folder, python=self.python, env=env)
         found = wait_until(lambda: re.search(r" listening url=(https?)://127.0.0.1:(\d+)", self.relay.text()[before:]) or not self.relay.alive(), what="relay")

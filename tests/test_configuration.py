@@ -10,7 +10,6 @@ import socket
 import sqlite3
 import ssl
 import subprocess
-import sys
 import time
 
 import pytest
@@ -433,4 +432,3 @@ def test_without_a_word_it_serves_as_the_manual_starts_it(make_world):
         assert re.match(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}[+-]\d\d:\d\d INFO - listening ", line)
     finally:
         assert started.stop() == 0
-    assert sys.version_info

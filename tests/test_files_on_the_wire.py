@@ -396,12 +396,12 @@ def test_only_declared_results_are_taken(world):
         page = {name: entry(b"") for name in sorted(names, key=relay.parts_of)}
         return client.call("POST", "send-results", {"v": 2, "accept_id": accept_id, "claim": claim, "result_files": page})
 
-    for name in ("other.txt", "r.txt.bak", "R.txt", "e.txt", "d", "sub/a.dat", "out", "outer/x", "deep/x11.csv", "deep/y1.csv", "../a.dat", "out/../x", ".dat/x"):
+    for name in ("other.txt", "r.txt.bak", "R.txt", "e.txt", "d", "sub/a.dat", "out", "outer/x", "deep/x11.csv", "deep/y1.csv", "../a.dat", "out/../x", ".dat/x", ".dat"):
         status, first = manifest(name)
         assert (status, first["code"]) == (400, 400) and first["why"] in ("undeclared", "name"), (name, first)
         assert world.state_of(accept_id) == relay.ENDED
         assert manifest("r.txt", name)[0] == 400, name
-    assert manifest("r.txt", "d/e.txt", "a.dat", ".dat", "out/x", "out/y/z", "deep/x1.csv", "deep/a/b/x2.csv", *LOGS)[0] == 200
+    assert manifest("r.txt", "d/e.txt", "a.dat", "out/.x", "out/x", "out/y/z", "deep/x1.csv", "deep/a/b/x2.csv", *LOGS)[0] == 200
     page = {"r.txt": entry(b""), "zz": entry(b"")}
     status, first = client.call("POST", "files/%s/result" % accept_id, {"v": 2, "from": 2, "files": page, "more": False, "claim": claim})
     assert (status, first["why"]) == (400, "undeclared")

@@ -227,7 +227,7 @@ def test_a_request_in_single_bytes_is_a_request(world):
 def strict(tmp_path_factory):
     """A relay with short deadlines and small caps."""
     made = suite.World(tmp_path_factory.mktemp("strict"), commands=["hello"], ini="[limits]\nheaders = 1s\nhandshake = 1s\nunauthenticated_per_address = 8\n"
-                       "parked_per_token = 3\nworkers = 8\nidle = 2s\n").start()
+                       "parked_per_token = 3\nworkers = 8\nidle = 1s\n").start()
     yield made
     made.close()
 
@@ -259,7 +259,7 @@ def test_an_idle_connection_is_closed_and_never_in_the_middle(strict):
     for turn in range(3):
         raw.send(request(strict))
         assert raw.answer()[0] == 404
-        time.sleep(0.6)
+        time.sleep(0.4)
     assert raw.closed_within(6) < 4
 
 
