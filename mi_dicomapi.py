@@ -1220,7 +1220,7 @@ def send_results(c):
     check_results(c, row, entries)
     told = {key: check_reasons(c, key) for key in ("missing", "refused")}
     check_room(c.relay, entries)
-    print256 = hashlib.sha256(json.dumps([entries, more, told]).encode()).hexdigest()
+    print256 = hashlib.sha256(json.dumps([entries, more, told, c.text("digest", "")]).encode()).hexdigest()    # digest: of all its pages
     if row["state"] == GETTING and row["manifest"] == print256:
         return {"message": "getting"}                  # asked again
 
@@ -1366,6 +1366,8 @@ def rerun(c):
         step = STEP["rerun"]
     elif row["state"] in STEP["rerun --force"].frm and row["protocol"] != 1 and force and reason and row["accept_id"] in c.relay.silent:
         step = STEP["rerun --force"]
+    elif row["state"] == ALLOWED and row["attempt"] and not row["claim"]:
+        return {"message": "allowed again"}            # the answer was lost
     else:
         raise No(409, "rerun is possible from abnormal before finish, or out of contact with force and a reason", why="state",
                  state=WORDS[row["state"]])
@@ -1540,7 +1542,7 @@ def files_call(c):
 
 
 def add_page(c, row, kind):
-    """A further page of a manifest; the last one again is answered again."""
+    """A further page of a manifest; one that is there already is answered again."""
     first, page, count = c.number("from"), c.need("files", dict), row["inputs" if kind == "input" else "results"]
     before = c.relay.store.read("SELECT name FROM files WHERE calc = ? AND kind = ? AND n = ?", row["seq"], kind, first - 1)
     entries = check_page(page, before[0]["name"] if before else None, LOG_NAMES if kind == "input" else ())
@@ -1553,8 +1555,9 @@ def add_page(c, row, kind):
         if now is None or now["state"] != row["state"] or now["claim"] != row["claim"]:
             raise No(409, "files are not taken now", why="state")
         have, more = (now["inputs"], now["inputs_more"]) if kind == "input" else (now["results"], now["results_more"])
-        if have == first + len(entries) and have > first:
-            rows = tx.db.execute("SELECT name, size, sha256 FROM files WHERE calc = ? AND kind = ? AND n >= ? ORDER BY n", (row["seq"], kind, first))
+        if first + len(entries) <= have and entries:
+            rows = tx.db.execute("SELECT name, size, sha256 FROM files WHERE calc = ? AND kind = ? AND n >= ? ORDER BY n LIMIT ?",
+                                 (row["seq"], kind, first, len(entries)))
             if [tuple(found) for found in rows] == entries:
                 return
         if have != first or not more:

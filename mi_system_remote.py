@@ -1993,12 +1993,16 @@ def write_manifest(calc, found, missing, refused):
 
 
 def send_manifest(calc, relay, found, missing, refused):
-    """7. send-results, in pages."""
+    """7. send-results, in pages; digest tells one manifest from another whose first page is the same."""
+    import hashlib
+    digest = hashlib.sha256()
+    for result in found:
+        digest.update(utf8("%s/%d/%s\n" % (result.name, result.size, result.sum256)))
     for start in range(0, len(found) or 1, PAGE):
         page = {result.name: {"size": result.size, "sha256": result.sum256} for result in found[start:start + PAGE]}
         fields = {"v": 2, "claim": calc.claim, "more": start + PAGE < len(found)}
         if start == 0:
-            relay.ask("POST", "send-results", dict(fields, accept_id=calc.accept_id, result_files=page,
+            relay.ask("POST", "send-results", dict(fields, accept_id=calc.accept_id, result_files=page, digest=digest.hexdigest(),
                                                    missing=dict(list(missing.items())[:PAGE]), refused=dict(list(refused.items())[-PAGE:])))
         else:
             relay.ask("POST", "files/%s/result" % calc.accept_id, dict(fields, **{"from": start, "files": page}))

@@ -318,9 +318,11 @@ class Torture:
         """work() while that host's process is dead and stays so."""
         host = getattr(self, name)
         self.wants = name
-        with host.held:
-            host.process.kill()
-            work()
+        try:
+            with host.held:
+                host.process.kill()
+                work()
+        finally:
             self.wants = ""
 
     def reboot(self):
@@ -345,7 +347,10 @@ class Torture:
         def work():
             for name in os.listdir(self.world.state):
                 path = os.path.join(self.world.state, name)
-                shutil.rmtree(path) if os.path.isdir(path) else os.unlink(path)
+                try:
+                    shutil.rmtree(path) if os.path.isdir(path) else os.unlink(path)
+                except FileNotFoundError:
+                    pass
             done = suite.run("mi_dicomapi.py", "restore", os.path.join(self.folder, "backup"), "--ini", self.world.ini)
             if done.returncode:
                 self.violation("restore: " + done.stderr)
@@ -400,7 +405,10 @@ class Torture:
                 continue
             self.counts[word] += 1
             sys.stderr.write("%4d s: %s\n" % (time.monotonic() - self.began, word))
-            known[word]()
+            try:
+                known[word]()
+            except Exception as error:
+                self.violation("%s: %s: %s" % (word, type(error).__name__, error))
 
     def progress(self):
         """How far the run is, 0 to 1."""
@@ -458,9 +466,11 @@ class Torture:
 
     def lost(self, number):
         """The reason, if the calculation ended for one that only a reboot or a killed wrapper explains."""
+        if self.wants == "relay":
+            return ""                                  # its database is being replaced
         try:
             found = self.world.rows("SELECT reason FROM calculations WHERE request_id = ? AND state IN ('got', 'finished')", "r%d" % number)
-        except Exception:                              # the database is being replaced
+        except Exception:                              # too busy
             return ""
         reason = found[0]["reason"] if found else ""
         return reason if (reason == "the host was restarted" and self.counts["reboot"] or reason in ("end unknown", "could not be started")
