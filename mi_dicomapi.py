@@ -1407,7 +1407,8 @@ def heartbeat(c):
     """Renews the leases of what a poller holds, takes the commands' output, and tells what to cancel and what it need not hold any more."""
     gone, unknown, cancel, output = [], [], [], {}
     told = c.relay.store.read("SELECT accept_id FROM calculations WHERE site = ? AND state IN (?, ?, ?) AND user = ? AND poller = ?"
-                              " AND cancel IS NOT NULL AND claim IS NOT NULL", c.text("site_id", ""), SENDING, SENT, RUNNING, c.who.user, c.text("poller", ""))
+                              " AND cancel IS NOT NULL AND claim IS NOT NULL",
+                              c.text("site_id", ""), SENDING, SENT, RUNNING, c.who.user, c.text("poller", ""))
     for accept_id, entry in c.need("calcs", dict).items():
         if not isinstance(entry, dict):
             raise No(400, "calcs is an object of objects")

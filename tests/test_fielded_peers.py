@@ -212,7 +212,7 @@ def test_none_of_the_results(mixed, side, site):
 
 @each_pair
 def test_cancelled_while_it_runs(mixed, side, site):
-    """A fielded workflow side leaves with force; ours is told 409 while a fielded poller holds it, and ends with 130 where it can be stopped."""
+    """A fielded workflow side leaves with force; ours is told 409 while a fielded poller holds it, and ends with the signal's 143 where it can be stopped."""
     before = len(mixed.ran())
     process, folder = mixed.start(side, site, "slow", ("out.dat",), *(["--leave", "2"] if side == "fielded" else []))
     pid = wait_until(lambda: mixed.ran()[before:], what="the command runs")[0]
@@ -232,7 +232,7 @@ def test_cancelled_while_it_runs(mixed, side, site):
         wait_until(lambda: not running(pid), 15, "the command is stopped")
     if side == "our":
         code = process.popen.wait(30)
-        assert code == 130 if site == OURS else 0 < code < 128, process.text()
+        assert code == 143 if site == OURS else 0 < code < 128, process.text()
     code, found, text = mixed.run("fielded", site, "copy")
     assert (code, found) == (0, GOOD), text + mixed.theirs.text()
 
