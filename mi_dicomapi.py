@@ -2074,10 +2074,8 @@ def v1_send_results(c):
             raise No(401, "result_files is missing", http=200)
         if row["protocol"] == 2 or row["state"] not in (ENDED, GETTING, GOT):
             raise v1_wrong(c, row)
-        if row["state"] != ENDED:                      # again
-            if row["status"] == "abnormal" or row["state"] == GETTING and row["claim"] == v1_peer(c) and row["accept_id"] not in c.relay.twins:
-                return {"message": "getting"}
-            raise v1_wrong(c, row)
+        if row["state"] != ENDED:
+            return v1_sent_again(c, row)
         kept = json.loads(c.relay.store.read("SELECT info FROM calculations WHERE seq = ?", row["seq"])[0]["info"])
         wanted, there, missing = declared(kept["result_names"], []), {}, {}
         for name, entry in files.items():
@@ -2096,11 +2094,20 @@ def v1_send_results(c):
             no.http = 200
             raise
         with c.relay.placing:                          # two requests at once must not mix their files
-            if v1_row(c)["state"] == ENDED:
-                arrival.place(c.relay.store.spool(row["accept_id"], "result"), stage)
+            row = v1_row(c)
+            if row["state"] != ENDED:
+                return v1_sent_again(c, row)
+            arrival.place(c.relay.store.spool(row["accept_id"], "result"), stage)
             v1_step(c, row, "send-results", lambda tx: insert_complete(tx, row["seq"], "result", stage),
                     missing=json.dumps(missing, ensure_ascii=False))
     return {"message": "getting"}
+
+
+def v1_sent_again(c, row):
+    """The answer to send-results when there are results already."""
+    if row["status"] == "abnormal" or row["state"] == GETTING and row["claim"] == v1_peer(c) and row["accept_id"] not in c.relay.twins:
+        return {"message": "getting"}
+    raise v1_wrong(c, row)
 
 
 def v1_end_send(c):

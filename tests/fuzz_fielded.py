@@ -20,6 +20,7 @@ from fielded_calls import GETS, Peer, b64, calc_info, inputs, results
 SITES = ["s%d" % number for number in range(6)]
 STEPS = ("calc-params", "calc-params-complete", "calc-start", "calc-end", "send-results", "end-send")
 NAMES = ("add-calcinfo", "allow-wait-calc", "cancel-wait-calc", "calc-status", "calc-progress", "get-calc-result", "calc-request") + STEPS
+ORDER = ("allow-wait-calc",) + STEPS + ("calc-status", "get-calc-result")
 NEXT = {"not start": "calc-params", "sending params": "calc-params-complete", "complete send": "calc-start", "running": "calc-end",
         "calc end": "send-results", "getting return": "end-send"}
 ODD = [None, 0, -1, 1e308, True, [], {}, [[]], "", " ", "x" * 300, "\x00", "\ud800", "日本", "../../etc/passwd", "00000000-0000-0000-0000-000000000000", "A" * 70000]
@@ -34,6 +35,7 @@ class Fuzz:
         self.seed, self.until, self.wrong, self.counts, self.good, self.ids = seed, time.monotonic() + seconds, [], {}, {}, []
         self.world = suite.World(os.path.join(folder, "world"), tls=False, commands=["hello"], sites=SITES,
                                  ini="[times]\nv1_announce = 1s\n[limits]\nunauthenticated_per_address = 1000\ncalculations_per_user = 0\n").start()
+        self.most = max(150, int(20 * seconds))        # calculations that are led out
         self.tokens = [self.world.token, self.world.issue(suite.USER), self.world.issue("mallory"), self.world.issue(suite.USER, "--sites", "s0"), "0" * 64, ""]
 
     def peer(self, rng):
@@ -71,7 +73,7 @@ class Fuzz:
 
     # -- one call
 
-    def fields(self, rng, name):
+    def fields(self, rng, name, accept_id):
         """Mostly what the call needs."""
         found = {}
         if name == "add-calcinfo":
@@ -79,7 +81,7 @@ class Fuzz:
             return {"calc-info": calc_info(rng.choice(SITES), files=files, names=("out.txt",) if rng.random() < 0.9 else (rng.choice(ODD_NAMES),),
                                            **({"extra": rng.choice(ODD)} if rng.random() < 0.2 else {}))}
         if name != "calc-request":
-            found["accept_id"] = rng.choice(self.ids[-12:]) if self.ids and rng.random() < 0.95 else rng.choice(ODD[8:])
+            found["accept_id"] = accept_id if accept_id and rng.random() < 0.97 else rng.choice(ODD[8:])
         if name == "calc-request" or name in STEPS:
             row = self.world_site(found.get("accept_id")) if rng.random() < 0.9 else None
             found["site_id"] = row or rng.choice(SITES)
@@ -125,8 +127,9 @@ class Fuzz:
 
     def one(self, rng):
         """One random call."""
-        name = rng.choice(NAMES) if rng.random() < 0.5 else rng.choice(("add-calcinfo", "allow-wait-calc") + STEPS)
-        fields, peer, what = self.fields(rng, name), self.peer(rng), name
+        peer, kind, accept_id = self.peer(rng), rng.random(), rng.choice(self.ids[-12:]) if self.ids else ""
+        name = rng.choice(NAMES) if kind < 0.3 else "add-calcinfo" if kind < 0.4 or not accept_id else ORDER[min(self.stage.get(accept_id, 0), len(ORDER) - 1)]
+        fields, what = self.fields(rng, name, accept_id), name
         if rng.random() < 0.25:
             fields, what = self.spoil(rng, fields), name + " spoiled"
         if rng.random() < 0.03:
@@ -142,12 +145,14 @@ class Fuzz:
         if rng.random() < 0.02:
             method, what = "GET" if method == "POST" else "POST", name + " otherwise"
         first = self.look("%s %s" % (what, body and body[:200] or target), *peer.raw(method, target, body))
+        if isinstance(first, dict) and (first.get("code") == 200 or "calc-info" in first) and name in ORDER:
+            self.stage[fields.get("accept_id")] = ORDER.index(name) + 1
         if isinstance(first, dict) and name == "add-calcinfo" and first.get("code") == 200:
             try:
                 self.sites[first["accept_id"]] = fields["calc-info"]["remote-site"]
             except (KeyError, TypeError):
                 pass
-            if rng.random() < 0.8:
+            if rng.random() < 0.5:
                 self.look("allow-wait-calc", *Peer(self.world).raw("POST", "allow-wait-calc", json.dumps({"accept_id": first["accept_id"]}).encode()))
 
     def rough(self, rng, name, fields):
@@ -179,7 +184,7 @@ class Fuzz:
 
     def run(self, threads=4):
         """The calls, then the way out for every calculation that is left. The wrongs."""
-        self.sites = {}
+        self.sites, self.stage = {}, {}
         callers = [threading.Thread(target=self.caller, args=(number,)) for number in range(threads)]
         for caller in callers:
             caller.start()
@@ -199,7 +204,7 @@ class Fuzz:
         rows = self.world.rows("SELECT accept_id, site, user, state, needs_v2, hidden FROM calculations WHERE state != 'finished' AND NOT hidden")
         self.counts["led out"] = len(rows)
         peers = {suite.USER: Peer(self.world), "mallory": Peer(self.world, self.tokens[2])}
-        todo = random.Random(self.seed).sample(rows, min(len(rows), 1000))
+        todo = random.Random(self.seed).sample(rows, min(len(rows), self.most))
 
         def helper():
             while todo:

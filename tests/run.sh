@@ -17,6 +17,7 @@ need strace strace strace
 need ps procps procps-ng
 need ip iproute2 iproute
 need setpriv util-linux util-linux
+need gcc gcc gcc
 if [ -n "$missing" ]; then
     if command -v apt-get >/dev/null 2>&1; then
         as_root apt-get update -qq
@@ -31,8 +32,8 @@ if [ -n "$missing" ]; then
     fi
 fi
 python=${PYTHON:-python3}
-"$python" -c 'import pytest' 2>/dev/null || "$python" -m pip install -q pytest || {
-    "$python" -m venv .venv-tests && python=$PWD/.venv-tests/bin/python3 && "$python" -m pip install -q pytest; }
+"$python" -c 'import pytest, hypothesis' 2>/dev/null || "$python" -m pip install -q pytest hypothesis || {
+    "$python" -m venv .venv-tests && python=$PWD/.venv-tests/bin/python3 && "$python" -m pip install -q pytest hypothesis; }
 [ $# -gt 0 ] || set -- tests
 "$python" -m pytest -q -p no:cacheprovider "$@"
 if [ "${MI_TEST_BENCH:-yes}" = yes ]; then

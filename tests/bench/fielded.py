@@ -89,8 +89,8 @@ def take(world, target, count):
         tail = (tail + bytes(view[max(0, got - 4096):got]))[-4096:]
     spent = time.perf_counter() - began
     assert total == int(answer.headers["Content-Length"]) and count * MIB < total < count * MIB + 8192
-    at = tail.rindex(b'"', 0, tail.index(BLOCK[-200:]) + 201) if BLOCK[-200:] in tail else tail.index(b'"')
-    assert BLOCK[:40] in head and at > 0
+    end = tail.rindex(BLOCK[-200:]) + 200
+    assert BLOCK[:40] in head and tail[end:end + 1] == b'"' and total - len(tail) + end > count * MIB
     connection.close()
     return spent
 
