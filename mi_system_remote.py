@@ -1729,7 +1729,9 @@ def ran_before(poller, calc):
                 other = Calculation(poller.base, name, json.loads(text.read().decode("utf-8")))
         except (OSError, ValueError, KeyError):
             continue                                   # not here
-        if other.last("starting") and not (type(rerun) is int and other.order["attempt"] <= rerun):
+        started = other.last("starting")               # with `ready` still there it did not, and its claim, which has lapsed, keeps it so
+        never = not started or started["boot"] == boot_id() and look(other.control, time.time())[0] == "ready"
+        if not never and not (type(rerun) is int and other.order["attempt"] <= rerun):
             return True
     return False
 

@@ -1355,7 +1355,7 @@ class Voice:
         self.tell, self.terminal, self.thread, self.drawn = tell or (lambda line: None), terminal, None, False
         self.accept_id, self.order, self.allowed, self.ended = "", None, False, threading.Event()
         self.what, self.done, self.total, self.begun = "", 0, 0, time.monotonic()
-        self.open_line = False                         # did the output end within a line?
+        self.open_line = ""                            # the stream whose output has ended within a line
         self.output = self.live = None                 # function(stream, text) for the command's output; its Live
         self.until, self.overdue = None, False         # --deadline, in time.monotonic(); is it over?
         self.fielded = self.named = False              # fielded words? was a request id given?
@@ -1365,8 +1365,9 @@ class Voice:
         with SAY["lock"]:
             self.wipe()
             try:
-                self.output(stream, VISIBLE.sub(lambda found: printable(found.group()), text))
-                self.open_line = not text.endswith("\n")
+                self.output(stream, ("\n" if self.open_line not in ("", stream) else "")
+                            + VISIBLE.sub(lambda found: printable(found.group()), text))
+                self.open_line = "" if text.endswith("\n") else stream
             except (OSError, ValueError):
                 self.output = None                     # whoever read it is gone
 
@@ -1376,7 +1377,8 @@ class Voice:
             self.wipe()
             try:
                 if self.open_line and self.output:
-                    self.open_line = self.output("out", "\n")
+                    self.output(self.open_line, "\n")
+                self.open_line = ""
                 self.tell("%s: %s%s" % (PROGRAM, self.accept_id and self.accept_id + ": ", printable(text)))
             except (OSError, ValueError):
                 pass                                   # whoever listened is gone; the calculation is not

@@ -35,7 +35,7 @@ class Fuzz:
         self.seed, self.until, self.wrong, self.counts, self.good, self.ids = seed, time.monotonic() + seconds, [], {}, {}, []
         self.world = suite.World(os.path.join(folder, "world"), tls=False, commands=["hello"], sites=SITES,
                                  ini="[times]\nv1_announce = 1s\n[limits]\nunauthenticated_per_address = 1000\ncalculations_per_user = 0\n").start()
-        self.most = max(150, int(20 * seconds))        # calculations that are led out
+        self.most = max(100, int(20 * seconds))        # calculations that are led out
         self.tokens = [self.world.token, self.world.issue(suite.USER), self.world.issue("mallory"), self.world.issue(suite.USER, "--sites", "s0"), "0" * 64, ""]
 
     def peer(self, rng):

@@ -293,7 +293,7 @@ class Torture:
             out.write(WORK % self.ledger)
         os.chmod(script, 0o755)
         self.world.url = self.far.url
-        self.poller_ini = self.world.poller({"work": "match = work\nargv = %s\ngrace = 1s\n" % script}, start=False, ini="jobs = 8\nkeep_free = 0\n")[1]
+        self.poller_ini = self.world.poller({"work": "match = work\nargv = %s\ngrace = 1s\n" % script}, start=False, ini="jobs = 8\nkeep_free = 0\nkeep_workdirs = 60s\n")[1]
         self.world.url = self.near.url
         self.reach = self.world.reach()
         self.relay = Host(self, "relay", self.start_relay)

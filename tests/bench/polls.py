@@ -167,16 +167,18 @@ def fill(world, rows):
 
 
 def compare(figures, name, turns, measured, reference, threshold):
-    """Runs both in turn; the median of the ratios against the threshold."""
+    """Runs both in turn; the median of the ratios against the threshold (None: only shown)."""
     pairs = []
     for turn in range(turns):
         pairs.append((measured(), reference()) if turn % 2 else (reference(), measured())[::-1])
     ratio = median(mine / other for mine, other in pairs)
     base = median(other for mine, other in pairs)
+    if threshold is None:
+        return figures.note(name, ratio * base, "/s", base, what="median of %d pairs" % turns)
     figures.least(name, ratio * base, "/s", threshold, base, what="median of %d pairs" % turns)
 
 
-def calls(figures, folder, turns, rows, seconds=1.0, connections=8):
+def calls(figures, folder, turns, rows, seconds=1.0):
     """Polls that find nothing, over keep-alive."""
     empty = suite.World(os.path.join(folder, "empty"), commands=["hello"], ini=SPREAD).start()
     plain = suite.World(os.path.join(folder, "plain"), tls=False, commands=["hello"], ini=SPREAD).start()
@@ -191,18 +193,21 @@ def calls(figures, folder, turns, rows, seconds=1.0, connections=8):
             accept_id = world.client().register("hello", site=suite.SITE, inputs={"a": b"a"}, allow=False)
             progress[world] = request("GET", "calc-progress?v=2&accept_id=" + accept_id, world.token)
 
-        def polls(world):
+        def polls(world, connections=1):
             return load(world.port, context[world], itertools.repeat(polling(suite.SITE, world.token, 0)), connections, seconds)[0]
 
-        def asks(world):
+        def asks(world, connections=1):
             return load(world.port, context[world], itertools.repeat(progress[world]), connections, seconds)[0]
 
-        def hello(server, tls):
-            return load(server.port, tls, itertools.repeat(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"), connections, seconds)[0]
+        def hello(server, tls, world, which, connections=1):         # answers the very same request
+            asked = polling(suite.SITE, world.token, 0) if which == "calc-request" else progress[world]
+            return load(server.port, tls, itertools.repeat(asked), connections, seconds)[0]
 
-        compare(figures, "calc-request over TLS / bare http.server over TLS", turns, lambda: polls(empty), lambda: hello(bare_tls, context[empty]), 1)
-        compare(figures, "calc-request, plain / bare http.server, plain", turns, lambda: polls(plain), lambda: hello(bare, None), 1)
-        compare(figures, "calc-progress over TLS / bare http.server over TLS", turns, lambda: asks(empty), lambda: hello(bare_tls, context[empty]), 1)
+        for count, least in ((1, 1), (8, None)):
+            for which, mine in (("calc-request", polls), ("calc-progress", asks)):
+                for how, world, other in (("TLS", empty, bare_tls), ("plain", plain, bare)):
+                    compare(figures, "%d keep-alive client%s: %s, %s / bare http.server" % (count, "s"[:count - 1], which, how), turns,
+                            lambda: mine(world, count), lambda: hello(other, context[world] or None, world, which, count), least)
         compare(figures, "calc-request with {:,} calculations / with none".format(rows), turns, lambda: polls(full), lambda: polls(empty), 0.85)
         compare(figures, "calc-progress with {:,} calculations / with none".format(rows), turns, lambda: asks(full), lambda: asks(empty), 0.85)
     finally:

@@ -21,11 +21,14 @@ class Hello(BaseHTTPRequestHandler):
     protocol_version, disable_nagle_algorithm = "HTTP/1.1", True
 
     def do_GET(self):
+        self.rfile.read(int(self.headers.get("Content-Length", 0)))
         self.send_response(200)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", "12")
         self.end_headers()
         self.wfile.write(b'{"hello": 1}')
+
+    do_POST = do_GET
 
     def log_message(self, *words):
         pass
