@@ -44,7 +44,7 @@ BASE = "/mi-distcomp-api/"
 SMALL_BODY = 64 << 10          # bytes: bodies up to this are collected without a thread
 MAX_JSON = 4 << 20             # bytes of a JSON body
 PAGE = 2000                    # entries of a manifest in one answer or call
-V1_BYTES = (2 << 30) // 4 * 3 - (1 << 20)             # bytes of files that fit into a fielded body of 2 GiB as base64
+V1_BYTES = (2 << 30) // 4 * 3 - (128 << 10)           # bytes of files that fit into a fielded body of 2 GiB as base64, with what is around them
 PACK_FILES = 4096              # files in a pack that the relay sends
 PACK_FILE = 1 << 20            # bytes: the largest file that travels in a pack
 CHUNK = 256 << 10              # bytes of one read or write
@@ -2951,7 +2951,7 @@ class Front:
             return False
         conn.sock.settimeout(0)
         if not conn.buffer:
-            if not (self.context is not None and conn.sock.pending()):
+            if not conn.pending():
                 soon = select.poll()
                 soon.register(conn.sock, select.POLLIN)
                 if not soon.poll(AT_ONCE * 1000):

@@ -1199,6 +1199,7 @@ cd "$w" && sh "$c/run" -child "$c" "$@" </dev/null >"$c/stdout" 2>"$c/stderr" 9>
 note "$c/end.tmp" "exit $?" && mv "$c/end.tmp" "$c/end"
 """
 Note = collections.namedtuple("Note", "pid start boot host text time")      # what the wrapper's note() wrote; time: its mtime, seconds
+WRAPPER_PATH = "/usr/local/bin:/usr/bin:/bin"          # of the wrapper itself
 ORPHAN_GRACE = 10              # seconds after which wrapper and command, both gone without `end`, count as lost
 
 
@@ -1245,7 +1246,10 @@ def prepare(control, fifo=True):
 
 
 def start_wrapper(control, work, argv, env):
-    """Starts the wrapper, detached, on argv (list of str) in the directory work with the environment env. Returns the Popen."""
+    """Starts the wrapper, detached, on argv (list of str) in the directory work with the environment env. Returns the Popen.
+    The wrapper needs sh, mv and printf: a PATH of the command's own must not hide them."""
+    if env.get("PATH", WRAPPER_PATH) != WRAPPER_PATH:
+        argv, env = ["/usr/bin/env", "PATH=" + env["PATH"]] + argv, dict(env, PATH=WRAPPER_PATH)
     words = [b"/bin/sh", os.path.join(control, b"run"), control, work] + [utf8(word) for word in argv]
     return subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
                             env={utf8(key): utf8(value) for key, value in env.items()}, start_new_session=True, cwd=b"/")
@@ -1533,7 +1537,7 @@ def allowed(commands, info):
             raise ValueError(_("parameter %d is not allowed for this command here: %s") % (position, word))
     for line in command["argv"]:
         argv += words if line == "{parameters}" else [line]
-    return command, (["nice", "-n", str(command["nice"])] if command["nice"] else []) + argv
+    return command, (["/usr/bin/nice", "-n", str(command["nice"])] if command["nice"] else []) + argv
 
 
 # ---- a calculation on this host's disk ----

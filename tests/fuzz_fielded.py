@@ -15,7 +15,7 @@ from urllib.parse import quote
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 import suite
-from fielded_calls import GETS, Peer, b64, calc_info, inputs, results
+from fielded_calls import GETS, Peer, b64, calc_info, results
 
 SITES = ["s%d" % number for number in range(6)]
 STEPS = ("calc-params", "calc-params-complete", "calc-start", "calc-end", "send-results", "end-send")
@@ -23,7 +23,8 @@ NAMES = ("add-calcinfo", "allow-wait-calc", "cancel-wait-calc", "calc-status", "
 ORDER = ("allow-wait-calc",) + STEPS + ("calc-status", "get-calc-result")
 NEXT = {"not start": "calc-params", "sending params": "calc-params-complete", "complete send": "calc-start", "running": "calc-end",
         "calc end": "send-results", "getting return": "end-send"}
-ODD = [None, 0, -1, 1e308, True, [], {}, [[]], "", " ", "x" * 300, "\x00", "\ud800", "日本", "../../etc/passwd", "00000000-0000-0000-0000-000000000000", "A" * 70000]
+ODD = [None, 0, -1, 1e308, True, [], {}, [[]], "", " ", "x" * 300, "\x00", "\ud800", "日本", "../../etc/passwd",
+        "00000000-0000-0000-0000-000000000000", "A" * 70000]
 ODD_NAMES = ["a", "b.dat", "日本.txt", "d/e.txt", "../x", "/abs", "", ".", "a\\b", "x" * 300, "計算標準出力.txt", "a\n", "é", "e\u0301"]
 ODD_CONTENTS = [b64(b"good"), "", "!", "AAA", "A=AA", None, 5, [], b64(b"y" * 60000), b64(b"z" * 100000), "A" * 99999, "AAAA\n", "\u00e9"]
 
@@ -122,7 +123,8 @@ class Fuzz:
             elif deed == 3:
                 spot[key] = [rng.choice(ODD_CONTENTS), "text/plain;", "charset=us-ascii"]
             else:
-                spot[key] = {"content": rng.choice(ODD_CONTENTS), "mimetype1": rng.choice(["a", "Error", None]), "mimetype2": rng.choice(["b", None, "A" * 70000])}
+                spot[key] = {"content": rng.choice(ODD_CONTENTS), "mimetype1": rng.choice(["a", "Error", None]), "mimetype2": rng.choice(["b",
+                        None, "A" * 70000])}
         return found
 
     def one(self, rng):

@@ -11,7 +11,7 @@ import tempfile
 
 import pytest
 import suite
-from fielded_calls import Peer, b64, calc_info, inputs, results, unknown
+from fielded_calls import Peer, b64, calc_info, results, unknown
 from hypothesis import HealthCheck, configuration, given, settings
 from hypothesis import strategies as st
 from suite import LOGS, SITE, wait_until
@@ -250,7 +250,8 @@ def test_the_body_around_the_bad_ones_is_a_good_one(world, peer):
     peer.ok("cancel-wait-calc", accept_id=accept_id, delete="force")
 
 
-ENDS = ["a character that is not base64", "padding in the middle", "a lone surrogate", "an end within the string", "an end after the string", "something behind it",
+ENDS = ["a character that is not base64", "padding in the middle", "a lone surrogate", "an end within the string", "an end after the string",
+        "something behind it",
         "a key twice", "a name that is too long", "NaN", "nesting", "a number without end", "an escaped quote", "a broken \\u"]
 
 
@@ -306,7 +307,8 @@ def test_a_body_beyond_v1_max_body_is_413_in_the_envelope(world, peer):
         sock.close()
 
 
-@pytest.mark.parametrize("where", [{"command": "x" * 100000}, {"note": "A" * 200000}, {"note": [{"deep": "A" * 200000}]}, {"remote-site": "A" * 100000}, {"parameters": "A" * 70000}],
+@pytest.mark.parametrize("where", [{"command": "x" * 100000}, {"note": "A" * 200000}, {"note": [{"deep": "A" * 200000}]},
+        {"remote-site": "A" * 100000}, {"parameters": "A" * 70000}],
                          ids=["command", "an unknown key", "deep in an unknown key", "site", "parameters"])
 def test_a_long_text_where_no_file_belongs_is_refused_in_order(world, peer, where):
     before = ids(world)
@@ -332,7 +334,8 @@ def test_many_files_that_are_small_one_by_one_come_and_go_in_one_body(world, pee
     accept_id = peer.register(site, files=files, names=tuple(files))
     found = peer.call("calc-params", accept_id=accept_id, site_id=site)[1]["calc-info"]["parameter_files"]
     assert {name: base64.b64decode(entry[0]) for name, entry in found.items()} == files
-    for name, more in (("calc-params-complete", {}), ("calc-start", {}), ("calc-end", {"result": "calc end"}), ("send-results", {"result_files": results(files)}),
+    for name, more in (("calc-params-complete", {}), ("calc-start", {}), ("calc-end", {"result": "calc end"}), ("send-results",
+            {"result_files": results(files)}),
                        ("end-send", {"result": "end send"})):
         peer.ok(name, accept_id=accept_id, site_id=site, **more)
     found = peer.ok("get-calc-result", accept_id=accept_id)["result-info"]["result_files"]

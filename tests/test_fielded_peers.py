@@ -83,7 +83,8 @@ class Place:
 
     def fielded_poller(self, site, url, token, *more):
         folder = self.folder("poller")
-        return self.program(folder, "poller", site, url, token, "--base", os.path.join(folder, "base"), "--ask", "0.2", "--take", "0.1", "--retry", "5,0.2", *more)
+        return self.program(folder, "poller", site, url, token, "--base", os.path.join(folder, "base"), "--ask", "0.2", "--take", "0.1",
+                "--retry", "5,0.2", *more)
 
     def fielded_workflow(self, url, site, token, command, outs, *more):
         """(process, its directory)."""
@@ -128,7 +129,8 @@ class Mixed(Place):
 
     def __init__(self, folder, ini="", more=()):
         Place.__init__(self, folder)
-        self.world = suite.World(os.path.join(self.here, "world"), commands=list(self.commands.values()), sites=(OURS, THEIRS, "u-late") + tuple(more), ini=ini).start()
+        self.world = suite.World(os.path.join(self.here, "world"), commands=list(self.commands.values()), sites=(OURS, THEIRS,
+                "u-late") + tuple(more), ini=ini).start()
         self.ca = ["--ca", self.world.cert]
         self.ours = self.world.poller(self.allowed, ini="jobs = 3\n")
         self.theirs = self.poller_at(THEIRS)
@@ -176,7 +178,8 @@ def mixed(tmp_path_factory):
 
 
 PAIRS = [(side, site) for side in ("fielded", "our") for site in (THEIRS, OURS)]
-each_pair = pytest.mark.parametrize("side, site", PAIRS, ids=["%s workflow side, %s poller" % (side, "our" if site == OURS else "fielded") for side, site in PAIRS])
+each_pair = pytest.mark.parametrize("side, site", PAIRS, ids=["%s workflow side, %s poller" % (side,
+        "our" if site == OURS else "fielded") for side, site in PAIRS])
 
 
 @each_pair
@@ -337,7 +340,8 @@ class Cutter:
         if name in self.lose:
             self.lose.remove(name)
             return sock.close()
-        sock.sendall(b"HTTP/1.1 %d x\r\nContent-Type: application/json\r\nContent-Length: %d\r\nConnection: close\r\n\r\n" % (answer.status, len(found)) + found)
+        sock.sendall(b"HTTP/1.1 %d x\r\nContent-Type: application/json\r\nContent-Length: %d\r\nConnection: close\r\n\r\n" % (answer.status,
+                len(found)) + found)
         sock.close()
 
 

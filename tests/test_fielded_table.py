@@ -6,7 +6,7 @@ import time
 
 import pytest
 import suite
-from fielded_calls import RESULTS, Peer, b64, calc_info, inputs, results, unknown
+from fielded_calls import RESULTS, Peer, b64, calc_info, results, unknown
 from suite import LOGS, SITE, USER, wait_until
 
 ELSEWHERE = "127.0.0.2"        # another address of this host
@@ -216,7 +216,8 @@ def test_a_missing_input_travels_as_three_empty_texts_and_arrives_as_an_empty_fi
 def test_the_result_comes_back_with_its_bytes_and_a_missing_one_with_error_and_the_reason(sites):
     site, data = next(sites.names), bytes(range(256)) * 3
     accept_id = sites.peer.register(site, names=("out.dat", "absent.txt"))
-    files = dict(results({"out.dat": data, LOGS[0]: b"said", LOGS[1]: b""}), **{"absent.txt": {"content": "", "mimetype1": "Error", "mimetype2": "No such file"}})
+    files = dict(results({"out.dat": data, LOGS[0]: b"said", LOGS[1]: b""}), **{"absent.txt": {"content": "", "mimetype1": "Error",
+            "mimetype2": "No such file"}})
     sites.peer.walk(accept_id, "calc-end", site)
     sites.peer.ok("send-results", accept_id=accept_id, site_id=site, result_files=files)
     sites.peer.ok("end-send", accept_id=accept_id, site_id=site, result="end send")
@@ -319,9 +320,12 @@ def test_an_announced_calculation_is_named_to_nobody_else_for_v1_announce(sites)
 
 
 def test_a_poller_of_our_own_gets_what_the_fielded_one_threw_away(sites):
+    """As soon as the announcement has lapsed: who waits is told."""
     site, accept_id = sites.bring("A")
     sites.peer.ok("calc-request", site_id=site)
-    assert wait_until(lambda: sites.world.client().claim(wait=1, site=site), 8)[0] == accept_id
+    began = time.monotonic()
+    assert sites.world.client().claim(wait=20, site=site)[0] == accept_id
+    assert time.monotonic() - began < 10
 
 
 @pytest.mark.parametrize("name", REMOTE[:5])
@@ -469,7 +473,8 @@ def test_a_site_that_is_closed_to_the_user_refuses_with_http_202(make_world):
     assert (status, found["code"]) == (202, 403)
 
 
-@pytest.mark.parametrize("body", [b"", b"{", b"[]", b"null", b'"text"', b"{'accept_id': 1}", b'{"accept_id": NaN}', b"\xff\xfe", b'{"a": 1, "a": 1}', b"<html/>"])
+@pytest.mark.parametrize("body", [b"", b"{", b"[]", b"null", b'"text"', b"{'accept_id': 1}", b'{"accept_id": NaN}', b"\xff\xfe",
+        b'{"a": 1, "a": 1}', b"<html/>"])
 def test_bad_json_is_400_in_the_envelope(sites, body):
     for name in ("add-calcinfo", "allow-wait-calc", "calc-start", "send-results", "end-send", "cancel-wait-calc"):
         status, data, headers = sites.peer.raw("POST", name, body)
@@ -511,7 +516,8 @@ def test_a_fielded_call_cannot_go_on_with_what_a_poller_of_our_own_holds(sites):
 def test_a_fielded_claim_never_goes_back_and_silence_ends_it_lost_and_never_allowed_ones_go_but_allowed_ones_stay(make_world):
     """Before calc-start after v1_lost_after, after it after lost_after; across a restart of the relay too; 30 minutes as register_for."""
     sites = ("u-test", "s1", "s2", "s3", "s4", "s5")
-    world = make_world(tls=False, commands=["hello"], sites=sites, ini="[times]\nv1_lost_after = 2s\nlost_after = 5s\nregister_for = 3s\naccept_lease = 1s\n").start()
+    world = make_world(tls=False, commands=["hello"], sites=sites,
+            ini="[times]\nv1_lost_after = 1.5s\nlost_after = 4s\nregister_for = 2s\naccept_lease = 1s\n").start()
     peer = Peer(world)
     allowed, registered = peer.register("s1"), peer.register("s2", allow=False)
     sending, sent, running, ended = [peer.register(site) for site in ("s3", "s4", "s5", "u-test")]
@@ -521,12 +527,12 @@ def test_a_fielded_claim_never_goes_back_and_silence_ends_it_lost_and_never_allo
     peer.walk(running, "calc-start", "s5")
     peer.walk(ended, "calc-end")
     wait_until(lambda: world.state_of(sending) == world.state_of(sent) == "got", 8)
-    assert 1.5 < time.monotonic() - began < 4.8 and world.state_of(running) == "running" and world.state_of(ended) == "ended"
+    assert 1 < time.monotonic() - began < 3.9 and world.state_of(running) == "running" and world.state_of(ended) == "ended"
     world.relay.stop()
     world.start()
     again = time.monotonic()
     wait_until(lambda: world.state_of(running) == world.state_of(ended) == "got", 12)
-    assert time.monotonic() - again > 4                # the relay's own downtime does not count, and leases are full again after it
+    assert time.monotonic() - again > 3                # the relay's own downtime does not count, and leases are full again after it
     for accept_id in (sending, sent, running, ended):
         row, = world.rows("SELECT * FROM calculations WHERE accept_id = ?", accept_id)
         assert row["status"] == "abnormal" and row["reason"].startswith("lost") and row["attempt"] == 1

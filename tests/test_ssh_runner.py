@@ -274,7 +274,8 @@ def test_a_cancelled_command_ends_with_all_its_children_and_its_files_come_back(
         if row == b"begun\n":
             break
     began = time.monotonic()
-    assert run(lab, here, "cancel", ident_of(out), "--grace", "2")[0] == 0
+    code = run(lab, here, "cancel", ident_of(out), "--grace", "2")
+    assert code[0] == 0, code
     more = process.communicate(timeout=20)[0].decode()
     assert process.returncode == 143 and (here / "file").exists() and time.monotonic() - began < 8, more
     mark = ("MI_RUN=%s.1" % ident_of(out)).encode()

@@ -130,7 +130,8 @@ def bodies(figures, folder, count, turns):
         for at, label, base in ((0, "add-calcinfo", read), (1, "calc-params", write), (2, "send-results", read), (3, "get-calc-result", write)):
             figures.least(name + label, size / median(found[at] for found in taken), "B/s", 0.5, size / base,
                           what="against %s in memory" % ("json.loads + b64decode" if base is read else "b64encode + json.dumps"))
-        figures.most(name + "the relay's memory (VmHWM)", common.status(world.relay.pid, "VmHWM"), "B", 64 * MIB, what="in memory: %d MiB" % (references[0][2] // MIB))
+        figures.most(name + "the relay's memory (VmHWM)", common.status(world.relay.pid, "VmHWM"), "B", 64 * MIB,
+                what="in memory: %d MiB" % (references[0][2] // MIB))
     finally:
         world.close()
 
