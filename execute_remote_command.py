@@ -700,14 +700,14 @@ hold() {   # the control connection: says what there is here, then answers each 
     echo "ready guard=0 kill=$kill boot=$boot gnu=$gnu rsync=$rsync zstd=$zstd gzip=$gzip aes=$aes free=$free sum=${sum%% *}"
     while IFS= read -r x; do printf '%s\n' "$x"; done
 }
-cancel() {   # GRACE: TERM, after GRACE seconds KILL: the wrapper's group, and whatever carries its mark
-    p=''; { read -r p x <"$c/start"; } 2>/dev/null
-    for s in TERM KILL; do
+cancel() {   # GRACE: TERM, after GRACE seconds KILL: the wrapper's group, and whatever carries its mark (look sets p and s)
+    lead=''; { read -r lead x <"$c/start"; } 2>/dev/null
+    for sig in TERM KILL; do
         look; case $state in running|starting|gone) ;; *) break;; esac
-        [ "$s" = KILL ] && [ -n "$p" ] && set -- 1 && { read -r q x <"$c/child"; } 2>/dev/null && kill -KILL "$q" 2>/dev/null
-        [ "$s" = TERM ] && [ -n "$p" ] && kill -TERM "-$p" 2>/dev/null
+        [ "$sig" = KILL ] && [ -n "$lead" ] && set -- 1 && { read -r q x <"$c/child"; } 2>/dev/null && kill -KILL "$q" 2>/dev/null
+        [ "$sig" = TERM ] && [ -n "$lead" ] && kill -TERM "-$lead" 2>/dev/null
         for q in $(grep -lsF "MI_RUN=$id.1" /proc/[0-9]*/environ 2>/dev/null); do
-            q=${q#/proc/}; q=${q%/environ}; [ "$q" = $$ ] || [ "$q" = "$p" ] || kill "-$s" "$q" 2>/dev/null
+            q=${q#/proc/}; q=${q%/environ}; [ "$q" = $$ ] || [ "$q" = "$lead" ] || kill "-$sig" "$q" 2>/dev/null
         done
         n=$(($1 * 5))
         while [ "$n" -gt 0 ]; do
