@@ -189,6 +189,7 @@ def test_connections_killed_after_each_step_are_opened_again_and_the_command_run
     assert (here / LOG).read_text() == "hello\nbye\n" and out.count("hello\n") == 1 and out.count("bye\n") == 1
 
 
+@pytest.mark.unsettled
 def test_pieces_that_arrived_are_not_sent_again(lab, here):
     (here / "in" / "a").write_bytes(os.urandom(96 << 20))
     process = start(lab, here, "run", "hpc", "cp a b", "--in", "in/a", "--streams", "2", "-v")
