@@ -102,7 +102,7 @@ class Place:
     def close(self):
         for program in self.programs:
             program.kill()
-        for pid in self.ran():
+        for pid in [child for pid in self.ran() for child in children(pid)] + self.ran():
             try:
                 os.kill(pid, signal.SIGKILL)
             except OSError:
