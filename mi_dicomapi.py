@@ -3044,7 +3044,7 @@ class Relay:
 
     def __init__(self, conf, ini, store):
         self.conf, self.ini, self.store, self.front = conf, ini, store, None
-        self.tokens, self.leases, self.silent, self.uploads = {}, {}, {}, {}
+        self.tokens, self.tokens_seen, self.leases, self.silent, self.uploads = {}, None, {}, {}, {}
         self.open_of, self.reserved, self.stamps, self.born = collections.Counter(), 0, {}, time.monotonic()
         self.announced, self.announcing, self.twins, self.told_abnormal, self.v1_sites = {}, threading.Lock(), set(), set(), set()
         self.placing = threading.Lock()
@@ -3071,8 +3071,10 @@ class Relay:
     # -- who is asking
 
     def load_tokens(self):
-        """Takes the tokens from the database."""
-        self.tokens = dict(self.read_tokens("revoked IS NULL"))
+        """Takes the tokens from the database, if one was issued, revoked or prolonged meanwhile."""
+        seen = tuple(self.store.read("SELECT COUNT(*), MAX(number), COUNT(revoked), TOTAL(expires) FROM tokens")[0])
+        if seen != self.tokens_seen:
+            self.tokens, self.tokens_seen = dict(self.read_tokens("revoked IS NULL")), seen
 
     def read_tokens(self, where, *values):
         """[(hash, Who)] of the tokens for which `where` is true."""

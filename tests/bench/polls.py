@@ -99,8 +99,9 @@ def parked(figures, folder, count, most_memory, wakes):
     try:
         began = time.perf_counter()
         sites = Sites(world, tokens)
-        for n, site in enumerate(names):               # the first waits end spread over 50 s, so the next ones begin so: as many sites do
-            sites.ask(site, 25 + n % 26)
+        asked = time.perf_counter()
+        for n, site in enumerate(names):               # the first waits end spread over the seconds 15 to 50, so the renewals come as evenly
+            sites.ask(site, 15 + n % 36)
         arrived = time.perf_counter() - began
         sites.pump(1.0)                                # the last ones are parked
         name, pid = "%d sites parked: " % count, world.relay.pid
@@ -109,11 +110,12 @@ def parked(figures, folder, count, most_memory, wakes):
         answers = sites.pump(10)
         used = 100 * (cpu(pid) - before[0]) / (time.perf_counter() - before[1])
         figures.most(name + "idle CPU, of a core", used, "%", 2.0, what="%d polls renewed meanwhile" % answers)
-        if arrived < 12:                               # the renewals begin 25 s after the first poll
-            before = cpu(pid), time.perf_counter()
-            answers = sites.pump(10)
-            used = 100 * (cpu(pid) - before[0]) / (time.perf_counter() - before[1])
-            figures.note(name + "CPU with each wait renewed in its time", used, "%", what="%d polls renewed meanwhile" % answers)
+        sites.pump(max(0, asked + 15 - time.perf_counter()))
+        before = cpu(pid), time.perf_counter()
+        answers = sites.pump(10)
+        used = 100 * (cpu(pid) - before[0]) / (time.perf_counter() - before[1])
+        figures.note(name + "CPU with waits of 50 s renewed (%d/s)" % (count / 50), used * count / 50 / (answers / 10), "%",
+                     what="measured: %.1f%% at %d/s" % (used, answers / 10))
         late, whole, wire = [], [], Wire(world.port, common.client_context(world.cert))
         for turn in range(wakes):
             site = names[turn * 7919 % count]
