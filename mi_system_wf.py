@@ -572,7 +572,7 @@ class Relay:
     """A relay as one client sees it; not for two threads at once.
 
     token: function that returns the token (it may be renewed in mid-run). pause: called with seconds instead of time.sleep.
-    notice: called with a line when the relay is away, and with None when it answers again.
+    notice: called with what was raised when the relay is away, and with None when it answers again.
     keep_on: a token that is refused is waited out as the network is (a calculation outlives its token).
     at_once: kinds of Away that are not waited out. slowest: longest pause between two attempts, in seconds.
     """
@@ -581,7 +581,7 @@ class Relay:
         self.tls, self.host, self.port, self.prefix = address(url, port)
         self.token, self.ca_file, self.verify, self.proxy = token, ca_file, verify, proxy
         self.client_cert, self.client_key = client_cert, client_key
-        self.pause, self.notice, self.keep_on = time.sleep, lambda line: None, False
+        self.pause, self.notice, self.keep_on = time.sleep, lambda why: None, False
         self.at_once, self.slowest = (), 600
         self.connection = self.context = None
         self.all_cas, self.wrong = False, 0
@@ -777,7 +777,7 @@ class Relay:
                 if not later or left is not None and left <= 0:
                     raise
                 if not noticed:
-                    self.notice(str(error))
+                    self.notice(error)
                 noticed = True
             self.close()
             self.pause(wait if left is None else min(wait, left))
