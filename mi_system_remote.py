@@ -1317,10 +1317,13 @@ def wait_end(control, stop, most=1.0):
         alive = os.open(os.path.join(control, b"alive"), os.O_RDONLY | os.O_NONBLOCK)
     except OSError:
         alive = -1
-    pause = 0.002
+    pause, gone = 0.002, None                          # gone: since when both processes are; a clock that is set does not count here
     try:
         while True:
-            state = look(control, time.time())
+            state = look(control, float("inf"))
+            gone = (gone or time.monotonic()) if state == ("lost", "end unknown") else None
+            if gone and time.monotonic() - gone < ORPHAN_GRACE:
+                state = "starting", None
             if state[0] in ("ended", "lost") or stop():
                 return state
             poller = select.poll()
@@ -1867,18 +1870,18 @@ def environment(calc):
     return env
 
 
-def processes(leader, mark):
-    """The pids of a command's process tree: in its wrapper's session, with `mark` in the environment, or below one of these.
-    leader: the wrapper's pid, 0 if it is gone; it is not among them."""
-    parents, found = {}, {leader} - {0}
+def processes(leader, mark, known):
+    """{(pid, start time)} of a command's process tree: in its wrapper's session, with `mark` in the environment, known as part of it from an
+    earlier look, or below one of these. leader: the wrapper's pid, 0 if it is gone; it is not among them."""
+    parents, starts, found = {}, {}, {leader} - {0}
     for pid in (int(name) for name in os.listdir("/proc") if name.isdigit()):
         try:
             with open("/proc/%d/stat" % pid, "rb") as text:
-                state, parent, group, session = text.read().rpartition(b") ")[2].split()[:4]
-            if state not in (b"Z", b"X"):
-                parents[pid] = int(parent)
+                words = text.read().rpartition(b") ")[2].split()
+            if words[0] not in (b"Z", b"X"):
+                parents[pid], starts[pid] = int(words[1]), words[19]
                 with open("/proc/%d/environ" % pid, "rb") as text:
-                    if leader and int(session) == leader or mark in text.read().split(b"\0"):
+                    if leader and int(words[3]) == leader or (pid, words[19]) in known or mark in text.read().split(b"\0"):
                         found.add(pid)
         except OSError:
             pass                                       # gone, or another user's
@@ -1886,7 +1889,7 @@ def processes(leader, mark):
     while more:
         more = {pid for pid, parent in parents.items() if parent in more} - found
         found |= more
-    return found - {leader, os.getpid()}
+    return {(pid, starts[pid]) for pid in found - {leader, os.getpid()} if pid in starts}
 
 
 def kill_tree(calc):
@@ -1894,15 +1897,15 @@ def kill_tree(calc):
     until, told = time.monotonic() + (calc.command["grace"] if calc.command else 10), set()
     while True:
         wrapper, late = read_note(calc.path(b"start")), time.monotonic() > until
-        alive = processes(wrapper.pid if wrapper and still_there(wrapper) else 0, b"MI_RUN=" + calc.run.encode())
-        for pid in alive if late else alive - told:
+        alive = processes(wrapper.pid if wrapper and still_there(wrapper) else 0, b"MI_RUN=" + calc.run.encode(), told)
+        for pid, start in alive if late else alive - told:
             try:
                 os.kill(pid, signal.SIGKILL if late else signal.SIGTERM)
             except OSError:
                 pass
         if not alive:
             return
-        told |= alive
+        told |= alive                                  # whose parent ends now is not lost sight of
         time.sleep(0.05)
 
 
@@ -2528,6 +2531,10 @@ class Poller:
         free = disk.f_bavail * disk.f_frsize
         return free, "" if free >= (keep * disk.f_blocks * disk.f_frsize if isinstance(keep, float) else keep) else "less than keep_free is free"
 
+    def blocked(self):
+        """closed(), or too little room."""
+        return self.closed() or self.full()[1]
+
     def wait_for_room(self):
         """Waits for a free slot, for the hours in which work is taken, and until keep_free of the disk is free. Returns the free bytes; None if
         this run ends instead of waiting."""
@@ -2556,7 +2563,7 @@ class Poller:
     def tick(self):
         """Once a second: what was said on the command line meanwhile, the hours, and idle_exit."""
         asking = self.asking
-        if asking and self.closed():                   # whoever has the answer will not take it: do not stay in the relay's way
+        if asking and self.blocked():                  # whoever has the answer will not take it: do not stay in the relay's way
             try:
                 socket.socket.shutdown(asking.connection.sock, socket.SHUT_RDWR)
             except (AttributeError, TypeError, OSError):
@@ -2659,13 +2666,13 @@ def claim_loop(poller):
             poller.asking = None
             poller.notice(None)
             backoff, answered = Backoff(), True
-            if found and poller.closed():              # too late: its claim lapses before long, and the relay hands it out again
-                log("info", found.get("accept_id"), "3 not taken", why=poller.closed())
+            if found and poller.blocked():             # meanwhile: its claim lapses before long, and the relay hands it out again
+                log("info", found.get("accept_id"), "3 not taken", why=poller.blocked())
                 continue
             calc = found and put_on_disk(poller.base, found, **({"protocol": 1, "site": poller.site} if poller.v1 else {}))
         except (Away, Refused, OSError) as error:
             poller.asking = None
-            if isinstance(error, Away) and poller.closed():              # tick() has broken it off
+            if isinstance(error, Away) and poller.blocked():             # tick() has broken it off
                 relay.close()
                 continue
             if isinstance(error, Refused) and not answered and error.code not in AGAIN:

@@ -190,7 +190,7 @@ def test_a_result_that_is_refused_takes_no_slot_waits_with_its_reason_and_is_sen
         other = ID.replace("0123", "9999")
         fake.order = order(accept_id=other)
         until(lambda: other in "".join(host.runs()))
-        assert box(host)[ID]["next"] > time.time() and "delivered" not in host.run("show", ID).stdout
+        assert box(host)[ID]["next"] > time.time()
         fake.no.clear()
         for name in (ID, other):
             if name in box(host):
@@ -225,14 +225,17 @@ def test_a_result_that_is_over_a_limit_which_the_relay_got_meanwhile_arrives_wit
         clean_up(host)
 
 
-def test_a_result_that_the_relay_does_not_want_any_more_stays_in_the_outbox(relay, host):
+def test_a_result_that_the_relay_does_not_want_any_more_stays_in_the_outbox(make_world, tmp_path):
+    world = make_world(tls=False, commands=["solve"], ini="[times]\nlease = 1s\n").start()
+    host = Host(tmp_path, world.url, suite.SITE, world.token)
     host.script("solve", "until [ -e %s/go ]; do sleep 0.1; done; echo x > out.txt" % host.folder)
-    process = host.start()
-    accept_id = submit(relay, host.site)
+    process, client = host.start(), world.client()
+    accept_id = client.register("solve", results=["out.txt"])
     until(host.runs)
     process.kill()
     process.wait()
-    relay.client().ask("POST", "rerun", {"v": 2, "accept_id": accept_id, "force": True, "reason": "it is lost"})
+    until(lambda: "out-of-contact" in world.relay.text())
+    client.ok("POST", "rerun", {"v": 2, "accept_id": accept_id, "force": True, "reason": "it is lost"})
     (host.folder / "go").write_text("")
     until(lambda: (host.control(accept_id) / "end").exists())
     assert host.run("poll", "--drain").returncode == 0
@@ -243,6 +246,13 @@ def test_a_result_that_the_relay_does_not_want_any_more_stays_in_the_outbox(rela
 
 
 # ---- room on the disk
+
+def fill(disk, left=4 << 20):
+    """Takes all but `left` bytes of a disk."""
+    found = os.statvfs(str(disk))
+    with open(str(disk / "filler"), "ab") as out:
+        out.write(bytes(max(0, found.f_bavail * found.f_frsize - left)))
+
 
 def test_with_too_little_room_delivered_directories_go_oldest_first_and_nothing_that_is_needed(relay, tmp_path):
     disk = tmp_path / "disk"
@@ -264,12 +274,12 @@ def test_with_too_little_room_delivered_directories_go_oldest_first_and_nothing_
         assert (host.base / held / "large").exists() and (host.base / ids[-1]).exists()
         assert not (host.base / ids[0]).exists() and not (host.base / ids[1]).exists()
         assert json.loads(host.run("show", ids[0], "--json").stdout)["state"] == "delivered", "it is still known: it cannot run again"
-        with open(str(disk / "filler"), "wb") as out:  # room that nothing of ours takes
-            out.write(bytes(25 << 20))
-        until(lambda: "less than keep_free is free" in host.text(), 60)
+        fill(disk)                                     # with what is not ours: all that can go goes, and it is not enough
+        until(lambda: not any((host.base / one).exists() for one in ids))
+        fill(disk)
+        until(lambda: "less than keep_free is free" in host.text())
         waits = submit(relay, host.site, {"in.txt": b"x"})
-        if progress(relay, waits) == "not start":      # otherwise it was asked for before the disk was full
-            assert (host.base / held / "large").exists()
+        assert (host.base / held / "large").exists() and progress(relay, waits) == "not start"
         os.unlink(str(disk / "filler"))
         assert outcome(relay, waits, 90)["status"] == "completed"
     finally:
