@@ -3,7 +3,7 @@
 
 It asks the workflow system's relay for work (outbound https only), runs the one command that was agreed, sends back the agreed results.
 
-usage: mi_system_remote.py poll [--once|--drain] [--jobs N] [--idle-exit SECONDS]
+usage: mi_system_remote.py poll [--once] [--drain] [--jobs N] [--idle-exit SECONDS]
                        systemd (KillMode=process), a terminal; --once: cron, works off what is there and ends;
                        --drain: takes nothing new, ends when all that is here is delivered; --idle-exit: ends after so long without work
        mi_system_remote.py SITE BASE_URL TOKEN|login [debug] [no_auth[:CAFILE]] [port:N] [retry:COUNT,INTERVAL] [calc_base:DIR]
@@ -2383,12 +2383,13 @@ def work_on(poller, calc, relay, page=None):
 
 
 def lose_claim(calc, error):
-    """The relay says no. Never started here: the calculation goes. It has ended or belongs to another (404, 409): its result stays on this
-    disk. Any other no is raised again: its reason may go away."""
-    if look(calc.control, time.time())[0] == "ready":
+    """The relay says no. The claim is gone (404, 409): what never started here goes, a result stays on this disk. Any other no is raised again:
+    its reason may go away."""
+    gone = error.code in (404, "0300") or error.code == 409 and error.more             # the relay's own word, not a failure on the way
+    if look(calc.control, time.time())[0] == "ready" and (gone or not calc.last("ended")):
         log("warn", calc.accept_id, "the claim is gone", code=error.code, why=error)
         return calc.remove()
-    if error.code not in (404, "0300") and not (error.code == 409 and error.more):     # not the relay's own word, but a failure on the way
+    if not gone:
         raise error
     log("error", calc.accept_id, "the result is refused and stays here", code=error.code, why=error, work=shown(calc.work))
     calc.note(8, "kept", why=str(error))
@@ -2558,7 +2559,11 @@ class Poller:
             if told != (shut or full):
                 told = shut or full
                 log("warn" if full else "info", None, "no new calculation", why=told, base=shown(self.base))
-            time.sleep(1 if shut else DISK_PAUSE)
+            until = time.monotonic() + (0 if shut else DISK_PAUSE)       # what could go is gone: only others make room now
+            while True:
+                time.sleep(1)
+                if time.monotonic() > until or not self.blocked():
+                    break
 
     def tick(self):
         """Once a second: what was said on the command line meanwhile, the hours, and idle_exit."""
@@ -2730,7 +2735,7 @@ def heartbeat(poller, relay, calcs, known, quiet):
     quiet: seconds that it may wait for news where nothing is written. Returns (did anybody write, seconds until the next)."""
     entries, most = {}, max(1024, min(OUTPUT_PART, (1 << 20) // len(calcs)))
     for name, calc in calcs.items():
-        entries[name] = {"claim": calc.claim, "phase": calc.phase}
+        entries[name] = {"claim": calc.claim, "phase": "results" if calc.phase == "outbox" else calc.phase}
         if poller.output:
             entries[name].update(output_parts(poller, calc, known.setdefault(name, [0, 0]), most))
     found = relay.ask("POST", "heartbeat", {"v": 2, "site_id": poller.site, "poller": poller.name, "wait": quiet, "calcs": entries}, quiet)

@@ -222,5 +222,5 @@ def test_any_order_of_calls_keeps_the_promises(request, make_world):
     names = ["s%d" % number for number in range(SITES)]
     Machine.world = make_world(tls=False, commands=["hello"], sites=names, ini="[times]\naccept_lease = 1h\nlease = 1h\n[limits]\ncalculations_per_user = 1000000\n").start()
     run_state_machine_as_test(Machine, settings=hypothesis.settings(
-        max_examples=400 if long else 15, stateful_step_count=50 if long else 40, deadline=None, derandomize=not long, database=None,
+        max_examples=400 if long else 30, stateful_step_count=50 if long else 40, deadline=None, derandomize=not long, database=None,
         suppress_health_check=list(hypothesis.HealthCheck)))

@@ -285,3 +285,16 @@ def test_with_too_little_room_delivered_directories_go_oldest_first_and_nothing_
     finally:
         clean_up(host)
         subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+# ---- and what it does not wait for
+
+def test_a_clock_that_is_set_makes_no_command_lost(tmp_path, monkeypatch):
+    control, real = os.fsencode(str(tmp_path)), time.time
+    remote.prepare(control)
+    os.rename(control + b"/ready", control + b"/start")                  # the wrapper is about to fill it in
+    monkeypatch.setattr(remote.time, "time", lambda: real() + 3600)
+    until_then = time.monotonic() + 0.5
+    assert remote.wait_end(control, lambda: time.monotonic() > until_then) == ("starting", None)
+    monkeypatch.setattr(remote, "ORPHAN_GRACE", 0.5)
+    assert remote.wait_end(control, lambda: False) == ("lost", "end unknown")
