@@ -1880,8 +1880,11 @@ def processes(leader, mark, known):
                 words = text.read().rpartition(b") ")[2].split()
             if words[0] not in (b"Z", b"X"):
                 parents[pid], starts[pid] = int(words[1]), words[19]
+                if leader and int(words[3]) == leader or (pid, words[19]) in known:
+                    found.add(pid)
+                    continue
                 with open("/proc/%d/environ" % pid, "rb") as text:
-                    if leader and int(words[3]) == leader or (pid, words[19]) in known or mark in text.read().split(b"\0"):
+                    if mark in text.read().split(b"\0"):
                         found.add(pid)
         except OSError:
             pass                                       # gone, or another user's
@@ -3014,7 +3017,7 @@ def outbox(base, as_json):
     for calc in on_disk(base):
         if calc.state() not in ("undelivered", "kept"):
             continue
-        end, found = calc.last("ended") or {"t": os.stat(calc.path(b"end")).st_mtime}, {}
+        end, found = read_note(calc.path(b"end")), {}
         try:
             with open(calc.path(b"waits")) as text:
                 found = json.load(text)
@@ -3022,7 +3025,8 @@ def outbox(base, as_json):
             pass
         kept, late = calc.over() == "kept", runs and found.get("next", 0) or None
         why = calc.last("kept")["why"] if kept else found.get("why") or _("is being sent") if runs else found.get("why") or _("no poller runs")
-        rows.append({"id": calc.name, "state": calc.state(), "since": round(end["t"]), "why": why, "next": None if kept else late})
+        rows.append({"id": calc.name, "state": calc.state(), "since": round(end.time if end else (calc.last("ended") or calc.order)["t"]),
+                     "why": why, "next": None if kept else late})
     if as_json:
         return print(json.dumps(rows, ensure_ascii=False))
     for row in rows:
