@@ -1440,7 +1440,7 @@ JA = {                         # what a person reads, in Japanese
     "not wanted; resend tries once more": "受け取られません。resend でもう一度試せます",
     "when a poller runs": "ポーリングプログラムの起動時",
     "now": "今",
-    "%s  since %s  next try: %s  why: %s": "%s  開始 %s  次の試行: %s  理由: %s",
+    "%s  since %s  next try: %s  why: %s": "%s  終了 %s  次の試行: %s  理由: %s",
     "%s: nothing waits here to be delivered (%s)": "%s: 送信待ちの結果はありません (%s)",
     "not on this host": "この計算機にはありません",
     "the running poller sends it now": "動作中のポーリングプログラムが今送ります",
