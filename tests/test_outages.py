@@ -152,7 +152,7 @@ def test_a_large_result_over_a_line_that_is_cut_again_and_again_is_sent_hardly_m
     accept_id = world.client().register("solve", results=["out.bin"])
     assert ended(world, accept_id, 900)["status"] == "completed" and len(runs(world)) == 1
     print("%d cuts; the relay read %.4f x the result" % (world.line.cuts, world.line.up / size))
-    most = 1.10 * size if long else size + world.line.cuts * (3 << 20)             # what is on its way when the line is cut
+    most = 1.10 * size if long else size + world.line.cuts * (5 << 18)             # what is on its way when the line is cut
     assert world.line.cuts >= size // every - 2 and world.line.up <= most, (world.line.cuts, world.line.up / size)
 
 
