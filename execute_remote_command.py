@@ -417,10 +417,13 @@ def wait_end(control, stop, most=1.0):
         alive = os.open(os.path.join(control, b"alive"), os.O_RDONLY | os.O_NONBLOCK)
     except OSError:
         alive = -1
-    pause = 0.002
+    pause, gone = 0.002, None                          # gone: since when both processes are; a clock that is set does not count here
     try:
         while True:
-            state = look(control, time.time())
+            state = look(control, float("inf"))
+            gone = (gone or time.monotonic()) if state == ("lost", "end unknown") else None
+            if gone and time.monotonic() - gone < ORPHAN_GRACE:
+                state = "starting", None
             if state[0] in ("ended", "lost") or stop():
                 return state
             poller = select.poll()
