@@ -455,6 +455,7 @@ JA = {                         # what a person reads, in Japanese
     "is not a directory": "ディレクトリではありません",
     "sent": "送信",
     "fetched": "受信",
+    "on this side": "こちら側",
     "the sums of the results differ": "結果のチェックサムが一致しません",
     "no command, or one with control characters": "コマンドがないか、制御文字を含みます",
     "client_cmd:COMMAND is missing": "client_cmd:コマンド がありません",
@@ -848,7 +849,7 @@ class Line:
             self.choose_options()
         began = time.monotonic()
         self.process = self.start("hold", "-", master=True)
-        patience = threading.Timer(self.settings.connect * 2 + 10, self.process.kill)      # a log-in can hang at any point
+        patience = threading.Timer(self.settings.connect * 3, self.process.kill)      # a log-in can hang at any point
         patience.daemon = True
         patience.start()
         if not self.marked(self.process):
@@ -1113,6 +1114,9 @@ class Work:
         return shown(item.entry.far if isinstance(item, Piece) else item[0].far if isinstance(item, list) else item.far)
 
     def fail(self, error):
+        if isinstance(error, OSError):
+            where = os.fsdecode(error.filename) if error.filename else _("on this side")
+            error = Stop(EX_IOERR, printable("%s: %s" % (where, error.strerror or error)))
         with self.cond:
             self.error = self.error or error
             self.cond.notify_all()
@@ -1187,12 +1191,8 @@ def work_off(line, work, ident, lane, count):
             lane(line, work, ident, own)
         except LineLost as error:
             lost = str(error)
-        except (OSError, ValueError) as error:
-            lost = None
-            where, what = getattr(error, "filename", None) or line.host, getattr(error, "strerror", None) or error
-            work.fail(Stop(EX_IOERR, printable("%s: %s" % (where, what))))
         except Exception as error:
-            work.fail(error)
+            work.fail(Stop(EX_IOERR, printable("%s: %s" % (line.host, error))) if isinstance(error, ValueError) else error)
         work.leave(lost)
     for number in range(count):
         thread = threading.Thread(target=run, args=(number > 0,), daemon=True)
@@ -1218,7 +1218,7 @@ class Answers(threading.Thread):
         try:
             self.read()
         except Exception as error:                     # as a full disk on this side
-            self.work.fail(Stop(EX_IOERR, printable(error)) if isinstance(error, OSError) else error)
+            self.work.fail(error)
         with self.lock:
             self.dead = True
             left = [item for item, wanted in self.waiting.values()]

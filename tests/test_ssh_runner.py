@@ -264,6 +264,82 @@ def test_an_input_that_changes_while_it_is_sent_is_said_and_not_calculated_with(
     assert code == 66 and "changed while it was sent" in out and not (here / "count").exists(), out
 
 
+def test_a_full_disk_on_this_side_ends_the_run_with_one_line(lab, here):
+    (here / "in" / "a").write_bytes(os.urandom(3 << 20))
+    full = "def arrived(*what):\n    raise OSError(28, 'No space left on device')\nrunner.Record.arrived = arrived"
+    for words in (["run", "hpc", "true", "--in", "in/a"], ["run", "hpc", "head -c 3000000 /dev/zero >b"]):
+        code, out = run(lab, here, *words, code=HOOKED % (SCRIPT, full))
+        assert code == 74 and "No space left on device" in out.splitlines()[-1], out
+
+
+def test_a_result_that_shrinks_while_it_is_fetched_is_listed_anew(lab, here):
+    one = Stepwise(lab, here, ["fetching"], "run", "hpc", "head -c 5000000 /dev/zero >b", "--keep")
+    one.reached("fetching")
+    far = [path for path in (lab.path("far", name, "b") for name in os.listdir(lab.path("far"))) if os.path.exists(path)
+           and os.path.getsize(path) == 5000000]
+    assert len(far) == 1
+    os.truncate(far[0], 1500000)
+    one.go("fetching")
+    code, out = one.finish()
+    assert code == 0 and (here / "b").read_bytes() == b"\0" * 1500000, out
+
+
+def test_names_that_differ_at_their_end_only_keep_their_contents(lab, here):
+    name = "n" * 230
+    code, out = run(lab, here, "run", "hpc", "echo 1 >%s1; echo 2 >%s2; ln -s %s1 %s3" % ((name,) * 4))
+    assert code == 0, out
+    assert [(here / (name + end)).read_text() for end in "123"] == ["1\n", "2\n", "1\n"]
+
+
+def test_a_link_to_a_name_with_a_newline_does_not_shift_the_others(lab, here):
+    (here / "in" / "odd.sh").write_text("echo 1 >a\nln -s 'x\ny' b\nln -s a c\n")
+    code, out = run(lab, here, "run", "hpc", "sh odd.sh", "--in", "in/odd.sh")
+    assert code == 0 and (here / "c").read_text() == "1\n" and "not_fetched=b" in out, out
+
+
+def test_a_log_in_that_hangs_is_given_up(here):
+    lab = ssh_lab.Lab()
+    (here / "mi_distributed_computing_assist.ini").write_text(open(lab.path("ini")).read().replace("connect = 6s", "connect = 1s"))
+    lab.keys = ['command="echo Welcome; exec sleep 1000" ' + lab.keys[0]]
+    lab.authorize()
+    lab.start()
+    try:
+        code, out = run(lab, here, "run", "hpc", "true", "--retry", "0,1")
+        assert code == 69 and "given up" in out, out
+    finally:
+        lab.close()
+
+
+def test_records_that_were_torn_stop_neither_list_nor_resume(lab, here):
+    out = start(lab, here, "run", "hpc", "echo 1 >r", code=KILLED % "started").communicate(timeout=60)[0].decode()
+    ident = ident_of(out)
+    state = lab.path("state", "mi_distcomp_ssh")
+    with open(os.path.join(state, ident, "journal"), "a") as journal:
+        journal.write('{"t": 1, "st')                  # as a power cut leaves it
+    os.mkdir(os.path.join(state, ident[:-1] + "x.new"))
+    assert run(lab, here, "list")[0] == 0
+    assert run(lab, here, "resume", ident, "--retry", "often")[0] == 64
+    code, more = run(lab, here, "resume", ident)
+    assert code == 0 and (here / "r").exists(), more
+    assert run(lab, here, "resume", ident)[0] == 0
+    assert run(lab, here, "clean", ident)[0] == 0 and not os.path.exists(os.path.join(state, ident))
+
+
+def test_what_never_was_there_is_cleaned_without_its_host(lab, here):
+    code, out = run(lab, here, "run", "nowhere.invalid", "true")
+    assert code == 69 and run(lab, here, "clean", ident_of(out))[0] == 0 and ident_of(out) not in run(lab, here, "list")[1]
+    assert run(lab, here, "clean", "0" * 36, ident_of(out))[0] == 64
+
+
+def test_a_cancel_before_the_start_says_that_it_did_nothing(lab, here):
+    one = Stepwise(lab, here, ["sent"], "run", "hpc", "true")
+    one.until("1 order")
+    one.reached("sent")
+    code, out = run(lab, here, "cancel", ident_of(one.out))
+    one.go("sent")
+    assert code == 75 and "not started" in out and one.finish()[0] == 0
+
+
 def test_sshd_down_for_a_while_is_waited_for(here, request):
     lab = ssh_lab.Lab().start()
     shutil.copy(lab.path("ini"), str(here / "mi_distributed_computing_assist.ini"))
@@ -394,6 +470,8 @@ def test_the_live_log_can_neither_steer_the_terminal_nor_get_lost(lab, here):
     code, out = run(lab, here, "run", "hpc", "printf 'a\\033[2Jb\\n'; for i in 1 2 3; do echo line$i; sleep 0.2; done")
     assert "a\\x1b[2Jb\nline1\nline2\nline3\n" in re.sub(r"(?m)^2\d{3}-.*\n", "", out)
     assert (here / LOG).read_bytes().startswith(b"a\x1b[2Jb")
+    code, out = run(lab, here, "run", "hpc", "printf '\\350\\250'; sleep 0.6; printf '\\210\\n'")
+    assert "計\n" in out                               # also when its bytes come one by one
 
 
 def test_stderr_stays_small_without_a_terminal(lab, here):
