@@ -660,16 +660,16 @@ take() { head -c "$1"; }   # exactly so many bytes from stdin; some heads read o
     [ "$1" -lt 65536 ] || dd bs=65536 count=$(($1 / 65536)) iflag=fullblock 2>/dev/null
     [ $(($1 % 65536)) = 0 ] || dd bs=$(($1 % 65536)) count=1 iflag=fullblock 2>/dev/null
 }
-sums() { tr '\n' '\000' | xargs -0 $sum -- | while read -r s x; do echo "s ${s#\\}"; done; }
+sums() { tr '\n' '\000' | xargs -0 $sum -- | sed 's/^\\//; s/ .*//; s/^/s /'; }
 lane() {   # put or get: orders `KIND NUMBER OFFSET BYTES NAME/` on stdin, bytes behind them or in the answer
     mkdir -p "$w" && cd "$w" || exit 73
     choose_sum
-    [ "$sum" = none ] && sums() { while read -r x; do echo "s -"; done; }
-    [ "${sum#openssl}" != "$sum" ] && sums() { tr '\n' '\000' | xargs -0 $sum | while read -r s x; do echo "s $s"; done; }
+    [ "$sum" = none ] && sums() { sed 's/.*/s -/'; }
+    [ "${sum#openssl}" != "$sum" ] && sums() { tr '\n' '\000' | xargs -0 $sum | sed 's/ .*//; s/^/s /'; }
     while IFS=' ' read -r k i o n p; do
     [ "$1" = put ] && [ -d "$c" ] && bad "the command was started already"
     p=./${p%/}; case $k in
-    T)  take "$n" | tar -xpof - || bad "tar failed"; echo "ok $i -";;
+    T)  take "$n" | tar -xpof - || bad "tar failed";;
     C)  dd of="$p" bs=262144 seek="$o" count="$n" iflag=count_bytes,fullblock oflag=seek_bytes conv=notrunc status=none ||
             bad "cannot write $p"
         wait; [ "$sum" = none ] && { echo "ok $i -"; continue; }
@@ -681,7 +681,7 @@ lane() {   # put or get: orders `KIND NUMBER OFFSET BYTES NAME/` on stdin, bytes
         { s=$(dd if="$p" bs=262144 skip="$o" count="$m" iflag=skip_bytes,count_bytes status=none | $sum); echo "ok $i ${s%% *}"; } &;;
     M)  wait; [ -f "$p" ] || : >"$p"; [ $(($(wc -c <"$p"))) = "$o" ] || dd of="$p" bs=1 seek="$o" count=0 2>/dev/null
         touch -d "@${n%:*}" "$p" && chmod "${n#*:}" "$p" || bad "cannot finish $p"; echo "ok $i -";;
-    S)  take "$n" | sums; echo "ok $i -";;
+    S)  l=$(take "$n"); wait; { [ "$n" = 0 ] || printf '%s\n' "$l" | sums; echo "ok $i -"; } &;;
     L)  [ -f "$c/start" ] && find "$c/start" -printf '%T@\000' || printf '0\000'
         find . -mindepth 1 -printf '%y %s %T@ %C@ %m %P\000'; printf '\000'; echo "ok $i -";;
     K)  printf '%s\000' "$(pwd -P)"; take "$n" | tr '\n' '\000' | xargs -0 readlink -mz --; echo "ok $i -";;
@@ -1246,10 +1246,7 @@ class Answers(threading.Thread):
 
     def settle(self, item, wanted, got):
         """One order was answered: its sum decides."""
-        if isinstance(item, Entry) or wanted == []:    # sizes, times and modes; directories
-            right = True
-        else:                                          # "-": the far side has nothing to make sums with
-            right = wanted is not None and (wanted == got or set(got) == {"-"})
+        right = isinstance(item, Entry) or wanted is not None and (wanted == got or set(got) == {"-"})     # "-": no means for sums there
         if not right:
             log("warn", None, "sum", file=self.work.title(item), why="the sum is wrong there; once more")
             self.work.back([item], wrong=True)

@@ -43,6 +43,7 @@ def main():
     parser.add_argument("--full", action="store_true")
     parser.add_argument("--check", action="store_true")
     options = parser.parse_args()
+    ssh_lab.in_memory()
     lab, results = ssh_lab.Lab().start(), []
     try:
         here = lab.path("near")

@@ -178,6 +178,7 @@ def main():
     parser.add_argument("--streams", default="auto")
     parser.add_argument("--case", type=int, help="only the case of this number (from 0) of each long line")
     options = parser.parse_args()
+    ssh_lab.in_memory()
     results = []
     if not options.wan:
         lab = ssh_lab.Lab().start()
