@@ -622,6 +622,7 @@ launch() {   # BOOT COMMAND RUN: once, however often it is asked
         printf '%s' "$3" >"$t/run"; printf '%s' "$2" >"$t/command"; mkfifo "$t/alive" 2>/dev/null
         mv "$t" "$c"   # if another was quicker, ours lands inside of it and means nothing
     fi
+    [ -n "$(ls -A "$c")" ] || { echo "E lost it was cleaned away"; exit; }
     [ -f "$c/ready" ] || return
     [ "$1" = "$boot" ] || { echo "E lost the host was restarted before the command was started"; exit; }
     detach=nohup; command -v setsid >/dev/null 2>&1 && detach=setsid
@@ -729,9 +730,11 @@ cancel() {   # GRACE: TERM, after GRACE seconds KILL: the wrapper's group, and w
 }
 clean() {
     look; case $state in running|starting) echo "E $state"; exit;; esac
-    rm -rf "$w" "$c"; echo "E cleaned"
+    mkdir -p "$c"; rm -rf "$w" "$c"/* "$c"/.[!.]*   # stays empty for a day: a start that the network held back finds it
+    find "$b/.mi" -name '*-*-*' -mtime +1 -exec rmdir {} \; 2>/dev/null
+    echo "E cleaned"
 }
-all() { for c in "$b"/.mi/[0-9a-f]*; do [ -d "$c" ] || continue; look; echo "${c##*/} $state"; done; echo "E end"; }
+all() { for c in "$b"/.mi/[0-9a-f]*; do [ -d "$c" ] || continue; look; [ "$state" = none ] || echo "${c##*/} $state"; done; echo "E end"; }
 case $id in *[!0-9a-f-]*) exit 64;; esac
 exec 3<&0
 [ "$verb" = rsync ] || echo "mi_distcomp 1 $verb"
@@ -2043,10 +2046,10 @@ def transfer(line, ident, entries, record, settings):
 def squeezed(line, ident, entries, settings, send):
     """Moves those of the entries that a sample shows to be well worth compressing, by rsync with zstd where both ends have it; sums
     compared. Returns the entries that are still to be moved."""
-    able = line.facts.get("zstd") == "1" and line.round_trip >= NEAR and has_zstd()
+    able = line.facts.get("zstd") == "1" and line.round_trip >= NEAR
     large = [entry for entry in entries if able and entry.size >= DELTA and EASY.match(entry.far)
              and (not send or os.path.basename(entry.near) == entry.far)][:50]
-    if not large:
+    if not large or not has_zstd():
         return entries
     samples = [near_sample(entry) for entry in large] if send else far_samples(line, large)
     large = [entry for entry, sample in zip(large, samples) if shrinks(sample)]
@@ -2291,7 +2294,7 @@ class Place:
 
     def state(self):
         """As FAR's `look` says it."""
-        if not os.path.isdir(self.control):
+        if not os.path.isdir(self.control) or not os.listdir(self.control):
             return "none"
         state, detail = look(self.control, time.time())
         if state == "ended":
@@ -2375,7 +2378,9 @@ def tell(text):
 def guard_list(place, words, tail):
     for name in sorted(os.listdir(os.path.join(place.base, b".mi"))):
         if re.match(IDENT + r"\Z", name.decode("utf-8", "replace")):
-            tell("%s %s" % (name.decode(), Place(place.base, name.decode(), place.rules).state()))
+            state = Place(place.base, name.decode(), place.rules).state()
+            if state != "none":
+                tell("%s %s" % (name.decode(), state))
     tell("E end")
 
 
@@ -2393,9 +2398,16 @@ def guard_clean(place, words, tail):
     if state.split()[0] in ("running", "starting", "ready"):
         return tell("E " + state)
     shutil.rmtree(place.work, ignore_errors=True)
-    shutil.rmtree(place.control, ignore_errors=True)
+    os.makedirs(place.control, 0o700, exist_ok=True)   # stays empty for a day: a start that the network held back finds it
+    for name in os.listdir(place.control):
+        path = os.path.join(place.control, name)
+        shutil.rmtree(path) if os.path.isdir(path) else os.unlink(path)
     if os.path.exists(place.spent):
         os.unlink(place.spent)
+    for name in os.listdir(os.path.dirname(place.control)):
+        path = os.path.join(os.path.dirname(place.control), name)
+        if os.path.isdir(path) and not os.listdir(path) and time.time() - os.path.getmtime(path) > 86400:
+            os.rmdir(path)
     tell("E cleaned")
 
 
@@ -2430,6 +2442,8 @@ def guard_run(place, words, tail):
     """Starts the command, once, however often it is asked; then watches it."""
     boot, command = words[:2]
     section, argv, extra = permitted(place.rules, command)
+    if os.path.isdir(place.control) and not os.listdir(place.control):
+        return tell("E lost it was cleaned away")
     if not os.path.isdir(place.control):
         if boot != boot_id():
             return tell("E lost the host was restarted before the command was started")

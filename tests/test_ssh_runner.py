@@ -403,11 +403,10 @@ def test_a_cancelled_command_ends_with_all_its_children_and_its_files_come_back(
         out += row.decode()
         if row == b"begun\n":
             break
-    began = time.monotonic()
     code = run(lab, here, "cancel", ident_of(out), "--grace", "2")
     assert code[0] == 0, code
-    more = process.communicate(timeout=20)[0].decode()
-    assert process.returncode == 143 and (here / "file").exists() and time.monotonic() - began < 8, more
+    more = process.communicate(timeout=60)[0].decode()
+    assert process.returncode == 143 and (here / "file").exists(), more
     mark = ("MI_RUN=%s.1" % ident_of(out)).encode()
     for name in os.listdir("/proc"):
         try:
@@ -427,14 +426,31 @@ def test_list_and_clean_know_both_sides(lab, here):
 
 
 def test_a_running_calculation_is_not_cleaned_and_not_resumed_beside_its_runner(lab, here):
-    process = start(lab, here, "run", "hpc", "sleep 2")
-    row = b""
-    while b"5 start" not in row:
-        row = process.stdout.readline()
-    ident = ident_of(row.decode())
+    one = Stepwise(lab, here, ["started"], "run", "hpc", "true")
+    one.until("5 start")
+    ident = ident_of(one.out)
     assert run(lab, here, "resume", ident)[0] == 75
     assert run(lab, here, "clean", ident)[0] == 75
-    assert process.communicate(timeout=20) and process.returncode == 0
+    one.go("started")
+    assert one.finish()[0] == 0
+
+
+@pytest.mark.parametrize("python", [False, True], ids=["plain", "guard"])
+def test_a_start_that_the_network_held_back_until_all_was_cleaned_does_not_run_again(lab, here, python):
+    count, host = here / "count", "guarded" if python else "hpc"
+    script = here / "add.sh"
+    script.write_text("echo x >>%s\n" % count)
+    if python:
+        lab.guard("[command add]\nargv = sh\n  %s\nmatch = add\n" % script)
+    command = "add" if python else "sh %s" % script
+    code, out = run(lab, here, "run", host, command)
+    assert code == 0 and count.read_text() == "x\n", out
+    ident = ident_of(out)
+    late = runner.request("run", lab.path("far"), ident, runner.boot_id(), command, runner.RUN)
+    process = subprocess.Popen(["ssh", "-F", lab.path("config"), host, late], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert process.stdout.read().endswith(b"E lost it was cleaned away\n")
+    process.communicate()
+    assert count.read_text() == "x\n" and ident not in run(lab, here, "list", host)[1]
 
 
 def test_ctrl_c_leaves_the_command_running_and_resume_brings_its_result(lab, here):
@@ -443,7 +459,7 @@ def test_ctrl_c_leaves_the_command_running_and_resume_brings_its_result(lab, her
     while b"5 start" not in row:
         row = process.stdout.readline()
     process.send_signal(signal.SIGINT)
-    assert process.wait(5) == 130
+    assert process.wait(60) == 130
     process.stdout.close()
     assert run(lab, here, "resume", ident_of(row.decode()))[0] == 0 and (here / "r").exists()
 
