@@ -467,6 +467,7 @@ JA = {                         # what a person reads, in Japanese
     "%s: the command was not started yet; end its runner instead":
         "%s: コマンドはまだ始まっていません。実行中の本プログラムの方を止めてください",
     "%s: not a UUID": "%s: UUID ではありません",
+    "%s: %s (try by hand: %s)": "%s: %s (手で試すには: %s)",
     "%s: not a host": "%s: ホスト名ではありません",
     "%s: a guard or shell there answers otherwise than expected: %s": "%s: 先方の guard かシェルの応答が想定と異なります: %s",
     "%s: the connection broke off": "%s: 接続が切れました",
@@ -887,7 +888,8 @@ class Line:
         self.close()
         for sign, code in FINAL:
             if sign in text:
-                raise Never(code, "%s: %s" % (self.host, printable(text)))
+                raise Never(code, _("%s: %s (try by hand: %s)") % (
+                    self.host, printable(text), " ".join(["ssh"] + self.settings.ssh_options + [self.host])))
         raise LineLost("%s: %s" % (self.host, printable(text) or _("no answer")))
 
     def why(self, process):

@@ -200,7 +200,7 @@ def test_an_unknown_host_key_is_refused_without_a_question(lab, here):
     try:
         lab.write("known_hosts", "")
         code, out = run(lab, here, "run", "hpc", "true")
-        assert code == 77 and "Host key verification failed" in out
+        assert code == 77 and "Host key verification failed" in out and "try by hand: ssh -F %s hpc" % lab.path("config") in out
     finally:
         lab.write("known_hosts", known)
 
