@@ -665,6 +665,7 @@ take() { head -c "$1"; }   # exactly so many bytes from stdin; some heads read o
 sums() { tr '\n' '\000' | xargs -0 $sum -- | sed 's/^\\//; s/ .*//; s/^/s /'; }
 lane() {   # put or get: orders `KIND NUMBER OFFSET BYTES NAME/` on stdin, bytes behind them or in the answer
     mkdir -p "$w" && cd "$w" || exit 73
+    exec 4>&1
     choose_sum
     [ "$sum" = none ] && sums() { sed 's/.*/s -/'; }
     [ "${sum#openssl}" != "$sum" ] && sums() { tr '\n' '\000' | xargs -0 $sum | sed 's/ .*//; s/^/s /'; }
@@ -688,12 +689,14 @@ lane() {   # put or get: orders `KIND NUMBER OFFSET BYTES NAME/` on stdin, bytes
         find . -mindepth 1 -printf '%y %s %T@ %C@ %m %P\000'; printf '\000'; echo "ok $i -";;
     K)  printf '%s\000' "$(pwd -P)"; take "$n" | tr '\n' '\000' | xargs -0 readlink -mz --; echo "ok $i -";;
     G)  [ $(($(wc -c <"$p"))) -ge $((o + n)) ] || bad "it has shrunk: $p"
-        dd if="$p" bs=262144 skip="$o" count="$n" iflag=skip_bytes,count_bytes status=none
-        s=-; [ "$sum" = none ] || s=$(dd if="$p" bs=262144 skip="$o" count="$n" iflag=skip_bytes,count_bytes status=none | $sum)
-        echo "ok $i ${s%% *}";;
+        s=$(dd if="$p" bs=262144 skip="$o" count="$n" iflag=skip_bytes,count_bytes status=none >&4 &
+            [ "$sum" = none ] || dd if="$p" bs=262144 skip="$o" count="$n" iflag=skip_bytes,count_bytes status=none | $sum; wait)
+        [ -n "$s" ] || s=-; echo "ok $i ${s%% *}";;
     E)  tar -cf - .; exit;;
-    A)  l=$(take "$n"); printf '%s\n' "$l" | tr '\n' '\000' | tar --format=gnu --no-recursion -b 20 -hcf - --null -T -
-        printf '%s\n' "$l" | sums; echo "ok $i -";;
+    A)  l=$(take "$n")
+        s=$(printf '%s\n' "$l" | tr '\n' '\000' | tar --format=gnu --no-recursion -b 20 -hcf - --null -T - >&4 &
+            printf '%s\n' "$l" | sums; wait)
+        printf '%s\n' "$s"; echo "ok $i -";;
     esac; done
     wait
 }
@@ -1188,7 +1191,7 @@ def lanes_for(line, total, settings):
 def work_off(line, work, ident, lane, count):
     """Runs count lanes until the work is done. LineLost or Stop otherwise."""
     threads = []
-    work.lanes = count
+    work.lanes = count if work.items else 0
 
     def run(own):
         lost = None
@@ -1199,7 +1202,7 @@ def work_off(line, work, ident, lane, count):
         except Exception as error:
             work.fail(Stop(EX_IOERR, printable("%s: %s" % (line.host, error))) if isinstance(error, ValueError) else error)
         work.leave(lost)
-    for number in range(count):
+    for number in range(work.lanes):
         thread = threading.Thread(target=run, args=(number > 0,), daemon=True)
         thread.start()
         threads.append(thread)
@@ -1227,14 +1230,14 @@ class Answers(threading.Thread):
         with self.lock:
             self.dead = True
             left = [item for item, wanted in self.waiting.values()]
-            self.broke = bool(left)
+            self.broke = self.broke or bool(left)
             self.waiting.clear()
         self.work.back(left)
         for _n in range(AHEAD):
             self.room.release()
 
     def read(self):
-        sums = []
+        sums, self.broke = [], not self.line.marked(self.process)      # orders go out meanwhile
         for row in self.process.stdout:
             kind, number, text = (row.decode("utf-8", "replace").rstrip("\n").split(" ", 2) + ["", ""])[:3]
             if kind == "s":
@@ -1278,8 +1281,6 @@ class Answers(threading.Thread):
 def put_lane(line, work, ident, own):
     """One lane upwards: bundles, pieces and finishing orders from the work to the far side."""
     process = line.start("lane", ident, "put", own=own)
-    if not line.marked(process):
-        line.broke(process)
     answers, number = Answers(line, process, work), 0
     answers.start()
     squeeze = line.facts.get("gzip") == "1" and line.round_trip >= NEAR

@@ -163,7 +163,7 @@ WAN = [                        # title, wanlink options, sysctl, cases (kind, si
     ("50 ms, 1 Gbit/s, 0.1 % loss", ["-d", "25", "-r", "1000", "-q", "6250", "-l", "0.1"], (), [("random", 64 * MIB, 1, 4.0, None)]),
     ("50 ms, 1 Gbit/s, windows of 1 MiB", ["-d", "25", "-r", "1000", "-q", "6250"],
      ("net.ipv4.tcp_rmem=4096 131072 1048576",), [("random", 256 * MIB, 1, 3.0, None)]),
-    ("50 ms, 200 Mbit/s", ["-d", "25", "-r", "200", "-q", "1250"], (), [("text", 256 * MIB, 1, 4.0, None), ("random", 256 * MIB, 1, 0.9, None)]),
+    ("50 ms, 200 Mbit/s", ["-d", "25", "-r", "200", "-q", "1250"], (), [("text", 512 * MIB, 1, 4.0, None), ("random", 256 * MIB, 1, 0.9, None)]),
 ]
 
 
