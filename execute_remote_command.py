@@ -1312,7 +1312,7 @@ def put_lane(line, work, ident, own):
             except BrokenPipeError:
                 break
     finally:
-        if not answers.waiting:
+        if not answers.waiting and not answers.broke:
             process.kill()                             # all is acknowledged
         try:
             process.stdin.close()
