@@ -528,7 +528,7 @@ def around_files(found, files):
 BASE = "/mi-distcomp-api/"
 MAX_ANSWER = 16 << 20          # bytes of a JSON answer that are read; manifests come in pages far below
 PIECE_MIN, PACK_FILE, CHUNK = 64 << 10, 1 << 20, 256 << 10      # bytes: smallest piece, largest file in a pack, one read or write
-PACK_COUNT = 10000             # files in a pack
+PACK_COUNT = 4000              # files in a pack
 AGAIN = (408, 425, 429, 500, 502, 503, 504, 507)                # answers that mean: later
 NO_TOKEN = (401, 403, "0005")  # answers that mean: not with this token
 V1_WAIT = 300                  # seconds that a fielded relay may be silent: it does one thing at a time, and files whole
