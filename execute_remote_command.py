@@ -3092,8 +3092,11 @@ def do_clean(options):
 def do_check(options):
     """Looks at things as they are. With HOST: from this side; without: as the external computer's guard. 0, or 78 if there is a fault."""
     findings = check_host(options) if options.host else check_guard(options)
-    for good, text in findings:
-        sys.stdout.write("%s %s\n" % ("ok     " if good else "FAULT  " if good is False else "note   ", printable(text)))
+    words = {True: "OK", None: "WARN", False: "FAIL"}
+    if options.json:
+        sys.stdout.write(json.dumps([{"level": words[good], "text": printable(text)} for good, text in findings], ensure_ascii=False) + "\n")
+    for good, text in findings if not options.json else ():
+        sys.stdout.write("%-5s %s\n" % (words[good], printable(text)))
     return EX_CONFIG if any(good is False for good, text in findings) else 0
 
 
