@@ -592,7 +592,8 @@ def look_at_disk(path, keep, local=False):
     text = _("%s: %.1f GB free on %s (%s)") % (path, free / 1e9, point, kind)
     rows.append((True, text) if free > least else (False, text + _("; less than the %.1f GB that are to stay free: make room") % (least / 1e9)))
     if kind in NOT_FOR_LONG:
-        rows.append((None, _("%s: in memory (%s): a reboot empties it, and what was not delivered is lost; use a directory on a disk") % (path, kind)))
+        text = _("%s: in memory (%s): a reboot empties it, and what was not delivered is lost; use a directory on a disk")
+        rows.append((None, text % (path, kind)))
     if local and re.match(r"nfs|cifs|smb|fuse\.sshfs|lustre|gpfs|beegfs|9p", kind):
         rows.append((False, _("%s: on a network file system (%s); use a local disk") % (path, kind)))
     cleaner = cleaner_of(path)
@@ -3857,11 +3858,12 @@ def token(options):
             raise Stop(EX_NOINPUT, _("token revoke: there is no valid token %s (see token list)") % (options.who or ""))
         print(_("token %s is revoked; the relay knows within a second") % options.who)
     else:
-        found = [dict(row) for row in db.execute("SELECT number, user, roles, sites, issued, expires, used, revoked, login FROM tokens ORDER BY number")]
+        columns = ("number", "user", "roles", "sites", "issued", "expires", "used", "revoked", "login")
+        found = [dict(row) for row in db.execute("SELECT %s FROM tokens ORDER BY number" % ", ".join(columns))]
         for row in found if not options.json else ():
             row.update(issued=when(row["issued"]), expires=when(row["expires"]), used=when(row["used"]), revoked=when(row["revoked"]),
                        login="login" if row["login"] else "")
-        show_rows(options, found, ("number", "user", "roles", "sites", "issued", "expires", "used", "revoked", "login"))
+        show_rows(options, found, columns)
     return 0
 
 
@@ -4066,8 +4068,8 @@ def unit(options):
     at_home = any(os.path.abspath(place).startswith(("/home/", "/root/")) for place in (state, script, path, server["certfile"]) if place)
     print(UNIT % {
         "where": "/etc/systemd/system/mi_dicomapi.service", "name": "mi_dicomapi", "script": script, "ini": os.path.abspath(path), "writes": writes,
-        "user": own_user("mi_distcomp"), "python": sys.executable, "files": conf["limits"]["connections"] + 200, "home": "read-only" if at_home else "yes",
-        "caps": "CAP_NET_BIND_SERVICE" if low else "", "users": "no" if low else "yes"}, end="")
+        "user": own_user("mi_distcomp"), "python": sys.executable, "files": conf["limits"]["connections"] + 200,
+        "home": "read-only" if at_home else "yes", "caps": "CAP_NET_BIND_SERVICE" if low else "", "users": "no" if low else "yes"}, end="")
 
 
 def own_user(default):

@@ -423,7 +423,8 @@ def look_at_disk(path, keep, local=False):
     text = _("%s: %.1f GB free on %s (%s)") % (path, free / 1e9, point, kind)
     rows.append((True, text) if free > least else (False, text + _("; less than the %.1f GB that are to stay free: make room") % (least / 1e9)))
     if kind in NOT_FOR_LONG:
-        rows.append((None, _("%s: in memory (%s): a reboot empties it, and what was not delivered is lost; use a directory on a disk") % (path, kind)))
+        text = _("%s: in memory (%s): a reboot empties it, and what was not delivered is lost; use a directory on a disk")
+        rows.append((None, text % (path, kind)))
     if local and re.match(r"nfs|cifs|smb|fuse\.sshfs|lustre|gpfs|beegfs|9p", kind):
         rows.append((False, _("%s: on a network file system (%s); use a local disk") % (path, kind)))
     cleaner = cleaner_of(path)
@@ -1319,7 +1320,8 @@ def look_at_tls(relay):
         for number, one in enumerate(chain):
             rows.append(look_at_certificate(one, "#%d" % number))
             if INSPECTORS.search(name_in(one["issuer"])):
-                rows.append((None, _("%s reads along in TLS, by its name: believe it (ca_file = its CA) only if your company says so") % name_in(one["issuer"])))
+                rows.append((None, _("%s reads along in TLS, by its name: believe it (ca_file = its CA) only if your company says so")
+                             % name_in(one["issuer"])))
     except (Away, OSError) as error:
         rows.append((False, str(error)))
         return rows
@@ -1335,9 +1337,10 @@ def look_at_tls(relay):
 
 
 def look_at_relay(relay, calls):
-    """Rows: name, proxy, certificate, clock, token, and whether each of the calls [(method, target, fields, what a good answer says)] gets through."""
+    """Rows: name, proxy, certificate, clock, token, and which of the calls [(method, target, fields, what a good answer says)] get through."""
     rows, via = [], relay.proxy_for()
-    rows.append((True, _("proxy: %s") % (_("none") if via is None else "%s:%d%s" % (via[0], via[1], "" if relay.proxy else _(" (of the environment)")))))
+    origin = "" if relay.proxy else _(" (of the environment)")
+    rows.append((True, _("proxy: %s") % (_("none") if via is None else "%s:%d%s" % (via[0], via[1], origin))))
     host, port = via[:2] if via else (relay.host, relay.port)
     try:
         found = sorted({where[4][0] for where in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)})

@@ -17,6 +17,7 @@ need strace strace strace
 need ps procps procps-ng
 need ip iproute2 iproute
 need setpriv util-linux util-linux
+need systemd-analyze systemd systemd
 need gcc gcc gcc
 need busybox busybox busybox
 for shell in tcsh fish zsh dash; do need $shell $shell $shell; done      # log-in shells of far sides
