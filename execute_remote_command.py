@@ -369,7 +369,7 @@ def read_note(path):
             when = os.fstat(text.fileno()).st_mtime
     except OSError:
         return None
-    return Note(int(words[0]), words[1], words[2], words[3], words[4].strip(), when) if len(words) == 5 and words[0].isdigit() else None
+    return Note(int(words[0]), words[1], words[2], words[3], words[4].strip(), when) if len(words) == 5 and re.match(r"[0-9]{1,9}\Z", words[0]) else None
 
 
 def still_there(note):
@@ -389,7 +389,8 @@ def look(control, now):
     end = read_note(os.path.join(control, b"end"))
     child = read_note(os.path.join(control, b"child"))
     if end is not None:
-        return "ended", int(end.text.split()[-1]) if child is not None else None
+        code = re.match(r"exit ([0-9]{1,3})\Z", end.text)
+        return "ended", int(code.group(1)) if child is not None and code else None
     started = read_note(os.path.join(control, b"start"))
     if started is None:
         try:                                           # a blank `start`: the wrapper is about to fill it in, or was killed just there
