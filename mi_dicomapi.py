@@ -2582,9 +2582,10 @@ def parse_head(head):
 class Connection:
     """One client's connection. phase says who owns it: shake, head, body, parked, linger: the selector; busy: a worker."""
 
-    __slots__ = ("sock", "address", "phase", "buffer", "deadline", "call", "counted", "park_key", "slow", "seen")
+    __slots__ = ("sock", "address", "phase", "buffer", "deadline", "call", "counted", "park_key", "slow", "seen", "born")
 
     def __init__(self, sock, address, phase, deadline):
+        self.born = time.monotonic()
         self.sock, self.address, self.phase, self.deadline = sock, address, phase, deadline
         self.buffer, self.call, self.counted, self.park_key, self.slow, self.seen = bytearray(), None, True, None, None, None
 
@@ -2665,7 +2666,7 @@ class Front:
 
     def __init__(self, relay):
         self.relay, self.lock, self.inbox = relay, threading.Lock(), collections.deque()
-        self.poll, self.listeners, self.conns, self.strangers = select.epoll(), {}, {}, collections.Counter()
+        self.poll, self.listeners, self.conns, self.strangers = select.epoll(), {}, {}, {}     # strangers: by address, the oldest first
         self.waiting, self.parked, self.events = {}, collections.Counter(), [0] * 4096
         self.ready, self.short, self.long, self.moving = threading.Lock(), collections.deque(), collections.deque(), 0
         self.asleep = []                               # workers without work: a lock each, released to wake it
@@ -2771,7 +2772,7 @@ class Front:
             address = where[0]
             stranger = address not in self.relay.conf["Server"]["trusted_proxies"]
             if (len(self.conns) >= limits["connections"] or stranger and self.relay.gateway()
-                    or stranger and self.strangers[address] >= limits["unauthenticated_per_address"]):
+                    or stranger and not self.room_for(address, limits["unauthenticated_per_address"], now)):
                 sock.close()
                 continue
             try:
@@ -2784,9 +2785,21 @@ class Front:
                 continue
             conn = Connection(sock, address, "shake" if self.context is not None else "head",
                               now + limits["handshake" if self.context is not None else "headers"])
-            self.strangers[address] += 1
+            self.strangers.setdefault(address, collections.OrderedDict())[conn] = None
             self.conns[sock.fileno()] = conn
             self.poll.register(sock, select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLONESHOT)
+
+    def room_for(self, address, most, now):
+        """May another stranger of this address come in? If there are as many as may be, in place of the oldest that had a second to show
+        its token: whoever hangs on does not keep others behind the same address out."""
+        there = self.strangers.get(address, ())
+        if len(there) < most:
+            return True
+        oldest = next((conn for conn in there if conn.phase != "busy"), None)
+        if oldest is None or now - oldest.born < 1:
+            return False
+        self.drop(oldest)
+        return True
 
     def readable(self, conn):
         """Something has come (or gone) on a connection that the selector owns."""
@@ -2945,7 +2958,7 @@ class Front:
         """The connection has shown a good token: it no longer counts as a stranger's."""
         if conn.counted:
             conn.counted = False
-            self.strangers[conn.address] -= 1
+            del self.strangers[conn.address][conn]
             if not self.strangers[conn.address]:
                 del self.strangers[conn.address]
 
@@ -3175,7 +3188,7 @@ class Front:
     def next_at_once(self, conn):
         """Takes the client's next small request, if it comes within AT_ONCE and no other work waits: that saves two changes of thread for
         each request of a busy client. False: it, or whatever else came, is the selector's business."""
-        if self.short or len(self.asleep) < 4:
+        if self.short or len(self.asleep) < 4 or conn.counted:
             return False
         conn.sock.settimeout(0)
         if not conn.buffer:

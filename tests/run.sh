@@ -18,6 +18,7 @@ need ps procps procps-ng
 need ip iproute2 iproute
 need setpriv util-linux util-linux
 need systemd-analyze systemd systemd
+need sslscan sslscan sslscan
 need gcc gcc gcc
 need busybox busybox busybox
 for shell in tcsh fish zsh dash; do need $shell $shell $shell; done      # log-in shells of far sides
@@ -35,8 +36,8 @@ if [ -n "$missing" ]; then
     fi
 fi
 python=${PYTHON:-python3}
-"$python" -c 'import pytest, hypothesis, xdist' 2>/dev/null || "$python" -m pip install -q pytest hypothesis pytest-xdist || {
-    "$python" -m venv .venv-tests && python=$PWD/.venv-tests/bin/python3 && "$python" -m pip install -q pytest hypothesis pytest-xdist; }
+"$python" -c 'import pytest, hypothesis, xdist, schemathesis' 2>/dev/null || "$python" -m pip install -q pytest hypothesis pytest-xdist schemathesis || {
+    "$python" -m venv .venv-tests && python=$PWD/.venv-tests/bin/python3 && "$python" -m pip install -q pytest hypothesis pytest-xdist schemathesis; }
 [ $# -gt 0 ] || set -- -n 2 --dist loadfile -m "not unsettled" tests          # most tests wait more than they work
 "$python" -m pytest -q -p no:cacheprovider "$@"
 if [ "${MI_TEST_BENCH:-yes}" = yes ]; then
