@@ -369,7 +369,8 @@ def read_note(path):
             when = os.fstat(text.fileno()).st_mtime
     except OSError:
         return None
-    return Note(int(words[0]), words[1], words[2], words[3], words[4].strip(), when) if len(words) == 5 and re.match(r"[0-9]{1,9}\Z", words[0]) else None
+    good = len(words) == 5 and re.match(r"[0-9]{1,9}\Z", words[0])
+    return Note(int(words[0]), words[1], words[2], words[3], words[4].strip(), when) if good else None
 
 
 def still_there(note):

@@ -522,6 +522,7 @@ def declared(names, patterns):
 # ==== shared: check ====
 # What `check` says: rows of (True: OK, None: WARN, False: FAIL; a text that says what to do). It looks at things as they are, and changes none.
 NOT_FOR_LONG = ("tmpfs", "ramfs", "devtmpfs")
+CLEANERS = ("/etc/tmpfiles.d", "/run/tmpfiles.d", "/usr/lib/tmpfiles.d")           # of two files of one name, the first counts
 INSPECTORS = re.compile(r"zscaler|netskope|fortinet|fortigate|palo ?alto|blue ?coat|symantec web|umbrella|forcepoint|mcafee|trellix|sophos|"
                         r"check ?point|watchguard|barracuda|i-filter|digital arts|squid|mitmproxy|inspection|proxy|kaspersky|eset", re.I)
 
@@ -564,7 +565,7 @@ def mount_of(path):
 def cleaner_of(path):
     """What removes old files below path (a line of tmpfiles.d, a cron job), or None."""
     seen, found, kept = set(), None, False
-    for folder in ("/etc/tmpfiles.d", "/run/tmpfiles.d", "/usr/lib/tmpfiles.d"):
+    for folder in CLEANERS:
         for name in sorted(os.listdir(folder)) if os.path.isdir(folder) else ():
             if not name.endswith(".conf") or name in seen:
                 continue

@@ -353,6 +353,7 @@ def declared(names, patterns):
 # ==== shared: check ====
 # What `check` says: rows of (True: OK, None: WARN, False: FAIL; a text that says what to do). It looks at things as they are, and changes none.
 NOT_FOR_LONG = ("tmpfs", "ramfs", "devtmpfs")
+CLEANERS = ("/etc/tmpfiles.d", "/run/tmpfiles.d", "/usr/lib/tmpfiles.d")           # of two files of one name, the first counts
 INSPECTORS = re.compile(r"zscaler|netskope|fortinet|fortigate|palo ?alto|blue ?coat|symantec web|umbrella|forcepoint|mcafee|trellix|sophos|"
                         r"check ?point|watchguard|barracuda|i-filter|digital arts|squid|mitmproxy|inspection|proxy|kaspersky|eset", re.I)
 
@@ -395,7 +396,7 @@ def mount_of(path):
 def cleaner_of(path):
     """What removes old files below path (a line of tmpfiles.d, a cron job), or None."""
     seen, found, kept = set(), None, False
-    for folder in ("/etc/tmpfiles.d", "/run/tmpfiles.d", "/usr/lib/tmpfiles.d"):
+    for folder in CLEANERS:
         for name in sorted(os.listdir(folder)) if os.path.isdir(folder) else ():
             if not name.endswith(".conf") or name in seen:
                 continue
@@ -1513,7 +1514,8 @@ def read_note(path):
             when = os.fstat(text.fileno()).st_mtime
     except OSError:
         return None
-    return Note(int(words[0]), words[1], words[2], words[3], words[4].strip(), when) if len(words) == 5 and re.match(r"[0-9]{1,9}\Z", words[0]) else None
+    good = len(words) == 5 and re.match(r"[0-9]{1,9}\Z", words[0])
+    return Note(int(words[0]), words[1], words[2], words[3], words[4].strip(), when) if good else None
 
 
 def still_there(note):

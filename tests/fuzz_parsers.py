@@ -3,7 +3,8 @@
 patterns, ini files, journals, the wrapper's notes. Nothing may raise but what the reader's docstring says, take longer than a second, or be
 accepted against the rule that is checked again here in another way.
 
-usage: fuzz_parsers.py [EXECUTIONS=20000] [SEED]      exit code 1 if something was wrong"""
+usage: fuzz_parsers.py [EXECUTIONS=20000] [SEED]               exit code 1 if something was wrong
+       fuzz_parsers.py --atheris TARGET [EXECUTIONS]          one target, led by coverage (pip install atheris)"""
 import collections
 import json
 import os
@@ -200,7 +201,22 @@ def run(executions, seed):
     return wrong, counts, outcomes
 
 
+def guided(target, executions):
+    """One target with atheris, which looks for inputs that reach new lines. It ends the process."""
+    import atheris
+    for name in ("parse_head", "parse_json", "shallow", "once", "whole", "check_name", "pattern", "unescape", "check_conf"):
+        for module in (relay, poller):
+            if hasattr(module, name):
+                setattr(module, name, atheris.instrument_func(getattr(module, name)))
+    parsers, rng = Parsers(tempfile.mkdtemp()), random.Random(0)
+    work = getattr(parsers, target)
+    atheris.Setup([sys.argv[0], "-runs=%d" % executions, "-max_len=4096", "-timeout=5"], lambda data: work(rng, data))
+    atheris.Fuzz()
+
+
 if __name__ == "__main__":
+    if sys.argv[1:2] == ["--atheris"]:
+        guided(sys.argv[2], int((sys.argv[3:] or [100000])[0]))
     number = int(sys.argv[1]) if len(sys.argv) > 1 else 20000
     seed = sys.argv[2] if len(sys.argv) > 2 else os.urandom(4).hex()
     began = time.monotonic()

@@ -41,7 +41,7 @@ python=${PYTHON:-python3}
 [ $# -gt 0 ] || set -- -n 2 --dist loadfile -m "not unsettled" tests          # most tests wait more than they work
 "$python" -m pytest -q -p no:cacheprovider "$@"
 if [ "${MI_TEST_BENCH:-yes}" = yes ]; then
-    for bench in latency files polls fielded; do           # ssh_run and ssh_transfer need a quiet machine: by hand
+    for bench in latency files polls fielded hostile; do           # ssh_run and ssh_transfer need a quiet machine: by hand
         bench=tests/bench/$bench.py
         echo "== $bench"
         "$python" "$bench" --check
