@@ -21,8 +21,8 @@ def traced(folder, name):
     return path, log
 
 
-def deeds(log):
-    """[(pid, what, detail)] of a log: write PATH, connect ADDRESS:PORT, bind PORT, exec PATH."""
+def deeds(log, cwd):
+    """[(pid, what, detail)] of a log: write PATH, connect ADDRESS:PORT, bind PORT, exec PATH. cwd: where the script was started."""
     found = []
     with open(log, errors="replace") as text:
         for line in text:
@@ -40,7 +40,7 @@ def deeds(log):
             elif name not in ("open", "openat") or re.search(r"O_(WRONLY|RDWR|CREAT)", rest):
                 at = re.search(r"(?:AT_FDCWD|\d+)<([^>]*)>", rest)
                 for path in re.findall(r'"([^"]*)"', rest)[:2]:
-                    found.append((pid, "write", os.path.join(at.group(1), path) if at else path))
+                    found.append((pid, "write", os.path.normpath(os.path.join(at.group(1) if at else cwd, path))))
     return found
 
 
@@ -70,7 +70,7 @@ def test_each_script_touches_what_the_readme_says_and_nothing_else(make_world):
     done = suite.run("mi_system_wf.py", "run", SITE, "solve", "--in", "in.txt", "--out", "out.txt", *world.reach(), cwd=wf, python=workflow)
     assert done.returncode == 0, done.stderr
     assert process.stop() == 0 and world.relay.stop() == 0
-    logs = {name: deeds(log) for name, log in (("relay", relay_log), ("poller", poller_log), ("workflow", workflow_log))}
+    logs = {name: deeds(log, cwd) for name, log, cwd in (("relay", relay_log, world.folder), ("poller", poller_log, folder), ("workflow", workflow_log, wf))}
     for name, found in logs.items():
         assert {what for pid, what, path in found} >= {"write", "exec"}, (name, found[:20])
     here = "127.0.0.1:%d" % world.port
@@ -85,8 +85,8 @@ def test_each_script_touches_what_the_readme_says_and_nothing_else(make_world):
     assert {path for pid, what, path in found if what == "connect"} == {here} and not [path for pid, what, path in found if what == "bind"]
     assert {os.path.realpath(path) for pid, what, path in found if what == "exec"} <= {os.path.realpath(suite.PYTHON)}
 
-    found, base = logs["poller"], os.path.join(folder, "base")           # calc_base, the relay; sh with its wrapper, mv, and the command
+    found, base = logs["poller"], os.path.join(folder, "base")           # calc_base, the relay; sh with its wrapper, mv, env, and the command
     assert outside(found, base) == []
     assert {path for pid, what, path in found if what == "connect"} == {here} and not [path for pid, what, path in found if what == "bind"]
     ran = {os.path.realpath(path) for pid, what, path in found if what == "exec"}
-    assert ran <= {os.path.realpath(path) for path in (suite.PYTHON, "/bin/sh", "/usr/bin/mv", "/bin/mv", "/bin/cat", command)}, ran
+    assert ran <= {os.path.realpath(path) for path in (suite.PYTHON, "/bin/sh", "/usr/bin/mv", "/bin/mv", "/usr/bin/env", "/bin/cat", command)}, ran
