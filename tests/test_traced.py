@@ -65,11 +65,12 @@ def test_each_script_touches_what_the_readme_says_and_nothing_else(make_world):
     os.makedirs(wf)
     with open(os.path.join(wf, "in.txt"), "w") as out:
         out.write("x" * 1000)
-    process = suite.Process("mi_system_remote.py", ["poll", "--ini", ini], folder, python=poller)
-    world.pollers.append(process)
-    done = suite.run("mi_system_wf.py", "run", SITE, "solve", "--in", "in.txt", "--out", "out.txt", *world.reach(), cwd=wf, python=workflow)
-    assert done.returncode == 0, done.stderr
-    assert process.stop() == 0 and world.relay.stop() == 0
+    module = suite.subprocess.Popen([workflow, "-I", "-S", suite.script("mi_system_wf.py"), "run", SITE, "solve", "--in", "in.txt", "--out", "out.txt"] + world.reach(),
+                                    cwd=wf, env=suite.clean_env(), stdin=suite.subprocess.DEVNULL, stdout=suite.subprocess.DEVNULL)
+    suite.wait_until(lambda: world.rows("SELECT 1 FROM calculations WHERE state = 'allowed'"), 60)
+    done = suite.run("mi_system_remote.py", "poll", "--once", "--ini", ini, cwd=folder, python=poller, timeout=120)
+    assert done.returncode == 0 and module.wait(60) == 0, done.stderr
+    assert world.relay.stop(seconds=60) == 0
     logs = {name: deeds(log, cwd) for name, log, cwd in (("relay", relay_log, world.folder), ("poller", poller_log, folder), ("workflow", workflow_log, wf))}
     for name, found in logs.items():
         assert {what for pid, what, path in found} >= {"write", "exec"}, (name, found[:20])
