@@ -3129,6 +3129,7 @@ def do_check(options):
         ini = find_ini(options["ini"], __file__)
         settings = read_ini(ini, KEYS, guarded=True)
         keys = settings["poller"]
+        choose_language(keys["lang"])
         rows = check_host(settings, ini or "mi_distributed_computing_assist.ini")
         for key in ("site", "url"):
             if not keys[key]:
