@@ -210,7 +210,11 @@ def guided(target, executions):
                 setattr(module, name, atheris.instrument_func(getattr(module, name)))
     parsers, rng = Parsers(tempfile.mkdtemp()), random.Random(0)
     work = getattr(parsers, target)
-    atheris.Setup([sys.argv[0], "-runs=%d" % executions, "-max_len=4096", "-timeout=5"], lambda data: work(rng, data))
+    seeds = os.path.join(parsers.folder, "seeds")
+    os.mkdir(seeds)
+    for number, seed in enumerate(next(seeds for name, seeds, share in parsers.targets if name == target)):
+        parsers.put(os.path.join(seeds, str(number)), seed)
+    atheris.Setup([sys.argv[0], "-runs=%d" % executions, "-max_len=4096", "-timeout=5", seeds], lambda data: work(rng, data))
     atheris.Fuzz()
 
 
