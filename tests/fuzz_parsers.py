@@ -84,8 +84,7 @@ class Parsers:
             return "refused %s" % no.code
         lengths = re.findall(rb"(?im)^content-length[ \t]*:", data)
         if (b"\0" in data or re.search(rb"(?<!\r)\n|\r(?!\n)", data) or re.search(rb"(?im)^transfer-encoding[ \t]*:", data) or len(lengths) > 1
-                or call.method not in ("GET", "POST") or not 0 <= call.length < 10 ** 15
-                or re.search(rb"(?im)^authorization:[ \t]*bearer a{64}[ \t]*\r?$", data) and b"a" * 64 in repr(vars(call)).encode()):
+                or call.method not in ("GET", "POST") or not 0 <= call.length < 10 ** 15 or "authorization" in call.headers):
             raise Wrong("accepted")
         call.name, call.body = "calc-progress", b""
         call.length = call.unread = 0
@@ -190,11 +189,11 @@ def run(executions, seed):
                 try:
                     outcomes[target][work(rng, data)] += 1
                 except Exception as error:
-                    wrong.append("%s: %s: %s: %r" % (target, type(error).__name__, error, data[:2000]))
+                    wrong.append("%s: %s: %s: %r" % (target, type(error).__name__, error, data[:500]))
                     if len(wrong) > 20:
                         return wrong, counts, outcomes
                 if time.monotonic() - begun > (5 if target == "ini" else 2):
-                    wrong.append("%s: slow: %r" % (target, data[:2000]))
+                    wrong.append("%s: slow: %r" % (target, data[:500]))
                 counts[target] += 1
     finally:
         shutil.rmtree(folder)

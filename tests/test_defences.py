@@ -3,8 +3,7 @@ Some of the copies are tried in each run, all of them with --long."""
 import json
 import os
 import re
-import socket
-import ssl
+import select
 import subprocess
 import time
 
@@ -155,9 +154,13 @@ def more_than_declared(scene):
     client = scene.someone()
     accept_id = client.ok("POST", "add-calcinfo", {"v": 2, "request_id": "r", "calc-info": {
         "command": "hello", "remote-site": SITE, "parameters": "", "parameter_files": {"a": entry(b"x" * 100)}}})["accept_id"]
-    client.call("POST", "files/%s/input/0?v=2&offset=0" % accept_id, body=b"y" * 60000)
-    top = os.path.join(scene.world.state, "spool")
-    return not any(os.path.getsize(os.path.join(folder, name)) > 100 for folder, dirs, files in os.walk(top) for name in files)
+    raw, top = Raw(scene.world), os.path.join(scene.world.state, "spool")
+    raw.send(b"POST " + BASE + b"files/%s/input/0?v=2&offset=0 HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer %s\r\nContent-Length: 600000\r\n\r\n%s" % (
+        accept_id.encode(), client.token.encode(), b"y" * 500000))
+    while not select.select([raw.sock], [], [], 0.05)[0]:
+        if any(os.path.getsize(os.path.join(folder, name)) > 100 for folder, dirs, files in os.walk(top) for name in files if os.path.exists(os.path.join(folder, name))):
+            return False
+    return raw.answer()[0] == 409
 
 
 def wrong_sum(scene):
@@ -258,7 +261,7 @@ DEFENCES = {
     "old TLS": (old_tls, [(RELAY, "        context.minimum_version = ssl.TLSVersion.TLSv1_2\n", "        context.minimum_version = ssl.TLSVersion.TLSv1\n"),
                           (RELAY, '"ECDHE+AESGCM:ECDHE+CHACHA20"', '"ALL:@SECLEVEL=0"')]),
     "a key twice": (json_body(b'{"v":2,"accept_id":"a","accept_id":"b"}'), [(RELAY, "    if len(found) != len(pairs):\n        raise ValueError", "    if False:\n        raise ValueError")]),
-    "NaN": (json_body(b'{"v":2,"accept_id":"a","x":NaN}'), [(RELAY, "object_pairs_hook=once, parse_constant=never, ", "object_pairs_hook=once, ")]),
+    "NaN": (json_body(b'{"v":2,"accept_id":"a","x":[NaN]}'), [(RELAY, "object_pairs_hook=once, parse_constant=never, ", "object_pairs_hook=once, ")]),
     "depth": (json_body(b'{"v":2,"accept_id":"a","x":' + b"[" * 300 + b"]" * 300 + b"}"), [(RELAY, '        if data.count(b"{") + data.count(b"[") > 64 and not shallow(found):\n',
                                                                                           "        if False:\n")]),
     "a number without end": (json_body(b'{"v":2,"accept_id":"a","x":' + b"9" * 3000 + b"}"), [(RELAY, "    if len(digits) > 18:\n", "    if False:\n")]),
@@ -279,7 +282,8 @@ DEFENCES = {
     "room on the disk": (whole_disk, [(RELAY, '    if store.free() - relay.reserved - total < store.keep_free(limits["spool_free"]):\n', "    if False:\n")]),
     "more than declared": (more_than_declared, [(RELAY, 'if c.number("offset") != offset or c.length > found["size"] - offset:', 'if c.number("offset") != offset:')]),
     "sums": (wrong_sum, [(RELAY, 'right = upload.digest.hexdigest() == found["sha256"] and', "right = ")]),
-    "results that nobody declared": (undeclared, [(RELAY, "        if not wanted(name):\n", "        if False:\n")]),
+    "results that nobody declared": (undeclared, [(RELAY, "        if not wanted(name):\n            raise No(400, \"%s is not a declared result\" % name, why=\"undeclared\")",
+                                                "        if False:\n            pass")]),
     "log lines and escapes": (log_lines, [(RELAY, "        value = printable(value)\n", "        value = str(value)\n"),
                                           (RELAY, 'reason = printable(c.text("reason", ""))[:1000] or (""', 'reason = c.text("reason", "")[:1000] or (""'),
                                           (RELAY, "when(value) if key in times else printable(value)", "when(value) if key in times else value"),
