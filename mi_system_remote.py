@@ -1692,8 +1692,6 @@ JA = {                         # what a person reads, in Japanese
     "the command is not in this host's list: %s": "コマンドがこの計算機の許可一覧にありません: %s",
     "parameters with control characters, or too long": "引数に制御文字があるか、長すぎます",
     "parameter %d is not allowed for this command here: %s": "%d 番目の引数はここではこのコマンドに許可されていません: %s",
-    "it ran on this host before, and nothing runs twice unless a person says rerun":
-        "この計算機で既に実行されました。rerun の指示がない限り二度は実行しません",
     "too many inputs, or one with a log's name": "入力が多すぎるか、ログと同じ名前の入力があります",
     "%s: no answer %d times in a row; %d calculation(s) stay here for the next start": "%s: %d 回続けて応答がありません。%d 件の計算はここに残り、次の起動時に続きます",
     "%s: less than keep_free is free": "%s: 空き容量が keep_free を下回っています",
@@ -1775,7 +1773,7 @@ KEYS = {                       # {section: {key: (kind, default)}}
         "deny_content": LATER, "deny_pieces": LATER, "hold": LATER, "dry_run": LATER, "scan_timeout": LATER, "audit_log": LATER},
 }
 ACCEPT_ID = re.compile(r"[0-9a-f-]{36}\Z")
-SCAFFOLD = rb"(take|run|ready|alive|end\.tmp|part\d+)\Z"                     # files of a control directory that nobody needs after delivery
+SCAFFOLD = rb"(take|run|ready|alive|order\.new|end\.tmp|part\d+)\Z"  # files of a control directory that nobody needs after delivery
 
 
 # ---- the allow-list ----
@@ -1856,7 +1854,8 @@ class Calculation:
 
     def __init__(self, base, name, order):
         self.name, self.order, self.accept_id = name, order, order["accept_id"]
-        self.claim, self.info, self.run = order["claim"], order["calc-info"], "%s.%d" % (order["accept_id"], order["attempt"])
+        self.claim, self.info = order["claim"], order["calc-info"]
+        self.run = order.get("run") or "%s.%d" % (order["accept_id"], order["attempt"])       # the mark of its processes
         self.work, self.control = os.path.join(base, utf8(name)), os.path.join(base, b".mi", utf8(name))
         self.phase, self.since, self.cancelled, self.command, self.child = "inputs", time.monotonic(), False, None, None
         self.journal, line = [], b"\n"
@@ -1873,8 +1872,13 @@ class Calculation:
         return os.path.join(self.control, *parts)
 
     def last(self, what):
-        """The last journal entry of that kind, or None."""
-        return next((entry for entry in reversed(self.journal) if entry.get("what") == what), None)
+        """The last journal entry of that kind, or None. What was delivered, or kept, before its result was wanted again does not count."""
+        for entry in reversed(self.journal):
+            if entry.get("what") == what:
+                return entry
+            if entry.get("what") == "wanted again" and what in ("delivered", "kept"):
+                return None
+        return None
 
     def note(self, step, what, **more):
         """One line into the journal, on disk before this returns."""
@@ -1912,12 +1916,13 @@ class Calculation:
                     pass
 
     def remove(self):
-        """Both directories; `ready` first, so that what is half removed can never start."""
-        for name in (b"ready", b"order.json"):
-            if os.path.exists(self.path(name)):
-                os.unlink(self.path(name))
+        """Both directories; the control directory loses its name first, so that there is never half of one."""
+        gone = os.path.join(os.path.dirname(self.control), b"gone." + utf8(self.name))
         shutil.rmtree(self.work, ignore_errors=True)
-        shutil.rmtree(self.control, ignore_errors=True)
+        shutil.rmtree(gone, ignore_errors=True)
+        os.rename(self.control, gone)
+        fault("control gone")
+        shutil.rmtree(gone, ignore_errors=True)
 
 
 def on_disk(base):
@@ -2021,10 +2026,10 @@ def tell_step(calc, relay, name):
 
 
 def ran_before(poller, calc):
-    """Has an earlier attempt been started on this host, for which no person has said rerun since? (A relay that was restored from a backup
-    may hand it out again.)"""
+    """The latest earlier attempt that was started on this host and for which no person has said rerun since, or None. (A relay that was
+    restored from a backup may hand out again what has run, or still runs.)"""
     rerun = calc.info.get("rerun")
-    for number in range(1, int(calc.name.partition(".")[2] or 1)):
+    for number in range(int(calc.name.partition(".")[2] or 1) - 1, 0, -1):
         name = calc.accept_id + (".%d" % number if number > 1 else "")
         try:
             with open(os.path.join(poller.base, b".mi", utf8(name), b"order.json"), "rb") as text:
@@ -2034,8 +2039,31 @@ def ran_before(poller, calc):
         started = other.last("starting")               # with `ready` still there it did not, and its claim, which has lapsed, keeps it so
         never = not started or started["boot"] == boot_id() and look(other.control, time.time())[0] == "ready"
         if not never and not (type(rerun) is int and other.order["attempt"] <= rerun):
-            return True
-    return False
+            return poller.held.get(name) or other
+    return None
+
+
+def hand_over(poller, calc, relay, other):
+    """The relay has handed out as calc what ran, or runs, here as other: that goes on under the new claim, and its result is sent (again)."""
+    for step in ("calc-params-complete", "calc-start"):
+        try:
+            tell_step(calc, relay, step)
+        except Refused as error:
+            if error.more.get("why") != "state":       # else it is further: a start of ours told it
+                raise
+    fault("hand over")
+    with poller.room:
+        other.order.update(claim=calc.claim, attempt=calc.order["attempt"], run=other.run)
+        write_synced(other.path(b"order.new"), json.dumps(other.order).encode())
+        os.rename(other.path(b"order.new"), other.path(b"order.json"))
+        sync_folder(other.control)
+        fault("handed over")
+        other.claim = calc.claim
+        other.note(3, "wanted again")
+    log("info", calc.accept_id, "3 it ran here before: that result is sent", work=shown(other.work))
+    calc.remove()
+    if other.name not in poller.held:
+        poller.hold(other, poller.relay())
 
 
 def begin(poller, calc, relay, page):
@@ -2043,8 +2071,6 @@ def begin(poller, calc, relay, page):
     starting, fielded = calc.last("starting"), calc.order["protocol"] == 1
     if starting and starting["boot"] != boot_id():
         return end_early(calc, "the host was restarted", "the host was restarted")
-    if not starting and ran_before(poller, calc):
-        return end_early(calc, "refused", _("it ran on this host before, and nothing runs twice unless a person says rerun"))
     if fielded and not calc.order.get("received") and not v1_params(poller, calc, relay):
         return
     try:
@@ -2564,14 +2590,22 @@ def v1_body(calc, found, absent):
 
 def carry_out(poller, calc, relay, page):
     """Steps 4 to 8 of one calculation, from wherever its journal stands; after any crash or failure it is called again."""
+    claim = calc.claim
     try:
         if not calc.last("ended") and look(calc.control, time.time())[0] == "ready":
+            earlier = None if calc.last("starting") else ran_before(poller, calc)
+            if earlier:
+                return hand_over(poller, calc, relay, earlier)
             begin(poller, calc, relay, page)
         if not calc.last("ended"):
             wait_for_end(poller, calc)
+        claim = calc.claim
         deliver(poller, calc, relay)
     except Refused as error:
-        lose_claim(calc, error)
+        with poller.room:
+            if calc.claim == claim:
+                return lose_claim(calc, error)
+        carry_out(poller, calc, relay, None)           # it got another claim meanwhile
 
 
 def work_on(poller, calc, relay, page=None):
@@ -2713,6 +2747,16 @@ class Poller:
                 pass
 
 
+def send_again(poller, wanted):
+    """The relay misses results {accept_id: claim} that this poller has delivered, or kept: it was restored from a backup since."""
+    if isinstance(wanted, dict) and wanted:
+        for calc in on_disk(poller.base):
+            if wanted.get(calc.accept_id) == calc.claim and calc.name not in poller.held and (calc.last("delivered") or calc.last("kept")):
+                calc.note(3, "wanted again")
+                log("info", calc.accept_id, "3 its result is wanted again", work=shown(calc.work))
+                poller.hold(calc, poller.relay())
+
+
 def calc_request(poller, relay, take, free, wait):
     """3. One calc-request: the answer's fields, or None if there is nothing to do. Refused, Away."""
     fields = {"v": 2, "site_id": poller.site, "poller": poller.name, "take": take, "wait": wait, "free": free,
@@ -2722,8 +2766,11 @@ def calc_request(poller, relay, take, free, wait):
     try:
         if poller.v1:
             return v1_named(poller, relay.call_v1("GET", "calc-request", {"site_id": poller.site}))
-        return relay.call("POST", "calc-request", fields, wait)
+        found = relay.call("POST", "calc-request", fields, wait)
+        send_again(poller, found.get("wanted"))
+        return found
     except Refused as error:
+        send_again(poller, error.more.get("wanted"))
         if error.code in (401, 403, "0005"):
             reason = {"errors": [{"code": error.code, "message": str(error)}]}
             poller.tell("%s:status code = 403 / reason = %s" % (now, json.dumps(reason, ensure_ascii=False, separators=(",", ":"))))
@@ -2870,6 +2917,9 @@ def sweep(poller):
     if time.monotonic() < poller.swept:
         return
     poller.swept = time.monotonic() + 3600
+    for name in os.listdir(os.path.join(poller.base, b".mi")):
+        if name.startswith(b"gone."):                  # a start before this one was killed in remove()
+            shutil.rmtree(os.path.join(poller.base, b".mi", name), ignore_errors=True)
     for calc in on_disk(poller.base):
         if calc.last("delivered") and calc.name not in poller.held:      # it may have been killed just there
             calc.tidy(SCAFFOLD)
