@@ -1027,6 +1027,15 @@ class Store:
         """Path (bytes) of a calculation's spool directory or of one blob in it. All parts are ours: an id, a kind, a number."""
         return utf8(os.path.join(self.folder, "spool", accept_id[:2], accept_id, {"input": "in", "result": "out", "": ""}[kind], blob))
 
+    def drop_orphans(self):
+        """At the start: files of calculations that are removed, if the relay was killed just there."""
+        top = os.path.join(self.folder, "spool")
+        for part in os.listdir(top) if os.path.isdir(top) else ():
+            if len(part) == 2:
+                known = {row[0] for row in self.read("SELECT accept_id FROM calculations WHERE accept_id >= ? AND accept_id < ?", part, part + "~")}
+                for name in set(os.listdir(os.path.join(top, part))) - known:
+                    remove_tree(self.spool(name, ""))
+
     def close(self):
         """Ends the writer after what is queued, and folds the log into the database."""
         self.closing = True
@@ -3808,6 +3817,7 @@ def serve(options):
     relay.recount()
     store.ballast()
     remove_tree(os.path.join(utf8(store.folder), b"spool", b"arriving"))
+    store.drop_orphans()
     for row in store.read("SELECT accept_id, state, protocol FROM calculations WHERE state IN (?, ?, ?, ?, ?)", *CLAIMED):
         key = "lease" if row["protocol"] == 2 else "v1_lost_after" if row["state"] in (SENDING, SENT) else "lost_after"
         relay.leases[row["accept_id"]] = time.monotonic() + conf["times"][key]

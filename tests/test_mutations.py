@@ -66,7 +66,7 @@ class Site:
             if self.world.state_of(accept_id) in ("got", "finished"):
                 return []
             time.sleep(0.05)
-        return ["%s is lost: %s" % (accept_id, self.world.state_of(accept_id))]
+        return ["%s is lost: %s; %s" % (accept_id, self.world.state_of(accept_id), self.world.pollers[-1].text()[-2000:])]
 
 
 def died(process):
@@ -186,7 +186,7 @@ MUTATIONS = {
     "mv ready start guard off": (doubled_start, [], [(POLLER, 'mv "$c/ready" "$c/start" 2>/dev/null || exit 75', 'mv "$c/ready" "$c/start" 2>/dev/null || :')]),
     "starting of another boot not looked at": (power_cut, [], [(POLLER, 'if starting and starting["boot"] != boot_id():', "if False:")]),
     "outbox forgotten": (finished_while_the_relay_was_not_told, [], [
-        (POLLER, '        if not calc.last("delivered") and not calc.last("kept"):\n', "        if not calc.last('starting'):\n")]),
+        (POLLER, 'if poller.options["resend"] else not calc.over():\n', "if False else not calc.last('starting'):\n")]),
     "earlier attempt not looked at": (restored, [], [(POLLER, "None if calc.last(\"starting\") else ran_before(poller, calc)\n", "None\n")]),
 }
 

@@ -61,7 +61,7 @@ def test_what_was_delivered_since_the_backup_is_sent_again_and_not_run_again(sit
             restore(site)
 
 
-@pytest.mark.parametrize("point", ["hand over", "handed over", "wanted again noted"])
+@pytest.mark.parametrize("point", ["hand over", "handed over", "resend noted"])
 def test_a_poller_that_dies_while_it_hands_the_result_over_sends_it_at_its_next_start(site, point):
     accept_id = delivered_then_lost(site, "waiting")
     site.world.pollers[-1].kill()
