@@ -329,13 +329,55 @@ def check_order(names, before=None, reserved=()):
 
 
 def pattern(text):
-    """A result pattern as a compiled expression: * and ? within a part, ** across parts, a trailing / the whole directory. ValueError."""
+    """A result pattern as something with match(): * and ? within a part, ** across parts, a trailing / the whole directory. ValueError."""
     check_name(text.rstrip("/") if text.endswith("/") and text != "/" else text)
+    pieces = re.findall(r"\*\*/|\*\*|\*|\?|[^*?]+", text + ("**" if text.endswith("/") else ""))
+    if sum("*" in piece for piece in pieces) > 2:      # an expression could take for ever
+        return Stars(pieces, text[0] in "*?")
     out = ""
-    for piece in re.findall(r"\*\*/|\*\*|\*|\?|[^*?]+", text + ("**" if text.endswith("/") else "")):
+    for piece in pieces:
         out += {"**/": "(?:[^/]+/)*", "**": ".+", "*": "[^/]*", "?": "[^/]"}.get(piece) or re.escape(piece)
     hidden = r"(?!\.)" if text[0] in "*?" else ""     # as in a shell: * does not reach .bashrc
     return re.compile(hidden + out + r"\Z", re.S)
+
+
+class Stars:
+    """A pattern with many stars: whoever made it, match() takes time in proportion to its length times the name's."""
+
+    def __init__(self, pieces, hidden):
+        self.hidden, self.steps = hidden, []
+        for piece in pieces:
+            self.steps += {"**/": ["dirs", "in"], "**": ["any", "anys"], "*": ["star"], "?": ["one"]}.get(piece) or list(piece)
+
+    def reach(self, places):
+        """places, and where one gets from there without a character."""
+        todo = list(places)
+        while todo:
+            at = todo.pop()
+            step = self.steps[at] if at < len(self.steps) else ""
+            after = at + {"star": 1, "anys": 1, "dirs": 2}.get(step, 0)
+            if after not in places:
+                places.add(after)
+                todo.append(after)
+        return places
+
+    def match(self, name):
+        """Is it a name of this pattern?"""
+        places = self.reach({0})
+        if self.hidden and name.startswith("."):
+            return False
+        for char in name:
+            after, part = set(), char != "/"
+            for at in places:
+                step = self.steps[at] if at < len(self.steps) else ""
+                if step == "anys" or step in ("star", "in") and part:
+                    after.add(at)
+                elif step == "in":
+                    after.add(at - 1)
+                elif step == char or step == "any" or step in ("one", "dirs") and part:
+                    after.add(at + 1)
+            places = self.reach(after)
+        return len(self.steps) in places
 
 
 def declared(names, patterns):

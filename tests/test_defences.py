@@ -381,3 +381,25 @@ def test_nothing_below_tls_1_2_and_no_weak_cipher(world):
     ciphers = re.findall(r"^(?:Accepted|Preferred) +(TLSv\S+) +(\d+) bits +(\S+)", text, re.M)
     assert ciphers and all(int(bits) >= 128 and re.search("GCM|POLY1305", name) for version, bits, name in ciphers), ciphers
     assert not re.search("(?i)compression enabled|insecure session renegotiation", text), text
+
+
+def test_a_pattern_of_many_stars_means_the_same_and_takes_no_time():
+    relay = suite.module(RELAY)
+    rng = __import__("random").Random(20261121)
+    for turn in range(4000):                           # the same as the expression that few stars become
+        text = "".join(rng.choice(["*", "**/", "**", "?", "a", "b", ".", "/"]) for part in range(rng.randrange(1, 7)))
+        try:
+            relay.check_name(text)
+            found = relay.pattern(text)
+        except ValueError:
+            continue
+        pieces = re.findall(r"\*\*/|\*\*|\*|\?|[^*?]+", text)
+        exact = re.compile((r"(?!\.)" if text[0] in "*?" else "") + "".join(
+            {"**/": "(?:[^/]+/)*", "**": ".+", "*": "[^/]*", "?": "[^/]"}.get(piece) or re.escape(piece) for piece in pieces) + r"\Z", re.S)
+        stars = relay.Stars(pieces, text[0] in "*?")
+        for name in ("".join(rng.choice("ab./") for part in range(rng.randrange(1, 7))) for again in range(6)):
+            assert bool(exact.match(name)) == bool(found.match(name)) == stars.match(name), (text, name)
+    begun = time.monotonic()
+    for text in ("*a" * 100 + "b", "**/" * 100 + "x", "a*" * 60 + "/**/" + "*?" * 60):
+        assert not relay.pattern(text).match("a" * 250 + "/" + "a" * 250 + "c/.")
+    assert time.monotonic() - begun < 60
