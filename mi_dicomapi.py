@@ -1377,16 +1377,21 @@ def calc_request(c):
             row = tx.db.execute(query + " AND take = ?", again[1]).fetchone()
         return row
 
-    row = None
+    row, key = None, ("site", site, c.who.user)
     relay.check_maintenance()
-    if not relay.in_grace() and relay.store.read("SELECT 1 FROM calculations WHERE site = ? AND user = ? AND state IN (?, ?)"
-                                                 " AND (take = ? OR state = ? AND bytes <= ?) LIMIT 1",
-                        site, c.who.user, ALLOWED, SENDING, take, ALLOWED, free):
-        row = relay.store.write(work, "calc-request")
+    seen = relay.front.seen(key)
+    if not relay.in_grace() and relay.nothing.get(key) != seen:        # whatever comes for this site and user is an event
+        if not relay.store.read("SELECT 1 FROM calculations WHERE site = ? AND user = ? AND state IN (?, ?) LIMIT 1",
+                                site, c.who.user, ALLOWED, SENDING):
+            relay.nothing[key] = seen
+        elif relay.store.read("SELECT 1 FROM calculations WHERE site = ? AND user = ? AND state IN (?, ?)"
+                              " AND (take = ? OR state = ? AND bytes <= ?) LIMIT 1",
+                              site, c.who.user, ALLOWED, SENDING, take, ALLOWED, free):
+            row = relay.store.write(work, "calc-request")
     missed, fresh = wanted(c, site)
     if row is None:
         if time.monotonic() < c.until and not fresh:
-            return Park(("site", site, c.who.user))
+            return Park(key)
         raise No("0300", "There is no information for accept_id(None), about the your site id(%s)" % site, http=200, wanted=missed)
     relay.renew(row, relay.conf["times"]["accept_lease"])
     return dict(calc_info(c, row), message="claimed", accept_id=row["accept_id"], claim=row["claim"], attempt=row["attempt"],
@@ -2673,16 +2678,24 @@ class Connection:
             raise ConnectionError("slower than min_rate")
         return count
 
-    def send_json(self, status, parsed, keep):
-        """The answer in one write."""
+    def send_json(self, status, parsed, keep, wait=0):
+        """The answer in one write; a worker waits up to `wait` seconds for a client that does not take it."""
         body = ENCODE(parsed).encode("utf-8", "replace")
-        self.sock.sendall(answer_head(status, "application/json; charset=utf-8", len(body), keep) + body)
+        data = answer_head(status, "application/json; charset=utf-8", len(body), keep) + body
+        try:
+            sent = self.sock.send(data)
+        except AGAIN:
+            sent = 0
+        if sent < len(data):
+            self.sock.settimeout(wait)
+            self.sock.sendall(memoryview(data)[sent:])
 
     def send_spool(self, spool, keep, min_rate):
         """The answer from files; at least min_rate bytes/s, or the connection is dropped.
         Segments are [(path, place, length)], or a function that gives the chunks of a JSON answer."""
         text = callable(spool.segments)
         kind = "application/json; charset=utf-8" if text else "application/octet-stream"
+        self.sock.settimeout(STALL)
         self.sock.sendall(answer_head(spool.status, kind, spool.length, keep, spool.headers))
         told = time.monotonic()
         until = told + STALL + spool.length / min_rate
@@ -3116,6 +3129,10 @@ class Front:
         for conn in conns:
             self.put(conn)
 
+    def seen(self, key):
+        """How many events there have been for key (or for one of the few others that share its place)."""
+        return self.events[hash(key) % 4096]
+
     def take_out(self, conn):
         """Takes a parked connection out of the waiting lists; the lock is held."""
         group = self.waiting[conn.park_key]
@@ -3137,7 +3154,7 @@ class Front:
         """Lets a request wait for key. False: something happened since `seen` was read, look again."""
         conn.sock.settimeout(0)
         with self.lock:
-            if self.events[hash(key) % 4096] != seen:
+            if self.seen(key) != seen:
                 return False
             if self.parked[conn.call.who.key] >= self.relay.conf["limits"]["parked_per_token"]:
                 raise No(429, "this token has %d waiting calls ([limits] parked_per_token)" % self.parked[conn.call.who.key])
@@ -3216,35 +3233,33 @@ class Front:
     def answer(self, conn):
         """Runs a request and answers it, or lets it wait. True: the client's next request is there already."""
         call = conn.call
-        conn.sock.settimeout(STALL)
+        if call.unread:                                # a body is still to be read
+            conn.sock.settimeout(STALL)
         while True:
-            seen_key = None
             try:
                 result = self.run(call)
                 if isinstance(result, Park):
-                    seen_key, seen = result.key, self.events[hash(result.key) % 4096]
+                    seen = self.seen(result.key)
                     result = self.run(call)            # look again: an event before `seen` was read would be lost
                     if isinstance(result, Park):
                         if self.park(conn, result.key, seen):
                             return False
-                        conn.sock.settimeout(STALL)
                         continue
                 break
             except No as no:
                 result = no
                 break
-        conn.sock.settimeout(STALL)
         keep = call.keep and not self.stopping and (not call.unread or self.drain(conn, call))
         if isinstance(result, Spool):
             conn.send_spool(result, keep, self.relay.conf["limits"]["min_rate"])
             if result.then is not None:
                 result.then()
         elif isinstance(result, Bare):
-            conn.send_json(200, result.parsed, keep)
+            conn.send_json(200, result.parsed, keep, STALL)
         elif isinstance(result, No):
-            conn.send_json(result.http, envelope(result.code, str(result), **result.more), keep)
+            conn.send_json(result.http, envelope(result.code, str(result), **result.more), keep, STALL)
         else:
-            conn.send_json(200, envelope(200, result.pop("message"), **result), keep)
+            conn.send_json(200, envelope(200, result.pop("message"), **result), keep, STALL)
         fault(call.name + " answered")
         if keep and self.next_at_once(conn):
             return True
@@ -3256,17 +3271,14 @@ class Front:
         each request of a busy client. False: it, or whatever else came, is the selector's business."""
         if self.short or len(self.asleep) < 4 or conn.counted:
             return False
-        conn.sock.settimeout(0)
         if not conn.buffer:
-            if not conn.pending():
-                soon = select.poll()
-                soon.register(conn.sock, select.POLLIN)
-                if not soon.poll(AT_ONCE * 1000):
-                    return False
+            conn.sock.settimeout(AT_ONCE)
             try:
                 data = conn.sock.recv(65536)
-            except AGAIN:
+            except AGAIN + (socket.timeout,):
                 return False
+            finally:
+                conn.sock.settimeout(0)
             if not data:
                 raise ConnectionError("the client is gone")
             conn.buffer += data
@@ -3352,6 +3364,7 @@ class Relay:
     def __init__(self, conf, ini, store):
         self.conf, self.ini, self.store, self.front = conf, ini, store, None
         self.tokens, self.tokens_seen, self.leases, self.silent, self.uploads = {}, None, {}, {}, {}
+        self.nothing = {}                              # {key of a site and user: how many events had been when nothing waited there}
         self.open_of, self.reserved, self.stamps, self.born = collections.Counter(), 0, {}, time.monotonic()
         self.announced, self.announcing, self.twins, self.told_abnormal, self.v1_sites = {}, threading.Lock(), set(), set(), set()
         self.placing = threading.Lock()
