@@ -277,6 +277,18 @@ class Torture:
             self.violations.append(text)
         sys.stderr.write("VIOLATION: %s\n" % text)
 
+    def trace(self, name):
+        """What a control directory tells."""
+        found = {}
+        for part in ("journal", "start", "child", "end", "end.tmp", "stderr"):
+            try:
+                with open(os.path.join(self.folder, "poller", "base", ".mi", name, part), errors="replace") as text:
+                    found[part] = text.read().rstrip()[-1500:]
+            except OSError as error:
+                found[part] = error.strerror
+        found["processes"] = subprocess.run("ps -eo pid,ppid,stat,etimes,args | grep -e %s | grep -v grep" % name, shell=True, stdout=subprocess.PIPE).stdout.decode()
+        return found
+
     # -- the machines
 
     def build(self):
@@ -631,7 +643,7 @@ class Torture:
                 break
             time.sleep(0.3)
         else:
-            self.violation("the poller still holds %s" % busy)
+            self.violation("the poller still holds %s: %s" % (busy, [self.trace(row["id"]) for row in busy if isinstance(row, dict)]))
         for host in (self.poller, self.relay):
             host.over = True
             host.thread.join(15)
