@@ -1340,7 +1340,7 @@ exec "$@"
 QUERY_TIME = 30                # seconds that a program of a batch system may take (Slurm's give a controller up after ten)
 END_LATE = 30                  # seconds that `end` may come after the queue's word that the job is over (NFS), and that word after `end`
 KILLED = (137, 140, 143, 152)  # exit codes after which the queue is asked whether it was the batch system's doing (KILL, USR2, TERM, XCPU)
-CLIENT = re.compile(r"(SLURM_CONF|PBS_(CONF_FILE|EXEC|DEFAULT|SERVER)|CONDOR_CONFIG|_CONDOR_[A-Z_]+)\Z")    # variables that its programs need
+CLIENT = re.compile(r"(SLURM_CONF|PBS_(CONF_FILE|EXEC|DEFAULT|SERVER)|CONDOR_CONFIG|_CONDOR_[A-Z_]+)\Z")    # variables for its programs
 MARK = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\.\d+")       # MI_RUN = ACCEPT_ID.N, by which a job is found again
 Seen = collections.namedtuple("Seen", "job mark state node text")      # one job in an answer; state: queued, running, done, over (badly)
 Batch = collections.namedtuple("Batch", "submit number ask past partial read cancel away wrong said")
@@ -1411,23 +1411,26 @@ def condor_read(text):
             state, job = int(entry["JobStatus"]), "%d.%d" % (int(entry["ClusterId"]), int(entry["ProcId"]))
         except (TypeError, KeyError):
             raise ValueError(text)
-        reason = entry.get({5: "HoldReason", 3: "RemoveReason"}.get(state, "LastRejMatchReason"), "")
+        reason = str(entry.get({1: "LastRejMatchReason", 5: "HoldReason", 3: "RemoveReason"}.get(state), "")).strip()
         node = str(entry.get("RemoteHost") or entry.get("LastRemoteHost") or "").partition("@")[2]
         found.append(Seen(job, entry.get("MIRun"), {1: "queued", 5: "queued", 3: "over", 4: "done"}.get(state, "running"), node,
-                          names[state if 0 < state < len(names) else 0] + (": %s" % reason if reason and state != 2 else "")))
+                          names[state if 0 < state < len(names) else 0] + (": " + reason if reason else "")))
     return found
 
 
-CONDOR_TELL = ["-json", "-attributes", "ClusterId,ProcId,JobStatus,MIRun,HoldReason,RemoveReason,LastRejMatchReason,RemoteHost,LastRemoteHost"]
-BATCH = {                      # submit(control, run, options) · what its answer holds · one query for all: ask(job numbers, or none), past(…) · stderr
-    # lines beside which a failed query is an answer · read · cancel · refusals of a submission that pass, and that will not · what its log tells
+CONDOR_TELL = ["-json", "-attributes",
+               "ClusterId,ProcId,JobStatus,MIRun,HoldReason,RemoveReason,LastRejMatchReason,RemoteHost,LastRemoteHost"]
+# submit(control, run, options) · what its answer holds · one query for all: ask(job numbers, or none), past(job numbers) · stderr lines beside
+# which a failed query is an answer · read · cancel · refusals of a submission that pass, and that will not · what the job's own log tells
+BATCH = {
     "slurm": Batch(
         slurm_submit, r"^(\d+)(?:;\S*)?$",
         lambda jobs: ["squeue", "--noheader", "--states=all", "--user=%d" % os.geteuid(), "--format=%i|%T|%N|%r|%j|%k"],
         lambda jobs: ["sacct", "-n", "-P", "-X", "-o", "JobID,State,NodeList,Reason,JobName", "-j", ",".join(jobs)], r"(?!)", slurm_read,
         lambda job: ["scancel", job],
-        r"contact slurm|timed out|refused|[Zz]ero [Bb]ytes|temporarily|Limit|limit|too many|queue is full|not respond|Unable to connect|standby",
-        r"[Ii]nvalid|unrecognized|not available|not found|denied|[Uu]nable to open|exceeds", r"slurmstepd\S*: (?:error: )?(.*\*\*\*.*|.*memory.*|.*oom.*)"),
+        r"contact slurm|timed out|refused|[Zz]ero [Bb]ytes|temporarily|[Ll]imit|too many|queue is full|not respond|Unable to connect|standby",
+        r"[Ii]nvalid|unrecognized|not available|not found|denied|[Uu]nable to open|exceeds",
+        r"slurmstepd\S*: (?:error: )?(.*\*\*\*.*|.*memory.*|.*oom.*)"),
     "pbs": Batch(
         pbs_submit, r"^(\d+(?:\.\S+)?)$", lambda jobs: ["qstat", "-f"] + jobs, lambda jobs: ["qstat", "-x", "-f"] + jobs,
         r"qstat: (Unknown Job Id|.* has finished)", pbs_read, lambda job: ["qdel", job],
@@ -1435,8 +1438,9 @@ BATCH = {                      # submit(control, run, options) · what its answe
         r"[Ii]llegal|[Uu]nknown|[Ii]nvalid|Unauthorized|not found|denied|usage:", r"=>> PBS: (.*)|.*(?:[Oo]om|memory|Killed by).*"),
     "htcondor": Batch(
         condor_submit, r"^(\d+\.\d+) - ", lambda jobs: ["condor_q"] + CONDOR_TELL + ["-constraint", "MIRun =!= undefined"],
-        lambda jobs: ["condor_history"] + CONDOR_TELL + ["-limit", str(len(jobs))] + jobs, r"(?!)", condor_read, lambda job: ["condor_rm", job],
-        r"connect|onnection|timed out|locate|MAX_JOBS|Failed to commit", r"Parse error|not found|invalid|Invalid|denied|No such", r"(?!)"),
+        lambda jobs: ["condor_history"] + CONDOR_TELL + ["-limit", str(len(jobs))] + jobs, r"(?!)", condor_read,
+        lambda job: ["condor_rm", job],
+        r"connect|onnection|timed out|locate|MAX_JOBS|Failed to commit", r"[Pp]arse|not found|[Ii]nvalid|denied|No such", r"(?!)"),
 }
 
 
@@ -1446,7 +1450,8 @@ def batch_table(text):
     for line in lines(text):
         words = line.split(None, 2)
         name, equals, default = words[0].partition("=")
-        if len(words) != 3 or words[1].count("{}") != 1 or not re.match(r"(-|\+?[A-Za-z_]+=)", words[1]) or not re.match(r"[a-z_]+\Z", name):
+        good = len(words) == 3 and words[1].count("{}") == 1 and re.match(r"(-|\+?[A-Za-z_]+=)", words[1])
+        if not good or not re.match(r"[a-z_]+\Z", name):
             raise ValueError(_("is not NAME OPTION-WITH-{} EXPRESSION: %s") % line)
         if equals and not re.fullmatch(words[2], default):
             raise ValueError(_("the default does not match the expression: %s") % line)
@@ -1481,7 +1486,8 @@ def batch_call(words, env, inherit=()):
     """(exit code, stdout, stderr) of a batch system's own program; 127 if it is not there, None if it did not answer in time."""
     try:
         child = subprocess.Popen([utf8(word) for word in words], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                                 env={utf8(key): utf8(value) for key, value in env.items()}, cwd=b"/", start_new_session=True, pass_fds=inherit)
+                                 env={utf8(key): utf8(value) for key, value in env.items()}, cwd=b"/", start_new_session=True,
+                                 pass_fds=inherit)
     except OSError as error:
         return 127, "", "%s: %s" % (words[0], error.strerror)
     try:
@@ -1495,8 +1501,8 @@ def batch_call(words, env, inherit=()):
 
 
 def batch_look(control):
-    """As look(), for a command that may run on another host: by its files alone. ready: not started · running: detail its Note · ended: detail
-    its exit code, None if it could not be started · stopped: it can never start."""
+    """As look(), for a command that may run on another host: by its files alone. ready: not started · running: detail its Note · ended:
+    detail its exit code, None if it could not be started · stopped: it can never start."""
     names = os.listdir(control)                        # over NFS this also asks for the newest
     child = read_note(os.path.join(control, b"child"))
     if b"end" in names:
@@ -1535,7 +1541,7 @@ class Queue:
             pass                                       # not there yet
 
     def seen(self, mark, job, poll):
-        """(time of the last answer, that job's Seen or None). Has the queue asked anew, beside, if that answer is older than poll seconds."""
+        """(time of the last answer, that job's Seen or None). Has the queue asked anew, beside, if it is older than poll seconds."""
         with self.lock:
             self.load()
             if time.time() - self.known["tried"] >= poll and not self.asking:
@@ -1619,7 +1625,9 @@ def batch_where(folder, control):
                 text = ["queued (%s)" % row.text for row in rows if row.mark == order["run"]][0]
             except (OSError, ValueError, KeyError, TypeError, IndexError):
                 pass                                   # it has not been asked yet
-    return state.replace("ready", "queued"), {"ready": text, "running": "running on " + detail.host if state == "running" else ""}.get(state, "")
+    if state == "running":
+        return state, "running on " + detail.host
+    return ("queued", text) if state == "ready" else (state, "")
 
 
 class BatchJob:
@@ -1641,9 +1649,10 @@ class BatchJob:
         os.rename(self.path(b"batch.new"), self.path(b"batch"))
         sync_folder(self.control)
 
-    def begin(self, work, argv, env, run, options):
-        """Writes what is submitted, and submits it: argv in the directory work (bytes) with env. ValueError if it cannot be said to the system."""
-        words = ["/usr/bin/env", "PATH=" + WRAPPER_PATH] + ["%s=%s" % item for item in sorted(env.items()) if item[0] not in ("PATH", "TMPDIR")]
+    def begin(self, work, argv, env, run, options, **more):
+        """Writes what is submitted, and submits it: argv in the directory work (bytes) with env. ValueError if the system cannot be told."""
+        pairs = ["%s=%s" % item for item in sorted(env.items()) if item[0] not in ("PATH", "TMPDIR")]
+        words = ["/usr/bin/env", "PATH=" + WRAPPER_PATH] + pairs
         words += ["/bin/sh", self.control + b"/run", self.control, work, "/usr/bin/env", "PATH=" + env.get("PATH", WRAPPER_PATH)] + argv
         words = [word if isinstance(word, bytes) else utf8(word) for word in words]
         if any(b"\n" in word for word in words):
@@ -1655,12 +1664,12 @@ class BatchJob:
             os.unlink(self.path(b"alive"))             # a FIFO tells nothing between two hosts
         write_synced(self.path(b"words"), b"\n".join(words) + b"\n")
         write_synced(self.path(b"job"), utf8(JOB % shlex.quote(control)), 0o700)
-        self.save(system=self.queue.system, run=run, submit=submit, sent=0, job="")
+        self.save(system=self.queue.system, run=run, submit=submit, sent=0, job="", **more)
         self.submit()
 
     def submit(self):
-        """Submits, unless that is under way or done. Whoever does it holds the lock of `job`, and so does the program that submits: while that
-        lives, also without us, nobody takes the job for lost."""
+        """Submits, unless that is under way or done. Whoever does it holds the lock of `job`, and so does the program that submits: while
+        that lives, also without us, nobody takes the job for lost."""
         import fcntl
         lock = os.open(self.path(b"job"), os.O_RDONLY)
         try:
@@ -1705,8 +1714,8 @@ class BatchJob:
                 return True
 
     def look(self):
-        """(state, detail): queued, running; ended: detail the exit code, as look() has it; lost: detail why. self.where: for people; self.why:
-        the batch system's own words about an end that was its doing."""
+        """(state, detail): queued, running; ended: detail the exit code, as look() has it; lost: detail why. self.where: for people;
+        self.why: the batch system's own words about an end that was its doing."""
         state, detail = batch_look(self.control)
         now, job = time.time(), self.order["job"]
         if state == "ended" and (detail not in KILLED or self.explained(now)):
@@ -1937,15 +1946,15 @@ KEYS = {                       # {section: {key: (kind, default)}}
     "command *": {
         "argv": (lines, ()), "match": (str, ""), "parameters": (flag, False), "argument.*": (re.compile, None), "env.*": (str, ""),
         "nice": (number(0, 19), 0), "timeout": (seconds, 0.0), "grace": (seconds, 10.0), "jobs": (number(0, 1000), 0),
-        "run_as": LATER, "pre": (lines, ()), "post": (lines, ()), "batch": (one_of("none", *sorted(BATCH)), "none"), "batch_options": (lines, ()),
-        "batch_changeable": (batch_table, ()), "batch_poll": (seconds, 10.0), "batch_grace": (seconds, 600.0)},
+        "run_as": LATER, "pre": (lines, ()), "post": (lines, ()), "batch": (one_of("none", *sorted(BATCH)), "none"),
+        "batch_options": (lines, ()), "batch_changeable": (batch_table, ()), "batch_poll": (seconds, 10.0), "batch_grace": (seconds, 600.0)},
     "outbound": {
         "max_file": (size, 0), "max_total": (size, 0), "max_files": (number(1, 200000), 200000), "allow_names": (str.split, ["*"]),
         "deny_names": (str.split, []), "deny_sums": (sums_of, []),
         "deny_content": LATER, "deny_pieces": LATER, "hold": LATER, "dry_run": LATER, "scan_timeout": LATER, "audit_log": LATER},
 }
 ACCEPT_ID = re.compile(r"[0-9a-f-]{36}\Z")
-SCAFFOLD = rb"(take|run|ready|alive|end\.tmp|part\d+|job(\.sub)?|words)\Z"                     # files of a control directory that nobody needs after delivery
+SCAFFOLD = rb"(take|run|ready|alive|end\.tmp|part\d+|job(\.sub)?|words)\Z"      # of a control directory: needed by nobody after delivery
 
 
 # ---- the allow-list ----
@@ -2228,7 +2237,8 @@ def ran_before(poller, calc):
         except (OSError, ValueError, KeyError):
             continue                                   # not here
         started = other.last("starting")               # with `ready` still there it did not, and its claim, which has lapsed, keeps it so
-        never = not started or started["boot"] == boot_id() and look(other.control, time.time())[0] == "ready" and not read_batch(other.control)
+        never = not started or (started["boot"] == boot_id() and look(other.control, time.time())[0] == "ready"
+                                and not read_batch(other.control))
         if not never and not (type(rerun) is int and other.order["attempt"] <= rerun):
             return True
     return False
@@ -2402,7 +2412,7 @@ def kill_tree(calc, control=None):
 
 
 def on_this_host(poller, calc):
-    """6. Waits for the command's end, makes it end after timeout or cancel: look()'s state and detail, and why we ended it ('': we did not)."""
+    """6. Waits for the command's end, makes it end after timeout or cancel: look()'s state and detail, and why we ended it ('': no)."""
     limit, why = calc.command["timeout"] if calc.command else 0, ""
 
     def over():
@@ -3376,7 +3386,8 @@ def show(base, name, as_json):
         if row["state"] in ("queued", "running") and read_batch(calc.control) and (name is None or name == calc.name):
             row["what"] = batch_where(os.path.dirname(calc.control), calc.control)[1]
         if name is None and not as_json:
-            print("%-38s %-12s %8ds  %s" % (row["id"], row["state"], row["age"], printable("  ".join([row["command"], row.get("what", "")]).rstrip())))
+            words = printable("  ".join([row["command"], row.get("what", "")]).rstrip())
+            print("%-38s %-12s %8ds  %s" % (row["id"], row["state"], row["age"], words))
         elif name == calc.name:
             order = {key: value for key, value in calc.order.items() if key != "claim"}
             row.update(work=shown(calc.work), control=shown(calc.control), order=order, journal=calc.journal)
