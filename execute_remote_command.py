@@ -5,7 +5,7 @@ Who runs it: a workflow module, on the workflow system's side. The external comp
 of the key (last part of this file; read that one, and the text FAR, before you let the key in).
 
     execute_remote_command.py client_name:HOST client_cmd:CMD client_files:A,B,C      (as fielded; any order, values may hold ':')
-    execute_remote_command.py run HOST CMD [--in FILE ...] [--streams N] [--retry COUNT,INTERVAL] [--keep]
+    execute_remote_command.py run HOST CMD [--in FILE ...] [--streams N] [--retry COUNT,INTERVAL] [--keep] [--batch SYSTEM]
     execute_remote_command.py resume UUID | list [HOST] | cancel UUID | clean UUID ... | clean --older 30d
     execute_remote_command.py check [HOST]                                             (looks at things as they are, changes nothing)
     execute_remote_command.py guard [--print-key-line KEYFILE]                         (external computer, in authorized_keys)
@@ -440,8 +440,12 @@ def wait_end(control, stop, most=1.0):
 JOB = r"""#!/bin/sh
 # What a batch system is given. Each line of the file `words` is one word of what it runs: no shell reads anything into them.
 set --
-while IFS= read -r word; do set -- "$@" "$word"; done <%s/words
-exec "$@"
+while IFS= read -r word; do set -- "$@" "$word"; done <{control}/words
+"""
+JOB_EXEC = 'exec "$@"\n'       # Slurm and PBS signal every process of a job
+JOB_WAIT = r"""trap 'read -r pid rest <{control}/child && kill -TERM "$pid"' TERM        # HTCondor signals this one only, then kills all
+"$@" &
+while kill -0 $! 2>/dev/null; do wait $!; done
 """
 QUERY_TIME = 30                # seconds that a program of a batch system may take (Slurm's give a controller up after ten)
 END_LATE = 30                  # seconds that `end` may come after the queue's word that the job is over (NFS), and that word after `end`
@@ -502,7 +506,8 @@ def condor_submit(control, run, options):
     """The argument vector that submits, and the file that it reads."""
     rows = ["universe = vanilla"] + options + [
         "executable = %s/job" % control, "initialdir = " + control, "log = batch.events", "output = batch.log", "error = batch.log",
-        "should_transfer_files = NO", "notification = never", '+MIRun = "%s"' % run, 'batch_name = mi-' + run, "queue 1"]
+        "should_transfer_files = NO", "notification = never", "job_max_vacate_time = 30", '+MIRun = "%s"' % run, "batch_name = mi-" + run,
+        "queue 1"]
     if "$" in control:
         raise ValueError("%s: HTCondor takes no $ in a path" % control)
     write_synced(utf8(control) + b"/job.sub", utf8("\n".join(rows) + "\n"))
@@ -519,7 +524,8 @@ def condor_read(text):
             raise ValueError(text)
         reason = str(entry.get({1: "LastRejMatchReason", 5: "HoldReason", 3: "RemoveReason"}.get(state), "")).strip()
         node = str(entry.get("RemoteHost") or entry.get("LastRemoteHost") or "").partition("@")[2]
-        found.append(Seen(job, entry.get("MIRun"), {1: "queued", 5: "queued", 3: "over", 4: "done"}.get(state, "running"), node,
+        kind = {1: "queued", 5: "queued", 3: "running" if entry.get("RemoteHost") else "over", 4: "done"}.get(state, "running")
+        found.append(Seen(job, entry.get("MIRun"), kind, node,
                           names[state if 0 < state < len(names) else 0] + (": " + reason if reason else "")))
     return found
 
@@ -769,7 +775,8 @@ class BatchJob:
         if os.path.exists(self.path(b"alive")):
             os.unlink(self.path(b"alive"))             # a FIFO tells nothing between two hosts
         write_synced(self.path(b"words"), b"\n".join(words) + b"\n")
-        write_synced(self.path(b"job"), utf8(JOB % shlex.quote(control)), 0o700)
+        text = JOB + (JOB_WAIT if self.queue.system == "htcondor" else JOB_EXEC)
+        write_synced(self.path(b"job"), utf8(text.replace("{control}", shlex.quote(control))), 0o700)
         self.save(system=self.queue.system, run=run, submit=submit, sent=0, job="", **more)
         self.submit()
 
@@ -971,6 +978,7 @@ JA = {                         # what a person reads, in Japanese
     "commands allowed: %s": "許可されたコマンド: %s",
     "none: add sections [command NAME] with argv =": "なし: argv = を持つ [command 名前] を追加してください",
     "missing": "なし",
+    "%s: its guard decides about the batch system: leave --batch out": "%s: バッチシステムは先方の guard が決めます。--batch を外してください",
     "%s: others may write to it": "%s: 他人が書き込めます",
     "%s: nobody else may write to it": "%s: 他人は書き込めません",
     "is not NAME OPTION-WITH-{} EXPRESSION: %s": "「名前 {}を含むオプション 正規表現」ではありません: %s",
@@ -1071,7 +1079,10 @@ alive() {   # lives the process of the note in file $1?
 }
 look() {   # sets state: none ready starting running, or: ended CODE, failed, lost WHY
     state=none
-    if [ -f "$c/end" ]; then
+    if [ -f "$c/batch" ] && [ ! -f "$c/end" ]; then
+        state=running; [ -f "$c/start" ] || { state=queued; [ -f "$c/ready" ] || state="lost cancelled"; }
+        x=; [ -f "$c/lost" ] && { read -r x <"$c/lost"; state="lost $x"; }
+    elif [ -f "$c/end" ]; then
         x=''; p=''; { read -r p s o h x <"$c/end"; } 2>/dev/null
         q=''; { read -r q s <"$c/child"; } 2>/dev/null
         state="ended ${x#exit }"; [ -n "$q" ] || state=failed
@@ -1193,19 +1204,27 @@ cancel() {   # GRACE: TERM, after GRACE seconds KILL: the wrapper's group, and w
     look; echo "E $state"
 }
 clean() {
-    look; case $state in running|starting) echo "E $state"; exit;; esac
+    look; case $state in running|starting|queued) echo "E $state"; exit;; esac
     rm -rf "$w" "$c"; echo "E cleaned"
 }
 all() { for c in "$b"/.mi/[0-9a-f]*; do [ -d "$c" ] || continue; look; echo "${c##*/} $state"; done; echo "E end"; }
 case $id in *[!0-9a-f-]*) exit 64;; esac
+tool() {   # what a batch system is asked with: this program's own file, which brings itself here
+    [ -f "$c/tool" ] && { read -r x <"$c/tool"; exec python3 -I -S "$b/.mi/tool.$x" far "$verb" "$b" "$id" "$mask" "$@"; }
+}
+bring() {   # NAME: the file itself comes on stdin
+    mkdir -p "$b/.mi" && cat >"$b/.mi/tool.$1.$$" && mv "$b/.mi/tool.$1.$$" "$b/.mi/tool.$1"
+    python3 -I -S "$b/.mi/tool.$1" --version >/dev/null 2>&1 && echo "E ok" || echo "E a batch system needs python3, 3.6 or newer, there"
+}
 exec 3<&0
 [ "$verb" = rsync ] || echo "mi_distcomp 1 $verb"
 case $verb in
 hold) hold;;
 lane) lane "$1";;
-run) launch "$@"; watch 0;;
-watch) watch "$1";;
-cancel) cancel "$1";;
+bring) bring "$1";;
+run) [ $# -eq 3 ] || exec python3 -I -S "$b/.mi/tool.$5" far run "$b" "$id" "$mask" "$1" "$2" "$4" "$5"; launch "$@"; watch 0;;
+watch) tool "$1"; watch "$1";;
+cancel) tool "$1"; cancel "$1";;
 clean) clean;;
 list) all;;
 rsync) mkdir -p "$w" && cd "$w" && exec rsync "$@";;
@@ -2280,6 +2299,8 @@ class Run:
         point("starting")
         if "started" in self.record.steps:
             process = line.start("watch", self.ident, str(starting["offset"]))
+        elif self.order.get("batch"):
+            process = line.start("run", self.ident, starting["boot"], self.order["command"], "", json.dumps(self.order["batch"]), bring(line))
         else:
             process = line.start("run", self.ident, starting["boot"], self.order["command"], RUN)
         try:
@@ -2663,8 +2684,31 @@ def far_sums(line, ident, names, way="get"):
     return sums
 
 
-def run_calculation(host, command, inputs, into=".", settings=None, mode="run", keep=False):
+def bring(line):
+    """This file, to a far side without a guard: what it asks its batch system with. The name that it has there. Stop if it cannot be used there."""
+    if line.facts.get("guard") == "1":
+        raise Stop(EX_USAGE, _("%s: its guard decides about the batch system: leave --batch out") % line.host)
+    with open(__file__, "rb") as text:
+        data = text.read()
+    name = hashlib.sha256(data).hexdigest()[:16]
+    process = line.start("bring", "-", name)
+    try:
+        process.stdin.write(data)
+        process.stdin.close()
+    except OSError:
+        pass                                           # the answer tells
+    rows = process.stdout.read().decode("utf-8", "replace").splitlines() if line.marked(process) else []
+    if not rows or not rows[-1].startswith("E "):
+        line.broke(process)
+    line.end(process)
+    if rows[-1] != "E ok":
+        raise Stop(EX_CONFIG, "%s: %s" % (line.host, printable(rows[-1][2:])))
+    return name
+
+
+def run_calculation(host, command, inputs, into=".", settings=None, mode="run", keep=False, batch=None):
     """Runs command on host with the input files (paths; far names are their last parts) and fetches everything into `into`.
+    batch: [a batch system there, option, ...], for a host without a guard.
 
     Returns an Outcome (ident, code = exit code, ended_by, state, fetched, odd). Stop with an exit code of the table when it cannot go on;
     the calculation can then be resumed by its ident, which the message names.
@@ -2681,7 +2725,7 @@ def run_calculation(host, command, inputs, into=".", settings=None, mode="run", 
     planned(pairs)                                     # 66 before anything is done
     ident = str(uuid.uuid4())
     order = {"host": host, "command": command, "inputs": pairs, "into": os.path.abspath(into), "mode": mode, "keep": keep,
-             "time": time.time(),
+             "time": time.time(), "batch": batch,
              "settings": settings_for({})._asdict() if settings is None else settings._asdict()}
     return Run(Record(ident, order), settings or settings_for({})).go()
 
@@ -2806,6 +2850,8 @@ class Place:
 
 def guard_log(rules, level, ident, step, **values):
     """One line into the guard's own log, not to who asks."""
+    if "plain" in rules:
+        return
     path = utf8(rules["ssh guard"]["audit_log"]) or os.path.join(rules["base"], b".mi", b"guard.log")
     fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o600)
     with io.open(fd, "w", encoding="utf-8", errors="backslashreplace") as SAY["log"]:
@@ -2883,7 +2929,7 @@ def permitted(rules, text):
 def guard_run(place, words, tail):
     """Starts the command, once, however often it is asked; then watches it."""
     boot, command = words[:2]
-    section, argv, extra, options = permitted(place.rules, command)
+    section, argv, extra, options = place.rules.get("plain") or permitted(place.rules, command)
     if not os.path.isdir(place.control):
         if boot != boot_id():
             return tell("E lost the host was restarted before the command was started")
@@ -2891,6 +2937,8 @@ def guard_run(place, words, tail):
         fresh = os.path.join(place.base, b".mi", b".new.%d" % os.getpid())
         os.mkdir(fresh, 0o700)
         prepare(fresh)
+        if "tool" in place.rules:
+            write_synced(os.path.join(fresh, b"tool"), utf8(place.rules["tool"]) + b"\n")
         try:
             os.rename(fresh, place.control)            # one wins
         except OSError:
@@ -3434,6 +3482,25 @@ def do_guard(options):
         return EX_IOERR
 
 
+def do_far(words):
+    """run, watch or cancel of `run --batch`, where there is no guard: FAR starts this file, which it was brought (see bring), on the far side."""
+    verb, base, ident, mask = words[:4]
+    rules = {section: {key: default for key, (kind, default) in TABLE[section].items()} for section in ("ssh guard", "outbound")}
+    rules.update(base=utf8(base), umask=int(mask, 8), plain=None)
+    place = Place(rules["base"], ident, rules)
+    if verb == "run":
+        boot, command, batch, name = words[4:]
+        system, options = json.loads(batch)[0], json.loads(batch)[1:]
+        keys = rules["command far"] = {key: default for key, (kind, default) in TABLE["command *"].items() if "*" not in key}
+        keys.update(batch=system, batch_options=options)
+        rules["plain"] = "command far", [os.environ.get("SHELL") or "/bin/sh", "-c", command], {}, batch_options(keys, ())[0]
+        os.makedirs(os.path.join(rules["base"], b".mi"), 0o700, exist_ok=True)
+        rules["tool"] = name
+    {"run": guard_run, "watch": guard_watch, "cancel": guard_cancel}[verb](place, words[4:6], ())
+    sys.stdout.buffer.flush()
+    return 0
+
+
 # ---- the command line ----
 
 def settings_for(options):
@@ -3497,6 +3564,8 @@ def parser():
     one.add_argument("--retry", metavar="COUNT,INTERVAL", help="how long a lost line is tried again")
     one.add_argument("--base", help="directory on the external computer")
     one.add_argument("--ssh-options", help="options for ssh, as in: '-F /etc/mi/ssh_config'")
+    one.add_argument("--batch", choices=sorted(BATCH), help="through this batch system there (with a guard: its ini says so)")
+    one.add_argument("--batch-option", action="append", default=[], metavar="OPTION", help="of its submission, as in: --batch-option=--time=60")
     one.add_argument("--keep", action="store_true", help="leave the directory there, also when all went well")
     two = words.add_parser("resume", parents=[common], help="go on with a calculation whose runner died or gave up")
     two.add_argument("uuid")
@@ -3690,7 +3759,8 @@ def do_run(options):
     """One calculation from its first step to its last."""
     inputs = [name for group in options.inputs for name in group]
     settings = settings_for(vars(options))
-    return say_outcome(run_calculation(options.host, options.command, inputs, options.to, settings, "run", options.keep), options.json)
+    batch = [options.batch] + options.batch_option if options.batch else None
+    return say_outcome(run_calculation(options.host, options.command, inputs, options.to, settings, "run", options.keep, batch), options.json)
 
 
 def on_term(number, frame):
@@ -3706,6 +3776,8 @@ def main(argv=None):
         SAY["log"] = sys.stdout                        # who reads stdout to its end first must not be blocked by a full stderr
     if any(word.startswith("client_name:") for word in words):
         return fielded(words)
+    if words[:1] == ["far"]:
+        return do_far(words[1:])
     options = parser().parse_args(words or ["--help"])
     if options.version:
         return say_version()

@@ -12,6 +12,7 @@ What it does, by the suite's step numbers: 3 asks for a calculation, 4 fetches t
   7 sends the results, 8 says that all were sent.
 What it runs: only what a [command NAME] of the ini names, as an argument vector, never through a shell. Words from the relay become
   arguments only where argument.N allows them. Without such a section it does not start.
+  batch = slurm, pbs or htcondor: it is submitted there, as a job of the poller's user; squeue, qstat or condor_q is asked for all at once.
 What it sends: declared results that [outbound] lets out, the command's stdout and stderr under the same rules (as they are written,
   unless output = no, or [outbound] has rules about content), exit code and times;
   of this host: the free bytes of calc_base and a random name.
@@ -1334,8 +1335,12 @@ def wait_end(control, stop, most=1.0):
 JOB = r"""#!/bin/sh
 # What a batch system is given. Each line of the file `words` is one word of what it runs: no shell reads anything into them.
 set --
-while IFS= read -r word; do set -- "$@" "$word"; done <%s/words
-exec "$@"
+while IFS= read -r word; do set -- "$@" "$word"; done <{control}/words
+"""
+JOB_EXEC = 'exec "$@"\n'       # Slurm and PBS signal every process of a job
+JOB_WAIT = r"""trap 'read -r pid rest <{control}/child && kill -TERM "$pid"' TERM        # HTCondor signals this one only, then kills all
+"$@" &
+while kill -0 $! 2>/dev/null; do wait $!; done
 """
 QUERY_TIME = 30                # seconds that a program of a batch system may take (Slurm's give a controller up after ten)
 END_LATE = 30                  # seconds that `end` may come after the queue's word that the job is over (NFS), and that word after `end`
@@ -1396,7 +1401,8 @@ def condor_submit(control, run, options):
     """The argument vector that submits, and the file that it reads."""
     rows = ["universe = vanilla"] + options + [
         "executable = %s/job" % control, "initialdir = " + control, "log = batch.events", "output = batch.log", "error = batch.log",
-        "should_transfer_files = NO", "notification = never", '+MIRun = "%s"' % run, 'batch_name = mi-' + run, "queue 1"]
+        "should_transfer_files = NO", "notification = never", "job_max_vacate_time = 30", '+MIRun = "%s"' % run, "batch_name = mi-" + run,
+        "queue 1"]
     if "$" in control:
         raise ValueError("%s: HTCondor takes no $ in a path" % control)
     write_synced(utf8(control) + b"/job.sub", utf8("\n".join(rows) + "\n"))
@@ -1413,7 +1419,8 @@ def condor_read(text):
             raise ValueError(text)
         reason = str(entry.get({1: "LastRejMatchReason", 5: "HoldReason", 3: "RemoveReason"}.get(state), "")).strip()
         node = str(entry.get("RemoteHost") or entry.get("LastRemoteHost") or "").partition("@")[2]
-        found.append(Seen(job, entry.get("MIRun"), {1: "queued", 5: "queued", 3: "over", 4: "done"}.get(state, "running"), node,
+        kind = {1: "queued", 5: "queued", 3: "running" if entry.get("RemoteHost") else "over", 4: "done"}.get(state, "running")
+        found.append(Seen(job, entry.get("MIRun"), kind, node,
                           names[state if 0 < state < len(names) else 0] + (": " + reason if reason else "")))
     return found
 
@@ -1663,7 +1670,8 @@ class BatchJob:
         if os.path.exists(self.path(b"alive")):
             os.unlink(self.path(b"alive"))             # a FIFO tells nothing between two hosts
         write_synced(self.path(b"words"), b"\n".join(words) + b"\n")
-        write_synced(self.path(b"job"), utf8(JOB % shlex.quote(control)), 0o700)
+        text = JOB + (JOB_WAIT if self.queue.system == "htcondor" else JOB_EXEC)
+        write_synced(self.path(b"job"), utf8(text.replace("{control}", shlex.quote(control))), 0o700)
         self.save(system=self.queue.system, run=run, submit=submit, sent=0, job="", **more)
         self.submit()
 

@@ -98,8 +98,11 @@ def test_a_job_shows_as_queued_with_the_reason_then_as_running_on_its_node(relay
     accept_id = submit(relay, cluster.site)
     until(lambda: "queued (PENDING, JobHeldUser)" in cluster.run("list").stdout, 30)
     assert json.loads(cluster.run("list", "--json").stdout)[0]["what"] == "queued (PENDING, JobHeldUser)"
+    client = relay.client()
+    until(lambda: client.ask("GET", "calc-progress", {"v": 2, "accept_id": accept_id})["what"] == "queued (PENDING, JobHeldUser)", 30)
     slurm.call("scontrol", "release", job_of(cluster, accept_id)["job"])
     until(lambda: json.loads(cluster.run("show", accept_id, "--json").stdout).get("what") == "running on " + os.uname().nodename, 30)
+    until(lambda: client.ask("GET", "calc-progress", {"v": 2, "accept_id": accept_id})["what"] == "running on " + os.uname().nodename, 60)
     (cluster.base / accept_id / "go").touch()
     assert outcome(relay, accept_id)["status"] == "completed"
     assert cluster.run("list").stdout.split()[1] == "delivered"
@@ -379,6 +382,30 @@ def test_the_ssh_runner_runs_a_command_through_slurm_on_the_far_login_node(lab, 
         assert result.read() == "input\n"
     code, text = over_ssh(lab, "run", "guarded", "solve batch.cores=9", "--in", "in.txt")
     assert code == 77 and "batch.cores may not be 9 here" in text, text
+
+
+def test_a_plain_key_runs_its_command_through_slurm_and_is_resumed(slurm):
+    lab = ssh_lab.Lab(more="SetEnv SLURM_CONF=" + slurm.conf).start()
+    try:
+        body = 'echo "begun $SLURM_CPUS_PER_TASK" | tee -a %s; while [ ! -e go ]; do sleep 0.05; done; cat in.txt > "o u t"; exit 4'
+        lab.write("near/in.txt", "input\n")
+        words = [suite.PYTHON, suite.script("execute_remote_command.py"), "run", "hpc", body % lab.path("ledger"), "--in", "in.txt", "--batch", "slurm",
+                 "--batch-option=--cpus-per-task=2 --mem=20", "--ini", lab.path("ini")]
+        runner = subprocess.Popen(words, cwd=lab.path("near"), env=lab.env(), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+                                  stderr=subprocess.DEVNULL)
+        until(lambda: os.path.exists(lab.path("ledger")), 60)
+        runner.kill()
+        runner.wait()
+        lab.cut()
+        ident, = [name for name in os.listdir(lab.path("far")) if name != ".mi"]
+        assert "running" in over_ssh(lab, "list", "hpc")[1]
+        open(lab.path("far", ident, "go"), "w").close()
+        code, text = over_ssh(lab, "resume", ident)
+        assert code == 4 and "begun 2" in text, text
+        with open(lab.path("near", "o u t")) as result, open(lab.path("ledger")) as ledger:
+            assert (result.read(), ledger.read()) == ("input\n", "begun 2\n")
+    finally:
+        lab.close()
 
 
 def test_a_killed_ssh_runner_is_resumed_while_slurm_runs_its_job_once(lab, slurm):
