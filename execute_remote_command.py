@@ -19,6 +19,7 @@ Exit codes: the command's own (128+N: a signal) when it ran; otherwise 0 done, 6
 """
 import binascii
 import bisect
+import codecs
 import collections
 import hashlib
 import io
@@ -418,10 +419,13 @@ def wait_end(control, stop, most=1.0):
         alive = os.open(os.path.join(control, b"alive"), os.O_RDONLY | os.O_NONBLOCK)
     except OSError:
         alive = -1
-    pause = 0.002
+    pause, gone = 0.002, None                          # gone: since when both processes are; a clock that is set does not count here
     try:
         while True:
-            state = look(control, time.time())
+            state = look(control, float("inf"))
+            gone = (gone or time.monotonic()) if state == ("lost", "end unknown") else None
+            if gone and time.monotonic() - gone < ORPHAN_GRACE:
+                state = "starting", None
             if state[0] in ("ended", "lost") or stop():
                 return state
             poller = select.poll()
@@ -931,6 +935,7 @@ JA = {                         # what a person reads, in Japanese
     "is not a directory": "ディレクトリではありません",
     "sent": "送信",
     "fetched": "受信",
+    "on this side": "こちら側",
     "the sums of the results differ": "結果のチェックサムが一致しません",
     "no command, or one with control characters": "コマンドがないか、制御文字を含みます",
     "client_cmd:COMMAND is missing": "client_cmd:コマンド がありません",
@@ -939,7 +944,10 @@ JA = {                         # what a person reads, in Japanese
     " (what it left was fetched; nothing is run a second time by itself)": " (残された分は取得しました。自動で再実行はしません)",
     "%s: not one public key": "%s: 公開鍵 1 個ではありません",
     "%s: put it where the path has no quotes, blanks or $": "%s: 引用符、空白、$ を含まないパスに置いてください",
+    "%s: the command was not started yet; end its runner instead":
+        "%s: コマンドはまだ始まっていません。実行中の本プログラムの方を止めてください",
     "%s: not a UUID": "%s: UUID ではありません",
+    "%s: %s (try by hand: %s)": "%s: %s (手で試すには: %s)",
     "%s: not a host": "%s: ホスト名ではありません",
     "%s: a guard or shell there answers otherwise than expected: %s": "%s: 先方の guard かシェルの応答が想定と異なります: %s",
     "%s: the connection broke off": "%s: 接続が切れました",
@@ -1104,6 +1112,7 @@ launch() {   # BOOT COMMAND RUN: once, however often it is asked
         printf '%s' "$3" >"$t/run"; printf '%s' "$2" >"$t/command"; mkfifo "$t/alive" 2>/dev/null
         mv "$t" "$c"   # if another was quicker, ours lands inside of it and means nothing
     fi
+    [ -n "$(ls -A "$c")" ] || { echo "E lost it was cleaned away"; exit; }
     [ -f "$c/ready" ] || return
     [ "$1" = "$boot" ] || { echo "E lost the host was restarted before the command was started"; exit; }
     detach=nohup; command -v setsid >/dev/null 2>&1 && detach=setsid
@@ -1137,37 +1146,46 @@ watch() {   # OFFSET: log and state until the end, as `L BYTES` + bytes, `S STAT
     kill $feeler 2>/dev/null
 }
 bad() { wait; echo "no $i $1"; exit 1; }
-sums() { tr '\n' '\000' | xargs -0 $sum -- | while read -r s x; do echo "s ${s#\\}"; done; }
+take() { head -c "$1"; }   # exactly so many bytes from stdin; some heads read on, into the next order
+[ "$verb" != lane ] || [ "$(printf ab | { take 1 >/dev/null; cat; })" = b ] || take() {
+    [ "$1" -lt 65536 ] || dd bs=65536 count=$(($1 / 65536)) iflag=fullblock 2>/dev/null
+    [ $(($1 % 65536)) = 0 ] || dd bs=$(($1 % 65536)) count=1 iflag=fullblock 2>/dev/null
+}
+sums() { tr '\n' '\000' | xargs -0 $sum -- | sed 's/^\\//; s/ .*//; s/^/s /'; }
 lane() {   # put or get: orders `KIND NUMBER OFFSET BYTES NAME/` on stdin, bytes behind them or in the answer
     mkdir -p "$w" && cd "$w" || exit 73
+    exec 4>&1
     choose_sum
-    [ "$sum" = none ] && sums() { while read -r x; do echo "s -"; done; }
-    [ "${sum#openssl}" != "$sum" ] && sums() { tr '\n' '\000' | xargs -0 $sum | while read -r s x; do echo "s $s"; done; }
+    [ "$sum" = none ] && sums() { sed 's/.*/s -/'; }
+    [ "${sum#openssl}" != "$sum" ] && sums() { tr '\n' '\000' | xargs -0 $sum | sed 's/ .*//; s/^/s /'; }
     while IFS=' ' read -r k i o n p; do
     [ "$1" = put ] && [ -d "$c" ] && bad "the command was started already"
     p=./${p%/}; case $k in
-    T)  head -c "$n" | tar -xpof - || bad "tar failed"; echo "ok $i -";;
+    T)  take "$n" | tar -xpof - || bad "tar failed";;
     C)  dd of="$p" bs=262144 seek="$o" count="$n" iflag=count_bytes,fullblock oflag=seek_bytes conv=notrunc status=none ||
             bad "cannot write $p"
         wait; [ "$sum" = none ] && { echo "ok $i -"; continue; }
         { s=$(dd if="$p" bs=262144 skip="$o" count="$n" iflag=skip_bytes,count_bytes status=none | $sum); echo "ok $i ${s%% *}"; } &;;
     Z)  m=${n#*,}
-        head -c "${n%,*}" | gzip -dc | dd of="$p" bs=262144 seek="$o" iflag=fullblock oflag=seek_bytes conv=notrunc status=none ||
+        take "${n%,*}" | gzip -dc | dd of="$p" bs=262144 seek="$o" iflag=fullblock oflag=seek_bytes conv=notrunc status=none ||
             bad "cannot write $p"
         wait; [ "$sum" = none ] && { echo "ok $i -"; continue; }
         { s=$(dd if="$p" bs=262144 skip="$o" count="$m" iflag=skip_bytes,count_bytes status=none | $sum); echo "ok $i ${s%% *}"; } &;;
     M)  wait; [ -f "$p" ] || : >"$p"; [ $(($(wc -c <"$p"))) = "$o" ] || dd of="$p" bs=1 seek="$o" count=0 2>/dev/null
         touch -d "@${n%:*}" "$p" && chmod "${n#*:}" "$p" || bad "cannot finish $p"; echo "ok $i -";;
-    S)  head -c "$n" | sums; echo "ok $i -";;
+    S)  l=$(take "$n"); wait; { [ "$n" = 0 ] || printf '%s\n' "$l" | sums; echo "ok $i -"; } &;;
     L)  [ -f "$c/start" ] && find "$c/start" -printf '%T@\000' || printf '0\000'
         find . -mindepth 1 -printf '%y %s %T@ %C@ %m %P\000'; printf '\000'; echo "ok $i -";;
-    K)  pwd -P; head -c "$n" | tr '\n' '\000' | xargs -0 readlink -m --; echo "ok $i -";;
-    G)  dd if="$p" bs=262144 skip="$o" count="$n" iflag=skip_bytes,count_bytes status=none
-        s=-; [ "$sum" = none ] || s=$(dd if="$p" bs=262144 skip="$o" count="$n" iflag=skip_bytes,count_bytes status=none | $sum)
-        echo "ok $i ${s%% *}";;
+    K)  printf '%s\000' "$(pwd -P)"; take "$n" | tr '\n' '\000' | xargs -0 readlink -mz --; echo "ok $i -";;
+    G)  [ $(($(wc -c <"$p"))) -ge $((o + n)) ] || bad "it has shrunk: $p"
+        s=$(dd if="$p" bs=262144 skip="$o" count="$n" iflag=skip_bytes,count_bytes status=none >&4 &
+            [ "$sum" = none ] || dd if="$p" bs=262144 skip="$o" count="$n" iflag=skip_bytes,count_bytes status=none | $sum; wait)
+        [ -n "$s" ] || s=-; echo "ok $i ${s%% *}";;
     E)  tar -cf - .; exit;;
-    A)  l=$(head -c "$n"); printf '%s\n' "$l" | tr '\n' '\000' | tar --format=gnu --no-recursion -b 20 -hcf - --null -T -
-        printf '%s\n' "$l" | sums; echo "ok $i -";;
+    A)  l=$(take "$n")
+        s=$(printf '%s\n' "$l" | tr '\n' '\000' | tar --format=gnu --no-recursion -b 20 -hcf - --null -T - >&4 &
+            printf '%s\n' "$l" | sums; wait)
+        printf '%s\n' "$s"; echo "ok $i -";;
     esac; done
     wait
 }
@@ -1205,9 +1223,11 @@ cancel() {   # GRACE: TERM, after GRACE seconds KILL: the wrapper's group, and w
 }
 clean() {
     look; case $state in running|starting|queued) echo "E $state"; exit;; esac
-    rm -rf "$w" "$c"; echo "E cleaned"
+    mkdir -p "$c"; rm -rf "$w" "$c"/* "$c"/.[!.]*   # stays empty for a day: a start that the network held back finds it
+    find "$b/.mi" -name '*-*-*' -mtime +1 -exec rmdir {} \; 2>/dev/null
+    echo "E cleaned"
 }
-all() { for c in "$b"/.mi/[0-9a-f]*; do [ -d "$c" ] || continue; look; echo "${c##*/} $state"; done; echo "E end"; }
+all() { for c in "$b"/.mi/[0-9a-f]*; do [ -d "$c" ] || continue; look; [ "$state" = none ] || echo "${c##*/} $state"; done; echo "E end"; }
 case $id in *[!0-9a-f-]*) exit 64;; esac
 tool() {   # what a batch system is asked with: this program's own file, which brings itself here
     [ -f "$c/tool" ] && { read -r x <"$c/tool"; exec python3 -I -S "$b/.mi/tool.$x" far "$verb" "$b" "$id" "$mask" "$@"; }
@@ -1314,6 +1334,8 @@ class Line:
         """Starts a session (Popen); its stderr goes into a file of its own (process.said), which `why` reads."""
         if how.get("own") or how.get("master"):
             spend(self.place, self.settings.connects)
+        elif self.process.poll() is not None:          # ssh would log in anew for each session, beyond the budget
+            raise LineLost(_("%s: the connection broke off") % self.host)
         said = open(os.path.join(self.folder, b"said.%d" % (time.monotonic() * 1e9)), "w+b")
         process = subprocess.Popen(self.ssh(*words, **how), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=said,
                                    bufsize=BLOCK, start_new_session=True)
@@ -1331,10 +1353,14 @@ class Line:
             self.choose_options()
         began = time.monotonic()
         self.process = self.start("hold", "-", master=True)
-        ready, _w, _x = select.select([self.process.stdout], [], [], self.settings.connect * 2 + 10)
-        if not ready or not self.marked(self.process):
+        patience = threading.Timer(self.settings.connect * 3, self.process.kill)      # a log-in can hang at any point
+        patience.daemon = True
+        patience.start()
+        if not self.marked(self.process):
             self.refused()
         facts = self.process.stdout.readline().decode("utf-8", "replace").split()
+        if not facts:
+            self.refused()
         if facts[:1] != ["ready"]:
             raise Stop(EX_PROTOCOL, _("%s: a guard or shell there answers otherwise than expected: %s") % (
                 self.host, printable(" ".join(facts))[:200]))
@@ -1345,6 +1371,7 @@ class Line:
         self.process.stdin.flush()
         if self.process.stdout.readline() != b"ping\n":
             raise LineLost(_("%s: the connection broke off") % self.host)
+        patience.cancel()
         self.round_trip = time.monotonic() - started
         return self
 
@@ -1361,7 +1388,8 @@ class Line:
         self.close()
         for sign, code in FINAL:
             if sign in text:
-                raise Never(code, "%s: %s" % (self.host, printable(text)))
+                raise Never(code, _("%s: %s (try by hand: %s)") % (
+                    self.host, printable(text), " ".join(["ssh"] + self.settings.ssh_options + [self.host])))
         raise LineLost("%s: %s" % (self.host, printable(text) or _("no answer")))
 
     def why(self, process):
@@ -1469,10 +1497,20 @@ def spend(place, most):
 
 # ---- tar, as little of it as bundles need ----
 
+def octal(number):
+    """A tar field of twelve bytes: octal, or, where that is too long, GNU's binary form."""
+    return b"%011o\0" % number if number < 8 ** 11 else b"\x80" + number.to_bytes(11, "big")
+
+
+def number_in(field):
+    """The number in a tar field."""
+    return int.from_bytes(field[1:], "big") if field[0] & 128 else int(field.strip(b" \0") or b"0", 8)
+
+
 def tar_header(name, size, mode, mtime, kind=b"0"):
     """The header of one member (GNU format); name in bytes."""
     head = tar_header(b"././@LongLink", len(name) + 1, 0o644, 0, b"L") + padded(name + b"\0") if len(name) > 100 else b""
-    block = (name[:100].ljust(100, b"\0") + b"%07o\0" % (mode & 0o7777) + b"0000000\0" * 2 + b"%011o\0" % size + b"%011o\0" % max(0, mtime)
+    block = (name[:100].ljust(100, b"\0") + b"%07o\0" % (mode & 0o7777) + b"0000000\0" * 2 + octal(size) + octal(max(0, mtime))
              + b" " * 8 + kind + b"\0" * 100 + b"ustar  \0").ljust(512, b"\0")
     return head + block[:148] + b"%06o\0 " % sum(block) + block[156:]
 
@@ -1493,7 +1531,7 @@ def tar_members(read, whole=True):
             if whole:
                 read(512 + -(used + 512) % 10240)      # the second empty block, and what fills the record
             return
-        size = int(block[124:136].strip(b" \0") or b"0", 8)
+        size = number_in(block[124:136])
         if sum(block[:148]) + 256 + sum(block[156:]) != int(block[148:156].strip(b" \0"), 8):
             raise ValueError("a tar header with a wrong sum")
         used += size + -size % 512
@@ -1504,7 +1542,7 @@ def tar_members(read, whole=True):
             long_name = read(size + -size % 512)[:size].rstrip(b"\0")
             continue
         name, long_name = long_name or block[:100].rstrip(b"\0"), None
-        yield name, size, int(block[136:148].strip(b" \0") or b"0", 8), int(block[100:108].strip(b" \0") or b"0", 8), kind
+        yield name, size, number_in(block[136:148]), number_in(block[100:108]), kind
 
 
 def plain(name):
@@ -1581,6 +1619,9 @@ class Work:
         return shown(item.entry.far if isinstance(item, Piece) else item[0].far if isinstance(item, list) else item.far)
 
     def fail(self, error):
+        if isinstance(error, OSError):
+            where = os.fsdecode(error.filename) if error.filename else _("on this side")
+            error = Stop(EX_IOERR, printable("%s: %s" % (where, error.strerror or error)))
         with self.cond:
             self.error = self.error or error
             self.cond.notify_all()
@@ -1595,12 +1636,17 @@ class Work:
             self.cond.notify_all()
 
 
+def version(entry):
+    """What tells this content of a file from an older one."""
+    return entry.far, entry.size, entry.mtime
+
+
 def cut(entries, step, have):
-    """Work for entries: bundles of small files (lists of Entry), and pieces; have: {far: set of (offset, size)} that is there already."""
+    """Work for entries: bundles of small files (lists of Entry), and pieces; have: {version: set of (offset, size)}, there already."""
     items, bundle, filled = [], [], 0
     for entry in entries:
         if entry.size < SMALL or not step:
-            if (0, entry.size) in have.get(entry.far, ()):
+            if (0, entry.size) in have.get(version(entry), ()):
                 continue
             bundle.append(entry)
             filled += entry.size + 512
@@ -1611,7 +1657,7 @@ def cut(entries, step, have):
                 items.append(bundle)
                 bundle, filled = [], 0
             continue
-        spans = sorted(have.get(entry.far, ()))
+        spans = sorted(have.get(version(entry), ()))
         for offset in range(0, entry.size, step):
             last = min(offset + step, entry.size)
             if not covered(spans, offset, last):
@@ -1642,7 +1688,7 @@ def lanes_for(line, total, settings):
 def work_off(line, work, ident, lane, count):
     """Runs count lanes until the work is done. LineLost or Stop otherwise."""
     threads = []
-    work.lanes = count
+    work.lanes = count if work.items else 0
 
     def run(own):
         lost = None
@@ -1650,14 +1696,10 @@ def work_off(line, work, ident, lane, count):
             lane(line, work, ident, own)
         except LineLost as error:
             lost = str(error)
-        except (OSError, ValueError) as error:
-            lost = None
-            where, what = getattr(error, "filename", None) or line.host, getattr(error, "strerror", None) or error
-            work.fail(Stop(EX_IOERR, printable("%s: %s" % (where, what))))
         except Exception as error:
-            work.fail(error)
+            work.fail(Stop(EX_IOERR, printable("%s: %s" % (line.host, error))) if isinstance(error, ValueError) else error)
         work.leave(lost)
-    for number in range(count):
+    for number in range(work.lanes):
         thread = threading.Thread(target=run, args=(number > 0,), daemon=True)
         thread.start()
         threads.append(thread)
@@ -1678,7 +1720,21 @@ class Answers(threading.Thread):
         self.lock = threading.Lock()
 
     def run(self):
-        sums = []
+        try:
+            self.read()
+        except Exception as error:                     # as a full disk on this side
+            self.work.fail(error)
+        with self.lock:
+            self.dead = True
+            left = [item for item, wanted in self.waiting.values()]
+            self.broke = self.broke or bool(left)
+            self.waiting.clear()
+        self.work.back(left)
+        for _n in range(AHEAD):
+            self.room.release()
+
+    def read(self):
+        sums, self.broke = [], not self.line.marked(self.process)      # orders go out meanwhile
         for row in self.process.stdout:
             kind, number, text = (row.decode("utf-8", "replace").rstrip("\n").split(" ", 2) + ["", ""])[:3]
             if kind == "s":
@@ -1687,23 +1743,15 @@ class Answers(threading.Thread):
                 text = printable(text or self.line.why(self.process))
                 self.work.fail(Stop(EX_IOERR, _("%s: %s (is the disk full there?)") % (self.line.host, text)))
                 break
-            elif kind == "ok" and int(number) in self.waiting:
+            elif kind == "ok" and number.isdigit() and int(number) in self.waiting:
                 with self.lock:
                     item, wanted = self.waiting.pop(int(number))
                 self.settle(item, wanted, sums if isinstance(item, list) else text)
                 sums = [] if isinstance(item, list) else sums
-        with self.lock:
-            self.dead = True
-            left = [item for item, wanted in self.waiting.values()]
-            self.broke = bool(left)
-            self.waiting.clear()
-        self.work.back(left)
-        for _n in range(AHEAD):
-            self.room.release()
 
     def settle(self, item, wanted, got):
         """One order was answered: its sum decides."""
-        right = not wanted or wanted == got or set(got) == {"-"}           # "-": the far side has nothing to make sums with
+        right = isinstance(item, Entry) or wanted is not None and (wanted == got or set(got) == {"-"})     # "-": no means for sums there
         if not right:
             log("warn", None, "sum", file=self.work.title(item), why="the sum is wrong there; once more")
             self.work.back([item], wrong=True)
@@ -1730,8 +1778,6 @@ class Answers(threading.Thread):
 def put_lane(line, work, ident, own):
     """One lane upwards: bundles, pieces and finishing orders from the work to the far side."""
     process = line.start("lane", ident, "put", own=own)
-    if not line.marked(process):
-        line.broke(process)
     answers, number = Answers(line, process, work), 0
     answers.start()
     squeeze = line.facts.get("gzip") == "1" and line.round_trip >= NEAR
@@ -1756,12 +1802,14 @@ def put_lane(line, work, ident, own):
                 elif isinstance(item, Piece):
                     send_piece(process.stdin, number, item, answers, squeeze)
                 else:
+                    if mtime_of(os.stat(item.near)) != item.mtime:
+                        raise Stop(EX_NOINPUT, _("%s: changed while it was sent") % shown(item.near))
                     process.stdin.write(b"M %d %d %s:%o %s/\n" % (number, item.size, item.mtime.encode(), item.mode & 0o777, item.far))
                 process.stdin.flush()
             except BrokenPipeError:
                 break
     finally:
-        if not answers.waiting:
+        if not answers.waiting and not answers.broke:
             process.kill()                             # all is acknowledged
         try:
             process.stdin.close()
@@ -1969,7 +2017,7 @@ def resolve(process, told, files, links):
     names = b"".join(b"./" + name + b"\n" for name in links)
     process.stdin.write(b"K 2 0 %d -/\n" % len(names) + names)
     process.stdin.flush()
-    rows = [told.file.readline().rstrip(b"\n") for _n in range(len(links) + 1)]
+    rows = [told.record() for _n in range(len(links) + 1)]
     told.ok()
     top = rows[0] + b"/"
     inside = {name: row[len(top):] for name, row in zip(links, rows[1:]) if row.startswith(top)}
@@ -2015,15 +2063,15 @@ def get_lane(line, work, ident, own):
         line.end(process)
 
 
-def part(entry):
+def part(near):
     """Where a file of the result grows until it is whole (bytes)."""
-    folder, name = os.path.split(entry.near)
-    return os.path.join(folder, b"." + name[:200] + b".mi-part")
+    folder, name = os.path.split(near)
+    return os.path.join(folder, b"." + (name if len(name) <= 200 else hashlib.sha256(name).hexdigest().encode()) + b".mi-part")
 
 
 def finish(entry):
     """Gives a whole file its size, mode, time and name."""
-    path = part(entry)
+    path = part(entry.near)
     os.truncate(path, entry.size)
     settle_file(path, entry)
     os.rename(path, entry.near)
@@ -2038,7 +2086,7 @@ def settle_file(path, entry):
 def receive_piece(told, item):
     """One piece into its place; True if its sum is right."""
     digest, left, at = hashlib.sha256(), item.size, item.offset
-    fd = os.open(part(item.entry), os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+    fd = os.open(part(item.entry.near), os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o600)
     try:
         while left:
             data = told.file.read1(min(BLOCK, left))
@@ -2065,7 +2113,7 @@ def receive_bundle(told, entries):
         if entry.size != size:
             right = False
             continue
-        fd = os.open(part(entry), os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
+        fd = os.open(part(entry.near), os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
         try:
             write_all(fd, data)
         finally:
@@ -2078,8 +2126,8 @@ def receive_bundle(told, entries):
     if row[0] != "ok" or [sums.get(b"./" + entry.far) for entry in entries] != far and set(far) != {"-"}:
         return False
     for entry in entries if right else ():
-        settle_file(part(entry), entry)
-        os.rename(part(entry), entry.near)
+        settle_file(part(entry.near), entry)
+        os.rename(part(entry.near), entry.near)
     return right
 
 
@@ -2107,22 +2155,24 @@ def get(line, ident, entries, record, settings):
 class Record:
     """state_folder()/UUID: order.json, journal (JSON lines, fsynced), pieces (what has arrived). One runner at a time holds its lock."""
 
-    def __init__(self, ident, order=None):
+    def __init__(self, ident, order=None, lock=True):
         import fcntl
         if not re.match(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\Z", ident):
             raise Stop(EX_USAGE, _("%s: not a UUID") % printable(ident))
         self.ident, self.folder = ident, os.path.join(state_folder(), ident.encode())
         if order is not None:
-            os.mkdir(self.folder, 0o700)
-            write_synced(os.path.join(self.folder, b"order.json"), json.dumps(order).encode())
-            sync_folder(self.folder)
+            os.mkdir(self.folder + b".new", 0o700)
+            write_synced(os.path.join(self.folder + b".new", b"order.json"), json.dumps(order).encode())
+            os.rename(self.folder + b".new", self.folder)
+            sync_folder(state_folder())
         self.order = self.read_order()
-        self.lock = open(os.path.join(self.folder, b"order.json"), "r+")
-        try:
-            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise Stop(EX_TEMPFAIL, _("%s: another runner is at work on it") % ident)
-        self.journal, self.pieces, self.have, self.phase = None, None, {}, ""
+        if lock:
+            self.lock = open(os.path.join(self.folder, b"order.json"), "r+")
+            try:
+                fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise Stop(EX_TEMPFAIL, _("%s: another runner is at work on it") % ident)
+        self.journal, self.pieces, self.have = None, None, {}
         self.steps = self.read_steps()
 
     def read_order(self):
@@ -2133,53 +2183,62 @@ class Record:
             raise Stop(EX_USAGE, _("%s: no such calculation here (see: list)") % self.ident)
 
     def read_steps(self):
-        """{step: its last journal entry}; a torn last line is ignored."""
-        steps = {}
+        """{step: its last journal entry}; a torn line is ignored."""
+        steps, rows = {}, []
         try:
             with open(os.path.join(self.folder, b"journal"), "rb") as text:
-                for row in text:
-                    if row.endswith(b"\n"):
-                        entry = json.loads(row.decode("utf-8"))
-                        steps[entry["step"]] = entry
+                rows = [row for row in text if row.strip()]
         except FileNotFoundError:
             pass
+        for row in rows:
+            try:
+                entry = json.loads(row.decode("utf-8"))
+            except ValueError:
+                continue
+            steps[entry["step"]] = entry
         return steps
+
+    def last(self):
+        """The last step's journal entry."""
+        return max(self.steps.values(), key=lambda one: one["t"]) if self.steps else {"step": "ordered", "t": self.order["time"]}
 
     def step(self, name, **values):
         """Writes a step into the journal, on disk before this returns."""
         if self.journal is None:
             self.journal = open(os.path.join(self.folder, b"journal"), "ab", 0)
+            self.journal.write(b"\n")                  # a line that was torn stays alone
         entry = dict(values, t=time.time(), step=name)
         self.journal.write(json.dumps(entry).encode() + b"\n")
         os.fsync(self.journal.fileno())
         self.steps[name] = entry
 
-    def begin(self, phase, stamp):
-        """What has arrived is from now on noted for this phase ('in', 'out'); stamp: what must be the same for old notes to count."""
-        self.phase, self.have = phase, {}
+    def begin(self, phase, boots):
+        """What has arrived is from now on noted for this phase ('in', 'out'); older notes count if they are of the same boots."""
+        if self.pieces is not None:
+            self.pieces.close()
+        self.have, boots = {}, utf8(boots)
         path = os.path.join(self.folder, b"pieces." + phase.encode())
-        stamp = utf8(stamp)
         try:
             with open(path, "rb") as text:
-                if text.readline().rstrip(b"\n") == stamp:
+                if text.readline().rstrip(b"\n") == boots:
                     for row in text:
                         if row.endswith(b"/\n"):
-                            offset, size, name = row[:-2].split(b" ", 2)
-                            self.have.setdefault(name, set()).add((int(offset), int(size)))
+                            offset, size, whole, mtime, name = row[:-2].split(b" ", 4)
+                            self.have.setdefault((name, int(whole), mtime.decode()), set()).add((int(offset), int(size)))
         except (FileNotFoundError, ValueError):
             self.have = {}
-        self.pieces = open(path, "ab" if self.have else "wb", BLOCK if phase == "" else -1)
+        self.pieces = open(path, "ab" if self.have else "wb")
         if not self.have:
-            self.pieces.write(stamp + b"\n")
+            self.pieces.write(boots + b"\n")
             self.pieces.flush()
 
     def arrived(self, entry, offset, size):
         """A piece is there, and its sum is right."""
         if self.pieces is not None:
-            self.pieces.write(b"%d %d %s/\n" % (offset, size, entry.far))
+            self.pieces.write(b"%d %d %d %s %s/\n" % (offset, size, entry.size, entry.mtime.encode(), entry.far))
             if size >= SMALL:
                 self.pieces.flush()
-        self.have.setdefault(entry.far, set()).add((offset, size))
+        self.have.setdefault(version(entry), set()).add((offset, size))
 
     def forget(self):
         """Removes the record."""
@@ -2198,7 +2257,7 @@ class Run:
     def __init__(self, record, settings):
         self.record, self.settings, self.order = record, settings, record.order
         self.ident, self.line, self.progress, self.ever = record.ident, None, 0, False
-        self.show = sys.stdout
+        self.show, self.decoder = sys.stdout, codecs.getincrementaldecoder("utf-8")("replace")
 
     def insist(self, step):
         """step(line), again over a new line when it was lost: until it is through, or the line was away for COUNT x INTERVAL seconds."""
@@ -2253,8 +2312,11 @@ class Run:
                 self.insist(self.fetch)                # 7. list, 8. fetch
             point("fetched")
             outcome = self.judge(state)
-            if not self.order["keep"] and outcome.code == 0 and not outcome.odd:
-                self.insist(self.clean)                # 9. clean up there
+            if not self.order["keep"] and outcome.code == 0 and not outcome.odd and "cleaned" not in record.steps:
+                try:
+                    self.insist(self.clean)            # 9. clean up there
+                except Stop as stop:                   # everything is here: not worth a failure
+                    log("warn", self.ident, "9 clean", host=self.order["host"], why=stop)
             record.step("finished", code=outcome.code)
             log("info", self.ident, "9 finish", state=state, code=outcome.code, ended_by=outcome.ended_by)
             return outcome
@@ -2275,14 +2337,11 @@ class Run:
         point("connected")
         record = self.record
         entries = planned(self.order["inputs"])
-        if record.pieces is None:
-            record.begin("in", line.facts["boot"])
-        elif "sending" in record.steps and record.steps["sending"]["boot"] != line.facts["boot"]:
-            record.have = {}
+        record.begin("in", line.facts["boot"])
         if record.have:
             there = listing(line, self.ident)[1]
-            record.have = {name: spans for name, spans in record.have.items() if name in there}
-        record.step("sending", boot=line.facts["boot"])
+            record.have = {which: spans for which, spans in record.have.items() if which[0] in there}
+        record.step("sending")
         point("sending")
         before = sum(len(spans) for spans in record.have.values())
         try:
@@ -2316,6 +2375,12 @@ class Run:
         told = Cut(line, process)
         while True:
             row = told.row()
+            if row[0] in ("L", "S") and "started" not in self.record.steps:
+                self.record.step("started")
+                log("info", self.ident, "5 start", state=" ".join(row[1:]) if row[0] == "S" else "running")
+                point("started")
+            elif row[0] == "S":                        # where a batch system has it
+                log("info", self.ident, "6 now", state=" ".join(row[1:]))
             if row[0] == "L":
                 left = int(row[1])
                 while left:
@@ -2324,12 +2389,6 @@ class Run:
                     left -= len(data)
                     starting["offset"] += len(data)
                     self.progress += 1
-            elif row[0] == "S" and "started" in self.record.steps:
-                log("info", self.ident, "6 now", state=" ".join(row[1:]))
-            elif row[0] == "S":
-                self.record.step("started")
-                log("info", self.ident, "5 start", state=" ".join(row[1:]))
-                point("started")
             elif row[0] == "E":
                 if row[1] == "error":
                     raise Stop(EX_IOERR, "%s: %s" % (line.host, printable(" ".join(row[2:]))))
@@ -2340,7 +2399,7 @@ class Run:
 
     def echo(self, data):
         """Live output of the command, harmless for a terminal."""
-        text = data.decode("utf-8", "replace")
+        text = self.decoder.decode(data)
         self.show.write(re.sub("[\x00-\x08\x0b-\x1f\x7f-\x9f]", lambda m: "\r" if m.group() == "\r" else "\\x%02x" % ord(m.group()), text))
         self.show.flush()
 
@@ -2363,14 +2422,9 @@ class Run:
         for name in folders + [os.path.dirname(name) for name in copies]:
             os.makedirs(os.path.join(into, name), exist_ok=True)
         log("info", self.ident, "7 results", files=len(files), to_fetch=len(wanted), odd=len(odd))
-        if record.phase != "out":
-            record.begin("out", boot_id() + " " + line.facts["boot"])
-            fresh = {entry.far: (entry.size, entry.mtime) for name, entry in wanted}
-            if record.steps.get("results", {}).get("stamp") != stamp_of(fresh):
-                record.have = {}
-            record.step("results", stamp=stamp_of(fresh))
-        begun = {entry.far for name, entry in wanted if os.path.exists(part(entry))}
-        record.have = {name: spans for name, spans in record.have.items() if name in begun}
+        record.begin("out", boot_id() + " " + line.facts["boot"])
+        begun = {version(entry) for name, entry in wanted if os.path.exists(part(entry.near))}
+        record.have = {which: spans for which, spans in record.have.items() if which in begun}
         point("fetching")
         before = sum(len(spans) for spans in record.have.values())
         try:
@@ -2391,7 +2445,9 @@ class Run:
     def clean(self, line):
         """9. removes the directory there"""
         rows = line.call("clean", self.ident)
-        if rows[-1] != "E cleaned":
+        if rows[-1] == "E cleaned":
+            self.record.step("cleaned")
+        else:
             log("warn", self.ident, "9 clean", host=line.host, state=rows[-1][2:])
 
     def judge(self, state):
@@ -2406,11 +2462,6 @@ class Run:
         return Outcome(self.ident, EX_TEMPFAIL, "runner", state, done["files"], done["odd"])
 
 
-def stamp_of(wanted):
-    """A short text that differs when the results to fetch do."""
-    return hashlib.sha256(repr(sorted(wanted.items())).encode()).hexdigest()[:16]
-
-
 def same(path, entry):
     """Is the file at path that of the entry already (size and time)?"""
     try:
@@ -2418,6 +2469,11 @@ def same(path, entry):
     except OSError:
         return False
     return stat.S_ISREG(info.st_mode) and info.st_size == entry.size and info.st_mtime_ns == nanoseconds(entry.mtime)
+
+
+def mtime_of(info):
+    """'SECONDS.FRACTION' of a file, exactly."""
+    return "%d.%09d" % divmod(info.st_mtime_ns, 10 ** 9)
 
 
 def nanoseconds(text):
@@ -2430,9 +2486,9 @@ def copy_file(source, path, entry):
     """A copy under another name, with the entry's mode and time."""
     import shutil
     if not same(path, entry):
-        shutil.copyfile(source, path + b".mi-part")
-        settle_file(path + b".mi-part", entry)
-        os.rename(path + b".mi-part", path)
+        shutil.copyfile(source, part(path))
+        settle_file(part(path), entry)
+        os.rename(part(path), path)
 
 
 def settle(paths):
@@ -2465,7 +2521,7 @@ def add_input(entries, near, far, above):
         plain(far)
     except ValueError as error:
         raise Stop(EX_NOINPUT, str(error))
-    mtime = "%d.%09d" % divmod(info.st_mtime_ns, 10 ** 9)
+    mtime = mtime_of(info)
     if stat.S_ISREG(info.st_mode):
         if not os.access(near, os.R_OK):
             raise Stop(EX_NOINPUT, _("%s: may not be read") % shown(near))
@@ -2494,10 +2550,10 @@ def transfer(line, ident, entries, record, settings):
 def squeezed(line, ident, entries, settings, send):
     """Moves those of the entries that a sample shows to be well worth compressing, by rsync with zstd where both ends have it; sums
     compared. Returns the entries that are still to be moved."""
-    able = line.facts.get("zstd") == "1" and line.round_trip >= NEAR and has_zstd()
+    able = line.facts.get("zstd") == "1" and line.round_trip >= NEAR
     large = [entry for entry in entries if able and entry.size >= DELTA and EASY.match(entry.far)
              and (not send or os.path.basename(entry.near) == entry.far)][:50]
-    if not large:
+    if not large or not has_zstd():
         return entries
     samples = [near_sample(entry) for entry in large] if send else far_samples(line, large)
     large = [entry for entry, sample in zip(large, samples) if shrinks(sample)]
@@ -2609,7 +2665,7 @@ def fetch_all(line, ident, into, settings):
         if kind not in (b"0", b"\0"):
             continue
         entry = Entry(os.path.join(into, plain(name)), name, size, "%d.0" % mtime, mode)
-        fd = os.open(part(entry), os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
+        fd = os.open(part(entry.near), os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
         try:
             left = size
             while left:
@@ -2630,7 +2686,7 @@ def fetch_all(line, ident, into, settings):
 def receive(line, ident, entries, record, settings):
     """Results here. Those that are here in an older form, by rsync's delta if both ends have it."""
     older = [entry for entry in entries if entry.size >= DELTA and line.facts.get("rsync") == "1" and EASY.match(entry.far)
-             and not record.have.get(entry.far) and os.path.isfile(entry.near) and os.path.getsize(entry.near) >= DELTA]
+             and not record.have.get(version(entry)) and os.path.isfile(entry.near) and os.path.getsize(entry.near) >= DELTA]
     older = older[:50]
     if older and delta(line, ident, older, settings):
         entries = [entry for entry in entries if entry not in older]
@@ -2714,7 +2770,7 @@ def run_calculation(host, command, inputs, into=".", settings=None, mode="run", 
     the calculation can then be resumed by its ident, which the message names.
     """
     import uuid
-    pairs, seen = [], {}
+    pairs, seen, settings = [], {}, settings or settings_for({})
     for path in inputs:
         far = os.path.basename(os.path.normpath(path))
         if seen.setdefault(far, path) != path:
@@ -2723,11 +2779,12 @@ def run_calculation(host, command, inputs, into=".", settings=None, mode="run", 
     if not command or ODD.search(command.replace("\t", " ")):
         raise Stop(EX_USAGE, _("no command, or one with control characters"))
     planned(pairs)                                     # 66 before anything is done
+    Line(host, settings)                               # 64 if that is no host
     ident = str(uuid.uuid4())
     order = {"host": host, "command": command, "inputs": pairs, "into": os.path.abspath(into), "mode": mode, "keep": keep,
              "time": time.time(), "batch": batch,
-             "settings": settings_for({})._asdict() if settings is None else settings._asdict()}
-    return Run(Record(ident, order), settings or settings_for({})).go()
+             "settings": settings._asdict()}
+    return Run(Record(ident, order), settings).go()
 
 
 # ==== the guard ====
@@ -2761,10 +2818,11 @@ class Place:
         self.ident, self.rules, self.base = ident, rules, base
         self.work = os.path.join(base, ident.encode())
         self.control = os.path.join(base, b".mi", ident.encode())
+        self.spent = self.control + b".bytes"
 
     def state(self):
         """As FAR's `look` says it; for a job of a batch system also queued, by its files and what the queue said last."""
-        if not os.path.isdir(self.control):
+        if not os.path.isdir(self.control) or not os.listdir(self.control):
             return "none"
         if read_batch(self.control):
             if os.path.exists(os.path.join(self.control, b"lost")):
@@ -2838,7 +2896,7 @@ class Place:
         most = self.rules["ssh guard"]["max_bytes"]
         if not most:
             return
-        with open(os.path.join(self.base, b".mi", self.ident.encode() + b".bytes"), "a+") as book:
+        with open(self.spent, "a+") as book:
             fcntl.flock(book, fcntl.LOCK_EX)
             book.seek(0)
             used = int(book.read() or 0) + size
@@ -2878,7 +2936,9 @@ def tell(text):
 def guard_list(place, words, tail):
     for name in sorted(os.listdir(os.path.join(place.base, b".mi"))):
         if re.match(IDENT + r"\Z", name.decode("utf-8", "replace")):
-            tell("%s %s" % (name.decode(), Place(place.base, name.decode(), place.rules).state()))
+            state = Place(place.base, name.decode(), place.rules).state()
+            if state != "none":
+                tell("%s %s" % (name.decode(), state))
     tell("E end")
 
 
@@ -2896,7 +2956,16 @@ def guard_clean(place, words, tail):
     if state.split()[0] in ("running", "starting", "ready", "queued"):
         return tell("E " + state)
     shutil.rmtree(place.work, ignore_errors=True)
-    shutil.rmtree(place.control, ignore_errors=True)
+    os.makedirs(place.control, 0o700, exist_ok=True)   # stays empty for a day: a start that the network held back finds it
+    for name in os.listdir(place.control):
+        path = os.path.join(place.control, name)
+        shutil.rmtree(path) if os.path.isdir(path) else os.unlink(path)
+    if os.path.exists(place.spent):
+        os.unlink(place.spent)
+    for name in os.listdir(os.path.dirname(place.control)):
+        path = os.path.join(os.path.dirname(place.control), name)
+        if os.path.isdir(path) and not os.listdir(path) and time.time() - os.path.getmtime(path) > 86400:
+            os.rmdir(path)
     tell("E cleaned")
 
 
@@ -2930,6 +2999,8 @@ def guard_run(place, words, tail):
     """Starts the command, once, however often it is asked; then watches it."""
     boot, command = words[:2]
     section, argv, extra, options = place.rules.get("plain") or permitted(place.rules, command)
+    if os.path.isdir(place.control) and not os.listdir(place.control):
+        return tell("E lost it was cleaned away")
     if not os.path.isdir(place.control):
         if boot != boot_id():
             return tell("E lost the host was restarted before the command was started")
@@ -3592,18 +3663,17 @@ def say_version():
     return 0
 
 
-def opened(ident):
-    """The record and its settings."""
-    record = Record(ident)
-    values = dict(record.order["settings"])
-    return record, Settings(**{key: values[key] for key in Settings._fields})
+def settings_of(record):
+    """The settings that a calculation was ordered with."""
+    return Settings(**{key: record.order["settings"][key] for key in Settings._fields})
 
 
 def do_resume(options):
     """Goes on where the journal says that the runner stopped."""
-    record, settings = opened(options.uuid)
+    record = Record(options.uuid)
+    settings = settings_of(record)
     if options.retry:
-        settings = settings._replace(retry=retry_kind(options.retry))
+        settings = settings._replace(retry=settings_for(vars(options)).retry)
     run = Run(record, settings)
     if "finished" in record.steps:
         return say_outcome(run.judge(record.steps["ended"]["state"]), options.json)
@@ -3628,11 +3698,9 @@ def do_list(options):
             line.close()
     else:
         for ident in idents():
-            folder = os.path.join(state_folder(), ident.encode())
-            record = Record.__new__(Record)
-            record.ident, record.folder = ident, folder
-            order, steps = record.read_order(), record.read_steps()
-            last = max(steps.values(), key=lambda one: one["t"]) if steps else {"step": "ordered", "t": order["time"]}
+            record = Record(ident, lock=False)
+            order, steps = record.order, record.steps
+            last = record.last()
             rows.append({"uuid": ident, "state": last["step"], "host": order["host"], "command": order["command"],
                          "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(last["t"])),
                          "code": steps.get("finished", {}).get("code", "")})
@@ -3642,18 +3710,11 @@ def do_list(options):
     return 0
 
 
-def ask(ident, verb, *words):
+def ask(record, verb, *words):
     """One request about a calculation; the answer's last line, without its E."""
-    record, settings = opened(ident) if verb == "clean" else (None, None)
-    if record is None:                                 # cancel works beside a runner that waits
-        record = Record.__new__(Record)
-        record.ident, record.folder = ident, os.path.join(state_folder(), ident.encode())
-        record.order = record.read_order()
-        values = dict(record.order["settings"])
-        settings = Settings(**{key: values[key] for key in Settings._fields})
-    line = Line(record.order["host"], settings)
+    line = Line(record.order["host"], settings_of(record))
     try:
-        return line.open().call(verb, ident, *words)[-1][2:], record
+        return line.open().call(verb, record.ident, *words)[-1][2:]
     except LineLost as error:
         raise Stop(EX_UNAVAILABLE, str(error))
     finally:
@@ -3662,11 +3723,11 @@ def ask(ident, verb, *words):
 
 def do_cancel(options):
     """Ends the command; who waits for it (or resumes) gets its log and files."""
-    if not re.match(r"[0-9a-f-]{36}\Z", options.uuid):
-        raise Stop(EX_USAGE, _("%s: not a UUID") % printable(options.uuid))
-    state, record = ask(options.uuid, "cancel", str(max(0, options.grace)))
+    state = ask(Record(options.uuid, lock=False), "cancel", str(max(0, options.grace)))       # beside a runner that waits
+    if state == "none":
+        raise Stop(EX_TEMPFAIL, _("%s: the command was not started yet; end its runner instead") % options.uuid)
     sys.stdout.write("%s: %s\n" % (options.uuid, printable(state)))
-    return 0 if state.split()[0] in ("ended", "failed", "lost", "none") else EX_TEMPFAIL
+    return 0 if state.split()[0] in ("ended", "failed", "lost") else EX_TEMPFAIL
 
 
 def do_clean(options):
@@ -3677,18 +3738,21 @@ def do_clean(options):
             limit = time.time() - seconds(options.older)
         except ValueError as error:
             raise Stop(EX_USAGE, "--older %s %s" % (printable(options.older), error))
-        for ident in idents():
-            path = os.path.join(state_folder(), ident.encode(), b"journal")
-            if os.path.exists(path) and os.path.getmtime(path) < limit:
-                chosen.append(ident)
+        chosen += [ident for ident in idents() if Record(ident, lock=False).last()["t"] < limit]
     code = 0
     for ident in chosen:
-        state, record = ask(ident, "clean")
-        if state == "cleaned":
-            record.forget()
+        try:
+            record = Record(ident)
+            there = "sending" in record.steps and "cleaned" not in record.steps
+            state = ask(record, "clean") if there else "cleaned"
+        except Stop as stop:                           # the others can be cleaned all the same
+            state, code = str(stop), stop.code
         else:
-            code = EX_TEMPFAIL
-        sys.stdout.write("%s: %s\n" % (ident, printable(state)))
+            if state == "cleaned":
+                record.forget()
+            else:
+                code = EX_TEMPFAIL
+        sys.stdout.write("%s: %s\n" % (printable(ident), printable(state)))
     return code
 
 
@@ -3771,7 +3835,9 @@ def on_term(number, frame):
 def main(argv=None):
     """The program. Returns the exit code."""
     words = arguments(argv)
-    signal.signal(signal.SIGTERM, on_term)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, on_term)
     if not sys.stderr.isatty():
         SAY["log"] = sys.stdout                        # who reads stdout to its end first must not be blocked by a full stderr
     if any(word.startswith("client_name:") for word in words):

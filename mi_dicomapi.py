@@ -858,6 +858,15 @@ class Store:
         """Path (bytes) of a calculation's spool directory or of one blob in it. All parts are ours: an id, a kind, a number."""
         return utf8(os.path.join(self.folder, "spool", accept_id[:2], accept_id, {"input": "in", "result": "out", "": ""}[kind], blob))
 
+    def drop_orphans(self):
+        """At the start: files of calculations that are removed, if the relay was killed just there."""
+        top = os.path.join(self.folder, "spool")
+        for part in os.listdir(top) if os.path.isdir(top) else ():
+            if len(part) == 2:
+                known = {row[0] for row in self.read("SELECT accept_id FROM calculations WHERE accept_id >= ? AND accept_id < ?", part, part + "~")}
+                for name in set(os.listdir(os.path.join(top, part))) - known:
+                    remove_tree(self.spool(name, ""))
+
     def close(self):
         """Ends the writer after what is queued, and folds the log into the database."""
         self.closing = True
@@ -1163,13 +1172,27 @@ def calc_request(c):
                                                  " AND (take = ? OR state = ? AND bytes <= ?) LIMIT 1",
                         site, c.who.user, ALLOWED, SENDING, take, ALLOWED, free):
         row = relay.store.write(work, "calc-request")
+    missed, fresh = wanted(c, site)
     if row is None:
-        if time.monotonic() < c.until:
+        if time.monotonic() < c.until and not fresh:
             return Park(("site", site, c.who.user))
-        raise No("0300", "There is no information for accept_id(None), about the your site id(%s)" % site, http=200)
+        raise No("0300", "There is no information for accept_id(None), about the your site id(%s)" % site, http=200, wanted=missed)
     relay.renew(row, relay.conf["times"]["accept_lease"])
     return dict(calc_info(c, row), message="claimed", accept_id=row["accept_id"], claim=row["claim"], attempt=row["attempt"],
-                lease=relay.conf["times"]["lease"])
+                lease=relay.conf["times"]["lease"], wanted=missed)
+
+
+def wanted(c, site):
+    """({accept_id: claim} of what this very poller claimed, is out of contact, and is not in its `have`; is one of them so since a moment
+    ago?): it may have delivered it to a relay that was restored from an older backup since."""
+    relay, have = c.relay, c.get("have", dict, {})
+    if not relay.silent:
+        return {}, False
+    rows = [row for row in relay.store.read(
+        "SELECT accept_id, claim, silent FROM calculations WHERE site = ? AND state IN (?, ?, ?) AND user = ? AND poller = ? AND claim IS NOT NULL"
+        " LIMIT 1000", site, RUNNING, ENDED, GETTING, c.who.user, c.text("poller"))
+            if row["accept_id"] in relay.silent and row["accept_id"] not in have]
+    return {row["accept_id"]: row["claim"] for row in rows}, any((relay.silent_seconds(row) or 0) < 2 for row in rows)
 
 
 def calc_info(c, row):
@@ -3279,6 +3302,7 @@ class Relay:
                 log("warn", accept_id, "out-of-contact", poller=row["poller"])
                 self.silent[accept_id] = now
                 self.front.fire(("calc", accept_id))
+                self.front.fire(("site", row["site"], row["user"]))         # its poller may have delivered it before a restore
 
     def sweep_lost(self, now):
         """Counts the silence of those out of contact (the relay's own downtime does not count); ends them after lost_after."""
@@ -3516,6 +3540,7 @@ def serve(options):
     relay.recount()
     store.ballast()
     remove_tree(os.path.join(utf8(store.folder), b"spool", b"arriving"))
+    store.drop_orphans()
     for row in store.read("SELECT accept_id, state, protocol FROM calculations WHERE state IN (?, ?, ?, ?, ?)", *CLAIMED):
         key = "lease" if row["protocol"] == 2 else "v1_lost_after" if row["state"] in (SENDING, SENT) else "lost_after"
         relay.leases[row["accept_id"]] = time.monotonic() + conf["times"][key]

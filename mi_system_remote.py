@@ -3,9 +3,13 @@
 
 It asks the workflow system's relay for work (outbound https only), runs the one command that was agreed, sends back the agreed results.
 
-usage: mi_system_remote.py poll [--once] [--jobs N]      systemd (KillMode=process), a terminal; cron (--once)
+usage: mi_system_remote.py poll [--once] [--drain] [--jobs N] [--idle-exit SECONDS]
+                       systemd (KillMode=process), a terminal; --once: cron, works off what is there and ends;
+                       --drain: takes nothing new, ends when all that is here is delivered; --idle-exit: ends after so long without work
        mi_system_remote.py SITE BASE_URL TOKEN|login [debug] [no_auth[:CAFILE]] [port:N] [retry:COUNT,INTERVAL] [calc_base:DIR]
        mi_system_remote.py list | show ID                what is or was on this host: state, command, age; order and journal
+       mi_system_remote.py pause | resume                takes nothing new until resume, also after a restart; what runs goes on
+       mi_system_remote.py outbox | resend ID            results that wait for their delivery: since when, why, next try; tries now
 options: --ini FILE  --json  -q  -v  --version  --help
 
 What it does, by the suite's step numbers: 3 asks for a calculation, 4 fetches the inputs, 5 starts the command, 6 tells its end,
@@ -24,7 +28,7 @@ Token: token_file (mode 0600), $CREDENTIALS_DIRECTORY/mi_distcomp_token, $MI_DIS
   can read it for a moment: it is warned of, and moved out of sight.
 
 exit codes: 0 done, or stopped by SIGTERM, 64 usage, 69 relay unavailable, 70 bug, 74 input/output, 75 another poller holds calc_base,
-77 token or site refused, 78 configuration, 130 after Ctrl+C
+or (--once, --drain) disk full or a result still here, 77 token or site refused, 78 configuration, 130 after Ctrl+C
 """
 import binascii
 import collections
@@ -51,6 +55,8 @@ PAGE = 2000                    # entries of a manifest in one call
 MAX_INPUTS = 200000            # input files of a calculation; a relay that sends more is refused
 CHANGES = 4                    # times that results are read anew because they change while they are sent
 DISK_PAUSE = 30                # seconds until a full disk is looked at again
+REFUSED_PAUSE = 60             # seconds until a result that the relay refuses is sent again: doubled each time ...
+REFUSED_MOST = 3600            # ... up to this
 V1_AGAIN = 600                 # seconds after which a fielded relay is asked again whether it is one still
 V1_LOST_AFTER = 3600           # seconds after which a calculation of a fielded relay is ours if its calc-info was lost and nobody goes on
 OUTPUT_PART = 64 << 10         # bytes of a running command's stdout, and of its stderr, that one heartbeat takes along
@@ -577,7 +583,7 @@ class Relay:
     """A relay as one client sees it; not for two threads at once.
 
     token: function that returns the token (it may be renewed in mid-run). pause: called with seconds instead of time.sleep.
-    notice: called with a line when the relay is away, and with None when it answers again.
+    notice: called with what was raised when the relay is away, and with None when it answers again.
     keep_on: a token that is refused is waited out as the network is (a calculation outlives its token).
     at_once: kinds of Away that are not waited out. slowest: longest pause between two attempts, in seconds.
     """
@@ -586,10 +592,10 @@ class Relay:
         self.tls, self.host, self.port, self.prefix = address(url, port)
         self.token, self.ca_file, self.verify, self.proxy = token, ca_file, verify, proxy
         self.client_cert, self.client_key = client_cert, client_key
-        self.pause, self.notice, self.keep_on = time.sleep, lambda line: None, False
+        self.pause, self.notice, self.keep_on = time.sleep, lambda why: None, False
         self.at_once, self.slowest = (), 600
         self.connection = self.context = None
-        self.all_cas, self.wrong = False, 0
+        self.all_cas, self.wrong, self.gone = False, 0, 0                # gone: bytes of a body that went
         self.piece = self.most = 16 << 20
         shown = "[%s]" % self.host if ":" in self.host else self.host
         self.url = "%s://%s:%d%s" % ("https" if self.tls else "http", shown, self.port, self.prefix)
@@ -675,8 +681,10 @@ class Relay:
     def exchange(self, method, target, body=b"", length=None, headers=(), timeout=30):
         """One request; the open http.client.HTTPResponse. body: bytes, or (with length) a function that returns an iterator of chunks (of
         whose errors none may be an OSError: those are the network's).
-        Away if no answer came; a kept connection that the other end has dropped meanwhile is opened again once."""
+        Away if no answer came; a kept connection that the other end has dropped meanwhile is opened again once, unless much of a body went:
+        its offset is an old one by now."""
         for kept in (self.connection is not None, False):
+            self.gone = 0
             if self.connection is None or self.connection.sock is None:
                 self.connect(min(timeout, 30))
             made = self.connection
@@ -695,7 +703,7 @@ class Relay:
                 return response
             except (OSError, http.client.HTTPException) as error:
                 self.close()
-                if not kept or isinstance(error, socket.timeout):
+                if not kept or self.gone > 4 * CHUNK or isinstance(error, socket.timeout):
                     raise Away("network", "%s: %s" % (self.url, getattr(error, "strerror", None) or error or type(error).__name__))
             except BaseException:                      # half a request must not be followed by another
                 self.close()
@@ -706,6 +714,7 @@ class Relay:
         for chunk in chunks:
             try:
                 sock.sendall(chunk)
+                self.gone += len(chunk)
             except socket.timeout:
                 raise
             except OSError:
@@ -782,7 +791,7 @@ class Relay:
                 if not later or left is not None and left <= 0:
                     raise
                 if not noticed:
-                    self.notice(str(error))
+                    self.notice(error)
                 noticed = True
             self.close()
             self.pause(wait if left is None else min(wait, left))
@@ -1312,10 +1321,13 @@ def wait_end(control, stop, most=1.0):
         alive = os.open(os.path.join(control, b"alive"), os.O_RDONLY | os.O_NONBLOCK)
     except OSError:
         alive = -1
-    pause = 0.002
+    pause, gone = 0.002, None                          # gone: since when both processes are; a clock that is set does not count here
     try:
         while True:
-            state = look(control, time.time())
+            state = look(control, float("inf"))
+            gone = (gone or time.monotonic()) if state == ("lost", "end unknown") else None
+            if gone and time.monotonic() - gone < ORPHAN_GRACE:
+                state = "starting", None
             if state[0] in ("ended", "lost") or stop():
                 return state
             poller = select.poll()
@@ -1879,8 +1891,6 @@ JA = {                         # what a person reads, in Japanese
     "the command is not in this host's list: %s": "コマンドがこの計算機の許可一覧にありません: %s",
     "parameters with control characters, or too long": "引数に制御文字があるか、長すぎます",
     "parameter %d is not allowed for this command here: %s": "%d 番目の引数はここではこのコマンドに許可されていません: %s",
-    "it ran on this host before, and nothing runs twice unless a person says rerun":
-        "この計算機で既に実行されました。rerun の指示がない限り二度は実行しません",
     "too many inputs, or one with a log's name": "入力が多すぎるか、ログと同じ名前の入力があります",
     "%s: no answer %d times in a row; %d calculation(s) stay here for the next start": "%s: %d 回続けて応答がありません。%d 件の計算はここに残り、次の起動時に続きます",
     "%s: less than keep_free is free": "%s: 空き容量が keep_free を下回っています",
@@ -1904,9 +1914,25 @@ JA = {                         # what a person reads, in Japanese
     "%s: not on this host": "%s: この計算機にはありません",
     "say poll, list, show ID, or SITE BASE_URL TOKEN|login ...; --help tells more":
         "poll、list、show ID、または 識別子 BASE_URL トークン|login ... を指定してください。--help をご覧ください",
+    "is not like 22-6, or Mon-Fri 20:30-6:00, Sat-Sun 0-24": "22-6、または Mon-Fri 20:30-6:00, Sat-Sun 0-24 のような形ではありません",
+    "paused: nothing new is taken until resume; what runs goes on and is delivered":
+        "一時停止しました: resume まで新しい計算を受け取りません。実行中の計算は続き、結果は送られます",
+    "[poller] paused = yes is in the ini: change it there, and start the poller again":
+        "ini の [poller] に paused = yes があります。変更してポーリングプログラムを再起動してください",
+    "new calculations are taken": "新しい計算を受け取ります",
+    "new calculations are taken as soon as a poller runs": "ポーリングプログラムが動き次第、新しい計算を受け取ります",
+    "is being sent": "送信中です",
+    "no poller runs": "ポーリングプログラムが動いていません",
+    "not wanted; resend tries once more": "受け取られません。resend でもう一度試せます",
+    "when a poller runs": "ポーリングプログラムの起動時",
+    "now": "今",
+    "%s  since %s  next try: %s  why: %s": "%s  終了 %s  次の試行: %s  理由: %s",
+    "%s: nothing waits here to be delivered (%s)": "%s: 送信待ちの結果はありません (%s)",
+    "not on this host": "この計算機にはありません",
+    "the running poller sends it now": "動作中のポーリングプログラムが今送ります",
     "is not a word of this program; --help tells more": "このプログラムの語ではありません。--help をご覧ください",
     "%s: unknown option; --help tells more": "%s: 知らないオプションです。--help をご覧ください",
-    "show needs one ID": "show には ID を一つ指定してください",
+    "%s needs one ID": "%s には ID を一つ指定してください",
 }
 
 
@@ -1929,6 +1955,29 @@ def retry_of(text):
     return (int(found.group(1)), float(found.group(2))) if text else None
 
 
+def hours_of(text):
+    """'22-6', 'Mon-Fri 20:30-6:00, Sat-Sun 0-24' -> [(days, first minute, end minute)], local time; '' -> []. A span over midnight belongs
+    to the day that it begins on."""
+    spans = []
+    for part in text.lower().split(",") if text else ():
+        found = re.match(r"\s*(?:([a-z]{3})(?:-([a-z]{3}))?\s+)?(\d\d?)(?::([0-5]\d))?-(\d\d?)(?::([0-5]\d))?\s*\Z", part)
+        first, last, *clock = found.groups() if found else ("?",) + ("0",) * 5
+        begin, end = (int(clock[at]) * 60 + int(clock[at + 1] or 0) for at in (0, 2))
+        if not {first or DAYS[0], last or DAYS[0]} <= set(DAYS) or begin == end or max(begin, end) > 1440:
+            raise ValueError(_("is not like 22-6, or Mon-Fri 20:30-6:00, Sat-Sun 0-24"))
+        low = DAYS.index(first) if first else 0
+        count = (DAYS.index(last) - low) % 7 + 1 if last else 1 if first else 7
+        spans.append(([(low + day) % 7 for day in range(count)], begin, end))
+    return spans
+
+
+def within(spans, when):
+    """Is the local time `when` (struct_time) in one of hours_of()'s spans? Always, if there is none."""
+    minute, day = when.tm_hour * 60 + when.tm_min, when.tm_wday
+    return not spans or any(day in days and begin <= minute < end if begin < end else
+                            day in days and minute >= begin or (day - 1) % 7 in days and minute < end for days, begin, end in spans)
+
+
 def sums_of(text):
     """sha256 sums, separated by blanks or lines."""
     if any(not re.match(r"[0-9a-f]{64}\Z", word) for word in text.lower().split()):
@@ -1944,12 +1993,14 @@ def not_built(text):
 
 
 LATER = (not_built, "")
+DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 KEYS = {                       # {section: {key: (kind, default)}}
     "poller": {
         "site": (str, ""), "url": (str, ""), "token_file": (str, ""), "ca_file": (str, ""), "client_cert": (str, ""),
         "client_key": (str, ""), "proxy": (str, ""), "calc_base": (str, ""), "jobs": (number(1, 1000), 1), "retry": (retry_of, None),
         "keep_free": (share, 0.05), "keep_workdirs": (seconds, 30 * 86400.0), "logfile": (str, ""),
-        "lang": (one_of("auto", "en", "ja"), "auto"), "hours": LATER, "paused": LATER, "poll": (seconds, 30.0), "idle_exit": LATER,
+        "lang": (one_of("auto", "en", "ja"), "auto"), "hours": (hours_of, []), "paused": (flag, False), "poll": (seconds, 30.0),
+        "idle_exit": (seconds, 0.0),
         "output": (flag, True), "hold": LATER, "require_signature": LATER, "signature_keys": LATER, "notify": LATER},
     "command *": {
         "argv": (lines, ()), "match": (str, ""), "parameters": (flag, False), "argument.*": (re.compile, None), "env.*": (str, ""),
@@ -1962,7 +2013,7 @@ KEYS = {                       # {section: {key: (kind, default)}}
         "deny_content": LATER, "deny_pieces": LATER, "hold": LATER, "dry_run": LATER, "scan_timeout": LATER, "audit_log": LATER},
 }
 ACCEPT_ID = re.compile(r"[0-9a-f-]{36}\Z")
-SCAFFOLD = rb"(take|run|ready|alive|end\.tmp|part\d+|job(\.sub)?|words)\Z"      # of a control directory: needed by nobody after delivery
+SCAFFOLD = rb"(take|run|ready|alive|order\.new|end\.tmp|part\d+|waits|job(\.sub)?|words)\Z"       # needed by nobody after delivery
 
 
 # ---- the allow-list ----
@@ -2065,10 +2116,12 @@ class Calculation:
 
     def __init__(self, base, name, order):
         self.name, self.order, self.accept_id = name, order, order["accept_id"]
-        self.claim, self.info, self.run = order["claim"], order["calc-info"], "%s.%d" % (order["accept_id"], order["attempt"])
+        self.claim, self.info = order["claim"], order["calc-info"]
+        self.run = order.get("run") or "%s.%d" % (order["accept_id"], order["attempt"])       # the mark of its processes
         self.work, self.control = os.path.join(base, utf8(name)), os.path.join(base, b".mi", utf8(name))
         self.phase, self.since, self.cancelled, self.command, self.child = "inputs", time.monotonic(), False, None, None
         self.job, self.beside = None, ""               # its BatchJob, where it has one; what was wrong with `post`
+        self.hurry, self.why = threading.Event(), ""   # somebody said resend; what keeps it from being delivered
         self.journal, line = [], b"\n"
         with open(self.path(b"journal"), "rb") as text:
             for line in text:
@@ -2104,11 +2157,24 @@ class Calculation:
         with open(self.path(b"stderr"), "ab") as out:
             out.write(("%s: %s\n" % (PROGRAM, printable(text))).encode("utf-8"))
 
+    def over(self):
+        """"delivered", "kept" (the relay does not want it), or "" while there is something to do."""
+        words = [entry["what"] for entry in self.journal if entry.get("what") in ("delivered", "kept", "resend")]
+        return words[-1].replace("resend", "") if words else ""
+
+    def waits(self, wait, why):
+        """Its result is tried again in `wait` seconds; beside the journal, for `outbox`."""
+        if self.last("ended"):
+            try:
+                with open(self.path(b"waits"), "w") as out:
+                    json.dump({"next": round(time.time() + wait), "why": str(why)}, out)
+            except OSError:
+                pass
+
     def state(self):
         """For people: claimed, starting, queued, running, lost, undelivered, delivered, kept."""
-        for what, word in (("delivered", "delivered"), ("kept", "kept"), ("ended", "undelivered")):
-            if self.last(what):
-                return word
+        if self.over() or self.last("ended"):
+            return self.over() or "undelivered"
         if read_batch(self.control):
             found = batch_where(os.path.dirname(self.control), self.control)[0]
             return {"ended": "undelivered", "stopped": "lost"}.get(found, found)
@@ -2124,13 +2190,20 @@ class Calculation:
                 except FileNotFoundError:
                     pass
 
-    def remove(self):
-        """Both directories; `ready` first, so that what is half removed can never start."""
-        for name in (b"ready", b"order.json"):
-            if os.path.exists(self.path(name)):
-                os.unlink(self.path(name))
+    def remove_files(self):
+        """All that takes room; order and journal stay, so that it is known here and does not run again."""
         shutil.rmtree(self.work, ignore_errors=True)
-        shutil.rmtree(self.control, ignore_errors=True)
+        shutil.rmtree(self.path(b"out"), ignore_errors=True)
+        self.tidy(rb"stdout|stderr|" + SCAFFOLD)
+
+    def remove(self):
+        """Both directories; the control directory loses its name first, so that there is never half of one."""
+        gone = os.path.join(os.path.dirname(self.control), b"gone." + utf8(self.name))
+        shutil.rmtree(self.work, ignore_errors=True)
+        shutil.rmtree(gone, ignore_errors=True)
+        os.rename(self.control, gone)
+        fault("control gone")
+        shutil.rmtree(gone, ignore_errors=True)
 
 
 def on_disk(base):
@@ -2234,10 +2307,10 @@ def tell_step(calc, relay, name):
 
 
 def ran_before(poller, calc):
-    """Has an earlier attempt been started on this host, for which no person has said rerun since? (A relay that was restored from a backup
-    may hand it out again.)"""
+    """The latest earlier attempt that was started on this host and for which no person has said rerun since, or None. (A relay that was
+    restored from a backup may hand out again what has run, or still runs.)"""
     rerun = calc.info.get("rerun")
-    for number in range(1, int(calc.name.partition(".")[2] or 1)):
+    for number in range(int(calc.name.partition(".")[2] or 1) - 1, 0, -1):
         name = calc.accept_id + (".%d" % number if number > 1 else "")
         try:
             with open(os.path.join(poller.base, b".mi", utf8(name), b"order.json"), "rb") as text:
@@ -2248,8 +2321,32 @@ def ran_before(poller, calc):
         never = not started or (started["boot"] == boot_id() and look(other.control, time.time())[0] == "ready"
                                 and not read_batch(other.control))
         if not never and not (type(rerun) is int and other.order["attempt"] <= rerun):
-            return True
-    return False
+            return poller.held.get(name) or other
+    return None
+
+
+def go_on_with(poller, calc, relay, other):
+    """The relay has handed out as calc what ran, or runs, here as other: that goes on under the new claim, and its result is sent (again)."""
+    for step in ("calc-params-complete", "calc-start"):
+        try:
+            tell_step(calc, relay, step)
+        except Refused as error:
+            if error.more.get("why") != "state":       # else it is further: a start of ours told it
+                raise
+    fault("hand over")
+    with poller.room:
+        other.order.update(claim=calc.claim, attempt=calc.order["attempt"], run=other.run)
+        write_synced(other.path(b"order.new"), json.dumps(other.order).encode())
+        os.rename(other.path(b"order.new"), other.path(b"order.json"))
+        sync_folder(other.control)
+        fault("handed over")
+        other.claim = calc.claim
+        other.note(3, "resend")
+    log("info", calc.accept_id, "3 it ran here before: that result is sent", work=shown(other.work))
+    calc.remove()
+    other.hurry.set()
+    if other.name not in poller.held:
+        poller.hold(other, poller.relay())
 
 
 def begin(poller, calc, relay, page):
@@ -2257,8 +2354,6 @@ def begin(poller, calc, relay, page):
     starting, fielded = calc.last("starting"), calc.order["protocol"] == 1
     if starting and starting["boot"] != boot_id() and starting.get("batch", "none") == "none":
         return end_early(calc, "the host was restarted", "the host was restarted")
-    if not starting and ran_before(poller, calc):
-        return end_early(calc, "refused", _("it ran on this host before, and nothing runs twice unless a person says rerun"))
     if fielded and not calc.order.get("received") and not v1_params(poller, calc, relay):
         return
     try:
@@ -2379,18 +2474,21 @@ def environment(calc):
     return env
 
 
-def processes(leader, mark):
-    """The pids of a command's process tree: in its wrapper's session, with `mark` in the environment, or below one of these.
-    leader: the wrapper's pid, 0 if it is gone; it is not among them."""
-    parents, found = {}, {leader} - {0}
+def processes(leader, mark, known):
+    """{(pid, start time)} of a command's process tree: in its wrapper's session, with `mark` in the environment, known as part of it from an
+    earlier look, or below one of these. leader: the wrapper's pid, 0 if it is gone; it is not among them."""
+    parents, starts, found = {}, {}, {leader} - {0}
     for pid in (int(name) for name in os.listdir("/proc") if name.isdigit()):
         try:
             with open("/proc/%d/stat" % pid, "rb") as text:
-                state, parent, group, session = text.read().rpartition(b") ")[2].split()[:4]
-            if state not in (b"Z", b"X"):
-                parents[pid] = int(parent)
+                words = text.read().rpartition(b") ")[2].split()
+            if words[0] not in (b"Z", b"X"):
+                parents[pid], starts[pid] = int(words[1]), words[19]
+                if leader and int(words[3]) == leader or (pid, words[19]) in known:
+                    found.add(pid)
+                    continue
                 with open("/proc/%d/environ" % pid, "rb") as text:
-                    if leader and int(session) == leader or mark in text.read().split(b"\0"):
+                    if mark in text.read().split(b"\0"):
                         found.add(pid)
         except OSError:
             pass                                       # gone, or another user's
@@ -2398,7 +2496,7 @@ def processes(leader, mark):
     while more:
         more = {pid for pid, parent in parents.items() if parent in more} - found
         found |= more
-    return found - {leader, os.getpid()}
+    return {(pid, starts[pid]) for pid in found - {leader, os.getpid()} if pid in starts}
 
 
 def kill_tree(calc, control=None):
@@ -2407,15 +2505,15 @@ def kill_tree(calc, control=None):
     until, told = time.monotonic() + (calc.command["grace"] if calc.command else 10), set()
     while True:
         wrapper, late = read_note(os.path.join(control or calc.control, b"start")), time.monotonic() > until
-        alive = processes(wrapper.pid if wrapper and still_there(wrapper) else 0, b"MI_RUN=" + calc.run.encode())
-        for pid in alive if late else alive - told:
+        alive = processes(wrapper.pid if wrapper and still_there(wrapper) else 0, b"MI_RUN=" + calc.run.encode(), told)
+        for pid, start in alive if late else alive - told:
             try:
                 os.kill(pid, signal.SIGKILL if late else signal.SIGTERM)
             except OSError:
                 pass
         if not alive:
             return
-        told |= alive
+        told |= alive                                  # whose parent ends now is not lost sight of
         time.sleep(0.05)
 
 
@@ -2681,7 +2779,8 @@ def send_results(poller, calc, relay):
 
 def deliver(poller, calc, relay):
     """6. to 8.: tells the end, sends what may leave; then what only the wrapper needed goes."""
-    calc.phase = "results"
+    with poller.room:
+        calc.phase = "results"
     if calc.order["protocol"] == 1:
         v1_send(poller, calc, relay)
     else:
@@ -2872,43 +2971,70 @@ def v1_body(calc, found, absent):
 
 def carry_out(poller, calc, relay, page):
     """Steps 4 to 8 of one calculation, from wherever its journal stands; after any crash or failure it is called again."""
+    claim = calc.claim
     try:
         if not calc.last("ended") and look(calc.control, time.time())[0] == "ready" and not read_batch(calc.control):
+            earlier = None if calc.last("starting") else ran_before(poller, calc)
+            if earlier:
+                return go_on_with(poller, calc, relay, earlier)
             begin(poller, calc, relay, page)
         if not calc.last("ended"):
             wait_for_end(poller, calc)
+        claim = calc.claim
         deliver(poller, calc, relay)
     except Refused as error:
-        lose_claim(calc, error)
+        with poller.room:
+            if calc.claim == claim:
+                return lose_claim(calc, error)
+        carry_out(poller, calc, relay, None)           # it got another claim meanwhile
 
 
 def work_on(poller, calc, relay, page=None):
     """A thread: one calculation, until it is delivered, taken away by the relay, or left for the next start."""
+    def pause(wait):
+        poller.pause(wait, calc)
+
+    def notice(why):
+        calc.why = why or ""
+        poller.notice(why)
+
+    relay.pause, relay.notice, backoff = pause, notice, Backoff(REFUSED_MOST)
+    backoff.now = REFUSED_PAUSE
     while True:
         try:
             carry_out(poller, calc, relay, page)
         except OSError as error:                       # a full or broken disk: the journal says where to go on
-            log("error", calc.accept_id, "disk", error=error, again_in=DISK_PAUSE)
-            relay.close()
-            page = None
-            time.sleep(DISK_PAUSE)
-            continue
+            wait, calc.why = DISK_PAUSE, error
+        except Refused as error:
+            wait, calc.why = backoff.next(), error
         except Exception as error:                     # a bug, or results that change again and again
-            log("error", calc.accept_id, "stays here until the next start", why="%s: %s" % (type(error).__name__, error))
+            wait, calc.why = backoff.next(), "%s: %s" % (type(error).__name__, error)
             if SAY["debug"]:
                 raise
-        return poller.release(calc, relay)
+        else:
+            return poller.release(calc, relay)
+        if poller.ending() and not isinstance(calc.why, OSError):
+            poller.stuck.append("%s: %s" % (calc.name, calc.why))
+            log("error", calc.accept_id, "stays here until the next start", why=calc.why)
+            calc.waits(0, calc.why)
+            return poller.release(calc, relay)
+        log("error", calc.accept_id, "it stays here and is tried again", why=calc.why, again_in=round(wait))
+        relay.close()
+        page = None
+        poller.put_off(calc, relay, wait)
 
 
 def lose_claim(calc, error):
-    """The relay says no. Never started here: the calculation goes. Otherwise its result stays on this disk; what is refused for other
-    reasons than 404 and 409 is tried again at the next start."""
-    if look(calc.control, time.time())[0] == "ready" and not read_batch(calc.control):
+    """The relay says no. The claim is gone (404, 409): what never started here goes, a result stays on this disk. Any other no is raised again:
+    its reason may go away."""
+    gone = error.code in (404, "0300") or error.code == 409 and error.more             # the relay's own word, not a failure on the way
+    if look(calc.control, time.time())[0] == "ready" and (gone or not calc.last("ended")) and not read_batch(calc.control):
         log("warn", calc.accept_id, "the claim is gone", code=error.code, why=error)
         return calc.remove()
+    if not gone:
+        raise error
     log("error", calc.accept_id, "the result is refused and stays here", code=error.code, why=error, work=shown(calc.work))
-    if error.code in (404, "0300") or error.code == 409 and error.more:        # the relay's own word, not a failure on the way
-        calc.note(8, "kept", why=str(error))
+    calc.note(8, "kept", why=str(error))
 
 
 class Poller:
@@ -2916,7 +3042,8 @@ class Poller:
 
     def __init__(self, settings, options, commands, token, base):
         self.keys, self.rules, self.options, self.commands, self.token, self.base = (
-            settings["poller"], settings["outbound"], options, commands, token, base)
+            settings["poller"], dict(settings["outbound"]), options, commands, token, base)
+        self.own_rules = settings["outbound"]          # rules: the same within the relay's limits
         self.site, self.jobs, self.retry = options["site"], options["jobs"] or self.keys["jobs"], options["retry"] or self.keys["retry"]
         self.held, self.idle, self.room = {}, [], threading.Condition()      # calculations by name, free Relays
         self.queues = {}                               # of batch systems, by system and environment
@@ -2926,12 +3053,15 @@ class Poller:
         self.output = self.keys["output"] and not (self.keys["hold"] or any(
             self.rules[key] for key in ("deny_content", "deny_pieces", "deny_sums", "hold", "dry_run")))
         self.wake, self.outcome = os.pipe(), None
+        self.asking, self.busy_at, self.stuck = None, time.monotonic(), []   # the Relay of a calc-request that is out; when there was work
 
     def relay(self):
         """A Relay that nobody uses now. All share one TLS context."""
         with self.room:
             if self.idle:
-                return self.idle.pop()
+                made = self.idle.pop()
+                made.pause, made.notice = self.pause, self.notice
+                return made
         keys, options = self.keys, self.options
         made = Relay(options["url"], self.token, options["ca_file"], options["verify"], keys["proxy"], keys["client_cert"],
                      keys["client_key"], options["port"])
@@ -2941,29 +3071,60 @@ class Poller:
         made.context, made.piece, made.most = self.first.context, self.first.most, self.first.most
         return made
 
-    def notice(self, line):
-        """One log line when the relay goes away, one when it is back (None), however many threads see it."""
-        if line is None:
+    def notice(self, why):
+        """One log line when the relay goes away or refuses the token, one when it is back (None), however many threads see it."""
+        if why is None:
             self.failures = 0
-        if line is not None and not self.away:
-            log("warn", None, "relay away, asking on", why=line)
-        elif line is None and self.away:
+        if why is not None and not self.away:
+            if isinstance(why, Refused) and why.code in NO_TOKEN:
+                log("error", None, "the token is refused: put a valid one into token_file, or start again; asking on, nothing is lost", why=why)
+            else:
+                log("warn", None, "relay away, asking on", why=why)
+        elif why is None and self.away:
             log("info", None, "relay answers again")
-        self.away = line is not None
+        self.away = why is not None
 
     def moved(self, count):
         """Bytes went over the line."""
         self.failures = 0
 
-    def pause(self, wait):
-        """Sleeps before the next try; retry = COUNT,INTERVAL: that many failures in a row end the process, not the results."""
+    def pause(self, wait, calc=None):
+        """Sleeps before the next try; retry = COUNT,INTERVAL: that many failures in a row end the process, not the results.
+        calc: what is tried again."""
         if self.retry:
             self.failures, wait = self.failures + 1, self.retry[1]
             if self.failures >= self.retry[0]:
                 self.finish(Stop(EX_UNAVAILABLE, _("%s: no answer %d times in a row; %d calculation(s) stay here for the next start")
                                  % (self.options["url"], self.failures, len(self.held))))
                 wait = 3600
-        time.sleep(wait)
+        if calc:
+            calc.waits(wait, calc.why)
+            calc.hurry.wait(wait)
+            calc.hurry.clear()
+        else:
+            time.sleep(wait)
+
+    def put_off(self, calc, relay, wait):
+        """Waits until calc is tried again. A result that the relay refuses takes no slot meanwhile."""
+        if isinstance(calc.why, OSError):
+            return time.sleep(wait)
+        with self.room:
+            calc.phase = "outbox" if calc.last("ended") else calc.phase
+            self.room.notify_all()
+        calc.waits(wait, calc.why)
+        calc.hurry.wait(wait)
+        calc.hurry.clear()
+        if isinstance(calc.why, Refused) and calc.why.code == 413 and not self.v1:
+            try:                                       # its limits have changed: what is over them has its reason beside it, the rest arrives
+                self.limit(relay.learn(0)[1])
+            except Away:
+                pass
+
+    def limit(self, limits):
+        """What is over the relay's limits stays here as what is over [outbound]'s does."""
+        for key in ("max_file", "max_files"):
+            if isinstance(limits.get(key), int) and limits[key] > 0:
+                self.rules[key] = min(self.own_rules[key] or limits[key], limits[key])
 
     def finish(self, outcome):
         """Ends the program, from any thread: outcome is an exit code or an exception."""
@@ -3005,24 +3166,90 @@ class Poller:
 
     def busy(self):
         """How many calculations take a slot."""
-        return sum(calc.phase != "in doubt" for calc in self.held.values())
+        return sum(calc.phase not in ("in doubt", "outbox") for calc in self.held.values())
+
+    def ending(self):
+        """Is this a run that ends when its work is done?"""
+        return self.options["once"] or self.options["drain"] or self.options["resend"]
+
+    def closed(self):
+        """Why nothing new is claimed now, or ""."""
+        if self.options["drain"] or self.options["resend"]:
+            return "--drain"
+        if self.keys["paused"] or os.path.exists(os.path.join(self.base, b".mi", b"paused")):
+            return "paused"
+        return "" if within(self.keys["hours"], time.localtime()) else "hours"
+
+    def full(self):
+        """The free bytes of calc_base, and why that is too little, or ""."""
+        disk, keep = os.statvfs(self.base), self.keys["keep_free"]
+        free = disk.f_bavail * disk.f_frsize
+        return free, "" if free >= (keep * disk.f_blocks * disk.f_frsize if isinstance(keep, float) else keep) else "less than keep_free is free"
+
+    def blocked(self):
+        """closed(), or too little room."""
+        return self.closed() or self.full()[1]
 
     def wait_for_room(self):
-        """Waits for a free slot, and until keep_free of the disk is free. Returns the free bytes. 75 with --once."""
+        """Waits for a free slot, for the hours in which work is taken, and until keep_free of the disk is free. Returns the free bytes; None if
+        this run ends instead of waiting."""
         with self.room:
             while self.busy() >= self.jobs:
                 self.room.wait()
-        told = False
+        told = ""
         while True:
-            disk, keep = os.statvfs(self.base), self.keys["keep_free"]
-            if disk.f_bavail * disk.f_frsize >= (keep * disk.f_blocks * disk.f_frsize if isinstance(keep, float) else keep):
-                return disk.f_bavail * disk.f_frsize
-            if self.options["once"]:
-                raise Stop(EX_TEMPFAIL, _("%s: less than keep_free is free") % shown(self.base))
-            if not told:
-                log("warn", None, "less than keep_free is free: no new calculation", base=shown(self.base))
-            told = True
-            time.sleep(DISK_PAUSE)
+            shut, (free, full) = self.closed(), self.full()
+            if full and not shut:
+                make_room(self)
+                free, full = self.full()
+            if not shut and not full:
+                if told:
+                    log("info", None, "new calculations are taken again")
+                return free
+            if self.ending():
+                if full and not shut:
+                    self.stuck.append(_("%s: less than keep_free is free") % shown(self.base))
+                return None
+            if told != (shut or full):
+                told = shut or full
+                log("warn" if full else "info", None, "no new calculation", why=told, base=shown(self.base))
+            until = time.monotonic() + (0 if shut else DISK_PAUSE)       # what could go is gone: only others make room now
+            while True:
+                time.sleep(1)
+                if time.monotonic() > until or not self.blocked():
+                    break
+
+    def tick(self):
+        """Once a second: what was said on the command line meanwhile, the hours, and idle_exit."""
+        asking = self.asking
+        if asking and self.blocked():                  # whoever has the answer will not take it: do not stay in the relay's way
+            try:
+                socket.socket.shutdown(asking.connection.sock, socket.SHUT_RDWR)
+            except (AttributeError, TypeError, OSError):
+                pass                                   # it is not connected at the moment
+        self.take_resends()
+        limit = self.options["idle-exit"] or self.keys["idle_exit"]
+        if self.held or not limit:
+            self.busy_at = time.monotonic()
+        elif time.monotonic() - self.busy_at > limit:
+            log("info", None, "nothing to do: it ends", idle_exit=limit)
+            self.finish(0)
+
+    def take_resends(self):
+        """Does at once what `resend` has asked for."""
+        path = os.path.join(self.base, b".mi", b"resend")
+        if not os.path.exists(path):
+            return
+        os.rename(path, path + b".taken")
+        with open(path + b".taken") as text:
+            names = set(text.read().split())
+        os.unlink(path + b".taken")
+        for calc in on_disk(self.base) if names - set(self.held) else ():
+            if calc.name in names and calc.over() == "kept" and calc.name not in self.held:
+                calc.note(8, "resend")
+                self.hold(calc, self.relay())
+        for name in names & set(self.held):
+            self.held[name].hurry.set()
 
     def tell(self, line):
         """A line of the manual, on a terminal or where it was started with the manual's words."""
@@ -3031,6 +3258,16 @@ class Poller:
                 print(printable(line), flush=True)
             except (OSError, ValueError):
                 pass
+
+
+def send_again(poller, wanted):
+    """The relay misses results {accept_id: claim} that this poller has delivered, or kept: it was restored from a backup since."""
+    if isinstance(wanted, dict) and wanted:
+        for calc in on_disk(poller.base):
+            if wanted.get(calc.accept_id) == calc.claim and calc.name not in poller.held and calc.over():
+                calc.note(3, "resend")
+                log("info", calc.accept_id, "3 its result is wanted again", work=shown(calc.work))
+                poller.hold(calc, poller.relay())
 
 
 def calc_request(poller, relay, take, free, wait):
@@ -3042,8 +3279,11 @@ def calc_request(poller, relay, take, free, wait):
     try:
         if poller.v1:
             return v1_named(poller, relay.call_v1("GET", "calc-request", {"site_id": poller.site}))
-        return relay.call("POST", "calc-request", fields, wait)
+        found = relay.call("POST", "calc-request", fields, wait)
+        send_again(poller, found.get("wanted"))
+        return found
     except Refused as error:
+        send_again(poller, error.more.get("wanted"))
         if error.code in (401, 403, "0005"):
             reason = {"errors": [{"code": error.code, "message": str(error)}]}
             poller.tell("%s:status code = 403 / reason = %s" % (now, json.dumps(reason, ensure_ascii=False, separators=(",", ":"))))
@@ -3066,9 +3306,7 @@ def first_contact(poller, relay):
     if poller.v1:
         return 0
     poller.first.piece = poller.first.most = relay.most
-    for key in ("max_file", "max_files"):
-        if isinstance(limits.get(key), int) and limits[key] > 0:
-            poller.rules[key] = min(poller.rules[key] or limits[key], limits[key])
+    poller.limit(limits)
     return 0 if poller.options["once"] else min(POLL_WAIT, limits["wait"] if isinstance(limits.get("wait"), int) else POLL_WAIT)
 
 
@@ -3083,25 +3321,38 @@ def refused_at_first(relay, error):
 def claim_loop(poller):
     """A thread: 3. asks for work whenever there is room for it, for ever (--once: until nothing is left)."""
     relay, backoff, answered = poller.relay(), Backoff(), False
-    wait = first_contact(poller, relay)
+    wait = first_contact(poller, relay) if poller.held or not poller.closed() else None
     while True:
         try:
             free = poller.wait_for_room()
+            if free is None:
+                return leave(poller)
+            if wait is None:
+                wait = first_contact(poller, relay)
             if poller.v1 and time.monotonic() - poller.learned > V1_AGAIN:
                 wait = first_contact(poller, relay)
             take = make_spare(poller.base)
             asked, calc = time.monotonic(), None
+            poller.asking = relay
             found = calc_request(poller, relay, take, free, wait)
+            poller.asking = None
             poller.notice(None)
             backoff, answered = Backoff(), True
+            if found and poller.blocked():             # meanwhile: its claim lapses before long, and the relay hands it out again
+                log("info", found.get("accept_id"), "3 not taken", why=poller.blocked())
+                continue
             calc = found and put_on_disk(poller.base, found, **({"protocol": 1, "site": poller.site} if poller.v1 else {}))
         except (Away, Refused, OSError) as error:
+            poller.asking = None
+            if isinstance(error, Away) and poller.blocked():             # tick() has broken it off
+                relay.close()
+                continue
             if isinstance(error, Refused) and not answered and error.code not in AGAIN:
                 raise refused_at_first(relay, error)
             if isinstance(error, OSError):
                 log("error", None, "disk", error=error)
             else:
-                poller.notice(str(error))
+                poller.notice(error)
             relay.close()
             poller.pause(backoff.next())
             continue
@@ -3113,14 +3364,19 @@ def claim_loop(poller):
             poller.hold(calc, relay, found.get("inputs"))
             relay = poller.relay()
         elif poller.options["once"] and found is None:
-            with poller.room:
-                while poller.busy():
-                    poller.room.wait()
-            return poller.finish(0)
+            return leave(poller)
         else:                                          # a relay that does not let us wait
             least = poller.keys["poll"] if poller.v1 and found is None else 1
             time.sleep(max(0.0, least - (time.monotonic() - asked)))
         sweep(poller)
+
+
+def leave(poller):
+    """--once and --drain: waits for what is under way, and ends; 75 if something stays here that could not be delivered."""
+    with poller.room:
+        while poller.busy():
+            poller.room.wait()
+    poller.finish(Stop(EX_TEMPFAIL, "; ".join(poller.stuck)) if poller.stuck else 0)
 
 
 def output_parts(poller, calc, known, most):
@@ -3146,7 +3402,7 @@ def heartbeat(poller, relay, calcs, known, quiet):
     quiet: seconds that it may wait for news where nothing is written. Returns (did anybody write, seconds until the next)."""
     entries, most = {}, max(1024, min(OUTPUT_PART, (1 << 20) // len(calcs)))
     for name, calc in calcs.items():
-        entries[name] = {"claim": calc.claim, "phase": calc.phase}
+        entries[name] = {"claim": calc.claim, "phase": "results" if calc.phase == "outbox" else calc.phase}
         if calc.job is not None:
             entries[name].update(node=calc.job.node, what=calc.job.where)
         if poller.output:
@@ -3187,15 +3443,29 @@ def heartbeat_loop(poller):
         time.sleep(max(0.0, wait - (time.monotonic() - asked)))
 
 
+def make_room(poller):
+    """Less than keep_free is free: the files of delivered calculations go, oldest first, until it is enough. Order and journal stay."""
+    for calc in on_disk(poller.base):
+        if calc.over() == "delivered" and calc.name not in poller.held and os.path.lexists(calc.work):
+            log("info", calc.accept_id, "swept: its room is needed", delivered=round(calc.last("delivered")["t"]))
+            calc.remove_files()
+            if not poller.full()[1]:
+                return
+
+
 def sweep(poller):
     """Once an hour: the directories of calculations that were delivered keep_workdirs ago go."""
     if time.monotonic() < poller.swept:
         return
     poller.swept = time.monotonic() + 3600
+    for name in os.listdir(os.path.join(poller.base, b".mi")):
+        if name.startswith(b"gone."):                  # a start before this one was killed in remove()
+            shutil.rmtree(os.path.join(poller.base, b".mi", name), ignore_errors=True)
     for calc in on_disk(poller.base):
-        if calc.last("delivered") and calc.name not in poller.held:      # it may have been killed just there
-            calc.tidy(SCAFFOLD)
-        if calc.last("delivered") and time.time() - calc.last("delivered")["t"] > poller.keys["keep_workdirs"]:
+        if calc.over() != "delivered" or calc.name in poller.held:
+            continue
+        calc.tidy(SCAFFOLD)                            # it may have been killed just there
+        if time.time() - calc.last("delivered")["t"] > poller.keys["keep_workdirs"]:
             log("info", calc.accept_id, "swept")
             calc.remove()
 
@@ -3369,12 +3639,16 @@ def poll(poller):
         commands=" ".join(sorted(command["name"] for command in poller.commands.values())))
     poller.idle.append(relay)
     for calc in on_disk(poller.base):
-        if not calc.last("delivered") and not calc.last("kept"):
+        if calc.name == poller.options["resend"] if poller.options["resend"] else not calc.over():
             log("info", calc.accept_id, "picked up", state=calc.state())
             poller.hold(calc, poller.relay())
     for loop in (claim_loop, heartbeat_loop):
         threading.Thread(target=thread, args=(loop,), daemon=True).start()
-    os.read(poller.wake[0], 1)
+    while not select.select([poller.wake[0]], [], [], 1)[0]:
+        try:
+            poller.tick()
+        except OSError as error:
+            log("error", None, "disk", error=error)
     if not signals:
         if isinstance(poller.outcome, Exception):
             raise poller.outcome
@@ -3383,6 +3657,81 @@ def poll(poller):
         poller.tell("Ctrl + C スクリプト停止要求受付")
     log("info", None, "stopped; what runs here runs on and is picked up at the next start", calculations=len(poller.held))
     return EX_INTERRUPT if signals[0] == signal.SIGINT else 0
+
+
+def poller_runs(base):
+    """Does a poller hold calc_base now?"""
+    import fcntl
+    import struct
+    with open(os.path.join(base, b".mi", b"lock"), "a+") as lock:
+        found = fcntl.fcntl(lock, fcntl.F_GETLK, struct.pack("hhllhh", fcntl.F_WRLCK, 0, 0, 0, 0, 0))
+    return struct.unpack("hhllhh", found)[0] != fcntl.F_UNLCK
+
+
+def pause(base, keys, word):
+    """pause and resume: a mark beside the calculations that the running poller, or the next one, obeys. 78 if the ini says paused."""
+    path = os.path.join(base, b".mi", b"paused")
+    if word == "pause":
+        write_synced(path, b"")
+        return print(_("paused: nothing new is taken until resume; what runs goes on and is delivered"))
+    if os.path.exists(path):
+        os.unlink(path)
+    if keys["paused"]:
+        raise Stop(EX_CONFIG, _("[poller] paused = yes is in the ini: change it there, and start the poller again"))
+    print(_("new calculations are taken") if poller_runs(base) else _("new calculations are taken as soon as a poller runs"))
+
+
+def outbox(base, as_json):
+    """What waits for its delivery, or is not wanted by the relay: since when, why, when it is tried again (seconds since the epoch)."""
+    rows, runs = [], poller_runs(base)
+    for calc in on_disk(base):
+        if calc.state() not in ("undelivered", "kept"):
+            continue
+        end, found = read_note(calc.path(b"end")), {}
+        try:
+            with open(calc.path(b"waits")) as text:
+                found = json.load(text)
+        except (OSError, ValueError):
+            pass
+        kept, late = calc.over() == "kept", runs and found.get("next", 0) or None
+        why = calc.last("kept")["why"] if kept else found.get("why") or _("is being sent") if runs else found.get("why") or _("no poller runs")
+        rows.append({"id": calc.name, "state": calc.state(), "since": round(end.time if end else (calc.last("ended") or calc.order)["t"]),
+                     "why": why, "next": None if kept else late})
+    if as_json:
+        return print(json.dumps(rows, ensure_ascii=False))
+    for row in rows:
+        late = (_("not wanted; resend tries once more") if row["state"] == "kept" else _("when a poller runs") if not runs else
+                time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(row["next"])) if (row["next"] or 0) > time.time() else _("now"))
+        since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(row["since"]))
+        print(_("%s  since %s  next try: %s  why: %s") % (row["id"], since, late, printable(row["why"])))
+
+
+def waiting(base, name):
+    """The calculation of that name if its result waits here. 64 otherwise."""
+    calc = next((calc for calc in on_disk(base) if calc.name == name), None)
+    if calc is None or calc.state() not in ("undelivered", "kept"):
+        raise Stop(EX_USAGE, _("%s: nothing waits here to be delivered (%s)") % (printable(name), calc.state() if calc else _("not on this host")))
+    return calc
+
+
+def hand_over(base, name):
+    """resend: the running poller is told."""
+    with open(os.path.join(base, b".mi", b"resend"), "a") as out:
+        out.write(name + "\n")
+    print(_("the running poller sends it now"))
+
+
+def resent(poller):
+    """resend without a running poller: sends it here. 77 if the relay does not take it."""
+    name = poller.options["resend"]
+    calc = waiting(poller.base, name)
+    if calc.over() == "kept":
+        calc.note(8, "resend")
+    poll(poller)
+    calc = next(calc for calc in on_disk(poller.base) if calc.name == name)
+    if calc.over() == "kept":
+        raise Stop(EX_REFUSED, "%s: %s" % (name, calc.last("kept")["why"]))
+    return 0
 
 
 def show(base, name, as_json):
@@ -3432,14 +3781,15 @@ def fielded_words(words, options):
 
 def parse(argv):
     """(words, options) of the command line. 64."""
-    words, options = [], dict.fromkeys(("once", "json", "q", "v", "version", "help", "h"), False)
-    options.update(ini=None, jobs="", site="", url="", token="", ca_file="", calc_base="", port=None, retry=None, fielded="", verify=True)
+    words, options = [], dict.fromkeys(("once", "drain", "json", "q", "v", "version", "help", "h"), False)
+    options.update(ini=None, jobs="", resend="", **{"idle-exit": ""})
+    options.update(site="", url="", token="", ca_file="", calc_base="", port=None, retry=None, fielded="", verify=True)
     rest = iter(argv)
     for word in rest:
         name, equals, value = word.lstrip("-").partition("=")
         if not word.startswith("-"):
             words.append(word)
-        elif name in ("ini", "jobs"):
+        elif name in ("ini", "jobs", "idle-exit"):
             options[name] = value if equals else next(rest, "")
         elif options.get(name) is False and not equals:
             options[name] = True
@@ -3447,7 +3797,10 @@ def parse(argv):
             raise Stop(EX_USAGE, _("%s: unknown option; --help tells more") % printable(word))
     if options["jobs"] and not re.match(r"[1-9]\d{0,2}\Z", options["jobs"]):
         raise Stop(EX_USAGE, "--jobs: " + _("is not a number from %d to %d") % (1, 999))
-    return words, dict(options, jobs=int(options["jobs"] or 0))
+    try:
+        return words, dict(options, jobs=int(options["jobs"] or 0), **{"idle-exit": seconds(options["idle-exit"] or "0")})
+    except ValueError as error:
+        raise Stop(EX_USAGE, "--idle-exit: %s" % error)
 
 
 def main(argv=None):
@@ -3460,15 +3813,24 @@ def main(argv=None):
         with open(__file__, "rb") as text:
             return print("%s %s protocol 2 (1) sha256 %s" % (PROGRAM, VERSION, hashlib.sha256(text.read()).hexdigest()))
     SAY["level"] = 0 if options["v"] else 2 if options["q"] else 1
-    if words not in (["poll"], ["list"]) and words[:1] != ["show"]:
+    if words not in (["poll"], ["list"], ["outbox"], ["pause"], ["resume"]) and words[:1] not in (["show"], ["resend"]):
         fielded_words(words, options)
-    elif words[0] == "show" and len(words) != 2:
-        raise Stop(EX_USAGE, _("show needs one ID"))
+    elif words[0] in ("show", "resend") and len(words) != 2:
+        raise Stop(EX_USAGE, _("%s needs one ID") % words[0])
     ini = find_ini(options["ini"], __file__)
     settings = read_ini(ini, KEYS, guarded=True)
     choose_language(settings["poller"]["lang"])
-    if words[0] in ("list", "show") and not options["fielded"]:
-        return show(open_base(settings["poller"]["calc_base"]), words[1] if words[0] == "show" else None, options["json"])
+    if words[0] != "poll" and not options["fielded"]:
+        base = open_base(settings["poller"]["calc_base"])
+        if words[0] in ("list", "show"):
+            return show(base, words[1] if words[0] == "show" else None, options["json"])
+        if words[0] in ("pause", "resume"):
+            return pause(base, settings["poller"], words[0])
+        if words[0] == "outbox":
+            return outbox(base, options["json"])
+        options["resend"] = waiting(base, words[1]).name
+        if poller_runs(base):
+            return hand_over(base, words[1])
     if settings["poller"]["logfile"]:
         SAY["log"] = open(utf8(settings["poller"]["logfile"]), "a", encoding="utf-8", errors="backslashreplace")
     try:
@@ -3477,7 +3839,7 @@ def main(argv=None):
         if stop.code == EX_TEMPFAIL and options["once"]:
             return 0
         raise
-    return poll(poller)
+    return resent(poller) if options["resend"] else poll(poller)
 
 
 if __name__ == "__main__":

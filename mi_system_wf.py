@@ -572,7 +572,7 @@ class Relay:
     """A relay as one client sees it; not for two threads at once.
 
     token: function that returns the token (it may be renewed in mid-run). pause: called with seconds instead of time.sleep.
-    notice: called with a line when the relay is away, and with None when it answers again.
+    notice: called with what was raised when the relay is away, and with None when it answers again.
     keep_on: a token that is refused is waited out as the network is (a calculation outlives its token).
     at_once: kinds of Away that are not waited out. slowest: longest pause between two attempts, in seconds.
     """
@@ -581,10 +581,10 @@ class Relay:
         self.tls, self.host, self.port, self.prefix = address(url, port)
         self.token, self.ca_file, self.verify, self.proxy = token, ca_file, verify, proxy
         self.client_cert, self.client_key = client_cert, client_key
-        self.pause, self.notice, self.keep_on = time.sleep, lambda line: None, False
+        self.pause, self.notice, self.keep_on = time.sleep, lambda why: None, False
         self.at_once, self.slowest = (), 600
         self.connection = self.context = None
-        self.all_cas, self.wrong = False, 0
+        self.all_cas, self.wrong, self.gone = False, 0, 0                # gone: bytes of a body that went
         self.piece = self.most = 16 << 20
         shown = "[%s]" % self.host if ":" in self.host else self.host
         self.url = "%s://%s:%d%s" % ("https" if self.tls else "http", shown, self.port, self.prefix)
@@ -670,8 +670,10 @@ class Relay:
     def exchange(self, method, target, body=b"", length=None, headers=(), timeout=30):
         """One request; the open http.client.HTTPResponse. body: bytes, or (with length) a function that returns an iterator of chunks (of
         whose errors none may be an OSError: those are the network's).
-        Away if no answer came; a kept connection that the other end has dropped meanwhile is opened again once."""
+        Away if no answer came; a kept connection that the other end has dropped meanwhile is opened again once, unless much of a body went:
+        its offset is an old one by now."""
         for kept in (self.connection is not None, False):
+            self.gone = 0
             if self.connection is None or self.connection.sock is None:
                 self.connect(min(timeout, 30))
             made = self.connection
@@ -690,7 +692,7 @@ class Relay:
                 return response
             except (OSError, http.client.HTTPException) as error:
                 self.close()
-                if not kept or isinstance(error, socket.timeout):
+                if not kept or self.gone > 4 * CHUNK or isinstance(error, socket.timeout):
                     raise Away("network", "%s: %s" % (self.url, getattr(error, "strerror", None) or error or type(error).__name__))
             except BaseException:                      # half a request must not be followed by another
                 self.close()
@@ -701,6 +703,7 @@ class Relay:
         for chunk in chunks:
             try:
                 sock.sendall(chunk)
+                self.gone += len(chunk)
             except socket.timeout:
                 raise
             except OSError:
@@ -777,7 +780,7 @@ class Relay:
                 if not later or left is not None and left <= 0:
                     raise
                 if not noticed:
-                    self.notice(str(error))
+                    self.notice(error)
                 noticed = True
             self.close()
             self.pause(wait if left is None else min(wait, left))

@@ -8,10 +8,6 @@ sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 import suite
 
 
-def pytest_configure(config):
-    config.addinivalue_line("markers", "unsettled: fails now and then, its cause is not known yet; left out of tests/run.sh")
-
-
 def pytest_addoption(parser):
     parser.addoption("--long", action="store_true", help="also the long runs (10 GiB, 10,000 sites, an hour of torture)")
 

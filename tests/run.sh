@@ -40,10 +40,10 @@ fi
 python=${PYTHON:-python3}
 "$python" -c 'import pytest, hypothesis, xdist' 2>/dev/null || "$python" -m pip install -q pytest hypothesis pytest-xdist || {
     "$python" -m venv .venv-tests && python=$PWD/.venv-tests/bin/python3 && "$python" -m pip install -q pytest hypothesis pytest-xdist; }
-[ $# -gt 0 ] || set -- -n 2 --dist loadfile -m "not unsettled" tests          # most tests wait more than they work
+[ $# -gt 0 ] || set -- -n 2 --dist loadfile tests          # most tests wait more than they work
 "$python" -m pytest -q -p no:cacheprovider "$@"
 if [ "${MI_TEST_BENCH:-yes}" = yes ]; then
-    for bench in latency files polls fielded; do           # ssh_run and ssh_transfer need a quiet machine: by hand
+    for bench in latency throughput files polls fielded ssh_run ssh_transfer; do
         bench=tests/bench/$bench.py
         echo "== $bench"
         "$python" "$bench" --check

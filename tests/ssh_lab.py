@@ -21,6 +21,12 @@ def free_port():
         return one.getsockname()[1]
 
 
+def in_memory():
+    """Benches: temporary files in memory where there is room for them, so that lines are measured and not disks."""
+    if "TMPDIR" not in os.environ and os.path.isdir("/dev/shm") and shutil.disk_usage("/dev/shm").free > 12 << 30:
+        os.environ["TMPDIR"] = tempfile.tempdir = "/dev/shm"
+
+
 class Lab:
     """DIR with keys, sshd_config, ssh config (hosts `hpc`, and `guarded` with the guard's key), near/ and far/ directories."""
 
@@ -136,3 +142,34 @@ LogLevel VERBOSE
     def words(self, *words, **how):
         """A command line of the runner."""
         return self.client + [how.get("python", sys.executable), SCRIPT] + list(words)
+
+
+class Routed:
+    """A lab whose sshd stands behind a router: three network namespaces (root), in which packets can be dropped without a word."""
+
+    def __init__(self):
+        self.near, self.router, self.far = self.names = ["mi%s%d" % (letter, os.getpid()) for letter in "nrf"]
+        for name in self.names:
+            subprocess.check_call(["ip", "netns", "add", name])
+        for side, number in ((self.near, 1), (self.far, 2)):
+            self.ip("link", "add", "r%d" % number, "netns", self.router, "type", "veth", "peer", "name", "e", "netns", side)
+            self.ip("-n", self.router, "addr", "add", "10.98.%d.1/24" % number, "dev", "r%d" % number)
+            self.ip("-n", self.router, "link", "set", "r%d" % number, "up")
+            self.ip("-n", side, "addr", "add", "10.98.%d.2/24" % number, "dev", "e")
+            self.ip("-n", side, "link", "set", "e", "up")
+            self.ip("-n", side, "route", "add", "default", "via", "10.98.%d.1" % number)
+        self.drop(False)
+        inside = [["ip", "netns", "exec", name] for name in (self.near, self.far)]
+        self.lab = Lab("10.98.2.2", prefix=inside[1], client=inside[0]).start()
+
+    def ip(self, *words):
+        subprocess.check_call(["ip"] + list(words))
+
+    def drop(self, silent):
+        """Drops every packet, or forwards them again."""
+        subprocess.check_call(["ip", "netns", "exec", self.router, "sh", "-c", "echo %d >/proc/sys/net/ipv4/ip_forward" % (not silent)])
+
+    def close(self):
+        self.lab.close()
+        for name in self.names:
+            subprocess.call(["ip", "netns", "del", name])

@@ -135,6 +135,8 @@ def test_functions_are_short_and_lines_narrow(name):
             wrong.append("line %d has %d columns" % (number, len(line)))
         if line != line.rstrip() or "\t" in line:
             wrong.append("line %d has blanks at its end, or a tab" % number)
+    tops = [node.name for node in ast.parse(text).body if isinstance(node, (ast.FunctionDef, ast.ClassDef))]
+    wrong += ["%s is defined twice" % top for top in set(tops) if tops.count(top) > 1]
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
             length = node.end_lineno - min([node.lineno] + [decorator.lineno for decorator in node.decorator_list]) + 1

@@ -401,7 +401,7 @@ class Fake:
     """Answers calc-request once with what it is given, then with nothing; remembers what it is told."""
 
     def __init__(self, order):
-        fake, self.order, self.told = self, order, []
+        fake, self.order, self.told, self.no = self, order, [], {}
 
         class Handler(http.server.BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
@@ -418,7 +418,7 @@ class Fake:
                     order, fake.order = fake.order, None
                     self.reply({"errors": [dict(order, code=200)]} if order else {"errors": [{"code": "0300", "message": "nothing"}]})
                 else:
-                    self.reply({"errors": [{"code": 200, "complete": True}]})
+                    self.reply({"errors": [{"code": fake.no.get(name, 200), "message": "as told", "complete": True}]})
 
             def reply(self, fields):
                 data = json.dumps(fields).encode()
@@ -514,7 +514,7 @@ def test_the_same_calculation_is_not_run_again(tmp_path):
     host.poller["url"] = fake.url
     ended = host.run("poll", "--once")
     fake.close()
-    assert ended.returncode == 0 and "nothing runs twice" in ended.stderr and len(host.runs()) == 1
+    assert ended.returncode == 0 and "it ran here before" in ended.stderr and len(host.runs()) == 1
 
 
 def test_a_reboot_ends_a_calculation_that_was_about_to_start_without_running_it(tmp_path):
@@ -575,7 +575,7 @@ def test_a_wrong_command_section(relay, host, keys, word):
 
 @pytest.mark.parametrize("section, keys, word", [
     ("outbound", {"deny_content": "x"}, "not in this version"), ("outbound", {"hold": "yes"}, "not in this version"), ("outbound", {"max_fil": 1}, "max_file"),
-    ("outbound", {"deny_sums": "abc"}, "sha256"), ("poller", {"jobs": 0}, "jobs"), ("poller", {"hours": "22-6"}, "not in this version"),
+    ("outbound", {"deny_sums": "abc"}, "sha256"), ("poller", {"jobs": 0}, "jobs"), ("poller", {"hours": "22-25"}, "Mon-Fri 20:30-6:00"),
     ("poller", {"retry": "x"}, "COUNT,INTERVAL"), ("poller", {"sit": "x"}, "did you mean site"), ("poller", {"url": "ftp://x"}, "not a URL"),
     ("poller", {"site": ""}, "site is not set"), ("poller", {"ca_file": "/nonexistent"}, "/nonexistent")])
 def test_a_wrong_ini(relay, host, section, keys, word):
@@ -653,7 +653,7 @@ def test_a_token_that_is_replaced_in_its_file_is_taken_up(relay, host):
     accept_id = submit(relay, host.site)
     until(host.runs)
     host.token.write_text("f" * 64)
-    until(lambda: "relay away, asking on" in host.text())
+    until(lambda: "the token is refused: put a valid one into token_file" in host.text())
     host.token.write_text(relay.token)
     assert outcome(relay, accept_id, 30)["status"] == "completed"
 

@@ -6,6 +6,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 import time
 import zlib
 
@@ -444,7 +445,7 @@ def test_no_word_from_the_wire_reaches_a_shell():
 
 @pytest.fixture(scope="module")
 def lab():
-    one = ssh_lab.Lab(more="AcceptEnv EVIL\nPermitUserEnvironment no")
+    one = ssh_lab.Lab(more="AcceptEnv EVIL\nPermitUserEnvironment no\nX11Forwarding yes\nXAuthLocation /bin/true")
     one.line = one.guard("\n[command work]\nargv = sh\n  %s\n  {parameters}\nmatch = work.sh\nargument.1 = [a-z]+\n[command big]\nargv = cp\n  -r\n  in\n  out\nmatch = big\n"
                          % one.path("work.sh"), python=PYTHON)
     one.write("work.sh", WORK % {"dir": one.dir} + "exit 3\n")
@@ -519,35 +520,75 @@ def ssh(lab, *words, **how):
                           stderr=subprocess.PIPE, timeout=20, **how)
 
 
+@pytest.fixture
+def agent():
+    """An ssh-agent's socket."""
+    process = subprocess.Popen(["ssh-agent", "-D"], stdout=subprocess.PIPE)
+    yield re.search(rb"SSH_AUTH_SOCK=([^;]+);", process.stdout.readline()).group(1).decode()
+    process.kill()
+    process.communicate()
+
+
+def answering():
+    """A port that says hello to whoever connects."""
+    goal = socket.socket()
+    goal.bind(("127.0.0.1", 0))
+    goal.listen(5)
+
+    def serve():
+        while True:
+            try:
+                one, _peer = goal.accept()
+            except OSError:
+                return
+            one.sendall(b"hello")
+            one.close()
+    threading.Thread(target=serve, daemon=True).start()
+    return goal
+
+
+def with_key(lab, line):
+    lab.keys = [lab.keys[0], line]
+    lab.authorize()
+
+
 @pytest.mark.parametrize("restricted", [True, False])
-def test_the_key_line_allows_no_forwarding_no_agent_no_terminal_no_subsystem_no_environment(lab, restricted):
-    keys = lab.keys
-    if not restricted:                                 # the mutation: the key line without its protection
-        lab.keys = [keys[0], open(lab.path("gid.pub")).read()]
-        lab.authorize()
+def test_the_key_line_allows_no_forwarding_no_agent_no_x11_and_no_terminal(lab, agent, restricted):
+    lab.write("probe", "#!/bin/sh\ntty\nenv\n")
+    os.chmod(lab.path("probe"), 0o755)
+    line, goal = re.sub('command="[^"]*"', 'command="%s"' % lab.path("probe"), lab.line), answering()
+    with_key(lab, line if restricted else line.replace("restrict,", ""))       # the mutation: without the one word
     try:
-        with socket.socket() as goal:
-            goal.bind(("127.0.0.1", 0))
-            goal.listen(1)
-            forwarded = ssh(lab, "-W", "127.0.0.1:%d" % goal.getsockname()[1], "guarded") if restricted else None
+        there = ssh(lab, "-A", "-o", "IdentityAgent=SSH_AUTH_SOCK", "-Y", "guarded", env=dict(os.environ, SSH_AUTH_SOCK=agent, DISPLAY=":99")).stdout
+        assert b"SSH_CONNECTION=" in there
         got = {
-            "port": forwarded is not None and forwarded.returncode == 0,
-            "remote port": ssh(lab, "-o", "ExitOnForwardFailure=yes", "-R", "0:127.0.0.1:1", "guarded", "true").returncode == 0,
+            "port": b"hello" in ssh(lab, "-W", "127.0.0.1:%d" % goal.getsockname()[1], "guarded").stdout,
+            "remote port": ssh(lab, "-o", "ExitOnForwardFailure=yes", "-R", "0:127.0.0.1:1", "guarded").returncode == 0,
+            "agent": b"SSH_AUTH_SOCK=" in there,
+            "x11": b"DISPLAY=" in there,
+            "terminal": b"/dev/" in ssh(lab, "-tt", "guarded").stdout,
+        }
+        assert set(got.values()) == {not restricted}, got
+    finally:
+        goal.close()
+        with_key(lab, lab.line)
+
+
+@pytest.mark.parametrize("guarded", [True, False])
+def test_the_key_line_allows_no_shell_no_subsystem_and_no_environment(lab, guarded):
+    with_key(lab, lab.line if guarded else open(lab.path("gid.pub")).read())   # the mutation: a key line without the guard
+    try:
+        got = {
             "sftp": subprocess.run(["sftp", "-F", lab.path("config"), "-b", "-", "guarded"], input=b"ls\n", stdout=subprocess.PIPE,
                                    stderr=subprocess.PIPE).returncode == 0,
             "scp": subprocess.run(["scp", "-O", "-F", lab.path("config"), "guarded:" + lab.path("secret"), lab.path("stolen")],
                                   stdout=subprocess.PIPE, stderr=subprocess.PIPE).returncode == 0,
-            "terminal": b"not a tty" not in ssh(lab, "-tt", "guarded", "tty").stdout and ssh(lab, "-tt", "guarded", "tty").returncode == 0,
             "environment": ssh(lab, "-o", "SendEnv=EVIL", "guarded", "echo $EVIL", env=dict(os.environ, EVIL="evil")).stdout == b"evil\n",
             "shell": ssh(lab, "guarded", "cat", lab.path("secret")).stdout == b"TOP-SECRET",
         }
-        if restricted:
-            assert not any(got.values()), got
-        else:
-            assert got["remote port"] and got["sftp"] and got["scp"] and got["environment"] and got["shell"], got
+        assert set(got.values()) == {not guarded}, got
     finally:
-        lab.keys = keys
-        lab.authorize()
+        with_key(lab, lab.line)
 
 
 def test_the_key_line_is_one_line_that_sshd_understands(lab):

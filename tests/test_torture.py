@@ -24,7 +24,7 @@ def test_death_at_every_named_point_and_a_bad_network_lose_nothing_and_run_nothi
         assert found["calculations"] >= 5000
     else:
         found = torture("--calculations", "220", "--minutes", "0.8", "--all-points", "--extra", "60", "--modules", "32", "--rate", "0.04",
-                        "--only", "full relay,full poller,shoot,reboot", timeout=200)
+                        "--only", "clock,full relay,clock,full poller,clock,shoot,reboot,clock", timeout=200)
         assert found["calculations"] >= 100
     assert found["points missed"] == {"relay": [], "poller": [], "workflow": []}
 

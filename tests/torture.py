@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """The torture: relay, poller and many workflow sides as real processes, a bad network between them, death at every named fault point and
-at random times, full disks, a reboot of the external computer, a relay restored from a backup. Then the checker: each calculation came to
-exactly one end, its command ran at most once, every result arrived byte for byte, no temporary file, lock or process is left.
+at random times, full disks, clocks that are set, a reboot of the external computer, a relay restored from a backup. Then the checker: each
+calculation came to exactly one end, its command ran at most once, every result arrived byte for byte, no temporary file, lock or process is
+left.
 
 usage: torture.py [--calculations N] [--minutes M] [--seed S] [--modules K] [--only EVENTS] [--keep]
 Prints a summary as JSON; exit code 1 if anything was violated. Full disks and reboots need root or user namespaces (unshare)."""
@@ -186,6 +187,13 @@ fail) cat in.bin in.bin >out.bin; exit 3;;
 esac
 cat in.bin in.bin >out.bin
 """
+CLOCK = """
+import time
+def set_clock(real=time.time, stat=os.stat):
+    return real() + stat(%r).st_mtime - 2e9
+time.time = set_clock
+"""                            # in each script's copy: its host's clock, wrong by as much as the date of a file says
+JUMPS = (-6 * 3600, -1500, -20, 20, 1500, 6 * 3600)    # seconds
 NAPS = {"lapse": "inputs here", "contact": "wrapper started"}             # where a poller dies and sleeps on, so that its claims lapse
 EXPECTED = {"plain": (0,), "slow": (0,), "big": (0,), "many": (0,), "fail": (3,), "refused": (77,), "cancel": (1, 130, 143, 137), "rerun": (0,)}
 
@@ -255,6 +263,10 @@ class Torture:
             for old, new in (("\nDISK_PAUSE = 30 ", "\nDISK_PAUSE = 1 "),              # impatient, or an hour would not do
                              ("self.most, self.now = most, 1.0", "self.most, self.now = min(most, 2), 0.25")):
                 found = found.replace(old, new)
+            clock = os.path.join(folder, "clock of " + name)
+            open(clock, "w").close()
+            os.utime(clock, (2e9, 2e9))
+            found = found.replace("\nimport time\n", CLOCK % clock, 1)
             with open(os.path.join(suite.ROOT, name), "w", encoding="utf-8") as out:
                 out.write(found)
         self.points = fault_points(suite.ROOT)
@@ -383,6 +395,12 @@ class Torture:
             except OSError:
                 pass
 
+    def jump(self):
+        """The clock of one host is set, forwards or backwards."""
+        clock, by = os.path.join(self.folder, "clock of " + self.random.choice(SCRIPTS)), self.random.choice(JUMPS)
+        os.utime(clock, (2e9, os.stat(clock).st_mtime + by))
+        sys.stderr.write("       %s: %+d s\n" % (clock, by))
+
     def of_the_run(self):
         """The pids of wrappers and commands."""
         mark, found = os.path.join(self.folder, "poller", "base", ".mi").encode(), []
@@ -399,14 +417,14 @@ class Torture:
 
     def events(self):
         """The thread that lets things happen, one after the other, in the order of --only."""
-        known = {"reboot": self.reboot, "backup": self.backup, "restore": self.restore, "shoot": self.shoot,
+        known = {"reboot": self.reboot, "backup": self.backup, "restore": self.restore, "shoot": self.shoot, "clock": self.jump,
                  "full relay": lambda: self.fill("state"), "full poller": lambda: self.fill(os.path.join("poller", "base"))}
         plan = [word for word in self.options.only.split(",") if word]
         for number, word in enumerate(plan):
             share = (number + 1) / (len(plan) + 1)
             while not self.over and self.progress() < share:
                 time.sleep(0.1)
-            if self.over or word not in ("backup", "restore", "shoot") and not self.options.namespace:
+            if self.over or word not in ("backup", "restore", "shoot", "clock") and not self.options.namespace:
                 continue
             self.counts[word] += 1
             sys.stderr.write("%4d s: %s\n" % (time.monotonic() - self.began, word))
@@ -524,7 +542,7 @@ class Torture:
             code, text = self.workflow(number, ["submit"] + words + ["--json"], rng)
             if code:
                 return code, text
-            accept_id = json.loads(text.strip().splitlines()[-1])["accept_id"]
+            accept_id = json.loads(next(line for line in text.splitlines() if line.startswith("{")))["accept_id"]
             time.sleep(rng.uniform(0, 1.5))
             if kind == "cancel":
                 code, text = self.workflow(number, ["cancel", accept_id], rng)
@@ -536,7 +554,8 @@ class Torture:
                     code, text = self.workflow(number, ["rerun", accept_id], rng)
             if code is not None:
                 code, text = self.workflow(number, ["wait", accept_id, "--to", "to"], rng)
-            if code is not None:                       # None: the relay was restored and does not know it
+            forgotten = code is None or kind == "rerun" and code == 3        # the calculation, or the rerun
+            if not (forgotten and self.counts["restore"]):
                 return code, text
 
     # -- the end
@@ -556,7 +575,11 @@ class Torture:
         for thread in modules + [events]:
             thread.start()
         for thread in modules:
+            thread.join(max(0.0, self.began + 60 * self.options.minutes + 5 - time.monotonic()))
+        self.deadly = False                            # who is silent for a lease is missed only if nobody dies meanwhile
+        for thread in modules:
             thread.join()
+        self.deadly = True
         busy = time.monotonic() - self.began
         self.over = True
         events.join(60)
@@ -712,7 +735,7 @@ def main():
     parser.add_argument("--modules", type=int, default=24, help="workflow sides at once")
     parser.add_argument("--rate", type=float, default=0.08, help="share of the requests that the network spoils")
     parser.add_argument("--patience", type=float, default=150, help="seconds after which a calculation counts as stuck")
-    parser.add_argument("--only", default="full relay,full poller,shoot,reboot,shoot", help="what happens, in this order (backup,restore,...)")
+    parser.add_argument("--only", default="clock,full relay,clock,full poller,shoot,clock,reboot,clock,shoot,clock", help="what happens, in this order (backup,restore,...)")
     parser.add_argument("--keep", action="store_true")
     options = parser.parse_args()
     options.namespace = os.environ.get("MI_TORTURE_NAMESPACE") == "yes"

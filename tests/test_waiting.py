@@ -1,0 +1,300 @@
+"""What a poller waits for, and what waits on it: pause, hours, --drain, --idle-exit, outbox, resend, room on the disk."""
+import json
+import os
+import subprocess
+import time
+
+import pytest
+
+import suite
+from suite import wait_until as until
+from test_poller import ID, OUT, Fake, Host, clean_up, host, order, outcome, relay, remote, submit     # noqa: F401 (fixtures)
+
+
+def progress(relay, accept_id):
+    return relay.client().ask("GET", "calc-progress", {"v": 2, "accept_id": accept_id})["progress"]
+
+
+def box(host):
+    """outbox, as {id: row}."""
+    done = host.run("outbox", "--json")
+    assert done.returncode == 0, done.stderr
+    return {row["id"]: row for row in json.loads(done.stdout)}
+
+
+# ---- when nothing new is taken
+
+def test_pause_and_resume_are_obeyed_without_a_restart_and_what_runs_is_delivered(relay, host):
+    host.script("solve", "until [ -e %s/go ]; do sleep 0.1; done; echo x > out.txt" % host.folder)
+    host.poller["jobs"] = 3
+    process = host.start()
+    runs = submit(relay, host.site)
+    until(host.runs)
+    done = host.run("pause")
+    assert done.returncode == 0 and "paused" in done.stdout
+    until(lambda: "no new calculation why=paused" in host.text())
+    waits = submit(relay, host.site)
+    (host.folder / "go").write_text("")
+    assert outcome(relay, runs)["status"] == "completed" and progress(relay, waits) == "not start"
+    process.terminate()
+    assert process.wait(10) == 0
+    assert host.run("poll", "--once").returncode == 0 and progress(relay, waits) == "not start", "it lasts beyond a restart"
+    process = host.start()
+    until(lambda: host.text().count("no new calculation why=paused") == 2)
+    assert host.run("resume").returncode == 0
+    assert outcome(relay, waits)["status"] == "completed" and process.poll() is None and len(host.runs()) == 2
+
+
+def test_a_poller_that_is_paused_while_it_asks_leaves_what_it_would_have_got_to_others(relay, host, tmp_path):
+    host.start()
+    accept_id = submit(relay, host.site)
+    assert outcome(relay, accept_id)["status"] == "completed"
+    host.run("pause")
+    until(lambda: "no new calculation why=paused" in host.text())
+    other = Host(tmp_path, relay.url, host.site, relay.token)
+    other.base = tmp_path / "other"
+    other.poller["calc_base"] = str(other.base)
+    try:
+        ids = [submit(relay, host.site) for turn in range(3)]
+        other.start()
+        assert all(outcome(relay, one, 60)["status"] == "completed" for one in ids)
+        assert sorted(os.listdir(str(other.base))) == sorted([".mi"] + ids)
+        assert "3 not taken" not in host.text() and "relay away" not in host.text()
+    finally:
+        clean_up(other)
+
+
+def test_paused_in_the_ini_holds_whatever_resume_says(relay, host):
+    host.poller["paused"] = "yes"
+    waits = submit(relay, host.site)
+    assert host.run("poll", "--once").returncode == 0 and progress(relay, waits) == "not start"
+    done = host.run("resume")
+    assert done.returncode == 78 and "paused = yes" in done.stderr
+
+
+def test_outside_its_hours_nothing_is_taken(relay, host):
+    hour = time.localtime().tm_hour
+    host.poller["hours"] = "%d-%d" % ((hour + 2) % 24, (hour + 3) % 24)
+    waits = submit(relay, host.site)
+    assert host.run("poll", "--once").returncode == 0 and progress(relay, waits) == "not start"
+    host.poller["hours"] = "%d-%d, %d:30-%d" % ((hour + 2) % 24, (hour + 3) % 24, (hour - 1) % 24, (hour + 2) % 24)
+    assert host.run("poll", "--once").returncode == 0 and outcome(relay, waits)["status"] == "completed"
+
+
+@pytest.mark.parametrize("text, yes, no", [
+    ("22-6", ["Mon 22:00", "Sun 23:59", "Mon 05:59"], ["Mon 06:00", "Mon 21:59"]), ("8:30-17", ["Wed 08:30"], ["Wed 08:29", "Wed 17:00"]),
+    ("Mon-Fri 20-6", ["Fri 20:00", "Sat 05:59"], ["Sat 20:00", "Mon 05:59"]), ("Sat-Sun 0-24, Wed 12-13", ["Sat 00:00", "Sun 23:59", "Wed 12:30"], ["Mon 00:00"]),
+    ("fri-mon 0-24", ["Fri 1:00", "Mon 23:00"], ["Thu 23:59", "Tue 00:00"]), ("", ["Tue 03:00"], [])])
+def test_hours(text, yes, no):
+    spans = remote.hours_of(text)
+    for moment in yes + no:
+        day, clock = moment.split()
+        when = time.struct_time((2026, 11, 1, int(clock.split(":")[0]), int(clock.split(":")[1]), 0, remote.DAYS.index(day.lower()), 1, 0))
+        assert remote.within(spans, when) == (moment in yes), moment
+
+
+@pytest.mark.parametrize("text", ["22-25", "x 1-2", "5-5", "1-2-3", "22", "Mon", "24:30-25", "1:75-3", "22-6,"])
+def test_hours_that_are_none(relay, host, text):
+    host.poller["hours"] = text
+    done = host.run("poll", "--once")
+    assert done.returncode == 78 and "hours" in done.stderr and "Mon-Fri 20:30-6:00" in done.stderr
+
+
+# ---- runs that end
+
+def test_drain_finishes_what_is_here_takes_nothing_new_and_ends_with_0(relay, host):
+    host.script("solve", "until [ -e %s/go ]; do sleep 0.1; done; echo x > out.txt" % host.folder)
+    process = host.start()
+    runs = submit(relay, host.site)
+    until(host.runs)
+    process.kill()
+    process.wait()
+    waits = submit(relay, host.site)
+    process = host.start("poll", "--drain")
+    until(lambda: host.text().count(" polling ") == 2)
+    (host.folder / "go").write_text("")
+    assert process.wait(30) == 0
+    assert outcome(relay, runs)["status"] == "completed" and progress(relay, waits) == "not start" and len(host.runs()) == 1
+    assert host.run("poll", "--drain").returncode == 0, "nothing there"
+
+
+def test_idle_exit_ends_with_0_after_the_last_delivery(relay, host):
+    host.script("solve", "sleep 2; echo x > out.txt")
+    process = host.start("poll", "--idle-exit", "1.5s")
+    accept_id = submit(relay, host.site)
+    assert process.wait(60) == 0
+    if host.runs():                                    # otherwise this machine slept longer than it waited
+        assert outcome(relay, accept_id)["status"] == "completed" and "idle_exit" in host.text()
+    host.poller["idle_exit"] = "1s"
+    process = host.start()
+    assert process.wait(60) == 0
+    assert host.run("poll", "--idle-exit", "soon").returncode == 64
+
+
+# ---- results that wait
+
+def test_outbox_says_what_waits_since_when_and_why_and_resend_sends_it_now(relay, host, tmp_path_factory):
+    from test_poller import OurWorld
+    own = OurWorld(tmp_path_factory.mktemp("relay"))
+    try:
+        host.poller.update(url=own.url, site="s1")
+        host.token.write_text(own.token)
+        host.script("solve", "until [ -e %s/go ]; do sleep 0.1; done; echo x > out.txt" % host.folder)
+        process = host.start()
+        accept_id = submit(own, "s1")
+        until(host.runs)
+        assert box(host) == {} and host.run("resend", accept_id).returncode == 64
+        own.relay.kill()
+        (host.folder / "go").write_text("")
+        row = until(lambda: [row for row in box(host).values() if row["next"] and row["next"] > time.time() + 3], 60)[0]
+        assert (row["id"], row["state"]) == (accept_id, "undelivered") and "Connection refused" in row["why"]
+        assert abs(row["since"] - time.time()) < 60
+        shown = host.run("outbox").stdout
+        assert accept_id in shown and "next try: 20" in shown and "Connection refused" in shown
+        own.start()
+        done = host.run("resend", accept_id)
+        assert done.returncode == 0 and "now" in done.stdout
+        assert outcome(own, accept_id)["status"] == "completed" and len(host.runs()) == 1
+        until(lambda: box(host) == {})
+        process.terminate()
+        process.wait()
+    finally:
+        own.close()
+
+
+def test_resend_without_a_poller_delivers_by_itself(relay, host):
+    host.script("solve", "sleep 1; echo x > out.txt")
+    process = host.start()
+    accept_id = submit(relay, host.site)
+    until(host.runs)
+    process.kill()
+    process.wait()
+    until(lambda: (host.control(accept_id) / "end").exists())
+    assert box(host)[accept_id]["why"] == "no poller runs" and "when a poller runs" in host.run("outbox").stdout
+    other = submit(relay, host.site)
+    assert host.run("resend", accept_id).returncode == 0
+    assert outcome(relay, accept_id)["status"] == "completed" and progress(relay, other) == "not start" and box(host) == {}
+    assert host.run("resend", accept_id).returncode == 64 and host.run("resend", "x").returncode == 64 and host.run("resend").returncode == 64
+
+
+def test_a_result_that_is_refused_takes_no_slot_waits_with_its_reason_and_is_sent_again(tmp_path):
+    fake = Fake(order())
+    host = Host(tmp_path, fake.url, "s", "t" * 64)
+    try:
+        fake.no["send-results"] = 400
+        done = host.run("poll", "--once")
+        assert done.returncode == 75 and ID in done.stderr.splitlines()[-1] and "as told" in done.stderr, done.stderr
+        assert box(host)[ID]["why"] == "as told"
+        process = host.start()                         # jobs = 1: the next calculation runs all the same
+        until(lambda: "it stays here and is tried again" in host.text())
+        other = ID.replace("0123", "9999")
+        fake.order = order(accept_id=other)
+        until(lambda: other in "".join(host.runs()))
+        assert box(host)[ID]["next"] > time.time()
+        fake.no.clear()
+        for name in (ID, other):
+            if name in box(host):
+                host.run("resend", name)
+        until(lambda: box(host) == {})
+        assert process.poll() is None and len(host.runs()) == 2
+    finally:
+        clean_up(host)
+        fake.close()
+
+
+def test_a_result_that_is_over_a_limit_which_the_relay_got_meanwhile_arrives_without_what_is_over_it(make_world, tmp_path):
+    world = make_world(tls=False, commands=["solve"]).start()
+    host = Host(tmp_path, world.url, suite.SITE, world.token)
+    world.client_of_wire, world.client = world.client, lambda token=None: remote.Relay(world.url, lambda: world.token)
+    try:
+        host.script("solve", "until [ -e %s/go ]; do sleep 0.1; done; echo x > out.txt; head -c 5000 /dev/zero > big" % host.folder)
+        process = host.start()
+        accept_id = submit(world, suite.SITE, outs=["out.txt", "big"])
+        until(host.runs)
+        world.extra = "[limits]\nmax_file = 1000\n"
+        world.write_ini(world.port)
+        until(lambda: world.client().learn()[1].get("max_file") == 1000, 60)
+        (host.folder / "go").write_text("")
+        until(lambda: "max_file" in str(box(host).get(accept_id, {}).get("why")))
+        assert host.run("resend", accept_id).returncode == 0
+        info = outcome(world, accept_id)
+        assert info["files"]["out.txt"] == b"x\n" and info["refused"] == {"big": "max_file"} and info["exit_code"] == 0
+        process.terminate()
+        process.wait()
+    finally:
+        clean_up(host)
+
+
+def test_a_result_that_the_relay_does_not_want_any_more_stays_in_the_outbox(make_world, tmp_path):
+    world = make_world(tls=False, commands=["solve"], ini="[times]\nlease = 1s\n").start()
+    host = Host(tmp_path, world.url, suite.SITE, world.token)
+    host.script("solve", "until [ -e %s/go ]; do sleep 0.1; done; echo x > out.txt" % host.folder)
+    process, client = host.start(), world.client()
+    accept_id = client.register("solve", results=["out.txt"])
+    until(host.runs)
+    process.kill()
+    process.wait()
+    until(lambda: "out-of-contact" in world.relay.text())
+    client.ok("POST", "rerun", {"v": 2, "accept_id": accept_id, "force": True, "reason": "it is lost"})
+    (host.folder / "go").write_text("")
+    until(lambda: (host.control(accept_id) / "end").exists())
+    assert host.run("poll", "--drain").returncode == 0
+    row = box(host)[accept_id]
+    assert (row["state"], row["next"]) == ("kept", None) and "resend tries once more" in host.run("outbox").stdout
+    done = host.run("resend", accept_id)
+    assert done.returncode == 77 and accept_id in done.stderr.splitlines()[-1] and box(host)[accept_id]["state"] == "kept"
+
+
+# ---- room on the disk
+
+def fill(disk, left=4 << 20):
+    """Takes all but `left` bytes of a disk."""
+    found = os.statvfs(str(disk))
+    with open(str(disk / "filler"), "ab") as out:
+        out.write(bytes(max(0, found.f_bavail * found.f_frsize - left)))
+
+
+def test_with_too_little_room_delivered_directories_go_oldest_first_and_nothing_that_is_needed(relay, tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "mode=700,size=100m", "tmpfs", str(disk)], check=True)
+    host = Host(tmp_path, relay.url, next(relay.free), relay.token)
+    try:
+        host.base = disk / "base"
+        host.poller.update(calc_base=str(host.base), keep_free="30M", jobs=2)
+        host.script("solve", "head -c 20000000 /dev/zero > large; echo x > out.txt; cat in.txt | grep -q hold && sleep 300; true")
+        ids = [submit(relay, host.site, {"in.txt": b"x"}) for turn in range(2)]
+        assert host.run("poll", "--once").returncode == 0
+        host.start()
+        held = submit(relay, host.site, {"in.txt": b"hold"})
+        until(lambda: (host.base / held / "large").exists())
+        for turn in range(3):                          # each needs the room of an older one
+            ids.append(submit(relay, host.site, {"in.txt": b"x"}))
+            assert outcome(relay, ids[-1], 60)["status"] == "completed"
+        assert (host.base / held / "large").exists() and (host.base / ids[-1]).exists()
+        assert not (host.base / ids[0]).exists() and not (host.base / ids[1]).exists()
+        assert json.loads(host.run("show", ids[0], "--json").stdout)["state"] == "delivered", "it is still known: it cannot run again"
+        fill(disk)                                     # with what is not ours: all that can go goes, and it is not enough
+        until(lambda: not any((host.base / one).exists() for one in ids))
+        fill(disk)
+        until(lambda: "less than keep_free is free" in host.text())
+        waits = submit(relay, host.site, {"in.txt": b"x"})
+        assert (host.base / held / "large").exists() and progress(relay, waits) == "not start"
+        os.unlink(str(disk / "filler"))
+        assert outcome(relay, waits, 90)["status"] == "completed"
+    finally:
+        clean_up(host)
+        subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+# ---- and what it does not wait for
+
+def test_a_clock_that_is_set_makes_no_command_lost(tmp_path, monkeypatch):
+    control, real = os.fsencode(str(tmp_path)), time.time
+    remote.prepare(control)
+    os.rename(control + b"/ready", control + b"/start")                  # the wrapper is about to fill it in
+    monkeypatch.setattr(remote.time, "time", lambda: real() + 3600)
+    until_then = time.monotonic() + 0.5
+    assert remote.wait_end(control, lambda: time.monotonic() > until_then) == ("starting", None)
+    monkeypatch.setattr(remote, "ORPHAN_GRACE", 0.5)
+    assert remote.wait_end(control, lambda: False) == ("lost", "end unknown")
