@@ -371,7 +371,8 @@ def read_note(path):
             when = os.fstat(text.fileno()).st_mtime
     except OSError:
         return None
-    return Note(int(words[0]), words[1], words[2], words[3], words[4].strip(), when) if len(words) == 5 and words[0].isdigit() else None
+    good = len(words) == 5 and re.match(r"[0-9]{1,9}\Z", words[0])
+    return Note(int(words[0]), words[1], words[2], words[3], words[4].strip(), when) if good else None
 
 
 def still_there(note):
@@ -391,7 +392,8 @@ def look(control, now):
     end = read_note(os.path.join(control, b"end"))
     child = read_note(os.path.join(control, b"child"))
     if end is not None:
-        return "ended", int(end.text.split()[-1]) if child is not None else None
+        code = re.match(r"exit ([0-9]{1,3})\Z", end.text)
+        return "ended", int(code.group(1)) if child is not None and code else None
     started = read_note(os.path.join(control, b"start"))
     if started is None:
         try:                                           # a blank `start`: the wrapper is about to fill it in, or was killed just there
@@ -3759,8 +3761,11 @@ def do_clean(options):
 def do_check(options):
     """Looks at things as they are. With HOST: from this side; without: as the external computer's guard. 0, or 78 if there is a fault."""
     findings = check_host(options) if options.host else check_guard(options)
-    for good, text in findings:
-        sys.stdout.write("%s %s\n" % ("ok     " if good else "FAULT  " if good is False else "note   ", printable(text)))
+    words = {True: "OK", None: "WARN", False: "FAIL"}
+    if options.json:
+        sys.stdout.write(json.dumps([{"level": words[good], "text": printable(text)} for good, text in findings], ensure_ascii=False) + "\n")
+    for good, text in findings if not options.json else ():
+        sys.stdout.write("%-5s %s\n" % (words[good], printable(text)))
     return EX_CONFIG if any(good is False for good, text in findings) else 0
 
 

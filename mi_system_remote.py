@@ -10,6 +10,9 @@ usage: mi_system_remote.py poll [--once] [--drain] [--jobs N] [--idle-exit SECON
        mi_system_remote.py list | show ID                what is or was on this host: state, command, age; order and journal
        mi_system_remote.py pause | resume                takes nothing new until resume, also after a restart; what runs goes on
        mi_system_remote.py outbox | resend ID            results that wait for their delivery: since when, why, next try; tries now
+       mi_system_remote.py check                         looks at this host and the way to the relay: OK, WARN or FAIL, and what to do
+       mi_system_remote.py unit [--once | --timer | --cloud-init]      prints a systemd unit, or what a machine made on demand needs
+       mi_system_remote.py login [USER]                  asks for the password (relays with auth = login), keeps the token in token_file
 options: --ini FILE  --json  -q  -v  --version  --help
 
 What it does, by the suite's step numbers: 3 asks for a calculation, 4 fetches the inputs, 5 starts the command, 6 tells its end,
@@ -338,13 +341,55 @@ def check_order(names, before=None, reserved=()):
 
 
 def pattern(text):
-    """A result pattern as a compiled expression: * and ? within a part, ** across parts, a trailing / the whole directory. ValueError."""
+    """A result pattern as something with match(): * and ? within a part, ** across parts, a trailing / the whole directory. ValueError."""
     check_name(text.rstrip("/") if text.endswith("/") and text != "/" else text)
+    pieces = re.findall(r"\*\*/|\*\*|\*|\?|[^*?]+", text + ("**" if text.endswith("/") else ""))
+    if sum("*" in piece for piece in pieces) > 2:      # an expression could take for ever
+        return Stars(pieces, text[0] in "*?")
     out = ""
-    for piece in re.findall(r"\*\*/|\*\*|\*|\?|[^*?]+", text + ("**" if text.endswith("/") else "")):
+    for piece in pieces:
         out += {"**/": "(?:[^/]+/)*", "**": ".+", "*": "[^/]*", "?": "[^/]"}.get(piece) or re.escape(piece)
     hidden = r"(?!\.)" if text[0] in "*?" else ""     # as in a shell: * does not reach .bashrc
     return re.compile(hidden + out + r"\Z", re.S)
+
+
+class Stars:
+    """A pattern with many stars: whoever made it, match() takes time in proportion to its length times the name's."""
+
+    def __init__(self, pieces, hidden):
+        self.hidden, self.steps = hidden, []
+        for piece in pieces:
+            self.steps += {"**/": ["dirs", "in"], "**": ["any", "anys"], "*": ["star"], "?": ["one"]}.get(piece) or list(piece)
+
+    def reach(self, places):
+        """places, and where one gets from there without a character."""
+        todo = list(places)
+        while todo:
+            at = todo.pop()
+            step = self.steps[at] if at < len(self.steps) else ""
+            after = at + {"star": 1, "anys": 1, "dirs": 2}.get(step, 0)
+            if after not in places:
+                places.add(after)
+                todo.append(after)
+        return places
+
+    def match(self, name):
+        """Is it a name of this pattern?"""
+        places = self.reach({0})
+        if self.hidden and name.startswith("."):
+            return False
+        for char in name:
+            after, part = set(), char != "/"
+            for at in places:
+                step = self.steps[at] if at < len(self.steps) else ""
+                if step == "anys" or step in ("star", "in") and part:
+                    after.add(at)
+                elif step == "in":
+                    after.add(at - 1)
+                elif step == char or step == "any" or step in ("one", "dirs") and part:
+                    after.add(at + 1)
+            places = self.reach(after)
+        return len(self.steps) in places
 
 
 def declared(names, patterns):
@@ -352,6 +397,125 @@ def declared(names, patterns):
     wanted = {parts_of(name) for name in tuple(names) + LOG_NAMES}
     found = [pattern(text) for text in patterns]
     return lambda name: parts_of(name) in wanted or any(one.match("/".join(parts_of(name))) for one in found)
+# ==== end shared ====
+
+# ==== shared: check ====
+# What `check` says: rows of (True: OK, None: WARN, False: FAIL; a text that says what to do). It looks at things as they are, and changes none.
+NOT_FOR_LONG = ("tmpfs", "ramfs", "devtmpfs")
+CLEANERS = ("/etc/tmpfiles.d", "/run/tmpfiles.d", "/usr/lib/tmpfiles.d")           # of two files of one name, the first counts
+INSPECTORS = re.compile(r"zscaler|netskope|fortinet|fortigate|palo ?alto|blue ?coat|symantec web|umbrella|forcepoint|mcafee|trellix|sophos|"
+                        r"check ?point|watchguard|barracuda|i-filter|digital arts|squid|mitmproxy|inspection|proxy|kaspersky|eset", re.I)
+
+
+def say_findings(rows, as_json):
+    """Prints the rows; 0, or 78 if one of them is a FAIL."""
+    words = {True: "OK", None: "WARN", False: "FAIL"}
+    if as_json:
+        print(json.dumps([{"level": words[good], "text": printable(text)} for good, text in rows], ensure_ascii=False))
+    for good, text in rows if not as_json else ():
+        print("%-5s %s" % (words[good], printable(text)))
+    return EX_CONFIG if any(good is False for good, text in rows) else 0
+
+
+def look_at_file(path, mode):
+    """A row: is it there, whose is it, and has it no more than mode (0o600, 0o755 ...)?"""
+    try:
+        info = os.stat(utf8(path))
+    except OSError as error:
+        return False, "%s: %s" % (path, error.strerror)
+    have = info.st_mode & 0o7777
+    if info.st_uid not in (0, os.geteuid()):
+        return False, _("%s: belongs to uid %d; give it to this user (chown)") % (path, info.st_uid)
+    if have & 0o777 & ~mode:
+        return False, _("%s: mode %04o lets others in; type: chmod %o %s") % (path, have, mode & have, path)
+    return True, _("%s: mode %04o, owner uid %d") % (path, have, info.st_uid)
+
+
+def mount_of(path):
+    """(mount point, type, options) of the file system that holds path."""
+    best = ("/", "?", "")
+    with open("/proc/self/mounts", "rb") as text:
+        for line in text:
+            words = [word.decode("unicode_escape").encode("latin-1") for word in line.split()[:4]]
+            if (os.fsencode(path) + b"/").startswith(words[1].rstrip(b"/") + b"/") and len(words[1]) >= len(os.fsencode(best[0])):
+                best = os.fsdecode(words[1]), os.fsdecode(words[2]), os.fsdecode(words[3])
+    return best
+
+
+def cleaner_of(path):
+    """What removes old files below path (a line of tmpfiles.d, a cron job), or None."""
+    seen, found, kept = set(), None, False
+    for folder in CLEANERS:
+        for name in sorted(os.listdir(folder)) if os.path.isdir(folder) else ():
+            if not name.endswith(".conf") or name in seen:
+                continue
+            seen.add(name)
+            with open(os.path.join(folder, name), encoding="utf-8", errors="replace") as text:
+                for words in (line.split() for line in text):
+                    if len(words) > 1 and (path + "/").startswith(words[1].rstrip("/*") + "/") and words[1] != "/":
+                        kept = kept or words[0][0] in "xX"
+                        if words[0][0] in "dDevqQ" and len(words) > 5 and words[5] != "-":
+                            found = "%s: %s" % (os.path.join(folder, name), " ".join(words))
+    for job in ("/etc/cron.daily/tmpwatch", "/etc/cron.daily/tmpreaper"):
+        if os.path.exists(job) and re.match(r"/(var/)?tmp(/|\Z)", path):
+            found = found or job
+    return None if kept else found
+
+
+def look_at_disk(path, keep, local=False):
+    """Rows about the file system of a folder that must last. keep: bytes, or a share, that shall stay free; local: no network file system."""
+    path, rows = os.path.realpath(path), []
+    while not os.path.exists(path):
+        path = os.path.dirname(path)
+    point, kind, options = mount_of(path)
+    disk = os.statvfs(path)
+    free, least = disk.f_bavail * disk.f_frsize, keep * disk.f_blocks * disk.f_frsize if isinstance(keep, float) else keep
+    text = _("%s: %.1f GB free on %s (%s)") % (path, free / 1e9, point, kind)
+    rows.append((True, text) if free > least else (False, text + _("; less than the %.1f GB that are to stay free: make room") % (least / 1e9)))
+    if kind in NOT_FOR_LONG:
+        text = _("%s: in memory (%s): a reboot empties it, and what was not delivered is lost; use a directory on a disk")
+        rows.append((None, text % (path, kind)))
+    if local and re.match(r"nfs|cifs|smb|fuse\.sshfs|lustre|gpfs|beegfs|9p", kind):
+        rows.append((False, _("%s: on a network file system (%s); use a local disk") % (path, kind)))
+    cleaner = cleaner_of(path)
+    if cleaner:
+        rows.append((None, _("%s: old files are removed there (%s); use another directory, or except this one") % (path, cleaner)))
+    if "noexec" in options.split(","):
+        rows.append((None, _("%s: mounted noexec: a command that is built or copied there does not run") % path))
+    return rows
+
+
+def look_at_limits(wanted):
+    """A row: may this process open so many files?"""
+    import resource
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    most = "-" if hard == resource.RLIM_INFINITY else str(hard)
+    if hard == resource.RLIM_INFINITY or hard >= wanted:
+        return True, _("open files: limit %s, wanted %d") % (most, wanted)
+    return False, _("open files: limit %s, wanted %d; raise it (LimitNOFILE in the unit, or ulimit -n)") % (most, wanted)
+
+
+def no_core_dump():
+    """A core dump of this process would hold its token. What it starts may raise the limit again (ulimit -S -c)."""
+    import resource
+    resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
+
+
+def name_in(part):
+    """The readable part of a certificate's subject or issuer."""
+    words = {key: value for group in part for key, value in group}
+    return ", ".join(words[key] for key in ("commonName", "organizationName") if key in words) or "-"
+
+
+def look_at_certificate(found, where):
+    """A row about a certificate as the ssl module tells it: whose, by whom, how long."""
+    left = (ssl.cert_time_to_seconds(found["notAfter"]) - time.time()) / 86400
+    text = _("%s: certificate of %s, issued by %s, %d days left") % (where, name_in(found["subject"]), name_in(found["issuer"]), left)
+    if ssl.cert_time_to_seconds(found["notBefore"]) > time.time():
+        return False, text + _("; it is not valid yet: is a clock wrong?")
+    if left < 21:
+        return (None if left > 0 else False), text + _("; renew it")
+    return True, text
 # ==== end shared ====
 
 # ==== shared: stream ====
@@ -529,7 +693,7 @@ def around_files(found, files):
 BASE = "/mi-distcomp-api/"
 MAX_ANSWER = 16 << 20          # bytes of a JSON answer that are read; manifests come in pages far below
 PIECE_MIN, PACK_FILE, CHUNK = 64 << 10, 1 << 20, 256 << 10      # bytes: smallest piece, largest file in a pack, one read or write
-PACK_COUNT = 10000             # files in a pack
+PACK_COUNT = 4000              # files in a pack
 AGAIN = (408, 425, 429, 500, 502, 503, 504, 507)                # answers that mean: later
 NO_TOKEN = (401, 403, "0005")  # answers that mean: not with this token
 V1_WAIT = 300                  # seconds that a fielded relay may be silent: it does one thing at a time, and files whole
@@ -1182,6 +1346,135 @@ def packed(files):
 
 # ==== end shared ====
 
+# ==== shared: reach ====
+# `check` of the way to the relay, and `login`.
+def chain_of(sock):
+    """The certificates that the other side shows, its own first, as the ssl module tells them; on older Pythons its own alone."""
+    try:
+        return [one.get_info() for one in sock._sslobj.get_unverified_chain()]
+    except AttributeError:
+        import tempfile
+        with tempfile.NamedTemporaryFile("w") as text:
+            text.write(ssl.DER_cert_to_PEM_cert(sock.getpeercert(True)))
+            text.flush()
+            return [ssl._ssl._test_decode_cert(text.name)]
+
+
+def look_at_tls(relay):
+    """Rows: the certificate chain as it is seen from here, and whether it is believed. No token is sent."""
+    import copy
+    rows, blind = [], copy.copy(relay)
+    blind.verify, blind.connection = False, None
+    blind.context = blind.tls_context()
+    try:
+        blind.connect(20)
+        chain = chain_of(blind.connection.sock)
+        rows.append((True, "%s: %s, %s" % (relay.url, blind.connection.sock.version(), blind.connection.sock.cipher()[0])))
+        for number, one in enumerate(chain):
+            rows.append(look_at_certificate(one, "#%d" % number))
+            if INSPECTORS.search(name_in(one["issuer"])):
+                rows.append((None, _("%s reads along in TLS, by its name: believe it (ca_file = its CA) only if your company says so")
+                             % name_in(one["issuer"])))
+    except (Away, OSError) as error:
+        rows.append((False, str(error)))
+        return rows
+    finally:
+        blind.close()
+    try:
+        relay.connect(20)
+        rows.append((True, _("the certificate is believed (%s)") % (relay.ca_file if relay.ca_file and not relay.all_cas else _("the system's CAs"))
+                     if relay.verify else _("no_auth: the certificate is not checked")))
+    except Away as error:
+        rows.append((False, _("%s; if it was issued by the right CA, give that CA's file with ca_file") % error))
+    return rows
+
+
+def look_at_relay(relay, calls):
+    """Rows: name, proxy, certificate, clock, token, and which of the calls [(method, target, fields, what a good answer says)] get through."""
+    rows, via = [], relay.proxy_for()
+    origin = "" if relay.proxy else _(" (of the environment)")
+    rows.append((True, _("proxy: %s") % (_("none") if via is None else "%s:%d%s" % (via[0], via[1], origin))))
+    host, port = via[:2] if via else (relay.host, relay.port)
+    try:
+        found = sorted({where[4][0] for where in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)})
+        rows.append((True, "%s: %s" % (host, " ".join(found))))
+    except (OSError, UnicodeError):
+        return rows + [(False, _("%s: the name is not known here (DNS); is the URL right?") % host)]
+    rows += look_at_tls(relay) if relay.tls else [(None, _("%s: plain http: whoever is in between reads the token") % relay.url)]
+    if rows[-1][0] is False:
+        return rows
+    try:
+        version, limits = relay.learn(0)
+        rows.append((True if version > 1 else None, _("a relay of this protocol answers") if version > 1 else
+                     _("a fielded relay answers, or something that is none; is the URL right?")))
+        if isinstance(limits.get("time"), (int, float)):
+            off = time.time() - limits["time"]
+            rows.append((abs(off) < 60 or None, _("the clocks differ by %.1f s") % off + ("" if abs(off) < 60 else _("; set this host's (NTP)"))))
+        if version > 1:
+            rows += look_at_calls(relay, calls)
+    except (Away, Refused) as error:
+        rows.append((False, str(error)))
+    return rows
+
+
+def look_at_calls(relay, calls):
+    """Rows: what the relay says to the first call, and which paths something in between does not let through."""
+    rows, stopped = [], []
+    for number, (method, target, fields, good) in enumerate(calls):
+        try:
+            relay.call(method, target, dict({"v": 2}, **fields))
+            code = 200
+        except Refused as error:
+            code, why = error.code, error.more.get("why")
+            if code in NO_TOKEN[1:] and why and number == 0:
+                return rows + [(False, _("the token is refused (%s): get a valid one for this user, role and site") % printable(why))]
+            if code == "0005" and not why:
+                stopped.append(target)
+            elif good and not re.search(good, str(error)):
+                rows.append((False, _("%s: the relay says: %s") % (target, error)))
+                continue
+        except Away as error:
+            stopped.append("%s (%s)" % (target, error.kind))
+        if number == 0 and not stopped:
+            rows.append((True, _("the relay takes this token")))
+    if stopped:
+        return rows + [(False, _("something in between does not let through: %s; ask the gateway's operator") % " ".join(stopped))]
+    return rows + [(True, _("all %d calls of this side get through") % len(calls))]
+
+
+def log_in(relay, user, path):
+    """Asks for the password without echo (without a terminal: a line of standard input) and keeps the token in a 0600 file. 77 if refused."""
+    asks = sys.stdin is not None and sys.stdin.isatty()
+    if not user and asks:
+        sys.stderr.write(_("user: "))
+        sys.stderr.flush()
+        user = sys.stdin.readline(1000).strip()
+    if not user or not path:
+        raise Stop(EX_USAGE, _("login needs USER, and token_file to keep the token in"))
+    if asks:
+        import getpass
+        password = getpass.getpass(_("password of %s at %s: ") % (user, relay.url))
+    else:
+        password = sys.stdin.readline(2000).rstrip("\r\n") if sys.stdin is not None else ""
+    try:
+        found = relay.call("POST", "login", {"v": 2, "user": user, "password": password})
+    except Refused as error:
+        raise Stop(EX_TEMPFAIL if error.code in AGAIN else EX_REFUSED, "%s: %s" % (relay.url, error))
+    except Away as error:
+        raise Stop(EX_UNAVAILABLE, str(error))
+    token, until = found.get("token"), found.get("expires")
+    if not isinstance(token, str) or not re.match(r"[!-~]{1,4096}\Z", token) or not isinstance(until, (int, float)):
+        raise Stop(EX_PROTOCOL, "%s: %s" % (relay.url, _("an answer that is none")))
+    part = utf8("%s.%s" % (path, os.urandom(4).hex()))
+    with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600), "w") as out:
+        out.write(token + "\n")
+        out.flush()
+        os.fsync(out.fileno())
+    os.rename(part, utf8(path))
+    print(_("%s: token of %s, good until %s") % (path, printable(user), time.strftime("%Y-%m-%d %H:%M", time.localtime(until))))
+    return 0
+# ==== end shared ====
+
 # ==== shared: run ====
 # The runner of one command: a wrapper in POSIX sh that starts it at most once, outlives its starter, and notes the end.
 RUN = r"""#!/bin/sh
@@ -1273,7 +1566,8 @@ def read_note(path):
             when = os.fstat(text.fileno()).st_mtime
     except OSError:
         return None
-    return Note(int(words[0]), words[1], words[2], words[3], words[4].strip(), when) if len(words) == 5 and words[0].isdigit() else None
+    good = len(words) == 5 and re.match(r"[0-9]{1,9}\Z", words[0])
+    return Note(int(words[0]), words[1], words[2], words[3], words[4].strip(), when) if good else None
 
 
 def still_there(note):
@@ -1293,7 +1587,8 @@ def look(control, now):
     end = read_note(os.path.join(control, b"end"))
     child = read_note(os.path.join(control, b"child"))
     if end is not None:
-        return "ended", int(end.text.split()[-1]) if child is not None else None
+        code = re.match(r"exit ([0-9]{1,3})\Z", end.text)
+        return "ended", int(code.group(1)) if child is not None and code else None
     started = read_note(os.path.join(control, b"start"))
     if started is None:
         try:                                           # a blank `start`: the wrapper is about to fill it in, or was killed just there
@@ -1820,6 +2115,51 @@ class BatchJob:
 # ==== end shared ====
 
 JA = {                         # what a person reads, in Japanese
+    # check
+    "%s: belongs to uid %d; give it to this user (chown)": "%s: uid %d の所有です。このユーザーのものにしてください (chown)",
+    "%s: mode %04o lets others in; type: chmod %o %s": "%s: モード %04o では他人が触れます。chmod %o %s としてください",
+    "%s: mode %04o, owner uid %d": "%s: モード %04o、所有者 uid %d",
+    "%s: %.1f GB free on %s (%s)": "%s: 空き %.1f GB、%s (%s)",
+    "; less than the %.1f GB that are to stay free: make room": "。残すべき %.1f GB より少なくなっています。空きを作ってください",
+    "%s: in memory (%s): a reboot empties it, and what was not delivered is lost; use a directory on a disk":
+        "%s: メモリ上 (%s) です。再起動で消え、未送信のものが失われます。ディスク上のディレクトリにしてください",
+    "%s: on a network file system (%s); use a local disk": "%s: ネットワークファイルシステム (%s) です。ローカルディスクにしてください",
+    "%s: old files are removed there (%s); use another directory, or except this one":
+        "%s: 古いファイルが自動で消されます (%s)。別の場所にするか、対象から外してください",
+    "%s: mounted noexec: a command that is built or copied there does not run": "%s: noexec でマウントされています。そこに置いたコマンドは動きません",
+    "open files: limit %s, wanted %d": "開けるファイル数: 上限 %s、必要 %d",
+    "open files: limit %s, wanted %d; raise it (LimitNOFILE in the unit, or ulimit -n)":
+        "開けるファイル数: 上限 %s、必要 %d。上げてください (unit の LimitNOFILE、または ulimit -n)",
+    "%s: certificate of %s, issued by %s, %d days left": "%s: %s の証明書、発行者 %s、残り %d 日",
+    "; it is not valid yet: is a clock wrong?": "。まだ有効期間の前です。時計が狂っていませんか",
+    "; renew it": "。更新してください",
+    "running as root; better as a user of its own": "root で動いています。専用のユーザーにしてください",
+    "%s reads along in TLS, by its name: believe it (ca_file = its CA) only if your company says so":
+        "%s は名前からして TLS を途中で読むものです。会社の指示がある場合に限り ca_file にその CA を指定してください",
+    "the certificate is believed (%s)": "証明書は信頼できます (%s)",
+    "the system's CAs": "システムの CA",
+    "no_auth: the certificate is not checked": "no_auth: 証明書を確認しません",
+    "%s; if it was issued by the right CA, give that CA's file with ca_file": "%s。正しい CA の発行なら、その CA のファイルを ca_file に指定してください",
+    "proxy: %s": "プロキシ: %s",
+    "none": "なし",
+    " (of the environment)": " (環境変数)",
+    "%s: the name is not known here (DNS); is the URL right?": "%s: 名前を解決できません (DNS)。URL は正しいですか",
+    "%s: plain http: whoever is in between reads the token": "%s: 平文の http です。途中でトークンが読めます",
+    "a relay of this protocol answers": "この方式の中継プログラムが応答しました",
+    "a fielded relay answers, or something that is none; is the URL right?": "旧版の中継プログラムか、別のものが応答しました。URL は正しいですか",
+    "the clocks differ by %.1f s": "時計の差 %.1f 秒",
+    "; set this host's (NTP)": "。この計算機の時計を合わせてください (NTP)",
+    "the token is refused (%s): get a valid one for this user, role and site":
+        "トークンが拒否されました (%s)。このユーザー・役割・識別子に有効なものを入手してください",
+    "the relay takes this token": "トークンは有効です",
+    "something in between does not let through: %s; ask the gateway's operator": "途中で通らないものがあります: %s。ゲートウェイの管理者に相談してください",
+    "all %d calls of this side get through": "こちら側の呼び出し %d 種がすべて通ります",
+    "user: ": "ユーザー名: ",
+    "login needs USER, and token_file to keep the token in": "login には USER と、トークンを保存する token_file が必要です",
+    "password of %s at %s: ": "%s のパスワード (%s): ",
+    "%s: token of %s, good until %s": "%s: %s のトークン、期限 %s",
+    "%s: the relay says: %s": "%s: 中継プログラムの応答: %s",
+    "[%s] %s may run (%s on the wire)": "[%s] %s は実行できます (依頼時の名前 %s)",
     "an argument is not UTF-8": "引数が UTF-8 ではありません",
     "interrupted": "中断されました",
     "a bug (%s in line %d: %s); please report this line, MI_DEBUG=1 shows more":
@@ -3472,10 +3812,15 @@ def sweep(poller):
 
 # ---- the start ----
 
+def base_path(path):
+    """calc_base as bytes: path, or the user's state directory."""
+    home = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
+    return os.path.realpath(utf8(os.path.expanduser(path) if path else os.path.join(home, "mi_distcomp")))
+
+
 def open_base(path):
     """calc_base and its .mi, made or checked, as bytes. 78 if others could put something into it."""
-    home = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
-    base = os.path.realpath(utf8(os.path.expanduser(path) if path else os.path.join(home, "mi_distcomp")))
+    base = base_path(path)
     folder = os.path.join(base, b".mi")
     for path in (base, folder):
         if not os.path.isdir(path):
@@ -3755,6 +4100,173 @@ def show(base, name, as_json):
         print(json.dumps(rows, ensure_ascii=False))
 
 
+# ---- check, login, unit ----
+
+def check_host(settings, ini):
+    """Rows about this host: files, commands, calc_base, limits."""
+    keys, rows = settings["poller"], []
+    if os.geteuid() == 0:
+        rows.append((None, _("running as root; better as a user of its own")))
+    rows += [look_at_file(ini, 0o775)] if ini else []
+    for name, mode in ((keys["token_file"], 0o600), (keys["client_key"], 0o600), (keys["ca_file"], 0o755), (keys["client_cert"], 0o755)):
+        rows += [look_at_file(name, mode)] if name else []
+    for section in sorted(section for section in settings if section.startswith("command ")):
+        try:
+            command = check_command(ini, section, settings[section])
+            rows.append((True, _("[%s] %s may run (%s on the wire)") % (section, command["argv"][0], command["match"])))
+        except Stop as stop:
+            rows.append((False, str(stop)))
+    try:
+        allow_list(ini, settings)
+    except Stop as stop:
+        rows += [(False, str(stop))] if (False, str(stop)) not in rows else []
+    base = os.fsdecode(base_path(keys["calc_base"]))
+    rows += [look_at_file(os.path.join(base, ".mi"), 0o700)] if os.path.exists(utf8(os.path.join(base, ".mi"))) else []
+    return rows + look_at_disk(base, keys["keep_free"]) + [look_at_limits(256)]
+
+
+def probes(site):
+    """Every call of this side, made so that it does nothing, and what the relay says to it then."""
+    one = {"accept_id": "00000000-0000-4000-8000-000000000000", "claim": "-"}
+    return [("POST", "calc-request", {"site_id": site, "take": "-", "wait": 0}, "take is"), ("GET", "calc-params", one, ""),
+            ("POST", "calc-params-complete", one, ""), ("POST", "calc-start", one, ""), ("POST", "calc-end", dict(one, result="abnormal"), ""),
+            ("POST", "send-results", dict(one, result_files={}), ""), ("POST", "end-send", dict(one, result="end send"), ""),
+            ("POST", "heartbeat", {"site_id": site, "poller": "check", "calcs": {}, "wait": 0}, ""),
+            ("GET", "files/%s/input/0" % one["accept_id"], {"claim": "-"}, ""),
+            ("POST", "files/%s/result/0?v=2&offset=0&claim=-" % one["accept_id"], {}, "")]
+
+
+def do_check(options):
+    """Looks at this host and at the way to the relay; changes nothing. 78 if something is a FAIL."""
+    rows = []
+    try:
+        ini = find_ini(options["ini"], __file__)
+        settings = read_ini(ini, KEYS, guarded=True)
+        keys = settings["poller"]
+        choose_language(keys["lang"])
+        rows = check_host(settings, ini or "mi_distributed_computing_assist.ini")
+        for key in ("site", "url"):
+            if not keys[key]:
+                rows.append((False, _("%s: [poller] %s is not set") % (ini, key)))
+        if keys["site"] and keys["url"]:
+            relay = Relay(keys["url"], find_token("", keys["url"], keys, False), **{
+                key: keys[key] for key in ("ca_file", "proxy", "client_cert", "client_key")})
+            rows += look_at_relay(relay, probes(keys["site"]))
+    except Stop as stop:
+        rows.append((False, str(stop)))
+    return say_findings(rows, options["json"])
+
+
+def do_login(options, settings, user):
+    """A token for a user's password, kept in token_file."""
+    keys = settings["poller"]
+    if not keys["url"]:
+        raise Stop(EX_CONFIG, _("%s: [poller] %s is not set") % (options["ini"] or "mi_distributed_computing_assist.ini", "url"))
+    relay = Relay(keys["url"], lambda: "", **{key: keys[key] for key in ("ca_file", "proxy", "client_cert", "client_key")})
+    return log_in(relay, user, keys["token_file"])
+
+
+UNIT = """# %(where)s   (systemd; read it, change what is not so at your site, then: systemctl enable --now %(name)s)
+[Unit]
+Description=Poller of distributed calculations (%(script)s)
+After=network-online.target
+Wants=network-online.target
+%(after)s
+[Service]
+User=%(user)s
+%(start)s
+# The command is detached: it outlives the poller, and the next start picks it up. systemd must not end it, nor take its /tmp away.
+KillMode=process
+PrivateTmp=no
+OOMPolicy=continue
+# What is below holds for the command too. Whatever a solver may need stays open: home and scratch directories, network, devices,
+# memory that is written and executed (just-in-time compilers), binding of threads to cores. For containers (apptainer ...) remove
+# RestrictNamespaces, NoNewPrivileges, RestrictSUIDSGID and SystemCallFilter.
+ProtectSystem=full
+ProtectProc=invisible
+ProtectClock=yes
+ProtectControlGroups=yes
+ProtectHostname=yes
+ProtectKernelLogs=yes
+ProtectKernelModules=yes
+ProtectKernelTunables=yes
+NoNewPrivileges=yes
+CapabilityBoundingSet=
+AmbientCapabilities=
+RestrictAddressFamilies=AF_INET AF_INET6 AF_UNIX AF_NETLINK
+RestrictNamespaces=yes
+RestrictSUIDSGID=yes
+KeyringMode=private
+SystemCallArchitectures=native
+SystemCallFilter=@system-service @pkey
+SystemCallErrorNumber=EPERM
+%(install)s"""
+SERVICE = """ExecStart=%(program)s
+Restart=always
+RestartSec=10
+RestartPreventExitStatus=64 77 78
+TimeoutStopSec=30"""
+ONCE = """Type=oneshot
+ExecStart=%(program)s --once
+TimeoutStartSec=infinity"""
+TIMER = """# /etc/systemd/system/mi_system_remote.timer   (beside the service of `unit --once`; then: systemctl enable --now mi_system_remote.timer)
+[Unit]
+Description=Asks for distributed calculations now and then
+
+[Timer]
+OnBootSec=1min
+OnUnitInactiveSec=1min
+RandomizedDelaySec=10s
+
+[Install]
+WantedBy=timers.target
+"""
+CLOUD = """#cloud-config
+# A machine that is made on demand: it works off what waits, and switches itself off when there was nothing to do for %(idle)s seconds.
+# Put script, ini, token (mode 0600) and the commands into the image, or write them here with write_files.
+users:
+  - name: %(user)s
+    system: true
+    homedir: /var/lib/mi_distcomp
+write_files:
+  - path: /etc/systemd/system/mi_system_remote.service
+    permissions: '0644'
+    content: |
+%(unit)s
+runcmd:
+  - [install, -d, -o, %(user)s, -m, '0700', /var/lib/mi_distcomp]
+  - [systemctl, daemon-reload]
+  - [systemctl, enable, --now, mi_system_remote.service]
+"""
+ON_DEMAND = """ExecStart=%(program)s --idle-exit 600
+Restart=on-failure
+RestartSec=10
+RestartPreventExitStatus=64 77 78
+TimeoutStopSec=30"""
+
+
+AFTER = """# Ended in order (nothing to do, or stopped by hand): the machine goes off. After a failure it stays, and what it holds is not lost.
+SuccessAction=poweroff
+"""
+
+
+def do_unit(options, ini):
+    """Prints a systemd unit: the service; --once: for a timer; --timer: the timer; --cloud-init: for a machine that is made on demand."""
+    if options["timer"]:
+        return print(TIMER, end="")
+    import pwd
+    me = pwd.getpwuid(os.geteuid()).pw_name if os.geteuid() else "mi_distcomp"
+    words = [sys.executable, "-I", "-S", os.path.abspath(__file__), "poll", "--ini",
+             os.path.abspath(ini or "/etc/mi_distributed_computing_assist.ini")]
+    start = ON_DEMAND if options["cloud-init"] else ONCE if options["once"] else SERVICE
+    text = UNIT % {"where": "/etc/systemd/system/mi_system_remote.service", "name": "mi_system_remote." + ("timer" if options["once"] else "service"),
+                   "script": words[3], "user": me, "after": AFTER if options["cloud-init"] else "", "start": start % {"program": " ".join(words)},
+                   "install": "" if options["once"] else "\n[Install]\nWantedBy=multi-user.target\n"}
+    if options["cloud-init"]:
+        text = CLOUD % {"idle": 600, "user": me, "unit": "\n".join("      " + line if line else "" for line in text.rstrip().split("\n"))}
+    print(text, end="")
+
+
 def fielded_words(words, options):
     """The manual's words, SITE BASE_URL TOKEN ..., into options. 64."""
     if len(words) < 3 or "://" not in words[1]:
@@ -3781,7 +4293,7 @@ def fielded_words(words, options):
 
 def parse(argv):
     """(words, options) of the command line. 64."""
-    words, options = [], dict.fromkeys(("once", "drain", "json", "q", "v", "version", "help", "h"), False)
+    words, options = [], dict.fromkeys(("once", "drain", "json", "q", "v", "version", "help", "h", "timer", "cloud-init"), False)
     options.update(ini=None, jobs="", resend="", **{"idle-exit": ""})
     options.update(site="", url="", token="", ca_file="", calc_base="", port=None, retry=None, fielded="", verify=True)
     rest = iter(argv)
@@ -3813,13 +4325,20 @@ def main(argv=None):
         with open(__file__, "rb") as text:
             return print("%s %s protocol 2 (1) sha256 %s" % (PROGRAM, VERSION, hashlib.sha256(text.read()).hexdigest()))
     SAY["level"] = 0 if options["v"] else 2 if options["q"] else 1
-    if words not in (["poll"], ["list"], ["outbox"], ["pause"], ["resume"]) and words[:1] not in (["show"], ["resend"]):
+    if words == ["check"]:
+        return do_check(options)
+    alone = (["poll"], ["list"], ["outbox"], ["pause"], ["resume"], ["unit"])
+    if words not in alone and words[:1] not in (["show"], ["resend"], ["login"]):
         fielded_words(words, options)
     elif words[0] in ("show", "resend") and len(words) != 2:
         raise Stop(EX_USAGE, _("%s needs one ID") % words[0])
     ini = find_ini(options["ini"], __file__)
     settings = read_ini(ini, KEYS, guarded=True)
     choose_language(settings["poller"]["lang"])
+    if words == ["unit"]:
+        return do_unit(options, ini)
+    if words[:1] == ["login"] and not options["fielded"]:
+        return do_login(options, settings, (words[1:] or [""])[0])
     if words[0] != "poll" and not options["fielded"]:
         base = open_base(settings["poller"]["calc_base"])
         if words[0] in ("list", "show"):
@@ -3833,6 +4352,7 @@ def main(argv=None):
             return hand_over(base, words[1])
     if settings["poller"]["logfile"]:
         SAY["log"] = open(utf8(settings["poller"]["logfile"]), "a", encoding="utf-8", errors="backslashreplace")
+    no_core_dump()
     try:
         poller = set_up(options, settings, ini, argv is None)
     except Stop as stop:
