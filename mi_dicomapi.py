@@ -1552,14 +1552,15 @@ def progress_of(c, row):
     """What a waiting workflow side is told. stamp changes whenever any of it does (queue aside)."""
     away = c.relay.silent_seconds(row)
     ahead, written = None, c.relay.output_sizes(row)
+    what = c.relay.what.get(row["accept_id"], "") if row["state"] in (SENDING, SENT, RUNNING) else ""
     if row["state"] == ALLOWED:
         ahead = c.relay.store.read("SELECT COUNT(*) FROM (SELECT 1 FROM calculations WHERE site = ? AND state = ? AND user = ? AND seq < ?"
                                    " LIMIT 1000)",
                                    row["site"], ALLOWED, row["user"], row["seq"])[0][0]
     return {"progress": WORDS[row["state"]], "status": row["status"], "wait_allow": row["allowed"], "reason": row["reason"],
-            "exit_code": row["exit_code"], "signal": row["signal"], "out_of_contact": away, "queue": ahead, "output": written,
+            "exit_code": row["exit_code"], "signal": row["signal"], "out_of_contact": away, "queue": ahead, "output": written, "what": what,
             "cancelling": bool(row["cancel"]) and row["state"] in (SENDING, SENT, RUNNING),
-            "stamp": "%d.%d%s" % (row["version"], sum(written), "" if away is None else "-")}
+            "stamp": "%d.%d%s%s" % (row["version"], sum(written), "" if away is None else "-", "%x" % binascii.crc32(utf8(what)) if what else "")}
 
 
 def calc_progress(c):
@@ -1663,6 +1664,7 @@ def heartbeat(c):
             gone.append(accept_id)
         else:
             c.relay.renew(found[0])
+            c.relay.hear(accept_id, entry.get("what"))
             if found[0]["cancel"] and found[0]["state"] in (SENDING, SENT, RUNNING):
                 cancel.append(accept_id)
             if "out" in entry or "err" in entry:
@@ -3364,6 +3366,7 @@ class Relay:
     def __init__(self, conf, ini, store):
         self.conf, self.ini, self.store, self.front = conf, ini, store, None
         self.tokens, self.tokens_seen, self.leases, self.silent, self.uploads = {}, None, {}, {}, {}
+        self.what = {}                                 # {accept_id: where its poller says that it is}
         self.nothing = {}                              # {key of a site and user: how many events had been when nothing waited there}
         self.open_of, self.reserved, self.stamps, self.born = collections.Counter(), 0, {}, time.monotonic()
         self.announced, self.announcing, self.twins, self.told_abnormal, self.v1_sites = {}, threading.Lock(), set(), set(), set()
@@ -3514,6 +3517,15 @@ class Relay:
         step = STEP["adopt inputs" if goal == SENDING else "adopt"]
         return self.store.write(lambda tx: move(self, tx, step, row, claim=claim, attempt=int(found.group(1)), protocol=2, poller=poller[:200],
                                                 allowed=row["allowed"] or time.time(), claimed=time.time()), "adopt")
+
+    def hear(self, accept_id, what):
+        """A poller says where a calculation is, in its batch system's words. Kept in memory: the next heartbeat says it again."""
+        what = printable(what)[:200] if isinstance(what, str) else ""
+        if what != self.what.get(accept_id, ""):
+            if len(self.what) > 20000:
+                self.what.clear()
+            self.what[accept_id] = what
+            self.front.fire(("calc", accept_id))
 
     def output_sizes(self, row):
         """Bytes of stdout and stderr that have come while the command runs."""

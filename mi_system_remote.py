@@ -19,6 +19,7 @@ What it does, by the suite's step numbers: 3 asks for a calculation, 4 fetches t
   7 sends the results, 8 says that all were sent.
 What it runs: only what a [command NAME] of the ini names, as an argument vector, never through a shell. Words from the relay become
   arguments only where argument.N allows them. Without such a section it does not start.
+  batch = slurm, pbs or htcondor: it is submitted there, as a job of the poller's user; squeue, qstat or condor_q is asked for all at once.
 What it sends: declared results that [outbound] lets out, the command's stdout and stderr under the same rules (as they are written,
   unless output = no, or [outbound] has rules about content), exit code and times;
   of this host: the free bytes of calc_base and a random name.
@@ -1636,6 +1637,483 @@ def wait_end(control, stop, most=1.0):
             os.close(alive)
 # ==== end shared ====
 
+# ==== shared: batch ====
+# Batch systems. A job is the wrapper, submitted; its `end` is the truth, a queue only says "not yet". One query tells of all jobs.
+JOB = r"""#!/bin/sh
+# What a batch system is given. Each line of the file `words` is one word of what it runs: no shell reads anything into them.
+set --
+while IFS= read -r word; do set -- "$@" "$word"; done <{control}/words
+"""
+JOB_EXEC = 'exec "$@"\n'       # Slurm and PBS signal every process of a job
+JOB_WAIT = r"""trap 'read -r pid rest <{control}/child && kill -TERM "$pid"' TERM        # HTCondor signals this one only, then kills all
+"$@" &
+while kill -0 $! 2>/dev/null; do wait $!; done
+"""
+QUERY_TIME = 30                # seconds that a program of a batch system may take (Slurm's give a controller up after ten)
+END_LATE = 30                  # seconds that `end` may come after the queue's word that the job is over (NFS), and that word after `end`
+KILLED = (137, 140, 143, 152)  # exit codes after which the queue is asked whether it was the batch system's doing (KILL, USR2, TERM, XCPU)
+CLIENT = re.compile(r"(SLURM_CONF|PBS_(CONF_FILE|EXEC|DEFAULT|SERVER)|CONDOR_CONFIG|_CONDOR_[A-Z_]+)\Z")    # variables for its programs
+MARK = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\.\d+")       # MI_RUN = ACCEPT_ID.N, by which a job is found again
+Seen = collections.namedtuple("Seen", "job mark state node text")      # one job in an answer; state: queued, running, done, over (badly)
+Batch = collections.namedtuple("Batch", "submit number ask past partial read cancel away wrong said")
+
+
+def slurm_submit(control, run, options):
+    """The argument vector that submits."""
+    return ["sbatch", "--parsable"] + options + ["--no-requeue", "--job-name=mi-" + run, "--comment=" + run, "--input=/dev/null",
+                                                 "--output=%s/batch.log" % control.replace("%", "%%"), control + "/job"]
+
+
+def slurm_read(text):
+    """Every Seen in what squeue or sacct answered. ValueError if it is neither's."""
+    found = []
+    for line in text.splitlines():
+        job, state, node, reason, names = line.split("|", 4)
+        word, mark = state.split(" ")[0], MARK.search(names)
+        if not re.match(r"\d+", job) or not re.match(r"[A-Z_]+\Z", word):
+            raise ValueError(line)
+        ended = "BOOT_FAIL CANCELLED DEADLINE FAILED LAUNCH_FAILED NODE_FAIL OUT_OF_MEMORY PREEMPTED RECONFIG_FAIL REVOKED TIMEOUT"
+        kind = "over" if word in ended.split() else "queued" if word in ("PENDING", "CONFIGURING") or "REQUEUE" in word else "running"
+        kind = "done" if word == "COMPLETED" else kind
+        found.append(Seen(job, mark and mark.group(), kind, node, state + (", " + reason if reason not in ("", "None") else "")))
+    return found
+
+
+def pbs_submit(control, run, options):
+    """The argument vector that submits. The name is short: older ones allow 15 letters."""
+    return ["qsub"] + options + ["-N", "mi_" + run[:8] + run[9:13], "-v", "MI_RUN=" + run, "-r", "n", "-j", "oe", "-S", "/bin/sh",
+                                 "-o", control + "/batch.log", control + "/job"]
+
+
+def pbs_read(text):
+    """Every Seen in what qstat -f answered. ValueError if it is not that."""
+    found = []
+    if text.strip() and not text.lstrip().startswith("Job Id"):
+        raise ValueError(text)
+    for part in re.split(r"^Job Id:\s*", text.replace("\r", "").replace("\n\t", ""), flags=re.M)[1:]:
+        lines_of = part.split("\n")
+        told = dict(re.match(r"\s+([A-Za-z_.]+) = (.*)", line).groups() for line in lines_of[1:] if re.match(r"\s+[A-Za-z_.]+ = ", line))
+        state, mark = told["job_state"] if "job_state" in told else "", MARK.search(told.get("Variable_List", ""))
+        if not re.match(r"\d+", lines_of[0]) or not re.match(r"[A-Z]\Z", state):
+            raise ValueError(part)
+        code = told.get("Exit_status") or told.get("exit_status")
+        words = [state] + (["exit status " + code] if code and state in "CFX" else []) + [told[key] for key in ("comment",) if key in told]
+        words += ["held (%s)" % told["Hold_Types"]] if state == "H" and "Hold_Types" in told else []
+        kind = "done" if state in "CFX" and code == "0" else "over" if state in "CFX" else "running" if state in "RESU" else "queued"
+        found.append(Seen(lines_of[0].strip(), mark and mark.group(), kind, told.get("exec_host", "").split("/")[0], ", ".join(words)))
+    return found
+
+
+def condor_submit(control, run, options):
+    """The argument vector that submits, and the file that it reads."""
+    rows = ["universe = vanilla"] + options + [
+        "executable = %s/job" % control, "initialdir = " + control, "log = batch.events", "output = batch.log", "error = batch.log",
+        "should_transfer_files = NO", "notification = never", "job_max_vacate_time = 30", '+MIRun = "%s"' % run, "batch_name = mi-" + run,
+        "queue 1"]
+    if "$" in control:
+        raise ValueError("%s: HTCondor takes no $ in a path" % control)
+    write_synced(utf8(control) + b"/job.sub", utf8("\n".join(rows) + "\n"))
+    return ["condor_submit", "-terse", control + "/job.sub"]
+
+
+def condor_read(text):
+    """Every Seen in what condor_q or condor_history answered. ValueError if it is neither's."""
+    found, names = [], ("", "idle", "running", "removed", "completed", "held", "transferring output", "suspended")
+    for entry in json.loads(text) if text.strip() else []:
+        try:
+            state, job = int(entry["JobStatus"]), "%d.%d" % (int(entry["ClusterId"]), int(entry["ProcId"]))
+        except (TypeError, KeyError):
+            raise ValueError(text)
+        reason = str(entry.get({1: "LastRejMatchReason", 5: "HoldReason", 3: "RemoveReason"}.get(state), "")).strip()
+        node = str(entry.get("RemoteHost") or entry.get("LastRemoteHost") or "").partition("@")[2]
+        kind = {1: "queued", 5: "queued", 3: "running" if entry.get("RemoteHost") else "over", 4: "done"}.get(state, "running")
+        found.append(Seen(job, entry.get("MIRun"), kind, node,
+                          names[state if 0 < state < len(names) else 0] + (": " + reason if reason else "")))
+    return found
+
+
+CONDOR_TELL = ["-json", "-attributes",
+               "ClusterId,ProcId,JobStatus,MIRun,HoldReason,RemoveReason,LastRejMatchReason,RemoteHost,LastRemoteHost"]
+# submit(control, run, options) · what its answer holds · one query for all: ask(job numbers, or none), past(job numbers) · stderr lines beside
+# which a failed query is an answer · read · cancel · refusals of a submission that pass, and that will not · what the job's own log tells
+BATCH = {
+    "slurm": Batch(
+        slurm_submit, r"^(\d+)(?:;\S*)?$",
+        lambda jobs: ["squeue", "--noheader", "--states=all", "--user=%d" % os.geteuid(), "--format=%i|%T|%N|%r|%j|%k"],
+        lambda jobs: ["sacct", "-n", "-P", "-X", "-o", "JobID,State,NodeList,Reason,JobName", "-j", ",".join(jobs)], r"(?!)", slurm_read,
+        lambda job: ["scancel", job],
+        r"contact slurm|timed out|refused|[Zz]ero [Bb]ytes|temporarily|[Ll]imit|too many|queue is full|not respond|Unable to connect|standby",
+        r"[Ii]nvalid|unrecognized|not available|not found|denied|[Uu]nable to open|exceeds",
+        r"slurmstepd\S*: (?:error: )?(.*\*\*\*.*|.*memory.*|.*oom.*)"),
+    "pbs": Batch(
+        pbs_submit, r"^(\d+(?:\.\S+)?)$", lambda jobs: ["qstat", "-f"] + jobs, lambda jobs: ["qstat", "-x", "-f"] + jobs,
+        r"qstat: (Unknown Job Id|.* has finished)", pbs_read, lambda job: ["qdel", job],
+        r"onnect|onnection|timed out|refused|busy|temporar|limit|exceeded|End of File|[Ss]erver shutting",
+        r"[Ii]llegal|[Uu]nknown|[Ii]nvalid|Unauthorized|not found|denied|usage:", r"=>> PBS: (.*)|.*(?:[Oo]om|memory|Killed by).*"),
+    "htcondor": Batch(
+        condor_submit, r"^(\d+\.\d+) - ", lambda jobs: ["condor_q"] + CONDOR_TELL + ["-constraint", "MIRun =!= undefined"],
+        lambda jobs: ["condor_history"] + CONDOR_TELL + ["-limit", str(len(jobs))] + jobs, r"(?!)", condor_read,
+        lambda job: ["condor_rm", job],
+        r"connect|onnection|timed out|locate|MAX_JOBS|Failed to commit", r"[Pp]arse|not found|[Ii]nvalid|denied|No such", r"(?!)"),
+}
+
+
+def batch_table(text):
+    """batch_changeable: a line `NAME[=DEFAULT] OPTION-WITH-{} EXPRESSION` each, as [(name, default or None, option, expression)]."""
+    found = []
+    for line in lines(text):
+        words = line.split(None, 2)
+        name, equals, default = words[0].partition("=")
+        good = len(words) == 3 and words[1].count("{}") == 1 and re.match(r"(-|\+?[A-Za-z_]+=)", words[1])
+        if not good or not re.match(r"[a-z_]+\Z", name):
+            raise ValueError(_("is not NAME OPTION-WITH-{} EXPRESSION: %s") % line)
+        if equals and not re.fullmatch(words[2], default):
+            raise ValueError(_("the default does not match the expression: %s") % line)
+        found.append((name, default if equals else None, words[1], re.compile(words[2])))
+    return found
+
+
+def batch_options(keys, words):
+    """(options of the submission, the words that are left): words `batch.NAME=VALUE` set what batch_changeable lets them. ValueError."""
+    import shlex
+    given, rest, options = {}, [], []
+    for word in words:
+        found = re.match(r"batch\.([a-z_]+)=(.*)\Z", word) if keys["batch"] != "none" else None
+        if found is None:
+            rest.append(word)
+        else:
+            given[found.group(1)] = found.group(2)
+    for line in keys["batch_options"]:
+        options += [line] if keys["batch"] == "htcondor" else shlex.split(line)
+    for name, default, option, shape in keys["batch_changeable"]:
+        value = given.pop(name, default)
+        if value is not None:
+            if not shape.fullmatch(value) or ODD.search(value) or "$" in value:
+                raise ValueError(_("batch.%s may not be %s here") % (name, value))
+            options.append(option.replace("{}", value))
+    if given:
+        raise ValueError(_("batch.%s may not be set here") % sorted(given)[0])
+    return options, rest
+
+
+def batch_call(words, env, inherit=()):
+    """(exit code, stdout, stderr) of a batch system's own program; 127 if it is not there, None if it did not answer in time."""
+    try:
+        child = subprocess.Popen([utf8(word) for word in words], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                                 env={utf8(key): utf8(value) for key, value in env.items()}, cwd=b"/", start_new_session=True,
+                                 pass_fds=inherit)
+    except OSError as error:
+        return 127, "", "%s: %s" % (words[0], error.strerror)
+    try:
+        out, err = child.communicate(timeout=QUERY_TIME)
+        code = child.returncode
+    except subprocess.TimeoutExpired:
+        os.killpg(child.pid, signal.SIGKILL)
+        child.communicate()
+        code, out, err = None, b"", b"no answer"
+    return code, out.decode("utf-8", "replace"), err.decode("utf-8", "replace")
+
+
+def batch_look(control):
+    """As look(), for a command that may run on another host: by its files alone. ready: not started · running: detail its Note · ended:
+    detail its exit code, None if it could not be started · stopped: it can never start."""
+    names = os.listdir(control)                        # over NFS this also asks for the newest
+    child = read_note(os.path.join(control, b"child"))
+    if b"end" in names:
+        end = read_note(os.path.join(control, b"end"))
+        if end is not None:
+            return "ended", int(end.text.split()[-1]) if child is not None else None
+    if b"start" in names:
+        return "running", child or read_note(os.path.join(control, b"start")) or Note(0, "?", "?", "?", "", time.time())
+    return ("ready" if b"ready" in names else "stopped"), None
+
+
+class Queue:
+    """What a batch system says of this user's jobs. However many threads and processes wait below a folder (bytes), it is asked once in
+    `poll` seconds, beside their waiting, and not at all when nobody waits: the answer lies in a file of the folder."""
+
+    def __init__(self, folder, system, env):
+        self.system, self.table, self.env, self.folder = system, BATCH[system], env, folder
+        client = sorted(item for item in env.items() if CLIENT.match(item[0]))
+        name = "queue." + system + (".%08x" % binascii.crc32(utf8(repr(client))) if client else "")
+        self.path, self.lock, self.stamp, self.asking = os.path.join(folder, utf8(name)), threading.Lock(), None, False
+        self.known, self.rows, self.past, self.missed, self.turn = {"tried": 0, "t": 0, "rows": []}, {}, {}, set(), False
+        self.submitting = threading.Lock()             # one submission at a time
+
+    def load(self):
+        """Reads the answer's file if it is another one than before."""
+        try:
+            info = os.stat(self.path)
+            if (info.st_ino, info.st_mtime) != self.stamp:
+                with open(self.path, "rb") as text:
+                    self.known = json.loads(text.read().decode("utf-8"))
+                self.stamp = info.st_ino, info.st_mtime
+                found = [Seen(*row) for row in self.known["rows"]]
+                self.rows = {row.job: row for row in found}
+                self.rows.update((row.mark, row) for row in sorted(found, key=lambda row: row.state in ("queued", "running")) if row.mark)
+        except (OSError, ValueError, KeyError, TypeError):
+            pass                                       # not there yet
+
+    def seen(self, mark, job, poll):
+        """(time of the last answer, that job's Seen or None). Has the queue asked anew, beside, if it is older than poll seconds."""
+        with self.lock:
+            self.load()
+            if time.time() - self.known["tried"] >= poll and not self.asking:
+                self.asking = True
+                threading.Thread(target=self.ask, args=(poll,), daemon=True).start()
+            row = self.rows.get(mark) or self.rows.get(job)
+            if row is not None and row.mark not in (mark, None):
+                row = None                             # a number that was given again
+            return self.known["t"], row or self.past.get(job)
+
+    def ask(self, poll):
+        """One query, or none if another process makes it just now."""
+        import fcntl
+        try:
+            with open(self.path + b".lock", "ab") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                with self.lock:
+                    self.load()
+                    missed, began = sorted(self.missed), time.time()
+                    self.turn = bool(missed) and not self.turn     # a query for those that vanished comes in place of one for all
+                if began - self.known["tried"] >= poll:
+                    self.query(began, missed)
+        except OSError:
+            pass
+        finally:
+            self.asking = False
+
+    def query(self, began, missed):
+        """Asks for what is in the queue, or what became of those that are not."""
+        words = self.table.past(missed) if self.turn else self.table.ask(self.numbers())
+        code, out, err = batch_call(words, self.env)
+        known = dict(self.known, tried=began, why="")
+        self.missed.clear()                            # whoever still misses one says so again
+        try:
+            if code is None or code and not all(re.match(self.table.partial, line) for line in (err.strip() or "?").splitlines()):
+                raise ValueError(" ".join(err.split())[:200] or "exit code %s" % code)
+            found = self.table.read(out)
+            if self.turn:
+                self.past = {row.job: row for row in found if row.state in ("done", "over")}
+            else:
+                known.update(t=began, rows=[list(row) for row in found])
+        except ValueError as error:
+            known["why"] = "%s: %s" % (words[0], printable(error)[:200])
+            log("debug", None, "queue", why=known["why"])
+        new = self.path + b".new"
+        with open(new, "wb") as out:
+            out.write(json.dumps(known).encode())
+        os.rename(new, self.path)
+
+    def numbers(self):
+        """The jobs below the folder that have not ended, for a system that is asked by numbers; [] (all jobs) if one's is not known."""
+        found = []
+        for name in os.listdir(self.folder) if self.system == "pbs" else ():
+            control = os.path.join(self.folder, name)
+            if os.path.exists(os.path.join(control, b"batch")) and not os.path.exists(os.path.join(control, b"end")):
+                job = read_batch(control)
+                if not job.get("job") or job.get("sent", 0) > 1:
+                    return []
+                found.append(job["job"])
+        return found
+
+
+def read_batch(control):
+    """What is known of a control directory's job (see BatchJob): {} if nothing was submitted."""
+    try:
+        with open(os.path.join(control, b"batch"), "rb") as text:
+            return json.loads(text.read().decode("utf-8"))
+    except (OSError, ValueError):
+        return {}
+
+
+def batch_where(folder, control):
+    """(queued, running, stopped or ended, text for people) of a control directory's job below folder, as far as is known without asking."""
+    state, detail = batch_look(control)
+    order, text = read_batch(control), "queued"
+    for name in os.listdir(folder) if state == "ready" else ():
+        if name.startswith(utf8("queue." + order["system"])) and not name.endswith((b".lock", b".new")):
+            try:
+                with open(os.path.join(folder, name), "rb") as known:
+                    rows = [Seen(*row) for row in json.loads(known.read().decode("utf-8"))["rows"]]
+                text = ["queued (%s)" % row.text for row in rows if row.mark == order["run"]][0]
+            except (OSError, ValueError, KeyError, TypeError, IndexError):
+                pass                                   # it has not been asked yet
+    if state == "running":
+        return state, "running on " + detail.host
+    return ("queued", text) if state == "ready" else (state, "")
+
+
+class BatchJob:
+    """The job of one control directory (bytes). Its file `batch` (fsynced): run, submit = the argument vector, sent = times, job = number.
+    grace: seconds that a job may be unknown to the queue; poll: see Queue; at: a fault point."""
+
+    def __init__(self, control, queue, poll, grace, at=lambda name: None):
+        self.control, self.queue, self.poll, self.grace, self.at = control, queue, poll, grace, at
+        self.order, self.absent, self.over, self.failing, self.asked = read_batch(control), [], None, None, 0.0
+        self.where, self.why, self.failed, self.node = "", "", "", ""
+
+    def path(self, name):
+        return os.path.join(self.control, name)
+
+    def save(self, **more):
+        """The file `batch`, on disk before this returns."""
+        self.order = dict(self.order, t=time.time(), **more)
+        write_synced(self.path(b"batch.new"), json.dumps(self.order).encode())
+        os.rename(self.path(b"batch.new"), self.path(b"batch"))
+        sync_folder(self.control)
+
+    def begin(self, work, argv, env, run, options, **more):
+        """Writes what is submitted, and submits it: argv in the directory work (bytes) with env. ValueError if the system cannot be told."""
+        pairs = ["%s=%s" % item for item in sorted(env.items()) if item[0] not in ("PATH", "TMPDIR")]
+        words = ["/usr/bin/env", "PATH=" + WRAPPER_PATH] + pairs
+        words += ["/bin/sh", self.control + b"/run", self.control, work, "/usr/bin/env", "PATH=" + env.get("PATH", WRAPPER_PATH)] + argv
+        words = [word if isinstance(word, bytes) else utf8(word) for word in words]
+        if any(b"\n" in word for word in words):
+            raise ValueError(_("a line break in an argument or a variable"))
+        import shlex
+        control = self.control.decode("utf-8", "surrogateescape")
+        submit = self.queue.table.submit(control, run, options)
+        if os.path.exists(self.path(b"alive")):
+            os.unlink(self.path(b"alive"))             # a FIFO tells nothing between two hosts
+        write_synced(self.path(b"words"), b"\n".join(words) + b"\n")
+        text = JOB + (JOB_WAIT if self.queue.system == "htcondor" else JOB_EXEC)
+        write_synced(self.path(b"job"), utf8(text.replace("{control}", shlex.quote(control))), 0o700)
+        self.save(system=self.queue.system, run=run, submit=submit, sent=0, job="", **more)
+        self.submit()
+
+    def submit(self):
+        """Submits, unless that is under way or done. Whoever does it holds the lock of `job`, and so does the program that submits: while
+        that lives, also without us, nobody takes the job for lost."""
+        import fcntl
+        lock = os.open(self.path(b"job"), os.O_RDONLY)
+        try:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                return
+            self.order = read_batch(self.control)
+            if self.order["job"] or not os.path.exists(self.path(b"ready")):
+                return
+            self.save(sent=self.order["sent"] + 1)
+            self.at("submitting")
+            with self.queue.submitting:
+                code, out, err = batch_call(self.order["submit"], self.queue.env, (lock,))
+            self.at("submitted")
+            found = re.findall(self.queue.table.number, out, re.M)
+            if code == 0 and found:
+                self.save(job=found[-1])
+                self.failing, self.why = None, ""
+                self.at("number noted")
+            else:
+                self.refused(code, " ".join((err or out).split())[:300] or "exit code %s" % code)
+        finally:
+            os.close(lock)
+
+    def refused(self, code, text):
+        """A submission failed: for good, or (perhaps it did not) the queue is looked at and it is sent again."""
+        table, self.failing = self.queue.table, self.failing or time.time()
+        self.why = "%s: %s" % (self.order["submit"][0], printable(text))
+        away = code is None or re.search(table.away, text)
+        if code == 127 or not away and (re.search(table.wrong, text) or time.time() - self.failing > self.grace):
+            self.failed = self.why
+
+    def under_way(self):
+        """Does a program that submits this job still run?"""
+        import fcntl
+        with open(self.path(b"job"), "rb") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return False
+            except OSError:
+                return True
+
+    def look(self):
+        """(state, detail): queued, running; ended: detail the exit code, as look() has it; lost: detail why. self.where: for people;
+        self.why: the batch system's own words about an end that was its doing."""
+        state, detail = batch_look(self.control)
+        now, job = time.time(), self.order["job"]
+        if state == "ended" and (detail not in KILLED or self.explained(now)):
+            self.why = self.log_words() if detail else ""
+            return state, detail
+        when, row = self.queue.seen(self.order["run"], job, self.poll)
+        if row is not None:
+            return self.as_seen(row, state, detail, now)
+        if self.failed and (state == "stopped" or state == "ready" and self.take_ready()):
+            return "lost", self.failed
+        if when > max([self.order["t"]] + self.absent[-1:]):
+            self.absent.append(when)                   # an answer of after the submission that does not name it
+        if self.absent and job:
+            self.queue.missed.add(job)
+        if state == "stopped":
+            self.over = self.over or now
+            if job or len(self.absent) > 1 or now - self.over > max(END_LATE, 3 * self.poll):
+                return "lost", "cancelled"
+        elif len(self.absent) > 1 and state == "ready" and not job:
+            if not self.under_way():
+                self.absent = []
+                self.submit()
+        elif len(self.absent) > 1 and state != "ended" and self.absent[-1] - self.absent[0] >= self.grace:
+            self.stop()                                # should it run all the same
+            return "lost", "%s does not know job %s any more%s" % (self.queue.system, job, self.log_words(", "))
+        self.node = detail.host if state == "running" else ""
+        self.where = "running on " + detail.host if state == "running" else self.why or ("queued" if job else "submitting")
+        return ("queued" if state in ("ready", "stopped") else "running"), detail
+
+    def as_seen(self, row, state, detail, now):
+        """look(), where the queue names the job."""
+        self.absent = []
+        if not self.order["job"]:
+            self.save(job=row.job)                     # the submission of before had happened
+            self.failing, self.failed, self.why = None, "", ""
+        if row.state in ("done", "over"):
+            self.over = self.over or now
+            words = "%s: %s%s%s" % (self.queue.system, row.text, " on " + row.node if row.node else "", self.log_words(", "))
+            if state == "ended":
+                self.why = words if row.state == "over" else self.log_words()
+                return state, detail
+            if state == "stopped" or self.take_ready() or now - self.over > min(self.grace, END_LATE):
+                return "lost", "cancelled" if state == "stopped" else words
+            return "running", detail
+        self.over = self.over if state == "ended" else None
+        if state == "running" or row.state == "running":
+            self.node = detail.host if state == "running" else row.node
+            self.where = "running on " + self.node + ("" if row.state == "running" else " (%s)" % row.text)
+        else:
+            self.node, self.where = "", "queued (%s)" % row.text
+        return ("running" if state in ("running", "ended") else "queued"), detail
+
+    def explained(self, now):
+        """Is all known of an end by a signal? It is, once the log tells, or the queue had its time (look() asks it), or we cancelled it."""
+        self.over = self.over or now
+        return self.asked or self.log_words() or now - self.over > max(END_LATE, self.poll)
+
+    def log_words(self, before=""):
+        """What the batch system wrote about an end of its doing into the job's own log, after `before`; '' if nothing."""
+        try:
+            with open(self.path(b"batch.log"), "rb") as text:
+                text.seek(-min(4096, os.fstat(text.fileno()).st_size), 2)
+                rows = [row.strip() for row in text.read().decode("utf-8", "replace").splitlines() if re.match(self.queue.table.said, row)]
+        except OSError:
+            return ""
+        return before + printable("; ".join(rows[-2:]))[:300] if rows else ""
+
+    def take_ready(self):
+        """From now on it cannot start any more: True. False if it did."""
+        try:
+            os.unlink(self.path(b"ready"))
+            return True
+        except FileNotFoundError:
+            return False
+
+    def stop(self):
+        """Has the queue end the job; again, at most once per poll, as long as look() does not say that it is over."""
+        self.take_ready()
+        if self.order["job"] and time.time() - self.asked >= self.poll:
+            self.asked = time.time()
+            batch_call(self.queue.table.cancel(self.order["job"]), self.queue.env)
+# ==== end shared ====
+
 JA = {                         # what a person reads, in Japanese
     # check
     "%s: belongs to uid %d; give it to this user (chown)": "%s: uid %d の所有です。このユーザーのものにしてください (chown)",
@@ -1734,6 +2212,13 @@ JA = {                         # what a person reads, in Japanese
     "is not COUNT,INTERVAL (like 5,60)": "回数,間隔 ではありません (例: 5,60)",
     "is not a list of sha256 sums (64 hexadecimal digits each)": "sha256 (それぞれ 16 進 64 桁) の一覧ではありません",
     "is not in this version: remove the line": "この版にはない機能です。この行を削除してください",
+    "is not NAME OPTION-WITH-{} EXPRESSION: %s": "「名前 {}を含むオプション 正規表現」ではありません: %s",
+    "the default does not match the expression: %s": "既定値が正規表現に合いません: %s",
+    "batch.%s may not be %s here": "batch.%s をここで %s にはできません",
+    "batch.%s may not be set here": "batch.%s はここでは指定できません",
+    "a line break in an argument or a variable": "引数か変数に改行があります",
+    "%s: not found in PATH: the batch system's own programs are needed on this host":
+        "%s: PATH にありません。バッチシステムのコマンドがこの計算機に必要です",
     "the first line must be the absolute path of a program": "1 行目はプログラムの絶対パスとしてください",
     "%s: must be an executable file that not everybody may change (chmod +x, chmod o-w)":
         "%s: 実行可能で、誰でも書き換えられる状態にないファイルが必要です (chmod +x, chmod o-w)",
@@ -1860,15 +2345,15 @@ KEYS = {                       # {section: {key: (kind, default)}}
     "command *": {
         "argv": (lines, ()), "match": (str, ""), "parameters": (flag, False), "argument.*": (re.compile, None), "env.*": (str, ""),
         "nice": (number(0, 19), 0), "timeout": (seconds, 0.0), "grace": (seconds, 10.0), "jobs": (number(0, 1000), 0),
-        "run_as": LATER, "pre": LATER, "post": LATER, "batch": LATER, "batch_options": LATER, "batch_changeable": LATER,
-        "batch_poll": LATER, "batch_grace": LATER},
+        "run_as": LATER, "pre": (lines, ()), "post": (lines, ()), "batch": (one_of("none", *sorted(BATCH)), "none"),
+        "batch_options": (lines, ()), "batch_changeable": (batch_table, ()), "batch_poll": (seconds, 10.0), "batch_grace": (seconds, 600.0)},
     "outbound": {
         "max_file": (size, 0), "max_total": (size, 0), "max_files": (number(1, 200000), 200000), "allow_names": (str.split, ["*"]),
         "deny_names": (str.split, []), "deny_sums": (sums_of, []),
         "deny_content": LATER, "deny_pieces": LATER, "hold": LATER, "dry_run": LATER, "scan_timeout": LATER, "audit_log": LATER},
 }
 ACCEPT_ID = re.compile(r"[0-9a-f-]{36}\Z")
-SCAFFOLD = rb"(take|run|ready|alive|order\.new|end\.tmp|part\d+|waits)\Z"     # files of a control directory that nobody needs after delivery
+SCAFFOLD = rb"(take|run|ready|alive|order\.new|end\.tmp|part\d+|waits|job(\.sub)?|words)\Z"       # needed by nobody after delivery
 
 
 # ---- the allow-list ----
@@ -1878,14 +2363,17 @@ def check_command(where, section, keys):
     def wrong(key, text):
         return Stop(EX_CONFIG, "%s: [%s] %s: %s" % (where, section, key, text))
     argv, patterns, env = keys["argv"], {}, {}
-    if not argv or not argv[0].startswith("/"):
-        raise wrong("argv", _("the first line must be the absolute path of a program"))
-    try:
-        mode = os.stat(utf8(argv[0])).st_mode
-    except OSError as error:
-        raise wrong("argv", "%s: %s" % (argv[0], error.strerror))
-    if not stat.S_ISREG(mode) or not os.access(utf8(argv[0]), os.X_OK) or mode & 0o002:
-        raise wrong("argv", _("%s: must be an executable file that not everybody may change (chmod +x, chmod o-w)") % argv[0])
+    for key in ("argv", "pre", "post"):
+        if not keys[key] and key != "argv":
+            continue
+        if not keys[key] or not keys[key][0].startswith("/"):
+            raise wrong(key, _("the first line must be the absolute path of a program"))
+        try:
+            mode = os.stat(utf8(keys[key][0])).st_mode
+        except OSError as error:
+            raise wrong(key, "%s: %s" % (keys[key][0], error.strerror))
+        if not stat.S_ISREG(mode) or not os.access(utf8(keys[key][0]), os.X_OK) or mode & 0o002:
+            raise wrong(key, _("%s: must be an executable file that not everybody may change (chmod +x, chmod o-w)") % keys[key][0])
     for key in keys:
         head, dot, rest = key.partition(".")
         if dot and not re.match(r"[1-9]\d*\Z" if head == "argument" else r"[A-Za-z_][A-Za-z0-9_]*\Z", rest):
@@ -1896,7 +2384,26 @@ def check_command(where, section, keys):
             env[rest] = keys[key]
     if not keys["parameters"] == bool(patterns) == (argv.count("{parameters}") == 1) or argv.count("{parameters}") > 1:
         raise wrong("parameters", _("arguments from the relay need parameters = yes, a line {parameters} in argv, argument.N for each"))
+    check_batch(wrong, keys, dict(batch_environment(), **env))
     return dict(keys, name=section[8:], match=keys["match"] or argv[0], patterns=patterns, env=env)
+
+
+def batch_environment():
+    """What a batch system's own programs see of the poller's environment."""
+    return dict({key: value for key, value in os.environ.items() if PASS_ON.match(key) or CLIENT.match(key)})
+
+
+def check_batch(wrong, keys, env):
+    """The batch keys of a [command NAME] section; wrong(key, text) makes what is raised."""
+    if keys["batch"] == "none":
+        return
+    try:
+        batch_options(keys, ())
+    except ValueError as error:
+        raise wrong("batch_options", error)
+    program = BATCH[keys["batch"]].cancel("1")[0]
+    if not shutil.which(program, path=env.get("PATH", WRAPPER_PATH)):
+        raise wrong("batch", _("%s: not found in PATH: the batch system's own programs are needed on this host") % program)
 
 
 def allow_list(where, settings):
@@ -1922,13 +2429,13 @@ def allowed(commands, info):
         raise ValueError(_("the command is not in this host's list: %s") % info["command"])
     if ODD.search(info["parameters"]) or len(info["parameters"]) > 100000:
         raise ValueError(_("parameters with control characters, or too long"))
-    words = shlex.split(info["parameters"])            # ValueError for an open quote
+    options, words = batch_options(command, shlex.split(info["parameters"]))           # ValueError for an open quote
     for position, word in enumerate(words, 1):
         if position not in command["patterns"] or not command["patterns"][position].fullmatch(word):
             raise ValueError(_("parameter %d is not allowed for this command here: %s") % (position, word))
     for line in command["argv"]:
         argv += words if line == "{parameters}" else [line]
-    return command, (["/usr/bin/nice", "-n", str(command["nice"])] if command["nice"] else []) + argv
+    return dict(command, options=options), (["/usr/bin/nice", "-n", str(command["nice"])] if command["nice"] else []) + argv
 
 
 # ---- a calculation on this host's disk ----
@@ -1953,6 +2460,7 @@ class Calculation:
         self.run = order.get("run") or "%s.%d" % (order["accept_id"], order["attempt"])       # the mark of its processes
         self.work, self.control = os.path.join(base, utf8(name)), os.path.join(base, b".mi", utf8(name))
         self.phase, self.since, self.cancelled, self.command, self.child = "inputs", time.monotonic(), False, None, None
+        self.job, self.beside = None, ""               # its BatchJob, where it has one; what was wrong with `post`
         self.hurry, self.why = threading.Event(), ""   # somebody said resend; what keeps it from being delivered
         self.journal, line = [], b"\n"
         with open(self.path(b"journal"), "rb") as text:
@@ -2004,9 +2512,12 @@ class Calculation:
                 pass
 
     def state(self):
-        """For people: claimed, starting, running, lost, undelivered, delivered, kept."""
+        """For people: claimed, starting, queued, running, lost, undelivered, delivered, kept."""
         if self.over() or self.last("ended"):
             return self.over() or "undelivered"
+        if read_batch(self.control):
+            found = batch_where(os.path.dirname(self.control), self.control)[0]
+            return {"ended": "undelivered", "stopped": "lost"}.get(found, found)
         found = look(self.control, time.time())[0]
         return {"ready": "starting" if self.last("starting") else "claimed", "ended": "undelivered"}.get(found, found)
 
@@ -2147,7 +2658,8 @@ def ran_before(poller, calc):
         except (OSError, ValueError, KeyError):
             continue                                   # not here
         started = other.last("starting")               # with `ready` still there it did not, and its claim, which has lapsed, keeps it so
-        never = not started or started["boot"] == boot_id() and look(other.control, time.time())[0] == "ready"
+        never = not started or (started["boot"] == boot_id() and look(other.control, time.time())[0] == "ready"
+                                and not read_batch(other.control))
         if not never and not (type(rerun) is int and other.order["attempt"] <= rerun):
             return poller.held.get(name) or other
     return None
@@ -2180,7 +2692,7 @@ def go_on_with(poller, calc, relay, other):
 def begin(poller, calc, relay, page):
     """4. and 5. From the order to the started command, or to a journal that says why it ended without one."""
     starting, fielded = calc.last("starting"), calc.order["protocol"] == 1
-    if starting and starting["boot"] != boot_id():
+    if starting and starting["boot"] != boot_id() and starting.get("batch", "none") == "none":
         return end_early(calc, "the host was restarted", "the host was restarted")
     if fielded and not calc.order.get("received") and not v1_params(poller, calc, relay):
         return
@@ -2209,12 +2721,79 @@ def begin(poller, calc, relay, page):
         poller.wait_for_licence(calc)
         if calc.cancelled:
             return end_early(calc, "cancelled", "cancelled")
-        calc.note(5, "starting", argv=argv)
+        calc.note(5, "starting", argv=argv, batch=calc.command["batch"])
     tell_step(calc, relay, "calc-start")
     fault("start told")
+    if not beside(calc, "pre"):
+        return
+    if calc.command["batch"] != "none":
+        return submit(poller, calc, argv)
     calc.child = start_wrapper(calc.control, calc.work, argv, environment(calc))
     fault("wrapper started")
     log("info", calc.accept_id, "5 calc-start", site=poller.site, command=calc.command["name"])
+
+
+def submit(poller, calc, argv):
+    """5. To the batch system."""
+    calc.job = poller.batch_job(calc, calc.command["batch"])
+    try:
+        calc.job.begin(calc.work, argv, environment(calc), calc.run, calc.command["options"])
+    except ValueError as error:
+        return end_early(calc, "refused", error)
+    log("info", calc.accept_id, "5 calc-start", site=poller.site, command=calc.command["name"], batch=calc.command["batch"],
+        job=calc.job.order["job"] or "?", why=calc.job.why)
+
+
+def beside(calc, key):
+    """5. and 6. `pre` or `post` of the command, on this host: at most once, by a wrapper of its own in the control directory. False if it
+    failed: then the calculation has ended (pre), or its end says so (post)."""
+    control = calc.path(utf8(key))
+    if not calc.command or not calc.command[key]:
+        return True
+    make_beside(calc, key, control)
+    child, state, stop = None, look(control, time.time()), lambda: key == "pre" and calc.cancelled
+    if state[0] == "ready" and calc.last(key)["boot"] == boot_id() and not stop():
+        log("info", calc.accept_id, "5 pre" if key == "pre" else "6 post", argv=" ".join(calc.command[key]))
+        child = start_wrapper(control, calc.work, list(calc.command[key]), environment(calc))
+        state = wait_end(control, stop)
+    while state[0] in ("running", "starting"):
+        if stop():
+            kill_tree(calc, control)
+        until = time.monotonic() + 2
+        state = wait_end(control, lambda: time.monotonic() > until)
+    if child is not None:
+        child.wait()
+    if state == ("ended", 0):
+        return True
+    why = "cancelled" if stop() else "%s: %s" % (key, "exit code %s" % state[1] if state[0] == "ended" else state[1] or "not started")
+    for line in tail_of(os.path.join(control, b"stderr")):
+        calc.explain("%s: %s" % (key, line))
+    if key == "pre":
+        end_early(calc, why, why)
+    calc.beside = why
+    return False
+
+
+def make_beside(calc, key, control):
+    """The control directory of `pre` or `post`; it is there as a whole or not at all."""
+    if not os.path.isdir(control):
+        shutil.rmtree(control + b".new", ignore_errors=True)
+        os.mkdir(control + b".new", 0o700)
+        prepare(control + b".new")
+        calc.note(5 if key == "pre" else 6, key)
+        os.rename(control + b".new", control)
+        sync_folder(calc.control)
+        fault(key + " made")
+
+
+def tail_of(path):
+    """The last lines of a text file; none if it is not there."""
+    try:
+        with open(path, "rb") as text:
+            text.seek(-min(4000, os.fstat(text.fileno()).st_size), 2)
+            return text.read().decode("utf-8", "replace").splitlines()
+    except OSError:
+        return []
 
 
 def end_early(calc, reason, text):
@@ -2260,11 +2839,12 @@ def processes(leader, mark, known):
     return {(pid, starts[pid]) for pid in found - {leader, os.getpid()} if pid in starts}
 
 
-def kill_tree(calc):
-    """SIGTERM to the command's process tree, SIGKILL to what is left after its grace. The wrapper lives on and notes the end."""
+def kill_tree(calc, control=None):
+    """SIGTERM to the command's process tree, SIGKILL to what is left after its grace. The wrapper lives on and notes the end.
+    control: the wrapper's directory, if it is not the command's."""
     until, told = time.monotonic() + (calc.command["grace"] if calc.command else 10), set()
     while True:
-        wrapper, late = read_note(calc.path(b"start")), time.monotonic() > until
+        wrapper, late = read_note(os.path.join(control or calc.control, b"start")), time.monotonic() > until
         alive = processes(wrapper.pid if wrapper and still_there(wrapper) else 0, b"MI_RUN=" + calc.run.encode(), told)
         for pid, start in alive if late else alive - told:
             try:
@@ -2277,9 +2857,8 @@ def kill_tree(calc):
         time.sleep(0.05)
 
 
-def wait_for_end(poller, calc):
-    """6. Waits for the command's end, makes it end after timeout or cancel, and writes the journal's "ended"."""
-    calc.phase, calc.command = "running", calc.command or poller.commands.get(calc.info["command"])
+def on_this_host(poller, calc):
+    """6. Waits for the command's end, makes it end after timeout or cancel: look()'s state and detail, and why we ended it ('': no)."""
     limit, why = calc.command["timeout"] if calc.command else 0, ""
 
     def over():
@@ -2301,10 +2880,37 @@ def wait_for_end(poller, calc):
         kill_tree(calc)
         until = time.monotonic() + 2
         state, detail = wait_end(calc.control, lambda: time.monotonic() > until)
+    return state, detail, why
+
+
+def in_batch(poller, calc):
+    """6. The same where a batch system has the command."""
+    job = calc.job = calc.job or poller.batch_job(calc, read_batch(calc.control)["system"])
+    limit, why, pause, said = calc.command["timeout"] if calc.command else 0, "", 0.05, ""
+    while True:
+        state, detail = job.look()
+        if state in ("ended", "lost"):
+            return state, detail, why or (job.why if state == "ended" else "")
+        if job.where != said:
+            said, pause = job.where, 0.05
+            log("info", calc.accept_id, "5 " + state, batch=job.queue.system, job=job.order["job"] or "?", what=said)
+        child = read_note(calc.path(b"child")) if limit else None
+        why = why or ("timeout" if child and time.time() - child.time > limit else "cancelled" if calc.cancelled else "")
+        if why:
+            job.stop()
+        time.sleep(pause)
+        pause = min(pause * 1.5, 1.0 if state == "running" else 2.0)
+
+
+def wait_for_end(poller, calc):
+    """6. Waits for the command's end, then `post`, and writes the journal's "ended"."""
+    calc.phase, calc.command = "running", calc.command or poller.commands.get(calc.info["command"])
+    state, detail, why = (in_batch if read_batch(calc.control) else on_this_host)(poller, calc)
     if calc.child is not None:
         calc.child.wait()
+    beside(calc, "post")
     child, end, code = read_note(calc.path(b"child")), read_note(calc.path(b"end")), detail if state == "ended" else None
-    reason = why or (detail if state == "lost" else "could not be started" if code is None else "")
+    reason = why or (detail if state == "lost" else "could not be started" if code is None else calc.beside)
     if reason:
         calc.explain(reason)
     calc.note(6, "ended", exit_code=code, signal=code - 128 if code and 128 < code < 193 else None, reason=reason, whole=state == "ended",
@@ -2707,7 +3313,7 @@ def carry_out(poller, calc, relay, page):
     """Steps 4 to 8 of one calculation, from wherever its journal stands; after any crash or failure it is called again."""
     claim = calc.claim
     try:
-        if not calc.last("ended") and look(calc.control, time.time())[0] == "ready":
+        if not calc.last("ended") and look(calc.control, time.time())[0] == "ready" and not read_batch(calc.control):
             earlier = None if calc.last("starting") else ran_before(poller, calc)
             if earlier:
                 return go_on_with(poller, calc, relay, earlier)
@@ -2762,7 +3368,7 @@ def lose_claim(calc, error):
     """The relay says no. The claim is gone (404, 409): what never started here goes, a result stays on this disk. Any other no is raised again:
     its reason may go away."""
     gone = error.code in (404, "0300") or error.code == 409 and error.more             # the relay's own word, not a failure on the way
-    if look(calc.control, time.time())[0] == "ready" and (gone or not calc.last("ended")):
+    if look(calc.control, time.time())[0] == "ready" and (gone or not calc.last("ended")) and not read_batch(calc.control):
         log("warn", calc.accept_id, "the claim is gone", code=error.code, why=error)
         return calc.remove()
     if not gone:
@@ -2780,6 +3386,7 @@ class Poller:
         self.own_rules = settings["outbound"]          # rules: the same within the relay's limits
         self.site, self.jobs, self.retry = options["site"], options["jobs"] or self.keys["jobs"], options["retry"] or self.keys["retry"]
         self.held, self.idle, self.room = {}, [], threading.Condition()      # calculations by name, free Relays
+        self.queues = {}                               # of batch systems, by system and environment
         self.first, self.failures, self.away, self.swept = None, 0, False, 0.0
         self.v1, self.learned = False, 0.0             # is it a fielded relay? when was it asked?
         self.gone = {}                                 # claims that the relay does not know as in force: not to be asked about before ...
@@ -2885,6 +3492,17 @@ class Poller:
                                                   for other in self.held.values()):
                 self.room.wait()
             calc.phase = "running"
+
+    def batch_job(self, calc, system):
+        """The BatchJob of calc; all of a system (and of one configuration of its programs) share one Queue."""
+        env, keys = batch_environment(), calc.command or KEYS["command *"]
+        if calc.command:
+            env.update((key, value) for key, value in calc.command["env"].items() if CLIENT.match(key) or key == "PATH")
+        which = (system, tuple(sorted(env.items())))
+        with self.room:
+            queue = self.queues.setdefault(which, Queue(os.path.join(self.base, b".mi"), system, env))
+        poll, grace = (keys[key] if calc.command else keys[key][1] for key in ("batch_poll", "batch_grace"))
+        return BatchJob(calc.control, queue, poll, grace, fault)
 
     def busy(self):
         """How many calculations take a slot."""
@@ -3125,6 +3743,8 @@ def heartbeat(poller, relay, calcs, known, quiet):
     entries, most = {}, max(1024, min(OUTPUT_PART, (1 << 20) // len(calcs)))
     for name, calc in calcs.items():
         entries[name] = {"claim": calc.claim, "phase": "results" if calc.phase == "outbox" else calc.phase}
+        if calc.job is not None:
+            entries[name].update(node=calc.job.node, what=calc.job.where)
         if poller.output:
             entries[name].update(output_parts(poller, calc, known.setdefault(name, [0, 0]), most))
     found = relay.ask("POST", "heartbeat", {"v": 2, "site_id": poller.site, "poller": poller.name, "wait": quiet, "calcs": entries}, quiet)
@@ -3465,8 +4085,11 @@ def show(base, name, as_json):
     rows = [{"id": calc.name, "state": calc.state(), "command": calc.info["command"], "age": round(time.time() - calc.order["t"])}
             for calc in known]
     for calc, row in zip(known, rows):
+        if row["state"] in ("queued", "running") and read_batch(calc.control) and (name is None or name == calc.name):
+            row["what"] = batch_where(os.path.dirname(calc.control), calc.control)[1]
         if name is None and not as_json:
-            print("%-38s %-12s %8ds  %s" % (row["id"], row["state"], row["age"], printable(row["command"])))
+            words = printable("  ".join([row["command"], row.get("what", "")]).rstrip())
+            print("%-38s %-12s %8ds  %s" % (row["id"], row["state"], row["age"], words))
         elif name == calc.name:
             order = {key: value for key, value in calc.order.items() if key != "claim"}
             row.update(work=shown(calc.work), control=shown(calc.control), order=order, journal=calc.journal)

@@ -2076,6 +2076,8 @@ def state_words(found):
     text = printable(found.get("progress"))[:100]
     if isinstance(found.get("queue"), int) and text == "not start":
         text = _("waiting for the external computer") + (_(", %d before it") % found["queue"] if found["queue"] else "")
+    if found.get("what"):
+        text += ", " + printable(found["what"])[:200]
     if isinstance(found.get("out_of_contact"), (int, float)):
         text += _(", out of contact for %d s") % found["out_of_contact"]
     return text
@@ -2133,7 +2135,7 @@ def look_once(relay, accept_id, voice, seen, wait):
     wait = int(min(wait, WAIT if left is None else left + 1)) if stamp else 0
     found = relay.ask("GET", "calc-progress", {"v": 2, "accept_id": accept_id, "wait": wait, "known": stamp}, wait, patience=left)
     relay.at_once, relay.keep_on = (), True
-    now = found.get("progress"), found.get("out_of_contact") is None
+    now = found.get("progress"), found.get("out_of_contact") is None, found.get("what")
     voice.stage(state_words(found))
     if now != last:
         log("info", accept_id, "3-8 progress", progress=now[0], status=found.get("status"))

@@ -21,6 +21,10 @@ need systemd-analyze systemd systemd
 need sslscan sslscan sslscan
 need gcc gcc gcc
 need busybox busybox busybox
+need slurmctld slurm-wlm slurm-slurmctld
+need slurmd slurm-wlm slurm-slurmd
+need sbatch slurm-wlm slurm
+need munged munge munge
 for shell in tcsh fish zsh dash; do need $shell $shell $shell; done      # log-in shells of far sides
 if [ -n "$missing" ]; then
     if command -v apt-get >/dev/null 2>&1; then

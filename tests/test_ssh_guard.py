@@ -356,7 +356,7 @@ ATTACKS = [                    # (attack, ini, the check to take out, what to pu
     (hard_link_out, "", "or info.st_nlink != 1:", "or False:"),
     (soft_link_out, "", None, None),
     (swapped_after_the_look, CONTENT, "if mark_of(os.fstat(fd)) != self.files[name]:", "if False:"),
-    (other_command, "", "    raise Refused(\"no [command NAME] for", "    return '', words, {}\n    raise Refused(\"no [command NAME] for"),
+    (other_command, "", "    raise Refused(\"no [command NAME] for", "    return [name for name in rules if name.startswith(\"command \")][0], words, {}, []\n    raise Refused(\"no [command NAME] for"),
     (more_arguments, "", "if given and not (keys[\"parameters\"] or len(given) <= max(shapes, default=0)) or", "if"),
     (arguments_of_another_form, "", "if number in shapes and not shapes[number].fullmatch(word) or", "if"),
     (arguments_where_none_are_allowed, "", "            raise Refused(\"[%s] allows no such arguments\" % section)", "            pass"),
@@ -381,7 +381,7 @@ ATTACKS = [                    # (attack, ini, the check to take out, what to pu
     (too_much_input, "[ssh guard]\nmax_bytes = 1K\n", "            if used > most:", "            if False:"),
     (a_huge_sparse_file, "[ssh guard]\nmax_bytes = 1M\n", "        if most and size > most:", "        if False:"),
     (a_piece_that_unpacks_to_more, "", "        if len(data) != whole:", "        if False:"),
-    (environment, "", "        env = {key: os.environ[key] for key in (\"HOME\"", "        env = dict(os.environ) or {key: os.environ[key] for key in (\"HOME\""),
+    (environment, "", "        env = {key: os.environ[key] for key in PASS_ON if", "        env = dict(os.environ) or {key: os.environ[key] for key in PASS_ON if"),
     (control_characters_in_the_log, "", None, None),
 ]
 
