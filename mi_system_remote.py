@@ -2649,19 +2649,19 @@ def tell_step(calc, relay, name):
 def ran_before(poller, calc):
     """The latest earlier attempt that was started on this host and for which no person has said rerun since, or None. (A relay that was
     restored from a backup may hand out again what has run, or still runs.)"""
-    rerun = calc.info.get("rerun")
-    for number in range(int(calc.name.partition(".")[2] or 1) - 1, 0, -1):
-        name = calc.accept_id + (".%d" % number if number > 1 else "")
-        try:
-            with open(os.path.join(poller.base, b".mi", utf8(name), b"order.json"), "rb") as text:
-                other = Calculation(poller.base, name, json.loads(text.read().decode("utf-8")))
-        except (OSError, ValueError, KeyError):
-            continue                                   # not here
+    rerun, others = calc.info.get("rerun"), []
+    for name in os.listdir(os.path.join(poller.base, b".mi")):         # in any order of numbers: a restored relay counts anew
+        if name.startswith(utf8(calc.accept_id)) and name != utf8(calc.name):
+            try:
+                with open(os.path.join(poller.base, b".mi", name, b"order.json"), "rb") as text:
+                    others.append(Calculation(poller.base, name.decode(), json.loads(text.read().decode("utf-8"))))
+            except (OSError, ValueError, KeyError):
+                pass                                   # not a calculation
+    for other in sorted(others, key=lambda one: one.order["t"], reverse=True):
         started = other.last("starting")               # with `ready` still there it did not, and its claim, which has lapsed, keeps it so
-        never = not started or (started["boot"] == boot_id() and look(other.control, time.time())[0] == "ready"
-                                and not read_batch(other.control))
+        never = not started or started["boot"] == boot_id() and look(other.control, time.time())[0] == "ready"
         if not never and not (type(rerun) is int and other.order["attempt"] <= rerun):
-            return poller.held.get(name) or other
+            return poller.held.get(other.name) or other
     return None
 
 
