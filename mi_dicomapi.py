@@ -856,7 +856,7 @@ STEPS = [
     Step(3, "cancelled", RELAY, (SENDING, SENT), GOT),                # cancelled, and its claim lapsed before calc-start
     Step(2, "rerun", WORKFLOW, (GOT,), ALLOWED),                      # a person's word
     Step(2, "rerun --force", WORKFLOW, (RUNNING, ENDED, GETTING), ALLOWED),
-    Step(3, "adopt inputs", RELAY, (REGISTERED, ALLOWED), SENDING),   # after a restore: its poller knows more than the backup
+    Step(3, "adopt inputs", RELAY, (ALLOWED,), SENDING),   # after a restore: its poller knows more than the backup
     Step(5, "adopt", RELAY, (REGISTERED, ALLOWED, SENDING, SENT, RUNNING), RUNNING),
 ]
 STEP = {step.name: step for step in STEPS}
@@ -3511,7 +3511,7 @@ class Relay:
         found = re.match(r"([1-9][0-9]{0,5})\.[0-9a-f]{32}\Z", claim) if isinstance(claim, str) else None
         order = (REGISTERED, ALLOWED, SENDING, SENT, RUNNING)
         goal = SENDING if phase == "inputs" else RUNNING
-        if (not found or int(found.group(1)) < row["attempt"] or row["state"] not in order
+        if (not found or int(found.group(1)) < row["attempt"] or row["state"] not in order or row["state"] == REGISTERED and goal == SENDING
                 or order.index(row["state"]) >= order.index(goal) and claim == row["claim"]):
             return False
         step = STEP["adopt inputs" if goal == SENDING else "adopt"]

@@ -1608,6 +1608,8 @@ JA = {
     "%s: %s: %s; the relay has forgotten the result, what came is in %s":
         "%s: %s: %s。中継サーバーは結果をもう持っていません。届いたものは %s にあります",
     "a fielded relay does not tell the command's own exit code": "従来の中継サーバーはコマンドの終了コードを伝えません",
+    "registered; its inputs are not complete": "登録済みですが、入力がまだ揃っていません",
+    "the relay was restored from a backup: it gets the inputs again": "中継サーバーがバックアップから復元されました。入力をもう一度送ります",
     "allowed once more": "もう一度実行できるようにしました",
     "the deadline is over: cancelling": "期限を過ぎました。取り消します",
     "all of the output is in %s": "出力の全体は %s にあります",
@@ -1691,7 +1693,7 @@ class Voice:
 
     def __init__(self, tell=None, terminal=None):
         self.tell, self.terminal, self.thread, self.drawn = tell or (lambda line: None), terminal, None, False
-        self.accept_id, self.order, self.allowed, self.ended = "", None, False, threading.Event()
+        self.accept_id, self.order, self.allowed, self.again, self.ended = "", None, False, None, threading.Event()
         self.what, self.done, self.total, self.begun = "", 0, 0, time.monotonic()
         self.open_line = ""                            # the stream whose output has ended within a line
         self.output = self.live = None                 # function(stream, text) for the command's output; its Live
@@ -2074,7 +2076,9 @@ def hand_over(relay, accept_id, files, known, voice):
 def state_words(found):
     """An answer to calc-progress in words."""
     text = printable(found.get("progress"))[:100]
-    if isinstance(found.get("queue"), int) and text == "not start":
+    if text == "not start" and found.get("wait_allow", 1) is None:
+        text = _("registered; its inputs are not complete")
+    elif isinstance(found.get("queue"), int) and text == "not start":
         text = _("waiting for the external computer") + (_(", %d before it") % found["queue"] if found["queue"] else "")
     if found.get("what"):
         text += ", " + printable(found["what"])[:200]
@@ -2135,6 +2139,9 @@ def look_once(relay, accept_id, voice, seen, wait):
     wait = int(min(wait, WAIT if left is None else left + 1)) if stamp else 0
     found = relay.ask("GET", "calc-progress", {"v": 2, "accept_id": accept_id, "wait": wait, "known": stamp}, wait, patience=left)
     relay.at_once, relay.keep_on = (), True
+    if voice.again and found.get("progress") == "not start" and found.get("wait_allow", 1) is None:
+        voice.say(_("the relay was restored from a backup: it gets the inputs again"))
+        voice.again()
     now = found.get("progress"), found.get("out_of_contact") is None, found.get("what")
     voice.stage(state_words(found))
     if now != last:
@@ -2378,6 +2385,7 @@ def start(relay, order, found, voice, patience=PATIENCE):
     check_limits(limits, found)
     files = add_sums(found, voice)
     first = register(relay, order, files, voice, patience)
+    voice.again = lambda: hand_over(relay, voice.accept_id, files, True, voice)
     fault("registered")
     if files and not (first.get("known") and first.get("progress") == "got return"):
         hand_over(relay, voice.accept_id, files, first.get("known"), voice)
