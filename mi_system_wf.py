@@ -280,7 +280,8 @@ def read_ini(path, table, guarded=False):
             try:
                 values[key] = keys[name][0](text.strip())
             except (ValueError, re.error) as error:
-                raise Stop(EX_CONFIG, "%s: [%s] %s = %s: %s" % (path, section, key, text.strip(), error))
+                why = _("is not a whole number") if keys[name][0] is int else error
+                raise Stop(EX_CONFIG, "%s: [%s] %s = %s: %s" % (path, section, key, text.strip(), why))
     return result
 # ==== end shared ====
 
@@ -1515,6 +1516,7 @@ JA = {
     "is not a time (like 90s, 5m, 2h, 30d)": "時間ではありません (例: 90s, 5m, 2h, 30d)",
     "is not a size (like 64K, 16M, 2G)": "サイズではありません (例: 64K, 16M, 2G)",
     "is not yes or no": "yes か no ではありません",
+    "is not a whole number": "整数ではありません",
     "is not one of: %s": "次のいずれかではありません: %s",
     "%s: no such file (--ini)": "%s: ファイルがありません (--ini)",
     " (did you mean %s?)": " (%s のことですか?)",

@@ -167,7 +167,7 @@ class Parsers:
             relay.check_conf(relay.read_ini(self.file, relay.INI), self.file)
             return "taken"
         except relay.Stop as stop:
-            if "\n" in str(stop):
+            if "\n" in relay.printable(str(stop)):        # as it is shown
                 raise Wrong("more than a line")
             return "refused"
 
