@@ -1,5 +1,6 @@
 """Fixtures: a running relay per test module (`world`), or one of the test's own (`make_world`)."""
 import os
+import signal
 import sys
 
 import pytest
@@ -7,9 +8,17 @@ import pytest
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 import suite
 
+signal.signal(signal.SIGINT, signal.default_int_handler)                     # a shell's background job hands down an ignored Ctrl+C
+SLOW = ("test_torture.py", "test_batch.py", "test_ssh_runner.py", "test_ssh_guard.py", "test_poller.py", "test_fielded_clients.py")
+
 
 def pytest_addoption(parser):
     parser.addoption("--long", action="store_true", help="also the long runs (10 GiB, 10,000 sites, an hour of torture)")
+
+
+def pytest_collection_modifyitems(items):
+    """The files that take longest come first, so that two at a time end together."""
+    items.sort(key=lambda item: SLOW.index(item.fspath.basename) if item.fspath.basename in SLOW else len(SLOW))
 
 
 @pytest.fixture(scope="module")

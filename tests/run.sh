@@ -42,7 +42,7 @@ fi
 python=${PYTHON:-python3}
 "$python" -c 'import pytest, hypothesis, xdist, schemathesis' 2>/dev/null || "$python" -m pip install -q pytest hypothesis pytest-xdist schemathesis || {
     "$python" -m venv .venv-tests && python=$PWD/.venv-tests/bin/python3 && "$python" -m pip install -q pytest hypothesis pytest-xdist schemathesis; }
-[ $# -gt 0 ] || set -- -n 2 --dist loadfile tests          # most tests wait more than they work
+[ $# -gt 0 ] || set -- -n 2 --dist loadfile --no-loadscope-reorder tests          # most tests wait more than they work
 "$python" -m pytest -q -rfEs -p no:cacheprovider "$@"
 if [ "${MI_TEST_BENCH:-yes}" = yes ]; then
     for bench in latency throughput files polls fielded hostile ssh_run ssh_transfer; do
