@@ -331,6 +331,20 @@ def test_what_never_was_there_is_cleaned_without_its_host(lab, here):
     assert run(lab, here, "clean", "0" * 36, ident_of(out))[0] == 64
 
 
+def test_far_away_text_is_compressed_and_many_small_files_take_two_sessions(lab, here):
+    text = b"".join(b"step %6d residual %d\n" % (n, n * n % 7919) for n in range(500000))
+    for n in range(40):
+        (here / "in" / ("d%d" % (n % 7))).mkdir(exist_ok=True)
+        (here / "in" / ("d%d" % (n % 7)) / ("s %d" % n)).write_bytes(os.urandom(300000 + n))
+    (here / "text").write_bytes(text)
+    code, out = run(lab, here, "run", "hpc", "cp text out; cp -r in back", "--in", "in", "--in", "text",
+                    code=HOOKED % (SCRIPT, "runner.NEAR, runner.TWICE, real = 0.0, 4 << 20, runner.run_rsync\n"
+                                           "runner.run_rsync = lambda *words: print('compressed', real(*words)) or True"))
+    assert code == 0 and (here / "out").read_bytes() == text, out
+    assert out.count("compressed True") == 2 or not runner.has_zstd(), out
+    subprocess.check_call(["diff", "-r", str(here / "in"), str(here / "back")])
+
+
 def test_a_cancel_before_the_start_says_that_it_did_nothing(lab, here):
     one = Stepwise(lab, here, ["sent"], "run", "hpc", "true")
     one.until("1 order")
