@@ -661,11 +661,16 @@ watch() {   # OFFSET: log and state until the end, as `L BYTES` + bytes, `S STAT
     kill $feeler 2>/dev/null
 }
 bad() { wait; echo "no $i $1"; exit 1; }
-take() { head -c "$1"; }   # exactly so many bytes from stdin; some heads read on, into the next order
-case $verb in lane|hold) false;; esac || [ "$(printf ab | { take 1 >/dev/null; cat; })" = b ] || take() {
-    [ "$1" -lt 65536 ] || dd bs=65536 count=$(($1 / 65536)) iflag=fullblock 2>/dev/null
-    [ $(($1 % 65536)) = 0 ] || dd bs=$(($1 % 65536)) count=1 iflag=fullblock 2>/dev/null
-}
+for k in 1 2 3; do case $k in   # take N: exactly so many bytes from stdin; some heads read on, into the next order
+    1) take() { dd bs=65536 count="$1" iflag=count_bytes,fullblock status=none; };;
+    2) take() { head -c "$1"; };;
+    *) take() {
+        [ "$1" -lt 65536 ] || dd bs=65536 count=$(($1 / 65536)) iflag=fullblock 2>/dev/null
+        [ $(($1 % 65536)) = 0 ] || dd bs=$(($1 % 65536)) count=1 iflag=fullblock 2>/dev/null
+    };; esac
+    case $verb in lane|hold) ;; *) break;; esac
+    [ "$({ printf ab | { take 1 >/dev/null; cat; }; } 2>/dev/null)" = b ] && break
+done
 sums() { tr '\n' '\000' | xargs -0 $sum -- | sed 's/^\\//; s/ .*//; s/^/s /'; }
 lane() {   # put or get: orders `KIND NUMBER OFFSET BYTES NAME/` on stdin, bytes behind them or in the answer
     mkdir -p "$w" && cd "$w" || exit 73
@@ -705,7 +710,7 @@ lane() {   # put or get: orders `KIND NUMBER OFFSET BYTES NAME/` on stdin, bytes
     esac; done
     wait
 }
-hold() {   # the control connection: says what there is here, then answers each line until it is over
+hold() {   # the control connection: says what there is here, then answers each line (or serves a lane, or cleans) until it is over
     mkdir -p "$b/.mi" 2>/dev/null
     gnu=0; [ "$(printf xyz | dd iflag=count_bytes,fullblock count=1 status=none 2>/dev/null)" = x ] &&
         find / -maxdepth 0 -printf '' 2>/dev/null &&
@@ -1867,7 +1872,7 @@ class Run:
 
     def __init__(self, record, settings):
         self.record, self.settings, self.order = record, settings, record.order
-        self.ident, self.line, self.progress, self.ever = record.ident, None, 0, False
+        self.ident, self.line, self.progress, self.ever, self.early = record.ident, None, 0, False, None
         self.show, self.decoder = sys.stdout, codecs.getincrementaldecoder("utf-8")("replace")
 
     def insist(self, step):
@@ -1912,6 +1917,7 @@ class Run:
         try:
             if "ended" not in record.steps:
                 if "starting" not in record.steps:
+                    self.early = Beside(lambda: planned(self.order["inputs"]))     # while the log-in takes its time
                     self.insist(self.send)             # 2. connect, 3. directory, 4. inputs
                 self.solver_log("start")
                 state = self.insist(self.start)        # 5. start, 6. watch
@@ -1947,7 +1953,8 @@ class Run:
         log("info", self.ident, "2 connect", host=line.host, round_trip="%.1fms" % (line.round_trip * 1000), guard=line.facts.get("guard"))
         point("connected")
         record = self.record
-        entries = planned(self.order["inputs"])
+        early, self.early = self.early, None
+        entries = early.result() if early else planned(self.order["inputs"])
         record.begin("in", line.facts["boot"])
         if record.have:
             there = listing(line, self.ident, self.settings)[1]
@@ -2172,7 +2179,7 @@ def squeezed(line, ident, entries, settings, send):
     else:
         words += ["--"] + [(line.host if not number else "") + ":" + entry.far.decode() for number, entry in enumerate(large)]
         words.append(large[0].near[:-len(large[0].far)])
-    early = Sums(lambda: near_sums(large) if send else far_sums(line, ident, large))     # of what does not change, beside the transfer
+    early = Beside(lambda: near_sums(large) if send else far_sums(line, ident, large))     # of what does not change, beside the transfer
     if not run_rsync(words, b"", ident):
         early.result()
         return entries
@@ -2223,22 +2230,22 @@ def rsync_all(line, ident, entries, settings):
 
 def agree(line, ident, entries, way="get"):
     """Are the files here and there the same, by their sums?"""
-    near = Sums(lambda: near_sums(entries))
+    near = Beside(lambda: near_sums(entries))
     far = far_sums(line, ident, entries, way) if entries else []
     return all(wanted in ("-", got) for got, wanted in zip(near.result(), far))
 
 
-class Sums(threading.Thread):
-    """Makes sums while something else goes on."""
+class Beside(threading.Thread):
+    """Makes something while something else goes on."""
 
     def __init__(self, make):
         threading.Thread.__init__(self, daemon=True)
-        self.make, self.sums, self.error = make, [], None
+        self.make, self.made, self.error = make, None, None
         self.start()
 
     def run(self):
         try:
-            self.sums = self.make()
+            self.made = self.make()
         except Exception as error:
             self.error = error
 
@@ -2246,7 +2253,7 @@ class Sums(threading.Thread):
         self.join()
         if self.error:
             raise self.error
-        return self.sums
+        return self.made
 
 
 def near_sums(entries):

@@ -16,10 +16,10 @@ class Record:
 def main(way, base, config, folder, ident, streams):
     runner.SAY["log"] = open(os.devnull, "w")
     settings = runner.settings_for({"base": base, "ssh_options": "-F " + config, "streams": streams})._replace(connects=0)
+    early = runner.Beside(lambda: runner.planned([[os.path.join(folder, name), name] for name in sorted(os.listdir(folder))]))
     line = runner.Line("hpc", settings).open()
     if way == "put":
-        entries = runner.planned([[os.path.join(folder, name), name] for name in sorted(os.listdir(folder))])
-        runner.transfer(line, ident, entries, Record(), settings)
+        runner.transfer(line, ident, early.result(), Record(), settings)
     else:
         files, changed, folders = runner.listing(line, ident, settings)[1:4]
         for name in folders:
@@ -29,3 +29,4 @@ def main(way, base, config, folder, ident, streams):
 
 
 main(*sys.argv[1:])
+os._exit(0)                                            # as the runner does
