@@ -5,7 +5,7 @@ Who runs it: a workflow module, on the workflow system's side. The external comp
 of the key (last part of this file; read that one, and the text FAR, before you let the key in).
 
     execute_remote_command.py client_name:HOST client_cmd:CMD client_files:A,B,C      (as fielded; any order, values may hold ':')
-    execute_remote_command.py run HOST CMD [--in FILE ...] [--streams N] [--retry COUNT,INTERVAL] [--keep]
+    execute_remote_command.py run HOST CMD [--in FILE ...] [--streams N] [--retry COUNT,INTERVAL] [--keep] [--batch SYSTEM]
     execute_remote_command.py resume UUID | list [HOST] | cancel UUID | clean UUID ... | clean --older 30d
     execute_remote_command.py check [HOST]                                             (looks at things as they are, changes nothing)
     execute_remote_command.py guard [--print-key-line KEYFILE]                         (external computer, in authorized_keys)
@@ -17,6 +17,7 @@ when it failed; its output is remote_program_exec.log. A lost line is opened aga
 Exit codes: the command's own (128+N: a signal) when it ran; otherwise 0 done, 64 usage, 65 results incomplete, 66 an input is missing,
 69 host unavailable, 70 bug, 74 input/output or disk full, 75 try again later, 76 protocol, 77 refused, 78 configuration, 130 Ctrl+C.
 """
+import binascii
 import bisect
 import codecs
 import collections
@@ -277,7 +278,8 @@ def read_ini(path, table, guarded=False):
             try:
                 values[key] = keys[name][0](text.strip())
             except (ValueError, re.error) as error:
-                raise Stop(EX_CONFIG, "%s: [%s] %s = %s: %s" % (path, section, key, text.strip(), error))
+                why = _("is not a whole number") if keys[name][0] is int else error
+                raise Stop(EX_CONFIG, "%s: [%s] %s = %s: %s" % (path, section, key, text.strip(), why))
     return result
 # ==== end shared ====
 # ==== shared: run ====
@@ -371,7 +373,8 @@ def read_note(path):
             when = os.fstat(text.fileno()).st_mtime
     except OSError:
         return None
-    return Note(int(words[0]), words[1], words[2], words[3], words[4].strip(), when) if len(words) == 5 and words[0].isdigit() else None
+    good = len(words) == 5 and re.match(r"[0-9]{1,9}\Z", words[0])
+    return Note(int(words[0]), words[1], words[2], words[3], words[4].strip(), when) if good else None
 
 
 def still_there(note):
@@ -391,7 +394,8 @@ def look(control, now):
     end = read_note(os.path.join(control, b"end"))
     child = read_note(os.path.join(control, b"child"))
     if end is not None:
-        return "ended", int(end.text.split()[-1]) if child is not None else None
+        code = re.match(r"exit ([0-9]{1,3})\Z", end.text)
+        return "ended", int(code.group(1)) if child is not None and code else None
     started = read_note(os.path.join(control, b"start"))
     if started is None:
         try:                                           # a blank `start`: the wrapper is about to fill it in, or was killed just there
@@ -439,6 +443,482 @@ def wait_end(control, stop, most=1.0):
         if alive >= 0:
             os.close(alive)
 # ==== end shared ====
+# ==== shared: batch ====
+# Batch systems. A job is the wrapper, submitted; its `end` is the truth, a queue only says "not yet". One query tells of all jobs.
+JOB = r"""#!/bin/sh
+# What a batch system is given. Each line of the file `words` is one word of what it runs: no shell reads anything into them.
+set --
+while IFS= read -r word; do set -- "$@" "$word"; done <{control}/words
+"""
+JOB_EXEC = 'exec "$@"\n'       # Slurm and PBS signal every process of a job
+JOB_WAIT = r"""trap 'read -r pid rest <{control}/child && kill -TERM "$pid"' TERM        # HTCondor signals this one only, then kills all
+"$@" &
+while kill -0 $! 2>/dev/null; do wait $!; done
+"""
+QUERY_TIME = 30                # seconds that a program of a batch system may take (Slurm's give a controller up after ten)
+END_LATE = 30                  # seconds that `end` may come after the queue's word that the job is over (NFS), and that word after `end`
+KILLED = (137, 140, 143, 152)  # exit codes after which the queue is asked whether it was the batch system's doing (KILL, USR2, TERM, XCPU)
+CLIENT = re.compile(r"(SLURM_CONF|PBS_(CONF_FILE|EXEC|DEFAULT|SERVER)|CONDOR_CONFIG|_CONDOR_[A-Z_]+)\Z")    # variables for its programs
+MARK = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\.\d+")       # MI_RUN = ACCEPT_ID.N, by which a job is found again
+Seen = collections.namedtuple("Seen", "job mark state node text")      # one job in an answer; state: queued, running, done, over (badly)
+Batch = collections.namedtuple("Batch", "submit number ask past partial read cancel away wrong said")
+
+
+def slurm_submit(control, run, options):
+    """The argument vector that submits."""
+    return ["sbatch", "--parsable"] + options + ["--no-requeue", "--job-name=mi-" + run, "--comment=" + run, "--input=/dev/null",
+                                                 "--output=%s/batch.log" % control.replace("%", "%%"), control + "/job"]
+
+
+def slurm_read(text):
+    """Every Seen in what squeue or sacct answered. ValueError if it is neither's."""
+    found = []
+    for line in text.splitlines():
+        job, state, node, reason, names = line.split("|", 4)
+        word, mark = state.split(" ")[0], MARK.search(names)
+        if not re.match(r"\d+", job) or not re.match(r"[A-Z_]+\Z", word):
+            raise ValueError(line)
+        ended = "BOOT_FAIL CANCELLED DEADLINE FAILED LAUNCH_FAILED NODE_FAIL OUT_OF_MEMORY PREEMPTED RECONFIG_FAIL REVOKED TIMEOUT"
+        kind = "over" if word in ended.split() else "queued" if word in ("PENDING", "CONFIGURING") or "REQUEUE" in word else "running"
+        kind = "done" if word == "COMPLETED" else kind
+        found.append(Seen(job, mark and mark.group(), kind, node, state + (", " + reason if reason not in ("", "None") else "")))
+    return found
+
+
+def pbs_submit(control, run, options):
+    """The argument vector that submits. The name is short: older ones allow 15 letters."""
+    return ["qsub"] + options + ["-N", "mi_" + run[:8] + run[9:13], "-v", "MI_RUN=" + run, "-r", "n", "-j", "oe", "-S", "/bin/sh",
+                                 "-o", control + "/batch.log", control + "/job"]
+
+
+def pbs_read(text):
+    """Every Seen in what qstat -f answered. ValueError if it is not that."""
+    found = []
+    if text.strip() and not text.lstrip().startswith("Job Id"):
+        raise ValueError(text)
+    for part in re.split(r"^Job Id:\s*", text.replace("\r", "").replace("\n\t", ""), flags=re.M)[1:]:
+        lines_of = part.split("\n")
+        told = dict(re.match(r"\s+([A-Za-z_.]+) = (.*)", line).groups() for line in lines_of[1:] if re.match(r"\s+[A-Za-z_.]+ = ", line))
+        state, mark = told["job_state"] if "job_state" in told else "", MARK.search(told.get("Variable_List", ""))
+        if not re.match(r"\d+", lines_of[0]) or not re.match(r"[A-Z]\Z", state):
+            raise ValueError(part)
+        code = told.get("Exit_status") or told.get("exit_status")
+        words = [state] + (["exit status " + code] if code and state in "CFX" else []) + [told[key] for key in ("comment",) if key in told]
+        words += ["held (%s)" % told["Hold_Types"]] if state == "H" and "Hold_Types" in told else []
+        kind = "done" if state in "CFX" and code == "0" else "over" if state in "CFX" else "running" if state in "RESU" else "queued"
+        found.append(Seen(lines_of[0].strip(), mark and mark.group(), kind, told.get("exec_host", "").split("/")[0], ", ".join(words)))
+    return found
+
+
+def condor_submit(control, run, options):
+    """The argument vector that submits, and the file that it reads."""
+    rows = ["universe = vanilla"] + options + [
+        "executable = %s/job" % control, "initialdir = " + control, "log = batch.events", "output = batch.log", "error = batch.log",
+        "should_transfer_files = NO", "notification = never", "job_max_vacate_time = 30", '+MIRun = "%s"' % run, "batch_name = mi-" + run,
+        "queue 1"]
+    if "$" in control:
+        raise ValueError("%s: HTCondor takes no $ in a path" % control)
+    write_synced(utf8(control) + b"/job.sub", utf8("\n".join(rows) + "\n"))
+    return ["condor_submit", "-terse", control + "/job.sub"]
+
+
+def condor_read(text):
+    """Every Seen in what condor_q or condor_history answered. ValueError if it is neither's."""
+    found, names = [], ("", "idle", "running", "removed", "completed", "held", "transferring output", "suspended")
+    for entry in json.loads(text) if text.strip() else []:
+        try:
+            state, job = int(entry["JobStatus"]), "%d.%d" % (int(entry["ClusterId"]), int(entry["ProcId"]))
+        except (TypeError, KeyError):
+            raise ValueError(text)
+        reason = str(entry.get({1: "LastRejMatchReason", 5: "HoldReason", 3: "RemoveReason"}.get(state), "")).strip()
+        node = str(entry.get("RemoteHost") or entry.get("LastRemoteHost") or "").partition("@")[2]
+        kind = {1: "queued", 5: "queued", 3: "running" if entry.get("RemoteHost") else "over", 4: "done"}.get(state, "running")
+        found.append(Seen(job, entry.get("MIRun"), kind, node,
+                          names[state if 0 < state < len(names) else 0] + (": " + reason if reason else "")))
+    return found
+
+
+CONDOR_TELL = ["-json", "-attributes",
+               "ClusterId,ProcId,JobStatus,MIRun,HoldReason,RemoveReason,LastRejMatchReason,RemoteHost,LastRemoteHost"]
+# submit(control, run, options) · what its answer holds · one query for all: ask(job numbers, or none), past(job numbers) · stderr lines beside
+# which a failed query is an answer · read · cancel · refusals of a submission that pass, and that will not · what the job's own log tells
+BATCH = {
+    "slurm": Batch(
+        slurm_submit, r"^(\d+)(?:;\S*)?$",
+        lambda jobs: ["squeue", "--noheader", "--states=all", "--user=%d" % os.geteuid(), "--format=%i|%T|%N|%r|%j|%k"],
+        lambda jobs: ["sacct", "-n", "-P", "-X", "-o", "JobID,State,NodeList,Reason,JobName", "-j", ",".join(jobs)], r"(?!)", slurm_read,
+        lambda job: ["scancel", job],
+        r"contact slurm|timed out|refused|[Zz]ero [Bb]ytes|temporarily|[Ll]imit|too many|queue is full|not respond|Unable to connect|standby",
+        r"[Ii]nvalid|unrecognized|not available|not found|denied|[Uu]nable to open|exceeds",
+        r"slurmstepd\S*: (?:error: )?(.*\*\*\*.*|.*memory.*|.*oom.*)"),
+    "pbs": Batch(
+        pbs_submit, r"^(\d+(?:\.\S+)?)$", lambda jobs: ["qstat", "-f"] + jobs, lambda jobs: ["qstat", "-x", "-f"] + jobs,
+        r"qstat: (Unknown Job Id|.* has finished)", pbs_read, lambda job: ["qdel", job],
+        r"onnect|onnection|timed out|refused|busy|temporar|limit|exceeded|End of File|[Ss]erver shutting",
+        r"[Ii]llegal|[Uu]nknown|[Ii]nvalid|Unauthorized|not found|denied|usage:", r"=>> PBS: (.*)|.*(?:[Oo]om|memory|Killed by).*"),
+    "htcondor": Batch(
+        condor_submit, r"^(\d+\.\d+) - ", lambda jobs: ["condor_q"] + CONDOR_TELL + ["-constraint", "MIRun =!= undefined"],
+        lambda jobs: ["condor_history"] + CONDOR_TELL + ["-limit", str(len(jobs))] + jobs, r"(?!)", condor_read,
+        lambda job: ["condor_rm", job],
+        r"connect|onnection|timed out|locate|MAX_JOBS|Failed to commit", r"[Pp]arse|not found|[Ii]nvalid|denied|No such", r"(?!)"),
+}
+
+
+def batch_table(text):
+    """batch_changeable: a line `NAME[=DEFAULT] OPTION-WITH-{} EXPRESSION` each, as [(name, default or None, option, expression)]."""
+    found = []
+    for line in lines(text):
+        words = line.split(None, 2)
+        name, equals, default = words[0].partition("=")
+        good = len(words) == 3 and words[1].count("{}") == 1 and re.match(r"(-|\+?[A-Za-z_]+=)", words[1])
+        if not good or not re.match(r"[a-z_]+\Z", name):
+            raise ValueError(_("is not NAME OPTION-WITH-{} EXPRESSION: %s") % line)
+        if equals and not re.fullmatch(words[2], default):
+            raise ValueError(_("the default does not match the expression: %s") % line)
+        found.append((name, default if equals else None, words[1], re.compile(words[2])))
+    return found
+
+
+def batch_options(keys, words):
+    """(options of the submission, the words that are left): words `batch.NAME=VALUE` set what batch_changeable lets them. ValueError."""
+    import shlex
+    given, rest, options = {}, [], []
+    for word in words:
+        found = re.match(r"batch\.([a-z_]+)=(.*)\Z", word) if keys["batch"] != "none" else None
+        if found is None:
+            rest.append(word)
+        else:
+            given[found.group(1)] = found.group(2)
+    for line in keys["batch_options"]:
+        options += [line] if keys["batch"] == "htcondor" else shlex.split(line)
+    for name, default, option, shape in keys["batch_changeable"]:
+        value = given.pop(name, default)
+        if value is not None:
+            if not shape.fullmatch(value) or ODD.search(value) or "$" in value:
+                raise ValueError(_("batch.%s may not be %s here") % (name, value))
+            options.append(option.replace("{}", value))
+    if given:
+        raise ValueError(_("batch.%s may not be set here") % sorted(given)[0])
+    return options, rest
+
+
+def batch_call(words, env, inherit=()):
+    """(exit code, stdout, stderr) of a batch system's own program; 127 if it is not there, None if it did not answer in time."""
+    try:
+        child = subprocess.Popen([utf8(word) for word in words], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                                 env={utf8(key): utf8(value) for key, value in env.items()}, cwd=b"/", start_new_session=True,
+                                 pass_fds=inherit)
+    except OSError as error:
+        return 127, "", "%s: %s" % (words[0], error.strerror)
+    try:
+        out, err = child.communicate(timeout=QUERY_TIME)
+        code = child.returncode
+    except subprocess.TimeoutExpired:
+        os.killpg(child.pid, signal.SIGKILL)
+        child.communicate()
+        code, out, err = None, b"", b"no answer"
+    return code, out.decode("utf-8", "replace"), err.decode("utf-8", "replace")
+
+
+def batch_look(control):
+    """As look(), for a command that may run on another host: by its files alone. ready: not started · running: detail its Note · ended:
+    detail its exit code, None if it could not be started · stopped: it can never start."""
+    names = os.listdir(control)                        # over NFS this also asks for the newest
+    child = read_note(os.path.join(control, b"child"))
+    if b"end" in names:
+        end = read_note(os.path.join(control, b"end"))
+        if end is not None:
+            return "ended", int(end.text.split()[-1]) if child is not None else None
+    if b"start" in names:
+        return "running", child or read_note(os.path.join(control, b"start")) or Note(0, "?", "?", "?", "", time.time())
+    return ("ready" if b"ready" in names else "stopped"), None
+
+
+class Queue:
+    """What a batch system says of this user's jobs. However many threads and processes wait below a folder (bytes), it is asked once in
+    `poll` seconds, beside their waiting, and not at all when nobody waits: the answer lies in a file of the folder."""
+
+    def __init__(self, folder, system, env):
+        self.system, self.table, self.env, self.folder = system, BATCH[system], env, folder
+        client = sorted(item for item in env.items() if CLIENT.match(item[0]))
+        name = "queue." + system + (".%08x" % binascii.crc32(utf8(repr(client))) if client else "")
+        self.path, self.lock, self.stamp, self.asking = os.path.join(folder, utf8(name)), threading.Lock(), None, False
+        self.known, self.rows, self.past, self.missed, self.turn = {"tried": 0, "t": 0, "rows": []}, {}, {}, set(), False
+        self.submitting = threading.Lock()             # one submission at a time
+
+    def load(self):
+        """Reads the answer's file if it is another one than before."""
+        try:
+            info = os.stat(self.path)
+            if (info.st_ino, info.st_mtime) != self.stamp:
+                with open(self.path, "rb") as text:
+                    self.known = json.loads(text.read().decode("utf-8"))
+                self.stamp = info.st_ino, info.st_mtime
+                found = [Seen(*row) for row in self.known["rows"]]
+                self.rows = {row.job: row for row in found}
+                self.rows.update((row.mark, row) for row in sorted(found, key=lambda row: row.state in ("queued", "running")) if row.mark)
+        except (OSError, ValueError, KeyError, TypeError):
+            pass                                       # not there yet
+
+    def seen(self, mark, job, poll):
+        """(time of the last answer, that job's Seen or None). Has the queue asked anew, beside, if it is older than poll seconds."""
+        with self.lock:
+            self.load()
+            if time.time() - self.known["tried"] >= poll and not self.asking:
+                self.asking = True
+                threading.Thread(target=self.ask, args=(poll,), daemon=True).start()
+            row = self.rows.get(mark) or self.rows.get(job)
+            if row is not None and row.mark not in (mark, None):
+                row = None                             # a number that was given again
+            return self.known["t"], row or self.past.get(job)
+
+    def ask(self, poll):
+        """One query, or none if another process makes it just now."""
+        import fcntl
+        try:
+            with open(self.path + b".lock", "ab") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                with self.lock:
+                    self.load()
+                    missed, began = sorted(self.missed), time.time()
+                    self.turn = bool(missed) and not self.turn     # a query for those that vanished comes in place of one for all
+                if began - self.known["tried"] >= poll:
+                    self.query(began, missed)
+        except OSError:
+            pass
+        finally:
+            self.asking = False
+
+    def query(self, began, missed):
+        """Asks for what is in the queue, or what became of those that are not."""
+        words = self.table.past(missed) if self.turn else self.table.ask(self.numbers())
+        code, out, err = batch_call(words, self.env)
+        known = dict(self.known, tried=began, why="")
+        self.missed.clear()                            # whoever still misses one says so again
+        try:
+            if code is None or code and not all(re.match(self.table.partial, line) for line in (err.strip() or "?").splitlines()):
+                raise ValueError(" ".join(err.split())[:200] or "exit code %s" % code)
+            found = self.table.read(out)
+            if self.turn:
+                self.past = {row.job: row for row in found if row.state in ("done", "over")}
+            else:
+                known.update(t=began, rows=[list(row) for row in found])
+        except ValueError as error:
+            known["why"] = "%s: %s" % (words[0], printable(error)[:200])
+            log("debug", None, "queue", why=known["why"])
+        new = self.path + b".new"
+        with open(new, "wb") as out:
+            out.write(json.dumps(known).encode())
+        os.rename(new, self.path)
+
+    def numbers(self):
+        """The jobs below the folder that have not ended, for a system that is asked by numbers; [] (all jobs) if one's is not known."""
+        found = []
+        for name in os.listdir(self.folder) if self.system == "pbs" else ():
+            control = os.path.join(self.folder, name)
+            if os.path.exists(os.path.join(control, b"batch")) and not os.path.exists(os.path.join(control, b"end")):
+                job = read_batch(control)
+                if not job.get("job") or job.get("sent", 0) > 1:
+                    return []
+                found.append(job["job"])
+        return found
+
+
+def read_batch(control):
+    """What is known of a control directory's job (see BatchJob): {} if nothing was submitted."""
+    try:
+        with open(os.path.join(control, b"batch"), "rb") as text:
+            return json.loads(text.read().decode("utf-8"))
+    except (OSError, ValueError):
+        return {}
+
+
+def batch_where(folder, control):
+    """(queued, running, stopped or ended, text for people) of a control directory's job below folder, as far as is known without asking."""
+    state, detail = batch_look(control)
+    order, text = read_batch(control), "queued"
+    for name in os.listdir(folder) if state == "ready" else ():
+        if name.startswith(utf8("queue." + order["system"])) and not name.endswith((b".lock", b".new")):
+            try:
+                with open(os.path.join(folder, name), "rb") as known:
+                    rows = [Seen(*row) for row in json.loads(known.read().decode("utf-8"))["rows"]]
+                text = ["queued (%s)" % row.text for row in rows if row.mark == order["run"]][0]
+            except (OSError, ValueError, KeyError, TypeError, IndexError):
+                pass                                   # it has not been asked yet
+    if state == "running":
+        return state, "running on " + detail.host
+    return ("queued", text) if state == "ready" else (state, "")
+
+
+class BatchJob:
+    """The job of one control directory (bytes). Its file `batch` (fsynced): run, submit = the argument vector, sent = times, job = number.
+    grace: seconds that a job may be unknown to the queue; poll: see Queue; at: a fault point."""
+
+    def __init__(self, control, queue, poll, grace, at=lambda name: None):
+        self.control, self.queue, self.poll, self.grace, self.at = control, queue, poll, grace, at
+        self.order, self.absent, self.over, self.failing, self.asked = read_batch(control), [], None, None, 0.0
+        self.where, self.why, self.failed, self.node = "", "", "", ""
+
+    def path(self, name):
+        return os.path.join(self.control, name)
+
+    def save(self, **more):
+        """The file `batch`, on disk before this returns."""
+        self.order = dict(self.order, t=time.time(), **more)
+        write_synced(self.path(b"batch.new"), json.dumps(self.order).encode())
+        os.rename(self.path(b"batch.new"), self.path(b"batch"))
+        sync_folder(self.control)
+
+    def begin(self, work, argv, env, run, options, **more):
+        """Writes what is submitted, and submits it: argv in the directory work (bytes) with env. ValueError if the system cannot be told."""
+        pairs = ["%s=%s" % item for item in sorted(env.items()) if item[0] not in ("PATH", "TMPDIR")]
+        words = ["/usr/bin/env", "PATH=" + WRAPPER_PATH] + pairs
+        words += ["/bin/sh", self.control + b"/run", self.control, work, "/usr/bin/env", "PATH=" + env.get("PATH", WRAPPER_PATH)] + argv
+        words = [word if isinstance(word, bytes) else utf8(word) for word in words]
+        if any(b"\n" in word for word in words):
+            raise ValueError(_("a line break in an argument or a variable"))
+        import shlex
+        control = self.control.decode("utf-8", "surrogateescape")
+        submit = self.queue.table.submit(control, run, options)
+        if os.path.exists(self.path(b"alive")):
+            os.unlink(self.path(b"alive"))             # a FIFO tells nothing between two hosts
+        write_synced(self.path(b"words"), b"\n".join(words) + b"\n")
+        text = JOB + (JOB_WAIT if self.queue.system == "htcondor" else JOB_EXEC)
+        write_synced(self.path(b"job"), utf8(text.replace("{control}", shlex.quote(control))), 0o700)
+        self.save(system=self.queue.system, run=run, submit=submit, sent=0, job="", **more)
+        self.submit()
+
+    def submit(self):
+        """Submits, unless that is under way or done. Whoever does it holds the lock of `job`, and so does the program that submits: while
+        that lives, also without us, nobody takes the job for lost."""
+        import fcntl
+        lock = os.open(self.path(b"job"), os.O_RDONLY)
+        try:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                return
+            self.order = read_batch(self.control)
+            if self.order["job"] or not os.path.exists(self.path(b"ready")):
+                return
+            self.save(sent=self.order["sent"] + 1)
+            self.at("submitting")
+            with self.queue.submitting:
+                code, out, err = batch_call(self.order["submit"], self.queue.env, (lock,))
+            self.at("submitted")
+            found = re.findall(self.queue.table.number, out, re.M)
+            if code == 0 and found:
+                self.save(job=found[-1])
+                self.failing, self.why = None, ""
+                self.at("number noted")
+            else:
+                self.refused(code, " ".join((err or out).split())[:300] or "exit code %s" % code)
+        finally:
+            os.close(lock)
+
+    def refused(self, code, text):
+        """A submission failed: for good, or (perhaps it did not) the queue is looked at and it is sent again."""
+        table, self.failing = self.queue.table, self.failing or time.time()
+        self.why = "%s: %s" % (self.order["submit"][0], printable(text))
+        away = code is None or re.search(table.away, text)
+        if code == 127 or not away and (re.search(table.wrong, text) or time.time() - self.failing > self.grace):
+            self.failed = self.why
+
+    def under_way(self):
+        """Does a program that submits this job still run?"""
+        import fcntl
+        with open(self.path(b"job"), "rb") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return False
+            except OSError:
+                return True
+
+    def look(self):
+        """(state, detail): queued, running; ended: detail the exit code, as look() has it; lost: detail why. self.where: for people;
+        self.why: the batch system's own words about an end that was its doing."""
+        state, detail = batch_look(self.control)
+        now, job = time.time(), self.order["job"]
+        if state == "ended" and (detail not in KILLED or self.explained(now)):
+            self.why = self.log_words() if detail else ""
+            return state, detail
+        when, row = self.queue.seen(self.order["run"], job, self.poll)
+        if row is not None:
+            return self.as_seen(row, state, detail, now)
+        if self.failed and (state == "stopped" or state == "ready" and self.take_ready()):
+            return "lost", self.failed
+        if when > max([self.order["t"]] + self.absent[-1:]):
+            self.absent.append(when)                   # an answer of after the submission that does not name it
+        if self.absent and job:
+            self.queue.missed.add(job)
+        if state == "stopped":
+            self.over = self.over or now
+            if job or len(self.absent) > 1 or now - self.over > max(END_LATE, 3 * self.poll):
+                return "lost", "cancelled"
+        elif len(self.absent) > 1 and state == "ready" and not job:
+            if not self.under_way():
+                self.absent = []
+                self.submit()
+        elif len(self.absent) > 1 and state != "ended" and self.absent[-1] - self.absent[0] >= self.grace:
+            self.stop()                                # should it run all the same
+            return "lost", "%s does not know job %s any more%s" % (self.queue.system, job, self.log_words(", "))
+        self.node = detail.host if state == "running" else ""
+        self.where = "running on " + detail.host if state == "running" else self.why or ("queued" if job else "submitting")
+        return ("queued" if state in ("ready", "stopped") else "running"), detail
+
+    def as_seen(self, row, state, detail, now):
+        """look(), where the queue names the job."""
+        self.absent = []
+        if not self.order["job"]:
+            self.save(job=row.job)                     # the submission of before had happened
+            self.failing, self.failed, self.why = None, "", ""
+        if row.state in ("done", "over"):
+            self.over = self.over or now
+            words = "%s: %s%s%s" % (self.queue.system, row.text, " on " + row.node if row.node else "", self.log_words(", "))
+            if state == "ended":
+                self.why = words if row.state == "over" else self.log_words()
+                return state, detail
+            if state == "stopped" or self.take_ready() or now - self.over > min(self.grace, END_LATE):
+                return "lost", "cancelled" if state == "stopped" else words
+            return "running", detail
+        self.over = self.over if state == "ended" else None
+        if state == "running" or row.state == "running":
+            self.node = detail.host if state == "running" else row.node
+            self.where = "running on " + self.node + ("" if row.state == "running" else " (%s)" % row.text)
+        else:
+            self.node, self.where = "", "queued (%s)" % row.text
+        return ("running" if state in ("running", "ended") else "queued"), detail
+
+    def explained(self, now):
+        """Is all known of an end by a signal? It is, once the log tells, or the queue had its time (look() asks it), or we cancelled it."""
+        self.over = self.over or now
+        return self.asked or self.log_words() or now - self.over > max(END_LATE, self.poll)
+
+    def log_words(self, before=""):
+        """What the batch system wrote about an end of its doing into the job's own log, after `before`; '' if nothing."""
+        try:
+            with open(self.path(b"batch.log"), "rb") as text:
+                text.seek(-min(4096, os.fstat(text.fileno()).st_size), 2)
+                rows = [row.strip() for row in text.read().decode("utf-8", "replace").splitlines() if re.match(self.queue.table.said, row)]
+        except OSError:
+            return ""
+        return before + printable("; ".join(rows[-2:]))[:300] if rows else ""
+
+    def take_ready(self):
+        """From now on it cannot start any more: True. False if it did."""
+        try:
+            os.unlink(self.path(b"ready"))
+            return True
+        except FileNotFoundError:
+            return False
+
+    def stop(self):
+        """Has the queue end the job; again, at most once per poll, as long as look() does not say that it is over."""
+        self.take_ready()
+        if self.order["job"] and time.time() - self.asked >= self.poll:
+            self.asked = time.time()
+            batch_call(self.queue.table.cancel(self.order["job"]), self.queue.env)
+# ==== end shared ====
 JA = {                         # what a person reads, in Japanese
     "an argument is not UTF-8": "引数が UTF-8 ではありません",
     "interrupted": "中断されました",
@@ -447,6 +927,7 @@ JA = {                         # what a person reads, in Japanese
     "is not a time (like 90s, 5m, 2h, 30d)": "時間ではありません (例: 90s, 5m, 2h, 30d)",
     "is not a size (like 64K, 16M, 2G)": "サイズではありません (例: 64K, 16M, 2G)",
     "is not yes or no": "yes か no ではありません",
+    "is not a whole number": "整数ではありません",
     "is not one of: %s": "次のいずれでもありません: %s",
     " (did you mean %s?)": " (%s ですか?)",
     "%s: no such file (--ini)": "%s: ファイルがありません (--ini)",
@@ -510,8 +991,14 @@ JA = {                         # what a person reads, in Japanese
     "commands allowed: %s": "許可されたコマンド: %s",
     "none: add sections [command NAME] with argv =": "なし: argv = を持つ [command 名前] を追加してください",
     "missing": "なし",
+    "%s: its guard decides about the batch system: leave --batch out": "%s: バッチシステムは先方の guard が決めます。--batch を外してください",
     "%s: others may write to it": "%s: 他人が書き込めます",
     "%s: nobody else may write to it": "%s: 他人は書き込めません",
+    "is not NAME OPTION-WITH-{} EXPRESSION: %s": "「名前 {}を含むオプション 正規表現」ではありません: %s",
+    "the default does not match the expression: %s": "既定値が正規表現に合いません: %s",
+    "batch.%s may not be %s here": "batch.%s をここで %s にはできません",
+    "batch.%s may not be set here": "batch.%s はここでは指定できません",
+    "a line break in an argument or a variable": "引数か変数に改行があります",
     "%s: %d key lines with this guard": "%s: この guard の鍵の行: %d",
     "key line begins with restrict: %s...": "鍵の行は restrict で始まる必要があります: %s...",
 }
@@ -557,8 +1044,8 @@ TABLE = {
                  "hold": (flag, False), "dry_run": (flag, False), "scan_timeout": (seconds, 600.0), "audit_log": (str, "")},
     "command *": {"argv": (lines, []), "match": (str, ""), "argument.*": (re.compile, None), "parameters": (flag, False),
                   "env.*": (str, None), "run_as": (str, ""), "nice": (int, 0), "timeout": (seconds, 0.0), "grace": (seconds, 10.0),
-                  "jobs": (int, 0), "pre": (str, ""), "post": (str, ""), "batch": (one_of("none", "slurm", "pbs", "htcondor"), "none"),
-                  "batch_options": (str, ""), "batch_changeable": (str, ""),
+                  "jobs": (int, 0), "pre": (str, ""), "post": (str, ""), "batch": (one_of("none", *sorted(BATCH)), "none"),
+                  "batch_options": (lines, ()), "batch_changeable": (batch_table, ()),
                   "batch_poll": (seconds, 10.0), "batch_grace": (seconds, 600.0)},
 }
 
@@ -605,7 +1092,10 @@ alive() {   # lives the process of the note in file $1?
 }
 look() {   # sets state: none ready starting running, or: ended CODE, failed, lost WHY
     state=none
-    if [ -f "$c/end" ]; then
+    if [ -f "$c/batch" ] && [ ! -f "$c/end" ]; then
+        state=running; [ -f "$c/start" ] || { state=queued; [ -f "$c/ready" ] || state="lost cancelled"; }
+        x=; [ -f "$c/lost" ] && { read -r x <"$c/lost"; state="lost $x"; }
+    elif [ -f "$c/end" ]; then
         x=''; p=''; { read -r p s o h x <"$c/end"; } 2>/dev/null
         q=''; { read -r q s <"$c/child"; } 2>/dev/null
         state="ended ${x#exit }"; [ -n "$q" ] || state=failed
@@ -750,21 +1240,29 @@ cancel() {   # GRACE: TERM, after GRACE seconds KILL: the wrapper's group, and w
     look; echo "E $state"
 }
 clean() {
-    look; case $state in running|starting) echo "E $state"; exit;; esac
+    look; case $state in running|starting|queued) echo "E $state"; exit;; esac
     mkdir -p "$c"; rm -rf "$w" "$c"/* "$c"/.[!.]*   # stays empty for a day: a start that the network held back finds it
     find "$b/.mi" -name '*-*-*' -mtime +1 -exec rmdir {} \; 2>/dev/null
     echo "E cleaned"
 }
 all() { for c in "$b"/.mi/[0-9a-f]*; do [ -d "$c" ] || continue; look; [ "$state" = none ] || echo "${c##*/} $state"; done; echo "E end"; }
 case $id in *[!0-9a-f-]*) exit 64;; esac
+tool() {   # what a batch system is asked with: this program's own file, which brings itself here
+    [ -f "$c/tool" ] && { read -r x <"$c/tool"; exec python3 -I -S "$b/.mi/tool.$x" far "$verb" "$b" "$id" "$mask" "$@"; }
+}
+bring() {   # NAME: the file itself comes on stdin
+    mkdir -p "$b/.mi" && cat >"$b/.mi/tool.$1.$$" && mv "$b/.mi/tool.$1.$$" "$b/.mi/tool.$1"
+    python3 -I -S "$b/.mi/tool.$1" --version >/dev/null 2>&1 && echo "E ok" || echo "E a batch system needs python3, 3.6 or newer, there"
+}
 exec 3<&0
 [ "$verb" = rsync ] || echo "mi_distcomp 1 $verb"
 case $verb in
 hold) hold;;
 lane) lane "$1";;
-run) launch "$@"; watch 0;;
-watch) watch "$1";;
-cancel) cancel "$1";;
+bring) bring "$1";;
+run) [ $# -eq 3 ] || exec python3 -I -S "$b/.mi/tool.$5" far run "$b" "$id" "$mask" "$1" "$2" "$4" "$5"; launch "$@"; watch 0;;
+watch) tool "$1"; watch "$1";;
+cancel) tool "$1"; cancel "$1";;
 clean) clean;;
 list) all;;
 rsync) mkdir -p "$w" && cd "$w" && exec rsync "$@";;
@@ -1976,6 +2474,8 @@ class Run:
         point("starting")
         if "started" in self.record.steps:
             process = line.start("watch", self.ident, str(starting["offset"]))
+        elif self.order.get("batch"):
+            process = line.start("run", self.ident, starting["boot"], self.order["command"], "", json.dumps(self.order["batch"]), bring(line))
         else:
             process = line.start("run", self.ident, starting["boot"], self.order["command"], RUN)
         try:
@@ -1993,8 +2493,10 @@ class Run:
             row = told.row()
             if row[0] in ("L", "S") and "started" not in self.record.steps:
                 self.record.step("started")
-                log("info", self.ident, "5 start", state="running")
+                log("info", self.ident, "5 start", state=" ".join(row[1:]) if row[0] == "S" else "running")
                 point("started")
+            elif row[0] == "S":                        # where a batch system has it
+                log("info", self.ident, "6 now", state=" ".join(row[1:]))
             if row[0] == "L":
                 left = int(row[1])
                 while left:
@@ -2369,8 +2871,31 @@ def far_sums(line, ident, entries, way="get"):
     return sums
 
 
-def run_calculation(host, command, inputs, into=".", settings=None, mode="run", keep=False):
+def bring(line):
+    """This file, to a far side without a guard: what it asks its batch system with. The name that it has there. Stop if it cannot be used there."""
+    if line.facts.get("guard") == "1":
+        raise Stop(EX_USAGE, _("%s: its guard decides about the batch system: leave --batch out") % line.host)
+    with open(__file__, "rb") as text:
+        data = text.read()
+    name = hashlib.sha256(data).hexdigest()[:16]
+    process = line.start("bring", "-", name)
+    try:
+        process.stdin.write(data)
+        process.stdin.close()
+    except OSError:
+        pass                                           # the answer tells
+    rows = process.stdout.read().decode("utf-8", "replace").splitlines() if line.marked(process) else []
+    if not rows or not rows[-1].startswith("E "):
+        line.broke(process)
+    line.end(process)
+    if rows[-1] != "E ok":
+        raise Stop(EX_CONFIG, "%s: %s" % (line.host, printable(rows[-1][2:])))
+    return name
+
+
+def run_calculation(host, command, inputs, into=".", settings=None, mode="run", keep=False, batch=None):
     """Runs command on host with the input files (paths; far names are their last parts) and fetches everything into `into`.
+    batch: [a batch system there, option, ...], for a host without a guard.
 
     Returns an Outcome (ident, code = exit code, ended_by, state, fetched, odd). Stop with an exit code of the table when it cannot go on;
     the calculation can then be resumed by its ident, which the message names.
@@ -2388,7 +2913,7 @@ def run_calculation(host, command, inputs, into=".", settings=None, mode="run", 
     Line(host, settings)                               # 64 if that is no host
     ident = str(uuid.uuid4())
     order = {"host": host, "command": command, "inputs": pairs, "into": os.path.abspath(into), "mode": mode, "keep": keep,
-             "time": time.time(),
+             "time": time.time(), "batch": batch,
              "settings": settings._asdict()}
     return Run(Record(ident, order), settings).go()
 
@@ -2404,6 +2929,7 @@ def run_calculation(host, command, inputs, into=".", settings=None, mode="run", 
 #    are opened part by part with O_NOFOLLOW, so that no link leads out, not even one that is put there in between.
 #  - Commands are those of the sections [command NAME]: argument vectors of the owner's, arguments only where patterns allow them.
 #  - What leaves has passed [outbound]; a file is served only if it is still the one that was looked through.
+PASS_ON = ("HOME", "USER", "LOGNAME", "PATH", "LANG", "TZ", "SHELL")   # variables that the command gets
 INTO_LOG = 'umask "$1"; shift; exec >remote_program_exec.log 2>&1; exec "$@"'
 FORM = re.compile(r"exec sh -c 'eval \"\$\(printf %b \"\$1\"\)\"' mi_distcomp '[^']*'((?: '[^']*'){4,8})"
                   r"((?: [-A-Za-z0-9._/+=,@]+){0,70})\Z")
@@ -2426,13 +2952,41 @@ class Place:
         self.spent = self.control + b".bytes"
 
     def state(self):
-        """As FAR's `look` says it."""
+        """As FAR's `look` says it; for a job of a batch system also queued, by its files and what the queue said last."""
         if not os.path.isdir(self.control) or not os.listdir(self.control):
             return "none"
+        if read_batch(self.control):
+            if os.path.exists(os.path.join(self.control, b"lost")):
+                with open(os.path.join(self.control, b"lost"), encoding="utf-8") as text:
+                    return "lost " + text.read(1000)
+            state, where = batch_where(os.path.dirname(self.control), self.control)
+            if state != "ended":
+                return where or "lost cancelled"
         state, detail = look(self.control, time.time())
         if state == "ended":
             return "failed" if detail is None else "ended %d" % detail
         return "lost %s" % detail if state == "lost" else state
+
+    def job(self):
+        """The BatchJob of this calculation, None if it has none."""
+        order = read_batch(self.control)
+        if not order:
+            return None
+        keys = self.rules.get(order.get("section")) or {key: TABLE["command *"][key][1] for key in ("batch_poll", "batch_grace")}
+        queue = Queue(os.path.dirname(self.control), order["system"], batch_environment(keys))
+        return BatchJob(self.control, queue, keys["batch_poll"], keys["batch_grace"], point)
+
+    def watched(self, job):
+        """state(), which asks the queue too: what becomes of a job is decided here, and noted if it is lost."""
+        if job is None or os.path.exists(os.path.join(self.control, b"lost")):
+            return self.state()
+        state, detail = job.look()
+        if state == "ended":
+            return "failed" if detail is None else ("ended %d %s" % (detail, job.why)).strip()
+        if state == "lost":
+            write_synced(os.path.join(self.control, b"lost"), utf8(printable(detail)))
+            return "lost " + printable(detail)
+        return printable(job.where or state)
 
     def over(self):
         return self.state().split()[0] in ("ended", "failed", "lost")
@@ -2485,6 +3039,8 @@ class Place:
 
 def guard_log(rules, level, ident, step, **values):
     """One line into the guard's own log, not to who asks."""
+    if "plain" in rules:
+        return
     path = utf8(rules["ssh guard"]["audit_log"]) or os.path.join(rules["base"], b".mi", b"guard.log")
     fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o600)
     with io.open(fd, "w", encoding="utf-8", errors="backslashreplace") as SAY["log"]:
@@ -2528,7 +3084,7 @@ def guard_clean(place, words, tail):
     """Removes an ended calculation (rmtree does not follow links)."""
     import shutil
     state = place.state()
-    if state.split()[0] in ("running", "starting", "ready"):
+    if state.split()[0] in ("running", "starting", "ready", "queued"):
         return tell("E " + state)
     shutil.rmtree(place.work, ignore_errors=True)
     os.makedirs(place.control, 0o700, exist_ok=True)   # stays empty for a day: a start that the network held back finds it
@@ -2545,7 +3101,7 @@ def guard_clean(place, words, tail):
 
 
 def permitted(rules, text):
-    """(NAME, argv, env) of the command that the text names, by the owner's sections [command NAME]. Refused otherwise."""
+    """(NAME, argv, env, options for its batch system) of the command that the text names, by the owner's sections [command NAME]. Or Refused."""
     import shlex
     try:
         words = shlex.split(text)
@@ -2554,7 +3110,8 @@ def permitted(rules, text):
     for section, keys in rules.items():
         if not section.startswith("command ") or not keys["argv"] or words[:1] != [keys["match"] or keys["argv"][0]]:
             continue
-        given, shapes = words[1:], {int(key[9:]): shape for key, shape in keys.items() if key.startswith("argument.")}
+        options, given = batch_options(keys, words[1:])
+        shapes = {int(key[9:]): shape for key, shape in keys.items() if key.startswith("argument.")}
         if given and not (keys["parameters"] or len(given) <= max(shapes, default=0)) or given and "{parameters}" not in keys["argv"]:
             raise Refused("[%s] allows no such arguments" % section)
         for number, word in enumerate(given, 1):
@@ -2563,18 +3120,16 @@ def permitted(rules, text):
         for key in ("run_as", "timeout", "jobs", "pre", "post"):
             if keys[key]:
                 raise Refused("[%s] %s is not for the SSH guard; leave it out there" % (section, key))
-        if keys["batch"] != "none":
-            raise Refused("[%s] batch is not for the SSH guard" % section)
         argv = [word for part in keys["argv"] for word in (given if part == "{parameters}" else [part])]
         argv = (["nice", "-n", str(keys["nice"])] if keys["nice"] else []) + argv
-        return section, argv, {key[4:]: value for key, value in keys.items() if key.startswith("env.")}
+        return section, argv, {key[4:]: value for key, value in keys.items() if key.startswith("env.")}, options
     raise Refused("no [command NAME] for %s" % printable(words[0] if words else text)[:100])
 
 
 def guard_run(place, words, tail):
     """Starts the command, once, however often it is asked; then watches it."""
     boot, command = words[:2]
-    section, argv, extra = permitted(place.rules, command)
+    section, argv, extra, options = place.rules.get("plain") or permitted(place.rules, command)
     if os.path.isdir(place.control) and not os.listdir(place.control):
         return tell("E lost it was cleaned away")
     if not os.path.isdir(place.control):
@@ -2584,28 +3139,53 @@ def guard_run(place, words, tail):
         fresh = os.path.join(place.base, b".mi", b".new.%d" % os.getpid())
         os.mkdir(fresh, 0o700)
         prepare(fresh)
+        if "tool" in place.rules:
+            write_synced(os.path.join(fresh, b"tool"), utf8(place.rules["tool"]) + b"\n")
         try:
             os.rename(fresh, place.control)            # one wins
         except OSError:
             import shutil
             shutil.rmtree(fresh)
-    if os.path.exists(os.path.join(place.control, b"ready")):
+    if os.path.exists(os.path.join(place.control, b"ready")) and not read_batch(place.control):
         if boot != boot_id():
             return tell("E lost the host was restarted before the command was started")
-        env = {key: os.environ[key] for key in ("HOME", "USER", "LOGNAME", "PATH", "LANG", "TZ", "SHELL") if key in os.environ}
+        env = {key: os.environ[key] for key in PASS_ON if key in os.environ}
         env.update(extra, MI_RUN=place.ident + ".1")
         guard_log(place.rules, "info", place.ident, "start", command=section, argv=json.dumps(argv, ensure_ascii=False))
-        start_wrapper(place.control, place.work, ["sh", "-c", INTO_LOG, "sh", "%o" % place.rules["umask"]] + argv, env)
+        argv = ["sh", "-c", INTO_LOG, "sh", "%o" % place.rules["umask"]] + argv
+        if place.rules[section]["batch"] == "none":
+            start_wrapper(place.control, place.work, argv, env)
+        else:
+            guard_submit(place, section, argv, env, options)
     guard_watch(place, ["0"], tail)
+
+
+def batch_environment(keys):
+    """What a batch system's own programs see: a section's env.* where it concerns them, and of the guard's environment."""
+    env = {key: value for key, value in os.environ.items() if key in PASS_ON or CLIENT.match(key)}
+    env.update((key[4:], value) for key, value in keys.items() if CLIENT.match(key[4:]) or key == "env.PATH")
+    return env
+
+
+def guard_submit(place, section, argv, env, options):
+    """Hands the command to its batch system, once, however many sessions want to."""
+    import fcntl
+    keys = place.rules[section]
+    with open(os.path.join(place.control, b"run"), "rb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not read_batch(place.control):
+            queue = Queue(os.path.dirname(place.control), keys["batch"], batch_environment(keys))
+            job = BatchJob(place.control, queue, keys["batch_poll"], keys["batch_grace"], point)
+            job.begin(place.work, argv, env, env["MI_RUN"], options, section=section)
 
 
 def guard_watch(place, words, tail):
     """Log (where the outbound rules let it out at once) and state until the end."""
     offset, pause, said, since = int(words[0]), 0.01, "", time.monotonic()
-    rules = place.rules["outbound"]
+    rules, job = place.rules["outbound"], place.job()
     live = name_refused(rules, utf8(LOG)) is None and not any(rules[key] for key in ("deny_content", "deny_sums", "max_file", "max_total"))
     while True:
-        state = place.state()
+        state = place.watched(job)
         data = log_after(place, offset) if live else b""
         if data:
             sys.stdout.buffer.write(b"L %d\n" % len(data) + data)
@@ -2622,7 +3202,7 @@ def guard_watch(place, words, tail):
             said = state
         if select.select([sys.stdin.buffer], [], [], pause)[0] and not os.read(0, 4096):
             return                                     # nobody listens any more
-        pause = min(pause * 2, 0.5)
+        pause = min(pause * 2, 0.5 if job is None else 1.0)
 
 
 def log_after(place, offset):
@@ -2639,6 +3219,12 @@ def log_after(place, offset):
 
 def guard_cancel(place, words, tail):
     """TERM, and after a grace KILL: the command's group, and whatever carries its mark."""
+    job, until = place.job(), time.monotonic() + 2 * END_LATE
+    while job is not None and not place.watched(job).split()[0] in ("ended", "failed", "lost") and time.monotonic() < until:
+        job.stop()
+        time.sleep(0.2)
+    if job is not None:
+        return tell("E " + place.state())
     mark = utf8("MI_RUN=%s.1" % place.ident)
     wrapper = read_note(os.path.join(place.control, b"start"))
     for number in (signal.SIGTERM, signal.SIGKILL):
@@ -3098,6 +3684,25 @@ def do_guard(options):
         return EX_IOERR
 
 
+def do_far(words):
+    """run, watch or cancel of `run --batch`, where there is no guard: FAR starts this file, which it was brought (see bring), on the far side."""
+    verb, base, ident, mask = words[:4]
+    rules = {section: {key: default for key, (kind, default) in TABLE[section].items()} for section in ("ssh guard", "outbound")}
+    rules.update(base=utf8(base), umask=int(mask, 8), plain=None)
+    place = Place(rules["base"], ident, rules)
+    if verb == "run":
+        boot, command, batch, name = words[4:]
+        system, options = json.loads(batch)[0], json.loads(batch)[1:]
+        keys = rules["command far"] = {key: default for key, (kind, default) in TABLE["command *"].items() if "*" not in key}
+        keys.update(batch=system, batch_options=options)
+        rules["plain"] = "command far", [os.environ.get("SHELL") or "/bin/sh", "-c", command], {}, batch_options(keys, ())[0]
+        os.makedirs(os.path.join(rules["base"], b".mi"), 0o700, exist_ok=True)
+        rules["tool"] = name
+    {"run": guard_run, "watch": guard_watch, "cancel": guard_cancel}[verb](place, words[4:6], ())
+    sys.stdout.buffer.flush()
+    return 0
+
+
 # ---- the command line ----
 
 def settings_for(options):
@@ -3161,6 +3766,8 @@ def parser():
     one.add_argument("--retry", metavar="COUNT,INTERVAL", help="how long a lost line is tried again")
     one.add_argument("--base", help="directory on the external computer")
     one.add_argument("--ssh-options", help="options for ssh, as in: '-F /etc/mi/ssh_config'")
+    one.add_argument("--batch", choices=sorted(BATCH), help="through this batch system there (with a guard: its ini says so)")
+    one.add_argument("--batch-option", action="append", default=[], metavar="OPTION", help="of its submission, as in: --batch-option=--time=60")
     one.add_argument("--keep", action="store_true", help="leave the directory there, also when all went well")
     two = words.add_parser("resume", parents=[common], help="go on with a calculation whose runner died or gave up")
     two.add_argument("uuid")
@@ -3283,8 +3890,11 @@ def do_clean(options):
 def do_check(options):
     """Looks at things as they are. With HOST: from this side; without: as the external computer's guard. 0, or 78 if there is a fault."""
     findings = check_host(options) if options.host else check_guard(options)
-    for good, text in findings:
-        sys.stdout.write("%s %s\n" % ("ok     " if good else "FAULT  " if good is False else "note   ", printable(text)))
+    words = {True: "OK", None: "WARN", False: "FAIL"}
+    if options.json:
+        sys.stdout.write(json.dumps([{"level": words[good], "text": printable(text)} for good, text in findings], ensure_ascii=False) + "\n")
+    for good, text in findings if not options.json else ():
+        sys.stdout.write("%-5s %s\n" % (words[good], printable(text)))
     return EX_CONFIG if any(good is False for good, text in findings) else 0
 
 
@@ -3347,7 +3957,8 @@ def do_run(options):
     """One calculation from its first step to its last."""
     inputs = [name for group in options.inputs for name in group]
     settings = settings_for(vars(options))
-    return say_outcome(run_calculation(options.host, options.command, inputs, options.to, settings, "run", options.keep), options.json)
+    batch = [options.batch] + options.batch_option if options.batch else None
+    return say_outcome(run_calculation(options.host, options.command, inputs, options.to, settings, "run", options.keep, batch), options.json)
 
 
 def on_term(number, frame):
@@ -3365,6 +3976,8 @@ def main(argv=None):
         SAY["log"] = sys.stdout                        # who reads stdout to its end first must not be blocked by a full stderr
     if any(word.startswith("client_name:") for word in words):
         return fielded(words)
+    if words[:1] == ["far"]:
+        return do_far(words[1:])
     options = parser().parse_args(words or ["--help"])
     if options.version:
         return say_version()

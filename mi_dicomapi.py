@@ -8,6 +8,9 @@ as an ordinary user of its own; needs this one file, Python 3.6 or newer and a d
 usage: mi_dicomapi.py [serve]                    serve as the ini says (systemd, or a terminal)
        mi_dicomapi.py demo [--keep]              a whole calculation on this machine: relay, poller, workflow side
        mi_dicomapi.py token issue USER [--roles R,R] [--sites S,S] [--days N] | list | revoke NUMBER
+       mi_dicomapi.py user add USER [--roles R,R] [--sites S,S] | passwd USER | remove USER | list      (auth = login)
+       mi_dicomapi.py check                      looks at ini, files, certificate, disk, limits, tokens, and at the running relay
+       mi_dicomapi.py unit                       prints a systemd unit for `serve`
        mi_dicomapi.py list [--all] | show ACCEPT_ID
        mi_dicomapi.py cancel | end | rerun [--force] ACCEPT_ID [--reason TEXT]
        mi_dicomapi.py maintenance on [--reason TEXT] | off        no new calculations or claims; what runs is brought to its end
@@ -26,6 +29,7 @@ import hashlib
 import io
 import json
 import os
+import queue
 import re
 import select
 import signal
@@ -37,7 +41,7 @@ import threading
 import time
 import uuid
 from http import HTTPStatus
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import parse_qsl, quote, urlsplit
 
 PROGRAM, VERSION = "mi_dicomapi", "1.0"
 BASE = "/mi-distcomp-api/"
@@ -55,6 +59,9 @@ STALL = 60                     # seconds that a transfer may stand still
 BALLAST = 4 << 20              # bytes held on the disk, let go of when it is full so that SQLite can still clean up
 LIVE_OUTPUT = 64 << 20         # bytes of a running command's output that are passed on; all of it comes with the results
 LISTED = 10000                 # incomplete files named in one answer
+ROUNDS = 600000                # of PBKDF2 for a password
+LOGINS = 20                    # log-ins that wait for their turn; more are told to come again
+FAILED = {"both": 5, "address": 20, "user": 50}       # failed log-ins of a user from one address, of an address, of a user, until it is locked
 FAULT = os.environ.get("MI_FAULT", "")                # crash tests: the name of a fault point at which this process kills itself
 
 # ==== shared: say ====
@@ -280,7 +287,8 @@ def read_ini(path, table, guarded=False):
             try:
                 values[key] = keys[name][0](text.strip())
             except (ValueError, re.error) as error:
-                raise Stop(EX_CONFIG, "%s: [%s] %s = %s: %s" % (path, section, key, text.strip(), error))
+                why = _("is not a whole number") if keys[name][0] is int else error
+                raise Stop(EX_CONFIG, "%s: [%s] %s = %s: %s" % (path, section, key, text.strip(), why))
     return result
 # ==== end shared ====
 # ==== shared: stream ====
@@ -497,13 +505,55 @@ def check_order(names, before=None, reserved=()):
 
 
 def pattern(text):
-    """A result pattern as a compiled expression: * and ? within a part, ** across parts, a trailing / the whole directory. ValueError."""
+    """A result pattern as something with match(): * and ? within a part, ** across parts, a trailing / the whole directory. ValueError."""
     check_name(text.rstrip("/") if text.endswith("/") and text != "/" else text)
+    pieces = re.findall(r"\*\*/|\*\*|\*|\?|[^*?]+", text + ("**" if text.endswith("/") else ""))
+    if sum("*" in piece for piece in pieces) > 2:      # an expression could take for ever
+        return Stars(pieces, text[0] in "*?")
     out = ""
-    for piece in re.findall(r"\*\*/|\*\*|\*|\?|[^*?]+", text + ("**" if text.endswith("/") else "")):
+    for piece in pieces:
         out += {"**/": "(?:[^/]+/)*", "**": ".+", "*": "[^/]*", "?": "[^/]"}.get(piece) or re.escape(piece)
     hidden = r"(?!\.)" if text[0] in "*?" else ""     # as in a shell: * does not reach .bashrc
     return re.compile(hidden + out + r"\Z", re.S)
+
+
+class Stars:
+    """A pattern with many stars: whoever made it, match() takes time in proportion to its length times the name's."""
+
+    def __init__(self, pieces, hidden):
+        self.hidden, self.steps = hidden, []
+        for piece in pieces:
+            self.steps += {"**/": ["dirs", "in"], "**": ["any", "anys"], "*": ["star"], "?": ["one"]}.get(piece) or list(piece)
+
+    def reach(self, places):
+        """places, and where one gets from there without a character."""
+        todo = list(places)
+        while todo:
+            at = todo.pop()
+            step = self.steps[at] if at < len(self.steps) else ""
+            after = at + {"star": 1, "anys": 1, "dirs": 2}.get(step, 0)
+            if after not in places:
+                places.add(after)
+                todo.append(after)
+        return places
+
+    def match(self, name):
+        """Is it a name of this pattern?"""
+        places = self.reach({0})
+        if self.hidden and name.startswith("."):
+            return False
+        for char in name:
+            after, part = set(), char != "/"
+            for at in places:
+                step = self.steps[at] if at < len(self.steps) else ""
+                if step == "anys" or step in ("star", "in") and part:
+                    after.add(at)
+                elif step == "in":
+                    after.add(at - 1)
+                elif step == char or step == "any" or step in ("one", "dirs") and part:
+                    after.add(at + 1)
+            places = self.reach(after)
+        return len(self.steps) in places
 
 
 def declared(names, patterns):
@@ -511,6 +561,124 @@ def declared(names, patterns):
     wanted = {parts_of(name) for name in tuple(names) + LOG_NAMES}
     found = [pattern(text) for text in patterns]
     return lambda name: parts_of(name) in wanted or any(one.match("/".join(parts_of(name))) for one in found)
+# ==== end shared ====
+# ==== shared: check ====
+# What `check` says: rows of (True: OK, None: WARN, False: FAIL; a text that says what to do). It looks at things as they are, and changes none.
+NOT_FOR_LONG = ("tmpfs", "ramfs", "devtmpfs")
+CLEANERS = ("/etc/tmpfiles.d", "/run/tmpfiles.d", "/usr/lib/tmpfiles.d")           # of two files of one name, the first counts
+INSPECTORS = re.compile(r"zscaler|netskope|fortinet|fortigate|palo ?alto|blue ?coat|symantec web|umbrella|forcepoint|mcafee|trellix|sophos|"
+                        r"check ?point|watchguard|barracuda|i-filter|digital arts|squid|mitmproxy|inspection|proxy|kaspersky|eset", re.I)
+
+
+def say_findings(rows, as_json):
+    """Prints the rows; 0, or 78 if one of them is a FAIL."""
+    words = {True: "OK", None: "WARN", False: "FAIL"}
+    if as_json:
+        print(json.dumps([{"level": words[good], "text": printable(text)} for good, text in rows], ensure_ascii=False))
+    for good, text in rows if not as_json else ():
+        print("%-5s %s" % (words[good], printable(text)))
+    return EX_CONFIG if any(good is False for good, text in rows) else 0
+
+
+def look_at_file(path, mode):
+    """A row: is it there, whose is it, and has it no more than mode (0o600, 0o755 ...)?"""
+    try:
+        info = os.stat(utf8(path))
+    except OSError as error:
+        return False, "%s: %s" % (path, error.strerror)
+    have = info.st_mode & 0o7777
+    if info.st_uid not in (0, os.geteuid()):
+        return False, _("%s: belongs to uid %d; give it to this user (chown)") % (path, info.st_uid)
+    if have & 0o777 & ~mode:
+        return False, _("%s: mode %04o lets others in; type: chmod %o %s") % (path, have, mode & have, path)
+    return True, _("%s: mode %04o, owner uid %d") % (path, have, info.st_uid)
+
+
+def mount_of(path):
+    """(mount point, type, options) of the file system that holds path."""
+    best = ("/", "?", "")
+    with open("/proc/self/mounts", "rb") as text:
+        for line in text:
+            words = [word.decode("unicode_escape").encode("latin-1") for word in line.split()[:4]]
+            if (os.fsencode(path) + b"/").startswith(words[1].rstrip(b"/") + b"/") and len(words[1]) >= len(os.fsencode(best[0])):
+                best = os.fsdecode(words[1]), os.fsdecode(words[2]), os.fsdecode(words[3])
+    return best
+
+
+def cleaner_of(path):
+    """What removes old files below path (a line of tmpfiles.d, a cron job), or None."""
+    seen, found, kept = set(), None, False
+    for folder in CLEANERS:
+        for name in sorted(os.listdir(folder)) if os.path.isdir(folder) else ():
+            if not name.endswith(".conf") or name in seen:
+                continue
+            seen.add(name)
+            with open(os.path.join(folder, name), encoding="utf-8", errors="replace") as text:
+                for words in (line.split() for line in text):
+                    if len(words) > 1 and (path + "/").startswith(words[1].rstrip("/*") + "/") and words[1] != "/":
+                        kept = kept or words[0][0] in "xX"
+                        if words[0][0] in "dDevqQ" and len(words) > 5 and words[5] != "-":
+                            found = "%s: %s" % (os.path.join(folder, name), " ".join(words))
+    for job in ("/etc/cron.daily/tmpwatch", "/etc/cron.daily/tmpreaper"):
+        if os.path.exists(job) and re.match(r"/(var/)?tmp(/|\Z)", path):
+            found = found or job
+    return None if kept else found
+
+
+def look_at_disk(path, keep, local=False):
+    """Rows about the file system of a folder that must last. keep: bytes, or a share, that shall stay free; local: no network file system."""
+    path, rows = os.path.realpath(path), []
+    while not os.path.exists(path):
+        path = os.path.dirname(path)
+    point, kind, options = mount_of(path)
+    disk = os.statvfs(path)
+    free, least = disk.f_bavail * disk.f_frsize, keep * disk.f_blocks * disk.f_frsize if isinstance(keep, float) else keep
+    text = _("%s: %.1f GB free on %s (%s)") % (path, free / 1e9, point, kind)
+    rows.append((True, text) if free > least else (False, text + _("; less than the %.1f GB that are to stay free: make room") % (least / 1e9)))
+    if kind in NOT_FOR_LONG:
+        text = _("%s: in memory (%s): a reboot empties it, and what was not delivered is lost; use a directory on a disk")
+        rows.append((None, text % (path, kind)))
+    if local and re.match(r"nfs|cifs|smb|fuse\.sshfs|lustre|gpfs|beegfs|9p", kind):
+        rows.append((False, _("%s: on a network file system (%s); use a local disk") % (path, kind)))
+    cleaner = cleaner_of(path)
+    if cleaner:
+        rows.append((None, _("%s: old files are removed there (%s); use another directory, or except this one") % (path, cleaner)))
+    if "noexec" in options.split(","):
+        rows.append((None, _("%s: mounted noexec: a command that is built or copied there does not run") % path))
+    return rows
+
+
+def look_at_limits(wanted):
+    """A row: may this process open so many files?"""
+    import resource
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    most = "-" if hard == resource.RLIM_INFINITY else str(hard)
+    if hard == resource.RLIM_INFINITY or hard >= wanted:
+        return True, _("open files: limit %s, wanted %d") % (most, wanted)
+    return False, _("open files: limit %s, wanted %d; raise it (LimitNOFILE in the unit, or ulimit -n)") % (most, wanted)
+
+
+def no_core_dump():
+    """A core dump of this process would hold its token. What it starts may raise the limit again (ulimit -S -c)."""
+    import resource
+    resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
+
+
+def name_in(part):
+    """The readable part of a certificate's subject or issuer."""
+    words = {key: value for group in part for key, value in group}
+    return ", ".join(words[key] for key in ("commonName", "organizationName") if key in words) or "-"
+
+
+def look_at_certificate(found, where):
+    """A row about a certificate as the ssl module tells it: whose, by whom, how long."""
+    left = (ssl.cert_time_to_seconds(found["notAfter"]) - time.time()) / 86400
+    text = _("%s: certificate of %s, issued by %s, %d days left") % (where, name_in(found["subject"]), name_in(found["issuer"]), left)
+    if ssl.cert_time_to_seconds(found["notBefore"]) > time.time():
+        return False, text + _("; it is not valid yet: is a clock wrong?")
+    if left < 21:
+        return (None if left > 0 else False), text + _("; renew it")
+    return True, text
 # ==== end shared ====
 
 JA = {
@@ -521,6 +689,7 @@ JA = {
     "is not a time (like 90s, 5m, 2h, 30d)": "時間ではありません (例: 90s, 5m, 2h, 30d)",
     "is not a size (like 64K, 16M, 2G)": "サイズではありません (例: 64K, 16M, 2G)",
     "is not yes or no": "yes か no ではありません",
+    "is not a whole number": "整数ではありません",
     "is not one of: %s": "次のいずれかではありません: %s",
     "%s: no such file (--ini)": "%s: ファイルがありません (--ini)",
     " (did you mean %s?)": " (%s のことですか?)",
@@ -565,7 +734,14 @@ JA = {
     "%s: %s": "%s: %s",
     "the relay's disk is full; try again later": "中継側のディスクがいっぱいです。後でもう一度試してください",
     # the operator's commands
-    "token issue USER: a user without blanks": "token issue USER: ユーザー名に空白は使えません",
+    "%s %s USER: a user without blanks": "%s %s USER: ユーザー名に空白は使えません",
+    "new password for %s: ": "%s の新しいパスワード: ",
+    "once more: ": "もう一度: ",
+    "that was not the same": "二つの入力が一致しません",
+    "a password has at least 10 characters": "パスワードは 10 文字以上にしてください",
+    "user %s is there already (user passwd %s)": "ユーザー %s はすでにいます (user passwd %s)",
+    "there is no user %s (see user list)": "ユーザー %s はいません (user list を参照)",
+    "user %s: done; the relay knows within a second": "ユーザー %s: 完了しました。中継プログラムには 1 秒以内に伝わります",
     "--roles: some of workflow,remote,operator": "--roles: workflow,remote,operator から選んでください",
     "--sites: %s is not in [RemoteSites] remote_site_ids": "--sites: %s は [RemoteSites] remote_site_ids にありません",
     "token for user %s, roles %s, sites %s, until %s; shown only now, keep it in a file of mode 0600:":
@@ -581,6 +757,37 @@ JA = {
     "%s: holds a state already; move it away first": "%s: すでに状態があります。先に移動してください",
     "restored into %s; start the relay: for the first %d s it only listens to what the pollers hold":
         "%s に復元しました。中継プログラムを起動してください。最初の %d 秒は各ポーラーの保持状況を聞くだけです",
+    # check
+    "%s: belongs to uid %d; give it to this user (chown)": "%s: uid %d の所有です。このユーザーのものにしてください (chown)",
+    "%s: mode %04o lets others in; type: chmod %o %s": "%s: モード %04o では他人が触れます。chmod %o %s としてください",
+    "%s: mode %04o, owner uid %d": "%s: モード %04o、所有者 uid %d",
+    "%s: %.1f GB free on %s (%s)": "%s: 空き %.1f GB、%s (%s)",
+    "; less than the %.1f GB that are to stay free: make room": "。残すべき %.1f GB より少なくなっています。空きを作ってください",
+    "%s: in memory (%s): a reboot empties it, and what was not delivered is lost; use a directory on a disk":
+        "%s: メモリ上 (%s) です。再起動で消え、未送信のものが失われます。ディスク上のディレクトリにしてください",
+    "%s: on a network file system (%s); use a local disk": "%s: ネットワークファイルシステム (%s) です。ローカルディスクにしてください",
+    "%s: old files are removed there (%s); use another directory, or except this one":
+        "%s: 古いファイルが自動で消されます (%s)。別の場所にするか、対象から外してください",
+    "%s: mounted noexec: a command that is built or copied there does not run": "%s: noexec でマウントされています。そこに置いたコマンドは動きません",
+    "open files: limit %s, wanted %d": "開けるファイル数: 上限 %s、必要 %d",
+    "open files: limit %s, wanted %d; raise it (LimitNOFILE in the unit, or ulimit -n)":
+        "開けるファイル数: 上限 %s、必要 %d。上げてください (unit の LimitNOFILE、または ulimit -n)",
+    "%s: certificate of %s, issued by %s, %d days left": "%s: %s の証明書、発行者 %s、残り %d 日",
+    "; it is not valid yet: is a clock wrong?": "。まだ有効期間の前です。時計が狂っていませんか",
+    "; renew it": "。更新してください",
+    "running as root; better as a user of its own": "root で動いています。専用のユーザーにしてください",
+    "site %s: no commands; nothing can be asked of it": "識別子 %s: コマンドがなく、何も依頼できません",
+    "sites: %s; commands: %d": "識別子: %s、コマンド: %d",
+    "%s is not there yet; the first start makes it": "%s はまだありません。最初の起動で作られます",
+    "no TLS here: it is the gateway's": "ここでは TLS を使いません (ゲートウェイが行います)",
+    "no TLS: for this host only": "TLS なし: この計算機の中だけです",
+    "certificate: %s is not known here (DNS); clients need it": "証明書: %s を解決できません (DNS)。クライアントには必要です",
+    "a relay answers on port %d": "ポート %d で中継プログラムが応答しました",
+    "nothing answers on port %d: %s": "ポート %d で応答がありません: %s",
+    "the relay that runs shows another certificate than %s: restart it": "動作中の中継プログラムの証明書が %s と違います。再起動してください",
+    "tokens: %d good, %d of them end within 14 days": "トークン: 有効 %d、うち 14 日以内に期限切れ %d",
+    "no good token: token issue USER": "有効なトークンがありません: token issue USER",
+    "users with a password: %d": "パスワードのあるユーザー: %d",
     # the demonstration
     "relay, external computer and workflow side on this machine, in %s": "中継・外部計算機・ワークフロー側をこの計算機で動かします (%s)",
     "TLS with a throw-away certificate": "使い捨ての証明書による TLS",
@@ -607,7 +814,7 @@ INI = {
     "Server": {
         "ipaddress": (str, "127.0.0.1"), "portnumber": (int, 50443), "loglevel": (one_of(*LEVELS), "info"),
         "state_dir": (str, "/var/lib/mi_distcomp"), "certfile": (str, ""), "keyfile": (str, ""), "client_ca": (str, ""),
-        "auth": (one_of("tokens", "gateway"), "tokens"), "trusted_proxies": (str.split, []), "gateway_user_header": (str, ""),
+        "auth": (one_of("tokens", "gateway", "login"), "tokens"), "trusted_proxies": (str.split, []), "gateway_user_header": (str, ""),
         "logfile": (str, ""), "lang": (one_of("auto", "en", "ja"), "auto")},
     "limits": {
         "max_body": (size, 16 << 20), "v1_max_body": (size, 2 << 30), "max_file": (size, 0), "max_files": (int, 200000),
@@ -619,7 +826,7 @@ INI = {
         "wait": (seconds, 50.0), "lease": (seconds, 300.0), "accept_lease": (seconds, 20.0), "v1_announce": (seconds, 12.0),
         "v1_lost_after": (seconds, 3600.0), "lost_after": (seconds, 30 * 86400.0),
         "register_for": (seconds, 1800.0), "keep_results": (seconds, 30 * 86400.0), "keep_fetched": (seconds, 86400.0),
-        "restore_grace": (seconds, 600.0), "token_days": (int, 365)},
+        "restore_grace": (seconds, 600.0), "token_days": (int, 365), "login_hours": (int, 12)},
     "RemoteSites": {"remote_site_ids": (str.split, [])},
     "*": {"commands": (str.split, []), "command_lines": (lines, []), "users": (str.split, []), "max_waiting": (int, 1000)},
 }
@@ -651,12 +858,12 @@ STEPS = [
     Step(3, "cancelled", RELAY, (SENDING, SENT), GOT),                # cancelled, and its claim lapsed before calc-start
     Step(2, "rerun", WORKFLOW, (GOT,), ALLOWED),                      # a person's word
     Step(2, "rerun --force", WORKFLOW, (RUNNING, ENDED, GETTING), ALLOWED),
-    Step(3, "adopt inputs", RELAY, (REGISTERED, ALLOWED), SENDING),   # after a restore: its poller knows more than the backup
+    Step(3, "adopt inputs", RELAY, (ALLOWED,), SENDING),   # after a restore: its poller knows more than the backup
     Step(5, "adopt", RELAY, (REGISTERED, ALLOWED, SENDING, SENT, RUNNING), RUNNING),
 ]
 STEP = {step.name: step for step in STEPS}
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 SCHEMA = """
 CREATE TABLE calculations (
   seq INTEGER PRIMARY KEY, accept_id TEXT NOT NULL UNIQUE, user TEXT NOT NULL, request_id TEXT, fingerprint TEXT,
@@ -678,9 +885,13 @@ CREATE TABLE files (
 CREATE INDEX by_done ON files (done);
 CREATE TABLE tokens (
   number INTEGER PRIMARY KEY, hash TEXT NOT NULL UNIQUE, user TEXT NOT NULL, roles TEXT NOT NULL, sites TEXT NOT NULL,
-  issued REAL NOT NULL, expires REAL NOT NULL, revoked REAL);
+  issued REAL NOT NULL, expires REAL NOT NULL, revoked REAL, used REAL, login INTEGER NOT NULL DEFAULT 0);
+CREATE TABLE users (
+  name TEXT PRIMARY KEY, password TEXT NOT NULL, roles TEXT NOT NULL, sites TEXT NOT NULL, changed REAL NOT NULL);
 CREATE TABLE orders (number INTEGER PRIMARY KEY, call TEXT NOT NULL, fields TEXT NOT NULL, answer TEXT);
 """
+UPGRADES = {1: "ALTER TABLE tokens ADD COLUMN used REAL; ALTER TABLE tokens ADD COLUMN login INTEGER NOT NULL DEFAULT 0;"
+               "CREATE TABLE users (name TEXT PRIMARY KEY, password TEXT NOT NULL, roles TEXT NOT NULL, sites TEXT NOT NULL, changed REAL NOT NULL);"}
 
 Who = collections.namedtuple("Who", "user roles sites expires key")         # who a token stands for; sites (): any; key: for counting
 Park = collections.namedtuple("Park", "key")                                # a call's answer when it waits for an event of this key
@@ -754,6 +965,8 @@ class Store:
         if not found:
             db.executescript("BEGIN IMMEDIATE;" + SCHEMA + "PRAGMA user_version=%d; COMMIT;" % SCHEMA_VERSION)
             os.chmod(utf8(self.path), 0o600)
+        for older in range(found or SCHEMA_VERSION, SCHEMA_VERSION):
+            db.executescript("BEGIN IMMEDIATE;" + UPGRADES[older] + "PRAGMA user_version=%d; COMMIT;" % (older + 1))
 
     def read(self, sql, *values):
         """All rows of a SELECT, from any thread: on a connection that is free, or a new one."""
@@ -1166,16 +1379,21 @@ def calc_request(c):
             row = tx.db.execute(query + " AND take = ?", again[1]).fetchone()
         return row
 
-    row = None
+    row, key = None, ("site", site, c.who.user)
     relay.check_maintenance()
-    if not relay.in_grace() and relay.store.read("SELECT 1 FROM calculations WHERE site = ? AND user = ? AND state IN (?, ?)"
-                                                 " AND (take = ? OR state = ? AND bytes <= ?) LIMIT 1",
-                        site, c.who.user, ALLOWED, SENDING, take, ALLOWED, free):
-        row = relay.store.write(work, "calc-request")
+    seen = relay.front.seen(key)
+    if not relay.in_grace() and relay.nothing.get(key) != seen:        # whatever comes for this site and user is an event
+        if not relay.store.read("SELECT 1 FROM calculations WHERE site = ? AND user = ? AND state IN (?, ?) LIMIT 1",
+                                site, c.who.user, ALLOWED, SENDING):
+            relay.nothing[key] = seen
+        elif relay.store.read("SELECT 1 FROM calculations WHERE site = ? AND user = ? AND state IN (?, ?)"
+                              " AND (take = ? OR state = ? AND bytes <= ?) LIMIT 1",
+                              site, c.who.user, ALLOWED, SENDING, take, ALLOWED, free):
+            row = relay.store.write(work, "calc-request")
     missed, fresh = wanted(c, site)
     if row is None:
         if time.monotonic() < c.until and not fresh:
-            return Park(("site", site, c.who.user))
+            return Park(key)
         raise No("0300", "There is no information for accept_id(None), about the your site id(%s)" % site, http=200, wanted=missed)
     relay.renew(row, relay.conf["times"]["accept_lease"])
     return dict(calc_info(c, row), message="claimed", accept_id=row["accept_id"], claim=row["claim"], attempt=row["attempt"],
@@ -1336,14 +1554,15 @@ def progress_of(c, row):
     """What a waiting workflow side is told. stamp changes whenever any of it does (queue aside)."""
     away = c.relay.silent_seconds(row)
     ahead, written = None, c.relay.output_sizes(row)
+    what = c.relay.what.get(row["accept_id"], "") if row["state"] in (SENDING, SENT, RUNNING) else ""
     if row["state"] == ALLOWED:
         ahead = c.relay.store.read("SELECT COUNT(*) FROM (SELECT 1 FROM calculations WHERE site = ? AND state = ? AND user = ? AND seq < ?"
                                    " LIMIT 1000)",
                                    row["site"], ALLOWED, row["user"], row["seq"])[0][0]
     return {"progress": WORDS[row["state"]], "status": row["status"], "wait_allow": row["allowed"], "reason": row["reason"],
-            "exit_code": row["exit_code"], "signal": row["signal"], "out_of_contact": away, "queue": ahead, "output": written,
+            "exit_code": row["exit_code"], "signal": row["signal"], "out_of_contact": away, "queue": ahead, "output": written, "what": what,
             "cancelling": bool(row["cancel"]) and row["state"] in (SENDING, SENT, RUNNING),
-            "stamp": "%d.%d%s" % (row["version"], sum(written), "" if away is None else "-")}
+            "stamp": "%d.%d%s%s" % (row["version"], sum(written), "" if away is None else "-", "%x" % binascii.crc32(utf8(what)) if what else "")}
 
 
 def calc_progress(c):
@@ -1447,6 +1666,7 @@ def heartbeat(c):
             gone.append(accept_id)
         else:
             c.relay.renew(found[0])
+            c.relay.hear(accept_id, entry.get("what"))
             if found[0]["cancel"] and found[0]["state"] in (SENDING, SENT, RUNNING):
                 cancel.append(accept_id)
             if "out" in entry or "err" in entry:
@@ -1511,11 +1731,45 @@ def reload_ini(c):
     return {"message": "reloaded"}
 
 
+def login(c):
+    """A user's password for a token that ends after login_hours. Whether the user or the password is wrong is not told."""
+    relay, user, address = c.relay, c.text("user")[:200], c.conn.address
+    relay.check_failures(user, address)
+    found = relay.store.read("SELECT password, roles, sites FROM users WHERE name = ?", user)
+    kept = found[0]["password"] if found else "%d$00$" % ROUNDS      # takes as long
+    if not password_is(c.text("password"), kept) or not found:
+        relay.count_failure(user, address)
+        log("warn", None, "login", refused="user or password is wrong", user=user, address=address)
+        raise No("0005", "user or password is wrong", http=403, why="login")
+    relay.forgive(user, address)
+    secret, now = os.urandom(32).hex(), time.time()
+    expires = now + 3600 * relay.conf["times"]["login_hours"]
+    relay.store.write(lambda tx: tx.db.execute(
+        "INSERT INTO tokens (hash, user, roles, sites, issued, expires, login) SELECT ?, name, roles, sites, ?, ?, 1 FROM users WHERE name = ?",
+        (hashlib.sha256(secret.encode()).hexdigest(), now, expires, user)), "login")
+    log("info", None, "login", user=user, address=address)
+    return {"message": "logged in", "token": secret, "expires": expires, "roles": found[0]["roles"], "sites": found[0]["sites"]}
+
+
+def sealed(password, salt=None, rounds=None):
+    """What is kept of a password: rounds$salt$sum of PBKDF2 with SHA-256."""
+    salt, rounds = salt or os.urandom(16), rounds or ROUNDS
+    return "%d$%s$%s" % (rounds, salt.hex(), hashlib.pbkdf2_hmac("sha256", password.encode("utf-8"), salt, rounds).hex())
+
+
+def password_is(password, kept):
+    """Is it the password of which this is kept?"""
+    import hmac
+    rounds, salt, found = kept.split("$")
+    return hmac.compare_digest(sealed(password[:1000], bytes.fromhex(salt), int(rounds)).split("$")[2], found)
+
+
 def version(relay, authenticated):
     """What a client learns from one request without a token; free space only with one."""
     limits = relay.conf["limits"]
     found = {"version": 2, "instance": relay.instance, "max_body": limits["max_body"], "wait": relay.conf["times"]["wait"],
-             "max_file": limits["max_file"], "max_files": limits["max_files"], "page": PAGE, "pack_file": PACK_FILE}
+             "max_file": limits["max_file"], "max_files": limits["max_files"], "page": PAGE, "pack_file": PACK_FILE,
+             "time": round(time.time(), 3)}
     if authenticated:
         found["free"] = relay.store.free()
     return found
@@ -2203,10 +2457,11 @@ ROUTES = {
     ("GET", "output"): Route(WORKFLOW, output, False),
     ("GET", "get-calcinfo"): Route(OPERATOR, get_calcinfo, False),
     ("POST", "reload-ini"): Route(OPERATOR, reload_ini, False),
+    ("POST", "login"): Route(None, login, False),      # by whoever has no token yet
     ("GET", "files"): Route(None, files_call, False),
     ("POST", "files"): Route(None, files_call, True),
 }
-V2_ONLY = ("files", "heartbeat", "output", "finish", "rerun")
+V2_ONLY = ("files", "heartbeat", "output", "finish", "rerun", "login")
 ORDERS = {"cancel": cancel_wait_calc, "rerun": rerun, "end": end}           # what the operator's commands ask the running relay to do
 FILES = re.compile(r"files/([0-9a-f-]{36})/(input|result)(?:/(\d{1,7}|pack))?\Z")
 
@@ -2402,9 +2657,10 @@ def parse_head(head):
 class Connection:
     """One client's connection. phase says who owns it: shake, head, body, parked, linger: the selector; busy: a worker."""
 
-    __slots__ = ("sock", "address", "phase", "buffer", "deadline", "call", "counted", "park_key", "slow", "seen")
+    __slots__ = ("sock", "address", "phase", "buffer", "deadline", "call", "counted", "park_key", "slow", "seen", "born")
 
     def __init__(self, sock, address, phase, deadline):
+        self.born = time.monotonic()
         self.sock, self.address, self.phase, self.deadline = sock, address, phase, deadline
         self.buffer, self.call, self.counted, self.park_key, self.slow, self.seen = bytearray(), None, True, None, None, None
 
@@ -2426,16 +2682,24 @@ class Connection:
             raise ConnectionError("slower than min_rate")
         return count
 
-    def send_json(self, status, parsed, keep):
-        """The answer in one write."""
+    def send_json(self, status, parsed, keep, wait=0):
+        """The answer in one write; a worker waits up to `wait` seconds for a client that does not take it."""
         body = ENCODE(parsed).encode("utf-8", "replace")
-        self.sock.sendall(answer_head(status, "application/json; charset=utf-8", len(body), keep) + body)
+        data = answer_head(status, "application/json; charset=utf-8", len(body), keep) + body
+        try:
+            sent = self.sock.send(data)
+        except AGAIN:
+            sent = 0
+        if sent < len(data):
+            self.sock.settimeout(wait)
+            self.sock.sendall(memoryview(data)[sent:])
 
     def send_spool(self, spool, keep, min_rate):
         """The answer from files; at least min_rate bytes/s, or the connection is dropped.
         Segments are [(path, place, length)], or a function that gives the chunks of a JSON answer."""
         text = callable(spool.segments)
         kind = "application/json; charset=utf-8" if text else "application/octet-stream"
+        self.sock.settimeout(STALL)
         self.sock.sendall(answer_head(spool.status, kind, spool.length, keep, spool.headers))
         told = time.monotonic()
         until = told + STALL + spool.length / min_rate
@@ -2485,10 +2749,11 @@ class Front:
 
     def __init__(self, relay):
         self.relay, self.lock, self.inbox = relay, threading.Lock(), collections.deque()
-        self.poll, self.listeners, self.conns, self.strangers = select.epoll(), {}, {}, collections.Counter()
+        self.poll, self.listeners, self.conns, self.strangers = select.epoll(), {}, {}, {}     # strangers: by address, the oldest first
         self.waiting, self.parked, self.events = {}, collections.Counter(), [0] * 4096
         self.ready, self.short, self.long, self.moving = threading.Lock(), collections.deque(), collections.deque(), 0
         self.asleep = []                               # workers without work: a lock each, released to wake it
+        self.door = queue.Queue()                      # connections that ask for a log-in
         self.wake_read, self.wake_write = os.pipe()
         os.set_blocking(self.wake_read, False)
         os.set_blocking(self.wake_write, False)
@@ -2590,7 +2855,7 @@ class Front:
             address = where[0]
             stranger = address not in self.relay.conf["Server"]["trusted_proxies"]
             if (len(self.conns) >= limits["connections"] or stranger and self.relay.gateway()
-                    or stranger and self.strangers[address] >= limits["unauthenticated_per_address"]):
+                    or stranger and not self.room_for(address, limits["unauthenticated_per_address"], now)):
                 sock.close()
                 continue
             try:
@@ -2603,9 +2868,21 @@ class Front:
                 continue
             conn = Connection(sock, address, "shake" if self.context is not None else "head",
                               now + limits["handshake" if self.context is not None else "headers"])
-            self.strangers[address] += 1
+            self.strangers.setdefault(address, collections.OrderedDict())[conn] = None
             self.conns[sock.fileno()] = conn
             self.poll.register(sock, select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLONESHOT)
+
+    def room_for(self, address, most, now):
+        """May another stranger of this address come in? If there are as many as may be, in place of the oldest that had a second to show
+        its token: whoever hangs on does not keep others behind the same address out."""
+        there = self.strangers.get(address, ())
+        if len(there) < most:
+            return True
+        oldest = next((conn for conn in there if conn.phase != "busy"), None)
+        if oldest is None or now - oldest.born < 1:
+            return False
+        self.drop(oldest)
+        return True
 
     def readable(self, conn):
         """Something has come (or gone) on a connection that the selector owns."""
@@ -2734,9 +3011,11 @@ class Front:
             name, call.parts = "files", found.groups()
         elif name == "files":
             name = ""
+        call.name, call.route = name, ROUTES.get((call.method, name))
+        if name == "login" and call.route:             # whoever asks stays a stranger until the token is used
+            return self.admit_login(call)
         call.who = self.relay.who(call.headers, conn.address, call.path)
         self.authenticated(conn)
-        call.name, call.route = name, ROUTES.get((call.method, name))
         if call.route is None:
             known = [method for method, other in ROUTES if other == name]
             raise No(405 if known else 404, "%s: no such call" % printable(call.path)[:200])
@@ -2749,11 +3028,20 @@ class Front:
         if call.headers.get("expect", "").lower() == "100-continue" and call.length:
             conn.sock.send(b"HTTP/1.1 100 Continue\r\n\r\n")
 
+    def admit_login(self, call):
+        """A log-in needs no token, but it must be short, and there is one thread for all of them."""
+        if self.relay.conf["Server"]["auth"] != "login":
+            raise No(404, "this relay has no log-in ([Server] auth = login); ask its operator for a token")
+        if call.length > 4096:
+            raise No(413, "a log-in of %d bytes" % call.length)
+        if self.door.qsize() >= LOGINS:
+            raise No(429, "too many log-ins at once; try again in 10 s", why="login")
+
     def authenticated(self, conn):
         """The connection has shown a good token: it no longer counts as a stranger's."""
         if conn.counted:
             conn.counted = False
-            self.strangers[conn.address] -= 1
+            del self.strangers[conn.address][conn]
             if not self.strangers[conn.address]:
                 del self.strangers[conn.address]
 
@@ -2845,6 +3133,10 @@ class Front:
         for conn in conns:
             self.put(conn)
 
+    def seen(self, key):
+        """How many events there have been for key (or for one of the few others that share its place)."""
+        return self.events[hash(key) % 4096]
+
     def take_out(self, conn):
         """Takes a parked connection out of the waiting lists; the lock is held."""
         group = self.waiting[conn.park_key]
@@ -2866,7 +3158,7 @@ class Front:
         """Lets a request wait for key. False: something happened since `seen` was read, look again."""
         conn.sock.settimeout(0)
         with self.lock:
-            if self.events[hash(key) % 4096] != seen:
+            if self.seen(key) != seen:
                 return False
             if self.parked[conn.call.who.key] >= self.relay.conf["limits"]["parked_per_token"]:
                 raise No(429, "this token has %d waiting calls ([limits] parked_per_token)" % self.parked[conn.call.who.key])
@@ -2887,6 +3179,8 @@ class Front:
 
     def put(self, conn, moves=False):
         """A request for the workers; one that moves much data waits while three quarters of them do."""
+        if conn.call.name == "login":
+            return self.door.put(conn)
         with self.ready:
             (self.long if moves else self.short).append(conn)
             self.rouse()
@@ -2895,6 +3189,17 @@ class Front:
         """Wakes the worker that fell asleep last, so that few of them grow; the lock is held."""
         if self.asleep:
             self.asleep.pop().release()
+
+    def doorkeeper(self):
+        """The life of the thread for log-ins: a password's sum takes long, and who asks for it has shown nothing yet."""
+        while True:
+            conn = self.door.get()
+            try:
+                if self.answer(conn):
+                    self.put(conn)
+            except Exception as error:                 # the client is gone, or a bug of ours: one connection
+                log("debug" if isinstance(error, (OSError, ValueError)) else "error", None, "dropped", address=conn.address, why=error)
+                self.give_back(conn, "close")
 
     def next_task(self, bed):
         """(connection, whether it moves much data) for a worker; sleeps in bed, a held lock, until there is one."""
@@ -2932,35 +3237,33 @@ class Front:
     def answer(self, conn):
         """Runs a request and answers it, or lets it wait. True: the client's next request is there already."""
         call = conn.call
-        conn.sock.settimeout(STALL)
+        if call.unread:                                # a body is still to be read
+            conn.sock.settimeout(STALL)
         while True:
-            seen_key = None
             try:
                 result = self.run(call)
                 if isinstance(result, Park):
-                    seen_key, seen = result.key, self.events[hash(result.key) % 4096]
+                    seen = self.seen(result.key)
                     result = self.run(call)            # look again: an event before `seen` was read would be lost
                     if isinstance(result, Park):
                         if self.park(conn, result.key, seen):
                             return False
-                        conn.sock.settimeout(STALL)
                         continue
                 break
             except No as no:
                 result = no
                 break
-        conn.sock.settimeout(STALL)
         keep = call.keep and not self.stopping and (not call.unread or self.drain(conn, call))
         if isinstance(result, Spool):
             conn.send_spool(result, keep, self.relay.conf["limits"]["min_rate"])
             if result.then is not None:
                 result.then()
         elif isinstance(result, Bare):
-            conn.send_json(200, result.parsed, keep)
+            conn.send_json(200, result.parsed, keep, STALL)
         elif isinstance(result, No):
-            conn.send_json(result.http, envelope(result.code, str(result), **result.more), keep)
+            conn.send_json(result.http, envelope(result.code, str(result), **result.more), keep, STALL)
         else:
-            conn.send_json(200, envelope(200, result.pop("message"), **result), keep)
+            conn.send_json(200, envelope(200, result.pop("message"), **result), keep, STALL)
         fault(call.name + " answered")
         if keep and self.next_at_once(conn):
             return True
@@ -2970,19 +3273,16 @@ class Front:
     def next_at_once(self, conn):
         """Takes the client's next small request, if it comes within AT_ONCE and no other work waits: that saves two changes of thread for
         each request of a busy client. False: it, or whatever else came, is the selector's business."""
-        if self.short or len(self.asleep) < 4:
+        if self.short or len(self.asleep) < 4 or conn.counted:
             return False
-        conn.sock.settimeout(0)
         if not conn.buffer:
-            if not conn.pending():
-                soon = select.poll()
-                soon.register(conn.sock, select.POLLIN)
-                if not soon.poll(AT_ONCE * 1000):
-                    return False
+            conn.sock.settimeout(AT_ONCE)
             try:
                 data = conn.sock.recv(65536)
-            except AGAIN:
+            except AGAIN + (socket.timeout,):
                 return False
+            finally:
+                conn.sock.settimeout(0)
             if not data:
                 raise ConnectionError("the client is gone")
             conn.buffer += data
@@ -2997,7 +3297,7 @@ class Front:
             self.admit(conn, call)
         except No:
             return False
-        if call.name == "files":
+        if call.name in ("files", "login"):
             return False
         call.body, call.unread, conn.call = bytes(conn.buffer[end:end + call.length]), 0, call
         del conn.buffer[:end + call.length]
@@ -3068,9 +3368,12 @@ class Relay:
     def __init__(self, conf, ini, store):
         self.conf, self.ini, self.store, self.front = conf, ini, store, None
         self.tokens, self.tokens_seen, self.leases, self.silent, self.uploads = {}, None, {}, {}, {}
+        self.what = {}                                 # {accept_id: where its poller says that it is}
+        self.nothing = {}                              # {key of a site and user: how many events had been when nothing waited there}
         self.open_of, self.reserved, self.stamps, self.born = collections.Counter(), 0, {}, time.monotonic()
         self.announced, self.announcing, self.twins, self.told_abnormal, self.v1_sites = {}, threading.Lock(), set(), set(), set()
         self.placing = threading.Lock()
+        self.used, self.used_told, self.failures = {}, {}, collections.OrderedDict()     # tokens; (user, address): [failed log-ins, locked until]
         self.maintenance, self.grace = None, 0.0
         if os.path.exists(os.path.join(utf8(store.folder), b"restored")):
             self.grace = time.monotonic() + conf["times"]["restore_grace"]
@@ -3115,10 +3418,46 @@ class Relay:
             if hashed not in self.tokens:              # a new one is good at once
                 self.tokens.update(self.read_tokens("hash = ? AND revoked IS NULL", hashed))
             found = self.tokens.get(hashed)
-            if found is not None and found.expires > time.time():
+            now = time.time()
+            if found is not None and found.expires > now:
+                self.used[found.key] = now
                 return found
             why = "unknown token" if found is None else "expired " + time.strftime("%Y-%m-%d", time.localtime(found.expires))
         raise No("0005", "%s への実行権がありません。" % printable(path)[:200], http=403, why=why)
+
+    def note_use(self, most=600):
+        """Puts on disk when tokens were last used: of each at most once in so many seconds."""
+        due = [(when, number) for number, when in list(self.used.items()) if when - self.used_told.get(number, 0.0) > most]
+        if due:
+            self.used_told.update((number, when) for when, number in due)
+            self.store.write(lambda tx: tx.db.executemany("UPDATE tokens SET used = ? WHERE number = ?", due), "use", wait=False)
+
+    # -- log-ins: who guesses passwords is locked out for a while
+
+    def check_failures(self, user, address):
+        """429, with the seconds to wait, while a user, an address or both are locked. A right password does not help then."""
+        left = max([0.0] + [self.failures[key][1] - time.monotonic() for key in self.failure_keys(user, address).values() if key in self.failures])
+        if left > 0:
+            log("info", None, "login", refused="locked", user=user, address=address)
+            raise No(429, "too many failed log-ins; try again in %d s" % (left + 1), why="login", wait=int(left + 1))
+
+    def failure_keys(self, user, address):
+        """The three counters of a log-in."""
+        return {"both": (user, address), "address": ("", address), "user": (user, "")}
+
+    def count_failure(self, user, address):
+        """A log-in failed: from the limit on, each locks for twice as long as the one before (1 minute to 1 hour)."""
+        for kind, key in self.failure_keys(user, address).items():
+            count = self.failures.pop(key, [0, 0.0])[0] + 1
+            over = count - FAILED[kind]
+            self.failures[key] = [count, time.monotonic() + (min(3600, 60 << min(over, 10)) if over >= 0 else 0)]
+        while len(self.failures) > 10000:
+            self.failures.popitem(last=False)
+
+    def forgive(self, user, address):
+        """A log-in was right."""
+        self.failures.pop((user, address), None)
+        self.failures.pop((user, ""), None)
 
     # -- leases: on a monotonic clock, full again after a start
 
@@ -3174,12 +3513,21 @@ class Relay:
         found = re.match(r"([1-9][0-9]{0,5})\.[0-9a-f]{32}\Z", claim) if isinstance(claim, str) else None
         order = (REGISTERED, ALLOWED, SENDING, SENT, RUNNING)
         goal = SENDING if phase == "inputs" else RUNNING
-        if (not found or int(found.group(1)) < row["attempt"] or row["state"] not in order
+        if (not found or int(found.group(1)) < row["attempt"] or row["state"] not in order or row["state"] == REGISTERED and goal == SENDING
                 or order.index(row["state"]) >= order.index(goal) and claim == row["claim"]):
             return False
         step = STEP["adopt inputs" if goal == SENDING else "adopt"]
         return self.store.write(lambda tx: move(self, tx, step, row, claim=claim, attempt=int(found.group(1)), protocol=2, poller=poller[:200],
                                                 allowed=row["allowed"] or time.time(), claimed=time.time()), "adopt")
+
+    def hear(self, accept_id, what):
+        """A poller says where a calculation is, in its batch system's words. Kept in memory: the next heartbeat says it again."""
+        what = printable(what)[:200] if isinstance(what, str) else ""
+        if what != self.what.get(accept_id, ""):
+            if len(self.what) > 20000:
+                self.what.clear()
+            self.what[accept_id] = what
+            self.front.fire(("calc", accept_id))
 
     def output_sizes(self, row):
         """Bytes of stdout and stderr that have come while the command runs."""
@@ -3371,10 +3719,19 @@ class Relay:
                     self.renew_certificate()
                 if now - slow >= 60 or now - slow >= min(self.conf["times"][key] for key in ("register_for", "keep_fetched", "lost_after")):
                     slow = now
+                    self.note_use()
+                    self.forget_logins(time.time())
                     self.sweep_lost(now)
                     self.sweep_old(time.time())
             except (No, OSError, sqlite3.Error) as error:
                 log("error", None, "sweeper", error=error)
+
+    def forget_logins(self, now):
+        """Tokens of log-ins go a week after their end; failures that lock nobody any more, after an hour."""
+        if self.store.read("SELECT 1 FROM tokens WHERE login AND expires < ? LIMIT 1", now - 7 * 86400):
+            self.store.write(lambda tx: tx.db.execute("DELETE FROM tokens WHERE login AND expires < ?", (now - 7 * 86400,)), "forget logins")
+        for key in [key for key, (count, until) in list(self.failures.items()) if until < time.monotonic() - 3600]:
+            self.failures.pop(key, None)
 
     # -- configuration in mid-run
 
@@ -3389,7 +3746,7 @@ class Relay:
     def certificate_stamp(self):
         """Changes when the certificate or its key is renewed."""
         try:
-            return [os.stat(utf8(self.conf["Server"][key])).st_mtime for key in ("certfile", "keyfile") if self.conf["Server"][key]]
+            return [os.stat(utf8(self.conf["Server"][key])).st_mtime for key in ("certfile", "keyfile", "client_ca") if self.conf["Server"][key]]
         except OSError:
             return None
 
@@ -3513,6 +3870,7 @@ def raise_file_limit(wanted):
 def serve(options):
     """Serves until SIGTERM (exit 0) or Ctrl+C (130)."""
     os.umask(0o077)
+    no_core_dump()
     conf, path = load(options)
     server = conf["Server"]
     if server["logfile"]:
@@ -3537,12 +3895,13 @@ def serve(options):
         signal.signal(number, lambda number, frame: front.signals.append(number))
     writer = threading.Thread(target=store.run, daemon=True)
     writer.start()
-    for target in [relay.housekeeping] + [front.work] * conf["limits"]["workers"]:
+    for target in [relay.housekeeping, front.doorkeeper] + [front.work] * conf["limits"]["workers"]:
         threading.Thread(target=target, daemon=True).start()
     log("info", None, "listening", url="%s://%s:%d" % ("https" if context else "http", server["ipaddress"], port), tls=">=1.2" if context else "none",
         auth=server["auth"], sites=len(conf["RemoteSites"]["remote_site_ids"]), tokens="%d hashed" % len(relay.tokens), state=server["state_dir"],
         free="%dGB" % (store.free() >> 30), instance=relay.instance)
     front.serve()
+    relay.note_use(0)
     store.close()
     writer.join(10)
     store.writer.execute("PRAGMA wal_checkpoint(TRUNCATE)")
@@ -3575,37 +3934,259 @@ def when(seconds):
     return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds)) if seconds else ""
 
 
+def roles_and_sites(options, conf):
+    """The checked --roles and --sites of a new token or user, blank separated. 64 for what cannot be."""
+    if not options.who or re.search(r"\s", options.who) or ODD.search(options.who) or len(options.who) > 200:
+        raise Stop(EX_USAGE, _("%s %s USER: a user without blanks") % (options.command, options.action))
+    roles = options.roles.replace(",", " ").split()
+    if not roles or set(roles) - {WORKFLOW, REMOTE, OPERATOR}:
+        raise Stop(EX_USAGE, _("--roles: some of workflow,remote,operator"))
+    sites = options.sites.replace(",", " ").split()
+    unknown = [site for site in sites if site not in conf["RemoteSites"]["remote_site_ids"]]
+    if unknown:
+        raise Stop(EX_USAGE, _("--sites: %s is not in [RemoteSites] remote_site_ids") % unknown[0])
+    return " ".join(roles), " ".join(sites)
+
+
 def token(options):
     """Issues, lists and revokes tokens. A token is shown once; only its SHA-256 is kept."""
     store, conf = open_store(options)
     db, now = store.writer, time.time()
     if options.action == "issue":
-        if not options.who or re.search(r"\s", options.who) or ODD.search(options.who):
-            raise Stop(EX_USAGE, _("token issue USER: a user without blanks"))
-        roles = options.roles.replace(",", " ").split()
-        if not roles or set(roles) - {WORKFLOW, REMOTE, OPERATOR}:
-            raise Stop(EX_USAGE, _("--roles: some of workflow,remote,operator"))
-        sites = options.sites.replace(",", " ").split()
-        unknown = [site for site in sites if site not in conf["RemoteSites"]["remote_site_ids"]]
-        if unknown:
-            raise Stop(EX_USAGE, _("--sites: %s is not in [RemoteSites] remote_site_ids") % unknown[0])
+        roles, sites = roles_and_sites(options, conf)
         secret = os.urandom(32).hex()
         expires = now + 86400 * (conf["times"]["token_days"] if options.days is None else options.days)
         db.execute("INSERT INTO tokens (hash, user, roles, sites, issued, expires) VALUES (?, ?, ?, ?, ?, ?)",
-                   (hashlib.sha256(secret.encode()).hexdigest(), options.who, " ".join(roles), " ".join(sites), now, expires))
+                   (hashlib.sha256(secret.encode()).hexdigest(), options.who, roles, sites, now, expires))
         sys.stderr.write(_("token for user %s, roles %s, sites %s, until %s; shown only now, keep it in a file of mode 0600:") % (
-            options.who, ",".join(roles), ",".join(sites) or "*", when(expires)) + "\n")
+            options.who, roles.replace(" ", ","), sites.replace(" ", ",") or "*", when(expires)) + "\n")
         print(secret)
     elif options.action == "revoke":
         if not db.execute("UPDATE tokens SET revoked = ? WHERE number = ? AND revoked IS NULL", (now, options.who or "")).rowcount:
             raise Stop(EX_NOINPUT, _("token revoke: there is no valid token %s (see token list)") % (options.who or ""))
         print(_("token %s is revoked; the relay knows within a second") % options.who)
     else:
-        found = [dict(row) for row in db.execute("SELECT number, user, roles, sites, issued, expires, revoked FROM tokens ORDER BY number")]
+        columns = ("number", "user", "roles", "sites", "issued", "expires", "used", "revoked", "login")
+        found = [dict(row) for row in db.execute("SELECT %s FROM tokens ORDER BY number" % ", ".join(columns))]
         for row in found if not options.json else ():
-            row.update(issued=when(row["issued"]), expires=when(row["expires"]), revoked=when(row["revoked"]))
-        show_rows(options, found, ("number", "user", "roles", "sites", "issued", "expires", "revoked"))
+            row.update(issued=when(row["issued"]), expires=when(row["expires"]), used=when(row["used"]), revoked=when(row["revoked"]),
+                       login="login" if row["login"] else "")
+        show_rows(options, found, columns)
     return 0
+
+
+def new_password(user):
+    """A new password, asked for twice without echo; without a terminal the first line of standard input."""
+    if sys.stdin is not None and sys.stdin.isatty():
+        import getpass
+        found = getpass.getpass(_("new password for %s: ") % user)
+        if getpass.getpass(_("once more: ")) != found:
+            raise Stop(EX_USAGE, _("that was not the same"))
+    else:
+        found = sys.stdin.readline(2000).rstrip("\r\n") if sys.stdin is not None else ""
+    if not 10 <= len(found) <= 1000:
+        raise Stop(EX_USAGE, _("a password has at least 10 characters"))
+    return found
+
+
+def user(options):
+    """The users of auth = login: add, passwd (both ask for the password), remove, list. What was logged in with an old password ends."""
+    store, conf = open_store(options)
+    db, now, name = store.writer, time.time(), options.who or ""
+    if options.action == "list":
+        rows = [dict(row) for row in db.execute("SELECT name, roles, sites, changed FROM users ORDER BY name")]
+        for row in rows if not options.json else ():
+            row["changed"] = when(row["changed"])
+        return show_rows(options, rows, ("name", "roles", "sites", "changed"))
+    there = db.execute("SELECT 1 FROM users WHERE name = ?", (name,)).fetchone()
+    if options.action == "add":
+        roles, sites = roles_and_sites(options, conf)
+        if there:
+            raise Stop(EX_USAGE, _("user %s is there already (user passwd %s)") % (name, name))
+        db.execute("INSERT INTO users VALUES (?, ?, ?, ?, ?)", (name, sealed(new_password(name)), roles, sites, now))
+    elif not there:
+        raise Stop(EX_NOINPUT, _("there is no user %s (see user list)") % printable(name))
+    elif options.action == "passwd":
+        db.execute("UPDATE users SET password = ?, changed = ? WHERE name = ?", (sealed(new_password(name)), now, name))
+        db.execute("UPDATE tokens SET revoked = ? WHERE user = ? AND login AND revoked IS NULL", (now, name))
+    else:
+        db.execute("DELETE FROM users WHERE name = ?", (name,))
+        db.execute("UPDATE tokens SET revoked = ? WHERE user = ? AND revoked IS NULL", (now, name))
+    if conf["Server"]["auth"] != "login":
+        log("warn", None, "user", why="nobody can log in before [Server] auth = login")
+    print(_("user %s: done; the relay knows within a second") % name)
+
+
+def check(options):
+    """Looks at ini, files, certificate, disk, limits, tokens and at the relay that runs; changes nothing. 78 if something is a FAIL."""
+    try:
+        conf, path = load(options)
+    except Stop as stop:
+        return say_findings([(False, str(stop))], options.json)
+    server, limits = conf["Server"], conf["limits"]
+    sites = conf["RemoteSites"]["remote_site_ids"]
+    rows = [(None, _("running as root; better as a user of its own"))] if os.geteuid() == 0 else []
+    rows.append(look_at_file(path, 0o755))
+    commands = {site: conf.get(site, {}).get("commands", []) + conf.get(site, {}).get("command_lines", []) for site in sites}
+    rows.append((bool(sites) or None, _("sites: %s; commands: %d") % (" ".join(sites) or "-", sum(map(len, commands.values())))))
+    rows += [(None, _("site %s: no commands; nothing can be asked of it") % site) for site in sites if not commands[site]]
+    for key, mode in (("certfile", 0o755), ("keyfile", 0o640), ("client_ca", 0o755), ("logfile", 0o640)):
+        if server[key]:
+            rows.append(look_at_file(server[key], mode))
+    rows += check_certificate(server)
+    rows.append(look_at_limits(limits["connections"] + 200))
+    rows += look_at_disk(server["state_dir"], limits["spool_free"], local=True)
+    if os.path.exists(utf8(os.path.join(server["state_dir"], "state.sqlite3"))):
+        rows.append(look_at_file(server["state_dir"], 0o700))
+        rows += check_tokens(server)
+    else:
+        rows.append((None, _("%s is not there yet; the first start makes it") % server["state_dir"]))
+    return say_findings(rows + check_listener(server), options.json)
+
+
+def check_certificate(server):
+    """Rows about the certificate that the ini names."""
+    if not server["certfile"]:
+        text = _("no TLS here: it is the gateway's") if server["auth"] == "gateway" else _("no TLS: for this host only")
+        return [(True if server["auth"] == "gateway" else None, text)]
+    try:
+        tls_context(server)
+        found = ssl._ssl._test_decode_cert(server["certfile"])
+    except (Stop, OSError, AttributeError) as error:
+        return [(False, str(error))]
+    rows = [look_at_certificate(found, server["certfile"])]
+    for kind, name in found.get("subjectAltName", ()):
+        if kind == "DNS" and "*" not in name:
+            try:
+                socket.getaddrinfo(name, server["portnumber"])
+            except (OSError, UnicodeError):
+                rows.append((None, _("certificate: %s is not known here (DNS); clients need it") % name))
+    return rows
+
+
+def check_tokens(server):
+    """Rows about tokens and users."""
+    db = sqlite3.connect("file:%s?mode=ro" % quote(os.path.join(server["state_dir"], "state.sqlite3")), uri=True)
+    try:
+        now = time.time()
+        good, soon = db.execute("SELECT COUNT(*), TOTAL(expires < ?) FROM tokens WHERE revoked IS NULL AND NOT login AND expires > ?",
+                                (now + 14 * 86400, now)).fetchone()
+        rows = [(None if soon else True, _("tokens: %d good, %d of them end within 14 days") % (good, soon))]
+        if server["auth"] == "login":
+            rows.append((True, _("users with a password: %d") % db.execute("SELECT COUNT(*) FROM users").fetchone()[0]))
+        elif not good and server["auth"] == "tokens":
+            rows = [(None, _("no good token: token issue USER"))]
+        return rows
+    except sqlite3.Error as error:
+        return [(None, "%s: %s" % (server["state_dir"], error))]
+    finally:
+        db.close()
+
+
+def check_listener(server):
+    """Rows about the relay that runs with this ini, if one does."""
+    address, port = server["ipaddress"], server["portnumber"]
+    address = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(address, address)
+    try:
+        sock = socket.create_connection((address, port), 5)
+        try:
+            if server["certfile"] and not server["client_ca"]:
+                context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+                context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+                sock = context.wrap_socket(sock)
+                with open(utf8(server["certfile"]), encoding="ascii", errors="replace") as text:
+                    own = re.search("-----BEGIN CERT.*?-----END CERT[^\\n]*", text.read(), re.S)
+                if own and ssl.PEM_cert_to_DER_cert(own.group()) != sock.getpeercert(True):
+                    return [(False, _("the relay that runs shows another certificate than %s: restart it") % server["certfile"])]
+            if not server["client_ca"] and server["auth"] != "gateway":
+                sock.sendall(("GET %sversion HTTP/1.0\r\nHost: localhost\r\n\r\n" % BASE).encode())
+                if not sock.recv(100).startswith(b"HTTP/1.1 200"):
+                    raise OSError("?")
+        finally:
+            sock.close()
+        return [(True, _("a relay answers on port %d") % port)]
+    except OSError as error:
+        return [(None, _("nothing answers on port %d: %s") % (port, error))]
+
+
+UNIT = """# %(where)s   (systemd; read it, change what is not so at your site, then: systemctl enable --now %(name)s)
+[Unit]
+Description=Relay of distributed calculations (%(script)s)
+After=network-online.target
+Wants=network-online.target
+
+[Service]
+# A system user of its own: useradd --system --home-dir /nonexistent --shell /usr/sbin/nologin %(user)s
+User=%(user)s
+ExecStart=%(python)s -I -S %(script)s serve --ini %(ini)s
+ExecReload=/bin/kill -HUP $MAINPID
+Restart=always
+RestartSec=2
+RestartPreventExitStatus=64 78
+TimeoutStopSec=30
+LimitNOFILE=%(files)d
+LimitCORE=0
+UMask=0077
+%(writes)s
+# It reads its ini, certificate and key, writes its state, listens. Everything else is shut.
+ProtectSystem=strict
+ProtectHome=%(home)s
+PrivateDevices=yes
+PrivateUsers=%(users)s
+PrivateMounts=yes
+ProtectProc=invisible
+ProcSubset=pid
+ProtectClock=yes
+ProtectControlGroups=yes
+ProtectHostname=yes
+ProtectKernelLogs=yes
+ProtectKernelModules=yes
+ProtectKernelTunables=yes
+NoNewPrivileges=yes
+CapabilityBoundingSet=%(caps)s
+AmbientCapabilities=%(caps)s
+RestrictAddressFamilies=AF_INET AF_INET6 AF_UNIX
+RestrictNamespaces=yes
+RestrictRealtime=yes
+RestrictSUIDSGID=yes
+LockPersonality=yes
+MemoryDenyWriteExecute=yes
+KeyringMode=private
+RemoveIPC=yes
+DevicePolicy=closed
+SystemCallArchitectures=native
+SystemCallFilter=@system-service
+SystemCallFilter=~@privileged @resources
+SystemCallErrorNumber=EPERM
+
+[Install]
+WantedBy=multi-user.target
+"""
+
+
+def unit(options):
+    """Prints a systemd unit for `serve` with this ini."""
+    conf, path = load(options)
+    server, script = conf["Server"], os.path.abspath(__file__)
+    state = os.path.abspath(server["state_dir"])
+    low = 0 < server["portnumber"] < 1024
+    writes = "StateDirectory=%s\nStateDirectoryMode=0700" % state[9:] if state.startswith("/var/lib/") else "ReadWritePaths=%s" % state
+    if server["logfile"]:
+        writes += "\nReadWritePaths=%s" % os.path.dirname(os.path.abspath(server["logfile"]))
+    at_home = any(os.path.abspath(place).startswith(("/home/", "/root/")) for place in (state, script, path, server["certfile"]) if place)
+    print(UNIT % {
+        "where": "/etc/systemd/system/mi_dicomapi.service", "name": "mi_dicomapi", "script": script, "ini": os.path.abspath(path), "writes": writes,
+        "user": own_user("mi_distcomp"), "python": sys.executable, "files": conf["limits"]["connections"] + 200,
+        "home": "read-only" if at_home else "yes", "caps": "CAP_NET_BIND_SERVICE" if low else "", "users": "no" if low else "yes"}, end="")
+
+
+def own_user(default):
+    """This user's name; for root the default: neither relay nor poller should run as root."""
+    import pwd
+    try:
+        return default if os.geteuid() == 0 else pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:
+        return str(os.geteuid())
 
 
 def list_calculations(options):
@@ -3956,13 +4537,16 @@ def parse(words):
     added = commands.add_parser("demo", parents=[common])
     added.add_argument("--keep", action="store_true")
     added.set_defaults(function=demo)
-    added = commands.add_parser("token", parents=[common])
-    added.add_argument("action", choices=("issue", "list", "revoke"))
-    added.add_argument("who", nargs="?", metavar="USER|NUMBER")
-    added.add_argument("--roles", default="workflow,remote")
-    added.add_argument("--sites", default="")
-    added.add_argument("--days", type=float)
-    added.set_defaults(function=token)
+    for name, actions, function in (("token", ("issue", "list", "revoke"), token), ("user", ("add", "passwd", "remove", "list"), user)):
+        added = commands.add_parser(name, parents=[common])
+        added.add_argument("action", choices=actions)
+        added.add_argument("who", nargs="?", metavar="USER|NUMBER" if name == "token" else "USER")
+        added.add_argument("--roles", default="workflow,remote")
+        added.add_argument("--sites", default="")
+        added.add_argument("--days", type=float)
+        added.set_defaults(function=function)
+    for name, function in (("check", check), ("unit", unit)):
+        commands.add_parser(name, parents=[common]).set_defaults(function=function)
     added = commands.add_parser("list", parents=[common])
     added.add_argument("--all", action="store_true")
     added.set_defaults(function=list_calculations)

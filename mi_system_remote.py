@@ -10,12 +10,16 @@ usage: mi_system_remote.py poll [--once] [--drain] [--jobs N] [--idle-exit SECON
        mi_system_remote.py list | show ID                what is or was on this host: state, command, age; order and journal
        mi_system_remote.py pause | resume                takes nothing new until resume, also after a restart; what runs goes on
        mi_system_remote.py outbox | resend ID            results that wait for their delivery: since when, why, next try; tries now
+       mi_system_remote.py check                         looks at this host and the way to the relay: OK, WARN or FAIL, and what to do
+       mi_system_remote.py unit [--once | --timer | --cloud-init]      prints a systemd unit, or what a machine made on demand needs
+       mi_system_remote.py login [USER]                  asks for the password (relays with auth = login), keeps the token in token_file
 options: --ini FILE  --json  -q  -v  --version  --help
 
 What it does, by the suite's step numbers: 3 asks for a calculation, 4 fetches the inputs, 5 starts the command, 6 tells its end,
   7 sends the results, 8 says that all were sent.
 What it runs: only what a [command NAME] of the ini names, as an argument vector, never through a shell. Words from the relay become
   arguments only where argument.N allows them. Without such a section it does not start.
+  batch = slurm, pbs or htcondor: it is submitted there, as a job of the poller's user; squeue, qstat or condor_q is asked for all at once.
 What it sends: declared results that [outbound] lets out, the command's stdout and stderr under the same rules (as they are written,
   unless output = no, or [outbound] has rules about content), exit code and times;
   of this host: the free bytes of calc_base and a random name.
@@ -288,7 +292,8 @@ def read_ini(path, table, guarded=False):
             try:
                 values[key] = keys[name][0](text.strip())
             except (ValueError, re.error) as error:
-                raise Stop(EX_CONFIG, "%s: [%s] %s = %s: %s" % (path, section, key, text.strip(), error))
+                why = _("is not a whole number") if keys[name][0] is int else error
+                raise Stop(EX_CONFIG, "%s: [%s] %s = %s: %s" % (path, section, key, text.strip(), why))
     return result
 # ==== end shared ====
 
@@ -337,13 +342,55 @@ def check_order(names, before=None, reserved=()):
 
 
 def pattern(text):
-    """A result pattern as a compiled expression: * and ? within a part, ** across parts, a trailing / the whole directory. ValueError."""
+    """A result pattern as something with match(): * and ? within a part, ** across parts, a trailing / the whole directory. ValueError."""
     check_name(text.rstrip("/") if text.endswith("/") and text != "/" else text)
+    pieces = re.findall(r"\*\*/|\*\*|\*|\?|[^*?]+", text + ("**" if text.endswith("/") else ""))
+    if sum("*" in piece for piece in pieces) > 2:      # an expression could take for ever
+        return Stars(pieces, text[0] in "*?")
     out = ""
-    for piece in re.findall(r"\*\*/|\*\*|\*|\?|[^*?]+", text + ("**" if text.endswith("/") else "")):
+    for piece in pieces:
         out += {"**/": "(?:[^/]+/)*", "**": ".+", "*": "[^/]*", "?": "[^/]"}.get(piece) or re.escape(piece)
     hidden = r"(?!\.)" if text[0] in "*?" else ""     # as in a shell: * does not reach .bashrc
     return re.compile(hidden + out + r"\Z", re.S)
+
+
+class Stars:
+    """A pattern with many stars: whoever made it, match() takes time in proportion to its length times the name's."""
+
+    def __init__(self, pieces, hidden):
+        self.hidden, self.steps = hidden, []
+        for piece in pieces:
+            self.steps += {"**/": ["dirs", "in"], "**": ["any", "anys"], "*": ["star"], "?": ["one"]}.get(piece) or list(piece)
+
+    def reach(self, places):
+        """places, and where one gets from there without a character."""
+        todo = list(places)
+        while todo:
+            at = todo.pop()
+            step = self.steps[at] if at < len(self.steps) else ""
+            after = at + {"star": 1, "anys": 1, "dirs": 2}.get(step, 0)
+            if after not in places:
+                places.add(after)
+                todo.append(after)
+        return places
+
+    def match(self, name):
+        """Is it a name of this pattern?"""
+        places = self.reach({0})
+        if self.hidden and name.startswith("."):
+            return False
+        for char in name:
+            after, part = set(), char != "/"
+            for at in places:
+                step = self.steps[at] if at < len(self.steps) else ""
+                if step == "anys" or step in ("star", "in") and part:
+                    after.add(at)
+                elif step == "in":
+                    after.add(at - 1)
+                elif step == char or step == "any" or step in ("one", "dirs") and part:
+                    after.add(at + 1)
+            places = self.reach(after)
+        return len(self.steps) in places
 
 
 def declared(names, patterns):
@@ -351,6 +398,125 @@ def declared(names, patterns):
     wanted = {parts_of(name) for name in tuple(names) + LOG_NAMES}
     found = [pattern(text) for text in patterns]
     return lambda name: parts_of(name) in wanted or any(one.match("/".join(parts_of(name))) for one in found)
+# ==== end shared ====
+
+# ==== shared: check ====
+# What `check` says: rows of (True: OK, None: WARN, False: FAIL; a text that says what to do). It looks at things as they are, and changes none.
+NOT_FOR_LONG = ("tmpfs", "ramfs", "devtmpfs")
+CLEANERS = ("/etc/tmpfiles.d", "/run/tmpfiles.d", "/usr/lib/tmpfiles.d")           # of two files of one name, the first counts
+INSPECTORS = re.compile(r"zscaler|netskope|fortinet|fortigate|palo ?alto|blue ?coat|symantec web|umbrella|forcepoint|mcafee|trellix|sophos|"
+                        r"check ?point|watchguard|barracuda|i-filter|digital arts|squid|mitmproxy|inspection|proxy|kaspersky|eset", re.I)
+
+
+def say_findings(rows, as_json):
+    """Prints the rows; 0, or 78 if one of them is a FAIL."""
+    words = {True: "OK", None: "WARN", False: "FAIL"}
+    if as_json:
+        print(json.dumps([{"level": words[good], "text": printable(text)} for good, text in rows], ensure_ascii=False))
+    for good, text in rows if not as_json else ():
+        print("%-5s %s" % (words[good], printable(text)))
+    return EX_CONFIG if any(good is False for good, text in rows) else 0
+
+
+def look_at_file(path, mode):
+    """A row: is it there, whose is it, and has it no more than mode (0o600, 0o755 ...)?"""
+    try:
+        info = os.stat(utf8(path))
+    except OSError as error:
+        return False, "%s: %s" % (path, error.strerror)
+    have = info.st_mode & 0o7777
+    if info.st_uid not in (0, os.geteuid()):
+        return False, _("%s: belongs to uid %d; give it to this user (chown)") % (path, info.st_uid)
+    if have & 0o777 & ~mode:
+        return False, _("%s: mode %04o lets others in; type: chmod %o %s") % (path, have, mode & have, path)
+    return True, _("%s: mode %04o, owner uid %d") % (path, have, info.st_uid)
+
+
+def mount_of(path):
+    """(mount point, type, options) of the file system that holds path."""
+    best = ("/", "?", "")
+    with open("/proc/self/mounts", "rb") as text:
+        for line in text:
+            words = [word.decode("unicode_escape").encode("latin-1") for word in line.split()[:4]]
+            if (os.fsencode(path) + b"/").startswith(words[1].rstrip(b"/") + b"/") and len(words[1]) >= len(os.fsencode(best[0])):
+                best = os.fsdecode(words[1]), os.fsdecode(words[2]), os.fsdecode(words[3])
+    return best
+
+
+def cleaner_of(path):
+    """What removes old files below path (a line of tmpfiles.d, a cron job), or None."""
+    seen, found, kept = set(), None, False
+    for folder in CLEANERS:
+        for name in sorted(os.listdir(folder)) if os.path.isdir(folder) else ():
+            if not name.endswith(".conf") or name in seen:
+                continue
+            seen.add(name)
+            with open(os.path.join(folder, name), encoding="utf-8", errors="replace") as text:
+                for words in (line.split() for line in text):
+                    if len(words) > 1 and (path + "/").startswith(words[1].rstrip("/*") + "/") and words[1] != "/":
+                        kept = kept or words[0][0] in "xX"
+                        if words[0][0] in "dDevqQ" and len(words) > 5 and words[5] != "-":
+                            found = "%s: %s" % (os.path.join(folder, name), " ".join(words))
+    for job in ("/etc/cron.daily/tmpwatch", "/etc/cron.daily/tmpreaper"):
+        if os.path.exists(job) and re.match(r"/(var/)?tmp(/|\Z)", path):
+            found = found or job
+    return None if kept else found
+
+
+def look_at_disk(path, keep, local=False):
+    """Rows about the file system of a folder that must last. keep: bytes, or a share, that shall stay free; local: no network file system."""
+    path, rows = os.path.realpath(path), []
+    while not os.path.exists(path):
+        path = os.path.dirname(path)
+    point, kind, options = mount_of(path)
+    disk = os.statvfs(path)
+    free, least = disk.f_bavail * disk.f_frsize, keep * disk.f_blocks * disk.f_frsize if isinstance(keep, float) else keep
+    text = _("%s: %.1f GB free on %s (%s)") % (path, free / 1e9, point, kind)
+    rows.append((True, text) if free > least else (False, text + _("; less than the %.1f GB that are to stay free: make room") % (least / 1e9)))
+    if kind in NOT_FOR_LONG:
+        text = _("%s: in memory (%s): a reboot empties it, and what was not delivered is lost; use a directory on a disk")
+        rows.append((None, text % (path, kind)))
+    if local and re.match(r"nfs|cifs|smb|fuse\.sshfs|lustre|gpfs|beegfs|9p", kind):
+        rows.append((False, _("%s: on a network file system (%s); use a local disk") % (path, kind)))
+    cleaner = cleaner_of(path)
+    if cleaner:
+        rows.append((None, _("%s: old files are removed there (%s); use another directory, or except this one") % (path, cleaner)))
+    if "noexec" in options.split(","):
+        rows.append((None, _("%s: mounted noexec: a command that is built or copied there does not run") % path))
+    return rows
+
+
+def look_at_limits(wanted):
+    """A row: may this process open so many files?"""
+    import resource
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    most = "-" if hard == resource.RLIM_INFINITY else str(hard)
+    if hard == resource.RLIM_INFINITY or hard >= wanted:
+        return True, _("open files: limit %s, wanted %d") % (most, wanted)
+    return False, _("open files: limit %s, wanted %d; raise it (LimitNOFILE in the unit, or ulimit -n)") % (most, wanted)
+
+
+def no_core_dump():
+    """A core dump of this process would hold its token. What it starts may raise the limit again (ulimit -S -c)."""
+    import resource
+    resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
+
+
+def name_in(part):
+    """The readable part of a certificate's subject or issuer."""
+    words = {key: value for group in part for key, value in group}
+    return ", ".join(words[key] for key in ("commonName", "organizationName") if key in words) or "-"
+
+
+def look_at_certificate(found, where):
+    """A row about a certificate as the ssl module tells it: whose, by whom, how long."""
+    left = (ssl.cert_time_to_seconds(found["notAfter"]) - time.time()) / 86400
+    text = _("%s: certificate of %s, issued by %s, %d days left") % (where, name_in(found["subject"]), name_in(found["issuer"]), left)
+    if ssl.cert_time_to_seconds(found["notBefore"]) > time.time():
+        return False, text + _("; it is not valid yet: is a clock wrong?")
+    if left < 21:
+        return (None if left > 0 else False), text + _("; renew it")
+    return True, text
 # ==== end shared ====
 
 # ==== shared: stream ====
@@ -528,7 +694,7 @@ def around_files(found, files):
 BASE = "/mi-distcomp-api/"
 MAX_ANSWER = 16 << 20          # bytes of a JSON answer that are read; manifests come in pages far below
 PIECE_MIN, PACK_FILE, CHUNK = 64 << 10, 1 << 20, 256 << 10      # bytes: smallest piece, largest file in a pack, one read or write
-PACK_COUNT = 10000             # files in a pack
+PACK_COUNT = 4000              # files in a pack
 AGAIN = (408, 425, 429, 500, 502, 503, 504, 507)                # answers that mean: later
 NO_TOKEN = (401, 403, "0005")  # answers that mean: not with this token
 V1_WAIT = 300                  # seconds that a fielded relay may be silent: it does one thing at a time, and files whole
@@ -1181,6 +1347,135 @@ def packed(files):
 
 # ==== end shared ====
 
+# ==== shared: reach ====
+# `check` of the way to the relay, and `login`.
+def chain_of(sock):
+    """The certificates that the other side shows, its own first, as the ssl module tells them; on older Pythons its own alone."""
+    try:
+        return [one.get_info() for one in sock._sslobj.get_unverified_chain()]
+    except AttributeError:
+        import tempfile
+        with tempfile.NamedTemporaryFile("w") as text:
+            text.write(ssl.DER_cert_to_PEM_cert(sock.getpeercert(True)))
+            text.flush()
+            return [ssl._ssl._test_decode_cert(text.name)]
+
+
+def look_at_tls(relay):
+    """Rows: the certificate chain as it is seen from here, and whether it is believed. No token is sent."""
+    import copy
+    rows, blind = [], copy.copy(relay)
+    blind.verify, blind.connection = False, None
+    blind.context = blind.tls_context()
+    try:
+        blind.connect(20)
+        chain = chain_of(blind.connection.sock)
+        rows.append((True, "%s: %s, %s" % (relay.url, blind.connection.sock.version(), blind.connection.sock.cipher()[0])))
+        for number, one in enumerate(chain):
+            rows.append(look_at_certificate(one, "#%d" % number))
+            if INSPECTORS.search(name_in(one["issuer"])):
+                rows.append((None, _("%s reads along in TLS, by its name: believe it (ca_file = its CA) only if your company says so")
+                             % name_in(one["issuer"])))
+    except (Away, OSError) as error:
+        rows.append((False, str(error)))
+        return rows
+    finally:
+        blind.close()
+    try:
+        relay.connect(20)
+        rows.append((True, _("the certificate is believed (%s)") % (relay.ca_file if relay.ca_file and not relay.all_cas else _("the system's CAs"))
+                     if relay.verify else _("no_auth: the certificate is not checked")))
+    except Away as error:
+        rows.append((False, _("%s; if it was issued by the right CA, give that CA's file with ca_file") % error))
+    return rows
+
+
+def look_at_relay(relay, calls):
+    """Rows: name, proxy, certificate, clock, token, and which of the calls [(method, target, fields, what a good answer says)] get through."""
+    rows, via = [], relay.proxy_for()
+    origin = "" if relay.proxy else _(" (of the environment)")
+    rows.append((True, _("proxy: %s") % (_("none") if via is None else "%s:%d%s" % (via[0], via[1], origin))))
+    host, port = via[:2] if via else (relay.host, relay.port)
+    try:
+        found = sorted({where[4][0] for where in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)})
+        rows.append((True, "%s: %s" % (host, " ".join(found))))
+    except (OSError, UnicodeError):
+        return rows + [(False, _("%s: the name is not known here (DNS); is the URL right?") % host)]
+    rows += look_at_tls(relay) if relay.tls else [(None, _("%s: plain http: whoever is in between reads the token") % relay.url)]
+    if rows[-1][0] is False:
+        return rows
+    try:
+        version, limits = relay.learn(0)
+        rows.append((True if version > 1 else None, _("a relay of this protocol answers") if version > 1 else
+                     _("a fielded relay answers, or something that is none; is the URL right?")))
+        if isinstance(limits.get("time"), (int, float)):
+            off = time.time() - limits["time"]
+            rows.append((abs(off) < 60 or None, _("the clocks differ by %.1f s") % off + ("" if abs(off) < 60 else _("; set this host's (NTP)"))))
+        if version > 1:
+            rows += look_at_calls(relay, calls)
+    except (Away, Refused) as error:
+        rows.append((False, str(error)))
+    return rows
+
+
+def look_at_calls(relay, calls):
+    """Rows: what the relay says to the first call, and which paths something in between does not let through."""
+    rows, stopped = [], []
+    for number, (method, target, fields, good) in enumerate(calls):
+        try:
+            relay.call(method, target, dict({"v": 2}, **fields))
+            code = 200
+        except Refused as error:
+            code, why = error.code, error.more.get("why")
+            if code in NO_TOKEN[1:] and why and number == 0:
+                return rows + [(False, _("the token is refused (%s): get a valid one for this user, role and site") % printable(why))]
+            if code == "0005" and not why:
+                stopped.append(target)
+            elif good and not re.search(good, str(error)):
+                rows.append((False, _("%s: the relay says: %s") % (target, error)))
+                continue
+        except Away as error:
+            stopped.append("%s (%s)" % (target, error.kind))
+        if number == 0 and not stopped:
+            rows.append((True, _("the relay takes this token")))
+    if stopped:
+        return rows + [(False, _("something in between does not let through: %s; ask the gateway's operator") % " ".join(stopped))]
+    return rows + [(True, _("all %d calls of this side get through") % len(calls))]
+
+
+def log_in(relay, user, path):
+    """Asks for the password without echo (without a terminal: a line of standard input) and keeps the token in a 0600 file. 77 if refused."""
+    asks = sys.stdin is not None and sys.stdin.isatty()
+    if not user and asks:
+        sys.stderr.write(_("user: "))
+        sys.stderr.flush()
+        user = sys.stdin.readline(1000).strip()
+    if not user or not path:
+        raise Stop(EX_USAGE, _("login needs USER, and token_file to keep the token in"))
+    if asks:
+        import getpass
+        password = getpass.getpass(_("password of %s at %s: ") % (user, relay.url))
+    else:
+        password = sys.stdin.readline(2000).rstrip("\r\n") if sys.stdin is not None else ""
+    try:
+        found = relay.call("POST", "login", {"v": 2, "user": user, "password": password})
+    except Refused as error:
+        raise Stop(EX_TEMPFAIL if error.code in AGAIN else EX_REFUSED, "%s: %s" % (relay.url, error))
+    except Away as error:
+        raise Stop(EX_UNAVAILABLE, str(error))
+    token, until = found.get("token"), found.get("expires")
+    if not isinstance(token, str) or not re.match(r"[!-~]{1,4096}\Z", token) or not isinstance(until, (int, float)):
+        raise Stop(EX_PROTOCOL, "%s: %s" % (relay.url, _("an answer that is none")))
+    part = utf8("%s.%s" % (path, os.urandom(4).hex()))
+    with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600), "w") as out:
+        out.write(token + "\n")
+        out.flush()
+        os.fsync(out.fileno())
+    os.rename(part, utf8(path))
+    print(_("%s: token of %s, good until %s") % (path, printable(user), time.strftime("%Y-%m-%d %H:%M", time.localtime(until))))
+    return 0
+# ==== end shared ====
+
 # ==== shared: run ====
 # The runner of one command: a wrapper in POSIX sh that starts it at most once, outlives its starter, and notes the end.
 RUN = r"""#!/bin/sh
@@ -1272,7 +1567,8 @@ def read_note(path):
             when = os.fstat(text.fileno()).st_mtime
     except OSError:
         return None
-    return Note(int(words[0]), words[1], words[2], words[3], words[4].strip(), when) if len(words) == 5 and words[0].isdigit() else None
+    good = len(words) == 5 and re.match(r"[0-9]{1,9}\Z", words[0])
+    return Note(int(words[0]), words[1], words[2], words[3], words[4].strip(), when) if good else None
 
 
 def still_there(note):
@@ -1292,7 +1588,8 @@ def look(control, now):
     end = read_note(os.path.join(control, b"end"))
     child = read_note(os.path.join(control, b"child"))
     if end is not None:
-        return "ended", int(end.text.split()[-1]) if child is not None else None
+        code = re.match(r"exit ([0-9]{1,3})\Z", end.text)
+        return "ended", int(code.group(1)) if child is not None and code else None
     started = read_note(os.path.join(control, b"start"))
     if started is None:
         try:                                           # a blank `start`: the wrapper is about to fill it in, or was killed just there
@@ -1341,7 +1638,529 @@ def wait_end(control, stop, most=1.0):
             os.close(alive)
 # ==== end shared ====
 
+# ==== shared: batch ====
+# Batch systems. A job is the wrapper, submitted; its `end` is the truth, a queue only says "not yet". One query tells of all jobs.
+JOB = r"""#!/bin/sh
+# What a batch system is given. Each line of the file `words` is one word of what it runs: no shell reads anything into them.
+set --
+while IFS= read -r word; do set -- "$@" "$word"; done <{control}/words
+"""
+JOB_EXEC = 'exec "$@"\n'       # Slurm and PBS signal every process of a job
+JOB_WAIT = r"""trap 'read -r pid rest <{control}/child && kill -TERM "$pid"' TERM        # HTCondor signals this one only, then kills all
+"$@" &
+while kill -0 $! 2>/dev/null; do wait $!; done
+"""
+QUERY_TIME = 30                # seconds that a program of a batch system may take (Slurm's give a controller up after ten)
+END_LATE = 30                  # seconds that `end` may come after the queue's word that the job is over (NFS), and that word after `end`
+KILLED = (137, 140, 143, 152)  # exit codes after which the queue is asked whether it was the batch system's doing (KILL, USR2, TERM, XCPU)
+CLIENT = re.compile(r"(SLURM_CONF|PBS_(CONF_FILE|EXEC|DEFAULT|SERVER)|CONDOR_CONFIG|_CONDOR_[A-Z_]+)\Z")    # variables for its programs
+MARK = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\.\d+")       # MI_RUN = ACCEPT_ID.N, by which a job is found again
+Seen = collections.namedtuple("Seen", "job mark state node text")      # one job in an answer; state: queued, running, done, over (badly)
+Batch = collections.namedtuple("Batch", "submit number ask past partial read cancel away wrong said")
+
+
+def slurm_submit(control, run, options):
+    """The argument vector that submits."""
+    return ["sbatch", "--parsable"] + options + ["--no-requeue", "--job-name=mi-" + run, "--comment=" + run, "--input=/dev/null",
+                                                 "--output=%s/batch.log" % control.replace("%", "%%"), control + "/job"]
+
+
+def slurm_read(text):
+    """Every Seen in what squeue or sacct answered. ValueError if it is neither's."""
+    found = []
+    for line in text.splitlines():
+        job, state, node, reason, names = line.split("|", 4)
+        word, mark = state.split(" ")[0], MARK.search(names)
+        if not re.match(r"\d+", job) or not re.match(r"[A-Z_]+\Z", word):
+            raise ValueError(line)
+        ended = "BOOT_FAIL CANCELLED DEADLINE FAILED LAUNCH_FAILED NODE_FAIL OUT_OF_MEMORY PREEMPTED RECONFIG_FAIL REVOKED TIMEOUT"
+        kind = "over" if word in ended.split() else "queued" if word in ("PENDING", "CONFIGURING") or "REQUEUE" in word else "running"
+        kind = "done" if word == "COMPLETED" else kind
+        found.append(Seen(job, mark and mark.group(), kind, node, state + (", " + reason if reason not in ("", "None") else "")))
+    return found
+
+
+def pbs_submit(control, run, options):
+    """The argument vector that submits. The name is short: older ones allow 15 letters."""
+    return ["qsub"] + options + ["-N", "mi_" + run[:8] + run[9:13], "-v", "MI_RUN=" + run, "-r", "n", "-j", "oe", "-S", "/bin/sh",
+                                 "-o", control + "/batch.log", control + "/job"]
+
+
+def pbs_read(text):
+    """Every Seen in what qstat -f answered. ValueError if it is not that."""
+    found = []
+    if text.strip() and not text.lstrip().startswith("Job Id"):
+        raise ValueError(text)
+    for part in re.split(r"^Job Id:\s*", text.replace("\r", "").replace("\n\t", ""), flags=re.M)[1:]:
+        lines_of = part.split("\n")
+        told = dict(re.match(r"\s+([A-Za-z_.]+) = (.*)", line).groups() for line in lines_of[1:] if re.match(r"\s+[A-Za-z_.]+ = ", line))
+        state, mark = told["job_state"] if "job_state" in told else "", MARK.search(told.get("Variable_List", ""))
+        if not re.match(r"\d+", lines_of[0]) or not re.match(r"[A-Z]\Z", state):
+            raise ValueError(part)
+        code = told.get("Exit_status") or told.get("exit_status")
+        words = [state] + (["exit status " + code] if code and state in "CFX" else []) + [told[key] for key in ("comment",) if key in told]
+        words += ["held (%s)" % told["Hold_Types"]] if state == "H" and "Hold_Types" in told else []
+        kind = "done" if state in "CFX" and code == "0" else "over" if state in "CFX" else "running" if state in "RESU" else "queued"
+        found.append(Seen(lines_of[0].strip(), mark and mark.group(), kind, told.get("exec_host", "").split("/")[0], ", ".join(words)))
+    return found
+
+
+def condor_submit(control, run, options):
+    """The argument vector that submits, and the file that it reads."""
+    rows = ["universe = vanilla"] + options + [
+        "executable = %s/job" % control, "initialdir = " + control, "log = batch.events", "output = batch.log", "error = batch.log",
+        "should_transfer_files = NO", "notification = never", "job_max_vacate_time = 30", '+MIRun = "%s"' % run, "batch_name = mi-" + run,
+        "queue 1"]
+    if "$" in control:
+        raise ValueError("%s: HTCondor takes no $ in a path" % control)
+    write_synced(utf8(control) + b"/job.sub", utf8("\n".join(rows) + "\n"))
+    return ["condor_submit", "-terse", control + "/job.sub"]
+
+
+def condor_read(text):
+    """Every Seen in what condor_q or condor_history answered. ValueError if it is neither's."""
+    found, names = [], ("", "idle", "running", "removed", "completed", "held", "transferring output", "suspended")
+    for entry in json.loads(text) if text.strip() else []:
+        try:
+            state, job = int(entry["JobStatus"]), "%d.%d" % (int(entry["ClusterId"]), int(entry["ProcId"]))
+        except (TypeError, KeyError):
+            raise ValueError(text)
+        reason = str(entry.get({1: "LastRejMatchReason", 5: "HoldReason", 3: "RemoveReason"}.get(state), "")).strip()
+        node = str(entry.get("RemoteHost") or entry.get("LastRemoteHost") or "").partition("@")[2]
+        kind = {1: "queued", 5: "queued", 3: "running" if entry.get("RemoteHost") else "over", 4: "done"}.get(state, "running")
+        found.append(Seen(job, entry.get("MIRun"), kind, node,
+                          names[state if 0 < state < len(names) else 0] + (": " + reason if reason else "")))
+    return found
+
+
+CONDOR_TELL = ["-json", "-attributes",
+               "ClusterId,ProcId,JobStatus,MIRun,HoldReason,RemoveReason,LastRejMatchReason,RemoteHost,LastRemoteHost"]
+# submit(control, run, options) · what its answer holds · one query for all: ask(job numbers, or none), past(job numbers) · stderr lines beside
+# which a failed query is an answer · read · cancel · refusals of a submission that pass, and that will not · what the job's own log tells
+BATCH = {
+    "slurm": Batch(
+        slurm_submit, r"^(\d+)(?:;\S*)?$",
+        lambda jobs: ["squeue", "--noheader", "--states=all", "--user=%d" % os.geteuid(), "--format=%i|%T|%N|%r|%j|%k"],
+        lambda jobs: ["sacct", "-n", "-P", "-X", "-o", "JobID,State,NodeList,Reason,JobName", "-j", ",".join(jobs)], r"(?!)", slurm_read,
+        lambda job: ["scancel", job],
+        r"contact slurm|timed out|refused|[Zz]ero [Bb]ytes|temporarily|[Ll]imit|too many|queue is full|not respond|Unable to connect|standby",
+        r"[Ii]nvalid|unrecognized|not available|not found|denied|[Uu]nable to open|exceeds",
+        r"slurmstepd\S*: (?:error: )?(.*\*\*\*.*|.*memory.*|.*oom.*)"),
+    "pbs": Batch(
+        pbs_submit, r"^(\d+(?:\.\S+)?)$", lambda jobs: ["qstat", "-f"] + jobs, lambda jobs: ["qstat", "-x", "-f"] + jobs,
+        r"qstat: (Unknown Job Id|.* has finished)", pbs_read, lambda job: ["qdel", job],
+        r"onnect|onnection|timed out|refused|busy|temporar|limit|exceeded|End of File|[Ss]erver shutting",
+        r"[Ii]llegal|[Uu]nknown|[Ii]nvalid|Unauthorized|not found|denied|usage:", r"=>> PBS: (.*)|.*(?:[Oo]om|memory|Killed by).*"),
+    "htcondor": Batch(
+        condor_submit, r"^(\d+\.\d+) - ", lambda jobs: ["condor_q"] + CONDOR_TELL + ["-constraint", "MIRun =!= undefined"],
+        lambda jobs: ["condor_history"] + CONDOR_TELL + ["-limit", str(len(jobs))] + jobs, r"(?!)", condor_read,
+        lambda job: ["condor_rm", job],
+        r"connect|onnection|timed out|locate|MAX_JOBS|Failed to commit", r"[Pp]arse|not found|[Ii]nvalid|denied|No such", r"(?!)"),
+}
+
+
+def batch_table(text):
+    """batch_changeable: a line `NAME[=DEFAULT] OPTION-WITH-{} EXPRESSION` each, as [(name, default or None, option, expression)]."""
+    found = []
+    for line in lines(text):
+        words = line.split(None, 2)
+        name, equals, default = words[0].partition("=")
+        good = len(words) == 3 and words[1].count("{}") == 1 and re.match(r"(-|\+?[A-Za-z_]+=)", words[1])
+        if not good or not re.match(r"[a-z_]+\Z", name):
+            raise ValueError(_("is not NAME OPTION-WITH-{} EXPRESSION: %s") % line)
+        if equals and not re.fullmatch(words[2], default):
+            raise ValueError(_("the default does not match the expression: %s") % line)
+        found.append((name, default if equals else None, words[1], re.compile(words[2])))
+    return found
+
+
+def batch_options(keys, words):
+    """(options of the submission, the words that are left): words `batch.NAME=VALUE` set what batch_changeable lets them. ValueError."""
+    import shlex
+    given, rest, options = {}, [], []
+    for word in words:
+        found = re.match(r"batch\.([a-z_]+)=(.*)\Z", word) if keys["batch"] != "none" else None
+        if found is None:
+            rest.append(word)
+        else:
+            given[found.group(1)] = found.group(2)
+    for line in keys["batch_options"]:
+        options += [line] if keys["batch"] == "htcondor" else shlex.split(line)
+    for name, default, option, shape in keys["batch_changeable"]:
+        value = given.pop(name, default)
+        if value is not None:
+            if not shape.fullmatch(value) or ODD.search(value) or "$" in value:
+                raise ValueError(_("batch.%s may not be %s here") % (name, value))
+            options.append(option.replace("{}", value))
+    if given:
+        raise ValueError(_("batch.%s may not be set here") % sorted(given)[0])
+    return options, rest
+
+
+def batch_call(words, env, inherit=()):
+    """(exit code, stdout, stderr) of a batch system's own program; 127 if it is not there, None if it did not answer in time."""
+    try:
+        child = subprocess.Popen([utf8(word) for word in words], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                                 env={utf8(key): utf8(value) for key, value in env.items()}, cwd=b"/", start_new_session=True,
+                                 pass_fds=inherit)
+    except OSError as error:
+        return 127, "", "%s: %s" % (words[0], error.strerror)
+    try:
+        out, err = child.communicate(timeout=QUERY_TIME)
+        code = child.returncode
+    except subprocess.TimeoutExpired:
+        os.killpg(child.pid, signal.SIGKILL)
+        child.communicate()
+        code, out, err = None, b"", b"no answer"
+    return code, out.decode("utf-8", "replace"), err.decode("utf-8", "replace")
+
+
+def batch_look(control):
+    """As look(), for a command that may run on another host: by its files alone. ready: not started · running: detail its Note · ended:
+    detail its exit code, None if it could not be started · stopped: it can never start."""
+    names = os.listdir(control)                        # over NFS this also asks for the newest
+    child = read_note(os.path.join(control, b"child"))
+    if b"end" in names:
+        end = read_note(os.path.join(control, b"end"))
+        if end is not None:
+            return "ended", int(end.text.split()[-1]) if child is not None else None
+    if b"start" in names:
+        return "running", child or read_note(os.path.join(control, b"start")) or Note(0, "?", "?", "?", "", time.time())
+    return ("ready" if b"ready" in names else "stopped"), None
+
+
+class Queue:
+    """What a batch system says of this user's jobs. However many threads and processes wait below a folder (bytes), it is asked once in
+    `poll` seconds, beside their waiting, and not at all when nobody waits: the answer lies in a file of the folder."""
+
+    def __init__(self, folder, system, env):
+        self.system, self.table, self.env, self.folder = system, BATCH[system], env, folder
+        client = sorted(item for item in env.items() if CLIENT.match(item[0]))
+        name = "queue." + system + (".%08x" % binascii.crc32(utf8(repr(client))) if client else "")
+        self.path, self.lock, self.stamp, self.asking = os.path.join(folder, utf8(name)), threading.Lock(), None, False
+        self.known, self.rows, self.past, self.missed, self.turn = {"tried": 0, "t": 0, "rows": []}, {}, {}, set(), False
+        self.submitting = threading.Lock()             # one submission at a time
+
+    def load(self):
+        """Reads the answer's file if it is another one than before."""
+        try:
+            info = os.stat(self.path)
+            if (info.st_ino, info.st_mtime) != self.stamp:
+                with open(self.path, "rb") as text:
+                    self.known = json.loads(text.read().decode("utf-8"))
+                self.stamp = info.st_ino, info.st_mtime
+                found = [Seen(*row) for row in self.known["rows"]]
+                self.rows = {row.job: row for row in found}
+                self.rows.update((row.mark, row) for row in sorted(found, key=lambda row: row.state in ("queued", "running")) if row.mark)
+        except (OSError, ValueError, KeyError, TypeError):
+            pass                                       # not there yet
+
+    def seen(self, mark, job, poll):
+        """(time of the last answer, that job's Seen or None). Has the queue asked anew, beside, if it is older than poll seconds."""
+        with self.lock:
+            self.load()
+            if time.time() - self.known["tried"] >= poll and not self.asking:
+                self.asking = True
+                threading.Thread(target=self.ask, args=(poll,), daemon=True).start()
+            row = self.rows.get(mark) or self.rows.get(job)
+            if row is not None and row.mark not in (mark, None):
+                row = None                             # a number that was given again
+            return self.known["t"], row or self.past.get(job)
+
+    def ask(self, poll):
+        """One query, or none if another process makes it just now."""
+        import fcntl
+        try:
+            with open(self.path + b".lock", "ab") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                with self.lock:
+                    self.load()
+                    missed, began = sorted(self.missed), time.time()
+                    self.turn = bool(missed) and not self.turn     # a query for those that vanished comes in place of one for all
+                if began - self.known["tried"] >= poll:
+                    self.query(began, missed)
+        except OSError:
+            pass
+        finally:
+            self.asking = False
+
+    def query(self, began, missed):
+        """Asks for what is in the queue, or what became of those that are not."""
+        words = self.table.past(missed) if self.turn else self.table.ask(self.numbers())
+        code, out, err = batch_call(words, self.env)
+        known = dict(self.known, tried=began, why="")
+        self.missed.clear()                            # whoever still misses one says so again
+        try:
+            if code is None or code and not all(re.match(self.table.partial, line) for line in (err.strip() or "?").splitlines()):
+                raise ValueError(" ".join(err.split())[:200] or "exit code %s" % code)
+            found = self.table.read(out)
+            if self.turn:
+                self.past = {row.job: row for row in found if row.state in ("done", "over")}
+            else:
+                known.update(t=began, rows=[list(row) for row in found])
+        except ValueError as error:
+            known["why"] = "%s: %s" % (words[0], printable(error)[:200])
+            log("debug", None, "queue", why=known["why"])
+        new = self.path + b".new"
+        with open(new, "wb") as out:
+            out.write(json.dumps(known).encode())
+        os.rename(new, self.path)
+
+    def numbers(self):
+        """The jobs below the folder that have not ended, for a system that is asked by numbers; [] (all jobs) if one's is not known."""
+        found = []
+        for name in os.listdir(self.folder) if self.system == "pbs" else ():
+            control = os.path.join(self.folder, name)
+            if os.path.exists(os.path.join(control, b"batch")) and not os.path.exists(os.path.join(control, b"end")):
+                job = read_batch(control)
+                if not job.get("job") or job.get("sent", 0) > 1:
+                    return []
+                found.append(job["job"])
+        return found
+
+
+def read_batch(control):
+    """What is known of a control directory's job (see BatchJob): {} if nothing was submitted."""
+    try:
+        with open(os.path.join(control, b"batch"), "rb") as text:
+            return json.loads(text.read().decode("utf-8"))
+    except (OSError, ValueError):
+        return {}
+
+
+def batch_where(folder, control):
+    """(queued, running, stopped or ended, text for people) of a control directory's job below folder, as far as is known without asking."""
+    state, detail = batch_look(control)
+    order, text = read_batch(control), "queued"
+    for name in os.listdir(folder) if state == "ready" else ():
+        if name.startswith(utf8("queue." + order["system"])) and not name.endswith((b".lock", b".new")):
+            try:
+                with open(os.path.join(folder, name), "rb") as known:
+                    rows = [Seen(*row) for row in json.loads(known.read().decode("utf-8"))["rows"]]
+                text = ["queued (%s)" % row.text for row in rows if row.mark == order["run"]][0]
+            except (OSError, ValueError, KeyError, TypeError, IndexError):
+                pass                                   # it has not been asked yet
+    if state == "running":
+        return state, "running on " + detail.host
+    return ("queued", text) if state == "ready" else (state, "")
+
+
+class BatchJob:
+    """The job of one control directory (bytes). Its file `batch` (fsynced): run, submit = the argument vector, sent = times, job = number.
+    grace: seconds that a job may be unknown to the queue; poll: see Queue; at: a fault point."""
+
+    def __init__(self, control, queue, poll, grace, at=lambda name: None):
+        self.control, self.queue, self.poll, self.grace, self.at = control, queue, poll, grace, at
+        self.order, self.absent, self.over, self.failing, self.asked = read_batch(control), [], None, None, 0.0
+        self.where, self.why, self.failed, self.node = "", "", "", ""
+
+    def path(self, name):
+        return os.path.join(self.control, name)
+
+    def save(self, **more):
+        """The file `batch`, on disk before this returns."""
+        self.order = dict(self.order, t=time.time(), **more)
+        write_synced(self.path(b"batch.new"), json.dumps(self.order).encode())
+        os.rename(self.path(b"batch.new"), self.path(b"batch"))
+        sync_folder(self.control)
+
+    def begin(self, work, argv, env, run, options, **more):
+        """Writes what is submitted, and submits it: argv in the directory work (bytes) with env. ValueError if the system cannot be told."""
+        pairs = ["%s=%s" % item for item in sorted(env.items()) if item[0] not in ("PATH", "TMPDIR")]
+        words = ["/usr/bin/env", "PATH=" + WRAPPER_PATH] + pairs
+        words += ["/bin/sh", self.control + b"/run", self.control, work, "/usr/bin/env", "PATH=" + env.get("PATH", WRAPPER_PATH)] + argv
+        words = [word if isinstance(word, bytes) else utf8(word) for word in words]
+        if any(b"\n" in word for word in words):
+            raise ValueError(_("a line break in an argument or a variable"))
+        import shlex
+        control = self.control.decode("utf-8", "surrogateescape")
+        submit = self.queue.table.submit(control, run, options)
+        if os.path.exists(self.path(b"alive")):
+            os.unlink(self.path(b"alive"))             # a FIFO tells nothing between two hosts
+        write_synced(self.path(b"words"), b"\n".join(words) + b"\n")
+        text = JOB + (JOB_WAIT if self.queue.system == "htcondor" else JOB_EXEC)
+        write_synced(self.path(b"job"), utf8(text.replace("{control}", shlex.quote(control))), 0o700)
+        self.save(system=self.queue.system, run=run, submit=submit, sent=0, job="", **more)
+        self.submit()
+
+    def submit(self):
+        """Submits, unless that is under way or done. Whoever does it holds the lock of `job`, and so does the program that submits: while
+        that lives, also without us, nobody takes the job for lost."""
+        import fcntl
+        lock = os.open(self.path(b"job"), os.O_RDONLY)
+        try:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                return
+            self.order = read_batch(self.control)
+            if self.order["job"] or not os.path.exists(self.path(b"ready")):
+                return
+            self.save(sent=self.order["sent"] + 1)
+            self.at("submitting")
+            with self.queue.submitting:
+                code, out, err = batch_call(self.order["submit"], self.queue.env, (lock,))
+            self.at("submitted")
+            found = re.findall(self.queue.table.number, out, re.M)
+            if code == 0 and found:
+                self.save(job=found[-1])
+                self.failing, self.why = None, ""
+                self.at("number noted")
+            else:
+                self.refused(code, " ".join((err or out).split())[:300] or "exit code %s" % code)
+        finally:
+            os.close(lock)
+
+    def refused(self, code, text):
+        """A submission failed: for good, or (perhaps it did not) the queue is looked at and it is sent again."""
+        table, self.failing = self.queue.table, self.failing or time.time()
+        self.why = "%s: %s" % (self.order["submit"][0], printable(text))
+        away = code is None or re.search(table.away, text)
+        if code == 127 or not away and (re.search(table.wrong, text) or time.time() - self.failing > self.grace):
+            self.failed = self.why
+
+    def under_way(self):
+        """Does a program that submits this job still run?"""
+        import fcntl
+        with open(self.path(b"job"), "rb") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return False
+            except OSError:
+                return True
+
+    def look(self):
+        """(state, detail): queued, running; ended: detail the exit code, as look() has it; lost: detail why. self.where: for people;
+        self.why: the batch system's own words about an end that was its doing."""
+        state, detail = batch_look(self.control)
+        now, job = time.time(), self.order["job"]
+        if state == "ended" and (detail not in KILLED or self.explained(now)):
+            self.why = self.log_words() if detail else ""
+            return state, detail
+        when, row = self.queue.seen(self.order["run"], job, self.poll)
+        if row is not None:
+            return self.as_seen(row, state, detail, now)
+        if self.failed and (state == "stopped" or state == "ready" and self.take_ready()):
+            return "lost", self.failed
+        if when > max([self.order["t"]] + self.absent[-1:]):
+            self.absent.append(when)                   # an answer of after the submission that does not name it
+        if self.absent and job:
+            self.queue.missed.add(job)
+        if state == "stopped":
+            self.over = self.over or now
+            if job or len(self.absent) > 1 or now - self.over > max(END_LATE, 3 * self.poll):
+                return "lost", "cancelled"
+        elif len(self.absent) > 1 and state == "ready" and not job:
+            if not self.under_way():
+                self.absent = []
+                self.submit()
+        elif len(self.absent) > 1 and state != "ended" and self.absent[-1] - self.absent[0] >= self.grace:
+            self.stop()                                # should it run all the same
+            return "lost", "%s does not know job %s any more%s" % (self.queue.system, job, self.log_words(", "))
+        self.node = detail.host if state == "running" else ""
+        self.where = "running on " + detail.host if state == "running" else self.why or ("queued" if job else "submitting")
+        return ("queued" if state in ("ready", "stopped") else "running"), detail
+
+    def as_seen(self, row, state, detail, now):
+        """look(), where the queue names the job."""
+        self.absent = []
+        if not self.order["job"]:
+            self.save(job=row.job)                     # the submission of before had happened
+            self.failing, self.failed, self.why = None, "", ""
+        if row.state in ("done", "over"):
+            self.over = self.over or now
+            words = "%s: %s%s%s" % (self.queue.system, row.text, " on " + row.node if row.node else "", self.log_words(", "))
+            if state == "ended":
+                self.why = words if row.state == "over" else self.log_words()
+                return state, detail
+            if state == "stopped" or self.take_ready() or now - self.over > min(self.grace, END_LATE):
+                return "lost", "cancelled" if state == "stopped" else words
+            return "running", detail
+        self.over = self.over if state == "ended" else None
+        if state == "running" or row.state == "running":
+            self.node = detail.host if state == "running" else row.node
+            self.where = "running on " + self.node + ("" if row.state == "running" else " (%s)" % row.text)
+        else:
+            self.node, self.where = "", "queued (%s)" % row.text
+        return ("running" if state in ("running", "ended") else "queued"), detail
+
+    def explained(self, now):
+        """Is all known of an end by a signal? It is, once the log tells, or the queue had its time (look() asks it), or we cancelled it."""
+        self.over = self.over or now
+        return self.asked or self.log_words() or now - self.over > max(END_LATE, self.poll)
+
+    def log_words(self, before=""):
+        """What the batch system wrote about an end of its doing into the job's own log, after `before`; '' if nothing."""
+        try:
+            with open(self.path(b"batch.log"), "rb") as text:
+                text.seek(-min(4096, os.fstat(text.fileno()).st_size), 2)
+                rows = [row.strip() for row in text.read().decode("utf-8", "replace").splitlines() if re.match(self.queue.table.said, row)]
+        except OSError:
+            return ""
+        return before + printable("; ".join(rows[-2:]))[:300] if rows else ""
+
+    def take_ready(self):
+        """From now on it cannot start any more: True. False if it did."""
+        try:
+            os.unlink(self.path(b"ready"))
+            return True
+        except FileNotFoundError:
+            return False
+
+    def stop(self):
+        """Has the queue end the job; again, at most once per poll, as long as look() does not say that it is over."""
+        self.take_ready()
+        if self.order["job"] and time.time() - self.asked >= self.poll:
+            self.asked = time.time()
+            batch_call(self.queue.table.cancel(self.order["job"]), self.queue.env)
+# ==== end shared ====
+
 JA = {                         # what a person reads, in Japanese
+    # check
+    "%s: belongs to uid %d; give it to this user (chown)": "%s: uid %d の所有です。このユーザーのものにしてください (chown)",
+    "%s: mode %04o lets others in; type: chmod %o %s": "%s: モード %04o では他人が触れます。chmod %o %s としてください",
+    "%s: mode %04o, owner uid %d": "%s: モード %04o、所有者 uid %d",
+    "%s: %.1f GB free on %s (%s)": "%s: 空き %.1f GB、%s (%s)",
+    "; less than the %.1f GB that are to stay free: make room": "。残すべき %.1f GB より少なくなっています。空きを作ってください",
+    "%s: in memory (%s): a reboot empties it, and what was not delivered is lost; use a directory on a disk":
+        "%s: メモリ上 (%s) です。再起動で消え、未送信のものが失われます。ディスク上のディレクトリにしてください",
+    "%s: on a network file system (%s); use a local disk": "%s: ネットワークファイルシステム (%s) です。ローカルディスクにしてください",
+    "%s: old files are removed there (%s); use another directory, or except this one":
+        "%s: 古いファイルが自動で消されます (%s)。別の場所にするか、対象から外してください",
+    "%s: mounted noexec: a command that is built or copied there does not run": "%s: noexec でマウントされています。そこに置いたコマンドは動きません",
+    "open files: limit %s, wanted %d": "開けるファイル数: 上限 %s、必要 %d",
+    "open files: limit %s, wanted %d; raise it (LimitNOFILE in the unit, or ulimit -n)":
+        "開けるファイル数: 上限 %s、必要 %d。上げてください (unit の LimitNOFILE、または ulimit -n)",
+    "%s: certificate of %s, issued by %s, %d days left": "%s: %s の証明書、発行者 %s、残り %d 日",
+    "; it is not valid yet: is a clock wrong?": "。まだ有効期間の前です。時計が狂っていませんか",
+    "; renew it": "。更新してください",
+    "running as root; better as a user of its own": "root で動いています。専用のユーザーにしてください",
+    "%s reads along in TLS, by its name: believe it (ca_file = its CA) only if your company says so":
+        "%s は名前からして TLS を途中で読むものです。会社の指示がある場合に限り ca_file にその CA を指定してください",
+    "the certificate is believed (%s)": "証明書は信頼できます (%s)",
+    "the system's CAs": "システムの CA",
+    "no_auth: the certificate is not checked": "no_auth: 証明書を確認しません",
+    "%s; if it was issued by the right CA, give that CA's file with ca_file": "%s。正しい CA の発行なら、その CA のファイルを ca_file に指定してください",
+    "proxy: %s": "プロキシ: %s",
+    "none": "なし",
+    " (of the environment)": " (環境変数)",
+    "%s: the name is not known here (DNS); is the URL right?": "%s: 名前を解決できません (DNS)。URL は正しいですか",
+    "%s: plain http: whoever is in between reads the token": "%s: 平文の http です。途中でトークンが読めます",
+    "a relay of this protocol answers": "この方式の中継プログラムが応答しました",
+    "a fielded relay answers, or something that is none; is the URL right?": "旧版の中継プログラムか、別のものが応答しました。URL は正しいですか",
+    "the clocks differ by %.1f s": "時計の差 %.1f 秒",
+    "; set this host's (NTP)": "。この計算機の時計を合わせてください (NTP)",
+    "the token is refused (%s): get a valid one for this user, role and site":
+        "トークンが拒否されました (%s)。このユーザー・役割・識別子に有効なものを入手してください",
+    "the relay takes this token": "トークンは有効です",
+    "something in between does not let through: %s; ask the gateway's operator": "途中で通らないものがあります: %s。ゲートウェイの管理者に相談してください",
+    "all %d calls of this side get through": "こちら側の呼び出し %d 種がすべて通ります",
+    "user: ": "ユーザー名: ",
+    "login needs USER, and token_file to keep the token in": "login には USER と、トークンを保存する token_file が必要です",
+    "password of %s at %s: ": "%s のパスワード (%s): ",
+    "%s: token of %s, good until %s": "%s: %s のトークン、期限 %s",
+    "%s: the relay says: %s": "%s: 中継プログラムの応答: %s",
+    "[%s] %s may run (%s on the wire)": "[%s] %s は実行できます (依頼時の名前 %s)",
     "an argument is not UTF-8": "引数が UTF-8 ではありません",
     "interrupted": "中断されました",
     "a bug (%s in line %d: %s); please report this line, MI_DEBUG=1 shows more":
@@ -1349,6 +2168,7 @@ JA = {                         # what a person reads, in Japanese
     "is not a time (like 90s, 5m, 2h, 30d)": "時間ではありません (例: 90s, 5m, 2h, 30d)",
     "is not a size (like 64K, 16M, 2G)": "サイズではありません (例: 64K, 16M, 2G)",
     "is not yes or no": "yes か no ではありません",
+    "is not a whole number": "整数ではありません",
     "is not one of: %s": "次のいずれかではありません: %s",
     "%s: no such file (--ini)": "%s: ファイルがありません (--ini)",
     " (did you mean %s?)": " (%s のことですか?)",
@@ -1394,6 +2214,13 @@ JA = {                         # what a person reads, in Japanese
     "is not COUNT,INTERVAL (like 5,60)": "回数,間隔 ではありません (例: 5,60)",
     "is not a list of sha256 sums (64 hexadecimal digits each)": "sha256 (それぞれ 16 進 64 桁) の一覧ではありません",
     "is not in this version: remove the line": "この版にはない機能です。この行を削除してください",
+    "is not NAME OPTION-WITH-{} EXPRESSION: %s": "「名前 {}を含むオプション 正規表現」ではありません: %s",
+    "the default does not match the expression: %s": "既定値が正規表現に合いません: %s",
+    "batch.%s may not be %s here": "batch.%s をここで %s にはできません",
+    "batch.%s may not be set here": "batch.%s はここでは指定できません",
+    "a line break in an argument or a variable": "引数か変数に改行があります",
+    "%s: not found in PATH: the batch system's own programs are needed on this host":
+        "%s: PATH にありません。バッチシステムのコマンドがこの計算機に必要です",
     "the first line must be the absolute path of a program": "1 行目はプログラムの絶対パスとしてください",
     "%s: must be an executable file that not everybody may change (chmod +x, chmod o-w)":
         "%s: 実行可能で、誰でも書き換えられる状態にないファイルが必要です (chmod +x, chmod o-w)",
@@ -1520,15 +2347,15 @@ KEYS = {                       # {section: {key: (kind, default)}}
     "command *": {
         "argv": (lines, ()), "match": (str, ""), "parameters": (flag, False), "argument.*": (re.compile, None), "env.*": (str, ""),
         "nice": (number(0, 19), 0), "timeout": (seconds, 0.0), "grace": (seconds, 10.0), "jobs": (number(0, 1000), 0),
-        "run_as": LATER, "pre": LATER, "post": LATER, "batch": LATER, "batch_options": LATER, "batch_changeable": LATER,
-        "batch_poll": LATER, "batch_grace": LATER},
+        "run_as": LATER, "pre": (lines, ()), "post": (lines, ()), "batch": (one_of("none", *sorted(BATCH)), "none"),
+        "batch_options": (lines, ()), "batch_changeable": (batch_table, ()), "batch_poll": (seconds, 10.0), "batch_grace": (seconds, 600.0)},
     "outbound": {
         "max_file": (size, 0), "max_total": (size, 0), "max_files": (number(1, 200000), 200000), "allow_names": (str.split, ["*"]),
         "deny_names": (str.split, []), "deny_sums": (sums_of, []),
         "deny_content": LATER, "deny_pieces": LATER, "hold": LATER, "dry_run": LATER, "scan_timeout": LATER, "audit_log": LATER},
 }
 ACCEPT_ID = re.compile(r"[0-9a-f-]{36}\Z")
-SCAFFOLD = rb"(take|run|ready|alive|order\.new|end\.tmp|part\d+|waits)\Z"     # files of a control directory that nobody needs after delivery
+SCAFFOLD = rb"(take|run|ready|alive|order\.new|end\.tmp|part\d+|waits|job(\.sub)?|words)\Z"       # needed by nobody after delivery
 
 
 # ---- the allow-list ----
@@ -1538,14 +2365,17 @@ def check_command(where, section, keys):
     def wrong(key, text):
         return Stop(EX_CONFIG, "%s: [%s] %s: %s" % (where, section, key, text))
     argv, patterns, env = keys["argv"], {}, {}
-    if not argv or not argv[0].startswith("/"):
-        raise wrong("argv", _("the first line must be the absolute path of a program"))
-    try:
-        mode = os.stat(utf8(argv[0])).st_mode
-    except OSError as error:
-        raise wrong("argv", "%s: %s" % (argv[0], error.strerror))
-    if not stat.S_ISREG(mode) or not os.access(utf8(argv[0]), os.X_OK) or mode & 0o002:
-        raise wrong("argv", _("%s: must be an executable file that not everybody may change (chmod +x, chmod o-w)") % argv[0])
+    for key in ("argv", "pre", "post"):
+        if not keys[key] and key != "argv":
+            continue
+        if not keys[key] or not keys[key][0].startswith("/"):
+            raise wrong(key, _("the first line must be the absolute path of a program"))
+        try:
+            mode = os.stat(utf8(keys[key][0])).st_mode
+        except OSError as error:
+            raise wrong(key, "%s: %s" % (keys[key][0], error.strerror))
+        if not stat.S_ISREG(mode) or not os.access(utf8(keys[key][0]), os.X_OK) or mode & 0o002:
+            raise wrong(key, _("%s: must be an executable file that not everybody may change (chmod +x, chmod o-w)") % keys[key][0])
     for key in keys:
         head, dot, rest = key.partition(".")
         if dot and not re.match(r"[1-9]\d*\Z" if head == "argument" else r"[A-Za-z_][A-Za-z0-9_]*\Z", rest):
@@ -1556,7 +2386,26 @@ def check_command(where, section, keys):
             env[rest] = keys[key]
     if not keys["parameters"] == bool(patterns) == (argv.count("{parameters}") == 1) or argv.count("{parameters}") > 1:
         raise wrong("parameters", _("arguments from the relay need parameters = yes, a line {parameters} in argv, argument.N for each"))
+    check_batch(wrong, keys, dict(batch_environment(), **env))
     return dict(keys, name=section[8:], match=keys["match"] or argv[0], patterns=patterns, env=env)
+
+
+def batch_environment():
+    """What a batch system's own programs see of the poller's environment."""
+    return dict({key: value for key, value in os.environ.items() if PASS_ON.match(key) or CLIENT.match(key)})
+
+
+def check_batch(wrong, keys, env):
+    """The batch keys of a [command NAME] section; wrong(key, text) makes what is raised."""
+    if keys["batch"] == "none":
+        return
+    try:
+        batch_options(keys, ())
+    except ValueError as error:
+        raise wrong("batch_options", error)
+    program = BATCH[keys["batch"]].cancel("1")[0]
+    if not shutil.which(program, path=env.get("PATH", WRAPPER_PATH)):
+        raise wrong("batch", _("%s: not found in PATH: the batch system's own programs are needed on this host") % program)
 
 
 def allow_list(where, settings):
@@ -1582,13 +2431,13 @@ def allowed(commands, info):
         raise ValueError(_("the command is not in this host's list: %s") % info["command"])
     if ODD.search(info["parameters"]) or len(info["parameters"]) > 100000:
         raise ValueError(_("parameters with control characters, or too long"))
-    words = shlex.split(info["parameters"])            # ValueError for an open quote
+    options, words = batch_options(command, shlex.split(info["parameters"]))           # ValueError for an open quote
     for position, word in enumerate(words, 1):
         if position not in command["patterns"] or not command["patterns"][position].fullmatch(word):
             raise ValueError(_("parameter %d is not allowed for this command here: %s") % (position, word))
     for line in command["argv"]:
         argv += words if line == "{parameters}" else [line]
-    return command, (["/usr/bin/nice", "-n", str(command["nice"])] if command["nice"] else []) + argv
+    return dict(command, options=options), (["/usr/bin/nice", "-n", str(command["nice"])] if command["nice"] else []) + argv
 
 
 # ---- a calculation on this host's disk ----
@@ -1613,6 +2462,7 @@ class Calculation:
         self.run = order.get("run") or "%s.%d" % (order["accept_id"], order["attempt"])       # the mark of its processes
         self.work, self.control = os.path.join(base, utf8(name)), os.path.join(base, b".mi", utf8(name))
         self.phase, self.since, self.cancelled, self.command, self.child = "inputs", time.monotonic(), False, None, None
+        self.job, self.beside = None, ""               # its BatchJob, where it has one; what was wrong with `post`
         self.hurry, self.why = threading.Event(), ""   # somebody said resend; what keeps it from being delivered
         self.journal, line = [], b"\n"
         with open(self.path(b"journal"), "rb") as text:
@@ -1664,9 +2514,12 @@ class Calculation:
                 pass
 
     def state(self):
-        """For people: claimed, starting, running, lost, undelivered, delivered, kept."""
+        """For people: claimed, starting, queued, running, lost, undelivered, delivered, kept."""
         if self.over() or self.last("ended"):
             return self.over() or "undelivered"
+        if read_batch(self.control):
+            found = batch_where(os.path.dirname(self.control), self.control)[0]
+            return {"ended": "undelivered", "stopped": "lost"}.get(found, found)
         found = look(self.control, time.time())[0]
         return {"ready": "starting" if self.last("starting") else "claimed", "ended": "undelivered"}.get(found, found)
 
@@ -1798,18 +2651,19 @@ def tell_step(calc, relay, name):
 def ran_before(poller, calc):
     """The latest earlier attempt that was started on this host and for which no person has said rerun since, or None. (A relay that was
     restored from a backup may hand out again what has run, or still runs.)"""
-    rerun = calc.info.get("rerun")
-    for number in range(int(calc.name.partition(".")[2] or 1) - 1, 0, -1):
-        name = calc.accept_id + (".%d" % number if number > 1 else "")
-        try:
-            with open(os.path.join(poller.base, b".mi", utf8(name), b"order.json"), "rb") as text:
-                other = Calculation(poller.base, name, json.loads(text.read().decode("utf-8")))
-        except (OSError, ValueError, KeyError):
-            continue                                   # not here
+    rerun, others = calc.info.get("rerun"), []
+    for name in os.listdir(os.path.join(poller.base, b".mi")):         # in any order of numbers: a restored relay counts anew
+        if name.startswith(utf8(calc.accept_id)) and name != utf8(calc.name):
+            try:
+                with open(os.path.join(poller.base, b".mi", name, b"order.json"), "rb") as text:
+                    others.append(Calculation(poller.base, name.decode(), json.loads(text.read().decode("utf-8"))))
+            except (OSError, ValueError, KeyError):
+                pass                                   # not a calculation
+    for other in sorted(others, key=lambda one: one.order["t"], reverse=True):
         started = other.last("starting")               # with `ready` still there it did not, and its claim, which has lapsed, keeps it so
         never = not started or started["boot"] == boot_id() and look(other.control, time.time())[0] == "ready"
         if not never and not (type(rerun) is int and other.order["attempt"] <= rerun):
-            return poller.held.get(name) or other
+            return poller.held.get(other.name) or other
     return None
 
 
@@ -1840,7 +2694,7 @@ def go_on_with(poller, calc, relay, other):
 def begin(poller, calc, relay, page):
     """4. and 5. From the order to the started command, or to a journal that says why it ended without one."""
     starting, fielded = calc.last("starting"), calc.order["protocol"] == 1
-    if starting and starting["boot"] != boot_id():
+    if starting and starting["boot"] != boot_id() and starting.get("batch", "none") == "none":
         return end_early(calc, "the host was restarted", "the host was restarted")
     if fielded and not calc.order.get("received") and not v1_params(poller, calc, relay):
         return
@@ -1869,12 +2723,79 @@ def begin(poller, calc, relay, page):
         poller.wait_for_licence(calc)
         if calc.cancelled:
             return end_early(calc, "cancelled", "cancelled")
-        calc.note(5, "starting", argv=argv)
+        calc.note(5, "starting", argv=argv, batch=calc.command["batch"])
     tell_step(calc, relay, "calc-start")
     fault("start told")
+    if not beside(calc, "pre"):
+        return
+    if calc.command["batch"] != "none":
+        return submit(poller, calc, argv)
     calc.child = start_wrapper(calc.control, calc.work, argv, environment(calc))
     fault("wrapper started")
     log("info", calc.accept_id, "5 calc-start", site=poller.site, command=calc.command["name"])
+
+
+def submit(poller, calc, argv):
+    """5. To the batch system."""
+    calc.job = poller.batch_job(calc, calc.command["batch"])
+    try:
+        calc.job.begin(calc.work, argv, environment(calc), calc.run, calc.command["options"])
+    except ValueError as error:
+        return end_early(calc, "refused", error)
+    log("info", calc.accept_id, "5 calc-start", site=poller.site, command=calc.command["name"], batch=calc.command["batch"],
+        job=calc.job.order["job"] or "?", why=calc.job.why)
+
+
+def beside(calc, key):
+    """5. and 6. `pre` or `post` of the command, on this host: at most once, by a wrapper of its own in the control directory. False if it
+    failed: then the calculation has ended (pre), or its end says so (post)."""
+    control = calc.path(utf8(key))
+    if not calc.command or not calc.command[key]:
+        return True
+    make_beside(calc, key, control)
+    child, state, stop = None, look(control, time.time()), lambda: key == "pre" and calc.cancelled
+    if state[0] == "ready" and calc.last(key)["boot"] == boot_id() and not stop():
+        log("info", calc.accept_id, "5 pre" if key == "pre" else "6 post", argv=" ".join(calc.command[key]))
+        child = start_wrapper(control, calc.work, list(calc.command[key]), environment(calc))
+        state = wait_end(control, stop)
+    while state[0] in ("running", "starting"):
+        if stop():
+            kill_tree(calc, control)
+        until = time.monotonic() + 2
+        state = wait_end(control, lambda: time.monotonic() > until)
+    if child is not None:
+        child.wait()
+    if state == ("ended", 0):
+        return True
+    why = "cancelled" if stop() else "%s: %s" % (key, "exit code %s" % state[1] if state[0] == "ended" else state[1] or "not started")
+    for line in tail_of(os.path.join(control, b"stderr")):
+        calc.explain("%s: %s" % (key, line))
+    if key == "pre":
+        end_early(calc, why, why)
+    calc.beside = why
+    return False
+
+
+def make_beside(calc, key, control):
+    """The control directory of `pre` or `post`; it is there as a whole or not at all."""
+    if not os.path.isdir(control):
+        shutil.rmtree(control + b".new", ignore_errors=True)
+        os.mkdir(control + b".new", 0o700)
+        prepare(control + b".new")
+        calc.note(5 if key == "pre" else 6, key)
+        os.rename(control + b".new", control)
+        sync_folder(calc.control)
+        fault(key + " made")
+
+
+def tail_of(path):
+    """The last lines of a text file; none if it is not there."""
+    try:
+        with open(path, "rb") as text:
+            text.seek(-min(4000, os.fstat(text.fileno()).st_size), 2)
+            return text.read().decode("utf-8", "replace").splitlines()
+    except OSError:
+        return []
 
 
 def end_early(calc, reason, text):
@@ -1920,11 +2841,12 @@ def processes(leader, mark, known):
     return {(pid, starts[pid]) for pid in found - {leader, os.getpid()} if pid in starts}
 
 
-def kill_tree(calc):
-    """SIGTERM to the command's process tree, SIGKILL to what is left after its grace. The wrapper lives on and notes the end."""
+def kill_tree(calc, control=None):
+    """SIGTERM to the command's process tree, SIGKILL to what is left after its grace. The wrapper lives on and notes the end.
+    control: the wrapper's directory, if it is not the command's."""
     until, told = time.monotonic() + (calc.command["grace"] if calc.command else 10), set()
     while True:
-        wrapper, late = read_note(calc.path(b"start")), time.monotonic() > until
+        wrapper, late = read_note(os.path.join(control or calc.control, b"start")), time.monotonic() > until
         alive = processes(wrapper.pid if wrapper and still_there(wrapper) else 0, b"MI_RUN=" + calc.run.encode(), told)
         for pid, start in alive if late else alive - told:
             try:
@@ -1937,9 +2859,8 @@ def kill_tree(calc):
         time.sleep(0.05)
 
 
-def wait_for_end(poller, calc):
-    """6. Waits for the command's end, makes it end after timeout or cancel, and writes the journal's "ended"."""
-    calc.phase, calc.command = "running", calc.command or poller.commands.get(calc.info["command"])
+def on_this_host(poller, calc):
+    """6. Waits for the command's end, makes it end after timeout or cancel: look()'s state and detail, and why we ended it ('': no)."""
     limit, why = calc.command["timeout"] if calc.command else 0, ""
 
     def over():
@@ -1961,10 +2882,37 @@ def wait_for_end(poller, calc):
         kill_tree(calc)
         until = time.monotonic() + 2
         state, detail = wait_end(calc.control, lambda: time.monotonic() > until)
+    return state, detail, why
+
+
+def in_batch(poller, calc):
+    """6. The same where a batch system has the command."""
+    job = calc.job = calc.job or poller.batch_job(calc, read_batch(calc.control)["system"])
+    limit, why, pause, said = calc.command["timeout"] if calc.command else 0, "", 0.05, ""
+    while True:
+        state, detail = job.look()
+        if state in ("ended", "lost"):
+            return state, detail, why or (job.why if state == "ended" else "")
+        if job.where != said:
+            said, pause = job.where, 0.05
+            log("info", calc.accept_id, "5 " + state, batch=job.queue.system, job=job.order["job"] or "?", what=said)
+        child = read_note(calc.path(b"child")) if limit else None
+        why = why or ("timeout" if child and time.time() - child.time > limit else "cancelled" if calc.cancelled else "")
+        if why:
+            job.stop()
+        time.sleep(pause)
+        pause = min(pause * 1.5, 1.0 if state == "running" else 2.0)
+
+
+def wait_for_end(poller, calc):
+    """6. Waits for the command's end, then `post`, and writes the journal's "ended"."""
+    calc.phase, calc.command = "running", calc.command or poller.commands.get(calc.info["command"])
+    state, detail, why = (in_batch if read_batch(calc.control) else on_this_host)(poller, calc)
     if calc.child is not None:
         calc.child.wait()
+    beside(calc, "post")
     child, end, code = read_note(calc.path(b"child")), read_note(calc.path(b"end")), detail if state == "ended" else None
-    reason = why or (detail if state == "lost" else "could not be started" if code is None else "")
+    reason = why or (detail if state == "lost" else "could not be started" if code is None else calc.beside)
     if reason:
         calc.explain(reason)
     calc.note(6, "ended", exit_code=code, signal=code - 128 if code and 128 < code < 193 else None, reason=reason, whole=state == "ended",
@@ -2367,7 +3315,7 @@ def carry_out(poller, calc, relay, page):
     """Steps 4 to 8 of one calculation, from wherever its journal stands; after any crash or failure it is called again."""
     claim = calc.claim
     try:
-        if not calc.last("ended") and look(calc.control, time.time())[0] == "ready":
+        if not calc.last("ended") and look(calc.control, time.time())[0] == "ready" and not read_batch(calc.control):
             earlier = None if calc.last("starting") else ran_before(poller, calc)
             if earlier:
                 return go_on_with(poller, calc, relay, earlier)
@@ -2422,7 +3370,7 @@ def lose_claim(calc, error):
     """The relay says no. The claim is gone (404, 409): what never started here goes, a result stays on this disk. Any other no is raised again:
     its reason may go away."""
     gone = error.code in (404, "0300") or error.code == 409 and error.more             # the relay's own word, not a failure on the way
-    if look(calc.control, time.time())[0] == "ready" and (gone or not calc.last("ended")):
+    if look(calc.control, time.time())[0] == "ready" and (gone or not calc.last("ended")) and not read_batch(calc.control):
         log("warn", calc.accept_id, "the claim is gone", code=error.code, why=error)
         return calc.remove()
     if not gone:
@@ -2440,6 +3388,7 @@ class Poller:
         self.own_rules = settings["outbound"]          # rules: the same within the relay's limits
         self.site, self.jobs, self.retry = options["site"], options["jobs"] or self.keys["jobs"], options["retry"] or self.keys["retry"]
         self.held, self.idle, self.room = {}, [], threading.Condition()      # calculations by name, free Relays
+        self.queues = {}                               # of batch systems, by system and environment
         self.first, self.failures, self.away, self.swept = None, 0, False, 0.0
         self.v1, self.learned = False, 0.0             # is it a fielded relay? when was it asked?
         self.gone = {}                                 # claims that the relay does not know as in force: not to be asked about before ...
@@ -2545,6 +3494,17 @@ class Poller:
                                                   for other in self.held.values()):
                 self.room.wait()
             calc.phase = "running"
+
+    def batch_job(self, calc, system):
+        """The BatchJob of calc; all of a system (and of one configuration of its programs) share one Queue."""
+        env, keys = batch_environment(), calc.command or KEYS["command *"]
+        if calc.command:
+            env.update((key, value) for key, value in calc.command["env"].items() if CLIENT.match(key) or key == "PATH")
+        which = (system, tuple(sorted(env.items())))
+        with self.room:
+            queue = self.queues.setdefault(which, Queue(os.path.join(self.base, b".mi"), system, env))
+        poll, grace = (keys[key] if calc.command else keys[key][1] for key in ("batch_poll", "batch_grace"))
+        return BatchJob(calc.control, queue, poll, grace, fault)
 
     def busy(self):
         """How many calculations take a slot."""
@@ -2785,6 +3745,8 @@ def heartbeat(poller, relay, calcs, known, quiet):
     entries, most = {}, max(1024, min(OUTPUT_PART, (1 << 20) // len(calcs)))
     for name, calc in calcs.items():
         entries[name] = {"claim": calc.claim, "phase": "results" if calc.phase == "outbox" else calc.phase}
+        if calc.job is not None:
+            entries[name].update(node=calc.job.node, what=calc.job.where)
         if poller.output:
             entries[name].update(output_parts(poller, calc, known.setdefault(name, [0, 0]), most))
     found = relay.ask("POST", "heartbeat", {"v": 2, "site_id": poller.site, "poller": poller.name, "wait": quiet, "calcs": entries}, quiet)
@@ -2852,10 +3814,15 @@ def sweep(poller):
 
 # ---- the start ----
 
+def base_path(path):
+    """calc_base as bytes: path, or the user's state directory."""
+    home = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
+    return os.path.realpath(utf8(os.path.expanduser(path) if path else os.path.join(home, "mi_distcomp")))
+
+
 def open_base(path):
     """calc_base and its .mi, made or checked, as bytes. 78 if others could put something into it."""
-    home = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
-    base = os.path.realpath(utf8(os.path.expanduser(path) if path else os.path.join(home, "mi_distcomp")))
+    base = base_path(path)
     folder = os.path.join(base, b".mi")
     for path in (base, folder):
         if not os.path.isdir(path):
@@ -3120,8 +4087,11 @@ def show(base, name, as_json):
     rows = [{"id": calc.name, "state": calc.state(), "command": calc.info["command"], "age": round(time.time() - calc.order["t"])}
             for calc in known]
     for calc, row in zip(known, rows):
+        if row["state"] in ("queued", "running") and read_batch(calc.control) and (name is None or name == calc.name):
+            row["what"] = batch_where(os.path.dirname(calc.control), calc.control)[1]
         if name is None and not as_json:
-            print("%-38s %-12s %8ds  %s" % (row["id"], row["state"], row["age"], printable(row["command"])))
+            words = printable("  ".join([row["command"], row.get("what", "")]).rstrip())
+            print("%-38s %-12s %8ds  %s" % (row["id"], row["state"], row["age"], words))
         elif name == calc.name:
             order = {key: value for key, value in calc.order.items() if key != "claim"}
             row.update(work=shown(calc.work), control=shown(calc.control), order=order, journal=calc.journal)
@@ -3130,6 +4100,173 @@ def show(base, name, as_json):
         raise Stop(EX_USAGE, _("%s: not on this host") % printable(name))
     if as_json:
         print(json.dumps(rows, ensure_ascii=False))
+
+
+# ---- check, login, unit ----
+
+def check_host(settings, ini):
+    """Rows about this host: files, commands, calc_base, limits."""
+    keys, rows = settings["poller"], []
+    if os.geteuid() == 0:
+        rows.append((None, _("running as root; better as a user of its own")))
+    rows += [look_at_file(ini, 0o775)] if ini else []
+    for name, mode in ((keys["token_file"], 0o600), (keys["client_key"], 0o600), (keys["ca_file"], 0o755), (keys["client_cert"], 0o755)):
+        rows += [look_at_file(name, mode)] if name else []
+    for section in sorted(section for section in settings if section.startswith("command ")):
+        try:
+            command = check_command(ini, section, settings[section])
+            rows.append((True, _("[%s] %s may run (%s on the wire)") % (section, command["argv"][0], command["match"])))
+        except Stop as stop:
+            rows.append((False, str(stop)))
+    try:
+        allow_list(ini, settings)
+    except Stop as stop:
+        rows += [(False, str(stop))] if (False, str(stop)) not in rows else []
+    base = os.fsdecode(base_path(keys["calc_base"]))
+    rows += [look_at_file(os.path.join(base, ".mi"), 0o700)] if os.path.exists(utf8(os.path.join(base, ".mi"))) else []
+    return rows + look_at_disk(base, keys["keep_free"]) + [look_at_limits(256)]
+
+
+def probes(site):
+    """Every call of this side, made so that it does nothing, and what the relay says to it then."""
+    one = {"accept_id": "00000000-0000-4000-8000-000000000000", "claim": "-"}
+    return [("POST", "calc-request", {"site_id": site, "take": "-", "wait": 0}, "take is"), ("GET", "calc-params", one, ""),
+            ("POST", "calc-params-complete", one, ""), ("POST", "calc-start", one, ""), ("POST", "calc-end", dict(one, result="abnormal"), ""),
+            ("POST", "send-results", dict(one, result_files={}), ""), ("POST", "end-send", dict(one, result="end send"), ""),
+            ("POST", "heartbeat", {"site_id": site, "poller": "check", "calcs": {}, "wait": 0}, ""),
+            ("GET", "files/%s/input/0" % one["accept_id"], {"claim": "-"}, ""),
+            ("POST", "files/%s/result/0?v=2&offset=0&claim=-" % one["accept_id"], {}, "")]
+
+
+def do_check(options):
+    """Looks at this host and at the way to the relay; changes nothing. 78 if something is a FAIL."""
+    rows = []
+    try:
+        ini = find_ini(options["ini"], __file__)
+        settings = read_ini(ini, KEYS, guarded=True)
+        keys = settings["poller"]
+        choose_language(keys["lang"])
+        rows = check_host(settings, ini or "mi_distributed_computing_assist.ini")
+        for key in ("site", "url"):
+            if not keys[key]:
+                rows.append((False, _("%s: [poller] %s is not set") % (ini, key)))
+        if keys["site"] and keys["url"]:
+            relay = Relay(keys["url"], find_token("", keys["url"], keys, False), **{
+                key: keys[key] for key in ("ca_file", "proxy", "client_cert", "client_key")})
+            rows += look_at_relay(relay, probes(keys["site"]))
+    except Stop as stop:
+        rows.append((False, str(stop)))
+    return say_findings(rows, options["json"])
+
+
+def do_login(options, settings, user):
+    """A token for a user's password, kept in token_file."""
+    keys = settings["poller"]
+    if not keys["url"]:
+        raise Stop(EX_CONFIG, _("%s: [poller] %s is not set") % (options["ini"] or "mi_distributed_computing_assist.ini", "url"))
+    relay = Relay(keys["url"], lambda: "", **{key: keys[key] for key in ("ca_file", "proxy", "client_cert", "client_key")})
+    return log_in(relay, user, keys["token_file"])
+
+
+UNIT = """# %(where)s   (systemd; read it, change what is not so at your site, then: systemctl enable --now %(name)s)
+[Unit]
+Description=Poller of distributed calculations (%(script)s)
+After=network-online.target
+Wants=network-online.target
+%(after)s
+[Service]
+User=%(user)s
+%(start)s
+# The command is detached: it outlives the poller, and the next start picks it up. systemd must not end it, nor take its /tmp away.
+KillMode=process
+PrivateTmp=no
+OOMPolicy=continue
+# What is below holds for the command too. Whatever a solver may need stays open: home and scratch directories, network, devices,
+# memory that is written and executed (just-in-time compilers), binding of threads to cores. For containers (apptainer ...) remove
+# RestrictNamespaces, NoNewPrivileges, RestrictSUIDSGID and SystemCallFilter.
+ProtectSystem=full
+ProtectProc=invisible
+ProtectClock=yes
+ProtectControlGroups=yes
+ProtectHostname=yes
+ProtectKernelLogs=yes
+ProtectKernelModules=yes
+ProtectKernelTunables=yes
+NoNewPrivileges=yes
+CapabilityBoundingSet=
+AmbientCapabilities=
+RestrictAddressFamilies=AF_INET AF_INET6 AF_UNIX AF_NETLINK
+RestrictNamespaces=yes
+RestrictSUIDSGID=yes
+KeyringMode=private
+SystemCallArchitectures=native
+SystemCallFilter=@system-service @pkey
+SystemCallErrorNumber=EPERM
+%(install)s"""
+SERVICE = """ExecStart=%(program)s
+Restart=always
+RestartSec=10
+RestartPreventExitStatus=64 77 78
+TimeoutStopSec=30"""
+ONCE = """Type=oneshot
+ExecStart=%(program)s --once
+TimeoutStartSec=infinity"""
+TIMER = """# /etc/systemd/system/mi_system_remote.timer   (beside the service of `unit --once`; then: systemctl enable --now mi_system_remote.timer)
+[Unit]
+Description=Asks for distributed calculations now and then
+
+[Timer]
+OnBootSec=1min
+OnUnitInactiveSec=1min
+RandomizedDelaySec=10s
+
+[Install]
+WantedBy=timers.target
+"""
+CLOUD = """#cloud-config
+# A machine that is made on demand: it works off what waits, and switches itself off when there was nothing to do for %(idle)s seconds.
+# Put script, ini, token (mode 0600) and the commands into the image, or write them here with write_files.
+users:
+  - name: %(user)s
+    system: true
+    homedir: /var/lib/mi_distcomp
+write_files:
+  - path: /etc/systemd/system/mi_system_remote.service
+    permissions: '0644'
+    content: |
+%(unit)s
+runcmd:
+  - [install, -d, -o, %(user)s, -m, '0700', /var/lib/mi_distcomp]
+  - [systemctl, daemon-reload]
+  - [systemctl, enable, --now, mi_system_remote.service]
+"""
+ON_DEMAND = """ExecStart=%(program)s --idle-exit 600
+Restart=on-failure
+RestartSec=10
+RestartPreventExitStatus=64 77 78
+TimeoutStopSec=30"""
+
+
+AFTER = """# Ended in order (nothing to do, or stopped by hand): the machine goes off. After a failure it stays, and what it holds is not lost.
+SuccessAction=poweroff
+"""
+
+
+def do_unit(options, ini):
+    """Prints a systemd unit: the service; --once: for a timer; --timer: the timer; --cloud-init: for a machine that is made on demand."""
+    if options["timer"]:
+        return print(TIMER, end="")
+    import pwd
+    me = pwd.getpwuid(os.geteuid()).pw_name if os.geteuid() else "mi_distcomp"
+    words = [sys.executable, "-I", "-S", os.path.abspath(__file__), "poll", "--ini",
+             os.path.abspath(ini or "/etc/mi_distributed_computing_assist.ini")]
+    start = ON_DEMAND if options["cloud-init"] else ONCE if options["once"] else SERVICE
+    text = UNIT % {"where": "/etc/systemd/system/mi_system_remote.service", "name": "mi_system_remote." + ("timer" if options["once"] else "service"),
+                   "script": words[3], "user": me, "after": AFTER if options["cloud-init"] else "", "start": start % {"program": " ".join(words)},
+                   "install": "" if options["once"] else "\n[Install]\nWantedBy=multi-user.target\n"}
+    if options["cloud-init"]:
+        text = CLOUD % {"idle": 600, "user": me, "unit": "\n".join("      " + line if line else "" for line in text.rstrip().split("\n"))}
+    print(text, end="")
 
 
 def fielded_words(words, options):
@@ -3158,7 +4295,7 @@ def fielded_words(words, options):
 
 def parse(argv):
     """(words, options) of the command line. 64."""
-    words, options = [], dict.fromkeys(("once", "drain", "json", "q", "v", "version", "help", "h"), False)
+    words, options = [], dict.fromkeys(("once", "drain", "json", "q", "v", "version", "help", "h", "timer", "cloud-init"), False)
     options.update(ini=None, jobs="", resend="", **{"idle-exit": ""})
     options.update(site="", url="", token="", ca_file="", calc_base="", port=None, retry=None, fielded="", verify=True)
     rest = iter(argv)
@@ -3190,13 +4327,20 @@ def main(argv=None):
         with open(__file__, "rb") as text:
             return print("%s %s protocol 2 (1) sha256 %s" % (PROGRAM, VERSION, hashlib.sha256(text.read()).hexdigest()))
     SAY["level"] = 0 if options["v"] else 2 if options["q"] else 1
-    if words not in (["poll"], ["list"], ["outbox"], ["pause"], ["resume"]) and words[:1] not in (["show"], ["resend"]):
+    if words == ["check"]:
+        return do_check(options)
+    alone = (["poll"], ["list"], ["outbox"], ["pause"], ["resume"], ["unit"])
+    if words not in alone and words[:1] not in (["show"], ["resend"], ["login"]):
         fielded_words(words, options)
     elif words[0] in ("show", "resend") and len(words) != 2:
         raise Stop(EX_USAGE, _("%s needs one ID") % words[0])
     ini = find_ini(options["ini"], __file__)
     settings = read_ini(ini, KEYS, guarded=True)
     choose_language(settings["poller"]["lang"])
+    if words == ["unit"]:
+        return do_unit(options, ini)
+    if words[:1] == ["login"] and not options["fielded"]:
+        return do_login(options, settings, (words[1:] or [""])[0])
     if words[0] != "poll" and not options["fielded"]:
         base = open_base(settings["poller"]["calc_base"])
         if words[0] in ("list", "show"):
@@ -3210,6 +4354,7 @@ def main(argv=None):
             return hand_over(base, words[1])
     if settings["poller"]["logfile"]:
         SAY["log"] = open(utf8(settings["poller"]["logfile"]), "a", encoding="utf-8", errors="backslashreplace")
+    no_core_dump()
     try:
         poller = set_up(options, settings, ini, argv is None)
     except Stop as stop:

@@ -12,6 +12,8 @@ usage: mi_system_wf.py run SITE COMMAND --in INPUT... --out RESULT... [--param T
        mi_system_wf.py output ACCEPT_ID [--follow]  what the command has written so far (run and wait show it as it comes, unless -q)
        mi_system_wf.py cancel ACCEPT_ID... [--reason TEXT]      ends it; what it has written so far comes back
        mi_system_wf.py rerun ACCEPT_ID... [--force --reason TEXT]      once more: what ended abnormally; with --force what is out of contact
+       mi_system_wf.py check [SITE [COMMAND]]       looks at this host and the way to the relay, line by line OK, WARN or FAIL
+       mi_system_wf.py login [USER]                 asks for the password (relays with auth = login), keeps the token in token_file
        mi_system_wf.py BASE_URL SITE TOKEN COMMAND IN1:IN2:... OUT1:OUT2:... ["PARAMETERS"]      (TOKEN may be fd:N, an open descriptor)
 INPUT is FILE, NAME=PATH, or DIR/ with all that is below it; RESULT a name or a pattern (* ? ** and DIR/). Both logs of the command come
 back always. A module that was killed finds its calculation again if it starts with the same --request-id.
@@ -278,7 +280,8 @@ def read_ini(path, table, guarded=False):
             try:
                 values[key] = keys[name][0](text.strip())
             except (ValueError, re.error) as error:
-                raise Stop(EX_CONFIG, "%s: [%s] %s = %s: %s" % (path, section, key, text.strip(), error))
+                why = _("is not a whole number") if keys[name][0] is int else error
+                raise Stop(EX_CONFIG, "%s: [%s] %s = %s: %s" % (path, section, key, text.strip(), why))
     return result
 # ==== end shared ====
 
@@ -327,13 +330,55 @@ def check_order(names, before=None, reserved=()):
 
 
 def pattern(text):
-    """A result pattern as a compiled expression: * and ? within a part, ** across parts, a trailing / the whole directory. ValueError."""
+    """A result pattern as something with match(): * and ? within a part, ** across parts, a trailing / the whole directory. ValueError."""
     check_name(text.rstrip("/") if text.endswith("/") and text != "/" else text)
+    pieces = re.findall(r"\*\*/|\*\*|\*|\?|[^*?]+", text + ("**" if text.endswith("/") else ""))
+    if sum("*" in piece for piece in pieces) > 2:      # an expression could take for ever
+        return Stars(pieces, text[0] in "*?")
     out = ""
-    for piece in re.findall(r"\*\*/|\*\*|\*|\?|[^*?]+", text + ("**" if text.endswith("/") else "")):
+    for piece in pieces:
         out += {"**/": "(?:[^/]+/)*", "**": ".+", "*": "[^/]*", "?": "[^/]"}.get(piece) or re.escape(piece)
     hidden = r"(?!\.)" if text[0] in "*?" else ""     # as in a shell: * does not reach .bashrc
     return re.compile(hidden + out + r"\Z", re.S)
+
+
+class Stars:
+    """A pattern with many stars: whoever made it, match() takes time in proportion to its length times the name's."""
+
+    def __init__(self, pieces, hidden):
+        self.hidden, self.steps = hidden, []
+        for piece in pieces:
+            self.steps += {"**/": ["dirs", "in"], "**": ["any", "anys"], "*": ["star"], "?": ["one"]}.get(piece) or list(piece)
+
+    def reach(self, places):
+        """places, and where one gets from there without a character."""
+        todo = list(places)
+        while todo:
+            at = todo.pop()
+            step = self.steps[at] if at < len(self.steps) else ""
+            after = at + {"star": 1, "anys": 1, "dirs": 2}.get(step, 0)
+            if after not in places:
+                places.add(after)
+                todo.append(after)
+        return places
+
+    def match(self, name):
+        """Is it a name of this pattern?"""
+        places = self.reach({0})
+        if self.hidden and name.startswith("."):
+            return False
+        for char in name:
+            after, part = set(), char != "/"
+            for at in places:
+                step = self.steps[at] if at < len(self.steps) else ""
+                if step == "anys" or step in ("star", "in") and part:
+                    after.add(at)
+                elif step == "in":
+                    after.add(at - 1)
+                elif step == char or step == "any" or step in ("one", "dirs") and part:
+                    after.add(at + 1)
+            places = self.reach(after)
+        return len(self.steps) in places
 
 
 def declared(names, patterns):
@@ -341,6 +386,125 @@ def declared(names, patterns):
     wanted = {parts_of(name) for name in tuple(names) + LOG_NAMES}
     found = [pattern(text) for text in patterns]
     return lambda name: parts_of(name) in wanted or any(one.match("/".join(parts_of(name))) for one in found)
+# ==== end shared ====
+
+# ==== shared: check ====
+# What `check` says: rows of (True: OK, None: WARN, False: FAIL; a text that says what to do). It looks at things as they are, and changes none.
+NOT_FOR_LONG = ("tmpfs", "ramfs", "devtmpfs")
+CLEANERS = ("/etc/tmpfiles.d", "/run/tmpfiles.d", "/usr/lib/tmpfiles.d")           # of two files of one name, the first counts
+INSPECTORS = re.compile(r"zscaler|netskope|fortinet|fortigate|palo ?alto|blue ?coat|symantec web|umbrella|forcepoint|mcafee|trellix|sophos|"
+                        r"check ?point|watchguard|barracuda|i-filter|digital arts|squid|mitmproxy|inspection|proxy|kaspersky|eset", re.I)
+
+
+def say_findings(rows, as_json):
+    """Prints the rows; 0, or 78 if one of them is a FAIL."""
+    words = {True: "OK", None: "WARN", False: "FAIL"}
+    if as_json:
+        print(json.dumps([{"level": words[good], "text": printable(text)} for good, text in rows], ensure_ascii=False))
+    for good, text in rows if not as_json else ():
+        print("%-5s %s" % (words[good], printable(text)))
+    return EX_CONFIG if any(good is False for good, text in rows) else 0
+
+
+def look_at_file(path, mode):
+    """A row: is it there, whose is it, and has it no more than mode (0o600, 0o755 ...)?"""
+    try:
+        info = os.stat(utf8(path))
+    except OSError as error:
+        return False, "%s: %s" % (path, error.strerror)
+    have = info.st_mode & 0o7777
+    if info.st_uid not in (0, os.geteuid()):
+        return False, _("%s: belongs to uid %d; give it to this user (chown)") % (path, info.st_uid)
+    if have & 0o777 & ~mode:
+        return False, _("%s: mode %04o lets others in; type: chmod %o %s") % (path, have, mode & have, path)
+    return True, _("%s: mode %04o, owner uid %d") % (path, have, info.st_uid)
+
+
+def mount_of(path):
+    """(mount point, type, options) of the file system that holds path."""
+    best = ("/", "?", "")
+    with open("/proc/self/mounts", "rb") as text:
+        for line in text:
+            words = [word.decode("unicode_escape").encode("latin-1") for word in line.split()[:4]]
+            if (os.fsencode(path) + b"/").startswith(words[1].rstrip(b"/") + b"/") and len(words[1]) >= len(os.fsencode(best[0])):
+                best = os.fsdecode(words[1]), os.fsdecode(words[2]), os.fsdecode(words[3])
+    return best
+
+
+def cleaner_of(path):
+    """What removes old files below path (a line of tmpfiles.d, a cron job), or None."""
+    seen, found, kept = set(), None, False
+    for folder in CLEANERS:
+        for name in sorted(os.listdir(folder)) if os.path.isdir(folder) else ():
+            if not name.endswith(".conf") or name in seen:
+                continue
+            seen.add(name)
+            with open(os.path.join(folder, name), encoding="utf-8", errors="replace") as text:
+                for words in (line.split() for line in text):
+                    if len(words) > 1 and (path + "/").startswith(words[1].rstrip("/*") + "/") and words[1] != "/":
+                        kept = kept or words[0][0] in "xX"
+                        if words[0][0] in "dDevqQ" and len(words) > 5 and words[5] != "-":
+                            found = "%s: %s" % (os.path.join(folder, name), " ".join(words))
+    for job in ("/etc/cron.daily/tmpwatch", "/etc/cron.daily/tmpreaper"):
+        if os.path.exists(job) and re.match(r"/(var/)?tmp(/|\Z)", path):
+            found = found or job
+    return None if kept else found
+
+
+def look_at_disk(path, keep, local=False):
+    """Rows about the file system of a folder that must last. keep: bytes, or a share, that shall stay free; local: no network file system."""
+    path, rows = os.path.realpath(path), []
+    while not os.path.exists(path):
+        path = os.path.dirname(path)
+    point, kind, options = mount_of(path)
+    disk = os.statvfs(path)
+    free, least = disk.f_bavail * disk.f_frsize, keep * disk.f_blocks * disk.f_frsize if isinstance(keep, float) else keep
+    text = _("%s: %.1f GB free on %s (%s)") % (path, free / 1e9, point, kind)
+    rows.append((True, text) if free > least else (False, text + _("; less than the %.1f GB that are to stay free: make room") % (least / 1e9)))
+    if kind in NOT_FOR_LONG:
+        text = _("%s: in memory (%s): a reboot empties it, and what was not delivered is lost; use a directory on a disk")
+        rows.append((None, text % (path, kind)))
+    if local and re.match(r"nfs|cifs|smb|fuse\.sshfs|lustre|gpfs|beegfs|9p", kind):
+        rows.append((False, _("%s: on a network file system (%s); use a local disk") % (path, kind)))
+    cleaner = cleaner_of(path)
+    if cleaner:
+        rows.append((None, _("%s: old files are removed there (%s); use another directory, or except this one") % (path, cleaner)))
+    if "noexec" in options.split(","):
+        rows.append((None, _("%s: mounted noexec: a command that is built or copied there does not run") % path))
+    return rows
+
+
+def look_at_limits(wanted):
+    """A row: may this process open so many files?"""
+    import resource
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    most = "-" if hard == resource.RLIM_INFINITY else str(hard)
+    if hard == resource.RLIM_INFINITY or hard >= wanted:
+        return True, _("open files: limit %s, wanted %d") % (most, wanted)
+    return False, _("open files: limit %s, wanted %d; raise it (LimitNOFILE in the unit, or ulimit -n)") % (most, wanted)
+
+
+def no_core_dump():
+    """A core dump of this process would hold its token. What it starts may raise the limit again (ulimit -S -c)."""
+    import resource
+    resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
+
+
+def name_in(part):
+    """The readable part of a certificate's subject or issuer."""
+    words = {key: value for group in part for key, value in group}
+    return ", ".join(words[key] for key in ("commonName", "organizationName") if key in words) or "-"
+
+
+def look_at_certificate(found, where):
+    """A row about a certificate as the ssl module tells it: whose, by whom, how long."""
+    left = (ssl.cert_time_to_seconds(found["notAfter"]) - time.time()) / 86400
+    text = _("%s: certificate of %s, issued by %s, %d days left") % (where, name_in(found["subject"]), name_in(found["issuer"]), left)
+    if ssl.cert_time_to_seconds(found["notBefore"]) > time.time():
+        return False, text + _("; it is not valid yet: is a clock wrong?")
+    if left < 21:
+        return (None if left > 0 else False), text + _("; renew it")
+    return True, text
 # ==== end shared ====
 
 # ==== shared: stream ====
@@ -518,7 +682,7 @@ def around_files(found, files):
 BASE = "/mi-distcomp-api/"
 MAX_ANSWER = 16 << 20          # bytes of a JSON answer that are read; manifests come in pages far below
 PIECE_MIN, PACK_FILE, CHUNK = 64 << 10, 1 << 20, 256 << 10      # bytes: smallest piece, largest file in a pack, one read or write
-PACK_COUNT = 10000             # files in a pack
+PACK_COUNT = 4000              # files in a pack
 AGAIN = (408, 425, 429, 500, 502, 503, 504, 507)                # answers that mean: later
 NO_TOKEN = (401, 403, "0005")  # answers that mean: not with this token
 V1_WAIT = 300                  # seconds that a fielded relay may be silent: it does one thing at a time, and files whole
@@ -1171,7 +1335,179 @@ def packed(files):
 
 # ==== end shared ====
 
+# ==== shared: reach ====
+# `check` of the way to the relay, and `login`.
+def chain_of(sock):
+    """The certificates that the other side shows, its own first, as the ssl module tells them; on older Pythons its own alone."""
+    try:
+        return [one.get_info() for one in sock._sslobj.get_unverified_chain()]
+    except AttributeError:
+        import tempfile
+        with tempfile.NamedTemporaryFile("w") as text:
+            text.write(ssl.DER_cert_to_PEM_cert(sock.getpeercert(True)))
+            text.flush()
+            return [ssl._ssl._test_decode_cert(text.name)]
+
+
+def look_at_tls(relay):
+    """Rows: the certificate chain as it is seen from here, and whether it is believed. No token is sent."""
+    import copy
+    rows, blind = [], copy.copy(relay)
+    blind.verify, blind.connection = False, None
+    blind.context = blind.tls_context()
+    try:
+        blind.connect(20)
+        chain = chain_of(blind.connection.sock)
+        rows.append((True, "%s: %s, %s" % (relay.url, blind.connection.sock.version(), blind.connection.sock.cipher()[0])))
+        for number, one in enumerate(chain):
+            rows.append(look_at_certificate(one, "#%d" % number))
+            if INSPECTORS.search(name_in(one["issuer"])):
+                rows.append((None, _("%s reads along in TLS, by its name: believe it (ca_file = its CA) only if your company says so")
+                             % name_in(one["issuer"])))
+    except (Away, OSError) as error:
+        rows.append((False, str(error)))
+        return rows
+    finally:
+        blind.close()
+    try:
+        relay.connect(20)
+        rows.append((True, _("the certificate is believed (%s)") % (relay.ca_file if relay.ca_file and not relay.all_cas else _("the system's CAs"))
+                     if relay.verify else _("no_auth: the certificate is not checked")))
+    except Away as error:
+        rows.append((False, _("%s; if it was issued by the right CA, give that CA's file with ca_file") % error))
+    return rows
+
+
+def look_at_relay(relay, calls):
+    """Rows: name, proxy, certificate, clock, token, and which of the calls [(method, target, fields, what a good answer says)] get through."""
+    rows, via = [], relay.proxy_for()
+    origin = "" if relay.proxy else _(" (of the environment)")
+    rows.append((True, _("proxy: %s") % (_("none") if via is None else "%s:%d%s" % (via[0], via[1], origin))))
+    host, port = via[:2] if via else (relay.host, relay.port)
+    try:
+        found = sorted({where[4][0] for where in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)})
+        rows.append((True, "%s: %s" % (host, " ".join(found))))
+    except (OSError, UnicodeError):
+        return rows + [(False, _("%s: the name is not known here (DNS); is the URL right?") % host)]
+    rows += look_at_tls(relay) if relay.tls else [(None, _("%s: plain http: whoever is in between reads the token") % relay.url)]
+    if rows[-1][0] is False:
+        return rows
+    try:
+        version, limits = relay.learn(0)
+        rows.append((True if version > 1 else None, _("a relay of this protocol answers") if version > 1 else
+                     _("a fielded relay answers, or something that is none; is the URL right?")))
+        if isinstance(limits.get("time"), (int, float)):
+            off = time.time() - limits["time"]
+            rows.append((abs(off) < 60 or None, _("the clocks differ by %.1f s") % off + ("" if abs(off) < 60 else _("; set this host's (NTP)"))))
+        if version > 1:
+            rows += look_at_calls(relay, calls)
+    except (Away, Refused) as error:
+        rows.append((False, str(error)))
+    return rows
+
+
+def look_at_calls(relay, calls):
+    """Rows: what the relay says to the first call, and which paths something in between does not let through."""
+    rows, stopped = [], []
+    for number, (method, target, fields, good) in enumerate(calls):
+        try:
+            relay.call(method, target, dict({"v": 2}, **fields))
+            code = 200
+        except Refused as error:
+            code, why = error.code, error.more.get("why")
+            if code in NO_TOKEN[1:] and why and number == 0:
+                return rows + [(False, _("the token is refused (%s): get a valid one for this user, role and site") % printable(why))]
+            if code == "0005" and not why:
+                stopped.append(target)
+            elif good and not re.search(good, str(error)):
+                rows.append((False, _("%s: the relay says: %s") % (target, error)))
+                continue
+        except Away as error:
+            stopped.append("%s (%s)" % (target, error.kind))
+        if number == 0 and not stopped:
+            rows.append((True, _("the relay takes this token")))
+    if stopped:
+        return rows + [(False, _("something in between does not let through: %s; ask the gateway's operator") % " ".join(stopped))]
+    return rows + [(True, _("all %d calls of this side get through") % len(calls))]
+
+
+def log_in(relay, user, path):
+    """Asks for the password without echo (without a terminal: a line of standard input) and keeps the token in a 0600 file. 77 if refused."""
+    asks = sys.stdin is not None and sys.stdin.isatty()
+    if not user and asks:
+        sys.stderr.write(_("user: "))
+        sys.stderr.flush()
+        user = sys.stdin.readline(1000).strip()
+    if not user or not path:
+        raise Stop(EX_USAGE, _("login needs USER, and token_file to keep the token in"))
+    if asks:
+        import getpass
+        password = getpass.getpass(_("password of %s at %s: ") % (user, relay.url))
+    else:
+        password = sys.stdin.readline(2000).rstrip("\r\n") if sys.stdin is not None else ""
+    try:
+        found = relay.call("POST", "login", {"v": 2, "user": user, "password": password})
+    except Refused as error:
+        raise Stop(EX_TEMPFAIL if error.code in AGAIN else EX_REFUSED, "%s: %s" % (relay.url, error))
+    except Away as error:
+        raise Stop(EX_UNAVAILABLE, str(error))
+    token, until = found.get("token"), found.get("expires")
+    if not isinstance(token, str) or not re.match(r"[!-~]{1,4096}\Z", token) or not isinstance(until, (int, float)):
+        raise Stop(EX_PROTOCOL, "%s: %s" % (relay.url, _("an answer that is none")))
+    part = utf8("%s.%s" % (path, os.urandom(4).hex()))
+    with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600), "w") as out:
+        out.write(token + "\n")
+        out.flush()
+        os.fsync(out.fileno())
+    os.rename(part, utf8(path))
+    print(_("%s: token of %s, good until %s") % (path, printable(user), time.strftime("%Y-%m-%d %H:%M", time.localtime(until))))
+    return 0
+# ==== end shared ====
+
 JA = {
+    # check
+    "%s: belongs to uid %d; give it to this user (chown)": "%s: uid %d の所有です。このユーザーのものにしてください (chown)",
+    "%s: mode %04o lets others in; type: chmod %o %s": "%s: モード %04o では他人が触れます。chmod %o %s としてください",
+    "%s: mode %04o, owner uid %d": "%s: モード %04o、所有者 uid %d",
+    "%s: %.1f GB free on %s (%s)": "%s: 空き %.1f GB、%s (%s)",
+    "; less than the %.1f GB that are to stay free: make room": "。残すべき %.1f GB より少なくなっています。空きを作ってください",
+    "%s: in memory (%s): a reboot empties it, and what was not delivered is lost; use a directory on a disk":
+        "%s: メモリ上 (%s) です。再起動で消え、未送信のものが失われます。ディスク上のディレクトリにしてください",
+    "%s: on a network file system (%s); use a local disk": "%s: ネットワークファイルシステム (%s) です。ローカルディスクにしてください",
+    "%s: old files are removed there (%s); use another directory, or except this one":
+        "%s: 古いファイルが自動で消されます (%s)。別の場所にするか、対象から外してください",
+    "%s: mounted noexec: a command that is built or copied there does not run": "%s: noexec でマウントされています。そこに置いたコマンドは動きません",
+    "open files: limit %s, wanted %d": "開けるファイル数: 上限 %s、必要 %d",
+    "open files: limit %s, wanted %d; raise it (LimitNOFILE in the unit, or ulimit -n)":
+        "開けるファイル数: 上限 %s、必要 %d。上げてください (unit の LimitNOFILE、または ulimit -n)",
+    "%s: certificate of %s, issued by %s, %d days left": "%s: %s の証明書、発行者 %s、残り %d 日",
+    "; it is not valid yet: is a clock wrong?": "。まだ有効期間の前です。時計が狂っていませんか",
+    "; renew it": "。更新してください",
+    "running as root; better as a user of its own": "root で動いています。専用のユーザーにしてください",
+    "%s reads along in TLS, by its name: believe it (ca_file = its CA) only if your company says so":
+        "%s は名前からして TLS を途中で読むものです。会社の指示がある場合に限り ca_file にその CA を指定してください",
+    "the certificate is believed (%s)": "証明書は信頼できます (%s)",
+    "the system's CAs": "システムの CA",
+    "no_auth: the certificate is not checked": "no_auth: 証明書を確認しません",
+    "%s; if it was issued by the right CA, give that CA's file with ca_file": "%s。正しい CA の発行なら、その CA のファイルを ca_file に指定してください",
+    "proxy: %s": "プロキシ: %s",
+    "none": "なし",
+    " (of the environment)": " (環境変数)",
+    "%s: the name is not known here (DNS); is the URL right?": "%s: 名前を解決できません (DNS)。URL は正しいですか",
+    "%s: plain http: whoever is in between reads the token": "%s: 平文の http です。途中でトークンが読めます",
+    "a relay of this protocol answers": "この方式の中継プログラムが応答しました",
+    "a fielded relay answers, or something that is none; is the URL right?": "旧版の中継プログラムか、別のものが応答しました。URL は正しいですか",
+    "the clocks differ by %.1f s": "時計の差 %.1f 秒",
+    "; set this host's (NTP)": "。この計算機の時計を合わせてください (NTP)",
+    "the token is refused (%s): get a valid one for this user, role and site":
+        "トークンが拒否されました (%s)。このユーザー・役割・識別子に有効なものを入手してください",
+    "the relay takes this token": "トークンは有効です",
+    "something in between does not let through: %s; ask the gateway's operator": "途中で通らないものがあります: %s。ゲートウェイの管理者に相談してください",
+    "all %d calls of this side get through": "こちら側の呼び出し %d 種がすべて通ります",
+    "user: ": "ユーザー名: ",
+    "login needs USER, and token_file to keep the token in": "login には USER と、トークンを保存する token_file が必要です",
+    "password of %s at %s: ": "%s のパスワード (%s): ",
+    "%s: token of %s, good until %s": "%s: %s のトークン、期限 %s",
     # shared
     "an argument is not UTF-8": "引数が UTF-8 ではありません",
     "interrupted": "中断されました",
@@ -1180,6 +1516,7 @@ JA = {
     "is not a time (like 90s, 5m, 2h, 30d)": "時間ではありません (例: 90s, 5m, 2h, 30d)",
     "is not a size (like 64K, 16M, 2G)": "サイズではありません (例: 64K, 16M, 2G)",
     "is not yes or no": "yes か no ではありません",
+    "is not a whole number": "整数ではありません",
     "is not one of: %s": "次のいずれかではありません: %s",
     "%s: no such file (--ini)": "%s: ファイルがありません (--ini)",
     " (did you mean %s?)": " (%s のことですか?)",
@@ -1273,6 +1610,8 @@ JA = {
     "%s: %s: %s; the relay has forgotten the result, what came is in %s":
         "%s: %s: %s。中継サーバーは結果をもう持っていません。届いたものは %s にあります",
     "a fielded relay does not tell the command's own exit code": "従来の中継サーバーはコマンドの終了コードを伝えません",
+    "registered; its inputs are not complete": "登録済みですが、入力がまだ揃っていません",
+    "the relay was restored from a backup: it gets the inputs again": "中継サーバーがバックアップから復元されました。入力をもう一度送ります",
     "allowed once more": "もう一度実行できるようにしました",
     "the deadline is over: cancelling": "期限を過ぎました。取り消します",
     "all of the output is in %s": "出力の全体は %s にあります",
@@ -1356,7 +1695,7 @@ class Voice:
 
     def __init__(self, tell=None, terminal=None):
         self.tell, self.terminal, self.thread, self.drawn = tell or (lambda line: None), terminal, None, False
-        self.accept_id, self.order, self.allowed, self.ended = "", None, False, threading.Event()
+        self.accept_id, self.order, self.allowed, self.again, self.ended = "", None, False, None, threading.Event()
         self.what, self.done, self.total, self.begun = "", 0, 0, time.monotonic()
         self.open_line = ""                            # the stream whose output has ended within a line
         self.output = self.live = None                 # function(stream, text) for the command's output; its Live
@@ -1739,8 +2078,12 @@ def hand_over(relay, accept_id, files, known, voice):
 def state_words(found):
     """An answer to calc-progress in words."""
     text = printable(found.get("progress"))[:100]
-    if isinstance(found.get("queue"), int) and text == "not start":
+    if text == "not start" and found.get("wait_allow", 1) is None:
+        text = _("registered; its inputs are not complete")
+    elif isinstance(found.get("queue"), int) and text == "not start":
         text = _("waiting for the external computer") + (_(", %d before it") % found["queue"] if found["queue"] else "")
+    if found.get("what"):
+        text += ", " + printable(found["what"])[:200]
     if isinstance(found.get("out_of_contact"), (int, float)):
         text += _(", out of contact for %d s") % found["out_of_contact"]
     return text
@@ -1798,7 +2141,10 @@ def look_once(relay, accept_id, voice, seen, wait):
     wait = int(min(wait, WAIT if left is None else left + 1)) if stamp else 0
     found = relay.ask("GET", "calc-progress", {"v": 2, "accept_id": accept_id, "wait": wait, "known": stamp}, wait, patience=left)
     relay.at_once, relay.keep_on = (), True
-    now = found.get("progress"), found.get("out_of_contact") is None
+    if voice.again and found.get("progress") == "not start" and found.get("wait_allow", 1) is None:
+        voice.say(_("the relay was restored from a backup: it gets the inputs again"))
+        voice.again()
+    now = found.get("progress"), found.get("out_of_contact") is None, found.get("what")
     voice.stage(state_words(found))
     if now != last:
         log("info", accept_id, "3-8 progress", progress=now[0], status=found.get("status"))
@@ -2041,6 +2387,7 @@ def start(relay, order, found, voice, patience=PATIENCE):
     check_limits(limits, found)
     files = add_sums(found, voice)
     first = register(relay, order, files, voice, patience)
+    voice.again = lambda: hand_over(relay, voice.accept_id, files, True, voice)
     fault("registered")
     if files and not (first.get("known") and first.get("progress") == "got return"):
         hand_over(relay, voice.accept_id, files, first.get("known"), voice)
@@ -2422,6 +2769,47 @@ COMMANDS = {"run": cmd_run, "submit": cmd_submit, "wait": cmd_fetch, "result": c
             "cancel": cmd_change, "rerun": cmd_change}
 
 
+def cmd_login(options):
+    """A token for a user's password, kept in token_file."""
+    relay, ini = connect(options)
+    return log_in(relay, (options.words[1:] or [""])[0], options.token_file or ini["token_file"])
+
+
+def cmd_check(options):
+    """Looks at this host and the way to the relay; changes nothing. With SITE (and COMMAND): would the relay take such a calculation?"""
+    site, command = (options.words[1:] + ["", ""])[:2]
+    rows = [(None, _("running as root; better as a user of its own"))] if os.geteuid() == 0 else []
+    try:
+        path = find_ini(options.ini, __file__)
+        rows += [look_at_file(path, 0o755)] if path else []
+        ini = read_ini(path, KEYS)["workflow"]
+        for name in (options.token_file or ini["token_file"], ini["client_key"]):
+            rows += [look_at_file(name, 0o600)] if name else []
+        for name in (options.ca_file or ini["ca_file"], ini["client_cert"]):
+            rows += [look_at_file(name, 0o755)] if name else []
+        rows += look_at_disk(os.getcwd(), 0) + [look_at_limits(256)]
+        relay, ini = connect(options)
+        rows += look_at_relay(relay, probes(site, command))
+    except Stop as stop:
+        rows.append((False, str(stop)))
+    return say_findings(rows, options.json)
+
+
+def probes(site, command):
+    """Every call of this side, made so that it does nothing, and what the relay says to it then."""
+    one = {"accept_id": "00000000-0000-4000-8000-000000000000"}
+    info = {"remote-site": site, "command": command or "-", "parameters": "", "parameter_files": {}, "result_files": {}}
+    said = "request_id" if command else "not in the list of site" if site else ""         # it would go on; COMMAND is missing; SITE is
+    return [("GET", "calc-progress", one, "no information"), ("POST", "add-calcinfo", {"calc-info": info}, said),
+            ("GET", "calc-status", one, ""), ("POST", "allow-wait-calc", one, ""), ("GET", "get-calc-result", one, ""), ("POST", "finish", one, ""),
+            ("POST", "cancel-wait-calc", dict(one, stop=True), ""), ("POST", "rerun", one, ""),
+            ("GET", "output", dict(one, stream="out", offset=0), ""), ("GET", "files/%s/result/0" % one["accept_id"], {}, ""),
+            ("POST", "files/%s/input/0?v=2&offset=0" % one["accept_id"], {}, "")]
+
+
+ALONE = {"check": (cmd_check, 2), "login": (cmd_login, 1)}                # words that need no running calculation, and how many words follow
+
+
 def parse(words):
     """The command line as options. 64 for what it cannot be."""
     import argparse
@@ -2473,8 +2861,10 @@ def check_words(options):
         options.inputs, options.outputs = ([word for word in text.split(":") if word] for text in (inputs, outputs))
         options.words, options.param = ["run", site, command], (options.fielded[6:] or [""])[0]
     word, more = (options.words or [""])[0], options.words[1:]
+    if word in ALONE and len(more) <= ALONE[word][1]:
+        return options
     if word not in COMMANDS:
-        raise Stop(EX_USAGE, _("one of these words must come first: %s; --help says more") % " ".join(COMMANDS))
+        raise Stop(EX_USAGE, _("one of these words must come first: %s; --help says more") % " ".join(list(COMMANDS) + list(ALONE)))
     names, patterns = wanted_results(options.outputs)
     options.wanted = (names, patterns) if options.outputs else None
     if word in ("run", "submit"):
@@ -2511,7 +2901,7 @@ def make_voice(options):
 
 
 def connect(options):
-    """The relay of the options and the ini. 78 if something is not set."""
+    """The relay of the options and the ini, and the ini's section. 78 if something is not set."""
     ini = read_ini(find_ini(options.ini, __file__), KEYS)["workflow"]
     if ini["lang"] != "auto":
         choose_language(ini["lang"])
@@ -2521,10 +2911,12 @@ def connect(options):
     if options.fielded:
         token = take_token(options.fielded[2])
         source = lambda: token
+    elif options.words[0] == "login":
+        source = lambda: ""
     else:
         source = find_token(options.token_file or ini["token_file"])
     ini["ca_file"] = options.ca_file or ini["ca_file"]
-    return Relay(url, source, **{key: ini[key] for key in ("ca_file", "proxy", "client_cert", "client_key")})
+    return Relay(url, source, **{key: ini[key] for key in ("ca_file", "proxy", "client_cert", "client_key")}), ini
 
 
 def leave(number, frame):
@@ -2552,7 +2944,9 @@ def left_early(leaving, voice, relay, on_term):
 
 def work(options):
     """Does what the words say; the exit code."""
-    relay, voice = connect(options), make_voice(options)
+    if options.words[0] in ALONE:
+        return ALONE[options.words[0]][0](options)
+    (relay, ini), voice = connect(options), make_voice(options)
     relay.notice = voice.away
     try:
         return COMMANDS[options.words[0]](options, relay, voice)
@@ -2578,6 +2972,7 @@ def main(argv=None):
         with open(os.path.abspath(__file__), "rb") as text:
             return print("%s %s protocol 2 (1) sha256 %s" % (PROGRAM, VERSION, hashlib.sha256(text.read()).hexdigest()))
     if program:
+        no_core_dump()
         import signal
         signal.signal(signal.SIGTERM, leave)
     return work(options)

@@ -17,8 +17,14 @@ need strace strace strace
 need ps procps procps-ng
 need ip iproute2 iproute
 need setpriv util-linux util-linux
+need systemd-analyze systemd systemd
+need sslscan sslscan sslscan
 need gcc gcc gcc
 need busybox busybox busybox
+need slurmctld slurm-wlm slurm-slurmctld
+need slurmd slurm-wlm slurm-slurmd
+need sbatch slurm-wlm slurm
+need munged munge munge
 for shell in tcsh fish zsh dash; do need $shell $shell $shell; done      # log-in shells of far sides
 if [ -n "$missing" ]; then
     if command -v apt-get >/dev/null 2>&1; then
@@ -34,12 +40,12 @@ if [ -n "$missing" ]; then
     fi
 fi
 python=${PYTHON:-python3}
-"$python" -c 'import pytest, hypothesis, xdist' 2>/dev/null || "$python" -m pip install -q pytest hypothesis pytest-xdist || {
-    "$python" -m venv .venv-tests && python=$PWD/.venv-tests/bin/python3 && "$python" -m pip install -q pytest hypothesis pytest-xdist; }
+"$python" -c 'import pytest, hypothesis, xdist, schemathesis' 2>/dev/null || "$python" -m pip install -q pytest hypothesis pytest-xdist schemathesis || {
+    "$python" -m venv .venv-tests && python=$PWD/.venv-tests/bin/python3 && "$python" -m pip install -q pytest hypothesis pytest-xdist schemathesis; }
 [ $# -gt 0 ] || set -- -n 2 --dist loadfile tests          # most tests wait more than they work
-"$python" -m pytest -q -p no:cacheprovider "$@"
+"$python" -m pytest -q -rfEs -p no:cacheprovider "$@"
 if [ "${MI_TEST_BENCH:-yes}" = yes ]; then
-    for bench in latency throughput files polls fielded ssh_run ssh_transfer; do
+    for bench in latency throughput files polls fielded hostile ssh_run ssh_transfer; do
         bench=tests/bench/$bench.py
         echo "== $bench"
         "$python" "$bench" --check

@@ -327,7 +327,7 @@ def test_a_token_is_shown_once_and_only_its_hash_is_kept(make_world):
     assert found[-1]["user"] == "carol" and found[-1]["roles"] == "remote" and found[-1]["sites"] == SITE and "hash" not in found[-1]
     assert abs(found[-1]["expires"] - time.time() - 7 * 86400) < 60
     text = run("mi_dicomapi.py", "token", "list", "--ini", world.ini).stdout
-    assert "carol" in text and text.splitlines()[0].split() == ["number", "user", "roles", "sites", "issued", "expires", "revoked"]
+    assert "carol" in text and text.splitlines()[0].split() == ["number", "user", "roles", "sites", "issued", "expires", "used", "revoked", "login"]
     assert secret not in listed.stdout + text
 
 

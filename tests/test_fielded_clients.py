@@ -601,7 +601,7 @@ def test_a_registration_that_could_not_be_allowed_is_taken_back_because_it_would
     process = lab.start("run", SITE, "copy", "--in", "in.dat", "--out", "out.dat")
     lab.relay.deaf += ["allow-wait-calc"] * 50
     wait_until(lambda: len(lab.relay.deaf) < 50)
-    assert process.stop(signal.SIGINT) == 130 and not lab.relay.table, process.text()
+    assert process.stop(signal.SIGINT, 60) == 130 and not lab.relay.table, process.text()
 
 
 def test_a_lost_answer_to_allow_wait_calc_is_asked_for_again(lab):

@@ -566,7 +566,7 @@ def test_no_command_section_prints_the_lines_to_add(relay, host):
     ({"argv": "/nonexistent/solver"}, "No such file"), ({"argv": "solver"}, "absolute"), ({"argv": ""}, "absolute"), ({"argv": "/etc/passwd"}, "chmod +x"),
     ({"argument.1": "["}, "argument.1"), ({"argument.x": "a"}, "argument.1, argument.2"), ({"parameters": "yes"}, "{parameters}"),
     ({"argument.1": "a"}, "{parameters}"), ({"env.A-B": "x"}, "env.A-B"), ({"nice": "20"}, "nice"), ({"timeout": "x"}, "timeout"),
-    ({"batch": "slurm"}, "not in this version"), ({"run_as": "x"}, "not in this version"), ({"argvv": "x"}, "did you mean argv")])
+    ({"batch": "sge"}, "is not one of"), ({"run_as": "x"}, "not in this version"), ({"argvv": "x"}, "did you mean argv")])
 def test_a_wrong_command_section(relay, host, keys, word):
     host.sections["command solve"].update(keys)
     text = refused(host)

@@ -68,3 +68,15 @@ def test_the_three_parts_set_up_as_the_readme_says_work_together(tmp_path):
         relay.stop()
         if poller is not None:
             poller.stop()
+
+
+def test_every_test_that_the_readme_names_is_there():
+    named, texts = set(re.findall(r"`(?:tests/)?((?:bench/)?\w*(?:test|fuzz|bench)\w*(?:\.py)?)`", README)) - {"tests"}, ""
+    for folder, folders, files in os.walk(os.path.join(suite.ROOT, "tests")):
+        texts += " ".join(files)
+        for name in files:
+            if name.endswith(".py"):
+                with open(os.path.join(folder, name), encoding="utf-8") as text:
+                    texts += text.read()
+    missing = [name for name in named if ("def " + name + "(" if not name.endswith(".py") else os.path.basename(name)) not in texts]
+    assert len(named) > 10 and not missing, missing

@@ -1,6 +1,7 @@
 """A relay restored from an older backup: what had been delivered since is asked for again, sent again, and nothing is run twice."""
 import os
 import shutil
+import subprocess
 
 import pytest
 
@@ -59,6 +60,24 @@ def test_what_was_delivered_since_the_backup_is_sent_again_and_not_run_again(sit
         assert site.twice() == []
         if attempt + 1 < attempts:                     # and once more from the same backup
             restore(site)
+
+
+def test_a_workflow_side_that_waits_sends_its_inputs_again_when_the_restored_relay_lacks_them(site):
+    site.world.extra = TIMES + "restore_grace = 1s\nwait = 2s\n"
+    site.world.start(suite.clean_env(MI_FAULT="files received"))
+    with open(os.path.join(site.world.folder, "in"), "wb") as out:
+        out.write(os.urandom(3 << 20))
+    with open(os.path.join(site.world.folder, "said"), "wb") as said:
+        module = subprocess.Popen([suite.PYTHON, suite.script("mi_system_wf.py"), "run", suite.SITE, "work", "--in", "in", "--out", "out.txt"]
+                                  + site.world.reach(), cwd=site.world.folder, stdout=said, stderr=said, env=suite.clean_env())
+    site.world.relay.popen.wait(30)
+    assert suite.run(RELAY, "backup", os.path.join(site.world.folder, "backup"), "--ini", site.world.ini).returncode == 0
+    site.world.start()
+    wait_until(lambda: site.world.rows("SELECT 1 FROM calculations WHERE state = 'allowed'"), 40)
+    restore(site)
+    site.poller()
+    assert module.wait(90) == 0, open(os.path.join(site.world.folder, "said")).read()
+    assert len(site.runs()) == 1
 
 
 @pytest.mark.parametrize("point", ["hand over", "handed over", "resend noted"])

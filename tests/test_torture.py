@@ -23,12 +23,12 @@ def test_death_at_every_named_point_and_a_bad_network_lose_nothing_and_run_nothi
         found = torture("--calculations", "5000", "--minutes", "75", "--all-points", timeout=6000)
         assert found["calculations"] >= 5000
     else:
-        found = torture("--calculations", "220", "--minutes", "0.8", "--all-points", "--extra", "60", "--modules", "32", "--rate", "0.04",
-                        "--only", "clock,full relay,clock,full poller,clock,shoot,reboot,clock", timeout=200)
+        found = torture("--calculations", "220", "--minutes", "0.8", "--all-points", "--extra", "240", "--modules", "32", "--rate", "0.04",
+                        "--only", "clock,full relay,clock,full poller,clock,shoot,reboot,clock", timeout=500)
         assert found["calculations"] >= 100
     assert found["points missed"] == {"relay": [], "poller": [], "workflow": []}
 
 
 def test_a_relay_restored_from_an_older_backup_runs_nothing_twice():
-    found = torture("--calculations", "60", "--minutes", "0.4", "--modules", "24", "--rate", "0.03", "--only", "backup,restore", timeout=150)
+    found = torture("--calculations", "60", "--minutes", "0.4", "--modules", "24", "--rate", "0.03", "--only", "backup,restore", timeout=400)
     assert found["events"]["restore"] == 1

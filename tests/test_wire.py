@@ -79,7 +79,7 @@ def test_html_of_a_gateway_is_away_and_is_asked_again_with_one_notice_for_all(ma
         return HTML if len(count) < 4 else None
     fake, relay = make(misbehave=three)
     assert relay.ask("GET", "calc-progress", {"v": 2})["progress"] == "got return"
-    assert len(relay.notices) == 2 and relay.notices[1] is None and "HTTP 502" in relay.notices[0]
+    assert len(relay.notices) == 2 and relay.notices[1] is None and "HTTP 502" in str(relay.notices[0])
     assert len(relay.pauses) == 3 and all(0.4 < pause < 7 for pause in relay.pauses)
 
 
@@ -324,8 +324,8 @@ def test_results_small_and_large_and_empty_arrive_as_they_are(make, tmp_path):
 
 
 def test_thousands_of_empty_files_cost_one_call(make, tmp_path):
-    fake, relay = make(results={"%05d" % n: b"" for n in range(5000)})
-    assert len(fetch(relay, fake, tmp_path)) == 5000 and len(fake.calls) == 1
+    fake, relay = make(results={"%05d" % n: b"" for n in range(3000)})
+    assert len(fetch(relay, fake, tmp_path)) == 3000 and len(fake.calls) == 1
 
 
 def test_a_download_that_is_cut_goes_on_where_it_stopped(make, tmp_path):

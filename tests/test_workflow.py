@@ -346,7 +346,7 @@ def test_fielded_words_hide_the_token_from_ps(fake, here):
 
 
 def test_ctrl_c_and_sigterm_leave_the_calculation_running(busy, here):
-    do(here, "sleep 1; echo x >a")
+    do(here, "sleep 4; echo x >a")
     for number, code in ((signal.SIGINT, 130), (signal.SIGTERM, 75)):
         process = start(["run", suite.SITE, "hello", "--in", "do", "--out", "a"] + busy.reach(), here)
         line = process.stdout.readline().decode()
@@ -630,7 +630,7 @@ def on_terminal(words, here):
 def test_a_terminal_sees_one_line_that_is_rewritten(busy, here):
     do(here, "sleep 1; echo x >a")
     code, out, seen = on_terminal(["run", suite.SITE, "hello", "--in", "do", "--out", "a", "-v"] + busy.reach(), here)
-    assert code == 0 and out == ""
+    assert code == 0 and out in ("", "started\n")      # what the command writes, if it came while it ran
     assert re.search(r"\r\x1b\[K[0-9a-f-]{36} running 0:00:0\d", seen) and "the command ended with 0" in seen.splitlines()[-1]
     assert "Traceback" not in seen
 
