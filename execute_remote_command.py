@@ -38,7 +38,8 @@ PROGRAM = "execute_remote_command"
 VERSION = "1.0.0"
 LOG = "remote_program_exec.log"   # the command's output, in its directory
 SMALL = 1 << 20                # bytes; smaller files travel bundled
-BUNDLE = 4 << 20               # bytes of small files in one bundle
+BUNDLE, NEAR_BUNDLE = 4 << 20, 8 << 20    # bytes of small files in one bundle: far (sums of one beside the next one's way), near
+TWICE = 8 << 20                # bytes of small files from which on a far host gets them in two sessions (each has ssh's window of 2 MiB)
 BULK = 64 << 20                # bytes from which on several connections pay for their log-ins
 NEAR = 0.004                   # seconds of round trip below which a host counts as being on the same LAN
 PIECE, NEAR_PIECE = 2 << 20, 16 << 20      # bytes; small pieces where the line is slow, large where the processors are
@@ -1150,16 +1151,21 @@ watch() {   # OFFSET: log and state until the end, as `L BYTES` + bytes, `S STAT
     kill $feeler 2>/dev/null
 }
 bad() { wait; echo "no $i $1"; exit 1; }
-take() { head -c "$1"; }   # exactly so many bytes from stdin; some heads read on, into the next order
-[ "$verb" != lane ] || [ "$(printf ab | { take 1 >/dev/null; cat; })" = b ] || take() {
-    [ "$1" -lt 65536 ] || dd bs=65536 count=$(($1 / 65536)) iflag=fullblock 2>/dev/null
-    [ $(($1 % 65536)) = 0 ] || dd bs=$(($1 % 65536)) count=1 iflag=fullblock 2>/dev/null
-}
+for k in 1 2 3; do case $k in   # take N: exactly so many bytes from stdin; some heads read on, into the next order
+    1) take() { dd bs=65536 count="$1" iflag=count_bytes,fullblock status=none; };;
+    2) take() { head -c "$1"; };;
+    *) take() {
+        [ "$1" -lt 65536 ] || dd bs=65536 count=$(($1 / 65536)) iflag=fullblock 2>/dev/null
+        [ $(($1 % 65536)) = 0 ] || dd bs=$(($1 % 65536)) count=1 iflag=fullblock 2>/dev/null
+    };; esac
+    case $verb in lane|hold) ;; *) break;; esac
+    [ "$({ printf ab | { take 1 >/dev/null; cat; }; } 2>/dev/null)" = b ] && break
+done
 sums() { tr '\n' '\000' | xargs -0 $sum -- | sed 's/^\\//; s/ .*//; s/^/s /'; }
 lane() {   # put or get: orders `KIND NUMBER OFFSET BYTES NAME/` on stdin, bytes behind them or in the answer
     mkdir -p "$w" && cd "$w" || exit 73
     exec 4>&1
-    choose_sum
+    [ "$sum" != none ] || choose_sum
     [ "$sum" = none ] && sums() { sed 's/.*/s -/'; }
     [ "${sum#openssl}" != "$sum" ] && sums() { tr '\n' '\000' | xargs -0 $sum | sed 's/ .*//; s/^/s /'; }
     while IFS=' ' read -r k i o n p; do
@@ -1186,6 +1192,7 @@ lane() {   # put or get: orders `KIND NUMBER OFFSET BYTES NAME/` on stdin, bytes
             [ "$sum" = none ] || dd if="$p" bs=262144 skip="$o" count="$n" iflag=skip_bytes,count_bytes status=none | $sum; wait)
         [ -n "$s" ] || s=-; echo "ok $i ${s%% *}";;
     E)  tar -cf - .; exit;;
+    X)  wait; return;;
     A)  l=$(take "$n")
         s=$(printf '%s\n' "$l" | tr '\n' '\000' | tar --format=gnu --no-recursion -b 20 -hcf - --null -T - >&4 &
             printf '%s\n' "$l" | sums; wait)
@@ -1193,7 +1200,7 @@ lane() {   # put or get: orders `KIND NUMBER OFFSET BYTES NAME/` on stdin, bytes
     esac; done
     wait
 }
-hold() {   # the control connection: says what there is here, then answers each line until it is over
+hold() {   # the control connection: says what there is here, then answers each line (or serves a lane, or cleans) until it is over
     mkdir -p "$b/.mi" 2>/dev/null
     gnu=0; [ "$(printf xyz | dd iflag=count_bytes,fullblock count=1 status=none 2>/dev/null)" = x ] &&
         find / -maxdepth 0 -printf '' 2>/dev/null &&
@@ -1205,8 +1212,15 @@ hold() {   # the control connection: says what there is here, then answers each 
     free=$(df -Pk "$b" 2>/dev/null | { read -r x; read -r x x x a x; echo "${a:-0}"; })
     kill=0; grep -qs '^KillUserProcesses=yes' /etc/systemd/logind.conf /etc/systemd/logind.conf.d/* &&
         [ "$(loginctl show-user "$(id -un)" -p Linger 2>/dev/null)" = Linger=no ] && kill=1
-    echo "ready guard=0 kill=$kill boot=$boot gnu=$gnu rsync=$rsync zstd=$zstd gzip=$gzip aes=$aes free=$free sum=${sum%% *}"
-    while IFS= read -r x; do printf '%s\n' "$x"; done
+    echo "ready guard=0 kill=$kill boot=$boot gnu=$gnu rsync=$rsync zstd=$zstd gzip=$gzip aes=$aes free=$free sum=${sum%% *} more=1"
+    while IFS= read -r x; do case $x in
+    "lane "*|"clean "*)   # within this session: no other log-in shell to wait for
+        set -- $x; id=$2 w=$b/$2 c=$b/.mi/$2 f=$b/$2/remote_program_exec.log
+        case $id in *[!0-9a-f-]*) exit 64;; esac
+        echo "mi_distcomp 1 $1"
+        case $1 in lane) lane "$3"; echo over; cd /;; *) (clean);; esac;;
+    *) printf '%s\n' "$x";;
+    esac; done
 }
 cancel() {   # GRACE: TERM, after GRACE seconds KILL: the wrapper's group, and whatever carries its mark (look sets p and s)
     lead=''; { read -r lead x <"$c/start"; } 2>/dev/null
@@ -1302,8 +1316,9 @@ class Line:
         if not host or host.startswith("-") or ODD.search(host) or " " in host:
             raise Stop(EX_USAGE, _("%s: not a host") % printable(host))
         self.host, self.settings = host, settings
-        self.folder = self.process = self.facts = self.spare = None
-        self.round_trip, self.options = 0.0, None
+        self.folder = self.process = self.facts = self.spare = self.second = None
+        self.round_trip, self.options, self.busy = 0.0, None, False
+        self.lock = threading.Lock()
 
     def configured(self):
         """What ~/.ssh/config says about the host ({key: value}); empty if this ssh cannot tell."""
@@ -1347,6 +1362,20 @@ class Line:
         for pipe in (process.stdin, process.stdout):
             widen(pipe)
         return process
+
+    def lane(self, ident, way, own=False):
+        """A lane: over a connection of its own, in the control connection's session where that can, or in one beside it."""
+        with self.lock:
+            held = not own and self.free()
+            self.busy = self.busy or held
+        return Held(self, "lane %s %s" % (ident, way)) if held else self.start("lane", ident, way, own=own)
+
+    def free(self):
+        """Can the control connection's session do something now?"""
+        if isinstance(self.spare, Held):
+            self.spare.leave()
+            self.spare = None
+        return self.facts.get("more") == "1" and not self.busy
 
     def open(self):
         """Opens the control connection. LineLost if it cannot be had now; Stop 77 or 69 if it will never be had like this."""
@@ -1409,6 +1438,8 @@ class Line:
 
     def call(self, verb, ident, *words):
         """One short request; the lines of its answer. LineLost if the answer did not come in full (last line `E ...`)."""
+        if verb == "clean" and self.free():
+            return self.clean(ident)
         process = self.start(verb, ident, *words)
         process.stdin.close()
         rows = process.stdout.read().decode("utf-8", "replace").splitlines() if self.marked(process) else []
@@ -1416,6 +1447,15 @@ class Line:
             self.broke(process)
         self.end(process)
         return rows
+
+    def clean(self, ident):
+        """The same for `clean`, in the control connection's session."""
+        held = Held(self, "clean " + ident)
+        row = held.stdout.readline() if self.marked(held) else b""
+        if not row.startswith(b"E "):
+            self.broke(held)
+        self.busy = False
+        return [row.decode("utf-8", "replace").rstrip("\n")]
 
     def broke(self, process):
         """A session ended too early: a guard's refusal is final, anything else is a lost line."""
@@ -1428,6 +1468,8 @@ class Line:
 
     def end(self, process):
         """Closes a session's pipes and waits a moment for it."""
+        if isinstance(process, Held):
+            return
         for pipe in (process.stdin, process.stdout):
             try:
                 pipe.close()
@@ -1438,10 +1480,12 @@ class Line:
 
     def close(self):
         """Ends the control connection and removes its socket."""
-        if self.spare is not None:
-            self.spare.kill()
-            self.end(self.spare)
-            self.spare = None
+        for process in (self.spare, self.second):
+            if process is not None:
+                process.kill()
+                self.end(process)
+        self.spare = self.second = None
+        self.busy = False
         if self.process is not None:
             self.process.terminate()
             try:
@@ -1453,6 +1497,42 @@ class Line:
             import shutil
             shutil.rmtree(self.folder, ignore_errors=True)
         self.process = self.folder = None
+
+
+class Held:
+    """A lane in the control connection's own session."""
+
+    def __init__(self, line, order):
+        hold = line.process
+        self.line, self.verb, self.wait = line, order.split(" ")[0], hold.wait
+        self.stdin, self.stdout, self.said = hold.stdin, hold.stdout, hold.said
+        line.busy = True
+        try:
+            self.stdin.write(utf8(order + "\n"))
+            self.stdin.flush()
+        except BrokenPipeError:
+            line.broke(self)
+
+    def leave(self):
+        """All that was asked is answered: the session goes on without the lane (its last word is skipped by whoever reads next)."""
+        self.line.busy = False
+        try:
+            self.stdin.write(b"X 0 0 0 -/\n")
+            self.stdin.flush()
+        except OSError:
+            self.kill()
+
+    def kill(self):
+        """The lane stands somewhere in the middle: there is no other end for it than the connection's."""
+        self.line.process.kill()
+
+
+def leave(process, clean):
+    """Ends a lane; clean: nothing is under way in it."""
+    if clean and isinstance(process, Held):
+        process.leave()
+    else:
+        process.kill()
 
 
 class Never(Stop):
@@ -1571,6 +1651,7 @@ class Work:
         self.record, self.error, self.lost = record, None, None
         self.moved, self.pieces_left, self.tries = 0, {}, {}
         self.cond = threading.Condition()
+        self.first = self.taker = None                 # what must be there before anybody but its taker goes on: the directories
         for item in items:
             if isinstance(item, Piece):
                 self.pieces_left[item.entry.far] = self.pieces_left.get(item.entry.far, 0) + 1
@@ -1579,23 +1660,27 @@ class Work:
         """The next item, or None: there is none (and with wait: none will come back)."""
         with self.cond:
             while not self.error:
-                if self.items:
+                if self.items and (self.first is None or self.items[0] is self.first or self.taker == threading.get_ident()):
+                    self.taker = threading.get_ident() if self.items[0] is self.first else self.taker
                     self.out += 1
                     return self.items.popleft()
-                if not self.out or not wait:
+                if not self.items and not self.out or not wait:
                     return None
                 self.cond.wait()
             return None
 
-    def done(self, item, size):
-        """item has arrived and its sum is right. True if it was its file's last piece."""
+    def done(self, item, size, putting=False):
+        """item has arrived and its sum is right. True if it was its file's last piece (putting: then the file's end is ordered)."""
         with self.cond:
             self.out -= 1
             self.moved += size
+            self.first = None if item is self.first else self.first
             last = False
             if isinstance(item, Piece):
                 self.pieces_left[item.entry.far] -= 1
                 last = not self.pieces_left[item.entry.far]
+                if last and putting:
+                    self.items.appendleft(item.entry)  # size, time and mode
                 self.record.arrived(item.entry, item.offset, item.size)
             for entry in item if isinstance(item, list) else ():
                 self.record.arrived(entry, 0, entry.size)
@@ -1606,18 +1691,17 @@ class Work:
         """items were not done after all."""
         with self.cond:
             self.out -= len(items)
-            self.items.extendleft(items)
+            self.items.extendleft(reversed(items))
             for item in items if wrong else ():
                 self.tries[id(item)] = self.tries.get(id(item), 0) + 1
                 if self.tries[id(item)] >= TRIES:
                     self.error = self.error or Stop(EX_IOERR, _("the sum of a piece was wrong %d times: %s") % (TRIES, self.title(item)))
             self.cond.notify_all()
 
-    def add(self, item):
-        """One more to do, first."""
+    def over(self):
+        """Is all done?"""
         with self.cond:
-            self.items.appendleft(item)
-            self.cond.notify_all()
+            return not self.items and not self.out
 
     def title(self, item):
         return shown(item.entry.far if isinstance(item, Piece) else item[0].far if isinstance(item, list) else item.far)
@@ -1645,8 +1729,9 @@ def version(entry):
     return entry.far, entry.size, entry.mtime
 
 
-def cut(entries, step, have):
-    """Work for entries: bundles of small files (lists of Entry), and pieces; have: {version: set of (offset, size)}, there already."""
+def cut(entries, step, have, room=BUNDLE):
+    """Work for entries: bundles of small files (lists of Entry, `room` bytes), and pieces; have: {version: set of (offset, size)}, there
+    already."""
     items, bundle, filled = [], [], 0
     for entry in entries:
         if entry.size < SMALL or not step:
@@ -1657,7 +1742,7 @@ def cut(entries, step, have):
             if entry.size >= SMALL:                    # the far side has no means for pieces
                 items.append([bundle.pop()])
                 filled -= entry.size + 512
-            elif filled >= BUNDLE or len(bundle) >= 1000:
+            elif filled >= room or len(bundle) >= 1000:
                 items.append(bundle)
                 bundle, filled = [], 0
             continue
@@ -1689,9 +1774,12 @@ def lanes_for(line, total, settings):
     return lanes, NEAR_PIECE if near else min(max(PIECE, total // (lanes * 16)), 4 * PIECE)
 
 
-def work_off(line, work, ident, lane, count):
+def work_off(line, work, ident, lane, count, settings):
     """Runs count lanes until the work is done. LineLost or Stop otherwise."""
-    threads = []
+    threads, beside = [], 0
+    small = sum(one.size for item in work.items if isinstance(item, list) for one in item)
+    if count == 1 and not settings.streams and small > TWICE and line.round_trip >= NEAR and line.facts.get("gnu") == "1":
+        count, beside = 2, 1                           # no further log-in
     work.lanes = count if work.items else 0
 
     def run(own):
@@ -1704,7 +1792,7 @@ def work_off(line, work, ident, lane, count):
             work.fail(Stop(EX_IOERR, printable("%s: %s" % (line.host, error))) if isinstance(error, ValueError) else error)
         work.leave(lost)
     for number in range(work.lanes):
-        thread = threading.Thread(target=run, args=(number > 0,), daemon=True)
+        thread = threading.Thread(target=run, args=(number > beside,), daemon=True)
         thread.start()
         threads.append(thread)
     for thread in threads:
@@ -1752,6 +1840,10 @@ class Answers(threading.Thread):
                     item, wanted = self.waiting.pop(int(number))
                 self.settle(item, wanted, sums if isinstance(item, list) else text)
                 sums = [] if isinstance(item, list) else sums
+                if isinstance(self.process, Held) and self.work.over():
+                    break                              # no need to wait for a farewell
+            elif kind == "over":
+                break
 
     def settle(self, item, wanted, got):
         """One order was answered: its sum decides."""
@@ -1761,8 +1853,7 @@ class Answers(threading.Thread):
             self.work.back([item], wrong=True)
         else:
             size = item.size if isinstance(item, Piece) else sum(one.size for one in item) if isinstance(item, list) else 0
-            if self.work.done(item, size):
-                self.work.add(item.entry)                  # all its pieces are there: size, time and mode
+            self.work.done(item, size, putting=True)
         self.room.release()
 
     def expect(self, number, item):
@@ -1781,10 +1872,10 @@ class Answers(threading.Thread):
 
 def put_lane(line, work, ident, own):
     """One lane upwards: bundles, pieces and finishing orders from the work to the far side."""
-    process = line.start("lane", ident, "put", own=own)
+    process = line.lane(ident, "put", own)
     answers, number = Answers(line, process, work), 0
     answers.start()
-    squeeze = line.facts.get("gzip") == "1" and line.round_trip >= NEAR
+    squeeze, clean = line.facts.get("gzip") == "1" and line.round_trip >= NEAR, False
     try:
         while True:
             answers.room.acquire()
@@ -1800,9 +1891,7 @@ def put_lane(line, work, ident, own):
                     if item[0].size >= SMALL:
                         send_whole(process.stdin, number, item[0], answers)
                         continue
-                    data, names, sums = bundled(item)
-                    answers.promise(number, sums)
-                    process.stdin.write(b"T 0 0 %d -/\n" % len(data) + data + b"S %d 0 %d -/\n" % (number, len(names)) + names)
+                    send_bundle(process.stdin, number, item, answers)
                 elif isinstance(item, Piece):
                     send_piece(process.stdin, number, item, answers, squeeze)
                 else:
@@ -1812,11 +1901,12 @@ def put_lane(line, work, ident, own):
                 process.stdin.flush()
             except BrokenPipeError:
                 break
+        clean = not work.error
     finally:
-        if not answers.waiting and not answers.broke:
-            process.kill()                             # all is acknowledged
+        if not answers.waiting and not answers.broke or isinstance(process, Held):
+            leave(process, clean and not answers.waiting and not answers.broke)      # all is acknowledged
         try:
-            process.stdin.close()
+            process.stdin.close() if not isinstance(process, Held) else None
         except OSError:
             pass
         answers.join()
@@ -1825,21 +1915,33 @@ def put_lane(line, work, ident, own):
     line.end(process)
 
 
-def bundled(entries):
-    """(tar, names, sums) of small files and directories. Stop 66 if one cannot be read."""
-    out, names, sums = [], [], []
+def send_bundle(pipe, number, entries, answers):
+    """Small files and directories as one tar, and the order for their sums. Stop 66 if one cannot be read."""
+    heads, names, sums = [], [], []
     for entry in entries:
+        folder = stat.S_ISDIR(entry.mode)
+        heads.append(tar_header(b"./" + entry.far + b"/" * folder, 0 if folder else entry.size,
+                                entry.mode & 0o777 | 0o700 * folder, int(float(entry.mtime)), b"5" if folder else b"0"))
+        if not folder:
+            names.append(b"./" + entry.far)
+    size = sum(map(len, heads)) + sum(entry.size + -entry.size % 512 for entry in entries if not stat.S_ISDIR(entry.mode)) + 1024
+    pipe.write(b"T 0 0 %d -/\n" % size)
+    for head, entry in zip(heads, entries):
+        pipe.write(head)
         if stat.S_ISDIR(entry.mode):
-            out.append(tar_header(b"./" + entry.far + b"/", 0, entry.mode & 0o777 | 0o700, int(float(entry.mtime)), b"5"))
             continue
-        with open(entry.near, "rb", 0) as source:
-            data = source.read(SMALL + 1)
+        fd = os.open(entry.near, os.O_RDONLY)          # open() takes five times as long
+        try:
+            data = os.read(fd, entry.size + 1)
+        finally:
+            os.close(fd)
         if len(data) != entry.size:
             raise Stop(EX_NOINPUT, _("%s: changed while it was sent") % shown(entry.near))
-        out += [tar_header(b"./" + entry.far, len(data), entry.mode & 0o777, int(float(entry.mtime))), padded(data)]
-        names.append(b"./" + entry.far)
+        pipe.write(padded(data))
         sums.append(hashlib.sha256(data).hexdigest())
-    return b"".join(out) + b"\0" * 1024, b"".join(name + b"\n" for name in names), sums
+    answers.promise(number, sums)
+    names = b"".join(name + b"\n" for name in names)
+    pipe.write(b"\0" * 1024 + b"S %d 0 %d -/\n" % (number, len(names)) + names)
 
 
 def send_piece(pipe, number, item, answers, squeeze):
@@ -1903,16 +2005,15 @@ def put(line, ident, entries, record, settings):
     count, step = lanes_for(line, sum(entry.size for entry in files if entry.size >= SMALL), settings)
     if line.facts.get("gnu") != "1":
         count, step = 1, 0
-    work = Work(cut(files, step, record.have), record)
+    work = Work(cut(files, step, record.have, BUNDLE if line.round_trip >= NEAR else NEAR_BUNDLE), record)
     for entry in files:                                # complete but for the finishing order
         if step and entry.size >= SMALL and entry.far not in work.pieces_left:
             work.items.append(entry)
-    if folders and count == 1:
+    if folders:                                        # two lanes must not make the same directory
         work.items.appendleft(folders)
-    elif folders:                                      # first of all, alone: two lanes must not make the same directory
-        work_off(line, Work([folders], record), ident, put_lane, 1)
+        work.first = folders
     with Progress(work, _("sent"), sum(entry.size for entry in files)):
-        work_off(line, work, ident, put_lane, count)
+        work_off(line, work, ident, put_lane, count, settings)
     return work.moved
 
 
@@ -1983,10 +2084,10 @@ class Cut:
         return row[2]
 
 
-def listing(line, ident):
+def listing(line, ident, settings):
     """What is in the far directory: (when it was started there, {far: Entry}, {far: ctime there}, folders, {link: file}, out, odd).
     out: what is no file of the directory's own (links that lead out, devices), or what a guard keeps; odd: names that cannot be fetched."""
-    process = line.start("lane", ident, "get")
+    process, small = line.lane(ident, "get"), 0
     if not line.marked(process):
         line.broke(process)
     told = Cut(line, process)
@@ -2003,6 +2104,9 @@ def listing(line, ident):
         if kind == b"f":
             files[name] = Entry(None, name, int(size), mtime.decode("ascii"), int(mode, 8))
             changed[name] = float(ctime)
+            small += int(size) if int(size) < SMALL else 0
+            if small > TWICE and line.second is None and line.round_trip >= NEAR and not settings.streams:
+                line.second = line.start("lane", ident, "get")     # it will be wanted: on its way while the list comes
         elif kind == b"d":
             folders.append(name)
         elif kind == b"l":
@@ -2030,12 +2134,17 @@ def resolve(process, told, files, links):
 
 def get_lane(line, work, ident, own):
     """One lane downwards: asks ahead, so that no round trip is idle."""
-    process, line.spare = (None if own else line.spare), (line.spare if own else None)
+    process = None
+    with work.cond:                                    # lanes that are open already, or on their way
+        if not own and line.spare is not None:
+            process, line.spare, fresh = line.spare, None, False
+        elif not own and line.second is not None:
+            process, line.second, fresh = line.second, None, True
     if process is None:
-        process = line.start("lane", ident, "get", own=own)
-        if not line.marked(process):
-            line.broke(process)
-    told, ahead, number = Cut(line, process), collections.deque(), 0
+        process, fresh = line.lane(ident, "get", own), True
+    if fresh and not line.marked(process):
+        line.broke(process)
+    told, ahead, number, clean = Cut(line, process), collections.deque(), 0, False
     try:
         while True:
             while len(ahead) < (ASKED if work.lanes > 1 else AHEAD):
@@ -2059,11 +2168,12 @@ def get_lane(line, work, ident, own):
                 work.back([item], wrong=True)
             elif work.done(item, item.size if isinstance(item, Piece) else sum(entry.size for entry in item)):
                 finish(item.entry)
+        clean = not ahead
     except BrokenPipeError:
         line.broke(process)
     finally:
         work.back(list(ahead))
-        process.kill()                                 # all that was asked for is here: no need to wait for a farewell
+        leave(process, clean)                          # all that was asked for is here: no need to wait for a farewell
         line.end(process)
 
 
@@ -2082,7 +2192,7 @@ def finish(entry):
 
 
 def settle_file(path, entry):
-    """Mode and time of the entry for the file at path."""
+    """Mode and time of the entry for the file at path (or open file)."""
     os.chmod(path, entry.mode & 0o777)
     os.utime(path, ns=(nanoseconds(entry.mtime), nanoseconds(entry.mtime)))
 
@@ -2120,6 +2230,7 @@ def receive_bundle(told, entries):
         fd = os.open(part(entry.near), os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
         try:
             write_all(fd, data)
+            settle_file(fd, entry)
         finally:
             os.close(fd)
         sums[name] = hashlib.sha256(data).hexdigest()
@@ -2130,7 +2241,6 @@ def receive_bundle(told, entries):
     if row[0] != "ok" or [sums.get(b"./" + entry.far) for entry in entries] != far and set(far) != {"-"}:
         return False
     for entry in entries if right else ():
-        settle_file(part(entry.near), entry)
         os.rename(part(entry.near), entry.near)
     return right
 
@@ -2145,12 +2255,12 @@ def write_all(fd, data):
 def get(line, ident, entries, record, settings):
     """Moves entries (results; near is where they go) here, each of them verified. Returns the bytes moved."""
     count, step = lanes_for(line, sum(entry.size for entry in entries if entry.size >= SMALL), settings)
-    work = Work(cut(entries, step, record.have), record)
+    work = Work(cut(entries, step, record.have, BUNDLE if line.round_trip >= NEAR else NEAR_BUNDLE), record)
     for entry in entries:
         if entry.size >= SMALL and entry.far not in work.pieces_left:
             finish(entry)                              # it was whole already when the runner died
     with Progress(work, _("fetched"), sum(entry.size for entry in entries)):
-        work_off(line, work, ident, get_lane, count)
+        work_off(line, work, ident, get_lane, count, settings)
     return work.moved
 
 
@@ -2260,7 +2370,7 @@ class Run:
 
     def __init__(self, record, settings):
         self.record, self.settings, self.order = record, settings, record.order
-        self.ident, self.line, self.progress, self.ever = record.ident, None, 0, False
+        self.ident, self.line, self.progress, self.ever, self.early = record.ident, None, 0, False, None
         self.show, self.decoder = sys.stdout, codecs.getincrementaldecoder("utf-8")("replace")
 
     def insist(self, step):
@@ -2305,6 +2415,7 @@ class Run:
         try:
             if "ended" not in record.steps:
                 if "starting" not in record.steps:
+                    self.early = Beside(lambda: planned(self.order["inputs"]))     # while the log-in takes its time
                     self.insist(self.send)             # 2. connect, 3. directory, 4. inputs
                 self.solver_log("start")
                 state = self.insist(self.start)        # 5. start, 6. watch
@@ -2340,10 +2451,11 @@ class Run:
         log("info", self.ident, "2 connect", host=line.host, round_trip="%.1fms" % (line.round_trip * 1000), guard=line.facts.get("guard"))
         point("connected")
         record = self.record
-        entries = planned(self.order["inputs"])
+        early, self.early = self.early, None
+        entries = early.result() if early else planned(self.order["inputs"])
         record.begin("in", line.facts["boot"])
         if record.have:
-            there = listing(line, self.ident)[1]
+            there = listing(line, self.ident, self.settings)[1]
             record.have = {which: spans for which, spans in record.have.items() if which[0] in there}
         record.step("sending")
         point("sending")
@@ -2413,7 +2525,7 @@ class Run:
         if line.facts.get("gnu") != "1":
             return record.step("fetched", files=fetch_all(line, self.ident, into, self.settings), odd=[])
         point("listing")
-        started, files, changed, folders, copies, out, odd = listing(line, self.ident)
+        started, files, changed, folders, copies, out, odd = listing(line, self.ident, self.settings)
         sent = {entry.far: entry for entry in planned(self.order["inputs"], check=False)}
         wanted = []
         for name, entry in files.items():
@@ -2569,8 +2681,12 @@ def squeezed(line, ident, entries, settings, send):
     else:
         words += ["--"] + [(line.host if not number else "") + ":" + entry.far.decode() for number, entry in enumerate(large)]
         words.append(large[0].near[:-len(large[0].far)])
-    near = Sums(large) if send else None
-    if not run_rsync(words, b"", ident) or not agree(line, ident, large, "put" if send else "get", near):
+    early = Beside(lambda: near_sums(large) if send else far_sums(line, ident, large))     # of what does not change, beside the transfer
+    if not run_rsync(words, b"", ident):
+        early.result()
+        return entries
+    late = far_sums(line, ident, large, "put") if send else near_sums(large)
+    if not all(one == other or "-" in (one, other) for one, other in zip(early.result(), late)):
         return entries
     for entry in () if send else large:
         settle_file(entry.near, entry)
@@ -2614,27 +2730,37 @@ def rsync_all(line, ident, entries, settings):
     return agree(line, ident, files, "put")
 
 
-def agree(line, ident, entries, way="get", near=None):
-    """Are the files here and there the same, by their sums? near: a started Sums of this side, if there is one already."""
-    near = near or Sums(entries)
-    far = far_sums(line, ident, [entry.far for entry in entries], way) if entries else []
+def agree(line, ident, entries, way="get"):
+    """Are the files here and there the same, by their sums?"""
+    near = Beside(lambda: near_sums(entries))
+    far = far_sums(line, ident, entries, way) if entries else []
     return all(wanted in ("-", got) for got, wanted in zip(near.result(), far))
 
 
-class Sums(threading.Thread):
-    """Makes this side's sums while something else goes on."""
+class Beside(threading.Thread):
+    """Makes something while something else goes on."""
 
-    def __init__(self, entries):
+    def __init__(self, make):
         threading.Thread.__init__(self, daemon=True)
-        self.entries, self.sums = entries, []
+        self.make, self.made, self.error = make, None, None
         self.start()
 
     def run(self):
-        self.sums = [file_sum(entry.near) for entry in self.entries]
+        try:
+            self.made = self.make()
+        except Exception as error:
+            self.error = error
 
     def result(self):
         self.join()
-        return self.sums if len(self.sums) == len(self.entries) else [""] * len(self.entries)
+        if self.error:
+            raise self.error
+        return self.made
+
+
+def near_sums(entries):
+    """The sums of files here."""
+    return [file_sum(entry.near) for entry in entries]
 
 
 def run_rsync(words, data, ident):
@@ -2728,18 +2854,19 @@ def file_sum(path):
     return digest.hexdigest()
 
 
-def far_sums(line, ident, names, way="get"):
+def far_sums(line, ident, entries, way="get"):
     """The sums of files there, in that order ("-": nothing there to make them with)."""
-    process = line.start("lane", ident, way)
+    process = line.lane(ident, way)
     if not line.marked(process):
         line.broke(process)
     told, sums = Cut(line, process), []
-    for first in range(0, len(names), 500):
-        text = b"".join(b"./" + name + b"\n" for name in names[first:first + 500])
+    for first in range(0, len(entries), 500):
+        text = b"".join(b"./" + entry.far + b"\n" for entry in entries[first:first + 500])
         process.stdin.write(b"S 1 0 %d -/\n" % len(text) + text)
         process.stdin.flush()
         for row in iter(told.row, ["ok", "1", "-"]):
             sums.append(row[1] if row[0] == "s" else line.broke(process))
+    leave(process, True)
     line.end(process)
     return sums
 

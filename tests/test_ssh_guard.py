@@ -45,13 +45,12 @@ echo result >r.txt
 class Far:
     """An external computer with a guard; ask() is what its sshd would do with the key."""
 
-    def __init__(self, folder, ini="", mutation=None):
+    def __init__(self, folder, ini="", mutation=()):
         self.dir, self.number = str(folder), 0
         self.base = os.path.join(self.dir, "base")
         os.makedirs(self.base, exist_ok=True)
         text = open(SCRIPT, encoding="utf-8").read()
-        if mutation:
-            old, new = mutation
+        for old, new in mutation:
             assert text.count(old) == 1, "%r stands %d times in the script" % (old, text.count(old))
             text = text.replace(old, new)
         self.script = os.path.join(self.dir, "guard.py")
@@ -208,7 +207,8 @@ def arguments_where_none_are_allowed(far):
 
 
 def quoting_tricks(far):
-    for word in ("work.sh $(touch evil)", "work.sh `touch evil`", "work.sh a;touch evil", "work.sh 'a b'", "work.sh \"a\nb\"", "work.sh a|touch evil"):
+    for word in ("work.sh $(touch evil)", "work.sh `touch evil`", "work.sh a;touch evil", "work.sh 'a b'", "work.sh \"a\nb\"", "work.sh a|touch evil",
+                 "work.sh $(touch${IFS}evil)"):
         far.run(far.fresh(), word)
     return any("evil" in names for top, folders, names in os.walk(far.dir))
 
@@ -227,7 +227,7 @@ def an_id_that_is_a_path(far):
 
 
 def an_unknown_verb(far):
-    return far.ask("shell", "-")[0] != 77
+    return far.ask("touch evil", "-")[0] != 77 or os.path.exists(far.path("evil"))
 
 
 def another_form(far):
@@ -343,7 +343,7 @@ def control_characters_in_the_log(far):
 
 NAMES = "[outbound]\ndeny_names = secret*\n"
 CONTENT = "[outbound]\ndeny_content = SECRET-[0-9]+\n"
-ATTACKS = [                    # (attack, ini, the check to take out, what to put there); None: there is nothing that could be taken out
+ATTACKS = [                    # (attack, ini, the check to take out, what to put there, and again where more than one check stands in the way)
     (outside_write, "", "parts = plain(name).split", "parts = name.split"),
     (absolute_write, "", "parts = plain(name).split(b\"/\")", "parts = [name]"),
     (write_through_a_link, "", "there = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=here)",
@@ -354,18 +354,19 @@ ATTACKS = [                    # (attack, ini, the check to take out, what to pu
     (put_after_the_start, "", "        if os.path.isdir(self.place.control):\n            raise Refused(", "        if False:\n            raise Refused("),
     (get_before_the_end, "", "        if not place.over():\n", "        if False:\n"),
     (hard_link_out, "", "or info.st_nlink != 1:", "or False:"),
-    (soft_link_out, "", None, None),
+    (soft_link_out, "", "else \"file\" if stat.S_ISREG(mode) else \"other\"", "else \"file\"", "flags | os.O_NOFOLLOW | os.O_NONBLOCK", "flags | os.O_NONBLOCK"),
     (swapped_after_the_look, CONTENT, "if mark_of(os.fstat(fd)) != self.files[name]:", "if False:"),
     (other_command, "", "    raise Refused(\"no [command NAME] for", "    return [name for name in rules if name.startswith(\"command \")][0], words, {}, []\n    raise Refused(\"no [command NAME] for"),
     (more_arguments, "", "if given and not (keys[\"parameters\"] or len(given) <= max(shapes, default=0)) or", "if"),
     (arguments_of_another_form, "", "if number in shapes and not shapes[number].fullmatch(word) or", "if"),
     (arguments_where_none_are_allowed, "", "            raise Refused(\"[%s] allows no such arguments\" % section)", "            pass"),
-    (quoting_tricks, "", None, None),
-    (a_second_run, "", None, None),
+    (quoting_tricks, "", "log 2>&1; exec \"$@\"'\n", "log 2>&1; eval \"$*\"'\n", "if number in shapes and not shapes[number].fullmatch(word) or", "if"),
+    (a_second_run, "", "    if not os.path.isdir(place.control):\n        if boot", "    if True:\n        if boot",
+     "            os.rename(fresh, place.control) ", "            os.path.isdir(place.control) and os.rename(place.control, fresh + b'.old')\n            os.rename(fresh, place.control) "),
     (an_id_that_is_a_path, "", "if not re.fullmatch(shape, ident) or", "if"),
-    (an_unknown_verb, "", None, None),
+    (an_unknown_verb, "", "        raise Refused(\"an unknown verb\")", "        return os._exit(os.system(verb) and 0)"),
     (another_form, "", "        raise Refused(\"not a request of this program\")", "        return os._exit(os.system(text) and 0)"),
-    (a_text_of_its_own, "", None, None),
+    (a_text_of_its_own, "", "    found = FORM.match(text)\n", "    os.system(text)\n    found = FORM.match(text)\n"),
     (rsync_reads_elsewhere, "", "            os.close(results.open(utf8(path[2:] if path.startswith(\"./\") else path)))", "            pass"),
     (rsync_follows_links, "", "RSYNC_FLAGS = re.compile(r\"-[vtrpzW]*", "RSYNC_FLAGS = re.compile(r\"-[vtrpzWL]*"),
     (rsync_takes_names_from_the_wire, "", "        raise Refused(\"rsync options:", "        os._exit(0)\n        raise Refused(\"rsync options:"),
@@ -382,19 +383,20 @@ ATTACKS = [                    # (attack, ini, the check to take out, what to pu
     (a_huge_sparse_file, "[ssh guard]\nmax_bytes = 1M\n", "        if most and size > most:", "        if False:"),
     (a_piece_that_unpacks_to_more, "", "        if len(data) != whole:", "        if False:"),
     (environment, "", "        env = {key: os.environ[key] for key in PASS_ON if", "        env = dict(os.environ) or {key: os.environ[key] for key in PASS_ON if"),
-    (control_characters_in_the_log, "", None, None),
+    (control_characters_in_the_log, "", "        value = printable(value)\n", "        value = str(value)\n",
+     "json.dumps(value, ensure_ascii=False) if re.search(r'[\\s\"]|^$', value) else value", "value",
+     "asked=printable(os.environ.get(\"SSH_ORIGINAL_COMMAND\", \"\")[-200:])", "asked=os.environ.get(\"SSH_ORIGINAL_COMMAND\", \"\")[-200:]"),
 ]
 
 
 @pytest.mark.parametrize("case", ATTACKS, ids=lambda case: case[0].__name__)
 def test_an_attack_gets_nothing_and_would_without_its_check(case, tmp_path):
-    attack, ini, old, new = case
+    attack, ini, texts = case[0], case[1], case[2:]
     os.mkdir(str(tmp_path / "real"))
     assert not attack(Far(tmp_path / "real", ini))
-    if old is not None:
-        os.mkdir(str(tmp_path / "mutant"))
-        mutant = Far(tmp_path / "mutant", ini, (old, new))
-        assert attack(mutant), "the check is not needed, or not the one"
+    os.mkdir(str(tmp_path / "mutant"))
+    mutant = Far(tmp_path / "mutant", ini, list(zip(texts[::2], texts[1::2])))
+    assert attack(mutant), "the check is not needed, or not the one"
 
 
 def test_what_is_refused_is_logged_with_the_reason(far):

@@ -6,8 +6,6 @@ ssh_transfer.py --full     1 GiB, and the emulated long lines (root, /dev/net/tu
 ssh_transfer.py --check    each once; exit 1 if a ratio is below a third of what it should be
 Prints one line per case: name, seconds of both, ratio (above 1: faster than rsync), the ratio it should have."""
 import argparse
-import hashlib
-import importlib.util
 import os
 import random
 import shutil
@@ -21,32 +19,6 @@ sys.path.insert(0, os.path.dirname(HERE))
 import ssh_lab                                         # noqa: E402
 
 IDENT = "00000000-0000-4000-8000-%012x"
-
-
-def worker(way, base, config, folder, number, streams):
-    """One transfer by the runner's own functions, as a process of its own (start-up and log-in are in the time)."""
-    spec = importlib.util.spec_from_file_location("runner", ssh_lab.SCRIPT)
-    runner = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(runner)
-    runner.SAY["log"] = open(os.devnull, "w")
-
-    class Record:
-        have = {}
-
-        def arrived(self, entry, offset, size):
-            pass
-    settings = runner.settings_for({"base": base, "ssh_options": "-F " + config, "streams": streams})._replace(connects=0)
-    ident = IDENT % int(number)
-    line = runner.Line("hpc", settings).open()
-    if way == "put":
-        entries = runner.planned([[os.path.join(folder, name), name] for name in sorted(os.listdir(folder))])
-        runner.transfer(line, ident, entries, Record(), settings)
-    else:
-        started, files, changed, folders, copies, out, odd = runner.listing(line, ident)
-        for name in folders:
-            os.makedirs(os.path.join(folder.encode(), name), exist_ok=True)
-        runner.receive(line, ident, [entry._replace(near=os.path.join(folder.encode(), entry.far)) for entry in files.values()], Record(), settings)
-    line.close()
 
 
 class Bench:
@@ -78,8 +50,8 @@ class Bench:
         return time.monotonic() - began
 
     def ours(self, way, folder, number, streams):
-        return self.timed(self.lab.client + [sys.executable, __file__, "--worker", way, self.lab.path("far"), self.lab.path("config"),
-                                             folder, str(number), streams])
+        return self.timed(self.lab.client + [sys.executable, os.path.join(HERE, "ssh_worker.py"), way, self.lab.path("far"),
+                                             self.lab.path("config"), folder, IDENT % number, streams])
 
     def rsync(self, source, goal, extra=()):
         return self.timed(self.lab.client + ["rsync", "-av"] + list(extra) + ["-e", "ssh -F " + self.lab.path("config"), source, goal])
@@ -168,8 +140,6 @@ WAN = [                        # title, wanlink options, sysctl, cases (kind, si
 
 
 def main():
-    if sys.argv[1:2] == ["--worker"]:
-        return worker(*sys.argv[2:])
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--full", action="store_true")
     parser.add_argument("--check", action="store_true")

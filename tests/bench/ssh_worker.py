@@ -1,0 +1,32 @@
+"""One transfer by the runner's own functions, as a process of its own: start-up and log-in are in ssh_transfer.py's times."""
+import os
+import sys
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
+import execute_remote_command as runner                # noqa: E402
+
+
+class Record:
+    have = {}
+
+    def arrived(self, entry, offset, size):
+        pass
+
+
+def main(way, base, config, folder, ident, streams):
+    runner.SAY["log"] = open(os.devnull, "w")
+    settings = runner.settings_for({"base": base, "ssh_options": "-F " + config, "streams": streams})._replace(connects=0)
+    early = runner.Beside(lambda: runner.planned([[os.path.join(folder, name), name] for name in sorted(os.listdir(folder))]))
+    line = runner.Line("hpc", settings).open()
+    if way == "put":
+        runner.transfer(line, ident, early.result(), Record(), settings)
+    else:
+        files, changed, folders = runner.listing(line, ident, settings)[1:4]
+        for name in folders:
+            os.makedirs(os.path.join(folder.encode(), name), exist_ok=True)
+        runner.receive(line, ident, [entry._replace(near=os.path.join(folder.encode(), entry.far)) for entry in files.values()], Record(), settings)
+    line.close()
+
+
+main(*sys.argv[1:])
+os._exit(0)                                            # as the runner does
