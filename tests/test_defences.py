@@ -220,7 +220,8 @@ def names_from_the_relay(scene):
 def command_off_the_list(scene):
     """A malicious relay asks for another command, or for words that the list does not allow."""
     poller = scene.module(POLLER)
-    commands = {"solve": {"match": "solve", "argv": ["/bin/echo", "{parameters}"], "patterns": {1: re.compile("[a-z]+")}, "nice": 0}}
+    commands = {"solve": {"match": "solve", "argv": ["/bin/echo", "{parameters}"], "patterns": {1: re.compile("[a-z]+")}, "nice": 0,
+                          "batch": "none", "batch_options": (), "batch_changeable": ()}}
     for command, parameters in (("/bin/sh", ""), ("solve", "a b"), ("solve", "a;b"), ("solve", "-x"), ("solve", "abc\nd")):
         try:
             poller.allowed(commands, {"command": command, "parameters": parameters})

@@ -401,17 +401,17 @@ def slowly_down(world, accept_id, claim, length, seconds):
 
 
 def test_every_call_and_every_byte_renews_the_lease_and_keeps_a_registration(make_world):
-    world = make_world(tls=False, commands=["hello"], ini="[times]\naccept_lease = 4s\nlease = 4s\nregister_for = 4s\nkeep_fetched = 1s\n").start()
+    world = make_world(tls=False, commands=["hello"], ini="[times]\naccept_lease = 5s\nlease = 5s\nregister_for = 5s\nkeep_fetched = 1s\n").start()
     client, data = world.client(), os.urandom(16 << 20)
     large = client.register("hello", inputs={"large": data})
     slow = client.ok("POST", "add-calcinfo", {"v": 2, "request_id": "slow", "calc-info": {
         "command": "hello", "remote-site": SITE, "parameters": "", "result_files": {}, "parameter_files": {"large": entry(data)}}})["accept_id"]
     held = dict([client.claim()])
-    down = in_thread(lambda: slowly_down(world, large, held[large], len(data), 7))
+    down = in_thread(lambda: slowly_down(world, large, held[large], len(data), 8))
     up = in_thread(lambda: slowly_up(world, slow, data, 7))
     ids = [client.register("hello", inputs={"a": b"12"}) for number in range(3)]
     held.update(client.claim() for number in ids)
-    until = time.monotonic() + 7
+    until = time.monotonic() + 8
     while time.monotonic() < until:                    # much longer than a lease
         client.ok("GET", "calc-params", {"v": 2, "accept_id": ids[0], "claim": held[ids[0]]})
         assert client.raw("GET", "files/%s/input/0?v=2&claim=%s" % (ids[1], held[ids[1]]))[0] == 200
