@@ -2548,11 +2548,11 @@ class Calculation:
         shutil.rmtree(gone, ignore_errors=True)
 
 
-def on_disk(base):
-    """Every Calculation under base, oldest claim first; what has no readable order is left alone."""
+def on_disk(base, accept_id=""):
+    """Every Calculation under base (of that accept_id only), oldest claim first; what has no readable order is left alone."""
     found = []
     for name in os.listdir(os.path.join(base, b".mi")):
-        if re.match(rb"[0-9a-f-]{36}(\.\d+)?\Z", name):
+        if name.startswith(utf8(accept_id)) and re.match(rb"[0-9a-f-]{36}(\.\d+)?\Z", name):
             try:
                 with open(os.path.join(base, b".mi", name, b"order.json"), "rb") as text:
                     found.append(Calculation(base, name.decode(), json.loads(text.read().decode("utf-8"))))
@@ -2651,15 +2651,10 @@ def tell_step(calc, relay, name):
 def ran_before(poller, calc):
     """The latest earlier attempt that was started on this host and for which no person has said rerun since, or None. (A relay that was
     restored from a backup may hand out again what has run, or still runs.)"""
-    rerun, others = calc.info.get("rerun"), []
-    for name in os.listdir(os.path.join(poller.base, b".mi")):         # in any order of numbers: a restored relay counts anew
-        if name.startswith(utf8(calc.accept_id)) and name != utf8(calc.name):
-            try:
-                with open(os.path.join(poller.base, b".mi", name, b"order.json"), "rb") as text:
-                    others.append(Calculation(poller.base, name.decode(), json.loads(text.read().decode("utf-8"))))
-            except (OSError, ValueError, KeyError):
-                pass                                   # not a calculation
-    for other in sorted(others, key=lambda one: one.order["t"], reverse=True):
+    rerun = calc.info.get("rerun")
+    for other in reversed(on_disk(poller.base, calc.accept_id)):       # in any order of numbers: a restored relay counts anew
+        if other.name == calc.name:
+            continue
         started = other.last("starting")               # with `ready` still there it did not, and its claim, which has lapsed, keeps it so
         never = not started or started["boot"] == boot_id() and look(other.control, time.time())[0] == "ready"
         if not never and not (type(rerun) is int and other.order["attempt"] <= rerun):

@@ -13,6 +13,7 @@ import socket
 import ssl
 import subprocess
 import sys
+import threading
 import time
 
 HERE = os.path.dirname(os.path.abspath(__file__))
@@ -91,6 +92,27 @@ def make_certificate(folder, days=30, names="DNS:localhost,IP:127.0.0.1"):
     subprocess.run(["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-keyout", key, "-out", cert,
                     "-days", str(days), "-subj", "/CN=localhost", "-addext", "subjectAltName=" + names], check=True, stderr=subprocess.DEVNULL)
     return cert, key
+
+
+class Listener:
+    """A server on a free port of this host: each connection is handled by one(sock), of a subclass, in a thread of its own."""
+
+    def __init__(self):
+        self.listener = socket.create_server(("127.0.0.1", 0), backlog=256)
+        self.port = self.listener.getsockname()[1]
+        self.url = "http://127.0.0.1:%d" % self.port
+        threading.Thread(target=self.accept, daemon=True).start()
+
+    def accept(self):
+        while True:
+            try:
+                sock = self.listener.accept()[0]
+            except OSError:
+                return
+            threading.Thread(target=self.one, args=(sock,), daemon=True).start()
+
+    def close(self):
+        self.listener.close()
 
 
 class Process:

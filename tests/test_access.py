@@ -4,15 +4,13 @@ import os
 import pty
 import re
 import select
-import shutil
-import signal
 import stat
 import subprocess
 import time
 
 import pytest
 import suite
-from suite import LOGS, SITE, USER, one_line, run, wait_until
+from suite import SITE, USER, one_line, run, wait_until
 
 relay = suite.module("mi_dicomapi.py")
 PASSWORD = "correct horse battery staple"

@@ -1,6 +1,5 @@
 """Each defence against hostile clients, relays and pollers, with what it keeps out; a copy of the scripts that lacks it lets that in.
 Some of the copies are tried in each run, all of them with --long."""
-import json
 import os
 import re
 import socket

@@ -25,26 +25,14 @@ SCRIPTS = {"copy": "cp in.dat out.dat; echo said; echo complained >&2", "fail": 
            "slow": "while [ ! -e '%(here)s/go' ]; do sleep 0.05; done; cp in.dat out.dat", "drift": "cp in.dat out.dat; (sleep 0.2) & "}
 
 
-class Gate:
+class Gate(suite.Listener):
     """Passes requests on to a relay, one connection each; answers `version` as a fielded gateway does.
 
     cut: {name: bytes of the answer after which the line breaks}. refuse: {name: (status, body) instead of the relay's answer}; both once."""
 
     def __init__(self, port):
-        self.port, self.cut, self.refuse, self.names = port, {}, {}, []
-        self.listener = socket.socket()
-        self.listener.bind(("127.0.0.1", 0))
-        self.listener.listen(50)
-        self.url = "http://127.0.0.1:%d" % self.listener.getsockname()[1]
-        threading.Thread(target=self.serve, daemon=True).start()
-
-    def serve(self):
-        while True:
-            try:
-                sock = self.listener.accept()[0]
-            except OSError:
-                return
-            threading.Thread(target=self.one, args=(sock,), daemon=True).start()
+        self.target, self.cut, self.refuse, self.names = port, {}, {}, []
+        suite.Listener.__init__(self)
 
     def one(self, sock):
         data = b""
@@ -63,7 +51,7 @@ class Gate:
                 left -= len(sock.recv(min(left, MIB)))
             sock.sendall(b"HTTP/1.1 %d x\r\nContent-Type: text/html\r\nContent-Length: %d\r\nConnection: close\r\n\r\n%s" % (status, len(body), body))
             return sock.close()
-        far = socket.create_connection(("127.0.0.1", self.port))
+        far = socket.create_connection(("127.0.0.1", self.target))
         far.sendall(data)
         threading.Thread(target=self.pipe, args=(sock, far, None), daemon=True).start()
         self.pipe(far, sock, self.cut.pop(name, None))
@@ -160,7 +148,7 @@ class Lab:
         open(os.path.join(self.here, "go"), "w").close()
         for process in self.processes:
             process.kill()
-        self.gate.listener.close()
+        self.gate.close()
         if self.relay:
             self.relay.stop()
         texts = [process.text() for process in self.processes]

@@ -5,10 +5,8 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
-import threading
 import time
 
 import fielded
@@ -302,21 +300,12 @@ def test_the_poller_is_lost(tmp_path_factory):
         mixed.close()
 
 
-class Cutter:
+class Cutter(suite.Listener):
     """Passes connections on to a relay; the answers (or the requests) of the named calls are cut off."""
 
     def __init__(self, world):
-        self.world, self.lose, self.deaf, self.listener = world, [], [], socket.create_server(("127.0.0.1", 0))
-        self.url = "http://127.0.0.1:%d" % self.listener.getsockname()[1]
-        threading.Thread(target=self.serve, daemon=True).start()
-
-    def serve(self):
-        while True:
-            try:
-                sock = self.listener.accept()[0]
-            except OSError:
-                return
-            threading.Thread(target=self.one, args=(sock,), daemon=True).start()
+        self.world, self.lose, self.deaf = world, [], []
+        suite.Listener.__init__(self)
 
     def one(self, sock):
         data = b""

@@ -11,7 +11,7 @@ import time
 
 import pytest
 import suite
-from suite import SITE, wait_until
+from suite import wait_until
 
 RELAY, POLLER = "mi_dicomapi.py", "mi_system_remote.py"
 TIMES = "[times]\naccept_lease = 1s\nlease = 2s\n"

@@ -5,7 +5,6 @@ import select
 import signal
 import socket
 import subprocess
-import threading
 import time
 
 import pytest
@@ -14,26 +13,14 @@ import suite
 from suite import SITE, wait_until
 
 
-class Line:
+class Line(suite.Listener):
     """A line between poller and relay: counts the bytes that reach the relay, and breaks as it is told to."""
 
     def __init__(self, port):
         self.target, self.up, self.cuts, self.every, self.ends = port, 0, 0, 0, []
-        self.listener = socket.socket()
-        self.listener.bind(("127.0.0.1", 0))
-        self.listener.listen(64)
-        self.port = self.listener.getsockname()[1]
-        threading.Thread(target=self.accept, daemon=True).start()
+        suite.Listener.__init__(self)
 
-    def accept(self):
-        while True:
-            try:
-                client = self.listener.accept()[0]
-            except OSError:
-                return
-            threading.Thread(target=self.pass_on, args=(client,), daemon=True).start()
-
-    def pass_on(self, client):
+    def one(self, client):
         """One connection, until an end closes it, or `every` bytes have gone up."""
         try:
             relay = socket.create_connection(("127.0.0.1", self.target), 5)
@@ -58,9 +45,6 @@ class Line:
                         return
             except OSError:
                 pass
-
-    def close(self):
-        self.listener.close()
 
 
 @pytest.fixture

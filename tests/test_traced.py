@@ -2,9 +2,7 @@
 import os
 import re
 import shlex
-import stat
 
-import pytest
 import suite
 from suite import SITE
 

@@ -55,35 +55,19 @@ def fault_points(folder):
             "poller": sorted(set(named(texts[1])) - AFTER_A_RESTORE) + [name + end for name in NOTES for end in (" unnoted", " noted")], "workflow": named(texts[2])}
 
 
-class Proxy:
+class Proxy(suite.Listener):
     """Stands between clients and relay and does what bad networks do. rate: share of requests that something happens to."""
 
     def __init__(self, port, seed, rate):
         self.target, self.rate, self.random, self.counts = port, rate, random.Random(seed), collections.Counter()
-        self.listener = socket.socket()
-        self.listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        self.listener.bind(("127.0.0.1", 0))
-        self.listener.listen(256)
-        self.url = "http://127.0.0.1:%d" % self.listener.getsockname()[1]
-        threading.Thread(target=self.accept, daemon=True).start()
+        suite.Listener.__init__(self)
 
-    def accept(self):
-        while True:
-            try:
-                client = self.listener.accept()[0]
-            except OSError:
-                return
-            threading.Thread(target=self.serve, args=(client,), daemon=True).start()
-
-    def close(self):
-        self.listener.close()
-
-    def serve(self, client):
+    def one(self, client):
         """One connection of a client: request after request."""
         client.settimeout(120)
         source = client.makefile("rb", 1 << 16)
         try:
-            while self.one(client, source):
+            while self.request(client, source):
                 pass
         except (OSError, ValueError):
             pass
@@ -114,7 +98,7 @@ class Proxy:
         self.counts[kind] += 1
         return kind
 
-    def one(self, client, source):
+    def request(self, client, source):
         """One request. True if the connection can go on."""
         found = self.head(source)
         if found is None:
