@@ -4,7 +4,7 @@ at random times, full disks, clocks that are set, a reboot of the external compu
 calculation came to exactly one end, its command ran at most once, every result arrived byte for byte, no temporary file, lock or process is
 left.
 
-usage: torture.py [--calculations N] [--minutes M] [--seed S] [--modules K] [--only EVENTS] [--keep]
+usage: torture.py [--calculations N] [--minutes M] [--seed S] [--modules K] [--only EVENTS] [--rounds N] [--keep]
 Prints a summary as JSON; exit code 1 if anything was violated. Full disks and reboots need root or user namespaces (unshare)."""
 import argparse
 import collections
@@ -418,7 +418,7 @@ class Torture:
         """The thread that lets things happen, one after the other, in the order of --only."""
         known = {"reboot": self.reboot, "backup": self.backup, "restore": self.restore, "shoot": self.shoot, "clock": self.jump,
                  "full relay": lambda: self.fill("state"), "full poller": lambda: self.fill(os.path.join("poller", "base"))}
-        plan = [word for word in self.options.only.split(",") if word]
+        plan = [word for word in self.options.only.split(",") if word] * self.options.rounds
         for number, word in enumerate(plan):
             share = (number + 1) / (len(plan) + 1)
             while not self.over and self.progress() < share:
@@ -737,6 +737,7 @@ def main():
     parser.add_argument("--rate", type=float, default=0.08, help="share of the requests that the network spoils")
     parser.add_argument("--patience", type=float, default=150, help="seconds after which a calculation counts as stuck")
     parser.add_argument("--only", default="clock,full relay,clock,full poller,shoot,clock,reboot,clock,shoot,clock", help="what happens, in this order (backup,restore,...)")
+    parser.add_argument("--rounds", type=int, default=1, help="how often all that happens")
     parser.add_argument("--keep", action="store_true")
     options = parser.parse_args()
     options.namespace = os.environ.get("MI_TORTURE_NAMESPACE") == "yes"
