@@ -1671,6 +1671,9 @@ def heartbeat(c):
             unknown.append(accept_id)
         elif not found[0]["claim"] or found[0]["claim"] != entry.get("claim") or found[0]["state"] in (GOT, FINISHED):
             gone.append(accept_id)
+        elif entry.get("phase") == "given back" and found[0]["state"] in (SENDING, SENT):
+            c.relay.lapse(found[0])
+            gone.append(accept_id)
         else:
             c.relay.renew(found[0])
             c.relay.hear(accept_id, entry.get("what"))
@@ -3634,18 +3637,23 @@ class Relay:
             if not found or found[0]["state"] not in CLAIMED:
                 continue
             row = found[0]
-            if row["cancel"] and row["state"] in (SENDING, SENT):
-                self.store.write(lambda tx: move(self, tx, STEP["cancelled"], row, row["claim"], status="abnormal", reason=row["cancel"], claim=None,
-                                                 got=time.time()), "cancelled")
-            elif row["protocol"] == 1:                 # cannot be fenced, so it never goes back into the queue
+            if row["protocol"] == 1 and not (row["cancel"] and row["state"] in (SENDING, SENT)):     # it cannot be fenced: not into the queue again
                 self.lose(row)
             elif row["state"] in (SENDING, SENT):
-                self.store.write(lambda tx: move(self, tx, STEP["lapse"], row, row["claim"], claim=None, take=None), "lapse")
+                self.lapse(row)
             else:
                 log("warn", accept_id, "out-of-contact", poller=row["poller"])
                 self.silent[accept_id] = now
                 self.front.fire(("calc", accept_id))
                 self.front.fire(("site", row["site"], row["user"]))         # its poller may have delivered it before a restore
+
+    def lapse(self, row):
+        """The claim of what has not begun is void: back into the queue, or to its end if it was to be cancelled."""
+        if row["cancel"]:
+            step, word = STEP["cancelled"], {"status": "abnormal", "reason": row["cancel"], "got": time.time()}
+        else:
+            step, word = STEP["lapse"], {"take": None}
+        self.store.write(lambda tx: move(self, tx, step, row, row["claim"], claim=None, **word), step.name)
 
     def sweep_lost(self, now):
         """Counts the silence of those out of contact (the relay's own downtime does not count); ends them after lost_after."""
