@@ -1057,9 +1057,13 @@ class Store:
         except OSError:
             pass
 
+    def kept(self, row):
+        """Are the files of a calculation that was fetched still there?"""
+        return os.path.isdir(self.spool(row["accept_id"], ""))
+
     def full(self, need):
         """The refusal of what needs so many bytes; the sweeper is told."""
-        self.wanted = max(self.wanted, need)
+        self.wanted = max(self.wanted, need, 1)
         return No(507, "the relay's disk has no room for %d bytes; try again later" % need, why="disk")
 
     def free(self):
@@ -1538,7 +1542,7 @@ def get_calc_result(c):
         raise No(409, "the result is not there yet", why="state", state=WORDS[row["state"]])
     more = c.relay.store.read("SELECT info, missing, refused, report FROM calculations WHERE seq = ?", row["seq"])[0]
     kept, report, page = json.loads(more["info"]), json.loads(more["report"]), page_of(c.relay.store, row["seq"], "result", 0)
-    if row["results"] and not page["files"]:
+    if row["results"] and not c.relay.store.kept(row):
         raise No(404, "it was fetched, and its files had to make room for others", why="room")
     result = {"result_files": page["files"], "missing": json.loads(more["missing"]), "refused": json.loads(more["refused"]),
               "status": row["status"], "reason": row["reason"], "exit_code": row["exit_code"], "signal": row["signal"],
@@ -1792,7 +1796,7 @@ class Upload:
 
     def __init__(self, path):
         self.path, self.offset, self.digest, self.owner, self.touched = path, 0, hashlib.sha256(), None, time.monotonic()
-        self.lock = threading.Lock()
+        self.lock, self.ending = threading.Lock(), False                 # ending: somebody has all of it and puts it in its place
         try:                                           # after a restart a partial file counts as far as it is there; the sum decides in the end
             with open(path, "rb") as have:
                 for data in iter(lambda: have.read(CHUNK), b""):
@@ -1815,6 +1819,8 @@ def files_call(c):
         raise No(409, "files are not taken now", why="state", state=WORDS[row["state"]])
     if reading and kind == "result" and row["state"] not in (GOT, FINISHED):
         raise No(409, "the result is not there yet", why="state", state=WORDS[row["state"]])
+    if row["state"] == FINISHED and not c.relay.store.kept(row):
+        raise No(404, "it was fetched, and its files had to make room for others", why="room")
     if which is None:
         return add_page(c, row, kind) if posting else dict(page_of(c.relay.store, row["seq"], kind, c.number("from")), message="files")
     if which == "pack":
@@ -1883,16 +1889,18 @@ def take_piece(c, row, kind, found):
         return {"message": "complete", "offset": found["size"], "complete": True}
     upload = upload_of(c, row, kind, found)
     with upload.lock:
+        if upload.ending:
+            raise No(503, "the file is being completed; ask again")
         upload.owner = c                               # whoever wrote before stops at its next chunk
         offset = upload.offset
     if c.number("offset") != offset or c.length > found["size"] - offset:
         raise No(409, "the file goes on at %d of %d" % (offset, found["size"]), why="offset", offset=offset)
+
     try:
         with open(upload.path, "ab", buffering=0) as out:
             for view in c.body_views():
                 with upload.lock:
-                    if upload.owner is not c:
-                        raise No(409, "a newer request writes this file", why="offset", offset=upload.offset)
+                    mine(upload, c)
                     if out.write(view) != len(view):
                         os.ftruncate(out.fileno(), upload.offset)        # another request may go on from here
                         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -1903,20 +1911,34 @@ def take_piece(c, row, kind, found):
                     c.relay.touch(row)
             c.relay.touch(row)
             fault("files piece")
-            if upload.offset < found["size"]:
-                return {"message": "received", "offset": upload.offset, "complete": False}
-            right = upload.digest.hexdigest() == found["sha256"] and os.fstat(out.fileno()).st_size == found["size"]
-            if right:
-                os.fsync(out.fileno())
+            with upload.lock:
+                if upload.offset < found["size"]:
+                    return {"message": "received", "offset": upload.offset, "complete": False}
+                mine(upload, c)
+                upload.ending = True
+            return end_upload(c, row, kind, found, upload, out)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             c.relay.uploads.pop((row["seq"], kind, found["n"]), None)
             raise c.relay.store.full(found["size"] - upload.offset)
         raise
-    c.relay.uploads.pop((row["seq"], kind, found["n"]), None)
-    if not right:
+    finally:
+        if upload.ending and upload.owner is c:
+            c.relay.uploads.pop((row["seq"], kind, found["n"]), None)
+
+
+def mine(upload, c):
+    """409 if a newer request writes this file."""
+    if upload.owner is not c:
+        raise No(409, "a newer request writes this file", why="offset", offset=upload.offset)
+
+
+def end_upload(c, row, kind, found, upload, out):
+    """All of a file is there: puts it in its place, durably, or drops it if its sum is another (422)."""
+    if upload.digest.hexdigest() != found["sha256"] or os.fstat(out.fileno()).st_size != found["size"]:
         os.unlink(upload.path)
         raise No(422, "the file lacks its sha256; dropped, from 0 again", why="sum", wrong=[found["n"]], offset=0)
+    os.fsync(out.fileno())
     blob = "%06d" % found["n"]
     os.rename(upload.path, c.relay.store.spool(row["accept_id"], kind, blob))
     complete_files(c, row, kind, blob, [(found["n"], 0)])
@@ -3709,23 +3731,24 @@ class Relay:
         self.store.ballast()
 
     def make_room(self):
-        """Somebody was refused for want of room: the files of what is fetched go before keep_fetched, the oldest first, if that is enough.
-        The calculations stay, so that a request_id that comes again finds what it ran."""
-        need, self.store.wanted = self.store.wanted, 0
+        """Somebody was refused for want of room: the files of what is fetched go before keep_fetched, the oldest first, if that can be enough.
+        The calculations stay, so that a request_id that comes again finds what it ran; on a full disk nothing could be noted anyhow."""
+        need, self.store.wanted, free = self.store.wanted, 0, self.store.free()
         if not need:
             return
-        need += self.store.keep_free(self.conf["limits"]["spool_free"]) + self.reserved - self.store.free()
-        old = self.store.read("SELECT c.seq, c.accept_id, c.user, SUM(f.size) FROM calculations c JOIN files f ON f.calc = c.seq"
-                              " WHERE c.state = ? GROUP BY c.seq ORDER BY c.finished", FINISHED)
-        if need > sum(row[3] for row in old):
-            old = []
+        old = [row for row in self.store.read("SELECT c.accept_id, c.user, SUM(f.size) AS bytes FROM calculations c JOIN files f ON f.calc = c.seq"
+                                              " WHERE c.state = ? GROUP BY c.seq ORDER BY c.finished", FINISHED) if self.store.kept(row)]
+        if need > free + sum(row["bytes"] for row in old):
+            return
+        need += self.store.keep_free(self.conf["limits"]["spool_free"]) + self.reserved - free
         for row in old:
             if need <= 0:
                 break
-            self.store.write(lambda tx: tx.db.execute("DELETE FROM files WHERE calc = ?", (row["seq"],)), "make room")
-            remove_tree(self.store.spool(row["accept_id"], ""))
             log("info", row["accept_id"], "files-removed", why="no room", user=row["user"])
-            need -= row[3]
+            path = self.store.spool(row["accept_id"], "").rstrip(b"/")
+            os.rename(path, path + b".gone")           # a start removes it, if this ends here
+            remove_tree(path + b".gone")
+            need -= row["bytes"]
 
     def recount(self):
         """Counts what the quotas look at."""
