@@ -17,6 +17,7 @@ when it failed; its output is remote_program_exec.log. A lost line is opened aga
 Exit codes: the command's own (128+N: a signal) when it ran; otherwise 0 done, 64 usage, 65 results incomplete, 66 an input is missing,
 69 host unavailable, 70 bug, 74 input/output or disk full, 75 try again later, 76 protocol, 77 refused, 78 configuration, 130 Ctrl+C.
 """
+import _thread
 import binascii
 import bisect
 import codecs
@@ -51,6 +52,7 @@ SHRINKS = 2.5                  # a sample must shrink by this factor to be worth
 EASY = re.compile(rb"[A-Za-z0-9_][-A-Za-z0-9._+=,@]*\Z")     # names that every version of rsync passes on unchanged
 SAMPLE = 1 << 16               # bytes of that sample
 DELTA = 8 << 20                # bytes from which on rsync looks for differences to a copy that is already here
+LEAVE = 20                     # seconds after a signal until it ends in any case
 TRIES = 3                      # for a piece whose sum is wrong
 CONNECT_SPAN = 60              # seconds in which at most `connects` connections are opened to one host
 SCAN = 1 << 20                 # bytes looked through at once by the outbound rules; matches longer than half of it may be missed
@@ -132,6 +134,15 @@ def utf8_stdio():
         stream = getattr(sys, name)
         if stream is not None and hasattr(stream, "detach"):
             setattr(sys, name, io.TextIOWrapper(stream.detach(), "utf-8", "backslashreplace", line_buffering=True))
+
+
+def end_surely(code, seconds):
+    """Ends the program with that code after so many seconds, should the way out of it hang: nobody reads what it writes, a disk does not answer.
+    For signal handlers: no lock is taken."""
+    def end():
+        time.sleep(seconds)
+        os._exit(code)
+    _thread.start_new_thread(end, ())
 
 
 def run_as_program(main):
@@ -4059,6 +4070,7 @@ def do_run(options):
 
 def on_term(number, frame):
     """SIGTERM and SIGHUP end the runner as Ctrl+C does; what runs there runs on."""
+    end_surely(EX_INTERRUPT, LEAVE)
     raise KeyboardInterrupt
 
 

@@ -20,6 +20,7 @@ options: --ini FILE  --json  -q  -v  --version  --help
 exit codes: 0 done, 64 usage, 66 an input is missing, 69 unavailable (port in use), 70 bug, 74 input/output or disk full,
 75 try again later (another instance runs), 77 no permission, 78 configuration, 130 after Ctrl+C
 """
+import _thread
 import base64
 import binascii
 import collections
@@ -55,6 +56,7 @@ CHUNK = 256 << 10              # bytes of one read or write
 MAX_HEAD = 16 << 10            # bytes of request line and headers
 AT_ONCE = 0.001                # seconds that a worker waits for the next request of the client that it has just answered
 LINGER = 2.0                   # seconds for a refused client to read the answer before its connection is closed
+LEAVE = 30                     # seconds after a signal until it ends in any case; running requests get 10
 STALL = 60                     # seconds that a transfer may stand still
 BALLAST = 4 << 20              # bytes held on the disk, let go of when it is full so that SQLite can still clean up
 LIVE_OUTPUT = 64 << 20         # bytes of a running command's output that are passed on; all of it comes with the results
@@ -141,6 +143,15 @@ def utf8_stdio():
         stream = getattr(sys, name)
         if stream is not None and hasattr(stream, "detach"):
             setattr(sys, name, io.TextIOWrapper(stream.detach(), "utf-8", "backslashreplace", line_buffering=True))
+
+
+def end_surely(code, seconds):
+    """Ends the program with that code after so many seconds, should the way out of it hang: nobody reads what it writes, a disk does not answer.
+    For signal handlers: no lock is taken."""
+    def end():
+        time.sleep(seconds)
+        os._exit(code)
+    _thread.start_new_thread(end, ())
 
 
 def run_as_program(main):
@@ -2810,6 +2821,12 @@ class Front:
             if self.stopping and (time.monotonic() > self.stopping or all(conn.phase != "busy" for conn in list(self.conns.values()))):
                 return
 
+    def hear(self, number, frame):
+        """A signal handler."""
+        self.signals.append(number)
+        if number != signal.SIGHUP:
+            end_surely(EX_INTERRUPT if number == signal.SIGINT else 0, LEAVE)
+
     def signalled(self, number):
         """SIGHUP reads the ini again; SIGTERM and Ctrl+C end in order."""
         if number == signal.SIGHUP:
@@ -3892,7 +3909,7 @@ def serve(options):
         relay.leases[row["accept_id"]] = time.monotonic() + conf["times"][key]
     signal.set_wakeup_fd(front.wake_write)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, lambda number, frame: front.signals.append(number))
+        signal.signal(number, front.hear)
     writer = threading.Thread(target=store.run, daemon=True)
     writer.start()
     for target in [relay.housekeeping, front.doorkeeper] + [front.work] * conf["limits"]["workers"]:

@@ -33,6 +33,7 @@ Token: token_file (mode 0600), $CREDENTIALS_DIRECTORY/mi_distcomp_token, $MI_DIS
 exit codes: 0 done, or stopped by SIGTERM, 64 usage, 69 relay unavailable, 70 bug, 74 input/output, 75 another poller holds calc_base,
 or (--once, --drain) disk full or a result still here, 77 token or site refused, 78 configuration, 130 after Ctrl+C
 """
+import _thread
 import binascii
 import collections
 import errno
@@ -62,6 +63,7 @@ REFUSED_PAUSE = 60             # seconds until a result that the relay refuses i
 REFUSED_MOST = 3600            # ... up to this
 V1_AGAIN = 600                 # seconds after which a fielded relay is asked again whether it is one still
 V1_LOST_AFTER = 3600           # seconds after which a calculation of a fielded relay is ours if its calc-info was lost and nobody goes on
+LEAVE = 3                      # seconds after a signal until it ends in any case, even if nobody reads its log
 OUTPUT_PART = 64 << 10         # bytes of a running command's stdout, and of its stderr, that one heartbeat takes along
 OUTPUT_QUIET = 8               # seconds until the output of a command that writes seldom is looked at again
 OUTPUT_MOST = 64 << 20         # bytes of each that go ahead of the results, all in all
@@ -145,6 +147,15 @@ def utf8_stdio():
         stream = getattr(sys, name)
         if stream is not None and hasattr(stream, "detach"):
             setattr(sys, name, io.TextIOWrapper(stream.detach(), "utf-8", "backslashreplace", line_buffering=True))
+
+
+def end_surely(code, seconds):
+    """Ends the program with that code after so many seconds, should the way out of it hang: nobody reads what it writes, a disk does not answer.
+    For signal handlers: no lock is taken."""
+    def end():
+        time.sleep(seconds)
+        os._exit(code)
+    _thread.start_new_thread(end, ())
 
 
 def run_as_program(main):
@@ -744,6 +755,25 @@ class Backoff:
         return wait * (0.5 + int.from_bytes(os.urandom(2), "big") / 131072)
 
 
+def aside(work):
+    """Does work() in a thread of its own: no signal ends a wait for a name server, but one ends the wait for that thread."""
+    if threading.current_thread() is not threading.main_thread():        # it gets no signals
+        return work()
+    done, failed = threading.Event(), []
+
+    def carry():
+        try:
+            work()
+        except Exception as error:
+            failed.append(error)
+        done.set()
+
+    threading.Thread(target=carry, daemon=True).start()
+    done.wait()
+    if failed:
+        raise failed[0]
+
+
 class Relay:
     """A relay as one client sees it; not for two threads at once.
 
@@ -820,7 +850,7 @@ class Relay:
             made = http.client.HTTPConnection(host, port, timeout=timeout)
         where = self.url + (_(" through the proxy %s:%d") % via[:2] if via else "")
         try:
-            made.connect()
+            aside(made.connect)
         except ssl.SSLError as error:
             reason = getattr(error, "verify_message", "") or getattr(error, "reason", "") or str(error)
             kind = "certificate" if "CERTIFICATE_VERIFY" in str(error).upper() else "network"
@@ -3546,7 +3576,7 @@ class Poller:
         """Ends the program, from any thread: outcome is an exit code or an exception."""
         if self.outcome is None:
             self.outcome = outcome
-            os.write(self.wake[1], b".")
+            os.write(self.wake[1], b"\0")
 
     def hold(self, calc, relay, page=None):
         """From now on a thread of its own carries calc out."""
@@ -3860,6 +3890,16 @@ def heartbeat_loop(poller):
         time.sleep(max(0.0, wait - (time.monotonic() - asked)))
 
 
+def tick_loop(poller):
+    """A thread: what is looked at once a second."""
+    while True:
+        time.sleep(1)
+        try:
+            poller.tick()
+        except OSError as error:
+            log("error", None, "disk", error=error)
+
+
 def make_room(poller):
     """Less than keep_free is free: the files of delivered calculations go, oldest first, until it is enough. Order and journal stay."""
     for calc in on_disk(poller.base):
@@ -4040,11 +4080,7 @@ def set_up(options, settings, ini, as_program):
 
 def poll(poller):
     """Runs the threads; this one only waits for a signal or an outcome. Leaving is safe at any moment: everything is on disk."""
-    signals = []
-
-    def on_signal(which, frame):
-        signals.append(which)
-        os.write(poller.wake[1], b".")
+    codes = {signal.SIGINT: EX_INTERRUPT, signal.SIGTERM: 0}
 
     def thread(loop):
         try:
@@ -4052,8 +4088,10 @@ def poll(poller):
         except Exception as error:
             poller.finish(error)
 
-    for which in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(which, on_signal)
+    os.set_blocking(poller.wake[1], False)
+    signal.set_wakeup_fd(poller.wake[1])               # whichever thread the signal reaches
+    for which in codes:
+        signal.signal(which, lambda which, frame: end_surely(codes[which], LEAVE))
     relay = poller.relay()                             # 78 here, if a certificate file is unusable
     for line in ("site id = %s" % poller.site, "base url = %s" % relay.url, "token = ****"):
         poller.tell(line)
@@ -4066,21 +4104,19 @@ def poll(poller):
             for control in (calc.path(b"pre"), calc.path(b"post")):
                 let_go_on(control)                     # the command's own: on_this_host() goes on where it was killed
             poller.hold(calc, poller.relay())
-    for loop in (claim_loop, heartbeat_loop):
+    for loop in (claim_loop, heartbeat_loop, tick_loop):
         threading.Thread(target=thread, args=(loop,), daemon=True).start()
-    while not select.select([poller.wake[0]], [], [], 1)[0]:
-        try:
-            poller.tick()
-        except OSError as error:
-            log("error", None, "disk", error=error)
-    if not signals:
+    which = -1
+    while which and which not in codes:                # 0: finish()
+        which = os.read(poller.wake[0], 1)[0]
+    if not which:
         if isinstance(poller.outcome, Exception):
             raise poller.outcome
         return poller.outcome
-    if signals[0] == signal.SIGINT:
+    if which == signal.SIGINT:
         poller.tell("Ctrl + C スクリプト停止要求受付")
     log("info", None, "stopped; what runs here runs on and is picked up at the next start", calculations=len(poller.held))
-    return EX_INTERRUPT if signals[0] == signal.SIGINT else 0
+    return codes[which]
 
 
 def poller_runs(base):

@@ -28,6 +28,7 @@ permission (cancel: it has ended already; rerun: it is not in a state for that),
 on), or the calculation was cancelled before its command began (a command that is stopped ends by a signal, mostly 143). After --deadline
 the calculation is cancelled, its logs are fetched, and the code is 75, unless the command came to its own end in that moment
 """
+import _thread
 import binascii
 import collections
 import errno
@@ -49,6 +50,7 @@ WAIT = 50                      # seconds of one waiting call (companies' proxies
 PAGE = 2000                    # entries of a file list in one call
 FEW = 100                      # up to so many results each is synced to the disk by itself, beyond all at once
 STDERR_LIMIT = 12 << 10        # bytes of stderr without a terminal besides the last line (a reader of stdout alone dead-locks at 64 KiB)
+LEAVE = 15                     # seconds after SIGTERM until it ends in any case, even if nobody reads what it prints
 TERM_PATIENCE = 5              # seconds for --on-term cancel: a batch system kills soon after its SIGTERM
 CANCEL_PATIENCE = 120          # seconds after --deadline in which a cancelled calculation should come to its end
 OUTPUT_REST = 64 << 10         # bytes of output that, not shown while the command ran, are shown from its log at the end
@@ -133,6 +135,15 @@ def utf8_stdio():
         stream = getattr(sys, name)
         if stream is not None and hasattr(stream, "detach"):
             setattr(sys, name, io.TextIOWrapper(stream.detach(), "utf-8", "backslashreplace", line_buffering=True))
+
+
+def end_surely(code, seconds):
+    """Ends the program with that code after so many seconds, should the way out of it hang: nobody reads what it writes, a disk does not answer.
+    For signal handlers: no lock is taken."""
+    def end():
+        time.sleep(seconds)
+        os._exit(code)
+    _thread.start_new_thread(end, ())
 
 
 def run_as_program(main):
@@ -732,6 +743,25 @@ class Backoff:
         return wait * (0.5 + int.from_bytes(os.urandom(2), "big") / 131072)
 
 
+def aside(work):
+    """Does work() in a thread of its own: no signal ends a wait for a name server, but one ends the wait for that thread."""
+    if threading.current_thread() is not threading.main_thread():        # it gets no signals
+        return work()
+    done, failed = threading.Event(), []
+
+    def carry():
+        try:
+            work()
+        except Exception as error:
+            failed.append(error)
+        done.set()
+
+    threading.Thread(target=carry, daemon=True).start()
+    done.wait()
+    if failed:
+        raise failed[0]
+
+
 class Relay:
     """A relay as one client sees it; not for two threads at once.
 
@@ -808,7 +838,7 @@ class Relay:
             made = http.client.HTTPConnection(host, port, timeout=timeout)
         where = self.url + (_(" through the proxy %s:%d") % via[:2] if via else "")
         try:
-            made.connect()
+            aside(made.connect)
         except ssl.SSLError as error:
             reason = getattr(error, "verify_message", "") or getattr(error, "reason", "") or str(error)
             kind = "certificate" if "CERTIFICATE_VERIFY" in str(error).upper() else "network"
@@ -2921,6 +2951,7 @@ def connect(options):
 
 def leave(number, frame):
     """SIGTERM: as Ctrl+C, with another exit code."""
+    end_surely(EX_TEMPFAIL, LEAVE)
     raise KeyboardInterrupt("SIGTERM")
 
 
