@@ -1061,6 +1061,7 @@ JA = {                         # what a person reads, in Japanese
     "no command, or one with control characters": "コマンドがないか、制御文字を含みます",
     "client_cmd:COMMAND is missing": "client_cmd:コマンド がありません",
     "a word is missing (see --help)": "サブコマンドがありません (--help を参照)",
+    "%s; --help says more": "%s (--help を参照)",
     "not a plain name: %s": "使えない名前です: %s",
     " (what it left was fetched; nothing is run a second time by itself)": " (残された分は取得しました。自動で再実行はしません)",
     "%s: not one public key": "%s: 公開鍵 1 個ではありません",
@@ -3856,9 +3857,14 @@ def say_outcome(outcome, as_json):
 def parser():
     """The proper command line."""
     import argparse
-    top = argparse.ArgumentParser(prog=PROGRAM, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+    class Parser(argparse.ArgumentParser):
+        def error(self, message):
+            raise Stop(EX_USAGE, _("%s; --help says more") % message)
+
+    top = Parser(prog=PROGRAM + ".py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     top.add_argument("--version", action="store_true", help="program, protocol and this file's own sha256")
-    common = argparse.ArgumentParser(add_help=False)
+    common = Parser(add_help=False)
     common.add_argument("--ini", help="configuration file")
     common.add_argument("--json", action="store_true", help="the result as JSON")
     common.add_argument("-q", action="store_true", help="say less")

@@ -4539,17 +4539,17 @@ def parse(words):
 
     class Parser(argparse.ArgumentParser):
         def error(self, message):
-            raise Stop(EX_USAGE, "%s (%s --help)" % (message, PROGRAM))
+            raise Stop(EX_USAGE, "%s (%s.py --help)" % (message, PROGRAM))
 
     common = Parser(add_help=False)
     common.add_argument("--ini", default=argparse.SUPPRESS)
     for name in ("--json", "-q", "-v"):
         common.add_argument(name, action="store_true", default=argparse.SUPPRESS, dest={"-q": "quiet", "-v": "verbose"}.get(name, "json"))
-    parser = Parser(prog=PROGRAM, usage=argparse.SUPPRESS, parents=[common], description=__doc__,
+    parser = Parser(prog=PROGRAM + ".py", usage=argparse.SUPPRESS, parents=[common], description=__doc__,
                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--version", action="store_true", help=argparse.SUPPRESS)
     parser.set_defaults(function=serve, ini=None, json=False, quiet=False, verbose=False)
-    commands = parser.add_subparsers(dest="command", metavar="")
+    commands = parser.add_subparsers(dest="command", metavar="", prog=PROGRAM + ".py")
     commands.add_parser("serve", parents=[common]).set_defaults(function=serve)
     added = commands.add_parser("demo", parents=[common])
     added.add_argument("--keep", action="store_true")
