@@ -269,7 +269,7 @@ def read_ini(path, table, guarded=False):
         except OSError as error:
             raise Stop(EX_CONFIG, "%s: %s" % (path, error.strerror))
         except (configparser.Error, UnicodeDecodeError) as error:
-            raise Stop(EX_CONFIG, "%s: %s" % (path, " ".join(str(error).split())))
+            raise Stop(EX_CONFIG, "%s: %s" % (path, re.sub(r"^While reading from .*? \[line +(\d+)\]", r"line \1", " ".join(str(error).split()))))
     result = {name: {key: default for key, (kind, default) in keys.items() if "*" not in key}
               for name, keys in table.items() if "*" not in name}
     for section in parser.sections():

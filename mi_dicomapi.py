@@ -56,7 +56,7 @@ CHUNK = 256 << 10              # bytes of one read or write
 MAX_HEAD = 16 << 10            # bytes of request line and headers
 AT_ONCE = 0.001                # seconds that a worker waits for the next request of the client that it has just answered
 LINGER = 2.0                   # seconds for a refused client to read the answer before its connection is closed
-LEAVE = 30                     # seconds after a signal until it ends in any case; running requests get 10
+LEAVE = 25                     # seconds after a signal until it ends in any case; running requests get 10
 STALL = 60                     # seconds that a transfer may stand still
 BALLAST = 4 << 20              # bytes held on the disk, let go of when it is full so that SQLite can still clean up
 LIVE_OUTPUT = 64 << 20         # bytes of a running command's output that are passed on; all of it comes with the results
@@ -278,7 +278,7 @@ def read_ini(path, table, guarded=False):
         except OSError as error:
             raise Stop(EX_CONFIG, "%s: %s" % (path, error.strerror))
         except (configparser.Error, UnicodeDecodeError) as error:
-            raise Stop(EX_CONFIG, "%s: %s" % (path, " ".join(str(error).split())))
+            raise Stop(EX_CONFIG, "%s: %s" % (path, re.sub(r"^While reading from .*? \[line +(\d+)\]", r"line \1", " ".join(str(error).split()))))
     result = {name: {key: default for key, (kind, default) in keys.items() if "*" not in key}
               for name, keys in table.items() if "*" not in name}
     for section in parser.sections():
@@ -789,6 +789,8 @@ JA = {
     "running as root; better as a user of its own": "root で動いています。専用のユーザーにしてください",
     "site %s: no commands; nothing can be asked of it": "識別子 %s: コマンドがなく、何も依頼できません",
     "sites: %s; commands: %d": "識別子: %s、コマンド: %d",
+    "no sites: name them in [RemoteSites] remote_site_ids, each with a section of its own":
+        "識別子がありません: [RemoteSites] remote_site_ids に書き、それぞれの節を作ってください",
     "%s is not there yet; the first start makes it": "%s はまだありません。最初の起動で作られます",
     "no TLS here: it is the gateway's": "ここでは TLS を使いません (ゲートウェイが行います)",
     "no TLS: for this host only": "TLS なし: この計算機の中だけです",
@@ -1394,13 +1396,13 @@ def calc_request(c):
     relay.check_maintenance()
     seen = relay.front.seen(key)
     if not relay.in_grace() and relay.nothing.get(key) != seen:        # whatever comes for this site and user is an event
-        if not relay.store.read("SELECT 1 FROM calculations WHERE site = ? AND user = ? AND state IN (?, ?) LIMIT 1",
-                                site, c.who.user, ALLOWED, SENDING):
-            relay.nothing[key] = seen
-        elif relay.store.read("SELECT 1 FROM calculations WHERE site = ? AND user = ? AND state IN (?, ?)"
-                              " AND (take = ? OR state = ? AND bytes <= ?) LIMIT 1",
-                              site, c.who.user, ALLOWED, SENDING, take, ALLOWED, free):
+        if relay.store.read("SELECT 1 FROM calculations WHERE site = ? AND user = ? AND state IN (?, ?)"
+                            " AND (take = ? OR state = ? AND bytes <= ?) LIMIT 1",
+                            site, c.who.user, ALLOWED, SENDING, take, ALLOWED, free):
             row = relay.store.write(work, "calc-request")
+        elif not relay.store.read("SELECT 1 FROM calculations WHERE site = ? AND user = ? AND state IN (?, ?) LIMIT 1",
+                                  site, c.who.user, ALLOWED, SENDING):
+            relay.nothing[key] = seen
     missed, fresh = wanted(c, site)
     if row is None:
         if time.monotonic() < c.until and not fresh:
@@ -3688,6 +3690,9 @@ class Relay:
         for key, upload in list(self.uploads.items()):
             if monotonic - upload.touched > 600:       # its bytes stay; the sum is made again when it goes on
                 self.uploads.pop(key, None)
+        for seq, heard in list(self.stamps.items()):
+            if monotonic - heard > times["register_for"]:                # says no more than self.born now
+                self.stamps.pop(seq, None)
         old = []
         for state, field, limit in ((REGISTERED, "touched", "register_for"), (FINISHED, "finished", "keep_fetched"), (GOT, "got", "keep_results")):
             old += self.store.read("SELECT seq, accept_id, user, state FROM calculations WHERE state = ? AND touched < ? AND %s < ?"
@@ -4045,7 +4050,8 @@ def check(options):
     rows = [(None, _("running as root; better as a user of its own"))] if os.geteuid() == 0 else []
     rows.append(look_at_file(path, 0o755))
     commands = {site: conf.get(site, {}).get("commands", []) + conf.get(site, {}).get("command_lines", []) for site in sites}
-    rows.append((bool(sites) or None, _("sites: %s; commands: %d") % (" ".join(sites) or "-", sum(map(len, commands.values())))))
+    text = _("sites: %s; commands: %d") % (" ".join(sites), sum(map(len, commands.values())))
+    rows.append((bool(sites) or None, text if sites else _("no sites: name them in [RemoteSites] remote_site_ids, each with a section of its own")))
     rows += [(None, _("site %s: no commands; nothing can be asked of it") % site) for site in sites if not commands[site]]
     for key, mode in (("certfile", 0o755), ("keyfile", 0o640), ("client_ca", 0o755), ("logfile", 0o640)):
         if server[key]:
@@ -4056,6 +4062,8 @@ def check(options):
     if os.path.exists(utf8(os.path.join(server["state_dir"], "state.sqlite3"))):
         rows.append(look_at_file(server["state_dir"], 0o700))
         rows += check_tokens(server)
+    elif os.geteuid() and os.path.exists(utf8(server["state_dir"])) and os.stat(utf8(server["state_dir"])).st_uid != os.geteuid():
+        rows.append((False, _("%s: belongs to another user; run as that user, or set [Server] state_dir") % server["state_dir"]))
     else:
         rows.append((None, _("%s is not there yet; the first start makes it") % server["state_dir"]))
     return say_findings(rows + check_listener(server), options.json)
@@ -4123,7 +4131,7 @@ def check_listener(server):
             sock.close()
         return [(True, _("a relay answers on port %d") % port)]
     except OSError as error:
-        return [(None, _("nothing answers on port %d: %s") % (port, error))]
+        return [(None, _("nothing answers on port %d: %s") % (port, error.strerror or error))]
 
 
 UNIT = """# %(where)s   (systemd; read it, change what is not so at your site, then: systemctl enable --now %(name)s)

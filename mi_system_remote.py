@@ -283,7 +283,7 @@ def read_ini(path, table, guarded=False):
         except OSError as error:
             raise Stop(EX_CONFIG, "%s: %s" % (path, error.strerror))
         except (configparser.Error, UnicodeDecodeError) as error:
-            raise Stop(EX_CONFIG, "%s: %s" % (path, " ".join(str(error).split())))
+            raise Stop(EX_CONFIG, "%s: %s" % (path, re.sub(r"^While reading from .*? \[line +(\d+)\]", r"line \1", " ".join(str(error).split()))))
     result = {name: {key: default for key, (kind, default) in keys.items() if "*" not in key}
               for name, keys in table.items() if "*" not in name}
     for section in parser.sections():
@@ -2383,6 +2383,9 @@ JA = {                         # what a person reads, in Japanese
     "login: AUTHENTICATION_OPERATOR must name the directory of authentication_operator":
         "login: AUTHENTICATION_OPERATOR に authentication_operator のディレクトリを設定してください",
     "login: not accepted": "login: 認証されませんでした",
+    "%s (%s.py check looks at the whole way)": "%s (%s.py check で経路全体を調べられます)",
+    "%s: %s; set [poller] calc_base to a directory that this user may make or own":
+        "%s: %s。[poller] calc_base に、この利用者が作れるか所有するディレクトリを設定してください",
     "%s: no token to read there": "%s: トークンを読み取れません",
     "token: ": "トークン: ",
     "what was typed": "入力された内容",
@@ -2683,16 +2686,25 @@ class Calculation:
         shutil.rmtree(gone, ignore_errors=True)
 
 
-def on_disk(base, accept_id=""):
-    """Every Calculation under base (of that accept_id only), oldest claim first; what has no readable order is left alone."""
-    found = []
+def names_on_disk(base):
+    """{ACCEPT_ID: [its control directories]}."""
+    found = {}
     for name in os.listdir(os.path.join(base, b".mi")):
-        if name.startswith(utf8(accept_id)) and re.match(rb"[0-9a-f-]{36}(\.\d+)?\Z", name):
-            try:
-                with open(os.path.join(base, b".mi", name, b"order.json"), "rb") as text:
-                    found.append(Calculation(base, name.decode(), json.loads(text.read().decode("utf-8"))))
-            except (OSError, ValueError, KeyError) as error:
-                log("warn", name.decode(), "unreadable", error=error)
+        if re.match(rb"[0-9a-f-]{36}(\.\d+)?\Z", name):
+            found.setdefault(name[:36].decode(), []).append(name.decode())
+    return found
+
+
+def on_disk(base, names=None):
+    """Every Calculation under base (those of the names that are still there), oldest claim first; what has no readable order is left alone."""
+    found = []
+    for name in [name for group in names_on_disk(base).values() for name in group] if names is None else list(names):
+        try:
+            with open(os.path.join(base, b".mi", utf8(name), b"order.json"), "rb") as text:
+                found.append(Calculation(base, name, json.loads(text.read().decode("utf-8"))))
+        except (OSError, ValueError, KeyError) as error:
+            if names is None or not isinstance(error, FileNotFoundError):
+                log("warn", name, "unreadable", error=error)
     return sorted(found, key=lambda calc: calc.order["t"])
 
 
@@ -2787,7 +2799,7 @@ def ran_before(poller, calc):
     """The latest earlier attempt that was started on this host and for which no person has said rerun since, or None. (A relay that was
     restored from a backup may hand out again what has run, or still runs.)"""
     rerun = calc.info.get("rerun")
-    for other in reversed(on_disk(poller.base, calc.accept_id)):       # in any order of numbers: a restored relay counts anew
+    for other in reversed(on_disk(poller.base, poller.names.get(calc.accept_id, ()))):       # in any order of numbers: a restored relay counts anew
         if other.name == calc.name:
             continue
         started = other.last("starting")               # with `ready` still there it did not, and its claim, which has lapsed, keeps it so
@@ -3498,6 +3510,7 @@ class Poller:
         self.gone = {}                                 # claims that the relay does not know as in force: not to be asked about before ...
         self.output = self.keys["output"] and not (self.keys["hold"] or any(
             self.rules[key] for key in ("deny_content", "deny_pieces", "deny_sums", "hold", "dry_run")))
+        self.names = names_on_disk(base)               # read anew once an hour: with years of kept ones a look at all takes its time
         self.wake, self.outcome = os.pipe(), None
         self.asking, self.busy_at, self.stuck = None, time.monotonic(), []   # the Relay of a calc-request that is out; when there was work
 
@@ -3690,10 +3703,8 @@ class Poller:
         with open(path + b".taken") as text:
             names = set(text.read().split())
         os.unlink(path + b".taken")
-        for calc in on_disk(self.base) if names - set(self.held) else ():
-            if calc.name in names and calc.over() == "kept" and calc.name not in self.held:
-                calc.note(8, "resend")
-                self.hold(calc, self.relay())
+        if names - set(self.held):
+            send_again(self, lambda calc: calc.name in names and calc.over() == "kept")
         for name in names & set(self.held):
             self.held[name].hurry.set()
 
@@ -3707,13 +3718,18 @@ class Poller:
 
 
 def send_again(poller, wanted):
-    """The relay misses results {accept_id: claim} that this poller has delivered, or kept: it was restored from a backup since."""
+    """Results that this poller has delivered, or kept, are sent once more: those for which wanted(Calculation) is true."""
+    for calc in on_disk(poller.base):
+        if calc.name not in poller.held and wanted(calc):
+            calc.note(3, "resend")
+            log("info", calc.accept_id, "3 its result is wanted again", work=shown(calc.work))
+            poller.hold(calc, poller.relay())
+
+
+def missed(poller, wanted):
+    """The relay misses results {accept_id: claim}: it was restored from a backup since."""
     if isinstance(wanted, dict) and wanted:
-        for calc in on_disk(poller.base):
-            if wanted.get(calc.accept_id) == calc.claim and calc.name not in poller.held and calc.over():
-                calc.note(3, "resend")
-                log("info", calc.accept_id, "3 its result is wanted again", work=shown(calc.work))
-                poller.hold(calc, poller.relay())
+        send_again(poller, lambda calc: wanted.get(calc.accept_id) == calc.claim and calc.over())
 
 
 def calc_request(poller, relay, take, free, wait):
@@ -3726,10 +3742,10 @@ def calc_request(poller, relay, take, free, wait):
         if poller.v1:
             return v1_named(poller, relay.call_v1("GET", "calc-request", {"site_id": poller.site}))
         found = relay.call("POST", "calc-request", fields, wait)
-        send_again(poller, found.get("wanted"))
+        missed(poller, found.get("wanted"))
         return found
     except Refused as error:
-        send_again(poller, error.more.get("wanted"))
+        missed(poller, error.more.get("wanted"))
         if error.code in (401, 403, "0005"):
             reason = {"errors": [{"code": error.code, "message": str(error)}]}
             poller.tell("%s:status code = 403 / reason = %s" % (now, json.dumps(reason, ensure_ascii=False, separators=(",", ":"))))
@@ -3747,7 +3763,7 @@ def first_contact(poller, relay):
     try:
         version, limits = relay.learn(0 if somebody and not poller.retry else None)
     except Away as error:
-        raise Stop(EX_UNAVAILABLE, str(error))
+        raise Stop(EX_UNAVAILABLE, _("%s (%s.py check looks at the whole way)") % (error, PROGRAM))
     poller.v1, poller.learned = version < 2, time.monotonic()
     if poller.v1:
         return 0
@@ -3789,6 +3805,8 @@ def claim_loop(poller):
                 log("info", found.get("accept_id"), "3 not taken", why=poller.blocked())
                 continue
             calc = found and put_on_disk(poller.base, found, **({"protocol": 1, "site": poller.site} if poller.v1 else {}))
+            if calc:
+                poller.names.setdefault(calc.accept_id, []).append(calc.name)
         except (Away, Refused, OSError) as error:
             poller.asking = None
             if isinstance(error, Away) and poller.blocked():             # tick() has broken it off
@@ -3925,6 +3943,7 @@ def sweep(poller):
         if time.time() - calc.last("delivered")["t"] > poller.keys["keep_workdirs"]:
             log("info", calc.accept_id, "swept")
             calc.remove()
+    poller.names = names_on_disk(poller.base)
 
 
 # ---- the start ----
@@ -3940,13 +3959,15 @@ def open_base(path):
     base = base_path(path)
     folder = os.path.join(base, b".mi")
     for path in (base, folder):
-        if not os.path.isdir(path):
-            os.makedirs(path, 0o700)
+        try:
+            if not os.path.isdir(path):
+                os.makedirs(path, 0o700)
+        except OSError as error:
+            code = EX_IOERR if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO) else EX_CONFIG
+            raise Stop(code, _("%s: %s; set [poller] calc_base to a directory that this user may make or own") % (shown(path), error.strerror))
     info = os.lstat(folder)
     if not stat.S_ISDIR(info.st_mode) or info.st_uid != os.geteuid() or info.st_mode & 0o077:
         raise Stop(EX_CONFIG, _("%s/.mi: must be a directory of yours that nobody else may enter (chown, chmod 700)") % shown(base))
-    if (base + b"/").startswith(b"/tmp/"):
-        log("warn", None, "calc_base is below /tmp: a reboot or a cleaner may delete what was not delivered", base=shown(base))
     return base
 
 
@@ -4070,6 +4091,8 @@ def set_up(options, settings, ini, as_program):
     token = find_token(options["token"], options["url"], keys, as_program)
     base = open_base(options["calc_base"])
     lock = lock_base(base)
+    if (base + b"/").startswith(b"/tmp/"):
+        log("warn", None, "calc_base is below /tmp: a reboot or a cleaner may delete what was not delivered", base=shown(base))
     poller = Poller(settings, options, commands, token, base)
     poller.lock, poller.name = lock, poller_name(base)
     if not options["verify"]:

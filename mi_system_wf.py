@@ -271,7 +271,7 @@ def read_ini(path, table, guarded=False):
         except OSError as error:
             raise Stop(EX_CONFIG, "%s: %s" % (path, error.strerror))
         except (configparser.Error, UnicodeDecodeError) as error:
-            raise Stop(EX_CONFIG, "%s: %s" % (path, " ".join(str(error).split())))
+            raise Stop(EX_CONFIG, "%s: %s" % (path, re.sub(r"^While reading from .*? \[line +(\d+)\]", r"line \1", " ".join(str(error).split()))))
     result = {name: {key: default for key, (kind, default) in keys.items() if "*" not in key}
               for name, keys in table.items() if "*" not in name}
     for section in parser.sections():
@@ -1658,6 +1658,9 @@ JA = {
     "%s: the relay says: %s": "%s: 中継サーバーの応答: %s",
     "; if its certificate is not of a public CA, give the CA's file with --ca-file (or ca_file in the ini)":
         "。公的 CA の証明書でない場合は --ca-file (または ini の ca_file) で CA のファイルを指定してください",
+    "; does the relay run, and is the URL right? (mi_system_wf.py check looks at the whole way)":
+        "。中継サーバーは動いていますか。URL は正しいですか (mi_system_wf.py check で経路全体を調べられます)",
+    "%s: %s (the file with the token: --token-file, or token_file in the ini)": "%s: %s (トークンのファイル: --token-file、または ini の token_file)",
     "; is the URL right? (--url, or url in the ini)": "。URL は正しいですか (--url、または ini の url)",
     "%s: the relay's answer holds no accept_id": "%s: 中継サーバーの応答に accept_id がありません",
     "%s: an input cannot be sent as it was registered: %s": "%s: 入力を登録時の内容のまま送れません: %s",
@@ -1940,7 +1943,7 @@ def read_token(path):
                 raise Stop(EX_CONFIG, _("%s: others may read this token; type: chmod 600 %s") % (path, path))
             return checked_token(text.read(10000), path)
     except OSError as error:
-        raise Stop(EX_CONFIG, "%s: %s" % (path, error.strerror))
+        raise Stop(EX_CONFIG, _("%s: %s (the file with the token: --token-file, or token_file in the ini)") % (path, error.strerror))
 
 
 def token_from(path):
@@ -2003,6 +2006,7 @@ def explain(error, relay, accept_id="", registering=False):
     text = "%s%s" % (accept_id and accept_id + ": ", error)
     if isinstance(error, Away):
         hint = {"certificate": _("; if its certificate is not of a public CA, give the CA's file with --ca-file (or ca_file in the ini)"),
+                "connect": _("; does the relay run, and is the URL right? (mi_system_wf.py check looks at the whole way)"),
                 "dns": _("; is the URL right? (--url, or url in the ini)")}.get(error.kind, "")
         return Stop(EX_UNAVAILABLE, text + hint)
     text = _("%s: the relay says: %s") % (relay.url, text)
@@ -2977,7 +2981,7 @@ def work(options):
     """Does what the words say; the exit code."""
     if options.words[0] in ALONE:
         return ALONE[options.words[0]][0](options)
-    (relay, ini), voice = connect(options), make_voice(options)
+    relay, voice = connect(options)[0], make_voice(options)
     relay.notice = voice.away
     try:
         return COMMANDS[options.words[0]](options, relay, voice)
