@@ -816,7 +816,8 @@ JA = {
     "the secret table was looked for in all %d files (%d bytes) of relay and workflow side: not there":
         "中継とワークフロー側の全 %d ファイル (%d バイト) で秘密の表を探しました: ありません",
     "demo: the %s did not get there; its last line: %s": "demo: %s が進みませんでした。最後の行: %s",
-    "demo: no result came back: %s": "demo: 結果が戻りませんでした: %s",
+    "demo: no result came back: %s; the command's last line: %s (demo --keep keeps the files)":
+        "demo: 結果が戻りませんでした: %s。コマンドの最後の行: %s (demo --keep でファイルを残せます)",
     "demo: the secret left the external computer: %s": "demo: 秘密が外部計算機から漏れました: %s",
     "demo: %s is not there; put the scripts of the suite into one directory": "demo: %s がありません。一式のスクリプトを同じディレクトリに置いてください",
     "kept: %s": "残してあります: %s",
@@ -4527,7 +4528,12 @@ def demo_in(folder, scripts, parts):
         with open(os.path.join(workflow, "life.json")) as text:
             result = json.load(text)
     except (Stop, OSError, ValueError):
-        raise Stop(code or EX_DATA, _("demo: no result came back: %s") % (parts[-1].lines or ["-"])[-1])
+        said = []
+        if os.path.exists(utf8(os.path.join(workflow, LOG_NAMES[1]))):
+            with open(utf8(os.path.join(workflow, LOG_NAMES[1])), encoding="utf-8", errors="replace") as text:
+                said = text.read().splitlines()
+        raise Stop(code or EX_DATA, _("demo: no result came back: %s; the command's last line: %s (demo --keep keeps the files)") % (
+            (parts[-1].lines or ["-"])[-1], (said or ["-"])[-1]))
     print()
     print(_("result:           %s") % json.dumps(result))
     print(_("workflow side:    %s (the result, and both logs)") % workflow)
