@@ -459,7 +459,7 @@ QUERY_TIME = 30                # seconds that a program of a batch system may ta
 ANSWER_MOST = 8 << 20          # bytes of an answer that are kept: some 50,000 jobs in Slurm's, 2,000 in PBS's; more is no answer
 END_LATE = 30                  # seconds that `end` may come after the queue's word that the job is over (NFS), and that word after `end`
 KILLED = (137, 140, 143, 152)  # exit codes after which the queue is asked whether it was the batch system's doing (KILL, USR2, TERM, XCPU)
-CLIENT = re.compile(r"(SLURM_CONF|SLURM_CLUSTERS|PBS_(CONF_FILE|EXEC|DEFAULT|SERVER)|CONDOR_CONFIG|_CONDOR_[A-Z_]+)\Z")    # variables for its programs
+CLIENT = re.compile(r"(SLURM_(CONF|CLUSTERS)|PBS_(CONF_FILE|EXEC|DEFAULT|SERVER)|CONDOR_CONFIG|_CONDOR_[A-Z_]+)\Z")    # for its programs
 MARK = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\.\d+")       # MI_RUN = ACCEPT_ID.N, by which a job is found again
 Seen = collections.namedtuple("Seen", "job mark state node text")      # state: queued, held, running, done, over (badly)
 Batch = collections.namedtuple("Batch", "submit number ask past partial read cancel away wrong said")
