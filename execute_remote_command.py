@@ -458,6 +458,8 @@ while kill -0 $! 2>/dev/null; do wait $!; done
 QUERY_TIME = 30                # seconds that a program of a batch system may take (Slurm's give a controller up after ten)
 ANSWER_MOST = 8 << 20          # bytes of an answer that are kept: some 50,000 jobs in Slurm's, 2,000 in PBS's; more is no answer
 END_LATE = 30                  # seconds that `end` may come after the queue's word that the job is over (NFS), and that word after `end`
+SENT_LATE = 60                 # seconds for which a queue must not know a job, of which it is unsure whether it was sent, before it is sent again
+UNSURE = re.compile(r"timed? ?out|zero bytes|connect|commit|End of File|no answer", re.I)      # in the words of a submission that failed
 KILLED = (137, 140, 143, 152)  # exit codes after which the queue is asked whether it was the batch system's doing (KILL, USR2, TERM, XCPU)
 CLIENT = re.compile(r"(SLURM_(CONF|CLUSTERS)|PBS_(CONF_FILE|EXEC|DEFAULT|SERVER)|CONDOR_CONFIG|_CONDOR_[A-Z_]+)\Z")    # for its programs
 MARK = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\.\d+")       # MI_RUN = ACCEPT_ID.N, by which a job is found again
@@ -823,7 +825,7 @@ class BatchJob:
     def __init__(self, control, queue, poll, grace, at=lambda name: None):
         self.control, self.queue, self.poll, self.grace, self.at = control, queue, poll, grace, at
         self.order, self.absent, self.missing, self.over, self.off = read_batch(control), [], 0.0, None, None      # times: time.monotonic()
-        self.failing, self.asked = None, None
+        self.failing, self.asked, self.unsure = None, None, True
         self.where, self.why, self.failed, self.node = "", "", "", ""
 
     def path(self, name):
@@ -888,7 +890,7 @@ class BatchJob:
     def refused(self, code, text):
         """A submission failed: for good, or (perhaps it did not) the queue is looked at and it is sent again."""
         table, self.failing = self.queue.table, self.failing or time.monotonic()
-        self.why = "%s: %s" % (self.order["submit"][0], printable(text))
+        self.why, self.unsure = "%s: %s" % (self.order["submit"][0], printable(text)), bool(UNSURE.search(text))
         away = code is None or re.search(table.away, text)
         if not away and (re.search(table.wrong, text) and code != 127 or time.monotonic() - self.failing > self.grace):
             self.failed = self.why
@@ -928,7 +930,7 @@ class BatchJob:
             if job or len(self.absent) > 1 or not self.order["sent"] or now - self.over > max(END_LATE, 3 * self.poll):
                 return "lost", "cancelled"
         elif state == "ready" and not job and (len(self.absent) > 1 or not self.order["sent"]):
-            if not self.under_way():
+            if not self.order["sent"] or now - self.missing >= (self.unsure and min(self.grace, SENT_LATE)) and not self.under_way():
                 self.absent = []
                 self.submit()
         elif len(self.absent) > 1 and state != "ended" and now - self.missing >= self.grace:
