@@ -1642,11 +1642,12 @@ def wait_end(control, stop, most=1.0):
 # Batch systems. A job is the wrapper, submitted; its `end` is the truth, a queue only says "not yet". One query tells of all jobs.
 JOB = r"""#!/bin/sh
 # What a batch system is given. Each line of the file `words` is one word of what it runs: no shell reads anything into them.
+control={control}
 set --
-while IFS= read -r word; do set -- "$@" "$word"; done <{control}/words
+while IFS= read -r word; do set -- "$@" "$word"; done <"$control/words"
 """
 JOB_EXEC = 'exec "$@"\n'       # Slurm and PBS signal every process of a job
-JOB_WAIT = r"""trap 'read -r pid rest <{control}/child && kill -TERM "$pid"' TERM        # HTCondor signals this one only, then kills all
+JOB_WAIT = r"""trap 'read -r pid rest <"$control/child" && kill -TERM "$pid"' TERM        # HTCondor signals this one only, then kills all
 "$@" &
 while kill -0 $! 2>/dev/null; do wait $!; done
 """
@@ -1744,10 +1745,14 @@ def condor_submit(control, run, options):
 def condor_read(text):
     """Every Seen in what condor_q or condor_history answered. ValueError if it is neither's."""
     found, names = [], ("", "idle", "running", "removed", "completed", "held", "transferring output", "suspended")
-    for entry in json.loads(text) if text.strip() else []:
+    try:
+        entries = json.loads(text) if text.strip() else []
+    except RecursionError:
+        raise ValueError(text)
+    for entry in entries if isinstance(entries, list) else [None]:
         try:
             state, job = int(entry["JobStatus"]), "%d.%d" % (int(entry["ClusterId"]), int(entry["ProcId"]))
-        except (TypeError, KeyError):
+        except (TypeError, KeyError, OverflowError):
             raise ValueError(text)
         reason = str(entry.get({1: "LastRejMatchReason", 5: "HoldReason", 3: "RemoveReason"}.get(state), "")).strip()
         node = str(entry.get("RemoteHost") or entry.get("LastRemoteHost") or "").partition("@")[2]

@@ -75,7 +75,8 @@ def tree():
             with open(path) as text:
                 if "Acquire" in text.read():           # how to reach the mirror from here
                     shutil.copy(path, new + "/etc/apt/apt.conf.d/")
-        install = "mount -t proc proc /proc; mount -t devpts devpts /dev/pts; apt-get update -qq; " \
+        install = "mount -t proc proc /proc; mount -t devpts devpts /dev/pts; " \
+                  "printf '#!/bin/sh\\nexit 101\\n' >/usr/sbin/policy-rc.d; chmod 755 /usr/sbin/policy-rc.d; apt-get update -qq; " \
                   "apt-get install -y -qq --no-install-recommends minicondor python3-minimal libpython3-stdlib; useradd -m %s" % USER
         call(["unshare", "--mount", "--propagation", "private", "chroot", new, "sh", "-ec", install], 900,
              dict(os.environ, DEBIAN_FRONTEND="noninteractive"))
@@ -88,9 +89,9 @@ def mirror():
     for path in ["/etc/apt/sources.list"] + sorted(glob.glob("/etc/apt/sources.list.d/*")):
         if os.path.exists(path):
             with open(path) as text:
-                found = re.search(r"https?://\S*debian\S*", text.read())
+                found = re.search(r"^(?:deb |URIs:).*?(https?://\S*/debian\b\S*)", text.read(), re.M)
             if found:
-                return found.group()
+                return found.group(1)
     return "http://deb.debian.org/debian"
 
 

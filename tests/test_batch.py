@@ -77,6 +77,8 @@ def text_of(info):
 # ---- real Slurm ----
 
 def test_a_calculation_goes_through_slurm_with_odd_arguments_and_its_environment(relay, cluster):
+    cluster.base = cluster.folder / "b a'se %j"
+    cluster.poller["calc_base"] = str(cluster.base)
     cluster.script("solve", 'printf "%s|" "$@" "$EXTRA" "$SLURM_JOB_PARTITION" "$PWD" "$CALC_DIR" > out.txt; cat in.txt >> out.txt; echo said')
     cluster.sections["command solve"].update({"argv": cluster.sections["command solve"]["argv"] + "\n{parameters}", "parameters": "yes",
                                               "argument.1": ".*", "argument.2": ".*", "env.EXTRA": "a 'b' $(c) \\"})
@@ -322,6 +324,8 @@ def other(request, host):
 
 def test_a_calculation_goes_through_another_batch_system(relay, other):
     open(other.system.path("held"), "w").close()
+    other.base = other.folder / "b a'se %j"
+    other.poller["calc_base"] = str(other.base)
     other.script("solve", 'cat in.txt > out.txt; while [ ! -e go ]; do sleep 0.05; done; exit 4')
     other.start()
     accept_id = submit(relay, other.site, {"in.txt": b"input"})

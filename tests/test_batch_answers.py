@@ -81,7 +81,8 @@ def test_a_mark_in_another_users_job_is_none(owner, ours):
 def test_odd_values_in_htcondors_answer_are_no_rows_of_ours():
     row, = remote.condor_read('[{"ClusterId": 5, "ProcId": 0, "JobStatus": 99, "MIRun": [1], "RemoteHost": {}, "Owner": 7}]')
     assert (row.mark, row.state) == (None, "running")
-    for garbage in ("[1]", "{", '{"a": 1}', '[{"ClusterId": "x", "ProcId": 0, "JobStatus": 1}]', "[null]"):
+    for garbage in ("[1]", "{", '{"a": 1}', '[{"ClusterId": "x", "ProcId": 0, "JobStatus": 1}]', "[null]", "[" * 100000, "7",
+                    '[{"ClusterId": Infinity, "ProcId": 0, "JobStatus": 1}]'):
         with pytest.raises(ValueError):
             remote.condor_read(garbage)
 

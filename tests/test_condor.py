@@ -65,6 +65,8 @@ def words_of(info):
 
 
 def test_a_calculation_goes_through_htcondor_with_odd_arguments_and_its_environment(relay, host):
+    host.base = host.folder / "b a'se %j"
+    host.poller["calc_base"] = str(host.base)
     host.script("solve", 'printf "%s|" "$@" "$EXTRA" "$(id -un)" "$PWD" "$CALC_DIR" > out.txt; cat in.txt >> out.txt; echo said')
     host.sections["command solve"].update({"argv": host.sections["command solve"]["argv"] + "\n{parameters}", "parameters": "yes",
                                            "argument.1": ".*", "argument.2": ".*", "env.EXTRA": "a 'b' $(c) \\"})
