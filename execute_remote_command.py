@@ -810,7 +810,7 @@ def batch_where(folder, control):
             try:
                 with open(os.path.join(folder, name), "rb") as known:
                     rows = [Seen(*row) for row in json.loads(known.read().decode("utf-8"))["rows"]]
-                text = ["queued (%s)" % row.text for row in rows if row.mark == order["run"]][0]
+                text = ["queued (%s)" % row.text for row in rows if row.mark == order["run"] or row[:2] == (order["job"], None)][0]
             except (OSError, ValueError, KeyError, TypeError, IndexError):
                 pass                                   # it has not been asked yet
     if state == "running":
@@ -829,8 +829,9 @@ class BatchJob:
 
     def __init__(self, control, queue, poll, grace, at=lambda name: None):
         self.control, self.queue, self.poll, self.grace, self.at = control, queue, poll, grace, at
-        self.order, self.absent, self.missing, self.over, self.off = read_batch(control), [], 0.0, None, None      # times: time.monotonic()
-        self.failing, self.asked, self.unsure = None, None, True
+        self.order, self.failing, self.unsure = read_batch(control), None, True
+        self.absent = []                               # of the answers of after the submission that do not name it the first and the last:
+        self.over, self.off, self.asked = None, None, None             # (their time, when we saw them), like these in time.monotonic()
         self.where, self.why, self.failed, self.node = "", "", "", ""
 
     def path(self, name):
@@ -925,20 +926,21 @@ class BatchJob:
             return self.as_seen(row, when, state, detail, now)
         if self.failed and (state == "stopped" or state == "ready" and self.take_ready()):
             return "lost", self.failed
-        if later(when, self.order["t"]) and when not in self.absent:
-            self.absent = self.absent[:1] + [when]     # answers of after the submission that do not name it: the first and the last
-            self.missing = now if len(self.absent) == 1 else self.missing
+        if later(when, self.order["t"]) and when not in [told for told, _at in self.absent]:
+            steady = self.absent and now - self.absent[-1][1] < 3 * self.poll + 2 * QUERY_TIME         # an outage counts for nothing
+            self.absent = (self.absent[:1] if steady else []) + [(when, now)]
+        missing = self.absent[-1][1] - self.absent[0][1] if len(self.absent) > 1 else -1
         if self.absent and job:
             self.queue.missed.add(job)
         if state == "stopped":
             self.over = self.over or now
             if job or len(self.absent) > 1 or not self.order["sent"] or now - self.over > max(END_LATE, 3 * self.poll):
                 return "lost", "cancelled"
-        elif state == "ready" and not job and (len(self.absent) > 1 or not self.order["sent"]):
-            if not self.order["sent"] or now - self.missing >= (self.unsure and min(self.grace, SENT_LATE)) and not self.under_way():
+        elif state == "ready" and not job and (not self.order["sent"] or missing >= (self.unsure and min(self.grace, SENT_LATE))):
+            if not self.under_way():
                 self.absent = []
                 self.submit()
-        elif len(self.absent) > 1 and state != "ended" and now - self.missing >= self.grace:
+        elif missing >= self.grace and state != "ended":
             self.stop()                                # should it run all the same
             return "lost", "%s does not know job %s any more%s" % (self.queue.system, job, self.log_words(", "))
         if state != "ended":

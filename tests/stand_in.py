@@ -4,6 +4,7 @@ which can be made to lie.)
 stand_in.py DIR KIND PROGRAM [ARG]...: DIR holds N.json of each job, `held` (if it is there, nothing starts), `lie` (how queries lie), `calls`."""
 import json
 import os
+import pwd
 import re
 import signal
 import subprocess
@@ -121,7 +122,7 @@ def pbs(system, program, words):
 def show(kind, name, job):
     """One job as qstat -f shows it, long lines broken as it breaks them."""
     killed = os.path.exists(os.path.join(sys.argv[1], "%d.deleted" % job["n"]))
-    rows = ["Job_Name = mi_x", "Job_Owner = user@host", "job_state = " + ("C" if kind == "torque" and job["state"] == "F" else job["state"])]
+    rows = ["Job_Name = mi_x", "Job_Owner = %s@host" % pwd.getpwuid(os.geteuid()).pw_name, "job_state = " + ("C" if kind == "torque" and job["state"] == "F" else job["state"])]
     if job["state"] == "R":
         rows.append("exec_host = node7/0")
     if job["state"] == "F" and job["code"] is not None:

@@ -78,6 +78,15 @@ def test_a_mark_in_another_users_job_is_none(owner, ours):
     assert (row.mark == mark) == ours
 
 
+def test_a_job_whose_owner_is_spelt_otherwise_is_known_by_its_number(tmp_path, tools):
+    """A mark in it counts for nothing, its number does."""
+    queue = tools("pbs", qsub="echo 5.server", qstat="printf 'Job Id: 5.server\\n    job_state = H\\n    Job_Owner = x.y@host\\n"
+                  "    Variable_List = MI_RUN=%s.1\\n'" % (ID % 1))
+    job = job_below(tmp_path, queue)
+    until(lambda: job.look() and job.where == "queued (H)", 20)
+    assert remote.batch_where(queue.folder, job.control) == ("queued", "queued (H)")
+
+
 def test_odd_values_in_htcondors_answer_are_no_rows_of_ours():
     row, = remote.condor_read('[{"ClusterId": 5, "ProcId": 0, "JobStatus": 99, "MIRun": [1], "RemoteHost": {}, "Owner": 7}]')
     assert (row.mark, row.state) == (None, "running")
@@ -136,6 +145,22 @@ def test_a_clock_that_is_set_back_stops_no_query_and_one_that_is_set_on_ends_no_
     assert job.look()[0] == "queued"
 
 
+def test_the_grace_of_a_job_that_the_queue_does_not_know_goes_on_only_while_it_answers(tmp_path, tools, monkeypatch):
+    monkeypatch.setattr(remote, "QUERY_TIME", 1)
+    queue = tools("slurm", sbatch="echo 5", sacct="exit 1", squeue='test ! -e "$(dirname $0)/away"', scancel="exit 0")
+    job = job_below(tmp_path, queue, grace=3)
+    until(lambda: job.look() and len(job.absent) > 1, 20)
+    (tmp_path / "away").touch()
+    since = time.monotonic()
+    while time.monotonic() - since < 5:
+        assert job.look()[0] == "queued"
+        time.sleep(0.1)
+    (tmp_path / "away").unlink()
+    until(lambda: job.look() and job.absent[0][1] > since + 5, 20)         # it begins anew
+    assert job.look()[0] == "queued"
+    assert "does not know job 5" in until(lambda: [detail for state, detail in [job.look()] if state == "lost"], 20)[0]
+
+
 def test_a_submission_that_hangs_keeps_no_other_from_being_cancelled(tmp_path, tools, monkeypatch):
     monkeypatch.setattr(remote, "QUERY_TIME", 6)
     queue = tools("slurm", sbatch="touch $(dirname $0)/begun; exec sleep 600", squeue="exit 0")
@@ -157,7 +182,7 @@ def test_a_job_that_was_started_and_waits_again_has_ended(tmp_path, tools):
     until(lambda: job.look() == ("queued", None) and job.where == "queued (idle)", 20)
     os.rename(job.path(b"ready"), job.path(b"start"))
     assert job.look()[0] == "running"
-    assert until(lambda: job.look()[0] == "lost" and job.look(), 20)[1] == "htcondor: idle"
+    assert until(lambda: [detail for state, detail in [job.look()] if state == "lost"], 20) == ["htcondor: idle"]
     assert (tmp_path / "removed").read_text() == "5.0\n"
 
 
