@@ -1700,7 +1700,7 @@ def own(name):
         me = pwd.getpwuid(os.geteuid()).pw_name
     except KeyError:
         return True
-    return not name or len({re.split("@", text.split("\\")[-1])[0].lower() for text in (name, me)}) == 1
+    return not name or len({str(text).split("\\")[-1].split("@")[0].lower() for text in (name, me)}) == 1
 
 
 def pbs_keep(text):
@@ -1847,7 +1847,7 @@ def batch_call(words, env, inherit=(), keep=None):
         else:
             os.killpg(child.pid, signal.SIGKILL)
             child.wait(5)                              # on a file system that is away not even that ends it
-    except subprocess.TimeoutExpired:
+    except (subprocess.TimeoutExpired, PermissionError):
         code = None
     return code, out.decode("utf-8", "replace"), err.decode("utf-8", "replace")
 

@@ -88,8 +88,9 @@ def test_a_job_whose_owner_is_spelt_otherwise_is_known_by_its_number(tmp_path, t
 
 
 def test_odd_values_in_htcondors_answer_are_no_rows_of_ours():
-    row, = remote.condor_read('[{"ClusterId": 5, "ProcId": 0, "JobStatus": 99, "MIRun": [1], "RemoteHost": {}, "Owner": 7}]')
-    assert (row.mark, row.state) == (None, "running")
+    for mark in ('[1]', '"%s.1"' % (ID % 1)):
+        row, = remote.condor_read('[{"ClusterId": 5, "ProcId": 0, "JobStatus": 99, "MIRun": %s, "RemoteHost": {}, "Owner": 7}]' % mark)
+        assert (row.mark, row.state) == (None, "running")
     for garbage in ("[1]", "{", '{"a": 1}', '[{"ClusterId": "x", "ProcId": 0, "JobStatus": 1}]', "[null]", "[" * 100000, "7",
                     '[{"ClusterId": Infinity, "ProcId": 0, "JobStatus": 1}]'):
         with pytest.raises(ValueError):

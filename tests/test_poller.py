@@ -74,7 +74,9 @@ class Host:
         text = ""
         for name, keys in [("poller", self.poller)] + list(self.sections.items()):
             text += "[%s]\n%s\n" % (name, "".join("%s = %s\n" % (key, str(value).replace("\n", "\n  ")) for key, value in keys.items()))
-        self.ini.write_text(text, encoding="utf-8")
+        new = self.folder / "host.ini.new"             # a poller that starts just now reads one or the other
+        new.write_text(text, encoding="utf-8")
+        new.replace(self.ini)
 
     def start(self, *words, env=None, out=None):
         self.write_ini()
