@@ -306,11 +306,15 @@ trap '' HUP; trap : TERM INT                       # outlive terminal and cancel
 note "$c/start" started || exit 73
 [ -p "$c/alive" ] && exec 9<>"$c/alive"            # a reader of the FIFO sees a hang-up the moment that we are gone
 cd "$w" && sh "$c/run" -child "$c" "$@" </dev/null >"$c/stdout" 2>"$c/stderr" 9>&-
-note "$c/end.tmp" "exit $?" && mv "$c/end.tmp" "$c/end"
+note "$c/end.tmp" "exit $?" || exit 73
+for try in 1 2 3 4 5; do mv "$c/end.tmp" "$c/end" 2>/dev/null && break; done      # what cancels the command may hit mv
 """
 Note = collections.namedtuple("Note", "pid start boot host text time")      # what the wrapper's note() wrote; time: its mtime, seconds
 WRAPPER_PATH = "/usr/local/bin:/usr/bin:/bin"          # of the wrapper itself
 ORPHAN_GRACE = 10              # seconds after which wrapper and command, both gone without `end`, count as lost
+STORM = 1000                   # children of a wrapper, dead ones counted, with which a command that is to end gets no more grace
+KILL_TRIES = 5                 # seconds that SIGKILL is sent again and again; what is there then is another user's, or hangs in the kernel
+ADOPT = []                     # what adopter() has found
 
 
 def boot_id():
@@ -355,6 +359,20 @@ def prepare(control, fifo=True):
     sync_folder(control)
 
 
+def adopter():
+    """A function for Popen's preexec_fn: it makes the wrapper the parent of every orphan below it, so that stop_tree() finds also what has left
+    its parent, its session and its environment behind. None where there is no such thing (Linux has it)."""
+    if not ADOPT:
+        try:
+            import ctypes
+            prctl = ctypes.CDLL(None).prctl
+            prctl.argtypes = [ctypes.c_int] + [ctypes.c_ulong] * 4
+            ADOPT.append(lambda: prctl(36, 1, 0, 0, 0))                  # PR_SET_CHILD_SUBREAPER
+        except (ImportError, AttributeError, OSError, MemoryError):      # a Python without it, or a host that forbids what it needs
+            ADOPT.append(None)
+    return ADOPT[0]
+
+
 def start_wrapper(control, work, argv, env):
     """Starts the wrapper, detached, on argv (list of str) in the directory work with the environment env. Returns the Popen.
     The wrapper needs sh, mv and printf: a PATH of the command's own must not hide them."""
@@ -362,7 +380,7 @@ def start_wrapper(control, work, argv, env):
         argv, env = ["/usr/bin/env", "PATH=" + env["PATH"]] + argv, dict(env, PATH=WRAPPER_PATH)
     words = [b"/bin/sh", os.path.join(control, b"run"), control, work] + [utf8(word) for word in argv]
     return subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-                            env={utf8(key): utf8(value) for key, value in env.items()}, start_new_session=True, cwd=b"/")
+                            env={utf8(key): utf8(value) for key, value in env.items()}, start_new_session=True, cwd=b"/", preexec_fn=adopter())
 
 
 def read_note(path):
@@ -416,7 +434,95 @@ def look(control, now):
     return ("lost", "end unknown") if now - (child or started).time > ORPHAN_GRACE else ("starting", None)
 
 
-def wait_end(control, stop, most=1.0):
+def processes(leader, mark, known):
+    """{(pid, start time)} of a command's process tree: in its wrapper's session, with `mark` in the environment, known as part of it from an
+    earlier look, or below one of these. leader: the wrapper's pid, 0 if it is gone; it is not among them."""
+    parents, starts, found = {}, {}, {leader} - {0}
+    for pid in (int(name) for name in os.listdir("/proc") if name.isdigit()):
+        try:
+            with open("/proc/%d/stat" % pid, "rb") as text:
+                words = text.read().rpartition(b") ")[2].split()
+            if words[0] not in (b"Z", b"X"):
+                parents[pid], starts[pid] = int(words[1]), words[19]
+                if leader and int(words[3]) == leader or (pid, words[19]) in known:
+                    found.add(pid)
+                    continue
+                with open("/proc/%d/environ" % pid, "rb") as text:
+                    if mark in text.read().split(b"\0"):
+                        found.add(pid)
+        except OSError:
+            pass                                       # gone, or another user's
+    more = found
+    while more:
+        more = {pid for pid, parent in parents.items() if parent in more} - found
+        found |= more
+    return {(pid, starts[pid]) for pid in found - {leader, os.getpid()} if pid in starts}
+
+
+def signal_to(pid, number):
+    """Sends a signal; a process that is gone, or another user's, does not matter."""
+    try:
+        os.kill(pid, number)
+    except OSError:
+        pass
+
+
+def children(pid):
+    """The pids of its children, dead ones too, the youngest last, at once ([] where the kernel does not list them)."""
+    try:
+        with open("/proc/%d/task/%d/children" % (pid, pid), "rb") as text:
+            return [int(word) for word in text.read().split()]
+    except OSError:
+        return []
+
+
+def childless(pid):
+    """Are all its children dead? A look at all processes misses what forks and ends meanwhile; pid stands still, so here it cannot hide."""
+    found = children(pid)
+    for child in found:
+        try:
+            with open("/proc/%d/stat" % child, "rb") as text:
+                if text.read().rpartition(b") ")[2][:1] not in b"ZX":
+                    return False
+        except OSError:
+            pass
+    return children(pid) == found
+
+
+def stop_tree(control, mark, grace):
+    """Ends the command of a control directory and all that descends from it: SIGTERM, after `grace` seconds SIGKILL. Its wrapper stands still
+    meanwhile: it stays there as the parent of all orphans, and notes the end afterwards. mark: MI_RUN=..., bytes.
+    Returns the pids of what does not end."""
+    wrapper, told, until = read_note(os.path.join(control, b"start")), set(), time.monotonic() + grace
+    leader = wrapper.pid if wrapper and still_there(wrapper) else 0
+    try:
+        if leader:
+            os.kill(leader, signal.SIGSTOP)
+        while True:
+            alive, now = processes(leader, mark, told), time.monotonic()
+            late = now > until or leader and len(children(leader)) > STORM
+            if not alive and (not leader or childless(leader)) or now > until + KILL_TRIES:
+                return sorted(pid for pid, start in alive)
+            for pid, start in alive if late else alive - told:
+                signal_to(pid, signal.SIGKILL if late else signal.SIGTERM)
+                signal_to(pid, signal.SIGCONT)         # else a stopped one would not hear of it
+            told |= alive                              # whose parent ends now is not lost sight of
+            while time.monotonic() < now + 0.05:       # what leaves a child behind and ends is quicker than a look at all processes
+                for pid in children(leader)[-20:] if late and leader else ():
+                    signal_to(pid, signal.SIGKILL)
+                time.sleep(0.001 if late else 0.05)
+    finally:
+        let_go_on(control)
+
+
+def let_go_on(control):
+    """The wrapper of a control directory goes on, if stop_tree() made it stand still and was killed there."""
+    wrapper = read_note(os.path.join(control, b"start"))
+    if wrapper and still_there(wrapper):
+        signal_to(wrapper.pid, signal.SIGCONT)
+
+
+def wait_end(control, stop, most=0.25):
     """Waits until the command has ended or stop() is true; looks at the FIFO, so that the end is seen at once. Returns look()'s answer.
     most: seconds between two looks."""
     try:
@@ -1321,20 +1427,24 @@ hold() {   # the control connection: says what there is here, then answers each 
     *) printf '%s\n' "$x";;
     esac; done
 }
-cancel() {   # GRACE: TERM, after GRACE seconds KILL: the wrapper's group, and whatever carries its mark (look sets p and s)
+marked() {   # the processes that carry its mark, but the wrapper
+    for q in $(grep -lsF "MI_RUN=$id.1" /proc/[0-9]*/environ 2>/dev/null); do
+        q=${q#/proc/}; q=${q%/environ}; [ "$q" = $$ ] || [ "$q" = "$lead" ] || echo "$q"
+    done
+}
+cancel() {   # GRACE: TERM, after GRACE seconds KILL: the wrapper's group, and whatever carries its mark
     lead=''; { read -r lead x <"$c/start"; } 2>/dev/null
+    look; case $state in running|starting|gone) ;; *) echo "E $state"; return;; esac
+    [ -n "$lead" ] && kill -TERM "-$lead" 2>/dev/null && kill -CONT "-$lead" 2>/dev/null
+    n=$(($1 * 5))
     for sig in TERM KILL; do
-        look; case $state in running|starting|gone) ;; *) break;; esac
-        [ "$sig" = KILL ] && [ -n "$lead" ] && set -- 1 && { read -r q x <"$c/child"; } 2>/dev/null && kill -KILL "$q" 2>/dev/null
-        [ "$sig" = TERM ] && [ -n "$lead" ] && kill -TERM "-$lead" 2>/dev/null
-        for q in $(grep -lsF "MI_RUN=$id.1" /proc/[0-9]*/environ 2>/dev/null); do
-            q=${q#/proc/}; q=${q%/environ}; [ "$q" = $$ ] || [ "$q" = "$lead" ] || kill "-$sig" "$q" 2>/dev/null
-        done
-        n=$(($1 * 5))
+        [ "$sig" = KILL ] && alive "$c/child" && kill -KILL "$p" 2>/dev/null
+        for q in $(marked); do kill "-$sig" "$q" 2>/dev/null; kill -CONT "$q" 2>/dev/null; done
         while [ "$n" -gt 0 ]; do
-            look; case $state in ended*|failed|lost*|none|ready) break;; esac
+            look; case $state in ended*|failed|lost*|none|ready) [ -n "$(marked)" ] || break 2;; esac
             sleep 0.2 2>/dev/null || sleep 1; n=$((n - 1))
         done
+        n=5
     done
     look; echo "E $state"
 }
@@ -3317,31 +3427,18 @@ def log_after(place, offset):
 
 
 def guard_cancel(place, words, tail):
-    """TERM, and after a grace KILL: the command's group, and whatever carries its mark."""
+    """TERM, and after a grace KILL: the command and all that descends from it."""
     job, until = place.job(), time.monotonic() + 2 * END_LATE
     while job is not None and not place.watched(job).split()[0] in ("ended", "failed", "lost") and time.monotonic() < until:
         job.stop()
         time.sleep(0.2)
     if job is not None:
         return tell("E " + place.state())
-    mark = utf8("MI_RUN=%s.1" % place.ident)
-    wrapper = read_note(os.path.join(place.control, b"start"))
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        if not place.state().split()[0] in ("running", "starting"):
-            break
-        if number == signal.SIGTERM and wrapper is not None and still_there(wrapper):
-            try:
-                os.killpg(wrapper.pid, number)
-            except OSError:
-                pass
-        for name in os.listdir("/proc"):
-            try:
-                with open("/proc/%s/environ" % name, "rb") as text:
-                    if name.isdigit() and int(name) != (wrapper.pid if wrapper else 0) and mark in text.read().split(b"\0"):
-                        os.kill(int(name), number)
-            except OSError:
-                pass
-        until = time.monotonic() + (int(words[0]) if number == signal.SIGTERM else 5)
+    if place.state().split()[0] in ("running", "starting"):
+        left = stop_tree(place.control, utf8("MI_RUN=%s.1" % place.ident), int(words[0]))
+        if left:
+            guard_log(place.rules, "error", place.ident, "processes that SIGKILL does not end", pids=" ".join(map(str, left)))
+        until = time.monotonic() + 5
         while time.monotonic() < until and not place.over():
             time.sleep(0.05)
     tell("E " + place.state())

@@ -732,7 +732,6 @@ JA = {
     "%s: this file system cannot hold it (NFS?); set [Server] state_dir to a local disk":
         "%s: このファイルシステムには置けません (NFS?)。[Server] state_dir をローカルディスクにしてください",
     "%s: %s": "%s: %s",
-    "the relay's disk is full; try again later": "中継側のディスクがいっぱいです。後でもう一度試してください",
     # the operator's commands
     "%s %s USER: a user without blanks": "%s %s USER: ユーザー名に空白は使えません",
     "new password for %s: ": "%s の新しいパスワード: ",
@@ -946,6 +945,7 @@ class Store:
         except sqlite3.DatabaseError as error:
             raise Stop(EX_IOERR, _("%s: %s") % (self.path, error))
         self.writer = db
+        self.wanted = 0                                # bytes for which there was no room lately
 
     def connect(self):
         """A connection to the database; isolation is ours."""
@@ -1008,7 +1008,7 @@ class Store:
                 if full:
                     self.let_go()
                 for job in jobs:
-                    job.error = No(507, _("the relay's disk is full; try again later"), why="disk") if full else error
+                    job.error = self.full(BALLAST) if full else error
             for job in jobs:
                 if job.error is None:
                     fault(job.name + " committed")
@@ -1056,6 +1056,11 @@ class Store:
             os.unlink(os.path.join(utf8(self.folder), b"ballast"))
         except OSError:
             pass
+
+    def full(self, need):
+        """The refusal of what needs so many bytes; the sweeper is told."""
+        self.wanted = max(self.wanted, need)
+        return No(507, "the relay's disk has no room for %d bytes; try again later" % need, why="disk")
 
     def free(self):
         """Free bytes for the spool."""
@@ -1240,7 +1245,7 @@ def check_room(relay, entries, files_before=0):
     total = sum(entry[1] for entry in entries)
     store = relay.store
     if store.free() - relay.reserved - total < store.keep_free(limits["spool_free"]):
-        raise No(507, "the relay's disk has no room for %d bytes; try again later" % total, why="disk")
+        raise store.full(total)
     return total
 
 
@@ -1533,6 +1538,8 @@ def get_calc_result(c):
         raise No(409, "the result is not there yet", why="state", state=WORDS[row["state"]])
     more = c.relay.store.read("SELECT info, missing, refused, report FROM calculations WHERE seq = ?", row["seq"])[0]
     kept, report, page = json.loads(more["info"]), json.loads(more["report"]), page_of(c.relay.store, row["seq"], "result", 0)
+    if row["results"] and not page["files"]:
+        raise No(404, "it was fetched, and its files had to make room for others", why="room")
     result = {"result_files": page["files"], "missing": json.loads(more["missing"]), "refused": json.loads(more["refused"]),
               "status": row["status"], "reason": row["reason"], "exit_code": row["exit_code"], "signal": row["signal"],
               "result_names": kept["result_names"], "result_patterns": kept["result_patterns"], "command": row["command"],
@@ -1663,6 +1670,9 @@ def heartbeat(c):
         if not found:
             unknown.append(accept_id)
         elif not found[0]["claim"] or found[0]["claim"] != entry.get("claim") or found[0]["state"] in (GOT, FINISHED):
+            gone.append(accept_id)
+        elif entry.get("phase") == "given back" and found[0]["state"] in (SENDING, SENT):
+            c.relay.lapse(found[0])
             gone.append(accept_id)
         else:
             c.relay.renew(found[0])
@@ -1901,7 +1911,7 @@ def take_piece(c, row, kind, found):
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             c.relay.uploads.pop((row["seq"], kind, found["n"]), None)
-            raise No(507, "the relay's disk is full; try again later", why="disk")
+            raise c.relay.store.full(found["size"] - upload.offset)
         raise
     c.relay.uploads.pop((row["seq"], kind, found["n"]), None)
     if not right:
@@ -1962,7 +1972,7 @@ def take_pack(c, row, kind):
     except BaseException as error:
         os.unlink(path)
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise No(507, "the relay's disk is full; try again later", why="disk")
+            raise c.relay.store.full(c.length)
         raise
     if wrong:
         os.unlink(path)
@@ -3326,7 +3336,7 @@ class Front:
             raise
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise No(507, "the relay's disk is full; try again later", why="disk")
+                raise self.relay.store.full(call.length)
             log("error", None, call.name, error=error)
             raise No(503, "the relay could not read or write its files; try again later")
         except sqlite3.Error as error:
@@ -3627,18 +3637,23 @@ class Relay:
             if not found or found[0]["state"] not in CLAIMED:
                 continue
             row = found[0]
-            if row["cancel"] and row["state"] in (SENDING, SENT):
-                self.store.write(lambda tx: move(self, tx, STEP["cancelled"], row, row["claim"], status="abnormal", reason=row["cancel"], claim=None,
-                                                 got=time.time()), "cancelled")
-            elif row["protocol"] == 1:                 # cannot be fenced, so it never goes back into the queue
+            if row["protocol"] == 1 and not (row["cancel"] and row["state"] in (SENDING, SENT)):     # it cannot be fenced: not into the queue again
                 self.lose(row)
             elif row["state"] in (SENDING, SENT):
-                self.store.write(lambda tx: move(self, tx, STEP["lapse"], row, row["claim"], claim=None, take=None), "lapse")
+                self.lapse(row)
             else:
                 log("warn", accept_id, "out-of-contact", poller=row["poller"])
                 self.silent[accept_id] = now
                 self.front.fire(("calc", accept_id))
                 self.front.fire(("site", row["site"], row["user"]))         # its poller may have delivered it before a restore
+
+    def lapse(self, row):
+        """The claim of what has not begun is void: back into the queue, or to its end if it was to be cancelled."""
+        if row["cancel"]:
+            step, word = STEP["cancelled"], {"status": "abnormal", "reason": row["cancel"], "got": time.time()}
+        else:
+            step, word = STEP["lapse"], {"take": None}
+        self.store.write(lambda tx: move(self, tx, step, row, row["claim"], claim=None, **word), step.name)
 
     def sweep_lost(self, now):
         """Counts the silence of those out of contact (the relay's own downtime does not count); ends them after lost_after."""
@@ -3693,6 +3708,25 @@ class Relay:
         self.recount()
         self.store.ballast()
 
+    def make_room(self):
+        """Somebody was refused for want of room: the files of what is fetched go before keep_fetched, the oldest first, if that is enough.
+        The calculations stay, so that a request_id that comes again finds what it ran."""
+        need, self.store.wanted = self.store.wanted, 0
+        if not need:
+            return
+        need += self.store.keep_free(self.conf["limits"]["spool_free"]) + self.reserved - self.store.free()
+        old = self.store.read("SELECT c.seq, c.accept_id, c.user, SUM(f.size) FROM calculations c JOIN files f ON f.calc = c.seq"
+                              " WHERE c.state = ? GROUP BY c.seq ORDER BY c.finished", FINISHED)
+        if need > sum(row[3] for row in old):
+            old = []
+        for row in old:
+            if need <= 0:
+                break
+            self.store.write(lambda tx: tx.db.execute("DELETE FROM files WHERE calc = ?", (row["seq"],)), "make room")
+            remove_tree(self.store.spool(row["accept_id"], ""))
+            log("info", row["accept_id"], "files-removed", why="no room", user=row["user"])
+            need -= row[3]
+
     def recount(self):
         """Counts what the quotas look at."""
         found = self.store.read("SELECT user, COUNT(*) FROM calculations WHERE state != ? GROUP BY user", FINISHED)
@@ -3711,6 +3745,7 @@ class Relay:
                 self.obey()
                 self.sweep_leases(now)
                 self.sweep_announced(now)
+                self.make_room()
                 if self.ini_stamp() != ini_seen:
                     ini_seen = self.ini_stamp()
                     self.try_reload()

@@ -1500,11 +1500,15 @@ trap '' HUP; trap : TERM INT                       # outlive terminal and cancel
 note "$c/start" started || exit 73
 [ -p "$c/alive" ] && exec 9<>"$c/alive"            # a reader of the FIFO sees a hang-up the moment that we are gone
 cd "$w" && sh "$c/run" -child "$c" "$@" </dev/null >"$c/stdout" 2>"$c/stderr" 9>&-
-note "$c/end.tmp" "exit $?" && mv "$c/end.tmp" "$c/end"
+note "$c/end.tmp" "exit $?" || exit 73
+for try in 1 2 3 4 5; do mv "$c/end.tmp" "$c/end" 2>/dev/null && break; done      # what cancels the command may hit mv
 """
 Note = collections.namedtuple("Note", "pid start boot host text time")      # what the wrapper's note() wrote; time: its mtime, seconds
 WRAPPER_PATH = "/usr/local/bin:/usr/bin:/bin"          # of the wrapper itself
 ORPHAN_GRACE = 10              # seconds after which wrapper and command, both gone without `end`, count as lost
+STORM = 1000                   # children of a wrapper, dead ones counted, with which a command that is to end gets no more grace
+KILL_TRIES = 5                 # seconds that SIGKILL is sent again and again; what is there then is another user's, or hangs in the kernel
+ADOPT = []                     # what adopter() has found
 
 
 def boot_id():
@@ -1549,6 +1553,20 @@ def prepare(control, fifo=True):
     sync_folder(control)
 
 
+def adopter():
+    """A function for Popen's preexec_fn: it makes the wrapper the parent of every orphan below it, so that stop_tree() finds also what has left
+    its parent, its session and its environment behind. None where there is no such thing (Linux has it)."""
+    if not ADOPT:
+        try:
+            import ctypes
+            prctl = ctypes.CDLL(None).prctl
+            prctl.argtypes = [ctypes.c_int] + [ctypes.c_ulong] * 4
+            ADOPT.append(lambda: prctl(36, 1, 0, 0, 0))                  # PR_SET_CHILD_SUBREAPER
+        except (ImportError, AttributeError, OSError, MemoryError):      # a Python without it, or a host that forbids what it needs
+            ADOPT.append(None)
+    return ADOPT[0]
+
+
 def start_wrapper(control, work, argv, env):
     """Starts the wrapper, detached, on argv (list of str) in the directory work with the environment env. Returns the Popen.
     The wrapper needs sh, mv and printf: a PATH of the command's own must not hide them."""
@@ -1556,7 +1574,7 @@ def start_wrapper(control, work, argv, env):
         argv, env = ["/usr/bin/env", "PATH=" + env["PATH"]] + argv, dict(env, PATH=WRAPPER_PATH)
     words = [b"/bin/sh", os.path.join(control, b"run"), control, work] + [utf8(word) for word in argv]
     return subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-                            env={utf8(key): utf8(value) for key, value in env.items()}, start_new_session=True, cwd=b"/")
+                            env={utf8(key): utf8(value) for key, value in env.items()}, start_new_session=True, cwd=b"/", preexec_fn=adopter())
 
 
 def read_note(path):
@@ -1610,7 +1628,95 @@ def look(control, now):
     return ("lost", "end unknown") if now - (child or started).time > ORPHAN_GRACE else ("starting", None)
 
 
-def wait_end(control, stop, most=1.0):
+def processes(leader, mark, known):
+    """{(pid, start time)} of a command's process tree: in its wrapper's session, with `mark` in the environment, known as part of it from an
+    earlier look, or below one of these. leader: the wrapper's pid, 0 if it is gone; it is not among them."""
+    parents, starts, found = {}, {}, {leader} - {0}
+    for pid in (int(name) for name in os.listdir("/proc") if name.isdigit()):
+        try:
+            with open("/proc/%d/stat" % pid, "rb") as text:
+                words = text.read().rpartition(b") ")[2].split()
+            if words[0] not in (b"Z", b"X"):
+                parents[pid], starts[pid] = int(words[1]), words[19]
+                if leader and int(words[3]) == leader or (pid, words[19]) in known:
+                    found.add(pid)
+                    continue
+                with open("/proc/%d/environ" % pid, "rb") as text:
+                    if mark in text.read().split(b"\0"):
+                        found.add(pid)
+        except OSError:
+            pass                                       # gone, or another user's
+    more = found
+    while more:
+        more = {pid for pid, parent in parents.items() if parent in more} - found
+        found |= more
+    return {(pid, starts[pid]) for pid in found - {leader, os.getpid()} if pid in starts}
+
+
+def signal_to(pid, number):
+    """Sends a signal; a process that is gone, or another user's, does not matter."""
+    try:
+        os.kill(pid, number)
+    except OSError:
+        pass
+
+
+def children(pid):
+    """The pids of its children, dead ones too, the youngest last, at once ([] where the kernel does not list them)."""
+    try:
+        with open("/proc/%d/task/%d/children" % (pid, pid), "rb") as text:
+            return [int(word) for word in text.read().split()]
+    except OSError:
+        return []
+
+
+def childless(pid):
+    """Are all its children dead? A look at all processes misses what forks and ends meanwhile; pid stands still, so here it cannot hide."""
+    found = children(pid)
+    for child in found:
+        try:
+            with open("/proc/%d/stat" % child, "rb") as text:
+                if text.read().rpartition(b") ")[2][:1] not in b"ZX":
+                    return False
+        except OSError:
+            pass
+    return children(pid) == found
+
+
+def stop_tree(control, mark, grace):
+    """Ends the command of a control directory and all that descends from it: SIGTERM, after `grace` seconds SIGKILL. Its wrapper stands still
+    meanwhile: it stays there as the parent of all orphans, and notes the end afterwards. mark: MI_RUN=..., bytes.
+    Returns the pids of what does not end."""
+    wrapper, told, until = read_note(os.path.join(control, b"start")), set(), time.monotonic() + grace
+    leader = wrapper.pid if wrapper and still_there(wrapper) else 0
+    try:
+        if leader:
+            os.kill(leader, signal.SIGSTOP)
+        while True:
+            alive, now = processes(leader, mark, told), time.monotonic()
+            late = now > until or leader and len(children(leader)) > STORM
+            if not alive and (not leader or childless(leader)) or now > until + KILL_TRIES:
+                return sorted(pid for pid, start in alive)
+            for pid, start in alive if late else alive - told:
+                signal_to(pid, signal.SIGKILL if late else signal.SIGTERM)
+                signal_to(pid, signal.SIGCONT)         # else a stopped one would not hear of it
+            told |= alive                              # whose parent ends now is not lost sight of
+            while time.monotonic() < now + 0.05:       # what leaves a child behind and ends is quicker than a look at all processes
+                for pid in children(leader)[-20:] if late and leader else ():
+                    signal_to(pid, signal.SIGKILL)
+                time.sleep(0.001 if late else 0.05)
+    finally:
+        let_go_on(control)
+
+
+def let_go_on(control):
+    """The wrapper of a control directory goes on, if stop_tree() made it stand still and was killed there."""
+    wrapper = read_note(os.path.join(control, b"start"))
+    if wrapper and still_there(wrapper):
+        signal_to(wrapper.pid, signal.SIGCONT)
+
+
+def wait_end(control, stop, most=0.25):
     """Waits until the command has ended or stop() is true; looks at the FIFO, so that the end is seen at once. Returns look()'s answer.
     most: seconds between two looks."""
     try:
@@ -2334,6 +2440,7 @@ JA = {                         # what a person reads, in Japanese
     "parameter %d is not allowed for this command here: %s": "%d 番目の引数はここではこのコマンドに許可されていません: %s",
     "too many inputs, or one with a log's name": "入力が多すぎるか、ログと同じ名前の入力があります",
     "%s: no answer %d times in a row; %d calculation(s) stay here for the next start": "%s: %d 回続けて応答がありません。%d 件の計算はここに残り、次の起動時に続きます",
+    "given back: %s": "返却しました: %s",
     "%s: less than keep_free is free": "%s: 空き容量が keep_free を下回っています",
     "%s: the token is refused (%s): get a valid one, role remote, for this site":
         "%s: トークンが拒否されました (%s): この識別子に有効な、role が remote のトークンを入手してください",
@@ -2561,7 +2668,7 @@ class Calculation:
         self.run = order.get("run") or "%s.%d" % (order["accept_id"], order["attempt"])       # the mark of its processes
         self.work, self.control = os.path.join(base, utf8(name)), os.path.join(base, b".mi", utf8(name))
         self.phase, self.since, self.cancelled, self.command, self.child = "inputs", time.monotonic(), False, None, None
-        self.job, self.beside = None, ""               # its BatchJob, where it has one; what was wrong with `post`
+        self.job, self.beside, self.left = None, "", []        # its BatchJob, where it has one; what was wrong with `post`; what cannot be killed
         self.hurry, self.why = threading.Event(), ""   # somebody said resend; what keeps it from being delivered
         self.journal, line = [], b"\n"
         with open(self.path(b"journal"), "rb") as text:
@@ -2809,6 +2916,10 @@ def begin(poller, calc, relay, page):
             relay.close()
             calc.tidy(rb"part\d+\Z")
             shutil.rmtree(calc.work, ignore_errors=True)                  # room for the journal
+            if getattr(error, "errno", 0) in (errno.ENOSPC, errno.EDQUOT):                # others took it meanwhile
+                make_room(poller)
+                give_back(poller, relay.ask, calc.accept_id, calc.claim)
+                raise Refused(409, _("given back: %s") % error.strerror, {"why": "disk"})
             return end_early(calc, "disk" if isinstance(error, OSError) else "input", getattr(error, "strerror", None) or error)
         fault("inputs here")
         tell_step(calc, relay, "calc-params-complete")
@@ -2910,54 +3021,23 @@ def environment(calc):
     return env
 
 
-def processes(leader, mark, known):
-    """{(pid, start time)} of a command's process tree: in its wrapper's session, with `mark` in the environment, known as part of it from an
-    earlier look, or below one of these. leader: the wrapper's pid, 0 if it is gone; it is not among them."""
-    parents, starts, found = {}, {}, {leader} - {0}
-    for pid in (int(name) for name in os.listdir("/proc") if name.isdigit()):
-        try:
-            with open("/proc/%d/stat" % pid, "rb") as text:
-                words = text.read().rpartition(b") ")[2].split()
-            if words[0] not in (b"Z", b"X"):
-                parents[pid], starts[pid] = int(words[1]), words[19]
-                if leader and int(words[3]) == leader or (pid, words[19]) in known:
-                    found.add(pid)
-                    continue
-                with open("/proc/%d/environ" % pid, "rb") as text:
-                    if mark in text.read().split(b"\0"):
-                        found.add(pid)
-        except OSError:
-            pass                                       # gone, or another user's
-    more = found
-    while more:
-        more = {pid for pid, parent in parents.items() if parent in more} - found
-        found |= more
-    return {(pid, starts[pid]) for pid in found - {leader, os.getpid()} if pid in starts}
-
-
 def kill_tree(calc, control=None):
-    """SIGTERM to the command's process tree, SIGKILL to what is left after its grace. The wrapper lives on and notes the end.
-    control: the wrapper's directory, if it is not the command's."""
-    until, told = time.monotonic() + (calc.command["grace"] if calc.command else 10), set()
-    while True:
-        wrapper, late = read_note(os.path.join(control or calc.control, b"start")), time.monotonic() > until
-        alive = processes(wrapper.pid if wrapper and still_there(wrapper) else 0, b"MI_RUN=" + calc.run.encode(), told)
-        for pid, start in alive if late else alive - told:
-            try:
-                os.kill(pid, signal.SIGKILL if late else signal.SIGTERM)
-            except OSError:
-                pass
-        if not alive:
-            return
-        told |= alive                                  # whose parent ends now is not lost sight of
-        time.sleep(0.05)
+    """Ends the command with all that descends from it. control: the wrapper's directory, if it is not the command's."""
+    grace = calc.command["grace"] if calc.command else KEYS["command *"]["grace"][1]
+    left = stop_tree(control or calc.control, b"MI_RUN=" + calc.run.encode(), grace)
+    if left and left != calc.left:
+        log("error", calc.accept_id, "6 processes that SIGKILL does not end", pids=" ".join(map(str, left)))
+    calc.left = left
 
 
 def on_this_host(poller, calc):
     """6. Waits for the command's end, makes it end after timeout or cancel: look()'s state and detail, and why we ended it ('': no)."""
-    limit, why = calc.command["timeout"] if calc.command else 0, ""
+    limit = calc.command["timeout"] if calc.command else 0
+    why = (calc.last("stopping") or {"why": ""})["why"]                  # a poller before this one was at it
 
     def over():
+        if why:
+            return why
         child = read_note(calc.path(b"child")) if limit else None
         if calc.child is not None and calc.child.poll() is not None and look(calc.control, time.time())[0] == "ready":
             return "could not be started"              # the wrapper was killed before it did anything
@@ -2966,7 +3046,12 @@ def on_this_host(poller, calc):
 
     state, detail = wait_end(calc.control, over)
     while state not in ("ended", "lost"):
-        why = why or over()
+        if not why:
+            why = over()
+            try:
+                calc.note(6, "stopping", why=why)
+            except OSError:
+                pass                                   # a full disk keeps nobody from ending it
         if state == "ready":
             try:
                 os.unlink(calc.path(b"ready"))         # from now on it cannot start any more
@@ -2974,7 +3059,7 @@ def on_this_host(poller, calc):
             except FileNotFoundError:
                 pass                                   # it did, just now
         kill_tree(calc)
-        until = time.monotonic() + 2
+        until = time.monotonic() + 0.5
         state, detail = wait_end(calc.control, lambda: time.monotonic() > until)
     return state, detail, why
 
@@ -3020,7 +3105,7 @@ def wait_for_end(poller, calc):
 
 # ---- 7. and 8. results ----
 
-Result = collections.namedtuple("Result", "name path size sum256")
+Result = collections.namedtuple("Result", "path size name sum256")
 
 
 def may_leave(rules, name):
@@ -3072,7 +3157,7 @@ def read_result(root, name, path, rules, folders):
             at += got or length                        # became shorter: sending it will tell
     if digest.hexdigest() in rules["deny_sums"]:
         raise ValueError("deny_sums")
-    return Result(name, real, length, digest.hexdigest())
+    return Result(real, length, name, digest.hexdigest())
 
 
 def candidates(calc):
@@ -3120,7 +3205,7 @@ def collect(calc, rules, before):
         refused["*"] = ", ".join("%s: %d" % pair for pair in sorted(others.items()))
     if not calc.last("ended").get("whole"):
         missing.update((name, calc.last("ended")["reason"]) for name in calc.info["result_files"] if name not in LOG_NAMES)
-    found.sort(key=lambda result: parts_of(result.name))
+    found.sort(key=lambda result: "\0".join(parts_of(result.name)))    # the order of their parts: no name holds a NUL
     for first, second in zip(list(found), found[1:]):
         if parts_of(first.name) == parts_of(second.name):                # told apart on this disk only
             found.remove(second)
@@ -3160,7 +3245,7 @@ def send_manifest(calc, relay, found, missing, refused):
 
 def send_files(poller, calc, relay, found):
     """7. and 8. Uploads what the relay says is missing, until nothing is. ValueError if a file is no longer what the manifest says."""
-    files, before = [(result.path, result.size) for result in found], None
+    before = None
     while True:
         try:
             relay.ask("POST", "end-send", {"v": 2, "accept_id": calc.accept_id, "claim": calc.claim, "result": "end send"})
@@ -3171,8 +3256,8 @@ def send_files(poller, calc, relay, found):
                 raise
         before = numbers
         try:
-            todo = [place for place in numbers if type(place) is int and 0 <= place < len(files)]
-            relay.upload_all("files/%s/result" % calc.accept_id, files, todo, calc.claim, poller.moved)
+            todo = [place for place in numbers if type(place) is int and 0 <= place < len(found)]
+            relay.upload_all("files/%s/result" % calc.accept_id, found, todo, calc.claim, poller.moved)
             fault("results sent")
         except OSError as error:
             raise ValueError(error.strerror)
@@ -3735,6 +3820,12 @@ def calc_request(poller, relay, take, free, wait):
         return None
 
 
+def give_back(poller, ask, accept_id, claim):
+    """3. Nothing was begun: the relay may hand it out again at once. Unheard, the claim lapses."""
+    ask("POST", "heartbeat", {"v": 2, "site_id": poller.site, "poller": poller.name, "wait": 0,
+                              "calcs": {accept_id: {"claim": claim, "phase": "given back"}}})
+
+
 def first_contact(poller, relay):
     """The seconds that the relay lets us wait. 69 if it cannot be reached and somebody waits for the answer."""
     somebody = (poller.options["fielded"] or poller.options["once"]) and not poller.learned
@@ -3761,6 +3852,7 @@ def refused_at_first(relay, error):
 def claim_loop(poller):
     """A thread: 3. asks for work whenever there is room for it, for ever (--once: until nothing is left)."""
     relay, backoff, answered = poller.relay(), Backoff(), False
+    adopter()                                          # loaded now, not when a command is to start
     wait = first_contact(poller, relay) if poller.held or not poller.closed() else None
     while True:
         try:
@@ -3778,8 +3870,10 @@ def claim_loop(poller):
             poller.asking = None
             poller.notice(None)
             backoff, answered = Backoff(), True
-            if found and poller.blocked():             # meanwhile: its claim lapses before long, and the relay hands it out again
+            if found and poller.blocked():             # meanwhile
                 log("info", found.get("accept_id"), "3 not taken", why=poller.blocked())
+                if not poller.v1:
+                    give_back(poller, relay.call, found.get("accept_id"), found.get("claim"))
                 continue
             calc = found and put_on_disk(poller.base, found, **({"protocol": 1, "site": poller.site} if poller.v1 else {}))
         except (Away, Refused, OSError) as error:
@@ -3870,9 +3964,9 @@ def heartbeat_loop(poller):
     while True:
         asked = time.monotonic()
         calcs = {calc.accept_id: calc for calc in list(poller.held.values())
-                 if calc.order["protocol"] == 2 and asked - calc.since > 1 and poller.gone.get(calc.claim, 0) < asked}
+                 if calc.order["protocol"] == 2 and asked - calc.since > 0.5 and poller.gone.get(calc.claim, 0) < asked}
         known = {name: known[name] for name in calcs if name in known}
-        wrote, wait = False, 1
+        wrote, wait = False, 0.25 if poller.held else 1                     # what has just begun can be cancelled, too
         try:
             if calcs:
                 wrote, wait = heartbeat(poller, relay, calcs, known, quiet)
@@ -4086,6 +4180,8 @@ def poll(poller):
     for calc in on_disk(poller.base):
         if calc.name == poller.options["resend"] if poller.options["resend"] else not calc.over():
             log("info", calc.accept_id, "picked up", state=calc.state())
+            for control in (calc.path(b"pre"), calc.path(b"post")):
+                let_go_on(control)                     # the command's own: on_this_host() goes on where it was killed
             poller.hold(calc, poller.relay())
     for loop in (claim_loop, heartbeat_loop):
         threading.Thread(target=thread, args=(loop,), daemon=True).start()

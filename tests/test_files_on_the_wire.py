@@ -584,6 +584,33 @@ def test_a_full_disk_is_told_as_507_and_everything_goes_on_when_there_is_room(ma
     world.relay.stop()
 
 
+def test_what_is_fetched_makes_room_for_what_is_new_and_nothing_else_does(make_world, disk_of):
+    disk = disk_of("48m")
+    world = on_disk(make_world, disk)
+    client, data, ids = world.client(), os.urandom(6 << 20), []
+    for number in range(5):
+        ids.append(client.register("hello", results=["r"]))
+        accept_id, claim = client.claim()
+        client.walk(accept_id, claim, "end-send", {"r": data[number:]})
+        if number:                                     # the oldest one is still to be fetched
+            client.ok("POST", "finish", {"v": 2, "accept_id": accept_id})
+    spool = [os.path.join(world.state, "spool", one[:2], one) for one in ids]
+    waits = info(parameter_files={"large": {"size": 16 << 20, "sha256": "0" * 64}})
+    huge = info(parameter_files={"large": {"size": 80 << 20, "sha256": "0" * 64}})
+    fields = {"v": 2, "request_id": "huge", "calc-info": huge}
+    assert client.call("POST", "add-calcinfo", fields)[0] == 507
+    time.sleep(2.2)                                    # two sweeps
+    assert all(map(os.path.exists, spool)), "it would not be enough: nothing goes for it"
+    fields = {"v": 2, "request_id": "waits", "calc-info": waits}
+    assert client.call("POST", "add-calcinfo", fields)[0] == 507
+    wait_until(lambda: client.call("POST", "add-calcinfo", fields)[0] == 200, 15)
+    assert [os.path.exists(path) for path in spool] == [True, False, True, True, True]
+    assert client.raw("GET", "files/%s/result/0?v=2" % ids[0])[1] == data and client.raw("GET", "files/%s/result/0?v=2" % ids[2])[1] == data[2:]
+    status, first = client.call("GET", "get-calc-result", {"v": 2, "accept_id": ids[1]})
+    assert (status, first["why"]) == (404, "room") and "was fetched" in first["message"]
+    assert client.ok("GET", "calc-progress", {"v": 2, "accept_id": ids[1]})["status"] == "completed", "it is still known: it is not run again"
+
+
 def test_the_ballast_lets_a_full_disk_become_less_full(make_world, disk_of):
     disk = disk_of("48m")
     world = on_disk(make_world, disk)
