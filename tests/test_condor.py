@@ -153,6 +153,7 @@ def test_a_job_that_is_evicted_is_not_run_again(relay, host, condor):
 @pytest.mark.parametrize("name", ["starting noted", "submitting", "submitted", "number noted"])
 def test_a_poller_killed_around_the_submission_submits_once(relay, host, condor, name):
     host.script("solve", "echo x > out.txt")
+    host.sections["command solve"]["batch_grace"] = "5s"                   # one that may have been sent is not sent again before that
     accept_id = submit(relay, host.site)
     host.start(env={"MI_FAULT": name}).wait(60)
     host.start()
