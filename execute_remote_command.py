@@ -564,20 +564,24 @@ def wait_end(control, stop, most=0.25):
 # Batch systems. A job is the wrapper, submitted; its `end` is the truth, a queue only says "not yet". One query tells of all jobs.
 JOB = r"""#!/bin/sh
 # What a batch system is given. Each line of the file `words` is one word of what it runs: no shell reads anything into them.
+control={control}
 set --
-while IFS= read -r word; do set -- "$@" "$word"; done <{control}/words
+while IFS= read -r word; do set -- "$@" "$word"; done <"$control/words"
 """
 JOB_EXEC = 'exec "$@"\n'       # Slurm and PBS signal every process of a job
-JOB_WAIT = r"""trap 'read -r pid rest <{control}/child && kill -TERM "$pid"' TERM        # HTCondor signals this one only, then kills all
+JOB_WAIT = r"""trap 'read -r pid rest <"$control/child" && kill -TERM "$pid"' TERM        # HTCondor signals this one only, then kills all
 "$@" &
 while kill -0 $! 2>/dev/null; do wait $!; done
 """
 QUERY_TIME = 30                # seconds that a program of a batch system may take (Slurm's give a controller up after ten)
+ANSWER_MOST = 8 << 20          # bytes of an answer that are kept: some 50,000 jobs in Slurm's, 2,000 in PBS's; more is no answer
 END_LATE = 30                  # seconds that `end` may come after the queue's word that the job is over (NFS), and that word after `end`
+SENT_LATE = 60                 # seconds for which a queue must not know a job, of which it is unsure whether it was sent, before it is sent again
+UNSURE = re.compile(r"timed? ?out|zero bytes|connect|commit|End of File|no answer", re.I)      # in the words of a submission that failed
 KILLED = (137, 140, 143, 152)  # exit codes after which the queue is asked whether it was the batch system's doing (KILL, USR2, TERM, XCPU)
-CLIENT = re.compile(r"(SLURM_CONF|PBS_(CONF_FILE|EXEC|DEFAULT|SERVER)|CONDOR_CONFIG|_CONDOR_[A-Z_]+)\Z")    # variables for its programs
+CLIENT = re.compile(r"(SLURM_(CONF|CLUSTERS)|PBS_(CONF_FILE|EXEC|DEFAULT|SERVER)|CONDOR_CONFIG|_CONDOR_[A-Z_]+)\Z")    # for its programs
 MARK = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\.\d+")       # MI_RUN = ACCEPT_ID.N, by which a job is found again
-Seen = collections.namedtuple("Seen", "job mark state node text")      # one job in an answer; state: queued, running, done, over (badly)
+Seen = collections.namedtuple("Seen", "job mark state node text")      # state: queued, held, running, done, over (badly)
 Batch = collections.namedtuple("Batch", "submit number ask past partial read cancel away wrong said")
 
 
@@ -590,12 +594,15 @@ def slurm_submit(control, run, options):
 def slurm_read(text):
     """Every Seen in what squeue or sacct answered. ValueError if it is neither's."""
     found = []
-    for line in text.splitlines():
-        job, state, node, reason, names = line.split("|", 4)
-        word, mark = state.split(" ")[0], MARK.search(names)
-        if not re.match(r"\d+", job) or not re.match(r"[A-Z_]+\Z", word):
-            raise ValueError(line)
-        ended = "BOOT_FAIL CANCELLED DEADLINE FAILED LAUNCH_FAILED NODE_FAIL OUT_OF_MEMORY PREEMPTED RECONFIG_FAIL REVOKED TIMEOUT"
+    for line in text.split("\n"):
+        row = re.match(r"(\d[^|\s]*)\|([A-Z_]+(?: [^|]*)?)\|([^|]*)\|([^|]*)\|(.*)", line)
+        if row is None and not found and not re.match(r"(CLUSTER: \S+)?\Z", line):
+            raise ValueError(line)                     # later on it is the rest of a name with line breaks
+        if row is None:
+            continue
+        job, state, node, reason, names = row.groups()
+        word, mark = state.split(" ")[0], MARK.search(names)           # REVOKED: it runs on another cluster of the federation
+        ended = "BOOT_FAIL CANCELLED DEADLINE FAILED LAUNCH_FAILED NODE_FAIL OUT_OF_MEMORY PREEMPTED RECONFIG_FAIL TIMEOUT"
         kind = "over" if word in ended.split() else "queued" if word in ("PENDING", "CONFIGURING") or "REQUEUE" in word else "running"
         kind = "done" if word == "COMPLETED" else kind
         found.append(Seen(job, mark and mark.group(), kind, node, state + (", " + reason if reason not in ("", "None") else "")))
@@ -606,6 +613,23 @@ def pbs_submit(control, run, options):
     """The argument vector that submits. The name is short: older ones allow 15 letters."""
     return ["qsub"] + options + ["-N", "mi_" + run[:8] + run[9:13], "-v", "MI_RUN=" + run, "-r", "n", "-j", "oe", "-S", "/bin/sh",
                                  "-o", control + "/batch.log", control + "/job"]
+
+
+def own(name):
+    """Is that owner of a job (USER@HOST, DOMAIN\\USER) we? True if nobody is named. A mark in another user's job is no mark."""
+    import pwd
+    try:
+        me = pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:
+        return True
+    return not name or len({str(text).split("\\")[-1].split("@")[0].lower() for text in (name, me)}) == 1
+
+
+def pbs_keep(text):
+    """Of what qstat -f has said so far (bytes) the jobs that may be ours: a site's others are many."""
+    first, *more = text.split(b"\nJob Id:")
+    ours = [part for part in more[:-1] if b"MI_RUN=" in part.replace(b"\r", b"").replace(b"\n\t", b"")]
+    return b"\nJob Id:".join([first] + ours + more[-1:])
 
 
 def pbs_read(text):
@@ -619,6 +643,7 @@ def pbs_read(text):
         state, mark = told["job_state"] if "job_state" in told else "", MARK.search(told.get("Variable_List", ""))
         if not re.match(r"\d+", lines_of[0]) or not re.match(r"[A-Z]\Z", state):
             raise ValueError(part)
+        mark = mark if own(told.get("Job_Owner")) else None
         code = told.get("Exit_status") or told.get("exit_status")
         words = [state] + (["exit status " + code] if code and state in "CFX" else []) + [told[key] for key in ("comment",) if key in told]
         words += ["held (%s)" % told["Hold_Types"]] if state == "H" and "Hold_Types" in told else []
@@ -642,21 +667,26 @@ def condor_submit(control, run, options):
 def condor_read(text):
     """Every Seen in what condor_q or condor_history answered. ValueError if it is neither's."""
     found, names = [], ("", "idle", "running", "removed", "completed", "held", "transferring output", "suspended")
-    for entry in json.loads(text) if text.strip() else []:
+    try:
+        entries = json.loads(text) if text.strip() else []
+    except RecursionError:
+        raise ValueError(text)
+    for entry in entries if isinstance(entries, list) else [None]:
         try:
             state, job = int(entry["JobStatus"]), "%d.%d" % (int(entry["ClusterId"]), int(entry["ProcId"]))
-        except (TypeError, KeyError):
+        except (TypeError, KeyError, OverflowError):
             raise ValueError(text)
         reason = str(entry.get({1: "LastRejMatchReason", 5: "HoldReason", 3: "RemoveReason"}.get(state), "")).strip()
         node = str(entry.get("RemoteHost") or entry.get("LastRemoteHost") or "").partition("@")[2]
-        kind = {1: "queued", 5: "queued", 3: "running" if entry.get("RemoteHost") else "over", 4: "done"}.get(state, "running")
-        found.append(Seen(job, entry.get("MIRun"), kind, node,
+        kind = {1: "queued", 5: "held", 3: "running" if entry.get("RemoteHost") else "over", 4: "done"}.get(state, "running")
+        mark = MARK.fullmatch(str(entry.get("MIRun")))
+        found.append(Seen(job, mark.group() if mark and own(entry.get("Owner")) else None, kind, node,
                           names[state if 0 < state < len(names) else 0] + (": " + reason if reason else "")))
     return found
 
 
 CONDOR_TELL = ["-json", "-attributes",
-               "ClusterId,ProcId,JobStatus,MIRun,HoldReason,RemoveReason,LastRejMatchReason,RemoteHost,LastRemoteHost"]
+               "ClusterId,ProcId,JobStatus,Owner,MIRun,HoldReason,RemoveReason,LastRejMatchReason,RemoteHost,LastRemoteHost"]
 # submit(control, run, options) · what its answer holds · one query for all: ask(job numbers, or none), past(job numbers) · stderr lines beside
 # which a failed query is an answer · read · cancel · refusals of a submission that pass, and that will not · what the job's own log tells
 BATCH = {
@@ -669,7 +699,7 @@ BATCH = {
         r"[Ii]nvalid|unrecognized|not available|not found|denied|[Uu]nable to open|exceeds",
         r"slurmstepd\S*: (?:error: )?(.*\*\*\*.*|.*memory.*|.*oom.*)"),
     "pbs": Batch(
-        pbs_submit, r"^(\d+(?:\.\S+)?)$", lambda jobs: ["qstat", "-f"] + jobs, lambda jobs: ["qstat", "-x", "-f"] + jobs,
+        pbs_submit, r"^(\d+(?:\[\])?(?:\.\S+)?)$", lambda jobs: ["qstat", "-f"] + jobs, lambda jobs: ["qstat", "-x", "-f"] + jobs,
         r"qstat: (Unknown Job Id|.* has finished)", pbs_read, lambda job: ["qdel", job],
         r"onnect|onnection|timed out|refused|busy|temporar|limit|exceeded|End of File|[Ss]erver shutting",
         r"[Ii]llegal|[Uu]nknown|[Ii]nvalid|Unauthorized|not found|denied|usage:", r"=>> PBS: (.*)|.*(?:[Oo]om|memory|Killed by).*"),
@@ -716,25 +746,58 @@ def batch_options(keys, words):
             options.append(option.replace("{}", value))
     if given:
         raise ValueError(_("batch.%s may not be set here") % sorted(given)[0])
+    if keys["batch"] == "slurm" and any(re.match(r"-M|--clusters?\b", option) for option in options):
+        raise ValueError(_("which cluster it is, every program must know: env.SLURM_CLUSTERS = NAME, no --clusters"))
     return options, rest
 
 
-def batch_call(words, env, inherit=()):
-    """(exit code, stdout, stderr) of a batch system's own program; 127 if it is not there, None if it did not answer in time."""
+def batch_call(words, env, inherit=(), keep=None):
+    """(exit code, stdout, stderr) of a batch system's own program; 127 if it is not there, None if it did not answer in time, or without end.
+    keep: see batch_hear()."""
     try:
         child = subprocess.Popen([utf8(word) for word in words], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                                  env={utf8(key): utf8(value) for key, value in env.items()}, cwd=b"/", start_new_session=True,
                                  pass_fds=inherit)
     except OSError as error:
         return 127, "", "%s: %s" % (words[0], error.strerror)
+    until = time.monotonic() + QUERY_TIME
+    with child.stdout, child.stderr:
+        out, err, code = batch_hear(child, until, keep)
     try:
-        out, err = child.communicate(timeout=QUERY_TIME)
-        code = child.returncode
-    except subprocess.TimeoutExpired:
-        os.killpg(child.pid, signal.SIGKILL)
-        child.communicate()
-        code, out, err = None, b"", b"no answer"
+        if code is not None:
+            code = child.wait(max(0.1, until - time.monotonic()))
+        else:
+            os.killpg(child.pid, signal.SIGKILL)
+            child.wait(5)                              # on a file system that is away not even that ends it
+    except (subprocess.TimeoutExpired, PermissionError):
+        code = None
     return code, out.decode("utf-8", "replace"), err.decode("utf-8", "replace")
+
+
+def batch_hear(child, until, keep):
+    """(stdout, stderr, 0) of a child when both are closed; (b"", why, None) if that is not so at `until` (time.monotonic()), or it is too much.
+    keep(stdout so far): what is wanted of that, for answers that are long."""
+    poller, out, err, done = select.poll(), bytearray(), bytearray(), 0
+    into = {child.stdout.fileno(): out, child.stderr.fileno(): err}
+    for pipe in into:
+        poller.register(pipe, select.POLLIN)
+    while into:
+        ready = poller.poll(max(0, until - time.monotonic()) * 1000)
+        if not ready or time.monotonic() > until:
+            return b"", b"no answer", None
+        for pipe, _event in ready:
+            data = os.read(pipe, 65536)
+            into[pipe] += data
+            if not data:
+                poller.unregister(pipe)
+                del into[pipe]
+        del err[65536:]
+        if keep and len(out) - done > 1 << 20:
+            out[:] = keep(bytes(out))
+            done = len(out)
+        if len(out) > ANSWER_MOST:
+            return b"", b"an answer without end", None
+    return out, err, 0
 
 
 def batch_look(control):
@@ -756,7 +819,8 @@ class Queue:
     `poll` seconds, beside their waiting, and not at all when nobody waits: the answer lies in a file of the folder."""
 
     def __init__(self, folder, system, env):
-        self.system, self.table, self.env, self.folder = system, BATCH[system], env, folder
+        self.system, self.table, self.folder = system, BATCH[system], folder
+        self.env = dict(env, SQUEUE_FEDERATION="1")    # a federation's other clusters too; nothing to the rest
         client = sorted(item for item in env.items() if CLIENT.match(item[0]))
         name = "queue." + system + (".%08x" % binascii.crc32(utf8(repr(client))) if client else "")
         self.path, self.lock, self.stamp, self.asking = os.path.join(folder, utf8(name)), threading.Lock(), None, False
@@ -781,13 +845,17 @@ class Queue:
         """(time of the last answer, that job's Seen or None). Has the queue asked anew, beside, if it is older than poll seconds."""
         with self.lock:
             self.load()
-            if time.time() - self.known["tried"] >= poll and not self.asking:
+            if not self.asking and self.due(poll):
                 self.asking = True
                 threading.Thread(target=self.ask, args=(poll,), daemon=True).start()
             row = self.rows.get(mark) or self.rows.get(job)
             if row is not None and row.mark not in (mark, None):
                 row = None                             # a number that was given again
             return self.known["t"], row or self.past.get(job)
+
+    def due(self, poll):
+        """Is the last query older than that, or from the future (the clock was set back)?"""
+        return not 0 <= time.time() - self.known["tried"] < poll
 
     def ask(self, poll):
         """One query, or none if another process makes it just now."""
@@ -799,7 +867,7 @@ class Queue:
                     self.load()
                     missed, began = sorted(self.missed), time.time()
                     self.turn = bool(missed) and not self.turn     # a query for those that vanished comes in place of one for all
-                if began - self.known["tried"] >= poll:
+                if self.due(poll):
                     self.query(began, missed)
         except OSError:
             pass
@@ -809,13 +877,13 @@ class Queue:
     def query(self, began, missed):
         """Asks for what is in the queue, or what became of those that are not."""
         words = self.table.past(missed) if self.turn else self.table.ask(self.numbers())
-        code, out, err = batch_call(words, self.env)
+        code, out, err = batch_call(words, self.env, (), pbs_keep if self.system == "pbs" else None)
         known = dict(self.known, tried=began, why="")
         self.missed.clear()                            # whoever still misses one says so again
         try:
             if code is None or code and not all(re.match(self.table.partial, line) for line in (err.strip() or "?").splitlines()):
                 raise ValueError(" ".join(err.split())[:200] or "exit code %s" % code)
-            found = self.table.read(out)
+            found = [row._replace(job=row.job[:100], node=printable(row.node)[:100], text=printable(row.text)[:300]) for row in self.table.read(out)]
             if self.turn:
                 self.past = {row.job: row for row in found if row.state in ("done", "over")}
             else:
@@ -859,12 +927,17 @@ def batch_where(folder, control):
             try:
                 with open(os.path.join(folder, name), "rb") as known:
                     rows = [Seen(*row) for row in json.loads(known.read().decode("utf-8"))["rows"]]
-                text = ["queued (%s)" % row.text for row in rows if row.mark == order["run"]][0]
+                text = ["queued (%s)" % row.text for row in rows if row.mark == order["run"] or row[:2] == (order["job"], None)][0]
             except (OSError, ValueError, KeyError, TypeError, IndexError):
                 pass                                   # it has not been asked yet
     if state == "running":
         return state, "running on " + detail.host
     return ("queued", text) if state == "ready" else (state, "")
+
+
+def later(when, then):
+    """Is an answer of `when` later than `then` (both time.time())? If `then` is to come, the clock was set back: it may be."""
+    return when > then or then > time.time()
 
 
 class BatchJob:
@@ -873,7 +946,9 @@ class BatchJob:
 
     def __init__(self, control, queue, poll, grace, at=lambda name: None):
         self.control, self.queue, self.poll, self.grace, self.at = control, queue, poll, grace, at
-        self.order, self.absent, self.over, self.failing, self.asked = read_batch(control), [], None, None, 0.0
+        self.order, self.failing, self.unsure = read_batch(control), None, True
+        self.absent = []                               # of the answers of after the submission that do not name it the first and the last:
+        self.over, self.off, self.asked = None, None, None             # (their time, when we saw them), like these in time.monotonic()
         self.where, self.why, self.failed, self.node = "", "", "", ""
 
     def path(self, name):
@@ -906,9 +981,11 @@ class BatchJob:
         self.submit()
 
     def submit(self):
-        """Submits, unless that is under way or done. Whoever does it holds the lock of `job`, and so does the program that submits: while
-        that lives, also without us, nobody takes the job for lost."""
+        """Submits, unless that is under way or done, or others of the queue take long over it. Whoever does it holds the lock of `job`, and so
+        does the program that submits: while that lives, also without us, nobody takes the job for lost."""
         import fcntl
+        if not self.queue.submitting.acquire(timeout=1):
+            return
         lock = os.open(self.path(b"job"), os.O_RDONLY)
         try:
             try:
@@ -920,8 +997,7 @@ class BatchJob:
                 return
             self.save(sent=self.order["sent"] + 1)
             self.at("submitting")
-            with self.queue.submitting:
-                code, out, err = batch_call(self.order["submit"], self.queue.env, (lock,))
+            code, out, err = batch_call(self.order["submit"], self.queue.env, (lock,))
             self.at("submitted")
             found = re.findall(self.queue.table.number, out, re.M)
             if code == 0 and found:
@@ -932,13 +1008,14 @@ class BatchJob:
                 self.refused(code, " ".join((err or out).split())[:300] or "exit code %s" % code)
         finally:
             os.close(lock)
+            self.queue.submitting.release()
 
     def refused(self, code, text):
         """A submission failed: for good, or (perhaps it did not) the queue is looked at and it is sent again."""
-        table, self.failing = self.queue.table, self.failing or time.time()
-        self.why = "%s: %s" % (self.order["submit"][0], printable(text))
+        table, self.failing = self.queue.table, self.failing or time.monotonic()
+        self.why, self.unsure = "%s: %s" % (self.order["submit"][0], printable(text)), bool(UNSURE.search(text))
         away = code is None or re.search(table.away, text)
-        if code == 127 or not away and (re.search(table.wrong, text) or time.time() - self.failing > self.grace):
+        if not away and (re.search(table.wrong, text) and code != 127 or time.monotonic() - self.failing > self.grace):
             self.failed = self.why
 
     def under_way(self):
@@ -955,56 +1032,76 @@ class BatchJob:
         """(state, detail): queued, running; ended: detail the exit code, as look() has it; lost: detail why. self.where: for people;
         self.why: the batch system's own words about an end that was its doing."""
         state, detail = batch_look(self.control)
-        now, job = time.time(), self.order["job"]
+        if not self.order["job"]:
+            self.order = read_batch(self.control) or self.order            # another process may have submitted it
+        job, now = self.order["job"], time.monotonic()  # a clock that is set moves no time limit
         if state == "ended" and (detail not in KILLED or self.explained(now)):
             self.why = self.log_words() if detail else ""
             return state, detail
         when, row = self.queue.seen(self.order["run"], job, self.poll)
         if row is not None:
-            return self.as_seen(row, state, detail, now)
+            return self.as_seen(row, when, state, detail, now)
         if self.failed and (state == "stopped" or state == "ready" and self.take_ready()):
             return "lost", self.failed
-        if when > max([self.order["t"]] + self.absent[-1:]):
-            self.absent.append(when)                   # an answer of after the submission that does not name it
+        if later(when, self.order["t"]) and when not in [told for told, _at in self.absent]:
+            steady = self.absent and now - self.absent[-1][1] < 3 * self.poll + 2 * QUERY_TIME         # an outage counts for nothing
+            self.absent = (self.absent[:1] if steady else []) + [(when, now)]
+        missing = self.absent[-1][1] - self.absent[0][1] if len(self.absent) > 1 else -1
         if self.absent and job:
             self.queue.missed.add(job)
         if state == "stopped":
             self.over = self.over or now
-            if job or len(self.absent) > 1 or now - self.over > max(END_LATE, 3 * self.poll):
+            if job or len(self.absent) > 1 or not self.order["sent"] or now - self.over > max(END_LATE, 3 * self.poll):
                 return "lost", "cancelled"
-        elif len(self.absent) > 1 and state == "ready" and not job:
+        elif state == "ready" and not job and (not self.order["sent"] or missing >= (self.unsure and min(self.grace, SENT_LATE))):
             if not self.under_way():
                 self.absent = []
                 self.submit()
-        elif len(self.absent) > 1 and state != "ended" and self.absent[-1] - self.absent[0] >= self.grace:
+        elif missing >= self.grace and state != "ended":
             self.stop()                                # should it run all the same
             return "lost", "%s does not know job %s any more%s" % (self.queue.system, job, self.log_words(", "))
-        self.node = detail.host if state == "running" else ""
-        self.where = "running on " + detail.host if state == "running" else self.why or ("queued" if job else "submitting")
+        if state != "ended":
+            self.node = detail.host if state == "running" else ""
+            self.where = "running on " + detail.host if state == "running" else self.why or ("queued" if job else "submitting")
         return ("queued" if state in ("ready", "stopped") else "running"), detail
 
-    def as_seen(self, row, state, detail, now):
+    def as_seen(self, row, when, state, detail, now):
         """look(), where the queue names the job."""
         self.absent = []
         if not self.order["job"]:
             self.save(job=row.job)                     # the submission of before had happened
             self.failing, self.failed, self.why = None, "", ""
+        words = "%s: %s%s%s" % (self.queue.system, row.text, " on " + row.node if row.node else "", self.log_words(", "))
         if row.state in ("done", "over"):
             self.over = self.over or now
-            words = "%s: %s%s%s" % (self.queue.system, row.text, " on " + row.node if row.node else "", self.log_words(", "))
             if state == "ended":
                 self.why = words if row.state == "over" else self.log_words()
                 return state, detail
             if state == "stopped" or self.take_ready() or now - self.over > min(self.grace, END_LATE):
-                return "lost", "cancelled" if state == "stopped" else words
+                return "lost", "cancelled" if state == "stopped" else words + (", its end unknown" if row.state == "done" else "")
             return "running", detail
         self.over = self.over if state == "ended" else None
+        if row.state in ("queued", "held") and state in ("running", "ended"):
+            return self.taken_off(row, when, state, detail, now, words)
+        self.off = None
         if state == "running" or row.state == "running":
             self.node = detail.host if state == "running" else row.node
             self.where = "running on " + self.node + ("" if row.state == "running" else " (%s)" % row.text)
         else:
             self.node, self.where = "", "queued (%s)" % row.text
         return ("running" if state in ("running", "ended") else "queued"), detail
+
+    def taken_off(self, row, when, state, detail, now, words):
+        """look(), where the queue has a job waiting that was started: it was held, preempted or requeued, and will not be run again."""
+        self.off = self.off or (time.time(), now)
+        if state == "running":
+            self.node, self.where = detail.host, "running on %s (%s)" % (detail.host, row.text)
+        newer = later(when, self.off[0])               # the answer before may be of before the start
+        if newer and (state == "ended" or now - self.off[1] > min(self.grace, END_LATE if row.state == "held" else self.grace)):
+            self.stop()
+            self.why = words
+            return (state, detail) if state == "ended" else ("lost", words)
+        return "running", detail
 
     def explained(self, now):
         """Is all known of an end by a signal? It is, once the log tells, or the queue had its time (look() asks it), or we cancelled it."""
@@ -1032,8 +1129,8 @@ class BatchJob:
     def stop(self):
         """Has the queue end the job; again, at most once per poll, as long as look() does not say that it is over."""
         self.take_ready()
-        if self.order["job"] and time.time() - self.asked >= self.poll:
-            self.asked = time.time()
+        if self.order["job"] and (self.asked is None or time.monotonic() - self.asked >= self.poll):
+            self.asked = time.monotonic()
             batch_call(self.queue.table.cancel(self.order["job"]), self.queue.env)
 # ==== end shared ====
 JA = {                         # what a person reads, in Japanese
@@ -1116,6 +1213,8 @@ JA = {                         # what a person reads, in Japanese
     "the default does not match the expression: %s": "既定値が正規表現に合いません: %s",
     "batch.%s may not be %s here": "batch.%s をここで %s にはできません",
     "batch.%s may not be set here": "batch.%s はここでは指定できません",
+    "which cluster it is, every program must know: env.SLURM_CLUSTERS = NAME, no --clusters":
+        "どのクラスタかは全プログラムが知る必要があります。--clusters ではなく env.SLURM_CLUSTERS = NAME とします",
     "a line break in an argument or a variable": "引数か変数に改行があります",
     "%s: %d key lines with this guard": "%s: この guard の鍵の行: %d",
     "key line begins with restrict: %s...": "鍵の行は restrict で始まる必要があります: %s...",

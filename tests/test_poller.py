@@ -58,7 +58,7 @@ class Host:
     def __init__(self, folder, url, site, token):
         self.folder, self.url, self.site, self.started = folder, url, site, []
         self.base, self.ledger, self.ini = folder / "base", folder / "ledger", folder / "host.ini"
-        self.token = folder / "token"
+        self.token, self.program = folder / "token", [PYTHON, SCRIPT]
         self.token.write_text(token + "\n")
         self.token.chmod(0o600)
         self.script("solve", "echo result > out.txt")
@@ -75,19 +75,21 @@ class Host:
         text = ""
         for name, keys in [("poller", self.poller)] + list(self.sections.items()):
             text += "[%s]\n%s\n" % (name, "".join("%s = %s\n" % (key, str(value).replace("\n", "\n  ")) for key, value in keys.items()))
-        self.ini.write_text(text, encoding="utf-8")
+        new = self.folder / "host.ini.new"             # a poller that starts just now reads one or the other
+        new.write_text(text, encoding="utf-8")
+        new.replace(self.ini)
 
     def start(self, *words, env=None, out=None):
         self.write_ini()
         self.log = self.folder / "log"
-        process = subprocess.Popen([PYTHON, SCRIPT] + list(words or ["poll"]) + ["--ini", str(self.ini)], env=dict(ENV, **(env or {})),
+        process = subprocess.Popen(self.program + list(words or ["poll"]) + ["--ini", str(self.ini)], env=dict(ENV, **(env or {})),
                                    stdin=subprocess.DEVNULL, stdout=out or subprocess.DEVNULL, stderr=open(str(self.log), "a"))
         self.started.append(process)
         return process
 
     def run(self, *words, env=None, timeout=20):
         self.write_ini()
-        return subprocess.run([PYTHON, SCRIPT] + list(words) + ["--ini", str(self.ini)], env=dict(ENV, **(env or {})), timeout=timeout,
+        return subprocess.run(self.program + list(words) + ["--ini", str(self.ini)], env=dict(ENV, **(env or {})), timeout=timeout,
                               stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8")
 
     def control(self, name):
