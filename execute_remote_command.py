@@ -317,7 +317,8 @@ trap '' HUP; trap : TERM INT                       # outlive terminal and cancel
 note "$c/start" started || exit 73
 [ -p "$c/alive" ] && exec 9<>"$c/alive"            # a reader of the FIFO sees a hang-up the moment that we are gone
 cd "$w" && sh "$c/run" -child "$c" "$@" </dev/null >"$c/stdout" 2>"$c/stderr" 9>&-
-note "$c/end.tmp" "exit $?" && mv "$c/end.tmp" "$c/end"
+note "$c/end.tmp" "exit $?" || exit 73
+for try in 1 2 3 4 5; do mv "$c/end.tmp" "$c/end" 2>/dev/null && break; done      # what cancels the command may hit mv
 """
 Note = collections.namedtuple("Note", "pid start boot host text time")      # what the wrapper's note() wrote; time: its mtime, seconds
 WRAPPER_PATH = "/usr/local/bin:/usr/bin:/bin"          # of the wrapper itself

@@ -743,7 +743,6 @@ JA = {
     "%s: this file system cannot hold it (NFS?); set [Server] state_dir to a local disk":
         "%s: このファイルシステムには置けません (NFS?)。[Server] state_dir をローカルディスクにしてください",
     "%s: %s": "%s: %s",
-    "the relay's disk is full; try again later": "中継側のディスクがいっぱいです。後でもう一度試してください",
     # the operator's commands
     "%s %s USER: a user without blanks": "%s %s USER: ユーザー名に空白は使えません",
     "new password for %s: ": "%s の新しいパスワード: ",
@@ -960,6 +959,7 @@ class Store:
         except sqlite3.DatabaseError as error:
             raise Stop(EX_IOERR, _("%s: %s") % (self.path, error))
         self.writer = db
+        self.wanted = 0                                # bytes for which there was no room lately
 
     def connect(self):
         """A connection to the database; isolation is ours."""
@@ -1022,7 +1022,7 @@ class Store:
                 if full:
                     self.let_go()
                 for job in jobs:
-                    job.error = No(507, _("the relay's disk is full; try again later"), why="disk") if full else error
+                    job.error = self.full(BALLAST) if full else error
             for job in jobs:
                 if job.error is None:
                     fault(job.name + " committed")
@@ -1070,6 +1070,15 @@ class Store:
             os.unlink(os.path.join(utf8(self.folder), b"ballast"))
         except OSError:
             pass
+
+    def kept(self, row):
+        """Are the files of a calculation that was fetched still there?"""
+        return os.path.isdir(self.spool(row["accept_id"], ""))
+
+    def full(self, need):
+        """The refusal of what needs so many bytes; the sweeper is told."""
+        self.wanted = max(self.wanted, need, 1)
+        return No(507, "the relay's disk has no room for %d bytes; try again later" % need, why="disk")
 
     def free(self):
         """Free bytes for the spool."""
@@ -1254,7 +1263,7 @@ def check_room(relay, entries, files_before=0):
     total = sum(entry[1] for entry in entries)
     store = relay.store
     if store.free() - relay.reserved - total < store.keep_free(limits["spool_free"]):
-        raise No(507, "the relay's disk has no room for %d bytes; try again later" % total, why="disk")
+        raise store.full(total)
     return total
 
 
@@ -1547,6 +1556,8 @@ def get_calc_result(c):
         raise No(409, "the result is not there yet", why="state", state=WORDS[row["state"]])
     more = c.relay.store.read("SELECT info, missing, refused, report FROM calculations WHERE seq = ?", row["seq"])[0]
     kept, report, page = json.loads(more["info"]), json.loads(more["report"]), page_of(c.relay.store, row["seq"], "result", 0)
+    if row["results"] and not c.relay.store.kept(row):
+        raise No(404, "it was fetched, and its files had to make room for others", why="room")
     result = {"result_files": page["files"], "missing": json.loads(more["missing"]), "refused": json.loads(more["refused"]),
               "status": row["status"], "reason": row["reason"], "exit_code": row["exit_code"], "signal": row["signal"],
               "result_names": kept["result_names"], "result_patterns": kept["result_patterns"], "command": row["command"],
@@ -1678,6 +1689,9 @@ def heartbeat(c):
             unknown.append(accept_id)
         elif not found[0]["claim"] or found[0]["claim"] != entry.get("claim") or found[0]["state"] in (GOT, FINISHED):
             gone.append(accept_id)
+        elif entry.get("phase") == "given back" and found[0]["state"] in (SENDING, SENT):
+            c.relay.lapse(found[0])
+            gone.append(accept_id)
         else:
             c.relay.renew(found[0])
             c.relay.hear(accept_id, entry.get("what"))
@@ -1796,7 +1810,7 @@ class Upload:
 
     def __init__(self, path):
         self.path, self.offset, self.digest, self.owner, self.touched = path, 0, hashlib.sha256(), None, time.monotonic()
-        self.lock = threading.Lock()
+        self.lock, self.ending = threading.Lock(), False                 # ending: somebody has all of it and puts it in its place
         try:                                           # after a restart a partial file counts as far as it is there; the sum decides in the end
             with open(path, "rb") as have:
                 for data in iter(lambda: have.read(CHUNK), b""):
@@ -1819,6 +1833,8 @@ def files_call(c):
         raise No(409, "files are not taken now", why="state", state=WORDS[row["state"]])
     if reading and kind == "result" and row["state"] not in (GOT, FINISHED):
         raise No(409, "the result is not there yet", why="state", state=WORDS[row["state"]])
+    if row["state"] == FINISHED and not c.relay.store.kept(row):
+        raise No(404, "it was fetched, and its files had to make room for others", why="room")
     if which is None:
         return add_page(c, row, kind) if posting else dict(page_of(c.relay.store, row["seq"], kind, c.number("from")), message="files")
     if which == "pack":
@@ -1887,16 +1903,18 @@ def take_piece(c, row, kind, found):
         return {"message": "complete", "offset": found["size"], "complete": True}
     upload = upload_of(c, row, kind, found)
     with upload.lock:
+        if upload.ending:
+            raise No(503, "the file is being completed; ask again")
         upload.owner = c                               # whoever wrote before stops at its next chunk
         offset = upload.offset
     if c.number("offset") != offset or c.length > found["size"] - offset:
         raise No(409, "the file goes on at %d of %d" % (offset, found["size"]), why="offset", offset=offset)
+
     try:
         with open(upload.path, "ab", buffering=0) as out:
             for view in c.body_views():
                 with upload.lock:
-                    if upload.owner is not c:
-                        raise No(409, "a newer request writes this file", why="offset", offset=upload.offset)
+                    mine(upload, c)
                     if out.write(view) != len(view):
                         os.ftruncate(out.fileno(), upload.offset)        # another request may go on from here
                         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -1907,20 +1925,34 @@ def take_piece(c, row, kind, found):
                     c.relay.touch(row)
             c.relay.touch(row)
             fault("files piece")
-            if upload.offset < found["size"]:
-                return {"message": "received", "offset": upload.offset, "complete": False}
-            right = upload.digest.hexdigest() == found["sha256"] and os.fstat(out.fileno()).st_size == found["size"]
-            if right:
-                os.fsync(out.fileno())
+            with upload.lock:
+                if upload.offset < found["size"]:
+                    return {"message": "received", "offset": upload.offset, "complete": False}
+                mine(upload, c)
+                upload.ending = True
+            return end_upload(c, row, kind, found, upload, out)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             c.relay.uploads.pop((row["seq"], kind, found["n"]), None)
-            raise No(507, "the relay's disk is full; try again later", why="disk")
+            raise c.relay.store.full(found["size"] - upload.offset)
         raise
-    c.relay.uploads.pop((row["seq"], kind, found["n"]), None)
-    if not right:
+    finally:
+        if upload.ending and upload.owner is c:
+            c.relay.uploads.pop((row["seq"], kind, found["n"]), None)
+
+
+def mine(upload, c):
+    """409 if a newer request writes this file."""
+    if upload.owner is not c:
+        raise No(409, "a newer request writes this file", why="offset", offset=upload.offset)
+
+
+def end_upload(c, row, kind, found, upload, out):
+    """All of a file is there: puts it in its place, durably, or drops it if its sum is another (422)."""
+    if upload.digest.hexdigest() != found["sha256"] or os.fstat(out.fileno()).st_size != found["size"]:
         os.unlink(upload.path)
         raise No(422, "the file lacks its sha256; dropped, from 0 again", why="sum", wrong=[found["n"]], offset=0)
+    os.fsync(out.fileno())
     blob = "%06d" % found["n"]
     os.rename(upload.path, c.relay.store.spool(row["accept_id"], kind, blob))
     complete_files(c, row, kind, blob, [(found["n"], 0)])
@@ -1976,7 +2008,7 @@ def take_pack(c, row, kind):
     except BaseException as error:
         os.unlink(path)
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise No(507, "the relay's disk is full; try again later", why="disk")
+            raise c.relay.store.full(c.length)
         raise
     if wrong:
         os.unlink(path)
@@ -3346,7 +3378,7 @@ class Front:
             raise
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise No(507, "the relay's disk is full; try again later", why="disk")
+                raise self.relay.store.full(call.length)
             log("error", None, call.name, error=error)
             raise No(503, "the relay could not read or write its files; try again later")
         except sqlite3.Error as error:
@@ -3647,18 +3679,23 @@ class Relay:
             if not found or found[0]["state"] not in CLAIMED:
                 continue
             row = found[0]
-            if row["cancel"] and row["state"] in (SENDING, SENT):
-                self.store.write(lambda tx: move(self, tx, STEP["cancelled"], row, row["claim"], status="abnormal", reason=row["cancel"], claim=None,
-                                                 got=time.time()), "cancelled")
-            elif row["protocol"] == 1:                 # cannot be fenced, so it never goes back into the queue
+            if row["protocol"] == 1 and not (row["cancel"] and row["state"] in (SENDING, SENT)):     # it cannot be fenced: not into the queue again
                 self.lose(row)
             elif row["state"] in (SENDING, SENT):
-                self.store.write(lambda tx: move(self, tx, STEP["lapse"], row, row["claim"], claim=None, take=None), "lapse")
+                self.lapse(row)
             else:
                 log("warn", accept_id, "out-of-contact", poller=row["poller"])
                 self.silent[accept_id] = now
                 self.front.fire(("calc", accept_id))
                 self.front.fire(("site", row["site"], row["user"]))         # its poller may have delivered it before a restore
+
+    def lapse(self, row):
+        """The claim of what has not begun is void: back into the queue, or to its end if it was to be cancelled."""
+        if row["cancel"]:
+            step, word = STEP["cancelled"], {"status": "abnormal", "reason": row["cancel"], "got": time.time()}
+        else:
+            step, word = STEP["lapse"], {"take": None}
+        self.store.write(lambda tx: move(self, tx, step, row, row["claim"], claim=None, **word), step.name)
 
     def sweep_lost(self, now):
         """Counts the silence of those out of contact (the relay's own downtime does not count); ends them after lost_after."""
@@ -3716,6 +3753,26 @@ class Relay:
         self.recount()
         self.store.ballast()
 
+    def make_room(self):
+        """Somebody was refused for want of room: the files of what is fetched go before keep_fetched, the oldest first, if that can be enough.
+        The calculations stay, so that a request_id that comes again finds what it ran; on a full disk nothing could be noted anyhow."""
+        need, self.store.wanted, free = self.store.wanted, 0, self.store.free()
+        if not need:
+            return
+        old = [row for row in self.store.read("SELECT c.accept_id, c.user, SUM(f.size) AS bytes FROM calculations c JOIN files f ON f.calc = c.seq"
+                                              " WHERE c.state = ? GROUP BY c.seq ORDER BY c.finished", FINISHED) if self.store.kept(row)]
+        if need > free + sum(row["bytes"] for row in old):
+            return
+        need += self.store.keep_free(self.conf["limits"]["spool_free"]) + self.reserved - free
+        for row in old:
+            if need <= 0:
+                break
+            log("info", row["accept_id"], "files-removed", why="no room", user=row["user"])
+            path = self.store.spool(row["accept_id"], "").rstrip(b"/")
+            os.rename(path, path + b".gone")           # a start removes it, if this ends here
+            remove_tree(path + b".gone")
+            need -= row["bytes"]
+
     def recount(self):
         """Counts what the quotas look at."""
         found = self.store.read("SELECT user, COUNT(*) FROM calculations WHERE state != ? GROUP BY user", FINISHED)
@@ -3734,6 +3791,7 @@ class Relay:
                 self.obey()
                 self.sweep_leases(now)
                 self.sweep_announced(now)
+                self.make_room()
                 if self.ini_stamp() != ini_seen:
                     ini_seen = self.ini_stamp()
                     self.try_reload()

@@ -1530,7 +1530,8 @@ trap '' HUP; trap : TERM INT                       # outlive terminal and cancel
 note "$c/start" started || exit 73
 [ -p "$c/alive" ] && exec 9<>"$c/alive"            # a reader of the FIFO sees a hang-up the moment that we are gone
 cd "$w" && sh "$c/run" -child "$c" "$@" </dev/null >"$c/stdout" 2>"$c/stderr" 9>&-
-note "$c/end.tmp" "exit $?" && mv "$c/end.tmp" "$c/end"
+note "$c/end.tmp" "exit $?" || exit 73
+for try in 1 2 3 4 5; do mv "$c/end.tmp" "$c/end" 2>/dev/null && break; done      # what cancels the command may hit mv
 """
 Note = collections.namedtuple("Note", "pid start boot host text time")      # what the wrapper's note() wrote; time: its mtime, seconds
 WRAPPER_PATH = "/usr/local/bin:/usr/bin:/bin"          # of the wrapper itself
@@ -2370,6 +2371,7 @@ JA = {                         # what a person reads, in Japanese
     "parameter %d is not allowed for this command here: %s": "%d 番目の引数はここではこのコマンドに許可されていません: %s",
     "too many inputs, or one with a log's name": "入力が多すぎるか、ログと同じ名前の入力があります",
     "%s: no answer %d times in a row; %d calculation(s) stay here for the next start": "%s: %d 回続けて応答がありません。%d 件の計算はここに残り、次の起動時に続きます",
+    "given back: %s": "返却しました: %s",
     "%s: less than keep_free is free": "%s: 空き容量が keep_free を下回っています",
     "%s: the token is refused (%s): get a valid one, role remote, for this site":
         "%s: トークンが拒否されました (%s): この識別子に有効な、role が remote のトークンを入手してください",
@@ -2861,6 +2863,10 @@ def begin(poller, calc, relay, page):
             relay.close()
             calc.tidy(rb"part\d+\Z")
             shutil.rmtree(calc.work, ignore_errors=True)                  # room for the journal
+            if getattr(error, "errno", 0) in (errno.ENOSPC, errno.EDQUOT):                # others took it meanwhile
+                make_room(poller)
+                give_back(poller, relay.ask, calc.accept_id, calc.claim)
+                raise Refused(409, _("given back: %s") % error.strerror, {"why": "disk"})
             return end_early(calc, "disk" if isinstance(error, OSError) else "input", getattr(error, "strerror", None) or error)
         fault("inputs here")
         tell_step(calc, relay, "calc-params-complete")
@@ -3042,7 +3048,7 @@ def wait_for_end(poller, calc):
 
 # ---- 7. and 8. results ----
 
-Result = collections.namedtuple("Result", "name path size sum256")
+Result = collections.namedtuple("Result", "path size name sum256")
 
 
 def may_leave(rules, name):
@@ -3094,7 +3100,7 @@ def read_result(root, name, path, rules, folders):
             at += got or length                        # became shorter: sending it will tell
     if digest.hexdigest() in rules["deny_sums"]:
         raise ValueError("deny_sums")
-    return Result(name, real, length, digest.hexdigest())
+    return Result(real, length, name, digest.hexdigest())
 
 
 def candidates(calc):
@@ -3142,7 +3148,7 @@ def collect(calc, rules, before):
         refused["*"] = ", ".join("%s: %d" % pair for pair in sorted(others.items()))
     if not calc.last("ended").get("whole"):
         missing.update((name, calc.last("ended")["reason"]) for name in calc.info["result_files"] if name not in LOG_NAMES)
-    found.sort(key=lambda result: parts_of(result.name))
+    found.sort(key=lambda result: "\0".join(parts_of(result.name)))    # the order of their parts: no name holds a NUL
     for first, second in zip(list(found), found[1:]):
         if parts_of(first.name) == parts_of(second.name):                # told apart on this disk only
             found.remove(second)
@@ -3182,7 +3188,7 @@ def send_manifest(calc, relay, found, missing, refused):
 
 def send_files(poller, calc, relay, found):
     """7. and 8. Uploads what the relay says is missing, until nothing is. ValueError if a file is no longer what the manifest says."""
-    files, before = [(result.path, result.size) for result in found], None
+    before = None
     while True:
         try:
             relay.ask("POST", "end-send", {"v": 2, "accept_id": calc.accept_id, "claim": calc.claim, "result": "end send"})
@@ -3193,8 +3199,8 @@ def send_files(poller, calc, relay, found):
                 raise
         before = numbers
         try:
-            todo = [place for place in numbers if type(place) is int and 0 <= place < len(files)]
-            relay.upload_all("files/%s/result" % calc.accept_id, files, todo, calc.claim, poller.moved)
+            todo = [place for place in numbers if type(place) is int and 0 <= place < len(found)]
+            relay.upload_all("files/%s/result" % calc.accept_id, found, todo, calc.claim, poller.moved)
             fault("results sent")
         except OSError as error:
             raise ValueError(error.strerror)
@@ -3767,6 +3773,12 @@ def calc_request(poller, relay, take, free, wait):
         return None
 
 
+def give_back(poller, ask, accept_id, claim):
+    """3. Nothing was begun: the relay may hand it out again at once. Unheard, the claim lapses."""
+    ask("POST", "heartbeat", {"v": 2, "site_id": poller.site, "poller": poller.name, "wait": 0,
+                              "calcs": {accept_id: {"claim": claim, "phase": "given back"}}})
+
+
 def first_contact(poller, relay):
     """The seconds that the relay lets us wait. 69 if it cannot be reached and somebody waits for the answer."""
     somebody = (poller.options["fielded"] or poller.options["once"]) and not poller.learned
@@ -3811,8 +3823,10 @@ def claim_loop(poller):
             poller.asking = None
             poller.notice(None)
             backoff, answered = Backoff(), True
-            if found and poller.blocked():             # meanwhile: its claim lapses before long, and the relay hands it out again
+            if found and poller.blocked():             # meanwhile
                 log("info", found.get("accept_id"), "3 not taken", why=poller.blocked())
+                if not poller.v1:
+                    give_back(poller, relay.call, found.get("accept_id"), found.get("claim"))
                 continue
             calc = found and put_on_disk(poller.base, found, **({"protocol": 1, "site": poller.site} if poller.v1 else {}))
             if calc:

@@ -2056,7 +2056,10 @@ def register(relay, order, files, voice, patience):
             "result_files": {name: {} for name in order.names}, "result_patterns": order.patterns}
     if len(files) > PAGE:                              # the relay compares the first page of a known request_id; this stands for the rest
         import hashlib
-        info["all_inputs"] = hashlib.sha256(json.dumps([entry[2:] for entry in files]).encode()).hexdigest()
+        digest = hashlib.sha256()
+        for entry in files:
+            digest.update(utf8("%s/%s\n" % entry[2:]))
+        info["all_inputs"] = digest.hexdigest()
     fields = {"v": 2, "request_id": order.request_id, "calc-info": info, "more": len(files) > PAGE, "total": len(files), "allow": not files}
     try:
         found = relay.ask("POST", "add-calcinfo", fields, patience=patience)

@@ -130,7 +130,8 @@ def test_the_newest_writer_of_a_file_wins(world, order):
     assert client.raw("GET", "files/%s/input/0?v=2&claim=%s" % (accept_id, claim))[1] == data
 
 
-def test_many_writers_at_once_leave_a_whole_file(world, order):
+@pytest.mark.parametrize("turn", range(5))
+def test_many_writers_at_once_leave_a_whole_file(world, order, turn):
     client, data, accept_id, target = order
     rolls = [random.Random(number) for number in range(6)]
 
@@ -582,6 +583,41 @@ def test_a_full_disk_is_told_as_507_and_everything_goes_on_when_there_is_room(ma
         assert client.raw("GET", target + "%d?v=2&claim=%s" % (number, claim))[1] == data[name]
     assert refused > 0 and sorted(os.listdir(os.path.join(world.state, "spool", accept_id[:2], accept_id, "in")))[0] == "000000"
     world.relay.stop()
+
+
+def test_what_is_fetched_makes_room_for_what_is_new_and_nothing_else_does(make_world, disk_of):
+    disk = disk_of("48m")
+    world = on_disk(make_world, disk)
+    client, data, ids = world.client(), os.urandom(6 << 20), []
+    for number in range(5):
+        ids.append(client.register("hello", results=["r"]))
+        accept_id, claim = client.claim()
+        client.walk(accept_id, claim, "end-send", {"r": data[number:]})
+        if number:                                     # the oldest one is still to be fetched
+            client.ok("POST", "finish", {"v": 2, "accept_id": accept_id})
+    spool = [os.path.join(world.state, "spool", one[:2], one) for one in ids]
+    waits = info(parameter_files={"large": {"size": 16 << 20, "sha256": "0" * 64}})
+    huge = info(parameter_files={"large": {"size": 80 << 20, "sha256": "0" * 64}})
+    fields = {"v": 2, "request_id": "huge", "calc-info": huge}
+    assert client.call("POST", "add-calcinfo", fields)[0] == 507
+    time.sleep(2.2)                                    # two sweeps
+    assert all(map(os.path.exists, spool)), "it would not be enough: nothing goes for it"
+    fields = {"v": 2, "request_id": "waits", "calc-info": waits}
+    assert client.call("POST", "add-calcinfo", fields)[0] == 507
+    wait_until(lambda: client.call("POST", "add-calcinfo", fields)[0] == 200, 15)
+    assert [os.path.exists(path) for path in spool] == [True, False, True, True, True]
+    assert client.raw("GET", "files/%s/result/0?v=2" % ids[0])[1] == data and client.raw("GET", "files/%s/result/0?v=2" % ids[2])[1] == data[2:]
+    status, first = client.call("GET", "get-calc-result", {"v": 2, "accept_id": ids[1]})
+    assert (status, first["why"]) == (404, "room") and "was fetched" in first["message"]
+    assert client.ok("GET", "calc-progress", {"v": 2, "accept_id": ids[1]})["status"] == "completed", "it is still known: it is not run again"
+    assert client.call("GET", "files/%s/result/0" % ids[1], {"v": 2})[1]["why"] == "room"
+    fill(disk)                                         # not even the database can be written to
+    for number in range(300):
+        if client.call("POST", "add-calcinfo", {"v": 2, "request_id": "full %d" % number, "calc-info": info(note="x" * 60000)})[0] != 200:
+            break
+    fill(disk)
+    wait_until(lambda: client.call("POST", "add-calcinfo", {"v": 2, "request_id": "last", "calc-info": info(note="x" * 60000)})[0] == 200, 30)
+    assert os.path.exists(spool[0]) and not os.path.exists(spool[2])
 
 
 def test_the_ballast_lets_a_full_disk_become_less_full(make_world, disk_of):

@@ -318,6 +318,19 @@ def test_results_that_change_while_they_are_sent_are_refused_and_the_rest_arrive
 
 
 # ---- time and trees ----
+def test_a_wrapper_whose_mv_is_killed_by_a_cancel_notes_the_end_all_the_same(tmp_path):
+    control, bin_ = os.fsencode(str(tmp_path / "control")), tmp_path / "bin"
+    os.mkdir(control)
+    bin_.mkdir()
+    (bin_ / "mv").write_text("#!/bin/sh\ncase $1 in *end.tmp) echo x >>%s/tries; [ $(wc -l <%s/tries) -gt 2 ] || kill -9 $$;; esac\nexec /bin/mv \"$@\"\n"
+                             % (tmp_path, tmp_path))
+    (bin_ / "mv").chmod(0o755)
+    remote.prepare(control)
+    wrapper = subprocess.run(["/bin/sh", os.fsdecode(control) + "/run", os.fsdecode(control), str(tmp_path), "/bin/sh", "-c", "exit 7"],
+                             env={"PATH": "%s:/usr/bin:/bin" % bin_})
+    assert wrapper.returncode == 0 and remote.look(control, time.time()) == ("ended", 7)
+
+
 def test_timeout_stops_the_whole_tree_and_the_logs_come_back(relay, host):
     host.script("solve", "echo before; setsid sleep 300 & echo $! > %s/pid; trap '' TERM; while :; do sleep 0.1; done" % host.folder)
     host.sections["command solve"].update(timeout="1s", grace="1s")

@@ -20,8 +20,8 @@ def torture(*words, timeout):
 
 def test_death_at_every_named_point_and_a_bad_network_lose_nothing_and_run_nothing_twice(request):
     if request.config.getoption("--long"):
-        found = torture("--calculations", "5000", "--minutes", "75", "--all-points", timeout=6000)
-        assert found["calculations"] >= 5000
+        found = torture("--calculations", "40000", "--minutes", "62", "--all-points", "--rounds", "6", "--rate", "0.05", timeout=6000)
+        assert found["calculations"] >= 5000 and found["seconds"] >= 3600
     else:
         found = torture("--calculations", "220", "--minutes", "0.8", "--all-points", "--extra", "240", "--modules", "32", "--rate", "0.04",
                         "--only", "clock,full relay,clock,full poller,clock,shoot,reboot,clock", timeout=500)

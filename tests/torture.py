@@ -4,7 +4,7 @@ at random times, full disks, clocks that are set, a reboot of the external compu
 calculation came to exactly one end, its command ran at most once, every result arrived byte for byte, no temporary file, lock or process is
 left.
 
-usage: torture.py [--calculations N] [--minutes M] [--seed S] [--modules K] [--only EVENTS] [--keep]
+usage: torture.py [--calculations N] [--minutes M] [--seed S] [--modules K] [--only EVENTS] [--rounds N] [--keep]
 Prints a summary as JSON; exit code 1 if anything was violated. Full disks and reboots need root or user namespaces (unshare)."""
 import argparse
 import collections
@@ -165,12 +165,13 @@ class Proxy(suite.Listener):
 WORK = """#!/bin/sh
 read -r number kind <order.txt
 echo "$number $MI_RUN" >>%s
-echo "number $number"; echo "complaint of $number" >&2
+echo "number $number" || exit 1
+echo "complaint of $number" >&2
 case $kind in
 slow) sleep 1.5;;
 cancel) sleep %d; exit 1;;
 rerun) case $MI_RUN in *.1) exit 3;; esac;;
-fail) cat in.bin in.bin >out.bin; exit 3;;
+fail) cat in.bin in.bin >out.bin || exit 1; exit 3;;
 esac
 cat in.bin in.bin >out.bin
 """
@@ -303,7 +304,7 @@ class Torture:
             out.write(WORK % (self.ledger, 20 if "restore" in self.options.only else 300))          # a restored relay has forgotten a cancel
         os.chmod(script, 0o755)
         self.world.url = self.far.url
-        self.poller_ini = self.world.poller({"work": "match = work\nargv = %s\ngrace = 1s\n" % script}, start=False, ini="jobs = 8\nkeep_free = 0\nkeep_workdirs = 60s\n")[1]
+        self.poller_ini = self.world.poller({"work": "match = work\nargv = %s\ngrace = 1s\n" % script}, start=False, ini="jobs = 8\nkeep_free = 20M\nkeep_workdirs = 60s\n")[1]
         self.world.url = self.near.url
         self.reach = self.world.reach()
         self.relay = Host(self, "relay", self.start_relay)
@@ -418,7 +419,7 @@ class Torture:
         """The thread that lets things happen, one after the other, in the order of --only."""
         known = {"reboot": self.reboot, "backup": self.backup, "restore": self.restore, "shoot": self.shoot, "clock": self.jump,
                  "full relay": lambda: self.fill("state"), "full poller": lambda: self.fill(os.path.join("poller", "base"))}
-        plan = [word for word in self.options.only.split(",") if word]
+        plan = [word for word in self.options.only.split(",") if word] * self.options.rounds
         for number, word in enumerate(plan):
             share = (number + 1) / (len(plan) + 1)
             while not self.over and self.progress() < share:
@@ -737,6 +738,7 @@ def main():
     parser.add_argument("--rate", type=float, default=0.08, help="share of the requests that the network spoils")
     parser.add_argument("--patience", type=float, default=150, help="seconds after which a calculation counts as stuck")
     parser.add_argument("--only", default="clock,full relay,clock,full poller,shoot,clock,reboot,clock,shoot,clock", help="what happens, in this order (backup,restore,...)")
+    parser.add_argument("--rounds", type=int, default=1, help="how often all that happens")
     parser.add_argument("--keep", action="store_true")
     options = parser.parse_args()
     options.namespace = os.environ.get("MI_TORTURE_NAMESPACE") == "yes"
