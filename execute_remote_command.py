@@ -323,7 +323,7 @@ for try in 1 2 3 4 5; do mv "$c/end.tmp" "$c/end" 2>/dev/null && break; done    
 Note = collections.namedtuple("Note", "pid start boot host text time")      # what the wrapper's note() wrote; time: its mtime, seconds
 WRAPPER_PATH = "/usr/local/bin:/usr/bin:/bin"          # of the wrapper itself
 ORPHAN_GRACE = 10              # seconds after which wrapper and command, both gone without `end`, count as lost
-STORM = 1000                   # children of a wrapper, dead ones counted, with which a command that is to end gets no more grace
+STORM = 4000                   # children of a wrapper, dead ones counted, with which a command that is to end gets no more grace
 KILL_TRIES = 5                 # seconds that SIGKILL is sent again and again; what is there then is another user's, or hangs in the kernel
 ADOPT = []                     # what adopter() has found
 

@@ -1536,7 +1536,7 @@ for try in 1 2 3 4 5; do mv "$c/end.tmp" "$c/end" 2>/dev/null && break; done    
 Note = collections.namedtuple("Note", "pid start boot host text time")      # what the wrapper's note() wrote; time: its mtime, seconds
 WRAPPER_PATH = "/usr/local/bin:/usr/bin:/bin"          # of the wrapper itself
 ORPHAN_GRACE = 10              # seconds after which wrapper and command, both gone without `end`, count as lost
-STORM = 1000                   # children of a wrapper, dead ones counted, with which a command that is to end gets no more grace
+STORM = 4000                   # children of a wrapper, dead ones counted, with which a command that is to end gets no more grace
 KILL_TRIES = 5                 # seconds that SIGKILL is sent again and again; what is there then is another user's, or hangs in the kernel
 ADOPT = []                     # what adopter() has found
 
@@ -2743,6 +2743,10 @@ class Calculation:
         words = [entry["what"] for entry in self.journal if entry.get("what") in ("delivered", "kept", "resend")]
         return words[-1].replace("resend", "") if words else ""
 
+    def wanted_again(self):
+        """Is its result to be sent again, after it was delivered or kept?"""
+        return not self.over() and self.last("resend") is not None and os.path.isdir(self.control)
+
     def waits(self, wait, why):
         """Its result is tried again in `wait` seconds; beside the journal, for `outbox`."""
         if self.last("ended"):
@@ -3579,12 +3583,15 @@ def work_on(poller, calc, relay, page=None):
             if SAY["debug"]:
                 raise
         else:
-            return poller.release(calc, relay)
+            if poller.release(calc, relay):
+                return
+            page = None
+            continue
         if poller.ending() and not isinstance(calc.why, OSError):
             poller.stuck.append("%s: %s" % (calc.name, calc.why))
             log("error", calc.accept_id, "stays here until the next start", why=calc.why)
             calc.waits(0, calc.why)
-            return poller.release(calc, relay)
+            return poller.release(calc, relay, True)
         log("error", calc.accept_id, "it stays here and is tried again", why=calc.why, again_in=round(wait))
         relay.close()
         page = None
@@ -3706,12 +3713,15 @@ class Poller:
             self.held[calc.name] = calc
         threading.Thread(target=work_on, args=(self, calc, relay, page), daemon=True).start()
 
-    def release(self, calc, relay):
-        """calc is through: its slot and its connection are free."""
+    def release(self, calc, relay, surely=False):
+        """calc is through: its slot and its connection are free. False if a restored relay has asked for it again just now (go_on_with())."""
         with self.room:
+            if calc.wanted_again() and not surely:
+                return False
             del self.held[calc.name]
             self.idle.append(relay)
             self.room.notify_all()
+        return True
 
     def wait_for_licence(self, calc):
         """[command NAME] jobs: how many of this command may run at once."""
