@@ -725,9 +725,9 @@ JA = {
         "[limits] workers は 4、max_body は 64K、connections は 16、min_rate は 1 以上にしてください",
     "[Server] portnumber = %d: is not a port": "[Server] portnumber = %d: ポート番号ではありません",
     "[Server] ipaddress = %s: plain http beyond this host would show tokens to the network; set certfile and keyfile, or, behind a gateway"
-    " that does the TLS, auth = gateway with trusted_proxies":
+    " that does the TLS, auth = gateway with trusted_proxies (or plain_http = yes, in a closed laboratory)":
         "[Server] ipaddress = %s: 平文の http ではトークンがネットワークから見えます。certfile と keyfile を設定するか、TLS を行うゲートウェイの"
-        "後ろなら auth = gateway と trusted_proxies を設定してください",
+        "後ろなら auth = gateway と trusted_proxies を設定してください (閉じた実験室なら plain_http = yes)",
     "[RemoteSites] remote_site_ids: %s cannot be a site id": "[RemoteSites] remote_site_ids: %s は識別子に使えません",
     "[%s] is neither a section nor in remote_site_ids%s": "[%s] は節の名前でも remote_site_ids にある識別子でもありません%s",
     "[Server] %s = %s: is not there or not readable": "[Server] %s = %s: ファイルがないか、読めません",
@@ -828,7 +828,7 @@ INI = {
         "ipaddress": (str, "127.0.0.1"), "portnumber": (int, 50443), "loglevel": (one_of(*LEVELS), "info"),
         "state_dir": (str, "/var/lib/mi_distcomp"), "certfile": (str, ""), "keyfile": (str, ""), "client_ca": (str, ""),
         "auth": (one_of("tokens", "gateway", "login"), "tokens"), "trusted_proxies": (str.split, []), "gateway_user_header": (str, ""),
-        "logfile": (str, ""), "lang": (one_of("auto", "en", "ja"), "auto")},
+        "plain_http": (flag, False), "logfile": (str, ""), "lang": (one_of("auto", "en", "ja"), "auto")},
     "limits": {
         "max_body": (size, 16 << 20), "v1_max_body": (size, 2 << 30), "max_file": (size, 0), "max_files": (int, 200000),
         "calculations_per_user": (int, 10000),
@@ -3876,9 +3876,9 @@ def check_conf(conf, path):
         bad(_("[Server] certfile and keyfile: both or neither"))
     if server["auth"] == "gateway" and not server["trusted_proxies"]:
         bad(_("[Server] auth = gateway needs trusted_proxies (the gateway's addresses)"))
-    if not server["certfile"] and not loopback(server["ipaddress"]) and server["auth"] != "gateway":
+    if not (server["certfile"] or loopback(server["ipaddress"]) or server["auth"] == "gateway" or server["plain_http"]):
         bad(_("[Server] ipaddress = %s: plain http beyond this host would show tokens to the network; set certfile and keyfile, or, behind a gateway"
-              " that does the TLS, auth = gateway with trusted_proxies") % server["ipaddress"])
+              " that does the TLS, auth = gateway with trusted_proxies (or plain_http = yes, in a closed laboratory)") % server["ipaddress"])
     if server["client_ca"] and not server["certfile"]:
         bad(_("[Server] client_ca needs certfile and keyfile"))
     if limits["workers"] < 4 or limits["max_body"] < 64 << 10 or limits["connections"] < 16 or limits["min_rate"] < 1:
@@ -3978,6 +3978,8 @@ def serve(options):
     writer.start()
     for target in [relay.housekeeping, front.doorkeeper] + [front.work] * conf["limits"]["workers"]:
         threading.Thread(target=target, daemon=True).start()
+    if not context and not loopback(server["ipaddress"]) and server["auth"] != "gateway":
+        log("warn", None, "plain_http = yes: whoever is on the network reads tokens and files", ipaddress=server["ipaddress"])
     log("info", None, "listening", url="%s://%s:%d" % ("https" if context else "http", server["ipaddress"], port), tls=">=1.2" if context else "none",
         auth=server["auth"], sites=len(conf["RemoteSites"]["remote_site_ids"]), tokens="%d hashed" % len(relay.tokens), state=server["state_dir"],
         free="%dGB" % (store.free() >> 30), instance=relay.instance)

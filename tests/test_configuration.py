@@ -218,6 +218,14 @@ def test_plain_http_beyond_this_host_is_refused_with_both_ways_out(ini):
         assert all(word in done.stderr for word in (address, "certfile", "keyfile", "auth = gateway", "trusted_proxies"))
 
 
+def test_plain_http_in_a_laboratory_is_said_aloud(make_world):
+    world = make_world(tls=False, commands=["hello"], ini="[Server]\nipaddress = 0.0.0.0\nplain_http = yes\n")
+    world.write_ini()
+    world.relay = suite.Process("mi_dicomapi.py", ["serve", "--ini", world.ini], world.folder)
+    wait_until(lambda: " listening url=http://0.0.0.0:" in world.relay.text())
+    assert "WARN - plain_http = yes: whoever is on the network reads tokens and files" in world.relay.text()
+
+
 def test_behind_a_gateway_only_its_addresses_are_taken(make_world):
     world = make_world(tls=False, commands=["hello"], ini="[Server]\nipaddress = 0.0.0.0\nauth = gateway\ntrusted_proxies = 127.0.0.2\ngateway_user_header = X-User\n")
     world.write_ini()
