@@ -17,6 +17,7 @@ when it failed; its output is remote_program_exec.log. A lost line is opened aga
 Exit codes: the command's own (128+N: a signal) when it ran; otherwise 0 done, 64 usage, 65 results incomplete, 66 an input is missing,
 69 host unavailable, 70 bug, 74 input/output or disk full, 75 try again later, 76 protocol, 77 refused, 78 configuration, 130 Ctrl+C.
 """
+import _thread
 import binascii
 import bisect
 import codecs
@@ -51,6 +52,7 @@ SHRINKS = 2.5                  # a sample must shrink by this factor to be worth
 EASY = re.compile(rb"[A-Za-z0-9_][-A-Za-z0-9._+=,@]*\Z")     # names that every version of rsync passes on unchanged
 SAMPLE = 1 << 16               # bytes of that sample
 DELTA = 8 << 20                # bytes from which on rsync looks for differences to a copy that is already here
+LEAVE = 20                     # seconds after a signal until it ends in any case
 TRIES = 3                      # for a piece whose sum is wrong
 CONNECT_SPAN = 60              # seconds in which at most `connects` connections are opened to one host
 SCAN = 1 << 20                 # bytes looked through at once by the outbound rules; matches longer than half of it may be missed
@@ -132,6 +134,15 @@ def utf8_stdio():
         stream = getattr(sys, name)
         if stream is not None and hasattr(stream, "detach"):
             setattr(sys, name, io.TextIOWrapper(stream.detach(), "utf-8", "backslashreplace", line_buffering=True))
+
+
+def end_surely(code, seconds):
+    """Ends the program with that code after so many seconds, should the way out of it hang: nobody reads what it writes, a disk does not answer.
+    For signal handlers: no lock is taken."""
+    def end():
+        time.sleep(seconds)
+        os._exit(code)
+    _thread.start_new_thread(end, ())
 
 
 def run_as_program(main):
@@ -258,7 +269,7 @@ def read_ini(path, table, guarded=False):
         except OSError as error:
             raise Stop(EX_CONFIG, "%s: %s" % (path, error.strerror))
         except (configparser.Error, UnicodeDecodeError) as error:
-            raise Stop(EX_CONFIG, "%s: %s" % (path, " ".join(str(error).split())))
+            raise Stop(EX_CONFIG, "%s: %s" % (path, re.sub(r"^While reading from .*? \[line +(\d+)\]", r"line \1", " ".join(str(error).split()))))
     result = {name: {key: default for key, (kind, default) in keys.items() if "*" not in key}
               for name, keys in table.items() if "*" not in name}
     for section in parser.sections():
@@ -312,7 +323,7 @@ for try in 1 2 3 4 5; do mv "$c/end.tmp" "$c/end" 2>/dev/null && break; done    
 Note = collections.namedtuple("Note", "pid start boot host text time")      # what the wrapper's note() wrote; time: its mtime, seconds
 WRAPPER_PATH = "/usr/local/bin:/usr/bin:/bin"          # of the wrapper itself
 ORPHAN_GRACE = 10              # seconds after which wrapper and command, both gone without `end`, count as lost
-STORM = 1000                   # children of a wrapper, dead ones counted, with which a command that is to end gets no more grace
+STORM = 4000                   # children of a wrapper, dead ones counted, with which a command that is to end gets no more grace
 KILL_TRIES = 5                 # seconds that SIGKILL is sent again and again; what is there then is another user's, or hangs in the kernel
 ADOPT = []                     # what adopter() has found
 
@@ -1148,6 +1159,7 @@ JA = {                         # what a person reads, in Japanese
     "no command, or one with control characters": "コマンドがないか、制御文字を含みます",
     "client_cmd:COMMAND is missing": "client_cmd:コマンド がありません",
     "a word is missing (see --help)": "サブコマンドがありません (--help を参照)",
+    "%s; --help says more": "%s (--help を参照)",
     "not a plain name: %s": "使えない名前です: %s",
     " (what it left was fetched; nothing is run a second time by itself)": " (残された分は取得しました。自動で再実行はしません)",
     "%s: not one public key": "%s: 公開鍵 1 個ではありません",
@@ -3945,9 +3957,14 @@ def say_outcome(outcome, as_json):
 def parser():
     """The proper command line."""
     import argparse
-    top = argparse.ArgumentParser(prog=PROGRAM, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+    class Parser(argparse.ArgumentParser):
+        def error(self, message):
+            raise Stop(EX_USAGE, _("%s; --help says more") % message)
+
+    top = Parser(prog=PROGRAM + ".py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     top.add_argument("--version", action="store_true", help="program, protocol and this file's own sha256")
-    common = argparse.ArgumentParser(add_help=False)
+    common = Parser(add_help=False)
     common.add_argument("--ini", help="configuration file")
     common.add_argument("--json", action="store_true", help="the result as JSON")
     common.add_argument("-q", action="store_true", help="say less")
@@ -4159,6 +4176,7 @@ def do_run(options):
 
 def on_term(number, frame):
     """SIGTERM and SIGHUP end the runner as Ctrl+C does; what runs there runs on."""
+    end_surely(EX_INTERRUPT, LEAVE)
     raise KeyboardInterrupt
 
 

@@ -33,6 +33,7 @@ Token: token_file (mode 0600), $CREDENTIALS_DIRECTORY/mi_distcomp_token, $MI_DIS
 exit codes: 0 done, or stopped by SIGTERM, 64 usage, 69 relay unavailable, 70 bug, 74 input/output, 75 another poller holds calc_base,
 or (--once, --drain) disk full or a result still here, 77 token or site refused, 78 configuration, 130 after Ctrl+C
 """
+import _thread
 import binascii
 import collections
 import errno
@@ -62,6 +63,7 @@ REFUSED_PAUSE = 60             # seconds until a result that the relay refuses i
 REFUSED_MOST = 3600            # ... up to this
 V1_AGAIN = 600                 # seconds after which a fielded relay is asked again whether it is one still
 V1_LOST_AFTER = 3600           # seconds after which a calculation of a fielded relay is ours if its calc-info was lost and nobody goes on
+LEAVE = 3                      # seconds after a signal until it ends in any case, even if nobody reads its log
 OUTPUT_PART = 64 << 10         # bytes of a running command's stdout, and of its stderr, that one heartbeat takes along
 OUTPUT_QUIET = 8               # seconds until the output of a command that writes seldom is looked at again
 OUTPUT_MOST = 64 << 20         # bytes of each that go ahead of the results, all in all
@@ -145,6 +147,15 @@ def utf8_stdio():
         stream = getattr(sys, name)
         if stream is not None and hasattr(stream, "detach"):
             setattr(sys, name, io.TextIOWrapper(stream.detach(), "utf-8", "backslashreplace", line_buffering=True))
+
+
+def end_surely(code, seconds):
+    """Ends the program with that code after so many seconds, should the way out of it hang: nobody reads what it writes, a disk does not answer.
+    For signal handlers: no lock is taken."""
+    def end():
+        time.sleep(seconds)
+        os._exit(code)
+    _thread.start_new_thread(end, ())
 
 
 def run_as_program(main):
@@ -272,7 +283,7 @@ def read_ini(path, table, guarded=False):
         except OSError as error:
             raise Stop(EX_CONFIG, "%s: %s" % (path, error.strerror))
         except (configparser.Error, UnicodeDecodeError) as error:
-            raise Stop(EX_CONFIG, "%s: %s" % (path, " ".join(str(error).split())))
+            raise Stop(EX_CONFIG, "%s: %s" % (path, re.sub(r"^While reading from .*? \[line +(\d+)\]", r"line \1", " ".join(str(error).split()))))
     result = {name: {key: default for key, (kind, default) in keys.items() if "*" not in key}
               for name, keys in table.items() if "*" not in name}
     for section in parser.sections():
@@ -744,6 +755,25 @@ class Backoff:
         return wait * (0.5 + int.from_bytes(os.urandom(2), "big") / 131072)
 
 
+def aside(work):
+    """Does work() in a thread of its own: no signal ends a wait for a name server, but one ends the wait for that thread."""
+    if threading.current_thread() is not threading.main_thread():        # it gets no signals
+        return work()
+    done, failed = threading.Event(), []
+
+    def carry():
+        try:
+            work()
+        except Exception as error:
+            failed.append(error)
+        done.set()
+
+    threading.Thread(target=carry, daemon=True).start()
+    done.wait()
+    if failed:
+        raise failed[0]
+
+
 class Relay:
     """A relay as one client sees it; not for two threads at once.
 
@@ -820,7 +850,7 @@ class Relay:
             made = http.client.HTTPConnection(host, port, timeout=timeout)
         where = self.url + (_(" through the proxy %s:%d") % via[:2] if via else "")
         try:
-            made.connect()
+            aside(made.connect)
         except ssl.SSLError as error:
             reason = getattr(error, "verify_message", "") or getattr(error, "reason", "") or str(error)
             kind = "certificate" if "CERTIFICATE_VERIFY" in str(error).upper() else "network"
@@ -1506,7 +1536,7 @@ for try in 1 2 3 4 5; do mv "$c/end.tmp" "$c/end" 2>/dev/null && break; done    
 Note = collections.namedtuple("Note", "pid start boot host text time")      # what the wrapper's note() wrote; time: its mtime, seconds
 WRAPPER_PATH = "/usr/local/bin:/usr/bin:/bin"          # of the wrapper itself
 ORPHAN_GRACE = 10              # seconds after which wrapper and command, both gone without `end`, count as lost
-STORM = 1000                   # children of a wrapper, dead ones counted, with which a command that is to end gets no more grace
+STORM = 4000                   # children of a wrapper, dead ones counted, with which a command that is to end gets no more grace
 KILL_TRIES = 5                 # seconds that SIGKILL is sent again and again; what is there then is another user's, or hangs in the kernel
 ADOPT = []                     # what adopter() has found
 
@@ -2454,6 +2484,9 @@ JA = {                         # what a person reads, in Japanese
     "login: AUTHENTICATION_OPERATOR must name the directory of authentication_operator":
         "login: AUTHENTICATION_OPERATOR に authentication_operator のディレクトリを設定してください",
     "login: not accepted": "login: 認証されませんでした",
+    "%s (%s.py check looks at the whole way)": "%s (%s.py check で経路全体を調べられます)",
+    "%s: %s; set [poller] calc_base to a directory that this user may make or own":
+        "%s: %s。[poller] calc_base に、この利用者が作れるか所有するディレクトリを設定してください",
     "%s: no token to read there": "%s: トークンを読み取れません",
     "token: ": "トークン: ",
     "what was typed": "入力された内容",
@@ -2710,6 +2743,10 @@ class Calculation:
         words = [entry["what"] for entry in self.journal if entry.get("what") in ("delivered", "kept", "resend")]
         return words[-1].replace("resend", "") if words else ""
 
+    def wanted_again(self):
+        """Is its result to be sent again, after it was delivered or kept?"""
+        return not self.over() and self.last("resend") is not None and os.path.isdir(self.control)
+
     def waits(self, wait, why):
         """Its result is tried again in `wait` seconds; beside the journal, for `outbox`."""
         if self.last("ended"):
@@ -2754,16 +2791,25 @@ class Calculation:
         shutil.rmtree(gone, ignore_errors=True)
 
 
-def on_disk(base, accept_id=""):
-    """Every Calculation under base (of that accept_id only), oldest claim first; what has no readable order is left alone."""
-    found = []
+def names_on_disk(base):
+    """{ACCEPT_ID: [its control directories]}."""
+    found = {}
     for name in os.listdir(os.path.join(base, b".mi")):
-        if name.startswith(utf8(accept_id)) and re.match(rb"[0-9a-f-]{36}(\.\d+)?\Z", name):
-            try:
-                with open(os.path.join(base, b".mi", name, b"order.json"), "rb") as text:
-                    found.append(Calculation(base, name.decode(), json.loads(text.read().decode("utf-8"))))
-            except (OSError, ValueError, KeyError) as error:
-                log("warn", name.decode(), "unreadable", error=error)
+        if re.match(rb"[0-9a-f-]{36}(\.\d+)?\Z", name):
+            found.setdefault(name[:36].decode(), []).append(name.decode())
+    return found
+
+
+def on_disk(base, names=None):
+    """Every Calculation under base (those of the names that are still there), oldest claim first; what has no readable order is left alone."""
+    found = []
+    for name in [name for group in names_on_disk(base).values() for name in group] if names is None else list(names):
+        try:
+            with open(os.path.join(base, b".mi", utf8(name), b"order.json"), "rb") as text:
+                found.append(Calculation(base, name, json.loads(text.read().decode("utf-8"))))
+        except (OSError, ValueError, KeyError) as error:
+            if names is None or not isinstance(error, FileNotFoundError):
+                log("warn", name, "unreadable", error=error)
     return sorted(found, key=lambda calc: calc.order["t"])
 
 
@@ -2858,7 +2904,7 @@ def ran_before(poller, calc):
     """The latest earlier attempt that was started on this host and for which no person has said rerun since, or None. (A relay that was
     restored from a backup may hand out again what has run, or still runs.)"""
     rerun = calc.info.get("rerun")
-    for other in reversed(on_disk(poller.base, calc.accept_id)):       # in any order of numbers: a restored relay counts anew
+    for other in reversed(on_disk(poller.base, poller.names.get(calc.accept_id, ()))):       # in any order of numbers: a restored relay counts anew
         if other.name == calc.name:
             continue
         started = other.last("starting")               # with `ready` still there it did not, and its claim, which has lapsed, keeps it so
@@ -3537,12 +3583,15 @@ def work_on(poller, calc, relay, page=None):
             if SAY["debug"]:
                 raise
         else:
-            return poller.release(calc, relay)
+            if poller.release(calc, relay):
+                return
+            page = None
+            continue
         if poller.ending() and not isinstance(calc.why, OSError):
             poller.stuck.append("%s: %s" % (calc.name, calc.why))
             log("error", calc.accept_id, "stays here until the next start", why=calc.why)
             calc.waits(0, calc.why)
-            return poller.release(calc, relay)
+            return poller.release(calc, relay, True)
         log("error", calc.accept_id, "it stays here and is tried again", why=calc.why, again_in=round(wait))
         relay.close()
         page = None
@@ -3577,6 +3626,7 @@ class Poller:
         self.gone = {}                                 # claims that the relay does not know as in force: not to be asked about before ...
         self.output = self.keys["output"] and not (self.keys["hold"] or any(
             self.rules[key] for key in ("deny_content", "deny_pieces", "deny_sums", "hold", "dry_run")))
+        self.names = names_on_disk(base)               # read anew once an hour: with years of kept ones a look at all takes its time
         self.wake, self.outcome = os.pipe(), None
         self.asking, self.busy_at, self.stuck = None, time.monotonic(), []   # the Relay of a calc-request that is out; when there was work
 
@@ -3655,7 +3705,7 @@ class Poller:
         """Ends the program, from any thread: outcome is an exit code or an exception."""
         if self.outcome is None:
             self.outcome = outcome
-            os.write(self.wake[1], b".")
+            os.write(self.wake[1], b"\0")
 
     def hold(self, calc, relay, page=None):
         """From now on a thread of its own carries calc out."""
@@ -3663,12 +3713,15 @@ class Poller:
             self.held[calc.name] = calc
         threading.Thread(target=work_on, args=(self, calc, relay, page), daemon=True).start()
 
-    def release(self, calc, relay):
-        """calc is through: its slot and its connection are free."""
+    def release(self, calc, relay, surely=False):
+        """calc is through: its slot and its connection are free. False if a restored relay has asked for it again just now (go_on_with())."""
         with self.room:
+            if calc.wanted_again() and not surely:
+                return False
             del self.held[calc.name]
             self.idle.append(relay)
             self.room.notify_all()
+        return True
 
     def wait_for_licence(self, calc):
         """[command NAME] jobs: how many of this command may run at once."""
@@ -3769,10 +3822,8 @@ class Poller:
         with open(path + b".taken") as text:
             names = set(text.read().split())
         os.unlink(path + b".taken")
-        for calc in on_disk(self.base) if names - set(self.held) else ():
-            if calc.name in names and calc.over() == "kept" and calc.name not in self.held:
-                calc.note(8, "resend")
-                self.hold(calc, self.relay())
+        if names - set(self.held):
+            send_again(self, lambda calc: calc.name in names and calc.over() == "kept")
         for name in names & set(self.held):
             self.held[name].hurry.set()
 
@@ -3786,13 +3837,18 @@ class Poller:
 
 
 def send_again(poller, wanted):
-    """The relay misses results {accept_id: claim} that this poller has delivered, or kept: it was restored from a backup since."""
+    """Results that this poller has delivered, or kept, are sent once more: those for which wanted(Calculation) is true."""
+    for calc in on_disk(poller.base):
+        if calc.name not in poller.held and wanted(calc):
+            calc.note(3, "resend")
+            log("info", calc.accept_id, "3 its result is wanted again", work=shown(calc.work))
+            poller.hold(calc, poller.relay())
+
+
+def missed(poller, wanted):
+    """The relay misses results {accept_id: claim}: it was restored from a backup since."""
     if isinstance(wanted, dict) and wanted:
-        for calc in on_disk(poller.base):
-            if wanted.get(calc.accept_id) == calc.claim and calc.name not in poller.held and calc.over():
-                calc.note(3, "resend")
-                log("info", calc.accept_id, "3 its result is wanted again", work=shown(calc.work))
-                poller.hold(calc, poller.relay())
+        send_again(poller, lambda calc: wanted.get(calc.accept_id) == calc.claim and calc.over())
 
 
 def calc_request(poller, relay, take, free, wait):
@@ -3805,10 +3861,10 @@ def calc_request(poller, relay, take, free, wait):
         if poller.v1:
             return v1_named(poller, relay.call_v1("GET", "calc-request", {"site_id": poller.site}))
         found = relay.call("POST", "calc-request", fields, wait)
-        send_again(poller, found.get("wanted"))
+        missed(poller, found.get("wanted"))
         return found
     except Refused as error:
-        send_again(poller, error.more.get("wanted"))
+        missed(poller, error.more.get("wanted"))
         if error.code in (401, 403, "0005"):
             reason = {"errors": [{"code": error.code, "message": str(error)}]}
             poller.tell("%s:status code = 403 / reason = %s" % (now, json.dumps(reason, ensure_ascii=False, separators=(",", ":"))))
@@ -3832,7 +3888,7 @@ def first_contact(poller, relay):
     try:
         version, limits = relay.learn(0 if somebody and not poller.retry else None)
     except Away as error:
-        raise Stop(EX_UNAVAILABLE, str(error))
+        raise Stop(EX_UNAVAILABLE, _("%s (%s.py check looks at the whole way)") % (error, PROGRAM))
     poller.v1, poller.learned = version < 2, time.monotonic()
     if poller.v1:
         return 0
@@ -3876,6 +3932,8 @@ def claim_loop(poller):
                     give_back(poller, relay.call, found.get("accept_id"), found.get("claim"))
                 continue
             calc = found and put_on_disk(poller.base, found, **({"protocol": 1, "site": poller.site} if poller.v1 else {}))
+            if calc:
+                poller.names.setdefault(calc.accept_id, []).append(calc.name)
         except (Away, Refused, OSError) as error:
             poller.asking = None
             if isinstance(error, Away) and poller.blocked():             # tick() has broken it off
@@ -3977,6 +4035,16 @@ def heartbeat_loop(poller):
         time.sleep(max(0.0, wait - (time.monotonic() - asked)))
 
 
+def tick_loop(poller):
+    """A thread: what is looked at once a second."""
+    while True:
+        time.sleep(1)
+        try:
+            poller.tick()
+        except OSError as error:
+            log("error", None, "disk", error=error)
+
+
 def make_room(poller):
     """Less than keep_free is free: the files of delivered calculations go, oldest first, until it is enough. Order and journal stay."""
     for calc in on_disk(poller.base):
@@ -4002,6 +4070,7 @@ def sweep(poller):
         if time.time() - calc.last("delivered")["t"] > poller.keys["keep_workdirs"]:
             log("info", calc.accept_id, "swept")
             calc.remove()
+    poller.names = names_on_disk(poller.base)
 
 
 # ---- the start ----
@@ -4017,13 +4086,15 @@ def open_base(path):
     base = base_path(path)
     folder = os.path.join(base, b".mi")
     for path in (base, folder):
-        if not os.path.isdir(path):
-            os.makedirs(path, 0o700)
+        try:
+            if not os.path.isdir(path):
+                os.makedirs(path, 0o700)
+        except OSError as error:
+            code = EX_IOERR if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO) else EX_CONFIG
+            raise Stop(code, _("%s: %s; set [poller] calc_base to a directory that this user may make or own") % (shown(path), error.strerror))
     info = os.lstat(folder)
     if not stat.S_ISDIR(info.st_mode) or info.st_uid != os.geteuid() or info.st_mode & 0o077:
         raise Stop(EX_CONFIG, _("%s/.mi: must be a directory of yours that nobody else may enter (chown, chmod 700)") % shown(base))
-    if (base + b"/").startswith(b"/tmp/"):
-        log("warn", None, "calc_base is below /tmp: a reboot or a cleaner may delete what was not delivered", base=shown(base))
     return base
 
 
@@ -4147,6 +4218,8 @@ def set_up(options, settings, ini, as_program):
     token = find_token(options["token"], options["url"], keys, as_program)
     base = open_base(options["calc_base"])
     lock = lock_base(base)
+    if (base + b"/").startswith(b"/tmp/"):
+        log("warn", None, "calc_base is below /tmp: a reboot or a cleaner may delete what was not delivered", base=shown(base))
     poller = Poller(settings, options, commands, token, base)
     poller.lock, poller.name = lock, poller_name(base)
     if not options["verify"]:
@@ -4157,11 +4230,7 @@ def set_up(options, settings, ini, as_program):
 
 def poll(poller):
     """Runs the threads; this one only waits for a signal or an outcome. Leaving is safe at any moment: everything is on disk."""
-    signals = []
-
-    def on_signal(which, frame):
-        signals.append(which)
-        os.write(poller.wake[1], b".")
+    codes = {signal.SIGINT: EX_INTERRUPT, signal.SIGTERM: 0}
 
     def thread(loop):
         try:
@@ -4169,8 +4238,10 @@ def poll(poller):
         except Exception as error:
             poller.finish(error)
 
-    for which in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(which, on_signal)
+    os.set_blocking(poller.wake[1], False)
+    signal.set_wakeup_fd(poller.wake[1])               # whichever thread the signal reaches
+    for which in codes:
+        signal.signal(which, lambda which, frame: end_surely(codes[which], LEAVE))
     relay = poller.relay()                             # 78 here, if a certificate file is unusable
     for line in ("site id = %s" % poller.site, "base url = %s" % relay.url, "token = ****"):
         poller.tell(line)
@@ -4183,21 +4254,19 @@ def poll(poller):
             for control in (calc.path(b"pre"), calc.path(b"post")):
                 let_go_on(control)                     # the command's own: on_this_host() goes on where it was killed
             poller.hold(calc, poller.relay())
-    for loop in (claim_loop, heartbeat_loop):
+    for loop in (claim_loop, heartbeat_loop, tick_loop):
         threading.Thread(target=thread, args=(loop,), daemon=True).start()
-    while not select.select([poller.wake[0]], [], [], 1)[0]:
-        try:
-            poller.tick()
-        except OSError as error:
-            log("error", None, "disk", error=error)
-    if not signals:
+    which = -1
+    while which and which not in codes:                # 0: finish()
+        which = os.read(poller.wake[0], 1)[0]
+    if not which:
         if isinstance(poller.outcome, Exception):
             raise poller.outcome
         return poller.outcome
-    if signals[0] == signal.SIGINT:
+    if which == signal.SIGINT:
         poller.tell("Ctrl + C スクリプト停止要求受付")
     log("info", None, "stopped; what runs here runs on and is picked up at the next start", calculations=len(poller.held))
-    return EX_INTERRUPT if signals[0] == signal.SIGINT else 0
+    return codes[which]
 
 
 def poller_runs(base):
