@@ -77,6 +77,7 @@ class Host:
             text += "[%s]\n%s\n" % (name, "".join("%s = %s\n" % (key, str(value).replace("\n", "\n  ")) for key, value in keys.items()))
         new = self.folder / "host.ini.new"             # a poller that starts just now reads one or the other
         new.write_text(text, encoding="utf-8")
+        new.chmod(self.ini.stat().st_mode & 0o777 if self.ini.exists() else 0o644)
         new.replace(self.ini)
 
     def start(self, *words, env=None, out=None):
