@@ -38,7 +38,9 @@ PROGRAM = "execute_remote_command"
 VERSION = "1.0.0"
 LOG = "remote_program_exec.log"   # the command's output, in its directory
 SMALL = 1 << 20                # bytes; smaller files travel bundled
-BUNDLE, NEAR_BUNDLE = 4 << 20, 8 << 20    # bytes of small files in one bundle: far (sums of one beside the next one's way), near
+BUNDLE, NEAR_BUNDLE = 4 << 20, 32 << 20   # bytes of small files in one bundle: far, near at most (sums of one beside the next one's way)
+NAMES = 100000                 # bytes of names in one bundle (some shells there hand them to a program as one argument)
+UNREAD, RECORDS = 1 << 19, 8   # bytes that a near host may have yet to unpack: sshd's buffer grows dearly; it says so every 8 x 10 KiB
 TWICE = 8 << 20                # bytes of small files from which on a far host gets them in two sessions (each has ssh's window of 2 MiB)
 BULK = 64 << 20                # bytes from which on several connections pay for their log-ins
 NEAR = 0.004                   # seconds of round trip below which a host counts as being on the same LAN
@@ -1171,7 +1173,8 @@ lane() {   # put or get: orders `KIND NUMBER OFFSET BYTES NAME/` on stdin, bytes
     while IFS=' ' read -r k i o n p; do
     [ "$1" = put ] && [ -d "$c" ] && bad "the command was started already"
     p=./${p%/}; case $k in
-    T)  take "$n" | tar -xpof - || bad "tar failed";;
+    T)  x=; [ "$o" = 0 ] || x="-B --checkpoint=$o --checkpoint-action=echo=t"   # `tar: t` after every o records
+        take "$n" | tar $x -xpof - 2>&4 || bad "tar failed";;
     C)  dd of="$p" bs=262144 seek="$o" count="$n" iflag=count_bytes,fullblock oflag=seek_bytes conv=notrunc status=none ||
             bad "cannot write $p"
         wait; [ "$sum" = none ] && { echo "ok $i -"; continue; }
@@ -1732,19 +1735,20 @@ def version(entry):
 def cut(entries, step, have, room=BUNDLE):
     """Work for entries: bundles of small files (lists of Entry, `room` bytes), and pieces; have: {version: set of (offset, size)}, there
     already."""
-    items, bundle, filled = [], [], 0
+    items, bundle, filled, named = [], [], 0, 0
     for entry in entries:
         if entry.size < SMALL or not step:
             if (0, entry.size) in have.get(version(entry), ()):
                 continue
             bundle.append(entry)
             filled += entry.size + 512
+            named += len(entry.far) + 3
             if entry.size >= SMALL:                    # the far side has no means for pieces
                 items.append([bundle.pop()])
                 filled -= entry.size + 512
-            elif filled >= room or len(bundle) >= 1000:
+            elif filled >= room or named >= NAMES:
                 items.append(bundle)
-                bundle, filled = [], 0
+                bundle, filled, named = [], 0, 0
             continue
         spans = sorted(have.get(version(entry), ()))
         for offset in range(0, entry.size, step):
@@ -1752,6 +1756,12 @@ def cut(entries, step, have, room=BUNDLE):
             if not covered(spans, offset, last):
                 items.append(Piece(entry, offset, last - offset))
     return ([bundle] if bundle else []) + items
+
+
+def bundle_size(line, entries):
+    """Bytes of small files in one bundle."""
+    small = sum(entry.size for entry in entries if entry.size < SMALL)
+    return BUNDLE if line.round_trip >= NEAR else min(NEAR_BUNDLE, max(BUNDLE, small // 2))
 
 
 def covered(spans, first, last):
@@ -1810,6 +1820,8 @@ class Answers(threading.Thread):
         self.waiting, self.room, self.dead = collections.OrderedDict(), threading.Semaphore(AHEAD), False
         self.broke = False
         self.lock = threading.Lock()
+        self.paced = line.facts.get("guard") == "0" and line.facts.get("gnu") == "1" and line.round_trip < NEAR
+        self.unpacked = threading.Semaphore(0)         # for every RECORDS of a bundle that the far tar has read
 
     def run(self):
         try:
@@ -1824,15 +1836,24 @@ class Answers(threading.Thread):
         self.work.back(left)
         for _n in range(AHEAD):
             self.room.release()
+        self.paced = False
+        self.unpacked.release()
 
     def read(self):
-        sums, self.broke = [], not self.line.marked(self.process)      # orders go out meanwhile
+        sums, begun, said, self.broke = [], b"", "", not self.line.marked(self.process)      # orders go out meanwhile
         for row in self.process.stdout:
+            if row.endswith(b"tar: t\n"):              # perhaps amidst a row of sums
+                self.unpacked.release()
+                begun += row[:-7]
+                continue
+            row, begun = begun + row, b""
             kind, number, text = (row.decode("utf-8", "replace").rstrip("\n").split(" ", 2) + ["", ""])[:3]
             if kind == "s":
                 sums.append(number)
+            elif kind == "tar:":
+                said = " (%s %s)" % (number, text)
             elif kind == "no":
-                text = printable(text or self.line.why(self.process))
+                text = printable(text + said or self.line.why(self.process))
                 self.work.fail(Stop(EX_IOERR, _("%s: %s (is the disk full there?)") % (self.line.host, text)))
                 break
             elif kind == "ok" and number.isdigit() and int(number) in self.waiting:
@@ -1925,8 +1946,16 @@ def send_bundle(pipe, number, entries, answers):
         if not folder:
             names.append(b"./" + entry.far)
     size = sum(map(len, heads)) + sum(entry.size + -entry.size % 512 for entry in entries if not stat.S_ISDIR(entry.mode)) + 1024
-    pipe.write(b"T 0 0 %d -/\n" % size)
+    pipe.write(b"T 0 %d %d -/\n" % (RECORDS * answers.paced, size))
+    unread = 0
+    while answers.unpacked.acquire(False):             # what is left of the last bundle
+        pass
     for head, entry in zip(heads, entries):
+        if answers.paced and unread > UNREAD:
+            pipe.flush()
+            answers.unpacked.acquire()
+            unread -= RECORDS * 10240
+        unread += len(head) + entry.size
         pipe.write(head)
         if stat.S_ISDIR(entry.mode):
             continue
@@ -2005,11 +2034,13 @@ def put(line, ident, entries, record, settings):
     count, step = lanes_for(line, sum(entry.size for entry in files if entry.size >= SMALL), settings)
     if line.facts.get("gnu") != "1":
         count, step = 1, 0
-    work = Work(cut(files, step, record.have, BUNDLE if line.round_trip >= NEAR else NEAR_BUNDLE), record)
+    work = Work(cut(files, step, record.have, bundle_size(line, files)), record)
     for entry in files:                                # complete but for the finishing order
         if step and entry.size >= SMALL and entry.far not in work.pieces_left:
             work.items.append(entry)
-    if folders:                                        # two lanes must not make the same directory
+    if folders:                                        # before all else: two lanes must not make the same directory
+        if work.items and isinstance(work.items[0], list) and work.items[0][0].size < SMALL:
+            folders += work.items.popleft()            # the least of the bundles goes with them
         work.items.appendleft(folders)
         work.first = folders
     with Progress(work, _("sent"), sum(entry.size for entry in files)):
@@ -2255,7 +2286,7 @@ def write_all(fd, data):
 def get(line, ident, entries, record, settings):
     """Moves entries (results; near is where they go) here, each of them verified. Returns the bytes moved."""
     count, step = lanes_for(line, sum(entry.size for entry in entries if entry.size >= SMALL), settings)
-    work = Work(cut(entries, step, record.have, BUNDLE if line.round_trip >= NEAR else NEAR_BUNDLE), record)
+    work = Work(cut(entries, step, record.have, bundle_size(line, entries)), record)
     for entry in entries:
         if entry.size >= SMALL and entry.far not in work.pieces_left:
             finish(entry)                              # it was whole already when the runner died
