@@ -38,9 +38,9 @@ PROGRAM = "execute_remote_command"
 VERSION = "1.0.0"
 LOG = "remote_program_exec.log"   # the command's output, in its directory
 SMALL = 1 << 20                # bytes; smaller files travel bundled
-BUNDLE, NEAR_BUNDLE = 4 << 20, 32 << 20   # bytes of small files in one bundle: far, near at most (sums of one beside the next one's way)
+BUNDLE, NEAR_BUNDLE = 4 << 20, 64 << 20   # bytes of small files in one bundle: far (sums of one beside the next one's way), near
 NAMES = 100000                 # bytes of names in one bundle (some shells there hand them to a program as one argument)
-UNREAD, RECORDS = 1 << 19, 8   # bytes that a near host may have yet to unpack: sshd's buffer grows dearly; it says so every 8 x 10 KiB
+UNREAD, RECORDS = 1 << 19, 8   # bytes of a bundle that a near host may leave unread (sshd's buffer grows dearly); told every 8 x 10 KiB
 TWICE = 8 << 20                # bytes of small files from which on a far host gets them in two sessions (each has ssh's window of 2 MiB)
 BULK = 64 << 20                # bytes from which on several connections pay for their log-ins
 NEAR = 0.004                   # seconds of round trip below which a host counts as being on the same LAN
@@ -1173,8 +1173,9 @@ lane() {   # put or get: orders `KIND NUMBER OFFSET BYTES NAME/` on stdin, bytes
     while IFS=' ' read -r k i o n p; do
     [ "$1" = put ] && [ -d "$c" ] && bad "the command was started already"
     p=./${p%/}; case $k in
-    T)  x=; [ "$o" = 0 ] || x="-B --checkpoint=$o --checkpoint-action=echo=t"   # `tar: t` after every o records
-        take "$n" | tar $x -xpof - 2>&4 || bad "tar failed";;
+    T)  if [ "$o" = 0 ]; then take "$n" | tar -xpof -
+        else wait; take "$n" | tar -B --checkpoint="$o" --checkpoint-action=echo=t -xpof - 2>&4   # `tar: t` after every o records
+        fi || bad "tar failed";;
     C)  dd of="$p" bs=262144 seek="$o" count="$n" iflag=count_bytes,fullblock oflag=seek_bytes conv=notrunc status=none ||
             bad "cannot write $p"
         wait; [ "$sum" = none ] && { echo "ok $i -"; continue; }
@@ -1758,12 +1759,6 @@ def cut(entries, step, have, room=BUNDLE):
     return ([bundle] if bundle else []) + items
 
 
-def bundle_size(line, entries):
-    """Bytes of small files in one bundle."""
-    small = sum(entry.size for entry in entries if entry.size < SMALL)
-    return BUNDLE if line.round_trip >= NEAR else min(NEAR_BUNDLE, max(BUNDLE, small // 2))
-
-
 def covered(spans, first, last):
     """Is first..last within spans [(offset, size)], sorted?"""
     at = bisect.bisect_right(spans, (first, 1 << 62)) - 1
@@ -1840,16 +1835,13 @@ class Answers(threading.Thread):
         self.unpacked.release()
 
     def read(self):
-        sums, begun, said, self.broke = [], b"", "", not self.line.marked(self.process)      # orders go out meanwhile
+        sums, said, self.broke = [], "", not self.line.marked(self.process)      # orders go out meanwhile
         for row in self.process.stdout:
-            if row.endswith(b"tar: t\n"):              # perhaps amidst a row of sums
-                self.unpacked.release()
-                begun += row[:-7]
-                continue
-            row, begun = begun + row, b""
             kind, number, text = (row.decode("utf-8", "replace").rstrip("\n").split(" ", 2) + ["", ""])[:3]
             if kind == "s":
                 sums.append(number)
+            elif kind == "tar:" and number == "t":
+                self.unpacked.release()
             elif kind == "tar:":
                 said = " (%s %s)" % (number, text)
             elif kind == "no":
@@ -1953,7 +1945,8 @@ def send_bundle(pipe, number, entries, answers):
     for head, entry in zip(heads, entries):
         if answers.paced and unread > UNREAD:
             pipe.flush()
-            answers.unpacked.acquire()
+            if not answers.unpacked.acquire(timeout=5):
+                answers.paced = False                  # a tar that does not tell
             unread -= RECORDS * 10240
         unread += len(head) + entry.size
         pipe.write(head)
@@ -2034,7 +2027,7 @@ def put(line, ident, entries, record, settings):
     count, step = lanes_for(line, sum(entry.size for entry in files if entry.size >= SMALL), settings)
     if line.facts.get("gnu") != "1":
         count, step = 1, 0
-    work = Work(cut(files, step, record.have, bundle_size(line, files)), record)
+    work = Work(cut(files, step, record.have, BUNDLE if line.round_trip >= NEAR else NEAR_BUNDLE), record)
     for entry in files:                                # complete but for the finishing order
         if step and entry.size >= SMALL and entry.far not in work.pieces_left:
             work.items.append(entry)
@@ -2286,7 +2279,7 @@ def write_all(fd, data):
 def get(line, ident, entries, record, settings):
     """Moves entries (results; near is where they go) here, each of them verified. Returns the bytes moved."""
     count, step = lanes_for(line, sum(entry.size for entry in entries if entry.size >= SMALL), settings)
-    work = Work(cut(entries, step, record.have, bundle_size(line, entries)), record)
+    work = Work(cut(entries, step, record.have, BUNDLE if line.round_trip >= NEAR else NEAR_BUNDLE), record)
     for entry in entries:
         if entry.size >= SMALL and entry.far not in work.pieces_left:
             finish(entry)                              # it was whole already when the runner died
@@ -2482,8 +2475,7 @@ class Run:
         log("info", self.ident, "2 connect", host=line.host, round_trip="%.1fms" % (line.round_trip * 1000), guard=line.facts.get("guard"))
         point("connected")
         record = self.record
-        early, self.early = self.early, None
-        entries = early.result() if early else planned(self.order["inputs"])
+        entries = self.early.result()                  # as they were at first, also when the line was lost since: a change is said
         record.begin("in", line.facts["boot"])
         if record.have:
             there = listing(line, self.ident, self.settings)[1]

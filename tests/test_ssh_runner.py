@@ -257,11 +257,14 @@ def test_an_input_that_changed_before_the_resume_is_sent_anew(lab, here):
     assert code == 0 and sha(here / "b") == sha(here / "in" / "a"), more
 
 
-def test_an_input_that_changes_while_it_is_sent_is_said_and_not_calculated_with(lab, here):
+@pytest.mark.parametrize("lost", [False, True], ids=["", "line lost too"])
+def test_an_input_that_changes_while_it_is_sent_is_said_and_not_calculated_with(lab, here, lost):
     (here / "in" / "a").write_bytes(os.urandom(33 << 20))
     one = Stepwise(lab, here, ["piece 1"], "run", "hpc", "echo x >>%s" % (here / "count"), "--in", "in/a")
     one.reached("piece 1")
     (here / "in" / "a").write_bytes(os.urandom(33 << 20))
+    if lost:
+        lab.cut()
     one.go("piece 1")
     code, out = one.finish()
     assert code == 66 and "changed while it was sent" in out and not (here / "count").exists(), out
