@@ -1206,17 +1206,27 @@ lane() {   # put or get: orders `KIND NUMBER OFFSET BYTES NAME/` on stdin, bytes
 }
 hold() {   # the control connection: says what there is here, then answers each line (or serves a lane, or cleans) until it is over
     mkdir -p "$b/.mi" 2>/dev/null
-    gnu=0; [ "$(printf xyz | dd iflag=count_bytes,fullblock count=1 status=none 2>/dev/null)" = x ] &&
-        find / -maxdepth 0 -printf '' 2>/dev/null &&
-        case $(tar --version 2>/dev/null) in *GNU*) gnu=1;; esac
-    rsync=0 zstd=0; command -v rsync >/dev/null 2>&1 && rsync=1 && case $(rsync --version 2>/dev/null) in *zstd*) zstd=1;; esac
-    choose_sum
     gzip=0; command -v gzip >/dev/null 2>&1 && gzip=1
-    aes=0; grep -qw aes /proc/cpuinfo 2>/dev/null && aes=1
-    free=$(df -Pk "$b" 2>/dev/null | { read -r x; read -r x x x a x; echo "${a:-0}"; })
-    kill=0; grep -qs '^KillUserProcesses=yes' /etc/systemd/logind.conf /etc/systemd/logind.conf.d/* &&
-        [ "$(loginctl show-user "$(id -un)" -p Linger 2>/dev/null)" = Linger=no ] && kill=1
-    echo "ready guard=0 kill=$kill boot=$boot gnu=$gnu rsync=$rsync zstd=$zstd gzip=$gzip aes=$aes free=$free sum=${sum%% *} more=1"
+    printf %s "ready guard=0 boot=$boot gzip=$gzip "    # one line, of what each of them finds out
+    {
+        gnu=0; [ "$(printf xyz | dd iflag=count_bytes,fullblock count=1 status=none 2>/dev/null)" = x ] &&
+            find / -maxdepth 0 -printf '' 2>/dev/null &&
+            case $(tar --version 2>/dev/null) in *GNU*) gnu=1;; esac
+        printf %s "gnu=$gnu "
+    } &
+    {
+        rsync=0 zstd=0; command -v rsync >/dev/null 2>&1 && rsync=1 && case $(rsync --version 2>/dev/null) in *zstd*) zstd=1;; esac
+        aes=0; grep -qw aes /proc/cpuinfo 2>/dev/null && aes=1
+        printf %s "rsync=$rsync zstd=$zstd aes=$aes "
+    } &
+    {
+        free=$(df -Pk "$b" 2>/dev/null | { read -r x; read -r x x x a x; echo "${a:-0}"; })
+        kill=0; grep -qs '^KillUserProcesses=yes' /etc/systemd/logind.conf /etc/systemd/logind.conf.d/* &&
+            [ "$(loginctl show-user "$(id -un)" -p Linger 2>/dev/null)" = Linger=no ] && kill=1
+        printf %s "free=$free kill=$kill "
+    } &
+    choose_sum
+    wait; echo "sum=${sum%% *} more=1"
     while IFS= read -r x; do case $x in
     "lane "*|"clean "*)   # within this session: no other log-in shell to wait for
         set -- $x; id=$2 w=$b/$2 c=$b/.mi/$2 f=$b/$2/remote_program_exec.log
@@ -1381,8 +1391,9 @@ class Line:
             self.spare = None
         return self.facts.get("more") == "1" and not self.busy
 
-    def open(self):
-        """Opens the control connection. LineLost if it cannot be had now; Stop 77 or 69 if it will never be had like this."""
+    def open(self, meanwhile=lambda: None):
+        """Opens the control connection. LineLost if it cannot be had now; Stop 77 or 69 if it will never be had like this.
+        meanwhile: called while the log-in takes its time."""
         import tempfile
         self.folder = utf8(tempfile.mkdtemp(prefix="mi-", dir="/tmp" if os.path.isdir("/tmp") else None))     # sun_path is short
         self.control = self.folder.decode() + "/c"
@@ -1390,6 +1401,7 @@ class Line:
             self.choose_options()
         began = time.monotonic()
         self.process = self.start("hold", "-", master=True)
+        meanwhile()
         patience = threading.Timer(self.settings.connect * 3, self.process.kill)      # a log-in can hang at any point
         patience.daemon = True
         patience.start()
@@ -2218,7 +2230,7 @@ def finish(entry):
 def settle_file(path, entry):
     """Mode and time of the entry for the file at path (or open file)."""
     os.chmod(path, entry.mode & 0o777)
-    os.utime(path, ns=(nanoseconds(entry.mtime), nanoseconds(entry.mtime)))
+    os.utime(path, ns=(nanoseconds(entry.mtime),) * 2)
 
 
 def receive_piece(told, item):
@@ -2242,7 +2254,7 @@ def receive_piece(told, item):
 
 def receive_bundle(told, entries):
     """A bundle of small files, each under its name once its sum is right. True if all are as listed."""
-    wanted, sums, right = {b"./" + entry.far: entry for entry in entries}, {}, True
+    wanted, sums, parts, right = {b"./" + entry.far: entry for entry in entries}, {}, [], True
     for name, size, mtime, mode, kind in tar_members(told.exactly):
         if size > SMALL * 2 or name not in wanted:
             raise Stop(EX_PROTOCOL, _("%s: an answer that makes no sense") % told.line.host)
@@ -2251,7 +2263,8 @@ def receive_bundle(told, entries):
         if entry.size != size:
             right = False
             continue
-        fd = os.open(part(entry.near), os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
+        parts.append((part(entry.near), entry.near))
+        fd = os.open(parts[-1][0], os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
         try:
             write_all(fd, data)
             settle_file(fd, entry)
@@ -2264,8 +2277,8 @@ def receive_bundle(told, entries):
         row = told.row()
     if row[0] != "ok" or [sums.get(b"./" + entry.far) for entry in entries] != far and set(far) != {"-"}:
         return False
-    for entry in entries if right else ():
-        os.rename(part(entry.near), entry.near)
+    for path, near in parts if right else ():
+        os.rename(path, near)
     return right
 
 
@@ -2405,7 +2418,7 @@ class Run:
             try:
                 if self.line is None:
                     line = Line(self.order["host"], self.settings)
-                    self.line = line.open()
+                    self.line = line.open(self.plan)
                     self.ever = True
                 return step(self.line)
             except Never:
@@ -2426,6 +2439,11 @@ class Run:
             log("warn", self.ident, "line", host=self.order["host"], lost=lost, again_in="%.1fs" % pause)
             time.sleep(pause)
 
+    def plan(self):
+        """Looks at the inputs, once, while the log-in takes its time."""
+        if self.early is None and "starting" not in self.record.steps:
+            self.early = Beside(lambda: planned(self.order["inputs"]))
+
     def drop(self):
         if self.line is not None:
             self.line.close()
@@ -2439,7 +2457,6 @@ class Run:
         try:
             if "ended" not in record.steps:
                 if "starting" not in record.steps:
-                    self.early = Beside(lambda: planned(self.order["inputs"]))     # while the log-in takes its time
                     self.insist(self.send)             # 2. connect, 3. directory, 4. inputs
                 self.solver_log("start")
                 state = self.insist(self.start)        # 5. start, 6. watch
@@ -2475,7 +2492,7 @@ class Run:
         log("info", self.ident, "2 connect", host=line.host, round_trip="%.1fms" % (line.round_trip * 1000), guard=line.facts.get("guard"))
         point("connected")
         record = self.record
-        entries = self.early.result()                  # as they were at first, also when the line was lost since: a change is said
+        entries = self.early.result()                  # as they were at first, also if the line was lost since: a change is said
         record.begin("in", line.facts["boot"])
         if record.have:
             there = listing(line, self.ident, self.settings)[1]

@@ -50,7 +50,7 @@ class Bench:
         return time.monotonic() - began
 
     def ours(self, way, folder, number, streams):
-        return self.timed(self.lab.client + [sys.executable, os.path.join(HERE, "ssh_worker.py"), way, self.lab.path("far"),
+        return self.timed(self.lab.client + [sys.executable, "-I", "-S", os.path.join(HERE, "ssh_worker.py"), way, self.lab.path("far"),
                                              self.lab.path("config"), folder, IDENT % number, streams])
 
     def rsync(self, source, goal, extra=()):
