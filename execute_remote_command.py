@@ -17,6 +17,7 @@ when it failed; its output is remote_program_exec.log. A lost line is opened aga
 Exit codes: the command's own (128+N: a signal) when it ran; otherwise 0 done, 64 usage, 65 results incomplete, 66 an input is missing,
 69 host unavailable, 70 bug, 74 input/output or disk full, 75 try again later, 76 protocol, 77 refused, 78 configuration, 130 Ctrl+C.
 """
+import _thread
 import binascii
 import bisect
 import codecs
@@ -53,6 +54,7 @@ SHRINKS = 2.5                  # a sample must shrink by this factor to be worth
 EASY = re.compile(rb"[A-Za-z0-9_][-A-Za-z0-9._+=,@]*\Z")     # names that every version of rsync passes on unchanged
 SAMPLE = 1 << 16               # bytes of that sample
 DELTA = 8 << 20                # bytes from which on rsync looks for differences to a copy that is already here
+LEAVE = 20                     # seconds after a signal until it ends in any case
 TRIES = 3                      # for a piece whose sum is wrong
 CONNECT_SPAN = 60              # seconds in which at most `connects` connections are opened to one host
 SCAN = 1 << 20                 # bytes looked through at once by the outbound rules; matches longer than half of it may be missed
@@ -134,6 +136,15 @@ def utf8_stdio():
         stream = getattr(sys, name)
         if stream is not None and hasattr(stream, "detach"):
             setattr(sys, name, io.TextIOWrapper(stream.detach(), "utf-8", "backslashreplace", line_buffering=True))
+
+
+def end_surely(code, seconds):
+    """Ends the program with that code after so many seconds, should the way out of it hang: nobody reads what it writes, a disk does not answer.
+    For signal handlers: no lock is taken."""
+    def end():
+        time.sleep(seconds)
+        os._exit(code)
+    _thread.start_new_thread(end, ())
 
 
 def run_as_program(main):
@@ -260,7 +271,7 @@ def read_ini(path, table, guarded=False):
         except OSError as error:
             raise Stop(EX_CONFIG, "%s: %s" % (path, error.strerror))
         except (configparser.Error, UnicodeDecodeError) as error:
-            raise Stop(EX_CONFIG, "%s: %s" % (path, " ".join(str(error).split())))
+            raise Stop(EX_CONFIG, "%s: %s" % (path, re.sub(r"^While reading from .*? \[line +(\d+)\]", r"line \1", " ".join(str(error).split()))))
     result = {name: {key: default for key, (kind, default) in keys.items() if "*" not in key}
               for name, keys in table.items() if "*" not in name}
     for section in parser.sections():
@@ -308,11 +319,15 @@ trap '' HUP; trap : TERM INT                       # outlive terminal and cancel
 note "$c/start" started || exit 73
 [ -p "$c/alive" ] && exec 9<>"$c/alive"            # a reader of the FIFO sees a hang-up the moment that we are gone
 cd "$w" && sh "$c/run" -child "$c" "$@" </dev/null >"$c/stdout" 2>"$c/stderr" 9>&-
-note "$c/end.tmp" "exit $?" && mv "$c/end.tmp" "$c/end"
+note "$c/end.tmp" "exit $?" || exit 73
+for try in 1 2 3 4 5; do mv "$c/end.tmp" "$c/end" 2>/dev/null && break; done      # what cancels the command may hit mv
 """
 Note = collections.namedtuple("Note", "pid start boot host text time")      # what the wrapper's note() wrote; time: its mtime, seconds
 WRAPPER_PATH = "/usr/local/bin:/usr/bin:/bin"          # of the wrapper itself
 ORPHAN_GRACE = 10              # seconds after which wrapper and command, both gone without `end`, count as lost
+STORM = 4000                   # children of a wrapper, dead ones counted, with which a command that is to end gets no more grace
+KILL_TRIES = 5                 # seconds that SIGKILL is sent again and again; what is there then is another user's, or hangs in the kernel
+ADOPT = []                     # what adopter() has found
 
 
 def boot_id():
@@ -357,6 +372,20 @@ def prepare(control, fifo=True):
     sync_folder(control)
 
 
+def adopter():
+    """A function for Popen's preexec_fn: it makes the wrapper the parent of every orphan below it, so that stop_tree() finds also what has left
+    its parent, its session and its environment behind. None where there is no such thing (Linux has it)."""
+    if not ADOPT:
+        try:
+            import ctypes
+            prctl = ctypes.CDLL(None).prctl
+            prctl.argtypes = [ctypes.c_int] + [ctypes.c_ulong] * 4
+            ADOPT.append(lambda: prctl(36, 1, 0, 0, 0))                  # PR_SET_CHILD_SUBREAPER
+        except (ImportError, AttributeError, OSError, MemoryError):      # a Python without it, or a host that forbids what it needs
+            ADOPT.append(None)
+    return ADOPT[0]
+
+
 def start_wrapper(control, work, argv, env):
     """Starts the wrapper, detached, on argv (list of str) in the directory work with the environment env. Returns the Popen.
     The wrapper needs sh, mv and printf: a PATH of the command's own must not hide them."""
@@ -364,7 +393,7 @@ def start_wrapper(control, work, argv, env):
         argv, env = ["/usr/bin/env", "PATH=" + env["PATH"]] + argv, dict(env, PATH=WRAPPER_PATH)
     words = [b"/bin/sh", os.path.join(control, b"run"), control, work] + [utf8(word) for word in argv]
     return subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-                            env={utf8(key): utf8(value) for key, value in env.items()}, start_new_session=True, cwd=b"/")
+                            env={utf8(key): utf8(value) for key, value in env.items()}, start_new_session=True, cwd=b"/", preexec_fn=adopter())
 
 
 def read_note(path):
@@ -418,7 +447,95 @@ def look(control, now):
     return ("lost", "end unknown") if now - (child or started).time > ORPHAN_GRACE else ("starting", None)
 
 
-def wait_end(control, stop, most=1.0):
+def processes(leader, mark, known):
+    """{(pid, start time)} of a command's process tree: in its wrapper's session, with `mark` in the environment, known as part of it from an
+    earlier look, or below one of these. leader: the wrapper's pid, 0 if it is gone; it is not among them."""
+    parents, starts, found = {}, {}, {leader} - {0}
+    for pid in (int(name) for name in os.listdir("/proc") if name.isdigit()):
+        try:
+            with open("/proc/%d/stat" % pid, "rb") as text:
+                words = text.read().rpartition(b") ")[2].split()
+            if words[0] not in (b"Z", b"X"):
+                parents[pid], starts[pid] = int(words[1]), words[19]
+                if leader and int(words[3]) == leader or (pid, words[19]) in known:
+                    found.add(pid)
+                    continue
+                with open("/proc/%d/environ" % pid, "rb") as text:
+                    if mark in text.read().split(b"\0"):
+                        found.add(pid)
+        except OSError:
+            pass                                       # gone, or another user's
+    more = found
+    while more:
+        more = {pid for pid, parent in parents.items() if parent in more} - found
+        found |= more
+    return {(pid, starts[pid]) for pid in found - {leader, os.getpid()} if pid in starts}
+
+
+def signal_to(pid, number):
+    """Sends a signal; a process that is gone, or another user's, does not matter."""
+    try:
+        os.kill(pid, number)
+    except OSError:
+        pass
+
+
+def children(pid):
+    """The pids of its children, dead ones too, the youngest last, at once ([] where the kernel does not list them)."""
+    try:
+        with open("/proc/%d/task/%d/children" % (pid, pid), "rb") as text:
+            return [int(word) for word in text.read().split()]
+    except OSError:
+        return []
+
+
+def childless(pid):
+    """Are all its children dead? A look at all processes misses what forks and ends meanwhile; pid stands still, so here it cannot hide."""
+    found = children(pid)
+    for child in found:
+        try:
+            with open("/proc/%d/stat" % child, "rb") as text:
+                if text.read().rpartition(b") ")[2][:1] not in b"ZX":
+                    return False
+        except OSError:
+            pass
+    return children(pid) == found
+
+
+def stop_tree(control, mark, grace):
+    """Ends the command of a control directory and all that descends from it: SIGTERM, after `grace` seconds SIGKILL. Its wrapper stands still
+    meanwhile: it stays there as the parent of all orphans, and notes the end afterwards. mark: MI_RUN=..., bytes.
+    Returns the pids of what does not end."""
+    wrapper, told, until = read_note(os.path.join(control, b"start")), set(), time.monotonic() + grace
+    leader = wrapper.pid if wrapper and still_there(wrapper) else 0
+    try:
+        if leader:
+            os.kill(leader, signal.SIGSTOP)
+        while True:
+            alive, now = processes(leader, mark, told), time.monotonic()
+            late = now > until or leader and len(children(leader)) > STORM
+            if not alive and (not leader or childless(leader)) or now > until + KILL_TRIES:
+                return sorted(pid for pid, start in alive)
+            for pid, start in alive if late else alive - told:
+                signal_to(pid, signal.SIGKILL if late else signal.SIGTERM)
+                signal_to(pid, signal.SIGCONT)         # else a stopped one would not hear of it
+            told |= alive                              # whose parent ends now is not lost sight of
+            while time.monotonic() < now + 0.05:       # what leaves a child behind and ends is quicker than a look at all processes
+                for pid in children(leader)[-20:] if late and leader else ():
+                    signal_to(pid, signal.SIGKILL)
+                time.sleep(0.001 if late else 0.05)
+    finally:
+        let_go_on(control)
+
+
+def let_go_on(control):
+    """The wrapper of a control directory goes on, if stop_tree() made it stand still and was killed there."""
+    wrapper = read_note(os.path.join(control, b"start"))
+    if wrapper and still_there(wrapper):
+        signal_to(wrapper.pid, signal.SIGCONT)
+
+
+def wait_end(control, stop, most=0.25):
     """Waits until the command has ended or stop() is true; looks at the FIFO, so that the end is seen at once. Returns look()'s answer.
     most: seconds between two looks."""
     try:
@@ -449,20 +566,24 @@ def wait_end(control, stop, most=1.0):
 # Batch systems. A job is the wrapper, submitted; its `end` is the truth, a queue only says "not yet". One query tells of all jobs.
 JOB = r"""#!/bin/sh
 # What a batch system is given. Each line of the file `words` is one word of what it runs: no shell reads anything into them.
+control={control}
 set --
-while IFS= read -r word; do set -- "$@" "$word"; done <{control}/words
+while IFS= read -r word; do set -- "$@" "$word"; done <"$control/words"
 """
 JOB_EXEC = 'exec "$@"\n'       # Slurm and PBS signal every process of a job
-JOB_WAIT = r"""trap 'read -r pid rest <{control}/child && kill -TERM "$pid"' TERM        # HTCondor signals this one only, then kills all
+JOB_WAIT = r"""trap 'read -r pid rest <"$control/child" && kill -TERM "$pid"' TERM        # HTCondor signals this one only, then kills all
 "$@" &
 while kill -0 $! 2>/dev/null; do wait $!; done
 """
 QUERY_TIME = 30                # seconds that a program of a batch system may take (Slurm's give a controller up after ten)
+ANSWER_MOST = 8 << 20          # bytes of an answer that are kept: some 50,000 jobs in Slurm's, 2,000 in PBS's; more is no answer
 END_LATE = 30                  # seconds that `end` may come after the queue's word that the job is over (NFS), and that word after `end`
+SENT_LATE = 60                 # seconds for which a queue must not know a job, of which it is unsure whether it was sent, before it is sent again
+UNSURE = re.compile(r"timed? ?out|zero bytes|connect|commit|End of File|no answer", re.I)      # in the words of a submission that failed
 KILLED = (137, 140, 143, 152)  # exit codes after which the queue is asked whether it was the batch system's doing (KILL, USR2, TERM, XCPU)
-CLIENT = re.compile(r"(SLURM_CONF|PBS_(CONF_FILE|EXEC|DEFAULT|SERVER)|CONDOR_CONFIG|_CONDOR_[A-Z_]+)\Z")    # variables for its programs
+CLIENT = re.compile(r"(SLURM_(CONF|CLUSTERS)|PBS_(CONF_FILE|EXEC|DEFAULT|SERVER)|CONDOR_CONFIG|_CONDOR_[A-Z_]+)\Z")    # for its programs
 MARK = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\.\d+")       # MI_RUN = ACCEPT_ID.N, by which a job is found again
-Seen = collections.namedtuple("Seen", "job mark state node text")      # one job in an answer; state: queued, running, done, over (badly)
+Seen = collections.namedtuple("Seen", "job mark state node text")      # state: queued, held, running, done, over (badly)
 Batch = collections.namedtuple("Batch", "submit number ask past partial read cancel away wrong said")
 
 
@@ -475,12 +596,15 @@ def slurm_submit(control, run, options):
 def slurm_read(text):
     """Every Seen in what squeue or sacct answered. ValueError if it is neither's."""
     found = []
-    for line in text.splitlines():
-        job, state, node, reason, names = line.split("|", 4)
-        word, mark = state.split(" ")[0], MARK.search(names)
-        if not re.match(r"\d+", job) or not re.match(r"[A-Z_]+\Z", word):
-            raise ValueError(line)
-        ended = "BOOT_FAIL CANCELLED DEADLINE FAILED LAUNCH_FAILED NODE_FAIL OUT_OF_MEMORY PREEMPTED RECONFIG_FAIL REVOKED TIMEOUT"
+    for line in text.split("\n"):
+        row = re.match(r"(\d[^|\s]*)\|([A-Z_]+(?: [^|]*)?)\|([^|]*)\|([^|]*)\|(.*)", line)
+        if row is None and not found and not re.match(r"(CLUSTER: \S+)?\Z", line):
+            raise ValueError(line)                     # later on it is the rest of a name with line breaks
+        if row is None:
+            continue
+        job, state, node, reason, names = row.groups()
+        word, mark = state.split(" ")[0], MARK.search(names)           # REVOKED: it runs on another cluster of the federation
+        ended = "BOOT_FAIL CANCELLED DEADLINE FAILED LAUNCH_FAILED NODE_FAIL OUT_OF_MEMORY PREEMPTED RECONFIG_FAIL TIMEOUT"
         kind = "over" if word in ended.split() else "queued" if word in ("PENDING", "CONFIGURING") or "REQUEUE" in word else "running"
         kind = "done" if word == "COMPLETED" else kind
         found.append(Seen(job, mark and mark.group(), kind, node, state + (", " + reason if reason not in ("", "None") else "")))
@@ -491,6 +615,23 @@ def pbs_submit(control, run, options):
     """The argument vector that submits. The name is short: older ones allow 15 letters."""
     return ["qsub"] + options + ["-N", "mi_" + run[:8] + run[9:13], "-v", "MI_RUN=" + run, "-r", "n", "-j", "oe", "-S", "/bin/sh",
                                  "-o", control + "/batch.log", control + "/job"]
+
+
+def own(name):
+    """Is that owner of a job (USER@HOST, DOMAIN\\USER) we? True if nobody is named. A mark in another user's job is no mark."""
+    import pwd
+    try:
+        me = pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:
+        return True
+    return not name or len({str(text).split("\\")[-1].split("@")[0].lower() for text in (name, me)}) == 1
+
+
+def pbs_keep(text):
+    """Of what qstat -f has said so far (bytes) the jobs that may be ours: a site's others are many."""
+    first, *more = text.split(b"\nJob Id:")
+    ours = [part for part in more[:-1] if b"MI_RUN=" in part.replace(b"\r", b"").replace(b"\n\t", b"")]
+    return b"\nJob Id:".join([first] + ours + more[-1:])
 
 
 def pbs_read(text):
@@ -504,6 +645,7 @@ def pbs_read(text):
         state, mark = told["job_state"] if "job_state" in told else "", MARK.search(told.get("Variable_List", ""))
         if not re.match(r"\d+", lines_of[0]) or not re.match(r"[A-Z]\Z", state):
             raise ValueError(part)
+        mark = mark if own(told.get("Job_Owner")) else None
         code = told.get("Exit_status") or told.get("exit_status")
         words = [state] + (["exit status " + code] if code and state in "CFX" else []) + [told[key] for key in ("comment",) if key in told]
         words += ["held (%s)" % told["Hold_Types"]] if state == "H" and "Hold_Types" in told else []
@@ -527,21 +669,26 @@ def condor_submit(control, run, options):
 def condor_read(text):
     """Every Seen in what condor_q or condor_history answered. ValueError if it is neither's."""
     found, names = [], ("", "idle", "running", "removed", "completed", "held", "transferring output", "suspended")
-    for entry in json.loads(text) if text.strip() else []:
+    try:
+        entries = json.loads(text) if text.strip() else []
+    except RecursionError:
+        raise ValueError(text)
+    for entry in entries if isinstance(entries, list) else [None]:
         try:
             state, job = int(entry["JobStatus"]), "%d.%d" % (int(entry["ClusterId"]), int(entry["ProcId"]))
-        except (TypeError, KeyError):
+        except (TypeError, KeyError, OverflowError):
             raise ValueError(text)
         reason = str(entry.get({1: "LastRejMatchReason", 5: "HoldReason", 3: "RemoveReason"}.get(state), "")).strip()
         node = str(entry.get("RemoteHost") or entry.get("LastRemoteHost") or "").partition("@")[2]
-        kind = {1: "queued", 5: "queued", 3: "running" if entry.get("RemoteHost") else "over", 4: "done"}.get(state, "running")
-        found.append(Seen(job, entry.get("MIRun"), kind, node,
+        kind = {1: "queued", 5: "held", 3: "running" if entry.get("RemoteHost") else "over", 4: "done"}.get(state, "running")
+        mark = MARK.fullmatch(str(entry.get("MIRun")))
+        found.append(Seen(job, mark.group() if mark and own(entry.get("Owner")) else None, kind, node,
                           names[state if 0 < state < len(names) else 0] + (": " + reason if reason else "")))
     return found
 
 
 CONDOR_TELL = ["-json", "-attributes",
-               "ClusterId,ProcId,JobStatus,MIRun,HoldReason,RemoveReason,LastRejMatchReason,RemoteHost,LastRemoteHost"]
+               "ClusterId,ProcId,JobStatus,Owner,MIRun,HoldReason,RemoveReason,LastRejMatchReason,RemoteHost,LastRemoteHost"]
 # submit(control, run, options) · what its answer holds · one query for all: ask(job numbers, or none), past(job numbers) · stderr lines beside
 # which a failed query is an answer · read · cancel · refusals of a submission that pass, and that will not · what the job's own log tells
 BATCH = {
@@ -554,7 +701,7 @@ BATCH = {
         r"[Ii]nvalid|unrecognized|not available|not found|denied|[Uu]nable to open|exceeds",
         r"slurmstepd\S*: (?:error: )?(.*\*\*\*.*|.*memory.*|.*oom.*)"),
     "pbs": Batch(
-        pbs_submit, r"^(\d+(?:\.\S+)?)$", lambda jobs: ["qstat", "-f"] + jobs, lambda jobs: ["qstat", "-x", "-f"] + jobs,
+        pbs_submit, r"^(\d+(?:\[\])?(?:\.\S+)?)$", lambda jobs: ["qstat", "-f"] + jobs, lambda jobs: ["qstat", "-x", "-f"] + jobs,
         r"qstat: (Unknown Job Id|.* has finished)", pbs_read, lambda job: ["qdel", job],
         r"onnect|onnection|timed out|refused|busy|temporar|limit|exceeded|End of File|[Ss]erver shutting",
         r"[Ii]llegal|[Uu]nknown|[Ii]nvalid|Unauthorized|not found|denied|usage:", r"=>> PBS: (.*)|.*(?:[Oo]om|memory|Killed by).*"),
@@ -601,25 +748,58 @@ def batch_options(keys, words):
             options.append(option.replace("{}", value))
     if given:
         raise ValueError(_("batch.%s may not be set here") % sorted(given)[0])
+    if keys["batch"] == "slurm" and any(re.match(r"-M|--clusters?\b", option) for option in options):
+        raise ValueError(_("which cluster it is, every program must know: env.SLURM_CLUSTERS = NAME, no --clusters"))
     return options, rest
 
 
-def batch_call(words, env, inherit=()):
-    """(exit code, stdout, stderr) of a batch system's own program; 127 if it is not there, None if it did not answer in time."""
+def batch_call(words, env, inherit=(), keep=None):
+    """(exit code, stdout, stderr) of a batch system's own program; 127 if it is not there, None if it did not answer in time, or without end.
+    keep: see batch_hear()."""
     try:
         child = subprocess.Popen([utf8(word) for word in words], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                                  env={utf8(key): utf8(value) for key, value in env.items()}, cwd=b"/", start_new_session=True,
                                  pass_fds=inherit)
     except OSError as error:
         return 127, "", "%s: %s" % (words[0], error.strerror)
+    until = time.monotonic() + QUERY_TIME
+    with child.stdout, child.stderr:
+        out, err, code = batch_hear(child, until, keep)
     try:
-        out, err = child.communicate(timeout=QUERY_TIME)
-        code = child.returncode
-    except subprocess.TimeoutExpired:
-        os.killpg(child.pid, signal.SIGKILL)
-        child.communicate()
-        code, out, err = None, b"", b"no answer"
+        if code is not None:
+            code = child.wait(max(0.1, until - time.monotonic()))
+        else:
+            os.killpg(child.pid, signal.SIGKILL)
+            child.wait(5)                              # on a file system that is away not even that ends it
+    except (subprocess.TimeoutExpired, PermissionError):
+        code = None
     return code, out.decode("utf-8", "replace"), err.decode("utf-8", "replace")
+
+
+def batch_hear(child, until, keep):
+    """(stdout, stderr, 0) of a child when both are closed; (b"", why, None) if that is not so at `until` (time.monotonic()), or it is too much.
+    keep(stdout so far): what is wanted of that, for answers that are long."""
+    poller, out, err, done = select.poll(), bytearray(), bytearray(), 0
+    into = {child.stdout.fileno(): out, child.stderr.fileno(): err}
+    for pipe in into:
+        poller.register(pipe, select.POLLIN)
+    while into:
+        ready = poller.poll(max(0, until - time.monotonic()) * 1000)
+        if not ready or time.monotonic() > until:
+            return b"", b"no answer", None
+        for pipe, _event in ready:
+            data = os.read(pipe, 65536)
+            into[pipe] += data
+            if not data:
+                poller.unregister(pipe)
+                del into[pipe]
+        del err[65536:]
+        if keep and len(out) - done > 1 << 20:
+            out[:] = keep(bytes(out))
+            done = len(out)
+        if len(out) > ANSWER_MOST:
+            return b"", b"an answer without end", None
+    return out, err, 0
 
 
 def batch_look(control):
@@ -641,7 +821,8 @@ class Queue:
     `poll` seconds, beside their waiting, and not at all when nobody waits: the answer lies in a file of the folder."""
 
     def __init__(self, folder, system, env):
-        self.system, self.table, self.env, self.folder = system, BATCH[system], env, folder
+        self.system, self.table, self.folder = system, BATCH[system], folder
+        self.env = dict(env, SQUEUE_FEDERATION="1")    # a federation's other clusters too; nothing to the rest
         client = sorted(item for item in env.items() if CLIENT.match(item[0]))
         name = "queue." + system + (".%08x" % binascii.crc32(utf8(repr(client))) if client else "")
         self.path, self.lock, self.stamp, self.asking = os.path.join(folder, utf8(name)), threading.Lock(), None, False
@@ -666,13 +847,17 @@ class Queue:
         """(time of the last answer, that job's Seen or None). Has the queue asked anew, beside, if it is older than poll seconds."""
         with self.lock:
             self.load()
-            if time.time() - self.known["tried"] >= poll and not self.asking:
+            if not self.asking and self.due(poll):
                 self.asking = True
                 threading.Thread(target=self.ask, args=(poll,), daemon=True).start()
             row = self.rows.get(mark) or self.rows.get(job)
             if row is not None and row.mark not in (mark, None):
                 row = None                             # a number that was given again
             return self.known["t"], row or self.past.get(job)
+
+    def due(self, poll):
+        """Is the last query older than that, or from the future (the clock was set back)?"""
+        return not 0 <= time.time() - self.known["tried"] < poll
 
     def ask(self, poll):
         """One query, or none if another process makes it just now."""
@@ -684,7 +869,7 @@ class Queue:
                     self.load()
                     missed, began = sorted(self.missed), time.time()
                     self.turn = bool(missed) and not self.turn     # a query for those that vanished comes in place of one for all
-                if began - self.known["tried"] >= poll:
+                if self.due(poll):
                     self.query(began, missed)
         except OSError:
             pass
@@ -694,13 +879,13 @@ class Queue:
     def query(self, began, missed):
         """Asks for what is in the queue, or what became of those that are not."""
         words = self.table.past(missed) if self.turn else self.table.ask(self.numbers())
-        code, out, err = batch_call(words, self.env)
+        code, out, err = batch_call(words, self.env, (), pbs_keep if self.system == "pbs" else None)
         known = dict(self.known, tried=began, why="")
         self.missed.clear()                            # whoever still misses one says so again
         try:
             if code is None or code and not all(re.match(self.table.partial, line) for line in (err.strip() or "?").splitlines()):
                 raise ValueError(" ".join(err.split())[:200] or "exit code %s" % code)
-            found = self.table.read(out)
+            found = [row._replace(job=row.job[:100], node=printable(row.node)[:100], text=printable(row.text)[:300]) for row in self.table.read(out)]
             if self.turn:
                 self.past = {row.job: row for row in found if row.state in ("done", "over")}
             else:
@@ -744,12 +929,17 @@ def batch_where(folder, control):
             try:
                 with open(os.path.join(folder, name), "rb") as known:
                     rows = [Seen(*row) for row in json.loads(known.read().decode("utf-8"))["rows"]]
-                text = ["queued (%s)" % row.text for row in rows if row.mark == order["run"]][0]
+                text = ["queued (%s)" % row.text for row in rows if row.mark == order["run"] or row[:2] == (order["job"], None)][0]
             except (OSError, ValueError, KeyError, TypeError, IndexError):
                 pass                                   # it has not been asked yet
     if state == "running":
         return state, "running on " + detail.host
     return ("queued", text) if state == "ready" else (state, "")
+
+
+def later(when, then):
+    """Is an answer of `when` later than `then` (both time.time())? If `then` is to come, the clock was set back: it may be."""
+    return when > then or then > time.time()
 
 
 class BatchJob:
@@ -758,7 +948,9 @@ class BatchJob:
 
     def __init__(self, control, queue, poll, grace, at=lambda name: None):
         self.control, self.queue, self.poll, self.grace, self.at = control, queue, poll, grace, at
-        self.order, self.absent, self.over, self.failing, self.asked = read_batch(control), [], None, None, 0.0
+        self.order, self.failing, self.unsure = read_batch(control), None, True
+        self.absent = []                               # of the answers of after the submission that do not name it the first and the last:
+        self.over, self.off, self.asked = None, None, None             # (their time, when we saw them), like these in time.monotonic()
         self.where, self.why, self.failed, self.node = "", "", "", ""
 
     def path(self, name):
@@ -791,9 +983,11 @@ class BatchJob:
         self.submit()
 
     def submit(self):
-        """Submits, unless that is under way or done. Whoever does it holds the lock of `job`, and so does the program that submits: while
-        that lives, also without us, nobody takes the job for lost."""
+        """Submits, unless that is under way or done, or others of the queue take long over it. Whoever does it holds the lock of `job`, and so
+        does the program that submits: while that lives, also without us, nobody takes the job for lost."""
         import fcntl
+        if not self.queue.submitting.acquire(timeout=1):
+            return
         lock = os.open(self.path(b"job"), os.O_RDONLY)
         try:
             try:
@@ -805,8 +999,7 @@ class BatchJob:
                 return
             self.save(sent=self.order["sent"] + 1)
             self.at("submitting")
-            with self.queue.submitting:
-                code, out, err = batch_call(self.order["submit"], self.queue.env, (lock,))
+            code, out, err = batch_call(self.order["submit"], self.queue.env, (lock,))
             self.at("submitted")
             found = re.findall(self.queue.table.number, out, re.M)
             if code == 0 and found:
@@ -817,13 +1010,14 @@ class BatchJob:
                 self.refused(code, " ".join((err or out).split())[:300] or "exit code %s" % code)
         finally:
             os.close(lock)
+            self.queue.submitting.release()
 
     def refused(self, code, text):
         """A submission failed: for good, or (perhaps it did not) the queue is looked at and it is sent again."""
-        table, self.failing = self.queue.table, self.failing or time.time()
-        self.why = "%s: %s" % (self.order["submit"][0], printable(text))
+        table, self.failing = self.queue.table, self.failing or time.monotonic()
+        self.why, self.unsure = "%s: %s" % (self.order["submit"][0], printable(text)), bool(UNSURE.search(text))
         away = code is None or re.search(table.away, text)
-        if code == 127 or not away and (re.search(table.wrong, text) or time.time() - self.failing > self.grace):
+        if not away and (re.search(table.wrong, text) and code != 127 or time.monotonic() - self.failing > self.grace):
             self.failed = self.why
 
     def under_way(self):
@@ -840,56 +1034,76 @@ class BatchJob:
         """(state, detail): queued, running; ended: detail the exit code, as look() has it; lost: detail why. self.where: for people;
         self.why: the batch system's own words about an end that was its doing."""
         state, detail = batch_look(self.control)
-        now, job = time.time(), self.order["job"]
+        if not self.order["job"]:
+            self.order = read_batch(self.control) or self.order            # another process may have submitted it
+        job, now = self.order["job"], time.monotonic()  # a clock that is set moves no time limit
         if state == "ended" and (detail not in KILLED or self.explained(now)):
             self.why = self.log_words() if detail else ""
             return state, detail
         when, row = self.queue.seen(self.order["run"], job, self.poll)
         if row is not None:
-            return self.as_seen(row, state, detail, now)
+            return self.as_seen(row, when, state, detail, now)
         if self.failed and (state == "stopped" or state == "ready" and self.take_ready()):
             return "lost", self.failed
-        if when > max([self.order["t"]] + self.absent[-1:]):
-            self.absent.append(when)                   # an answer of after the submission that does not name it
+        if later(when, self.order["t"]) and when not in [told for told, _at in self.absent]:
+            steady = self.absent and now - self.absent[-1][1] < 3 * self.poll + 2 * QUERY_TIME         # an outage counts for nothing
+            self.absent = (self.absent[:1] if steady else []) + [(when, now)]
+        missing = self.absent[-1][1] - self.absent[0][1] if len(self.absent) > 1 else -1
         if self.absent and job:
             self.queue.missed.add(job)
         if state == "stopped":
             self.over = self.over or now
-            if job or len(self.absent) > 1 or now - self.over > max(END_LATE, 3 * self.poll):
+            if job or len(self.absent) > 1 or not self.order["sent"] or now - self.over > max(END_LATE, 3 * self.poll):
                 return "lost", "cancelled"
-        elif len(self.absent) > 1 and state == "ready" and not job:
+        elif state == "ready" and not job and (not self.order["sent"] or missing >= (self.unsure and min(self.grace, SENT_LATE))):
             if not self.under_way():
                 self.absent = []
                 self.submit()
-        elif len(self.absent) > 1 and state != "ended" and self.absent[-1] - self.absent[0] >= self.grace:
+        elif missing >= self.grace and state != "ended":
             self.stop()                                # should it run all the same
             return "lost", "%s does not know job %s any more%s" % (self.queue.system, job, self.log_words(", "))
-        self.node = detail.host if state == "running" else ""
-        self.where = "running on " + detail.host if state == "running" else self.why or ("queued" if job else "submitting")
+        if state != "ended":
+            self.node = detail.host if state == "running" else ""
+            self.where = "running on " + detail.host if state == "running" else self.why or ("queued" if job else "submitting")
         return ("queued" if state in ("ready", "stopped") else "running"), detail
 
-    def as_seen(self, row, state, detail, now):
+    def as_seen(self, row, when, state, detail, now):
         """look(), where the queue names the job."""
         self.absent = []
         if not self.order["job"]:
             self.save(job=row.job)                     # the submission of before had happened
             self.failing, self.failed, self.why = None, "", ""
+        words = "%s: %s%s%s" % (self.queue.system, row.text, " on " + row.node if row.node else "", self.log_words(", "))
         if row.state in ("done", "over"):
             self.over = self.over or now
-            words = "%s: %s%s%s" % (self.queue.system, row.text, " on " + row.node if row.node else "", self.log_words(", "))
             if state == "ended":
                 self.why = words if row.state == "over" else self.log_words()
                 return state, detail
             if state == "stopped" or self.take_ready() or now - self.over > min(self.grace, END_LATE):
-                return "lost", "cancelled" if state == "stopped" else words
+                return "lost", "cancelled" if state == "stopped" else words + (", its end unknown" if row.state == "done" else "")
             return "running", detail
         self.over = self.over if state == "ended" else None
+        if row.state in ("queued", "held") and state in ("running", "ended"):
+            return self.taken_off(row, when, state, detail, now, words)
+        self.off = None
         if state == "running" or row.state == "running":
             self.node = detail.host if state == "running" else row.node
             self.where = "running on " + self.node + ("" if row.state == "running" else " (%s)" % row.text)
         else:
             self.node, self.where = "", "queued (%s)" % row.text
         return ("running" if state in ("running", "ended") else "queued"), detail
+
+    def taken_off(self, row, when, state, detail, now, words):
+        """look(), where the queue has a job waiting that was started: it was held, preempted or requeued, and will not be run again."""
+        self.off = self.off or (time.time(), now)
+        if state == "running":
+            self.node, self.where = detail.host, "running on %s (%s)" % (detail.host, row.text)
+        newer = later(when, self.off[0])               # the answer before may be of before the start
+        if newer and (state == "ended" or now - self.off[1] > min(self.grace, END_LATE if row.state == "held" else self.grace)):
+            self.stop()
+            self.why = words
+            return (state, detail) if state == "ended" else ("lost", words)
+        return "running", detail
 
     def explained(self, now):
         """Is all known of an end by a signal? It is, once the log tells, or the queue had its time (look() asks it), or we cancelled it."""
@@ -917,8 +1131,8 @@ class BatchJob:
     def stop(self):
         """Has the queue end the job; again, at most once per poll, as long as look() does not say that it is over."""
         self.take_ready()
-        if self.order["job"] and time.time() - self.asked >= self.poll:
-            self.asked = time.time()
+        if self.order["job"] and (self.asked is None or time.monotonic() - self.asked >= self.poll):
+            self.asked = time.monotonic()
             batch_call(self.queue.table.cancel(self.order["job"]), self.queue.env)
 # ==== end shared ====
 JA = {                         # what a person reads, in Japanese
@@ -947,6 +1161,7 @@ JA = {                         # what a person reads, in Japanese
     "no command, or one with control characters": "コマンドがないか、制御文字を含みます",
     "client_cmd:COMMAND is missing": "client_cmd:コマンド がありません",
     "a word is missing (see --help)": "サブコマンドがありません (--help を参照)",
+    "%s; --help says more": "%s (--help を参照)",
     "not a plain name: %s": "使えない名前です: %s",
     " (what it left was fetched; nothing is run a second time by itself)": " (残された分は取得しました。自動で再実行はしません)",
     "%s: not one public key": "%s: 公開鍵 1 個ではありません",
@@ -1000,6 +1215,8 @@ JA = {                         # what a person reads, in Japanese
     "the default does not match the expression: %s": "既定値が正規表現に合いません: %s",
     "batch.%s may not be %s here": "batch.%s をここで %s にはできません",
     "batch.%s may not be set here": "batch.%s はここでは指定できません",
+    "which cluster it is, every program must know: env.SLURM_CLUSTERS = NAME, no --clusters":
+        "どのクラスタかは全プログラムが知る必要があります。--clusters ではなく env.SLURM_CLUSTERS = NAME とします",
     "a line break in an argument or a variable": "引数か変数に改行があります",
     "%s: %d key lines with this guard": "%s: この guard の鍵の行: %d",
     "key line begins with restrict: %s...": "鍵の行は restrict で始まる必要があります: %s...",
@@ -1236,20 +1453,24 @@ hold() {   # the control connection: says what there is here, then answers each 
     *) printf '%s\n' "$x";;
     esac; done
 }
-cancel() {   # GRACE: TERM, after GRACE seconds KILL: the wrapper's group, and whatever carries its mark (look sets p and s)
+marked() {   # the processes that carry its mark, but the wrapper
+    for q in $(grep -lsF "MI_RUN=$id.1" /proc/[0-9]*/environ 2>/dev/null); do
+        q=${q#/proc/}; q=${q%/environ}; [ "$q" = $$ ] || [ "$q" = "$lead" ] || echo "$q"
+    done
+}
+cancel() {   # GRACE: TERM, after GRACE seconds KILL: the wrapper's group, and whatever carries its mark
     lead=''; { read -r lead x <"$c/start"; } 2>/dev/null
+    look; case $state in running|starting|gone) ;; *) echo "E $state"; return;; esac
+    [ -n "$lead" ] && kill -TERM "-$lead" 2>/dev/null && kill -CONT "-$lead" 2>/dev/null
+    n=$(($1 * 5))
     for sig in TERM KILL; do
-        look; case $state in running|starting|gone) ;; *) break;; esac
-        [ "$sig" = KILL ] && [ -n "$lead" ] && set -- 1 && { read -r q x <"$c/child"; } 2>/dev/null && kill -KILL "$q" 2>/dev/null
-        [ "$sig" = TERM ] && [ -n "$lead" ] && kill -TERM "-$lead" 2>/dev/null
-        for q in $(grep -lsF "MI_RUN=$id.1" /proc/[0-9]*/environ 2>/dev/null); do
-            q=${q#/proc/}; q=${q%/environ}; [ "$q" = $$ ] || [ "$q" = "$lead" ] || kill "-$sig" "$q" 2>/dev/null
-        done
-        n=$(($1 * 5))
+        [ "$sig" = KILL ] && alive "$c/child" && kill -KILL "$p" 2>/dev/null
+        for q in $(marked); do kill "-$sig" "$q" 2>/dev/null; kill -CONT "$q" 2>/dev/null; done
         while [ "$n" -gt 0 ]; do
-            look; case $state in ended*|failed|lost*|none|ready) break;; esac
+            look; case $state in ended*|failed|lost*|none|ready) [ -n "$(marked)" ] || break 2;; esac
             sleep 0.2 2>/dev/null || sleep 1; n=$((n - 1))
         done
+        n=5
     done
     look; echo "E $state"
 }
@@ -3258,31 +3479,18 @@ def log_after(place, offset):
 
 
 def guard_cancel(place, words, tail):
-    """TERM, and after a grace KILL: the command's group, and whatever carries its mark."""
+    """TERM, and after a grace KILL: the command and all that descends from it."""
     job, until = place.job(), time.monotonic() + 2 * END_LATE
     while job is not None and not place.watched(job).split()[0] in ("ended", "failed", "lost") and time.monotonic() < until:
         job.stop()
         time.sleep(0.2)
     if job is not None:
         return tell("E " + place.state())
-    mark = utf8("MI_RUN=%s.1" % place.ident)
-    wrapper = read_note(os.path.join(place.control, b"start"))
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        if not place.state().split()[0] in ("running", "starting"):
-            break
-        if number == signal.SIGTERM and wrapper is not None and still_there(wrapper):
-            try:
-                os.killpg(wrapper.pid, number)
-            except OSError:
-                pass
-        for name in os.listdir("/proc"):
-            try:
-                with open("/proc/%s/environ" % name, "rb") as text:
-                    if name.isdigit() and int(name) != (wrapper.pid if wrapper else 0) and mark in text.read().split(b"\0"):
-                        os.kill(int(name), number)
-            except OSError:
-                pass
-        until = time.monotonic() + (int(words[0]) if number == signal.SIGTERM else 5)
+    if place.state().split()[0] in ("running", "starting"):
+        left = stop_tree(place.control, utf8("MI_RUN=%s.1" % place.ident), int(words[0]))
+        if left:
+            guard_log(place.rules, "error", place.ident, "processes that SIGKILL does not end", pids=" ".join(map(str, left)))
+        until = time.monotonic() + 5
         while time.monotonic() < until and not place.over():
             time.sleep(0.05)
     tell("E " + place.state())
@@ -3789,9 +3997,14 @@ def say_outcome(outcome, as_json):
 def parser():
     """The proper command line."""
     import argparse
-    top = argparse.ArgumentParser(prog=PROGRAM, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+    class Parser(argparse.ArgumentParser):
+        def error(self, message):
+            raise Stop(EX_USAGE, _("%s; --help says more") % message)
+
+    top = Parser(prog=PROGRAM + ".py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     top.add_argument("--version", action="store_true", help="program, protocol and this file's own sha256")
-    common = argparse.ArgumentParser(add_help=False)
+    common = Parser(add_help=False)
     common.add_argument("--ini", help="configuration file")
     common.add_argument("--json", action="store_true", help="the result as JSON")
     common.add_argument("-q", action="store_true", help="say less")
@@ -4003,6 +4216,7 @@ def do_run(options):
 
 def on_term(number, frame):
     """SIGTERM and SIGHUP end the runner as Ctrl+C does; what runs there runs on."""
+    end_surely(EX_INTERRUPT, LEAVE)
     raise KeyboardInterrupt
 
 

@@ -20,6 +20,7 @@ options: --ini FILE  --json  -q  -v  --version  --help
 exit codes: 0 done, 64 usage, 66 an input is missing, 69 unavailable (port in use), 70 bug, 74 input/output or disk full,
 75 try again later (another instance runs), 77 no permission, 78 configuration, 130 after Ctrl+C
 """
+import _thread
 import base64
 import binascii
 import collections
@@ -55,6 +56,7 @@ CHUNK = 256 << 10              # bytes of one read or write
 MAX_HEAD = 16 << 10            # bytes of request line and headers
 AT_ONCE = 0.001                # seconds that a worker waits for the next request of the client that it has just answered
 LINGER = 2.0                   # seconds for a refused client to read the answer before its connection is closed
+LEAVE = 25                     # seconds after a signal until it ends in any case; running requests get 10
 STALL = 60                     # seconds that a transfer may stand still
 BALLAST = 4 << 20              # bytes held on the disk, let go of when it is full so that SQLite can still clean up
 LIVE_OUTPUT = 64 << 20         # bytes of a running command's output that are passed on; all of it comes with the results
@@ -141,6 +143,15 @@ def utf8_stdio():
         stream = getattr(sys, name)
         if stream is not None and hasattr(stream, "detach"):
             setattr(sys, name, io.TextIOWrapper(stream.detach(), "utf-8", "backslashreplace", line_buffering=True))
+
+
+def end_surely(code, seconds):
+    """Ends the program with that code after so many seconds, should the way out of it hang: nobody reads what it writes, a disk does not answer.
+    For signal handlers: no lock is taken."""
+    def end():
+        time.sleep(seconds)
+        os._exit(code)
+    _thread.start_new_thread(end, ())
 
 
 def run_as_program(main):
@@ -267,7 +278,7 @@ def read_ini(path, table, guarded=False):
         except OSError as error:
             raise Stop(EX_CONFIG, "%s: %s" % (path, error.strerror))
         except (configparser.Error, UnicodeDecodeError) as error:
-            raise Stop(EX_CONFIG, "%s: %s" % (path, " ".join(str(error).split())))
+            raise Stop(EX_CONFIG, "%s: %s" % (path, re.sub(r"^While reading from .*? \[line +(\d+)\]", r"line \1", " ".join(str(error).split()))))
     result = {name: {key: default for key, (kind, default) in keys.items() if "*" not in key}
               for name, keys in table.items() if "*" not in name}
     for section in parser.sections():
@@ -777,6 +788,8 @@ JA = {
     "running as root; better as a user of its own": "root で動いています。専用のユーザーにしてください",
     "site %s: no commands; nothing can be asked of it": "識別子 %s: コマンドがなく、何も依頼できません",
     "sites: %s; commands: %d": "識別子: %s、コマンド: %d",
+    "no sites: name them in [RemoteSites] remote_site_ids, each with a section of its own":
+        "識別子がありません: [RemoteSites] remote_site_ids に書き、それぞれの節を作ってください",
     "%s is not there yet; the first start makes it": "%s はまだありません。最初の起動で作られます",
     "no TLS here: it is the gateway's": "ここでは TLS を使いません (ゲートウェイが行います)",
     "no TLS: for this host only": "TLS なし: この計算機の中だけです",
@@ -802,7 +815,8 @@ JA = {
     "the secret table was looked for in all %d files (%d bytes) of relay and workflow side: not there":
         "中継とワークフロー側の全 %d ファイル (%d バイト) で秘密の表を探しました: ありません",
     "demo: the %s did not get there; its last line: %s": "demo: %s が進みませんでした。最後の行: %s",
-    "demo: no result came back: %s": "demo: 結果が戻りませんでした: %s",
+    "demo: no result came back: %s; the command's last line: %s (demo --keep keeps the files)":
+        "demo: 結果が戻りませんでした: %s。コマンドの最後の行: %s (demo --keep でファイルを残せます)",
     "demo: the secret left the external computer: %s": "demo: 秘密が外部計算機から漏れました: %s",
     "demo: %s is not there; put the scripts of the suite into one directory": "demo: %s がありません。一式のスクリプトを同じディレクトリに置いてください",
     "kept: %s": "残してあります: %s",
@@ -1057,9 +1071,13 @@ class Store:
         except OSError:
             pass
 
+    def kept(self, row):
+        """Are the files of a calculation that was fetched still there?"""
+        return os.path.isdir(self.spool(row["accept_id"], ""))
+
     def full(self, need):
         """The refusal of what needs so many bytes; the sweeper is told."""
-        self.wanted = max(self.wanted, need)
+        self.wanted = max(self.wanted, need, 1)
         return No(507, "the relay's disk has no room for %d bytes; try again later" % need, why="disk")
 
     def free(self):
@@ -1388,13 +1406,13 @@ def calc_request(c):
     relay.check_maintenance()
     seen = relay.front.seen(key)
     if not relay.in_grace() and relay.nothing.get(key) != seen:        # whatever comes for this site and user is an event
-        if not relay.store.read("SELECT 1 FROM calculations WHERE site = ? AND user = ? AND state IN (?, ?) LIMIT 1",
-                                site, c.who.user, ALLOWED, SENDING):
-            relay.nothing[key] = seen
-        elif relay.store.read("SELECT 1 FROM calculations WHERE site = ? AND user = ? AND state IN (?, ?)"
-                              " AND (take = ? OR state = ? AND bytes <= ?) LIMIT 1",
-                              site, c.who.user, ALLOWED, SENDING, take, ALLOWED, free):
+        if relay.store.read("SELECT 1 FROM calculations WHERE site = ? AND user = ? AND state IN (?, ?)"
+                            " AND (take = ? OR state = ? AND bytes <= ?) LIMIT 1",
+                            site, c.who.user, ALLOWED, SENDING, take, ALLOWED, free):
             row = relay.store.write(work, "calc-request")
+        elif not relay.store.read("SELECT 1 FROM calculations WHERE site = ? AND user = ? AND state IN (?, ?) LIMIT 1",
+                                  site, c.who.user, ALLOWED, SENDING):
+            relay.nothing[key] = seen
     missed, fresh = wanted(c, site)
     if row is None:
         if time.monotonic() < c.until and not fresh:
@@ -1538,7 +1556,7 @@ def get_calc_result(c):
         raise No(409, "the result is not there yet", why="state", state=WORDS[row["state"]])
     more = c.relay.store.read("SELECT info, missing, refused, report FROM calculations WHERE seq = ?", row["seq"])[0]
     kept, report, page = json.loads(more["info"]), json.loads(more["report"]), page_of(c.relay.store, row["seq"], "result", 0)
-    if row["results"] and not page["files"]:
+    if row["results"] and not c.relay.store.kept(row):
         raise No(404, "it was fetched, and its files had to make room for others", why="room")
     result = {"result_files": page["files"], "missing": json.loads(more["missing"]), "refused": json.loads(more["refused"]),
               "status": row["status"], "reason": row["reason"], "exit_code": row["exit_code"], "signal": row["signal"],
@@ -1671,6 +1689,9 @@ def heartbeat(c):
             unknown.append(accept_id)
         elif not found[0]["claim"] or found[0]["claim"] != entry.get("claim") or found[0]["state"] in (GOT, FINISHED):
             gone.append(accept_id)
+        elif entry.get("phase") == "given back" and found[0]["state"] in (SENDING, SENT):
+            c.relay.lapse(found[0])
+            gone.append(accept_id)
         else:
             c.relay.renew(found[0])
             c.relay.hear(accept_id, entry.get("what"))
@@ -1789,7 +1810,7 @@ class Upload:
 
     def __init__(self, path):
         self.path, self.offset, self.digest, self.owner, self.touched = path, 0, hashlib.sha256(), None, time.monotonic()
-        self.lock = threading.Lock()
+        self.lock, self.ending = threading.Lock(), False                 # ending: somebody has all of it and puts it in its place
         try:                                           # after a restart a partial file counts as far as it is there; the sum decides in the end
             with open(path, "rb") as have:
                 for data in iter(lambda: have.read(CHUNK), b""):
@@ -1812,6 +1833,8 @@ def files_call(c):
         raise No(409, "files are not taken now", why="state", state=WORDS[row["state"]])
     if reading and kind == "result" and row["state"] not in (GOT, FINISHED):
         raise No(409, "the result is not there yet", why="state", state=WORDS[row["state"]])
+    if row["state"] == FINISHED and not c.relay.store.kept(row):
+        raise No(404, "it was fetched, and its files had to make room for others", why="room")
     if which is None:
         return add_page(c, row, kind) if posting else dict(page_of(c.relay.store, row["seq"], kind, c.number("from")), message="files")
     if which == "pack":
@@ -1880,16 +1903,18 @@ def take_piece(c, row, kind, found):
         return {"message": "complete", "offset": found["size"], "complete": True}
     upload = upload_of(c, row, kind, found)
     with upload.lock:
+        if upload.ending:
+            raise No(503, "the file is being completed; ask again")
         upload.owner = c                               # whoever wrote before stops at its next chunk
         offset = upload.offset
     if c.number("offset") != offset or c.length > found["size"] - offset:
         raise No(409, "the file goes on at %d of %d" % (offset, found["size"]), why="offset", offset=offset)
+
     try:
         with open(upload.path, "ab", buffering=0) as out:
             for view in c.body_views():
                 with upload.lock:
-                    if upload.owner is not c:
-                        raise No(409, "a newer request writes this file", why="offset", offset=upload.offset)
+                    mine(upload, c)
                     if out.write(view) != len(view):
                         os.ftruncate(out.fileno(), upload.offset)        # another request may go on from here
                         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -1900,20 +1925,34 @@ def take_piece(c, row, kind, found):
                     c.relay.touch(row)
             c.relay.touch(row)
             fault("files piece")
-            if upload.offset < found["size"]:
-                return {"message": "received", "offset": upload.offset, "complete": False}
-            right = upload.digest.hexdigest() == found["sha256"] and os.fstat(out.fileno()).st_size == found["size"]
-            if right:
-                os.fsync(out.fileno())
+            with upload.lock:
+                if upload.offset < found["size"]:
+                    return {"message": "received", "offset": upload.offset, "complete": False}
+                mine(upload, c)
+                upload.ending = True
+            return end_upload(c, row, kind, found, upload, out)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             c.relay.uploads.pop((row["seq"], kind, found["n"]), None)
             raise c.relay.store.full(found["size"] - upload.offset)
         raise
-    c.relay.uploads.pop((row["seq"], kind, found["n"]), None)
-    if not right:
+    finally:
+        if upload.ending and upload.owner is c:
+            c.relay.uploads.pop((row["seq"], kind, found["n"]), None)
+
+
+def mine(upload, c):
+    """409 if a newer request writes this file."""
+    if upload.owner is not c:
+        raise No(409, "a newer request writes this file", why="offset", offset=upload.offset)
+
+
+def end_upload(c, row, kind, found, upload, out):
+    """All of a file is there: puts it in its place, durably, or drops it if its sum is another (422)."""
+    if upload.digest.hexdigest() != found["sha256"] or os.fstat(out.fileno()).st_size != found["size"]:
         os.unlink(upload.path)
         raise No(422, "the file lacks its sha256; dropped, from 0 again", why="sum", wrong=[found["n"]], offset=0)
+    os.fsync(out.fileno())
     blob = "%06d" % found["n"]
     os.rename(upload.path, c.relay.store.spool(row["accept_id"], kind, blob))
     complete_files(c, row, kind, blob, [(found["n"], 0)])
@@ -2817,6 +2856,12 @@ class Front:
             if self.stopping and (time.monotonic() > self.stopping or all(conn.phase != "busy" for conn in list(self.conns.values()))):
                 return
 
+    def hear(self, number, frame):
+        """A signal handler."""
+        self.signals.append(number)
+        if number != signal.SIGHUP:
+            end_surely(EX_INTERRUPT if number == signal.SIGINT else 0, LEAVE)
+
     def signalled(self, number):
         """SIGHUP reads the ini again; SIGTERM and Ctrl+C end in order."""
         if number == signal.SIGHUP:
@@ -3634,18 +3679,23 @@ class Relay:
             if not found or found[0]["state"] not in CLAIMED:
                 continue
             row = found[0]
-            if row["cancel"] and row["state"] in (SENDING, SENT):
-                self.store.write(lambda tx: move(self, tx, STEP["cancelled"], row, row["claim"], status="abnormal", reason=row["cancel"], claim=None,
-                                                 got=time.time()), "cancelled")
-            elif row["protocol"] == 1:                 # cannot be fenced, so it never goes back into the queue
+            if row["protocol"] == 1 and not (row["cancel"] and row["state"] in (SENDING, SENT)):     # it cannot be fenced: not into the queue again
                 self.lose(row)
             elif row["state"] in (SENDING, SENT):
-                self.store.write(lambda tx: move(self, tx, STEP["lapse"], row, row["claim"], claim=None, take=None), "lapse")
+                self.lapse(row)
             else:
                 log("warn", accept_id, "out-of-contact", poller=row["poller"])
                 self.silent[accept_id] = now
                 self.front.fire(("calc", accept_id))
                 self.front.fire(("site", row["site"], row["user"]))         # its poller may have delivered it before a restore
+
+    def lapse(self, row):
+        """The claim of what has not begun is void: back into the queue, or to its end if it was to be cancelled."""
+        if row["cancel"]:
+            step, word = STEP["cancelled"], {"status": "abnormal", "reason": row["cancel"], "got": time.time()}
+        else:
+            step, word = STEP["lapse"], {"take": None}
+        self.store.write(lambda tx: move(self, tx, step, row, row["claim"], claim=None, **word), step.name)
 
     def sweep_lost(self, now):
         """Counts the silence of those out of contact (the relay's own downtime does not count); ends them after lost_after."""
@@ -3678,6 +3728,9 @@ class Relay:
         for key, upload in list(self.uploads.items()):
             if monotonic - upload.touched > 600:       # its bytes stay; the sum is made again when it goes on
                 self.uploads.pop(key, None)
+        for seq, heard in list(self.stamps.items()):
+            if monotonic - heard > times["register_for"]:                # says no more than self.born now
+                self.stamps.pop(seq, None)
         old = []
         for state, field, limit in ((REGISTERED, "touched", "register_for"), (FINISHED, "finished", "keep_fetched"), (GOT, "got", "keep_results")):
             old += self.store.read("SELECT seq, accept_id, user, state FROM calculations WHERE state = ? AND touched < ? AND %s < ?"
@@ -3701,23 +3754,24 @@ class Relay:
         self.store.ballast()
 
     def make_room(self):
-        """Somebody was refused for want of room: the files of what is fetched go before keep_fetched, the oldest first, if that is enough.
-        The calculations stay, so that a request_id that comes again finds what it ran."""
-        need, self.store.wanted = self.store.wanted, 0
+        """Somebody was refused for want of room: the files of what is fetched go before keep_fetched, the oldest first, if that can be enough.
+        The calculations stay, so that a request_id that comes again finds what it ran; on a full disk nothing could be noted anyhow."""
+        need, self.store.wanted, free = self.store.wanted, 0, self.store.free()
         if not need:
             return
-        need += self.store.keep_free(self.conf["limits"]["spool_free"]) + self.reserved - self.store.free()
-        old = self.store.read("SELECT c.seq, c.accept_id, c.user, SUM(f.size) FROM calculations c JOIN files f ON f.calc = c.seq"
-                              " WHERE c.state = ? GROUP BY c.seq ORDER BY c.finished", FINISHED)
-        if need > sum(row[3] for row in old):
-            old = []
+        old = [row for row in self.store.read("SELECT c.accept_id, c.user, SUM(f.size) AS bytes FROM calculations c JOIN files f ON f.calc = c.seq"
+                                              " WHERE c.state = ? GROUP BY c.seq ORDER BY c.finished", FINISHED) if self.store.kept(row)]
+        if need > free + sum(row["bytes"] for row in old):
+            return
+        need += self.store.keep_free(self.conf["limits"]["spool_free"]) + self.reserved - free
         for row in old:
             if need <= 0:
                 break
-            self.store.write(lambda tx: tx.db.execute("DELETE FROM files WHERE calc = ?", (row["seq"],)), "make room")
-            remove_tree(self.store.spool(row["accept_id"], ""))
             log("info", row["accept_id"], "files-removed", why="no room", user=row["user"])
-            need -= row[3]
+            path = self.store.spool(row["accept_id"], "").rstrip(b"/")
+            os.rename(path, path + b".gone")           # a start removes it, if this ends here
+            remove_tree(path + b".gone")
+            need -= row["bytes"]
 
     def recount(self):
         """Counts what the quotas look at."""
@@ -3919,7 +3973,7 @@ def serve(options):
         relay.leases[row["accept_id"]] = time.monotonic() + conf["times"][key]
     signal.set_wakeup_fd(front.wake_write)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, lambda number, frame: front.signals.append(number))
+        signal.signal(number, front.hear)
     writer = threading.Thread(target=store.run, daemon=True)
     writer.start()
     for target in [relay.housekeeping, front.doorkeeper] + [front.work] * conf["limits"]["workers"]:
@@ -4055,7 +4109,8 @@ def check(options):
     rows = [(None, _("running as root; better as a user of its own"))] if os.geteuid() == 0 else []
     rows.append(look_at_file(path, 0o755))
     commands = {site: conf.get(site, {}).get("commands", []) + conf.get(site, {}).get("command_lines", []) for site in sites}
-    rows.append((bool(sites) or None, _("sites: %s; commands: %d") % (" ".join(sites) or "-", sum(map(len, commands.values())))))
+    text = _("sites: %s; commands: %d") % (" ".join(sites), sum(map(len, commands.values())))
+    rows.append((bool(sites) or None, text if sites else _("no sites: name them in [RemoteSites] remote_site_ids, each with a section of its own")))
     rows += [(None, _("site %s: no commands; nothing can be asked of it") % site) for site in sites if not commands[site]]
     for key, mode in (("certfile", 0o755), ("keyfile", 0o640), ("client_ca", 0o755), ("logfile", 0o640)):
         if server[key]:
@@ -4066,6 +4121,8 @@ def check(options):
     if os.path.exists(utf8(os.path.join(server["state_dir"], "state.sqlite3"))):
         rows.append(look_at_file(server["state_dir"], 0o700))
         rows += check_tokens(server)
+    elif os.geteuid() and os.path.exists(utf8(server["state_dir"])) and os.stat(utf8(server["state_dir"])).st_uid != os.geteuid():
+        rows.append((False, _("%s: belongs to another user; run as that user, or set [Server] state_dir") % server["state_dir"]))
     else:
         rows.append((None, _("%s is not there yet; the first start makes it") % server["state_dir"]))
     return say_findings(rows + check_listener(server), options.json)
@@ -4133,7 +4190,7 @@ def check_listener(server):
             sock.close()
         return [(True, _("a relay answers on port %d") % port)]
     except OSError as error:
-        return [(None, _("nothing answers on port %d: %s") % (port, error))]
+        return [(None, _("nothing answers on port %d: %s") % (port, error.strerror or error))]
 
 
 UNIT = """# %(where)s   (systemd; read it, change what is not so at your site, then: systemctl enable --now %(name)s)
@@ -4529,7 +4586,12 @@ def demo_in(folder, scripts, parts):
         with open(os.path.join(workflow, "life.json")) as text:
             result = json.load(text)
     except (Stop, OSError, ValueError):
-        raise Stop(code or EX_DATA, _("demo: no result came back: %s") % (parts[-1].lines or ["-"])[-1])
+        said = []
+        if os.path.exists(utf8(os.path.join(workflow, LOG_NAMES[1]))):
+            with open(utf8(os.path.join(workflow, LOG_NAMES[1])), encoding="utf-8", errors="replace") as text:
+                said = text.read().splitlines()
+        raise Stop(code or EX_DATA, _("demo: no result came back: %s; the command's last line: %s (demo --keep keeps the files)") % (
+            (parts[-1].lines or ["-"])[-1], (said or ["-"])[-1]))
     print()
     print(_("result:           %s") % json.dumps(result))
     print(_("workflow side:    %s (the result, and both logs)") % workflow)
@@ -4549,17 +4611,17 @@ def parse(words):
 
     class Parser(argparse.ArgumentParser):
         def error(self, message):
-            raise Stop(EX_USAGE, "%s (%s --help)" % (message, PROGRAM))
+            raise Stop(EX_USAGE, "%s (%s.py --help)" % (message, PROGRAM))
 
     common = Parser(add_help=False)
     common.add_argument("--ini", default=argparse.SUPPRESS)
     for name in ("--json", "-q", "-v"):
         common.add_argument(name, action="store_true", default=argparse.SUPPRESS, dest={"-q": "quiet", "-v": "verbose"}.get(name, "json"))
-    parser = Parser(prog=PROGRAM, usage=argparse.SUPPRESS, parents=[common], description=__doc__,
+    parser = Parser(prog=PROGRAM + ".py", usage=argparse.SUPPRESS, parents=[common], description=__doc__,
                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--version", action="store_true", help=argparse.SUPPRESS)
     parser.set_defaults(function=serve, ini=None, json=False, quiet=False, verbose=False)
-    commands = parser.add_subparsers(dest="command", metavar="")
+    commands = parser.add_subparsers(dest="command", metavar="", prog=PROGRAM + ".py")
     commands.add_parser("serve", parents=[common]).set_defaults(function=serve)
     added = commands.add_parser("demo", parents=[common])
     added.add_argument("--keep", action="store_true")

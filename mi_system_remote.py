@@ -33,6 +33,7 @@ Token: token_file (mode 0600), $CREDENTIALS_DIRECTORY/mi_distcomp_token, $MI_DIS
 exit codes: 0 done, or stopped by SIGTERM, 64 usage, 69 relay unavailable, 70 bug, 74 input/output, 75 another poller holds calc_base,
 or (--once, --drain) disk full or a result still here, 77 token or site refused, 78 configuration, 130 after Ctrl+C
 """
+import _thread
 import binascii
 import collections
 import errno
@@ -62,6 +63,7 @@ REFUSED_PAUSE = 60             # seconds until a result that the relay refuses i
 REFUSED_MOST = 3600            # ... up to this
 V1_AGAIN = 600                 # seconds after which a fielded relay is asked again whether it is one still
 V1_LOST_AFTER = 3600           # seconds after which a calculation of a fielded relay is ours if its calc-info was lost and nobody goes on
+LEAVE = 3                      # seconds after a signal until it ends in any case, even if nobody reads its log
 OUTPUT_PART = 64 << 10         # bytes of a running command's stdout, and of its stderr, that one heartbeat takes along
 OUTPUT_QUIET = 8               # seconds until the output of a command that writes seldom is looked at again
 OUTPUT_MOST = 64 << 20         # bytes of each that go ahead of the results, all in all
@@ -145,6 +147,15 @@ def utf8_stdio():
         stream = getattr(sys, name)
         if stream is not None and hasattr(stream, "detach"):
             setattr(sys, name, io.TextIOWrapper(stream.detach(), "utf-8", "backslashreplace", line_buffering=True))
+
+
+def end_surely(code, seconds):
+    """Ends the program with that code after so many seconds, should the way out of it hang: nobody reads what it writes, a disk does not answer.
+    For signal handlers: no lock is taken."""
+    def end():
+        time.sleep(seconds)
+        os._exit(code)
+    _thread.start_new_thread(end, ())
 
 
 def run_as_program(main):
@@ -272,7 +283,7 @@ def read_ini(path, table, guarded=False):
         except OSError as error:
             raise Stop(EX_CONFIG, "%s: %s" % (path, error.strerror))
         except (configparser.Error, UnicodeDecodeError) as error:
-            raise Stop(EX_CONFIG, "%s: %s" % (path, " ".join(str(error).split())))
+            raise Stop(EX_CONFIG, "%s: %s" % (path, re.sub(r"^While reading from .*? \[line +(\d+)\]", r"line \1", " ".join(str(error).split()))))
     result = {name: {key: default for key, (kind, default) in keys.items() if "*" not in key}
               for name, keys in table.items() if "*" not in name}
     for section in parser.sections():
@@ -744,6 +755,25 @@ class Backoff:
         return wait * (0.5 + int.from_bytes(os.urandom(2), "big") / 131072)
 
 
+def aside(work):
+    """Does work() in a thread of its own: no signal ends a wait for a name server, but one ends the wait for that thread."""
+    if threading.current_thread() is not threading.main_thread():        # it gets no signals
+        return work()
+    done, failed = threading.Event(), []
+
+    def carry():
+        try:
+            work()
+        except Exception as error:
+            failed.append(error)
+        done.set()
+
+    threading.Thread(target=carry, daemon=True).start()
+    done.wait()
+    if failed:
+        raise failed[0]
+
+
 class Relay:
     """A relay as one client sees it; not for two threads at once.
 
@@ -820,7 +850,7 @@ class Relay:
             made = http.client.HTTPConnection(host, port, timeout=timeout)
         where = self.url + (_(" through the proxy %s:%d") % via[:2] if via else "")
         try:
-            made.connect()
+            aside(made.connect)
         except ssl.SSLError as error:
             reason = getattr(error, "verify_message", "") or getattr(error, "reason", "") or str(error)
             kind = "certificate" if "CERTIFICATE_VERIFY" in str(error).upper() else "network"
@@ -1500,11 +1530,15 @@ trap '' HUP; trap : TERM INT                       # outlive terminal and cancel
 note "$c/start" started || exit 73
 [ -p "$c/alive" ] && exec 9<>"$c/alive"            # a reader of the FIFO sees a hang-up the moment that we are gone
 cd "$w" && sh "$c/run" -child "$c" "$@" </dev/null >"$c/stdout" 2>"$c/stderr" 9>&-
-note "$c/end.tmp" "exit $?" && mv "$c/end.tmp" "$c/end"
+note "$c/end.tmp" "exit $?" || exit 73
+for try in 1 2 3 4 5; do mv "$c/end.tmp" "$c/end" 2>/dev/null && break; done      # what cancels the command may hit mv
 """
 Note = collections.namedtuple("Note", "pid start boot host text time")      # what the wrapper's note() wrote; time: its mtime, seconds
 WRAPPER_PATH = "/usr/local/bin:/usr/bin:/bin"          # of the wrapper itself
 ORPHAN_GRACE = 10              # seconds after which wrapper and command, both gone without `end`, count as lost
+STORM = 4000                   # children of a wrapper, dead ones counted, with which a command that is to end gets no more grace
+KILL_TRIES = 5                 # seconds that SIGKILL is sent again and again; what is there then is another user's, or hangs in the kernel
+ADOPT = []                     # what adopter() has found
 
 
 def boot_id():
@@ -1549,6 +1583,20 @@ def prepare(control, fifo=True):
     sync_folder(control)
 
 
+def adopter():
+    """A function for Popen's preexec_fn: it makes the wrapper the parent of every orphan below it, so that stop_tree() finds also what has left
+    its parent, its session and its environment behind. None where there is no such thing (Linux has it)."""
+    if not ADOPT:
+        try:
+            import ctypes
+            prctl = ctypes.CDLL(None).prctl
+            prctl.argtypes = [ctypes.c_int] + [ctypes.c_ulong] * 4
+            ADOPT.append(lambda: prctl(36, 1, 0, 0, 0))                  # PR_SET_CHILD_SUBREAPER
+        except (ImportError, AttributeError, OSError, MemoryError):      # a Python without it, or a host that forbids what it needs
+            ADOPT.append(None)
+    return ADOPT[0]
+
+
 def start_wrapper(control, work, argv, env):
     """Starts the wrapper, detached, on argv (list of str) in the directory work with the environment env. Returns the Popen.
     The wrapper needs sh, mv and printf: a PATH of the command's own must not hide them."""
@@ -1556,7 +1604,7 @@ def start_wrapper(control, work, argv, env):
         argv, env = ["/usr/bin/env", "PATH=" + env["PATH"]] + argv, dict(env, PATH=WRAPPER_PATH)
     words = [b"/bin/sh", os.path.join(control, b"run"), control, work] + [utf8(word) for word in argv]
     return subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-                            env={utf8(key): utf8(value) for key, value in env.items()}, start_new_session=True, cwd=b"/")
+                            env={utf8(key): utf8(value) for key, value in env.items()}, start_new_session=True, cwd=b"/", preexec_fn=adopter())
 
 
 def read_note(path):
@@ -1610,7 +1658,95 @@ def look(control, now):
     return ("lost", "end unknown") if now - (child or started).time > ORPHAN_GRACE else ("starting", None)
 
 
-def wait_end(control, stop, most=1.0):
+def processes(leader, mark, known):
+    """{(pid, start time)} of a command's process tree: in its wrapper's session, with `mark` in the environment, known as part of it from an
+    earlier look, or below one of these. leader: the wrapper's pid, 0 if it is gone; it is not among them."""
+    parents, starts, found = {}, {}, {leader} - {0}
+    for pid in (int(name) for name in os.listdir("/proc") if name.isdigit()):
+        try:
+            with open("/proc/%d/stat" % pid, "rb") as text:
+                words = text.read().rpartition(b") ")[2].split()
+            if words[0] not in (b"Z", b"X"):
+                parents[pid], starts[pid] = int(words[1]), words[19]
+                if leader and int(words[3]) == leader or (pid, words[19]) in known:
+                    found.add(pid)
+                    continue
+                with open("/proc/%d/environ" % pid, "rb") as text:
+                    if mark in text.read().split(b"\0"):
+                        found.add(pid)
+        except OSError:
+            pass                                       # gone, or another user's
+    more = found
+    while more:
+        more = {pid for pid, parent in parents.items() if parent in more} - found
+        found |= more
+    return {(pid, starts[pid]) for pid in found - {leader, os.getpid()} if pid in starts}
+
+
+def signal_to(pid, number):
+    """Sends a signal; a process that is gone, or another user's, does not matter."""
+    try:
+        os.kill(pid, number)
+    except OSError:
+        pass
+
+
+def children(pid):
+    """The pids of its children, dead ones too, the youngest last, at once ([] where the kernel does not list them)."""
+    try:
+        with open("/proc/%d/task/%d/children" % (pid, pid), "rb") as text:
+            return [int(word) for word in text.read().split()]
+    except OSError:
+        return []
+
+
+def childless(pid):
+    """Are all its children dead? A look at all processes misses what forks and ends meanwhile; pid stands still, so here it cannot hide."""
+    found = children(pid)
+    for child in found:
+        try:
+            with open("/proc/%d/stat" % child, "rb") as text:
+                if text.read().rpartition(b") ")[2][:1] not in b"ZX":
+                    return False
+        except OSError:
+            pass
+    return children(pid) == found
+
+
+def stop_tree(control, mark, grace):
+    """Ends the command of a control directory and all that descends from it: SIGTERM, after `grace` seconds SIGKILL. Its wrapper stands still
+    meanwhile: it stays there as the parent of all orphans, and notes the end afterwards. mark: MI_RUN=..., bytes.
+    Returns the pids of what does not end."""
+    wrapper, told, until = read_note(os.path.join(control, b"start")), set(), time.monotonic() + grace
+    leader = wrapper.pid if wrapper and still_there(wrapper) else 0
+    try:
+        if leader:
+            os.kill(leader, signal.SIGSTOP)
+        while True:
+            alive, now = processes(leader, mark, told), time.monotonic()
+            late = now > until or leader and len(children(leader)) > STORM
+            if not alive and (not leader or childless(leader)) or now > until + KILL_TRIES:
+                return sorted(pid for pid, start in alive)
+            for pid, start in alive if late else alive - told:
+                signal_to(pid, signal.SIGKILL if late else signal.SIGTERM)
+                signal_to(pid, signal.SIGCONT)         # else a stopped one would not hear of it
+            told |= alive                              # whose parent ends now is not lost sight of
+            while time.monotonic() < now + 0.05:       # what leaves a child behind and ends is quicker than a look at all processes
+                for pid in children(leader)[-20:] if late and leader else ():
+                    signal_to(pid, signal.SIGKILL)
+                time.sleep(0.001 if late else 0.05)
+    finally:
+        let_go_on(control)
+
+
+def let_go_on(control):
+    """The wrapper of a control directory goes on, if stop_tree() made it stand still and was killed there."""
+    wrapper = read_note(os.path.join(control, b"start"))
+    if wrapper and still_there(wrapper):
+        signal_to(wrapper.pid, signal.SIGCONT)
+
+
+def wait_end(control, stop, most=0.25):
     """Waits until the command has ended or stop() is true; looks at the FIFO, so that the end is seen at once. Returns look()'s answer.
     most: seconds between two looks."""
     try:
@@ -1642,20 +1778,24 @@ def wait_end(control, stop, most=1.0):
 # Batch systems. A job is the wrapper, submitted; its `end` is the truth, a queue only says "not yet". One query tells of all jobs.
 JOB = r"""#!/bin/sh
 # What a batch system is given. Each line of the file `words` is one word of what it runs: no shell reads anything into them.
+control={control}
 set --
-while IFS= read -r word; do set -- "$@" "$word"; done <{control}/words
+while IFS= read -r word; do set -- "$@" "$word"; done <"$control/words"
 """
 JOB_EXEC = 'exec "$@"\n'       # Slurm and PBS signal every process of a job
-JOB_WAIT = r"""trap 'read -r pid rest <{control}/child && kill -TERM "$pid"' TERM        # HTCondor signals this one only, then kills all
+JOB_WAIT = r"""trap 'read -r pid rest <"$control/child" && kill -TERM "$pid"' TERM        # HTCondor signals this one only, then kills all
 "$@" &
 while kill -0 $! 2>/dev/null; do wait $!; done
 """
 QUERY_TIME = 30                # seconds that a program of a batch system may take (Slurm's give a controller up after ten)
+ANSWER_MOST = 8 << 20          # bytes of an answer that are kept: some 50,000 jobs in Slurm's, 2,000 in PBS's; more is no answer
 END_LATE = 30                  # seconds that `end` may come after the queue's word that the job is over (NFS), and that word after `end`
+SENT_LATE = 60                 # seconds for which a queue must not know a job, of which it is unsure whether it was sent, before it is sent again
+UNSURE = re.compile(r"timed? ?out|zero bytes|connect|commit|End of File|no answer", re.I)      # in the words of a submission that failed
 KILLED = (137, 140, 143, 152)  # exit codes after which the queue is asked whether it was the batch system's doing (KILL, USR2, TERM, XCPU)
-CLIENT = re.compile(r"(SLURM_CONF|PBS_(CONF_FILE|EXEC|DEFAULT|SERVER)|CONDOR_CONFIG|_CONDOR_[A-Z_]+)\Z")    # variables for its programs
+CLIENT = re.compile(r"(SLURM_(CONF|CLUSTERS)|PBS_(CONF_FILE|EXEC|DEFAULT|SERVER)|CONDOR_CONFIG|_CONDOR_[A-Z_]+)\Z")    # for its programs
 MARK = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\.\d+")       # MI_RUN = ACCEPT_ID.N, by which a job is found again
-Seen = collections.namedtuple("Seen", "job mark state node text")      # one job in an answer; state: queued, running, done, over (badly)
+Seen = collections.namedtuple("Seen", "job mark state node text")      # state: queued, held, running, done, over (badly)
 Batch = collections.namedtuple("Batch", "submit number ask past partial read cancel away wrong said")
 
 
@@ -1668,12 +1808,15 @@ def slurm_submit(control, run, options):
 def slurm_read(text):
     """Every Seen in what squeue or sacct answered. ValueError if it is neither's."""
     found = []
-    for line in text.splitlines():
-        job, state, node, reason, names = line.split("|", 4)
-        word, mark = state.split(" ")[0], MARK.search(names)
-        if not re.match(r"\d+", job) or not re.match(r"[A-Z_]+\Z", word):
-            raise ValueError(line)
-        ended = "BOOT_FAIL CANCELLED DEADLINE FAILED LAUNCH_FAILED NODE_FAIL OUT_OF_MEMORY PREEMPTED RECONFIG_FAIL REVOKED TIMEOUT"
+    for line in text.split("\n"):
+        row = re.match(r"(\d[^|\s]*)\|([A-Z_]+(?: [^|]*)?)\|([^|]*)\|([^|]*)\|(.*)", line)
+        if row is None and not found and not re.match(r"(CLUSTER: \S+)?\Z", line):
+            raise ValueError(line)                     # later on it is the rest of a name with line breaks
+        if row is None:
+            continue
+        job, state, node, reason, names = row.groups()
+        word, mark = state.split(" ")[0], MARK.search(names)           # REVOKED: it runs on another cluster of the federation
+        ended = "BOOT_FAIL CANCELLED DEADLINE FAILED LAUNCH_FAILED NODE_FAIL OUT_OF_MEMORY PREEMPTED RECONFIG_FAIL TIMEOUT"
         kind = "over" if word in ended.split() else "queued" if word in ("PENDING", "CONFIGURING") or "REQUEUE" in word else "running"
         kind = "done" if word == "COMPLETED" else kind
         found.append(Seen(job, mark and mark.group(), kind, node, state + (", " + reason if reason not in ("", "None") else "")))
@@ -1684,6 +1827,23 @@ def pbs_submit(control, run, options):
     """The argument vector that submits. The name is short: older ones allow 15 letters."""
     return ["qsub"] + options + ["-N", "mi_" + run[:8] + run[9:13], "-v", "MI_RUN=" + run, "-r", "n", "-j", "oe", "-S", "/bin/sh",
                                  "-o", control + "/batch.log", control + "/job"]
+
+
+def own(name):
+    """Is that owner of a job (USER@HOST, DOMAIN\\USER) we? True if nobody is named. A mark in another user's job is no mark."""
+    import pwd
+    try:
+        me = pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:
+        return True
+    return not name or len({str(text).split("\\")[-1].split("@")[0].lower() for text in (name, me)}) == 1
+
+
+def pbs_keep(text):
+    """Of what qstat -f has said so far (bytes) the jobs that may be ours: a site's others are many."""
+    first, *more = text.split(b"\nJob Id:")
+    ours = [part for part in more[:-1] if b"MI_RUN=" in part.replace(b"\r", b"").replace(b"\n\t", b"")]
+    return b"\nJob Id:".join([first] + ours + more[-1:])
 
 
 def pbs_read(text):
@@ -1697,6 +1857,7 @@ def pbs_read(text):
         state, mark = told["job_state"] if "job_state" in told else "", MARK.search(told.get("Variable_List", ""))
         if not re.match(r"\d+", lines_of[0]) or not re.match(r"[A-Z]\Z", state):
             raise ValueError(part)
+        mark = mark if own(told.get("Job_Owner")) else None
         code = told.get("Exit_status") or told.get("exit_status")
         words = [state] + (["exit status " + code] if code and state in "CFX" else []) + [told[key] for key in ("comment",) if key in told]
         words += ["held (%s)" % told["Hold_Types"]] if state == "H" and "Hold_Types" in told else []
@@ -1720,21 +1881,26 @@ def condor_submit(control, run, options):
 def condor_read(text):
     """Every Seen in what condor_q or condor_history answered. ValueError if it is neither's."""
     found, names = [], ("", "idle", "running", "removed", "completed", "held", "transferring output", "suspended")
-    for entry in json.loads(text) if text.strip() else []:
+    try:
+        entries = json.loads(text) if text.strip() else []
+    except RecursionError:
+        raise ValueError(text)
+    for entry in entries if isinstance(entries, list) else [None]:
         try:
             state, job = int(entry["JobStatus"]), "%d.%d" % (int(entry["ClusterId"]), int(entry["ProcId"]))
-        except (TypeError, KeyError):
+        except (TypeError, KeyError, OverflowError):
             raise ValueError(text)
         reason = str(entry.get({1: "LastRejMatchReason", 5: "HoldReason", 3: "RemoveReason"}.get(state), "")).strip()
         node = str(entry.get("RemoteHost") or entry.get("LastRemoteHost") or "").partition("@")[2]
-        kind = {1: "queued", 5: "queued", 3: "running" if entry.get("RemoteHost") else "over", 4: "done"}.get(state, "running")
-        found.append(Seen(job, entry.get("MIRun"), kind, node,
+        kind = {1: "queued", 5: "held", 3: "running" if entry.get("RemoteHost") else "over", 4: "done"}.get(state, "running")
+        mark = MARK.fullmatch(str(entry.get("MIRun")))
+        found.append(Seen(job, mark.group() if mark and own(entry.get("Owner")) else None, kind, node,
                           names[state if 0 < state < len(names) else 0] + (": " + reason if reason else "")))
     return found
 
 
 CONDOR_TELL = ["-json", "-attributes",
-               "ClusterId,ProcId,JobStatus,MIRun,HoldReason,RemoveReason,LastRejMatchReason,RemoteHost,LastRemoteHost"]
+               "ClusterId,ProcId,JobStatus,Owner,MIRun,HoldReason,RemoveReason,LastRejMatchReason,RemoteHost,LastRemoteHost"]
 # submit(control, run, options) · what its answer holds · one query for all: ask(job numbers, or none), past(job numbers) · stderr lines beside
 # which a failed query is an answer · read · cancel · refusals of a submission that pass, and that will not · what the job's own log tells
 BATCH = {
@@ -1747,7 +1913,7 @@ BATCH = {
         r"[Ii]nvalid|unrecognized|not available|not found|denied|[Uu]nable to open|exceeds",
         r"slurmstepd\S*: (?:error: )?(.*\*\*\*.*|.*memory.*|.*oom.*)"),
     "pbs": Batch(
-        pbs_submit, r"^(\d+(?:\.\S+)?)$", lambda jobs: ["qstat", "-f"] + jobs, lambda jobs: ["qstat", "-x", "-f"] + jobs,
+        pbs_submit, r"^(\d+(?:\[\])?(?:\.\S+)?)$", lambda jobs: ["qstat", "-f"] + jobs, lambda jobs: ["qstat", "-x", "-f"] + jobs,
         r"qstat: (Unknown Job Id|.* has finished)", pbs_read, lambda job: ["qdel", job],
         r"onnect|onnection|timed out|refused|busy|temporar|limit|exceeded|End of File|[Ss]erver shutting",
         r"[Ii]llegal|[Uu]nknown|[Ii]nvalid|Unauthorized|not found|denied|usage:", r"=>> PBS: (.*)|.*(?:[Oo]om|memory|Killed by).*"),
@@ -1794,25 +1960,58 @@ def batch_options(keys, words):
             options.append(option.replace("{}", value))
     if given:
         raise ValueError(_("batch.%s may not be set here") % sorted(given)[0])
+    if keys["batch"] == "slurm" and any(re.match(r"-M|--clusters?\b", option) for option in options):
+        raise ValueError(_("which cluster it is, every program must know: env.SLURM_CLUSTERS = NAME, no --clusters"))
     return options, rest
 
 
-def batch_call(words, env, inherit=()):
-    """(exit code, stdout, stderr) of a batch system's own program; 127 if it is not there, None if it did not answer in time."""
+def batch_call(words, env, inherit=(), keep=None):
+    """(exit code, stdout, stderr) of a batch system's own program; 127 if it is not there, None if it did not answer in time, or without end.
+    keep: see batch_hear()."""
     try:
         child = subprocess.Popen([utf8(word) for word in words], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                                  env={utf8(key): utf8(value) for key, value in env.items()}, cwd=b"/", start_new_session=True,
                                  pass_fds=inherit)
     except OSError as error:
         return 127, "", "%s: %s" % (words[0], error.strerror)
+    until = time.monotonic() + QUERY_TIME
+    with child.stdout, child.stderr:
+        out, err, code = batch_hear(child, until, keep)
     try:
-        out, err = child.communicate(timeout=QUERY_TIME)
-        code = child.returncode
-    except subprocess.TimeoutExpired:
-        os.killpg(child.pid, signal.SIGKILL)
-        child.communicate()
-        code, out, err = None, b"", b"no answer"
+        if code is not None:
+            code = child.wait(max(0.1, until - time.monotonic()))
+        else:
+            os.killpg(child.pid, signal.SIGKILL)
+            child.wait(5)                              # on a file system that is away not even that ends it
+    except (subprocess.TimeoutExpired, PermissionError):
+        code = None
     return code, out.decode("utf-8", "replace"), err.decode("utf-8", "replace")
+
+
+def batch_hear(child, until, keep):
+    """(stdout, stderr, 0) of a child when both are closed; (b"", why, None) if that is not so at `until` (time.monotonic()), or it is too much.
+    keep(stdout so far): what is wanted of that, for answers that are long."""
+    poller, out, err, done = select.poll(), bytearray(), bytearray(), 0
+    into = {child.stdout.fileno(): out, child.stderr.fileno(): err}
+    for pipe in into:
+        poller.register(pipe, select.POLLIN)
+    while into:
+        ready = poller.poll(max(0, until - time.monotonic()) * 1000)
+        if not ready or time.monotonic() > until:
+            return b"", b"no answer", None
+        for pipe, _event in ready:
+            data = os.read(pipe, 65536)
+            into[pipe] += data
+            if not data:
+                poller.unregister(pipe)
+                del into[pipe]
+        del err[65536:]
+        if keep and len(out) - done > 1 << 20:
+            out[:] = keep(bytes(out))
+            done = len(out)
+        if len(out) > ANSWER_MOST:
+            return b"", b"an answer without end", None
+    return out, err, 0
 
 
 def batch_look(control):
@@ -1834,7 +2033,8 @@ class Queue:
     `poll` seconds, beside their waiting, and not at all when nobody waits: the answer lies in a file of the folder."""
 
     def __init__(self, folder, system, env):
-        self.system, self.table, self.env, self.folder = system, BATCH[system], env, folder
+        self.system, self.table, self.folder = system, BATCH[system], folder
+        self.env = dict(env, SQUEUE_FEDERATION="1")    # a federation's other clusters too; nothing to the rest
         client = sorted(item for item in env.items() if CLIENT.match(item[0]))
         name = "queue." + system + (".%08x" % binascii.crc32(utf8(repr(client))) if client else "")
         self.path, self.lock, self.stamp, self.asking = os.path.join(folder, utf8(name)), threading.Lock(), None, False
@@ -1859,13 +2059,17 @@ class Queue:
         """(time of the last answer, that job's Seen or None). Has the queue asked anew, beside, if it is older than poll seconds."""
         with self.lock:
             self.load()
-            if time.time() - self.known["tried"] >= poll and not self.asking:
+            if not self.asking and self.due(poll):
                 self.asking = True
                 threading.Thread(target=self.ask, args=(poll,), daemon=True).start()
             row = self.rows.get(mark) or self.rows.get(job)
             if row is not None and row.mark not in (mark, None):
                 row = None                             # a number that was given again
             return self.known["t"], row or self.past.get(job)
+
+    def due(self, poll):
+        """Is the last query older than that, or from the future (the clock was set back)?"""
+        return not 0 <= time.time() - self.known["tried"] < poll
 
     def ask(self, poll):
         """One query, or none if another process makes it just now."""
@@ -1877,7 +2081,7 @@ class Queue:
                     self.load()
                     missed, began = sorted(self.missed), time.time()
                     self.turn = bool(missed) and not self.turn     # a query for those that vanished comes in place of one for all
-                if began - self.known["tried"] >= poll:
+                if self.due(poll):
                     self.query(began, missed)
         except OSError:
             pass
@@ -1887,13 +2091,13 @@ class Queue:
     def query(self, began, missed):
         """Asks for what is in the queue, or what became of those that are not."""
         words = self.table.past(missed) if self.turn else self.table.ask(self.numbers())
-        code, out, err = batch_call(words, self.env)
+        code, out, err = batch_call(words, self.env, (), pbs_keep if self.system == "pbs" else None)
         known = dict(self.known, tried=began, why="")
         self.missed.clear()                            # whoever still misses one says so again
         try:
             if code is None or code and not all(re.match(self.table.partial, line) for line in (err.strip() or "?").splitlines()):
                 raise ValueError(" ".join(err.split())[:200] or "exit code %s" % code)
-            found = self.table.read(out)
+            found = [row._replace(job=row.job[:100], node=printable(row.node)[:100], text=printable(row.text)[:300]) for row in self.table.read(out)]
             if self.turn:
                 self.past = {row.job: row for row in found if row.state in ("done", "over")}
             else:
@@ -1937,12 +2141,17 @@ def batch_where(folder, control):
             try:
                 with open(os.path.join(folder, name), "rb") as known:
                     rows = [Seen(*row) for row in json.loads(known.read().decode("utf-8"))["rows"]]
-                text = ["queued (%s)" % row.text for row in rows if row.mark == order["run"]][0]
+                text = ["queued (%s)" % row.text for row in rows if row.mark == order["run"] or row[:2] == (order["job"], None)][0]
             except (OSError, ValueError, KeyError, TypeError, IndexError):
                 pass                                   # it has not been asked yet
     if state == "running":
         return state, "running on " + detail.host
     return ("queued", text) if state == "ready" else (state, "")
+
+
+def later(when, then):
+    """Is an answer of `when` later than `then` (both time.time())? If `then` is to come, the clock was set back: it may be."""
+    return when > then or then > time.time()
 
 
 class BatchJob:
@@ -1951,7 +2160,9 @@ class BatchJob:
 
     def __init__(self, control, queue, poll, grace, at=lambda name: None):
         self.control, self.queue, self.poll, self.grace, self.at = control, queue, poll, grace, at
-        self.order, self.absent, self.over, self.failing, self.asked = read_batch(control), [], None, None, 0.0
+        self.order, self.failing, self.unsure = read_batch(control), None, True
+        self.absent = []                               # of the answers of after the submission that do not name it the first and the last:
+        self.over, self.off, self.asked = None, None, None             # (their time, when we saw them), like these in time.monotonic()
         self.where, self.why, self.failed, self.node = "", "", "", ""
 
     def path(self, name):
@@ -1984,9 +2195,11 @@ class BatchJob:
         self.submit()
 
     def submit(self):
-        """Submits, unless that is under way or done. Whoever does it holds the lock of `job`, and so does the program that submits: while
-        that lives, also without us, nobody takes the job for lost."""
+        """Submits, unless that is under way or done, or others of the queue take long over it. Whoever does it holds the lock of `job`, and so
+        does the program that submits: while that lives, also without us, nobody takes the job for lost."""
         import fcntl
+        if not self.queue.submitting.acquire(timeout=1):
+            return
         lock = os.open(self.path(b"job"), os.O_RDONLY)
         try:
             try:
@@ -1998,8 +2211,7 @@ class BatchJob:
                 return
             self.save(sent=self.order["sent"] + 1)
             self.at("submitting")
-            with self.queue.submitting:
-                code, out, err = batch_call(self.order["submit"], self.queue.env, (lock,))
+            code, out, err = batch_call(self.order["submit"], self.queue.env, (lock,))
             self.at("submitted")
             found = re.findall(self.queue.table.number, out, re.M)
             if code == 0 and found:
@@ -2010,13 +2222,14 @@ class BatchJob:
                 self.refused(code, " ".join((err or out).split())[:300] or "exit code %s" % code)
         finally:
             os.close(lock)
+            self.queue.submitting.release()
 
     def refused(self, code, text):
         """A submission failed: for good, or (perhaps it did not) the queue is looked at and it is sent again."""
-        table, self.failing = self.queue.table, self.failing or time.time()
-        self.why = "%s: %s" % (self.order["submit"][0], printable(text))
+        table, self.failing = self.queue.table, self.failing or time.monotonic()
+        self.why, self.unsure = "%s: %s" % (self.order["submit"][0], printable(text)), bool(UNSURE.search(text))
         away = code is None or re.search(table.away, text)
-        if code == 127 or not away and (re.search(table.wrong, text) or time.time() - self.failing > self.grace):
+        if not away and (re.search(table.wrong, text) and code != 127 or time.monotonic() - self.failing > self.grace):
             self.failed = self.why
 
     def under_way(self):
@@ -2033,56 +2246,76 @@ class BatchJob:
         """(state, detail): queued, running; ended: detail the exit code, as look() has it; lost: detail why. self.where: for people;
         self.why: the batch system's own words about an end that was its doing."""
         state, detail = batch_look(self.control)
-        now, job = time.time(), self.order["job"]
+        if not self.order["job"]:
+            self.order = read_batch(self.control) or self.order            # another process may have submitted it
+        job, now = self.order["job"], time.monotonic()  # a clock that is set moves no time limit
         if state == "ended" and (detail not in KILLED or self.explained(now)):
             self.why = self.log_words() if detail else ""
             return state, detail
         when, row = self.queue.seen(self.order["run"], job, self.poll)
         if row is not None:
-            return self.as_seen(row, state, detail, now)
+            return self.as_seen(row, when, state, detail, now)
         if self.failed and (state == "stopped" or state == "ready" and self.take_ready()):
             return "lost", self.failed
-        if when > max([self.order["t"]] + self.absent[-1:]):
-            self.absent.append(when)                   # an answer of after the submission that does not name it
+        if later(when, self.order["t"]) and when not in [told for told, _at in self.absent]:
+            steady = self.absent and now - self.absent[-1][1] < 3 * self.poll + 2 * QUERY_TIME         # an outage counts for nothing
+            self.absent = (self.absent[:1] if steady else []) + [(when, now)]
+        missing = self.absent[-1][1] - self.absent[0][1] if len(self.absent) > 1 else -1
         if self.absent and job:
             self.queue.missed.add(job)
         if state == "stopped":
             self.over = self.over or now
-            if job or len(self.absent) > 1 or now - self.over > max(END_LATE, 3 * self.poll):
+            if job or len(self.absent) > 1 or not self.order["sent"] or now - self.over > max(END_LATE, 3 * self.poll):
                 return "lost", "cancelled"
-        elif len(self.absent) > 1 and state == "ready" and not job:
+        elif state == "ready" and not job and (not self.order["sent"] or missing >= (self.unsure and min(self.grace, SENT_LATE))):
             if not self.under_way():
                 self.absent = []
                 self.submit()
-        elif len(self.absent) > 1 and state != "ended" and self.absent[-1] - self.absent[0] >= self.grace:
+        elif missing >= self.grace and state != "ended":
             self.stop()                                # should it run all the same
             return "lost", "%s does not know job %s any more%s" % (self.queue.system, job, self.log_words(", "))
-        self.node = detail.host if state == "running" else ""
-        self.where = "running on " + detail.host if state == "running" else self.why or ("queued" if job else "submitting")
+        if state != "ended":
+            self.node = detail.host if state == "running" else ""
+            self.where = "running on " + detail.host if state == "running" else self.why or ("queued" if job else "submitting")
         return ("queued" if state in ("ready", "stopped") else "running"), detail
 
-    def as_seen(self, row, state, detail, now):
+    def as_seen(self, row, when, state, detail, now):
         """look(), where the queue names the job."""
         self.absent = []
         if not self.order["job"]:
             self.save(job=row.job)                     # the submission of before had happened
             self.failing, self.failed, self.why = None, "", ""
+        words = "%s: %s%s%s" % (self.queue.system, row.text, " on " + row.node if row.node else "", self.log_words(", "))
         if row.state in ("done", "over"):
             self.over = self.over or now
-            words = "%s: %s%s%s" % (self.queue.system, row.text, " on " + row.node if row.node else "", self.log_words(", "))
             if state == "ended":
                 self.why = words if row.state == "over" else self.log_words()
                 return state, detail
             if state == "stopped" or self.take_ready() or now - self.over > min(self.grace, END_LATE):
-                return "lost", "cancelled" if state == "stopped" else words
+                return "lost", "cancelled" if state == "stopped" else words + (", its end unknown" if row.state == "done" else "")
             return "running", detail
         self.over = self.over if state == "ended" else None
+        if row.state in ("queued", "held") and state in ("running", "ended"):
+            return self.taken_off(row, when, state, detail, now, words)
+        self.off = None
         if state == "running" or row.state == "running":
             self.node = detail.host if state == "running" else row.node
             self.where = "running on " + self.node + ("" if row.state == "running" else " (%s)" % row.text)
         else:
             self.node, self.where = "", "queued (%s)" % row.text
         return ("running" if state in ("running", "ended") else "queued"), detail
+
+    def taken_off(self, row, when, state, detail, now, words):
+        """look(), where the queue has a job waiting that was started: it was held, preempted or requeued, and will not be run again."""
+        self.off = self.off or (time.time(), now)
+        if state == "running":
+            self.node, self.where = detail.host, "running on %s (%s)" % (detail.host, row.text)
+        newer = later(when, self.off[0])               # the answer before may be of before the start
+        if newer and (state == "ended" or now - self.off[1] > min(self.grace, END_LATE if row.state == "held" else self.grace)):
+            self.stop()
+            self.why = words
+            return (state, detail) if state == "ended" else ("lost", words)
+        return "running", detail
 
     def explained(self, now):
         """Is all known of an end by a signal? It is, once the log tells, or the queue had its time (look() asks it), or we cancelled it."""
@@ -2110,8 +2343,8 @@ class BatchJob:
     def stop(self):
         """Has the queue end the job; again, at most once per poll, as long as look() does not say that it is over."""
         self.take_ready()
-        if self.order["job"] and time.time() - self.asked >= self.poll:
-            self.asked = time.time()
+        if self.order["job"] and (self.asked is None or time.monotonic() - self.asked >= self.poll):
+            self.asked = time.monotonic()
             batch_call(self.queue.table.cancel(self.order["job"]), self.queue.env)
 # ==== end shared ====
 
@@ -2218,6 +2451,8 @@ JA = {                         # what a person reads, in Japanese
     "the default does not match the expression: %s": "既定値が正規表現に合いません: %s",
     "batch.%s may not be %s here": "batch.%s をここで %s にはできません",
     "batch.%s may not be set here": "batch.%s はここでは指定できません",
+    "which cluster it is, every program must know: env.SLURM_CLUSTERS = NAME, no --clusters":
+        "どのクラスタかは全プログラムが知る必要があります。--clusters ではなく env.SLURM_CLUSTERS = NAME とします",
     "a line break in an argument or a variable": "引数か変数に改行があります",
     "%s: not found in PATH: the batch system's own programs are needed on this host":
         "%s: PATH にありません。バッチシステムのコマンドがこの計算機に必要です",
@@ -2235,6 +2470,7 @@ JA = {                         # what a person reads, in Japanese
     "parameter %d is not allowed for this command here: %s": "%d 番目の引数はここではこのコマンドに許可されていません: %s",
     "too many inputs, or one with a log's name": "入力が多すぎるか、ログと同じ名前の入力があります",
     "%s: no answer %d times in a row; %d calculation(s) stay here for the next start": "%s: %d 回続けて応答がありません。%d 件の計算はここに残り、次の起動時に続きます",
+    "given back: %s": "返却しました: %s",
     "%s: less than keep_free is free": "%s: 空き容量が keep_free を下回っています",
     "%s: the token is refused (%s): get a valid one, role remote, for this site":
         "%s: トークンが拒否されました (%s): この識別子に有効な、role が remote のトークンを入手してください",
@@ -2248,6 +2484,9 @@ JA = {                         # what a person reads, in Japanese
     "login: AUTHENTICATION_OPERATOR must name the directory of authentication_operator":
         "login: AUTHENTICATION_OPERATOR に authentication_operator のディレクトリを設定してください",
     "login: not accepted": "login: 認証されませんでした",
+    "%s (%s.py check looks at the whole way)": "%s (%s.py check で経路全体を調べられます)",
+    "%s: %s; set [poller] calc_base to a directory that this user may make or own":
+        "%s: %s。[poller] calc_base に、この利用者が作れるか所有するディレクトリを設定してください",
     "%s: no token to read there": "%s: トークンを読み取れません",
     "token: ": "トークン: ",
     "what was typed": "入力された内容",
@@ -2462,7 +2701,7 @@ class Calculation:
         self.run = order.get("run") or "%s.%d" % (order["accept_id"], order["attempt"])       # the mark of its processes
         self.work, self.control = os.path.join(base, utf8(name)), os.path.join(base, b".mi", utf8(name))
         self.phase, self.since, self.cancelled, self.command, self.child = "inputs", time.monotonic(), False, None, None
-        self.job, self.beside = None, ""               # its BatchJob, where it has one; what was wrong with `post`
+        self.job, self.beside, self.left = None, "", []        # its BatchJob, where it has one; what was wrong with `post`; what cannot be killed
         self.hurry, self.why = threading.Event(), ""   # somebody said resend; what keeps it from being delivered
         self.journal, line = [], b"\n"
         with open(self.path(b"journal"), "rb") as text:
@@ -2503,6 +2742,10 @@ class Calculation:
         """"delivered", "kept" (the relay does not want it), or "" while there is something to do."""
         words = [entry["what"] for entry in self.journal if entry.get("what") in ("delivered", "kept", "resend")]
         return words[-1].replace("resend", "") if words else ""
+
+    def wanted_again(self):
+        """Is its result to be sent again, after it was delivered or kept?"""
+        return not self.over() and self.last("resend") is not None and os.path.isdir(self.control)
 
     def waits(self, wait, why):
         """Its result is tried again in `wait` seconds; beside the journal, for `outbox`."""
@@ -2548,16 +2791,25 @@ class Calculation:
         shutil.rmtree(gone, ignore_errors=True)
 
 
-def on_disk(base, accept_id=""):
-    """Every Calculation under base (of that accept_id only), oldest claim first; what has no readable order is left alone."""
-    found = []
+def names_on_disk(base):
+    """{ACCEPT_ID: [its control directories]}."""
+    found = {}
     for name in os.listdir(os.path.join(base, b".mi")):
-        if name.startswith(utf8(accept_id)) and re.match(rb"[0-9a-f-]{36}(\.\d+)?\Z", name):
-            try:
-                with open(os.path.join(base, b".mi", name, b"order.json"), "rb") as text:
-                    found.append(Calculation(base, name.decode(), json.loads(text.read().decode("utf-8"))))
-            except (OSError, ValueError, KeyError) as error:
-                log("warn", name.decode(), "unreadable", error=error)
+        if re.match(rb"[0-9a-f-]{36}(\.\d+)?\Z", name):
+            found.setdefault(name[:36].decode(), []).append(name.decode())
+    return found
+
+
+def on_disk(base, names=None):
+    """Every Calculation under base (those of the names that are still there), oldest claim first; what has no readable order is left alone."""
+    found = []
+    for name in [name for group in names_on_disk(base).values() for name in group] if names is None else list(names):
+        try:
+            with open(os.path.join(base, b".mi", utf8(name), b"order.json"), "rb") as text:
+                found.append(Calculation(base, name, json.loads(text.read().decode("utf-8"))))
+        except (OSError, ValueError, KeyError) as error:
+            if names is None or not isinstance(error, FileNotFoundError):
+                log("warn", name, "unreadable", error=error)
     return sorted(found, key=lambda calc: calc.order["t"])
 
 
@@ -2652,7 +2904,7 @@ def ran_before(poller, calc):
     """The latest earlier attempt that was started on this host and for which no person has said rerun since, or None. (A relay that was
     restored from a backup may hand out again what has run, or still runs.)"""
     rerun = calc.info.get("rerun")
-    for other in reversed(on_disk(poller.base, calc.accept_id)):       # in any order of numbers: a restored relay counts anew
+    for other in reversed(on_disk(poller.base, poller.names.get(calc.accept_id, ()))):       # in any order of numbers: a restored relay counts anew
         if other.name == calc.name:
             continue
         started = other.last("starting")               # with `ready` still there it did not, and its claim, which has lapsed, keeps it so
@@ -2710,6 +2962,10 @@ def begin(poller, calc, relay, page):
             relay.close()
             calc.tidy(rb"part\d+\Z")
             shutil.rmtree(calc.work, ignore_errors=True)                  # room for the journal
+            if getattr(error, "errno", 0) in (errno.ENOSPC, errno.EDQUOT):                # others took it meanwhile
+                make_room(poller)
+                give_back(poller, relay.ask, calc.accept_id, calc.claim)
+                raise Refused(409, _("given back: %s") % error.strerror, {"why": "disk"})
             return end_early(calc, "disk" if isinstance(error, OSError) else "input", getattr(error, "strerror", None) or error)
         fault("inputs here")
         tell_step(calc, relay, "calc-params-complete")
@@ -2811,54 +3067,23 @@ def environment(calc):
     return env
 
 
-def processes(leader, mark, known):
-    """{(pid, start time)} of a command's process tree: in its wrapper's session, with `mark` in the environment, known as part of it from an
-    earlier look, or below one of these. leader: the wrapper's pid, 0 if it is gone; it is not among them."""
-    parents, starts, found = {}, {}, {leader} - {0}
-    for pid in (int(name) for name in os.listdir("/proc") if name.isdigit()):
-        try:
-            with open("/proc/%d/stat" % pid, "rb") as text:
-                words = text.read().rpartition(b") ")[2].split()
-            if words[0] not in (b"Z", b"X"):
-                parents[pid], starts[pid] = int(words[1]), words[19]
-                if leader and int(words[3]) == leader or (pid, words[19]) in known:
-                    found.add(pid)
-                    continue
-                with open("/proc/%d/environ" % pid, "rb") as text:
-                    if mark in text.read().split(b"\0"):
-                        found.add(pid)
-        except OSError:
-            pass                                       # gone, or another user's
-    more = found
-    while more:
-        more = {pid for pid, parent in parents.items() if parent in more} - found
-        found |= more
-    return {(pid, starts[pid]) for pid in found - {leader, os.getpid()} if pid in starts}
-
-
 def kill_tree(calc, control=None):
-    """SIGTERM to the command's process tree, SIGKILL to what is left after its grace. The wrapper lives on and notes the end.
-    control: the wrapper's directory, if it is not the command's."""
-    until, told = time.monotonic() + (calc.command["grace"] if calc.command else 10), set()
-    while True:
-        wrapper, late = read_note(os.path.join(control or calc.control, b"start")), time.monotonic() > until
-        alive = processes(wrapper.pid if wrapper and still_there(wrapper) else 0, b"MI_RUN=" + calc.run.encode(), told)
-        for pid, start in alive if late else alive - told:
-            try:
-                os.kill(pid, signal.SIGKILL if late else signal.SIGTERM)
-            except OSError:
-                pass
-        if not alive:
-            return
-        told |= alive                                  # whose parent ends now is not lost sight of
-        time.sleep(0.05)
+    """Ends the command with all that descends from it. control: the wrapper's directory, if it is not the command's."""
+    grace = calc.command["grace"] if calc.command else KEYS["command *"]["grace"][1]
+    left = stop_tree(control or calc.control, b"MI_RUN=" + calc.run.encode(), grace)
+    if left and left != calc.left:
+        log("error", calc.accept_id, "6 processes that SIGKILL does not end", pids=" ".join(map(str, left)))
+    calc.left = left
 
 
 def on_this_host(poller, calc):
     """6. Waits for the command's end, makes it end after timeout or cancel: look()'s state and detail, and why we ended it ('': no)."""
-    limit, why = calc.command["timeout"] if calc.command else 0, ""
+    limit = calc.command["timeout"] if calc.command else 0
+    why = (calc.last("stopping") or {"why": ""})["why"]                  # a poller before this one was at it
 
     def over():
+        if why:
+            return why
         child = read_note(calc.path(b"child")) if limit else None
         if calc.child is not None and calc.child.poll() is not None and look(calc.control, time.time())[0] == "ready":
             return "could not be started"              # the wrapper was killed before it did anything
@@ -2867,7 +3092,12 @@ def on_this_host(poller, calc):
 
     state, detail = wait_end(calc.control, over)
     while state not in ("ended", "lost"):
-        why = why or over()
+        if not why:
+            why = over()
+            try:
+                calc.note(6, "stopping", why=why)
+            except OSError:
+                pass                                   # a full disk keeps nobody from ending it
         if state == "ready":
             try:
                 os.unlink(calc.path(b"ready"))         # from now on it cannot start any more
@@ -2875,7 +3105,7 @@ def on_this_host(poller, calc):
             except FileNotFoundError:
                 pass                                   # it did, just now
         kill_tree(calc)
-        until = time.monotonic() + 2
+        until = time.monotonic() + 0.5
         state, detail = wait_end(calc.control, lambda: time.monotonic() > until)
     return state, detail, why
 
@@ -2884,6 +3114,7 @@ def in_batch(poller, calc):
     """6. The same where a batch system has the command."""
     job = calc.job = calc.job or poller.batch_job(calc, read_batch(calc.control)["system"])
     limit, why, pause, said = calc.command["timeout"] if calc.command else 0, "", 0.05, ""
+    begun, first = None, True
     while True:
         state, detail = job.look()
         if state in ("ended", "lost"):
@@ -2891,8 +3122,11 @@ def in_batch(poller, calc):
         if job.where != said:
             said, pause = job.where, 0.05
             log("info", calc.accept_id, "5 " + state, batch=job.queue.system, job=job.order["job"] or "?", what=said)
-        child = read_note(calc.path(b"child")) if limit else None
-        why = why or ("timeout" if child and time.time() - child.time > limit else "cancelled" if calc.cancelled else "")
+        child = read_note(calc.path(b"child")) if limit and begun is None else None
+        if child:                                      # from here on a clock that is set ends nothing
+            begun = time.monotonic() - (max(0, time.time() - child.time) if first else 0)
+        first = False
+        why = why or ("timeout" if begun is not None and time.monotonic() - begun > limit else "cancelled" if calc.cancelled else "")
         if why:
             job.stop()
         time.sleep(pause)
@@ -2917,7 +3151,7 @@ def wait_for_end(poller, calc):
 
 # ---- 7. and 8. results ----
 
-Result = collections.namedtuple("Result", "name path size sum256")
+Result = collections.namedtuple("Result", "path size name sum256")
 
 
 def may_leave(rules, name):
@@ -2969,7 +3203,7 @@ def read_result(root, name, path, rules, folders):
             at += got or length                        # became shorter: sending it will tell
     if digest.hexdigest() in rules["deny_sums"]:
         raise ValueError("deny_sums")
-    return Result(name, real, length, digest.hexdigest())
+    return Result(real, length, name, digest.hexdigest())
 
 
 def candidates(calc):
@@ -3017,7 +3251,7 @@ def collect(calc, rules, before):
         refused["*"] = ", ".join("%s: %d" % pair for pair in sorted(others.items()))
     if not calc.last("ended").get("whole"):
         missing.update((name, calc.last("ended")["reason"]) for name in calc.info["result_files"] if name not in LOG_NAMES)
-    found.sort(key=lambda result: parts_of(result.name))
+    found.sort(key=lambda result: "\0".join(parts_of(result.name)))    # the order of their parts: no name holds a NUL
     for first, second in zip(list(found), found[1:]):
         if parts_of(first.name) == parts_of(second.name):                # told apart on this disk only
             found.remove(second)
@@ -3057,7 +3291,7 @@ def send_manifest(calc, relay, found, missing, refused):
 
 def send_files(poller, calc, relay, found):
     """7. and 8. Uploads what the relay says is missing, until nothing is. ValueError if a file is no longer what the manifest says."""
-    files, before = [(result.path, result.size) for result in found], None
+    before = None
     while True:
         try:
             relay.ask("POST", "end-send", {"v": 2, "accept_id": calc.accept_id, "claim": calc.claim, "result": "end send"})
@@ -3068,8 +3302,8 @@ def send_files(poller, calc, relay, found):
                 raise
         before = numbers
         try:
-            todo = [place for place in numbers if type(place) is int and 0 <= place < len(files)]
-            relay.upload_all("files/%s/result" % calc.accept_id, files, todo, calc.claim, poller.moved)
+            todo = [place for place in numbers if type(place) is int and 0 <= place < len(found)]
+            relay.upload_all("files/%s/result" % calc.accept_id, found, todo, calc.claim, poller.moved)
             fault("results sent")
         except OSError as error:
             raise ValueError(error.strerror)
@@ -3349,12 +3583,15 @@ def work_on(poller, calc, relay, page=None):
             if SAY["debug"]:
                 raise
         else:
-            return poller.release(calc, relay)
+            if poller.release(calc, relay):
+                return
+            page = None
+            continue
         if poller.ending() and not isinstance(calc.why, OSError):
             poller.stuck.append("%s: %s" % (calc.name, calc.why))
             log("error", calc.accept_id, "stays here until the next start", why=calc.why)
             calc.waits(0, calc.why)
-            return poller.release(calc, relay)
+            return poller.release(calc, relay, True)
         log("error", calc.accept_id, "it stays here and is tried again", why=calc.why, again_in=round(wait))
         relay.close()
         page = None
@@ -3389,6 +3626,7 @@ class Poller:
         self.gone = {}                                 # claims that the relay does not know as in force: not to be asked about before ...
         self.output = self.keys["output"] and not (self.keys["hold"] or any(
             self.rules[key] for key in ("deny_content", "deny_pieces", "deny_sums", "hold", "dry_run")))
+        self.names = names_on_disk(base)               # read anew once an hour: with years of kept ones a look at all takes its time
         self.wake, self.outcome = os.pipe(), None
         self.asking, self.busy_at, self.stuck = None, time.monotonic(), []   # the Relay of a calc-request that is out; when there was work
 
@@ -3467,7 +3705,7 @@ class Poller:
         """Ends the program, from any thread: outcome is an exit code or an exception."""
         if self.outcome is None:
             self.outcome = outcome
-            os.write(self.wake[1], b".")
+            os.write(self.wake[1], b"\0")
 
     def hold(self, calc, relay, page=None):
         """From now on a thread of its own carries calc out."""
@@ -3475,12 +3713,15 @@ class Poller:
             self.held[calc.name] = calc
         threading.Thread(target=work_on, args=(self, calc, relay, page), daemon=True).start()
 
-    def release(self, calc, relay):
-        """calc is through: its slot and its connection are free."""
+    def release(self, calc, relay, surely=False):
+        """calc is through: its slot and its connection are free. False if a restored relay has asked for it again just now (go_on_with())."""
         with self.room:
+            if calc.wanted_again() and not surely:
+                return False
             del self.held[calc.name]
             self.idle.append(relay)
             self.room.notify_all()
+        return True
 
     def wait_for_licence(self, calc):
         """[command NAME] jobs: how many of this command may run at once."""
@@ -3581,10 +3822,8 @@ class Poller:
         with open(path + b".taken") as text:
             names = set(text.read().split())
         os.unlink(path + b".taken")
-        for calc in on_disk(self.base) if names - set(self.held) else ():
-            if calc.name in names and calc.over() == "kept" and calc.name not in self.held:
-                calc.note(8, "resend")
-                self.hold(calc, self.relay())
+        if names - set(self.held):
+            send_again(self, lambda calc: calc.name in names and calc.over() == "kept")
         for name in names & set(self.held):
             self.held[name].hurry.set()
 
@@ -3598,13 +3837,18 @@ class Poller:
 
 
 def send_again(poller, wanted):
-    """The relay misses results {accept_id: claim} that this poller has delivered, or kept: it was restored from a backup since."""
+    """Results that this poller has delivered, or kept, are sent once more: those for which wanted(Calculation) is true."""
+    for calc in on_disk(poller.base):
+        if calc.name not in poller.held and wanted(calc):
+            calc.note(3, "resend")
+            log("info", calc.accept_id, "3 its result is wanted again", work=shown(calc.work))
+            poller.hold(calc, poller.relay())
+
+
+def missed(poller, wanted):
+    """The relay misses results {accept_id: claim}: it was restored from a backup since."""
     if isinstance(wanted, dict) and wanted:
-        for calc in on_disk(poller.base):
-            if wanted.get(calc.accept_id) == calc.claim and calc.name not in poller.held and calc.over():
-                calc.note(3, "resend")
-                log("info", calc.accept_id, "3 its result is wanted again", work=shown(calc.work))
-                poller.hold(calc, poller.relay())
+        send_again(poller, lambda calc: wanted.get(calc.accept_id) == calc.claim and calc.over())
 
 
 def calc_request(poller, relay, take, free, wait):
@@ -3617,10 +3861,10 @@ def calc_request(poller, relay, take, free, wait):
         if poller.v1:
             return v1_named(poller, relay.call_v1("GET", "calc-request", {"site_id": poller.site}))
         found = relay.call("POST", "calc-request", fields, wait)
-        send_again(poller, found.get("wanted"))
+        missed(poller, found.get("wanted"))
         return found
     except Refused as error:
-        send_again(poller, error.more.get("wanted"))
+        missed(poller, error.more.get("wanted"))
         if error.code in (401, 403, "0005"):
             reason = {"errors": [{"code": error.code, "message": str(error)}]}
             poller.tell("%s:status code = 403 / reason = %s" % (now, json.dumps(reason, ensure_ascii=False, separators=(",", ":"))))
@@ -3632,13 +3876,19 @@ def calc_request(poller, relay, take, free, wait):
         return None
 
 
+def give_back(poller, ask, accept_id, claim):
+    """3. Nothing was begun: the relay may hand it out again at once. Unheard, the claim lapses."""
+    ask("POST", "heartbeat", {"v": 2, "site_id": poller.site, "poller": poller.name, "wait": 0,
+                              "calcs": {accept_id: {"claim": claim, "phase": "given back"}}})
+
+
 def first_contact(poller, relay):
     """The seconds that the relay lets us wait. 69 if it cannot be reached and somebody waits for the answer."""
     somebody = (poller.options["fielded"] or poller.options["once"]) and not poller.learned
     try:
         version, limits = relay.learn(0 if somebody and not poller.retry else None)
     except Away as error:
-        raise Stop(EX_UNAVAILABLE, str(error))
+        raise Stop(EX_UNAVAILABLE, _("%s (%s.py check looks at the whole way)") % (error, PROGRAM))
     poller.v1, poller.learned = version < 2, time.monotonic()
     if poller.v1:
         return 0
@@ -3658,6 +3908,7 @@ def refused_at_first(relay, error):
 def claim_loop(poller):
     """A thread: 3. asks for work whenever there is room for it, for ever (--once: until nothing is left)."""
     relay, backoff, answered = poller.relay(), Backoff(), False
+    adopter()                                          # loaded now, not when a command is to start
     wait = first_contact(poller, relay) if poller.held or not poller.closed() else None
     while True:
         try:
@@ -3675,10 +3926,14 @@ def claim_loop(poller):
             poller.asking = None
             poller.notice(None)
             backoff, answered = Backoff(), True
-            if found and poller.blocked():             # meanwhile: its claim lapses before long, and the relay hands it out again
+            if found and poller.blocked():             # meanwhile
                 log("info", found.get("accept_id"), "3 not taken", why=poller.blocked())
+                if not poller.v1:
+                    give_back(poller, relay.call, found.get("accept_id"), found.get("claim"))
                 continue
             calc = found and put_on_disk(poller.base, found, **({"protocol": 1, "site": poller.site} if poller.v1 else {}))
+            if calc:
+                poller.names.setdefault(calc.accept_id, []).append(calc.name)
         except (Away, Refused, OSError) as error:
             poller.asking = None
             if isinstance(error, Away) and poller.blocked():             # tick() has broken it off
@@ -3767,9 +4022,9 @@ def heartbeat_loop(poller):
     while True:
         asked = time.monotonic()
         calcs = {calc.accept_id: calc for calc in list(poller.held.values())
-                 if calc.order["protocol"] == 2 and asked - calc.since > 1 and poller.gone.get(calc.claim, 0) < asked}
+                 if calc.order["protocol"] == 2 and asked - calc.since > 0.5 and poller.gone.get(calc.claim, 0) < asked}
         known = {name: known[name] for name in calcs if name in known}
-        wrote, wait = False, 1
+        wrote, wait = False, 0.25 if poller.held else 1                     # what has just begun can be cancelled, too
         try:
             if calcs:
                 wrote, wait = heartbeat(poller, relay, calcs, known, quiet)
@@ -3778,6 +4033,16 @@ def heartbeat_loop(poller):
             log("debug", None, "heartbeat", error=error)
             wait = 20
         time.sleep(max(0.0, wait - (time.monotonic() - asked)))
+
+
+def tick_loop(poller):
+    """A thread: what is looked at once a second."""
+    while True:
+        time.sleep(1)
+        try:
+            poller.tick()
+        except OSError as error:
+            log("error", None, "disk", error=error)
 
 
 def make_room(poller):
@@ -3805,6 +4070,7 @@ def sweep(poller):
         if time.time() - calc.last("delivered")["t"] > poller.keys["keep_workdirs"]:
             log("info", calc.accept_id, "swept")
             calc.remove()
+    poller.names = names_on_disk(poller.base)
 
 
 # ---- the start ----
@@ -3820,13 +4086,15 @@ def open_base(path):
     base = base_path(path)
     folder = os.path.join(base, b".mi")
     for path in (base, folder):
-        if not os.path.isdir(path):
-            os.makedirs(path, 0o700)
+        try:
+            if not os.path.isdir(path):
+                os.makedirs(path, 0o700)
+        except OSError as error:
+            code = EX_IOERR if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO) else EX_CONFIG
+            raise Stop(code, _("%s: %s; set [poller] calc_base to a directory that this user may make or own") % (shown(path), error.strerror))
     info = os.lstat(folder)
     if not stat.S_ISDIR(info.st_mode) or info.st_uid != os.geteuid() or info.st_mode & 0o077:
         raise Stop(EX_CONFIG, _("%s/.mi: must be a directory of yours that nobody else may enter (chown, chmod 700)") % shown(base))
-    if (base + b"/").startswith(b"/tmp/"):
-        log("warn", None, "calc_base is below /tmp: a reboot or a cleaner may delete what was not delivered", base=shown(base))
     return base
 
 
@@ -3950,6 +4218,8 @@ def set_up(options, settings, ini, as_program):
     token = find_token(options["token"], options["url"], keys, as_program)
     base = open_base(options["calc_base"])
     lock = lock_base(base)
+    if (base + b"/").startswith(b"/tmp/"):
+        log("warn", None, "calc_base is below /tmp: a reboot or a cleaner may delete what was not delivered", base=shown(base))
     poller = Poller(settings, options, commands, token, base)
     poller.lock, poller.name = lock, poller_name(base)
     if not options["verify"]:
@@ -3960,11 +4230,7 @@ def set_up(options, settings, ini, as_program):
 
 def poll(poller):
     """Runs the threads; this one only waits for a signal or an outcome. Leaving is safe at any moment: everything is on disk."""
-    signals = []
-
-    def on_signal(which, frame):
-        signals.append(which)
-        os.write(poller.wake[1], b".")
+    codes = {signal.SIGINT: EX_INTERRUPT, signal.SIGTERM: 0}
 
     def thread(loop):
         try:
@@ -3972,8 +4238,10 @@ def poll(poller):
         except Exception as error:
             poller.finish(error)
 
-    for which in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(which, on_signal)
+    os.set_blocking(poller.wake[1], False)
+    signal.set_wakeup_fd(poller.wake[1])               # whichever thread the signal reaches
+    for which in codes:
+        signal.signal(which, lambda which, frame: end_surely(codes[which], LEAVE))
     relay = poller.relay()                             # 78 here, if a certificate file is unusable
     for line in ("site id = %s" % poller.site, "base url = %s" % relay.url, "token = ****"):
         poller.tell(line)
@@ -3983,22 +4251,22 @@ def poll(poller):
     for calc in on_disk(poller.base):
         if calc.name == poller.options["resend"] if poller.options["resend"] else not calc.over():
             log("info", calc.accept_id, "picked up", state=calc.state())
+            for control in (calc.path(b"pre"), calc.path(b"post")):
+                let_go_on(control)                     # the command's own: on_this_host() goes on where it was killed
             poller.hold(calc, poller.relay())
-    for loop in (claim_loop, heartbeat_loop):
+    for loop in (claim_loop, heartbeat_loop, tick_loop):
         threading.Thread(target=thread, args=(loop,), daemon=True).start()
-    while not select.select([poller.wake[0]], [], [], 1)[0]:
-        try:
-            poller.tick()
-        except OSError as error:
-            log("error", None, "disk", error=error)
-    if not signals:
+    which = -1
+    while which and which not in codes:                # 0: finish()
+        which = os.read(poller.wake[0], 1)[0]
+    if not which:
         if isinstance(poller.outcome, Exception):
             raise poller.outcome
         return poller.outcome
-    if signals[0] == signal.SIGINT:
+    if which == signal.SIGINT:
         poller.tell("Ctrl + C スクリプト停止要求受付")
     log("info", None, "stopped; what runs here runs on and is picked up at the next start", calculations=len(poller.held))
-    return EX_INTERRUPT if signals[0] == signal.SIGINT else 0
+    return codes[which]
 
 
 def poller_runs(base):

@@ -28,6 +28,7 @@ permission (cancel: it has ended already; rerun: it is not in a state for that),
 on), or the calculation was cancelled before its command began (a command that is stopped ends by a signal, mostly 143). After --deadline
 the calculation is cancelled, its logs are fetched, and the code is 75, unless the command came to its own end in that moment
 """
+import _thread
 import binascii
 import collections
 import errno
@@ -49,6 +50,7 @@ WAIT = 50                      # seconds of one waiting call (companies' proxies
 PAGE = 2000                    # entries of a file list in one call
 FEW = 100                      # up to so many results each is synced to the disk by itself, beyond all at once
 STDERR_LIMIT = 12 << 10        # bytes of stderr without a terminal besides the last line (a reader of stdout alone dead-locks at 64 KiB)
+LEAVE = 15                     # seconds after SIGTERM until it ends in any case, even if nobody reads what it prints
 TERM_PATIENCE = 5              # seconds for --on-term cancel: a batch system kills soon after its SIGTERM
 CANCEL_PATIENCE = 120          # seconds after --deadline in which a cancelled calculation should come to its end
 OUTPUT_REST = 64 << 10         # bytes of output that, not shown while the command ran, are shown from its log at the end
@@ -133,6 +135,15 @@ def utf8_stdio():
         stream = getattr(sys, name)
         if stream is not None and hasattr(stream, "detach"):
             setattr(sys, name, io.TextIOWrapper(stream.detach(), "utf-8", "backslashreplace", line_buffering=True))
+
+
+def end_surely(code, seconds):
+    """Ends the program with that code after so many seconds, should the way out of it hang: nobody reads what it writes, a disk does not answer.
+    For signal handlers: no lock is taken."""
+    def end():
+        time.sleep(seconds)
+        os._exit(code)
+    _thread.start_new_thread(end, ())
 
 
 def run_as_program(main):
@@ -260,7 +271,7 @@ def read_ini(path, table, guarded=False):
         except OSError as error:
             raise Stop(EX_CONFIG, "%s: %s" % (path, error.strerror))
         except (configparser.Error, UnicodeDecodeError) as error:
-            raise Stop(EX_CONFIG, "%s: %s" % (path, " ".join(str(error).split())))
+            raise Stop(EX_CONFIG, "%s: %s" % (path, re.sub(r"^While reading from .*? \[line +(\d+)\]", r"line \1", " ".join(str(error).split()))))
     result = {name: {key: default for key, (kind, default) in keys.items() if "*" not in key}
               for name, keys in table.items() if "*" not in name}
     for section in parser.sections():
@@ -732,6 +743,25 @@ class Backoff:
         return wait * (0.5 + int.from_bytes(os.urandom(2), "big") / 131072)
 
 
+def aside(work):
+    """Does work() in a thread of its own: no signal ends a wait for a name server, but one ends the wait for that thread."""
+    if threading.current_thread() is not threading.main_thread():        # it gets no signals
+        return work()
+    done, failed = threading.Event(), []
+
+    def carry():
+        try:
+            work()
+        except Exception as error:
+            failed.append(error)
+        done.set()
+
+    threading.Thread(target=carry, daemon=True).start()
+    done.wait()
+    if failed:
+        raise failed[0]
+
+
 class Relay:
     """A relay as one client sees it; not for two threads at once.
 
@@ -808,7 +838,7 @@ class Relay:
             made = http.client.HTTPConnection(host, port, timeout=timeout)
         where = self.url + (_(" through the proxy %s:%d") % via[:2] if via else "")
         try:
-            made.connect()
+            aside(made.connect)
         except ssl.SSLError as error:
             reason = getattr(error, "verify_message", "") or getattr(error, "reason", "") or str(error)
             kind = "certificate" if "CERTIFICATE_VERIFY" in str(error).upper() else "network"
@@ -1628,6 +1658,9 @@ JA = {
     "%s: the relay says: %s": "%s: 中継サーバーの応答: %s",
     "; if its certificate is not of a public CA, give the CA's file with --ca-file (or ca_file in the ini)":
         "。公的 CA の証明書でない場合は --ca-file (または ini の ca_file) で CA のファイルを指定してください",
+    "; does the relay run, and is the URL right? (mi_system_wf.py check looks at the whole way)":
+        "。中継サーバーは動いていますか。URL は正しいですか (mi_system_wf.py check で経路全体を調べられます)",
+    "%s: %s (the file with the token: --token-file, or token_file in the ini)": "%s: %s (トークンのファイル: --token-file、または ini の token_file)",
     "; is the URL right? (--url, or url in the ini)": "。URL は正しいですか (--url、または ini の url)",
     "%s: the relay's answer holds no accept_id": "%s: 中継サーバーの応答に accept_id がありません",
     "%s: an input cannot be sent as it was registered: %s": "%s: 入力を登録時の内容のまま送れません: %s",
@@ -1910,7 +1943,7 @@ def read_token(path):
                 raise Stop(EX_CONFIG, _("%s: others may read this token; type: chmod 600 %s") % (path, path))
             return checked_token(text.read(10000), path)
     except OSError as error:
-        raise Stop(EX_CONFIG, "%s: %s" % (path, error.strerror))
+        raise Stop(EX_CONFIG, _("%s: %s (the file with the token: --token-file, or token_file in the ini)") % (path, error.strerror))
 
 
 def token_from(path):
@@ -1973,6 +2006,7 @@ def explain(error, relay, accept_id="", registering=False):
     text = "%s%s" % (accept_id and accept_id + ": ", error)
     if isinstance(error, Away):
         hint = {"certificate": _("; if its certificate is not of a public CA, give the CA's file with --ca-file (or ca_file in the ini)"),
+                "connect": _("; does the relay run, and is the URL right? (mi_system_wf.py check looks at the whole way)"),
                 "dns": _("; is the URL right? (--url, or url in the ini)")}.get(error.kind, "")
         return Stop(EX_UNAVAILABLE, text + hint)
     text = _("%s: the relay says: %s") % (relay.url, text)
@@ -2022,7 +2056,10 @@ def register(relay, order, files, voice, patience):
             "result_files": {name: {} for name in order.names}, "result_patterns": order.patterns}
     if len(files) > PAGE:                              # the relay compares the first page of a known request_id; this stands for the rest
         import hashlib
-        info["all_inputs"] = hashlib.sha256(json.dumps([entry[2:] for entry in files]).encode()).hexdigest()
+        digest = hashlib.sha256()
+        for entry in files:
+            digest.update(utf8("%s/%s\n" % entry[2:]))
+        info["all_inputs"] = digest.hexdigest()
     fields = {"v": 2, "request_id": order.request_id, "calc-info": info, "more": len(files) > PAGE, "total": len(files), "allow": not files}
     try:
         found = relay.ask("POST", "add-calcinfo", fields, patience=patience)
@@ -2921,6 +2958,7 @@ def connect(options):
 
 def leave(number, frame):
     """SIGTERM: as Ctrl+C, with another exit code."""
+    end_surely(EX_TEMPFAIL, LEAVE)
     raise KeyboardInterrupt("SIGTERM")
 
 
@@ -2946,7 +2984,7 @@ def work(options):
     """Does what the words say; the exit code."""
     if options.words[0] in ALONE:
         return ALONE[options.words[0]][0](options)
-    (relay, ini), voice = connect(options), make_voice(options)
+    relay, voice = connect(options)[0], make_voice(options)
     relay.notice = voice.away
     try:
         return COMMANDS[options.words[0]](options, relay, voice)

@@ -57,6 +57,7 @@ class Slurm:
                                    "EPEL: slurm slurm-slurmctld slurm-slurmd munge)" % program)
         self.dir = tempfile.mkdtemp(prefix="mi-slurm-")
         os.chmod(self.dir, 0o755)
+        self.age = age
         self.host, self.daemons = os.uname().nodename.split(".")[0], {}
         for name in ("m", "state", "spool", "bin"):
             os.mkdir(self.path(name), 0o755)

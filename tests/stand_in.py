@@ -1,18 +1,20 @@
-"""A stand-in for the programs of OpenPBS, Torque and HTCondor: answers as the real ones were seen to, runs jobs on this machine.
+"""A stand-in for the programs of OpenPBS, Torque and HTCondor: answers as the real ones were seen to, runs jobs on this machine. (And Slurm's own,
+which can be made to lie.)
 
 stand_in.py DIR KIND PROGRAM [ARG]...: DIR holds N.json of each job, `held` (if it is there, nothing starts), `lie` (how queries lie), `calls`."""
 import json
 import os
+import pwd
 import re
 import signal
 import subprocess
 import sys
 import time
 
-PROGRAMS = {"openpbs": ("qsub", "qstat", "qdel"), "torque": ("qsub", "qstat", "qdel"),
+PROGRAMS = {"slurm": ("sbatch", "squeue", "sacct"), "openpbs": ("qsub", "qstat", "qdel"), "torque": ("qsub", "qstat", "qdel"),
             "htcondor": ("condor_submit", "condor_q", "condor_history", "condor_rm")}
 LIES = {"exit 1": ("", "connection failed\n", 1), "empty": ("", "", 0), "invalid": ("", "qstat: Invalid job id specified\n", 1),
-        "garbage": ("\x00\x07<html>Bad gateway\n", "", 0), "hang": None}
+        "garbage": ("\x00\x07<html>Bad gateway\n", "", 0), "flood": ("123456789\n" * 10000000, "", 0), "hang": None}
 
 
 def install(folder, kind):
@@ -120,7 +122,7 @@ def pbs(system, program, words):
 def show(kind, name, job):
     """One job as qstat -f shows it, long lines broken as it breaks them."""
     killed = os.path.exists(os.path.join(sys.argv[1], "%d.deleted" % job["n"]))
-    rows = ["Job_Name = mi_x", "Job_Owner = user@host", "job_state = " + ("C" if kind == "torque" and job["state"] == "F" else job["state"])]
+    rows = ["Job_Name = mi_x", "Job_Owner = %s@host" % pwd.getpwuid(os.geteuid()).pw_name, "job_state = " + ("C" if kind == "torque" and job["state"] == "F" else job["state"])]
     if job["state"] == "R":
         rows.append("exec_host = node7/0")
     if job["state"] == "F" and job["code"] is not None:
@@ -170,7 +172,7 @@ def main():
     system = System(folder, kind)
     with open(system.path("calls"), "a") as out:
         out.write(program + "\n")
-    if os.path.exists(system.path("lie")) and program in ("qstat", "condor_q", "condor_history"):
+    if os.path.exists(system.path("lie")) and program in ("squeue", "sacct", "qstat", "condor_q", "condor_history"):
         with open(system.path("lie")) as text:
             lie = LIES[text.read()]
         if lie is None:
@@ -179,6 +181,9 @@ def main():
         sys.stdout.write(lie[0])
         sys.stderr.write(lie[1])
         return lie[2]
+    if kind == "slurm":
+        os.environ["PATH"] = os.environ["PATH"].partition(":")[2]
+        os.execvp(program, [program] + words)
     return (condor if kind == "htcondor" else pbs)(system, program, words) or 0
 
 

@@ -1,9 +1,13 @@
 """Batch systems: real Slurm, and stand-ins that answer as OpenPBS, Torque and HTCondor do, or lie. The job's `end` is the truth."""
 import json
 import os
+import pathlib
+import pwd
 import re
+import shutil
 import signal
 import subprocess
+import tempfile
 import time
 
 import pytest
@@ -73,6 +77,8 @@ def text_of(info):
 # ---- real Slurm ----
 
 def test_a_calculation_goes_through_slurm_with_odd_arguments_and_its_environment(relay, cluster):
+    cluster.base = cluster.folder / "b a'se %j"
+    cluster.poller["calc_base"] = str(cluster.base)
     cluster.script("solve", 'printf "%s|" "$@" "$EXTRA" "$SLURM_JOB_PARTITION" "$PWD" "$CALC_DIR" > out.txt; cat in.txt >> out.txt; echo said')
     cluster.sections["command solve"].update({"argv": cluster.sections["command solve"]["argv"] + "\n{parameters}", "parameters": "yes",
                                               "argument.1": ".*", "argument.2": ".*", "env.EXTRA": "a 'b' $(c) \\"})
@@ -131,6 +137,58 @@ def test_the_workflow_side_cancels_a_job(relay, cluster, slurm, held):
     assert len(cluster.runs()) == (0 if held else 1)
 
 
+def test_timeout_counts_from_the_commands_start_not_while_its_job_waits(relay, cluster, slurm):
+    cluster.sections["command solve"].update(batch_options="--mem=20\n--hold", timeout="3s")
+    cluster.script("solve", "echo begun; exec sleep 600")
+    cluster.start()
+    accept_id = submit(relay, cluster.site)
+    until(lambda: "queued (PENDING, JobHeldUser)" in cluster.run("list").stdout, 30)
+    time.sleep(4)
+    slurm.call("scontrol", "release", job_of(cluster, accept_id)["job"])
+    info = outcome(relay, accept_id, 60)
+    assert (info["status"], info["reason"], info["exit_code"]) == ("abnormal", "timeout", 143), info
+    assert info["files"][OUT] == b"begun\n" and "timeout" in text_of(info)
+    until(lambda: slurm.jobs().get("mi-%s.1" % accept_id) == "CANCELLED", 30)
+
+
+def test_an_array_runs_the_command_once(relay, cluster, slurm):
+    cluster.sections["command solve"]["batch_options"] = "--mem=20\n--array=1-3"
+    cluster.script("solve", "sleep 2; echo x > out.txt")
+    cluster.start()
+    accept_id = submit(relay, cluster.site)
+    assert outcome(relay, accept_id, 60)["status"] == "completed" and cluster.runs() == [accept_id + ".1"]
+
+
+@pytest.fixture
+def ordinary(relay, slurm):
+    """A host whose poller is an ordinary user's."""
+    if os.geteuid() != 0 or not os.path.exists("/usr/bin/python3"):
+        pytest.skip("needs root, who becomes an ordinary user, and a Python that this one may run")
+    user, folder = pwd.getpwnam("nobody"), pathlib.Path(tempfile.mkdtemp(prefix="mi-ordinary-"))
+    made = Host(folder, relay.url, next(relay.free), relay.token)
+    shutil.copy(suite.script("mi_system_remote.py"), str(folder))
+    for path in (folder, made.token):
+        os.chown(str(path), user.pw_uid, user.pw_gid)
+    made.program = ["setpriv", "--reuid=%d" % user.pw_uid, "--regid=%d" % user.pw_gid, "--clear-groups", "/usr/bin/python3", str(folder / "mi_system_remote.py")]
+    made.sections["command solve"].update({"batch": "slurm", "batch_poll": "1s", "env.SLURM_CONF": slurm.conf, "batch_options": "--mem=20"})
+    yield made
+    clean_up(made)
+    shutil.rmtree(str(folder), ignore_errors=True)
+
+
+def test_an_ordinary_users_poller_submits_sees_and_cancels_its_jobs(relay, ordinary, slurm):
+    ordinary.poller["jobs"] = 2
+    ordinary.script("solve", "id -un > out.txt; [ -e short ] || exec sleep 600")
+    ordinary.start()
+    info = outcome(relay, submit(relay, ordinary.site, {"short": b""}), 60)
+    assert (info["status"], info["files"]["out.txt"]) == ("completed", b"nobody\n"), info
+    accept_id = submit(relay, ordinary.site)
+    until(lambda: "running on " + os.uname().nodename in ordinary.text(), 30)
+    relay.client().ask("POST", "cancel-wait-calc", {"v": 2, "accept_id": accept_id, "stop": True})
+    assert outcome(relay, accept_id, 60)["reason"].startswith("cancelled")
+    until(lambda: slurm.jobs().get("mi-%s.1" % accept_id) == "CANCELLED", 30)
+
+
 @pytest.mark.parametrize("held", [False, True], ids=["running", "queued"])
 def test_the_admin_cancels_a_job(relay, cluster, slurm, held):
     cluster.sections["command solve"]["batch_options"] = "--hold" if held else ""
@@ -166,6 +224,7 @@ def test_a_poller_killed_around_the_submission_submits_once(relay, cluster, slur
     if os.path.exists(ledger):
         os.unlink(ledger)
     cluster.script("solve", "echo x > out.txt")
+    cluster.sections["command solve"]["batch_grace"] = "2s"                # one that may have been sent is not sent again before that
     accept_id = submit(relay, cluster.site)
     cluster.start(env={"MI_FAULT": name}).wait(60)
     cluster.start()
@@ -176,28 +235,29 @@ def test_a_poller_killed_around_the_submission_submits_once(relay, cluster, slur
     assert cluster.runs() == [accept_id + ".1"]
 
 
-def test_slurms_controller_restarted_or_away_while_a_job_ends_loses_nothing(relay, cluster, slurm, request):
+def test_slurms_controller_restarted_or_away_while_jobs_run_and_end_loses_nothing(relay, cluster, slurm, request):
     away = 120 if request.config.getoption("--long") else 4
+    cluster.poller["jobs"] = 2
     cluster.sections["command solve"].update(batch_grace="2s")
     cluster.script("solve", "while [ ! -e go ]; do sleep 0.05; done; echo x > out.txt")
     cluster.start()
-    accept_ids = [submit(relay, cluster.site) for _n in range(2)]
-    cluster.stop = cluster.started[0]
-    until(lambda: len(cluster.runs()) == 1, 30)
+    through, ending, waiting = [submit(relay, cluster.site) for _n in range(3)]
+    until(lambda: len(cluster.runs()) == 2, 30)
     slurm.end("slurmctld")
     slurm.controller()
-    running, waiting = accept_ids
-    until(lambda: slurm.jobs().get("mi-%s.1" % running) == "RUNNING", 60)
+    until(lambda: all(slurm.jobs().get("mi-%s.1" % name) == "RUNNING" for name in (through, ending)), 60)
     slurm.end("slurmctld")
-    (cluster.base / running / "go").touch()
-    assert outcome(relay, running, 60)["status"] == "completed"            # the queue is not needed for that
+    (cluster.base / ending / "go").touch()
+    assert outcome(relay, ending, 60)["status"] == "completed"             # the queue is not needed for that
     until(lambda: job_of(cluster, waiting).get("sent"), 60)                # this one cannot be submitted now
     time.sleep(away)
-    assert not job_of(cluster, waiting).get("job")
+    assert not job_of(cluster, waiting).get("job") and not (cluster.control(through) / "end").exists()
     slurm.controller()
-    until(lambda: len(cluster.runs()) == 2, 90)
-    (cluster.base / waiting / "go").touch()
-    assert outcome(relay, waiting, 60)["status"] == "completed"
+    until(lambda: len(cluster.runs()) == 3, 90)
+    for name in (through, waiting):
+        (cluster.base / name / "go").touch()
+        info = outcome(relay, name, 60)
+        assert info["status"] == "completed", info
 
 
 def many(relay, cluster, slurm, count, jobs, seconds):
@@ -247,12 +307,15 @@ def test_a_thousand_queued_through_one_poller(relay, cluster, slurm, request):
 
 # ---- stand-ins for what is not here: they answer as the real ones were seen to ----
 
-@pytest.fixture(params=["openpbs", "torque", "htcondor"])
+OTHERS = ["openpbs", "torque", "htcondor"]
+
+
+@pytest.fixture(params=OTHERS)
 def other(request, host):
     """A host with a batch system of another kind."""
     host.kind, folder = request.param, str(host.folder / "system")
     path = stand_in.install(folder, host.kind) + ":" + os.environ["PATH"]
-    host.batch("htcondor" if host.kind == "htcondor" else "pbs", **{"env.PATH": path, "batch_poll": "0.3s", "batch_grace": "60s"})
+    host.batch({"htcondor": "htcondor", "slurm": "slurm"}.get(host.kind, "pbs"), **{"env.PATH": path, "batch_poll": "0.3s", "batch_grace": "60s"})
     host.system = stand_in.System(folder, host.kind)
     yield host
     for job in host.system.jobs():
@@ -261,6 +324,8 @@ def other(request, host):
 
 def test_a_calculation_goes_through_another_batch_system(relay, other):
     open(other.system.path("held"), "w").close()
+    other.base = other.folder / "b a'se %j"
+    other.poller["calc_base"] = str(other.base)
     other.script("solve", 'cat in.txt > out.txt; while [ ! -e go ]; do sleep 0.05; done; exit 4')
     other.start()
     accept_id = submit(relay, other.site, {"in.txt": b"input"})
@@ -273,8 +338,14 @@ def test_a_calculation_goes_through_another_batch_system(relay, other):
     assert other.runs() == [accept_id + ".1"]
 
 
-def test_queues_that_lie_change_no_outcome(relay, other):
+@pytest.mark.parametrize("other", ["slurm"] + OTHERS, indirect=True)
+def test_queues_that_lie_change_no_outcome(relay, other, slurm, request):
+    """With --long each of the lies lasts two minutes."""
+    seconds, calls = 120 if request.config.getoption("--long") else 0, other.system.path("calls")
     other.poller["jobs"] = 2
+    other.sections["command solve"]["batch_grace"] = "10m"
+    if other.kind == "slurm":
+        other.sections["command solve"].update({"env.SLURM_CONF": slurm.conf, "batch_options": "--mem=20"})
     other.script("solve", "[ -e short ] || while [ ! -e go ]; do sleep 0.05; done; echo x > out.txt")
     other.start()
     through = submit(relay, other.site)
@@ -282,12 +353,23 @@ def test_queues_that_lie_change_no_outcome(relay, other):
     for lie in stand_in.LIES:
         with open(other.system.path("lie"), "w") as out:
             out.write(lie)
-        asked = os.path.getsize(other.system.path("calls"))
+        asked, begun = os.path.getsize(calls), time.monotonic()
         assert outcome(relay, submit(relay, other.site, {"short": b""}), 30)["status"] == "completed", lie
-        until(lambda: os.path.getsize(other.system.path("calls")) > asked + (0 if lie == "hang" else 20), 60, lie)
+        until(lambda: os.path.getsize(calls) > asked + (0 if lie == "hang" else 20), 60, lie)
+        while time.monotonic() - begun < seconds:
+            time.sleep(5)
+            assert outcome(relay, submit(relay, other.site, {"short": b""}), 60)["status"] == "completed", lie
     (other.base / through / "go").touch()
     assert outcome(relay, through)["status"] == "completed"
-    assert len(other.runs()) == 1 + len(stand_in.LIES) and len(other.system.jobs()) == len(other.runs())
+    with open(calls) as text:
+        assert len(other.runs()) == len(re.findall("^(?:sbatch|qsub|condor_submit)$", text.read(), re.M)) > len(stand_in.LIES)
+    assert peak(other.started[0]) < 64 << 20           # of the flood it holds a little
+
+
+def peak(process):
+    """VmHWM in bytes."""
+    with open("/proc/%d/status" % process.pid) as text:
+        return int(re.search(r"VmHWM:\s+(\d+)", text.read()).group(1)) * 1024
 
 
 def test_another_batch_system_ends_a_job_and_says_so(relay, other):
@@ -471,9 +553,23 @@ def test_a_job_beyond_its_time_limit_ends_abnormal_in_slurms_words(relay, limite
     assert info["status"] == "abnormal" and "TIME LIMIT" in info["reason"] and info["files"][OUT] == b"begun\n", info
 
 
-def test_what_slurm_has_forgotten_is_told_by_the_jobs_own_end(relay, cluster, slurm):
-    """A cold start forgets all jobs, as MinJobAge does with those that ended."""
+@pytest.mark.parametrize("how", ["by a cold start", "after MinJobAge"])
+def test_what_slurm_has_forgotten_is_told_by_the_jobs_own_end(relay, cluster, slurm, request, how):
+    """With --long also by its own forgetting, which takes it up to a minute."""
     cluster.poller["jobs"], cluster.sections["command solve"]["batch_grace"] = 2, "3s"
+    aged = how == "after MinJobAge" and slurm_lab.Slurm(age=2) if request.config.getoption("--long") else None
+    if how == "after MinJobAge" and not aged:
+        pytest.skip("--long")
+    try:
+        forgotten(relay, cluster, aged.start() if aged else slurm)
+    finally:
+        if aged:
+            aged.close()
+
+
+def forgotten(relay, cluster, slurm):
+    """One job that ends and one whose processes vanish while no poller is there; the next one starts when the queue knows neither."""
+    cluster.sections["command solve"]["env.SLURM_CONF"] = slurm.conf
     cluster.script("solve", "echo $$ > pid; while [ ! -e go ]; do sleep 0.05; done; echo x > out.txt")
     poller = cluster.start()
     ended, vanished = [submit(relay, cluster.site) for _n in range(2)]
@@ -481,14 +577,16 @@ def test_what_slurm_has_forgotten_is_told_by_the_jobs_own_end(relay, cluster, sl
     poller.kill()
     poller.wait()
     (cluster.base / ended / "go").touch()
-    until(lambda: slurm.jobs().get("mi-%s.1" % ended) == "COMPLETED", 30)
+    until(lambda: slurm.jobs().get("mi-%s.1" % ended, "COMPLETED") == "COMPLETED", 30)
     wrapper = remote.read_note(os.fsencode(str(cluster.control(vanished) / "start"))).pid
     os.kill(wrapper, signal.SIGKILL)                   # no `end` will ever come
     os.kill(int((cluster.base / vanished / "pid").read_text()), signal.SIGKILL)
-    until(lambda: slurm.jobs().get("mi-%s.1" % vanished, "RUNNING") != "RUNNING", 30)
-    slurm.end("slurmctld")
-    slurm.daemon("slurmctld", slurm.find("slurmctld"), "-D", "-c", "-f", slurm.conf)
-    until(lambda: slurm.call("sinfo", "-h", "-o", "%t").strip() == "idle", 60)
+    until(lambda: slurm.jobs().get("mi-%s.1" % vanished, "gone") != "RUNNING", 30)
+    if slurm.age > 2:
+        slurm.end("slurmctld")
+        slurm.daemon("slurmctld", slurm.find("slurmctld"), "-D", "-c", "-f", slurm.conf)
+        until(lambda: slurm.call("sinfo", "-h", "-o", "%t").strip() == "idle", 60)
+    until(lambda: not slurm.jobs(), 200)
     cluster.start()
     assert outcome(relay, ended, 30)["status"] == "completed"
     info = outcome(relay, vanished, 60)

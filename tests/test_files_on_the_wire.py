@@ -130,7 +130,8 @@ def test_the_newest_writer_of_a_file_wins(world, order):
     assert client.raw("GET", "files/%s/input/0?v=2&claim=%s" % (accept_id, claim))[1] == data
 
 
-def test_many_writers_at_once_leave_a_whole_file(world, order):
+@pytest.mark.parametrize("turn", range(5))
+def test_many_writers_at_once_leave_a_whole_file(world, order, turn):
     client, data, accept_id, target = order
     rolls = [random.Random(number) for number in range(6)]
 
@@ -609,6 +610,14 @@ def test_what_is_fetched_makes_room_for_what_is_new_and_nothing_else_does(make_w
     status, first = client.call("GET", "get-calc-result", {"v": 2, "accept_id": ids[1]})
     assert (status, first["why"]) == (404, "room") and "was fetched" in first["message"]
     assert client.ok("GET", "calc-progress", {"v": 2, "accept_id": ids[1]})["status"] == "completed", "it is still known: it is not run again"
+    assert client.call("GET", "files/%s/result/0" % ids[1], {"v": 2})[1]["why"] == "room"
+    fill(disk)                                         # not even the database can be written to
+    for number in range(300):
+        if client.call("POST", "add-calcinfo", {"v": 2, "request_id": "full %d" % number, "calc-info": info(note="x" * 60000)})[0] != 200:
+            break
+    fill(disk)
+    wait_until(lambda: client.call("POST", "add-calcinfo", {"v": 2, "request_id": "last", "calc-info": info(note="x" * 60000)})[0] == 200, 30)
+    assert os.path.exists(spool[0]) and not os.path.exists(spool[2])
 
 
 def test_the_ballast_lets_a_full_disk_become_less_full(make_world, disk_of):

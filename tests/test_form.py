@@ -55,6 +55,37 @@ def test_a_script_copied_alone_prints_its_help_and_version(name, tmp_path):
     assert [entry for entry in os.listdir(str(tmp_path)) if entry != "__pycache__"] == [name]
 
 
+def subcommands(name, monkeypatch):
+    """The words of a script: those that it gives to argparse, and those in its table or in its usage lines."""
+    import argparse
+    found, add = set(), argparse._SubParsersAction.add_parser
+    monkeypatch.setattr(argparse._SubParsersAction, "add_parser", lambda self, word, **more: (found.add(word), add(self, word, **more))[1])
+    module = suite.module(name)
+    if name == "mi_dicomapi.py":
+        module.parse(["serve"])
+    elif name == "execute_remote_command.py":
+        module.parser()
+    elif name == "mi_system_wf.py":
+        found = set(module.COMMANDS) | set(module.ALONE)
+    else:
+        lines = re.findall(r"^(?:usage:|      ) mi_system_remote\.py ([a-z].*?)(?:  |$)", module.__doc__, re.M)
+        found = {part.split()[0] for line in lines for part in line.split(" | ") if part[0].isalpha()}
+    return found
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_each_word_has_a_help_that_names_the_program_and_what_it_does_not_know_is_one_line_and_64(name, monkeypatch, tmp_path):
+    words = subcommands(name, monkeypatch)
+    assert len(words) >= 7, words
+    for word in sorted(words):
+        done = suite.run(name, word, "--help", cwd=str(tmp_path))
+        assert (done.returncode, done.stderr) == (0, "") and re.search(r"^usage: %s( |$)" % re.escape(name), done.stdout, re.M), (word, done)
+        done = suite.run(name, word, "--nonsense", cwd=str(tmp_path))
+        assert done.returncode == 64 and suite.one_line(done.stderr), (word, done)
+    done = suite.run(name, "nonsense", cwd=str(tmp_path))
+    assert done.returncode == 64 and suite.one_line(done.stderr), done
+
+
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_importing_a_script_does_nothing(name, tmp_path):
     code = ("import sys, threading; sys.path.insert(0, %r); before = set(sys.modules); import %s as found; "

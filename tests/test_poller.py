@@ -13,6 +13,7 @@ import time
 
 import pytest
 
+import family
 import suite
 from suite import PYTHON, wait_until as until
 
@@ -57,7 +58,7 @@ class Host:
     def __init__(self, folder, url, site, token):
         self.folder, self.url, self.site, self.started = folder, url, site, []
         self.base, self.ledger, self.ini = folder / "base", folder / "ledger", folder / "host.ini"
-        self.token = folder / "token"
+        self.token, self.program = folder / "token", [PYTHON, SCRIPT]
         self.token.write_text(token + "\n")
         self.token.chmod(0o600)
         self.script("solve", "echo result > out.txt")
@@ -74,19 +75,21 @@ class Host:
         text = ""
         for name, keys in [("poller", self.poller)] + list(self.sections.items()):
             text += "[%s]\n%s\n" % (name, "".join("%s = %s\n" % (key, str(value).replace("\n", "\n  ")) for key, value in keys.items()))
-        self.ini.write_text(text, encoding="utf-8")
+        new = self.folder / "host.ini.new"             # a poller that starts just now reads one or the other
+        new.write_text(text, encoding="utf-8")
+        new.replace(self.ini)
 
     def start(self, *words, env=None, out=None):
         self.write_ini()
         self.log = self.folder / "log"
-        process = subprocess.Popen([PYTHON, SCRIPT] + list(words or ["poll"]) + ["--ini", str(self.ini)], env=dict(ENV, **(env or {})),
+        process = subprocess.Popen(self.program + list(words or ["poll"]) + ["--ini", str(self.ini)], env=dict(ENV, **(env or {})),
                                    stdin=subprocess.DEVNULL, stdout=out or subprocess.DEVNULL, stderr=open(str(self.log), "a"))
         self.started.append(process)
         return process
 
     def run(self, *words, env=None, timeout=20):
         self.write_ini()
-        return subprocess.run([PYTHON, SCRIPT] + list(words) + ["--ini", str(self.ini)], env=dict(ENV, **(env or {})), timeout=timeout,
+        return subprocess.run(self.program + list(words) + ["--ini", str(self.ini)], env=dict(ENV, **(env or {})), timeout=timeout,
                               stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8")
 
     def control(self, name):
@@ -114,7 +117,7 @@ def clean_up(made):
     for pid in (name for name in os.listdir("/proc") if name.isdigit()):
         try:
             with open("/proc/%s/environ" % pid, "rb") as text:
-                if b"CALC_DIR=" + mark in text.read():
+                if b"CALC_DIR=" + mark in text.read() or os.readlink("/proc/%s/fd/9" % pid).startswith(str(made.folder)):
                     os.kill(int(pid), signal.SIGKILL)
         except OSError:
             pass
@@ -317,6 +320,19 @@ def test_results_that_change_while_they_are_sent_are_refused_and_the_rest_arrive
 
 
 # ---- time and trees ----
+def test_a_wrapper_whose_mv_is_killed_by_a_cancel_notes_the_end_all_the_same(tmp_path):
+    control, bin_ = os.fsencode(str(tmp_path / "control")), tmp_path / "bin"
+    os.mkdir(control)
+    bin_.mkdir()
+    (bin_ / "mv").write_text("#!/bin/sh\ncase $1 in *end.tmp) echo x >>%s/tries; [ $(wc -l <%s/tries) -gt 2 ] || kill -9 $$;; esac\nexec /bin/mv \"$@\"\n"
+                             % (tmp_path, tmp_path))
+    (bin_ / "mv").chmod(0o755)
+    remote.prepare(control)
+    wrapper = subprocess.run(["/bin/sh", os.fsdecode(control) + "/run", os.fsdecode(control), str(tmp_path), "/bin/sh", "-c", "exit 7"],
+                             env={"PATH": "%s:/usr/bin:/bin" % bin_})
+    assert wrapper.returncode == 0 and remote.look(control, time.time()) == ("ended", 7)
+
+
 def test_timeout_stops_the_whole_tree_and_the_logs_come_back(relay, host):
     host.script("solve", "echo before; setsid sleep 300 & echo $! > %s/pid; trap '' TERM; while :; do sleep 0.1; done" % host.folder)
     host.sections["command solve"].update(timeout="1s", grace="1s")
@@ -324,6 +340,59 @@ def test_timeout_stops_the_whole_tree_and_the_logs_come_back(relay, host):
     info = outcome(relay, submit(relay, host.site))
     assert (info["status"], info["reason"], info["signal"]) == ("abnormal", "timeout", 9) and info["files"][OUT] == b"before\n"
     assert gone(int((host.folder / "pid").read_text()))
+
+
+def families(host, grace, **more):
+    """A poller whose command starts a family of the kind that its parameter names."""
+    made = family.Family(str(host.folder / "family"), **more)
+    host.poller["jobs"] = 20
+    host.sections["command solve"] = {"argv": made.command + "\n{parameters}", "match": "solve", "parameters": "yes", "argument.1": "[a-z]+", "grace": grace}
+    return made, host.start()
+
+
+def cancel(relay, accept_id):
+    relay.client().ask("POST", "cancel-wait-calc", {"v": 2, "accept_id": accept_id, "stop": True})
+
+
+def test_a_cancel_ends_children_of_every_kind(relay, host, capsys):
+    made, poller = families(host, "0.5s")
+    ids = {kind: submit(relay, host.site, parameters=kind, outs=[]) for kind in list(family.KINDS) + ["all"]}
+    alive = {kind: made.alive(accept_id + ".1") for kind, accept_id in ids.items()}
+    began = time.monotonic()
+    for accept_id in ids.values():
+        cancel(relay, accept_id)
+    found = family.gone(alive, 30)
+    assert set(found) == set(ids)
+    with capsys.disabled():
+        print(" (grace 0.5 s: %s)" % " ".join("%s %.1f s" % (kind, found[kind] - began) for kind in ids), end="")
+    for kind, accept_id in ids.items():
+        info = outcome(relay, accept_id)
+        assert info["status"] == "abnormal" and info["reason"].startswith("cancelled") and info["exit_code"] in (137, 143), (kind, info)
+
+
+def test_a_poller_killed_while_it_cancels_leaves_nothing_that_the_next_one_does_not_end(relay, host):
+    made, poller = families(host, "300s")
+    accept_id = submit(relay, host.site, parameters="all", outs=[])
+    alive = {"all": made.alive(accept_id + ".1")}
+    cancel(relay, accept_id)
+    wrapper = remote.read_note(str(host.control(accept_id) / "start").encode())
+    until(lambda: open("/proc/%d/stat" % wrapper.pid).read().rpartition(") ")[2][0] == "T")
+    poller.kill()
+    poller.wait()
+    host.sections["command solve"]["grace"] = "0.5s"
+    host.start()
+    info = outcome(relay, accept_id, 30)
+    assert info["status"] == "abnormal" and info["reason"].startswith("cancelled") and set(family.gone(alive, 1)) == {"all"}
+
+
+def test_what_a_command_leaves_behind_neither_delays_its_end_nor_stays_as_zombies_while_it_runs(relay, host):
+    made, poller = families(host, "0.5s", end="for i in 0 1 2 3 4 5 6 7 8 9; do (setsid sleep 0.1 & setsid sleep 0.2 &); done; sleep 1;"
+                            " cat /proc/$PPID/task/$PPID/children | wc -w")
+    accept_id = submit(relay, host.site, parameters="orphan", outs=[])
+    alive = {"orphan": made.alive(accept_id + ".1")}
+    info = outcome(relay, accept_id)
+    assert (info["status"], info["exit_code"]) == ("completed", 0) and int(info["files"][OUT]) <= 6, info         # the command, the orphans' two
+    assert not family.gone(alive, 0.5)                 # who did not ask for their end leaves them alone
 
 
 # ---- the allow-list ----

@@ -34,6 +34,7 @@ case ${1:-} in
 hard) ln %(dir)s/secret hardlink;;
 soft) ln -s %(dir)s/secret softlink; ln -s %(dir)s out;;
 slow) sleep 2;;
+leave) echo $$ >../pids; env -i setsid sh -c 'trap "" TERM; sleep 300 & echo $! $$ >>../pids'; sleep 300;;
 esac
 cp a b 2>/dev/null
 echo SECRET-42 >secret.txt
@@ -504,6 +505,21 @@ def test_a_cancel_passes_the_guard(lab, tmp_path):
     assert run(lab, tmp_path, "cancel", ident)[0] == 0
     process.communicate(timeout=20)
     assert process.returncode == 143
+
+
+def test_a_cancel_through_the_guard_ends_also_what_left_session_and_environment(tmp_path):
+    far, done = Far(tmp_path), []
+    ident = far.fresh()
+    thread = threading.Thread(target=lambda: done.append(far.run(ident, "work.sh leave")))
+    thread.start()
+    written = tmp_path / "base" / "pids"
+    suite.wait_until(lambda: written.exists() and len(written.read_text().split()) == 3)
+    pids = [int(word) for word in written.read_text().split()]
+    code, out, err = far.ask("cancel", ident, "1")
+    thread.join(20)
+    assert out.endswith(b"E ended 143\n") and b"\nE ended 143\n" in done[0][1]
+    for pid in pids:
+        assert not os.path.exists("/proc/%d" % pid), pids
 
 
 def test_rsync_with_the_guard_brings_differences(lab, tmp_path):

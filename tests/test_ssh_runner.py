@@ -417,7 +417,8 @@ def test_a_silent_line_is_noticed_and_the_command_runs_once(here, request):
 
 
 def test_a_cancelled_command_ends_with_all_its_children_and_its_files_come_back(lab, here):
-    process = start(lab, here, "run", "hpc", "echo begun; sleep 1000 & setsid sleep 1000 & echo left >file; wait")
+    process = start(lab, here, "run", "hpc", "sleep 1000 & setsid sleep 1000 & echo left >file; setsid sh -c 'kill -STOP $$' &"
+                    " setsid sh -c 'trap \"\" TERM; echo begun; while :; do sleep 0.1; done' & wait")
     out = ""
     for row in iter(process.stdout.readline, b""):
         out += row.decode()

@@ -8,7 +8,7 @@ import pytest
 
 import suite
 from suite import wait_until as until
-from test_poller import ID, OUT, Fake, Host, clean_up, host, order, outcome, relay, remote, submit     # noqa: F401 (fixtures)
+from test_poller import ID, OUT, Fake, Host, OurWorld, clean_up, host, order, outcome, relay, remote, submit     # noqa: F401 (fixtures)
 
 
 def progress(relay, accept_id):
@@ -134,7 +134,6 @@ def test_idle_exit_ends_with_0_after_the_last_delivery(relay, host):
 # ---- results that wait
 
 def test_outbox_says_what_waits_since_when_and_why_and_resend_sends_it_now(relay, host, tmp_path_factory):
-    from test_poller import OurWorld
     own = OurWorld(tmp_path_factory.mktemp("relay"))
     try:
         host.poller.update(url=own.url, site="s1")
@@ -284,6 +283,26 @@ def test_with_too_little_room_delivered_directories_go_oldest_first_and_nothing_
         assert outcome(relay, waits, 90)["status"] == "completed"
     finally:
         clean_up(host)
+        subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+def test_inputs_for_which_the_room_went_while_they_came_are_given_back_and_come_again(tmp_path):
+    relay = OurWorld(tmp_path / "relay", ini="[times]\nwait = 2s\n")
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "mode=700,size=40m", "tmpfs", str(disk)], check=True)
+    host = Host(tmp_path, relay.url, next(relay.free), relay.token)
+    try:
+        host.base = disk / "base"
+        host.poller.update(calc_base=str(host.base), keep_free="1", jobs=2)
+        host.script("solve", "cp in.txt out.txt; rm -f big?")
+        ids = [submit(relay, host.site, {"in.txt": b"%d" % n, "big1": bytes(12 << 20), "big2": bytes(12 << 20)}) for n in range(2)]      # each fits, both do not
+        host.start()
+        assert [outcome(relay, one, 120)["status"] for one in ids] == ["completed", "completed"]
+        assert len(host.runs()) == 2 and "the claim is gone code=409 why=\"given back: No space left on device" in host.text()
+    finally:
+        clean_up(host)
+        relay.close()
         subprocess.run(["umount", "-l", str(disk)], check=True)
 
 

@@ -165,12 +165,13 @@ class Proxy(suite.Listener):
 WORK = """#!/bin/sh
 read -r number kind <order.txt
 echo "$number $MI_RUN" >>%s
-echo "number $number"; echo "complaint of $number" >&2
+echo "number $number" || exit 1
+echo "complaint of $number" >&2
 case $kind in
 slow) sleep 1.5;;
 cancel) sleep %d; exit 1;;
 rerun) case $MI_RUN in *.1) exit 3;; esac;;
-fail) cat in.bin in.bin >out.bin; exit 3;;
+fail) cat in.bin in.bin >out.bin || exit 1; exit 3;;
 esac
 cat in.bin in.bin >out.bin
 """
@@ -303,7 +304,7 @@ class Torture:
             out.write(WORK % (self.ledger, 20 if "restore" in self.options.only else 300))          # a restored relay has forgotten a cancel
         os.chmod(script, 0o755)
         self.world.url = self.far.url
-        self.poller_ini = self.world.poller({"work": "match = work\nargv = %s\ngrace = 1s\n" % script}, start=False, ini="jobs = 8\nkeep_free = 0\nkeep_workdirs = 60s\n")[1]
+        self.poller_ini = self.world.poller({"work": "match = work\nargv = %s\ngrace = 1s\n" % script}, start=False, ini="jobs = 8\nkeep_free = 20M\nkeep_workdirs = 60s\n")[1]
         self.world.url = self.near.url
         self.reach = self.world.reach()
         self.relay = Host(self, "relay", self.start_relay)

@@ -34,7 +34,7 @@ class Sink:
 
     def __init__(self, world, folder):
         os.makedirs(folder, exist_ok=True)
-        self.context = client_context(world.cert)
+        self.folder, self.context = folder, client_context(world.cert)
         self.popen = subprocess.Popen([sys.executable, "-I", "-S", REFERENCE, "sink", world.cert, world.key, folder], stdout=subprocess.PIPE)
         self.port = int(self.popen.stdout.readline())
 
@@ -132,9 +132,10 @@ def memory(figures, name, world, poller, peak):
         figures.most("%s: VmHWM of the %s" % (name, who), value, "B", MOST_MEMORY)
 
 
-def clear(world, here):
-    """What the last calculation left, off the disk."""
-    for path in [os.path.join(here, "out"), os.path.join(world.state, "spool")] + [
+def clear(world, here, sink):
+    """What the last turn left, off the disk, the socket pair's file with it: memory that was just given back is quicker to write to, and who
+    wrote last would have it."""
+    for path in [os.path.join(here, "out"), os.path.join(world.state, "spool"), os.path.join(sink.folder, "sink")] + [
             os.path.join(world.folder, "poller", "base", name) for name in os.listdir(os.path.join(world.folder, "poller", "base")) if "-" in name]:
         shutil.rmtree(path, ignore_errors=True)
         if os.path.isfile(path):
@@ -161,7 +162,7 @@ def large(figures, folder, size, pairs):
             way.append(base / whole)
             plain.append(size / base)
             peak = max(peak, high)
-            clear(world, here)
+            clear(world, here, sink)
         sink.close()
         name, base = "%d MiB" % (size >> 20), median(plain)
         for hop, ratios in zip(HOPS, rates):

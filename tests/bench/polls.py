@@ -100,8 +100,9 @@ def parked(figures, folder, count, most_memory, wakes):
         began = time.perf_counter()
         sites = Sites(world, tokens)
         asked = time.perf_counter()
-        for n, site in enumerate(names):               # the first waits end spread over the seconds 15 to 50, so the renewals come as evenly
-            sites.ask(site, 15 + n % 36)
+        first = 15 if count <= 2000 else 34            # seconds: nobody renews while the idle relay is looked at
+        for n, site in enumerate(names):               # the first waits end spread over the seconds up to 50, so the renewals come as evenly
+            sites.ask(site, first + n % (51 - first))
         arrived = time.perf_counter() - began
         sites.pump(1.0)                                # the last ones are parked
         name, pid = "%d sites parked: " % count, world.relay.pid
@@ -110,7 +111,7 @@ def parked(figures, folder, count, most_memory, wakes):
         answers = sites.pump(10)
         used = 100 * (cpu(pid) - before[0]) / (time.perf_counter() - before[1])
         figures.most(name + "idle CPU, of a core", used, "%", 2.0, what="%d polls renewed meanwhile" % answers)
-        sites.pump(max(0, asked + 15 - time.perf_counter()))
+        sites.pump(max(0, asked + first - time.perf_counter()))
         before = cpu(pid), time.perf_counter()
         answers = sites.pump(10)
         used = 100 * (cpu(pid) - before[0]) / (time.perf_counter() - before[1])

@@ -75,7 +75,6 @@ def sink(cert, key, folder):
             os.fsync(out.fileno())
         sock.sendall(digest.digest())
         sock.close()
-        os.unlink(path)
 
 
 if __name__ == "__main__":
