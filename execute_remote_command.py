@@ -39,7 +39,9 @@ PROGRAM = "execute_remote_command"
 VERSION = "1.0.0"
 LOG = "remote_program_exec.log"   # the command's output, in its directory
 SMALL = 1 << 20                # bytes; smaller files travel bundled
-BUNDLE, NEAR_BUNDLE = 4 << 20, 8 << 20    # bytes of small files in one bundle: far (sums of one beside the next one's way), near
+BUNDLE, NEAR_BUNDLE = 4 << 20, 64 << 20   # bytes of small files in one bundle: far (sums of one beside the next one's way), near
+NAMES = 100000                 # bytes of names in one bundle (some shells there hand them to a program as one argument)
+UNREAD, RECORDS = 1 << 19, 8   # bytes of a bundle that a near host may leave unread (sshd's buffer grows dearly); told every 8 x 10 KiB
 TWICE = 8 << 20                # bytes of small files from which on a far host gets them in two sessions (each has ssh's window of 2 MiB)
 BULK = 64 << 20                # bytes from which on several connections pay for their log-ins
 NEAR = 0.004                   # seconds of round trip below which a host counts as being on the same LAN
@@ -1388,7 +1390,9 @@ lane() {   # put or get: orders `KIND NUMBER OFFSET BYTES NAME/` on stdin, bytes
     while IFS=' ' read -r k i o n p; do
     [ "$1" = put ] && [ -d "$c" ] && bad "the command was started already"
     p=./${p%/}; case $k in
-    T)  take "$n" | tar -xpof - || bad "tar failed";;
+    T)  if [ "$o" = 0 ]; then take "$n" | tar -xpof -
+        else wait; take "$n" | tar -B --checkpoint="$o" --checkpoint-action=echo=t -xpof - 2>&4   # `tar: t` after every o records
+        fi || bad "tar failed";;
     C)  dd of="$p" bs=262144 seek="$o" count="$n" iflag=count_bytes,fullblock oflag=seek_bytes conv=notrunc status=none ||
             bad "cannot write $p"
         wait; [ "$sum" = none ] && { echo "ok $i -"; continue; }
@@ -1419,17 +1423,27 @@ lane() {   # put or get: orders `KIND NUMBER OFFSET BYTES NAME/` on stdin, bytes
 }
 hold() {   # the control connection: says what there is here, then answers each line (or serves a lane, or cleans) until it is over
     mkdir -p "$b/.mi" 2>/dev/null
-    gnu=0; [ "$(printf xyz | dd iflag=count_bytes,fullblock count=1 status=none 2>/dev/null)" = x ] &&
-        find / -maxdepth 0 -printf '' 2>/dev/null &&
-        case $(tar --version 2>/dev/null) in *GNU*) gnu=1;; esac
-    rsync=0 zstd=0; command -v rsync >/dev/null 2>&1 && rsync=1 && case $(rsync --version 2>/dev/null) in *zstd*) zstd=1;; esac
-    choose_sum
     gzip=0; command -v gzip >/dev/null 2>&1 && gzip=1
-    aes=0; grep -qw aes /proc/cpuinfo 2>/dev/null && aes=1
-    free=$(df -Pk "$b" 2>/dev/null | { read -r x; read -r x x x a x; echo "${a:-0}"; })
-    kill=0; grep -qs '^KillUserProcesses=yes' /etc/systemd/logind.conf /etc/systemd/logind.conf.d/* &&
-        [ "$(loginctl show-user "$(id -un)" -p Linger 2>/dev/null)" = Linger=no ] && kill=1
-    echo "ready guard=0 kill=$kill boot=$boot gnu=$gnu rsync=$rsync zstd=$zstd gzip=$gzip aes=$aes free=$free sum=${sum%% *} more=1"
+    printf %s "ready guard=0 boot=$boot gzip=$gzip "    # one line, of what each of them finds out
+    {
+        gnu=0; [ "$(printf xyz | dd iflag=count_bytes,fullblock count=1 status=none 2>/dev/null)" = x ] &&
+            find / -maxdepth 0 -printf '' 2>/dev/null &&
+            case $(tar --version 2>/dev/null) in *GNU*) gnu=1;; esac
+        printf %s "gnu=$gnu "
+    } &
+    {
+        rsync=0 zstd=0; command -v rsync >/dev/null 2>&1 && rsync=1 && case $(rsync --version 2>/dev/null) in *zstd*) zstd=1;; esac
+        aes=0; grep -qw aes /proc/cpuinfo 2>/dev/null && aes=1
+        printf %s "rsync=$rsync zstd=$zstd aes=$aes "
+    } &
+    {
+        free=$(df -Pk "$b" 2>/dev/null | { read -r x; read -r x x x a x; echo "${a:-0}"; })
+        kill=0; grep -qs '^KillUserProcesses=yes' /etc/systemd/logind.conf /etc/systemd/logind.conf.d/* &&
+            [ "$(loginctl show-user "$(id -un)" -p Linger 2>/dev/null)" = Linger=no ] && kill=1
+        printf %s "free=$free kill=$kill "
+    } &
+    choose_sum
+    wait; echo "sum=${sum%% *} more=1"
     while IFS= read -r x; do case $x in
     "lane "*|"clean "*)   # within this session: no other log-in shell to wait for
         set -- $x; id=$2 w=$b/$2 c=$b/.mi/$2 f=$b/$2/remote_program_exec.log
@@ -1598,8 +1612,9 @@ class Line:
             self.spare = None
         return self.facts.get("more") == "1" and not self.busy
 
-    def open(self):
-        """Opens the control connection. LineLost if it cannot be had now; Stop 77 or 69 if it will never be had like this."""
+    def open(self, meanwhile=lambda: None):
+        """Opens the control connection. LineLost if it cannot be had now; Stop 77 or 69 if it will never be had like this.
+        meanwhile: called while the log-in takes its time."""
         import tempfile
         self.folder = utf8(tempfile.mkdtemp(prefix="mi-", dir="/tmp" if os.path.isdir("/tmp") else None))     # sun_path is short
         self.control = self.folder.decode() + "/c"
@@ -1607,6 +1622,7 @@ class Line:
             self.choose_options()
         began = time.monotonic()
         self.process = self.start("hold", "-", master=True)
+        meanwhile()
         patience = threading.Timer(self.settings.connect * 3, self.process.kill)      # a log-in can hang at any point
         patience.daemon = True
         patience.start()
@@ -1953,19 +1969,20 @@ def version(entry):
 def cut(entries, step, have, room=BUNDLE):
     """Work for entries: bundles of small files (lists of Entry, `room` bytes), and pieces; have: {version: set of (offset, size)}, there
     already."""
-    items, bundle, filled = [], [], 0
+    items, bundle, filled, named = [], [], 0, 0
     for entry in entries:
         if entry.size < SMALL or not step:
             if (0, entry.size) in have.get(version(entry), ()):
                 continue
             bundle.append(entry)
             filled += entry.size + 512
+            named += len(entry.far) + 3
             if entry.size >= SMALL:                    # the far side has no means for pieces
                 items.append([bundle.pop()])
                 filled -= entry.size + 512
-            elif filled >= room or len(bundle) >= 1000:
+            elif filled >= room or named >= NAMES:
                 items.append(bundle)
-                bundle, filled = [], 0
+                bundle, filled, named = [], 0, 0
             continue
         spans = sorted(have.get(version(entry), ()))
         for offset in range(0, entry.size, step):
@@ -2031,6 +2048,8 @@ class Answers(threading.Thread):
         self.waiting, self.room, self.dead = collections.OrderedDict(), threading.Semaphore(AHEAD), False
         self.broke = False
         self.lock = threading.Lock()
+        self.paced = line.facts.get("guard") == "0" and line.facts.get("gnu") == "1" and line.round_trip < NEAR
+        self.unpacked = threading.Semaphore(0)         # for every RECORDS of a bundle that the far tar has read
 
     def run(self):
         try:
@@ -2045,15 +2064,21 @@ class Answers(threading.Thread):
         self.work.back(left)
         for _n in range(AHEAD):
             self.room.release()
+        self.paced = False
+        self.unpacked.release()
 
     def read(self):
-        sums, self.broke = [], not self.line.marked(self.process)      # orders go out meanwhile
+        sums, said, self.broke = [], "", not self.line.marked(self.process)      # orders go out meanwhile
         for row in self.process.stdout:
             kind, number, text = (row.decode("utf-8", "replace").rstrip("\n").split(" ", 2) + ["", ""])[:3]
             if kind == "s":
                 sums.append(number)
+            elif kind == "tar:" and number == "t":
+                self.unpacked.release()
+            elif kind == "tar:":
+                said = " (%s %s)" % (number, text)
             elif kind == "no":
-                text = printable(text or self.line.why(self.process))
+                text = printable(text + said or self.line.why(self.process))
                 self.work.fail(Stop(EX_IOERR, _("%s: %s (is the disk full there?)") % (self.line.host, text)))
                 break
             elif kind == "ok" and number.isdigit() and int(number) in self.waiting:
@@ -2146,8 +2171,17 @@ def send_bundle(pipe, number, entries, answers):
         if not folder:
             names.append(b"./" + entry.far)
     size = sum(map(len, heads)) + sum(entry.size + -entry.size % 512 for entry in entries if not stat.S_ISDIR(entry.mode)) + 1024
-    pipe.write(b"T 0 0 %d -/\n" % size)
+    pipe.write(b"T 0 %d %d -/\n" % (RECORDS * answers.paced, size))
+    unread = 0
+    while answers.unpacked.acquire(False):             # what is left of the last bundle
+        pass
     for head, entry in zip(heads, entries):
+        if answers.paced and unread > UNREAD:
+            pipe.flush()
+            if not answers.unpacked.acquire(timeout=5):
+                answers.paced = False                  # a tar that does not tell
+            unread -= RECORDS * 10240
+        unread += len(head) + entry.size
         pipe.write(head)
         if stat.S_ISDIR(entry.mode):
             continue
@@ -2230,7 +2264,9 @@ def put(line, ident, entries, record, settings):
     for entry in files:                                # complete but for the finishing order
         if step and entry.size >= SMALL and entry.far not in work.pieces_left:
             work.items.append(entry)
-    if folders:                                        # two lanes must not make the same directory
+    if folders:                                        # before all else: two lanes must not make the same directory
+        if work.items and isinstance(work.items[0], list) and work.items[0][0].size < SMALL:
+            folders += work.items.popleft()            # the least of the bundles goes with them
         work.items.appendleft(folders)
         work.first = folders
     with Progress(work, _("sent"), sum(entry.size for entry in files)):
@@ -2415,7 +2451,7 @@ def finish(entry):
 def settle_file(path, entry):
     """Mode and time of the entry for the file at path (or open file)."""
     os.chmod(path, entry.mode & 0o777)
-    os.utime(path, ns=(nanoseconds(entry.mtime), nanoseconds(entry.mtime)))
+    os.utime(path, ns=(nanoseconds(entry.mtime),) * 2)
 
 
 def receive_piece(told, item):
@@ -2439,7 +2475,7 @@ def receive_piece(told, item):
 
 def receive_bundle(told, entries):
     """A bundle of small files, each under its name once its sum is right. True if all are as listed."""
-    wanted, sums, right = {b"./" + entry.far: entry for entry in entries}, {}, True
+    wanted, sums, parts, right = {b"./" + entry.far: entry for entry in entries}, {}, [], True
     for name, size, mtime, mode, kind in tar_members(told.exactly):
         if size > SMALL * 2 or name not in wanted:
             raise Stop(EX_PROTOCOL, _("%s: an answer that makes no sense") % told.line.host)
@@ -2448,7 +2484,8 @@ def receive_bundle(told, entries):
         if entry.size != size:
             right = False
             continue
-        fd = os.open(part(entry.near), os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
+        parts.append((part(entry.near), entry.near))
+        fd = os.open(parts[-1][0], os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
         try:
             write_all(fd, data)
             settle_file(fd, entry)
@@ -2461,8 +2498,8 @@ def receive_bundle(told, entries):
         row = told.row()
     if row[0] != "ok" or [sums.get(b"./" + entry.far) for entry in entries] != far and set(far) != {"-"}:
         return False
-    for entry in entries if right else ():
-        os.rename(part(entry.near), entry.near)
+    for path, near in parts if right else ():
+        os.rename(path, near)
     return right
 
 
@@ -2602,7 +2639,7 @@ class Run:
             try:
                 if self.line is None:
                     line = Line(self.order["host"], self.settings)
-                    self.line = line.open()
+                    self.line = line.open(self.plan)
                     self.ever = True
                 return step(self.line)
             except Never:
@@ -2623,6 +2660,11 @@ class Run:
             log("warn", self.ident, "line", host=self.order["host"], lost=lost, again_in="%.1fs" % pause)
             time.sleep(pause)
 
+    def plan(self):
+        """Looks at the inputs, once, while the log-in takes its time."""
+        if self.early is None and "starting" not in self.record.steps:
+            self.early = Beside(lambda: planned(self.order["inputs"]))
+
     def drop(self):
         if self.line is not None:
             self.line.close()
@@ -2636,7 +2678,6 @@ class Run:
         try:
             if "ended" not in record.steps:
                 if "starting" not in record.steps:
-                    self.early = Beside(lambda: planned(self.order["inputs"]))     # while the log-in takes its time
                     self.insist(self.send)             # 2. connect, 3. directory, 4. inputs
                 self.solver_log("start")
                 state = self.insist(self.start)        # 5. start, 6. watch
@@ -2672,8 +2713,7 @@ class Run:
         log("info", self.ident, "2 connect", host=line.host, round_trip="%.1fms" % (line.round_trip * 1000), guard=line.facts.get("guard"))
         point("connected")
         record = self.record
-        early, self.early = self.early, None
-        entries = early.result() if early else planned(self.order["inputs"])
+        entries = self.early.result()                  # as they were at first, also if the line was lost since: a change is said
         record.begin("in", line.facts["boot"])
         if record.have:
             there = listing(line, self.ident, self.settings)[1]

@@ -16,10 +16,11 @@ class Record:
 def main(way, base, config, folder, ident, streams):
     runner.SAY["log"] = open(os.devnull, "w")
     settings = runner.settings_for({"base": base, "ssh_options": "-F " + config, "streams": streams})._replace(connects=0)
-    early = runner.Beside(lambda: runner.planned([[os.path.join(folder, name), name] for name in sorted(os.listdir(folder))]))
-    line = runner.Line("hpc", settings).open()
+    early = []
+    line = runner.Line("hpc", settings).open(lambda: early.append(runner.Beside(lambda: runner.planned(
+        [[os.path.join(folder, name), name] for name in sorted(os.listdir(folder))]))))
     if way == "put":
-        runner.transfer(line, ident, early.result(), Record(), settings)
+        runner.transfer(line, ident, early[0].result(), Record(), settings)
     else:
         files, changed, folders = runner.listing(line, ident, settings)[1:4]
         for name in folders:
