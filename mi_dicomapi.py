@@ -1253,18 +1253,28 @@ def page_of(store, seq, kind, first):
 
 
 def check_room(relay, entries, files_before=0):
-    """Limits and free disk for these entries, before a byte moves: 413 over a limit, 507 when the disk would become too full."""
+    """Limits and free disk for these entries, before a byte moves: 413 over a limit, 507 when the disk would become too full. Their bytes."""
+    total = check_sizes(relay, entries, files_before)
+    check_free(relay, total)
+    return total
+
+
+def check_sizes(relay, entries, files_before=0):
+    """413 if these entries are over a limit; otherwise their bytes."""
     limits = relay.conf["limits"]
     for name, length, sum256 in entries:
         if limits["max_file"] and length > limits["max_file"]:
             raise No(413, "%s: %d bytes are over the relay's limit of %d ([limits] max_file)" % (name, length, limits["max_file"]))
     if limits["max_files"] and files_before + len(entries) > limits["max_files"]:
         raise No(413, "more than %d files ([limits] max_files)" % limits["max_files"])
-    total = sum(entry[1] for entry in entries)
+    return sum(entry[1] for entry in entries)
+
+
+def check_free(relay, total):
+    """507 if so many bytes would make the disk too full."""
     store = relay.store
-    if store.free() - relay.reserved - total < store.keep_free(limits["spool_free"]):
+    if store.free() - relay.reserved - total < store.keep_free(relay.conf["limits"]["spool_free"]):
         raise store.full(total)
-    return total
 
 
 def incomplete(c, row, kind):
@@ -1292,7 +1302,7 @@ def add_calcinfo(c):
         raise No(403, "user %s may not use site %s" % (c.who.user, site), why="users")
     names, patterns = check_declared(info)
     entries, more = check_page(info.get("parameter_files", {}), reserved=LOG_NAMES), bool(c.fields.get("more"))
-    total = check_room(relay, entries)
+    total = check_sizes(relay, entries)
     extra = {key: value for key, value in info.items()
              if key not in ("command", "remote-site", "parameters", "parameter_files", "result_files", "result_patterns", "rerun")}
     kept = json.dumps({"parameters": parameters, "result_names": names, "result_patterns": patterns, "extra": extra}, ensure_ascii=False)
@@ -1308,6 +1318,7 @@ def add_calcinfo(c):
             if row["fingerprint"] != print256:
                 raise No(409, "request_id %s was used for another calculation" % printable(request_id), why="differs", accept_id=row["accept_id"])
             return row, True
+        check_free(relay, total)
         check_quota(relay, tx, c.who.user, site, rules, total)
         seq = tx.db.execute(
             "INSERT INTO calculations (accept_id, user, request_id, fingerprint, site, command, info, needs_v2, state, registered, touched)"
@@ -1549,6 +1560,9 @@ def end_send(c):
     return {"message": "got"}
 
 
+GONE = "it was fetched, and its files had to make room for others"
+
+
 def get_calc_result(c):
     """9. The manifest of the results and how it ended. Kept until finish, and keep_fetched after it."""
     row = own(c)
@@ -1556,13 +1570,12 @@ def get_calc_result(c):
         raise No(409, "the result is not there yet", why="state", state=WORDS[row["state"]])
     more = c.relay.store.read("SELECT info, missing, refused, report FROM calculations WHERE seq = ?", row["seq"])[0]
     kept, report, page = json.loads(more["info"]), json.loads(more["report"]), page_of(c.relay.store, row["seq"], "result", 0)
-    if row["results"] and not c.relay.store.kept(row):
-        raise No(404, "it was fetched, and its files had to make room for others", why="room")
     result = {"result_files": page["files"], "missing": json.loads(more["missing"]), "refused": json.loads(more["refused"]),
               "status": row["status"], "reason": row["reason"], "exit_code": row["exit_code"], "signal": row["signal"],
               "result_names": kept["result_names"], "result_patterns": kept["result_patterns"], "command": row["command"],
               "site": row["site"], "started": report.get("started", row["started"]), "ended": report.get("ended", row["ended"])}
-    return {"message": "result", "result-info": result, "next": page["next"]}
+    gone = GONE if row["results"] and not c.relay.store.kept(row) else ""
+    return {"message": "result", "result-info": result, "next": page["next"], "gone": gone}
 
 
 def finish(c):
@@ -1834,7 +1847,8 @@ def files_call(c):
     if reading and kind == "result" and row["state"] not in (GOT, FINISHED):
         raise No(409, "the result is not there yet", why="state", state=WORDS[row["state"]])
     if row["state"] == FINISHED and not c.relay.store.kept(row):
-        raise No(404, "it was fetched, and its files had to make room for others", why="room")
+        if which is not None:
+            raise No(404, GONE, why="room")
     if which is None:
         return add_page(c, row, kind) if posting else dict(page_of(c.relay.store, row["seq"], kind, c.number("from")), message="files")
     if which == "pack":

@@ -1579,6 +1579,7 @@ JA = {
     "%s changed while it was sent": "%s が送信中に変わりました",
     "became shorter while it was sent": "送信中に短くなりました",
     "the file list is none": "ファイル一覧の形が正しくありません",
+    "%s: %s is not here, and no longer at the relay (%s)": "%s: %s がここになく、中継側にももうありません (%s)",
     "%s: no size or sha256": "%s: サイズまたは sha256 がありません",
     "the pages of the file list do not follow one another": "ファイル一覧のページがつながりません",
     "cut off": "切断されました",
@@ -2310,6 +2311,13 @@ class Target:
             raise OSError(error.errno, _("a directory or a symbolic link is in its way") if error.errno in (
                 errno.ELOOP, errno.ENOTDIR, errno.EISDIR) else error.strerror, utf8(name))
 
+    def drop(self, number):
+        """Removes the temporary file that a program before this one, killed, may have left."""
+        try:
+            os.unlink(self.part(number))
+        except FileNotFoundError:
+            pass
+
     def has(self, name, size, sum256):
         """Is this very result there already? (A module that was killed while it fetched asks again.)"""
         import hashlib
@@ -2359,7 +2367,12 @@ def take_results(relay, accept_id, found, to, wanted, voice):
             for text in [text for text, one in open_patterns.items() if one.match("/".join(parts_of(name)))]:
                 del open_patterns[text]
             files.append(name)
-            if size <= PACK_FILE or not folder.has(name, size, sum256):
+            if (found.get("gone") or size > PACK_FILE) and folder.has(name, size, sum256):
+                folder.drop(number)
+            elif found.get("gone"):
+                raise Stop(EX_REFUSED, _("%s: %s is not here, and no longer at the relay (%s)") % (
+                    accept_id, name, printable(str(found["gone"]))[:200]))
+            else:
                 yield number, name, size, sum256
 
     relay.download_all(target, entries(), folder.store, folder.part, moved=voice.moved)

@@ -607,8 +607,8 @@ def test_what_is_fetched_makes_room_for_what_is_new_and_nothing_else_does(make_w
     wait_until(lambda: client.call("POST", "add-calcinfo", fields)[0] == 200, 15)
     assert [os.path.exists(path) for path in spool] == [True, False, True, True, True]
     assert client.raw("GET", "files/%s/result/0?v=2" % ids[0])[1] == data and client.raw("GET", "files/%s/result/0?v=2" % ids[2])[1] == data[2:]
-    status, first = client.call("GET", "get-calc-result", {"v": 2, "accept_id": ids[1]})
-    assert (status, first["why"]) == (404, "room") and "was fetched" in first["message"]
+    found = client.ok("GET", "get-calc-result", {"v": 2, "accept_id": ids[1]})
+    assert "was fetched" in found["gone"] and found["result-info"]["result_files"] == {"r": entry(data[1:])}
     assert client.ok("GET", "calc-progress", {"v": 2, "accept_id": ids[1]})["status"] == "completed", "it is still known: it is not run again"
     assert client.call("GET", "files/%s/result/0" % ids[1], {"v": 2})[1]["why"] == "room"
     fill(disk)                                         # not even the database can be written to

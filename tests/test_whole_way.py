@@ -208,3 +208,17 @@ def test_a_poller_killed_under_a_running_command_brings_the_result_after_its_res
 def test_everybody_stays_small(site):
     sys.stdout.write("relay %d MiB, poller %d MiB\n" % (site.relay.peak() >> 20, site.pollers[0].peak() >> 20))
     assert site.relay.peak() <= 48 << 20 and site.pollers[0].peak() <= 48 << 20
+
+
+def test_results_that_had_to_make_room_are_recognised_where_they_are_and_missed_elsewhere(site, folder):
+    import shutil
+    words = ["run", SITE, "copy", "--in", "in.txt", "--out", "out.txt", "--request-id", "killed after finish"]
+    assert site.workflow(*words, cwd=folder).returncode == 0
+    accept_id = site.rows("SELECT accept_id FROM calculations WHERE request_id = 'killed after finish'")[0]["accept_id"]
+    shutil.rmtree(os.path.join(site.state, "spool", accept_id[:2], accept_id))
+    open(os.path.join(folder, ".mi-%s.1.part" % accept_id), "w").close()                 # of a module that was killed while it fetched once more
+    done = site.workflow(*words, cwd=folder)
+    assert done.returncode == 0 and read(folder, "out.txt") == "hello\n", done.stderr
+    assert sorted(os.listdir(folder)) == sorted(["in.txt", "out.txt"] + list(LOGS))
+    done = site.workflow("result", accept_id, "--to", "elsewhere", cwd=folder)
+    assert done.returncode == 77 and "out.txt is not here, and no longer at the relay" in done.stderr.strip().splitlines()[-1], done.stderr
