@@ -212,7 +212,7 @@ def test_an_unknown_host_key_is_refused_without_a_question(lab, here):
 def test_a_runner_killed_at_each_point_is_resumed_and_the_command_ran_once(lab, here, name):
     (here / "in" / "a").write_bytes(os.urandom(5 << 20))
     count = here / "count"
-    words = ["run", "hpc", "echo x >>%s; cp a b; sleep 0.3; exit 3" % count, "--in", "in/a"]
+    words = ["run", "hpc", "echo x >>%s; cp a b; sleep %s; exit 3" % (count, 3 if name == "started" else 0.3), "--in", "in/a"]
     process = start(lab, here, *words, code=KILLED % name)
     out = process.communicate(timeout=60)[0].decode()
     assert process.returncode == -signal.SIGKILL, out
