@@ -211,7 +211,7 @@ class Host:
                 until = max(time.monotonic() + patience, self.spared)
                 while self.process.alive() and not self.over and (time.monotonic() < until or self.calm or not self.torture.deadly):
                     time.sleep(0.02)
-                    if self.torture.wants or self.name == "poller" and self.torture.nap and not nap:
+                    if self.torture.wants or self.name == "poller" and self.torture.deadly and self.torture.nap and not nap:
                         break
                 died = not self.process.alive()
                 if not self.over or died:
