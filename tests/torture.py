@@ -520,10 +520,11 @@ class Torture:
         with self.lock:
             self.outcomes[number] = code
         lost = self.lost(number)
-        bad_luck = code == 137 and self.counts["shoot"] or code in (1, 2) and self.counts["full poller"]
+        bad_luck = (code == 137 and self.counts["shoot"] or code in (1, 2) and self.counts["full poller"]
+                    or kind == "rerun" and code == 3 and self.counts["restore"])              # the rerun was forgotten
         if code not in EXPECTED[kind] and not (code in (69, 77) and lost) and not bad_luck:
             self.violation("%d %s ended with %s: %s" % (number, kind, code, text[-700:]))
-        elif code in (0, 3) and kind != "cancel":
+        elif code == 0 or code == 3 and kind == "fail":
             with open(os.path.join(folder, "to", "out.bin"), "rb") as have:
                 if have.read() != data + data:
                     self.violation("%d: the result differs" % number)
@@ -556,8 +557,7 @@ class Torture:
                     code, text = self.workflow(number, ["rerun", accept_id], rng)
             if code is not None:
                 code, text = self.workflow(number, ["wait", accept_id, "--to", "to"], rng)
-            forgotten = code is None or kind == "rerun" and code == 3        # the calculation, or the rerun
-            if not (forgotten and self.counts["restore"]):
+            if code is not None or not self.counts["restore"]:              # None: a restored relay has forgotten the calculation
                 return code, text
 
     # -- the end
