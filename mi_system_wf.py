@@ -2975,12 +2975,12 @@ def leave(number, frame):
     raise KeyboardInterrupt("SIGTERM")
 
 
-def left_early(leaving, voice, relay, on_term):
-    """The Stop after Ctrl+C or SIGTERM: how to go on. on_term: leave or cancel."""
+def left_early(leaving, voice, relay, options):
+    """The Stop after Ctrl+C or SIGTERM: how to go on."""
     code = EX_TEMPFAIL if leaving.args else EX_INTERRUPT
     if not voice.accept_id:
-        return Stop(code, _("interrupted; nothing was registered"))
-    if leaving.args and on_term == "cancel":
+        return Stop(code, _("interrupted; nothing was registered") if options.words[0] in ("run", "submit") else _("interrupted"))
+    if leaving.args and options.on_term == "cancel":
         try:
             relay.close()
             cancel(relay, voice.accept_id, "SIGTERM", TERM_PATIENCE)
@@ -3002,7 +3002,7 @@ def work(options):
     try:
         return COMMANDS[options.words[0]](options, relay, voice)
     except (Stop, Away, Refused, KeyboardInterrupt) as error:
-        stop = left_early(error, voice, relay, options.on_term) if isinstance(error, KeyboardInterrupt) else error
+        stop = left_early(error, voice, relay, options) if isinstance(error, KeyboardInterrupt) else error
         stop = stop if isinstance(stop, Stop) else explain(stop, relay, voice.accept_id)
         if options.json:
             failure = Result(voice.accept_id, stop.code, "none", str(stop), [], {}, {}, "workflow")
