@@ -45,7 +45,7 @@ UNREAD, RECORDS = 1 << 19, 8   # bytes of a bundle that a near host may leave un
 TWICE = 8 << 20                # bytes of small files from which on a far host gets them in two sessions (each has ssh's window of 2 MiB)
 BULK = 64 << 20                # bytes from which on several connections pay for their log-ins
 NEAR = 0.004                   # seconds of round trip below which a host counts as being on the same LAN
-PIECE, NEAR_PIECE = 2 << 20, 16 << 20      # bytes; small pieces where the line is slow, large where the processors are
+PIECE, NEAR_PIECE = 2 << 20, 16 << 20      # bytes, and up to four times that; small where the line is slow, large where the processors are
 STREAMS, NEAR_STREAMS, MOST_STREAMS = 6, 2, 8      # connections at once: far, near, ever (a default sshd refuses at random from 10 on)
 AHEAD = 6                      # orders under way in one lane that puts (what it can hold back is little: the pipe's and ssh's buffers)
 ASKED = 2                      # in one that gets: no round trip is idle, and a slow lane holds little back at the end
@@ -1382,7 +1382,7 @@ for k in 1 2 3; do case $k in   # take N: exactly so many bytes from stdin; some
 done
 sums() { tr '\n' '\000' | xargs -0 $sum -- | sed 's/^\\//; s/ .*//; s/^/s /'; }
 lane() {   # put or get: orders `KIND NUMBER OFFSET BYTES NAME/` on stdin, bytes behind them or in the answer
-    mkdir -p "$w" && cd "$w" || exit 73
+    [ -d "$w" ] || mkdir -p "$w"; cd "$w" || exit 73
     exec 4>&1
     [ "$sum" != none ] || choose_sum
     [ "$sum" = none ] && sums() { sed 's/.*/s -/'; }
@@ -1422,25 +1422,17 @@ lane() {   # put or get: orders `KIND NUMBER OFFSET BYTES NAME/` on stdin, bytes
     wait
 }
 hold() {   # the control connection: says what there is here, then answers each line (or serves a lane, or cleans) until it is over
-    mkdir -p "$b/.mi" 2>/dev/null
+    [ -d "$b/.mi" ] || mkdir -p "$b/.mi" 2>/dev/null
     gzip=0; command -v gzip >/dev/null 2>&1 && gzip=1
     printf %s "ready guard=0 boot=$boot gzip=$gzip "    # one line, of what each of them finds out
     {
-        gnu=0; [ "$(printf xyz | dd iflag=count_bytes,fullblock count=1 status=none 2>/dev/null)" = x ] &&
-            find / -maxdepth 0 -printf '' 2>/dev/null &&
+        gnu=0; [ "$k" = 1 ] && find / -maxdepth 0 -printf '' 2>/dev/null &&
             case $(tar --version 2>/dev/null) in *GNU*) gnu=1;; esac
         printf %s "gnu=$gnu "
     } &
     {
         rsync=0 zstd=0; command -v rsync >/dev/null 2>&1 && rsync=1 && case $(rsync --version 2>/dev/null) in *zstd*) zstd=1;; esac
-        aes=0; grep -qw aes /proc/cpuinfo 2>/dev/null && aes=1
-        printf %s "rsync=$rsync zstd=$zstd aes=$aes "
-    } &
-    {
-        free=$(df -Pk "$b" 2>/dev/null | { read -r x; read -r x x x a x; echo "${a:-0}"; })
-        kill=0; grep -qs '^KillUserProcesses=yes' /etc/systemd/logind.conf /etc/systemd/logind.conf.d/* &&
-            [ "$(loginctl show-user "$(id -un)" -p Linger 2>/dev/null)" = Linger=no ] && kill=1
-        printf %s "free=$free kill=$kill "
+        printf %s "rsync=$rsync zstd=$zstd "
     } &
     choose_sum
     wait; echo "sum=${sum%% *} more=1"
@@ -1450,6 +1442,12 @@ hold() {   # the control connection: says what there is here, then answers each 
         case $id in *[!0-9a-f-]*) exit 64;; esac
         echo "mi_distcomp 1 $1"
         case $1 in lane) lane "$3"; echo over; cd /;; *) (clean);; esac;;
+    host)   # what `check` tells besides
+        aes=0; grep -qw aes /proc/cpuinfo 2>/dev/null && aes=1
+        free=$(df -Pk "$b" 2>/dev/null | { read -r x; read -r x x x a x; echo "${a:-0}"; })
+        kill=0; grep -qs '^KillUserProcesses=yes' /etc/systemd/logind.conf /etc/systemd/logind.conf.d/* &&
+            [ "$(loginctl show-user "$(id -un)" -p Linger 2>/dev/null)" = Linger=no ] && kill=1
+        echo "free=$free kill=$kill aes=$aes";;
     *) printf '%s\n' "$x";;
     esac; done
 }
@@ -2009,7 +2007,8 @@ def lanes_for(line, total, settings):
     lanes = settings.streams
     if not lanes:
         lanes = 1 if total < BULK else STREAMS if not near else NEAR_STREAMS if (os.cpu_count() or 1) > 2 else 1
-    return lanes, NEAR_PIECE if near else min(max(PIECE, total // (lanes * 16)), 4 * PIECE)
+    least, parts = (NEAR_PIECE, 8) if near else (PIECE, 16)        # each piece starts programs there: not more than it takes
+    return lanes, min(max(least, total // (lanes * parts)), 4 * least)
 
 
 def work_off(line, work, ident, lane, count, settings):
@@ -2333,6 +2332,26 @@ class Cut:
                 raise Stop(EX_PROTOCOL, _("%s: an answer that makes no sense") % self.line.host)
         return out[:-1]
 
+    def records(self):
+        """All records before an empty one, in large steps: each peek makes a copy of all that is here."""
+        rest = b"\0"                                   # the end of the record before, and what was here of the next
+        while True:
+            here = self.file.peek(1)
+            if not here:
+                self.line.broke(self.process)
+            data = rest + here
+            end = data.find(b"\0\0")
+            if end >= 0:
+                break
+            self.file.read(len(here))
+            rows = data[1:].split(b"\0")
+            rest = b"\0" + rows.pop()
+            if len(rest) > 8192:
+                raise Stop(EX_PROTOCOL, _("%s: an answer that makes no sense") % self.line.host)
+            yield from rows
+        self.file.read(end + 2 - len(rest))
+        yield from filter(None, data[1:end].split(b"\0"))
+
     def ok(self):
         """The end of an answer: its sum."""
         row = self.row()
@@ -2351,7 +2370,7 @@ def listing(line, ident, settings):
     process.stdin.write(b"L 1 0 0 -/\n")
     process.stdin.flush()
     started, files, changed, folders, links, out, odd = told.record().decode(), collections.OrderedDict(), {}, [], [], [], []
-    for row in iter(told.record, b""):
+    for row in told.records():
         kind, size, mtime, ctime, mode, name = row.split(b" ", 5)
         try:
             plain(name)
@@ -4165,7 +4184,9 @@ def check_host(options):
         began = time.monotonic()
         line.open()
         rows.append((True, _("log-in in %.2f s, round trip %.1f ms") % (time.monotonic() - began, line.round_trip * 1000)))
-        facts = line.facts
+        line.process.stdin.write(b"host\n")
+        line.process.stdin.flush()
+        facts = dict(line.facts, **dict(fact.partition("=")[::2] for fact in line.process.stdout.readline().decode().split()))
         rows.append((True, _("guard there") if facts.get("guard") == "1" else _("no guard there: this key may run anything")))
         rows.append((None if facts.get("gnu") != "1" else True, _("GNU tools there: %s, rsync: %s, zstd: %s, sums by %s, AES: %s") % tuple(
             facts.get(key, "?") for key in ("gnu", "rsync", "zstd", "sum", "aes"))))

@@ -447,7 +447,7 @@ def test_list_and_clean_know_both_sides(lab, here):
 
 
 def test_a_running_calculation_is_not_cleaned_and_not_resumed_beside_its_runner(lab, here):
-    one = Stepwise(lab, here, ["started"], "run", "hpc", "true")
+    one = Stepwise(lab, here, ["started"], "run", "hpc", "sleep 2")
     one.until("5 start")
     ident = ident_of(one.out)
     assert run(lab, here, "resume", ident)[0] == 75
