@@ -1846,9 +1846,8 @@ def files_call(c):
         raise No(409, "files are not taken now", why="state", state=WORDS[row["state"]])
     if reading and kind == "result" and row["state"] not in (GOT, FINISHED):
         raise No(409, "the result is not there yet", why="state", state=WORDS[row["state"]])
-    if row["state"] == FINISHED and not c.relay.store.kept(row):
-        if which is not None:
-            raise No(404, GONE, why="room")
+    if which is not None and row["state"] == FINISHED and not c.relay.store.kept(row):
+        raise No(404, GONE, why="room")
     if which is None:
         return add_page(c, row, kind) if posting else dict(page_of(c.relay.store, row["seq"], kind, c.number("from")), message="files")
     if which == "pack":
@@ -1923,7 +1922,6 @@ def take_piece(c, row, kind, found):
         offset = upload.offset
     if c.number("offset") != offset or c.length > found["size"] - offset:
         raise No(409, "the file goes on at %d of %d" % (offset, found["size"]), why="offset", offset=offset)
-
     try:
         with open(upload.path, "ab", buffering=0) as out:
             for view in c.body_views():
