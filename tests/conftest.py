@@ -46,13 +46,13 @@ def make_world(tmp_path_factory):
 
 @pytest.fixture
 def disk_of(tmp_path):
-    """A function that mounts a small file system of its own."""
-    where = tmp_path / "disk"
+    """A function that mounts a small file system of its own (as root, or with sudo)."""
+    where, as_root = tmp_path / "disk", [] if os.geteuid() == 0 else ["sudo", "-n"]
     where.mkdir()
 
     def mount(size):
-        subprocess.run(["mount", "-t", "tmpfs", "-o", "mode=700,size=" + size, "tmpfs", str(where)], check=True)
+        subprocess.run(as_root + ["mount", "-t", "tmpfs", "-o", "mode=700,uid=%d,size=%s" % (os.geteuid(), size), "tmpfs", str(where)], check=True)
         return where
 
     yield mount
-    subprocess.run(["umount", "-l", str(where)], check=True)
+    subprocess.run(as_root + ["umount", "-l", str(where)], check=True)
