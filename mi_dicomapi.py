@@ -1603,9 +1603,18 @@ def progress_of(c, row):
             "stamp": "%d.%d%s%s" % (row["version"], sum(written), "" if away is None else "-", "%x" % binascii.crc32(utf8(what)) if what else "")}
 
 
+def unchanged(c):
+    """own(), not asked of the database again while nothing happened to it since the same connection asked before."""
+    accept_id, relay = c.text("accept_id"), c.relay
+    now = accept_id, c.who, relay.front.seen(("calc", accept_id))
+    if c.conn.row is None or c.conn.row[0] != now or accept_id in relay.silent:
+        c.conn.row = now, own(c)
+    return c.conn.row[1]
+
+
 def calc_progress(c):
     """How far it is; with `known` (a stamp) it waits up to `wait` seconds for a change."""
-    row = own(c)
+    row = unchanged(c)
     found = progress_of(c, row)
     if c.get("known", str, None) == found["stamp"] and time.monotonic() < c.until:
         return Park(("calc", row["accept_id"]))
@@ -1630,6 +1639,7 @@ def cancel_wait_calc(c):
         if now["protocol"] == 1:
             raise No(409, "a fielded poller holds it and cannot be told to stop", why="fielded")
         tx.db.execute("UPDATE calculations SET cancel = ?, version = version + 1 WHERE seq = ? AND cancel IS NOT ?", (reason, row["seq"], reason))
+        tx.after(lambda: c.relay.front.fire(("calc", row["accept_id"])))
         tx.after(lambda: c.relay.front.fire(("poller", now["user"], now["poller"])))
         tx.after(lambda: log("info", row["accept_id"], "6 cancel", user=row["user"], reason=reason))
         return False
@@ -1846,9 +1856,8 @@ def files_call(c):
         raise No(409, "files are not taken now", why="state", state=WORDS[row["state"]])
     if reading and kind == "result" and row["state"] not in (GOT, FINISHED):
         raise No(409, "the result is not there yet", why="state", state=WORDS[row["state"]])
-    if row["state"] == FINISHED and not c.relay.store.kept(row):
-        if which is not None:
-            raise No(404, GONE, why="room")
+    if which is not None and row["state"] == FINISHED and not c.relay.store.kept(row):
+        raise No(404, GONE, why="room")
     if which is None:
         return add_page(c, row, kind) if posting else dict(page_of(c.relay.store, row["seq"], kind, c.number("from")), message="files")
     if which == "pack":
@@ -1923,7 +1932,6 @@ def take_piece(c, row, kind, found):
         offset = upload.offset
     if c.number("offset") != offset or c.length > found["size"] - offset:
         raise No(409, "the file goes on at %d of %d" % (offset, found["size"]), why="offset", offset=offset)
-
     try:
         with open(upload.path, "ab", buffering=0) as out:
             for view in c.body_views():
@@ -2292,6 +2300,7 @@ def v1_cancel(c):
         now = tx.db.execute("SELECT state, protocol, user, poller FROM calculations WHERE seq = ?", (row["seq"],)).fetchone()
         if now["protocol"] == 2 and now["state"] in (SENDING, SENT, RUNNING):             # its poller is told by the heartbeat
             tx.db.execute("UPDATE calculations SET cancel = 'cancelled: by the workflow side', version = version + 1 WHERE seq = ?", (row["seq"],))
+            tx.after(lambda: c.relay.front.fire(("calc", row["accept_id"])))
             tx.after(lambda: c.relay.front.fire(("poller", now["user"], now["poller"])))
 
     c.relay.store.write(work, "cancel-wait-calc")
@@ -2717,12 +2726,12 @@ def parse_head(head):
 class Connection:
     """One client's connection. phase says who owns it: shake, head, body, parked, linger: the selector; busy: a worker."""
 
-    __slots__ = ("sock", "address", "phase", "buffer", "deadline", "call", "counted", "park_key", "slow", "seen", "born")
+    __slots__ = ("sock", "address", "phase", "buffer", "deadline", "call", "counted", "park_key", "slow", "seen", "row", "born")
 
     def __init__(self, sock, address, phase, deadline):
         self.born = time.monotonic()
         self.sock, self.address, self.phase, self.deadline = sock, address, phase, deadline
-        self.buffer, self.call, self.counted, self.park_key, self.slow, self.seen = bytearray(), None, True, None, None, None
+        self.buffer, self.call, self.counted, self.park_key, self.slow, self.seen, self.row = bytearray(), None, True, None, None, None, None
 
     def pending(self):
         """Bytes that TLS has taken from the socket already (the ini may have changed between plain and TLS since)."""

@@ -3151,7 +3151,13 @@ def wait_for_end(poller, calc):
 
 # ---- 7. and 8. results ----
 
-Result = collections.namedtuple("Result", "path size name sum256")
+class Result(collections.namedtuple("Result", "path size name digest")):
+    """A file that may leave. Its sum is kept as 32 bytes: there may be very many."""
+    __slots__ = ()
+
+    @property
+    def sum256(self):
+        return self.digest.hex()
 
 
 def may_leave(rules, name):
@@ -3203,7 +3209,7 @@ def read_result(root, name, path, rules, folders):
             at += got or length                        # became shorter: sending it will tell
     if digest.hexdigest() in rules["deny_sums"]:
         raise ValueError("deny_sums")
-    return Result(real, length, name, digest.hexdigest())
+    return Result(real, length, name, digest.digest())
 
 
 def candidates(calc):

@@ -1,6 +1,7 @@
 """Fixtures: a running relay per test module (`world`), or one of the test's own (`make_world`)."""
 import os
 import signal
+import subprocess
 import sys
 
 import pytest
@@ -41,3 +42,17 @@ def make_world(tmp_path_factory):
     yield make
     for world in made:
         world.close()
+
+
+@pytest.fixture
+def disk_of(tmp_path):
+    """A function that mounts a small file system of its own (as root, or with sudo)."""
+    where, as_root = tmp_path / "disk", [] if os.geteuid() == 0 else ["sudo", "-n"]
+    where.mkdir()
+
+    def mount(size):
+        subprocess.run(as_root + ["mount", "-t", "tmpfs", "-o", "mode=700,uid=%d,size=%s" % (os.geteuid(), size), "tmpfs", str(where)], check=True)
+        return where
+
+    yield mount
+    subprocess.run(as_root + ["umount", "-l", str(where)], check=True)

@@ -17,7 +17,7 @@ import ssh_lab
 import stand_in
 import suite
 from suite import wait_until as until
-from test_poller import ERR, OUT, Host, OurWorld, clean_up, outcome, remote, submit
+from test_poller import ERR, OUT, Host, OurWorld, check_odd_words, clean_up, outcome, remote, submit
 
 
 @pytest.fixture(scope="module")
@@ -77,17 +77,7 @@ def text_of(info):
 # ---- real Slurm ----
 
 def test_a_calculation_goes_through_slurm_with_odd_arguments_and_its_environment(relay, cluster):
-    cluster.base = cluster.folder / "b a'se %j"
-    cluster.poller["calc_base"] = str(cluster.base)
-    cluster.script("solve", 'printf "%s|" "$@" "$EXTRA" "$SLURM_JOB_PARTITION" "$PWD" "$CALC_DIR" > out.txt; cat in.txt >> out.txt; echo said')
-    cluster.sections["command solve"].update({"argv": cluster.sections["command solve"]["argv"] + "\n{parameters}", "parameters": "yes",
-                                              "argument.1": ".*", "argument.2": ".*", "env.EXTRA": "a 'b' $(c) \\"})
-    cluster.start()
-    accept_id = submit(relay, cluster.site, {"in.txt": b"input"}, parameters="""'$(touch x) `y` "' '\\n %s *'""")
-    info, work = outcome(relay, accept_id), str(cluster.base / accept_id)
-    assert (info["status"], info["exit_code"], info["reason"]) == ("completed", 0, ""), info
-    assert info["files"]["out.txt"].decode() == "$(touch x) `y` \"|\\n %%s *|a 'b' $(c) \\|batch|%s|%s|input" % (work, work)
-    assert info["files"][OUT] == b"said\n" and cluster.runs() == [accept_id + ".1"]
+    check_odd_words(relay, cluster, "$SLURM_JOB_PARTITION", "batch")
 
 
 def test_the_exit_code_of_a_job_is_the_commands(relay, cluster):

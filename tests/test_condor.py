@@ -12,7 +12,7 @@ import condor_lab
 import ssh_lab
 import suite
 from suite import wait_until as until
-from test_poller import ENV, OUT, Host, OurWorld, clean_up, outcome, remote, submit
+from test_poller import ENV, OUT, Host, OurWorld, check_odd_words, clean_up, outcome, remote, submit
 
 
 @pytest.fixture(scope="module")
@@ -65,17 +65,7 @@ def words_of(info):
 
 
 def test_a_calculation_goes_through_htcondor_with_odd_arguments_and_its_environment(relay, host):
-    host.base = host.folder / "b a'se %j"
-    host.poller["calc_base"] = str(host.base)
-    host.script("solve", 'printf "%s|" "$@" "$EXTRA" "$(id -un)" "$PWD" "$CALC_DIR" > out.txt; cat in.txt >> out.txt; echo said')
-    host.sections["command solve"].update({"argv": host.sections["command solve"]["argv"] + "\n{parameters}", "parameters": "yes",
-                                           "argument.1": ".*", "argument.2": ".*", "env.EXTRA": "a 'b' $(c) \\"})
-    host.start()
-    accept_id = submit(relay, host.site, {"in.txt": b"input"}, parameters="""'$(touch x) `y` "' '\\n %s *'""")
-    info, work = outcome(relay, accept_id, 60), str(host.base / accept_id)
-    assert words_of(info) == ("completed", 0, ""), info
-    assert info["files"]["out.txt"].decode() == "$(touch x) `y` \"|\\n %%s *|a 'b' $(c) \\|%s|%s|%s|input" % (condor_lab.USER, work, work)
-    assert info["files"][OUT] == b"said\n" and host.runs() == [accept_id + ".1"]
+    check_odd_words(relay, host, "$(id -un)", condor_lab.USER, 60)
 
 
 @pytest.mark.parametrize("code", [3, 143])

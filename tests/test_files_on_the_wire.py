@@ -512,20 +512,6 @@ def test_what_would_not_fit_on_the_disk_is_refused_at_once(make_world):
     assert (status, first["code"], first["why"]) == (507, 507, "disk")
 
 
-@pytest.fixture
-def disk_of(tmp_path):
-    """A function that mounts a small file system of its own."""
-    where = tmp_path / "disk"
-    where.mkdir()
-
-    def mount(size):
-        subprocess.run(["mount", "-t", "tmpfs", "-o", "mode=700,size=" + size, "tmpfs", str(where)], check=True)
-        return where
-
-    yield mount
-    subprocess.run(["umount", "-l", str(where)], check=True)
-
-
 def fill(folder):
     """Takes all that is left of a file system; returns the path of what takes it."""
     path = os.path.join(str(folder), "filler")

@@ -2,6 +2,7 @@
 import json
 import os
 import signal
+import socket
 import threading
 import time
 
@@ -300,9 +301,10 @@ def test_a_waiter_without_room_for_it_swallows_nothing(world):
 
 
 def test_a_parked_calc_progress_is_woken_by_every_step(world):
-    client, watcher = world.client(), world.client()
+    client, watcher, asker = world.client(), world.client(), world.client()
     accept_id = client.register("hello", results=RESULTS, allow=False)
     stamp = watcher.ok("GET", "calc-progress", {"v": 2, "accept_id": accept_id})["stamp"]
+    assert asker.ok("GET", "calc-progress", {"v": 2, "accept_id": accept_id})["stamp"] == stamp
     claim = [None]
     steps = [("allow-wait-calc", {}, "not start")] + [("calc-request", {}, "sending params")] + [
         (name, MORE.get(name, {}), word) for name, word in (("calc-params-complete", "complete send"), ("calc-start", "running"), ("calc-end", "calc end"),
@@ -317,12 +319,27 @@ def test_a_parked_calc_progress_is_woken_by_every_step(world):
                 client.ok("POST", "files/%s/result/0?v=2&offset=0&claim=%s" % (accept_id, claim[0]), body=RESULTS["r.txt"])
             client.ok("POST", name, dict({"v": 2, "accept_id": accept_id, "claim": claim[0]}, **more))
         done = time.monotonic()
+        assert asker.ok("GET", "calc-progress", {"v": 2, "accept_id": accept_id})["progress"] == word, "whoever asks after the step sees it"
         found, when = waiting()
         assert found["progress"] == word and found["stamp"] != stamp and when - done < 0.5, name
         stamp = found["stamp"]
     found = watcher.ok("GET", "calc-progress", {"v": 2, "accept_id": accept_id})
     assert (found["status"], found["exit_code"], found["message"]) == ("completed", 0, "status:got return")
     assert watcher.ok("GET", "calc-status", {"v": 2, "accept_id": accept_id})["message"] == "status:completed"
+
+
+def test_a_parked_calc_progress_is_woken_by_a_cancel_and_who_asks_sees_it(world):
+    client, watcher, asker = world.client(), world.client(), world.client()
+    accept_id = client.register("hello")
+    client.walk(accept_id, client.claim()[1], "calc-start")
+    first = [one.ok("GET", "calc-progress", {"v": 2, "accept_id": accept_id}) for one in (watcher, asker)][0]
+    waiting = in_thread(lambda: watcher.ok("GET", "calc-progress", {"v": 2, "accept_id": accept_id, "wait": 20, "known": first["stamp"]}))
+    time.sleep(0.1)
+    client.ok("POST", "cancel-wait-calc", {"v": 2, "accept_id": accept_id, "reason": "enough"})
+    done = time.monotonic()
+    assert not first["cancelling"] and asker.ok("GET", "calc-progress", {"v": 2, "accept_id": accept_id})["cancelling"]
+    found, when = waiting()
+    assert found["cancelling"] and found["progress"] == "running" and when - done < 0.5
 
 
 def test_a_wait_ends_when_its_time_is_over_and_not_before(world):
@@ -392,6 +409,8 @@ def slowly_down(world, accept_id, claim, length, seconds):
     """Reads input 0 in one request, over so many seconds; its bytes."""
     client, got = world.client(), b""
     client.connect()
+    client.connection.connect()
+    client.connection.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 16)       # the relay is to notice how slow it goes
     client.connection.request("GET", "/mi-distcomp-api/files/%s/input/0?v=2&claim=%s" % (accept_id, claim), headers={"Authorization": "Bearer " + client.token})
     answer = client.connection.getresponse()
     while len(got) < length:

@@ -162,6 +162,21 @@ def outcome(relay, accept_id, seconds=20, contents=True):
     return info
 
 
+def check_odd_words(relay, host, shown, expected, seconds=20):
+    """A calculation on a batch system whose directory, arguments and environment are odd. shown: what else the job prints, expected: as what."""
+    host.base = host.folder / "b a'se %j"
+    host.poller["calc_base"] = str(host.base)
+    host.script("solve", 'printf "%%s|" "$@" "$EXTRA" "%s" "$PWD" "$CALC_DIR" > out.txt; cat in.txt >> out.txt; echo said' % shown)
+    host.sections["command solve"].update({"argv": host.sections["command solve"]["argv"] + "\n{parameters}", "parameters": "yes",
+                                           "argument.1": ".*", "argument.2": ".*", "env.EXTRA": "a 'b' $(c) \\"})
+    host.start()
+    accept_id = submit(relay, host.site, {"in.txt": b"input"}, parameters="""'$(touch x) `y` "' '\\n %s *'""")
+    info, work = outcome(relay, accept_id, seconds), str(host.base / accept_id)
+    assert (info["status"], info["exit_code"], info["reason"]) == ("completed", 0, ""), info
+    assert info["files"]["out.txt"].decode() == "$(touch x) `y` \"|\\n %%s *|a 'b' $(c) \\|%s|%s|%s|input" % (expected, work, work)
+    assert info["files"][OUT] == b"said\n" and host.runs() == [accept_id + ".1"]
+
+
 def gone(pid):
     try:
         with open("/proc/%d/stat" % pid) as text:

@@ -253,10 +253,8 @@ def fill(disk, left=4 << 20):
         out.write(bytes(max(0, found.f_bavail * found.f_frsize - left)))
 
 
-def test_with_too_little_room_delivered_directories_go_oldest_first_and_nothing_that_is_needed(relay, tmp_path):
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "mode=700,size=100m", "tmpfs", str(disk)], check=True)
+def test_with_too_little_room_delivered_directories_go_oldest_first_and_nothing_that_is_needed(relay, tmp_path, disk_of):
+    disk = disk_of("100m")
     host = Host(tmp_path, relay.url, next(relay.free), relay.token)
     try:
         host.base = disk / "base"
@@ -283,14 +281,10 @@ def test_with_too_little_room_delivered_directories_go_oldest_first_and_nothing_
         assert outcome(relay, waits, 90)["status"] == "completed"
     finally:
         clean_up(host)
-        subprocess.run(["umount", "-l", str(disk)], check=True)
 
 
-def test_inputs_for_which_the_room_went_while_they_came_are_given_back_and_come_again(tmp_path):
-    relay = OurWorld(tmp_path / "relay", ini="[times]\nwait = 2s\n")
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "mode=700,size=40m", "tmpfs", str(disk)], check=True)
+def test_inputs_for_which_the_room_went_while_they_came_are_given_back_and_come_again(tmp_path, disk_of):
+    relay, disk = OurWorld(tmp_path / "relay", ini="[times]\nwait = 2s\n"), disk_of("40m")
     host = Host(tmp_path, relay.url, next(relay.free), relay.token)
     try:
         host.base = disk / "base"
@@ -310,7 +304,6 @@ def test_inputs_for_which_the_room_went_while_they_came_are_given_back_and_come_
     finally:
         clean_up(host)
         relay.close()
-        subprocess.run(["umount", "-l", str(disk)], check=True)
 
 
 # ---- and what it does not wait for
