@@ -4194,7 +4194,7 @@ def check_host(options):
             rows.append((False, _("systemd there ends everything at log-out: ask for loginctl enable-linger")))
         rows.append((int(facts.get("free") or 0) > 1 << 20, _("free there: %.1f GB") % (int(facts.get("free") or 0) / 1e6)))
         rows.append((True, _("calculations there: %d") % (len(line.call("list", "-")) - 1)))
-    except (LineLost, Stop) as error:
+    except (LineLost, Stop, OSError) as error:
         rows.append((False, str(error)))
     finally:
         line.close()
