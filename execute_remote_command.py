@@ -1205,6 +1205,8 @@ JA = {                         # what a person reads, in Japanese
         "先方の systemd はログアウト時に全プロセスを終了させます: loginctl enable-linger を依頼してください",
     "free there: %.1f GB": "先方の空き: %.1f GB",
     "calculations there: %d": "先方の計算: %d",
+    "yes": "あり",
+    "no": "なし",
     "commands allowed: %s": "許可されたコマンド: %s",
     "none: add sections [command NAME] with argv =": "なし: argv = を持つ [command 名前] を追加してください",
     "missing": "なし",
@@ -4177,7 +4179,8 @@ def check_host(options):
     told = line.configured()
     rows.append((True, _("ssh goes to %s@%s port %s%s") % (told.get("user"), told.get("hostname"), told.get("port"), "".join(
         " %s=%s" % (key, told[key]) for key in ("proxyjump", "proxycommand") if key in told))))
-    rows.append((None, _("rsync here: %s") % (shutil.which("rsync") or _("none: no differences, no zstd"))))
+    rsync = shutil.which("rsync")
+    rows.append((bool(rsync) or None, _("rsync here: %s") % (rsync or _("none: no differences, no zstd"))))
     if told.get("stricthostkeychecking") in ("false", "no", "off"):
         rows.append((None, _("~/.ssh/config switches the check of host keys off; it is made all the same")))
     try:
@@ -4189,7 +4192,7 @@ def check_host(options):
         facts = dict(line.facts, **dict(fact.partition("=")[::2] for fact in line.process.stdout.readline().decode().split()))
         rows.append((True, _("guard there") if facts.get("guard") == "1" else _("no guard there: this key may run anything")))
         rows.append((None if facts.get("gnu") != "1" else True, _("GNU tools there: %s, rsync: %s, zstd: %s, sums by %s, AES: %s") % tuple(
-            facts.get(key, "?") for key in ("gnu", "rsync", "zstd", "sum", "aes"))))
+            {"0": _("no"), "1": _("yes")}.get(facts.get(key), facts.get(key, "?")) for key in ("gnu", "rsync", "zstd", "sum", "aes"))))
         if facts.get("kill") == "1":
             rows.append((False, _("systemd there ends everything at log-out: ask for loginctl enable-linger")))
         rows.append((int(facts.get("free") or 0) > 1 << 20, _("free there: %.1f GB") % (int(facts.get("free") or 0) / 1e6)))
@@ -4220,7 +4223,10 @@ def check_guard(options):
         text = _("%s: others may write to it") if open_to_others else _("%s: nobody else may write to it")
         rows.append((not open_to_others, text % shown(path)))
     keys = os.path.expanduser("~/.ssh/authorized_keys")
-    lines_there = [row for row in open(keys, encoding="utf-8", errors="replace") if PROGRAM in row] if os.path.exists(keys) else []
+    lines_there = []
+    if os.path.exists(keys):
+        with open(keys, encoding="utf-8", errors="replace") as text:
+            lines_there = [row for row in text if PROGRAM in row and not row.startswith("#")]
     rows.append((True if lines_there else None, _("%s: %d key lines with this guard") % (keys, len(lines_there))))
     for row in lines_there:
         rows.append((row.startswith("restrict,"), _("key line begins with restrict: %s...") % row[:40]))

@@ -1,5 +1,6 @@
 """The guard of the SSH way: the runner's own steps pass, everything else is refused; and each refusal is lost when its check is taken out."""
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -530,6 +531,34 @@ def test_rsync_with_the_guard_brings_differences(lab, tmp_path):
     (tmp_path / "state.bin").write_bytes(data[:-50] + b"y" * 50)
     code, out = run(lab, tmp_path, "run", "guarded", "same", "--in", "state")
     assert code == 0 and (tmp_path / "state.bin").read_bytes() == data and re.search("8 fetch files=[23] bytes=0", out), out
+
+
+def test_check_looks_at_the_host_as_it_is_with_and_without_the_guard(lab, tmp_path):
+    for host, guard in (("guarded", "guard there"), ("hpc", "no guard there: this key may run anything")):
+        code, out = run(lab, tmp_path, "check", host)
+        levels = {row[6:].rstrip(): row[:5].strip() for row in out.splitlines()}
+        assert code == 0 and set(levels.values()) == {"OK"}, out
+        assert guard in levels and re.search(r"OK    log-in in [0-9.]+ s, round trip [0-9.]+ ms\n", out)
+        assert re.search(r"GNU tools there: yes, rsync: yes, zstd: (yes|no), sums by \w+, AES: (yes|no)\n", out)
+        assert float(re.search(r"free there: ([0-9.]+) GB", out).group(1)) == pytest.approx(shutil.disk_usage(lab.dir).free / 1e9, rel=0.2)
+    code, out = run(lab, tmp_path, "check", "nowhere.invalid", "--json")
+    assert code == 78 and json.loads(out)[-1]["level"] == "FAIL" and "nowhere.invalid: ssh: Could not resolve hostname" in json.loads(out)[-1]["text"]
+
+
+def test_check_without_a_host_looks_at_the_guards_own_side(lab, tmp_path):
+    os.makedirs(str(tmp_path / ".ssh"))
+    (tmp_path / ".ssh" / "authorized_keys").write_text("# execute_remote_command.py is below\n" + lab.line.strip() + "\n")
+
+    def check():
+        done = subprocess.run([PYTHON, lab.path("guard", "execute_remote_command.py"), "check"], cwd=str(tmp_path), env=dict(lab.env(), HOME=str(tmp_path)), stdout=subprocess.PIPE)
+        return done.returncode, done.stdout.decode()
+
+    code, out = check()
+    assert code == 0 and "OK    commands allowed: command work, command big" in out and "authorized_keys: 1 key lines with this guard" in out, out
+    assert "OK    key line begins with restrict:" in out
+    (tmp_path / ".ssh" / "authorized_keys").write_text(lab.line.replace("restrict,", ""))
+    code, out = check()
+    assert code == 78 and re.search("^FAIL  key line begins with restrict:", out, re.M), out
 
 
 def ssh(lab, *words, **how):
