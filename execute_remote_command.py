@@ -3912,7 +3912,6 @@ def guard_rules(options):
             raise Stop(EX_CONFIG, _("[outbound] %s: the SSH guard cannot keep this rule; use the poller, or take it out") % key)
     rules["base"] = os.path.abspath(os.path.expanduser(utf8(rules["ssh guard"]["base"])))
     rules["umask"] = os.umask(0o077)
-    os.makedirs(os.path.join(rules["base"], b".mi"), 0o700, exist_ok=True)
     return rules
 
 
@@ -3937,6 +3936,7 @@ def do_guard(options):
     if options.print_key_line:
         return print_key_line(options)
     rules, verb, ident = guard_rules(options), "-", "-"
+    os.makedirs(os.path.join(rules["base"], b".mi"), 0o700, exist_ok=True)
     try:
         verb, ident, words, tail = asked(os.environ.get("SSH_ORIGINAL_COMMAND", ""))
         guard_log(rules, "info", ident, verb, words=" ".join(words[:2] if verb == "run" else words + tail))
@@ -4217,7 +4217,7 @@ def check_guard(options):
         program = rules[name]["argv"][:1]
         import shutil
         rows.append((bool(program and shutil.which(program[0])), "[%s] argv: %s" % (name, " ".join(program) or _("missing"))))
-    for path in (utf8(os.path.abspath(__file__)), rules["base"]):
+    for path in filter(os.path.exists, (utf8(os.path.abspath(__file__)), rules["base"])):
         info = os.stat(path)
         open_to_others = info.st_mode & 0o022
         text = _("%s: others may write to it") if open_to_others else _("%s: nobody else may write to it")

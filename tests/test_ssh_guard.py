@@ -549,14 +549,16 @@ def test_check_without_a_host_looks_at_the_guards_own_side(lab, tmp_path):
     os.makedirs(str(tmp_path / ".ssh"))
     (tmp_path / ".ssh" / "authorized_keys").write_text("# execute_remote_command.py is below\n" + lab.line.strip() + "\n")
 
-    def check():
-        done = subprocess.run([PYTHON, lab.path("guard", "execute_remote_command.py"), "check"], cwd=str(tmp_path), env=dict(lab.env(), HOME=str(tmp_path)), stdout=subprocess.PIPE)
+    def check(script=lab.path("guard", "execute_remote_command.py")):
+        done = subprocess.run([PYTHON, script, "check"], cwd=str(tmp_path), env=dict(lab.env(), HOME=str(tmp_path)), stdout=subprocess.PIPE)
         return done.returncode, done.stdout.decode()
 
     code, out = check()
     assert code == 0 and "OK    commands allowed: command work, command big" in out and "authorized_keys: 1 key lines with this guard" in out, out
     assert "OK    key line begins with restrict:" in out
     (tmp_path / ".ssh" / "authorized_keys").write_text(lab.line.replace("restrict,", ""))
+    code, out = check(SCRIPT)
+    assert code == 78 and "FAIL  commands allowed: none" in out and os.listdir(str(tmp_path)) == [".ssh"], "it changes nothing"
     code, out = check()
     assert code == 78 and re.search("^FAIL  key line begins with restrict:", out, re.M), out
 
