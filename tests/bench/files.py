@@ -15,7 +15,6 @@ import socket
 import struct
 import subprocess
 import sys
-import threading
 import time
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
@@ -133,9 +132,9 @@ def memory(figures, name, world, poller, peak):
 
 
 def clear(world, here, sink):
-    """What the last turn left, off the disk, the socket pair's file with it: memory that was just given back is quicker to write to, and who
+    """What the last turn left, off the disk, the socket pair's files with it: memory that was just given back is quicker to write to, and who
     wrote last would have it."""
-    for path in [os.path.join(here, "out"), os.path.join(world.state, "spool"), os.path.join(sink.folder, "sink")] + [
+    for path in [os.path.join(here, "out"), os.path.join(world.state, "spool")] + [os.path.join(sink.folder, name) for name in os.listdir(sink.folder)] + [
             os.path.join(world.folder, "poller", "base", name) for name in os.listdir(os.path.join(world.folder, "poller", "base")) if "-" in name]:
         shutil.rmtree(path, ignore_errors=True)
         if os.path.isfile(path):
@@ -143,24 +142,24 @@ def clear(world, here, sink):
 
 
 def large(figures, folder, size, pairs):
-    """One large file, there and back, in turn with the socket pair."""
+    """One large file, there and back, in turn with the socket pair, which carries it as often as it hops: many a disk is quick for its first
+    bytes only. Each hop is compared with the socket pair's at the same place in the row."""
     world, poller, here = started(os.path.join(folder, "large"))
     try:
         path = os.path.join(here, "in")
         sum256, sink = make_large(path, size), Sink(world, os.path.join(folder, "sink"))
         rates, way, plain, peak = [[] for hop in HOPS], [], [], 0
         for turn in range(pairs):
-            if turn % 2:
-                took, whole, high = one_run(world, here, ["move", "--in", "in", "--out", "out"])
-                base = sink.send(path, size, sum256)
-            else:
-                base = sink.send(path, size, sum256)
-                took, whole, high = one_run(world, here, ["move", "--in", "in", "--out", "out"])
+            base = [sink.send(path, size, sum256) for hop in HOPS] if turn % 2 else []
+            clear(world, here, sink)
+            took, whole, high = one_run(world, here, ["move", "--in", "in", "--out", "out"])
             assert file_sum(os.path.join(here, "out")) == sum256
+            clear(world, here, sink)
+            base = base or [sink.send(path, size, sum256) for hop in HOPS]
             for hop, seconds in enumerate(took):
-                rates[hop].append(base / seconds)
-            way.append(base / whole)
-            plain.append(size / base)
+                rates[hop].append(base[hop] / seconds)
+            way.append(base[0] / whole)
+            plain.append(size / median(base))
             peak = max(peak, high)
             clear(world, here, sink)
         sink.close()

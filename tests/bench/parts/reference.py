@@ -1,15 +1,15 @@
 """References for the benches, as processes of their own.
 
 usage: reference.py hello [CERT KEY]          a bare http.server that says hello, keep-alive, TCP_NODELAY; prints its port
-       reference.py sink CERT KEY FOLDER      takes files over a plain TLS socket: sha256 and onto the disk, fsynced; prints its port
+       reference.py sink CERT KEY FOLDER      takes files over a plain TLS socket: sha256 and onto the disk (0, 1, ...), fsynced; prints its port
 """
 import hashlib
+import itertools
 import os
 import socket
 import ssl
 import struct
 import sys
-import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from socketserver import ThreadingMixIn
 
@@ -58,12 +58,12 @@ def sink(cert, key, folder):
     listener.bind(("127.0.0.1", 0))
     listener.listen(4)
     print(listener.getsockname()[1], flush=True)
-    while True:
+    for number in itertools.count():
         sock = listener.accept()[0]
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sock = context.wrap_socket(sock, server_side=True)
         left, digest, view = struct.unpack(">Q", sock.recv(8))[0], hashlib.sha256(), memoryview(bytearray(CHUNK))
-        path = os.path.join(folder, "sink")
+        path = os.path.join(folder, "%d" % number)
         with open(path, "wb", buffering=0) as out:
             while left:
                 count = sock.recv_into(view[:min(CHUNK, left)])
