@@ -1637,9 +1637,7 @@ class Line:
         self.facts = dict(fact.partition("=")[::2] for fact in facts[1:])
         log("debug", None, "connect", host=self.host, seconds="%.3f" % (time.monotonic() - began), **self.facts)
         started = time.monotonic()
-        self.process.stdin.write(b"ping\n")
-        self.process.stdin.flush()
-        if self.process.stdout.readline() != b"ping\n":
+        if self.answer(b"ping\n") != b"ping\n":
             raise LineLost(_("%s: the connection broke off") % self.host)
         patience.cancel()
         self.round_trip = time.monotonic() - started
@@ -1661,6 +1659,15 @@ class Line:
                 raise Never(code, _("%s: %s (try by hand: %s)") % (
                     self.host, printable(text), " ".join(["ssh"] + self.settings.ssh_options + [self.host])))
         raise LineLost("%s: %s" % (self.host, printable(text) or _("no answer")))
+
+    def answer(self, text):
+        """The line with which the control connection answers a line (bytes both; b"" if it is gone)."""
+        try:
+            self.process.stdin.write(text)
+            self.process.stdin.flush()
+            return self.process.stdout.readline()
+        except OSError:
+            return b""
 
     def why(self, process):
         """The last words on stderr of a session that has ended (or is ended here)."""
@@ -2330,9 +2337,14 @@ class Cut:
                 self.line.broke(self.process)
             end = peeked.find(b"\0") + 1
             out += self.file.read(end or len(peeked))
-            if len(out) > 8192:
-                raise Stop(EX_PROTOCOL, _("%s: an answer that makes no sense") % self.line.host)
+            self.sized(out[:-1])
         return out[:-1]
+
+    def sized(self, record):
+        """It, if no longer than a record may be."""
+        if len(record) >= 8192:
+            raise Stop(EX_PROTOCOL, _("%s: an answer that makes no sense") % self.line.host)
+        return record
 
     def records(self):
         """All records before an empty one, in large steps: each peek makes a copy of all that is here."""
@@ -2347,12 +2359,10 @@ class Cut:
                 break
             self.file.read(len(here))
             rows = data[1:].split(b"\0")
-            rest = b"\0" + rows.pop()
-            if len(rest) > 8192:
-                raise Stop(EX_PROTOCOL, _("%s: an answer that makes no sense") % self.line.host)
-            yield from rows
+            rest = b"\0" + self.sized(rows.pop())
+            yield from map(self.sized, rows)
         self.file.read(end + 2 - len(rest))
-        yield from filter(None, data[1:end].split(b"\0"))
+        yield from map(self.sized, filter(None, data[1:end].split(b"\0")))
 
     def ok(self):
         """The end of an answer: its sum."""
@@ -4187,9 +4197,7 @@ def check_host(options):
         began = time.monotonic()
         line.open()
         rows.append((True, _("log-in in %.2f s, round trip %.1f ms") % (time.monotonic() - began, line.round_trip * 1000)))
-        line.process.stdin.write(b"host\n")
-        line.process.stdin.flush()
-        facts = dict(line.facts, **dict(fact.partition("=")[::2] for fact in line.process.stdout.readline().decode().split()))
+        facts = dict(line.facts, **dict(fact.partition("=")[::2] for fact in line.answer(b"host\n").decode().split()))
         rows.append((True, _("guard there") if facts.get("guard") == "1" else _("no guard there: this key may run anything")))
         rows.append((None if facts.get("gnu") != "1" else True, _("GNU tools there: %s, rsync: %s, zstd: %s, sums by %s, AES: %s") % tuple(
             {"0": _("no"), "1": _("yes")}.get(facts.get(key), facts.get(key, "?")) for key in ("gnu", "rsync", "zstd", "sum", "aes"))))
@@ -4197,7 +4205,7 @@ def check_host(options):
             rows.append((False, _("systemd there ends everything at log-out: ask for loginctl enable-linger")))
         rows.append((int(facts.get("free") or 0) > 1 << 20, _("free there: %.1f GB") % (int(facts.get("free") or 0) / 1e6)))
         rows.append((True, _("calculations there: %d") % (len(line.call("list", "-")) - 1)))
-    except (LineLost, Stop, OSError) as error:
+    except (LineLost, Stop) as error:
         rows.append((False, str(error)))
     finally:
         line.close()

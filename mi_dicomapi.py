@@ -1621,6 +1621,13 @@ def calc_progress(c):
     return dict(found, message="status:%s" % (row["status"] if c.name == "calc-status" else WORDS[row["state"]]))
 
 
+def note_cancel(c, tx, row, now, reason):
+    """What is claimed is to be cancelled: its poller (now: user, poller) is told by the heartbeat, and who waits for news of it at once."""
+    tx.db.execute("UPDATE calculations SET cancel = ?, version = version + 1 WHERE seq = ? AND cancel IS NOT ?", (reason, row["seq"], reason))
+    tx.after(lambda: c.relay.front.fire(("calc", row["accept_id"])))
+    tx.after(lambda: c.relay.front.fire(("poller", now["user"], now["poller"])))
+
+
 def cancel_wait_calc(c):
     """Cancels: at once what nobody has claimed; what is claimed when its holder, told by the heartbeat, has stopped it.
     Whoever comes first decides: 409 with why=ended after calc-end."""
@@ -1638,9 +1645,7 @@ def cancel_wait_calc(c):
             raise No(409, "it has ended already", why="ended", state=WORDS[now["state"]] if now else "")
         if now["protocol"] == 1:
             raise No(409, "a fielded poller holds it and cannot be told to stop", why="fielded")
-        tx.db.execute("UPDATE calculations SET cancel = ?, version = version + 1 WHERE seq = ? AND cancel IS NOT ?", (reason, row["seq"], reason))
-        tx.after(lambda: c.relay.front.fire(("calc", row["accept_id"])))
-        tx.after(lambda: c.relay.front.fire(("poller", now["user"], now["poller"])))
+        note_cancel(c, tx, row, now, reason)
         tx.after(lambda: log("info", row["accept_id"], "6 cancel", user=row["user"], reason=reason))
         return False
 
@@ -2299,9 +2304,7 @@ def v1_cancel(c):
         tx.db.execute("UPDATE calculations SET hidden = 1 WHERE seq = ?", (row["seq"],))
         now = tx.db.execute("SELECT state, protocol, user, poller FROM calculations WHERE seq = ?", (row["seq"],)).fetchone()
         if now["protocol"] == 2 and now["state"] in (SENDING, SENT, RUNNING):             # its poller is told by the heartbeat
-            tx.db.execute("UPDATE calculations SET cancel = 'cancelled: by the workflow side', version = version + 1 WHERE seq = ?", (row["seq"],))
-            tx.after(lambda: c.relay.front.fire(("calc", row["accept_id"])))
-            tx.after(lambda: c.relay.front.fire(("poller", now["user"], now["poller"])))
+            note_cancel(c, tx, row, now, "cancelled: by the workflow side")
 
     c.relay.store.write(work, "cancel-wait-calc")
     return {"message": "cancelled"}

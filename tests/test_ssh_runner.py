@@ -1,5 +1,6 @@
 """The SSH runner against a real private sshd: the whole way, lost lines, killed runners, far sides of all kinds, the sample script."""
 import hashlib
+import io
 import json
 import os
 import re
@@ -444,6 +445,27 @@ def test_list_and_clean_know_both_sides(lab, here):
     assert ident + " ended 0" in run(lab, here, "list", "hpc")[1]
     assert run(lab, here, "clean", ident)[0] == 0 and not os.path.exists(lab.path("far", ident))
     assert ident not in run(lab, here, "list")[1] and ident not in run(lab, here, "list", "hpc")[1]
+
+
+@pytest.mark.parametrize("after", [b"", b"\0", b"\0\0"], ids=["unended", "ended", "last"])
+def test_a_record_without_end_from_the_far_side_is_refused(after):
+    class Line:
+        host = "hpc"
+
+        def broke(self, process):
+            pytest.fail("read on to the end")
+
+    class Session:
+        stdout = None
+    for size, fits in ((8191, True), (8192, False)):
+        Session.stdout = io.BufferedReader(io.BytesIO(b"a\0" + b"x" * size + (after or b"x" * 9000)), 1 << 16)
+        told = runner.Cut(Line(), Session()).records()
+        if fits and after == b"\0\0":
+            assert list(told) == [b"a", b"x" * size]
+        elif not fits:
+            with pytest.raises(runner.Stop) as stop:
+                list(told)
+            assert stop.value.code == 76
 
 
 def test_a_running_calculation_is_not_cleaned_and_not_resumed_beside_its_runner(lab, here):

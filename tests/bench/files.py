@@ -149,19 +149,26 @@ def large(figures, folder, size, pairs):
         path = os.path.join(here, "in")
         sum256, sink = make_large(path, size), Sink(world, os.path.join(folder, "sink"))
         rates, way, plain, peak = [[] for hop in HOPS], [], [], 0
-        for turn in range(pairs):
-            base = [sink.send(path, size, sum256) for hop in HOPS] if turn % 2 else []
-            clear(world, here, sink)
-            took, whole, high = one_run(world, here, ["move", "--in", "in", "--out", "out"])
+
+        def calculation():
+            found = one_run(world, here, ["move", "--in", "in", "--out", "out"])
             assert file_sum(os.path.join(here, "out")) == sum256
-            clear(world, here, sink)
-            base = base or [sink.send(path, size, sum256) for hop in HOPS]
+            return found
+
+        def pair():
+            return [sink.send(path, size, sum256) for hop in HOPS]
+
+        for turn in range(pairs):
+            found = {}
+            for work in (pair, calculation) if turn % 2 else (calculation, pair):
+                found[work] = work()
+                clear(world, here, sink)
+            (took, whole, high), base = found[calculation], found[pair]
             for hop, seconds in enumerate(took):
                 rates[hop].append(base[hop] / seconds)
             way.append(base[0] / whole)
             plain.append(size / median(base))
             peak = max(peak, high)
-            clear(world, here, sink)
         sink.close()
         name, base = "%d MiB" % (size >> 20), median(plain)
         for hop, ratios in zip(HOPS, rates):

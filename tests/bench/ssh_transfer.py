@@ -8,7 +8,9 @@ Prints one line per case: name, seconds of both, ratio (above 1: faster than rsy
 import argparse
 import os
 import random
+import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -143,11 +145,12 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--full", action="store_true")
     parser.add_argument("--check", action="store_true")
-    parser.add_argument("--wan", help="only the long lines whose title holds this")
+    parser.add_argument("--wan", help="only the long lines whose title has this expression in it")
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--streams", default="auto")
     parser.add_argument("--case", type=int, help="only the case of this number (from 0) of each long line")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(143))      # namespaces and daemons go, too
     ssh_lab.in_memory()
     results = []
     if not options.wan:
@@ -161,7 +164,7 @@ def main():
         finally:
             lab.close()
     for title, words, sysctl, cases in WAN if options.full or options.wan else ():
-        if options.wan and options.wan not in title:
+        if options.wan and not re.search(options.wan, title):
             continue
         wan = Wan(words, sysctl)
         try:
