@@ -47,8 +47,7 @@ BULK = 64 << 20                # bytes from which on several connections pay for
 NEAR = 0.004                   # seconds of round trip below which a host counts as being on the same LAN
 PIECE, NEAR_PIECE = 2 << 20, 16 << 20      # bytes, and up to four times that; small where the line is slow, large where the processors are
 STREAMS, NEAR_STREAMS, MOST_STREAMS = 6, 2, 8      # connections at once: far, near, ever (a default sshd refuses at random from 10 on)
-AHEAD = 6                      # orders under way in one lane that puts (what it can hold back is little: the pipe's and ssh's buffers)
-ASKED = 2                      # in one that gets: no round trip is idle, and a slow lane holds little back at the end
+AHEAD, ASKED = 6, 2            # orders under way in the only lane, in each of several: no round trip idle, little left behind by a slow one
 BLOCK = 1 << 18                # bytes read or written at once
 SHRINKS = 2.5                  # a sample must shrink by this factor to be worth compressing
 EASY = re.compile(rb"[A-Za-z0-9_][-A-Za-z0-9._+=,@]*\Z")     # names that every version of rsync passes on unchanged
@@ -1280,7 +1279,8 @@ TABLE = {
 #  6. Moving a directory to a name that is free is atomic, and a file's rename is: the base directory is on a local disk or NFS.
 #  7. GNU dd, find, tar and xargs: needed for pieces and several connections only (probed). Without: rsync; without rsync: tar alone.
 #  8. openssl, sha256sum or shasum for the sums (probed). Without: sizes only, and a line says so.
-#  9. Its clock need not be right: times of there are compared with times of there only.
+#  9. python3 (3.4 or newer), if there is one, moves the pieces of large files, with the lines `pieces`; else dd does, at twice the cost.
+# 10. Its clock need not be right: times of there are compared with times of there only.
 # Its words: PROTOCOL VERB BASE ID ... ; its answers are lines, each session's first one says `mi_distcomp 1 VERB`.
 FAR = r"""
 PATH=$PATH:/usr/bin:/bin
@@ -1383,15 +1383,53 @@ for k in 1 2 3; do case $k in   # take N: exactly so many bytes from stdin; some
     [ "$({ printf ab | { take 1 >/dev/null; cat; }; } 2>/dev/null)" = b ] && break
 done
 sums() { tr '\n' '\000' | xargs -0 $sum -- | sed 's/^\\//; s/ .*//; s/^/s /'; }
+pieces='                       # C and G by python3, where there is one: each byte passes once, no program starts per piece
+import hashlib, os, sys
+os.write(1, b"+")
+row, place = os.fsencode(sys.argv[1]), memoryview(bytearray(262144))
+while row[:2] in (b"C ", b"G "):
+    kind, number, at, left, name = row.split(b" ", 4)
+    left, digest, coming = int(left), hashlib.sha256(), kind == b"C"
+    try:
+        if coming and os.path.isdir(sys.argv[2]):
+            raise OSError(0, "the command was started already")
+        file = open(os.open(b"./" + name[:-1], os.O_CREAT | os.O_WRONLY if coming else os.O_RDONLY, 0o666), "wb" if coming else "rb", 0)
+        if not coming and os.fstat(file.fileno()).st_size < int(at) + left:
+            raise OSError(0, "it has shrunk")
+        file.seek(int(at))
+        source, goal = (open(0, "rb", 0, closefd=False), file) if coming else (file, open(5, "wb", 0, closefd=False))
+        while left:
+            data = place[:source.readinto(place[:left])]
+            left -= len(data) or sys.exit(1)
+            digest.update(data)
+            while data:
+                data = data[goal.write(data):]
+        file.close()
+    except OSError as error:
+        os.write(5, b"no %s %s: %s\n" % (number, name, error.strerror.encode()))
+        sys.exit(1)
+    os.write(5, b"ok %s %s\n" % (number, digest.hexdigest().encode()))
+    row = b""
+    while row[-1:] != b"\n":
+        row += os.read(0, 1) or sys.exit(0)
+    row = row[:-1]
+os.write(1, row)'
 lane() {   # put or get: orders `KIND NUMBER OFFSET BYTES NAME/` on stdin, bytes behind them or in the answer
     [ -d "$w" ] || mkdir -p "$w"; cd "$w" || exit 73
     exec 4>&1
     [ "$sum" != none ] || choose_sum
     [ "$sum" = none ] && sums() { sed 's/.*/s -/'; }
     [ "${sum#openssl}" != "$sum" ] && sums() { tr '\n' '\000' | xargs -0 $sum | sed 's/ .*//; s/^/s /'; }
-    while IFS=' ' read -r k i o n p; do
+    python='' x=''
+    while [ -n "$x" ] || IFS= read -r x; do
+    case $python$x in "C "*|"G "*)   # it says +, and the first order that is not its own
+        y=$(exec python3 -I -S -c "$pieces" "$x" "$c" 5>&4 2>/dev/null) && x=${y#+} && continue
+        [ -z "$y" ] || exit 1
+        python=none;;
+    esac
+    k=${x%% *}; x=${x#* }; i=${x%% *}; x=${x#* }; o=${x%% *}; x=${x#* }; n=${x%% *}; p=./${x#* }; p=${p%/}; x=
     [ "$1" = put ] && [ -d "$c" ] && bad "the command was started already"
-    p=./${p%/}; case $k in
+    case $k in
     T)  if [ "$o" = 0 ]; then take "$n" | tar -xpof -
         else wait; take "$n" | tar -B --checkpoint="$o" --checkpoint-action=echo=t -xpof - 2>&4   # `tar: t` after every o records
         fi || bad "tar failed";;
@@ -2016,7 +2054,7 @@ def lanes_for(line, total, settings):
     lanes = settings.streams
     if not lanes:
         lanes = 1 if total < BULK else STREAMS if not near else NEAR_STREAMS if (os.cpu_count() or 1) > 2 else 1
-    least, parts = (NEAR_PIECE, 8) if near else (PIECE, 16)        # each piece starts programs there: not more than it takes
+    least, parts = (NEAR_PIECE, 8) if near else (PIECE, 64)        # of a lane: what a slow one keeps back at the end is little
     return lanes, min(max(least, total // (lanes * parts)), 4 * least)
 
 
@@ -2053,7 +2091,8 @@ class Answers(threading.Thread):
     def __init__(self, line, process, work):
         threading.Thread.__init__(self, daemon=True)
         self.line, self.process, self.work = line, process, work
-        self.waiting, self.room, self.dead = collections.OrderedDict(), threading.Semaphore(AHEAD), False
+        self.waiting, self.dead = collections.OrderedDict(), False
+        self.room = threading.Semaphore(ASKED if work.lanes > 1 else AHEAD)
         self.broke = False
         self.lock = threading.Lock()
         self.paced = line.facts.get("guard") == "0" and line.facts.get("gnu") == "1" and line.round_trip < NEAR
@@ -3118,10 +3157,10 @@ def receive(line, ident, entries, record, settings):
 
 
 def rsync_words(line, ident, settings):
-    """The beginning of an rsync command over the control connection."""
+    """The beginning of an rsync command over the control connection. -I: size and second do not tell that a file is the same."""
     import shlex
     shell = " ".join(shlex.quote(word) for word in line.options + ["-S", line.control, "-o", "ControlMaster=no"])
-    return ["rsync", "-t", "--partial", "--timeout=%d" % (settings.alive * 4), "--rsync-path=" + request("rsync", settings.base, ident),
+    return ["rsync", "-tI", "--partial", "--timeout=%d" % (settings.alive * 4), "--rsync-path=" + request("rsync", settings.base, ident),
             "-e", shell] + settings.rsync_options
 
 
@@ -3226,7 +3265,7 @@ INTO_LOG = 'umask "$1"; shift; exec >remote_program_exec.log 2>&1; exec "$@"'
 FORM = re.compile(r"exec sh -c 'eval \"\$\(printf %b \"\$1\"\)\"' mi_distcomp '[^']*'((?: '[^']*'){4,8})"
                   r"((?: [-A-Za-z0-9._/+=,@]+){0,70})\Z")
 IDENT, NUMBER, NONE = r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", r"[0-9]{1,18}", r"-"
-RSYNC_FLAGS = re.compile(r"-[vtrpzW]*(?:e[0-9]*\.[0-9]*[A-Za-z]*)?\Z")         # no links, no devices, no -s (arguments on stdin), no owners
+RSYNC_FLAGS = re.compile(r"-[vtrpzWI]*(?:e[0-9]*\.[0-9]*[A-Za-z]*)?\Z")         # no links, no devices, no -s (arguments on stdin), no owners
 RSYNC_WORDS = re.compile(r"--(?:partial|timeout=[0-9]+|compress-choice=zstd|compress-level=1|no-W|no-whole-file)\Z")
 
 
@@ -3705,7 +3744,8 @@ def walk(place, parts):
 
 def guard_lane(place, words, tail):
     """Inputs in (put) or results out (get)."""
-    source, made = sys.stdin.buffer, make_work(place)
+    make_work(place)
+    source = sys.stdin.buffer
     serve = Putting(place, source) if words[0] == "put" else Getting(place, source)
     for row in iter(lambda: source.readline(2000), b""):
         found = re.match(rb"([TCZMSLGA]) ([0-9]{1,9}) ([0-9]{1,18}) ([0-9.,:]{1,60}) ([^\x00-\x1f\x7f]+)/\n\Z", row)

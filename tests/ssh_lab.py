@@ -49,6 +49,7 @@ PasswordAuthentication no
 KbdInteractiveAuthentication no
 PermitRootLogin prohibit-password
 Subsystem sftp internal-sftp
+SetEnv SHLVL=1
 LogLevel VERBOSE
 %s
 """ % (self.port, address, self.path("hostkey"), self.path("sshd.pid"), self.path("authorized_keys"), more))

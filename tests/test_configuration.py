@@ -103,7 +103,7 @@ def test_a_certificate_that_cannot_be_used_is_one_line(ini, tmp_path):
     one, two, old = [str(tmp_path / name) for name in ("one", "two", "old")]
     for folder in (one, two, old):
         os.mkdir(folder)
-    (cert, key), (cert2, key2), (late, late_key) = make_certificate(one), make_certificate(two), expired(old)
+    (cert, key), (_cert, key2), (late, late_key) = make_certificate(one), make_certificate(two), expired(old)
     garbage = tmp_path / "garbage.pem"
     garbage.write_text("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n")
     for pair, named in (((cert, key2), "certfile"), ((str(garbage), key), "certfile"), ((cert, str(garbage)), "keyfile"), ((cert, str(tmp_path / "no.pem")), "keyfile"),

@@ -611,7 +611,7 @@ def test_a_reboot_ends_a_calculation_that_was_about_to_start_without_running_it(
     (host.control(ID) / "ready").write_bytes(b" " * 256)
     fake = Fake(None)
     host.poller["url"] = fake.url
-    ended = host.run("poll", "--once")
+    host.run("poll", "--once")
     fake.close()
     end = next(fields for call, fields, data in fake.told if call == "calc-end")
     assert (end["result"], end["reason"], len(host.runs())) == ("abnormal", "the host was restarted", 1) and "end-send" in fake.names()
@@ -708,7 +708,7 @@ def test_nothing_to_do_in_the_manuals_words(relay, host):
     shown = (host.folder / "out").read_text()
     assert "site id = %s\nbase url = %s\ntoken = ****\n" % (host.site, relay.url) in shown
     process.terminate()
-    ended = host.run("poll", "--once")
+    host.run("poll", "--once")
     process.wait()
 
 

@@ -369,7 +369,7 @@ ATTACKS = [                    # (attack, ini, the check to take out, what to pu
     (another_form, "", "        raise Refused(\"not a request of this program\")", "        return os._exit(os.system(text) and 0)"),
     (a_text_of_its_own, "", "    found = FORM.match(text)\n", "    os.system(text)\n    found = FORM.match(text)\n"),
     (rsync_reads_elsewhere, "", "            os.close(results.open(utf8(path[2:] if path.startswith(\"./\") else path)))", "            pass"),
-    (rsync_follows_links, "", "RSYNC_FLAGS = re.compile(r\"-[vtrpzW]*", "RSYNC_FLAGS = re.compile(r\"-[vtrpzWL]*"),
+    (rsync_follows_links, "", "RSYNC_FLAGS = re.compile(r\"-[vtrpzWI]*", "RSYNC_FLAGS = re.compile(r\"-[vtrpzWIL]*"),
     (rsync_takes_names_from_the_wire, "", "        raise Refused(\"rsync options:", "        os._exit(0)\n        raise Refused(\"rsync options:"),
     (rsync_writes_after_the_start, "", "elif place.state() != \"none\" or paths != [\".\"]:", "elif False:"),
     (rsync_beside_content_rules, CONTENT, "            raise Refused(\"rsync beside content rules\")", "            pass"),

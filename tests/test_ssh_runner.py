@@ -175,7 +175,8 @@ def test_results_that_are_here_in_an_older_form_come_as_differences(lab, here):
     data = os.urandom(20 << 20)
     (here / "state.bin").write_bytes(data[:-100] + b"x" * 100)
     (here / "in" / "state").write_bytes(data)
-    code, out = run(lab, here, "run", "hpc", "cp state state.bin", "--in", "in/state", "-v")
+    os.utime(str(here / "state.bin"), (1700000000.25, 1700000000.25))     # not even the second tells them apart
+    code, out = run(lab, here, "run", "hpc", "cp state state.bin; touch -d @1700000000.75 state.bin", "--in", "in/state", "-v")
     assert code == 0 and (here / "state.bin").read_bytes() == data
     assert "8 fetch files=2 bytes=0" in out                # but for the (empty) log nothing went over a lane
 
@@ -585,6 +586,52 @@ def test_a_far_side_without_gnu_tools_still_works(here, rsync):
         assert " gnu=0 " in out and " rsync=%d " % rsync in out and " sum=sha256sum" in out, out
         assert sha(here / "o" / "big") == sha(here / "in" / "big") and (here / "o" / "d" / "計 算").exists() and not os.path.lexists(str(here / "evil"))
         assert (here / LOG).read_text() == "end\n"
+    finally:
+        lab.close()
+
+
+SPY = """#!/bin/sh
+echo "$0 $*" | head -n 1 >>%(dir)s/asked
+%(way)s
+"""
+WAYS = {"python3": 'exec %s "$@"' % sys.executable, "no python3": "exit 127", "a python3 that dies once": """
+[ -e %(dir)s/died ] && exec """ + sys.executable + """ "$@"
+touch %(dir)s/died; printf +; exit 1"""}
+
+
+@pytest.mark.parametrize("way", sorted(WAYS))
+def test_pieces_of_large_files_travel_with_and_without_python3_there(here, way):
+    lab = ssh_lab.Lab()
+    shutil.copy(lab.path("ini"), str(here / "mi_distributed_computing_assist.ini"))
+    os.mkdir(lab.path("bin"))
+    for name, what in (("python3", WAYS[way].replace("%(dir)s", lab.dir)), ("dd", 'exec %s "$@"' % shutil.which("dd"))):
+        lab.write("bin/" + name, SPY % {"dir": lab.dir, "way": what})
+        os.chmod(lab.path("bin", name), 0o755)
+    lab.keys = ['command="PATH=%s:$PATH; exec sh -c \\"$SSH_ORIGINAL_COMMAND\\"" ' % lab.path("bin") + lab.keys[0]]
+    lab.authorize()
+    lab.start()
+    try:
+        for name, size in (("big one", (9 << 20) + 1), ("small", 70000), ("just", 1 << 20)):
+            (here / "in" / name).write_bytes(os.urandom(size))
+        code, out = run(lab, here, "run", "hpc", "mkdir o; cp * o; exit 5", "--in", "in/big one", "in/small", "in/just", "--streams", "2", "--retry", "3,1")
+        assert code == 5, out
+        for name in ("big one", "small", "just"):
+            assert sha(here / "o" / name) == sha(here / "in" / name)
+        asked = open(lab.path("asked")).read()
+        assert "/python3 -I -S -c" in asked and ("flag=seek_bytes" in asked, "flag=skip_bytes" in asked) == (way == "no python3",) * 2, asked
+        assert ("again_in=" in out) == ("dies" in way), out
+    finally:
+        lab.close()
+
+
+def test_an_input_that_fits_nowhere_there_is_one_line(here, disk_of):
+    lab = ssh_lab.Lab().start()
+    with open(lab.path("ini")) as text:
+        (here / "mi_distributed_computing_assist.ini").write_text(text.read().replace(lab.path("far"), str(disk_of("3m"))))
+    try:
+        (here / "in" / "big").write_bytes(os.urandom(9 << 20))
+        code, out = run(lab, here, "run", "hpc", "true", "--in", "in/big")
+        assert code == 74 and out.count("No space left on device (is the disk full there?)") == 1 and "Traceback" not in out, out
     finally:
         lab.close()
 

@@ -1,14 +1,13 @@
 """What a poller waits for, and what waits on it: pause, hours, --drain, --idle-exit, outbox, resend, room on the disk."""
 import json
 import os
-import subprocess
 import time
 
 import pytest
 
 import suite
 from suite import wait_until as until
-from test_poller import ID, OUT, Fake, Host, OurWorld, clean_up, host, order, outcome, relay, remote, submit     # noqa: F401 (fixtures)
+from test_poller import ID, Fake, Host, OurWorld, clean_up, host, order, outcome, relay, remote, submit     # noqa: F401 (fixtures)
 
 
 def progress(relay, accept_id):

@@ -4,7 +4,6 @@ is thrown out: first from other addresses (so many that all of them can hang on)
 
 usage: hostile.py [--check] [--full]
 """
-import json
 import os
 import resource
 import socket
