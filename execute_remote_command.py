@@ -1279,7 +1279,8 @@ TABLE = {
 #  6. Moving a directory to a name that is free is atomic, and a file's rename is: the base directory is on a local disk or NFS.
 #  7. GNU dd, find, tar and xargs: needed for pieces and several connections only (probed). Without: rsync; without rsync: tar alone.
 #  8. openssl, sha256sum or shasum for the sums (probed). Without: sizes only, and a line says so.
-#  9. python3 (3.4 or newer), if there is one, moves the pieces of large files, with the lines `pieces`; else dd does, at twice the cost.
+#  9. python3 (3.5 or newer), if there is one, moves the pieces of large files, with the lines `pieces`; else dd does, at twice the cost.
+#     Its sum is of what it wrote, dd's of what is read back.
 # 10. Its clock need not be right: times of there are compared with times of there only.
 # Its words: PROTOCOL VERB BASE ID ... ; its answers are lines, each session's first one says `mi_distcomp 1 VERB`.
 FAR = r"""
@@ -1383,37 +1384,45 @@ for k in 1 2 3; do case $k in   # take N: exactly so many bytes from stdin; some
     [ "$({ printf ab | { take 1 >/dev/null; cat; }; } 2>/dev/null)" = b ] && break
 done
 sums() { tr '\n' '\000' | xargs -0 $sum -- | sed 's/^\\//; s/ .*//; s/^/s /'; }
-pieces='                       # C and G by python3, where there is one: each byte passes once, no program starts per piece
+pieces='                       # C, M and G by python3, where there is one: each byte passes once, no program starts per piece
 import hashlib, os, sys
-os.write(1, b"+")
-row, place = os.fsencode(sys.argv[1]), memoryview(bytearray(262144))
-while row[:2] in (b"C ", b"G "):
+row, place = os.environb[b"row"], memoryview(bytearray(262144))
+os.write(6, b"%c" % 43)
+while row[:2] in (b"C ", b"M ", b"G "):
     kind, number, at, left, name = row.split(b" ", 4)
-    left, digest, coming = int(left), hashlib.sha256(), kind == b"C"
+    coming, digest = kind != b"G", hashlib.sha256()
     try:
-        if coming and os.path.isdir(sys.argv[2]):
+        if coming and os.path.isdir(os.environb[b"c"]):
             raise OSError(0, "the command was started already")
-        file = open(os.open(b"./" + name[:-1], os.O_CREAT | os.O_WRONLY if coming else os.O_RDONLY, 0o666), "wb" if coming else "rb", 0)
+        file = os.open(b"./" + name[:-1], os.O_NONBLOCK | (os.O_CREAT | os.O_WRONLY if coming else os.O_RDONLY), 0o666)
+        file = open(file, "wb" if coming else "rb", 0)
+        if kind == b"M":
+            when, mode = left.split(b":")
+            whole, _dot, part = when.partition(b".")
+            file.truncate(int(at))
+            os.utime(file.fileno(), ns=(int(whole) * 10 ** 9 + int((part + b"0" * 9)[:9]),) * 2)
+            os.fchmod(file.fileno(), int(mode, 8))
+        left = 0 if kind == b"M" else int(left)
         if not coming and os.fstat(file.fileno()).st_size < int(at) + left:
             raise OSError(0, "it has shrunk")
         file.seek(int(at))
         source, goal = (open(0, "rb", 0, closefd=False), file) if coming else (file, open(5, "wb", 0, closefd=False))
         while left:
-            data = place[:source.readinto(place[:left])]
+            data = place[:source.readinto(place[:left]) or 0]
             left -= len(data) or sys.exit(1)
             digest.update(data)
             while data:
-                data = data[goal.write(data):]
+                data = data[goal.write(data) or sys.exit(1):]
         file.close()
     except OSError as error:
-        os.write(5, b"no %s %s: %s\n" % (number, name, error.strerror.encode()))
+        os.write(5, b"no %s %s: %s\n" % (number, name[:-1], error.strerror.encode()))
         sys.exit(1)
-    os.write(5, b"ok %s %s\n" % (number, digest.hexdigest().encode()))
+    os.write(5, b"ok %s %s\n" % (number, b"-" if kind == b"M" else digest.hexdigest().encode()))
     row = b""
     while row[-1:] != b"\n":
         row += os.read(0, 1) or sys.exit(0)
     row = row[:-1]
-os.write(1, row)'
+os.write(6, row)'
 lane() {   # put or get: orders `KIND NUMBER OFFSET BYTES NAME/` on stdin, bytes behind them or in the answer
     [ -d "$w" ] || mkdir -p "$w"; cd "$w" || exit 73
     exec 4>&1
@@ -1422,8 +1431,9 @@ lane() {   # put or get: orders `KIND NUMBER OFFSET BYTES NAME/` on stdin, bytes
     [ "${sum#openssl}" != "$sum" ] && sums() { tr '\n' '\000' | xargs -0 $sum | sed 's/ .*//; s/^/s /'; }
     python='' x=''
     while [ -n "$x" ] || IFS= read -r x; do
-    case $python$x in "C "*|"G "*)   # it says +, and the first order that is not its own
-        y=$(exec python3 -I -S -c "$pieces" "$x" "$c" 5>&4 2>/dev/null) && x=${y#+} && continue
+    case $python$x in "C "*|"G "*)   # it says +, and the first order that is not its own; sums of before come first
+        wait
+        y=$(row=$x c=$c python3 -I -S -c "$pieces" 5>&4 6>&1 >/dev/null 2>&1) && [ -n "$y" ] && x=${y#+} && continue
         [ -z "$y" ] || exit 1
         python=none;;
     esac
@@ -2381,7 +2391,7 @@ class Cut:
 
     def sized(self, record):
         """It, if no longer than a record may be."""
-        if len(record) >= 8192:
+        if len(record) >= 65536:
             raise Stop(EX_PROTOCOL, _("%s: an answer that makes no sense") % self.line.host)
         return record
 
@@ -3110,7 +3120,7 @@ def run_rsync(words, data, ident):
 def fetch_all(line, ident, into, settings):
     """Everything that is there, where the far side cannot make lists: by rsync, or as one tar; sums compared. Returns the number of
     files (-1: rsync knows)."""
-    words = ["-rp", "--", line.host + ":./", into + b"/"]
+    words = ["-rpI", "--", line.host + ":./", into + b"/"]        # size and second do not tell that a file is the same
     if line.facts.get("rsync") == "1" and run_rsync(rsync_words(line, ident, settings) + words, b"", ident):
         return -1
     process = line.start("lane", ident, "get")
@@ -3157,10 +3167,10 @@ def receive(line, ident, entries, record, settings):
 
 
 def rsync_words(line, ident, settings):
-    """The beginning of an rsync command over the control connection. -I: size and second do not tell that a file is the same."""
+    """The beginning of an rsync command over the control connection."""
     import shlex
     shell = " ".join(shlex.quote(word) for word in line.options + ["-S", line.control, "-o", "ControlMaster=no"])
-    return ["rsync", "-tI", "--partial", "--timeout=%d" % (settings.alive * 4), "--rsync-path=" + request("rsync", settings.base, ident),
+    return ["rsync", "-t", "--partial", "--timeout=%d" % (settings.alive * 4), "--rsync-path=" + request("rsync", settings.base, ident),
             "-e", shell] + settings.rsync_options
 
 
@@ -3168,7 +3178,7 @@ def delta(line, ident, entries, settings):
     """rsync's delta for files that are here in an older form; sums compared. False if it did not work (then they travel whole)."""
     into = entries[0].near[:-len(entries[0].far)]      # near is into/far
     names = [(line.host if not number else "") + ":" + entry.far.decode() for number, entry in enumerate(entries)]
-    words = rsync_words(line, ident, settings) + ["--no-whole-file", "--"] + names + [into]
+    words = rsync_words(line, ident, settings) + ["-I", "--no-whole-file", "--"] + names + [into]
     if not run_rsync(words, b"", ident) or not agree(line, ident, entries):
         return False
     for entry in entries:
@@ -4245,7 +4255,7 @@ def check_host(options):
             rows.append((False, _("systemd there ends everything at log-out: ask for loginctl enable-linger")))
         rows.append((int(facts.get("free") or 0) > 1 << 20, _("free there: %.1f GB") % (int(facts.get("free") or 0) / 1e6)))
         rows.append((True, _("calculations there: %d") % (len(line.call("list", "-")) - 1)))
-    except (LineLost, Stop) as error:
+    except (LineLost, Stop, OSError) as error:
         rows.append((False, str(error)))
     finally:
         line.close()

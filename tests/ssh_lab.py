@@ -28,7 +28,7 @@ def in_memory():
 
 
 class Lab:
-    """DIR with keys, sshd_config, ssh config (hosts `hpc`, and `guarded` with the guard's key), near/ and far/ directories."""
+    """DIR with keys, sshd_config (SHLVL: bash leaves the tester's .bashrc alone; of several SetEnv the first counts), ssh config (hosts `hpc`, and `guarded` with the guard's key), near/ and far/ directories."""
 
     def __init__(self, address="127.0.0.1", prefix=(), client=(), more=""):
         self.dir = tempfile.mkdtemp(prefix="mi-lab-")
@@ -49,9 +49,9 @@ PasswordAuthentication no
 KbdInteractiveAuthentication no
 PermitRootLogin prohibit-password
 Subsystem sftp internal-sftp
-SetEnv SHLVL=1
 LogLevel VERBOSE
 %s
+SetEnv SHLVL=1
 """ % (self.port, address, self.path("hostkey"), self.path("sshd.pid"), self.path("authorized_keys"), more))
         host = "Host %s\n  HostName " + address + "\n  Port %d\n  User %s\n  IdentityFile %s\n  IdentitiesOnly yes\n  IdentityAgent none\n"
         host += "  UserKnownHostsFile " + self.path("known_hosts") + "\n  GlobalKnownHostsFile /dev/null\n"

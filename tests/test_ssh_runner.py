@@ -171,6 +171,16 @@ def test_large_and_many_files_arrive_byte_for_byte_both_ways(lab, here):
         shutil.rmtree(str(here / "back"))
 
 
+def test_small_files_among_large_ones_get_their_sums_each(lab, here):
+    for n in range(6000):
+        (here / "in" / ("f%04d" % n)).write_bytes(b"%d" % n * 100)
+    for n in range(40):
+        (here / "in" / ("g%04d" % n)).write_bytes(os.urandom(1100000))
+    code, out = run(lab, here, "run", "hpc", "rm in/f*; ls in | wc -l", "--in", "in", "--streams", "2", "-v")
+    assert code == 0 and "sum is wrong" not in out and "again_in" not in out, out
+    assert (here / LOG).read_text() == "40\n"
+
+
 def test_results_that_are_here_in_an_older_form_come_as_differences(lab, here):
     data = os.urandom(20 << 20)
     (here / "state.bin").write_bytes(data[:-100] + b"x" * 100)
@@ -458,8 +468,8 @@ def test_a_record_without_end_from_the_far_side_is_refused(after):
 
     class Session:
         stdout = None
-    for size, fits in ((8191, True), (8192, False)):
-        Session.stdout = io.BufferedReader(io.BytesIO(b"a\0" + b"x" * size + (after or b"x" * 9000)), 1 << 16)
+    for size, fits in ((65535, True), (65536, False)):
+        Session.stdout = io.BufferedReader(io.BytesIO(b"a\0" + b"x" * size + (after or b"x" * 70000)), 1 << 16)
         told = runner.Cut(Line(), Session()).records()
         if fits and after == b"\0\0":
             assert list(told) == [b"a", b"x" * size]
@@ -594,9 +604,13 @@ SPY = """#!/bin/sh
 echo "$0 $*" | head -n 1 >>%(dir)s/asked
 %(way)s
 """
-WAYS = {"python3": 'exec %s "$@"' % sys.executable, "no python3": "exit 127", "a python3 that dies once": """
+WAYS = {"python3": 'exec %s "$@"' % sys.executable, "no python3": "exit 127", "a python3 that only says so": "echo no python3 here; exit 127",
+        "a python3 that does nothing": "exit 0", "a python3 that says more": """
+echo Welcome
+""" + sys.executable + """ "$@"
+echo Bye""", "a python3 that dies once": """
 [ -e %(dir)s/died ] && exec """ + sys.executable + """ "$@"
-touch %(dir)s/died; printf +; exit 1"""}
+touch %(dir)s/died; printf + >&6; exit 1"""}
 
 
 @pytest.mark.parametrize("way", sorted(WAYS))
@@ -618,7 +632,7 @@ def test_pieces_of_large_files_travel_with_and_without_python3_there(here, way):
         for name in ("big one", "small", "just"):
             assert sha(here / "o" / name) == sha(here / "in" / name)
         asked = open(lab.path("asked")).read()
-        assert "/python3 -I -S -c" in asked and ("flag=seek_bytes" in asked, "flag=skip_bytes" in asked) == (way == "no python3",) * 2, asked
+        assert "/python3 -I -S -c" in asked and ("flag=seek_bytes" in asked, "flag=skip_bytes" in asked) == (way[-7:] in ("python3", "says so", "nothing") and way != "python3",) * 2, asked
         assert ("again_in=" in out) == ("dies" in way), out
     finally:
         lab.close()
