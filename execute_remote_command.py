@@ -1388,24 +1388,12 @@ pieces='                       # C, M and G by python3, where there is one: each
 import hashlib, os, sys
 row, place = os.environb[b"row"], memoryview(bytearray(262144))
 os.write(6, b"%c" % 43)
-while row[:2] in (b"C ", b"M ", b"G "):
-    kind, number, at, left, name = row.split(b" ", 4)
-    coming, digest = kind != b"G", hashlib.sha256()
-    try:
-        if coming and os.path.isdir(os.environb[b"c"]):
-            raise OSError(0, "the command was started already")
-        file = os.open(b"./" + name[:-1], os.O_NONBLOCK | (os.O_CREAT | os.O_WRONLY if coming else os.O_RDONLY), 0o666)
-        file = open(file, "wb" if coming else "rb", 0)
-        if kind == b"M":
-            when, mode = left.split(b":")
-            whole, _dot, part = when.partition(b".")
-            file.truncate(int(at))
-            os.utime(file.fileno(), ns=(int(whole) * 10 ** 9 + int((part + b"0" * 9)[:9]),) * 2)
-            os.fchmod(file.fileno(), int(mode, 8))
-        left = 0 if kind == b"M" else int(left)
-        if not coming and os.fstat(file.fileno()).st_size < int(at) + left:
+def move(coming, at, left, name):
+    digest, file = hashlib.sha256(), os.open(name, os.O_NONBLOCK | (os.O_CREAT | os.O_WRONLY if coming else os.O_RDONLY), 0o666)
+    with open(file, "wb" if coming else "rb", 0) as file:
+        if not coming and os.fstat(file.fileno()).st_size < at + left:
             raise OSError(0, "it has shrunk")
-        file.seek(int(at))
+        file.seek(at)
         source, goal = (open(0, "rb", 0, closefd=False), file) if coming else (file, open(5, "wb", 0, closefd=False))
         while left:
             data = place[:source.readinto(place[:left]) or 0]
@@ -1413,11 +1401,26 @@ while row[:2] in (b"C ", b"M ", b"G "):
             digest.update(data)
             while data:
                 data = data[goal.write(data) or sys.exit(1):]
-        file.close()
+    return digest.hexdigest().encode()
+def finish(size, told, name):
+    if not os.path.exists(name) or os.path.getsize(name) != size:      # else it may be read-only: once more, as the answer was lost
+        with open(name, "ab") as file:
+            file.truncate(size)
+    when, mode = told.split(b":")
+    whole, _dot, part = when.partition(b".")
+    os.utime(name, ns=(int(whole) * 10 ** 9 + int((part + b"0" * 9)[:9]),) * 2)
+    os.chmod(name, int(mode, 8))
+    return b"-"
+while row[:2] in (b"C ", b"M ", b"G "):
+    kind, number, at, told, name = row[:-1].split(b" ", 4)
+    try:
+        if kind != b"G" and os.path.isdir(os.environb[b"c"]):
+            raise OSError(0, "the command was started already")
+        told = finish(int(at), told, b"./" + name) if kind == b"M" else move(kind == b"C", int(at), int(told), b"./" + name)
     except OSError as error:
-        os.write(5, b"no %s %s: %s\n" % (number, name[:-1], error.strerror.encode()))
+        os.write(5, b"no %s %s: %s\n" % (number, name, error.strerror.encode()))
         sys.exit(1)
-    os.write(5, b"ok %s %s\n" % (number, b"-" if kind == b"M" else digest.hexdigest().encode()))
+    os.write(5, b"ok %s %s\n" % (number, told))
     row = b""
     while row[-1:] != b"\n":
         row += os.read(0, 1) or sys.exit(0)
@@ -3851,9 +3854,13 @@ class Putting:
         most = self.place.rules["ssh guard"]["max_bytes"]
         if most and size > most:
             raise Refused("more than max_bytes = %d" % most)
-        fd = self.write(name, 0)
         try:
-            os.ftruncate(fd, size)
+            fd = self.write(name, 0)
+        except PermissionError:                        # read-only by now: once more, as the answer was lost
+            fd = self.place.open(name, os.O_RDONLY)
+        try:
+            if os.fstat(fd).st_size != size:
+                os.ftruncate(fd, size)
             os.fchmod(fd, int(mode, 8) & 0o777)
             os.utime(fd, (float(when), float(when)))
         finally:

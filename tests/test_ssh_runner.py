@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 
 import pytest
@@ -636,6 +637,35 @@ def test_pieces_of_large_files_travel_with_and_without_python3_there(here, way):
         assert ("again_in=" in out) == ("dies" in way), out
     finally:
         lab.close()
+
+
+@pytest.mark.parametrize("who", ["python3", "dd", "guard"])
+def test_a_read_only_input_is_finished_once_more_when_its_answer_was_lost(who):
+    ident = "00000000-0000-4000-8000-000000000001"
+    orders = b"C 1 0 2 a/\nxyM 2 2 100.000000001:444 a/\nC 3 0 1 b/\nzM 4 2 100.000000001:444 a/\n"
+    as_nobody = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"] if os.geteuid() == 0 else []     # nothing is read-only to root
+    top = tempfile.mkdtemp()
+    try:
+        base = os.path.join(top, "far")
+        for folder in (top, base):
+            os.makedirs(folder, exist_ok=True)
+            os.chmod(folder, 0o777)
+        with open(os.path.join(top, "python3"), "w") as script:
+            script.write("#!/bin/sh\n" + ("exit 127\n" if who == "dd" else 'exec /usr/bin/python3 "$@"\n'))
+        os.chmod(script.name, 0o755)
+        words, variables = ["sh", "-c", runner.FAR, "mi", "1", "1", "lane", base, ident, "put"], {"PATH": top + ":/usr/bin:/bin"}
+        if who == "guard":
+            shutil.copy(SCRIPT, top)
+            with open(os.path.join(top, "mi_distributed_computing_assist.ini"), "w") as ini:
+                ini.write("[ssh guard]\nbase = %s\n" % base)
+            words = ["python3", os.path.join(top, os.path.basename(SCRIPT)), "guard", "--ini", ini.name]
+            variables["SSH_ORIGINAL_COMMAND"] = runner.request("lane", "b", ident, "put")
+        done = subprocess.run(as_nobody + words, input=orders, stdout=subprocess.PIPE, env=variables, cwd="/")
+        assert sorted(re.sub(rb" [0-9a-f]{64}\n", b" -\n", done.stdout).splitlines()) == [b"mi_distcomp 1 lane"] + [b"ok %d -" % n for n in (1, 2, 3, 4)]
+        info = os.stat(os.path.join(base, ident, "a"))
+        assert (info.st_mode & 0o7777, int(info.st_mtime), info.st_size) == (0o444, 100, 2)
+    finally:
+        shutil.rmtree(top)
 
 
 def test_an_input_that_fits_nowhere_there_is_one_line(here, disk_of):
