@@ -19,7 +19,6 @@ Exit codes: the command's own (128+N: a signal) when it ran; otherwise 0 done, 6
 """
 import _thread
 import binascii
-import bisect
 import codecs
 import collections
 import hashlib
@@ -2042,23 +2041,20 @@ def cut(entries, step, have, room=BUNDLE):
                 items.append(bundle)
                 bundle, filled, named = [], 0, 0
             continue
-        spans = sorted(have.get(version(entry), ()))
-        for offset in range(0, entry.size, step):
-            last = min(offset + step, entry.size)
-            if not covered(spans, offset, last):
-                items.append(Piece(entry, offset, last - offset))
+        for first, last in gaps(have.get(version(entry), ()), entry.size):
+            items += [Piece(entry, offset, min(step, last - offset)) for offset in range(first, last, step)]
     return ([bundle] if bundle else []) + items
 
 
-def covered(spans, first, last):
-    """Is first..last within spans [(offset, size)], sorted?"""
-    at = bisect.bisect_right(spans, (first, 1 << 62)) - 1
-    while at >= 0 and at < len(spans) and spans[at][0] <= first < spans[at][0] + spans[at][1]:
-        first = spans[at][0] + spans[at][1]
-        if first >= last:
-            return True
-        at += 1
-    return False
+def gaps(spans, size):
+    """What the spans (offset, length) leave of size bytes: (first, last), one after the other."""
+    at = 0
+    for first, length in sorted(spans):
+        if first > at:
+            yield at, first
+        at = max(at, first + length)
+    if at < size:
+        yield at, size
 
 
 def lanes_for(line, total, settings):
