@@ -2385,12 +2385,12 @@ class Cut:
                 self.line.broke(self.process)
             end = peeked.find(b"\0") + 1
             out += self.file.read(end or len(peeked))
-            self.sized(out[:-1])
+            self.sized(out[:-1], 8192)
         return out[:-1]
 
-    def sized(self, record):
-        """It, if no longer than a record may be."""
-        if len(record) >= 65536:
+    def sized(self, record, most=65536):
+        """It, if it has less than `most` bytes (a list may name paths that are too long to be fetched; nothing else is so long)."""
+        if len(record) >= most:
             raise Stop(EX_PROTOCOL, _("%s: an answer that makes no sense") % self.line.host)
         return record
 
