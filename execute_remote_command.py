@@ -514,7 +514,8 @@ def stop_tree(control, mark, grace):
             late = now > until or leader and len(children(leader)) > STORM
             if not alive and (not leader or childless(leader)) or now > until + KILL_TRIES:
                 return sorted(pid for pid, start in alive)
-            for pid, start in alive if late else alive - told:
+            for pid, start in sorted(alive if late else alive - told, key=lambda one: (int(one[1]), one[0])):
+                # parents first: a shell whose child ends before it is told goes on to its next line
                 signal_to(pid, signal.SIGKILL if late else signal.SIGTERM)
                 signal_to(pid, signal.SIGCONT)         # else a stopped one would not hear of it
             told |= alive                              # whose parent ends now is not lost sight of
@@ -1504,7 +1505,7 @@ hold() {   # the control connection: says what there is here, then answers each 
     esac; done
 }
 marked() {   # the processes that carry its mark, but the wrapper
-    for q in $(grep -lsF "MI_RUN=$id.1" /proc/[0-9]*/environ 2>/dev/null); do
+    for q in $(grep -lsF "MI_RUN=$id.1" /proc/[0-9]*/environ 2>/dev/null | sort -t/ -nk3); do   # parents first
         q=${q#/proc/}; q=${q%/environ}; [ "$q" = $$ ] || [ "$q" = "$lead" ] || echo "$q"
     done
 }

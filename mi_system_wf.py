@@ -1674,8 +1674,8 @@ JA = {
     "the command ended with %d (its own exit code)": "コマンドの終了コードは %d です (コマンド自身のもの)",
     "the command ended with 0, but the calculation is not complete; exit code %d is this program's":
         "コマンドは 0 で終わりましたが計算は完全ではありません。終了コード %d はこのプログラムのものです",
-    "the command has no exit code; %d is this program's (%s: %s; %s may say more)":
-        "コマンドの終了コードはありません。%d はこのプログラムのものです (%s: %s。%s も見てください)",
+    "exit code %d is this program's, not the command's (%s: %s; %s may say more)":
+        "終了コード %d はこのプログラムのもので、コマンドのものではありません (%s: %s。%s も見てください)",
     "; %d files in %s": "。ファイル %d 件を %s に置きました",
     "the declared result %s is missing: %s": "宣言された結果 %s がありません: %s",
     "interrupted; nothing was registered": "中断されました。登録していません",
@@ -2711,7 +2711,7 @@ def last_line(result, to):
     elif result.ended_by == "workflow":
         text = _("the command ended with 0, but the calculation is not complete; exit code %d is this program's") % result.exit_code
     else:
-        text = _("the command has no exit code; %d is this program's (%s: %s; %s may say more)") % (
+        text = _("exit code %d is this program's, not the command's (%s: %s; %s may say more)") % (
             result.exit_code, result.ended_by, result.reason or result.status, LOG_NAMES[1])
     return text + _("; %d files in %s") % (len(result.files), to)
 

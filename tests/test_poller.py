@@ -4,6 +4,7 @@ import http.server
 import json
 import os
 import re
+import shlex
 import signal
 import socket
 import subprocess
@@ -384,6 +385,21 @@ def test_a_cancel_ends_children_of_every_kind(relay, host, capsys):
     for kind, accept_id in ids.items():
         info = outcome(relay, accept_id)
         assert info["status"] == "abnormal" and info["reason"].startswith("cancelled") and info["exit_code"] in (137, 143), (kind, info)
+
+
+def test_a_stopped_script_does_not_come_to_its_next_line(tmp_path):
+    """A shell whose child is told first takes the child's end for the line's and goes on."""
+    control, work = os.fsencode(str(tmp_path / "control")), os.fsencode(str(tmp_path / "work"))
+    os.mkdir(control)
+    os.mkdir(work)
+    remote.prepare(control)
+    text = "sleep 300; touch on"
+    for level in "12345678":                           # shells that wait for one another, and so many beside that telling all takes its time
+        text = "n=0; while [ $n -lt 40 ]; do sleep 300 & n=$((n + 1)); done; sh -c %s; touch on%s" % (shlex.quote(text), level)
+    wrapper = remote.start_wrapper(control, work, ["/bin/sh", "-c", text], {"MI_RUN": "a.1"})
+    until(lambda: len(remote.processes(wrapper.pid, b"MI_RUN=a.1", set())) == 8 * 40 + 10)
+    assert remote.stop_tree(control, b"MI_RUN=a.1", 10) == []
+    assert wrapper.wait(10) == 0 and os.listdir(work) == [] and remote.look(control, time.time()) == ("ended", 143)
 
 
 def test_a_poller_killed_while_it_cancels_leaves_nothing_that_the_next_one_does_not_end(relay, host):
