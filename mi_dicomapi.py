@@ -1179,7 +1179,8 @@ def move(relay, tx, step, row, under=None, **changes):
 # ---- what the calls share
 
 BRIEF = ("seq, accept_id, user, site, command, state, status, reason, version, inputs, inputs_open, inputs_more, results, results_open,"
-         " results_more, manifest, needs_v2, hidden, protocol, claim, attempt, poller, cancel, silent, allowed, started, ended, exit_code, signal")
+         " results_more, manifest, needs_v2, hidden, protocol, claim, attempt, poller, cancel, silent, touched, allowed, started, ended,"
+         " exit_code, signal")
 
 
 def own(c):
@@ -1589,7 +1590,7 @@ def finish(c):
 
 
 def progress_of(c, row):
-    """What a waiting workflow side is told. stamp changes whenever any of it does (queue aside)."""
+    """What a waiting workflow side is told. stamp changes whenever any of it does (queue and idle aside)."""
     away = c.relay.silent_seconds(row)
     ahead, written = None, c.relay.output_sizes(row)
     what = c.relay.what.get(row["accept_id"], "") if row["state"] in (SENDING, SENT, RUNNING) else ""
@@ -1599,6 +1600,7 @@ def progress_of(c, row):
                                    row["site"], ALLOWED, row["user"], row["seq"])[0][0]
     return {"progress": WORDS[row["state"]], "status": row["status"], "wait_allow": row["allowed"], "reason": row["reason"],
             "exit_code": row["exit_code"], "signal": row["signal"], "out_of_contact": away, "queue": ahead, "output": written, "what": what,
+            "idle": c.relay.idle_seconds(row) if row["state"] == REGISTERED else None,
             "cancelling": bool(row["cancel"]) and row["state"] in (SENDING, SENT, RUNNING),
             "stamp": "%d.%d%s%s" % (row["version"], sum(written), "" if away is None else "-", "%x" % binascii.crc32(utf8(what)) if what else "")}
 
@@ -3559,6 +3561,10 @@ class Relay:
             self.renew(row)
         else:
             self.stamps[row["seq"]] = time.monotonic()
+
+    def idle_seconds(self, row):
+        """Seconds since nothing came of a calculation's inputs, as far as this relay knows."""
+        return int(min(time.monotonic() - self.stamps.get(row["seq"], self.born), max(0, time.time() - row["touched"])))
 
     def silent_seconds(self, row):
         """Seconds since the holder of a started calculation went out of contact, or None."""

@@ -21,12 +21,13 @@ In Python: mi_system_wf.run(url, site, command, inputs, outputs, token=...) retu
 
 exit codes: the command's own (128+N: ended by signal N), with BASE_URL ...: 1 if the calculation ended abnormally, else 0. A fielded
 relay does not tell the command's own: then 0, or 1 if the calculation ended abnormally. Otherwise
-0 done, 64 usage (or the request id belongs to other inputs), 65 a declared result is missing, 66 an input is missing, 69 relay unavailable,
-or the calculation was lost, 70 bug, 74 input/output or disk full (also the external computer's), 75 try again later (also after SIGTERM:
-the calculation runs on), 76 protocol (or the inputs did not reach the external computer), 77 refused by a list, a guard or for lack of
-permission (cancel: it has ended already; rerun: it is not in a state for that), 78 configuration, 130 after Ctrl+C (the calculation runs
-on), or the calculation was cancelled before its command began (a command that is stopped ends by a signal, mostly 143). After --deadline
-the calculation is cancelled, its logs are fetched, and the code is 75, unless the command came to its own end in that moment
+0 done, 64 usage (or the request id belongs to other inputs), 65 a declared result is missing, 66 an input is missing (here, or at the relay
+and nobody sends it), 69 relay unavailable, or the calculation was lost, 70 bug, 74 input/output or disk full (also the external
+computer's), 75 try again later (also after SIGTERM: the calculation runs on), 76 protocol (or the inputs did not reach the external
+computer), 77 refused by a list, a guard or for lack of permission (cancel: it has ended already; rerun: it is not in a state for that), 78
+configuration, 130 after Ctrl+C (the calculation runs on), or the calculation was cancelled before its command began (a command that is
+stopped ends by a signal, mostly 143). After --deadline the calculation is cancelled, its logs are fetched, and the code is 75, unless the
+command came to its own end in that moment
 """
 import _thread
 import binascii
@@ -46,6 +47,7 @@ import time
 
 PROGRAM, VERSION = "mi_system_wf", "1.0"
 PATIENCE = 60                  # seconds that the relay may be away before anything is registered; from then on: for ever
+INPUTS_IDLE = 60               # seconds without anything of a calculation's inputs after which to wait for them is in vain
 WAIT = 50                      # seconds of one waiting call (companies' proxies cut silent connections after 60)
 PAGE = 2000                    # entries of a file list in one call
 FEW = 100                      # up to so many results each is synced to the disk by itself, beyond all at once
@@ -1641,6 +1643,10 @@ JA = {
     "%s: %s: %s; the relay has forgotten the result, what came is in %s":
         "%s: %s: %s。中継サーバーは結果をもう持っていません。届いたものは %s にあります",
     "a fielded relay does not tell the command's own exit code": "従来の中継サーバーはコマンドの終了コードを伝えません",
+    "%s: the relay lacks inputs and nobody sends them (submit was interrupted, or the relay restored from a backup);"
+    " the same submit with its --request-id sends them":
+        "%s: 中継サーバーに入力がそろっておらず、送る者もいません (submit が中断されたか、中継サーバーがバックアップから復元されました)。"
+        "同じ submit に元の --request-id を付けて実行すると送られます",
     "registered; its inputs are not complete": "登録済みですが、入力がまだ揃っていません",
     "the relay was restored from a backup: it gets the inputs again": "中継サーバーがバックアップから復元されました。入力をもう一度送ります",
     "allowed once more": "もう一度実行できるようにしました",
@@ -2182,6 +2188,9 @@ def look_once(relay, accept_id, voice, seen, wait):
     if voice.again and found.get("progress") == "not start" and found.get("wait_allow", 1) is None:
         voice.say(_("the relay was restored from a backup: it gets the inputs again"))
         voice.again()
+    elif isinstance(found.get("idle"), int) and found["idle"] > INPUTS_IDLE and not voice.again:
+        raise Stop(EX_NOINPUT, _("%s: the relay lacks inputs and nobody sends them (submit was interrupted, or the relay restored from a backup);"
+                                 " the same submit with its --request-id sends them") % accept_id)
     now = found.get("progress"), found.get("out_of_contact") is None, found.get("what")
     voice.stage(state_words(found))
     if now != last:

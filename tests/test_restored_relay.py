@@ -80,6 +80,37 @@ def test_a_workflow_side_that_waits_sends_its_inputs_again_when_the_restored_rel
     assert len(site.runs()) == 1
 
 
+def test_who_waits_for_inputs_that_nobody_sends_is_told_so(site):
+    site.world.extra = TIMES + "wait = 2s\n"
+    site.world.start(suite.clean_env(MI_FAULT="files received"))
+    with open(os.path.join(site.world.folder, "in"), "wb") as out:
+        out.write(os.urandom(3 << 20))
+    hasty = "import mi_system_wf as wf; wf.INPUTS_IDLE = 3; wf.run_as_program(wf.main)"            # a minute otherwise
+
+    def module(*words):
+        return subprocess.Popen([suite.PYTHON, "-c", hasty] + list(words) + site.world.reach(), cwd=site.world.folder, stdout=subprocess.PIPE,
+                                stderr=subprocess.STDOUT, env=suite.clean_env(PYTHONPATH=os.path.dirname(suite.script(RELAY))))
+
+    words = "submit", suite.SITE, "work", "--in", "in", "--out", "out.txt", "--request-id", "r1"
+    submit = module(*words)
+    site.world.relay.popen.wait(30)
+    submit.kill()
+    submit.communicate()
+    site.world.start()
+    (row,) = site.world.rows("SELECT accept_id, state FROM calculations")
+    assert row["state"] == "registered"
+    waiting = module("wait", row["accept_id"])
+    said = waiting.communicate(timeout=100)[0].decode()
+    assert waiting.returncode == 66 and "nobody sends them" in said and "the same submit with its --request-id" in said, said
+    for words in (words, ("wait", row["accept_id"])):
+        again = module(*words)
+        said = again.communicate(timeout=60)[0].decode()
+        assert again.returncode == 0, said
+        if words[0] == "submit":
+            site.poller()
+    assert len(site.runs()) == 1
+
+
 @pytest.mark.parametrize("point", ["hand over", "handed over", "resend noted"])
 def test_a_poller_that_dies_while_it_hands_the_result_over_sends_it_at_its_next_start(site, point):
     accept_id = delivered_then_lost(site, "waiting")
