@@ -70,6 +70,12 @@ SetEnv SHLVL=1
         self.write("authorized_keys", "".join(self.keys))
         os.chmod(self.path("authorized_keys"), 0o600)
 
+    def forced(self, command):
+        """Its key runs this, whatever is asked for (which is in $SSH_ORIGINAL_COMMAND); starts."""
+        self.keys = ['command="%s" ' % command.replace('"', '\\"') + self.keys[0]]
+        self.authorize()
+        return self.start()
+
     def guard(self, ini, python=sys.executable, script=SCRIPT):
         """Puts the script and an ini onto the 'external computer', and its key line into authorized_keys."""
         shutil.copy(script, self.path("guard", "execute_remote_command.py"))

@@ -94,6 +94,15 @@ def here(lab, tmp_path):
     return tmp_path
 
 
+@pytest.fixture
+def own(here):
+    """A lab for this test alone, not yet started."""
+    one = ssh_lab.Lab()
+    shutil.copy(one.path("ini"), str(here / "mi_distributed_computing_assist.ini"))
+    yield one
+    one.close()
+
+
 def start(lab, here, *words, code=None, **env):
     """The runner as a process."""
     program = [PYTHON, "-c", code] if code else [PYTHON, SCRIPT]
@@ -328,17 +337,11 @@ def test_a_link_to_a_name_with_a_newline_does_not_shift_the_others(lab, here):
     assert code == 0 and (here / "c").read_text() == "1\n" and "not_fetched=b" in out, out
 
 
-def test_a_log_in_that_hangs_is_given_up(here):
-    lab = ssh_lab.Lab()
-    (here / "mi_distributed_computing_assist.ini").write_text(open(lab.path("ini")).read().replace("connect = 6s", "connect = 1s"))
-    lab.keys = ['command="echo Welcome; exec sleep 1000" ' + lab.keys[0]]
-    lab.authorize()
-    lab.start()
-    try:
-        code, out = run(lab, here, "run", "hpc", "true", "--retry", "0,1")
-        assert code == 69 and "given up" in out, out
-    finally:
-        lab.close()
+def test_a_log_in_that_hangs_is_given_up(own, here):
+    (here / "mi_distributed_computing_assist.ini").write_text(open(own.path("ini")).read().replace("connect = 6s", "connect = 1s"))
+    own.forced("echo Welcome; exec sleep 1000")
+    code, out = run(own, here, "run", "hpc", "true", "--retry", "0,1")
+    assert code == 69 and "given up" in out, out
 
 
 def test_records_that_were_torn_stop_neither_list_nor_resume(lab, here):
@@ -385,40 +388,32 @@ def test_a_cancel_before_the_start_says_that_it_did_nothing(lab, here):
     assert code == 75 and "not started" in out and one.finish()[0] == 0
 
 
-def test_sshd_down_for_a_while_is_waited_for(here, request):
-    lab = ssh_lab.Lab().start()
-    shutil.copy(lab.path("ini"), str(here / "mi_distributed_computing_assist.ini"))
-    try:
-        one = Stepwise(lab, here, ["started"], "run", "hpc", "echo x >>%s; sleep 3; echo done >result" % (here / "count"))
-        one.reached("started")
-        lab.stop()
-        one.go("started")
-        one.until("again_in", 2)
-        if request.config.getoption("--long"):
-            time.sleep(30)
-        lab.start()
-        code, out = one.finish()
-        assert code == 0 and (here / "count").read_text() == "x\n" and (here / "result").exists(), out
-    finally:
-        lab.close()
+def test_sshd_down_for_a_while_is_waited_for(own, here, request):
+    own.start()
+    one = Stepwise(own, here, ["started"], "run", "hpc", "echo x >>%s; sleep 3; echo done >result" % (here / "count"))
+    one.reached("started")
+    own.stop()
+    one.go("started")
+    one.until("again_in", 2)
+    if request.config.getoption("--long"):
+        time.sleep(30)
+    own.start()
+    code, out = one.finish()
+    assert code == 0 and (here / "count").read_text() == "x\n" and (here / "result").exists(), out
 
 
-def test_given_up_after_count_and_interval_with_the_way_to_resume(here):
-    lab = ssh_lab.Lab().start()
-    shutil.copy(lab.path("ini"), str(here / "mi_distributed_computing_assist.ini"))
-    try:
-        process = start(lab, here, "run", "hpc", "sleep 3; echo done >result", "--retry", "2,1")
-        for row in iter(process.stdout.readline, b""):
-            if b"5 start" in row:
-                break
-        lab.stop()
-        out = process.communicate(timeout=30)[0].decode()
-        assert process.returncode == 69 and "resume" in out
-        lab.start()
-        code, more = run(lab, here, "resume", ident_of(out))
-        assert code == 0 and (here / "result").exists(), more
-    finally:
-        lab.close()
+def test_given_up_after_count_and_interval_with_the_way_to_resume(own, here):
+    own.start()
+    process = start(own, here, "run", "hpc", "sleep 3; echo done >result", "--retry", "2,1")
+    for row in iter(process.stdout.readline, b""):
+        if b"5 start" in row:
+            break
+    own.stop()
+    out = process.communicate(timeout=30)[0].decode()
+    assert process.returncode == 69 and "resume" in out
+    own.start()
+    code, more = run(own, here, "resume", ident_of(out))
+    assert code == 0 and (here / "result").exists(), more
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
@@ -584,33 +579,26 @@ exec unshare %s sh -c 'for here in /usr/bin /bin; do mount --bind %s $here; done
 
 @pytest.mark.skipif(not shutil.which("busybox"), reason="needs busybox")
 @pytest.mark.parametrize("rsync", [True, False])
-def test_a_far_side_without_gnu_tools_still_works(here, rsync):
-    lab = ssh_lab.Lab()
-    shutil.copy(lab.path("ini"), str(here / "mi_distributed_computing_assist.ini"))
-    os.mkdir(lab.path("bin"))
-    shutil.copy(shutil.which("busybox"), lab.path("bin"))
+def test_a_far_side_without_gnu_tools_still_works(own, here, rsync):
+    os.mkdir(own.path("bin"))
+    shutil.copy(shutil.which("busybox"), own.path("bin"))
     for name in subprocess.check_output(["busybox", "--list"]).decode().split():
         if name != "busybox":
-            os.link(lab.path("bin", "busybox"), lab.path("bin", name))
+            os.link(own.path("bin", "busybox"), own.path("bin", name))
     if rsync:
-        os.unlink(lab.path("bin", "rsync")) if os.path.exists(lab.path("bin", "rsync")) else None
-        shutil.copy(shutil.which("rsync"), lab.path("bin"))
-    lab.write("bare", BARE % ("-m" if os.geteuid() == 0 else "-rm", lab.path("bin")))
-    os.chmod(lab.path("bare"), 0o755)
-    lab.keys = ['command="%s" ' % lab.path("bare") + lab.keys[0]]
-    lab.authorize()
-    lab.start()
-    try:
-        (here / "in" / "big").write_bytes(os.urandom(3 << 20))
-        (here / "in" / "d").mkdir()
-        (here / "in" / "d" / "計 算").write_text("1")
-        code, out = run(lab, here, "run", "hpc", "mkdir o; cp -r big d o; ln -s /etc/passwd evil; echo end; exit 5", "--in", "in/big", "in/d", "-v")
-        assert code == 5, out
-        assert " gnu=0 " in out and " rsync=%d " % rsync in out and " sum=sha256sum" in out, out
-        assert sha(here / "o" / "big") == sha(here / "in" / "big") and (here / "o" / "d" / "計 算").exists() and not os.path.lexists(str(here / "evil"))
-        assert (here / LOG).read_text() == "end\n"
-    finally:
-        lab.close()
+        os.unlink(own.path("bin", "rsync")) if os.path.exists(own.path("bin", "rsync")) else None
+        shutil.copy(shutil.which("rsync"), own.path("bin"))
+    own.write("bare", BARE % ("-m" if os.geteuid() == 0 else "-rm", own.path("bin")))
+    os.chmod(own.path("bare"), 0o755)
+    own.forced(own.path("bare"))
+    (here / "in" / "big").write_bytes(os.urandom(3 << 20))
+    (here / "in" / "d").mkdir()
+    (here / "in" / "d" / "計 算").write_text("1")
+    code, out = run(own, here, "run", "hpc", "mkdir o; cp -r big d o; ln -s /etc/passwd evil; echo end; exit 5", "--in", "in/big", "in/d", "-v")
+    assert code == 5, out
+    assert " gnu=0 " in out and " rsync=%d " % rsync in out and " sum=sha256sum" in out, out
+    assert sha(here / "o" / "big") == sha(here / "in" / "big") and (here / "o" / "d" / "計 算").exists() and not os.path.lexists(str(here / "evil"))
+    assert (here / LOG).read_text() == "end\n"
 
 
 SPY = """#!/bin/sh
@@ -627,29 +615,22 @@ touch %(dir)s/died; printf + >&6; exit 1"""}
 
 
 @pytest.mark.parametrize("way", sorted(WAYS))
-def test_pieces_of_large_files_travel_with_and_without_python3_there(here, way):
-    lab = ssh_lab.Lab()
-    shutil.copy(lab.path("ini"), str(here / "mi_distributed_computing_assist.ini"))
-    os.mkdir(lab.path("bin"))
-    for name, what in (("python3", WAYS[way].replace("%(dir)s", lab.dir)), ("dd", 'exec %s "$@"' % shutil.which("dd"))):
-        lab.write("bin/" + name, SPY % {"dir": lab.dir, "way": what})
-        os.chmod(lab.path("bin", name), 0o755)
-    lab.keys = ['command="PATH=%s:$PATH; exec sh -c \\"$SSH_ORIGINAL_COMMAND\\"" ' % lab.path("bin") + lab.keys[0]]
-    lab.authorize()
-    lab.start()
-    try:
-        for name, size in (("big one", (9 << 20) + 1), ("small", 70000), ("just", 1 << 20)):
-            (here / "in" / name).write_bytes(os.urandom(size))
-        code, out = run(lab, here, "run", "hpc", "mkdir o; cp * o; exit 5", "--in", "in/big one", "in/small", "in/just", "--streams", "2", "--retry", "3,1")
-        assert code == 5, out
-        for name in ("big one", "small", "just"):
-            assert sha(here / "o" / name) == sha(here / "in" / name)
-        asked = open(lab.path("asked")).read()
-        by_dd = way in ("no python3", "a python3 that only says so", "a python3 that does nothing")
-        assert "/python3 -I -S -c" in asked and ("flag=seek_bytes" in asked) == ("flag=skip_bytes" in asked) == by_dd, asked
-        assert ("again_in=" in out) == ("dies" in way), out
-    finally:
-        lab.close()
+def test_pieces_of_large_files_travel_with_and_without_python3_there(own, here, way):
+    os.mkdir(own.path("bin"))
+    for name, what in (("python3", WAYS[way].replace("%(dir)s", own.dir)), ("dd", 'exec %s "$@"' % shutil.which("dd"))):
+        own.write("bin/" + name, SPY % {"dir": own.dir, "way": what})
+        os.chmod(own.path("bin", name), 0o755)
+    own.forced('PATH=%s:$PATH; exec sh -c "$SSH_ORIGINAL_COMMAND"' % own.path("bin"))
+    for name, size in (("big one", (9 << 20) + 1), ("small", 70000), ("just", 1 << 20)):
+        (here / "in" / name).write_bytes(os.urandom(size))
+    code, out = run(own, here, "run", "hpc", "mkdir o; cp * o; exit 5", "--in", "in/big one", "in/small", "in/just", "--streams", "2", "--retry", "3,1")
+    assert code == 5, out
+    for name in ("big one", "small", "just"):
+        assert sha(here / "o" / name) == sha(here / "in" / name)
+    asked = open(own.path("asked")).read()
+    by_dd = way in ("no python3", "a python3 that only says so", "a python3 that does nothing")
+    assert "/python3 -I -S -c" in asked and ("flag=seek_bytes" in asked) == ("flag=skip_bytes" in asked) == by_dd, asked
+    assert ("again_in=" in out) == ("dies" in way), out
 
 
 @pytest.mark.parametrize("who", ["python3", "dd", "guard"])
@@ -681,16 +662,13 @@ def test_a_read_only_input_is_finished_once_more_when_its_answer_was_lost(who):
         shutil.rmtree(top)
 
 
-def test_an_input_that_fits_nowhere_there_is_one_line(here, disk_of):
-    lab = ssh_lab.Lab().start()
-    with open(lab.path("ini")) as text:
-        (here / "mi_distributed_computing_assist.ini").write_text(text.read().replace(lab.path("far"), str(disk_of("3m"))))
-    try:
-        (here / "in" / "big").write_bytes(os.urandom(9 << 20))
-        code, out = run(lab, here, "run", "hpc", "true", "--in", "in/big")
-        assert code == 74 and out.count("No space left on device (is the disk full there?)") == 1 and "Traceback" not in out, out
-    finally:
-        lab.close()
+def test_an_input_that_fits_nowhere_there_is_one_line(own, here, disk_of):
+    own.start()
+    with open(own.path("ini")) as text:
+        (here / "mi_distributed_computing_assist.ini").write_text(text.read().replace(own.path("far"), str(disk_of("3m"))))
+    (here / "in" / "big").write_bytes(os.urandom(9 << 20))
+    code, out = run(own, here, "run", "hpc", "true", "--in", "in/big")
+    assert code == 74 and out.count("No space left on device (is the disk full there?)") == 1 and "Traceback" not in out, out
 
 
 @pytest.mark.parametrize("shell", ["tcsh", "fish", "zsh", "dash"])
@@ -702,17 +680,10 @@ def test_other_log_in_shells_pass_the_words_on(here, shell):
     assert done.stdout == b"mi_distcomp 1 list\nE end\n", done.stderr
 
 
-def test_a_noisy_log_in_shell_is_no_harm(here):
-    lab = ssh_lab.Lab()
-    shutil.copy(lab.path("ini"), str(here / "mi_distributed_computing_assist.ini"))
-    lab.keys = ['command="echo Welcome; echo E end; exec sh -c \\"$SSH_ORIGINAL_COMMAND\\"" ' + lab.keys[0]]
-    lab.authorize()
-    lab.start()
-    try:
-        code, out = run(lab, here, "run", "hpc", "echo 1 >r")
-        assert code == 0 and (here / "r").exists(), out
-    finally:
-        lab.close()
+def test_a_noisy_log_in_shell_is_no_harm(own, here):
+    own.forced('echo Welcome; echo E end; exec sh -c "$SSH_ORIGINAL_COMMAND"')
+    code, out = run(own, here, "run", "hpc", "echo 1 >r")
+    assert code == 0 and (here / "r").exists(), out
 
 
 def test_it_is_importable_as_one_function(lab, here, monkeypatch):
