@@ -1765,11 +1765,7 @@ class Line:
         """Closes a session's pipes and waits a moment for it."""
         if isinstance(process, Held):
             return
-        for pipe in (process.stdin, process.stdout):
-            try:
-                pipe.close()
-            except OSError:
-                pass
+        hang_up(process)
         self.why(process)
         process.said.close()
 
@@ -1783,6 +1779,7 @@ class Line:
         self.busy = False
         if self.process is not None:
             self.process.terminate()
+            hang_up(self.process)                      # wakes an ssh that was told just before it began to wait
             try:
                 self.process.wait(1)
             except subprocess.TimeoutExpired:
@@ -1792,6 +1789,15 @@ class Line:
             import shutil
             shutil.rmtree(self.folder, ignore_errors=True)
         self.process = self.folder = None
+
+
+def hang_up(process):
+    """Closes the pipes of a session."""
+    for pipe in (process.stdin, process.stdout):
+        try:
+            pipe.close()
+        except OSError:
+            pass
 
 
 class Held:

@@ -339,7 +339,7 @@ def test_a_link_to_a_name_with_a_newline_does_not_shift_the_others(lab, here):
 
 def test_a_log_in_that_hangs_is_given_up(own, here):
     (here / "mi_distributed_computing_assist.ini").write_text(open(own.path("ini")).read().replace("connect = 6s", "connect = 1s"))
-    own.forced("echo Welcome; exec sleep 1000")
+    own.forced("echo Welcome; exec sleep 60")
     code, out = run(own, here, "run", "hpc", "true", "--retry", "0,1")
     assert code == 69 and "given up" in out, out
 
@@ -684,6 +684,19 @@ def test_a_noisy_log_in_shell_is_no_harm(own, here):
     own.forced('echo Welcome; echo E end; exec sh -c "$SSH_ORIGINAL_COMMAND"')
     code, out = run(own, here, "run", "hpc", "echo 1 >r")
     assert code == 0 and (here / "r").exists(), out
+
+
+def test_an_ssh_that_does_not_hear_its_end_is_not_waited_for(lab, monkeypatch, tmp_path):
+    """OpenSSH 9.2 misses a SIGTERM that comes just before it begins to wait."""
+    with open(str(tmp_path / "ssh"), "w") as deaf:
+        deaf.write("#!/bin/sh\ntrap '' TERM\nexec %s \"$@\"\n" % shutil.which("ssh"))
+    os.chmod(deaf.name, 0o755)
+    monkeypatch.setenv("PATH", "%s:%s" % (tmp_path, os.environ["PATH"]))
+    monkeypatch.setenv("XDG_STATE_HOME", lab.path("state"))
+    line = runner.Line("hpc", runner.settings_for({"base": lab.path("far"), "ssh_options": "-F " + lab.path("config")})).open()
+    process = line.process
+    line.close()
+    assert process.returncode != -signal.SIGKILL
 
 
 def test_it_is_importable_as_one_function(lab, here, monkeypatch):
