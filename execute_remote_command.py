@@ -2370,6 +2370,7 @@ class Cut:
 
     def __init__(self, line, process):
         self.line, self.process, self.file = line, process, process.stdout
+        self.place = memoryview(bytearray(BLOCK))      # through which pieces pass
 
     def exactly(self, count):
         data = self.file.read(count)
@@ -2546,7 +2547,7 @@ def receive_piece(told, item):
     fd = os.open(part(item.entry.near), os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o600)
     try:
         while left:
-            data = told.file.read1(min(BLOCK, left))
+            data = told.place[:told.file.readinto1(told.place[:left])]
             if not data:
                 told.line.broke(told.process)
             digest.update(data)
