@@ -127,11 +127,11 @@ def test_a_renewed_certificate_is_served_without_a_restart_and_a_broken_one_is_n
     with open(world.cert) as text:
         assert served() in text.read()
     make_certificate(world.folder)
-    wait_until(lambda: served() in open(world.cert).read())
+    wait_until(lambda: served() in open(world.cert).read(), 5)
     good = served()
     with open(world.cert, "w") as out:
         out.write("broken")
-    wait_until(lambda: "the old one stays in force" in world.relay.text())
+    wait_until(lambda: "the old one stays in force" in world.relay.text(), 5)
     assert served() == good
 
 
@@ -259,10 +259,10 @@ def test_a_changed_ini_is_taken_while_it_runs_and_a_broken_one_is_not(make_world
     assert answer("more") == 401
     world.commands.append("more")
     world.write_ini(world.port)
-    wait_until(lambda: answer("more") == 200)
+    wait_until(lambda: answer("more") == 200, 5)
     with open(world.ini, "a") as out:
         out.write("[limits]\nmax_bodi = 1M\n")
-    wait_until(lambda: "the old ini stays in force" in world.relay.text())
+    wait_until(lambda: "the old ini stays in force" in world.relay.text(), 5)
     line = [line for line in world.relay.text().splitlines() if "stays in force" in line][-1]
     assert " ERROR - reload " in line and "max_body" in line and world.ini in line
     assert answer("more") == 200 and world.relay.alive()
@@ -271,7 +271,7 @@ def test_a_changed_ini_is_taken_while_it_runs_and_a_broken_one_is_not(make_world
     assert answer("more") == 200 and world.relay.alive()
     world.commands.append("third")
     world.write_ini(world.port)
-    wait_until(lambda: answer("third") == 200)
+    wait_until(lambda: answer("third") == 200, 5)
 
 
 def test_sighup_and_reload_ini_read_it_at_once_and_only_for_an_operator(make_world):
@@ -279,7 +279,7 @@ def test_sighup_and_reload_ini_read_it_at_once_and_only_for_an_operator(make_wor
     operator, client = world.issue("boss", "--roles", "operator"), world.client()
     lines = world.relay.text().count(" reload ini=")
     world.relay.popen.send_signal(signal.SIGHUP)
-    wait_until(lambda: world.relay.text().count(" reload ini=") == lines + 1)
+    wait_until(lambda: world.relay.text().count(" reload ini=") == lines + 1, 5)
 
     def reload(token, path="/reload-ini"):
         connection = http.client.HTTPConnection("127.0.0.1", world.port, timeout=10)
@@ -301,7 +301,7 @@ def test_sighup_and_reload_ini_read_it_at_once_and_only_for_an_operator(make_wor
 def test_what_only_a_start_can_change_is_said_so(make_world):
     world = make_world(tls=False, commands=["hello"]).start()
     world.write_ini(world.port + 1)
-    wait_until(lambda: "takes effect at the next start" in world.relay.text())
+    wait_until(lambda: "takes effect at the next start" in world.relay.text(), 5)
     assert world.client().register("hello")
 
 
@@ -311,7 +311,7 @@ def test_a_relay_that_turns_from_plain_to_tls_keeps_its_connections(make_world):
     client.register("hello")
     world.cert, world.key = make_certificate(world.folder)
     world.write_ini(world.port)
-    wait_until(lambda: " certificate renewed=" in world.relay.text())
+    wait_until(lambda: " certificate renewed=" in world.relay.text(), 5)
     client.register("hello")                           # the old connection, still plain
     client.register("hello")
     world.tls = True

@@ -227,7 +227,7 @@ def ids(world):
 
 def unchanged(world, before, accept_id=None):
     """Nothing is half registered, and no file is left over."""
-    wait_until(lambda: ids(world) == before)
+    wait_until(lambda: ids(world) == before, 3)
     if accept_id:
         assert world.state_of(accept_id) == "ended" and not os.path.exists(os.path.join(world.state, "spool", accept_id[:2], accept_id, "out"))
 

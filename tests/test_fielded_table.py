@@ -145,7 +145,7 @@ def test_a_repeat_after_the_next_step_is_a_wrong_state(sites, name):
     site, accept_id = sites.bring("GOT")
     if name == "end-send":
         sites.peer.ok("get-calc-result", accept_id=accept_id)
-        wait_until(lambda: request(sites.peer, name, site, accept_id)[1]["code"] == "0300", 10)      # forgotten, as in U
+        wait_until(lambda: request(sites.peer, name, site, accept_id)[1]["code"] == "0300", 2)      # forgotten, as in U
         return
     status, found = request(sites.peer, name, site, accept_id)
     assert (status, found["code"]) == (200, {"calc-start": 400, "send-results": 401}.get(name, 409))
@@ -227,7 +227,7 @@ def test_the_result_comes_back_with_its_bytes_and_a_missing_one_with_error_and_t
     assert found["absent.txt"] == {"content": "", "mimetype1": "Error", "mimetype2": "No such file"}
     assert all(set(entry) == {"content", "mimetype1", "mimetype2"} for entry in found.values())
     assert found["out.dat"]["mimetype2"].startswith("charset=") and found["out.dat"]["mimetype1"].endswith(";")
-    wait_until(lambda: sites.peer.code("get-calc-result", accept_id=accept_id) == (200, 400), 10)      # forgotten after that
+    wait_until(lambda: sites.peer.code("get-calc-result", accept_id=accept_id) == (200, 400), 2)      # forgotten after that
 
 
 def test_every_declared_name_and_both_logs_are_in_the_result_also_when_nothing_of_them_came(sites):

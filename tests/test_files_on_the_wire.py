@@ -119,7 +119,7 @@ def half_sent(world, target, data, part):
 def test_the_newest_writer_of_a_file_wins(world, order):
     client, data, accept_id, target = order
     slow = half_sent(world, target, data, 300000)
-    offset = wait_until(lambda: offset_of(client, target)[0])
+    offset = wait_until(lambda: offset_of(client, target)[0], 5)
     assert client.ok("POST", target + "offset=%d" % offset, body=data[offset:])["complete"]
     slow.connection.send(data[300000:])
     answer = slow.connection.getresponse()
@@ -159,7 +159,7 @@ def test_many_writers_at_once_leave_a_whole_file(world, order, turn):
 def test_what_came_before_a_connection_broke_need_not_come_again(world, order):
     client, data, accept_id, target = order
     slow = half_sent(world, target, data, 600000)
-    wait_until(lambda: offset_of(client, target)[0] >= 500000)
+    wait_until(lambda: offset_of(client, target)[0] >= 500000, 5)
     slow.connection.sock.close()
     slow.connection.close()
     time.sleep(0.1)
@@ -435,7 +435,7 @@ def test_a_result_that_was_replaced_while_it_was_sent_is_not_mixed(world):
     old, new = os.urandom(400000), os.urandom(400000)
     client.ok("POST", "send-results", dict(base, result_files={"r.txt": entry(old)}))
     slow = half_sent(world, target, old, 300000)
-    wait_until(lambda: offset_of(client, target)[0] > 0)
+    wait_until(lambda: offset_of(client, target)[0] > 0, 5)
     client.ok("POST", "send-results", dict(base, result_files={"r.txt": entry(new)}))
     assert offset_of(client, target) == (0, False)
     slow.connection.send(old[300000:])

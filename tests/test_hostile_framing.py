@@ -290,7 +290,7 @@ def test_a_hundred_silent_clients_and_wrong_tokens_leave_nothing_behind(strict):
         found = answers(raw.rest(5))
         assert not found or found[0][0] == 403
         raw.sock.close()
-    suite.wait_until(lambda: handles() <= before + 1)
+    suite.wait_until(lambda: handles() <= before + 1, 5)
 
 
 def test_uploads_that_stand_still_do_not_hold_up_the_short_calls(strict):

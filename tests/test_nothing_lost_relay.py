@@ -259,7 +259,7 @@ def test_a_parked_calc_request_is_woken_at_once_by_allow(world):
     world.client().ok("POST", "allow-wait-calc", {"v": 2, "accept_id": accept_id})
     allowed = time.monotonic()
     (found, claim), when = waiting()
-    assert found == accept_id and when - allowed < 3
+    assert found == accept_id and when - allowed < 1
 
 
 def test_each_of_several_waiting_pollers_is_woken_for_one_calculation(world):
@@ -269,7 +269,7 @@ def test_each_of_several_waiting_pollers_is_woken_for_one_calculation(world):
     ids = {world.client().register("hello") for number in range(5)}
     found = [result() for result in waiting]
     assert {accept_id for (accept_id, claim), when in found} == ids
-    assert max(when for result, when in found) - begun < 4
+    assert max(when for result, when in found) - begun < 2
 
 
 def test_a_vanished_waiter_swallows_nothing(world):
@@ -285,7 +285,7 @@ def test_a_vanished_waiter_swallows_nothing(world):
     time.sleep(0.2)
     accept_id, allowed = world.client().register("hello"), time.monotonic()
     (found, claim), when = waiting()
-    assert found == accept_id and when - allowed < 3
+    assert found == accept_id and when - allowed < 1
 
 
 def test_a_waiter_without_room_for_it_swallows_nothing(world):
@@ -296,7 +296,7 @@ def test_a_waiter_without_room_for_it_swallows_nothing(world):
     time.sleep(0.3)
     accept_id, allowed = world.client().register("hello", inputs={"a": b"x" * 100}), time.monotonic()
     (found, claim), when = waiting()
-    assert found == accept_id and when - allowed < 3
+    assert found == accept_id and when - allowed < 1
     assert small()[0][1]["code"] == "0300"
 
 
@@ -321,7 +321,7 @@ def test_a_parked_calc_progress_is_woken_by_every_step(world):
         done = time.monotonic()
         assert asker.ok("GET", "calc-progress", {"v": 2, "accept_id": accept_id})["progress"] == word, "whoever asks after the step sees it"
         found, when = waiting()
-        assert found["progress"] == word and found["stamp"] != stamp and when - done < 3, name
+        assert found["progress"] == word and found["stamp"] != stamp and when - done < 0.5, name
         stamp = found["stamp"]
     found = watcher.ok("GET", "calc-progress", {"v": 2, "accept_id": accept_id})
     assert (found["status"], found["exit_code"], found["message"]) == ("completed", 0, "status:got return")
@@ -339,7 +339,7 @@ def test_a_parked_calc_progress_is_woken_by_a_cancel_and_who_asks_sees_it(world)
     done = time.monotonic()
     assert not first["cancelling"] and asker.ok("GET", "calc-progress", {"v": 2, "accept_id": accept_id})["cancelling"]
     found, when = waiting()
-    assert found["cancelling"] and found["progress"] == "running" and when - done < 3
+    assert found["cancelling"] and found["progress"] == "running" and when - done < 0.5
 
 
 def test_a_wait_ends_when_its_time_is_over_and_not_before(world):
@@ -515,7 +515,7 @@ def test_a_signal_ends_it_within_two_seconds_with_clients_waiting(make_world, nu
     waiting = parked(world, 20)
     time.sleep(0.3)
     begun = time.monotonic()
-    assert world.relay.stop(number) == code and time.monotonic() - begun < 4
+    assert world.relay.stop(number) == code and time.monotonic() - begun < 2
     for client in waiting:
         with pytest.raises(KILLED):
             client.connection.getresponse()

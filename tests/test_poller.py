@@ -304,14 +304,14 @@ def test_a_killed_wrapper_is_not_a_lost_command(relay, host):
     assert len(host.runs()) == 1
 
 
-def test_ctrl_c_ends_it_at_once_and_the_command_goes_on(relay, host):
+def test_ctrl_c_ends_within_a_second_and_the_command_goes_on(relay, host):
     host.script("solve", "sleep 2; echo x > out.txt")
     process = host.start(host.site, relay.url, relay.token, "calc_base:%s" % host.base, out=open(str(host.folder / "out"), "w"))
     accept_id = submit(relay, host.site)
     until(host.runs)
     began = time.monotonic()
     process.send_signal(signal.SIGINT)
-    assert process.wait(5) == 130 and time.monotonic() - began < 3
+    assert process.wait(5) == 130 and time.monotonic() - began < 1
     shown = (host.folder / "out").read_text(encoding="utf-8")
     assert "Ctrl + C スクリプト停止要求受付" in shown and "token = ****" in shown and relay.token not in shown + host.text()
     child = remote.read_note(str(host.control(accept_id) / "child").encode())
@@ -320,13 +320,13 @@ def test_ctrl_c_ends_it_at_once_and_the_command_goes_on(relay, host):
     assert outcome(relay, accept_id)["status"] == "completed" and len(host.runs()) == 1
 
 
-def test_sigterm_while_it_waits_for_work_ends_it_at_once_with_0(relay, host):
+def test_sigterm_while_it_waits_for_work_ends_with_0_within_a_second(relay, host):
     process = host.start()
     until(lambda: "polling" in host.text())
     time.sleep(0.5)
     began = time.monotonic()
     process.terminate()
-    assert process.wait(5) == 0 and time.monotonic() - began < 3
+    assert process.wait(5) == 0 and time.monotonic() - began < 1
 
 
 def test_results_that_change_while_they_are_sent_are_refused_and_the_rest_arrives(relay, host):
@@ -820,7 +820,7 @@ def test_a_cancelled_command_is_stopped_with_its_tree_and_its_logs_come_back(rel
     began = time.monotonic()
     relay.client().ask("POST", "cancel-wait-calc", {"v": 2, "accept_id": accept_id, "stop": True, "reason": "no more"})
     info = outcome(relay, accept_id)
-    assert time.monotonic() - began < 8 and (info["status"], info["exit_code"]) == ("abnormal", 143) and "cancelled" in info["reason"]
+    assert time.monotonic() - began < 3 and (info["status"], info["exit_code"]) == ("abnormal", 143) and "cancelled" in info["reason"]
     assert info["files"][OUT] == b"before\n" and gone(int((host.folder / "pid").read_text()))
 
 
