@@ -1600,7 +1600,7 @@ def progress_of(c, row):
                                    row["site"], ALLOWED, row["user"], row["seq"])[0][0]
     return {"progress": WORDS[row["state"]], "status": row["status"], "wait_allow": row["allowed"], "reason": row["reason"],
             "exit_code": row["exit_code"], "signal": row["signal"], "out_of_contact": away, "queue": ahead, "output": written, "what": what,
-            "idle": c.relay.idle_seconds(row) if row["state"] == REGISTERED else None,
+            "idle": int(c.relay.idle_seconds(row)) if row["state"] == REGISTERED else None,
             "cancelling": bool(row["cancel"]) and row["state"] in (SENDING, SENT, RUNNING),
             "stamp": "%d.%d%s%s" % (row["version"], sum(written), "" if away is None else "-", "%x" % binascii.crc32(utf8(what)) if what else "")}
 
@@ -3564,7 +3564,7 @@ class Relay:
 
     def idle_seconds(self, row):
         """Seconds since nothing came of a calculation's inputs, as far as this relay knows."""
-        return int(min(time.monotonic() - self.stamps.get(row["seq"], self.born), max(0, time.time() - row["touched"])))
+        return min(time.monotonic() - self.stamps.get(row["seq"], self.born), max(0, time.time() - row["touched"]))
 
     def silent_seconds(self, row):
         """Seconds since the holder of a started calculation went out of contact, or None."""
@@ -3765,11 +3765,11 @@ class Relay:
                 self.stamps.pop(seq, None)
         old = []
         for state, field, limit in ((REGISTERED, "touched", "register_for"), (FINISHED, "finished", "keep_fetched"), (GOT, "got", "keep_results")):
-            old += self.store.read("SELECT seq, accept_id, user, state FROM calculations WHERE state = ? AND touched < ? AND %s < ?"
+            old += self.store.read("SELECT seq, accept_id, user, state, touched FROM calculations WHERE state = ? AND touched < ? AND %s < ?"
                                    " LIMIT 10000" % field,
                                    state, now - times[limit], now - times[limit])
         for row in old:
-            if row["state"] == REGISTERED and (row["seq"] in moving or monotonic - self.stamps.get(row["seq"], self.born) < times["register_for"]):
+            if row["state"] == REGISTERED and (row["seq"] in moving or self.idle_seconds(row) < times["register_for"]):
                 continue
 
             def work(tx):
