@@ -823,9 +823,15 @@ JA = {
     "all processes are ended, and %s is removed: nothing is left behind": "すべてのプロセスを終了し、%s を削除しました。何も残っていません",
 }
 
+
+def level(text):
+    """loglevel: a word of LEVELS, or its number in a fielded ini (0 critical, 1 error, 2 warning, 3 info, 4 debug)."""
+    return one_of(*LEVELS)({"0": "error", "1": "error", "2": "warn", "3": "info", "4": "debug"}.get(text, text))
+
+
 INI = {
     "Server": {
-        "ipaddress": (str, "127.0.0.1"), "portnumber": (int, 50443), "loglevel": (one_of(*LEVELS), "info"),
+        "ipaddress": (str, "127.0.0.1"), "portnumber": (int, 50443), "loglevel": (level, "info"),
         "state_dir": (str, "/var/lib/mi_distcomp"), "certfile": (str, ""), "keyfile": (str, ""), "client_ca": (str, ""),
         "auth": (one_of("tokens", "gateway", "login"), "tokens"), "trusted_proxies": (str.split, []), "gateway_user_header": (str, ""),
         "plain_http": (flag, False), "logfile": (str, ""), "lang": (one_of("auto", "en", "ja"), "auto")},
@@ -1311,7 +1317,8 @@ def add_calcinfo(c):
     request_id, accept_id, now = c.text("request_id"), str(uuid.uuid4()), time.time()
     if not 0 < len(request_id) <= 200:
         raise No(400, "request_id is a text of at most 200 characters")
-    needs_v2 = bool(patterns or parameters or more or total > V1_BYTES or any("/" in name for name in names + [entry[0] for entry in entries]))
+    needs_v2 = bool(patterns or parameters and not c.get("fielded", bool, False) or more or total > V1_BYTES
+                    or any("/" in entry[0] for entry in entries))
 
     def work(tx):
         row = tx.db.execute("SELECT %s, fingerprint FROM calculations WHERE user = ? AND request_id = ?" % BRIEF, (c.who.user, request_id)).fetchone()
@@ -1334,10 +1341,8 @@ def add_calcinfo(c):
         return tx.db.execute("SELECT %s FROM calculations WHERE seq = ?" % BRIEF, (seq,)).fetchone(), False
 
     row, known = relay.store.write(work, "add-calcinfo")
-    answer = dict(progress_of(c, row), message="registered", accept_id=row["accept_id"], known=known)
-    if needs_v2 and site in relay.v1_sites:
-        answer["warning"] = V1_CANNOT % site
-    return answer
+    return dict(progress_of(c, row), message="registered", accept_id=row["accept_id"], known=known,
+                warning=v1_warning(relay, site, c.who.user, needs_v2, parameters))
 
 
 def check_declared(info):
@@ -1392,7 +1397,7 @@ def calc_request(c):
     site, relay = c.text("site_id"), c.relay
     if site not in relay.conf["RemoteSites"]["remote_site_ids"] or c.who.sites and site not in c.who.sites:
         raise No(400, "Your site-id(%s) does not match in the list that acceptable to." % printable(site))
-    relay.v1_sites.discard(site)                       # its last poller is one of our own
+    relay.v1_sites.discard((site, c.who.user))         # its last poller is one of our own
     for accept_id, claim in c.get("have", dict, {}).items():
         relay.renew_id(accept_id, claim)
     take, free = c.text("take"), c.get("free", int, 1 << 62)
@@ -1600,6 +1605,7 @@ def progress_of(c, row):
                                    row["site"], ALLOWED, row["user"], row["seq"])[0][0]
     return {"progress": WORDS[row["state"]], "status": row["status"], "wait_allow": row["allowed"], "reason": row["reason"],
             "exit_code": row["exit_code"], "signal": row["signal"], "out_of_contact": away, "queue": ahead, "output": written, "what": what,
+            "warning": v1_warning(c.relay, row["site"], row["user"], row["needs_v2"]) if row["state"] == ALLOWED else "",
             "idle": int(c.relay.idle_seconds(row)) if row["state"] == REGISTERED else None,
             "cancelling": bool(row["cancel"]) and row["state"] in (SENDING, SENT, RUNNING),
             "stamp": "%d.%d%s%s" % (row["version"], sum(written), "" if away is None else "-", "%x" % binascii.crc32(utf8(what)) if what else "")}
@@ -2097,7 +2103,9 @@ def give_pack(c, row, kind):
 
 # ---- the fielded protocol ("v1"): the same table, store and files, told in its own words; bodies pass as streams
 
-V1_CANNOT = "the poller of site %s is a fielded one: it cannot take directories, parameters, patterns or more than 2 GiB"
+V1_CANNOT = ("the poller of site %s is a fielded one and is not shown this calculation: it cannot take directories in inputs' names, parameters,"
+             " patterns or more than 2 GiB")
+V1_IGNORES = "the poller of site %s is a fielded one: the command does not get the parameters"
 V1Call = collections.namedtuple("V1Call", "unknown wrong missing")          # HTTP status of: no such id, (code) wrong state, a missing field
 V1_REMOTE = {"calc-params": V1Call(400, 409, 400), "calc-params-complete": V1Call(200, 409, 200), "calc-start": V1Call(400, 400, 400),
              "calc-end": V1Call(400, 409, 400), "send-results": V1Call(200, 401, 200), "end-send": V1Call(400, 401, 400)}
@@ -2198,7 +2206,7 @@ def v1_add_calcinfo(c):
         except No as no:
             no.http = 202
             raise
-        needs_v2 = any("/" in name for name in names + [name for name, blob in stage]) or total > V1_BYTES
+        needs_v2 = any("/" in name for name, blob in stage) or total > V1_BYTES
         extra = {key: value for key, value in info.items() if key not in ("command", "remote-site", "parameters", "parameter_files", "result_files")}
         kept = json.dumps({"parameters": parameters, "result_names": names, "result_patterns": [], "extra": extra}, ensure_ascii=False)
         accept_id, now = str(uuid.uuid4()), time.time()
@@ -2220,10 +2228,15 @@ def v1_add_calcinfo(c):
             remove_tree(relay.store.spool(accept_id, ""))
             no.http = 202
             raise
-    answer = {"message": "registered", "accept_id": accept_id}
-    if needs_v2 and site in relay.v1_sites:
-        answer["warning"] = V1_CANNOT % site
-    return answer
+    warning = v1_warning(relay, site, c.who.user, needs_v2, parameters)
+    return dict({"message": "registered", "accept_id": accept_id}, **({"warning": warning} if warning else {}))
+
+
+def v1_warning(relay, site, user, needs_v2, parameters=""):
+    """What it means for a calculation that waits that its site's last poller is a fielded one, or an empty text."""
+    if (site, user) not in relay.v1_sites or not (needs_v2 or parameters):
+        return ""
+    return (V1_CANNOT if needs_v2 else V1_IGNORES) % site
 
 
 def v1_own(c):
@@ -2364,7 +2377,7 @@ def v1_calc_request(c):
         raise No(400, "site_id is missing")
     if site not in relay.conf["RemoteSites"]["remote_site_ids"] or c.who.sites and site not in c.who.sites:
         raise No("400", "Your site-id(%s) does not match in the list that acceptable to." % printable(site)[:100], http=200)
-    relay.v1_sites.add(site)
+    relay.v1_sites.add((site, c.who.user))
     marks = ", ".join("?" * len(CLAIMED))
     for row in relay.store.read("SELECT accept_id FROM calculations WHERE site = ? AND state IN (%s) AND user = ? AND claim = ?" % marks,
                                 site, *(CLAIMED + (c.who.user, peer))):

@@ -2067,7 +2067,8 @@ def register(relay, order, files, voice, patience):
         for entry in files:
             digest.update(utf8("%s/%s\n" % entry[2:]))
         info["all_inputs"] = digest.hexdigest()
-    fields = {"v": 2, "request_id": order.request_id, "calc-info": info, "more": len(files) > PAGE, "total": len(files), "allow": not files}
+    fields = {"v": 2, "request_id": order.request_id, "calc-info": info, "more": len(files) > PAGE, "total": len(files), "allow": not files,
+              "fielded": voice.fielded}
     try:
         found = relay.ask("POST", "add-calcinfo", fields, patience=patience)
     except (Away, Refused) as error:

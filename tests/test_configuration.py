@@ -99,6 +99,18 @@ def expired(folder):
     return cert, key
 
 
+def test_the_loglevel_of_a_fielded_ini_is_a_number_from_0_critical_to_4_debug(ini):
+    relay = suite.module("mi_dicomapi.py")
+    words = {"0": "error", "1": "error", "2": "warn", "3": "info", "4": "debug", "warn": "warn"}
+    found = {word: relay.read_ini(str(ini("loglevel = %s\n" % word)), relay.INI)["Server"]["loglevel"] for word in words}
+    assert found == words
+    with pytest.raises(relay.Stop) as stopped:
+        relay.read_ini(str(ini("loglevel = 5\n")), relay.INI)
+    assert stopped.value.code == 78 and "loglevel = 5" in str(stopped.value)
+    done = run("mi_dicomapi.py", "list", "--ini", str(ini("loglevel = 4\n")))
+    assert done.returncode == 0, done.stderr
+
+
 def test_a_certificate_that_cannot_be_used_is_one_line(ini, tmp_path):
     one, two, old = [str(tmp_path / name) for name in ("one", "two", "old")]
     for folder in (one, two, old):

@@ -19,6 +19,7 @@ OURS, THEIRS = "u-ours", "u-theirs"                    # sites: with a poller of
 SCRIPTS = {"copy": "cat in.txt in.dat >out.dat; echo said; echo complained >&2",
            "fail": "cp in.txt out.dat; echo bad news >&2; exit 3",
            "nothing": "echo said",
+           "deep": "mkdir sub; cp in.txt sub/out.dat",
            "slow": "echo $$ >>'%(here)s/ran'; sleep 60 & wait $!; echo done >out.dat",
            "unlisted": "echo never >>'%(here)s/never'; touch out.dat"}
 INPUTS = {"in.txt": "入力 a\n".encode(), "in.dat": bytes(range(256)) * 40}
@@ -185,6 +186,15 @@ def test_success(mixed, side, site):
     code, found, text = mixed.run(side, site, "copy")
     assert code == 0, text
     assert found == GOOD
+
+
+def test_parameters_and_a_results_directory_in_our_fielded_words_hide_nothing_from_a_fielded_poller(mixed):
+    folder = mixed.folder("wf")
+    words = [mixed.world.url, THEIRS, mixed.world.token, mixed.commands["deep"], "in.txt", "sub/out.dat", "-n 3"]
+    done = suite.run("mi_system_wf.py", *(words + ["--ca-file", mixed.world.cert]), cwd=folder, timeout=60)
+    assert done.returncode == 0, done.stdout + done.stderr
+    with open(os.path.join(folder, "sub", "out.dat"), "rb") as text:
+        assert text.read() == INPUTS["in.txt"]
 
 
 @each_pair

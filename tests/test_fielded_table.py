@@ -361,13 +361,9 @@ def test_completed_with_none_of_the_requested_results_is_abnormal_and_without_an
         assert sites.peer.word("calc-status", accept_id) == wanted
 
 
-NEEDS = {"a directory in an input's name": {"files": {"d/in.txt": b"x"}}, "a directory in a result's name": {"names": ("d/out.txt",)}}
-
-
-@pytest.mark.parametrize("what", NEEDS)
-def test_a_fielded_registration_that_needs_v2_is_kept_from_fielded_pollers(sites, what):
+def test_a_fielded_registration_that_needs_v2_is_kept_from_fielded_pollers(sites):
     site = next(sites.names)
-    accept_id = sites.peer.register(site, **NEEDS[what])
+    accept_id = sites.peer.register(site, files={"d/in.txt": b"x"})
     assert sites.peer.code("calc-request", site_id=site) == (200, "0300")
     assert sites.peer.code("calc-params", accept_id=accept_id, site_id=site) == (400, "0300")
     after_it = sites.peer.register(site)
@@ -375,25 +371,61 @@ def test_a_fielded_registration_that_needs_v2_is_kept_from_fielded_pollers(sites
     assert sites.world.client().claim(site=site)[0] == accept_id      # a poller of our own takes it
 
 
-@pytest.mark.parametrize("more", [{"parameters": "-x"}, {"result_patterns": ["*.dat"]}, {"result_files": {"d/e.txt": {}}},
+def test_a_result_name_with_a_directory_is_a_fielded_pollers_too_and_comes_back(sites):
+    site, files = next(sites.names), {"sub/dir/out.txt": b"in a directory", "out.txt": b"at the top"}
+    sites.peer.code("calc-request", site_id=site)
+    accept_id = sites.peer.register(site, names=tuple(files))
+    sites.peer.walk(accept_id, "end-send", site, files=files)
+    assert sites.peer.word("calc-status", accept_id) == "completed"
+    found = sites.peer.ok("get-calc-result", accept_id=accept_id)["result-info"]["result_files"]
+    assert {name: base64.b64decode(found[name]["content"]) for name in files} == files
+
+
+def of_our_own(sites, site, **more):
+    """errors[0] of a registration by a workflow side of our own."""
+    info = dict({"command": "hello", "remote-site": site, "parameters": "", "parameter_files": {}, "result_files": {"out.txt": {}}}, **more)
+    return sites.world.client().ok("POST", "add-calcinfo", {
+        "v": 2, "request_id": unknown(), "calc-info": info, "allow": True, "fielded": info.pop("fielded", False)})
+
+
+@pytest.mark.parametrize("more", [{"result_files": {"d/e.txt": {}}}, {"parameters": "-x", "fielded": True}],
+                         ids=["a result's directory", "parameters of the fielded words"])
+def test_what_hides_nothing_is_named_to_a_fielded_poller(sites, more):
+    site = next(sites.names)
+    assert not of_our_own(sites, site, **more)["warning"]
+    assert sites.peer.code("calc-request", site_id=site) == (200, 200)
+    found = of_our_own(sites, site, **more)
+    assert ("does not get the parameters" in found["warning"]) == ("parameters" in more) == bool(found["warning"])
+
+
+def test_the_warning_is_of_the_users_own_poller_and_also_comes_while_it_waits(sites):
+    site = next(sites.names)
+    accept_id = of_our_own(sites, site, parameters="-x")["accept_id"]
+
+    def warned():
+        return sites.world.client().ok("GET", "calc-progress", {"v": 2, "accept_id": accept_id})["warning"]
+
+    assert Peer(sites.world, sites.other_user).code("calc-request", site_id=site) == (200, "0300")     # another user's poller is none of its own
+    assert not warned() and not of_our_own(sites, site, parameters="-x")["warning"]
+    sites.peer.code("calc-request", site_id=site)
+    assert "fielded" in warned() and "not shown" in of_our_own(sites, site, parameters="-x")["warning"]
+
+
+@pytest.mark.parametrize("more", [{"parameters": "-x"}, {"result_patterns": ["*.dat"]}, {"parameter_files": {"d/e.txt": {"size": 0, "sha256": "0" * 64}}},
                                   {"parameter_files": {"big": {"size": 3 << 30, "sha256": "0" * 64}}}],
                          ids=["parameters", "patterns", "a directory", "more than 2 GiB"])
 def test_a_calculation_that_needs_v2_is_not_shown_to_fielded_pollers_and_its_registration_warns(sites, more):
     site = next(sites.names)
 
-    def register(**allow):
-        info = dict({"command": "hello", "remote-site": site, "parameters": "", "parameter_files": {}, "result_files": {"out.txt": {}}}, **more)
-        return sites.world.client().ok("POST", "add-calcinfo", {"v": 2, "request_id": unknown(), "calc-info": info, "allow": True})
-
-    found = register()
-    assert "warning" not in found
+    found = of_our_own(sites, site, **more)
+    assert not found["warning"]
     if "parameter_files" in more:
         assert sites.world.rows("SELECT needs_v2 FROM calculations WHERE accept_id = ?", found["accept_id"])[0]["needs_v2"]
     assert sites.peer.code("calc-request", site_id=site) == (200, "0300")
     assert sites.peer.code("calc-params", accept_id=found["accept_id"], site_id=site) == (400, "0300")
-    assert "fielded" in register()["warning"]                         # the last poller was a fielded one
+    assert "fielded" in of_our_own(sites, site, **more)["warning"]    # the last poller was a fielded one
     sites.world.client().claim(site=site)
-    assert "warning" not in register()                                # now it is one of our own
+    assert not of_our_own(sites, site, **more)["warning"]             # now it is one of our own
 
 
 def test_a_fielded_registration_that_a_fielded_poller_cannot_take_is_told_so(sites):
