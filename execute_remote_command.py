@@ -115,6 +115,10 @@ def log(level, accept_id, step, **values):
             pass                                       # a log that cannot be written must not stop the work
 
 
+def fault(name):
+    """A named point of the way. Nothing happens here: the crash tests start the program with a death in this function's place."""
+
+
 def utf8(text):
     """text (a name, a path) as bytes for the file system: Python 3.6 under LANG=C knows ASCII only."""
     return text.encode("utf-8", "surrogateescape")
@@ -146,7 +150,7 @@ def end_surely(code, seconds):
 
 
 def run_as_program(main):
-    """Runs main() and exits with its code; a failure is one line on stderr and a code, never a traceback (unless asked: MI_DEBUG=1)."""
+    """Runs main() and exits with its code; a failure is one line on stderr and a code, never a traceback (unless asked: -v)."""
     try:
         utf8_stdio()
         choose_language()
@@ -161,12 +165,12 @@ def run_as_program(main):
     except OSError as error:
         code, text = EX_IOERR, "%s%s" % (error.strerror or error, ": %s" % os.fsdecode(error.filename) if error.filename else "")
     except Exception as error:                         # a bug of ours; say where, so that it can be reported
-        if SAY["debug"] or os.environ.get("MI_DEBUG"):
+        if SAY["debug"]:
             raise
         place = sys.exc_info()[2]
         while place.tb_next:
             place = place.tb_next
-        code, text = EX_BUG, _("a bug (%s in line %d: %s); please report this line, MI_DEBUG=1 shows more") % (
+        code, text = EX_BUG, _("a bug (%s in line %d: %s); please report this line, -v shows more") % (
             type(error).__name__, place.tb_lineno, error)
     else:
         text = ""
@@ -1137,8 +1141,8 @@ class BatchJob:
 JA = {                         # what a person reads, in Japanese
     "an argument is not UTF-8": "引数が UTF-8 ではありません",
     "interrupted": "中断されました",
-    "a bug (%s in line %d: %s); please report this line, MI_DEBUG=1 shows more":
-        "プログラムの不具合です (%s、%d 行目: %s)。この行をお知らせください。MI_DEBUG=1 で詳細を表示します",
+    "a bug (%s in line %d: %s); please report this line, -v shows more":
+        "プログラムの不具合です (%s、%d 行目: %s)。この行をお知らせください。-v で詳細を表示します",
     "is not a time (like 90s, 5m, 2h, 30d)": "時間ではありません (例: 90s, 5m, 2h, 30d)",
     "is not a size (like 64K, 16M, 2G)": "サイズではありません (例: 64K, 16M, 2G)",
     "is not yes or no": "yes か no ではありません",
@@ -4333,7 +4337,7 @@ def main(argv=None):
         return say_version()
     if options.word is None:
         raise Stop(EX_USAGE, _("a word is missing (see --help)"))
-    SAY["level"] = 0 if options.v else 2 if options.q else 1
+    SAY["level"], SAY["debug"] = 0 if options.v else 2 if options.q else 1, options.v
     words = {"run": do_run, "resume": do_resume, "list": do_list, "cancel": do_cancel, "clean": do_clean, "check": do_check, "guard": do_guard}
     return words[options.word](options)
 

@@ -64,7 +64,6 @@ LISTED = 10000                 # incomplete files named in one answer
 ROUNDS = 600000                # of PBKDF2 for a password
 LOGINS = 20                    # log-ins that wait for their turn; more are told to come again
 FAILED = {"both": 5, "address": 20, "user": 50}       # failed log-ins of a user from one address, of an address, of a user, until it is locked
-FAULT = os.environ.get("MI_FAULT", "")                # crash tests: the name of a fault point at which this process kills itself
 
 # ==== shared: say ====
 # How every script of the suite speaks: one line per failure, one line per step, nothing from the wire unescaped.
@@ -124,6 +123,10 @@ def log(level, accept_id, step, **values):
             pass                                       # a log that cannot be written must not stop the work
 
 
+def fault(name):
+    """A named point of the way. Nothing happens here: the crash tests start the program with a death in this function's place."""
+
+
 def utf8(text):
     """text (a name, a path) as bytes for the file system: Python 3.6 under LANG=C knows ASCII only."""
     return text.encode("utf-8", "surrogateescape")
@@ -155,7 +158,7 @@ def end_surely(code, seconds):
 
 
 def run_as_program(main):
-    """Runs main() and exits with its code; a failure is one line on stderr and a code, never a traceback (unless asked: MI_DEBUG=1)."""
+    """Runs main() and exits with its code; a failure is one line on stderr and a code, never a traceback (unless asked: -v)."""
     try:
         utf8_stdio()
         choose_language()
@@ -170,12 +173,12 @@ def run_as_program(main):
     except OSError as error:
         code, text = EX_IOERR, "%s%s" % (error.strerror or error, ": %s" % os.fsdecode(error.filename) if error.filename else "")
     except Exception as error:                         # a bug of ours; say where, so that it can be reported
-        if SAY["debug"] or os.environ.get("MI_DEBUG"):
+        if SAY["debug"]:
             raise
         place = sys.exc_info()[2]
         while place.tb_next:
             place = place.tb_next
-        code, text = EX_BUG, _("a bug (%s in line %d: %s); please report this line, MI_DEBUG=1 shows more") % (
+        code, text = EX_BUG, _("a bug (%s in line %d: %s); please report this line, -v shows more") % (
             type(error).__name__, place.tb_lineno, error)
     else:
         text = ""
@@ -696,7 +699,7 @@ JA = {
     # shared
     "an argument is not UTF-8": "引数が UTF-8 ではありません",
     "interrupted": "中断されました",
-    "a bug (%s in line %d: %s); please report this line, MI_DEBUG=1 shows more": "プログラムの不具合です (%s、%d 行目: %s)。この行をお知らせください。MI_DEBUG=1 で詳細を表示します",
+    "a bug (%s in line %d: %s); please report this line, -v shows more": "プログラムの不具合です (%s、%d 行目: %s)。この行をお知らせください。-v で詳細を表示します",
     "is not a time (like 90s, 5m, 2h, 30d)": "時間ではありません (例: 90s, 5m, 2h, 30d)",
     "is not a size (like 64K, 16M, 2G)": "サイズではありません (例: 64K, 16M, 2G)",
     "is not yes or no": "yes か no ではありません",
@@ -927,12 +930,6 @@ class No(Exception):
         Exception.__init__(self, text)
         self.code, self.more = code, more
         self.http = http or (code if isinstance(code, int) else 400)
-
-
-def fault(name):
-    """A named point at which a crash test kills this process."""
-    if FAULT and FAULT == name:
-        os.kill(os.getpid(), signal.SIGKILL)
 
 
 # ---- the store: one SQLite writer, and a spool of files beside it
@@ -3979,6 +3976,7 @@ def load(options):
     conf = check_conf(read_ini(path, INI), path)
     choose_language(conf["Server"]["lang"])
     SAY["level"] = 0 if options.verbose else 2 if options.quiet else LEVELS.index(conf["Server"]["loglevel"])
+    SAY["debug"] = options.verbose
     return conf, path
 
 

@@ -67,7 +67,6 @@ LEAVE = 3                      # seconds after a signal until it ends in any cas
 OUTPUT_PART = 64 << 10         # bytes of a running command's stdout, and of its stderr, that one heartbeat takes along
 OUTPUT_QUIET = 8               # seconds until the output of a command that writes seldom is looked at again
 OUTPUT_MOST = 64 << 20         # bytes of each that go ahead of the results, all in all
-FAULT = os.environ.get("MI_FAULT", "")                 # crash tests: the name of a fault point at which this process kills itself
 PASS_ON = re.compile(r"(PATH|HOME|USER|LOGNAME|LANG|LC_[A-Z]+|TZ|TMPDIR)\Z")       # the poller's variables that the command gets
 
 # ==== shared: say ====
@@ -128,6 +127,10 @@ def log(level, accept_id, step, **values):
             pass                                       # a log that cannot be written must not stop the work
 
 
+def fault(name):
+    """A named point of the way. Nothing happens here: the crash tests start the program with a death in this function's place."""
+
+
 def utf8(text):
     """text (a name, a path) as bytes for the file system: Python 3.6 under LANG=C knows ASCII only."""
     return text.encode("utf-8", "surrogateescape")
@@ -159,7 +162,7 @@ def end_surely(code, seconds):
 
 
 def run_as_program(main):
-    """Runs main() and exits with its code; a failure is one line on stderr and a code, never a traceback (unless asked: MI_DEBUG=1)."""
+    """Runs main() and exits with its code; a failure is one line on stderr and a code, never a traceback (unless asked: -v)."""
     try:
         utf8_stdio()
         choose_language()
@@ -174,12 +177,12 @@ def run_as_program(main):
     except OSError as error:
         code, text = EX_IOERR, "%s%s" % (error.strerror or error, ": %s" % os.fsdecode(error.filename) if error.filename else "")
     except Exception as error:                         # a bug of ours; say where, so that it can be reported
-        if SAY["debug"] or os.environ.get("MI_DEBUG"):
+        if SAY["debug"]:
             raise
         place = sys.exc_info()[2]
         while place.tb_next:
             place = place.tb_next
-        code, text = EX_BUG, _("a bug (%s in line %d: %s); please report this line, MI_DEBUG=1 shows more") % (
+        code, text = EX_BUG, _("a bug (%s in line %d: %s); please report this line, -v shows more") % (
             type(error).__name__, place.tb_lineno, error)
     else:
         text = ""
@@ -2397,8 +2400,8 @@ JA = {                         # what a person reads, in Japanese
     "[%s] %s may run (%s on the wire)": "[%s] %s は実行できます (依頼時の名前 %s)",
     "an argument is not UTF-8": "引数が UTF-8 ではありません",
     "interrupted": "中断されました",
-    "a bug (%s in line %d: %s); please report this line, MI_DEBUG=1 shows more":
-        "プログラムの不具合です (%s、%d 行目: %s)。この行をお知らせください。MI_DEBUG=1 で詳細を表示します",
+    "a bug (%s in line %d: %s); please report this line, -v shows more":
+        "プログラムの不具合です (%s、%d 行目: %s)。この行をお知らせください。-v で詳細を表示します",
     "is not a time (like 90s, 5m, 2h, 30d)": "時間ではありません (例: 90s, 5m, 2h, 30d)",
     "is not a size (like 64K, 16M, 2G)": "サイズではありません (例: 64K, 16M, 2G)",
     "is not yes or no": "yes か no ではありません",
@@ -2681,12 +2684,6 @@ def allowed(commands, info):
 
 
 # ---- a calculation on this host's disk ----
-
-def fault(name):
-    """A named point at which a crash test kills this process."""
-    if FAULT and FAULT == name:
-        os.kill(os.getpid(), signal.SIGKILL)
-
 
 def shown(path):
     """A path of bytes as text for people."""
@@ -3587,8 +3584,6 @@ def work_on(poller, calc, relay, page=None):
             wait, calc.why = backoff.next(), error
         except Exception as error:                     # a bug, or results that change again and again
             wait, calc.why = backoff.next(), "%s: %s" % (type(error).__name__, error)
-            if SAY["debug"]:
-                raise
         else:
             if poller.release(calc, relay):
                 return
@@ -4596,7 +4591,7 @@ def main(argv=None):
         import hashlib
         with open(__file__, "rb") as text:
             return print("%s %s protocol 2 (1) sha256 %s" % (PROGRAM, VERSION, hashlib.sha256(text.read()).hexdigest()))
-    SAY["level"] = 0 if options["v"] else 2 if options["q"] else 1
+    SAY["level"], SAY["debug"] = 0 if options["v"] else 2 if options["q"] else 1, options["v"]
     if words == ["check"]:
         return do_check(options)
     alone = (["poll"], ["list"], ["outbox"], ["pause"], ["resume"], ["unit"])

@@ -56,7 +56,6 @@ LEAVE = 15                     # seconds after SIGTERM until it ends in any case
 TERM_PATIENCE = 5              # seconds for --on-term cancel: a batch system kills soon after its SIGTERM
 CANCEL_PATIENCE = 120          # seconds after --deadline in which a cancelled calculation should come to its end
 OUTPUT_REST = 64 << 10         # bytes of output that, not shown while the command ran, are shown from its log at the end
-FAULT = os.environ.get("MI_FAULT", "")                 # crash tests: the name of a fault point at which this process kills itself
 KEPT_WORDS = 20                # missing files that a line names, at most
 V1_ABNORMAL = 1                # exit code where a fielded relay says that the calculation ended abnormally: it does not tell how
 
@@ -118,6 +117,10 @@ def log(level, accept_id, step, **values):
             pass                                       # a log that cannot be written must not stop the work
 
 
+def fault(name):
+    """A named point of the way. Nothing happens here: the crash tests start the program with a death in this function's place."""
+
+
 def utf8(text):
     """text (a name, a path) as bytes for the file system: Python 3.6 under LANG=C knows ASCII only."""
     return text.encode("utf-8", "surrogateescape")
@@ -149,7 +152,7 @@ def end_surely(code, seconds):
 
 
 def run_as_program(main):
-    """Runs main() and exits with its code; a failure is one line on stderr and a code, never a traceback (unless asked: MI_DEBUG=1)."""
+    """Runs main() and exits with its code; a failure is one line on stderr and a code, never a traceback (unless asked: -v)."""
     try:
         utf8_stdio()
         choose_language()
@@ -164,12 +167,12 @@ def run_as_program(main):
     except OSError as error:
         code, text = EX_IOERR, "%s%s" % (error.strerror or error, ": %s" % os.fsdecode(error.filename) if error.filename else "")
     except Exception as error:                         # a bug of ours; say where, so that it can be reported
-        if SAY["debug"] or os.environ.get("MI_DEBUG"):
+        if SAY["debug"]:
             raise
         place = sys.exc_info()[2]
         while place.tb_next:
             place = place.tb_next
-        code, text = EX_BUG, _("a bug (%s in line %d: %s); please report this line, MI_DEBUG=1 shows more") % (
+        code, text = EX_BUG, _("a bug (%s in line %d: %s); please report this line, -v shows more") % (
             type(error).__name__, place.tb_lineno, error)
     else:
         text = ""
@@ -1543,8 +1546,8 @@ JA = {
     # shared
     "an argument is not UTF-8": "引数が UTF-8 ではありません",
     "interrupted": "中断されました",
-    "a bug (%s in line %d: %s); please report this line, MI_DEBUG=1 shows more":
-        "プログラムの不具合です (%s、%d 行目: %s)。この行をお知らせください。MI_DEBUG=1 で詳細を表示します",
+    "a bug (%s in line %d: %s); please report this line, -v shows more":
+        "プログラムの不具合です (%s、%d 行目: %s)。この行をお知らせください。-v で詳細を表示します",
     "is not a time (like 90s, 5m, 2h, 30d)": "時間ではありません (例: 90s, 5m, 2h, 30d)",
     "is not a size (like 64K, 16M, 2G)": "サイズではありません (例: 64K, 16M, 2G)",
     "is not yes or no": "yes か no ではありません",
@@ -2132,12 +2135,6 @@ def state_words(found):
     if isinstance(found.get("out_of_contact"), (int, float)):
         text += _(", out of contact for %d s") % found["out_of_contact"]
     return text
-
-
-def fault(name):
-    """A named point at which a crash test kills this process."""
-    if FAULT and FAULT == name:
-        os.kill(os.getpid(), 9)
 
 
 class Live:
@@ -2947,7 +2944,7 @@ def make_voice(options):
         out.flush()
     options.tell, voice = tell, Voice() if options.quiet else Voice(tell, terminal)
     voice.fielded, voice.named = bool(options.fielded), bool(options.request_id)
-    SAY["level"], SAY["log"] = max(0, 2 - options.verbose), voice if voice.terminal else out
+    SAY.update(level=max(0, 2 - options.verbose), debug=bool(options.verbose), log=voice if voice.terminal else out)
 
     def output(stream, text):
         to = sys.stderr if stream == "err" and terminal else sys.stdout

@@ -403,3 +403,29 @@ def test_a_pattern_of_many_stars_means_the_same_and_takes_no_time():
     for text in ("*a" * 100 + "b", "**/" * 100 + "x", "a*" * 60 + "/**/" + "*?" * 60):
         assert not relay.pattern(text).match("a" * 250 + "/" + "a" * 250 + "c/.")
     assert time.monotonic() - begun < 60
+
+
+READ = {"mi_dicomapi.py": set(), "mi_system_wf.py": {"MI_DISTCOMP_TOKEN", "CREDENTIALS_DIRECTORY"},
+        "mi_system_remote.py": {"MI_DISTCOMP_TOKEN", "CREDENTIALS_DIRECTORY", "XDG_STATE_HOME", "AUTHENTICATION_OPERATOR"},
+        "execute_remote_command.py": {"XDG_STATE_HOME", "MISYSTEM_SITEID", "SSH_CONNECTION", "SSH_ORIGINAL_COMMAND", "SHELL", "PATH"}}
+LOCALE = {"LC_ALL", "LC_MESSAGES", "LANG", "JOURNAL_STREAM"}
+
+
+@pytest.mark.parametrize("name", sorted(READ))
+def test_nothing_of_the_environment_makes_a_program_die_or_show_its_inside(name):
+    """The variables that a program reads are a closed list; a bug is one line, whatever the environment says."""
+    with open(suite.script(name), encoding="utf-8") as text:
+        found = set(re.findall(r'environ(?:\.get\(|\[)"(\w+)"', text.read()))
+    assert found - LOCALE == READ[name]
+    code = suite.DYING.replace("program.fault = lambda name: name == point and os.kill(os.getpid(), 9)", "program.main = lambda: 1 / 0")
+    assert "1 / 0" in code
+    done = subprocess.run([suite.PYTHON, "-I", "-S", "-c", code, "", suite.script(name)], env=suite.clean_env(MI_DEBUG="1", MI_FAULT="registered"),
+                          stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert (done.returncode, done.stdout) == (70, b"") and suite.one_line(done.stderr.decode()) and b"ZeroDivisionError" in done.stderr, done
+
+
+def test_a_fault_point_named_in_the_environment_kills_no_relay(make_world, monkeypatch):
+    monkeypatch.setattr(suite, "started_as", lambda words, env: words)
+    world = make_world(tls=False, commands=["hello"]).start(suite.clean_env(MI_FAULT="add-calcinfo received"))
+    world.client().register("hello")
+    assert world.relay.alive()

@@ -84,7 +84,8 @@ class Host:
     def start(self, *words, env=None, out=None):
         self.write_ini()
         self.log = self.folder / "log"
-        process = subprocess.Popen(self.program + list(words or ["poll"]) + ["--ini", str(self.ini)], env=dict(ENV, **(env or {})),
+        program = suite.started_as(self.program, env)
+        process = subprocess.Popen(program + list(words or ["poll"]) + ["--ini", str(self.ini)], env=dict(ENV, **(env or {})),
                                    stdin=subprocess.DEVNULL, stdout=out or subprocess.DEVNULL, stderr=open(str(self.log), "a"))
         self.started.append(process)
         return process

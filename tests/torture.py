@@ -464,7 +464,8 @@ class Torture:
                     self.flows.rotate(-1)
             env = suite.clean_env(MI_FAULT=point) if point else suite.clean_env()
             with tempfile.TemporaryFile() as out:
-                process = subprocess.Popen([suite.PYTHON, "-I", "-S", suite.script("mi_system_wf.py")] + words + self.reach, cwd=folder, env=env,
+                program = suite.started_as([suite.PYTHON, "-I", "-S", suite.script("mi_system_wf.py")], env)
+                process = subprocess.Popen(program + words + self.reach, cwd=folder, env=env,
                                            stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT)
                 limit = rng.uniform(0.2, 3) if deadly and self.deadly and rng.random() < 0.1 else max(1, until - time.monotonic())
                 try:
