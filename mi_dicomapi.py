@@ -723,6 +723,8 @@ JA = {
         "mi_distributed_computing_assist.ini が ./、スクリプトと同じ場所、~/.config/、/etc/ のどこにもありません。--ini FILE で指定してください",
     "[Server] certfile and keyfile: both or neither": "[Server] certfile と keyfile は両方指定するか、両方省いてください",
     "[Server] auth = gateway needs trusted_proxies (the gateway's addresses)": "[Server] auth = gateway には trusted_proxies (ゲートウェイのアドレス) が必要です",
+    "[Server] operators is for auth = gateway; here: token issue USER --roles operator":
+        "[Server] operators は auth = gateway のときだけのものです。ここでは token issue USER --roles operator としてください",
     "[Server] client_ca needs certfile and keyfile": "[Server] client_ca には certfile と keyfile が必要です",
     "[limits] workers must be at least 4, max_body 64K, connections 16, min_rate 1":
         "[limits] workers は 4、max_body は 64K、connections は 16、min_rate は 1 以上にしてください",
@@ -837,6 +839,7 @@ INI = {
         "ipaddress": (str, "127.0.0.1"), "portnumber": (int, 50443), "loglevel": (level, "info"),
         "state_dir": (str, "/var/lib/mi_distcomp"), "certfile": (str, ""), "keyfile": (str, ""), "client_ca": (str, ""),
         "auth": (one_of("tokens", "gateway", "login"), "tokens"), "trusted_proxies": (str.split, []), "gateway_user_header": (str, ""),
+        "operators": (str.split, []),
         "plain_http": (flag, False), "logfile": (str, ""), "lang": (one_of("auto", "en", "ja"), "auto")},
     "limits": {
         "max_body": (size, 16 << 20), "v1_max_body": (size, 2 << 30), "max_file": (size, 0), "max_files": (int, 200000),
@@ -2125,8 +2128,9 @@ class Arrival:
     def read(self, c):
         """Reads the call's body into its fields."""
         if c.unread:
+            check_json_type(c)
             try:
-                c.fields = dict(c.query, **BodyReader(c.body_views(), self.path, parse_json, MAX_JSON).parse())
+                c.fields = dict(c.query, **BodyReader(c.body_views(), self.path, parse_v1_json, MAX_JSON).parse())
             except ValueError as error:
                 raise No(400, str(error))
 
@@ -2184,7 +2188,7 @@ def v1_add_calcinfo(c):
             raise No(400, "calc-info: a text of more than %d bytes that is no file's content" % BIG, http=202)
         site, command, parameters = info["remote-site"], info["command"], info.get("parameters") or ""
         if not isinstance(site, str) or site not in relay.conf["RemoteSites"]["remote_site_ids"]:
-            raise No("400", "Your site-id(%s) does not match in the list that acceptable to." % printable(site)[:200], http=202)
+            raise v1_unknown_site(site, 202)
         rules = relay.rules(site)
         if command not in rules["commands"] + rules["command_lines"]:
             raise No(401, "command %s is not in the list of site %s" % (printable(command)[:200], site), http=202)
@@ -2236,11 +2240,35 @@ def v1_warning(relay, site, user, needs_v2, parameters=""):
     return (V1_CANNOT if needs_v2 else V1_IGNORES) % site
 
 
+def parse_v1_json(data):
+    """A fielded body. A list holds none of the fields that are looked for, and is answered so."""
+    found = parse_json(data, (dict, list))
+    return found if isinstance(found, dict) else {}
+
+
+def check_json_type(c):
+    """400 for a fielded body whose Content-Type says that it is something else than JSON."""
+    kind = c.headers.get("content-type", "application/json").split(";")[0].strip().lower()
+    if c.length and kind != "application/json" and not re.match(r"application/[^/]*\+json\Z", kind):
+        raise No(400, "Content-Type is not application/json")
+
+
+def v1_id(c, key, missing=400):
+    """An id of a fielded call: a text that is not empty, or None for JSON's null, which no calculation and no site has. 400 where it is missing."""
+    found = c.fields.get(key, "")
+    if found is not None and not (found and isinstance(found, str)):
+        raise No(400, "%s is missing" % key, http=missing)
+    return found
+
+
+def v1_unknown_site(site, http):
+    """The refusal of a site that the ini does not name, in the manual's words."""
+    return No("400", "Your site-id(%s) does not match in the list that acceptable to." % printable(site)[:200], http=http)
+
+
 def v1_own(c):
     """The calculation of a fielded workflow side's call, or None: unknown, another user's, fetched already, or cancelled."""
-    accept_id = c.fields.get("accept_id")
-    if not isinstance(accept_id, str):
-        raise No(400, "accept_id is missing")
+    accept_id = v1_id(c, "accept_id")
     found = c.relay.store.read("SELECT %s FROM calculations WHERE accept_id = ? AND user = ? AND state != ? AND NOT hidden" % BRIEF,
                                accept_id, c.who.user, FINISHED)
     return found[0] if found else None
@@ -2331,9 +2359,10 @@ def v1_peer(c):
 
 def v1_row(c):
     """The calculation of a fielded poller's call. "0300": no such one for this user and site; "400": not allowed yet."""
-    rules, accept_id, site = V1_REMOTE[c.name], c.fields.get("accept_id"), c.fields.get("site_id")
-    if not isinstance(accept_id, str) or not isinstance(site, str):
-        raise No(400, "accept_id or site_id is missing", http=rules.missing)
+    rules = V1_REMOTE[c.name]
+    accept_id, site = v1_id(c, "accept_id", rules.missing), v1_id(c, "site_id", rules.missing)
+    if site not in c.relay.conf["RemoteSites"]["remote_site_ids"]:
+        raise v1_unknown_site(site, rules.unknown)
     found = c.relay.store.read("SELECT %s FROM calculations WHERE accept_id = ? AND user = ? AND site = ? AND state != ? AND NOT hidden" % BRIEF,
                                accept_id, c.who.user, site, FINISHED)
     if not found or c.who.sites and site not in c.who.sites or found[0]["needs_v2"] and found[0]["protocol"] != 1:
@@ -2369,11 +2398,9 @@ def v1_step(c, row, name, extra=None, **changes):
 
 def v1_calc_request(c):
     """3. Names the oldest allowed calculation; reserves nothing, but for v1_announce no other fielded poller is told the same."""
-    relay, site, peer, now = c.relay, c.fields.get("site_id"), v1_peer(c), time.monotonic()
-    if not isinstance(site, str):
-        raise No(400, "site_id is missing")
+    relay, site, peer, now = c.relay, v1_id(c, "site_id"), v1_peer(c), time.monotonic()
     if site not in relay.conf["RemoteSites"]["remote_site_ids"] or c.who.sites and site not in c.who.sites:
-        raise No("400", "Your site-id(%s) does not match in the list that acceptable to." % printable(site)[:100], http=200)
+        raise v1_unknown_site(site, 200)
     relay.v1_sites.add((site, c.who.user))
     marks = ", ".join("?" * len(CLAIMED))
     for row in relay.store.read("SELECT accept_id FROM calculations WHERE site = ? AND state IN (%s) AND user = ? AND claim = ?" % marks,
@@ -2619,7 +2646,7 @@ class Call(Fields):
         """The fields of the call: its query, and the JSON object in its body. 400 for anything else."""
         self.fields = dict(self.query)
         if self.body or self.name != "files" and self.length:
-            found = parse_json(self.body)
+            found = (parse_json if self.name in V2_ONLY or "v" in self.query else parse_v1_json)(self.body)
             twice = [key for key in found if self.query.get(key, found[key]) != found[key]]
             if twice:
                 raise No(400, "%s is given in the query and in the body" % printable(twice[0]))
@@ -2628,7 +2655,7 @@ class Call(Fields):
     def check_role(self, role):
         """403 unless the token has the role."""
         if role not in self.who.roles:
-            raise No("0005", "%s への実行権がありません。" % self.path, http=403, why="role %s needed" % role)
+            raise No("0005", "%s への実行権がありません。" % self.path, http=403, why="role %s needed" % role, user=self.who.user)
 
     def body_views(self):
         """The body in views of up to CHUNK bytes, as it arrives: within a deadline that its length and min_rate set."""
@@ -2690,11 +2717,11 @@ DECODE = json.JSONDecoder(object_pairs_hook=once, parse_constant=never, parse_in
 ENCODE = json.JSONEncoder(ensure_ascii=False).encode
 
 
-def parse_json(data):
-    """A JSON object, strictly: UTF-8, no key twice, no NaN. 400 otherwise."""
+def parse_json(data, kinds=dict):
+    """A JSON object (or what kinds says), strictly: UTF-8, no key twice, no NaN. 400 otherwise."""
     try:
         found = DECODE(data.decode("utf-8"))
-        if not isinstance(found, dict):
+        if not isinstance(found, kinds):
             raise ValueError("not an object")
         if data.count(b"{") + data.count(b"[") > 64 and not shallow(found):
             raise ValueError("nested too deep")
@@ -3410,6 +3437,7 @@ class Front:
                 call.until = time.monotonic() + wait
                 fault(call.name + " received")
             if call.name not in V2_ONLY and call.get("v", int, 1) < 2:
+                check_json_type(call)
                 return V1[call.name](call)
             return call.route.function(call)
         except (No, ConnectionError, socket.timeout):
@@ -3504,7 +3532,8 @@ class Relay:
         if hashed:
             if self.gateway():
                 user = headers.get(self.conf["Server"]["gateway_user_header"].lower()) or "token-" + hashed[:16]
-                return Who(user, frozenset((WORKFLOW, REMOTE)), (), 0, hashed)
+                more = (OPERATOR,) if user in self.conf["Server"]["operators"] else ()
+                return Who(user, frozenset((WORKFLOW, REMOTE) + more), (), 0, hashed)
             if hashed not in self.tokens:              # a new one is good at once
                 self.tokens.update(self.read_tokens("hash = ? AND revoked IS NULL", hashed))
             found = self.tokens.get(hashed)
@@ -3918,6 +3947,8 @@ def check_conf(conf, path):
         bad(_("[Server] certfile and keyfile: both or neither"))
     if server["auth"] == "gateway" and not server["trusted_proxies"]:
         bad(_("[Server] auth = gateway needs trusted_proxies (the gateway's addresses)"))
+    if server["operators"] and server["auth"] != "gateway":
+        bad(_("[Server] operators is for auth = gateway; here: token issue USER --roles operator"))
     if not (server["certfile"] or loopback(server["ipaddress"]) or server["auth"] == "gateway" or server["plain_http"]):
         bad(_("[Server] ipaddress = %s: plain http beyond this host would show tokens to the network; set certfile and keyfile, or, behind a gateway"
               " that does the TLS, auth = gateway with trusted_proxies (or plain_http = yes, in a closed laboratory)") % server["ipaddress"])

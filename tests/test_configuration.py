@@ -259,6 +259,46 @@ def test_behind_a_gateway_only_its_addresses_are_taken(make_world):
     assert world.rows("SELECT DISTINCT user FROM calculations ORDER BY user") == [{"user": "alice"}, {"user": "bob"}]
 
 
+@pytest.mark.parametrize("header", ["X-User", ""])
+def test_behind_a_gateway_the_inis_operators_get_through_with_what_operators_do(make_world, header):
+    """Without a header for the user, a token's own name; whoever is refused is told that name."""
+    world = make_world(tls=False, commands=["hello"])
+    head = "[Server]\nauth = gateway\ntrusted_proxies = 127.0.0.1\ngateway_user_header = %s\n" % header
+    world.extra = head
+    world.start()
+    client = world.client(token="an operator's")
+    more = {"X-User": "olivia"} if header else {}
+
+    def ask(method, name, **headers):
+        status, data, ignored = client.raw(method, name, b"{}" if method == "POST" else None, dict(more, **headers))
+        return status, json.loads(data.decode("utf-8"))
+
+    calls = (("GET", "get-calcinfo"), ("GET", "get-calcinfo?v=2"), ("POST", "reload-ini"))
+    refused = [ask(*call) for call in calls]
+    assert [status for status, found in refused] == [403] * 3
+    user = refused[0][1]["errors"][0]["user"]
+    assert user == "olivia" if header else re.match(r"token-[0-9a-f]{16}\Z", user)
+    accept_id = client_registers(world, more)
+    world.extra = head + "operators = somebody %s\n" % user
+    world.write_ini(world.port)
+    wait_until(lambda: ask("POST", "reload-ini")[0] == 200, 10)
+    assert accept_id in ask("GET", "get-calcinfo")[1] and accept_id in ask("GET", "get-calcinfo?v=2")[1]["errors"][0]["calculations"]
+    client.token = "another" if not header else client.token
+    assert ask("GET", "get-calcinfo", **({"X-User": "mallory"} if header else {}))[0] == 403
+
+
+def client_registers(world, headers):
+    """The accept_id of a calculation of a user whom the gateway names."""
+    body = json.dumps({"v": 2, "request_id": "r", "calc-info": {"command": "hello", "remote-site": SITE}}).encode()
+    status, data, ignored = world.client("another user's").raw("POST", "add-calcinfo", body, headers)
+    return json.loads(data.decode())["errors"][0]["accept_id"]
+
+
+def test_operators_in_the_ini_are_for_a_gateway_only(ini):
+    done = serve(ini("operators = olivia\n"))
+    assert done.returncode == 78 and one_line(done.stderr) and "token issue" in done.stderr
+
+
 # ---- in mid-run
 
 def test_a_changed_ini_is_taken_while_it_runs_and_a_broken_one_is_not(make_world):

@@ -295,6 +295,54 @@ def test_a_wrong_result_field_is_refused_and_changes_nothing(sites, name, state,
     assert sites.state(accept_id) == state
 
 
+MORE = {"calc-end": {"result": "calc end"}, "end-send": {"result": "end send"}, "send-results": {"result_files": {}}}
+WITH_200 = ("calc-params-complete", "send-results")    # HTTP status of a missing field and of what is unknown; 400 elsewhere
+
+
+@pytest.mark.parametrize("name", REMOTE)
+@pytest.mark.parametrize("state", ["U", "R", "A", "RUN", "GOT"])
+@pytest.mark.parametrize("site", ["typo", None])
+def test_an_unknown_site_is_code_400_as_a_text_on_each_remote_call(sites, name, state, site):
+    accept_id = sites.shared(state)[1]
+    status, found = sites.peer.call(name, accept_id=accept_id, site_id=site, **MORE.get(name, {}))
+    assert (status, found["code"]) == (200 if name in WITH_200 else 400, "400"), found
+    assert re.match(r"Your site-id\((typo|None)\) does not match in the list that acceptable to\.\Z", found["message"])
+    assert sites.state(accept_id) == state
+
+
+def test_an_empty_id_counts_as_missing_and_null_as_unknown(sites):
+    for name in ("calc-status", "calc-progress", "get-calc-result", "allow-wait-calc", "cancel-wait-calc"):
+        assert sites.peer.code(name, accept_id="") == (400, 400), name
+    assert sites.peer.code("calc-request", site_id="") == (400, 400)
+    for name in REMOTE:
+        missing, unknown_id = (200 if name in WITH_200 else 400, 400), (200 if name in WITH_200 else 400, "0300")
+        for fields in ({"accept_id": "", "site_id": "s1"}, {"accept_id": unknown(), "site_id": ""}):
+            assert sites.peer.code(name, **dict(fields, **MORE.get(name, {}))) == missing, (name, fields)
+        if name != "calc-params":                      # a query has no null
+            assert sites.peer.code(name, accept_id=None, site_id="s1", **MORE.get(name, {})) == unknown_id, name
+    for name in ("allow-wait-calc", "cancel-wait-calc"):
+        assert sites.peer.code(name, accept_id=None) == (400, 400)
+
+
+def test_a_list_as_the_body_holds_no_field(sites):
+    for body in (b"[]", b' [1, {"accept_id": "x"}]', b"[" + b'"x", ' * 20000 + b"1]"):
+        for name, status in (("add-calcinfo", 202), ("allow-wait-calc", 400), ("calc-params-complete", 200), ("calc-start", 400), ("send-results", 200)):
+            told, data, headers = sites.peer.raw("POST", name, body)
+            assert (told, json.loads(data)["errors"][0]["code"]) == (status, 400), (name, body[:20])
+    assert sites.peer.raw("POST", "add-calcinfo", b"[")[0] == sites.peer.raw("POST", "add-calcinfo?v=2", b"[]")[0] == 400
+
+
+@pytest.mark.parametrize("kind, good", [
+    ("application/json", True), ("application/json; charset=utf-8", True), ("Application/JSON;charset=UTF-8", True), ("application/vnd.x+json", True),
+    ("text/plain", False), ("application/x-www-form-urlencoded", False), ("multipart/form-data; boundary=x", False), ("text/json", False)])
+def test_json_that_is_not_called_so_is_400(sites, kind, good):
+    long = dict(calc_info(next(sites.names)), padding=["x" * 100] * 1000)                # beyond what is read without a thread
+    for body in (json.dumps({"calc-info": calc_info(next(sites.names))}), json.dumps({"calc-info": long})):
+        status, data, headers = sites.peer.raw("POST", "add-calcinfo", body.encode(), {"Content-Type": kind})
+        assert (status, json.loads(data)["errors"][0]["code"]) == ((200, 200) if good else (400, 400))
+    assert sites.peer.raw("GET", "calc-status?accept_id=" + unknown(), headers={"Content-Type": kind})[0] == 200       # no body, no JSON
+
+
 # ---- 1.5, line by line
 
 def test_calc_request_reserves_nothing(sites):
@@ -505,7 +553,7 @@ def test_a_site_that_is_closed_to_the_user_refuses_with_http_202(make_world):
     assert (status, found["code"]) == (202, 403)
 
 
-@pytest.mark.parametrize("body", [b"", b"{", b"[]", b"null", b'"text"', b"{'accept_id': 1}", b'{"accept_id": NaN}', b"\xff\xfe",
+@pytest.mark.parametrize("body", [b"", b"{", b"null", b'"text"', b"{'accept_id': 1}", b'{"accept_id": NaN}', b"\xff\xfe",
         b'{"a": 1, "a": 1}', b"<html/>"])
 def test_bad_json_is_400_in_the_envelope(sites, body):
     for name in ("add-calcinfo", "allow-wait-calc", "calc-start", "send-results", "end-send", "cancel-wait-calc"):
