@@ -47,6 +47,7 @@ def make_world(tmp_path_factory):
 @pytest.fixture
 def disk_of(tmp_path):
     """A function that mounts a small file system of its own (as root, or with sudo)."""
+    suite.needs("root")
     where, as_root = tmp_path / "disk", [] if os.geteuid() == 0 else ["sudo", "-n"]
     where.mkdir()
 

@@ -51,10 +51,7 @@ class Slurm:
     """DIR with a configuration; start() it, close() it. env: what its programs need. age: seconds that it remembers what ended."""
 
     def __init__(self, age=300):
-        for program in ("munged", "slurmctld", "slurmd", "sbatch"):
-            if not self.find(program):
-                raise RuntimeError("%s is not installed: sh tests/run.sh installs it (Debian: slurm-wlm munge, "
-                                   "EPEL: slurm slurm-slurmctld slurm-slurmd munge)" % program)
+        suite.needs("munged", "slurmctld", "slurmd", "sbatch")
         self.dir = tempfile.mkdtemp(prefix="mi-slurm-")
         os.chmod(self.dir, 0o755)
         self.age = age

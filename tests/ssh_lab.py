@@ -9,6 +9,8 @@ import sys
 import tempfile
 import time
 
+import suite
+
 HERE = os.path.dirname(os.path.abspath(__file__))
 SCRIPT = os.path.join(os.path.dirname(HERE), "execute_remote_command.py")
 SSHD = shutil.which("sshd") or "/usr/sbin/sshd"
@@ -31,6 +33,7 @@ class Lab:
     """DIR with keys, sshd_config (SHLVL: bash leaves the tester's .bashrc alone; of several SetEnv the first counts), ssh config (hosts `hpc`, and `guarded` with the guard's key), near/ and far/ directories."""
 
     def __init__(self, address="127.0.0.1", prefix=(), client=(), more=""):
+        suite.needs("sshd", "ssh", "rsync")
         self.dir = tempfile.mkdtemp(prefix="mi-lab-")
         self.address, self.prefix, self.client = address, list(prefix), list(client)
         self.port, self.daemon = free_port(), None
@@ -155,6 +158,9 @@ class Routed:
     """A lab whose sshd stands behind a router: three network namespaces (root), in which packets can be dropped without a word."""
 
     def __init__(self):
+        suite.needs("root", "ip")
+        if os.geteuid() != 0:
+            suite.pytest.skip("needs root itself: network namespaces")
         self.near, self.router, self.far = self.names = ["mi%s%d" % (letter, os.getpid()) for letter in "nrf"]
         for name in self.names:
             subprocess.check_call(["ip", "netns", "add", name])

@@ -16,6 +16,8 @@ import sys
 import threading
 import time
 
+import pytest
+
 HERE = os.path.dirname(os.path.abspath(__file__))
 ROOT = os.path.dirname(HERE)
 PYTHON = os.environ.get("MI_TEST_PYTHON", sys.executable)
@@ -26,6 +28,34 @@ LOGS = ("計算標準出力.txt", "計算標準エラー出力.txt")
 def script(name):
     """Path of one of the suite's scripts."""
     return os.path.join(ROOT, name)
+
+
+def lacks(name):
+    """What is to be done so that the program `name` is here ("root": to be root, or sudo without a password); '' if nothing."""
+    if name == "root":
+        if os.geteuid() == 0 or shutil.which("sudo") and subprocess.run(["sudo", "-n", "true"], stderr=subprocess.DEVNULL).returncode == 0:
+            return ""
+        return "run it as root"
+    if shutil.which(name, path=os.environ["PATH"] + ":/usr/sbin:/sbin"):
+        return ""
+    return "%s is not here: sh tests/run.sh installs it, as root" % name
+
+
+def needs(*programs):
+    """The test that calls this needs these programs. One is not here: it fails; as a user who may install nothing (MI_TEST_SKIP): it is skipped.
+
+    tests/run.sh reads the calls of this in a file, to install what the file needs."""
+    for reason in filter(None, map(lacks, programs)):
+        (pytest.skip if os.environ.get("MI_TEST_SKIP") else pytest.fail)("needs " + reason)
+
+
+def python_for_others():
+    """A Python that every user may start: one in /root or in a virtual environment below it is closed to others."""
+    for python in (PYTHON, os.path.realpath(PYTHON), "/usr/bin/python3"):
+        if os.geteuid() != 0 or subprocess.run(["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", python, "-c", ""], cwd="/",
+                                               stderr=subprocess.DEVNULL).returncode == 0:
+            return python
+    pytest.fail("no Python here that another user may start: apt-get install python3")
 
 
 def module(name):
@@ -108,6 +138,7 @@ def a_port():
 
 def make_certificate(folder, days=30, names="DNS:localhost,IP:127.0.0.1"):
     """A self-signed certificate; returns (certificate, key) paths."""
+    needs("openssl", "ps")
     cert, key = os.path.join(folder, "cert.pem"), os.path.join(folder, "key.pem")
     subprocess.run(["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-keyout", key, "-out", cert,
                     "-days", str(days), "-subj", "/CN=localhost", "-addext", "subjectAltName=" + names], check=True, stderr=subprocess.DEVNULL)

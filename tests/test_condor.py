@@ -19,8 +19,9 @@ from test_poller import OUT, Host, OurWorld, check_odd_words, clean_up, outcome,
 def condor(request):
     if not request.config.getoption("--long"):
         pytest.skip("--long")
+    suite.needs("debootstrap")
     if os.geteuid() != 0:
-        pytest.skip("needs root: chroot, and a mount namespace")
+        pytest.skip("needs root itself: chroot, and a mount namespace")
     made = condor_lab.Condor()
     try:
         yield made.start()

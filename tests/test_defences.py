@@ -374,6 +374,7 @@ def test_no_string_of_any_field_reaches_a_shell_a_page_or_a_terminal(make_world,
 # ---- TLS, as a scanner sees it
 
 def test_nothing_below_tls_1_2_and_no_weak_cipher(world):
+    suite.needs("sslscan")
     done = subprocess.run(["sslscan", "--no-colour", "--no-heartbleed", "127.0.0.1:%d" % world.port], stdout=subprocess.PIPE, timeout=120)
     text = done.stdout.decode()
     enabled = dict(re.findall(r"^(SSLv2|SSLv3|TLSv1\.[0-3]) +(enabled|disabled)", text, re.M))

@@ -15,6 +15,7 @@ def ordinary_user(folder):
     """Words before a command that make it an ordinary user's, who owns the folder; none where we are one already."""
     if os.geteuid() != 0:
         return []
+    suite.needs("setpriv")
     os.chmod(folder, 0o755)
     above = folder
     while above != "/":
@@ -25,13 +26,6 @@ def ordinary_user(folder):
     return ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
 
 
-def python_for(words):
-    """A Python that the user may start: root's own is closed to others."""
-    if words and suite.PYTHON.startswith("/root"):
-        return "/usr/bin/python3"
-    return suite.PYTHON
-
-
 def run_demo(folder, *words, lang="C"):
     """The demo in an empty directory with copies of the scripts: CompletedProcess, and the directory it worked in."""
     for name in SCRIPTS:
@@ -39,7 +33,7 @@ def run_demo(folder, *words, lang="C"):
     temporary = os.path.join(folder, "tmp")
     os.mkdir(temporary)
     user = ordinary_user(folder)
-    done = subprocess.run(user + ["env", "-i", "LANG=" + lang, "PATH=/usr/bin:/bin", "TMPDIR=" + temporary, python_for(user), "mi_dicomapi.py", "demo"] + list(words),
+    done = subprocess.run(user + ["env", "-i", "LANG=" + lang, "PATH=/usr/bin:/bin", "TMPDIR=" + temporary, suite.python_for_others(), "mi_dicomapi.py", "demo"] + list(words),
                           cwd=folder, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=120)
     return done, done.stdout.decode("utf-8"), done.stderr.decode("utf-8"), temporary
 

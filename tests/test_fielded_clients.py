@@ -238,9 +238,9 @@ def test_large_files_pass_both_clients_without_being_held(tmp_path_factory, pyth
         world.close()
 
 
-@pytest.mark.skipif(not shutil.which("ccx"), reason="needs CalculiX")
 @pytest.mark.parametrize("side, poller", [("our", "our"), ("our", "fielded"), ("fielded", "our")])
 def test_the_stress_analysis_with_its_secret_curve_goes_through_a_fielded_relay(lab, side, poller):
+    suite.needs("ccx")
     for name in ("stress.py", "secret_curve.json"):
         shutil.copy(os.path.join(suite.HERE, "calculix", name), lab.here)
     command = "%s %s/stress.py" % (sys.executable, lab.here)

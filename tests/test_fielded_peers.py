@@ -642,8 +642,8 @@ def test_whatever_is_no_version_two_answer_is_a_fielded_relay(tmp_path_factory, 
         place.close()
 
 
-@pytest.mark.skipif(not shutil.which("ccx"), reason="needs CalculiX")
 def test_calculix_through_the_fielded_protocol(tmp_path_factory):
+    suite.needs("ccx")
     """A cantilever between fielded peers on our relay: the mesh goes in as text, the displacements come back. (Ours on a fielded relay:
     test_fielded_clients.py.)"""
     place = Place(tmp_path_factory.mktemp("ccx"))

@@ -88,6 +88,7 @@ def test_each_word_has_a_help_that_names_the_program_and_what_it_does_not_know_i
 
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_importing_a_script_does_nothing(name, tmp_path):
+    suite.needs("strace")
     code = ("import sys, threading; sys.path.insert(0, %r); before = set(sys.modules); import %s as found; "
             "assert threading.active_count() == 1; assert callable(found.main); print('quiet')" % (suite.ROOT, name.replace(".py", "")))
     log = tmp_path / "log"

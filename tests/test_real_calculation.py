@@ -31,7 +31,7 @@ def secret():
 @pytest.fixture(scope="module")
 def host(tmp_path_factory):
     """A relay, and an external computer with CalculiX. `leak` is what must not be: a command that lets the secret out."""
-    assert shutil.which("ccx"), "these tests need CalculiX: apt-get install calculix-ccx"
+    suite.needs("ccx")
     world = suite.World(tmp_path_factory.mktemp("calculix"), commands=["stress", "no-solver", "leak"]).start()
     external = tmp_path_factory.mktemp("external")
     for name in ("stress.py", "secret_curve.json"):

@@ -416,7 +416,6 @@ def test_given_up_after_count_and_interval_with_the_way_to_resume(own, here):
     assert code == 0 and (here / "result").exists(), more
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
 def test_a_silent_line_is_noticed_and_the_command_runs_once(here, request):
     net = ssh_lab.Routed()
     shutil.copy(net.lab.path("ini"), str(here / "mi_distributed_computing_assist.ini"))
@@ -577,9 +576,9 @@ exec unshare %s sh -c 'for here in /usr/bin /bin; do mount --bind %s $here; done
 """
 
 
-@pytest.mark.skipif(not shutil.which("busybox"), reason="needs busybox")
 @pytest.mark.parametrize("rsync", [True, False])
 def test_a_far_side_without_gnu_tools_still_works(own, here, rsync):
+    suite.needs("busybox")
     os.mkdir(own.path("bin"))
     shutil.copy(shutil.which("busybox"), own.path("bin"))
     for name in subprocess.check_output(["busybox", "--list"]).decode().split():
@@ -673,8 +672,7 @@ def test_an_input_that_fits_nowhere_there_is_one_line(own, here, disk_of):
 
 @pytest.mark.parametrize("shell", ["tcsh", "fish", "zsh", "dash"])
 def test_other_log_in_shells_pass_the_words_on(here, shell):
-    if not shutil.which(shell):
-        pytest.skip("no " + shell)
+    suite.needs("tcsh", "fish", "zsh", "dash")
     words = runner.request("list", "/nonexistent/計 算'!$x", "-")
     done = subprocess.run([shell, "-c", words], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert done.stdout == b"mi_distcomp 1 list\nE end\n", done.stderr
@@ -710,9 +708,9 @@ def test_it_is_importable_as_one_function(lab, here, monkeypatch):
 SECRET = "# SECRET-TABLE\n0.50 0.2512345\n0.70 0.1812345\n0.90 0.0812345\n"
 
 
-@pytest.mark.skipif(not shutil.which("ccx"), reason="needs CalculiX")
 @pytest.mark.parametrize("numbers,code", [("420 560 62", 0), ("600 560 62", 65)])
 def test_the_sample_script_gives_the_curve_and_keeps_the_secret(lab, here, numbers, code):
+    suite.needs("ccx")
     lab.write("table", SECRET)
     os.makedirs(lab.path("scratch"), exist_ok=True)
     (here / "in" / "tensile.txt").write_text(numbers + "\n")
@@ -730,8 +728,8 @@ def test_the_sample_script_gives_the_curve_and_keeps_the_secret(lab, here, numbe
             assert b"12345" not in open(os.path.join(top, name), "rb").read() or name == "table"
 
 
-@pytest.mark.skipif(not shutil.which("ccx"), reason="needs CalculiX")
 def test_the_sample_script_forgets_the_secret_when_the_solver_fails_or_is_cancelled(lab, here):
+    suite.needs("ccx")
     lab.write("table", SECRET)
     os.makedirs(lab.path("scratch"), exist_ok=True)
     script = open(os.path.join(suite.ROOT, "execute_remote_side_program_ssh.sample.sh")).read()

@@ -23,8 +23,8 @@ def test_death_at_every_named_point_and_a_bad_network_lose_nothing_and_run_nothi
         found = torture("--calculations", "40000", "--minutes", "62", "--all-points", "--rounds", "6", "--rate", "0.05", timeout=6000)
         assert found["calculations"] >= 5000 and found["seconds"] >= 3600
     else:
-        found = torture("--calculations", "220", "--minutes", "0.8", "--all-points", "--extra", "240", "--modules", "32", "--rate", "0.04",
-                        "--only", "clock,full relay,clock,full poller,clock,shoot,reboot,clock", timeout=500)
+        found = torture("--calculations", "220", "--minutes", "0.8", "--all-points", "--extra", "900", "--modules", "32", "--rate", "0.04",
+                        "--only", "clock,full relay,clock,full poller,clock,shoot,reboot,clock", timeout=1300)
         assert found["calculations"] >= 100
     assert found["points missed"] == {"relay": [], "poller": [], "workflow": []}
 

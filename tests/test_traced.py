@@ -11,6 +11,7 @@ CALL = re.compile(r"^(\d+) +(?:<\.\.\. )?(\w+)\((.*)$")
 
 def traced(folder, name):
     """An interpreter that runs under strace; the log's path."""
+    suite.needs("strace")
     log, path = os.path.join(folder, name + ".strace"), os.path.join(folder, name + "-python")
     with open(path, "w") as out:
         out.write("#!/bin/sh\nexec strace -D -f -qq -y -s 400 -o %s -e trace=open,openat,creat,mkdir,mkdirat,rename,renameat,renameat2,unlink,unlinkat,link,linkat,"

@@ -603,7 +603,8 @@ class Torture:
         """More calculations while there are fault points that nobody has died at, and time."""
         rng, number = random.Random(self.seed), self.options.calculations
         until = self.began + 60 * self.options.minutes + self.options.extra
-        while self.options.all_points and time.monotonic() < until and (self.relay.points or self.poller.points):
+        while self.options.all_points and time.monotonic() < until and (
+                self.relay.points or self.poller.points or set(self.points["workflow"]) - self.flow_hit):
             self.options.calculations = number + 12
             batch = []
             for n in range(12):
