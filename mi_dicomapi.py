@@ -61,6 +61,8 @@ STALL = 60                     # seconds that a transfer may stand still
 BALLAST = 4 << 20              # bytes held on the disk, let go of when it is full so that SQLite can still clean up
 LIVE_OUTPUT = 64 << 20         # bytes of a running command's output that are passed on; all of it comes with the results
 LISTED = 10000                 # incomplete files named in one answer
+NAMED = 100                    # names of each verdict that are kept
+NOTHING = hashlib.sha256(b"").hexdigest()              # the sum of an empty file, and of a directory
 ROUNDS = 600000                # of PBKDF2 for a password
 LOGINS = 20                    # log-ins that wait for their turn; more are told to come again
 FAILED = {"both": 5, "address": 20, "user": 50}       # failed log-ins of a user from one address, of an address, of a user, until it is locked
@@ -504,15 +506,17 @@ def check_name(name):
     return name
 
 
-def check_order(names, before=None, reserved=()):
+def check_order(names, before=None, reserved=(), folders=False):
     """Checks a manifest's names: each one plain, ascending by parts_of (so that equal names, and a name that is another's directory,
-    stand side by side), none equal to or below a reserved one. before: the last name of the page before. ValueError; returns the last name."""
-    last = parts_of(before) if before is not None else None
+    stand side by side), none equal to or below a reserved one. folders: empty directories may follow, as names with a trailing /, behind
+    all files and ascending among themselves. before: the last name of the page before. ValueError; returns the last name."""
+    last = (before.endswith("/"), parts_of(before.rstrip("/"))) if before is not None else None
     for name in names:
-        now = parts_of(check_name(name))
-        if last is not None and (now[:len(last)] == last or now <= last):
+        plain = name[:-1] if folders and isinstance(name, str) and name.endswith("/") else name
+        now = plain is not name, parts_of(check_name(plain))
+        if last is not None and (now <= last or now[0] == last[0] and now[1][:len(last[1])] == last[1]):
             raise ValueError(_("two names that are equal, one in the other, or out of order: %s") % name)
-        if any(now[:1] == parts_of(word) for word in reserved):
+        if any(now[1][:1] == parts_of(word) for word in reserved):
             raise ValueError(_("a name that is kept for the log: %s") % name)
         last, before = now, name
     return before
@@ -574,7 +578,8 @@ def declared(names, patterns):
     """A function name -> bool: is this result one that was asked for (or a log)?"""
     wanted = {parts_of(name) for name in tuple(names) + LOG_NAMES}
     found = [pattern(text) for text in patterns]
-    return lambda name: parts_of(name) in wanted or any(one.match("/".join(parts_of(name))) for one in found)
+    asked = set(patterns)                              # an empty directory is there as its own pattern, too
+    return lambda name: parts_of(name) in wanted or name in asked or any(one.match("/".join(parts_of(name))) for one in found)
 # ==== end shared ====
 # ==== shared: check ====
 # What `check` says: rows of (True: OK, None: WARN, False: FAIL; a text that says what to do). It looks at things as they are, and changes none.
@@ -888,7 +893,7 @@ STEPS = [
 ]
 STEP = {step.name: step for step in STEPS}
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 SCHEMA = """
 CREATE TABLE calculations (
   seq INTEGER PRIMARY KEY, accept_id TEXT NOT NULL UNIQUE, user TEXT NOT NULL, request_id TEXT, fingerprint TEXT,
@@ -900,13 +905,14 @@ CREATE TABLE calculations (
   protocol INTEGER NOT NULL DEFAULT 0, claim TEXT, attempt INTEGER NOT NULL DEFAULT 0, take TEXT, poller TEXT, cancel TEXT,
   silent REAL NOT NULL DEFAULT 0,
   registered REAL NOT NULL, touched REAL NOT NULL, allowed REAL, claimed REAL, started REAL, ended REAL, got REAL, finished REAL,
-  exit_code INTEGER, signal INTEGER, report TEXT NOT NULL DEFAULT '{}', missing TEXT NOT NULL DEFAULT '{}', refused TEXT NOT NULL DEFAULT '{}');
+  exit_code INTEGER, signal INTEGER, report TEXT NOT NULL DEFAULT '{}', missing TEXT NOT NULL DEFAULT '{}', refused TEXT NOT NULL DEFAULT '{}',
+  verdicts TEXT NOT NULL DEFAULT '{}');
 CREATE INDEX by_queue ON calculations (site, state, user, seq);
 CREATE INDEX by_state ON calculations (state, touched);
 CREATE UNIQUE INDEX by_request ON calculations (user, request_id);
 CREATE TABLE files (
   calc INTEGER NOT NULL, kind TEXT NOT NULL, n INTEGER NOT NULL, name TEXT NOT NULL, size INTEGER NOT NULL, sha256 TEXT NOT NULL,
-  done INTEGER NOT NULL DEFAULT 0, blob TEXT, at INTEGER NOT NULL DEFAULT 0, PRIMARY KEY (calc, kind, n));
+  done INTEGER NOT NULL DEFAULT 0, blob TEXT, at INTEGER NOT NULL DEFAULT 0, x INTEGER, mtime REAL, PRIMARY KEY (calc, kind, n));
 CREATE INDEX by_done ON files (done);
 CREATE TABLE tokens (
   number INTEGER PRIMARY KEY, hash TEXT NOT NULL UNIQUE, user TEXT NOT NULL, roles TEXT NOT NULL, sites TEXT NOT NULL,
@@ -916,7 +922,10 @@ CREATE TABLE users (
 CREATE TABLE orders (number INTEGER PRIMARY KEY, call TEXT NOT NULL, fields TEXT NOT NULL, answer TEXT);
 """
 UPGRADES = {1: "ALTER TABLE tokens ADD COLUMN used REAL; ALTER TABLE tokens ADD COLUMN login INTEGER NOT NULL DEFAULT 0;"
-               "CREATE TABLE users (name TEXT PRIMARY KEY, password TEXT NOT NULL, roles TEXT NOT NULL, sites TEXT NOT NULL, changed REAL NOT NULL);"}
+               "CREATE TABLE users (name TEXT PRIMARY KEY, password TEXT NOT NULL, roles TEXT NOT NULL, sites TEXT NOT NULL, changed REAL NOT NULL);",
+            2: "ALTER TABLE files ADD COLUMN x INTEGER; ALTER TABLE files ADD COLUMN mtime REAL;"
+               "ALTER TABLE calculations ADD COLUMN verdicts TEXT NOT NULL DEFAULT '{}';"}
+VERDICTS = ("missing", "refused", "limit", "name", "unreadable", "changing", "outside", "special", "held")   # why a result stayed where it is
 
 Who = collections.namedtuple("Who", "user roles sites expires key")         # who a token stands for; sites (): any; key: for counting
 Park = collections.namedtuple("Park", "key")                                # a call's answer when it waits for an event of this key
@@ -985,8 +994,30 @@ class Store:
         if not found:
             db.executescript("BEGIN IMMEDIATE;" + SCHEMA + "PRAGMA user_version=%d; COMMIT;" % SCHEMA_VERSION)
             os.chmod(utf8(self.path), 0o600)
+        if 0 < found < SCHEMA_VERSION:
+            self.keep_old(db, found)
         for older in range(found or SCHEMA_VERSION, SCHEMA_VERSION):
             db.executescript("BEGIN IMMEDIATE;" + UPGRADES[older] + "PRAGMA user_version=%d; COMMIT;" % (older + 1))
+
+    def keep_old(self, db, found):
+        """A copy of the database as an older program left it, beside it, before it is changed: whoever goes back to that program moves it
+        into the place of the new one (with the program stopped), and loses what happened since."""
+        import shutil
+        db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        db.execute("BEGIN IMMEDIATE")                  # from here on nobody writes
+        try:
+            copy = self.path + ".schema%d" % found
+            if os.path.lexists(copy):                  # of an upgrade that was cut off, or of going back: none is overwritten
+                copy += time.strftime("-%Y%m%dT%H%M%S")
+            shutil.copyfile(utf8(self.path), utf8(copy + ".part"))
+            os.chmod(utf8(copy + ".part"), 0o600)
+            sync_path(utf8(copy + ".part"))
+            os.rename(utf8(copy + ".part"), utf8(copy))
+            sync_path(utf8(self.folder))
+        finally:
+            db.execute("ROLLBACK")
+        log("info", None, "upgrade", schema=found, to=SCHEMA_VERSION, backup=copy)
+        fault("old state kept")
 
     def read(self, sql, *values):
         """All rows of a SELECT, from any thread: on a connection that is free, or a new one."""
@@ -1226,11 +1257,13 @@ def make_step(c, name, row, **changes):
 
 
 def check_page(page, before=None, reserved=()):
-    """A page of a manifest {NAME: {size, sha256}} as a list of (name, size, sha256); 400 if anything in it is not as it should be."""
+    """A page of a manifest {NAME: {size, sha256, x?, mtime?}} as a list of (name, size, sha256, x, mtime), where x (1 or None) says that its
+    owner may execute it and mtime (seconds, or None) when it was changed. A name with a trailing / is an empty directory; they come last.
+    400 if anything in it is not as it should be."""
     if not isinstance(page, dict) or len(page) > PAGE:
         raise No(400, "a manifest page is an object of at most %d names" % PAGE)
     try:
-        check_order(page, before, reserved)
+        check_order(page, before, reserved, folders=True)
     except ValueError as error:
         raise No(400, str(error), why="name")
     entries = []
@@ -1238,24 +1271,40 @@ def check_page(page, before=None, reserved=()):
         size, sum256 = (entry.get("size"), entry.get("sha256")) if isinstance(entry, dict) else (None, None)
         if type(size) is not int or not 0 <= size < 1 << 60 or not isinstance(sum256, str) or not re.match(r"[0-9a-f]{64}\Z", sum256):
             raise No(400, "size or sha256 of %s" % name)
-        entries.append((name, size, sum256))
+        if name.endswith("/") and (size, sum256) != (0, NOTHING):
+            raise No(400, "%s is a directory: size 0 and the sum of nothing" % name)
+        mtime = entry.get("mtime")
+        if mtime is not None and not (type(mtime) in (int, float) and abs(mtime) < 1 << 40):
+            raise No(400, "mtime of %s" % name)
+        entries.append((name, size, sum256, 1 if entry.get("x") is True else None, mtime))
     return entries
+
+
+def named(entries):
+    """What tells one manifest from another: name, size, sum of each file. (Marks and empty directories may change without another result.)"""
+    return [entry[:3] for entry in entries if not entry[0].endswith("/")]
 
 
 def insert_page(tx, seq, kind, first, entries, more):
     """Adds a checked page to a calculation's manifest."""
-    tx.db.executemany("INSERT INTO files (calc, kind, n, name, size, sha256) VALUES (?, ?, ?, ?, ?, ?)",
-                      [(seq, kind, first + n) + entry for n, entry in enumerate(entries)])
+    tx.db.executemany("INSERT INTO files (calc, kind, n, name, size, sha256, x, mtime, done) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                      [(seq, kind, first + n) + entry + (entry[0].endswith("/"),) for n, entry in enumerate(entries)])
     field = "inputs" if kind == "input" else "results"
     tx.db.execute("UPDATE calculations SET %s = ?, %s_open = %s_open + ?, %s_more = ?, bytes = bytes + ?, touched = ? WHERE seq = ?"
                   % (field, field, field, field),
-                  (first + len(entries), len(entries), more, sum(entry[1] for entry in entries), time.time(), seq))
+                  (first + len(entries), sum(not entry[0].endswith("/") for entry in entries), more, sum(entry[1] for entry in entries),
+                   time.time(), seq))
 
 
-def page_of(store, seq, kind, first):
-    """One page of a manifest as it goes over the wire: {"files": {...}, "next": number or None}."""
-    rows = store.read("SELECT n, name, size, sha256 FROM files WHERE calc = ? AND kind = ? AND n >= ? ORDER BY n LIMIT ?", seq, kind, first, PAGE + 1)
+def page_of(c, seq, kind, first):
+    """One page of a manifest as it goes over the wire: {"files": {...}, "next": number or None}. Empty directories are told to those who say
+    that they know them (`dirs`); they are the last, so that nobody counts otherwise."""
+    rows = c.relay.store.read("SELECT n, name, size, sha256, x, mtime FROM files WHERE calc = ? AND kind = ? AND n >= ?%s ORDER BY n LIMIT ?"
+                              % ("" if c.fields.get("dirs") else " AND name NOT LIKE '%/'"), seq, kind, first, PAGE + 1)
     files = collections.OrderedDict((row["name"], {"size": row["size"], "sha256": row["sha256"]}) for row in rows[:PAGE])
+    for row in rows[:PAGE]:
+        marks = {"x": bool(row["x"]), "mtime": row["mtime"]}
+        files[row["name"]].update((key, value) for key, value in marks.items() if value not in (None, False))
     return {"files": files, "next": rows[PAGE]["n"] if len(rows) > PAGE else None}
 
 
@@ -1269,7 +1318,7 @@ def check_room(relay, entries, files_before=0):
 def check_sizes(relay, entries, files_before=0):
     """413 if these entries are over a limit; otherwise their bytes."""
     limits = relay.conf["limits"]
-    for name, length, sum256 in entries:
+    for name, length in (entry[:2] for entry in entries):
         if limits["max_file"] and length > limits["max_file"]:
             raise No(413, "%s: %d bytes are over the relay's limit of %d ([limits] max_file)" % (name, length, limits["max_file"]))
     if limits["max_files"] and files_before + len(entries) > limits["max_files"]:
@@ -1313,7 +1362,7 @@ def add_calcinfo(c):
     extra = {key: value for key, value in info.items()
              if key not in ("command", "remote-site", "parameters", "parameter_files", "result_files", "result_patterns", "rerun")}
     kept = json.dumps({"parameters": parameters, "result_names": names, "result_patterns": patterns, "extra": extra}, ensure_ascii=False)
-    print256 = hashlib.sha256(json.dumps([site, command, kept, entries, c.fields.get("total")]).encode()).hexdigest()
+    print256 = hashlib.sha256(json.dumps([site, command, kept, named(entries), c.fields.get("total")]).encode()).hexdigest()
     request_id, accept_id, now = c.text("request_id"), str(uuid.uuid4()), time.time()
     if not 0 < len(request_id) <= 200:
         raise No(400, "request_id is a text of at most 200 characters")
@@ -1458,7 +1507,7 @@ def calc_info(c, row):
     kept = json.loads(c.relay.store.read("SELECT info FROM calculations WHERE seq = ?", row["seq"])[0]["info"])
     info = dict(kept["extra"], **{"command": row["command"], "remote-site": row["site"], "parameters": kept["parameters"],
                                   "result_files": {name: {} for name in kept["result_names"]}, "result_patterns": kept["result_patterns"]})
-    return {"calc-info": info, "inputs": page_of(c.relay.store, row["seq"], "input", 0)}
+    return {"calc-info": info, "inputs": page_of(c, row["seq"], "input", 0)}
 
 
 def calc_params(c):
@@ -1501,8 +1550,9 @@ def send_results(c):
     entries = check_page(page)
     check_results(c, row, entries)
     told = {key: check_reasons(c, key) for key in ("missing", "refused")}
+    told["verdicts"] = check_verdicts(c)
     check_room(c.relay, entries)
-    print256 = hashlib.sha256(json.dumps([entries, more, told, c.text("digest", "")]).encode()).hexdigest()    # digest: of all its pages
+    print256 = hashlib.sha256(json.dumps([named(entries), more, told, c.text("digest", "")]).encode()).hexdigest()    # digest: of all its pages
     if row["state"] == GETTING and row["manifest"] == print256:
         return {"message": "getting"}                  # asked again
 
@@ -1535,7 +1585,7 @@ def check_results(c, row, entries):
     """400 unless every entry was declared by the workflow side (or is a log)."""
     kept = json.loads(c.relay.store.read("SELECT info FROM calculations WHERE seq = ?", row["seq"])[0]["info"])
     wanted = declared(kept["result_names"], kept["result_patterns"])
-    for name, length, sum256 in entries:
+    for name in (entry[0] for entry in entries):
         if not wanted(name):
             raise No(400, "%s is not a declared result" % name, why="undeclared")
 
@@ -1546,6 +1596,19 @@ def check_reasons(c, key):
     if len(found) > LISTED or not all(isinstance(why, str) for why in found.values()):
         raise No(400, "%s is an object of names and reasons" % key)
     return {printable(name)[:1000]: printable(why)[:1000] for name, why in found.items()}
+
+
+def check_verdicts(c):
+    """verdicts: {code: {"count", "names"}} of what was asked for and did not come: how many, and the names that their owner lets leave (the
+    first NAMED of each). 400 if malformed."""
+    found, kept = c.get("verdicts", dict, {}), {}
+    for code, entry in found.items():
+        count, names = (entry.get("count"), entry.get("names", [])) if isinstance(entry, dict) else (None, None)
+        if code not in VERDICTS or type(count) is not int or not 0 < count < 1 << 40 or not isinstance(names, list) or \
+                not all(isinstance(name, str) for name in names[:NAMED]):
+            raise No(400, "verdicts is an object of {count, names} for: %s" % " ".join(VERDICTS))
+        kept[code] = {"count": count, "names": [printable(name)[:1000] for name in names[:NAMED]]}
+    return kept
 
 
 def end_send(c):
@@ -1559,7 +1622,7 @@ def end_send(c):
     if row["state"] == GETTING and row["status"] == "completed":
         kept = json.loads(c.relay.store.read("SELECT info FROM calculations WHERE seq = ?", row["seq"])[0]["info"])
         logs = len(c.relay.store.read("SELECT 1 FROM files WHERE calc = ? AND kind = 'result' AND name IN (?, ?)", row["seq"], *LOG_NAMES))
-        if (kept["result_names"] or kept["result_patterns"]) and row["results"] <= logs:
+        if kept["result_names"] and row["results"] <= logs:
             changes = {"status": "abnormal", "reason": "none of the results is there"}
     make_step(c, "end-send", row, got=time.time(), **changes)
     c.relay.leases.pop(row["accept_id"], None)
@@ -1574,9 +1637,10 @@ def get_calc_result(c):
     row = own(c)
     if row["state"] not in (GOT, FINISHED):
         raise No(409, "the result is not there yet", why="state", state=WORDS[row["state"]])
-    more = c.relay.store.read("SELECT info, missing, refused, report FROM calculations WHERE seq = ?", row["seq"])[0]
-    kept, report, page = json.loads(more["info"]), json.loads(more["report"]), page_of(c.relay.store, row["seq"], "result", 0)
+    more = c.relay.store.read("SELECT info, missing, refused, verdicts, report FROM calculations WHERE seq = ?", row["seq"])[0]
+    kept, report, page = json.loads(more["info"]), json.loads(more["report"]), page_of(c, row["seq"], "result", 0)
     result = {"result_files": page["files"], "missing": json.loads(more["missing"]), "refused": json.loads(more["refused"]),
+              "verdicts": json.loads(more["verdicts"]),
               "status": row["status"], "reason": row["reason"], "exit_code": row["exit_code"], "signal": row["signal"],
               "result_names": kept["result_names"], "result_patterns": kept["result_patterns"], "command": row["command"],
               "site": row["site"], "started": report.get("started", row["started"]), "ended": report.get("ended", row["ended"])}
@@ -1833,7 +1897,7 @@ def version(relay, authenticated):
     limits = relay.conf["limits"]
     found = {"version": 2, "instance": relay.instance, "max_body": limits["max_body"], "wait": relay.conf["times"]["wait"],
              "max_file": limits["max_file"], "max_files": limits["max_files"], "page": PAGE, "pack_file": PACK_FILE,
-             "time": round(time.time(), 3)}
+             "dirs": True, "time": round(time.time(), 3)}
     if authenticated:
         found["free"] = relay.store.free()
     return found
@@ -1872,7 +1936,7 @@ def files_call(c):
     if which is not None and row["state"] == FINISHED and not c.relay.store.kept(row):
         raise No(404, GONE, why="room")
     if which is None:
-        return add_page(c, row, kind) if posting else dict(page_of(c.relay.store, row["seq"], kind, c.number("from")), message="files")
+        return add_page(c, row, kind) if posting else dict(page_of(c, row["seq"], kind, c.number("from")), message="files")
     if which == "pack":
         return take_pack(c, row, kind) if posting else give_pack(c, row, kind)
     found = c.relay.store.read("SELECT n, size, sha256, done, blob, at FROM files WHERE calc = ? AND kind = ? AND n = ?",
@@ -1901,7 +1965,7 @@ def add_page(c, row, kind):
             raise No(409, "files are not taken now", why="state")
         have, more = (now["inputs"], now["inputs_more"]) if kind == "input" else (now["results"], now["results_more"])
         if first + len(entries) <= have and entries:
-            rows = tx.db.execute("SELECT name, size, sha256 FROM files WHERE calc = ? AND kind = ? AND n >= ? ORDER BY n LIMIT ?",
+            rows = tx.db.execute("SELECT name, size, sha256, x, mtime FROM files WHERE calc = ? AND kind = ? AND n >= ? ORDER BY n LIMIT ?",
                                  (row["seq"], kind, first, len(entries)))
             if [tuple(found) for found in rows] == entries:
                 return
@@ -2066,8 +2130,8 @@ def write_all(out, placed):
 
 def give_file(c, row, kind, found):
     """A file as bytes, from where Range says; ETag is its sha256."""
-    if not found["done"]:
-        raise No(409, "the file is not complete", why="incomplete")
+    if not found["done"] or found["blob"] is None:
+        raise No(409, "the file is not complete, or a directory", why="incomplete")
     start, tag = 0, '"%s"' % found["sha256"]
     asked = re.match(r"bytes=(\d{1,15})-\Z", c.headers.get("range", ""))
     if asked and c.headers.get("if-range", tag) == tag:
@@ -2088,7 +2152,7 @@ def give_pack(c, row, kind):
     rows = c.relay.store.read("SELECT n, size, done, blob, at FROM files WHERE calc = ? AND kind = ? AND n >= ? ORDER BY n LIMIT ?",
                               row["seq"], kind, first, min(PACK_FILES, c.get("count", int, PACK_FILES)))
     for found in rows:
-        if found["size"] > PACK_FILE or not found["done"] or total + found["size"] > c.relay.conf["limits"]["max_body"]:
+        if found["size"] > PACK_FILE or not found["done"] or found["blob"] is None or total + found["size"] > c.relay.conf["limits"]["max_body"]:
             break
         path = c.relay.store.spool(row["accept_id"], kind, found["blob"])
         if segments and segments[-1][0] == path and segments[-1][1] + segments[-1][2] == found["at"]:
@@ -2323,7 +2387,7 @@ def v1_result(c):
 def v1_stream(c, row, kind, entry, wrap, then=None):
     """An answer with files inside, as a Spool: JSON around base64 that is made while it is sent, its length known beforehand."""
     store = c.relay.store
-    rows = store.read("SELECT n, name, size, blob, at FROM files WHERE calc = ? AND kind = ? ORDER BY n", row["seq"], kind)
+    rows = store.read("SELECT n, name, size, blob, at FROM files WHERE calc = ? AND kind = ? AND blob NOT NULL ORDER BY n", row["seq"], kind)
     length, chunks = around_files(lambda mark: wrap({found["name"]: entry(mark) for found in rows}),
                                   [(store.spool(row["accept_id"], kind, found["blob"]), found["at"], found["size"]) for found in rows])
     return Spool(chunks, length, [], 200, then)
@@ -4433,7 +4497,8 @@ def backup(options):
     copy = sqlite3.connect(os.path.join(part, b"state.sqlite3").decode("utf-8", "surrogateescape"))
     copy.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     count = lost = 0
-    for accept_id, kind, blob in copy.execute("SELECT DISTINCT accept_id, kind, blob FROM files JOIN calculations ON seq = calc WHERE done"):
+    for accept_id, kind, blob in copy.execute(
+            "SELECT DISTINCT accept_id, kind, blob FROM files JOIN calculations ON seq = calc WHERE done AND blob NOT NULL"):
         source = store.spool(accept_id, kind, blob)
         goal = os.path.join(part, os.path.relpath(source, utf8(store.folder)))
         os.makedirs(os.path.dirname(goal), 0o700, exist_ok=True)

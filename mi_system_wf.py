@@ -331,15 +331,17 @@ def check_name(name):
     return name
 
 
-def check_order(names, before=None, reserved=()):
+def check_order(names, before=None, reserved=(), folders=False):
     """Checks a manifest's names: each one plain, ascending by parts_of (so that equal names, and a name that is another's directory,
-    stand side by side), none equal to or below a reserved one. before: the last name of the page before. ValueError; returns the last name."""
-    last = parts_of(before) if before is not None else None
+    stand side by side), none equal to or below a reserved one. folders: empty directories may follow, as names with a trailing /, behind
+    all files and ascending among themselves. before: the last name of the page before. ValueError; returns the last name."""
+    last = (before.endswith("/"), parts_of(before.rstrip("/"))) if before is not None else None
     for name in names:
-        now = parts_of(check_name(name))
-        if last is not None and (now[:len(last)] == last or now <= last):
+        plain = name[:-1] if folders and isinstance(name, str) and name.endswith("/") else name
+        now = plain is not name, parts_of(check_name(plain))
+        if last is not None and (now <= last or now[0] == last[0] and now[1][:len(last[1])] == last[1]):
             raise ValueError(_("two names that are equal, one in the other, or out of order: %s") % name)
-        if any(now[:1] == parts_of(word) for word in reserved):
+        if any(now[1][:1] == parts_of(word) for word in reserved):
             raise ValueError(_("a name that is kept for the log: %s") % name)
         last, before = now, name
     return before
@@ -401,7 +403,8 @@ def declared(names, patterns):
     """A function name -> bool: is this result one that was asked for (or a log)?"""
     wanted = {parts_of(name) for name in tuple(names) + LOG_NAMES}
     found = [pattern(text) for text in patterns]
-    return lambda name: parts_of(name) in wanted or any(one.match("/".join(parts_of(name))) for one in found)
+    asked = set(patterns)                              # an empty directory is there as its own pattern, too
+    return lambda name: parts_of(name) in wanted or name in asked or any(one.match("/".join(parts_of(name))) for one in found)
 # ==== end shared ====
 
 # ==== shared: check ====

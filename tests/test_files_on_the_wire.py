@@ -354,7 +354,7 @@ NFC, NFD = "caf\u00e9", "cafe\u0301"
 
 @pytest.mark.parametrize("what, names", [
     ("traversal", ["../x"]), ("traversal within", ["a/../../x"]), ("absolute", ["/etc/passwd"]), ("dot", ["a/./b"]), ("empty part", ["a//b"]),
-    ("empty", [""]), ("a slash at the end", ["a/"]), ("backslash", ["a\\b"]), ("line feed", ["a\nb"]), ("escape", ["a\x1b[2Jb"]), ("NUL", ["a\0b"]),
+    ("empty", [""]), ("a file behind an empty directory", ["a/", "b"]), ("backslash", ["a\\b"]), ("line feed", ["a\nb"]), ("escape", ["a\x1b[2Jb"]), ("NUL", ["a\0b"]),
     ("delete", ["a\x7f"]), ("C1 control", ["a\x85b"]), ("right-to-left override", ["a\u202etxt.exe"]), ("zero width", ["a\u200bb"]),
     ("a byte order mark", ["\ufeffa"]), ("a part of 256 bytes", ["\u00e9" * 128]), ("1,001 bytes", ["/".join(["x" * 200] * 4 + ["y" * 197])]),
     ("equal after NFC", [NFD, NFC]), ("a file and its directory", ["a", "a/b"]), ("out of order", ["b", "a"]), ("a deep file under a file", ["a/b", "a/b/c/d"]),

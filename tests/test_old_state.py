@@ -1,0 +1,107 @@
+"""What the scripts of an older commit left behind (old_state/, made by old_state/make.py) is gone on with, or refused with a line."""
+import json
+import os
+import re
+import shutil
+import sqlite3
+import subprocess
+import time
+
+import pytest
+
+import ssh_lab
+import suite
+
+OLD = os.path.join(suite.HERE, "old_state")
+
+
+def read(name):
+    with open(os.path.join(OLD, name), encoding="utf-8") as text:
+        return json.load(text)
+
+
+def put(files, folder, **places):
+    """The texts {path: text} below the folder, with MARKs replaced by their places."""
+    for name, text in sorted(files.items()):
+        path = os.path.join(str(folder), name)
+        os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
+        for mark, place in places.items():
+            text = text.replace("@%s@" % mark, str(place))
+        with open(os.open(path, os.O_WRONLY | os.O_CREAT, 0o600), "w", encoding="utf-8") as out:
+            out.write(text)
+    for above, folders, names in os.walk(str(folder)):
+        os.chmod(above, 0o700)
+
+
+def dump(path):
+    """All of a database, as SQL."""
+    db = sqlite3.connect(path)
+    try:
+        return list(db.iterdump())
+    finally:
+        db.close()
+
+
+@pytest.fixture
+def old(make_world):
+    """A world, not started, whose relay finds the old state; its `old` holds ids and token."""
+    world = make_world(tls=False, commands=["hello"])
+    shutil.rmtree(world.state)
+    world.old = read("relay.json")
+    put(world.old["files"], world.state)
+    db = sqlite3.connect(os.path.join(world.state, "state.sqlite3"))
+    db.executescript(world.old["sql"])
+    times = "registered touched allowed claimed started ended got finished".split()           # as if it were left just now
+    db.execute("UPDATE calculations SET %s" % ", ".join("%s = CASE WHEN %s THEN ? END" % (name, name) for name in times), [time.time()] * len(times))
+    db.execute("UPDATE tokens SET expires = ?", (time.time() + 1e6,))
+    db.commit()
+    db.close()
+    world.token = world.old["token"]
+    return world
+
+
+def copies(world):
+    return sorted(name for name in os.listdir(world.state) if name.startswith("state.sqlite3.schema"))
+
+
+def test_an_old_database_is_kept_beside_the_upgraded_one_and_what_it_holds_goes_on(old, tmp_path):
+    before = dump(os.path.join(old.state, "state.sqlite3"))
+    old.start()
+    assert copies(old) == ["state.sqlite3.schema2"] and dump(os.path.join(old.state, "state.sqlite3.schema2")) == before
+    assert os.stat(os.path.join(old.state, "state.sqlite3.schema2")).st_mode & 0o077 == 0
+    ids = old.old["ids"]
+    done = old.workflow("result", ids["to fetch"], "--out", "out.txt", cwd=str(tmp_path))
+    assert done.returncode == 0 and (tmp_path / "out.txt").read_text() == "result\n", done.stderr
+    again = old.client().ok("POST", "add-calcinfo", {"v": 2, "request_id": "waits", "allow": False, "calc-info": {
+        "command": "hello", "remote-site": suite.SITE, "parameters": "", "result_files": {"out.txt": {}}, "parameter_files": {"in.txt": suite.entry(b"input\n")}}})
+    assert again["accept_id"] == ids["waits"] and again["known"]       # the same words as before the upgrade are the same calculation
+    base = os.path.join(old.folder, "poller", "base")
+    put(read("poller.json")["files"], base, URL=old.url)
+    old.poller({"hello": "argv =\n    /bin/sh\n    -c\n    cat in.txt >out.txt\nmatch = hello"})
+    for name in ("half", "waits"):                     # that base's own calculation is delivered, and what waited is run
+        done = old.workflow("wait", ids[name], "--out", "out.txt", "--to", name, cwd=str(tmp_path))
+        assert done.returncode == 0 and (tmp_path / name / "out.txt").read_text() == "input\n", (name, done.stderr)
+
+
+def test_a_relay_killed_in_the_midst_of_the_upgrade_upgrades_at_its_next_start(old):
+    before = dump(os.path.join(old.state, "state.sqlite3"))
+    old.write_ini(suite.a_port())
+    done = suite.run("mi_dicomapi.py", "serve", "--ini", old.ini, env=suite.clean_env(MI_FAULT="old state kept"))
+    assert done.returncode == -9
+    old.start()
+    kept = copies(old)
+    assert len(kept) == 2 and all(dump(os.path.join(old.state, name)) == before for name in kept)
+    assert old.rows("PRAGMA user_version")[0]["user_version"] == suite.module("mi_dicomapi.py").SCHEMA_VERSION
+
+
+def test_a_record_of_an_old_runner_is_resumed(tmp_path):
+    lab, found = ssh_lab.Lab().start(), read("runner.json")
+    try:
+        put(found["record"], lab.path("state"), LAB=lab.dir, HERE=tmp_path)
+        put(found["far"], lab.path("far"), LAB=lab.dir, HERE=tmp_path)
+        shutil.copy(lab.path("ini"), str(tmp_path / "mi_distributed_computing_assist.ini"))
+        ident = re.search(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", " ".join(found["record"])).group()
+        done = subprocess.run(lab.words("resume", ident), cwd=str(tmp_path), env=lab.env(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=60)
+        assert done.returncode == 0 and (tmp_path / "res").read_text() == "old\n", done.stdout.decode()
+    finally:
+        lab.close()
