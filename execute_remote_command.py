@@ -1171,7 +1171,10 @@ JA = {                         # what a person reads, in Japanese
     "%s: put it where the path has no quotes, blanks or $": "%s: 引用符、空白、$ を含まないパスに置いてください",
     "%s: the command was not started yet; end its runner instead":
         "%s: コマンドはまだ始まっていません。実行中の本プログラムの方を止めてください",
-    "%s: not a UUID": "%s: UUID ではありません",
+    "%s: not a UUID (see: list; its first eight characters do)": "%s: UUID ではありません (list で一覧が見られます。先頭 8 文字でも構いません)",
+    "%s: which one? %s": "%s: どれですか。%s",
+    " (a value that begins with - is written with =, as in --batch-option=--time=60)":
+        " (- で始まる値は --batch-option=--time=60 のように = でつないでください)",
     "%s: %s (try by hand: %s)": "%s: %s (手で試すには: %s)",
     "%s: not a host": "%s: ホスト名ではありません",
     "%s: a guard or shell there answers otherwise than expected: %s": "%s: 先方の guard かシェルの応答が想定と異なります: %s",
@@ -2621,7 +2624,7 @@ class Record:
     def __init__(self, ident, order=None, lock=True):
         import fcntl
         if not re.match(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\Z", ident):
-            raise Stop(EX_USAGE, _("%s: not a UUID") % printable(ident))
+            raise Stop(EX_USAGE, _("%s: not a UUID (see: list; its first eight characters do)") % printable(ident))
         self.ident, self.folder = ident, os.path.join(state_folder(), ident.encode())
         if order is not None:
             os.mkdir(self.folder + b".new", 0o700)
@@ -4072,9 +4075,22 @@ def fielded(words):
         given[key] = value
     if not given.get("client_cmd"):
         raise Stop(EX_USAGE, _("client_cmd:COMMAND is missing"))
-    files = [name for name in given.get("client_files", "").split(",") if name]
+    files = [path for name in given.get("client_files", "").split(",") for path in fielded_files(name)]
+    files = list(dict.fromkeys(files))
     outcome = run_calculation(given["client_name"], given["client_cmd"], files, ".", settings_for(given), "fielded", keep=True)
     return say_outcome(outcome, False)
+
+
+def fielded_files(name):
+    """The paths that one name of client_files: stands for, as a shell and rsync took it: blanks around it, ~, wildcards, DIR/ (what is in it)."""
+    import glob
+    path = utf8(name) if os.path.lexists(utf8(name)) else os.path.expanduser(utf8(name.strip()))
+    found = sorted(glob.glob(path)) if path and not os.path.lexists(path) else []
+    paths = []
+    for one in found or [path] if path else []:
+        inside = one.endswith(b"/") and os.path.isdir(one)
+        paths += [os.path.join(one, leaf) for leaf in sorted(os.listdir(one))] if inside else [one]
+    return [one.decode("utf-8", "surrogateescape") for one in paths]
 
 
 def say_outcome(outcome, as_json):
@@ -4096,6 +4112,8 @@ def parser():
 
     class Parser(argparse.ArgumentParser):
         def error(self, message):
+            if "expected one argument" in message:
+                message += _(" (a value that begins with - is written with =, as in --batch-option=--time=60)")
             raise Stop(EX_USAGE, _("%s; --help says more") % message)
 
     top = Parser(prog=PROGRAM + ".py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -4148,9 +4166,17 @@ def settings_of(record):
     return Settings(**{key: record.order["settings"][key] for key in Settings._fields})
 
 
+def whole_ident(word):
+    """The calculation of that beginning of a UUID (8 characters at least), or the word itself. 64 if there are several."""
+    found = [ident for ident in idents() if len(word) >= 8 and ident.startswith(word)]
+    if len(found) > 1:
+        raise Stop(EX_USAGE, _("%s: which one? %s") % (printable(word), " ".join(found[:10])))
+    return found[0] if found else word
+
+
 def do_resume(options):
     """Goes on where the journal says that the runner stopped."""
-    record = Record(options.uuid)
+    record = Record(whole_ident(options.uuid))
     settings = settings_of(record)
     if options.retry:
         settings = settings._replace(retry=settings_for(vars(options)).retry)
@@ -4203,16 +4229,17 @@ def ask(record, verb, *words):
 
 def do_cancel(options):
     """Ends the command; who waits for it (or resumes) gets its log and files."""
-    state = ask(Record(options.uuid, lock=False), "cancel", str(max(0, options.grace)))       # beside a runner that waits
+    ident = whole_ident(options.uuid)
+    state = ask(Record(ident, lock=False), "cancel", str(max(0, options.grace)))       # beside a runner that waits
     if state == "none":
-        raise Stop(EX_TEMPFAIL, _("%s: the command was not started yet; end its runner instead") % options.uuid)
-    sys.stdout.write("%s: %s\n" % (options.uuid, printable(state)))
+        raise Stop(EX_TEMPFAIL, _("%s: the command was not started yet; end its runner instead") % ident)
+    sys.stdout.write("%s: %s\n" % (ident, printable(state)))
     return 0 if state.split()[0] in ("ended", "failed", "lost") else EX_TEMPFAIL
 
 
 def do_clean(options):
     """Removes ended calculations: there and here."""
-    chosen = list(options.uuid)
+    chosen = [whole_ident(word) for word in options.uuid]
     if options.older:
         try:
             limit = time.time() - seconds(options.older)

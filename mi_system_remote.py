@@ -64,6 +64,8 @@ REFUSED_MOST = 3600            # ... up to this
 V1_AGAIN = 600                 # seconds after which a fielded relay is asked again whether it is one still
 V1_LOST_AFTER = 3600           # seconds after which a calculation of a fielded relay is ours if its calc-info was lost and nobody goes on
 LEAVE = 3                      # seconds after a signal until it ends in any case, even if nobody reads its log
+FULL_BELOW = 64 << 10          # bytes: with less, a command that failed has probably failed of it
+FULL = {errno.ENOSPC: "No space left on device", errno.EDQUOT: "Disk quota exceeded"}         # as programs say it in English
 OUTPUT_PART = 64 << 10         # bytes of a running command's stdout, and of its stderr, that one heartbeat takes along
 OUTPUT_QUIET = 8               # seconds until the output of a command that writes seldom is looked at again
 OUTPUT_MOST = 64 << 20         # bytes of each that go ahead of the results, all in all
@@ -791,7 +793,8 @@ class Relay:
 
     def __init__(self, url, token, ca_file="", verify=True, proxy="", client_cert="", client_key="", port=None):
         self.tls, self.host, self.port, self.prefix = address(url, port)
-        self.token, self.ca_file, self.verify, self.proxy = token, ca_file, verify, proxy
+        self.token, self.verify, self.proxy = token, verify, proxy
+        self.ca_file = ca_file or (os.environ.get("REQUESTS_CA_BUNDLE", "") if verify else "")           # which the fielded programs obey
         self.client_cert, self.client_key = client_cert, client_key
         self.pause, self.notice, self.keep_on = time.sleep, lambda why: None, False
         self.at_once, self.slowest = (), 600
@@ -811,14 +814,15 @@ class Relay:
         try:
             at = self.ca_file
             if at:
-                context.load_verify_locations(utf8(at))
+                context.load_verify_locations(**{"capath" if os.path.isdir(utf8(at)) else "cafile": utf8(at)})
             if not self.verify:
                 context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
             at = self.client_cert
             if at:
                 context.load_cert_chain(utf8(at), utf8(self.client_key or at), "")
         except OSError as error:                       # ssl.SSLError is one
-            raise Stop(EX_CONFIG, _("%s: unusable certificate file: %s") % (at, error.strerror or error))
+            origin = " (REQUESTS_CA_BUNDLE)" if at == os.environ.get("REQUESTS_CA_BUNDLE") else ""
+            raise Stop(EX_CONFIG, _("%s: unusable certificate file: %s") % (at + origin, error.strerror or error))
         self.all_cas = not self.verify
         return context
 
@@ -2499,7 +2503,8 @@ JA = {                         # what a person reads, in Japanese
     "what was typed": "入力された内容",
     "no token: set token_file in [poller] (mode 0600)": "トークンがありません: [poller] に token_file (モード 0600) を設定してください",
     "%s: [poller] %s is not set": "%s: [poller] %s が設定されていません",
-    "%s: not on this host": "%s: この計算機にはありません",
+    "%s: not on this host (see: list)": "%s: この計算機にはありません (list で一覧が見られます)",
+    "%s: which one? %s": "%s: どれですか。%s",
     "say poll, list, show ID, or SITE BASE_URL TOKEN|login ...; --help tells more":
         "poll、list、show ID、または 識別子 BASE_URL トークン|login ... を指定してください。--help をご覧ください",
     "is not like 22-6, or Mon-Fri 20:30-6:00, Sat-Sun 0-24": "22-6、または Mon-Fri 20:30-6:00, Sat-Sun 0-24 のような形ではありません",
@@ -2509,6 +2514,13 @@ JA = {                         # what a person reads, in Japanese
         "ini の [poller] に paused = yes があります。変更してポーリングプログラムを再起動してください",
     "new calculations are taken": "新しい計算を受け取ります",
     "new calculations are taken as soon as a poller runs": "ポーリングプログラムが動き次第、新しい計算を受け取ります",
+    "a poller runs": "ポーリングプログラムが動いています",
+    "no poller runs: nothing is taken or delivered": "ポーリングプログラムが動いていません。計算の受け取りも結果の送信も行われません",
+    "paused: nothing new is taken until `resume`": "一時停止中です。resume まで新しい計算を受け取りません",
+    "[poller] paused = yes: nothing new is taken": "[poller] paused = yes です。新しい計算を受け取りません",
+    "outside of [poller] hours: nothing new is taken now": "[poller] hours の時間外です。今は新しい計算を受け取りません",
+    "the running poller still has other values than the ini for: %s; start it again (what runs goes on)":
+        "動作中のポーリングプログラムの値が ini と異なります: %s。再起動してください (実行中の計算は続きます)",
     "is being sent": "送信中です",
     "no poller runs": "ポーリングプログラムが動いていません",
     "not wanted; resend tries once more": "受け取られません。resend でもう一度試せます",
@@ -2516,9 +2528,9 @@ JA = {                         # what a person reads, in Japanese
     "now": "今",
     "%s  since %s  next try: %s  why: %s": "%s  終了 %s  次の試行: %s  理由: %s",
     "%s: nothing waits here to be delivered (%s)": "%s: 送信待ちの結果はありません (%s)",
-    "not on this host": "この計算機にはありません",
     "the running poller sends it now": "動作中のポーリングプログラムが今送ります",
-    "is not a word of this program; --help tells more": "このプログラムの語ではありません。--help をご覧ください",
+    "is not a word of this program%s": "このプログラムの語ではありません%s",
+    "%s: not like %s": "%s: 正しくは %s のような形です",
     "%s: unknown option; --help tells more": "%s: 知らないオプションです。--help をご覧ください",
     "%s needs one ID": "%s には ID を一つ指定してください",
 }
@@ -3053,7 +3065,7 @@ def tail_of(path):
 def end_early(calc, reason, text):
     """6. It ends without its command: reason for the relay, text for people, in the stderr log and here."""
     calc.explain(text)
-    calc.note(6, "ended", exit_code=None, reason=reason)
+    calc.note(6, "ended", exit_code=None, reason="%s: %s" % (reason, text) if reason in ("refused", "input", "disk") else reason)
     log("warn", calc.accept_id, "6 calc-end", reason=reason, why=text)
 
 
@@ -3143,11 +3155,26 @@ def wait_for_end(poller, calc):
     beside(calc, "post")
     child, end, code = read_note(calc.path(b"child")), read_note(calc.path(b"end")), detail if state == "ended" else None
     reason = why or (detail if state == "lost" else "could not be started" if code is None else calc.beside)
+    reason = reason or disk_was_full(calc, code)
     if reason:
         calc.explain(reason)
     calc.note(6, "ended", exit_code=code, signal=code - 128 if code and 128 < code < 193 else None, reason=reason, whole=state == "ended",
               started=child and round(child.time, 3), ended=end and round(end.time, 3))
     log("info", calc.accept_id, "6 calc-end", site=poller.site, exit_code=code, reason=reason)
+
+
+def disk_was_full(calc, code):
+    """Why a command that failed has probably failed: there is no room where it works, or it says so; or ""."""
+    if not code:
+        return ""
+    for error in (errno.ENOSPC, errno.EDQUOT):
+        if any(text in line for line in tail_of(calc.path(b"stderr")) for text in (os.strerror(error), FULL[error])):
+            return "disk: %s (the command's own words)" % FULL[error]
+    try:
+        disk = os.statvfs(calc.work)
+        return "disk: %s: no room is left there" % shown(calc.work) if disk.f_bavail * disk.f_frsize < FULL_BELOW or not disk.f_favail else ""
+    except OSError:
+        return ""
 
 
 # ---- 7. and 8. results ----
@@ -3658,6 +3685,8 @@ class Poller:
         if why is not None and not self.away:
             if isinstance(why, Refused) and why.code in NO_TOKEN:
                 log("error", None, "the token is refused: put a valid one into token_file, or start again; asking on, nothing is lost", why=why)
+            elif isinstance(why, Refused):
+                log("warn", None, "relay answers \"later\", asking on", why=why)
             else:
                 log("warn", None, "relay away, asking on", why=why)
         elif why is None and self.away:
@@ -4221,12 +4250,15 @@ def set_up(options, settings, ini, as_program):
     address(options["url"], options["port"])
     commands = allow_list(ini, settings)
     token = find_token(options["token"], options["url"], keys, as_program)
+    for word, why in options.get("ignored", ()):
+        log("warn", None, "ignored", word=word, why=why)
     base = open_base(options["calc_base"])
     lock = lock_base(base)
     if (base + b"/").startswith(b"/tmp/"):
         log("warn", None, "calc_base is below /tmp: a reboot or a cleaner may delete what was not delivered", base=shown(base))
     poller = Poller(settings, options, commands, token, base)
     poller.lock, poller.name = lock, poller_name(base)
+    note_settings(base, settings)
     if not options["verify"]:
         log("warn", None, "no_auth: THE RELAY'S CERTIFICATE IS NOT CHECKED: whoever sits in between can read token, inputs and results and "
                           "give orders within the allow-list; use no_auth:CAFILE or ca_file")
@@ -4283,6 +4315,45 @@ def poller_runs(base):
     return struct.unpack("hhllhh", found)[0] != fcntl.F_UNLCK
 
 
+def settings_sums(settings):
+    """{"[SECTION] KEY": what tells one value from another} of the ini's sections that the poller reads."""
+    import hashlib
+    def sum_of(value):
+        return hashlib.sha256(repr(getattr(value, "pattern", value)).encode("utf-8", "replace")).hexdigest()[:16]
+    return {"[%s] %s" % (section, key): sum_of(value) for section, keys in settings.items() for key, value in keys.items()}
+
+
+def note_settings(base, settings):
+    """.mi/settings: with which values this poller runs, for `check` and `list`."""
+    try:
+        write_synced(os.path.join(base, b".mi", b"settings"), json.dumps(settings_sums(settings)).encode())
+    except OSError as error:
+        log("warn", None, "disk", error=error)
+
+
+def standing(base, settings):
+    """Rows about the poller of calc_base: does one run, does it take new calculations, has it other values than the ini by now?"""
+    keys, rows = settings["poller"], []
+    runs = os.path.exists(os.path.join(base, b".mi", b"lock")) and poller_runs(base)
+    rows.append((True if runs else None, _("a poller runs") if runs else _("no poller runs: nothing is taken or delivered")))
+    if os.path.exists(os.path.join(base, b".mi", b"paused")):
+        rows.append((None, _("paused: nothing new is taken until `resume`")))
+    if keys["paused"]:
+        rows.append((None, _("[poller] paused = yes: nothing new is taken")))
+    if not within(keys["hours"], time.localtime()):
+        rows.append((None, _("outside of [poller] hours: nothing new is taken now")))
+    try:
+        with open(os.path.join(base, b".mi", b"settings")) as text:
+            before, now = json.load(text), settings_sums(settings)
+        changed = sorted(key for key in set(before) | set(now) if before.get(key) != now.get(key)) if runs else []
+    except (OSError, ValueError):
+        changed = []
+    if changed:
+        rows.append((None, _("the running poller still has other values than the ini for: %s; start it again (what runs goes on)")
+                     % ", ".join(changed[:10])))
+    return rows
+
+
 def pause(base, keys, word):
     """pause and resume: a mark beside the calculations that the running poller, or the next one, obeys. 78 if the ini says paused."""
     path = os.path.join(base, b".mi", b"paused")
@@ -4321,11 +4392,22 @@ def outbox(base, as_json):
         print(_("%s  since %s  next try: %s  why: %s") % (row["id"], since, late, printable(row["why"])))
 
 
+def named(base, name):
+    """The calculation of that name, or of that beginning of one (8 characters at least). 64 if there is none, or more than one."""
+    known = on_disk(base)
+    found = [calc for calc in known if calc.name == name] or [calc for calc in known if len(name) >= 8 and calc.name.startswith(name)]
+    if not found:
+        raise Stop(EX_USAGE, _("%s: not on this host (see: list)") % printable(name))
+    if len(found) > 1:
+        raise Stop(EX_USAGE, _("%s: which one? %s") % (printable(name), " ".join(calc.name for calc in found[:10])))
+    return found[0]
+
+
 def waiting(base, name):
     """The calculation of that name if its result waits here. 64 otherwise."""
-    calc = next((calc for calc in on_disk(base) if calc.name == name), None)
-    if calc is None or calc.state() not in ("undelivered", "kept"):
-        raise Stop(EX_USAGE, _("%s: nothing waits here to be delivered (%s)") % (printable(name), calc.state() if calc else _("not on this host")))
+    calc = named(base, name)
+    if calc.state() not in ("undelivered", "kept"):
+        raise Stop(EX_USAGE, _("%s: nothing waits here to be delivered (%s)") % (calc.name, calc.state()))
     return calc
 
 
@@ -4352,6 +4434,7 @@ def resent(poller):
 def show(base, name, as_json):
     """One calculation (without its claim, with its journal), or with name None a line for each. 64 if it is not here."""
     known = on_disk(base)
+    name = name and named(base, name).name
     rows = [{"id": calc.name, "state": calc.state(), "command": calc.info["command"], "age": round(time.time() - calc.order["t"])}
             for calc in known]
     for calc, row in zip(known, rows):
@@ -4364,8 +4447,6 @@ def show(base, name, as_json):
             order = {key: value for key, value in calc.order.items() if key != "claim"}
             row.update(work=shown(calc.work), control=shown(calc.control), order=order, journal=calc.journal)
             return print(json.dumps(row, ensure_ascii=False, indent=None if as_json else 1))
-    if name is not None:
-        raise Stop(EX_USAGE, _("%s: not on this host") % printable(name))
     if as_json:
         print(json.dumps(rows, ensure_ascii=False))
 
@@ -4392,7 +4473,7 @@ def check_host(settings, ini):
         rows += [(False, str(stop))] if (False, str(stop)) not in rows else []
     base = os.fsdecode(base_path(keys["calc_base"]))
     rows += [look_at_file(os.path.join(base, ".mi"), 0o700)] if os.path.exists(utf8(os.path.join(base, ".mi"))) else []
-    return rows + look_at_disk(base, keys["keep_free"]) + [look_at_limits(256)]
+    return rows + look_at_disk(base, keys["keep_free"]) + [look_at_limits(256)] + standing(utf8(base), settings)
 
 
 def probes(site):
@@ -4537,11 +4618,14 @@ def do_unit(options, ini):
     print(text, end="")
 
 
+FIELDED = {"debug": "debug", "no_auth": "no_auth[:CAFILE]", "port": "port:443", "retry": "retry:5,60", "calc_base": "calc_base:DIR"}
+
+
 def fielded_words(words, options):
     """The manual's words, SITE BASE_URL TOKEN ..., into options. 64."""
     if len(words) < 3 or "://" not in words[1]:
         raise Stop(EX_USAGE, _("say poll, list, show ID, or SITE BASE_URL TOKEN|login ...; --help tells more"))
-    options.update(site=words[0], url=words[1], token=words[2], fielded=True)
+    options.update(site=words[0], url=words[1], token=words[2], fielded=True, ignored=[])
     for word in words[3:]:
         key, colon, value = word.partition(":")
         try:
@@ -4555,10 +4639,12 @@ def fielded_words(words, options):
                 options["retry"] = retry_of(value)
             elif key == "calc_base" and value:
                 options["calc_base"] = value
+            elif key in FIELDED and key not in ("debug", "retry"):
+                raise Stop(EX_USAGE, _("%s: not like %s") % (printable(word), FIELDED[key]))
             else:
-                raise ValueError(_("is not a word of this program; --help tells more"))
-        except ValueError as error:
-            raise Stop(EX_USAGE, "%s: %s" % (word, error))
+                raise ValueError(_("is not a word of this program%s") % nearest(key, list(FIELDED)))
+        except ValueError as error:                    # as the fielded program does
+            options["ignored"].append((word, error))
 
 
 def parse(argv):
@@ -4612,14 +4698,17 @@ def main(argv=None):
     if words[0] != "poll" and not options["fielded"]:
         base = open_base(settings["poller"]["calc_base"])
         if words[0] in ("list", "show"):
-            return show(base, words[1] if words[0] == "show" else None, options["json"])
+            show(base, words[1] if words[0] == "show" else None, options["json"])
+            for good, text in standing(base, settings) if words[0] == "list" and not options["json"] else ():
+                print("-- " + text)
+            return
         if words[0] in ("pause", "resume"):
             return pause(base, settings["poller"], words[0])
         if words[0] == "outbox":
             return outbox(base, options["json"])
         options["resend"] = waiting(base, words[1]).name
         if poller_runs(base):
-            return hand_over(base, words[1])
+            return hand_over(base, options["resend"])
     if settings["poller"]["logfile"]:
         SAY["log"] = open(utf8(settings["poller"]["logfile"]), "a", encoding="utf-8", errors="backslashreplace")
     no_core_dump()

@@ -57,6 +57,8 @@ TERM_PATIENCE = 5              # seconds for --on-term cancel: a batch system ki
 CANCEL_PATIENCE = 120          # seconds after --deadline in which a cancelled calculation should come to its end
 OUTPUT_REST = 64 << 10         # bytes of output that, not shown while the command ran, are shown from its log at the end
 KEPT_WORDS = 20                # missing files that a line names, at most
+NOTHING = b"/dev/null"         # path of an input that is not there
+V1_MARK = "mi_distcomp_request"                        # key in a calc-info
 V1_ABNORMAL = 1                # exit code where a fielded relay says that the calculation ended abnormally: it does not tell how
 
 # ==== shared: say ====
@@ -781,7 +783,8 @@ class Relay:
 
     def __init__(self, url, token, ca_file="", verify=True, proxy="", client_cert="", client_key="", port=None):
         self.tls, self.host, self.port, self.prefix = address(url, port)
-        self.token, self.ca_file, self.verify, self.proxy = token, ca_file, verify, proxy
+        self.token, self.verify, self.proxy = token, verify, proxy
+        self.ca_file = ca_file or (os.environ.get("REQUESTS_CA_BUNDLE", "") if verify else "")           # which the fielded programs obey
         self.client_cert, self.client_key = client_cert, client_key
         self.pause, self.notice, self.keep_on = time.sleep, lambda why: None, False
         self.at_once, self.slowest = (), 600
@@ -801,14 +804,15 @@ class Relay:
         try:
             at = self.ca_file
             if at:
-                context.load_verify_locations(utf8(at))
+                context.load_verify_locations(**{"capath" if os.path.isdir(utf8(at)) else "cafile": utf8(at)})
             if not self.verify:
                 context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
             at = self.client_cert
             if at:
                 context.load_cert_chain(utf8(at), utf8(self.client_key or at), "")
         except OSError as error:                       # ssl.SSLError is one
-            raise Stop(EX_CONFIG, _("%s: unusable certificate file: %s") % (at, error.strerror or error))
+            origin = " (REQUESTS_CA_BUNDLE)" if at == os.environ.get("REQUESTS_CA_BUNDLE") else ""
+            raise Stop(EX_CONFIG, _("%s: unusable certificate file: %s") % (at + origin, error.strerror or error))
         self.all_cas = not self.verify
         return context
 
@@ -1603,6 +1607,7 @@ JA = {
     "%s: its name is not UTF-8": "%s: 名前が UTF-8 ではありません",
     "nothing was registered; inputs that are missing or cannot be read: %s": "登録していません。存在しないか読めない入力: %s",
     "and %d more": "ほか %d 件",
+    "warning: %s": "警告: %s",
     "inputs: %s": "入力: %s",
     "results: %s": "結果: %s",
     "nothing was registered; %d inputs are more than the relay takes (%d)": "登録していません。入力 %d 件は中継サーバーの上限 (%d) を超えています",
@@ -1621,10 +1626,23 @@ JA = {
     "fetching the results": "結果を取得しています",
     "registered": "登録しました",
     "found again (request id %s)": "登録済みの計算を続けます (request id %s)",
-    "waiting for the external computer": "外部計算機を待っています",
+    "waiting for the external computer": "実行待ち (外部計算機を待っています)",
     ", %d before it": "、前に %d 件",
     ", out of contact for %d s": "、%d 秒間連絡なし",
     "the relay answers again": "中継サーバーの応答が戻りました",
+    "the relay refuses the token, asking on (a renewed token_file is read): %s":
+        "中継サーバーがトークンを拒否しました。問い合わせを続けます (token_file を更新すれば読み直します): %s",
+    "the relay answers \"later\", asking on: %s": "中継サーバーは「後で」と答えました。問い合わせを続けます: %s",
+    "done": "正常終了",
+    "abnormal": "異常終了",
+    "taken: its inputs are on their way": "入力転送中",
+    "taken: its inputs are there": "入力転送済み、開始待ち",
+    "running": "実行中",
+    "ended: its results are awaited": "計算終了、結果待ち",
+    "sending: its results are on their way": "結果転送中",
+    "%s: the token is refused (%s): get a valid one, role workflow, for this user and site":
+        "%s: トークンが拒否されました (%s): この利用者と識別子に有効な、role が workflow のトークンを入手してください",
+    "%s: the relay %s knows no such calculation of yours": "%s: 中継サーバー %s に、あなたのその計算はありません",
     "the relay does not answer, asking on: %s": "中継サーバーの応答がありません。問い合わせを続けます: %s",
     "the relay could not be told that the results are here: %s": "結果を受け取ったことを中継サーバーに伝えられませんでした: %s",
     # a fielded relay
@@ -1633,14 +1651,18 @@ JA = {
     "cancelled": "中止しました",
     "the external computer stops it": "外部計算機が停止させます",
     "a fielded relay has forgotten it; what runs on the external computer runs on": "従来の中継サーバーは計算を忘れました。外部計算機で実行中のものは続きます",
-    "nothing was registered; %s: a fielded relay takes no directories (an input may go without: NAME=PATH)":
-        "登録していません。%s: 従来の中継サーバーではディレクトリを使えません (入力は NAME=PATH で平らな名前にできます)",
+    "nothing was registered; %s: a fielded poller takes no input with a directory (without it: NAME=PATH)":
+        "登録していません。%s: 従来のポーリングプログラムはディレクトリ付きの入力を扱えません (NAME=PATH で平らな名前にできます)",
     "nothing was registered; %s: a fielded relay takes no patterns, name each result":
         "登録していません。%s: 従来の中継サーバーではパターンを使えません。結果の名前をそれぞれ指定してください",
     "nothing was registered; --param: a fielded poller would run the command without it (BASE_URL SITE TOKEN COMMAND ... sends it all the same)":
         "登録していません。--param: 従来のポーリングプログラムは引数なしでコマンドを実行します (BASE_URL SITE TOKEN COMMAND ... の形なら送ります)",
-    "warning: a fielded relay knows no --request-id: the same words again make another calculation":
-        "警告: 従来の中継サーバーは --request-id を扱いません。同じ引数で再実行すると別の計算になります",
+    "warning: a fielded relay forgets a calculation whose result was fetched: with the same --request-id another one is made then":
+        "警告: 従来の中継サーバーは結果を渡した計算を忘れます。その後は同じ --request-id でも別の計算になります",
+    "warning: the relay does not show what it has (%s): if a registration arrived whose answer was lost, it stands in"
+    " the site's way until the relay forgets it (half an hour)":
+        "警告: 中継サーバーの登録一覧を見られません (%s)。応答が失われた登録が届いていれば、中継サーバーが忘れるまで (約 30 分) この識別子の計算を妨げます",
+    "input %s: an empty file is sent in its place": "入力 %s: 代わりに空のファイルを送ります",
     "nothing was registered; an input cannot be sent: %s": "登録していません。入力を送れません: %s",
     "a fielded relay forgets all when it stops, and a result once it was asked for: %s":
         "従来の中継サーバーは停止するとすべてを、結果は一度渡すと忘れます: %s",
@@ -1653,7 +1675,7 @@ JA = {
     " the same submit with its --request-id sends them":
         "%s: 中継サーバーに入力がそろっておらず、送る者もいません (submit が中断されたか、中継サーバーがバックアップから復元されました)。"
         "同じ submit に元の --request-id を付けて実行すると送られます",
-    "registered; its inputs are not complete": "登録済みですが、入力がまだ揃っていません",
+    "registered; its inputs are not complete": "入力待ち (登録済みですが、入力がまだ揃っていません)",
     "the relay was restored from a backup: it gets the inputs again": "中継サーバーがバックアップから復元されました。入力をもう一度送ります",
     "allowed once more": "もう一度実行できるようにしました",
     "the deadline is over: cancelling": "期限を過ぎました。取り消します",
@@ -1684,8 +1706,12 @@ JA = {
     "is not there": "ありません",
     "; nothing is lost, fetch it with: %s.py result %s": "。結果は失われていません。次で取得できます: %s.py result %s",
     "the command ended with %d (its own exit code)": "コマンドの終了コードは %d です (コマンド自身のもの)",
-    "the command ended with 0, but the calculation is not complete; exit code %d is this program's":
-        "コマンドは 0 で終わりましたが計算は完全ではありません。終了コード %d はこのプログラムのものです",
+    "%s; the command was stopped and ended with %d": "%s。コマンドを停止しました (終了コード %d)",
+    "; exit code %d is this program's": "。このプログラムの終了コードは %d です",
+    "is a directory or no file there; for all that is in a directory declare %s/":
+        "外部計算機ではディレクトリか、ファイルではないものです。ディレクトリの中身すべてなら %s/ と指定してください",
+    "the command ended with 0, but the calculation is not complete (%s); exit code %d is this program's":
+        "コマンドは 0 で終わりましたが計算は完全ではありません (%s)。終了コード %d はこのプログラムのものです",
     "exit code %d is this program's, not the command's (%s: %s; %s may say more)":
         "終了コード %d はこのプログラムのもので、コマンドのものではありません (%s: %s。%s も見てください)",
     "; %d files in %s": "。ファイル %d 件を %s に置きました",
@@ -1702,6 +1728,14 @@ JA = {
     "one of these words must come first: %s; --help says more": "最初の語は次のいずれかです: %s。--help を見てください",
     "%s needs SITE and COMMAND; --help says more": "%s には SITE と COMMAND が必要です。--help を見てください",
     "%s needs ACCEPT_IDs; --help says more": "%s には ACCEPT_ID が必要です。--help を見てください",
+    "%s: not an ACCEPT_ID (run and submit print it; its first eight characters do)":
+        "%s: ACCEPT_ID ではありません (run や submit が表示するもの。先頭 8 文字でも構いません)",
+    "%s takes SITE and COMMAND only; what is %s? (inputs: --in FILE..., results: --out NAME..., arguments of the"
+    " command: --param TEXT; a command with blanks in quotes)":
+        "%s が取るのは SITE と COMMAND だけです。%s は何ですか (入力は --in ファイル..., 結果は --out 名前..., コマンドの引数は --param 文字列。"
+        "空白を含むコマンドは引用符で囲んでください)",
+    " (a value that begins with - is written with =, as in --param=--fine)": " (- で始まる値は --param=--fine のように = でつないでください)",
+    "%s: interrupted; it was waiting and is deleted": "%s: 中断されました。待っていた計算は削除しました",
 }
 
 KEYS = {"workflow": {"url": (str, ""), "token_file": (str, ""), "ca_file": (str, ""), "client_cert": (str, ""), "client_key": (str, ""),
@@ -1747,6 +1781,7 @@ class Voice:
         self.output = self.live = None                 # function(stream, text) for the command's output; its Live
         self.until, self.overdue = None, False         # --deadline, in time.monotonic(); is it over?
         self.fielded = self.named = False              # fielded words? was a request id given?
+        self.warned = set()
 
     def show(self, stream, text):
         """Output of the command, or nothing if nobody is to see it."""
@@ -1771,6 +1806,13 @@ class Voice:
             except (OSError, ValueError):
                 pass                                   # whoever listened is gone; the calculation is not
 
+    def warn(self, found):
+        """The `warning` of an answer of the relay, once."""
+        text = printable(found.get("warning") or "")[:500]
+        if text and text not in self.warned:
+            self.warned.add(text)
+            self.say(_("warning: %s") % text)
+
     def stage(self, what, total=0):
         """What goes on now; total: bytes, if it is a transfer."""
         self.what, self.done, self.total = what, 0, total
@@ -1782,9 +1824,15 @@ class Voice:
         """count more bytes went (fewer, if negative)."""
         self.done += count
 
-    def away(self, line):
-        """The relay is away, says line; or (None) is back."""
-        self.say(_("the relay answers again") if line is None else _("the relay does not answer, asking on: %s") % line)
+    def away(self, why):
+        """The relay is away, or answers: later; or (None) it is as ever again."""
+        if why is None:
+            return self.say(_("the relay answers again"))
+        if isinstance(why, Away):
+            return self.say(_("the relay does not answer, asking on: %s") % why)
+        if why.code in NO_TOKEN:
+            return self.say(_("the relay refuses the token, asking on (a renewed token_file is read): %s") % printable(why.more.get("why") or why))
+        self.say(_("the relay answers \"later\", asking on: %s") % why)
 
     def keep_drawing(self):
         """The terminal's line, five times a second."""
@@ -1888,12 +1936,17 @@ def missing_inputs(bad):
         [text[:200] for text in bad[:KEPT_WORDS]] + more))
 
 
-def gather(words):
-    """The inputs [(path, size, name)] in the order of a manifest. 66 naming all that are missing; 64 for names that cannot be."""
+def gather(words, say=None):
+    """The inputs [(path, size, name)] in the order of a manifest. 66 naming all that are missing; 64 for names that cannot be.
+    say (fielded words): is told what is missing, which goes empty then: module libraries leave ports unconnected."""
     found, bad = [], []
-    for word in words:
-        name, path = split_input(word)
+    for word in dict.fromkeys(words):
+        (name, path), before = split_input(word), len(bad)
         (look_below if path.endswith("/") else look)(name, utf8(path), found, bad)
+        if say and len(bad) > before and not path.endswith("/"):
+            say(_("input %s: an empty file is sent in its place") % bad[-1])
+            found.append((NOTHING, 0, name))
+            bad.pop()
     if bad:
         raise missing_inputs(bad)
     found.sort(key=lambda entry: parts_of(entry[2]))
@@ -2022,19 +2075,27 @@ def explain(error, relay, accept_id="", registering=False):
                 "connect": _("; does the relay run, and is the URL right? (mi_system_wf.py check looks at the whole way)"),
                 "dns": _("; is the URL right? (--url, or url in the ini)")}.get(error.kind, "")
         return Stop(EX_UNAVAILABLE, text + hint)
+    if error.code == 404 and accept_id:
+        return Stop(EX_USAGE, _("%s: the relay %s knows no such calculation of yours") % (accept_id, relay.url))
+    if error.code == "0005":
+        return Stop(EX_REFUSED, token_refused(relay, error))
     text = _("%s: the relay says: %s") % (relay.url, text)
     if error.code in AGAIN:
         return Stop(EX_TEMPFAIL, text)
     if error.more.get("why") == "html":
         return Stop(EX_PROTOCOL, _("%s: no relay of this protocol answers there (is the URL right?)") % relay.url)
-    if error.code == "0005":
-        return Stop(EX_REFUSED, text + " (%s)" % printable(error.more.get("why", ""))[:200])
-    if error.more.get("why") == "differs":
+    if error.more.get("why") in ("differs", "prefix"):
         return Stop(EX_USAGE, text)
     if error.code == 409 and error.more.get("why") == "state":         # asked for a result that is not there yet
-        return Stop(EX_TEMPFAIL, "%s (%s)" % (text, printable(error.more.get("state", ""))[:100]))
+        return Stop(EX_TEMPFAIL, "%s (%s)" % (text, state_words({"progress": error.more.get("state", "")})))
     refused = error.code in (401, 403, 404, 413) or registering and error.code in (400, "400")
     return Stop(EX_REFUSED if refused else EX_PROTOCOL, text)
+
+
+def token_refused(relay, error):
+    """What to do about a refused token: as the poller says it."""
+    return _("%s: the token is refused (%s): get a valid one, role workflow, for this user and site") % (
+        relay.url, printable(error.more.get("why") or error)[:200])
 
 
 def contact(relay, patience):
@@ -2085,6 +2146,7 @@ def register(relay, order, files, voice, patience):
     known = bool(found.get("known"))
     log("info", voice.accept_id, "1 add-calcinfo", site=order.site, command=order.command, inputs=len(files), known=known)
     voice.say(_("found again (request id %s)") % order.request_id if known else _("registered"))
+    voice.warn(found)
     return found
 
 
@@ -2126,13 +2188,21 @@ def hand_over(relay, accept_id, files, known, voice):
     raise Stop(EX_PROTOCOL, _("%s: the relay does not get the inputs together") % accept_id)
 
 
-def state_words(found):
-    """An answer to calc-progress in words."""
-    text = printable(found.get("progress"))[:100]
-    if text == "not start" and found.get("wait_allow", 1) is None:
+def state_words(found, fielded=False):
+    """An answer to calc-progress in the words of the README; fielded: in those of the wire, which fielded words have always printed."""
+    progress, status = printable(found.get("progress"))[:100], found.get("status")
+    if progress == "not start" and found.get("wait_allow", 1) is None:
         text = _("registered; its inputs are not complete")
-    elif isinstance(found.get("queue"), int) and text == "not start":
-        text = _("waiting for the external computer") + (_(", %d before it") % found["queue"] if found["queue"] else "")
+    elif progress == "not start" and not fielded:
+        text = _("waiting for the external computer") + (_(", %d before it") % found["queue"] if found.get("queue") else "")
+    elif fielded:
+        text = progress
+    elif progress == "got return":
+        text = _("done") if status == "completed" else _("abnormal")
+    else:
+        text = {"sending params": _("taken: its inputs are on their way"), "complete send": _("taken: its inputs are there"),
+                "running": _("running"), "calc end": _("ended: its results are awaited"),
+                "getting return": _("sending: its results are on their way")}.get(progress, progress)
     if found.get("what"):
         text += ", " + printable(found["what"])[:200]
     if isinstance(found.get("out_of_contact"), (int, float)):
@@ -2167,7 +2237,7 @@ class Live:
     def complete(self, to, names):
         """Shows from the logs, which have come, what was not shown yet: a few lines; of more only the log's name."""
         for stream, name in zip(("out", "err"), LOG_NAMES):
-            if not self.voice.output or not any(self.shown.values()) or name not in names:
+            if not self.voice.output or name not in names:
                 continue
             with open(os.path.join(utf8(to), utf8(name)), "rb") as log_file:
                 log_file.seek(self.shown[stream])
@@ -2192,11 +2262,12 @@ def look_once(relay, accept_id, voice, seen, wait):
     elif isinstance(found.get("idle"), int) and found["idle"] > INPUTS_IDLE and not voice.again:
         raise Stop(EX_NOINPUT, _("%s: the relay lacks inputs and nobody sends them (submit was interrupted, or the relay restored from a backup);"
                                  " the same submit with its --request-id sends them") % accept_id)
+    voice.warn(found)
     now = found.get("progress"), found.get("out_of_contact") is None, found.get("what")
-    voice.stage(state_words(found))
+    voice.stage(state_words(found, voice.fielded))
     if now != last:
         log("info", accept_id, "3-8 progress", progress=now[0], status=found.get("status"))
-        voice.say(state_words(found))
+        voice.say(state_words(found, voice.fielded))
     wrote = voice.live and isinstance(found.get("output"), list) and voice.live.take(relay, found["output"])
     if now[0] != "got return" and not wrote and stamp == found.get("stamp") and wait and time.monotonic() - begun < min(1, wait):
         relay.pause(1)                                 # a cache in between, perhaps
@@ -2458,8 +2529,8 @@ def run(url, site, command, inputs, outputs, parameters="", token=None, token_fi
         client_cert="", client_key="", proxy="", patience=PATIENCE, tell=None):
     """A calculation from registration to result, for Python programs: the Result.
 
-    inputs, outputs: lists of texts as on the command line. token: a text, or a function that returns one (it may be renewed meanwhile);
-    otherwise token_file, MI_DISTCOMP_TOKEN or a systemd credential. to: the directory for the results. patience: seconds that the relay
+    inputs, outputs: lists of texts as on the command line (a text alone: one). token: a text, or a function that returns one (it may be
+    renewed meanwhile); otherwise token_file, MI_DISTCOMP_TOKEN or a systemd credential. to: the directory for the results. patience: seconds that the relay
     may be away before anything is registered. tell: called with a line at every change. Raises Stop (code: of the exit codes above; its
     text says what to do); the command's own failure is no Stop but in Result.exit_code.
     """
@@ -2467,9 +2538,10 @@ def run(url, site, command, inputs, outputs, parameters="", token=None, token_fi
     relay = Relay(url, source, ca_file=ca_file, proxy=proxy, client_cert=client_cert, client_key=client_key)
     voice = Voice(tell)
     voice.named = bool(request_id)
+    inputs, outputs = ([os.fspath(word) for word in ([words] if isinstance(words, (str, os.PathLike)) else words)] for words in (inputs, outputs))
     names, patterns = wanted_results(outputs)
     order = Order(site, command, parameters, names, patterns, request_id or os.urandom(16).hex())
-    return calculate(relay, order, gather(inputs), to, voice, patience)
+    return calculate(relay, order, gather(inputs), os.fspath(to), voice, patience)
 
 
 def calculate(relay, order, found, to, voice, patience):
@@ -2494,9 +2566,9 @@ def calculate(relay, order, found, to, voice, patience):
 
 def v1_check(relay, order, found, voice):
     """What a fielded relay cannot do is refused before anything is registered: 64, or 77 for a file that is too large."""
-    for name in [entry[2] for entry in found] + order.names:
+    for path, size, name in found:
         if "/" in name:
-            raise Stop(EX_USAGE, _("nothing was registered; %s: a fielded relay takes no directories (an input may go without: NAME=PATH)") % name)
+            raise Stop(EX_USAGE, _("nothing was registered; %s: a fielded poller takes no input with a directory (without it: NAME=PATH)") % name)
     if order.patterns:
         raise Stop(EX_USAGE, _("nothing was registered; %s: a fielded relay takes no patterns, name each result") % order.patterns[0])
     if order.parameters and not voice.fielded:
@@ -2504,39 +2576,105 @@ def v1_check(relay, order, found, voice):
                                "(BASE_URL SITE TOKEN COMMAND ... sends it all the same)"))
     check_limits({"max_file": V1_FILE}, found)
     if voice.named:
-        voice.say(_("warning: a fielded relay knows no --request-id: the same words again make another calculation"))
+        voice.say(_("warning: a fielded relay forgets a calculation whose result was fetched: with the same --request-id another one is made then"))
 
 
 def v1_start(relay, order, found, voice, patience):
     """1 and 2. Registers the calculation, its inputs inside, and lets the external computer have it."""
     v1_check(relay, order, found, voice)
     files = add_sums(found, voice)
+    mine = v1_mark(order, files)
     none = {"content": "", "mimetype1": "", "mimetype2": ""}
     body = around_files(lambda mark: {"calc-info": {
         "command": order.command, "remote-site": order.site, "parameters": order.parameters,
-        "parameter_files": {entry[2]: [mark, "application/octet-stream;", "charset=binary"] for entry in files},
-        "result_files": {name: none for name in tuple(order.names) + LOG_NAMES}}}, [(path, 0, size, sum256) for path, size, name, sum256 in files])
+        "parameter_files": {entry[2]: ["", "", ""] if entry[0] == NOTHING else [mark, "application/octet-stream;", "charset=binary"]
+                            for entry in files}, V1_MARK: mine,
+        "result_files": {name: none for name in tuple(order.names) + LOG_NAMES}}},
+        [(path, 0, size, sum256) for path, size, name, sum256 in files if path != NOTHING])
     voice.stage(_("sending the inputs"))
-    try:
-        accept_id = relay.ask_v1("POST", "add-calcinfo", {}, patience, body=body).get("accept_id")
-    except (Away, Refused) as error:
-        raise explain(error, relay, registering=True)
-    except ValueError as error:
-        raise Stop(EX_IOERR, _("nothing was registered; an input cannot be sent: %s") % error)
+    known = relay.again(lambda: v1_own(relay, mine, voice), patience, NO_TOKEN[1:]) if voice.named else None
+    accept_id = known or v1_register(relay, mine, body, voice, patience)
     if not ID.match(str(accept_id)):
         raise Stop(EX_PROTOCOL, _("%s: the relay's answer holds no accept_id") % relay.url)
     try:
         v1_allow(relay, accept_id)
-    except BaseException:                              # what is not allowed blocks the site of a fielded relay for 30 minutes
-        try:
-            relay.call_v1("POST", "cancel-wait-calc", {"accept_id": accept_id, "delete": "force"}, timeout=5)
-        except (Away, Refused):
-            pass
+    except BaseException:
+        if not known:
+            v1_take_back(relay, accept_id)
         raise
     relay.at_once, relay.keep_on, voice.accept_id = (), True, accept_id
     log("info", accept_id, "1 add-calcinfo", site=order.site, command=order.command, inputs=len(files), v=1)
     log("info", accept_id, "2 allow-wait-calc", files=len(files))
-    voice.say(_("registered"))
+    voice.say(_("found again (request id %s)") % order.request_id if known else _("registered"))
+
+
+def v1_mark(order, files):
+    """The text of ours in a calc-info: which request, and what for. A fielded relay keeps it and shows it by get-calcinfo."""
+    import hashlib
+    what = json.dumps([order.site, order.command, order.parameters, order.names, [entry[2:] for entry in files]])
+    return "%s %s" % (order.request_id, hashlib.sha256(what.encode()).hexdigest())
+
+
+def v1_register(relay, mine, body, voice, patience):
+    """1. add-calcinfo; the accept_id. When an answer was lost it looks first whether the relay has it: a second registration would leave the
+    first one behind, and that blocks the site."""
+    doubt = False                                      # did one go out of which there is no answer?
+
+    def once():
+        nonlocal doubt
+        found = v1_own(relay, mine, voice) if doubt else None
+        if found:
+            return found
+        doubt = True
+        try:
+            return relay.call_v1("POST", "add-calcinfo", {}, body=body).get("accept_id")
+        except Away as error:
+            doubt = error.kind in ("network", "between")
+            raise
+
+    try:
+        return relay.again(once, patience, NO_TOKEN[1:])
+    except (Away, Refused) as error:
+        raise explain(error, relay, registering=True)
+    except ValueError as error:
+        raise Stop(EX_IOERR, _("nothing was registered; an input cannot be sent: %s") % error)
+    except KeyboardInterrupt:
+        try:
+            left = v1_own(relay, mine, voice, 5) if doubt else None
+        except Away:
+            left = None
+        if left:
+            v1_take_back(relay, left)
+        raise
+
+
+def v1_own(relay, mine, voice, timeout=V1_WAIT):
+    """The accept_id of a calculation with our mark, or None; of several the first, the others are taken back. Away. The whole table comes,
+    with all its files: it passes through a directory that is removed again."""
+    import shutil
+    import tempfile
+    folder = tempfile.mkdtemp(prefix="mi-")
+    try:
+        found = relay.call_v1("GET", "get-calcinfo", {}, folder=utf8(folder), timeout=timeout)
+        table = {accept_id: entry["calc-info"] for accept_id, entry in found.items() if ID.match(accept_id)}
+        ids = [accept_id for accept_id, info in table.items() if isinstance(info, dict) and info.get(V1_MARK) == mine]
+    except (Refused, ValueError, OSError, AttributeError, KeyError, TypeError) as error:
+        voice.say(_("warning: the relay does not show what it has (%s): if a registration arrived whose answer was lost, it stands in"
+                    " the site's way until the relay forgets it (half an hour)") % error)
+        return None
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    for accept_id in ids[1:]:
+        v1_take_back(relay, accept_id)
+    return ids[0] if ids else None
+
+
+def v1_take_back(relay, accept_id):
+    """A registration that nobody allows would block the site of a fielded relay for 30 minutes."""
+    try:
+        relay.call_v1("POST", "cancel-wait-calc", {"accept_id": accept_id, "delete": "force"}, timeout=5)
+    except (Away, Refused):
+        pass
 
 
 def v1_allow(relay, accept_id):
@@ -2563,10 +2701,10 @@ def v1_state(relay, accept_id, patience=None):
 
 
 def v1_known(relay, accept_id, patience):
-    """v1_state() as fields of calc-progress. 77 if the relay does not know it."""
+    """v1_state() as fields of calc-progress. 64 if the relay does not know it."""
     progress, status = v1_state(relay, accept_id, patience)
     if progress is None:
-        raise Stop(EX_REFUSED, _("%s: the relay does not know it (any longer): %s") % (accept_id, status))
+        raise Stop(EX_USAGE, _("%s: the relay does not know it (any longer): %s") % (accept_id, status))
     return {"progress": progress, "status": status}
 
 
@@ -2585,7 +2723,7 @@ def v1_follow(relay, accept_id, voice):
         if now[0] is None:
             return                                     # v1_fetch() says so
         relay.at_once, relay.keep_on = (), True
-        text = _("waiting for the external computer") if now[0] == "not start" else printable(now[0])[:100]
+        text = state_words({"progress": now[0], "status": now[1]}, voice.fielded)
         voice.stage(text)
         if now != last:
             log("info", accept_id, "3-8 progress", progress=now[0], status=now[1])
@@ -2671,12 +2809,11 @@ def v1_store(files, names, stage, folder):
 
 
 def v1_names(files):
-    """The results that the relay has, where nobody has said what was declared: plain names only."""
+    """The results that the relay has, where nobody has said what was declared: those whose names may be."""
     names = []
     for name in files:
         try:
-            if "/" not in check_name(name):
-                names.append(name)
+            names.append(check_name(name))
         except ValueError:
             pass
     return names
@@ -2688,7 +2825,7 @@ def v1_fetch(relay, accept_id, to, wanted, voice, patience):
     if progress is None:
         return v1_lost(accept_id, status)
     if progress != "got return":
-        raise Stop(EX_TEMPFAIL, _("%s: there is no result yet (%s)") % (accept_id, printable(progress)[:100]))
+        raise Stop(EX_TEMPFAIL, _("%s: there is no result yet (%s)") % (accept_id, state_words({"progress": progress, "status": status})))
     names = tuple(wanted[0]) + LOG_NAMES if wanted else None
     stage = v1_place(to, accept_id, names or ())
     try:
@@ -2712,18 +2849,29 @@ def v1_fetch(relay, accept_id, to, wanted, voice, patience):
 
 # ---- the program
 
-def last_line(result, to):
-    """Whose code the exit code is."""
+def last_line(result, to, code):
+    """Whose code the exit code is, and why. code: what this program ends with."""
+    reason = "" if result.reason.startswith("exit code") else result.reason
     if result.ended_by == "command":
-        text = _("the command ended with %d (its own exit code)") % result.exit_code
+        stopped = reason.startswith("cancelled")
+        text = _("%s; the command was stopped and ended with %d") % (reason, result.exit_code) if stopped else (
+            _("the command ended with %d (its own exit code)") % result.exit_code + (": " + reason if reason else ""))
+        text += _("; exit code %d is this program's") % code if code != result.exit_code else ""
     elif result.ended_by == "deadline":
-        text = _("the deadline was over and the calculation was cancelled; exit code %d is this program's") % result.exit_code
+        text = _("the deadline was over and the calculation was cancelled; exit code %d is this program's") % code
     elif result.ended_by == "workflow":
-        text = _("the command ended with 0, but the calculation is not complete; exit code %d is this program's") % result.exit_code
+        why = "; ".join("%s: %s" % (name, why_missing(name, result.missing[name])) for name in sorted(result.missing)[:3])
+        text = _("the command ended with 0, but the calculation is not complete (%s); exit code %d is this program's") % (
+            why or reason or result.status, code)
     else:
         text = _("exit code %d is this program's, not the command's (%s: %s; %s may say more)") % (
-            result.exit_code, result.ended_by, result.reason or result.status, LOG_NAMES[1])
+            code, result.ended_by, reason or result.status, LOG_NAMES[1])
     return text + _("; %d files in %s") % (len(result.files), to)
+
+
+def why_missing(name, why):
+    """Why a declared result is not here, and what to do."""
+    return _("is a directory or no file there; for all that is in a directory declare %s/") % name if why in ("not a file", "special") else why
 
 
 def report(result, to, options, voice):
@@ -2732,20 +2880,20 @@ def report(result, to, options, voice):
     if result.exit_code:
         voice.tell = options.tell                      # -q is silent about success only
     for name in sorted(result.missing)[:KEPT_WORDS]:
-        voice.say(_("the declared result %s is missing: %s") % (name, result.missing[name]))
+        voice.say(_("the declared result %s is missing: %s") % (name, why_missing(name, result.missing[name])))
     if len(result.missing) > KEPT_WORDS:
         voice.say(_("and %d more") % (len(result.missing) - KEPT_WORDS))
-    voice.say(last_line(result, to))
+    code = result.exit_code if not options.fielded else 0 if result.status == "completed" else 1
+    voice.say(last_line(result, to, code))
     if options.json:
         print(json.dumps(result._asdict(), ensure_ascii=False))
-    if options.fielded:
-        return 0 if result.status == "completed" else 1
-    return result.exit_code
+    return code
 
 
 def cmd_run(options, relay, voice):
     """run, and the fielded words."""
-    result = calculate(relay, options.order, gather(options.inputs), options.to, voice, options.patience)
+    found = gather(options.inputs, voice.say if options.fielded else None)
+    result = calculate(relay, options.order, found, options.to, voice, options.patience)
     return report(result, options.to, options, voice)
 
 
@@ -2755,11 +2903,24 @@ def cmd_submit(options, relay, voice):
     print(json.dumps({"accept_id": voice.accept_id, "request_id": options.order.request_id}) if options.json else voice.accept_id)
 
 
+def whole_ids(options, relay, voice):
+    """First contact; the ACCEPT_IDs as typed, beginnings of them made whole by the relay."""
+    ids, voice.accept_id, voice.allowed = [], options.words[1], True
+    contact(relay, options.patience)
+    for voice.accept_id in options.words[1:]:
+        found = {}
+        if len(voice.accept_id) < 36 and not relay.v1:
+            fields = {"v": 2, "accept_id": voice.accept_id, "wait": 0, "known": ""}
+            found = relay.ask("GET", "calc-progress", fields, patience=options.patience)
+        whole = str(found.get("accept_id"))
+        ids.append(whole if ID.match(whole) and whole.startswith(voice.accept_id) else voice.accept_id)
+    voice.accept_id = ids[0]
+    return ids
+
+
 def cmd_fetch(options, relay, voice):
     """wait and result: the last exit code that is not 0."""
-    code, ids = 0, options.words[1:]
-    voice.accept_id, voice.allowed = ids[0], True
-    contact(relay, options.patience)
+    code, ids = 0, whole_ids(options, relay, voice)
     for accept_id in wait_for(relay, ids, voice) if options.words[0] == "wait" else ids:
         voice.accept_id = accept_id
         to = options.to if len(ids) == 1 else os.path.join(options.to, accept_id)
@@ -2773,9 +2934,8 @@ def cmd_fetch(options, relay, voice):
 
 def cmd_output(options, relay, voice):
     """output: what the command has written so far; --follow: until it ends."""
-    accept_id, live = options.words[1], Live(options.words[1], voice)
-    voice.accept_id, voice.allowed = accept_id, True
-    contact(relay, options.patience)
+    accept_id, = whole_ids(options, relay, voice)
+    live = Live(accept_id, voice)
     if relay.v1:
         raise Stop(EX_USAGE, _("%s: a fielded relay cannot do that") % "output")
     voice.terminal, stamp = None, ""                   # nothing but the output
@@ -2790,9 +2950,8 @@ def cmd_output(options, relay, voice):
 
 def cmd_change(options, relay, voice):
     """cancel (what is running is stopped by its external computer, where the relay can tell it) and rerun: one line of stdout for each."""
-    contact(relay, options.patience)
-    word, fields = options.words[0], {"v": 2, "force": options.force, "reason": options.reason}
-    for voice.accept_id in options.words[1:]:
+    ids, word, fields = whole_ids(options, relay, voice), options.words[0], {"v": 2, "force": options.force, "reason": options.reason}
+    for voice.accept_id in ids:
         try:
             if word == "cancel":
                 text = cancel(relay, voice.accept_id, options.reason, options.patience)
@@ -2810,19 +2969,18 @@ def cmd_change(options, relay, voice):
 
 def cmd_status(options, relay, voice):
     """status: one line of stdout for each."""
-    contact(relay, options.patience)
-    for voice.accept_id in options.words[1:]:
+    for voice.accept_id in whole_ids(options, relay, voice):
         if relay.v1:
             found = v1_known(relay, voice.accept_id, options.patience)
         else:
             found = relay.ask("GET", "calc-progress", {"v": 2, "accept_id": voice.accept_id, "wait": 0, "known": ""}, patience=options.patience)
-        text, reason = printable(found.get("status"))[:100], found.get("reason")
+        reason = printable(found.get("reason") or "")[:300]
         if options.json:
             keys = ("progress", "status", "reason", "queue", "out_of_contact", "exit_code", "signal")
             print(json.dumps(dict({key: found.get(key) for key in keys}, accept_id=voice.accept_id), ensure_ascii=False))
         else:
-            ended = " (%s%s)" % (text, ": " + printable(reason)[:300] if reason else "")
-            print("%s %s%s" % (voice.accept_id, state_words(found), ended if text != "none" else ""))
+            print("%s %s%s" % (voice.accept_id, state_words(found), " (%s)" % reason if reason else ""))
+            voice.warn(found)
 
 
 COMMANDS = {"run": cmd_run, "submit": cmd_submit, "wait": cmd_fetch, "result": cmd_fetch, "status": cmd_status, "output": cmd_output,
@@ -2876,6 +3034,8 @@ def parse(words):
 
     class Parser(argparse.ArgumentParser):
         def error(self, message):
+            if "expected one argument" in message:
+                message += _(" (a value that begins with - is written with =, as in --param=--fine)")
             raise Stop(EX_USAGE, _("%s; --help says more") % message)
 
     parser = Parser(prog=PROGRAM + ".py", usage=argparse.SUPPRESS, description=__doc__, allow_abbrev=False,
@@ -2928,11 +3088,17 @@ def check_words(options):
     names, patterns = wanted_results(options.outputs)
     options.wanted = (names, patterns) if options.outputs else None
     if word in ("run", "submit"):
-        if len(more) != 2:
+        if len(more) > 2:
+            raise Stop(EX_USAGE, _("%s takes SITE and COMMAND only; what is %s? (inputs: --in FILE..., results: --out NAME..., arguments of the"
+                                   " command: --param TEXT; a command with blanks in quotes)") % (word, printable(" ".join(more[2:]))[:200]))
+        if len(more) < 2:
             raise Stop(EX_USAGE, _("%s needs SITE and COMMAND; --help says more") % word)
         options.order = Order(more[0], more[1], options.param, names, patterns, options.request_id or os.urandom(16).hex())
-    elif not more or not all(ID.match(one) for one in more) or word == "output" and len(more) > 1:
+    elif not more or word == "output" and len(more) > 1:
         raise Stop(EX_USAGE, _("%s needs ACCEPT_IDs; --help says more") % word)
+    for one in [] if word in ("run", "submit") else more:
+        if not ID.match(one):
+            raise Stop(EX_USAGE, _("%s: not an ACCEPT_ID (run and submit print it; its first eight characters do)") % printable(one)[:100])
     return options
 
 
@@ -2997,10 +3163,23 @@ def left_early(leaving, voice, relay, options):
             return Stop(code, _("%s: stopped by SIGTERM; the calculation is cancelled") % voice.accept_id)
         except (Away, Refused) as error:
             voice.say(error)
+    if options.fielded and not leaving.args and delete_waiting(relay, voice):
+        return Stop(code, _("%s: interrupted; it was waiting and is deleted") % voice.accept_id)
     if not voice.allowed:
         return Stop(code, _("%s: interrupted before all inputs were sent; the same words with --request-id %s go on") % (
             voice.accept_id, voice.order.request_id))
     return Stop(code, _("%s: interrupted; the calculation goes on, %s.py wait %s continues") % (voice.accept_id, PROGRAM, voice.accept_id))
+
+
+def delete_waiting(relay, voice):
+    """What Ctrl+C under the fielded words does to a calculation that nobody has taken yet. False if one has, or the relay does not answer."""
+    try:
+        relay.close()
+        fields = dict({"accept_id": voice.accept_id}, **({} if voice.allowed else {"delete": "force"}))
+        relay.call_v1("POST", "cancel-wait-calc", fields, timeout=TERM_PATIENCE)
+        return True
+    except (Away, Refused):
+        return False
 
 
 def work(options):

@@ -302,9 +302,9 @@ def test_submit_prints_the_id_alone_and_wait_status_and_result_find_it(busy, her
     assert busy.workflow("wait", *ids, cwd=str(here)).returncode == 0
     assert all(everything(here / name) == sorted(["a", LOG, ERRLOG]) for name in ids)
     done = busy.workflow("status", *ids, cwd=str(here))
-    assert done.returncode == 0 and [line.split(" ")[0] for line in done.stdout.splitlines()] == ids and "completed" in done.stdout
+    assert done.returncode == 0 and [line.split(" ")[0] for line in done.stdout.splitlines()] == ids and done.stdout.count(" done\n") == 2
     assert busy.workflow("result", ids[0], "--to", "again", cwd=str(here)).returncode == 0 and "a" in everything(here / "again")
-    assert failed(busy.workflow("wait", "00000000-0000-4000-8000-000000000000", cwd=str(here)), 77)
+    assert failed(busy.workflow("wait", "00000000-0000-4000-8000-000000000000", cwd=str(here)), 64, "no such calculation")
 
 
 def test_log_lines_carry_the_id_at_the_same_place_and_only_if_asked(busy, here):
