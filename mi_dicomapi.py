@@ -257,10 +257,17 @@ def find_ini(given, beside):
 
 
 def nearest(word, known):
-    """' (did you mean X?)' or ''."""
+    """' (did you mean X?)' or ''. X is spelled nearly so, or begins or ends so."""
     import difflib
-    close = difflib.get_close_matches(word, known, 1, 0.6)
+    close = difflib.get_close_matches(word, known, 1, 0.6) or [one for one in sorted(known) if len(word) > 2 and (
+        one.startswith(word) or one.endswith(word) or word.endswith(one))]
     return _(" (did you mean %s?)") % close[0] if close else ""
+
+
+def elsewhere(key, table):
+    """' (it belongs into [SECTION])' or ''."""
+    names = [{"command *": "command NAME", "*": "SITE"}.get(name, name) for name in table if key in table[name]]
+    return _(" (it belongs into %s)") % ", ".join("[%s]" % name for name in names) if names else ""
 
 
 def read_ini(path, table, guarded=False):
@@ -299,7 +306,8 @@ def read_ini(path, table, guarded=False):
         for key, text in parser.items(section):
             name = key if key in keys else re.sub(r"\.[^.]+\Z", ".*", key)
             if name not in keys:
-                raise Stop(EX_CONFIG, _("%s: [%s] %s is not a key%s") % (path, section, key, nearest(key, list(keys))))
+                raise Stop(EX_CONFIG, _("%s: [%s] %s is not a key%s") % (
+                    path, section, key, elsewhere(key, table) or nearest(key, list(keys))))
             try:
                 values[key] = keys[name][0](text.strip())
             except (ValueError, re.error) as error:
@@ -712,6 +720,7 @@ JA = {
     "is not one of: %s": "次のいずれかではありません: %s",
     "%s: no such file (--ini)": "%s: ファイルがありません (--ini)",
     " (did you mean %s?)": " (%s のことですか?)",
+    " (it belongs into %s)": " (%s に書くものです)",
     "%s: must belong to you or root and not be writable by everybody (chown, chmod o-w)":
         "%s: 所有者は実行ユーザーか root とし、誰でも書ける状態にしないでください (chown, chmod o-w)",
     "%s: [%s] is not a section%s": "%s: [%s] という節はありません%s",
@@ -4428,7 +4437,7 @@ def show(options):
     store, conf = open_store(options)
     rows = store.read("SELECT * FROM calculations WHERE accept_id = ?", options.accept_id)
     if not rows:
-        raise Stop(EX_NOINPUT, _("%s: no such calculation (see list --all)") % printable(options.accept_id))
+        raise Stop(EX_USAGE, _("%s: no such calculation (see list --all)") % printable(options.accept_id))
     row = {key: value for key, value in dict(rows[0]).items() if key not in ("claim", "take", "fingerprint", "manifest", "seq")}
     row["files"] = [dict(found) for found in store.read(
         "SELECT kind, n, name, size, sha256, done FROM files WHERE calc = ? ORDER BY kind, n LIMIT ?", rows[0]["seq"], LISTED)]
@@ -4460,7 +4469,7 @@ def order(options):
         raise Stop(EX_UNAVAILABLE, _("no relay answers on %s; start it, then say it again") % conf["Server"]["state_dir"])
     code, text = json.loads(answer)
     if code != 200:
-        raise Stop(EX_NOINPUT if code == 404 else EX_REFUSED, "%s: %s" % (options.accept_id, text))
+        raise Stop(EX_USAGE if code == 404 else EX_REFUSED, "%s: %s" % (options.accept_id, text))
     print("%s: %s" % (options.accept_id, text))
     return 0
 

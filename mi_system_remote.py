@@ -262,10 +262,17 @@ def find_ini(given, beside):
 
 
 def nearest(word, known):
-    """' (did you mean X?)' or ''."""
+    """' (did you mean X?)' or ''. X is spelled nearly so, or begins or ends so."""
     import difflib
-    close = difflib.get_close_matches(word, known, 1, 0.6)
+    close = difflib.get_close_matches(word, known, 1, 0.6) or [one for one in sorted(known) if len(word) > 2 and (
+        one.startswith(word) or one.endswith(word) or word.endswith(one))]
     return _(" (did you mean %s?)") % close[0] if close else ""
+
+
+def elsewhere(key, table):
+    """' (it belongs into [SECTION])' or ''."""
+    names = [{"command *": "command NAME", "*": "SITE"}.get(name, name) for name in table if key in table[name]]
+    return _(" (it belongs into %s)") % ", ".join("[%s]" % name for name in names) if names else ""
 
 
 def read_ini(path, table, guarded=False):
@@ -304,7 +311,8 @@ def read_ini(path, table, guarded=False):
         for key, text in parser.items(section):
             name = key if key in keys else re.sub(r"\.[^.]+\Z", ".*", key)
             if name not in keys:
-                raise Stop(EX_CONFIG, _("%s: [%s] %s is not a key%s") % (path, section, key, nearest(key, list(keys))))
+                raise Stop(EX_CONFIG, _("%s: [%s] %s is not a key%s") % (
+                    path, section, key, elsewhere(key, table) or nearest(key, list(keys))))
             try:
                 values[key] = keys[name][0](text.strip())
             except (ValueError, re.error) as error:
@@ -2416,6 +2424,7 @@ JA = {                         # what a person reads, in Japanese
     "is not one of: %s": "次のいずれかではありません: %s",
     "%s: no such file (--ini)": "%s: ファイルがありません (--ini)",
     " (did you mean %s?)": " (%s のことですか?)",
+    " (it belongs into %s)": " (%s に書くものです)",
     "%s: must belong to you or root and not be writable by everybody (chown, chmod o-w)":
         "%s: 所有者は実行ユーザーか root とし、誰でも書ける状態にしないでください (chown, chmod o-w)",
     "%s: [%s] is not a section%s": "%s: [%s] という節はありません%s",

@@ -252,10 +252,17 @@ def find_ini(given, beside):
 
 
 def nearest(word, known):
-    """' (did you mean X?)' or ''."""
+    """' (did you mean X?)' or ''. X is spelled nearly so, or begins or ends so."""
     import difflib
-    close = difflib.get_close_matches(word, known, 1, 0.6)
+    close = difflib.get_close_matches(word, known, 1, 0.6) or [one for one in sorted(known) if len(word) > 2 and (
+        one.startswith(word) or one.endswith(word) or word.endswith(one))]
     return _(" (did you mean %s?)") % close[0] if close else ""
+
+
+def elsewhere(key, table):
+    """' (it belongs into [SECTION])' or ''."""
+    names = [{"command *": "command NAME", "*": "SITE"}.get(name, name) for name in table if key in table[name]]
+    return _(" (it belongs into %s)") % ", ".join("[%s]" % name for name in names) if names else ""
 
 
 def read_ini(path, table, guarded=False):
@@ -294,7 +301,8 @@ def read_ini(path, table, guarded=False):
         for key, text in parser.items(section):
             name = key if key in keys else re.sub(r"\.[^.]+\Z", ".*", key)
             if name not in keys:
-                raise Stop(EX_CONFIG, _("%s: [%s] %s is not a key%s") % (path, section, key, nearest(key, list(keys))))
+                raise Stop(EX_CONFIG, _("%s: [%s] %s is not a key%s") % (
+                    path, section, key, elsewhere(key, table) or nearest(key, list(keys))))
             try:
                 values[key] = keys[name][0](text.strip())
             except (ValueError, re.error) as error:
@@ -1562,6 +1570,7 @@ JA = {
     "is not one of: %s": "次のいずれかではありません: %s",
     "%s: no such file (--ini)": "%s: ファイルがありません (--ini)",
     " (did you mean %s?)": " (%s のことですか?)",
+    " (it belongs into %s)": " (%s に書くものです)",
     "%s: must belong to you or root and not be writable by everybody (chown, chmod o-w)":
         "%s: 所有者は実行ユーザーか root とし、誰でも書ける状態にしないでください (chown, chmod o-w)",
     "%s: [%s] is not a section%s": "%s: [%s] という節はありません%s",
@@ -1725,7 +1734,7 @@ JA = {
     "unknown option %s": "オプション %s はありません",
     "it must be: BASE_URL SITE TOKEN COMMAND IN1:IN2:... OUT1:OUT2:... [\"PARAMETERS\"]; --help says more":
         "書き方: BASE_URL SITE TOKEN COMMAND IN1:IN2:... OUT1:OUT2:... [\"PARAMETERS\"]。--help を見てください",
-    "one of these words must come first: %s; --help says more": "最初の語は次のいずれかです: %s。--help を見てください",
+    "one of these words must come first: %s%s; --help says more": "最初の語は次のいずれかです: %s%s。--help を見てください",
     "%s needs SITE and COMMAND; --help says more": "%s には SITE と COMMAND が必要です。--help を見てください",
     "%s needs ACCEPT_IDs; --help says more": "%s には ACCEPT_ID が必要です。--help を見てください",
     "%s: not an ACCEPT_ID (run and submit print it; its first eight characters do)":
@@ -2530,9 +2539,9 @@ def run(url, site, command, inputs, outputs, parameters="", token=None, token_fi
     """A calculation from registration to result, for Python programs: the Result.
 
     inputs, outputs: lists of texts as on the command line (a text alone: one). token: a text, or a function that returns one (it may be
-    renewed meanwhile); otherwise token_file, MI_DISTCOMP_TOKEN or a systemd credential. to: the directory for the results. patience: seconds that the relay
-    may be away before anything is registered. tell: called with a line at every change. Raises Stop (code: of the exit codes above; its
-    text says what to do); the command's own failure is no Stop but in Result.exit_code.
+    renewed meanwhile); otherwise token_file, MI_DISTCOMP_TOKEN or a systemd credential. to: the directory for the results. patience:
+    seconds that the relay may be away before anything is registered. tell: called with a line at every change. Raises Stop (code: of
+    the exit codes above; its text says what to do); the command's own failure is no Stop but in Result.exit_code.
     """
     source = (token if callable(token) else lambda: checked_token(token, "token")) if token else find_token(token_file)
     relay = Relay(url, source, ca_file=ca_file, proxy=proxy, client_cert=client_cert, client_key=client_key)
@@ -3084,7 +3093,8 @@ def check_words(options):
     if word in ALONE and len(more) <= ALONE[word][1]:
         return options
     if word not in COMMANDS:
-        raise Stop(EX_USAGE, _("one of these words must come first: %s; --help says more") % " ".join(list(COMMANDS) + list(ALONE)))
+        known = list(COMMANDS) + list(ALONE)
+        raise Stop(EX_USAGE, _("one of these words must come first: %s%s; --help says more") % (" ".join(known), nearest(word, known)))
     names, patterns = wanted_results(options.outputs)
     options.wanted = (names, patterns) if options.outputs else None
     if word in ("run", "submit"):

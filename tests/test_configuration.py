@@ -445,7 +445,7 @@ def test_list_and_show_tell_what_there_is_beside_a_running_relay(make_world):
     text = tell("show", accept_id)
     assert "計算.txt" in text and accept_id in text and claim not in text and claim not in json.dumps(row)
     done = run("mi_dicomapi.py", "show", "nothing\x1b[2J", "--ini", world.ini)
-    assert done.returncode == 66 and one_line(done.stderr) and "\x1b" not in done.stderr
+    assert done.returncode == 64 and one_line(done.stderr) and "\x1b" not in done.stderr
 
 
 def test_nothing_from_the_wire_steers_the_operators_terminal(make_world):

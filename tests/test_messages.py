@@ -1,0 +1,267 @@
+"""What is said where it is read: the reason in the last line, in the README's words, with what to do; ids by their first eight characters."""
+import json
+import os
+import re
+import time
+
+import pytest
+
+import suite
+from fake_relay import Fake
+from suite import SITE, wait_until
+
+WF, POLLER, RUNNER = "mi_system_wf.py", "mi_system_remote.py", "execute_remote_command.py"
+WIRE = ("not start", "sending params", "complete send", "calc end", "getting return", "got return")
+
+
+@pytest.fixture(scope="module")
+def fake():
+    one = Fake()
+    yield one
+    one.stop()
+
+
+@pytest.fixture(scope="module")
+def busy(tmp_path_factory):
+    """A relay and a poller of ours; the command does what the file `do` says."""
+    world = suite.World(tmp_path_factory.mktemp("world"), tls=False, commands=["do", "unlisted"]).start()
+    path = os.path.join(world.folder, "do")
+    with open(path, "w") as out:
+        out.write("#!/bin/sh\n. ./do\n")
+    os.chmod(path, 0o755)
+    world.allowed = {"do": "argv = %s\nmatch = do\n" % path}
+    world.server = world.poller(world.allowed)
+    yield world
+    world.close()
+
+
+def do(world, what, *words):
+    """(exit code, lines of stdout) of a run of the command."""
+    folder = os.path.join(world.folder, "wf")
+    os.makedirs(folder, exist_ok=True)
+    with open(os.path.join(folder, "do"), "w") as out:
+        out.write(what + "\n")
+    done = world.workflow("run", SITE, "do", "--in", "do", *words)
+    return done.returncode, done.stdout.splitlines() or [done.stderr]
+
+
+# ---- words that were typed
+
+@pytest.mark.parametrize("name, words, says", [
+    (WF, ["status", "abc"], "abc: not an ACCEPT_ID.*first eight characters"),
+    (WF, ["run", "u-tokyo", "slow", "steel.json"], "what is steel.json\\?.*--in"),
+    (WF, ["run", "u-tokyo"], "needs SITE and COMMAND"),
+    (WF, ["run", "s", "c", "--param", "--fine"], "--param=--fine"),
+    (WF, ["staus", "0a1b2c3d"], "did you mean status"),
+    (RUNNER, ["run", "h", "c", "--batch-option", "--time=60"], "--batch-option=--time=60"),
+    (RUNNER, ["resume", "abc"], "abc: not a UUID.*first eight characters")])
+def test_what_was_typed_wrongly_is_64_and_one_line_that_says_how(name, words, says):
+    done = suite.run(name, *words)
+    assert done.returncode == 64 and suite.one_line(done.stderr) and re.search(says, done.stderr), done.stderr
+
+
+def test_a_value_that_begins_with_a_dash_arrives(fake, tmp_path):
+    done = suite.run(WF, "run", "s", "c", "--param=--fine", "--url", fake.url, env=suite.clean_env(MI_DISTCOMP_TOKEN="t"), cwd=str(tmp_path))
+    assert done.returncode == 0 and [given["calc-info"]["parameters"] for given in fake.given if "calc-info" in given][-1] == "--fine"
+
+
+def test_in_python_a_text_is_one_input_and_one_result(fake, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "steel.json").write_text("x")
+    wf = suite.module(WF)
+    for inputs in ("steel.json", tmp_path / "steel.json", ["steel.json"]):
+        wf.run(fake.url, "s", "c", inputs, "life.json", token="t", to=tmp_path)
+        info = [given["calc-info"] for given in fake.given if "calc-info" in given][-1]
+        assert list(info["parameter_files"]) == ["steel.json"] and list(info["result_files"]) == ["life.json"]
+
+
+@pytest.mark.parametrize("text, says", [
+    ("[poller]\ndeny = x", "belongs|not a key"), ("[poller]\nargv = x", r"belongs into \[command NAME\]"), ("[outbound]\ndeny = x", "did you mean deny_"),
+    ("[poller]\nbase = x", "did you mean calc_base"), ("[poller]\nmax_file = 1", r"belongs into \[outbound\]"), ("[poller]\ncert = x", "did you mean client_cert")])
+def test_a_key_that_is_none_names_the_nearest_one_or_its_section(tmp_path, text, says):
+    path = tmp_path / "ini"
+    path.write_text(text + "\n")
+    done = suite.run(POLLER, "list", "--ini", str(path))
+    assert done.returncode == 78 and suite.one_line(done.stderr) and re.search(says, done.stderr), done.stderr
+
+
+# ---- how it ends
+
+ENDS = [({"exit_code": 143, "signal": 15, "status": "abnormal", "reason": "cancelled: wrong mesh"}, 143, "cancelled: wrong mesh; the command was stopped"),
+        ({"exit_code": 143, "signal": 15, "status": "abnormal", "reason": "timeout"}, 143, "own exit code.: timeout"),
+        ({"exit_code": 1, "status": "abnormal", "reason": "disk: No space left on device"}, 1, "own exit code.: disk: No space"),
+        ({"exit_code": 3, "status": "abnormal", "reason": "exit code 3"}, 3, "ended with 3 .its own exit code.; 0 files"),
+        ({"exit_code": None, "status": "abnormal", "reason": "refused: the command is not in this host's list: c"}, 77, "refused: the command is not in"),
+        ({"exit_code": None, "status": "abnormal", "reason": "disk: no room"}, 74, "disk: no room"),
+        ({"exit_code": None, "status": "abnormal", "reason": "cancelled: by hand"}, 130, "cancelled: by hand"),
+        ({"result_names": ["res"], "refused": {"res": "not a file"}}, 65, "res: is a directory.*declare res/")]
+
+
+@pytest.mark.parametrize("info, code, says", ENDS, ids=[row[2] for row in ENDS])
+def test_the_last_line_holds_the_reason(info, code, says, tmp_path):
+    one = Fake()
+    try:
+        one.info = info
+        done = suite.run(WF, "run", "s", "c", "--out", *(info.get("result_names") or ["x"])[:1], "--url", one.url,
+                         env=suite.clean_env(MI_DISTCOMP_TOKEN="t"), cwd=str(tmp_path))
+        last = done.stdout.splitlines()[-1]
+        assert done.returncode == (code if code else 65) and re.search(says, last), done.stdout
+    finally:
+        one.stop()
+
+
+def test_why_a_poller_refused_is_in_the_last_line(busy):
+    done = busy.workflow("run", SITE, "unlisted", "--out", "life.json")
+    assert done.returncode == 77 and re.search("refused: the command is not in this host's list: unlisted", done.stdout.splitlines()[-1]), done.stdout
+    code, lines = do(busy, "mkdir res; echo x >res/x", "--out", "res")
+    assert code == 65 and "declare res/" in lines[-1], lines
+
+
+def test_the_output_of_a_short_command_is_shown(busy):
+    code, lines = do(busy, "echo quick; exit 4")
+    assert code == 4 and "quick" in lines, lines
+
+
+def test_who_cancelled_is_in_the_last_line(busy):
+    process = suite.Process(WF, ["run", SITE, "do", "--in", "do"] + busy.reach(), os.path.join(busy.folder, "wf"))
+    with open(os.path.join(busy.folder, "wf", "do"), "w") as out:
+        out.write("echo begun; sleep 60\n")
+    process.kill()
+    process = suite.Process(WF, ["run", SITE, "do", "--in", "do"] + busy.reach(), os.path.join(busy.folder, "wf"))
+    wait_until(lambda: "begun" in process.text(), what=process.text)
+    accept_id = re.findall(r"[0-9a-f-]{36}", process.text())[-1]
+    assert busy.workflow("cancel", accept_id, "--reason", "wrong mesh").returncode == 0
+    assert process.popen.wait(30) == 143 and "cancelled: wrong mesh" in process.text().splitlines()[-1], process.text()
+
+
+def test_that_the_command_met_a_full_disk_is_in_the_last_line(busy):
+    code, lines = do(busy, "head -c 1 /dev/zero >/dev/full || exit 5")
+    assert code == 5 and "own exit code): disk: No space left on device" in lines[-1], lines
+
+
+def test_that_the_disk_is_full_is_in_the_last_line(busy, disk_of):
+    full = disk_of("20m")
+    busy.server.stop()
+    other = busy.poller(busy.allowed, name="small", ini="keep_free = 0\n")
+    path = os.path.join(busy.folder, "small", "poller.ini")
+    other.stop()
+    with open(path) as text:
+        changed = re.sub("calc_base = .*", "calc_base = %s" % full, text.read())
+    with open(path, "w") as out:
+        out.write(changed)
+    other = suite.Process(POLLER, ["poll", "--ini", path], os.path.join(busy.folder, "small"))
+    try:
+        code, lines = do(busy, "head -c 50m /dev/zero >large 2>/dev/null; truncate -s -32k large; exit 1")
+        assert code == 1 and "own exit code): disk: " in lines[-1] and "no room is left there" in lines[-1], lines
+    finally:
+        other.stop()
+        busy.server = busy.poller(busy.allowed)
+
+
+# ---- on the way
+
+def test_a_relay_that_says_later_is_no_relay_that_does_not_answer(tmp_path):
+    said = []
+
+    def misbehave(request):
+        if request.name == "add-calcinfo" and not said:
+            said.append(1)
+            return request.no(503, message="maintenance: nothing new is taken")
+    one = Fake(misbehave=misbehave)
+    try:
+        done = suite.run(WF, "run", "s", "c", "--url", one.url, env=suite.clean_env(MI_DISTCOMP_TOKEN="t"), cwd=str(tmp_path))
+        assert done.returncode == 0 and 'answers "later", asking on: maintenance' in done.stdout and "does not answer" not in done.stdout
+    finally:
+        one.stop()
+
+
+def test_a_warning_of_the_relay_is_read_once_from_both_its_calls(tmp_path):
+    one = Fake()
+    text = "its poller is a fielded one\x1b"
+    one.answers = {"calc-progress": {"progress": "got return", "status": "completed", "stamp": "9", "warning": text},
+                   "add-calcinfo": {"accept_id": "0a1b2c3d-0000-4000-8000-00000000abcd", "progress": "not start", "status": "none", "warning": text}}
+    try:
+        done = suite.run(WF, "run", "s", "c", "--url", one.url, env=suite.clean_env(MI_DISTCOMP_TOKEN="t"), cwd=str(tmp_path))
+        assert done.returncode == 0 and done.stdout.count("warning: its poller is a fielded one\\x1b") == 1
+        done = suite.run(WF, "status", "0a1b2c3d", "--url", one.url, env=suite.clean_env(MI_DISTCOMP_TOKEN="t"))
+        assert done.returncode == 0 and "warning: its poller" in done.stderr
+    finally:
+        one.stop()
+
+
+def test_a_refused_token_is_said_alike_on_both_sides(busy):
+    busy.token_file("x" * 64, "wrong")
+    done = suite.run(WF, "status", "0a1b2c3d", "--url", busy.url, "--token-file", os.path.join(busy.folder, "wrong"))
+    other = suite.run(POLLER, SITE, busy.url, "x" * 64, "--once", "calc_base:" + os.path.join(busy.folder, "b"), "--ini",
+                      os.path.join(busy.folder, "poller", "poller.ini"))
+    for one in (done, other):
+        assert one.returncode == 77 and re.search(r"the token is refused \(.+\): get a valid one, role (workflow|remote), for this", one.stderr), one.stderr
+
+
+@pytest.mark.parametrize("lang", ["en", "ja"])
+def test_states_are_told_in_the_words_of_the_readme_in_both_languages(lang, monkeypatch):
+    wf = suite.module(WF)
+    monkeypatch.setitem(wf.SAY, "lang", lang)
+    told = [wf.state_words({"progress": word, "status": status}) for word in WIRE + ("running",) for status in ("none", "completed", "abnormal")]
+    assert not set(told) & set(WIRE) and len(set(told)) == len(WIRE) + 2
+    assert [wf.state_words({"progress": word}, fielded=True) for word in WIRE] == list(WIRE)
+    begins = {"en": ["waiting", "taken", "taken", "ended", "sending", "abnormal"], "ja": ["実行待ち", "入力転送", "入力転送", "計算終了", "結果転送", "異常終了"]}
+    assert all(wf.state_words({"progress": word}).startswith(begin) for word, begin in zip(WIRE, begins[lang]))
+
+
+# ---- ids
+
+def test_an_unknown_id_is_64_in_all_scripts_and_the_first_eight_characters_do(busy, tmp_path):
+    do(busy, "true")
+    accept_id = busy.rows("SELECT accept_id FROM calculations ORDER BY seq DESC LIMIT 1")[0]["accept_id"]
+    ini, unknown = os.path.join(busy.folder, "poller", "poller.ini"), "00000000-0000-4000-8000-000000000000"
+    wait_until(lambda: "delivered" in suite.run(POLLER, "show", accept_id[:8], "--ini", ini).stdout)
+    found = json.loads(suite.run(POLLER, "show", accept_id[:8], "--ini", ini, "--json").stdout)
+    assert found["id"] == accept_id
+    done = suite.run(POLLER, "resend", accept_id[:8], "--ini", ini)
+    assert done.returncode == 64 and done.stderr.startswith("mi_system_remote: %s: nothing waits" % accept_id)
+    home = suite.clean_env(HOME=str(tmp_path))
+    for name, words, more in ((POLLER, ["show", unknown], ["--ini", ini]), (POLLER, ["show", accept_id[:7]], ["--ini", ini]),
+                              (POLLER, ["resend", unknown], ["--ini", ini]), (RUNNER, ["resume", unknown], []), (RUNNER, ["cancel", unknown], []),
+                              (RUNNER, ["clean", unknown], []), (WF, ["status", unknown], busy.reach()), (WF, ["wait", unknown], busy.reach()),
+                              (WF, ["cancel", unknown], busy.reach()), (WF, ["result", unknown], busy.reach()), (WF, ["output", unknown], busy.reach()),
+                              ("mi_dicomapi.py", ["show", unknown], ["--ini", busy.ini])):
+        done = suite.run(name, *(words + more), env=home)
+        assert done.returncode == 64 and suite.one_line(done.stderr or done.stdout), (name, words, done.returncode, done.stderr, done.stdout)
+
+
+def test_runner_ids_by_their_first_eight_characters(tmp_path):
+    env = suite.clean_env(HOME=str(tmp_path))
+    top = tmp_path / ".local" / "state" / "mi_distcomp_ssh"
+    for ident in ("11111111-0000-4000-8000-000000000001", "22222222-0000-4000-8000-000000000001", "22222222-0000-4000-8000-000000000002"):
+        (top / ident).mkdir(parents=True)
+        (top / ident / "order.json").write_text(json.dumps({"host": "h", "command": "c", "inputs": [], "time": time.time(), "settings": {}}))
+    done = suite.run(RUNNER, "clean", "22222222", env=env)
+    assert done.returncode == 64 and "which one?" in done.stderr and suite.one_line(done.stderr)
+    done = suite.run(RUNNER, "clean", "11111111", env=env)
+    assert (done.returncode, done.stdout) == (0, "11111111-0000-4000-8000-000000000001: cleaned\n")
+
+
+# ---- how the poller stands
+
+def test_check_and_list_say_paused_out_of_hours_and_that_a_running_poller_has_other_values(busy):
+    ini = os.path.join(busy.folder, "poller", "poller.ini")
+
+    def both():
+        return suite.run(POLLER, "list", "--ini", ini).stdout, suite.run(POLLER, "check", "--ini", ini).stdout
+
+    assert all("a poller runs" in text and "other values" not in text and "paused" not in text for text in both())
+    suite.run(POLLER, "pause", "--ini", ini)
+    assert all("paused: nothing new is taken" in text for text in both())
+    suite.run(POLLER, "resume", "--ini", ini)
+    with open(ini) as text:
+        before = text.read()
+    day = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")[(time.localtime().tm_wday + 3) % 7]
+    with open(ini, "w") as out:
+        out.write(before.replace("[poller]\n", "[poller]\njobs = 7\nhours = %s 1-2\n" % day))
+    for text in both():
+        assert "outside of [poller] hours" in text and re.search(r"other values.*\[poller\] hours, \[poller\] jobs", text), text
+    with open(ini, "w") as out:
+        out.write(before)
+    assert not any("other values" in text for text in both())
+    assert json.loads(suite.run(POLLER, "list", "--json", "--ini", ini).stdout)
