@@ -1182,6 +1182,7 @@ JA = {                         # what a person reads, in Japanese
         "%s: コマンドはまだ始まっていません。実行中の本プログラムの方を止めてください",
     "%s: not a UUID (see: list; its first eight characters do)": "%s: UUID ではありません (list で一覧が見られます。先頭 8 文字でも構いません)",
     "%s: which one? %s": "%s: どれですか。%s",
+    " (cancelled by hand)": " (手動で中止)",
     " (a value that begins with - is written with =, as in --batch-option=--time=60)":
         " (- で始まる値は --batch-option=--time=60 のように = でつないでください)",
     "%s: %s (try by hand: %s)": "%s: %s (手で試すには: %s)",
@@ -2930,12 +2931,25 @@ class Run:
         else:
             log("warn", self.ident, "9 clean", host=line.host, state=rows[-1][2:])
 
+    def why(self, code):
+        """Behind how it ended: what is known of the reason."""
+        if code > 128 and os.path.exists(os.path.join(self.record.folder, b"cancelled")):
+            return _(" (cancelled by hand)")
+        try:
+            with open(os.path.join(utf8(self.order["into"]), utf8(LOG)), "rb") as text:
+                text.seek(-min(4000, os.fstat(text.fileno()).st_size), 2)
+                rest = text.read()
+        except OSError:
+            return ""
+        full = [word for word in (b"No space left on device", b"Disk quota exceeded") if code and word in rest]
+        return " (%s: %s)" % (LOG, full[0].decode()) if full else ""
+
     def judge(self, state):
         """The Outcome of how it ended."""
         done = self.record.steps["fetched"]
         if state.startswith("ended "):
             code = int(state.split()[1])
-            return Outcome(self.ident, code, "command", state, done["files"], done["odd"])
+            return Outcome(self.ident, code, "command", state + self.why(code), done["files"], done["odd"])
         if state == "failed":
             return Outcome(self.ident, 126, "runner", "the command could not be started there", done["files"], done["odd"])
         state += _(" (what it left was fetched; nothing is run a second time by itself)")
@@ -4177,7 +4191,7 @@ def settings_of(record):
 
 def whole_ident(word):
     """The calculation of that beginning of a UUID (8 characters at least), or the word itself. 64 if there are several."""
-    found = [ident for ident in idents() if len(word) >= 8 and ident.startswith(word)]
+    found = [ident for ident in idents() if ident.startswith(word)] if re.match("[0-9a-f-]{8,36}\\Z", word) else []
     if len(found) > 1:
         raise Stop(EX_USAGE, _("%s: which one? %s") % (printable(word), " ".join(found[:10])))
     return found[0] if found else word
@@ -4238,8 +4252,10 @@ def ask(record, verb, *words):
 
 def do_cancel(options):
     """Ends the command; who waits for it (or resumes) gets its log and files."""
-    ident = whole_ident(options.uuid)
-    state = ask(Record(ident, lock=False), "cancel", str(max(0, options.grace)))       # beside a runner that waits
+    record = Record(whole_ident(options.uuid), lock=False)               # beside a runner that waits
+    ident = record.ident
+    open(os.path.join(record.folder, b"cancelled"), "ab").close()        # the runner's last line says so
+    state = ask(record, "cancel", str(max(0, options.grace)))
     if state == "none":
         raise Stop(EX_TEMPFAIL, _("%s: the command was not started yet; end its runner instead") % ident)
     sys.stdout.write("%s: %s\n" % (ident, printable(state)))

@@ -820,16 +820,17 @@ class Relay:
         else:                                          # Python 3.6
             context.options |= ssl.OP_NO_SSLv3 | ssl.OP_NO_TLSv1 | ssl.OP_NO_TLSv1_1
         try:
-            at = self.ca_file
+            at, bundle = self.ca_file, os.environ.get("REQUESTS_CA_BUNDLE")
             if at:
-                context.load_verify_locations(**{"capath" if os.path.isdir(utf8(at)) else "cafile": utf8(at)})
+                folder = at == bundle and os.path.isdir(utf8(at))
+                context.load_verify_locations(**{"capath" if folder else "cafile": utf8(at)})
             if not self.verify:
                 context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
             at = self.client_cert
             if at:
                 context.load_cert_chain(utf8(at), utf8(self.client_key or at), "")
         except OSError as error:                       # ssl.SSLError is one
-            origin = " (REQUESTS_CA_BUNDLE)" if at == os.environ.get("REQUESTS_CA_BUNDLE") else ""
+            origin = " (REQUESTS_CA_BUNDLE)" if at == bundle else ""
             raise Stop(EX_CONFIG, _("%s: unusable certificate file: %s") % (at + origin, error.strerror or error))
         self.all_cas = not self.verify
         return context

@@ -406,8 +406,8 @@ def test_a_pattern_of_many_stars_means_the_same_and_takes_no_time():
     assert time.monotonic() - begun < 60
 
 
-READ = {"mi_dicomapi.py": set(), "mi_system_wf.py": {"MI_DISTCOMP_TOKEN", "CREDENTIALS_DIRECTORY"},
-        "mi_system_remote.py": {"MI_DISTCOMP_TOKEN", "CREDENTIALS_DIRECTORY", "XDG_STATE_HOME", "AUTHENTICATION_OPERATOR"},
+READ = {"mi_dicomapi.py": set(), "mi_system_wf.py": {"MI_DISTCOMP_TOKEN", "CREDENTIALS_DIRECTORY", "REQUESTS_CA_BUNDLE"},
+        "mi_system_remote.py": {"MI_DISTCOMP_TOKEN", "CREDENTIALS_DIRECTORY", "XDG_STATE_HOME", "AUTHENTICATION_OPERATOR", "REQUESTS_CA_BUNDLE"},
         "execute_remote_command.py": {"XDG_STATE_HOME", "MISYSTEM_SITEID", "SSH_CONNECTION", "SSH_ORIGINAL_COMMAND", "SHELL", "PATH"}}
 LOCALE = {"LC_ALL", "LC_MESSAGES", "LANG", "JOURNAL_STREAM"}
 

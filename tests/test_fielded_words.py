@@ -104,7 +104,7 @@ def ca_bundle(old):
     url = "https://127.0.0.1:%d" % relay.server_port
     words, poller = [url, SITE, TOKEN, "none", "", ""], [SITE, url, TOKEN, "--once", "--ini", old.ini, "calc_base:" + old.folder()]
     try:
-        for name, code in ((cert, 77), ("", 69), ("/nonexistent", 78)):
+        for name, code in ((cert, 77), ("", 69), (old.here + "/none", 78)):
             env = suite.clean_env(**({"REQUESTS_CA_BUNDLE": name} if name else {}))
             done = suite.run("mi_system_wf.py", *words, env=env)
             assert done.returncode == code, done.stderr
@@ -247,3 +247,30 @@ def test_on_a_fielded_relay_the_same_request_id_finds_its_calculation_until_its_
         assert lab.run("run", *words).returncode == 0 and len(lab.runs()) == 1
     finally:
         lab.close()
+
+
+# ---- on our relay
+
+def test_on_our_relay_fielded_words_send_missing_inputs_empty_and_ctrl_c_deletes_what_waits_only(tmp_path_factory):
+    world = suite.World(tmp_path_factory.mktemp("world"), tls=False, commands=["slow"]).start()
+    folder, words = str(tmp_path_factory.mktemp("wf")), [world.url, SITE, world.token, "slow", "absent:absent", "out"]
+    try:
+        for number in range(2):
+            process = suite.Process("mi_system_wf.py", words, folder)
+            wait_until(lambda: len(process.text().split("not start")) > number + 1, what=process.text)
+            accept_id = re.findall(r"[0-9a-f-]{36}", process.text())[-1]
+            if number == 0:
+                row, files, spool = world.picture(accept_id)
+                assert [(one["name"], one["size"]) for one in files] == [("absent", 0)] and "empty file is sent" in process.text()
+                assert process.stop(signal.SIGINT) == 130 and "deleted" in process.text()
+                assert world.state_of(accept_id) in (None, "finished")
+        path = os.path.join(world.folder, "slow")
+        with open(path, "w") as out:
+            out.write("#!/bin/sh\ncat absent; sleep 30\n")
+        os.chmod(path, 0o755)
+        world.poller({"slow": "argv = %s\nmatch = slow\n" % path})
+        wait_until(lambda: world.state_of(accept_id) == "running")
+        assert process.stop(signal.SIGINT) == 130 and "goes on" in process.text() and world.state_of(accept_id) == "running"
+        assert world.workflow("cancel", accept_id).returncode == 0
+    finally:
+        world.close()

@@ -143,6 +143,20 @@ def test_the_fielded_words_bring_files_there_and_everything_back_and_the_exit_co
     assert os.path.isdir(lab.path("far", ident_of(out)))                # the fielded words leave the directory there
 
 
+def test_client_files_takes_what_a_shell_and_rsync_took(lab, here):
+    home = here / "home"
+    for name in ("in/one.dat", "in/two.dat", "in/other.txt", "d/top/deep", "d/.hidden", "home/tilde", "a", "計算.dat", "home/計算.txt"):
+        (here / name).parent.mkdir(parents=True, exist_ok=True)
+        (here / name).write_text(name)
+    code, out = run(lab, here, "client_name:hpc", "client_cmd:find . -type f | LC_ALL=C sort >list; head -c 1 /dev/zero >/dev/full; exit 3",
+                    "client_files:d/, in/*.dat,in/one.dat, a , ~/tilde,~/計算*,*.dat", HOME=str(home))
+    assert code == 3 and re.search("ended 3 .*No space left on device", out.splitlines()[-1]), out
+    assert (here / "list").read_text(encoding="utf-8").split() == [
+        "./.hidden", "./a", "./list", "./one.dat", "./remote_program_exec.log", "./tilde", "./top/deep", "./two.dat", "./計算.dat", "./計算.txt"]
+    code, out = run(lab, here, "client_name:hpc", "client_cmd:true", "client_files:a,no*.dat")
+    assert code == 66 and "no*.dat" in out, out
+
+
 def test_a_run_cleans_up_there_and_leaves_no_control_connection(lab, here):
     before = set(name for name in os.listdir("/tmp") if name.startswith("mi-") and os.path.exists("/tmp/%s/c" % name))
     (here / "in" / "a").write_text("1")
