@@ -57,6 +57,236 @@ TRIES = 3                      # for a piece whose sum is wrong
 CONNECT_SPAN = 60              # seconds in which at most `connects` connections are opened to one host
 SCAN = 1 << 20                 # bytes looked through at once by the outbound rules; matches longer than half of it may be missed
 
+# ==== shared: gate ====
+# The only code that lets a command run on this host and a byte leave it; poller and SSH guard are two doors
+# to it. The rules are the owner's: the sections [command NAME] and [outbound] of the ini beside the door.
+# What they do not allow is refused. In this order: the keys of these sections; what a section means; what a
+# request may start; what the command sees; what may leave. What is judged comes from others: the words of a
+# request from the wire, names and contents of results from the command.
+AFTER_STOP = {                 # what may leave of what was cancelled, ran too long or died of a signal
+    "": {"logs", "names"},                             # names: results that were declared by name
+    "logs": {"logs"},
+    "all": {"logs", "names", "patterns"}}              # what was asked for by pattern or directory, too
+PASS_ON = re.compile(r"(PATH|HOME|USER|LOGNAME|SHELL|LANG|LC_[A-Z]+|TZ|TMPDIR)\Z")     # what the command sees
+WORDS_MOST = 100000            # characters of all arguments together
+
+
+class Forbidden(ValueError):
+    """The owner's rules say no; the text says which."""
+
+
+def gate_keys():
+    """The rules' keys, as read_ini() takes them: {section: {key: (kind, default)}}."""
+    later = (not_built, "")
+    return {
+        "command *": {
+            "argv": (lines, ()), "match": (str, ""), "parameters": (flag, None),
+            "argument.*": (re.compile, None), "env.*": (str, ""),
+            "nice": (number(0, 19), 0), "timeout": (seconds, 0.0), "grace": (seconds, 10.0),
+            "jobs": (number(0, 1000), 0), "pre": (lines, ()), "post": (lines, ()), "run_as": later,
+            "input_names": (patterns_of, ()), "patterns": (flag, True), "logs": (flag, True),
+            "after_stop": (one_of(*sorted(AFTER_STOP)), ""), "leftovers": later,
+            "batch": (one_of("none", *sorted(BATCH)), "none"), "batch_options": (lines, ()),
+            "batch_changeable": (batch_table, ()),
+            "batch_poll": (seconds, 10.0), "batch_grace": (seconds, 600.0)},
+        "outbound": {
+            "max_file": (size, 0), "max_total": (size, 0), "max_files": (number(1, 200000), 200000),
+            "allow_names": (name_rules, ["*"]), "deny_names": (name_rules, []), "deny_sums": (sums_of, []),
+            "deny_content": (contents_of, []), "dry_run": (flag, False), "scan_timeout": (seconds, 600.0),
+            "audit_log": later, "deny_pieces": later, "hold": later},
+    }
+
+
+def number(low, high):
+    """A kind: a whole number from low to high."""
+    def kind(text):
+        if not re.match(r"\d{1,6}\Z", text) or not low <= int(text) <= high:
+            raise ValueError(_("is not a number from %d to %d") % (low, high))
+        return int(text)
+    return kind
+
+
+def not_built(text):
+    """A key of later versions: anything but "off" would promise what is not done."""
+    if text.lower() not in ("", "no", "none", "0"):
+        raise ValueError(_("is not in this version: remove the line"))
+    return ""
+
+
+def patterns_of(text):
+    """Patterns as those of results (README), blank separated."""
+    return [pattern(word) for word in text.split()]
+
+
+def name_rules(text):
+    """Shell patterns, blank separated. A comma behind one is a mistake that would let out what it is to
+    keep."""
+    if any(word.endswith(",") for word in text.split()):
+        raise ValueError(_("blanks stand between names, no commas"))
+    return [word.rstrip("/") or word for word in text.split()]
+
+
+def sums_of(text):
+    """sha256 sums, separated by blanks or lines."""
+    if any(not re.match(r"[0-9a-f]{64}\Z", word) for word in text.lower().split()):
+        raise ValueError(_("is not a list of sha256 sums (64 hexadecimal digits each)"))
+    return text.lower().split()
+
+
+def contents_of(text):
+    """Regular expressions, one a line; they are looked for in bytes."""
+    for line in lines(text):
+        re.compile(utf8(line))
+    return lines(text)
+
+
+# What a section means
+
+def command_of(where, section, keys):
+    """One [command NAME] section: its keys, and name, match, shapes {N: expression of argument N}, env
+    {NAME: value}. 78 if it contradicts itself."""
+    def wrong(key, text):
+        return Stop(EX_CONFIG, "%s: [%s] %s: %s" % (where, section, key, text))
+    shapes, env = {}, {}
+    for key, value in keys.items():
+        head, dot, rest = key.partition(".")
+        good = re.match(r"[1-9]\d{0,3}\Z" if head == "argument" else r"[A-Za-z_][A-Za-z0-9_]*\Z", rest)
+        if dot and not good:
+            raise wrong(key, _("must be argument.1, argument.2, ... or env.NAME_OF_A_VARIABLE"))
+        if dot and head == "argument":
+            shapes[int(rest)] = value
+        elif dot:
+            env[rest] = value
+    for key in ("argv", "pre", "post"):
+        if (key == "argv" or keys[key]) and not (keys[key] and keys[key][0].startswith("/")):
+            raise wrong(key, _("the first line must be the absolute path of a program"))
+    if keys["argv"].count("{parameters}") != bool(shapes) or keys["parameters"] not in (None, bool(shapes)):
+        raise wrong("parameters", _("arguments need a line {parameters} in argv, argument.N for each, "
+                                    "and no parameters = no"))
+    return dict(keys, name=section[8:], match=keys["match"] or keys["argv"][0], shapes=shapes, env=env)
+
+
+def commands_of(where, settings):
+    """{word on the wire: its command} of all [command NAME] sections. 78 if one is wrong, or two have one
+    word."""
+    commands = {}
+    for section in settings:
+        if section.startswith("command "):
+            command = command_of(where, section, settings[section])
+            if command["match"] in commands:
+                raise Stop(EX_CONFIG, _("%s: [%s] match: another command has it already") % (where, section))
+            commands[command["match"]] = command
+    return commands
+
+
+def unfit(command):
+    """(key, why) of a program of this command that cannot be run on this host as it is, or None."""
+    for key in ("argv", "pre", "post"):
+        for path in command[key][:1]:
+            try:
+                mode = os.stat(utf8(path)).st_mode
+            except OSError as error:
+                return key, "%s: %s" % (path, error.strerror)
+            if not stat.S_ISREG(mode) or not os.access(utf8(path), os.X_OK) or mode & 0o002:
+                return key, _("%s: must be an executable file that not everybody may change "
+                              "(chmod +x, chmod o-w)") % path
+    return None
+
+
+# What a request may start
+
+def words_of(text):
+    """The words of a text from the wire, as a shell would split it; no shell sees it. Forbidden if it is
+    none."""
+    import shlex
+    if ODD.search(text) or len(text) > WORDS_MOST:
+        raise Forbidden(_("arguments with control characters, or too long"))
+    try:
+        return shlex.split(text)
+    except ValueError as error:
+        raise Forbidden(_("arguments that no shell would split: %s") % error)
+
+
+def permit(commands, word, arguments):
+    """(command, with the options for its batch system; argv) for a request: the word on the wire and its
+    arguments. Forbidden if no section allows it. Each argument must match the expression of its place as a
+    whole; a place without an expression takes none."""
+    command = commands.get(word)
+    if command is None:
+        raise Forbidden(_("no [command NAME] for %s") % printable(word)[:100])
+    try:
+        options, given = batch_options(command, arguments)
+    except ValueError as error:
+        raise Forbidden("[command %s] %s" % (command["name"], error))
+    for place, argument in enumerate(given, 1):
+        if place not in command["shapes"] or not command["shapes"][place].fullmatch(argument):
+            raise Forbidden(_("[command %s] argument.%d does not allow %s")
+                            % (command["name"], place, printable(argument)[:100]))
+    argv = ["/usr/bin/nice", "-n", str(command["nice"])] if command["nice"] else []
+    for line in command["argv"]:
+        argv += given if line == "{parameters}" else [line]
+    return dict(command, options=options), argv
+
+
+def permit_input(command, name):
+    """Forbidden if an input may not have this name. (An empty directory's has a slash at its end.)"""
+    whole = "/".join(parts_of(name)).rstrip("/")
+    if command["input_names"] and not any(shape.match(whole) for shape in command["input_names"]):
+        raise Forbidden(_("[command %s] input_names does not allow %s")
+                        % (command["name"], printable(name)[:100]))
+
+
+def permit_results(command, asked):
+    """Forbidden if results may not be asked for like this. asked: the patterns and directories that were
+    asked for."""
+    if asked and not command["patterns"]:
+        raise Forbidden(_("[command %s] gives results by name only (patterns = no)") % command["name"])
+
+
+# What the command sees
+
+def command_env(command, work, run):
+    """All that the command sees of this host's environment: never a token. work: its directory, bytes; run:
+    the mark of its processes. LANG and LC_* may have been set by an ssh client: plain words only."""
+    env = {key: value for key, value in os.environ.items() if PASS_ON.match(key)
+           and (key[:3] not in ("LAN", "LC_") or re.match(r"[A-Za-z0-9_.@-]*\Z", value))}
+    env.setdefault("PATH", "/usr/local/bin:/usr/bin:/bin")
+    return dict(env, **dict(command["env"], CALC_DIR=work.decode("utf-8", "surrogateescape"), MI_RUN=run))
+
+
+# What may leave
+
+def let_out(command, stopped):
+    """What may leave, by how it was asked for: a set of logs, names, patterns. stopped: it did not end by
+    itself."""
+    kinds = AFTER_STOP[command["after_stop"] if stopped else "all"]
+    return {kind for kind in kinds if command.get(kind, True)}         # its keys `logs` and `patterns`
+
+
+def name_rule(rules, name):
+    """'' or the [outbound] key that keeps a file of this name here. deny_names: the whole name, a directory
+    that it lies in, or any part, in any case. allow_names: the whole name."""
+    from fnmatch import fnmatchcase
+    parts = parts_of(name)
+    forms = parts + tuple("/".join(parts[:count]) for count in range(2, len(parts) + 1))
+    for rule in rules["deny_names"]:
+        shape = "/".join(parts_of(rule)).casefold()
+        if any(fnmatchcase(form.casefold(), shape) for form in forms):
+            return "deny_names"
+    named = any(fnmatchcase("/".join(parts), "/".join(parts_of(rule))) for rule in rules["allow_names"])
+    return "" if named else "allow_names"
+
+
+def size_rule(rules, length, count, total):
+    """'' or the [outbound] key that keeps a file of `length` bytes here beside `count` others with `total`
+    bytes."""
+    if rules["max_file"] and length > rules["max_file"]:
+        return "max_file"
+    if rules["max_total"] and total + length > rules["max_total"]:
+        return "max_total"
+    return "max_files" if count >= rules["max_files"] else ""
+# ==== end shared ====
+
 # ==== shared: say ====
 # How every script of the suite speaks: one line per failure, one line per step, nothing from the wire unescaped.
 EX_USAGE, EX_DATA, EX_NOINPUT, EX_UNAVAILABLE, EX_BUG, EX_IOERR = 64, 65, 66, 69, 70, 74
@@ -268,7 +498,7 @@ def read_ini(path, table, guarded=False):
     78 with file, section, key and what to do, for anything that is not as it should be.
     """
     import configparser
-    parser = configparser.RawConfigParser(default_section="\0", strict=True)
+    parser = configparser.RawConfigParser(default_section="\0", strict=True, inline_comment_prefixes=("#",))
     parser.optionxform = lambda key: key if key.lower().startswith("env.") else key.lower()
     if path:
         try:
@@ -305,6 +535,112 @@ def read_ini(path, table, guarded=False):
                 raise Stop(EX_CONFIG, "%s: [%s] %s = %s: %s" % (path, section, key, text.strip(), why))
     return result
 # ==== end shared ====
+# ==== shared: names ====
+# File names of a calculation. Checked by every receiver: whoever sends them may be hostile.
+LOG_NAMES = ("計算標準出力.txt", "計算標準エラー出力.txt")        # stdout and stderr of the command, always among the results
+
+
+def parts_of(name):
+    """name's parts in NFC: the order of a manifest, and what makes two names equal."""
+    if not name.isascii() if hasattr(name, "isascii") else any(c > "\x7f" for c in name):
+        import unicodedata
+        name = unicodedata.normalize("NFC", name)
+    return tuple(name.split("/"))
+
+
+def check_name(name):
+    """name, if it is a relative path of plain parts; otherwise ValueError with the reason."""
+    if not isinstance(name, str) or not name:
+        raise ValueError(_("an empty name"))
+    try:
+        length = len(name.encode("utf-8"))
+    except UnicodeEncodeError:
+        raise ValueError(_("a name that is not UTF-8"))
+    if length > 1000 or any(len(part.encode("utf-8")) > 255 for part in name.split("/")):
+        raise ValueError(_("a name that is too long: %s...") % printable(name[:60]))
+    if ODD.search(name) or "\\" in name:
+        raise ValueError(_("a name with a control character or a backslash: %s") % printable(name))
+    if any(part in ("", ".", "..") for part in name.split("/")):
+        raise ValueError(_("a name that is absolute or has an empty, . or .. part: %s") % name)
+    return name
+
+
+def check_order(names, before=None, reserved=(), folders=False):
+    """Checks a manifest's names: each one plain, ascending by parts_of (so that equal names, and a name that is another's directory,
+    stand side by side), none equal to or below a reserved one. folders: empty directories may follow, as names with a trailing /, behind
+    all files and ascending among themselves. before: the last name of the page before. ValueError; returns the last name."""
+    last = (before.endswith("/"), parts_of(before.rstrip("/"))) if before is not None else None
+    for name in names:
+        plain = name[:-1] if folders and isinstance(name, str) and name.endswith("/") else name
+        now = plain is not name, parts_of(check_name(plain))
+        if last is not None and (now <= last or now[0] == last[0] and now[1][:len(last[1])] == last[1]):
+            raise ValueError(_("two names that are equal, one in the other, or out of order: %s") % name)
+        if any(now[1][:1] == parts_of(word) for word in reserved):
+            raise ValueError(_("a name that is kept for the log: %s") % name)
+        last, before = now, name
+    return before
+
+
+def pattern(text):
+    """A result pattern as something with match(): * and ? within a part, ** across parts, a trailing / the whole directory. ValueError."""
+    check_name(text.rstrip("/") if text.endswith("/") and text != "/" else text)
+    pieces = re.findall(r"\*\*/|\*\*|\*|\?|[^*?]+", text + ("**" if text.endswith("/") else ""))
+    if sum("*" in piece for piece in pieces) > 2:      # an expression could take for ever
+        return Stars(pieces, text[0] in "*?")
+    out = ""
+    for piece in pieces:
+        out += {"**/": "(?:[^/]+/)*", "**": ".+", "*": "[^/]*", "?": "[^/]"}.get(piece) or re.escape(piece)
+    hidden = r"(?!\.)" if text[0] in "*?" else ""     # as in a shell: * does not reach .bashrc
+    return re.compile(hidden + out + r"\Z", re.S)
+
+
+class Stars:
+    """A pattern with many stars: whoever made it, match() takes time in proportion to its length times the name's."""
+
+    def __init__(self, pieces, hidden):
+        self.hidden, self.steps = hidden, []
+        for piece in pieces:
+            self.steps += {"**/": ["dirs", "in"], "**": ["any", "anys"], "*": ["star"], "?": ["one"]}.get(piece) or list(piece)
+
+    def reach(self, places):
+        """places, and where one gets from there without a character."""
+        todo = list(places)
+        while todo:
+            at = todo.pop()
+            step = self.steps[at] if at < len(self.steps) else ""
+            after = at + {"star": 1, "anys": 1, "dirs": 2}.get(step, 0)
+            if after not in places:
+                places.add(after)
+                todo.append(after)
+        return places
+
+    def match(self, name):
+        """Is it a name of this pattern?"""
+        places = self.reach({0})
+        if self.hidden and name.startswith("."):
+            return False
+        for char in name:
+            after, part = set(), char != "/"
+            for at in places:
+                step = self.steps[at] if at < len(self.steps) else ""
+                if step == "anys" or step in ("star", "in") and part:
+                    after.add(at)
+                elif step == "in":
+                    after.add(at - 1)
+                elif step == char or step == "any" or step in ("one", "dirs") and part:
+                    after.add(at + 1)
+            places = self.reach(after)
+        return len(self.steps) in places
+
+
+def declared(names, patterns):
+    """A function name -> bool: is this result one that was asked for (or a log)?"""
+    wanted = {parts_of(name) for name in tuple(names) + LOG_NAMES}
+    found = [pattern(text) for text in patterns]
+    asked = set(patterns)                              # an empty directory is there as its own pattern, too
+    return lambda name: parts_of(name) in wanted or name in asked or any(one.match("/".join(parts_of(name))) for one in found)
+# ==== end shared ====
+
 # ==== shared: run ====
 # The runner of one command: a wrapper in POSIX sh that starts it at most once, outlives its starter, and notes the end.
 RUN = r"""#!/bin/sh
@@ -1203,8 +1539,6 @@ JA = {                         # what a person reads, in Japanese
     "%s: no such calculation here (see: list)": "%s: この計算はここにはありません (list を参照)",
     "%s; given up after %d tries. What was started there runs on: %s resume %s":
         "%s。%d 回試みて中止しました。先方で始まった計算は続いています: %s resume %s",
-    "[outbound] %s: the SSH guard cannot keep this rule; use the poller, or take it out":
-        "[outbound] %s: SSH の guard はこの規則を守れません。ポーリングプログラムを使うか、外してください",
     "%s: expected client_name:HOST client_cmd:COMMAND client_files:A,B,C":
         "%s: client_name:ホスト client_cmd:コマンド client_files:A,B,C の形で指定してください",
     "%s: %s, exit code %d (the %s's)": "%s: %s、終了コード %d (%s のもの)",
@@ -1225,7 +1559,6 @@ JA = {                         # what a person reads, in Japanese
     "no": "なし",
     "commands allowed: %s": "許可されたコマンド: %s",
     "none: add sections [command NAME] with argv =": "なし: argv = を持つ [command 名前] を追加してください",
-    "missing": "なし",
     "%s: its guard decides about the batch system: leave --batch out": "%s: バッチシステムは先方の guard が決めます。--batch を外してください",
     "%s: others may write to it": "%s: 他人が書き込めます",
     "%s: nobody else may write to it": "%s: 他人は書き込めません",
@@ -1238,6 +1571,29 @@ JA = {                         # what a person reads, in Japanese
     "a line break in an argument or a variable": "引数か変数に改行があります",
     "%s: %d key lines with this guard": "%s: この guard の鍵の行: %d",
     "key line begins with restrict: %s...": "鍵の行は restrict で始まる必要があります: %s...",
+    "is not in this version: remove the line": "この版にはない機能です。この行を削除してください",
+    "blanks stand between names, no commas": "名前の区切りは空白です。コンマは使えません",
+    "is not a list of sha256 sums (64 hexadecimal digits each)": "sha256 (それぞれ 16 進 64 桁) の一覧ではありません",
+    "arguments need a line {parameters} in argv, argument.N for each, and no parameters = no":
+        "引数には argv の行 {parameters} と引数ごとの argument.N が必要です (parameters = no とは両立しません)",
+    "arguments with control characters, or too long": "引数に制御文字があるか、長すぎます",
+    "an empty name": "名前が空です",
+    "must be argument.1, argument.2, ... or env.NAME_OF_A_VARIABLE": "argument.1, argument.2, ... または env.変数名 としてください",
+    "the first line must be the absolute path of a program": "1 行目はプログラムの絶対パスとしてください",
+    "no [command NAME] for %s": "%s に対する [command 名前] がありません",
+    "[command %s] input_names does not allow %s": "[command %s] の input_names は %s を許していません",
+    "[command %s] gives results by name only (patterns = no)": "[command %s] の結果は名前での指定だけに応じます (patterns = no)",
+    "a name that is not UTF-8": "名前が UTF-8 ではありません",
+    "a name that is too long: %s...": "名前が長すぎます: %s...",
+    "a name with a control character or a backslash: %s": "名前に制御文字かバックスラッシュがあります: %s",
+    "a name that is absolute or has an empty, . or .. part: %s": "名前が絶対パスか、空・.・.. を含みます: %s",
+    "is not a number from %d to %d": "%d から %d までの数ではありません",
+    "arguments that no shell would split: %s": "シェルの規則で分けられない引数です: %s",
+    "[command %s] argument.%d does not allow %s": "[command %s] の argument.%d は %s を許していません",
+    "two names that are equal, one in the other, or out of order: %s": "名前が重複するか、包含するか、順序が違います: %s",
+    "a name that is kept for the log: %s": "ログのための名前は使えません: %s",
+    "%s: [%s] match: another command has it already": "%s: [%s] match: 別のコマンドが同じ語を使っています",
+    "%s: must be an executable file that not everybody may change (chmod +x, chmod o-w)": "%s: 実行可能で、誰でも書き換えられる状態にないファイルが必要です (chmod +x, chmod o-w)",
 }
 
 
@@ -1276,15 +1632,8 @@ TABLE = {
             "connect": (seconds, 20.0), "alive": (seconds, 15.0), "rsync_options": (split_words, []),
             "ssh_options": (split_words, []), "connects": (int, 30), "lang": (one_of("auto", "en", "ja"), "auto")},
     "ssh guard": {"base": (base_kind, "~/.mi_distcomp"), "from": (str, ""), "max_bytes": (size, 0), "audit_log": (str, "")},
-    "outbound": {"max_file": (size, 0), "max_total": (size, 0), "max_files": (int, 200000), "allow_names": (str.split, ["*"]),
-                 "deny_names": (str.split, []), "deny_content": (lines, []), "deny_sums": (str.split, []), "deny_pieces": (str, ""),
-                 "hold": (flag, False), "dry_run": (flag, False), "scan_timeout": (seconds, 600.0), "audit_log": (str, "")},
-    "command *": {"argv": (lines, []), "match": (str, ""), "argument.*": (re.compile, None), "parameters": (flag, False),
-                  "env.*": (str, None), "run_as": (str, ""), "nice": (int, 0), "timeout": (seconds, 0.0), "grace": (seconds, 10.0),
-                  "jobs": (int, 0), "pre": (str, ""), "post": (str, ""), "batch": (one_of("none", *sorted(BATCH)), "none"),
-                  "batch_options": (lines, ()), "batch_changeable": (batch_table, ()),
-                  "batch_poll": (seconds, 10.0), "batch_grace": (seconds, 600.0)},
 }
+TABLE.update(gate_keys())
 
 # The far side, where there is no guard. What it takes for granted:
 #  1. The log-in shell passes single-quoted words of plain ASCII on unchanged (sh, bash, dash, zsh, ksh, csh, tcsh and fish do).
@@ -3307,7 +3656,6 @@ def run_calculation(host, command, inputs, into=".", settings=None, mode="run", 
 #    are opened part by part with O_NOFOLLOW, so that no link leads out, not even one that is put there in between.
 #  - Commands are those of the sections [command NAME]: argument vectors of the owner's, arguments only where patterns allow them.
 #  - What leaves has passed [outbound]; a file is served only if it is still the one that was looked through.
-PASS_ON = ("HOME", "USER", "LOGNAME", "PATH", "LANG", "TZ", "SHELL")   # variables that the command gets
 INTO_LOG = 'umask "$1"; shift; exec >remote_program_exec.log 2>&1; exec "$@"'
 FORM = re.compile(r"exec sh -c 'eval \"\$\(printf %b \"\$1\"\)\"' mi_distcomp '[^']*'((?: '[^']*'){4,8})"
                   r"((?: [-A-Za-z0-9._/+=,@]+){0,70})\Z")
@@ -3368,6 +3716,25 @@ class Place:
 
     def over(self):
         return self.state().split()[0] in ("ended", "failed", "lost")
+
+    def owners_word(self, key):
+        """A key of the section [command NAME] that this calculation runs: as the ini says it now, or, if it is there no more, as it was said
+        when the calculation was started. None if no section is known (it was started by an older guard)."""
+        try:
+            with open(os.path.join(self.control, b"command"), "rb") as text:
+                noted = json.loads(text.read().decode())
+        except FileNotFoundError:
+            return None
+        now = [command for command in self.rules.get("commands", {}).values() if command["name"] == noted["name"]]
+        return (now or [noted])[0][key]
+
+    def let_out(self):
+        """What may leave of this calculation, by how it was asked for (see AFTER_STOP)."""
+        words = self.state().split()
+        stopped = os.path.exists(os.path.join(self.control, b"cancelled")) or words[0] == "ended" and int(words[1]) > 128
+        keys = {key: self.owners_word(key) for key in ("after_stop", "patterns", "logs")}
+        return let_out({"after_stop": keys["after_stop"] or "", "patterns": keys["patterns"] is not False,
+                        "logs": keys["logs"] is not False}, stopped)
 
     def folder(self, parts, make=False):
         """A descriptor of the directory at parts below the working directory, reached without following a link. The caller closes it."""
@@ -3478,36 +3845,31 @@ def guard_clean(place, words, tail):
     tell("E cleaned")
 
 
-def permitted(rules, text):
-    """(NAME, argv, env, options for its batch system) of the command that the text names, by the owner's sections [command NAME]. Or Refused."""
-    import shlex
-    try:
-        words = shlex.split(text)
-    except ValueError:
-        words = []
-    for section, keys in rules.items():
-        if not section.startswith("command ") or not keys["argv"] or words[:1] != [keys["match"] or keys["argv"][0]]:
-            continue
-        options, given = batch_options(keys, words[1:])
-        shapes = {int(key[9:]): shape for key, shape in keys.items() if key.startswith("argument.")}
-        if given and not (keys["parameters"] or len(given) <= max(shapes, default=0)) or given and "{parameters}" not in keys["argv"]:
-            raise Refused("[%s] allows no such arguments" % section)
-        for number, word in enumerate(given, 1):
-            if number in shapes and not shapes[number].fullmatch(word) or ODD.search(word):
-                raise Refused("[%s] argument.%d does not allow %s" % (section, number, printable(word)[:100]))
-        for key in ("run_as", "timeout", "jobs", "pre", "post"):
-            if keys[key]:
-                raise Refused("[%s] %s is not for the SSH guard; leave it out there" % (section, key))
-        argv = [word for part in keys["argv"] for word in (given if part == "{parameters}" else [part])]
-        argv = (["nice", "-n", str(keys["nice"])] if keys["nice"] else []) + argv
-        return section, argv, {key[4:]: value for key, value in keys.items() if key.startswith("env.")}, options
-    raise Refused("no [command NAME] for %s" % printable(words[0] if words else text)[:100])
+def asked_command(rules, text):
+    """(command, argv) of what a request wants to run, by the owner's sections [command NAME]. Refused, Forbidden."""
+    words = words_of(text)
+    command, argv = permit(rules["commands"], "".join(words[:1]), words[1:])
+    for key in ("timeout", "jobs", "pre", "post"):
+        if command[key]:
+            raise Refused("[command %s] %s is not for the SSH guard; leave it out there" % (command["name"], key))
+    if unfit(command):
+        raise Refused("[command %s] %s: %s" % ((command["name"],) + unfit(command)))
+    return command, argv
+
+
+def permit_inputs(place, command):
+    """Forbidden if an input that is here has a name that the command does not take."""
+    for parts, kind in walk(place, []) if command["input_names"] else ():
+        if kind != "folder":
+            permit_input(command, shown(b"/".join(parts)))
+        elif not os.listdir(os.path.join(place.work, *parts)):
+            permit_input(command, shown(b"/".join(parts)) + "/")
 
 
 def guard_run(place, words, tail):
     """Starts the command, once, however often it is asked; then watches it."""
     boot, command = words[:2]
-    section, argv, extra, options = place.rules.get("plain") or permitted(place.rules, command)
+    command, argv = place.rules.get("plain") or asked_command(place.rules, command)
     if os.path.isdir(place.control) and not os.listdir(place.control):
         return tell("E lost it was cleaned away")
     if not os.path.isdir(place.control):
@@ -3517,6 +3879,8 @@ def guard_run(place, words, tail):
         fresh = os.path.join(place.base, b".mi", b".new.%d" % os.getpid())
         os.mkdir(fresh, 0o700)
         prepare(fresh)
+        write_synced(os.path.join(fresh, b"command"), json.dumps(
+            {key: command[key] for key in ("name", "after_stop", "patterns", "logs")}).encode())
         if "tool" in place.rules:
             write_synced(os.path.join(fresh, b"tool"), utf8(place.rules["tool"]) + b"\n")
         try:
@@ -3527,41 +3891,44 @@ def guard_run(place, words, tail):
     if os.path.exists(os.path.join(place.control, b"ready")) and not read_batch(place.control):
         if boot != boot_id():
             return tell("E lost the host was restarted before the command was started")
-        env = {key: os.environ[key] for key in PASS_ON if key in os.environ}
-        env.update(extra, MI_RUN=place.ident + ".1")
-        guard_log(place.rules, "info", place.ident, "start", command=section, argv=json.dumps(argv, ensure_ascii=False))
+        if place.owners_word("name") != command["name"]:
+            raise Refused("another command than the one that was asked for first")
+        permit_inputs(place, command)
+        env = command_env(command, place.work, place.ident + ".1")
+        guard_log(place.rules, "info", place.ident, "start", command=command["name"], argv=json.dumps(argv, ensure_ascii=False))
         argv = ["sh", "-c", INTO_LOG, "sh", "%o" % place.rules["umask"]] + argv
-        if place.rules[section]["batch"] == "none":
+        if command["batch"] == "none":
             start_wrapper(place.control, place.work, argv, env)
         else:
-            guard_submit(place, section, argv, env, options)
+            guard_submit(place, command, argv, env)
     guard_watch(place, ["0"], tail)
 
 
 def batch_environment(keys):
     """What a batch system's own programs see: a section's env.* where it concerns them, and of the guard's environment."""
-    env = {key: value for key, value in os.environ.items() if key in PASS_ON or CLIENT.match(key)}
+    env = {key: value for key, value in os.environ.items() if PASS_ON.match(key) or CLIENT.match(key)}
     env.update((key[4:], value) for key, value in keys.items() if CLIENT.match(key[4:]) or key == "env.PATH")
     return env
 
 
-def guard_submit(place, section, argv, env, options):
+def guard_submit(place, command, argv, env):
     """Hands the command to its batch system, once, however many sessions want to."""
     import fcntl
-    keys = place.rules[section]
+    section, keys = "command " + command["name"], command
     with open(os.path.join(place.control, b"run"), "rb") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not read_batch(place.control):
             queue = Queue(os.path.dirname(place.control), keys["batch"], batch_environment(keys))
             job = BatchJob(place.control, queue, keys["batch_poll"], keys["batch_grace"], point)
-            job.begin(place.work, argv, env, env["MI_RUN"], options, section=section)
+            job.begin(place.work, argv, env, env["MI_RUN"], command["options"], section=section)
 
 
 def guard_watch(place, words, tail):
     """Log (where the outbound rules let it out at once) and state until the end."""
     offset, pause, said, since = int(words[0]), 0.01, "", time.monotonic()
     rules, job = place.rules["outbound"], place.job()
-    live = name_refused(rules, utf8(LOG)) is None and not any(rules[key] for key in ("deny_content", "deny_sums", "max_file", "max_total"))
+    live = not name_rule(rules, LOG) and "logs" in place.let_out() and not any(
+        rules[key] for key in ("deny_content", "deny_sums", "max_file", "max_total"))
     while True:
         state = place.watched(job)
         data = log_after(place, offset) if live else b""
@@ -3598,6 +3965,8 @@ def log_after(place, offset):
 def guard_cancel(place, words, tail):
     """TERM, and after a grace KILL: the command and all that descends from it."""
     job, until = place.job(), time.monotonic() + 2 * END_LATE
+    if place.state().split()[0] not in ("none", "ended", "failed", "lost"):
+        write_synced(os.path.join(place.control, b"cancelled"), b"")     # from here on its end is not its own: see AFTER_STOP
     while job is not None and not place.watched(job).split()[0] in ("ended", "failed", "lost") and time.monotonic() < until:
         job.stop()
         time.sleep(0.2)
@@ -3643,16 +4012,6 @@ def guard_rsync(place, words, tail):
 
 # What leaves
 
-def name_refused(rules, name):
-    """Why a result of this name may not leave, or None."""
-    import fnmatch
-    text = name.decode("utf-8", "replace")
-    forms = (text, text.rpartition("/")[2])
-    if any(fnmatch.fnmatchcase(form, shape) for form in forms for shape in rules["deny_names"]):
-        return "deny_names"
-    return None if any(fnmatch.fnmatchcase(form, shape) for form in forms for shape in rules["allow_names"]) else "allow_names"
-
-
 def content_refused(rules, fd):
     """Why a file's content may not leave, or None. Runs in a child process: a pattern may take for ever."""
     if not rules["deny_content"] and not rules["deny_sums"]:
@@ -3696,9 +4055,9 @@ class Results:
     def __init__(self, place, afresh=False):
         if not place.over():
             raise Refused("results of a calculation that has not ended")
-        self.place, self.rules = place, place.rules["outbound"]
+        self.place, self.rules, self.kinds = place, place.rules["outbound"], place.let_out()
         self.book = os.path.join(place.control, b"out")
-        self.stamp = hashlib.sha256(json.dumps(self.rules, sort_keys=True).encode()).hexdigest()
+        self.stamp = hashlib.sha256(json.dumps([self.rules, sorted(self.kinds)], sort_keys=True).encode()).hexdigest()
         self.files, self.refused, self.folders = {}, {}, []
         if afresh or not self.known():
             self.look_through()
@@ -3745,13 +4104,11 @@ class Results:
             return None, str(error)
         try:
             mark, rules = mark_of(os.fstat(fd)), self.rules
-            if rules["max_file"] and mark[2] > rules["max_file"]:
-                return mark, "max_file"
-            if rules["max_total"] and total + mark[2] > rules["max_total"]:
-                return mark, "max_total"
-            if len(self.files) >= rules["max_files"]:
-                return mark, "max_files"
-            return mark, name_refused(rules, name) or (None if before.get(name) == mark else content_refused(rules, fd))
+            kind = "logs" if name == utf8(LOG) else "patterns"           # here everything is asked for, nothing by name
+            if kind not in self.kinds:
+                return None, kind if self.place.owners_word(kind) is False else "after_stop"
+            why = size_rule(rules, mark[2], len(self.files), total) or name_rule(rules, name.decode("utf-8", "replace"))
+            return mark, why or (None if before.get(name) == mark else content_refused(rules, fd))
         finally:
             os.close(fd)
 
@@ -4007,10 +4364,9 @@ def asked(text):
 
 def guard_rules(options):
     """The owner's rules. 78 if there are rules that this guard cannot keep: it does not pretend to."""
-    rules = read_ini(find_ini(options.ini, __file__), TABLE, guarded=True)
-    for key in ("hold", "deny_pieces"):
-        if rules["outbound"][key]:
-            raise Stop(EX_CONFIG, _("[outbound] %s: the SSH guard cannot keep this rule; use the poller, or take it out") % key)
+    ini = find_ini(options.ini, __file__)
+    rules = read_ini(ini, TABLE, guarded=True)
+    rules["commands"] = commands_of(ini, rules)
     rules["base"] = os.path.abspath(os.path.expanduser(utf8(rules["ssh guard"]["base"])))
     rules["umask"] = os.umask(0o077)
     return rules
@@ -4065,7 +4421,7 @@ def do_far(words):
         system, options = json.loads(batch)[0], json.loads(batch)[1:]
         keys = rules["command far"] = {key: default for key, (kind, default) in TABLE["command *"].items() if "*" not in key}
         keys.update(batch=system, batch_options=options)
-        rules["plain"] = "command far", [os.environ.get("SHELL") or "/bin/sh", "-c", command], {}, batch_options(keys, ())[0]
+        rules["plain"] = dict(keys, name="far", env={}, options=batch_options(keys, ())[0]), [os.environ.get("SHELL") or "/bin/sh", "-c", command]
         os.makedirs(os.path.join(rules["base"], b".mi"), 0o700, exist_ok=True)
         rules["tool"] = name
     {"run": guard_run, "watch": guard_watch, "cancel": guard_cancel}[verb](place, words[4:6], ())
@@ -4336,12 +4692,12 @@ def check_guard(options):
         rules = guard_rules(options)
     except Stop as stop:
         return [(False, str(stop))]
-    commands = [name for name in rules if name.startswith("command ")]
-    rows.append((bool(commands), _("commands allowed: %s") % (", ".join(commands) or _("none: add sections [command NAME] with argv ="))))
-    for name in commands:
-        program = rules[name]["argv"][:1]
-        import shutil
-        rows.append((bool(program and shutil.which(program[0])), "[%s] argv: %s" % (name, " ".join(program) or _("missing"))))
+    commands = list(rules["commands"].values())
+    names = ", ".join("command " + command["name"] for command in commands)
+    rows.append((bool(commands), _("commands allowed: %s") % (names or _("none: add sections [command NAME] with argv ="))))
+    for command in commands:
+        key, text = unfit(command) or ("argv", command["argv"][0])
+        rows.append((unfit(command) is None, "[command %s] %s: %s" % (command["name"], key, text)))
     for path in filter(os.path.exists, (utf8(os.path.abspath(__file__)), rules["base"])):
         info = os.stat(path)
         open_to_others = info.st_mode & 0o022

@@ -278,7 +278,7 @@ def read_ini(path, table, guarded=False):
     78 with file, section, key and what to do, for anything that is not as it should be.
     """
     import configparser
-    parser = configparser.RawConfigParser(default_section="\0", strict=True)
+    parser = configparser.RawConfigParser(default_section="\0", strict=True, inline_comment_prefixes=("#",))
     parser.optionxform = lambda key: key if key.lower().startswith("env.") else key.lower()
     if path:
         try:

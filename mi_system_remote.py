@@ -69,7 +69,236 @@ FULL = {errno.ENOSPC: "No space left on device", errno.EDQUOT: "Disk quota excee
 OUTPUT_PART = 64 << 10         # bytes of a running command's stdout, and of its stderr, that one heartbeat takes along
 OUTPUT_QUIET = 8               # seconds until the output of a command that writes seldom is looked at again
 OUTPUT_MOST = 64 << 20         # bytes of each that go ahead of the results, all in all
-PASS_ON = re.compile(r"(PATH|HOME|USER|LOGNAME|LANG|LC_[A-Z]+|TZ|TMPDIR)\Z")       # the poller's variables that the command gets
+
+# ==== shared: gate ====
+# The only code that lets a command run on this host and a byte leave it; poller and SSH guard are two doors
+# to it. The rules are the owner's: the sections [command NAME] and [outbound] of the ini beside the door.
+# What they do not allow is refused. In this order: the keys of these sections; what a section means; what a
+# request may start; what the command sees; what may leave. What is judged comes from others: the words of a
+# request from the wire, names and contents of results from the command.
+AFTER_STOP = {                 # what may leave of what was cancelled, ran too long or died of a signal
+    "": {"logs", "names"},                             # names: results that were declared by name
+    "logs": {"logs"},
+    "all": {"logs", "names", "patterns"}}              # what was asked for by pattern or directory, too
+PASS_ON = re.compile(r"(PATH|HOME|USER|LOGNAME|SHELL|LANG|LC_[A-Z]+|TZ|TMPDIR)\Z")     # what the command sees
+WORDS_MOST = 100000            # characters of all arguments together
+
+
+class Forbidden(ValueError):
+    """The owner's rules say no; the text says which."""
+
+
+def gate_keys():
+    """The rules' keys, as read_ini() takes them: {section: {key: (kind, default)}}."""
+    later = (not_built, "")
+    return {
+        "command *": {
+            "argv": (lines, ()), "match": (str, ""), "parameters": (flag, None),
+            "argument.*": (re.compile, None), "env.*": (str, ""),
+            "nice": (number(0, 19), 0), "timeout": (seconds, 0.0), "grace": (seconds, 10.0),
+            "jobs": (number(0, 1000), 0), "pre": (lines, ()), "post": (lines, ()), "run_as": later,
+            "input_names": (patterns_of, ()), "patterns": (flag, True), "logs": (flag, True),
+            "after_stop": (one_of(*sorted(AFTER_STOP)), ""), "leftovers": later,
+            "batch": (one_of("none", *sorted(BATCH)), "none"), "batch_options": (lines, ()),
+            "batch_changeable": (batch_table, ()),
+            "batch_poll": (seconds, 10.0), "batch_grace": (seconds, 600.0)},
+        "outbound": {
+            "max_file": (size, 0), "max_total": (size, 0), "max_files": (number(1, 200000), 200000),
+            "allow_names": (name_rules, ["*"]), "deny_names": (name_rules, []), "deny_sums": (sums_of, []),
+            "deny_content": (contents_of, []), "dry_run": (flag, False), "scan_timeout": (seconds, 600.0),
+            "audit_log": later, "deny_pieces": later, "hold": later},
+    }
+
+
+def number(low, high):
+    """A kind: a whole number from low to high."""
+    def kind(text):
+        if not re.match(r"\d{1,6}\Z", text) or not low <= int(text) <= high:
+            raise ValueError(_("is not a number from %d to %d") % (low, high))
+        return int(text)
+    return kind
+
+
+def not_built(text):
+    """A key of later versions: anything but "off" would promise what is not done."""
+    if text.lower() not in ("", "no", "none", "0"):
+        raise ValueError(_("is not in this version: remove the line"))
+    return ""
+
+
+def patterns_of(text):
+    """Patterns as those of results (README), blank separated."""
+    return [pattern(word) for word in text.split()]
+
+
+def name_rules(text):
+    """Shell patterns, blank separated. A comma behind one is a mistake that would let out what it is to
+    keep."""
+    if any(word.endswith(",") for word in text.split()):
+        raise ValueError(_("blanks stand between names, no commas"))
+    return [word.rstrip("/") or word for word in text.split()]
+
+
+def sums_of(text):
+    """sha256 sums, separated by blanks or lines."""
+    if any(not re.match(r"[0-9a-f]{64}\Z", word) for word in text.lower().split()):
+        raise ValueError(_("is not a list of sha256 sums (64 hexadecimal digits each)"))
+    return text.lower().split()
+
+
+def contents_of(text):
+    """Regular expressions, one a line; they are looked for in bytes."""
+    for line in lines(text):
+        re.compile(utf8(line))
+    return lines(text)
+
+
+# What a section means
+
+def command_of(where, section, keys):
+    """One [command NAME] section: its keys, and name, match, shapes {N: expression of argument N}, env
+    {NAME: value}. 78 if it contradicts itself."""
+    def wrong(key, text):
+        return Stop(EX_CONFIG, "%s: [%s] %s: %s" % (where, section, key, text))
+    shapes, env = {}, {}
+    for key, value in keys.items():
+        head, dot, rest = key.partition(".")
+        good = re.match(r"[1-9]\d{0,3}\Z" if head == "argument" else r"[A-Za-z_][A-Za-z0-9_]*\Z", rest)
+        if dot and not good:
+            raise wrong(key, _("must be argument.1, argument.2, ... or env.NAME_OF_A_VARIABLE"))
+        if dot and head == "argument":
+            shapes[int(rest)] = value
+        elif dot:
+            env[rest] = value
+    for key in ("argv", "pre", "post"):
+        if (key == "argv" or keys[key]) and not (keys[key] and keys[key][0].startswith("/")):
+            raise wrong(key, _("the first line must be the absolute path of a program"))
+    if keys["argv"].count("{parameters}") != bool(shapes) or keys["parameters"] not in (None, bool(shapes)):
+        raise wrong("parameters", _("arguments need a line {parameters} in argv, argument.N for each, "
+                                    "and no parameters = no"))
+    return dict(keys, name=section[8:], match=keys["match"] or keys["argv"][0], shapes=shapes, env=env)
+
+
+def commands_of(where, settings):
+    """{word on the wire: its command} of all [command NAME] sections. 78 if one is wrong, or two have one
+    word."""
+    commands = {}
+    for section in settings:
+        if section.startswith("command "):
+            command = command_of(where, section, settings[section])
+            if command["match"] in commands:
+                raise Stop(EX_CONFIG, _("%s: [%s] match: another command has it already") % (where, section))
+            commands[command["match"]] = command
+    return commands
+
+
+def unfit(command):
+    """(key, why) of a program of this command that cannot be run on this host as it is, or None."""
+    for key in ("argv", "pre", "post"):
+        for path in command[key][:1]:
+            try:
+                mode = os.stat(utf8(path)).st_mode
+            except OSError as error:
+                return key, "%s: %s" % (path, error.strerror)
+            if not stat.S_ISREG(mode) or not os.access(utf8(path), os.X_OK) or mode & 0o002:
+                return key, _("%s: must be an executable file that not everybody may change "
+                              "(chmod +x, chmod o-w)") % path
+    return None
+
+
+# What a request may start
+
+def words_of(text):
+    """The words of a text from the wire, as a shell would split it; no shell sees it. Forbidden if it is
+    none."""
+    import shlex
+    if ODD.search(text) or len(text) > WORDS_MOST:
+        raise Forbidden(_("arguments with control characters, or too long"))
+    try:
+        return shlex.split(text)
+    except ValueError as error:
+        raise Forbidden(_("arguments that no shell would split: %s") % error)
+
+
+def permit(commands, word, arguments):
+    """(command, with the options for its batch system; argv) for a request: the word on the wire and its
+    arguments. Forbidden if no section allows it. Each argument must match the expression of its place as a
+    whole; a place without an expression takes none."""
+    command = commands.get(word)
+    if command is None:
+        raise Forbidden(_("no [command NAME] for %s") % printable(word)[:100])
+    try:
+        options, given = batch_options(command, arguments)
+    except ValueError as error:
+        raise Forbidden("[command %s] %s" % (command["name"], error))
+    for place, argument in enumerate(given, 1):
+        if place not in command["shapes"] or not command["shapes"][place].fullmatch(argument):
+            raise Forbidden(_("[command %s] argument.%d does not allow %s")
+                            % (command["name"], place, printable(argument)[:100]))
+    argv = ["/usr/bin/nice", "-n", str(command["nice"])] if command["nice"] else []
+    for line in command["argv"]:
+        argv += given if line == "{parameters}" else [line]
+    return dict(command, options=options), argv
+
+
+def permit_input(command, name):
+    """Forbidden if an input may not have this name. (An empty directory's has a slash at its end.)"""
+    whole = "/".join(parts_of(name)).rstrip("/")
+    if command["input_names"] and not any(shape.match(whole) for shape in command["input_names"]):
+        raise Forbidden(_("[command %s] input_names does not allow %s")
+                        % (command["name"], printable(name)[:100]))
+
+
+def permit_results(command, asked):
+    """Forbidden if results may not be asked for like this. asked: the patterns and directories that were
+    asked for."""
+    if asked and not command["patterns"]:
+        raise Forbidden(_("[command %s] gives results by name only (patterns = no)") % command["name"])
+
+
+# What the command sees
+
+def command_env(command, work, run):
+    """All that the command sees of this host's environment: never a token. work: its directory, bytes; run:
+    the mark of its processes. LANG and LC_* may have been set by an ssh client: plain words only."""
+    env = {key: value for key, value in os.environ.items() if PASS_ON.match(key)
+           and (key[:3] not in ("LAN", "LC_") or re.match(r"[A-Za-z0-9_.@-]*\Z", value))}
+    env.setdefault("PATH", "/usr/local/bin:/usr/bin:/bin")
+    return dict(env, **dict(command["env"], CALC_DIR=work.decode("utf-8", "surrogateescape"), MI_RUN=run))
+
+
+# What may leave
+
+def let_out(command, stopped):
+    """What may leave, by how it was asked for: a set of logs, names, patterns. stopped: it did not end by
+    itself."""
+    kinds = AFTER_STOP[command["after_stop"] if stopped else "all"]
+    return {kind for kind in kinds if command.get(kind, True)}         # its keys `logs` and `patterns`
+
+
+def name_rule(rules, name):
+    """'' or the [outbound] key that keeps a file of this name here. deny_names: the whole name, a directory
+    that it lies in, or any part, in any case. allow_names: the whole name."""
+    from fnmatch import fnmatchcase
+    parts = parts_of(name)
+    forms = parts + tuple("/".join(parts[:count]) for count in range(2, len(parts) + 1))
+    for rule in rules["deny_names"]:
+        shape = "/".join(parts_of(rule)).casefold()
+        if any(fnmatchcase(form.casefold(), shape) for form in forms):
+            return "deny_names"
+    named = any(fnmatchcase("/".join(parts), "/".join(parts_of(rule))) for rule in rules["allow_names"])
+    return "" if named else "allow_names"
+
+
+def size_rule(rules, length, count, total):
+    """'' or the [outbound] key that keeps a file of `length` bytes here beside `count` others with `total`
+    bytes."""
+    if rules["max_file"] and length > rules["max_file"]:
+        return "max_file"
+    if rules["max_total"] and total + length > rules["max_total"]:
+        return "max_total"
+    return "max_files" if count >= rules["max_files"] else ""
+# ==== end shared ====
 
 # ==== shared: say ====
 # How every script of the suite speaks: one line per failure, one line per step, nothing from the wire unescaped.
@@ -283,7 +512,7 @@ def read_ini(path, table, guarded=False):
     78 with file, section, key and what to do, for anything that is not as it should be.
     """
     import configparser
-    parser = configparser.RawConfigParser(default_section="\0", strict=True)
+    parser = configparser.RawConfigParser(default_section="\0", strict=True, inline_comment_prefixes=("#",))
     parser.optionxform = lambda key: key if key.lower().startswith("env.") else key.lower()
     if path:
         try:
@@ -2481,14 +2710,9 @@ JA = {                         # what a person reads, in Japanese
     "%s: must be an executable file that not everybody may change (chmod +x, chmod o-w)":
         "%s: 実行可能で、誰でも書き換えられる状態にないファイルが必要です (chmod +x, chmod o-w)",
     "must be argument.1, argument.2, ... or env.NAME_OF_A_VARIABLE": "argument.1, argument.2, ... または env.変数名 としてください",
-    "arguments from the relay need parameters = yes, a line {parameters} in argv, argument.N for each":
-        "中継サーバーからの引数には parameters = yes、argv の行 {parameters}、引数ごとの argument.N が必要です",
     "%s: [%s] match: another command has it already": "%s: [%s] match: 別のコマンドが同じ語を使っています",
     "%s allows no command on this host; add for each:  [command NAME]  argv = /PATH/OF/PROGRAM  match = WORD ON THE WIRE":
         "%s はこの計算機でのコマンドを許可していません。次を加えてください:  [command 名前]  argv = /プログラムの/絶対パス  match = ワークフロー側の語",
-    "the command is not in this host's list: %s": "コマンドがこの計算機の許可一覧にありません: %s",
-    "parameters with control characters, or too long": "引数に制御文字があるか、長すぎます",
-    "parameter %d is not allowed for this command here: %s": "%d 番目の引数はここではこのコマンドに許可されていません: %s",
     "too many inputs, or one with a log's name": "入力が多すぎるか、ログと同じ名前の入力があります",
     "%s: no answer %d times in a row; %d calculation(s) stay here for the next start": "%s: %d 回続けて応答がありません。%d 件の計算はここに残り、次の起動時に続きます",
     "given back: %s": "返却しました: %s",
@@ -2543,19 +2767,19 @@ JA = {                         # what a person reads, in Japanese
     "%s: not like %s": "%s: 正しくは %s のような形です",
     "%s: unknown option; --help tells more": "%s: 知らないオプションです。--help をご覧ください",
     "%s needs one ID": "%s には ID を一つ指定してください",
+    "blanks stand between names, no commas": "名前の区切りは空白です。コンマは使えません",
+    "arguments need a line {parameters} in argv, argument.N for each, and no parameters = no":
+        "引数には argv の行 {parameters} と引数ごとの argument.N が必要です (parameters = no とは両立しません)",
+    "arguments with control characters, or too long": "引数に制御文字があるか、長すぎます",
+    "arguments that no shell would split: %s": "シェルの規則で分けられない引数です: %s",
+    "no [command NAME] for %s": "%s に対する [command 名前] がありません",
+    "[command %s] argument.%d does not allow %s": "[command %s] の argument.%d は %s を許していません",
+    "[command %s] input_names does not allow %s": "[command %s] の input_names は %s を許していません",
+    "[command %s] gives results by name only (patterns = no)": "[command %s] の結果は名前での指定だけに応じます (patterns = no)",
 }
 
 
 # ---- what the ini may say ----
-
-def number(low, high):
-    """A kind: a whole number from low to high."""
-    def kind(text):
-        if not re.match(r"\d{1,6}\Z", text) or not low <= int(text) <= high:
-            raise ValueError(_("is not a number from %d to %d") % (low, high))
-        return int(text)
-    return kind
-
 
 def retry_of(text):
     """'COUNT,INTERVAL' -> (int, seconds); '' -> None."""
@@ -2588,20 +2812,6 @@ def within(spans, when):
                             day in days and minute >= begin or (day - 1) % 7 in days and minute < end for days, begin, end in spans)
 
 
-def sums_of(text):
-    """sha256 sums, separated by blanks or lines."""
-    if any(not re.match(r"[0-9a-f]{64}\Z", word) for word in text.lower().split()):
-        raise ValueError(_("is not a list of sha256 sums (64 hexadecimal digits each)"))
-    return text.lower().split()
-
-
-def not_built(text):
-    """A key of later versions: anything but "off" would promise what is not done."""
-    if text.lower() not in ("", "no", "none", "0"):
-        raise ValueError(_("is not in this version: remove the line"))
-    return ""
-
-
 LATER = (not_built, "")
 DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 KEYS = {                       # {section: {key: (kind, default)}}
@@ -2612,100 +2822,50 @@ KEYS = {                       # {section: {key: (kind, default)}}
         "lang": (one_of("auto", "en", "ja"), "auto"), "hours": (hours_of, []), "paused": (flag, False), "poll": (seconds, 30.0),
         "idle_exit": (seconds, 0.0),
         "output": (flag, True), "hold": LATER, "require_signature": LATER, "signature_keys": LATER, "notify": LATER},
-    "command *": {
-        "argv": (lines, ()), "match": (str, ""), "parameters": (flag, False), "argument.*": (re.compile, None), "env.*": (str, ""),
-        "nice": (number(0, 19), 0), "timeout": (seconds, 0.0), "grace": (seconds, 10.0), "jobs": (number(0, 1000), 0),
-        "run_as": LATER, "pre": (lines, ()), "post": (lines, ()), "batch": (one_of("none", *sorted(BATCH)), "none"),
-        "batch_options": (lines, ()), "batch_changeable": (batch_table, ()), "batch_poll": (seconds, 10.0), "batch_grace": (seconds, 600.0)},
-    "outbound": {
-        "max_file": (size, 0), "max_total": (size, 0), "max_files": (number(1, 200000), 200000), "allow_names": (str.split, ["*"]),
-        "deny_names": (str.split, []), "deny_sums": (sums_of, []),
-        "deny_content": LATER, "deny_pieces": LATER, "hold": LATER, "dry_run": LATER, "scan_timeout": LATER, "audit_log": LATER},
 }
+KEYS.update(gate_keys())
+KEYS["outbound"].update(deny_content=LATER, dry_run=LATER, scan_timeout=LATER)
 ACCEPT_ID = re.compile(r"[0-9a-f-]{36}\Z")
 SCAFFOLD = rb"(take|run|ready|alive|order\.new|end\.tmp|part\d+|waits|job(\.sub)?|words)\Z"       # needed by nobody after delivery
 
 
 # ---- the allow-list ----
 
-def check_command(where, section, keys):
-    """One [command NAME] section, complete. 78 for anything that could not run as it is meant."""
-    def wrong(key, text):
-        return Stop(EX_CONFIG, "%s: [%s] %s: %s" % (where, section, key, text))
-    argv, patterns, env = keys["argv"], {}, {}
-    for key in ("argv", "pre", "post"):
-        if not keys[key] and key != "argv":
-            continue
-        if not keys[key] or not keys[key][0].startswith("/"):
-            raise wrong(key, _("the first line must be the absolute path of a program"))
-        try:
-            mode = os.stat(utf8(keys[key][0])).st_mode
-        except OSError as error:
-            raise wrong(key, "%s: %s" % (keys[key][0], error.strerror))
-        if not stat.S_ISREG(mode) or not os.access(utf8(keys[key][0]), os.X_OK) or mode & 0o002:
-            raise wrong(key, _("%s: must be an executable file that not everybody may change (chmod +x, chmod o-w)") % keys[key][0])
-    for key in keys:
-        head, dot, rest = key.partition(".")
-        if dot and not re.match(r"[1-9]\d*\Z" if head == "argument" else r"[A-Za-z_][A-Za-z0-9_]*\Z", rest):
-            raise wrong(key, _("must be argument.1, argument.2, ... or env.NAME_OF_A_VARIABLE"))
-        if dot and head == "argument":
-            patterns[int(rest)] = keys[key]
-        elif dot:
-            env[rest] = keys[key]
-    if not keys["parameters"] == bool(patterns) == (argv.count("{parameters}") == 1) or argv.count("{parameters}") > 1:
-        raise wrong("parameters", _("arguments from the relay need parameters = yes, a line {parameters} in argv, argument.N for each"))
-    check_batch(wrong, keys, dict(batch_environment(), **env))
-    return dict(keys, name=section[8:], match=keys["match"] or argv[0], patterns=patterns, env=env)
-
-
 def batch_environment():
     """What a batch system's own programs see of the poller's environment."""
     return dict({key: value for key, value in os.environ.items() if PASS_ON.match(key) or CLIENT.match(key)})
 
 
-def check_batch(wrong, keys, env):
-    """The batch keys of a [command NAME] section; wrong(key, text) makes what is raised."""
-    if keys["batch"] == "none":
-        return
+def wrong_batch(command):
+    """(key, why) if the batch system of this command cannot be used as the section says, or None."""
+    if command["batch"] == "none":
+        return None
     try:
-        batch_options(keys, ())
+        batch_options(command, ())
     except ValueError as error:
-        raise wrong("batch_options", error)
-    program = BATCH[keys["batch"]].cancel("1")[0]
+        return "batch_options", error
+    program, env = BATCH[command["batch"]].cancel("1")[0], dict(batch_environment(), **command["env"])
     if not shutil.which(program, path=env.get("PATH", WRAPPER_PATH)):
-        raise wrong("batch", _("%s: not found in PATH: the batch system's own programs are needed on this host") % program)
+        return "batch", _("%s: not found in PATH: the batch system's own programs are needed on this host") % program
+    return None
+
+
+def check_command(where, command):
+    """78 if this command could not run on this host as it is meant."""
+    wrong = unfit(command) or wrong_batch(command)
+    if wrong:
+        raise Stop(EX_CONFIG, "%s: [command %s] %s: %s" % (where, command["name"], wrong[0], wrong[1]))
 
 
 def allow_list(where, settings):
     """{word on the wire: its command} of all [command NAME] sections. 78 if there is none, or one is wrong."""
-    commands = {}
-    for section in settings:
-        if section.startswith("command "):
-            command = check_command(where, section, settings[section])
-            if command["match"] in commands:
-                raise Stop(EX_CONFIG, _("%s: [%s] match: another command has it already") % (where, section))
-            commands[command["match"]] = command
+    commands = commands_of(where, settings)
+    for command in commands.values():
+        check_command(where, command)
     if not commands:
         raise Stop(EX_CONFIG, _("%s allows no command on this host; add for each:  [command NAME]  argv = /PATH/OF/PROGRAM  "
                                 "match = WORD ON THE WIRE") % where)
     return commands
-
-
-def allowed(commands, info):
-    """(command, argv) for a calc-info. ValueError with the reason, if this host's list does not allow it."""
-    import shlex
-    command, argv = commands.get(info["command"]), []
-    if command is None:
-        raise ValueError(_("the command is not in this host's list: %s") % info["command"])
-    if ODD.search(info["parameters"]) or len(info["parameters"]) > 100000:
-        raise ValueError(_("parameters with control characters, or too long"))
-    options, words = batch_options(command, shlex.split(info["parameters"]))           # ValueError for an open quote
-    for position, word in enumerate(words, 1):
-        if position not in command["patterns"] or not command["patterns"][position].fullmatch(word):
-            raise ValueError(_("parameter %d is not allowed for this command here: %s") % (position, word))
-    for line in command["argv"]:
-        argv += words if line == "{parameters}" else [line]
-    return dict(command, options=options), (["/usr/bin/nice", "-n", str(command["nice"])] if command["nice"] else []) + argv
 
 
 # ---- a calculation on this host's disk ----
@@ -2897,6 +3057,7 @@ def fetch_inputs(calc, relay, page, moved):
         for place, name, length, sum256 in relay.pages(target, page, calc.claim):
             if place >= MAX_INPUTS or parts_of(name)[0] in LOG_NAMES:
                 raise ValueError(_("too many inputs, or one with a log's name"))
+            permit_input(calc.command, name)
             path = os.path.join(calc.work, utf8(name))
             if os.path.dirname(path) not in folders:
                 folders.add(os.path.dirname(path))
@@ -2913,6 +3074,13 @@ def fetch_inputs(calc, relay, page, moved):
 
     os.makedirs(calc.work, 0o700, exist_ok=True)
     relay.download_all(target, wanted(), store, part, calc.claim, moved)
+
+
+def inputs_here(calc):
+    """The names of the files in the working directory."""
+    for folder, folders, names in os.walk(calc.work):
+        for name in names:
+            yield os.path.join(folder, name)[len(calc.work) + 1:].decode("utf-8", "replace")
 
 
 def tell_step(calc, relay, name):
@@ -2969,7 +3137,10 @@ def begin(poller, calc, relay, page):
     if fielded and not calc.order.get("received") and not v1_params(poller, calc, relay):
         return
     try:
-        calc.command, argv = allowed(poller.commands, calc.info)
+        calc.command, argv = permit(poller.commands, calc.info["command"], words_of(calc.info["parameters"]))
+        permit_results(calc.command, calc.info["result_patterns"])
+        for name in inputs_here(calc) if fielded else ():
+            permit_input(calc.command, name)
         for name in calc.info["result_files"]:
             check_name(name)
         for text in calc.info["result_patterns"]:
@@ -2989,7 +3160,8 @@ def begin(poller, calc, relay, page):
                 make_room(poller)
                 give_back(poller, relay.ask, calc.accept_id, calc.claim)
                 raise Refused(409, _("given back: %s") % error.strerror, {"why": "disk"})
-            return end_early(calc, "disk" if isinstance(error, OSError) else "input", getattr(error, "strerror", None) or error)
+            reason = "disk" if isinstance(error, OSError) else "refused" if isinstance(error, Forbidden) else "input"
+            return end_early(calc, reason, getattr(error, "strerror", None) or error)
         fault("inputs here")
         tell_step(calc, relay, "calc-params-complete")
         fault("inputs told")
@@ -2997,7 +3169,7 @@ def begin(poller, calc, relay, page):
         poller.wait_for_licence(calc)
         if calc.cancelled:
             return end_early(calc, "cancelled", "cancelled")
-        calc.note(5, "starting", argv=argv, batch=calc.command["batch"])
+        calc.note(5, "starting", argv=argv, **{key: calc.command[key] for key in ("batch", "after_stop", "patterns", "logs")})
     tell_step(calc, relay, "calc-start")
     fault("start told")
     if not beside(calc, "pre"):
@@ -3082,12 +3254,8 @@ def end_early(calc, reason, text):
 # ---- 5. and 6. the command ----
 
 def environment(calc):
-    """All that the command sees of the poller's environment: never a token."""
-    env = {key: value for key, value in os.environ.items() if PASS_ON.match(key)}
-    env.setdefault("PATH", "/usr/local/bin:/usr/bin:/bin")
-    env.update(calc.command["env"])
-    env.update(CALC_DIR=calc.work.decode("utf-8", "surrogateescape"), MI_RUN=calc.run)
-    return env
+    """All that the command sees of the poller's environment."""
+    return command_env(calc.command, calc.work, calc.run)
 
 
 def kill_tree(calc, control=None):
@@ -3168,7 +3336,8 @@ def wait_for_end(poller, calc):
     reason = reason or disk_was_full(calc, code)
     if reason:
         calc.explain(reason)
-    calc.note(6, "ended", exit_code=code, signal=code - 128 if code and 128 < code < 193 else None, reason=reason, whole=state == "ended",
+    signalled = code - 128 if code and 128 < code < 193 else None
+    calc.note(6, "ended", exit_code=code, signal=signalled, reason=reason, whole=state == "ended", stopped=bool(why or signalled),
               started=child and round(child.time, 3), ended=end and round(end.time, 3))
     log("info", calc.accept_id, "6 calc-end", site=poller.site, exit_code=code, reason=reason)
 
@@ -3198,16 +3367,6 @@ class Result(collections.namedtuple("Result", "path size name digest")):
         return self.digest.hex()
 
 
-def may_leave(rules, name):
-    """'' or the [outbound] rule that keeps a file of that name here. deny_names: the whole name or any part, in any case."""
-    from fnmatch import fnmatchcase
-    whole = "/".join(parts_of(name))
-    for rule in rules["deny_names"]:
-        if any(fnmatchcase(word.lower(), rule.lower()) for word in (whole,) + parts_of(name)):
-            return "deny_names"
-    return "" if any(fnmatchcase(whole, rule) for rule in rules["allow_names"]) else "allow_names"
-
-
 def open_result(root, path, folders):
     """(fd, real path) of a regular file that really lies under root. ValueError with why it may not leave, OSError.
     folders: the real paths of directories seen before."""
@@ -3233,8 +3392,8 @@ def read_result(root, name, path, rules, folders):
         check_name(name)
     except ValueError:                                 # its text would tell the name
         raise ValueError("name")
-    if may_leave(rules, name):
-        raise ValueError(may_leave(rules, name))
+    if name_rule(rules, name):
+        raise ValueError(name_rule(rules, name))
     fd, real = open_result(root, path, folders)
     with open(fd, "rb", buffering=0) as source:
         length, digest, at = os.fstat(fd).st_size, hashlib.sha256(), 0
@@ -3250,17 +3409,24 @@ def read_result(root, name, path, rules, folders):
     return Result(real, length, name, digest.digest())
 
 
-def candidates(calc):
+def kinds_out(poller, calc):
+    """let_out() of a calculation, by its section as it is now; if there is none any more, as it was when the command was started."""
+    section, end = poller.commands.get(calc.info["command"]) or calc.last("starting") or {}, calc.last("ended") or {}
+    return let_out(dict({"after_stop": ""}, **section), end.get("stopped", end.get("reason") or end.get("signal")))
+
+
+def candidates(calc, kinds):
     """(name, path, declared by name?) of each possible result: the two logs, then what was asked for (not where the end is unknown)."""
-    for name, file in zip(LOG_NAMES, (b"stdout", b"stderr")):
+    for name, file in zip(LOG_NAMES, (b"stdout", b"stderr")) if "logs" in kinds else ():
         open(calc.path(file), "ab").close()            # there, even if nothing ran
         yield name, calc.path(file), True
     if calc.last("ended").get("whole"):
         names = set(calc.info["result_files"]) - set(LOG_NAMES)
-        for name in sorted(names):
+        for name in sorted(names) if "names" in kinds else ():
             yield name, os.path.join(calc.work, utf8(name)), True
-        asked = declared((), calc.info["result_patterns"])
-        for folder, folders, leaves in os.walk(calc.work if calc.info["result_patterns"] else b""):       # follows no links
+        patterns = calc.info["result_patterns"] if "patterns" in kinds else ()
+        asked = declared((), patterns)
+        for folder, folders, leaves in os.walk(calc.work if patterns else b""):       # follows no links
             for path in (os.path.join(folder, leaf) for leaf in leaves):
                 name = path[len(calc.work) + 1:].decode("utf-8", "backslashreplace")
                 if name not in names and name not in LOG_NAMES and asked(name):
@@ -3269,11 +3435,11 @@ def candidates(calc):
                 del folders[:]
 
 
-def collect(calc, rules, before):
+def collect(calc, rules, before, kinds):
     """7. ([Result] in a manifest's order, {name: why} of what is missing, of what is refused: by name only if it was declared by name).
-    before: {name: sum} of an earlier look; what differs is refused as well."""
+    before: {name: sum} of an earlier look; what differs is refused as well. kinds: see let_out()."""
     found, missing, refused, others, folders, total = [], {}, {}, collections.Counter(), {}, 0
-    for name, path, by_name in candidates(calc):
+    for name, path, by_name in candidates(calc, kinds):
         try:
             result = read_result(calc.control if name in LOG_NAMES else calc.work, name, path, rules, folders)
             if before.get(name, result.sum256) != result.sum256:
@@ -3291,6 +3457,8 @@ def collect(calc, rules, before):
                 (missing if absent else refused)[name] = "not there" if absent else why
             else:
                 others[why] += 1
+    if "names" not in kinds:
+        refused.update((name, "after_stop") for name in calc.info["result_files"] if name not in LOG_NAMES)
     if others:
         refused["*"] = ", ".join("%s: %d" % pair for pair in sorted(others.items()))
     if not calc.last("ended").get("whole"):
@@ -3371,7 +3539,7 @@ def send_results(poller, calc, relay):
     """7. and 8. What may leave, all of it on the relay's disk before this returns. ValueError if it changes again and again."""
     before = {}
     for attempt in range(CHANGES):
-        found, missing, refused = collect(calc, poller.rules, before if attempt > 1 else {})
+        found, missing, refused = collect(calc, poller.rules, before if attempt > 1 else {}, kinds_out(poller, calc))
         log("info", calc.accept_id, "7 send-results", site=poller.site, files=len(found), bytes=sum(result.size for result in found),
             missing=len(missing), refused=len(refused))
         write_manifest(calc, found, missing, refused)
@@ -3537,7 +3705,7 @@ def v1_send(poller, calc, relay):
             v1_step(calc, relay, "calc-params-complete")
             v1_step(calc, relay, "calc-start")
         for attempt in range(CHANGES):
-            found, missing, refused = collect(calc, rules, before if attempt > 1 else {})
+            found, missing, refused = collect(calc, rules, before if attempt > 1 else {}, kinds_out(poller, calc))
             before.update((result.name, result.sum256) for result in found)
             wanted = set(calc.info["result_files"]) - set(LOG_NAMES)
             good = end["exit_code"] == 0 and not end["reason"] and (not wanted or any(result.name in wanted for result in found))
@@ -4020,9 +4188,11 @@ def output_parts(poller, calc, known, most):
     Nothing where [outbound] would have to see the whole of it first, or lets the log not out."""
     import base64
     parts, rules = {}, poller.rules
+    if "logs" not in kinds_out(poller, calc):
+        return parts
     limit = min([OUTPUT_MOST] + [rules[key] for key in ("max_file", "max_total") if rules[key]])
     for stream, log_name, file, begin in zip(("out", "err"), LOG_NAMES, (b"stdout", b"stderr"), known):
-        if may_leave(rules, log_name) or not os.path.exists(calc.path(file)) or begin >= limit:
+        if name_rule(rules, log_name) or not os.path.exists(calc.path(file)) or begin >= limit:
             continue
         with open(calc.path(file), "rb") as text:
             text.seek(begin)
@@ -4473,7 +4643,8 @@ def check_host(settings, ini):
         rows += [look_at_file(name, mode)] if name else []
     for section in sorted(section for section in settings if section.startswith("command ")):
         try:
-            command = check_command(ini, section, settings[section])
+            command = command_of(ini, section, settings[section])
+            check_command(ini, command)
             rows.append((True, _("[%s] %s may run (%s on the wire)") % (section, command["argv"][0], command["match"])))
         except Stop as stop:
             rows.append((False, str(stop)))

@@ -219,16 +219,17 @@ def names_from_the_relay(scene):
 def command_off_the_list(scene):
     """A malicious relay asks for another command, or for words that the list does not allow."""
     poller = scene.module(POLLER)
-    commands = {"solve": {"match": "solve", "argv": ["/bin/echo", "{parameters}"], "patterns": {1: re.compile("[a-z]+")}, "nice": 0,
-                          "batch": "none", "batch_options": (), "batch_changeable": ()}}
+    ini = os.path.join(scene.folder, "ini")
+    with open(ini, "w") as out:
+        out.write("[command solve]\nmatch = solve\nargv = /bin/echo\n  {parameters}\nargument.1 = [a-z]+\n")
+    commands = poller.commands_of(ini, poller.read_ini(ini, poller.KEYS))
     for command, parameters in (("/bin/sh", ""), ("solve", "a b"), ("solve", "a;b"), ("solve", "-x"), ("solve", "abc\nd")):
         try:
-            poller.allowed(commands, {"command": command, "parameters": parameters})
+            poller.permit(commands, command, poller.words_of(parameters))
             return False
-        except (ValueError, KeyError, AttributeError, TypeError) as error:
-            if not isinstance(error, ValueError):
-                return False
-    return poller.allowed(commands, {"command": "solve", "parameters": "abc"})[1] == ["/bin/echo", "abc"]
+        except poller.Forbidden:
+            pass
+    return poller.permit(commands, "solve", ["abc"])[1] == ["/bin/echo", "abc"]
 
 
 def token_to_the_command(scene):
@@ -299,9 +300,9 @@ DEFENCES = {
                                           (RELAY, '''json.dumps(value, ensure_ascii=False) if re.search(r'[\\s"]|^$', value) else value''', "value")]),
     "guessed passwords": (guesses, [(RELAY, "        if left > 0:\n", "        if False:\n")]),
     "names from a malicious relay": (names_from_the_relay, [(WF, "            before = check_order(entries, before)\n", "            before = None\n")]),
-    "commands off the list": (command_off_the_list, [(POLLER, '    command, argv = commands.get(info["command"]), []\n', '    command, argv = commands.get(info["command"], commands["solve"]), []\n')]),
-    "arguments off their pattern": (command_off_the_list, [(POLLER, 'if position not in command["patterns"] or not command["patterns"][position].fullmatch(word):', "if False:")]),
-    "the poller's environment": (token_to_the_command, [(POLLER, "if PASS_ON.match(key)}", "if True}")]),
+    "commands off the list": (command_off_the_list, [(POLLER, "    command = commands.get(word)\n", '    command = commands.get(word, commands["solve"])\n')]),
+    "arguments off their pattern": (command_off_the_list, [(POLLER, 'if place not in command["shapes"] or not command["shapes"][place].fullmatch(argument):', "if False:")]),
+    "the poller's environment": (token_to_the_command, [(POLLER, "for key, value in os.environ.items() if PASS_ON.match(key)\n", "for key, value in os.environ.items() if True\n")]),
 }
 OFTEN = ("two lengths", "strangers of one address", "NFC twins", "another user", "log lines and escapes", "guessed passwords", "arguments off their pattern")
 

@@ -201,7 +201,7 @@ def test_both_of_ours_on_a_fielded_relay_end_each_kind_of_calculation_as_they_sh
     assert done.returncode == 1 and "own exit code" in done.stdout and contents(folder)[LOGS[1]] == b"bad news\n", done.stdout
     folder = either.folder()
     done = either.run("run", SITE, "unlisted", "--out", "out.dat", folder=folder)
-    assert done.returncode == 1 and b"not in this host's list: unlisted" in contents(folder)[LOGS[1]]
+    assert done.returncode == 1 and b"no [command NAME] for unlisted" in contents(folder)[LOGS[1]]
     assert len(either.runs()) == 3 and poller.alive()
     assert not {"files", "heartbeat", "output", "finish"} & set(either.gate.names)
 
