@@ -358,7 +358,7 @@ def test_whoever_did_not_receive_the_calc_info_leaves_the_calculation_to_its_own
     (lambda info: info["parameter_files"].__setitem__("in.dat", {"content": "QUJD"}), "not a text"),
     (lambda info: info.__setitem__("command", 7), "command"),
     (lambda info: info.__setitem__("result_files", [[1]]), "result_files"),
-    (lambda info: info.__setitem__("parameters", "--delete"), "not allowed")])
+    (lambda info: info.__setitem__("parameters", "--delete"), "does not allow")])
 def test_a_calc_info_that_is_not_as_it_should_be_runs_nothing_and_ends_abnormal_with_the_reason(lab, change, says):
     process = lab.start("run", SITE, "copy", "--in", "in.dat", "--out", "out.dat")
     wait_until(lambda: lab.relay.table and lab.calc().allow != "none")
