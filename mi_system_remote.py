@@ -966,7 +966,8 @@ class Refused(Exception):
 
 
 class Away(Exception):
-    """No answer of the relay: kind is dns, connect, certificate, proxy, between (something in the way answered) or network."""
+    """No answer of the relay: kind is dns, connect, certificate, name (the certificate is for others), proxy, between (something in the way
+    answered) or network."""
 
     def __init__(self, kind, text):
         Exception.__init__(self, printable(text))
@@ -1000,8 +1001,9 @@ class Backoff:
         return wait * (0.5 + int.from_bytes(os.urandom(2), "big") / 131072)
 
 
-def aside(work):
-    """Does work() in a thread of its own: no signal ends a wait for a name server, but one ends the wait for that thread."""
+def aside(work, most=None):
+    """Does work() in a thread of its own: no signal ends a wait for a name server, but one ends the wait for that thread; so do `most` seconds
+    (socket.timeout)."""
     if threading.current_thread() is not threading.main_thread():        # it gets no signals
         return work()
     done, failed = threading.Event(), []
@@ -1014,35 +1016,72 @@ def aside(work):
         done.set()
 
     threading.Thread(target=carry, daemon=True).start()
-    done.wait()
+    if not done.wait(most):
+        raise socket.timeout("timed out")
     if failed:
         raise failed[0]
 
 
-class Relay:
-    """A relay as one client sees it; not for two threads at once.
+def proxy_of_environment(host, port):
+    """(URL of the proxy for an https host, the variable that names it), two empty texts without one: https_proxy, all_proxy; no_proxy."""
+    for pair in (("https_proxy", "HTTPS_PROXY"), ("all_proxy", "ALL_PROXY")):
+        name = next((name for name in pair if name in os.environ), "")       # the small one counts, also when it is empty
+        if os.environ.get(name):
+            words = os.environ.get("no_proxy", os.environ.get("NO_PROXY", "")).replace(",", " ").split()
+            return ("", "") if any(without_proxy(host, port, word.lower()) for word in words) else (os.environ[name], name)
+    return "", ""
 
-    token: function that returns the token (it may be renewed in mid-run). pause: called with seconds instead of time.sleep.
-    notice: called with what was raised when the relay is away, and with None when it answers again.
-    keep_on: a token that is refused is waited out as the network is (a calculation outlives its token).
-    at_once: kinds of Away that are not waited out. slowest: longest pause between two attempts, in seconds.
-    """
 
-    def __init__(self, url, token, ca_file="", verify=True, proxy="", client_cert="", client_key="", port=None):
-        self.tls, self.host, self.port, self.prefix = address(url, port)
-        self.token, self.verify, self.proxy = token, verify, proxy
+def without_proxy(host, port, word):
+    """Does a word of no_proxy stand for this host: *, a name and all names below it (.NAME, *.NAME), an address, a network, each with or
+    without :PORT?"""
+    found = re.match(r"(\[[^]]*\]|[^:]*)(?::(\d+))?\Z", word)
+    name, only = (found.group(1).strip("[]"), found.group(2)) if found else (word, None)       # no match: an IPv6 address
+    if only and int(only) != port:
+        return False
+    if "/" in name:
+        import ipaddress
+        try:
+            return ipaddress.ip_address(host) in ipaddress.ip_network(name, strict=False)
+        except ValueError:                             # the host has a name, or it is no network
+            return False
+    name = name[1:] if name.startswith("*.") else name
+    return name == "*" or name.strip(".") == host.lower() or bool(name.strip(".")) and host.lower().endswith("." + name.strip("."))
+
+
+class Trust:
+    """Which certificates are believed and shown; their files are looked at again at each new connection. Relays of a process share one."""
+
+    def __init__(self, ca_file="", verify=True, client_cert="", client_key=""):
+        self.verify, self.client_cert, self.client_key = verify, client_cert, client_key
         self.ca_file = ca_file or (os.environ.get("REQUESTS_CA_BUNDLE", "") if verify else "")           # which the fielded programs obey
-        self.client_cert, self.client_key = client_cert, client_key
-        self.pause, self.notice, self.keep_on = time.sleep, lambda why: None, False
-        self.at_once, self.slowest = (), 600
-        self.connection = self.context = None
-        self.all_cas, self.wrong, self.gone = False, 0, 0                # gone: bytes of a body that went
-        self.piece = self.most = 16 << 20
-        shown = "[%s]" % self.host if ":" in self.host else self.host
-        self.url = "%s://%s:%d%s" % ("https" if self.tls else "http", shown, self.port, self.prefix)
+        self.context, self.seen, self.all_cas = None, None, False            # all_cas: the system's CAs are in the context, too
 
-    def tls_context(self):
-        """TLS 1.2 or newer; ca_file's CAs, or the system's; a client certificate where one is set. 78 if a file is unusable."""
+    def now(self):
+        """The TLS context of these files as they are. 78 if one is unusable; once there was a usable one, that stays in force meanwhile."""
+        seen = [file_stamp(path) for path in (self.ca_file, self.client_cert, self.client_key) if path]
+        if self.context is None or seen != self.seen:
+            try:
+                self.context, self.all_cas = self.make(), not self.verify
+            except Stop as stop:
+                if self.context is None:
+                    raise
+                log("warn", None, "certificate", refused=stop, why="the old one stays in force")
+            self.seen = seen
+        if not self.ca_file:
+            self.load_all()
+        return self.context
+
+    def load_all(self):
+        """Takes the system's CAs, too (20 ms: with ca_file only where it does not do). False: it has them already."""
+        if not self.all_cas:
+            self.all_cas = True
+            self.context.load_default_certs()
+            return True
+        return False
+
+    def make(self):
+        """TLS 1.2 or newer; ca_file's CAs; a client certificate where one is set. 78 if a file is unusable."""
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         if hasattr(ssl, "TLSVersion"):
             context.minimum_version = ssl.TLSVersion.TLSv1_2
@@ -1061,59 +1100,124 @@ class Relay:
         except OSError as error:                       # ssl.SSLError is one
             origin = " (REQUESTS_CA_BUNDLE)" if at == bundle else ""
             raise Stop(EX_CONFIG, _("%s: unusable certificate file: %s") % (at + origin, error.strerror or error))
-        self.all_cas = not self.verify
         return context
 
+
+def file_stamp(path):
+    """Changes when the file does."""
+    try:
+        found = os.stat(utf8(path))
+        return found.st_mtime_ns, found.st_size, found.st_ino
+    except OSError as error:
+        return error.errno
+
+
+class Response(http.client.HTTPResponse):
+    """An answer, behind what may come before it: 102, 103 Early Hints and others of their kind (http.client knows 100 alone)."""
+
+    def _read_status(self):
+        """As http.client's: version, status and reason. HTTPException."""
+        for turn in range(100):
+            found = http.client.HTTPResponse._read_status(self)
+            if not 100 <= found[1] < 200 or found[1] == 101:
+                return found
+            http.client.parse_headers(self.fp)
+        raise http.client.HTTPException("an answer without end")
+
+
+class Relay:
+    """A relay as one client sees it; not for two threads at once.
+
+    token: function that returns the token (it may be renewed in mid-run). pause: called with seconds instead of time.sleep.
+    notice: called with what was raised when the relay is away, and with None when it answers again.
+    keep_on: a token that is refused is waited out as the network is (a calculation outlives its token).
+    at_once: kinds of Away that are not waited out. slowest: longest pause between two attempts, in seconds.
+    """
+
+    def __init__(self, url, token, ca_file="", verify=True, proxy="", client_cert="", client_key="", port=None):
+        self.tls, self.host, self.port, self.prefix = address(url, port)
+        self.token, self.proxy, self.trust = token, proxy, Trust(ca_file, verify, client_cert, client_key)
+        self.pause, self.notice, self.keep_on = time.sleep, lambda why: None, False
+        self.at_once, self.slowest, self.until = (), 600, None           # until: when somebody's patience is over, in time.monotonic()
+        self.connection, self.wrong, self.gone = None, 0, 0              # gone: bytes of a body that went
+        self.piece = self.most = 16 << 20
+        shown = "[%s]" % self.host if ":" in self.host else self.host
+        self.url = "%s://%s:%d%s" % ("https" if self.tls else "http", shown, self.port, self.prefix)
+
     def proxy_for(self):
-        """(host, port, headers) of the proxy for this relay, or None: proxy, or https_proxy and no_proxy of the environment."""
-        url = self.proxy
-        if not url and any(os.environ.get(name) for name in ("https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY")):
-            import urllib.request
-            found = urllib.request.getproxies_environment()
-            url = "" if urllib.request.proxy_bypass_environment(self.host) else found.get("https") or found.get("all") or ""
+        """(host, port, headers, where that is said) of the proxy for this relay, or None: proxy, or the environment's."""
+        url, said = (self.proxy, "proxy") if self.proxy else proxy_of_environment(self.host, self.port)
         if not url or not self.tls:
             return None
         import base64
         from urllib.parse import urlsplit, unquote
-        part = urlsplit(url if "//" in url else "http://" + url)
+        try:
+            part = urlsplit(url if "//" in url else "http://" + url)
+            port = part.port or 8080
+        except ValueError:                             # a port that is none
+            part = urlsplit("")
         if part.scheme != "http" or not part.hostname:
-            raise Stop(EX_CONFIG, _("the proxy must be given as http://[USER:PASSWORD@]HOST:PORT"))
+            raise Stop(EX_CONFIG, _("%s: the proxy must be given as http://[USER:PASSWORD@]HOST:PORT") % said)
         word = "%s:%s" % (unquote(part.username or ""), unquote(part.password or ""))
         headers = {"Proxy-Authorization": "Basic " + base64.b64encode(word.encode()).decode()} if part.username else {}
-        return part.hostname, part.port or 8080, headers
+        return part.hostname, port, headers, said
 
-    def connect(self, timeout):
-        """Opens the connection. Away, with the kind of what is wrong."""
+    def in_time(self, seconds):
+        """seconds, or what is left of somebody's patience, but a second at least."""
+        return seconds if self.until is None else min(seconds, max(1.0, self.until - time.monotonic()))
+
+    def open(self, timeout, context=None):
+        """A connection to the relay, or to it through the proxy; http.client's. What it raises is for connect()."""
         via = self.proxy_for()
         host, port = via[:2] if via else (self.host, self.port)
         if self.tls:
-            self.context = self.context or self.tls_context()
-            if not self.all_cas and not self.ca_file:  # with ca_file they are read only if it does not do (they take 20 ms)
-                self.all_cas = True
-                self.context.load_default_certs()
-            made = http.client.HTTPSConnection(host, port, timeout=timeout, context=self.context)
+            made = http.client.HTTPSConnection(host, port, timeout=timeout, context=context or self.trust.now())
             if via:
                 made.set_tunnel(self.host, self.port, via[2])
         else:
             made = http.client.HTTPConnection(host, port, timeout=timeout)
-        where = self.url + (_(" through the proxy %s:%d") % via[:2] if via else "")
+        made.response_class = Response
         try:
-            aside(made.connect)
+            aside(made.connect, None if self.until is None else self.in_time(timeout))
+        except OSError as error:
+            error.reached = made.sock is not None      # the other end of the first line
+            raise
+        return made
+
+    def connect(self, timeout):
+        """Opens the connection. Away, with the kind of what is wrong."""
+        via = self.proxy_for()
+        where = self.url + (_(" through the proxy %s:%d (%s)") % (via[0], via[1], via[3]) if via else "")
+        try:
+            self.connection = self.open(timeout)
         except ssl.SSLError as error:
             reason = getattr(error, "verify_message", "") or getattr(error, "reason", "") or str(error)
             kind = "certificate" if "CERTIFICATE_VERIFY" in str(error).upper() else "network"
-            if kind == "certificate" and not self.all_cas:
-                self.all_cas = True
-                self.context.load_default_certs()
+            if getattr(error, "verify_code", 0) in (62, 64):             # a name, or an address, that does not match
+                raise Away("name", _("%s: the certificate is for other names: %s") % (where, self.names_shown(timeout) or reason))
+            if kind == "certificate" and self.trust.load_all():
                 return self.connect(timeout)
             raise Away(kind, _("%s: TLS failed: %s") % (where, reason))
         except ssl.CertificateError as error:          # Python 3.6: a name that does not match
-            raise Away("certificate", _("%s: TLS failed: %s") % (where, error))
+            raise Away("name", _("%s: the certificate is for other names: %s") % (where, self.names_shown(timeout) or error))
         except (socket.gaierror, UnicodeError):
-            raise Away("dns", _("%s: the name %s is not known") % (where, host))
+            raise Away("dns", _("%s: the name %s is not known") % (where, via[0] if via else self.host))
         except (OSError, http.client.HTTPException) as error:
-            raise Away("proxy" if "unnel" in str(error) else "connect", "%s: %s" % (where, getattr(error, "strerror", None) or error))
-        self.connection = made
+            kind = "proxy" if via and not getattr(error, "reached", True) or "unnel" in str(error) else "connect"
+            raise Away(kind, "%s: %s" % (where, getattr(error, "strerror", None) or error))
+
+    def names_shown(self, timeout):
+        """The names in the certificate of a relay that is believed but for its name: a connection of its own, on which nothing is said."""
+        context = self.trust.make()
+        context.check_hostname = False
+        context.load_default_certs()
+        try:
+            made = self.open(timeout, context)
+            names = [name for kind, name in made.sock.getpeercert().get("subjectAltName", ())]
+            made.close()
+            return ", ".join(names[:20])
+        except (OSError, http.client.HTTPException, ValueError):
+            return ""
 
     def close(self):
         """Drops the connection; the next call opens a new one."""
@@ -1129,7 +1233,7 @@ class Relay:
         for kept in (self.connection is not None, False):
             self.gone = 0
             if self.connection is None or self.connection.sock is None:
-                self.connect(min(timeout, 30))
+                self.connect(self.in_time(min(timeout, 30)))
             made = self.connection
             try:
                 made.sock.settimeout(timeout)
@@ -1166,6 +1270,12 @@ class Relay:
 
     def finish(self, response):
         """The answer has been read: keep the connection if both ends may."""
+        if response.chunked and not response.isclosed():                 # its last chunk, which is empty, comes with what was read
+            try:
+                self.connection.sock.settimeout(1)
+                response.read1(1)
+            except (AttributeError, OSError, http.client.HTTPException):
+                pass
         if response.will_close or not response.isclosed() and response.length != 0:
             self.close()
         elif not response.isclosed():
@@ -1174,6 +1284,7 @@ class Relay:
     def answer(self, response, timeout, whole=False):
         """The JSON of an answer: errors[0] if its code is 200, or all of it (whole). Refused; Away if it is not the relay's."""
         data, left, until = bytearray(), response.length, time.monotonic() + timeout
+        endless = left is None and not response.chunked                  # only the connection's end tells where it ends
         try:
             while left != 0:                           # left: None if only the end will tell
                 more = response.read1(CHUNK if left is None else min(CHUNK, left))
@@ -1197,8 +1308,10 @@ class Relay:
         except (OSError, http.client.HTTPException) as error:
             self.close()
             raise Away("network", "%s: %s" % (self.url, getattr(error, "strerror", None) or error or type(error).__name__))
-        except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
+        except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError) as error:
             self.close()
+            if endless and data[:1] == b"{" and isinstance(error, ValueError):
+                raise Away("network", "%s: %s" % (self.url, _("cut off")))
             if response.status == 413:                 # also of a proxy: known to be for good
                 raise Refused(413, _("%s: HTTP 413: too large") % self.url)
             raise Away("between", _("%s: HTTP %d without the relay's JSON: a proxy or gateway in between answered") % (
@@ -1209,17 +1322,19 @@ class Relay:
 
     def call(self, method, name, fields, wait=0, whole=False):
         """One call, once. fields go into the query (GET) or the body. wait: seconds that the relay may take before it answers."""
+        timeout = self.in_time(wait + 30)
         if method == "GET":
             from urllib.parse import urlencode
-            return self.answer(self.exchange(method, name + "?" + urlencode(fields), timeout=wait + 30), wait + 30, whole)
+            return self.answer(self.exchange(method, name + "?" + urlencode(fields), timeout=timeout), timeout, whole)
         body = json.dumps(fields, ensure_ascii=True).encode()
-        return self.answer(self.exchange(method, name, body, timeout=wait + 30), wait + 30, whole)
+        return self.answer(self.exchange(method, name, body, timeout=timeout), timeout, whole)
 
     def again(self, work, patience=None, no_token=NO_TOKEN):
         """work() until it is answered: pauses while the relay is away or busy. patience: seconds, None for ever; then what it raised
         last. no_token: codes that are waited out with keep_on."""
-        backoff, until, noticed = Backoff(self.slowest), None if patience is None else time.monotonic() + patience, False
+        backoff, until, noticed = Backoff(self.slowest), None if patience is None else time.monotonic() + patience, ""
         while True:
+            self.until = until if patience else None   # 0: once, in its own time
             try:
                 result = work()
                 if noticed:
@@ -1233,9 +1348,11 @@ class Relay:
                 wait, left = backoff.next(), None if until is None else until - time.monotonic()
                 if not later or left is not None and left <= 0:
                     raise
-                if not noticed:
+                if str(error) != noticed:              # the newest reason is the one that is shown
                     self.notice(error)
-                noticed = True
+                noticed = str(error)
+            finally:
+                self.until = None
             self.close()
             self.pause(wait if left is None else min(wait, left))
 
@@ -1301,12 +1418,13 @@ class Relay:
     def learn(self, patience=None):
         """The relay's version (int) and limits (dict), from `GET version`; version 1 if it is a fielded one."""
         def once():
-            response = self.exchange("GET", "version?v=2")
+            timeout = self.in_time(30)
+            response = self.exchange("GET", "version?v=2", timeout=timeout)
             if response.status in AGAIN:
                 self.close()
                 raise Away("between", "%s: HTTP %d" % (self.url, response.status))
             try:
-                return self.answer(response, 30, whole=True)
+                return self.answer(response, timeout, whole=True)
             except Refused:
                 return {}
             except Away as error:
@@ -1449,11 +1567,12 @@ class Relay:
                 raise ValueError(_("the pages of the file list do not follow one another"))
             page = self.ask("GET", target, {"v": 2, "from": number, "claim": claim} if claim else {"v": 2, "from": number})
 
-    def receive(self, response, view):
-        """Fills view from the answer's body as far as one read goes. Away if the line breaks or the body ends."""
+    def receive(self, response, view, may_end=False):
+        """Fills view from the answer's body as far as one read goes; 0 bytes are its end, where it may end. Away if it ends elsewhere, or the
+        line breaks."""
         try:
             got = response.readinto(view)
-            if got:
+            if got or may_end:
                 return got
             error = _("cut off")
         except (OSError, http.client.HTTPException) as broken:
@@ -1521,16 +1640,16 @@ class Relay:
         import hashlib
         count = sum(1 for entry in batch if entry[2] <= PACK_FILE)
         response = self.raw("%s/pack?v=2&from=%d&count=%d%s" % (target, batch[0][0], count, "&claim=" + claim if claim else ""), (200,))
-        left, some = response.length, False
-        if left is None:
-            self.close()
-            raise Away("between", _("%s: an answer without its length") % self.url)
+        left, some = response.length, False            # None: something in between passes it on without its length; its end tells
         try:
-            while batch and batch[0][2] <= min(left, PACK_FILE):
+            while batch and batch[0][2] <= (PACK_FILE if left is None else min(left, PACK_FILE)):
                 number, name, size, sum256 = batch[0]
-                data, at = bytearray(size), 0
-                while at < size:
-                    at += self.receive(response, memoryview(data)[at:])
+                data, at, got = bytearray(size), 0, 1
+                while at < size and got:
+                    got = self.receive(response, memoryview(data)[at:], left is None and at == 0)
+                    at += got
+                if not got:
+                    break
                 if hashlib.sha256(data).hexdigest() != sum256:
                     self.wrong += 1
                     if self.wrong >= 3:
@@ -1539,7 +1658,7 @@ class Relay:
                     raise Away("between", _("%s: arrived other than it was sent") % name)
                 store(number, name, data)
                 moved(size)
-                left, some = left - size, True
+                left, some = left if left is None else left - size, True
                 batch.popleft()
             if not some:
                 raise ValueError(_("%s: the relay's pack does not match its file list") % batch[0][1])
@@ -1642,9 +1761,8 @@ def chain_of(sock):
 def look_at_tls(relay):
     """Rows: the certificate chain as it is seen from here, and whether it is believed. No token is sent."""
     import copy
-    rows, blind = [], copy.copy(relay)
-    blind.verify, blind.connection = False, None
-    blind.context = blind.tls_context()
+    rows, blind, trust = [], copy.copy(relay), relay.trust
+    blind.trust, blind.connection = Trust(trust.ca_file, False, trust.client_cert, trust.client_key), None
     try:
         blind.connect(20)
         chain = chain_of(blind.connection.sock)
@@ -1661,18 +1779,18 @@ def look_at_tls(relay):
         blind.close()
     try:
         relay.connect(20)
-        rows.append((True, _("the certificate is believed (%s)") % (relay.ca_file if relay.ca_file and not relay.all_cas else _("the system's CAs"))
-                     if relay.verify else _("no_auth: the certificate is not checked")))
+        cas = trust.ca_file if trust.ca_file and not trust.all_cas else _("the system's CAs")
+        rows.append((True, _("the certificate is believed (%s)") % cas if trust.verify else _("no_auth: the certificate is not checked")))
     except Away as error:
-        rows.append((False, _("%s; if it was issued by the right CA, give that CA's file with ca_file") % error))
+        hint = "%s" if error.kind == "name" else _("%s; if it was issued by the right CA, give that CA's file with ca_file")
+        rows.append((False, hint % error))
     return rows
 
 
 def look_at_relay(relay, calls):
     """Rows: name, proxy, certificate, clock, token, and which of the calls [(method, target, fields, what a good answer says)] get through."""
     rows, via = [], relay.proxy_for()
-    origin = "" if relay.proxy else _(" (of the environment)")
-    rows.append((True, _("proxy: %s") % (_("none") if via is None else "%s:%d%s" % (via[0], via[1], origin))))
+    rows.append((True, _("proxy: %s") % (_("none") if via is None else "%s:%d (%s)" % (via[0], via[1], via[3]))))
     host, port = via[:2] if via else (relay.host, relay.port)
     try:
         found = sorted({where[4][0] for where in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)})
@@ -2625,7 +2743,6 @@ JA = {                         # what a person reads, in Japanese
     "%s; if it was issued by the right CA, give that CA's file with ca_file": "%s。正しい CA の発行なら、その CA のファイルを ca_file に指定してください",
     "proxy: %s": "プロキシ: %s",
     "none": "なし",
-    " (of the environment)": " (環境変数)",
     "%s: the name is not known here (DNS); is the URL right?": "%s: 名前を解決できません (DNS)。URL は正しいですか",
     "%s: plain http: whoever is in between reads the token": "%s: 平文の http です。途中でトークンが読めます",
     "a relay of this protocol answers": "この方式の中継プログラムが応答しました",
@@ -2668,8 +2785,9 @@ JA = {                         # what a person reads, in Japanese
     "a name that is kept for the log: %s": "ログのための名前は使えません: %s",
     "%s: not a URL of a relay (like https://HOST:50443)": "%s: 中継サーバーの URL ではありません (例: https://HOST:50443)",
     "%s: unusable certificate file: %s": "%s: 証明書ファイルが使えません: %s",
-    "the proxy must be given as http://[USER:PASSWORD@]HOST:PORT": "プロキシは http://[USER:PASSWORD@]HOST:PORT の形で指定してください",
-    " through the proxy %s:%d": " (プロキシ %s:%d 経由)",
+    "%s: the proxy must be given as http://[USER:PASSWORD@]HOST:PORT": "%s: プロキシは http://[USER:PASSWORD@]HOST:PORT の形で指定してください",
+    " through the proxy %s:%d (%s)": " (プロキシ %s:%d 経由、指定元 %s)",
+    "%s: the certificate is for other names: %s": "%s: 証明書は別の名前のものです: %s",
     "%s: TLS failed: %s": "%s: TLS 接続に失敗しました: %s",
     "%s: the name %s is not known": "%s: ホスト名 %s が見つかりません",
     "%s: an answer without end": "%s: 応答が終わりません",
@@ -2688,7 +2806,6 @@ JA = {                         # what a person reads, in Japanese
     "%s: HTTP %d where a file was due": "%s: ファイルの代わりに HTTP %d が返りました",
     "%s: %d bytes where %d were due": "%s: %d バイト届きました (正しくは %d バイト)",
     "does not arrive as it was sent (its sum differs, three times)": "送られたとおりに届きません (sha256 が 3 回異なりました)",
-    "%s: an answer without its length": "%s: 長さのない応答です",
     "%s does not arrive as it was sent (its sum differs, three times)": "%s は送られたとおりに届きません (sha256 が 3 回異なりました)",
     "%s: arrived other than it was sent": "%s: 送られたものと異なる内容が届きました",
     "%s: the relay's pack does not match its file list": "%s: 中継サーバーのパックがファイル一覧と合いません",
@@ -3831,7 +3948,7 @@ class Poller:
         self.site, self.jobs, self.retry = options["site"], options["jobs"] or self.keys["jobs"], options["retry"] or self.keys["retry"]
         self.held, self.idle, self.room = {}, [], threading.Condition()      # calculations by name, free Relays
         self.queues = {}                               # of batch systems, by system and environment
-        self.first, self.failures, self.away, self.swept = None, 0, False, 0.0
+        self.first, self.failures, self.away, self.swept = None, 0, "", 0.0              # away: why
         self.v1, self.learned = False, 0.0             # is it a fielded relay? when was it asked?
         self.gone = {}                                 # claims that the relay does not know as in force: not to be asked about before ...
         self.output = self.keys["output"] and not (self.keys["hold"] or any(
@@ -3841,7 +3958,7 @@ class Poller:
         self.asking, self.busy_at, self.stuck = None, time.monotonic(), []   # the Relay of a calc-request that is out; when there was work
 
     def relay(self):
-        """A Relay that nobody uses now. All share one TLS context."""
+        """A Relay that nobody uses now. All share one Trust."""
         with self.room:
             if self.idle:
                 made = self.idle.pop()
@@ -3852,15 +3969,18 @@ class Poller:
                      keys["client_key"], options["port"])
         made.pause, made.notice, made.keep_on = self.pause, self.notice, True
         if self.first is None:
-            made.context, self.first = made.tls_context() if made.tls else None, made
-        made.context, made.piece, made.most = self.first.context, self.first.most, self.first.most
+            self.first = made
+            if made.tls:
+                made.trust.now()                       # a file that is unusable at the start is said at once
+        made.trust, made.piece, made.most = self.first.trust, self.first.most, self.first.most
         return made
 
     def notice(self, why):
-        """One log line when the relay goes away or refuses the token, one when it is back (None), however many threads see it."""
+        """One log line when the relay goes away, says not now, or refuses the token, and for each new reason of that; one when it is back (None);
+        however many threads see it."""
         if why is None:
             self.failures = 0
-        if why is not None and not self.away:
+        if why is not None and str(why) != self.away:
             if isinstance(why, Refused) and why.code in NO_TOKEN:
                 log("error", None, "the token is refused: put a valid one into token_file, or start again; asking on, nothing is lost", why=why)
             elif isinstance(why, Refused):
@@ -3869,7 +3989,7 @@ class Poller:
                 log("warn", None, "relay away, asking on", why=why)
         elif why is None and self.away:
             log("info", None, "relay answers again")
-        self.away = why is not None
+        self.away = "" if why is None else str(why)
 
     def moved(self, count):
         """Bytes went over the line."""

@@ -1,7 +1,11 @@
 """The shared block `wire`: the relay's client, over lines and through proxies that do everything wrong that lines and proxies do."""
+import base64
 import hashlib
+import http.client
+import json
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -416,6 +420,193 @@ def test_a_list_of_files_that_is_not_in_order_is_refused(make, page):
         list(relay.pages(RESULT, page))
 
 
+# ---- the forms in which something in between passes answers on
+
+def in_chunks(size, extension=b"", trailer=b""):
+    """A body as HTTP's chunks of so many bytes."""
+    def made(body):
+        parts = [body[at:at + size] for at in range(0, len(body), size)]
+        return b"".join(b"%x%s\r\n%s\r\n" % (len(part), extension, part) for part in parts) + b"0\r\n%s\r\n" % trailer
+    return made
+
+
+CHUNKED = b"HTTP/1.1 %s\r\nTransfer-Encoding: chunked\r\n"
+FORMS = {                      # name: what stands before the answer, its head, its body; does the connection live on?
+    "as the relay sends it": (b"", b"HTTP/1.1 %s\r\nContent-Length: %d\r\n", None, True),
+    "in chunks": (b"", CHUNKED, in_chunks(8192), True),
+    "in small chunks with extensions and a trailer": (b"", CHUNKED, in_chunks(301, b";a=b", b"X-Sum: 1\r\n"), True),
+    "in one chunk": (b"", CHUNKED, in_chunks(1 << 30), True),
+    "HTTP/1.0 without a length": (b"", b"HTTP/1.0 %s\r\n", None, False),
+    "HTTP/1.0 with a length": (b"", b"HTTP/1.0 %s\r\nContent-Length: %d\r\n", None, False),
+    "HTTP/1.1 until the connection's end": (b"", b"HTTP/1.1 %s\r\nConnection: close\r\n", None, False),
+    "behind early hints": (b"HTTP/1.1 103 Early Hints\r\nLink: </x>; rel=preload\r\n\r\nHTTP/1.1 102 Processing\r\n\r\nHTTP/1.1 100 Continue\r\n\r\n",
+                           b"HTTP/1.1 %s\r\nContent-Length: %d\r\n", None, True),
+    "in chunks behind early hints": (b"HTTP/1.1 103 Early Hints\r\n\r\n", CHUNKED, in_chunks(8192), True)}
+
+
+class Gateway(suite.Listener):
+    """Passes requests on to a relay on a port of this host, and its answers back in one of FORMS. cut: {(method, name): bytes
+    after which one body ends}; taken: connections."""
+
+    def __init__(self, port, form):
+        self.target, self.form, self.taken, self.cut = port, FORMS[form], 0, {}
+        suite.Listener.__init__(self)
+
+    def one(self, sock):
+        self.taken += 1
+        reading = sock.makefile("rb")
+        with sock, reading:
+            try:
+                while self.request(sock, reading):
+                    pass
+            except (OSError, http.client.HTTPException, ValueError):
+                pass
+
+    def request(self, sock, reading):
+        """One request and its answer. False: the connection ends."""
+        method, target = reading.readline().decode().split()[:2]
+        headers = http.client.parse_headers(reading)
+        body = reading.read(int(headers.get("Content-Length", 0)))
+        relay = http.client.HTTPConnection("127.0.0.1", self.target, timeout=30)
+        relay.request(method, target, body, dict(headers.items()))
+        answer = relay.getresponse()
+        data, status = answer.read(), b"%d %s" % (answer.status, answer.reason.encode())
+        before, head, framed, lives = self.form
+        kept = [line for line in answer.msg.items() if line[0].lower() not in ("content-length", "connection")]
+        head = head % ((status, len(data)) if b"%d" in head else (status,)) + "".join("%s: %s\r\n" % line for line in kept).encode() + b"\r\n"
+        out = framed(data) if framed else data
+        cut = self.cut.pop((method, target.partition("?")[0].split("/")[-1]), None)
+        sock.sendall(before + head + out[:cut])
+        relay.close()
+        return lives and cut is None and "close" not in headers.get("Connection", "")
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    made = suite.World(tmp_path_factory.mktemp("plain"), tls=False, commands=["hello"]).start()
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def between(plain, request):
+    """A function that makes a Gateway before the relay and a client that talks through it."""
+    def made(form):
+        gateway = Gateway(plain.port, form)
+        request.addfinalizer(gateway.close)
+        relay = wf.Relay(gateway.url, lambda: plain.token)
+        relay.pauses = []
+        relay.pause = relay.pauses.append
+        return gateway, relay
+    return made
+
+
+INPUTS = {"a": b"", "b": b"x" * 5000, "c": b"small", "d": os.urandom((1 << 20) + 17), "e": b"y" * 5000, "f": b""}
+
+
+def carried(relay, tmp_path, inputs=INPUTS):
+    """One calculation by the calls of both sides: its results are its inputs; {name: bytes} as they came back. Every kind of answer is in it."""
+    assert relay.learn()[0] == 2
+    tmp_path.mkdir()
+    files = []
+    for name, data in sorted(inputs.items()):
+        (tmp_path / name).write_bytes(data)
+        files.append((os.fsencode(str(tmp_path / name)), len(data), name, hashlib.sha256(data).hexdigest()))
+    listed = {name: entry(data) for name, data in sorted(inputs.items())}
+    accept_id = relay.ask("POST", "add-calcinfo", {"v": 2, "request_id": os.urandom(8).hex(), "calc-info": {
+        "command": "hello", "remote-site": suite.SITE, "parameters": "", "parameter_files": listed, "result_files": {name: {} for name in inputs}}})["accept_id"]
+    relay.upload_all("files/%s/input" % accept_id, files)
+    relay.ask("POST", "allow-wait-calc", {"v": 2, "accept_id": accept_id})
+    found = relay.ask("POST", "calc-request", {"v": 2, "site_id": suite.SITE, "poller": "test", "take": os.urandom(8).hex(), "wait": 2}, 2)
+    assert found["accept_id"] == accept_id
+    got, claim = {}, found["claim"]
+
+    def part(number):
+        return os.fsencode(str(tmp_path / ("part%d" % number)))
+
+    def store(number, name, data):
+        got[name] = bytes(data) if data is not None else (tmp_path / ("part%d" % number)).read_bytes()
+
+    relay.download_all("files/%s/input" % accept_id, relay.pages("files/%s/input" % accept_id, found["inputs"], claim), store, part, claim)
+    assert got == inputs
+    shutil.rmtree(str(tmp_path), ignore_errors=True)
+    tmp_path.mkdir()
+    for name, data in got.items():
+        (tmp_path / name).write_bytes(data)
+    for name, more in (("calc-params-complete", {}), ("calc-start", {}), ("calc-end", {"result": "calc end", "exit_code": 0}),
+                       ("send-results", {"result_files": listed})):
+        relay.ask("POST", name, dict({"v": 2, "accept_id": accept_id, "claim": claim}, **more))
+    relay.upload_all("files/%s/result" % accept_id, files, claim=claim)
+    relay.ask("POST", "end-send", {"v": 2, "accept_id": accept_id, "claim": claim, "result": "end send"})
+    assert relay.ask("GET", "calc-progress", {"v": 2, "accept_id": accept_id, "known": ""})["progress"] == "got return"
+    page = {"files": relay.ask("GET", "get-calc-result", {"v": 2, "accept_id": accept_id})["result-info"]["result_files"]}
+    got.clear()
+    large = max(inputs, key=lambda name: len(inputs[name]))           # an earlier run has brought a part of it
+    (tmp_path / ("part%d" % sorted(inputs).index(large))).write_bytes(inputs[large][:1000])
+    relay.download_all("files/%s/result" % accept_id, relay.pages("files/%s/result" % accept_id, page), store, part)
+    return accept_id, got
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_answer_is_read_in_every_form_that_something_in_between_gives_it(between, tmp_path, form):
+    gateway, relay = between(form)
+    accept_id, got = carried(relay, tmp_path / "files")
+    assert got == INPUTS and not relay.pauses
+    with pytest.raises(wf.Refused) as caught:
+        relay.call("GET", "calc-progress", {"v": 2, "accept_id": ACCEPT_ID})
+    assert caught.value.code == 404
+    assert relay.call("POST", "finish", {"v": 2, "accept_id": accept_id})["code"] == 200
+    if FORMS[form][3]:
+        assert gateway.taken <= 2                      # kept from one call to the next
+    old, data = form_v1(relay, tmp_path)
+    assert {name: open(found.path, "rb").read() for name, found in old.items() if isinstance(found, wf.Blob)} == {"big": data}
+
+
+def form_v1(relay, tmp_path):
+    """A calculation in the fielded words: (result_files of get-calc-result, what its only one must be)."""
+    data = os.urandom(300000)
+    path = tmp_path / "fielded"
+    path.mkdir()
+    text = base64.b64encode(data).decode()
+    info = {"command": "hello", "remote-site": suite.SITE, "parameters": "", "result_files": {"big": {"content": "", "mimetype1": "", "mimetype2": ""}},
+            "parameter_files": {"big": [text, "application/octet-stream;", "charset=binary"]}}
+    accept_id = relay.ask_v1("POST", "add-calcinfo", {"calc-info": info})["accept_id"]
+    relay.ask_v1("POST", "allow-wait-calc", {"accept_id": accept_id})
+    both = {"accept_id": accept_id, "site_id": suite.SITE}
+    found = relay.call_v1("GET", "calc-params", both, folder=os.fsencode(str(path)))["calc-info"]["parameter_files"]["big"][0]
+    assert found.sha256 == hashlib.sha256(data).hexdigest()
+    os.unlink(found.path)
+    for name, more in (("calc-params-complete", {}), ("calc-start", {}), ("calc-end", {"result": "calc end"}), ("send-results", {"result_files": {
+            "big": {"content": text, "mimetype1": "application/octet-stream;", "mimetype2": "charset=binary"}}}), ("end-send", {"result": "end send"})):
+        relay.ask_v1("POST", name, dict(both, **more))
+    found = relay.call_v1("GET", "get-calc-result", {"accept_id": accept_id}, folder=os.fsencode(str(path)))["result-info"]["result_files"]
+    return {name: one["content"] for name, one in found.items()}, data
+
+
+@pytest.mark.parametrize("form", [form for form in FORMS if "early" not in form])
+def test_an_answer_that_is_cut_off_is_asked_for_again_in_every_form(between, tmp_path, form):
+    """Of a body that only the connection's end ends, too: a file's sum, or JSON that is none, tells. No fielded relay is seen in it."""
+    gateway, relay = between(form)
+    gateway.cut = {("GET", "version"): 20, ("POST", "calc-request"): 40, ("GET", "pack"): 3000, ("GET", "3"): 70000, ("GET", "get-calc-result"): 60}
+    assert carried(relay, tmp_path / "files")[1] == INPUTS
+    assert len(relay.pauses) == 5 and not gateway.cut
+
+
+def test_a_whole_calculation_goes_through_a_gateway_that_gives_no_lengths(make_world):
+    world = make_world(tls=False, commands=["hello"]).start()
+    gateway = Gateway(world.port, "HTTP/1.0 without a length")
+    world.url = gateway.url
+    world.poller({"hello": "match = hello\nargv =\n    /bin/sh\n    -c\n    cat a b >c; cp c d"})
+    folder = os.path.join(world.folder, "wf")
+    os.makedirs(folder)
+    for name in "ab":
+        with open(os.path.join(folder, name), "w") as out:
+            out.write(name)
+    done = world.workflow("run", suite.SITE, "hello", "--in", "a", "b", "--out", "c", "d")
+    gateway.close()
+    assert done.returncode == 0 and open(os.path.join(folder, "d")).read() == "ab", done.stdout + done.stderr
+
+
 # ---- TLS and proxies
 
 def test_certificates_are_checked_and_the_reason_is_told(world, tmp_path):
@@ -424,9 +615,9 @@ def test_certificates_are_checked_and_the_reason_is_told(world, tmp_path):
         relay = wf.Relay(world.url, lambda: world.token, ca_file=ca)
         with pytest.raises(wf.Away) as caught:
             relay.call("GET", "version", {})
-        assert caught.value.kind == "certificate" and relay.all_cas
+        assert caught.value.kind == "certificate" and relay.trust.all_cas
     relay = wf.Relay(world.url, lambda: world.token, ca_file=world.cert)
-    assert relay.learn()[0] == 2 and not relay.all_cas                 # the system's CAs were not read for it
+    assert relay.learn()[0] == 2 and not relay.trust.all_cas                 # the system's CAs were not read for it
     with pytest.raises(wf.Stop) as stopped:
         wf.Relay(world.url, lambda: world.token, ca_file=__file__).learn()
     assert stopped.value.code == 78
