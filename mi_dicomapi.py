@@ -53,11 +53,14 @@ V1_BYTES = (2 << 30) // 4 * 3 - (128 << 10)           # bytes of files that fit 
 PACK_FILES = 4096              # files in a pack that the relay sends
 PACK_FILE = 1 << 20            # bytes: the largest file that travels in a pack
 CHUNK = 256 << 10              # bytes of one read or write
+ENTRY = 150                    # bytes that an entry of a manifest takes in the database beside its name
 MAX_HEAD = 16 << 10            # bytes of request line and headers
 AT_ONCE = 0.001                # seconds that a worker waits for the next request of the client that it has just answered
 LINGER = 2.0                   # seconds for a refused client to read the answer before its connection is closed
 LEAVE = 25                     # seconds after a signal until it ends in any case; running requests get 10
 STALL = 60                     # seconds that a transfer may stand still
+RATE_OVER = 15                 # seconds over each of which a transfer must keep [limits] min_rate
+PARKED = 2 << 20               # bytes of bodies that the waiting calls of a user may hold; beyond it a call is answered without waiting
 BALLAST = 4 << 20              # bytes held on the disk, let go of when it is full so that SQLite can still clean up
 LIVE_OUTPUT = 64 << 20         # bytes of a running command's output that are passed on; all of it comes with the results
 LISTED = 10000                 # incomplete files named in one answer
@@ -870,6 +873,8 @@ INI = {
     "*": {"commands": (str.split, []), "command_lines": (lines, []), "users": (str.split, []), "max_waiting": (int, 1000)},
 }
 
+OUR_KEYS = ("command", "remote-site", "parameters", "parameter_files", "result_files", "result_patterns", "rerun")       # of a calc-info
+
 WORKFLOW, REMOTE, OPERATOR, RELAY = "workflow", "remote", "operator", "relay"
 REGISTERED, ALLOWED, SENDING, SENT, RUNNING, ENDED, GETTING, GOT, FINISHED = (
     "registered", "allowed", "sending", "sent", "running", "ended", "getting", "got", "finished")
@@ -915,7 +920,7 @@ CREATE TABLE calculations (
   silent REAL NOT NULL DEFAULT 0,
   registered REAL NOT NULL, touched REAL NOT NULL, allowed REAL, claimed REAL, started REAL, ended REAL, got REAL, finished REAL,
   exit_code INTEGER, signal INTEGER, report TEXT NOT NULL DEFAULT '{}', missing TEXT NOT NULL DEFAULT '{}', refused TEXT NOT NULL DEFAULT '{}',
-  verdicts TEXT NOT NULL DEFAULT '{}');
+  verdicts TEXT NOT NULL DEFAULT '{}', texts INTEGER NOT NULL DEFAULT 0);
 CREATE INDEX by_queue ON calculations (site, state, user, seq);
 CREATE INDEX by_state ON calculations (state, touched);
 CREATE UNIQUE INDEX by_request ON calculations (user, request_id);
@@ -927,13 +932,15 @@ CREATE TABLE tokens (
   number INTEGER PRIMARY KEY, hash TEXT NOT NULL UNIQUE, user TEXT NOT NULL, roles TEXT NOT NULL, sites TEXT NOT NULL,
   issued REAL NOT NULL, expires REAL NOT NULL, revoked REAL, used REAL, login INTEGER NOT NULL DEFAULT 0);
 CREATE TABLE users (
-  name TEXT PRIMARY KEY, password TEXT NOT NULL, roles TEXT NOT NULL, sites TEXT NOT NULL, changed REAL NOT NULL);
+  name TEXT PRIMARY KEY, password TEXT NOT NULL, roles TEXT NOT NULL, sites TEXT NOT NULL, changed REAL NOT NULL, known TEXT NOT NULL DEFAULT '');
 CREATE TABLE orders (number INTEGER PRIMARY KEY, call TEXT NOT NULL, fields TEXT NOT NULL, answer TEXT);
 """
 UPGRADES = {1: "ALTER TABLE tokens ADD COLUMN used REAL; ALTER TABLE tokens ADD COLUMN login INTEGER NOT NULL DEFAULT 0;"
                "CREATE TABLE users (name TEXT PRIMARY KEY, password TEXT NOT NULL, roles TEXT NOT NULL, sites TEXT NOT NULL, changed REAL NOT NULL);",
             2: "ALTER TABLE files ADD COLUMN x INTEGER; ALTER TABLE files ADD COLUMN mtime REAL;"
-               "ALTER TABLE calculations ADD COLUMN verdicts TEXT NOT NULL DEFAULT '{}';"}
+               "ALTER TABLE calculations ADD COLUMN verdicts TEXT NOT NULL DEFAULT '{}';"
+               "ALTER TABLE calculations ADD COLUMN texts INTEGER NOT NULL DEFAULT 0; UPDATE calculations SET texts = LENGTH(info);"
+               "ALTER TABLE users ADD COLUMN known TEXT NOT NULL DEFAULT '';"}
 VERDICTS = ("missing", "refused", "limit", "name", "unreadable", "changing", "outside", "special", "held")   # why a result stayed where it is
 
 Who = collections.namedtuple("Who", "user roles sites expires key")         # who a token stands for; sites (): any; key: for counting
@@ -1156,13 +1163,18 @@ class Store:
 
 
 class Job:
-    """One piece of work for the writer. work sees it as tx: tx.db to execute on, tx.after(hook) to run once it is on disk."""
+    """One piece of work for the writer. work sees it as tx: tx.db to execute on, tx.read() as the store's, tx.after(hook) to run once it is
+    on disk."""
 
     def __init__(self, work, name):
         self.work, self.name, self.hooks, self.result, self.error, self.db = work, name, [], None, None, None
         self.done = threading.Lock()
         self.done.acquire()
         self.after = self.hooks.append
+
+    def read(self, sql, *values):
+        """All rows of a SELECT, with what this transaction has changed."""
+        return self.db.execute(sql, values).fetchall()
 
 
 def make_folder(path, until):
@@ -1229,10 +1241,26 @@ BRIEF = ("seq, accept_id, user, site, command, state, status, reason, version, i
          " exit_code, signal")
 
 
+def covers(who, site):
+    """Is the token good for this site?"""
+    return not who.sites or site in who.sites
+
+
+def unknown_site(site, code=400, http=400):
+    """The refusal of a site that the ini does not name, in the manual's words."""
+    return No(code, "Your site-id(%s) does not match in the list that acceptable to." % printable(site)[:200], http)
+
+
+def check_site(c, site, code=400, http=400):
+    """Refuses a site that the ini does not name, or that is not one of the token's."""
+    if not isinstance(site, str) or site not in c.relay.conf["RemoteSites"]["remote_site_ids"] or not covers(c.who, site):
+        raise unknown_site(site, code, http)
+
+
 def own(c):
     """The calculation that the call names, if it exists for this caller; otherwise the same 404 as for an unknown id."""
     found = c.relay.store.read("SELECT %s FROM calculations WHERE accept_id = ?" % BRIEF, c.text("accept_id"))
-    if not found or found[0]["user"] != c.who.user and OPERATOR not in c.who.roles or c.who.sites and found[0]["site"] not in c.who.sites:
+    if not found or found[0]["user"] != c.who.user and OPERATOR not in c.who.roles or not covers(c.who, found[0]["site"]):
         raise No(404, "There is no information for accept_id(%s)" % c.text("accept_id"))
     return found[0]
 
@@ -1299,10 +1327,15 @@ def insert_page(tx, seq, kind, first, entries, more):
     tx.db.executemany("INSERT INTO files (calc, kind, n, name, size, sha256, x, mtime, done) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
                       [(seq, kind, first + n) + entry + (entry[0].endswith("/"),) for n, entry in enumerate(entries)])
     field = "inputs" if kind == "input" else "results"
-    tx.db.execute("UPDATE calculations SET %s = ?, %s_open = %s_open + ?, %s_more = ?, bytes = bytes + ?, touched = ? WHERE seq = ?"
-                  % (field, field, field, field),
+    tx.db.execute("UPDATE calculations SET %s = ?, %s_open = %s_open + ?, %s_more = ?, bytes = bytes + ?, texts = texts + ?, touched = ?"
+                  " WHERE seq = ?" % (field, field, field, field),
                   (first + len(entries), sum(not entry[0].endswith("/") for entry in entries), more, sum(entry[1] for entry in entries),
-                   time.time(), seq))
+                   room_of_names(entries), time.time(), seq))
+
+
+def room_of_names(entries):
+    """Bytes, about, that these entries of a manifest take in the database."""
+    return sum(len(entry[0]) + ENTRY for entry in entries)
 
 
 def page_of(c, seq, kind, first):
@@ -1338,7 +1371,7 @@ def check_sizes(relay, entries, files_before=0):
 def check_free(relay, total):
     """507 if so many bytes would make the disk too full."""
     store = relay.store
-    if store.free() - relay.reserved - total < store.keep_free(relay.conf["limits"]["spool_free"]):
+    if store.free() - relay.reserved - sum(relay.arriving.values()) - total < store.keep_free(relay.conf["limits"]["spool_free"]):
         raise store.full(total)
 
 
@@ -1358,8 +1391,7 @@ def add_calcinfo(c):
     site, command, parameters = info.get("remote-site"), info.get("command"), info.get("parameters", "")
     if not all(isinstance(text, str) for text in (site, command, parameters)) or not command:
         raise No(400, "calc-info needs command, remote-site and parameters as texts")
-    if site not in relay.conf["RemoteSites"]["remote_site_ids"] or c.who.sites and site not in c.who.sites:
-        raise No(400, "Your site-id(%s) does not match in the list that acceptable to." % printable(site))
+    check_site(c, site)
     rules = relay.rules(site)
     if command not in rules["commands"] + rules["command_lines"]:
         raise No(401, "command %s is not in the list of site %s" % (printable(command), site), why="command")
@@ -1368,9 +1400,7 @@ def add_calcinfo(c):
     names, patterns = check_declared(info)
     entries, more = check_page(info.get("parameter_files", {}), reserved=LOG_NAMES), bool(c.fields.get("more"))
     total = check_sizes(relay, entries)
-    extra = {key: value for key, value in info.items()
-             if key not in ("command", "remote-site", "parameters", "parameter_files", "result_files", "result_patterns", "rerun")}
-    kept = json.dumps({"parameters": parameters, "result_names": names, "result_patterns": patterns, "extra": extra}, ensure_ascii=False)
+    kept = kept_of(info, parameters, names, patterns)
     print256 = hashlib.sha256(json.dumps([site, command, kept, named(entries), c.fields.get("total")]).encode()).hexdigest()
     request_id, accept_id, now = c.text("request_id"), str(uuid.uuid4()), time.time()
     if not 0 < len(request_id) <= 200:
@@ -1385,11 +1415,11 @@ def add_calcinfo(c):
                 raise No(409, "request_id %s was used for another calculation" % printable(request_id), why="differs", accept_id=row["accept_id"])
             return row, True
         check_free(relay, total)
-        check_quota(relay, tx, c.who.user, site, rules, total)
+        check_quota(relay, tx, c.who.user, site, rules, total + len(kept) + room_of_names(entries))
         seq = tx.db.execute(
-            "INSERT INTO calculations (accept_id, user, request_id, fingerprint, site, command, info, needs_v2, state, registered, touched)"
-            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            (accept_id, c.who.user, request_id, print256, site, command, kept, needs_v2, REGISTERED, now, now)).lastrowid
+            "INSERT INTO calculations (accept_id, user, request_id, fingerprint, site, command, info, texts, needs_v2, state, registered, touched)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (accept_id, c.who.user, request_id, print256, site, command, kept, len(kept), needs_v2, REGISTERED, now, now)).lastrowid
         insert_page(tx, seq, "input", 0, entries, more)
         row = tx.db.execute("SELECT %s FROM calculations WHERE seq = ?" % BRIEF, (seq,)).fetchone()
         tx.after(lambda: relay.count_new(c.who.user, total))
@@ -1401,6 +1431,12 @@ def add_calcinfo(c):
     row, known = relay.store.write(work, "add-calcinfo")
     return dict(progress_of(c, row), message="registered", accept_id=row["accept_id"], known=known,
                 warning=v1_warning(relay, site, c.who.user, needs_v2, parameters))
+
+
+def kept_of(info, parameters, names, patterns):
+    """What is kept of a calc-info, as JSON: with every key that this relay does not know, without those that are its own to say."""
+    extra = {key: value for key, value in info.items() if key not in OUR_KEYS}
+    return json.dumps({"parameters": parameters, "result_names": names, "result_patterns": patterns, "extra": extra}, ensure_ascii=False)
 
 
 def check_declared(info):
@@ -1420,9 +1456,7 @@ def check_declared(info):
 
 def check_quota(relay, tx, user, site, rules, total):
     """429 when the user or the site has as many calculations as the ini lets them have."""
-    limits = relay.conf["limits"]
-    if limits["calculations_per_user"] and relay.open_of[user] >= limits["calculations_per_user"]:
-        raise No(429, "user %s has %d unfinished calculations; try again later" % (user, relay.open_of[user]), why="calculations_per_user")
+    check_open(relay, user)
     check_bytes(relay, tx, user, total)
     if rules["max_waiting"]:
         waiting = tx.db.execute("SELECT COUNT(*) FROM (SELECT 1 FROM calculations WHERE site = ? AND state = ? LIMIT ?)",
@@ -1431,10 +1465,17 @@ def check_quota(relay, tx, user, site, rules, total):
             raise No(429, "%d calculations wait for site %s; try again later" % (waiting, site), why="max_waiting")
 
 
-def check_bytes(relay, tx, user, total):
-    """429 when the user would hold more bytes than the ini lets one hold."""
+def check_open(relay, user):
+    """429 when the user has as many unfinished calculations as the ini lets one have."""
+    most = relay.conf["limits"]["calculations_per_user"]
+    if most and relay.open_of[user] >= most:
+        raise No(429, "user %s has %d unfinished calculations; try again later" % (user, relay.open_of[user]), why="calculations_per_user")
+
+
+def check_bytes(relay, source, user, total):
+    """429 when the user would hold more bytes than the ini lets one hold: of files, names and texts. source: the store, or tx."""
     most = relay.conf["limits"]["bytes_per_user"]
-    used = most and tx.db.execute("SELECT SUM(bytes) FROM calculations WHERE user = ?", (user,)).fetchone()[0] or 0
+    used = most and source.read("SELECT SUM(bytes + texts) FROM calculations WHERE user = ?", user)[0][0] or 0
     if most and used + total > most:
         raise No(429, "user %s holds %d bytes; try again later" % (user, used), why="bytes_per_user")
 
@@ -1453,8 +1494,7 @@ def allow_wait_calc(c):
 def calc_request(c):
     """3. The oldest allowed calculation of this site and user, claimed in one guarded statement; waits up to `wait` seconds for one."""
     site, relay = c.text("site_id"), c.relay
-    if site not in relay.conf["RemoteSites"]["remote_site_ids"] or c.who.sites and site not in c.who.sites:
-        raise No(400, "Your site-id(%s) does not match in the list that acceptable to." % printable(site))
+    check_site(c, site)
     relay.v1_sites.discard((site, c.who.user))         # its last poller is one of our own
     for accept_id, claim in c.get("have", dict, {}).items():
         relay.renew_id(accept_id, claim)
@@ -1565,13 +1605,13 @@ def send_results(c):
     if row["state"] == GETTING and row["manifest"] == print256:
         return {"message": "getting"}                  # asked again
 
+    told = {key: json.dumps(value, ensure_ascii=False) for key, value in told.items()}
+
     def work(tx):
-        if not move(c.relay, tx, STEP["send-results"], row, row["claim"], manifest=print256, results=0, results_open=0,
-                    **{key: json.dumps(value, ensure_ascii=False) for key, value in told.items()}):
+        count_reasons(tx, row["seq"], told)
+        if not move(c.relay, tx, STEP["send-results"], row, row["claim"], manifest=print256, results=0, results_open=0, **told):
             raise No(409, "send-results is not possible now", why="state", state=WORDS[row["state"]])
-        tx.db.execute("UPDATE calculations SET bytes = bytes - (SELECT COALESCE(SUM(size), 0) FROM files WHERE calc = ? AND kind = 'result')"
-                      " WHERE seq = ?", (row["seq"], row["seq"]))
-        tx.db.execute("DELETE FROM files WHERE calc = ? AND kind = 'result'", (row["seq"],))
+        drop_results(tx, row["seq"])
         insert_page(tx, row["seq"], "result", 0, entries, more)
         tx.after(set_aside)
 
@@ -1588,6 +1628,20 @@ def send_results(c):
     c.relay.store.write(work, "send-results")
     remove_tree(old)
     return {"message": "getting"}
+
+
+def count_reasons(tx, seq, told):
+    """Counts the texts {column: JSON} that take the place of a calculation's present ones."""
+    tx.db.execute("UPDATE calculations SET texts = texts + ?%s WHERE seq = ?" % "".join(" - LENGTH(%s)" % key for key in told),
+                  (sum(map(len, told.values())), seq))
+
+
+def drop_results(tx, seq):
+    """Takes a manifest of results out of a calculation, and out of what its user holds."""
+    bytes_, texts = tx.db.execute("SELECT COALESCE(SUM(size), 0), COALESCE(SUM(LENGTH(name) + ?), 0) FROM files WHERE calc = ? AND kind = 'result'",
+                                  (ENTRY, seq)).fetchone()
+    tx.db.execute("UPDATE calculations SET bytes = bytes - ?, texts = texts - ? WHERE seq = ?", (bytes_, texts, seq))
+    tx.db.execute("DELETE FROM files WHERE calc = ? AND kind = 'result'", (seq,))
 
 
 def check_results(c, row, entries):
@@ -1750,15 +1804,16 @@ def rerun(c):
                  state=WORDS[row["state"]])
 
     def work(tx):
+        told = {"missing": "{}", "refused": "{}", "verdicts": "{}"}
+        count_reasons(tx, row["seq"], told)
         done = move(c.relay, tx, step, row, status="none", reason="", claim=None, take=None, cancel=None, protocol=0, exit_code=None, signal=None,
-                    started=None, ended=None, got=None, results=0, results_open=0, results_more=0, manifest=None, report="{}", missing="{}",
-                    refused="{}")
+                    started=None, ended=None, got=None, results=0, results_open=0, results_more=0, manifest=None, report="{}", **told)
         if not done:
             raise No(409, "rerun is not possible now", why="state")
         kept = json.loads(tx.db.execute("SELECT info FROM calculations WHERE seq = ?", (row["seq"],)).fetchone()[0])
         kept["extra"]["rerun"] = row["attempt"]        # a poller runs an attempt beyond one that it has run only if this covers that
         tx.db.execute("UPDATE calculations SET info = ? WHERE seq = ?", (json.dumps(kept, ensure_ascii=False), row["seq"]))
-        tx.db.execute("DELETE FROM files WHERE calc = ? AND kind = 'result'", (row["seq"],))
+        drop_results(tx, row["seq"])
         for stream in ("out", "err"):                  # sooner than anybody can claim it: the next attempt writes from 0
             path = c.relay.store.spool(row["accept_id"], "", "live." + stream)
             if os.path.exists(path):
@@ -1783,14 +1838,15 @@ def end(c):
 def heartbeat(c):
     """Renews the leases of what a poller holds, takes the commands' output, and tells what to cancel and what it need not hold any more."""
     gone, unknown, cancel, output = [], [], [], {}
+    site = c.text("site_id", "")
     told = c.relay.store.read("SELECT accept_id FROM calculations WHERE site = ? AND state IN (?, ?, ?) AND user = ? AND poller = ?"
                               " AND cancel IS NOT NULL AND claim IS NOT NULL",
-                              c.text("site_id", ""), SENDING, SENT, RUNNING, c.who.user, c.text("poller", ""))
+                              site, SENDING, SENT, RUNNING, c.who.user, c.text("poller", "")) if covers(c.who, site) else []
     for accept_id, entry in c.need("calcs", dict).items():
         if not isinstance(entry, dict):
             raise No(400, "calcs is an object of objects")
         found = c.relay.store.read("SELECT %s FROM calculations WHERE accept_id = ? AND user = ?" % BRIEF, accept_id, c.who.user)
-        if found and c.who.sites and found[0]["site"] not in c.who.sites:
+        if found and not covers(c.who, found[0]["site"]):
             found = []
         if found and c.relay.in_grace() and c.relay.adopt(found[0], entry.get("claim"), entry.get("phase"), c.text("poller")):
             found = c.relay.store.read("SELECT %s FROM calculations WHERE accept_id = ?" % BRIEF, accept_id)
@@ -1856,7 +1912,7 @@ def get_calcinfo(c):
     rows = c.relay.store.read("SELECT %s, registered FROM calculations WHERE state != ? ORDER BY seq LIMIT 100000" % BRIEF, FINISHED)
     return {"message": "calcinfo", "calculations": {row["accept_id"]: {
         "user": row["user"], "site": row["site"], "command": row["command"], "accept_time": row["registered"], "calc_progress": WORDS[row["state"]],
-        "calc_status": row["status"], "wait_allow": row["allowed"] or "none"} for row in rows}}
+        "calc_status": row["status"], "wait_allow": row["allowed"] or "none"} for row in rows if covers(c.who, row["site"])}}
 
 
 def reload_ini(c):
@@ -1981,7 +2037,7 @@ def add_page(c, row, kind):
         if have != first or not more:
             raise No(409, "the next page starts at %d" % have, why="page", **{"from": have})
         if kind == "input":
-            check_bytes(c.relay, tx, row["user"], total)
+            check_bytes(c.relay, tx, row["user"], total + room_of_names(entries))
         insert_page(tx, row["seq"], kind, first, entries, bool(c.fields.get("more")))
 
     c.relay.store.write(work, "files page")
@@ -2185,17 +2241,34 @@ V1_REMOTE = {"calc-params": V1Call(400, 409, 400), "calc-params-complete": V1Cal
 
 
 class Arrival:
-    """A directory of the spool for the files of one fielded body; moved to its place when the call is good, removed otherwise."""
+    """A directory of the spool for the files of one fielded body; moved to its place when the call is good, removed otherwise.
+    Who may send it, and whether there is room for it, is looked at before a byte is taken; from then on its length counts."""
 
-    def __init__(self, c):
-        store = c.relay.store
-        self.path = os.path.join(utf8(store.folder), b"spool", b"arriving", os.urandom(8).hex().encode())
-        make_folder(self.path, utf8(store.folder))
+    def __init__(self, c, check, http):
+        """check(c, bytes): raises the No of who may not send it; http: the status of a refusal."""
+        self.relay, self.user, self.length, folder = c.relay, c.who.user, c.length // 4 * 3, utf8(c.relay.store.folder)
+        self.path = os.path.join(folder, b"spool", b"arriving", os.urandom(8).hex().encode())
+        try:
+            with c.relay.counting:
+                check(c, self.length + c.relay.arriving[self.user])
+                check_free(c.relay, self.length)
+                c.relay.arriving[self.user] += self.length
+        except No as no:
+            no.http = http
+            raise
+        try:
+            make_folder(self.path, folder)
+        except BaseException:
+            self.__exit__()
+            raise
 
     def __enter__(self):
         return self
 
     def __exit__(self, *error):
+        with self.relay.counting:
+            self.relay.arriving[self.user] -= self.length
+            self.relay.arriving += collections.Counter()                 # without who has nothing on its way any more
         remove_tree(self.path)
 
     def read(self, c):
@@ -2240,19 +2313,29 @@ def has_blob(found):
     return isinstance(found, Blob) or any(has_blob(part) for part in parts)
 
 
-def insert_complete(tx, seq, kind, stage):
-    """Adds files [(name, Blob)] that are in their place to a calculation, complete."""
+def insert_complete(tx, seq, kind, stage, texts=0):
+    """Adds files [(name, Blob)] that are in their place to a calculation, complete; texts: characters that are kept beside them."""
     tx.db.executemany("INSERT INTO files (calc, kind, n, name, size, sha256, done, blob) VALUES (?, ?, ?, ?, ?, ?, 1, ?)",
                       [(seq, kind, n, name, blob.size, blob.sha256, "%06d" % n) for n, (name, blob) in enumerate(stage)])
     field = "inputs" if kind == "input" else "results"
-    tx.db.execute("UPDATE calculations SET %s = ?, %s_open = 0, %s_more = 0, bytes = bytes + ? WHERE seq = ?" % (field, field, field),
-                  (len(stage), sum(blob.size for name, blob in stage), seq))
+    tx.db.execute("UPDATE calculations SET %s = ?, %s_open = 0, %s_more = 0, bytes = bytes + ?, texts = texts + ? WHERE seq = ?"
+                  % (field, field, field), (len(stage), sum(blob.size for name, blob in stage), texts + room_of_names(stage), seq))
+
+
+def v1_may_register(c, total):
+    """No, if this user can register nothing at all here now, or not so many bytes."""
+    rules = [c.relay.rules(site) for site in c.relay.conf["RemoteSites"]["remote_site_ids"] if covers(c.who, site)]
+    c.relay.check_maintenance()
+    if not any(not rule["users"] or c.who.user in rule["users"] for rule in rules):
+        raise No(403, "user %s may use no site of this relay" % c.who.user)
+    check_open(c.relay, c.who.user)
+    check_bytes(c.relay, c.relay.store, c.who.user, total)
 
 
 def v1_add_calcinfo(c):
     """1. A fielded registration: the inputs come inside. Refusals are HTTP 202, as the gateway at the site swallows a 400."""
     relay = c.relay
-    with Arrival(c) as arrival:
+    with Arrival(c, v1_may_register, 202) as arrival:
         arrival.read(c)
         info = c.fields.get("calc-info")
         if not isinstance(info, dict) or "remote-site" not in info or not info.get("command"):
@@ -2260,8 +2343,7 @@ def v1_add_calcinfo(c):
         if has_blob([value for key, value in info.items() if key not in ("parameter_files", "result_files")]):
             raise No(400, "calc-info: a text of more than %d bytes that is no file's content" % BIG, http=202)
         site, command, parameters = info["remote-site"], info["command"], info.get("parameters") or ""
-        if not isinstance(site, str) or site not in relay.conf["RemoteSites"]["remote_site_ids"]:
-            raise v1_unknown_site(site, 202)
+        check_site(c, site, "400", 202)
         rules = relay.rules(site)
         if command not in rules["commands"] + rules["command_lines"]:
             raise No(401, "command %s is not in the list of site %s" % (printable(command)[:200], site), http=202)
@@ -2274,24 +2356,23 @@ def v1_add_calcinfo(c):
             names, patterns = check_declared({"result_files": info.get("result_files") or {}})
             stage = v1_entries(files, lambda entry: entry[0] if isinstance(entry, list) and entry else None, arrival.path)
             check_order([name for name, blob in stage], reserved=LOG_NAMES)
-            total = check_room(relay, [(name, blob.size, blob.sha256) for name, blob in stage])
+            total = check_sizes(relay, [(name, blob.size, blob.sha256) for name, blob in stage])
         except ValueError as error:
             raise No(400, "a file's name: %s" % error, http=202)
         except No as no:
             no.http = 202
             raise
         needs_v2 = any("/" in name for name, blob in stage) or total > V1_BYTES
-        extra = {key: value for key, value in info.items() if key not in ("command", "remote-site", "parameters", "parameter_files", "result_files")}
-        kept = json.dumps({"parameters": parameters, "result_names": names, "result_patterns": [], "extra": extra}, ensure_ascii=False)
+        kept = kept_of(info, parameters, names, [])
         accept_id, now = str(uuid.uuid4()), time.time()
         arrival.place(relay.store.spool(accept_id, "input"), stage)
 
         def work(tx):
-            check_quota(relay, tx, c.who.user, site, rules, total)
+            check_quota(relay, tx, c.who.user, site, rules, total + len(kept) + room_of_names(stage))
             seq = tx.db.execute(
-                "INSERT INTO calculations (accept_id, user, request_id, site, command, info, needs_v2, v1, state, registered, touched)"
-                " VALUES (?, ?, ?, ?, ?, ?, ?, 1, ?, ?, ?)",
-                (accept_id, c.who.user, accept_id, site, command, kept, needs_v2, REGISTERED, now, now)).lastrowid
+                "INSERT INTO calculations (accept_id, user, request_id, site, command, info, texts, needs_v2, v1, state, registered, touched)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?, ?, 1, ?, ?, ?)",
+                (accept_id, c.who.user, accept_id, site, command, kept, len(kept), needs_v2, REGISTERED, now, now)).lastrowid
             insert_complete(tx, seq, "input", stage)
             tx.after(lambda: relay.count_new(c.who.user, 0))
             tx.after(lambda: log("info", accept_id, "1 add-calcinfo", site=site, user=c.who.user, command=command, inputs=len(stage), v=1))
@@ -2334,17 +2415,12 @@ def v1_id(c, key, missing=400):
     return found
 
 
-def v1_unknown_site(site, http):
-    """The refusal of a site that the ini does not name, in the manual's words."""
-    return No("400", "Your site-id(%s) does not match in the list that acceptable to." % printable(site)[:200], http=http)
-
-
 def v1_own(c):
     """The calculation of a fielded workflow side's call, or None: unknown, another user's, fetched already, or cancelled."""
     accept_id = v1_id(c, "accept_id")
     found = c.relay.store.read("SELECT %s FROM calculations WHERE accept_id = ? AND user = ? AND state != ? AND NOT hidden" % BRIEF,
                                accept_id, c.who.user, FINISHED)
-    return found[0] if found else None
+    return found[0] if found and covers(c.who, found[0]["site"]) else None
 
 
 def v1_allow(c):
@@ -2435,10 +2511,10 @@ def v1_row(c):
     rules = V1_REMOTE[c.name]
     accept_id, site = v1_id(c, "accept_id", rules.missing), v1_id(c, "site_id", rules.missing)
     if site not in c.relay.conf["RemoteSites"]["remote_site_ids"]:
-        raise v1_unknown_site(site, rules.unknown)
+        raise unknown_site(site, "400", rules.unknown)
     found = c.relay.store.read("SELECT %s FROM calculations WHERE accept_id = ? AND user = ? AND site = ? AND state != ? AND NOT hidden" % BRIEF,
                                accept_id, c.who.user, site, FINISHED)
-    if not found or c.who.sites and site not in c.who.sites or found[0]["needs_v2"] and found[0]["protocol"] != 1:
+    if not found or not covers(c.who, site) or found[0]["needs_v2"] and found[0]["protocol"] != 1:
         raise No("0300", "There is no information for accept_id(%s), about the your site id(%s)" % (
             printable(accept_id)[:100], printable(site)[:100]), http=rules.unknown)
     if found[0]["state"] == REGISTERED:
@@ -2472,16 +2548,16 @@ def v1_step(c, row, name, extra=None, **changes):
 def v1_calc_request(c):
     """3. Names the oldest allowed calculation; reserves nothing, but for v1_announce no other fielded poller is told the same."""
     relay, site, peer, now = c.relay, v1_id(c, "site_id"), v1_peer(c), time.monotonic()
-    if site not in relay.conf["RemoteSites"]["remote_site_ids"] or c.who.sites and site not in c.who.sites:
-        raise v1_unknown_site(site, 200)
+    check_site(c, site, "400", 200)
     relay.v1_sites.add((site, c.who.user))
     marks = ", ".join("?" * len(CLAIMED))
     for row in relay.store.read("SELECT accept_id FROM calculations WHERE site = ? AND state IN (%s) AND user = ? AND claim = ?" % marks,
                                 site, *(CLAIMED + (c.who.user, peer))):
         relay.twins.add(row["accept_id"])              # it asks for more while it holds one: it was started again, or there are two
+    paused = relay.maintenance is not None or relay.in_grace()
     for row in relay.store.read("SELECT accept_id FROM calculations WHERE site = ? AND state = ? AND user = ? AND NOT needs_v2 AND NOT hidden"
                                 " ORDER BY seq LIMIT 100", site, ALLOWED, c.who.user):
-        if relay.announce(row["accept_id"], peer, now):
+        if not paused and relay.announce(row["accept_id"], peer, now):
             return {"message": "found", "accept_id": row["accept_id"]}
     early = relay.store.read("SELECT 1 FROM calculations WHERE site = ? AND state = ? AND user = ? AND NOT needs_v2 LIMIT 1",
                              site, REGISTERED, c.who.user)
@@ -2494,7 +2570,8 @@ def v1_calc_request(c):
 def v1_calc_params(c):
     """4. The calculation is this poller's from here on; its inputs come inside the answer."""
     row = v1_row(c)
-    if c.relay.announced_to_other(row["accept_id"], v1_peer(c), time.monotonic()):
+    paused = row["state"] == ALLOWED and (c.relay.maintenance is not None or c.relay.in_grace())
+    if paused or c.relay.announced_to_other(row["accept_id"], v1_peer(c), time.monotonic()):
         raise v1_wrong(c, row)
     v1_step(c, row, "calc-request", claim=v1_peer(c), attempt=row["attempt"] + 1, protocol=1, poller="v1 " + c.conn.address, claimed=time.time())
     kept = json.loads(c.relay.store.read("SELECT info FROM calculations WHERE seq = ?", row["seq"])[0]["info"])
@@ -2527,9 +2604,16 @@ def v1_calc_end(c):
     return {"message": "ended"}
 
 
+def v1_may_deliver(c, total):
+    """No, if this user has no calculation whose results a fielded poller may bring now."""
+    if c.unread and not any(covers(c.who, row["site"]) for row in c.relay.store.read(
+            "SELECT DISTINCT site FROM calculations WHERE user = ? AND protocol = 1 AND state IN (?, ?, ?)", c.who.user, ENDED, GETTING, GOT)):
+        raise No("0300", "There is no information for accept_id(None), about the your site id(None)")
+
+
 def v1_send_results(c):
     """7. The results, files inside. Only declared names are kept."""
-    with Arrival(c) as arrival:
+    with Arrival(c, v1_may_deliver, 200) as arrival:
         arrival.read(c)
         row, files = v1_row(c), c.fields.get("result_files")
         if not isinstance(files, dict):
@@ -2549,9 +2633,10 @@ def v1_send_results(c):
                 missing[name] = printable(entry["mimetype2"] if isinstance(entry.get("mimetype2"), str) else "")[:1000]
             else:
                 there[name] = entry
+        missing = json.dumps(missing, ensure_ascii=False)
         try:
             stage = v1_entries(there, lambda entry: entry.get("content"), arrival.path)
-            check_room(c.relay, [(name, blob.size, blob.sha256) for name, blob in stage])
+            check_sizes(c.relay, [(name, blob.size, blob.sha256) for name, blob in stage])
         except No as no:
             no.http = 200
             raise
@@ -2560,8 +2645,7 @@ def v1_send_results(c):
             if row["state"] != ENDED:
                 return v1_sent_again(c, row)
             arrival.place(c.relay.store.spool(row["accept_id"], "result"), stage)
-            v1_step(c, row, "send-results", lambda tx: insert_complete(tx, row["seq"], "result", stage),
-                    missing=json.dumps(missing, ensure_ascii=False))
+            v1_step(c, row, "send-results", lambda tx: insert_complete(tx, row["seq"], "result", stage, len(missing)), missing=missing)
     return {"message": "getting"}
 
 
@@ -2602,6 +2686,8 @@ def v1_get_calcinfo(c):
                               FINISHED)
     found = {}
     for row in rows:
+        if not covers(c.who, row["site"]):
+            continue
         kept = json.loads(row["info"])
         found[row["accept_id"]] = {
             "accept_time": when(row["registered"]), "calc_progress": WORDS[row["state"]], "calc_status": row["status"],
@@ -2616,7 +2702,8 @@ V1 = {
     "calc-params-complete": v1_calc_params_complete, "calc-start": v1_calc_start, "calc-end": v1_calc_end, "send-results": v1_send_results,
     "end-send": v1_end_send, "get-calcinfo": v1_get_calcinfo, "reload-ini": reload_ini,
 }
-V1_BODIES = ("add-calcinfo", "send-results")           # these carry files inside
+V1_BODIES = ("add-calcinfo", "send-results")           # these carry files inside,
+V1_ANSWERS = ("calc-params", "get-calc-result")        # and the answers to these
 
 
 # name, by method -> who may, what it does, whether its body may be as large as max_body. `files` is files/ACCEPT_ID/... .
@@ -2698,7 +2785,7 @@ class Call(Fields):
 
     def __init__(self, method, target, headers, keep):
         self.method, self.headers, self.keep = method, headers, keep
-        self.conn = self.relay = self.who = self.route = self.until = None
+        self.conn = self.relay = self.who = self.route = self.until = self.waited = None
         self.name, self.parts, self.body, self.fields, self.unread = "", (), b"", None, 0
         length = headers.get("content-length", "0")
         if not re.match(r"[0-9]{1,15}\Z", length):
@@ -2725,16 +2812,25 @@ class Call(Fields):
                 raise No(400, "%s is given in the query and in the body" % printable(twice[0]))
             self.fields.update(found)
 
+    def look_again(self):
+        """Who is asking, now: a token may have ended while its call waited or its body came. No otherwise."""
+        self.who = self.relay.who(self.headers, self.conn.address, self.path)
+
+    def moves(self):
+        """Does it, or its answer, move much data?"""
+        return self.route.bulk or self.length > SMALL_BODY or self.name == "files" or self.name in V1_ANSWERS and "v" not in self.query
+
     def check_role(self, role):
         """403 unless the token has the role."""
         if role not in self.who.roles:
             raise No("0005", "%s への実行権がありません。" % self.path, http=403, why="role %s needed" % role, user=self.who.user)
 
     def body_views(self):
-        """The body in views of up to CHUNK bytes, as it arrives: within a deadline that its length and min_rate set."""
+        """The body in views of up to CHUNK bytes, as it arrives; no more of it when the token has ended."""
         buffer = memoryview(bytearray(min(CHUNK, self.unread) or 1))
         while self.unread:
             want, filled = min(CHUNK, self.unread), 0
+            self.look_again()
             while filled < want:
                 filled += self.conn.receive(buffer[filled:want])
             self.unread -= want
@@ -2838,22 +2934,38 @@ def parse_head(head):
     return Call(words[0], words[1], headers, wish == "keep-alive" if words[2] == "HTTP/1.0" else wish != "close")
 
 
+class Pace:
+    """Does a transfer keep min_rate (bytes/s)? Looked at over each RATE_OVER seconds, whatever came before."""
+
+    def __init__(self, rate):
+        self.rate, self.since, self.moved = rate, time.monotonic(), 0
+
+    def count(self, moved):
+        """So many bytes have moved. ConnectionError if it is too slow."""
+        self.moved += moved
+        passed = time.monotonic() - self.since
+        if passed > RATE_OVER:
+            if self.moved < self.rate * passed:
+                raise ConnectionError("slower than min_rate")
+            self.since, self.moved = time.monotonic(), 0
+
+
 class Connection:
     """One client's connection. phase says who owns it: shake, head, body, parked, linger: the selector; busy: a worker."""
 
-    __slots__ = ("sock", "address", "phase", "buffer", "deadline", "call", "counted", "park_key", "slow", "seen", "row", "born")
+    __slots__ = ("sock", "address", "phase", "buffer", "deadline", "call", "counted", "park_key", "pace", "seen", "row", "born")
 
     def __init__(self, sock, address, phase, deadline):
         self.born = time.monotonic()
         self.sock, self.address, self.phase, self.deadline = sock, address, phase, deadline
-        self.buffer, self.call, self.counted, self.park_key, self.slow, self.seen, self.row = bytearray(), None, True, None, None, None, None
+        self.buffer, self.call, self.counted, self.park_key, self.pace, self.seen, self.row = bytearray(), None, True, None, None, None, None
 
     def pending(self):
         """Bytes that TLS has taken from the socket already (the ini may have changed between plain and TLS since)."""
         return self.sock.pending() if isinstance(self.sock, ssl.SSLSocket) else 0
 
     def receive(self, view):
-        """Fills view from what has come; waits at most STALL seconds, and never beyond the body's deadline. ConnectionError at the end."""
+        """Fills view from what has come; waits at most STALL seconds. ConnectionError at the end, or if it comes too slowly."""
         if self.buffer:
             count = min(len(view), len(self.buffer))
             view[:count] = self.buffer[:count]
@@ -2862,8 +2974,7 @@ class Connection:
         count = self.sock.recv_into(view)
         if not count:
             raise ConnectionError("the client is gone")
-        if time.monotonic() > self.slow:
-            raise ConnectionError("slower than min_rate")
+        self.pace.count(count)
         return count
 
     def send_json(self, status, parsed, keep, wait=0):
@@ -2879,19 +2990,20 @@ class Connection:
             self.sock.sendall(memoryview(data)[sent:])
 
     def send_spool(self, spool, keep, min_rate):
-        """The answer from files; at least min_rate bytes/s, or the connection is dropped.
+        """The answer from files; the connection is dropped if the client takes it too slowly.
         Segments are [(path, place, length)], or a function that gives the chunks of a JSON answer."""
         text = callable(spool.segments)
         kind = "application/json; charset=utf-8" if text else "application/octet-stream"
         self.sock.settimeout(STALL)
         self.sock.sendall(answer_head(spool.status, kind, spool.length, keep, spool.headers))
-        told = time.monotonic()
-        until = told + STALL + spool.length / min_rate
+        told, pace = time.monotonic(), Pace(min_rate)
         try:
             for chunk in spool.segments() if text else self.spool_chunks(spool):
-                if time.monotonic() > until:
-                    raise ConnectionError("slower than min_rate")
-                self.sock.sendall(chunk)
+                left = memoryview(chunk)
+                while left:
+                    count = self.sock.send(left[:SMALL_BODY])            # no more: a slow client takes this much within STALL
+                    pace.count(count)
+                    left = left[count:]
                 if spool.moved is not None and time.monotonic() > told + 1:
                     told = time.monotonic()
                     spool.moved()
@@ -2934,8 +3046,10 @@ class Front:
     def __init__(self, relay):
         self.relay, self.lock, self.inbox = relay, threading.Lock(), collections.deque()
         self.poll, self.listeners, self.conns, self.strangers = select.epoll(), {}, {}, {}     # strangers: by address, the oldest first
-        self.waiting, self.parked, self.events = {}, collections.Counter(), [0] * 4096
-        self.ready, self.short, self.long, self.moving = threading.Lock(), collections.deque(), collections.deque(), 0
+        self.waiting, self.events = {}, [0] * 4096
+        self.parked, self.parked_bytes = collections.Counter(), collections.Counter()    # calls that wait, by token; their bodies, by user
+        self.ready, self.short = threading.Lock(), collections.deque()
+        self.long, self.moving = collections.OrderedDict(), collections.Counter()        # what moves much: queues by user; how many at work
         self.asleep = []                               # workers without work: a lock each, released to wake it
         self.door = queue.Queue()                      # connections that ask for a log-in
         self.wake_read, self.wake_write = os.pipe()
@@ -3102,7 +3216,7 @@ class Front:
             data = None
         except (OSError, ValueError):
             data = b""
-        if data == b"" or data and len(conn.buffer) > SMALL_BODY:
+        if data == b"" or data and len(conn.buffer) + len(data) > MAX_HEAD:
             return self.drop(conn)
         conn.buffer += data or b""
         conn.phase = "busy"
@@ -3110,7 +3224,7 @@ class Front:
 
     def collect(self, conn):
         """Takes what has come, without waiting, and goes on with it."""
-        while True:
+        for turn in range(16):                         # then the others have their turn
             try:
                 data = conn.sock.recv(65536)
             except AGAIN:
@@ -3154,8 +3268,7 @@ class Front:
                 call.body, call.unread = bytes(conn.buffer[:call.length]), 0
                 del conn.buffer[:call.length]
             conn.phase = "busy"
-            conn.slow = time.monotonic() + STALL + call.length / self.relay.conf["limits"]["min_rate"]
-            self.put(conn, call.route.bulk or call.length > SMALL_BODY or call.name == "files")
+            self.put(conn, call.moves())
         elif conn.phase == "linger":
             self.watch(conn)
 
@@ -3333,7 +3446,10 @@ class Front:
         del group[conn]
         if not group:
             del self.waiting[conn.park_key]
-        self.parked[conn.call.who.key] -= 1
+        for counter, key, count in ((self.parked, conn.call.who.key, 1), (self.parked_bytes, conn.call.who.user, conn.call.length)):
+            counter[key] -= count
+            if not counter[key]:
+                del counter[key]
         conn.park_key = None
 
     def unpark(self, conn):
@@ -3353,8 +3469,10 @@ class Front:
             if self.parked[conn.call.who.key] >= self.relay.conf["limits"]["parked_per_token"]:
                 raise No(429, "this token has %d waiting calls ([limits] parked_per_token)" % self.parked[conn.call.who.key])
             self.parked[conn.call.who.key] += 1
+            self.parked_bytes[conn.call.who.user] += conn.call.length
             self.waiting.setdefault(key, collections.OrderedDict())[conn] = None
             conn.park_key, conn.deadline, conn.phase = key, conn.call.until, "parked"
+            conn.call.waited = key
         self.watch_from_worker(conn)
         return True
 
@@ -3368,11 +3486,11 @@ class Front:
     # -- the workers
 
     def put(self, conn, moves=False):
-        """A request for the workers; one that moves much data waits while three quarters of them do."""
+        """A request for the workers; one that moves much data waits for its user's turn."""
         if conn.call.name == "login":
             return self.door.put(conn)
         with self.ready:
-            (self.long if moves else self.short).append(conn)
+            (self.long.setdefault(conn.call.who.user, collections.deque()) if moves else self.short).append(conn)
             self.rouse()
 
     def rouse(self):
@@ -3392,24 +3510,35 @@ class Front:
                 self.give_back(conn, "close")
 
     def next_task(self, bed):
-        """(connection, whether it moves much data) for a worker; sleeps in bed, a held lock, until there is one."""
-        most = self.relay.conf["limits"]["workers"] * 3 // 4
+        """(connection, the user for whom it moves much data, or None) for a worker; sleeps in bed, a held lock, until there is one."""
         while True:
             with self.ready:
                 if self.short:
-                    return self.short.popleft(), False
-                if self.long and self.moving < most:
-                    self.moving += 1
-                    return self.long.popleft(), True
+                    return self.short.popleft(), None
+                user = self.next_mover()
+                if user is not None:
+                    conn = self.long[user].popleft()
+                    self.moving[user] += 1
+                    if self.long[user]:
+                        self.long.move_to_end(user)
+                    else:
+                        del self.long[user]
+                    return conn, user
                 self.asleep.append(bed)
             bed.acquire()
+
+    def next_mover(self):
+        """The next user who may have a worker for moving data: three quarters of the workers may do that, and of them no user has more than
+        are left to others. The lock is held."""
+        left = self.relay.conf["limits"]["workers"] * 3 // 4 - sum(self.moving.values())
+        return next((user for user in self.long if self.moving.get(user, 0) < left), None)
 
     def work(self):
         """A worker's life."""
         bed = threading.Lock()
         bed.acquire()
         while True:
-            conn, moves = self.next_task(bed)
+            conn, user = self.next_task(bed)
             try:
                 while self.answer(conn):
                     pass
@@ -3419,9 +3548,10 @@ class Front:
             except Exception as error:                 # a bug of ours costs one connection, never a worker
                 log("error", None, "connection", address=conn.address, bug="%s: %s" % (type(error).__name__, error))
                 self.give_back(conn, "close")
-            if moves:
+            if user is not None:
                 with self.ready:
-                    self.moving -= 1
+                    self.moving[user] -= 1
+                    self.moving += collections.Counter()                 # without those that are 0
                     self.rouse()
 
     def answer(self, conn):
@@ -3429,19 +3559,25 @@ class Front:
         call = conn.call
         if call.unread:                                # a body is still to be read
             conn.sock.settimeout(STALL)
+            conn.pace = Pace(self.relay.conf["limits"]["min_rate"])
         while True:
             try:
                 result = self.run(call)
-                if isinstance(result, Park):
-                    seen = self.seen(result.key)
-                    result = self.run(call)            # look again: an event before `seen` was read would be lost
-                    if isinstance(result, Park):
-                        if self.park(conn, result.key, seen):
-                            return False
-                        continue
-                break
+                if not isinstance(result, Park):
+                    break
+                if self.parked_bytes[call.who.user] + call.length > PARKED:
+                    call.until = 0.0                   # answered as if its time were over
+                    continue
+                seen = self.seen(result.key)
+                result = self.run(call)                # look again: an event before `seen` was read would be lost
+                if not isinstance(result, Park):
+                    break
+                if self.park(conn, result.key, seen):
+                    return False
             except No as no:
                 result = no
+                if no.code == "0005" and call.waited:  # its token ended meanwhile: what woke it is for others
+                    self.fire(call.waited)
                 break
         keep = call.keep and not self.stopping and (not call.unread or self.drain(conn, call))
         if isinstance(result, Spool):
@@ -3487,11 +3623,10 @@ class Front:
             self.admit(conn, call)
         except No:
             return False
-        if call.name in ("files", "login"):
+        if call.name == "login" or call.moves():
             return False
         call.body, call.unread, conn.call = bytes(conn.buffer[end:end + call.length]), 0, call
         del conn.buffer[:end + call.length]
-        conn.slow = time.monotonic() + STALL
         return True
 
     def run(self, call):
@@ -3509,6 +3644,9 @@ class Front:
                 wait = min(float(call.get("wait", int, 0)), self.relay.conf["times"]["wait"])
                 call.until = time.monotonic() + wait
                 fault(call.name + " received")
+                call.body = b""                        # what waits holds no more than its fields
+            else:
+                call.look_again()
             if call.name not in V2_ONLY and call.get("v", int, 1) < 2:
                 check_json_type(call)
                 return V1[call.name](call)
@@ -3563,7 +3701,8 @@ class Relay:
         self.nothing = {}                              # {key of a site and user: how many events had been when nothing waited there}
         self.open_of, self.reserved, self.stamps, self.born = collections.Counter(), 0, {}, time.monotonic()
         self.announced, self.announcing, self.twins, self.told_abnormal, self.v1_sites = {}, threading.Lock(), set(), set(), set()
-        self.placing = threading.Lock()
+        self.placing, self.counting = threading.Lock(), threading.Lock()
+        self.arriving = collections.Counter()          # bytes of fielded bodies on their way, by user
         self.used, self.used_told, self.failures = {}, {}, collections.OrderedDict()     # tokens; (user, address): [failed log-ins, locked until]
         self.maintenance, self.grace = None, 0.0
         if os.path.exists(os.path.join(utf8(store.folder), b"restored")):
@@ -3796,7 +3935,7 @@ class Relay:
         sync_path(folder)
 
         def note(tx):
-            tx.db.execute("DELETE FROM files WHERE calc = ? AND kind = 'result'", (row["seq"],))
+            drop_results(tx, row["seq"])
             insert_complete(tx, row["seq"], "result", [(LOG_NAMES[1], Blob(b"", len(data), hashlib.sha256(data).hexdigest()))])
             tx.db.execute("UPDATE files SET blob = ? WHERE calc = ? AND kind = 'result'", (blob, row["seq"]))
             tx.after(drop_others)

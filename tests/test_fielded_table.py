@@ -1,6 +1,7 @@
 """The fielded protocol on the relay: the table of PROTOCOL.md 1.4 with the deviations of 1.5, over real sockets; then a test for every line of 1.5."""
 import base64
 import json
+import os
 import re
 import time
 
@@ -9,6 +10,7 @@ import suite
 from fielded_calls import RESULTS, Peer, b64, calc_info, results, unknown
 from suite import LOGS, SITE, USER, wait_until
 
+relay = suite.module("mi_dicomapi.py")
 ELSEWHERE = "127.0.0.2"        # another address of this host
 STATES = "U R A SP CS RUN CE GR GOT CEx GRx GOTx".split()
 # 1.4 as it is measured: HTTP/code, a quoted code is a string; "->": 200/200 and the state moves on; "wrong": see WRONG; "same": as the column before.
@@ -74,9 +76,9 @@ def after(name, state):
 class Sites:
     """A relay with many sites, so that each calculation has one of its own."""
 
-    def __init__(self, folder):
+    def __init__(self, folder, ini="[times]\nv1_announce = 2s\n"):
         names = ["s%d" % number for number in range(500)]
-        self.world = suite.World(folder, tls=False, commands=["hello"], sites=names, ini="[times]\nv1_announce = 2s\n").start()
+        self.world = suite.World(folder, tls=False, commands=["hello"], sites=names, ini=ini).start()
         self.names, self.peer, self.kept = iter(names), Peer(self.world), {}
         self.other_user, self.other_token = self.world.issue("mallory"), self.world.issue(USER)
 
@@ -633,3 +635,100 @@ def test_never_allowed_registrations_go_after_30_minutes_unless_the_ini_says_oth
 def test_the_readme_says_that_one_fielded_poller_runs_per_token_and_site():
     with open(suite.script("README.md"), encoding="utf-8") as text:
         assert re.search(r"[Oo]ne (fielded|v1) poller (per|for each) token and site", text.read())
+
+
+# ---- every fielded call, and every rule of who may what when: nothing that holds for our own calls is weaker here
+
+GOOD = {"allow-wait-calc": "R", "cancel-wait-calc": "A", "cancel force": "RUN", "calc-status": "RUN", "calc-progress": "RUN", "get-calc-result": "GOT",
+        "calc-request": "A", "calc-params": "A", "calc-params-complete": "SP", "calc-start": "CS", "calc-end": "RUN", "send-results": "CE", "end-send": "GR"}
+OPERATORS = ("get-calcinfo", "reload-ini")
+NO_TOKEN = {name: (403, "0005") for name in list(GOOD) + ["add-calcinfo"] + list(OPERATORS)}
+UNKNOWN = {name: expected(name, "U", "the same peer") for name in GOOD if name != "calc-request"}
+RULES = {                      # who asks, or when: what each call is answered; the rest as if there were no rule
+    "no token": NO_TOKEN, "a made-up token": NO_TOKEN, "an expired token": NO_TOKEN, "a revoked token": NO_TOKEN,
+    "another user": dict(UNKNOWN, **{"calc-request": (200, "0300")}),
+    "a token for other sites": dict(UNKNOWN, **{"calc-request": (200, "400"), "add-calcinfo": (202, "400")}),
+    "a token for the other role": {name: (403, "0005") for name in list(GOOD) + ["add-calcinfo"]},
+    "a site for other users": {"add-calcinfo": (202, 403)},
+    "maintenance": {"add-calcinfo": (202, 503), "calc-request": (200, "0300"), "calc-params": WRONG},
+    "restored a moment ago": {"calc-request": (200, "0300"), "calc-params": WRONG},
+}
+
+
+@pytest.fixture(scope="module")
+def ruled(tmp_path_factory):
+    """A relay whose site s0 is open to bob only."""
+    made = Sites(tmp_path_factory.mktemp("ruled"), "[s0]\nusers = bob\n[times]\nrestore_grace = 600s\n")
+    next(made.names)
+    yield made
+    made.world.close()
+
+
+def askers(ruled, rule, name):
+    """Who asks under a rule."""
+    world, remote = ruled.world, name in REMOTE + ("calc-request",)
+    if rule == "a revoked token":
+        token = world.issue(USER)
+        number = world.rows("SELECT MAX(number) AS number FROM tokens")[0]["number"]
+        assert suite.run("mi_dicomapi.py", "token", "revoke", str(number), "--ini", world.ini).returncode == 0
+        wait_until(lambda: Peer(world, token).code("calc-request", site_id="s1") == (403, "0005"), 5)
+        return token
+    return {"no token": lambda: "", "a made-up token": lambda: "0" * 64, "an expired token": lambda: world.issue(USER, "--days", "-1"),
+            "another user": lambda: ruled.other_user, "a token for other sites": lambda: world.issue(USER, "--sites", "s499"),
+            "a token for the other role": lambda: world.issue(USER, "--roles", "workflow" if remote else "remote")}.get(rule, lambda: world.token)()
+
+
+def pause(world, rule, on):
+    """Brings the relay into, or out of, what the rule is about."""
+    if rule == "maintenance":
+        assert suite.run("mi_dicomapi.py", "maintenance", "on" if on else "off", "--ini", world.ini).returncode == 0
+        wait_until(lambda: re.findall("maintenance reason=(\\S+)", world.relay.text())[-1:] == ["-" if on else "off"], 5)
+    if rule == "restored a moment ago":
+        world.relay.stop()
+        if on:
+            open(world.state + "/restored", "w").close()
+        else:
+            os.unlink(world.state + "/restored")
+        world.start()
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_every_rule_holds_for_every_fielded_call(ruled, rule):
+    assert {name.replace("cancel force", "cancel-wait-calc") for name in GOOD} | {"add-calcinfo"} | set(OPERATORS) == set(relay.V1)
+    brought = {name: ruled.bring(state) for name, state in GOOD.items()}
+    pause(ruled.world, rule, True)
+    tokens = {remote: askers(ruled, rule, name) for remote, name in ((True, "calc-params"), (False, "add-calcinfo"))}
+    for name, (site, accept_id) in brought.items():
+        peer, before = Peer(ruled.world, tokens[name in REMOTE + ("calc-request",)]), ruled.world.picture(accept_id)
+        status, found = request(peer, name, site, accept_id)
+        wanted = RULES[rule].get(name, (200, 200))
+        assert (status, found["code"]) == wanted, (rule, name, found)
+        if wanted != (200, 200):
+            assert ruled.world.picture(accept_id) == before, (rule, name)
+    site = "s0" if rule == "a site for other users" else next(ruled.names)
+    many = ruled.world.rows("SELECT COUNT(*) AS n FROM calculations")
+    status, found = Peer(ruled.world, tokens[False]).call("add-calcinfo", **{"calc-info": calc_info(site)})
+    assert (status, found["code"]) == RULES[rule].get("add-calcinfo", (200, 200)), (rule, found)
+    assert (status, found["code"]) == (200, 200) or ruled.world.rows("SELECT COUNT(*) AS n FROM calculations") == many
+    for name in OPERATORS:
+        assert Peer(ruled.world, tokens[False]).code(name) == (403, "0005")
+    pause(ruled.world, rule, False)
+
+
+def test_an_operator_of_some_sites_sees_those_only(ruled):
+    site, accept_id = ruled.bring("RUN")
+    other = ruled.bring("RUN")[1]
+    token = ruled.world.issue("boss", "--roles", "operator", "--sites", site)
+    assert set(Peer(ruled.world, token).parsed("get-calcinfo", {})[1]) == {accept_id}
+    assert set(ruled.world.client(token).ok("GET", "get-calcinfo", {"v": 2})["calculations"]) == {accept_id}
+    assert other in Peer(ruled.world, ruled.world.issue("chief", "--roles", "operator")).parsed("get-calcinfo", {})[1]
+
+
+def test_a_fielded_registration_says_nothing_that_is_the_relays_to_say(sites):
+    """`rerun` is a person's word: with it, a poller would run again what it has run."""
+    site = next(sites.names)
+    accept_id = sites.peer.ok("add-calcinfo", **{"calc-info": dict(calc_info(site), rerun=7, result_patterns=["**"], note="kept")})["accept_id"]
+    sites.peer.ok("allow-wait-calc", accept_id=accept_id)
+    found = sites.world.client().ok("POST", "calc-request", {"v": 2, "site_id": site, "poller": "p", "take": "take-it-" + site, "wait": 0})
+    assert found["accept_id"] == accept_id and found["calc-info"]["note"] == "kept"
+    assert "rerun" not in found["calc-info"] and found["calc-info"]["result_patterns"] == []

@@ -461,7 +461,7 @@ def test_a_success_without_any_of_its_results_is_none(world):
 # ---- limits
 
 def test_limits_are_told_before_a_byte_moves(make_world):
-    world = make_world(tls=False, commands=["hello"], ini="[limits]\nmax_file = 1000\nmax_files = 5\nbytes_per_user = 3000\ncalculations_per_user = 4\n"
+    world = make_world(tls=False, commands=["hello"], ini="[limits]\nmax_file = 1000\nmax_files = 5\nbytes_per_user = 4500\ncalculations_per_user = 4\n"
                        "[%s]\nmax_waiting = 2\n" % SITE).start()
     client = world.client()
 
