@@ -284,14 +284,12 @@ DEFENCES = {
     "expired tokens": (expired, [(RELAY, "found is not None and found.expires > now", "found is not None")]),
     "roles": (role, [(RELAY, "        if call.route.role:\n            call.check_role", "        if False:\n            call.check_role")]),
     "another user": (other_user, [(RELAY, '    if not found or found[0]["user"] != c.who.user and OPERATOR not in c.who.roles or', "    if not found or")]),
-    "another site": (other_site, [(RELAY, '''    if site not in relay.conf["RemoteSites"]["remote_site_ids"] or c.who.sites and site not in c.who.sites:
-        raise No(400, "Your site-id(%s) does not match in the list that acceptable to." % printable(site))
-    relay.v1_sites''', "    relay.v1_sites")]),
-    "calculations per user": (too_many, [(RELAY, 'relay.open_of[user] >= limits["calculations_per_user"]:', "False:")]),
+    "another site": (other_site, [(RELAY, "    check_site(c, site)\n    relay.v1_sites", "    relay.v1_sites")]),
+    "calculations per user": (too_many, [(RELAY, "    if most and relay.open_of[user] >= most:\n", "    if False:\n")]),
     "bytes per user": (too_much, [(RELAY, "    if most and used + total > most:\n", "    if False:\n")]),
-    "room on the disk": (whole_disk, [(RELAY, '    if store.free() - relay.reserved - total < store.keep_free(limits["spool_free"]):\n', "    if False:\n")]),
+    "room on the disk": (whole_disk, [(RELAY, '    if store.free() - relay.reserved - sum(relay.arriving.values()) - total < store.keep_free(relay.conf["limits"]["spool_free"]):\n', "    if False:\n")]),
     "more than declared": (more_than_declared, [(RELAY, 'if c.number("offset") != offset or c.length > found["size"] - offset:', 'if c.number("offset") != offset:')]),
-    "sums": (wrong_sum, [(RELAY, 'right = upload.digest.hexdigest() == found["sha256"] and', "right = ")]),
+    "sums": (wrong_sum, [(RELAY, 'if upload.digest.hexdigest() != found["sha256"] or os.fstat', "if os.fstat")]),
     "results that nobody declared": (undeclared, [(RELAY, "        if not wanted(name):\n            raise No(400, \"%s is not a declared result\" % name, why=\"undeclared\")",
                                                 "        if False:\n            pass")]),
     "log lines and escapes": (log_lines, [(RELAY, "        value = printable(value)\n", "        value = str(value)\n"),
