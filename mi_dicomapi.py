@@ -67,7 +67,9 @@ LISTED = 10000                 # incomplete files named in one answer
 NAMED = 100                    # names of each verdict that are kept
 NOTHING = hashlib.sha256(b"").hexdigest()              # the sum of an empty file, and of a directory
 ROUNDS = 600000                # of PBKDF2 for a password
-LOGINS = 20                    # log-ins that wait for their turn; more are told to come again
+LOGINS = 20                    # log-ins that wait for their turn, and a quarter of it from one address; more are told to come again
+LOGGED_IN = 50                 # log-ins of a user that are good at once; a further one ends the oldest
+KNOWN = 8                      # addresses from which a user has logged in last: there only his own failures lock him
 FAILED = {"both": 5, "address": 20, "user": 50}       # failed log-ins of a user from one address, of an address, of a user, until it is locked
 
 # ==== shared: say ====
@@ -1927,19 +1929,27 @@ def reload_ini(c):
 def login(c):
     """A user's password for a token that ends after login_hours. Whether the user or the password is wrong is not told."""
     relay, user, address = c.relay, c.text("user")[:200], c.conn.address
-    relay.check_failures(user, address)
-    found = relay.store.read("SELECT password, roles, sites FROM users WHERE name = ?", user)
+    found = relay.store.read("SELECT password, roles, sites, known FROM users WHERE name = ?", user)
+    known = found[0]["known"].split() if found else []
+    relay.check_failures(user, address, address in known)
     kept = found[0]["password"] if found else "%d$00$" % ROUNDS      # takes as long
     if not password_is(c.text("password"), kept) or not found:
         relay.count_failure(user, address)
         log("warn", None, "login", refused="user or password is wrong", user=user, address=address)
         raise No("0005", "user or password is wrong", http=403, why="login")
-    relay.forgive(user, address)
+    relay.forgive(user, address, address in known)
     secret, now = os.urandom(32).hex(), time.time()
     expires = now + 3600 * relay.conf["times"]["login_hours"]
-    relay.store.write(lambda tx: tx.db.execute(
-        "INSERT INTO tokens (hash, user, roles, sites, issued, expires, login) SELECT ?, name, roles, sites, ?, ?, 1 FROM users WHERE name = ?",
-        (hashlib.sha256(secret.encode()).hexdigest(), now, expires, user)), "login")
+
+    def work(tx):
+        tx.db.execute("INSERT INTO tokens (hash, user, roles, sites, issued, expires, login) SELECT ?, name, roles, sites, ?, ?, 1 FROM users"
+                      " WHERE name = ?", (hashlib.sha256(secret.encode()).hexdigest(), now, expires, user))
+        tx.db.execute("DELETE FROM tokens WHERE login AND user = ? AND number NOT IN (SELECT number FROM tokens WHERE login AND user = ?"
+                      " ORDER BY number DESC LIMIT ?)", (user, user, LOGGED_IN))
+        tx.db.execute("UPDATE users SET known = ? WHERE name = ?",
+                      (" ".join([address] + [other for other in known if other != address][:KNOWN - 1]), user))
+
+    relay.store.write(work, "login")
     log("info", None, "login", user=user, address=address)
     return {"message": "logged in", "token": secret, "expires": expires, "roles": found[0]["roles"], "sites": found[0]["sites"]}
 
@@ -3337,7 +3347,8 @@ class Front:
             raise No(404, "this relay has no log-in ([Server] auth = login); ask its operator for a token")
         if call.length > 4096:
             raise No(413, "a log-in of %d bytes" % call.length)
-        if self.door.qsize() >= LOGINS:
+        same = sum(other.address == call.conn.address for other in list(self.door.queue))
+        if self.door.qsize() >= LOGINS or same >= LOGINS // 4 and call.conn.address not in self.relay.conf["Server"]["trusted_proxies"]:
             raise No(429, "too many log-ins at once; try again in 10 s", why="login")
 
     def authenticated(self, conn):
@@ -3765,9 +3776,12 @@ class Relay:
 
     # -- log-ins: who guesses passwords is locked out for a while
 
-    def check_failures(self, user, address):
-        """429, with the seconds to wait, while a user, an address or both are locked. A right password does not help then."""
-        left = max([0.0] + [self.failures[key][1] - time.monotonic() for key in self.failure_keys(user, address).values() if key in self.failures])
+    def check_failures(self, user, address, known):
+        """429, with the seconds to wait, while a user, an address or both are locked. A right password does not help then; but whoever comes
+        from an address known to be his is locked by failures of his name from there only, not by what others do elsewhere or there."""
+        keys = self.failure_keys(user, address)
+        counted = [keys["both"]] if known else keys.values()
+        left = max([0.0] + [self.failures[key][1] - time.monotonic() for key in counted if key in self.failures])
         if left > 0:
             log("info", None, "login", refused="locked", user=user, address=address)
             raise No(429, "too many failed log-ins; try again in %d s" % (left + 1), why="login", wait=int(left + 1))
@@ -3785,10 +3799,11 @@ class Relay:
         while len(self.failures) > 10000:
             self.failures.popitem(last=False)
 
-    def forgive(self, user, address):
-        """A log-in was right."""
+    def forgive(self, user, address, known):
+        """A log-in was right. From an address known to be his, that says nothing about who guesses elsewhere."""
         self.failures.pop((user, address), None)
-        self.failures.pop((user, ""), None)
+        if not known:
+            self.failures.pop((user, ""), None)
 
     # -- leases: on a monotonic clock, full again after a start
 
@@ -4372,11 +4387,12 @@ def user(options):
         roles, sites = roles_and_sites(options, conf)
         if there:
             raise Stop(EX_USAGE, _("user %s is there already (user passwd %s)") % (name, name))
-        db.execute("INSERT INTO users VALUES (?, ?, ?, ?, ?)", (name, sealed(new_password(name)), roles, sites, now))
+        db.execute("INSERT INTO users password, roles, sites, changed) VALUES (?, ?, ?, ?, ?)",
+                   (name, sealed(new_password(name)), roles, sites, now))
     elif not there:
         raise Stop(EX_NOINPUT, _("there is no user %s (see user list)") % printable(name))
     elif options.action == "passwd":
-        db.execute("UPDATE users SET password = ?, changed = ? WHERE name = ?", (sealed(new_password(name)), now, name))
+        db.execute("UPDATE users SET password = ?, changed = ?, known = '' WHERE name = ?", (sealed(new_password(name)), now, name))
         db.execute("UPDATE tokens SET revoked = ? WHERE user = ? AND login AND revoked IS NULL", (now, name))
     else:
         db.execute("DELETE FROM users WHERE name = ?", (name,))

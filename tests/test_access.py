@@ -11,6 +11,8 @@ import time
 import pytest
 import suite
 from suite import SITE, USER, one_line, run, wait_until
+from test_hostile_framing import BASE, Raw
+from test_mutations import copy
 
 relay = suite.module("mi_dicomapi.py")
 PASSWORD = "correct horse battery staple"
@@ -117,10 +119,13 @@ def test_guessing_is_answered_alike_for_users_that_are_and_are_not_and_ends_in_a
     path = os.path.join(door.folder, "bob.token")
     done = piped(wf(door, "login", "bob", "--token-file", path), PASSWORD)
     assert done.returncode == 75 and one_line(done.stderr) and not os.path.exists(path)
-    for number in range(4):                            # one address, many users: the address is locked, with its honest users
+    for number in range(4):                            # one address, many users: the address is locked for all but those who are known there
         for turn in range(4):
             guess("user %d" % number, "wrong")
-    assert guess("carol", PASSWORD)[0] == 429
+    assert guess("dave", PASSWORD)[0] == 429 and guess("carol", PASSWORD)[0] == 200
+    for turn in range(5):
+        assert guess("carol", "wrong")[0] == 403
+    assert guess("carol", PASSWORD)[0] == 429          # guessed at from his own address
     assert door.client().register("hello", allow=False)                  # who has a token is not concerned
 
 
@@ -139,11 +144,53 @@ def test_failures_lock_for_longer_and_longer_and_take_no_memory():
     for number in range(50):
         one.count_failure("bob", "10.0.1.%d" % number)
     with pytest.raises(relay.No):
-        one.check_failures("bob", "10.9.9.9")          # fifty addresses at one user
+        one.check_failures("bob", "10.9.9.9", False)   # fifty addresses at one user
+    one.check_failures("bob", "10.9.9.9", True)
+
+
+def log_in(world, user, password, source):
+    """HTTP status of a log-in from an address of this host."""
+    body = json.dumps({"v": 2, "user": user, "password": password}).encode()
+    line = b"POST " + BASE + b"login HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s"
+    return Raw(world, source=source).send(line % (len(body), body)).answer()[0]
+
+
+@pytest.fixture(scope="module")
+def quick(tmp_path_factory):
+    """A relay with users, of a copy of the scripts in which a password's sum takes no time."""
+    before, suite.ROOT = suite.ROOT, copy(str(tmp_path_factory.mktemp("quick") / "scripts"), [("mi_dicomapi.py", "ROUNDS = 600000 ", "ROUNDS = 60 ")])
+    made = suite.World(tmp_path_factory.mktemp("quick"), tls=False, commands=["hello"], ini="[Server]\nauth = login\n").start()
+    for name in ("erin", "frank"):
+        assert piped(["mi_dicomapi.py", "user", "add", name, "--ini", made.ini], PASSWORD).returncode == 0
+    suite.ROOT = before
+    yield made
+    made.close()
+
+
+def test_fifty_wrong_passwords_from_elsewhere_lock_nobody_out_at_an_address_that_is_known_to_be_his(quick):
+    assert log_in(quick, "erin", PASSWORD, "127.0.7.1") == 200
+    for number in range(60):                           # a few from each of many addresses
+        log_in(quick, "erin", "wrong", "127.0.8.%d" % (number // 4 + 1))
+    assert log_in(quick, "erin", "wrong", "127.0.8.99") == log_in(quick, "erin", PASSWORD, "127.0.8.99") == 429        # anywhere else, right or wrong
+    assert log_in(quick, "erin", PASSWORD, "127.0.7.1") == 200
+    assert piped(["mi_dicomapi.py", "user", "passwd", "erin", "--ini", quick.ini], PASSWORD).returncode == 0
+    assert log_in(quick, "erin", PASSWORD, "127.0.7.1") == 429           # a new password: whoever knew the old one is known nowhere
+
+
+def test_a_user_who_logs_in_again_and_again_holds_no_more_than_so_many_tokens(quick):
+    import sqlite3
+    db = sqlite3.connect(os.path.join(quick.state, "state.sqlite3"))
+    db.executemany("INSERT INTO tokens (hash, user, roles, sites, issued, expires, login) VALUES (?, 'frank', 'remote', '', 1, ?, 1)",
+                   [("old %d" % number, time.time() + 1000) for number in range(200)])
+    db.commit()
+    db.close()
+    assert log_in(quick, "frank", PASSWORD, "127.0.7.2") == 200
+    found = quick.rows("SELECT hash FROM tokens WHERE login AND user = 'frank' ORDER BY number")
+    assert len(found) == relay.LOGGED_IN and found[-2]["hash"] == "old 199"
 
 
 def test_log_ins_hold_no_worker_and_are_limited_in_length_and_number(door):
-    from test_hostile_framing import BASE, Raw, answers
+    from test_hostile_framing import answers
     line = b"POST " + BASE + b"login HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s"
     (status, first), = answers(Raw(door).send(line % (5000, b"x" * 5000)).rest())
     assert status == 413
@@ -187,7 +234,9 @@ def test_a_database_of_the_version_before_is_brought_up_to_date(tmp_path):
     import sqlite3
     world = suite.World(tmp_path / "w", tls=False, commands=["hello"])
     db = sqlite3.connect(os.path.join(world.state, "state.sqlite3"))
-    db.executescript("ALTER TABLE tokens DROP COLUMN used; ALTER TABLE tokens DROP COLUMN login; DROP TABLE users; PRAGMA user_version = 1")
+    db.executescript("ALTER TABLE tokens DROP COLUMN used; ALTER TABLE tokens DROP COLUMN login; DROP TABLE users; PRAGMA user_version = 1;"
+                     "ALTER TABLE files DROP COLUMN x; ALTER TABLE files DROP COLUMN mtime; ALTER TABLE calculations DROP COLUMN verdicts;"
+                     "ALTER TABLE calculations DROP COLUMN texts")
     db.close()
     assert world.start().client().register("hello", allow=False)
     world.close()
