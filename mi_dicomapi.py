@@ -782,6 +782,7 @@ JA = {
         "トークン: ユーザー %s、役割 %s、識別子 %s、期限 %s。表示は今回だけです。モード 0600 のファイルに保存してください:",
     "token %s is revoked; the relay knows within a second": "トークン %s を無効にしました。中継プログラムには 1 秒以内に伝わります",
     "token revoke: there is no valid token %s (see token list)": "token revoke: 有効なトークン %s はありません (token list を参照)",
+    "%s: which one? %s": "%s: どれですか。%s",
     "%s: no such calculation (see list --all)": "%s: その計算はありません (list --all を参照)",
     "no relay answers on %s; start it, then say it again": "%s では中継プログラムが応答しません。起動してからもう一度実行してください",
     "maintenance is %s": "メンテナンス: %s",
@@ -1260,10 +1261,16 @@ def check_site(c, site, code=400, http=400):
 
 
 def own(c):
-    """The calculation that the call names, if it exists for this caller; otherwise the same 404 as for an unknown id."""
-    found = c.relay.store.read("SELECT %s FROM calculations WHERE accept_id = ?" % BRIEF, c.text("accept_id"))
-    if not found or found[0]["user"] != c.who.user and OPERATOR not in c.who.roles or not covers(c.who, found[0]["site"]):
-        raise No(404, "There is no information for accept_id(%s)" % c.text("accept_id"))
+    """The calculation that the call names (also by the beginning of its id), if it exists for this caller; otherwise the same 404 as for an
+    unknown id. 409 if there are several."""
+    given = c.text("accept_id")
+    begins = given + "~" if 8 <= len(given) < 36 else given              # an id is of letters, digits and -, which sort before ~
+    rows = c.relay.store.read("SELECT %s FROM calculations WHERE accept_id >= ? AND accept_id <= ? LIMIT 1000" % BRIEF, given, begins)
+    found = [row for row in rows if (row["user"] == c.who.user or OPERATOR in c.who.roles) and covers(c.who, row["site"])]
+    if not found:
+        raise No(404, "There is no information for accept_id(%s)" % given)
+    if len(found) > 1:
+        raise No(409, "accept_id(%s) is the beginning of %s" % (given, " ".join(row["accept_id"] for row in found[:10])), why="prefix")
     return found[0]
 
 
@@ -1744,7 +1751,7 @@ def unchanged(c):
     """own(), not asked of the database again while nothing happened to it since the same connection asked before."""
     accept_id, relay = c.text("accept_id"), c.relay
     now = accept_id, c.who, relay.front.seen(("calc", accept_id))
-    if c.conn.row is None or c.conn.row[0] != now or accept_id in relay.silent:
+    if len(accept_id) < 36 or c.conn.row is None or c.conn.row[0] != now or accept_id in relay.silent:
         c.conn.row = now, own(c)
     return c.conn.row[1]
 
@@ -1755,7 +1762,7 @@ def calc_progress(c):
     found = progress_of(c, row)
     if c.get("known", str, None) == found["stamp"] and time.monotonic() < c.until:
         return Park(("calc", row["accept_id"]))
-    return dict(found, message="status:%s" % (row["status"] if c.name == "calc-status" else WORDS[row["state"]]))
+    return dict(found, accept_id=row["accept_id"], message="status:%s" % (row["status"] if c.name == "calc-status" else WORDS[row["state"]]))
 
 
 def note_cancel(c, tx, row, now, reason):
@@ -4590,9 +4597,12 @@ def list_calculations(options):
 def show(options):
     """Everything about one calculation."""
     store, conf = open_store(options)
-    rows = store.read("SELECT * FROM calculations WHERE accept_id = ?", options.accept_id)
+    given = options.accept_id
+    rows = store.read("SELECT * FROM calculations WHERE accept_id >= ? AND accept_id <= ? LIMIT 10", given, given + "~" if len(given) >= 8 else given)
     if not rows:
-        raise Stop(EX_USAGE, _("%s: no such calculation (see list --all)") % printable(options.accept_id))
+        raise Stop(EX_USAGE, _("%s: no such calculation (see list --all)") % printable(given))
+    if len(rows) > 1:
+        raise Stop(EX_USAGE, _("%s: which one? %s") % (printable(given), " ".join(row["accept_id"] for row in rows)))
     row = {key: value for key, value in dict(rows[0]).items() if key not in ("claim", "take", "fingerprint", "manifest", "seq")}
     row["files"] = [dict(found) for found in store.read(
         "SELECT kind, n, name, size, sha256, done FROM files WHERE calc = ? ORDER BY kind, n LIMIT ?", rows[0]["seq"], LISTED)]

@@ -7,7 +7,7 @@ usage: mi_system_remote.py poll [--once] [--drain] [--jobs N] [--idle-exit SECON
                        systemd (KillMode=process), a terminal; --once: cron, works off what is there and ends;
                        --drain: takes nothing new, ends when all that is here is delivered; --idle-exit: ends after so long without work
        mi_system_remote.py SITE BASE_URL TOKEN|login [debug] [no_auth[:CAFILE]] [port:N] [retry:COUNT,INTERVAL] [calc_base:DIR]
-       mi_system_remote.py list | show ID                what is or was on this host: state, command, age; order and journal
+       mi_system_remote.py list | show ID                what is or was on this host: state, command, age; how the poller stands; order and journal
        mi_system_remote.py pause | resume                takes nothing new until resume, also after a restart; what runs goes on
        mi_system_remote.py outbox | resend ID            results that wait for their delivery: since when, why, next try; tries now
        mi_system_remote.py check                         looks at this host and the way to the relay: OK, WARN or FAIL, and what to do

@@ -197,6 +197,11 @@ def test_parameters_and_a_results_directory_in_our_fielded_words_hide_nothing_fr
         assert text.read() == INPUTS["in.txt"]
 
 
+def test_our_own_words_are_told_that_a_fielded_poller_will_not_take_parameters(mixed):
+    done = mixed.world.workflow("run", THEIRS, mixed.commands["copy"], "--param=-n 3", "--deadline", "1s")
+    assert done.returncode == 75 and re.search("warning: the poller of site %s is a fielded one" % THEIRS, done.stdout), done.stdout
+
+
 @each_pair
 def test_a_failing_command(mixed, side, site):
     code, found, text = mixed.run(side, site, "fail")

@@ -177,6 +177,34 @@ def where_it_runs(old):
     assert os.path.dirname(lines[0]) == old.base and os.stat(lines[0]).st_mode & 0o777 == 0o700
 
 
+def client_files(old):
+    runner, folder = suite.module("execute_remote_command.py"), old.folder()
+    os.makedirs(os.path.join(folder, "d", "e"))
+    for name in ("d/e/f", "d/.g", "one.csv", " odd"):
+        open(os.path.join(folder, name), "w").close()
+    for word, found in (("d/", ["d/.g", "d/e"]), ("d", ["d"]), ("*.csv", ["one.csv"]), ("*.none", ["*.none"]), (" one.csv ", ["one.csv"]),
+                        (" odd", [" odd"]), ("", []), (" ", []), ("in.dat", ["in.dat"]), ("absent", ["absent"])):
+        before = os.getcwd()
+        os.chdir(folder)
+        try:
+            assert runner.fielded_files(word) == found, word
+        finally:
+            os.chdir(before)
+
+
+def runners_end(old):
+    runner = suite.module("execute_remote_command.py")
+    assert runner.say_outcome(runner.Outcome("x", 3, "command", "ended 3", 0, []), True) == 3
+
+
+def loglevel(old):
+    path = os.path.join(old.folder(), "relay.ini")
+    for level, code in (("4", 0), ("0", 0), ("5", 78)):
+        with open(path, "w") as out:
+            out.write("[Server]\nloglevel = %s\nstate_dir = %s\n" % (level, os.path.join(old.here, "state")))
+        assert suite.run("mi_dicomapi.py", "list", "--ini", path).returncode == code
+
+
 # (the words, what came of them in the fielded programs, what comes of them here, what "Moving over" says of a difference or "", the check)
 TABLE = [
     ("an input that is not there", "said; sent empty; goes on", "the same", "", no_input),
@@ -188,6 +216,9 @@ TABLE = [
     ("results with a directory", "work", "the same", "", directories),
     ("unknown words and retry:2 of the poller", "ignored", "ignored, with a line", "", unknown_words),
     ("a poller without a list", "runs whatever it is told", "78", "an allow-list", no_list),
+    ("client_files: DIR/, *.dat, ~/x, a, b", "as a shell and rsync took them", "the same", "", client_files),
+    ("an end of the SSH runner", "0 or 1", "the command's own code", "The SSH runner gives the command's own code", runners_end),
+    ("[Server] loglevel", "0 to 4", "the same, and names", "", loglevel),
     ("the command's environment", "the poller's, with its token", "a few variables", "The command's environment", environment),
     ("where stdout lies", "in the command's directory", "beside it", "do not lie in the command's directory", where_stdout_lies),
     ("the directory", "/tmp/ACCEPT_ID", "calc_base/ACCEPT_ID, mode 700", "is prepared", where_it_runs)]

@@ -55,8 +55,8 @@ def do(world, what, *words):
     (WF, ["staus", "0a1b2c3d"], "did you mean status"),
     (RUNNER, ["run", "h", "c", "--batch-option", "--time=60"], "--batch-option=--time=60"),
     (RUNNER, ["resume", "abc"], "abc: not a UUID.*first eight characters")])
-def test_what_was_typed_wrongly_is_64_and_one_line_that_says_how(name, words, says):
-    done = suite.run(name, *words)
+def test_what_was_typed_wrongly_is_64_and_one_line_that_says_how(name, words, says, tmp_path):
+    done = suite.run(name, *words, env=suite.clean_env(HOME=str(tmp_path)))
     assert done.returncode == 64 and suite.one_line(done.stderr) and re.search(says, done.stderr), done.stderr
 
 
@@ -220,12 +220,16 @@ def test_an_unknown_id_is_64_in_all_scripts_and_the_first_eight_characters_do(bu
     assert found["id"] == accept_id
     done = suite.run(POLLER, "resend", accept_id[:8], "--ini", ini)
     assert done.returncode == 64 and done.stderr.startswith("mi_system_remote: %s: nothing waits" % accept_id)
+    for words in (["status"], ["result", "--to", str(tmp_path / "to")], ["output"], ["wait", "--to", str(tmp_path / "to")]):
+        done = busy.workflow(*(words + [accept_id[:8]]))
+        assert done.returncode == 0 and (words == ["output"] or accept_id in done.stdout), (words, done.stdout, done.stderr)
+    assert accept_id in suite.run("mi_dicomapi.py", "show", accept_id[:8], "--ini", busy.ini).stdout
     home = suite.clean_env(HOME=str(tmp_path))
     for name, words, more in ((POLLER, ["show", unknown], ["--ini", ini]), (POLLER, ["show", accept_id[:7]], ["--ini", ini]),
                               (POLLER, ["resend", unknown], ["--ini", ini]), (RUNNER, ["resume", unknown], []), (RUNNER, ["cancel", unknown], []),
                               (RUNNER, ["clean", unknown], []), (WF, ["status", unknown], busy.reach()), (WF, ["wait", unknown], busy.reach()),
                               (WF, ["cancel", unknown], busy.reach()), (WF, ["result", unknown], busy.reach()), (WF, ["output", unknown], busy.reach()),
-                              ("mi_dicomapi.py", ["show", unknown], ["--ini", busy.ini])):
+                              ("mi_dicomapi.py", ["show", unknown], ["--ini", busy.ini]), ("mi_dicomapi.py", ["cancel", unknown], ["--ini", busy.ini])):
         done = suite.run(name, *(words + more), env=home)
         assert done.returncode == 64 and suite.one_line(done.stderr or done.stdout), (name, words, done.returncode, done.stderr, done.stdout)
 
