@@ -17,6 +17,36 @@ when it failed; its output is remote_program_exec.log. A lost line is opened aga
 Exit codes: the command's own (128+N: a signal) when it ran; otherwise 0 done, 64 usage, 65 results incomplete, 66 an input is missing,
 69 host unavailable, 70 bug, 74 input/output or disk full, 75 try again later, 76 protocol, 77 refused, 78 configuration, 130 Ctrl+C.
 """
+import sys
+
+# ==== shared: alone ====
+def stand_alone():
+    """The first act of a program (not of an import), by what is built into Python only. Closed descriptors 0 to 2 lead to /dev/null: else the
+    first file that is opened gets one of them, and what is printed. No module is taken from beside this file, or from where it is started:
+    results arrive there, and a json.py would run."""
+    import posix
+    for number in range(3):
+        try:
+            posix.fstat(number)
+        except OSError:
+            posix.set_inheritable(posix.open("/dev/null", posix.O_RDWR), True)         # the lowest that is free: this one
+    near = []
+    for place in (".", __file__.rpartition("/")[0] or ".", sys.path[0]):
+        try:
+            near.append(posix.stat(place)[1:3])        # inode and device
+        except OSError:
+            pass                                       # -I: python311.zip, which is not there
+    library = tuple(top + lib for top in {sys.base_prefix, sys.base_exec_prefix} for lib in ("/lib/python", "/lib64/python"))
+    for place in list(sys.path):
+        known = posix.access(place, 0) and posix.stat(place)[1:3]
+        if place[:1] != "/" or known in near and not place.startswith(library):
+            sys.path.remove(place)
+
+
+if __name__ == "__main__":
+    stand_alone()
+# ==== end shared ====
+
 import _thread
 import binascii
 import codecs
@@ -30,7 +60,6 @@ import select
 import signal
 import stat
 import subprocess
-import sys
 import threading
 import time
 
@@ -363,10 +392,12 @@ def arguments(argv=None):
 
 
 def utf8_stdio():
-    """stdout and stderr in UTF-8 whatever the locale says; a character that cannot be shown never raises."""
-    for name in ("stdout", "stderr"):
-        stream = getattr(sys, name)
-        if stream is not None and hasattr(stream, "detach"):
+    """stdout and stderr in UTF-8 whatever the locale says; a character that cannot be shown never raises. What was closed reads, or swallows,
+    nothing: stand_alone() has opened its descriptor."""
+    sys.stdin = sys.stdin or open(0, encoding="utf-8")
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        stream = getattr(sys, name) or open(number, "w")
+        if hasattr(stream, "detach"):
             setattr(sys, name, io.TextIOWrapper(stream.detach(), "utf-8", "backslashreplace", line_buffering=True))
 
 
@@ -383,6 +414,8 @@ def run_as_program(main):
     """Runs main() and exits with its code; a failure is one line on stderr and a code, never a traceback (unless asked: -v)."""
     try:
         utf8_stdio()
+        places = [place for place in os.environ.get("PATH", "").split(":") if place[:1] == "/"]
+        os.environ["PATH"] = ":".join(places) or "/usr/local/bin:/usr/bin:/bin"        # no program from where it is started: results arrive there
         choose_language()
         code = main() or 0
         sys.stdout.flush()
@@ -415,6 +448,7 @@ def run_as_program(main):
 # ==== end shared ====
 # ==== shared: ini ====
 # One strict ini for the suite. A table says which keys a section has: {section: {key: (kind, default)}}.
+INI_NAME = "mi_distributed_computing_assist.ini"
 SUITE = ("Server", "limits", "times", "RemoteSites", "workflow", "poller", "outbound", "ssh", "ssh guard")
 
 
@@ -463,17 +497,31 @@ def one_of(*choices):
     return kind
 
 
-def find_ini(given, beside):
-    """The ini's path: given, or the first of ./, beside the script, ~/.config/, /etc/ that exists, or None. 78 if the given one is not there."""
-    if given:
-        if not os.path.exists(utf8(given)):
-            raise Stop(EX_CONFIG, _("%s: no such file (--ini)") % given)
-        return given
-    name = "mi_distributed_computing_assist.ini"
-    for folder in (".", os.path.dirname(os.path.abspath(beside)), os.path.expanduser("~/.config"), "/etc"):
-        if os.path.exists(os.path.join(folder, name)):
-            return os.path.join(folder, name)
-    return None
+def ini_folders(script):
+    """Where the ini is looked for: beside the script, in ~/.config/, in /etc/. Never where it is started: results arrive there."""
+    return [os.path.dirname(os.path.abspath(script)), os.path.expanduser("~/.config"), "/etc"]
+
+
+def find_ini(given, folders, needed=False):
+    """The ini's absolute path: given (--ini), or the first of these folders that has one, or None. 78 if the given or needed one is not there."""
+    if given is not None and not os.path.exists(utf8(given)):
+        raise Stop(EX_CONFIG, _("%s: no such file (--ini)") % (printable(given) or '""'))
+    places = [os.path.join(folder, INI_NAME) for folder in folders if os.path.isabs(folder)] if given is None else [given]      # ~ may be nobody's
+    found = next((os.path.abspath(place) for place in places if os.path.exists(utf8(place))), None)
+    if needed and not found:
+        raise Stop(EX_CONFIG, _("no %s in %s; say --ini FILE") % (INI_NAME, printable(", ".join(folders))))
+    return found
+
+
+def only_ours(path):
+    """78 if somebody else than this user and root may change that file or directory, or what it lies in; of a link, also where it leads to."""
+    path = os.path.abspath(utf8(path))
+    real = os.path.realpath(path)
+    for place in (path, os.path.dirname(path), real, os.path.dirname(real)):
+        info = os.stat(place)
+        if info.st_uid not in (0, os.geteuid()) or info.st_mode & 0o022:
+            raise Stop(EX_CONFIG, _("%s: must belong to you or root, and nobody else may write to it (chown, chmod go-w)") % printable(
+                place.decode("utf-8", "replace")))
 
 
 def nearest(word, known):
@@ -490,11 +538,11 @@ def elsewhere(key, table):
     return _(" (it belongs into %s)") % ", ".join("[%s]" % name for name in names) if names else ""
 
 
-def read_ini(path, table, guarded=False):
+def read_ini(path, table):
     """The ini as {section: {key: typed value}}: every section of table with its defaults, and of 'command *' and '*' (any other)
     those that are there.
 
-    guarded: what the file allows is run on this host, so it must belong to this user or root and not be writable by everybody.
+    What the file says is obeyed, so nobody else may write to it: see only_ours().
     78 with file, section, key and what to do, for anything that is not as it should be.
     """
     import configparser
@@ -502,10 +550,8 @@ def read_ini(path, table, guarded=False):
     parser.optionxform = lambda key: key if key.lower().startswith("env.") else key.lower()
     if path:
         try:
+            only_ours(path)
             with open(utf8(path), encoding="utf-8-sig") as text:
-                info = os.fstat(text.fileno())
-                if guarded and (info.st_uid not in (0, os.geteuid()) or info.st_mode & 0o002):
-                    raise Stop(EX_CONFIG, _("%s: must belong to you or root and not be writable by everybody (chown, chmod o-w)") % path)
                 parser.read_file(text, path)
         except OSError as error:
             raise Stop(EX_CONFIG, "%s: %s" % (path, error.strerror))
@@ -1495,8 +1541,10 @@ JA = {                         # what a person reads, in Japanese
     " (did you mean %s?)": " (%s ですか?)",
     " (it belongs into %s)": " (%s に書くものです)",
     "%s: no such file (--ini)": "%s: ファイルがありません (--ini)",
-    "%s: must belong to you or root and not be writable by everybody (chown, chmod o-w)":
-        "%s: 所有者が実行者か root で、他人が書き込めないことが必要です (chown, chmod o-w)",
+    "%s: must belong to you or root, and nobody else may write to it (chown, chmod go-w)":
+        "%s: 所有者は実行ユーザーか root とし、ほかの人が書き込めないようにしてください (chown, chmod go-w)",
+    "the guard's rules: %s": "ガードの規則: %s",
+    "no %s in %s; say --ini FILE": "%s が %s にありません。--ini FILE で指定してください",
     "%s: [%s] is not a section%s": "%s: [%s] というセクションはありません%s",
     "%s: [%s] %s is not a key%s": "%s: [%s] %s というキーはありません%s",
     "is not COUNT,INTERVAL (like 5,60)": "「回数,間隔」ではありません (例: 5,60)",
@@ -1933,10 +1981,6 @@ FINAL = (("Permission denied", EX_REFUSED), ("Host key verification failed", EX_
 
 class LineLost(Exception):
     """The connection is gone or never came; it may come back."""
-
-
-def point(name):
-    """The named points of the way. Nothing happens here; the tests kill the runner at each of them."""
 
 
 # ---- words and connections ----
@@ -3127,20 +3171,20 @@ class Run:
         """Steps 2 to 9; from wherever the record says that it stopped. Returns the Outcome."""
         record = self.record
         log("info", self.ident, "1 order", host=self.order["host"], command=self.order["command"], files=len(self.order["inputs"]))
-        point("ordered")
+        fault("ordered")
         try:
             if "ended" not in record.steps:
                 if "starting" not in record.steps:
                     self.insist(self.send)             # 2. connect, 3. directory, 4. inputs
                 self.solver_log("start")
                 state = self.insist(self.start)        # 5. start, 6. watch
-                point("ended")
+                fault("ended")
                 record.step("ended", state=state)
                 self.solver_log("end " + state)
             state = record.steps["ended"]["state"]
             if "fetched" not in record.steps:
                 self.insist(self.fetch)                # 7. list, 8. fetch
-            point("fetched")
+            fault("fetched")
             outcome = self.judge(state)
             if not self.order["keep"] and outcome.code == 0 and not outcome.odd and "cleaned" not in record.steps:
                 try:
@@ -3164,7 +3208,7 @@ class Run:
     def send(self, line):
         """2. connect 3. directory 4. inputs"""
         log("info", self.ident, "2 connect", host=line.host, round_trip="%.1fms" % (line.round_trip * 1000), guard=line.facts.get("guard"))
-        point("connected")
+        fault("connected")
         record = self.record
         entries = self.early.result()                  # as they were at first, also if the line was lost since: a change is said
         record.begin("in", line.facts["boot"])
@@ -3172,20 +3216,20 @@ class Run:
             there = listing(line, self.ident, self.settings)[1]
             record.have = {which: spans for which, spans in record.have.items() if which[0] in there}
         record.step("sending")
-        point("sending")
+        fault("sending")
         before = sum(len(spans) for spans in record.have.values())
         try:
             moved = transfer(line, self.ident, entries, record, self.settings) if entries else 0
         finally:
             self.progress += sum(len(spans) for spans in record.have.values()) - before
         log("info", self.ident, "4 inputs", files=len(entries), bytes=moved)
-        point("sent")
+        fault("sent")
         record.step("starting", boot=line.facts["boot"], offset=0)
 
     def start(self, line):
         """5. start (once, however often it is asked) 6. watch: the log as it comes, then how it ended"""
         starting = self.record.steps["starting"]
-        point("starting")
+        fault("starting")
         if "started" in self.record.steps:
             process = line.start("watch", self.ident, str(starting["offset"]))
         elif self.order.get("batch"):
@@ -3208,7 +3252,7 @@ class Run:
             if row[0] in ("L", "S") and "started" not in self.record.steps:
                 self.record.step("started")
                 log("info", self.ident, "5 start", state=" ".join(row[1:]) if row[0] == "S" else "running")
-                point("started")
+                fault("started")
             elif row[0] == "S":                        # where a batch system has it
                 log("info", self.ident, "6 now", state=" ".join(row[1:]))
             if row[0] == "L":
@@ -3238,7 +3282,7 @@ class Run:
         record, into = self.record, utf8(self.order["into"])
         if line.facts.get("gnu") != "1":
             return record.step("fetched", files=fetch_all(line, self.ident, into, self.settings), odd=[])
-        point("listing")
+        fault("listing")
         started, files, changed, folders, copies, out, odd = listing(line, self.ident, self.settings)
         sent = {entry.far: entry for entry in planned(self.order["inputs"], check=False)}
         wanted = []
@@ -3255,7 +3299,7 @@ class Run:
         record.begin("out", boot_id() + " " + line.facts["boot"])
         begun = {version(entry) for name, entry in wanted if os.path.exists(part(entry.near))}
         record.have = {which: spans for which, spans in record.have.items() if which in begun}
-        point("fetching")
+        fault("fetching")
         before = sum(len(spans) for spans in record.have.values())
         try:
             moved = receive(line, self.ident, [entry for name, entry in wanted], record, self.settings)
@@ -3700,7 +3744,7 @@ class Place:
             return None
         keys = self.rules.get(order.get("section")) or {key: TABLE["command *"][key][1] for key in ("batch_poll", "batch_grace")}
         queue = Queue(os.path.dirname(self.control), order["system"], batch_environment(keys))
-        return BatchJob(self.control, queue, keys["batch_poll"], keys["batch_grace"], point)
+        return BatchJob(self.control, queue, keys["batch_poll"], keys["batch_grace"], fault)
 
     def watched(self, job):
         """state(), which asks the queue too: what becomes of a job is decided here, and noted if it is lost."""
@@ -3919,7 +3963,7 @@ def guard_submit(place, command, argv, env):
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not read_batch(place.control):
             queue = Queue(os.path.dirname(place.control), keys["batch"], batch_environment(keys))
-            job = BatchJob(place.control, queue, keys["batch_poll"], keys["batch_grace"], point)
+            job = BatchJob(place.control, queue, keys["batch_poll"], keys["batch_grace"], fault)
             job.begin(place.work, argv, env, env["MI_RUN"], command["options"], section=section)
 
 
@@ -4364,11 +4408,11 @@ def asked(text):
 
 def guard_rules(options):
     """The owner's rules. 78 if there are rules that this guard cannot keep: it does not pretend to."""
-    ini = find_ini(options.ini, __file__)
-    rules = read_ini(ini, TABLE, guarded=True)
+    ini = find_ini(options.ini, ini_folders(__file__)[:1], needed=True)                     # beside this file, and nowhere else
+    rules = read_ini(ini, TABLE)
     rules["commands"] = commands_of(ini, rules)
     rules["base"] = os.path.abspath(os.path.expanduser(utf8(rules["ssh guard"]["base"])))
-    rules["umask"] = os.umask(0o077)
+    rules["umask"], rules["ini"] = os.umask(0o077), ini
     return rules
 
 
@@ -4379,8 +4423,7 @@ def print_key_line(options):
     if not re.match(r"(?:ssh|ecdsa|sk)-[a-z0-9@.-]+ [A-Za-z0-9+/=]+(?: [^\n]*)?\Z", key):
         raise Stop(EX_CONFIG, _("%s: not one public key") % printable(options.print_key_line))
     rules = guard_rules(options)
-    own_ini = " --ini " + os.path.abspath(options.ini) if options.ini else ""
-    command = "%s -I -S %s guard%s" % (sys.executable, os.path.abspath(__file__), own_ini)
+    command = "%s -I -S %s guard --ini %s" % (sys.executable, os.path.abspath(__file__), rules["ini"])
     if re.search(r'["\\$`\s]', command.replace(" ", "")) or ODD.search(command):
         raise Stop(EX_CONFIG, _("%s: put it where the path has no quotes, blanks or $") % printable(command))
     where = 'from="%s",' % rules["ssh guard"]["from"] if rules["ssh guard"]["from"] else ""
@@ -4433,7 +4476,7 @@ def do_far(words):
 
 def settings_for(options):
     """Settings from the ini ([ssh]) and the command line's options."""
-    values = read_ini(find_ini(options.get("ini"), __file__), TABLE)["ssh"]
+    values = read_ini(find_ini(options.get("ini"), ini_folders(__file__)), TABLE)["ssh"]
     choose_language(values["lang"])
     for key in ("streams", "retry", "base", "ssh_options"):
         if options.get(key) is not None:
@@ -4444,10 +4487,10 @@ def settings_for(options):
     return Settings(*[values[key] for key in Settings._fields])
 
 
-def fielded(words):
+def fielded(options):
     """client_name:HOST client_cmd:CMD client_files:A,B,C [retry:COUNT,INTERVAL]; values may hold ':'. Returns the exit code."""
-    given = {}
-    for word in words:
+    given = {"ini": options.ini}
+    for word in options.pairs:
         key, colon, value = word.partition(":")
         if key not in ("client_name", "client_cmd", "client_files", "retry", "streams", "base") or not colon:
             raise Stop(EX_USAGE, _("%s: expected client_name:HOST client_cmd:COMMAND client_files:A,B,C") % printable(word))
@@ -4457,7 +4500,7 @@ def fielded(words):
     files = [path for name in given.get("client_files", "").split(",") for path in fielded_files(name)]
     files = list(dict.fromkeys(files))
     outcome = run_calculation(given["client_name"], given["client_cmd"], files, ".", settings_for(given), "fielded", keep=True)
-    return say_outcome(outcome, False)
+    return say_outcome(outcome, options.json)
 
 
 def fielded_files(name):
@@ -4485,8 +4528,8 @@ def say_outcome(outcome, as_json):
     return code
 
 
-def parser():
-    """The proper command line."""
+def parse(argv):
+    """The command line as options; of the fielded words also `pairs`, which are left. 64."""
     import argparse
 
     class Parser(argparse.ArgumentParser):
@@ -4495,13 +4538,17 @@ def parser():
                 message += _(" (a value that begins with - is written with =, as in --batch-option=--time=60)")
             raise Stop(EX_USAGE, _("%s; --help says more") % message)
 
-    top = Parser(prog=PROGRAM + ".py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    top.add_argument("--version", action="store_true", help="program, protocol and this file's own sha256")
-    common = Parser(add_help=False)
+    unsaid = argparse.Namespace(word=None, ini=None, json=False, q=False, v=False, version=False)
+    common = Parser(add_help=False, argument_default=argparse.SUPPRESS)                     # these stand before or after the word
     common.add_argument("--ini", help="configuration file")
     common.add_argument("--json", action="store_true", help="the result as JSON")
     common.add_argument("-q", action="store_true", help="say less")
     common.add_argument("-v", action="store_true", help="say more")
+    common.add_argument("--version", action="store_true", help="program, protocol and this file's own sha256")
+    if any(word.startswith("client_name:") for word in argv):
+        options, options.pairs = common.parse_known_args(argv, unsaid)
+        return options
+    top = Parser(prog=PROGRAM + ".py", description=__doc__, parents=[common], formatter_class=argparse.RawDescriptionHelpFormatter)
     words = top.add_subparsers(dest="word", metavar="WORD")
     one = words.add_parser("run", parents=[common], help="run a command with files, fetch what it leaves")
     one.add_argument("host")
@@ -4530,7 +4577,7 @@ def parser():
     six.add_argument("host", nargs="?")
     seven = words.add_parser("guard", parents=[common], help="forced command for authorized_keys, on the external computer")
     seven.add_argument("--print-key-line", metavar="KEYFILE", help="the line for authorized_keys for this public key")
-    return top
+    return top.parse_args(argv or ["--help"], unsaid)
 
 
 def say_version():
@@ -4690,6 +4737,7 @@ def check_guard(options):
     rows = []
     try:
         rules = guard_rules(options)
+        rows.append((True, _("the guard's rules: %s") % rules["ini"]))
     except Stop as stop:
         return [(False, str(stop))]
     commands = list(rules["commands"].values())
@@ -4736,16 +4784,17 @@ def main(argv=None):
             signal.signal(number, on_term)
     if not sys.stderr.isatty():
         SAY["log"] = sys.stdout                        # who reads stdout to its end first must not be blocked by a full stderr
-    if any(word.startswith("client_name:") for word in words):
-        return fielded(words)
     if words[:1] == ["far"]:
         return do_far(words[1:])
-    options = parser().parse_args(words or ["--help"])
+    options = parse(words)
     if options.version:
         return say_version()
+    find_ini(options.ini, ())                          # also for words that do not read it: a wrong name is never passed over
+    SAY["level"], SAY["debug"] = 0 if options.v else 2 if options.q else 1, options.v
+    if hasattr(options, "pairs"):
+        return fielded(options)
     if options.word is None:
         raise Stop(EX_USAGE, _("a word is missing (see --help)"))
-    SAY["level"], SAY["debug"] = 0 if options.v else 2 if options.q else 1, options.v
     words = {"run": do_run, "resume": do_resume, "list": do_list, "cancel": do_cancel, "clean": do_clean, "check": do_check, "guard": do_guard}
     return words[options.word](options)
 

@@ -20,6 +20,36 @@ options: --ini FILE  --json  -q  -v  --version  --help
 exit codes: 0 done, 64 usage, 66 an input is missing, 69 unavailable (port in use), 70 bug, 74 input/output or disk full,
 75 try again later (another instance runs), 77 no permission, 78 configuration, 130 after Ctrl+C
 """
+import sys
+
+# ==== shared: alone ====
+def stand_alone():
+    """The first act of a program (not of an import), by what is built into Python only. Closed descriptors 0 to 2 lead to /dev/null: else the
+    first file that is opened gets one of them, and what is printed. No module is taken from beside this file, or from where it is started:
+    results arrive there, and a json.py would run."""
+    import posix
+    for number in range(3):
+        try:
+            posix.fstat(number)
+        except OSError:
+            posix.set_inheritable(posix.open("/dev/null", posix.O_RDWR), True)         # the lowest that is free: this one
+    near = []
+    for place in (".", __file__.rpartition("/")[0] or ".", sys.path[0]):
+        try:
+            near.append(posix.stat(place)[1:3])        # inode and device
+        except OSError:
+            pass                                       # -I: python311.zip, which is not there
+    library = tuple(top + lib for top in {sys.base_prefix, sys.base_exec_prefix} for lib in ("/lib/python", "/lib64/python"))
+    for place in list(sys.path):
+        known = posix.access(place, 0) and posix.stat(place)[1:3]
+        if place[:1] != "/" or known in near and not place.startswith(library):
+            sys.path.remove(place)
+
+
+if __name__ == "__main__":
+    stand_alone()
+# ==== end shared ====
+
 import _thread
 import base64
 import binascii
@@ -37,7 +67,6 @@ import signal
 import socket
 import sqlite3
 import ssl
-import sys
 import threading
 import time
 import uuid
@@ -148,10 +177,12 @@ def arguments(argv=None):
 
 
 def utf8_stdio():
-    """stdout and stderr in UTF-8 whatever the locale says; a character that cannot be shown never raises."""
-    for name in ("stdout", "stderr"):
-        stream = getattr(sys, name)
-        if stream is not None and hasattr(stream, "detach"):
+    """stdout and stderr in UTF-8 whatever the locale says; a character that cannot be shown never raises. What was closed reads, or swallows,
+    nothing: stand_alone() has opened its descriptor."""
+    sys.stdin = sys.stdin or open(0, encoding="utf-8")
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        stream = getattr(sys, name) or open(number, "w")
+        if hasattr(stream, "detach"):
             setattr(sys, name, io.TextIOWrapper(stream.detach(), "utf-8", "backslashreplace", line_buffering=True))
 
 
@@ -168,6 +199,8 @@ def run_as_program(main):
     """Runs main() and exits with its code; a failure is one line on stderr and a code, never a traceback (unless asked: -v)."""
     try:
         utf8_stdio()
+        places = [place for place in os.environ.get("PATH", "").split(":") if place[:1] == "/"]
+        os.environ["PATH"] = ":".join(places) or "/usr/local/bin:/usr/bin:/bin"        # no program from where it is started: results arrive there
         choose_language()
         code = main() or 0
         sys.stdout.flush()
@@ -200,6 +233,7 @@ def run_as_program(main):
 # ==== end shared ====
 # ==== shared: ini ====
 # One strict ini for the suite. A table says which keys a section has: {section: {key: (kind, default)}}.
+INI_NAME = "mi_distributed_computing_assist.ini"
 SUITE = ("Server", "limits", "times", "RemoteSites", "workflow", "poller", "outbound", "ssh", "ssh guard")
 
 
@@ -248,17 +282,31 @@ def one_of(*choices):
     return kind
 
 
-def find_ini(given, beside):
-    """The ini's path: given, or the first of ./, beside the script, ~/.config/, /etc/ that exists, or None. 78 if the given one is not there."""
-    if given:
-        if not os.path.exists(utf8(given)):
-            raise Stop(EX_CONFIG, _("%s: no such file (--ini)") % given)
-        return given
-    name = "mi_distributed_computing_assist.ini"
-    for folder in (".", os.path.dirname(os.path.abspath(beside)), os.path.expanduser("~/.config"), "/etc"):
-        if os.path.exists(os.path.join(folder, name)):
-            return os.path.join(folder, name)
-    return None
+def ini_folders(script):
+    """Where the ini is looked for: beside the script, in ~/.config/, in /etc/. Never where it is started: results arrive there."""
+    return [os.path.dirname(os.path.abspath(script)), os.path.expanduser("~/.config"), "/etc"]
+
+
+def find_ini(given, folders, needed=False):
+    """The ini's absolute path: given (--ini), or the first of these folders that has one, or None. 78 if the given or needed one is not there."""
+    if given is not None and not os.path.exists(utf8(given)):
+        raise Stop(EX_CONFIG, _("%s: no such file (--ini)") % (printable(given) or '""'))
+    places = [os.path.join(folder, INI_NAME) for folder in folders if os.path.isabs(folder)] if given is None else [given]      # ~ may be nobody's
+    found = next((os.path.abspath(place) for place in places if os.path.exists(utf8(place))), None)
+    if needed and not found:
+        raise Stop(EX_CONFIG, _("no %s in %s; say --ini FILE") % (INI_NAME, printable(", ".join(folders))))
+    return found
+
+
+def only_ours(path):
+    """78 if somebody else than this user and root may change that file or directory, or what it lies in; of a link, also where it leads to."""
+    path = os.path.abspath(utf8(path))
+    real = os.path.realpath(path)
+    for place in (path, os.path.dirname(path), real, os.path.dirname(real)):
+        info = os.stat(place)
+        if info.st_uid not in (0, os.geteuid()) or info.st_mode & 0o022:
+            raise Stop(EX_CONFIG, _("%s: must belong to you or root, and nobody else may write to it (chown, chmod go-w)") % printable(
+                place.decode("utf-8", "replace")))
 
 
 def nearest(word, known):
@@ -275,11 +323,11 @@ def elsewhere(key, table):
     return _(" (it belongs into %s)") % ", ".join("[%s]" % name for name in names) if names else ""
 
 
-def read_ini(path, table, guarded=False):
+def read_ini(path, table):
     """The ini as {section: {key: typed value}}: every section of table with its defaults, and of 'command *' and '*' (any other)
     those that are there.
 
-    guarded: what the file allows is run on this host, so it must belong to this user or root and not be writable by everybody.
+    What the file says is obeyed, so nobody else may write to it: see only_ours().
     78 with file, section, key and what to do, for anything that is not as it should be.
     """
     import configparser
@@ -287,10 +335,8 @@ def read_ini(path, table, guarded=False):
     parser.optionxform = lambda key: key if key.lower().startswith("env.") else key.lower()
     if path:
         try:
+            only_ours(path)
             with open(utf8(path), encoding="utf-8-sig") as text:
-                info = os.fstat(text.fileno())
-                if guarded and (info.st_uid not in (0, os.geteuid()) or info.st_mode & 0o002):
-                    raise Stop(EX_CONFIG, _("%s: must belong to you or root and not be writable by everybody (chown, chmod o-w)") % path)
                 parser.read_file(text, path)
         except OSError as error:
             raise Stop(EX_CONFIG, "%s: %s" % (path, error.strerror))
@@ -726,8 +772,9 @@ JA = {
     "%s: no such file (--ini)": "%s: ファイルがありません (--ini)",
     " (did you mean %s?)": " (%s のことですか?)",
     " (it belongs into %s)": " (%s に書くものです)",
-    "%s: must belong to you or root and not be writable by everybody (chown, chmod o-w)":
-        "%s: 所有者は実行ユーザーか root とし、誰でも書ける状態にしないでください (chown, chmod o-w)",
+    "%s: must belong to you or root, and nobody else may write to it (chown, chmod go-w)":
+        "%s: 所有者は実行ユーザーか root とし、ほかの人が書き込めないようにしてください (chown, chmod go-w)",
+    "no %s in %s; say --ini FILE": "%s が %s にありません。--ini FILE で指定してください",
     "%s: [%s] is not a section%s": "%s: [%s] という節はありません%s",
     "%s: [%s] %s is not a key%s": "%s: [%s] %s というキーはありません%s",
     "an empty name": "名前が空です",
@@ -738,8 +785,6 @@ JA = {
     "two names that are equal, one in the other, or out of order: %s": "名前が重複するか、包含するか、順序が違います: %s",
     "a name that is kept for the log: %s": "ログのための名前は使えません: %s",
     # start and configuration
-    "no mi_distributed_computing_assist.ini in ./, beside this script, ~/.config/ or /etc/; say --ini FILE":
-        "mi_distributed_computing_assist.ini が ./、スクリプトと同じ場所、~/.config/、/etc/ のどこにもありません。--ini FILE で指定してください",
     "[Server] certfile and keyfile: both or neither": "[Server] certfile と keyfile は両方指定するか、両方省いてください",
     "[Server] auth = gateway needs trusted_proxies (the gateway's addresses)": "[Server] auth = gateway には trusted_proxies (ゲートウェイのアドレス) が必要です",
     "[Server] operators is for auth = gateway; here: token issue USER --roles operator":
@@ -4235,9 +4280,7 @@ def tls_context(server):
 
 def load(options):
     """The checked ini and its path. 78 if there is none."""
-    path = find_ini(options.ini, __file__)
-    if path is None:
-        raise Stop(EX_CONFIG, _("no mi_distributed_computing_assist.ini in ./, beside this script, ~/.config/ or /etc/; say --ini FILE"))
+    path = find_ini(options.ini, [os.getcwd()] + ini_folders(__file__), needed=True)        # first where it is started, as the fielded one
     conf = check_conf(read_ini(path, INI), path)
     choose_language(conf["Server"]["lang"])
     SAY["level"] = 0 if options.verbose else 2 if options.quiet else LEVELS.index(conf["Server"]["loglevel"])
@@ -4928,14 +4971,13 @@ def parse(words):
         def error(self, message):
             raise Stop(EX_USAGE, "%s (%s.py --help)" % (message, PROGRAM))
 
-    common = Parser(add_help=False)
-    common.add_argument("--ini", default=argparse.SUPPRESS)
-    for name in ("--json", "-q", "-v"):
-        common.add_argument(name, action="store_true", default=argparse.SUPPRESS, dest={"-q": "quiet", "-v": "verbose"}.get(name, "json"))
+    common = Parser(add_help=False, argument_default=argparse.SUPPRESS)                     # these stand before or after the word
+    common.add_argument("--ini")
+    for name, key in (("--json", "json"), ("-q", "quiet"), ("-v", "verbose"), ("--version", "version")):
+        common.add_argument(name, action="store_true", dest=key)
     parser = Parser(prog=PROGRAM + ".py", usage=argparse.SUPPRESS, parents=[common], description=__doc__,
                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--version", action="store_true", help=argparse.SUPPRESS)
-    parser.set_defaults(function=serve, ini=None, json=False, quiet=False, verbose=False)
+    unsaid = argparse.Namespace(function=serve, ini=None, json=False, quiet=False, verbose=False, version=False)
     commands = parser.add_subparsers(dest="command", metavar="", prog=PROGRAM + ".py")
     commands.add_parser("serve", parents=[common]).set_defaults(function=serve)
     added = commands.add_parser("demo", parents=[common])
@@ -4971,7 +5013,7 @@ def parse(words):
     added = commands.add_parser("show", parents=[common])
     added.add_argument("accept_id")
     added.set_defaults(function=show)
-    return parser.parse_args(words)
+    return parser.parse_args(words, unsaid)
 
 
 def main(argv=None):

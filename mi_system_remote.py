@@ -33,6 +33,36 @@ Token: token_file (mode 0600), $CREDENTIALS_DIRECTORY/mi_distcomp_token, $MI_DIS
 exit codes: 0 done, or stopped by SIGTERM, 64 usage, 69 relay unavailable, 70 bug, 74 input/output, 75 another poller holds calc_base,
 or (--once, --drain) disk full or a result still here, 77 token or site refused, 78 configuration, 130 after Ctrl+C
 """
+import sys
+
+# ==== shared: alone ====
+def stand_alone():
+    """The first act of a program (not of an import), by what is built into Python only. Closed descriptors 0 to 2 lead to /dev/null: else the
+    first file that is opened gets one of them, and what is printed. No module is taken from beside this file, or from where it is started:
+    results arrive there, and a json.py would run."""
+    import posix
+    for number in range(3):
+        try:
+            posix.fstat(number)
+        except OSError:
+            posix.set_inheritable(posix.open("/dev/null", posix.O_RDWR), True)         # the lowest that is free: this one
+    near = []
+    for place in (".", __file__.rpartition("/")[0] or ".", sys.path[0]):
+        try:
+            near.append(posix.stat(place)[1:3])        # inode and device
+        except OSError:
+            pass                                       # -I: python311.zip, which is not there
+    library = tuple(top + lib for top in {sys.base_prefix, sys.base_exec_prefix} for lib in ("/lib/python", "/lib64/python"))
+    for place in list(sys.path):
+        known = posix.access(place, 0) and posix.stat(place)[1:3]
+        if place[:1] != "/" or known in near and not place.startswith(library):
+            sys.path.remove(place)
+
+
+if __name__ == "__main__":
+    stand_alone()
+# ==== end shared ====
+
 import _thread
 import binascii
 import collections
@@ -49,7 +79,6 @@ import socket
 import ssl
 import stat
 import subprocess
-import sys
 import threading
 import time
 
@@ -376,10 +405,12 @@ def arguments(argv=None):
 
 
 def utf8_stdio():
-    """stdout and stderr in UTF-8 whatever the locale says; a character that cannot be shown never raises."""
-    for name in ("stdout", "stderr"):
-        stream = getattr(sys, name)
-        if stream is not None and hasattr(stream, "detach"):
+    """stdout and stderr in UTF-8 whatever the locale says; a character that cannot be shown never raises. What was closed reads, or swallows,
+    nothing: stand_alone() has opened its descriptor."""
+    sys.stdin = sys.stdin or open(0, encoding="utf-8")
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        stream = getattr(sys, name) or open(number, "w")
+        if hasattr(stream, "detach"):
             setattr(sys, name, io.TextIOWrapper(stream.detach(), "utf-8", "backslashreplace", line_buffering=True))
 
 
@@ -396,6 +427,8 @@ def run_as_program(main):
     """Runs main() and exits with its code; a failure is one line on stderr and a code, never a traceback (unless asked: -v)."""
     try:
         utf8_stdio()
+        places = [place for place in os.environ.get("PATH", "").split(":") if place[:1] == "/"]
+        os.environ["PATH"] = ":".join(places) or "/usr/local/bin:/usr/bin:/bin"        # no program from where it is started: results arrive there
         choose_language()
         code = main() or 0
         sys.stdout.flush()
@@ -429,6 +462,7 @@ def run_as_program(main):
 
 # ==== shared: ini ====
 # One strict ini for the suite. A table says which keys a section has: {section: {key: (kind, default)}}.
+INI_NAME = "mi_distributed_computing_assist.ini"
 SUITE = ("Server", "limits", "times", "RemoteSites", "workflow", "poller", "outbound", "ssh", "ssh guard")
 
 
@@ -477,17 +511,31 @@ def one_of(*choices):
     return kind
 
 
-def find_ini(given, beside):
-    """The ini's path: given, or the first of ./, beside the script, ~/.config/, /etc/ that exists, or None. 78 if the given one is not there."""
-    if given:
-        if not os.path.exists(utf8(given)):
-            raise Stop(EX_CONFIG, _("%s: no such file (--ini)") % given)
-        return given
-    name = "mi_distributed_computing_assist.ini"
-    for folder in (".", os.path.dirname(os.path.abspath(beside)), os.path.expanduser("~/.config"), "/etc"):
-        if os.path.exists(os.path.join(folder, name)):
-            return os.path.join(folder, name)
-    return None
+def ini_folders(script):
+    """Where the ini is looked for: beside the script, in ~/.config/, in /etc/. Never where it is started: results arrive there."""
+    return [os.path.dirname(os.path.abspath(script)), os.path.expanduser("~/.config"), "/etc"]
+
+
+def find_ini(given, folders, needed=False):
+    """The ini's absolute path: given (--ini), or the first of these folders that has one, or None. 78 if the given or needed one is not there."""
+    if given is not None and not os.path.exists(utf8(given)):
+        raise Stop(EX_CONFIG, _("%s: no such file (--ini)") % (printable(given) or '""'))
+    places = [os.path.join(folder, INI_NAME) for folder in folders if os.path.isabs(folder)] if given is None else [given]      # ~ may be nobody's
+    found = next((os.path.abspath(place) for place in places if os.path.exists(utf8(place))), None)
+    if needed and not found:
+        raise Stop(EX_CONFIG, _("no %s in %s; say --ini FILE") % (INI_NAME, printable(", ".join(folders))))
+    return found
+
+
+def only_ours(path):
+    """78 if somebody else than this user and root may change that file or directory, or what it lies in; of a link, also where it leads to."""
+    path = os.path.abspath(utf8(path))
+    real = os.path.realpath(path)
+    for place in (path, os.path.dirname(path), real, os.path.dirname(real)):
+        info = os.stat(place)
+        if info.st_uid not in (0, os.geteuid()) or info.st_mode & 0o022:
+            raise Stop(EX_CONFIG, _("%s: must belong to you or root, and nobody else may write to it (chown, chmod go-w)") % printable(
+                place.decode("utf-8", "replace")))
 
 
 def nearest(word, known):
@@ -504,11 +552,11 @@ def elsewhere(key, table):
     return _(" (it belongs into %s)") % ", ".join("[%s]" % name for name in names) if names else ""
 
 
-def read_ini(path, table, guarded=False):
+def read_ini(path, table):
     """The ini as {section: {key: typed value}}: every section of table with its defaults, and of 'command *' and '*' (any other)
     those that are there.
 
-    guarded: what the file allows is run on this host, so it must belong to this user or root and not be writable by everybody.
+    What the file says is obeyed, so nobody else may write to it: see only_ours().
     78 with file, section, key and what to do, for anything that is not as it should be.
     """
     import configparser
@@ -516,10 +564,8 @@ def read_ini(path, table, guarded=False):
     parser.optionxform = lambda key: key if key.lower().startswith("env.") else key.lower()
     if path:
         try:
+            only_ours(path)
             with open(utf8(path), encoding="utf-8-sig") as text:
-                info = os.fstat(text.fileno())
-                if guarded and (info.st_uid not in (0, os.geteuid()) or info.st_mode & 0o002):
-                    raise Stop(EX_CONFIG, _("%s: must belong to you or root and not be writable by everybody (chown, chmod o-w)") % path)
                 parser.read_file(text, path)
         except OSError as error:
             raise Stop(EX_CONFIG, "%s: %s" % (path, error.strerror))
@@ -2772,8 +2818,9 @@ JA = {                         # what a person reads, in Japanese
     "%s: no such file (--ini)": "%s: ファイルがありません (--ini)",
     " (did you mean %s?)": " (%s のことですか?)",
     " (it belongs into %s)": " (%s に書くものです)",
-    "%s: must belong to you or root and not be writable by everybody (chown, chmod o-w)":
-        "%s: 所有者は実行ユーザーか root とし、誰でも書ける状態にしないでください (chown, chmod o-w)",
+    "%s: must belong to you or root, and nobody else may write to it (chown, chmod go-w)":
+        "%s: 所有者は実行ユーザーか root とし、ほかの人が書き込めないようにしてください (chown, chmod go-w)",
+    "no %s in %s; say --ini FILE": "%s が %s にありません。--ini FILE で指定してください",
     "%s: [%s] is not a section%s": "%s: [%s] という節はありません%s",
     "%s: [%s] %s is not a key%s": "%s: [%s] %s というキーはありません%s",
     "an empty name": "名前が空です",
@@ -4487,12 +4534,18 @@ def token_in_file(path, strict=True):
 
 
 def token_from_login(url):
-    """The token of the site's login program, which asks at the terminal. 78 if it is not installed, 77 if it says no."""
-    sys.path.append(os.environ.get("AUTHENTICATION_OPERATOR", ""))
+    """The token of the site's login program, which asks at the terminal. 78 if it is not installed, or others may write to it; 77 if it says no."""
+    folder = os.environ.get("AUTHENTICATION_OPERATOR", "")
+    if not os.path.isabs(folder) or not any(os.path.exists(os.path.join(folder, "openam_operator" + end)) for end in ("", ".py")):
+        raise Stop(EX_CONFIG, _("login: AUTHENTICATION_OPERATOR must name the directory of authentication_operator"))
+    for top, _folders, names in os.walk(folder):
+        for name in [""] + [name for name in names if name.endswith((".py", ".pyc", ".so"))]:
+            only_ours(os.path.join(top, name))
+    sys.path.insert(0, folder)
     try:
         from openam_operator import openam_operator
-    except ImportError:
-        raise Stop(EX_CONFIG, _("login: AUTHENTICATION_OPERATOR must name the directory of authentication_operator"))
+    except ImportError as error:
+        raise Stop(EX_CONFIG, "AUTHENTICATION_OPERATOR: %s: %s" % (folder, error))
     token = openam_operator.miLogin(address(url)[1])[1]
     if not token:
         raise Stop(EX_REFUSED, _("login: not accepted"))
@@ -4542,7 +4595,7 @@ def find_token(word, url, settings, as_program):
 
 def set_up(options, settings, ini, as_program):
     """Everything that is checked before the first contact: the Poller, its calc_base locked."""
-    keys, ini = settings["poller"], ini or "mi_distributed_computing_assist.ini"
+    keys, ini = settings["poller"], ini or INI_NAME
     for key in ("site", "url", "ca_file", "calc_base"):
         options[key] = options[key] or keys[key]
         if not options[key] and key in ("site", "url"):
@@ -4792,11 +4845,11 @@ def do_check(options):
     """Looks at this host and at the way to the relay; changes nothing. 78 if something is a FAIL."""
     rows = []
     try:
-        ini = find_ini(options["ini"], __file__)
-        settings = read_ini(ini, KEYS, guarded=True)
+        ini = find_ini(options["ini"], ini_folders(__file__), needed=True)
+        settings = read_ini(ini, KEYS)
         keys = settings["poller"]
         choose_language(keys["lang"])
-        rows = check_host(settings, ini or "mi_distributed_computing_assist.ini")
+        rows = check_host(settings, ini)
         for key in ("site", "url"):
             if not keys[key]:
                 rows.append((False, _("%s: [poller] %s is not set") % (ini, key)))
@@ -4989,8 +5042,8 @@ def main(argv=None):
         fielded_words(words, options)
     elif words[0] in ("show", "resend") and len(words) != 2:
         raise Stop(EX_USAGE, _("%s needs one ID") % words[0])
-    ini = find_ini(options["ini"], __file__)
-    settings = read_ini(ini, KEYS, guarded=True)
+    ini = find_ini(options["ini"], ini_folders(__file__))
+    settings = read_ini(ini, KEYS)
     choose_language(settings["poller"]["lang"])
     if words == ["unit"]:
         return do_unit(options, ini)

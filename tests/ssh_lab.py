@@ -151,7 +151,7 @@ SetEnv SHLVL=1
 
     def words(self, *words, **how):
         """A command line of the runner."""
-        return self.client + [how.get("python", sys.executable), SCRIPT] + list(words)
+        return self.client + [how.get("python", sys.executable), SCRIPT, "--ini", self.path("ini")] + list(words)
 
 
 class Routed:

@@ -462,8 +462,7 @@ def lab():
 
 
 def run(lab, here, *words, **how):
-    shutil.copy(lab.path("ini"), str(here / "mi_distributed_computing_assist.ini"))
-    process = subprocess.Popen([PYTHON, SCRIPT] + list(words), cwd=str(here), env=lab.env(), stdin=subprocess.DEVNULL,
+    process = subprocess.Popen([PYTHON, SCRIPT, "--ini", lab.path("ini")] + list(words), cwd=str(here), env=lab.env(), stdin=subprocess.DEVNULL,
                                stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     out = b""
     for row in iter(process.stdout.readline, b""):
@@ -500,8 +499,7 @@ def test_large_and_many_files_streams_rsync_and_lost_lines_pass_the_guard(lab, t
 
 
 def test_a_cancel_passes_the_guard(lab, tmp_path):
-    shutil.copy(lab.path("ini"), str(tmp_path / "mi_distributed_computing_assist.ini"))
-    process = subprocess.Popen([PYTHON, SCRIPT, "run", "guarded", "work.sh slow"], cwd=str(tmp_path), env=lab.env(), stdout=subprocess.PIPE)
+    process = subprocess.Popen([PYTHON, SCRIPT, "run", "--ini", lab.path("ini"), "guarded", "work.sh slow"], cwd=str(tmp_path), env=lab.env(), stdout=subprocess.PIPE)
     row = b""
     while b"5 start" not in row:
         row = process.stdout.readline()

@@ -32,20 +32,20 @@ def note(self, entry, offset, size):
     arrived(self, entry, offset, size)
     if size >= runner.SMALL:
         pieces.append(entry)
-        runner.point("piece " + str(len(pieces)))
+        runner.fault("piece " + str(len(pieces)))
 runner.Record.arrived = note
 runner.NEAR = 60.0                 # this machine is near, however busy it is
 %s
 runner.run_as_program(runner.main)
 """
-KILLED = HOOKED % (SCRIPT, "runner.point = lambda name: name == %r and os.kill(os.getpid(), signal.SIGKILL)")
+KILLED = HOOKED % (SCRIPT, "runner.fault = lambda name: name == %r and os.kill(os.getpid(), signal.SIGKILL)")
 PAUSED = HOOKED % (SCRIPT, """def pause(name):
     if name in %r and name not in seen:
         seen.add(name)
         open(%r + name, "w").close()
         while not os.path.exists(%r + "go " + name):
             time.sleep(0.005)
-runner.point = pause""")
+runner.fault = pause""")
 
 
 class Stepwise:
@@ -88,8 +88,7 @@ def lab():
 
 @pytest.fixture
 def here(lab, tmp_path):
-    """The module's directory: some inputs, the ini."""
-    shutil.copy(lab.path("ini"), str(tmp_path / "mi_distributed_computing_assist.ini"))
+    """The module's directory: some inputs."""
     os.mkdir(str(tmp_path / "in"))
     return tmp_path
 
@@ -98,7 +97,6 @@ def here(lab, tmp_path):
 def own(here):
     """A lab for this test alone, not yet started."""
     one = ssh_lab.Lab()
-    shutil.copy(one.path("ini"), str(here / "mi_distributed_computing_assist.ini"))
     yield one
     one.close()
 
@@ -106,7 +104,7 @@ def own(here):
 def start(lab, here, *words, code=None, **env):
     """The runner as a process."""
     program = [PYTHON, "-c", code] if code else [PYTHON, SCRIPT]
-    return subprocess.Popen(lab.client + program + list(words), cwd=str(here), env=dict(lab.env(), **env),
+    return subprocess.Popen(lab.client + program + ["--ini", lab.path("ini")] + list(words), cwd=str(here), env=dict(lab.env(), **env),
                             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
 
@@ -352,7 +350,7 @@ def test_a_link_to_a_name_with_a_newline_does_not_shift_the_others(lab, here):
 
 
 def test_a_log_in_that_hangs_is_given_up(own, here):
-    (here / "mi_distributed_computing_assist.ini").write_text(open(own.path("ini")).read().replace("connect = 6s", "connect = 1s"))
+    own.write("ini", open(own.path("ini")).read().replace("connect = 6s", "connect = 1s"))
     own.forced("echo Welcome; exec sleep 60")
     code, out = run(own, here, "run", "hpc", "true", "--retry", "0,1")
     assert code == 69 and "given up" in out, out
@@ -432,7 +430,6 @@ def test_given_up_after_count_and_interval_with_the_way_to_resume(own, here):
 
 def test_a_silent_line_is_noticed_and_the_command_runs_once(here, request):
     net = ssh_lab.Routed()
-    shutil.copy(net.lab.path("ini"), str(here / "mi_distributed_computing_assist.ini"))
     (here / "in" / "a").write_bytes(os.urandom(64 << 20))
     points = ["piece 2", "started"] if not request.config.getoption("--long") else ["piece 2", "piece 6"] + POINTS[1:]
     try:
@@ -540,17 +537,16 @@ def test_ctrl_c_leaves_the_command_running_and_resume_brings_its_result(lab, her
 
 
 def test_several_runs_side_by_side_keep_to_themselves_and_to_the_connection_budget(lab, here):
-    text = open(lab.path("ini")).read().replace("connects = 0", "connects = 3")
+    (here / "three.ini").write_text(open(lab.path("ini")).read().replace("connects = 0", "connects = 3"))
     runner.CONNECT_SPAN, places = 60, []
     for n in range(4):
         place = here / ("p%d" % n)
         place.mkdir()
-        (place / "mi_distributed_computing_assist.ini").write_text(text)
         (place / "n").write_text(str(n))
         places.append(place)
     budget = HOOKED % (SCRIPT, "runner.CONNECT_SPAN = 8")
     began = time.monotonic()
-    both = [start(lab, place, "run", "hpc", "sleep 0.5; cp n m", "--in", "n", code=budget) for place in places]
+    both = [start(lab, place, "--ini", "../three.ini", "run", "hpc", "sleep 0.5; cp n m", "--in", "n", code=budget) for place in places]
     outs = [one.communicate(timeout=60)[0].decode() for one in both]
     assert [one.returncode for one in both] == [0] * 4, outs
     assert [(place / "m").read_text() for place in places] == ["0", "1", "2", "3"]
@@ -566,7 +562,7 @@ def test_the_live_log_can_neither_steer_the_terminal_nor_get_lost(lab, here):
 
 
 def test_stderr_stays_small_without_a_terminal(lab, here):
-    process = subprocess.Popen([PYTHON, SCRIPT, "run", "hpc", "yes | head -c 300000; exit 2", "-v"], cwd=str(here), env=lab.env(),
+    process = subprocess.Popen([PYTHON, SCRIPT, "--ini", lab.path("ini"), "run", "hpc", "yes | head -c 300000; exit 2", "-v"], cwd=str(here), env=lab.env(),
                                stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 2 and len(err) < 16384 and len(out) > 300000
@@ -656,7 +652,7 @@ def test_a_read_only_input_is_finished_once_more_when_its_answer_was_lost(who):
         base = os.path.join(top, "far")
         for folder in (top, base):
             os.makedirs(folder, exist_ok=True)
-            os.chmod(folder, 0o777)
+            os.chmod(folder, 0o777 if folder == base else 0o755)
         with open(os.path.join(top, "python3"), "w") as script:
             script.write("#!/bin/sh\n" + ("exit 127\n" if who == "dd" else 'exec /usr/bin/python3 "$@"\n'))
         os.chmod(script.name, 0o755)
@@ -678,7 +674,8 @@ def test_a_read_only_input_is_finished_once_more_when_its_answer_was_lost(who):
 def test_an_input_that_fits_nowhere_there_is_one_line(own, here, disk_of):
     own.start()
     with open(own.path("ini")) as text:
-        (here / "mi_distributed_computing_assist.ini").write_text(text.read().replace(own.path("far"), str(disk_of("3m"))))
+        changed = text.read().replace(own.path("far"), str(disk_of("3m")))
+    own.write("ini", changed)
     (here / "in" / "big").write_bytes(os.urandom(9 << 20))
     code, out = run(own, here, "run", "hpc", "true", "--in", "in/big")
     assert code == 74 and out.count("No space left on device (is the disk full there?)") == 1 and "Traceback" not in out, out

@@ -203,10 +203,10 @@ def test_the_token_comes_from_file_ini_environment_or_credential(fake, here, tmp
     one = fake(misbehave=lambda request: seen.append(request.headers["Authorization"]))
     (tmp_path / "mi_distcomp_token").write_text("of-systemd")
     (tmp_path / "mi_distcomp_token").chmod(0o400)
-    (here / "mi_distributed_computing_assist.ini").write_text("[workflow]\ntoken_file = %s\nurl = %s\n" % (token, one.url))
+    ini = tmp_path / "ini"
+    ini.write_text("[workflow]\ntoken_file = %s\nurl = %s\n" % (token, one.url))
     for words, env in ((["--token-file", token], {"MI_DISTCOMP_TOKEN": "no"}), ([], {"MI_DISTCOMP_TOKEN": "no"})):
-        assert suite.run(NAME, "run", "s", "c", *words, cwd=str(here), env=suite.clean_env(**env)).returncode == 0
-    (here / "mi_distributed_computing_assist.ini").unlink()
+        assert suite.run(NAME, "run", "s", "c", *words, "--ini", ini, cwd=str(here), env=suite.clean_env(**env)).returncode == 0
     for env in ({"MI_DISTCOMP_TOKEN": "of-environment", "CREDENTIALS_DIRECTORY": str(tmp_path)}, {"CREDENTIALS_DIRECTORY": str(tmp_path)}):
         assert against(one, here, "run", "s", "c", env=suite.clean_env(**env)).returncode == 0
     assert list(dict.fromkeys(seen)) == ["Bearer secret-token", "Bearer of-environment", "Bearer of-systemd"]

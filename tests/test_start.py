@@ -1,0 +1,230 @@
+"""How a program starts: where it looks for its ini and its modules, and who may write there; options before and after the word; closed descriptors."""
+import ast
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+import suite
+from suite import SITE, one_line
+from test_form import SCRIPTS, pythons
+
+INI = "mi_distributed_computing_assist.ini"
+RELAY, WF, POLLER, SSH = "mi_dicomapi.py", "mi_system_wf.py", "mi_system_remote.py", "execute_remote_command.py"
+ID = "00000000-0000-4000-8000-000000000000"
+# program: the words that read the ini and do nothing else; the places that are searched, in this order; what it says where none has one
+PROGRAMS = {"relay": (RELAY, ["list"], ["here", "beside", "home"], "no mi_distributed"), "workflow side": (WF, ["status", ID], ["beside", "home"], "no relay"),
+            "poller": (POLLER, ["poll"], ["beside", "home"], "site is not set"), "runner": (SSH, ["check", "nobody@127.0.0.1"], ["beside", "home"], "ssh goes to"),
+            "guard": (SSH, ["guard"], ["beside"], "no mi_distributed"), "guard's check": (SSH, ["check"], ["beside"], "no mi_distributed")}
+
+
+class Places:
+    """A program's copy in a directory of its own, a directory where it is started, a home."""
+
+    def __init__(self, folder, program):
+        self.script, self.words = PROGRAMS[program][:2]
+        self.folders = {"here": folder / "here", "beside": folder / "beside", "home": folder / "home" / ".config"}
+        for place in self.folders.values():
+            place.mkdir(parents=True)
+        shutil.copy(suite.script(self.script), str(self.folders["beside"]))
+        self.home = str(folder / "home")
+
+    def ini(self, place, text="wrong\n"):
+        """An ini there, which nobody can read without saying so."""
+        path = self.folders[place] / INI
+        path.write_text(text)
+        return path
+
+    def run(self, *more, python=suite.PYTHON, options=("-I", "-S"), **env):
+        """The program: (exit code, stdout and stderr)."""
+        done = subprocess.run([python] + list(options) + [str(self.folders["beside"] / self.script)] + self.words + list(more), cwd=str(self.folders["here"]),
+                              env=suite.clean_env(HOME=self.home, **env), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=60)
+        return done.returncode, done.stdout.decode("utf-8")
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_each_program_looks_for_its_ini_where_it_may_and_nowhere_else(tmp_path, program):
+    places = Places(tmp_path, program)
+    inis = {place: places.ini(place) for place in places.folders}
+    given = tmp_path / "given.ini"
+    given.write_text("wrong\n")
+    code, text = places.run("--ini", str(given))
+    assert code == 78 and str(given) in text, text
+    for place in PROGRAMS[program][2]:
+        code, text = places.run()
+        assert code == 78 and str(inis[place]) in text and text.count("\n") == 1, (place, text)
+        inis.pop(place).unlink()
+    code, text = places.run()
+    assert not any(str(path) in text for path in inis.values()) and PROGRAMS[program][3] in text and code in (64, 69, 78), text
+
+
+DAMAGES = {"a file that its group may write": lambda file: file.chmod(0o664), "a file that all may write": lambda file: file.chmod(0o646),
+           "a directory that its group may write": lambda file: file.parent.chmod(0o770), "a directory that all may write": lambda file: file.parent.chmod(0o1777),
+           "another's file": lambda file: os.chown(str(file), 65534, -1), "another's directory": lambda file: os.chown(str(file.parent), 65534, -1)}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_an_ini_that_somebody_else_may_change_is_refused_in_one_line(tmp_path, damage):
+    if "another" in damage and os.geteuid() != 0:
+        pytest.skip("needs root: chown")
+    module = suite.module(RELAY)
+    (tmp_path / "far").mkdir()
+    (tmp_path / "near").mkdir()
+    path, link = tmp_path / "far" / INI, tmp_path / "near" / INI
+    path.write_text("")
+    link.symlink_to(path)
+    for name in (path, link):
+        module.read_ini(str(name), module.INI)
+    DAMAGES[damage](path)
+    for name in (path, link):
+        with pytest.raises(module.Stop) as stop:
+            module.read_ini(str(name), module.INI)
+        assert stop.value.code == 78 and any(str(stop.value).startswith("%s: must" % named) for named in (name, path.parent))
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_every_program_looks_who_may_write_to_its_ini_and_to_the_directory(tmp_path, program):
+    places = Places(tmp_path, program)
+    place = PROGRAMS[program][2][0]
+    ini = places.ini(place)
+    for path, mode, sound in ((ini, 0o620, 0o600), (places.folders[place], 0o770, 0o700)):
+        path.chmod(mode)
+        code, text = places.run()
+        assert code == 78 and "%s: must belong to you or root" % path in text and text.count("\n") == 1, text
+        path.chmod(sound)
+
+
+def imported(name):
+    """Every module that a script imports anywhere, and some that those import."""
+    with open(suite.script(name), encoding="utf-8") as text:
+        tree = ast.parse(text.read())
+    found = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    found |= {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    return {module.split(".")[0] for module in found} - {"sys", "posix", "openam_operator"} | {"warnings", "weakref", "token", "enum", "stat"}
+
+
+WAYS = {"as most do": ([], {}), "without site": (["-S"], {}), "-I": (["-I"], {}), "the current directory in PYTHONPATH": ([], {"PYTHONPATH": "/nowhere:"}),
+        "its own directory in PYTHONPATH": ([], {"PYTHONPATH": "BESIDE"})}
+
+
+@pytest.mark.parametrize("program", ["relay", "workflow side", "poller", "runner"])
+def test_no_module_is_taken_from_beside_the_script_or_from_where_it_is_started(tmp_path, program):
+    """json.py and all others; by its path, by a link, as a module of the current directory; under the oldest, the newest and this Python."""
+    places, ran = Places(tmp_path, program), tmp_path / "ran"
+    for name in imported(places.script):
+        for folder in ("here", "beside"):
+            (places.folders[folder] / (name + ".py")).write_text("open(%r, 'a').write(%r)\nraise SystemExit(99)\n" % (str(ran), name))
+    early = subprocess.run([suite.PYTHON, "-c", "import sys; print(*sys.modules)"], stdout=subprocess.PIPE).stdout.decode().split()
+    link = tmp_path / "home" / "link"
+    link.symlink_to(places.folders["beside"] / places.script)
+    ways = [(way, options, dict(env, **({"PYTHONPATH": str(places.folders["beside"])} if "BESIDE" in env.values() else {}))) for way, (options, env) in WAYS.items()]
+    for way, options, env in ways:
+        for path in [path for place in ("here", "beside") for path in places.folders[place].glob("*.py") if env and path.stem in early]:
+            path.unlink()                              # what Python takes from PYTHONPATH itself before any program begins is not ours
+        for python in sorted(pythons()) if way == "as most do" else [suite.PYTHON]:
+            code, text = places.run(python=python, options=options, **env)
+            assert not ran.exists() and code in (64, 69, 78), (way, python, text, ran.exists() and ran.read_text())
+    shutil.copy(suite.script(places.script), str(places.folders["here"]))
+    for words in ([str(link)], ["-m", places.script[:-3]]):
+        done = subprocess.run([suite.PYTHON] + words + ["--version"], cwd=str(places.folders["here"]), env=suite.clean_env(), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        assert not ran.exists() and (done.returncode, done.stderr) == (0, b""), (words, done)
+
+
+def test_who_imports_a_script_keeps_its_search_path(tmp_path):
+    code = "import sys; sys.path[:0] = [%r, '', '.']; before = list(sys.path); import mi_system_wf; assert sys.path == before" % suite.ROOT
+    subprocess.run([suite.PYTHON, "-B", "-c", code], cwd=str(tmp_path), check=True)
+
+
+def test_no_program_is_taken_from_where_it_is_started(tmp_path):
+    """PATH with a blank or relative entry, or none at all (Python 3.6 then looks in the current directory first)."""
+    places, ran = Places(tmp_path, "runner"), tmp_path / "ran"
+    for name in ("ssh", "rsync", "sh", "mv"):
+        (places.folders["here"] / name).write_text("#!/bin/sh\necho %s >>%s\n" % (name, ran))
+        (places.folders["here"] / name).chmod(0o755)
+    places.words = ["check", "nobody@127.0.0.1"]
+    for path in ("", ":/usr/bin:/bin", ".:/usr/bin:/bin", "../here:/usr/bin"):
+        for python in sorted(pythons()) if path == "" else [suite.PYTHON]:
+            code, text = places.run(python=python, PATH=path)
+            assert not ran.exists() and code == 78 and "Traceback" not in text, (path, text)
+
+
+def test_the_sites_login_program_is_taken_from_its_variable_only_and_if_nobody_else_may_write_there(tmp_path):
+    places = Places(tmp_path, "poller")
+    ini = places.ini("beside", "[poller]\nsite = s\nurl = http://127.0.0.1:9\n[command x]\nargv = /bin/true\n")
+    places.words, good, ran = [SITE, "http://127.0.0.1:9", "login", "--once", "--ini", str(ini)], tmp_path / "operator", tmp_path / "ran"
+    good.mkdir()
+    for folder in (places.folders["here"], good, places.folders["beside"]):
+        (folder / "openam_operator.py").write_text("open(%r, 'w')\nclass openam_operator:\n    def miLogin(host): return None, None\n" % str(ran))
+    for value, code in ((None, 78), ("", 78), (".", 78), ("../operator", 78), (str(good), 77)):
+        found, text = places.run(**({} if value is None else {"AUTHENTICATION_OPERATOR": value}))
+        assert found == code and ran.exists() == (code == 77), (value, text)
+    ran.unlink()
+    for path, mode in ((good / "openam_operator.py", 0o664), (good, 0o775)):
+        before = path.stat().st_mode
+        path.chmod(mode)
+        found, text = places.run(AUTHENTICATION_OPERATOR=str(good))
+        assert found == 78 and str(path) in text and text.count("\n") == 1 and not ran.exists(), text
+        path.chmod(before & 0o777)
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_options_stand_before_or_after_the_word_and_an_ini_that_is_not_there_is_never_passed_over(tmp_path, name):
+    words = {RELAY: ["list"], WF: ["check"], POLLER: ["list"], SSH: ["check"]}[name]
+    ini = tmp_path / "ini"
+    ini.write_text("[Server]\nstate_dir = %s\n[RemoteSites]\nremote_site_ids = s\n[s]\ncommands = x\n[poller]\ncalc_base = %s\n" % (tmp_path / "s", tmp_path / "b"))
+    env = suite.clean_env(HOME=str(tmp_path))
+    suite.run(RELAY, "token", "issue", "u", "--ini", ini)
+
+    def same(*options):
+        before = suite.run(name, *(list(options) + words), env=env)
+        after = suite.run(name, *(words + list(options)), env=env)
+        assert [re.sub(r"[\d.]+ GB", "", part) for part in (str(before.returncode), before.stdout, before.stderr)] == [
+            re.sub(r"[\d.]+ GB", "", part) for part in (str(after.returncode), after.stdout, after.stderr)], options
+        return before
+
+    for given in (["--ini", str(tmp_path / "none.ini")], ["--ini="]):
+        done = same(*given)
+        assert done.returncode == 78 and "no such file (--ini)" in done.stdout + done.stderr, done
+    assert json.loads(same("--json", "-v", "--ini", ini).stdout) is not None and " sha256 " in same("--version").stdout
+
+
+def test_an_ini_that_is_named_before_serve_is_the_one_that_it_serves(tmp_path, make_world):
+    world = make_world(tls=False)
+    world.write_ini(suite.a_port())
+    made = suite.Process(RELAY, ["--ini", world.ini, "serve"], str(tmp_path))
+    try:
+        suite.wait_until(lambda: " listening " in made.text() or not made.alive())
+        assert "state=%s" % world.state in made.text()
+    finally:
+        made.kill()
+
+
+def test_the_fielded_words_of_the_ssh_runner_take_options_too(tmp_path):
+    done = suite.run(SSH, "client_name:h", "--ini", tmp_path / "none", "client_cmd:true")
+    assert done.returncode == 78 and one_line(done.stderr) and "none: no such file (--ini)" in done.stderr
+
+
+def test_check_without_an_ini_says_what_to_do(tmp_path):
+    for program in ("relay", "poller", "guard's check"):
+        (tmp_path / program).mkdir()
+        places = Places(tmp_path / program, program)
+        places.words = ["check"]
+        code, text = places.run()
+        assert code == 78 and "None" not in text and "no %s in %s" % (INI, "" if program == "relay" else places.folders["beside"]) in text and "say --ini FILE" in text, text
+
+
+def test_the_key_line_always_names_the_ini_and_check_reads_that_one(tmp_path):
+    places = Places(tmp_path, "guard")
+    (tmp_path / "id.pub").write_text("ssh-ed25519 AAAA comment\n")
+    beside, other = places.ini("beside", "[ssh guard]\nbase = %s\n" % tmp_path), places.folders["here"] / "other.ini"
+    other.write_text("[ssh guard]\nbase = %s\n" % tmp_path)
+    for words, ini in (([], beside), (["--ini", "other.ini"], other)):
+        code, text = places.run("--print-key-line", str(tmp_path / "id.pub"), *words)
+        assert code == 0 and ' guard --ini %s" ssh-ed25519' % ini in text, text
+        checked = places.words, places.run
+        places.words = ["check"]
+        assert "rules: %s\n" % ini in places.run(*words)[1]
+        places.words = checked[0]
