@@ -1885,6 +1885,14 @@ JA = {
     "; nothing is lost, fetch it with: %s.py result %s": "。結果は失われていません。次で取得できます: %s.py result %s",
     "the command ended with %d (its own exit code)": "コマンドの終了コードは %d です (コマンド自身のもの)",
     "%s; the command was stopped and ended with %d": "%s。コマンドを停止しました (終了コード %d)",
+    "the command has not made it": "コマンドが作りませんでした",
+    "a rule of the external computer's owner keeps it there": "外部計算機の所有者の規則により送られません",
+    "it is over a limit of the external computer's owner, or of the relay": "外部計算機の所有者か中継サーバーの上限を超えています",
+    "its name cannot travel": "送れない名前です",
+    "it cannot be read there": "外部計算機で読み取れません",
+    "it changed again and again while it was sent": "送信中に変わり続けました",
+    "it is a link out of the command's directory": "コマンドのディレクトリの外を指すリンクです",
+    "its owner has not released it yet": "所有者の公開承認を待っています",
     "; exit code %d is this program's": "。このプログラムの終了コードは %d です",
     "is a directory or no file there; for all that is in a directory declare %s/":
         "外部計算機ではディレクトリか、ファイルではないものです。ディレクトリの中身すべてなら %s/ と指定してください",
@@ -1916,6 +1924,8 @@ JA = {
     "%s: interrupted; it was waiting and is deleted": "%s: 中断されました。待っていた計算は削除しました",
 }
 
+TOLD = {"not there": "missing", "changes": "changing", "link": "outside", "max_file": "limit", "max_total": "limit", "max_files": "limit",
+        "allow_names": "refused", "deny_names": "refused", "deny_sums": "refused"}           # verdicts of pollers and relays of before
 KEYS = {"workflow": {"url": (str, ""), "token_file": (str, ""), "ca_file": (str, ""), "client_cert": (str, ""), "client_key": (str, ""),
                      "proxy": (str, ""), "lang": (one_of("auto", "en", "ja"), "auto")}}
 REASONS = {"refused": (EX_REFUSED, "poller"), "input": (EX_PROTOCOL, "poller"), "disk": (EX_IOERR, "poller"),
@@ -3050,8 +3060,16 @@ def last_line(result, to, code):
 
 
 def why_missing(name, why):
-    """Why a declared result is not here, and what to do."""
-    return _("is a directory or no file there; for all that is in a directory declare %s/") % name if why in ("not a file", "special") else why
+    """Why a declared result is not here, and what to do: a word of the external computer (DESIGN's verdicts, and what is beside them) as a
+    sentence, the word behind it."""
+    if why in ("not a file", "special"):
+        return _("is a directory or no file there; for all that is in a directory declare %s/") % name
+    text = {"missing": _("the command has not made it"), "refused": _("a rule of the external computer's owner keeps it there"),
+            "limit": _("it is over a limit of the external computer's owner, or of the relay"),
+            "name": _("its name cannot travel"), "unreadable": _("it cannot be read there"),
+            "changing": _("it changed again and again while it was sent"), "outside": _("it is a link out of the command's directory"),
+            "held": _("its owner has not released it yet")}.get(TOLD.get(why, why))
+    return "%s (%s)" % (text, why) if text else why
 
 
 def report(result, to, options, voice):
