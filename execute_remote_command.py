@@ -242,7 +242,7 @@ def permit(commands, word, arguments):
     whole; a place without an expression takes none."""
     command = commands.get(word)
     if command is None:
-        raise Forbidden(_("no [command NAME] for %s") % printable(word)[:100])
+        raise Forbidden(_("no [command NAME] for %s: it is not in this host's list") % printable(word)[:100])
     try:
         options, given = batch_options(command, arguments)
     except ValueError as error:
@@ -1628,7 +1628,7 @@ JA = {                         # what a person reads, in Japanese
     "an empty name": "名前が空です",
     "must be argument.1, argument.2, ... or env.NAME_OF_A_VARIABLE": "argument.1, argument.2, ... または env.変数名 としてください",
     "the first line must be the absolute path of a program": "1 行目はプログラムの絶対パスとしてください",
-    "no [command NAME] for %s": "%s に対する [command 名前] がありません",
+    "no [command NAME] for %s: it is not in this host's list": "%s に対する [command 名前] がありません (この計算機の許可一覧にありません)",
     "[command %s] input_names does not allow %s": "[command %s] の input_names は %s を許していません",
     "[command %s] gives results by name only (patterns = no)": "[command %s] の結果は名前での指定だけに応じます (patterns = no)",
     "a name that is not UTF-8": "名前が UTF-8 ではありません",

@@ -255,7 +255,7 @@ def permit(commands, word, arguments):
     whole; a place without an expression takes none."""
     command = commands.get(word)
     if command is None:
-        raise Forbidden(_("no [command NAME] for %s") % printable(word)[:100])
+        raise Forbidden(_("no [command NAME] for %s: it is not in this host's list") % printable(word)[:100])
     try:
         options, given = batch_options(command, arguments)
     except ValueError as error:
@@ -2936,7 +2936,7 @@ JA = {                         # what a person reads, in Japanese
         "引数には argv の行 {parameters} と引数ごとの argument.N が必要です (parameters = no とは両立しません)",
     "arguments with control characters, or too long": "引数に制御文字があるか、長すぎます",
     "arguments that no shell would split: %s": "シェルの規則で分けられない引数です: %s",
-    "no [command NAME] for %s": "%s に対する [command 名前] がありません",
+    "no [command NAME] for %s: it is not in this host's list": "%s に対する [command 名前] がありません (この計算機の許可一覧にありません)",
     "[command %s] argument.%d does not allow %s": "[command %s] の argument.%d は %s を許していません",
     "[command %s] input_names does not allow %s": "[command %s] の input_names は %s を許していません",
     "[command %s] gives results by name only (patterns = no)": "[command %s] の結果は名前での指定だけに応じます (patterns = no)",

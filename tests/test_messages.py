@@ -114,7 +114,7 @@ def test_the_last_line_holds_the_reason(info, code, says, tmp_path):
 
 def test_why_a_poller_refused_is_in_the_last_line(busy):
     done = busy.workflow("run", SITE, "unlisted", "--out", "life.json")
-    assert done.returncode == 77 and re.search("refused: .*unlisted", done.stdout.splitlines()[-1]), done.stdout
+    assert done.returncode == 77 and re.search("refused: .*unlisted: it is not in this host.s list", done.stdout.splitlines()[-1]), done.stdout
     code, lines = do(busy, "mkdir res; echo x >res/x", "--out", "res")
     assert code == 65 and "declare res/" in lines[-1], lines
 
