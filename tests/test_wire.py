@@ -623,12 +623,129 @@ def test_certificates_are_checked_and_the_reason_is_told(world, tmp_path):
     assert stopped.value.code == 78
 
 
-def test_a_name_that_does_not_match_is_a_matter_of_the_certificate(world):
-    relay = wf.Relay(world.url.replace("127.0.0.1", "127.0.0.2"), lambda: world.token, ca_file=world.cert)
-    relay.port = world.port
-    with pytest.raises(wf.Away) as caught:
-        relay.call("GET", "version", {})
-    assert caught.value.kind in ("certificate", "connect")
+def test_a_certificate_for_other_names_is_told_with_its_names_and_not_as_a_matter_of_ca_file(make_world):
+    world = make_world(commands=["hello"])
+    suite.make_certificate(world.folder, names="DNS:relay.example.org,DNS:other.example.org")
+    world.start()
+    done = world.workflow("run", suite.SITE, "hello")
+    assert done.returncode == 69 and "relay.example.org, other.example.org" in done.stderr and "ca-file" not in done.stderr, done.stderr
+    done = world.workflow("check")
+    assert [line for line in done.stdout.splitlines() if line.startswith("FAIL") and "relay.example.org" in line and "ca_file" not in line], done.stdout
+    folder, ini = world.poller({"hello": "argv = /bin/true"}, start=False)
+    done = suite.run("mi_system_remote.py", "poll", "--once", "--ini", ini)
+    assert done.returncode == 69 and "other.example.org" in done.stderr, done.stderr
+
+
+def test_certificate_files_are_looked_at_again_and_the_newest_reason_is_shown(make_world):
+    """The relay is started again with a new certificate; the poller gets the new CA file later, and needs no restart."""
+    world = make_world(commands=["hello"]).start()
+    ca = shutil.copy(world.cert, os.path.join(world.folder, "ca.pem"))
+    world.cert, own = ca, world.cert
+    poller = world.poller({"hello": "argv = /bin/true"})
+    suite.wait_until(lambda: os.path.exists(os.path.join(world.folder, "poller", "base", ".mi", "poller")))
+    relay = wf.Relay(world.url, lambda: world.token, ca_file=ca)
+    relay.notices, relay.slowest = [], 1
+    relay.notice = relay.notices.append
+    assert relay.learn()[0] == 2
+    world.relay.stop()
+    world.cert = own
+    suite.make_certificate(world.folder)
+    relay.close()
+    relay.pause = lambda wait: world.relay.alive() or world.start()   # the second attempt meets the new certificate, the third the new CA file
+    told = []
+
+    def notice(why):
+        told.append(str(why))
+        if "TLS failed" in str(why):
+            suite.wait_until(lambda: "TLS failed" in poller.text(), what="the poller's newest reason")
+            shutil.copy(own, ca)
+    relay.notice = notice
+    assert relay.learn()[0] == 2
+    assert len(told) == 3 and "refused" in told[0] and "TLS failed" in told[1] and told[2] == "None"
+    suite.wait_until(lambda: "relay answers again" in poller.text(), 30)
+    with open(ca, "w") as out:
+        out.write("half a certi")
+    relay.close()
+    assert relay.learn()[0] == 2                       # a file in the making: the one before is good meanwhile
+
+
+def test_a_client_certificate_that_was_renewed_is_shown_at_the_next_connection(tmp_path):
+    one, key = suite.make_certificate(str(tmp_path))
+    trust = wf.Trust(one, True, one, key)
+    first = trust.now()
+    assert trust.now() is first
+    suite.make_certificate(str(tmp_path))
+    assert trust.now() is not first and trust.now() is trust.now()
+
+
+class Mute(suite.Listener):
+    """Takes connections, and says nothing for ever."""
+
+    def one(self, sock):
+        while sock.recv(4096):
+            pass
+
+
+@pytest.mark.parametrize("what", ["proxy", "relay"])
+def test_patience_also_ends_a_wait_for_one_that_takes_the_connection_and_hangs(tmp_path, what):
+    mute = Mute()
+    env = suite.clean_env(https_proxy=mute.url) if what == "proxy" else suite.clean_env()
+    url = "https://relay.example.org" if what == "proxy" else mute.url
+    begun = wf.time.monotonic()
+    (tmp_path / "token").write_text("x" * 64)
+    os.chmod(str(tmp_path / "token"), 0o600)
+    done = suite.run("mi_system_wf.py", "run", suite.SITE, "hello", "--url", url, "--token-file", str(tmp_path / "token"), "--patience", "2s", env=env)
+    assert done.returncode == 69 and wf.time.monotonic() - begun < 20, done.stderr          # 30 s it was
+    if what == "proxy":
+        assert "through the proxy 127.0.0.1:%d (https_proxy)" % mute.port in done.stderr
+    mute.close()
+
+
+PROXIES = ("https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY", "no_proxy", "NO_PROXY")
+
+
+def environment(monkeypatch, **env):
+    for name in PROXIES:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+
+
+@pytest.mark.parametrize("name", PROXIES[:4] + ("proxy",))
+def test_what_fails_at_a_proxy_names_where_the_proxy_came_from(monkeypatch, name):
+    with socket.socket() as shut:                      # bound, and nobody listens
+        shut.bind(("127.0.0.1", 0))
+        url = "http://127.0.0.1:%d" % shut.getsockname()[1]
+        environment(monkeypatch, **({} if name == "proxy" else {name: url}))
+        relay = wf.Relay("https://relay.example.org", lambda: "t", proxy=url if name == "proxy" else "")
+        with pytest.raises(wf.Away) as caught:
+            relay.call("GET", "version", {})
+        assert caught.value.kind == "proxy" and "(%s)" % name in str(caught.value)
+    environment(monkeypatch, **({} if name == "proxy" else {name: "socks5://x"}))
+    with pytest.raises(wf.Stop) as stopped:
+        wf.Relay("https://relay.example.org", lambda: "t", proxy="socks5://x" if name == "proxy" else "").proxy_for()
+    assert stopped.value.code == 78 and str(stopped.value).startswith(name + ": ")
+
+
+@pytest.mark.parametrize("env, name", [
+    ({"https_proxy": "a", "HTTPS_PROXY": "b"}, "https_proxy"), ({"https_proxy": "", "HTTPS_PROXY": "b"}, ""), ({"HTTPS_PROXY": "b", "all_proxy": "c"}, "HTTPS_PROXY"),
+    ({"https_proxy": "", "ALL_PROXY": "c"}, "ALL_PROXY"), ({"http_proxy": "a"}, ""), ({"all_proxy": "c", "NO_PROXY": "h"}, ""),
+    ({"https_proxy": "a", "no_proxy": "x", "NO_PROXY": "*"}, "https_proxy"), ({}, "")])
+def test_the_variable_that_counts(monkeypatch, env, name):
+    environment(monkeypatch, **env)
+    assert wf.proxy_of_environment("h", 1) == (env.get(name, ""), name)
+
+
+@pytest.mark.parametrize("word, host, port, without", [
+    ("*", "h", 1, True), ("relay.example.org", "relay.example.org", 50443, True), ("relay.example.org", "Relay.Example.Org", 1, True),
+    ("relay.example.org:50443", "relay.example.org", 50443, True), ("relay.example.org:443", "relay.example.org", 50443, False),
+    ("example.org", "relay.example.org", 1, True), (".example.org", "relay.example.org", 1, True), ("*.example.org", "relay.example.org", 1, True),
+    (".example.org:50443", "relay.example.org", 50443, True), ("ample.org", "relay.example.org", 1, False), ("10.0.0.0/8", "10.1.2.3", 1, True),
+    ("10.0.0.0/8", "11.1.2.3", 1, False), ("10.0.0.0/8", "ten", 1, False), ("10.1.2.3:50443", "10.1.2.3", 50443, True), ("10.1.2.3", "10.1.2.3", 1, True),
+    ("::1", "::1", 5, True), ("[::1]:5", "::1", 5, True), ("[::1]:6", "::1", 5, False), ("fd00::/8", "fd00::5", 5, True), (".", "h", 1, False),
+    ("x/y", "10.0.0.1", 1, False), ("*:443", "h", 443, True), ("*:443", "h", 1, False)])
+def test_a_word_of_no_proxy_is_a_name_a_domain_an_address_or_a_network_with_or_without_a_port(word, host, port, without):
+    assert wf.without_proxy(host, port, word) is without
 
 
 def tunnel(seen):
