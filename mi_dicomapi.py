@@ -15,7 +15,7 @@ usage: mi_dicomapi.py [serve]                    serve as the ini says (systemd,
        mi_dicomapi.py cancel | end | rerun [--force] ACCEPT_ID [--reason TEXT]
        mi_dicomapi.py maintenance on [--reason TEXT] | off        no new calculations or claims; what runs is brought to its end
        mi_dicomapi.py backup DIR | restore DIR
-options: --ini FILE  --json  -q  -v  --version  --help
+options: --ini FILE  --json  -q  -v  --version  --help      (of an ACCEPT_ID, the first eight characters do)
 
 exit codes: 0 done, 64 usage, 66 an input is missing, 69 unavailable (port in use), 70 bug, 74 input/output or disk full,
 75 try again later (another instance runs), 77 no permission, 78 configuration, 130 after Ctrl+C
@@ -828,6 +828,15 @@ JA = {
     "token %s is revoked; the relay knows within a second": "トークン %s を無効にしました。中継プログラムには 1 秒以内に伝わります",
     "token revoke: there is no valid token %s (see token list)": "token revoke: 有効なトークン %s はありません (token list を参照)",
     "%s: which one? %s": "%s: どれですか。%s",
+    ", out of contact": "、連絡途絶",
+    "maintenance is on (%s): no new calculations and claims until `maintenance off`":
+        "メンテナンス中です (%s)。`maintenance off` まで新しい計算と取得は受け付けません",
+    "the relay that runs has [%s] %s = %s still (ini: %s): restart it":
+        "動作中の中継プログラムは [%s] %s = %s のままです (ini では %s)。再起動してください",
+    "token issue: a token that is good for %s days is none; say --days N, more than 0 (or [times] token_days)":
+        "token issue: 有効期間 %s 日のトークンは使えません。--days に 0 より大きい日数を指定してください (または [times] token_days)",
+    "%s is not there yet, and this user may not make it in %s: mkdir and chown it (below /var/lib the systemd unit does)":
+        "%s はまだなく、このユーザーは %s に作れません。mkdir と chown で用意してください (/var/lib の下なら systemd のユニットが作ります)",
     "%s: no such calculation (see list --all)": "%s: その計算はありません (list --all を参照)",
     "no relay answers on %s; start it, then say it again": "%s では中継プログラムが応答しません。起動してからもう一度実行してください",
     "maintenance is %s": "メンテナンス: %s",
@@ -922,7 +931,8 @@ INI = {
 }
 
 OUR_KEYS = ("command", "remote-site", "parameters", "parameter_files", "result_files", "result_patterns", "rerun")       # of a calc-info
-
+AT_START = (("Server", "ipaddress"), ("Server", "portnumber"), ("Server", "state_dir"), ("Server", "auth"), ("Server", "logfile"),
+            ("Server", "lang"), ("limits", "workers"))                       # all else is taken from a changed ini while it runs
 WORKFLOW, REMOTE, OPERATOR, RELAY = "workflow", "remote", "operator", "relay"
 REGISTERED, ALLOWED, SENDING, SENT, RUNNING, ENDED, GETTING, GOT, FINISHED = (
     "registered", "allowed", "sending", "sent", "running", "ended", "getting", "got", "finished")
@@ -1789,6 +1799,7 @@ def progress_of(c, row):
             "warning": v1_warning(c.relay, row["site"], row["user"], row["needs_v2"]) if row["state"] == ALLOWED else "",
             "idle": int(c.relay.idle_seconds(row)) if row["state"] == REGISTERED else None,
             "cancelling": bool(row["cancel"]) and row["state"] in (SENDING, SENT, RUNNING),
+            "accept_id": row["accept_id"],
             "stamp": "%d.%d%s%s" % (row["version"], sum(written), "" if away is None else "-", "%x" % binascii.crc32(utf8(what)) if what else "")}
 
 
@@ -4036,6 +4047,8 @@ class Relay:
             else:
                 log("warn", accept_id, "out-of-contact", poller=row["poller"])
                 self.silent[accept_id] = now
+                self.store.write(lambda tx: tx.db.execute("UPDATE calculations SET silent = MAX(silent, 0.001) WHERE seq = ?", (row["seq"],)),
+                                 "silent")             # for `list`
                 self.front.fire(("calc", accept_id))
                 self.front.fire(("site", row["site"], row["user"]))         # its poller may have delivered it before a restore
 
@@ -4184,13 +4197,24 @@ class Relay:
     def reload(self):
         """Takes a changed ini into force. Stop, with the line that is wrong, if it is broken: then the old one stays."""
         conf = check_conf(read_ini(self.ini, INI), self.ini)
-        fixed = [key for key in ("ipaddress", "portnumber", "state_dir", "auth") if conf["Server"][key] != self.conf["Server"][key]]
-        for key in fixed:
-            log("warn", None, "reload", key=key, why="takes effect at the next start")
-            conf["Server"][key] = self.conf["Server"][key]
+        for section, key in AT_START:
+            if conf[section][key] != self.conf[section][key]:
+                log("warn", None, "reload", key=key, why="takes effect at the next start")
+                conf[section][key] = self.conf[section][key]
         self.conf = conf
+        self.note_settings()
         SAY["level"] = LEVELS.index(conf["Server"]["loglevel"])
         log("info", None, "reload", ini=self.ini, sites=len(conf["RemoteSites"]["remote_site_ids"]))
+
+    def note_settings(self):
+        """state_dir/settings: with which values this relay runs, for `check` and `list`."""
+        path = os.path.join(utf8(self.store.folder), b"settings")
+        try:
+            with open(path + b".part", "w", encoding="utf-8") as out:
+                json.dump({"process": process_mark(os.getpid()), "conf": self.conf}, out)
+            os.rename(path + b".part", path)
+        except OSError as error:
+            log("warn", None, "settings", error=error)
 
     def try_reload(self):
         """reload(), for a file that changed by itself: a broken one is one line in the log."""
@@ -4206,6 +4230,15 @@ class Relay:
             log("info", None, "certificate", renewed=self.conf["Server"]["certfile"])
         except Stop as stop:
             log("error", None, "certificate", refused=stop, why="the old one stays in force")
+
+
+def process_mark(pid):
+    """What tells this process from others, also from a later one of its number; empty if there is none."""
+    try:
+        with open("/proc/%d/stat" % pid) as text:
+            return "%d %s" % (pid, text.read().rpartition(")")[2].split()[19])
+    except OSError:
+        return ""
 
 
 def loopback(address):
@@ -4316,6 +4349,7 @@ def serve(options):
     port = front.listen(server["ipaddress"], server["portnumber"])
     relay.load_tokens()
     relay.recount()
+    relay.note_settings()
     store.ballast()
     remove_tree(os.path.join(utf8(store.folder), b"spool", b"arriving"))
     store.drop_orphans()
@@ -4388,8 +4422,11 @@ def token(options):
     db, now = store.writer, time.time()
     if options.action == "issue":
         roles, sites = roles_and_sites(options, conf)
-        secret = os.urandom(32).hex()
-        expires = now + 86400 * (conf["times"]["token_days"] if options.days is None else options.days)
+        secret, days = os.urandom(32).hex(), conf["times"]["token_days"] if options.days is None else options.days
+        if not 0 < days <= 36500:
+            raise Stop(EX_USAGE, _("token issue: a token that is good for %s days is none; say --days N, more than 0 (or [times] token_days)")
+                       % ("%g" % days))
+        expires = now + 86400 * days
         db.execute("INSERT INTO tokens (hash, user, roles, sites, issued, expires) VALUES (?, ?, ?, ?, ?, ?)",
                    (hashlib.sha256(secret.encode()).hexdigest(), options.who, roles, sites, now, expires))
         sys.stderr.write(_("token for user %s, roles %s, sites %s, until %s; shown only now, keep it in a file of mode 0600:") % (
@@ -4397,7 +4434,7 @@ def token(options):
         print(secret)
     elif options.action == "revoke":
         if not db.execute("UPDATE tokens SET revoked = ? WHERE number = ? AND revoked IS NULL", (now, options.who or "")).rowcount:
-            raise Stop(EX_NOINPUT, _("token revoke: there is no valid token %s (see token list)") % (options.who or ""))
+            raise Stop(EX_USAGE, _("token revoke: there is no valid token %s (see token list)") % (options.who or ""))
         print(_("token %s is revoked; the relay knows within a second") % options.who)
     else:
         columns = ("number", "user", "roles", "sites", "issued", "expires", "used", "revoked", "login")
@@ -4437,10 +4474,10 @@ def user(options):
         roles, sites = roles_and_sites(options, conf)
         if there:
             raise Stop(EX_USAGE, _("user %s is there already (user passwd %s)") % (name, name))
-        db.execute("INSERT INTO users password, roles, sites, changed) VALUES (?, ?, ?, ?, ?)",
+        db.execute("INSERT INTO users (name, password, roles, sites, changed) VALUES (?, ?, ?, ?, ?)",
                    (name, sealed(new_password(name)), roles, sites, now))
     elif not there:
-        raise Stop(EX_NOINPUT, _("there is no user %s (see user list)") % printable(name))
+        raise Stop(EX_USAGE, _("there is no user %s (see user list)") % printable(name))
     elif options.action == "passwd":
         db.execute("UPDATE users SET password = ?, changed = ?, known = '' WHERE name = ?", (sealed(new_password(name)), now, name))
         db.execute("UPDATE tokens SET revoked = ? WHERE user = ? AND login AND revoked IS NULL", (now, name))
@@ -4475,11 +4512,23 @@ def check(options):
     if os.path.exists(utf8(os.path.join(server["state_dir"], "state.sqlite3"))):
         rows.append(look_at_file(server["state_dir"], 0o700))
         rows += check_tokens(server)
-    elif os.geteuid() and os.path.exists(utf8(server["state_dir"])) and os.stat(utf8(server["state_dir"])).st_uid != os.geteuid():
-        rows.append((False, _("%s: belongs to another user; run as that user, or set [Server] state_dir") % server["state_dir"]))
     else:
-        rows.append((None, _("%s is not there yet; the first start makes it") % server["state_dir"]))
-    return say_findings(rows + check_listener(server), options.json)
+        rows.append(check_state_dir(server["state_dir"]))
+    return say_findings(rows + standing(conf) + check_listener(server), options.json)
+
+
+def check_state_dir(folder):
+    """A row about a state_dir that holds no state yet: may the first start make one?"""
+    if os.path.exists(utf8(folder)) and os.geteuid() and os.stat(utf8(folder)).st_uid != os.geteuid():
+        return False, _("%s: belongs to another user; run as that user, or set [Server] state_dir") % folder
+    above = os.path.abspath(folder)
+    while not os.path.lexists(utf8(above)):
+        above = os.path.dirname(above)
+    if os.path.isdir(utf8(above)) and os.access(utf8(above), os.W_OK | os.X_OK):
+        return None, _("%s is not there yet; the first start makes it") % folder
+    good = None if above == "/var/lib" else False      # where the systemd unit makes it
+    return good, _("%s is not there yet, and this user may not make it in %s: mkdir and chown it (below /var/lib the systemd unit does)") % (
+        folder, above)
 
 
 def check_certificate(server):
@@ -4630,22 +4679,57 @@ def own_user(default):
 def list_calculations(options):
     """The calculations that are not finished (--all: all that are kept)."""
     store, conf = open_store(options)
-    rows = store.read("SELECT accept_id, user, site, command, state, status, registered, poller, exit_code, reason FROM calculations"
-                      " WHERE ? OR state != ? ORDER BY seq", bool(options.all), FINISHED)
-    rows = [dict(row, registered=row["registered"] if options.json else when(row["registered"])) for row in rows]
+    rows = [dict(row) for row in store.read(
+        "SELECT accept_id, user, site, command, state, status, registered, poller, exit_code, reason, silent AS out_of_contact FROM calculations"
+        " WHERE ? OR state != ? ORDER BY seq", bool(options.all), FINISHED)]
+    for row in rows:
+        row["out_of_contact"] = int(row["out_of_contact"]) if row["out_of_contact"] and row["state"] in CLAIMED else None
+    for row in rows if not options.json else ():
+        row["registered"] = when(row["registered"])
+        row["state"] += "" if row["out_of_contact"] is None else _(", out of contact")
+    for good, text in standing(conf):
+        if not good:
+            sys.stderr.write("%s: %s\n" % (PROGRAM, printable(text)))
     show_rows(options, rows, ("accept_id", "registered", "user", "site", "state", "status", "exit_code", "command", "reason"))
     return 0
+
+
+def standing(conf):
+    """Rows about the relay of this ini: is it in maintenance, and does the one that runs have other values than the ini by now?"""
+    folder, rows = utf8(conf["Server"]["state_dir"]), []
+    try:
+        with open(os.path.join(folder, b"maintenance"), encoding="utf-8") as text:
+            rows.append((None, _("maintenance is on (%s): no new calculations and claims until `maintenance off`") % text.read().strip()))
+    except OSError:
+        pass
+    try:
+        with open(os.path.join(folder, b"settings"), encoding="utf-8") as text:
+            found = json.load(text)
+        if found["process"] == process_mark(int(found["process"].split()[0])):
+            for section, key, now in [(section, key, now) for section in conf for key, now in conf[section].items()]:
+                then = found["conf"].get(section, {}).get(key)
+                if then != json.loads(json.dumps(now)):
+                    rows.append((None, _("the relay that runs has [%s] %s = %s still (ini: %s): restart it") % (section, key, then, now)))
+    except (OSError, ValueError, KeyError, IndexError, AttributeError):
+        pass
+    return rows
+
+
+def whole_of(store, given):
+    """The id of the calculation that is meant: all of it, or its first eight characters and more. 64 if there is none, or more than one."""
+    begins = given + "~" if len(given) >= 8 else given
+    found = [row[0] for row in store.read("SELECT accept_id FROM calculations WHERE accept_id >= ? AND accept_id <= ? LIMIT 10", given, begins)]
+    if not found:
+        raise Stop(EX_USAGE, _("%s: no such calculation (see list --all)") % printable(given))
+    if len(found) > 1:
+        raise Stop(EX_USAGE, _("%s: which one? %s") % (printable(given), " ".join(found)))
+    return found[0]
 
 
 def show(options):
     """Everything about one calculation."""
     store, conf = open_store(options)
-    given = options.accept_id
-    rows = store.read("SELECT * FROM calculations WHERE accept_id >= ? AND accept_id <= ? LIMIT 10", given, given + "~" if len(given) >= 8 else given)
-    if not rows:
-        raise Stop(EX_USAGE, _("%s: no such calculation (see list --all)") % printable(given))
-    if len(rows) > 1:
-        raise Stop(EX_USAGE, _("%s: which one? %s") % (printable(given), " ".join(row["accept_id"] for row in rows)))
+    rows = store.read("SELECT * FROM calculations WHERE accept_id = ?", whole_of(store, options.accept_id))
     row = {key: value for key, value in dict(rows[0]).items() if key not in ("claim", "take", "fingerprint", "manifest", "seq")}
     row["files"] = [dict(found) for found in store.read(
         "SELECT kind, n, name, size, sha256, done FROM files WHERE calc = ? ORDER BY kind, n LIMIT ?", rows[0]["seq"], LISTED)]
@@ -4666,8 +4750,9 @@ def show(options):
 def order(options):
     """Asks the running relay to cancel, rerun or end a calculation. 69 if none runs on this state_dir, 77 if it refuses."""
     store, conf = open_store(options)
+    accept_id = whole_of(store, options.accept_id)
     number = store.writer.execute("INSERT INTO orders (call, fields) VALUES (?, ?)", (options.command, json.dumps({
-        "v": 2, "accept_id": options.accept_id, "reason": options.reason, "stop": True, "force": options.force}))).lastrowid
+        "v": 2, "accept_id": accept_id, "reason": options.reason, "stop": True, "force": options.force}))).lastrowid
     until, answer = time.monotonic() + 15, None
     while answer is None and time.monotonic() < until:
         time.sleep(0.1)
@@ -4677,8 +4762,8 @@ def order(options):
         raise Stop(EX_UNAVAILABLE, _("no relay answers on %s; start it, then say it again") % conf["Server"]["state_dir"])
     code, text = json.loads(answer)
     if code != 200:
-        raise Stop(EX_USAGE if code == 404 else EX_REFUSED, "%s: %s" % (options.accept_id, text))
-    print("%s: %s" % (options.accept_id, text))
+        raise Stop(EX_USAGE if code == 404 else EX_REFUSED, "%s: %s" % (accept_id, text))
+    print("%s: %s" % (accept_id, text))
     return 0
 
 

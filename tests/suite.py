@@ -236,6 +236,17 @@ class World:
         assert done.returncode == 0, done.stderr
         return done.stdout.strip()
 
+    def expired(self, user, days):
+        """A token of a user that ended so many days ago."""
+        import sqlite3
+        token, then = os.urandom(32).hex(), time.time() - 86400 * days
+        db = sqlite3.connect(os.path.join(self.state, "state.sqlite3"), timeout=10)
+        db.execute("INSERT INTO tokens (hash, user, roles, sites, issued, expires) VALUES (?, ?, 'workflow remote', '', ?, ?)",
+                   (hashlib.sha256(token.encode()).hexdigest(), user, then, then))
+        db.commit()
+        db.close()
+        return token
+
     def token_file(self, token=None, name="token"):
         """A 0600 file with a token."""
         path = os.path.join(self.folder, name)

@@ -403,11 +403,11 @@ def test_a_new_token_is_good_at_once_and_a_revoked_one_is_not_within_a_second(ma
     wait_until(lambda: client.call("GET", "calc-progress", {"v": 2, "accept_id": "x"})[0] == 403, 2)
     for who in (str(found[-1]["number"]), "999", "x", None):
         done = run("mi_dicomapi.py", "token", "revoke", *([who] if who else []), "--ini", world.ini)
-        assert done.returncode == 66 and one_line(done.stderr), who
+        assert done.returncode == 64 and one_line(done.stderr), who
 
 
 def test_an_expired_token_is_told_its_day(world):
-    status, first = world.client(world.issue(USER, "--days", "-2")).call("GET", "calc-progress", {"v": 2, "accept_id": "x"})
+    status, first = world.client(world.expired(USER, 2)).call("GET", "calc-progress", {"v": 2, "accept_id": "x"})
     assert (status, first["code"]) == (403, "0005")
     assert first["why"] == "expired " + time.strftime("%Y-%m-%d", time.localtime(time.time() - 2 * 86400))
 
@@ -492,3 +492,101 @@ def test_without_a_word_it_serves_as_the_manual_starts_it(make_world):
         assert re.match(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}[+-]\d\d:\d\d INFO - listening ", line)
     finally:
         assert started.stop() == 0
+
+
+# ---- the operator's words
+
+@pytest.mark.parametrize("days", ["0", "-1", "nan"])
+def test_a_token_that_would_be_good_for_no_time_is_not_issued(ini, days):
+    done = run("mi_dicomapi.py", "token", "issue", "suzuki", "--days=" + days, "--ini", str(ini("")))
+    assert (done.returncode, done.stdout) == (64, "") and one_line(done.stderr) and "--days" in done.stderr
+
+
+ID_WORDS = ("show", "cancel", "rerun", "end")
+
+
+def test_the_first_eight_characters_of_an_id_do_and_an_unknown_one_is_64_in_every_word(make_world):
+    world = make_world(tls=False, commands=["hello"]).start()
+    client, other = world.client(), world.client(world.issue("bob"))
+    ids = [client.register("hello") for turn in range(4)]
+    db = sqlite3.connect(os.path.join(world.state, "state.sqlite3"), timeout=10)
+    for number, accept_id in enumerate(ids[:2]):       # two that begin alike
+        db.execute("UPDATE calculations SET accept_id = ? WHERE accept_id = ?", ("abcdef01-0000-4000-8000-00000000000%d" % number, accept_id))
+    db.commit()
+    db.close()
+    wrong = (("00000000-0000-4000-8000-000000000000", "no such"), ("abcdef01", "which one? abcdef01-0000"), ("00000000", "no such"), (ids[2][:7], "no such"),
+             ("%%%%%%%%", "no such"))
+    for word in ID_WORDS:
+        for given, said in wrong[:None if word == "show" else 2]:
+            done = run("mi_dicomapi.py", word, given, "--ini", world.ini)
+            assert (done.returncode, done.stdout) == (64, "") and one_line(done.stderr) and said in done.stderr, (word, given, done.stderr)
+    assert ids[2] in run("mi_dicomapi.py", "show", ids[2][:8], "--ini", world.ini).stdout
+    assert run("mi_dicomapi.py", "show", "abcdef01-0000-4000-8000-000000000001", "--ini", world.ini).returncode == 0
+    done = run("mi_dicomapi.py", "cancel", ids[2][:8], "--ini", world.ini)
+    assert done.returncode == 0 and done.stdout.startswith(ids[2] + ": "), done.stderr
+    assert run("mi_dicomapi.py", "rerun", ids[2][:13], "--ini", world.ini).returncode == 0 and world.state_of(ids[2]) == "allowed"
+    assert run("mi_dicomapi.py", "end", ids[3][:8], "--ini", world.ini).returncode == 77              # it is nobody's yet
+    fields = {"v": 2, "accept_id": ids[3][:8]}         # the same over the wire, for one's own
+    for turn in range(2):
+        assert client.ok("GET", "calc-progress", fields)["accept_id"] == ids[3]
+    assert client.call("GET", "calc-progress", dict(fields, accept_id="abcdef01"))[1]["why"] == "prefix"
+    assert other.call("GET", "calc-progress", fields)[0] == other.call("GET", "calc-progress", dict(fields, accept_id="abcdef01"))[0] == 404
+    assert client.call("GET", "calc-progress", dict(fields, accept_id=ids[3][:7]))[0] == 404
+    client.ok("POST", "cancel-wait-calc", dict(fields, stop=True))
+    assert client.ok("GET", "calc-progress", fields)["status"] == "abnormal" and world.state_of(ids[3]) == "got"
+    client.ok("POST", "finish", fields)
+
+
+def test_list_tells_who_is_out_of_contact(make_world):
+    world = make_world(tls=False, commands=["hello"], ini="[times]\nlease = 1s\naccept_lease = 1s\n").start()
+    client = world.client()
+    accept_id = client.register("hello")
+    client.walk(accept_id, client.claim()[1], "calc-start")
+
+    def listed(*words):
+        return run("mi_dicomapi.py", "list", "--ini", world.ini, *words).stdout
+
+    assert "running " in listed() and "out of contact" not in listed() and json.loads(listed("--json"))[0]["out_of_contact"] is None
+    wait_until(lambda: "running, out of contact" in listed(), 10)
+    found, = json.loads(listed("--json"))
+    assert found["out_of_contact"] >= 0 and found["state"] == "running"
+    claim = world.rows("SELECT claim FROM calculations")[0]["claim"]
+    client.ok("POST", "heartbeat", {"v": 2, "site_id": SITE, "poller": "test", "wait": 0, "calcs": {accept_id: {"claim": claim, "phase": "running"}}})
+    wait_until(lambda: "out of contact" not in listed(), 10)
+
+
+def test_check_and_list_tell_of_maintenance_and_of_values_that_the_running_relay_has_still(make_world):
+    world = make_world(tls=False, commands=["hello"]).start()
+
+    def told():
+        done = run("mi_dicomapi.py", "list", "--json", "--ini", world.ini)
+        assert json.loads(done.stdout) == [] and done.returncode == 0
+        return done.stderr.splitlines()
+
+    def checked():
+        check, lines = run("mi_dicomapi.py", "check", "--ini", world.ini).stdout, told()
+        return lines and all(line.replace("mi_dicomapi: ", "WARN  ") in check for line in lines)
+
+    assert told() == []
+    run("mi_dicomapi.py", "maintenance", "on", "--reason", "new disk", "--ini", world.ini)
+    assert len(told()) == 1 and "new disk" in told()[0] and checked()
+    run("mi_dicomapi.py", "maintenance", "off", "--ini", world.ini)
+    world.extra = "[Server]\nlogfile = %s\n[limits]\nworkers = 8\nmax_files = 7\n" % os.path.join(world.folder, "log")
+    world.write_ini(world.port)
+    wait_until(lambda: len(told()) == 2, 10)           # max_files is taken at once
+    assert any("workers = 32 still (ini: 8)" in line for line in told()) and any("logfile" in line for line in told()) and checked()
+    world.relay.stop()
+    assert told() == []
+
+
+def test_check_says_that_the_start_may_not_make_the_state_dir_where_it_may_not(ini, tmp_path):
+    closed = tmp_path / "closed"
+    closed.mkdir()
+    closed.chmod(0o555)
+    words = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"] if os.geteuid() == 0 else []
+    for folder, level in ((closed / "a" / "state", "FAIL"), (tmp_path / "open" / "state", "WARN")):
+        done = subprocess.run(words + [suite.PYTHON, "-I", "-S", suite.script("mi_dicomapi.py"), "check", "--ini",
+                                       str(ini("[Server]\nportnumber = 1\nstate_dir = %s\n" % folder))],
+                              env=suite.clean_env(), stdout=subprocess.PIPE, timeout=20)
+        line, = [line for line in done.stdout.decode().splitlines() if "is not there yet" in line]
+        assert line.startswith(level) and ("may not make it" in line) == (level == "FAIL") and str(folder) in line

@@ -114,7 +114,7 @@ def names(found):
 
 def expired(scene):
     world = scene.relay()
-    return world.client(world.issue("alice", "--days", "-1")).call("GET", "calc-progress", {"v": 2, "accept_id": "x"})[0] == 403
+    return world.client(world.expired("alice", 1)).call("GET", "calc-progress", {"v": 2, "accept_id": "x"})[0] == 403
 
 
 def role(scene):

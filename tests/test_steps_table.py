@@ -85,7 +85,7 @@ class Table:
         self.sites, self.client, self.shared = iter(names), self.world.client(), {}
         issue = self.world.issue
         self.strangers = {"another user's token": issue("mallory"), "another site's token": issue(suite.USER, "--sites", "u-other"), "no token": "",
-                          "a made-up token": "0" * 64, "an expired token": issue(suite.USER, "--days", "-1")}
+                          "a made-up token": "0" * 64, "an expired token": self.world.expired(suite.USER, 1)}
         self.roles = {relay.WORKFLOW: issue(suite.USER, "--roles", "remote"), relay.REMOTE: issue(suite.USER, "--roles", "workflow")}
 
     def of(self, state):
