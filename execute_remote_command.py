@@ -1555,6 +1555,7 @@ JA = {                         # what a person reads, in Japanese
     "on this side": "こちら側",
     "the sums of the results differ": "結果のチェックサムが一致しません",
     "no command, or one with control characters": "コマンドがないか、制御文字を含みます",
+    "client_name:HOST is missing": "client_name:ホスト がありません",
     "client_cmd:COMMAND is missing": "client_cmd:コマンド がありません",
     "a word is missing (see --help)": "サブコマンドがありません (--help を参照)",
     "%s; --help says more": "%s (--help を参照)",
@@ -4495,6 +4496,8 @@ def fielded(options):
         if key not in ("client_name", "client_cmd", "client_files", "retry", "streams", "base") or not colon:
             raise Stop(EX_USAGE, _("%s: expected client_name:HOST client_cmd:COMMAND client_files:A,B,C") % printable(word))
         given[key] = value
+    if not given.get("client_name"):
+        raise Stop(EX_USAGE, _("client_name:HOST is missing"))
     if not given.get("client_cmd"):
         raise Stop(EX_USAGE, _("client_cmd:COMMAND is missing"))
     files = [path for name in given.get("client_files", "").split(",") for path in fielded_files(name)]
@@ -4545,7 +4548,7 @@ def parse(argv):
     common.add_argument("-q", action="store_true", help="say less")
     common.add_argument("-v", action="store_true", help="say more")
     common.add_argument("--version", action="store_true", help="program, protocol and this file's own sha256")
-    if any(word.startswith("client_name:") for word in argv):
+    if any(re.match("client_(name|cmd|files):", word) for word in argv):
         options, options.pairs = common.parse_known_args(argv, unsaid)
         return options
     top = Parser(prog=PROGRAM + ".py", description=__doc__, parents=[common], formatter_class=argparse.RawDescriptionHelpFormatter)

@@ -2903,8 +2903,8 @@ JA = {                         # what a person reads, in Japanese
     "%s: [poller] %s is not set": "%s: [poller] %s が設定されていません",
     "%s: not on this host (see: list)": "%s: この計算機にはありません (list で一覧が見られます)",
     "%s: which one? %s": "%s: どれですか。%s",
-    "say poll, list, show ID, or SITE BASE_URL TOKEN|login ...; --help tells more":
-        "poll、list、show ID、または 識別子 BASE_URL トークン|login ... を指定してください。--help をご覧ください",
+    "say poll, list, show ID, or SITE BASE_URL TOKEN|login ...%s; --help tells more":
+        "poll、list、show ID、または 識別子 BASE_URL トークン|login ... を指定してください%s。--help をご覧ください",
     "is not like 22-6, or Mon-Fri 20:30-6:00, Sat-Sun 0-24": "22-6、または Mon-Fri 20:30-6:00, Sat-Sun 0-24 のような形ではありません",
     "paused: nothing new is taken until resume; what runs goes on and is delivered":
         "一時停止しました: resume まで新しい計算を受け取りません。実行中の計算は続き、結果は送られます",
@@ -2929,7 +2929,7 @@ JA = {                         # what a person reads, in Japanese
     "the running poller sends it now": "動作中のポーリングプログラムが今送ります",
     "is not a word of this program%s": "このプログラムの語ではありません%s",
     "%s: not like %s": "%s: 正しくは %s のような形です",
-    "%s: unknown option; --help tells more": "%s: 知らないオプションです。--help をご覧ください",
+    "%s: unknown option%s; --help tells more": "%s: 知らないオプションです%s。--help をご覧ください",
     "%s needs one ID": "%s には ID を一つ指定してください",
     "blanks stand between names, no commas": "名前の区切りは空白です。コンマは使えません",
     "arguments need a line {parameters} in argv, argument.N for each, and no parameters = no":
@@ -4978,7 +4978,8 @@ FIELDED = {"debug": "debug", "no_auth": "no_auth[:CAFILE]", "port": "port:443", 
 def fielded_words(words, options):
     """The manual's words, SITE BASE_URL TOKEN ..., into options. 64."""
     if len(words) < 3 or "://" not in words[1]:
-        raise Stop(EX_USAGE, _("say poll, list, show ID, or SITE BASE_URL TOKEN|login ...; --help tells more"))
+        raise Stop(EX_USAGE, _("say poll, list, show ID, or SITE BASE_URL TOKEN|login ...%s; --help tells more") % nearest(
+            (words or [""])[0], ["poll", "list", "show", "outbox", "resend", "pause", "resume", "check", "unit", "login"]))
     options.update(site=words[0], url=words[1], token=words[2], fielded=True, ignored=[])
     for word in words[3:]:
         key, colon, value = word.partition(":")
@@ -5016,7 +5017,7 @@ def parse(argv):
         elif options.get(name) is False and not equals:
             options[name] = True
         else:
-            raise Stop(EX_USAGE, _("%s: unknown option; --help tells more") % printable(word))
+            raise Stop(EX_USAGE, _("%s: unknown option%s; --help tells more") % (printable(word), nearest(name, list(options))))
     if options["jobs"] and not re.match(r"[1-9]\d{0,2}\Z", options["jobs"]):
         raise Stop(EX_USAGE, "--jobs: " + _("is not a number from %d to %d") % (1, 999))
     try:

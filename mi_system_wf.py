@@ -1911,6 +1911,8 @@ JA = {
     "unknown option %s": "オプション %s はありません",
     "it must be: BASE_URL SITE TOKEN COMMAND IN1:IN2:... OUT1:OUT2:... [\"PARAMETERS\"]; --help says more":
         "書き方: BASE_URL SITE TOKEN COMMAND IN1:IN2:... OUT1:OUT2:... [\"PARAMETERS\"]。--help を見てください",
+    " (BASE_URL SITE TOKEN COMMAND IN OUT: BASE_URL begins with http:// or https://)":
+        " (BASE_URL SITE TOKEN COMMAND IN OUT の形なら、BASE_URL は http:// か https:// で始めてください)",
     "one of these words must come first: %s%s; --help says more": "最初の語は次のいずれかです: %s%s。--help を見てください",
     "%s needs SITE and COMMAND; --help says more": "%s には SITE と COMMAND が必要です。--help を見てください",
     "%s needs ACCEPT_IDs; --help says more": "%s には ACCEPT_ID が必要です。--help を見てください",
@@ -3034,7 +3036,9 @@ def v1_fetch(relay, accept_id, to, wanted, voice, patience):
     log("info", accept_id, "9 get-calc-result", files=len(stored), missing=len(missing), status=status)
     if status == "completed":
         return Result(accept_id, EX_DATA if missing else 0, status, "", stored, missing, {}, "workflow" if missing else "command")
-    return Result(accept_id, V1_ABNORMAL, "abnormal", _("a fielded relay does not tell the command's own exit code"), stored, missing, {}, "relay")
+    known = "".join("; %s: %s" % pair for pair in sorted(missing.items())[:1])            # why it did not even start, perhaps
+    return Result(accept_id, V1_ABNORMAL, "abnormal", _("a fielded relay does not tell the command's own exit code") + known,
+                  stored, missing, {}, "relay")
 
 
 # ---- the program
@@ -3283,7 +3287,8 @@ def check_words(options):
         return options
     if word not in COMMANDS:
         known = list(COMMANDS) + list(ALONE)
-        raise Stop(EX_USAGE, _("one of these words must come first: %s%s; --help says more") % (" ".join(known), nearest(word, known)))
+        hint = nearest(word, known) or (_(" (BASE_URL SITE TOKEN COMMAND IN OUT: BASE_URL begins with http:// or https://)") if len(more) > 4 else "")
+        raise Stop(EX_USAGE, _("one of these words must come first: %s%s; --help says more") % (" ".join(known), hint))
     names, patterns = wanted_results(options.outputs)
     options.wanted = (names, patterns) if options.outputs else None
     if word in ("run", "submit"):
