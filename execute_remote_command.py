@@ -84,6 +84,9 @@ DELTA = 8 << 20                # bytes from which on rsync looks for differences
 LEAVE = 20                     # seconds after a signal until it ends in any case
 TRIES = 3                      # for a piece whose sum is wrong
 CONNECT_SPAN = 60              # seconds in which at most `connects` connections are opened to one host
+LINE, NOISE = 8192, 1 << 20     # bytes of one line of the far side, and of all that a log-in shell there may print before our own first line
+SAID = 16 << 20                # bytes that ssh may write on stderr, into a file
+MOST_FILES = 500000            # entries of a list of results
 SCAN = 1 << 20                 # bytes looked through at once by the outbound rules; matches longer than half of it may be missed
 
 # ==== shared: gate ====
@@ -1619,6 +1622,8 @@ JA = {                         # what a person reads, in Japanese
         "どのクラスタかは全プログラムが知る必要があります。--clusters ではなく env.SLURM_CLUSTERS = NAME とします",
     "a line break in an argument or a variable": "引数か変数に改行があります",
     "%s: %d key lines with this guard": "%s: この guard の鍵の行: %d",
+    "--key %s: a word of letters and digits, please": "--key %s: 英数字の語にしてください",
+    "%s: belongs to somebody else": "%s: 所有者が他の利用者です",
     "key line begins with restrict: %s...": "鍵の行は restrict で始まる必要があります: %s...",
     "is not in this version: remove the line": "この版にはない機能です。この行を削除してください",
     "blanks stand between names, no commas": "名前の区切りは空白です。コンマは使えません",
@@ -1735,7 +1740,7 @@ look() {   # sets state: none ready starting running, or: ended CODE, failed, lo
     elif [ -f "$c/end" ]; then
         x=''; p=''; { read -r p s o h x <"$c/end"; } 2>/dev/null
         q=''; { read -r q s <"$c/child"; } 2>/dev/null
-        state="ended ${x#exit }"; [ -n "$q" ] || state=failed
+        case $x in "exit "[0-9]*) state="ended ${x#exit }";; *) state="lost end unknown";; esac; [ -n "$q" ] || state=failed
     elif [ -f "$c/start" ]; then
         p='' o=''; { read -r p s o x <"$c/start"; } 2>/dev/null
         if [ -n "$p" ] && [ "$o" != "$boot" ]; then state="lost the host was restarted"
@@ -2056,6 +2061,7 @@ class Line:
         process = subprocess.Popen(self.ssh(*words, **how), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=said,
                                    bufsize=BLOCK, start_new_session=True)
         process.said, process.verb = said, words[0]
+        limit_files(process.pid)
         for pipe in (process.stdin, process.stdout):
             widen(pipe)
         return process
@@ -2090,7 +2096,7 @@ class Line:
         patience.start()
         if not self.marked(self.process):
             self.refused()
-        facts = self.process.stdout.readline().decode("utf-8", "replace").split()
+        facts = self.row(self.process).decode("utf-8", "replace").split()
         if not facts:
             self.refused()
         if facts[:1] != ["ready"]:
@@ -2107,10 +2113,35 @@ class Line:
 
     def marked(self, process):
         """Skips what a log-in shell prints; True at our own first line."""
-        for row in iter(process.stdout.readline, b""):
+        noise = 0
+        for row in iter(lambda: process.stdout.readline(LINE), b""):
             if row == b"mi_distcomp 1 %s\n" % utf8(process.verb):
                 return True
+            noise += len(row)
+            if noise > NOISE:
+                self.nonsense()
         return False
+
+    def row(self, process):
+        """One line of a session's (b"" at its end). 76 if it is too long."""
+        row = process.stdout.readline(LINE)
+        if len(row) == LINE and not row.endswith(b"\n"):
+            self.nonsense()
+        return row
+
+    def rows(self, process):
+        """All lines behind the first of a short answer. 76 if they are too many."""
+        rows, left = [], ANSWER_MOST
+        for row in iter(lambda: self.row(process), b"") if self.marked(process) else ():
+            rows.append(row.decode("utf-8", "replace").rstrip("\n"))
+            left -= len(row)
+            if left < 0:
+                self.nonsense()
+        return rows
+
+    def nonsense(self):
+        """Stop 76: no program of ours answers like this."""
+        raise Stop(EX_PROTOCOL, _("%s: an answer that makes no sense") % self.host)
 
     def refused(self):
         """Says why the control connection could not be had."""
@@ -2127,7 +2158,7 @@ class Line:
         try:
             self.process.stdin.write(text)
             self.process.stdin.flush()
-            return self.process.stdout.readline()
+            return self.row(self.process)
         except OSError:
             return b""
 
@@ -2148,7 +2179,7 @@ class Line:
             return self.clean(ident)
         process = self.start(verb, ident, *words)
         process.stdin.close()
-        rows = process.stdout.read().decode("utf-8", "replace").splitlines() if self.marked(process) else []
+        rows = self.rows(process)
         if not rows or not rows[-1].startswith("E "):
             self.broke(process)
         self.end(process)
@@ -2157,7 +2188,7 @@ class Line:
     def clean(self, ident):
         """The same for `clean`, in the control connection's session."""
         held = Held(self, "clean " + ident)
-        row = held.stdout.readline() if self.marked(held) else b""
+        row = self.row(held) if self.marked(held) else b""
         if not row.startswith(b"E "):
             self.broke(held)
         self.busy = False
@@ -2200,6 +2231,15 @@ class Line:
             import shutil
             shutil.rmtree(self.folder, ignore_errors=True)
         self.process = self.folder = None
+
+
+def limit_files(pid):
+    """What the far side writes on stderr does not fill the disk: no file that this process writes grows beyond SAID."""
+    try:
+        import resource
+        resource.prlimit(pid, resource.RLIMIT_FSIZE, (SAID, SAID))
+    except (ImportError, AttributeError, OSError, ValueError):
+        pass                                           # not on every system
 
 
 def hang_up(process):
@@ -2299,8 +2339,12 @@ def octal(number):
 
 
 def number_in(field):
-    """The number in a tar field."""
-    return int.from_bytes(field[1:], "big") if field[0] & 128 else int(field.strip(b" \0") or b"0", 8)
+    """The number in a tar field, which is never below zero (int() takes signs and underscores, too). ValueError if it is none."""
+    if field[0] == 128:
+        return int.from_bytes(field[1:], "big")
+    if not re.match(rb" *[0-7]*[ \0]*\Z", field):
+        raise ValueError("a tar header with a number that is none")
+    return int(field.strip(b" \0") or b"0", 8)
 
 
 def tar_header(name, size, mode, mtime, kind=b"0"):
@@ -2328,7 +2372,7 @@ def tar_members(read, whole=True):
                 read(512 + -(used + 512) % 10240)      # the second empty block, and what fills the record
             return
         size = number_in(block[124:136])
-        if sum(block[:148]) + 256 + sum(block[156:]) != int(block[148:156].strip(b" \0"), 8):
+        if sum(block[:148]) + 256 + sum(block[156:]) != number_in(block[148:156]):
             raise ValueError("a tar header with a wrong sum")
         used += size + -size % 512
         kind = block[156:157]
@@ -2543,10 +2587,10 @@ class Answers(threading.Thread):
 
     def read(self):
         sums, said, self.broke = [], "", not self.line.marked(self.process)      # orders go out meanwhile
-        for row in self.process.stdout:
+        for row in iter(lambda: self.line.row(self.process), b""):
             kind, number, text = (row.decode("utf-8", "replace").rstrip("\n").split(" ", 2) + ["", ""])[:3]
             if kind == "s":
-                sums.append(number)
+                sums.append(number) if len(sums) < NAMES else self.line.nonsense()
             elif kind == "tar:" and number == "t":
                 self.unpacked.release()
             elif kind == "tar:":
@@ -2555,7 +2599,7 @@ class Answers(threading.Thread):
                 text = printable(text + said or self.line.why(self.process))
                 self.work.fail(Stop(EX_IOERR, _("%s: %s (is the disk full there?)") % (self.line.host, text)))
                 break
-            elif kind == "ok" and number.isdigit() and int(number) in self.waiting:
+            elif kind == "ok" and re.match("[0-9]{1,9}\\Z", number) and int(number) in self.waiting:
                 with self.lock:
                     item, wanted = self.waiting.pop(int(number))
                 self.settle(item, wanted, sums if isinstance(item, list) else text)
@@ -2790,7 +2834,7 @@ class Cut:
         return data
 
     def row(self):
-        row = self.file.readline(8192)
+        row = self.line.row(self.process)
         if not row.endswith(b"\n"):
             self.line.broke(self.process)
         return row[:-1].decode("utf-8", "replace").split(" ", 2)
@@ -2810,7 +2854,7 @@ class Cut:
     def sized(self, record, most=65536):
         """It, if it has less than `most` bytes (a list may name paths that are too long to be fetched; nothing else is so long)."""
         if len(record) >= most:
-            raise Stop(EX_PROTOCOL, _("%s: an answer that makes no sense") % self.line.host)
+            self.line.nonsense()
         return record
 
     def records(self):
@@ -2839,18 +2883,24 @@ class Cut:
         return row[2]
 
 
-def listing(line, ident, settings):
+ROW = re.compile(rb"([a-zA-Z?]) ([0-9]{1,19}) (-?[0-9]{1,19}(?:\.[0-9]{1,12})?) (-?[0-9]{1,19}(?:\.[0-9]{1,12})?) ([0-7]{1,5}) (.*)\Z", re.S)
+
+
+def listing(line, ident, settings, way="get"):
     """What is in the far directory: (when it was started there, {far: Entry}, {far: ctime there}, folders, {link: file}, out, odd).
     out: what is no file of the directory's own (links that lead out, devices), or what a guard keeps; odd: names that cannot be fetched."""
-    process, small = line.lane(ident, "get"), 0
+    process, small = line.lane(ident, way), 0
     if not line.marked(process):
         line.broke(process)
     told = Cut(line, process)
     process.stdin.write(b"L 1 0 0 -/\n")
     process.stdin.flush()
-    started, files, changed, folders, links, out, odd = told.record().decode(), collections.OrderedDict(), {}, [], [], [], []
-    for row in told.records():
-        kind, size, mtime, ctime, mode, name = row.split(b" ", 5)
+    started, files, changed, folders, links, out, odd = told.record(), collections.OrderedDict(), {}, [], [], [], []
+    for number, row in enumerate(told.records()):
+        found = ROW.match(row)
+        if not found or number >= MOST_FILES or not re.match(rb"[0-9]{1,19}(?:\.[0-9]{1,12})?\Z", started):
+            line.nonsense()
+        kind, size, mtime, ctime, mode, name = found.groups()
         try:
             plain(name)
         except ValueError:
@@ -2870,7 +2920,11 @@ def listing(line, ident, settings):
             out.append(name)
     told.ok()
     copies = resolve(process, told, files, links) if links else {}
-    line.spare = process                               # a lane that is open already
+    if way == "get":
+        line.spare = process                           # a lane that is open already
+    else:
+        leave(process, True)
+        line.end(process)
     out += [name for name in links if name not in copies]
     return float(started), files, changed, folders, copies, out, odd
 
@@ -2949,7 +3003,7 @@ def finish(entry):
 def settle_file(path, entry):
     """Mode and time of the entry for the file at path (or open file)."""
     os.chmod(path, entry.mode & 0o777)
-    os.utime(path, ns=(nanoseconds(entry.mtime),) * 2)
+    os.utime(path, ns=(max(-2 ** 63, min(nanoseconds(entry.mtime), 2 ** 63 - 1)),) * 2)      # a time of the year 3000, as near as it can be told
 
 
 def receive_piece(told, item):
@@ -2976,9 +3030,9 @@ def receive_bundle(told, entries):
     wanted, sums, parts, right = {b"./" + entry.far: entry for entry in entries}, {}, [], True
     for name, size, mtime, mode, kind in tar_members(told.exactly):
         if size > SMALL * 2 or name not in wanted:
-            raise Stop(EX_PROTOCOL, _("%s: an answer that makes no sense") % told.line.host)
+            told.line.nonsense()
         data = told.exactly(size + -size % 512)[:size]
-        entry = wanted[name]
+        entry = wanted.pop(name)                       # each once
         if entry.size != size:
             right = False
             continue
@@ -2991,7 +3045,7 @@ def receive_bundle(told, entries):
             os.close(fd)
         sums[name] = hashlib.sha256(data).hexdigest()
     far, row = [], told.row()
-    while row[0] == "s":
+    while row[0] == "s" and len(far) < len(entries):
         far.append(row[1])
         row = told.row()
     if row[0] != "ok" or [sums.get(b"./" + entry.far) for entry in entries] != far and set(far) != {"-"}:
@@ -3121,6 +3175,13 @@ class Record:
 Outcome = collections.namedtuple("Outcome", "ident code ended_by state fetched odd")   # code: exit code; ended_by: command or runner
 
 
+SAYS = {                       # what a watching session says: bytes of the log, a state, the end
+    "L": r"[0-9]{1,9}\Z",
+    "S": r"[a-z]",
+    "E": r"(?:ended (?:1?[0-9]{1,2}|2[0-4][0-9]|25[0-5])|failed|lost|error|refused)(?: |\Z)",
+}
+
+
 class Run:
     """One calculation: its record, its line, and the patience with that line."""
 
@@ -3214,7 +3275,7 @@ class Run:
         entries = self.early.result()                  # as they were at first, also if the line was lost since: a change is said
         record.begin("in", line.facts["boot"])
         if record.have:
-            there = listing(line, self.ident, self.settings)[1]
+            there = listing(line, self.ident, self.settings, "put")[1]
             record.have = {which: spans for which, spans in record.have.items() if which[0] in there}
         record.step("sending")
         fault("sending")
@@ -3250,6 +3311,8 @@ class Run:
         told = Cut(line, process)
         while True:
             row = told.row()
+            if not re.match(SAYS.get(row[0], "(?!)"), " ".join(row[1:])):
+                line.nonsense()
             if row[0] in ("L", "S") and "started" not in self.record.steps:
                 self.record.step("started")
                 log("info", self.ident, "5 start", state=" ".join(row[1:]) if row[0] == "S" else "running")
@@ -3559,13 +3622,27 @@ def fetch_all(line, ident, into, settings):
         line.broke(process)
     process.stdin.write(b"E 1 0 0 -/\n")
     process.stdin.flush()
-    told, entries = Cut(line, process), []
+    try:
+        entries = unpack(Cut(line, process), into)
+    except ValueError as error:
+        raise Stop(EX_PROTOCOL, printable("%s: %s" % (line.host, error)))
+    line.end(process)
+    if not agree(line, ident, entries):
+        raise LineLost(_("the sums of the results differ"))
+    return len(entries)
+
+
+def unpack(told, into):
+    """All files of one tar into a directory; their Entries. ValueError for what is none."""
+    entries = []
     for name, size, mtime, mode, kind in tar_members(told.exactly, whole=False):
         name = name[2:] if name.startswith(b"./") else name
         if kind == b"5" and name.strip(b"/"):
             os.makedirs(os.path.join(into, plain(name.rstrip(b"/"))), exist_ok=True)
         if kind not in (b"0", b"\0"):
             continue
+        if len(entries) >= MOST_FILES:
+            told.line.nonsense()
         entry = Entry(os.path.join(into, plain(name)), name, size, "%d.0" % mtime, mode)
         fd = os.open(part(entry.near), os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
         try:
@@ -3579,10 +3656,7 @@ def fetch_all(line, ident, into, settings):
         told.exactly(-size % 512)
         finish(entry)
         entries.append(entry)
-    line.end(process)
-    if not agree(line, ident, entries):
-        raise LineLost(_("the sums of the results differ"))
-    return len(entries)
+    return entries
 
 
 def receive(line, ident, entries, record, settings):
@@ -3637,7 +3711,7 @@ def far_sums(line, ident, entries, way="get"):
         process.stdin.write(b"S 1 0 %d -/\n" % len(text) + text)
         process.stdin.flush()
         for row in iter(told.row, ["ok", "1", "-"]):
-            sums.append(row[1] if row[0] == "s" else line.broke(process))
+            sums.append(row[1] if row[0] == "s" and len(sums) < len(entries) else line.broke(process))
     leave(process, True)
     line.end(process)
     return sums
@@ -3656,7 +3730,7 @@ def bring(line):
         process.stdin.close()
     except OSError:
         pass                                           # the answer tells
-    rows = process.stdout.read().decode("utf-8", "replace").splitlines() if line.marked(process) else []
+    rows = line.rows(process)
     if not rows or not rows[-1].startswith("E "):
         line.broke(process)
     line.end(process)
@@ -3702,11 +3776,10 @@ def run_calculation(host, command, inputs, into=".", settings=None, mode="run", 
 #  - Commands are those of the sections [command NAME]: argument vectors of the owner's, arguments only where patterns allow them.
 #  - What leaves has passed [outbound]; a file is served only if it is still the one that was looked through.
 INTO_LOG = 'umask "$1"; shift; exec >remote_program_exec.log 2>&1; exec "$@"'
-FORM = re.compile(r"exec sh -c 'eval \"\$\(printf %b \"\$1\"\)\"' mi_distcomp '[^']*'((?: '[^']*'){4,8})"
-                  r"((?: [-A-Za-z0-9._/+=,@]+){0,70})\Z")
+FORM = re.compile(r"exec sh -c 'eval \"\$\(printf %b \"\$1\"\)\"' mi_distcomp '[^']*'((?: '[^']*'){4,8})\Z")
 IDENT, NUMBER, NONE = r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", r"[0-9]{1,18}", r"-"
-RSYNC_FLAGS = re.compile(r"-[vtrpzWI]*(?:e[0-9]*\.[0-9]*[A-Za-z]*)?\Z")         # no links, no devices, no -s (arguments on stdin), no owners
-RSYNC_WORDS = re.compile(r"--(?:partial|timeout=[0-9]+|compress-choice=zstd|compress-level=1|no-W|no-whole-file)\Z")
+ENTRY = 4096                   # bytes of max_bytes that a file, a directory or an order costs, however empty
+LOG_MOST, LOG_KEEP = 16 << 20, 8           # bytes of guard.log after which a new one is begun; how many older ones stay
 
 
 class Refused(Exception):
@@ -3720,7 +3793,7 @@ class Place:
         self.ident, self.rules, self.base = ident, rules, base
         self.work = os.path.join(base, ident.encode())
         self.control = os.path.join(base, b".mi", ident.encode())
-        self.spent = self.control + b".bytes"
+        self.spent, self.book = self.control + b".bytes", None
 
     def state(self):
         """As FAR's `look` says it; for a job of a batch system also queued, by its files and what the queue said last."""
@@ -3781,6 +3854,37 @@ class Place:
         return let_out({"after_stop": keys["after_stop"] or "", "patterns": keys["patterns"] is not False,
                         "logs": keys["logs"] is not False}, stopped)
 
+    def begun(self):
+        """Was the command started, or the calculation cleaned away? From then on nothing is put here any more."""
+        return os.path.isdir(self.control)
+
+    def take_ready(self):
+        """From now on it cannot start any more: True. False if it did."""
+        try:
+            os.rename(os.path.join(self.control, b"ready"), os.path.join(self.control, b"start"))      # as the wrapper does
+            return True
+        except FileNotFoundError:
+            return False
+
+    def locked(self, deed):
+        """deed(), while no other session starts, cleans, or writes inputs into this calculation. (The kernel lets the lock of a dead one go.)"""
+        import fcntl
+        if self.book is None:
+            self.book = os.open(self.spent, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        fcntl.flock(self.book, fcntl.LOCK_EX)
+        try:
+            return deed()
+        finally:
+            fcntl.flock(self.book, fcntl.LOCK_UN)
+
+    def unstarted(self, deed):
+        """deed(), before the start and not beside it. Refused afterwards, whoever came when: each single write asks anew."""
+        def only_before():
+            if self.begun():
+                raise Refused("inputs for a calculation that was started")
+            return deed()
+        return self.locked(only_before)
+
     def folder(self, parts, make=False):
         """A descriptor of the directory at parts below the working directory, reached without following a link. The caller closes it."""
         here = os.open(self.work, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
@@ -3788,6 +3892,7 @@ class Place:
             try:
                 if make:
                     os.mkdir(name, 0o700, dir_fd=here)
+                    self.spend(ENTRY)
             except FileExistsError:
                 pass
             try:
@@ -3797,11 +3902,14 @@ class Place:
             here = there
         return here
 
-    def open(self, name, flags, make=False):
-        """A descriptor of the regular file `name` (bytes) in the working directory. Refused if it is anything else."""
+    def open(self, name, flags, make=False, fresh=False):
+        """A descriptor of the regular file `name` (bytes) in the working directory. Refused if it is anything else. make: with the
+        directories that it stands in; fresh: in place of one that is there (and may be read-only)."""
         parts = plain(name).split(b"/")
         folder = self.folder(parts[:-1], make)
         try:
+            if fresh:
+                unlink_if_there(parts[-1], folder)
             fd = os.open(parts[-1], flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600, dir_fd=folder)
         finally:
             os.close(folder)
@@ -3812,38 +3920,60 @@ class Place:
         return fd
 
     def spend(self, size):
-        """Counts bytes that come in, over all connections. Refused beyond max_bytes."""
-        import fcntl
+        """Counts bytes that come in, over all sessions; the lock is held. Refused beyond max_bytes."""
         most = self.rules["ssh guard"]["max_bytes"]
         if not most:
             return
-        with open(self.spent, "a+") as book:
-            fcntl.flock(book, fcntl.LOCK_EX)
-            book.seek(0)
-            used = int(book.read() or 0) + size
-            if used > most:
-                raise Refused("more than max_bytes = %d" % most)
-            book.truncate(0)
-            book.write(str(used))
+        told = os.pread(self.book, 64, 0).strip()
+        used = (int(told) if re.match(rb"[0-9]{1,40}\Z", told) else 0) + size
+        if used > most:
+            raise Refused("more than max_bytes = %d" % most)
+        os.pwrite(self.book, b"%040d" % used, 0)       # in place: this needs no room on a full disk
+
+
+def unlink_if_there(name, folder):
+    """Removes the entry of a directory (a descriptor)."""
+    try:
+        os.unlink(name, dir_fd=folder)
+    except FileNotFoundError:
+        pass
 
 
 def guard_log(rules, level, ident, step, **values):
     """One line into the guard's own log, not to who asks."""
     if "plain" in rules:
         return
-    path = utf8(rules["ssh guard"]["audit_log"]) or os.path.join(rules["base"], b".mi", b"guard.log")
-    fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o600)
-    with io.open(fd, "w", encoding="utf-8", errors="backslashreplace") as SAY["log"]:
+    path = utf8(rules["ssh guard"]["audit_log"]) or os.path.join(rules["top"], b".mi", b"guard.log")
+    if rules["key"]:
+        values = dict(values, key=rules["key"])
+    with io.open(log_file(path), "w", encoding="utf-8", errors="backslashreplace") as SAY["log"]:
         log(level, ident, step, client=os.environ.get("SSH_CONNECTION", "-").split(" ")[0], **values)
     SAY["log"] = None
 
 
-def guard_hold(place, words, tail):
-    """The control connection: what there is here, then an echo."""
-    import shutil
+def log_file(path):
+    """A descriptor to write to the log at path. One that has grown to LOG_MOST becomes path.1, that one path.2, up to LOG_KEEP."""
+    import fcntl
+    fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+    if os.fstat(fd).st_size < LOG_MOST:
+        return fd
+    fcntl.flock(fd, fcntl.LOCK_EX)                     # of two that see this one does it; the other finds another file
+    try:
+        older = [path] + [path + b".%d" % number for number in range(1, LOG_KEEP + 1)]
+        for number in range(LOG_KEEP, 0, -1) if os.path.samestat(os.fstat(fd), os.stat(path)) else ():
+            if os.path.exists(older[number - 1]):
+                os.replace(older[number - 1], older[number])
+        os.close(fd)
+        return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+    except PermissionError:                            # an audit_log where only its owner may do this
+        return fd
+
+
+def guard_hold(place, words):
+    """The control connection: what there is here, then an echo. (rsync and zstd stand here for older runners: a guard has none.)"""
     free = os.statvfs(place.base)
-    tell("ready guard=1 boot=%s gnu=1 rsync=%d zstd=%d gzip=1 aes=%d free=%d sum=sha256" % (
-        boot_id(), bool(shutil.which("rsync")), has_zstd(), has_aes(), free.f_bavail * free.f_frsize // 1024))
+    tell("ready guard=1 boot=%s gnu=1 rsync=0 zstd=0 gzip=1 aes=%d free=%d sum=sha256" % (
+        boot_id(), has_aes(), free.f_bavail * free.f_frsize // 1024))
     for row in iter(lambda: sys.stdin.buffer.readline(200), b""):
         tell(printable(row.decode("ascii", "replace").rstrip("\n")))
 
@@ -3854,7 +3984,7 @@ def tell(text):
     sys.stdout.buffer.flush()
 
 
-def guard_list(place, words, tail):
+def guard_list(place, words):
     for name in sorted(os.listdir(os.path.join(place.base, b".mi"))):
         if re.match(IDENT + r"\Z", name.decode("utf-8", "replace")):
             state = Place(place.base, name.decode(), place.rules).state()
@@ -3870,15 +4000,20 @@ def make_work(place):
         pass
 
 
-def guard_clean(place, words, tail):
-    """Removes an ended calculation (rmtree does not follow links)."""
+def guard_clean(place, words):
+    """Removes a calculation that does not run (rmtree does not follow links)."""
     import shutil
-    state = place.state()
-    if state.split()[0] in ("running", "starting", "ready", "queued"):
-        return tell("E " + state)
+
+    def hold_still():
+        word = place.state().split()[0]
+        if word in ("running", "starting", "queued") or word == "ready" and not place.take_ready():
+            return False
+        os.makedirs(place.control, 0o700, exist_ok=True)   # stays empty for a day: a start that the network held back finds it
+        return True
+    if not place.locked(hold_still):
+        return tell("E " + place.state())
     shutil.rmtree(place.work, ignore_errors=True)
-    os.makedirs(place.control, 0o700, exist_ok=True)   # stays empty for a day: a start that the network held back finds it
-    for name in os.listdir(place.control):
+    for name in sorted(os.listdir(place.control)):     # `start` is the last: what is broken off here can be cleaned again
         path = os.path.join(place.control, name)
         shutil.rmtree(path) if os.path.isdir(path) else os.unlink(path)
     if os.path.exists(place.spent):
@@ -3911,28 +4046,16 @@ def permit_inputs(place, command):
             permit_input(command, shown(b"/".join(parts)) + "/")
 
 
-def guard_run(place, words, tail):
+def guard_run(place, words):
     """Starts the command, once, however often it is asked; then watches it."""
     boot, command = words[:2]
     command, argv = place.rules.get("plain") or asked_command(place.rules, command)
-    if os.path.isdir(place.control) and not os.listdir(place.control):
-        return tell("E lost it was cleaned away")
-    if not os.path.isdir(place.control):
+    if not place.begun():
         if boot != boot_id():
             return tell("E lost the host was restarted before the command was started")
-        make_work(place)
-        fresh = os.path.join(place.base, b".mi", b".new.%d" % os.getpid())
-        os.mkdir(fresh, 0o700)
-        prepare(fresh)
-        write_synced(os.path.join(fresh, b"command"), json.dumps(
-            {key: command[key] for key in ("name", "after_stop", "patterns", "logs")}).encode())
-        if "tool" in place.rules:
-            write_synced(os.path.join(fresh, b"tool"), utf8(place.rules["tool"]) + b"\n")
-        try:
-            os.rename(fresh, place.control)            # one wins
-        except OSError:
-            import shutil
-            shutil.rmtree(fresh)
+        place.locked(lambda: begin(place, command))
+    if not os.listdir(place.control):
+        return tell("E lost it was cleaned away")
     if os.path.exists(os.path.join(place.control, b"ready")) and not read_batch(place.control):
         if boot != boot_id():
             return tell("E lost the host was restarted before the command was started")
@@ -3946,7 +4069,24 @@ def guard_run(place, words, tail):
             start_wrapper(place.control, place.work, argv, env)
         else:
             guard_submit(place, command, argv, env)
-    guard_watch(place, ["0"], tail)
+    guard_watch(place, ["0"])
+
+
+def begin(place, command):
+    """Makes the control directory, once: what puts inputs here has ended its last write, and is refused from now on."""
+    import shutil
+    if place.begun():
+        return
+    make_work(place)
+    fresh = os.path.join(place.base, b".mi", b".new." + place.ident.encode())
+    shutil.rmtree(fresh, ignore_errors=True)           # of one that was killed here
+    os.mkdir(fresh, 0o700)
+    prepare(fresh)
+    write_synced(os.path.join(fresh, b"command"), json.dumps(
+        {key: command[key] for key in ("name", "after_stop", "patterns", "logs")}).encode())
+    if "tool" in place.rules:
+        write_synced(os.path.join(fresh, b"tool"), utf8(place.rules["tool"]) + b"\n")
+    os.rename(fresh, place.control)
 
 
 def batch_environment(keys):
@@ -3968,7 +4108,7 @@ def guard_submit(place, command, argv, env):
             job.begin(place.work, argv, env, env["MI_RUN"], command["options"], section=section)
 
 
-def guard_watch(place, words, tail):
+def guard_watch(place, words):
     """Log (where the outbound rules let it out at once) and state until the end."""
     offset, pause, said, since = int(words[0]), 0.01, "", time.monotonic()
     rules, job = place.rules["outbound"], place.job()
@@ -4007,7 +4147,7 @@ def log_after(place, offset):
         os.close(fd)
 
 
-def guard_cancel(place, words, tail):
+def guard_cancel(place, words):
     """TERM, and after a grace KILL: the command and all that descends from it."""
     job, until = place.job(), time.monotonic() + 2 * END_LATE
     if place.state().split()[0] not in ("none", "ended", "failed", "lost"):
@@ -4025,34 +4165,6 @@ def guard_cancel(place, words, tail):
         while time.monotonic() < until and not place.over():
             time.sleep(0.05)
     tell("E " + place.state())
-
-
-def guard_rsync(place, words, tail):
-    """rsync's server end: to put inputs before the start, to get permitted results after the end. argv is ours; names are checked."""
-    sending, flags, paths = "--sender" in tail, [], []
-    rest = [word for word in tail if word != "--sender"]
-    if rest[:1] != ["--server"] or "." not in rest:
-        raise Refused("rsync words")
-    at = rest.index(".")
-    flags, paths = rest[1:at], rest[at + 1:]
-    if not all(RSYNC_FLAGS.match(word) or RSYNC_WORDS.match(word) for word in flags):
-        raise Refused("rsync options: %s" % printable(" ".join(flags)))
-    if sending:
-        results = Results(place)
-        for path in paths:
-            os.close(results.open(utf8(path[2:] if path.startswith("./") else path)))
-        if place.rules["outbound"]["deny_content"] or place.rules["outbound"]["deny_sums"]:
-            raise Refused("rsync beside content rules")
-        paths = ["./" + path for path in paths]
-    elif place.state() != "none" or paths != ["."]:
-        raise Refused("rsync into a calculation that was started, or elsewhere")
-    elif place.rules["ssh guard"]["max_bytes"]:
-        raise Refused("rsync beside max_bytes")
-    else:
-        make_work(place)
-    os.chdir(place.work)
-    words = ["rsync", "--server"] + ["--sender"] * sending + flags + ["."] + paths
-    os.execvpe("rsync", words, {"PATH": os.environ.get("PATH", "/usr/bin:/bin")})
 
 
 # What leaves
@@ -4157,6 +4269,17 @@ class Results:
         finally:
             os.close(fd)
 
+    def folders_told(self):
+        """Directories whose names may leave: those of files that may, and those that the rules for names let out."""
+        parents = {b"/".join(parts[:n]) for parts in (name.split(b"/") for name in self.files) for n in range(1, len(parts))}
+        return sorted(parents | set(filter(self.may_be_named, self.folders)))
+
+    def may_be_named(self, name):
+        try:
+            return not name_rule(self.rules, plain(name).decode("utf-8"))
+        except ValueError:
+            return False
+
     def open(self, name):
         """A descriptor of a result that may leave. Refused if it may not, or is not the file that was looked through."""
         if name not in self.files:
@@ -4191,24 +4314,27 @@ def walk(place, parts):
 
 # The lanes, order by order as FAR's `lane` serves them
 
-def guard_lane(place, words, tail):
+def guard_lane(place, words):
     """Inputs in (put) or results out (get)."""
-    make_work(place)
     source = sys.stdin.buffer
     serve = Putting(place, source) if words[0] == "put" else Getting(place, source)
     for row in iter(lambda: source.readline(2000), b""):
-        found = re.match(rb"([TCZMSLGA]) ([0-9]{1,9}) ([0-9]{1,18}) ([0-9.,:]{1,60}) ([^\x00-\x1f\x7f]+)/\n\Z", row)
-        if not found or found.group(1).decode() not in serve.orders:
+        found = re.match(rb"([A-Z]) ([0-9]{1,9}) ([0-9]{1,15}) ([0-9.,:]{1,40}) ([^\x00-\x1f\x7f]{1,1000})/\n\Z", row)
+        method, shape = serve.orders.get(found.group(1), (None, b"")) if found else (None, b"")
+        if method is None or not re.match(shape + rb"\Z", found.group(4)):
             raise Refused("an order that does not belong to this lane: %s" % printable(row[:80].decode("utf-8", "replace")))
         kind, number, offset, size, name = found.groups()
-        told = getattr(serve, serve.orders[kind.decode()])(int(offset), size.decode(), name)
+        try:
+            told = getattr(serve, method)(int(offset), size.decode(), name)
+        except OSError as error:
+            return tell("no %s %s: %s" % (number.decode(), shown(name), error.strerror))
         if kind != b"T":
             tell("ok %s %s" % (number.decode(), told or "-"))
 
 
-class Putting:
-    """Orders of a lane that brings inputs."""
-    orders = {"T": "bundle", "C": "piece", "Z": "packed", "M": "finish", "S": "sums"}
+class Lane:
+    """What both ways have in common. orders: {letter: (its method, the form of its third number)}"""
+    orders = {}
 
     def __init__(self, place, source):
         self.place, self.source = place, source
@@ -4219,12 +4345,43 @@ class Putting:
             raise EOFError
         return data
 
-    def write(self, name, size):
-        """A descriptor to write an input of this size to."""
-        if os.path.isdir(self.place.control):
-            raise Refused("inputs for a calculation that was started")
-        self.place.spend(size)
-        return self.place.open(name, os.O_RDWR | os.O_CREAT, make=True)
+
+class Putting(Lane):
+    """Orders of a lane that brings inputs: before the start. What has been written is not read again: its sums are of what came."""
+    orders = {b"T": ("bundle", rb"[0-9]{1,9}"), b"C": ("piece", rb"[0-9]{1,9}"), b"Z": ("packed", rb"[0-9]{1,8},[0-9]{1,8}"),
+              b"M": ("finish", rb"[0-9]{1,11}(?:\.[0-9]{1,9})?:[0-7]{1,4}"), b"S": ("sums", rb"[0-9]{1,6}"), b"L": ("listing", rb"0")}
+
+    def __init__(self, place, source):
+        Lane.__init__(self, place, source)
+        self.came = {}                                 # {name: sum} of the last bundle
+        place.unstarted(lambda: make_work(place))
+        signal.signal(signal.SIGALRM, self.look_up)    # who is held open ends, too
+        signal.setitimer(signal.ITIMER_REAL, 0.5, 0.5)
+
+    def look_up(self, number, frame):
+        """Ends this lane once the command was started."""
+        if self.place.begun():
+            os.write(2, b"refused by the guard: the calculation was started\n")
+            os._exit(EX_REFUSED)
+
+    def create(self, name, fresh=False):
+        """A descriptor to write the input to; it costs an entry."""
+        self.place.spend(ENTRY)
+        return self.place.open(name, os.O_WRONLY | os.O_CREAT, True, fresh)
+
+    def write(self, fd, data, offset):
+        self.place.spend(len(data))
+        os.lseek(fd, offset, os.SEEK_SET)
+        write_all(fd, data)
+
+    def store(self, name, data, mode, mtime):
+        """A small input, whole."""
+        fd = self.create(name, True)
+        try:
+            self.write(fd, data, 0)
+            self.settle(fd, len(data), mode, mtime)
+        finally:
+            os.close(fd)
 
     def bundle(self, offset, size, name):
         left = [int(size)]
@@ -4234,34 +4391,38 @@ class Putting:
             if left[0] < 0:
                 raise Refused("a bundle that is longer than it says")
             return self.exactly(count)
+        self.came = {}
         for name, size, mtime, mode, kind in tar_members(read, whole=False):
             name = name.strip(b"/")
             name = plain(name[2:] if name.startswith(b"./") else name)
             if kind == b"5":
-                os.close(self.place.folder(name.split(b"/"), make=not os.path.isdir(self.place.control)))
+                os.close(self.place.unstarted(lambda: self.place.folder(name.split(b"/"), make=True)))
                 continue
             if kind != b"0" or size > SMALL:
                 raise Refused("a bundle with something else than small files")
             data = read(size + -size % 512)[:size]
-            fd = self.write(name, size)
-            try:
-                os.ftruncate(fd, 0)
-                write_all(fd, data)
-                os.fchmod(fd, mode & 0o777)
-                os.utime(fd, (mtime, mtime))
-            finally:
-                os.close(fd)
+            self.came[name] = hashlib.sha256(data).hexdigest()
+            self.place.unstarted(lambda: self.store(name, data, mode, mtime))
+        if left[0] > 10240:
+            raise Refused("a bundle that goes on behind its end")
         self.exactly(left[0])
+
+    @staticmethod
+    def settle(fd, size, mode, mtime):
+        """The size, mode and time of an input."""
+        if os.fstat(fd).st_size > size:                # of an older one
+            os.ftruncate(fd, size)
+        os.fchmod(fd, mode & 0o777)
+        os.utime(fd, (mtime, mtime))
 
     def piece(self, offset, size, name):
         left, digest = int(size), hashlib.sha256()
-        fd = self.write(name, left)
+        fd = self.place.unstarted(lambda: self.create(name))
         try:
             while left:
                 data = self.exactly(min(left, BLOCK))
                 digest.update(data)
-                os.lseek(fd, offset, os.SEEK_SET)
-                write_all(fd, data)
+                self.place.unstarted(lambda: self.write(fd, data, offset))
                 offset += len(data)
                 left -= len(data)
         finally:
@@ -4273,45 +4434,49 @@ class Putting:
         packed, whole = (int(word) for word in size.split(","))
         if max(packed, whole) > 2 * NEAR_PIECE:
             raise Refused("a piece that is too large")
-        opener = zlib.decompressobj(31)
-        data = opener.decompress(self.exactly(packed), whole + 1)
+        try:
+            data = zlib.decompressobj(31).decompress(self.exactly(packed), whole + 1)
+        except zlib.error:
+            data = b""
         if len(data) != whole:
             raise Refused("a piece that unpacks to something else than it says")
-        fd = self.write(name, whole)
+        fd = self.place.unstarted(lambda: self.create(name))
         try:
-            os.lseek(fd, offset, os.SEEK_SET)
-            write_all(fd, data)
+            self.place.unstarted(lambda: self.write(fd, data, offset))
         finally:
             os.close(fd)
         return hashlib.sha256(data).hexdigest()
 
     def finish(self, size, times, name):
         when, mode = times.split(":")
-        most = self.place.rules["ssh guard"]["max_bytes"]
-        if most and size > most:
-            raise Refused("more than max_bytes = %d" % most)
+        self.place.unstarted(lambda: self.end(name, size, int(mode, 8), float(when)))
+
+    def end(self, name, size, mode, mtime):
+        """A large input is whole."""
+        self.place.spend(ENTRY)
         try:
-            fd = self.write(name, 0)
+            fd = self.place.open(name, os.O_WRONLY)
         except PermissionError:                        # read-only by now: once more, as the answer was lost
             fd = self.place.open(name, os.O_RDONLY)
         try:
-            if os.fstat(fd).st_size != size:
-                os.ftruncate(fd, size)
-            os.fchmod(fd, int(mode, 8) & 0o777)
-            os.utime(fd, (float(when), float(when)))
+            if os.fstat(fd).st_size < size:
+                raise Refused("pieces are missing of %s" % shown(name))
+            self.settle(fd, size, mode, mtime)
         finally:
             os.close(fd)
 
-    def open(self, name):
-        return self.place.open(name, os.O_RDONLY)
-
     def sums(self, offset, size, name):
         for name in names_of(self.exactly(int(size))):
-            digest, fd = hashlib.sha256(), self.open(name)
-            with os.fdopen(fd, "rb", 0) as file:
-                for data in iter(lambda: file.read(BLOCK), b""):
-                    digest.update(data)
-            sys.stdout.buffer.write(b"s %s\n" % digest.hexdigest().encode())
+            if name not in self.came:
+                raise Refused("a sum of something else than the last bundle: %s" % shown(name))
+            sys.stdout.buffer.write(b"s %s\n" % self.came[name].encode())
+
+    def listing(self, offset, size, name):
+        """What has come so far: a lane that goes on where another was lost leaves that out."""
+        def deed():
+            names = [b"/".join(parts) for parts, kind in walk(self.place, []) if kind == "file"]
+            return [row_of(name, mark_of(os.lstat(os.path.join(self.place.work, name)))) for name in names]
+        sys.stdout.buffer.write(b"0\0" + b"".join(self.place.unstarted(deed)) + b"\0")
 
 
 def names_of(data):
@@ -4319,12 +4484,18 @@ def names_of(data):
     return [plain(row[2:] if row.startswith(b"./") else row) for row in data.split(b"\n")[:-1]]
 
 
-class Getting(Putting):
-    """Orders of a lane that fetches results."""
-    orders = {"L": "listing", "G": "piece", "A": "bundle", "S": "sums"}
+def row_of(name, mark):
+    """A file in a list."""
+    times = divmod(mark[3], 10 ** 9) + divmod(mark[4], 10 ** 9)
+    return b"f %d %d.%09d %d.%09d %o " % ((mark[2],) + times + (mark[5],)) + name + b"\0"
+
+
+class Getting(Lane):
+    """Orders of a lane that fetches results: after the end, and only what has passed the rules."""
+    orders = {b"L": ("listing", rb"0"), b"G": ("piece", rb"[0-9]{1,12}"), b"A": ("bundle", rb"[0-9]{1,6}"), b"S": ("sums", rb"[0-9]{1,6}")}
 
     def __init__(self, place, source):
-        Putting.__init__(self, place, source)
+        Lane.__init__(self, place, source)
         self.results = None
 
     def open(self, name):
@@ -4335,14 +4506,23 @@ class Getting(Putting):
         self.results = Results(self.place, afresh=True)
         started, out = read_note(os.path.join(self.place.control, b"start")), sys.stdout.buffer
         out.write(b"%.6f\0" % (started.time if started else 0))
-        for name in self.results.folders:
+        folders = self.results.folders_told()
+        for name in folders:
             out.write(b"d 0 0 0 755 " + name + b"\0")
         for name, mark in self.results.files.items():
-            times = divmod(mark[3], 10 ** 9) + divmod(mark[4], 10 ** 9)
-            out.write(b"f %d %d.%09d %d.%09d %o " % ((mark[2],) + times + (mark[5],)) + name + b"\0")
-        for name in self.results.refused:
-            out.write(b"x 0 0 0 0 " + name + b"\0")
+            out.write(row_of(name, mark))
+        kept = len(self.results.refused) + len(set(self.results.folders) - set(folders))
+        if kept:                                       # how many, never which
+            out.write(b"x 0 0 0 0 %d of the results there\0" % kept)
         out.write(b"\0")
+
+    def sums(self, offset, size, name):
+        for name in names_of(self.exactly(int(size))):
+            digest = hashlib.sha256()
+            with os.fdopen(self.open(name), "rb", 0) as file:
+                for data in iter(lambda: file.read(BLOCK), b""):
+                    digest.update(data)
+            sys.stdout.buffer.write(b"s %s\n" % digest.hexdigest().encode())
 
     def piece(self, offset, size, name):
         left, digest, fd = int(size), hashlib.sha256(), self.open(name)
@@ -4383,38 +4563,62 @@ REQUESTS = {                   # verb: (what serves it, its ID, its further word
     "watch": (guard_watch, IDENT, (NUMBER,)),
     "cancel": (guard_cancel, IDENT, (r"[0-9]{1,4}",)),
     "clean": (guard_clean, IDENT, ()),
-    "rsync": (guard_rsync, IDENT, ()),               # and the only one that may have words behind, as rsync itself adds them
 }
 
 
 def asked(text):
-    """(verb, ID, words, rsync's words) of a request; Refused if it has another form or is not in the table."""
+    """(verb, ID, words) of a request; Refused if it has another form or is not in the table."""
     found = FORM.match(text)
     if not found:
         raise Refused("not a request of this program")
     words = [re.sub(rb"\\0([0-7]{3})", lambda m: bytes([int(m.group(1), 8) & 255]), word.encode()).decode("utf-8")
              for word in re.findall(r" '([^']*)'", found.group(1))]
     protocol, verb, _base, ident = words[:4]
-    tail = found.group(2).split()
     if protocol != "1" or verb not in REQUESTS:
         raise Refused("an unknown verb")
     function, shape, shapes = REQUESTS[verb]
-    if not re.fullmatch(shape, ident) or len(words) - 4 != len(shapes) or tail and verb != "rsync":
+    if not re.fullmatch(shape, ident) or len(words) - 4 != len(shapes):
         raise Refused("words that do not belong to %s" % verb)
     for word, shape in zip(words[4:], shapes):
         if not re.fullmatch(shape, word):
             raise Refused("a word that does not belong to %s" % verb)
-    return verb, ident, words[4:], tail
+    return verb, ident, words[4:]
 
 
 def guard_rules(options):
-    """The owner's rules. 78 if there are rules that this guard cannot keep: it does not pretend to."""
+    """The owner's rules. 78 if there are rules that this guard cannot keep: it does not pretend to. A key with a name has a base of its own
+    in the base: it sees, fetches and cleans what is there and nothing else."""
     ini = find_ini(options.ini, ini_folders(__file__)[:1], needed=True)                     # beside this file, and nowhere else
     rules = read_ini(ini, TABLE)
     rules["commands"] = commands_of(ini, rules)
-    rules["base"] = os.path.abspath(os.path.expanduser(utf8(rules["ssh guard"]["base"])))
+    name = rules["key"] = getattr(options, "key", None) or ""
+    if name and (not re.match(r"[A-Za-z0-9][-A-Za-z0-9._]{0,63}\Z", name) or re.match(IDENT + r"\Z", name)):
+        raise Stop(EX_CONFIG, _("--key %s: a word of letters and digits, please") % printable(name))
+    rules["top"] = os.path.realpath(os.path.expanduser(utf8(rules["ssh guard"]["base"])))
+    rules["base"] = os.path.join(rules["top"], utf8(name)) if name else rules["top"]
     rules["umask"], rules["ini"] = os.umask(0o077), ini
     return rules
+
+
+def open_to_others(base):
+    """Why nothing may be run in the directory base (bytes, a real path), or None: who may write there, or to one that it stands in, could
+    prepare what is run. (In /tmp and its like others may not exchange what is there.)"""
+    for path in [os.path.join(base, b".mi"), base] + above(base):
+        if not os.path.exists(path):
+            continue                                   # it will be ours
+        info = os.stat(path)
+        shared = path not in (base, os.path.join(base, b".mi")) and info.st_mode & stat.S_ISVTX and info.st_uid == 0
+        if info.st_uid not in (0, os.geteuid()):
+            return _("%s: belongs to somebody else") % shown(path)
+        if info.st_mode & 0o022 and not shared:
+            return _("%s: others may write to it") % shown(path)
+    return None
+
+
+def above(path):
+    """The directories that it stands in, up to /."""
+    parent = os.path.dirname(path)
+    return [] if parent == path else [parent] + above(parent)
 
 
 def print_key_line(options):
@@ -4424,7 +4628,10 @@ def print_key_line(options):
     if not re.match(r"(?:ssh|ecdsa|sk)-[a-z0-9@.-]+ [A-Za-z0-9+/=]+(?: [^\n]*)?\Z", key):
         raise Stop(EX_CONFIG, _("%s: not one public key") % printable(options.print_key_line))
     rules = guard_rules(options)
-    command = "%s -I -S %s guard --ini %s" % (sys.executable, os.path.abspath(__file__), rules["ini"])
+    if open_to_others(rules["base"]):
+        raise Stop(EX_CONFIG, "[ssh guard] base: " + open_to_others(rules["base"]))
+    key_name = " --key " + options.key if options.key else ""
+    command = "%s -I -S %s guard --ini %s%s" % (sys.executable, os.path.abspath(__file__), rules["ini"], key_name)
     if re.search(r'["\\$`\s]', command.replace(" ", "")) or ODD.search(command):
         raise Stop(EX_CONFIG, _("%s: put it where the path has no quotes, blanks or $") % printable(command))
     where = 'from="%s",' % rules["ssh guard"]["from"] if rules["ssh guard"]["from"] else ""
@@ -4437,16 +4644,19 @@ def do_guard(options):
     if options.print_key_line:
         return print_key_line(options)
     rules, verb, ident = guard_rules(options), "-", "-"
-    os.makedirs(os.path.join(rules["base"], b".mi"), 0o700, exist_ok=True)
+    why = open_to_others(rules["base"])
+    if why:
+        raise Stop(EX_CONFIG, "[ssh guard] base: " + why)
+    for folder in (rules["top"], rules["base"]):
+        os.makedirs(os.path.join(folder, b".mi"), 0o700, exist_ok=True)
     try:
-        verb, ident, words, tail = asked(os.environ.get("SSH_ORIGINAL_COMMAND", ""))
-        guard_log(rules, "info", ident, verb, words=" ".join(words[:2] if verb == "run" else words + tail))
-        if verb != "rsync":
-            tell("mi_distcomp 1 " + verb)
-        REQUESTS[verb][0](Place(rules["base"], ident, rules), words, tail)
+        verb, ident, words = asked(os.environ.get("SSH_ORIGINAL_COMMAND", ""))
+        guard_log(rules, "info", ident, verb, words=" ".join(words[:2]))
+        tell("mi_distcomp 1 " + verb)
+        REQUESTS[verb][0](Place(rules["base"], ident, rules), words)
         sys.stdout.buffer.flush()
         return 0
-    except (Refused, ValueError) as error:
+    except (Refused, ValueError, OverflowError) as error:
         guard_log(rules, "warn", ident, "refused", verb=verb, why=error, asked=printable(os.environ.get("SSH_ORIGINAL_COMMAND", "")[-200:]))
         sys.stderr.write("refused by the guard: %s\n" % printable(error))
         return EX_REFUSED
@@ -4468,7 +4678,7 @@ def do_far(words):
         rules["plain"] = dict(keys, name="far", env={}, options=batch_options(keys, ())[0]), [os.environ.get("SHELL") or "/bin/sh", "-c", command]
         os.makedirs(os.path.join(rules["base"], b".mi"), 0o700, exist_ok=True)
         rules["tool"] = name
-    {"run": guard_run, "watch": guard_watch, "cancel": guard_cancel}[verb](place, words[4:6], ())
+    {"run": guard_run, "watch": guard_watch, "cancel": guard_cancel}[verb](place, words[4:6])
     sys.stdout.buffer.flush()
     return 0
 
@@ -4580,6 +4790,7 @@ def parse(argv):
     six.add_argument("host", nargs="?")
     seven = words.add_parser("guard", parents=[common], help="forced command for authorized_keys, on the external computer")
     seven.add_argument("--print-key-line", metavar="KEYFILE", help="the line for authorized_keys for this public key")
+    seven.add_argument("--key", metavar="NAME", help="in the key line: this key's calculations are its own, no other key sees them")
     return top.parse_args(argv or ["--help"], unsaid)
 
 
@@ -4720,13 +4931,14 @@ def check_host(options):
         began = time.monotonic()
         line.open()
         rows.append((True, _("log-in in %.2f s, round trip %.1f ms") % (time.monotonic() - began, line.round_trip * 1000)))
-        facts = dict(line.facts, **dict(fact.partition("=")[::2] for fact in line.answer(b"host\n").decode().split()))
+        facts = dict(line.facts, **dict(fact.partition("=")[::2] for fact in line.answer(b"host\n").decode("utf-8", "replace").split()))
+        free = int(facts["free"]) if re.match(r"[0-9]{1,15}\Z", facts.get("free", "")) else 0
         rows.append((True, _("guard there") if facts.get("guard") == "1" else _("no guard there: this key may run anything")))
         rows.append((None if facts.get("gnu") != "1" else True, _("GNU tools there: %s, rsync: %s, zstd: %s, sums by %s, AES: %s") % tuple(
             {"0": _("no"), "1": _("yes")}.get(facts.get(key), facts.get(key, "?")) for key in ("gnu", "rsync", "zstd", "sum", "aes"))))
         if facts.get("kill") == "1":
             rows.append((False, _("systemd there ends everything at log-out: ask for loginctl enable-linger")))
-        rows.append((int(facts.get("free") or 0) > 1 << 20, _("free there: %.1f GB") % (int(facts.get("free") or 0) / 1e6)))
+        rows.append((free > 1 << 20, _("free there: %.1f GB") % (free / 1e6)))
         rows.append((True, _("calculations there: %d") % (len(line.call("list", "-")) - 1)))
     except (LineLost, Stop, OSError) as error:
         rows.append((False, str(error)))
@@ -4749,11 +4961,9 @@ def check_guard(options):
     for command in commands:
         key, text = unfit(command) or ("argv", command["argv"][0])
         rows.append((unfit(command) is None, "[command %s] %s: %s" % (command["name"], key, text)))
-    for path in filter(os.path.exists, (utf8(os.path.abspath(__file__)), rules["base"])):
-        info = os.stat(path)
-        open_to_others = info.st_mode & 0o022
-        text = _("%s: others may write to it") if open_to_others else _("%s: nobody else may write to it")
-        rows.append((not open_to_others, text % shown(path)))
+    script = utf8(os.path.abspath(__file__))
+    for path, why in (script, os.stat(script).st_mode & 0o022 and _("%s: others may write to it") % shown(script)), (rules["base"], open_to_others(rules["base"])):
+        rows.append((not why, why or _("%s: nobody else may write to it") % shown(path)))
     keys = os.path.expanduser("~/.ssh/authorized_keys")
     lines_there = []
     if os.path.exists(keys):

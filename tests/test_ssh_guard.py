@@ -1,5 +1,7 @@
 """The guard of the SSH way: the runner's own steps pass, everything else is refused; and each refusal is lost when its check is taken out."""
+import concurrent.futures
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -36,6 +38,7 @@ case ${1:-} in
 hard) ln %(dir)s/secret hardlink;;
 soft) ln -s %(dir)s/secret softlink; ln -s %(dir)s out;;
 slow) sleep 2;;
+hold) sleep 300;;
 leave) echo $$ >../pids; env -i setsid sh -c 'trap "" TERM; sleep 300 & echo $! $$ >>../pids'; sleep 300;;
 esac
 cp a b 2>/dev/null
@@ -48,7 +51,7 @@ class Far:
     """An external computer with a guard; ask() is what its sshd would do with the key."""
 
     def __init__(self, folder, ini="", mutation=()):
-        self.dir, self.number = str(folder), 0
+        self.dir, self.numbers = str(folder), itertools.count(1)
         self.base = os.path.join(self.dir, "base")
         os.makedirs(self.base, exist_ok=True)
         text = open(SCRIPT, encoding="utf-8").read()
@@ -71,8 +74,7 @@ class Far:
 
     def fresh(self):
         """A new calculation's ID."""
-        self.number += 1
-        return IDENT % self.number
+        return IDENT % next(self.numbers)
 
     def raw(self, command, data=b"", **env):
         """(exit code, stdout, stderr) of the forced command."""
@@ -88,8 +90,8 @@ class Far:
         return process.wait(30), out, err
 
     def ask(self, verb, ident, *words, **how):
-        tail, data = how.pop("tail", ""), how.pop("data", b"")
-        return self.raw(runner.request(verb, "~/elsewhere", ident, *words) + tail, data, **how)
+        data = how.pop("data", b"")
+        return self.raw(runner.request(verb, "~/elsewhere", ident, *words), data, **how)
 
     def put(self, ident, name, data, offset=0):
         return self.ask("lane", ident, "put", data=b"C 1 %d %d %s/\n" % (offset, len(data), name) + data)
@@ -246,41 +248,6 @@ def a_text_of_its_own(far):
     return os.path.exists(far.path("evil"))
 
 
-def rsync_reads_elsewhere(far):
-    ident = far.ended()
-    far.ask("lane", ident, "get", data=b"L 1 0 0 -/\n")
-    code, out, err = far.ask("rsync", ident, tail=" --server --sender -te.iLsfxCIvu . " + far.path("secret"))
-    return b"refused by the guard" not in err
-
-
-def rsync_follows_links(far):
-    ident = far.ended("work.sh soft")
-    far.ask("lane", ident, "get", data=b"L 1 0 0 -/\n")
-    code, out, err = far.ask("rsync", ident, tail=" --server --sender -tLre.iLsfxCIvu . ./r.txt")
-    return b"refused by the guard" not in err
-
-
-def rsync_takes_names_from_the_wire(far):
-    ident = far.ended()
-    for option in ("--files-from=-", "-s", "--daemon", "--log-file=x", "--copy-links", "--remove-source-files", "--write-devices", "--temp-dir=x"):
-        code, out, err = far.ask("rsync", ident, tail=" --server --sender -te.iLsfxCIvu %s . ./r.txt" % option)
-        if b"refused by the guard" not in err:
-            return True
-    return False
-
-
-def rsync_writes_after_the_start(far):
-    code, out, err = far.ask("rsync", far.ended(), tail=" --server -te.iLsfxCIvu . .")
-    return b"refused by the guard" not in err
-
-
-def rsync_beside_content_rules(far):
-    ident = far.ended()
-    far.ask("lane", ident, "get", data=b"L 1 0 0 -/\n")
-    code, out, err = far.ask("rsync", ident, tail=" --server --sender -te.iLsfxCIvu . ./r.txt")
-    return b"refused by the guard" not in err
-
-
 def denied_name(far):
     return far.get(far.ended(), b"secret.txt") is not None
 
@@ -316,13 +283,13 @@ def too_much_in_all(far):
 
 def too_much_input(far):
     ident = far.fresh()
-    codes = [far.put(ident, b"f%d" % n, b"x" * 600)[0] for n in range(3)]
+    codes = [far.put(ident, b"f%d" % n, b"x" * 6000)[0] for n in range(3)]
     return codes == [0, 0, 0]
 
 
 def a_huge_sparse_file(far):
     ident = far.fresh()
-    far.ask("lane", ident, "put", data=b"M 1 99999999999 1:644 f/\n")
+    far.ask("lane", ident, "put", data=b"C 1 0 1 f/\nxM 2 99999999999 1:644 f/\n")
     return os.path.exists(far.path("base", ident, "f")) and os.path.getsize(far.path("base", ident, "f")) > 10 ** 9
 
 
@@ -354,7 +321,7 @@ ATTACKS = [                    # (attack, ini, the check to take out, what to pu
     (write_onto_a_link, "", "flags | os.O_NOFOLLOW | os.O_NONBLOCK", "flags | os.O_NONBLOCK"),
     (tar_outside, "", "any(part in (b\"\", b\".\", b\"..\") for part", "any(part in (b\"\",) for part"),
     (tar_link, "", "if kind != b\"0\" or size > SMALL:", "if size > SMALL:"),
-    (put_after_the_start, "", "        if os.path.isdir(self.place.control):\n            raise Refused(", "        if False:\n            raise Refused("),
+    (put_after_the_start, "", "            if self.begun():\n                raise Refused(", "            if False:\n                raise Refused("),
     (get_before_the_end, "", "        if not place.over():\n", "        if False:\n"),
     (hard_link_out, "", "or info.st_nlink != 1:", "or False:"),
     (soft_link_out, "", "else \"file\" if stat.S_ISREG(mode) else \"other\"", "else \"file\"", "flags | os.O_NOFOLLOW | os.O_NONBLOCK", "flags | os.O_NONBLOCK"),
@@ -365,17 +332,12 @@ ATTACKS = [                    # (attack, ini, the check to take out, what to pu
     (arguments_of_another_form, "", SHAPES, "if place not in command[\"shapes\"]:"),
     (arguments_where_none_are_allowed, "", SHAPES, "if False:"),
     (quoting_tricks, "", "log 2>&1; exec \"$@\"'\n", "log 2>&1; eval \"$*\"'\n", SHAPES, "if False:"),
-    (a_second_run, "", "    if not os.path.isdir(place.control):\n        if boot", "    if True:\n        if boot",
-     "            os.rename(fresh, place.control) ", "            os.path.isdir(place.control) and os.rename(place.control, fresh + b'.old')\n            os.rename(fresh, place.control) "),
+    (a_second_run, "", "    if not place.begun():\n        if boot", "    if True:\n        if boot",
+     "    if place.begun():\n        return\n", "", "    os.rename(fresh, place.control)", "    os.path.isdir(place.control) and os.rename(place.control, fresh + b'.old')\n    os.rename(fresh, place.control)"),
     (an_id_that_is_a_path, "", "if not re.fullmatch(shape, ident) or", "if"),
     (an_unknown_verb, "", "        raise Refused(\"an unknown verb\")", "        return os._exit(os.system(verb) and 0)"),
     (another_form, "", "        raise Refused(\"not a request of this program\")", "        return os._exit(os.system(text) and 0)"),
     (a_text_of_its_own, "", "    found = FORM.match(text)\n", "    os.system(text)\n    found = FORM.match(text)\n"),
-    (rsync_reads_elsewhere, "", "            os.close(results.open(utf8(path[2:] if path.startswith(\"./\") else path)))", "            pass"),
-    (rsync_follows_links, "", "RSYNC_FLAGS = re.compile(r\"-[vtrpzWI]*", "RSYNC_FLAGS = re.compile(r\"-[vtrpzWIL]*"),
-    (rsync_takes_names_from_the_wire, "", "        raise Refused(\"rsync options:", "        os._exit(0)\n        raise Refused(\"rsync options:"),
-    (rsync_writes_after_the_start, "", "elif place.state() != \"none\" or paths != [\".\"]:", "elif False:"),
-    (rsync_beside_content_rules, CONTENT, "            raise Refused(\"rsync beside content rules\")", "            pass"),
     (denied_name, NAMES, "total) or name_rule(rules, name.decode(\"utf-8\", \"replace\"))", "total)"),
     (denied_content, CONTENT, "return {0: None, 256: \"deny_content\"", "return {0: None, 256: None"),
     (denied_content, "[outbound]\ndeny_sums = %s\n" % hashlib.sha256(b"SECRET-42\n").hexdigest(), "return 2 if digest", "return 0 if digest"),
@@ -383,8 +345,8 @@ ATTACKS = [                    # (attack, ini, the check to take out, what to pu
     (live_log_beside_content_rules, CONTENT, "    live = not name_rule(rules, LOG)", "    live = True or not name_rule(rules, LOG)"),
     (too_large_result, "[outbound]\nmax_file = 1K\n", "if rules[\"max_file\"] and length > rules[\"max_file\"]:", "if False:"),
     (too_much_in_all, "[outbound]\nmax_total = 1K\n", "if rules[\"max_total\"] and total + length > rules[\"max_total\"]:", "if False:"),
-    (too_much_input, "[ssh guard]\nmax_bytes = 1K\n", "            if used > most:", "            if False:"),
-    (a_huge_sparse_file, "[ssh guard]\nmax_bytes = 1M\n", "        if most and size > most:", "        if False:"),
+    (too_much_input, "[ssh guard]\nmax_bytes = 10K\n", "        if used > most:", "        if False:"),
+    (a_huge_sparse_file, "", "            if os.fstat(fd).st_size < size:\n                raise Refused", "            if os.ftruncate(fd, size):\n                raise Refused"),
     (a_piece_that_unpacks_to_more, "", "        if len(data) != whole:", "        if False:"),
     (environment, "", "    env = {key: value for key, value in os.environ.items() if PASS_ON.match(key)\n", "    env = {key: value for key, value in os.environ.items() if True\n"),
     (control_characters_in_the_log, "", "        value = printable(value)\n", "        value = str(value)\n",
@@ -401,6 +363,390 @@ def test_an_attack_gets_nothing_and_would_without_its_check(case, tmp_path):
     os.mkdir(str(tmp_path / "mutant"))
     mutant = Far(tmp_path / "mutant", ini, list(zip(texts[::2], texts[1::2])))
     assert attack(mutant), "the check is not needed, or not the one"
+
+
+# Over a real sshd: what got through once.
+
+class Real(Far):
+    """The same through a real sshd, over one connection per key; attacks may hold lanes open."""
+
+    def __init__(self, lab, folder, ini="", mutation=(), key=""):
+        Far.__init__(self, folder, ini, mutation)
+        self.lab, self.controls = lab, []
+        self.use(key)
+
+    def use(self, key):
+        """From here on with a key of this name."""
+        words = [PYTHON, self.script, "guard", "--ini", self.path("ini"), "--print-key-line", self.lab.path("gid.pub")]
+        with_key(self.lab, subprocess.check_output(words + (["--key", key] if key else [])).decode())
+        self.controls.append(subprocess.Popen(["ssh", "-F", self.lab.path("config"), "-M", "-S", self.path("c%d" % len(self.controls)), "-N", "guarded"]))
+        suite.wait_until(lambda: os.path.exists(self.path("c%d" % (len(self.controls) - 1))))
+        return self
+
+    def close(self):
+        for one in self.controls:
+            one.kill()                                 # (it misses a SIGTERM that comes just before it begins to wait)
+            one.wait(20)
+        with_key(self.lab, self.lab.line)
+
+    def session(self, *words):
+        """A session that is held open."""
+        return self.popen(runner.request(words[0], "b", *words[1:]))
+
+    def popen(self, command):
+        return subprocess.Popen(["ssh", "-T", "-F", self.lab.path("config"), "-S", self.path("c%d" % (len(self.controls) - 1)), "guarded", command],
+                                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+    def raw(self, command, data=b"", **env):
+        process = self.popen(command)
+        if data is not None:
+            out, err = process.communicate(data, timeout=30)
+        else:
+            out = process.stdout.read()
+            err = process.communicate(timeout=30)[1]
+        return process.returncode, out, err
+
+    def started(self, command="work.sh slow"):
+        """(ID, a session that watches it) of one that runs; its inputs: a."""
+        ident = self.fresh()
+        assert self.put(ident, b"a", b"0123456789")[0] == 0
+        return ident, self.start(ident, command)
+
+    def start(self, ident, command="work.sh slow"):
+        process = self.session("run", ident, runner.boot_id(), command, "text")
+        row = b""
+        while b"\nS running" not in row and b"\nL " not in row:
+            row += os.read(process.stdout.fileno(), 4096) or pytest.fail("it does not run: %r %r" % (row, process.stderr.read()))
+        return process
+
+    def over(self, process):
+        process.communicate(timeout=60)
+
+
+def told(process, data, answer=rb"\nok [^\n]*\n"):
+    """Sends data into a held lane; True if the answer came, False if the lane ended."""
+    out = b""
+    try:
+        process.stdin.write(data)
+        process.stdin.flush()
+    except OSError:
+        return False
+    while not re.search(answer, b"\n" + out):
+        more = os.read(process.stdout.fileno(), 4096)
+        if not more:
+            return False
+        out += more
+    return True
+
+
+def rsync_without_a_path(far):
+    ident = far.ended()
+    far.write("shell", "#!/bin/sh\nssh -F %s -S %s guarded \"$(cat %s) --server --sender -vtrpe.LsfxCIvu .\" | { read -r x; exec cat; }\n" % (
+        far.lab.path("config"), far.path("c0"), far.path("request")))
+    far.write("request", runner.request("rsync", "b", ident))
+    os.chmod(far.path("shell"), 0o755)
+    subprocess.run(["rsync", "-vtrp", "-e", far.path("shell"), "host:", far.path("stolen") + "/"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    return os.path.exists(far.path("stolen", "secret.txt"))
+
+
+def sum_of_a_file_that_was_not_put(far):
+    ident = far.fresh()
+    far.put(ident, b"a", b"1")
+    shutil.copy(far.path("secret"), far.path("base", ident))
+    return hashlib.sha256(b"TOP-SECRET").hexdigest().encode() in far.ask("lane", ident, "put", data=b"S 1 0 9 -/\n./secret\n")[1]
+
+
+def sum_by_a_lane_that_was_held_over_the_start(far):
+    ident = far.fresh()
+    far.put(ident, b"a", b"0123456789")
+    lane = far.session("lane", ident, "put")
+    head = runner.tar_header(b"./inner", 1, 0o644, 0) + runner.padded(b"x") + b"\0" * 1024
+    assert told(lane, b"T 0 0 %d -/\n" % len(head) + head + b"S 1 0 8 -/\n./inner\n")
+    watch = far.start(ident)
+    with open(far.path("base", ident, "inner"), "w") as out:
+        out.write("SECRET-7")
+    lane.stdin.write(b"S 2 0 8 -/\n./inner\n")
+    out = lane.communicate(timeout=30)[0]
+    far.over(watch)
+    return hashlib.sha256(b"SECRET-7").hexdigest().encode() in out
+
+
+def order_held_over_the_start(far):
+    ident = far.fresh()
+    far.put(ident, b"a", b"0123456789")
+    lane = far.session("lane", ident, "put")
+    assert told(lane, b"C 1 0 10 a/\n0123456789")
+    lane.stdin.write(b"C 2 0 %d a/\n" % (2 * runner.BLOCK) + b"9" * runner.BLOCK)     # one block of two is written
+    lane.stdin.flush()
+    path = far.path("base", ident, "a")
+    suite.wait_until(lambda: os.path.getsize(path) == runner.BLOCK)
+    watch = far.start(ident)
+    before = open(path, "rb").read()
+    try:
+        lane.communicate(b"8" * runner.BLOCK, timeout=30)
+    except BrokenPipeError:
+        pass
+    far.over(watch)
+    return open(path, "rb").read() != before
+
+
+def lane_that_stays_after_the_start(far):
+    ident = far.fresh()
+    far.put(ident, b"a", b"0123456789")
+    lane = far.session("lane", ident, "put")
+    assert told(lane, b"C 1 0 10 a/\n0123456789")
+    far.over(far.start(ident))
+    try:
+        return lane.wait(5) != 77
+    except subprocess.TimeoutExpired:
+        lane.kill()
+        return True
+
+
+def base_that_others_prepared(far):
+    ident = far.fresh()
+    os.chmod(far.base, 0o777)
+    control = far.path("base", ".mi", ident)
+    os.makedirs(control)
+    runner.prepare(os.fsencode(control))
+    with open(os.path.join(control, "run"), "w") as out:
+        out.write("echo >%s\n" % far.path("evil"))
+    process = far.session("run", ident, runner.boot_id(), "work.sh", "text")
+    suite.wait_until(lambda: os.path.exists(far.path("evil")) or process.poll() is not None)
+    process.kill()
+    process.communicate()
+    return os.path.exists(far.path("evil"))
+
+
+def base_below_a_directory_of_others(far):
+    os.makedirs(far.path("common", "base"))
+    os.chmod(far.path("common"), 0o777)
+    text = open(far.path("ini")).read()
+    far.write("ini", text.replace("base = %s\n" % far.base, "base = %s\n" % far.path("common", "base")))
+    return b"E ended" in far.run(far.fresh())[1]
+
+
+def bundle(*members):
+    """A bundle order of (name, size as it stands in the header, what comes, kind)."""
+    data = b""
+    for name, size, content, kind in members:
+        block = bytearray(runner.tar_header(name, len(content), 0o644, 0, kind))
+        block[124:136] = size if isinstance(size, bytes) else block[124:136]
+        block[148:156] = b"%06o\0 " % (sum(block[:148]) + 256 + sum(block[156:]))
+        data += bytes(block) + runner.padded(content)
+    data += b"\0" * 1024
+    return b"T 0 0 %d -/\n" % len(data) + data
+
+
+def sizes_below_zero(far):
+    ident = far.fresh()
+    return far.ask("lane", ident, "put", data=bundle(*[(b"./n%d" % n, b"-00000000777", b"", b"0") for n in range(100)]))[0] == 0
+
+
+def entries_that_cost_nothing(far):
+    ident = far.fresh()
+    for n in range(6):
+        far.ask("lane", ident, "put", data=bundle(*[(b"./%d/%d/%d" % (n, k, k), None, b"", b"05"[k % 2:][:1]) for k in range(40)]))
+    return sum(len(folders) + len(files) for top, folders, files in os.walk(far.path("base", ident))) > 300
+
+
+def names_of_what_is_refused(far):
+    ident = far.fresh()
+    far.ask("lane", ident, "put", data=bundle((b"./secret_dir/secret_file", None, b"1", b"0"), (b"./secret_empty/", None, b"", b"5"),
+                                              (b"./open/empty", None, b"", b"5"), (b"./open/file", None, b"1", b"0")))
+    far.run(ident)
+    out = far.ask("lane", ident, "get", data=b"L 1 0 0 -/\n")[1]
+    assert b" open\0" in out and b" open/file\0" in out and b" open/empty\0" in out and re.search(rb"\0x 0 0 0 0 ([123] of the results there|secret)", out)
+    return b"secret" in out
+
+
+def calculations_of_another_key(far):
+    far.use("one")
+    ident = far.ended()
+    far.use("two")
+    return bool(ident.encode() in far.ask("list", "-")[1] or far.get(ident, b"r.txt") or b"E ended" in far.ask("cancel", ident, "1")[1]
+                or far.put(ident, b"new", b"1")[0] or far.ask("clean", ident)[1] and not os.path.exists(far.path("base", "one", ident, "r.txt")))
+
+
+def a_log_without_end(far):
+    far.write("guard.py", open(far.script).read().replace("LOG_MOST, LOG_KEEP = 16 << 20, 8 ", "LOG_MOST, LOG_KEEP = 300, 1"))
+    for n in range(8):
+        far.raw("x" * 1000)
+    return sum(os.path.getsize(far.path("base", ".mi", name)) for name in os.listdir(far.path("base", ".mi")) if name.startswith("guard.log")) > 2 * 900
+
+
+UNSTARTED = ("            if self.begun():\n                raise Refused(", "            if False:\n                raise Refused(")
+LOOK_UP = ("        if self.place.begun():\n            os.write(2,", "        if False:\n            os.write(2,")
+FIT = ("    why = open_to_others(rules[\"base\"])\n", "    why = None\n", "    if open_to_others(rules[\"base\"]):\n", "    if False:\n")
+REREAD = ("        self.came = {}\n        for", "        self.came = {name: file_sum(os.path.join(self.place.work, name)) for name in os.listdir(self.place.work)}\n        for")
+HOLES = [                      # as ATTACKS
+    (rsync_without_a_path, "[outbound]\ndeny_names = secret*\n", "'[^']*'((?: '[^']*'){4,8})\\Z", "'[^']*'((?: '[^']*'){4,8})",
+     "    \"clean\": (guard_clean, IDENT, ()),\n", "    \"clean\": (guard_clean, IDENT, ()),\n    \"rsync\": (lambda place, words: (os.chdir(place.work), "
+     "os.execvp(\"rsync\", \"rsync --server --sender -vtrpe.LsfxCIvu .\".split())), IDENT, ()),\n"),
+    (sum_of_a_file_that_was_not_put, "", "            if name not in self.came:\n                raise Refused(", "            if False:\n                raise Refused(",
+     "% self.came[name].encode())", "% file_sum(os.path.join(self.place.work, name)).encode())"),
+    (sum_by_a_lane_that_was_held_over_the_start, "", "            if name not in self.came:\n                raise Refused(", "            if False:\n                raise Refused(",
+     "% self.came[name].encode())", "% file_sum(os.path.join(self.place.work, name)).encode())") + LOOK_UP,
+    (order_held_over_the_start, "") + UNSTARTED + LOOK_UP,
+    (lane_that_stays_after_the_start, "") + LOOK_UP,
+    (base_that_others_prepared, "") + FIT,
+    (base_below_a_directory_of_others, "") + FIT,
+    (sizes_below_zero, "[ssh guard]\nmax_bytes = 500K\n", "    if not re.match(rb\" *[0-7]*[ \\0]*\\Z\", field):", "    if False:"),
+    (entries_that_cost_nothing, "[ssh guard]\nmax_bytes = 1M\n", "ENTRY = 4096 ", "ENTRY = 0"),
+    (names_of_what_is_refused, "[outbound]\ndeny_names = secret*\n", "                self.refused[name] = why\n",
+     "                self.refused[name] = why\n                self.files[name] = mark\n"),
+    (names_of_what_is_refused, "[outbound]\ndeny_names = secret*\n", "set(filter(self.may_be_named, self.folders))", "set(self.folders)"),
+    (calculations_of_another_key, "", "os.path.join(rules[\"top\"], utf8(name)) if name else", "rules[\"top\"] if name else"),
+    (a_log_without_end, "", "    if os.fstat(fd).st_size < LOG_MOST:\n", "    if True:\n"),
+]
+
+
+@pytest.mark.parametrize("case", HOLES, ids=lambda case: case[0].__name__)
+def test_what_got_through_an_sshd_once_does_not_and_would_without_its_check(case, lab, tmp_path):
+    attack, ini, texts = case[0], case[1], case[2:]
+    for who, mutation, wanted in (("real", (), False), ("mutant", list(zip(texts[::2], texts[1::2])), True)):
+        os.mkdir(str(tmp_path / who))
+        far = Real(lab, tmp_path / who, ini, mutation)
+        try:
+            assert attack(far) == wanted, who
+        finally:
+            far.close()
+
+
+STATES = ("before", "running", "ended", "cleaned")
+STARTED, NOT_ENDED, STRANGE = b"inputs for a calculation that was started", b"has not ended", b"does not belong to this lane"
+ALL_STARTED, ALL_NOT_ENDED = (b"", STARTED, STARTED, STARTED), (NOT_ENDED, NOT_ENDED, b"", NOT_ENDED)
+PACKED = zlib.compressobj(9, zlib.DEFLATED, 31)
+PACKED = PACKED.compress(b"xy") + PACKED.flush()
+WHAT_IS_ALLOWED = [            # (verb, words, orders, in each state: what it is refused with, or what its answer ends with)
+    ("hold", None, b"ping\n", (b"ping\n",) * 4),
+    ("list", None, b"", (b"E end\n",) * 4),
+    ("rsync", (), b"", (b"an unknown verb",) * 4),
+    ("lane", ("put",), b"C 1 0 1 a/\nx", ALL_STARTED),
+    ("lane", ("put",), b"Z 1 0 %d,2 a/\n" % len(PACKED) + PACKED, ALL_STARTED),
+    ("lane", ("put",), bundle((b"./new", None, b"1", b"0")) + b"S 1 0 6 -/\n./new\n", ALL_STARTED),
+    ("lane", ("put",), b"M 1 1 5:644 a/\n", ALL_STARTED),
+    ("lane", ("put",), b"S 1 0 4 -/\n./a\n", (b"a sum of something else", STARTED, STARTED, STARTED)),
+    ("lane", ("put",), b"L 1 0 0 -/\n", ALL_STARTED),
+    ("lane", ("put",), b"", ALL_STARTED),
+    ("lane", ("put",), b"G 1 0 1 a/\n", (STRANGE, STARTED, STARTED, STARTED)),
+    ("lane", ("put",), b"A 1 0 4 -/\n./a\n", (STRANGE, STARTED, STARTED, STARTED)),
+    ("lane", ("get",), b"L 1 0 0 -/\n", ALL_NOT_ENDED),
+    ("lane", ("get",), b"G 1 0 1 a/\n", ALL_NOT_ENDED),
+    ("lane", ("get",), b"A 1 0 4 -/\n./a\n", ALL_NOT_ENDED),
+    ("lane", ("get",), b"S 1 0 4 -/\n./a\n", ALL_NOT_ENDED),
+    ("lane", ("get",), b"C 1 0 1 a/\nx", (STRANGE,) * 4),
+    ("lane", ("get",), b"T 0 0 1024 -/\n", (STRANGE,) * 4),
+    ("lane", ("get",), b"M 1 1 5:644 a/\n", (STRANGE,) * 4),
+    ("watch", ("0",), b"", (b"watch\n", b"S running\n", b"E ended 0\n", b"watch\n")),
+    ("run", (runner.boot_id(), "true", ""), b"", (b"", b"S running\n", b"E ended 0\n", b"E lost it was cleaned away\n")),
+    ("cancel", ("1",), b"", (b"E none\n", b"E ended 143\n", b"E ended 0\n", b"E none\n")),
+    ("clean", (), b"", (b"E cleaned\n", b"E running\n", b"E cleaned\n", b"E cleaned\n")),
+]
+CHANGE = ("run", "cancel", "clean")                    # what the state is another one after
+
+
+def contents(far, ident):
+    """Everything of a calculation."""
+    found = {}
+    for top in (far.path("base", ident), far.path("base", ".mi", ident)):
+        for folder, _folders, names in os.walk(top):
+            found.update((os.path.join(folder, name), open(os.path.join(folder, name), "rb").read()) for name in names if name != "alive")
+    return found
+
+
+def test_what_the_guard_allows_in_each_state_of_a_calculation(lab, tmp_path):
+    far, wrong, runs = Real(lab, tmp_path), [], []
+
+    def one(state):
+        ident = far.fresh()
+        far.put(ident, b"a", b"1")
+        if state == "running":
+            runs.append((ident, far.start(ident, "work.sh hold")))
+        if state in ("ended", "cleaned"):
+            assert b"E ended 0" in far.run(ident)[1]
+        if state == "cleaned":
+            assert b"E cleaned" in far.ask("clean", ident)[1]
+        return ident
+
+    def row_by_row(state):
+        ident = one(state)
+        for verb, words, orders, answers in WHAT_IS_ALLOWED:
+            ident = one(state) if verb in CHANGE else ident
+            wanted, before = answers[STATES.index(state)], contents(far, ident)
+            code, out, err = far.ask(verb, "-" if words is None else ident, *(words or ()), data=orders)
+            refused = not wanted.endswith(b"\n") and wanted
+            good = code == 77 and wanted in err and err.count(b"\n") == 1 if refused else code == 0 and out.endswith(wanted)
+            if not good or refused and contents(far, ident) != before:
+                wrong.append((state, verb, words, orders[:20], wanted, code, out[-60:], err[-200:]))
+    try:
+        with concurrent.futures.ThreadPoolExecutor(4) as pool:
+            list(pool.map(row_by_row, STATES))
+        assert not wrong, "\n".join(map(repr, wrong))
+    finally:
+        for ident, process in runs:
+            far.ask("cancel", ident, "1")
+            far.over(process)
+        far.close()
+
+
+def member(**fields):
+    """A bundle of one file whose header has other bytes at some fields: {offset: bytes}; sum right."""
+    data = bytearray(runner.tar_header(fields.get("name", b"./f"), 1, 0o644, 5, fields.get("kind", b"0")) + runner.padded(b"x") + b"\0" * 1024)
+    for at, text in fields.get("at", {}).items():
+        data[at:at + len(text)] = text
+    data[148:156] = fields.get("sum") or b"%06o\0 " % (sum(data[:148]) + 256 + sum(data[156:512]))
+    return b"T 0 0 %d -/\n" % fields.get("told", len(data)) + bytes(data)
+
+
+def lane_orders(*orders):
+    return [("lane", ("put",), order) for order in orders]
+
+
+HOSTILE = [("raw", text, b"") for text in (
+    "", "ls", "-", "x" * 100000, "\udcff\udcfe", runner.request("hold", "b", "-") + " more", runner.request("hold", "b", "-") * 2,
+    runner.request("rsync", "b", IDENT % 1) + " --server --sender -vtrpe.LsfxCIvu .", runner.request("rsync", "b", IDENT % 1) + " --server - . .")]
+HOSTILE += [(verb, words, b"") for verb, words in (
+    ("guard", ()), ("far", ()), ("lane\0", ("put",)), ("lane", ()), ("lane", ("put", "get")), ("lane", ("both",)), ("lane", ("put\n",)), ("watch", ("-1",)),
+    ("watch", ("1e5",)), ("watch", ("9" * 19,)), ("watch", ("\u0661",)), ("watch", ("",)), ("cancel", ("-1",)), ("cancel", ("99999",)), ("clean", ("x",)),
+    ("run", ("?", "", "")), ("run", ("?", "true\0", "")), ("run", ("?", "x" * 4001, "")), ("run", ("?", "\udced\udca0\udc80", "")), ("run", ("?", "true\ntrue", "")),
+    ("run", ("?", "work.sh 'x", "")), ("run", ("../..", "true", "")), ("run", ("?", "true"))) ]
+HOSTILE += lane_orders(
+    b"C -1 0 1 a/\nx", b"C 1 -5 1 a/\nx", b"C 1 0 -1 a/\nx", b"C 1 0 1 /\nx", b"C 1 0 1 ../a/\nx", b"C 1 0 1 b/../a/\nx", b"C 1 0 1 .//\nx", b"C 1 0 1 a\0b/\nx",
+    b"C 1 0 1 a\nx", b"C 1 0 9999999999 a/\nx", b"C 1 1e3 1 a/\nx", b"C 1 0 1,1 a/\nx", b"C 1 0 " + b"1" * 60 + b" a/\n", b"C 1 0 1 " + b"n" * 1500 + b"/\n", b"x" * 300000, b"\n", b"\0\n",
+    b"M 1 5 nan:644 a/\n", b"M 1 5 1:99999 a/\n", b"M 1 5 1.2.3:644 a/\n", b"M 1 5 1:8 a/\n", b"M 1 9 1:644 a/\n", b"M 1 5 5 a/\n",
+    b"Z 1 0 5 a/\nabcde", b"Z 1 0 5,-5 a/\nabcde", b"Z 1 0 5,5 a/\nabcde", b"Z 1 0 99999999,5 a/\nabcde", b"Z 1 0 %d,1 a/\n" % len(PACKED) + PACKED,
+    b"S 1 0 99999999 -/\n", b"S 1 0 4 -/\n./a\n", b"S 1 0 6 -/\n../a/\n", b"S 1 0 4 -/\n\0\0\0\n", b"K 1 0 4 -/\n./a\n", b"E 1 0 0 -/\n", b"X 0 0 0 -/\n", b"L 1 0 5 -/\n", b"A 1 0 4 -/\n./a\n",
+    member(told=600), member(told=10 ** 8) + b"\0" * 20000, member(kind=b"1"), member(kind=b"2"), member(kind=b"3"), member(kind=b"6"), member(sum=b"000000\0 "), member(sum=b"-00001\0 "),
+    member(name=b"./../f"), member(name=b"/"), member(name=b"./f\x1b[2J"), member(at={124: b"-0000000001\0"}), member(at={124: b"+0000000001\0"}), member(at={124: b"0000000_001\0"}),
+    member(at={124: b"0o000000001\0"}), member(at={124: b"\xff" * 12}), member(at={124: b"\x80" + b"\xff" * 11}), member(at={124: b"00000000009\0"}), member(at={136: b"-0000000005\0"}),
+    member(at={136: b"\x80" + b"\x7f" * 11}), member(at={100: b"-000644\0"}), member(at={100: b"0000888\0"}),
+    member(name=b"./" + b"n" * 2000), member(name=b"./" + b"n" * 5000))
+HOSTILE += [("lane", ("get",), order) for order in (
+    b"G 1 0 -1 r.txt/\n", b"G 1 999999999999999 1 r.txt/\n", b"G 1 0 8 r.txt/\n", b"G 1 0 1 secret.txt/\n", b"G 1 0 1 ../ini/\n", b"G 1 0 1 nothing/\n", b"A 1 0 9999999 -/\n",
+    b"A 1 0 13 -/\n./secret.txt\n", b"A 1 0 5 -/\n./\0\n\n", b"S 1 0 13 -/\n./secret.txt\n", b"S 1 0 1 -/\n\n", b"K 1 0 8 -/\n./r.txt\n", b"E 1 0 0 -/\n", b"C 1 0 1 r.txt/\nx",
+    b"Z 1 0 1,1 r.txt/\nx", b"T 0 0 1024 -/\n", b"M 1 1 1:644 r.txt/\n", b"L 1 0 1 -/\n")]
+
+
+def test_hostile_requests_are_refused_each_with_one_line_and_change_nothing(lab, tmp_path):
+    far, wrong = Real(lab, tmp_path, "[outbound]\ndeny_names = secret*\n"), []
+    try:
+        put, got = far.fresh(), far.ended()
+        far.put(put, b"a", b"1")
+        listed = far.ask("lane", got, "get", data=b"L 1 0 0 -/\n")[1]
+        before = contents(far, put), contents(far, got), sorted(os.listdir(far.dir)), sorted(os.listdir(far.base))
+        ask = lambda one: far.raw(*one[1:]) if one[0] == "raw" else far.ask(one[0], got if one[1] == ("get",) else put, *one[1], data=one[2])
+        with concurrent.futures.ThreadPoolExecutor(4) as pool:
+            answers = list(pool.map(ask, HOSTILE))
+        for (verb, words, data), (code, out, err) in zip(HOSTILE, answers):
+            if code != 77 or not re.match(rb"refused by the guard: [^\n]{5,300}\n\Z", err) or re.search(b"SECRET|ok 1", out):
+                wrong.append((verb, str(words)[:60], data[:60], code, out[:80], err[-300:]))
+        assert b"secret" not in listed and len(HOSTILE) > 100
+        assert not wrong, "\n".join(map(repr, wrong))
+        f = {path: text for path, text in contents(far, put).items() if not path.endswith("/f")}
+        assert (f, contents(far, got), sorted(os.listdir(far.dir)), sorted(os.listdir(far.base))) == before
+    finally:
+        far.close()
 
 
 def test_what_is_refused_is_logged_with_the_reason(far):
@@ -485,7 +831,7 @@ def test_the_runners_own_steps_pass(lab, tmp_path):
     assert code == 77 and "no [command NAME]" in out
 
 
-def test_large_and_many_files_streams_rsync_and_lost_lines_pass_the_guard(lab, tmp_path):
+def test_large_and_many_files_streams_and_lost_lines_pass_the_guard(lab, tmp_path):
     folder = tmp_path / "in"
     folder.mkdir()
     (folder / "big").write_bytes(os.urandom(70 << 20))
@@ -524,14 +870,15 @@ def test_a_cancel_through_the_guard_ends_also_what_left_session_and_environment(
         assert not os.path.exists("/proc/%d" % pid), pids
 
 
-def test_rsync_with_the_guard_brings_differences(lab, tmp_path):
+def test_a_guard_has_no_rsync_and_what_is_here_in_an_older_form_comes_whole(lab, tmp_path):
     lab.write("guard/mi_distributed_computing_assist.ini", open(lab.path("guard", "mi_distributed_computing_assist.ini")).read()
               + "[command same]\nargv = /bin/cp\n  state\n  state.bin\nmatch = same\n")
     data = os.urandom(12 << 20)
     (tmp_path / "state").write_bytes(data)
     (tmp_path / "state.bin").write_bytes(data[:-50] + b"y" * 50)
-    code, out = run(lab, tmp_path, "run", "guarded", "same", "--in", "state")
-    assert code == 0 and (tmp_path / "state.bin").read_bytes() == data and re.search("8 fetch files=[23] bytes=0", out), out
+    code, out = run(lab, tmp_path, "run", "guarded", "same", "--in", "state", "-v")
+    assert code == 0 and (tmp_path / "state.bin").read_bytes() == data and " rsync=0 zstd=0 " in out, out
+    assert re.search("8 fetch files=[23] bytes=%d" % len(data), out), out
 
 
 def test_check_looks_at_the_host_as_it_is_with_and_without_the_guard(lab, tmp_path):
@@ -540,7 +887,7 @@ def test_check_looks_at_the_host_as_it_is_with_and_without_the_guard(lab, tmp_pa
         levels = {row[6:].rstrip(): row[:5].strip() for row in out.splitlines()}
         assert code == 0 and set(levels.values()) == {"OK"}, out
         assert guard in levels and re.search(r"OK    log-in in [0-9.]+ s, round trip [0-9.]+ ms\n", out)
-        assert re.search(r"GNU tools there: yes, rsync: yes, zstd: (yes|no), sums by \w+, AES: (yes|no)\n", out)
+        assert re.search(r"GNU tools there: yes, rsync: %s, zstd: (yes|no), sums by \w+, AES: (yes|no)\n" % ("no" if host == "guarded" else "yes"), out)
         assert float(re.search(r"free there: ([0-9.]+) GB", out).group(1)) == pytest.approx(shutil.disk_usage(lab.dir).free / 1e9, rel=0.2)
     code, out = run(lab, tmp_path, "check", "nowhere.invalid", "--json")
     assert code == 78 and json.loads(out)[-1]["level"] == "FAIL" and "nowhere.invalid: ssh: Could not resolve hostname" in json.loads(out)[-1]["text"]
