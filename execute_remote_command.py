@@ -1751,6 +1751,10 @@ look() {   # sets state: none ready starting running, or: ended CODE, failed, lo
     elif [ -f "$c/ready" ]; then state=ready; fi
 }
 launch() {   # BOOT COMMAND RUN: once, however often it is asked
+    mkdir -p "$w" "$b/.mi"
+    case $(ls -ldn "$b/.") in d???????w[!tT]*) echo "E refused others may write to $b there (chmod o-w)"; exit;; esac
+    case $(ls -ldn "$b/.mi/.") in d????w*|d???????w*) echo "E refused others may write to $b/.mi there (chmod go-w)"; exit;; esac
+    [ -O "$b/.mi" ] && [ -O "$w" ] || { echo "E refused $b/.mi there belongs to somebody else"; exit; }
     if [ ! -d "$c" ]; then
         [ "$1" = "$boot" ] || { echo "E lost the host was restarted before the command was started"; exit; }
         t=$b/.mi/.new.$$
@@ -3773,6 +3777,8 @@ def run_calculation(host, command, inputs, into=".", settings=None, mode="run", 
 #  - No shell sees a word from the wire. The only texts given to sh are this file's constants RUN and INTO_LOG.
 #  - Inputs may be put into base/ID until the command is started, results got when it has ended. Names are relative, without `..`; they
 #    are opened part by part with O_NOFOLLOW, so that no link leads out, not even one that is put there in between.
+#  - Whether it was started, each single write asks, and the start waits for it (Place.unstarted). Nothing that was put is read again.
+#  - Where others than this user and root could have put what is run (base, or a directory that it stands in), nothing is done.
 #  - Commands are those of the sections [command NAME]: argument vectors of the owner's, arguments only where patterns allow them.
 #  - What leaves has passed [outbound]; a file is served only if it is still the one that was looked through.
 INTO_LOG = 'umask "$1"; shift; exec >remote_program_exec.log 2>&1; exec "$@"'
@@ -4962,7 +4968,8 @@ def check_guard(options):
         key, text = unfit(command) or ("argv", command["argv"][0])
         rows.append((unfit(command) is None, "[command %s] %s: %s" % (command["name"], key, text)))
     script = utf8(os.path.abspath(__file__))
-    for path, why in (script, os.stat(script).st_mode & 0o022 and _("%s: others may write to it") % shown(script)), (rules["base"], open_to_others(rules["base"])):
+    own = os.stat(script).st_mode & 0o022 and _("%s: others may write to it") % shown(script)
+    for path, why in (script, own), (rules["base"], open_to_others(rules["base"])):
         rows.append((not why, why or _("%s: nobody else may write to it") % shown(path)))
     keys = os.path.expanduser("~/.ssh/authorized_keys")
     lines_there = []

@@ -18,6 +18,7 @@ import ssh_lab
 import suite
 from ssh_lab import SCRIPT
 from suite import PYTHON
+from test_ssh_runner import Stepwise
 
 runner = suite.module("execute_remote_command.py")
 IDENT = "0123abcd-0000-4000-8000-%012x"
@@ -842,6 +843,38 @@ def test_large_and_many_files_streams_and_lost_lines_pass_the_guard(lab, tmp_pat
         assert code == 0, out
         subprocess.check_call(["diff", "-r", str(folder), str(tmp_path / "out")])
         shutil.rmtree(str(tmp_path / "out"))
+
+
+def test_inputs_go_on_through_the_guard_when_the_line_was_lost(lab, tmp_path):
+    shutil.copy(lab.path("ini"), str(tmp_path / "mi_distributed_computing_assist.ini"))
+    (tmp_path / "a").write_bytes(os.urandom(64 << 20))             # four pieces
+    one = Stepwise(lab, tmp_path, ["piece 2"], "run", "guarded", "work.sh abc", "--in", "a", "--streams", "2")
+    one.reached("piece 2")
+    lab.cut()
+    one.go("piece 2")
+    code, out = one.finish()
+    assert code == 3 and int(re.search(r"4 inputs files=1 bytes=(\d+)", out).group(1)) <= 32 << 20, out
+    assert (tmp_path / "b").read_bytes() == (tmp_path / "a").read_bytes()
+
+
+@pytest.mark.parametrize("round", range(3))
+def test_of_two_at_once_one_starts_it_nothing_comes_in_beside_it_and_a_clean_takes_all_or_nothing(tmp_path, round):
+    far = Far(tmp_path)
+    ident = far.fresh()
+    far.put(ident, b"a", b"1" * 10000)
+    orders = b"".join(b"C %d 0 10000 a/\n" % (n + 1) + b"%d" % (n % 10) * 10000 for n in range(200))
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        puts = [pool.submit(far.ask, "lane", ident, "put", data=orders) for _n in range(2)]
+        runs = [pool.submit(far.run, ident) for _n in range(2)]
+        cleans = [pool.submit(far.ask, "clean", ident) for _n in range(2 * round)]
+    ends = [one.result()[1].splitlines()[-1] for one in runs + cleans]
+    if b"E cleaned" in ends:
+        assert not os.path.exists(far.path("base", ident)) and os.listdir(far.path("base", ".mi", ident)) == [], ends
+    else:
+        a, b = (open(far.path("base", ident, name), "rb").read() for name in "ab")
+        assert a == b and len(set(a)) == 1 and ends[:2] == [b"E ended 0"] * 2, (ends, len(set(a)))
+    assert all(one.result()[0] in (0, 77) for one in puts + runs + cleans), [one.result() for one in puts + cleans]
+    assert not [name for name in os.listdir(far.path("base", ".mi")) if name.startswith(".new")]
 
 
 def test_a_cancel_passes_the_guard(lab, tmp_path):

@@ -1,4 +1,5 @@
 """The SSH runner against a real private sshd: the whole way, lost lines, killed runners, far sides of all kinds, the sample script."""
+import concurrent.futures
 import hashlib
 import io
 import json
@@ -495,6 +496,76 @@ def test_a_record_without_end_from_the_far_side_is_refused(after):
             with pytest.raises(runner.Stop) as stop:
                 list(told)
             assert stop.value.code == 76
+
+
+ODD_FAR = r"""
+import os, re, sys
+PLACE, ANSWER = CASES[int(re.search("'case([0-9]+)'", os.environ["SSH_ORIGINAL_COMMAND"]).group(1))]
+def say(text):
+    sys.stdout.buffer.write(text)
+    sys.stdout.buffer.flush()
+def endless(text=b"x" * 65536, out=1):
+    while True:
+        os.write(out, text)
+verb = re.search("mi_distcomp '[^']*' '1' '([a-z]+)'", os.environ["SSH_ORIGINAL_COMMAND"]).group(1)
+if verb == "hold" and PLACE in ("noise", "lines"):
+    endless(*[b"noise\n" * 1000] * (PLACE == "lines"))
+say(b"mi_distcomp 1 %s\n" % verb.encode())
+if verb == "hold" and PLACE == "stderr":
+    endless(out=2)
+if verb == "hold":
+    say(b"ready guard=0 boot=%s gnu=1 rsync=0 zstd=0 gzip=0 sum=sha256 " % BOOT)
+    endless() if PLACE == "facts" else say(b"\n")
+    for row in sys.stdin.buffer:
+        endless() if PLACE == "ping" else say(row)
+if verb == "lane" and b"'put'" in os.environb[b"SSH_ORIGINAL_COMMAND"]:
+    endless(*[b"s x\n" * 1000] * (PLACE == "sums")) if PLACE in ("put", "sums") else None
+    numbers = [row.split()[1] for row in sys.stdin.buffer.readlines() if row.startswith(b"S ")]
+if verb == "lane":
+    sys.stdin.buffer.readline()
+    say(b"0\0")
+    if PLACE == "names":
+        endless(b"".join(b"f 1 1.0 1.0 644 n%d\0" % n for n in range(10000)))
+    endless() if PLACE == "record" else say(ANSWER)
+if verb == "run":
+    endless() if PLACE == "run" else say(ANSWER if PLACE == "state" else b"E ended 0\n")
+if verb == "list":
+    endless(*[b"x running\n" * 1000] * (PLACE == "rows"))
+"""
+WITHOUT_END = ["noise", "lines", "facts", "ping", "put", "sums", "record", "names", "run", "call", "rows", "stderr"]
+STATES = [b"E ended 256\n", b"E ended -1\n", b"E ended\n", b"E ended x\n", b"E\n", b"E error\n", b"L -5\n", b"L 99999999999\n", b"L x\n", b"L\n", b"S \x1b[2J\n",
+          "L \u0665\n".encode()]
+LISTS = [b"f -1 1.0 1.0 644 a\0\0", b"f 1 nan 1.0 644 a\0\0", b"f 1 1.0 x 644 a\0\0", b"f 1 1.0 1.0 999 a\0\0", b"f 1\0\0", b"f 1_0 1.0 1.0 644 a\0\0",
+         b"f 1 1.0 inf 644 a\0\0"]
+
+
+def test_answers_without_end_or_sense_are_said_and_not_collected(own, here):
+    cases = [(place, b"") for place in WITHOUT_END] + [("state", one) for one in STATES] + [("list", one) for one in LISTS]
+    own.write("odd.py", "CASES, BOOT = %r, %r\n" % (cases, runner.boot_id().encode()) + ODD_FAR)
+    own.forced("%s %s" % (sys.executable, own.path("odd.py")))
+    least = "import resource\nresource.setrlimit(resource.RLIMIT_AS, (2 << 30, 2 << 30))\nrunner.MOST_FILES = 5000"
+
+    def one(number):
+        place, folder = cases[number][0], here / str(number)
+        folder.mkdir()
+        (folder / "a").write_text("1")
+        (folder / "mi_distributed_computing_assist.ini").write_text("[ssh]\nbase = case%d\nretry = 1,1\nconnects = 0\nssh_options = -F %s\n" % (number, own.path("config")))
+        words = ["list", "hpc"] if place in ("call", "rows") else ["run", "hpc", "true"] + ["--in", "a"] * (place in ("put", "sums"))
+        return run(own, folder, *words, code=HOOKED % (SCRIPT, least))
+    with concurrent.futures.ThreadPoolExecutor(3) as pool:
+        outcomes = list(pool.map(one, range(len(cases))))
+    wrong = [(case, code, out[-300:]) for case, (code, out) in zip(cases, outcomes) if (code, out.splitlines()[-1].count("hpc: ")) != (
+        69 if case[0] == "stderr" else 74 if case[1] == b"E error\n" else 76, 1)]
+    assert not wrong, "\n".join(map(repr, wrong))
+
+
+@pytest.mark.parametrize("folder,mode", [("far", 0o777), ("far/.mi", 0o777), ("far/.mi", 0o720)])
+def test_nothing_is_run_where_others_may_write(own, here, folder, mode):
+    own.start()
+    os.makedirs(own.path("far", ".mi"))
+    os.chmod(own.path(*folder.split("/")), mode)
+    code, out = run(own, here, "run", "hpc", "echo x >>%s" % (here / "count"))
+    assert code == 77 and "others may write to %s there" % own.path(*folder.split("/")) in out.splitlines()[-1] and not (here / "count").exists(), out
 
 
 def test_a_running_calculation_is_not_cleaned_and_not_resumed_beside_its_runner(lab, here):
