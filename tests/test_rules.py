@@ -187,7 +187,7 @@ def settled(door, folder, ini, names, ended=" exit 0"):
     module = DOORS[door]
     table = module.KEYS if door == "poller" else module.TABLE
     rules = module.read_ini(ini, table)
-    rules.update(commands=module.commands_of(ini, rules), base=os.fsencode(str(folder)))
+    rules.update(commands=module.commands_of(ini, rules), base=os.fsencode(str(folder)), top=os.fsencode(str(folder)), key="")
     ident = "01234567-0123-4123-8123-0123456789ab"
     work, control = os.path.join(str(folder), ident), os.path.join(str(folder), ".mi", ident)
     os.makedirs(work)

@@ -512,6 +512,8 @@ def base_that_others_prepared(far):
     runner.prepare(os.fsencode(control))
     with open(os.path.join(control, "run"), "w") as out:
         out.write("echo >%s\n" % far.path("evil"))
+    with open(os.path.join(control, "command"), "w") as out:
+        json.dump({"name": "work", "after_stop": "", "patterns": True, "logs": True}, out)
     process = far.session("run", ident, runner.boot_id(), "work.sh", "text")
     suite.wait_until(lambda: os.path.exists(far.path("evil")) or process.poll() is not None)
     process.kill()
@@ -557,7 +559,7 @@ def names_of_what_is_refused(far):
                                               (b"./open/empty", None, b"", b"5"), (b"./open/file", None, b"1", b"0")))
     far.run(ident)
     out = far.ask("lane", ident, "get", data=b"L 1 0 0 -/\n")[1]
-    assert b" open\0" in out and b" open/file\0" in out and b" open/empty\0" in out and re.search(rb"\0x 0 0 0 0 ([123] of the results there|secret)", out)
+    assert b" open\0" in out and b" open/file\0" in out and b" open/empty\0" in out and re.search(rb"\0x 0 0 0 0 ([0-9] of the results there|secret)", out)
     return b"secret" in out
 
 
