@@ -538,6 +538,7 @@ def around_files(found, files):
 # ==== shared: names ====
 # File names of a calculation. Checked by every receiver: whoever sends them may be hostile.
 LOG_NAMES = ("計算標準出力.txt", "計算標準エラー出力.txt")        # stdout and stderr of the command, always among the results
+PATTERNS = 100                 # of one calculation
 
 
 def parts_of(name):
@@ -585,7 +586,7 @@ def pattern(text):
     """A result pattern as something with match(): * and ? within a part, ** across parts, a trailing / the whole directory. ValueError."""
     check_name(text.rstrip("/") if text.endswith("/") and text != "/" else text)
     pieces = re.findall(r"\*\*/|\*\*|\*|\?|[^*?]+", text + ("**" if text.endswith("/") else ""))
-    if sum("*" in piece for piece in pieces) > 2:      # an expression could take for ever
+    if sum("*" in piece for piece in pieces[pieces[0] == "**/":-1]) > 1:     # as an expression it could take for ever
         return Stars(pieces, text[0] in "*?")
     out = ""
     for piece in pieces:
@@ -595,48 +596,53 @@ def pattern(text):
 
 
 class Stars:
-    """A pattern with many stars: whoever made it, match() takes time in proportion to its length times the name's."""
+    """A pattern with many stars as a row of steps, one bit each: match() makes a few operations on whole rows for each character of the name,
+    whoever made the pattern and the name. (Steps without a character: star and anys lead to the next one, dirs behind its partner in.)"""
 
-    def __init__(self, pieces, hidden):
-        self.hidden, self.steps = hidden, []
+    def __init__(self, pieces, hidden=False):
+        kinds, steps, last = {"**/": ("dirs", "in"), "**": ("any", "anys"), "*": ("star",), "?": ("one",)}, [], ""
         for piece in pieces:
-            self.steps += {"**/": ["dirs", "in"], "**": ["any", "anys"], "*": ["star"], "?": ["one"]}.get(piece) or list(piece)
+            steps += kinds.get(piece) or tuple(piece) if not piece == last == "**/" else ()        # twice is once
+            last = piece
+        self.hidden, self.end, self.chars, self.sets = hidden, 1 << len(steps), {}, []
+        rows = dict.fromkeys(("dirs", "in", "any", "anys", "star", "one"), 0)
+        for place, step in enumerate(steps):
+            known = rows if step in rows else self.chars
+            known[step] = known.get(step, 0) | 1 << place
+        self.sets = [(step, self.chars.pop(step)) for step in list(self.chars) if not isinstance(step, str)]        # [a-z], as expressions
+        self.free, self.dirs, self.within = rows["star"] | rows["anys"], rows["dirs"], rows["in"]
+        self.stay = {False: rows["anys"], True: rows["anys"] | rows["star"] | rows["in"]}                          # by: is it not a slash?
+        self.go = {False: rows["any"], True: rows["any"] | rows["one"] | rows["dirs"]}
 
-    def reach(self, places):
-        """places, and where one gets from there without a character."""
-        todo = list(places)
-        while todo:
-            at = todo.pop()
-            step = self.steps[at] if at < len(self.steps) else ""
-            after = at + {"star": 1, "anys": 1, "dirs": 2}.get(step, 0)
-            if after not in places:
-                places.add(after)
-                todo.append(after)
-        return places
+    def reach(self, at):
+        """The steps in `at`, and where one gets from there without a character: anys, dirs, star is the longest run of such."""
+        for _turn in range(3):
+            at |= (at & self.free) << 1 | (at & self.dirs) << 2
+        return at
 
     def match(self, name):
         """Is it a name of this pattern?"""
-        places = self.reach({0})
-        if self.hidden and name.startswith("."):
-            return False
-        for char in name:
-            after, part = set(), char != "/"
-            for at in places:
-                step = self.steps[at] if at < len(self.steps) else ""
-                if step == "anys" or step in ("star", "in") and part:
-                    after.add(at)
-                elif step == "in":
-                    after.add(at - 1)
-                elif step == char or step == "any" or step in ("one", "dirs") and part:
-                    after.add(at + 1)
-            places = self.reach(after)
-        return len(self.steps) in places
+        at = self.reach(1) if not (self.hidden and name.startswith(".")) else 0
+        for char in name if at else "":
+            part, go = char != "/", self.chars.get(char, 0)
+            for one, bit in self.sets:
+                go |= bit if one.match(char) else 0
+            back = 0 if part else (at & self.within) >> 1
+            at = self.reach(at & self.stay[part] | (at & (self.go[part] | go)) << 1 | back)
+        return bool(at & self.end)
+
+
+def all_patterns(texts):
+    """A calculation's patterns, ready to match. ValueError if one is none, or there are too many: each is compared with each name."""
+    if len(texts) > PATTERNS:
+        raise ValueError(_("more than %d patterns; a directory (DIR/) or ** stands for many") % PATTERNS)
+    return [pattern(text) for text in texts]
 
 
 def declared(names, patterns):
     """A function name -> bool: is this result one that was asked for (or a log)?"""
     wanted = {parts_of(name) for name in tuple(names) + LOG_NAMES}
-    found = [pattern(text) for text in patterns]
+    found = all_patterns(patterns)
     asked = set(patterns)                              # an empty directory is there as its own pattern, too
     return lambda name: parts_of(name) in wanted or name in asked or any(one.match("/".join(parts_of(name))) for one in found)
 # ==== end shared ====
@@ -774,6 +780,8 @@ JA = {
     " (it belongs into %s)": " (%s に書くものです)",
     "%s: must belong to you or root, and nobody else may write to it (chown, chmod go-w)":
         "%s: 所有者は実行ユーザーか root とし、ほかの人が書き込めないようにしてください (chown, chmod go-w)",
+    "more than %d patterns; a directory (DIR/) or ** stands for many":
+        "パターンが %d 個を超えています。ディレクトリ (DIR/) や ** で多くの名前を一度に指定できます",
     "no %s in %s; say --ini FILE": "%s が %s にありません。--ini FILE で指定してください",
     "%s: [%s] is not a section%s": "%s: [%s] という節はありません%s",
     "%s: [%s] %s is not a key%s": "%s: [%s] %s というキーはありません%s",
@@ -1506,13 +1514,12 @@ def kept_of(info, parameters, names, patterns):
 def check_declared(info):
     """The declared results of a calc-info as (names in order, patterns); the logs are always implied. 400 if unusable."""
     names, patterns = info.get("result_files", {}), info.get("result_patterns", [])
-    if not isinstance(names, (dict, list)) or not isinstance(patterns, list) or len(patterns) > 1000:
+    if not isinstance(names, (dict, list)) or not isinstance(patterns, list):
         raise No(400, "result_files is an object of names, result_patterns a list")
     try:
         names = sorted({check_name(name) for name in names} - set(LOG_NAMES), key=parts_of)
         check_order(names, reserved=LOG_NAMES)
-        for text in patterns:
-            pattern(text)
+        all_patterns(patterns)
     except (ValueError, TypeError, AttributeError) as error:
         raise No(400, "result_files, result_patterns: %s" % error, why="name")
     return names, patterns
