@@ -6,7 +6,7 @@ of the key (last part of this file; read that one, and the text FAR, before you 
 
     execute_remote_command.py client_name:HOST client_cmd:CMD client_files:A,B,C      (as fielded; any order, values may hold ':')
     execute_remote_command.py run HOST CMD [--in FILE ...] [--streams N] [--retry COUNT,INTERVAL] [--keep] [--batch SYSTEM]
-    execute_remote_command.py resume UUID | list [HOST] | cancel UUID | clean UUID ... | clean --older 30d
+    execute_remote_command.py resume UUID [--to DIR] | list [HOST] | cancel UUID | clean UUID ... | clean --older 30d
     execute_remote_command.py check [HOST]                                             (looks at things as they are, changes nothing)
     execute_remote_command.py guard [--print-key-line KEYFILE]                         (external computer, in authorized_keys)
 
@@ -51,6 +51,7 @@ import _thread
 import binascii
 import codecs
 import collections
+import errno
 import functools
 import hashlib
 import io
@@ -1574,6 +1575,21 @@ JA = {                         # what a person reads, in Japanese
     "is not COUNT,INTERVAL (like 5,60)": "「回数,間隔」ではありません (例: 5,60)",
     "is not auto or a number from 1 to %d": "auto または 1 から %d の数ではありません",
     "is not a directory": "ディレクトリではありません",
+    "belongs to another user": "他のユーザーの所有です",
+    "%s: another program is putting results of %s there; try again when it has ended":
+        "%s: 別のプログラムが %s の結果を書き込んでいます。終わってからもう一度実行してください",
+    "a name that is kept for what arrives": "受信中のファイル用の名前です",
+    "a name that may not be": "使えない名前です",
+    "a name of this program's own files or of Python's start, and this program lies there; take another --to":
+        "本プログラムか Python の起動時のファイル名で、本プログラムがそこにあります。別の --to を指定してください",
+    "this file system takes its name and that of another result for one (%s)": "このファイルシステムでは別の結果 (%s) と名前を区別できません",
+    "is there already, and not of this calculation; --to DIR or --out NAME agrees to its being replaced":
+        "この計算のものではないファイルが既にあります。置き換えてよければ --to DIR か --out 名前 を指定してください",
+    "was changed here while the calculation ran, and is left as it is": "計算中にこちらで変更されたため、そのまま残しました",
+    "a directory or a symbolic link is in its way": "ディレクトリかシンボリックリンクが邪魔をしています",
+    "leads to %s, which is not here": "リンク先の %s がこちらにありません",
+    "%s: is not here, although all was fetched": "%s: すべて取得したはずですが、こちらにありません",
+    "%s: its results were fetched, and its directory there is gone": "%s: 結果は取得済みで、先方のディレクトリはもうありません",
     "sent": "送信",
     "fetched": "受信",
     "on this side": "こちら側",
@@ -2411,8 +2427,9 @@ def tar_members(read, whole=True):
 
 
 def plain(name):
-    """name (bytes), if it is a relative path without control characters, empty, . or .. parts; otherwise ValueError."""
-    if not name or len(name) > 1000 or re.search(rb"[\x00-\x1f\x7f]", name) or any(part in (b"", b".", b"..") for part in name.split(b"/")):
+    """name (bytes), if it is a relative path without empty, . or .. parts and nothing that steers a terminal; otherwise ValueError."""
+    odd = ODD.search(name.decode("utf-8", "replace"))
+    if not name or len(name) > 1000 or odd or any(part in (b"", b".", b"..") for part in name.split(b"/")):
         raise ValueError(_("not a plain name: %s") % printable(name.decode("utf-8", "replace")[:200]))
     return name
 
@@ -2432,6 +2449,7 @@ class Work:
         self.record, self.error, self.lost = record, None, None
         self.moved, self.pieces_left, self.tries = 0, {}, {}
         self.cond = threading.Condition()
+        self.target, self.kept = None, {}              # where results go; {far: why} of what must not be put there
         self.first = self.taker = None                 # what must be there before anybody but its taker goes on: the directories
         for item in items:
             if isinstance(item, Piece):
@@ -2450,7 +2468,7 @@ class Work:
                 self.cond.wait()
             return None
 
-    def done(self, item, size, putting=False):
+    def done(self, item, size, putting=False, sum256=""):
         """item has arrived and its sum is right. True if it was its file's last piece (putting: then the file's end is ordered)."""
         with self.cond:
             self.out -= 1
@@ -2462,7 +2480,7 @@ class Work:
                 last = not self.pieces_left[item.entry.far]
                 if last and putting:
                     self.items.appendleft(item.entry)  # size, time and mode
-                self.record.arrived(item.entry, item.offset, item.size)
+                self.record.arrived(item.entry, item.offset, item.size, sum256)
             for entry in item if isinstance(item, list) else ():
                 self.record.arrived(entry, 0, entry.size)
             self.cond.notify_all()
@@ -2489,7 +2507,7 @@ class Work:
 
     def fail(self, error):
         if isinstance(error, OSError):
-            where = os.fsdecode(error.filename) if error.filename else _("on this side")
+            where = os.fsdecode(error.filename) if isinstance(error.filename, (str, bytes)) else _("on this side")
             error = Stop(EX_IOERR, printable("%s: %s" % (where, error.strerror or error)))
         with self.cond:
             self.error = self.error or error
@@ -2568,9 +2586,12 @@ def work_off(line, work, ident, lane, count, settings):
             lane(line, work, ident, own)
         except LineLost as error:
             lost = str(error)
-        except Exception as error:
-            work.fail(Stop(EX_IOERR, printable("%s: %s" % (line.host, error))) if isinstance(error, ValueError) else error)
-        work.leave(lost)
+        except ValueError as error:
+            work.fail(Stop(EX_IOERR, printable("%s: %s" % (line.host, error))))
+        except BaseException as error:                 # whatever it is: a lane that ends so has not done its work
+            work.fail(error)
+        finally:
+            work.leave(lost)
     for number in range(work.lanes):
         thread = threading.Thread(target=run, args=(number > beside,), daemon=True)
         thread.start()
@@ -2579,6 +2600,8 @@ def work_off(line, work, ident, lane, count, settings):
         thread.join()
     if work.error:
         raise work.error
+    if not work.over():
+        raise LineLost(_("the connection broke off"))
 
 
 class Answers(threading.Thread):
@@ -2995,13 +3018,13 @@ def get_lane(line, work, ident, own):
                 process.stdin.flush()
             if not ahead or work.error:
                 break
-            right = receive_bundle(told, ahead[0]) if isinstance(ahead[0], list) else receive_piece(told, ahead[0])
+            right = receive_bundle(told, work, ahead[0]) if isinstance(ahead[0], list) else receive_piece(told, ahead[0])
             item = ahead.popleft()
             if not right:
                 log("warn", None, "sum", file=work.title(item), why="the sum is wrong here; once more")
                 work.back([item], wrong=True)
-            elif work.done(item, item.size if isinstance(item, Piece) else sum(entry.size for entry in item)):
-                finish(item.entry)
+            elif work.done(item, item.size if isinstance(item, Piece) else sum(entry.size for entry in item), False, right):
+                finish(work, item.entry)
         clean = not ahead
     except BrokenPipeError:
         line.broke(process)
@@ -3011,46 +3034,49 @@ def get_lane(line, work, ident, own):
         line.end(process)
 
 
-def part(near):
-    """Where a file of the result grows until it is whole (bytes)."""
-    folder, name = os.path.split(near)
-    return os.path.join(folder, b"." + (name if len(name) <= 200 else hashlib.sha256(name).hexdigest().encode()) + b".mi-part")
-
-
-def finish(entry):
+def finish(work, entry):
     """Gives a whole file its size, mode, time and name."""
-    path = part(entry.near)
-    os.truncate(path, entry.size)
-    settle_file(path, entry)
-    os.rename(path, entry.near)
+    os.truncate(entry.near, entry.size)
+    put_in_place(work, entry, lambda: work.target.store(key_of(entry.far), entry.far, None, bool(entry.mode & 0o100), nanoseconds(entry.mtime)))
 
 
-def settle_file(path, entry):
-    """Mode and time of the entry for the file at path (or open file)."""
-    os.chmod(path, entry.mode & 0o777)
-    os.utime(path, ns=(max(-2 ** 63, min(nanoseconds(entry.mtime), 2 ** 63 - 1)),) * 2)      # a time of the year 3000, as near as it can be told
+def put_in_place(work, entry, act):
+    """act(), which stores the entry; what must not be put there is noted."""
+    try:
+        act()
+    except NotStored as error:
+        work.kept[entry.far] = str(error)
+    except OSError as error:
+        if error.errno not in (errno.ELOOP, errno.ENOTDIR, errno.EISDIR):
+            raise
+        work.kept[entry.far] = error.strerror
+
+
+def key_of(far):
+    """Under which name a result grows among the parts: no other's, whatever it is called."""
+    return hashlib.sha256(far).hexdigest()[:40].encode()
 
 
 def receive_piece(told, item):
-    """One piece into its place; True if its sum is right."""
+    """One piece into its place; its sum if that is right ("-": there is none there), otherwise None."""
     digest, left, at = hashlib.sha256(), item.size, item.offset
-    fd = os.open(part(item.entry.near), os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+    fd = os.open(item.entry.near, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o666)
     try:
         while left:
             data = told.place[:told.file.readinto1(told.place[:left])]
             if not data:
                 told.line.broke(told.process)
             digest.update(data)
-            os.pwrite(fd, data, at)
+            write_sparse(fd, data, at)
             at += len(data)
             left -= len(data)
     finally:
         os.close(fd)
     got = told.ok()
-    return got in ("-", digest.hexdigest())
+    return digest.hexdigest() if got in ("-", digest.hexdigest()) else None
 
 
-def receive_bundle(told, entries):
+def receive_bundle(told, work, entries):
     """A bundle of small files, each under its name once its sum is right. True if all are as listed."""
     wanted, sums, parts, right = {b"./" + entry.far: entry for entry in entries}, {}, [], True
     for name, size, mtime, mode, kind in tar_members(told.exactly):
@@ -3061,13 +3087,7 @@ def receive_bundle(told, entries):
         if entry.size != size:
             right = False
             continue
-        parts.append((part(entry.near), entry.near))
-        fd = os.open(parts[-1][0], os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
-        try:
-            write_all(fd, data)
-            settle_file(fd, entry)
-        finally:
-            os.close(fd)
+        parts.append((entry, work.target.write(key_of(entry.far), data, bool(entry.mode & 0o100), nanoseconds(entry.mtime))))
         sums[name] = hashlib.sha256(data).hexdigest()
     far, row = [], told.row()
     while row[0] == "s" and len(far) < len(entries):
@@ -3075,8 +3095,8 @@ def receive_bundle(told, entries):
         row = told.row()
     if row[0] != "ok" or [sums.get(b"./" + entry.far) for entry in entries] != far and set(far) != {"-"}:
         return False
-    for path, near in parts if right else ():
-        os.rename(path, near)
+    for entry, info in parts if right else ():
+        put_in_place(work, entry, lambda: work.target.place(key_of(entry.far), entry.far, info))
     return right
 
 
@@ -3087,13 +3107,15 @@ def write_all(fd, data):
         view = view[os.write(fd, view):]
 
 
-def get(line, ident, entries, record, settings):
-    """Moves entries (results; near is where they go) here, each of them verified. Returns the bytes moved."""
+def get(line, ident, entries, record, settings, target, kept):
+    """Moves entries (results) into the target, each of them verified; near is the part in which a large one grows. kept: {far: why} of what
+    must not be put there. Returns the bytes moved."""
     count, step = lanes_for(line, sum(entry.size for entry in entries if entry.size >= SMALL), settings)
     work = Work(cut(entries, step, record.have, BUNDLE if line.round_trip >= NEAR else NEAR_BUNDLE), record)
+    work.target, work.kept = target, kept
     for entry in entries:
         if entry.size >= SMALL and entry.far not in work.pieces_left:
-            finish(entry)                              # it was whole already when the runner died
+            finish(work, entry)                        # it was whole already when the runner died
     with Progress(work, _("fetched"), sum(entry.size for entry in entries)):
         work_off(line, work, ident, get_lane, count, settings)
     return work.moved
@@ -3119,9 +3141,12 @@ class Record:
             self.lock = open(os.path.join(self.folder, b"order.json"), "r+")
             try:
                 fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise Stop(EX_TEMPFAIL, _("%s: another runner is at work on it") % ident)
+            except OSError as error:                   # other errors: a file system without locks. What else protects: the far side starts once
+                if error.errno in (errno.EAGAIN, errno.EACCES):
+                    raise Stop(EX_TEMPFAIL, _("%s: another runner is at work on it") % ident)
+                log("warn", ident, "record", folder=shown(self.folder), why="this file system knows no locks: start no second runner for it")
         self.journal, self.pieces, self.have = None, None, {}
+        self.sums = {}                                 # {(far, offset, size): sum} of the pieces that have come
         self.steps = self.read_steps()
 
     def read_order(self):
@@ -3172,19 +3197,53 @@ class Record:
                 if text.readline().rstrip(b"\n") == boots:
                     for row in text:
                         if row.endswith(b"/\n"):
-                            offset, size, whole, mtime, name = row[:-2].split(b" ", 4)
+                            sum256, offset, size, whole, mtime, name = row[:-2].split(b" ", 5)
                             self.have.setdefault((name, int(whole), mtime.decode()), set()).add((int(offset), int(size)))
-        except (FileNotFoundError, ValueError):
+                            self.sums[name, int(offset), int(size)] = sum256.decode()
+        except (FileNotFoundError, ValueError):        # (also the notes of an older program)
             self.have = {}
         self.pieces = open(path, "ab" if self.have else "wb")
         if not self.have:
             self.pieces.write(boots + b"\n")
             self.pieces.flush()
 
-    def arrived(self, entry, offset, size):
+    def verify(self, entries):
+        """Results that came in part before: what of them still has the sum that it had then; all else comes anew."""
+        kept = {}
+        for entry in entries:
+            spans = self.have.get(version(entry), ())
+            try:
+                with open(os.open(entry.near, os.O_RDONLY | os.O_NOFOLLOW), "rb", 0) as source:
+                    kept[version(entry)] = {(offset, size) for offset, size in spans if size < SMALL or sum_of(
+                        source, offset, size) == self.sums.get((entry.far, offset, size))}
+            except OSError:
+                continue
+        self.have = {which: spans for which, spans in kept.items() if spans}
+
+    def note_inputs(self, entries):
+        """What was sent, for the time when it is to be told from what the command left: as it is now, not as it is then."""
+        rows = [b"%d %s %o %s/\n" % (entry.size, entry.mtime.encode(), entry.mode, entry.far) for entry in entries]
+        write_synced(os.path.join(self.folder, b"inputs"), b"".join(rows))
+
+    def inputs(self):
+        """{far: Entry} of what was sent. (A record of an older program does not tell; then as it is now.)"""
+        tops = {utf8(far): utf8(near) for near, far in self.order["inputs"]}
+        try:
+            with open(os.path.join(self.folder, b"inputs"), "rb") as text:
+                rows = [row[:-2].split(b" ", 3) for row in text if row.endswith(b"/\n")]
+        except FileNotFoundError:
+            return {entry.far: entry for entry in planned(self.order["inputs"], check=False)}
+        found = {}
+        for size, mtime, mode, far in rows:
+            top, slash, rest = far.partition(b"/")
+            found[far] = Entry(tops[top] + slash + rest, far, int(size), mtime.decode(), int(mode, 8))
+        return found
+
+    def arrived(self, entry, offset, size, sum256=""):
         """A piece is there, and its sum is right."""
         if self.pieces is not None:
-            self.pieces.write(b"%d %d %d %s %s/\n" % (offset, size, entry.size, entry.mtime.encode(), entry.far))
+            row = (utf8(sum256 or "-"), offset, size, entry.size, entry.mtime.encode(), entry.far)
+            self.pieces.write(b"%s %d %d %d %s %s/\n" % row)
             if size >= SMALL:
                 self.pieces.flush()
         self.have.setdefault(version(entry), set()).add((offset, size))
@@ -3205,6 +3264,19 @@ SAYS = {                       # what a watching session says: bytes of the log,
     "S": r"[a-z]",
     "E": r"(?:ended (?:1?[0-9]{1,2}|2[0-4][0-9]|25[0-5])|failed|lost|error|refused)(?: |\Z)",
 }
+
+
+def sum_of(source, offset, size):
+    """The sha256 of a part of an open file, in hex."""
+    digest = hashlib.sha256()
+    source.seek(offset)
+    while size:
+        data = source.read(min(BLOCK, size))
+        if not data:
+            return ""
+        digest.update(data)
+        size -= len(data)
+    return digest.hexdigest()
 
 
 class Run:
@@ -3311,6 +3383,7 @@ class Run:
             self.progress += sum(len(spans) for spans in record.have.values()) - before
         log("info", self.ident, "4 inputs", files=len(entries), bytes=moved)
         fault("sent")
+        record.note_inputs(entries)
         record.step("starting", boot=line.facts["boot"], offset=0)
 
     def start(self, line):
@@ -3368,42 +3441,60 @@ class Run:
 
     def fetch(self, line):
         """7. list 8. fetch: everything in the directory, but inputs that nobody has touched"""
-        record, into = self.record, utf8(self.order["into"])
+        target = Target(utf8(self.order["into"]), self.ident, began=self.order.get("began"), always=(LOG.encode(),))
+        done = False
+        try:
+            files, kept = self.fetch_into(line, target)
+            target.settle()
+            for name, why in kept.items():
+                log("error", self.ident, "8 fetch", not_fetched=shown(name), why=why)
+            if kept:
+                log("error", self.ident, "8 fetch", still_there=len(kept), get_them="%s resume %s --to DIR" % (PROGRAM, self.ident))
+            self.record.step("fetched", files=files, odd=sorted(map(shown, kept)))
+            done = True
+        finally:
+            target.close(done)
+
+    def fetch_into(self, line, target):
+        """(how many files were fetched, {far: why} of what is still there)."""
+        record, kept = self.record, {}
+        sent = record.inputs()
         if line.facts.get("gnu") != "1":
-            return record.step("fetched", files=fetch_all(line, self.ident, into, self.settings), odd=[])
+            return fetch_all(line, self, target, sent, kept), kept
         fault("listing")
         started, files, changed, folders, copies, out, odd = listing(line, self.ident, self.settings)
-        sent = {entry.far: entry for entry in planned(self.order["inputs"], check=False)}
-        wanted = []
-        for name, entry in files.items():
-            near = os.path.join(into, name)
-            if name in sent and changed[name] < started and (
-                    self.order["mode"] == "run" or os.path.realpath(near) == os.path.realpath(sent[name].near)):
-                continue                               # an input, as it was sent
-            if not same(near, entry):
-                wanted.append((name, entry._replace(near=near)))
-        for name in folders + [os.path.dirname(name) for name in copies]:
-            os.makedirs(os.path.join(into, name), exist_ok=True)
-        log("info", self.ident, "7 results", files=len(files), to_fetch=len(wanted), odd=len(odd))
+        kept.update((name, _("a name that may not be")) for name in odd)
+        wanted = [entry._replace(near=target.part(key_of(name))) for name, entry in files.items()
+                  if not (changed[name] < started and self.as_sent(entry, sent.get(name))) and not is_here(target, entry)]
+        wanted = [entry for entry in wanted if allowed(target, entry.far, kept)]
+        log("info", self.ident, "7 results", files=len(files), to_fetch=len(wanted), odd=len(kept))
+        for name in folders:
+            if name not in sent:
+                make_folder(target, name, kept)
+        target.sync = len(wanted) <= 50
         record.begin("out", boot_id() + " " + line.facts["boot"])
-        begun = {version(entry) for name, entry in wanted if os.path.exists(part(entry.near))}
-        record.have = {which: spans for which, spans in record.have.items() if which in begun}
+        record.verify([entry for entry in wanted if os.path.exists(entry.near)])
         fault("fetching")
         before = sum(len(spans) for spans in record.have.values())
         try:
-            moved = receive(line, self.ident, [entry for name, entry in wanted], record, self.settings)
+            moved = receive(line, self.ident, wanted, record, self.settings, target, kept)
         finally:
             self.progress += sum(len(spans) for spans in record.have.values()) - before
         for name, goal in copies.items():              # links within the directory arrive as copies of what they lead to
-            whole = os.path.join(into, goal)
-            copy_file(whole if os.path.exists(whole) else sent[goal].near, os.path.join(into, name), files[goal])
-        settle([entry.near for name, entry in wanted] + [os.path.join(into, name) for name in copies])
+            if allowed(target, name, kept):
+                copy_file(target, name, files[goal], sent.get(goal), kept)
         log("info", self.ident, "8 fetch", files=len(wanted), bytes=moved)
         for name in out:
             log("warn", self.ident, "8 fetch", not_fetched=shown(name), why="no file of the directory's own, or kept by the rules there")
-        for name in odd:
-            log("error", self.ident, "8 fetch", not_fetched=shown(name), why="a name with control characters; it is still there")
-        record.step("fetched", files=len(wanted), odd=[shown(name) for name in odd])
+        return len(wanted), kept
+
+    def as_sent(self, entry, input):
+        """Is it an input, still as it was sent, that need not travel back? (Its size and time tell, too: a clock may be set back there.)"""
+        if input is None or input.size != entry.size or nanoseconds(entry.mtime) not in (
+                nanoseconds(input.mtime), nanoseconds(input.mtime) // 10 ** 9 * 10 ** 9):         # small ones travel with whole seconds
+            return False
+        near = os.path.join(utf8(self.order["into"]), entry.far)
+        return self.order["mode"] == "run" or os.path.realpath(near) == os.path.realpath(input.near)
 
     def clean(self, line):
         """9. removes the directory there"""
@@ -3438,13 +3529,36 @@ class Run:
         return Outcome(self.ident, EX_TEMPFAIL, "runner", state, done["files"], done["odd"])
 
 
-def same(path, entry):
-    """Is the file at path that of the entry already (size and time)?"""
+def is_here(target, entry):
+    """Did this calculation store this very version of it before?"""
+    noted = target.noted.get(entry.far)
     try:
-        info = os.lstat(path)
+        info = os.stat(os.path.join(target.path, entry.far), follow_symlinks=False)
     except OSError:
         return False
-    return stat.S_ISREG(info.st_mode) and info.st_size == entry.size and info.st_mtime_ns == nanoseconds(entry.mtime)
+    return noted == (info.st_ino, info.st_size, info.st_mtime_ns) and noted[1:] == (entry.size, nanoseconds(entry.mtime))
+
+
+def allowed(target, name, kept):
+    """May it be put there? If not, it is noted in kept."""
+    try:
+        target.allow(name)
+        return True
+    except NotStored as error:
+        kept[name] = str(error)
+    except OSError as error:
+        kept[name] = error.strerror
+    return False
+
+
+def make_folder(target, name, kept):
+    """A directory among the results, whatever may be in its way."""
+    try:
+        target.make(name)
+    except NotStored as error:
+        kept[name] = str(error)
+    except OSError as error:
+        kept[name] = error.strerror
 
 
 def mtime_of(info):
@@ -3458,24 +3572,25 @@ def nanoseconds(text):
     return int(whole) * 10 ** 9 + int((fraction + "0" * 9)[:9])
 
 
-def copy_file(source, path, entry):
-    """A copy under another name, with the entry's mode and time."""
-    import shutil
-    if not same(path, entry):
-        shutil.copyfile(source, part(path))
-        settle_file(part(path), entry)
-        os.rename(part(path), path)
-
-
-def settle(paths):
-    """Results on disk, before they are cleaned away there."""
-    if len(paths) > 50:
-        os.sync()
-        return
-    for path in paths:
-        fd = os.open(path, os.O_RDONLY)
-        os.fsync(fd)
-        os.close(fd)
+def copy_file(target, name, entry, input, kept):
+    """A copy of the result, or of the input as it was sent, under another name."""
+    try:
+        if entry.far in target.stored() or is_here(target, entry):
+            fd = target.open(entry.far)
+        elif input is not None and entry.far not in kept and mtime_of(os.stat(input.near)) == input.mtime:
+            fd = os.open(input.near, os.O_RDONLY)
+        else:
+            kept[name] = _("leads to %s, which is not here") % shown(entry.far)
+            return
+        with open(fd, "rb", 0) as source, open(os.open(target.part(key_of(name)), os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o666), "rb+", 0) as goal:
+            at = 0
+            for data in iter(lambda: source.read(BLOCK), b""):
+                write_sparse(goal.fileno(), memoryview(data), at)
+                at += len(data)
+            goal.truncate(at)
+        target.store(key_of(name), name, None, bool(entry.mode & 0o100), nanoseconds(entry.mtime))
+    except NotStored as error:
+        kept[name] = str(error)
 
 
 def planned(inputs, check=True):
@@ -3519,38 +3634,37 @@ def transfer(line, ident, entries, record, settings):
         if rsync_all(line, ident, entries, settings):
             return sum(entry.size for entry in entries)
     if not record.have:
-        entries = squeezed(line, ident, entries, settings, True)
+        went = squeezed(line, ident, entries, settings)
+        entries = [entry for entry in entries if entry not in went]
     return put(line, ident, entries, record, settings)
 
 
-def squeezed(line, ident, entries, settings, send):
+def squeezed(line, ident, entries, settings, target=None):
     """Moves those of the entries that a sample shows to be well worth compressing, by rsync with zstd where both ends have it; sums
-    compared. Returns the entries that are still to be moved."""
+    compared. target: results, into its part r/; without one: inputs. Returns the entries that were moved."""
+    send = target is None
     able = line.facts.get("zstd") == "1" and line.round_trip >= NEAR
     large = [entry for entry in entries if able and entry.size >= DELTA and EASY.match(entry.far)
              and (not send or os.path.basename(entry.near) == entry.far)][:50]
     if not large or not has_zstd():
-        return entries
+        return []
     samples = [near_sample(entry) for entry in large] if send else far_samples(line, large)
     large = [entry for entry, sample in zip(large, samples) if shrinks(sample)]
     if not large:
-        return entries
+        return []
     words = rsync_words(line, ident, settings) + ["-z", "--zc=zstd", "--zl=1", "--whole-file"]
     if send:
         words += ["-pL", "--"] + [entry.near for entry in large] + [line.host + ":."]
     else:
         words += ["--"] + [(line.host if not number else "") + ":" + entry.far.decode() for number, entry in enumerate(large)]
-        words.append(large[0].near[:-len(large[0].far)])
-    early = Beside(lambda: near_sums(large) if send else far_sums(line, ident, large))     # of what does not change, beside the transfer
+        words.append(target.part(b"r") + b"/")
+    near = large if send else [entry._replace(near=target.part(b"r/" + entry.far)) for entry in large]
+    early = Beside(lambda: near_sums(near) if send else far_sums(line, ident, large))     # of what does not change, beside the transfer
     if not run_rsync(words, b"", ident):
         early.result()
-        return entries
-    late = far_sums(line, ident, large, "put") if send else near_sums(large)
-    if not all(one == other or "-" in (one, other) for one, other in zip(early.result(), late)):
-        return entries
-    for entry in () if send else large:
-        settle_file(entry.near, entry)
-    return [entry for entry in entries if entry not in large]
+        return []
+    late = far_sums(line, ident, large, "put") if send else near_sums(near)
+    return large if all(one == other or "-" in (one, other) for one, other in zip(early.result(), late)) else []
 
 
 def near_sample(entry):
@@ -3636,40 +3750,77 @@ def run_rsync(words, data, ident):
     return process.returncode == 0
 
 
-def fetch_all(line, ident, into, settings):
-    """Everything that is there, where the far side cannot make lists: by rsync, or as one tar; sums compared. Returns the number of
-    files (-1: rsync knows)."""
-    words = ["-rpI", "--", line.host + ":./", into + b"/"]        # size and second do not tell that a file is the same
-    if line.facts.get("rsync") == "1" and run_rsync(rsync_words(line, ident, settings) + words, b"", ident):
-        return -1
+def fetch_all(line, run, target, sent, kept):
+    """Everything that is there, where the far side cannot make lists: by rsync, or as one tar; sums compared. Returns the number of files."""
+    folder = target.part(b"all")
+    if line.facts.get("rsync") == "1" and run_rsync(rsync_words(line, run.ident, run.settings) + [
+            "-rpI", "--", line.host + ":./", folder + b"/"], b"", run.ident):
+        entries = found_below(folder)
+    else:
+        entries = fetch_tar(line, run.ident, folder)
+    count = 0
+    for entry in entries:
+        try:
+            plain(entry.far)
+        except ValueError:
+            kept[entry.far] = _("a name that may not be")
+            continue
+        if stat.S_ISDIR(entry.mode):
+            if entry.far not in sent:
+                make_folder(target, entry.far, kept)
+        elif not run.as_sent(entry, sent.get(entry.far)) and allowed(target, entry.far, kept):
+            target.store(b"all/" + entry.far, entry.far, None, bool(entry.mode & 0o100), nanoseconds(entry.mtime))
+            count += 1
+    return count
+
+
+def found_below(folder):
+    """Entries of all files and directories below it, links aside."""
+    entries = []
+    for above, folders, names in os.walk(folder):
+        for name in folders + names:
+            near = os.path.join(above, name)
+            info = os.lstat(near)
+            if stat.S_ISREG(info.st_mode) or stat.S_ISDIR(info.st_mode):
+                entries.append(Entry(near, near[len(folder) + 1:], info.st_size, mtime_of(info), info.st_mode))
+    return entries
+
+
+def fetch_tar(line, ident, folder):
+    """Everything that is there as one tar, into the new directory; Entries of it. LineLost if a sum differs."""
+    import shutil
+    shutil.rmtree(folder, ignore_errors=True)
+    os.mkdir(folder, 0o700)
     process = line.start("lane", ident, "get")
     if not line.marked(process):
         line.broke(process)
     process.stdin.write(b"E 1 0 0 -/\n")
     process.stdin.flush()
     try:
-        entries = unpack(Cut(line, process), into)
+        entries = unpack(Cut(line, process), folder)
     except ValueError as error:
         raise Stop(EX_PROTOCOL, printable("%s: %s" % (line.host, error)))
     line.end(process)
-    if not agree(line, ident, entries):
+    if not agree(line, ident, [entry for entry in entries if not stat.S_ISDIR(entry.mode)]):
         raise LineLost(_("the sums of the results differ"))
-    return len(entries)
+    return entries
 
 
-def unpack(told, into):
-    """All files of one tar into a directory; their Entries. ValueError for what is none."""
+def unpack(told, folder):
+    """All files and directories of one tar into the directory; Entries of them. ValueError for what is none."""
     entries = []
     for name, size, mtime, mode, kind in tar_members(told.exactly, whole=False):
-        name = name[2:] if name.startswith(b"./") else name
-        if kind == b"5" and name.strip(b"/"):
-            os.makedirs(os.path.join(into, plain(name.rstrip(b"/"))), exist_ok=True)
-        if kind not in (b"0", b"\0"):
+        name = (name[2:] if name.startswith(b"./") else name).rstrip(b"/")
+        if kind not in (b"0", b"\0", b"5") or not name:
             continue
         if len(entries) >= MOST_FILES:
             told.line.nonsense()
-        entry = Entry(os.path.join(into, plain(name)), name, size, "%d.0" % mtime, mode)
-        fd = os.open(part(entry.near), os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
+        entry = Entry(os.path.join(folder, plain(name)), name, size, "%d.0" % mtime, mode | (stat.S_IFDIR if kind == b"5" else stat.S_IFREG))
+        entries.append(entry)
+        if kind == b"5":
+            os.makedirs(entry.near, exist_ok=True)
+            continue
+        fd = os.open(entry.near, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o666)
         try:
             left = size
             while left:
@@ -3679,21 +3830,34 @@ def unpack(told, into):
         finally:
             os.close(fd)
         told.exactly(-size % 512)
-        finish(entry)
-        entries.append(entry)
     return entries
 
 
-def receive(line, ident, entries, record, settings):
+def receive(line, ident, entries, record, settings, target, kept):
     """Results here. Those that are here in an older form, by rsync's delta if both ends have it."""
     older = [entry for entry in entries if entry.size >= DELTA and line.facts.get("rsync") == "1" and EASY.match(entry.far)
-             and not record.have.get(version(entry)) and os.path.isfile(entry.near) and os.path.getsize(entry.near) >= DELTA]
-    older = older[:50]
-    if older and delta(line, ident, older, settings):
-        entries = [entry for entry in entries if entry not in older]
+             and not record.have.get(version(entry)) and is_large(os.path.join(target.path, entry.far))][:50]
+    by_rsync = delta(line, ident, older, settings, target) if older else []
     if not record.have:
-        entries = squeezed(line, ident, entries, settings, False)
-    return get(line, ident, entries, record, settings)
+        by_rsync += squeezed(line, ident, [entry for entry in entries if entry not in by_rsync], settings, target)
+    work = Work([], record)
+    work.target, work.kept = target, kept
+    for entry in by_rsync:
+        put_in_place(work, entry, lambda: target.store(b"r/" + entry.far, entry.far, None, bool(entry.mode & 0o100), nanoseconds(entry.mtime)))
+    moved = get(line, ident, [entry for entry in entries if entry not in by_rsync], record, settings, target, kept)
+    lost = [entry.far for entry in entries if entry.far not in kept and entry.far not in target.stored()]
+    if lost:
+        raise Stop(EX_BUG, _("%s: is not here, although all was fetched") % shown(lost[0]))
+    return moved
+
+
+def is_large(path):
+    """Is there a file that differences are worth looking for to?"""
+    try:
+        info = os.lstat(path)
+    except OSError:
+        return False
+    return stat.S_ISREG(info.st_mode) and info.st_size >= DELTA
 
 
 def rsync_words(line, ident, settings):
@@ -3704,16 +3868,12 @@ def rsync_words(line, ident, settings):
             "-e", shell] + settings.rsync_options
 
 
-def delta(line, ident, entries, settings):
-    """rsync's delta for files that are here in an older form; sums compared. False if it did not work (then they travel whole)."""
-    into = entries[0].near[:-len(entries[0].far)]      # near is into/far
+def delta(line, ident, entries, settings, target):
+    """rsync's delta for files that are here in an older form, beside them; sums compared. Those of the entries that came so."""
     names = [(line.host if not number else "") + ":" + entry.far.decode() for number, entry in enumerate(entries)]
-    words = rsync_words(line, ident, settings) + ["-I", "--no-whole-file", "--"] + names + [into]
-    if not run_rsync(words, b"", ident) or not agree(line, ident, entries):
-        return False
-    for entry in entries:
-        settle_file(entry.near, entry)
-    return True
+    words = rsync_words(line, ident, settings) + ["-I", "--no-whole-file", "--copy-dest=../..", "--"] + names + [target.part(b"r") + b"/"]
+    came = [entry._replace(near=target.part(b"r/" + entry.far)) for entry in entries]
+    return entries if run_rsync(words, b"", ident) and agree(line, ident, came) else []
 
 
 def file_sum(path):
@@ -3764,6 +3924,15 @@ def bring(line):
     return name
 
 
+def clock_of(into, ident):
+    """The time now by the clock of the file system there, in nanoseconds. What cannot be stored there should be known before the calculation."""
+    target = Target(into, ident)
+    try:
+        return target.now()
+    finally:
+        target.close(True)
+
+
 def run_calculation(host, command, inputs, into=".", settings=None, mode="run", keep=False, batch=None):
     """Runs command on host with the input files (paths; far names are their last parts) and fetches everything into `into`.
     batch: [a batch system there, option, ...], for a host without a guard.
@@ -3784,7 +3953,7 @@ def run_calculation(host, command, inputs, into=".", settings=None, mode="run", 
     Line(host, settings)                               # 64 if that is no host
     ident = str(uuid.uuid4())
     order = {"host": host, "command": command, "inputs": pairs, "into": os.path.abspath(into), "mode": mode, "keep": keep,
-             "time": time.time(), "batch": batch,
+             "time": time.time(), "batch": batch, "began": clock_of(into, ident),
              "settings": settings._asdict()}
     return Run(Record(ident, order), settings).go()
 
@@ -4805,6 +4974,7 @@ def parse(argv):
     two = words.add_parser("resume", parents=[common], help="go on with a calculation whose runner died or gave up")
     two.add_argument("uuid")
     two.add_argument("--retry", metavar="COUNT,INTERVAL")
+    two.add_argument("--to", metavar="DIR", help="fetch the results into this directory, also if they were fetched before")
     three = words.add_parser("list", parents=[common], help="calculations of this side; with HOST: those on that host")
     three.add_argument("host", nargs="?")
     four = words.add_parser("cancel", parents=[common], help="end a command that runs")
@@ -4847,6 +5017,12 @@ def do_resume(options):
     settings = settings_of(record)
     if options.retry:
         settings = settings._replace(retry=settings_for(vars(options)).retry)
+    if options.to:                                     # a directory that was said: what is there may be replaced
+        if "cleaned" in record.steps:
+            raise Stop(EX_REFUSED, _("%s: its results were fetched, and its directory there is gone") % options.uuid)
+        record.order.update(into=os.path.abspath(options.to), began=None)
+        for step in ("fetched", "finished"):
+            record.steps.pop(step, None)
     run = Run(record, settings)
     if "finished" in record.steps:
         return say_outcome(run.judge(record.steps["ended"]["state"]), options.json)
@@ -5038,6 +5214,355 @@ def main(argv=None):
         raise Stop(EX_USAGE, _("a word is missing (see --help)"))
     words = {"run": do_run, "resume": do_resume, "list": do_list, "cancel": do_cancel, "clean": do_clean, "check": do_check, "guard": do_guard}
     return words[options.word](options)
+
+
+# ==== shared: store ====
+# The one way in which results get into a directory of this side. What arrives grows in .mi-ID/ inside that directory, which one process at a
+# time holds; it gets its name, by a rename, when it is whole and its sum is right. Nothing is written through a link below the target. What
+# is there already is replaced only if it is this calculation's, or was there before it and its replacement was agreed.
+STAGE = re.compile(rb"\.mi-[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.I)              # the names that such directories begin with
+ZEROS, HOLE = bytes(1 << 16), 1 << 16                  # runs of so many zero bytes are not written but left out
+OWN_NAMES = {b"mi_dicomapi.py", b"mi_system_wf.py", b"mi_system_remote.py", b"execute_remote_command.py", b"sitecustomize.py", b"usercustomize.py",
+             b"execute_remote_side_program_ssh.sample.sh", b"mi_distributed_computing_assist.ini", b"__pycache__"}
+
+
+class NotStored(Exception):
+    """A result that is not put there: its name (bytes) and why. What is there is as it was."""
+
+    def __init__(self, name, why):
+        Exception.__init__(self, why)
+        self.name = name
+
+
+class Target:
+    """The directory `to`, for the results of the calculation `ident`. Safe for threads. Stop 75 if another process is at it.
+
+    agreed: may what is there and is not of this calculation be replaced at all? began: nanoseconds of this file system's clock; what was
+    changed there since is not replaced (None: there is no telling), but for the names `always`. sync: each file goes to the disk by itself."""
+
+    def __init__(self, to, ident, agreed=True, began=None, always=(), sync=True):
+        self.path, self.ident = os.path.abspath(to if isinstance(to, bytes) else utf8(to)), ident
+        self.agreed, self.began, self.always, self.sync = agreed, began, always, sync
+        self.stack = []                                # the open directories (name, descriptor) down to where the last result went
+        self.ours = {}                                 # {(device, inode): name} of what this process has stored
+        self.lost = set()                              # what this file system does not keep: "x" (executable), "times"
+        self.busy = threading.RLock()
+        os.makedirs(self.path, exist_ok=True)
+        self.top = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
+        self.guarded = self.holds_own_files()
+        self.stage_name = b".mi-" + utf8(ident)
+        while not self.hold():
+            pass
+        self.noted = self.read_notes()                 # {name: (inode, size, mtime)} of what this calculation has stored before
+
+    def hold(self):
+        """Makes and locks .mi-ID/. False: another process was just done with it; once more."""
+        import fcntl
+        opened = []
+        try:
+            opened += [self.stage_at(self.stage_name)]
+            opened += [os.open(b"lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600, dir_fd=opened[0])]
+            try:
+                fcntl.flock(opened[1], fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                if error.errno in (errno.EAGAIN, errno.EACCES):
+                    raise Stop(EX_TEMPFAIL, _("%s: another program is putting results of %s there; try again when it has ended") % (
+                        shown_path(self.path), self.ident))
+                log("warn", self.ident, "store", to=shown_path(self.path), why="this file system knows no locks: what is half here is fetched anew")
+                os.unlink(b"lock", dir_fd=opened[0])
+                self.stage_name += b"." + os.urandom(8).hex().encode()         # nobody else's, then
+                opened += [self.stage_at(self.stage_name)]
+            else:
+                if os.stat(b"lock", dir_fd=opened[0]).st_ino != os.fstat(opened[1]).st_ino:
+                    raise FileNotFoundError
+            self.stage = opened.pop(2 if opened[2:] else 0)
+            self.lock = opened.pop()                   # open as long as this is
+            return True
+        except FileNotFoundError:
+            return False
+        finally:
+            for fd in opened:
+                os.close(fd)
+
+    def stage_at(self, name):
+        """A descriptor of the directory of parts, made where it is not there; of this user's, or of the target's owner (who may do all there)."""
+        try:
+            os.mkdir(name, 0o700, dir_fd=self.top)
+        except FileExistsError:
+            pass
+        fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=self.top)
+        if os.fstat(fd).st_uid in (os.geteuid(), os.fstat(self.top).st_uid):
+            return fd
+        os.close(fd)
+        raise PermissionError(errno.EPERM, _("belongs to another user"), os.path.join(self.path, name))
+
+    def now(self):
+        """This file system's clock, in nanoseconds."""
+        return os.fstat(self.stage).st_ctime_ns
+
+    def read_notes(self):
+        """What the file `stored` says, which is opened for more of it."""
+        self.notes, found = os.open(b"stored", os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o600, dir_fd=self.stage), {}
+        with open(self.notes, "rb", closefd=False) as rows:
+            for row in rows:
+                words = row[:-1].split(b" ", 3)
+                if row.endswith(b"\n") and len(words) == 4 and all(word.lstrip(b"-").isdigit() for word in words[:3]):
+                    found[words[3]] = tuple(map(int, words[:3]))
+        return found
+
+    def holds_own_files(self):
+        """Do this program, or the user's ini, lie in the target or below it?"""
+        above = os.path.realpath(self.path).rstrip(b"/") + b"/"
+        places = (os.path.dirname(os.path.abspath(__file__)), os.path.dirname(os.path.realpath(__file__)), os.path.expanduser("~/.config"))
+        return any((os.path.realpath(utf8(place)) + b"/").startswith(above) for place in places)
+
+    def check(self, name):
+        """NotStored for a name (bytes) that results may not have here."""
+        parts = name.split(b"/")
+        if STAGE.match(parts[0]) or parts[0].lower().startswith(b".mi-" + utf8(self.ident).lower()):
+            raise NotStored(name, _("a name that is kept for what arrives"))
+        last = [part.lower() for part in parts]
+        if self.guarded and (OWN_NAMES.intersection(last[-1:] + [part for part in last if part == b"__pycache__"])
+                             or last[-1].endswith((b".pth", b".pyc", b".pyo")) or self.is_program(name)):
+            raise NotStored(name, _("a name of this program's own files or of Python's start, and this program lies there; take another --to"))
+
+    def allow(self, name):
+        """NotStored (or OSError) if a result with this name (bytes) must not be put there: to be asked before it is fetched."""
+        self.check(name)
+        *above, leaf = name.split(b"/")
+        try:
+            with self.busy:
+                self.may_replace(self.folder(above), leaf, name)
+        except OSError as error:
+            raise in_the_way(error, name)
+
+    def is_program(self, name):
+        """Is it this very program's place?"""
+        return os.path.realpath(os.path.join(self.path, name)) == os.path.realpath(utf8(os.path.abspath(__file__)))
+
+    def part(self, key):
+        """The path at which the result with this key (a number, or bytes) grows."""
+        return os.path.join(self.path, self.stage_name, key if isinstance(key, bytes) else b"%d" % key)
+
+    def folder(self, parts):
+        """A descriptor of the directory `parts` below the top, made where it is not there. (Results come in order: the last stay open.)"""
+        same = 0
+        while same < min(len(parts), len(self.stack)) and parts[same] == self.stack[same][0]:
+            same += 1
+        self.shut(same)
+        for part in parts[same:]:
+            above = self.stack[-1][1] if self.stack else self.top
+            try:
+                os.mkdir(part, dir_fd=above)
+            except FileExistsError:
+                pass
+            self.stack.append((part, os.open(part, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=above)))
+        return self.stack[-1][1] if self.stack else self.top
+
+    def shut(self, keep):
+        """Closes the open directories below the first `keep`."""
+        while len(self.stack) > keep:
+            fd = self.stack.pop()[1]
+            if self.sync:
+                self.attempt("", os.fsync, fd)
+            os.close(fd)
+
+    def attempt(self, what, act, *words, **more):
+        """act(), which a file system may refuse; what it then does not keep is noted."""
+        try:
+            act(*words, **more)
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
+                raise
+            self.lost.add(what)
+
+    def store(self, key, name, data=None, x=False, mtime=None):
+        """Gives a verified result its name (bytes, or text). data: its bytes, or None if they are in part(key). x: its owner may execute it.
+        mtime: nanoseconds, or None. NotStored if it must not be put there."""
+        self.place(key, name if isinstance(name, bytes) else utf8(name), self.write(key, data, x, mtime))
+
+    def write(self, key, data, x, mtime):
+        """A whole part: with data in it (None: it is there), executable or not, with its time. Its os.stat_result."""
+        fd = self.written(self.part(key), data, x)
+        try:
+            if mtime is not None:
+                self.attempt("times", os.utime, fd, ns=(max(-2 ** 63, min(mtime, 2 ** 63 - 1)),) * 2)      # as near as it can be told
+            info = os.fstat(fd)
+            if x != bool(info.st_mode & 0o100):        # who may read it may execute it, or nobody
+                self.attempt("x" if x else "", os.fchmod, fd, info.st_mode & 0o666 | ((info.st_mode & 0o444) >> 2 if x else 0))
+            if self.sync:
+                os.fsync(fd)
+            return info
+        finally:
+            os.close(fd)
+
+    def written(self, path, data, x):
+        """A descriptor of the part at path, with data in it (None: as it is)."""
+        if data is None:
+            return os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
+        try:
+            fd = os.open(path, flags, 0o777 if x else 0o666)       # the umask does the rest
+        except FileExistsError:                        # of a process that was killed
+            os.unlink(path)
+            fd = os.open(path, flags, 0o777 if x else 0o666)
+        try:
+            write_sparse(fd, memoryview(data), 0)
+            os.ftruncate(fd, len(data))
+        except BaseException:
+            os.close(fd)
+            raise
+        return fd
+
+    def place(self, key, name, info):
+        """Gives the whole part its name (bytes). info: what write() returned. NotStored if it must not be put there."""
+        self.check(name)
+        fault("part written")
+        *above, leaf = name.split(b"/")
+        try:
+            with self.busy:
+                folder = self.folder(above)
+                self.may_replace(folder, leaf, name)
+                os.write(self.notes, b"%d %d %d %s\n" % (info.st_ino, info.st_size, info.st_mtime_ns, name))      # before: killed now, it is ours
+                os.rename(self.part(key), leaf, dst_dir_fd=folder)
+                self.ours[info.st_dev, info.st_ino] = name
+        except OSError as error:                       # its own message would name the part
+            raise in_the_way(error, name)
+        fault("stored")
+
+    def stored(self):
+        """The names (bytes) of all that this process has stored."""
+        return set(self.ours.values())
+
+    def may_replace(self, folder, leaf, name):
+        """NotStored, or OSError, if what is at that name must stay."""
+        try:
+            info = os.stat(leaf, dir_fd=folder, follow_symlinks=False)
+        except FileNotFoundError:
+            return
+        twin = self.ours.get((info.st_dev, info.st_ino), name)
+        if twin != name and alike(twin) == alike(name):
+            raise NotStored(name, _("this file system takes its name and that of another result for one (%s)") % shown_path(twin))
+        if stat.S_ISDIR(info.st_mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        if (info.st_dev, info.st_ino) in self.ours or self.noted.get(name) == (info.st_ino, info.st_size, info.st_mtime_ns):
+            return
+        if not self.agreed:
+            raise NotStored(name, _("is there already, and not of this calculation; --to DIR or --out NAME agrees to its being replaced"))
+        if self.began is not None and info.st_ctime_ns > self.began and name not in self.always:
+            raise NotStored(name, _("was changed here while the calculation ran, and is left as it is"))
+
+    def make(self, name, mtime=None):
+        """An empty directory (name without /), unless it is there."""
+        name = name if isinstance(name, bytes) else utf8(name)
+        self.check(name)
+        with self.busy:
+            try:
+                fd = self.folder(name.split(b"/"))
+            except OSError as error:
+                raise in_the_way(error, name)
+            if mtime is not None:
+                self.attempt("times", os.utime, fd, ns=(mtime, mtime))
+
+    def open(self, name):
+        """A descriptor of what is at that name (bytes), if it is a file and reached through no link; OSError otherwise."""
+        *above, leaf = name.split(b"/")
+        with self.busy:
+            fd = os.open(leaf, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=self.folder(above))
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            os.close(fd)
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL), name)
+        return fd
+
+    def has(self, name, size, sum256):
+        """Is this very result there already, by its sum? (A module that was killed while it fetched asks again.)"""
+        import hashlib
+        digest = hashlib.sha256()
+        try:
+            with open(self.open(utf8(name)), "rb", 0) as source:
+                if os.fstat(source.fileno()).st_size != size:
+                    return False
+                for data in iter(lambda: source.read(1 << 18), b""):
+                    digest.update(data)
+        except OSError:
+            return False
+        return digest.hexdigest() == sum256
+
+    def drop(self, key):
+        """Removes the part with this key, if there is one."""
+        try:
+            os.unlink(self.part(key))
+        except FileNotFoundError:
+            pass
+
+    def settle(self):
+        """All that was stored is on the disk when this returns."""
+        with self.busy:
+            self.shut(0)
+            if self.sync:
+                self.attempt("", os.fsync, self.top)
+            else:
+                os.sync()
+
+    def close(self, done):
+        """The end, on the disk. done: the parts and the notes are needed no more."""
+        self.settle()
+        lost = " ".join(sorted(self.lost - {""}))
+        if lost:
+            log("warn", self.ident, "store", to=shown_path(self.path), why="this file system does not keep: " + lost)
+        if done or not os.fstat(self.notes).st_size and set(os.listdir(self.stage)) <= {"lock", "stored"}:
+            self.clear()
+        for fd in (self.notes, self.lock, self.stage, self.top):
+            os.close(fd)
+
+    def clear(self):
+        """Removes .mi-ID/ (the lock last: whoever opens it from now on finds that it is no longer there)."""
+        import shutil
+        names = os.listdir(self.stage)
+        for name in sorted(names, key=lambda name: name == "lock"):
+            path = self.part(os.fsencode(name))
+            shutil.rmtree(path, ignore_errors=True) if os.path.isdir(path) else os.unlink(path)
+        try:
+            os.rmdir(self.stage_name, dir_fd=self.top)
+        except OSError:                                # another process is in it already
+            pass
+
+
+def shown_path(path):
+    """A path in bytes, for people."""
+    return printable(path.decode("utf-8", "replace"))
+
+
+def in_the_way(error, name):
+    """The OSError that names the result instead of what the system was at."""
+    found = error.errno in (errno.ELOOP, errno.ENOTDIR, errno.EISDIR)
+    return OSError(error.errno, _("a directory or a symbolic link is in its way") if found else error.strerror, name)
+
+
+def alike(name):
+    """name (bytes) as file systems see it that know no case and one way of writing an accent."""
+    import unicodedata
+    return unicodedata.normalize("NFC", name.decode("utf-8", "replace").casefold())
+
+
+def write_sparse(fd, view, at):
+    """Writes view at that offset; runs of zeros where the file is a hole are left out (its owner gives it its length at the end)."""
+    for first in range(0, len(view), HOLE):
+        piece = view[first:first + HOLE]
+        if not piece[0] and not piece[-1] and bytes(piece) == ZEROS[:len(piece)] and is_hole(fd, at + first, len(piece)):
+            continue
+        while len(piece):
+            written = os.pwrite(fd, piece, at + first)
+            piece, first = piece[written:], first + written
+
+
+def is_hole(fd, at, size):
+    """Are these bytes of the file a hole (or behind its end)?"""
+    try:
+        return os.lseek(fd, at, os.SEEK_DATA) >= at + size
+    except OSError as error:
+        return error.errno == errno.ENXIO
+# ==== end shared ====
 
 
 if __name__ == "__main__":

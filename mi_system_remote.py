@@ -1206,6 +1206,7 @@ class Relay:
         self.at_once, self.slowest, self.until = (), 600, None           # until: when somebody's patience is over, in time.monotonic()
         self.connection, self.wrong, self.gone = None, 0, 0              # gone: bytes of a body that went
         self.piece = self.most = 16 << 20
+        self.dirs, self.marks = False, {}              # does the relay take empty directories? see pages()
         shown = "[%s]" % self.host if ":" in self.host else self.host
         self.url = "%s://%s:%d%s" % ("https" if self.tls else "http", shown, self.port, self.prefix)
 
@@ -1497,7 +1498,7 @@ class Relay:
                     return {}
                 raise
         found = self.again(once, patience)
-        limit = found.get("max_body")
+        limit, self.dirs = found.get("max_body"), found.get("dirs") is True
         if isinstance(limit, int) and limit >= PIECE_MIN:
             self.piece = self.most = min(limit, 16 << 20)
         return found["version"] if isinstance(found.get("version"), int) else 1, found
@@ -1612,25 +1613,28 @@ class Relay:
                 todo.pop()
 
     def pages(self, target, page, claim=""):
-        """Every (number, name, size, sha256) of a manifest whose first page is in page {"files", "next"}; checked. ValueError if it is
-        malformed."""
-        number, before = 0, None
+        """Every (number, name, size, sha256) of a manifest whose first page is in page {"files", "next"}; checked. An empty directory's name
+        ends with /; they come last. marks: {number: (may its owner execute it?, mtime in nanoseconds or None)}, where a file has any; who
+        stores the file takes them out. ValueError if the manifest is malformed."""
+        number, before, query = 0, None, dict({"claim": claim} if claim else {}, v=2, dirs=1)
         while True:
             entries = page.get("files") or {}
             if not isinstance(entries, dict):
                 raise ValueError(_("the file list is none"))
-            before = check_order(entries, before)
+            before = check_order(entries, before, folders=True)
             for name, entry in entries.items():
                 size, sum256 = (entry.get("size"), entry.get("sha256")) if isinstance(entry, dict) else (None, None)
                 if not (isinstance(size, int) and size >= 0 and re.match(r"[0-9a-f]{64}\Z", str(sum256))):
                     raise ValueError(_("%s: no size or sha256") % name)
+                if "x" in entry or "mtime" in entry:
+                    self.marks[number] = entry.get("x") is True, nanoseconds_of(entry.get("mtime"))
                 yield number, name, size, sum256
                 number += 1
             if page.get("next") is None:
                 return
             if page["next"] != number or not entries:
                 raise ValueError(_("the pages of the file list do not follow one another"))
-            page = self.ask("GET", target, {"v": 2, "from": number, "claim": claim} if claim else {"v": 2, "from": number})
+            page = self.ask("GET", target, dict(query, **{"from": number}))
 
     def receive(self, response, view, may_end=False):
         """Fills view from the answer's body as far as one read goes; 0 bytes are its end, where it may end. Away if it ends elsewhere, or the
@@ -1664,7 +1668,8 @@ class Relay:
             response = self.raw(target + "?v=2" + ("&claim=" + claim if claim else ""), (200, 206), [
                 ("Range", "bytes=%d-" % have), ("If-Range", '"%s"' % sum256)] if have else [])
             if response.status == 200 and have:        # something in between knows no ranges, or it is another file
-                out.truncate(0)
+                out.seek(0)
+                out.truncate()
                 moved(-have)
                 have, digest = 0, hashlib.sha256()
             if response.length not in (None, size - have):
@@ -1672,7 +1677,9 @@ class Relay:
                 raise Away("between", _("%s: %d bytes where %d were due") % (self.url, response.length, size - have))
             while have < size:
                 got = self.receive(response, view[:min(CHUNK, size - have)])
-                if out.write(view[:got]) != got:
+                if not view[0] and not view[got - 1] and not bytes(view[:got]).strip(b"\0"):
+                    out.seek(got, 1)                   # zeros behind the end of the file: a hole
+                elif out.write(view[:got]) != got:
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), part)
                 digest.update(view[:got])
                 have += got
@@ -1680,8 +1687,7 @@ class Relay:
             self.finish(response)
 
         for attempt in range(3):
-            with open(part, "ab+", buffering=0, opener=lambda path, flags: os.open(path, flags | os.O_NOFOLLOW, 0o666)) as out:
-                out.seek(0)
+            with open(os.open(part, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666), "rb+", buffering=0) as out:
                 have, digest = 0, hashlib.sha256()
                 for got in iter(lambda: out.readinto(view), 0):
                     digest.update(view[:got])
@@ -1694,6 +1700,7 @@ class Relay:
                     self.close()
                     raise
                 if have == size and digest.hexdigest() == sum256:
+                    out.truncate(size)
                     return
                 out.truncate(0)
                 moved(-have)
@@ -1756,6 +1763,11 @@ class Relay:
                 batch.popleft()
             else:
                 self.again(lambda: self.download_pack(target, batch, store, claim, moved))
+
+
+def nanoseconds_of(mtime):
+    """An entry's mtime (seconds) as a file system wants it; None for what is none."""
+    return int(mtime * 10 ** 9) if type(mtime) in (int, float) and abs(mtime) < 1 << 33 else None
 
 
 def parsed_json(data):
@@ -3247,15 +3259,27 @@ def fetch_inputs(calc, relay, page, moved):
             if os.path.dirname(path) not in folders:
                 folders.add(os.path.dirname(path))
                 os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
+            if name.endswith("/"):
+                os.makedirs(path, 0o700, exist_ok=True)
+                continue
             if length > PACK_FILE and os.path.exists(path):
                 os.rename(path, part(place))
             yield place, name, length, sum256
 
     def store(place, name, data):
+        path, (x, mtime) = os.path.join(calc.work, utf8(name)), relay.marks.pop(place, (False, None))
         if data is None:
-            return os.rename(part(place), os.path.join(calc.work, utf8(name)))
-        with open(os.path.join(calc.work, utf8(name)), "wb") as out:
-            out.write(data)
+            os.rename(part(place), path)
+        else:
+            with open(path, "wb") as out:
+                out.write(data)
+        try:
+            if x:                                      # whoever may read it may execute it
+                os.chmod(path, os.stat(path).st_mode | (os.stat(path).st_mode & 0o444) >> 2)
+            if mtime is not None:
+                os.utime(path, ns=(mtime, mtime))
+        except OSError as error:                       # a file system that keeps neither: the command sees
+            log("info", calc.accept_id, "4 a file's marks", name=name, error=error)
 
     os.makedirs(calc.work, 0o700, exist_ok=True)
     relay.download_all(target, wanted(), store, part, calc.claim, moved)
@@ -4252,7 +4276,7 @@ def missed(poller, wanted):
 
 def calc_request(poller, relay, take, free, wait):
     """3. One calc-request: the answer's fields, or None if there is nothing to do. Refused, Away."""
-    fields = {"v": 2, "site_id": poller.site, "poller": poller.name, "take": take, "wait": wait, "free": free,
+    fields = {"v": 2, "site_id": poller.site, "poller": poller.name, "take": take, "wait": wait, "free": free, "dirs": True,
               "have": {calc.accept_id: calc.claim for calc in list(poller.held.values()) if calc.order["protocol"] == 2}}
     now = time.strftime("%Y/%m/%d %H:%M:%S")
     poller.tell("%s:send %s%scalc-request?site_id=%s" % (now, relay.url, BASE, poller.site))

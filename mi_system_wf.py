@@ -4,10 +4,10 @@
 Run by a workflow module (or a person) on the workflow system: registers a calculation at the relay (mi_dicomapi.py), sends its inputs,
 waits, and puts the declared results into the current directory. Needs this one file, Python 3.6 or newer and a token.
 
-usage: mi_system_wf.py run SITE COMMAND --in INPUT... --out RESULT... [--param TEXT]
+usage: mi_system_wf.py run SITE COMMAND --in INPUT... --out RESULT... [--param TEXT] [--allow-refused]
        mi_system_wf.py submit SITE COMMAND ...      as run, but prints the ACCEPT_ID and does not wait
        mi_system_wf.py wait ACCEPT_ID...            waits and fetches (several: each into DIR/ACCEPT_ID/)
-       mi_system_wf.py result ACCEPT_ID...          fetches what is there already
+       mi_system_wf.py result ACCEPT_ID...          fetches what is there already (elsewhere than it was ordered: with --out RESULT...)
        mi_system_wf.py status ACCEPT_ID...          one line for each
        mi_system_wf.py output ACCEPT_ID [--follow]  what the command has written so far (run and wait show it as it comes, unless -q)
        mi_system_wf.py cancel ACCEPT_ID... [--reason TEXT]      ends it; what it has written so far comes back
@@ -21,8 +21,9 @@ In Python: mi_system_wf.run(url, site, command, inputs, outputs, token=...) retu
 
 exit codes: the command's own (128+N: ended by signal N), with BASE_URL ...: 1 if the calculation ended abnormally, else 0. A fielded
 relay does not tell the command's own: then 0, or 1 if the calculation ended abnormally. Otherwise
-0 done, 64 usage (or an id that nobody knows, or whose inputs were others), 65 a declared result is missing, 66 an input is missing (here, or
-at the relay and nobody sends it), 69 relay unavailable, or the calculation was lost, 70 bug, 74 input/output or disk full (also the external
+0 done, 64 usage (or an id that nobody knows, or whose inputs were others), 65 a result is missing that was declared by name, or one of a
+pattern could not or must not come (refused, limit, name, unreadable, changing; refused: not with --allow-refused), 66 an input is missing
+(here, or at the relay and nobody sends it), 69 relay unavailable, or the calculation was lost, 70 bug, 74 input/output or disk full (also the external
 computer's), 75 try again later (also after SIGTERM: the calculation runs on), 76 protocol (or the inputs did not reach the external
 computer), 77 refused by a list, a guard or for lack of permission (cancel: it has ended already; rerun: it is not in a state for that), 78
 configuration, 130 after Ctrl+C (the calculation runs on), or the calculation was cancelled before its command began (a command that is
@@ -85,6 +86,9 @@ LEAVE = 15                     # seconds after SIGTERM until it ends in any case
 TERM_PATIENCE = 5              # seconds for --on-term cancel: a batch system kills soon after its SIGTERM
 CANCEL_PATIENCE = 120          # seconds after --deadline in which a cancelled calculation should come to its end
 OUTPUT_REST = 64 << 10         # bytes of output that, not shown while the command ran, are shown from its log at the end
+MOST_LINKS = 10000             # directory links that are followed in one input: more of them lead round and round
+MONTHS = 4                     # for so many calendar months this side remembers what a calculation has declared
+NAMED = 100                    # names that a verdict tells, at most
 KEPT_WORDS = 20                # missing files that a line names, at most
 NOTHING = b"/dev/null"         # path of an input that is not there
 V1_MARK = "mi_distcomp_request"                        # key in a calc-info
@@ -954,6 +958,7 @@ class Relay:
         self.at_once, self.slowest, self.until = (), 600, None           # until: when somebody's patience is over, in time.monotonic()
         self.connection, self.wrong, self.gone = None, 0, 0              # gone: bytes of a body that went
         self.piece = self.most = 16 << 20
+        self.dirs, self.marks = False, {}              # does the relay take empty directories? see pages()
         shown = "[%s]" % self.host if ":" in self.host else self.host
         self.url = "%s://%s:%d%s" % ("https" if self.tls else "http", shown, self.port, self.prefix)
 
@@ -1245,7 +1250,7 @@ class Relay:
                     return {}
                 raise
         found = self.again(once, patience)
-        limit = found.get("max_body")
+        limit, self.dirs = found.get("max_body"), found.get("dirs") is True
         if isinstance(limit, int) and limit >= PIECE_MIN:
             self.piece = self.most = min(limit, 16 << 20)
         return found["version"] if isinstance(found.get("version"), int) else 1, found
@@ -1360,25 +1365,28 @@ class Relay:
                 todo.pop()
 
     def pages(self, target, page, claim=""):
-        """Every (number, name, size, sha256) of a manifest whose first page is in page {"files", "next"}; checked. ValueError if it is
-        malformed."""
-        number, before = 0, None
+        """Every (number, name, size, sha256) of a manifest whose first page is in page {"files", "next"}; checked. An empty directory's name
+        ends with /; they come last. marks: {number: (may its owner execute it?, mtime in nanoseconds or None)}, where a file has any; who
+        stores the file takes them out. ValueError if the manifest is malformed."""
+        number, before, query = 0, None, dict({"claim": claim} if claim else {}, v=2, dirs=1)
         while True:
             entries = page.get("files") or {}
             if not isinstance(entries, dict):
                 raise ValueError(_("the file list is none"))
-            before = check_order(entries, before)
+            before = check_order(entries, before, folders=True)
             for name, entry in entries.items():
                 size, sum256 = (entry.get("size"), entry.get("sha256")) if isinstance(entry, dict) else (None, None)
                 if not (isinstance(size, int) and size >= 0 and re.match(r"[0-9a-f]{64}\Z", str(sum256))):
                     raise ValueError(_("%s: no size or sha256") % name)
+                if "x" in entry or "mtime" in entry:
+                    self.marks[number] = entry.get("x") is True, nanoseconds_of(entry.get("mtime"))
                 yield number, name, size, sum256
                 number += 1
             if page.get("next") is None:
                 return
             if page["next"] != number or not entries:
                 raise ValueError(_("the pages of the file list do not follow one another"))
-            page = self.ask("GET", target, {"v": 2, "from": number, "claim": claim} if claim else {"v": 2, "from": number})
+            page = self.ask("GET", target, dict(query, **{"from": number}))
 
     def receive(self, response, view, may_end=False):
         """Fills view from the answer's body as far as one read goes; 0 bytes are its end, where it may end. Away if it ends elsewhere, or the
@@ -1412,7 +1420,8 @@ class Relay:
             response = self.raw(target + "?v=2" + ("&claim=" + claim if claim else ""), (200, 206), [
                 ("Range", "bytes=%d-" % have), ("If-Range", '"%s"' % sum256)] if have else [])
             if response.status == 200 and have:        # something in between knows no ranges, or it is another file
-                out.truncate(0)
+                out.seek(0)
+                out.truncate()
                 moved(-have)
                 have, digest = 0, hashlib.sha256()
             if response.length not in (None, size - have):
@@ -1420,7 +1429,9 @@ class Relay:
                 raise Away("between", _("%s: %d bytes where %d were due") % (self.url, response.length, size - have))
             while have < size:
                 got = self.receive(response, view[:min(CHUNK, size - have)])
-                if out.write(view[:got]) != got:
+                if not view[0] and not view[got - 1] and not bytes(view[:got]).strip(b"\0"):
+                    out.seek(got, 1)                   # zeros behind the end of the file: a hole
+                elif out.write(view[:got]) != got:
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), part)
                 digest.update(view[:got])
                 have += got
@@ -1428,8 +1439,7 @@ class Relay:
             self.finish(response)
 
         for attempt in range(3):
-            with open(part, "ab+", buffering=0, opener=lambda path, flags: os.open(path, flags | os.O_NOFOLLOW, 0o666)) as out:
-                out.seek(0)
+            with open(os.open(part, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666), "rb+", buffering=0) as out:
                 have, digest = 0, hashlib.sha256()
                 for got in iter(lambda: out.readinto(view), 0):
                     digest.update(view[:got])
@@ -1442,6 +1452,7 @@ class Relay:
                     self.close()
                     raise
                 if have == size and digest.hexdigest() == sum256:
+                    out.truncate(size)
                     return
                 out.truncate(0)
                 moved(-have)
@@ -1504,6 +1515,11 @@ class Relay:
                 batch.popleft()
             else:
                 self.again(lambda: self.download_pack(target, batch, store, claim, moved))
+
+
+def nanoseconds_of(mtime):
+    """An entry's mtime (seconds) as a file system wants it; None for what is none."""
+    return int(mtime * 10 ** 9) if type(mtime) in (int, float) and abs(mtime) < 1 << 33 else None
 
 
 def parsed_json(data):
@@ -1748,6 +1764,24 @@ JA = {
     "no %s in %s; say --ini FILE": "%s が %s にありません。--ini FILE で指定してください",
     "%s: [%s] is not a section%s": "%s: [%s] という節はありません%s",
     "%s: [%s] %s is not a key%s": "%s: [%s] %s というキーはありません%s",
+    # store
+    "belongs to another user": "他のユーザーの所有です",
+    "%s: another program is putting results of %s there; try again when it has ended":
+        "%s: 別のプログラムが %s の結果を書き込んでいます。終わってからもう一度実行してください",
+    "a name that is kept for what arrives": "受信中のファイル用の名前です",
+    "a name of this program's own files or of Python's start, and this program lies there; take another --to":
+        "本プログラムか Python の起動時のファイル名で、本プログラムがそこにあります。別の --to を指定してください",
+    "this file system takes its name and that of another result for one (%s)": "このファイルシステムでは別の結果 (%s) と名前を区別できません",
+    "is there already, and not of this calculation; --to DIR or --out NAME agrees to its being replaced":
+        "この計算のものではないファイルが既にあります。置き換えてよければ --to DIR か --out 名前 を指定してください",
+    "was changed here while the calculation ran, and is left as it is": "計算中にこちらで変更されたため、そのまま残しました",
+    "asked for and not here: %s": "要求した結果のうち届かないもの: %s",
+    "no result matches %s": "%s に合う結果はありません",
+    "the relay keeps the result, for what is not stored: %s.py result %s --to DIR":
+        "格納しなかったものは中継プログラムに残っています: %s.py result %s --to DIR",
+    "%s: what was declared as its results is not known on this side; say it once more: --out NAME... (--out '**': all)":
+        "%s: 何を結果として申告したか、こちら側には記録がありません。もう一度指定してください: --out 名前... (すべてなら --out '**')",
+    "%s: links to directories lead round and round": "%s: ディレクトリへのリンクが堂々巡りしています",
     "an empty name": "名前が空です",
     "a name that is not UTF-8": "名前が UTF-8 ではありません",
     "a name that is too long: %s...": "名前が長すぎます: %s...",
@@ -1941,8 +1975,13 @@ KEYS = {"workflow": {"url": (str, ""), "token_file": (str, ""), "ca_file": (str,
 REASONS = {"refused": (EX_REFUSED, "poller"), "input": (EX_PROTOCOL, "poller"), "disk": (EX_IOERR, "poller"),
            "cancelled": (EX_INTERRUPT, "relay")}
 LOST = (EX_UNAVAILABLE, "relay")       # any other reason why a command has no exit code of its own
-Result = collections.namedtuple("Result", "accept_id exit_code status reason files missing refused ended_by")
+Result = collections.namedtuple("Result", "accept_id exit_code status reason files missing refused ended_by verdicts")
+Result.__new__.__defaults__ = ({},)                    # verdicts: {code: {"count", "names"}} of what was asked for and is not here
+Input = collections.namedtuple("Input", "path size name sum256 x mtime")       # an empty directory's name ends with /
 Order = collections.namedtuple("Order", "site command parameters names patterns request_id")
+Wanted = collections.namedtuple("Wanted", "names patterns agreed allow_refused")       # agreed: may what is there be replaced?
+VERDICTS = ("missing", "refused", "limit", "name", "unreadable", "changing", "outside", "special", "held")   # why a result is not here
+INCOMPLETE = {"refused", "limit", "name", "unreadable", "changing"}      # those that make it incomplete, also where a pattern asked for it
 ID = re.compile(r"[0-9A-Za-z-]{8,64}\Z")               # an accept_id: it becomes part of URLs and file names
 VISIBLE = re.compile("[^\n\t]+")       # what printable() makes of the command's output
 SCHEMES = ("http://", "https://")      # a first word that begins so makes fielded words of all
@@ -1978,6 +2017,7 @@ class Voice:
         self.open_line = ""                            # the stream whose output has ended within a line
         self.output = self.live = None                 # function(stream, text) for the command's output; its Live
         self.until, self.overdue = None, False         # --deadline, in time.monotonic(); is it over?
+        self.allow_refused = False                     # is what their owner's rules keep there a failure?
         self.fielded = self.named = False              # fielded words? was a request id given?
         self.warned = set()
 
@@ -2112,19 +2152,49 @@ def look(name, path, found, bad):
 
 
 def look_below(name, top, found, bad):
-    """As look(), for all files below the directory top; symbolic links are followed, but not round and round."""
-    def loops(path):
-        return os.path.islink(path) and (os.path.realpath(os.path.dirname(path)) + b"/").startswith(os.path.realpath(path) + b"/")
-
-    failed = lambda error: bad.append("%s: %s" % (error.filename.decode("utf-8", "replace"), error.strerror))
-    for folder, folders, files in os.walk(top, followlinks=True, onerror=failed):
-        folders[:] = [one for one in folders if not loops(os.path.join(folder, one))]
-        for one in files:
-            path = os.path.join(folder, one)
+    """As look(), for all files below the directory top, and for directories without any (their names end with /). Symbolic links are followed,
+    but into no directory that the way there has passed already."""
+    todo, links = [(top, utf8(name), tuple(map(identity, parents(os.path.realpath(top)))))], 0
+    while todo:
+        folder, at, above = todo.pop()
+        try:
+            info = os.stat(folder)
+            with os.scandir(folder) as entries:
+                entries = sorted(entries, key=lambda entry: entry.name)
+        except OSError as error:
+            bad.append("%s: %s" % (folder.decode("utf-8", "replace"), error.strerror))
+            continue
+        above += ((info.st_dev, info.st_ino),)
+        folders = {entry.name: entry.is_symlink() for entry in entries if os.path.isdir(entry.path)}
+        links += sum(folders.values())
+        if links > MOST_LINKS:
+            return bad.append(_("%s: links to directories lead round and round") % top.decode("utf-8", "replace"))
+        if not entries and at:
+            found.append((folder, 0, at.decode("utf-8", "surrogateescape") + "/"))
+        for entry in entries:
+            inner = b"/".join(filter(None, (at, entry.name)))
             try:
-                look(b"/".join(part for part in (utf8(name), folder[len(top):], one) if part).decode("utf-8"), path, found, bad)
+                shown = inner.decode("utf-8")
             except UnicodeDecodeError:
-                bad.append(_("%s: its name is not UTF-8") % path.decode("utf-8", "replace"))
+                bad.append(_("%s: its name is not UTF-8") % entry.path.decode("utf-8", "replace"))
+                continue
+            if entry.name not in folders:
+                look(shown, entry.path, found, bad)
+            elif not folders[entry.name] or identity(entry.path) not in above:
+                todo.append((entry.path, inner, above))
+
+
+def parents(path):
+    """The directories above an absolute path."""
+    while path not in (b"/", b"//"):
+        path = os.path.dirname(path)
+        yield path
+
+
+def identity(path):
+    """(device, inode) of what is there."""
+    info = os.stat(path)
+    return info.st_dev, info.st_ino
 
 
 def missing_inputs(bad):
@@ -2147,9 +2217,9 @@ def gather(words, say=None):
             bad.pop()
     if bad:
         raise missing_inputs(bad)
-    found.sort(key=lambda entry: parts_of(entry[2]))
+    found.sort(key=lambda entry: (entry[2].endswith("/"), parts_of(entry[2].rstrip("/"))))
     try:
-        check_order([entry[2] for entry in found], reserved=LOG_NAMES)
+        check_order([entry[2] for entry in found], reserved=LOG_NAMES, folders=True)
     except ValueError as error:
         raise Stop(EX_USAGE, _("inputs: %s") % error)
     return found
@@ -2173,21 +2243,25 @@ def wanted_results(words):
 
 
 def add_sums(found, voice):
-    """The inputs as [(path, size, name, sha256)], each read once. 66 if one cannot be read after all."""
+    """The inputs as [Input], each read once. 66 if one cannot be read after all."""
     import hashlib
     view, files = memoryview(bytearray(CHUNK)), []
     voice.stage(_("reading the inputs"), sum(entry[1] for entry in found))
     for path, size, name in found:
         digest, size = hashlib.sha256(), 0
         try:
+            if name.endswith("/"):
+                files.append(Input(path, 0, name, digest.hexdigest(), False, os.stat(path).st_mtime))
+                continue
             with open(path, "rb", buffering=0) as source:
+                info = os.fstat(source.fileno())
                 for got in iter(lambda: source.readinto(view), 0):
                     digest.update(view[:got])
                     size += got
         except OSError as error:
             raise missing_inputs(["%s: %s" % (name, error.strerror)])
         voice.moved(size)
-        files.append((path, size, name, digest.hexdigest()))
+        files.append(Input(path, size, name, digest.hexdigest(), bool(info.st_mode & 0o100), info.st_mtime))
     return files
 
 
@@ -2321,7 +2395,13 @@ def check_limits(limits, found):
 
 def page_of(files, first):
     """Entries first .. first + PAGE of a manifest, as they go over the wire."""
-    return {name: {"size": size, "sha256": sum256} for path, size, name, sum256 in files[first:first + PAGE]}
+    return {entry.name: dict({"size": entry.size, "sha256": entry.sum256, "mtime": entry.mtime}, **{"x": True} if entry.x else {})
+            for entry in files[first:first + PAGE]}
+
+
+def with_bytes(files):
+    """Of a manifest, what is no empty directory: the first ones."""
+    return [entry for entry in files if not entry.name.endswith("/")]
 
 
 def register(relay, order, files, voice, patience):
@@ -2331,11 +2411,11 @@ def register(relay, order, files, voice, patience):
     if len(files) > PAGE:                              # the relay compares the first page of a known request_id; this stands for the rest
         import hashlib
         digest = hashlib.sha256()
-        for entry in files:
-            digest.update(utf8("%s/%s\n" % entry[2:]))
+        for entry in with_bytes(files):
+            digest.update(utf8("%s/%s\n" % entry[2:4]))
         info["all_inputs"] = digest.hexdigest()
-    fields = {"v": 2, "request_id": order.request_id, "calc-info": info, "more": len(files) > PAGE, "total": len(files), "allow": not files,
-              "fielded": voice.fielded}
+    fields = {"v": 2, "request_id": order.request_id, "calc-info": info, "more": len(files) > PAGE, "total": len(with_bytes(files)),
+              "allow": not files, "fielded": voice.fielded}
     try:
         found = relay.ask("POST", "add-calcinfo", fields, patience=patience)
     except (Away, Refused) as error:
@@ -2372,7 +2452,7 @@ def hand_over(relay, accept_id, files, known, voice):
         try:
             if todo is None:
                 send_pages(relay, accept_id, files)
-            relay.upload_all(target, files, todo, moved=voice.moved)
+            relay.upload_all(target, with_bytes(files), todo, moved=voice.moved)
             fault("inputs sent")
             relay.ask("POST", "allow-wait-calc", {"v": 2, "accept_id": accept_id})
             log("info", accept_id, "2 allow-wait-calc", files=len(files))
@@ -2538,92 +2618,6 @@ def wait_for(relay, ids, voice):
     return (accept_id for accept_id in ids if v1_follow(relay, accept_id, voice) or True)
 
 
-class Target:
-    """The directory that results go to. Each arrives under a temporary name in it; below it nothing is written through a symbolic link."""
-
-    def __init__(self, to, accept_id, sync):
-        self.path, self.accept_id, self.sync, self.stack = os.path.abspath(utf8(to)), accept_id, sync, []
-        os.makedirs(self.path, exist_ok=True)
-        self.top = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
-
-    def part(self, number):
-        """Path of the temporary file of result `number`."""
-        return os.path.join(self.path, utf8(".mi-%s.%d.part" % (self.accept_id, number)))
-
-    def folder(self, parts):
-        """A descriptor of the directory `parts` below the top, made where it is not there. (Results come in order: the last stay open.)"""
-        same = 0
-        while same < min(len(parts), len(self.stack)) and parts[same] == self.stack[same][0]:
-            same += 1
-        self.shut(same)
-        for part in parts[same:]:
-            above = self.stack[-1][1] if self.stack else self.top
-            try:
-                os.mkdir(part, dir_fd=above)
-            except FileExistsError:
-                pass
-            self.stack.append((part, os.open(part, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=above)))
-        return self.stack[-1][1] if self.stack else self.top
-
-    def shut(self, keep):
-        """Closes the open directories below the first `keep`."""
-        while len(self.stack) > keep:
-            fd = self.stack.pop()[1]
-            if self.sync:
-                os.fsync(fd)
-            os.close(fd)
-
-    def store(self, number, name, data):
-        """Gives a verified result its name; data: its bytes, or None if they are in part(number)."""
-        part, parts = self.part(number), [utf8(word) for word in name.split("/")]
-        fd = os.open(part, os.O_NOFOLLOW | (os.O_RDONLY if data is None else os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 0o666)
-        try:
-            view = memoryview(data or b"")
-            while len(view):
-                view = view[os.write(fd, view):]
-            if self.sync:
-                os.fsync(fd)
-        finally:
-            os.close(fd)
-        fault("part written")
-        try:
-            os.rename(part, parts[-1], dst_dir_fd=self.folder(parts[:-1]))
-        except OSError as error:                       # its own message would name the temporary file
-            raise OSError(error.errno, _("a directory or a symbolic link is in its way") if error.errno in (
-                errno.ELOOP, errno.ENOTDIR, errno.EISDIR) else error.strerror, utf8(name))
-
-    def drop(self, number):
-        """Removes the temporary file that a program before this one, killed, may have left."""
-        try:
-            os.unlink(self.part(number))
-        except FileNotFoundError:
-            pass
-
-    def has(self, name, size, sum256):
-        """Is this very result there already? (A module that was killed while it fetched asks again.)"""
-        import hashlib
-        parts, digest = [utf8(word) for word in name.split("/")], hashlib.sha256()
-        try:
-            with open(os.open(parts[-1], os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=self.folder(parts[:-1])), "rb") as source:
-                info = os.fstat(source.fileno())
-                if not stat.S_ISREG(info.st_mode) or info.st_size != size:
-                    return False
-                for data in iter(lambda: source.read(CHUNK), b""):
-                    digest.update(data)
-        except OSError:
-            return False
-        return digest.hexdigest() == sum256
-
-    def close(self):
-        """All results are on the disk when this returns."""
-        self.shut(0)
-        if self.sync:
-            os.fsync(self.top)
-        else:
-            os.sync()
-        os.close(self.top)
-
-
 def texts(found, kind):
     """found if it is a `kind` (list or dict) of texts, as the relay's answers should hold them; ValueError otherwise."""
     if isinstance(found, kind) and all(isinstance(text, str) for text in (found.values() if kind is dict else found)):
@@ -2631,48 +2625,159 @@ def texts(found, kind):
     raise ValueError(_("the relay's answer holds no proper result"))
 
 
-def take_results(relay, accept_id, found, to, wanted, voice):
-    """9. Fetches what was declared, and nothing else: (names of the files, {missing: why}). ValueError for what must not be taken."""
-    info = found["result-info"]
-    first = info.get("result_files")
-    names, patterns = wanted or (texts(info.get("result_names"), list), texts(info.get("result_patterns"), list))
-    is_wanted, target = declared(names, patterns), "files/%s/result" % accept_id
-    open_names, open_patterns, files = {parts_of(name): name for name in names}, {text: pattern(text) for text in patterns}, []
-    folder = Target(to, accept_id, isinstance(first, dict) and len(first) <= FEW and found.get("next") is None)
+def memory(when=None):
+    """The directory in which this side remembers what calculations of a month have declared (bytes); None where there is no home directory."""
+    home = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
+    if not os.path.isdir(utf8(os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~"))):
+        return None
+    return utf8(os.path.join(home, "mi_distcomp_wf", time.strftime("%Y-%m", time.gmtime(when))))
 
-    def entries():
-        for number, name, size, sum256 in relay.pages(target, {"files": first, "next": found.get("next")}):
+
+def remember(relay, accept_id, order):
+    """Notes what was declared, and where: `wait` and `result` store these results only, whatever a relay calls its own. Kept for about three
+    months; that it cannot be noted is no failure (--out says it again)."""
+    folder = memory()
+    if folder is None:
+        return
+    try:
+        if not os.path.isdir(folder):
+            os.makedirs(folder, 0o700, exist_ok=True)
+            forget(os.path.dirname(folder))
+        entry = {"url": relay.url, "names": order.names, "patterns": order.patterns, "to": os.getcwd()}
+        with open(os.path.join(folder, utf8(accept_id) + b".new"), "w", encoding="utf-8", errors="surrogateescape") as out:
+            json.dump(entry, out)
+        os.rename(out.name, os.path.join(folder, utf8(accept_id)))
+    except OSError as error:
+        log("info", accept_id, "1 not remembered", why=error)
+
+
+def forget(folder):
+    """Removes the months that are over for long."""
+    import shutil
+    for name in sorted(os.listdir(folder))[:-MONTHS]:
+        shutil.rmtree(os.path.join(folder, name), ignore_errors=True)
+
+
+def recall(relay, accept_id, to, options):
+    """What was declared of it, as Wanted. What is there may be replaced where it was ordered from, or in a directory that was said. 64 if it
+    is not known here."""
+    top = memory()
+    for month in sorted(os.listdir(os.path.dirname(top)), reverse=True) if top and os.path.isdir(os.path.dirname(top)) else ():
+        try:
+            with open(os.path.join(os.path.dirname(top), month, utf8(accept_id)), encoding="utf-8", errors="surrogateescape") as text:
+                found = json.load(text)
+            if found["url"] == relay.url:
+                agreed = options.agreed or len(options.words) > 2 or os.path.realpath(to) == os.path.realpath(found["to"])
+                return Wanted(*wanted_results(found["names"] + found["patterns"]), agreed=agreed, allow_refused=options.allow_refused)
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+    raise Stop(EX_USAGE, _("%s: what was declared as its results is not known on this side; say it once more: --out NAME... (--out '**': all)")
+               % accept_id)
+
+
+class Taking:
+    """9. The results of one calculation on their way into the directory `to`: what was declared, and nothing else."""
+
+    def __init__(self, relay, accept_id, found, to, wanted, voice):
+        self.relay, self.accept_id, self.found, self.wanted = relay, accept_id, found, wanted
+        first = found["result-info"].get("result_files")
+        few = isinstance(first, dict) and len(first) <= FEW and found.get("next") is None
+        self.folder = Target(to, accept_id, wanted.agreed, sync=few)
+        self.files, self.kept = [], {}                 # names stored; {name: why} of what must not be put there
+        self.open_names = {parts_of(name): name for name in wanted.names}
+        self.open_patterns = {text: pattern(text) for text in wanted.patterns}
+        self.moved = voice.moved
+
+    def work(self):
+        """Fetches them. ValueError for what must not be taken; OSError is this disk's."""
+        done = False
+        try:
+            target = "files/%s/result" % self.accept_id
+            page = {"files": self.found["result-info"].get("result_files"), "next": self.found.get("next")}
+            self.relay.download_all(target, self.entries(target, page), self.store, self.folder.part, moved=self.moved)
+            done = True
+        finally:
+            self.folder.close(done)
+        fault("results stored")
+
+    def entries(self, target, page):
+        """What is to be fetched; what is here already is not, small files aside: they come in packs, without gaps."""
+        is_wanted = declared(self.wanted.names, self.wanted.patterns)
+        for number, name, size, sum256 in self.relay.pages(target, page):
             if not is_wanted(name):
                 raise ValueError(_("%s was not declared as a result") % name)
-            open_names.pop(parts_of(name), None)
-            for text in [text for text, one in open_patterns.items() if one.match("/".join(parts_of(name)))]:
-                del open_patterns[text]
-            files.append(name)
-            if (found.get("gone") or size > PACK_FILE) and folder.has(name, size, sum256):
-                folder.drop(number)
-            elif found.get("gone"):
+            self.open_names.pop(parts_of(name), None)
+            for text in [text for text, one in self.open_patterns.items() if text == name or one.match("/".join(parts_of(name)))]:
+                del self.open_patterns[text]
+            if name.endswith("/"):
+                self.attempt(name, self.folder.make, utf8(name.rstrip("/")), self.relay.marks.pop(number, (False, None))[1])
+            elif (self.found.get("gone") or size > PACK_FILE) and self.folder.has(name, size, sum256):
+                self.folder.drop(number)
+                self.files.append(name)
+            elif self.found.get("gone"):
                 raise Stop(EX_REFUSED, _("%s: %s is not here, and no longer at the relay (%s)") % (
-                    accept_id, name, printable(str(found["gone"]))[:200]))
-            else:
+                    self.accept_id, name, printable(str(self.found["gone"]))[:200]))
+            elif size <= PACK_FILE or self.attempt(None, self.folder.allow, utf8(name)):
                 yield number, name, size, sum256
 
-    relay.download_all(target, entries(), folder.store, folder.part, moved=voice.moved)
-    folder.close()
-    fault("results stored")
-    told = dict(texts(info.get("missing") or {}, dict), **texts(info.get("refused") or {}, dict))
-    return files, {name: told.get(name, _("is not there"))[:1000] for name in list(open_names.values()) + list(open_patterns)}
+    def attempt(self, name, act, *words):
+        """act(); what must not be put there is noted. name: what is stored then. True if it could be done."""
+        try:
+            act(*words)
+        except NotStored as error:
+            self.kept[error.name.decode("utf-8")] = str(error)
+            return False
+        self.files += [name] if name else []
+        return True
+
+    def store(self, number, name, data):
+        """One verified result: its bytes, or None where they are in the part."""
+        x, mtime = self.relay.marks.pop(number, (False, None))
+        if data is not None and not self.folder.agreed:
+            import hashlib
+            if self.folder.has(name, len(data), hashlib.sha256(data).hexdigest()):
+                return self.files.append(name)
+        self.attempt(name, self.folder.store, number, name, data, x, mtime)
+        if name in self.kept:
+            self.folder.drop(number)
+
+    def missing(self):
+        """({name that was declared: why it is not here}, {code: {"count", "names"}} of all that is not)."""
+        info = self.found["result-info"]
+        told = dict(texts(info.get("missing") or {}, dict), **texts(info.get("refused") or {}, dict))
+        missing = {name: told.get(name, _("is not there"))[:1000] for name in self.open_names.values()}
+        named = {parts_of(name): name for name in self.wanted.names}
+        missing.update((named[parts_of(name)], why) for name, why in self.kept.items() if parts_of(name) in named)
+        verdicts = proper_verdicts(info)
+        if self.kept:
+            before = verdicts.get("name", {"count": 0, "names": []})
+            verdicts["name"] = {"count": before["count"] + len(self.kept), "names": before["names"] + sorted(self.kept)[:NAMED]}
+        return missing, verdicts
 
 
-def verdict(info, missing):
-    """(exit code, who ended it) from the relay's account of the end."""
+def proper_verdicts(info):
+    """The verdicts {code: {"count", "names"}} of a result, of what is as it should be; an older peer tells of patterns only how many."""
+    kept, found, others = {}, info.get("verdicts"), (info.get("refused") or {}).get("*")
+    if not isinstance(found, dict) and others:
+        return {"refused": {"count": sum(map(int, re.findall(r": (\d{1,9})\b", others))) or 1, "names": []}}
+    for code, entry in found.items() if isinstance(found, dict) else ():
+        count, names = (entry.get("count"), entry.get("names")) if isinstance(entry, dict) else (None, None)
+        if code in VERDICTS and type(count) is int and count > 0:
+            kept[code] = {"count": count, "names": [printable(name)[:1000] for name in names[:NAMED]] if isinstance(names, list) else []}
+    return kept
+
+
+def verdict(info, missing, verdicts, wanted):
+    """(exit code, who ended it) from the relay's account of the end, and what did not come."""
     code, number, reason = info.get("exit_code"), info.get("signal"), str(info.get("reason") or "")
     if isinstance(number, int) and 0 < number < 128:
         return 128 + number, "command"
     if isinstance(code, int) and 0 < code < 256:
         return code, "command"
     stopped = REASONS.get(re.match("[a-z]*", reason).group())
+    short = missing or INCOMPLETE.intersection(verdicts) - ({"refused"} if wanted.allow_refused else set())
     if code == 0:
-        return stopped or (EX_DATA, "workflow") if missing or info.get("status") != "completed" else (0, "command")
+        return stopped or (EX_DATA, "workflow") if short or info.get("status") != "completed" else (0, "command")
     return stopped or LOST
 
 
@@ -2681,28 +2786,41 @@ def fetch(relay, accept_id, to, wanted, voice, patience=None):
     voice.stage(_("fetching the results"))
     if relay.v1:
         return v1_fetch(relay, accept_id, to, wanted, voice, patience)
-    found = relay.ask("GET", "get-calc-result", {"v": 2, "accept_id": accept_id}, patience=patience)
+    found = relay.ask("GET", "get-calc-result", {"v": 2, "accept_id": accept_id, "dirs": 1}, patience=patience)
     info = found.get("result-info")
     again = _("; nothing is lost, fetch it with: %s.py result %s") % (PROGRAM, accept_id)
     try:
         if not isinstance(info, dict):
             raise ValueError(_("the relay's answer holds no proper result"))
-        files, missing = take_results(relay, accept_id, found, to, wanted, voice)
+        taking = Taking(relay, accept_id, found, to, wanted, voice)
+        taking.work()
+        missing, verdicts = taking.missing()
     except ValueError as error:
         raise Stop(EX_PROTOCOL, "%s: %s%s" % (accept_id, error, again))
     except OSError as error:
         where = ": " + error.filename.decode("utf-8", "replace") if isinstance(error.filename, bytes) else ""
         raise Stop(EX_IOERR, "%s: %s%s%s" % (accept_id, error.strerror or error, where, again))
-    log("info", accept_id, "9 get-calc-result", files=len(files), missing=len(missing), status=info.get("status"))
+    log("info", accept_id, "9 get-calc-result", files=len(taking.files), missing=len(missing), status=info.get("status"))
+    for text in taking.open_patterns:
+        voice.say(_("no result matches %s") % text)
+    if taking.kept:
+        voice.say(_("the relay keeps the result, for what is not stored: %s.py result %s --to DIR") % (PROGRAM, accept_id))
+    else:
+        tell_finish(relay, accept_id, voice)
+    code, ended_by = verdict(info, missing, verdicts, wanted)
+    refused = {name: why[:1000] for name, why in (info.get("refused") or {}).items()}
+    return Result(accept_id, code, str(info.get("status"))[:100], str(info.get("reason") or "")[:1000], taking.files, missing, refused, ended_by,
+                  verdicts)
+
+
+def tell_finish(relay, accept_id, voice):
+    """9. All results are here."""
     try:
         relay.ask("POST", "finish", {"v": 2, "accept_id": accept_id}, patience=PATIENCE)
         log("info", accept_id, "9 finish")
         fault("finish told")
-    except (Away, Refused) as error:                   # the results are here: the relay keeps its copy longer, that is all
+    except (Away, Refused) as error:                   # the relay keeps its copy longer, that is all
         voice.say(_("the relay could not be told that the results are here: %s") % error)
-    code, ended_by = verdict(info, missing)
-    refused = {name: why[:1000] for name, why in (info.get("refused") or {}).items()}
-    return Result(accept_id, code, str(info.get("status"))[:100], str(info.get("reason") or "")[:1000], files, missing, refused, ended_by)
 
 
 def start(relay, order, found, voice, patience=PATIENCE):
@@ -2716,8 +2834,9 @@ def start(relay, order, found, voice, patience=PATIENCE):
         voice.allowed = True
         return
     check_limits(limits, found)
-    files = add_sums(found, voice)
+    files = [entry for entry in add_sums(found, voice) if relay.dirs or not entry.name.endswith("/")]
     first = register(relay, order, files, voice, patience)
+    remember(relay, voice.accept_id, order)
     voice.again = lambda: hand_over(relay, voice.accept_id, files, True, voice)
     fault("registered")
     if files and not (first.get("known") and first.get("progress") == "got return"):
@@ -2726,18 +2845,19 @@ def start(relay, order, found, voice, patience=PATIENCE):
 
 
 def run(url, site, command, inputs, outputs, parameters="", token=None, token_file="", ca_file="", request_id=None, to=".",
-        client_cert="", client_key="", proxy="", patience=PATIENCE, tell=None):
+        client_cert="", client_key="", proxy="", patience=PATIENCE, tell=None, allow_refused=False):
     """A calculation from registration to result, for Python programs: the Result.
 
     inputs, outputs: lists of texts as on the command line (a text alone: one). token: a text, or a function that returns one (it may be
     renewed meanwhile); otherwise token_file, MI_DISTCOMP_TOKEN or a systemd credential. to: the directory for the results. patience:
-    seconds that the relay may be away before anything is registered. tell: called with a line at every change. Raises Stop (code: of
+    seconds that the relay may be away before anything is registered. tell: called with a line at every change. allow_refused: no failure
+    if the external computer's rules keep what a pattern asked for. Raises Stop (code: of
     the exit codes above; its text says what to do); the command's own failure is no Stop but in Result.exit_code.
     """
     source = (token if callable(token) else lambda: checked_token(token, "token")) if token else find_token(token_file)
     relay = Relay(url, source, ca_file=ca_file, proxy=proxy, client_cert=client_cert, client_key=client_key)
     voice = Voice(tell)
-    voice.named = bool(request_id)
+    voice.named, voice.allow_refused = bool(request_id), allow_refused
     inputs, outputs = ([os.fspath(word) for word in ([words] if isinstance(words, (str, os.PathLike)) else words)] for words in (inputs, outputs))
     names, patterns = wanted_results(outputs)
     order = Order(site, command, parameters, names, patterns, request_id or os.urandom(16).hex())
@@ -2754,7 +2874,7 @@ def calculate(relay, order, found, to, voice, patience):
     try:
         start(relay, order, found, voice, patience)
         for accept_id in wait_for(relay, [voice.accept_id], voice):
-            return bring(relay, accept_id, to, (order.names, order.patterns), voice)
+            return bring(relay, accept_id, to, Wanted(order.names, order.patterns, True, voice.allow_refused), voice)
     except (Away, Refused) as error:
         raise explain(error, relay, voice.accept_id)
     finally:
@@ -2781,6 +2901,7 @@ def v1_check(relay, order, found, voice):
 
 def v1_start(relay, order, found, voice, patience):
     """1 and 2. Registers the calculation, its inputs inside, and lets the external computer have it."""
+    found = [entry for entry in found if not entry[2].endswith("/")]
     v1_check(relay, order, found, voice)
     files = add_sums(found, voice)
     mine = v1_mark(order, files)
@@ -2790,7 +2911,7 @@ def v1_start(relay, order, found, voice, patience):
         "parameter_files": {entry[2]: ["", "", ""] if entry[0] == NOTHING else [mark, "application/octet-stream;", "charset=binary"]
                             for entry in files}, V1_MARK: mine,
         "result_files": {name: none for name in tuple(order.names) + LOG_NAMES}}},
-        [(path, 0, size, sum256) for path, size, name, sum256 in files if path != NOTHING])
+        [(entry.path, 0, entry.size, entry.sum256) for entry in files if entry.path != NOTHING])
     voice.stage(_("sending the inputs"))
     known = relay.again(lambda: v1_own(relay, mine, voice), patience, NO_TOKEN[1:]) if voice.named else None
     accept_id = known or v1_register(relay, mine, body, voice, patience)
@@ -2803,6 +2924,7 @@ def v1_start(relay, order, found, voice, patience):
             v1_take_back(relay, accept_id)
         raise
     relay.at_once, relay.keep_on, voice.accept_id = (), True, accept_id
+    remember(relay, accept_id, order)
     log("info", accept_id, "1 add-calcinfo", site=order.site, command=order.command, inputs=len(files), v=1)
     log("info", accept_id, "2 allow-wait-calc", files=len(files))
     voice.say(_("found again (request id %s)") % order.request_id if known else _("registered"))
@@ -2811,7 +2933,7 @@ def v1_start(relay, order, found, voice, patience):
 def v1_mark(order, files):
     """The text of ours in a calc-info: which request, and what for. A fielded relay keeps it and shows it by get-calcinfo."""
     import hashlib
-    what = json.dumps([order.site, order.command, order.parameters, order.names, [entry[2:] for entry in files]])
+    what = json.dumps([order.site, order.command, order.parameters, order.names, [entry[2:4] for entry in files]])
     return "%s %s" % (order.request_id, hashlib.sha256(what.encode()).hexdigest())
 
 
@@ -2940,28 +3062,25 @@ def v1_lost(accept_id, text):
     return Result(accept_id, LOST[0], "abnormal", reason, [], {}, {}, LOST[1])
 
 
-def v1_place(to, accept_id, names):
-    """An empty directory in `to` for what arrives. 74 if a result could not be put in its place: it can be fetched only once."""
-    to = os.path.abspath(utf8(to))
-    stage = os.path.join(to, utf8(".mi-%s.v1" % accept_id))
+def v1_place(to, accept_id, wanted):
+    """(Target, an empty directory in it for what arrives). 74 if a result could not be put in its place: it can be fetched only once."""
     try:
-        os.makedirs(to, exist_ok=True)
-        for name in names:
-            if os.path.lexists(os.path.join(to, utf8(name))) and not os.path.isfile(os.path.join(to, utf8(name))):
-                raise OSError(errno.EEXIST, _("a directory or a symbolic link is in its way"), utf8(name))
+        folder = Target(to, accept_id, wanted.agreed)
+        for name in tuple(wanted.names) + LOG_NAMES:
+            folder.allow(utf8(name))
+        stage = folder.part(b"v1")
         os.makedirs(stage, 0o700, exist_ok=True)
         v1_empty(stage)
-    except OSError as error:
-        raise Stop(EX_IOERR, "%s: %s: %s" % (accept_id, (error.filename or to).decode("utf-8", "replace"), error.strerror))
-    return stage
+    except (OSError, NotStored) as error:
+        name = getattr(error, "name", getattr(error, "filename", None)) or utf8(to)
+        raise Stop(EX_IOERR, "%s: %s: %s" % (accept_id, name.decode("utf-8", "replace"), getattr(error, "strerror", None) or error))
+    return folder, stage
 
 
-def v1_empty(stage, remove=False):
-    """Removes what is in it; then itself."""
+def v1_empty(stage):
+    """Removes what is in it."""
     for name in os.listdir(stage):
         os.unlink(os.path.join(stage, name))
-    if remove:
-        os.rmdir(stage)
 
 
 def v1_get(relay, accept_id, stage, voice):
@@ -2985,7 +3104,6 @@ def v1_get(relay, accept_id, stage, voice):
         code, why = EX_IOERR, error.strerror
     except KeyboardInterrupt as leaving:
         code, why = EX_TEMPFAIL if leaving.args else EX_INTERRUPT, _("interrupted")
-    v1_empty(stage, True)
     raise Stop(code, "%s: %s%s" % (accept_id, why, gone))
 
 
@@ -3000,20 +3118,22 @@ def v1_store(files, names, stage, folder):
             if entry.get("mimetype1") == "Error":
                 raise ValueError(printable(entry.get("mimetype2"))[:1000])
             os.rename(as_blob(entry.get("content"), os.path.join(stage, b"x%d" % number)).path, folder.part(number))
+            folder.store(number, name, None)
+            stored.append(name)
         except ValueError as error:
             missing[name] = str(error)
-            continue
-        folder.store(number, name, None)
-        stored.append(name)
+        except NotStored as error:                     # the relay has forgotten it: it stays
+            missing[name] = "%s (%s)" % (error, shown_path(folder.part(number)))
     return stored, {name: why for name, why in missing.items() if name not in LOG_NAMES}
 
 
-def v1_names(files):
-    """The results that the relay has, where nobody has said what was declared: those whose names may be."""
-    names = []
+def v1_names(files, wanted):
+    """What was declared by name, the logs, and those of the relay's names that were declared by pattern, if they may be."""
+    names, is_wanted = list(wanted.names) + list(LOG_NAMES), declared(wanted.names, wanted.patterns)
     for name in files:
         try:
-            names.append(check_name(name))
+            if is_wanted(check_name(name)) and name not in names:
+                names.append(name)
         except ValueError:
             pass
     return names
@@ -3026,18 +3146,18 @@ def v1_fetch(relay, accept_id, to, wanted, voice, patience):
         return v1_lost(accept_id, status)
     if progress != "got return":
         raise Stop(EX_TEMPFAIL, _("%s: there is no result yet (%s)") % (accept_id, state_words({"progress": progress, "status": status})))
-    names = tuple(wanted[0]) + LOG_NAMES if wanted else None
-    stage = v1_place(to, accept_id, names or ())
+    folder, stage = v1_place(to, accept_id, wanted)
     try:
         files = v1_get(relay, accept_id, stage, voice)
-    except Refused as error:
-        v1_empty(stage, True)
+    except (Refused, Stop) as error:
+        folder.close(True)
+        if isinstance(error, Stop):
+            raise
         return v1_lost(accept_id, error)
     try:
-        folder = Target(to, accept_id, True)
-        stored, missing = v1_store(files, names or v1_names(files), stage, folder)
-        folder.close()
-        v1_empty(stage, True)
+        names = v1_names(files, wanted)
+        stored, missing = v1_store(files, names, stage, folder)
+        folder.close(done=not any(os.path.lexists(folder.part(number)) for number in range(len(names))))
     except OSError as error:
         raise Stop(EX_IOERR, _("%s: %s: %s; the relay has forgotten the result, what came is in %s") % (
             accept_id, (error.filename or b"").decode("utf-8", "replace"), error.strerror, stage.decode("utf-8", "replace")))
@@ -3084,6 +3204,12 @@ def why_missing(name, why):
     return "%s (%s)" % (text, why) if text else why
 
 
+def verdict_words(code, entry):
+    """One verdict for people: its code, how many, the first names."""
+    names = entry["names"][:3] + ["..."] * (entry["count"] > 3 and len(entry["names"]) > 0)
+    return "%s %d" % (code, entry["count"]) + (" (%s)" % ", ".join(name[:200] for name in names) if names else "")
+
+
 def report(result, to, options, voice):
     """Tells how it ended; the program's exit code."""
     voice.close()
@@ -3094,6 +3220,8 @@ def report(result, to, options, voice):
     if len(result.missing) > KEPT_WORDS:
         voice.say(_("and %d more") % (len(result.missing) - KEPT_WORDS))
     code = result.exit_code if not options.fielded else 0 if result.status == "completed" else 1
+    if result.verdicts:
+        voice.say(_("asked for and not here: %s") % "; ".join(verdict_words(*pair) for pair in sorted(result.verdicts.items())))
     voice.say(last_line(result, to, code))
     if options.json:
         print(json.dumps(result._asdict(), ensure_ascii=False))
@@ -3134,10 +3262,11 @@ def cmd_fetch(options, relay, voice):
     for accept_id in wait_for(relay, ids, voice) if options.words[0] == "wait" else ids:
         voice.accept_id = accept_id
         to = options.to if len(ids) == 1 else os.path.join(options.to, accept_id)
+        wanted = options.wanted or recall(relay, accept_id, to, options)
         if options.words[0] == "wait":
-            result = bring(relay, accept_id, to, options.wanted, voice)
+            result = bring(relay, accept_id, to, wanted, voice)
         else:
-            result = fetch(relay, accept_id, to, options.wanted, voice, options.patience)
+            result = fetch(relay, accept_id, to, wanted, voice, options.patience)
         code = report(result, to, options, voice) or code
     return code
 
@@ -3255,7 +3384,8 @@ def parse(words):
     parser.add_argument("--out", nargs="+", action="append", default=[], dest="outputs", metavar="RESULT", help="what it is to make")
     parser.add_argument("--param", default="", metavar="TEXT", help="parameters of the command, where the external computer allows them")
     parser.add_argument("--request-id", metavar="R", help="the same R again: the same calculation (default: random)")
-    parser.add_argument("--to", default=".", metavar="DIR", help="where the results go (default: here)")
+    parser.add_argument("--to", metavar="DIR", help="where the results go (default: here)")
+    parser.add_argument("--allow-refused", action="store_true", help="0, not 65, where the external computer's rules keep what a pattern asked for")
     parser.add_argument("--patience", default=PATIENCE, type=seconds, metavar="TIME",
                         help="how long the relay may be away before anything is registered (default: 60s)")
     parser.add_argument("--ini", metavar="FILE", help="instead of the mi_distributed_computing_assist.ini that is found")
@@ -3298,7 +3428,8 @@ def check_words(options):
         hint = nearest(word, known) or (_(" (BASE_URL SITE TOKEN COMMAND IN OUT: BASE_URL begins with http:// or https://)") if len(more) > 4 else "")
         raise Stop(EX_USAGE, _("one of these words must come first: %s%s; --help says more") % (" ".join(known), hint))
     names, patterns = wanted_results(options.outputs)
-    options.wanted = (names, patterns) if options.outputs else None
+    options.wanted = Wanted(names, patterns, True, options.allow_refused) if options.outputs else None
+    options.agreed, options.to = options.to is not None, options.to or "."
     if word in ("run", "submit"):
         if len(more) > 2:
             raise Stop(EX_USAGE, _("%s takes SITE and COMMAND only; what is %s? (inputs: --in FILE..., results: --out NAME..., arguments of the"
@@ -3324,7 +3455,7 @@ def make_voice(options):
         out.write(line + "\n")
         out.flush()
     options.tell, voice = tell, Voice() if options.quiet else Voice(tell, terminal)
-    voice.fielded, voice.named = bool(options.fielded), bool(options.request_id)
+    voice.fielded, voice.named, voice.allow_refused = bool(options.fielded), bool(options.request_id), options.allow_refused
     SAY.update(level=max(0, 2 - options.verbose), debug=bool(options.verbose), log=voice if voice.terminal else out)
 
     def output(stream, text):
@@ -3428,6 +3559,355 @@ def main(argv=None):
         import signal
         signal.signal(signal.SIGTERM, leave)
     return work(options)
+
+
+# ==== shared: store ====
+# The one way in which results get into a directory of this side. What arrives grows in .mi-ID/ inside that directory, which one process at a
+# time holds; it gets its name, by a rename, when it is whole and its sum is right. Nothing is written through a link below the target. What
+# is there already is replaced only if it is this calculation's, or was there before it and its replacement was agreed.
+STAGE = re.compile(rb"\.mi-[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.I)              # the names that such directories begin with
+ZEROS, HOLE = bytes(1 << 16), 1 << 16                  # runs of so many zero bytes are not written but left out
+OWN_NAMES = {b"mi_dicomapi.py", b"mi_system_wf.py", b"mi_system_remote.py", b"execute_remote_command.py", b"sitecustomize.py", b"usercustomize.py",
+             b"execute_remote_side_program_ssh.sample.sh", b"mi_distributed_computing_assist.ini", b"__pycache__"}
+
+
+class NotStored(Exception):
+    """A result that is not put there: its name (bytes) and why. What is there is as it was."""
+
+    def __init__(self, name, why):
+        Exception.__init__(self, why)
+        self.name = name
+
+
+class Target:
+    """The directory `to`, for the results of the calculation `ident`. Safe for threads. Stop 75 if another process is at it.
+
+    agreed: may what is there and is not of this calculation be replaced at all? began: nanoseconds of this file system's clock; what was
+    changed there since is not replaced (None: there is no telling), but for the names `always`. sync: each file goes to the disk by itself."""
+
+    def __init__(self, to, ident, agreed=True, began=None, always=(), sync=True):
+        self.path, self.ident = os.path.abspath(to if isinstance(to, bytes) else utf8(to)), ident
+        self.agreed, self.began, self.always, self.sync = agreed, began, always, sync
+        self.stack = []                                # the open directories (name, descriptor) down to where the last result went
+        self.ours = {}                                 # {(device, inode): name} of what this process has stored
+        self.lost = set()                              # what this file system does not keep: "x" (executable), "times"
+        self.busy = threading.RLock()
+        os.makedirs(self.path, exist_ok=True)
+        self.top = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
+        self.guarded = self.holds_own_files()
+        self.stage_name = b".mi-" + utf8(ident)
+        while not self.hold():
+            pass
+        self.noted = self.read_notes()                 # {name: (inode, size, mtime)} of what this calculation has stored before
+
+    def hold(self):
+        """Makes and locks .mi-ID/. False: another process was just done with it; once more."""
+        import fcntl
+        opened = []
+        try:
+            opened += [self.stage_at(self.stage_name)]
+            opened += [os.open(b"lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600, dir_fd=opened[0])]
+            try:
+                fcntl.flock(opened[1], fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                if error.errno in (errno.EAGAIN, errno.EACCES):
+                    raise Stop(EX_TEMPFAIL, _("%s: another program is putting results of %s there; try again when it has ended") % (
+                        shown_path(self.path), self.ident))
+                log("warn", self.ident, "store", to=shown_path(self.path), why="this file system knows no locks: what is half here is fetched anew")
+                os.unlink(b"lock", dir_fd=opened[0])
+                self.stage_name += b"." + os.urandom(8).hex().encode()         # nobody else's, then
+                opened += [self.stage_at(self.stage_name)]
+            else:
+                if os.stat(b"lock", dir_fd=opened[0]).st_ino != os.fstat(opened[1]).st_ino:
+                    raise FileNotFoundError
+            self.stage = opened.pop(2 if opened[2:] else 0)
+            self.lock = opened.pop()                   # open as long as this is
+            return True
+        except FileNotFoundError:
+            return False
+        finally:
+            for fd in opened:
+                os.close(fd)
+
+    def stage_at(self, name):
+        """A descriptor of the directory of parts, made where it is not there; of this user's, or of the target's owner (who may do all there)."""
+        try:
+            os.mkdir(name, 0o700, dir_fd=self.top)
+        except FileExistsError:
+            pass
+        fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=self.top)
+        if os.fstat(fd).st_uid in (os.geteuid(), os.fstat(self.top).st_uid):
+            return fd
+        os.close(fd)
+        raise PermissionError(errno.EPERM, _("belongs to another user"), os.path.join(self.path, name))
+
+    def now(self):
+        """This file system's clock, in nanoseconds."""
+        return os.fstat(self.stage).st_ctime_ns
+
+    def read_notes(self):
+        """What the file `stored` says, which is opened for more of it."""
+        self.notes, found = os.open(b"stored", os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o600, dir_fd=self.stage), {}
+        with open(self.notes, "rb", closefd=False) as rows:
+            for row in rows:
+                words = row[:-1].split(b" ", 3)
+                if row.endswith(b"\n") and len(words) == 4 and all(word.lstrip(b"-").isdigit() for word in words[:3]):
+                    found[words[3]] = tuple(map(int, words[:3]))
+        return found
+
+    def holds_own_files(self):
+        """Do this program, or the user's ini, lie in the target or below it?"""
+        above = os.path.realpath(self.path).rstrip(b"/") + b"/"
+        places = (os.path.dirname(os.path.abspath(__file__)), os.path.dirname(os.path.realpath(__file__)), os.path.expanduser("~/.config"))
+        return any((os.path.realpath(utf8(place)) + b"/").startswith(above) for place in places)
+
+    def check(self, name):
+        """NotStored for a name (bytes) that results may not have here."""
+        parts = name.split(b"/")
+        if STAGE.match(parts[0]) or parts[0].lower().startswith(b".mi-" + utf8(self.ident).lower()):
+            raise NotStored(name, _("a name that is kept for what arrives"))
+        last = [part.lower() for part in parts]
+        if self.guarded and (OWN_NAMES.intersection(last[-1:] + [part for part in last if part == b"__pycache__"])
+                             or last[-1].endswith((b".pth", b".pyc", b".pyo")) or self.is_program(name)):
+            raise NotStored(name, _("a name of this program's own files or of Python's start, and this program lies there; take another --to"))
+
+    def allow(self, name):
+        """NotStored (or OSError) if a result with this name (bytes) must not be put there: to be asked before it is fetched."""
+        self.check(name)
+        *above, leaf = name.split(b"/")
+        try:
+            with self.busy:
+                self.may_replace(self.folder(above), leaf, name)
+        except OSError as error:
+            raise in_the_way(error, name)
+
+    def is_program(self, name):
+        """Is it this very program's place?"""
+        return os.path.realpath(os.path.join(self.path, name)) == os.path.realpath(utf8(os.path.abspath(__file__)))
+
+    def part(self, key):
+        """The path at which the result with this key (a number, or bytes) grows."""
+        return os.path.join(self.path, self.stage_name, key if isinstance(key, bytes) else b"%d" % key)
+
+    def folder(self, parts):
+        """A descriptor of the directory `parts` below the top, made where it is not there. (Results come in order: the last stay open.)"""
+        same = 0
+        while same < min(len(parts), len(self.stack)) and parts[same] == self.stack[same][0]:
+            same += 1
+        self.shut(same)
+        for part in parts[same:]:
+            above = self.stack[-1][1] if self.stack else self.top
+            try:
+                os.mkdir(part, dir_fd=above)
+            except FileExistsError:
+                pass
+            self.stack.append((part, os.open(part, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=above)))
+        return self.stack[-1][1] if self.stack else self.top
+
+    def shut(self, keep):
+        """Closes the open directories below the first `keep`."""
+        while len(self.stack) > keep:
+            fd = self.stack.pop()[1]
+            if self.sync:
+                self.attempt("", os.fsync, fd)
+            os.close(fd)
+
+    def attempt(self, what, act, *words, **more):
+        """act(), which a file system may refuse; what it then does not keep is noted."""
+        try:
+            act(*words, **more)
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
+                raise
+            self.lost.add(what)
+
+    def store(self, key, name, data=None, x=False, mtime=None):
+        """Gives a verified result its name (bytes, or text). data: its bytes, or None if they are in part(key). x: its owner may execute it.
+        mtime: nanoseconds, or None. NotStored if it must not be put there."""
+        self.place(key, name if isinstance(name, bytes) else utf8(name), self.write(key, data, x, mtime))
+
+    def write(self, key, data, x, mtime):
+        """A whole part: with data in it (None: it is there), executable or not, with its time. Its os.stat_result."""
+        fd = self.written(self.part(key), data, x)
+        try:
+            if mtime is not None:
+                self.attempt("times", os.utime, fd, ns=(max(-2 ** 63, min(mtime, 2 ** 63 - 1)),) * 2)      # as near as it can be told
+            info = os.fstat(fd)
+            if x != bool(info.st_mode & 0o100):        # who may read it may execute it, or nobody
+                self.attempt("x" if x else "", os.fchmod, fd, info.st_mode & 0o666 | ((info.st_mode & 0o444) >> 2 if x else 0))
+            if self.sync:
+                os.fsync(fd)
+            return info
+        finally:
+            os.close(fd)
+
+    def written(self, path, data, x):
+        """A descriptor of the part at path, with data in it (None: as it is)."""
+        if data is None:
+            return os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
+        try:
+            fd = os.open(path, flags, 0o777 if x else 0o666)       # the umask does the rest
+        except FileExistsError:                        # of a process that was killed
+            os.unlink(path)
+            fd = os.open(path, flags, 0o777 if x else 0o666)
+        try:
+            write_sparse(fd, memoryview(data), 0)
+            os.ftruncate(fd, len(data))
+        except BaseException:
+            os.close(fd)
+            raise
+        return fd
+
+    def place(self, key, name, info):
+        """Gives the whole part its name (bytes). info: what write() returned. NotStored if it must not be put there."""
+        self.check(name)
+        fault("part written")
+        *above, leaf = name.split(b"/")
+        try:
+            with self.busy:
+                folder = self.folder(above)
+                self.may_replace(folder, leaf, name)
+                os.write(self.notes, b"%d %d %d %s\n" % (info.st_ino, info.st_size, info.st_mtime_ns, name))      # before: killed now, it is ours
+                os.rename(self.part(key), leaf, dst_dir_fd=folder)
+                self.ours[info.st_dev, info.st_ino] = name
+        except OSError as error:                       # its own message would name the part
+            raise in_the_way(error, name)
+        fault("stored")
+
+    def stored(self):
+        """The names (bytes) of all that this process has stored."""
+        return set(self.ours.values())
+
+    def may_replace(self, folder, leaf, name):
+        """NotStored, or OSError, if what is at that name must stay."""
+        try:
+            info = os.stat(leaf, dir_fd=folder, follow_symlinks=False)
+        except FileNotFoundError:
+            return
+        twin = self.ours.get((info.st_dev, info.st_ino), name)
+        if twin != name and alike(twin) == alike(name):
+            raise NotStored(name, _("this file system takes its name and that of another result for one (%s)") % shown_path(twin))
+        if stat.S_ISDIR(info.st_mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        if (info.st_dev, info.st_ino) in self.ours or self.noted.get(name) == (info.st_ino, info.st_size, info.st_mtime_ns):
+            return
+        if not self.agreed:
+            raise NotStored(name, _("is there already, and not of this calculation; --to DIR or --out NAME agrees to its being replaced"))
+        if self.began is not None and info.st_ctime_ns > self.began and name not in self.always:
+            raise NotStored(name, _("was changed here while the calculation ran, and is left as it is"))
+
+    def make(self, name, mtime=None):
+        """An empty directory (name without /), unless it is there."""
+        name = name if isinstance(name, bytes) else utf8(name)
+        self.check(name)
+        with self.busy:
+            try:
+                fd = self.folder(name.split(b"/"))
+            except OSError as error:
+                raise in_the_way(error, name)
+            if mtime is not None:
+                self.attempt("times", os.utime, fd, ns=(mtime, mtime))
+
+    def open(self, name):
+        """A descriptor of what is at that name (bytes), if it is a file and reached through no link; OSError otherwise."""
+        *above, leaf = name.split(b"/")
+        with self.busy:
+            fd = os.open(leaf, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=self.folder(above))
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            os.close(fd)
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL), name)
+        return fd
+
+    def has(self, name, size, sum256):
+        """Is this very result there already, by its sum? (A module that was killed while it fetched asks again.)"""
+        import hashlib
+        digest = hashlib.sha256()
+        try:
+            with open(self.open(utf8(name)), "rb", 0) as source:
+                if os.fstat(source.fileno()).st_size != size:
+                    return False
+                for data in iter(lambda: source.read(1 << 18), b""):
+                    digest.update(data)
+        except OSError:
+            return False
+        return digest.hexdigest() == sum256
+
+    def drop(self, key):
+        """Removes the part with this key, if there is one."""
+        try:
+            os.unlink(self.part(key))
+        except FileNotFoundError:
+            pass
+
+    def settle(self):
+        """All that was stored is on the disk when this returns."""
+        with self.busy:
+            self.shut(0)
+            if self.sync:
+                self.attempt("", os.fsync, self.top)
+            else:
+                os.sync()
+
+    def close(self, done):
+        """The end, on the disk. done: the parts and the notes are needed no more."""
+        self.settle()
+        lost = " ".join(sorted(self.lost - {""}))
+        if lost:
+            log("warn", self.ident, "store", to=shown_path(self.path), why="this file system does not keep: " + lost)
+        if done or not os.fstat(self.notes).st_size and set(os.listdir(self.stage)) <= {"lock", "stored"}:
+            self.clear()
+        for fd in (self.notes, self.lock, self.stage, self.top):
+            os.close(fd)
+
+    def clear(self):
+        """Removes .mi-ID/ (the lock last: whoever opens it from now on finds that it is no longer there)."""
+        import shutil
+        names = os.listdir(self.stage)
+        for name in sorted(names, key=lambda name: name == "lock"):
+            path = self.part(os.fsencode(name))
+            shutil.rmtree(path, ignore_errors=True) if os.path.isdir(path) else os.unlink(path)
+        try:
+            os.rmdir(self.stage_name, dir_fd=self.top)
+        except OSError:                                # another process is in it already
+            pass
+
+
+def shown_path(path):
+    """A path in bytes, for people."""
+    return printable(path.decode("utf-8", "replace"))
+
+
+def in_the_way(error, name):
+    """The OSError that names the result instead of what the system was at."""
+    found = error.errno in (errno.ELOOP, errno.ENOTDIR, errno.EISDIR)
+    return OSError(error.errno, _("a directory or a symbolic link is in its way") if found else error.strerror, name)
+
+
+def alike(name):
+    """name (bytes) as file systems see it that know no case and one way of writing an accent."""
+    import unicodedata
+    return unicodedata.normalize("NFC", name.decode("utf-8", "replace").casefold())
+
+
+def write_sparse(fd, view, at):
+    """Writes view at that offset; runs of zeros where the file is a hole are left out (its owner gives it its length at the end)."""
+    for first in range(0, len(view), HOLE):
+        piece = view[first:first + HOLE]
+        if not piece[0] and not piece[-1] and bytes(piece) == ZEROS[:len(piece)] and is_hole(fd, at + first, len(piece)):
+            continue
+        while len(piece):
+            written = os.pwrite(fd, piece, at + first)
+            piece, first = piece[written:], first + written
+
+
+def is_hole(fd, at, size):
+    """Are these bytes of the file a hole (or behind its end)?"""
+    try:
+        return os.lseek(fd, at, os.SEEK_DATA) >= at + size
+    except OSError as error:
+        return error.errno == errno.ENXIO
+# ==== end shared ====
 
 
 if __name__ == "__main__":

@@ -149,7 +149,7 @@ class Request(http.server.BaseHTTPRequestHandler):
             while self.left:
                 server.uploads[number] += self.take(min(self.left, 65536))
             have = server.uploads[number]
-            if len(have) == size and entry(have) != server.manifest[number][1]:
+            if len(have) == size and entry(have)["sha256"] != server.manifest[number][1]["sha256"]:
                 server.uploads[number] = b""
                 return self.no(422)
             if len(have) == size:

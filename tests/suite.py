@@ -1,6 +1,7 @@
 """What the tests share: the scripts as real processes, with TLS, in directories of their own.
 
 The scripts run under the Python of MI_TEST_PYTHON (default: the one that runs pytest)."""
+import atexit
 import hashlib
 import http.client
 import json
@@ -13,6 +14,7 @@ import socket
 import ssl
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 
@@ -22,6 +24,8 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 ROOT = os.path.dirname(HERE)
 PYTHON = os.environ.get("MI_TEST_PYTHON", sys.executable)
 SITE, USER = "u-test", "alice"
+HOME = tempfile.mkdtemp(prefix="mi-home-")             # an empty home directory for what is started
+atexit.register(shutil.rmtree, HOME, True)
 LOGS = ("計算標準出力.txt", "計算標準エラー出力.txt")
 
 
@@ -93,7 +97,7 @@ def started_as(words, env):
 
 def clean_env(**more):
     """The environment of a cron job: nothing but PATH and LANG=C (the worst case), and more."""
-    found = {"PATH": os.environ["PATH"], "LANG": "C", "HOME": more.pop("HOME", "/nonexistent")}
+    found = {"PATH": os.environ["PATH"], "LANG": "C", "HOME": more.pop("HOME", HOME)}
     if "LD_LIBRARY_PATH" in os.environ:
         found["LD_LIBRARY_PATH"] = os.environ["LD_LIBRARY_PATH"]
     found.update(more)

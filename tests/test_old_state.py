@@ -86,8 +86,8 @@ def test_an_old_database_is_kept_beside_the_upgraded_one_and_what_it_holds_goes_
 def test_a_relay_killed_in_the_midst_of_the_upgrade_upgrades_at_its_next_start(old):
     before = dump(os.path.join(old.state, "state.sqlite3"))
     old.write_ini(suite.a_port())
-    done = suite.run("mi_dicomapi.py", "serve", "--ini", old.ini, env=suite.clean_env(MI_FAULT="old state kept"))
-    assert done.returncode == -9
+    dying = suite.Process("mi_dicomapi.py", ["serve", "--ini", old.ini], old.folder, env=suite.clean_env(MI_FAULT="old state kept"))
+    assert dying.popen.wait(30) == -9
     old.start()
     kept = copies(old)
     assert len(kept) == 2 and all(dump(os.path.join(old.state, name)) == before for name in kept)

@@ -29,8 +29,8 @@ spec = importlib.util.spec_from_file_location("runner", %r)
 runner = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(runner)
 arrived, pieces, seen = runner.Record.arrived, [], set()
-def note(self, entry, offset, size):
-    arrived(self, entry, offset, size)
+def note(self, entry, offset, size, *sum256):
+    arrived(self, entry, offset, size, *sum256)
     if size >= runner.SMALL:
         pieces.append(entry)
         runner.fault("piece " + str(len(pieces)))

@@ -216,7 +216,8 @@ def test_results_that_had_to_make_room_are_recognised_where_they_are_and_missed_
     assert site.workflow(*words, cwd=folder).returncode == 0
     accept_id = site.rows("SELECT accept_id FROM calculations WHERE request_id = 'killed after finish'")[0]["accept_id"]
     shutil.rmtree(os.path.join(site.state, "spool", accept_id[:2], accept_id))
-    open(os.path.join(folder, ".mi-%s.1.part" % accept_id), "w").close()                 # of a module that was killed while it fetched once more
+    os.mkdir(os.path.join(folder, ".mi-" + accept_id))
+    open(os.path.join(folder, ".mi-" + accept_id, "1"), "w").close()                     # of a module that was killed while it fetched once more
     done = site.workflow(*words, cwd=folder)
     assert done.returncode == 0 and read(folder, "out.txt") == "hello\n", done.stderr
     assert sorted(os.listdir(folder)) == sorted(["in.txt", "out.txt"] + list(LOGS))
