@@ -23,12 +23,12 @@ exit codes: the command's own (128+N: ended by signal N), with BASE_URL ...: 1 i
 relay does not tell the command's own: then 0, or 1 if the calculation ended abnormally. Otherwise
 0 done, 64 usage (or an id that nobody knows, or whose inputs were others), 65 a result is missing that was declared by name, or one of a
 pattern could not or must not come (refused, limit, name, unreadable, changing; refused: not with --allow-refused), 66 an input is missing
-(here, or at the relay and nobody sends it), 69 relay unavailable, or the calculation was lost, 70 bug, 74 input/output or disk full (also the external
-computer's), 75 try again later (also after SIGTERM: the calculation runs on), 76 protocol (or the inputs did not reach the external
-computer), 77 refused by a list, a guard or for lack of permission (cancel: it has ended already; rerun: it is not in a state for that), 78
-configuration, 130 after Ctrl+C (the calculation runs on), or the calculation was cancelled before its command began (a command that is
-stopped ends by a signal, mostly 143). After --deadline the calculation is cancelled, its logs are fetched, and the code is 75, unless the
-command came to its own end in that moment
+(here, or at the relay and nobody sends it), 69 relay unavailable, or the calculation was lost, 70 bug, 74 input/output or disk full (also
+the external computer's), 75 try again later (also after SIGTERM: the calculation runs on), 76 protocol (or the inputs did not reach the
+external computer), 77 refused by a list, a guard or for lack of permission (cancel: it has ended already; rerun: it is not in a state for
+that), 78 configuration, 130 after Ctrl+C (the calculation runs on), or the calculation was cancelled before its command began (a command
+that is stopped ends by a signal, mostly 143). After --deadline the calculation is cancelled, its logs are fetched, and the code is 75,
+unless the command came to its own end in that moment
 """
 import sys
 
