@@ -85,7 +85,7 @@ def test_the_runner_is_not_replaced_by_a_result_and_names_steer_no_terminal(lab,
     shutil.copy(ssh_lab.SCRIPT, str(here))
     own = [name for name in OWN if "/" not in name] + ["execute_remote_command.py"]
     command = "; ".join("echo evil >'%s'" % name for name in own) + "; echo x >\"$(printf 'c\\302\\233m')\"; echo x >\"$(printf 'b\\342\\200\\256i')\"; echo ok >ok"
-    process = subprocess.run([suite.PYTHON, "execute_remote_command.py", "run", "hpc", command], cwd=str(here), env=lab.env(), stdin=subprocess.DEVNULL,
+    process = subprocess.run([suite.PYTHON, "execute_remote_command.py", "run", "hpc", command, "--ini", lab.path("ini")], cwd=str(here), env=lab.env(), stdin=subprocess.DEVNULL,
                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=100)
     out = process.stdout.decode()
     assert process.returncode == 65 and "\x9b" not in out and "\u202e" not in out and "c\\x9bm" in out, out
@@ -109,7 +109,7 @@ def test_results_obey_the_umask_keep_their_marks_and_holes(lab, here):
 @pytest.mark.parametrize("name", ["part written", "stored"])
 def test_a_runner_killed_while_it_stores_brings_all_at_the_next_start(lab, here, name):
     command = "head -c 3000000 /dev/urandom >big; for n in 1 2 3; do echo $n >f$n; done"
-    process = subprocess.run(suite.started_as([suite.PYTHON, ssh_lab.SCRIPT, "run", "hpc", command], {"MI_FAULT": name}), cwd=str(here), env=lab.env(),
+    process = subprocess.run(suite.started_as([suite.PYTHON, ssh_lab.SCRIPT, "run", "hpc", command, "--ini", lab.path("ini")], {"MI_FAULT": name}), cwd=str(here), env=lab.env(),
                              stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=100)
     assert process.returncode == -9
     code, out = run(lab, here, "resume", ident_of(process.stdout.decode()))
