@@ -496,12 +496,17 @@ def as_blob(content, path):
     return Blob(path, len(data), hashlib.sha256(data).hexdigest())
 
 
+def opened(path):
+    """A file to read, at path (bytes), or what an object in its place opens: whoever declared it may have more to say of its bytes."""
+    return path.open() if hasattr(path, "open") else open(path, "rb", buffering=0)
+
+
 def base64_of(path, at, left, sum256=""):
     """A part of a file (bytes path) as chunks of base64. ValueError if it became shorter, or is not what sum256 says."""
     import hashlib
     digest = hashlib.sha256()
     buffer = memoryview(bytearray(min(192 << 10, left) or 1))                 # a multiple of 3
-    with open(path, "rb", buffering=0) as source:
+    with opened(path) as source:
         source.seek(at)
         while left:
             filled, want = 0, min(left, len(buffer))

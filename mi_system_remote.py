@@ -112,6 +112,12 @@ AFTER_STOP = {                 # what may leave of what was cancelled, ran too l
     "all": {"logs", "names", "patterns"}}              # what was asked for by pattern or directory, too
 PASS_ON = re.compile(r"(PATH|HOME|USER|LOGNAME|SHELL|LANG|LC_[A-Z]+|TZ|TMPDIR)\Z")     # what the command sees
 WORDS_MOST = 100000            # characters of all arguments together
+NAMED = 100                    # names that a verdict tells at most; its count is of all
+PIECE = 1 << 20                # bytes of a result that have a sum of their own
+LOOKS = 3                      # times that a result is read anew because it changes meanwhile
+LINKS = 40                     # links on one way, as the kernel has it
+FOLDER = os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+ENTER = getattr(os, "O_PATH", os.O_RDONLY) | FOLDER    # a directory that may be entered, perhaps not listed
 
 
 class Forbidden(ValueError):
@@ -340,6 +346,508 @@ def size_rule(rules, length, count, total):
     if rules["max_total"] and total + length > rules["max_total"]:
         return "max_total"
     return "max_files" if count >= rules["max_files"] else ""
+
+
+# What leaves: the results of a command that has ended
+
+class Stays(Exception):
+    """A result that does not leave: a code of CODES, and for the owner's own log what exactly."""
+
+    def __init__(self, code, why=""):
+        Exception.__init__(self, why or code)
+        self.code = code
+
+
+def stays_for(error):
+    """The Stays for an OSError at a result."""
+    gone = error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
+    return Stays("missing" if gone else "unreadable", error.strerror)
+
+
+class Verdicts(dict):
+    """{code: {"count": of all, "names": [the first of those that may be told]}} of what was asked for and
+    stays here."""
+
+    def tell(self, code, name=None):
+        """One more; name: a text, None if it may not be told."""
+        entry = self.setdefault(code, {"count": 0, "names": []})
+        entry["count"] += 1
+        if name is not None and len(entry["names"]) < NAMED:
+            entry["names"].append(printable(name))
+
+
+class Result(collections.namedtuple("Result", "path size name digest x mtime")):
+    """A result that may leave. path: its Source; its sum is kept as 32 bytes: there may be very many."""
+    __slots__ = ()
+
+    @property
+    def sum256(self):
+        return self.digest.hex()
+
+
+class Source:
+    """The bytes of a result that were judged, and no others. tree: the Tree that it lies in, real: its name
+    there, without links; size: bytes; sums: 32 bytes for each PIECE. changed: they are not there any
+    more."""
+    __slots__ = ("tree", "real", "size", "sums", "changed")
+
+    def __init__(self, tree, real, size, sums):
+        self.tree, self.real, self.size, self.sums, self.changed = tree, real, size, sums, False
+
+    def decode(self, *how):
+        """Its name as a text."""
+        return self.real.decode(*how)
+
+    def open(self):
+        """A Reader of it. ValueError if it cannot be opened any more."""
+        try:
+            return Reader(self, self.tree.open(self.real))
+        except (Stays, OSError):
+            self.changed = True
+            raise ValueError(_("changed after it was judged"))
+
+
+class Reader:
+    """An open Source: gives each piece only if the bytes in memory have the sum that was judged. ValueError
+    if they do not."""
+
+    def __init__(self, source, fd):
+        self.source, self.fd, self.at, self.number, self.piece = source, fd, 0, -1, b""
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *what):
+        os.close(self.fd)
+
+    def seek(self, at):
+        """The place of the next byte to be read."""
+        self.at = at
+
+    def load(self, number):
+        """Piece `number` into memory."""
+        import hashlib
+        piece = read_exactly(self.fd, min(PIECE, self.source.size - number * PIECE), number * PIECE)
+        if hashlib.sha256(piece).digest() != self.source.sums[32 * number:32 * number + 32]:
+            self.source.changed = True
+            raise ValueError(_("changed after it was judged"))
+        self.piece, self.number = memoryview(piece), number
+
+    def readinto(self, view):
+        """Fills view as far as the piece goes; returns the number of bytes, 0 at the end."""
+        if self.at >= self.source.size:
+            return 0
+        number, begin = divmod(self.at, PIECE)
+        if number != self.number:
+            self.load(number)
+        part = self.piece[begin:begin + len(view)]
+        view[:len(part)] = part
+        self.at += len(part)
+        return len(part)
+
+    def read(self, count):
+        """The next count bytes; fewer at the end."""
+        data, got = memoryview(bytearray(max(0, min(count, self.source.size - self.at)))), 0
+        while got < len(data):
+            got += self.readinto(data[got:])
+        return data.obj
+
+
+class Tree:
+    """A directory of results, looked at by descriptors: no link is followed but by reach(), which follows
+    it by hand and never out."""
+
+    def __init__(self, path):
+        self.path, self.twins = path, None
+        self.last = None, -1                           # the directory of the file opened last, its descriptor
+        self.fd = os.open(path, os.O_RDONLY | FOLDER)
+
+    def close(self):
+        for fd in (self.fd, self.last[1]):
+            if fd >= 0:
+                os.close(fd)
+
+    def open(self, real):
+        """A descriptor of the regular file `real`, whose name has no link in it. Stays, OSError."""
+        folder, _slash, leaf = real.rpartition(b"/")
+        if self.last[0] != folder:
+            fd = self.enter(folder, ENTER)
+            if self.last[1] >= 0:
+                os.close(self.last[1])
+            self.last = folder, fd
+        fd = os.open(leaf, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=self.last[1])
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            os.close(fd)
+            raise Stays("special")
+        return fd
+
+    def enter(self, real, how=os.O_RDONLY):
+        """A descriptor of the directory `real` below the top, which has no link in it. OSError."""
+        here, parts = os.dup(self.fd), real.split(b"/") if real else []
+        for place, part in enumerate(parts, 1):
+            try:
+                there = os.open(part, (ENTER if place < len(parts) else how) | FOLDER, dir_fd=here)
+            finally:
+                os.close(here)
+            here = there
+        return here
+
+    def reach(self, name):
+        """(its name below the top without links, its stat) of what `name` leads to. Stays, OSError."""
+        real, todo, links = [], name.split(b"/"), 0
+        here = os.dup(self.fd)
+        try:
+            while True:
+                part = todo.pop(0)
+                if part in (b"", b".", b".."):
+                    if part == b".." and not real or not todo:
+                        raise Stays("outside" if part == b".." and not real else "special")
+                    real = real[:-1] if part == b".." else real
+                    here = self.instead(here, self.enter(b"/".join(real), ENTER))
+                    continue
+                info = os.stat(part, dir_fd=here, follow_symlinks=False)
+                if stat.S_ISLNK(info.st_mode):
+                    links += 1
+                    if links > LINKS:
+                        raise Stays("missing", "links in a circle")
+                    target = os.readlink(part, dir_fd=here)
+                    if target.startswith(b"/"):
+                        if not target.startswith(self.path + b"/"):
+                            raise Stays("outside")
+                        target, real = target[len(self.path) + 1:], []
+                        here = self.instead(here, os.dup(self.fd))
+                    todo[:0] = target.split(b"/")
+                elif todo:
+                    here = self.instead(here, os.open(part, ENTER, dir_fd=here))
+                    real.append(part)
+                else:
+                    return b"/".join(real + [part]), info
+        finally:
+            os.close(here)
+
+    @staticmethod
+    def instead(old, new):
+        """new; old is closed."""
+        os.close(old)
+        return new
+
+    def walk(self, below=lambda name: True):
+        """(name, its name without links, its stat, None), or (name, None, None, Stays), of all that is no
+        directory, and of empty ones (with a slash behind the name). below(name): is there anything to look
+        for below this directory? Links to directories are gone through once on each way, and not
+        upwards."""
+        todo = [(b"", b"", False)]
+        while todo:
+            name, real, linked = todo.pop()
+            try:
+                fd = self.enter(real)
+            except OSError as error:
+                yield name + b"/", None, None, stays_for(error)
+                continue
+            try:
+                leaves = sorted(os.fsencode(leaf) for leaf in os.listdir(fd))
+                if not leaves and name:
+                    yield name + b"/", real, os.fstat(fd), None
+                for leaf in leaves:
+                    seen, found = (head + b"/" + leaf if head else leaf for head in (name, real))
+                    try:
+                        info = os.stat(leaf, dir_fd=fd, follow_symlinks=False)
+                        link = stat.S_ISLNK(info.st_mode)
+                        if link:
+                            found, info = self.reach(found)
+                        if not stat.S_ISDIR(info.st_mode):
+                            yield seen, found, info, None
+                        elif link and (linked or (real + b"/").startswith(found + b"/")):
+                            raise Stays("special", "a link to a directory below another, or upwards")
+                        elif below(seen):
+                            todo.append((seen, found, linked or link))
+                    except OSError as error:
+                        yield seen, None, None, stays_for(error)
+                    except Stays as error:
+                        yield seen, None, None, error
+            finally:
+                os.close(fd)
+
+    def names_of(self, info):
+        """All names below the top of the file with this stat, links not counted."""
+        if self.twins is None:
+            self.twins = {}
+            for name, real, one, stays in self.walk():
+                if one is not None and name == real and one.st_nlink > 1:
+                    self.twins.setdefault((one.st_dev, one.st_ino), set()).add(name)
+        return self.twins.get((info.st_dev, info.st_ino), set())
+
+
+# What leaves: which bytes
+
+def read_exactly(fd, count, at):
+    """count bytes from place `at` on; fewer at the end of the file."""
+    data = os.pread(fd, count, at) if count else b""
+    while len(data) < count:
+        more = os.pread(fd, count - len(data), at + len(data))
+        if not more:
+            break
+        data += more
+    return data
+
+
+def sums_of_file(fd, length, shapes=()):
+    """(sha256 of the first `length` bytes, the sums of their pieces back to back). Stays if there are fewer
+    bytes, or if one of the shapes (expressions on bytes) is found; a match longer than half a piece may be
+    missed."""
+    import hashlib
+    if length <= PIECE:
+        data = read_exactly(fd, length, 0)
+        look_into(data, length, shapes)
+        one = hashlib.sha256(data).digest()
+        return one, one
+    from concurrent.futures import ThreadPoolExecutor
+    whole, sums, before = hashlib.sha256(), [], b""
+    with ThreadPoolExecutor(1) as beside:              # two sums at once: hashlib holds no lock
+        for at in range(0, length, PIECE):
+            data = read_exactly(fd, min(PIECE, length - at), at)
+            one = beside.submit(lambda: hashlib.sha256(data).digest())
+            whole.update(data)
+            look_into(data, min(PIECE, length - at), shapes, before)
+            before = data[-PIECE // 2:] if shapes else b""
+            sums.append(one.result())
+    return whole.digest(), b"".join(sums)
+
+
+def look_into(data, length, shapes, before=b""):
+    """Stays if data has not this length, or holds (with what was before it) what one of the shapes
+    matches."""
+    if len(data) < length:
+        raise Stays("changing", "became shorter")
+    if any(shape.search(before + data) for shape in shapes):
+        raise Stays("refused", "deny_content")
+
+
+def in_a_child(work, limit):
+    """The bytes that work() returns, in a process of its own: an expression may take for ever and holds all
+    threads up. b"" if it takes more than `limit` seconds, or fails."""
+    out, into = os.pipe()
+    child, data, until = os.fork(), b"", time.monotonic() + limit
+    if not child:
+        try:
+            view = memoryview(work())
+            while len(view):
+                view = view[os.write(into, view):]
+        finally:
+            os._exit(0)
+    os.close(into)
+    ready = select.poll()
+    ready.register(out, select.POLLIN)
+    try:
+        while ready.poll(max(0, until - time.monotonic()) * 1000):
+            more = os.read(out, 1 << 16)
+            if not more:
+                return data
+            data += more
+        return b""
+    finally:
+        os.close(out)
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+
+
+def scanned_sums(fd, length, rules):
+    """sums_of_file() of the very bytes that deny_content has seen. Stays."""
+    def work():
+        try:
+            shapes = [re.compile(utf8(text)) for text in rules["deny_content"]]
+            return b"0" + b"".join(sums_of_file(fd, length, shapes))
+        except Stays as stays:
+            return b"1" if stays.code == "changing" else b"2"
+
+    found = in_a_child(work, rules["scan_timeout"])
+    if len(found) == 33 + 32 * max(1, -(-length // PIECE)):
+        return found[1:33], found[33:]
+    if found == b"1":
+        raise Stays("changing")
+    if rules["dry_run"]:
+        return sums_of_file(fd, length)
+    raise Stays("refused", "deny_content" if found == b"2" else "scan_timeout")
+
+
+class Collector:
+    """What was asked for, judged by the owner's rules: found [Result], folders [Result] (empty
+    directories), verdicts, and stays {name: (code, why)} of what was asked for by name. note(name, why):
+    for the owner's log. known: {name: (mark, Result)} of an earlier look, of which the sums are still good:
+    what leaves is compared with them. changing: names that have changed again and again."""
+
+    def __init__(self, rules, note, known=(), changing=()):
+        self.rules, self.note = rules, note
+        self.known, self.changing = dict(known), changing
+        self.found, self.folders, self.total = [], [], 0                 # total: bytes of found
+        self.verdicts, self.stays, self.named = Verdicts(), {}, ()
+        ruled = any(rules[key] for key in ("deny_names", "deny_sums", "deny_content"))
+        self.ruled = ruled or rules["allow_names"] != ["*"]
+
+    def keep(self, name, stays, by_name):
+        """This one does not leave. What a rule about names keeps is told by its name only to who has named
+        it."""
+        self.note(name, str(stays), by_name)
+        if stays.code == "missing" and not by_name:    # it went meanwhile, or is a link to nothing
+            return
+        told = by_name or stays.code != "refused" and not name_rule(self.rules, name)
+        self.verdicts.tell(stays.code, name if told else None)
+        if by_name:
+            self.stays[name] = stays.code, str(stays)
+
+    def rule(self, name, why):
+        """Stays, if why names a rule; with dry_run it is only noted."""
+        if why and not self.rules["dry_run"]:
+            raise Stays("refused", why)
+        if why:
+            self.note(name, "dry_run: " + why, True)
+
+    def by_name(self, tree, names, reserved=()):
+        """Takes the files with these names."""
+        self.named = set(names)
+        for name in sorted(names):
+            try:
+                self.take(tree, name, *tree.reach(utf8(name)), reserved=reserved)
+            except OSError as error:
+                self.keep(name, stays_for(error), True)
+            except Stays as stays:
+                self.keep(name, stays, True)
+
+    def by_pattern(self, tree, patterns, but=(), reserved=()):
+        """Takes what the patterns ask for, but these names."""
+        asked, but, said = declared((), patterns), set(but), set()
+
+        def below(name):
+            text = name.decode("utf-8", "backslashreplace")
+            if not any(may_hold(one, text) for one in patterns):
+                return False
+            if len(name) > 1000:
+                said.add(text + "/")
+            return len(name) <= 1000
+
+        for name, real, info, stays in tree.walk(below):
+            text = name.decode("utf-8", "backslashreplace")
+            inside = stays is not None and any(may_hold(one, text.rstrip("/")) for one in patterns)
+            if text in but or not (inside or asked(text) or text in patterns):
+                continue
+            try:
+                if stays is not None:
+                    raise stays
+                take = self.take_folder if name.endswith(b"/") else self.take
+                take(tree, name.decode("utf-8"), real, info, reserved)
+            except UnicodeDecodeError:
+                self.keep(text, Stays("name"), False)
+            except OSError as error:
+                self.keep(text, stays_for(error), False)
+            except Stays as error:
+                self.keep(text, error, False)
+        for text in sorted(said):
+            self.keep(text, Stays("name"), False)
+
+    def admit(self, name, real, reserved):
+        """Stays, if something of this name may not leave. real: its name without links; reserved: names of
+        the logs."""
+        try:
+            check_name(name)
+        except ValueError:
+            raise Stays("name")
+        if parts_of(name)[0] in reserved:
+            raise Stays("name", "a log's name")
+        for one in {name, real.decode("utf-8", "replace")}:
+            self.rule(name, name_rule(self.rules, one))
+
+    def take_folder(self, tree, name, real, info, reserved=()):
+        """Takes an empty directory (a slash is at the end of its name). Stays."""
+        self.admit(name[:-1], real, reserved)
+        self.enough(0)
+        self.folders.append(Result(None, 0, name, sums_of_file(-1, 0)[0], False, info.st_mtime_ns))
+
+    def take(self, tree, name, real, info, reserved=()):
+        """Judges a file and takes it. Stays, OSError."""
+        self.admit(name, real, reserved)
+        if not stat.S_ISREG(info.st_mode):
+            raise Stays("special")
+        if name in self.changing:
+            raise Stays("changing")
+        self.found.append(self.judge(tree, name, real, True))
+        self.total += self.found[-1].size
+
+    def take_log(self, tree, name, real):
+        """Takes what the command has written, as far as it is there: it may grow meanwhile. Stays,
+        OSError."""
+        self.rule(name, name_rule(self.rules, name))
+        self.found.append(self.judge(tree, name, real, False))
+        self.total += self.found[-1].size
+
+    def enough(self, length):
+        """Stays, if one more of this length is over a limit."""
+        over = size_rule(self.rules, length, len(self.found) + len(self.folders), self.total)
+        if over:
+            raise Stays("limit", over)
+
+    def judge_twins(self, tree, name, info):
+        """A file with several names leaves only if all of them are in the tree, and may."""
+        names = tree.names_of(info)
+        if len(names) != info.st_nlink:
+            raise Stays("outside", "a hard link")
+        for one in sorted(names):
+            self.rule(name, name_rule(self.rules, one.decode("utf-8", "replace")))
+
+    def judge(self, tree, name, real, result):
+        """The Result of a file by its bytes. result: no log (which may grow, and have names elsewhere).
+        Stays, OSError."""
+        fd = tree.open(real)
+        try:
+            for look in range(LOOKS):
+                info = os.fstat(fd)
+                self.enough(info.st_size)
+                if self.ruled and result and info.st_nlink > 1:
+                    self.judge_twins(tree, name, info)
+                mark = info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns, info.st_ctime_ns
+                if name in self.known and self.known[name][0] == mark:
+                    return self.known[name][1]
+                if self.rules["deny_content"]:
+                    whole, parts = scanned_sums(fd, info.st_size, self.rules)
+                else:
+                    whole, parts = sums_of_file(fd, info.st_size)
+                after = os.fstat(fd)
+                if not result or (after.st_size, after.st_mtime_ns) == (info.st_size, info.st_mtime_ns):
+                    break
+            else:
+                raise Stays("changing")
+        finally:
+            os.close(fd)
+        self.rule(name, "deny_sums" if whole.hex() in self.rules["deny_sums"] else "")
+        source = Source(tree, real, info.st_size, parts)
+        found = Result(source, info.st_size, name, whole, bool(info.st_mode & 0o100), info.st_mtime_ns)
+        self.known[name] = mark, found
+        return found
+
+    def ordered(self):
+        """Puts all in a manifest's order, that of their parts; what another receiver could not tell apart
+        stays here."""
+        for group in (self.found, self.folders):
+            group.sort(key=lambda result: parts_of(result.name))
+            last = None
+            for result in list(group):
+                if last is not None and parts_of(result.name.rstrip("/"))[:len(last)] == last:
+                    group.remove(result)
+                    self.keep(result.name, Stays("name"), result.name in self.named)
+                else:
+                    last = parts_of(result.name.rstrip("/"))
+        return self
+
+
+def may_hold(text, name):
+    """Could the result pattern `text` match something below the directory `name`?"""
+    shape, parts = text.split("/"), name.split("/")
+    for place, part in enumerate(parts):
+        if "**" in shape[place] or not shape[place] and place == len(shape) - 1:
+            return place or not part.startswith(".") or not text.startswith(("*", "?"))
+        first = "" if place == 0 else "x"              # only at the beginning no wildcard is a dot
+        if place == len(shape) - 1 or not pattern(first + shape[place]).match(first + part):
+            return False
+    return True
 # ==== end shared ====
 
 # ==== shared: say ====
@@ -970,12 +1478,17 @@ def as_blob(content, path):
     return Blob(path, len(data), hashlib.sha256(data).hexdigest())
 
 
+def opened(path):
+    """A file to read, at path (bytes), or what an object in its place opens: whoever declared it may have more to say of its bytes."""
+    return path.open() if hasattr(path, "open") else open(path, "rb", buffering=0)
+
+
 def base64_of(path, at, left, sum256=""):
     """A part of a file (bytes path) as chunks of base64. ValueError if it became shorter, or is not what sum256 says."""
     import hashlib
     digest = hashlib.sha256()
     buffer = memoryview(bytearray(min(192 << 10, left) or 1))                 # a multiple of 3
-    with open(path, "rb", buffering=0) as source:
+    with opened(path) as source:
         source.seek(at)
         while left:
             filled, want = 0, min(left, len(buffer))
@@ -1548,7 +2061,7 @@ class Relay:
                 return self.send_piece(target, query, source, offset, size)
             return self.call("GET", target, dict({"v": 2, "offset": ""}, **({"claim": claim} if claim else {})))
 
-        with open(path, "rb", buffering=0) as source:
+        with opened(path) as source:
             while True:
                 found = self.again(step)
                 now = size if found.get("complete") else found.get("offset")
@@ -1807,7 +2320,7 @@ def packed(files):
     chunk = bytearray()
     for entry in files:
         try:
-            with open(entry[0], "rb", buffering=0) as source:
+            with opened(entry[0]) as source:
                 data = source.read(entry[1] + 1)
         except OSError as error:
             raise ValueError("%s: %s" % (entry[0].decode("utf-8", "replace"), error.strerror))
@@ -2273,14 +2786,19 @@ def pbs_submit(control, run, options):
                                  "-o", control + "/batch.log", control + "/job"]
 
 
-def own(name):
-    """Is that owner of a job (USER@HOST, DOMAIN\\USER) we? True if nobody is named. A mark in another user's job is no mark."""
+def own_name():
+    """This user's name; None if it has none."""
     import pwd
     try:
-        me = pwd.getpwuid(os.geteuid()).pw_name
+        return pwd.getpwuid(os.geteuid()).pw_name
     except KeyError:
-        return True
-    return not name or len({str(text).split("\\")[-1].split("@")[0].lower() for text in (name, me)}) == 1
+        return None
+
+
+def own(name):
+    """Is that owner of a job (USER@HOST, DOMAIN\\USER) we? True if nobody is named. A mark in another user's job is no mark."""
+    me = own_name()
+    return not name or me is None or len({str(text).split("\\")[-1].split("@")[0].lower() for text in (name, me)}) == 1
 
 
 def pbs_keep(text):
@@ -2534,35 +3052,45 @@ class Queue:
 
     def query(self, began, missed):
         """Asks for what is in the queue, or what became of those that are not."""
-        words = self.table.past(missed) if self.turn else self.table.ask(self.numbers())
-        code, out, err = batch_call(words, self.env, (), pbs_keep if self.system == "pbs" else None)
         known = dict(self.known, tried=began, why="")
         self.missed.clear()                            # whoever still misses one says so again
         try:
-            if code is None or code and not all(re.match(self.table.partial, line) for line in (err.strip() or "?").splitlines()):
-                raise ValueError(" ".join(err.split())[:200] or "exit code %s" % code)
-            found = [row._replace(job=row.job[:100], node=printable(row.node)[:100], text=printable(row.text)[:300]) for row in self.table.read(out)]
+            jobs = missed if self.turn else self.numbers()
+            out = self.hear(self.table.past(jobs) if self.turn else self.table.ask(jobs)) if jobs != [] else ""
+            ours = {job.split(".")[0] for job in jobs} if self.system == "pbs" else ()
+            found = [row._replace(job=row.job[:100], node=printable(row.node)[:100], text=printable(row.text)[:300])
+                     for row in self.table.read(out) if not ours or row.job.split(".")[0] in ours]
             if self.turn:
                 self.past = {row.job: row for row in found if row.state in ("done", "over")}
             else:
                 known.update(t=began, rows=[list(row) for row in found])
         except ValueError as error:
-            known["why"] = "%s: %s" % (words[0], printable(error)[:200])
+            known["why"] = printable(error)[:200]
             log("debug", None, "queue", why=known["why"])
         new = self.path + b".new"
         with open(new, "wb") as out:
             out.write(json.dumps(known).encode())
         os.rename(new, self.path)
 
+    def hear(self, words):
+        """What a program of the batch system answered. ValueError with who said what, if it is no answer."""
+        code, out, err = batch_call(words, self.env, (), pbs_keep if self.system == "pbs" else None)
+        if code is None or code and not all(re.match(self.table.partial, line) for line in (err.strip() or "?").splitlines()):
+            raise ValueError("%s: %s" % (words[0], " ".join(err.split())[:200] or "exit code %s" % code))
+        return out
+
     def numbers(self):
-        """The jobs below the folder that have not ended, for a system that is asked by numbers; [] (all jobs) if one's is not known."""
+        """The jobs below the folder that have not ended, for PBS, which is asked by numbers: in the variables of another user's job, rows that
+        look like ours can stand. All of this user's if one's is not known. None for systems that are asked for all."""
         found = []
-        for name in os.listdir(self.folder) if self.system == "pbs" else ():
+        if self.system != "pbs":
+            return None
+        for name in os.listdir(self.folder):
             control = os.path.join(self.folder, name)
             if os.path.exists(os.path.join(control, b"batch")) and not os.path.exists(os.path.join(control, b"end")):
                 job = read_batch(control)
                 if not job.get("job") or job.get("sent", 0) > 1:
-                    return []
+                    return re.findall(r"^\d\S*$", self.hear(["qselect"] + (["-u", own_name()] if own_name() else [])), re.M)
                 found.append(job["job"])
         return found
 
@@ -2973,6 +3501,7 @@ JA = {                         # what a person reads, in Japanese
     "[command %s] argument.%d does not allow %s": "[command %s] の argument.%d は %s を許していません",
     "[command %s] input_names does not allow %s": "[command %s] の input_names は %s を許していません",
     "[command %s] gives results by name only (patterns = no)": "[command %s] の結果は名前での指定だけに応じます (patterns = no)",
+    "changed after it was judged": "判定した後に変わりました",
 }
 
 
@@ -3021,7 +3550,6 @@ KEYS = {                       # {section: {key: (kind, default)}}
         "output": (flag, True), "hold": LATER, "require_signature": LATER, "signature_keys": LATER, "notify": LATER},
 }
 KEYS.update(gate_keys())
-KEYS["outbound"].update(deny_content=LATER, dry_run=LATER, scan_timeout=LATER)
 ACCEPT_ID = re.compile(r"[0-9a-f-]{36}\Z")
 SCAFFOLD = rb"(take|run|ready|alive|order\.new|end\.tmp|part\d+|waits|job(\.sub)?|words)\Z"       # needed by nobody after delivery
 
@@ -3083,7 +3611,7 @@ class Calculation:
         self.phase, self.since, self.cancelled, self.command, self.child = "inputs", time.monotonic(), False, None, None
         self.job, self.beside, self.left = None, "", []        # its BatchJob, where it has one; what was wrong with `post`; what cannot be killed
         self.hurry, self.why = threading.Event(), ""   # somebody said resend; what keeps it from being delivered
-        self.journal, line = [], b"\n"
+        self.journal, line, self.trees = [], b"\n", {}
         with open(self.path(b"journal"), "rb") as text:
             for line in text:
                 try:
@@ -3095,6 +3623,16 @@ class Calculation:
     def path(self, *parts):
         """A file of the control directory."""
         return os.path.join(self.control, *parts)
+
+    def tree(self, path):
+        """The Tree of one of its directories, open until close_trees(). OSError."""
+        if path not in self.trees:
+            self.trees[path] = Tree(path)
+        return self.trees[path]
+
+    def close_trees(self):
+        while self.trees:
+            self.trees.popitem()[1].close()
 
     def last(self, what):
         """The last journal entry of that kind, or None."""
@@ -3566,145 +4104,85 @@ def disk_was_full(calc, code):
 
 # ---- 7. and 8. results ----
 
-class Result(collections.namedtuple("Result", "path size name digest")):
-    """A file that may leave. Its sum is kept as 32 bytes: there may be very many."""
-    __slots__ = ()
-
-    @property
-    def sum256(self):
-        return self.digest.hex()
-
-
-def open_result(root, path, folders):
-    """(fd, real path) of a regular file that really lies under root. ValueError with why it may not leave, OSError.
-    folders: the real paths of directories seen before."""
-    folder, leaf = os.path.split(path)
-    if folder not in folders:
-        folders[folder] = os.path.realpath(folder)
-    real = os.path.join(folders[folder], leaf)
-    if os.path.islink(real):
-        real = os.path.realpath(real)
-    if not real.startswith(root + b"/"):
-        raise ValueError("link")
-    fd = os.open(real, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-    if not stat.S_ISREG(os.fstat(fd).st_mode):
-        os.close(fd)
-        raise ValueError("not a file")
-    return fd, real
-
-
-def read_result(root, name, path, rules, folders):
-    """The Result at path, its sum taken. ValueError with why it may not leave, OSError."""
-    import hashlib
-    try:
-        check_name(name)
-    except ValueError:                                 # its text would tell the name
-        raise ValueError("name")
-    if name_rule(rules, name):
-        raise ValueError(name_rule(rules, name))
-    fd, real = open_result(root, path, folders)
-    with open(fd, "rb", buffering=0) as source:
-        length, digest, at = os.fstat(fd).st_size, hashlib.sha256(), 0
-        if rules["max_file"] and length > rules["max_file"]:
-            raise ValueError("max_file")
-        view = memoryview(bytearray(min(CHUNK, length)))
-        while at < length:
-            got = source.readinto(view[:length - at])
-            digest.update(view[:got])
-            at += got or length                        # became shorter: sending it will tell
-    if digest.hexdigest() in rules["deny_sums"]:
-        raise ValueError("deny_sums")
-    return Result(real, length, name, digest.digest())
-
-
 def kinds_out(poller, calc):
     """let_out() of a calculation, by its section as it is now; if there is none any more, as it was when the command was started."""
     section, end = poller.commands.get(calc.info["command"]) or calc.last("starting") or {}, calc.last("ended") or {}
     return let_out(dict({"after_stop": ""}, **section), end.get("stopped", end.get("reason") or end.get("signal")))
 
 
-def candidates(calc, kinds):
-    """(name, path, declared by name?) of each possible result: the two logs, then what was asked for (not where the end is unknown)."""
+def collect(calc, rules, kinds, known=(), changing=()):
+    """7. The Collector of what was asked for: the two logs, then what was declared by name, then by pattern (not where the end is unknown).
+    kinds: see let_out(); known, changing: see Collector."""
+    found = Collector(rules, lambda name, why, aloud: log("warn" if aloud else "debug", calc.accept_id, "7 stays here", name=name, why=why),
+                      known, changing)
     for name, file in zip(LOG_NAMES, (b"stdout", b"stderr")) if "logs" in kinds else ():
         open(calc.path(file), "ab").close()            # there, even if nothing ran
-        yield name, calc.path(file), True
-    if calc.last("ended").get("whole"):
-        names = set(calc.info["result_files"]) - set(LOG_NAMES)
-        for name in sorted(names) if "names" in kinds else ():
-            yield name, os.path.join(calc.work, utf8(name)), True
-        patterns = calc.info["result_patterns"] if "patterns" in kinds else ()
-        asked = declared((), patterns)
-        for folder, folders, leaves in os.walk(calc.work if patterns else b""):       # follows no links
-            for path in (os.path.join(folder, leaf) for leaf in leaves):
-                name = path[len(calc.work) + 1:].decode("utf-8", "backslashreplace")
-                if name not in names and name not in LOG_NAMES and asked(name):
-                    yield name, path, False
-            if len(folder) > len(calc.work) + 1000:    # longer than any name may be
-                del folders[:]
-
-
-def collect(calc, rules, before, kinds):
-    """7. ([Result] in a manifest's order, {name: why} of what is missing, of what is refused: by name only if it was declared by name).
-    before: {name: sum} of an earlier look; what differs is refused as well. kinds: see let_out()."""
-    found, missing, refused, others, folders, total = [], {}, {}, collections.Counter(), {}, 0
-    for name, path, by_name in candidates(calc, kinds):
         try:
-            result = read_result(calc.control if name in LOG_NAMES else calc.work, name, path, rules, folders)
-            if before.get(name, result.sum256) != result.sum256:
-                raise ValueError("changes")
-            if len(found) >= rules["max_files"] or rules["max_total"] and total + result.size > rules["max_total"]:
-                raise ValueError("max_files" if len(found) >= rules["max_files"] else "max_total")
-            total += result.size
-            found.append(result)
-        except (ValueError, OSError) as error:
-            why = getattr(error, "strerror", None) or str(error)
-            absent = isinstance(error, FileNotFoundError)
-            if not absent:
-                log("warn" if by_name else "debug", calc.accept_id, "7 stays here", name=name, why=why)
-            if by_name:
-                (missing if absent else refused)[name] = "not there" if absent else why
-            else:
-                others[why] += 1
-    if "names" not in kinds:
-        refused.update((name, "after_stop") for name in calc.info["result_files"] if name not in LOG_NAMES)
-    if others:
-        refused["*"] = ", ".join("%s: %d" % pair for pair in sorted(others.items()))
-    if not calc.last("ended").get("whole"):
-        missing.update((name, calc.last("ended")["reason"]) for name in calc.info["result_files"] if name not in LOG_NAMES)
-    found.sort(key=lambda result: "\0".join(parts_of(result.name)))    # the order of their parts: no name holds a NUL
-    for first, second in zip(list(found), found[1:]):
-        if parts_of(first.name) == parts_of(second.name):                # told apart on this disk only
-            found.remove(second)
-            refused[second.name] = "name"
-    return found, missing, refused
+            found.take_log(calc.tree(calc.control), name, file)
+        except Stays as stays:
+            found.keep(name, stays, False)
+    end, names, patterns = calc.last("ended"), set(calc.info["result_files"]) - set(LOG_NAMES), calc.info["result_patterns"]
+    for group, kind in ((names, "names"), (patterns, "patterns")):
+        if end.get("whole") and kind not in kinds:
+            for name in sorted(group):
+                found.keep(name, Stays("refused", "after_stop"), kind == "names")
+    if not end.get("whole"):
+        for name in sorted(names):
+            found.keep(name, Stays("missing", end["reason"]), True)
+        return found.ordered()
+    try:
+        tree = calc.tree(calc.work)
+    except OSError as error:                           # it is a link, or is not there any more
+        for name in sorted(names) if "names" in kinds else ():
+            found.keep(name, stays_for(error) if error.errno == errno.ENOENT else Stays("outside", error.strerror), True)
+        return found.ordered()
+    found.by_name(tree, names if "names" in kinds else (), LOG_NAMES)
+    if patterns and "patterns" in kinds:
+        found.by_pattern(tree, patterns, names, LOG_NAMES)
+    return found.ordered()
 
 
-def write_manifest(calc, found, missing, refused):
+def entry_of(result):
+    """A manifest's entry for a Result."""
+    return dict({"size": result.size, "sha256": result.sum256, "mtime": round(result.mtime / 1e9, 6)}, **({"x": True} if result.x else {}))
+
+
+def write_manifest(calc, found):
     """out/manifest.json: what leaves this host and what does not, for whoever wants to know. A full disk does not keep results here."""
     try:
         os.makedirs(calc.path(b"out"), 0o700, exist_ok=True)
         with open(calc.path(b"out", b"manifest.json"), "w", encoding="utf-8") as out:
-            out.write('{"missing": %s,\n"refused": %s,\n"files": {' % (json.dumps(missing), json.dumps(refused)))
-            for place, result in enumerate(found):
-                entry = {"size": result.size, "sha256": result.sum256}
-                out.write("%s\n%s: %s" % ("," if place else "", json.dumps(result.name), json.dumps(entry)))
-            out.write("}}\n")
+            out.write('{"v": 1, "run": %s,\n"verdicts": %s,\n"files": [' % (json.dumps(calc.run), json.dumps(found.verdicts)))
+            for place, result in enumerate(found.found + found.folders):
+                sums = result.path.sums.hex() if result.path else ""
+                row = [result.name, result.size, result.sum256, result.x, result.mtime / 1e9, sums]
+                out.write(",\n%s" % json.dumps(row) if place else "\n" + json.dumps(row))
+            out.write("]}\n")
     except OSError as error:
         log("warn", calc.accept_id, "7 no manifest", error=error)
 
 
-def send_manifest(calc, relay, found, missing, refused):
-    """7. send-results, in pages; digest tells one manifest from another whose first page is the same."""
+def said_of(found):
+    """What send-results says of what stays here: verdicts, and, for relays that know none, missing and refused {name: why}."""
+    missing = {name: "not there" if code == "missing" else code for name, (code, why) in found.stays.items() if code == "missing"}
+    refused = {name: code for name, (code, why) in found.stays.items() if code != "missing"}
+    others = {code: entry["count"] - sum(one == code for one, why in found.stays.values()) for code, entry in found.verdicts.items()}
+    if any(others.values()):
+        refused["*"] = ", ".join("%s: %d" % pair for pair in sorted(others.items()) if pair[1])
+    return {"missing": dict(list(missing.items())[:PAGE]), "refused": dict(list(refused.items())[-PAGE:]), "verdicts": found.verdicts}
+
+
+def send_manifest(calc, relay, results, said):
+    """7. send-results, in pages; digest tells one manifest from another whose first page is the same. said: see said_of()."""
     import hashlib
-    digest = hashlib.sha256()
-    for result in found:
-        digest.update(utf8("%s/%d/%s\n" % (result.name, result.size, result.sum256)))
-    for start in range(0, len(found) or 1, PAGE):
-        page = {result.name: {"size": result.size, "sha256": result.sum256} for result in found[start:start + PAGE]}
-        fields = {"v": 2, "claim": calc.claim, "more": start + PAGE < len(found)}
+    digest, entries = hashlib.sha256(), [(result.name, entry_of(result)) for result in results]
+    for name, entry in entries:
+        digest.update(utf8("%s/%s\n" % (name, json.dumps(entry, sort_keys=True))))
+    for start in range(0, len(entries) or 1, PAGE):
+        page = dict(entries[start:start + PAGE])
+        fields = {"v": 2, "claim": calc.claim, "more": start + PAGE < len(entries)}
         if start == 0:
-            relay.ask("POST", "send-results", dict(fields, accept_id=calc.accept_id, result_files=page, digest=digest.hexdigest(),
-                                                   missing=dict(list(missing.items())[:PAGE]), refused=dict(list(refused.items())[-PAGE:])))
+            relay.ask("POST", "send-results", dict(fields, accept_id=calc.accept_id, result_files=page, digest=digest.hexdigest(), **said))
         else:
             relay.ask("POST", "files/%s/result" % calc.accept_id, dict(fields, **{"from": start, "files": page}))
 
@@ -3743,42 +4221,58 @@ def tell_end(calc, relay):
     return "calc end"
 
 
+def looks(calc, rules, kinds):
+    """7. Collectors of one calculation, one after the other, as long as results change while they are sent: what has changed twice is left
+    out. Whoever asks for the next one says by its Sources' `changed` what did. ValueError if there is no end to it."""
+    known, once, changing = {}, set(), set()
+    for turn in range(CHANGES):
+        found = collect(calc, rules, kinds, known, changing)
+        yield found
+        known = found.known
+        now = {result.name for result in found.found if result.path.changed}
+        changing |= now & once if turn < CHANGES // 2 else now
+        once |= now
+        for name in now:
+            known.pop(name, None)
+        log("warn", calc.accept_id, "7 changed while it was sent", names=" ".join(sorted(now))[:300])
+    raise ValueError("results change again and again")
+
+
 def send_results(poller, calc, relay):
     """7. and 8. What may leave, all of it on the relay's disk before this returns. ValueError if it changes again and again."""
-    before = {}
-    for attempt in range(CHANGES):
-        found, missing, refused = collect(calc, poller.rules, before if attempt > 1 else {}, kinds_out(poller, calc))
-        log("info", calc.accept_id, "7 send-results", site=poller.site, files=len(found), bytes=sum(result.size for result in found),
-            missing=len(missing), refused=len(refused))
-        write_manifest(calc, found, missing, refused)
+    for found in looks(calc, poller.rules, kinds_out(poller, calc)):
+        results, said = found.found + (found.folders if poller.folders else []), said_of(found)
+        log("info", calc.accept_id, "7 send-results", site=poller.site, files=len(found.found), bytes=found.total,
+            **{code: entry["count"] for code, entry in found.verdicts.items()})
+        write_manifest(calc, found)
         try:
-            send_manifest(calc, relay, found, missing, refused)
+            send_manifest(calc, relay, results, said)
             fault("manifest sent")
         except Refused as error:
             if error.more.get("why") != "page":
                 raise
-            send_manifest(calc, relay, [], {}, {})     # the relay has other pages of before a restart: an empty list clears them
-            send_manifest(calc, relay, found, missing, refused)
+            # the relay has other pages of before a restart: an empty list clears them
+            send_manifest(calc, relay, [], {"missing": {}, "refused": {}})
+            send_manifest(calc, relay, results, said)
         try:
-            return send_files(poller, calc, relay, found)
-        except ValueError as error:                    # a process that the command left behind still writes
-            log("warn", calc.accept_id, "7 changed while it was sent", why=error)
-            if attempt == CHANGES - 1:
+            return send_files(poller, calc, relay, found.found)
+        except ValueError:                             # looks() knows what; anything else is not for it
+            if not any(result.path.changed for result in found.found):
                 raise
-        before.update((result.name, result.sum256) for result in found)
 
 
 def deliver(poller, calc, relay):
     """6. to 8.: tells the end, sends what may leave; then what only the wrapper needed goes."""
     with poller.room:
         calc.phase = "results"
-    if calc.order["protocol"] == 1:
-        v1_send(poller, calc, relay)
-    else:
-        ended = tell_end(calc, relay)
-        fault("end told")
-        if ended != "got return":
+    try:
+        if calc.order["protocol"] == 1:
+            v1_send(poller, calc, relay)
+        elif tell_end(calc, relay) != "got return":
+            fault("end told")
             send_results(poller, calc, relay)
+    finally:
+        calc.close_trees()
     calc.note(8, "delivered")
     log("info", calc.accept_id, "8 end-send", site=poller.site)
     calc.tidy(SCAFFOLD)
@@ -3906,27 +4400,25 @@ def v1_take(calc, info):
 def v1_send(poller, calc, relay):
     """6. to 8. The end, the results as one stream, and that it was all. What cannot come has its reason beside it.
     A calculation that was refused here walks the same steps: its stderr says why."""
-    end, rules, before = calc.last("ended"), dict(poller.rules), {}
+    end, rules = calc.last("ended"), dict(poller.rules)
     rules["max_file"] = min(rules["max_file"] or V1_FILE, V1_FILE)
     try:
         if end["exit_code"] is None:
             v1_step(calc, relay, "calc-params-complete")
             v1_step(calc, relay, "calc-start")
-        for attempt in range(CHANGES):
-            found, missing, refused = collect(calc, rules, before if attempt > 1 else {}, kinds_out(poller, calc))
-            before.update((result.name, result.sum256) for result in found)
+        for found in looks(calc, rules, kinds_out(poller, calc)):
             wanted = set(calc.info["result_files"]) - set(LOG_NAMES)
-            good = end["exit_code"] == 0 and not end["reason"] and (not wanted or any(result.name in wanted for result in found))
+            good = end["exit_code"] == 0 and not end["reason"] and (not wanted or any(result.name in wanted for result in found.found))
             v1_step(calc, relay, "calc-end", result="calc end" if good else "abnormal")
-            log("info", calc.accept_id, "7 send-results", site=calc.order["site"], files=len(found), bytes=sum(result.size for result in found),
-                missing=len(missing), refused=len(refused), v=1)
-            write_manifest(calc, found, missing, refused)
+            log("info", calc.accept_id, "7 send-results", site=calc.order["site"], files=len(found.found), bytes=found.total, v=1,
+                **{code: entry["count"] for code, entry in found.verdicts.items()})
+            write_manifest(calc, found)
+            said = said_of(found)
             try:
-                v1_results(calc, relay, found, dict(missing, **refused))
+                v1_results(calc, relay, found.found, dict(said["missing"], **said["refused"]))
                 break
-            except ValueError as error:                # a process that the command left behind still writes
-                log("warn", calc.accept_id, "7 changed while it was sent", why=error)
-                if attempt == CHANGES - 1:
+            except ValueError:                         # see send_results()
+                if not any(result.path.changed for result in found.found):
                     raise
         calc.note(7, "sent")
         v1_step(calc, relay, "end-send", result="end send")
@@ -4036,6 +4528,7 @@ class Poller:
         self.keys, self.rules, self.options, self.commands, self.token, self.base = (
             settings["poller"], dict(settings["outbound"]), options, commands, token, base)
         self.own_rules = settings["outbound"]          # rules: the same within the relay's limits
+        self.folders = False                           # does the relay take empty directories?
         self.site, self.jobs, self.retry = options["site"], options["jobs"] or self.keys["jobs"], options["retry"] or self.keys["retry"]
         self.held, self.idle, self.room = {}, [], threading.Condition()      # calculations by name, free Relays
         self.queues = {}                               # of batch systems, by system and environment
@@ -4123,6 +4616,7 @@ class Poller:
         for key in ("max_file", "max_files"):
             if isinstance(limits.get(key), int) and limits[key] > 0:
                 self.rules[key] = min(self.own_rules[key] or limits[key], limits[key])
+        self.folders = limits.get("dirs") is True
 
     def finish(self, outcome):
         """Ends the program, from any thread: outcome is an exit code or an exception."""

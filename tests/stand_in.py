@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 
-PROGRAMS = {"slurm": ("sbatch", "squeue", "sacct"), "openpbs": ("qsub", "qstat", "qdel"), "torque": ("qsub", "qstat", "qdel"),
+PROGRAMS = {"slurm": ("sbatch", "squeue", "sacct"), "openpbs": ("qsub", "qstat", "qselect", "qdel"), "torque": ("qsub", "qstat", "qselect", "qdel"),
             "htcondor": ("condor_submit", "condor_q", "condor_history", "condor_rm")}
 LIES = {"exit 1": ("", "connection failed\n", 1), "empty": ("", "", 0), "invalid": ("", "qstat: Invalid job id specified\n", 1),
         "garbage": ("\x00\x07<html>Bad gateway\n", "", 0), "flood": ("123456789\n" * 10000000, "", 0), "hang": None}
@@ -104,6 +104,8 @@ def pbs(system, program, words):
         return system.delete(found[wanted[0]])
     if "-x" in words and system.kind == "torque":
         return print("<Data><Job><Job_Id>1.pbshost</Job_Id></Job></Data>")
+    if program == "qselect":                           # -u USER: this user's, and no other's
+        return print("".join("%s\n" % name for name in sorted(found) if found[name]["state"] != "F"), end="")
     code = 0
     for name in wanted or sorted(found):
         job = found.get(name)
@@ -116,6 +118,9 @@ def pbs(system, program, words):
                 code = 35
         else:
             show(system.kind, name, job)
+    if not wanted and os.path.exists(system.path("strangers")):
+        with open(system.path("strangers")) as text:   # other users' jobs, as qstat -f shows them
+            print(text.read())
     return code
 
 
@@ -172,7 +177,7 @@ def main():
     system = System(folder, kind)
     with open(system.path("calls"), "a") as out:
         out.write(program + "\n")
-    if os.path.exists(system.path("lie")) and program in ("squeue", "sacct", "qstat", "condor_q", "condor_history"):
+    if os.path.exists(system.path("lie")) and program in ("squeue", "sacct", "qstat", "qselect", "condor_q", "condor_history"):
         with open(system.path("lie")) as text:
             lie = LIES[text.read()]
         if lie is None:

@@ -386,6 +386,20 @@ def test_a_poller_killed_after_submitting_elsewhere_finds_the_job_by_its_mark(re
     assert len(other.system.jobs()) == 1 == len(other.runs())
 
 
+@pytest.mark.parametrize("other", ["openpbs", "torque"], indirect=True)
+def test_a_job_of_a_stranger_that_pretends_to_be_ours_changes_no_outcome(relay, other):
+    other.script("solve", "sleep 3; echo x > out.txt")
+    accept_id = submit(relay, other.site)
+    other.start(env={"MI_FAULT": "submitted"}).wait(60)
+    with open(other.system.path("strangers"), "w") as out:
+        out.write("Job Id: 99.pbshost\n    Job_Owner = stranger@h\n    job_state = Q\n    Variable_List = X=y\nJob Id: 98.pbshost\n    Job_Owner = %s@h\n"
+                  "    job_state = R\n    Variable_List = MI_RUN=%s.1\n" % (remote.own_name(), accept_id))
+    other.start()
+    until(lambda: job_of(other, accept_id).get("job"), 60)
+    assert job_of(other, accept_id)["job"] == "1.pbshost" and outcome(relay, accept_id, 60)["status"] == "completed"
+    assert len(other.system.jobs()) == 1 == len(other.runs())
+
+
 def test_a_submission_that_is_refused_for_good_ends_the_calculation_in_its_words(relay, other):
     with open(os.path.join(str(other.folder), "system", "bin", "condor_submit" if other.kind == "htcondor" else "qsub"), "w") as out:
         out.write("#!/bin/sh\necho 'qsub: Unknown queue' >&2\necho 'ERROR: Failed to parse command file (line 2).' >&2\nexit 1\n")

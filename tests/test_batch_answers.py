@@ -106,7 +106,8 @@ def test_what_a_scheduler_says_steers_no_terminal_and_is_short(tools):
 
 @pytest.mark.parametrize("system, program", [("slurm", "squeue"), ("pbs", "qstat"), ("htcondor", "condor_q")])
 def test_an_answer_without_end_is_none_and_costs_little(tools, system, program):
-    queue, begun = tools(system, **{program: "exec tr '\\0' x </dev/zero"}), time.monotonic()
+    queue, begun = tools(system, qselect="echo 8.server", **{program: "exec tr '\\0' x </dev/zero"}), time.monotonic()
+    unknown_below(queue)
     assert answered(queue) is None and "without end" in queue.known["why"]
     assert time.monotonic() - begun < remote.QUERY_TIME / 2
 
@@ -121,12 +122,35 @@ def test_a_program_that_leaves_a_child_with_its_pipes_is_not_waited_for(tools, m
             os.kill(int(text.read()), signal.SIGKILL)
 
 
+def unknown_below(queue):
+    """A job whose number was never heard: its submitter died."""
+    os.mkdir(queue.folder + b"/unknown")
+    with open(queue.folder + b"/unknown/batch", "w") as out:
+        out.write("{}")
+
+
+@pytest.mark.parametrize("number", ["7.server", "8.server"])
+def test_another_users_job_cannot_speak_for_ours(tmp_path, tools, number):
+    """In PBS a variable may hold line breaks: what stands in it looks like rows of its own, with our mark and our name. So PBS is asked for ours only."""
+    mark, me = ID % 1 + ".1", remote.own_name()
+    row = "Job Id: %s\n    Job_Owner = %s@h\n    job_state = %s\n    Variable_List = MI_RUN=%s\n\n"
+    forged = "Job Id: 3.server\n    Job_Owner = stranger@h\n    job_state = Q\n    Variable_List = X=y\n" + row % (number, me, "F", mark)
+    (tmp_path / "forged").write_text(forged)
+    (tmp_path / "ours").write_text(row % ("8.server", me, "Q", mark))
+    said = """[ "$*" = "-f 8.server" ] || cat %s/forged\ncat %s/ours""" % (tmp_path, tmp_path)
+    queue = tools("pbs", qselect='[ "$*" = "-u %s" ] && echo 8.server' % me, qstat=said)
+    unknown_below(queue)
+    rows = answered(queue)
+    assert rows[mark].job == "8.server" and rows[mark].state == "queued" and set(rows) == {"8.server", mark}
+
+
 def test_a_job_of_ours_is_found_among_a_hundred_thousand_of_others(tools):
-    """PBS tells of all users' jobs."""
+    """Of the same user."""
     mark = ID % 1 + ".1"
     other = "Job Id: 7.server\n    job_state = Q\n    Variable_List = PBS_O_HOME=/home/user,%s\n\n" % ",".join("V%d=x" % n for n in range(60))
     ours = "Job Id: 8.server\n    job_state = R\n    exec_host = n1/0\n    Variable_List = PBS_O_HOME=/home/user,MI_R\n\tUN=%s\n\n" % mark
-    queue = tools("pbs", qstat="many() { yes '%s' | head -n 200000; }; many; printf '%s'; many" % (other.strip(), ours.replace("\n", "\\n").replace("\t", "\\t")))
+    queue = tools("pbs", qselect="echo 8.server", qstat="many() { yes '%s' | head -n 200000; }; many; printf '%s'; many" % (other.strip(), ours.replace("\n", "\\n").replace("\t", "\\t")))
+    unknown_below(queue)
     assert answered(queue)[mark].job == "8.server"
 
 

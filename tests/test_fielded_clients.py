@@ -375,7 +375,7 @@ def test_rules_of_the_outbound_guard_hold_on_a_fielded_relay(lab):
     lab.poller()
     folder = lab.folder()
     done = lab.run("run", SITE, "copy", "--in", "in.dat", "--out", "out.dat", folder=folder)
-    assert done.returncode == 1 and "deny_names" in done.stdout and "out.dat" not in contents(folder)
+    assert done.returncode == 1 and "refused" in done.stdout and "out.dat" not in contents(folder)
 
 
 def test_results_that_a_gateway_refuses_stay_here_and_the_waiting_side_is_told(lab):

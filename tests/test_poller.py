@@ -485,7 +485,7 @@ def test_links_stay_and_outbound_rules_hold(relay, host):
         "link", "dir/secret", "inside", "out.txt", "fifo", "keep.MAT", "big", "sum", "absent/x"]))
     assert info["files"] == {"inside": b"x\n", "out.txt": b"x\n", "p/y": b"y\n", OUT: b"", ERR: b""}
     assert info["missing"] == {"absent/x": "not there"}
-    named = {"link": "link", "dir/secret": "link", "fifo": "not a file", "keep.MAT": "deny_names", "big": "max_file", "sum": "deny_sums"}
+    named = {"link": "outside", "dir/secret": "outside", "fifo": "special", "keep.MAT": "refused", "big": "limit", "sum": "refused"}
     assert {key: info["refused"].get(key) for key in named} == named
     assert "z.mat" not in json.dumps(info["refused"]) and "p/l" not in info["refused"]
 
@@ -495,7 +495,7 @@ def test_allow_names_and_totals(relay, host):
     host.sections["outbound"] = {"allow_names": "*.dat *.txt", "max_total": 2500}
     host.start()
     info = outcome(relay, submit(relay, host.site, outs=["r1.dat", "r2.dat", "r3.dat", "other"]))
-    assert sorted(info["files"]) == sorted(["r1.dat", "r2.dat", OUT, ERR]) and info["refused"] == {"other": "allow_names", "r3.dat": "max_total"}
+    assert sorted(info["files"]) == sorted(["r1.dat", "r2.dat", OUT, ERR]) and info["refused"] == {"other": "refused", "r3.dat": "limit"}
 
 
 # ---- a hostile relay ----
@@ -676,7 +676,7 @@ def test_a_wrong_command_section(relay, host, keys, word):
 
 
 @pytest.mark.parametrize("section, keys, word", [
-    ("outbound", {"deny_content": "x"}, "not in this version"), ("outbound", {"hold": "yes"}, "not in this version"), ("outbound", {"max_fil": 1}, "max_file"),
+    ("outbound", {"deny_content": "["}, "deny_content"), ("outbound", {"deny_pieces": "x"}, "not in this version"), ("outbound", {"hold": "yes"}, "not in this version"), ("outbound", {"max_fil": 1}, "max_file"),
     ("outbound", {"deny_sums": "abc"}, "sha256"), ("poller", {"jobs": 0}, "jobs"), ("poller", {"hours": "22-25"}, "Mon-Fri 20:30-6:00"),
     ("poller", {"retry": "x"}, "COUNT,INTERVAL"), ("poller", {"sit": "x"}, "did you mean site"), ("poller", {"url": "ftp://x"}, "not a URL"),
     ("poller", {"site": ""}, "site is not set"), ("poller", {"ca_file": "/nonexistent"}, "/nonexistent")])
@@ -831,7 +831,7 @@ def test_a_working_directory_that_became_a_link_lets_nothing_out(relay, host):
     host.script("solve", 'cd ..; rm -r "$CALC_DIR"; ln -s %s/secrets "$CALC_DIR"' % host.folder)
     host.start()
     info = outcome(relay, submit(relay, host.site, patterns=["**"]))
-    assert set(info["files"]) == {OUT, ERR} and info["refused"]["out.txt"] == "link"
+    assert set(info["files"]) == {OUT, ERR} and info["refused"]["out.txt"] == "outside"
 
 
 def test_directories_that_cannot_be_read_and_names_that_are_none_do_not_hold_the_rest_back(relay, host):
