@@ -1323,7 +1323,10 @@ def unknown_site(site, code=400, http=400):
 
 
 def check_site(c, site, code=400, http=400):
-    """Refuses a site that the ini does not name, or that is not one of the token's."""
+    """Refuses a site that is not one of the token's (in words of its own; the fielded calls have none), or that the ini does not name."""
+    if code == 400 and not covers(c.who, site):        # whether there is such a site is not told
+        why = "not for site %s, only for %s" % (printable(site)[:100], " ".join(c.who.sites))
+        raise No(403, "this token is " + why, why=why)
     if not isinstance(site, str) or site not in c.relay.conf["RemoteSites"]["remote_site_ids"] or not covers(c.who, site):
         raise unknown_site(site, code, http)
 

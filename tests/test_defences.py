@@ -133,7 +133,7 @@ def other_user(scene):
 def other_site(scene):
     world = scene.relay()
     token = world.issue("alice", "--sites", "u-other")
-    return world.client(token).call("POST", "calc-request", {"v": 2, "site_id": SITE, "take": "12345678", "wait": 0})[0] == 400
+    return world.client(token).call("POST", "calc-request", {"v": 2, "site_id": SITE, "take": "12345678", "wait": 0})[0] == 403
 
 
 def too_many(scene):

@@ -236,7 +236,7 @@ def test_calc_request_hands_out_only_what_is_allowed_and_only_to_the_site_of_its
     for state in STATES:
         calc = Calculation(table, state)
         words = {"v": 2, "site_id": calc.site, "poller": "p", "take": "another-take", "wait": 0}
-        for who, code in (("another user's token", "0300"), ("another site's token", 400), ("no token", "0005")):
+        for who, code in (("another user's token", "0300"), ("another site's token", 403), ("no token", "0005")):
             assert table.world.client(table.strangers[who]).call("POST", "calc-request", words)[1]["code"] == code, (state, who)
         if state != relay.SENDING:
             again = table.client.call("POST", "calc-request", dict(words, take=calc.take))
@@ -262,6 +262,16 @@ def test_a_wrong_site_is_told_so_in_the_words_of_the_manual(table):
     status, first = table.client.call("POST", "calc-request", {"v": 2, "site_id": "nowhere", "poller": "p", "take": "12345678", "wait": 0})
     assert (status, first["code"]) == (400, 400)
     assert first["message"] == "Your site-id(nowhere) does not match in the list that acceptable to."
+
+
+def test_a_site_that_is_not_in_the_token_is_told_so_whether_it_exists_or_not(table):
+    client = table.world.client(table.strangers["another site's token"])
+    info = {"command": "hello", "parameters": "", "parameter_files": {}, "result_files": {}}
+    for site in (next(table.sites), "nowhere"):
+        for name, fields in (("calc-request", {"site_id": site, "poller": "p", "take": "12345678", "wait": 0}),
+                             ("add-calcinfo", {"request_id": "r", "calc-info": dict(info, **{"remote-site": site})})):
+            status, first = client.call("POST", name, dict(fields, v=2))
+            assert (status, first["code"]) == (403, 403) and first["message"] == "this token is not for site %s, only for u-other" % site
 
 
 def test_the_same_request_id_is_the_same_calculation_in_every_state(table):
