@@ -991,7 +991,7 @@ CREATE TABLE calculations (
   silent REAL NOT NULL DEFAULT 0,
   registered REAL NOT NULL, touched REAL NOT NULL, allowed REAL, claimed REAL, started REAL, ended REAL, got REAL, finished REAL,
   exit_code INTEGER, signal INTEGER, report TEXT NOT NULL DEFAULT '{}', missing TEXT NOT NULL DEFAULT '{}', refused TEXT NOT NULL DEFAULT '{}',
-  verdicts TEXT NOT NULL DEFAULT '{}', texts INTEGER NOT NULL DEFAULT 0);
+  verdicts TEXT NOT NULL DEFAULT '{}', texts INTEGER NOT NULL DEFAULT 0, waits TEXT NOT NULL DEFAULT '');
 CREATE INDEX by_queue ON calculations (site, state, user, seq);
 CREATE INDEX by_state ON calculations (state, touched);
 CREATE UNIQUE INDEX by_request ON calculations (user, request_id);
@@ -1011,6 +1011,7 @@ UPGRADES = {1: "ALTER TABLE tokens ADD COLUMN used REAL; ALTER TABLE tokens ADD 
             2: "ALTER TABLE files ADD COLUMN x INTEGER; ALTER TABLE files ADD COLUMN mtime REAL;"
                "ALTER TABLE calculations ADD COLUMN verdicts TEXT NOT NULL DEFAULT '{}';"
                "ALTER TABLE calculations ADD COLUMN texts INTEGER NOT NULL DEFAULT 0; UPDATE calculations SET texts = LENGTH(info);"
+               "ALTER TABLE calculations ADD COLUMN waits TEXT NOT NULL DEFAULT '';"
                "ALTER TABLE users ADD COLUMN known TEXT NOT NULL DEFAULT '';"}
 VERDICTS = ("missing", "refused", "limit", "name", "unreadable", "changing", "outside", "special", "held")   # why a result stayed where it is
 
@@ -1291,7 +1292,8 @@ def move(relay, tx, step, row, under=None, **changes):
     marks = ", ".join("?" * len(step.frm))
     now = time.time()
     done = tx.db.execute(
-        "UPDATE calculations SET state = ?, version = version + 1, touched = ?, silent = 0%s WHERE seq = ? AND state IN (%s) AND (? OR claim = ?)"
+        "UPDATE calculations SET state = ?, version = version + 1, touched = ?, silent = 0, waits = ''%s WHERE seq = ? AND state IN (%s)"
+        " AND (? OR claim = ?)"
         % (sets and ", " + sets, marks),
         [step.to, now] + list(changes.values()) + [row["seq"]] + list(step.frm) + [under is None, under]).rowcount
     if done:
@@ -1309,7 +1311,7 @@ def move(relay, tx, step, row, under=None, **changes):
 
 BRIEF = ("seq, accept_id, user, site, command, state, status, reason, version, inputs, inputs_open, inputs_more, results, results_open,"
          " results_more, manifest, needs_v2, hidden, protocol, claim, attempt, poller, cancel, silent, touched, allowed, started, ended,"
-         " exit_code, signal")
+         " exit_code, signal, waits")
 
 
 def covers(who, site):
@@ -1596,7 +1598,7 @@ def calc_request(c):
             row = tx.db.execute(query + " AND take = ?", again[1]).fetchone()
         return row
 
-    row, key = None, ("site", site, c.who.user)
+    row, key, large = None, ("site", site, c.who.user), {}
     relay.check_maintenance()
     seen = relay.front.seen(key)
     if not relay.in_grace() and relay.nothing.get(key) != seen:        # whatever comes for this site and user is an event
@@ -1607,14 +1609,31 @@ def calc_request(c):
         elif not relay.store.read("SELECT 1 FROM calculations WHERE site = ? AND user = ? AND state IN (?, ?) LIMIT 1",
                                   site, c.who.user, ALLOWED, SENDING):
             relay.nothing[key] = seen
+        else:
+            large = too_large(c, site, free)
     missed, fresh = wanted(c, site)
     if row is None:
         if time.monotonic() < c.until and not fresh:
             return Park(key)
-        raise No("0300", "There is no information for accept_id(None), about the your site id(%s)" % site, http=200, wanted=missed)
+        raise No("0300", "There is no information for accept_id(None), about the your site id(%s)" % site, http=200, wanted=missed, large=large)
     relay.renew(row, relay.conf["times"]["accept_lease"])
     return dict(calc_info(c, row), message="claimed", accept_id=row["accept_id"], claim=row["claim"], attempt=row["attempt"],
                 lease=relay.conf["times"]["lease"], wanted=missed)
+
+
+def too_large(c, site, free):
+    """{accept_id: bytes} of what waits for this poller, but needs more room than the `free` bytes that it has. Whoever waits for it is told."""
+    rows = c.relay.store.read("SELECT accept_id, bytes FROM calculations WHERE site = ? AND state = ? AND user = ? AND bytes > ? LIMIT 100",
+                              site, ALLOWED, c.who.user, free)
+    for row in rows:
+        c.relay.note_waits(row["accept_id"], c.who.user, "its inputs need %s, the external computer's disk has room for %s" % (
+            amount(row["bytes"]), amount(free)))
+    return {row["accept_id"]: row["bytes"] for row in rows}
+
+
+def amount(count):
+    """Bytes for people: 12.3 GB, 7 MB."""
+    return "%.1f GB" % (count / 1e9) if count >= 1e9 else "%d MB" % (max(0, count) // 1000000)
 
 
 def wanted(c, site):
@@ -1804,7 +1823,7 @@ def progress_of(c, row):
     """What a waiting workflow side is told. stamp changes whenever any of it does (queue and idle aside)."""
     away = c.relay.silent_seconds(row)
     ahead, written = None, c.relay.output_sizes(row)
-    what = c.relay.what.get(row["accept_id"], "") if row["state"] in (SENDING, SENT, RUNNING) else ""
+    what = row["waits"] or (c.relay.what.get(row["accept_id"], "") if row["state"] in (SENDING, SENT, RUNNING) else "")
     if row["state"] == ALLOWED:
         ahead = c.relay.store.read("SELECT COUNT(*) FROM (SELECT 1 FROM calculations WHERE site = ? AND state = ? AND user = ? AND seq < ?"
                                    " LIMIT 1000)",
@@ -2225,7 +2244,8 @@ def complete_files(c, row, kind, blob, placed):
         for n, at in placed:
             count += tx.db.execute("UPDATE files SET done = 1, blob = ?, at = ? WHERE calc = ? AND kind = ? AND n = ? AND done = 0",
                                    (blob, at, row["seq"], kind, n)).rowcount
-        tx.db.execute("UPDATE calculations SET %s = %s - ?, touched = ? WHERE seq = ?" % (field, field), (count, time.time(), row["seq"]))
+        tx.db.execute("UPDATE calculations SET %s = %s - ?, touched = ?, waits = '' WHERE seq = ?" % (field, field),
+                      (count, time.time(), row["seq"]))
 
     c.relay.store.write(work, "files")
 
@@ -3665,6 +3685,8 @@ class Front:
                     return False
             except No as no:
                 result = no
+                if no.more.get("why") == "disk":
+                    self.relay.note_waits((call.fields or {}).get("accept_id"), call.who.user, str(no))
                 if no.code == "0005" and call.waited:  # its token ended meanwhile: what woke it is for others
                     self.fire(call.waited)
                 break
@@ -3956,6 +3978,17 @@ class Relay:
                 self.what.clear()
             self.what[accept_id] = what
             self.front.fire(("calc", accept_id))
+
+    def note_waits(self, accept_id, user, why):
+        """Why a calculation of this user does not go on, for who waits for it and for `show`; until it does."""
+        def work(tx):
+            if tx.db.execute("UPDATE calculations SET waits = ?, version = version + 1 WHERE accept_id = ? AND user = ? AND waits != ?"
+                             " AND state NOT IN (?, ?)", (why, accept_id, user, why, GOT, FINISHED)).rowcount:
+                tx.after(lambda: log("warn", accept_id, "it waits", why=why, user=user))
+                tx.after(lambda: self.front.fire(("calc", accept_id)))
+
+        if isinstance(accept_id, str):
+            self.store.write(work, "waits", wait=False)
 
     def output_sizes(self, row):
         """Bytes of stdout and stderr that have come while the command runs."""
@@ -4695,12 +4728,12 @@ def list_calculations(options):
     """The calculations that are not finished (--all: all that are kept)."""
     store, conf = open_store(options)
     rows = [dict(row) for row in store.read(
-        "SELECT accept_id, user, site, command, state, status, registered, poller, exit_code, reason, silent AS out_of_contact FROM calculations"
-        " WHERE ? OR state != ? ORDER BY seq", bool(options.all), FINISHED)]
+        "SELECT accept_id, user, site, command, state, status, registered, poller, exit_code, reason, waits, silent AS out_of_contact"
+        " FROM calculations WHERE ? OR state != ? ORDER BY seq", bool(options.all), FINISHED)]
     for row in rows:
         row["out_of_contact"] = int(row["out_of_contact"]) if row["out_of_contact"] and row["state"] in CLAIMED else None
     for row in rows if not options.json else ():
-        row["registered"] = when(row["registered"])
+        row.update(registered=when(row["registered"]), reason=row["reason"] or row["waits"])
         row["state"] += "" if row["out_of_contact"] is None else _(", out of contact")
     for good, text in standing(conf):
         if not good:

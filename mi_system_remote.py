@@ -3478,6 +3478,8 @@ JA = {                         # what a person reads, in Japanese
     "paused: nothing new is taken until `resume`": "一時停止中です。resume まで新しい計算を受け取りません",
     "[poller] paused = yes: nothing new is taken": "[poller] paused = yes です。新しい計算を受け取りません",
     "outside of [poller] hours: nothing new is taken now": "[poller] hours の時間外です。今は新しい計算を受け取りません",
+    "%s waits at the relay: its inputs need more room than there is here (%.1f GB)":
+        "%s は中継サーバーで待っています。入力に必要な空き容量がここにありません (%.1f GB)",
     "the running poller still has other values than the ini for: %s; start it again (what runs goes on)":
         "動作中のポーリングプログラムの値が ini と異なります: %s。再起動してください (実行中の計算は続きます)",
     "is being sent": "送信中です",
@@ -4533,6 +4535,7 @@ class Poller:
         self.held, self.idle, self.room = {}, [], threading.Condition()      # calculations by name, free Relays
         self.queues = {}                               # of batch systems, by system and environment
         self.first, self.failures, self.away, self.swept = None, 0, "", 0.0              # away: why
+        self.large = None                              # {accept_id: bytes}, once that is known: see lacks()
         self.v1, self.learned = False, 0.0             # is it a fielded relay? when was it asked?
         self.gone = {}                                 # claims that the relay does not know as in force: not to be asked about before ...
         self.output = self.keys["output"] and not (self.keys["hold"] or any(
@@ -4675,6 +4678,18 @@ class Poller:
             return "paused"
         return "" if within(self.keys["hours"], time.localtime()) else "hours"
 
+    def lacks(self, large):
+        """{accept_id: bytes} of what waits at the relay and needs more room than there is here: a line for each, and .mi/large for `list`."""
+        large = {key: value for key, value in large.items() if ACCEPT_ID.match(key) and isinstance(value, int)} if isinstance(large, dict) else {}
+        for accept_id in sorted(set(large) - set(self.large or ())):
+            log("warn", accept_id, "3 not taken: its inputs need more room than there is", bytes=large[accept_id], base=shown(self.base))
+        if large != self.large:
+            self.large = large
+            try:
+                write_synced(os.path.join(self.base, b".mi", b"large"), json.dumps(large).encode())
+            except OSError:
+                pass                                   # the disk is full
+
     def full(self):
         """The free bytes of calc_base, and why that is too little, or ""."""
         disk, keep = os.statvfs(self.base), self.keys["keep_free"]
@@ -4782,6 +4797,7 @@ def calc_request(poller, relay, take, free, wait):
         return found
     except Refused as error:
         missed(poller, error.more.get("wanted"))
+        poller.lacks(error.more.get("large"))
         if error.code in (401, 403, "0005"):
             reason = {"errors": [{"code": error.code, "message": str(error)}]}
             poller.tell("%s:status code = 403 / reason = %s" % (now, json.dumps(reason, ensure_ascii=False, separators=(",", ":"))))
@@ -5239,10 +5255,21 @@ def standing(base, settings):
         changed = sorted(key for key in set(before) | set(now) if before.get(key) != now.get(key)) if runs else []
     except (OSError, ValueError):
         changed = []
+    for accept_id, count in sorted(waiting_for_room(base).items()) if runs else ():
+        rows.append((None, _("%s waits at the relay: its inputs need more room than there is here (%.1f GB)") % (accept_id, count / 1e9)))
     if changed:
         rows.append((None, _("the running poller still has other values than the ini for: %s; start it again (what runs goes on)")
                      % ", ".join(changed[:10])))
     return rows
+
+
+def waiting_for_room(base):
+    """.mi/large, as Poller.lacks() has left it."""
+    try:
+        with open(os.path.join(base, b".mi", b"large")) as text:
+            return json.load(text)
+    except (OSError, ValueError):
+        return {}
 
 
 def pause(base, keys, word):

@@ -3320,7 +3320,7 @@ def cmd_status(options, relay, voice):
             found = relay.ask("GET", "calc-progress", {"v": 2, "accept_id": voice.accept_id, "wait": 0, "known": ""}, patience=options.patience)
         reason = printable(found.get("reason") or "")[:300]
         if options.json:
-            keys = ("progress", "status", "reason", "queue", "out_of_contact", "exit_code", "signal")
+            keys = ("progress", "status", "reason", "queue", "what", "out_of_contact", "exit_code", "signal")
             print(json.dumps(dict({key: found.get(key) for key in keys}, accept_id=voice.accept_id), ensure_ascii=False))
         else:
             print("%s %s%s" % (voice.accept_id, state_words(found), " (%s)" % reason if reason else ""))

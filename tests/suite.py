@@ -106,7 +106,8 @@ def clean_env(**more):
 
 def run(name, *words, cwd=None, timeout=60, env=None, python=None, stdin=subprocess.DEVNULL):
     """Runs a script to its end: CompletedProcess with stdout and stderr as text (UTF-8)."""
-    done = subprocess.run([python or PYTHON, "-I", "-S", script(name)] + [os.fsencode(str(word)) if isinstance(word, str) else word for word in words],
+    done = subprocess.run(started_as([python or PYTHON, "-I", "-S", script(name)], env)
+                          + [os.fsencode(str(word)) if isinstance(word, str) else word for word in words],
                           cwd=cwd, timeout=timeout, env=clean_env() if env is None else env, stdin=stdin, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     done.stdout, done.stderr = done.stdout.decode("utf-8"), done.stderr.decode("utf-8")
     return done

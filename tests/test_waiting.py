@@ -1,6 +1,7 @@
 """What a poller waits for, and what waits on it: pause, hours, --drain, --idle-exit, outbox, resend, room on the disk."""
 import json
 import os
+import subprocess
 import time
 
 import pytest
@@ -303,6 +304,57 @@ def test_inputs_for_which_the_room_went_while_they_came_are_given_back_and_come_
     finally:
         clean_up(host)
         relay.close()
+
+
+def told_everywhere(world, accept_id, said):
+    """Do status, the operator's show, and what a poller's words print say why it waits?"""
+    until(lambda: said in world.workflow("status", accept_id).stdout, 30, "status")
+    assert said in json.loads(world.workflow("status", accept_id, "--json").stdout)["what"]
+    assert any(line.startswith("waits ") and said in line for line in suite.run("mi_dicomapi.py", "show", accept_id, "--ini", world.ini).stdout.splitlines())
+    assert said in suite.run("mi_dicomapi.py", "list", "--ini", world.ini).stdout
+
+
+def bigger(disk, size):
+    """The file system of disk_of() gets more room."""
+    as_root = [] if os.geteuid() == 0 else ["sudo", "-n"]
+    subprocess.run(as_root + ["mount", "-o", "remount,size=" + size, str(disk)], check=True)
+
+
+def test_a_result_that_is_larger_than_the_relays_disk_waits_and_everybody_is_told_why(make_world, disk_of):
+    disk = disk_of("24m")
+    world = make_world(tls=False, commands=["solve"], ini="[Server]\nstate_dir = %s\n" % (disk / "state"))
+    world.state = str(disk / "state")
+    world.start()
+    poller = world.poller({"solve": "match = solve\nargv =\n    /bin/sh\n    -c\n    head -c 40000000 /dev/zero >big"})
+    accept_id = world.workflow("submit", suite.SITE, "solve", "--out", "big").stdout.strip()
+    told_everywhere(world, accept_id, "the relay's disk has no room for 40000000 bytes")
+    ini = os.path.join(world.folder, "poller", "poller.ini")
+    assert "the relay's disk has no room" in suite.run("mi_system_remote.py", "outbox", "--ini", ini).stdout
+    bigger(disk, "200m")
+    poller.stop()                                      # its pauses may have grown long
+    world.poller({"solve": "match = solve\nargv =\n    /bin/true"})
+    done = world.workflow("wait", accept_id)
+    assert done.returncode == 0 and os.path.getsize(os.path.join(world.folder, "wf", "big")) == 40000000, done.stdout
+    assert not world.rows("SELECT 1 FROM calculations WHERE waits != ''")
+
+
+def test_an_input_that_is_larger_than_the_external_computers_disk_waits_and_everybody_is_told_why(make_world, disk_of, tmp_path):
+    disk = disk_of("16m")
+    world = make_world(tls=False, commands=["solve"], ini="[times]\nwait = 1s\n").start()
+    allowed = {"solve": "match = solve\nargv =\n    /bin/sh\n    -c\n    wc -c <big >out"}
+    folder, ini = world.poller(allowed, start=False)
+    with open(ini) as text:
+        changed = text.read().replace(os.path.join(folder, "base"), str(disk / "base"))
+    with open(ini, "w") as out:
+        out.write(changed)
+    world.pollers.append(suite.Process("mi_system_remote.py", ["poll", "--ini", ini], folder))
+    (tmp_path / "big").write_bytes(bytes(30000000))
+    accept_id = world.workflow("submit", suite.SITE, "solve", "--in", str(tmp_path / "big"), "--out", "out").stdout.strip()
+    told_everywhere(world, accept_id, "its inputs need 30 MB, the external computer's disk has room for 1")
+    assert any(accept_id in line and "more room" in line for line in suite.run("mi_system_remote.py", "list", "--ini", ini).stdout.splitlines())
+    bigger(disk, "100m")
+    done = world.workflow("wait", accept_id)
+    assert done.returncode == 0 and "30000000" in open(os.path.join(world.folder, "wf", "out")).read(), done.stdout
 
 
 # ---- and what it does not wait for
