@@ -230,7 +230,20 @@ def unfit(command):
             if not stat.S_ISREG(mode) or not os.access(utf8(path), os.X_OK) or mode & 0o002:
                 return key, _("%s: must be an executable file that not everybody may change "
                               "(chmod +x, chmod o-w)") % path
+            if crlf(path):
+                return key, _("%s: its first line ends with CR LF, so that the system finds no such interpreter "
+                              "(sed -i 's/\\r$//' %s)") % (path, path)
     return None
+
+
+def crlf(path):
+    """Is this a script whose first line ends with CR LF? Starting it fails as if it were not there."""
+    try:
+        with open(utf8(path), "rb") as text:
+            first = text.readline(256)
+    except OSError:                                    # one may run what one may not read
+        return False
+    return first.startswith(b"#!") and first.endswith(b"\r\n")
 
 
 # What a request may start
@@ -1275,10 +1288,13 @@ def write_synced(path, data, mode=0o600):
 
 
 def sync_folder(path):
-    """The folder's entries, on disk before this returns."""
+    """The folder's entries, on disk before this returns (where the file system can: FUSE and CIFS may know no fsync of directories)."""
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(fd)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
     finally:
         os.close(fd)
 
@@ -1365,7 +1381,7 @@ def look(control, now):
         return "running", child
     if still_there(started):
         return "starting", None
-    if os.path.exists(os.path.join(control, b"end")):
+    if read_note(os.path.join(control, b"end")) is not None:
         return look(control, now)                      # it ended between two looks
     return ("lost", "end unknown") if now - (child or started).time > ORPHAN_GRACE else ("starting", None)
 
@@ -1739,7 +1755,8 @@ def batch_look(control):
     if b"end" in names:
         end = read_note(os.path.join(control, b"end"))
         if end is not None:
-            return "ended", int(end.text.split()[-1]) if child is not None else None
+            code = re.match(r"exit ([0-9]{1,3})\Z", end.text)
+            return "ended", int(code.group(1)) if child is not None and code else None
     if b"start" in names:
         return "running", child or read_note(os.path.join(control, b"start")) or Note(0, "?", "?", "?", "", time.time())
     return ("ready" if b"ready" in names else "stopped"), None
@@ -1764,13 +1781,14 @@ class Queue:
             info = os.stat(self.path)
             if (info.st_ino, info.st_mtime) != self.stamp:
                 with open(self.path, "rb") as text:
-                    self.known = json.loads(text.read().decode("utf-8"))
+                    known = json.loads(text.read().decode("utf-8"))
+                found = [Seen(*row) for row in known["rows"]]
+                self.known = dict(known, tried=float(known["tried"]), t=float(known["t"]))
                 self.stamp = info.st_ino, info.st_mtime
-                found = [Seen(*row) for row in self.known["rows"]]
                 self.rows = {row.job: row for row in found}
                 self.rows.update((row.mark, row) for row in sorted(found, key=lambda row: row.state in ("queued", "running")) if row.mark)
         except (OSError, ValueError, KeyError, TypeError):
-            pass                                       # not there yet
+            pass                                       # not there yet, or broken: it is written anew
 
     def seen(self, mark, job, poll):
         """(time of the last answer, that job's Seen or None). Has the queue asked anew, beside, if it is older than poll seconds."""
@@ -1851,11 +1869,13 @@ class Queue:
 
 
 def read_batch(control):
-    """What is known of a control directory's job (see BatchJob): {} if nothing was submitted."""
+    """What is known of a control directory's job (see BatchJob): {} if nothing was submitted, or nothing of it can be read."""
     try:
         with open(os.path.join(control, b"batch"), "rb") as text:
-            return json.loads(text.read().decode("utf-8"))
-    except (OSError, ValueError):
+            found = json.loads(text.read().decode("utf-8"))
+        whole = {"system", "run", "submit", "sent", "job", "t"} <= set(found) and found["system"] in BATCH
+        return found if isinstance(found, dict) and whole else {}
+    except (OSError, ValueError, TypeError):
         return {}
 
 
@@ -2184,6 +2204,11 @@ JA = {                         # what a person reads, in Japanese
     "%s: %d key lines with this guard": "%s: この guard の鍵の行: %d",
     "--key %s: a word of letters and digits, please": "--key %s: 英数字の語にしてください",
     "%s: belongs to somebody else": "%s: 所有者が他の利用者です",
+    "it is broken": "壊れています",
+    "%s: its first line ends with CR LF, so that the system finds no such interpreter (sed -i 's/\\r$//' %s)":
+        "%s: 1 行目が CR LF で終わっているため、インタプリタが見つかりません (sed -i 's/\\r$//' %s)",
+    "%s: its record cannot be read (%s: %s); remove the directory when it is not needed any more":
+        "%s: 記録を読めません (%s: %s)。不要になったらディレクトリごと削除してください",
     "key line begins with restrict: %s...": "鍵の行は restrict で始まる必要があります: %s...",
     "is not in this version: remove the line": "この版にはない機能です。この行を削除してください",
     "blanks stand between names, no commas": "名前の区切りは空白です。コンマは使えません",
@@ -2881,19 +2906,20 @@ def spend(place, most):
     if not most:
         return
     name = hashlib.sha256(utf8(place)).hexdigest()[:16]
-    with open(os.path.join(state_folder(), b"connects." + name.encode()), "a+") as book:
+    with open(os.path.join(state_folder(), b"connects." + name.encode()), "a+b") as book:
         fcntl.flock(book, fcntl.LOCK_EX)
         while True:
             book.seek(0)
             now = time.time()
-            times = [float(row) for row in book.read().split() if now - CONNECT_SPAN < float(row) <= now]
+            rows = [float(row) for row in book.read(1 << 20).split() if re.match(rb"[0-9]{1,12}\.[0-9]{3}\Z", row)]     # others are broken
+            times = [row for row in rows if now - CONNECT_SPAN < row <= now]
             if len(times) < most:
                 break
             log("info", None, "wait", place=place, why="connection budget", seconds="%.0f" % (times[0] + CONNECT_SPAN - now))
             time.sleep(max(0.1, times[0] + CONNECT_SPAN - now))
         book.seek(0)
         book.truncate()
-        book.write("".join("%.3f\n" % one for one in times + [now]))
+        book.write(b"".join(b"%.3f\n" % one for one in times + [now]))
 
 
 # ---- tar, as little of it as bundles need ----
@@ -3647,6 +3673,10 @@ def get(line, ident, entries, record, settings, target, kept):
 
 # ---- this side's record of a calculation: what resume needs ----
 
+ORDER = ("host", "command", "inputs", "into", "mode", "keep", "time", "settings")      # what an order.json tells, and these steps besides:
+STEP_TELLS = {"starting": ("boot", "offset"), "ended": ("state",), "fetched": ("files", "odd"), "finished": ("code",)}
+
+
 class Record:
     """state_folder()/UUID: order.json, journal (JSON lines, fsynced), pieces (what has arrived). One runner at a time holds its lock."""
 
@@ -3674,11 +3704,22 @@ class Record:
         self.steps = self.read_steps()
 
     def read_order(self):
+        """What was ordered. 64 if there is no such calculation, 74 if it cannot be read."""
+        path = os.path.join(self.folder, b"order.json")
         try:
-            with open(os.path.join(self.folder, b"order.json"), "rb") as text:
-                return json.loads(text.read().decode("utf-8"))
+            with open(path, "rb") as text:
+                order = json.loads(text.read().decode("utf-8"))
+            if set(ORDER) <= set(order) and set(Settings._fields) <= set(order["settings"]) and len(order["settings"]["retry"]) == 2:
+                return order
+            why = _("it is broken")
         except FileNotFoundError:
             raise Stop(EX_USAGE, _("%s: no such calculation here (see: list)") % self.ident)
+        except (ValueError, TypeError, KeyError, RecursionError):
+            why = _("it is broken")
+        except OSError as error:
+            why = error.strerror
+        raise Stop(EX_IOERR, _("%s: its record cannot be read (%s: %s); remove the directory when it is not needed any more") % (
+            self.ident, shown(path), why))
 
     def read_steps(self):
         """{step: its last journal entry}; a torn line is ignored."""
@@ -3688,12 +3729,16 @@ class Record:
                 rows = [row for row in text if row.strip()]
         except FileNotFoundError:
             pass
-        for row in rows:
+        for number, row in enumerate(rows, 1):
             try:
                 entry = json.loads(row.decode("utf-8"))
-            except ValueError:
-                continue
-            steps[entry["step"]] = entry
+                whole = isinstance(entry["t"], (int, float)) and set(STEP_TELLS.get(entry["step"], ())) <= set(entry)
+            except (ValueError, TypeError, KeyError, RecursionError):
+                whole = False
+            if whole:
+                steps[entry["step"]] = entry
+            elif row.endswith(b"\n") and b"}" in row or b"\0" in row:
+                log("warn", self.ident, "journal", line=number, why="broken, left out")        # not just torn
         return steps
 
     def last(self):
@@ -4521,7 +4566,7 @@ class Place:
             return "none"
         if read_batch(self.control):
             if os.path.exists(os.path.join(self.control, b"lost")):
-                with open(os.path.join(self.control, b"lost"), encoding="utf-8") as text:
+                with open(os.path.join(self.control, b"lost"), encoding="utf-8", errors="replace") as text:
                     return "lost " + text.read(1000)
             state, where = batch_where(os.path.dirname(self.control), self.control)
             if state != "ended":
@@ -4561,10 +4606,12 @@ class Place:
         try:
             with open(os.path.join(self.control, b"command"), "rb") as text:
                 noted = json.loads(text.read().decode())
+            now = [command for command in self.rules.get("commands", {}).values() if command["name"] == noted["name"]]
+            return (now or [noted])[0][key]
         except FileNotFoundError:
             return None
-        now = [command for command in self.rules.get("commands", {}).values() if command["name"] == noted["name"]]
-        return (now or [noted])[0][key]
+        except (ValueError, TypeError, KeyError):
+            raise Refused("what was noted of its command is broken: nothing of it leaves")
 
     def let_out(self):
         """What may leave of this calculation, by how it was asked for (see AFTER_STOP)."""
@@ -4707,7 +4754,10 @@ def tell(text):
 def guard_list(place, words):
     for name in sorted(os.listdir(os.path.join(place.base, b".mi"))):
         if re.match(IDENT + r"\Z", name.decode("utf-8", "replace")):
-            state = Place(place.base, name.decode(), place.rules).state()
+            try:
+                state = Place(place.base, name.decode(), place.rules).state()
+            except OSError as error:
+                state = "unreadable: %s" % error.strerror
             if state != "none":
                 tell("%s %s" % (name.decode(), state))
     tell("E end")
@@ -4943,10 +4993,10 @@ class Results:
         try:
             with open(self.book, "rb") as text:
                 stored = json.loads(text.read().decode())
-        except (OSError, ValueError):
-            return False
-        self.files = {utf8(name): tuple(mark) for name, mark in stored["files"].items()}
-        return stored["stamp"] == self.stamp
+            self.files = {utf8(name): tuple(mark) for name, mark in stored["files"].items()}
+            return stored["stamp"] == self.stamp
+        except (OSError, ValueError, TypeError, KeyError, AttributeError):
+            return False                               # not there yet, or broken: all is looked through
 
     def look_through(self):
         """Judges every file; what the rules refuse is logged."""
@@ -5558,6 +5608,15 @@ def idents():
     return sorted(name.decode() for name in os.listdir(state_folder()) if re.match(rb"[0-9a-f]{8}-[0-9a-f-]{27}\Z", name))
 
 
+def records():
+    """Their Records. One that cannot be read is named and left out: it does not stand in the way of the others."""
+    for ident in idents():
+        try:
+            yield Record(ident, lock=False)
+        except Stop as stop:
+            log("warn", ident, "record", why=stop)
+
+
 def do_list(options):
     """This side's records, or what a host says."""
     rows = []
@@ -5570,9 +5629,8 @@ def do_list(options):
         finally:
             line.close()
     else:
-        for ident in idents():
-            record = Record(ident, lock=False)
-            order, steps = record.order, record.steps
+        for record in records():
+            ident, order, steps = record.ident, record.order, record.steps
             last = record.last()
             rows.append({"uuid": ident, "state": last["step"], "host": order["host"], "command": order["command"],
                          "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(last["t"])),
@@ -5614,7 +5672,7 @@ def do_clean(options):
             limit = time.time() - seconds(options.older)
         except ValueError as error:
             raise Stop(EX_USAGE, "--older %s %s" % (printable(options.older), error))
-        chosen += [ident for ident in idents() if Record(ident, lock=False).last()["t"] < limit]
+        chosen += [record.ident for record in records() if record.last()["t"] < limit]
     code = 0
     for ident in chosen:
         try:

@@ -1262,10 +1262,13 @@ def make_folder(path, until):
 
 
 def sync_path(path):
-    """fsync of a folder."""
+    """fsync of a folder (FUSE and CIFS may know none of directories) or a file."""
     fd = os.open(path, os.O_RDONLY)
     try:
         os.fsync(fd)
+    except OSError as error:
+        if error.errno != errno.EINVAL or not os.path.isdir(path):
+            raise
     finally:
         os.close(fd)
 
@@ -3820,9 +3823,11 @@ class Relay:
             self.grace = time.monotonic() + conf["times"]["restore_grace"]
         path = os.path.join(store.folder, "instance")
         try:
-            with open(utf8(path)) as text:
-                self.instance = text.read().strip()
+            with open(utf8(path), encoding="ascii", errors="replace") as text:
+                self.instance = text.read(100).strip()
         except FileNotFoundError:
+            self.instance = ""
+        if not re.match("[!-~]{1,100}\\Z", self.instance):               # not there, or broken
             self.instance = os.urandom(8).hex()
             with open(utf8(path), "w") as out:
                 out.write(self.instance + "\n")
@@ -4013,7 +4018,7 @@ class Relay:
         """Is maintenance on? Is the grace after a restore over?"""
         found = None
         try:
-            with open(os.path.join(utf8(self.store.folder), b"maintenance"), encoding="utf-8") as text:
+            with open(os.path.join(utf8(self.store.folder), b"maintenance"), encoding="utf-8", errors="replace") as text:
                 found = printable(text.read().strip()) or "-"
         except OSError:
             pass
@@ -4746,7 +4751,7 @@ def standing(conf):
     """Rows about the relay of this ini: is it in maintenance, and does the one that runs have other values than the ini by now?"""
     folder, rows = utf8(conf["Server"]["state_dir"]), []
     try:
-        with open(os.path.join(folder, b"maintenance"), encoding="utf-8") as text:
+        with open(os.path.join(folder, b"maintenance"), encoding="utf-8", errors="replace") as text:
             rows.append((None, _("maintenance is on (%s): no new calculations and claims until `maintenance off`") % text.read().strip()))
     except OSError:
         pass
@@ -4758,7 +4763,7 @@ def standing(conf):
                 then = found["conf"].get(section, {}).get(key)
                 if then != json.loads(json.dumps(now)):
                     rows.append((None, _("the relay that runs has [%s] %s = %s still (ini: %s): restart it") % (section, key, then, now)))
-    except (OSError, ValueError, KeyError, IndexError, AttributeError):
+    except (OSError, ValueError, KeyError, IndexError, AttributeError, TypeError):
         pass
     return rows
 

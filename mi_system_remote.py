@@ -239,7 +239,20 @@ def unfit(command):
             if not stat.S_ISREG(mode) or not os.access(utf8(path), os.X_OK) or mode & 0o002:
                 return key, _("%s: must be an executable file that not everybody may change "
                               "(chmod +x, chmod o-w)") % path
+            if crlf(path):
+                return key, _("%s: its first line ends with CR LF, so that the system finds no such interpreter "
+                              "(sed -i 's/\\r$//' %s)") % (path, path)
     return None
+
+
+def crlf(path):
+    """Is this a script whose first line ends with CR LF? Starting it fails as if it were not there."""
+    try:
+        with open(utf8(path), "rb") as text:
+            first = text.readline(256)
+    except OSError:                                    # one may run what one may not read
+        return False
+    return first.startswith(b"#!") and first.endswith(b"\r\n")
 
 
 # What a request may start
@@ -2519,10 +2532,13 @@ def write_synced(path, data, mode=0o600):
 
 
 def sync_folder(path):
-    """The folder's entries, on disk before this returns."""
+    """The folder's entries, on disk before this returns (where the file system can: FUSE and CIFS may know no fsync of directories)."""
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(fd)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
     finally:
         os.close(fd)
 
@@ -2609,7 +2625,7 @@ def look(control, now):
         return "running", child
     if still_there(started):
         return "starting", None
-    if os.path.exists(os.path.join(control, b"end")):
+    if read_note(os.path.join(control, b"end")) is not None:
         return look(control, now)                      # it ended between two looks
     return ("lost", "end unknown") if now - (child or started).time > ORPHAN_GRACE else ("starting", None)
 
@@ -2984,7 +3000,8 @@ def batch_look(control):
     if b"end" in names:
         end = read_note(os.path.join(control, b"end"))
         if end is not None:
-            return "ended", int(end.text.split()[-1]) if child is not None else None
+            code = re.match(r"exit ([0-9]{1,3})\Z", end.text)
+            return "ended", int(code.group(1)) if child is not None and code else None
     if b"start" in names:
         return "running", child or read_note(os.path.join(control, b"start")) or Note(0, "?", "?", "?", "", time.time())
     return ("ready" if b"ready" in names else "stopped"), None
@@ -3009,13 +3026,14 @@ class Queue:
             info = os.stat(self.path)
             if (info.st_ino, info.st_mtime) != self.stamp:
                 with open(self.path, "rb") as text:
-                    self.known = json.loads(text.read().decode("utf-8"))
+                    known = json.loads(text.read().decode("utf-8"))
+                found = [Seen(*row) for row in known["rows"]]
+                self.known = dict(known, tried=float(known["tried"]), t=float(known["t"]))
                 self.stamp = info.st_ino, info.st_mtime
-                found = [Seen(*row) for row in self.known["rows"]]
                 self.rows = {row.job: row for row in found}
                 self.rows.update((row.mark, row) for row in sorted(found, key=lambda row: row.state in ("queued", "running")) if row.mark)
         except (OSError, ValueError, KeyError, TypeError):
-            pass                                       # not there yet
+            pass                                       # not there yet, or broken: it is written anew
 
     def seen(self, mark, job, poll):
         """(time of the last answer, that job's Seen or None). Has the queue asked anew, beside, if it is older than poll seconds."""
@@ -3096,11 +3114,13 @@ class Queue:
 
 
 def read_batch(control):
-    """What is known of a control directory's job (see BatchJob): {} if nothing was submitted."""
+    """What is known of a control directory's job (see BatchJob): {} if nothing was submitted, or nothing of it can be read."""
     try:
         with open(os.path.join(control, b"batch"), "rb") as text:
-            return json.loads(text.read().decode("utf-8"))
-    except (OSError, ValueError):
+            found = json.loads(text.read().decode("utf-8"))
+        whole = {"system", "run", "submit", "sent", "job", "t"} <= set(found) and found["system"] in BATCH
+        return found if isinstance(found, dict) and whole else {}
+    except (OSError, ValueError, TypeError):
         return {}
 
 
@@ -3432,6 +3452,8 @@ JA = {                         # what a person reads, in Japanese
     "%s: not found in PATH: the batch system's own programs are needed on this host":
         "%s: PATH にありません。バッチシステムのコマンドがこの計算機に必要です",
     "the first line must be the absolute path of a program": "1 行目はプログラムの絶対パスとしてください",
+    "%s: its first line ends with CR LF, so that the system finds no such interpreter (sed -i 's/\\r$//' %s)":
+        "%s: 1 行目が CR LF で終わっているため、インタプリタが見つかりません (sed -i 's/\\r$//' %s)",
     "%s: must be an executable file that not everybody may change (chmod +x, chmod o-w)":
         "%s: 実行可能で、誰でも書き換えられる状態にないファイルが必要です (chmod +x, chmod o-w)",
     "must be argument.1, argument.2, ... or env.NAME_OF_A_VARIABLE": "argument.1, argument.2, ... または env.変数名 としてください",
@@ -3726,8 +3748,11 @@ def on_disk(base, names=None):
     for name in [name for group in names_on_disk(base).values() for name in group] if names is None else list(names):
         try:
             with open(os.path.join(base, b".mi", utf8(name), b"order.json"), "rb") as text:
-                found.append(Calculation(base, name, json.loads(text.read().decode("utf-8"))))
-        except (OSError, ValueError, KeyError) as error:
+                order = json.loads(text.read().decode("utf-8"))
+            if not isinstance(order["calc-info"]["command"], str) or not {"accept_id", "claim", "protocol", "site", "t"} <= set(order):
+                raise ValueError("something is missing in order.json")
+            found.append(Calculation(base, name, order))
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             if names is None or not isinstance(error, FileNotFoundError):
                 log("warn", name, "unreadable", error=error)
     return sorted(found, key=lambda calc: calc.order["t"])
@@ -3754,15 +3779,23 @@ def make_spare(base):
     """A control directory made beforehand, so that a claimed calculation need not wait for its fsyncs. Returns its `take`, the word by
     which the relay hands out the same calculation again when its answer was lost, also to the next start of the poller."""
     spare = os.path.join(base, b".mi", b"spare")
-    if not os.path.exists(os.path.join(spare, b"ready")):
+    if not os.path.exists(os.path.join(spare, b"ready")) or not re.match("[0-9a-f]{32}\\Z", word_in(os.path.join(spare, b"take"))):
         shutil.rmtree(spare, ignore_errors=True)
         os.mkdir(spare, 0o700)
         write_synced(os.path.join(spare, b"journal"), b"")
         write_synced(os.path.join(spare, b"take"), os.urandom(16).hex().encode())
         prepare(spare)
         fault("spare made")
-    with open(os.path.join(spare, b"take")) as text:
-        return text.read()
+    return word_in(os.path.join(spare, b"take"))
+
+
+def word_in(path):
+    """The text of a small file of ours; "" if it is not there."""
+    try:
+        with open(path, encoding="ascii", errors="replace") as text:
+            return text.read(100).strip()
+    except FileNotFoundError:
+        return ""
 
 
 def put_on_disk(base, found, **more):
@@ -4751,7 +4784,7 @@ class Poller:
         if not os.path.exists(path):
             return
         os.rename(path, path + b".taken")
-        with open(path + b".taken") as text:
+        with open(path + b".taken", encoding="ascii", errors="replace") as text:
             names = set(text.read().split())
         os.unlink(path + b".taken")
         if names - set(self.held):
@@ -5052,10 +5085,9 @@ def lock_base(base):
 def poller_name(base):
     """This calc_base's random name, by which the relay knows it again."""
     path = os.path.join(base, b".mi", b"poller")
-    if not os.path.exists(path) or not os.path.getsize(path):
+    if not re.match("[!-~]{1,100}\\Z", word_in(path)):            # not there, or broken
         write_synced(path, ("poller-%s\n" % os.urandom(8).hex()).encode())
-    with open(path) as text:
-        return text.read(100).strip()
+    return word_in(path)
 
 
 def plain_token(text, where):
@@ -5251,9 +5283,9 @@ def standing(base, settings):
         rows.append((None, _("outside of [poller] hours: nothing new is taken now")))
     try:
         with open(os.path.join(base, b".mi", b"settings")) as text:
-            before, now = json.load(text), settings_sums(settings)
+            before, now = dict(json.load(text)), settings_sums(settings)
         changed = sorted(key for key in set(before) | set(now) if before.get(key) != now.get(key)) if runs else []
-    except (OSError, ValueError):
+    except (OSError, ValueError, TypeError):
         changed = []
     for accept_id, count in sorted(waiting_for_room(base).items()) if runs else ():
         rows.append((None, _("%s waits at the relay: its inputs need more room than there is here (%.1f GB)") % (accept_id, count / 1e9)))
@@ -5294,8 +5326,9 @@ def outbox(base, as_json):
         end, found = read_note(calc.path(b"end")), {}
         try:
             with open(calc.path(b"waits")) as text:
-                found = json.load(text)
-        except (OSError, ValueError):
+                told = json.load(text)
+            found = {"next": int(told["next"]), "why": str(told["why"])}
+        except (OSError, ValueError, TypeError, KeyError):
             pass
         kept, late = calc.over() == "kept", runs and found.get("next", 0) or None
         why = calc.last("kept")["why"] if kept else found.get("why") or _("is being sent") if runs else found.get("why") or _("no poller runs")
