@@ -1787,7 +1787,7 @@ class Queue:
                 self.stamp = info.st_ino, info.st_mtime
                 self.rows = {row.job: row for row in found}
                 self.rows.update((row.mark, row) for row in sorted(found, key=lambda row: row.state in ("queued", "running")) if row.mark)
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             pass                                       # not there yet, or broken: it is written anew
 
     def seen(self, mark, job, poll):
@@ -1875,7 +1875,7 @@ def read_batch(control):
             found = json.loads(text.read().decode("utf-8"))
         whole = {"system", "run", "submit", "sent", "job", "t"} <= set(found) and found["system"] in BATCH
         return found if isinstance(found, dict) and whole else {}
-    except (OSError, ValueError, TypeError):
+    except (OSError, ValueError, TypeError, RecursionError):
         return {}
 
 
@@ -1889,7 +1889,7 @@ def batch_where(folder, control):
                 with open(os.path.join(folder, name), "rb") as known:
                     rows = [Seen(*row) for row in json.loads(known.read().decode("utf-8"))["rows"]]
                 text = ["queued (%s)" % row.text for row in rows if row.mark == order["run"] or row[:2] == (order["job"], None)][0]
-            except (OSError, ValueError, KeyError, TypeError, IndexError):
+            except (OSError, ValueError, KeyError, TypeError, IndexError, RecursionError):
                 pass                                   # it has not been asked yet
     if state == "running":
         return state, "running on " + detail.host
@@ -2205,6 +2205,7 @@ JA = {                         # what a person reads, in Japanese
     "--key %s: a word of letters and digits, please": "--key %s: 英数字の語にしてください",
     "%s: belongs to somebody else": "%s: 所有者が他の利用者です",
     "it is broken": "壊れています",
+    "%s: %s: line %d of its journal is broken, and left out": "%s: %s: ジャーナルの %d 行目は壊れているため読み飛ばします",
     "%s: its first line ends with CR LF, so that the system finds no such interpreter (sed -i 's/\\r$//' %s)":
         "%s: 1 行目が CR LF で終わっているため、インタプリタが見つかりません (sed -i 's/\\r$//' %s)",
     "%s: its record cannot be read (%s: %s); remove the directory when it is not needed any more":
@@ -3737,8 +3738,8 @@ class Record:
                 whole = False
             if whole:
                 steps[entry["step"]] = entry
-            elif row.endswith(b"\n") and b"}" in row or b"\0" in row:
-                log("warn", self.ident, "journal", line=number, why="broken, left out")        # not just torn
+            elif row.endswith(b"\n") and row[-2:-1] in b"]}" or b"\0" in row:        # not just torn
+                sys.stderr.write(_("%s: %s: line %d of its journal is broken, and left out") % (PROGRAM, self.ident, number) + "\n")
         return steps
 
     def last(self):
@@ -4610,7 +4611,7 @@ class Place:
             return (now or [noted])[0][key]
         except FileNotFoundError:
             return None
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, RecursionError):
             raise Refused("what was noted of its command is broken: nothing of it leaves")
 
     def let_out(self):
@@ -4995,7 +4996,7 @@ class Results:
                 stored = json.loads(text.read().decode())
             self.files = {utf8(name): tuple(mark) for name, mark in stored["files"].items()}
             return stored["stamp"] == self.stamp
-        except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
             return False                               # not there yet, or broken: all is looked through
 
     def look_through(self):
@@ -5614,7 +5615,7 @@ def records():
         try:
             yield Record(ident, lock=False)
         except Stop as stop:
-            log("warn", ident, "record", why=stop)
+            sys.stderr.write("%s: %s\n" % (PROGRAM, printable(stop)))
 
 
 def do_list(options):

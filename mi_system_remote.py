@@ -3032,7 +3032,7 @@ class Queue:
                 self.stamp = info.st_ino, info.st_mtime
                 self.rows = {row.job: row for row in found}
                 self.rows.update((row.mark, row) for row in sorted(found, key=lambda row: row.state in ("queued", "running")) if row.mark)
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             pass                                       # not there yet, or broken: it is written anew
 
     def seen(self, mark, job, poll):
@@ -3120,7 +3120,7 @@ def read_batch(control):
             found = json.loads(text.read().decode("utf-8"))
         whole = {"system", "run", "submit", "sent", "job", "t"} <= set(found) and found["system"] in BATCH
         return found if isinstance(found, dict) and whole else {}
-    except (OSError, ValueError, TypeError):
+    except (OSError, ValueError, TypeError, RecursionError):
         return {}
 
 
@@ -3134,7 +3134,7 @@ def batch_where(folder, control):
                 with open(os.path.join(folder, name), "rb") as known:
                     rows = [Seen(*row) for row in json.loads(known.read().decode("utf-8"))["rows"]]
                 text = ["queued (%s)" % row.text for row in rows if row.mark == order["run"] or row[:2] == (order["job"], None)][0]
-            except (OSError, ValueError, KeyError, TypeError, IndexError):
+            except (OSError, ValueError, KeyError, TypeError, IndexError, RecursionError):
                 pass                                   # it has not been asked yet
     if state == "running":
         return state, "running on " + detail.host
@@ -3640,7 +3640,7 @@ class Calculation:
             for line in text:
                 try:
                     self.journal.append(dict(json.loads(line.decode("utf-8"))))
-                except (ValueError, TypeError):
+                except (ValueError, TypeError, RecursionError):
                     pass                               # torn by a crash
         self.torn = not line.endswith(b"\n")
 
