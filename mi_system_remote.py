@@ -5285,7 +5285,7 @@ def standing(base, settings):
         with open(os.path.join(base, b".mi", b"settings")) as text:
             before, now = dict(json.load(text)), settings_sums(settings)
         changed = sorted(key for key in set(before) | set(now) if before.get(key) != now.get(key)) if runs else []
-    except (OSError, ValueError, TypeError):
+    except (OSError, ValueError, TypeError, RecursionError):
         changed = []
     for accept_id, count in sorted(waiting_for_room(base).items()) if runs else ():
         rows.append((None, _("%s waits at the relay: its inputs need more room than there is here (%.1f GB)") % (accept_id, count / 1e9)))
@@ -5328,7 +5328,7 @@ def outbox(base, as_json):
             with open(calc.path(b"waits")) as text:
                 told = json.load(text)
             found = {"next": int(told["next"]), "why": str(told["why"])}
-        except (OSError, ValueError, TypeError, KeyError):
+        except (OSError, ValueError, TypeError, KeyError, RecursionError):
             pass
         kept, late = calc.over() == "kept", runs and found.get("next", 0) or None
         why = calc.last("kept")["why"] if kept else found.get("why") or _("is being sent") if runs else found.get("why") or _("no poller runs")
