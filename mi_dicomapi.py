@@ -1431,7 +1431,7 @@ def page_of(c, seq, kind, first):
     files = collections.OrderedDict((row["name"], {"size": row["size"], "sha256": row["sha256"]}) for row in rows[:PAGE])
     for row in rows[:PAGE]:
         marks = {"x": bool(row["x"]), "mtime": row["mtime"]}
-        files[row["name"]].update((key, value) for key, value in marks.items() if value not in (None, False))
+        files[row["name"]].update((key, value) for key, value in marks.items() if value is not None and value is not False)
     return {"files": files, "next": rows[PAGE]["n"] if len(rows) > PAGE else None}
 
 
