@@ -5,6 +5,7 @@ import json
 import os
 import pty
 import re
+import resource
 import signal
 import socket
 import stat
@@ -110,6 +111,28 @@ def test_missing_inputs_are_all_named_before_anything_is_registered(fake, here, 
 def test_ten_thousand_missing_inputs_are_still_one_short_line(fake, here, token):
     done = ask(fake(), here, token, "--in", *["missing-%05d" % n for n in range(10000)])
     assert failed(done, 66, "missing-00000", "and 9980 more") and len(done.stderr) < 4096
+
+
+@pytest.mark.parametrize("count", [3, 12])
+def test_directories_that_link_to_one_another_are_sent_or_refused_in_bounded_time_and_memory(fake, here, token, count):
+    """As pnpm leaves them: each package has links to the others. Every real file is sent, or one line says why nothing is."""
+    for one in range(count):
+        (here / "in" / ("d%d" % one)).mkdir(parents=True)
+        (here / "in" / ("d%d" % one) / "x").write_text("content %d" % one)
+        for other in range(count):
+            if other != one:
+                (here / "in" / ("d%d" % one) / ("l%d" % other)).symlink_to("../d%d" % other)
+    one = fake()
+    words = [suite.PYTHON, "-I", "-S", suite.script(NAME), "run", "site", "command", "--in", "in/", "--token-file", token, "--url", one.url]
+    limit = lambda: resource.setrlimit(resource.RLIMIT_AS, (400 << 20, 400 << 20))
+    done = subprocess.run(words, cwd=str(here), env=suite.clean_env(), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=60,
+                          preexec_fn=limit)
+    if done.returncode:
+        assert done.returncode in (64, 66, 77) and suite.one_line(done.stderr.decode()) and "add-calcinfo" not in one.names(), done
+    else:
+        names = {name: one.uploads[number] for number, (name, told) in enumerate(one.manifest)}
+        assert all(names["in/d%d/x" % number] == b"content %d" % number for number in range(count))
+        assert all(data == b"content " + name.split("/")[-2].lstrip("dl").encode() for name, data in names.items())
 
 
 def test_inputs_get_the_names_that_the_manual_says(fake, here, token):
