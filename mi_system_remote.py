@@ -94,7 +94,8 @@ REFUSED_MOST = 3600            # ... up to this
 V1_AGAIN = 600                 # seconds after which a fielded relay is asked again whether it is one still
 V1_LOST_AFTER = 3600           # seconds after which a calculation of a fielded relay is ours if its calc-info was lost and nobody goes on
 LEAVE = 3                      # seconds after a signal until it ends in any case, even if nobody reads its log
-FULL_BELOW = 64 << 10          # bytes: with less, a command that failed has probably failed of it
+RESERVE = 256 << 10            # bytes of calc_base that are kept for the journals of what fills the disk
+FULL_BELOW = 1 << 20           # bytes: with less, a command that failed has probably failed of it
 FULL = {errno.ENOSPC: "No space left on device", errno.EDQUOT: "Disk quota exceeded"}         # as programs say it in English
 OUTPUT_PART = 64 << 10         # bytes of a running command's stdout, and of its stderr, that one heartbeat takes along
 OUTPUT_QUIET = 8               # seconds until the output of a command that writes seldom is looked at again
@@ -4522,7 +4523,7 @@ def work_on(poller, calc, relay, page=None):
         try:
             carry_out(poller, calc, relay, page)
         except OSError as error:                       # a full or broken disk: the journal says where to go on
-            wait, calc.why = DISK_PAUSE, error
+            wait, calc.why = 0 if error.errno in FULL and give_reserve(poller.base) else DISK_PAUSE, error
         except Refused as error:
             wait, calc.why = backoff.next(), error
         except Exception as error:                     # a bug, or results that change again and again
@@ -4554,6 +4555,26 @@ def lose_claim(calc, error):
         raise error
     log("error", calc.accept_id, "the result is refused and stays here", code=error.code, why=error, work=shown(calc.work))
     calc.note(8, "kept", why=str(error))
+
+
+def keep_reserve(base):
+    """.mi/reserve: room for what has to be noted of a calculation that ends on a full disk, and that it has filled itself."""
+    path, disk = os.path.join(base, b".mi", b"reserve"), os.statvfs(base)
+    if os.path.exists(path) or disk.f_bavail * disk.f_frsize < 4 * RESERVE:
+        return
+    try:
+        write_synced(path, os.urandom(RESERVE))        # nothing that a file system could keep in less
+    except OSError:
+        give_reserve(base)
+
+
+def give_reserve(base):
+    """Gives the reserve up. False if there is none."""
+    try:
+        os.unlink(os.path.join(base, b".mi", b"reserve"))
+        return True
+    except FileNotFoundError:
+        return False
 
 
 class Poller:
@@ -4771,6 +4792,7 @@ class Poller:
             except (AttributeError, TypeError, OSError):
                 pass                                   # it is not connected at the moment
         self.take_resends()
+        keep_reserve(self.base)
         limit = self.options["idle-exit"] or self.keys["idle_exit"]
         if self.held or not limit:
             self.busy_at = time.monotonic()
@@ -5198,6 +5220,7 @@ def set_up(options, settings, ini, as_program):
     poller = Poller(settings, options, commands, token, base)
     poller.lock, poller.name = lock, poller_name(base)
     note_settings(base, settings)
+    keep_reserve(base)
     if not options["verify"]:
         log("warn", None, "no_auth: THE RELAY'S CERTIFICATE IS NOT CHECKED: whoever sits in between can read token, inputs and results and "
                           "give orders within the allow-list; use no_auth:CAFILE or ca_file")

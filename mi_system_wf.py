@@ -3248,7 +3248,7 @@ def cmd_submit(options, relay, voice):
 
 def whole_ids(options, relay, voice):
     """First contact; the ACCEPT_IDs as typed, beginnings of them made whole by the relay."""
-    ids, voice.accept_id, voice.allowed = [], options.words[1], True
+    ids, voice.allowed = [], True
     contact(relay, options.patience)
     for voice.accept_id in options.words[1:]:
         found = {}
@@ -3263,6 +3263,7 @@ def whole_ids(options, relay, voice):
 
 def cmd_fetch(options, relay, voice):
     """wait and result: the last exit code that is not 0."""
+    voice.accept_id = options.words[1]                 # that a wait is interrupted changes nothing
     code, ids = 0, whole_ids(options, relay, voice)
     for accept_id in wait_for(relay, ids, voice) if options.words[0] == "wait" else ids:
         voice.accept_id = accept_id

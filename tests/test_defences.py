@@ -286,7 +286,7 @@ DEFENCES = {
     "names of the logs": (names([LOGS[0]]), [(RELAY, "        if any(now[:1] == parts_of(word) for word in reserved):\n", "        if False:\n")]),
     "expired tokens": (expired, [(RELAY, "found is not None and found.expires > now", "found is not None")]),
     "roles": (role, [(RELAY, "        if call.route.role:\n            call.check_role", "        if False:\n            call.check_role")]),
-    "another user": (other_user, [(RELAY, '    if not found or found[0]["user"] != c.who.user and OPERATOR not in c.who.roles or', "    if not found or")]),
+    "another user": (other_user, [(RELAY, 'if (row["user"] == c.who.user or OPERATOR in c.who.roles) and covers(', "if covers(")]),
     "another site": (other_site, [(RELAY, "    check_site(c, site)\n    relay.v1_sites", "    relay.v1_sites")]),
     "calculations per user": (too_many, [(RELAY, "    if most and relay.open_of[user] >= most:\n", "    if False:\n")]),
     "bytes per user": (too_much, [(RELAY, "    if most and used + total > most:\n", "    if False:\n")]),
