@@ -4559,11 +4559,11 @@ def lose_claim(calc, error):
 
 def keep_reserve(base):
     """.mi/reserve: room for what has to be noted of a calculation that ends on a full disk, and that it has filled itself."""
-    path, disk = os.path.join(base, b".mi", b"reserve"), os.statvfs(base)
-    if os.path.exists(path) or disk.f_bavail * disk.f_frsize < 4 * RESERVE:
-        return
+    path = os.path.join(base, b".mi", b"reserve")
     try:
-        write_synced(path, os.urandom(RESERVE))        # nothing that a file system could keep in less
+        disk = None if os.path.exists(path) else os.statvfs(base)
+        if disk and disk.f_bavail * disk.f_frsize > 4 * RESERVE:
+            write_synced(path, os.urandom(RESERVE))    # nothing that a file system could keep in less
     except OSError:
         give_reserve(base)
 
@@ -4792,7 +4792,6 @@ class Poller:
             except (AttributeError, TypeError, OSError):
                 pass                                   # it is not connected at the moment
         self.take_resends()
-        keep_reserve(self.base)
         limit = self.options["idle-exit"] or self.keys["idle_exit"]
         if self.held or not limit:
             self.busy_at = time.monotonic()
@@ -4907,6 +4906,7 @@ def claim_loop(poller):
                 wait = first_contact(poller, relay)
             if poller.v1 and time.monotonic() - poller.learned > V1_AGAIN:
                 wait = first_contact(poller, relay)
+            keep_reserve(poller.base)
             take = make_spare(poller.base)
             asked, calc = time.monotonic(), None
             poller.asking = relay
@@ -5220,7 +5220,6 @@ def set_up(options, settings, ini, as_program):
     poller = Poller(settings, options, commands, token, base)
     poller.lock, poller.name = lock, poller_name(base)
     note_settings(base, settings)
-    keep_reserve(base)
     if not options["verify"]:
         log("warn", None, "no_auth: THE RELAY'S CERTIFICATE IS NOT CHECKED: whoever sits in between can read token, inputs and results and "
                           "give orders within the allow-list; use no_auth:CAFILE or ca_file")
