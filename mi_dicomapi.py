@@ -9,7 +9,8 @@ usage: mi_dicomapi.py [serve]                    serve as the ini says (systemd,
        mi_dicomapi.py demo [--keep]              a whole calculation on this machine: relay, poller, workflow side
        mi_dicomapi.py token issue USER [--roles R,R] [--sites S,S] [--days N] | list | revoke NUMBER
        mi_dicomapi.py user add USER [--roles R,R] [--sites S,S] | passwd USER | remove USER | list      (auth = login)
-       mi_dicomapi.py check                      looks at ini, files, certificate, disk, limits, tokens, and at the running relay
+       mi_dicomapi.py check [--upgrade]          looks at ini, files, certificate, disk, limits, tokens, and at the running relay; --upgrade: only
+                                                 at what an older version has left
        mi_dicomapi.py unit                       prints a systemd unit for `serve`
        mi_dicomapi.py list [--all] | show ACCEPT_ID
        mi_dicomapi.py cancel | end | rerun [--force] ACCEPT_ID [--reason TEXT]
@@ -820,6 +821,11 @@ JA = {
     "%s: belongs to another user; run as that user, or set [Server] state_dir":
         "%s: 別のユーザーの所有です。そのユーザーで実行するか、[Server] state_dir を設定してください",
     "%s: %s; set [Server] state_dir to a directory of yours": "%s: %s。[Server] state_dir に自分のディレクトリを設定してください",
+    "%s: a relay of an older version runs on it: restart it as this version first":
+        "%s: 古い版の中継サーバーが動いています。先にこの版で起動し直してください",
+    "%s: written by this version (schema %d)": "%s: この版のものです (スキーマ %d)",
+    "%s: schema %d; the next start copies it to %s.schema%d and upgrades it to %d; %d unfinished calculations go on":
+        "%s: スキーマ %d。次の起動時に %s.schema%d へ複製してから %d に更新します。未完了の計算 %d 件は続きます",
     "%s: another relay is running on this directory": "%s: このディレクトリでは別の中継プログラムが動作中です",
     "%s: was written by a newer version of this program (schema %d)": "%s: このプログラムの新しい版が書いたものです (schema %d)",
     "%s: this file system cannot hold it (NFS?); set [Server] state_dir to a local disk":
@@ -1034,6 +1040,15 @@ class No(Exception):
 
 # ---- the store: one SQLite writer, and a spool of files beside it
 
+def is_locked(lock):
+    """Does another process hold the open lock file?"""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return False
+    except OSError as error:
+        return error.errno in (errno.EAGAIN, errno.EACCES)
+
+
 class Store:
     """The state of the relay under one directory. Reads from any thread; every change goes through write()."""
 
@@ -1047,9 +1062,7 @@ class Store:
             os.chmod(utf8(folder), 0o700)
             if lock:
                 self.lock = open(os.path.join(utf8(folder), b"lock"), "a")
-                try:
-                    fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except OSError:
+                if is_locked(self.lock):
                     raise Stop(EX_TEMPFAIL, _("%s: another relay is running on this directory") % folder)
         except PermissionError as error:
             raise Stop(EX_CONFIG, _("%s: %s; set [Server] state_dir to a directory of yours") % (folder, error.strerror))
@@ -1091,6 +1104,9 @@ class Store:
         """A copy of the database as an older program left it, beside it, before it is changed: whoever goes back to that program moves it
         into the place of the new one (with the program stopped), and loses what happened since."""
         import shutil
+        with open(os.path.join(utf8(self.folder), b"lock"), "a") as lock:
+            if not hasattr(self, "lock") and is_locked(lock):
+                raise Stop(EX_TEMPFAIL, _("%s: a relay of an older version runs on it: restart it as this version first") % self.folder)
         db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         db.execute("BEGIN IMMEDIATE")                  # from here on nobody writes
         try:
@@ -4549,6 +4565,8 @@ def check(options):
     except Stop as stop:
         return say_findings([(False, str(stop))], options.json)
     server, limits = conf["Server"], conf["limits"]
+    if options.upgrade:
+        return say_findings(check_upgrade(server), options.json)
     sites = conf["RemoteSites"]["remote_site_ids"]
     rows = [(None, _("running as root; better as a user of its own"))] if os.geteuid() == 0 else []
     rows.append(look_at_file(path, 0o755))
@@ -4564,7 +4582,7 @@ def check(options):
     rows += look_at_disk(server["state_dir"], limits["spool_free"], local=True)
     if os.path.exists(utf8(os.path.join(server["state_dir"], "state.sqlite3"))):
         rows.append(look_at_file(server["state_dir"], 0o700))
-        rows += check_tokens(server)
+        rows += check_upgrade(server) + check_tokens(server)
     else:
         rows.append(check_state_dir(server["state_dir"]))
     return say_findings(rows + standing(conf) + check_listener(server), options.json)
@@ -4602,6 +4620,25 @@ def check_certificate(server):
             except (OSError, UnicodeError):
                 rows.append((None, _("certificate: %s is not known here (DNS); clients need it") % name))
     return rows
+
+
+def check_upgrade(server):
+    """Rows about the database as an older, or a newer, version of this program has left it."""
+    path = os.path.join(server["state_dir"], "state.sqlite3")
+    db = sqlite3.connect("file:%s?mode=ro" % quote(path), uri=True)
+    try:
+        found = db.execute("PRAGMA user_version").fetchone()[0]
+        open_ones = db.execute("SELECT COUNT(*) FROM calculations WHERE state NOT IN (?, ?)", (GOT, FINISHED)).fetchone()[0]
+    except sqlite3.Error as error:
+        return [(None, "%s: %s" % (path, error))]
+    finally:
+        db.close()
+    if found > SCHEMA_VERSION:
+        return [(False, _("%s: was written by a newer version of this program (schema %d)") % (path, found))]
+    if found == SCHEMA_VERSION:
+        return [(True, _("%s: written by this version (schema %d)") % (path, found))]
+    return [(None, _("%s: schema %d; the next start copies it to %s.schema%d and upgrades it to %d; %d unfinished calculations go on") % (
+        path, found, os.path.basename(path), found, SCHEMA_VERSION, open_ones))]
 
 
 def check_tokens(server):
@@ -5130,7 +5167,10 @@ def parse(words):
         added.add_argument("--days", type=float)
         added.set_defaults(function=function)
     for name, function in (("check", check), ("unit", unit)):
-        commands.add_parser(name, parents=[common]).set_defaults(function=function)
+        added = commands.add_parser(name, parents=[common])
+        added.set_defaults(function=function)
+        if name == "check":
+            added.add_argument("--upgrade", action="store_true")
     added = commands.add_parser("list", parents=[common])
     added.add_argument("--all", action="store_true")
     added.set_defaults(function=list_calculations)

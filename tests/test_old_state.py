@@ -1,4 +1,5 @@
 """What the scripts of an older commit left behind (old_state/, made by old_state/make.py) is gone on with, or refused with a line."""
+import fcntl
 import json
 import os
 import re
@@ -92,6 +93,19 @@ def test_a_relay_killed_in_the_midst_of_the_upgrade_upgrades_at_its_next_start(o
     kept = copies(old)
     assert len(kept) == 2 and all(dump(os.path.join(old.state, name)) == before for name in kept)
     assert old.rows("PRAGMA user_version")[0]["user_version"] == suite.module("mi_dicomapi.py").SCHEMA_VERSION
+
+
+def test_check_tells_of_the_upgrade_and_nobody_upgrades_under_a_running_relay(old):
+    old.write_ini(suite.a_port())
+    done = suite.run("mi_dicomapi.py", "check", "--upgrade", "--ini", old.ini)
+    assert done.returncode == 0 and re.match(r"WARN .*schema 2; the next start copies it to state.sqlite3.schema2 .* 2 unfinished", done.stdout), done
+    with open(os.path.join(old.state, "lock"), "a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        done = suite.run("mi_dicomapi.py", "list", "--ini", old.ini)
+    assert done.returncode == 75 and suite.one_line(done.stderr) and "older version" in done.stderr and copies(old) == [], done
+    assert suite.run("mi_dicomapi.py", "list", "--ini", old.ini).returncode == 0 and copies(old) == ["state.sqlite3.schema2"]
+    done = suite.run("mi_dicomapi.py", "check", "--upgrade", "--ini", old.ini)
+    assert done.returncode == 0 and done.stdout.startswith("OK ")
 
 
 def test_a_record_of_an_old_runner_is_resumed(tmp_path):
