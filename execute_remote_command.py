@@ -3915,7 +3915,7 @@ class Run:
                 self.insist(self.fetch)                # 7. list, 8. fetch
             fault("fetched")
             outcome = self.judge(state)
-            if not self.order["keep"] and outcome.code == 0 and not outcome.odd and "cleaned" not in record.steps:
+            if not self.order["keep"] and outcome.code == 0 and "cleaned" not in record.steps:
                 try:
                     self.insist(self.clean)            # 9. clean up there
                 except Stop as stop:                   # everything is here: not worth a failure
@@ -4092,7 +4092,8 @@ class Run:
         done = self.record.steps["fetched"]
         if state.startswith("ended "):
             code = int(state.split()[1])
-            return Outcome(self.ident, code, "command", state + self.why(code), done["files"], done["odd"])
+            short = not code and done["odd"]           # a result that is still there
+            return Outcome(self.ident, EX_DATA if short else code, "runner" if short else "command", state + self.why(code), done["files"], done["odd"])
         if state == "failed":
             return Outcome(self.ident, 126, "runner", "the command could not be started there", done["files"], done["odd"])
         state += _(" (what it left was fetched; nothing is run a second time by itself)")
@@ -5501,15 +5502,12 @@ def fielded_files(name):
 
 def say_outcome(outcome, as_json):
     """The last line of a run, and its exit code."""
-    code = outcome.code
-    if code == 0 and outcome.odd:
-        code, outcome = EX_DATA, outcome._replace(ended_by="runner")
     if as_json:
-        sys.stdout.write(json.dumps(dict(outcome._asdict(), code=code), ensure_ascii=False) + "\n")
+        sys.stdout.write(json.dumps(outcome._asdict(), ensure_ascii=False) + "\n")
     else:
-        sys.stdout.write(_("%s: %s, exit code %d (the %s's)") % (outcome.ident, printable(outcome.state), code, outcome.ended_by) + "\n")
+        sys.stdout.write(_("%s: %s, exit code %d (the %s's)") % (outcome.ident, printable(outcome.state), outcome.code, outcome.ended_by) + "\n")
     sys.stdout.flush()
-    return code
+    return outcome.code
 
 
 def parse(argv):
@@ -5901,12 +5899,12 @@ class Target:
 
     def check(self, name):
         """NotStored for a name (bytes) that results may not have here."""
-        parts = name.split(b"/")
-        if STAGE.match(parts[0]) or parts[0].lower().startswith(b".mi-" + utf8(self.ident).lower()):
+        lower = name.lower()
+        if lower.startswith(b".mi-") and (STAGE.match(name) or lower.startswith(b".mi-" + utf8(self.ident).lower())):
             raise NotStored(name, _("a name that is kept for what arrives"))
-        last = [part.lower() for part in parts]
-        if self.guarded and (OWN_NAMES.intersection(last[-1:] + [part for part in last if part == b"__pycache__"])
-                             or last[-1].endswith((b".pth", b".pyc", b".pyo")) or self.is_program(name)):
+        parts = lower.split(b"/")
+        own = parts[-1] in OWN_NAMES or b"__pycache__" in parts or parts[-1].endswith((b".pth", b".pyc", b".pyo"))
+        if self.guarded and (own or self.is_program(name)):
             raise NotStored(name, _("a name of this program's own files or of Python's start, and this program lies there; take another --to"))
 
     def allow(self, name):
@@ -5966,10 +5964,11 @@ class Target:
 
     def write(self, key, data, x, mtime):
         """A whole part: with data in it (None: it is there), executable or not, with its time. Its os.stat_result."""
-        fd = self.written(self.part(key), data, x)
+        fd = self.written(key if isinstance(key, bytes) else b"%d" % key, data, x)
         try:
             if mtime is not None:
-                self.attempt("times", os.utime, fd, ns=(max(-2 ** 63, min(mtime, 2 ** 63 - 1)),) * 2)      # as near as it can be told
+                mtime = max(-2 ** 63, min(mtime, 2 ** 63 - 1))         # as near as it can be told
+                self.attempt("times", os.utime, fd, ns=(mtime, mtime))
             info = os.fstat(fd)
             if x != bool(info.st_mode & 0o100):        # who may read it may execute it, or nobody
                 self.attempt("x" if x else "", os.fchmod, fd, info.st_mode & 0o666 | ((info.st_mode & 0o444) >> 2 if x else 0))
@@ -5979,19 +5978,22 @@ class Target:
         finally:
             os.close(fd)
 
-    def written(self, path, data, x):
-        """A descriptor of the part at path, with data in it (None: as it is)."""
+    def written(self, key, data, x):
+        """A descriptor of the part with this key, with data in it (None: as it is)."""
         if data is None:
-            return os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+            return os.open(key, os.O_RDONLY | os.O_NOFOLLOW, dir_fd=self.stage)
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
         try:
-            fd = os.open(path, flags, 0o777 if x else 0o666)       # the umask does the rest
+            fd = os.open(key, flags, 0o777 if x else 0o666, dir_fd=self.stage)         # the umask does the rest
         except FileExistsError:                        # of a process that was killed
-            os.unlink(path)
-            fd = os.open(path, flags, 0o777 if x else 0o666)
+            os.unlink(key, dir_fd=self.stage)
+            fd = os.open(key, flags, 0o777 if x else 0o666, dir_fd=self.stage)
         try:
-            write_sparse(fd, memoryview(data), 0)
-            os.ftruncate(fd, len(data))
+            if len(data) >= HOLE:
+                write_sparse(fd, memoryview(data), 0)
+                os.ftruncate(fd, len(data))
+            elif data and os.write(fd, data) != len(data):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), key)
         except BaseException:
             os.close(fd)
             raise
@@ -6006,8 +6008,9 @@ class Target:
             with self.busy:
                 folder = self.folder(above)
                 self.may_replace(folder, leaf, name)
-                os.write(self.notes, b"%d %d %d %s\n" % (info.st_ino, info.st_size, info.st_mtime_ns, name))      # before: killed now, it is ours
-                os.rename(self.part(key), leaf, dst_dir_fd=folder)
+                if not self.agreed or self.began is not None:          # before: killed now, it is ours
+                    os.write(self.notes, b"%d %d %d %s\n" % (info.st_ino, info.st_size, info.st_mtime_ns, name))
+                os.rename(key if isinstance(key, bytes) else b"%d" % key, leaf, src_dir_fd=self.stage, dst_dir_fd=folder)
                 self.ours[info.st_dev, info.st_ino] = name
         except OSError as error:                       # its own message would name the part
             raise in_the_way(error, name)

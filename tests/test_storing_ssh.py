@@ -1,5 +1,6 @@
 """How the SSH runner puts results into a directory: whose it is what is there already, what may not be there, and what comes back as it was."""
 import os
+import re
 import shutil
 import stat
 import subprocess
@@ -28,6 +29,7 @@ def test_two_runs_at_once_into_one_directory_mix_nothing_and_the_later_one_says_
     first.go("ended")
     code, out = first.finish()
     assert code == 65 and "was changed here" in out and (here / "res").read_bytes() == b"B" * 9000000 and (here / "was").read_text() == "A\n", out
+    assert ident_of(out) in os.listdir(lab.path("far")) and re.search(ident_of(out) + " finished .* 65$", run(lab, here, "list")[1], re.M)
     code, out = run(lab, here, "resume", ident_of(out), "--to", "again")
     assert code == 0 and (here / "again" / "res").read_bytes() == b"A" * 9000000, out
     assert not [name for name in os.listdir(str(here)) + os.listdir(str(here / "again")) if name.startswith(".mi")]
