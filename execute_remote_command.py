@@ -4092,8 +4092,8 @@ class Run:
         done = self.record.steps["fetched"]
         if state.startswith("ended "):
             code = int(state.split()[1])
-            short = not code and done["odd"]           # a result that is still there
-            return Outcome(self.ident, EX_DATA if short else code, "runner" if short else "command", state + self.why(code), done["files"], done["odd"])
+            told, who = (code, "command") if code or not done["odd"] else (EX_DATA, "runner")      # odd: results that are still there
+            return Outcome(self.ident, told, who, state + self.why(code), done["files"], done["odd"])
         if state == "failed":
             return Outcome(self.ident, 126, "runner", "the command could not be started there", done["files"], done["odd"])
         state += _(" (what it left was fetched; nothing is run a second time by itself)")

@@ -801,6 +801,14 @@ JA = {
     # start and configuration
     "[Server] certfile and keyfile: both or neither": "[Server] certfile と keyfile は両方指定するか、両方省いてください",
     "[Server] auth = gateway needs trusted_proxies (the gateway's addresses)": "[Server] auth = gateway には trusted_proxies (ゲートウェイのアドレス) が必要です",
+    "[Server] gateway_secret_file is for auth = gateway": "[Server] gateway_secret_file は auth = gateway のときだけのものです",
+    "[Server] gateway_secret_file = %s: others may read it; chmod 600":
+        "[Server] gateway_secret_file = %s: 他人が読める状態です。chmod 600 としてください",
+    "[Server] gateway_secret_file = %s: one line, `Header-Name: secret`, the secret of 16 characters or more":
+        "[Server] gateway_secret_file = %s: 「ヘッダー名: 秘密の文字列」の一行とし、秘密は 16 文字以上にしてください",
+    "only the gateway itself is let in": "ゲートウェイ自身だけを受け入れます",
+    "any process on %s can be any user: set gateway_secret_file, or client_ca, so that only the gateway itself is let in":
+        "%s 上のどのプロセスも、どの利用者にもなりすませます。gateway_secret_file か client_ca を設定し、ゲートウェイ自身だけを受け入れてください",
     "[Server] operators is for auth = gateway; here: token issue USER --roles operator":
         "[Server] operators は auth = gateway のときだけのものです。ここでは token issue USER --roles operator としてください",
     "[Server] client_ca needs certfile and keyfile": "[Server] client_ca には certfile と keyfile が必要です",
@@ -932,6 +940,7 @@ INI = {
         "ipaddress": (str, "127.0.0.1"), "portnumber": (int, 50443), "loglevel": (level, "info"),
         "state_dir": (str, "/var/lib/mi_distcomp"), "certfile": (str, ""), "keyfile": (str, ""), "client_ca": (str, ""),
         "auth": (one_of("tokens", "gateway", "login"), "tokens"), "trusted_proxies": (str.split, []), "gateway_user_header": (str, ""),
+        "gateway_secret_file": (str, ""),
         "operators": (str.split, []),
         "plain_http": (flag, False), "logfile": (str, ""), "lang": (one_of("auto", "en", "ja"), "auto")},
     "limits": {
@@ -3045,7 +3054,7 @@ def parse_head(head):
         raise No(405, "GET and POST only")
     if len(lines) > 100:
         raise No(431, "too many headers")
-    headers = {}
+    headers, twice = {}, []
     for line in lines[1:]:
         found = HEADER.match(line)
         if not found:
@@ -3053,10 +3062,12 @@ def parse_head(head):
         name = found.group(1).lower()
         if name in headers and name in ONCE:
             raise No(400, "header %s is given twice" % name)
+        twice += [name] if name in headers else []
         headers[name] = found.group(2).strip(" \t")
     scheme, blank, token = headers.pop("authorization", "").partition(" ")
     if scheme.lower() == "bearer" and token:           # from here on only its sum is known; no header can have this name
         headers[":token"] = hashlib.sha256(token.strip().encode("iso-8859-1")).hexdigest()
+    headers[":twice"] = twice
     wish = headers.get("connection", "").lower()
     return Call(words[0], words[1], headers, wish == "keep-alive" if words[2] == "HTTP/1.0" else wish != "close")
 
@@ -3875,7 +3886,7 @@ class Relay:
         hashed, why = headers.get(":token"), "no token"
         if hashed:
             if self.gateway():
-                user = headers.get(self.conf["Server"]["gateway_user_header"].lower()) or "token-" + hashed[:16]
+                user = self.gateway_user(headers) or "token-" + hashed[:16]
                 more = (OPERATOR,) if user in self.conf["Server"]["operators"] else ()
                 return Who(user, frozenset((WORKFLOW, REMOTE) + more), (), 0, hashed)
             if hashed not in self.tokens:              # a new one is good at once
@@ -3887,6 +3898,21 @@ class Relay:
                 return found
             why = "unknown token" if found is None else "expired " + time.strftime("%Y-%m-%d", time.localtime(found.expires))
         raise No("0005", "%s への実行権がありません。" % printable(path)[:200], http=403, why=why)
+
+    def gateway_user(self, headers):
+        """The user that the gateway names, or None where it names none. No for what the gateway itself does not send: without its secret, or
+        without a user, or with two."""
+        import hmac
+        name, secret = self.conf["Server"]["gateway_user_header"].lower(), self.conf["Server"].get("secret")
+        for header in (name, secret[0] if secret else ""):
+            if header in headers[":twice"]:
+                raise No(400, "header %s is given twice" % header)
+        if secret and not hmac.compare_digest(headers.get(secret[0], "").encode("iso-8859-1"), secret[1].encode("iso-8859-1")):
+            raise No("0005", "not from the gateway", http=403, why="gateway secret")
+        user = headers.get(name, "") if name else None
+        if user is not None and (not user or len(user) > 200 or ODD.search(user) or re.search(r"[\s,]", user)):
+            raise No("0005", "the gateway names no user", http=403, why="gateway user")
+        return user
 
     def note_use(self, most=600):
         """Puts on disk when tokens were last used: of each at most once in so many seconds."""
@@ -4315,6 +4341,20 @@ def loopback(address):
     return address in ("localhost", "::1") or address.startswith("127.")
 
 
+def gateway_secret(path):
+    """(header in small letters, secret) of the file's one line, `Header: secret`. 78 if it is not so, or not for this user alone."""
+    try:
+        with open(utf8(path), encoding="ascii") as text:
+            if os.fstat(text.fileno()).st_mode & 0o077:
+                raise Stop(EX_CONFIG, _("[Server] gateway_secret_file = %s: others may read it; chmod 600") % path)
+            found = HEADER.match(text.read().strip())
+    except (OSError, ValueError):
+        raise Stop(EX_CONFIG, _("[Server] %s = %s: is not there or not readable") % ("gateway_secret_file", path))
+    if not found or len(found.group(2).strip()) < 16:
+        raise Stop(EX_CONFIG, _("[Server] gateway_secret_file = %s: one line, `Header-Name: secret`, the secret of 16 characters or more") % path)
+    return found.group(1).lower(), found.group(2).strip()
+
+
 def check_conf(conf, path):
     """conf, if it makes sense as a whole. 78 with section, key and what to do otherwise."""
     server, limits = conf["Server"], conf["limits"]
@@ -4328,6 +4368,10 @@ def check_conf(conf, path):
         bad(_("[Server] certfile and keyfile: both or neither"))
     if server["auth"] == "gateway" and not server["trusted_proxies"]:
         bad(_("[Server] auth = gateway needs trusted_proxies (the gateway's addresses)"))
+    if server["gateway_secret_file"] and server["auth"] != "gateway":
+        bad(_("[Server] gateway_secret_file is for auth = gateway"))
+    if server["gateway_secret_file"]:
+        server["secret"] = gateway_secret(server["gateway_secret_file"])
     if server["operators"] and server["auth"] != "gateway":
         bad(_("[Server] operators is for auth = gateway; here: token issue USER --roles operator"))
     if not (server["certfile"] or loopback(server["ipaddress"]) or server["auth"] == "gateway" or server["plain_http"]):
@@ -4432,6 +4476,8 @@ def serve(options):
     writer.start()
     for target in [relay.housekeeping, front.doorkeeper] + [front.work] * conf["limits"]["workers"]:
         threading.Thread(target=target, daemon=True).start()
+    if server["auth"] == "gateway" and not (server["gateway_secret_file"] or server["client_ca"]):
+        log("warn", None, "gateway", why="any process on its host can be any user: set gateway_secret_file, or client_ca")
     if not context and not loopback(server["ipaddress"]) and server["auth"] != "gateway":
         log("warn", None, "plain_http = yes: whoever is on the network reads tokens and files", ipaddress=server["ipaddress"])
     log("info", None, "listening", url="%s://%s:%d" % ("https" if context else "http", server["ipaddress"], port), tls=">=1.2" if context else "none",
@@ -4578,6 +4624,11 @@ def check(options):
         if server[key]:
             rows.append(look_at_file(server[key], mode))
     rows += check_certificate(server)
+    if server["auth"] == "gateway":
+        closed = bool(server["gateway_secret_file"] or server["client_ca"])
+        rows.append((closed or None, _("only the gateway itself is let in") if closed else _(
+            "any process on %s can be any user: set gateway_secret_file, or client_ca, so that only the gateway itself is let in")
+            % " ".join(server["trusted_proxies"])))
     rows.append(look_at_limits(limits["connections"] + 200))
     rows += look_at_disk(server["state_dir"], limits["spool_free"], local=True)
     if os.path.exists(utf8(os.path.join(server["state_dir"], "state.sqlite3"))):

@@ -294,6 +294,40 @@ def client_registers(world, headers):
     return json.loads(data.decode())["errors"][0]["accept_id"]
 
 
+def test_whoever_is_on_the_gateways_host_without_its_secret_is_nobody_and_one_user_is_named_once(make_world):
+    secret, world = "s3cret-of-the-gateway", make_world(tls=False, commands=["hello"])
+    path = os.path.join(world.folder, "gateway.secret")
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT, 0o600), "w") as out:
+        out.write("X-Gateway: %s\n" % secret)
+    world.extra = "[Server]\nauth = gateway\ntrusted_proxies = 127.0.0.1\ngateway_user_header = X-User\n"
+    world.write_ini()
+    assert re.search("WARN  any process on 127.0.0.1 can be any user", suite.run("mi_dicomapi.py", "check", "--ini", world.ini).stdout)
+    world.extra += "gateway_secret_file = %s\n" % path
+    world.start()
+    assert "OK    only the gateway itself" in suite.run("mi_dicomapi.py", "check", "--ini", world.ini).stdout
+
+    def ask(*lines):
+        from test_hostile_framing import Raw
+        head = ["GET /mi-distcomp-api/calc-progress?v=2&accept_id=x HTTP/1.1", "Host: x", "Authorization: Bearer t"] + list(lines)
+        return Raw(world).send("\r\n".join(head + ["", ""]).encode()).answer()[0]
+
+    good = ("X-Gateway: " + secret, "X-User: alice")
+    table = [(good, 404), (good[::-1], 404), (good[1:], 403), (good[:1], 403), ((), 403), (("X-Gateway: " + secret[:-1], good[1]), 403),
+             ((good[0], "X-User:"), 403), ((good[0], "X-User: alice, bob"), 403), ((good[0], "X-User: a b"), 403), (good + ("x-user: bob",), 400),
+             (good + good[1:], 400), (good + good[:1], 400), (("X-Gateway: wrong",) + good, 400), ((good[0], "X-User: " + "u" * 201), 403)]
+    assert [ask(*lines) for lines, wanted in table] == [wanted for lines, wanted in table]
+    assert secret not in world.relay.text()
+
+
+@pytest.mark.parametrize("text, mode", [("X-Gateway: short\n", 0o600), ("no header\n", 0o600), ("", 0o600), ("X-Gateway: %s\n" % ("s" * 20), 0o640)])
+def test_a_secret_that_is_none_is_refused_at_the_start(ini, tmp_path, text, mode):
+    path = tmp_path / "secret"
+    path.write_text(text)
+    path.chmod(mode)
+    done = serve(ini("auth = gateway\ntrusted_proxies = 127.0.0.1\ngateway_secret_file = %s\n" % path))
+    assert done.returncode == 78 and one_line(done.stderr) and "gateway_secret_file" in done.stderr
+
+
 def test_operators_in_the_ini_are_for_a_gateway_only(ini):
     done = serve(ini("operators = olivia\n"))
     assert done.returncode == 78 and one_line(done.stderr) and "token issue" in done.stderr
