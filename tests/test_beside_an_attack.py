@@ -1,0 +1,249 @@
+"""What a token holder can do to others. An honest client stands beside each attack: it is answered as ever, and disk and memory stay flat."""
+import json
+import os
+import re
+import socket
+import threading
+import time
+
+import pytest
+import suite
+from fielded_calls import Peer, calc_info
+from suite import SITE, USER, entry, wait_until
+from test_hostile_framing import BASE, Raw, request
+from test_mutations import copy
+
+relay = suite.module("mi_dicomapi.py")
+INI = "[Server]\nloglevel = debug\n[limits]\nworkers = 8\nbytes_per_user = 64M\n[u-closed]\nusers = nobody\n"
+
+
+@pytest.fixture(scope="module")
+def town(tmp_path_factory):
+    """A relay of few workers, which is impatient sooner than usual."""
+    before, suite.ROOT = suite.ROOT, copy(str(tmp_path_factory.mktemp("town") / "scripts"), [
+        ("mi_dicomapi.py", "RATE_OVER = 15 ", "RATE_OVER = 2 "), ("mi_dicomapi.py", "STALL = 60 ", "STALL = 3 ")])
+    made = suite.World(tmp_path_factory.mktemp("town"), tls=False, commands=["hello"], sites=(SITE, "u-closed"), ini=INI).start()
+    suite.ROOT = before
+    yield made
+    made.close()
+
+
+class Honest:
+    """A client that asks and uploads, and knows how long that takes it."""
+
+    def __init__(self, world):
+        self.world, self.client = world, world.client()
+        self.accept_id = self.client.register("hello", allow=False)
+        self.turn()
+        self.usual, self.disk, self.memory = self.median(), self.spool(), self.resident()
+
+    def turn(self):
+        """One question and one file: seconds."""
+        begun = time.monotonic()
+        self.client.ok("GET", "calc-progress", {"v": 2, "accept_id": self.accept_id})
+        self.client.register("hello", inputs={"a": b"x" * 70000}, allow=False)
+        return time.monotonic() - begun
+
+    def median(self):
+        """Of a few turns."""
+        return sorted(self.turn() for turn in range(15))[7]
+
+    def spool(self):
+        """Bytes of fielded bodies that are on their way."""
+        return sum(os.path.getsize(os.path.join(folder, name)) for folder, folders, names in os.walk(os.path.join(self.world.state, "spool", "arriving"))
+                   for name in names)
+
+    def resident(self):
+        """VmRSS of the relay in bytes."""
+        with open("/proc/%d/status" % self.world.relay.pid) as text:
+            return int(re.search(r"VmRSS:\s+(\d+)", text.read()).group(1)) * 1024
+
+    def is_served(self, memory=48 << 20, disk=1 << 20):
+        """Within twice its usual median (a busy machine has several tries), with disk and memory flat."""
+        wait_until(lambda: self.median() <= 2 * self.usual, 30, "answered within twice the usual %.4f s" % self.usual)
+        assert self.resident() - self.memory < memory, "memory grew by %d MiB" % (self.resident() - self.memory >> 20)
+        assert self.spool() - self.disk < disk, "the spool grew by %d bytes" % (self.spool() - self.disk)
+
+
+def post(token, name, length, body=b""):
+    """The head of a POST that announces so many bytes, and its first ones."""
+    return b"POST " + BASE + name + b" HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nAuthorization: Bearer %s\r\nContent-Length: %d\r\n\r\n%s" % (
+        token.encode(), length, body)
+
+
+def closed(sock):
+    """Has the other side closed?"""
+    sock.setblocking(False)
+    try:
+        return sock.recv(65536) == b""
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+
+
+class Drip(threading.Thread):
+    """Sends (or takes) a byte on each of its connections again and again, until the other side closes."""
+
+    def __init__(self, raws, read=False):
+        threading.Thread.__init__(self, daemon=True)
+        self.raws, self.open, self.read = raws, len(raws), read
+        self.start()
+
+    def run(self):
+        left = [raw.sock for raw in self.raws]
+        while left:
+            for sock in list(left):
+                try:
+                    sock.setblocking(False)
+                    over = sock.recv(1) == b"" if self.read else sock.send(b"x") == 0
+                except BlockingIOError:
+                    over = False
+                except OSError:
+                    over = True
+                if over:
+                    left.remove(sock)
+            self.open = len(left)
+            time.sleep(0.1)
+
+
+def test_bodies_that_drip_leave_slots_to_others_and_end_within_seconds(town):
+    honest, mallory = Honest(town), town.client(town.issue("m" + os.urandom(4).hex()))
+    files = {"f%02d" % number: entry(b"%d" % number * 5000000) for number in range(6)}
+    accept_id = mallory.ok("POST", "add-calcinfo", {"v": 2, "request_id": "drip", "calc-info": {
+        "command": "hello", "remote-site": SITE, "parameter_files": files}})["accept_id"].encode()
+    drip = Drip([Raw(town).send(post(mallory.token, b"files/%s/input/%d?v=2&offset=0" % (accept_id, number), 5000000, b"x" * 100)) for number in range(6)])
+    honest.is_served()
+    wait_until(lambda: not drip.open, 40, "they are dropped, however regular they are")
+
+
+def test_answers_that_are_read_byte_by_byte_leave_slots_to_others_and_end_within_seconds(town):
+    """Fielded ones, too, which have files inside."""
+    honest, mallory = Honest(town), town.client(town.issue("m" + os.urandom(4).hex()))
+    accept_id = mallory.register("hello", results=["r"])
+    data = os.urandom(1 << 20) * 14
+    mallory.walk(accept_id, mallory.claim()[1], "end-send", {"r": data})
+    raws = []
+    for number in range(8):
+        sock = socket.socket()
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        sock.connect(("127.0.0.1", town.port))
+        target = b"get-calc-result?accept_id=%s" if number % 2 else b"files/%s/result/0?v=2"
+        sock.sendall(b"GET " + BASE + target % accept_id.encode() + b" HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer %s\r\n\r\n" % mallory.token.encode())
+        raws.append(type("Plain", (), {"sock": sock}))
+    drip = Drip(raws, read=True)
+    before = town.relay.text().count(" dropped ")
+    honest.is_served()
+    wait_until(lambda: town.relay.text().count(" dropped ") >= before + 8, 40, "they are dropped")
+    assert drip.is_alive()
+
+
+def test_one_who_keeps_the_rate_is_not_dropped(town):
+    client = town.client()
+    accept_id = client.ok("POST", "add-calcinfo", {"v": 2, "request_id": os.urandom(4).hex(), "calc-info": {
+        "command": "hello", "remote-site": SITE, "parameter_files": {"a": entry(b"y" * 16000)}}})["accept_id"]
+    raw = Raw(town).send(post(client.token, b"files/%s/input/0?v=2&offset=0" % accept_id.encode(), 16000))
+    for turn in range(16):
+        raw.send(b"y" * 1000)
+        time.sleep(0.3)
+    assert raw.answer() == (200, {"code": 200, "message": "complete", "offset": 16000, "complete": True})
+
+
+FIELDED = {                    # a fielded body that nobody has asked for: (who sends it, which call, HTTP status)
+    "a user with no site": (("--sites", "u-closed"), b"add-calcinfo", 202),
+    "more than a user may hold": ((), b"add-calcinfo", 202),
+    "results of no calculation": ((), b"send-results", 200),
+}
+
+
+@pytest.mark.parametrize("what", FIELDED)
+def test_a_fielded_body_is_refused_before_it_is_on_the_disk(town, what):
+    words, name, status = FIELDED[what]
+    honest, token = Honest(town), town.issue("mallory%d" % len(what), *words)
+    flood, answers = b'{"x":{"content":"' + b"QUJD" * 250000, []
+    raws = [Raw(town) for number in range(6)]
+
+    def send(raw):
+        raw.send(post(token, name, 150 << 20))
+        for turn in range(20):
+            raw.send(flood)
+
+    threads = [threading.Thread(target=send, args=(raw,), daemon=True) for raw in raws]
+    for thread in threads:
+        thread.start()
+    honest.is_served()
+    for raw, thread in zip(raws, threads):
+        thread.join(30)
+        try:
+            answers.append(raw.answer()[0])
+        except (OSError, AssertionError):              # it did not stop sending: the answer was lost with the connection
+            answers.append(status)
+    assert answers == [status] * 6
+    assert honest.spool() == 0
+
+
+def test_fielded_bodies_on_their_way_count_as_their_users_bytes(town):
+    token, part = town.issue("twice"), b'{"calc-info": {"x": "' + b"QUJD" * 20000
+    first = Raw(town).send(post(token, b"add-calcinfo", 60 << 20, part))
+    wait_until(lambda: os.listdir(os.path.join(town.state, "spool", "arriving")), 10)
+    assert Raw(town).send(post(token, b"add-calcinfo", 60 << 20, part)).answer() == (202, {
+        "code": 429, "message": "user twice holds 0 bytes; try again later", "why": "bytes_per_user"})
+    first.sock.close()
+    wait_until(lambda: not os.listdir(os.path.join(town.state, "spool", "arriving")), 10)
+    assert Peer(town, token).code("add-calcinfo", **{"calc-info": calc_info(SITE)}) == (200, 200)
+
+
+def test_what_waits_holds_no_body(town):
+    honest, token = Honest(town), town.issue("m" + os.urandom(4).hex())
+    body = json.dumps({"v": 2, "site_id": SITE, "poller": "x" * 3000000, "take": "take-it-now", "wait": 50, "free": 0}).encode()
+    raws = [Raw(town).send(post(token, b"calc-request", len(body), body)) for number in range(40)]
+    assert [raw.answer()[1]["code"] for raw in raws] == ["0300"] * 40    # beyond what a user's waiting calls may hold they do not wait
+    honest.is_served(memory=64 << 20)
+    small = json.dumps({"v": 2, "site_id": SITE, "poller": "p", "take": "take-it-now", "wait": 50, "free": 0}).encode()
+    waits = Raw(town).send(post(token, b"calc-request", len(small), small))
+    time.sleep(0.3)
+    assert not closed(waits.sock)
+
+
+def test_every_text_that_is_kept_counts_as_its_users_bytes(make_world):
+    world = make_world(tls=False, commands=["hello"], ini="[limits]\nbytes_per_user = 100K\n").start()
+    large = {"note": "x" * 60000}
+
+    def add(number, **more):
+        return client.call("POST", "add-calcinfo", {"v": 2, "request_id": "r%d" % number, "allow": True, "calc-info": dict({
+            "command": "hello", "remote-site": SITE}, **more)})
+
+    for more in (large, {"result_files": ["n%05d" % number for number in range(6000)]}, {"parameter_files": {"f%03d" % n: entry(b"") for n in range(400)}}):
+        client = world.client(world.issue("u" + os.urandom(4).hex()))
+        assert add(1, **more)[0] == 200 and add(1, **more)[0] == 200     # the same one again
+        status, first = add(2, **more)
+        assert (status, first.get("why")) == (429, "bytes_per_user"), more.keys()
+    client = world.client(world.issue("fielded"))
+    peer = Peer(world, client.token)
+    assert peer.code("add-calcinfo", **{"calc-info": calc_info(SITE, **large)}) == (200, 200)
+    assert peer.code("add-calcinfo", **{"calc-info": calc_info(SITE, **large)}) == (202, 429)
+    client = world.client(world.issue("reasons"))
+    accept_id = client.register("hello", results=["r"])
+    claim = client.claim()[1]
+    client.walk(accept_id, claim, "calc-end")
+    for turn in range(2):                              # another manifest takes the place of the one before
+        client.ok("POST", "send-results", {"v": 2, "accept_id": accept_id, "claim": claim, "result_files": {}, "missing": {
+            "m%05d" % number: "why %d" % turn for number in range(4000)}})
+    used = world.rows("SELECT texts FROM calculations WHERE accept_id = ?", accept_id)[0]["texts"]
+    assert 70000 < used < 80000 and add(2, **large)[0] == 429
+
+
+def test_a_call_that_waits_ends_with_its_token(make_world):
+    world = make_world(tls=False, commands=["hello"]).start()
+    tokens = [world.issue(USER), world.token]
+    number = world.rows("SELECT MAX(number) AS number FROM tokens")[0]["number"]
+    body = json.dumps({"v": 2, "site_id": SITE, "poller": "p", "take": "take-it-now", "wait": 20}).encode()
+    raws = []
+    for token in tokens:                               # the one whose token ends waits longer, and would be the first
+        raws.append(Raw(world).send(post(token, b"calc-request", len(body), body)))
+        time.sleep(0.3)
+    assert suite.run("mi_dicomapi.py", "token", "revoke", str(number), "--ini", world.ini).returncode == 0
+    wait_until(lambda: world.client(tokens[0]).call("GET", "calc-progress", {"v": 2, "accept_id": "x"})[0] == 403, 5)
+    accept_id = world.client().register("hello")
+    assert raws[0].answer()[0] == 403
+    assert raws[1].answer()[1]["accept_id"] == accept_id
