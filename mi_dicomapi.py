@@ -93,7 +93,12 @@ RATE_OVER = 15                 # seconds over each of which a transfer must keep
 PARKED = 2 << 20               # bytes of bodies that the waiting calls of a user may hold; beyond it a call is answered without waiting
 BALLAST = 4 << 20              # bytes held on the disk, let go of when it is full so that SQLite can still clean up
 LIVE_OUTPUT = 64 << 20         # bytes of a running command's output that are passed on; all of it comes with the results
-LISTED = 10000                 # incomplete files named in one answer
+LISTED = 10000                 # incomplete files named in one answer, calculations in one call
+PARTS = 200000                 # objects, lists and commas of a JSON body: what it grows to in memory
+WORK = 32000000                # the work of one call, in units of about 0.25 us: 8 s
+WORK_AHEAD = 4000000           # so much work may a user owe, and still be served
+WORK_RATE = 1000000            # work a second that is forgiven: a quarter of one processor
+STAR_WORK, NAME_WORK, ROW_WORK = 16, 20, 40           # of a character with a pattern of many stars, of a name, of a row in the database
 NAMED = 100                    # names of each verdict that are kept
 NOTHING = hashlib.sha256(b"").hexdigest()              # the sum of an empty file, and of a directory
 ROUNDS = 600000                # of PBKDF2 for a password
@@ -1386,6 +1391,19 @@ def held(c):
     return row
 
 
+def rows_of(c, ids):
+    """{accept_id: row} of those calculations that exist for this caller; of at most LISTED. 413 for more."""
+    found, ids, store = {}, list(ids), c.relay.store
+    if len(ids) > LISTED:
+        raise No(413, "more than %d calculations in one call" % LISTED, why="work")
+    c.relay.spend(c, ROW_WORK * len(ids))
+    for at in range(0, len(ids), 500):
+        part = ids[at:at + 500]
+        rows = store.read("SELECT %s FROM calculations WHERE user = ? AND accept_id IN (%s)" % (BRIEF, ", ".join("?" * len(part))), c.who.user, *part)
+        found.update((row["accept_id"], row) for row in rows if covers(c.who, row["site"]))
+    return found
+
+
 def make_step(c, name, row, **changes):
     """Makes a step durable. Asked again after it was made: fine. From any other state: 409."""
     step, claim = STEP[name], row["claim"]
@@ -1507,7 +1525,7 @@ def add_calcinfo(c):
         raise No(401, "command %s is not in the list of site %s" % (printable(command), site), why="command")
     if rules["users"] and c.who.user not in rules["users"]:
         raise No(403, "user %s may not use site %s" % (c.who.user, site), why="users")
-    names, patterns = check_declared(info)
+    names, patterns = check_declared(c, info)
     entries, more = check_page(info.get("parameter_files", {}), reserved=LOG_NAMES), bool(c.fields.get("more"))
     total = check_sizes(relay, entries)
     kept = kept_of(info, parameters, names, patterns)
@@ -1549,11 +1567,12 @@ def kept_of(info, parameters, names, patterns):
     return json.dumps({"parameters": parameters, "result_names": names, "result_patterns": patterns, "extra": extra}, ensure_ascii=False)
 
 
-def check_declared(info):
+def check_declared(c, info):
     """The declared results of a calc-info as (names in order, patterns); the logs are always implied. 400 if unusable."""
     names, patterns = info.get("result_files", {}), info.get("result_patterns", [])
     if not isinstance(names, (dict, list)) or not isinstance(patterns, list):
         raise No(400, "result_files is an object of names, result_patterns a list")
+    c.relay.spend(c, 2 * NAME_WORK * len(names))
     try:
         names = sorted({check_name(name) for name in names} - set(LOG_NAMES), key=parts_of)
         check_order(names, reserved=LOG_NAMES)
@@ -1605,8 +1624,10 @@ def calc_request(c):
     site, relay = c.text("site_id"), c.relay
     check_site(c, site)
     relay.v1_sites.discard((site, c.who.user))         # its last poller is one of our own
-    for accept_id, claim in c.get("have", dict, {}).items():
-        relay.renew_id(accept_id, claim)
+    have = c.get("have", dict, {})
+    for accept_id, found in rows_of(c, have).items():
+        if found["claim"] and found["claim"] == have[accept_id] and found["state"] in CLAIMED:
+            relay.renew(found)
     take, free = c.text("take"), c.get("free", int, 1 << 62)
     if not 8 <= len(take) <= 100:
         raise No(400, "take is a random text of 8 to 100 characters")
@@ -1773,9 +1794,13 @@ def drop_results(tx, seq):
 def check_results(c, row, entries):
     """400 unless every entry was declared by the workflow side (or is a log)."""
     kept = json.loads(c.relay.store.read("SELECT info FROM calculations WHERE seq = ?", row["seq"])[0]["info"])
-    wanted = declared(kept["result_names"], kept["result_patterns"])
+    patterns, exact = kept["result_patterns"], set(kept["result_names"])
+    each = sum(STAR_WORK if isinstance(pattern(text), Stars) else 1 for text in patterns)
+    c.relay.spend(c, NAME_WORK * len(exact) + sum(NAME_WORK + len(entry[0]) * each for entry in entries if entry[0] not in exact))
+    parts = [patterns[at:at + PATTERNS] for at in range(0, len(patterns), PATTERNS)] or [[]]       # more than one: of an older version
+    wanted = [declared(exact, part) for part in parts]
     for name in (entry[0] for entry in entries):
-        if not wanted(name):
+        if not any(one(name) for one in wanted):
             raise No(400, "%s is not a declared result" % name, why="undeclared")
 
 
@@ -1969,12 +1994,11 @@ def heartbeat(c):
     told = c.relay.store.read("SELECT accept_id FROM calculations WHERE site = ? AND state IN (?, ?, ?) AND user = ? AND poller = ?"
                               " AND cancel IS NOT NULL AND claim IS NOT NULL",
                               site, SENDING, SENT, RUNNING, c.who.user, c.text("poller", "")) if covers(c.who, site) else []
+    known = rows_of(c, c.need("calcs", dict))
     for accept_id, entry in c.need("calcs", dict).items():
         if not isinstance(entry, dict):
             raise No(400, "calcs is an object of objects")
-        found = c.relay.store.read("SELECT %s FROM calculations WHERE accept_id = ? AND user = ?" % BRIEF, accept_id, c.who.user)
-        if found and not covers(c.who, found[0]["site"]):
-            found = []
+        found = [known[accept_id]] if accept_id in known else []
         if found and c.relay.in_grace() and c.relay.adopt(found[0], entry.get("claim"), entry.get("phase"), c.text("poller")):
             found = c.relay.store.read("SELECT %s FROM calculations WHERE accept_id = ?" % BRIEF, accept_id)
         if not found:
@@ -2351,7 +2375,7 @@ def give_pack(c, row, kind):
     """Files N, N+1, ... back to back, whole ones, up to max_body or the first large one."""
     first, segments, total = c.number("from"), [], 0
     rows = c.relay.store.read("SELECT n, size, done, blob, at FROM files WHERE calc = ? AND kind = ? AND n >= ? ORDER BY n LIMIT ?",
-                              row["seq"], kind, first, min(PACK_FILES, c.get("count", int, PACK_FILES)))
+                              row["seq"], kind, first, min(PACK_FILES, c.number("count") if "count" in c.fields else PACK_FILES))
     for found in rows:
         if found["size"] > PACK_FILE or not found["done"] or found["blob"] is None or total + found["size"] > c.relay.conf["limits"]["max_body"]:
             break
@@ -2489,7 +2513,7 @@ def v1_add_calcinfo(c):
         if not isinstance(files, dict) or not isinstance(info.get("result_files") or {}, (dict, list)) or not isinstance(parameters, str):
             raise No(400, "parameter_files or result_files is not as it should be", http=202)
         try:
-            names, patterns = check_declared({"result_files": info.get("result_files") or {}})
+            names, patterns = check_declared(c, {"result_files": info.get("result_files") or {}})
             stage = v1_entries(files, lambda entry: entry[0] if isinstance(entry, list) and entry else None, arrival.path)
             check_order([name for name, blob in stage], reserved=LOG_NAMES)
             total = check_sizes(relay, [(name, blob.size, blob.sha256) for name, blob in stage])
@@ -2986,7 +3010,7 @@ class Call(Fields):
 
 def once(pairs):
     """A JSON object, in its order; ValueError if a key is given twice."""
-    found = collections.OrderedDict(pairs)
+    found = dict(pairs)                                # in order from 3.6 on, and small
     if len(found) != len(pairs):
         raise ValueError("a key is given twice")
     return found
@@ -3024,11 +3048,14 @@ ENCODE = json.JSONEncoder(ensure_ascii=False).encode
 
 def parse_json(data, kinds=dict):
     """A JSON object (or what kinds says), strictly: UTF-8, no key twice, no NaN. 400 otherwise."""
+    parts = data.count(b"{") + data.count(b"[")
+    if parts + data.count(b",") > PARTS:
+        raise No(413, "a body of more than %d parts" % PARTS, why="work")
     try:
         found = DECODE(data.decode("utf-8"))
         if not isinstance(found, kinds):
             raise ValueError("not an object")
-        if data.count(b"{") + data.count(b"[") > 64 and not shallow(found):
+        if parts > 64 and not shallow(found):
             raise ValueError("nested too deep")
         if b"\\u" in data:
             ENCODE(found).encode("utf-8")              # a lone surrogate ends here, not in the database
@@ -3714,7 +3741,7 @@ class Front:
                 if self.park(conn, result.key, seen):
                     return False
             except No as no:
-                result = no
+                result = no.with_traceback(None)       # else the frames, and the body in them, stay until the next sweep for cycles
                 if no.more.get("why") == "disk":
                     self.relay.note_waits((call.fields or {}).get("accept_id"), call.who.user, str(no))
                 if no.code == "0005" and call.waited:  # its token ended meanwhile: what woke it is for others
@@ -3843,7 +3870,7 @@ class Relay:
         self.open_of, self.reserved, self.stamps, self.born = collections.Counter(), 0, {}, time.monotonic()
         self.announced, self.announcing, self.twins, self.told_abnormal, self.v1_sites = {}, threading.Lock(), set(), set(), set()
         self.placing, self.counting = threading.Lock(), threading.Lock()
-        self.arriving = collections.Counter()          # bytes of fielded bodies on their way, by user
+        self.arriving, self.debts = collections.Counter(), {}            # by user: bytes of fielded bodies on their way; (work owed, since)
         self.used, self.used_told, self.failures = {}, {}, collections.OrderedDict()     # tokens; (user, address): [failed log-ins, locked until]
         self.maintenance, self.grace = None, 0.0
         if os.path.exists(os.path.join(utf8(store.folder), b"restored")):
@@ -3921,6 +3948,24 @@ class Relay:
             self.used_told.update((number, when) for when, number in due)
             self.store.write(lambda tx: tx.db.executemany("UPDATE tokens SET used = ? WHERE number = ?", due), "use", wait=False)
 
+    def spend(self, c, work):
+        """Counts work before a call does it. 413 for more than any call may ask for; 503, for the moment, if its user still owes too much:
+        whoever asks for much gets a part of one processor, whatever the number of his calls."""
+        if work < WORK_RATE // 100:
+            return
+        log("debug", None, c.name, work=work, user=c.who.user)
+        if work > WORK:
+            raise No(413, "this asks for too much work at once: fewer names, or fewer patterns of many stars", why="work")
+        with self.counting:
+            now = time.monotonic()
+            owed, since = self.debts.get(c.who.user, (0, now))
+            owed = max(0, owed - (now - since) * WORK_RATE)
+            if owed > WORK_AHEAD:
+                raise No(503, "user %s asks for much work; try again later" % c.who.user, why="work")
+            if len(self.debts) > LISTED:
+                self.debts.clear()
+            self.debts[c.who.user] = owed + work, now
+
     # -- log-ins: who guesses passwords is locked out for a while
 
     def check_failures(self, user, address, known):
@@ -3961,12 +4006,6 @@ class Relay:
             log("info", row["accept_id"], "back-in-contact", poller=row["poller"])
             self.store.write(lambda tx: tx.db.execute("UPDATE calculations SET silent = 0 WHERE seq = ?", (row["seq"],)), "contact", wait=False)
             self.front.fire(("calc", row["accept_id"]))
-
-    def renew_id(self, accept_id, claim):
-        """renew(), if that is the claim in force."""
-        found = self.store.read("SELECT %s FROM calculations WHERE accept_id = ? AND claim = ?" % BRIEF, str(accept_id), str(claim))
-        if found and found[0]["state"] in CLAIMED:
-            self.renew(found[0])
 
     def touch(self, row):
         """Bytes have moved for a calculation."""

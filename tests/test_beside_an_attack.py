@@ -1,8 +1,10 @@
 """What a token holder can do to others. An honest client stands beside each attack: it is answered as ever, and disk and memory stay flat."""
+import hashlib
 import json
 import os
 import re
 import socket
+import sqlite3
 import threading
 import time
 
@@ -80,6 +82,12 @@ def closed(sock):
         return False
     except OSError:
         return True
+
+
+def arriving(world):
+    """Fielded bodies that are on their way."""
+    top = os.path.join(world.state, "spool", "arriving")
+    return os.listdir(top) if os.path.isdir(top) else []
 
 
 class Drip(threading.Thread):
@@ -185,11 +193,11 @@ def test_a_fielded_body_is_refused_before_it_is_on_the_disk(town, what):
 def test_fielded_bodies_on_their_way_count_as_their_users_bytes(town):
     token, part = town.issue("twice"), b'{"calc-info": {"x": "' + b"QUJD" * 20000
     first = Raw(town).send(post(token, b"add-calcinfo", 60 << 20, part))
-    wait_until(lambda: os.listdir(os.path.join(town.state, "spool", "arriving")), 10)
+    wait_until(lambda: arriving(town), 10)
     assert Raw(town).send(post(token, b"add-calcinfo", 60 << 20, part)).answer() == (202, {
         "code": 429, "message": "user twice holds 0 bytes; try again later", "why": "bytes_per_user"})
     first.sock.close()
-    wait_until(lambda: not os.listdir(os.path.join(town.state, "spool", "arriving")), 10)
+    wait_until(lambda: not arriving(town), 10)
     assert Peer(town, token).code("add-calcinfo", **{"calc-info": calc_info(SITE)}) == (200, 200)
 
 
@@ -247,3 +255,93 @@ def test_a_call_that_waits_ends_with_its_token(make_world):
     accept_id = world.client().register("hello")
     assert raws[0].answer()[0] == 403
     assert raws[1].answer()[1]["accept_id"] == accept_id
+
+
+# ---- what a list or a number from outside costs: counted by the relay, not by a clock
+
+SIZES = ("empty", "one", "huge", "negative", "repeated")
+NAMES = ["n%05d" % number for number in range(25000)]
+
+
+def of_size(kind, size):
+    """A list, object or number of that size; None where there is no such."""
+    many = {"empty": [], "one": NAMES[:1], "huge": NAMES, "repeated": NAMES[:1] * 25000 if kind == "list" else None}.get(size)
+    return {
+        "number": {"empty": "", "one": 1, "huge": 10 ** 17, "negative": -1, "repeated": [1] * 1000}[size],
+        "list": many,
+        "names": many and {name: {} for name in many} if many is not None else None,
+        "files": {name: entry(b"") for name in many} if many is not None else None,
+        "claims": {name: "1.x" for name in many} if many is not None else None,
+        "beats": {name: {} for name in many} if many is not None else None,
+        "texts": {name: "why" for name in many} if many is not None else None,
+    }[kind]
+
+
+FIELDS = {                     # every list and number that a call takes: call -> {field: kind}; a dot leads into calc-info
+    "add-calcinfo": {".parameter_files": "files", ".result_files": "list", ".result_patterns": "list", ".note": "list", "total": "number"},
+    "calc-request": {"have": "claims", "free": "number", "wait": "number"},
+    "heartbeat": {"calcs": "beats", "wait": "number"},
+    "calc-end": {"exit_code": "number", "signal": "number", "started": "number", "ended": "number", "cpu": "number", "maxrss": "number"},
+    "send-results": {"result_files": "files", "missing": "texts", "refused": "texts"},
+    "files/%s/input": {"files": "files", "from": "number"},
+    "files/%s/input/pack": {"from": "number", "count": "number"},
+    "files/%s/input/0": {"offset": "number"},
+    "output": {"offset": "number", "wait": "number"},
+    "calc-progress": {"wait": "number"},
+}
+CASES = [(call, field, size) for call, fields in sorted(FIELDS.items()) for field in sorted(fields) for size in SIZES
+         if of_size(fields[field], size) is not None]
+
+
+def test_no_list_or_number_costs_more_than_a_call_may_cost(make_world):
+    world = make_world(tls=False, commands=["hello"], ini="[Server]\nloglevel = debug\n").start()
+    db = sqlite3.connect(os.path.join(world.state, "state.sqlite3"), timeout=30)
+    db.executemany("INSERT INTO tokens (hash, user, roles, sites, issued, expires) VALUES (?, ?, 'workflow remote', '', 1, 1e11)",
+                   [(hashlib.sha256(b"%d" % number).hexdigest(), "u%d" % number) for number in range(len(CASES))])
+    db.commit()
+    db.close()
+    for number, (call, field, size) in enumerate(CASES):
+        user = world.client("%d" % number)             # each of a user of his own: nobody owes for another
+        accept_id = user.register("hello", inputs={"a": b"x"}, results=["r"], allow=call not in ("files/%s/input/0", "files/%s/input", "files/%s/input/pack"))
+        fields = {"v": 2, "accept_id": accept_id, "site_id": SITE, "poller": "p", "take": os.urandom(8).hex(), "wait": 0, "request_id": os.urandom(8).hex(),
+                  "calcs": {}, "stream": "out", "offset": 0, "result": "calc end", "from": 0, "count": 1,
+                  "calc-info": {"command": "hello", "remote-site": SITE}}
+        if call in ("calc-end", "send-results"):
+            fields["claim"] = user.claim()[1]
+            user.walk(accept_id, fields["claim"], "calc-start" if call == "calc-end" else "calc-end")
+        place, value = fields["calc-info"] if field[0] == "." else fields, of_size(FIELDS[call][field], size)
+        place[field.strip(".")] = value
+        before = len(world.relay.text())
+        if call in ("output", "calc-progress") or call.endswith(("pack", "0")):
+            from urllib.parse import urlencode
+            keys = ("v", "from", "count") if call.endswith("pack") else ("v", "offset") if call.endswith("0") else tuple(fields)
+            method = "POST" if call.endswith("0") else "GET"
+            target = (call % accept_id if "%s" in call else call) + "?" + urlencode({key: fields[key] for key in keys if not isinstance(fields[key], dict)})[:8000]
+            status, data, headers = user.raw(method, target, b"y" if method == "POST" else None)
+        else:
+            status, data, headers = user.raw("POST", call % accept_id if "%s" in call else call, json.dumps(fields).encode())
+        assert status in (200, 206, 400, 404, 409, 413, 416, 422, 503), (call, field, size, status, data[:200])
+        spent = [int(work) for work in re.findall(r" work=(\d+)", world.relay.text()[before:])]
+        assert sum(spent) <= relay.WORK, (call, field, size, spent)
+        assert len(data) < 1 << 20
+    assert world.relay.alive() and "bug=" not in world.relay.text()
+
+
+def test_patterns_that_are_hard_to_match_cost_their_user_and_nobody_else(make_world):
+    world = make_world(tls=False, commands=["hello"], ini="[Server]\nloglevel = debug\n").start()
+    honest, mallory = Honest(world), world.client(world.issue("mallory"))
+    info = {"command": "hello", "remote-site": SITE}
+    add = {"v": 2, "allow": True, "request_id": "many", "calc-info": dict(info, result_patterns=["*a" * 100 + "%d" % n for n in range(1000)])}
+    assert mallory.call("POST", "add-calcinfo", add)[0] == 400
+    add["calc-info"]["result_patterns"] = add["calc-info"]["result_patterns"][:100]
+    mallory.ok("POST", "add-calcinfo", add)
+    accept_id, claim = mallory.claim()
+    mallory.walk(accept_id, claim, "calc-end")
+    for length, names, status in ((240, 50, 413), (200, 2000, 413), (200, 1, 400)):
+        files = {"a" * (length - 5) + "%05d" % number: entry(b"") for number in range(names)}
+        body = json.dumps({"v": 2, "accept_id": accept_id, "claim": claim, "result_files": files}).encode()
+        raws = [Raw(world).send(post(mallory.token, b"send-results", len(body), body)) for number in range(32)]
+        honest.is_served()
+        assert {raw.answer()[0] for raw in raws} <= {status, 400, 503}, length
+    spent = [int(work) for work in re.findall(r"send-results work=(\d+)", world.relay.text())]
+    assert spent and "bug=" not in world.relay.text()
