@@ -294,7 +294,7 @@ CASES = [(call, field, size) for call, fields in sorted(FIELDS.items()) for fiel
 
 
 def test_no_list_or_number_costs_more_than_a_call_may_cost(make_world):
-    world = make_world(tls=False, commands=["hello"], ini="[Server]\nloglevel = debug\n").start()
+    world = make_world(tls=False, commands=["hello"], ini="[Server]\nloglevel = debug\n[times]\nwait = 1s\n").start()
     db = sqlite3.connect(os.path.join(world.state, "state.sqlite3"), timeout=30)
     db.executemany("INSERT INTO tokens (hash, user, roles, sites, issued, expires) VALUES (?, ?, 'workflow remote', '', 1, 1e11)",
                    [(hashlib.sha256(b"%d" % number).hexdigest(), "u%d" % number) for number in range(len(CASES))])
