@@ -4546,6 +4546,7 @@ INTO_LOG = 'umask "$1"; shift; exec >remote_program_exec.log 2>&1; exec "$@"'
 FORM = re.compile(r"exec sh -c 'eval \"\$\(printf %b \"\$1\"\)\"' mi_distcomp '[^']*'((?: '[^']*'){4,8})\Z")
 IDENT, NUMBER, NONE = r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", r"[0-9]{1,18}", r"-"
 ENTRY = 4096                   # bytes of max_bytes that a file, a directory or an order costs, however empty
+TOLD_MOST = 1000               # results that are refused at a look and named in guard.log; of more it says how many
 LOG_MOST, LOG_KEEP = 16 << 20, 8           # bytes of guard.log after which a new one is begun; how many older ones stay
 
 
@@ -5003,7 +5004,7 @@ class Results:
     def look_through(self):
         """Judges every file; what the rules refuse is logged."""
         before = self.files if self.known() else {}
-        self.files, total = {}, 0
+        self.files, total, told = {}, 0, 0
         for parts, kind in walk(self.place, []):
             name = b"/".join(parts)
             if kind == "folder":
@@ -5017,9 +5018,12 @@ class Results:
             else:
                 self.files[name] = mark
                 total += mark[2]
-            if why:
+            told += bool(why)
+            if why and told <= TOLD_MOST:
                 guard_log(self.place.rules, "warn", self.place.ident, "outbound", refused=shown(name), why=why,
                           dry_run=self.rules["dry_run"])
+        if told > TOLD_MOST:
+            guard_log(self.place.rules, "warn", self.place.ident, "outbound", more=told - TOLD_MOST)
         marks = {name.decode("utf-8", "surrogateescape"): mark for name, mark in self.files.items()}
         text = json.dumps({"stamp": self.stamp, "files": marks})
         write_synced(self.book + b".%d" % os.getpid(), text.encode())
@@ -5078,6 +5082,8 @@ def walk(place, parts):
         os.close(fd)
     for name, mode in zip(names, kinds):
         kind = "folder" if stat.S_ISDIR(mode) else "file" if stat.S_ISREG(mode) else "other"
+        if kind == "folder" and len(b"/".join(parts + [name])) > 1000:
+            kind = "other"                             # nothing in it has a name that can travel (see plain)
         yield parts + [name], kind
         if kind == "folder":
             for one in walk(place, parts + [name]):
@@ -5174,18 +5180,18 @@ class Putting(Lane):
                 raise Refused("a bundle with something else than small files")
             data = read(size + -size % 512)[:size]
             self.came[name] = hashlib.sha256(data).hexdigest()
-            self.place.unstarted(lambda: self.store(name, data, mode, mtime))
+            self.place.unstarted(lambda: self.store(name, data, mode, mtime * 10 ** 9))
         if left[0] > 10240:
             raise Refused("a bundle that goes on behind its end")
         self.exactly(left[0])
 
     @staticmethod
     def settle(fd, size, mode, mtime):
-        """The size, mode and time of an input."""
+        """The size, mode and time (nanoseconds, exactly: by them the runner sees that an input was not touched) of an input."""
         if os.fstat(fd).st_size > size:                # of an older one
             os.ftruncate(fd, size)
         os.fchmod(fd, mode & 0o777)
-        os.utime(fd, (mtime, mtime))
+        os.utime(fd, ns=(mtime, mtime))
 
     def piece(self, offset, size, name):
         left, digest = int(size), hashlib.sha256()
@@ -5221,7 +5227,7 @@ class Putting(Lane):
 
     def finish(self, size, times, name):
         when, mode = times.split(":")
-        self.place.unstarted(lambda: self.end(name, size, int(mode, 8), float(when)))
+        self.place.unstarted(lambda: self.end(name, size, int(mode, 8), nanoseconds(when)))
 
     def end(self, name, size, mode, mtime):
         """A large input is whole."""

@@ -40,6 +40,9 @@ hard) ln %(dir)s/secret hardlink;;
 soft) ln -s %(dir)s/secret softlink; ln -s %(dir)s out;;
 slow) sleep 2;;
 hold) sleep 300;;
+deep) python3 -c 'import os
+for n in range(1500): os.mkdir("d%%04d" %% n); os.chdir("d%%04d" %% n)';;
+many) i=0; while [ $i -lt 1100 ]; do i=$((i + 1)); : >secret$i; done;;
 leave) echo $$ >../pids; env -i setsid sh -c 'trap "" TERM; sleep 300 & echo $! $$ >>../pids'; sleep 300;;
 esac
 cp a b 2>/dev/null
@@ -750,6 +753,14 @@ def test_hostile_requests_are_refused_each_with_one_line_and_change_nothing(lab,
         assert (f, contents(far, got), sorted(os.listdir(far.dir)), sorted(os.listdir(far.base))) == before
     finally:
         far.close()
+
+
+def test_directories_without_end_and_very_many_refused_results_hinder_nothing(tmp_path):
+    far = Far(tmp_path, "[outbound]\ndeny_names = secret*\n")
+    assert far.get(far.ended("work.sh deep"), b"r.txt") == b"result"
+    assert far.get(far.ended("work.sh many"), b"r.txt") == b"result"
+    text = open(far.path("base", ".mi", "guard.log"), encoding="utf-8").read()
+    assert text.count("refused=secret") <= 1001 and "more=101" in text.splitlines()[-2] + text.splitlines()[-3] + text.splitlines()[-4]
 
 
 def test_what_is_refused_is_logged_with_the_reason(far):
