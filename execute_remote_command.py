@@ -912,6 +912,15 @@ def log(level, accept_id, step, **values):
             pass                                       # a log that cannot be written must not stop the work
 
 
+def log_into(path):
+    """Log lines go to the end of that file from now on, which is opened anew (logrotate renames it). OSError: all stays as it was. '': nothing."""
+    new = open(utf8(path), "a", encoding="utf-8", errors="backslashreplace") if path else None
+    with SAY["lock"]:
+        old, SAY["log"] = SAY["log"], new or SAY["log"]
+    if new and old:
+        old.close()
+
+
 def fault(name):
     """A named point of the way. Nothing happens here: the crash tests start the program with a death in this function's place."""
 
@@ -5775,7 +5784,8 @@ def do_run(options):
 
 
 def on_term(number, frame):
-    """SIGTERM and SIGHUP end the runner as Ctrl+C does; what runs there runs on."""
+    """SIGTERM and SIGHUP end the runner as Ctrl+C does; what runs there runs on. A second one must not disturb what follows the first."""
+    signal.signal(number, lambda number, frame: None)
     end_surely(EX_INTERRUPT, LEAVE)
     raise KeyboardInterrupt
 

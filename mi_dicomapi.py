@@ -165,6 +165,15 @@ def log(level, accept_id, step, **values):
             pass                                       # a log that cannot be written must not stop the work
 
 
+def log_into(path):
+    """Log lines go to the end of that file from now on, which is opened anew (logrotate renames it). OSError: all stays as it was. '': nothing."""
+    new = open(utf8(path), "a", encoding="utf-8", errors="backslashreplace") if path else None
+    with SAY["lock"]:
+        old, SAY["log"] = SAY["log"], new or SAY["log"]
+    if new and old:
+        old.close()
+
+
 def fault(name):
     """A named point of the way. Nothing happens here: the crash tests start the program with a death in this function's place."""
 
@@ -3280,9 +3289,9 @@ class Front:
             end_surely(EX_INTERRUPT if number == signal.SIGINT else 0, LEAVE)
 
     def signalled(self, number):
-        """SIGHUP reads the ini again; SIGTERM and Ctrl+C end in order."""
+        """SIGHUP opens the log file and reads the ini again; SIGTERM and Ctrl+C end in order."""
         if number == signal.SIGHUP:
-            threading.Thread(target=self.relay.try_reload, daemon=True).start()
+            threading.Thread(target=self.relay.hang_up, daemon=True).start()
         else:
             self.stopped_by = number
             self.stop()
@@ -4357,6 +4366,14 @@ class Relay:
         except Stop as stop:
             log("error", None, "reload", refused=stop, why="the old ini stays in force")
 
+    def hang_up(self):
+        """SIGHUP: the log file anew, and the ini."""
+        try:
+            log_into(self.conf["Server"]["logfile"])
+        except OSError as error:
+            log("error", None, "logfile", refused=error, why="the old one is written on")
+        self.try_reload()
+
     def renew_certificate(self):
         """A renewed certificate is used for new connections; a broken one is not."""
         try:
@@ -4491,7 +4508,7 @@ def serve(options):
     conf, path = load(options)
     server = conf["Server"]
     if server["logfile"]:
-        SAY["log"] = open(utf8(server["logfile"]), "a", encoding="utf-8", errors="backslashreplace")
+        log_into(server["logfile"])
     context = tls_context(server)
     store = Store(server["state_dir"])
     relay = Relay(conf, path, store)

@@ -91,6 +91,7 @@ CHANGES = 4                    # times that results are read anew because they c
 DISK_PAUSE = 30                # seconds until a full disk is looked at again
 REFUSED_PAUSE = 60             # seconds until a result that the relay refuses is sent again: doubled each time ...
 REFUSED_MOST = 3600            # ... up to this
+AT_ONCE = ("paused", "hours", "jobs", "retry", "idle_exit", "poll", "keep_free", "keep_workdirs", "output", "hold", "logfile", "lang")     # at SIGHUP
 V1_AGAIN = 600                 # seconds after which a fielded relay is asked again whether it is one still
 V1_LOST_AFTER = 3600           # seconds after which a calculation of a fielded relay is ours if its calc-info was lost and nobody goes on
 LEAVE = 3                      # seconds after a signal until it ends in any case, even if nobody reads its log
@@ -920,6 +921,15 @@ def log(level, accept_id, step, **values):
             out.flush()
         except (OSError, ValueError):
             pass                                       # a log that cannot be written must not stop the work
+
+
+def log_into(path):
+    """Log lines go to the end of that file from now on, which is opened anew (logrotate renames it). OSError: all stays as it was. '': nothing."""
+    new = open(utf8(path), "a", encoding="utf-8", errors="backslashreplace") if path else None
+    with SAY["lock"]:
+        old, SAY["log"] = SAY["log"], new or SAY["log"]
+    if new and old:
+        old.close()
 
 
 def fault(name):
@@ -4581,22 +4591,41 @@ class Poller:
     """What the threads of this process share. settings: the ini's; options: the command line's."""
 
     def __init__(self, settings, options, commands, token, base):
-        self.keys, self.rules, self.options, self.commands, self.token, self.base = (
-            settings["poller"], dict(settings["outbound"]), options, commands, token, base)
-        self.own_rules = settings["outbound"]          # rules: the same within the relay's limits
-        self.folders = False                           # does the relay take empty directories?
-        self.site, self.jobs, self.retry = options["site"], options["jobs"] or self.keys["jobs"], options["retry"] or self.keys["retry"]
+        self.options, self.token, self.base, self.site, self.limits = options, token, base, options["site"], {}
+        self.obey(settings, commands)                  # also: rules, own_rules within the relay's limits; folders: does it take empty ones?
         self.held, self.idle, self.room = {}, [], threading.Condition()      # calculations by name, free Relays
         self.queues = {}                               # of batch systems, by system and environment
         self.first, self.failures, self.away, self.swept = None, 0, "", 0.0              # away: why
         self.large = None                              # {accept_id: bytes}, once that is known: see lacks()
         self.v1, self.learned = False, 0.0             # is it a fielded relay? when was it asked?
         self.gone = {}                                 # claims that the relay does not know as in force: not to be asked about before ...
-        self.output = self.keys["output"] and not (self.keys["hold"] or any(
-            self.rules[key] for key in ("deny_content", "deny_pieces", "deny_sums", "hold", "dry_run")))
         self.names = names_on_disk(base)               # read anew once an hour: with years of kept ones a look at all takes its time
         self.wake, self.outcome = os.pipe(), None
         self.asking, self.busy_at, self.stuck = None, time.monotonic(), []   # the Relay of a calc-request that is out; when there was work
+
+    def obey(self, settings, commands):
+        """Takes the ini's values into force."""
+        self.keys, self.own_rules, self.commands = settings["poller"], settings["outbound"], commands
+        self.jobs, self.retry = self.options["jobs"] or self.keys["jobs"], self.options["retry"] or self.keys["retry"]
+        self.output = self.keys["output"] and not (self.keys["hold"] or any(
+            self.own_rules[key] for key in ("deny_content", "deny_pieces", "deny_sums", "hold", "dry_run")))
+        self.limit(self.limits)
+
+    def hang_up(self):
+        """SIGHUP: the log file anew (logrotate has renamed it), and the ini. A broken one is a line in the log, and the old one stays in force."""
+        try:
+            log_into(self.keys["logfile"])
+            settings = read_ini(self.ini, KEYS)
+            commands = allow_list(self.ini, settings)
+        except (Stop, OSError) as error:
+            return log("error", None, "reload", refused=error, why="the old ini stays in force")
+        keys = settings["poller"]
+        for key in sorted(key for key in keys if key not in AT_ONCE and keys[key] != self.keys[key]):
+            log("warn", None, "reload", key=key, why="takes effect at the next start")
+            keys[key] = self.keys[key]
+        self.obey(settings, commands)
+        note_settings(self.base, settings)
+        log("info", None, "reload", ini=self.ini, commands=" ".join(sorted(command["name"] for command in commands.values())))
 
     def relay(self):
         """A Relay that nobody uses now. All share one Trust."""
@@ -4670,9 +4699,11 @@ class Poller:
 
     def limit(self, limits):
         """What is over the relay's limits stays here as what is over [outbound]'s does."""
+        rules, self.limits = dict(self.own_rules), limits
         for key in ("max_file", "max_files"):
             if isinstance(limits.get(key), int) and limits[key] > 0:
-                self.rules[key] = min(self.own_rules[key] or limits[key], limits[key])
+                rules[key] = min(rules[key] or limits[key], limits[key])
+        self.rules = rules
         self.folders = limits.get("dirs") is True
 
     def finish(self, outcome):
@@ -5218,7 +5249,7 @@ def set_up(options, settings, ini, as_program):
     if (base + b"/").startswith(b"/tmp/"):
         log("warn", None, "calc_base is below /tmp: a reboot or a cleaner may delete what was not delivered", base=shown(base))
     poller = Poller(settings, options, commands, token, base)
-    poller.lock, poller.name = lock, poller_name(base)
+    poller.lock, poller.name, poller.ini = lock, poller_name(base), ini
     note_settings(base, settings)
     if not options["verify"]:
         log("warn", None, "no_auth: THE RELAY'S CERTIFICATE IS NOT CHECKED: whoever sits in between can read token, inputs and results and "
@@ -5240,6 +5271,7 @@ def poll(poller):
     signal.set_wakeup_fd(poller.wake[1])               # whichever thread the signal reaches
     for which in codes:
         signal.signal(which, lambda which, frame: end_surely(codes[which], LEAVE))
+    signal.signal(signal.SIGHUP, lambda which, frame: None)
     relay = poller.relay()                             # 78 here, if a certificate file is unusable
     for line in ("site id = %s" % poller.site, "base url = %s" % relay.url, "token = ****"):
         poller.tell(line)
@@ -5257,6 +5289,8 @@ def poll(poller):
     which = -1
     while which and which not in codes:                # 0: finish()
         which = os.read(poller.wake[0], 1)[0]
+        if which == signal.SIGHUP:
+            poller.hang_up()
     if not which:
         if isinstance(poller.outcome, Exception):
             raise poller.outcome
@@ -5527,6 +5561,7 @@ SystemCallFilter=@system-service @pkey
 SystemCallErrorNumber=EPERM
 %(install)s"""
 SERVICE = """ExecStart=%(program)s
+ExecReload=/bin/kill -HUP $MAINPID
 Restart=always
 RestartSec=10
 RestartPreventExitStatus=64 77 78
@@ -5685,7 +5720,7 @@ def main(argv=None):
         if poller_runs(base):
             return hand_over(base, options["resend"])
     if settings["poller"]["logfile"]:
-        SAY["log"] = open(utf8(settings["poller"]["logfile"]), "a", encoding="utf-8", errors="backslashreplace")
+        log_into(settings["poller"]["logfile"])
     no_core_dump()
     try:
         poller = set_up(options, settings, ini, argv is None)

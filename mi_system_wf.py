@@ -152,6 +152,15 @@ def log(level, accept_id, step, **values):
             pass                                       # a log that cannot be written must not stop the work
 
 
+def log_into(path):
+    """Log lines go to the end of that file from now on, which is opened anew (logrotate renames it). OSError: all stays as it was. '': nothing."""
+    new = open(utf8(path), "a", encoding="utf-8", errors="backslashreplace") if path else None
+    with SAY["lock"]:
+        old, SAY["log"] = SAY["log"], new or SAY["log"]
+    if new and old:
+        old.close()
+
+
 def fault(name):
     """A named point of the way. Nothing happens here: the crash tests start the program with a death in this function's place."""
 
@@ -3495,7 +3504,9 @@ def connect(options):
 
 
 def leave(number, frame):
-    """SIGTERM: as Ctrl+C, with another exit code."""
+    """SIGTERM: as Ctrl+C, with another exit code. A second one, as of `timeout`, must not disturb what follows the first."""
+    import signal
+    signal.signal(number, lambda number, frame: None)
     end_surely(EX_TEMPFAIL, LEAVE)
     raise KeyboardInterrupt("SIGTERM")
 

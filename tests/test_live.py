@@ -121,16 +121,20 @@ def test_a_deadline_cancels_and_the_code_is_75(site, tmp_path):
     assert site.workflow("run", SITE, "talk", "--out", "out.txt", "--deadline", "60s", cwd=str(tmp_path)).returncode == 0
 
 
-@pytest.mark.parametrize("word", ["leave", "cancel"])
-def test_sigterm_leaves_the_calculation_or_cancels_it(site, tmp_path, word):
+@pytest.mark.parametrize("word, times", [("leave", 1), ("cancel", 1), ("cancel", 3)])
+def test_sigterm_leaves_the_calculation_or_cancels_it(site, tmp_path, word, times):
+    """Also when it comes more than once, as `timeout` sends it: to the process and to its group."""
     made = start(site, tmp_path, "run", SITE, "hang", "--out", "out.txt", "--on-term", word)
     text = ""
     while "running" not in text:
         text += made.stdout.readline().decode()
     accept_id = re.search(r"[0-9a-f-]{36}", text).group()
-    made.terminate()
+    for _turn in range(times):
+        made.terminate()
+        time.sleep(0.004)
     text = made.communicate(timeout=20)[0].decode()
     assert made.returncode == 75 and (("wait " + accept_id) in text) == (word == "leave"), text
+    assert accept_id in text.splitlines()[-1]
     if word == "cancel":
         wait_until(lambda: site.state_of(accept_id) == "got", 10)
     else:

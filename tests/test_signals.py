@@ -161,3 +161,50 @@ def test_output_that_nobody_reads_does_not_hold_the_workflow_side(site, tmp_path
     finally:
         os.close(out)
         os.close(into)
+
+
+def lines_of(path):
+    """How many lines of a log there are; 0 without it."""
+    return path.read_text().count("\n") if path.exists() else 0
+
+
+def test_after_logrotate_has_renamed_its_log_the_relay_writes_a_new_one(tmp_path, make_world):
+    log = tmp_path / "relay.log"
+    world = make_world(tls=False, commands=["solve"], ini="[Server]\nlogfile = %s\n" % log)
+    world.write_ini(suite.a_port())
+    made = suite.Process(RELAY, ["serve", "--ini", world.ini], str(tmp_path))
+    try:
+        wait_until(lambda: log.exists() and " listening " in log.read_text())
+        log.rename(tmp_path / "relay.log.1")
+        made.popen.send_signal(signal.SIGHUP)
+        wait_until(lambda: log.exists() and " reload " in log.read_text())
+        assert " reload " not in (tmp_path / "relay.log.1").read_text() and made.alive()
+    finally:
+        made.stop()
+
+
+def test_sighup_reopens_the_pollers_log_and_takes_the_ini_or_keeps_the_old_one(site, tmp_path):
+    log, script = tmp_path / "poller.log", tmp_path / "solve"
+    script.write_text("#!/bin/sh\necho $0 >out.txt\n")
+    script.chmod(0o755)
+    folder, path = site.poller({"other": "match = other\nargv = /bin/true"}, name="hung", ini="logfile = %s\n" % log, start=False)
+    with open(path) as text:
+        before = text.read()
+    made = suite.Process(POLLER, ["poll", "--ini", path], folder)
+    try:
+        wait_until(lambda: log.exists() and " polling " in log.read_text())
+        log.rename(tmp_path / "poller.log.1")
+        with open(path, "w") as out:
+            out.write(before + "[nonsense\n")
+        made.popen.send_signal(signal.SIGHUP)
+        wait_until(lambda: log.exists() and "the old ini stays in force" in log.read_text())
+        with open(path, "w") as out:
+            out.write(before.replace("[command other]", "[command solve]\nmatch = solve\nargv = %s\n[command other]" % script).replace("[poller]\n", "[poller]\nproxy = http://x:1\n"))
+        made.popen.send_signal(signal.SIGHUP)
+        wait_until(lambda: log.read_text().count(" reload ") == 3)
+        assert 'key=proxy why="takes effect at the next start"' in log.read_text() and "commands=\"other solve\"" in log.read_text()
+        accept_id = site.client().register("solve", results=["out.txt"])
+        wait_until(lambda: site.state_of(accept_id) == "got")
+        assert lines_of(tmp_path / "poller.log.1") and made.stop() == 0
+    finally:
+        made.kill()
