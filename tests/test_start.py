@@ -228,3 +228,56 @@ def test_the_key_line_always_names_the_ini_and_check_reads_that_one(tmp_path):
         places.words = ["check"]
         assert "rules: %s\n" % ini in places.run(*words)[1]
         places.words = checked[0]
+
+
+CLOSED = ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"]
+
+
+def closed(descriptors, name, words, **how):
+    """A program whose descriptors are closed, as old init scripts and daemonizers do."""
+    line = ["sh", "-c", 'exec "$@" ' + descriptors, "sh", suite.PYTHON, "-I", "-S", suite.script(name)] + [str(word) for word in words]
+    return subprocess.Popen(line, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=suite.clean_env(), **how)
+
+
+@pytest.mark.parametrize("descriptors", CLOSED)
+def test_relay_poller_and_workflow_side_do_their_work_with_closed_descriptors(make_world, tmp_path, descriptors):
+    """And nothing that they say gets into a file of theirs that was opened in that place."""
+    world = make_world(tls=False, commands=["solve"])
+    world.token = world.issue(suite.USER)
+    world.port = suite.a_port()
+    world.url = "http://127.0.0.1:%d" % world.port
+    world.write_ini(world.port)
+    (tmp_path / "solve").write_text("#!/bin/sh\ncat in.txt; echo said >&2; cp in.txt out.txt\n")
+    (tmp_path / "solve").chmod(0o755)
+    (tmp_path / "in.txt").write_text("input\n")
+    folder, ini = world.poller({"solve": "match = solve\nargv = %s" % (tmp_path / "solve")}, start=False)
+    relay, poller = closed(descriptors, RELAY, ["serve", "--ini", world.ini]), None
+    try:
+        suite.wait_until(lambda: suite.run(WF, "check", *world.reach()[:2], "--token-file", world.token_file()).returncode == 0 or relay.poll() is not None)
+        poller = closed(descriptors, POLLER, ["poll", "--ini", ini])
+        done = closed(descriptors, WF, ["run", SITE, "solve", "--in", "in.txt", "--out", "out.txt"] + world.reach(), cwd=str(tmp_path))
+        text = done.communicate(timeout=60)[0].decode()
+        assert done.returncode == 0 and "Traceback" not in text, text
+        assert (tmp_path / "out.txt").read_text() == (tmp_path / suite.LOGS[0]).read_text() == "input\n" and (tmp_path / suite.LOGS[1]).read_text() == "said\n"
+        assert len(json.loads(suite.run(RELAY, "list", "--all", "--json", "--ini", world.ini).stdout)) == 1
+    finally:
+        texts = []
+        for process in (poller, relay):
+            if process:
+                process.terminate()
+                texts.append((process.communicate(timeout=20)[0].decode(), process.returncode))
+    assert not any("Traceback" in text or "bug" in text for text, code in texts) and [code for text, code in texts] == [0, 0], texts
+
+
+def test_every_program_behaves_with_closed_descriptors(tmp_path):
+    ini = tmp_path / "ini"
+    ini.write_text("[Server]\nstate_dir = %s\n[poller]\ncalc_base = %s\n[ssh guard]\nbase = %s\n" % (tmp_path / "s", tmp_path / "b", tmp_path / "g"))
+    suite.run(RELAY, "token", "issue", "u", "--ini", ini)
+    for name, words in ((RELAY, ["token", "list"]), (RELAY, ["nonsense"]), (WF, ["check"]), (WF, ["status", "x"]), (POLLER, ["list"]),
+                        (POLLER, ["--help"]), (SSH, ["guard"]), (SSH, ["list"])):
+        words = words + ["--ini", ini]
+        expected = suite.run(name, *words).returncode
+        for descriptors in CLOSED[1:]:
+            done = closed(descriptors, name, words, cwd=str(tmp_path))
+            text = done.communicate(timeout=30)[0].decode()
+            assert done.returncode == expected and "Traceback" not in text and "Bad file" not in text, (name, words, descriptors, expected, done.returncode, text)
