@@ -730,7 +730,10 @@ class Collector:
 
     def by_pattern(self, tree, patterns, but=(), reserved=()):
         """Takes what the patterns ask for, but these names."""
-        asked, but, said = declared((), patterns), set(but), set()
+        but, said, found = set(but), set(), all_patterns(patterns)
+
+        def asked(text):                               # declared() would take a file with a log's name for one that was asked for
+            return any(one.match("/".join(parts_of(text))) for one in found)
 
         def below(name):
             text = name.decode("utf-8", "backslashreplace")
