@@ -125,7 +125,7 @@ def gate_keys():
             "nice": (number(0, 19), 0), "timeout": (seconds, 0.0), "grace": (seconds, 10.0),
             "jobs": (number(0, 1000), 0), "pre": (lines, ()), "post": (lines, ()), "run_as": later,
             "input_names": (patterns_of, ()), "patterns": (flag, True), "logs": (flag, True),
-            "after_stop": (one_of(*sorted(AFTER_STOP)), ""), "leftovers": later,
+            "after_stop": (one_of(*sorted(AFTER_STOP)), ""), "leftovers": (one_of("end", "leave"), "end"),
             "batch": (one_of("none", *sorted(BATCH)), "none"), "batch_options": (lines, ()),
             "batch_changeable": (batch_table, ()),
             "batch_poll": (seconds, 10.0), "batch_grace": (seconds, 600.0)},
@@ -350,6 +350,54 @@ def size_rule(rules, length, count, total):
     if rules["max_total"] and total + length > rules["max_total"]:
         return "max_total"
     return "max_files" if count >= rules["max_files"] else ""
+
+
+# Left-overs: what a command that has ended has left running in its directory
+
+def left_overs(work, since, mark):
+    """{(pid, start)} of the processes that have their current directory, or something open to write, in the
+    directory `work` (bytes). Not of those that were there before the command (start: ticks since boot,
+    `since`: its own), nor of a terminal where somebody looks around: what has a terminal must have the
+    command's mark (bytes) in its environment."""
+    found = set()
+    for pid in (name for name in os.listdir(b"/proc") if name.isdigit()):
+        top = b"/proc/" + pid + b"/"
+        try:
+            with open(top + b"stat", "rb") as text:
+                words = text.read().rpartition(b") ")[2].split()
+            if int(words[19]) < since or words[0] in b"ZX" or int(pid) == os.getpid():
+                continue
+            places = [os.readlink(top + b"cwd")]
+            for fd in os.listdir(top + b"fd"):
+                if os.lstat(top + b"fd/" + fd).st_mode & 0o200:          # open to write
+                    places.append(os.readlink(top + b"fd/" + fd))
+            mine = any((place + b"/").startswith(work + b"/") for place in places)
+            if mine and (words[4] == b"0" or has_mark(top, mark)):
+                found.add((int(pid), words[19]))
+        except OSError:
+            pass                                       # gone, or another user's
+    return found
+
+
+def has_mark(top, mark):
+    """Is mark in the environment of the process with the directory `top` below /proc?"""
+    with open(top + b"environ", "rb") as text:
+        return mark in text.read().split(b"\0")
+
+
+def end_left_overs(work, since, mark, grace):
+    """Ends left_overs(): SIGTERM, after `grace` seconds SIGKILL. Returns (how many there were, the pids of
+    what does not end)."""
+    told, until = set(), time.monotonic() + grace
+    while True:
+        there, now = left_overs(work, since, mark), time.monotonic()
+        if not there or now > until + KILL_TRIES:
+            return len(told), sorted(pid for pid, start in there)
+        for pid, start in there if now > until else there - told:
+            signal_to(pid, signal.SIGKILL if now > until else signal.SIGTERM)
+            signal_to(pid, signal.SIGCONT)
+        told |= there
+        time.sleep(0.05)
 
 
 # What leaves: the results of a command that has ended
@@ -785,6 +833,13 @@ class Collector:
         self.rule(name, name_rule(self.rules, name))
         self.found.append(self.judge(tree, name, real, False))
         self.total += self.found[-1].size
+
+    def drop(self, names):
+        """These have changed again and again: they stay here."""
+        self.changing = set(self.changing) | names
+        self.found = [result for result in self.found if result.name not in names]
+        for name in sorted(names):
+            self.keep(name, Stays("changing"), name in self.named)
 
     def enough(self, length):
         """Stays, if one more of this length is over a limit."""

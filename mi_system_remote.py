@@ -87,7 +87,7 @@ PROGRAM, VERSION = "mi_system_remote", "1.0"
 POLL_WAIT = 50                 # seconds that a calc-request or heartbeat may wait at the relay (proxies cut at 60)
 PAGE = 2000                    # entries of a manifest in one call
 MAX_INPUTS = 200000            # input files of a calculation; a relay that sends more is refused
-CHANGES = 4                    # times that results are read anew because they change while they are sent
+ROUNDS = 50                    # times that results are looked at anew because some change while they are sent
 DISK_PAUSE = 30                # seconds until a full disk is looked at again
 REFUSED_PAUSE = 60             # seconds until a result that the relay refuses is sent again: doubled each time ...
 REFUSED_MOST = 3600            # ... up to this
@@ -136,7 +136,7 @@ def gate_keys():
             "nice": (number(0, 19), 0), "timeout": (seconds, 0.0), "grace": (seconds, 10.0),
             "jobs": (number(0, 1000), 0), "pre": (lines, ()), "post": (lines, ()), "run_as": later,
             "input_names": (patterns_of, ()), "patterns": (flag, True), "logs": (flag, True),
-            "after_stop": (one_of(*sorted(AFTER_STOP)), ""), "leftovers": later,
+            "after_stop": (one_of(*sorted(AFTER_STOP)), ""), "leftovers": (one_of("end", "leave"), "end"),
             "batch": (one_of("none", *sorted(BATCH)), "none"), "batch_options": (lines, ()),
             "batch_changeable": (batch_table, ()),
             "batch_poll": (seconds, 10.0), "batch_grace": (seconds, 600.0)},
@@ -361,6 +361,54 @@ def size_rule(rules, length, count, total):
     if rules["max_total"] and total + length > rules["max_total"]:
         return "max_total"
     return "max_files" if count >= rules["max_files"] else ""
+
+
+# Left-overs: what a command that has ended has left running in its directory
+
+def left_overs(work, since, mark):
+    """{(pid, start)} of the processes that have their current directory, or something open to write, in the
+    directory `work` (bytes). Not of those that were there before the command (start: ticks since boot,
+    `since`: its own), nor of a terminal where somebody looks around: what has a terminal must have the
+    command's mark (bytes) in its environment."""
+    found = set()
+    for pid in (name for name in os.listdir(b"/proc") if name.isdigit()):
+        top = b"/proc/" + pid + b"/"
+        try:
+            with open(top + b"stat", "rb") as text:
+                words = text.read().rpartition(b") ")[2].split()
+            if int(words[19]) < since or words[0] in b"ZX" or int(pid) == os.getpid():
+                continue
+            places = [os.readlink(top + b"cwd")]
+            for fd in os.listdir(top + b"fd"):
+                if os.lstat(top + b"fd/" + fd).st_mode & 0o200:          # open to write
+                    places.append(os.readlink(top + b"fd/" + fd))
+            mine = any((place + b"/").startswith(work + b"/") for place in places)
+            if mine and (words[4] == b"0" or has_mark(top, mark)):
+                found.add((int(pid), words[19]))
+        except OSError:
+            pass                                       # gone, or another user's
+    return found
+
+
+def has_mark(top, mark):
+    """Is mark in the environment of the process with the directory `top` below /proc?"""
+    with open(top + b"environ", "rb") as text:
+        return mark in text.read().split(b"\0")
+
+
+def end_left_overs(work, since, mark, grace):
+    """Ends left_overs(): SIGTERM, after `grace` seconds SIGKILL. Returns (how many there were, the pids of
+    what does not end)."""
+    told, until = set(), time.monotonic() + grace
+    while True:
+        there, now = left_overs(work, since, mark), time.monotonic()
+        if not there or now > until + KILL_TRIES:
+            return len(told), sorted(pid for pid, start in there)
+        for pid, start in there if now > until else there - told:
+            signal_to(pid, signal.SIGKILL if now > until else signal.SIGTERM)
+            signal_to(pid, signal.SIGCONT)
+        told |= there
+        time.sleep(0.05)
 
 
 # What leaves: the results of a command that has ended
@@ -796,6 +844,13 @@ class Collector:
         self.rule(name, name_rule(self.rules, name))
         self.found.append(self.judge(tree, name, real, False))
         self.total += self.found[-1].size
+
+    def drop(self, names):
+        """These have changed again and again: they stay here."""
+        self.changing = set(self.changing) | names
+        self.found = [result for result in self.found if result.name not in names]
+        for name in sorted(names):
+            self.keep(name, Stays("changing"), name in self.named)
 
     def enough(self, length):
         """Stays, if one more of this length is over a limit."""
@@ -3540,6 +3595,8 @@ JA = {                         # what a person reads, in Japanese
     "[command %s] input_names does not allow %s": "[command %s] の input_names は %s を許していません",
     "[command %s] gives results by name only (patterns = no)": "[command %s] の結果は名前での指定だけに応じます (patterns = no)",
     "changed after it was judged": "判定した後に変わりました",
+    "%s: no lock can be had on this file system (%s); set [poller] calc_base to a directory on another one":
+        "%s: このファイルシステムではロックを取得できません (%s)。[poller] calc_base に別のファイルシステム上のディレクトリを設定してください",
 }
 
 
@@ -4119,13 +4176,26 @@ def in_batch(poller, calc):
         pause = min(pause * 1.5, 1.0 if state == "running" else 2.0)
 
 
+def tidy_up(calc):
+    """6. Ends what the command has left running in its directory (leftovers = end)."""
+    child, command = read_note(calc.path(b"child")), calc.command or {"leftovers": "end", "grace": KEYS["command *"]["grace"][1]}
+    if command["leftovers"] == "leave" or child is None or child.boot != boot_id() or child.host != os.uname().nodename or not child.start.isdigit():
+        return
+    count, left = end_left_overs(calc.work, int(child.start), b"MI_RUN=" + calc.run.encode(), command["grace"])
+    if count:
+        log("warn", calc.accept_id, "6 left-overs ended", processes=count, still_there=" ".join(map(str, left)) or "none")
+
+
 def wait_for_end(poller, calc):
     """6. Waits for the command's end, then `post`, and writes the journal's "ended"."""
     calc.phase, calc.command = "running", calc.command or poller.commands.get(calc.info["command"])
     state, detail, why = (in_batch if read_batch(calc.control) else on_this_host)(poller, calc)
     if calc.child is not None:
         calc.child.wait()
-    beside(calc, "post")
+    tidy_up(calc)
+    if calc.command and calc.command["post"]:
+        beside(calc, "post")
+        tidy_up(calc)
     child, end, code = read_note(calc.path(b"child")), read_note(calc.path(b"end")), detail if state == "ended" else None
     reason = why or (detail if state == "lost" else "could not be started" if code is None else calc.beside)
     reason = reason or disk_was_full(calc, code)
@@ -4271,18 +4341,19 @@ def tell_end(calc, relay):
 
 
 def looks(calc, rules, kinds):
-    """7. Collectors of one calculation, one after the other, as long as results change while they are sent: what has changed twice is left
-    out. Whoever asks for the next one says by its Sources' `changed` what did. ValueError if there is no end to it."""
-    known, once, changing = {}, set(), set()
-    for turn in range(CHANGES):
+    """7. Collectors of one calculation, one after the other, as long as results change while they are sent. From the second time on, what
+    has changed is left out for good (`changing`); from the third on, also what is another one at each look. ValueError if there is no end to it."""
+    known, before, changing = {}, {}, set()
+    for turn in range(ROUNDS):
         found = collect(calc, rules, kinds, known, changing)
+        if turn > 1:
+            found.drop({result.name for result in found.found if before.get(result.name, result.digest) != result.digest})
+            changing.update(found.changing)
         yield found
-        known = found.known
         now = {result.name for result in found.found if result.path.changed}
-        changing |= now & once if turn < CHANGES // 2 else now
-        once |= now
-        for name in now:
-            known.pop(name, None)
+        changing |= now if turn else set()
+        known = {name: entry for name, entry in found.known.items() if name not in now}
+        before = {result.name: result.digest for result in found.found}
         log("warn", calc.accept_id, "7 changed while it was sent", names=" ".join(sorted(now))[:300])
     raise ValueError("results change again and again")
 
@@ -5128,7 +5199,9 @@ def lock_base(base):
     lock = open(os.path.join(base, b".mi", b"lock"), "a+")
     try:
         fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except OSError as error:
+        if error.errno not in (errno.EAGAIN, errno.EACCES):
+            raise no_lock(base, error)
         lock.seek(0)
         raise Stop(EX_TEMPFAIL, _("%s: in use by another poller (%s); stop it, or give this one its own calc_base")
                    % (shown(base), lock.read(200).strip()))
@@ -5136,6 +5209,22 @@ def lock_base(base):
     lock.write("pid %d on %s\n" % (os.getpid(), os.uname().nodename))
     lock.flush()
     return lock
+
+
+def probe_locks(base):
+    """78 if the file system of calc_base refuses the locks that submissions to a batch system need."""
+    import fcntl
+    with open(os.path.join(base, b".mi", b"locks"), "ab") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise no_lock(base, error)
+
+
+def no_lock(base, error):
+    """What is said where locks are refused; ENOSYS, ENOLCK ... do not mean that somebody else has it."""
+    return Stop(EX_CONFIG, _("%s: no lock can be had on this file system (%s); set [poller] calc_base to a directory on another one")
+                % (shown(base), error.strerror))
 
 
 def poller_name(base):
@@ -5249,6 +5338,8 @@ def set_up(options, settings, ini, as_program):
         log("warn", None, "ignored", word=word, why=why)
     base = open_base(options["calc_base"])
     lock = lock_base(base)
+    if any(command["batch"] != "none" for command in commands.values()):
+        probe_locks(base)
     if (base + b"/").startswith(b"/tmp/"):
         log("warn", None, "calc_base is below /tmp: a reboot or a cleaner may delete what was not delivered", base=shown(base))
     poller = Poller(settings, options, commands, token, base)

@@ -1,0 +1,206 @@
+"""What leaves of a calculation's directory: only the bytes that were judged, and nothing is written to any more when they are."""
+import errno
+import fcntl
+import hashlib
+import os
+import subprocess
+import threading
+import time
+
+import pytest
+
+import suite
+from suite import SITE, wait_until
+
+gate = suite.module("mi_system_remote.py")
+RULES = {"max_file": 0, "max_total": 0, "max_files": 200000, "allow_names": ["*"], "deny_names": [], "deny_sums": [], "deny_content": [], "dry_run": False,
+         "scan_timeout": 10.0}
+
+
+def collected(folder, patterns=("**",), names=(), **rules):
+    """(the Collector of a directory, its Tree)."""
+    tree = gate.Tree(os.fsencode(str(folder)))
+    found = gate.Collector(dict(RULES, **rules), lambda *words: None)
+    found.by_name(tree, names, gate.LOG_NAMES)
+    if patterns:
+        found.by_pattern(tree, patterns, names, gate.LOG_NAMES)
+    return found.ordered(), tree
+
+
+def content(result):
+    with result.path.open() as source:
+        return bytes(source.read(result.size + 1))
+
+
+@pytest.mark.parametrize("rule", [{"deny_sums": [hashlib.sha256(b"S" * 4096).hexdigest()]}, {"deny_content": ["S"]}])
+def test_a_writer_that_swaps_bytes_gets_none_out_that_were_not_judged(tmp_path, rule):
+    path, over, left = tmp_path / "r", threading.Event(), 10000 if "deny_sums" in rule else 200
+    path.write_bytes(b"P" * 4096)
+    stamp = os.stat(str(path)).st_mtime_ns
+
+    def swap():
+        with open(str(path), "r+b", 0) as out:
+            while not over.is_set():
+                for letter in (b"S", b"P"):
+                    out.seek(0)
+                    out.write(letter * 4096)
+                    os.utime(str(path), ns=(stamp, stamp))
+
+    threading.Thread(target=swap, daemon=True).start()
+    outcomes = {"left": 0, "stayed": 0, "changed": 0}
+    for turn in range(left):
+        found, tree = collected(tmp_path, **rule)
+        try:
+            data = content(found.found[0]) if found.found else None
+            outcomes["stayed" if data is None else "left"] += 1
+            assert data is None or data == b"P" * 4096 or hashlib.sha256(data).digest() == found.found[0].digest and b"S" * 4096 != data
+        except ValueError:
+            outcomes["changed"] += 1
+        tree.close()
+    over.set()
+    assert outcomes["stayed"] + outcomes["changed"] and outcomes["left"], outcomes
+
+
+def test_each_piece_of_a_large_result_is_compared_when_it_leaves(tmp_path):
+    path = tmp_path / "r"
+    data = os.urandom(3 * gate.PIECE + 5)
+    path.write_bytes(data)
+    found, tree = collected(tmp_path)
+    assert found.found[0].sum256 == hashlib.sha256(data).hexdigest() and content(found.found[0]) == data
+    with open(str(path), "r+b") as out:
+        out.seek(2 * gate.PIECE + 7)
+        out.write(b"x" if data[2 * gate.PIECE + 7:][:1] != b"x" else b"y")
+    with found.found[0].path.open() as source:
+        assert bytes(source.read(2 * gate.PIECE)) == data[:2 * gate.PIECE]
+        with pytest.raises(ValueError):
+            source.read(1)
+    assert found.found[0].path.changed
+    path.unlink()
+    with pytest.raises(ValueError):
+        found.found[0].path.open()
+    tree.close()
+
+
+def test_a_link_that_comes_between_looking_and_sending_leads_nowhere(tmp_path):
+    inside = tmp_path / "top" / "d"
+    inside.mkdir(parents=True)
+    (inside / "r").write_text("right")
+    (tmp_path / "else").mkdir()
+    (tmp_path / "else" / "r").write_text("right")
+    found, tree = collected(tmp_path / "top")
+    tree.last = None, -1
+    (tmp_path / "top" / "moved").mkdir()
+    inside.rename(tmp_path / "top" / "moved" / "d")
+    inside.symlink_to(tmp_path / "else")
+    with pytest.raises(ValueError):
+        found.found[0].path.open()
+    tree.close()
+
+
+@pytest.mark.parametrize("rules, patterns, names, leaves, codes", [
+    ({}, ["**"], [], {"a", "b", "l", "s/c"}, {}),
+    ({"deny_names": ["a"]}, ["**"], [], {"s/c"}, {"refused": (3, [])}),                   # the file, its hard link, a link to it
+    ({"deny_names": ["b"]}, [], ["a", "l"], set(), {"refused": (2, ["a", "l"])}),         # its other name is denied
+    ({"deny_names": ["s"]}, ["s/"], [], set(), {"refused": (1, [])}),
+    ({"max_file": 1}, ["**"], [], set(), {"limit": (4, ["a", "b", "l", "s/c"])}),
+    ({"deny_content": ["TENT$"]}, ["**"], [], {"a", "b", "l", "s/c"}, {}),
+    ({"deny_content": ["(?i)CONTENT"]}, ["s/*"], [], set(), {"refused": (1, [])}),
+    ({"deny_content": ["(?i)CONTENT"], "dry_run": True}, ["s/*"], [], {"s/c"}, {})])
+def test_the_rules_hold_for_every_name_of_a_file(tmp_path, rules, patterns, names, leaves, codes):
+    (tmp_path / "a").write_text("content")
+    os.link(str(tmp_path / "a"), str(tmp_path / "b"))
+    (tmp_path / "l").symlink_to("a")
+    (tmp_path / "s").mkdir()
+    (tmp_path / "s" / "c").write_text("content")
+    found, tree = collected(tmp_path, patterns, names, **rules)
+    tree.close()
+    assert {result.name for result in found.found} == leaves
+    assert {code: (entry["count"], sorted(entry["names"])) for code, entry in found.verdicts.items()} == codes
+
+
+def test_directories_that_link_to_one_another_have_an_end(tmp_path):
+    for one in range(30):
+        (tmp_path / ("d%d" % one)).mkdir()
+        (tmp_path / ("d%d" % one) / "x").write_text(str(one))
+        for other in range(30):
+            if other != one:
+                (tmp_path / ("d%d" % one) / ("l%d" % other)).symlink_to("../d%d" % other)
+    found, tree = collected(tmp_path, ["d0/", "d1/"])
+    tree.close()
+    assert {"d0/x", "d1/x", "d0/l1/x", "d1/l29/x"} <= {result.name for result in found.found} and set(found.verdicts) == {"special"}
+
+
+def running(text):
+    """The pids of processes whose command line holds text."""
+    return [int(pid) for pid in subprocess.run(["pgrep", "-f", text], stdout=subprocess.PIPE).stdout.split()]
+
+
+LEFT = """#!/bin/sh
+echo first >log.txt
+(while :; do echo more >>log.txt; sleep 0.01; done) &
+cd /
+(exec 3>>"$CALC_DIR/held.txt"; exec sleep 4712) &
+env -i setsid sh -c 'trap "" TERM; exec 4>>"$1/deaf.txt"; sleep 4713 & while :; do sleep 1; done' sh "$CALC_DIR" &
+setsid sleep 4714 &
+echo $! >%s
+sleep 0.3
+"""
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_what_a_command_leaves_running_in_its_directory_is_ended_and_all_else_is_left_alone(tmp_path, keep):
+    world = suite.World(tmp_path / "world", tls=False, commands=["left"]).start()
+    script = tmp_path / "left.sh"
+    script.write_text(LEFT % (tmp_path / "pid"))
+    script.chmod(0o755)
+
+    def there(number):
+        return running("sleep %d" % number)
+
+    try:
+        poller = world.poller({"left": "match = left\nargv = %s\ngrace = 1s\n%s" % (script, "leftovers = leave\n" if keep else "")})
+        done = world.workflow("run", SITE, "left", "--out", "held.txt", "--out", "deaf.txt", *(() if keep else ("--out", "log.txt")), cwd=str(tmp_path))
+        assert done.returncode == 0, done.stdout + poller.text()
+        assert bool(there(4712)) == keep and there(4714) and ("left-overs ended processes=" in poller.text()) != keep, poller.text()
+        if not keep:
+            assert not there(4713)
+    finally:
+        world.close()
+        for pid in there(4712) + there(4713) + there(4714) + running(str(tmp_path)):
+            os.kill(pid, 9)
+
+
+@pytest.mark.parametrize("number, code", [(errno.ENOLCK, 78), (errno.ENOSYS, 78), (errno.EAGAIN, 75), (errno.EACCES, 75)])
+def test_locks_that_are_refused_are_not_somebody_elses(tmp_path, monkeypatch, number, code):
+    (tmp_path / ".mi").mkdir()
+
+    def refuse(*words):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "lockf", refuse)
+    with pytest.raises(gate.Stop) as stop:
+        gate.lock_base(os.fsencode(str(tmp_path)))
+    assert stop.value.code == code and ("no lock" in str(stop.value)) == (code == 78)
+
+
+def test_results_that_change_again_and_again_do_not_hold_the_rest_back(tmp_path):
+    world = suite.World(tmp_path / "world", tls=False, commands=["restless"]).start()
+    script = tmp_path / "restless.py"
+    script.write_text("#!%s\nimport os, subprocess, sys\nopen('still', 'w').write('x')\n"
+                      "for n in range(12): open('r%%d' %% n, 'w').write('0' * 50000)\n"
+                      "code = 'import sys, time, itertools\\nuntil = time.time() + 40\\n'\\\n"
+                      "       'for turn in itertools.count():\\n for n in range(12):\\n  open(\"%%s/r%%d\" %% (sys.argv[1], n), \"r+\").write(str(turn %% 10) * 50000)\\n'\\\n"
+                      "       ' if time.time() > until: break\\n'\n"
+                      "subprocess.Popen([sys.executable, '-c', code, os.getcwd()], cwd='/', start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)\n"
+                      "import time; time.sleep(0.3)\n" % suite.PYTHON)
+    script.chmod(0o755)
+    try:
+        world.poller({"restless": "match = restless\nargv = %s\nleftovers = leave\n" % script})
+        begun = time.monotonic()
+        done = world.workflow("run", SITE, "restless", "--out", "**", "--json", cwd=str(tmp_path))
+        assert done.returncode == 65 and (tmp_path / "still").read_text() == "x" and "changing" in done.stdout, done.stdout
+        assert time.monotonic() - begun < 35
+    finally:
+        world.close()
+        for pid in running(str(tmp_path)):
+            os.kill(pid, 9)
