@@ -3820,7 +3820,7 @@ def on_disk(base, names=None):
         try:
             with open(os.path.join(base, b".mi", utf8(name), b"order.json"), "rb") as text:
                 order = json.loads(text.read().decode("utf-8"))
-            if not isinstance(order["calc-info"]["command"], str) or not {"accept_id", "claim", "protocol", "site", "t"} <= set(order):
+            if not isinstance(order["calc-info"]["command"], str) or not {"accept_id", "claim", "protocol", "t"} <= set(order):
                 raise ValueError("something is missing in order.json")
             found.append(Calculation(base, name, order))
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
