@@ -1983,7 +1983,7 @@ class Relay:
 
     def call(self, method, name, fields, wait=0, whole=False):
         """One call, once. fields go into the query (GET) or the body. wait: seconds that the relay may take before it answers."""
-        timeout = self.in_time(wait + 30)
+        timeout = wait + self.in_time(30)              # what the relay is asked to wait is no matter of patience
         if method == "GET":
             from urllib.parse import urlencode
             return self.answer(self.exchange(method, name + "?" + urlencode(fields), timeout=timeout), timeout, whole)
