@@ -3751,7 +3751,7 @@ class Front:
                     return False
             except No as no:
                 result = no.with_traceback(None)       # else the frames, and the body in them, stay until the next sweep for cycles
-                if no.more.get("why") == "disk":
+                if no.more.get("why") == "disk" and call.who:
                     self.relay.note_waits((call.fields or {}).get("accept_id"), call.who.user, str(no))
                 if no.code == "0005" and call.waited:  # its token ended meanwhile: what woke it is for others
                     self.fire(call.waited)

@@ -136,6 +136,38 @@ def other_site(scene):
     return world.client(token).call("POST", "calc-request", {"v": 2, "site_id": SITE, "take": "12345678", "wait": 0})[0] == 403
 
 
+def fielded_other_site(scene):
+    """A fielded call, with a token of another site of the same user."""
+    accept_id = scene.relay().client().register("hello")
+    token = scene.world.issue("alice", "--sites", "u-other")
+    return scene.world.client(token).call("GET", "calc-status", {"accept_id": accept_id})[1]["code"] == 400
+
+
+def fielded_body(scene):
+    """More than its user may hold: answered before it has come."""
+    token = scene.relay().issue("u" + os.urandom(4).hex())
+    raw = Raw(scene.world).send(b"POST " + BASE + b"add-calcinfo HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nAuthorization: Bearer %s\r\n"
+                                b"Content-Length: 90000000\r\n\r\n{" % token.encode())
+    raw.sock.settimeout(3)
+    try:
+        return raw.sock.recv(12) == b"HTTP/1.1 202"
+    except OSError:
+        return False
+
+
+def kept_keys(scene):
+    """A registration that says what only the relay says."""
+    client = scene.someone()
+    client.ok("POST", "add-calcinfo", {"v": 2, "request_id": "r", "allow": True, "calc-info": {"command": "hello", "remote-site": SITE, "rerun": 7}})
+    found = client.ok("POST", "calc-request", {"v": 2, "site_id": SITE, "poller": "p", "take": "take-it-now", "wait": 0})
+    return "rerun" not in found["calc-info"]
+
+
+def many_parts(scene):
+    """A body that grows to a hundred times its length in memory."""
+    return scene.someone().call("POST", "finish", {"v": 2, "accept_id": "x", "x": [{}] * 300000})[0] == 413
+
+
 def too_many(scene):
     world, user = scene.relay(), None
     user = world.client(world.issue("greedy"))
@@ -288,6 +320,10 @@ DEFENCES = {
     "roles": (role, [(RELAY, "        if call.route.role:\n            call.check_role", "        if False:\n            call.check_role")]),
     "another user": (other_user, [(RELAY, 'if (row["user"] == c.who.user or OPERATOR in c.who.roles) and covers(', "if covers(")]),
     "another site": (other_site, [(RELAY, "    check_site(c, site)\n    relay.v1_sites", "    relay.v1_sites")]),
+    "another site, fielded": (fielded_other_site, [(RELAY, 'return found[0] if found and covers(c.who, found[0]["site"]) else None', "return found[0] if found else None")]),
+    "fielded bodies before they come": (fielded_body, [(RELAY, "                check(c, self.length + c.relay.arriving[self.user])\n", "")]),
+    "keys that are the relay's": (kept_keys, [(RELAY, '"result_files", "result_patterns", "rerun")', '"result_files", "result_patterns")')]),
+    "bodies of many parts": (many_parts, [(RELAY, '    if parts + data.count(b",") > PARTS:\n', "    if False:\n")]),
     "calculations per user": (too_many, [(RELAY, "    if most and relay.open_of[user] >= most:\n", "    if False:\n")]),
     "bytes per user": (too_much, [(RELAY, "    if most and used + total > most:\n", "    if False:\n")]),
     "room on the disk": (whole_disk, [(RELAY, '    if store.free() - relay.reserved - sum(relay.arriving.values()) - total < store.keep_free(relay.conf["limits"]["spool_free"]):\n', "    if False:\n")]),
