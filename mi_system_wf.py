@@ -3078,6 +3078,7 @@ def v1_lost(accept_id, text):
 
 def v1_place(to, accept_id, wanted):
     """(Target, an empty directory in it for what arrives). 74 if a result could not be put in its place: it can be fetched only once."""
+    folder = None
     try:
         folder = Target(to, accept_id, wanted.agreed)
         for name in tuple(wanted.names) + LOG_NAMES:
@@ -3086,6 +3087,8 @@ def v1_place(to, accept_id, wanted):
         os.makedirs(stage, 0o700, exist_ok=True)
         v1_empty(stage)
     except (OSError, NotStored) as error:
+        if folder is not None:
+            folder.close(True)
         name = getattr(error, "name", getattr(error, "filename", None)) or utf8(to)
         raise Stop(EX_IOERR, "%s: %s: %s" % (accept_id, name.decode("utf-8", "replace"), getattr(error, "strerror", None) or error))
     return folder, stage
