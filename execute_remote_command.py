@@ -2993,14 +2993,19 @@ def spend(place, most):
 # ---- tar, as little of it as bundles need ----
 
 def octal(number):
-    """A tar field of twelve bytes: octal, or, where that is too long, GNU's binary form."""
-    return b"%011o\0" % number if number < 8 ** 11 else b"\x80" + number.to_bytes(11, "big")
+    """A tar field of twelve bytes: octal, or, where that is too long or below zero, GNU's binary form."""
+    if 0 <= number < 8 ** 11:
+        return b"%011o\0" % number
+    return (b"\x80" if number > 0 else b"\xff") + (number % (1 << 88)).to_bytes(11, "big")
 
 
-def number_in(field):
-    """The number in a tar field, which is never below zero (int() takes signs and underscores, too). ValueError if it is none."""
+def number_in(field, signed=False):
+    """The number in a tar field, which is below zero only where it may be (signed: a time before 1970; int() takes signs and
+    underscores, too). ValueError if it is none."""
     if field[0] == 128:
         return int.from_bytes(field[1:], "big")
+    if signed and field[0] == 255:
+        return int.from_bytes(field, "big", signed=True)
     if not re.match(rb" *[0-7]*[ \0]*\Z", field):
         raise ValueError("a tar header with a number that is none")
     return int(field.strip(b" \0") or b"0", 8)
@@ -3041,7 +3046,7 @@ def tar_members(read, whole=True):
             long_name = read(size + -size % 512)[:size].rstrip(b"\0")
             continue
         name, long_name = long_name or block[:100].rstrip(b"\0"), None
-        yield name, size, number_in(block[136:148]), number_in(block[100:108]), kind
+        yield name, size, number_in(block[136:148], signed=True), number_in(block[100:108]), kind
 
 
 def plain(name):
