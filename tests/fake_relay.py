@@ -24,7 +24,8 @@ class Fake(socketserver.ThreadingMixIn, http.server.HTTPServer):
     """results: {NAME: bytes}. misbehave(request): None to go on in order, or an answer of its own (status, bytes, headers); may raise Cut.
 
     calls: [(method, name, query)]; uploads: {number: bytes}; given: the request bodies as dicts; info: more fields of result-info;
-    answers: {name: fields} instead of the usual answer; max_body: of `version`."""
+    answers: {name: fields} instead of the usual answer; max_body: of `version`. For pollers: orders, handed out one after the other;
+    pieces: [(entry in the manifest, offset, bytes)] of results as they came; unjudged: names that came whole with another sum; ended: end-sends."""
 
     daemon_threads, request_queue_size = True, 50
 
@@ -32,6 +33,7 @@ class Fake(socketserver.ThreadingMixIn, http.server.HTTPServer):
         self.results, self.misbehave = dict(sorted((results or {}).items())), misbehave or (lambda request: None)
         self.calls, self.uploads, self.done, self.given, self.info, self.answers, self.max_body = [], {}, set(), [], {}, {}, 16 << 20
         self.manifest, self.asked = [], set()
+        self.orders, self.pieces, self.unjudged, self.ended = [], [], [], 0
         http.server.HTTPServer.__init__(self, ("127.0.0.1", 0), Request)
         self.url = "http://127.0.0.1:%d" % self.server_port
         threading.Thread(target=self.serve_forever, args=(0.05,), daemon=True).start()
@@ -121,6 +123,15 @@ class Request(http.server.BaseHTTPRequestHandler):
         if self.name == "allow-wait-calc":
             left = [n for n in range(len(server.manifest)) if n not in server.done]
             return self.no(409, incomplete=left[:10000]) if left else self.ok()
+        if self.name == "calc-request":
+            return self.ok(**server.orders.pop(0)) if server.orders else self.no("0300")
+        if self.name == "send-results":
+            server.manifest, server.uploads, server.done = list(fields["result_files"].items()), {}, set()
+            return self.ok()
+        if self.name == "end-send":
+            left = [n for n, (name, told) in enumerate(server.manifest) if n not in server.done and not name.endswith("/")]
+            server.ended += not left
+            return self.no(409, incomplete=left) if left else self.ok()
         if self.name == "calc-progress":
             return self.ok(progress="got return", status="completed", stamp="9", out_of_contact=None, queue=None)
         if self.name == "get-calc-result":
@@ -133,12 +144,15 @@ class Request(http.server.BaseHTTPRequestHandler):
 
     def files(self, kind, which):
         server = self.server
-        if kind == "input":
+        if kind == "input" or "claim" in self.query and which:
             if which == "pack":
                 first = int(self.query["from"])
                 for n in range(first, first + int(self.query["count"])):
                     server.uploads[n] = self.take(server.manifest[n][1]["size"])
+                    server.pieces.append((server.manifest[n], 0, server.uploads[n]))
                     server.done.add(n)
+                    if entry(server.uploads[n])["sha256"] != server.manifest[n][1]["sha256"]:
+                        server.unjudged.append(server.manifest[n][0])
                 return self.ok(complete=True)
             number = int(which)
             size, have = server.manifest[number][1]["size"], server.uploads.setdefault(number, b"")
@@ -148,8 +162,10 @@ class Request(http.server.BaseHTTPRequestHandler):
                 return self.no(409, offset=len(have))
             while self.left:
                 server.uploads[number] += self.take(min(self.left, 65536))
+            server.pieces.append((server.manifest[number], len(have), server.uploads[number][len(have):]))
             have = server.uploads[number]
             if len(have) == size and entry(have)["sha256"] != server.manifest[number][1]["sha256"]:
+                server.unjudged.append(server.manifest[number][0])
                 server.uploads[number] = b""
                 return self.no(422)
             if len(have) == size:
