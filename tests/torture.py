@@ -8,6 +8,7 @@ usage: torture.py [--calculations N] [--minutes M] [--seed S] [--modules K] [--o
 Prints a summary as JSON; exit code 1 if anything was violated. Full disks and reboots need root or user namespaces (unshare)."""
 import argparse
 import collections
+import concurrent.futures
 import fcntl
 import json
 import os
@@ -42,6 +43,7 @@ def named(text):
 
 
 AFTER_A_RESTORE = {"hand over", "handed over", "control gone"}             # test_restored_relay.py
+AFTER_AN_UPGRADE = {"old state kept"}
 
 
 def fault_points(folder):
@@ -50,7 +52,7 @@ def fault_points(folder):
     for name in SCRIPTS:
         with open(os.path.join(folder, name), encoding="utf-8") as text:
             texts.append(text.read())
-    return {"relay": named(texts[0]) + [name + end for name in CALLS for end in (" received", " answered")]
+    return {"relay": [name for name in named(texts[0]) if name not in AFTER_AN_UPGRADE] + [name + end for name in CALLS for end in (" received", " answered")]
             + [name + end for name in JOBS for end in (" uncommitted", " committed")],
             "poller": sorted(set(named(texts[1])) - AFTER_A_RESTORE) + [name + end for name in NOTES for end in (" unnoted", " noted")], "workflow": named(texts[2])}
 
@@ -173,7 +175,15 @@ cancel) sleep %d; exit 1;;
 rerun) case $MI_RUN in *.1) exit 3;; esac;;
 fail) cat in.bin in.bin >out.bin || exit 1; exit 3;;
 esac
-cat in.bin in.bin >out.bin
+cat in.bin in.bin >out.bin || exit 1
+case $kind in
+links) mkdir -p d/ro && ln out.bin again.bin && ln out.bin d/ro/third.bin && ln -s ro d/l && chmod 555 d/ro || exit 1;;
+locked) mkdir d && cp out.bin d/open && echo secret >d/shut && chmod 000 d/shut && mkfifo d/pipe || exit 1;;
+changing) cd / && env -i PATH="$PATH" sh -c 'n=0
+    while [ $n -lt 150 ]; do n=$((n+1)); printf %%04000d 0 | tr 0 $((n %% 10)) >"$1"; sleep 0.01; done' - "$CALC_DIR/res.chg" >/dev/null 2>&1 &
+    sleep 0.1;;
+esac
+exit 0
 """
 CLOCK = """
 import time
@@ -183,7 +193,10 @@ time.time = set_clock
 """                            # in each script's copy: its host's clock, wrong by as much as the date of a file says
 JUMPS = (-6 * 3600, -1500, -20, 20, 1500, 6 * 3600)    # seconds
 NAPS = {"lapse": "inputs here", "contact": "wrapper started"}             # where a poller dies and sleeps on, so that its claims lapse
-EXPECTED = {"plain": (0,), "slow": (0,), "big": (0,), "many": (0,), "fail": (3,), "refused": (77,), "cancel": (1, 130, 143, 137), "rerun": (0,)}
+EXPECTED = {"plain": (0,), "slow": (0,), "big": (0,), "many": (0,), "fail": (3,), "refused": (77,), "cancel": (1, 130, 143, 137), "rerun": (0,),
+            "links": (0,), "locked": (65,), "changing": (0, 65), "two": (0,)}
+ASKED = {"links": ["again.bin", "d/"], "locked": ["d/"], "changing": ["res.*"]}            # beside out.bin
+DOUBLED = {"links": ["again.bin", "d/ro/third.bin", "d/l/third.bin"], "locked": ["d/open"]}                  # what else holds the same
 
 
 class Host:
@@ -304,6 +317,11 @@ class Torture:
         with open(script, "w") as out:
             out.write(WORK % (self.ledger, 20 if "restore" in self.options.only else 300))          # a restored relay has forgotten a cancel
         os.chmod(script, 0o755)
+        self.plain = os.path.join(self.folder, "plain-python")                # to whom mode 000 means something, also as root
+        with open(self.plain, "w") as out:
+            out.write('#!/bin/sh\nexec setpriv --inh-caps=-all --bounding-set=-all "%s" "$@"\n' % suite.PYTHON if os.geteuid() == 0
+                      else '#!/bin/sh\nexec "%s" "$@"\n' % suite.PYTHON)
+        os.chmod(self.plain, 0o755)
         self.world.url = self.far.url
         self.poller_ini = self.world.poller({"work": "match = work\nargv = %s\ngrace = 1s\n" % script}, start=False, ini="jobs = 8\nkeep_free = 20M\nkeep_workdirs = 60s\n")[1]
         self.world.url = self.near.url
@@ -328,7 +346,7 @@ class Torture:
         return process
 
     def start_poller(self, env):
-        return suite.Process("mi_system_remote.py", ["poll", "--ini", self.poller_ini], os.path.dirname(self.poller_ini), env=env)
+        return suite.Process("mi_system_remote.py", ["poll", "--ini", self.poller_ini], os.path.dirname(self.poller_ini), env=env, python=self.plain)
 
     # -- what happens to them
 
@@ -507,7 +525,7 @@ class Torture:
         rng = random.Random("%d %d" % (self.seed, number))
         folder = os.path.join(self.folder, "wf", "%d" % number)
         os.makedirs(os.path.join(folder, "many"))
-        data = bytes(rng.getrandbits(8) for byte in range(rng.randrange(300))) * (rng.randrange(1, 8) if kind != "big" else 20000)
+        data = bytes(rng.getrandbits(8) for byte in range(rng.randrange(300))) * {"big": 20000, "two": 6000}.get(kind, rng.randrange(1, 8))
         with open(os.path.join(folder, "in.bin"), "wb") as out:
             out.write(data)
         with open(os.path.join(folder, "order.txt"), "w") as out:
@@ -515,8 +533,10 @@ class Torture:
         for n in range(2100 if kind == "many" else 0):
             open(os.path.join(folder, "many", "%d" % n), "w").close()
         words = [SITE, "unlisted" if kind == "refused" else "work", "--in", "in.bin", "order.txt"] + (["many/"] if kind == "many" else []) + [
-            "--out", "out.bin", "--request-id", "r%d" % number]
-        if kind in ("cancel", "rerun"):
+            "--out", "out.bin"] + ASKED.get(kind, []) + ["--request-id", "r%d" % number]
+        if kind == "two":
+            code, text = self.by_two(number, words, rng)
+        elif kind in ("cancel", "rerun"):
             code, text = self.by_steps(number, kind, words, rng)
         else:
             code, text = self.workflow(number, ["run"] + words + ["--to", "to"], rng)
@@ -527,10 +547,13 @@ class Torture:
                     or kind == "rerun" and code == 3 and self.counts["restore"])              # the rerun was forgotten
         if code not in EXPECTED[kind] and not (code in (69, 77) and lost) and not bad_luck:
             self.violation("%d %s ended with %s: %s" % (number, kind, code, text[-700:]))
-        elif code == 0 or code == 3 and kind == "fail":
-            with open(os.path.join(folder, "to", "out.bin"), "rb") as have:
-                if have.read() != data + data:
-                    self.violation("%d: the result differs" % number)
+        elif code == 0 or code in EXPECTED[kind] and kind in ("fail", "locked", "changing"):
+            for name in ["out.bin"] + DOUBLED.get(kind, []):
+                self.compare(number, os.path.join(folder, "to", name), lambda have: have == data + data)
+            if kind == "changing" and (code == 0 or os.path.exists(os.path.join(folder, "to", "res.chg"))):
+                self.compare(number, os.path.join(folder, "to", "res.chg"), lambda have: have == have[:1] * len(have))
+            if kind == "locked" and not ("unreadable" in text and "d/shut" in text):
+                self.violation("%d: the unreadable result is not named: %s" % (number, text[-500:]))
             with open(os.path.join(os.fsencode(folder), b"to", suite.LOGS[0].encode()), "rb") as have:
                 if have.read() != b"number %d\n" % number:
                     self.violation("%d: the log differs" % number)
@@ -539,6 +562,27 @@ class Torture:
             self.violation("%d: temporary files: %s" % (number, left))
         elif not self.violations:
             shutil.rmtree(folder)
+
+    def compare(self, number, path, good):
+        """A result is there and as it should be."""
+        try:
+            with open(path, "rb") as have:
+                if good(have.read()):
+                    return
+            self.violation("%d: %s differs" % (number, os.path.basename(path)))
+        except OSError as error:
+            self.violation("%d: %s" % (number, error))
+
+    def by_two(self, number, words, rng):
+        """submit, then two that wait for it and fetch it into the same directory: the worse (exit code, output)."""
+        code, text = self.workflow(number, ["submit"] + words + ["--json"], rng)
+        if code:
+            return code, text
+        accept_id = json.loads(next(line for line in text.splitlines() if line.startswith("{")))["accept_id"]
+        with concurrent.futures.ThreadPoolExecutor(2) as pool:
+            seeds = [random.Random(rng.random()) for one in range(2)]
+            ended = list(pool.map(lambda one: self.workflow(number, ["wait", accept_id, "--to", "to"], one), seeds))
+        return max(ended, key=lambda one: (one[0] is not None, one[0] or 0))
 
     def by_steps(self, number, kind, words, rng):
         """submit, cancel or rerun, wait: (exit code, output)."""
@@ -554,7 +598,7 @@ class Torture:
                 until = time.monotonic() + self.options.patience
                 while code == 0 and "got return" not in text:
                     assert time.monotonic() < until, "%s does not end: %s" % (accept_id, text[-500:])
-                    code, text = self.workflow(number, ["status", accept_id], rng)
+                    code, text = self.workflow(number, ["status", accept_id, "--json"], rng)
                     time.sleep(0.3)
                 if code == 0:
                     code, text = self.workflow(number, ["rerun", accept_id], rng)
@@ -569,7 +613,7 @@ class Torture:
         """The whole run; the summary."""
         self.over = False
         self.build()
-        kinds = ["plain"] * 32 + ["slow"] * 4 + ["big", "fail", "refused", "cancel", "rerun"] * 4 + ["many"] * 2
+        kinds = ["plain"] * 32 + ["slow"] * 4 + ["big", "fail", "refused", "cancel", "rerun"] * 4 + ["many"] * 2 + ["links", "locked", "changing", "two"] * 3
         kinds *= self.options.calculations // len(kinds) + 1
         kinds = kinds[:self.options.calculations]
         self.random.shuffle(kinds)
@@ -713,7 +757,7 @@ class Torture:
         base = os.path.join(self.folder, "poller", "base")
         for name in sorted(os.listdir(os.path.join(base, ".mi"))):
             path = os.path.join(base, ".mi", name)
-            if name in ("lock", "poller", "spare"):
+            if not os.path.isdir(path) or name == "spare":
                 continue
             left = set(os.listdir(path)) & {"take", "run", "ready", "alive", "end.tmp"} | {n for n in os.listdir(path) if n.startswith("part")}
             with open(os.path.join(path, "journal")) as text:
