@@ -1366,6 +1366,15 @@ def sync_folder(path):
         os.close(fd)
 
 
+def clear_away(path):
+    """Removes a tree (bytes); links are not followed, what cannot be removed stays. Python's own way ends where one is deeper than its stack."""
+    import shutil
+    try:
+        shutil.rmtree(path, ignore_errors=True)
+    except RecursionError:
+        subprocess.call(["/bin/rm", "-rf", "--", path], stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
 def prepare(control, fifo=True):
     """Makes what the wrapper needs in the control directory (bytes path, exists), on disk before this returns. `ready` comes last;
     once it is there, or was, nothing is made again: that would be a second start."""
@@ -4846,9 +4855,7 @@ def make_work(place):
 
 
 def guard_clean(place, words):
-    """Removes a calculation that does not run (rmtree does not follow links)."""
-    import shutil
-
+    """Removes a calculation that does not run."""
     def hold_still():
         word = place.state().split()[0]
         if word in ("running", "starting", "queued") or word == "ready" and not place.take_ready():
@@ -4857,10 +4864,10 @@ def guard_clean(place, words):
         return True
     if not place.locked(hold_still):
         return tell("E " + place.state())
-    shutil.rmtree(place.work, ignore_errors=True)
+    clear_away(place.work)
     for name in sorted(os.listdir(place.control)):     # `start` is the last: what is broken off here can be cleaned again
         path = os.path.join(place.control, name)
-        shutil.rmtree(path) if os.path.isdir(path) else os.unlink(path)
+        clear_away(path) if os.path.isdir(path) else os.unlink(path)
     if os.path.exists(place.spent):
         os.unlink(place.spent)
     for name in os.listdir(os.path.dirname(place.control)):

@@ -2612,6 +2612,15 @@ def sync_folder(path):
         os.close(fd)
 
 
+def clear_away(path):
+    """Removes a tree (bytes); links are not followed, what cannot be removed stays. Python's own way ends where one is deeper than its stack."""
+    import shutil
+    try:
+        shutil.rmtree(path, ignore_errors=True)
+    except RecursionError:
+        subprocess.call(["/bin/rm", "-rf", "--", path], stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
 def prepare(control, fifo=True):
     """Makes what the wrapper needs in the control directory (bytes path, exists), on disk before this returns. `ready` comes last;
     once it is there, or was, nothing is made again: that would be a second start."""
@@ -3790,14 +3799,14 @@ class Calculation:
 
     def remove_files(self):
         """All that takes room; order and journal stay, so that it is known here and does not run again."""
-        shutil.rmtree(self.work, ignore_errors=True)
+        clear_away(self.work)
         shutil.rmtree(self.path(b"out"), ignore_errors=True)
         self.tidy(rb"stdout|stderr|" + SCAFFOLD)
 
     def remove(self):
         """Both directories; the control directory loses its name first, so that there is never half of one."""
         gone = os.path.join(os.path.dirname(self.control), b"gone." + utf8(self.name))
-        shutil.rmtree(self.work, ignore_errors=True)
+        clear_away(self.work)
         shutil.rmtree(gone, ignore_errors=True)
         os.rename(self.control, gone)
         fault("control gone")

@@ -757,7 +757,9 @@ def test_hostile_requests_are_refused_each_with_one_line_and_change_nothing(lab,
 
 def test_directories_without_end_and_very_many_refused_results_hinder_nothing(tmp_path):
     far = Far(tmp_path, "[outbound]\ndeny_names = secret*\n")
-    assert far.get(far.ended("work.sh deep"), b"r.txt") == b"result"
+    ident = far.ended("work.sh deep")
+    assert far.get(ident, b"r.txt") == b"result" and far.ask("clean", ident)[1].endswith(b"E cleaned\n")
+    assert not os.path.exists(far.path("base", ident))               # (else pytest, too, cannot remove it)
     assert far.get(far.ended("work.sh many"), b"r.txt") == b"result"
     text = open(far.path("base", ".mi", "guard.log"), encoding="utf-8").read()
     assert text.count("refused=secret") <= 1001 and "more=101" in text.splitlines()[-2] + text.splitlines()[-3] + text.splitlines()[-4]
