@@ -4,7 +4,6 @@ import io
 import json
 import os
 import re
-import shutil
 import stat
 
 import pytest
@@ -61,16 +60,14 @@ def test_a_broken_connection_budget_is_begun_anew(damage, tmp_path, monkeypatch)
 
 
 def test_a_run_goes_its_way_beside_broken_records_and_a_broken_budget(lab, tmp_path):
-    shutil.copy(lab.path("ini"), str(tmp_path / "mi_distributed_computing_assist.ini"))
-    text = (tmp_path / "mi_distributed_computing_assist.ini").read_text().replace("connects = 0", "connects = 100")
-    (tmp_path / "mi_distributed_computing_assist.ini").write_text(text)
-    assert run(lab, tmp_path, "run", "hpc", "true")[0] == 0
+    (tmp_path / "budget.ini").write_text(open(lab.path("ini")).read().replace("connects = 0", "connects = 100"))
+    assert run(lab, tmp_path, "--ini", "budget.ini", "run", "hpc", "true")[0] == 0
     top = lab.path("state", "mi_distcomp_ssh")
     for name in os.listdir(top):
         path = os.path.join(top, name) if name.startswith("connects.") else os.path.join(top, name, "order.json")
         with open(path, "wb") as out:
             out.write(b"\0" * 100)
-    code, out = run(lab, tmp_path, "run", "hpc", "echo 1 >r")
+    code, out = run(lab, tmp_path, "--ini", "budget.ini", "run", "hpc", "echo 1 >r")
     assert code == 0 and (tmp_path / "r").exists(), out
 
 

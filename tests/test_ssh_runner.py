@@ -549,9 +549,9 @@ def test_answers_without_end_or_sense_are_said_and_not_collected(own, here):
         place, folder = cases[number][0], here / str(number)
         folder.mkdir()
         (folder / "a").write_text("1")
-        (folder / "mi_distributed_computing_assist.ini").write_text("[ssh]\nbase = case%d\nretry = 1,1\nconnects = 0\nssh_options = -F %s\n" % (number, own.path("config")))
+        (folder / "case.ini").write_text("[ssh]\nbase = case%d\nretry = 1,1\nconnects = 0\nssh_options = -F %s\n" % (number, own.path("config")))
         words = ["list", "hpc"] if place in ("call", "rows") else ["run", "hpc", "true"] + ["--in", "a"] * (place in ("put", "sums"))
-        return run(own, folder, *words, code=HOOKED % (SCRIPT, least))
+        return run(own, folder, "--ini", "case.ini", *words, code=HOOKED % (SCRIPT, least))
     with concurrent.futures.ThreadPoolExecutor(3) as pool:
         outcomes = list(pool.map(one, range(len(cases))))
     wrong = [(case, code, out[-300:]) for case, (code, out) in zip(cases, outcomes) if (code, out.splitlines()[-1].count("hpc: ")) != (
