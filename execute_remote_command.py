@@ -6121,8 +6121,10 @@ class Target:
             return
         if not self.agreed:
             raise NotStored(name, _("is there already, and not of this calculation; --to DIR or --out NAME agrees to its being replaced"))
-        if self.began is not None and info.st_ctime_ns > self.began and name not in self.always:
-            raise NotStored(name, _("was changed here while the calculation ran, and is left as it is"))
+        if self.began is not None and info.st_ctime_ns > self.began:
+            if name not in self.always:
+                raise NotStored(name, _("was changed here while the calculation ran, and is left as it is"))
+            log("warn", self.ident, "store", replaced=shown_path(name), why="another program wrote it here while the calculation ran")
 
     def make(self, name, mtime=None):
         """An empty directory (name without /), unless it is there."""

@@ -28,7 +28,7 @@ def test_two_runs_at_once_into_one_directory_mix_nothing_and_the_later_one_says_
     assert code == 0, out
     first.go("ended")
     code, out = first.finish()
-    assert code == 65 and "was changed here" in out and (here / "res").read_bytes() == b"B" * 9000000 and (here / "was").read_text() == "A\n", out
+    assert code == 65 and "was changed here" in out and "replaced=remote_program_exec.log" in out and (here / "res").read_bytes() == b"B" * 9000000 and (here / "was").read_text() == "A\n", out
     assert ident_of(out) in os.listdir(lab.path("far")) and re.search(ident_of(out) + " finished .* 65$", run(lab, here, "list")[1], re.M)
     code, out = run(lab, here, "resume", ident_of(out), "--to", "again")
     assert code == 0 and (here / "again" / "res").read_bytes() == b"A" * 9000000, out
