@@ -86,6 +86,7 @@ CHUNK = 256 << 10              # bytes of one read or write
 ENTRY = 150                    # bytes that an entry of a manifest takes in the database beside its name
 MAX_HEAD = 16 << 10            # bytes of request line and headers
 AT_ONCE = 0.001                # seconds that a worker waits for the next request of the client that it has just answered
+SHARES = 60                    # a token may have so many-th a part of all connections even where they are all taken
 LINGER = 2.0                   # seconds for a refused client to read the answer before its connection is closed
 LEAVE = 25                     # seconds after a signal until it ends in any case; running requests get 10
 STALL = 60                     # seconds that a transfer may stand still
@@ -3127,12 +3128,13 @@ class Pace:
 class Connection:
     """One client's connection. phase says who owns it: shake, head, body, parked, linger: the selector; busy: a worker."""
 
-    __slots__ = ("sock", "address", "phase", "buffer", "deadline", "call", "counted", "park_key", "pace", "seen", "row", "born")
+    __slots__ = ("sock", "address", "phase", "buffer", "deadline", "call", "counted", "group", "park_key", "pace", "seen", "row", "born")
 
     def __init__(self, sock, address, phase, deadline):
         self.born = time.monotonic()
         self.sock, self.address, self.phase, self.deadline = sock, address, phase, deadline
         self.buffer, self.call, self.counted, self.park_key, self.pace, self.seen, self.row = bytearray(), None, True, None, None, None, None
+        self.group = {}                                # those of its token, once it has shown one
 
     def pending(self):
         """Bytes that TLS has taken from the socket already (the ini may have changed between plain and TLS since)."""
@@ -3219,7 +3221,8 @@ class Front:
 
     def __init__(self, relay):
         self.relay, self.lock, self.inbox = relay, threading.Lock(), collections.deque()
-        self.poll, self.listeners, self.conns, self.strangers = select.epoll(), {}, {}, {}     # strangers: by address, the oldest first
+        self.poll, self.listeners, self.conns, self.strangers = select.epoll(), {}, {}, {}     # strangers: by address, the oldest first,
+        self.known = {}                                # and who is none: by token
         self.waiting, self.events = {}, [0] * 4096
         self.parked, self.parked_bytes = collections.Counter(), collections.Counter()    # calls that wait, by token; their bodies, by user
         self.ready, self.short = threading.Lock(), collections.deque()
@@ -3332,8 +3335,8 @@ class Front:
                 return
             address = where[0]
             stranger = address not in self.relay.conf["Server"]["trusted_proxies"]
-            if (len(self.conns) >= limits["connections"] or stranger and self.relay.gateway()
-                    or stranger and not self.room_for(address, limits["unauthenticated_per_address"], now)):
+            if (stranger and self.relay.gateway() or stranger and not self.room_for(address, limits["unauthenticated_per_address"], now)
+                    or len(self.conns) >= limits["connections"] and not self.room_at_all(limits["connections"] // SHARES, now)):
                 sock.close()
                 continue
             try:
@@ -3354,9 +3357,17 @@ class Front:
         """May another stranger of this address come in? If there are as many as may be, in place of the oldest that had a second to show
         its token: whoever hangs on does not keep others behind the same address out."""
         there = self.strangers.get(address, ())
-        if len(there) < most:
-            return True
-        oldest = next((conn for conn in there if conn.phase != "busy"), None)
+        return len(there) < most or self.drop_oldest(there, now)
+
+    def room_at_all(self, most, now):
+        """There are as many connections as may be: may another one come in? In place of a stranger's who hangs on, or of the token's that has
+        the most, if those are more than `most`: nobody who has a token keeps all others out. (Waiting calls have a limit of their own.)"""
+        strangers, known = (max(groups.values(), key=len, default=()) for groups in (self.strangers, self.known))
+        return self.drop_oldest(strangers, now) or len(known) > most and self.drop_oldest(known, now)
+
+    def drop_oldest(self, there, now):
+        """Drops the oldest of these connections that is neither at work nor waits for news, if it had its second. False if there is none."""
+        oldest = next((conn for conn in there if conn.phase not in ("busy", "parked")), None)
         if oldest is None or now - oldest.born < 1:
             return False
         self.drop(oldest)
@@ -3462,12 +3473,10 @@ class Front:
         known = False
         if ":token" in call.headers:
             try:
-                self.relay.who(call.headers, conn.address)
+                self.authenticated(conn, self.relay.who(call.headers, conn.address))
                 known = True
             except No:
                 pass
-        if known:
-            self.authenticated(conn)
         try:
             conn.send_json(200, version(self.relay, known), call.keep)
         except (OSError, ValueError):
@@ -3492,7 +3501,7 @@ class Front:
         if name == "login" and call.route:             # whoever asks stays a stranger until the token is used
             return self.admit_login(call)
         call.who = self.relay.who(call.headers, conn.address, call.path)
-        self.authenticated(conn)
+        self.authenticated(conn, call.who)
         if call.route is None:
             known = [method for method, other in ROUTES if other == name]
             raise No(405 if known else 404, "%s: no such call" % printable(call.path)[:200])
@@ -3515,13 +3524,16 @@ class Front:
         if self.door.qsize() >= LOGINS or same >= LOGINS // 4 and call.conn.address not in self.relay.conf["Server"]["trusted_proxies"]:
             raise No(429, "too many log-ins at once; try again in 10 s", why="login")
 
-    def authenticated(self, conn):
-        """The connection has shown a good token: it no longer counts as a stranger's."""
+    def authenticated(self, conn, who=None):
+        """The connection has shown a good token, or (who None) it ends: it no longer counts as a stranger's."""
         if conn.counted:
             conn.counted = False
             del self.strangers[conn.address][conn]
             if not self.strangers[conn.address]:
                 del self.strangers[conn.address]
+            if who is not None:
+                conn.group = self.known.setdefault(who.key, collections.OrderedDict())
+                conn.group[conn] = who.key
 
     def refuse(self, conn, no):
         """Answers a request that goes no further; what follows it on this connection is not to be trusted."""
@@ -3559,8 +3571,10 @@ class Front:
 
     def drop(self, conn):
         """Closes a connection that the selector owns."""
-        if conn.counted:
-            self.authenticated(conn)
+        self.authenticated(conn)
+        key = conn.group.pop(conn, None)
+        if key is not None and not conn.group:
+            del self.known[key]
         number = conn.sock.fileno()
         if number >= 0:
             self.conns.pop(number, None)

@@ -345,3 +345,27 @@ def test_patterns_that_are_hard_to_match_cost_their_user_and_nobody_else(make_wo
         assert {raw.answer()[0] for raw in raws} <= {status, 400, 503}, length
     spent = [int(work) for work in re.findall(r"send-results work=(\d+)", world.relay.text())]
     assert spent and "bug=" not in world.relay.text()
+
+
+@pytest.mark.parametrize("who", ["a token's", "nobody's, beside the gateway"])
+def test_connections_that_are_all_taken_do_not_keep_others_out(make_world, who):
+    """A good token is limited in what it asks, and in how often it waits; this is about connections on which nothing happens any more."""
+    world = make_world(tls=False, commands=["hello"], ini="[limits]\nconnections = 40\n")
+    mallory = world.issue("mallory").encode() if who.startswith("a token") else b"none"
+    if who.startswith("nobody"):
+        secret = os.path.join(world.folder, "secret")
+        with open(os.open(secret, os.O_WRONLY | os.O_CREAT, 0o600), "w") as out:
+            out.write("X-Gateway-Secret: 0123456789abcdef\n")
+        world.extra += "[Server]\nauth = gateway\ntrusted_proxies = 127.0.0.1\ngateway_secret_file = %s\n" % secret
+    world.start()
+    head = b"GET " + BASE + b"version HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer %s\r\n\r\n" % mallory
+    raws = [Raw(world).send(head) for number in range(40)]
+
+    def served():
+        try:
+            return world.client().raw("GET", "calc-progress?v=2&accept_id=x", headers={"X-Gateway-Secret": "0123456789abcdef"})[0] == 404
+        except OSError:
+            return False
+
+    wait_until(served, 20, "somebody else is let in")
+    assert sum(not closed(raw.sock) for raw in raws) >= 30, "no more than needed are closed"
