@@ -1611,9 +1611,10 @@ def check_open(relay, user):
 
 
 def check_bytes(relay, source, user, total):
-    """429 when the user would hold more bytes than the ini lets one hold: of files, names and texts. source: the store, or tx."""
+    """429 when the user would hold more bytes than the ini lets one hold: of files, names, texts and live output. source: the store, or
+    tx."""
     most = relay.conf["limits"]["bytes_per_user"]
-    used = most and source.read("SELECT SUM(bytes + texts) FROM calculations WHERE user = ?", user)[0][0] or 0
+    used = most and (source.read("SELECT SUM(bytes + texts) FROM calculations WHERE user = ?", user)[0][0] or 0) + relay.live[user]
     if most and used + total > most:
         raise No(429, "user %s holds %d bytes; try again later" % (user, used), why="bytes_per_user")
 
@@ -2043,10 +2044,13 @@ def take_output(c, row, stream, entry):
             raise No(400, "output is not base64")
         if data:
             try:
+                check_bytes(c.relay, c.relay.store, row["user"], len(data))
+                check_free(c.relay, len(data))
                 make_folder(os.path.dirname(path), utf8(c.relay.store.folder))
                 with open(path, "ab", buffering=0) as out:
                     size += out.write(data)
-            except OSError as error:                   # a full disk must not keep heartbeats from getting through
+                c.relay.live[row["user"]] += len(data)
+            except (No, OSError) as error:             # want of room must not keep heartbeats from getting through
                 log("warn", row["accept_id"], "output", error=error)
             c.relay.front.fire(("calc", row["accept_id"]))
     return size
@@ -3891,6 +3895,7 @@ class Relay:
         self.what = {}                                 # {accept_id: where its poller says that it is}
         self.nothing = {}                              # {key of a site and user: how many events had been when nothing waited there}
         self.open_of, self.reserved, self.stamps, self.born = collections.Counter(), 0, {}, time.monotonic()
+        self.live = collections.Counter()              # bytes of running commands' output that are kept, by user
         self.announced, self.announcing, self.twins, self.told_abnormal, self.v1_sites = {}, threading.Lock(), set(), set(), set()
         self.placing, self.counting = threading.Lock(), threading.Lock()
         self.arriving, self.debts = collections.Counter(), {}            # by user: bytes of fielded bodies on their way; (work owed, since)
@@ -4109,6 +4114,13 @@ class Relay:
                 sizes.append(0)
         return sizes
 
+    def count_output(self):
+        """The bytes of running commands' output that are kept, by user."""
+        found = collections.Counter()
+        for row in self.store.read("SELECT accept_id, user, 1 AS claim FROM calculations WHERE attempt"):
+            found[row["user"]] += sum(self.output_sizes(row))
+        self.live = found
+
     def obey(self):
         """Does what operators' commands have left in the database."""
         for row in self.store.read("SELECT number, call, fields FROM orders WHERE answer IS NULL"):
@@ -4298,6 +4310,7 @@ class Relay:
         found = self.store.read("SELECT user, COUNT(*) FROM calculations WHERE state != ? GROUP BY user", FINISHED)
         self.open_of = collections.Counter({row[0]: row[1] for row in found})
         self.reserved = self.store.read("SELECT COALESCE(SUM(size), 0) FROM files WHERE done = 0")[0][0]
+        self.count_output()
 
     def housekeeping(self):
         """The sweeper thread."""

@@ -1,4 +1,5 @@
 """What a token holder can do to others. An honest client stands beside each attack: it is answered as ever, and disk and memory stay flat."""
+import base64
 import hashlib
 import json
 import os
@@ -369,3 +370,28 @@ def test_connections_that_are_all_taken_do_not_keep_others_out(make_world, who):
 
     wait_until(served, 20, "somebody else is let in")
     assert sum(not closed(raw.sock) for raw in raws) >= 30, "no more than needed are closed"
+
+
+def test_the_output_of_running_commands_counts_as_its_users_bytes(make_world):
+    """Also after a restart. What is not kept keeps no heartbeat from getting through; all of it comes with the results."""
+    world = make_world(tls=False, commands=["hello"], ini="[limits]\nbytes_per_user = 1M\n").start()
+    client, have = world.client(), [0, 0]
+    accept_id = client.register("hello")
+    claim = client.claim()[1]
+    client.walk(accept_id, claim, "calc-start")
+
+    def beat(size):
+        data = base64.b64encode(b"x" * size).decode()
+        entries = {stream: [have[place], data] for place, stream in enumerate(("out", "err"))}
+        have[:] = client.ok("POST", "heartbeat", {"v": 2, "site_id": SITE, "poller": "test", "calcs": {accept_id: dict(
+            entries, claim=claim)}})["output"][accept_id]
+        return sum(have)
+
+    kept = [beat(200000) for turn in range(4)]
+    assert kept[0] == 400000 and kept[-1] == kept[-2] <= 1 << 20, kept
+    world.relay.kill()
+    world.start()
+    client = world.client()
+    assert beat(200000) == kept[-1]
+    assert client.call("POST", "add-calcinfo", {"v": 2, "request_id": "more", "calc-info": {
+        "command": "hello", "remote-site": SITE, "parameter_files": {"a": entry(b"y" * 300000)}}})[1]["code"] == 429
