@@ -133,7 +133,7 @@ def gate_keys():
             "max_file": (size, 0), "max_total": (size, 0), "max_files": (number(1, 200000), 200000),
             "allow_names": (name_rules, ["*"]), "deny_names": (name_rules, []), "deny_sums": (sums_of, []),
             "deny_content": (contents_of, []), "dry_run": (flag, False), "scan_timeout": (seconds, 600.0),
-            "audit_log": later, "deny_pieces": later, "hold": later},
+            "keep_refused": (seconds, 30 * 86400.0), "audit_log": later, "deny_pieces": later, "hold": later},
     }
 
 
@@ -350,6 +350,48 @@ def size_rule(rules, length, count, total):
     if rules["max_total"] and total + length > rules["max_total"]:
         return "max_total"
     return "max_files" if count >= rules["max_files"] else ""
+
+
+# Cleaning
+
+def remove_tree(path):
+    """Removes a directory (bytes path) with all that is in it, however deep: what is read-only is made
+    writable first, no link is followed. Returns the names of what could not be removed, with the
+    reasons."""
+    if not os.path.isdir(path) or os.path.islink(path):
+        try:
+            os.unlink(path)
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            return ["%s: %s" % (shown(path), error.strerror)]
+        return []
+    left, todo, number = [], [path], 0
+
+    def attempt(what, *words):
+        try:
+            return what(*words)
+        except OSError as error:
+            left.append("%s: %s" % (shown(words[0]), error.strerror))
+
+    while todo:                                        # what lies deeper is brought up: no path gets long
+        folder = todo.pop()
+        attempt(os.chmod, folder, 0o700)
+        for leaf in attempt(os.listdir, folder) or ():
+            one, number = os.path.join(folder, leaf), number + 1
+            below = stat.S_ISDIR(os.lstat(one).st_mode)
+            if below and folder != path:
+                attempt(os.chmod, one, 0o700)
+                todo.append(os.path.join(path, b".removed.%d.%d" % (os.getpid(), number)))
+                attempt(os.rename, one, todo[-1])
+            elif below:
+                todo.append(one)
+            else:
+                attempt(os.unlink, one)
+        if folder != path:
+            attempt(os.rmdir, folder)
+    attempt(os.rmdir, path)
+    return left
 
 
 # Left-overs: what a command that has ended has left running in its directory
@@ -1366,15 +1408,6 @@ def sync_folder(path):
         os.close(fd)
 
 
-def clear_away(path):
-    """Removes a tree (bytes); links are not followed, what cannot be removed stays. Python's own way ends where one is deeper than its stack."""
-    import shutil
-    try:
-        shutil.rmtree(path, ignore_errors=True)
-    except RecursionError:
-        subprocess.call(["/bin/rm", "-rf", "--", path], stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-
-
 def prepare(control, fifo=True):
     """Makes what the wrapper needs in the control directory (bytes path, exists), on disk before this returns. `ready` comes last;
     once it is there, or was, nothing is made again: that would be a second start."""
@@ -1462,9 +1495,10 @@ def look(control, now):
     return ("lost", "end unknown") if now - (child or started).time > ORPHAN_GRACE else ("starting", None)
 
 
-def processes(leader, mark, known):
+def processes(leader, mark, known, since=0):
     """{(pid, start time)} of a command's process tree: in its wrapper's session, with `mark` in the environment, known as part of it from an
-    earlier look, or below one of these. leader: the wrapper's pid, 0 if it is gone; it is not among them."""
+    earlier look, or below one of these. leader: the wrapper's pid, 0 if it is gone; it is not among them. since: its start; what
+    has the mark and is older has forged it, or got it from elsewhere."""
     parents, starts, found = {}, {}, {leader} - {0}
     for pid in (int(name) for name in os.listdir("/proc") if name.isdigit()):
         try:
@@ -1474,6 +1508,8 @@ def processes(leader, mark, known):
                 parents[pid], starts[pid] = int(words[1]), words[19]
                 if leader and int(words[3]) == leader or (pid, words[19]) in known:
                     found.add(pid)
+                    continue
+                if int(words[19]) < since:
                     continue
                 with open("/proc/%d/environ" % pid, "rb") as text:
                     if mark in text.read().split(b"\0"):
@@ -1523,11 +1559,12 @@ def stop_tree(control, mark, grace):
     Returns the pids of what does not end."""
     wrapper, told, until = read_note(os.path.join(control, b"start")), set(), time.monotonic() + grace
     leader = wrapper.pid if wrapper and still_there(wrapper) else 0
+    since = int(wrapper.start) if wrapper and wrapper.boot == boot_id() and wrapper.start.isdigit() else 0
     try:
         if leader:
             os.kill(leader, signal.SIGSTOP)
         while True:
-            alive, now = processes(leader, mark, told), time.monotonic()
+            alive, now = processes(leader, mark, told, since), time.monotonic()
             late = now > until or leader and len(children(leader)) > STORM
             if not alive and (not leader or childless(leader)) or now > until + KILL_TRIES:
                 return sorted(pid for pid, start in alive)
@@ -4864,10 +4901,10 @@ def guard_clean(place, words):
         return True
     if not place.locked(hold_still):
         return tell("E " + place.state())
-    clear_away(place.work)
+    remove_tree(place.work)
     for name in sorted(os.listdir(place.control)):     # `start` is the last: what is broken off here can be cleaned again
         path = os.path.join(place.control, name)
-        clear_away(path) if os.path.isdir(path) else os.unlink(path)
+        remove_tree(path) if os.path.isdir(path) else os.unlink(path)
     if os.path.exists(place.spent):
         os.unlink(place.spent)
     for name in os.listdir(os.path.dirname(place.control)):

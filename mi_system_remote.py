@@ -144,7 +144,7 @@ def gate_keys():
             "max_file": (size, 0), "max_total": (size, 0), "max_files": (number(1, 200000), 200000),
             "allow_names": (name_rules, ["*"]), "deny_names": (name_rules, []), "deny_sums": (sums_of, []),
             "deny_content": (contents_of, []), "dry_run": (flag, False), "scan_timeout": (seconds, 600.0),
-            "audit_log": later, "deny_pieces": later, "hold": later},
+            "keep_refused": (seconds, 30 * 86400.0), "audit_log": later, "deny_pieces": later, "hold": later},
     }
 
 
@@ -361,6 +361,48 @@ def size_rule(rules, length, count, total):
     if rules["max_total"] and total + length > rules["max_total"]:
         return "max_total"
     return "max_files" if count >= rules["max_files"] else ""
+
+
+# Cleaning
+
+def remove_tree(path):
+    """Removes a directory (bytes path) with all that is in it, however deep: what is read-only is made
+    writable first, no link is followed. Returns the names of what could not be removed, with the
+    reasons."""
+    if not os.path.isdir(path) or os.path.islink(path):
+        try:
+            os.unlink(path)
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            return ["%s: %s" % (shown(path), error.strerror)]
+        return []
+    left, todo, number = [], [path], 0
+
+    def attempt(what, *words):
+        try:
+            return what(*words)
+        except OSError as error:
+            left.append("%s: %s" % (shown(words[0]), error.strerror))
+
+    while todo:                                        # what lies deeper is brought up: no path gets long
+        folder = todo.pop()
+        attempt(os.chmod, folder, 0o700)
+        for leaf in attempt(os.listdir, folder) or ():
+            one, number = os.path.join(folder, leaf), number + 1
+            below = stat.S_ISDIR(os.lstat(one).st_mode)
+            if below and folder != path:
+                attempt(os.chmod, one, 0o700)
+                todo.append(os.path.join(path, b".removed.%d.%d" % (os.getpid(), number)))
+                attempt(os.rename, one, todo[-1])
+            elif below:
+                todo.append(one)
+            else:
+                attempt(os.unlink, one)
+        if folder != path:
+            attempt(os.rmdir, folder)
+    attempt(os.rmdir, path)
+    return left
 
 
 # Left-overs: what a command that has ended has left running in its directory
@@ -2612,15 +2654,6 @@ def sync_folder(path):
         os.close(fd)
 
 
-def clear_away(path):
-    """Removes a tree (bytes); links are not followed, what cannot be removed stays. Python's own way ends where one is deeper than its stack."""
-    import shutil
-    try:
-        shutil.rmtree(path, ignore_errors=True)
-    except RecursionError:
-        subprocess.call(["/bin/rm", "-rf", "--", path], stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-
-
 def prepare(control, fifo=True):
     """Makes what the wrapper needs in the control directory (bytes path, exists), on disk before this returns. `ready` comes last;
     once it is there, or was, nothing is made again: that would be a second start."""
@@ -2708,9 +2741,10 @@ def look(control, now):
     return ("lost", "end unknown") if now - (child or started).time > ORPHAN_GRACE else ("starting", None)
 
 
-def processes(leader, mark, known):
+def processes(leader, mark, known, since=0):
     """{(pid, start time)} of a command's process tree: in its wrapper's session, with `mark` in the environment, known as part of it from an
-    earlier look, or below one of these. leader: the wrapper's pid, 0 if it is gone; it is not among them."""
+    earlier look, or below one of these. leader: the wrapper's pid, 0 if it is gone; it is not among them. since: its start; what
+    has the mark and is older has forged it, or got it from elsewhere."""
     parents, starts, found = {}, {}, {leader} - {0}
     for pid in (int(name) for name in os.listdir("/proc") if name.isdigit()):
         try:
@@ -2720,6 +2754,8 @@ def processes(leader, mark, known):
                 parents[pid], starts[pid] = int(words[1]), words[19]
                 if leader and int(words[3]) == leader or (pid, words[19]) in known:
                     found.add(pid)
+                    continue
+                if int(words[19]) < since:
                     continue
                 with open("/proc/%d/environ" % pid, "rb") as text:
                     if mark in text.read().split(b"\0"):
@@ -2769,11 +2805,12 @@ def stop_tree(control, mark, grace):
     Returns the pids of what does not end."""
     wrapper, told, until = read_note(os.path.join(control, b"start")), set(), time.monotonic() + grace
     leader = wrapper.pid if wrapper and still_there(wrapper) else 0
+    since = int(wrapper.start) if wrapper and wrapper.boot == boot_id() and wrapper.start.isdigit() else 0
     try:
         if leader:
             os.kill(leader, signal.SIGSTOP)
         while True:
-            alive, now = processes(leader, mark, told), time.monotonic()
+            alive, now = processes(leader, mark, told, since), time.monotonic()
             late = now > until or leader and len(children(leader)) > STORM
             if not alive and (not leader or childless(leader)) or now > until + KILL_TRIES:
                 return sorted(pid for pid, start in alive)
@@ -3715,7 +3752,7 @@ class Calculation:
         self.phase, self.since, self.cancelled, self.command, self.child = "inputs", time.monotonic(), False, None, None
         self.job, self.beside, self.left = None, "", []        # its BatchJob, where it has one; what was wrong with `post`; what cannot be killed
         self.hurry, self.why = threading.Event(), ""   # somebody said resend; what keeps it from being delivered
-        self.journal, line, self.trees = [], b"\n", {}
+        self.journal, line, self.trees, self.stays = [], b"\n", {}, 0   # stays: how much of what was asked for is kept here
         with open(self.path(b"journal"), "rb") as text:
             for line in text:
                 try:
@@ -3797,16 +3834,33 @@ class Calculation:
                 except FileNotFoundError:
                     pass
 
+    def may_go(self, keep, keep_refused):
+        """Is it delivered for `keep` seconds, and, where something was kept from leaving, for keep_refused? What could not be removed a
+        day ago is not tried yet."""
+        if self.over() != "delivered":
+            return False
+        done, stuck = self.last("delivered"), self.last("cannot be removed")
+        return time.time() - done["t"] > max(keep, keep_refused if done.get("stays") else 0) and (not stuck or time.time() - stuck["t"] > 86400)
+
+    def clear(self):
+        """Removes the working directory. False if something of it cannot be: a line says what, and the journal knows it."""
+        left = remove_tree(self.work)
+        if left:
+            self.note(8, "cannot be removed", names=left[:20])
+            log("error", self.accept_id, "cannot be removed", names=" ".join(left[:5]), work=shown(self.work))
+        return not left
+
     def remove_files(self):
         """All that takes room; order and journal stay, so that it is known here and does not run again."""
-        clear_away(self.work)
-        shutil.rmtree(self.path(b"out"), ignore_errors=True)
-        self.tidy(rb"stdout|stderr|" + SCAFFOLD)
+        if self.clear():
+            shutil.rmtree(self.path(b"out"), ignore_errors=True)
+            self.tidy(rb"stdout|stderr|" + SCAFFOLD)
 
     def remove(self):
         """Both directories; the control directory loses its name first, so that there is never half of one."""
         gone = os.path.join(os.path.dirname(self.control), b"gone." + utf8(self.name))
-        clear_away(self.work)
+        if not self.clear():
+            return
         shutil.rmtree(gone, ignore_errors=True)
         os.rename(self.control, gone)
         fault("control gone")
@@ -3895,7 +3949,7 @@ def put_on_disk(base, found, **more):
 
 # ---- 4. inputs ----
 
-def fetch_inputs(calc, relay, page, moved):
+def fetch_inputs(poller, calc, relay, page):
     """4. Every input into the working directory, verified. ValueError if one is not as it should be. After a restart the same again:
     large files that came whole are verified again, those that came in part go on where they stopped."""
     folders, target = {calc.work}, "files/%s/input" % calc.accept_id
@@ -3908,6 +3962,8 @@ def fetch_inputs(calc, relay, page, moved):
             if place >= MAX_INPUTS or parts_of(name)[0] in LOG_NAMES:
                 raise ValueError(_("too many inputs, or one with a log's name"))
             permit_input(calc.command, name)
+            if poller.full(length)[1]:                 # keep_free is kept while they come, too
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             path = os.path.join(calc.work, utf8(name))
             if os.path.dirname(path) not in folders:
                 folders.add(os.path.dirname(path))
@@ -3935,7 +3991,7 @@ def fetch_inputs(calc, relay, page, moved):
             log("info", calc.accept_id, "4 a file's marks", name=name, error=error)
 
     os.makedirs(calc.work, 0o700, exist_ok=True)
-    relay.download_all(target, wanted(), store, part, calc.claim, moved)
+    relay.download_all(target, wanted(), store, part, calc.claim, poller.moved)
 
 
 def inputs_here(calc):
@@ -4012,7 +4068,7 @@ def begin(poller, calc, relay, page):
         try:
             if not fielded:
                 page = page or relay.ask("GET", "files/%s/input" % calc.accept_id, {"v": 2, "from": 0, "claim": calc.claim})
-                fetch_inputs(calc, relay, page, poller.moved)
+                fetch_inputs(poller, calc, relay, page)
         except (ValueError, OSError) as error:
             relay.close()
             calc.tidy(rb"part\d+\Z")
@@ -4358,6 +4414,7 @@ def looks(calc, rules, kinds):
         if turn > 1:
             found.drop({result.name for result in found.found if before.get(result.name, result.digest) != result.digest})
             changing.update(found.changing)
+        calc.stays = sum(entry["count"] for code, entry in found.verdicts.items() if code != "missing")
         yield found
         now = {result.name for result in found.found if result.path.changed}
         changing |= now if turn else set()
@@ -4394,6 +4451,7 @@ def deliver(poller, calc, relay):
     """6. to 8.: tells the end, sends what may leave; then what only the wrapper needed goes."""
     with poller.room:
         calc.phase = "results"
+    calc.stays = 0
     try:
         if calc.order["protocol"] == 1:
             v1_send(poller, calc, relay)
@@ -4402,7 +4460,7 @@ def deliver(poller, calc, relay):
             send_results(poller, calc, relay)
     finally:
         calc.close_trees()
-    calc.note(8, "delivered")
+    calc.note(8, "delivered", **({"stays": calc.stays} if calc.stays else {}))
     log("info", calc.accept_id, "8 end-send", site=poller.site)
     calc.tidy(SCAFFOLD)
 
@@ -4586,6 +4644,8 @@ def carry_out(poller, calc, relay, page):
     claim = calc.claim
     try:
         if not calc.last("ended") and look(calc.control, time.time())[0] == "ready" and not read_batch(calc.control):
+            if not calc.last("starting"):
+                poller.wait_for_twin(calc)
             earlier = None if calc.last("starting") else ran_before(poller, calc)
             if earlier:
                 return go_on_with(poller, calc, relay, earlier)
@@ -4811,6 +4871,16 @@ class Poller:
             self.room.notify_all()
         return True
 
+    def wait_for_twin(self, calc):
+        """Whoever is handed out twice at once runs once: the later one waits until the earlier has begun, or is gone."""
+        def first():
+            return [other for other in self.held.values() if other.accept_id == calc.accept_id and other is not calc
+                    and (other.order["t"], other.name) < (calc.order["t"], calc.name) and not other.last("starting") and not other.last("ended")]
+
+        with self.room:
+            while first():
+                self.room.wait(1)
+
     def wait_for_licence(self, calc):
         """[command NAME] jobs: how many of this command may run at once."""
         with self.room:
@@ -4858,11 +4928,13 @@ class Poller:
             except OSError:
                 pass                                   # the disk is full
 
-    def full(self):
-        """The free bytes of calc_base, and why that is too little, or ""."""
+    def full(self, more=0):
+        """The free bytes of calc_base, and why that (with `more` bytes there) is too little, or ""."""
         disk, keep = os.statvfs(self.base), self.keys["keep_free"]
-        free = disk.f_bavail * disk.f_frsize
-        return free, "" if free >= (keep * disk.f_blocks * disk.f_frsize if isinstance(keep, float) else keep) else "less than keep_free is free"
+        free, share = disk.f_bavail * disk.f_frsize, keep if isinstance(keep, float) else 0
+        if free - more < (share * disk.f_blocks * disk.f_frsize or keep):
+            return free, "less than keep_free is free"
+        return free, "less than keep_free of its inodes is free" if disk.f_favail < share * disk.f_files else ""
 
     def blocked(self):
         """closed(), or too little room."""
@@ -4906,6 +4978,11 @@ class Poller:
             except (AttributeError, TypeError, OSError):
                 pass                                   # it is not connected at the moment
         self.take_resends()
+        stamp = stamp_of(self.ini)
+        if stamp == self.seen != self.stamp and stamp:                   # it stands still since the last look
+            self.stamp = stamp
+            self.hang_up()
+        self.seen = stamp
         limit = self.options["idle-exit"] or self.keys["idle_exit"]
         if self.held or not limit:
             self.busy_at = time.monotonic()
@@ -5152,7 +5229,7 @@ def tick_loop(poller):
 def make_room(poller):
     """Less than keep_free is free: the files of delivered calculations go, oldest first, until it is enough. Order and journal stay."""
     for calc in on_disk(poller.base):
-        if calc.over() == "delivered" and calc.name not in poller.held and os.path.lexists(calc.work):
+        if calc.name not in poller.held and os.path.lexists(calc.work) and calc.may_go(0, poller.own_rules["keep_refused"]):
             log("info", calc.accept_id, "swept: its room is needed", delivered=round(calc.last("delivered")["t"]))
             calc.remove_files()
             if not poller.full()[1]:
@@ -5171,7 +5248,7 @@ def sweep(poller):
         if calc.over() != "delivered" or calc.name in poller.held:
             continue
         calc.tidy(SCAFFOLD)                            # it may have been killed just there
-        if time.time() - calc.last("delivered")["t"] > poller.keys["keep_workdirs"]:
+        if calc.may_go(poller.keys["keep_workdirs"], poller.own_rules["keep_refused"]):
             log("info", calc.accept_id, "swept")
             calc.remove()
     poller.names = names_on_disk(poller.base)
@@ -5333,6 +5410,15 @@ def find_token(word, url, settings, as_program):
     return lambda: token
 
 
+def stamp_of(path):
+    """What changes when somebody writes the file, or None if it is not there."""
+    try:
+        info = os.stat(utf8(path))
+    except OSError:
+        return None
+    return info.st_ino, info.st_size, info.st_mtime_ns, info.st_ctime_ns
+
+
 def set_up(options, settings, ini, as_program):
     """Everything that is checked before the first contact: the Poller, its calc_base locked."""
     keys, ini = settings["poller"], ini or INI_NAME
@@ -5353,6 +5439,7 @@ def set_up(options, settings, ini, as_program):
         log("warn", None, "calc_base is below /tmp: a reboot or a cleaner may delete what was not delivered", base=shown(base))
     poller = Poller(settings, options, commands, token, base)
     poller.lock, poller.name, poller.ini = lock, poller_name(base), ini
+    poller.stamp = poller.seen = stamp_of(ini)
     note_settings(base, settings)
     if not options["verify"]:
         log("warn", None, "no_auth: THE RELAY'S CERTIFICATE IS NOT CHECKED: whoever sits in between can read token, inputs and results and "

@@ -204,3 +204,99 @@ def test_results_that_change_again_and_again_do_not_hold_the_rest_back(tmp_path)
         world.close()
         for pid in running(str(tmp_path)):
             os.kill(pid, 9)
+
+
+def test_a_directory_is_removed_however_deep_and_read_only_it_is(tmp_path):
+    top = os.fsencode(str(tmp_path / "work"))
+    os.mkdir(top)
+    here = os.open(top, os.O_RDONLY)
+    for turn in range(3000):
+        os.mkdir(b"dddddddd", dir_fd=here)
+        below = os.open(b"dddddddd", os.O_RDONLY, dir_fd=here)
+        os.close(here)
+        here = below
+    os.close(here)
+    for name in (b"cache/mod/a", b"cache/b"):
+        os.makedirs(os.path.dirname(os.path.join(top, name)), exist_ok=True)
+        open(os.path.join(top, name), "w").close()
+    (tmp_path / "else").mkdir()
+    os.symlink(os.fsencode(str(tmp_path / "else")), os.path.join(top, b"cache", b"link"))
+    subprocess.check_call(["chmod", "-R", "a-w", os.path.join(top, b"cache")])
+    code = "import sys; sys.path.insert(0, %r); import mi_system_remote as m; print(m.remove_tree(%r))" % (suite.ROOT, top)
+    words = ["setpriv", "--inh-caps=-all", "--bounding-set=-all"] if os.geteuid() == 0 else []
+    done = subprocess.run(words + [suite.PYTHON, "-B", "-c", code], stdout=subprocess.PIPE)
+    assert done.stdout == b"[]\n" and not os.path.exists(top) and (tmp_path / "else").exists()
+
+
+class Fake(gate.Calculation):
+    """A calculation that is a journal only."""
+
+    def __init__(self, name, *journal, t=1):
+        self.name, self.accept_id, self.journal, self.order = name, name[:36], list(journal), {"t": t}
+
+
+def test_what_was_kept_from_leaving_is_not_cleaned_before_its_time():
+    now = time.time()
+    for age, stays, stuck, goes in ((10, 0, None, True), (10, 2, None, False), (100, 2, None, True), (10, 0, now - 5, False), (10, 0, now - 90000, True)):
+        journal = [{"what": "delivered", "t": now - age}]
+        journal[0].update({"stays": stays} if stays else {})
+        journal += [{"what": "cannot be removed", "t": stuck}] if stuck else []
+        assert Fake("x" * 36, *journal).may_go(5, 50) == goes, (age, stays, stuck)
+    assert not Fake("x" * 36, {"what": "kept", "t": 0}).may_go(0, 0) and not Fake("x" * 36).may_go(0, 0)
+
+
+def test_what_is_handed_out_twice_at_once_waits_for_the_first():
+    ident = "0" * 36
+    first, second = Fake(ident, t=1), Fake(ident + ".2", t=2)
+    poller = type("P", (), {"held": {first.name: first, second.name: second}, "room": threading.Condition(), "wait_for_twin": gate.Poller.wait_for_twin})()
+    over = []
+    for calc in (second, first):
+        threading.Thread(target=lambda calc=calc: (poller.wait_for_twin(calc), over.append(calc.name)), daemon=True).start()
+    wait_until(lambda: over == [first.name])
+    time.sleep(0.3)
+    assert over == [first.name]
+    first.journal.append({"what": "starting"})
+    wait_until(lambda: over == [first.name, second.name])
+
+
+def test_a_mark_in_an_older_process_does_not_make_it_part_of_a_calculation():
+    other = subprocess.Popen(["sleep", "60"], env={"MI_RUN": "forged.1", "PATH": os.environ["PATH"]})
+    try:
+        with open("/proc/%d/stat" % other.pid) as text:
+            start = int(text.read().rpartition(") ")[2].split()[19])
+        assert other.pid in {pid for pid, begun in gate.processes(0, b"MI_RUN=forged.1", set(), start)}
+        assert other.pid not in {pid for pid, begun in gate.processes(0, b"MI_RUN=forged.1", set(), start + 1)}
+    finally:
+        other.kill()
+        other.wait()
+
+
+def test_a_command_that_is_taken_out_of_the_ini_is_not_run_any_more_and_a_broken_ini_changes_nothing(tmp_path):
+    world = suite.World(tmp_path / "world", tls=False, commands=["one", "two"]).start()
+    try:
+        both = {name: "match = %s\nargv = /bin/true\n" % name for name in ("one", "two")}
+        poller = world.poller(both)
+        ini = os.path.join(world.folder, "poller", "poller.ini")
+        wait_until(lambda: " polling " in poller.text())
+        with open(ini) as text:
+            before = text.read()
+        with open(ini, "a") as out:
+            out.write("[command three]\nargv = relative\n")
+        wait_until(lambda: "the old ini stays in force" in poller.text())
+        assert world.workflow("run", SITE, "two", cwd=str(tmp_path)).returncode == 0
+        with open(ini, "w") as out:
+            out.write(before.replace("[command two]\nmatch = two\nargv = /bin/true\n", ""))
+        wait_until(lambda: "reload ini=" in poller.text())
+        assert world.workflow("run", SITE, "two", cwd=str(tmp_path)).returncode == 77
+        assert world.workflow("run", SITE, "one", cwd=str(tmp_path)).returncode == 0
+    finally:
+        world.close()
+
+
+def test_room_is_there_only_if_keep_free_stays_with_what_is_about_to_come(tmp_path):
+    disk = os.statvfs(str(tmp_path))
+    poller = type("P", (), {"base": os.fsencode(str(tmp_path)), "full": gate.Poller.full})()
+    poller.keys = {"keep_free": disk.f_bavail * disk.f_frsize - (256 << 20)}
+    assert not poller.full()[1] and not poller.full(1 << 20)[1] and poller.full(1 << 30)[1]
+    poller.keys = {"keep_free": 1.0}
+    assert poller.full()[1]
