@@ -4737,7 +4737,7 @@ class Place:
     def let_out(self):
         """What may leave of this calculation, by how it was asked for (see AFTER_STOP)."""
         words = self.state().split()
-        stopped = os.path.exists(os.path.join(self.control, b"cancelled")) or words[0] == "ended" and int(words[1]) > 128
+        stopped = os.path.exists(os.path.join(self.control, b"cancelled")) or words[0] == "lost" or words[0] == "ended" and int(words[1]) > 128
         keys = {key: self.owners_word(key) for key in ("after_stop", "patterns", "logs")}
         return let_out({"after_stop": keys["after_stop"] or "", "patterns": keys["patterns"] is not False,
                         "logs": keys["logs"] is not False}, stopped)
@@ -5047,7 +5047,7 @@ def guard_cancel(place, words):
     if job is not None:
         return tell("E " + place.state())
     if place.state().split()[0] in ("running", "starting"):
-        left = stop_tree(place.control, utf8("MI_RUN=%s.1" % place.ident), int(words[0]))
+        left = stop_tree(place.control, b"CALC_DIR=" + place.work, int(words[0]))      # (MI_RUN: another key may have the same ID)
         if left:
             guard_log(place.rules, "error", place.ident, "processes that SIGKILL does not end", pids=" ".join(map(str, left)))
         until = time.monotonic() + 5
@@ -5104,7 +5104,7 @@ class Results:
         self.place, self.rules, self.kinds = place, place.rules["outbound"], place.let_out()
         self.book = os.path.join(place.control, b"out")
         self.stamp = hashlib.sha256(json.dumps([self.rules, sorted(self.kinds)], sort_keys=True).encode()).hexdigest()
-        self.files, self.refused, self.folders = {}, {}, []
+        self.files, self.refused, self.folders, self.said = {}, {}, [], ""
         if afresh or not self.known():
             self.look_through()
 
@@ -5113,14 +5113,15 @@ class Results:
             with open(self.book, "rb") as text:
                 stored = json.loads(text.read().decode())
             self.files = {utf8(name): tuple(mark) for name, mark in stored["files"].items()}
+            self.said = stored["said"]                 # the sum of the lines that guard.log has about it
             return stored["stamp"] == self.stamp
         except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
             return False                               # not there yet, or broken: all is looked through
 
     def look_through(self):
-        """Judges every file; what the rules refuse is logged."""
+        """Judges every file; what the rules refuse is logged, once: by looking again and again nobody pushes older lines out of the log."""
         before = self.files if self.known() else {}
-        self.files, total, told = {}, 0, 0
+        self.files, total, told, rows, lines_sum = {}, 0, 0, [], hashlib.sha256()
         for parts, kind in walk(self.place, []):
             name = b"/".join(parts)
             if kind == "folder":
@@ -5134,16 +5135,22 @@ class Results:
             else:
                 self.files[name] = mark
                 total += mark[2]
-            told += bool(why)
-            if why and told <= TOLD_MOST:
-                guard_log(self.place.rules, "warn", self.place.ident, "outbound", refused=shown(name), why=why,
-                          dry_run=self.rules["dry_run"])
-        if told > TOLD_MOST:
-            guard_log(self.place.rules, "warn", self.place.ident, "outbound", more=told - TOLD_MOST)
+            if why:
+                told += 1
+                lines_sum.update(b"%s\0%s\n" % (name, utf8(why)))
+                rows += [(name, why)] if told <= TOLD_MOST else []
+        self.log_refused(rows, told - len(rows), lines_sum.hexdigest())
         marks = {name.decode("utf-8", "surrogateescape"): mark for name, mark in self.files.items()}
-        text = json.dumps({"stamp": self.stamp, "files": marks})
+        text = json.dumps({"stamp": self.stamp, "files": marks, "said": lines_sum.hexdigest()})
         write_synced(self.book + b".%d" % os.getpid(), text.encode())
         os.rename(self.book + b".%d" % os.getpid(), self.book)
+
+    def log_refused(self, rows, more, said):
+        """The lines about (name, why), and how many more there are, unless the last look said the same."""
+        for name, why in rows if said != self.said else ():
+            guard_log(self.place.rules, "warn", self.place.ident, "outbound", refused=shown(name), why=why, dry_run=self.rules["dry_run"])
+        if more and said != self.said:
+            guard_log(self.place.rules, "warn", self.place.ident, "outbound", more=more)
 
     def judge(self, name, before, total):
         """(mark, why not)"""
@@ -5162,7 +5169,10 @@ class Results:
             os.close(fd)
 
     def folders_told(self):
-        """Directories whose names may leave: those of files that may, and those that the rules for names let out."""
+        """Directories whose names may leave: those of files that may, and those that the rules for names let out. (Nobody has asked for one by
+        name.)"""
+        if "patterns" not in self.kinds:
+            return []
         parents = {b"/".join(parts[:n]) for parts in (name.split(b"/") for name in self.files) for n in range(1, len(parts))}
         return sorted(parents | set(filter(self.may_be_named, self.folders)))
 

@@ -314,6 +314,33 @@ def control_characters_in_the_log(far):
     return b"\x1b" in open(far.path("base", ".mi", "guard.log"), "rb").read() or b"\nFORGED" in open(far.path("base", ".mi", "guard.log"), "rb").read()
 
 
+def listed(far, ident, times=1):
+    return far.ask("lane", ident, "get", data=b"L 1 0 0 -/\n" * times)[1]
+
+
+def names_of_directories_after_a_cancel(far):
+    far.write("work.sh", "mkdir -p SECRET-42\n")
+    ident = far.ended()
+    far.write("base/.mi/%s/cancelled" % ident, "")
+    return b"SECRET-42" in listed(far, ident)
+
+
+def what_a_command_left_that_did_not_end_by_itself(far):
+    ident = far.ended()
+    for name in ("end", "start", "child"):             # a batch system's limit, an OOM killer: wrapper and command are gone, without an end
+        os.utime(far.path("base", ".mi", ident, name), (0, 0))
+    os.unlink(far.path("base", ".mi", ident, "end"))
+    assert b"E lost" in far.ask("watch", ident, "0")[1]
+    return far.get(ident, b"r.txt") == b"result"
+
+
+def older_lines_of_the_log_by_looking_again_and_again(far):
+    ident = far.ended()
+    listed(far, ident, 5)
+    listed(far, ident)
+    return open(far.path("base", ".mi", "guard.log")).read().count("refused=secret.txt") != 1
+
+
 NAMES = "[outbound]\ndeny_names = secret*\n"
 CONTENT = "[outbound]\ndeny_content = SECRET-[0-9]+\n"
 SHAPES = "if place not in command[\"shapes\"] or not command[\"shapes\"][place].fullmatch(argument):"
@@ -356,6 +383,9 @@ ATTACKS = [                    # (attack, ini, the check to take out, what to pu
     (control_characters_in_the_log, "", "        value = printable(value)\n", "        value = str(value)\n",
      "json.dumps(value, ensure_ascii=False) if re.search(r'[\\s\"]|^$', value) else value", "value",
      "asked=printable(os.environ.get(\"SSH_ORIGINAL_COMMAND\", \"\")[-200:])", "asked=os.environ.get(\"SSH_ORIGINAL_COMMAND\", \"\")[-200:]"),
+    (names_of_directories_after_a_cancel, "", "        if \"patterns\" not in self.kinds:\n", "        if False:\n"),
+    (what_a_command_left_that_did_not_end_by_itself, "", "or words[0] == \"lost\" or", "or"),
+    (older_lines_of_the_log_by_looking_again_and_again, NAMES, "for name, why in rows if said != self.said else ():", "for name, why in rows:"),
 ]
 
 
@@ -574,6 +604,25 @@ def calculations_of_another_key(far):
                 or far.put(ident, b"new", b"1")[0] or far.ask("clean", ident)[1] and not os.path.exists(far.path("base", "one", ident, "r.txt")))
 
 
+def a_cancel_by_another_key_that_knows_the_id(far):
+    far.use("one")
+    ident, watch = far.started("work.sh hold")
+    far.use("two")
+    assert far.put(ident, b"a", b"1")[0] == 0
+    other = far.start(ident, "work.sh hold")
+    out = far.ask("cancel", ident, "1")[1]
+    assert b"E ended" in out, out
+    other.communicate(timeout=30)
+    try:
+        watch.wait(1)
+        return True
+    except subprocess.TimeoutExpired:
+        return False
+    finally:
+        far.use("one").ask("cancel", ident, "1")
+        watch.communicate(timeout=30)
+
+
 def a_log_without_end(far):
     far.write("guard.py", open(far.script).read().replace("LOG_MOST, LOG_KEEP = 16 << 20, 8 ", "LOG_MOST, LOG_KEEP = 300, 1"))
     for n in range(8):
@@ -603,6 +652,7 @@ HOLES = [                      # as ATTACKS
      "                self.refused[name] = why\n                self.files[name] = mark\n"),
     (names_of_what_is_refused, "[outbound]\ndeny_names = secret*\n", "set(filter(self.may_be_named, self.folders))", "set(self.folders)"),
     (calculations_of_another_key, "", "os.path.join(rules[\"top\"], utf8(name)) if name else", "rules[\"top\"] if name else"),
+    (a_cancel_by_another_key_that_knows_the_id, "", "b\"CALC_DIR=\" + place.work, int", "utf8(\"MI_RUN=%s.1\" % place.ident), int"),
     (a_log_without_end, "", "    if os.fstat(fd).st_size < LOG_MOST:\n", "    if True:\n"),
 ]
 
