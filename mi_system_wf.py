@@ -2680,10 +2680,11 @@ def recall(relay, accept_id, to, options):
         try:
             with open(os.path.join(os.path.dirname(top), month, utf8(accept_id)), encoding="utf-8", errors="surrogateescape") as text:
                 found = json.load(text)
-            if found["url"] == relay.url:
-                agreed = options.agreed or len(options.words) > 2 or os.path.realpath(to) == os.path.realpath(found["to"])
-                return Wanted(*wanted_results(found["names"] + found["patterns"]), agreed=agreed, allow_refused=options.allow_refused)
-        except (OSError, ValueError, KeyError, TypeError):
+            if texts(found["url"], str) == relay.url:
+                agreed = options.agreed or len(options.words) > 2 or os.path.realpath(to) == os.path.realpath(texts(found["to"], str))
+                return Wanted(*wanted_results(texts(found["names"], list) + texts(found["patterns"], list)), agreed=agreed,
+                              allow_refused=options.allow_refused)
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):     # broken: as if nothing were known
             continue
     raise Stop(EX_USAGE, _("%s: what was declared as its results is not known on this side; say it once more: --out NAME... (--out '**': all)")
                % accept_id)

@@ -1,8 +1,10 @@
 """State files that are empty, torn, zeros or something else: what they are of is named and left out, everything else goes on."""
+import argparse
 import errno
 import io
 import json
 import os
+import pathlib
 import re
 import stat
 
@@ -12,7 +14,7 @@ import suite
 from test_ssh_guard import Far
 from test_ssh_runner import lab, run
 
-runner, poller = suite.module("execute_remote_command.py"), suite.module("mi_system_remote.py")
+runner, poller, workflow = suite.module("execute_remote_command.py"), suite.module("mi_system_remote.py"), suite.module("mi_system_wf.py")
 DAMAGES = {"empty": b"", "a list": b"[1, 2]\n", "zeros": b"\0" * 300, "torn": b'{"host": "h", "t', "an object": b"{}\n", "no text": b"\xff\xfe\x80\n", "a number": b"5\n",
            "a text": b'"x"\n', "nested": b"[" * 100000, "of lists": b'{"rows": [[1]], "files": [1], "settings": [], "calc-info": [], "t": [], "step": [], "what": []}\n'}
 IDENT = "0123abcd-0000-4000-8000-%012x"
@@ -102,6 +104,21 @@ def test_what_is_broken_of_one_calculation_hides_none_from_a_guards_key_and_can_
         runner.guard_clean(place, ())
         assert said[-1] == "E cleaned" and not (base / (IDENT % n)).exists(), name
     runner.Results(runner.Place(rules["base"], IDENT % len(GUARDS), rules))
+
+
+@pytest.mark.parametrize("damage", sorted(DAMAGES))
+def test_a_broken_memory_of_the_workflow_side_is_as_none_and_stops_nothing(damage, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    options, relay = argparse.Namespace(agreed=False, words=["result", IDENT % 1], allow_refused=False), argparse.Namespace(url="https://r")
+    note = pathlib.Path(os.fsdecode(workflow.memory())) / (IDENT % 1)
+    note.parent.mkdir(parents=True)
+    for text in (DAMAGES[damage], json.dumps({"url": "https://r", "to": 5, "names": [["x"]], "patterns": {}}).encode()):
+        note.write_bytes(text)
+        with pytest.raises(workflow.Stop) as stop:
+            workflow.recall(relay, IDENT % 1, str(tmp_path), options)
+        assert stop.value.code == 64 and "--out" in str(stop.value)
+    workflow.remember(relay, IDENT % 1, argparse.Namespace(names=["a"], patterns=["b/"]))
+    assert workflow.recall(relay, IDENT % 1, str(tmp_path), options)[:2] == (["a"], ["b/"])
 
 
 POLLERS = ["order.json", "journal", "waits", "batch", "end", "start", "child"]
