@@ -1467,7 +1467,7 @@ def still_there(note):
 
 
 def look(control, now):
-    """(state, detail) of the command of a control directory (bytes path); now: time.time().
+    """(state, detail) of the command of a control directory (bytes path); now: time.time() (the clock may have been set back since).
     ready: never started · starting · running: detail its Note · ended: detail its exit code (128+N for a signal), None if it could not be started ·
     lost: both processes gone without an end, another boot or another host; detail says which."""
     end = read_note(os.path.join(control, b"end"))
@@ -1481,7 +1481,7 @@ def look(control, now):
             began = os.stat(os.path.join(control, b"start")).st_ctime
         except OSError:
             return ("ready", None) if os.path.exists(os.path.join(control, b"ready")) else ("starting", None)
-        return ("lost", "end unknown") if now - began > ORPHAN_GRACE else ("starting", None)
+        return ("lost", "end unknown") if abs(now - began) > ORPHAN_GRACE else ("starting", None)
     for note in (child, started):                      # the same boot is the same host, whatever it is called now
         if note is not None and note.boot != boot_id():
             same = note.host == os.uname().nodename
@@ -1492,7 +1492,7 @@ def look(control, now):
         return "starting", None
     if read_note(os.path.join(control, b"end")) is not None:
         return look(control, now)                      # it ended between two looks
-    return ("lost", "end unknown") if now - (child or started).time > ORPHAN_GRACE else ("starting", None)
+    return ("lost", "end unknown") if abs(now - (child or started).time) > ORPHAN_GRACE else ("starting", None)
 
 
 def processes(leader, mark, known, since=0):

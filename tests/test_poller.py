@@ -293,6 +293,14 @@ def test_the_relay_dies_while_the_command_runs_and_comes_back(relay, host, tmp_p
         own.close()
 
 
+@pytest.mark.parametrize("hours", [-6, 6])
+def test_processes_that_are_gone_count_as_lost_also_after_the_clock_was_set(tmp_path, hours):
+    for name in ("start", "child"):
+        (tmp_path / name).write_text("%-255s\n" % ("999999999 1 %s %s running" % (remote.boot_id(), os.uname().nodename)))
+    assert remote.look(os.fsencode(str(tmp_path)), time.time())[0] == "starting"
+    assert remote.look(os.fsencode(str(tmp_path)), time.time() + hours * 3600) == ("lost", "end unknown")
+
+
 def test_a_killed_wrapper_is_not_a_lost_command(relay, host):
     host.script("solve", "sleep 1; echo x > out.txt")
     host.start()
