@@ -88,7 +88,7 @@ TRIES = 3                      # for a piece whose sum is wrong
 CONNECT_SPAN = 60              # seconds in which at most `connects` connections are opened to one host
 LINE, NOISE = 8192, 1 << 20     # bytes of one line of the far side, and of all that a log-in shell there may print before our own first line
 SAID = 16 << 20                # bytes that ssh may write on stderr, into a file
-MOST_FILES = 500000            # entries of a list of results
+MOST_FILES, MOST_PIECES, MOST_BYTES = 500000, 500000, 1 << 50    # of a list of results: entries; pieces, larger ones if need be; bytes of a file
 SCAN = 1 << 20                 # bytes looked through at once by the outbound rules; matches longer than half of it may be missed
 
 # ==== shared: gate ====
@@ -3238,7 +3238,7 @@ def lanes_for(line, total, settings):
     if not lanes:
         lanes = 1 if total < BULK else STREAMS if not near else NEAR_STREAMS if (os.cpu_count() or 1) > 2 else 1
     least, parts = (NEAR_PIECE, 8) if near else (PIECE, 64)        # of a lane: what a slow one keeps back at the end is little
-    return lanes, min(max(least, total // (lanes * parts)), 4 * least)
+    return lanes, max(min(max(least, total // (lanes * parts)), 4 * least), total // MOST_PIECES)
 
 
 def work_off(line, work, ident, lane, count, settings):
@@ -3618,10 +3618,12 @@ def listing(line, ident, settings, way="get"):
         if not found or number >= MOST_FILES or not re.match(rb"[0-9]{1,19}(?:\.[0-9]{1,12})?\Z", started):
             line.nonsense()
         kind, size, mtime, ctime, mode, name = found.groups()
+        if int(size) > MOST_BYTES:
+            line.nonsense()
         try:
             plain(name)
         except ValueError:
-            odd.append(name)
+            odd.append(name[:1000])                    # it is told, not fetched
             continue
         if kind == b"f":
             files[name] = Entry(None, name, int(size), mtime.decode("ascii"), int(mode, 8))
@@ -3651,11 +3653,13 @@ def resolve(process, told, files, links):
     names = b"".join(b"./" + name + b"\n" for name in links)
     process.stdin.write(b"K 2 0 %d -/\n" % len(names) + names)
     process.stdin.flush()
-    rows = [told.record() for _n in range(len(links) + 1)]
+    top, inside = told.record() + b"/", {}
+    for name in links:
+        goal = told.record()
+        if goal.startswith(top) and goal[len(top):] in files:
+            inside[name] = goal[len(top):]
     told.ok()
-    top = rows[0] + b"/"
-    inside = {name: row[len(top):] for name, row in zip(links, rows[1:]) if row.startswith(top)}
-    return {name: goal for name, goal in inside.items() if goal in files}
+    return inside
 
 
 def get_lane(line, work, ident, own):
@@ -3705,7 +3709,11 @@ def get_lane(line, work, ident, own):
 
 def finish(work, entry):
     """Gives a whole file its size, mode, time and name."""
-    os.truncate(entry.near, entry.size)
+    fd = os.open(entry.near, os.O_WRONLY | os.O_NOFOLLOW)
+    try:
+        os.ftruncate(fd, entry.size)
+    finally:
+        os.close(fd)
     put_in_place(work, entry, lambda: work.target.store(key_of(entry.far), entry.far, None, bool(entry.mode & 0o100), nanoseconds(entry.mtime)))
 
 
@@ -4271,7 +4279,9 @@ def copy_file(target, name, entry, input, kept):
         else:
             kept[name] = _("leads to %s, which is not here") % shown(entry.far)
             return
-        with open(fd, "rb", 0) as source, open(os.open(target.part(key_of(name)), os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o666), "rb+", 0) as goal:
+        target.drop(key_of(name))
+        copy = os.open(target.part(key_of(name)), os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666)
+        with open(fd, "rb", 0) as source, open(copy, "rb+", 0) as goal:
             at = 0
             for data in iter(lambda: source.read(BLOCK), b""):
                 write_sparse(goal.fileno(), memoryview(data), at)
@@ -4443,7 +4453,7 @@ def fetch_all(line, run, target, sent, kept):
     """Everything that is there, where the far side cannot make lists: by rsync, or as one tar; sums compared. Returns the number of files."""
     folder = target.part(b"all")
     if line.facts.get("rsync") == "1" and run_rsync(rsync_words(line, run.ident, run.settings) + [
-            "-rpI", "--", line.host + ":./", folder + b"/"], b"", run.ident):
+            "-rI", "--", line.host + ":./", folder + b"/"], b"", run.ident):
         entries = found_below(folder)
     else:
         entries = fetch_tar(line, run.ident, folder)
@@ -5967,6 +5977,9 @@ class Target:
         self.stage_name = b".mi-" + utf8(ident)
         while not self.hold():
             pass
+        self.parts = b"/proc/%d/fd/%d" % (os.getpid(), self.stage)     # else who may write to the target could put a link in place of .mi-ID/
+        if not os.path.isdir(self.parts):
+            self.parts = os.path.join(self.path, self.stage_name)
         self.noted = self.read_notes()                 # {name: (inode, size, mtime)} of what this calculation has stored before
 
     def hold(self):
@@ -6056,7 +6069,7 @@ class Target:
 
     def part(self, key):
         """The path at which the result with this key (a number, or bytes) grows."""
-        return os.path.join(self.path, self.stage_name, key if isinstance(key, bytes) else b"%d" % key)
+        return os.path.join(self.parts, key if isinstance(key, bytes) else b"%d" % key)
 
     def folder(self, parts):
         """A descriptor of the directory `parts` below the top, made where it is not there. (Results come in order: the last stay open.)"""

@@ -3141,7 +3141,7 @@ def v1_store(files, names, stage, folder):
         except ValueError as error:
             missing[name] = str(error)
         except NotStored as error:                     # the relay has forgotten it: it stays
-            missing[name] = "%s (%s)" % (error, shown_path(folder.part(number)))
+            missing[name] = "%s (%s)" % (error, shown_path(os.path.realpath(folder.part(number))))
     return stored, {name: why for name, why in missing.items() if name not in LOG_NAMES}
 
 
@@ -3619,6 +3619,9 @@ class Target:
         self.stage_name = b".mi-" + utf8(ident)
         while not self.hold():
             pass
+        self.parts = b"/proc/%d/fd/%d" % (os.getpid(), self.stage)     # else who may write to the target could put a link in place of .mi-ID/
+        if not os.path.isdir(self.parts):
+            self.parts = os.path.join(self.path, self.stage_name)
         self.noted = self.read_notes()                 # {name: (inode, size, mtime)} of what this calculation has stored before
 
     def hold(self):
@@ -3708,7 +3711,7 @@ class Target:
 
     def part(self, key):
         """The path at which the result with this key (a number, or bytes) grows."""
-        return os.path.join(self.path, self.stage_name, key if isinstance(key, bytes) else b"%d" % key)
+        return os.path.join(self.parts, key if isinstance(key, bytes) else b"%d" % key)
 
     def folder(self, parts):
         """A descriptor of the directory `parts` below the top, made where it is not there. (Results come in order: the last stay open.)"""

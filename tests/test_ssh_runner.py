@@ -536,7 +536,7 @@ WITHOUT_END = ["noise", "lines", "facts", "ping", "put", "sums", "record", "name
 STATES = [b"E ended 256\n", b"E ended -1\n", b"E ended\n", b"E ended x\n", b"E\n", b"E error\n", b"L -5\n", b"L 99999999999\n", b"L x\n", b"L\n", b"S \x1b[2J\n",
           "L \u0665\n".encode()]
 LISTS = [b"f -1 1.0 1.0 644 a\0\0", b"f 1 nan 1.0 644 a\0\0", b"f 1 1.0 x 644 a\0\0", b"f 1 1.0 1.0 999 a\0\0", b"f 1\0\0", b"f 1_0 1.0 1.0 644 a\0\0",
-         b"f 1 1.0 inf 644 a\0\0"]
+         b"f 1 1.0 inf 644 a\0\0", b"f 9000000000000000000 1.0 1.0 644 a\0\0"]
 
 
 def test_answers_without_end_or_sense_are_said_and_not_collected(own, here):
@@ -657,6 +657,13 @@ exec unshare %s sh -c 'for here in /usr/bin /bin; do mount --bind %s $here; done
 """
 
 
+def umask():
+    """That of these tests."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
+
+
 @pytest.mark.parametrize("rsync", [True, False])
 def test_a_far_side_without_gnu_tools_still_works(own, here, rsync):
     suite.needs("busybox")
@@ -674,11 +681,11 @@ def test_a_far_side_without_gnu_tools_still_works(own, here, rsync):
     (here / "in" / "big").write_bytes(os.urandom(3 << 20))
     (here / "in" / "d").mkdir()
     (here / "in" / "d" / "計 算").write_text("1")
-    code, out = run(own, here, "run", "hpc", "mkdir o; cp -r big d o; ln -s /etc/passwd evil; echo end; exit 5", "--in", "in/big", "in/d", "-v")
+    code, out = run(own, here, "run", "hpc", "mkdir o; cp -r big d o; ln -s /etc/passwd evil; echo >s; chmod 6777 s; echo end; exit 5", "--in", "in/big", "in/d", "-v")
     assert code == 5, out
     assert " gnu=0 " in out and " rsync=%d " % rsync in out and " sum=sha256sum" in out, out
     assert sha(here / "o" / "big") == sha(here / "in" / "big") and (here / "o" / "d" / "計 算").exists() and not os.path.lexists(str(here / "evil"))
-    assert (here / LOG).read_text() == "end\n"
+    assert (here / LOG).read_text() == "end\n" and (here / "s").stat().st_mode & 0o7777 == 0o777 & ~umask()
 
 
 SPY = """#!/bin/sh

@@ -83,6 +83,22 @@ def test_results_are_not_put_through_links_of_the_target(lab, here, tmp_path):
     assert code == 0 and (here / "there" / "d" / "victim").read_text() == "x\n", out
 
 
+def test_who_may_write_to_the_target_too_leads_nothing_out_of_it_while_results_come(lab, here, tmp_path):
+    away = tmp_path / "away"
+    away.mkdir()
+    (away / "victim").write_text("keep")
+    one = Stepwise(lab, here, ["fetching"], "run", "hpc", "head -c 3000000 /dev/zero | tr '\\0' x >big; echo small >small; ln -s small link")
+    one.reached("fetching")
+    stage = here / next(name for name in os.listdir(str(here)) if name.startswith(".mi-"))
+    (stage / runner.key_of(b"link").decode()).symlink_to(away / "victim")
+    stage.rename(here / "moved")
+    stage.symlink_to(away)
+    one.go("fetching")
+    code, out = one.finish()
+    assert code == 0 and (here / "big").stat().st_size == 3000000 and (here / "link").read_text() == "small\n", out
+    assert os.listdir(str(away)) == ["victim"] and (away / "victim").read_text() == "keep"
+
+
 def test_the_runner_is_not_replaced_by_a_result_and_names_steer_no_terminal(lab, here):
     shutil.copy(ssh_lab.SCRIPT, str(here))
     own = [name for name in OWN if "/" not in name] + ["execute_remote_command.py"]
