@@ -948,7 +948,7 @@ def may_hold(text, name):
     for place, part in enumerate(parts):
         if "**" in shape[place] or not shape[place] and place == len(shape) - 1:
             return place or not part.startswith(".") or not text.startswith(("*", "?"))
-        first = "" if place == 0 else "x"              # only at the beginning no wildcard is a dot
+        first = "" if place == 0 else "x/"             # only at the beginning no wildcard is a dot
         if place == len(shape) - 1 or not pattern(first + shape[place]).match(first + part):
             return False
     return True
@@ -986,6 +986,11 @@ def choose_language(lang="auto"):
 def printable(text):
     """text with control, direction and surrogate characters made visible: it can neither steer a terminal nor start a log line."""
     return ODD.sub(lambda m: ("\\x%02x" if m.group() < "\xff" else "\\u%04x") % ord(m.group()), str(text))
+
+
+def json_of(found, **how):
+    """found as JSON for whoever reads stdout: a program, or a person at a terminal, which control and direction characters would steer."""
+    return ODD.sub(lambda m: m.group() if m.group() < " " else "\\u%04x" % ord(m.group()), json.dumps(found, ensure_ascii=False, **how))
 
 
 def log(level, accept_id, step, **values):
@@ -5645,7 +5650,7 @@ def fielded_files(name):
 def say_outcome(outcome, as_json):
     """The last line of a run, and its exit code."""
     if as_json:
-        sys.stdout.write(json.dumps(outcome._asdict(), ensure_ascii=False) + "\n")
+        sys.stdout.write(json_of(outcome._asdict()) + "\n")
     else:
         sys.stdout.write(_("%s: %s, exit code %d (the %s's)") % (outcome.ident, printable(outcome.state), outcome.code, outcome.ended_by) + "\n")
     sys.stdout.flush()
@@ -5777,7 +5782,7 @@ def do_list(options):
                          "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(last["t"])),
                          "code": steps.get("finished", {}).get("code", "")})
     for row in rows:
-        text = json.dumps(row, ensure_ascii=False) if options.json else " ".join(printable(value) for value in row.values())
+        text = json_of(row) if options.json else " ".join(printable(value) for value in row.values())
         sys.stdout.write(text + "\n")
     return 0
 

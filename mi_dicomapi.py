@@ -142,6 +142,11 @@ def printable(text):
     return ODD.sub(lambda m: ("\\x%02x" if m.group() < "\xff" else "\\u%04x") % ord(m.group()), str(text))
 
 
+def json_of(found, **how):
+    """found as JSON for whoever reads stdout: a program, or a person at a terminal, which control and direction characters would steer."""
+    return ODD.sub(lambda m: m.group() if m.group() < " " else "\\u%04x" % ord(m.group()), json.dumps(found, ensure_ascii=False, **how))
+
+
 def log(level, accept_id, step, **values):
     """One line: time LEVEL ACCEPT_ID step key=value ...; values are escaped, and quoted as JSON when they hold blanks."""
     if LEVELS.index(level) < SAY["level"]:
@@ -4587,7 +4592,7 @@ def open_store(options):
 def show_rows(options, rows, columns):
     """Rows (dicts) as a table, or as JSON."""
     if options.json:
-        print(json.dumps(rows, ensure_ascii=False))
+        print(json_of(rows))
         return
     table = [[printable("" if row[name] is None else row[name]) for name in columns] for row in rows]
     widths = [max([len(name)] + [len(line[n]) for line in table]) for n, name in enumerate(columns)]
@@ -4958,7 +4963,7 @@ def show(options):
     row["files"] = [dict(found) for found in store.read(
         "SELECT kind, n, name, size, sha256, done FROM files WHERE calc = ? ORDER BY kind, n LIMIT ?", rows[0]["seq"], LISTED)]
     if options.json:
-        print(json.dumps(row, ensure_ascii=False))
+        print(json_of(row))
         return 0
     for key, value in row.items():
         if key == "files":

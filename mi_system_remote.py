@@ -959,7 +959,7 @@ def may_hold(text, name):
     for place, part in enumerate(parts):
         if "**" in shape[place] or not shape[place] and place == len(shape) - 1:
             return place or not part.startswith(".") or not text.startswith(("*", "?"))
-        first = "" if place == 0 else "x"              # only at the beginning no wildcard is a dot
+        first = "" if place == 0 else "x/"             # only at the beginning no wildcard is a dot
         if place == len(shape) - 1 or not pattern(first + shape[place]).match(first + part):
             return False
     return True
@@ -997,6 +997,11 @@ def choose_language(lang="auto"):
 def printable(text):
     """text with control, direction and surrogate characters made visible: it can neither steer a terminal nor start a log line."""
     return ODD.sub(lambda m: ("\\x%02x" if m.group() < "\xff" else "\\u%04x") % ord(m.group()), str(text))
+
+
+def json_of(found, **how):
+    """found as JSON for whoever reads stdout: a program, or a person at a terminal, which control and direction characters would steer."""
+    return ODD.sub(lambda m: m.group() if m.group() < " " else "\\u%04x" % ord(m.group()), json.dumps(found, ensure_ascii=False, **how))
 
 
 def log(level, accept_id, step, **values):
@@ -2254,6 +2259,7 @@ class Relay:
         ends with /; they come last. marks: {number: (may its owner execute it?, mtime in nanoseconds or None)}, where a file has any; who
         stores the file takes them out. ValueError if the manifest is malformed."""
         number, before, query = 0, None, dict({"claim": claim} if claim else {}, v=2, dirs=1)
+        self.marks.clear()                             # of a list that was not taken to its end
         while True:
             entries = page.get("files") or {}
             if not isinstance(entries, dict):
@@ -3692,6 +3698,7 @@ KEYS = {                       # {section: {key: (kind, default)}}
 }
 KEYS.update(gate_keys())
 ACCEPT_ID = re.compile(r"[0-9a-f-]{36}\Z")
+INFO_KEYS = ("command", "remote-site", "parameters", "result_files", "result_patterns", "rerun")      # what is kept of a calc-info
 SCAFFOLD = rb"(take|run|ready|alive|order\.new|end\.tmp|part\d+|waits|job(\.sub)?|words)\Z"       # needed by nobody after delivery
 
 
@@ -3877,25 +3884,31 @@ def names_on_disk(base):
 
 
 def on_disk(base, names=None):
-    """Every Calculation under base (those of the names that are still there), oldest claim first; what has no readable order is left alone."""
-    found = []
-    for name in [name for group in names_on_disk(base).values() for name in group] if names is None else list(names):
+    """Every Calculation under base (those of the names that are still there), oldest claim first; what has no readable order is left alone.
+    One at a time: each may have declared as many results as fit into an order."""
+    def read(name, use):
         try:
             with open(os.path.join(base, b".mi", utf8(name), b"order.json"), "rb") as text:
                 order = json.loads(text.read().decode("utf-8"))
             if not isinstance(order["calc-info"]["command"], str) or not {"accept_id", "claim", "protocol", "t"} <= set(order):
                 raise ValueError("something is missing in order.json")
-            found.append(Calculation(base, name, order))
+            return use(order)
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             if names is None or not isinstance(error, FileNotFoundError):
                 log("warn", name, "unreadable", error=error)
-    return sorted(found, key=lambda calc: calc.order["t"])
+
+    names_now = [name for group in names_on_disk(base).values() for name in group] if names is None else list(names)
+    since = {name: read(name, lambda order: float(order["t"])) for name in names_now}
+    for name in sorted((name for name in since if since[name] is not None), key=since.get):
+        calc = read(name, lambda order: Calculation(base, name, order))
+        if calc is not None:
+            yield calc
 
 
 def check_order_of(found):
     """What calc-request answered, as an order for order.json. ValueError if any of it is not what it must be."""
-    order = {key: found.get(key) for key in ("accept_id", "claim", "attempt", "calc-info")}
-    info = order["calc-info"] if isinstance(order["calc-info"], dict) else {}
+    order, given = {key: found.get(key) for key in ("accept_id", "claim", "attempt")}, found.get("calc-info")
+    info = order["calc-info"] = {key: given[key] for key in INFO_KEYS if key in given} if isinstance(given, dict) else {}
     for key, kind in (("parameters", str), ("result_files", dict), ("result_patterns", list)):
         info.setdefault(key, kind())
     good = (("accept_id", isinstance(order["accept_id"], str) and ACCEPT_ID.match(order["accept_id"])),
@@ -4013,7 +4026,8 @@ def ran_before(poller, calc):
     """The latest earlier attempt that was started on this host and for which no person has said rerun since, or None. (A relay that was
     restored from a backup may hand out again what has run, or still runs.)"""
     rerun = calc.info.get("rerun")
-    for other in reversed(on_disk(poller.base, poller.names.get(calc.accept_id, ()))):       # in any order of numbers: a restored relay counts anew
+    here = list(on_disk(poller.base, poller.names.get(calc.accept_id, ())))          # in any order of numbers: a restored relay counts anew
+    for other in reversed(here):
         if other.name == calc.name:
             continue
         started = other.last("starting")               # with `ready` still there it did not, and its claim, which has lapsed, keeps it so
@@ -4475,10 +4489,10 @@ V1_TO = {"calc-params-complete": 2, "calc-start": 3, "calc-end": 4, "send-result
 def v1_named(poller, found):
     """3. The calculation that a fielded calc-request named, as put_on_disk() wants it. It reserves nothing: {} if another thread of ours
     is about to take it, None if it is, or was, here in another way."""
-    accept_id = found.get("accept_id")
+    accept_id = str(found.get("accept_id"))
     if accept_id in [calc.accept_id for calc in list(poller.held.values())]:
         return {}
-    if ACCEPT_ID.match(str(accept_id)) and os.path.lexists(os.path.join(poller.base, b".mi", utf8(accept_id))):
+    if ACCEPT_ID.match(accept_id) and os.path.lexists(os.path.join(poller.base, b".mi", utf8(accept_id))):
         log("warn", accept_id, "3 is, or was, on this host: nothing runs twice")
         return None
     return {"accept_id": accept_id, "claim": "v1", "attempt": 1, "calc-info": {"command": ""}}
@@ -4918,13 +4932,16 @@ class Poller:
 
     def lacks(self, large):
         """{accept_id: bytes} of what waits at the relay and needs more room than there is here: a line for each, and .mi/large for `list`."""
-        large = {key: value for key, value in large.items() if ACCEPT_ID.match(key) and isinstance(value, int)} if isinstance(large, dict) else {}
+        large = {key: value for key, value in list(large.items())[:100] if ACCEPT_ID.match(key) and type(value) is int and 0 <= value < 1 << 60
+                 } if isinstance(large, dict) else {}
         for accept_id in sorted(set(large) - set(self.large or ())):
             log("warn", accept_id, "3 not taken: its inputs need more room than there is", bytes=large[accept_id], base=shown(self.base))
+        path = os.path.join(self.base, b".mi", b"large")
         if large != self.large:
             self.large = large
             try:
-                write_synced(os.path.join(self.base, b".mi", b"large"), json.dumps(large).encode())
+                if large or os.path.exists(path):
+                    write_synced(path, json.dumps(large).encode())
             except OSError:
                 pass                                   # the disk is full
 
@@ -5581,7 +5598,7 @@ def outbox(base, as_json):
         rows.append({"id": calc.name, "state": calc.state(), "since": round(end.time if end else (calc.last("ended") or calc.order)["t"]),
                      "why": why, "next": None if kept else late})
     if as_json:
-        return print(json.dumps(rows, ensure_ascii=False))
+        return print(json_of(rows))
     for row in rows:
         late = (_("not wanted; resend tries once more") if row["state"] == "kept" else _("when a poller runs") if not runs else
                 time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(row["next"])) if (row["next"] or 0) > time.time() else _("now"))
@@ -5591,8 +5608,9 @@ def outbox(base, as_json):
 
 def named(base, name):
     """The calculation of that name, or of that beginning of one (8 characters at least). 64 if there is none, or more than one."""
-    known = on_disk(base)
-    found = [calc for calc in known if calc.name == name] or [calc for calc in known if len(name) >= 8 and calc.name.startswith(name)]
+    known = [key for group in names_on_disk(base).values() for key in group]
+    wanted = [key for key in known if key == name] or [key for key in known if len(name) >= 8 and key.startswith(name)]
+    found = list(on_disk(base, wanted))
     if not found:
         raise Stop(EX_USAGE, _("%s: not on this host (see: list)") % printable(name))
     if len(found) > 1:
@@ -5630,11 +5648,10 @@ def resent(poller):
 
 def show(base, name, as_json):
     """One calculation (without its claim, with its journal), or with name None a line for each. 64 if it is not here."""
-    known = on_disk(base)
-    name = name and named(base, name).name
-    rows = [{"id": calc.name, "state": calc.state(), "command": calc.info["command"], "age": round(time.time() - calc.order["t"])}
-            for calc in known]
-    for calc, row in zip(known, rows):
+    rows, name = [], name and named(base, name).name
+    for calc in on_disk(base, name and [name]):
+        row = {"id": calc.name, "state": calc.state(), "command": calc.info["command"], "age": round(time.time() - calc.order["t"])}
+        rows.append(row)
         if row["state"] in ("queued", "running") and read_batch(calc.control) and (name is None or name == calc.name):
             row["what"] = batch_where(os.path.dirname(calc.control), calc.control)[1]
         if name is None and not as_json:
@@ -5643,9 +5660,9 @@ def show(base, name, as_json):
         elif name == calc.name:
             order = {key: value for key, value in calc.order.items() if key != "claim"}
             row.update(work=shown(calc.work), control=shown(calc.control), order=order, journal=calc.journal)
-            return print(json.dumps(row, ensure_ascii=False, indent=None if as_json else 1))
+            return print(json_of(row, indent=None if as_json else 1))
     if as_json:
-        print(json.dumps(rows, ensure_ascii=False))
+        print(json_of(rows))
 
 
 # ---- check, login, unit ----

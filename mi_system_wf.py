@@ -128,6 +128,11 @@ def printable(text):
     return ODD.sub(lambda m: ("\\x%02x" if m.group() < "\xff" else "\\u%04x") % ord(m.group()), str(text))
 
 
+def json_of(found, **how):
+    """found as JSON for whoever reads stdout: a program, or a person at a terminal, which control and direction characters would steer."""
+    return ODD.sub(lambda m: m.group() if m.group() < " " else "\\u%04x" % ord(m.group()), json.dumps(found, ensure_ascii=False, **how))
+
+
 def log(level, accept_id, step, **values):
     """One line: time LEVEL ACCEPT_ID step key=value ...; values are escaped, and quoted as JSON when they hold blanks."""
     if LEVELS.index(level) < SAY["level"]:
@@ -1383,6 +1388,7 @@ class Relay:
         ends with /; they come last. marks: {number: (may its owner execute it?, mtime in nanoseconds or None)}, where a file has any; who
         stores the file takes them out. ValueError if the manifest is malformed."""
         number, before, query = 0, None, dict({"claim": claim} if claim else {}, v=2, dirs=1)
+        self.marks.clear()                             # of a list that was not taken to its end
         while True:
             entries = page.get("files") or {}
             if not isinstance(entries, dict):
@@ -2488,7 +2494,8 @@ def state_words(found, fielded=False):
     if progress == "not start" and found.get("wait_allow", 1) is None:
         text = _("registered; its inputs are not complete")
     elif progress == "not start" and not fielded:
-        text = _("waiting for the external computer") + (_(", %d before it") % found["queue"] if found.get("queue") else "")
+        ahead = found.get("queue")
+        text = _("waiting for the external computer") + (_(", %d before it") % ahead if type(ahead) is int and ahead else "")
     elif fielded:
         text = progress
     elif progress == "got return":
@@ -2499,7 +2506,7 @@ def state_words(found, fielded=False):
                 "getting return": _("sending: its results are on their way")}.get(progress, progress)
     if found.get("what"):
         text += ", " + printable(found["what"])[:200]
-    if isinstance(found.get("out_of_contact"), (int, float)):
+    if type(found.get("out_of_contact")) is int:
         text += _(", out of contact for %d s") % found["out_of_contact"]
     return text
 
@@ -2521,7 +2528,10 @@ class Live:
                 self.shown[stream] = 0                 # a rerun begins anew
             while self.voice.output and isinstance(size, int) and self.shown[stream] < size:
                 found = relay.ask("GET", "output", {"v": 2, "accept_id": self.accept_id, "stream": stream, "offset": self.shown[stream], "wait": 0})
-                data = base64.b64decode(str(found.get("data")).encode("ascii", "replace"))
+                try:
+                    data = base64.b64decode(str(found.get("data")).encode("ascii", "replace"))
+                except ValueError:                     # the log, which comes with the results, has it
+                    data = b""
                 if not data:
                     break
                 self.shown[stream] += len(data)
@@ -3242,7 +3252,7 @@ def report(result, to, options, voice):
         voice.say(_("asked for and not here: %s") % "; ".join(verdict_words(*pair) for pair in sorted(result.verdicts.items())))
     voice.say(last_line(result, to, code))
     if options.json:
-        print(json.dumps(result._asdict(), ensure_ascii=False))
+        print(json_of(result._asdict()))
     return code
 
 
@@ -3335,7 +3345,7 @@ def cmd_status(options, relay, voice):
         reason = printable(found.get("reason") or "")[:300]
         if options.json:
             keys = ("progress", "status", "reason", "queue", "what", "out_of_contact", "exit_code", "signal")
-            print(json.dumps(dict({key: found.get(key) for key in keys}, accept_id=voice.accept_id), ensure_ascii=False))
+            print(json_of(dict({key: found.get(key) for key in keys}, accept_id=voice.accept_id)))
         else:
             print("%s %s%s" % (voice.accept_id, state_words(found), " (%s)" % reason if reason else ""))
             voice.warn(found)
@@ -3559,7 +3569,7 @@ def work(options):
         stop = stop if isinstance(stop, Stop) else explain(stop, relay, voice.accept_id)
         if options.json:
             failure = Result(voice.accept_id, stop.code, "none", str(stop), [], {}, {}, "workflow")
-            print(json.dumps(failure._asdict(), ensure_ascii=False))
+            print(json_of(failure._asdict()))
         raise stop
     finally:
         voice.close()

@@ -300,3 +300,12 @@ def test_room_is_there_only_if_keep_free_stays_with_what_is_about_to_come(tmp_pa
     assert not poller.full()[1] and not poller.full(1 << 20)[1] and poller.full(1 << 30)[1]
     poller.keys = {"keep_free": 1.0}
     assert poller.full()[1]
+
+
+@pytest.mark.parametrize("shape", ["*/" + "a" * 255 + "/x", "*/" + "é" * 127 + "?/x", "*//", "d/" + "*" * 255 + "/x"])
+def test_no_pattern_that_may_be_asked_for_keeps_a_result_from_being_delivered(tmp_path, shape):
+    folder = tmp_path / "d" / ("a" * 255)
+    folder.mkdir(parents=True)
+    (folder / "x").write_text("x")
+    found = collected(tmp_path, patterns=(shape,))[0]
+    assert [result.name for result in found.found] == ["d/%s/x" % ("a" * 255)] * (shape[2] in "a*") and not found.verdicts

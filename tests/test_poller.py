@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+import types
 
 import pytest
 
@@ -526,7 +527,7 @@ class Fake:
                 fake.told.append((name, fields, data))
                 if name == "calc-request":
                     order, fake.order = fake.order, None
-                    self.reply({"errors": [dict(order, code=200)]} if order else {"errors": [{"code": "0300", "message": "nothing"}]})
+                    self.reply({"errors": [dict({"code": 200}, **order)]} if order else {"errors": [{"code": "0300", "message": "nothing"}]})
                 else:
                     self.reply({"errors": [{"code": fake.no.get(name, 200), "message": "as told", "complete": True}]})
 
@@ -604,6 +605,24 @@ def test_an_answer_that_cannot_be_right_leaves_no_trace(tmp_path, changes):
     fake, host, ended = against(tmp_path, order(**changes))
     assert ended.returncode == 0 and "is not taken" in ended.stderr and set(fake.names()) == {"calc-request"}
     assert sorted(os.listdir(str(host.base))) == [".mi"] and sorted(os.listdir(str(host.base / ".mi"))) == ["lock", "poller", "reserve", "settings", "spare"]
+
+
+def test_what_is_kept_of_a_calc_info_is_what_is_used_and_show_steers_no_terminal(tmp_path):
+    """Of a thousand calculations it would fill disk and memory otherwise, and it stays for weeks."""
+    fake, host, ended = against(tmp_path, order(info={"junk": ["x" * 100] * 10000, "parameters": "\x9b2J\u202e"}))
+    name = next(name for name in os.listdir(str(host.base / ".mi")) if len(name) == 36)
+    assert (host.base / ".mi" / name / "order.json").stat().st_size < 2000
+    told = host.run("show", name)
+    assert "202e" in told.stdout and not set("\x9b\u202e") & set(told.stdout)
+
+
+def test_numbers_without_sense_are_no_bug(tmp_path):
+    """What waits for want of room is kept for `list`, which could not show it; a fielded relay may name a calculation by a number."""
+    fake, host, ended = against(tmp_path, {"code": "0300", "message": "nothing", "large": {ID: 10 ** 400}})
+    assert ended.returncode == 0 and not (host.base / ".mi" / "large").exists()
+    poller = suite.module("mi_system_remote.py")
+    named = poller.v1_named(types.SimpleNamespace(held={}, base=os.fsencode(str(tmp_path))), {"accept_id": int("1" * 36)})
+    assert poller.check_order_of(named)["accept_id"] == "1" * 36
 
 
 @pytest.mark.parametrize("info", [{"command": "sh"}, {"command": "solve "}, {"command": "solve\n"}, {"command": ""}, {"parameters": "x"},

@@ -839,3 +839,12 @@ def test_memory_does_not_grow_with_the_size_of_a_file(make, tmp_path):
                      "sum": hashlib.sha256(data).hexdigest()}
     done = subprocess.run([suite.PYTHON, "-c", text], env=suite.clean_env(BASE=str(tmp_path)), stdout=subprocess.PIPE, check=True)
     assert int(done.stdout) < 40 << 10 and (tmp_path / "out").read_bytes() == data
+
+
+def test_marks_of_a_list_that_was_not_taken_to_its_end_are_not_those_of_the_next():
+    """Else a file of another calculation could become executable by it."""
+    relay = suite.module("mi_system_remote.py").Relay("http://127.0.0.1:1", lambda: "t")
+    first = {"files": {name: dict(entry(b"x"), x=True) for name in ("a", "b")}}
+    taken = relay.pages("files/ID/input", first)
+    next(taken), next(taken)
+    assert list(relay.pages("files/ID/input", {"files": {"a": entry(b"x")}})) and not relay.marks

@@ -603,6 +603,25 @@ def test_answers_without_sense_are_never_a_bug(fake, here, token, name, fields):
     assert done.returncode in (69, 76) and "bug" not in done.stderr and done.stderr.count("\n") <= 1
 
 
+@pytest.mark.parametrize("words", ['"queue": [1]', '"queue": "x"', '"out_of_contact": Infinity', '"out_of_contact": NaN', '"output": [9, 9]'])
+def test_progress_without_sense_is_never_a_bug(fake, here, token, words):
+    text = '{"errors": [{"code": 200, "message": "x", "wait_allow": "x", "progress": "%s", "data": "A", %s}]}' % (
+        "not start" if "queue" in words else "running", words)
+    one = fake(misbehave=lambda request: (200, text.encode(), ()) if request.name in ("calc-progress", "output") else None)
+    for word in ("status", "output"):
+        done = suite.run(NAME, word, ACCEPT_ID, "--url", one.url, "--token-file", token, cwd=str(here))
+        assert done.returncode == 0 and "bug" not in done.stderr, (word, done)
+
+
+def test_json_is_for_terminals_too(fake, here, token):
+    """It says the same to a program, but a relay's words steer no terminal."""
+    said = "\x9b2J\u202e\x7f計算"
+    one = fake(results={"a": b"x"})
+    one.info = {"reason": said, "status": said}
+    done = ask(one, here, token, "--json", "--out", "a")
+    assert json.loads(done.stdout)["reason"] == said and "計算" in done.stdout and not set("\x9b\u202e\x7f") & set(done.stdout), done.stdout
+
+
 def test_progress_that_never_ends_and_says_nonsense_is_shown_harmlessly_and_slowly(fake, here, token):
     one, count = fake(), []
 
