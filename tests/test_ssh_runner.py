@@ -147,11 +147,11 @@ def test_client_files_takes_what_a_shell_and_rsync_took(lab, here):
     for name in ("in/one.dat", "in/two.dat", "in/other.txt", "d/top/deep", "d/.hidden", "home/tilde", "a", "計算.dat", "home/計算.txt"):
         (here / name).parent.mkdir(parents=True, exist_ok=True)
         (here / name).write_text(name)
-    code, out = run(lab, here, "client_name:hpc", "client_cmd:find . -type f | LC_ALL=C sort >list; head -c 1 /dev/zero >/dev/full; exit 3",
+    code, out = run(lab, here, "client_name:hpc", "client_cmd:find . -type f ! -name list | LC_ALL=C sort >list; head -c 1 /dev/zero >/dev/full; exit 3",
                     "client_files:d/, in/*.dat,in/one.dat, a , ~/tilde,~/計算*,*.dat", HOME=str(home))
     assert code == 3 and re.search("ended 3 .*No space left on device", out.splitlines()[-1]), out
     assert (here / "list").read_text(encoding="utf-8").split() == [
-        "./.hidden", "./a", "./list", "./one.dat", "./remote_program_exec.log", "./tilde", "./top/deep", "./two.dat", "./計算.dat", "./計算.txt"]
+        "./.hidden", "./a", "./one.dat", "./remote_program_exec.log", "./tilde", "./top/deep", "./two.dat", "./計算.dat", "./計算.txt"]
     code, out = run(lab, here, "client_name:hpc", "client_cmd:true", "client_files:a,no*.dat")
     assert code == 66 and "no*.dat" in out, out
 
@@ -584,7 +584,7 @@ def test_a_start_that_the_network_held_back_until_all_was_cleaned_does_not_run_a
     script = here / "add.sh"
     script.write_text("echo x >>%s\n" % count)
     if python:
-        lab.guard("[command add]\nargv = sh\n  %s\nmatch = add\n" % script)
+        lab.guard("[command add]\nargv = /bin/sh\n  %s\nmatch = add\n" % script)
     command = "add" if python else "sh %s" % script
     code, out = run(lab, here, "run", host, command)
     assert code == 0 and count.read_text() == "x\n", out
@@ -790,7 +790,7 @@ def test_it_is_importable_as_one_function(lab, here, monkeypatch):
     monkeypatch.chdir(str(here))
     monkeypatch.setenv("XDG_STATE_HOME", lab.path("state"))
     (here / "in" / "a").write_text("1")
-    outcome = runner.run_calculation("hpc", "cat a a >b; exit 9", ["in/a"])
+    outcome = runner.run_calculation("hpc", "cat a a >b; exit 9", ["in/a"], settings=runner.settings_for({"ini": lab.path("ini")}))
     assert outcome.code == 9 and outcome.ended_by == "command" and (here / "b").read_text() == "11"
 
 
