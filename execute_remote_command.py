@@ -1593,6 +1593,23 @@ def let_go_on(control):
         signal_to(wrapper.pid, signal.SIGCONT)
 
 
+def open_to_others(base, known=False):
+    """Why nothing may be run in the directory base (bytes, a real path), or None: who may write there, or to one that it stands in, could
+    prepare what is run. (In /tmp and its like others may not exchange what is there.) known: who owns a directory above, and its group, may."""
+    above = [base[:at] or b"/" for at, letter in enumerate(base.decode("latin-1")) if letter == "/"]
+    for path in [os.path.join(base, b".mi"), base] + above[::-1]:
+        if not os.path.exists(path):
+            continue                                   # it will be ours
+        info = os.stat(path)
+        shared = path in above and info.st_mode & stat.S_ISVTX and info.st_uid == 0
+        trusted = known and path in above
+        if info.st_uid not in (0, os.geteuid()) and not trusted:
+            return _("%s: belongs to somebody else") % shown(path)
+        if info.st_mode & (0o002 if trusted else 0o022) and not shared:
+            return _("%s: others may write to it") % shown(path)
+    return None
+
+
 def wait_end(control, stop, most=0.25):
     """Waits until the command has ended or stop() is true; looks at the FIFO, so that the end is seen at once. Returns look()'s answer.
     most: seconds between two looks."""
@@ -2212,7 +2229,11 @@ class BatchJob:
             self.asked = time.monotonic()
             batch_call(self.queue.table.cancel(self.order["job"]), self.queue.env)
 # ==== end shared ====
-JA = {                         # what a person reads, in Japanese
+JA = {     "no home directory is known here: set HOME, or XDG_STATE_HOME, to an absolute path":
+        "ホームディレクトリがわかりません。HOME または XDG_STATE_HOME に絶対パスを設定してください",
+    "%s: [ssh guard] base: no home directory is known here; say it as an absolute path":
+        "%s: [ssh guard] base: ホームディレクトリがわかりません。絶対パスで指定してください",
+                        # what a person reads, in Japanese
     "an argument is not UTF-8": "引数が UTF-8 ではありません",
     "interrupted": "中断されました",
     "a bug (%s in line %d: %s); please report this line, -v shows more":
@@ -2715,6 +2736,8 @@ def request(verb, base, ident, *words):
 def state_folder():
     """Where this side's records are (bytes), made if need be: the user's state directory."""
     top = os.environ.get("XDG_STATE_HOME") or os.path.join(os.path.expanduser("~"), ".local", "state")
+    if not os.path.isabs(top):                         # it would be another place wherever this is started
+        raise Stop(EX_CONFIG, _("no home directory is known here: set HOME, or XDG_STATE_HOME, to an absolute path"))
     folder = os.path.join(utf8(top), b"mi_distcomp_ssh")
     os.makedirs(folder, 0o700, exist_ok=True)
     return folder
@@ -5513,31 +5536,13 @@ def guard_rules(options):
     name = rules["key"] = getattr(options, "key", None) or ""
     if name and (not re.match(r"[A-Za-z0-9][-A-Za-z0-9._]{0,63}\Z", name) or re.match(IDENT + r"\Z", name)):
         raise Stop(EX_CONFIG, _("--key %s: a word of letters and digits, please") % printable(name))
-    rules["top"] = os.path.realpath(os.path.expanduser(utf8(rules["ssh guard"]["base"])))
+    top = os.path.expanduser(utf8(rules["ssh guard"]["base"]))
+    if top.startswith(b"~"):
+        raise Stop(EX_CONFIG, _("%s: [ssh guard] base: no home directory is known here; say it as an absolute path") % ini)
+    rules["top"] = os.path.realpath(top)
     rules["base"] = os.path.join(rules["top"], utf8(name)) if name else rules["top"]
     rules["umask"], rules["ini"] = os.umask(0o077), ini
     return rules
-
-
-def open_to_others(base):
-    """Why nothing may be run in the directory base (bytes, a real path), or None: who may write there, or to one that it stands in, could
-    prepare what is run. (In /tmp and its like others may not exchange what is there.)"""
-    for path in [os.path.join(base, b".mi"), base] + above(base):
-        if not os.path.exists(path):
-            continue                                   # it will be ours
-        info = os.stat(path)
-        shared = path not in (base, os.path.join(base, b".mi")) and info.st_mode & stat.S_ISVTX and info.st_uid == 0
-        if info.st_uid not in (0, os.geteuid()):
-            return _("%s: belongs to somebody else") % shown(path)
-        if info.st_mode & 0o022 and not shared:
-            return _("%s: others may write to it") % shown(path)
-    return None
-
-
-def above(path):
-    """The directories that it stands in, up to /."""
-    parent = os.path.dirname(path)
-    return [] if parent == path else [parent] + above(parent)
 
 
 def print_key_line(options):

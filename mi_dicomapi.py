@@ -873,6 +873,8 @@ JA = {
     "token for user %s, roles %s, sites %s, until %s; shown only now, keep it in a file of mode 0600:":
         "トークン: ユーザー %s、役割 %s、識別子 %s、期限 %s。表示は今回だけです。モード 0600 のファイルに保存してください:",
     "token %s is revoked; the relay knows within a second": "トークン %s を無効にしました。中継プログラムには 1 秒以内に伝わります",
+    "standard output leads nowhere": "標準出力の先がありません",
+    "token issue: nobody has seen the token (%s); it is revoked": "token issue: トークンを表示できませんでした (%s)。このトークンは失効させました",
     "token revoke: there is no valid token %s (see token list)": "token revoke: 有効なトークン %s はありません (token list を参照)",
     "%s: which one? %s": "%s: どれですか。%s",
     ", out of contact": "、連絡途絶",
@@ -4632,9 +4634,15 @@ def token(options):
         expires = now + 86400 * days
         db.execute("INSERT INTO tokens (hash, user, roles, sites, issued, expires) VALUES (?, ?, ?, ?, ?, ?)",
                    (hashlib.sha256(secret.encode()).hexdigest(), options.who, roles, sites, now, expires))
-        sys.stderr.write(_("token for user %s, roles %s, sites %s, until %s; shown only now, keep it in a file of mode 0600:") % (
-            options.who, roles.replace(" ", ","), sites.replace(" ", ",") or "*", when(expires)) + "\n")
-        print(secret)
+        try:
+            if os.path.samestat(os.fstat(1), os.stat(os.devnull)):       # closed, or thrown away
+                raise OSError(errno.EPIPE, _("standard output leads nowhere"))
+            sys.stderr.write(_("token for user %s, roles %s, sites %s, until %s; shown only now, keep it in a file of mode 0600:") % (
+                options.who, roles.replace(" ", ","), sites.replace(" ", ",") or "*", when(expires)) + "\n")
+            print(secret, flush=True)
+        except OSError as error:
+            db.execute("UPDATE tokens SET revoked = ? WHERE hash = ?", (now, hashlib.sha256(secret.encode()).hexdigest()))
+            raise Stop(EX_IOERR, _("token issue: nobody has seen the token (%s); it is revoked") % error.strerror)
     elif options.action == "revoke":
         if not db.execute("UPDATE tokens SET revoked = ? WHERE number = ? AND revoked IS NULL", (now, options.who or "")).rowcount:
             raise Stop(EX_USAGE, _("token revoke: there is no valid token %s (see token list)") % (options.who or ""))

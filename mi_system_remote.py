@@ -2840,6 +2840,23 @@ def let_go_on(control):
         signal_to(wrapper.pid, signal.SIGCONT)
 
 
+def open_to_others(base, known=False):
+    """Why nothing may be run in the directory base (bytes, a real path), or None: who may write there, or to one that it stands in, could
+    prepare what is run. (In /tmp and its like others may not exchange what is there.) known: who owns a directory above, and its group, may."""
+    above = [base[:at] or b"/" for at, letter in enumerate(base.decode("latin-1")) if letter == "/"]
+    for path in [os.path.join(base, b".mi"), base] + above[::-1]:
+        if not os.path.exists(path):
+            continue                                   # it will be ours
+        info = os.stat(path)
+        shared = path in above and info.st_mode & stat.S_ISVTX and info.st_uid == 0
+        trusted = known and path in above
+        if info.st_uid not in (0, os.geteuid()) and not trusted:
+            return _("%s: belongs to somebody else") % shown(path)
+        if info.st_mode & (0o002 if trusted else 0o022) and not shared:
+            return _("%s: others may write to it") % shown(path)
+    return None
+
+
 def wait_end(control, stop, most=0.25):
     """Waits until the command has ended or stop() is true; looks at the FIFO, so that the end is seen at once. Returns look()'s answer.
     most: seconds between two looks."""
@@ -3587,6 +3604,12 @@ JA = {                         # what a person reads, in Japanese
     "%s: less than keep_free is free": "%s: 空き容量が keep_free を下回っています",
     "%s: the token is refused (%s): get a valid one, role remote, for this site":
         "%s: トークンが拒否されました (%s): この識別子に有効な、role が remote のトークンを入手してください",
+    "%s: belongs to somebody else": "%s: 所有者が他の利用者です",
+    "%s: others may write to it": "%s: 他人が書き込めます",
+    "no home directory is known here: set HOME, or [poller] calc_base, to an absolute path":
+        "ホームディレクトリがわかりません。HOME または [poller] calc_base に絶対パスを設定してください",
+    "[poller] calc_base: %s; who can put another directory in its place decides what is run":
+        "[poller] calc_base: %s。ディレクトリを差し替えられる者は、実行されるものを決められます",
     "%s/.mi: must be a directory of yours that nobody else may enter (chown, chmod 700)":
         "%s/.mi: 実行ユーザーだけが入れるディレクトリにしてください (chown, chmod 700)",
     "%s: in use by another poller (%s); stop it, or give this one its own calc_base":
@@ -5276,7 +5299,10 @@ def sweep(poller):
 def base_path(path):
     """calc_base as bytes: path, or the user's state directory."""
     home = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
-    return os.path.realpath(utf8(os.path.expanduser(path) if path else os.path.join(home, "mi_distcomp")))
+    found = os.path.expanduser(path) if path else os.path.join(home, "mi_distcomp")
+    if not os.path.isabs(found) and (not path or found.startswith("~")):         # it would be another place wherever this is started
+        raise Stop(EX_CONFIG, _("no home directory is known here: set HOME, or [poller] calc_base, to an absolute path"))
+    return os.path.realpath(utf8(found))
 
 
 def open_base(path):
@@ -5293,6 +5319,9 @@ def open_base(path):
     info = os.lstat(folder)
     if not stat.S_ISDIR(info.st_mode) or info.st_uid != os.geteuid() or info.st_mode & 0o077:
         raise Stop(EX_CONFIG, _("%s/.mi: must be a directory of yours that nobody else may enter (chown, chmod 700)") % shown(base))
+    if open_to_others(base, known=True):
+        raise Stop(EX_CONFIG, _("[poller] calc_base: %s; who can put another directory in its place decides what is run")
+                   % open_to_others(base, known=True))
     return base
 
 
@@ -5452,6 +5481,8 @@ def set_up(options, settings, ini, as_program):
     lock = lock_base(base)
     if any(command["batch"] != "none" for command in commands.values()):
         probe_locks(base)
+    if open_to_others(base):
+        log("warn", None, "calc_base: who can put another directory in its place decides what is run", why=open_to_others(base))
     if (base + b"/").startswith(b"/tmp/"):
         log("warn", None, "calc_base is below /tmp: a reboot or a cleaner may delete what was not delivered", base=shown(base))
     poller = Poller(settings, options, commands, token, base)
@@ -5686,7 +5717,15 @@ def check_host(settings, ini):
         allow_list(ini, settings)
     except Stop as stop:
         rows += [(False, str(stop))] if (False, str(stop)) not in rows else []
-    base = os.fsdecode(base_path(keys["calc_base"]))
+    try:
+        base = os.fsdecode(base_path(keys["calc_base"]))
+    except Stop as stop:
+        return rows + [(False, str(stop))]
+    for known, good in ((True, False), (False, None)):
+        why = open_to_others(utf8(base), known)
+        if why:
+            rows.append((good, _("[poller] calc_base: %s; who can put another directory in its place decides what is run") % why))
+            break
     rows += [look_at_file(os.path.join(base, ".mi"), 0o700)] if os.path.exists(utf8(os.path.join(base, ".mi"))) else []
     return rows + look_at_disk(base, keys["keep_free"]) + [look_at_limits(256)] + standing(utf8(base), settings)
 

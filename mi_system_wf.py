@@ -2652,7 +2652,7 @@ def texts(found, kind):
 def memory(when=None):
     """The directory in which this side remembers what calculations of a month have declared (bytes); None where there is no home directory."""
     home = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
-    if not os.path.isdir(utf8(os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~"))):
+    if not os.path.isabs(home) or not os.path.isdir(utf8(os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~"))):
         return None
     return utf8(os.path.join(home, "mi_distcomp_wf", time.strftime("%Y-%m", time.gmtime(when))))
 

@@ -536,6 +536,16 @@ def test_a_token_that_would_be_good_for_no_time_is_not_issued(ini, days):
     assert (done.returncode, done.stdout) == (64, "") and one_line(done.stderr) and "--days" in done.stderr
 
 
+@pytest.mark.parametrize("way", [">&-", ">/dev/full", ">/dev/null", "| true"])
+def test_a_token_that_nobody_has_seen_is_not_good_for_anything(ini, way):
+    path = str(ini(""))
+    line = "%s %s token issue suzuki --ini %s %s; exit ${PIPESTATUS[0]}" % (suite.PYTHON, suite.script("mi_dicomapi.py"), path, way)
+    done = subprocess.run(["bash", "-c", line], stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=60)
+    assert done.returncode == 74 and b"nobody has seen the token" in done.stderr.splitlines()[-1], done
+    found = json.loads(run("mi_dicomapi.py", "token", "list", "--json", "--ini", path).stdout)
+    assert [bool(row["revoked"]) for row in found] == [True]
+
+
 ID_WORDS = ("show", "cancel", "rerun", "end")
 
 

@@ -269,6 +269,46 @@ def test_relay_poller_and_workflow_side_do_their_work_with_closed_descriptors(ma
     assert not any("Traceback" in text or "bug" in text for text, code in texts) and [code for text, code in texts] == [0, 0], texts
 
 
+NOBODY = """import os, pwd, runpy, sys
+def unknown(uid): raise KeyError(uid)
+pwd.getpwuid, sys.argv = unknown, sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")"""
+
+
+@pytest.mark.parametrize("home", [None, "here"], ids=["no passwd entry", "a HOME that is no path"])
+def test_without_a_home_directory_no_record_lands_where_a_program_is_started(tmp_path, home):
+    ini, place = tmp_path / "ini", tmp_path / "cwd"
+    place.mkdir()
+    ini.write_text("[poller]\nsite = u\nurl = https://127.0.0.1:1\ntoken_file = %s\n[command x]\nargv = /bin/true\n[ssh guard]\nbase = ~/b\n" % (tmp_path / "token"))
+    (tmp_path / "token").write_text("t\n")
+    (tmp_path / "token").chmod(0o600)
+    env = suite.clean_env(HOME=home or "")
+    if home is None:
+        del env["HOME"]
+    cases = [(POLLER, ["list"]), (POLLER, ["poll"]), (POLLER, ["check"]), (SSH, ["list"]), (SSH, ["run", "nohost", "true"])]
+    for name, words in cases + [(SSH, ["guard"])] * (home is None):
+        done = subprocess.run([sys.executable, "-c", NOBODY, suite.script(name)] + words + ["--ini", str(ini)], cwd=str(place), env=env,
+                              stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=60)
+        text = done.stdout.decode()
+        assert done.returncode == 78 and "no home directory is known" in text and "Traceback" not in text, (name, words, done.returncode, text)
+        assert words != ["list"] or text.count("\n") == 1, text
+    assert os.listdir(str(place)) == []
+
+
+@pytest.mark.parametrize("mode,code", [(0o777, 78), (0o775, 0), (0o1777, None)])
+def test_the_poller_runs_nothing_where_others_could_exchange_its_directory(tmp_path, mode, code):
+    ini, above = tmp_path / "ini", tmp_path / "above"
+    above.mkdir()
+    above.chmod(mode)
+    if code is None and os.geteuid():                  # sticky, but not root's: its owner is this user
+        code = 78
+    ini.write_text("[poller]\nsite = u\nurl = https://127.0.0.1:1\ncalc_base = %s\n" % (above / "base"))
+    done, check = (suite.run(POLLER, word, "--ini", ini) for word in ("list", "check"))
+    assert done.returncode == (code or 0), done
+    told = [row for row in check.stdout.splitlines() if "calc_base: %s: others may write to it" % above in row]
+    assert [row.split()[0] for row in told] == {0o777: ["FAIL"], 0o775: ["WARN"]}.get(mode, ["FAIL"] * bool(code)), check.stdout
+
+
 def test_every_program_behaves_with_closed_descriptors(tmp_path):
     ini = tmp_path / "ini"
     ini.write_text("[Server]\nstate_dir = %s\n[poller]\ncalc_base = %s\n[ssh guard]\nbase = %s\n" % (tmp_path / "s", tmp_path / "b", tmp_path / "g"))
