@@ -83,6 +83,7 @@ V1_BYTES = (2 << 30) // 4 * 3 - (128 << 10)           # bytes of files that fit 
 PACK_FILES = 4096              # files in a pack that the relay sends
 PACK_FILE = 1 << 20            # bytes: the largest file that travels in a pack
 CHUNK = 256 << 10              # bytes of one read or write
+BLOCK = 4 << 10                # bytes, about, that a file takes on the disk beside its own
 ENTRY = 150                    # bytes that an entry of a manifest takes in the database beside its name
 MAX_HEAD = 16 << 10            # bytes of request line and headers
 AT_ONCE = 0.001                # seconds that a worker waits for the next request of the client that it has just answered
@@ -1253,9 +1254,10 @@ class Store:
         return No(507, "the relay's disk has no room for %d bytes; try again later" % need, why="disk")
 
     def free(self):
-        """Free bytes for the spool."""
+        """Free bytes for the spool; where inodes are scarcer than bytes, what their share of the disk has."""
         found = os.statvfs(utf8(self.folder))
-        return found.f_bavail * found.f_frsize
+        left = found.f_bavail * found.f_frsize
+        return min(left, found.f_favail * found.f_blocks * found.f_frsize // found.f_files) if found.f_files else left
 
     def keep_free(self, limit):
         """Bytes that stay free: limit is bytes, or a share of the disk."""
@@ -1518,6 +1520,13 @@ def check_free(relay, total):
     store = relay.store
     if store.free() - relay.reserved - sum(relay.arriving.values()) - total < store.keep_free(relay.conf["limits"]["spool_free"]):
         raise store.full(total)
+
+
+def check_margin(relay, size):
+    """507 if half of what is to stay free is used up: small files cost more, in blocks and inodes, than the bytes that were looked at when they
+    were declared, and whoever declares very many of them would fill the disk."""
+    if relay.store.free() < relay.store.keep_free(relay.conf["limits"]["spool_free"]) // 2:
+        raise relay.store.full(size)
 
 
 def incomplete(c, row, kind):
@@ -2254,6 +2263,8 @@ def take_piece(c, row, kind, found):
         offset = upload.offset
     if c.number("offset") != offset or c.length > found["size"] - offset:
         raise No(409, "the file goes on at %d of %d" % (offset, found["size"]), why="offset", offset=offset)
+    if not offset:
+        check_margin(c.relay, found["size"])
     try:
         with open(upload.path, "ab", buffering=0) as out:
             for view in c.body_views():
@@ -4298,8 +4309,9 @@ class Relay:
         need, self.store.wanted, free = self.store.wanted, 0, self.store.free()
         if not need:
             return
-        old = [row for row in self.store.read("SELECT c.accept_id, c.user, SUM(f.size) AS bytes FROM calculations c JOIN files f ON f.calc = c.seq"
-                                              " WHERE c.state = ? GROUP BY c.seq ORDER BY c.finished", FINISHED) if self.store.kept(row)]
+        old = [row for row in self.store.read("SELECT c.accept_id, c.user, SUM(f.size + ?) AS bytes FROM calculations c JOIN files f ON"
+                                              " f.calc = c.seq WHERE c.state = ? GROUP BY c.seq ORDER BY c.finished", BLOCK, FINISHED)
+               if self.store.kept(row)]
         if need > free + sum(row["bytes"] for row in old):
             return
         need += self.store.keep_free(self.conf["limits"]["spool_free"]) + self.reserved - free

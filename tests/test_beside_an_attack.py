@@ -395,3 +395,25 @@ def test_the_output_of_running_commands_counts_as_its_users_bytes(make_world):
     assert beat(200000) == kept[-1]
     assert client.call("POST", "add-calcinfo", {"v": 2, "request_id": "more", "calc-info": {
         "command": "hello", "remote-site": SITE, "parameter_files": {"a": entry(b"y" * 300000)}}})[1]["code"] == 429
+
+
+def test_very_many_small_files_fill_no_disk(make_world, disk_of):
+    """What they cost is more than their bytes, and there are only so many inodes. What was fetched makes room for them, too."""
+    disk = disk_of("64m,nr_inodes=400")
+    world = make_world(tls=False, commands=["hello"], ini="[limits]\nspool_free = 20%%\n[Server]\nstate_dir = %s\n" % (disk / "state"))
+    world.state = str(disk / "state")
+    client = world.start().client()
+    old = client.register("hello", results=["%02d" % number for number in range(60)])
+    client.walk(old, client.claim()[1], "end-send", {"%02d" % number: b"x" for number in range(60)})
+    accept_id = client.ok("POST", "add-calcinfo", {"v": 2, "request_id": "many", "calc-info": {
+        "command": "hello", "remote-site": SITE, "parameter_files": {"%04d" % number: entry(b"x") for number in range(600)}}})["accept_id"]
+    number, status = 0, 200
+    while status == 200:
+        status, first = client.call("POST", "files/%s/input/%d?v=2&offset=0" % (accept_id, number), body=b"x")
+        number += 1
+    assert (status, first["why"]) == (507, "disk") and os.statvfs(str(disk)).f_favail >= 30
+    again = {"v": 2, "request_id": "one more", "calc-info": {"command": "hello", "remote-site": SITE}}
+    assert client.call("POST", "add-calcinfo", again)[0] == 507
+    client.ok("POST", "finish", {"v": 2, "accept_id": old})
+    wait_until(lambda: client.call("POST", "files/%s/input/%d?v=2&offset=0" % (accept_id, number - 1), body=b"x")[0] == 200)
+    world.relay.stop()
