@@ -5136,13 +5136,15 @@ DEMO_INPUTS = {
 
 
 class DemoPart:
-    """One of the three programs of the demonstration: its steps are shown, with who says them, as they come; every line is kept."""
+    """One of the three programs of the demonstration: its steps are shown, with who says them, as they come; every line is kept.
+    The user's proxy, token and state directory are no matter of theirs."""
 
     def __init__(self, name, words, folder):
         import subprocess
         self.name, self.lines = name, []
-        self.process = subprocess.Popen([sys.executable, "-I"] + words, cwd=folder, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                                        stderr=subprocess.STDOUT)
+        env = {key: text for key, text in os.environ.items() if not key.lower().endswith("_proxy") and key != "MI_DISTCOMP_TOKEN"}
+        self.process = subprocess.Popen([sys.executable, "-I"] + words, cwd=folder, env=dict(env, XDG_STATE_HOME=folder),
+                                        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         self.thread = threading.Thread(target=self.show, daemon=True)
         self.thread.start()
 
@@ -5240,6 +5242,7 @@ def demo(options):
 
 def demo_in(folder, scripts, parts):
     """The demonstration in its directory; the exit code."""
+    import subprocess
     relay, external, workflow = [os.path.join(folder, name) for name in ("relay", "external", "workflow")]
     for path in (relay, external, workflow):
         os.mkdir(path)
@@ -5252,32 +5255,33 @@ def demo_in(folder, scripts, parts):
     url = parts[0].heard(r"listening url=(\S+)").group(1)
     tokens = {}
     for who, roles in (("workflow", WORKFLOW), ("external", REMOTE)):
-        import subprocess
         done = subprocess.run([sys.executable, "-I", scripts[0], "token", "issue", "researcher", "--roles", roles, "--ini", ini],
                               stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         tokens[who] = write_file(os.path.join(folder, who), "token", done.stdout.decode())
     secret = write_file(external, "secret_sn_curve.json", DEMO_SECRET)
     command = write_file(external, "fatigue_life.py", DEMO_COMMAND)
     allowed = ("[poller]\nsite = u-demo\nurl = %s\ntoken_file = %s\nca_file = %s\ncalc_base = %s\n"
-               "[command fatigue_life]\nmatch = fatigue_life\nargv = %s\n    %s\n")
+               "[command fatigue_life]\nmatch = fatigue_life\nargv = %s\n    %s\nenv.LD_LIBRARY_PATH = %s\n")
     base = os.path.join(external, "calculations")
-    poller_ini = write_file(external, "poller.ini", allowed % (url, tokens["external"], cert, base, sys.executable, command))
+    poller_ini = write_file(external, "poller.ini", allowed % (url, tokens["external"], cert, base, sys.executable, command,
+                                                               os.environ.get("LD_LIBRARY_PATH", "")))       # a Python may need it
     print(_("the external computer allows one command (%s) and holds one secret table (%s)") % (command, secret))
     parts.append(DemoPart("poller", [scripts[1], "poll", "--ini", poller_ini], external))
-    inputs = [write_file(workflow, name, text) for name, text in DEMO_INPUTS.items()]
-    words = ["run", "u-demo", "fatigue_life", "-v", "--url", url, "--token-file", tokens["workflow"], "--out", "life.json"]
-    for path in inputs:
-        words += ["--in", os.path.basename(path)]
+    asking = write_file(workflow, "workflow.ini", "[workflow]\nurl = %s\ntoken_file = %s\nca_file = %s\n" % (url, tokens["workflow"], cert))
+    words = ["run", "u-demo", "fatigue_life", "-v", "--ini", asking, "--out", "life.json"]
+    for name, text in DEMO_INPUTS.items():
+        words += ["--in", os.path.basename(write_file(workflow, name, text))]
     print(_("the workflow side sends %s and asks for life.json; the nine steps, as each side tells them:") % " ".join(DEMO_INPUTS), flush=True)
-    parts.append(DemoPart("workflow", [scripts[2]] + words + (["--ca-file", cert] if cert else []), workflow))
-    code = parts[-1].process.wait(120)
-    parts[-1].thread.join(5)
-    accept_id = parts[0].heard(r"INFO (\S+) 1 add-calcinfo").group(1)
+    parts.append(DemoPart("workflow", [scripts[2]] + words, workflow))
+    code = 0
     try:
+        code = parts[-1].process.wait(120)
+        parts[-1].thread.join(5)
+        accept_id = parts[0].heard(r"INFO (\S+) 1 add-calcinfo", 5).group(1)
         parts[0].heard(r"INFO \S+ 9 finish", 5)
         with open(os.path.join(workflow, "life.json")) as text:
             result = json.load(text)
-    except (Stop, OSError, ValueError):
+    except (Stop, OSError, ValueError, subprocess.TimeoutExpired):
         said = []
         if os.path.exists(utf8(os.path.join(workflow, LOG_NAMES[1]))):
             with open(utf8(os.path.join(workflow, LOG_NAMES[1])), encoding="utf-8", errors="replace") as text:

@@ -27,14 +27,19 @@ def ordinary_user(folder):
 
 
 def run_demo(folder, *words, lang="C"):
-    """The demo in an empty directory with copies of the scripts: CompletedProcess, and the directory it worked in."""
+    """The demo in an empty directory with copies of the scripts, for a user who has a proxy, a token and an ini for other relays:
+    CompletedProcess, and the directory it worked in. Nothing is written elsewhere."""
     for name in SCRIPTS:
         shutil.copy(suite.script(name), folder)
     temporary = os.path.join(folder, "tmp")
     os.mkdir(temporary)
-    user = ordinary_user(folder)
-    done = subprocess.run(user + ["env", "-i", "LANG=" + lang, "PATH=/usr/bin:/bin", "TMPDIR=" + temporary, suite.python_for_others(), "mi_dicomapi.py", "demo"] + list(words),
+    with open(os.path.join(folder, "mi_distributed_computing_assist.ini"), "w") as out:
+        out.write("[workflow]\nurl = https://192.0.2.1\nproxy = http://127.0.0.1:9\n")
+    here, user = sorted(os.listdir(folder)), ordinary_user(folder)
+    done = subprocess.run(user + ["env", "-i", "LANG=" + lang, "PATH=/usr/bin:/bin", "HOME=" + folder, "TMPDIR=" + temporary,
+                                  "https_proxy=http://127.0.0.1:9", "ALL_PROXY=http://127.0.0.1:9", "MI_DISTCOMP_TOKEN=other", suite.python_for_others(), "mi_dicomapi.py", "demo"] + list(words),
                           cwd=folder, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=120)
+    assert sorted(os.listdir(folder)) == here
     return done, done.stdout.decode("utf-8"), done.stderr.decode("utf-8"), temporary
 
 
