@@ -1161,7 +1161,7 @@ def find_ini(given, folders, needed=False):
     places = [os.path.join(folder, INI_NAME) for folder in folders if os.path.isabs(folder)] if given is None else [given]      # ~ may be nobody's
     found = next((os.path.abspath(place) for place in places if os.path.exists(utf8(place))), None)
     if needed and not found:
-        raise Stop(EX_CONFIG, _("no %s in %s; say --ini FILE") % (INI_NAME, printable(", ".join(folders))))
+        raise Stop(EX_CONFIG, _("no %s in %s; say --ini FILE") % (INI_NAME, printable(", ".join(dict.fromkeys(folders)))))
     return found
 
 
@@ -3838,7 +3838,9 @@ class Record:
     def __init__(self, ident, order=None, lock=True):
         import fcntl
         if not re.match(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\Z", ident):
-            raise Stop(EX_USAGE, _("%s: not a UUID (see: list; its first eight characters do)") % printable(ident))
+            begun = re.match("[0-9a-f-]{8,36}\\Z", ident)           # of none that there is (see whole_ident)
+            raise Stop(EX_USAGE, (_("%s: no such calculation here (see: list)") if begun else
+                                  _("%s: not a UUID (see: list; its first eight characters do)")) % printable(ident))
         self.ident, self.folder = ident, os.path.join(state_folder(), ident.encode())
         if order is not None:
             os.mkdir(self.folder + b".new", 0o700)
@@ -4077,6 +4079,10 @@ class Run:
             record.step("finished", code=outcome.code)
             log("info", self.ident, "9 finish", state=state, code=outcome.code, ended_by=outcome.ended_by)
             return outcome
+        except Stop as stop:
+            if stop.code == EX_REFUSED and "started" not in record.steps:
+                record.step("refused")                 # what `list` says; `resume` may try again
+            raise
         finally:
             self.drop()
 
@@ -5831,7 +5837,7 @@ def do_clean(options):
             there = "sending" in record.steps and "cleaned" not in record.steps
             state = ask(record, "clean") if there else "cleaned"
         except Stop as stop:                           # the others can be cleaned all the same
-            state, code = str(stop), stop.code
+            state, code = str(stop).replace(printable(ident) + ": ", "", 1), stop.code
         else:
             if state == "cleaned":
                 record.forget()

@@ -316,7 +316,7 @@ def find_ini(given, folders, needed=False):
     places = [os.path.join(folder, INI_NAME) for folder in folders if os.path.isabs(folder)] if given is None else [given]      # ~ may be nobody's
     found = next((os.path.abspath(place) for place in places if os.path.exists(utf8(place))), None)
     if needed and not found:
-        raise Stop(EX_CONFIG, _("no %s in %s; say --ini FILE") % (INI_NAME, printable(", ".join(folders))))
+        raise Stop(EX_CONFIG, _("no %s in %s; say --ini FILE") % (INI_NAME, printable(", ".join(dict.fromkeys(folders)))))
     return found
 
 

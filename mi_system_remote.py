@@ -1173,7 +1173,7 @@ def find_ini(given, folders, needed=False):
     places = [os.path.join(folder, INI_NAME) for folder in folders if os.path.isabs(folder)] if given is None else [given]      # ~ may be nobody's
     found = next((os.path.abspath(place) for place in places if os.path.exists(utf8(place))), None)
     if needed and not found:
-        raise Stop(EX_CONFIG, _("no %s in %s; say --ini FILE") % (INI_NAME, printable(", ".join(folders))))
+        raise Stop(EX_CONFIG, _("no %s in %s; say --ini FILE") % (INI_NAME, printable(", ".join(dict.fromkeys(folders)))))
     return found
 
 
@@ -3612,6 +3612,7 @@ JA = {                         # what a person reads, in Japanese
         "[poller] calc_base: %s。ディレクトリを差し替えられる者は、実行されるものを決められます",
     "%s/.mi: must be a directory of yours that nobody else may enter (chown, chmod 700)":
         "%s/.mi: 実行ユーザーだけが入れるディレクトリにしてください (chown, chmod 700)",
+    "about to start or to end": "起動中または終了中",
     "%s: in use by another poller (%s); stop it, or give this one its own calc_base":
         "%s: 別のポーリングプログラムが使用中です (%s)。停止するか、別の calc_base を指定してください",
     "%s: holds no token": "%s: トークンが入っていません",
@@ -3633,8 +3634,8 @@ JA = {                         # what a person reads, in Japanese
     "say poll, list, show ID, or SITE BASE_URL TOKEN|login ...%s; --help tells more":
         "poll、list、show ID、または 識別子 BASE_URL トークン|login ... を指定してください%s。--help をご覧ください",
     "is not like 22-6, or Mon-Fri 20:30-6:00, Sat-Sun 0-24": "22-6、または Mon-Fri 20:30-6:00, Sat-Sun 0-24 のような形ではありません",
-    "paused: nothing new is taken until resume; what runs goes on and is delivered":
-        "一時停止しました: resume まで新しい計算を受け取りません。実行中の計算は続き、結果は送られます",
+    "paused: nothing new is taken until resume; what runs goes on and is delivered (%s)":
+        "一時停止しました: resume まで新しい計算を受け取りません。実行中の計算は続き、結果は送られます (%s)",
     "[poller] paused = yes is in the ini: change it there, and start the poller again":
         "ini の [poller] に paused = yes があります。変更してポーリングプログラムを再起動してください",
     "new calculations are taken": "新しい計算を受け取ります",
@@ -5336,7 +5337,7 @@ def lock_base(base):
             raise no_lock(base, error)
         lock.seek(0)
         raise Stop(EX_TEMPFAIL, _("%s: in use by another poller (%s); stop it, or give this one its own calc_base")
-                   % (shown(base), lock.read(200).strip()))
+                   % (shown(base), lock.read(200).strip() or _("about to start or to end")))
     lock.truncate(0)
     lock.write("pid %d on %s\n" % (os.getpid(), os.uname().nodename))
     lock.flush()
@@ -5467,7 +5468,7 @@ def stamp_of(path):
 
 def set_up(options, settings, ini, as_program):
     """Everything that is checked before the first contact: the Poller, its calc_base locked."""
-    keys, ini = settings["poller"], ini or INI_NAME
+    keys, ini = settings["poller"], ini or options["fielded"] and INI_NAME or find_ini(None, ini_folders(__file__), needed=True)
     for key in ("site", "url", "ca_file", "calc_base"):
         options[key] = options[key] or keys[key]
         if not options[key] and key in ("site", "url"):
@@ -5603,7 +5604,7 @@ def pause(base, keys, word):
     path = os.path.join(base, b".mi", b"paused")
     if word == "pause":
         write_synced(path, b"")
-        return print(_("paused: nothing new is taken until resume; what runs goes on and is delivered"))
+        return print(_("paused: nothing new is taken until resume; what runs goes on and is delivered (%s)") % shown(base))
     if os.path.exists(path):
         os.unlink(path)
     if keys["paused"]:

@@ -246,6 +246,11 @@ def test_runner_ids_by_their_first_eight_characters(tmp_path):
         (top / ident).mkdir(parents=True)
         (top / ident / "order.json").write_text(json.dumps({"host": "h", "command": "c", "inputs": [], "into": str(tmp_path), "mode": "run", "keep": False,
                                                             "batch": None, "time": time.time(), "settings": settings}))
+    for word, says in (("33333333", "no such calculation here"), ("3333", "not a UUID")):
+        for command in ("clean", "resume", "cancel"):
+            done = suite.run(RUNNER, command, word, env=env)
+            text = done.stdout + done.stderr
+            assert done.returncode == 64 and says in text and suite.one_line(text) and text.count(word) == 1, (command, text)
     done = suite.run(RUNNER, "clean", "22222222", env=env)
     assert done.returncode == 64 and "which one?" in done.stderr and suite.one_line(done.stderr)
     done = suite.run(RUNNER, "clean", "11111111", env=env)

@@ -725,7 +725,7 @@ def test_a_switched_off_key_of_a_later_version_is_accepted(relay, host):
 def test_an_ini_that_everybody_may_write_is_refused(relay, host):
     host.write_ini()
     host.ini.chmod(0o666)
-    assert "not be writable by everybody" in refused(host)
+    assert "nobody else may write to it" in refused(host)
 
 
 def test_a_second_poller_on_the_same_base(relay, host):

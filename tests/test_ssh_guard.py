@@ -895,6 +895,7 @@ def test_the_runners_own_steps_pass(lab, tmp_path):
     assert run(lab, tmp_path, "clean", ident)[0] == 0 and not os.path.exists(lab.path("far", ident))
     code, out = run(lab, tmp_path, "run", "guarded", "rm -rf x")
     assert code == 77 and "no [command NAME]" in out
+    assert " refused guarded rm -rf x" in run(lab, tmp_path, "list")[1]
 
 
 def test_large_and_many_files_streams_and_lost_lines_pass_the_guard(lab, tmp_path):

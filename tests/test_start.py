@@ -17,7 +17,7 @@ RELAY, WF, POLLER, SSH = "mi_dicomapi.py", "mi_system_wf.py", "mi_system_remote.
 ID = "00000000-0000-4000-8000-000000000000"
 # program: the words that read the ini and do nothing else; the places that are searched, in this order; what it says where none has one
 PROGRAMS = {"relay": (RELAY, ["list"], ["here", "beside", "home"], "no mi_distributed"), "workflow side": (WF, ["status", ID], ["beside", "home"], "no relay"),
-            "poller": (POLLER, ["poll"], ["beside", "home"], "site is not set"), "runner": (SSH, ["check", "nobody@127.0.0.1"], ["beside", "home"], "ssh goes to"),
+            "poller": (POLLER, ["poll"], ["beside", "home"], "say --ini FILE"), "runner": (SSH, ["check", "nobody@127.0.0.1"], ["beside", "home"], "ssh goes to"),
             "guard": (SSH, ["guard"], ["beside"], "no mi_distributed"), "guard's check": (SSH, ["check"], ["beside"], "no mi_distributed")}
 
 
@@ -59,6 +59,12 @@ def test_each_program_looks_for_its_ini_where_it_may_and_nowhere_else(tmp_path, 
         inis.pop(place).unlink()
     code, text = places.run()
     assert not any(str(path) in text for path in inis.values()) and PROGRAMS[program][3] in text and code in (64, 69, 78), text
+
+
+def test_a_relay_that_is_started_beside_itself_names_each_searched_directory_once(tmp_path):
+    places = Places(tmp_path, "relay")
+    places.folders["here"] = places.folders["beside"]
+    assert places.run()[1].count(str(places.folders["beside"])) == 1
 
 
 DAMAGES = {"a file that its group may write": lambda file: file.chmod(0o664), "a file that all may write": lambda file: file.chmod(0o646),

@@ -31,7 +31,7 @@ def test_pause_and_resume_are_obeyed_without_a_restart_and_what_runs_is_delivere
     runs = submit(relay, host.site)
     until(host.runs)
     done = host.run("pause")
-    assert done.returncode == 0 and "paused" in done.stdout
+    assert done.returncode == 0 and "paused" in done.stdout and str(host.base) in done.stdout     # somebody else's or another one's is seen
     until(lambda: "no new calculation why=paused" in host.text())
     waits = submit(relay, host.site)
     (host.folder / "go").write_text("")
