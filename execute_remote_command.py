@@ -2229,7 +2229,9 @@ class BatchJob:
             self.asked = time.monotonic()
             batch_call(self.queue.table.cancel(self.order["job"]), self.queue.env)
 # ==== end shared ====
-JA = {     "no home directory is known here: set HOME, or XDG_STATE_HOME, to an absolute path":
+JA = {     "programs of this host are started from there, or set up by it; take another --to":
+        "この計算機のプログラムの起動や設定に使われる場所です。別の --to を指定してください",
+    "no home directory is known here: set HOME, or XDG_STATE_HOME, to an absolute path":
         "ホームディレクトリがわかりません。HOME または XDG_STATE_HOME に絶対パスを設定してください",
     "%s: [ssh guard] base: no home directory is known here; say it as an absolute path":
         "%s: [ssh guard] base: ホームディレクトリがわかりません。絶対パスで指定してください",
@@ -4851,14 +4853,14 @@ class Place:
             raise Refused("not a regular file of its own: %s" % shown(name))
         return fd
 
-    def spend(self, size):
-        """Counts bytes that come in, over all sessions; the lock is held. Refused beyond max_bytes."""
+    def spend(self, size, end=0):
+        """Counts bytes that come in, over all sessions; the lock is held. Refused beyond max_bytes, as is a file that ends there."""
         most = self.rules["ssh guard"]["max_bytes"]
         if not most:
             return
         told = os.pread(self.book, 64, 0).strip()
         used = (int(told) if re.match(rb"[0-9]{1,40}\Z", told) else 0) + size
-        if used > most:
+        if max(used, end) > most:
             raise Refused("more than max_bytes = %d" % most)
         os.pwrite(self.book, b"%040d" % used, 0)       # in place: this needs no room on a full disk
 
@@ -5318,7 +5320,7 @@ class Putting(Lane):
         return self.place.open(name, os.O_WRONLY | os.O_CREAT, True, fresh)
 
     def write(self, fd, data, offset):
-        self.place.spend(len(data))
+        self.place.spend(len(data), offset + len(data))
         os.lseek(fd, offset, os.SEEK_SET)
         write_all(fd, data)
 
@@ -5989,7 +5991,7 @@ class Target:
         self.busy = threading.RLock()
         os.makedirs(self.path, exist_ok=True)
         self.top = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
-        self.guarded = self.holds_own_files()
+        self.guarded, self.trusted = self.holds_own_files(), self.trusted_places()
         self.stage_name = b".mi-" + utf8(ident)
         while not self.hold():
             pass
@@ -6059,9 +6061,19 @@ class Target:
         places = (os.path.dirname(os.path.abspath(__file__)), os.path.dirname(os.path.realpath(__file__)), os.path.expanduser("~/.config"))
         return any((os.path.realpath(utf8(place)) + b"/").startswith(above) for place in places)
 
+    def trusted_places(self):
+        """How names begin (bytes) of what this user's programs are started from or set up by: what has a dot in front in the home directory
+        (.bashrc, .ssh/ ...), and the directories of PATH."""
+        top = os.path.realpath(self.path).rstrip(b"/") + b"/"
+        places = [os.path.realpath(utf8(place)) + b"/" for place in os.environ.get("PATH", "").split(":") if place[:1] == "/"]
+        places = [place for place in places if place != top] + [os.path.realpath(os.path.expanduser(b"~")) + b"/."]
+        return tuple(place[len(top):].lower() for place in places if place.startswith(top))
+
     def check(self, name):
         """NotStored for a name (bytes) that results may not have here."""
         lower = name.lower()
+        if lower.startswith(self.trusted):
+            raise NotStored(name, _("programs of this host are started from there, or set up by it; take another --to"))
         if lower.startswith(b".mi-") and (STAGE.match(name) or lower.startswith(b".mi-" + utf8(self.ident).lower())):
             raise NotStored(name, _("a name that is kept for what arrives"))
         parts = lower.split(b"/")

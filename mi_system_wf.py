@@ -1722,6 +1722,8 @@ def log_in(relay, user, path):
 # ==== end shared ====
 
 JA = {
+    "programs of this host are started from there, or set up by it; take another --to":
+        "この計算機のプログラムの起動や設定に使われる場所です。別の --to を指定してください",
     # check
     "%s: belongs to uid %d; give it to this user (chown)": "%s: uid %d の所有です。このユーザーのものにしてください (chown)",
     "%s: mode %04o lets others in; type: chmod %o %s": "%s: モード %04o では他人が触れます。chmod %o %s としてください",
@@ -3625,7 +3627,7 @@ class Target:
         self.busy = threading.RLock()
         os.makedirs(self.path, exist_ok=True)
         self.top = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
-        self.guarded = self.holds_own_files()
+        self.guarded, self.trusted = self.holds_own_files(), self.trusted_places()
         self.stage_name = b".mi-" + utf8(ident)
         while not self.hold():
             pass
@@ -3695,9 +3697,19 @@ class Target:
         places = (os.path.dirname(os.path.abspath(__file__)), os.path.dirname(os.path.realpath(__file__)), os.path.expanduser("~/.config"))
         return any((os.path.realpath(utf8(place)) + b"/").startswith(above) for place in places)
 
+    def trusted_places(self):
+        """How names begin (bytes) of what this user's programs are started from or set up by: what has a dot in front in the home directory
+        (.bashrc, .ssh/ ...), and the directories of PATH."""
+        top = os.path.realpath(self.path).rstrip(b"/") + b"/"
+        places = [os.path.realpath(utf8(place)) + b"/" for place in os.environ.get("PATH", "").split(":") if place[:1] == "/"]
+        places = [place for place in places if place != top] + [os.path.realpath(os.path.expanduser(b"~")) + b"/."]
+        return tuple(place[len(top):].lower() for place in places if place.startswith(top))
+
     def check(self, name):
         """NotStored for a name (bytes) that results may not have here."""
         lower = name.lower()
+        if lower.startswith(self.trusted):
+            raise NotStored(name, _("programs of this host are started from there, or set up by it; take another --to"))
         if lower.startswith(b".mi-") and (STAGE.match(name) or lower.startswith(b".mi-" + utf8(self.ident).lower())):
             raise NotStored(name, _("a name that is kept for what arrives"))
         parts = lower.split(b"/")

@@ -297,6 +297,12 @@ def a_huge_sparse_file(far):
     return os.path.exists(far.path("base", ident, "f")) and os.path.getsize(far.path("base", ident, "f")) > 10 ** 9
 
 
+def a_byte_far_away(far):
+    ident = far.fresh()
+    far.put(ident, b"f", b"x", 99999999999)
+    return os.path.exists(far.path("base", ident, "f")) and os.path.getsize(far.path("base", ident, "f")) > 10 ** 9
+
+
 def a_piece_that_unpacks_to_more(far):
     packer = zlib.compressobj(9, zlib.DEFLATED, 31)
     packed = packer.compress(b"\0" * 100000) + packer.flush()
@@ -376,7 +382,8 @@ ATTACKS = [                    # (attack, ini, the check to take out, what to pu
     (live_log_beside_content_rules, CONTENT, "    live = not name_rule(rules, LOG)", "    live = True or not name_rule(rules, LOG)"),
     (too_large_result, "[outbound]\nmax_file = 1K\n", "if rules[\"max_file\"] and length > rules[\"max_file\"]:", "if False:"),
     (too_much_in_all, "[outbound]\nmax_total = 1K\n", "if rules[\"max_total\"] and total + length > rules[\"max_total\"]:", "if False:"),
-    (too_much_input, "[ssh guard]\nmax_bytes = 10K\n", "        if used > most:", "        if False:"),
+    (too_much_input, "[ssh guard]\nmax_bytes = 10K\n", "        if max(used, end) > most:", "        if False:"),
+    (a_byte_far_away, "[ssh guard]\nmax_bytes = 1M\n", "max(used, end)", "used"),
     (a_huge_sparse_file, "", "            if os.fstat(fd).st_size < size:\n                raise Refused", "            if os.ftruncate(fd, size):\n                raise Refused"),
     (a_piece_that_unpacks_to_more, "", "        if len(data) != whole:", "        if False:"),
     (environment, "", "    env = {key: value for key, value in os.environ.items() if PASS_ON.match(key)\n", "    env = {key: value for key, value in os.environ.items() if True\n"),

@@ -99,6 +99,19 @@ def test_who_may_write_to_the_target_too_leads_nothing_out_of_it_while_results_c
     assert os.listdir(str(away)) == ["victim"] and (away / "victim").read_text() == "keep"
 
 
+def test_no_result_is_put_where_this_users_programs_are_started_from_or_set_up_by(lab, here):
+    (here / ".bashrc").write_text("mine")
+    (here / "bin").mkdir()
+    command = "mkdir .ssh bin d; for f in .bashrc .ssh/authorized_keys bin/ls d/.rc ok; do echo evil >$f; done"
+    env = dict(HOME=str(here), PATH="%s:%s" % (here / "bin", os.environ["PATH"]))
+    code, out = run(lab, here, "run", "hpc", command, **env)
+    assert code == 65 and out.count("set up by it") == 3 + out.count("not_fetched=.ssh "), out
+    assert (here / ".bashrc").read_text() == "mine" and os.listdir(str(here / "bin")) == [] and not (here / ".ssh" / "authorized_keys").exists()
+    assert (here / "ok").exists() and (here / "d" / ".rc").exists()
+    code, out = run(lab, here, "resume", ident_of(out), "--to", "there", **env)
+    assert code == 0 and (here / "there" / ".bashrc").read_text() == "evil\n" and (here / "there" / "bin" / "ls").exists(), out
+
+
 def test_the_runner_is_not_replaced_by_a_result_and_names_steer_no_terminal(lab, here):
     shutil.copy(ssh_lab.SCRIPT, str(here))
     own = [name for name in OWN if "/" not in name] + ["execute_remote_command.py"]
