@@ -118,6 +118,19 @@ def one_line(text):
     return text.count("\n") == 1 and "Traceback" not in text and len(text.strip()) > 10
 
 
+def processes_with(mark):
+    """Ids of the living processes whose environment holds `mark` (VARIABLE=beginning of its value)."""
+    found = []
+    for pid in (name for name in os.listdir("/proc") if name.isdigit()):
+        try:
+            with open("/proc/%s/environ" % pid, "rb") as text:
+                if any(entry.startswith(os.fsencode(mark)) for entry in text.read().split(b"\0")):
+                    found.append(int(pid))
+        except OSError:                                # it has ended, or is another user's
+            pass
+    return found
+
+
 def wait_until(true, seconds=20.0, what=""):
     """Waits until true() is; its value. AssertionError after `seconds`."""
     until = time.monotonic() + seconds
@@ -335,6 +348,11 @@ class World:
             if process.alive():
                 process.stop()
             texts.append(process.text())
+        for pid in processes_with("CALC_DIR=%s/" % self.folder):             # a poller that stops leaves its commands running
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except OSError:
+                pass
         assert not any("Traceback" in text or "bug=" in text for text in texts), "\n".join(texts)
         shutil.rmtree(self.folder, ignore_errors=True)
 

@@ -278,20 +278,25 @@ def token_to_the_command(scene):
 
 
 def outside_by_a_link(scene):
-    """A malicious command, or input, leaves a link in place of a result."""
+    """A malicious command, or input, leaves a link in place of a result, or of its directory."""
     poller = scene.module(POLLER)
-    top = os.path.join(scene.folder, "top")
-    os.makedirs(top, exist_ok=True)
-    if not os.path.lexists(os.path.join(top, "r")):
-        os.symlink("/etc/hostname", os.path.join(top, "r"))
-    root = os.open(top, os.O_RDONLY)
+    top, out = os.path.join(scene.folder, "top"), os.path.join(scene.folder, "out")
+    os.makedirs(top)
+    os.makedirs(out)
+    open(os.path.join(out, "secret"), "w").close()
+    for name, target in (("far", out + "/secret"), ("near", "../out/secret"), ("folder", out), ("again", top + "/../out/secret")):
+        os.symlink(target, os.path.join(top, name))
+    tree = poller.Tree(os.fsencode(top))
     try:
-        fd = poller.open_result(root, ["r"] if not isinstance("r", bytes) else "r", {})
-        return not isinstance(fd, int) and not hasattr(fd, "read")
-    except (OSError, ValueError, TypeError):
+        for name in (b"far", b"near", b"folder/secret", b"again"):
+            try:
+                os.close(tree.open(tree.reach(name)[0]))
+                return False
+            except poller.Stays as stays:
+                assert stays.code == "outside", (name, stays)
         return True
     finally:
-        os.close(root)
+        tree.close()
 
 
 # what -> (scenario, [(script, old, new)]: the edits that take the defence away)
@@ -314,8 +319,8 @@ DEFENCES = {
     "names that lead out": (names(["../x"]), [(RELAY, '    if any(part in ("", ".", "..") for part in name.split("/")):\n', "    if False:\n")]),
     "names with a terminal's escapes": (names(["a\x1b[2Jb"]), [(RELAY, '    if ODD.search(name) or "\\\\" in name:\n', "    if False:\n")]),
     "NFC twins": (names(["e\u0301", "\u00e9"]), [(RELAY, '        name = unicodedata.normalize("NFC", name)\n', "        pass\n")]),
-    "a file that is another's directory": (names(["a", "a/b"]), [(RELAY, "(now[:len(last)] == last or now <= last)", "now <= last")]),
-    "names of the logs": (names([LOGS[0]]), [(RELAY, "        if any(now[:1] == parts_of(word) for word in reserved):\n", "        if False:\n")]),
+    "a file that is another's directory": (names(["a", "a/b"]), [(RELAY, "(now <= last or now[0] == last[0] and now[1][:len(last[1])] == last[1])", "now <= last")]),
+    "names of the logs": (names([LOGS[0]]), [(RELAY, "        if any(now[1][:1] == parts_of(word) for word in reserved):\n", "        if False:\n")]),
     "expired tokens": (expired, [(RELAY, "found is not None and found.expires > now", "found is not None")]),
     "roles": (role, [(RELAY, "        if call.route.role:\n            call.check_role", "        if False:\n            call.check_role")]),
     "another user": (other_user, [(RELAY, 'if (row["user"] == c.who.user or OPERATOR in c.who.roles) and covers(', "if covers(")]),
@@ -336,9 +341,12 @@ DEFENCES = {
                                           (RELAY, "when(value) if key in times else printable(value)", "when(value) if key in times else value"),
                                           (RELAY, '''json.dumps(value, ensure_ascii=False) if re.search(r'[\\s"]|^$', value) else value''', "value")]),
     "guessed passwords": (guesses, [(RELAY, "        if left > 0:\n", "        if False:\n")]),
-    "names from a malicious relay": (names_from_the_relay, [(WF, "            before = check_order(entries, before)\n", "            before = None\n")]),
+    "names from a malicious relay": (names_from_the_relay, [(WF, "            before = check_order(entries, before, folders=True)\n", "            before = None\n")]),
     "commands off the list": (command_off_the_list, [(POLLER, "    command = commands.get(word)\n", '    command = commands.get(word, commands["solve"])\n')]),
     "arguments off their pattern": (command_off_the_list, [(POLLER, 'if place not in command["shapes"] or not command["shapes"][place].fullmatch(argument):', "if False:")]),
+    "links that lead outside": (outside_by_a_link, [
+        (POLLER, "info = os.stat(part, dir_fd=here, follow_symlinks=False)\n                if stat", "info = os.stat(part, dir_fd=here)\n                if stat"),
+        (POLLER, "fd = os.open(leaf, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK", "fd = os.open(leaf, os.O_RDONLY | os.O_NONBLOCK")]),
     "the poller's environment": (token_to_the_command, [(POLLER, "for key, value in os.environ.items() if PASS_ON.match(key)\n", "for key, value in os.environ.items() if True\n")]),
 }
 OFTEN = ("two lengths", "strangers of one address", "NFC twins", "another user", "log lines and escapes", "guessed passwords", "arguments off their pattern")

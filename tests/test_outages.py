@@ -1,5 +1,6 @@
 """What goes wrong in a long calculation: the poller dies, the relay is down, the line is cut again and again, the host stands still.
 With --long in the lengths of real life; otherwise in short."""
+import json
 import os
 import select
 import signal
@@ -180,9 +181,13 @@ def test_a_poller_that_stands_still_for_a_while_keeps_its_claim(site, long):
     assert ("out-of-contact" in world.relay.text()) == (not long)
 
 
+ZEROS = {"1G": "49bc20df15e412a64472421e13fe86ff1c5165e18b2afccf160d4dc19fe68a14",          # SHA-256 of that many
+         "20G": "6cb118a8f8b3c19385874297e291dcbcdf3a9837ba1ca7b00ace2491adbff551"}
+
+
 def test_a_huge_result_is_hashed_while_all_cores_are_busy_and_no_lease_lapses(site, long):
     size, lease = ("20G", 60) if long else ("1G", 20)
-    world, poller = site("truncate -s %s huge.bin; echo x >out.bin" % size, ini="[outbound]\nmax_total = 1M\n", relay_ini="[times]\nlease = %ds\n" % lease)
+    world, poller = site("truncate -s %s huge.bin; echo x >out.bin" % size, ini="[outbound]\ndeny_sums = %s\n" % ZEROS[size], relay_ini="[times]\nlease = %ds\n" % lease)
     burners = [subprocess.Popen([suite.PYTHON, "-c", "while True: pass"]) for core in range(os.cpu_count() if long else 1)]
     try:
         began = time.monotonic()
@@ -193,5 +198,5 @@ def test_a_huge_result_is_hashed_while_all_cores_are_busy_and_no_lease_lapses(si
         for burner in burners:
             burner.kill()
             burner.wait()
-    assert "max_total" in str(row["refused"]) and runs(world) == [accept_id + ".1"]
+    assert json.loads(row["refused"]) == {"huge.bin": "refused"} and runs(world) == [accept_id + ".1"]
     assert "out-of-contact" not in world.relay.text() and "lapse" not in world.relay.text()
