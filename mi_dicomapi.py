@@ -101,6 +101,8 @@ WORK = 32000000                # the work of one call, in units of about 0.25 us
 WORK_AHEAD = 4000000           # so much work may a user owe, and still be served
 WORK_RATE = 1000000            # work a second that is forgiven: a quarter of one processor
 STAR_WORK, NAME_WORK, ROW_WORK = 16, 20, 40           # of a character with a pattern of many stars, of a name, of a row in the database
+NOTE_WORK = 10000              # of a note that is written, logged and told
+NOTE_EVERY = 5                 # seconds between two notes of why a calculation waits
 NAMED = 100                    # names of each verdict that are kept
 NOTHING = hashlib.sha256(b"").hexdigest()              # the sum of an empty file, and of a directory
 ROUNDS = 600000                # of PBKDF2 for a password
@@ -1701,7 +1703,9 @@ def too_large(c, site, free):
     """{accept_id: bytes} of what waits for this poller, but needs more room than the `free` bytes that it has. Whoever waits for it is told."""
     rows = c.relay.store.read("SELECT accept_id, bytes FROM calculations WHERE site = ? AND state = ? AND user = ? AND bytes > ? LIMIT 100",
                               site, ALLOWED, c.who.user, free)
-    for row in rows:
+    due = [row for row in rows if c.relay.may_note(row["accept_id"], c.who.user)]
+    c.relay.spend(c, NOTE_WORK * len(due))
+    for row in due:
         c.relay.note_waits(row["accept_id"], c.who.user, "its inputs need %s, the external computer's disk has room for %s" % (
             amount(row["bytes"]), amount(free)))
     return {row["accept_id"]: row["bytes"] for row in rows}
@@ -3910,6 +3914,7 @@ class Relay:
     def __init__(self, conf, ini, store):
         self.conf, self.ini, self.store, self.front = conf, ini, store, None
         self.tokens, self.tokens_seen, self.leases, self.silent, self.uploads = {}, None, {}, {}, {}
+        self.noted = {}                                # {(accept_id, user): when it was noted last why it waits}
         self.what = {}                                 # {accept_id: where its poller says that it is}
         self.nothing = {}                              # {key of a site and user: how many events had been when nothing waited there}
         self.open_of, self.reserved, self.stamps, self.born = collections.Counter(), 0, {}, time.monotonic()
@@ -4119,8 +4124,16 @@ class Relay:
                 tx.after(lambda: log("warn", accept_id, "it waits", why=why, user=user))
                 tx.after(lambda: self.front.fire(("calc", accept_id)))
 
-        if isinstance(accept_id, str):
+        if isinstance(accept_id, str) and self.may_note(accept_id, user):
+            if len(self.noted) > LISTED:
+                self.noted.clear()
+            self.noted[accept_id, user] = time.monotonic()
             self.store.write(work, "waits", wait=False)
+
+    def may_note(self, accept_id, user):
+        """Is it some seconds ago that anything was noted of why it waits? Nobody waits for these notes to be on disk: who could have very many
+        made would keep the writer from all others."""
+        return time.monotonic() - self.noted.get((accept_id, user), -NOTE_EVERY) >= NOTE_EVERY
 
     def output_sizes(self, row):
         """Bytes of stdout and stderr that have come while the command runs."""

@@ -417,3 +417,20 @@ def test_very_many_small_files_fill_no_disk(make_world, disk_of):
     client.ok("POST", "finish", {"v": 2, "accept_id": old})
     wait_until(lambda: client.call("POST", "files/%s/input/%d?v=2&offset=0" % (accept_id, number - 1), body=b"x")[0] == 200)
     world.relay.stop()
+
+
+def test_notes_of_why_something_waits_do_not_keep_the_writer_from_others(make_world):
+    """Each of them is a change in the database, a line in the log, and news for who waits."""
+    world = make_world(tls=False, commands=["hello"]).start()
+    client, waiting = world.client(), 30
+    for number in range(waiting):
+        client.register("hello", inputs={"a": b"x"})
+    db = sqlite3.connect(os.path.join(world.state, "state.sqlite3"), timeout=30)
+    db.execute("UPDATE calculations SET bytes = 9000000")                    # inputs that are larger than what any of these pollers has room for
+    db.commit()
+    db.close()
+    for turn in range(40):
+        status, first = client.call("POST", "calc-request", {
+            "v": 2, "site_id": SITE, "poller": "test", "take": "12345678", "free": turn % 8 << 20})
+        assert first["code"] in ("0300", 503)
+    assert waiting <= world.relay.text().count(" it waits ") <= waiting * 20, "half of the turns, on a machine that takes very long for them"
