@@ -307,7 +307,7 @@ DEFENCES = {
                                        (RELAY, "([\\t -~\\x80-\\xff]*)\\Z", "([^\\n]*)\\Z")]),
     "endless heads": (endless_head, [(RELAY, "MAX_HEAD = 16 << 10 ", "MAX_HEAD = 16 << 30 ")]),
     "silence": (silence, [(RELAY, '            if conn.deadline > now or conn.phase == "busy":\n', "            if True:\n")]),
-    "strangers of one address": (strangers, [(RELAY, "        if len(there) < most:\n", "        if True:\n")]),
+    "strangers of one address": (strangers, [(RELAY, "        return len(there) < most or self.drop_oldest(there, now)\n", "        return True\n")]),
     "old TLS": (old_tls, [(RELAY, "        context.minimum_version = ssl.TLSVersion.TLSv1_2\n", "        context.minimum_version = ssl.TLSVersion.TLSv1\n"),
                           (RELAY, '"ECDHE+AESGCM:ECDHE+CHACHA20"', '"ALL:@SECLEVEL=0"')]),
     "a key twice": (json_body(b'{"v":2,"accept_id":"a","accept_id":"b"}'), [(RELAY, "    if len(found) != len(pairs):\n        raise ValueError", "    if False:\n        raise ValueError")]),
