@@ -2238,6 +2238,9 @@ JA = {     "programs of this host are started from there, or set up by it; take 
                         # what a person reads, in Japanese
     "an argument is not UTF-8": "引数が UTF-8 ではありません",
     "interrupted": "中断されました",
+    "%s: interrupted; the command runs on there, %s.py resume %s continues":
+        "%s: 中断されました。コマンドは外部計算機で続いています。%s.py resume %s で再開できます",
+    "%s: interrupted; %s.py resume %s continues": "%s: 中断されました。%s.py resume %s で再開できます",
     "a bug (%s in line %d: %s); please report this line, -v shows more":
         "プログラムの不具合です (%s、%d 行目: %s)。この行をお知らせください。-v で詳細を表示します",
     "is not a time (like 90s, 5m, 2h, 30d)": "時間ではありません (例: 90s, 5m, 2h, 30d)",
@@ -4085,6 +4088,10 @@ class Run:
             if stop.code == EX_REFUSED and "started" not in record.steps:
                 record.step("refused")                 # what `list` says; `resume` may try again
             raise
+        except KeyboardInterrupt:
+            runs = "started" in record.steps and "ended" not in record.steps
+            raise Stop(EX_INTERRUPT, (_("%s: interrupted; the command runs on there, %s.py resume %s continues") if runs else
+                                      _("%s: interrupted; %s.py resume %s continues")) % (self.ident, PROGRAM, self.ident))
         finally:
             self.drop()
 

@@ -950,6 +950,7 @@ JA = {
         "demo: 結果が戻りませんでした: %s。コマンドの最後の行: %s (demo --keep でファイルを残せます)",
     "demo: the secret left the external computer: %s": "demo: 秘密が外部計算機から漏れました: %s",
     "demo: %s is not there; put the scripts of the suite into one directory": "demo: %s がありません。一式のスクリプトを同じディレクトリに置いてください",
+    "must be an absolute path (from here: %s)": "絶対パスで書いてください (ここからは %s)",
     "kept: %s": "残してあります: %s",
     "all processes are ended, and %s is removed: nothing is left behind": "すべてのプロセスを終了し、%s を削除しました。何も残っていません",
 }
@@ -960,10 +961,18 @@ def level(text):
     return one_of(*LEVELS)({"0": "error", "1": "error", "2": "warn", "3": "info", "4": "debug"}.get(text, text))
 
 
+def one_place(text):
+    """A directory that is the same one wherever the relay, its `token issue` or its unit is started: an absolute path, or ~/..."""
+    path = os.path.expanduser(text)
+    if not os.path.isabs(path):
+        raise ValueError(_("must be an absolute path (from here: %s)") % os.path.abspath(path))
+    return path
+
+
 INI = {
     "Server": {
         "ipaddress": (str, "127.0.0.1"), "portnumber": (int, 50443), "loglevel": (level, "info"),
-        "state_dir": (str, "/var/lib/mi_distcomp"), "certfile": (str, ""), "keyfile": (str, ""), "client_ca": (str, ""),
+        "state_dir": (one_place, "/var/lib/mi_distcomp"), "certfile": (str, ""), "keyfile": (str, ""), "client_ca": (str, ""),
         "auth": (one_of("tokens", "gateway", "login"), "tokens"), "trusted_proxies": (str.split, []), "gateway_user_header": (str, ""),
         "gateway_secret_file": (str, ""),
         "operators": (str.split, []),

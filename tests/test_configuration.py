@@ -45,7 +45,7 @@ WRONG = [                      # lines after a good [Server] head, and what the 
     ("[RemoteSites]\nremote_site_ids = abc\n[abc]\nmax_waiting = x\n", "[abc] max_waiting"), ("auth = openid\n", "[Server] auth"),
     ("auth = gateway\n", "trusted_proxies"), ("certfile = /x\n", "keyfile"), ("lang = fr\n", "[Server] lang"), ("client_ca = /x\n", "client_ca"),
     ("loglevel = info\nloglevel = info\n", "loglevel"), ("[times]\nlease = 5s\n[times]\nlease = 6s\n", "times"), ("no equals sign here\n", "equals"),
-    ("[unclosed\n", "unclosed"), ("loglevel = \udcff\n", "utf-8"), ("certfile = /nonexistent/c\nkeyfile = /nonexistent/k\n", "[Server] certfile"),
+    ("[Server]\nstate_dir = state\n", "[Server] state_dir"), ("[unclosed\n", "unclosed"), ("loglevel = \udcff\n", "utf-8"), ("certfile = /nonexistent/c\nkeyfile = /nonexistent/k\n", "[Server] certfile"),
 ]
 
 

@@ -602,9 +602,9 @@ def test_ctrl_c_leaves_the_command_running_and_resume_brings_its_result(lab, her
     while b"5 start" not in row:
         row = process.stdout.readline()
     process.send_signal(signal.SIGINT)
-    assert process.wait(60) == 130
-    process.stdout.close()
-    assert run(lab, here, "resume", ident_of(row.decode()))[0] == 0 and (here / "r").exists()
+    rest, ident = process.communicate(timeout=60)[0].decode(), ident_of(row.decode())
+    assert process.returncode == 130 and rest.endswith("the command runs on there, execute_remote_command.py resume %s continues\n" % ident), rest
+    assert run(lab, here, "resume", ident)[0] == 0 and (here / "r").exists()
 
 
 def test_several_runs_side_by_side_keep_to_themselves_and_to_the_connection_budget(lab, here):
