@@ -323,7 +323,6 @@ def test_every_program_behaves_with_closed_descriptors(tmp_path):
                         (POLLER, ["--help"]), (SSH, ["guard"]), (SSH, ["list"])):
         words = words + ["--ini", ini]
         expected = suite.run(name, *words).returncode
-        for descriptors in CLOSED[1:]:
-            done = closed(descriptors, name, words, cwd=str(tmp_path))
-            text = done.communicate(timeout=30)[0].decode()
+        for descriptors, done in [(one, closed(one, name, words, cwd=str(tmp_path))) for one in CLOSED[1:]]:
+            text = done.communicate(timeout=60)[0].decode()
             assert done.returncode == expected and "Traceback" not in text and "Bad file" not in text, (name, words, descriptors, expected, done.returncode, text)
