@@ -673,7 +673,7 @@ def askers(ruled, rule, name):
         assert suite.run("mi_dicomapi.py", "token", "revoke", str(number), "--ini", world.ini).returncode == 0
         wait_until(lambda: Peer(world, token).code("calc-request", site_id="s1") == (403, "0005"), 5)
         return token
-    return {"no token": lambda: "", "a made-up token": lambda: "0" * 64, "an expired token": lambda: world.issue(USER, "--days", "-1"),
+    return {"no token": lambda: "", "a made-up token": lambda: "0" * 64, "an expired token": lambda: world.expired(USER, 1),
             "another user": lambda: ruled.other_user, "a token for other sites": lambda: world.issue(USER, "--sites", "s499"),
             "a token for the other role": lambda: world.issue(USER, "--roles", "workflow" if remote else "remote")}.get(rule, lambda: world.token)()
 

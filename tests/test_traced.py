@@ -22,13 +22,16 @@ def traced(folder, name):
 
 def deeds(log, cwd):
     """[(pid, what, detail)] of a log: write PATH, connect ADDRESS:PORT, bind PORT, exec PATH. cwd: where the script was started."""
-    found = []
+    found, descriptors = [], {}
     with open(log, errors="replace") as text:
         for line in text:
             call = CALL.match(line)
             if not call:
                 continue
             pid, name, rest = call.groups()
+            opened = re.search(r" = (\d+)<([^>]*)>$", rest)
+            if opened:
+                descriptors[opened.group(1)] = opened.group(2)
             if name in ("connect", "bind"):
                 inet = re.search(r"sin6?_port=htons\((\d+)\).*?(?:inet_addr\(\"|inet_pton\(AF_INET6, \")([^\"]+)", rest)
                 if inet:
@@ -39,6 +42,7 @@ def deeds(log, cwd):
             elif name not in ("open", "openat") or re.search(r"O_(WRONLY|RDWR|CREAT)", rest):
                 at = re.search(r"(?:AT_FDCWD|\d+)<([^>]*)>", rest)
                 for path in re.findall(r'"([^"]*)"', rest)[:2]:
+                    path = re.sub(r"^/proc/\d+/fd/(\d+)", lambda by: descriptors.get(by.group(1), by.group()), path)
                     found.append((pid, "write", os.path.normpath(os.path.join(at.group(1) if at else cwd, path))))
     return found
 

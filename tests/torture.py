@@ -500,7 +500,7 @@ class Torture:
                 raise AssertionError("stuck, after %d s: %s" % (self.options.patience, text[-500:]))
             if "Traceback" in text or code == 70:
                 self.violation("%d: %s" % (number, text))
-            restored = self.counts["restore"] and (code == 77 and "There is no information" in text or code == 66 and "lacks inputs" in text
+            restored = self.counts["restore"] and (code == 64 and "knows no such calculation" in text or code == 66 and "lacks inputs" in text
                                                    or words[0] == "status" and "inputs are not complete" in text)
             if code not in LATER + (-signal.SIGKILL,) and not restored or code == 69 and self.lost(number):
                 return code, text
