@@ -39,7 +39,7 @@ def lacks(name):
     if name == "root":
         if os.geteuid() == 0 or shutil.which("sudo") and subprocess.run(["sudo", "-n", "true"], stderr=subprocess.DEVNULL).returncode == 0:
             return ""
-        return "run it as root"
+        return "root: run it as root"
     if shutil.which(name, path=os.environ["PATH"] + ":/usr/sbin:/sbin"):
         return ""
     return "%s is not here: sh tests/run.sh installs it, as root" % name
