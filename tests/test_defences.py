@@ -507,7 +507,8 @@ def test_an_owners_name_rules_mean_what_fnmatch_means():
     assert len(seen) == 4
 
 
-READ = {"mi_dicomapi.py": set(), "mi_system_wf.py": {"MI_DISTCOMP_TOKEN", "CREDENTIALS_DIRECTORY", "REQUESTS_CA_BUNDLE", "XDG_STATE_HOME", "no_proxy",
+READ = {"mi_dicomapi.py": {"LD_LIBRARY_PATH"},             # the demo hands it to the Python of its command
+        "mi_system_wf.py": {"MI_DISTCOMP_TOKEN", "CREDENTIALS_DIRECTORY", "REQUESTS_CA_BUNDLE", "XDG_STATE_HOME", "no_proxy",
                                                            "NO_PROXY"},
         "mi_system_remote.py": {"MI_DISTCOMP_TOKEN", "CREDENTIALS_DIRECTORY", "XDG_STATE_HOME", "AUTHENTICATION_OPERATOR", "REQUESTS_CA_BUNDLE", "no_proxy",
                                 "NO_PROXY"},

@@ -662,7 +662,7 @@ def test_certificate_files_are_looked_at_again_and_the_newest_reason_is_shown(ma
     relay.notice = notice
     assert relay.learn()[0] == 2
     assert len(told) == 3 and "refused" in told[0] and "TLS failed" in told[1] and told[2] == "None"
-    suite.wait_until(lambda: "relay answers again" in poller.text(), 30)
+    suite.wait_until(lambda: "relay answers again" in poller.text(), 120)        # it asks again after about as long as the relay was away
     with open(ca, "w") as out:
         out.write("half a certi")
     relay.close()
