@@ -9,7 +9,7 @@ import execute_remote_command as runner                # noqa: E402
 class Record:
     have = {}
 
-    def arrived(self, entry, offset, size):
+    def arrived(self, entry, offset, size, sum256=""):
         pass
 
 
@@ -23,9 +23,14 @@ def main(way, base, config, folder, ident, streams):
         runner.transfer(line, ident, early[0].result(), Record(), settings)
     else:
         files, changed, folders = runner.listing(line, ident, settings)[1:4]
+        target, kept = runner.Target(folder, ident), {}
+        target.sync = len(files) <= 50                 # as Run.fetch_into() has it
         for name in folders:
-            os.makedirs(os.path.join(folder.encode(), name), exist_ok=True)
-        runner.receive(line, ident, [entry._replace(near=os.path.join(folder.encode(), entry.far)) for entry in files.values()], Record(), settings)
+            runner.make_folder(target, name, kept)
+        runner.receive(line, ident, [entry._replace(near=target.part(runner.key_of(name))) for name, entry in files.items()], Record(), settings, target, kept)
+        target.settle()
+        target.close(True)
+        assert not kept, kept
     line.close()
 
 
