@@ -145,7 +145,7 @@ def test_outbox_says_what_waits_since_when_and_why_and_resend_sends_it_now(relay
         assert box(host) == {} and host.run("resend", accept_id).returncode == 64
         own.relay.kill()
         (host.folder / "go").write_text("")
-        row = until(lambda: [row for row in box(host).values() if row["next"] and row["next"] > time.time() + 3], 60)[0]
+        row = until(lambda: [row for row in box(host).values() if row["next"] and row["next"] > time.time() + 7], 60)[0]
         assert (row["id"], row["state"]) == (accept_id, "undelivered") and "Connection refused" in row["why"]
         assert abs(row["since"] - time.time()) < 60
         shown = host.run("outbox").stdout
