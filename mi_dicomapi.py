@@ -5323,6 +5323,11 @@ def demo_in(folder, scripts, parts):
     return code
 
 
+def usage():
+    """What --help says: the docstring, without what it says to whoever reads the code."""
+    return __doc__.partition("\ncontents")[0] + "\n"
+
+
 def parse(words):
     """The command line as options; argparse's own exit codes become 64."""
     import argparse
@@ -5335,7 +5340,7 @@ def parse(words):
     common.add_argument("--ini")
     for name, key in (("--json", "json"), ("-q", "quiet"), ("-v", "verbose"), ("--version", "version")):
         common.add_argument(name, action="store_true", dest=key)
-    parser = Parser(prog=PROGRAM + ".py", usage=argparse.SUPPRESS, parents=[common], description=__doc__,
+    parser = Parser(prog=PROGRAM + ".py", usage=argparse.SUPPRESS, parents=[common], description=usage(),
                     formatter_class=argparse.RawDescriptionHelpFormatter)
     unsaid = argparse.Namespace(function=serve, ini=None, json=False, quiet=False, verbose=False, version=False)
     commands = parser.add_subparsers(dest="command", metavar="", prog=PROGRAM + ".py")

@@ -2997,14 +2997,14 @@ def v1_register(relay, mine, body, voice, patience):
         raise
 
 
-def v1_own(relay, mine, voice, timeout=V1_WAIT):
+def v1_own(relay, mine, voice, timeout=None):
     """The accept_id of a calculation with our mark, or None; of several the first, the others are taken back. Away. The whole table comes,
     with all its files: it passes through a directory that is removed again."""
     import shutil
     import tempfile
     folder = tempfile.mkdtemp(prefix="mi-")
     try:
-        found = relay.call_v1("GET", "get-calcinfo", {}, folder=utf8(folder), timeout=timeout)
+        found = relay.call_v1("GET", "get-calcinfo", {}, folder=utf8(folder), timeout=timeout or V1_WAIT)
         table = {accept_id: entry["calc-info"] for accept_id, entry in found.items() if ID.match(accept_id)}
         ids = [accept_id for accept_id, info in table.items() if isinstance(info, dict) and info.get(V1_MARK) == mine]
     except (Refused, ValueError, OSError, AttributeError, KeyError, TypeError) as error:
@@ -3398,6 +3398,11 @@ def probes(site, command):
 ALONE = {"check": (cmd_check, 2), "login": (cmd_login, 1)}                # words that need no running calculation, and how many words follow
 
 
+def usage():
+    """What --help says: the docstring, without what it says to whoever reads the code."""
+    return __doc__.partition("\ncontents")[0] + "\n"
+
+
 def parse(words):
     """The command line as options. 64 for what it cannot be."""
     import argparse
@@ -3408,7 +3413,7 @@ def parse(words):
                 message += _(" (a value that begins with - is written with =, as in --param=--fine)")
             raise Stop(EX_USAGE, _("%s; --help says more") % message)
 
-    parser = Parser(prog=PROGRAM + ".py", usage=argparse.SUPPRESS, description=__doc__, allow_abbrev=False,
+    parser = Parser(prog=PROGRAM + ".py", usage=argparse.SUPPRESS, description=usage(), allow_abbrev=False,
                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("words", nargs="*", help=argparse.SUPPRESS)
     parser.add_argument("--in", nargs="+", action="append", default=[], dest="inputs", metavar="INPUT", help="what the command gets")
