@@ -20,6 +20,35 @@ options: --ini FILE  --json  -q  -v  --version  --help      (of an ACCEPT_ID, th
 
 exit codes: 0 done, 64 usage, 66 an input is missing, 69 unavailable (port in use), 70 bug, 74 input/output or disk full,
 75 try again later (another instance runs), 77 no permission, 78 configuration, 130 after Ctrl+C
+
+contents (grep -n '^# ====' prints them with their lines):
+  shared: alone                 no module is taken from where results arrive
+  the nine steps                the states, and who may move a calculation from which to which
+  the calls                     one function for each, by the nine steps; what they share
+  files                         numbers in URLs, pieces and packs, never a whole file in memory
+  who may, leases and restore   tokens, log-ins, work; claims that lapse; what a backup does not know; the sweeper
+  the store                     one SQLite writer, and a spool of files beside it
+  connections                   nobody without a token ever holds a thread
+  configuration                 the ini as a whole, certificates
+  start and command line
+  operator                      the words for people: token, user, check, unit, list, show, cancel, maintenance, backup
+  fielded                       the protocol of before ("v1"), for programs that still speak it
+  demo
+  shared: names                 names of files: checked by every receiver
+  shared: stream                fielded bodies, which hold whole files, pass as streams
+  shared: check
+  shared: ini
+  shared: say
+  tables                        keys of the ini, routes of the calls
+  texts of units
+  Japanese
+
+threads: the selector (Front.serve, the main thread) owns every connection but those at work; `workers` workers (Front.work) run the
+calls; the doorkeeper (Front.doorkeeper) the log-ins; the writer (Store.run) makes all changes of the database, many in one commit; the
+sweeper (Relay.housekeeping) does once a second what is due. Reading goes from every thread.
+locks are held for moments, and none is taken under another, but that `placing` (files of a result are put in their place) is held over a
+change of the database, after which the writer takes the front's. Front.lock: who waits for what. Front.ready: what is to be done.
+Relay.counting: bytes on their way, work owed. Relay.announcing: fielded pollers. Upload.lock: one file that arrives.
 """
 import sys
 
@@ -111,890 +140,8 @@ LOGGED_IN = 50                 # log-ins of a user that are good at once; a furt
 KNOWN = 8                      # addresses from which a user has logged in last: there only his own failures lock him
 FAILED = {"both": 5, "address": 20, "user": 50}       # failed log-ins of a user from one address, of an address, of a user, until it is locked
 
-# ==== shared: say ====
-# How every script of the suite speaks: one line per failure, one line per step, nothing from the wire unescaped.
-EX_USAGE, EX_DATA, EX_NOINPUT, EX_UNAVAILABLE, EX_BUG, EX_IOERR = 64, 65, 66, 69, 70, 74
-EX_TEMPFAIL, EX_PROTOCOL, EX_REFUSED, EX_CONFIG, EX_INTERRUPT = 75, 76, 77, 78, 130
-LEVELS = ("debug", "info", "warn", "error")
-SAY = {"lang": "en", "level": 1, "log": None, "debug": False, "lock": threading.Lock()}
-ODD = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]")
 
-
-class Stop(Exception):
-    """Ends the program: an exit code of the table and one line (who, where, what, what to do)."""
-
-    def __init__(self, code, text):
-        Exception.__init__(self, text)
-        self.code = code
-
-
-def _(text):
-    """text in the reader's language, from this file's table JA."""
-    return JA.get(text, text) if SAY["lang"] == "ja" else text
-
-
-def choose_language(lang="auto"):
-    """lang: en, ja, or auto (the locale's)."""
-    if lang == "auto":
-        lang = os.environ.get("LC_ALL") or os.environ.get("LC_MESSAGES") or os.environ.get("LANG") or ""
-    SAY["lang"] = "ja" if lang[:2] == "ja" else "en"
-
-
-def printable(text):
-    """text with control, direction and surrogate characters made visible: it can neither steer a terminal nor start a log line."""
-    return ODD.sub(lambda m: ("\\x%02x" if m.group() < "\xff" else "\\u%04x") % ord(m.group()), str(text))
-
-
-def json_of(found, **how):
-    """found as JSON for whoever reads stdout: a program, or a person at a terminal, which control and direction characters would steer."""
-    return ODD.sub(lambda m: m.group() if m.group() < " " else "\\u%04x" % ord(m.group()), json.dumps(found, ensure_ascii=False, **how))
-
-
-def log(level, accept_id, step, **values):
-    """One line: time LEVEL ACCEPT_ID step key=value ...; values are escaped, and quoted as JSON when they hold blanks."""
-    if LEVELS.index(level) < SAY["level"]:
-        return
-    words = []
-    for key, value in values.items():
-        value = printable(value)
-        words.append("%s=%s" % (key, json.dumps(value, ensure_ascii=False) if re.search(r'[\s"]|^$', value) else value))
-    if "JOURNAL_STREAM" in os.environ and SAY["log"] is None:
-        stamp = "<%d>" % {"debug": 7, "info": 6, "warn": 4, "error": 3}[level]
-    else:
-        now = time.time()
-        zone = time.strftime("%z", time.localtime(now))
-        stamp = "%s.%03d%s:%s" % (time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(now)), now % 1 * 1000, zone[:3], zone[3:])
-    line = " ".join([stamp, level.upper(), accept_id or "-", step] + words) + "\n"
-    with SAY["lock"]:
-        try:
-            out = SAY["log"] or sys.stderr
-            out.write(line)
-            out.flush()
-        except (OSError, ValueError):
-            pass                                       # a log that cannot be written must not stop the work
-
-
-def log_into(path):
-    """Log lines go to the end of that file from now on, which is opened anew (logrotate renames it). OSError: all stays as it was. '': nothing."""
-    new = open(utf8(path), "a", encoding="utf-8", errors="backslashreplace") if path else None
-    with SAY["lock"]:
-        old, SAY["log"] = SAY["log"], new or SAY["log"]
-    if new and old:
-        old.close()
-
-
-def fault(name):
-    """A named point of the way. Nothing happens here: the crash tests start the program with a death in this function's place."""
-
-
-def utf8(text):
-    """text (a name, a path) as bytes for the file system: Python 3.6 under LANG=C knows ASCII only."""
-    return text.encode("utf-8", "surrogateescape")
-
-
-def arguments(argv=None):
-    """The command line as text, also under LANG=C on Python 3.6. 64 if a word is not UTF-8."""
-    try:
-        return [os.fsencode(word).decode("utf-8") for word in (sys.argv[1:] if argv is None else argv)]
-    except UnicodeDecodeError:
-        raise Stop(EX_USAGE, _("an argument is not UTF-8"))
-
-
-def utf8_stdio():
-    """stdout and stderr in UTF-8 whatever the locale says; a character that cannot be shown never raises. What was closed reads, or swallows,
-    nothing: stand_alone() has opened its descriptor."""
-    sys.stdin = sys.stdin or open(0, encoding="utf-8")
-    for number, name in ((1, "stdout"), (2, "stderr")):
-        stream = getattr(sys, name) or open(number, "w")
-        if hasattr(stream, "detach"):
-            setattr(sys, name, io.TextIOWrapper(stream.detach(), "utf-8", "backslashreplace", line_buffering=True))
-
-
-def end_surely(code, seconds):
-    """Ends the program with that code after so many seconds, should the way out of it hang: nobody reads what it writes, a disk does not answer.
-    For signal handlers: no lock is taken."""
-    def end():
-        time.sleep(seconds)
-        os._exit(code)
-    _thread.start_new_thread(end, ())
-
-
-def run_as_program(main):
-    """Runs main() and exits with its code; a failure is one line on stderr and a code, never a traceback (unless asked: -v)."""
-    try:
-        utf8_stdio()
-        places = [place for place in os.environ.get("PATH", "").split(":") if place[:1] == "/"]
-        os.environ["PATH"] = ":".join(places) or "/usr/local/bin:/usr/bin:/bin"        # no program from where it is started: results arrive there
-        choose_language()
-        code = main() or 0
-        sys.stdout.flush()
-    except Stop as stop:
-        code, text = stop.code, str(stop)
-    except KeyboardInterrupt:
-        code, text = EX_INTERRUPT, _("interrupted")
-    except BrokenPipeError:
-        code, text = EX_IOERR, ""
-    except OSError as error:
-        code, text = EX_IOERR, "%s%s" % (error.strerror or error, ": %s" % os.fsdecode(error.filename) if error.filename else "")
-    except Exception as error:                         # a bug of ours; say where, so that it can be reported
-        if SAY["debug"]:
-            raise
-        place = sys.exc_info()[2]
-        while place.tb_next:
-            place = place.tb_next
-        code, text = EX_BUG, _("a bug (%s in line %d: %s); please report this line, -v shows more") % (
-            type(error).__name__, place.tb_lineno, error)
-    else:
-        text = ""
-    try:
-        if text:
-            sys.stderr.write("%s: %s\n" % (PROGRAM, printable(text)))
-        sys.stderr.flush()
-        sys.stdout.flush()
-    except (OSError, ValueError):
-        pass
-    os._exit(code)                                     # no thread of ours has anything left to say
-# ==== end shared ====
-# ==== shared: ini ====
-# One strict ini for the suite. A table says which keys a section has: {section: {key: (kind, default)}}.
-INI_NAME = "mi_distributed_computing_assist.ini"
-SUITE = ("Server", "limits", "times", "RemoteSites", "workflow", "poller", "outbound", "ssh", "ssh guard")
-
-
-def seconds(text):
-    """'90', '90s', '1.5m', '2h', '30d' -> seconds (float)."""
-    found = re.match(r"(\d+(?:\.\d+)?)\s*([smhd]?)\Z", text)
-    if not found:
-        raise ValueError(_("is not a time (like 90s, 5m, 2h, 30d)"))
-    return float(found.group(1)) * {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}[found.group(2)]
-
-
-def size(text):
-    """'1024', '16M', '2G' -> bytes (int; K = 1024)."""
-    found = re.match(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?\Z", text, re.I)
-    if not found:
-        raise ValueError(_("is not a size (like 64K, 16M, 2G)"))
-    return int(float(found.group(1)) * 1024 ** " KMGT".index(found.group(2).upper() or " "))
-
-
-def share(text):
-    """'5%' -> 0.05 (float, a share of the disk); '2G' -> bytes (int)."""
-    found = re.match(r"(\d+(?:\.\d+)?)\s*%\Z", text)
-    return float(found.group(1)) / 100 if found else size(text)
-
-
-def flag(text):
-    """yes/no, true/false, on/off, 1/0 -> bool."""
-    if text.lower() in ("yes", "true", "on", "1"):
-        return True
-    if text.lower() in ("no", "false", "off", "0"):
-        return False
-    raise ValueError(_("is not yes or no"))
-
-
-def lines(text):
-    """One value a line; blank lines dropped."""
-    return [line.strip() for line in text.splitlines() if line.strip()]
-
-
-def one_of(*choices):
-    """A kind of which only these words are values."""
-    def kind(text):
-        if text not in choices:
-            raise ValueError(_("is not one of: %s") % " ".join(choices))
-        return text
-    return kind
-
-
-def ini_folders(script):
-    """Where the ini is looked for: beside the script, in ~/.config/, in /etc/. Never where it is started: results arrive there."""
-    return [os.path.dirname(os.path.abspath(script)), os.path.expanduser("~/.config"), "/etc"]
-
-
-def find_ini(given, folders, needed=False):
-    """The ini's absolute path: given (--ini), or the first of these folders that has one, or None. 78 if the given or needed one is not there."""
-    if given is not None and not os.path.exists(utf8(given)):
-        raise Stop(EX_CONFIG, _("%s: no such file (--ini)") % (printable(given) or '""'))
-    places = [os.path.join(folder, INI_NAME) for folder in folders if os.path.isabs(folder)] if given is None else [given]      # ~ may be nobody's
-    found = next((os.path.abspath(place) for place in places if os.path.exists(utf8(place))), None)
-    if needed and not found:
-        raise Stop(EX_CONFIG, _("no %s in %s; say --ini FILE") % (INI_NAME, printable(", ".join(dict.fromkeys(folders)))))
-    return found
-
-
-def only_ours(path):
-    """78 if somebody else than this user and root may change that file or directory, or what it lies in; of a link, also where it leads to."""
-    path = os.path.abspath(utf8(path))
-    real = os.path.realpath(path)
-    for place in (path, os.path.dirname(path), real, os.path.dirname(real)):
-        info = os.stat(place)
-        if info.st_uid not in (0, os.geteuid()) or info.st_mode & 0o022:
-            raise Stop(EX_CONFIG, _("%s: must belong to you or root, and nobody else may write to it (chown, chmod go-w)") % printable(
-                place.decode("utf-8", "replace")))
-
-
-def nearest(word, known):
-    """' (did you mean X?)' or ''. X is spelled nearly so, or begins or ends so."""
-    import difflib
-    close = difflib.get_close_matches(word, known, 1, 0.6) or [one for one in sorted(known) if len(word) > 2 and (
-        one.startswith(word) or one.endswith(word) or word.endswith(one))]
-    return _(" (did you mean %s?)") % close[0] if close else ""
-
-
-def elsewhere(key, table):
-    """' (it belongs into [SECTION])' or ''."""
-    names = [{"command *": "command NAME", "*": "SITE"}.get(name, name) for name in table if key in table[name]]
-    return _(" (it belongs into %s)") % ", ".join("[%s]" % name for name in names) if names else ""
-
-
-def read_ini(path, table):
-    """The ini as {section: {key: typed value}}: every section of table with its defaults, and of 'command *' and '*' (any other)
-    those that are there.
-
-    What the file says is obeyed, so nobody else may write to it: see only_ours().
-    78 with file, section, key and what to do, for anything that is not as it should be.
-    """
-    import configparser
-    parser = configparser.RawConfigParser(default_section="\0", strict=True, inline_comment_prefixes=("#",))
-    parser.optionxform = lambda key: key if key.lower().startswith("env.") else key.lower()
-    if path:
-        try:
-            only_ours(path)
-            with open(utf8(path), encoding="utf-8-sig") as text:
-                parser.read_file(text, path)
-        except OSError as error:
-            raise Stop(EX_CONFIG, "%s: %s" % (path, error.strerror))
-        except (configparser.Error, UnicodeDecodeError) as error:
-            raise Stop(EX_CONFIG, "%s: %s" % (path, re.sub(r"^While reading from .*? \[line +(\d+)\]", r"line \1", " ".join(str(error).split()))))
-    result = {name: {key: default for key, (kind, default) in keys.items() if "*" not in key}
-              for name, keys in table.items() if "*" not in name}
-    for section in parser.sections():
-        shape = section if section in table else "command *" if section.startswith("command ") else "*"
-        if shape not in table:
-            if shape == "*" and section not in SUITE and nearest(section, SUITE + ("command",)):
-                raise Stop(EX_CONFIG, _("%s: [%s] is not a section%s") % (path, section, nearest(section, SUITE + ("command",))))
-            continue                                   # another script's, or a site's
-        if shape == "*" and section in SUITE:
-            continue
-        keys = table[shape]
-        values = result[section] = {key: default for key, (kind, default) in keys.items() if "*" not in key}
-        for key, text in parser.items(section):
-            name = key if key in keys else re.sub(r"\.[^.]+\Z", ".*", key)
-            if name not in keys:
-                raise Stop(EX_CONFIG, _("%s: [%s] %s is not a key%s") % (
-                    path, section, key, elsewhere(key, table) or nearest(key, list(keys))))
-            try:
-                values[key] = keys[name][0](text.strip())
-            except (ValueError, re.error) as error:
-                why = _("is not a whole number") if keys[name][0] is int else error
-                raise Stop(EX_CONFIG, "%s: [%s] %s = %s: %s" % (path, section, key, text.strip(), why))
-    return result
-# ==== end shared ====
-# ==== shared: stream ====
-# Fielded bodies hold whole files as base64 in JSON. They are read and written as streams: memory does not grow with the files.
-BIG = 64 << 10                 # bytes: longer strings of a fielded body are base64 of a file and go straight into one
-MANY = 1 << 20                 # bytes: beyond so much that is kept, every string of more than FEW_BYTES where a file's content stands does
-FEW_BYTES = 256
-CONTENT = re.compile(rb'(?:\[|"content"\s*:)\s*"\Z')                        # what stands before a file's content
-ALPHABET = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
-END_OF_STRING = re.compile(rb'[^"\\]*(?:\\.[^"\\]*)*"', re.S)
-Blob = collections.namedtuple("Blob", "path size sha256")                    # a file that came inside a fielded body
-
-
-class BodyReader:
-    """A fielded JSON body as a stream: its long strings go through base64 into files in folder (bytes); the rest, at most `most` bytes,
-    is for parse(bytes). views: an iterator of the body's bytes as they arrive. ValueError for anything that is not as it should be."""
-
-    def __init__(self, views, folder, parse, most):
-        self.views, self.folder, self.parse_rest, self.most = views, folder, parse, most
-        self.blobs, self.nonce = {}, os.urandom(8).hex()
-        self.data, self.at = b"", 0
-
-    def more(self):
-        """Takes the next part of the body behind what is not yet read. False at the end."""
-        view = next(self.views, None)
-        if view is None:
-            return False
-        self.data, self.at = self.data[self.at:] + bytes(view), 0
-        return True
-
-    def parse(self):
-        """The body as an object in which long strings are Blobs. ValueError for anything that is not as it should be."""
-        kept = bytearray()
-        while True:
-            quote = self.data.find(b'"', self.at)
-            kept += self.data[self.at:quote + 1 if quote >= 0 else len(self.data)]
-            self.at = quote + 1 if quote >= 0 else len(self.data)
-            if len(kept) > self.most:
-                raise ValueError("more than %d bytes beside the files" % self.most)
-            if quote >= 0:
-                kept += self.string(BIG if len(kept) < MANY or not CONTENT.search(kept, len(kept) - 40) else FEW_BYTES)
-            elif not self.more():
-                break
-        return self.put_in(self.parse_rest(bytes(kept)))
-
-    def string(self, most):
-        """The rest of a string, after its opening quote: as it is, or, if it is longer than most bytes, the mark of the Blob that it became."""
-        while True:
-            end = END_OF_STRING.match(self.data, self.at)
-            if end and end.end() - self.at <= most:
-                text, self.at = self.data[self.at:end.end()], end.end()
-                if self.nonce.encode() in text:
-                    raise ValueError("a string that cannot be")
-                return text
-            if end or len(self.data) - self.at > most:
-                mark = "%s:%d" % (self.nonce, len(self.blobs))
-                self.blobs[mark] = self.blob(os.path.join(self.folder, b"%06d" % len(self.blobs)))
-                return mark.encode() + b'"'
-            if not self.more():
-                raise ValueError("the body ends within a string")
-
-    def blob(self, path):
-        """The rest of a long string, decoded into the file at path."""
-        import hashlib
-        total, carry, padded, digest = 0, b"", False, hashlib.sha256()
-        with open(path, "xb", buffering=0) as out:
-            while True:
-                end = self.data.find(b'"', self.at)
-                piece, last = self.data[self.at:end if end >= 0 else len(self.data)], end >= 0
-                cut = piece.find(b"\\", max(0, len(piece) - 6)) if not last else -1
-                if cut >= 0:                           # an escape may be cut in two
-                    piece = piece[:cut]
-                self.at += len(piece) + (1 if last else 0)
-                piece = carry + (unescape(piece) if b"\\" in piece else piece)
-                whole = len(piece) if last else len(piece) & ~3
-                piece, carry = piece[:whole], piece[whole:]
-                if piece:
-                    rest = piece.translate(None, ALPHABET)
-                    if padded or len(piece) % 4 or rest.strip(b"=") or len(rest) > 2 or not piece.endswith(rest):
-                        raise ValueError("a file's content is not base64")
-                    padded, data = bool(rest), binascii.a2b_base64(piece)
-                    if out.write(data) != len(data):
-                        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-                    digest.update(data)
-                    total += len(data)
-                if last:
-                    os.fsync(out.fileno())
-                    return Blob(path, total, digest.hexdigest())
-                if not self.more():
-                    raise ValueError("the body ends within a string")
-
-    def put_in(self, found):
-        """found with the marks replaced by their Blobs."""
-        if isinstance(found, str):
-            return self.blobs.get(found, found)
-        if isinstance(found, list):
-            return [self.put_in(part) for part in found]
-        if isinstance(found, dict):
-            if any(key in self.blobs for key in found):
-                raise ValueError("a name that is too long")
-            return collections.OrderedDict((key, self.put_in(part)) for key, part in found.items())
-        return found
-
-
-def unescape(piece):
-    """JSON's escapes in a part of a base64 string; line ends are dropped."""
-    try:
-        return json.loads('"%s"' % piece.decode("ascii")).encode("ascii").replace(b"\r", b"").replace(b"\n", b"")
-    except ValueError:
-        raise ValueError("a file's content is not base64")
-
-
-def as_blob(content, path):
-    """A file's content as it stands in a fielded body (base64 text, or a Blob already) as a Blob at path."""
-    if isinstance(content, Blob):
-        os.rename(content.path, path)
-        return content._replace(path=path)
-    if not isinstance(content, str):
-        raise ValueError("a file's content is not a text")
-    import base64
-    import hashlib
-    try:
-        data = base64.b64decode(content.replace("\n", "").replace("\r", "").encode("ascii"), validate=True)
-    except ValueError:
-        raise ValueError("a file's content is not base64")
-    with open(path, "xb") as out:
-        out.write(data)
-        out.flush()
-        os.fsync(out.fileno())
-    return Blob(path, len(data), hashlib.sha256(data).hexdigest())
-
-
-def opened(path):
-    """A file to read, at path (bytes), or what an object in its place opens: whoever declared it may have more to say of its bytes."""
-    return path.open() if hasattr(path, "open") else open(path, "rb", buffering=0)
-
-
-def base64_of(path, at, left, sum256=""):
-    """A part of a file (bytes path) as chunks of base64. ValueError if it became shorter, or is not what sum256 says."""
-    import hashlib
-    digest = hashlib.sha256()
-    buffer = memoryview(bytearray(min(192 << 10, left) or 1))                 # a multiple of 3
-    with opened(path) as source:
-        source.seek(at)
-        while left:
-            filled, want = 0, min(left, len(buffer))
-            while filled < want:
-                count = source.readinto(buffer[filled:want])
-                if not count:
-                    raise ValueError("%s became shorter while it was sent" % path.decode("utf-8", "replace"))
-                filled += count
-            left -= want
-            if sum256:
-                digest.update(buffer[:want])
-                if not left and digest.hexdigest() != sum256:         # before the last chunk: it must not arrive in full
-                    raise ValueError("%s changed while it was sent" % path.decode("utf-8", "replace"))
-            yield binascii.b2a_base64(buffer[:want], newline=False)
-
-
-def around_files(found, files):
-    """JSON with files inside: found(mark) makes an object in which mark stands once for each of files [(path, place, size)], in their order;
-    with a sha256 behind size, a file that is another one is not sent to its end (ValueError).
-    Returns (the body's length, a function that gives its chunks)."""
-    nonce = os.urandom(8).hex()
-    texts = json.dumps(found(nonce), ensure_ascii=False).encode("utf-8", "replace").split(nonce.encode())
-    length = sum(len(text) for text in texts) + sum((entry[2] + 2) // 3 * 4 for entry in files)
-
-    def chunks():
-        for number, text in enumerate(texts):
-            yield text
-            if number < len(files):
-                for chunk in base64_of(*files[number]):
-                    yield chunk
-
-    return length, chunks
-# ==== end shared ====
-# ==== shared: names ====
-# File names of a calculation. Checked by every receiver: whoever sends them may be hostile.
-LOG_NAMES = ("計算標準出力.txt", "計算標準エラー出力.txt")        # stdout and stderr of the command, always among the results
-PATTERNS = 100                 # of one calculation
-
-
-def parts_of(name):
-    """name's parts in NFC: the order of a manifest, and what makes two names equal."""
-    if not name.isascii() if hasattr(name, "isascii") else any(c > "\x7f" for c in name):
-        import unicodedata
-        name = unicodedata.normalize("NFC", name)
-    return tuple(name.split("/"))
-
-
-def check_name(name):
-    """name, if it is a relative path of plain parts; otherwise ValueError with the reason."""
-    if not isinstance(name, str) or not name:
-        raise ValueError(_("an empty name"))
-    try:
-        length = len(name.encode("utf-8"))
-    except UnicodeEncodeError:
-        raise ValueError(_("a name that is not UTF-8"))
-    if length > 1000 or any(len(part.encode("utf-8")) > 255 for part in name.split("/")):
-        raise ValueError(_("a name that is too long: %s...") % printable(name[:60]))
-    if ODD.search(name) or "\\" in name:
-        raise ValueError(_("a name with a control character or a backslash: %s") % printable(name))
-    if any(part in ("", ".", "..") for part in name.split("/")):
-        raise ValueError(_("a name that is absolute or has an empty, . or .. part: %s") % name)
-    return name
-
-
-def check_order(names, before=None, reserved=(), folders=False):
-    """Checks a manifest's names: each one plain, ascending by parts_of (so that equal names, and a name that is another's directory,
-    stand side by side), none equal to or below a reserved one. folders: empty directories may follow, as names with a trailing /, behind
-    all files and ascending among themselves. before: the last name of the page before. ValueError; returns the last name."""
-    last = (before.endswith("/"), parts_of(before.rstrip("/"))) if before is not None else None
-    for name in names:
-        plain = name[:-1] if folders and isinstance(name, str) and name.endswith("/") else name
-        now = plain is not name, parts_of(check_name(plain))
-        if last is not None and (now <= last or now[0] == last[0] and now[1][:len(last[1])] == last[1]):
-            raise ValueError(_("two names that are equal, one in the other, or out of order: %s") % name)
-        if any(now[1][:1] == parts_of(word) for word in reserved):
-            raise ValueError(_("a name that is kept for the log: %s") % name)
-        last, before = now, name
-    return before
-
-
-def pattern(text):
-    """A result pattern as something with match(): * and ? within a part, ** across parts, a trailing / the whole directory. ValueError."""
-    check_name(text.rstrip("/") if text.endswith("/") and text != "/" else text)
-    pieces = re.findall(r"\*\*/|\*\*|\*|\?|[^*?]+", text + ("**" if text.endswith("/") else ""))
-    if sum("*" in piece for piece in pieces[pieces[0] == "**/":-1]) > 1:     # as an expression it could take for ever
-        return Stars(pieces, text[0] in "*?")
-    out = ""
-    for piece in pieces:
-        out += {"**/": "(?:[^/]+/)*", "**": ".+", "*": "[^/]*", "?": "[^/]"}.get(piece) or re.escape(piece)
-    hidden = r"(?!\.)" if text[0] in "*?" else ""     # as in a shell: * does not reach .bashrc
-    return re.compile(hidden + out + r"\Z", re.S)
-
-
-class Stars:
-    """A pattern with many stars as a row of steps, one bit each: match() makes a few operations on whole rows for each character of the name,
-    whoever made the pattern and the name. (Steps without a character: star and anys lead to the next one, dirs behind its partner in.)"""
-
-    def __init__(self, pieces, hidden=False):
-        kinds, steps, last = {"**/": ("dirs", "in"), "**": ("any", "anys"), "*": ("star",), "?": ("one",)}, [], ""
-        for piece in pieces:
-            steps += kinds.get(piece) or tuple(piece) if not piece == last == "**/" else ()        # twice is once
-            last = piece
-        self.hidden, self.end, self.chars, self.sets = hidden, 1 << len(steps), {}, []
-        rows = dict.fromkeys(("dirs", "in", "any", "anys", "star", "one"), 0)
-        for place, step in enumerate(steps):
-            known = rows if step in rows else self.chars
-            known[step] = known.get(step, 0) | 1 << place
-        self.sets = [(step, self.chars.pop(step)) for step in list(self.chars) if not isinstance(step, str)]        # [a-z], as expressions
-        self.free, self.dirs, self.within = rows["star"] | rows["anys"], rows["dirs"], rows["in"]
-        self.stay = {False: rows["anys"], True: rows["anys"] | rows["star"] | rows["in"]}                          # by: is it not a slash?
-        self.go = {False: rows["any"], True: rows["any"] | rows["one"] | rows["dirs"]}
-
-    def reach(self, at):
-        """The steps in `at`, and where one gets from there without a character: anys, dirs, star is the longest run of such."""
-        for _turn in range(3):
-            at |= (at & self.free) << 1 | (at & self.dirs) << 2
-        return at
-
-    def match(self, name):
-        """Is it a name of this pattern?"""
-        at = self.reach(1) if not (self.hidden and name.startswith(".")) else 0
-        for char in name if at else "":
-            part, go = char != "/", self.chars.get(char, 0)
-            for one, bit in self.sets:
-                go |= bit if one.match(char) else 0
-            back = 0 if part else (at & self.within) >> 1
-            at = self.reach(at & self.stay[part] | (at & (self.go[part] | go)) << 1 | back)
-        return bool(at & self.end)
-
-
-def all_patterns(texts):
-    """A calculation's patterns, ready to match. ValueError if one is none, or there are too many: each is compared with each name."""
-    if len(texts) > PATTERNS:
-        raise ValueError(_("more than %d patterns; a directory (DIR/) or ** stands for many") % PATTERNS)
-    return [pattern(text) for text in texts]
-
-
-def declared(names, patterns):
-    """A function name -> bool: is this result one that was asked for (or a log)?"""
-    wanted = {parts_of(name) for name in tuple(names) + LOG_NAMES}
-    found = all_patterns(patterns)
-    asked = set(patterns)                              # an empty directory is there as its own pattern, too
-    return lambda name: parts_of(name) in wanted or name in asked or any(one.match("/".join(parts_of(name))) for one in found)
-# ==== end shared ====
-# ==== shared: check ====
-# What `check` says: rows of (True: OK, None: WARN, False: FAIL; a text that says what to do). It looks at things as they are, and changes none.
-NOT_FOR_LONG = ("tmpfs", "ramfs", "devtmpfs")
-CLEANERS = ("/etc/tmpfiles.d", "/run/tmpfiles.d", "/usr/lib/tmpfiles.d")           # of two files of one name, the first counts
-INSPECTORS = re.compile(r"zscaler|netskope|fortinet|fortigate|palo ?alto|blue ?coat|symantec web|umbrella|forcepoint|mcafee|trellix|sophos|"
-                        r"check ?point|watchguard|barracuda|i-filter|digital arts|squid|mitmproxy|inspection|proxy|kaspersky|eset", re.I)
-
-
-def say_findings(rows, as_json):
-    """Prints the rows; 0, or 78 if one of them is a FAIL."""
-    words = {True: "OK", None: "WARN", False: "FAIL"}
-    if as_json:
-        print(json.dumps([{"level": words[good], "text": printable(text)} for good, text in rows], ensure_ascii=False))
-    for good, text in rows if not as_json else ():
-        print("%-5s %s" % (words[good], printable(text)))
-    return EX_CONFIG if any(good is False for good, text in rows) else 0
-
-
-def look_at_file(path, mode):
-    """A row: is it there, whose is it, and has it no more than mode (0o600, 0o755 ...)?"""
-    try:
-        info = os.stat(utf8(path))
-    except OSError as error:
-        return False, "%s: %s" % (path, error.strerror)
-    have = info.st_mode & 0o7777
-    if info.st_uid not in (0, os.geteuid()):
-        return False, _("%s: belongs to uid %d; give it to this user (chown)") % (path, info.st_uid)
-    if have & 0o777 & ~mode:
-        return False, _("%s: mode %04o lets others in; type: chmod %o %s") % (path, have, mode & have, path)
-    return True, _("%s: mode %04o, owner uid %d") % (path, have, info.st_uid)
-
-
-def mount_of(path):
-    """(mount point, type, options) of the file system that holds path."""
-    best = ("/", "?", "")
-    with open("/proc/self/mounts", "rb") as text:
-        for line in text:
-            words = [word.decode("unicode_escape").encode("latin-1") for word in line.split()[:4]]
-            if (os.fsencode(path) + b"/").startswith(words[1].rstrip(b"/") + b"/") and len(words[1]) >= len(os.fsencode(best[0])):
-                best = os.fsdecode(words[1]), os.fsdecode(words[2]), os.fsdecode(words[3])
-    return best
-
-
-def cleaner_of(path):
-    """What removes old files below path (a line of tmpfiles.d, a cron job), or None."""
-    seen, found, kept = set(), None, False
-    for folder in CLEANERS:
-        for name in sorted(os.listdir(folder)) if os.path.isdir(folder) else ():
-            if not name.endswith(".conf") or name in seen:
-                continue
-            seen.add(name)
-            with open(os.path.join(folder, name), encoding="utf-8", errors="replace") as text:
-                for words in (line.split() for line in text):
-                    if len(words) > 1 and (path + "/").startswith(words[1].rstrip("/*") + "/") and words[1] != "/":
-                        kept = kept or words[0][0] in "xX"
-                        if words[0][0] in "dDevqQ" and len(words) > 5 and words[5] != "-":
-                            found = "%s: %s" % (os.path.join(folder, name), " ".join(words))
-    for job in ("/etc/cron.daily/tmpwatch", "/etc/cron.daily/tmpreaper"):
-        if os.path.exists(job) and re.match(r"/(var/)?tmp(/|\Z)", path):
-            found = found or job
-    return None if kept else found
-
-
-def look_at_disk(path, keep, local=False):
-    """Rows about the file system of a folder that must last. keep: bytes, or a share, that shall stay free; local: no network file system."""
-    path, rows = os.path.realpath(path), []
-    while not os.path.exists(path):
-        path = os.path.dirname(path)
-    point, kind, options = mount_of(path)
-    disk = os.statvfs(path)
-    free, least = disk.f_bavail * disk.f_frsize, keep * disk.f_blocks * disk.f_frsize if isinstance(keep, float) else keep
-    text = _("%s: %.1f GB free on %s (%s)") % (path, free / 1e9, point, kind)
-    rows.append((True, text) if free > least else (False, text + _("; less than the %.1f GB that are to stay free: make room") % (least / 1e9)))
-    if kind in NOT_FOR_LONG:
-        text = _("%s: in memory (%s): a reboot empties it, and what was not delivered is lost; use a directory on a disk")
-        rows.append((None, text % (path, kind)))
-    if local and re.match(r"nfs|cifs|smb|fuse\.sshfs|lustre|gpfs|beegfs|9p", kind):
-        rows.append((False, _("%s: on a network file system (%s); use a local disk") % (path, kind)))
-    cleaner = cleaner_of(path)
-    if cleaner:
-        rows.append((None, _("%s: old files are removed there (%s); use another directory, or except this one") % (path, cleaner)))
-    if "noexec" in options.split(","):
-        rows.append((None, _("%s: mounted noexec: a command that is built or copied there does not run") % path))
-    return rows
-
-
-def look_at_limits(wanted):
-    """A row: may this process open so many files?"""
-    import resource
-    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    most = "-" if hard == resource.RLIM_INFINITY else str(hard)
-    if hard == resource.RLIM_INFINITY or hard >= wanted:
-        return True, _("open files: limit %s, wanted %d") % (most, wanted)
-    return False, _("open files: limit %s, wanted %d; raise it (LimitNOFILE in the unit, or ulimit -n)") % (most, wanted)
-
-
-def no_core_dump():
-    """A core dump of this process would hold its token. What it starts may raise the limit again (ulimit -S -c)."""
-    import resource
-    resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
-
-
-def name_in(part):
-    """The readable part of a certificate's subject or issuer."""
-    words = {key: value for group in part for key, value in group}
-    return ", ".join(words[key] for key in ("commonName", "organizationName") if key in words) or "-"
-
-
-def look_at_certificate(found, where):
-    """A row about a certificate as the ssl module tells it: whose, by whom, how long."""
-    left = (ssl.cert_time_to_seconds(found["notAfter"]) - time.time()) / 86400
-    text = _("%s: certificate of %s, issued by %s, %d days left") % (where, name_in(found["subject"]), name_in(found["issuer"]), left)
-    if ssl.cert_time_to_seconds(found["notBefore"]) > time.time():
-        return False, text + _("; it is not valid yet: is a clock wrong?")
-    if left < 21:
-        return (None if left > 0 else False), text + _("; renew it")
-    return True, text
-# ==== end shared ====
-
-JA = {
-    # shared
-    "an argument is not UTF-8": "引数が UTF-8 ではありません",
-    "interrupted": "中断されました",
-    "a bug (%s in line %d: %s); please report this line, -v shows more": "プログラムの不具合です (%s、%d 行目: %s)。この行をお知らせください。-v で詳細を表示します",
-    "is not a time (like 90s, 5m, 2h, 30d)": "時間ではありません (例: 90s, 5m, 2h, 30d)",
-    "is not a size (like 64K, 16M, 2G)": "サイズではありません (例: 64K, 16M, 2G)",
-    "is not yes or no": "yes か no ではありません",
-    "is not a whole number": "整数ではありません",
-    "is not one of: %s": "次のいずれかではありません: %s",
-    "%s: no such file (--ini)": "%s: ファイルがありません (--ini)",
-    " (did you mean %s?)": " (%s のことですか?)",
-    " (it belongs into %s)": " (%s に書くものです)",
-    "%s: must belong to you or root, and nobody else may write to it (chown, chmod go-w)":
-        "%s: 所有者は実行ユーザーか root とし、ほかの人が書き込めないようにしてください (chown, chmod go-w)",
-    "more than %d patterns; a directory (DIR/) or ** stands for many":
-        "パターンが %d 個を超えています。ディレクトリ (DIR/) や ** で多くの名前を一度に指定できます",
-    "no %s in %s; say --ini FILE": "%s が %s にありません。--ini FILE で指定してください",
-    "%s: [%s] is not a section%s": "%s: [%s] という節はありません%s",
-    "%s: [%s] %s is not a key%s": "%s: [%s] %s というキーはありません%s",
-    "an empty name": "名前が空です",
-    "a name that is not UTF-8": "名前が UTF-8 ではありません",
-    "a name that is too long: %s...": "名前が長すぎます: %s...",
-    "a name with a control character or a backslash: %s": "名前に制御文字かバックスラッシュがあります: %s",
-    "a name that is absolute or has an empty, . or .. part: %s": "名前が絶対パスか、空・.・.. を含みます: %s",
-    "two names that are equal, one in the other, or out of order: %s": "名前が重複するか、包含するか、順序が違います: %s",
-    "a name that is kept for the log: %s": "ログのための名前は使えません: %s",
-    # start and configuration
-    "[Server] certfile and keyfile: both or neither": "[Server] certfile と keyfile は両方指定するか、両方省いてください",
-    "[Server] auth = gateway needs trusted_proxies (the gateway's addresses)": "[Server] auth = gateway には trusted_proxies (ゲートウェイのアドレス) が必要です",
-    "[Server] gateway_secret_file is for auth = gateway": "[Server] gateway_secret_file は auth = gateway のときだけのものです",
-    "[Server] gateway_secret_file = %s: others may read it; chmod 600":
-        "[Server] gateway_secret_file = %s: 他人が読める状態です。chmod 600 としてください",
-    "[Server] gateway_secret_file = %s: one line, `Header-Name: secret`, the secret of 16 characters or more":
-        "[Server] gateway_secret_file = %s: 「ヘッダー名: 秘密の文字列」の一行とし、秘密は 16 文字以上にしてください",
-    "only the gateway itself is let in": "ゲートウェイ自身だけを受け入れます",
-    "any process on %s can be any user: set gateway_secret_file, or client_ca, so that only the gateway itself is let in":
-        "%s 上のどのプロセスも、どの利用者にもなりすませます。gateway_secret_file か client_ca を設定し、ゲートウェイ自身だけを受け入れてください",
-    "[Server] operators is for auth = gateway; here: token issue USER --roles operator":
-        "[Server] operators は auth = gateway のときだけのものです。ここでは token issue USER --roles operator としてください",
-    "[Server] client_ca needs certfile and keyfile": "[Server] client_ca には certfile と keyfile が必要です",
-    "[limits] workers must be at least 4, max_body 64K, connections 16, min_rate 1":
-        "[limits] workers は 4、max_body は 64K、connections は 16、min_rate は 1 以上にしてください",
-    "[Server] portnumber = %d: is not a port": "[Server] portnumber = %d: ポート番号ではありません",
-    "[Server] ipaddress = %s: plain http beyond this host would show tokens to the network; set certfile and keyfile, or, behind a gateway"
-    " that does the TLS, auth = gateway with trusted_proxies (or plain_http = yes, in a closed laboratory)":
-        "[Server] ipaddress = %s: 平文の http ではトークンがネットワークから見えます。certfile と keyfile を設定するか、TLS を行うゲートウェイの"
-        "後ろなら auth = gateway と trusted_proxies を設定してください (閉じた実験室なら plain_http = yes)",
-    "[RemoteSites] remote_site_ids: %s cannot be a site id": "[RemoteSites] remote_site_ids: %s は識別子に使えません",
-    "[%s] is neither a section nor in remote_site_ids%s": "[%s] は節の名前でも remote_site_ids にある識別子でもありません%s",
-    "[Server] %s = %s: is not there or not readable": "[Server] %s = %s: ファイルがないか、読めません",
-    "[Server] certfile, keyfile, client_ca: %s": "[Server] certfile, keyfile, client_ca: %s",
-    "[Server] certfile = %s: expired on %s; renew it": "[Server] certfile = %s: %s に期限が切れています。更新してください",
-    "[Server] ipaddress = %s: %s": "[Server] ipaddress = %s: %s",
-    "cannot listen on %s port %d: %s": "%s のポート %d で待ち受けできません: %s",
-    "%s: belongs to another user; run as that user, or set [Server] state_dir":
-        "%s: 別のユーザーの所有です。そのユーザーで実行するか、[Server] state_dir を設定してください",
-    "%s: %s; set [Server] state_dir to a directory of yours": "%s: %s。[Server] state_dir に自分のディレクトリを設定してください",
-    "%s: a relay of an older version runs on it: restart it as this version first":
-        "%s: 古い版の中継サーバーが動いています。先にこの版で起動し直してください",
-    "%s: written by this version (schema %d)": "%s: この版のものです (スキーマ %d)",
-    "%s: schema %d; the next start copies it to %s.schema%d and upgrades it to %d; %d unfinished calculations go on":
-        "%s: スキーマ %d。次の起動時に %s.schema%d へ複製してから %d に更新します。未完了の計算 %d 件は続きます",
-    "%s: another relay is running on this directory": "%s: このディレクトリでは別の中継プログラムが動作中です",
-    "%s: was written by a newer version of this program (schema %d)": "%s: このプログラムの新しい版が書いたものです (schema %d)",
-    "%s: this file system cannot hold it (NFS?); set [Server] state_dir to a local disk":
-        "%s: このファイルシステムには置けません (NFS?)。[Server] state_dir をローカルディスクにしてください",
-    "%s: %s": "%s: %s",
-    # the operator's commands
-    "%s %s USER: a user without blanks": "%s %s USER: ユーザー名に空白は使えません",
-    "new password for %s: ": "%s の新しいパスワード: ",
-    "once more: ": "もう一度: ",
-    "that was not the same": "二つの入力が一致しません",
-    "a password has at least 10 characters": "パスワードは 10 文字以上にしてください",
-    "user %s is there already (user passwd %s)": "ユーザー %s はすでにいます (user passwd %s)",
-    "there is no user %s (see user list)": "ユーザー %s はいません (user list を参照)",
-    "user %s: done; the relay knows within a second": "ユーザー %s: 完了しました。中継プログラムには 1 秒以内に伝わります",
-    "--roles: some of workflow,remote,operator": "--roles: workflow,remote,operator から選んでください",
-    "--sites: %s is not in [RemoteSites] remote_site_ids": "--sites: %s は [RemoteSites] remote_site_ids にありません",
-    "token for user %s, roles %s, sites %s, until %s; shown only now, keep it in a file of mode 0600:":
-        "トークン: ユーザー %s、役割 %s、識別子 %s、期限 %s。表示は今回だけです。モード 0600 のファイルに保存してください:",
-    "token %s is revoked; the relay knows within a second": "トークン %s を無効にしました。中継プログラムには 1 秒以内に伝わります",
-    "standard output leads nowhere": "標準出力の先がありません",
-    "token issue: nobody has seen the token (%s); it is revoked": "token issue: トークンを表示できませんでした (%s)。このトークンは失効させました",
-    "token revoke: there is no valid token %s (see token list)": "token revoke: 有効なトークン %s はありません (token list を参照)",
-    "%s: which one? %s": "%s: どれですか。%s",
-    ", out of contact": "、連絡途絶",
-    "maintenance is on (%s): no new calculations and claims until `maintenance off`":
-        "メンテナンス中です (%s)。`maintenance off` まで新しい計算と取得は受け付けません",
-    "the relay that runs has [%s] %s = %s still (ini: %s): restart it":
-        "動作中の中継プログラムは [%s] %s = %s のままです (ini では %s)。再起動してください",
-    "token issue: a token that is good for %s days is none; say --days N, more than 0 (or [times] token_days)":
-        "token issue: 有効期間 %s 日のトークンは使えません。--days に 0 より大きい日数を指定してください (または [times] token_days)",
-    "%s is not there yet, and this user may not make it in %s: mkdir and chown it (below /var/lib the systemd unit does)":
-        "%s はまだなく、このユーザーは %s に作れません。mkdir と chown で用意してください (/var/lib の下なら systemd のユニットが作ります)",
-    "%s: no such calculation (see list --all)": "%s: その計算はありません (list --all を参照)",
-    "no relay answers on %s; start it, then say it again": "%s では中継プログラムが応答しません。起動してからもう一度実行してください",
-    "maintenance is %s": "メンテナンス: %s",
-    "%s: exists already; a backup goes into a new directory": "%s: すでにあります。バックアップ先は新しいディレクトリにしてください",
-    "%s: %d files of the spool and the database (%d files went meanwhile)": "%s: スプールの %d ファイルとデータベース (途中で消えたもの %d)",
-    "%s: is not a backup of this program": "%s: このプログラムのバックアップではありません",
-    "%s: holds a state already; move it away first": "%s: すでに状態があります。先に移動してください",
-    "restored into %s; start the relay: for the first %d s it only listens to what the pollers hold":
-        "%s に復元しました。中継プログラムを起動してください。最初の %d 秒は各ポーラーの保持状況を聞くだけです",
-    # check
-    "%s: belongs to uid %d; give it to this user (chown)": "%s: uid %d の所有です。このユーザーのものにしてください (chown)",
-    "%s: mode %04o lets others in; type: chmod %o %s": "%s: モード %04o では他人が触れます。chmod %o %s としてください",
-    "%s: mode %04o, owner uid %d": "%s: モード %04o、所有者 uid %d",
-    "%s: %.1f GB free on %s (%s)": "%s: 空き %.1f GB、%s (%s)",
-    "; less than the %.1f GB that are to stay free: make room": "。残すべき %.1f GB より少なくなっています。空きを作ってください",
-    "%s: in memory (%s): a reboot empties it, and what was not delivered is lost; use a directory on a disk":
-        "%s: メモリ上 (%s) です。再起動で消え、未送信のものが失われます。ディスク上のディレクトリにしてください",
-    "%s: on a network file system (%s); use a local disk": "%s: ネットワークファイルシステム (%s) です。ローカルディスクにしてください",
-    "%s: old files are removed there (%s); use another directory, or except this one":
-        "%s: 古いファイルが自動で消されます (%s)。別の場所にするか、対象から外してください",
-    "%s: mounted noexec: a command that is built or copied there does not run": "%s: noexec でマウントされています。そこに置いたコマンドは動きません",
-    "open files: limit %s, wanted %d": "開けるファイル数: 上限 %s、必要 %d",
-    "open files: limit %s, wanted %d; raise it (LimitNOFILE in the unit, or ulimit -n)":
-        "開けるファイル数: 上限 %s、必要 %d。上げてください (unit の LimitNOFILE、または ulimit -n)",
-    "%s: certificate of %s, issued by %s, %d days left": "%s: %s の証明書、発行者 %s、残り %d 日",
-    "; it is not valid yet: is a clock wrong?": "。まだ有効期間の前です。時計が狂っていませんか",
-    "; renew it": "。更新してください",
-    "running as root; better as a user of its own": "root で動いています。専用のユーザーにしてください",
-    "site %s: no commands; nothing can be asked of it": "識別子 %s: コマンドがなく、何も依頼できません",
-    "sites: %s; commands: %d": "識別子: %s、コマンド: %d",
-    "no sites: name them in [RemoteSites] remote_site_ids, each with a section of its own":
-        "識別子がありません: [RemoteSites] remote_site_ids に書き、それぞれの節を作ってください",
-    "%s is not there yet; the first start makes it": "%s はまだありません。最初の起動で作られます",
-    "no TLS here: it is the gateway's": "ここでは TLS を使いません (ゲートウェイが行います)",
-    "no TLS: for this host only": "TLS なし: この計算機の中だけです",
-    "certificate: %s is not known here (DNS); clients need it": "証明書: %s を解決できません (DNS)。クライアントには必要です",
-    "a relay answers on port %d": "ポート %d で中継プログラムが応答しました",
-    "nothing answers on port %d: %s": "ポート %d で応答がありません: %s",
-    "the relay that runs shows another certificate than %s: restart it": "動作中の中継プログラムの証明書が %s と違います。再起動してください",
-    "tokens: %d good, %d of them end within 14 days": "トークン: 有効 %d、うち 14 日以内に期限切れ %d",
-    "no good token: token issue USER": "有効なトークンがありません: token issue USER",
-    "users with a password: %d": "パスワードのあるユーザー: %d",
-    # the demonstration
-    "relay, external computer and workflow side on this machine, in %s": "中継・外部計算機・ワークフロー側をこの計算機で動かします (%s)",
-    "TLS with a throw-away certificate": "使い捨ての証明書による TLS",
-    "no openssl here: plain http on loopback, for this demonstration only": "openssl がないため、この実演に限りループバックの平文 http を使います",
-    "the external computer allows one command (%s) and holds one secret table (%s)":
-        "外部計算機は一つのコマンド (%s) だけを許可し、一つの秘密の表 (%s) を持っています",
-    "the workflow side sends %s and asks for life.json; the nine steps, as each side tells them:":
-        "ワークフロー側は %s を送り life.json を求めます。九つの手順を各側の言葉で示します:",
-    "result:           %s": "結果:             %s",
-    "workflow side:    %s (the result, and both logs)": "ワークフロー側:   %s (結果と二つのログ)",
-    "external computer: %s (working directory; the secret beside it)": "外部計算機:       %s (作業ディレクトリ。秘密の表はその外)",
-    "relay:            %s (state.sqlite3, and the spool)": "中継:             %s (state.sqlite3 とスプール)",
-    "the secret table was looked for in all %d files (%d bytes) of relay and workflow side: not there":
-        "中継とワークフロー側の全 %d ファイル (%d バイト) で秘密の表を探しました: ありません",
-    "demo: the %s did not get there; its last line: %s": "demo: %s が進みませんでした。最後の行: %s",
-    "demo: no result came back: %s; the command's last line: %s (demo --keep keeps the files)":
-        "demo: 結果が戻りませんでした: %s。コマンドの最後の行: %s (demo --keep でファイルを残せます)",
-    "demo: the secret left the external computer: %s": "demo: 秘密が外部計算機から漏れました: %s",
-    "demo: %s is not there; put the scripts of the suite into one directory": "demo: %s がありません。一式のスクリプトを同じディレクトリに置いてください",
-    "must be an absolute path (from here: %s)": "絶対パスで書いてください (ここからは %s)",
-    "kept: %s": "残してあります: %s",
-    "all processes are ended, and %s is removed: nothing is left behind": "すべてのプロセスを終了し、%s を削除しました。何も残っていません",
-}
-
-
-def level(text):
-    """loglevel: a word of LEVELS, or its number in a fielded ini (0 critical, 1 error, 2 warning, 3 info, 4 debug)."""
-    return one_of(*LEVELS)({"0": "error", "1": "error", "2": "warn", "3": "info", "4": "debug"}.get(text, text))
-
-
-def one_place(text):
-    """A directory that is the same one wherever the relay, its `token issue` or its unit is started: an absolute path, or ~/..."""
-    path = os.path.expanduser(text)
-    if not os.path.isabs(path):
-        raise ValueError(_("must be an absolute path (from here: %s)") % os.path.abspath(path))
-    return path
-
-
-INI = {
-    "Server": {
-        "ipaddress": (str, "127.0.0.1"), "portnumber": (int, 50443), "loglevel": (level, "info"),
-        "state_dir": (one_place, "/var/lib/mi_distcomp"), "certfile": (str, ""), "keyfile": (str, ""), "client_ca": (str, ""),
-        "auth": (one_of("tokens", "gateway", "login"), "tokens"), "trusted_proxies": (str.split, []), "gateway_user_header": (str, ""),
-        "gateway_secret_file": (str, ""),
-        "operators": (str.split, []),
-        "plain_http": (flag, False), "logfile": (str, ""), "lang": (one_of("auto", "en", "ja"), "auto")},
-    "limits": {
-        "max_body": (size, 16 << 20), "v1_max_body": (size, 2 << 30), "max_file": (size, 0), "max_files": (int, 200000),
-        "calculations_per_user": (int, 10000),
-        "bytes_per_user": (size, 0), "spool_free": (share, 0.05), "connections": (int, 12000), "unauthenticated_per_address": (int, 64),
-        "parked_per_token": (int, 200), "workers": (int, 32), "handshake": (seconds, 10.0), "headers": (seconds, 10.0),
-        "idle": (seconds, 75.0), "min_rate": (size, 1024)},
-    "times": {
-        "wait": (seconds, 50.0), "lease": (seconds, 300.0), "accept_lease": (seconds, 20.0), "v1_announce": (seconds, 12.0),
-        "v1_lost_after": (seconds, 3600.0), "lost_after": (seconds, 30 * 86400.0),
-        "register_for": (seconds, 1800.0), "keep_results": (seconds, 30 * 86400.0), "keep_fetched": (seconds, 86400.0),
-        "restore_grace": (seconds, 600.0), "token_days": (int, 365), "login_hours": (int, 12)},
-    "RemoteSites": {"remote_site_ids": (str.split, [])},
-    "*": {"commands": (str.split, []), "command_lines": (lines, []), "users": (str.split, []), "max_waiting": (int, 1000)},
-}
-
-OUR_KEYS = ("command", "remote-site", "parameters", "parameter_files", "result_files", "result_patterns", "rerun")       # of a calc-info
-AT_START = (("Server", "ipaddress"), ("Server", "portnumber"), ("Server", "state_dir"), ("Server", "auth"), ("Server", "logfile"),
-            ("Server", "lang"), ("limits", "workers"))                       # all else is taken from a changed ini while it runs
+# ==== the nine steps ====
 WORKFLOW, REMOTE, OPERATOR, RELAY = "workflow", "remote", "operator", "relay"
 REGISTERED, ALLOWED, SENDING, SENT, RUNNING, ENDED, GETTING, GOT, FINISHED = (
     "registered", "allowed", "sending", "sent", "running", "ended", "getting", "got", "finished")
@@ -1027,6 +174,1647 @@ STEPS = [
 ]
 STEP = {step.name: step for step in STEPS}
 
+Route = collections.namedtuple("Route", "role function bulk")
+
+
+def move(relay, tx, step, row, under=None, **changes):
+    """The only place where a state changes. False: the calculation was not in one of step.frm (or, for the holder of a claim,
+    no longer under it).
+    Logged, and whoever waits for it is told, once it is on disk."""
+    sets = ", ".join("%s = ?" % name for name in changes)
+    marks = ", ".join("?" * len(step.frm))
+    now = time.time()
+    done = tx.db.execute(
+        "UPDATE calculations SET state = ?, version = version + 1, touched = ?, silent = 0, waits = ''%s WHERE seq = ? AND state IN (%s)"
+        " AND (? OR claim = ?)"
+        % (sets and ", " + sets, marks),
+        [step.to, now] + list(changes.values()) + [row["seq"]] + list(step.frm) + [under is None, under]).rowcount
+    if done:
+        accept_id, site, user = row["accept_id"], row["site"], row["user"]
+        shown = {key: changes[key] for key in ("attempt", "poller", "status", "exit_code", "reason") if changes.get(key) not in (None, "")}
+        tx.after(lambda: log("info", accept_id, "%d %s" % (step.number, step.name), site=site, user=user, **shown))
+        tx.after(lambda: relay.front.fire(("calc", accept_id)))
+        if step.to == ALLOWED:
+            need = tx.db.execute("SELECT bytes FROM calculations WHERE seq = ?", (row["seq"],)).fetchone()[0]
+            tx.after(lambda: relay.front.fire(("site", site, user), one=True, need=need))
+    return bool(done)
+
+
+# ==== the calls ====
+Park = collections.namedtuple("Park", "key")                                # a call's answer when it waits for an event of this key
+Spool = collections.namedtuple("Spool", "segments length headers status then moved")  # a call's answer from the spool, see send_spool()
+Spool.__new__.__defaults__ = (None, None)
+Bare = collections.namedtuple("Bare", "parsed")                             # a call's answer without the envelope
+
+
+class No(Exception):
+    """A refusal: code and text of the envelope, the HTTP status (the code's, unless given), more fields."""
+
+    def __init__(self, code, text, http=None, **more):
+        Exception.__init__(self, text)
+        self.code, self.more = code, more
+        self.http = http or (code if isinstance(code, int) else 400)
+
+
+OUR_KEYS = ("command", "remote-site", "parameters", "parameter_files", "result_files", "result_patterns", "rerun")       # of a calc-info
+VERDICTS = ("missing", "refused", "limit", "name", "unreadable", "changing", "outside", "special", "held")   # why a result stayed where it is
+GONE = "it was fetched, and its files had to make room for others"
+
+
+def add_calcinfo(c):
+    """1. Registers a calculation; the same user's same request_id gets the same one again."""
+    info, relay = c.need("calc-info", dict), c.relay
+    relay.check_maintenance()
+    site, command, parameters = info.get("remote-site"), info.get("command"), info.get("parameters", "")
+    if not all(isinstance(text, str) for text in (site, command, parameters)) or not command:
+        raise No(400, "calc-info needs command, remote-site and parameters as texts")
+    check_site(c, site)
+    rules = relay.rules(site)
+    if command not in rules["commands"] + rules["command_lines"]:
+        raise No(401, "command %s is not in the list of site %s" % (printable(command), site), why="command")
+    if rules["users"] and c.who.user not in rules["users"]:
+        raise No(403, "user %s may not use site %s" % (c.who.user, site), why="users")
+    names, patterns = check_declared(c, info)
+    entries, more = check_page(info.get("parameter_files", {}), reserved=LOG_NAMES), bool(c.fields.get("more"))
+    total = check_sizes(relay, entries)
+    kept = kept_of(info, parameters, names, patterns)
+    print256 = hashlib.sha256(json.dumps([site, command, kept, named(entries), c.fields.get("total")]).encode()).hexdigest()
+    request_id, accept_id, now = c.text("request_id"), str(uuid.uuid4()), time.time()
+    if not 0 < len(request_id) <= 200:
+        raise No(400, "request_id is a text of at most 200 characters")
+    needs_v2 = bool(patterns or parameters and not c.get("fielded", bool, False) or more or total > V1_BYTES
+                    or any("/" in entry[0] for entry in entries))
+
+    def work(tx):
+        row = tx.db.execute("SELECT %s, fingerprint FROM calculations WHERE user = ? AND request_id = ?" % BRIEF, (c.who.user, request_id)).fetchone()
+        if row is not None:
+            if row["fingerprint"] != print256:
+                raise No(409, "request_id %s was used for another calculation" % printable(request_id), why="differs", accept_id=row["accept_id"])
+            return row, True
+        check_free(relay, total)
+        check_quota(relay, tx, c.who.user, site, rules, total + len(kept) + room_of_names(entries))
+        seq = tx.db.execute(
+            "INSERT INTO calculations (accept_id, user, request_id, fingerprint, site, command, info, texts, needs_v2, state, registered, touched)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (accept_id, c.who.user, request_id, print256, site, command, kept, len(kept), needs_v2, REGISTERED, now, now)).lastrowid
+        insert_page(tx, seq, "input", 0, entries, more)
+        row = tx.db.execute("SELECT %s FROM calculations WHERE seq = ?" % BRIEF, (seq,)).fetchone()
+        tx.after(lambda: relay.count_new(c.who.user, total))
+        tx.after(lambda: log("info", accept_id, "1 add-calcinfo", site=site, user=c.who.user, command=command, inputs=len(entries)))
+        if c.fields.get("allow") and not entries and not more:
+            move(relay, tx, STEP["allow-wait-calc"], row, allowed=now)
+        return tx.db.execute("SELECT %s FROM calculations WHERE seq = ?" % BRIEF, (seq,)).fetchone(), False
+
+    row, known = relay.store.write(work, "add-calcinfo")
+    return dict(progress_of(c, row), message="registered", accept_id=row["accept_id"], known=known,
+                warning=v1_warning(relay, site, c.who.user, needs_v2, parameters))
+
+
+def check_declared(c, info):
+    """The declared results of a calc-info as (names in order, patterns); the logs are always implied. 400 if unusable."""
+    names, patterns = info.get("result_files", {}), info.get("result_patterns", [])
+    if not isinstance(names, (dict, list)) or not isinstance(patterns, list):
+        raise No(400, "result_files is an object of names, result_patterns a list")
+    c.relay.spend(c, 2 * NAME_WORK * len(names))
+    try:
+        names = sorted({check_name(name) for name in names} - set(LOG_NAMES), key=parts_of)
+        check_order(names, reserved=LOG_NAMES)
+        all_patterns(patterns)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise No(400, "result_files, result_patterns: %s" % error, why="name")
+    return names, patterns
+
+
+def kept_of(info, parameters, names, patterns):
+    """What is kept of a calc-info, as JSON: with every key that this relay does not know, without those that are its own to say."""
+    extra = {key: value for key, value in info.items() if key not in OUR_KEYS}
+    return json.dumps({"parameters": parameters, "result_names": names, "result_patterns": patterns, "extra": extra}, ensure_ascii=False)
+
+
+def check_quota(relay, tx, user, site, rules, total):
+    """429 when the user or the site has as many calculations as the ini lets them have."""
+    check_open(relay, user)
+    check_bytes(relay, tx, user, total)
+    if rules["max_waiting"]:
+        waiting = tx.db.execute("SELECT COUNT(*) FROM (SELECT 1 FROM calculations WHERE site = ? AND state = ? LIMIT ?)",
+                                (site, ALLOWED, rules["max_waiting"])).fetchone()[0]
+        if waiting >= rules["max_waiting"]:
+            raise No(429, "%d calculations wait for site %s; try again later" % (waiting, site), why="max_waiting")
+
+
+def check_open(relay, user):
+    """429 when the user has as many unfinished calculations as the ini lets one have."""
+    most = relay.conf["limits"]["calculations_per_user"]
+    if most and relay.open_of[user] >= most:
+        raise No(429, "user %s has %d unfinished calculations; try again later" % (user, relay.open_of[user]), why="calculations_per_user")
+
+
+def check_bytes(relay, source, user, total):
+    """429 when the user would hold more bytes than the ini lets one hold: of files, names, texts and live output. source: the store, or
+    tx."""
+    most = relay.conf["limits"]["bytes_per_user"]
+    used = most and (source.read("SELECT SUM(bytes + texts) FROM calculations WHERE user = ?", user)[0][0] or 0) + relay.live[user]
+    if most and used + total > most:
+        raise No(429, "user %s holds %d bytes; try again later" % (user, used), why="bytes_per_user")
+
+
+def allow_wait_calc(c):
+    """2. All inputs are complete: the external computer may have it. 409 with the incomplete ones otherwise."""
+    row = own(c)
+    if row["state"] == REGISTERED and (row["inputs_open"] or row["inputs_more"]):
+        raise incomplete(c, row, "input")
+    if row["state"] != REGISTERED and row["allowed"]:
+        return {"message": "allowed"}                  # asked again
+    make_step(c, "allow-wait-calc", row, allowed=time.time())
+    return {"message": "allowed"}
+
+
+def calc_request(c):
+    """3. The oldest allowed calculation of this site and user, claimed in one guarded statement; waits up to `wait` seconds for one."""
+    site, relay = c.text("site_id"), c.relay
+    check_site(c, site)
+    relay.v1_sites.discard((site, c.who.user))         # its last poller is one of our own
+    have = c.get("have", dict, {})
+    for accept_id, found in rows_of(c, have).items():
+        if found["claim"] and found["claim"] == have[accept_id] and found["state"] in CLAIMED:
+            relay.renew(found)
+    take, free = c.text("take"), c.get("free", int, 1 << 62)
+    if not 8 <= len(take) <= 100:
+        raise No(400, "take is a random text of 8 to 100 characters")
+    query = "SELECT %s FROM calculations WHERE site = ? AND state = ? AND user = ?" % BRIEF
+    waiting = (query + " AND bytes <= ? ORDER BY seq LIMIT 100", (site, ALLOWED, c.who.user, free))
+    again = (query + " AND take = ?", (site, SENDING, c.who.user, take))
+
+    def work(tx):
+        row = tx.db.execute(*again).fetchone()
+        if row is None:
+            row = next((found for found in tx.db.execute(*waiting) if not relay.announced_to_other(found["accept_id"], "", time.monotonic())), None)
+            if row is None:
+                return None
+            claim = "%d.%s" % (row["attempt"] + 1, os.urandom(16).hex())
+            move(relay, tx, STEP["calc-request"], row, claim=claim, attempt=row["attempt"] + 1, take=take, protocol=2,
+                 poller=c.text("poller")[:200], claimed=time.time())
+            row = tx.db.execute(query + " AND take = ?", again[1]).fetchone()
+        return row
+
+    row, key, large = None, ("site", site, c.who.user), {}
+    relay.check_maintenance()
+    seen = relay.front.seen(key)
+    if not relay.in_grace() and relay.nothing.get(key) != seen:        # whatever comes for this site and user is an event
+        if relay.store.read("SELECT 1 FROM calculations WHERE site = ? AND user = ? AND state IN (?, ?)"
+                            " AND (take = ? OR state = ? AND bytes <= ?) LIMIT 1",
+                            site, c.who.user, ALLOWED, SENDING, take, ALLOWED, free):
+            row = relay.store.write(work, "calc-request")
+        elif not relay.store.read("SELECT 1 FROM calculations WHERE site = ? AND user = ? AND state IN (?, ?) LIMIT 1",
+                                  site, c.who.user, ALLOWED, SENDING):
+            relay.nothing[key] = seen
+        else:
+            large = too_large(c, site, free)
+    missed, fresh = wanted(c, site)
+    if row is None:
+        if time.monotonic() < c.until and not fresh:
+            return Park(key)
+        raise No("0300", "There is no information for accept_id(None), about the your site id(%s)" % site, http=200, wanted=missed, large=large)
+    relay.renew(row, relay.conf["times"]["accept_lease"])
+    return dict(calc_info(c, row), message="claimed", accept_id=row["accept_id"], claim=row["claim"], attempt=row["attempt"],
+                lease=relay.conf["times"]["lease"], wanted=missed)
+
+
+def too_large(c, site, free):
+    """{accept_id: bytes} of what waits for this poller, but needs more room than the `free` bytes that it has. Whoever waits for it is told."""
+    rows = c.relay.store.read("SELECT accept_id, bytes FROM calculations WHERE site = ? AND state = ? AND user = ? AND bytes > ? LIMIT 100",
+                              site, ALLOWED, c.who.user, free)
+    due = [row for row in rows if c.relay.may_note(row["accept_id"], c.who.user)]
+    c.relay.spend(c, NOTE_WORK * len(due))
+    for row in due:
+        c.relay.note_waits(row["accept_id"], c.who.user, "its inputs need %s, the external computer's disk has room for %s" % (
+            amount(row["bytes"]), amount(free)))
+    return {row["accept_id"]: row["bytes"] for row in rows}
+
+
+def amount(count):
+    """Bytes for people: 12.3 GB, 7 MB."""
+    return "%.1f GB" % (count / 1e9) if count >= 1e9 else "%d MB" % (max(0, count) // 1000000)
+
+
+def wanted(c, site):
+    """({accept_id: claim} of what this very poller claimed, is out of contact, and is not in its `have`; is one of them so since a moment
+    ago?): it may have delivered it to a relay that was restored from an older backup since."""
+    relay, have = c.relay, c.get("have", dict, {})
+    if not relay.silent:
+        return {}, False
+    rows = [row for row in relay.store.read(
+        "SELECT accept_id, claim, silent FROM calculations WHERE site = ? AND state IN (?, ?, ?) AND user = ? AND poller = ? AND claim IS NOT NULL"
+        " LIMIT 1000", site, RUNNING, ENDED, GETTING, c.who.user, c.text("poller"))
+            if row["accept_id"] in relay.silent and row["accept_id"] not in have]
+    return {row["accept_id"]: row["claim"] for row in rows}, any((relay.silent_seconds(row) or 0) < 2 for row in rows)
+
+
+def calc_info(c, row):
+    """What a poller is told of a calculation: calc-info and the first page of its inputs."""
+    kept = json.loads(c.relay.store.read("SELECT info FROM calculations WHERE seq = ?", row["seq"])[0]["info"])
+    info = dict(kept["extra"], **{"command": row["command"], "remote-site": row["site"], "parameters": kept["parameters"],
+                                  "result_files": {name: {} for name in kept["result_names"]}, "result_patterns": kept["result_patterns"]})
+    return {"calc-info": info, "inputs": page_of(c, row["seq"], "input", 0)}
+
+
+def calc_params(c):
+    """4. The same again for who holds the claim."""
+    return dict(calc_info(c, held(c)), message="calc-info")
+
+
+def calc_params_complete(c):
+    """4. The external computer has all inputs."""
+    make_step(c, "calc-params-complete", held(c))
+    return {"message": "complete"}
+
+
+def calc_start(c):
+    """5. The command is about to start: from here on the calculation is never handed out again."""
+    make_step(c, "calc-start", held(c), started=time.time())
+    return {"message": "started"}
+
+
+def calc_end(c):
+    """6. The command is over, or could not be started."""
+    row, word, code = held(c), c.text("result"), c.get("exit_code", int, None)
+    if word not in ("calc end", "abnormal"):
+        raise No(400, "result is \"calc end\" or \"abnormal\"")
+    good = word == "calc end" and code == 0
+    reason = printable(c.text("reason", ""))[:1000] or ("" if good else "exit code %s" % code)
+    if reason == "cancelled" and row["cancel"]:        # the poller knows no more than that; here it is known by whom
+        reason = row["cancel"]
+    report = {key: c.fields[key] for key in ("started", "ended", "cpu", "maxrss") if isinstance(c.fields.get(key), (int, float))}
+    name = "calc-end" if word == "calc end" or row["state"] not in (SENDING, SENT) else "calc-end abnormal"
+    make_step(c, name, row, status="completed" if good else "abnormal", reason=reason, ended=time.time(), exit_code=code,
+              signal=c.get("signal", int, None), report=json.dumps(report))
+    return {"message": "ended"}
+
+
+def send_results(c):
+    """7. The manifest of the results. Uploads go only against it; another one replaces it."""
+    row = held(c)
+    page, more = c.need("result_files", dict), bool(c.fields.get("more"))
+    entries = check_page(page)
+    check_results(c, row, entries)
+    told = {key: check_reasons(c, key) for key in ("missing", "refused")}
+    told["verdicts"] = check_verdicts(c)
+    check_room(c.relay, entries)
+    print256 = hashlib.sha256(json.dumps([named(entries), more, told, c.text("digest", "")]).encode()).hexdigest()    # digest: of all its pages
+    if row["state"] == GETTING and row["manifest"] == print256:
+        return {"message": "getting"}                  # asked again
+
+    told = {key: json.dumps(value, ensure_ascii=False) for key, value in told.items()}
+
+    def work(tx):
+        count_reasons(tx, row["seq"], told)
+        if not move(c.relay, tx, STEP["send-results"], row, row["claim"], manifest=print256, results=0, results_open=0, **told):
+            raise No(409, "send-results is not possible now", why="state", state=WORDS[row["state"]])
+        drop_results(tx, row["seq"])
+        insert_page(tx, row["seq"], "result", 0, entries, more)
+        tx.after(set_aside)
+
+    folder = c.relay.store.spool(row["accept_id"], "result").rstrip(b"/")
+    old = folder + b"." + utf8(os.urandom(4).hex())
+
+    def set_aside():                                   # what came for the manifest before; not sooner, it may be all there is
+        c.relay.forget_uploads(row["seq"])
+        try:
+            os.rename(folder, old)
+        except OSError:                                # there was none; or new files replace the old ones one by one
+            pass
+
+    c.relay.store.write(work, "send-results")
+    remove_tree(old)
+    return {"message": "getting"}
+
+
+def check_results(c, row, entries):
+    """400 unless every entry was declared by the workflow side (or is a log)."""
+    kept = json.loads(c.relay.store.read("SELECT info FROM calculations WHERE seq = ?", row["seq"])[0]["info"])
+    patterns, exact = kept["result_patterns"], set(kept["result_names"])
+    each = sum(STAR_WORK if isinstance(pattern(text), Stars) else 1 for text in patterns)
+    c.relay.spend(c, NAME_WORK * len(exact) + sum(NAME_WORK + len(entry[0]) * each for entry in entries if entry[0] not in exact))
+    parts = [patterns[at:at + PATTERNS] for at in range(0, len(patterns), PATTERNS)] or [[]]       # more than one: of an older version
+    wanted = [declared(exact, part) for part in parts]
+    for name in (entry[0] for entry in entries):
+        if not any(one(name) for one in wanted):
+            raise No(400, "%s is not a declared result" % name, why="undeclared")
+
+
+def check_reasons(c, key):
+    """missing or refused: {NAME: why}, as printable text. 400 if malformed."""
+    found = c.get(key, dict, {})
+    if len(found) > LISTED or not all(isinstance(why, str) for why in found.values()):
+        raise No(400, "%s is an object of names and reasons" % key)
+    return {printable(name)[:1000]: printable(why)[:1000] for name, why in found.items()}
+
+
+def check_verdicts(c):
+    """verdicts: {code: {"count", "names"}} of what was asked for and did not come: how many, and the names that their owner lets leave (the
+    first NAMED of each). 400 if malformed."""
+    found, kept = c.get("verdicts", dict, {}), {}
+    for code, entry in found.items():
+        count, names = (entry.get("count"), entry.get("names", [])) if isinstance(entry, dict) else (None, None)
+        if code not in VERDICTS or type(count) is not int or not 0 < count < 1 << 40 or not isinstance(names, list) or \
+                not all(isinstance(name, str) for name in names[:NAMED]):
+            raise No(400, "verdicts is an object of {count, names} for: %s" % " ".join(VERDICTS))
+        kept[code] = {"count": count, "names": [printable(name)[:1000] for name in names[:NAMED]]}
+    return kept
+
+
+def count_reasons(tx, seq, told):
+    """Counts the texts {column: JSON} that take the place of a calculation's present ones."""
+    tx.db.execute("UPDATE calculations SET texts = texts + ?%s WHERE seq = ?" % "".join(" - LENGTH(%s)" % key for key in told),
+                  (sum(map(len, told.values())), seq))
+
+
+def drop_results(tx, seq):
+    """Takes a manifest of results out of a calculation, and out of what its user holds."""
+    bytes_, texts = tx.db.execute("SELECT COALESCE(SUM(size), 0), COALESCE(SUM(LENGTH(name) + ?), 0) FROM files WHERE calc = ? AND kind = 'result'",
+                                  (ENTRY, seq)).fetchone()
+    tx.db.execute("UPDATE calculations SET bytes = bytes - ?, texts = texts - ? WHERE seq = ?", (bytes_, texts, seq))
+    tx.db.execute("DELETE FROM files WHERE calc = ? AND kind = 'result'", (seq,))
+
+
+def end_send(c):
+    """8. Everything in the manifest has arrived; a success needs at least one of the results that were asked for."""
+    row = held(c)
+    if c.text("result") != "end send":
+        raise No(400, "result is \"end send\"")
+    if row["state"] == GETTING and (row["results_open"] or row["results_more"]):
+        raise incomplete(c, row, "result")
+    changes = {}
+    if row["state"] == GETTING and row["status"] == "completed":
+        kept = json.loads(c.relay.store.read("SELECT info FROM calculations WHERE seq = ?", row["seq"])[0]["info"])
+        logs = len(c.relay.store.read("SELECT 1 FROM files WHERE calc = ? AND kind = 'result' AND name IN (?, ?)", row["seq"], *LOG_NAMES))
+        if kept["result_names"] and row["results"] <= logs:
+            changes = {"status": "abnormal", "reason": "none of the results is there"}
+    make_step(c, "end-send", row, got=time.time(), **changes)
+    c.relay.leases.pop(row["accept_id"], None)
+    return {"message": "got"}
+
+
+def get_calc_result(c):
+    """9. The manifest of the results and how it ended. Kept until finish, and keep_fetched after it."""
+    row = own(c)
+    if row["state"] not in (GOT, FINISHED):
+        raise No(409, "the result is not there yet", why="state", state=WORDS[row["state"]])
+    more = c.relay.store.read("SELECT info, missing, refused, verdicts, report FROM calculations WHERE seq = ?", row["seq"])[0]
+    kept, report, page = json.loads(more["info"]), json.loads(more["report"]), page_of(c, row["seq"], "result", 0)
+    result = {"result_files": page["files"], "missing": json.loads(more["missing"]), "refused": json.loads(more["refused"]),
+              "verdicts": json.loads(more["verdicts"]),
+              "status": row["status"], "reason": row["reason"], "exit_code": row["exit_code"], "signal": row["signal"],
+              "result_names": kept["result_names"], "result_patterns": kept["result_patterns"], "command": row["command"],
+              "site": row["site"], "started": report.get("started", row["started"]), "ended": report.get("ended", row["ended"])}
+    gone = GONE if row["results"] and not c.relay.store.kept(row) else ""
+    return {"message": "result", "result-info": result, "next": page["next"], "gone": gone}
+
+
+def finish(c):
+    """9. The workflow side has everything on its disk."""
+    row = own(c)
+    if row["state"] == GOT:
+        make_step(c, "finish", row, finished=time.time())
+    elif row["state"] != FINISHED:
+        raise No(409, "the result is not there yet", why="state", state=WORDS[row["state"]])
+    return {"message": "finished"}
+
+
+def calc_progress(c):
+    """How far it is; with `known` (a stamp) it waits up to `wait` seconds for a change."""
+    row = unchanged(c)
+    found = progress_of(c, row)
+    if c.get("known", str, None) == found["stamp"] and time.monotonic() < c.until:
+        return Park(("calc", row["accept_id"]))
+    return dict(found, accept_id=row["accept_id"], message="status:%s" % (row["status"] if c.name == "calc-status" else WORDS[row["state"]]))
+
+
+def unchanged(c):
+    """own(), not asked of the database again while nothing happened to it since the same connection asked before."""
+    accept_id, relay = c.text("accept_id"), c.relay
+    now = accept_id, c.who, relay.front.seen(("calc", accept_id))
+    if len(accept_id) < 36 or c.conn.row is None or c.conn.row[0] != now or accept_id in relay.silent:
+        c.conn.row = now, own(c)
+    return c.conn.row[1]
+
+
+def progress_of(c, row):
+    """What a waiting workflow side is told. stamp changes whenever any of it does (queue and idle aside)."""
+    away = c.relay.silent_seconds(row)
+    ahead, written = None, c.relay.output_sizes(row)
+    what = row["waits"] or (c.relay.what.get(row["accept_id"], "") if row["state"] in (SENDING, SENT, RUNNING) else "")
+    if row["state"] == ALLOWED:
+        ahead = c.relay.store.read("SELECT COUNT(*) FROM (SELECT 1 FROM calculations WHERE site = ? AND state = ? AND user = ? AND seq < ?"
+                                   " LIMIT 1000)",
+                                   row["site"], ALLOWED, row["user"], row["seq"])[0][0]
+    return {"progress": WORDS[row["state"]], "status": row["status"], "wait_allow": row["allowed"], "reason": row["reason"],
+            "exit_code": row["exit_code"], "signal": row["signal"], "out_of_contact": away, "queue": ahead, "output": written, "what": what,
+            "warning": v1_warning(c.relay, row["site"], row["user"], row["needs_v2"]) if row["state"] == ALLOWED else "",
+            "idle": int(c.relay.idle_seconds(row)) if row["state"] == REGISTERED else None,
+            "cancelling": bool(row["cancel"]) and row["state"] in (SENDING, SENT, RUNNING),
+            "accept_id": row["accept_id"],
+            "stamp": "%d.%d%s%s" % (row["version"], sum(written), "" if away is None else "-", "%x" % binascii.crc32(utf8(what)) if what else "")}
+
+
+def output(c):
+    """What a running command has written so far, from `offset` on; waits up to `wait` seconds for more."""
+    row, offset = own(c), c.number("offset")
+    if c.text("stream") not in ("out", "err"):
+        raise No(400, "stream is out or err")
+    data, path = b"", c.relay.store.spool(row["accept_id"], "", "live." + c.text("stream"))
+    if os.path.exists(path):
+        with open(path, "rb") as text:
+            text.seek(offset)
+            data = text.read(CHUNK)
+    over = row["state"] in (ENDED, GETTING, GOT, FINISHED)
+    if not data and not over and time.monotonic() < c.until:
+        return Park(("calc", row["accept_id"]))
+    return {"message": "output", "offset": offset + len(data), "data": base64.b64encode(data).decode("ascii"), "end": over and not data}
+
+
+def heartbeat(c):
+    """Renews the leases of what a poller holds, takes the commands' output, and tells what to cancel and what it need not hold any more."""
+    gone, unknown, cancel, output = [], [], [], {}
+    site = c.text("site_id", "")
+    told = c.relay.store.read("SELECT accept_id FROM calculations WHERE site = ? AND state IN (?, ?, ?) AND user = ? AND poller = ?"
+                              " AND cancel IS NOT NULL AND claim IS NOT NULL",
+                              site, SENDING, SENT, RUNNING, c.who.user, c.text("poller", "")) if covers(c.who, site) else []
+    known = rows_of(c, c.need("calcs", dict))
+    for accept_id, entry in c.need("calcs", dict).items():
+        if not isinstance(entry, dict):
+            raise No(400, "calcs is an object of objects")
+        found = [known[accept_id]] if accept_id in known else []
+        if found and c.relay.in_grace() and c.relay.adopt(found[0], entry.get("claim"), entry.get("phase"), c.text("poller")):
+            found = c.relay.store.read("SELECT %s FROM calculations WHERE accept_id = ?" % BRIEF, accept_id)
+        if not found:
+            unknown.append(accept_id)
+        elif not found[0]["claim"] or found[0]["claim"] != entry.get("claim") or found[0]["state"] in (GOT, FINISHED):
+            gone.append(accept_id)
+        elif entry.get("phase") == "given back" and found[0]["state"] in (SENDING, SENT):
+            c.relay.lapse(found[0])
+            gone.append(accept_id)
+        else:
+            c.relay.renew(found[0])
+            c.relay.hear(accept_id, entry.get("what"))
+            if found[0]["cancel"] and found[0]["state"] in (SENDING, SENT, RUNNING):
+                cancel.append(accept_id)
+            if "out" in entry or "err" in entry:
+                output[accept_id] = [take_output(c, found[0], stream, entry) for stream in ("out", "err")]
+    cancel += [row["accept_id"] for row in told if row["accept_id"] not in cancel]       # also what it claimed since it began to wait
+    if not gone and not unknown and not cancel and not output and time.monotonic() < c.until:
+        return Park(("poller", c.who.user, c.text("poller")))
+    return {"message": "alive", "cancel": cancel, "gone": gone, "unknown": unknown, "output": output}
+
+
+def take_output(c, row, stream, entry):
+    """Appends [offset, base64] to what is known of a command's output; how much is known now."""
+    path = c.relay.store.spool(row["accept_id"], "", "live." + stream)
+    size = os.path.getsize(path) if os.path.exists(path) else 0
+    part = entry.get(stream)
+    if isinstance(part, list) and len(part) == 2 and part[0] == size and isinstance(part[1], str) and size < LIVE_OUTPUT:
+        try:
+            data = base64.b64decode(part[1].encode("ascii"), validate=True)
+        except ValueError:
+            raise No(400, "output is not base64")
+        if data:
+            try:
+                check_bytes(c.relay, c.relay.store, row["user"], len(data))
+                check_free(c.relay, len(data))
+                make_folder(os.path.dirname(path), utf8(c.relay.store.folder))
+                with open(path, "ab", buffering=0) as out:
+                    size += out.write(data)
+                c.relay.live[row["user"]] += len(data)
+            except (No, OSError) as error:             # want of room must not keep heartbeats from getting through
+                log("warn", row["accept_id"], "output", error=error)
+            c.relay.front.fire(("calc", row["accept_id"]))
+    return size
+
+
+def cancel_wait_calc(c):
+    """Cancels: at once what nobody has claimed; what is claimed when its holder, told by the heartbeat, has stopped it.
+    Whoever comes first decides: 409 with why=ended after calc-end."""
+    row, reason = own(c), "cancelled: " + (printable(c.text("reason", ""))[:200] or "by the workflow side")
+    if row["state"] in (ENDED, GETTING, GOT, FINISHED):
+        if row["reason"].startswith("cancelled"):
+            return {"message": "cancelled", "ended": True}
+        raise No(409, "it has ended already", why="ended", state=WORDS[row["state"]])
+
+    def work(tx):
+        if move(c.relay, tx, STEP["cancel-wait-calc"], row, status="abnormal", reason=reason, got=time.time()):
+            return True
+        now = tx.db.execute("SELECT %s FROM calculations WHERE seq = ?" % BRIEF, (row["seq"],)).fetchone()
+        if now is None or now["state"] not in (SENDING, SENT, RUNNING):
+            raise No(409, "it has ended already", why="ended", state=WORDS[now["state"]] if now else "")
+        if now["protocol"] == 1:
+            raise No(409, "a fielded poller holds it and cannot be told to stop", why="fielded")
+        note_cancel(c, tx, row, now, reason)
+        tx.after(lambda: log("info", row["accept_id"], "6 cancel", user=row["user"], reason=reason))
+        return False
+
+    return {"message": "cancelled", "ended": c.relay.store.write(work, "cancel-wait-calc")}
+
+
+def note_cancel(c, tx, row, now, reason):
+    """What is claimed is to be cancelled: its poller (now: user, poller) is told by the heartbeat, and who waits for news of it at once."""
+    tx.db.execute("UPDATE calculations SET cancel = ?, version = version + 1 WHERE seq = ? AND cancel IS NOT ?", (reason, row["seq"], reason))
+    tx.after(lambda: c.relay.front.fire(("calc", row["accept_id"])))
+    tx.after(lambda: c.relay.front.fire(("poller", now["user"], now["poller"])))
+
+
+def rerun(c):
+    """A person's word: the same calculation once more, with a new claim and a new working directory. From abnormal before `finish`;
+    with force and a reason also from out of contact: the late result of the old claim is then refused."""
+    row, force, reason = own(c), bool(c.fields.get("force")), printable(c.text("reason", ""))[:200]
+    if row["state"] == ALLOWED and row["attempt"]:     # asked again, or about to be run again anyway
+        return {"message": "allowed again"}
+    if row["state"] == GOT and row["status"] == "abnormal":
+        step = STEP["rerun"]
+    elif row["state"] in STEP["rerun --force"].frm and row["protocol"] != 1 and force and reason and row["accept_id"] in c.relay.silent:
+        step = STEP["rerun --force"]
+    elif row["state"] == ALLOWED and row["attempt"] and not row["claim"]:
+        return {"message": "allowed again"}            # the answer was lost
+    else:
+        raise No(409, "rerun is possible from abnormal before finish, or out of contact with force and a reason", why="state",
+                 state=WORDS[row["state"]])
+
+    def work(tx):
+        told = {"missing": "{}", "refused": "{}", "verdicts": "{}"}
+        count_reasons(tx, row["seq"], told)
+        done = move(c.relay, tx, step, row, status="none", reason="", claim=None, take=None, cancel=None, protocol=0, exit_code=None, signal=None,
+                    started=None, ended=None, got=None, results=0, results_open=0, results_more=0, manifest=None, report="{}", **told)
+        if not done:
+            raise No(409, "rerun is not possible now", why="state")
+        kept = json.loads(tx.db.execute("SELECT info FROM calculations WHERE seq = ?", (row["seq"],)).fetchone()[0])
+        kept["extra"]["rerun"] = row["attempt"]        # a poller runs an attempt beyond one that it has run only if this covers that
+        tx.db.execute("UPDATE calculations SET info = ? WHERE seq = ?", (json.dumps(kept, ensure_ascii=False), row["seq"]))
+        drop_results(tx, row["seq"])
+        for stream in ("out", "err"):                  # sooner than anybody can claim it: the next attempt writes from 0
+            path = c.relay.store.spool(row["accept_id"], "", "live." + stream)
+            if os.path.exists(path):
+                os.unlink(path)
+
+    c.relay.store.write(work, "rerun")
+    c.relay.leases.pop(row["accept_id"], None)
+    c.relay.silent.pop(row["accept_id"], None)
+    log("info", row["accept_id"], "2 rerun", by=c.who.user, reason=reason)
+    return {"message": "allowed again"}
+
+
+def end(c):
+    """An operator's word: what is out of contact will not come back."""
+    row = own(c)
+    if row["state"] not in CLAIMED:
+        raise No(409, "end is possible for what is claimed and has not come to its end", why="state", state=WORDS[row["state"]])
+    c.relay.lose(row, "ended by an operator: " + (printable(c.text("reason", ""))[:200] or "no reason given"))
+    return {"message": "ended"}
+
+
+def get_calcinfo(c):
+    """The table of calculations that are not finished, for an operator."""
+    rows = c.relay.store.read("SELECT %s, registered FROM calculations WHERE state != ? ORDER BY seq LIMIT 100000" % BRIEF, FINISHED)
+    return {"message": "calcinfo", "calculations": {row["accept_id"]: {
+        "user": row["user"], "site": row["site"], "command": row["command"], "accept_time": row["registered"], "calc_progress": WORDS[row["state"]],
+        "calc_status": row["status"], "wait_allow": row["allowed"] or "none"} for row in rows if covers(c.who, row["site"])}}
+
+
+def reload_ini(c):
+    """Reads the ini again; a broken one is refused and the old one stays."""
+    try:
+        c.relay.reload()
+    except Stop as stop:
+        raise No(400, str(stop), why="ini")
+    return {"message": "reloaded"}
+
+
+def version(relay, authenticated):
+    """What a client learns from one request without a token; free space only with one."""
+    limits = relay.conf["limits"]
+    found = {"version": 2, "instance": relay.instance, "max_body": limits["max_body"], "wait": relay.conf["times"]["wait"],
+             "max_file": limits["max_file"], "max_files": limits["max_files"], "page": PAGE, "pack_file": PACK_FILE,
+             "dirs": True, "time": round(time.time(), 3)}
+    if authenticated:
+        found["free"] = relay.store.free()
+    return found
+
+
+def own(c):
+    """The calculation that the call names (also by the beginning of its id), if it exists for this caller; otherwise the same 404 as for an
+    unknown id. 409 if there are several."""
+    given = c.text("accept_id")
+    begins = given + "~" if 8 <= len(given) < 36 else given              # an id is of letters, digits and -, which sort before ~
+    rows = c.relay.store.read("SELECT %s FROM calculations WHERE accept_id >= ? AND accept_id <= ? LIMIT 1000" % BRIEF, given, begins)
+    found = [row for row in rows if (row["user"] == c.who.user or OPERATOR in c.who.roles) and covers(c.who, row["site"])]
+    if not found:
+        raise No(404, "There is no information for accept_id(%s)" % given)
+    if len(found) > 1:
+        raise No(409, "accept_id(%s) is the beginning of %s" % (given, " ".join(row["accept_id"] for row in found[:10])), why="prefix")
+    return found[0]
+
+
+def held(c):
+    """own(), if the call's claim is the one in force; its lease is renewed. 409 with why=claim for any other."""
+    row = own(c)
+    if not row["claim"] or c.text("claim") != row["claim"] or row["protocol"] == 1:
+        if c.relay.in_grace():
+            raise No(503, "the relay was restored from a backup and takes stock; try again later")
+        raise No(409, "another claim is in force (superseded)", why="claim", state=WORDS[row["state"]])
+    c.relay.renew(row)
+    return row
+
+
+def rows_of(c, ids):
+    """{accept_id: row} of those calculations that exist for this caller; of at most LISTED. 413 for more."""
+    found, ids, store = {}, list(ids), c.relay.store
+    if len(ids) > LISTED:
+        raise No(413, "more than %d calculations in one call" % LISTED, why="work")
+    c.relay.spend(c, ROW_WORK * len(ids))
+    for at in range(0, len(ids), 500):
+        part = ids[at:at + 500]
+        rows = store.read("SELECT %s FROM calculations WHERE user = ? AND accept_id IN (%s)" % (BRIEF, ", ".join("?" * len(part))), c.who.user, *part)
+        found.update((row["accept_id"], row) for row in rows if covers(c.who, row["site"]))
+    return found
+
+
+def make_step(c, name, row, **changes):
+    """Makes a step durable. Asked again after it was made: fine. From any other state: 409."""
+    step, claim = STEP[name], row["claim"]
+
+    def work(tx):
+        if move(c.relay, tx, step, row, claim if step.role == REMOTE else None, **changes):
+            return True
+        now = tx.db.execute("SELECT state, claim FROM calculations WHERE seq = ?", (row["seq"],)).fetchone()
+        if now is not None and now["state"] == step.to and (step.role != REMOTE or now["claim"] == claim):
+            return False                               # the answer was lost; the same again
+        if step.role == REMOTE and c.relay.in_grace():
+            raise No(503, "the relay was restored from a backup and takes stock; try again later")
+        raise No(409, "%s is not possible now" % name, why="state", state=WORDS[now["state"]] if now else "")
+
+    return c.relay.store.write(work, name)
+
+
+def check_page(page, before=None, reserved=()):
+    """A page of a manifest {NAME: {size, sha256, x?, mtime?}} as a list of (name, size, sha256, x, mtime), where x (1 or None) says that its
+    owner may execute it and mtime (seconds, or None) when it was changed. A name with a trailing / is an empty directory; they come last.
+    400 if anything in it is not as it should be."""
+    if not isinstance(page, dict) or len(page) > PAGE:
+        raise No(400, "a manifest page is an object of at most %d names" % PAGE)
+    try:
+        check_order(page, before, reserved, folders=True)
+    except ValueError as error:
+        raise No(400, str(error), why="name")
+    entries = []
+    for name, entry in page.items():
+        size, sum256 = (entry.get("size"), entry.get("sha256")) if isinstance(entry, dict) else (None, None)
+        if type(size) is not int or not 0 <= size < 1 << 60 or not isinstance(sum256, str) or not re.match(r"[0-9a-f]{64}\Z", sum256):
+            raise No(400, "size or sha256 of %s" % name)
+        if name.endswith("/") and (size, sum256) != (0, NOTHING):
+            raise No(400, "%s is a directory: size 0 and the sum of nothing" % name)
+        mtime = entry.get("mtime")
+        if mtime is not None and not (type(mtime) in (int, float) and abs(mtime) < 1 << 40):
+            raise No(400, "mtime of %s" % name)
+        entries.append((name, size, sum256, 1 if entry.get("x") is True else None, mtime))
+    return entries
+
+
+def named(entries):
+    """What tells one manifest from another: name, size, sum of each file. (Marks and empty directories may change without another result.)"""
+    return [entry[:3] for entry in entries if not entry[0].endswith("/")]
+
+
+def insert_page(tx, seq, kind, first, entries, more):
+    """Adds a checked page to a calculation's manifest."""
+    tx.db.executemany("INSERT INTO files (calc, kind, n, name, size, sha256, x, mtime, done) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                      [(seq, kind, first + n) + entry + (entry[0].endswith("/"),) for n, entry in enumerate(entries)])
+    field = "inputs" if kind == "input" else "results"
+    tx.db.execute("UPDATE calculations SET %s = ?, %s_open = %s_open + ?, %s_more = ?, bytes = bytes + ?, texts = texts + ?, touched = ?"
+                  " WHERE seq = ?" % (field, field, field, field),
+                  (first + len(entries), sum(not entry[0].endswith("/") for entry in entries), more, sum(entry[1] for entry in entries),
+                   room_of_names(entries), time.time(), seq))
+
+
+def room_of_names(entries):
+    """Bytes, about, that these entries of a manifest take in the database."""
+    return sum(len(entry[0]) + ENTRY for entry in entries)
+
+
+def page_of(c, seq, kind, first):
+    """One page of a manifest as it goes over the wire: {"files": {...}, "next": number or None}. Empty directories are told to those who say
+    that they know them (`dirs`); they are the last, so that nobody counts otherwise."""
+    rows = c.relay.store.read("SELECT n, name, size, sha256, x, mtime FROM files WHERE calc = ? AND kind = ? AND n >= ?%s ORDER BY n LIMIT ?"
+                              % ("" if c.fields.get("dirs") else " AND name NOT LIKE '%/'"), seq, kind, first, PAGE + 1)
+    files = collections.OrderedDict((row["name"], {"size": row["size"], "sha256": row["sha256"]}) for row in rows[:PAGE])
+    for row in rows[:PAGE]:
+        marks = {"x": bool(row["x"]), "mtime": row["mtime"]}
+        files[row["name"]].update((key, value) for key, value in marks.items() if value is not None and value is not False)
+    return {"files": files, "next": rows[PAGE]["n"] if len(rows) > PAGE else None}
+
+
+def check_room(relay, entries, files_before=0):
+    """Limits and free disk for these entries, before a byte moves: 413 over a limit, 507 when the disk would become too full. Their bytes."""
+    total = check_sizes(relay, entries, files_before)
+    check_free(relay, total)
+    return total
+
+
+def check_sizes(relay, entries, files_before=0):
+    """413 if these entries are over a limit; otherwise their bytes."""
+    limits = relay.conf["limits"]
+    for name, length in (entry[:2] for entry in entries):
+        if limits["max_file"] and length > limits["max_file"]:
+            raise No(413, "%s: %d bytes are over the relay's limit of %d ([limits] max_file)" % (name, length, limits["max_file"]))
+    if limits["max_files"] and files_before + len(entries) > limits["max_files"]:
+        raise No(413, "more than %d files ([limits] max_files)" % limits["max_files"])
+    return sum(entry[1] for entry in entries)
+
+
+def check_free(relay, total):
+    """507 if so many bytes would make the disk too full."""
+    store = relay.store
+    if store.free() - relay.reserved - sum(relay.arriving.values()) - total < store.keep_free(relay.conf["limits"]["spool_free"]):
+        raise store.full(total)
+
+
+def check_margin(relay, size):
+    """507 if half of what is to stay free is used up: small files cost more, in blocks and inodes, than the bytes that were looked at when they
+    were declared, and whoever declares very many of them would fill the disk."""
+    if relay.store.free() < relay.store.keep_free(relay.conf["limits"]["spool_free"]) // 2:
+        raise relay.store.full(size)
+
+
+def incomplete(c, row, kind):
+    """409 that lists the files that are not complete."""
+    rows = c.relay.store.read("SELECT n FROM files WHERE calc = ? AND kind = ? AND done = 0 ORDER BY n LIMIT ?", row["seq"], kind, LISTED)
+    more = bool(row["inputs_more" if kind == "input" else "results_more"])
+    return No(409, "not all files are complete", why="incomplete", incomplete=[found["n"] for found in rows], more=more)
+
+
+# ==== files ====
+FILES = re.compile(r"files/([0-9a-f-]{36})/(input|result)(?:/(\d{1,7}|pack))?\Z")
+
+
+def files_call(c):
+    """files/ACCEPT_ID/(input|result)[/N|/pack]: one of the functions below, by method and path."""
+    accept_id, kind, which = c.parts
+    c.fields["accept_id"] = accept_id
+    posting = c.method == "POST"
+    reading = not posting and "offset" not in c.fields
+    remote = reading if kind == "input" else not reading         # whose side of the file this is
+    c.check_role(REMOTE if remote else WORKFLOW)
+    row = held(c) if remote else own(c)
+    if not reading and row["state"] != (REGISTERED if kind == "input" else GETTING):
+        raise No(409, "files are not taken now", why="state", state=WORDS[row["state"]])
+    if reading and kind == "result" and row["state"] not in (GOT, FINISHED):
+        raise No(409, "the result is not there yet", why="state", state=WORDS[row["state"]])
+    if which is not None and row["state"] == FINISHED and not c.relay.store.kept(row):
+        raise No(404, GONE, why="room")
+    if which is None:
+        return add_page(c, row, kind) if posting else dict(page_of(c, row["seq"], kind, c.number("from")), message="files")
+    if which == "pack":
+        return take_pack(c, row, kind) if posting else give_pack(c, row, kind)
+    found = c.relay.store.read("SELECT n, size, sha256, done, blob, at FROM files WHERE calc = ? AND kind = ? AND n = ?",
+                               row["seq"], kind, int(which))
+    if not found:
+        raise No(404, "no file %s" % which)
+    if posting:
+        return take_piece(c, row, kind, found[0])
+    if "offset" in c.fields:
+        return tell_offset(c, row, kind, found[0])
+    return give_file(c, row, kind, found[0])
+
+
+def add_page(c, row, kind):
+    """A further page of a manifest; one that is there already is answered again."""
+    first, page, count = c.number("from"), c.need("files", dict), row["inputs" if kind == "input" else "results"]
+    before = c.relay.store.read("SELECT name FROM files WHERE calc = ? AND kind = ? AND n = ?", row["seq"], kind, first - 1)
+    entries = check_page(page, before[0]["name"] if before else None, LOG_NAMES if kind == "input" else ())
+    if kind == "result":
+        check_results(c, row, entries)
+    total = check_room(c.relay, entries, first)
+
+    def work(tx):
+        now = tx.db.execute("SELECT %s FROM calculations WHERE seq = ?" % BRIEF, (row["seq"],)).fetchone()
+        if now is None or now["state"] != row["state"] or now["claim"] != row["claim"]:
+            raise No(409, "files are not taken now", why="state")
+        have, more = (now["inputs"], now["inputs_more"]) if kind == "input" else (now["results"], now["results_more"])
+        if first + len(entries) <= have and entries:
+            rows = tx.db.execute("SELECT name, size, sha256 FROM files WHERE calc = ? AND kind = ? AND n >= ? ORDER BY n LIMIT ?",
+                                 (row["seq"], kind, first, len(entries)))
+            if [tuple(found) for found in rows] == [entry[:3] for entry in entries]:
+                return
+        if have != first or not more:
+            raise No(409, "the next page starts at %d" % have, why="page", **{"from": have})
+        if kind == "input":
+            check_bytes(c.relay, tx, row["user"], total + room_of_names(entries))
+        insert_page(tx, row["seq"], kind, first, entries, bool(c.fields.get("more")))
+
+    c.relay.store.write(work, "files page")
+    return {"message": "listed", "from": max(count, first + len(entries))}
+
+
+def take_piece(c, row, kind, found):
+    """Appends a piece. The answer to the last one comes when the file is on disk and its sum is right."""
+    if found["done"]:
+        return {"message": "complete", "offset": found["size"], "complete": True}
+    upload = upload_of(c, row, kind, found)
+    with upload.lock:
+        if upload.ending:
+            raise No(503, "the file is being completed; ask again")
+        upload.owner = c                               # whoever wrote before stops at its next chunk
+        offset = upload.offset
+    if c.number("offset") != offset or c.length > found["size"] - offset:
+        raise No(409, "the file goes on at %d of %d" % (offset, found["size"]), why="offset", offset=offset)
+    if not offset:
+        check_margin(c.relay, found["size"])
+    try:
+        with open(upload.path, "ab", buffering=0) as out:
+            for view in c.body_views():
+                with upload.lock:
+                    mine(upload, c)
+                    if out.write(view) != len(view):
+                        os.ftruncate(out.fileno(), upload.offset)        # another request may go on from here
+                        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                    upload.digest.update(view)
+                    upload.offset += len(view)
+                if time.monotonic() > upload.touched + 1:
+                    upload.touched = time.monotonic()
+                    c.relay.touch(row)
+            c.relay.touch(row)
+            fault("files piece")
+            with upload.lock:
+                if upload.offset < found["size"]:
+                    return {"message": "received", "offset": upload.offset, "complete": False}
+                mine(upload, c)
+                upload.ending = True
+            return end_upload(c, row, kind, found, upload, out)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            c.relay.uploads.pop((row["seq"], kind, found["n"]), None)
+            raise c.relay.store.full(found["size"] - upload.offset)
+        raise
+    finally:
+        if upload.ending and upload.owner is c:
+            c.relay.uploads.pop((row["seq"], kind, found["n"]), None)
+
+
+def tell_offset(c, row, kind, found):
+    """How much of a file is there."""
+    offset = found["size"] if found["done"] else upload_of(c, row, kind, found).offset
+    return {"message": "offset", "offset": offset, "complete": bool(found["done"])}
+
+
+class Upload:
+    """A file that is arriving: how far it is, its running sum, and who writes it (the newest request wins)."""
+
+    def __init__(self, path):
+        self.path, self.offset, self.digest, self.owner, self.touched = path, 0, hashlib.sha256(), None, time.monotonic()
+        self.lock, self.ending = threading.Lock(), False                 # ending: somebody has all of it and puts it in its place
+        try:                                           # after a restart a partial file counts as far as it is there; the sum decides in the end
+            with open(path, "rb") as have:
+                for data in iter(lambda: have.read(CHUNK), b""):
+                    self.digest.update(data)
+                    self.offset += len(data)
+        except FileNotFoundError:
+            pass
+
+
+def upload_of(c, row, kind, found):
+    """The Upload of a file, made from what is on disk if this process does not know it yet."""
+    key, uploads = (row["seq"], kind, found["n"]), c.relay.uploads
+    folder = c.relay.store.spool(row["accept_id"], kind)
+    upload = uploads.get(key)
+    if upload is None:
+        make_folder(folder, utf8(c.relay.store.folder))
+        upload = uploads.setdefault(key, Upload(os.path.join(folder, b"%06d.part" % found["n"])))
+    upload.touched = time.monotonic()
+    return upload
+
+
+def mine(upload, c):
+    """409 if a newer request writes this file."""
+    if upload.owner is not c:
+        raise No(409, "a newer request writes this file", why="offset", offset=upload.offset)
+
+
+def end_upload(c, row, kind, found, upload, out):
+    """All of a file is there: puts it in its place, durably, or drops it if its sum is another (422)."""
+    if upload.digest.hexdigest() != found["sha256"] or os.fstat(out.fileno()).st_size != found["size"]:
+        os.unlink(upload.path)
+        raise No(422, "the file lacks its sha256; dropped, from 0 again", why="sum", wrong=[found["n"]], offset=0)
+    os.fsync(out.fileno())
+    blob = "%06d" % found["n"]
+    os.rename(upload.path, c.relay.store.spool(row["accept_id"], kind, blob))
+    complete_files(c, row, kind, blob, [(found["n"], 0)])
+    return {"message": "complete", "offset": found["size"], "complete": True}
+
+
+def complete_files(c, row, kind, blob, placed):
+    """Files [(number, place in the blob)] are on disk: notes it, durably."""
+    sync_path(c.relay.store.spool(row["accept_id"], kind))
+    fault("files synced")
+    field = "inputs_open" if kind == "input" else "results_open"
+
+    def work(tx):
+        now = tx.db.execute("SELECT state, claim, manifest FROM calculations WHERE seq = ?", (row["seq"],)).fetchone()
+        if now is None or (now["state"], now["claim"], now["manifest"]) != (row["state"], row["claim"], row["manifest"]):
+            raise No(409, "files are not taken now", why="state")
+        count = 0
+        for n, at in placed:
+            count += tx.db.execute("UPDATE files SET done = 1, blob = ?, at = ? WHERE calc = ? AND kind = ? AND n = ? AND done = 0",
+                                   (blob, at, row["seq"], kind, n)).rowcount
+        tx.db.execute("UPDATE calculations SET %s = %s - ?, touched = ?, waits = '' WHERE seq = ?" % (field, field),
+                      (count, time.time(), row["seq"]))
+
+    c.relay.store.write(work, "files")
+
+
+def take_pack(c, row, kind):
+    """Files N, N+1, ... back to back in one body: one blob, one fsync, one transaction. 422 names the wrong ones; then none is kept."""
+    first, count = c.number("from"), c.number("count")
+    rows = c.relay.store.read("SELECT n, size, sha256, done FROM files WHERE calc = ? AND kind = ? AND n >= ? AND n < ? ORDER BY n",
+                              row["seq"], kind, first, first + min(count, 20000))
+    if not rows or len(rows) != count or any(found["size"] > PACK_FILE for found in rows) or sum(found["size"] for found in rows) != c.length:
+        raise No(400, "a pack is files from..from+count-1 of the manifest, each of at most %d bytes, in full" % PACK_FILE)
+    if all(found["done"] for found in rows):
+        return {"message": "complete", "complete": True}
+    folder = c.relay.store.spool(row["accept_id"], kind)
+    make_folder(folder, utf8(c.relay.store.folder))
+    blob = "%06dp%s" % (first, os.urandom(4).hex())    # a new one each time: nothing that is noted is ever written over
+    path, wrong, placed, at = os.path.join(folder, utf8(blob)), [], [], 0
+    try:
+        with open(path, "xb", buffering=0) as out:
+            source = c.exact()
+            for found in rows:
+                data = source(found["size"])
+                if hashlib.sha256(data).hexdigest() != found["sha256"]:
+                    wrong.append(found["n"])
+                placed.append((found["n"], at, data))
+                at += len(data)
+                if len(placed) % 512 == 0 or at - placed[0][1] > CHUNK:
+                    write_all(out, placed)
+            write_all(out, placed)
+            if not wrong:
+                os.fsync(out.fileno())
+    except BaseException as error:
+        os.unlink(path)
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise c.relay.store.full(c.length)
+        raise
+    if wrong:
+        os.unlink(path)
+        raise No(422, "%d files lack their sha256" % len(wrong), why="sum", wrong=wrong[:LISTED])
+    at, placed = 0, []
+    for found in rows:
+        placed.append((found["n"], at))
+        at += found["size"]
+    complete_files(c, row, kind, blob, placed)
+    return {"message": "complete", "complete": True}
+
+
+def write_all(out, placed):
+    """Writes what is gathered of a pack, and forgets the data."""
+    data = b"".join(part[2] for part in placed)
+    if out.write(data) != len(data):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    placed[:] = []
+
+
+def give_file(c, row, kind, found):
+    """A file as bytes, from where Range says; ETag is its sha256."""
+    if not found["done"] or found["blob"] is None:
+        raise No(409, "the file is not complete, or a directory", why="incomplete")
+    start, tag = 0, '"%s"' % found["sha256"]
+    asked = re.match(r"bytes=(\d{1,15})-\Z", c.headers.get("range", ""))
+    if asked and c.headers.get("if-range", tag) == tag:
+        start = int(asked.group(1))
+        if start >= found["size"]:
+            raise No(416, "the file has %d bytes" % found["size"])
+    headers = [("ETag", tag), ("Accept-Ranges", "bytes")]
+    if start:
+        headers.append(("Content-Range", "bytes %d-%d/%d" % (start, found["size"] - 1, found["size"])))
+    length = found["size"] - start
+    return Spool([(c.relay.store.spool(row["accept_id"], kind, found["blob"]), found["at"] + start, length)], length, headers,
+                 206 if start else 200, moved=lambda: c.relay.touch(row))
+
+
+def give_pack(c, row, kind):
+    """Files N, N+1, ... back to back, whole ones, up to max_body or the first large one."""
+    first, segments, total = c.number("from"), [], 0
+    rows = c.relay.store.read("SELECT n, size, done, blob, at FROM files WHERE calc = ? AND kind = ? AND n >= ? ORDER BY n LIMIT ?",
+                              row["seq"], kind, first, min(PACK_FILES, c.number("count") if "count" in c.fields else PACK_FILES))
+    for found in rows:
+        if found["size"] > PACK_FILE or not found["done"] or found["blob"] is None or total + found["size"] > c.relay.conf["limits"]["max_body"]:
+            break
+        path = c.relay.store.spool(row["accept_id"], kind, found["blob"])
+        if segments and segments[-1][0] == path and segments[-1][1] + segments[-1][2] == found["at"]:
+            segments[-1] = (path, segments[-1][1], segments[-1][2] + found["size"])
+        else:
+            segments.append((path, found["at"], found["size"]))
+        total += found["size"]
+    if not segments:
+        raise No(400, "no pack starts at file %d" % first)
+    return Spool(segments, total, [], 200, moved=lambda: c.relay.touch(row))
+
+
+# ==== who may, leases and restore ====
+Who = collections.namedtuple("Who", "user roles sites expires key")         # who a token stands for; sites (): any; key: for counting
+
+
+def covers(who, site):
+    """Is the token good for this site?"""
+    return not who.sites or site in who.sites
+
+
+def check_site(c, site, code=400, http=400):
+    """Refuses a site that is not one of the token's (in words of its own; the fielded calls have none), or that the ini does not name."""
+    if code == 400 and not covers(c.who, site):        # whether there is such a site is not told
+        why = "not for site %s, only for %s" % (printable(site)[:100], " ".join(c.who.sites))
+        raise No(403, "this token is " + why, why=why)
+    if not isinstance(site, str) or site not in c.relay.conf["RemoteSites"]["remote_site_ids"] or not covers(c.who, site):
+        raise unknown_site(site, code, http)
+
+
+def unknown_site(site, code=400, http=400):
+    """The refusal of a site that the ini does not name, in the manual's words."""
+    return No(code, "Your site-id(%s) does not match in the list that acceptable to." % printable(site)[:200], http)
+
+
+def login(c):
+    """A user's password for a token that ends after login_hours. Whether the user or the password is wrong is not told."""
+    relay, user, address = c.relay, c.text("user")[:200], c.conn.address
+    found = relay.store.read("SELECT password, roles, sites, known FROM users WHERE name = ?", user)
+    known = found[0]["known"].split() if found else []
+    relay.check_failures(user, address, address in known)
+    kept = found[0]["password"] if found else "%d$00$" % ROUNDS      # takes as long
+    if not password_is(c.text("password"), kept) or not found:
+        relay.count_failure(user, address)
+        log("warn", None, "login", refused="user or password is wrong", user=user, address=address)
+        raise No("0005", "user or password is wrong", http=403, why="login")
+    relay.forgive(user, address, address in known)
+    secret, now = os.urandom(32).hex(), time.time()
+    expires = now + 3600 * relay.conf["times"]["login_hours"]
+
+    def work(tx):
+        tx.db.execute("INSERT INTO tokens (hash, user, roles, sites, issued, expires, login) SELECT ?, name, roles, sites, ?, ?, 1 FROM users"
+                      " WHERE name = ?", (hashlib.sha256(secret.encode()).hexdigest(), now, expires, user))
+        tx.db.execute("DELETE FROM tokens WHERE login AND user = ? AND number NOT IN (SELECT number FROM tokens WHERE login AND user = ?"
+                      " ORDER BY number DESC LIMIT ?)", (user, user, LOGGED_IN))
+        tx.db.execute("UPDATE users SET known = ? WHERE name = ?",
+                      (" ".join([address] + [other for other in known if other != address][:KNOWN - 1]), user))
+
+    relay.store.write(work, "login")
+    log("info", None, "login", user=user, address=address)
+    return {"message": "logged in", "token": secret, "expires": expires, "roles": found[0]["roles"], "sites": found[0]["sites"]}
+
+
+def password_is(password, kept):
+    """Is it the password of which this is kept?"""
+    import hmac
+    rounds, salt, found = kept.split("$")
+    return hmac.compare_digest(sealed(password[:1000], bytes.fromhex(salt), int(rounds)).split("$")[2], found)
+
+
+def sealed(password, salt=None, rounds=None):
+    """What is kept of a password: rounds$salt$sum of PBKDF2 with SHA-256."""
+    salt, rounds = salt or os.urandom(16), rounds or ROUNDS
+    return "%d$%s$%s" % (rounds, salt.hex(), hashlib.pbkdf2_hmac("sha256", password.encode("utf-8"), salt, rounds).hex())
+
+
+class Relay:
+    """What the calls share: conf, store, front; tokens, leases and running uploads in memory."""
+
+    def __init__(self, conf, ini, store):
+        self.conf, self.ini, self.store, self.front = conf, ini, store, None
+        self.tokens, self.tokens_seen, self.leases, self.silent, self.uploads = {}, None, {}, {}, {}
+        self.noted = {}                                # {(accept_id, user): when it was noted last why it waits}
+        self.what = {}                                 # {accept_id: where its poller says that it is}
+        self.nothing = {}                              # {key of a site and user: how many events had been when nothing waited there}
+        self.open_of, self.reserved, self.stamps, self.born = collections.Counter(), 0, {}, time.monotonic()
+        self.live = collections.Counter()              # bytes of running commands' output that are kept, by user
+        self.announced, self.announcing, self.twins, self.told_abnormal, self.v1_sites = {}, threading.Lock(), set(), set(), set()
+        self.placing, self.counting = threading.Lock(), threading.Lock()
+        self.arriving, self.debts = collections.Counter(), {}            # by user: bytes of fielded bodies on their way; (work owed, since)
+        self.used, self.used_told, self.failures = {}, {}, collections.OrderedDict()     # tokens; (user, address): [failed log-ins, locked until]
+        self.maintenance, self.grace = None, 0.0
+        if os.path.exists(os.path.join(utf8(store.folder), b"restored")):
+            self.grace = time.monotonic() + conf["times"]["restore_grace"]
+        path = os.path.join(store.folder, "instance")
+        try:
+            with open(utf8(path), encoding="ascii", errors="replace") as text:
+                self.instance = text.read(100).strip()
+        except FileNotFoundError:
+            self.instance = ""
+        if not re.match("[!-~]{1,100}\\Z", self.instance):               # not there, or broken
+            self.instance = os.urandom(8).hex()
+            with open(utf8(path), "w") as out:
+                out.write(self.instance + "\n")
+
+    def rules(self, site):
+        """A site's section of the ini."""
+        return self.conf.get(site) or {key: default for key, (kind, default) in INI["*"].items()}
+
+    def gateway(self):
+        """True where a gateway in front has checked the tokens."""
+        return self.conf["Server"]["auth"] == "gateway"
+
+    # -- who is asking
+
+    def load_tokens(self):
+        """Takes the tokens from the database, if one was issued, revoked or prolonged meanwhile."""
+        seen = tuple(self.store.read("SELECT COUNT(*), MAX(number), COUNT(revoked), TOTAL(expires) FROM tokens")[0])
+        if seen != self.tokens_seen:
+            self.tokens, self.tokens_seen = dict(self.read_tokens("revoked IS NULL")), seen
+
+    def read_tokens(self, where, *values):
+        """[(hash, Who)] of the tokens for which `where` is true."""
+        found = self.store.read("SELECT number, hash, user, roles, sites, expires FROM tokens WHERE " + where, *values)
+        return [(row["hash"], Who(row["user"], frozenset(row["roles"].split()), tuple(row["sites"].split()), row["expires"], row["number"]))
+                for row in found]
+
+    def who(self, headers, address, path=""):
+        """Who a request comes from. No("0005", HTTP 403) without a good token."""
+        hashed, why = headers.get(":token"), "no token"
+        if hashed:
+            if self.gateway():
+                user = self.gateway_user(headers) or "token-" + hashed[:16]
+                more = (OPERATOR,) if user in self.conf["Server"]["operators"] else ()
+                return Who(user, frozenset((WORKFLOW, REMOTE) + more), (), 0, hashed)
+            if hashed not in self.tokens:              # a new one is good at once
+                self.tokens.update(self.read_tokens("hash = ? AND revoked IS NULL", hashed))
+            found = self.tokens.get(hashed)
+            now = time.time()
+            if found is not None and found.expires > now:
+                self.used[found.key] = now
+                return found
+            why = "unknown token" if found is None else "expired " + time.strftime("%Y-%m-%d", time.localtime(found.expires))
+        raise No("0005", "%s への実行権がありません。" % printable(path)[:200], http=403, why=why)
+
+    def gateway_user(self, headers):
+        """The user that the gateway names, or None where it names none. No for what the gateway itself does not send: without its secret, or
+        without a user, or with two."""
+        import hmac
+        name, secret = self.conf["Server"]["gateway_user_header"].lower(), self.conf["Server"].get("secret")
+        for header in (name, secret[0] if secret else ""):
+            if header in headers[":twice"]:
+                raise No(400, "header %s is given twice" % header)
+        if secret and not hmac.compare_digest(headers.get(secret[0], "").encode("iso-8859-1"), secret[1].encode("iso-8859-1")):
+            raise No("0005", "not from the gateway", http=403, why="gateway secret")
+        user = headers.get(name, "") if name else None
+        if user is not None and (not user or len(user) > 200 or ODD.search(user) or re.search(r"[\s,]", user)):
+            raise No("0005", "the gateway names no user", http=403, why="gateway user")
+        return user
+
+    def note_use(self, most=600):
+        """Puts on disk when tokens were last used: of each at most once in so many seconds."""
+        due = [(when, number) for number, when in list(self.used.items()) if when - self.used_told.get(number, 0.0) > most]
+        if due:
+            self.used_told.update((number, when) for when, number in due)
+            self.store.write(lambda tx: tx.db.executemany("UPDATE tokens SET used = ? WHERE number = ?", due), "use", wait=False)
+
+    def spend(self, c, work):
+        """Counts work before a call does it. 413 for more than any call may ask for; 503, for the moment, if its user still owes too much:
+        whoever asks for much gets a part of one processor, whatever the number of his calls."""
+        if work < WORK_RATE // 100:
+            return
+        log("debug", None, c.name, work=work, user=c.who.user)
+        if work > WORK:
+            raise No(413, "this asks for too much work at once: fewer names, or fewer patterns of many stars", why="work")
+        with self.counting:
+            now = time.monotonic()
+            owed, since = self.debts.get(c.who.user, (0, now))
+            owed = max(0, owed - (now - since) * WORK_RATE)
+            if owed > WORK_AHEAD:
+                raise No(503, "user %s asks for much work; try again later" % c.who.user, why="work")
+            if len(self.debts) > LISTED:
+                self.debts.clear()
+            self.debts[c.who.user] = owed + work, now
+
+    # -- log-ins: who guesses passwords is locked out for a while
+
+    def check_failures(self, user, address, known):
+        """429, with the seconds to wait, while a user, an address or both are locked. A right password does not help then; but whoever comes
+        from an address known to be his is locked by failures of his name from there only, not by what others do elsewhere or there."""
+        keys = self.failure_keys(user, address)
+        counted = [keys["both"]] if known else keys.values()
+        left = max([0.0] + [self.failures[key][1] - time.monotonic() for key in counted if key in self.failures])
+        if left > 0:
+            log("info", None, "login", refused="locked", user=user, address=address)
+            raise No(429, "too many failed log-ins; try again in %d s" % (left + 1), why="login", wait=int(left + 1))
+
+    def failure_keys(self, user, address):
+        """The three counters of a log-in."""
+        return {"both": (user, address), "address": ("", address), "user": (user, "")}
+
+    def count_failure(self, user, address):
+        """A log-in failed: from the limit on, each locks for twice as long as the one before (1 minute to 1 hour)."""
+        for kind, key in self.failure_keys(user, address).items():
+            count = self.failures.pop(key, [0, 0.0])[0] + 1
+            over = count - FAILED[kind]
+            self.failures[key] = [count, time.monotonic() + (min(3600, 60 << min(over, 10)) if over >= 0 else 0)]
+        while len(self.failures) > 10000:
+            self.failures.popitem(last=False)
+
+    def forgive(self, user, address, known):
+        """A log-in was right. From an address known to be his, that says nothing about who guesses elsewhere."""
+        self.failures.pop((user, address), None)
+        if not known:
+            self.failures.pop((user, ""), None)
+
+    # -- leases: on a monotonic clock, full again after a start
+
+    def renew(self, row, seconds=None):
+        """The holder of a claim was heard."""
+        self.leases[row["accept_id"]] = time.monotonic() + (seconds or self.conf["times"]["lease"])
+        if self.silent.pop(row["accept_id"], None) is not None or row["silent"]:
+            log("info", row["accept_id"], "back-in-contact", poller=row["poller"])
+            self.store.write(lambda tx: tx.db.execute("UPDATE calculations SET silent = 0 WHERE seq = ?", (row["seq"],)), "contact", wait=False)
+            self.front.fire(("calc", row["accept_id"]))
+
+    def touch(self, row):
+        """Bytes have moved for a calculation."""
+        if row["claim"] and row["state"] in CLAIMED:
+            self.renew(row)
+        else:
+            self.stamps[row["seq"]] = time.monotonic()
+
+    def idle_seconds(self, row):
+        """Seconds since nothing came of a calculation's inputs, as far as this relay knows."""
+        return min(time.monotonic() - self.stamps.get(row["seq"], self.born), max(0, time.time() - row["touched"]))
+
+    def silent_seconds(self, row):
+        """Seconds since the holder of a started calculation went out of contact, or None."""
+        since = self.silent.get(row["accept_id"])
+        return None if since is None else int(row["silent"] + time.monotonic() - since)
+
+    def count_new(self, user, total):
+        """A registration is on disk."""
+        self.open_of[user] += 1
+        self.reserved += total
+
+    def forget_uploads(self, seq):
+        """Drops what is known of a calculation's running uploads."""
+        for key in [key for key in list(self.uploads) if key[0] == seq]:
+            self.uploads.pop(key, None)
+
+    # -- pauses, and life after a restore
+
+    def check_maintenance(self):
+        """503 while maintenance is on."""
+        if self.maintenance is not None:
+            raise No(503, "maintenance: %s; try again later" % self.maintenance, why="maintenance")
+
+    def in_grace(self):
+        """True for restore_grace after the first start from a backup: nothing is handed out, pollers are asked what they hold."""
+        return time.monotonic() < self.grace
+
+    def adopt(self, row, claim, phase, poller):
+        """After a restore: a poller holds a claim that the backup does not know, or is further along with it. True: taken over."""
+        found = re.match(r"([1-9][0-9]{0,5})\.[0-9a-f]{32}\Z", claim) if isinstance(claim, str) else None
+        order = (REGISTERED, ALLOWED, SENDING, SENT, RUNNING)
+        goal = SENDING if phase == "inputs" else RUNNING
+        if (not found or int(found.group(1)) < row["attempt"] or row["state"] not in order or row["state"] == REGISTERED and goal == SENDING
+                or order.index(row["state"]) >= order.index(goal) and claim == row["claim"]):
+            return False
+        step = STEP["adopt inputs" if goal == SENDING else "adopt"]
+        return self.store.write(lambda tx: move(self, tx, step, row, claim=claim, attempt=int(found.group(1)), protocol=2, poller=poller[:200],
+                                                allowed=row["allowed"] or time.time(), claimed=time.time()), "adopt")
+
+    def hear(self, accept_id, what):
+        """A poller says where a calculation is, in its batch system's words. Kept in memory: the next heartbeat says it again."""
+        what = printable(what)[:200] if isinstance(what, str) else ""
+        if what != self.what.get(accept_id, ""):
+            if len(self.what) > 20000:
+                self.what.clear()
+            self.what[accept_id] = what
+            self.front.fire(("calc", accept_id))
+
+    def note_waits(self, accept_id, user, why):
+        """Why a calculation of this user does not go on, for who waits for it and for `show`; until it does."""
+        def work(tx):
+            if tx.db.execute("UPDATE calculations SET waits = ?, version = version + 1 WHERE accept_id = ? AND user = ? AND waits != ?"
+                             " AND state NOT IN (?, ?)", (why, accept_id, user, why, GOT, FINISHED)).rowcount:
+                tx.after(lambda: log("warn", accept_id, "it waits", why=why, user=user))
+                tx.after(lambda: self.front.fire(("calc", accept_id)))
+
+        if isinstance(accept_id, str) and self.may_note(accept_id, user):
+            if len(self.noted) > LISTED:
+                self.noted.clear()
+            self.noted[accept_id, user] = time.monotonic()
+            self.store.write(work, "waits", wait=False)
+
+    def may_note(self, accept_id, user):
+        """Is it some seconds ago that anything was noted of why it waits? Nobody waits for these notes to be on disk: who could have very many
+        made would keep the writer from all others."""
+        return time.monotonic() - self.noted.get((accept_id, user), -NOTE_EVERY) >= NOTE_EVERY
+
+    def output_sizes(self, row):
+        """Bytes of stdout and stderr that have come while the command runs."""
+        sizes = []
+        for stream in ("out", "err"):
+            try:
+                sizes.append(os.path.getsize(self.store.spool(row["accept_id"], "", "live." + stream)) if row["claim"] else 0)
+            except OSError:
+                sizes.append(0)
+        return sizes
+
+    def count_output(self):
+        """The bytes of running commands' output that are kept, by user."""
+        found = collections.Counter()
+        for row in self.store.read("SELECT accept_id, user, 1 AS claim FROM calculations WHERE attempt"):
+            found[row["user"]] += sum(self.output_sizes(row))
+        self.live = found
+
+    def obey(self):
+        """Does what operators' commands have left in the database."""
+        for row in self.store.read("SELECT number, call, fields FROM orders WHERE answer IS NULL"):
+            try:
+                answer = [200, ORDERS[row["call"]](Order(self, row["call"], json.loads(row["fields"])))["message"]]
+            except No as no:
+                answer = [no.code, str(no)]
+            self.store.write(lambda tx: tx.db.execute("UPDATE orders SET answer = ? WHERE number = ?", (json.dumps(answer), row["number"])), "order")
+
+    def look_at_pauses(self):
+        """Is maintenance on? Is the grace after a restore over?"""
+        found = None
+        try:
+            with open(os.path.join(utf8(self.store.folder), b"maintenance"), encoding="utf-8", errors="replace") as text:
+                found = printable(text.read().strip()) or "-"
+        except OSError:
+            pass
+        if found != self.maintenance:
+            log("info", None, "maintenance", reason=found or "off")
+        self.maintenance = found
+        if self.grace and not self.in_grace():
+            self.grace = 0.0
+            os.unlink(os.path.join(utf8(self.store.folder), b"restored"))
+            log("info", None, "restored", now="calculations are handed out again")
+            for row in self.store.read("SELECT DISTINCT site, user FROM calculations WHERE state = ?", ALLOWED):
+                self.front.fire(("site", row["site"], row["user"]))
+
+    # -- fielded pollers
+
+    def announce(self, accept_id, peer, now):
+        """Names a calculation to a fielded poller. False: it was named to another one a moment ago."""
+        with self.announcing:
+            if self.announced_to_other(accept_id, peer, now):
+                return False
+            self.announced[accept_id] = (peer, now + self.conf["times"]["v1_announce"])
+            return True
+
+    def announced_to_other(self, accept_id, peer, now):
+        """Was it named to another fielded poller within v1_announce?"""
+        to, until = self.announced.get(accept_id, (peer, now))
+        return to != peer and until > now
+
+    def sweep_announced(self, now):
+        """What was named to a fielded poller that did not come for it is there for the next; those of our own who wait are told."""
+        for accept_id in [key for key, (peer, until) in list(self.announced.items()) if until <= now]:
+            self.announced.pop(accept_id, None)
+            for row in self.store.read("SELECT site, user, bytes FROM calculations WHERE accept_id = ? AND state = ?", accept_id, ALLOWED):
+                self.front.fire(("site", row["site"], row["user"]), one=True, need=row["bytes"])
+
+    def leave_log(self, row, text):
+        """A log as the only result of a calculation whose own results never came; returns what notes it in a transaction.
+        What is in the folder already goes only after that: the results may just have come after all."""
+        data, folder, blob = (text + "\n").encode("utf-8"), self.store.spool(row["accept_id"], "result").rstrip(b"/"), "log" + os.urandom(4).hex()
+        make_folder(folder, utf8(self.store.folder))
+        with open(os.path.join(folder, utf8(blob)), "wb") as out:
+            out.write(data)
+            out.flush()
+            os.fsync(out.fileno())
+        sync_path(folder)
+
+        def note(tx):
+            drop_results(tx, row["seq"])
+            insert_complete(tx, row["seq"], "result", [(LOG_NAMES[1], Blob(b"", len(data), hashlib.sha256(data).hexdigest()))])
+            tx.db.execute("UPDATE files SET blob = ? WHERE calc = ? AND kind = 'result'", (blob, row["seq"]))
+            tx.after(drop_others)
+
+        def drop_others():
+            for entry in os.listdir(folder):
+                if entry != utf8(blob):
+                    try:
+                        os.unlink(os.path.join(folder, entry))
+                    except OSError:                    # retention takes it
+                        pass
+
+        return note
+
+    # -- the sweeper
+
+    def sweep_leases(self, now):
+        """Lapsed claims: before calc-start back into the queue, after it out of contact, and after lost_after the end."""
+        for accept_id, until in list(self.leases.items()):
+            if until > now:
+                continue
+            self.leases.pop(accept_id, None)
+            found = self.store.read("SELECT %s FROM calculations WHERE accept_id = ?" % BRIEF, accept_id)
+            if not found or found[0]["state"] not in CLAIMED:
+                continue
+            row = found[0]
+            if row["protocol"] == 1 and not (row["cancel"] and row["state"] in (SENDING, SENT)):     # it cannot be fenced: not into the queue again
+                self.lose(row)
+            elif row["state"] in (SENDING, SENT):
+                self.lapse(row)
+            else:
+                log("warn", accept_id, "out-of-contact", poller=row["poller"])
+                self.silent[accept_id] = now
+                self.store.write(lambda tx: tx.db.execute("UPDATE calculations SET silent = MAX(silent, 0.001) WHERE seq = ?", (row["seq"],)),
+                                 "silent")             # for `list`
+                self.front.fire(("calc", accept_id))
+                self.front.fire(("site", row["site"], row["user"]))         # its poller may have delivered it before a restore
+
+    def lapse(self, row):
+        """The claim of what has not begun is void: back into the queue, or to its end if it was to be cancelled."""
+        if row["cancel"]:
+            step, word = STEP["cancelled"], {"status": "abnormal", "reason": row["cancel"], "got": time.time()}
+        else:
+            step, word = STEP["lapse"], {"take": None}
+        self.store.write(lambda tx: move(self, tx, step, row, row["claim"], claim=None, **word), step.name)
+
+    def sweep_lost(self, now):
+        """Counts the silence of those out of contact (the relay's own downtime does not count); ends them after lost_after."""
+        for accept_id, since in list(self.silent.items()):
+            found = self.store.read("SELECT %s FROM calculations WHERE accept_id = ?" % BRIEF, accept_id)
+            self.silent.pop(accept_id, None)
+            if not found or found[0]["state"] not in CLAIMED:
+                continue
+            row, quiet = found[0], found[0]["silent"] + now - since
+            if quiet > self.conf["times"]["lost_after"]:
+                self.lose(row)
+            else:
+                self.silent[accept_id] = now
+                self.store.write(lambda tx: tx.db.execute("UPDATE calculations SET silent = ? WHERE seq = ?", (quiet, row["seq"])), "silent")
+
+    def lose(self, row, reason="lost: out of contact for too long"):
+        """Nothing was heard of it for too long: it ends abnormal, with a log that says so, and its claim is void."""
+        def work(tx):
+            if move(self, tx, STEP["lost"], row, status="abnormal", reason=reason, claim=None, got=time.time()):
+                note(tx)
+
+        with self.placing:
+            note = self.leave_log(row, reason)
+            self.store.write(work, "lost")
+
+    def sweep_old(self, now):
+        """Removes what its time has come for: never allowed, fetched, never fetched. now: seconds since the epoch."""
+        times, monotonic = self.conf["times"], time.monotonic()
+        moving = {key[0] for key, upload in list(self.uploads.items()) if monotonic - upload.touched < times["register_for"]}
+        for key, upload in list(self.uploads.items()):
+            if monotonic - upload.touched > 600:       # its bytes stay; the sum is made again when it goes on
+                self.uploads.pop(key, None)
+        for seq, heard in list(self.stamps.items()):
+            if monotonic - heard > times["register_for"]:                # says no more than self.born now
+                self.stamps.pop(seq, None)
+        old = []
+        for state, field, limit in ((REGISTERED, "touched", "register_for"), (FINISHED, "finished", "keep_fetched"), (GOT, "got", "keep_results")):
+            old += self.store.read("SELECT seq, accept_id, user, state, touched FROM calculations WHERE state = ? AND touched < ? AND %s < ?"
+                                   " LIMIT 10000" % field,
+                                   state, now - times[limit], now - times[limit])
+        for row in old:
+            if row["state"] == REGISTERED and (row["seq"] in moving or self.idle_seconds(row) < times["register_for"]):
+                continue
+
+            def work(tx):
+                gone = tx.db.execute("DELETE FROM calculations WHERE seq = ? AND state = ?", (row["seq"], row["state"])).rowcount
+                if gone:
+                    tx.db.execute("DELETE FROM files WHERE calc = ?", (row["seq"],))
+                return gone
+
+            if self.store.write(work, "retention"):
+                log("info", row["accept_id"], "removed", state=row["state"], user=row["user"])
+                remove_tree(self.store.spool(row["accept_id"], ""))
+                self.front.fire(("calc", row["accept_id"]))
+        self.recount()
+        self.store.ballast()
+
+    def make_room(self):
+        """Somebody was refused for want of room: the files of what is fetched go before keep_fetched, the oldest first, if that can be enough.
+        The calculations stay, so that a request_id that comes again finds what it ran; on a full disk nothing could be noted anyhow."""
+        need, self.store.wanted, free = self.store.wanted, 0, self.store.free()
+        if not need:
+            return
+        old = [row for row in self.store.read("SELECT c.accept_id, c.user, SUM(f.size + ?) AS bytes FROM calculations c JOIN files f ON"
+                                              " f.calc = c.seq WHERE c.state = ? GROUP BY c.seq ORDER BY c.finished", BLOCK, FINISHED)
+               if self.store.kept(row)]
+        if need > free + sum(row["bytes"] for row in old):
+            return
+        need += self.store.keep_free(self.conf["limits"]["spool_free"]) + self.reserved - free
+        for row in old:
+            if need <= 0:
+                break
+            log("info", row["accept_id"], "files-removed", why="no room", user=row["user"])
+            path = self.store.spool(row["accept_id"], "").rstrip(b"/")
+            os.rename(path, path + b".gone")           # a start removes it, if this ends here
+            remove_tree(path + b".gone")
+            need -= row["bytes"]
+
+    def recount(self):
+        """Counts what the quotas look at."""
+        found = self.store.read("SELECT user, COUNT(*) FROM calculations WHERE state != ? GROUP BY user", FINISHED)
+        self.open_of = collections.Counter({row[0]: row[1] for row in found})
+        self.reserved = self.store.read("SELECT COALESCE(SUM(size), 0) FROM files WHERE done = 0")[0][0]
+        self.count_output()
+
+    def housekeeping(self):
+        """The sweeper thread."""
+        slow, ini_seen, certificate_seen = time.monotonic(), self.ini_stamp(), self.certificate_stamp()
+        while True:
+            time.sleep(1)
+            now = time.monotonic()
+            try:
+                self.load_tokens()
+                self.look_at_pauses()
+                self.obey()
+                self.sweep_leases(now)
+                self.sweep_announced(now)
+                self.make_room()
+                if self.ini_stamp() != ini_seen:
+                    ini_seen = self.ini_stamp()
+                    self.try_reload()
+                if self.certificate_stamp() != certificate_seen:
+                    certificate_seen = self.certificate_stamp()
+                    self.renew_certificate()
+                if now - slow >= 60 or now - slow >= min(self.conf["times"][key] for key in ("register_for", "keep_fetched", "lost_after")):
+                    slow = now
+                    self.note_use()
+                    self.forget_logins(time.time())
+                    self.sweep_lost(now)
+                    self.sweep_old(time.time())
+            except (No, OSError, sqlite3.Error) as error:
+                log("error", None, "sweeper", error=error)
+
+    def forget_logins(self, now):
+        """Tokens of log-ins go a week after their end; failures that lock nobody any more, after an hour."""
+        if self.store.read("SELECT 1 FROM tokens WHERE login AND expires < ? LIMIT 1", now - 7 * 86400):
+            self.store.write(lambda tx: tx.db.execute("DELETE FROM tokens WHERE login AND expires < ?", (now - 7 * 86400,)), "forget logins")
+        for key in [key for key, (count, until) in list(self.failures.items()) if until < time.monotonic() - 3600]:
+            self.failures.pop(key, None)
+
+    # -- configuration in mid-run
+
+    def ini_stamp(self):
+        """Changes when the ini does."""
+        try:
+            found = os.stat(utf8(self.ini))
+            return found.st_mtime, found.st_size, found.st_ino
+        except OSError:
+            return None
+
+    def certificate_stamp(self):
+        """Changes when the certificate or its key is renewed."""
+        try:
+            return [os.stat(utf8(self.conf["Server"][key])).st_mtime for key in ("certfile", "keyfile", "client_ca") if self.conf["Server"][key]]
+        except OSError:
+            return None
+
+    def reload(self):
+        """Takes a changed ini into force. Stop, with the line that is wrong, if it is broken: then the old one stays."""
+        conf = check_conf(read_ini(self.ini, INI), self.ini)
+        for section, key in AT_START:
+            if conf[section][key] != self.conf[section][key]:
+                log("warn", None, "reload", key=key, why="takes effect at the next start")
+                conf[section][key] = self.conf[section][key]
+        self.conf = conf
+        self.note_settings()
+        SAY["level"] = LEVELS.index(conf["Server"]["loglevel"])
+        log("info", None, "reload", ini=self.ini, sites=len(conf["RemoteSites"]["remote_site_ids"]))
+
+    def note_settings(self):
+        """state_dir/settings: with which values this relay runs, for `check` and `list`."""
+        path = os.path.join(utf8(self.store.folder), b"settings")
+        try:
+            with open(path + b".part", "w", encoding="utf-8") as out:
+                json.dump({"process": process_mark(os.getpid()), "conf": self.conf}, out)
+            os.rename(path + b".part", path)
+        except OSError as error:
+            log("warn", None, "settings", error=error)
+
+    def try_reload(self):
+        """reload(), for a file that changed by itself: a broken one is one line in the log."""
+        try:
+            self.reload()
+        except Stop as stop:
+            log("error", None, "reload", refused=stop, why="the old ini stays in force")
+
+    def hang_up(self):
+        """SIGHUP: the log file anew, and the ini."""
+        try:
+            log_into(self.conf["Server"]["logfile"])
+        except OSError as error:
+            log("error", None, "logfile", refused=error, why="the old one is written on")
+        self.try_reload()
+
+    def renew_certificate(self):
+        """A renewed certificate is used for new connections; a broken one is not."""
+        try:
+            self.front.context = tls_context(self.conf["Server"])
+            log("info", None, "certificate", renewed=self.conf["Server"]["certfile"])
+        except Stop as stop:
+            log("error", None, "certificate", refused=stop, why="the old one stays in force")
+
+
+# ==== the store ====
 SCHEMA_VERSION = 3
 SCHEMA = """
 CREATE TABLE calculations (
@@ -1062,34 +1850,9 @@ UPGRADES = {1: "ALTER TABLE tokens ADD COLUMN used REAL; ALTER TABLE tokens ADD 
                "ALTER TABLE calculations ADD COLUMN texts INTEGER NOT NULL DEFAULT 0; UPDATE calculations SET texts = LENGTH(info);"
                "ALTER TABLE calculations ADD COLUMN waits TEXT NOT NULL DEFAULT '';"
                "ALTER TABLE users ADD COLUMN known TEXT NOT NULL DEFAULT '';"}
-VERDICTS = ("missing", "refused", "limit", "name", "unreadable", "changing", "outside", "special", "held")   # why a result stayed where it is
-
-Who = collections.namedtuple("Who", "user roles sites expires key")         # who a token stands for; sites (): any; key: for counting
-Park = collections.namedtuple("Park", "key")                                # a call's answer when it waits for an event of this key
-Spool = collections.namedtuple("Spool", "segments length headers status then moved")  # a call's answer from the spool, see send_spool()
-Spool.__new__.__defaults__ = (None, None)
-Bare = collections.namedtuple("Bare", "parsed")                             # a call's answer without the envelope
-Route = collections.namedtuple("Route", "role function bulk")
-
-
-class No(Exception):
-    """A refusal: code and text of the envelope, the HTTP status (the code's, unless given), more fields."""
-
-    def __init__(self, code, text, http=None, **more):
-        Exception.__init__(self, text)
-        self.code, self.more = code, more
-        self.http = http or (code if isinstance(code, int) else 400)
-
-
-# ---- the store: one SQLite writer, and a spool of files beside it
-
-def is_locked(lock):
-    """Does another process hold the open lock file?"""
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return False
-    except OSError as error:
-        return error.errno in (errno.EAGAIN, errno.EACCES)
+BRIEF = ("seq, accept_id, user, site, command, state, status, reason, version, inputs, inputs_open, inputs_more, results, results_open,"
+         " results_more, manifest, needs_v2, hidden, protocol, claim, attempt, poller, cancel, silent, touched, allowed, started, ended,"
+         " exit_code, signal, waits")
 
 
 class Store:
@@ -1309,6 +2072,15 @@ class Job:
         return self.db.execute(sql, values).fetchall()
 
 
+def is_locked(lock):
+    """Does another process hold the open lock file?"""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return False
+    except OSError as error:
+        return error.errno in (errno.EAGAIN, errno.EACCES)
+
+
 def make_folder(path, until):
     """Makes the folder (bytes) and what is missing above it, each entry on disk; until: where to stop looking."""
     if path != until and not os.path.isdir(path):
@@ -1347,1907 +2119,10 @@ def remove_tree(path):
     os.rmdir(path)
 
 
-def move(relay, tx, step, row, under=None, **changes):
-    """The only place where a state changes. False: the calculation was not in one of step.frm (or, for the holder of a claim,
-    no longer under it).
-    Logged, and whoever waits for it is told, once it is on disk."""
-    sets = ", ".join("%s = ?" % name for name in changes)
-    marks = ", ".join("?" * len(step.frm))
-    now = time.time()
-    done = tx.db.execute(
-        "UPDATE calculations SET state = ?, version = version + 1, touched = ?, silent = 0, waits = ''%s WHERE seq = ? AND state IN (%s)"
-        " AND (? OR claim = ?)"
-        % (sets and ", " + sets, marks),
-        [step.to, now] + list(changes.values()) + [row["seq"]] + list(step.frm) + [under is None, under]).rowcount
-    if done:
-        accept_id, site, user = row["accept_id"], row["site"], row["user"]
-        shown = {key: changes[key] for key in ("attempt", "poller", "status", "exit_code", "reason") if changes.get(key) not in (None, "")}
-        tx.after(lambda: log("info", accept_id, "%d %s" % (step.number, step.name), site=site, user=user, **shown))
-        tx.after(lambda: relay.front.fire(("calc", accept_id)))
-        if step.to == ALLOWED:
-            need = tx.db.execute("SELECT bytes FROM calculations WHERE seq = ?", (row["seq"],)).fetchone()[0]
-            tx.after(lambda: relay.front.fire(("site", site, user), one=True, need=need))
-    return bool(done)
-
-
-# ---- what the calls share
-
-BRIEF = ("seq, accept_id, user, site, command, state, status, reason, version, inputs, inputs_open, inputs_more, results, results_open,"
-         " results_more, manifest, needs_v2, hidden, protocol, claim, attempt, poller, cancel, silent, touched, allowed, started, ended,"
-         " exit_code, signal, waits")
-
-
-def covers(who, site):
-    """Is the token good for this site?"""
-    return not who.sites or site in who.sites
-
-
-def unknown_site(site, code=400, http=400):
-    """The refusal of a site that the ini does not name, in the manual's words."""
-    return No(code, "Your site-id(%s) does not match in the list that acceptable to." % printable(site)[:200], http)
-
-
-def check_site(c, site, code=400, http=400):
-    """Refuses a site that is not one of the token's (in words of its own; the fielded calls have none), or that the ini does not name."""
-    if code == 400 and not covers(c.who, site):        # whether there is such a site is not told
-        why = "not for site %s, only for %s" % (printable(site)[:100], " ".join(c.who.sites))
-        raise No(403, "this token is " + why, why=why)
-    if not isinstance(site, str) or site not in c.relay.conf["RemoteSites"]["remote_site_ids"] or not covers(c.who, site):
-        raise unknown_site(site, code, http)
-
-
-def own(c):
-    """The calculation that the call names (also by the beginning of its id), if it exists for this caller; otherwise the same 404 as for an
-    unknown id. 409 if there are several."""
-    given = c.text("accept_id")
-    begins = given + "~" if 8 <= len(given) < 36 else given              # an id is of letters, digits and -, which sort before ~
-    rows = c.relay.store.read("SELECT %s FROM calculations WHERE accept_id >= ? AND accept_id <= ? LIMIT 1000" % BRIEF, given, begins)
-    found = [row for row in rows if (row["user"] == c.who.user or OPERATOR in c.who.roles) and covers(c.who, row["site"])]
-    if not found:
-        raise No(404, "There is no information for accept_id(%s)" % given)
-    if len(found) > 1:
-        raise No(409, "accept_id(%s) is the beginning of %s" % (given, " ".join(row["accept_id"] for row in found[:10])), why="prefix")
-    return found[0]
-
-
-def held(c):
-    """own(), if the call's claim is the one in force; its lease is renewed. 409 with why=claim for any other."""
-    row = own(c)
-    if not row["claim"] or c.text("claim") != row["claim"] or row["protocol"] == 1:
-        if c.relay.in_grace():
-            raise No(503, "the relay was restored from a backup and takes stock; try again later")
-        raise No(409, "another claim is in force (superseded)", why="claim", state=WORDS[row["state"]])
-    c.relay.renew(row)
-    return row
-
-
-def rows_of(c, ids):
-    """{accept_id: row} of those calculations that exist for this caller; of at most LISTED. 413 for more."""
-    found, ids, store = {}, list(ids), c.relay.store
-    if len(ids) > LISTED:
-        raise No(413, "more than %d calculations in one call" % LISTED, why="work")
-    c.relay.spend(c, ROW_WORK * len(ids))
-    for at in range(0, len(ids), 500):
-        part = ids[at:at + 500]
-        rows = store.read("SELECT %s FROM calculations WHERE user = ? AND accept_id IN (%s)" % (BRIEF, ", ".join("?" * len(part))), c.who.user, *part)
-        found.update((row["accept_id"], row) for row in rows if covers(c.who, row["site"]))
-    return found
-
-
-def make_step(c, name, row, **changes):
-    """Makes a step durable. Asked again after it was made: fine. From any other state: 409."""
-    step, claim = STEP[name], row["claim"]
-
-    def work(tx):
-        if move(c.relay, tx, step, row, claim if step.role == REMOTE else None, **changes):
-            return True
-        now = tx.db.execute("SELECT state, claim FROM calculations WHERE seq = ?", (row["seq"],)).fetchone()
-        if now is not None and now["state"] == step.to and (step.role != REMOTE or now["claim"] == claim):
-            return False                               # the answer was lost; the same again
-        if step.role == REMOTE and c.relay.in_grace():
-            raise No(503, "the relay was restored from a backup and takes stock; try again later")
-        raise No(409, "%s is not possible now" % name, why="state", state=WORDS[now["state"]] if now else "")
-
-    return c.relay.store.write(work, name)
-
-
-def check_page(page, before=None, reserved=()):
-    """A page of a manifest {NAME: {size, sha256, x?, mtime?}} as a list of (name, size, sha256, x, mtime), where x (1 or None) says that its
-    owner may execute it and mtime (seconds, or None) when it was changed. A name with a trailing / is an empty directory; they come last.
-    400 if anything in it is not as it should be."""
-    if not isinstance(page, dict) or len(page) > PAGE:
-        raise No(400, "a manifest page is an object of at most %d names" % PAGE)
-    try:
-        check_order(page, before, reserved, folders=True)
-    except ValueError as error:
-        raise No(400, str(error), why="name")
-    entries = []
-    for name, entry in page.items():
-        size, sum256 = (entry.get("size"), entry.get("sha256")) if isinstance(entry, dict) else (None, None)
-        if type(size) is not int or not 0 <= size < 1 << 60 or not isinstance(sum256, str) or not re.match(r"[0-9a-f]{64}\Z", sum256):
-            raise No(400, "size or sha256 of %s" % name)
-        if name.endswith("/") and (size, sum256) != (0, NOTHING):
-            raise No(400, "%s is a directory: size 0 and the sum of nothing" % name)
-        mtime = entry.get("mtime")
-        if mtime is not None and not (type(mtime) in (int, float) and abs(mtime) < 1 << 40):
-            raise No(400, "mtime of %s" % name)
-        entries.append((name, size, sum256, 1 if entry.get("x") is True else None, mtime))
-    return entries
-
-
-def named(entries):
-    """What tells one manifest from another: name, size, sum of each file. (Marks and empty directories may change without another result.)"""
-    return [entry[:3] for entry in entries if not entry[0].endswith("/")]
-
-
-def insert_page(tx, seq, kind, first, entries, more):
-    """Adds a checked page to a calculation's manifest."""
-    tx.db.executemany("INSERT INTO files (calc, kind, n, name, size, sha256, x, mtime, done) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                      [(seq, kind, first + n) + entry + (entry[0].endswith("/"),) for n, entry in enumerate(entries)])
-    field = "inputs" if kind == "input" else "results"
-    tx.db.execute("UPDATE calculations SET %s = ?, %s_open = %s_open + ?, %s_more = ?, bytes = bytes + ?, texts = texts + ?, touched = ?"
-                  " WHERE seq = ?" % (field, field, field, field),
-                  (first + len(entries), sum(not entry[0].endswith("/") for entry in entries), more, sum(entry[1] for entry in entries),
-                   room_of_names(entries), time.time(), seq))
-
-
-def room_of_names(entries):
-    """Bytes, about, that these entries of a manifest take in the database."""
-    return sum(len(entry[0]) + ENTRY for entry in entries)
-
-
-def page_of(c, seq, kind, first):
-    """One page of a manifest as it goes over the wire: {"files": {...}, "next": number or None}. Empty directories are told to those who say
-    that they know them (`dirs`); they are the last, so that nobody counts otherwise."""
-    rows = c.relay.store.read("SELECT n, name, size, sha256, x, mtime FROM files WHERE calc = ? AND kind = ? AND n >= ?%s ORDER BY n LIMIT ?"
-                              % ("" if c.fields.get("dirs") else " AND name NOT LIKE '%/'"), seq, kind, first, PAGE + 1)
-    files = collections.OrderedDict((row["name"], {"size": row["size"], "sha256": row["sha256"]}) for row in rows[:PAGE])
-    for row in rows[:PAGE]:
-        marks = {"x": bool(row["x"]), "mtime": row["mtime"]}
-        files[row["name"]].update((key, value) for key, value in marks.items() if value is not None and value is not False)
-    return {"files": files, "next": rows[PAGE]["n"] if len(rows) > PAGE else None}
-
-
-def check_room(relay, entries, files_before=0):
-    """Limits and free disk for these entries, before a byte moves: 413 over a limit, 507 when the disk would become too full. Their bytes."""
-    total = check_sizes(relay, entries, files_before)
-    check_free(relay, total)
-    return total
-
-
-def check_sizes(relay, entries, files_before=0):
-    """413 if these entries are over a limit; otherwise their bytes."""
-    limits = relay.conf["limits"]
-    for name, length in (entry[:2] for entry in entries):
-        if limits["max_file"] and length > limits["max_file"]:
-            raise No(413, "%s: %d bytes are over the relay's limit of %d ([limits] max_file)" % (name, length, limits["max_file"]))
-    if limits["max_files"] and files_before + len(entries) > limits["max_files"]:
-        raise No(413, "more than %d files ([limits] max_files)" % limits["max_files"])
-    return sum(entry[1] for entry in entries)
-
-
-def check_free(relay, total):
-    """507 if so many bytes would make the disk too full."""
-    store = relay.store
-    if store.free() - relay.reserved - sum(relay.arriving.values()) - total < store.keep_free(relay.conf["limits"]["spool_free"]):
-        raise store.full(total)
-
-
-def check_margin(relay, size):
-    """507 if half of what is to stay free is used up: small files cost more, in blocks and inodes, than the bytes that were looked at when they
-    were declared, and whoever declares very many of them would fill the disk."""
-    if relay.store.free() < relay.store.keep_free(relay.conf["limits"]["spool_free"]) // 2:
-        raise relay.store.full(size)
-
-
-def incomplete(c, row, kind):
-    """409 that lists the files that are not complete."""
-    rows = c.relay.store.read("SELECT n FROM files WHERE calc = ? AND kind = ? AND done = 0 ORDER BY n LIMIT ?", row["seq"], kind, LISTED)
-    more = bool(row["inputs_more" if kind == "input" else "results_more"])
-    return No(409, "not all files are complete", why="incomplete", incomplete=[found["n"] for found in rows], more=more)
-
-
-# ---- the calls, by the nine steps
-
-def add_calcinfo(c):
-    """1. Registers a calculation; the same user's same request_id gets the same one again."""
-    info, relay = c.need("calc-info", dict), c.relay
-    relay.check_maintenance()
-    site, command, parameters = info.get("remote-site"), info.get("command"), info.get("parameters", "")
-    if not all(isinstance(text, str) for text in (site, command, parameters)) or not command:
-        raise No(400, "calc-info needs command, remote-site and parameters as texts")
-    check_site(c, site)
-    rules = relay.rules(site)
-    if command not in rules["commands"] + rules["command_lines"]:
-        raise No(401, "command %s is not in the list of site %s" % (printable(command), site), why="command")
-    if rules["users"] and c.who.user not in rules["users"]:
-        raise No(403, "user %s may not use site %s" % (c.who.user, site), why="users")
-    names, patterns = check_declared(c, info)
-    entries, more = check_page(info.get("parameter_files", {}), reserved=LOG_NAMES), bool(c.fields.get("more"))
-    total = check_sizes(relay, entries)
-    kept = kept_of(info, parameters, names, patterns)
-    print256 = hashlib.sha256(json.dumps([site, command, kept, named(entries), c.fields.get("total")]).encode()).hexdigest()
-    request_id, accept_id, now = c.text("request_id"), str(uuid.uuid4()), time.time()
-    if not 0 < len(request_id) <= 200:
-        raise No(400, "request_id is a text of at most 200 characters")
-    needs_v2 = bool(patterns or parameters and not c.get("fielded", bool, False) or more or total > V1_BYTES
-                    or any("/" in entry[0] for entry in entries))
-
-    def work(tx):
-        row = tx.db.execute("SELECT %s, fingerprint FROM calculations WHERE user = ? AND request_id = ?" % BRIEF, (c.who.user, request_id)).fetchone()
-        if row is not None:
-            if row["fingerprint"] != print256:
-                raise No(409, "request_id %s was used for another calculation" % printable(request_id), why="differs", accept_id=row["accept_id"])
-            return row, True
-        check_free(relay, total)
-        check_quota(relay, tx, c.who.user, site, rules, total + len(kept) + room_of_names(entries))
-        seq = tx.db.execute(
-            "INSERT INTO calculations (accept_id, user, request_id, fingerprint, site, command, info, texts, needs_v2, state, registered, touched)"
-            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            (accept_id, c.who.user, request_id, print256, site, command, kept, len(kept), needs_v2, REGISTERED, now, now)).lastrowid
-        insert_page(tx, seq, "input", 0, entries, more)
-        row = tx.db.execute("SELECT %s FROM calculations WHERE seq = ?" % BRIEF, (seq,)).fetchone()
-        tx.after(lambda: relay.count_new(c.who.user, total))
-        tx.after(lambda: log("info", accept_id, "1 add-calcinfo", site=site, user=c.who.user, command=command, inputs=len(entries)))
-        if c.fields.get("allow") and not entries and not more:
-            move(relay, tx, STEP["allow-wait-calc"], row, allowed=now)
-        return tx.db.execute("SELECT %s FROM calculations WHERE seq = ?" % BRIEF, (seq,)).fetchone(), False
-
-    row, known = relay.store.write(work, "add-calcinfo")
-    return dict(progress_of(c, row), message="registered", accept_id=row["accept_id"], known=known,
-                warning=v1_warning(relay, site, c.who.user, needs_v2, parameters))
-
-
-def kept_of(info, parameters, names, patterns):
-    """What is kept of a calc-info, as JSON: with every key that this relay does not know, without those that are its own to say."""
-    extra = {key: value for key, value in info.items() if key not in OUR_KEYS}
-    return json.dumps({"parameters": parameters, "result_names": names, "result_patterns": patterns, "extra": extra}, ensure_ascii=False)
-
-
-def check_declared(c, info):
-    """The declared results of a calc-info as (names in order, patterns); the logs are always implied. 400 if unusable."""
-    names, patterns = info.get("result_files", {}), info.get("result_patterns", [])
-    if not isinstance(names, (dict, list)) or not isinstance(patterns, list):
-        raise No(400, "result_files is an object of names, result_patterns a list")
-    c.relay.spend(c, 2 * NAME_WORK * len(names))
-    try:
-        names = sorted({check_name(name) for name in names} - set(LOG_NAMES), key=parts_of)
-        check_order(names, reserved=LOG_NAMES)
-        all_patterns(patterns)
-    except (ValueError, TypeError, AttributeError) as error:
-        raise No(400, "result_files, result_patterns: %s" % error, why="name")
-    return names, patterns
-
-
-def check_quota(relay, tx, user, site, rules, total):
-    """429 when the user or the site has as many calculations as the ini lets them have."""
-    check_open(relay, user)
-    check_bytes(relay, tx, user, total)
-    if rules["max_waiting"]:
-        waiting = tx.db.execute("SELECT COUNT(*) FROM (SELECT 1 FROM calculations WHERE site = ? AND state = ? LIMIT ?)",
-                                (site, ALLOWED, rules["max_waiting"])).fetchone()[0]
-        if waiting >= rules["max_waiting"]:
-            raise No(429, "%d calculations wait for site %s; try again later" % (waiting, site), why="max_waiting")
-
-
-def check_open(relay, user):
-    """429 when the user has as many unfinished calculations as the ini lets one have."""
-    most = relay.conf["limits"]["calculations_per_user"]
-    if most and relay.open_of[user] >= most:
-        raise No(429, "user %s has %d unfinished calculations; try again later" % (user, relay.open_of[user]), why="calculations_per_user")
-
-
-def check_bytes(relay, source, user, total):
-    """429 when the user would hold more bytes than the ini lets one hold: of files, names, texts and live output. source: the store, or
-    tx."""
-    most = relay.conf["limits"]["bytes_per_user"]
-    used = most and (source.read("SELECT SUM(bytes + texts) FROM calculations WHERE user = ?", user)[0][0] or 0) + relay.live[user]
-    if most and used + total > most:
-        raise No(429, "user %s holds %d bytes; try again later" % (user, used), why="bytes_per_user")
-
-
-def allow_wait_calc(c):
-    """2. All inputs are complete: the external computer may have it. 409 with the incomplete ones otherwise."""
-    row = own(c)
-    if row["state"] == REGISTERED and (row["inputs_open"] or row["inputs_more"]):
-        raise incomplete(c, row, "input")
-    if row["state"] != REGISTERED and row["allowed"]:
-        return {"message": "allowed"}                  # asked again
-    make_step(c, "allow-wait-calc", row, allowed=time.time())
-    return {"message": "allowed"}
-
-
-def calc_request(c):
-    """3. The oldest allowed calculation of this site and user, claimed in one guarded statement; waits up to `wait` seconds for one."""
-    site, relay = c.text("site_id"), c.relay
-    check_site(c, site)
-    relay.v1_sites.discard((site, c.who.user))         # its last poller is one of our own
-    have = c.get("have", dict, {})
-    for accept_id, found in rows_of(c, have).items():
-        if found["claim"] and found["claim"] == have[accept_id] and found["state"] in CLAIMED:
-            relay.renew(found)
-    take, free = c.text("take"), c.get("free", int, 1 << 62)
-    if not 8 <= len(take) <= 100:
-        raise No(400, "take is a random text of 8 to 100 characters")
-    query = "SELECT %s FROM calculations WHERE site = ? AND state = ? AND user = ?" % BRIEF
-    waiting = (query + " AND bytes <= ? ORDER BY seq LIMIT 100", (site, ALLOWED, c.who.user, free))
-    again = (query + " AND take = ?", (site, SENDING, c.who.user, take))
-
-    def work(tx):
-        row = tx.db.execute(*again).fetchone()
-        if row is None:
-            row = next((found for found in tx.db.execute(*waiting) if not relay.announced_to_other(found["accept_id"], "", time.monotonic())), None)
-            if row is None:
-                return None
-            claim = "%d.%s" % (row["attempt"] + 1, os.urandom(16).hex())
-            move(relay, tx, STEP["calc-request"], row, claim=claim, attempt=row["attempt"] + 1, take=take, protocol=2,
-                 poller=c.text("poller")[:200], claimed=time.time())
-            row = tx.db.execute(query + " AND take = ?", again[1]).fetchone()
-        return row
-
-    row, key, large = None, ("site", site, c.who.user), {}
-    relay.check_maintenance()
-    seen = relay.front.seen(key)
-    if not relay.in_grace() and relay.nothing.get(key) != seen:        # whatever comes for this site and user is an event
-        if relay.store.read("SELECT 1 FROM calculations WHERE site = ? AND user = ? AND state IN (?, ?)"
-                            " AND (take = ? OR state = ? AND bytes <= ?) LIMIT 1",
-                            site, c.who.user, ALLOWED, SENDING, take, ALLOWED, free):
-            row = relay.store.write(work, "calc-request")
-        elif not relay.store.read("SELECT 1 FROM calculations WHERE site = ? AND user = ? AND state IN (?, ?) LIMIT 1",
-                                  site, c.who.user, ALLOWED, SENDING):
-            relay.nothing[key] = seen
-        else:
-            large = too_large(c, site, free)
-    missed, fresh = wanted(c, site)
-    if row is None:
-        if time.monotonic() < c.until and not fresh:
-            return Park(key)
-        raise No("0300", "There is no information for accept_id(None), about the your site id(%s)" % site, http=200, wanted=missed, large=large)
-    relay.renew(row, relay.conf["times"]["accept_lease"])
-    return dict(calc_info(c, row), message="claimed", accept_id=row["accept_id"], claim=row["claim"], attempt=row["attempt"],
-                lease=relay.conf["times"]["lease"], wanted=missed)
-
-
-def too_large(c, site, free):
-    """{accept_id: bytes} of what waits for this poller, but needs more room than the `free` bytes that it has. Whoever waits for it is told."""
-    rows = c.relay.store.read("SELECT accept_id, bytes FROM calculations WHERE site = ? AND state = ? AND user = ? AND bytes > ? LIMIT 100",
-                              site, ALLOWED, c.who.user, free)
-    due = [row for row in rows if c.relay.may_note(row["accept_id"], c.who.user)]
-    c.relay.spend(c, NOTE_WORK * len(due))
-    for row in due:
-        c.relay.note_waits(row["accept_id"], c.who.user, "its inputs need %s, the external computer's disk has room for %s" % (
-            amount(row["bytes"]), amount(free)))
-    return {row["accept_id"]: row["bytes"] for row in rows}
-
-
-def amount(count):
-    """Bytes for people: 12.3 GB, 7 MB."""
-    return "%.1f GB" % (count / 1e9) if count >= 1e9 else "%d MB" % (max(0, count) // 1000000)
-
-
-def wanted(c, site):
-    """({accept_id: claim} of what this very poller claimed, is out of contact, and is not in its `have`; is one of them so since a moment
-    ago?): it may have delivered it to a relay that was restored from an older backup since."""
-    relay, have = c.relay, c.get("have", dict, {})
-    if not relay.silent:
-        return {}, False
-    rows = [row for row in relay.store.read(
-        "SELECT accept_id, claim, silent FROM calculations WHERE site = ? AND state IN (?, ?, ?) AND user = ? AND poller = ? AND claim IS NOT NULL"
-        " LIMIT 1000", site, RUNNING, ENDED, GETTING, c.who.user, c.text("poller"))
-            if row["accept_id"] in relay.silent and row["accept_id"] not in have]
-    return {row["accept_id"]: row["claim"] for row in rows}, any((relay.silent_seconds(row) or 0) < 2 for row in rows)
-
-
-def calc_info(c, row):
-    """What a poller is told of a calculation: calc-info and the first page of its inputs."""
-    kept = json.loads(c.relay.store.read("SELECT info FROM calculations WHERE seq = ?", row["seq"])[0]["info"])
-    info = dict(kept["extra"], **{"command": row["command"], "remote-site": row["site"], "parameters": kept["parameters"],
-                                  "result_files": {name: {} for name in kept["result_names"]}, "result_patterns": kept["result_patterns"]})
-    return {"calc-info": info, "inputs": page_of(c, row["seq"], "input", 0)}
-
-
-def calc_params(c):
-    """4. The same again for who holds the claim."""
-    return dict(calc_info(c, held(c)), message="calc-info")
-
-
-def calc_params_complete(c):
-    """4. The external computer has all inputs."""
-    make_step(c, "calc-params-complete", held(c))
-    return {"message": "complete"}
-
-
-def calc_start(c):
-    """5. The command is about to start: from here on the calculation is never handed out again."""
-    make_step(c, "calc-start", held(c), started=time.time())
-    return {"message": "started"}
-
-
-def calc_end(c):
-    """6. The command is over, or could not be started."""
-    row, word, code = held(c), c.text("result"), c.get("exit_code", int, None)
-    if word not in ("calc end", "abnormal"):
-        raise No(400, "result is \"calc end\" or \"abnormal\"")
-    good = word == "calc end" and code == 0
-    reason = printable(c.text("reason", ""))[:1000] or ("" if good else "exit code %s" % code)
-    if reason == "cancelled" and row["cancel"]:        # the poller knows no more than that; here it is known by whom
-        reason = row["cancel"]
-    report = {key: c.fields[key] for key in ("started", "ended", "cpu", "maxrss") if isinstance(c.fields.get(key), (int, float))}
-    name = "calc-end" if word == "calc end" or row["state"] not in (SENDING, SENT) else "calc-end abnormal"
-    make_step(c, name, row, status="completed" if good else "abnormal", reason=reason, ended=time.time(), exit_code=code,
-              signal=c.get("signal", int, None), report=json.dumps(report))
-    return {"message": "ended"}
-
-
-def send_results(c):
-    """7. The manifest of the results. Uploads go only against it; another one replaces it."""
-    row = held(c)
-    page, more = c.need("result_files", dict), bool(c.fields.get("more"))
-    entries = check_page(page)
-    check_results(c, row, entries)
-    told = {key: check_reasons(c, key) for key in ("missing", "refused")}
-    told["verdicts"] = check_verdicts(c)
-    check_room(c.relay, entries)
-    print256 = hashlib.sha256(json.dumps([named(entries), more, told, c.text("digest", "")]).encode()).hexdigest()    # digest: of all its pages
-    if row["state"] == GETTING and row["manifest"] == print256:
-        return {"message": "getting"}                  # asked again
-
-    told = {key: json.dumps(value, ensure_ascii=False) for key, value in told.items()}
-
-    def work(tx):
-        count_reasons(tx, row["seq"], told)
-        if not move(c.relay, tx, STEP["send-results"], row, row["claim"], manifest=print256, results=0, results_open=0, **told):
-            raise No(409, "send-results is not possible now", why="state", state=WORDS[row["state"]])
-        drop_results(tx, row["seq"])
-        insert_page(tx, row["seq"], "result", 0, entries, more)
-        tx.after(set_aside)
-
-    folder = c.relay.store.spool(row["accept_id"], "result").rstrip(b"/")
-    old = folder + b"." + utf8(os.urandom(4).hex())
-
-    def set_aside():                                   # what came for the manifest before; not sooner, it may be all there is
-        c.relay.forget_uploads(row["seq"])
-        try:
-            os.rename(folder, old)
-        except OSError:                                # there was none; or new files replace the old ones one by one
-            pass
-
-    c.relay.store.write(work, "send-results")
-    remove_tree(old)
-    return {"message": "getting"}
-
-
-def count_reasons(tx, seq, told):
-    """Counts the texts {column: JSON} that take the place of a calculation's present ones."""
-    tx.db.execute("UPDATE calculations SET texts = texts + ?%s WHERE seq = ?" % "".join(" - LENGTH(%s)" % key for key in told),
-                  (sum(map(len, told.values())), seq))
-
-
-def drop_results(tx, seq):
-    """Takes a manifest of results out of a calculation, and out of what its user holds."""
-    bytes_, texts = tx.db.execute("SELECT COALESCE(SUM(size), 0), COALESCE(SUM(LENGTH(name) + ?), 0) FROM files WHERE calc = ? AND kind = 'result'",
-                                  (ENTRY, seq)).fetchone()
-    tx.db.execute("UPDATE calculations SET bytes = bytes - ?, texts = texts - ? WHERE seq = ?", (bytes_, texts, seq))
-    tx.db.execute("DELETE FROM files WHERE calc = ? AND kind = 'result'", (seq,))
-
-
-def check_results(c, row, entries):
-    """400 unless every entry was declared by the workflow side (or is a log)."""
-    kept = json.loads(c.relay.store.read("SELECT info FROM calculations WHERE seq = ?", row["seq"])[0]["info"])
-    patterns, exact = kept["result_patterns"], set(kept["result_names"])
-    each = sum(STAR_WORK if isinstance(pattern(text), Stars) else 1 for text in patterns)
-    c.relay.spend(c, NAME_WORK * len(exact) + sum(NAME_WORK + len(entry[0]) * each for entry in entries if entry[0] not in exact))
-    parts = [patterns[at:at + PATTERNS] for at in range(0, len(patterns), PATTERNS)] or [[]]       # more than one: of an older version
-    wanted = [declared(exact, part) for part in parts]
-    for name in (entry[0] for entry in entries):
-        if not any(one(name) for one in wanted):
-            raise No(400, "%s is not a declared result" % name, why="undeclared")
-
-
-def check_reasons(c, key):
-    """missing or refused: {NAME: why}, as printable text. 400 if malformed."""
-    found = c.get(key, dict, {})
-    if len(found) > LISTED or not all(isinstance(why, str) for why in found.values()):
-        raise No(400, "%s is an object of names and reasons" % key)
-    return {printable(name)[:1000]: printable(why)[:1000] for name, why in found.items()}
-
-
-def check_verdicts(c):
-    """verdicts: {code: {"count", "names"}} of what was asked for and did not come: how many, and the names that their owner lets leave (the
-    first NAMED of each). 400 if malformed."""
-    found, kept = c.get("verdicts", dict, {}), {}
-    for code, entry in found.items():
-        count, names = (entry.get("count"), entry.get("names", [])) if isinstance(entry, dict) else (None, None)
-        if code not in VERDICTS or type(count) is not int or not 0 < count < 1 << 40 or not isinstance(names, list) or \
-                not all(isinstance(name, str) for name in names[:NAMED]):
-            raise No(400, "verdicts is an object of {count, names} for: %s" % " ".join(VERDICTS))
-        kept[code] = {"count": count, "names": [printable(name)[:1000] for name in names[:NAMED]]}
-    return kept
-
-
-def end_send(c):
-    """8. Everything in the manifest has arrived; a success needs at least one of the results that were asked for."""
-    row = held(c)
-    if c.text("result") != "end send":
-        raise No(400, "result is \"end send\"")
-    if row["state"] == GETTING and (row["results_open"] or row["results_more"]):
-        raise incomplete(c, row, "result")
-    changes = {}
-    if row["state"] == GETTING and row["status"] == "completed":
-        kept = json.loads(c.relay.store.read("SELECT info FROM calculations WHERE seq = ?", row["seq"])[0]["info"])
-        logs = len(c.relay.store.read("SELECT 1 FROM files WHERE calc = ? AND kind = 'result' AND name IN (?, ?)", row["seq"], *LOG_NAMES))
-        if kept["result_names"] and row["results"] <= logs:
-            changes = {"status": "abnormal", "reason": "none of the results is there"}
-    make_step(c, "end-send", row, got=time.time(), **changes)
-    c.relay.leases.pop(row["accept_id"], None)
-    return {"message": "got"}
-
-
-GONE = "it was fetched, and its files had to make room for others"
-
-
-def get_calc_result(c):
-    """9. The manifest of the results and how it ended. Kept until finish, and keep_fetched after it."""
-    row = own(c)
-    if row["state"] not in (GOT, FINISHED):
-        raise No(409, "the result is not there yet", why="state", state=WORDS[row["state"]])
-    more = c.relay.store.read("SELECT info, missing, refused, verdicts, report FROM calculations WHERE seq = ?", row["seq"])[0]
-    kept, report, page = json.loads(more["info"]), json.loads(more["report"]), page_of(c, row["seq"], "result", 0)
-    result = {"result_files": page["files"], "missing": json.loads(more["missing"]), "refused": json.loads(more["refused"]),
-              "verdicts": json.loads(more["verdicts"]),
-              "status": row["status"], "reason": row["reason"], "exit_code": row["exit_code"], "signal": row["signal"],
-              "result_names": kept["result_names"], "result_patterns": kept["result_patterns"], "command": row["command"],
-              "site": row["site"], "started": report.get("started", row["started"]), "ended": report.get("ended", row["ended"])}
-    gone = GONE if row["results"] and not c.relay.store.kept(row) else ""
-    return {"message": "result", "result-info": result, "next": page["next"], "gone": gone}
-
-
-def finish(c):
-    """9. The workflow side has everything on its disk."""
-    row = own(c)
-    if row["state"] == GOT:
-        make_step(c, "finish", row, finished=time.time())
-    elif row["state"] != FINISHED:
-        raise No(409, "the result is not there yet", why="state", state=WORDS[row["state"]])
-    return {"message": "finished"}
-
-
-def progress_of(c, row):
-    """What a waiting workflow side is told. stamp changes whenever any of it does (queue and idle aside)."""
-    away = c.relay.silent_seconds(row)
-    ahead, written = None, c.relay.output_sizes(row)
-    what = row["waits"] or (c.relay.what.get(row["accept_id"], "") if row["state"] in (SENDING, SENT, RUNNING) else "")
-    if row["state"] == ALLOWED:
-        ahead = c.relay.store.read("SELECT COUNT(*) FROM (SELECT 1 FROM calculations WHERE site = ? AND state = ? AND user = ? AND seq < ?"
-                                   " LIMIT 1000)",
-                                   row["site"], ALLOWED, row["user"], row["seq"])[0][0]
-    return {"progress": WORDS[row["state"]], "status": row["status"], "wait_allow": row["allowed"], "reason": row["reason"],
-            "exit_code": row["exit_code"], "signal": row["signal"], "out_of_contact": away, "queue": ahead, "output": written, "what": what,
-            "warning": v1_warning(c.relay, row["site"], row["user"], row["needs_v2"]) if row["state"] == ALLOWED else "",
-            "idle": int(c.relay.idle_seconds(row)) if row["state"] == REGISTERED else None,
-            "cancelling": bool(row["cancel"]) and row["state"] in (SENDING, SENT, RUNNING),
-            "accept_id": row["accept_id"],
-            "stamp": "%d.%d%s%s" % (row["version"], sum(written), "" if away is None else "-", "%x" % binascii.crc32(utf8(what)) if what else "")}
-
-
-def unchanged(c):
-    """own(), not asked of the database again while nothing happened to it since the same connection asked before."""
-    accept_id, relay = c.text("accept_id"), c.relay
-    now = accept_id, c.who, relay.front.seen(("calc", accept_id))
-    if len(accept_id) < 36 or c.conn.row is None or c.conn.row[0] != now or accept_id in relay.silent:
-        c.conn.row = now, own(c)
-    return c.conn.row[1]
-
-
-def calc_progress(c):
-    """How far it is; with `known` (a stamp) it waits up to `wait` seconds for a change."""
-    row = unchanged(c)
-    found = progress_of(c, row)
-    if c.get("known", str, None) == found["stamp"] and time.monotonic() < c.until:
-        return Park(("calc", row["accept_id"]))
-    return dict(found, accept_id=row["accept_id"], message="status:%s" % (row["status"] if c.name == "calc-status" else WORDS[row["state"]]))
-
-
-def note_cancel(c, tx, row, now, reason):
-    """What is claimed is to be cancelled: its poller (now: user, poller) is told by the heartbeat, and who waits for news of it at once."""
-    tx.db.execute("UPDATE calculations SET cancel = ?, version = version + 1 WHERE seq = ? AND cancel IS NOT ?", (reason, row["seq"], reason))
-    tx.after(lambda: c.relay.front.fire(("calc", row["accept_id"])))
-    tx.after(lambda: c.relay.front.fire(("poller", now["user"], now["poller"])))
-
-
-def cancel_wait_calc(c):
-    """Cancels: at once what nobody has claimed; what is claimed when its holder, told by the heartbeat, has stopped it.
-    Whoever comes first decides: 409 with why=ended after calc-end."""
-    row, reason = own(c), "cancelled: " + (printable(c.text("reason", ""))[:200] or "by the workflow side")
-    if row["state"] in (ENDED, GETTING, GOT, FINISHED):
-        if row["reason"].startswith("cancelled"):
-            return {"message": "cancelled", "ended": True}
-        raise No(409, "it has ended already", why="ended", state=WORDS[row["state"]])
-
-    def work(tx):
-        if move(c.relay, tx, STEP["cancel-wait-calc"], row, status="abnormal", reason=reason, got=time.time()):
-            return True
-        now = tx.db.execute("SELECT %s FROM calculations WHERE seq = ?" % BRIEF, (row["seq"],)).fetchone()
-        if now is None or now["state"] not in (SENDING, SENT, RUNNING):
-            raise No(409, "it has ended already", why="ended", state=WORDS[now["state"]] if now else "")
-        if now["protocol"] == 1:
-            raise No(409, "a fielded poller holds it and cannot be told to stop", why="fielded")
-        note_cancel(c, tx, row, now, reason)
-        tx.after(lambda: log("info", row["accept_id"], "6 cancel", user=row["user"], reason=reason))
-        return False
-
-    return {"message": "cancelled", "ended": c.relay.store.write(work, "cancel-wait-calc")}
-
-
-def rerun(c):
-    """A person's word: the same calculation once more, with a new claim and a new working directory. From abnormal before `finish`;
-    with force and a reason also from out of contact: the late result of the old claim is then refused."""
-    row, force, reason = own(c), bool(c.fields.get("force")), printable(c.text("reason", ""))[:200]
-    if row["state"] == ALLOWED and row["attempt"]:     # asked again, or about to be run again anyway
-        return {"message": "allowed again"}
-    if row["state"] == GOT and row["status"] == "abnormal":
-        step = STEP["rerun"]
-    elif row["state"] in STEP["rerun --force"].frm and row["protocol"] != 1 and force and reason and row["accept_id"] in c.relay.silent:
-        step = STEP["rerun --force"]
-    elif row["state"] == ALLOWED and row["attempt"] and not row["claim"]:
-        return {"message": "allowed again"}            # the answer was lost
-    else:
-        raise No(409, "rerun is possible from abnormal before finish, or out of contact with force and a reason", why="state",
-                 state=WORDS[row["state"]])
-
-    def work(tx):
-        told = {"missing": "{}", "refused": "{}", "verdicts": "{}"}
-        count_reasons(tx, row["seq"], told)
-        done = move(c.relay, tx, step, row, status="none", reason="", claim=None, take=None, cancel=None, protocol=0, exit_code=None, signal=None,
-                    started=None, ended=None, got=None, results=0, results_open=0, results_more=0, manifest=None, report="{}", **told)
-        if not done:
-            raise No(409, "rerun is not possible now", why="state")
-        kept = json.loads(tx.db.execute("SELECT info FROM calculations WHERE seq = ?", (row["seq"],)).fetchone()[0])
-        kept["extra"]["rerun"] = row["attempt"]        # a poller runs an attempt beyond one that it has run only if this covers that
-        tx.db.execute("UPDATE calculations SET info = ? WHERE seq = ?", (json.dumps(kept, ensure_ascii=False), row["seq"]))
-        drop_results(tx, row["seq"])
-        for stream in ("out", "err"):                  # sooner than anybody can claim it: the next attempt writes from 0
-            path = c.relay.store.spool(row["accept_id"], "", "live." + stream)
-            if os.path.exists(path):
-                os.unlink(path)
-
-    c.relay.store.write(work, "rerun")
-    c.relay.leases.pop(row["accept_id"], None)
-    c.relay.silent.pop(row["accept_id"], None)
-    log("info", row["accept_id"], "2 rerun", by=c.who.user, reason=reason)
-    return {"message": "allowed again"}
-
-
-def end(c):
-    """An operator's word: what is out of contact will not come back."""
-    row = own(c)
-    if row["state"] not in CLAIMED:
-        raise No(409, "end is possible for what is claimed and has not come to its end", why="state", state=WORDS[row["state"]])
-    c.relay.lose(row, "ended by an operator: " + (printable(c.text("reason", ""))[:200] or "no reason given"))
-    return {"message": "ended"}
-
-
-def heartbeat(c):
-    """Renews the leases of what a poller holds, takes the commands' output, and tells what to cancel and what it need not hold any more."""
-    gone, unknown, cancel, output = [], [], [], {}
-    site = c.text("site_id", "")
-    told = c.relay.store.read("SELECT accept_id FROM calculations WHERE site = ? AND state IN (?, ?, ?) AND user = ? AND poller = ?"
-                              " AND cancel IS NOT NULL AND claim IS NOT NULL",
-                              site, SENDING, SENT, RUNNING, c.who.user, c.text("poller", "")) if covers(c.who, site) else []
-    known = rows_of(c, c.need("calcs", dict))
-    for accept_id, entry in c.need("calcs", dict).items():
-        if not isinstance(entry, dict):
-            raise No(400, "calcs is an object of objects")
-        found = [known[accept_id]] if accept_id in known else []
-        if found and c.relay.in_grace() and c.relay.adopt(found[0], entry.get("claim"), entry.get("phase"), c.text("poller")):
-            found = c.relay.store.read("SELECT %s FROM calculations WHERE accept_id = ?" % BRIEF, accept_id)
-        if not found:
-            unknown.append(accept_id)
-        elif not found[0]["claim"] or found[0]["claim"] != entry.get("claim") or found[0]["state"] in (GOT, FINISHED):
-            gone.append(accept_id)
-        elif entry.get("phase") == "given back" and found[0]["state"] in (SENDING, SENT):
-            c.relay.lapse(found[0])
-            gone.append(accept_id)
-        else:
-            c.relay.renew(found[0])
-            c.relay.hear(accept_id, entry.get("what"))
-            if found[0]["cancel"] and found[0]["state"] in (SENDING, SENT, RUNNING):
-                cancel.append(accept_id)
-            if "out" in entry or "err" in entry:
-                output[accept_id] = [take_output(c, found[0], stream, entry) for stream in ("out", "err")]
-    cancel += [row["accept_id"] for row in told if row["accept_id"] not in cancel]       # also what it claimed since it began to wait
-    if not gone and not unknown and not cancel and not output and time.monotonic() < c.until:
-        return Park(("poller", c.who.user, c.text("poller")))
-    return {"message": "alive", "cancel": cancel, "gone": gone, "unknown": unknown, "output": output}
-
-
-def take_output(c, row, stream, entry):
-    """Appends [offset, base64] to what is known of a command's output; how much is known now."""
-    path = c.relay.store.spool(row["accept_id"], "", "live." + stream)
-    size = os.path.getsize(path) if os.path.exists(path) else 0
-    part = entry.get(stream)
-    if isinstance(part, list) and len(part) == 2 and part[0] == size and isinstance(part[1], str) and size < LIVE_OUTPUT:
-        try:
-            data = base64.b64decode(part[1].encode("ascii"), validate=True)
-        except ValueError:
-            raise No(400, "output is not base64")
-        if data:
-            try:
-                check_bytes(c.relay, c.relay.store, row["user"], len(data))
-                check_free(c.relay, len(data))
-                make_folder(os.path.dirname(path), utf8(c.relay.store.folder))
-                with open(path, "ab", buffering=0) as out:
-                    size += out.write(data)
-                c.relay.live[row["user"]] += len(data)
-            except (No, OSError) as error:             # want of room must not keep heartbeats from getting through
-                log("warn", row["accept_id"], "output", error=error)
-            c.relay.front.fire(("calc", row["accept_id"]))
-    return size
-
-
-def output(c):
-    """What a running command has written so far, from `offset` on; waits up to `wait` seconds for more."""
-    row, offset = own(c), c.number("offset")
-    if c.text("stream") not in ("out", "err"):
-        raise No(400, "stream is out or err")
-    data, path = b"", c.relay.store.spool(row["accept_id"], "", "live." + c.text("stream"))
-    if os.path.exists(path):
-        with open(path, "rb") as text:
-            text.seek(offset)
-            data = text.read(CHUNK)
-    over = row["state"] in (ENDED, GETTING, GOT, FINISHED)
-    if not data and not over and time.monotonic() < c.until:
-        return Park(("calc", row["accept_id"]))
-    return {"message": "output", "offset": offset + len(data), "data": base64.b64encode(data).decode("ascii"), "end": over and not data}
-
-
-def get_calcinfo(c):
-    """The table of calculations that are not finished, for an operator."""
-    rows = c.relay.store.read("SELECT %s, registered FROM calculations WHERE state != ? ORDER BY seq LIMIT 100000" % BRIEF, FINISHED)
-    return {"message": "calcinfo", "calculations": {row["accept_id"]: {
-        "user": row["user"], "site": row["site"], "command": row["command"], "accept_time": row["registered"], "calc_progress": WORDS[row["state"]],
-        "calc_status": row["status"], "wait_allow": row["allowed"] or "none"} for row in rows if covers(c.who, row["site"])}}
-
-
-def reload_ini(c):
-    """Reads the ini again; a broken one is refused and the old one stays."""
-    try:
-        c.relay.reload()
-    except Stop as stop:
-        raise No(400, str(stop), why="ini")
-    return {"message": "reloaded"}
-
-
-def login(c):
-    """A user's password for a token that ends after login_hours. Whether the user or the password is wrong is not told."""
-    relay, user, address = c.relay, c.text("user")[:200], c.conn.address
-    found = relay.store.read("SELECT password, roles, sites, known FROM users WHERE name = ?", user)
-    known = found[0]["known"].split() if found else []
-    relay.check_failures(user, address, address in known)
-    kept = found[0]["password"] if found else "%d$00$" % ROUNDS      # takes as long
-    if not password_is(c.text("password"), kept) or not found:
-        relay.count_failure(user, address)
-        log("warn", None, "login", refused="user or password is wrong", user=user, address=address)
-        raise No("0005", "user or password is wrong", http=403, why="login")
-    relay.forgive(user, address, address in known)
-    secret, now = os.urandom(32).hex(), time.time()
-    expires = now + 3600 * relay.conf["times"]["login_hours"]
-
-    def work(tx):
-        tx.db.execute("INSERT INTO tokens (hash, user, roles, sites, issued, expires, login) SELECT ?, name, roles, sites, ?, ?, 1 FROM users"
-                      " WHERE name = ?", (hashlib.sha256(secret.encode()).hexdigest(), now, expires, user))
-        tx.db.execute("DELETE FROM tokens WHERE login AND user = ? AND number NOT IN (SELECT number FROM tokens WHERE login AND user = ?"
-                      " ORDER BY number DESC LIMIT ?)", (user, user, LOGGED_IN))
-        tx.db.execute("UPDATE users SET known = ? WHERE name = ?",
-                      (" ".join([address] + [other for other in known if other != address][:KNOWN - 1]), user))
-
-    relay.store.write(work, "login")
-    log("info", None, "login", user=user, address=address)
-    return {"message": "logged in", "token": secret, "expires": expires, "roles": found[0]["roles"], "sites": found[0]["sites"]}
-
-
-def sealed(password, salt=None, rounds=None):
-    """What is kept of a password: rounds$salt$sum of PBKDF2 with SHA-256."""
-    salt, rounds = salt or os.urandom(16), rounds or ROUNDS
-    return "%d$%s$%s" % (rounds, salt.hex(), hashlib.pbkdf2_hmac("sha256", password.encode("utf-8"), salt, rounds).hex())
-
-
-def password_is(password, kept):
-    """Is it the password of which this is kept?"""
-    import hmac
-    rounds, salt, found = kept.split("$")
-    return hmac.compare_digest(sealed(password[:1000], bytes.fromhex(salt), int(rounds)).split("$")[2], found)
-
-
-def version(relay, authenticated):
-    """What a client learns from one request without a token; free space only with one."""
-    limits = relay.conf["limits"]
-    found = {"version": 2, "instance": relay.instance, "max_body": limits["max_body"], "wait": relay.conf["times"]["wait"],
-             "max_file": limits["max_file"], "max_files": limits["max_files"], "page": PAGE, "pack_file": PACK_FILE,
-             "dirs": True, "time": round(time.time(), 3)}
-    if authenticated:
-        found["free"] = relay.store.free()
-    return found
-
-
-# ---- files: numbers in URLs, pieces and packs, never a whole file in memory
-
-class Upload:
-    """A file that is arriving: how far it is, its running sum, and who writes it (the newest request wins)."""
-
-    def __init__(self, path):
-        self.path, self.offset, self.digest, self.owner, self.touched = path, 0, hashlib.sha256(), None, time.monotonic()
-        self.lock, self.ending = threading.Lock(), False                 # ending: somebody has all of it and puts it in its place
-        try:                                           # after a restart a partial file counts as far as it is there; the sum decides in the end
-            with open(path, "rb") as have:
-                for data in iter(lambda: have.read(CHUNK), b""):
-                    self.digest.update(data)
-                    self.offset += len(data)
-        except FileNotFoundError:
-            pass
-
-
-def files_call(c):
-    """files/ACCEPT_ID/(input|result)[/N|/pack]: one of the functions below, by method and path."""
-    accept_id, kind, which = c.parts
-    c.fields["accept_id"] = accept_id
-    posting = c.method == "POST"
-    reading = not posting and "offset" not in c.fields
-    remote = reading if kind == "input" else not reading         # whose side of the file this is
-    c.check_role(REMOTE if remote else WORKFLOW)
-    row = held(c) if remote else own(c)
-    if not reading and row["state"] != (REGISTERED if kind == "input" else GETTING):
-        raise No(409, "files are not taken now", why="state", state=WORDS[row["state"]])
-    if reading and kind == "result" and row["state"] not in (GOT, FINISHED):
-        raise No(409, "the result is not there yet", why="state", state=WORDS[row["state"]])
-    if which is not None and row["state"] == FINISHED and not c.relay.store.kept(row):
-        raise No(404, GONE, why="room")
-    if which is None:
-        return add_page(c, row, kind) if posting else dict(page_of(c, row["seq"], kind, c.number("from")), message="files")
-    if which == "pack":
-        return take_pack(c, row, kind) if posting else give_pack(c, row, kind)
-    found = c.relay.store.read("SELECT n, size, sha256, done, blob, at FROM files WHERE calc = ? AND kind = ? AND n = ?",
-                               row["seq"], kind, int(which))
-    if not found:
-        raise No(404, "no file %s" % which)
-    if posting:
-        return take_piece(c, row, kind, found[0])
-    if "offset" in c.fields:
-        return tell_offset(c, row, kind, found[0])
-    return give_file(c, row, kind, found[0])
-
-
-def add_page(c, row, kind):
-    """A further page of a manifest; one that is there already is answered again."""
-    first, page, count = c.number("from"), c.need("files", dict), row["inputs" if kind == "input" else "results"]
-    before = c.relay.store.read("SELECT name FROM files WHERE calc = ? AND kind = ? AND n = ?", row["seq"], kind, first - 1)
-    entries = check_page(page, before[0]["name"] if before else None, LOG_NAMES if kind == "input" else ())
-    if kind == "result":
-        check_results(c, row, entries)
-    total = check_room(c.relay, entries, first)
-
-    def work(tx):
-        now = tx.db.execute("SELECT %s FROM calculations WHERE seq = ?" % BRIEF, (row["seq"],)).fetchone()
-        if now is None or now["state"] != row["state"] or now["claim"] != row["claim"]:
-            raise No(409, "files are not taken now", why="state")
-        have, more = (now["inputs"], now["inputs_more"]) if kind == "input" else (now["results"], now["results_more"])
-        if first + len(entries) <= have and entries:
-            rows = tx.db.execute("SELECT name, size, sha256 FROM files WHERE calc = ? AND kind = ? AND n >= ? ORDER BY n LIMIT ?",
-                                 (row["seq"], kind, first, len(entries)))
-            if [tuple(found) for found in rows] == [entry[:3] for entry in entries]:
-                return
-        if have != first or not more:
-            raise No(409, "the next page starts at %d" % have, why="page", **{"from": have})
-        if kind == "input":
-            check_bytes(c.relay, tx, row["user"], total + room_of_names(entries))
-        insert_page(tx, row["seq"], kind, first, entries, bool(c.fields.get("more")))
-
-    c.relay.store.write(work, "files page")
-    return {"message": "listed", "from": max(count, first + len(entries))}
-
-
-def upload_of(c, row, kind, found):
-    """The Upload of a file, made from what is on disk if this process does not know it yet."""
-    key, uploads = (row["seq"], kind, found["n"]), c.relay.uploads
-    folder = c.relay.store.spool(row["accept_id"], kind)
-    upload = uploads.get(key)
-    if upload is None:
-        make_folder(folder, utf8(c.relay.store.folder))
-        upload = uploads.setdefault(key, Upload(os.path.join(folder, b"%06d.part" % found["n"])))
-    upload.touched = time.monotonic()
-    return upload
-
-
-def tell_offset(c, row, kind, found):
-    """How much of a file is there."""
-    offset = found["size"] if found["done"] else upload_of(c, row, kind, found).offset
-    return {"message": "offset", "offset": offset, "complete": bool(found["done"])}
-
-
-def take_piece(c, row, kind, found):
-    """Appends a piece. The answer to the last one comes when the file is on disk and its sum is right."""
-    if found["done"]:
-        return {"message": "complete", "offset": found["size"], "complete": True}
-    upload = upload_of(c, row, kind, found)
-    with upload.lock:
-        if upload.ending:
-            raise No(503, "the file is being completed; ask again")
-        upload.owner = c                               # whoever wrote before stops at its next chunk
-        offset = upload.offset
-    if c.number("offset") != offset or c.length > found["size"] - offset:
-        raise No(409, "the file goes on at %d of %d" % (offset, found["size"]), why="offset", offset=offset)
-    if not offset:
-        check_margin(c.relay, found["size"])
-    try:
-        with open(upload.path, "ab", buffering=0) as out:
-            for view in c.body_views():
-                with upload.lock:
-                    mine(upload, c)
-                    if out.write(view) != len(view):
-                        os.ftruncate(out.fileno(), upload.offset)        # another request may go on from here
-                        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-                    upload.digest.update(view)
-                    upload.offset += len(view)
-                if time.monotonic() > upload.touched + 1:
-                    upload.touched = time.monotonic()
-                    c.relay.touch(row)
-            c.relay.touch(row)
-            fault("files piece")
-            with upload.lock:
-                if upload.offset < found["size"]:
-                    return {"message": "received", "offset": upload.offset, "complete": False}
-                mine(upload, c)
-                upload.ending = True
-            return end_upload(c, row, kind, found, upload, out)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            c.relay.uploads.pop((row["seq"], kind, found["n"]), None)
-            raise c.relay.store.full(found["size"] - upload.offset)
-        raise
-    finally:
-        if upload.ending and upload.owner is c:
-            c.relay.uploads.pop((row["seq"], kind, found["n"]), None)
-
-
-def mine(upload, c):
-    """409 if a newer request writes this file."""
-    if upload.owner is not c:
-        raise No(409, "a newer request writes this file", why="offset", offset=upload.offset)
-
-
-def end_upload(c, row, kind, found, upload, out):
-    """All of a file is there: puts it in its place, durably, or drops it if its sum is another (422)."""
-    if upload.digest.hexdigest() != found["sha256"] or os.fstat(out.fileno()).st_size != found["size"]:
-        os.unlink(upload.path)
-        raise No(422, "the file lacks its sha256; dropped, from 0 again", why="sum", wrong=[found["n"]], offset=0)
-    os.fsync(out.fileno())
-    blob = "%06d" % found["n"]
-    os.rename(upload.path, c.relay.store.spool(row["accept_id"], kind, blob))
-    complete_files(c, row, kind, blob, [(found["n"], 0)])
-    return {"message": "complete", "offset": found["size"], "complete": True}
-
-
-def complete_files(c, row, kind, blob, placed):
-    """Files [(number, place in the blob)] are on disk: notes it, durably."""
-    sync_path(c.relay.store.spool(row["accept_id"], kind))
-    fault("files synced")
-    field = "inputs_open" if kind == "input" else "results_open"
-
-    def work(tx):
-        now = tx.db.execute("SELECT state, claim, manifest FROM calculations WHERE seq = ?", (row["seq"],)).fetchone()
-        if now is None or (now["state"], now["claim"], now["manifest"]) != (row["state"], row["claim"], row["manifest"]):
-            raise No(409, "files are not taken now", why="state")
-        count = 0
-        for n, at in placed:
-            count += tx.db.execute("UPDATE files SET done = 1, blob = ?, at = ? WHERE calc = ? AND kind = ? AND n = ? AND done = 0",
-                                   (blob, at, row["seq"], kind, n)).rowcount
-        tx.db.execute("UPDATE calculations SET %s = %s - ?, touched = ?, waits = '' WHERE seq = ?" % (field, field),
-                      (count, time.time(), row["seq"]))
-
-    c.relay.store.write(work, "files")
-
-
-def take_pack(c, row, kind):
-    """Files N, N+1, ... back to back in one body: one blob, one fsync, one transaction. 422 names the wrong ones; then none is kept."""
-    first, count = c.number("from"), c.number("count")
-    rows = c.relay.store.read("SELECT n, size, sha256, done FROM files WHERE calc = ? AND kind = ? AND n >= ? AND n < ? ORDER BY n",
-                              row["seq"], kind, first, first + min(count, 20000))
-    if not rows or len(rows) != count or any(found["size"] > PACK_FILE for found in rows) or sum(found["size"] for found in rows) != c.length:
-        raise No(400, "a pack is files from..from+count-1 of the manifest, each of at most %d bytes, in full" % PACK_FILE)
-    if all(found["done"] for found in rows):
-        return {"message": "complete", "complete": True}
-    folder = c.relay.store.spool(row["accept_id"], kind)
-    make_folder(folder, utf8(c.relay.store.folder))
-    blob = "%06dp%s" % (first, os.urandom(4).hex())    # a new one each time: nothing that is noted is ever written over
-    path, wrong, placed, at = os.path.join(folder, utf8(blob)), [], [], 0
-    try:
-        with open(path, "xb", buffering=0) as out:
-            source = c.exact()
-            for found in rows:
-                data = source(found["size"])
-                if hashlib.sha256(data).hexdigest() != found["sha256"]:
-                    wrong.append(found["n"])
-                placed.append((found["n"], at, data))
-                at += len(data)
-                if len(placed) % 512 == 0 or at - placed[0][1] > CHUNK:
-                    write_all(out, placed)
-            write_all(out, placed)
-            if not wrong:
-                os.fsync(out.fileno())
-    except BaseException as error:
-        os.unlink(path)
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise c.relay.store.full(c.length)
-        raise
-    if wrong:
-        os.unlink(path)
-        raise No(422, "%d files lack their sha256" % len(wrong), why="sum", wrong=wrong[:LISTED])
-    at, placed = 0, []
-    for found in rows:
-        placed.append((found["n"], at))
-        at += found["size"]
-    complete_files(c, row, kind, blob, placed)
-    return {"message": "complete", "complete": True}
-
-
-def write_all(out, placed):
-    """Writes what is gathered of a pack, and forgets the data."""
-    data = b"".join(part[2] for part in placed)
-    if out.write(data) != len(data):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    placed[:] = []
-
-
-def give_file(c, row, kind, found):
-    """A file as bytes, from where Range says; ETag is its sha256."""
-    if not found["done"] or found["blob"] is None:
-        raise No(409, "the file is not complete, or a directory", why="incomplete")
-    start, tag = 0, '"%s"' % found["sha256"]
-    asked = re.match(r"bytes=(\d{1,15})-\Z", c.headers.get("range", ""))
-    if asked and c.headers.get("if-range", tag) == tag:
-        start = int(asked.group(1))
-        if start >= found["size"]:
-            raise No(416, "the file has %d bytes" % found["size"])
-    headers = [("ETag", tag), ("Accept-Ranges", "bytes")]
-    if start:
-        headers.append(("Content-Range", "bytes %d-%d/%d" % (start, found["size"] - 1, found["size"])))
-    length = found["size"] - start
-    return Spool([(c.relay.store.spool(row["accept_id"], kind, found["blob"]), found["at"] + start, length)], length, headers,
-                 206 if start else 200, moved=lambda: c.relay.touch(row))
-
-
-def give_pack(c, row, kind):
-    """Files N, N+1, ... back to back, whole ones, up to max_body or the first large one."""
-    first, segments, total = c.number("from"), [], 0
-    rows = c.relay.store.read("SELECT n, size, done, blob, at FROM files WHERE calc = ? AND kind = ? AND n >= ? ORDER BY n LIMIT ?",
-                              row["seq"], kind, first, min(PACK_FILES, c.number("count") if "count" in c.fields else PACK_FILES))
-    for found in rows:
-        if found["size"] > PACK_FILE or not found["done"] or found["blob"] is None or total + found["size"] > c.relay.conf["limits"]["max_body"]:
-            break
-        path = c.relay.store.spool(row["accept_id"], kind, found["blob"])
-        if segments and segments[-1][0] == path and segments[-1][1] + segments[-1][2] == found["at"]:
-            segments[-1] = (path, segments[-1][1], segments[-1][2] + found["size"])
-        else:
-            segments.append((path, found["at"], found["size"]))
-        total += found["size"]
-    if not segments:
-        raise No(400, "no pack starts at file %d" % first)
-    return Spool(segments, total, [], 200, moved=lambda: c.relay.touch(row))
-
-
-# ---- the fielded protocol ("v1"): the same table, store and files, told in its own words; bodies pass as streams
-
-V1_CANNOT = ("the poller of site %s is a fielded one and is not shown this calculation: it cannot take directories in inputs' names, parameters,"
-             " patterns or more than 2 GiB")
-V1_IGNORES = "the poller of site %s is a fielded one: the command does not get the parameters"
-V1Call = collections.namedtuple("V1Call", "unknown wrong missing")          # HTTP status of: no such id, (code) wrong state, a missing field
-V1_REMOTE = {"calc-params": V1Call(400, 409, 400), "calc-params-complete": V1Call(200, 409, 200), "calc-start": V1Call(400, 400, 400),
-             "calc-end": V1Call(400, 409, 400), "send-results": V1Call(200, 401, 200), "end-send": V1Call(400, 401, 400)}
-
-
-class Arrival:
-    """A directory of the spool for the files of one fielded body; moved to its place when the call is good, removed otherwise.
-    Who may send it, and whether there is room for it, is looked at before a byte is taken; from then on its length counts."""
-
-    def __init__(self, c, check, http):
-        """check(c, bytes): raises the No of who may not send it; http: the status of a refusal."""
-        self.relay, self.user, self.length, folder = c.relay, c.who.user, c.length // 4 * 3, utf8(c.relay.store.folder)
-        self.path = os.path.join(folder, b"spool", b"arriving", os.urandom(8).hex().encode())
-        try:
-            with c.relay.counting:
-                check(c, self.length + c.relay.arriving[self.user])
-                check_free(c.relay, self.length)
-                c.relay.arriving[self.user] += self.length
-        except No as no:
-            no.http = http
-            raise
-        try:
-            make_folder(self.path, folder)
-        except BaseException:
-            self.__exit__()
-            raise
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *error):
-        with self.relay.counting:
-            self.relay.arriving[self.user] -= self.length
-            self.relay.arriving += collections.Counter()                 # without who has nothing on its way any more
-        remove_tree(self.path)
-
-    def read(self, c):
-        """Reads the call's body into its fields."""
-        if c.unread:
-            check_json_type(c)
-            try:
-                c.fields = dict(c.query, **BodyReader(c.body_views(), self.path, parse_v1_json, MAX_JSON).parse())
-            except ValueError as error:
-                raise No(400, str(error))
-
-    def place(self, target, stage):
-        """Moves the files of stage [(name, Blob)] to where they belong, on disk before this returns."""
-        for name in set(os.listdir(self.path)) - {os.path.basename(blob.path) for name, blob in stage}:
-            os.unlink(os.path.join(self.path, name))
-        sync_path(self.path)
-        remove_tree(target)
-        above = os.path.dirname(target)
-        make_folder(above, os.path.dirname(os.path.dirname(os.path.dirname(above))))
-        os.rename(self.path, target)
-        sync_path(above)
-
-
-def v1_entries(files, content_of, folder):
-    """Files {NAME: entry} of a fielded body as [(name, Blob)] in the order of a manifest, written as folder/NNNNNN. No(400)."""
-    try:
-        names = sorted(files, key=parts_of)
-        check_order(names)
-        stage = [(name, as_blob(content_of(files[name]), os.path.join(folder, b"x%06d" % number))) for number, name in enumerate(names)]
-    except (ValueError, AttributeError) as error:
-        raise No(400, "a file: %s" % error)
-    for number, (name, blob) in enumerate(stage):
-        path = os.path.join(folder, b"%06d" % number)
-        os.rename(blob.path, path)
-        stage[number] = (name, blob._replace(path=path))
-    return stage
-
-
-def has_blob(found):
-    """Is there a file in this, where only texts belong?"""
-    parts = found.values() if isinstance(found, dict) else found if type(found) is list else ()
-    return isinstance(found, Blob) or any(has_blob(part) for part in parts)
-
-
-def insert_complete(tx, seq, kind, stage, texts=0):
-    """Adds files [(name, Blob)] that are in their place to a calculation, complete; texts: characters that are kept beside them."""
-    tx.db.executemany("INSERT INTO files (calc, kind, n, name, size, sha256, done, blob) VALUES (?, ?, ?, ?, ?, ?, 1, ?)",
-                      [(seq, kind, n, name, blob.size, blob.sha256, "%06d" % n) for n, (name, blob) in enumerate(stage)])
-    field = "inputs" if kind == "input" else "results"
-    tx.db.execute("UPDATE calculations SET %s = ?, %s_open = 0, %s_more = 0, bytes = bytes + ?, texts = texts + ? WHERE seq = ?"
-                  % (field, field, field), (len(stage), sum(blob.size for name, blob in stage), texts + room_of_names(stage), seq))
-
-
-def v1_may_register(c, total):
-    """No, if this user can register nothing at all here now, or not so many bytes."""
-    rules = [c.relay.rules(site) for site in c.relay.conf["RemoteSites"]["remote_site_ids"] if covers(c.who, site)]
-    c.relay.check_maintenance()
-    if not any(not rule["users"] or c.who.user in rule["users"] for rule in rules):
-        raise No(403, "user %s may use no site of this relay" % c.who.user)
-    check_open(c.relay, c.who.user)
-    check_bytes(c.relay, c.relay.store, c.who.user, total)
-
-
-def v1_add_calcinfo(c):
-    """1. A fielded registration: the inputs come inside. Refusals are HTTP 202, as the gateway at the site swallows a 400."""
-    relay = c.relay
-    with Arrival(c, v1_may_register, 202) as arrival:
-        arrival.read(c)
-        info = c.fields.get("calc-info")
-        if not isinstance(info, dict) or "remote-site" not in info or not info.get("command"):
-            raise No(400, "calc-info, remote-site or command is missing", http=202)
-        if has_blob([value for key, value in info.items() if key not in ("parameter_files", "result_files")]):
-            raise No(400, "calc-info: a text of more than %d bytes that is no file's content" % BIG, http=202)
-        site, command, parameters = info["remote-site"], info["command"], info.get("parameters") or ""
-        check_site(c, site, "400", 202)
-        rules = relay.rules(site)
-        if command not in rules["commands"] + rules["command_lines"]:
-            raise No(401, "command %s is not in the list of site %s" % (printable(command)[:200], site), http=202)
-        if rules["users"] and c.who.user not in rules["users"]:
-            raise No(403, "user %s may not use site %s" % (c.who.user, site), http=202)
-        files = info.get("parameter_files") or {}
-        if not isinstance(files, dict) or not isinstance(info.get("result_files") or {}, (dict, list)) or not isinstance(parameters, str):
-            raise No(400, "parameter_files or result_files is not as it should be", http=202)
-        try:
-            names, patterns = check_declared(c, {"result_files": info.get("result_files") or {}})
-            stage = v1_entries(files, lambda entry: entry[0] if isinstance(entry, list) and entry else None, arrival.path)
-            check_order([name for name, blob in stage], reserved=LOG_NAMES)
-            total = check_sizes(relay, [(name, blob.size, blob.sha256) for name, blob in stage])
-        except ValueError as error:
-            raise No(400, "a file's name: %s" % error, http=202)
-        except No as no:
-            no.http = 202
-            raise
-        needs_v2 = any("/" in name for name, blob in stage) or total > V1_BYTES
-        kept = kept_of(info, parameters, names, [])
-        accept_id, now = str(uuid.uuid4()), time.time()
-        arrival.place(relay.store.spool(accept_id, "input"), stage)
-
-        def work(tx):
-            check_quota(relay, tx, c.who.user, site, rules, total + len(kept) + room_of_names(stage))
-            seq = tx.db.execute(
-                "INSERT INTO calculations (accept_id, user, request_id, site, command, info, texts, needs_v2, v1, state, registered, touched)"
-                " VALUES (?, ?, ?, ?, ?, ?, ?, ?, 1, ?, ?, ?)",
-                (accept_id, c.who.user, accept_id, site, command, kept, len(kept), needs_v2, REGISTERED, now, now)).lastrowid
-            insert_complete(tx, seq, "input", stage)
-            tx.after(lambda: relay.count_new(c.who.user, 0))
-            tx.after(lambda: log("info", accept_id, "1 add-calcinfo", site=site, user=c.who.user, command=command, inputs=len(stage), v=1))
-
-        try:
-            relay.store.write(work, "add-calcinfo")
-        except No as no:
-            remove_tree(relay.store.spool(accept_id, ""))
-            no.http = 202
-            raise
-    warning = v1_warning(relay, site, c.who.user, needs_v2, parameters)
-    return dict({"message": "registered", "accept_id": accept_id}, **({"warning": warning} if warning else {}))
-
-
-def v1_warning(relay, site, user, needs_v2, parameters=""):
-    """What it means for a calculation that waits that its site's last poller is a fielded one, or an empty text."""
-    if (site, user) not in relay.v1_sites or not (needs_v2 or parameters):
-        return ""
-    return (V1_CANNOT if needs_v2 else V1_IGNORES) % site
-
-
-def parse_v1_json(data):
-    """A fielded body. A list holds none of the fields that are looked for, and is answered so."""
-    found = parse_json(data, (dict, list))
-    return found if isinstance(found, dict) else {}
-
-
-def check_json_type(c):
-    """400 for a fielded body whose Content-Type says that it is something else than JSON."""
-    kind = c.headers.get("content-type", "application/json").split(";")[0].strip().lower()
-    if c.length and kind != "application/json" and not re.match(r"application/[^/]*\+json\Z", kind):
-        raise No(400, "Content-Type is not application/json")
-
-
-def v1_id(c, key, missing=400):
-    """An id of a fielded call: a text that is not empty, or None for JSON's null, which no calculation and no site has. 400 where it is missing."""
-    found = c.fields.get(key, "")
-    if found is not None and not (found and isinstance(found, str)):
-        raise No(400, "%s is missing" % key, http=missing)
-    return found
-
-
-def v1_own(c):
-    """The calculation of a fielded workflow side's call, or None: unknown, another user's, fetched already, or cancelled."""
-    accept_id = v1_id(c, "accept_id")
-    found = c.relay.store.read("SELECT %s FROM calculations WHERE accept_id = ? AND user = ? AND state != ? AND NOT hidden" % BRIEF,
-                               accept_id, c.who.user, FINISHED)
-    return found[0] if found and covers(c.who, found[0]["site"]) else None
-
-
-def v1_allow(c):
-    """2. Allowed to wait, once."""
-    row = v1_own(c)
-    if row is None:
-        raise No(400, "There is no information for accept_id(%s)" % printable(c.fields["accept_id"])[:100])
-    if row["state"] != REGISTERED:
-        raise No(401, "accept_id(%s) is allowed already" % row["accept_id"], http=400)
-    allow_wait_calc(c)
-    return {"message": "allowed"}
-
-
-def v1_status(c):
-    """What a fielded workflow side asks every 10 s. Its client takes what is between the first two colons. It leaves at `got return`,
-    and takes an abnormal end for success if it has not read `abnormal` before: so that is told first."""
-    row, relay = v1_own(c), c.relay
-    if row is None:
-        word = "abnormal" if c.name == "calc-status" else "got return"
-        raise No(400, "status:%s:There is no information for accept_id(%s)" % (word, printable(c.fields["accept_id"])[:100]), http=200)
-    if c.name == "calc-status":
-        if row["status"] == "abnormal":
-            relay.told_abnormal.add(row["accept_id"])
-        return {"message": "status:%s" % row["status"]}
-    word = WORDS[row["state"]]
-    if row["state"] == GOT and row["status"] == "abnormal" and row["accept_id"] not in relay.told_abnormal:
-        word = WORDS[GETTING]
-    return {"message": "status:%s" % word}
-
-
-def v1_result(c):
-    """9. The result, files inside; hidden from the fielded protocol once the answer is written in full."""
-    row = v1_own(c)
-    if row is None or row["state"] != GOT:
-        raise No(400, "There is no result for accept_id(%s) yet" % printable(c.fields["accept_id"])[:100], http=200)
-    more = c.relay.store.read("SELECT info, missing, refused FROM calculations WHERE seq = ?", row["seq"])[0]
-    why = dict(json.loads(more["missing"]), **json.loads(more["refused"]))
-    files = {name: {"content": "", "mimetype1": "Error", "mimetype2": why.get(name) or row["reason"] or "it has not come"}
-             for name in json.loads(more["info"])["result_names"] + list(LOG_NAMES)}          # a declared name that is not there at all kills it
-
-    def then():
-        make_step(c, "finish", row, finished=time.time())
-
-    return v1_stream(c, row, "result", lambda mark: {"content": mark, "mimetype1": "application/octet-stream;", "mimetype2": "charset=binary"},
-                     lambda found: envelope(200, "result", **{"result-info": {"result_files": dict(
-                         found, **{name: entry for name, entry in files.items() if name not in found})}}), then)
-
-
-def v1_stream(c, row, kind, entry, wrap, then=None):
-    """An answer with files inside, as a Spool: JSON around base64 that is made while it is sent, its length known beforehand."""
-    store = c.relay.store
-    rows = store.read("SELECT n, name, size, blob, at FROM files WHERE calc = ? AND kind = ? AND blob NOT NULL ORDER BY n", row["seq"], kind)
-    length, chunks = around_files(lambda mark: wrap({found["name"]: entry(mark) for found in rows}),
-                                  [(store.spool(row["accept_id"], kind, found["blob"]), found["at"], found["size"]) for found in rows])
-    return Spool(chunks, length, [], 200, then)
-
-
-def v1_cancel(c):
-    """A fielded workflow side leaves: with "delete": "force" from any state."""
-    row, force = v1_own(c), c.fields.get("delete") == "force"
-    if row is None:
-        raise No(400, "There is no information for accept_id(%s)" % printable(c.fields["accept_id"])[:100])
-    over = row["state"] == GOT or row["status"] == "abnormal" and row["state"] in (ENDED, GETTING)
-    if not force and row["state"] != ALLOWED and not over:
-        raise No(401, "accept_id(%s) cannot be cancelled now" % row["accept_id"], http=400)
-
-    def work(tx):
-        if move(c.relay, tx, STEP["cancel-wait-calc"], row, status="abnormal", reason="cancelled", got=time.time()) or row["state"] == GOT:
-            move(c.relay, tx, STEP["finish"], row, finished=time.time())
-        tx.db.execute("UPDATE calculations SET hidden = 1 WHERE seq = ?", (row["seq"],))
-        now = tx.db.execute("SELECT state, protocol, user, poller FROM calculations WHERE seq = ?", (row["seq"],)).fetchone()
-        if now["protocol"] == 2 and now["state"] in (SENDING, SENT, RUNNING):             # its poller is told by the heartbeat
-            note_cancel(c, tx, row, now, "cancelled: by the workflow side")
-
-    c.relay.store.write(work, "cancel-wait-calc")
-    return {"message": "cancelled"}
-
-
-# -- the remote side
-
-def v1_peer(c):
-    """What makes a fielded poller the same one: token, site and address. It stands in the place of a claim."""
-    return "v1:%s:%s" % (c.who.key, c.conn.address)
-
-
-def v1_row(c):
-    """The calculation of a fielded poller's call. "0300": no such one for this user and site; "400": not allowed yet."""
-    rules = V1_REMOTE[c.name]
-    accept_id, site = v1_id(c, "accept_id", rules.missing), v1_id(c, "site_id", rules.missing)
-    if site not in c.relay.conf["RemoteSites"]["remote_site_ids"]:
-        raise unknown_site(site, "400", rules.unknown)
-    found = c.relay.store.read("SELECT %s FROM calculations WHERE accept_id = ? AND user = ? AND site = ? AND state != ? AND NOT hidden" % BRIEF,
-                               accept_id, c.who.user, site, FINISHED)
-    if not found or not covers(c.who, site) or found[0]["needs_v2"] and found[0]["protocol"] != 1:
-        raise No("0300", "There is no information for accept_id(%s), about the your site id(%s)" % (
-            printable(accept_id)[:100], printable(site)[:100]), http=rules.unknown)
-    if found[0]["state"] == REGISTERED:
-        raise No("400", "accept_id(%s) is not allowed to wait yet" % accept_id, http=rules.unknown)
-    return found[0]
-
-
-def v1_wrong(c, row):
-    """The answer in a wrong state: HTTP 200, and a code that makes a fielded poller give the calculation up in order."""
-    return No(V1_REMOTE[c.name].wrong, "%s is not possible in state %s" % (c.name, WORDS[row["state"]]), http=200)
-
-
-def v1_step(c, row, name, extra=None, **changes):
-    """Makes a fielded poller's step. The same peer's repeat, before its next step, is answered as the first time.
-    extra(tx): what belongs to the step."""
-    peer, step = v1_peer(c), STEP[name]
-
-    def work(tx):
-        if row["protocol"] != 2 and move(c.relay, tx, step, row, **changes):
-            if extra is not None:
-                extra(tx)
-            return
-        now = tx.db.execute("SELECT state, claim FROM calculations WHERE seq = ?", (row["seq"],)).fetchone()
-        if now is None or now["state"] != step.to or now["claim"] != peer or row["accept_id"] in c.relay.twins:
-            raise v1_wrong(c, row)
-
-    c.relay.store.write(work, name)
-    c.relay.renew(row, c.relay.conf["times"]["lost_after" if step.to not in (SENDING, SENT) else "v1_lost_after"])
-
-
-def v1_calc_request(c):
-    """3. Names the oldest allowed calculation; reserves nothing, but for v1_announce no other fielded poller is told the same."""
-    relay, site, peer, now = c.relay, v1_id(c, "site_id"), v1_peer(c), time.monotonic()
-    check_site(c, site, "400", 200)
-    relay.v1_sites.add((site, c.who.user))
-    marks = ", ".join("?" * len(CLAIMED))
-    for row in relay.store.read("SELECT accept_id FROM calculations WHERE site = ? AND state IN (%s) AND user = ? AND claim = ?" % marks,
-                                site, *(CLAIMED + (c.who.user, peer))):
-        relay.twins.add(row["accept_id"])              # it asks for more while it holds one: it was started again, or there are two
-    paused = relay.maintenance is not None or relay.in_grace()
-    for row in relay.store.read("SELECT accept_id FROM calculations WHERE site = ? AND state = ? AND user = ? AND NOT needs_v2 AND NOT hidden"
-                                " ORDER BY seq LIMIT 100", site, ALLOWED, c.who.user):
-        if not paused and relay.announce(row["accept_id"], peer, now):
-            return {"message": "found", "accept_id": row["accept_id"]}
-    early = relay.store.read("SELECT 1 FROM calculations WHERE site = ? AND state = ? AND user = ? AND NOT needs_v2 LIMIT 1",
-                             site, REGISTERED, c.who.user)
-    waits = relay.store.read("SELECT 1 FROM calculations WHERE site = ? AND state = ? AND user = ? LIMIT 1", site, ALLOWED, c.who.user)
-    if early and not waits:
-        raise No("400", "accept_id is not allowed to wait yet, about the your site id(%s)" % site, http=200)
-    raise No("0300", "There is no information for accept_id(None), about the your site id(%s)" % site, http=200)
-
-
-def v1_calc_params(c):
-    """4. The calculation is this poller's from here on; its inputs come inside the answer."""
-    row = v1_row(c)
-    paused = row["state"] == ALLOWED and (c.relay.maintenance is not None or c.relay.in_grace())
-    if paused or c.relay.announced_to_other(row["accept_id"], v1_peer(c), time.monotonic()):
-        raise v1_wrong(c, row)
-    v1_step(c, row, "calc-request", claim=v1_peer(c), attempt=row["attempt"] + 1, protocol=1, poller="v1 " + c.conn.address, claimed=time.time())
-    kept = json.loads(c.relay.store.read("SELECT info FROM calculations WHERE seq = ?", row["seq"])[0]["info"])
-    results = {name: {"content": "", "mimetype1": "", "mimetype2": ""} for name in kept["result_names"] + list(LOG_NAMES)}
-    return v1_stream(c, row, "input", lambda mark: [mark, "application/octet-stream;", "charset=binary"], lambda found: {"calc-info": dict(
-        kept["extra"], **{"command": row["command"], "remote-site": row["site"], "parameters": kept["parameters"], "parameter_files": found,
-                          "result_files": results})})
-
-
-def v1_calc_params_complete(c):
-    """4. It has all inputs."""
-    v1_step(c, v1_row(c), "calc-params-complete")
-    return {"message": "complete"}
-
-
-def v1_calc_start(c):
-    """5. The command starts."""
-    v1_step(c, v1_row(c), "calc-start", started=time.time())
-    return {"message": "started"}
-
-
-def v1_calc_end(c):
-    """6. The command is over; a fielded poller tells no exit code but for 0: "calc end" is that."""
-    row, word = v1_row(c), c.fields.get("result")
-    if word not in ("calc end", "abnormal"):
-        raise No(401 if word is None else 402, "result is \"calc end\" or \"abnormal\"", http=400)
-    good = word == "calc end"
-    v1_step(c, row, "calc-end", status="completed" if good else "abnormal", reason="" if good else "the command failed", ended=time.time(),
-            exit_code=0 if good else None)
-    return {"message": "ended"}
-
-
-def v1_may_deliver(c, total):
-    """No, if this user has no calculation whose results a fielded poller may bring now."""
-    if c.unread and not any(covers(c.who, row["site"]) for row in c.relay.store.read(
-            "SELECT DISTINCT site FROM calculations WHERE user = ? AND protocol = 1 AND state IN (?, ?, ?)", c.who.user, ENDED, GETTING, GOT)):
-        raise No("0300", "There is no information for accept_id(None), about the your site id(None)")
-
-
-def v1_send_results(c):
-    """7. The results, files inside. Only declared names are kept."""
-    with Arrival(c, v1_may_deliver, 200) as arrival:
-        arrival.read(c)
-        row, files = v1_row(c), c.fields.get("result_files")
-        if not isinstance(files, dict):
-            raise No(401, "result_files is missing", http=200)
-        if row["protocol"] == 2 or row["state"] not in (ENDED, GETTING, GOT):
-            raise v1_wrong(c, row)
-        if row["state"] != ENDED:
-            return v1_sent_again(c, row)
-        kept = json.loads(c.relay.store.read("SELECT info FROM calculations WHERE seq = ?", row["seq"])[0]["info"])
-        wanted, there, missing = declared(kept["result_names"], []), {}, {}
-        for name, entry in files.items():
-            if not isinstance(entry, dict):
-                raise No(401, "an entry of result_files is not an object", http=200)
-            if not wanted(name):
-                log("warn", row["accept_id"], "7 send-results", undeclared=name)
-            elif entry.get("mimetype1") == "Error":
-                missing[name] = printable(entry["mimetype2"] if isinstance(entry.get("mimetype2"), str) else "")[:1000]
-            else:
-                there[name] = entry
-        missing = json.dumps(missing, ensure_ascii=False)
-        try:
-            stage = v1_entries(there, lambda entry: entry.get("content"), arrival.path)
-            check_sizes(c.relay, [(name, blob.size, blob.sha256) for name, blob in stage])
-        except No as no:
-            no.http = 200
-            raise
-        with c.relay.placing:                          # two requests at once must not mix their files
-            row = v1_row(c)
-            if row["state"] != ENDED:
-                return v1_sent_again(c, row)
-            arrival.place(c.relay.store.spool(row["accept_id"], "result"), stage)
-            v1_step(c, row, "send-results", lambda tx: insert_complete(tx, row["seq"], "result", stage, len(missing)), missing=missing)
-    return {"message": "getting"}
-
-
-def v1_sent_again(c, row):
-    """The answer to send-results when there are results already."""
-    if row["status"] == "abnormal" or row["state"] == GETTING and row["claim"] == v1_peer(c) and row["accept_id"] not in c.relay.twins:
-        return {"message": "getting"}
-    raise v1_wrong(c, row)
-
-
-def v1_end_send(c):
-    """8. All is sent, says the poller, also when its upload failed: a success without results becomes abnormal."""
-    with c.relay.placing:
-        return v1_end(c, v1_row(c), c.fields.get("result"))
-
-
-def v1_end(c, row, word):
-    """v1_end_send(), while no results are being put in their place."""
-    if word != "end send":
-        raise No(401 if word is None else 402, "result is \"end send\"", http=400)
-    if row["state"] == GOT and row["status"] == "abnormal":
-        return {"message": "got"}
-    changes, extra, name = {"got": time.time()}, None, "end-send" if row["state"] != ENDED else "end-send unsent"
-    if row["state"] in (ENDED, GETTING):
-        kept = json.loads(c.relay.store.read("SELECT info FROM calculations WHERE seq = ?", row["seq"])[0]["info"])
-        logs = len(c.relay.store.read("SELECT 1 FROM files WHERE calc = ? AND kind = 'result' AND name IN (?, ?)", row["seq"], *LOG_NAMES))
-        if row["status"] == "completed" and (row["state"] == ENDED or kept["result_names"] and row["results"] <= logs):
-            changes.update(status="abnormal", reason="none of the results has arrived")
-        if row["state"] == ENDED:
-            extra = c.relay.leave_log(row, changes.get("reason") or "the results have not arrived")
-    v1_step(c, row, name, extra, **changes)
-    return {"message": "got"}
-
-
-def v1_get_calcinfo(c):
-    """The whole table, as a fielded relay shows it, for an operator: files by their sizes."""
-    rows = c.relay.store.read("SELECT %s, registered, info FROM calculations WHERE state != ? AND NOT hidden ORDER BY seq LIMIT 10000" % BRIEF,
-                              FINISHED)
-    found = {}
-    for row in rows:
-        if not covers(c.who, row["site"]):
-            continue
-        kept = json.loads(row["info"])
-        found[row["accept_id"]] = {
-            "accept_time": when(row["registered"]), "calc_progress": WORDS[row["state"]], "calc_status": row["status"],
-            "wait_allow": when(row["allowed"]) or "none", "calc-info": dict(kept["extra"], **{
-                "command": row["command"], "remote-site": row["site"], "parameters": kept["parameters"], "result_files": kept["result_names"]})}
-    return Bare(found)
-
-
-V1 = {
-    "add-calcinfo": v1_add_calcinfo, "allow-wait-calc": v1_allow, "cancel-wait-calc": v1_cancel, "calc-status": v1_status,
-    "calc-progress": v1_status, "get-calc-result": v1_result, "calc-request": v1_calc_request, "calc-params": v1_calc_params,
-    "calc-params-complete": v1_calc_params_complete, "calc-start": v1_calc_start, "calc-end": v1_calc_end, "send-results": v1_send_results,
-    "end-send": v1_end_send, "get-calcinfo": v1_get_calcinfo, "reload-ini": reload_ini,
-}
-V1_BODIES = ("add-calcinfo", "send-results")           # these carry files inside,
-V1_ANSWERS = ("calc-params", "get-calc-result")        # and the answers to these
-
-
-# name, by method -> who may, what it does, whether its body may be as large as max_body. `files` is files/ACCEPT_ID/... .
-ROUTES = {
-    ("POST", "add-calcinfo"): Route(WORKFLOW, add_calcinfo, False),
-    ("POST", "allow-wait-calc"): Route(WORKFLOW, allow_wait_calc, False),
-    ("POST", "calc-request"): Route(REMOTE, calc_request, False),
-    ("GET", "calc-request"): Route(REMOTE, calc_request, False),                 # as fielded pollers ask
-    ("GET", "calc-params"): Route(REMOTE, calc_params, False),
-    ("POST", "calc-params-complete"): Route(REMOTE, calc_params_complete, False),
-    ("POST", "calc-start"): Route(REMOTE, calc_start, False),
-    ("POST", "calc-end"): Route(REMOTE, calc_end, False),
-    ("POST", "send-results"): Route(REMOTE, send_results, False),
-    ("POST", "end-send"): Route(REMOTE, end_send, False),
-    ("GET", "get-calc-result"): Route(WORKFLOW, get_calc_result, False),
-    ("POST", "finish"): Route(WORKFLOW, finish, False),
-    ("GET", "calc-status"): Route(WORKFLOW, calc_progress, False),
-    ("GET", "calc-progress"): Route(WORKFLOW, calc_progress, False),
-    ("POST", "cancel-wait-calc"): Route(WORKFLOW, cancel_wait_calc, False),
-    ("POST", "rerun"): Route(WORKFLOW, rerun, False),
-    ("POST", "heartbeat"): Route(REMOTE, heartbeat, False),
-    ("GET", "output"): Route(WORKFLOW, output, False),
-    ("GET", "get-calcinfo"): Route(OPERATOR, get_calcinfo, False),
-    ("POST", "reload-ini"): Route(OPERATOR, reload_ini, False),
-    ("POST", "login"): Route(None, login, False),      # by whoever has no token yet
-    ("GET", "files"): Route(None, files_call, False),
-    ("POST", "files"): Route(None, files_call, True),
-}
-V2_ONLY = ("files", "heartbeat", "output", "finish", "rerun", "login")
-ORDERS = {"cancel": cancel_wait_calc, "rerun": rerun, "end": end}           # what the operator's commands ask the running relay to do
-FILES = re.compile(r"files/([0-9a-f-]{36})/(input|result)(?:/(\d{1,7}|pack))?\Z")
-
-
-# ---- connections: nobody unauthenticated ever holds a thread
-
-class Fields:
-    """What a call says: self.fields, with their types checked."""
-
-    def get(self, key, kind, default):
-        """A field of a type (int also from a query's digits), or default where there is none. 400 for another type."""
-        value = self.fields.get(key)
-        if value is None:
-            return default
-        if kind is int and isinstance(value, str) and re.match(r"-?[0-9]{1,18}\Z", value):
-            value = int(value)
-        if not isinstance(value, kind) or kind is int and isinstance(value, bool):
-            raise No(400, "%s is not of the right type" % key)
-        return value
-
-    def need(self, key, kind):
-        """A field that must be there."""
-        value = self.get(key, kind, None)
-        if value is None:
-            raise No(400, "%s is missing" % key)
-        return value
-
-    def text(self, key, default=None):
-        """A text field (must be there, unless a default is given)."""
-        return self.need(key, str) if default is None else self.get(key, str, default)
-
-    def number(self, key):
-        """A whole number >= 0 that must be there."""
-        value = self.need(key, int)
-        if value < 0:
-            raise No(400, "%s is negative" % key)
-        return value
-
-
-class Order(Fields):
-    """A call that an operator's command has left in the database for the running relay."""
-
-    def __init__(self, relay, name, fields):
-        self.relay, self.name, self.fields, self.until = relay, name, fields, 0.0
-        self.who = Who("operator", frozenset((WORKFLOW, REMOTE, OPERATOR)), (), 0, "order")
-
-
-class Call(Fields):
-    """One request as parse_head() found it, and what its function needs of its connection."""
-
-    def __init__(self, method, target, headers, keep):
-        self.method, self.headers, self.keep = method, headers, keep
-        self.conn = self.relay = self.who = self.route = self.until = self.waited = None
-        self.name, self.parts, self.body, self.fields, self.unread = "", (), b"", None, 0
-        length = headers.get("content-length", "0")
-        if not re.match(r"[0-9]{1,15}\Z", length):
-            raise No(400, "Content-Length is not a number")
-        self.length = self.unread = int(length)
-        if "transfer-encoding" in headers:
-            raise No(400 if "content-length" in headers else 411, "a body needs Content-Length, and no Transfer-Encoding")
-        try:
-            found = urlsplit(target)
-            pairs = parse_qsl(found.query, keep_blank_values=True, errors="strict")
-        except ValueError:
-            raise No(400, "the query is not UTF-8")
-        self.path, self.query = found.path, dict(pairs)
-        if len(self.query) != len(pairs):
-            raise No(400, "a query field is given twice")
-
-    def parse_fields(self):
-        """The fields of the call: its query, and the JSON object in its body. 400 for anything else."""
-        self.fields = dict(self.query)
-        if self.body or self.name != "files" and self.length:
-            found = (parse_json if self.name in V2_ONLY or "v" in self.query else parse_v1_json)(self.body)
-            twice = [key for key in found if self.query.get(key, found[key]) != found[key]]
-            if twice:
-                raise No(400, "%s is given in the query and in the body" % printable(twice[0]))
-            self.fields.update(found)
-
-    def look_again(self):
-        """Who is asking, now: a token may have ended while its call waited or its body came. No otherwise."""
-        self.who = self.relay.who(self.headers, self.conn.address, self.path)
-
-    def moves(self):
-        """Does it, or its answer, move much data?"""
-        return self.route.bulk or self.length > SMALL_BODY or self.name == "files" or self.name in V1_ANSWERS and "v" not in self.query
-
-    def check_role(self, role):
-        """403 unless the token has the role."""
-        if role not in self.who.roles:
-            raise No("0005", "%s への実行権がありません。" % self.path, http=403, why="role %s needed" % role, user=self.who.user)
-
-    def body_views(self):
-        """The body in views of up to CHUNK bytes, as it arrives; no more of it when the token has ended."""
-        buffer = memoryview(bytearray(min(CHUNK, self.unread) or 1))
-        while self.unread:
-            want, filled = min(CHUNK, self.unread), 0
-            self.look_again()
-            while filled < want:
-                filled += self.conn.receive(buffer[filled:want])
-            self.unread -= want
-            yield buffer[:want]
-
-    def exact(self):
-        """A function size -> that many bytes of the body."""
-        def take(length):
-            data = bytearray(length)
-            view, at = memoryview(data), 0
-            while at < length:
-                at += self.conn.receive(view[at:])
-            self.unread -= length
-            return data
-        return take
-
-
-def once(pairs):
-    """A JSON object, in its order; ValueError if a key is given twice."""
-    found = dict(pairs)                                # in order from 3.6 on, and small
-    if len(found) != len(pairs):
-        raise ValueError("a key is given twice")
-    return found
-
-
-def never(word):
-    """NaN and Infinity are not JSON."""
-    raise ValueError("%s is not JSON" % word)
-
-
-def whole(digits):
-    """A whole number that SQLite can hold (and that is read in no time)."""
-    if len(digits) > 18:
-        raise ValueError("a number of %d digits" % len(digits))
-    return int(digits)
-
-
-def real(digits):
-    """A finite number."""
-    number = float(digits)
-    if number in (float("inf"), float("-inf")):
-        raise ValueError("a number without end")
-    return number
-
-
-def shallow(found, left=64):
-    """Does it nest less deep than that?"""
-    parts = found.values() if isinstance(found, dict) else found
-    return left > 0 and all(shallow(part, left - 1) for part in parts if isinstance(part, (dict, list)))
-
-
-DECODE = json.JSONDecoder(object_pairs_hook=once, parse_constant=never, parse_int=whole, parse_float=real).decode
-ENCODE = json.JSONEncoder(ensure_ascii=False).encode
-
-
-def parse_json(data, kinds=dict):
-    """A JSON object (or what kinds says), strictly: UTF-8, no key twice, no NaN. 400 otherwise."""
-    parts = data.count(b"{") + data.count(b"[")
-    if parts + data.count(b",") > PARTS:
-        raise No(413, "a body of more than %d parts" % PARTS, why="work")
-    try:
-        found = DECODE(data.decode("utf-8"))
-        if not isinstance(found, kinds):
-            raise ValueError("not an object")
-        if parts > 64 and not shallow(found):
-            raise ValueError("nested too deep")
-        if b"\\u" in data:
-            ENCODE(found).encode("utf-8")              # a lone surrogate ends here, not in the database
-    except (ValueError, RecursionError) as error:
-        raise No(400, "the body is not JSON: %s" % printable(error)[:200])
-    return found
-
-
+# ==== connections ====
+AGAIN = (ssl.SSLWantReadError, ssl.SSLWantWriteError, BlockingIOError)
 HEADER = re.compile(r"([!#$%&'*+.^_`|~0-9A-Za-z-]+):([\t -~\x80-\xff]*)\Z")
 ONCE = ("content-length", "transfer-encoding", "host", "authorization", "content-type", "range", "if-range", "connection", "expect")
-
-
-def parse_head(head):
-    """A request's head (bytes, up to and with the empty line) as a Call. Stricter than http.server's, which lets doubled lengths and
-    bare line feeds pass: what two programs can read in two ways is refused. 400, 405, 411, 431."""
-    if not head.count(b"\r") == head.count(b"\n") == head.count(b"\r\n") or b"\0" in head:
-        raise No(400, "a bare line end in the head")
-    lines = head[:-4].decode("iso-8859-1").split("\r\n")
-    words = lines[0].split(" ")
-    if len(words) != 3 or words[2] not in ("HTTP/1.1", "HTTP/1.0") or not re.match(r"/[!-~]*\Z", words[1]) or "#" in words[1]:
-        raise No(400, "not a request line")
-    if words[0] not in ("GET", "POST"):
-        raise No(405, "GET and POST only")
-    if len(lines) > 100:
-        raise No(431, "too many headers")
-    headers, twice = {}, []
-    for line in lines[1:]:
-        found = HEADER.match(line)
-        if not found:
-            raise No(400, "a malformed header")
-        name = found.group(1).lower()
-        if name in headers and name in ONCE:
-            raise No(400, "header %s is given twice" % name)
-        twice += [name] if name in headers else []
-        headers[name] = found.group(2).strip(" \t")
-    scheme, blank, token = headers.pop("authorization", "").partition(" ")
-    if scheme.lower() == "bearer" and token:           # from here on only its sum is known; no header can have this name
-        headers[":token"] = hashlib.sha256(token.strip().encode("iso-8859-1")).hexdigest()
-    headers[":twice"] = twice
-    wish = headers.get("connection", "").lower()
-    return Call(words[0], words[1], headers, wish == "keep-alive" if words[2] == "HTTP/1.0" else wish != "close")
-
-
-class Pace:
-    """Does a transfer keep min_rate (bytes/s)? Looked at over each RATE_OVER seconds, whatever came before."""
-
-    def __init__(self, rate):
-        self.rate, self.since, self.moved = rate, time.monotonic(), 0
-
-    def count(self, moved):
-        """So many bytes have moved. ConnectionError if it is too slow."""
-        self.moved += moved
-        passed = time.monotonic() - self.since
-        if passed > RATE_OVER:
-            if self.moved < self.rate * passed:
-                raise ConnectionError("slower than min_rate")
-            self.since, self.moved = time.monotonic(), 0
-
-
-class Connection:
-    """One client's connection. phase says who owns it: shake, head, body, parked, linger: the selector; busy: a worker."""
-
-    __slots__ = ("sock", "address", "phase", "buffer", "deadline", "call", "counted", "group", "park_key", "pace", "seen", "row", "born")
-
-    def __init__(self, sock, address, phase, deadline):
-        self.born = time.monotonic()
-        self.sock, self.address, self.phase, self.deadline = sock, address, phase, deadline
-        self.buffer, self.call, self.counted, self.park_key, self.pace, self.seen, self.row = bytearray(), None, True, None, None, None, None
-        self.group = {}                                # those of its token, once it has shown one
-
-    def pending(self):
-        """Bytes that TLS has taken from the socket already (the ini may have changed between plain and TLS since)."""
-        return self.sock.pending() if isinstance(self.sock, ssl.SSLSocket) else 0
-
-    def receive(self, view):
-        """Fills view from what has come; waits at most STALL seconds. ConnectionError at the end, or if it comes too slowly."""
-        if self.buffer:
-            count = min(len(view), len(self.buffer))
-            view[:count] = self.buffer[:count]
-            del self.buffer[:count]
-            return count
-        count = self.sock.recv_into(view)
-        if not count:
-            raise ConnectionError("the client is gone")
-        self.pace.count(count)
-        return count
-
-    def send_json(self, status, parsed, keep, wait=0):
-        """The answer in one write; a worker waits up to `wait` seconds for a client that does not take it."""
-        body = ENCODE(parsed).encode("utf-8", "replace")
-        data = answer_head(status, "application/json; charset=utf-8", len(body), keep) + body
-        try:
-            sent = self.sock.send(data)
-        except AGAIN:
-            sent = 0
-        if sent < len(data):
-            self.sock.settimeout(wait)
-            self.sock.sendall(memoryview(data)[sent:])
-
-    def send_spool(self, spool, keep, min_rate):
-        """The answer from files; the connection is dropped if the client takes it too slowly.
-        Segments are [(path, place, length)], or a function that gives the chunks of a JSON answer."""
-        text = callable(spool.segments)
-        kind = "application/json; charset=utf-8" if text else "application/octet-stream"
-        self.sock.settimeout(STALL)
-        self.sock.sendall(answer_head(spool.status, kind, spool.length, keep, spool.headers))
-        told, pace = time.monotonic(), Pace(min_rate)
-        try:
-            for chunk in spool.segments() if text else self.spool_chunks(spool):
-                left = memoryview(chunk)
-                while left:
-                    count = self.sock.send(left[:SMALL_BODY])            # no more: a slow client takes this much within STALL
-                    pace.count(count)
-                    left = left[count:]
-                if spool.moved is not None and time.monotonic() > told + 1:
-                    told = time.monotonic()
-                    spool.moved()
-        except ValueError as error:
-            raise ConnectionError(str(error))
-
-    def spool_chunks(self, spool):
-        """The bytes of an answer's segments, CHUNK by CHUNK."""
-        buffer = memoryview(bytearray(min(CHUNK, spool.length) or 1))
-        for path, at, left in spool.segments:
-            with open(path, "rb", buffering=0) as source:
-                source.seek(at)
-                while left:
-                    count = source.readinto(buffer[:left])
-                    if not count:
-                        raise ConnectionError("the spool file is short")
-                    left -= count
-                    yield buffer[:count]
-
-
-def answer_head(status, kind, length, keep, more=()):
-    """Status line and headers of an answer, as bytes."""
-    head = "HTTP/1.1 %d %s\r\nContent-Type: %s\r\nContent-Length: %d\r\nCache-Control: no-store, no-transform\r\n%s%s\r\n" % (
-        status, HTTPStatus(status).phrase, kind, length, "".join("%s: %s\r\n" % pair for pair in more), "" if keep else "Connection: close\r\n")
-    return head.encode("ascii")
-
-
-def envelope(code, text, **fields):
-    """PROTOCOL's answer: {"errors": [{"code", "message", ...}]}, for success too."""
-    return {"errors": [dict(fields, code=code, message=text)]}
-
-
-AGAIN = (ssl.SSLWantReadError, ssl.SSLWantWriteError, BlockingIOError)
 
 
 class Front:
@@ -3915,568 +2790,318 @@ class Front:
         self.wake()
 
 
-# ---- the relay: configuration, tokens, leases, housekeeping
+class Connection:
+    """One client's connection. phase says who owns it: shake, head, body, parked, linger: the selector; busy: a worker."""
 
-class Relay:
-    """What the calls share: conf, store, front; tokens, leases and running uploads in memory."""
+    __slots__ = ("sock", "address", "phase", "buffer", "deadline", "call", "counted", "group", "park_key", "pace", "seen", "row", "born")
 
-    def __init__(self, conf, ini, store):
-        self.conf, self.ini, self.store, self.front = conf, ini, store, None
-        self.tokens, self.tokens_seen, self.leases, self.silent, self.uploads = {}, None, {}, {}, {}
-        self.noted = {}                                # {(accept_id, user): when it was noted last why it waits}
-        self.what = {}                                 # {accept_id: where its poller says that it is}
-        self.nothing = {}                              # {key of a site and user: how many events had been when nothing waited there}
-        self.open_of, self.reserved, self.stamps, self.born = collections.Counter(), 0, {}, time.monotonic()
-        self.live = collections.Counter()              # bytes of running commands' output that are kept, by user
-        self.announced, self.announcing, self.twins, self.told_abnormal, self.v1_sites = {}, threading.Lock(), set(), set(), set()
-        self.placing, self.counting = threading.Lock(), threading.Lock()
-        self.arriving, self.debts = collections.Counter(), {}            # by user: bytes of fielded bodies on their way; (work owed, since)
-        self.used, self.used_told, self.failures = {}, {}, collections.OrderedDict()     # tokens; (user, address): [failed log-ins, locked until]
-        self.maintenance, self.grace = None, 0.0
-        if os.path.exists(os.path.join(utf8(store.folder), b"restored")):
-            self.grace = time.monotonic() + conf["times"]["restore_grace"]
-        path = os.path.join(store.folder, "instance")
+    def __init__(self, sock, address, phase, deadline):
+        self.born = time.monotonic()
+        self.sock, self.address, self.phase, self.deadline = sock, address, phase, deadline
+        self.buffer, self.call, self.counted, self.park_key, self.pace, self.seen, self.row = bytearray(), None, True, None, None, None, None
+        self.group = {}                                # those of its token, once it has shown one
+
+    def pending(self):
+        """Bytes that TLS has taken from the socket already (the ini may have changed between plain and TLS since)."""
+        return self.sock.pending() if isinstance(self.sock, ssl.SSLSocket) else 0
+
+    def receive(self, view):
+        """Fills view from what has come; waits at most STALL seconds. ConnectionError at the end, or if it comes too slowly."""
+        if self.buffer:
+            count = min(len(view), len(self.buffer))
+            view[:count] = self.buffer[:count]
+            del self.buffer[:count]
+            return count
+        count = self.sock.recv_into(view)
+        if not count:
+            raise ConnectionError("the client is gone")
+        self.pace.count(count)
+        return count
+
+    def send_json(self, status, parsed, keep, wait=0):
+        """The answer in one write; a worker waits up to `wait` seconds for a client that does not take it."""
+        body = ENCODE(parsed).encode("utf-8", "replace")
+        data = answer_head(status, "application/json; charset=utf-8", len(body), keep) + body
         try:
-            with open(utf8(path), encoding="ascii", errors="replace") as text:
-                self.instance = text.read(100).strip()
-        except FileNotFoundError:
-            self.instance = ""
-        if not re.match("[!-~]{1,100}\\Z", self.instance):               # not there, or broken
-            self.instance = os.urandom(8).hex()
-            with open(utf8(path), "w") as out:
-                out.write(self.instance + "\n")
+            sent = self.sock.send(data)
+        except AGAIN:
+            sent = 0
+        if sent < len(data):
+            self.sock.settimeout(wait)
+            self.sock.sendall(memoryview(data)[sent:])
 
-    def rules(self, site):
-        """A site's section of the ini."""
-        return self.conf.get(site) or {key: default for key, (kind, default) in INI["*"].items()}
-
-    def gateway(self):
-        """True where a gateway in front has checked the tokens."""
-        return self.conf["Server"]["auth"] == "gateway"
-
-    # -- who is asking
-
-    def load_tokens(self):
-        """Takes the tokens from the database, if one was issued, revoked or prolonged meanwhile."""
-        seen = tuple(self.store.read("SELECT COUNT(*), MAX(number), COUNT(revoked), TOTAL(expires) FROM tokens")[0])
-        if seen != self.tokens_seen:
-            self.tokens, self.tokens_seen = dict(self.read_tokens("revoked IS NULL")), seen
-
-    def read_tokens(self, where, *values):
-        """[(hash, Who)] of the tokens for which `where` is true."""
-        found = self.store.read("SELECT number, hash, user, roles, sites, expires FROM tokens WHERE " + where, *values)
-        return [(row["hash"], Who(row["user"], frozenset(row["roles"].split()), tuple(row["sites"].split()), row["expires"], row["number"]))
-                for row in found]
-
-    def who(self, headers, address, path=""):
-        """Who a request comes from. No("0005", HTTP 403) without a good token."""
-        hashed, why = headers.get(":token"), "no token"
-        if hashed:
-            if self.gateway():
-                user = self.gateway_user(headers) or "token-" + hashed[:16]
-                more = (OPERATOR,) if user in self.conf["Server"]["operators"] else ()
-                return Who(user, frozenset((WORKFLOW, REMOTE) + more), (), 0, hashed)
-            if hashed not in self.tokens:              # a new one is good at once
-                self.tokens.update(self.read_tokens("hash = ? AND revoked IS NULL", hashed))
-            found = self.tokens.get(hashed)
-            now = time.time()
-            if found is not None and found.expires > now:
-                self.used[found.key] = now
-                return found
-            why = "unknown token" if found is None else "expired " + time.strftime("%Y-%m-%d", time.localtime(found.expires))
-        raise No("0005", "%s への実行権がありません。" % printable(path)[:200], http=403, why=why)
-
-    def gateway_user(self, headers):
-        """The user that the gateway names, or None where it names none. No for what the gateway itself does not send: without its secret, or
-        without a user, or with two."""
-        import hmac
-        name, secret = self.conf["Server"]["gateway_user_header"].lower(), self.conf["Server"].get("secret")
-        for header in (name, secret[0] if secret else ""):
-            if header in headers[":twice"]:
-                raise No(400, "header %s is given twice" % header)
-        if secret and not hmac.compare_digest(headers.get(secret[0], "").encode("iso-8859-1"), secret[1].encode("iso-8859-1")):
-            raise No("0005", "not from the gateway", http=403, why="gateway secret")
-        user = headers.get(name, "") if name else None
-        if user is not None and (not user or len(user) > 200 or ODD.search(user) or re.search(r"[\s,]", user)):
-            raise No("0005", "the gateway names no user", http=403, why="gateway user")
-        return user
-
-    def note_use(self, most=600):
-        """Puts on disk when tokens were last used: of each at most once in so many seconds."""
-        due = [(when, number) for number, when in list(self.used.items()) if when - self.used_told.get(number, 0.0) > most]
-        if due:
-            self.used_told.update((number, when) for when, number in due)
-            self.store.write(lambda tx: tx.db.executemany("UPDATE tokens SET used = ? WHERE number = ?", due), "use", wait=False)
-
-    def spend(self, c, work):
-        """Counts work before a call does it. 413 for more than any call may ask for; 503, for the moment, if its user still owes too much:
-        whoever asks for much gets a part of one processor, whatever the number of his calls."""
-        if work < WORK_RATE // 100:
-            return
-        log("debug", None, c.name, work=work, user=c.who.user)
-        if work > WORK:
-            raise No(413, "this asks for too much work at once: fewer names, or fewer patterns of many stars", why="work")
-        with self.counting:
-            now = time.monotonic()
-            owed, since = self.debts.get(c.who.user, (0, now))
-            owed = max(0, owed - (now - since) * WORK_RATE)
-            if owed > WORK_AHEAD:
-                raise No(503, "user %s asks for much work; try again later" % c.who.user, why="work")
-            if len(self.debts) > LISTED:
-                self.debts.clear()
-            self.debts[c.who.user] = owed + work, now
-
-    # -- log-ins: who guesses passwords is locked out for a while
-
-    def check_failures(self, user, address, known):
-        """429, with the seconds to wait, while a user, an address or both are locked. A right password does not help then; but whoever comes
-        from an address known to be his is locked by failures of his name from there only, not by what others do elsewhere or there."""
-        keys = self.failure_keys(user, address)
-        counted = [keys["both"]] if known else keys.values()
-        left = max([0.0] + [self.failures[key][1] - time.monotonic() for key in counted if key in self.failures])
-        if left > 0:
-            log("info", None, "login", refused="locked", user=user, address=address)
-            raise No(429, "too many failed log-ins; try again in %d s" % (left + 1), why="login", wait=int(left + 1))
-
-    def failure_keys(self, user, address):
-        """The three counters of a log-in."""
-        return {"both": (user, address), "address": ("", address), "user": (user, "")}
-
-    def count_failure(self, user, address):
-        """A log-in failed: from the limit on, each locks for twice as long as the one before (1 minute to 1 hour)."""
-        for kind, key in self.failure_keys(user, address).items():
-            count = self.failures.pop(key, [0, 0.0])[0] + 1
-            over = count - FAILED[kind]
-            self.failures[key] = [count, time.monotonic() + (min(3600, 60 << min(over, 10)) if over >= 0 else 0)]
-        while len(self.failures) > 10000:
-            self.failures.popitem(last=False)
-
-    def forgive(self, user, address, known):
-        """A log-in was right. From an address known to be his, that says nothing about who guesses elsewhere."""
-        self.failures.pop((user, address), None)
-        if not known:
-            self.failures.pop((user, ""), None)
-
-    # -- leases: on a monotonic clock, full again after a start
-
-    def renew(self, row, seconds=None):
-        """The holder of a claim was heard."""
-        self.leases[row["accept_id"]] = time.monotonic() + (seconds or self.conf["times"]["lease"])
-        if self.silent.pop(row["accept_id"], None) is not None or row["silent"]:
-            log("info", row["accept_id"], "back-in-contact", poller=row["poller"])
-            self.store.write(lambda tx: tx.db.execute("UPDATE calculations SET silent = 0 WHERE seq = ?", (row["seq"],)), "contact", wait=False)
-            self.front.fire(("calc", row["accept_id"]))
-
-    def touch(self, row):
-        """Bytes have moved for a calculation."""
-        if row["claim"] and row["state"] in CLAIMED:
-            self.renew(row)
-        else:
-            self.stamps[row["seq"]] = time.monotonic()
-
-    def idle_seconds(self, row):
-        """Seconds since nothing came of a calculation's inputs, as far as this relay knows."""
-        return min(time.monotonic() - self.stamps.get(row["seq"], self.born), max(0, time.time() - row["touched"]))
-
-    def silent_seconds(self, row):
-        """Seconds since the holder of a started calculation went out of contact, or None."""
-        since = self.silent.get(row["accept_id"])
-        return None if since is None else int(row["silent"] + time.monotonic() - since)
-
-    def count_new(self, user, total):
-        """A registration is on disk."""
-        self.open_of[user] += 1
-        self.reserved += total
-
-    def forget_uploads(self, seq):
-        """Drops what is known of a calculation's running uploads."""
-        for key in [key for key in list(self.uploads) if key[0] == seq]:
-            self.uploads.pop(key, None)
-
-    # -- pauses, and life after a restore
-
-    def check_maintenance(self):
-        """503 while maintenance is on."""
-        if self.maintenance is not None:
-            raise No(503, "maintenance: %s; try again later" % self.maintenance, why="maintenance")
-
-    def in_grace(self):
-        """True for restore_grace after the first start from a backup: nothing is handed out, pollers are asked what they hold."""
-        return time.monotonic() < self.grace
-
-    def adopt(self, row, claim, phase, poller):
-        """After a restore: a poller holds a claim that the backup does not know, or is further along with it. True: taken over."""
-        found = re.match(r"([1-9][0-9]{0,5})\.[0-9a-f]{32}\Z", claim) if isinstance(claim, str) else None
-        order = (REGISTERED, ALLOWED, SENDING, SENT, RUNNING)
-        goal = SENDING if phase == "inputs" else RUNNING
-        if (not found or int(found.group(1)) < row["attempt"] or row["state"] not in order or row["state"] == REGISTERED and goal == SENDING
-                or order.index(row["state"]) >= order.index(goal) and claim == row["claim"]):
-            return False
-        step = STEP["adopt inputs" if goal == SENDING else "adopt"]
-        return self.store.write(lambda tx: move(self, tx, step, row, claim=claim, attempt=int(found.group(1)), protocol=2, poller=poller[:200],
-                                                allowed=row["allowed"] or time.time(), claimed=time.time()), "adopt")
-
-    def hear(self, accept_id, what):
-        """A poller says where a calculation is, in its batch system's words. Kept in memory: the next heartbeat says it again."""
-        what = printable(what)[:200] if isinstance(what, str) else ""
-        if what != self.what.get(accept_id, ""):
-            if len(self.what) > 20000:
-                self.what.clear()
-            self.what[accept_id] = what
-            self.front.fire(("calc", accept_id))
-
-    def note_waits(self, accept_id, user, why):
-        """Why a calculation of this user does not go on, for who waits for it and for `show`; until it does."""
-        def work(tx):
-            if tx.db.execute("UPDATE calculations SET waits = ?, version = version + 1 WHERE accept_id = ? AND user = ? AND waits != ?"
-                             " AND state NOT IN (?, ?)", (why, accept_id, user, why, GOT, FINISHED)).rowcount:
-                tx.after(lambda: log("warn", accept_id, "it waits", why=why, user=user))
-                tx.after(lambda: self.front.fire(("calc", accept_id)))
-
-        if isinstance(accept_id, str) and self.may_note(accept_id, user):
-            if len(self.noted) > LISTED:
-                self.noted.clear()
-            self.noted[accept_id, user] = time.monotonic()
-            self.store.write(work, "waits", wait=False)
-
-    def may_note(self, accept_id, user):
-        """Is it some seconds ago that anything was noted of why it waits? Nobody waits for these notes to be on disk: who could have very many
-        made would keep the writer from all others."""
-        return time.monotonic() - self.noted.get((accept_id, user), -NOTE_EVERY) >= NOTE_EVERY
-
-    def output_sizes(self, row):
-        """Bytes of stdout and stderr that have come while the command runs."""
-        sizes = []
-        for stream in ("out", "err"):
-            try:
-                sizes.append(os.path.getsize(self.store.spool(row["accept_id"], "", "live." + stream)) if row["claim"] else 0)
-            except OSError:
-                sizes.append(0)
-        return sizes
-
-    def count_output(self):
-        """The bytes of running commands' output that are kept, by user."""
-        found = collections.Counter()
-        for row in self.store.read("SELECT accept_id, user, 1 AS claim FROM calculations WHERE attempt"):
-            found[row["user"]] += sum(self.output_sizes(row))
-        self.live = found
-
-    def obey(self):
-        """Does what operators' commands have left in the database."""
-        for row in self.store.read("SELECT number, call, fields FROM orders WHERE answer IS NULL"):
-            try:
-                answer = [200, ORDERS[row["call"]](Order(self, row["call"], json.loads(row["fields"])))["message"]]
-            except No as no:
-                answer = [no.code, str(no)]
-            self.store.write(lambda tx: tx.db.execute("UPDATE orders SET answer = ? WHERE number = ?", (json.dumps(answer), row["number"])), "order")
-
-    def look_at_pauses(self):
-        """Is maintenance on? Is the grace after a restore over?"""
-        found = None
+    def send_spool(self, spool, keep, min_rate):
+        """The answer from files; the connection is dropped if the client takes it too slowly.
+        Segments are [(path, place, length)], or a function that gives the chunks of a JSON answer."""
+        text = callable(spool.segments)
+        kind = "application/json; charset=utf-8" if text else "application/octet-stream"
+        self.sock.settimeout(STALL)
+        self.sock.sendall(answer_head(spool.status, kind, spool.length, keep, spool.headers))
+        told, pace = time.monotonic(), Pace(min_rate)
         try:
-            with open(os.path.join(utf8(self.store.folder), b"maintenance"), encoding="utf-8", errors="replace") as text:
-                found = printable(text.read().strip()) or "-"
-        except OSError:
-            pass
-        if found != self.maintenance:
-            log("info", None, "maintenance", reason=found or "off")
-        self.maintenance = found
-        if self.grace and not self.in_grace():
-            self.grace = 0.0
-            os.unlink(os.path.join(utf8(self.store.folder), b"restored"))
-            log("info", None, "restored", now="calculations are handed out again")
-            for row in self.store.read("SELECT DISTINCT site, user FROM calculations WHERE state = ?", ALLOWED):
-                self.front.fire(("site", row["site"], row["user"]))
+            for chunk in spool.segments() if text else self.spool_chunks(spool):
+                left = memoryview(chunk)
+                while left:
+                    count = self.sock.send(left[:SMALL_BODY])            # no more: a slow client takes this much within STALL
+                    pace.count(count)
+                    left = left[count:]
+                if spool.moved is not None and time.monotonic() > told + 1:
+                    told = time.monotonic()
+                    spool.moved()
+        except ValueError as error:
+            raise ConnectionError(str(error))
 
-    # -- fielded pollers
+    def spool_chunks(self, spool):
+        """The bytes of an answer's segments, CHUNK by CHUNK."""
+        buffer = memoryview(bytearray(min(CHUNK, spool.length) or 1))
+        for path, at, left in spool.segments:
+            with open(path, "rb", buffering=0) as source:
+                source.seek(at)
+                while left:
+                    count = source.readinto(buffer[:left])
+                    if not count:
+                        raise ConnectionError("the spool file is short")
+                    left -= count
+                    yield buffer[:count]
 
-    def announce(self, accept_id, peer, now):
-        """Names a calculation to a fielded poller. False: it was named to another one a moment ago."""
-        with self.announcing:
-            if self.announced_to_other(accept_id, peer, now):
-                return False
-            self.announced[accept_id] = (peer, now + self.conf["times"]["v1_announce"])
-            return True
 
-    def announced_to_other(self, accept_id, peer, now):
-        """Was it named to another fielded poller within v1_announce?"""
-        to, until = self.announced.get(accept_id, (peer, now))
-        return to != peer and until > now
+class Fields:
+    """What a call says: self.fields, with their types checked."""
 
-    def sweep_announced(self, now):
-        """What was named to a fielded poller that did not come for it is there for the next; those of our own who wait are told."""
-        for accept_id in [key for key, (peer, until) in list(self.announced.items()) if until <= now]:
-            self.announced.pop(accept_id, None)
-            for row in self.store.read("SELECT site, user, bytes FROM calculations WHERE accept_id = ? AND state = ?", accept_id, ALLOWED):
-                self.front.fire(("site", row["site"], row["user"]), one=True, need=row["bytes"])
+    def get(self, key, kind, default):
+        """A field of a type (int also from a query's digits), or default where there is none. 400 for another type."""
+        value = self.fields.get(key)
+        if value is None:
+            return default
+        if kind is int and isinstance(value, str) and re.match(r"-?[0-9]{1,18}\Z", value):
+            value = int(value)
+        if not isinstance(value, kind) or kind is int and isinstance(value, bool):
+            raise No(400, "%s is not of the right type" % key)
+        return value
 
-    def leave_log(self, row, text):
-        """A log as the only result of a calculation whose own results never came; returns what notes it in a transaction.
-        What is in the folder already goes only after that: the results may just have come after all."""
-        data, folder, blob = (text + "\n").encode("utf-8"), self.store.spool(row["accept_id"], "result").rstrip(b"/"), "log" + os.urandom(4).hex()
-        make_folder(folder, utf8(self.store.folder))
-        with open(os.path.join(folder, utf8(blob)), "wb") as out:
-            out.write(data)
-            out.flush()
-            os.fsync(out.fileno())
-        sync_path(folder)
+    def need(self, key, kind):
+        """A field that must be there."""
+        value = self.get(key, kind, None)
+        if value is None:
+            raise No(400, "%s is missing" % key)
+        return value
 
-        def note(tx):
-            drop_results(tx, row["seq"])
-            insert_complete(tx, row["seq"], "result", [(LOG_NAMES[1], Blob(b"", len(data), hashlib.sha256(data).hexdigest()))])
-            tx.db.execute("UPDATE files SET blob = ? WHERE calc = ? AND kind = 'result'", (blob, row["seq"]))
-            tx.after(drop_others)
+    def text(self, key, default=None):
+        """A text field (must be there, unless a default is given)."""
+        return self.need(key, str) if default is None else self.get(key, str, default)
 
-        def drop_others():
-            for entry in os.listdir(folder):
-                if entry != utf8(blob):
-                    try:
-                        os.unlink(os.path.join(folder, entry))
-                    except OSError:                    # retention takes it
-                        pass
+    def number(self, key):
+        """A whole number >= 0 that must be there."""
+        value = self.need(key, int)
+        if value < 0:
+            raise No(400, "%s is negative" % key)
+        return value
 
-        return note
 
-    # -- the sweeper
+class Call(Fields):
+    """One request as parse_head() found it, and what its function needs of its connection."""
 
-    def sweep_leases(self, now):
-        """Lapsed claims: before calc-start back into the queue, after it out of contact, and after lost_after the end."""
-        for accept_id, until in list(self.leases.items()):
-            if until > now:
-                continue
-            self.leases.pop(accept_id, None)
-            found = self.store.read("SELECT %s FROM calculations WHERE accept_id = ?" % BRIEF, accept_id)
-            if not found or found[0]["state"] not in CLAIMED:
-                continue
-            row = found[0]
-            if row["protocol"] == 1 and not (row["cancel"] and row["state"] in (SENDING, SENT)):     # it cannot be fenced: not into the queue again
-                self.lose(row)
-            elif row["state"] in (SENDING, SENT):
-                self.lapse(row)
-            else:
-                log("warn", accept_id, "out-of-contact", poller=row["poller"])
-                self.silent[accept_id] = now
-                self.store.write(lambda tx: tx.db.execute("UPDATE calculations SET silent = MAX(silent, 0.001) WHERE seq = ?", (row["seq"],)),
-                                 "silent")             # for `list`
-                self.front.fire(("calc", accept_id))
-                self.front.fire(("site", row["site"], row["user"]))         # its poller may have delivered it before a restore
-
-    def lapse(self, row):
-        """The claim of what has not begun is void: back into the queue, or to its end if it was to be cancelled."""
-        if row["cancel"]:
-            step, word = STEP["cancelled"], {"status": "abnormal", "reason": row["cancel"], "got": time.time()}
-        else:
-            step, word = STEP["lapse"], {"take": None}
-        self.store.write(lambda tx: move(self, tx, step, row, row["claim"], claim=None, **word), step.name)
-
-    def sweep_lost(self, now):
-        """Counts the silence of those out of contact (the relay's own downtime does not count); ends them after lost_after."""
-        for accept_id, since in list(self.silent.items()):
-            found = self.store.read("SELECT %s FROM calculations WHERE accept_id = ?" % BRIEF, accept_id)
-            self.silent.pop(accept_id, None)
-            if not found or found[0]["state"] not in CLAIMED:
-                continue
-            row, quiet = found[0], found[0]["silent"] + now - since
-            if quiet > self.conf["times"]["lost_after"]:
-                self.lose(row)
-            else:
-                self.silent[accept_id] = now
-                self.store.write(lambda tx: tx.db.execute("UPDATE calculations SET silent = ? WHERE seq = ?", (quiet, row["seq"])), "silent")
-
-    def lose(self, row, reason="lost: out of contact for too long"):
-        """Nothing was heard of it for too long: it ends abnormal, with a log that says so, and its claim is void."""
-        def work(tx):
-            if move(self, tx, STEP["lost"], row, status="abnormal", reason=reason, claim=None, got=time.time()):
-                note(tx)
-
-        with self.placing:
-            note = self.leave_log(row, reason)
-            self.store.write(work, "lost")
-
-    def sweep_old(self, now):
-        """Removes what its time has come for: never allowed, fetched, never fetched. now: seconds since the epoch."""
-        times, monotonic = self.conf["times"], time.monotonic()
-        moving = {key[0] for key, upload in list(self.uploads.items()) if monotonic - upload.touched < times["register_for"]}
-        for key, upload in list(self.uploads.items()):
-            if monotonic - upload.touched > 600:       # its bytes stay; the sum is made again when it goes on
-                self.uploads.pop(key, None)
-        for seq, heard in list(self.stamps.items()):
-            if monotonic - heard > times["register_for"]:                # says no more than self.born now
-                self.stamps.pop(seq, None)
-        old = []
-        for state, field, limit in ((REGISTERED, "touched", "register_for"), (FINISHED, "finished", "keep_fetched"), (GOT, "got", "keep_results")):
-            old += self.store.read("SELECT seq, accept_id, user, state, touched FROM calculations WHERE state = ? AND touched < ? AND %s < ?"
-                                   " LIMIT 10000" % field,
-                                   state, now - times[limit], now - times[limit])
-        for row in old:
-            if row["state"] == REGISTERED and (row["seq"] in moving or self.idle_seconds(row) < times["register_for"]):
-                continue
-
-            def work(tx):
-                gone = tx.db.execute("DELETE FROM calculations WHERE seq = ? AND state = ?", (row["seq"], row["state"])).rowcount
-                if gone:
-                    tx.db.execute("DELETE FROM files WHERE calc = ?", (row["seq"],))
-                return gone
-
-            if self.store.write(work, "retention"):
-                log("info", row["accept_id"], "removed", state=row["state"], user=row["user"])
-                remove_tree(self.store.spool(row["accept_id"], ""))
-                self.front.fire(("calc", row["accept_id"]))
-        self.recount()
-        self.store.ballast()
-
-    def make_room(self):
-        """Somebody was refused for want of room: the files of what is fetched go before keep_fetched, the oldest first, if that can be enough.
-        The calculations stay, so that a request_id that comes again finds what it ran; on a full disk nothing could be noted anyhow."""
-        need, self.store.wanted, free = self.store.wanted, 0, self.store.free()
-        if not need:
-            return
-        old = [row for row in self.store.read("SELECT c.accept_id, c.user, SUM(f.size + ?) AS bytes FROM calculations c JOIN files f ON"
-                                              " f.calc = c.seq WHERE c.state = ? GROUP BY c.seq ORDER BY c.finished", BLOCK, FINISHED)
-               if self.store.kept(row)]
-        if need > free + sum(row["bytes"] for row in old):
-            return
-        need += self.store.keep_free(self.conf["limits"]["spool_free"]) + self.reserved - free
-        for row in old:
-            if need <= 0:
-                break
-            log("info", row["accept_id"], "files-removed", why="no room", user=row["user"])
-            path = self.store.spool(row["accept_id"], "").rstrip(b"/")
-            os.rename(path, path + b".gone")           # a start removes it, if this ends here
-            remove_tree(path + b".gone")
-            need -= row["bytes"]
-
-    def recount(self):
-        """Counts what the quotas look at."""
-        found = self.store.read("SELECT user, COUNT(*) FROM calculations WHERE state != ? GROUP BY user", FINISHED)
-        self.open_of = collections.Counter({row[0]: row[1] for row in found})
-        self.reserved = self.store.read("SELECT COALESCE(SUM(size), 0) FROM files WHERE done = 0")[0][0]
-        self.count_output()
-
-    def housekeeping(self):
-        """The sweeper thread."""
-        slow, ini_seen, certificate_seen = time.monotonic(), self.ini_stamp(), self.certificate_stamp()
-        while True:
-            time.sleep(1)
-            now = time.monotonic()
-            try:
-                self.load_tokens()
-                self.look_at_pauses()
-                self.obey()
-                self.sweep_leases(now)
-                self.sweep_announced(now)
-                self.make_room()
-                if self.ini_stamp() != ini_seen:
-                    ini_seen = self.ini_stamp()
-                    self.try_reload()
-                if self.certificate_stamp() != certificate_seen:
-                    certificate_seen = self.certificate_stamp()
-                    self.renew_certificate()
-                if now - slow >= 60 or now - slow >= min(self.conf["times"][key] for key in ("register_for", "keep_fetched", "lost_after")):
-                    slow = now
-                    self.note_use()
-                    self.forget_logins(time.time())
-                    self.sweep_lost(now)
-                    self.sweep_old(time.time())
-            except (No, OSError, sqlite3.Error) as error:
-                log("error", None, "sweeper", error=error)
-
-    def forget_logins(self, now):
-        """Tokens of log-ins go a week after their end; failures that lock nobody any more, after an hour."""
-        if self.store.read("SELECT 1 FROM tokens WHERE login AND expires < ? LIMIT 1", now - 7 * 86400):
-            self.store.write(lambda tx: tx.db.execute("DELETE FROM tokens WHERE login AND expires < ?", (now - 7 * 86400,)), "forget logins")
-        for key in [key for key, (count, until) in list(self.failures.items()) if until < time.monotonic() - 3600]:
-            self.failures.pop(key, None)
-
-    # -- configuration in mid-run
-
-    def ini_stamp(self):
-        """Changes when the ini does."""
+    def __init__(self, method, target, headers, keep):
+        self.method, self.headers, self.keep = method, headers, keep
+        self.conn = self.relay = self.who = self.route = self.until = self.waited = None
+        self.name, self.parts, self.body, self.fields, self.unread = "", (), b"", None, 0
+        length = headers.get("content-length", "0")
+        if not re.match(r"[0-9]{1,15}\Z", length):
+            raise No(400, "Content-Length is not a number")
+        self.length = self.unread = int(length)
+        if "transfer-encoding" in headers:
+            raise No(400 if "content-length" in headers else 411, "a body needs Content-Length, and no Transfer-Encoding")
         try:
-            found = os.stat(utf8(self.ini))
-            return found.st_mtime, found.st_size, found.st_ino
-        except OSError:
-            return None
+            found = urlsplit(target)
+            pairs = parse_qsl(found.query, keep_blank_values=True, errors="strict")
+        except ValueError:
+            raise No(400, "the query is not UTF-8")
+        self.path, self.query = found.path, dict(pairs)
+        if len(self.query) != len(pairs):
+            raise No(400, "a query field is given twice")
 
-    def certificate_stamp(self):
-        """Changes when the certificate or its key is renewed."""
-        try:
-            return [os.stat(utf8(self.conf["Server"][key])).st_mtime for key in ("certfile", "keyfile", "client_ca") if self.conf["Server"][key]]
-        except OSError:
-            return None
+    def parse_fields(self):
+        """The fields of the call: its query, and the JSON object in its body. 400 for anything else."""
+        self.fields = dict(self.query)
+        if self.body or self.name != "files" and self.length:
+            found = (parse_json if self.name in V2_ONLY or "v" in self.query else parse_v1_json)(self.body)
+            twice = [key for key in found if self.query.get(key, found[key]) != found[key]]
+            if twice:
+                raise No(400, "%s is given in the query and in the body" % printable(twice[0]))
+            self.fields.update(found)
 
-    def reload(self):
-        """Takes a changed ini into force. Stop, with the line that is wrong, if it is broken: then the old one stays."""
-        conf = check_conf(read_ini(self.ini, INI), self.ini)
-        for section, key in AT_START:
-            if conf[section][key] != self.conf[section][key]:
-                log("warn", None, "reload", key=key, why="takes effect at the next start")
-                conf[section][key] = self.conf[section][key]
-        self.conf = conf
-        self.note_settings()
-        SAY["level"] = LEVELS.index(conf["Server"]["loglevel"])
-        log("info", None, "reload", ini=self.ini, sites=len(conf["RemoteSites"]["remote_site_ids"]))
+    def look_again(self):
+        """Who is asking, now: a token may have ended while its call waited or its body came. No otherwise."""
+        self.who = self.relay.who(self.headers, self.conn.address, self.path)
 
-    def note_settings(self):
-        """state_dir/settings: with which values this relay runs, for `check` and `list`."""
-        path = os.path.join(utf8(self.store.folder), b"settings")
-        try:
-            with open(path + b".part", "w", encoding="utf-8") as out:
-                json.dump({"process": process_mark(os.getpid()), "conf": self.conf}, out)
-            os.rename(path + b".part", path)
-        except OSError as error:
-            log("warn", None, "settings", error=error)
+    def moves(self):
+        """Does it, or its answer, move much data?"""
+        return self.route.bulk or self.length > SMALL_BODY or self.name == "files" or self.name in V1_ANSWERS and "v" not in self.query
 
-    def try_reload(self):
-        """reload(), for a file that changed by itself: a broken one is one line in the log."""
-        try:
-            self.reload()
-        except Stop as stop:
-            log("error", None, "reload", refused=stop, why="the old ini stays in force")
+    def check_role(self, role):
+        """403 unless the token has the role."""
+        if role not in self.who.roles:
+            raise No("0005", "%s への実行権がありません。" % self.path, http=403, why="role %s needed" % role, user=self.who.user)
 
-    def hang_up(self):
-        """SIGHUP: the log file anew, and the ini."""
-        try:
-            log_into(self.conf["Server"]["logfile"])
-        except OSError as error:
-            log("error", None, "logfile", refused=error, why="the old one is written on")
-        self.try_reload()
+    def body_views(self):
+        """The body in views of up to CHUNK bytes, as it arrives; no more of it when the token has ended."""
+        buffer = memoryview(bytearray(min(CHUNK, self.unread) or 1))
+        while self.unread:
+            want, filled = min(CHUNK, self.unread), 0
+            self.look_again()
+            while filled < want:
+                filled += self.conn.receive(buffer[filled:want])
+            self.unread -= want
+            yield buffer[:want]
 
-    def renew_certificate(self):
-        """A renewed certificate is used for new connections; a broken one is not."""
-        try:
-            self.front.context = tls_context(self.conf["Server"])
-            log("info", None, "certificate", renewed=self.conf["Server"]["certfile"])
-        except Stop as stop:
-            log("error", None, "certificate", refused=stop, why="the old one stays in force")
+    def exact(self):
+        """A function size -> that many bytes of the body."""
+        def take(length):
+            data = bytearray(length)
+            view, at = memoryview(data), 0
+            while at < length:
+                at += self.conn.receive(view[at:])
+            self.unread -= length
+            return data
+        return take
 
 
-def process_mark(pid):
-    """What tells this process from others, also from a later one of its number; empty if there is none."""
+class Order(Fields):
+    """A call that an operator's command has left in the database for the running relay."""
+
+    def __init__(self, relay, name, fields):
+        self.relay, self.name, self.fields, self.until = relay, name, fields, 0.0
+        self.who = Who("operator", frozenset((WORKFLOW, REMOTE, OPERATOR)), (), 0, "order")
+
+
+def parse_head(head):
+    """A request's head (bytes, up to and with the empty line) as a Call. Stricter than http.server's, which lets doubled lengths and
+    bare line feeds pass: what two programs can read in two ways is refused. 400, 405, 411, 431."""
+    if not head.count(b"\r") == head.count(b"\n") == head.count(b"\r\n") or b"\0" in head:
+        raise No(400, "a bare line end in the head")
+    lines = head[:-4].decode("iso-8859-1").split("\r\n")
+    words = lines[0].split(" ")
+    if len(words) != 3 or words[2] not in ("HTTP/1.1", "HTTP/1.0") or not re.match(r"/[!-~]*\Z", words[1]) or "#" in words[1]:
+        raise No(400, "not a request line")
+    if words[0] not in ("GET", "POST"):
+        raise No(405, "GET and POST only")
+    if len(lines) > 100:
+        raise No(431, "too many headers")
+    headers, twice = {}, []
+    for line in lines[1:]:
+        found = HEADER.match(line)
+        if not found:
+            raise No(400, "a malformed header")
+        name = found.group(1).lower()
+        if name in headers and name in ONCE:
+            raise No(400, "header %s is given twice" % name)
+        twice += [name] if name in headers else []
+        headers[name] = found.group(2).strip(" \t")
+    scheme, blank, token = headers.pop("authorization", "").partition(" ")
+    if scheme.lower() == "bearer" and token:           # from here on only its sum is known; no header can have this name
+        headers[":token"] = hashlib.sha256(token.strip().encode("iso-8859-1")).hexdigest()
+    headers[":twice"] = twice
+    wish = headers.get("connection", "").lower()
+    return Call(words[0], words[1], headers, wish == "keep-alive" if words[2] == "HTTP/1.0" else wish != "close")
+
+
+class Pace:
+    """Does a transfer keep min_rate (bytes/s)? Looked at over each RATE_OVER seconds, whatever came before."""
+
+    def __init__(self, rate):
+        self.rate, self.since, self.moved = rate, time.monotonic(), 0
+
+    def count(self, moved):
+        """So many bytes have moved. ConnectionError if it is too slow."""
+        self.moved += moved
+        passed = time.monotonic() - self.since
+        if passed > RATE_OVER:
+            if self.moved < self.rate * passed:
+                raise ConnectionError("slower than min_rate")
+            self.since, self.moved = time.monotonic(), 0
+
+
+def answer_head(status, kind, length, keep, more=()):
+    """Status line and headers of an answer, as bytes."""
+    head = "HTTP/1.1 %d %s\r\nContent-Type: %s\r\nContent-Length: %d\r\nCache-Control: no-store, no-transform\r\n%s%s\r\n" % (
+        status, HTTPStatus(status).phrase, kind, length, "".join("%s: %s\r\n" % pair for pair in more), "" if keep else "Connection: close\r\n")
+    return head.encode("ascii")
+
+
+def envelope(code, text, **fields):
+    """PROTOCOL's answer: {"errors": [{"code", "message", ...}]}, for success too."""
+    return {"errors": [dict(fields, code=code, message=text)]}
+
+
+def parse_json(data, kinds=dict):
+    """A JSON object (or what kinds says), strictly: UTF-8, no key twice, no NaN. 400 otherwise."""
+    parts = data.count(b"{") + data.count(b"[")
+    if parts + data.count(b",") > PARTS:
+        raise No(413, "a body of more than %d parts" % PARTS, why="work")
     try:
-        with open("/proc/%d/stat" % pid) as text:
-            return "%d %s" % (pid, text.read().rpartition(")")[2].split()[19])
-    except OSError:
-        return ""
+        found = DECODE(data.decode("utf-8"))
+        if not isinstance(found, kinds):
+            raise ValueError("not an object")
+        if parts > 64 and not shallow(found):
+            raise ValueError("nested too deep")
+        if b"\\u" in data:
+            ENCODE(found).encode("utf-8")              # a lone surrogate ends here, not in the database
+    except (ValueError, RecursionError) as error:
+        raise No(400, "the body is not JSON: %s" % printable(error)[:200])
+    return found
 
 
-def loopback(address):
-    """Is it an address that only this host can reach?"""
-    return address in ("localhost", "::1") or address.startswith("127.")
+def once(pairs):
+    """A JSON object, in its order; ValueError if a key is given twice."""
+    found = dict(pairs)                                # in order from 3.6 on, and small
+    if len(found) != len(pairs):
+        raise ValueError("a key is given twice")
+    return found
 
 
-def gateway_secret(path):
-    """(header in small letters, secret) of the file's one line, `Header: secret`. 78 if it is not so, or not for this user alone."""
-    try:
-        with open(utf8(path), encoding="ascii") as text:
-            if os.fstat(text.fileno()).st_mode & 0o077:
-                raise Stop(EX_CONFIG, _("[Server] gateway_secret_file = %s: others may read it; chmod 600") % path)
-            found = HEADER.match(text.read().strip())
-    except (OSError, ValueError):
-        raise Stop(EX_CONFIG, _("[Server] %s = %s: is not there or not readable") % ("gateway_secret_file", path))
-    if not found or len(found.group(2).strip()) < 16:
-        raise Stop(EX_CONFIG, _("[Server] gateway_secret_file = %s: one line, `Header-Name: secret`, the secret of 16 characters or more") % path)
-    return found.group(1).lower(), found.group(2).strip()
+def never(word):
+    """NaN and Infinity are not JSON."""
+    raise ValueError("%s is not JSON" % word)
+
+
+def whole(digits):
+    """A whole number that SQLite can hold (and that is read in no time)."""
+    if len(digits) > 18:
+        raise ValueError("a number of %d digits" % len(digits))
+    return int(digits)
+
+
+def real(digits):
+    """A finite number."""
+    number = float(digits)
+    if number in (float("inf"), float("-inf")):
+        raise ValueError("a number without end")
+    return number
+
+
+def shallow(found, left=64):
+    """Does it nest less deep than that?"""
+    parts = found.values() if isinstance(found, dict) else found
+    return left > 0 and all(shallow(part, left - 1) for part in parts if isinstance(part, (dict, list)))
+
+
+DECODE = json.JSONDecoder(object_pairs_hook=once, parse_constant=never, parse_int=whole, parse_float=real).decode
+ENCODE = json.JSONEncoder(ensure_ascii=False).encode
+
+
+# ==== configuration ====
+AT_START = (("Server", "ipaddress"), ("Server", "portnumber"), ("Server", "state_dir"), ("Server", "auth"), ("Server", "logfile"),
+            ("Server", "lang"), ("limits", "workers"))                       # all else is taken from a changed ini while it runs
+
+
+def load(options):
+    """The checked ini and its path. 78 if there is none."""
+    path = find_ini(options.ini, [os.getcwd()] + ini_folders(__file__), needed=True)        # first where it is started, as the fielded one
+    conf = check_conf(read_ini(path, INI), path)
+    choose_language(conf["Server"]["lang"])
+    SAY["level"] = 0 if options.verbose else 2 if options.quiet else LEVELS.index(conf["Server"]["loglevel"])
+    SAY["debug"] = options.verbose
+    return conf, path
 
 
 def check_conf(conf, path):
@@ -4515,6 +3140,25 @@ def check_conf(conf, path):
     return conf
 
 
+def gateway_secret(path):
+    """(header in small letters, secret) of the file's one line, `Header: secret`. 78 if it is not so, or not for this user alone."""
+    try:
+        with open(utf8(path), encoding="ascii") as text:
+            if os.fstat(text.fileno()).st_mode & 0o077:
+                raise Stop(EX_CONFIG, _("[Server] gateway_secret_file = %s: others may read it; chmod 600") % path)
+            found = HEADER.match(text.read().strip())
+    except (OSError, ValueError):
+        raise Stop(EX_CONFIG, _("[Server] %s = %s: is not there or not readable") % ("gateway_secret_file", path))
+    if not found or len(found.group(2).strip()) < 16:
+        raise Stop(EX_CONFIG, _("[Server] gateway_secret_file = %s: one line, `Header-Name: secret`, the secret of 16 characters or more") % path)
+    return found.group(1).lower(), found.group(2).strip()
+
+
+def loopback(address):
+    """Is it an address that only this host can reach?"""
+    return address in ("localhost", "::1") or address.startswith("127.")
+
+
 def tls_context(server):
     """TLS 1.2 or newer with the ini's certificate, or None. 78 for a certificate that is missing, broken, expired or not its key's."""
     if not server["certfile"]:
@@ -4546,27 +3190,90 @@ def tls_context(server):
     return context
 
 
-# ---- the command line
-
-def load(options):
-    """The checked ini and its path. 78 if there is none."""
-    path = find_ini(options.ini, [os.getcwd()] + ini_folders(__file__), needed=True)        # first where it is started, as the fielded one
-    conf = check_conf(read_ini(path, INI), path)
-    choose_language(conf["Server"]["lang"])
-    SAY["level"] = 0 if options.verbose else 2 if options.quiet else LEVELS.index(conf["Server"]["loglevel"])
-    SAY["debug"] = options.verbose
-    return conf, path
+def level(text):
+    """loglevel: a word of LEVELS, or its number in a fielded ini (0 critical, 1 error, 2 warning, 3 info, 4 debug)."""
+    return one_of(*LEVELS)({"0": "error", "1": "error", "2": "warn", "3": "info", "4": "debug"}.get(text, text))
 
 
-def raise_file_limit(wanted):
-    """Lets this process hold as many connections as the ini says, as far as the hard limit goes."""
-    import resource
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft < wanted + 200:
-        goal = wanted + 200 if hard == resource.RLIM_INFINITY else min(hard, wanted + 200)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, goal), hard))
-        if goal < wanted + 200:
-            log("warn", None, "connections", limit=goal, wanted=wanted, why="raise LimitNOFILE")
+def one_place(text):
+    """A directory that is the same one wherever the relay, its `token issue` or its unit is started: an absolute path, or ~/..."""
+    path = os.path.expanduser(text)
+    if not os.path.isabs(path):
+        raise ValueError(_("must be an absolute path (from here: %s)") % os.path.abspath(path))
+    return path
+
+
+# ==== start and command line ====
+
+def main(argv=None):
+    """The program; returns its exit code."""
+    options = parse(arguments(argv))
+    if options.version:
+        with open(os.path.abspath(__file__), "rb") as text:
+            print("%s %s protocol 2 (1) sha256 %s" % (PROGRAM, VERSION, hashlib.sha256(text.read()).hexdigest()))
+        return 0
+    return options.function(options)
+
+
+def parse(words):
+    """The command line as options; argparse's own exit codes become 64."""
+    import argparse
+
+    class Parser(argparse.ArgumentParser):
+        def error(self, message):
+            raise Stop(EX_USAGE, "%s (%s.py --help)" % (message, PROGRAM))
+
+    common = Parser(add_help=False, argument_default=argparse.SUPPRESS)                     # these stand before or after the word
+    common.add_argument("--ini")
+    for name, key in (("--json", "json"), ("-q", "quiet"), ("-v", "verbose"), ("--version", "version")):
+        common.add_argument(name, action="store_true", dest=key)
+    parser = Parser(prog=PROGRAM + ".py", usage=argparse.SUPPRESS, parents=[common], description=usage(),
+                    formatter_class=argparse.RawDescriptionHelpFormatter)
+    unsaid = argparse.Namespace(function=serve, ini=None, json=False, quiet=False, verbose=False, version=False)
+    commands = parser.add_subparsers(dest="command", metavar="", prog=PROGRAM + ".py")
+    commands.add_parser("serve", parents=[common]).set_defaults(function=serve)
+    added = commands.add_parser("demo", parents=[common])
+    added.add_argument("--keep", action="store_true")
+    added.set_defaults(function=demo)
+    for name, actions, function in (("token", ("issue", "list", "revoke"), token), ("user", ("add", "passwd", "remove", "list"), user)):
+        added = commands.add_parser(name, parents=[common])
+        added.add_argument("action", choices=actions)
+        added.add_argument("who", nargs="?", metavar="USER|NUMBER" if name == "token" else "USER")
+        added.add_argument("--roles", default="workflow,remote")
+        added.add_argument("--sites", default="")
+        added.add_argument("--days", type=float)
+        added.set_defaults(function=function)
+    for name, function in (("check", check), ("unit", unit)):
+        added = commands.add_parser(name, parents=[common])
+        added.set_defaults(function=function)
+        if name == "check":
+            added.add_argument("--upgrade", action="store_true")
+    added = commands.add_parser("list", parents=[common])
+    added.add_argument("--all", action="store_true")
+    added.set_defaults(function=list_calculations)
+    for name in ("cancel", "end", "rerun"):
+        added = commands.add_parser(name, parents=[common])
+        added.add_argument("accept_id")
+        added.add_argument("--reason", default="")
+        added.add_argument("--force", action="store_true", help=argparse.SUPPRESS)
+        added.set_defaults(function=order)
+    added = commands.add_parser("maintenance", parents=[common])
+    added.add_argument("action", choices=("on", "off"))
+    added.add_argument("--reason", default="")
+    added.set_defaults(function=maintenance)
+    for name, function in (("backup", backup), ("restore", restore)):
+        added = commands.add_parser(name, parents=[common])
+        added.add_argument("folder")
+        added.set_defaults(function=function)
+    added = commands.add_parser("show", parents=[common])
+    added.add_argument("accept_id")
+    added.set_defaults(function=show)
+    return parser.parse_args(words, unsaid)
+
+
+def usage():
+    """What --help says: the docstring, without what it says to whoever reads the code."""
+    return __doc__.partition("\ncontents")[0] + "\n"
 
 
 def serve(options):
@@ -4616,43 +3323,24 @@ def serve(options):
     return EX_INTERRUPT if front.stopped_by == signal.SIGINT else 0
 
 
-# ---- the operator's commands
+def raise_file_limit(wanted):
+    """Lets this process hold as many connections as the ini says, as far as the hard limit goes."""
+    import resource
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < wanted + 200:
+        goal = wanted + 200 if hard == resource.RLIM_INFINITY else min(hard, wanted + 200)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, goal), hard))
+        if goal < wanted + 200:
+            log("warn", None, "connections", limit=goal, wanted=wanted, why="raise LimitNOFILE")
+
+
+# ==== operator ====
 
 def open_store(options):
     """The store of the ini, for a command beside the running relay, and the ini's conf."""
     conf, path = load(options)
     os.umask(0o077)
     return Store(conf["Server"]["state_dir"], lock=False), conf
-
-
-def show_rows(options, rows, columns):
-    """Rows (dicts) as a table, or as JSON."""
-    if options.json:
-        print(json_of(rows))
-        return
-    table = [[printable("" if row[name] is None else row[name]) for name in columns] for row in rows]
-    widths = [max([len(name)] + [len(line[n]) for line in table]) for n, name in enumerate(columns)]
-    for line in [list(columns)] + table:
-        print("  ".join(text.ljust(width) for text, width in zip(line, widths)).rstrip())
-
-
-def when(seconds):
-    """A time for people, or an empty text."""
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds)) if seconds else ""
-
-
-def roles_and_sites(options, conf):
-    """The checked --roles and --sites of a new token or user, blank separated. 64 for what cannot be."""
-    if not options.who or re.search(r"\s", options.who) or ODD.search(options.who) or len(options.who) > 200:
-        raise Stop(EX_USAGE, _("%s %s USER: a user without blanks") % (options.command, options.action))
-    roles = options.roles.replace(",", " ").split()
-    if not roles or set(roles) - {WORKFLOW, REMOTE, OPERATOR}:
-        raise Stop(EX_USAGE, _("--roles: some of workflow,remote,operator"))
-    sites = options.sites.replace(",", " ").split()
-    unknown = [site for site in sites if site not in conf["RemoteSites"]["remote_site_ids"]]
-    if unknown:
-        raise Stop(EX_USAGE, _("--sites: %s is not in [RemoteSites] remote_site_ids") % unknown[0])
-    return " ".join(roles), " ".join(sites)
 
 
 def token(options):
@@ -4689,6 +3377,20 @@ def token(options):
                        login="login" if row["login"] else "")
         show_rows(options, found, columns)
     return 0
+
+
+def roles_and_sites(options, conf):
+    """The checked --roles and --sites of a new token or user, blank separated. 64 for what cannot be."""
+    if not options.who or re.search(r"\s", options.who) or ODD.search(options.who) or len(options.who) > 200:
+        raise Stop(EX_USAGE, _("%s %s USER: a user without blanks") % (options.command, options.action))
+    roles = options.roles.replace(",", " ").split()
+    if not roles or set(roles) - {WORKFLOW, REMOTE, OPERATOR}:
+        raise Stop(EX_USAGE, _("--roles: some of workflow,remote,operator"))
+    sites = options.sites.replace(",", " ").split()
+    unknown = [site for site in sites if site not in conf["RemoteSites"]["remote_site_ids"]]
+    if unknown:
+        raise Stop(EX_USAGE, _("--sites: %s is not in [RemoteSites] remote_site_ids") % unknown[0])
+    return " ".join(roles), " ".join(sites)
 
 
 def new_password(user):
@@ -4867,61 +3569,6 @@ def check_listener(server):
         return [(None, _("nothing answers on port %d: %s") % (port, error.strerror or error))]
 
 
-UNIT = """# %(where)s   (systemd; read it, change what is not so at your site, then: systemctl enable --now %(name)s)
-[Unit]
-Description=Relay of distributed calculations (%(script)s)
-After=network-online.target
-Wants=network-online.target
-
-[Service]
-# A system user of its own: useradd --system --home-dir /nonexistent --shell /usr/sbin/nologin %(user)s
-User=%(user)s
-ExecStart=%(python)s -I -S %(script)s serve --ini %(ini)s
-ExecReload=/bin/kill -HUP $MAINPID
-Restart=always
-RestartSec=2
-RestartPreventExitStatus=64 78
-TimeoutStopSec=30
-LimitNOFILE=%(files)d
-LimitCORE=0
-UMask=0077
-%(writes)s
-# It reads its ini, certificate and key, writes its state, listens. Everything else is shut.
-ProtectSystem=strict
-ProtectHome=%(home)s
-PrivateDevices=yes
-PrivateUsers=%(users)s
-PrivateMounts=yes
-ProtectProc=invisible
-ProcSubset=pid
-ProtectClock=yes
-ProtectControlGroups=yes
-ProtectHostname=yes
-ProtectKernelLogs=yes
-ProtectKernelModules=yes
-ProtectKernelTunables=yes
-NoNewPrivileges=yes
-CapabilityBoundingSet=%(caps)s
-AmbientCapabilities=%(caps)s
-RestrictAddressFamilies=AF_INET AF_INET6 AF_UNIX
-RestrictNamespaces=yes
-RestrictRealtime=yes
-RestrictSUIDSGID=yes
-LockPersonality=yes
-MemoryDenyWriteExecute=yes
-KeyringMode=private
-RemoveIPC=yes
-DevicePolicy=closed
-SystemCallArchitectures=native
-SystemCallFilter=@system-service
-SystemCallFilter=~@privileged @resources
-SystemCallErrorNumber=EPERM
-
-[Install]
-WantedBy=multi-user.target
-"""
-
-
 def unit(options):
     """Prints a systemd unit for `serve` with this ini."""
     conf, path = load(options)
@@ -4986,15 +3633,13 @@ def standing(conf):
     return rows
 
 
-def whole_of(store, given):
-    """The id of the calculation that is meant: all of it, or its first eight characters and more. 64 if there is none, or more than one."""
-    begins = given + "~" if len(given) >= 8 else given
-    found = [row[0] for row in store.read("SELECT accept_id FROM calculations WHERE accept_id >= ? AND accept_id <= ? LIMIT 10", given, begins)]
-    if not found:
-        raise Stop(EX_USAGE, _("%s: no such calculation (see list --all)") % printable(given))
-    if len(found) > 1:
-        raise Stop(EX_USAGE, _("%s: which one? %s") % (printable(given), " ".join(found)))
-    return found[0]
+def process_mark(pid):
+    """What tells this process from others, also from a later one of its number; empty if there is none."""
+    try:
+        with open("/proc/%d/stat" % pid) as text:
+            return "%d %s" % (pid, text.read().rpartition(")")[2].split()[19])
+    except OSError:
+        return ""
 
 
 def show(options):
@@ -5016,6 +3661,17 @@ def show(options):
             times = ("registered", "touched", "allowed", "claimed", "started", "ended", "got", "finished")
             print("%-14s %s" % (key, when(value) if key in times else printable(value)))
     return 0
+
+
+def whole_of(store, given):
+    """The id of the calculation that is meant: all of it, or its first eight characters and more. 64 if there is none, or more than one."""
+    begins = given + "~" if len(given) >= 8 else given
+    found = [row[0] for row in store.read("SELECT accept_id FROM calculations WHERE accept_id >= ? AND accept_id <= ? LIMIT 10", given, begins)]
+    if not found:
+        raise Stop(EX_USAGE, _("%s: no such calculation (see list --all)") % printable(given))
+    if len(found) > 1:
+        raise Stop(EX_USAGE, _("%s: which one? %s") % (printable(given), " ".join(found)))
+    return found[0]
 
 
 def order(options):
@@ -5113,8 +3769,490 @@ def restore(options):
     return 0
 
 
-# ---- the demonstration: everything real, in one directory, on loopback
+def show_rows(options, rows, columns):
+    """Rows (dicts) as a table, or as JSON."""
+    if options.json:
+        print(json_of(rows))
+        return
+    table = [[printable("" if row[name] is None else row[name]) for name in columns] for row in rows]
+    widths = [max([len(name)] + [len(line[n]) for line in table]) for n, name in enumerate(columns)]
+    for line in [list(columns)] + table:
+        print("  ".join(text.ljust(width) for text, width in zip(line, widths)).rstrip())
 
+
+def when(seconds):
+    """A time for people, or an empty text."""
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds)) if seconds else ""
+
+
+# ==== fielded ====
+# The fielded protocol ("v1"): the same table, store and files, told in its own words; bodies pass as streams.
+V1_CANNOT = ("the poller of site %s is a fielded one and is not shown this calculation: it cannot take directories in inputs' names, parameters,"
+             " patterns or more than 2 GiB")
+V1_IGNORES = "the poller of site %s is a fielded one: the command does not get the parameters"
+V1Call = collections.namedtuple("V1Call", "unknown wrong missing")          # HTTP status of: no such id, (code) wrong state, a missing field
+V1_REMOTE = {"calc-params": V1Call(400, 409, 400), "calc-params-complete": V1Call(200, 409, 200), "calc-start": V1Call(400, 400, 400),
+             "calc-end": V1Call(400, 409, 400), "send-results": V1Call(200, 401, 200), "end-send": V1Call(400, 401, 400)}
+V1_BODIES = ("add-calcinfo", "send-results")           # these carry files inside,
+V1_ANSWERS = ("calc-params", "get-calc-result")        # and the answers to these
+
+
+def v1_add_calcinfo(c):
+    """1. A fielded registration: the inputs come inside. Refusals are HTTP 202, as the gateway at the site swallows a 400."""
+    relay = c.relay
+    with Arrival(c, v1_may_register, 202) as arrival:
+        arrival.read(c)
+        info = c.fields.get("calc-info")
+        if not isinstance(info, dict) or "remote-site" not in info or not info.get("command"):
+            raise No(400, "calc-info, remote-site or command is missing", http=202)
+        if has_blob([value for key, value in info.items() if key not in ("parameter_files", "result_files")]):
+            raise No(400, "calc-info: a text of more than %d bytes that is no file's content" % BIG, http=202)
+        site, command, parameters = info["remote-site"], info["command"], info.get("parameters") or ""
+        check_site(c, site, "400", 202)
+        rules = relay.rules(site)
+        if command not in rules["commands"] + rules["command_lines"]:
+            raise No(401, "command %s is not in the list of site %s" % (printable(command)[:200], site), http=202)
+        if rules["users"] and c.who.user not in rules["users"]:
+            raise No(403, "user %s may not use site %s" % (c.who.user, site), http=202)
+        files = info.get("parameter_files") or {}
+        if not isinstance(files, dict) or not isinstance(info.get("result_files") or {}, (dict, list)) or not isinstance(parameters, str):
+            raise No(400, "parameter_files or result_files is not as it should be", http=202)
+        try:
+            names, patterns = check_declared(c, {"result_files": info.get("result_files") or {}})
+            stage = v1_entries(files, lambda entry: entry[0] if isinstance(entry, list) and entry else None, arrival.path)
+            check_order([name for name, blob in stage], reserved=LOG_NAMES)
+            total = check_sizes(relay, [(name, blob.size, blob.sha256) for name, blob in stage])
+        except ValueError as error:
+            raise No(400, "a file's name: %s" % error, http=202)
+        except No as no:
+            no.http = 202
+            raise
+        needs_v2 = any("/" in name for name, blob in stage) or total > V1_BYTES
+        kept = kept_of(info, parameters, names, [])
+        accept_id, now = str(uuid.uuid4()), time.time()
+        arrival.place(relay.store.spool(accept_id, "input"), stage)
+
+        def work(tx):
+            check_quota(relay, tx, c.who.user, site, rules, total + len(kept) + room_of_names(stage))
+            seq = tx.db.execute(
+                "INSERT INTO calculations (accept_id, user, request_id, site, command, info, texts, needs_v2, v1, state, registered, touched)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?, ?, 1, ?, ?, ?)",
+                (accept_id, c.who.user, accept_id, site, command, kept, len(kept), needs_v2, REGISTERED, now, now)).lastrowid
+            insert_complete(tx, seq, "input", stage)
+            tx.after(lambda: relay.count_new(c.who.user, 0))
+            tx.after(lambda: log("info", accept_id, "1 add-calcinfo", site=site, user=c.who.user, command=command, inputs=len(stage), v=1))
+
+        try:
+            relay.store.write(work, "add-calcinfo")
+        except No as no:
+            remove_tree(relay.store.spool(accept_id, ""))
+            no.http = 202
+            raise
+    warning = v1_warning(relay, site, c.who.user, needs_v2, parameters)
+    return dict({"message": "registered", "accept_id": accept_id}, **({"warning": warning} if warning else {}))
+
+
+def v1_may_register(c, total):
+    """No, if this user can register nothing at all here now, or not so many bytes."""
+    rules = [c.relay.rules(site) for site in c.relay.conf["RemoteSites"]["remote_site_ids"] if covers(c.who, site)]
+    c.relay.check_maintenance()
+    if not any(not rule["users"] or c.who.user in rule["users"] for rule in rules):
+        raise No(403, "user %s may use no site of this relay" % c.who.user)
+    check_open(c.relay, c.who.user)
+    check_bytes(c.relay, c.relay.store, c.who.user, total)
+
+
+class Arrival:
+    """A directory of the spool for the files of one fielded body; moved to its place when the call is good, removed otherwise.
+    Who may send it, and whether there is room for it, is looked at before a byte is taken; from then on its length counts."""
+
+    def __init__(self, c, check, http):
+        """check(c, bytes): raises the No of who may not send it; http: the status of a refusal."""
+        self.relay, self.user, self.length, folder = c.relay, c.who.user, c.length // 4 * 3, utf8(c.relay.store.folder)
+        self.path = os.path.join(folder, b"spool", b"arriving", os.urandom(8).hex().encode())
+        try:
+            with c.relay.counting:
+                check(c, self.length + c.relay.arriving[self.user])
+                check_free(c.relay, self.length)
+                c.relay.arriving[self.user] += self.length
+        except No as no:
+            no.http = http
+            raise
+        try:
+            make_folder(self.path, folder)
+        except BaseException:
+            self.__exit__()
+            raise
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        with self.relay.counting:
+            self.relay.arriving[self.user] -= self.length
+            self.relay.arriving += collections.Counter()                 # without who has nothing on its way any more
+        remove_tree(self.path)
+
+    def read(self, c):
+        """Reads the call's body into its fields."""
+        if c.unread:
+            check_json_type(c)
+            try:
+                c.fields = dict(c.query, **BodyReader(c.body_views(), self.path, parse_v1_json, MAX_JSON).parse())
+            except ValueError as error:
+                raise No(400, str(error))
+
+    def place(self, target, stage):
+        """Moves the files of stage [(name, Blob)] to where they belong, on disk before this returns."""
+        for name in set(os.listdir(self.path)) - {os.path.basename(blob.path) for name, blob in stage}:
+            os.unlink(os.path.join(self.path, name))
+        sync_path(self.path)
+        remove_tree(target)
+        above = os.path.dirname(target)
+        make_folder(above, os.path.dirname(os.path.dirname(os.path.dirname(above))))
+        os.rename(self.path, target)
+        sync_path(above)
+
+
+def v1_entries(files, content_of, folder):
+    """Files {NAME: entry} of a fielded body as [(name, Blob)] in the order of a manifest, written as folder/NNNNNN. No(400)."""
+    try:
+        names = sorted(files, key=parts_of)
+        check_order(names)
+        stage = [(name, as_blob(content_of(files[name]), os.path.join(folder, b"x%06d" % number))) for number, name in enumerate(names)]
+    except (ValueError, AttributeError) as error:
+        raise No(400, "a file: %s" % error)
+    for number, (name, blob) in enumerate(stage):
+        path = os.path.join(folder, b"%06d" % number)
+        os.rename(blob.path, path)
+        stage[number] = (name, blob._replace(path=path))
+    return stage
+
+
+def has_blob(found):
+    """Is there a file in this, where only texts belong?"""
+    parts = found.values() if isinstance(found, dict) else found if type(found) is list else ()
+    return isinstance(found, Blob) or any(has_blob(part) for part in parts)
+
+
+def insert_complete(tx, seq, kind, stage, texts=0):
+    """Adds files [(name, Blob)] that are in their place to a calculation, complete; texts: characters that are kept beside them."""
+    tx.db.executemany("INSERT INTO files (calc, kind, n, name, size, sha256, done, blob) VALUES (?, ?, ?, ?, ?, ?, 1, ?)",
+                      [(seq, kind, n, name, blob.size, blob.sha256, "%06d" % n) for n, (name, blob) in enumerate(stage)])
+    field = "inputs" if kind == "input" else "results"
+    tx.db.execute("UPDATE calculations SET %s = ?, %s_open = 0, %s_more = 0, bytes = bytes + ?, texts = texts + ? WHERE seq = ?"
+                  % (field, field, field), (len(stage), sum(blob.size for name, blob in stage), texts + room_of_names(stage), seq))
+
+
+def v1_warning(relay, site, user, needs_v2, parameters=""):
+    """What it means for a calculation that waits that its site's last poller is a fielded one, or an empty text."""
+    if (site, user) not in relay.v1_sites or not (needs_v2 or parameters):
+        return ""
+    return (V1_CANNOT if needs_v2 else V1_IGNORES) % site
+
+
+def v1_allow(c):
+    """2. Allowed to wait, once."""
+    row = v1_own(c)
+    if row is None:
+        raise No(400, "There is no information for accept_id(%s)" % printable(c.fields["accept_id"])[:100])
+    if row["state"] != REGISTERED:
+        raise No(401, "accept_id(%s) is allowed already" % row["accept_id"], http=400)
+    allow_wait_calc(c)
+    return {"message": "allowed"}
+
+
+def v1_status(c):
+    """What a fielded workflow side asks every 10 s. Its client takes what is between the first two colons. It leaves at `got return`,
+    and takes an abnormal end for success if it has not read `abnormal` before: so that is told first."""
+    row, relay = v1_own(c), c.relay
+    if row is None:
+        word = "abnormal" if c.name == "calc-status" else "got return"
+        raise No(400, "status:%s:There is no information for accept_id(%s)" % (word, printable(c.fields["accept_id"])[:100]), http=200)
+    if c.name == "calc-status":
+        if row["status"] == "abnormal":
+            relay.told_abnormal.add(row["accept_id"])
+        return {"message": "status:%s" % row["status"]}
+    word = WORDS[row["state"]]
+    if row["state"] == GOT and row["status"] == "abnormal" and row["accept_id"] not in relay.told_abnormal:
+        word = WORDS[GETTING]
+    return {"message": "status:%s" % word}
+
+
+def v1_result(c):
+    """9. The result, files inside; hidden from the fielded protocol once the answer is written in full."""
+    row = v1_own(c)
+    if row is None or row["state"] != GOT:
+        raise No(400, "There is no result for accept_id(%s) yet" % printable(c.fields["accept_id"])[:100], http=200)
+    more = c.relay.store.read("SELECT info, missing, refused FROM calculations WHERE seq = ?", row["seq"])[0]
+    why = dict(json.loads(more["missing"]), **json.loads(more["refused"]))
+    files = {name: {"content": "", "mimetype1": "Error", "mimetype2": why.get(name) or row["reason"] or "it has not come"}
+             for name in json.loads(more["info"])["result_names"] + list(LOG_NAMES)}          # a declared name that is not there at all kills it
+
+    def then():
+        make_step(c, "finish", row, finished=time.time())
+
+    return v1_stream(c, row, "result", lambda mark: {"content": mark, "mimetype1": "application/octet-stream;", "mimetype2": "charset=binary"},
+                     lambda found: envelope(200, "result", **{"result-info": {"result_files": dict(
+                         found, **{name: entry for name, entry in files.items() if name not in found})}}), then)
+
+
+def v1_stream(c, row, kind, entry, wrap, then=None):
+    """An answer with files inside, as a Spool: JSON around base64 that is made while it is sent, its length known beforehand."""
+    store = c.relay.store
+    rows = store.read("SELECT n, name, size, blob, at FROM files WHERE calc = ? AND kind = ? AND blob NOT NULL ORDER BY n", row["seq"], kind)
+    length, chunks = around_files(lambda mark: wrap({found["name"]: entry(mark) for found in rows}),
+                                  [(store.spool(row["accept_id"], kind, found["blob"]), found["at"], found["size"]) for found in rows])
+    return Spool(chunks, length, [], 200, then)
+
+
+def v1_cancel(c):
+    """A fielded workflow side leaves: with "delete": "force" from any state."""
+    row, force = v1_own(c), c.fields.get("delete") == "force"
+    if row is None:
+        raise No(400, "There is no information for accept_id(%s)" % printable(c.fields["accept_id"])[:100])
+    over = row["state"] == GOT or row["status"] == "abnormal" and row["state"] in (ENDED, GETTING)
+    if not force and row["state"] != ALLOWED and not over:
+        raise No(401, "accept_id(%s) cannot be cancelled now" % row["accept_id"], http=400)
+
+    def work(tx):
+        if move(c.relay, tx, STEP["cancel-wait-calc"], row, status="abnormal", reason="cancelled", got=time.time()) or row["state"] == GOT:
+            move(c.relay, tx, STEP["finish"], row, finished=time.time())
+        tx.db.execute("UPDATE calculations SET hidden = 1 WHERE seq = ?", (row["seq"],))
+        now = tx.db.execute("SELECT state, protocol, user, poller FROM calculations WHERE seq = ?", (row["seq"],)).fetchone()
+        if now["protocol"] == 2 and now["state"] in (SENDING, SENT, RUNNING):             # its poller is told by the heartbeat
+            note_cancel(c, tx, row, now, "cancelled: by the workflow side")
+
+    c.relay.store.write(work, "cancel-wait-calc")
+    return {"message": "cancelled"}
+
+
+def v1_calc_request(c):
+    """3. Names the oldest allowed calculation; reserves nothing, but for v1_announce no other fielded poller is told the same."""
+    relay, site, peer, now = c.relay, v1_id(c, "site_id"), v1_peer(c), time.monotonic()
+    check_site(c, site, "400", 200)
+    relay.v1_sites.add((site, c.who.user))
+    marks = ", ".join("?" * len(CLAIMED))
+    for row in relay.store.read("SELECT accept_id FROM calculations WHERE site = ? AND state IN (%s) AND user = ? AND claim = ?" % marks,
+                                site, *(CLAIMED + (c.who.user, peer))):
+        relay.twins.add(row["accept_id"])              # it asks for more while it holds one: it was started again, or there are two
+    paused = relay.maintenance is not None or relay.in_grace()
+    for row in relay.store.read("SELECT accept_id FROM calculations WHERE site = ? AND state = ? AND user = ? AND NOT needs_v2 AND NOT hidden"
+                                " ORDER BY seq LIMIT 100", site, ALLOWED, c.who.user):
+        if not paused and relay.announce(row["accept_id"], peer, now):
+            return {"message": "found", "accept_id": row["accept_id"]}
+    early = relay.store.read("SELECT 1 FROM calculations WHERE site = ? AND state = ? AND user = ? AND NOT needs_v2 LIMIT 1",
+                             site, REGISTERED, c.who.user)
+    waits = relay.store.read("SELECT 1 FROM calculations WHERE site = ? AND state = ? AND user = ? LIMIT 1", site, ALLOWED, c.who.user)
+    if early and not waits:
+        raise No("400", "accept_id is not allowed to wait yet, about the your site id(%s)" % site, http=200)
+    raise No("0300", "There is no information for accept_id(None), about the your site id(%s)" % site, http=200)
+
+
+def v1_calc_params(c):
+    """4. The calculation is this poller's from here on; its inputs come inside the answer."""
+    row = v1_row(c)
+    paused = row["state"] == ALLOWED and (c.relay.maintenance is not None or c.relay.in_grace())
+    if paused or c.relay.announced_to_other(row["accept_id"], v1_peer(c), time.monotonic()):
+        raise v1_wrong(c, row)
+    v1_step(c, row, "calc-request", claim=v1_peer(c), attempt=row["attempt"] + 1, protocol=1, poller="v1 " + c.conn.address, claimed=time.time())
+    kept = json.loads(c.relay.store.read("SELECT info FROM calculations WHERE seq = ?", row["seq"])[0]["info"])
+    results = {name: {"content": "", "mimetype1": "", "mimetype2": ""} for name in kept["result_names"] + list(LOG_NAMES)}
+    return v1_stream(c, row, "input", lambda mark: [mark, "application/octet-stream;", "charset=binary"], lambda found: {"calc-info": dict(
+        kept["extra"], **{"command": row["command"], "remote-site": row["site"], "parameters": kept["parameters"], "parameter_files": found,
+                          "result_files": results})})
+
+
+def v1_calc_params_complete(c):
+    """4. It has all inputs."""
+    v1_step(c, v1_row(c), "calc-params-complete")
+    return {"message": "complete"}
+
+
+def v1_calc_start(c):
+    """5. The command starts."""
+    v1_step(c, v1_row(c), "calc-start", started=time.time())
+    return {"message": "started"}
+
+
+def v1_calc_end(c):
+    """6. The command is over; a fielded poller tells no exit code but for 0: "calc end" is that."""
+    row, word = v1_row(c), c.fields.get("result")
+    if word not in ("calc end", "abnormal"):
+        raise No(401 if word is None else 402, "result is \"calc end\" or \"abnormal\"", http=400)
+    good = word == "calc end"
+    v1_step(c, row, "calc-end", status="completed" if good else "abnormal", reason="" if good else "the command failed", ended=time.time(),
+            exit_code=0 if good else None)
+    return {"message": "ended"}
+
+
+def v1_send_results(c):
+    """7. The results, files inside. Only declared names are kept."""
+    with Arrival(c, v1_may_deliver, 200) as arrival:
+        arrival.read(c)
+        row, files = v1_row(c), c.fields.get("result_files")
+        if not isinstance(files, dict):
+            raise No(401, "result_files is missing", http=200)
+        if row["protocol"] == 2 or row["state"] not in (ENDED, GETTING, GOT):
+            raise v1_wrong(c, row)
+        if row["state"] != ENDED:
+            return v1_sent_again(c, row)
+        kept = json.loads(c.relay.store.read("SELECT info FROM calculations WHERE seq = ?", row["seq"])[0]["info"])
+        wanted, there, missing = declared(kept["result_names"], []), {}, {}
+        for name, entry in files.items():
+            if not isinstance(entry, dict):
+                raise No(401, "an entry of result_files is not an object", http=200)
+            if not wanted(name):
+                log("warn", row["accept_id"], "7 send-results", undeclared=name)
+            elif entry.get("mimetype1") == "Error":
+                missing[name] = printable(entry["mimetype2"] if isinstance(entry.get("mimetype2"), str) else "")[:1000]
+            else:
+                there[name] = entry
+        missing = json.dumps(missing, ensure_ascii=False)
+        try:
+            stage = v1_entries(there, lambda entry: entry.get("content"), arrival.path)
+            check_sizes(c.relay, [(name, blob.size, blob.sha256) for name, blob in stage])
+        except No as no:
+            no.http = 200
+            raise
+        with c.relay.placing:                          # two requests at once must not mix their files
+            row = v1_row(c)
+            if row["state"] != ENDED:
+                return v1_sent_again(c, row)
+            arrival.place(c.relay.store.spool(row["accept_id"], "result"), stage)
+            v1_step(c, row, "send-results", lambda tx: insert_complete(tx, row["seq"], "result", stage, len(missing)), missing=missing)
+    return {"message": "getting"}
+
+
+def v1_may_deliver(c, total):
+    """No, if this user has no calculation whose results a fielded poller may bring now."""
+    if c.unread and not any(covers(c.who, row["site"]) for row in c.relay.store.read(
+            "SELECT DISTINCT site FROM calculations WHERE user = ? AND protocol = 1 AND state IN (?, ?, ?)", c.who.user, ENDED, GETTING, GOT)):
+        raise No("0300", "There is no information for accept_id(None), about the your site id(None)")
+
+
+def v1_sent_again(c, row):
+    """The answer to send-results when there are results already."""
+    if row["status"] == "abnormal" or row["state"] == GETTING and row["claim"] == v1_peer(c) and row["accept_id"] not in c.relay.twins:
+        return {"message": "getting"}
+    raise v1_wrong(c, row)
+
+
+def v1_end_send(c):
+    """8. All is sent, says the poller, also when its upload failed: a success without results becomes abnormal."""
+    with c.relay.placing:
+        return v1_end(c, v1_row(c), c.fields.get("result"))
+
+
+def v1_end(c, row, word):
+    """v1_end_send(), while no results are being put in their place."""
+    if word != "end send":
+        raise No(401 if word is None else 402, "result is \"end send\"", http=400)
+    if row["state"] == GOT and row["status"] == "abnormal":
+        return {"message": "got"}
+    changes, extra, name = {"got": time.time()}, None, "end-send" if row["state"] != ENDED else "end-send unsent"
+    if row["state"] in (ENDED, GETTING):
+        kept = json.loads(c.relay.store.read("SELECT info FROM calculations WHERE seq = ?", row["seq"])[0]["info"])
+        logs = len(c.relay.store.read("SELECT 1 FROM files WHERE calc = ? AND kind = 'result' AND name IN (?, ?)", row["seq"], *LOG_NAMES))
+        if row["status"] == "completed" and (row["state"] == ENDED or kept["result_names"] and row["results"] <= logs):
+            changes.update(status="abnormal", reason="none of the results has arrived")
+        if row["state"] == ENDED:
+            extra = c.relay.leave_log(row, changes.get("reason") or "the results have not arrived")
+    v1_step(c, row, name, extra, **changes)
+    return {"message": "got"}
+
+
+def v1_get_calcinfo(c):
+    """The whole table, as a fielded relay shows it, for an operator: files by their sizes."""
+    rows = c.relay.store.read("SELECT %s, registered, info FROM calculations WHERE state != ? AND NOT hidden ORDER BY seq LIMIT 10000" % BRIEF,
+                              FINISHED)
+    found = {}
+    for row in rows:
+        if not covers(c.who, row["site"]):
+            continue
+        kept = json.loads(row["info"])
+        found[row["accept_id"]] = {
+            "accept_time": when(row["registered"]), "calc_progress": WORDS[row["state"]], "calc_status": row["status"],
+            "wait_allow": when(row["allowed"]) or "none", "calc-info": dict(kept["extra"], **{
+                "command": row["command"], "remote-site": row["site"], "parameters": kept["parameters"], "result_files": kept["result_names"]})}
+    return Bare(found)
+
+
+def v1_own(c):
+    """The calculation of a fielded workflow side's call, or None: unknown, another user's, fetched already, or cancelled."""
+    accept_id = v1_id(c, "accept_id")
+    found = c.relay.store.read("SELECT %s FROM calculations WHERE accept_id = ? AND user = ? AND state != ? AND NOT hidden" % BRIEF,
+                               accept_id, c.who.user, FINISHED)
+    return found[0] if found and covers(c.who, found[0]["site"]) else None
+
+
+def v1_id(c, key, missing=400):
+    """An id of a fielded call: a text that is not empty, or None for JSON's null, which no calculation and no site has. 400 where it is missing."""
+    found = c.fields.get(key, "")
+    if found is not None and not (found and isinstance(found, str)):
+        raise No(400, "%s is missing" % key, http=missing)
+    return found
+
+
+def v1_peer(c):
+    """What makes a fielded poller the same one: token, site and address. It stands in the place of a claim."""
+    return "v1:%s:%s" % (c.who.key, c.conn.address)
+
+
+def v1_row(c):
+    """The calculation of a fielded poller's call. "0300": no such one for this user and site; "400": not allowed yet."""
+    rules = V1_REMOTE[c.name]
+    accept_id, site = v1_id(c, "accept_id", rules.missing), v1_id(c, "site_id", rules.missing)
+    if site not in c.relay.conf["RemoteSites"]["remote_site_ids"]:
+        raise unknown_site(site, "400", rules.unknown)
+    found = c.relay.store.read("SELECT %s FROM calculations WHERE accept_id = ? AND user = ? AND site = ? AND state != ? AND NOT hidden" % BRIEF,
+                               accept_id, c.who.user, site, FINISHED)
+    if not found or not covers(c.who, site) or found[0]["needs_v2"] and found[0]["protocol"] != 1:
+        raise No("0300", "There is no information for accept_id(%s), about the your site id(%s)" % (
+            printable(accept_id)[:100], printable(site)[:100]), http=rules.unknown)
+    if found[0]["state"] == REGISTERED:
+        raise No("400", "accept_id(%s) is not allowed to wait yet" % accept_id, http=rules.unknown)
+    return found[0]
+
+
+def v1_wrong(c, row):
+    """The answer in a wrong state: HTTP 200, and a code that makes a fielded poller give the calculation up in order."""
+    return No(V1_REMOTE[c.name].wrong, "%s is not possible in state %s" % (c.name, WORDS[row["state"]]), http=200)
+
+
+def v1_step(c, row, name, extra=None, **changes):
+    """Makes a fielded poller's step. The same peer's repeat, before its next step, is answered as the first time.
+    extra(tx): what belongs to the step."""
+    peer, step = v1_peer(c), STEP[name]
+
+    def work(tx):
+        if row["protocol"] != 2 and move(c.relay, tx, step, row, **changes):
+            if extra is not None:
+                extra(tx)
+            return
+        now = tx.db.execute("SELECT state, claim FROM calculations WHERE seq = ?", (row["seq"],)).fetchone()
+        if now is None or now["state"] != step.to or now["claim"] != peer or row["accept_id"] in c.relay.twins:
+            raise v1_wrong(c, row)
+
+    c.relay.store.write(work, name)
+    c.relay.renew(row, c.relay.conf["times"]["lost_after" if step.to not in (SENDING, SENT) else "v1_lost_after"])
+
+
+def parse_v1_json(data):
+    """A fielded body. A list holds none of the fields that are looked for, and is answered so."""
+    found = parse_json(data, (dict, list))
+    return found if isinstance(found, dict) else {}
+
+
+def check_json_type(c):
+    """400 for a fielded body whose Content-Type says that it is something else than JSON."""
+    kind = c.headers.get("content-type", "application/json").split(";")[0].strip().lower()
+    if c.length and kind != "application/json" and not re.match(r"application/[^/]*\+json\Z", kind):
+        raise No(400, "Content-Type is not application/json")
+
+
+# ==== demo ====
+# The demonstration: everything real, in one directory, on loopback.
 DEMO_SECRET = """{"comment": "in-house S-N curve, not to leave this computer",
  "cycles_and_amplitude_MPa": [[1e4, 612.5], [1e5, 487.3], [1e6, 391.8], [1e7, 341.6]]}
 """
@@ -5155,87 +4293,6 @@ with open("life.json", "w") as out:
 DEMO_INPUTS = {
     "steel.json": '{"yield_strength_MPa": 785, "tensile_strength_MPa": 930, "reduction_of_area_percent": 58}\n',
     "loads.csv": "amplitude_MPa,mean_MPa,cycles\n280,150,20000\n340,120,1500\n420,80,90\n"}
-
-
-class DemoPart:
-    """One of the three programs of the demonstration: its steps are shown, with who says them, as they come; every line is kept.
-    The user's proxy, token and state directory are no matter of theirs."""
-
-    def __init__(self, name, words, folder):
-        import subprocess
-        self.name, self.lines = name, []
-        env = {key: text for key, text in os.environ.items() if not key.lower().endswith("_proxy") and key != "MI_DISTCOMP_TOKEN"}
-        self.process = subprocess.Popen([sys.executable, "-I"] + words, cwd=folder, env=dict(env, XDG_STATE_HOME=folder),
-                                        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-        self.thread = threading.Thread(target=self.show, daemon=True)
-        self.thread.start()
-
-    def show(self):
-        """Passes the steps on, without time, level and accept_id."""
-        for line in self.process.stdout:
-            line = line.decode("utf-8", "replace").rstrip()
-            self.lines.append(line)
-            found = re.match(r"(?:\S*T\S+|<\d>) (DEBUG|INFO|WARN|ERROR) (\S+) (.*)\Z", line)
-            text = found.group(3) if found else line
-            if re.match(r"\d \S", text) or found and found.group(1) == "ERROR":
-                print("%-9s| %s" % (self.name, printable(text)[:150]), flush=True)
-
-    def heard(self, pattern, seconds=20):
-        """Waits for a line; what it matched. 69 if it does not come."""
-        until = time.monotonic() + seconds
-        while time.monotonic() < until:
-            for line in list(self.lines):
-                found = re.search(pattern, line)
-                if found:
-                    return found
-            if self.process.poll() is not None and not self.thread.is_alive():
-                break
-            time.sleep(0.02)
-        raise Stop(EX_UNAVAILABLE, _("demo: the %s did not get there; its last line: %s") % (self.name, (self.lines or ["-"])[-1]))
-
-    def end(self):
-        """SIGTERM, and waits."""
-        if self.process.poll() is None:
-            self.process.terminate()
-        self.process.wait(15)
-        self.thread.join(5)
-
-
-def write_file(folder, name, text, mode=0o600):
-    """A file of the demonstration; its path."""
-    path = os.path.join(folder, name)
-    with open(os.open(utf8(path), os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "w", encoding="utf-8") as out:
-        out.write(text)
-    return path
-
-
-def demo_certificate(folder):
-    """A throw-away certificate for 127.0.0.1 by openssl: (certfile, keyfile), or two empty texts without openssl."""
-    import subprocess
-    cert, key = os.path.join(folder, "cert.pem"), os.path.join(folder, "key.pem")
-    conf = write_file(folder, "openssl.cnf", "[req]\ndistinguished_name=dn\nx509_extensions=ext\nprompt=no\n[dn]\nCN=demo relay\n"
-                      "[ext]\nsubjectAltName=IP:127.0.0.1\nbasicConstraints=CA:TRUE\n")
-    try:
-        subprocess.run(["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", key, "-out", cert, "-days", "2", "-config", conf],
-                       check=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    except (OSError, subprocess.CalledProcessError):
-        return "", ""
-    return cert, key
-
-
-def demo_search(folders, words):
-    """Looks for each of words (bytes) in every file below the folders: (files, bytes read, files with one of them)."""
-    count, total, found = 0, 0, []
-    for folder in folders:
-        for above, names, files in os.walk(utf8(folder)):
-            for name in files:
-                path = os.path.join(above, name)
-                if os.path.isfile(path):
-                    with open(path, "rb") as text:
-                        data = text.read()
-                    count, total = count + 1, total + len(data)
-                    found += [path for word in words if word in data]
-    return count, total, found
 
 
 def demo(options):
@@ -5323,75 +4380,1058 @@ def demo_in(folder, scripts, parts):
     return code
 
 
-def usage():
-    """What --help says: the docstring, without what it says to whoever reads the code."""
-    return __doc__.partition("\ncontents")[0] + "\n"
+class DemoPart:
+    """One of the three programs of the demonstration: its steps are shown, with who says them, as they come; every line is kept.
+    The user's proxy, token and state directory are no matter of theirs."""
+
+    def __init__(self, name, words, folder):
+        import subprocess
+        self.name, self.lines = name, []
+        env = {key: text for key, text in os.environ.items() if not key.lower().endswith("_proxy") and key != "MI_DISTCOMP_TOKEN"}
+        self.process = subprocess.Popen([sys.executable, "-I"] + words, cwd=folder, env=dict(env, XDG_STATE_HOME=folder),
+                                        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        self.thread = threading.Thread(target=self.show, daemon=True)
+        self.thread.start()
+
+    def show(self):
+        """Passes the steps on, without time, level and accept_id."""
+        for line in self.process.stdout:
+            line = line.decode("utf-8", "replace").rstrip()
+            self.lines.append(line)
+            found = re.match(r"(?:\S*T\S+|<\d>) (DEBUG|INFO|WARN|ERROR) (\S+) (.*)\Z", line)
+            text = found.group(3) if found else line
+            if re.match(r"\d \S", text) or found and found.group(1) == "ERROR":
+                print("%-9s| %s" % (self.name, printable(text)[:150]), flush=True)
+
+    def heard(self, pattern, seconds=20):
+        """Waits for a line; what it matched. 69 if it does not come."""
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            for line in list(self.lines):
+                found = re.search(pattern, line)
+                if found:
+                    return found
+            if self.process.poll() is not None and not self.thread.is_alive():
+                break
+            time.sleep(0.02)
+        raise Stop(EX_UNAVAILABLE, _("demo: the %s did not get there; its last line: %s") % (self.name, (self.lines or ["-"])[-1]))
+
+    def end(self):
+        """SIGTERM, and waits."""
+        if self.process.poll() is None:
+            self.process.terminate()
+        self.process.wait(15)
+        self.thread.join(5)
 
 
-def parse(words):
-    """The command line as options; argparse's own exit codes become 64."""
-    import argparse
-
-    class Parser(argparse.ArgumentParser):
-        def error(self, message):
-            raise Stop(EX_USAGE, "%s (%s.py --help)" % (message, PROGRAM))
-
-    common = Parser(add_help=False, argument_default=argparse.SUPPRESS)                     # these stand before or after the word
-    common.add_argument("--ini")
-    for name, key in (("--json", "json"), ("-q", "quiet"), ("-v", "verbose"), ("--version", "version")):
-        common.add_argument(name, action="store_true", dest=key)
-    parser = Parser(prog=PROGRAM + ".py", usage=argparse.SUPPRESS, parents=[common], description=usage(),
-                    formatter_class=argparse.RawDescriptionHelpFormatter)
-    unsaid = argparse.Namespace(function=serve, ini=None, json=False, quiet=False, verbose=False, version=False)
-    commands = parser.add_subparsers(dest="command", metavar="", prog=PROGRAM + ".py")
-    commands.add_parser("serve", parents=[common]).set_defaults(function=serve)
-    added = commands.add_parser("demo", parents=[common])
-    added.add_argument("--keep", action="store_true")
-    added.set_defaults(function=demo)
-    for name, actions, function in (("token", ("issue", "list", "revoke"), token), ("user", ("add", "passwd", "remove", "list"), user)):
-        added = commands.add_parser(name, parents=[common])
-        added.add_argument("action", choices=actions)
-        added.add_argument("who", nargs="?", metavar="USER|NUMBER" if name == "token" else "USER")
-        added.add_argument("--roles", default="workflow,remote")
-        added.add_argument("--sites", default="")
-        added.add_argument("--days", type=float)
-        added.set_defaults(function=function)
-    for name, function in (("check", check), ("unit", unit)):
-        added = commands.add_parser(name, parents=[common])
-        added.set_defaults(function=function)
-        if name == "check":
-            added.add_argument("--upgrade", action="store_true")
-    added = commands.add_parser("list", parents=[common])
-    added.add_argument("--all", action="store_true")
-    added.set_defaults(function=list_calculations)
-    for name in ("cancel", "end", "rerun"):
-        added = commands.add_parser(name, parents=[common])
-        added.add_argument("accept_id")
-        added.add_argument("--reason", default="")
-        added.add_argument("--force", action="store_true", help=argparse.SUPPRESS)
-        added.set_defaults(function=order)
-    added = commands.add_parser("maintenance", parents=[common])
-    added.add_argument("action", choices=("on", "off"))
-    added.add_argument("--reason", default="")
-    added.set_defaults(function=maintenance)
-    for name, function in (("backup", backup), ("restore", restore)):
-        added = commands.add_parser(name, parents=[common])
-        added.add_argument("folder")
-        added.set_defaults(function=function)
-    added = commands.add_parser("show", parents=[common])
-    added.add_argument("accept_id")
-    added.set_defaults(function=show)
-    return parser.parse_args(words, unsaid)
+def write_file(folder, name, text, mode=0o600):
+    """A file of the demonstration; its path."""
+    path = os.path.join(folder, name)
+    with open(os.open(utf8(path), os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "w", encoding="utf-8") as out:
+        out.write(text)
+    return path
 
 
-def main(argv=None):
-    """The program; returns its exit code."""
-    options = parse(arguments(argv))
-    if options.version:
-        with open(os.path.abspath(__file__), "rb") as text:
-            print("%s %s protocol 2 (1) sha256 %s" % (PROGRAM, VERSION, hashlib.sha256(text.read()).hexdigest()))
-        return 0
-    return options.function(options)
+def demo_certificate(folder):
+    """A throw-away certificate for 127.0.0.1 by openssl: (certfile, keyfile), or two empty texts without openssl."""
+    import subprocess
+    cert, key = os.path.join(folder, "cert.pem"), os.path.join(folder, "key.pem")
+    conf = write_file(folder, "openssl.cnf", "[req]\ndistinguished_name=dn\nx509_extensions=ext\nprompt=no\n[dn]\nCN=demo relay\n"
+                      "[ext]\nsubjectAltName=IP:127.0.0.1\nbasicConstraints=CA:TRUE\n")
+    try:
+        subprocess.run(["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", key, "-out", cert, "-days", "2", "-config", conf],
+                       check=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    except (OSError, subprocess.CalledProcessError):
+        return "", ""
+    return cert, key
+
+
+def demo_search(folders, words):
+    """Looks for each of words (bytes) in every file below the folders: (files, bytes read, files with one of them)."""
+    count, total, found = 0, 0, []
+    for folder in folders:
+        for above, names, files in os.walk(utf8(folder)):
+            for name in files:
+                path = os.path.join(above, name)
+                if os.path.isfile(path):
+                    with open(path, "rb") as text:
+                        data = text.read()
+                    count, total = count + 1, total + len(data)
+                    found += [path for word in words if word in data]
+    return count, total, found
+
+
+# ==== shared: names ====
+# File names of a calculation. Checked by every receiver: whoever sends them may be hostile.
+LOG_NAMES = ("計算標準出力.txt", "計算標準エラー出力.txt")        # stdout and stderr of the command, always among the results
+PATTERNS = 100                 # of one calculation
+
+
+def parts_of(name):
+    """name's parts in NFC: the order of a manifest, and what makes two names equal."""
+    if not name.isascii() if hasattr(name, "isascii") else any(c > "\x7f" for c in name):
+        import unicodedata
+        name = unicodedata.normalize("NFC", name)
+    return tuple(name.split("/"))
+
+
+def check_name(name):
+    """name, if it is a relative path of plain parts; otherwise ValueError with the reason."""
+    if not isinstance(name, str) or not name:
+        raise ValueError(_("an empty name"))
+    try:
+        length = len(name.encode("utf-8"))
+    except UnicodeEncodeError:
+        raise ValueError(_("a name that is not UTF-8"))
+    if length > 1000 or any(len(part.encode("utf-8")) > 255 for part in name.split("/")):
+        raise ValueError(_("a name that is too long: %s...") % printable(name[:60]))
+    if ODD.search(name) or "\\" in name:
+        raise ValueError(_("a name with a control character or a backslash: %s") % printable(name))
+    if any(part in ("", ".", "..") for part in name.split("/")):
+        raise ValueError(_("a name that is absolute or has an empty, . or .. part: %s") % name)
+    return name
+
+
+def check_order(names, before=None, reserved=(), folders=False):
+    """Checks a manifest's names: each one plain, ascending by parts_of (so that equal names, and a name that is another's directory,
+    stand side by side), none equal to or below a reserved one. folders: empty directories may follow, as names with a trailing /, behind
+    all files and ascending among themselves. before: the last name of the page before. ValueError; returns the last name."""
+    last = (before.endswith("/"), parts_of(before.rstrip("/"))) if before is not None else None
+    for name in names:
+        plain = name[:-1] if folders and isinstance(name, str) and name.endswith("/") else name
+        now = plain is not name, parts_of(check_name(plain))
+        if last is not None and (now <= last or now[0] == last[0] and now[1][:len(last[1])] == last[1]):
+            raise ValueError(_("two names that are equal, one in the other, or out of order: %s") % name)
+        if any(now[1][:1] == parts_of(word) for word in reserved):
+            raise ValueError(_("a name that is kept for the log: %s") % name)
+        last, before = now, name
+    return before
+
+
+def pattern(text):
+    """A result pattern as something with match(): * and ? within a part, ** across parts, a trailing / the whole directory. ValueError."""
+    check_name(text.rstrip("/") if text.endswith("/") and text != "/" else text)
+    pieces = re.findall(r"\*\*/|\*\*|\*|\?|[^*?]+", text + ("**" if text.endswith("/") else ""))
+    if sum("*" in piece for piece in pieces[pieces[0] == "**/":-1]) > 1:     # as an expression it could take for ever
+        return Stars(pieces, text[0] in "*?")
+    out = ""
+    for piece in pieces:
+        out += {"**/": "(?:[^/]+/)*", "**": ".+", "*": "[^/]*", "?": "[^/]"}.get(piece) or re.escape(piece)
+    hidden = r"(?!\.)" if text[0] in "*?" else ""     # as in a shell: * does not reach .bashrc
+    return re.compile(hidden + out + r"\Z", re.S)
+
+
+class Stars:
+    """A pattern with many stars as a row of steps, one bit each: match() makes a few operations on whole rows for each character of the name,
+    whoever made the pattern and the name. (Steps without a character: star and anys lead to the next one, dirs behind its partner in.)"""
+
+    def __init__(self, pieces, hidden=False):
+        kinds, steps, last = {"**/": ("dirs", "in"), "**": ("any", "anys"), "*": ("star",), "?": ("one",)}, [], ""
+        for piece in pieces:
+            steps += kinds.get(piece) or tuple(piece) if not piece == last == "**/" else ()        # twice is once
+            last = piece
+        self.hidden, self.end, self.chars, self.sets = hidden, 1 << len(steps), {}, []
+        rows = dict.fromkeys(("dirs", "in", "any", "anys", "star", "one"), 0)
+        for place, step in enumerate(steps):
+            known = rows if step in rows else self.chars
+            known[step] = known.get(step, 0) | 1 << place
+        self.sets = [(step, self.chars.pop(step)) for step in list(self.chars) if not isinstance(step, str)]        # [a-z], as expressions
+        self.free, self.dirs, self.within = rows["star"] | rows["anys"], rows["dirs"], rows["in"]
+        self.stay = {False: rows["anys"], True: rows["anys"] | rows["star"] | rows["in"]}                          # by: is it not a slash?
+        self.go = {False: rows["any"], True: rows["any"] | rows["one"] | rows["dirs"]}
+
+    def reach(self, at):
+        """The steps in `at`, and where one gets from there without a character: anys, dirs, star is the longest run of such."""
+        for _turn in range(3):
+            at |= (at & self.free) << 1 | (at & self.dirs) << 2
+        return at
+
+    def match(self, name):
+        """Is it a name of this pattern?"""
+        at = self.reach(1) if not (self.hidden and name.startswith(".")) else 0
+        for char in name if at else "":
+            part, go = char != "/", self.chars.get(char, 0)
+            for one, bit in self.sets:
+                go |= bit if one.match(char) else 0
+            back = 0 if part else (at & self.within) >> 1
+            at = self.reach(at & self.stay[part] | (at & (self.go[part] | go)) << 1 | back)
+        return bool(at & self.end)
+
+
+def all_patterns(texts):
+    """A calculation's patterns, ready to match. ValueError if one is none, or there are too many: each is compared with each name."""
+    if len(texts) > PATTERNS:
+        raise ValueError(_("more than %d patterns; a directory (DIR/) or ** stands for many") % PATTERNS)
+    return [pattern(text) for text in texts]
+
+
+def declared(names, patterns):
+    """A function name -> bool: is this result one that was asked for (or a log)?"""
+    wanted = {parts_of(name) for name in tuple(names) + LOG_NAMES}
+    found = all_patterns(patterns)
+    asked = set(patterns)                              # an empty directory is there as its own pattern, too
+    return lambda name: parts_of(name) in wanted or name in asked or any(one.match("/".join(parts_of(name))) for one in found)
+# ==== end shared ====
+
+
+# ==== shared: stream ====
+# Fielded bodies hold whole files as base64 in JSON. They are read and written as streams: memory does not grow with the files.
+BIG = 64 << 10                 # bytes: longer strings of a fielded body are base64 of a file and go straight into one
+MANY = 1 << 20                 # bytes: beyond so much that is kept, every string of more than FEW_BYTES where a file's content stands does
+FEW_BYTES = 256
+CONTENT = re.compile(rb'(?:\[|"content"\s*:)\s*"\Z')                        # what stands before a file's content
+ALPHABET = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
+END_OF_STRING = re.compile(rb'[^"\\]*(?:\\.[^"\\]*)*"', re.S)
+Blob = collections.namedtuple("Blob", "path size sha256")                    # a file that came inside a fielded body
+
+
+class BodyReader:
+    """A fielded JSON body as a stream: its long strings go through base64 into files in folder (bytes); the rest, at most `most` bytes,
+    is for parse(bytes). views: an iterator of the body's bytes as they arrive. ValueError for anything that is not as it should be."""
+
+    def __init__(self, views, folder, parse, most):
+        self.views, self.folder, self.parse_rest, self.most = views, folder, parse, most
+        self.blobs, self.nonce = {}, os.urandom(8).hex()
+        self.data, self.at = b"", 0
+
+    def more(self):
+        """Takes the next part of the body behind what is not yet read. False at the end."""
+        view = next(self.views, None)
+        if view is None:
+            return False
+        self.data, self.at = self.data[self.at:] + bytes(view), 0
+        return True
+
+    def parse(self):
+        """The body as an object in which long strings are Blobs. ValueError for anything that is not as it should be."""
+        kept = bytearray()
+        while True:
+            quote = self.data.find(b'"', self.at)
+            kept += self.data[self.at:quote + 1 if quote >= 0 else len(self.data)]
+            self.at = quote + 1 if quote >= 0 else len(self.data)
+            if len(kept) > self.most:
+                raise ValueError("more than %d bytes beside the files" % self.most)
+            if quote >= 0:
+                kept += self.string(BIG if len(kept) < MANY or not CONTENT.search(kept, len(kept) - 40) else FEW_BYTES)
+            elif not self.more():
+                break
+        return self.put_in(self.parse_rest(bytes(kept)))
+
+    def string(self, most):
+        """The rest of a string, after its opening quote: as it is, or, if it is longer than most bytes, the mark of the Blob that it became."""
+        while True:
+            end = END_OF_STRING.match(self.data, self.at)
+            if end and end.end() - self.at <= most:
+                text, self.at = self.data[self.at:end.end()], end.end()
+                if self.nonce.encode() in text:
+                    raise ValueError("a string that cannot be")
+                return text
+            if end or len(self.data) - self.at > most:
+                mark = "%s:%d" % (self.nonce, len(self.blobs))
+                self.blobs[mark] = self.blob(os.path.join(self.folder, b"%06d" % len(self.blobs)))
+                return mark.encode() + b'"'
+            if not self.more():
+                raise ValueError("the body ends within a string")
+
+    def blob(self, path):
+        """The rest of a long string, decoded into the file at path."""
+        import hashlib
+        total, carry, padded, digest = 0, b"", False, hashlib.sha256()
+        with open(path, "xb", buffering=0) as out:
+            while True:
+                end = self.data.find(b'"', self.at)
+                piece, last = self.data[self.at:end if end >= 0 else len(self.data)], end >= 0
+                cut = piece.find(b"\\", max(0, len(piece) - 6)) if not last else -1
+                if cut >= 0:                           # an escape may be cut in two
+                    piece = piece[:cut]
+                self.at += len(piece) + (1 if last else 0)
+                piece = carry + (unescape(piece) if b"\\" in piece else piece)
+                whole = len(piece) if last else len(piece) & ~3
+                piece, carry = piece[:whole], piece[whole:]
+                if piece:
+                    rest = piece.translate(None, ALPHABET)
+                    if padded or len(piece) % 4 or rest.strip(b"=") or len(rest) > 2 or not piece.endswith(rest):
+                        raise ValueError("a file's content is not base64")
+                    padded, data = bool(rest), binascii.a2b_base64(piece)
+                    if out.write(data) != len(data):
+                        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                    digest.update(data)
+                    total += len(data)
+                if last:
+                    os.fsync(out.fileno())
+                    return Blob(path, total, digest.hexdigest())
+                if not self.more():
+                    raise ValueError("the body ends within a string")
+
+    def put_in(self, found):
+        """found with the marks replaced by their Blobs."""
+        if isinstance(found, str):
+            return self.blobs.get(found, found)
+        if isinstance(found, list):
+            return [self.put_in(part) for part in found]
+        if isinstance(found, dict):
+            if any(key in self.blobs for key in found):
+                raise ValueError("a name that is too long")
+            return collections.OrderedDict((key, self.put_in(part)) for key, part in found.items())
+        return found
+
+
+def unescape(piece):
+    """JSON's escapes in a part of a base64 string; line ends are dropped."""
+    try:
+        return json.loads('"%s"' % piece.decode("ascii")).encode("ascii").replace(b"\r", b"").replace(b"\n", b"")
+    except ValueError:
+        raise ValueError("a file's content is not base64")
+
+
+def as_blob(content, path):
+    """A file's content as it stands in a fielded body (base64 text, or a Blob already) as a Blob at path."""
+    if isinstance(content, Blob):
+        os.rename(content.path, path)
+        return content._replace(path=path)
+    if not isinstance(content, str):
+        raise ValueError("a file's content is not a text")
+    import base64
+    import hashlib
+    try:
+        data = base64.b64decode(content.replace("\n", "").replace("\r", "").encode("ascii"), validate=True)
+    except ValueError:
+        raise ValueError("a file's content is not base64")
+    with open(path, "xb") as out:
+        out.write(data)
+        out.flush()
+        os.fsync(out.fileno())
+    return Blob(path, len(data), hashlib.sha256(data).hexdigest())
+
+
+def opened(path):
+    """A file to read, at path (bytes), or what an object in its place opens: whoever declared it may have more to say of its bytes."""
+    return path.open() if hasattr(path, "open") else open(path, "rb", buffering=0)
+
+
+def base64_of(path, at, left, sum256=""):
+    """A part of a file (bytes path) as chunks of base64. ValueError if it became shorter, or is not what sum256 says."""
+    import hashlib
+    digest = hashlib.sha256()
+    buffer = memoryview(bytearray(min(192 << 10, left) or 1))                 # a multiple of 3
+    with opened(path) as source:
+        source.seek(at)
+        while left:
+            filled, want = 0, min(left, len(buffer))
+            while filled < want:
+                count = source.readinto(buffer[filled:want])
+                if not count:
+                    raise ValueError("%s became shorter while it was sent" % path.decode("utf-8", "replace"))
+                filled += count
+            left -= want
+            if sum256:
+                digest.update(buffer[:want])
+                if not left and digest.hexdigest() != sum256:         # before the last chunk: it must not arrive in full
+                    raise ValueError("%s changed while it was sent" % path.decode("utf-8", "replace"))
+            yield binascii.b2a_base64(buffer[:want], newline=False)
+
+
+def around_files(found, files):
+    """JSON with files inside: found(mark) makes an object in which mark stands once for each of files [(path, place, size)], in their order;
+    with a sha256 behind size, a file that is another one is not sent to its end (ValueError).
+    Returns (the body's length, a function that gives its chunks)."""
+    nonce = os.urandom(8).hex()
+    texts = json.dumps(found(nonce), ensure_ascii=False).encode("utf-8", "replace").split(nonce.encode())
+    length = sum(len(text) for text in texts) + sum((entry[2] + 2) // 3 * 4 for entry in files)
+
+    def chunks():
+        for number, text in enumerate(texts):
+            yield text
+            if number < len(files):
+                for chunk in base64_of(*files[number]):
+                    yield chunk
+
+    return length, chunks
+# ==== end shared ====
+
+
+# ==== shared: check ====
+# What `check` says: rows of (True: OK, None: WARN, False: FAIL; a text that says what to do). It looks at things as they are, and changes none.
+NOT_FOR_LONG = ("tmpfs", "ramfs", "devtmpfs")
+CLEANERS = ("/etc/tmpfiles.d", "/run/tmpfiles.d", "/usr/lib/tmpfiles.d")           # of two files of one name, the first counts
+INSPECTORS = re.compile(r"zscaler|netskope|fortinet|fortigate|palo ?alto|blue ?coat|symantec web|umbrella|forcepoint|mcafee|trellix|sophos|"
+                        r"check ?point|watchguard|barracuda|i-filter|digital arts|squid|mitmproxy|inspection|proxy|kaspersky|eset", re.I)
+
+
+def say_findings(rows, as_json):
+    """Prints the rows; 0, or 78 if one of them is a FAIL."""
+    words = {True: "OK", None: "WARN", False: "FAIL"}
+    if as_json:
+        print(json.dumps([{"level": words[good], "text": printable(text)} for good, text in rows], ensure_ascii=False))
+    for good, text in rows if not as_json else ():
+        print("%-5s %s" % (words[good], printable(text)))
+    return EX_CONFIG if any(good is False for good, text in rows) else 0
+
+
+def look_at_file(path, mode):
+    """A row: is it there, whose is it, and has it no more than mode (0o600, 0o755 ...)?"""
+    try:
+        info = os.stat(utf8(path))
+    except OSError as error:
+        return False, "%s: %s" % (path, error.strerror)
+    have = info.st_mode & 0o7777
+    if info.st_uid not in (0, os.geteuid()):
+        return False, _("%s: belongs to uid %d; give it to this user (chown)") % (path, info.st_uid)
+    if have & 0o777 & ~mode:
+        return False, _("%s: mode %04o lets others in; type: chmod %o %s") % (path, have, mode & have, path)
+    return True, _("%s: mode %04o, owner uid %d") % (path, have, info.st_uid)
+
+
+def mount_of(path):
+    """(mount point, type, options) of the file system that holds path."""
+    best = ("/", "?", "")
+    with open("/proc/self/mounts", "rb") as text:
+        for line in text:
+            words = [word.decode("unicode_escape").encode("latin-1") for word in line.split()[:4]]
+            if (os.fsencode(path) + b"/").startswith(words[1].rstrip(b"/") + b"/") and len(words[1]) >= len(os.fsencode(best[0])):
+                best = os.fsdecode(words[1]), os.fsdecode(words[2]), os.fsdecode(words[3])
+    return best
+
+
+def cleaner_of(path):
+    """What removes old files below path (a line of tmpfiles.d, a cron job), or None."""
+    seen, found, kept = set(), None, False
+    for folder in CLEANERS:
+        for name in sorted(os.listdir(folder)) if os.path.isdir(folder) else ():
+            if not name.endswith(".conf") or name in seen:
+                continue
+            seen.add(name)
+            with open(os.path.join(folder, name), encoding="utf-8", errors="replace") as text:
+                for words in (line.split() for line in text):
+                    if len(words) > 1 and (path + "/").startswith(words[1].rstrip("/*") + "/") and words[1] != "/":
+                        kept = kept or words[0][0] in "xX"
+                        if words[0][0] in "dDevqQ" and len(words) > 5 and words[5] != "-":
+                            found = "%s: %s" % (os.path.join(folder, name), " ".join(words))
+    for job in ("/etc/cron.daily/tmpwatch", "/etc/cron.daily/tmpreaper"):
+        if os.path.exists(job) and re.match(r"/(var/)?tmp(/|\Z)", path):
+            found = found or job
+    return None if kept else found
+
+
+def look_at_disk(path, keep, local=False):
+    """Rows about the file system of a folder that must last. keep: bytes, or a share, that shall stay free; local: no network file system."""
+    path, rows = os.path.realpath(path), []
+    while not os.path.exists(path):
+        path = os.path.dirname(path)
+    point, kind, options = mount_of(path)
+    disk = os.statvfs(path)
+    free, least = disk.f_bavail * disk.f_frsize, keep * disk.f_blocks * disk.f_frsize if isinstance(keep, float) else keep
+    text = _("%s: %.1f GB free on %s (%s)") % (path, free / 1e9, point, kind)
+    rows.append((True, text) if free > least else (False, text + _("; less than the %.1f GB that are to stay free: make room") % (least / 1e9)))
+    if kind in NOT_FOR_LONG:
+        text = _("%s: in memory (%s): a reboot empties it, and what was not delivered is lost; use a directory on a disk")
+        rows.append((None, text % (path, kind)))
+    if local and re.match(r"nfs|cifs|smb|fuse\.sshfs|lustre|gpfs|beegfs|9p", kind):
+        rows.append((False, _("%s: on a network file system (%s); use a local disk") % (path, kind)))
+    cleaner = cleaner_of(path)
+    if cleaner:
+        rows.append((None, _("%s: old files are removed there (%s); use another directory, or except this one") % (path, cleaner)))
+    if "noexec" in options.split(","):
+        rows.append((None, _("%s: mounted noexec: a command that is built or copied there does not run") % path))
+    return rows
+
+
+def look_at_limits(wanted):
+    """A row: may this process open so many files?"""
+    import resource
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    most = "-" if hard == resource.RLIM_INFINITY else str(hard)
+    if hard == resource.RLIM_INFINITY or hard >= wanted:
+        return True, _("open files: limit %s, wanted %d") % (most, wanted)
+    return False, _("open files: limit %s, wanted %d; raise it (LimitNOFILE in the unit, or ulimit -n)") % (most, wanted)
+
+
+def no_core_dump():
+    """A core dump of this process would hold its token. What it starts may raise the limit again (ulimit -S -c)."""
+    import resource
+    resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
+
+
+def name_in(part):
+    """The readable part of a certificate's subject or issuer."""
+    words = {key: value for group in part for key, value in group}
+    return ", ".join(words[key] for key in ("commonName", "organizationName") if key in words) or "-"
+
+
+def look_at_certificate(found, where):
+    """A row about a certificate as the ssl module tells it: whose, by whom, how long."""
+    left = (ssl.cert_time_to_seconds(found["notAfter"]) - time.time()) / 86400
+    text = _("%s: certificate of %s, issued by %s, %d days left") % (where, name_in(found["subject"]), name_in(found["issuer"]), left)
+    if ssl.cert_time_to_seconds(found["notBefore"]) > time.time():
+        return False, text + _("; it is not valid yet: is a clock wrong?")
+    if left < 21:
+        return (None if left > 0 else False), text + _("; renew it")
+    return True, text
+# ==== end shared ====
+
+
+# ==== shared: ini ====
+# One strict ini for the suite. A table says which keys a section has: {section: {key: (kind, default)}}.
+INI_NAME = "mi_distributed_computing_assist.ini"
+SUITE = ("Server", "limits", "times", "RemoteSites", "workflow", "poller", "outbound", "ssh", "ssh guard")
+
+
+def seconds(text):
+    """'90', '90s', '1.5m', '2h', '30d' -> seconds (float)."""
+    found = re.match(r"(\d+(?:\.\d+)?)\s*([smhd]?)\Z", text)
+    if not found:
+        raise ValueError(_("is not a time (like 90s, 5m, 2h, 30d)"))
+    return float(found.group(1)) * {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}[found.group(2)]
+
+
+def size(text):
+    """'1024', '16M', '2G' -> bytes (int; K = 1024)."""
+    found = re.match(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?\Z", text, re.I)
+    if not found:
+        raise ValueError(_("is not a size (like 64K, 16M, 2G)"))
+    return int(float(found.group(1)) * 1024 ** " KMGT".index(found.group(2).upper() or " "))
+
+
+def share(text):
+    """'5%' -> 0.05 (float, a share of the disk); '2G' -> bytes (int)."""
+    found = re.match(r"(\d+(?:\.\d+)?)\s*%\Z", text)
+    return float(found.group(1)) / 100 if found else size(text)
+
+
+def flag(text):
+    """yes/no, true/false, on/off, 1/0 -> bool."""
+    if text.lower() in ("yes", "true", "on", "1"):
+        return True
+    if text.lower() in ("no", "false", "off", "0"):
+        return False
+    raise ValueError(_("is not yes or no"))
+
+
+def lines(text):
+    """One value a line; blank lines dropped."""
+    return [line.strip() for line in text.splitlines() if line.strip()]
+
+
+def one_of(*choices):
+    """A kind of which only these words are values."""
+    def kind(text):
+        if text not in choices:
+            raise ValueError(_("is not one of: %s") % " ".join(choices))
+        return text
+    return kind
+
+
+def ini_folders(script):
+    """Where the ini is looked for: beside the script, in ~/.config/, in /etc/. Never where it is started: results arrive there."""
+    return [os.path.dirname(os.path.abspath(script)), os.path.expanduser("~/.config"), "/etc"]
+
+
+def find_ini(given, folders, needed=False):
+    """The ini's absolute path: given (--ini), or the first of these folders that has one, or None. 78 if the given or needed one is not there."""
+    if given is not None and not os.path.exists(utf8(given)):
+        raise Stop(EX_CONFIG, _("%s: no such file (--ini)") % (printable(given) or '""'))
+    places = [os.path.join(folder, INI_NAME) for folder in folders if os.path.isabs(folder)] if given is None else [given]      # ~ may be nobody's
+    found = next((os.path.abspath(place) for place in places if os.path.exists(utf8(place))), None)
+    if needed and not found:
+        raise Stop(EX_CONFIG, _("no %s in %s; say --ini FILE") % (INI_NAME, printable(", ".join(dict.fromkeys(folders)))))
+    return found
+
+
+def only_ours(path):
+    """78 if somebody else than this user and root may change that file or directory, or what it lies in; of a link, also where it leads to."""
+    path = os.path.abspath(utf8(path))
+    real = os.path.realpath(path)
+    for place in (path, os.path.dirname(path), real, os.path.dirname(real)):
+        info = os.stat(place)
+        if info.st_uid not in (0, os.geteuid()) or info.st_mode & 0o022:
+            raise Stop(EX_CONFIG, _("%s: must belong to you or root, and nobody else may write to it (chown, chmod go-w)") % printable(
+                place.decode("utf-8", "replace")))
+
+
+def nearest(word, known):
+    """' (did you mean X?)' or ''. X is spelled nearly so, or begins or ends so."""
+    import difflib
+    close = difflib.get_close_matches(word, known, 1, 0.6) or [one for one in sorted(known) if len(word) > 2 and (
+        one.startswith(word) or one.endswith(word) or word.endswith(one))]
+    return _(" (did you mean %s?)") % close[0] if close else ""
+
+
+def elsewhere(key, table):
+    """' (it belongs into [SECTION])' or ''."""
+    names = [{"command *": "command NAME", "*": "SITE"}.get(name, name) for name in table if key in table[name]]
+    return _(" (it belongs into %s)") % ", ".join("[%s]" % name for name in names) if names else ""
+
+
+def read_ini(path, table):
+    """The ini as {section: {key: typed value}}: every section of table with its defaults, and of 'command *' and '*' (any other)
+    those that are there.
+
+    What the file says is obeyed, so nobody else may write to it: see only_ours().
+    78 with file, section, key and what to do, for anything that is not as it should be.
+    """
+    import configparser
+    parser = configparser.RawConfigParser(default_section="\0", strict=True, inline_comment_prefixes=("#",))
+    parser.optionxform = lambda key: key if key.lower().startswith("env.") else key.lower()
+    if path:
+        try:
+            only_ours(path)
+            with open(utf8(path), encoding="utf-8-sig") as text:
+                parser.read_file(text, path)
+        except OSError as error:
+            raise Stop(EX_CONFIG, "%s: %s" % (path, error.strerror))
+        except (configparser.Error, UnicodeDecodeError) as error:
+            raise Stop(EX_CONFIG, "%s: %s" % (path, re.sub(r"^While reading from .*? \[line +(\d+)\]", r"line \1", " ".join(str(error).split()))))
+    result = {name: {key: default for key, (kind, default) in keys.items() if "*" not in key}
+              for name, keys in table.items() if "*" not in name}
+    for section in parser.sections():
+        shape = section if section in table else "command *" if section.startswith("command ") else "*"
+        if shape not in table:
+            if shape == "*" and section not in SUITE and nearest(section, SUITE + ("command",)):
+                raise Stop(EX_CONFIG, _("%s: [%s] is not a section%s") % (path, section, nearest(section, SUITE + ("command",))))
+            continue                                   # another script's, or a site's
+        if shape == "*" and section in SUITE:
+            continue
+        keys = table[shape]
+        values = result[section] = {key: default for key, (kind, default) in keys.items() if "*" not in key}
+        for key, text in parser.items(section):
+            name = key if key in keys else re.sub(r"\.[^.]+\Z", ".*", key)
+            if name not in keys:
+                raise Stop(EX_CONFIG, _("%s: [%s] %s is not a key%s") % (
+                    path, section, key, elsewhere(key, table) or nearest(key, list(keys))))
+            try:
+                values[key] = keys[name][0](text.strip())
+            except (ValueError, re.error) as error:
+                why = _("is not a whole number") if keys[name][0] is int else error
+                raise Stop(EX_CONFIG, "%s: [%s] %s = %s: %s" % (path, section, key, text.strip(), why))
+    return result
+# ==== end shared ====
+
+
+# ==== shared: say ====
+# How every script of the suite speaks: one line per failure, one line per step, nothing from the wire unescaped.
+EX_USAGE, EX_DATA, EX_NOINPUT, EX_UNAVAILABLE, EX_BUG, EX_IOERR = 64, 65, 66, 69, 70, 74
+EX_TEMPFAIL, EX_PROTOCOL, EX_REFUSED, EX_CONFIG, EX_INTERRUPT = 75, 76, 77, 78, 130
+LEVELS = ("debug", "info", "warn", "error")
+SAY = {"lang": "en", "level": 1, "log": None, "debug": False, "lock": threading.Lock()}
+ODD = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]")
+
+
+class Stop(Exception):
+    """Ends the program: an exit code of the table and one line (who, where, what, what to do)."""
+
+    def __init__(self, code, text):
+        Exception.__init__(self, text)
+        self.code = code
+
+
+def _(text):
+    """text in the reader's language, from this file's table JA."""
+    return JA.get(text, text) if SAY["lang"] == "ja" else text
+
+
+def choose_language(lang="auto"):
+    """lang: en, ja, or auto (the locale's)."""
+    if lang == "auto":
+        lang = os.environ.get("LC_ALL") or os.environ.get("LC_MESSAGES") or os.environ.get("LANG") or ""
+    SAY["lang"] = "ja" if lang[:2] == "ja" else "en"
+
+
+def printable(text):
+    """text with control, direction and surrogate characters made visible: it can neither steer a terminal nor start a log line."""
+    return ODD.sub(lambda m: ("\\x%02x" if m.group() < "\xff" else "\\u%04x") % ord(m.group()), str(text))
+
+
+def json_of(found, **how):
+    """found as JSON for whoever reads stdout: a program, or a person at a terminal, which control and direction characters would steer."""
+    return ODD.sub(lambda m: m.group() if m.group() < " " else "\\u%04x" % ord(m.group()), json.dumps(found, ensure_ascii=False, **how))
+
+
+def log(level, accept_id, step, **values):
+    """One line: time LEVEL ACCEPT_ID step key=value ...; values are escaped, and quoted as JSON when they hold blanks."""
+    if LEVELS.index(level) < SAY["level"]:
+        return
+    words = []
+    for key, value in values.items():
+        value = printable(value)
+        words.append("%s=%s" % (key, json.dumps(value, ensure_ascii=False) if re.search(r'[\s"]|^$', value) else value))
+    if "JOURNAL_STREAM" in os.environ and SAY["log"] is None:
+        stamp = "<%d>" % {"debug": 7, "info": 6, "warn": 4, "error": 3}[level]
+    else:
+        now = time.time()
+        zone = time.strftime("%z", time.localtime(now))
+        stamp = "%s.%03d%s:%s" % (time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(now)), now % 1 * 1000, zone[:3], zone[3:])
+    line = " ".join([stamp, level.upper(), accept_id or "-", step] + words) + "\n"
+    with SAY["lock"]:
+        try:
+            out = SAY["log"] or sys.stderr
+            out.write(line)
+            out.flush()
+        except (OSError, ValueError):
+            pass                                       # a log that cannot be written must not stop the work
+
+
+def log_into(path):
+    """Log lines go to the end of that file from now on, which is opened anew (logrotate renames it). OSError: all stays as it was. '': nothing."""
+    new = open(utf8(path), "a", encoding="utf-8", errors="backslashreplace") if path else None
+    with SAY["lock"]:
+        old, SAY["log"] = SAY["log"], new or SAY["log"]
+    if new and old:
+        old.close()
+
+
+def fault(name):
+    """A named point of the way. Nothing happens here: the crash tests start the program with a death in this function's place."""
+
+
+def utf8(text):
+    """text (a name, a path) as bytes for the file system: Python 3.6 under LANG=C knows ASCII only."""
+    return text.encode("utf-8", "surrogateescape")
+
+
+def arguments(argv=None):
+    """The command line as text, also under LANG=C on Python 3.6. 64 if a word is not UTF-8."""
+    try:
+        return [os.fsencode(word).decode("utf-8") for word in (sys.argv[1:] if argv is None else argv)]
+    except UnicodeDecodeError:
+        raise Stop(EX_USAGE, _("an argument is not UTF-8"))
+
+
+def utf8_stdio():
+    """stdout and stderr in UTF-8 whatever the locale says; a character that cannot be shown never raises. What was closed reads, or swallows,
+    nothing: stand_alone() has opened its descriptor."""
+    sys.stdin = sys.stdin or open(0, encoding="utf-8")
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        stream = getattr(sys, name) or open(number, "w")
+        if hasattr(stream, "detach"):
+            setattr(sys, name, io.TextIOWrapper(stream.detach(), "utf-8", "backslashreplace", line_buffering=True))
+
+
+def end_surely(code, seconds):
+    """Ends the program with that code after so many seconds, should the way out of it hang: nobody reads what it writes, a disk does not answer.
+    For signal handlers: no lock is taken."""
+    def end():
+        time.sleep(seconds)
+        os._exit(code)
+    _thread.start_new_thread(end, ())
+
+
+def run_as_program(main):
+    """Runs main() and exits with its code; a failure is one line on stderr and a code, never a traceback (unless asked: -v)."""
+    try:
+        utf8_stdio()
+        places = [place for place in os.environ.get("PATH", "").split(":") if place[:1] == "/"]
+        os.environ["PATH"] = ":".join(places) or "/usr/local/bin:/usr/bin:/bin"        # no program from where it is started: results arrive there
+        choose_language()
+        code = main() or 0
+        sys.stdout.flush()
+    except Stop as stop:
+        code, text = stop.code, str(stop)
+    except KeyboardInterrupt:
+        code, text = EX_INTERRUPT, _("interrupted")
+    except BrokenPipeError:
+        code, text = EX_IOERR, ""
+    except OSError as error:
+        code, text = EX_IOERR, "%s%s" % (error.strerror or error, ": %s" % os.fsdecode(error.filename) if error.filename else "")
+    except Exception as error:                         # a bug of ours; say where, so that it can be reported
+        if SAY["debug"]:
+            raise
+        place = sys.exc_info()[2]
+        while place.tb_next:
+            place = place.tb_next
+        code, text = EX_BUG, _("a bug (%s in line %d: %s); please report this line, -v shows more") % (
+            type(error).__name__, place.tb_lineno, error)
+    else:
+        text = ""
+    try:
+        if text:
+            sys.stderr.write("%s: %s\n" % (PROGRAM, printable(text)))
+        sys.stderr.flush()
+        sys.stdout.flush()
+    except (OSError, ValueError):
+        pass
+    os._exit(code)                                     # no thread of ours has anything left to say
+# ==== end shared ====
+
+
+# ==== tables ====
+# What stands here needs what is above at import.
+INI = {
+    "Server": {
+        "ipaddress": (str, "127.0.0.1"), "portnumber": (int, 50443), "loglevel": (level, "info"),
+        "state_dir": (one_place, "/var/lib/mi_distcomp"), "certfile": (str, ""), "keyfile": (str, ""), "client_ca": (str, ""),
+        "auth": (one_of("tokens", "gateway", "login"), "tokens"), "trusted_proxies": (str.split, []), "gateway_user_header": (str, ""),
+        "gateway_secret_file": (str, ""),
+        "operators": (str.split, []),
+        "plain_http": (flag, False), "logfile": (str, ""), "lang": (one_of("auto", "en", "ja"), "auto")},
+    "limits": {
+        "max_body": (size, 16 << 20), "v1_max_body": (size, 2 << 30), "max_file": (size, 0), "max_files": (int, 200000),
+        "calculations_per_user": (int, 10000),
+        "bytes_per_user": (size, 0), "spool_free": (share, 0.05), "connections": (int, 12000), "unauthenticated_per_address": (int, 64),
+        "parked_per_token": (int, 200), "workers": (int, 32), "handshake": (seconds, 10.0), "headers": (seconds, 10.0),
+        "idle": (seconds, 75.0), "min_rate": (size, 1024)},
+    "times": {
+        "wait": (seconds, 50.0), "lease": (seconds, 300.0), "accept_lease": (seconds, 20.0), "v1_announce": (seconds, 12.0),
+        "v1_lost_after": (seconds, 3600.0), "lost_after": (seconds, 30 * 86400.0),
+        "register_for": (seconds, 1800.0), "keep_results": (seconds, 30 * 86400.0), "keep_fetched": (seconds, 86400.0),
+        "restore_grace": (seconds, 600.0), "token_days": (int, 365), "login_hours": (int, 12)},
+    "RemoteSites": {"remote_site_ids": (str.split, [])},
+    "*": {"commands": (str.split, []), "command_lines": (lines, []), "users": (str.split, []), "max_waiting": (int, 1000)},
+}
+
+# name, by method -> who may, what it does, whether its body may be as large as max_body. `files` is files/ACCEPT_ID/... .
+ROUTES = {
+    ("POST", "add-calcinfo"): Route(WORKFLOW, add_calcinfo, False),
+    ("POST", "allow-wait-calc"): Route(WORKFLOW, allow_wait_calc, False),
+    ("POST", "calc-request"): Route(REMOTE, calc_request, False),
+    ("GET", "calc-request"): Route(REMOTE, calc_request, False),                 # as fielded pollers ask
+    ("GET", "calc-params"): Route(REMOTE, calc_params, False),
+    ("POST", "calc-params-complete"): Route(REMOTE, calc_params_complete, False),
+    ("POST", "calc-start"): Route(REMOTE, calc_start, False),
+    ("POST", "calc-end"): Route(REMOTE, calc_end, False),
+    ("POST", "send-results"): Route(REMOTE, send_results, False),
+    ("POST", "end-send"): Route(REMOTE, end_send, False),
+    ("GET", "get-calc-result"): Route(WORKFLOW, get_calc_result, False),
+    ("POST", "finish"): Route(WORKFLOW, finish, False),
+    ("GET", "calc-status"): Route(WORKFLOW, calc_progress, False),
+    ("GET", "calc-progress"): Route(WORKFLOW, calc_progress, False),
+    ("POST", "cancel-wait-calc"): Route(WORKFLOW, cancel_wait_calc, False),
+    ("POST", "rerun"): Route(WORKFLOW, rerun, False),
+    ("POST", "heartbeat"): Route(REMOTE, heartbeat, False),
+    ("GET", "output"): Route(WORKFLOW, output, False),
+    ("GET", "get-calcinfo"): Route(OPERATOR, get_calcinfo, False),
+    ("POST", "reload-ini"): Route(OPERATOR, reload_ini, False),
+    ("POST", "login"): Route(None, login, False),      # by whoever has no token yet
+    ("GET", "files"): Route(None, files_call, False),
+    ("POST", "files"): Route(None, files_call, True),
+}
+V2_ONLY = ("files", "heartbeat", "output", "finish", "rerun", "login")
+ORDERS = {"cancel": cancel_wait_calc, "rerun": rerun, "end": end}           # what the operator's commands ask the running relay to do
+
+V1 = {
+    "add-calcinfo": v1_add_calcinfo, "allow-wait-calc": v1_allow, "cancel-wait-calc": v1_cancel, "calc-status": v1_status,
+    "calc-progress": v1_status, "get-calc-result": v1_result, "calc-request": v1_calc_request, "calc-params": v1_calc_params,
+    "calc-params-complete": v1_calc_params_complete, "calc-start": v1_calc_start, "calc-end": v1_calc_end, "send-results": v1_send_results,
+    "end-send": v1_end_send, "get-calcinfo": v1_get_calcinfo, "reload-ini": reload_ini,
+}
+
+
+# ==== texts of units ====
+UNIT = """# %(where)s   (systemd; read it, change what is not so at your site, then: systemctl enable --now %(name)s)
+[Unit]
+Description=Relay of distributed calculations (%(script)s)
+After=network-online.target
+Wants=network-online.target
+
+[Service]
+# A system user of its own: useradd --system --home-dir /nonexistent --shell /usr/sbin/nologin %(user)s
+User=%(user)s
+ExecStart=%(python)s -I -S %(script)s serve --ini %(ini)s
+ExecReload=/bin/kill -HUP $MAINPID
+Restart=always
+RestartSec=2
+RestartPreventExitStatus=64 78
+TimeoutStopSec=30
+LimitNOFILE=%(files)d
+LimitCORE=0
+UMask=0077
+%(writes)s
+# It reads its ini, certificate and key, writes its state, listens. Everything else is shut.
+ProtectSystem=strict
+ProtectHome=%(home)s
+PrivateDevices=yes
+PrivateUsers=%(users)s
+PrivateMounts=yes
+ProtectProc=invisible
+ProcSubset=pid
+ProtectClock=yes
+ProtectControlGroups=yes
+ProtectHostname=yes
+ProtectKernelLogs=yes
+ProtectKernelModules=yes
+ProtectKernelTunables=yes
+NoNewPrivileges=yes
+CapabilityBoundingSet=%(caps)s
+AmbientCapabilities=%(caps)s
+RestrictAddressFamilies=AF_INET AF_INET6 AF_UNIX
+RestrictNamespaces=yes
+RestrictRealtime=yes
+RestrictSUIDSGID=yes
+LockPersonality=yes
+MemoryDenyWriteExecute=yes
+KeyringMode=private
+RemoveIPC=yes
+DevicePolicy=closed
+SystemCallArchitectures=native
+SystemCallFilter=@system-service
+SystemCallFilter=~@privileged @resources
+SystemCallErrorNumber=EPERM
+
+[Install]
+WantedBy=multi-user.target
+"""
+
+
+# ==== Japanese ====
+JA = {
+    # shared
+    "an argument is not UTF-8": "引数が UTF-8 ではありません",
+    "interrupted": "中断されました",
+    "a bug (%s in line %d: %s); please report this line, -v shows more": "プログラムの不具合です (%s、%d 行目: %s)。この行をお知らせください。-v で詳細を表示します",
+    "is not a time (like 90s, 5m, 2h, 30d)": "時間ではありません (例: 90s, 5m, 2h, 30d)",
+    "is not a size (like 64K, 16M, 2G)": "サイズではありません (例: 64K, 16M, 2G)",
+    "is not yes or no": "yes か no ではありません",
+    "is not a whole number": "整数ではありません",
+    "is not one of: %s": "次のいずれかではありません: %s",
+    "%s: no such file (--ini)": "%s: ファイルがありません (--ini)",
+    " (did you mean %s?)": " (%s のことですか?)",
+    " (it belongs into %s)": " (%s に書くものです)",
+    "%s: must belong to you or root, and nobody else may write to it (chown, chmod go-w)":
+        "%s: 所有者は実行ユーザーか root とし、ほかの人が書き込めないようにしてください (chown, chmod go-w)",
+    "more than %d patterns; a directory (DIR/) or ** stands for many":
+        "パターンが %d 個を超えています。ディレクトリ (DIR/) や ** で多くの名前を一度に指定できます",
+    "no %s in %s; say --ini FILE": "%s が %s にありません。--ini FILE で指定してください",
+    "%s: [%s] is not a section%s": "%s: [%s] という節はありません%s",
+    "%s: [%s] %s is not a key%s": "%s: [%s] %s というキーはありません%s",
+    "an empty name": "名前が空です",
+    "a name that is not UTF-8": "名前が UTF-8 ではありません",
+    "a name that is too long: %s...": "名前が長すぎます: %s...",
+    "a name with a control character or a backslash: %s": "名前に制御文字かバックスラッシュがあります: %s",
+    "a name that is absolute or has an empty, . or .. part: %s": "名前が絶対パスか、空・.・.. を含みます: %s",
+    "two names that are equal, one in the other, or out of order: %s": "名前が重複するか、包含するか、順序が違います: %s",
+    "a name that is kept for the log: %s": "ログのための名前は使えません: %s",
+    # start and configuration
+    "[Server] certfile and keyfile: both or neither": "[Server] certfile と keyfile は両方指定するか、両方省いてください",
+    "[Server] auth = gateway needs trusted_proxies (the gateway's addresses)": "[Server] auth = gateway には trusted_proxies (ゲートウェイのアドレス) が必要です",
+    "[Server] gateway_secret_file is for auth = gateway": "[Server] gateway_secret_file は auth = gateway のときだけのものです",
+    "[Server] gateway_secret_file = %s: others may read it; chmod 600":
+        "[Server] gateway_secret_file = %s: 他人が読める状態です。chmod 600 としてください",
+    "[Server] gateway_secret_file = %s: one line, `Header-Name: secret`, the secret of 16 characters or more":
+        "[Server] gateway_secret_file = %s: 「ヘッダー名: 秘密の文字列」の一行とし、秘密は 16 文字以上にしてください",
+    "only the gateway itself is let in": "ゲートウェイ自身だけを受け入れます",
+    "any process on %s can be any user: set gateway_secret_file, or client_ca, so that only the gateway itself is let in":
+        "%s 上のどのプロセスも、どの利用者にもなりすませます。gateway_secret_file か client_ca を設定し、ゲートウェイ自身だけを受け入れてください",
+    "[Server] operators is for auth = gateway; here: token issue USER --roles operator":
+        "[Server] operators は auth = gateway のときだけのものです。ここでは token issue USER --roles operator としてください",
+    "[Server] client_ca needs certfile and keyfile": "[Server] client_ca には certfile と keyfile が必要です",
+    "[limits] workers must be at least 4, max_body 64K, connections 16, min_rate 1":
+        "[limits] workers は 4、max_body は 64K、connections は 16、min_rate は 1 以上にしてください",
+    "[Server] portnumber = %d: is not a port": "[Server] portnumber = %d: ポート番号ではありません",
+    "[Server] ipaddress = %s: plain http beyond this host would show tokens to the network; set certfile and keyfile, or, behind a gateway"
+    " that does the TLS, auth = gateway with trusted_proxies (or plain_http = yes, in a closed laboratory)":
+        "[Server] ipaddress = %s: 平文の http ではトークンがネットワークから見えます。certfile と keyfile を設定するか、TLS を行うゲートウェイの"
+        "後ろなら auth = gateway と trusted_proxies を設定してください (閉じた実験室なら plain_http = yes)",
+    "[RemoteSites] remote_site_ids: %s cannot be a site id": "[RemoteSites] remote_site_ids: %s は識別子に使えません",
+    "[%s] is neither a section nor in remote_site_ids%s": "[%s] は節の名前でも remote_site_ids にある識別子でもありません%s",
+    "[Server] %s = %s: is not there or not readable": "[Server] %s = %s: ファイルがないか、読めません",
+    "[Server] certfile, keyfile, client_ca: %s": "[Server] certfile, keyfile, client_ca: %s",
+    "[Server] certfile = %s: expired on %s; renew it": "[Server] certfile = %s: %s に期限が切れています。更新してください",
+    "[Server] ipaddress = %s: %s": "[Server] ipaddress = %s: %s",
+    "cannot listen on %s port %d: %s": "%s のポート %d で待ち受けできません: %s",
+    "%s: belongs to another user; run as that user, or set [Server] state_dir":
+        "%s: 別のユーザーの所有です。そのユーザーで実行するか、[Server] state_dir を設定してください",
+    "%s: %s; set [Server] state_dir to a directory of yours": "%s: %s。[Server] state_dir に自分のディレクトリを設定してください",
+    "%s: a relay of an older version runs on it: restart it as this version first":
+        "%s: 古い版の中継サーバーが動いています。先にこの版で起動し直してください",
+    "%s: written by this version (schema %d)": "%s: この版のものです (スキーマ %d)",
+    "%s: schema %d; the next start copies it to %s.schema%d and upgrades it to %d; %d unfinished calculations go on":
+        "%s: スキーマ %d。次の起動時に %s.schema%d へ複製してから %d に更新します。未完了の計算 %d 件は続きます",
+    "%s: another relay is running on this directory": "%s: このディレクトリでは別の中継プログラムが動作中です",
+    "%s: was written by a newer version of this program (schema %d)": "%s: このプログラムの新しい版が書いたものです (schema %d)",
+    "%s: this file system cannot hold it (NFS?); set [Server] state_dir to a local disk":
+        "%s: このファイルシステムには置けません (NFS?)。[Server] state_dir をローカルディスクにしてください",
+    "%s: %s": "%s: %s",
+    # the operator's commands
+    "%s %s USER: a user without blanks": "%s %s USER: ユーザー名に空白は使えません",
+    "new password for %s: ": "%s の新しいパスワード: ",
+    "once more: ": "もう一度: ",
+    "that was not the same": "二つの入力が一致しません",
+    "a password has at least 10 characters": "パスワードは 10 文字以上にしてください",
+    "user %s is there already (user passwd %s)": "ユーザー %s はすでにいます (user passwd %s)",
+    "there is no user %s (see user list)": "ユーザー %s はいません (user list を参照)",
+    "user %s: done; the relay knows within a second": "ユーザー %s: 完了しました。中継プログラムには 1 秒以内に伝わります",
+    "--roles: some of workflow,remote,operator": "--roles: workflow,remote,operator から選んでください",
+    "--sites: %s is not in [RemoteSites] remote_site_ids": "--sites: %s は [RemoteSites] remote_site_ids にありません",
+    "token for user %s, roles %s, sites %s, until %s; shown only now, keep it in a file of mode 0600:":
+        "トークン: ユーザー %s、役割 %s、識別子 %s、期限 %s。表示は今回だけです。モード 0600 のファイルに保存してください:",
+    "token %s is revoked; the relay knows within a second": "トークン %s を無効にしました。中継プログラムには 1 秒以内に伝わります",
+    "standard output leads nowhere": "標準出力の先がありません",
+    "token issue: nobody has seen the token (%s); it is revoked": "token issue: トークンを表示できませんでした (%s)。このトークンは失効させました",
+    "token revoke: there is no valid token %s (see token list)": "token revoke: 有効なトークン %s はありません (token list を参照)",
+    "%s: which one? %s": "%s: どれですか。%s",
+    ", out of contact": "、連絡途絶",
+    "maintenance is on (%s): no new calculations and claims until `maintenance off`":
+        "メンテナンス中です (%s)。`maintenance off` まで新しい計算と取得は受け付けません",
+    "the relay that runs has [%s] %s = %s still (ini: %s): restart it":
+        "動作中の中継プログラムは [%s] %s = %s のままです (ini では %s)。再起動してください",
+    "token issue: a token that is good for %s days is none; say --days N, more than 0 (or [times] token_days)":
+        "token issue: 有効期間 %s 日のトークンは使えません。--days に 0 より大きい日数を指定してください (または [times] token_days)",
+    "%s is not there yet, and this user may not make it in %s: mkdir and chown it (below /var/lib the systemd unit does)":
+        "%s はまだなく、このユーザーは %s に作れません。mkdir と chown で用意してください (/var/lib の下なら systemd のユニットが作ります)",
+    "%s: no such calculation (see list --all)": "%s: その計算はありません (list --all を参照)",
+    "no relay answers on %s; start it, then say it again": "%s では中継プログラムが応答しません。起動してからもう一度実行してください",
+    "maintenance is %s": "メンテナンス: %s",
+    "%s: exists already; a backup goes into a new directory": "%s: すでにあります。バックアップ先は新しいディレクトリにしてください",
+    "%s: %d files of the spool and the database (%d files went meanwhile)": "%s: スプールの %d ファイルとデータベース (途中で消えたもの %d)",
+    "%s: is not a backup of this program": "%s: このプログラムのバックアップではありません",
+    "%s: holds a state already; move it away first": "%s: すでに状態があります。先に移動してください",
+    "restored into %s; start the relay: for the first %d s it only listens to what the pollers hold":
+        "%s に復元しました。中継プログラムを起動してください。最初の %d 秒は各ポーラーの保持状況を聞くだけです",
+    # check
+    "%s: belongs to uid %d; give it to this user (chown)": "%s: uid %d の所有です。このユーザーのものにしてください (chown)",
+    "%s: mode %04o lets others in; type: chmod %o %s": "%s: モード %04o では他人が触れます。chmod %o %s としてください",
+    "%s: mode %04o, owner uid %d": "%s: モード %04o、所有者 uid %d",
+    "%s: %.1f GB free on %s (%s)": "%s: 空き %.1f GB、%s (%s)",
+    "; less than the %.1f GB that are to stay free: make room": "。残すべき %.1f GB より少なくなっています。空きを作ってください",
+    "%s: in memory (%s): a reboot empties it, and what was not delivered is lost; use a directory on a disk":
+        "%s: メモリ上 (%s) です。再起動で消え、未送信のものが失われます。ディスク上のディレクトリにしてください",
+    "%s: on a network file system (%s); use a local disk": "%s: ネットワークファイルシステム (%s) です。ローカルディスクにしてください",
+    "%s: old files are removed there (%s); use another directory, or except this one":
+        "%s: 古いファイルが自動で消されます (%s)。別の場所にするか、対象から外してください",
+    "%s: mounted noexec: a command that is built or copied there does not run": "%s: noexec でマウントされています。そこに置いたコマンドは動きません",
+    "open files: limit %s, wanted %d": "開けるファイル数: 上限 %s、必要 %d",
+    "open files: limit %s, wanted %d; raise it (LimitNOFILE in the unit, or ulimit -n)":
+        "開けるファイル数: 上限 %s、必要 %d。上げてください (unit の LimitNOFILE、または ulimit -n)",
+    "%s: certificate of %s, issued by %s, %d days left": "%s: %s の証明書、発行者 %s、残り %d 日",
+    "; it is not valid yet: is a clock wrong?": "。まだ有効期間の前です。時計が狂っていませんか",
+    "; renew it": "。更新してください",
+    "running as root; better as a user of its own": "root で動いています。専用のユーザーにしてください",
+    "site %s: no commands; nothing can be asked of it": "識別子 %s: コマンドがなく、何も依頼できません",
+    "sites: %s; commands: %d": "識別子: %s、コマンド: %d",
+    "no sites: name them in [RemoteSites] remote_site_ids, each with a section of its own":
+        "識別子がありません: [RemoteSites] remote_site_ids に書き、それぞれの節を作ってください",
+    "%s is not there yet; the first start makes it": "%s はまだありません。最初の起動で作られます",
+    "no TLS here: it is the gateway's": "ここでは TLS を使いません (ゲートウェイが行います)",
+    "no TLS: for this host only": "TLS なし: この計算機の中だけです",
+    "certificate: %s is not known here (DNS); clients need it": "証明書: %s を解決できません (DNS)。クライアントには必要です",
+    "a relay answers on port %d": "ポート %d で中継プログラムが応答しました",
+    "nothing answers on port %d: %s": "ポート %d で応答がありません: %s",
+    "the relay that runs shows another certificate than %s: restart it": "動作中の中継プログラムの証明書が %s と違います。再起動してください",
+    "tokens: %d good, %d of them end within 14 days": "トークン: 有効 %d、うち 14 日以内に期限切れ %d",
+    "no good token: token issue USER": "有効なトークンがありません: token issue USER",
+    "users with a password: %d": "パスワードのあるユーザー: %d",
+    # the demonstration
+    "relay, external computer and workflow side on this machine, in %s": "中継・外部計算機・ワークフロー側をこの計算機で動かします (%s)",
+    "TLS with a throw-away certificate": "使い捨ての証明書による TLS",
+    "no openssl here: plain http on loopback, for this demonstration only": "openssl がないため、この実演に限りループバックの平文 http を使います",
+    "the external computer allows one command (%s) and holds one secret table (%s)":
+        "外部計算機は一つのコマンド (%s) だけを許可し、一つの秘密の表 (%s) を持っています",
+    "the workflow side sends %s and asks for life.json; the nine steps, as each side tells them:":
+        "ワークフロー側は %s を送り life.json を求めます。九つの手順を各側の言葉で示します:",
+    "result:           %s": "結果:             %s",
+    "workflow side:    %s (the result, and both logs)": "ワークフロー側:   %s (結果と二つのログ)",
+    "external computer: %s (working directory; the secret beside it)": "外部計算機:       %s (作業ディレクトリ。秘密の表はその外)",
+    "relay:            %s (state.sqlite3, and the spool)": "中継:             %s (state.sqlite3 とスプール)",
+    "the secret table was looked for in all %d files (%d bytes) of relay and workflow side: not there":
+        "中継とワークフロー側の全 %d ファイル (%d バイト) で秘密の表を探しました: ありません",
+    "demo: the %s did not get there; its last line: %s": "demo: %s が進みませんでした。最後の行: %s",
+    "demo: no result came back: %s; the command's last line: %s (demo --keep keeps the files)":
+        "demo: 結果が戻りませんでした: %s。コマンドの最後の行: %s (demo --keep でファイルを残せます)",
+    "demo: the secret left the external computer: %s": "demo: 秘密が外部計算機から漏れました: %s",
+    "demo: %s is not there; put the scripts of the suite into one directory": "demo: %s がありません。一式のスクリプトを同じディレクトリに置いてください",
+    "must be an absolute path (from here: %s)": "絶対パスで書いてください (ここからは %s)",
+    "kept: %s": "残してあります: %s",
+    "all processes are ended, and %s is removed: nothing is left behind": "すべてのプロセスを終了し、%s を削除しました。何も残っていません",
+}
 
 
 if __name__ == "__main__":

@@ -29,6 +29,28 @@ external computer), 77 refused by a list, a guard or for lack of permission (can
 that), 78 configuration, 130 after Ctrl+C (the calculation runs on), or the calculation was cancelled before its command began (a command
 that is stopped ends by a signal, mostly 143). After --deadline the calculation is cancelled, its logs are fetched, and the code is 75,
 unless the command came to its own end in that moment
+
+contents (grep -n '^# ====' prints them with their lines):
+  shared: alone                 no module is taken from where results arrive
+  the nine steps                a calculation as this side sees it: registering, waiting, fetching, the verdict
+  inputs, results, token        what was asked for
+  what this side remembers      what was declared: nothing else is stored
+  what people see               lines while it runs, the last line, failures
+  command line                  the words, one function for each
+  fielded                       the nine steps in the words of a relay of before ("v1")
+  shared: store                 how results get into a directory of this side
+  shared: names                 names of files: checked by every receiver
+  shared: wire                  the relay's client
+  shared: stream                fielded bodies, which hold whole files, pass as streams
+  shared: reach                 `check` of the way to the relay, and `login`
+  shared: check
+  shared: ini
+  shared: say
+  tables                        keys of the ini, exit codes
+  Japanese
+
+threads: everything happens in the main thread, which alone gets signals. Beside it: a thread that draws the terminal's line, one for each
+wait for a name server, one that ends the program some seconds after SIGTERM. One lock (SAY's): whoever writes to people holds it.
 """
 import sys
 
@@ -94,286 +116,1981 @@ NOTHING = b"/dev/null"         # path of an input that is not there
 V1_MARK = "mi_distcomp_request"                        # key in a calc-info
 V1_ABNORMAL = 1                # exit code where a fielded relay says that the calculation ended abnormally: it does not tell how
 
-# ==== shared: say ====
-# How every script of the suite speaks: one line per failure, one line per step, nothing from the wire unescaped.
-EX_USAGE, EX_DATA, EX_NOINPUT, EX_UNAVAILABLE, EX_BUG, EX_IOERR = 64, 65, 66, 69, 70, 74
-EX_TEMPFAIL, EX_PROTOCOL, EX_REFUSED, EX_CONFIG, EX_INTERRUPT = 75, 76, 77, 78, 130
-LEVELS = ("debug", "info", "warn", "error")
-SAY = {"lang": "en", "level": 1, "log": None, "debug": False, "lock": threading.Lock()}
-ODD = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]")
+
+# ==== the nine steps ====
+Result = collections.namedtuple("Result", "accept_id exit_code status reason files missing refused ended_by verdicts")
+Result.__new__.__defaults__ = ({},)                    # verdicts: {code: {"count", "names"}} of what was asked for and is not here
+Input = collections.namedtuple("Input", "path size name sum256 x mtime")       # an empty directory's name ends with /
+Order = collections.namedtuple("Order", "site command parameters names patterns request_id")
+Wanted = collections.namedtuple("Wanted", "names patterns agreed allow_refused")       # agreed: may what is there be replaced?
+
+VERDICTS = ("missing", "refused", "limit", "name", "unreadable", "changing", "outside", "special", "held")   # why a result is not here
+INCOMPLETE = {"refused", "limit", "name", "unreadable", "changing"}      # those that make it incomplete, also where a pattern asked for it
+ID = re.compile(r"[0-9A-Za-z-]{8,64}\Z")               # an accept_id: it becomes part of URLs and file names
 
 
-class Stop(Exception):
-    """Ends the program: an exit code of the table and one line (who, where, what, what to do)."""
+def run(url, site, command, inputs, outputs, parameters="", token=None, token_file="", ca_file="", request_id=None, to=".",
+        client_cert="", client_key="", proxy="", patience=PATIENCE, tell=None, allow_refused=False):
+    """A calculation from registration to result, for Python programs: the Result.
 
-    def __init__(self, code, text):
-        Exception.__init__(self, text)
-        self.code = code
-
-
-def _(text):
-    """text in the reader's language, from this file's table JA."""
-    return JA.get(text, text) if SAY["lang"] == "ja" else text
-
-
-def choose_language(lang="auto"):
-    """lang: en, ja, or auto (the locale's)."""
-    if lang == "auto":
-        lang = os.environ.get("LC_ALL") or os.environ.get("LC_MESSAGES") or os.environ.get("LANG") or ""
-    SAY["lang"] = "ja" if lang[:2] == "ja" else "en"
-
-
-def printable(text):
-    """text with control, direction and surrogate characters made visible: it can neither steer a terminal nor start a log line."""
-    return ODD.sub(lambda m: ("\\x%02x" if m.group() < "\xff" else "\\u%04x") % ord(m.group()), str(text))
+    inputs, outputs: lists of texts as on the command line (a text alone: one). token: a text, or a function that returns one (it may be
+    renewed meanwhile); otherwise token_file, MI_DISTCOMP_TOKEN or a systemd credential. to: the directory for the results. patience:
+    seconds that the relay may be away before anything is registered. tell: called with a line at every change. allow_refused: no failure
+    if the external computer's rules keep what a pattern asked for. Raises Stop (code: of
+    the exit codes above; its text says what to do); the command's own failure is no Stop but in Result.exit_code.
+    """
+    source = (token if callable(token) else lambda: checked_token(token, "token")) if token else find_token(token_file)
+    relay = Relay(url, source, ca_file=ca_file, proxy=proxy, client_cert=client_cert, client_key=client_key)
+    voice = Voice(tell)
+    voice.named, voice.allow_refused = bool(request_id), allow_refused
+    inputs, outputs = ([os.fspath(word) for word in ([words] if isinstance(words, (str, os.PathLike)) else words)] for words in (inputs, outputs))
+    names, patterns = wanted_results(outputs)
+    order = Order(site, command, parameters, names, patterns, request_id or os.urandom(16).hex())
+    return calculate(relay, order, gather(inputs), os.fspath(to), voice, patience)
 
 
-def json_of(found, **how):
-    """found as JSON for whoever reads stdout: a program, or a person at a terminal, which control and direction characters would steer."""
-    return ODD.sub(lambda m: m.group() if m.group() < " " else "\\u%04x" % ord(m.group()), json.dumps(found, ensure_ascii=False, **how))
-
-
-def log(level, accept_id, step, **values):
-    """One line: time LEVEL ACCEPT_ID step key=value ...; values are escaped, and quoted as JSON when they hold blanks."""
-    if LEVELS.index(level) < SAY["level"]:
-        return
-    words = []
-    for key, value in values.items():
-        value = printable(value)
-        words.append("%s=%s" % (key, json.dumps(value, ensure_ascii=False) if re.search(r'[\s"]|^$', value) else value))
-    if "JOURNAL_STREAM" in os.environ and SAY["log"] is None:
-        stamp = "<%d>" % {"debug": 7, "info": 6, "warn": 4, "error": 3}[level]
-    else:
-        now = time.time()
-        zone = time.strftime("%z", time.localtime(now))
-        stamp = "%s.%03d%s:%s" % (time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(now)), now % 1 * 1000, zone[:3], zone[3:])
-    line = " ".join([stamp, level.upper(), accept_id or "-", step] + words) + "\n"
-    with SAY["lock"]:
-        try:
-            out = SAY["log"] or sys.stderr
-            out.write(line)
-            out.flush()
-        except (OSError, ValueError):
-            pass                                       # a log that cannot be written must not stop the work
-
-
-def log_into(path):
-    """Log lines go to the end of that file from now on, which is opened anew (logrotate renames it). OSError: all stays as it was. '': nothing."""
-    new = open(utf8(path), "a", encoding="utf-8", errors="backslashreplace") if path else None
-    with SAY["lock"]:
-        old, SAY["log"] = SAY["log"], new or SAY["log"]
-    if new and old:
-        old.close()
-
-
-def fault(name):
-    """A named point of the way. Nothing happens here: the crash tests start the program with a death in this function's place."""
-
-
-def utf8(text):
-    """text (a name, a path) as bytes for the file system: Python 3.6 under LANG=C knows ASCII only."""
-    return text.encode("utf-8", "surrogateescape")
-
-
-def arguments(argv=None):
-    """The command line as text, also under LANG=C on Python 3.6. 64 if a word is not UTF-8."""
+def calculate(relay, order, found, to, voice, patience):
+    """The nine steps as the workflow side sees them; the Result. Stop for all that goes wrong."""
+    relay.notice = voice.away
     try:
-        return [os.fsencode(word).decode("utf-8") for word in (sys.argv[1:] if argv is None else argv)]
-    except UnicodeDecodeError:
-        raise Stop(EX_USAGE, _("an argument is not UTF-8"))
-
-
-def utf8_stdio():
-    """stdout and stderr in UTF-8 whatever the locale says; a character that cannot be shown never raises. What was closed reads, or swallows,
-    nothing: stand_alone() has opened its descriptor."""
-    sys.stdin = sys.stdin or open(0, encoding="utf-8")
-    for number, name in ((1, "stdout"), (2, "stderr")):
-        stream = getattr(sys, name) or open(number, "w")
-        if hasattr(stream, "detach"):
-            setattr(sys, name, io.TextIOWrapper(stream.detach(), "utf-8", "backslashreplace", line_buffering=True))
-
-
-def end_surely(code, seconds):
-    """Ends the program with that code after so many seconds, should the way out of it hang: nobody reads what it writes, a disk does not answer.
-    For signal handlers: no lock is taken."""
-    def end():
-        time.sleep(seconds)
-        os._exit(code)
-    _thread.start_new_thread(end, ())
-
-
-def run_as_program(main):
-    """Runs main() and exits with its code; a failure is one line on stderr and a code, never a traceback (unless asked: -v)."""
-    try:
-        utf8_stdio()
-        places = [place for place in os.environ.get("PATH", "").split(":") if place[:1] == "/"]
-        os.environ["PATH"] = ":".join(places) or "/usr/local/bin:/usr/bin:/bin"        # no program from where it is started: results arrive there
-        choose_language()
-        code = main() or 0
-        sys.stdout.flush()
-    except Stop as stop:
-        code, text = stop.code, str(stop)
-    except KeyboardInterrupt:
-        code, text = EX_INTERRUPT, _("interrupted")
-    except BrokenPipeError:
-        code, text = EX_IOERR, ""
+        os.makedirs(utf8(to), exist_ok=True)           # what cannot be should be known before the calculation, not after
     except OSError as error:
-        code, text = EX_IOERR, "%s%s" % (error.strerror or error, ": %s" % os.fsdecode(error.filename) if error.filename else "")
-    except Exception as error:                         # a bug of ours; say where, so that it can be reported
-        if SAY["debug"]:
-            raise
-        place = sys.exc_info()[2]
-        while place.tb_next:
-            place = place.tb_next
-        code, text = EX_BUG, _("a bug (%s in line %d: %s); please report this line, -v shows more") % (
-            type(error).__name__, place.tb_lineno, error)
-    else:
-        text = ""
+        raise Stop(EX_IOERR, "%s: %s" % (to, error.strerror))
     try:
-        if text:
-            sys.stderr.write("%s: %s\n" % (PROGRAM, printable(text)))
-        sys.stderr.flush()
-        sys.stdout.flush()
-    except (OSError, ValueError):
-        pass
-    os._exit(code)                                     # no thread of ours has anything left to say
-# ==== end shared ====
-
-# ==== shared: ini ====
-# One strict ini for the suite. A table says which keys a section has: {section: {key: (kind, default)}}.
-INI_NAME = "mi_distributed_computing_assist.ini"
-SUITE = ("Server", "limits", "times", "RemoteSites", "workflow", "poller", "outbound", "ssh", "ssh guard")
+        start(relay, order, found, voice, patience)
+        for accept_id in wait_for(relay, [voice.accept_id], voice):
+            return bring(relay, accept_id, to, Wanted(order.names, order.patterns, True, voice.allow_refused), voice)
+    except (Away, Refused) as error:
+        raise explain(error, relay, voice.accept_id)
+    finally:
+        relay.close()
 
 
-def seconds(text):
-    """'90', '90s', '1.5m', '2h', '30d' -> seconds (float)."""
-    found = re.match(r"(\d+(?:\.\d+)?)\s*([smhd]?)\Z", text)
-    if not found:
-        raise ValueError(_("is not a time (like 90s, 5m, 2h, 30d)"))
-    return float(found.group(1)) * {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}[found.group(2)]
+def start(relay, order, found, voice, patience=PATIENCE):
+    """1 and 2. Registers the calculation and sends its inputs. found: as gather() returns it."""
+    voice.order = order
+    limits = contact(relay, patience)
+    if relay.v1 and voice.until is not None:
+        raise Stop(EX_USAGE, _("nothing was registered; --deadline: a fielded relay cannot stop a command"))
+    if relay.v1:
+        v1_start(relay, order, found, voice, patience)
+        voice.allowed = True
+        return
+    check_limits(limits, found)
+    files = [entry for entry in add_sums(found, voice) if relay.dirs or not entry.name.endswith("/")]
+    first = register(relay, order, files, voice, patience)
+    remember(relay, voice.accept_id, order)
+    voice.again = lambda: hand_over(relay, voice.accept_id, files, True, voice)
+    fault("registered")
+    if files and not (first.get("known") and first.get("progress") == "got return"):
+        hand_over(relay, voice.accept_id, files, first.get("known"), voice)
+    voice.allowed = True
 
 
-def size(text):
-    """'1024', '16M', '2G' -> bytes (int; K = 1024)."""
-    found = re.match(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?\Z", text, re.I)
-    if not found:
-        raise ValueError(_("is not a size (like 64K, 16M, 2G)"))
-    return int(float(found.group(1)) * 1024 ** " KMGT".index(found.group(2).upper() or " "))
+def contact(relay, patience):
+    """First contact: the relay's limits. 69 if it cannot be reached."""
+    relay.at_once, relay.slowest = ("certificate", "name", "dns"), PATIENCE
+    try:
+        version, limits = relay.learn(patience)
+    except Away as error:
+        raise explain(error, relay)
+    relay.v1 = version < 2                             # a fielded relay: its way of doing the nine steps branches off here
+    return limits
 
 
-def share(text):
-    """'5%' -> 0.05 (float, a share of the disk); '2G' -> bytes (int)."""
-    found = re.match(r"(\d+(?:\.\d+)?)\s*%\Z", text)
-    return float(found.group(1)) / 100 if found else size(text)
+def check_limits(limits, found):
+    """77 if the inputs are more or larger than the relay takes, before anything is read or sent."""
+    most, largest = limits.get("max_files"), limits.get("max_file")
+    if isinstance(most, int) and 0 < most < len(found):
+        raise Stop(EX_REFUSED, _("nothing was registered; %d inputs are more than the relay takes (%d)") % (len(found), most))
+    for path, size, name in found:
+        if isinstance(largest, int) and 0 < largest < size:
+            raise Stop(EX_REFUSED, _("nothing was registered; %s is larger (%d bytes) than the relay takes (%d)") % (name, size, largest))
 
 
-def flag(text):
-    """yes/no, true/false, on/off, 1/0 -> bool."""
-    if text.lower() in ("yes", "true", "on", "1"):
-        return True
-    if text.lower() in ("no", "false", "off", "0"):
-        return False
-    raise ValueError(_("is not yes or no"))
-
-
-def lines(text):
-    """One value a line; blank lines dropped."""
-    return [line.strip() for line in text.splitlines() if line.strip()]
-
-
-def one_of(*choices):
-    """A kind of which only these words are values."""
-    def kind(text):
-        if text not in choices:
-            raise ValueError(_("is not one of: %s") % " ".join(choices))
-        return text
-    return kind
-
-
-def ini_folders(script):
-    """Where the ini is looked for: beside the script, in ~/.config/, in /etc/. Never where it is started: results arrive there."""
-    return [os.path.dirname(os.path.abspath(script)), os.path.expanduser("~/.config"), "/etc"]
-
-
-def find_ini(given, folders, needed=False):
-    """The ini's absolute path: given (--ini), or the first of these folders that has one, or None. 78 if the given or needed one is not there."""
-    if given is not None and not os.path.exists(utf8(given)):
-        raise Stop(EX_CONFIG, _("%s: no such file (--ini)") % (printable(given) or '""'))
-    places = [os.path.join(folder, INI_NAME) for folder in folders if os.path.isabs(folder)] if given is None else [given]      # ~ may be nobody's
-    found = next((os.path.abspath(place) for place in places if os.path.exists(utf8(place))), None)
-    if needed and not found:
-        raise Stop(EX_CONFIG, _("no %s in %s; say --ini FILE") % (INI_NAME, printable(", ".join(dict.fromkeys(folders)))))
+def register(relay, order, files, voice, patience):
+    """1. The relay's answer to the registration, its accept_id checked: it becomes part of URLs and file names."""
+    info = {"command": order.command, "remote-site": order.site, "parameters": order.parameters, "parameter_files": page_of(files, 0),
+            "result_files": {name: {} for name in order.names}, "result_patterns": order.patterns}
+    if len(files) > PAGE:                              # the relay compares the first page of a known request_id; this stands for the rest
+        import hashlib
+        digest = hashlib.sha256()
+        for entry in with_bytes(files):
+            digest.update(utf8("%s/%s\n" % entry[2:4]))
+        info["all_inputs"] = digest.hexdigest()
+    fields = {"v": 2, "request_id": order.request_id, "calc-info": info, "more": len(files) > PAGE, "total": len(with_bytes(files)),
+              "allow": not files, "fielded": voice.fielded}
+    try:
+        found = relay.ask("POST", "add-calcinfo", fields, patience=patience)
+    except (Away, Refused) as error:
+        raise explain(error, relay, registering=True)
+    if not ID.match(str(found.get("accept_id"))):
+        raise Stop(EX_PROTOCOL, _("%s: the relay's answer holds no accept_id") % relay.url)
+    relay.at_once, relay.keep_on, voice.accept_id = (), True, found["accept_id"]
+    known = bool(found.get("known"))
+    log("info", voice.accept_id, "1 add-calcinfo", site=order.site, command=order.command, inputs=len(files), known=known)
+    voice.say(_("found again (request id %s)") % order.request_id if known else _("registered"))
+    voice.warn(found)
     return found
 
 
-def only_ours(path):
-    """78 if somebody else than this user and root may change that file or directory, or what it lies in; of a link, also where it leads to."""
-    path = os.path.abspath(utf8(path))
-    real = os.path.realpath(path)
-    for place in (path, os.path.dirname(path), real, os.path.dirname(real)):
-        info = os.stat(place)
-        if info.st_uid not in (0, os.geteuid()) or info.st_mode & 0o022:
-            raise Stop(EX_CONFIG, _("%s: must belong to you or root, and nobody else may write to it (chown, chmod go-w)") % printable(
-                place.decode("utf-8", "replace")))
+def page_of(files, first):
+    """Entries first .. first + PAGE of a manifest, as they go over the wire."""
+    return {entry.name: dict({"size": entry.size, "sha256": entry.sum256, "mtime": entry.mtime}, **{"x": True} if entry.x else {})
+            for entry in files[first:first + PAGE]}
 
 
-def nearest(word, known):
-    """' (did you mean X?)' or ''. X is spelled nearly so, or begins or ends so."""
-    import difflib
-    close = difflib.get_close_matches(word, known, 1, 0.6) or [one for one in sorted(known) if len(word) > 2 and (
-        one.startswith(word) or one.endswith(word) or word.endswith(one))]
-    return _(" (did you mean %s?)") % close[0] if close else ""
+def with_bytes(files):
+    """Of a manifest, what is no empty directory: the first ones."""
+    return [entry for entry in files if not entry.name.endswith("/")]
 
 
-def elsewhere(key, table):
-    """' (it belongs into [SECTION])' or ''."""
-    names = [{"command *": "command NAME", "*": "SITE"}.get(name, name) for name in table if key in table[name]]
-    return _(" (it belongs into %s)") % ", ".join("[%s]" % name for name in names) if names else ""
-
-
-def read_ini(path, table):
-    """The ini as {section: {key: typed value}}: every section of table with its defaults, and of 'command *' and '*' (any other)
-    those that are there.
-
-    What the file says is obeyed, so nobody else may write to it: see only_ours().
-    78 with file, section, key and what to do, for anything that is not as it should be.
-    """
-    import configparser
-    parser = configparser.RawConfigParser(default_section="\0", strict=True, inline_comment_prefixes=("#",))
-    parser.optionxform = lambda key: key if key.lower().startswith("env.") else key.lower()
-    if path:
+def send_pages(relay, accept_id, files):
+    """1. The file list's further pages; the relay says where it goes on."""
+    first = PAGE
+    while first < len(files):
+        fields = {"v": 2, "from": first, "files": page_of(files, first), "more": first + PAGE < len(files)}
         try:
-            only_ours(path)
-            with open(utf8(path), encoding="utf-8-sig") as text:
-                parser.read_file(text, path)
-        except OSError as error:
-            raise Stop(EX_CONFIG, "%s: %s" % (path, error.strerror))
-        except (configparser.Error, UnicodeDecodeError) as error:
-            raise Stop(EX_CONFIG, "%s: %s" % (path, re.sub(r"^While reading from .*? \[line +(\d+)\]", r"line \1", " ".join(str(error).split()))))
-    result = {name: {key: default for key, (kind, default) in keys.items() if "*" not in key}
-              for name, keys in table.items() if "*" not in name}
-    for section in parser.sections():
-        shape = section if section in table else "command *" if section.startswith("command ") else "*"
-        if shape not in table:
-            if shape == "*" and section not in SUITE and nearest(section, SUITE + ("command",)):
-                raise Stop(EX_CONFIG, _("%s: [%s] is not a section%s") % (path, section, nearest(section, SUITE + ("command",))))
-            continue                                   # another script's, or a site's
-        if shape == "*" and section in SUITE:
-            continue
-        keys = table[shape]
-        values = result[section] = {key: default for key, (kind, default) in keys.items() if "*" not in key}
-        for key, text in parser.items(section):
-            name = key if key in keys else re.sub(r"\.[^.]+\Z", ".*", key)
-            if name not in keys:
-                raise Stop(EX_CONFIG, _("%s: [%s] %s is not a key%s") % (
-                    path, section, key, elsewhere(key, table) or nearest(key, list(keys))))
+            relay.ask("POST", "files/%s/input" % accept_id, fields)
+            first += PAGE
+        except Refused as error:
+            if not isinstance(error.more.get("from"), int) or error.more["from"] <= first:
+                raise
+            first = error.more["from"]
+
+
+def hand_over(relay, accept_id, files, known, voice):
+    """2. Sends the inputs that the relay has not yet, and lets the external computer have them."""
+    target, todo = "files/%s/input" % accept_id, [] if known else None
+    voice.stage(_("sending the inputs"), sum(entry[1] for entry in files))
+    for attempt in range(len(files) // 5000 + 5):
+        try:
+            if todo is None:
+                send_pages(relay, accept_id, files)
+            relay.upload_all(target, with_bytes(files), todo, moved=voice.moved)
+            fault("inputs sent")
+            relay.ask("POST", "allow-wait-calc", {"v": 2, "accept_id": accept_id})
+            log("info", accept_id, "2 allow-wait-calc", files=len(files))
+            fault("allowed")
+            return
+        except Refused as error:
+            todo = error.more.get("incomplete")
+            if not isinstance(todo, list):
+                raise
+            todo = None if error.more.get("more") else [n for n in todo if isinstance(n, int) and 0 <= n < len(files)]
+        except ValueError as error:
+            raise Stop(EX_IOERR, _("%s: an input cannot be sent as it was registered: %s") % (accept_id, error))
+    raise Stop(EX_PROTOCOL, _("%s: the relay does not get the inputs together") % accept_id)
+
+
+def wait_for(relay, ids, voice):
+    """follow(), also at a fielded relay."""
+    if not relay.v1:
+        return follow(relay, ids, voice)
+    return (accept_id for accept_id in ids if v1_follow(relay, accept_id, voice) or True)
+
+
+def follow(relay, ids, voice):
+    """3 to 8 happen elsewhere: yields each of ids when its results are at the relay."""
+    seen, left = {}, list(ids)
+    voice.live = Live(ids[0], voice) if voice.output and len(ids) == 1 else None
+    while left:
+        for accept_id in list(left):
+            voice.accept_id = accept_id
             try:
-                values[key] = keys[name][0](text.strip())
-            except (ValueError, re.error) as error:
-                why = _("is not a whole number") if keys[name][0] is int else error
-                raise Stop(EX_CONFIG, "%s: [%s] %s = %s: %s" % (path, section, key, text.strip(), why))
+                if look_once(relay, accept_id, voice, seen, max(1, WAIT // len(left))):
+                    left.remove(accept_id)
+                    fault("results at relay")
+                    yield accept_id
+            except Away:                               # only with a deadline, when it is over
+                if voice.until is None or time.monotonic() < voice.until:
+                    raise
+        if left and voice.until is not None and time.monotonic() >= voice.until:
+            deadline(relay, left, voice)
+
+
+def look_once(relay, accept_id, voice, seen, wait):
+    """One calc-progress, and what it tells to people; waits up to `wait` seconds for a change. seen: {accept_id: (stamp, what was told)}.
+    True: the results are at the relay."""
+    begun, (stamp, last) = time.monotonic(), seen.get(accept_id, ("", None))
+    left = None if voice.until is None else max(0.0, voice.until - begun)
+    wait = int(min(wait, WAIT if left is None else left + 1)) if stamp else 0
+    found = relay.ask("GET", "calc-progress", {"v": 2, "accept_id": accept_id, "wait": wait, "known": stamp}, wait, patience=left)
+    relay.at_once, relay.keep_on = (), True
+    if voice.again and found.get("progress") == "not start" and found.get("wait_allow", 1) is None:
+        voice.say(_("the relay was restored from a backup: it gets the inputs again"))
+        voice.again()
+    elif isinstance(found.get("idle"), int) and found["idle"] > INPUTS_IDLE and not voice.again:
+        raise Stop(EX_NOINPUT, _("%s: the relay lacks inputs and nobody sends them (submit was interrupted, or the relay restored from a backup);"
+                                 " the same submit with its --request-id sends them") % accept_id)
+    voice.warn(found)
+    now = found.get("progress"), found.get("out_of_contact") is None, found.get("what")
+    voice.stage(state_words(found, voice.fielded))
+    if now != last:
+        log("info", accept_id, "3-8 progress", progress=now[0], status=found.get("status"))
+        voice.say(state_words(found, voice.fielded))
+    wrote = voice.live and isinstance(found.get("output"), list) and voice.live.take(relay, found["output"])
+    if now[0] != "got return" and not wrote and stamp == found.get("stamp") and wait and time.monotonic() - begun < min(1, wait):
+        relay.pause(1)                                 # a cache in between, perhaps
+    seen[accept_id] = str(found.get("stamp") or ""), now
+    return now[0] == "got return"
+
+
+def deadline(relay, ids, voice):
+    """--deadline is over: cancels what is left. 75 if that cannot be done, or does not help."""
+    if voice.overdue:
+        raise Stop(EX_TEMPFAIL, _("%s: the deadline is over and the calculation is cancelled, but has not come to its end (%s.py wait %s)") % (
+            ids[0], PROGRAM, " ".join(ids)))
+    voice.overdue, voice.until = True, time.monotonic() + CANCEL_PATIENCE
+    for accept_id in ids:
+        voice.accept_id = accept_id
+        voice.say(_("the deadline is over: cancelling"))
+        try:
+            cancel(relay, accept_id, "deadline", PATIENCE)
+        except Away:
+            raise Stop(EX_TEMPFAIL, _("%s: the deadline is over, but the relay does not answer; the calculation may run on (%s.py cancel %s)") % (
+                accept_id, PROGRAM, " ".join(ids)))
+        except Refused as error:
+            if error.more.get("why") != "ended":
+                raise
+
+
+def cancel(relay, accept_id, reason, patience):
+    """Cancels a calculation; what that does, for people. Refused (409), if it has ended already."""
+    if relay.v1:
+        return v1_cancel(relay, accept_id, patience)
+    found = relay.ask("POST", "cancel-wait-calc", {"v": 2, "accept_id": accept_id, "stop": True, "reason": reason}, patience=patience)
+    return _("cancelled") if found.get("ended") else _("the external computer stops it")
+
+
+def bring(relay, accept_id, to, wanted, voice):
+    """9. fetch(), after a wait: the rest of the output is shown, and a deadline that was over has its exit code."""
+    result = fetch(relay, accept_id, to, wanted, voice)
+    if voice.live:
+        voice.live.complete(to, result.files)
+    if voice.overdue and result.reason.startswith("cancelled"):
+        return result._replace(exit_code=EX_TEMPFAIL, ended_by="deadline")
     return result
+
+
+def fetch(relay, accept_id, to, wanted, voice, patience=None):
+    """9. The results into the directory `to`, verified; a Result. 74 if they cannot be written, 76 if they are not what they should be."""
+    voice.stage(_("fetching the results"))
+    if relay.v1:
+        return v1_fetch(relay, accept_id, to, wanted, voice, patience)
+    found = relay.ask("GET", "get-calc-result", {"v": 2, "accept_id": accept_id, "dirs": 1}, patience=patience)
+    info = found.get("result-info")
+    again = _("; nothing is lost, fetch it with: %s.py result %s") % (PROGRAM, accept_id)
+    try:
+        if not isinstance(info, dict):
+            raise ValueError(_("the relay's answer holds no proper result"))
+        taking = Taking(relay, accept_id, found, to, wanted, voice)
+        taking.work()
+        missing, verdicts = taking.missing()
+    except ValueError as error:
+        raise Stop(EX_PROTOCOL, "%s: %s%s" % (accept_id, error, again))
+    except OSError as error:
+        where = ": " + error.filename.decode("utf-8", "replace") if isinstance(error.filename, bytes) else ""
+        raise Stop(EX_IOERR, "%s: %s%s%s" % (accept_id, error.strerror or error, where, again))
+    log("info", accept_id, "9 get-calc-result", files=len(taking.files), missing=len(missing), status=info.get("status"))
+    for text in taking.open_patterns:
+        voice.say(_("no result matches %s") % text)
+    if taking.kept:
+        voice.say(_("the relay keeps the result, for what is not stored: %s.py result %s --to DIR") % (PROGRAM, accept_id))
+    else:
+        tell_finish(relay, accept_id, voice)
+    code, ended_by = verdict(info, missing, verdicts, wanted)
+    refused = {name: why[:1000] for name, why in (info.get("refused") or {}).items()}
+    return Result(accept_id, code, str(info.get("status"))[:100], str(info.get("reason") or "")[:1000], taking.files, missing, refused, ended_by,
+                  verdicts)
+
+
+class Taking:
+    """9. The results of one calculation on their way into the directory `to`: what was declared, and nothing else."""
+
+    def __init__(self, relay, accept_id, found, to, wanted, voice):
+        self.relay, self.accept_id, self.found, self.wanted = relay, accept_id, found, wanted
+        first = found["result-info"].get("result_files")
+        few = isinstance(first, dict) and len(first) <= FEW and found.get("next") is None
+        self.folder = Target(to, accept_id, wanted.agreed, sync=few)
+        self.files, self.kept = [], {}                 # names stored; {name: why} of what must not be put there
+        self.open_names = {parts_of(name): name for name in wanted.names}
+        self.open_patterns = {text: pattern(text) for text in wanted.patterns}
+        self.moved = voice.moved
+
+    def work(self):
+        """Fetches them. ValueError for what must not be taken; OSError is this disk's."""
+        done = False
+        try:
+            target = "files/%s/result" % self.accept_id
+            page = {"files": self.found["result-info"].get("result_files"), "next": self.found.get("next")}
+            self.relay.download_all(target, self.entries(target, page), self.store, self.folder.part, moved=self.moved)
+            done = True
+        finally:
+            self.folder.close(done)
+        fault("results stored")
+
+    def entries(self, target, page):
+        """What is to be fetched; what is here already is not, small files aside: they come in packs, without gaps."""
+        is_wanted = declared(self.wanted.names, self.wanted.patterns)
+        for number, name, size, sum256 in self.relay.pages(target, page):
+            if not is_wanted(name):
+                raise ValueError(_("%s was not declared as a result") % name)
+            self.open_names.pop(parts_of(name), None)
+            for text in [text for text, one in self.open_patterns.items() if text == name or one.match("/".join(parts_of(name)))]:
+                del self.open_patterns[text]
+            if name.endswith("/"):
+                self.attempt(name, self.folder.make, utf8(name.rstrip("/")), self.relay.marks.pop(number, (False, None))[1])
+            elif (self.found.get("gone") or size > PACK_FILE) and self.folder.has(name, size, sum256):
+                self.folder.drop(number)
+                self.files.append(name)
+            elif self.found.get("gone"):
+                raise Stop(EX_REFUSED, _("%s: %s is not here, and no longer at the relay (%s)") % (
+                    self.accept_id, name, printable(str(self.found["gone"]))[:200]))
+            elif size <= PACK_FILE or self.attempt(None, self.folder.allow, utf8(name)):
+                yield number, name, size, sum256
+
+    def attempt(self, name, act, *words):
+        """act(); what must not be put there is noted. name: what is stored then. True if it could be done."""
+        try:
+            act(*words)
+        except NotStored as error:
+            self.kept[error.name.decode("utf-8")] = str(error)
+            return False
+        self.files += [name] if name else []
+        return True
+
+    def store(self, number, name, data):
+        """One verified result: its bytes, or None where they are in the part."""
+        x, mtime = self.relay.marks.pop(number, (False, None))
+        if data is not None and not self.folder.agreed:
+            import hashlib
+            if self.folder.has(name, len(data), hashlib.sha256(data).hexdigest()):
+                return self.files.append(name)
+        self.attempt(name, self.folder.store, number, name, data, x, mtime)
+        if name in self.kept:
+            self.folder.drop(number)
+
+    def missing(self):
+        """({name that was declared: why it is not here}, {code: {"count", "names"}} of all that is not)."""
+        info = self.found["result-info"]
+        told = dict(texts(info.get("missing") or {}, dict), **texts(info.get("refused") or {}, dict))
+        missing = {name: told.get(name, _("is not there"))[:1000] for name in self.open_names.values()}
+        named = {parts_of(name): name for name in self.wanted.names}
+        missing.update((named[parts_of(name)], why) for name, why in self.kept.items() if parts_of(name) in named)
+        verdicts = proper_verdicts(info)
+        if self.kept:
+            before = verdicts.get("name", {"count": 0, "names": []})
+            verdicts["name"] = {"count": before["count"] + len(self.kept), "names": before["names"] + sorted(self.kept)[:NAMED]}
+        return missing, verdicts
+
+
+def proper_verdicts(info):
+    """The verdicts {code: {"count", "names"}} of a result, of what is as it should be; an older peer tells of patterns only how many."""
+    kept, found, others = {}, info.get("verdicts"), (info.get("refused") or {}).get("*")
+    if not isinstance(found, dict) and others:
+        return {"refused": {"count": sum(map(int, re.findall(r": (\d{1,9})\b", others))) or 1, "names": []}}
+    for code, entry in found.items() if isinstance(found, dict) else ():
+        count, names = (entry.get("count"), entry.get("names")) if isinstance(entry, dict) else (None, None)
+        if code in VERDICTS and type(count) is int and count > 0:
+            kept[code] = {"count": count, "names": [printable(name)[:1000] for name in names[:NAMED]] if isinstance(names, list) else []}
+    return kept
+
+
+def verdict(info, missing, verdicts, wanted):
+    """(exit code, who ended it) from the relay's account of the end, and what did not come."""
+    code, number, reason = info.get("exit_code"), info.get("signal"), str(info.get("reason") or "")
+    if isinstance(number, int) and 0 < number < 128:
+        return 128 + number, "command"
+    if isinstance(code, int) and 0 < code < 256:
+        return code, "command"
+    stopped = REASONS.get(re.match("[a-z]*", reason).group())
+    short = missing or INCOMPLETE.intersection(verdicts) - ({"refused"} if wanted.allow_refused else set())
+    if code == 0:
+        return stopped or (EX_DATA, "workflow") if short or info.get("status") != "completed" else (0, "command")
+    return stopped or LOST
+
+
+def tell_finish(relay, accept_id, voice):
+    """9. All results are here."""
+    try:
+        relay.ask("POST", "finish", {"v": 2, "accept_id": accept_id}, patience=PATIENCE)
+        log("info", accept_id, "9 finish")
+        fault("finish told")
+    except (Away, Refused) as error:                   # the relay keeps its copy longer, that is all
+        voice.say(_("the relay could not be told that the results are here: %s") % error)
+
+
+# ==== inputs, results, token ====
+
+def gather(words, say=None):
+    """The inputs [(path, size, name)] in the order of a manifest. 66 naming all that are missing; 64 for names that cannot be.
+    say (fielded words): is told what is missing, which goes empty then: module libraries leave ports unconnected."""
+    found, bad = [], []
+    for word in dict.fromkeys(words):
+        (name, path), before = split_input(word), len(bad)
+        (look_below if path.endswith("/") else look)(name, utf8(path), found, bad)
+        if say and len(bad) > before and not path.endswith("/"):
+            say(_("input %s: an empty file is sent in its place") % bad[-1])
+            found.append((NOTHING, 0, name))
+            bad.pop()
+    if bad:
+        raise missing_inputs(bad)
+    found.sort(key=lambda entry: (entry[2].endswith("/"), parts_of(entry[2].rstrip("/"))))
+    try:
+        check_order([entry[2] for entry in found], reserved=LOG_NAMES, folders=True)
+    except ValueError as error:
+        raise Stop(EX_USAGE, _("inputs: %s") % error)
+    return found
+
+
+def split_input(word):
+    """An input as typed -> (name on the wire, path): FILE, DIR/ or NAME=PATH."""
+    name, equals, path = word.partition("=")
+    if name and path and not os.path.lexists(utf8(word)):
+        return name.rstrip("/"), path
+    plain = os.path.normpath(word)
+    if plain == "..":
+        plain = utf8(os.path.abspath(plain)).decode("utf-8", "replace")
+    return "" if plain == "." else os.path.basename(plain) if plain.startswith(("/", "../")) else plain, word
+
+
+def look(name, path, found, bad):
+    """Adds (path, size, name) to found, or to bad what is wrong with it."""
+    shown = path.decode("utf-8", "replace")
+    try:
+        info = os.stat(path)
+        if stat.S_ISDIR(info.st_mode):
+            bad.append(_("%s is a directory (%s/ would send all that is in it)") % (shown, shown))
+        elif not stat.S_ISREG(info.st_mode):
+            bad.append(_("%s is not a file") % shown)
+        elif not os.access(path, os.R_OK):
+            bad.append("%s: %s" % (shown, os.strerror(errno.EACCES)))
+        else:
+            found.append((path, info.st_size, name))
+    except OSError as error:
+        bad.append("%s: %s" % (shown, error.strerror))
+
+
+def look_below(name, top, found, bad):
+    """As look(), for all files below the directory top, and for directories without any (their names end with /). Symbolic links are followed,
+    but into no directory that the way there has passed already."""
+    todo, links = [(top, utf8(name), tuple(map(identity, parents(os.path.realpath(top)))))], 0
+    while todo:
+        folder, at, above = todo.pop()
+        try:
+            info = os.stat(folder)
+            with os.scandir(folder) as entries:
+                entries = sorted(entries, key=lambda entry: entry.name)
+        except OSError as error:
+            bad.append("%s: %s" % (folder.decode("utf-8", "replace"), error.strerror))
+            continue
+        above += ((info.st_dev, info.st_ino),)
+        folders = {entry.name: entry.is_symlink() for entry in entries if os.path.isdir(entry.path)}
+        links += sum(folders.values())
+        if links > MOST_LINKS:
+            return bad.append(_("%s: links to directories lead round and round") % top.decode("utf-8", "replace"))
+        if not entries and at:
+            found.append((folder, 0, at.decode("utf-8", "surrogateescape") + "/"))
+        for entry in entries:
+            inner = b"/".join(filter(None, (at, entry.name)))
+            try:
+                shown = inner.decode("utf-8")
+            except UnicodeDecodeError:
+                bad.append(_("%s: its name is not UTF-8") % entry.path.decode("utf-8", "replace"))
+                continue
+            if entry.name not in folders:
+                look(shown, entry.path, found, bad)
+            elif not folders[entry.name] or identity(entry.path) not in above:
+                todo.append((entry.path, inner, above))
+
+
+def parents(path):
+    """The directories above an absolute path."""
+    while path not in (b"/", b"//"):
+        path = os.path.dirname(path)
+        yield path
+
+
+def identity(path):
+    """(device, inode) of what is there."""
+    info = os.stat(path)
+    return info.st_dev, info.st_ino
+
+
+def missing_inputs(bad):
+    """The Stop that names them, as far as a line can hold."""
+    more = [_("and %d more") % (len(bad) - KEPT_WORDS)] if len(bad) > KEPT_WORDS else []
+    return Stop(EX_NOINPUT, _("nothing was registered; inputs that are missing or cannot be read: %s") % "; ".join(
+        [text[:200] for text in bad[:KEPT_WORDS]] + more))
+
+
+def add_sums(found, voice):
+    """The inputs as [Input], each read once. 66 if one cannot be read after all."""
+    import hashlib
+    view, files = memoryview(bytearray(CHUNK)), []
+    voice.stage(_("reading the inputs"), sum(entry[1] for entry in found))
+    for path, size, name in found:
+        digest, size = hashlib.sha256(), 0
+        try:
+            if name.endswith("/"):
+                files.append(Input(path, 0, name, digest.hexdigest(), False, os.stat(path).st_mtime))
+                continue
+            with open(path, "rb", buffering=0) as source:
+                info = os.fstat(source.fileno())
+                for got in iter(lambda: source.readinto(view), 0):
+                    digest.update(view[:got])
+                    size += got
+        except OSError as error:
+            raise missing_inputs(["%s: %s" % (name, error.strerror)])
+        voice.moved(size)
+        files.append(Input(path, size, name, digest.hexdigest(), bool(info.st_mode & 0o100), info.st_mtime))
+    return files
+
+
+def wanted_results(words):
+    """Declared results as (names, patterns). 64 for what cannot be one."""
+    names, patterns = [], []
+    try:
+        for word in words:
+            if "*" in word or "?" in word or word.endswith("/"):
+                patterns.append(word)
+            elif word not in LOG_NAMES:                # those come back always
+                names.append(check_name(word))
+        names = sorted(set(names), key=parts_of)
+        check_order(names, reserved=LOG_NAMES)
+        all_patterns(patterns)
+    except ValueError as error:
+        raise Stop(EX_USAGE, _("results: %s") % error)
+    return names, patterns
+
+
+def find_token(token_file):
+    """The token's function: from token_file, MI_DISTCOMP_TOKEN, or a systemd credential. 78 if there is none."""
+    folder = os.environ.get("CREDENTIALS_DIRECTORY")
+    credential = os.path.join(folder, "mi_distcomp_token") if folder else ""
+    if not token_file and os.environ.get("MI_DISTCOMP_TOKEN"):
+        token = checked_token(os.environ["MI_DISTCOMP_TOKEN"], "MI_DISTCOMP_TOKEN")
+        return lambda: token
+    if token_file or credential and os.path.exists(credential):
+        return token_from(token_file or credential)
+    raise Stop(EX_CONFIG, _("no token: --token-file FILE, token_file in [workflow] of the ini, or MI_DISTCOMP_TOKEN"))
+
+
+def token_from(path):
+    """A function that returns the token in the file, read again when the file changes: a calculation outlives its token."""
+    seen = [None, read_token(path)]
+
+    def token():
+        try:
+            info = os.stat(utf8(path))
+            if seen[0] not in (None, (info.st_mtime, info.st_ino)):
+                seen[1] = read_token(path)
+            seen[0] = info.st_mtime, info.st_ino
+        except (OSError, Stop):
+            pass                                       # the old one may still do
+        return seen[1]
+    return token
+
+
+def read_token(path):
+    """The token in a file that nobody else may read. 78 otherwise."""
+    try:
+        with open(utf8(path), encoding="ascii", errors="replace") as text:
+            if os.fstat(text.fileno()).st_mode & 0o077:
+                raise Stop(EX_CONFIG, _("%s: others may read this token; type: chmod 600 %s") % (path, path))
+            return checked_token(text.read(10000), path)
+    except OSError as error:
+        raise Stop(EX_CONFIG, _("%s: %s (the file with the token: --token-file, or token_file in the ini)") % (path, error.strerror))
+
+
+def checked_token(text, where):
+    """The token in text. 78 if there is none."""
+    text = text.strip()
+    if not re.match(r"[!-~]+\Z", text):
+        raise Stop(EX_CONFIG, _("%s: holds no token (one line of printable ASCII)") % where)
+    return text
+
+
+def take_token(word):
+    """The token of fielded words: itself, or fd:N. 78 if there is none."""
+    if not re.match(r"fd:\d+\Z", word):
+        return checked_token(word, "TOKEN")
+    try:
+        with open(int(word[3:]), encoding="ascii", errors="replace") as text:
+            return checked_token(text.read(10000), word)
+    except OSError as error:
+        raise Stop(EX_CONFIG, "%s: %s" % (word, error.strerror))
+
+
+def hide_token(words):
+    """Starts this program again with the token (words[2]) in a pipe, where ps does not show it."""
+    warning = _("warning: a token on the command line can be seen by others; a token file hides it (see --help)")
+    sys.stderr.write("%s: %s\n" % (PROGRAM, warning))
+    sys.stderr.flush()
+    reader, writer = os.pipe()
+    os.write(writer, words[2].encode())
+    os.close(writer)
+    os.set_inheritable(reader, True)
+    flags = [flag for flag, on in (("-I", sys.flags.isolated), ("-S", sys.flags.no_site)) if on]
+    os.execv(sys.executable, [os.fsencode(word) for word in [sys.executable] + flags + [os.path.abspath(__file__)]]
+             + [utf8(word) for word in words[:2] + ["fd:%d" % reader] + words[3:]])
+
+
+# ==== what this side remembers ====
+
+def remember(relay, accept_id, order):
+    """Notes what was declared, and where: `wait` and `result` store these results only, whatever a relay calls its own. Kept for about three
+    months; that it cannot be noted is no failure (--out says it again)."""
+    folder = memory()
+    if folder is None:
+        return
+    try:
+        if not os.path.isdir(folder):
+            os.makedirs(folder, 0o700, exist_ok=True)
+            forget(os.path.dirname(folder))
+        entry = {"url": relay.url, "names": order.names, "patterns": order.patterns, "to": os.getcwd()}
+        with open(os.path.join(folder, utf8(accept_id) + b".new"), "w", encoding="utf-8", errors="surrogateescape") as out:
+            json.dump(entry, out)
+        os.rename(out.name, os.path.join(folder, utf8(accept_id)))
+    except OSError as error:
+        log("info", accept_id, "1 not remembered", why=error)
+
+
+def recall(relay, accept_id, to, options):
+    """What was declared of it, as Wanted. What is there may be replaced where it was ordered from, or in a directory that was said. 64 if it
+    is not known here."""
+    top = memory()
+    for month in sorted(os.listdir(os.path.dirname(top)), reverse=True) if top and os.path.isdir(os.path.dirname(top)) else ():
+        try:
+            with open(os.path.join(os.path.dirname(top), month, utf8(accept_id)), encoding="utf-8", errors="surrogateescape") as text:
+                found = json.load(text)
+            if texts(found["url"], str) == relay.url:
+                agreed = options.agreed or len(options.words) > 2 or os.path.realpath(to) == os.path.realpath(texts(found["to"], str))
+                return Wanted(*wanted_results(texts(found["names"], list) + texts(found["patterns"], list)), agreed=agreed,
+                              allow_refused=options.allow_refused)
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):     # broken: as if nothing were known
+            continue
+    raise Stop(EX_USAGE, _("%s: what was declared as its results is not known on this side; say it once more: --out NAME... (--out '**': all)")
+               % accept_id)
+
+
+def memory(when=None):
+    """The directory in which this side remembers what calculations of a month have declared (bytes); None where there is no home directory."""
+    home = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
+    if not os.path.isabs(home) or not os.path.isdir(utf8(os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~"))):
+        return None
+    return utf8(os.path.join(home, "mi_distcomp_wf", time.strftime("%Y-%m", time.gmtime(when))))
+
+
+def forget(folder):
+    """Removes the months that are over for long."""
+    import shutil
+    for name in sorted(os.listdir(folder))[:-MONTHS]:
+        shutil.rmtree(os.path.join(folder, name), ignore_errors=True)
+
+
+def texts(found, kind):
+    """found if it is a `kind` (list or dict) of texts, as the relay's answers should hold them; ValueError otherwise."""
+    if isinstance(found, kind) and all(isinstance(text, str) for text in (found.values() if kind is dict else found)):
+        return found
+    raise ValueError(_("the relay's answer holds no proper result"))
+
+
+# ==== what people see ====
+TOLD = {"not there": "missing", "changes": "changing", "link": "outside", "max_file": "limit", "max_total": "limit", "max_files": "limit",
+        "allow_names": "refused", "deny_names": "refused", "deny_sums": "refused"}           # verdicts of pollers and relays of before
+VISIBLE = re.compile("[^\n\t]+")       # what printable() makes of the command's output
+
+
+class Voice:
+    """Tells people what happens: tell(line) at every change; with a terminal also one line of it that is rewritten while things move."""
+
+    def __init__(self, tell=None, terminal=None):
+        self.tell, self.terminal, self.thread, self.drawn = tell or (lambda line: None), terminal, None, False
+        self.accept_id, self.order, self.allowed, self.again, self.ended = "", None, False, None, threading.Event()
+        self.what, self.done, self.total, self.begun = "", 0, 0, time.monotonic()
+        self.open_line = ""                            # the stream whose output has ended within a line
+        self.output = self.live = None                 # function(stream, text) for the command's output; its Live
+        self.until, self.overdue = None, False         # --deadline, in time.monotonic(); is it over?
+        self.allow_refused = False                     # is what their owner's rules keep there a failure?
+        self.fielded = self.named = False              # fielded words? was a request id given?
+        self.warned = set()
+
+    def show(self, stream, text):
+        """Output of the command, or nothing if nobody is to see it."""
+        with SAY["lock"]:
+            self.wipe()
+            try:
+                self.output(stream, ("\n" if self.open_line not in ("", stream) else "")
+                            + VISIBLE.sub(lambda found: printable(found.group()), text))
+                self.open_line = "" if text.endswith("\n") else stream
+            except (OSError, ValueError):
+                self.output = None                     # whoever read it is gone
+
+    def say(self, text):
+        """One line."""
+        with SAY["lock"]:
+            self.wipe()
+            try:
+                if self.open_line and self.output:
+                    self.output(self.open_line, "\n")
+                self.open_line = ""
+                self.tell("%s: %s%s" % (PROGRAM, self.accept_id and self.accept_id + ": ", printable(text)))
+            except (OSError, ValueError):
+                pass                                   # whoever listened is gone; the calculation is not
+
+    def warn(self, found):
+        """The `warning` of an answer of the relay, once."""
+        text = printable(found.get("warning") or "")[:500]
+        if text and text not in self.warned:
+            self.warned.add(text)
+            self.say(_("warning: %s") % text)
+
+    def stage(self, what, total=0):
+        """What goes on now; total: bytes, if it is a transfer."""
+        self.what, self.done, self.total = what, 0, total
+        if self.terminal and self.thread is None:
+            self.thread = threading.Thread(target=self.keep_drawing, daemon=True)
+            self.thread.start()
+
+    def moved(self, count):
+        """count more bytes went (fewer, if negative)."""
+        self.done += count
+
+    def away(self, why):
+        """The relay is away, or answers: later; or (None) it is as ever again."""
+        if why is None:
+            return self.say(_("the relay answers again"))
+        if isinstance(why, Away):
+            return self.say(_("the relay does not answer, asking on: %s") % why)
+        if why.code in NO_TOKEN:
+            return self.say(_("the relay refuses the token, asking on (a renewed token_file is read): %s") % printable(why.more.get("why") or why))
+        self.say(_("the relay answers \"later\", asking on: %s") % why)
+
+    def keep_drawing(self):
+        """The terminal's line, five times a second."""
+        while not self.ended.wait(0.2):
+            with SAY["lock"]:
+                self.draw()
+
+    def draw(self):
+        """Rewrites the line."""
+        spent = int(time.monotonic() - self.begun)
+        text = "%s %s %d:%02d:%02d" % (self.accept_id, self.what, spent // 3600, spent // 60 % 60, spent % 60)
+        if self.total:
+            part = min(1.0, self.done / self.total)
+            text += " [%-20s] %3d %%" % ("#" * int(20 * part), 100 * part)
+        if self.done:
+            text += " %.1f MiB" % (self.done / 1048576)
+        try:
+            width = os.get_terminal_size(self.terminal.fileno()).columns or 80
+        except OSError:
+            width = 80
+        try:
+            self.terminal.write("\r\x1b[K" + printable(text)[:(width - 1) // (1 if SAY["lang"] == "en" else 2)])
+            self.terminal.flush()
+            self.drawn = True
+        except (OSError, ValueError):
+            self.ended.set()
+
+    def wipe(self):
+        """Takes the terminal's line away."""
+        if self.drawn:
+            self.terminal.write("\r\x1b[K")
+            self.terminal.flush()
+            self.drawn = False
+
+    def close(self):
+        """No more drawing."""
+        self.ended.set()
+        with SAY["lock"]:
+            self.wipe()
+
+    def write(self, text):
+        """A line of the log, on a terminal."""
+        self.wipe()
+        self.terminal.write(text)
+
+    def flush(self):
+        """As of a file."""
+        self.terminal.flush()
+
+
+class Narrow:
+    """stderr, of which no more than STDERR_LIMIT bytes are written."""
+
+    def __init__(self, stream):
+        self.stream, self.left = stream, STDERR_LIMIT
+
+    def write(self, text):
+        """text, or nothing if that would be too much."""
+        self.left -= len(text.encode("utf-8", "replace"))
+        if self.left >= 0:
+            self.stream.write(text)
+
+    def flush(self):
+        """As of a file."""
+        self.stream.flush()
+
+
+class Live:
+    """A command's output as it comes: what of it was shown."""
+
+    def __init__(self, accept_id, voice):
+        import codecs
+        self.accept_id, self.voice, self.shown = accept_id, voice, {"out": 0, "err": 0}
+        self.decode = {stream: codecs.getincrementaldecoder("utf-8")("backslashreplace").decode for stream in self.shown}
+
+    def take(self, relay, sizes):
+        """Shows what the relay has: sizes[0] bytes of stdout, sizes[1] of stderr. True if there was anything."""
+        import base64
+        before = dict(self.shown)
+        for stream, size in zip(("out", "err"), sizes):
+            if not isinstance(size, int) or size < self.shown[stream]:
+                self.shown[stream] = 0                 # a rerun begins anew
+            while self.voice.output and isinstance(size, int) and self.shown[stream] < size:
+                found = relay.ask("GET", "output", {"v": 2, "accept_id": self.accept_id, "stream": stream, "offset": self.shown[stream], "wait": 0})
+                try:
+                    data = base64.b64decode(str(found.get("data")).encode("ascii", "replace"))
+                except ValueError:                     # the log, which comes with the results, has it
+                    data = b""
+                if not data:
+                    break
+                self.shown[stream] += len(data)
+                self.voice.show(stream, self.decode[stream](data))
+        return self.shown != before
+
+    def complete(self, to, names):
+        """Shows from the logs, which have come, what was not shown yet: a few lines; of more only the log's name."""
+        for stream, name in zip(("out", "err"), LOG_NAMES):
+            if not self.voice.output or name not in names:
+                continue
+            with open(os.path.join(utf8(to), utf8(name)), "rb") as log_file:
+                log_file.seek(self.shown[stream])
+                rest = log_file.read(OUTPUT_REST + 1)
+            if len(rest) > OUTPUT_REST:
+                self.voice.say(_("all of the output is in %s") % name)
+            elif rest:
+                self.voice.show(stream, self.decode[stream](rest, True))
+
+
+def state_words(found, fielded=False):
+    """An answer to calc-progress in the words of the README; fielded: in those of the wire, which fielded words have always printed."""
+    progress, status = printable(found.get("progress"))[:100], found.get("status")
+    if progress == "not start" and found.get("wait_allow", 1) is None:
+        text = _("registered; its inputs are not complete")
+    elif progress == "not start" and not fielded:
+        ahead = found.get("queue")
+        text = _("waiting for the external computer") + (_(", %d before it") % ahead if type(ahead) is int and ahead else "")
+    elif fielded:
+        text = progress
+    elif progress == "got return":
+        text = _("done") if status == "completed" else _("abnormal")
+    else:
+        text = {"sending params": _("taken: its inputs are on their way"), "complete send": _("taken: its inputs are there"),
+                "running": _("running"), "calc end": _("ended: its results are awaited"),
+                "getting return": _("sending: its results are on their way")}.get(progress, progress)
+    if found.get("what"):
+        text += ", " + printable(found["what"])[:200]
+    if type(found.get("out_of_contact")) is int:
+        text += _(", out of contact for %d s") % found["out_of_contact"]
+    return text
+
+
+def report(result, to, options, voice):
+    """Tells how it ended; the program's exit code."""
+    voice.close()
+    if result.exit_code:
+        voice.tell = options.tell                      # -q is silent about success only
+    for name in sorted(result.missing)[:KEPT_WORDS]:
+        voice.say(_("the declared result %s is missing: %s") % (name, why_missing(name, result.missing[name])))
+    if len(result.missing) > KEPT_WORDS:
+        voice.say(_("and %d more") % (len(result.missing) - KEPT_WORDS))
+    code = result.exit_code if not options.fielded else 0 if result.status == "completed" else 1
+    if result.verdicts:
+        voice.say(_("asked for and not here: %s") % "; ".join(verdict_words(*pair) for pair in sorted(result.verdicts.items())))
+    voice.say(last_line(result, to, code))
+    if options.json:
+        print(json_of(result._asdict()))
+    return code
+
+
+def last_line(result, to, code):
+    """Whose code the exit code is, and why. code: what this program ends with."""
+    reason = "" if result.reason.startswith("exit code") else result.reason
+    if result.ended_by == "command":
+        stopped = reason.startswith("cancelled")
+        text = _("%s; the command was stopped and ended with %d") % (reason, result.exit_code) if stopped else (
+            _("the command ended with %d (its own exit code)") % result.exit_code + (": " + reason if reason else ""))
+        text += _("; exit code %d is this program's") % code if code != result.exit_code else ""
+    elif result.ended_by == "deadline":
+        text = _("the deadline was over and the calculation was cancelled; exit code %d is this program's") % code
+    elif result.ended_by == "workflow":
+        why = "; ".join("%s: %s" % (name, why_missing(name, result.missing[name])) for name in sorted(result.missing)[:3])
+        text = _("the command ended with 0, but the calculation is not complete (%s); exit code %d is this program's") % (
+            why or reason or result.status, code)
+    else:
+        text = _("exit code %d is this program's, not the command's (%s: %s; %s may say more)") % (
+            code, result.ended_by, reason or result.status, LOG_NAMES[1])
+    return text + _("; %d files in %s") % (len(result.files), to)
+
+
+def why_missing(name, why):
+    """Why a declared result is not here, and what to do: a word of the external computer (DESIGN's verdicts, and what is beside them) as a
+    sentence, the word behind it."""
+    if why in ("not a file", "special"):
+        return _("is a directory or no file there; for all that is in a directory declare %s/") % name
+    text = {"missing": _("the command has not made it"), "refused": _("a rule of the external computer's owner keeps it there"),
+            "limit": _("it is over a limit of the external computer's owner, or of the relay"),
+            "name": _("its name cannot travel"), "unreadable": _("it cannot be read there"),
+            "changing": _("it changed again and again while it was sent"), "outside": _("it is a link out of the command's directory"),
+            "held": _("its owner has not released it yet")}.get(TOLD.get(why, why))
+    return "%s (%s)" % (text, why) if text else why
+
+
+def verdict_words(code, entry):
+    """One verdict for people: its code, how many, the first names."""
+    names = entry["names"][:3] + ["..."] * (entry["count"] > 3 and len(entry["names"]) > 0)
+    return "%s %d" % (code, entry["count"]) + (" (%s)" % ", ".join(name[:200] for name in names) if names else "")
+
+
+def explain(error, relay, accept_id="", registering=False):
+    """The Stop for what the relay, or its absence, said."""
+    text = "%s%s" % (accept_id and accept_id + ": ", error)
+    if isinstance(error, Away):
+        hint = {"certificate": _("; if its certificate is not of a public CA, give the CA's file with --ca-file (or ca_file in the ini)"),
+                "name": _("; is the URL right? use a name of the certificate, or have it made for this one"),
+                "proxy": _("; is this proxy the right one for the relay? (proxy in the ini, https_proxy and no_proxy of the environment)"),
+                "connect": _("; does the relay run, and is the URL right? (mi_system_wf.py check looks at the whole way)"),
+                "dns": _("; is the URL right? (--url, or url in the ini)")}.get(error.kind, "")
+        return Stop(EX_UNAVAILABLE, text + hint)
+    if error.code == 404 and accept_id:
+        return Stop(EX_USAGE, _("%s: the relay %s knows no such calculation of yours") % (accept_id, relay.url))
+    if error.code == "0005":
+        return Stop(EX_REFUSED, token_refused(relay, error))
+    text = _("%s: the relay says: %s") % (relay.url, text)
+    if error.code in AGAIN:
+        return Stop(EX_TEMPFAIL, text)
+    if error.more.get("why") == "html":
+        return Stop(EX_PROTOCOL, _("%s: no relay of this protocol answers there (is the URL right?)") % relay.url)
+    if error.more.get("why") in ("differs", "prefix"):
+        return Stop(EX_USAGE, text)
+    if error.code == 409 and error.more.get("why") == "state":         # asked for a result that is not there yet
+        return Stop(EX_TEMPFAIL, "%s (%s)" % (text, state_words({"progress": error.more.get("state", "")})))
+    refused = error.code in (401, 403, 404, 413) or registering and error.code in (400, "400")
+    return Stop(EX_REFUSED if refused else EX_PROTOCOL, text)
+
+
+def token_refused(relay, error):
+    """What to do about a refused token: as the poller says it."""
+    return _("%s: the token is refused (%s): get a valid one, role workflow, for this user and site") % (
+        relay.url, printable(error.more.get("why") or error)[:200])
+
+
+# ==== command line ====
+SCHEMES = ("http://", "https://")      # a first word that begins so makes fielded words of all
+
+
+def main(argv=None):
+    """The program; returns its exit code."""
+    words, program = arguments(argv), argv is None
+    if program and len(words) > 5 and words[0].startswith(SCHEMES) and not words[2].startswith("fd:") and sys.executable:
+        hide_token(words)
+    options = parse(words)
+    if options.version:
+        import hashlib
+        with open(os.path.abspath(__file__), "rb") as text:
+            return print("%s %s protocol 2 (1) sha256 %s" % (PROGRAM, VERSION, hashlib.sha256(text.read()).hexdigest()))
+    if program:
+        no_core_dump()
+        import signal
+        signal.signal(signal.SIGTERM, leave)
+    return work(options)
+
+
+def work(options):
+    """Does what the words say; the exit code."""
+    if options.words[0] in ALONE:
+        return ALONE[options.words[0]][0](options)
+    relay, voice = connect(options)[0], make_voice(options)
+    relay.notice = voice.away
+    try:
+        return COMMANDS[options.words[0]](options, relay, voice)
+    except (Stop, Away, Refused, KeyboardInterrupt) as error:
+        stop = left_early(error, voice, relay, options) if isinstance(error, KeyboardInterrupt) else error
+        stop = stop if isinstance(stop, Stop) else explain(stop, relay, voice.accept_id)
+        if options.json:
+            failure = Result(voice.accept_id, stop.code, "none", str(stop), [], {}, {}, "workflow")
+            print(json_of(failure._asdict()))
+        raise stop
+    finally:
+        voice.close()
+
+
+def usage():
+    """What --help says: the docstring, without what it says to whoever reads the code."""
+    return __doc__.partition("\ncontents")[0] + "\n"
+
+
+def parse(words):
+    """The command line as options. 64 for what it cannot be."""
+    import argparse
+
+    class Parser(argparse.ArgumentParser):
+        def error(self, message):
+            if "expected one argument" in message:
+                message += _(" (a value that begins with - is written with =, as in --param=--fine)")
+            raise Stop(EX_USAGE, _("%s; --help says more") % message)
+
+    parser = Parser(prog=PROGRAM + ".py", usage=argparse.SUPPRESS, description=usage(), allow_abbrev=False,
+                    formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("words", nargs="*", help=argparse.SUPPRESS)
+    parser.add_argument("--in", nargs="+", action="append", default=[], dest="inputs", metavar="INPUT", help="what the command gets")
+    parser.add_argument("--out", nargs="+", action="append", default=[], dest="outputs", metavar="RESULT", help="what it is to make")
+    parser.add_argument("--param", default="", metavar="TEXT", help="parameters of the command, where the external computer allows them")
+    parser.add_argument("--request-id", metavar="R", help="the same R again: the same calculation (default: random)")
+    parser.add_argument("--to", metavar="DIR", help="where the results go (default: here)")
+    parser.add_argument("--allow-refused", action="store_true", help="0, not 65, where the external computer's rules keep what a pattern asked for")
+    parser.add_argument("--patience", default=PATIENCE, type=seconds, metavar="TIME",
+                        help="how long the relay may be away before anything is registered (default: 60s)")
+    parser.add_argument("--ini", metavar="FILE", help="instead of the mi_distributed_computing_assist.ini that is found")
+    for name, text in (("url", "the relay"), ("token-file", "0600 file with the token"), ("ca-file", "CA of the relay's certificate")):
+        parser.add_argument("--" + name, default="", metavar="URL" if name == "url" else "FILE", help=text)
+    parser.add_argument("--deadline", type=seconds, metavar="TIME", help="cancel the calculation if it has not ended so long from now")
+    parser.add_argument("--on-term", choices=("leave", "cancel"), default="leave", help="after SIGTERM: the calculation runs on (default), or ends")
+    parser.add_argument("--reason", default="", metavar="TEXT", help="of cancel and rerun")
+    parser.add_argument("--force", action="store_true", help="rerun what is out of contact; its late result is refused")
+    parser.add_argument("--follow", action="store_true", help="output: until the command ends")
+    parser.add_argument("--json", action="store_true", help="the end as one JSON object on stdout")
+    parser.add_argument("-q", action="store_true", dest="quiet", help="failures only")
+    parser.add_argument("-v", action="count", default=0, dest="verbose", help="a log line for each step")
+    parser.add_argument("--version", action="store_true", help="version, protocol, and the sha256 of this file")
+    fielded, words = (words[:7], words[7:]) if words and words[0].startswith(SCHEMES) else ([], words)
+    options, more = parser.parse_known_args(words)
+    options.words, options.fielded = options.words + more, fielded
+    for word in more:
+        if word.startswith("-"):
+            parser.error(_("unknown option %s") % printable(word))
+    return check_words(options)
+
+
+def check_words(options):
+    """options with the results checked. 64 for words that are too few, too many or none that could be meant."""
+    options.inputs, options.outputs = sum(options.inputs, []), sum(options.outputs, [])
+    if options.version:
+        return options
+    if options.fielded:
+        if len(options.fielded) < 6 or options.words:
+            raise Stop(EX_USAGE, _("it must be: BASE_URL SITE TOKEN COMMAND IN1:IN2:... OUT1:OUT2:... [\"PARAMETERS\"]; --help says more"))
+        options.url, site, token, command, inputs, outputs = options.fielded[:6]
+        options.inputs, options.outputs = ([word for word in text.split(":") if word] for text in (inputs, outputs))
+        options.words, options.param = ["run", site, command], (options.fielded[6:] or [""])[0]
+    word, more = (options.words or [""])[0], options.words[1:]
+    if word in ALONE and len(more) <= ALONE[word][1]:
+        return options
+    if word not in COMMANDS:
+        known = list(COMMANDS) + list(ALONE)
+        hint = nearest(word, known) or (_(" (BASE_URL SITE TOKEN COMMAND IN OUT: BASE_URL begins with http:// or https://)") if len(more) > 4 else "")
+        raise Stop(EX_USAGE, _("one of these words must come first: %s%s; --help says more") % (" ".join(known), hint))
+    names, patterns = wanted_results(options.outputs)
+    options.wanted = Wanted(names, patterns, True, options.allow_refused) if options.outputs else None
+    options.agreed, options.to = options.to is not None, options.to or "."
+    if word in ("run", "submit"):
+        if len(more) > 2:
+            raise Stop(EX_USAGE, _("%s takes SITE and COMMAND only; what is %s? (inputs: --in FILE..., results: --out NAME..., arguments of the"
+                                   " command: --param TEXT; a command with blanks in quotes)") % (word, printable(" ".join(more[2:]))[:200]))
+        if len(more) < 2:
+            raise Stop(EX_USAGE, _("%s needs SITE and COMMAND; --help says more") % word)
+        options.order = Order(more[0], more[1], options.param, names, patterns, options.request_id or os.urandom(16).hex())
+    elif not more or word == "output" and len(more) > 1:
+        raise Stop(EX_USAGE, _("%s needs ACCEPT_IDs; --help says more") % word)
+    for one in [] if word in ("run", "submit") else more:
+        if not ID.match(one):
+            raise Stop(EX_USAGE, _("%s: not an ACCEPT_ID (run and submit print it; its first eight characters do)") % printable(one)[:100])
+    return options
+
+
+def make_voice(options):
+    """Who is told what: a terminal all; otherwise stdout, unless it must hold one thing only; then stderr, but not much."""
+    terminal = sys.stderr if sys.stderr is not None and sys.stderr.isatty() else None
+    alone = options.json or options.words[0] in ("submit", "status", "output", "cancel", "rerun")
+    out = sys.stderr if terminal else Narrow(sys.stderr) if alone else sys.stdout
+
+    def tell(line):
+        out.write(line + "\n")
+        out.flush()
+    options.tell, voice = tell, Voice() if options.quiet else Voice(tell, terminal)
+    voice.fielded, voice.named, voice.allow_refused = bool(options.fielded), bool(options.request_id), options.allow_refused
+    SAY.update(level=max(0, 2 - options.verbose), debug=bool(options.verbose), log=voice if voice.terminal else out)
+
+    def output(stream, text):
+        to = sys.stderr if stream == "err" and terminal else sys.stdout
+        to.write(text)
+        to.flush()
+    if options.words[0] == "output" or not options.quiet and not alone:
+        voice.output = output
+    if options.deadline is not None and options.words[0] in ("run", "wait"):
+        voice.until = time.monotonic() + options.deadline
+    return voice
+
+
+def connect(options):
+    """The relay of the options and the ini, and the ini's section. 78 if something is not set."""
+    ini = read_ini(find_ini(options.ini, ini_folders(__file__)), KEYS)["workflow"]
+    if ini["lang"] != "auto":
+        choose_language(ini["lang"])
+    url = options.url or ini["url"]
+    if not url:
+        raise Stop(EX_CONFIG, _("no relay: --url URL, or url in [workflow] of the ini"))
+    if options.fielded:
+        token = take_token(options.fielded[2])
+        source = lambda: token
+    elif options.words[0] == "login":
+        source = lambda: ""
+    else:
+        source = find_token(options.token_file or ini["token_file"])
+    ini["ca_file"] = options.ca_file or ini["ca_file"]
+    return Relay(url, source, **{key: ini[key] for key in ("ca_file", "proxy", "client_cert", "client_key")}), ini
+
+
+def leave(number, frame):
+    """SIGTERM: as Ctrl+C, with another exit code. A second one, as of `timeout`, must not disturb what follows the first."""
+    import signal
+    signal.signal(number, lambda number, frame: None)
+    end_surely(EX_TEMPFAIL, LEAVE)
+    raise KeyboardInterrupt("SIGTERM")
+
+
+def left_early(leaving, voice, relay, options):
+    """The Stop after Ctrl+C or SIGTERM: how to go on."""
+    code = EX_TEMPFAIL if leaving.args else EX_INTERRUPT
+    if not voice.accept_id:
+        return Stop(code, _("interrupted; nothing was registered") if options.words[0] in ("run", "submit") else _("interrupted"))
+    if leaving.args and options.on_term == "cancel":
+        try:
+            relay.close()
+            cancel(relay, voice.accept_id, "SIGTERM", TERM_PATIENCE)
+            return Stop(code, _("%s: stopped by SIGTERM; the calculation is cancelled") % voice.accept_id)
+        except (Away, Refused) as error:
+            voice.say(error)
+    if options.fielded and not leaving.args and delete_waiting(relay, voice):
+        return Stop(code, _("%s: interrupted; it was waiting and is deleted") % voice.accept_id)
+    if not voice.allowed:
+        return Stop(code, _("%s: interrupted before all inputs were sent; the same words with --request-id %s go on") % (
+            voice.accept_id, voice.order.request_id))
+    return Stop(code, _("%s: interrupted; the calculation goes on, %s.py wait %s continues") % (voice.accept_id, PROGRAM, voice.accept_id))
+
+
+def delete_waiting(relay, voice):
+    """What Ctrl+C under the fielded words does to a calculation that nobody has taken yet. False if one has, or the relay does not answer."""
+    try:
+        relay.close()
+        fields = dict({"accept_id": voice.accept_id}, **({} if voice.allowed else {"delete": "force"}))
+        relay.call_v1("POST", "cancel-wait-calc", fields, timeout=TERM_PATIENCE)
+        return True
+    except (Away, Refused):
+        return False
+
+
+def cmd_run(options, relay, voice):
+    """run, and the fielded words."""
+    found = gather(options.inputs, voice.say if options.fielded else None)
+    result = calculate(relay, options.order, found, options.to, voice, options.patience)
+    return report(result, options.to, options, voice)
+
+
+def cmd_submit(options, relay, voice):
+    """submit: the accept_id, alone on stdout."""
+    start(relay, options.order, gather(options.inputs), voice, options.patience)
+    print(json.dumps({"accept_id": voice.accept_id, "request_id": options.order.request_id}) if options.json else voice.accept_id)
+
+
+def whole_ids(options, relay, voice):
+    """First contact; the ACCEPT_IDs as typed, beginnings of them made whole by the relay."""
+    ids, voice.allowed = [], True
+    contact(relay, options.patience)
+    for voice.accept_id in options.words[1:]:
+        found = {}
+        if len(voice.accept_id) < 36 and not relay.v1:
+            fields = {"v": 2, "accept_id": voice.accept_id, "wait": 0, "known": ""}
+            found = relay.ask("GET", "calc-progress", fields, patience=options.patience)
+        whole = str(found.get("accept_id"))
+        ids.append(whole if ID.match(whole) and whole.startswith(voice.accept_id) else voice.accept_id)
+    voice.accept_id = ids[0]
+    return ids
+
+
+def cmd_fetch(options, relay, voice):
+    """wait and result: the last exit code that is not 0."""
+    voice.accept_id = options.words[1]                 # that a wait is interrupted changes nothing
+    code, ids = 0, whole_ids(options, relay, voice)
+    for accept_id in wait_for(relay, ids, voice) if options.words[0] == "wait" else ids:
+        voice.accept_id = accept_id
+        to = options.to if len(ids) == 1 else os.path.join(options.to, accept_id)
+        wanted = options.wanted or recall(relay, accept_id, to, options)
+        if options.words[0] == "wait":
+            result = bring(relay, accept_id, to, wanted, voice)
+        else:
+            result = fetch(relay, accept_id, to, wanted, voice, options.patience)
+        code = report(result, to, options, voice) or code
+    return code
+
+
+def cmd_output(options, relay, voice):
+    """output: what the command has written so far; --follow: until it ends."""
+    accept_id, = whole_ids(options, relay, voice)
+    live = Live(accept_id, voice)
+    if relay.v1:
+        raise Stop(EX_USAGE, _("%s: a fielded relay cannot do that") % "output")
+    voice.terminal, stamp = None, ""                   # nothing but the output
+    while True:
+        fields = {"v": 2, "accept_id": accept_id, "wait": WAIT if stamp else 0, "known": stamp}
+        found = relay.ask("GET", "calc-progress", fields, WAIT, patience=None if stamp else options.patience)
+        live.take(relay, found["output"] if isinstance(found.get("output"), list) else [])
+        if not options.follow or found.get("progress") in ("calc end", "getting return", "got return") or not voice.output:
+            return 0
+        relay.at_once, relay.keep_on, stamp = (), True, str(found.get("stamp") or "")
+
+
+def cmd_change(options, relay, voice):
+    """cancel (what is running is stopped by its external computer, where the relay can tell it) and rerun: one line of stdout for each."""
+    ids, word, fields = whole_ids(options, relay, voice), options.words[0], {"v": 2, "force": options.force, "reason": options.reason}
+    for voice.accept_id in ids:
+        try:
+            if word == "cancel":
+                text = cancel(relay, voice.accept_id, options.reason, options.patience)
+            elif relay.v1:
+                raise Stop(EX_USAGE, _("%s: a fielded relay cannot do that") % word)
+            else:
+                relay.ask("POST", word, dict(fields, accept_id=voice.accept_id), patience=options.patience)
+                text = _("allowed once more")
+        except Refused as error:
+            if error.code != 409:
+                raise
+            raise Stop(EX_REFUSED, _("%s: the relay says: %s") % (voice.accept_id, error))
+        print("%s %s" % (voice.accept_id, text))
+
+
+def cmd_status(options, relay, voice):
+    """status: one line of stdout for each."""
+    for voice.accept_id in whole_ids(options, relay, voice):
+        if relay.v1:
+            found = v1_known(relay, voice.accept_id, options.patience)
+        else:
+            found = relay.ask("GET", "calc-progress", {"v": 2, "accept_id": voice.accept_id, "wait": 0, "known": ""}, patience=options.patience)
+        reason = printable(found.get("reason") or "")[:300]
+        if options.json:
+            keys = ("progress", "status", "reason", "queue", "what", "out_of_contact", "exit_code", "signal")
+            print(json_of(dict({key: found.get(key) for key in keys}, accept_id=voice.accept_id)))
+        else:
+            print("%s %s%s" % (voice.accept_id, state_words(found), " (%s)" % reason if reason else ""))
+            voice.warn(found)
+
+
+def cmd_login(options):
+    """A token for a user's password, kept in token_file."""
+    relay, ini = connect(options)
+    return log_in(relay, (options.words[1:] or [""])[0], options.token_file or ini["token_file"])
+
+
+def cmd_check(options):
+    """Looks at this host and the way to the relay; changes nothing. With SITE (and COMMAND): would the relay take such a calculation?"""
+    site, command = (options.words[1:] + ["", ""])[:2]
+    rows = [(None, _("running as root; better as a user of its own"))] if os.geteuid() == 0 else []
+    try:
+        path = find_ini(options.ini, ini_folders(__file__))
+        rows += [look_at_file(path, 0o755)] if path else []
+        ini = read_ini(path, KEYS)["workflow"]
+        for name in (options.token_file or ini["token_file"], ini["client_key"]):
+            rows += [look_at_file(name, 0o600)] if name else []
+        for name in (options.ca_file or ini["ca_file"], ini["client_cert"]):
+            rows += [look_at_file(name, 0o755)] if name else []
+        rows += look_at_disk(os.getcwd(), 0) + [look_at_limits(256)]
+        relay, ini = connect(options)
+        rows += look_at_relay(relay, probes(site, command))
+    except Stop as stop:
+        rows.append((False, str(stop)))
+    return say_findings(rows, options.json)
+
+
+def probes(site, command):
+    """Every call of this side, made so that it does nothing, and what the relay says to it then."""
+    one = {"accept_id": "00000000-0000-4000-8000-000000000000"}
+    info = {"remote-site": site, "command": command or "-", "parameters": "", "parameter_files": {}, "result_files": {}}
+    said = "request_id" if command else "not in the list of site" if site else ""         # it would go on; COMMAND is missing; SITE is
+    return [("GET", "calc-progress", one, "no information"), ("POST", "add-calcinfo", {"calc-info": info}, said),
+            ("GET", "calc-status", one, ""), ("POST", "allow-wait-calc", one, ""), ("GET", "get-calc-result", one, ""), ("POST", "finish", one, ""),
+            ("POST", "cancel-wait-calc", dict(one, stop=True), ""), ("POST", "rerun", one, ""),
+            ("GET", "output", dict(one, stream="out", offset=0), ""), ("GET", "files/%s/result/0" % one["accept_id"], {}, ""),
+            ("POST", "files/%s/input/0?v=2&offset=0" % one["accept_id"], {}, "")]
+
+
+COMMANDS = {"run": cmd_run, "submit": cmd_submit, "wait": cmd_fetch, "result": cmd_fetch, "status": cmd_status, "output": cmd_output,
+            "cancel": cmd_change, "rerun": cmd_change}
+ALONE = {"check": (cmd_check, 2), "login": (cmd_login, 1)}                # words that need no running calculation, and how many words follow
+
+
+# ==== fielded ====
+# A fielded relay ("v1"): the same steps in its words. It knows no request id and no exit code, it forgets everything when it stops, and a
+# result once it was asked for.
+
+def v1_start(relay, order, found, voice, patience):
+    """1 and 2. Registers the calculation, its inputs inside, and lets the external computer have it."""
+    found = [entry for entry in found if not entry[2].endswith("/")]
+    v1_check(relay, order, found, voice)
+    files = add_sums(found, voice)
+    mine = v1_mark(order, files)
+    none = {"content": "", "mimetype1": "", "mimetype2": ""}
+    body = around_files(lambda mark: {"calc-info": {
+        "command": order.command, "remote-site": order.site, "parameters": order.parameters,
+        "parameter_files": {entry[2]: ["", "", ""] if entry[0] == NOTHING else [mark, "application/octet-stream;", "charset=binary"]
+                            for entry in files}, V1_MARK: mine,
+        "result_files": {name: none for name in tuple(order.names) + LOG_NAMES}}},
+        [(entry.path, 0, entry.size, entry.sum256) for entry in files if entry.path != NOTHING])
+    voice.stage(_("sending the inputs"))
+    known = relay.again(lambda: v1_own(relay, mine, voice), patience, NO_TOKEN[1:]) if voice.named else None
+    accept_id = known or v1_register(relay, mine, body, voice, patience)
+    if not ID.match(str(accept_id)):
+        raise Stop(EX_PROTOCOL, _("%s: the relay's answer holds no accept_id") % relay.url)
+    try:
+        v1_allow(relay, accept_id)
+    except BaseException:
+        if not known:
+            v1_take_back(relay, accept_id)
+        raise
+    relay.at_once, relay.keep_on, voice.accept_id = (), True, accept_id
+    remember(relay, accept_id, order)
+    log("info", accept_id, "1 add-calcinfo", site=order.site, command=order.command, inputs=len(files), v=1)
+    log("info", accept_id, "2 allow-wait-calc", files=len(files))
+    voice.say(_("found again (request id %s)") % order.request_id if known else _("registered"))
+
+
+def v1_check(relay, order, found, voice):
+    """What a fielded relay cannot do is refused before anything is registered: 64, or 77 for a file that is too large."""
+    for path, size, name in found:
+        if "/" in name:
+            raise Stop(EX_USAGE, _("nothing was registered; %s: a fielded poller takes no input with a directory (without it: NAME=PATH)") % name)
+    if order.patterns:
+        raise Stop(EX_USAGE, _("nothing was registered; %s: a fielded relay takes no patterns, name each result") % order.patterns[0])
+    if order.parameters and not voice.fielded:
+        raise Stop(EX_USAGE, _("nothing was registered; --param: a fielded poller would run the command without it "
+                               "(BASE_URL SITE TOKEN COMMAND ... sends it all the same)"))
+    check_limits({"max_file": V1_FILE}, found)
+    if voice.named:
+        voice.say(_("warning: a fielded relay forgets a calculation whose result was fetched: with the same --request-id another one is made then"))
+
+
+def v1_mark(order, files):
+    """The text of ours in a calc-info: which request, and what for. A fielded relay keeps it and shows it by get-calcinfo."""
+    import hashlib
+    what = json.dumps([order.site, order.command, order.parameters, order.names, [entry[2:4] for entry in files]])
+    return "%s %s" % (order.request_id, hashlib.sha256(what.encode()).hexdigest())
+
+
+def v1_register(relay, mine, body, voice, patience):
+    """1. add-calcinfo; the accept_id. When an answer was lost it looks first whether the relay has it: a second registration would leave the
+    first one behind, and that blocks the site."""
+    doubt = False                                      # did one go out of which there is no answer?
+
+    def once():
+        nonlocal doubt
+        found = v1_own(relay, mine, voice) if doubt else None
+        if found:
+            return found
+        doubt = True
+        try:
+            return relay.call_v1("POST", "add-calcinfo", {}, body=body).get("accept_id")
+        except Away as error:
+            doubt = error.kind in ("network", "between")
+            raise
+
+    try:
+        return relay.again(once, patience, NO_TOKEN[1:])
+    except (Away, Refused) as error:
+        raise explain(error, relay, registering=True)
+    except ValueError as error:
+        raise Stop(EX_IOERR, _("nothing was registered; an input cannot be sent: %s") % error)
+    except KeyboardInterrupt:
+        try:
+            left = v1_own(relay, mine, voice, 5) if doubt else None
+        except Away:
+            left = None
+        if left:
+            v1_take_back(relay, left)
+        raise
+
+
+def v1_own(relay, mine, voice, timeout=None):
+    """The accept_id of a calculation with our mark, or None; of several the first, the others are taken back. Away. The whole table comes,
+    with all its files: it passes through a directory that is removed again."""
+    import shutil
+    import tempfile
+    folder = tempfile.mkdtemp(prefix="mi-")
+    try:
+        found = relay.call_v1("GET", "get-calcinfo", {}, folder=utf8(folder), timeout=timeout or V1_WAIT)
+        table = {accept_id: entry["calc-info"] for accept_id, entry in found.items() if ID.match(accept_id)}
+        ids = [accept_id for accept_id, info in table.items() if isinstance(info, dict) and info.get(V1_MARK) == mine]
+    except (Refused, ValueError, OSError, AttributeError, KeyError, TypeError) as error:
+        voice.say(_("warning: the relay does not show what it has (%s): if a registration arrived whose answer was lost, it stands in"
+                    " the site's way until the relay forgets it (half an hour)") % error)
+        return None
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    for accept_id in ids[1:]:
+        v1_take_back(relay, accept_id)
+    return ids[0] if ids else None
+
+
+def v1_take_back(relay, accept_id):
+    """A registration that nobody allows would block the site of a fielded relay for 30 minutes."""
+    try:
+        relay.call_v1("POST", "cancel-wait-calc", {"accept_id": accept_id, "delete": "force"}, timeout=5)
+    except (Away, Refused):
+        pass
+
+
+def v1_allow(relay, accept_id):
+    """2. allow-wait-calc; 401 is what its repeat is answered."""
+    try:
+        relay.ask_v1("POST", "allow-wait-calc", {"accept_id": accept_id})
+    except Refused as error:
+        if error.code != 401:
+            raise
+
+
+def v1_state(relay, accept_id, patience=None):
+    """(progress, status) in the words of the wire; (None, why) if the relay does not know it, or no longer."""
+    def word(name):
+        return (str(relay.ask_v1("GET", name, {"accept_id": accept_id}, patience).get("message")).split(":") + [""])[1]
+    try:
+        status = word("calc-status")
+        progress = word("calc-progress")
+        return progress, word("calc-status") if progress == "got return" else status   # both may have changed in between
+    except Refused as error:
+        if error.more.get("why") == "html" or error.code not in (400, "400", "0300"):
+            raise
+        return None, str(error).split(":", 2)[-1]
+
+
+def v1_known(relay, accept_id, patience):
+    """v1_state() as fields of calc-progress. 64 if the relay does not know it."""
+    progress, status = v1_state(relay, accept_id, patience)
+    if progress is None:
+        raise Stop(EX_USAGE, _("%s: the relay does not know it (any longer): %s") % (accept_id, status))
+    return {"progress": progress, "status": status}
+
+
+def v1_cancel(relay, accept_id, patience):
+    """A fielded relay forgets it; it cannot stop what runs."""
+    v1_known(relay, accept_id, patience)
+    relay.ask_v1("POST", "cancel-wait-calc", {"accept_id": accept_id, "delete": "force"}, patience)
+    return _("a fielded relay has forgotten it; what runs on the external computer runs on")
+
+
+def v1_follow(relay, accept_id, voice):
+    """3 to 8 happen elsewhere: asks until the results are at the relay, or the relay has forgotten."""
+    wait, last = 1, None
+    while True:
+        now = v1_state(relay, accept_id)
+        if now[0] is None:
+            return                                     # v1_fetch() says so
+        relay.at_once, relay.keep_on = (), True
+        text = state_words({"progress": now[0], "status": now[1]}, voice.fielded)
+        voice.stage(text)
+        if now != last:
+            log("info", accept_id, "3-8 progress", progress=now[0], status=now[1])
+            voice.say(text)
+        if now[0] == "got return":
+            return
+        relay.pause(wait)
+        wait, last = min(10, wait * 2), now            # the fielded pace is 10 s
+
+
+def v1_fetch(relay, accept_id, to, wanted, voice, patience):
+    """9. The results into the directory `to`; a Result. 75 if they are not there yet, 74 if they cannot be written."""
+    progress, status = v1_state(relay, accept_id, patience)
+    if progress is None:
+        return v1_lost(accept_id, status)
+    if progress != "got return":
+        raise Stop(EX_TEMPFAIL, _("%s: there is no result yet (%s)") % (accept_id, state_words({"progress": progress, "status": status})))
+    folder, stage = v1_place(to, accept_id, wanted)
+    try:
+        files = v1_get(relay, accept_id, stage, voice)
+    except (Refused, Stop) as error:
+        folder.close(True)
+        if isinstance(error, Stop):
+            raise
+        return v1_lost(accept_id, error)
+    try:
+        names = v1_names(files, wanted)
+        stored, missing = v1_store(files, names, stage, folder)
+        folder.close(done=not any(os.path.lexists(folder.part(number)) for number in range(len(names))))
+    except OSError as error:
+        raise Stop(EX_IOERR, _("%s: %s: %s; the relay has forgotten the result, what came is in %s") % (
+            accept_id, (error.filename or b"").decode("utf-8", "replace"), error.strerror, stage.decode("utf-8", "replace")))
+    log("info", accept_id, "9 get-calc-result", files=len(stored), missing=len(missing), status=status)
+    if status == "completed":
+        return Result(accept_id, EX_DATA if missing else 0, status, "", stored, missing, {}, "workflow" if missing else "command")
+    known = "".join("; %s: %s" % pair for pair in sorted(missing.items())[:1])            # why it did not even start, perhaps
+    return Result(accept_id, V1_ABNORMAL, "abnormal", _("a fielded relay does not tell the command's own exit code") + known,
+                  stored, missing, {}, "relay")
+
+
+def v1_lost(accept_id, text):
+    """The Result of a calculation that the relay knows no longer."""
+    reason = _("a fielded relay forgets all when it stops, and a result once it was asked for: %s") % text
+    return Result(accept_id, LOST[0], "abnormal", reason, [], {}, {}, LOST[1])
+
+
+def v1_place(to, accept_id, wanted):
+    """(Target, an empty directory in it for what arrives). 74 if a result could not be put in its place: it can be fetched only once."""
+    folder = None
+    try:
+        folder = Target(to, accept_id, wanted.agreed)
+        for name in tuple(wanted.names) + LOG_NAMES:
+            folder.allow(utf8(name))
+        stage = folder.part(b"v1")
+        os.makedirs(stage, 0o700, exist_ok=True)
+        v1_empty(stage)
+    except (OSError, NotStored) as error:
+        if folder is not None:
+            folder.close(True)
+        name = getattr(error, "name", getattr(error, "filename", None)) or utf8(to)
+        raise Stop(EX_IOERR, "%s: %s: %s" % (accept_id, name.decode("utf-8", "replace"), getattr(error, "strerror", None) or error))
+    return folder, stage
+
+
+def v1_empty(stage):
+    """Removes what is in it."""
+    for name in os.listdir(stage):
+        os.unlink(os.path.join(stage, name))
+
+
+def v1_get(relay, accept_id, stage, voice):
+    """9. get-calc-result into stage: {NAME: entry}. A fielded relay answers it once; Refused is what it says afterwards."""
+    def once():
+        v1_empty(stage)
+        return relay.call_v1("GET", "get-calc-result", {"accept_id": accept_id}, folder=stage, moved=voice.moved)
+
+    gone = _("; a fielded relay gives a result once: it cannot be asked for again")
+    try:
+        found = relay.again(once, None, NO_TOKEN[1:])
+        files = found["result-info"]["result_files"]
+        if not isinstance(files, dict):
+            raise ValueError(_("the relay's answer holds no proper result"))
+        return files
+    except (KeyError, TypeError):
+        code, why = EX_PROTOCOL, _("the relay's answer holds no proper result")
+    except ValueError as error:
+        code, why = EX_PROTOCOL, error
+    except OSError as error:
+        code, why = EX_IOERR, error.strerror
+    except KeyboardInterrupt as leaving:
+        code, why = EX_TEMPFAIL if leaving.args else EX_INTERRUPT, _("interrupted")
+    raise Stop(code, "%s: %s%s" % (accept_id, why, gone))
+
+
+def v1_store(files, names, stage, folder):
+    """9. Gives the declared results their names: (names stored, {missing: why}). What was not declared is left."""
+    stored, missing = [], {}
+    for number, name in enumerate(names):
+        entry = files.get(name)
+        try:
+            if not isinstance(entry, dict):
+                raise ValueError(_("is not there"))
+            if entry.get("mimetype1") == "Error":
+                raise ValueError(printable(entry.get("mimetype2"))[:1000])
+            os.rename(as_blob(entry.get("content"), os.path.join(stage, b"x%d" % number)).path, folder.part(number))
+            folder.store(number, name, None)
+            stored.append(name)
+        except ValueError as error:
+            missing[name] = str(error)
+        except NotStored as error:                     # the relay has forgotten it: it stays
+            missing[name] = "%s (%s)" % (error, shown_path(os.path.realpath(folder.part(number))))
+    return stored, {name: why for name, why in missing.items() if name not in LOG_NAMES}
+
+
+def v1_names(files, wanted):
+    """What was declared by name, the logs, and those of the relay's names that were declared by pattern, if they may be."""
+    names, is_wanted = list(wanted.names) + list(LOG_NAMES), declared(wanted.names, wanted.patterns)
+    for name in files:
+        try:
+            if is_wanted(check_name(name)) and name not in names:
+                names.append(name)
+        except ValueError:
+            pass
+    return names
+
+
+# ==== shared: store ====
+# The one way in which results get into a directory of this side. What arrives grows in .mi-ID/ inside that directory, which one process at a
+# time holds; it gets its name, by a rename, when it is whole and its sum is right. Nothing is written through a link below the target. What
+# is there already is replaced only if it is this calculation's, or was there before it and its replacement was agreed.
+STAGE = re.compile(rb"\.mi-[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.I)              # the names that such directories begin with
+ZEROS, HOLE = bytes(1 << 16), 1 << 16                  # runs of so many zero bytes are not written but left out
+OWN_NAMES = {b"mi_dicomapi.py", b"mi_system_wf.py", b"mi_system_remote.py", b"execute_remote_command.py", b"sitecustomize.py", b"usercustomize.py",
+             b"execute_remote_side_program_ssh.sample.sh", b"mi_distributed_computing_assist.ini", b"__pycache__"}
+
+
+class NotStored(Exception):
+    """A result that is not put there: its name (bytes) and why. What is there is as it was."""
+
+    def __init__(self, name, why):
+        Exception.__init__(self, why)
+        self.name = name
+
+
+class Target:
+    """The directory `to`, for the results of the calculation `ident`. Safe for threads. Stop 75 if another process is at it.
+
+    agreed: may what is there and is not of this calculation be replaced at all? began: nanoseconds of this file system's clock; what was
+    changed there since is not replaced (None: there is no telling), but for the names `always`. sync: each file goes to the disk by itself."""
+
+    def __init__(self, to, ident, agreed=True, began=None, always=(), sync=True):
+        self.path, self.ident = os.path.abspath(to if isinstance(to, bytes) else utf8(to)), ident
+        self.agreed, self.began, self.always, self.sync = agreed, began, always, sync
+        self.stack = []                                # the open directories (name, descriptor) down to where the last result went
+        self.ours = {}                                 # {(device, inode): name} of what this process has stored
+        self.lost = set()                              # what this file system does not keep: "x" (executable), "times"
+        self.busy = threading.RLock()
+        os.makedirs(self.path, exist_ok=True)
+        self.top = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
+        self.guarded, self.trusted = self.holds_own_files(), self.trusted_places()
+        self.stage_name = b".mi-" + utf8(ident)
+        while not self.hold():
+            pass
+        self.parts = b"/proc/%d/fd/%d" % (os.getpid(), self.stage)     # else who may write to the target could put a link in place of .mi-ID/
+        if not os.path.isdir(self.parts):
+            self.parts = os.path.join(self.path, self.stage_name)
+        self.noted = self.read_notes()                 # {name: (inode, size, mtime)} of what this calculation has stored before
+
+    def hold(self):
+        """Makes and locks .mi-ID/. False: another process was just done with it; once more."""
+        import fcntl
+        opened = []
+        try:
+            opened += [self.stage_at(self.stage_name)]
+            opened += [os.open(b"lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600, dir_fd=opened[0])]
+            try:
+                fcntl.flock(opened[1], fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                if error.errno in (errno.EAGAIN, errno.EACCES):
+                    raise Stop(EX_TEMPFAIL, _("%s: another program is putting results of %s there; try again when it has ended") % (
+                        shown_path(self.path), self.ident))
+                log("warn", self.ident, "store", to=shown_path(self.path), why="this file system knows no locks: what is half here is fetched anew")
+                os.unlink(b"lock", dir_fd=opened[0])
+                self.stage_name += b"." + os.urandom(8).hex().encode()         # nobody else's, then
+                opened += [self.stage_at(self.stage_name)]
+            else:
+                if os.stat(b"lock", dir_fd=opened[0]).st_ino != os.fstat(opened[1]).st_ino:
+                    raise FileNotFoundError
+            self.stage = opened.pop(2 if opened[2:] else 0)
+            self.lock = opened.pop()                   # open as long as this is
+            return True
+        except FileNotFoundError:
+            return False
+        finally:
+            for fd in opened:
+                os.close(fd)
+
+    def stage_at(self, name):
+        """A descriptor of the directory of parts, made where it is not there; of this user's, or of the target's owner (who may do all there)."""
+        try:
+            os.mkdir(name, 0o700, dir_fd=self.top)
+        except FileExistsError:
+            pass
+        fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=self.top)
+        if os.fstat(fd).st_uid in (os.geteuid(), os.fstat(self.top).st_uid):
+            return fd
+        os.close(fd)
+        raise PermissionError(errno.EPERM, _("belongs to another user"), os.path.join(self.path, name))
+
+    def now(self):
+        """This file system's clock, in nanoseconds."""
+        return os.fstat(self.stage).st_ctime_ns
+
+    def read_notes(self):
+        """What the file `stored` says, which is opened for more of it."""
+        self.notes, found = os.open(b"stored", os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o600, dir_fd=self.stage), {}
+        with open(self.notes, "rb", closefd=False) as rows:
+            for row in rows:
+                words = row[:-1].split(b" ", 3)
+                if row.endswith(b"\n") and len(words) == 4 and all(word.lstrip(b"-").isdigit() for word in words[:3]):
+                    found[words[3]] = tuple(map(int, words[:3]))
+        return found
+
+    def holds_own_files(self):
+        """Do this program, or the user's ini, lie in the target or below it?"""
+        above = os.path.realpath(self.path).rstrip(b"/") + b"/"
+        places = (os.path.dirname(os.path.abspath(__file__)), os.path.dirname(os.path.realpath(__file__)), os.path.expanduser("~/.config"))
+        return any((os.path.realpath(utf8(place)) + b"/").startswith(above) for place in places)
+
+    def trusted_places(self):
+        """How names begin (bytes) of what this user's programs are started from or set up by: what has a dot in front in the home directory
+        (.bashrc, .ssh/ ...), and the directories of PATH."""
+        top = os.path.realpath(self.path).rstrip(b"/") + b"/"
+        places = [os.path.realpath(utf8(place)) + b"/" for place in os.environ.get("PATH", "").split(":") if place[:1] == "/"]
+        places = [place for place in places if place != top] + [os.path.realpath(os.path.expanduser(b"~")) + b"/."]
+        return tuple(place[len(top):].lower() for place in places if place.startswith(top))
+
+    def check(self, name):
+        """NotStored for a name (bytes) that results may not have here."""
+        lower = name.lower()
+        if lower.startswith(self.trusted):
+            raise NotStored(name, _("programs of this host are started from there, or set up by it; take another --to"))
+        if lower.startswith(b".mi-") and (STAGE.match(name) or lower.startswith(b".mi-" + utf8(self.ident).lower())):
+            raise NotStored(name, _("a name that is kept for what arrives"))
+        parts = lower.split(b"/")
+        own = parts[-1] in OWN_NAMES or b"__pycache__" in parts or parts[-1].endswith((b".pth", b".pyc", b".pyo"))
+        if self.guarded and (own or self.is_program(name)):
+            raise NotStored(name, _("a name of this program's own files or of Python's start, and this program lies there; take another --to"))
+
+    def allow(self, name):
+        """NotStored (or OSError) if a result with this name (bytes) must not be put there: to be asked before it is fetched."""
+        self.check(name)
+        *above, leaf = name.split(b"/")
+        try:
+            with self.busy:
+                self.may_replace(self.folder(above), leaf, name)
+        except OSError as error:
+            raise in_the_way(error, name)
+
+    def is_program(self, name):
+        """Is it this very program's place?"""
+        return os.path.realpath(os.path.join(self.path, name)) == os.path.realpath(utf8(os.path.abspath(__file__)))
+
+    def part(self, key):
+        """The path at which the result with this key (a number, or bytes) grows."""
+        return os.path.join(self.parts, key if isinstance(key, bytes) else b"%d" % key)
+
+    def folder(self, parts):
+        """A descriptor of the directory `parts` below the top, made where it is not there. (Results come in order: the last stay open.)"""
+        same = 0
+        while same < min(len(parts), len(self.stack)) and parts[same] == self.stack[same][0]:
+            same += 1
+        self.shut(same)
+        for part in parts[same:]:
+            above = self.stack[-1][1] if self.stack else self.top
+            try:
+                os.mkdir(part, dir_fd=above)
+            except FileExistsError:
+                pass
+            self.stack.append((part, os.open(part, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=above)))
+        return self.stack[-1][1] if self.stack else self.top
+
+    def shut(self, keep):
+        """Closes the open directories below the first `keep`."""
+        while len(self.stack) > keep:
+            fd = self.stack.pop()[1]
+            if self.sync:
+                self.attempt("", os.fsync, fd)
+            os.close(fd)
+
+    def attempt(self, what, act, *words, **more):
+        """act(), which a file system may refuse; what it then does not keep is noted."""
+        try:
+            act(*words, **more)
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
+                raise
+            self.lost.add(what)
+
+    def store(self, key, name, data=None, x=False, mtime=None):
+        """Gives a verified result its name (bytes, or text). data: its bytes, or None if they are in part(key). x: its owner may execute it.
+        mtime: nanoseconds, or None. NotStored if it must not be put there."""
+        self.place(key, name if isinstance(name, bytes) else utf8(name), self.write(key, data, x, mtime))
+
+    def write(self, key, data, x, mtime):
+        """A whole part: with data in it (None: it is there), executable or not, with its time. Its os.stat_result."""
+        fd = self.written(key if isinstance(key, bytes) else b"%d" % key, data, x)
+        try:
+            if mtime is not None:
+                mtime = max(-2 ** 63, min(mtime, 2 ** 63 - 1))         # as near as it can be told
+                self.attempt("times", os.utime, fd, ns=(mtime, mtime))
+            info = os.fstat(fd)
+            if x != bool(info.st_mode & 0o100):        # who may read it may execute it, or nobody
+                self.attempt("x" if x else "", os.fchmod, fd, info.st_mode & 0o666 | ((info.st_mode & 0o444) >> 2 if x else 0))
+            if self.sync:
+                os.fsync(fd)
+            return info
+        finally:
+            os.close(fd)
+
+    def written(self, key, data, x):
+        """A descriptor of the part with this key, with data in it (None: as it is)."""
+        if data is None:
+            return os.open(key, os.O_RDONLY | os.O_NOFOLLOW, dir_fd=self.stage)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
+        try:
+            fd = os.open(key, flags, 0o777 if x else 0o666, dir_fd=self.stage)         # the umask does the rest
+        except FileExistsError:                        # of a process that was killed
+            os.unlink(key, dir_fd=self.stage)
+            fd = os.open(key, flags, 0o777 if x else 0o666, dir_fd=self.stage)
+        try:
+            if len(data) >= HOLE:
+                write_sparse(fd, memoryview(data), 0)
+                os.ftruncate(fd, len(data))
+            elif data and os.write(fd, data) != len(data):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), key)
+        except BaseException:
+            os.close(fd)
+            raise
+        return fd
+
+    def place(self, key, name, info):
+        """Gives the whole part its name (bytes). info: what write() returned. NotStored if it must not be put there."""
+        self.check(name)
+        fault("part written")
+        *above, leaf = name.split(b"/")
+        try:
+            with self.busy:
+                folder = self.folder(above)
+                self.may_replace(folder, leaf, name)
+                if not self.agreed or self.began is not None:          # before: killed now, it is ours
+                    os.write(self.notes, b"%d %d %d %s\n" % (info.st_ino, info.st_size, info.st_mtime_ns, name))
+                os.rename(key if isinstance(key, bytes) else b"%d" % key, leaf, src_dir_fd=self.stage, dst_dir_fd=folder)
+                self.ours[info.st_dev, info.st_ino] = name
+        except OSError as error:                       # its own message would name the part
+            raise in_the_way(error, name)
+        fault("stored")
+
+    def stored(self):
+        """The names (bytes) of all that this process has stored."""
+        return set(self.ours.values())
+
+    def may_replace(self, folder, leaf, name):
+        """NotStored, or OSError, if what is at that name must stay."""
+        try:
+            info = os.stat(leaf, dir_fd=folder, follow_symlinks=False)
+        except FileNotFoundError:
+            return
+        twin = self.ours.get((info.st_dev, info.st_ino), name)
+        if twin != name and alike(twin) == alike(name):
+            raise NotStored(name, _("this file system takes its name and that of another result for one (%s)") % shown_path(twin))
+        if stat.S_ISDIR(info.st_mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        if (info.st_dev, info.st_ino) in self.ours or self.noted.get(name) == (info.st_ino, info.st_size, info.st_mtime_ns):
+            return
+        if not self.agreed:
+            raise NotStored(name, _("is there already, and not of this calculation; --to DIR or --out NAME agrees to its being replaced"))
+        if self.began is not None and info.st_ctime_ns > self.began:
+            if name not in self.always:
+                raise NotStored(name, _("was changed here while the calculation ran, and is left as it is"))
+            log("warn", self.ident, "store", replaced=shown_path(name), why="another program wrote it here while the calculation ran")
+
+    def make(self, name, mtime=None):
+        """An empty directory (name without /), unless it is there."""
+        name = name if isinstance(name, bytes) else utf8(name)
+        self.check(name)
+        with self.busy:
+            try:
+                fd = self.folder(name.split(b"/"))
+            except OSError as error:
+                raise in_the_way(error, name)
+            if mtime is not None:
+                self.attempt("times", os.utime, fd, ns=(mtime, mtime))
+
+    def open(self, name):
+        """A descriptor of what is at that name (bytes), if it is a file and reached through no link; OSError otherwise."""
+        *above, leaf = name.split(b"/")
+        with self.busy:
+            fd = os.open(leaf, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=self.folder(above))
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            os.close(fd)
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL), name)
+        return fd
+
+    def has(self, name, size, sum256):
+        """Is this very result there already, by its sum? (A module that was killed while it fetched asks again.)"""
+        import hashlib
+        digest = hashlib.sha256()
+        try:
+            with open(self.open(utf8(name)), "rb", 0) as source:
+                if os.fstat(source.fileno()).st_size != size:
+                    return False
+                for data in iter(lambda: source.read(1 << 18), b""):
+                    digest.update(data)
+        except OSError:
+            return False
+        return digest.hexdigest() == sum256
+
+    def drop(self, key):
+        """Removes the part with this key, if there is one."""
+        try:
+            os.unlink(self.part(key))
+        except FileNotFoundError:
+            pass
+
+    def settle(self):
+        """All that was stored is on the disk when this returns."""
+        with self.busy:
+            self.shut(0)
+            if self.sync:
+                self.attempt("", os.fsync, self.top)
+            else:
+                os.sync()
+
+    def close(self, done):
+        """The end, on the disk. done: the parts and the notes are needed no more."""
+        self.settle()
+        lost = " ".join(sorted(self.lost - {""}))
+        if lost:
+            log("warn", self.ident, "store", to=shown_path(self.path), why="this file system does not keep: " + lost)
+        if done or not os.fstat(self.notes).st_size and set(os.listdir(self.stage)) <= {"lock", "stored"}:
+            self.clear()
+        for fd in (self.notes, self.lock, self.stage, self.top):
+            os.close(fd)
+
+    def clear(self):
+        """Removes .mi-ID/ (the lock last: whoever opens it from now on finds that it is no longer there)."""
+        import shutil
+        names = os.listdir(self.stage)
+        for name in sorted(names, key=lambda name: name == "lock"):
+            path = self.part(os.fsencode(name))
+            shutil.rmtree(path, ignore_errors=True) if os.path.isdir(path) else os.unlink(path)
+        try:
+            os.rmdir(self.stage_name, dir_fd=self.top)
+        except OSError:                                # another process is in it already
+            pass
+
+
+def shown_path(path):
+    """A path in bytes, for people."""
+    return printable(path.decode("utf-8", "replace"))
+
+
+def in_the_way(error, name):
+    """The OSError that names the result instead of what the system was at."""
+    found = error.errno in (errno.ELOOP, errno.ENOTDIR, errno.EISDIR)
+    return OSError(error.errno, _("a directory or a symbolic link is in its way") if found else error.strerror, name)
+
+
+def alike(name):
+    """name (bytes) as file systems see it that know no case and one way of writing an accent."""
+    import unicodedata
+    return unicodedata.normalize("NFC", name.decode("utf-8", "replace").casefold())
+
+
+def write_sparse(fd, view, at):
+    """Writes view at that offset; runs of zeros where the file is a hole are left out (its owner gives it its length at the end)."""
+    for first in range(0, len(view), HOLE):
+        piece = view[first:first + HOLE]
+        if not piece[0] and not piece[-1] and bytes(piece) == ZEROS[:len(piece)] and is_hole(fd, at + first, len(piece)):
+            continue
+        while len(piece):
+            written = os.pwrite(fd, piece, at + first)
+            piece, first = piece[written:], first + written
+
+
+def is_hole(fd, at, size):
+    """Are these bytes of the file a hole (or behind its end)?"""
+    try:
+        return os.lseek(fd, at, os.SEEK_DATA) >= at + size
+    except OSError as error:
+        return error.errno == errno.ENXIO
 # ==== end shared ====
+
 
 # ==== shared: names ====
 # File names of a calculation. Checked by every receiver: whoever sends them may be hostile.
@@ -487,299 +2204,6 @@ def declared(names, patterns):
     return lambda name: parts_of(name) in wanted or name in asked or any(one.match("/".join(parts_of(name))) for one in found)
 # ==== end shared ====
 
-# ==== shared: check ====
-# What `check` says: rows of (True: OK, None: WARN, False: FAIL; a text that says what to do). It looks at things as they are, and changes none.
-NOT_FOR_LONG = ("tmpfs", "ramfs", "devtmpfs")
-CLEANERS = ("/etc/tmpfiles.d", "/run/tmpfiles.d", "/usr/lib/tmpfiles.d")           # of two files of one name, the first counts
-INSPECTORS = re.compile(r"zscaler|netskope|fortinet|fortigate|palo ?alto|blue ?coat|symantec web|umbrella|forcepoint|mcafee|trellix|sophos|"
-                        r"check ?point|watchguard|barracuda|i-filter|digital arts|squid|mitmproxy|inspection|proxy|kaspersky|eset", re.I)
-
-
-def say_findings(rows, as_json):
-    """Prints the rows; 0, or 78 if one of them is a FAIL."""
-    words = {True: "OK", None: "WARN", False: "FAIL"}
-    if as_json:
-        print(json.dumps([{"level": words[good], "text": printable(text)} for good, text in rows], ensure_ascii=False))
-    for good, text in rows if not as_json else ():
-        print("%-5s %s" % (words[good], printable(text)))
-    return EX_CONFIG if any(good is False for good, text in rows) else 0
-
-
-def look_at_file(path, mode):
-    """A row: is it there, whose is it, and has it no more than mode (0o600, 0o755 ...)?"""
-    try:
-        info = os.stat(utf8(path))
-    except OSError as error:
-        return False, "%s: %s" % (path, error.strerror)
-    have = info.st_mode & 0o7777
-    if info.st_uid not in (0, os.geteuid()):
-        return False, _("%s: belongs to uid %d; give it to this user (chown)") % (path, info.st_uid)
-    if have & 0o777 & ~mode:
-        return False, _("%s: mode %04o lets others in; type: chmod %o %s") % (path, have, mode & have, path)
-    return True, _("%s: mode %04o, owner uid %d") % (path, have, info.st_uid)
-
-
-def mount_of(path):
-    """(mount point, type, options) of the file system that holds path."""
-    best = ("/", "?", "")
-    with open("/proc/self/mounts", "rb") as text:
-        for line in text:
-            words = [word.decode("unicode_escape").encode("latin-1") for word in line.split()[:4]]
-            if (os.fsencode(path) + b"/").startswith(words[1].rstrip(b"/") + b"/") and len(words[1]) >= len(os.fsencode(best[0])):
-                best = os.fsdecode(words[1]), os.fsdecode(words[2]), os.fsdecode(words[3])
-    return best
-
-
-def cleaner_of(path):
-    """What removes old files below path (a line of tmpfiles.d, a cron job), or None."""
-    seen, found, kept = set(), None, False
-    for folder in CLEANERS:
-        for name in sorted(os.listdir(folder)) if os.path.isdir(folder) else ():
-            if not name.endswith(".conf") or name in seen:
-                continue
-            seen.add(name)
-            with open(os.path.join(folder, name), encoding="utf-8", errors="replace") as text:
-                for words in (line.split() for line in text):
-                    if len(words) > 1 and (path + "/").startswith(words[1].rstrip("/*") + "/") and words[1] != "/":
-                        kept = kept or words[0][0] in "xX"
-                        if words[0][0] in "dDevqQ" and len(words) > 5 and words[5] != "-":
-                            found = "%s: %s" % (os.path.join(folder, name), " ".join(words))
-    for job in ("/etc/cron.daily/tmpwatch", "/etc/cron.daily/tmpreaper"):
-        if os.path.exists(job) and re.match(r"/(var/)?tmp(/|\Z)", path):
-            found = found or job
-    return None if kept else found
-
-
-def look_at_disk(path, keep, local=False):
-    """Rows about the file system of a folder that must last. keep: bytes, or a share, that shall stay free; local: no network file system."""
-    path, rows = os.path.realpath(path), []
-    while not os.path.exists(path):
-        path = os.path.dirname(path)
-    point, kind, options = mount_of(path)
-    disk = os.statvfs(path)
-    free, least = disk.f_bavail * disk.f_frsize, keep * disk.f_blocks * disk.f_frsize if isinstance(keep, float) else keep
-    text = _("%s: %.1f GB free on %s (%s)") % (path, free / 1e9, point, kind)
-    rows.append((True, text) if free > least else (False, text + _("; less than the %.1f GB that are to stay free: make room") % (least / 1e9)))
-    if kind in NOT_FOR_LONG:
-        text = _("%s: in memory (%s): a reboot empties it, and what was not delivered is lost; use a directory on a disk")
-        rows.append((None, text % (path, kind)))
-    if local and re.match(r"nfs|cifs|smb|fuse\.sshfs|lustre|gpfs|beegfs|9p", kind):
-        rows.append((False, _("%s: on a network file system (%s); use a local disk") % (path, kind)))
-    cleaner = cleaner_of(path)
-    if cleaner:
-        rows.append((None, _("%s: old files are removed there (%s); use another directory, or except this one") % (path, cleaner)))
-    if "noexec" in options.split(","):
-        rows.append((None, _("%s: mounted noexec: a command that is built or copied there does not run") % path))
-    return rows
-
-
-def look_at_limits(wanted):
-    """A row: may this process open so many files?"""
-    import resource
-    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    most = "-" if hard == resource.RLIM_INFINITY else str(hard)
-    if hard == resource.RLIM_INFINITY or hard >= wanted:
-        return True, _("open files: limit %s, wanted %d") % (most, wanted)
-    return False, _("open files: limit %s, wanted %d; raise it (LimitNOFILE in the unit, or ulimit -n)") % (most, wanted)
-
-
-def no_core_dump():
-    """A core dump of this process would hold its token. What it starts may raise the limit again (ulimit -S -c)."""
-    import resource
-    resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
-
-
-def name_in(part):
-    """The readable part of a certificate's subject or issuer."""
-    words = {key: value for group in part for key, value in group}
-    return ", ".join(words[key] for key in ("commonName", "organizationName") if key in words) or "-"
-
-
-def look_at_certificate(found, where):
-    """A row about a certificate as the ssl module tells it: whose, by whom, how long."""
-    left = (ssl.cert_time_to_seconds(found["notAfter"]) - time.time()) / 86400
-    text = _("%s: certificate of %s, issued by %s, %d days left") % (where, name_in(found["subject"]), name_in(found["issuer"]), left)
-    if ssl.cert_time_to_seconds(found["notBefore"]) > time.time():
-        return False, text + _("; it is not valid yet: is a clock wrong?")
-    if left < 21:
-        return (None if left > 0 else False), text + _("; renew it")
-    return True, text
-# ==== end shared ====
-
-# ==== shared: stream ====
-# Fielded bodies hold whole files as base64 in JSON. They are read and written as streams: memory does not grow with the files.
-BIG = 64 << 10                 # bytes: longer strings of a fielded body are base64 of a file and go straight into one
-MANY = 1 << 20                 # bytes: beyond so much that is kept, every string of more than FEW_BYTES where a file's content stands does
-FEW_BYTES = 256
-CONTENT = re.compile(rb'(?:\[|"content"\s*:)\s*"\Z')                        # what stands before a file's content
-ALPHABET = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
-END_OF_STRING = re.compile(rb'[^"\\]*(?:\\.[^"\\]*)*"', re.S)
-Blob = collections.namedtuple("Blob", "path size sha256")                    # a file that came inside a fielded body
-
-
-class BodyReader:
-    """A fielded JSON body as a stream: its long strings go through base64 into files in folder (bytes); the rest, at most `most` bytes,
-    is for parse(bytes). views: an iterator of the body's bytes as they arrive. ValueError for anything that is not as it should be."""
-
-    def __init__(self, views, folder, parse, most):
-        self.views, self.folder, self.parse_rest, self.most = views, folder, parse, most
-        self.blobs, self.nonce = {}, os.urandom(8).hex()
-        self.data, self.at = b"", 0
-
-    def more(self):
-        """Takes the next part of the body behind what is not yet read. False at the end."""
-        view = next(self.views, None)
-        if view is None:
-            return False
-        self.data, self.at = self.data[self.at:] + bytes(view), 0
-        return True
-
-    def parse(self):
-        """The body as an object in which long strings are Blobs. ValueError for anything that is not as it should be."""
-        kept = bytearray()
-        while True:
-            quote = self.data.find(b'"', self.at)
-            kept += self.data[self.at:quote + 1 if quote >= 0 else len(self.data)]
-            self.at = quote + 1 if quote >= 0 else len(self.data)
-            if len(kept) > self.most:
-                raise ValueError("more than %d bytes beside the files" % self.most)
-            if quote >= 0:
-                kept += self.string(BIG if len(kept) < MANY or not CONTENT.search(kept, len(kept) - 40) else FEW_BYTES)
-            elif not self.more():
-                break
-        return self.put_in(self.parse_rest(bytes(kept)))
-
-    def string(self, most):
-        """The rest of a string, after its opening quote: as it is, or, if it is longer than most bytes, the mark of the Blob that it became."""
-        while True:
-            end = END_OF_STRING.match(self.data, self.at)
-            if end and end.end() - self.at <= most:
-                text, self.at = self.data[self.at:end.end()], end.end()
-                if self.nonce.encode() in text:
-                    raise ValueError("a string that cannot be")
-                return text
-            if end or len(self.data) - self.at > most:
-                mark = "%s:%d" % (self.nonce, len(self.blobs))
-                self.blobs[mark] = self.blob(os.path.join(self.folder, b"%06d" % len(self.blobs)))
-                return mark.encode() + b'"'
-            if not self.more():
-                raise ValueError("the body ends within a string")
-
-    def blob(self, path):
-        """The rest of a long string, decoded into the file at path."""
-        import hashlib
-        total, carry, padded, digest = 0, b"", False, hashlib.sha256()
-        with open(path, "xb", buffering=0) as out:
-            while True:
-                end = self.data.find(b'"', self.at)
-                piece, last = self.data[self.at:end if end >= 0 else len(self.data)], end >= 0
-                cut = piece.find(b"\\", max(0, len(piece) - 6)) if not last else -1
-                if cut >= 0:                           # an escape may be cut in two
-                    piece = piece[:cut]
-                self.at += len(piece) + (1 if last else 0)
-                piece = carry + (unescape(piece) if b"\\" in piece else piece)
-                whole = len(piece) if last else len(piece) & ~3
-                piece, carry = piece[:whole], piece[whole:]
-                if piece:
-                    rest = piece.translate(None, ALPHABET)
-                    if padded or len(piece) % 4 or rest.strip(b"=") or len(rest) > 2 or not piece.endswith(rest):
-                        raise ValueError("a file's content is not base64")
-                    padded, data = bool(rest), binascii.a2b_base64(piece)
-                    if out.write(data) != len(data):
-                        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-                    digest.update(data)
-                    total += len(data)
-                if last:
-                    os.fsync(out.fileno())
-                    return Blob(path, total, digest.hexdigest())
-                if not self.more():
-                    raise ValueError("the body ends within a string")
-
-    def put_in(self, found):
-        """found with the marks replaced by their Blobs."""
-        if isinstance(found, str):
-            return self.blobs.get(found, found)
-        if isinstance(found, list):
-            return [self.put_in(part) for part in found]
-        if isinstance(found, dict):
-            if any(key in self.blobs for key in found):
-                raise ValueError("a name that is too long")
-            return collections.OrderedDict((key, self.put_in(part)) for key, part in found.items())
-        return found
-
-
-def unescape(piece):
-    """JSON's escapes in a part of a base64 string; line ends are dropped."""
-    try:
-        return json.loads('"%s"' % piece.decode("ascii")).encode("ascii").replace(b"\r", b"").replace(b"\n", b"")
-    except ValueError:
-        raise ValueError("a file's content is not base64")
-
-
-def as_blob(content, path):
-    """A file's content as it stands in a fielded body (base64 text, or a Blob already) as a Blob at path."""
-    if isinstance(content, Blob):
-        os.rename(content.path, path)
-        return content._replace(path=path)
-    if not isinstance(content, str):
-        raise ValueError("a file's content is not a text")
-    import base64
-    import hashlib
-    try:
-        data = base64.b64decode(content.replace("\n", "").replace("\r", "").encode("ascii"), validate=True)
-    except ValueError:
-        raise ValueError("a file's content is not base64")
-    with open(path, "xb") as out:
-        out.write(data)
-        out.flush()
-        os.fsync(out.fileno())
-    return Blob(path, len(data), hashlib.sha256(data).hexdigest())
-
-
-def opened(path):
-    """A file to read, at path (bytes), or what an object in its place opens: whoever declared it may have more to say of its bytes."""
-    return path.open() if hasattr(path, "open") else open(path, "rb", buffering=0)
-
-
-def base64_of(path, at, left, sum256=""):
-    """A part of a file (bytes path) as chunks of base64. ValueError if it became shorter, or is not what sum256 says."""
-    import hashlib
-    digest = hashlib.sha256()
-    buffer = memoryview(bytearray(min(192 << 10, left) or 1))                 # a multiple of 3
-    with opened(path) as source:
-        source.seek(at)
-        while left:
-            filled, want = 0, min(left, len(buffer))
-            while filled < want:
-                count = source.readinto(buffer[filled:want])
-                if not count:
-                    raise ValueError("%s became shorter while it was sent" % path.decode("utf-8", "replace"))
-                filled += count
-            left -= want
-            if sum256:
-                digest.update(buffer[:want])
-                if not left and digest.hexdigest() != sum256:         # before the last chunk: it must not arrive in full
-                    raise ValueError("%s changed while it was sent" % path.decode("utf-8", "replace"))
-            yield binascii.b2a_base64(buffer[:want], newline=False)
-
-
-def around_files(found, files):
-    """JSON with files inside: found(mark) makes an object in which mark stands once for each of files [(path, place, size)], in their order;
-    with a sha256 behind size, a file that is another one is not sent to its end (ValueError).
-    Returns (the body's length, a function that gives its chunks)."""
-    nonce = os.urandom(8).hex()
-    texts = json.dumps(found(nonce), ensure_ascii=False).encode("utf-8", "replace").split(nonce.encode())
-    length = sum(len(text) for text in texts) + sum((entry[2] + 2) // 3 * 4 for entry in files)
-
-    def chunks():
-        for number, text in enumerate(texts):
-            yield text
-            if number < len(files):
-                for chunk in base64_of(*files[number]):
-                    yield chunk
-
-    return length, chunks
-# ==== end shared ====
 
 # ==== shared: wire ====
 # The relay's client: one keep-alive connection, JSON calls, files in pieces and packs. Redirects are never followed.
@@ -1593,6 +3017,183 @@ def packed(files):
 
 # ==== end shared ====
 
+
+# ==== shared: stream ====
+# Fielded bodies hold whole files as base64 in JSON. They are read and written as streams: memory does not grow with the files.
+BIG = 64 << 10                 # bytes: longer strings of a fielded body are base64 of a file and go straight into one
+MANY = 1 << 20                 # bytes: beyond so much that is kept, every string of more than FEW_BYTES where a file's content stands does
+FEW_BYTES = 256
+CONTENT = re.compile(rb'(?:\[|"content"\s*:)\s*"\Z')                        # what stands before a file's content
+ALPHABET = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
+END_OF_STRING = re.compile(rb'[^"\\]*(?:\\.[^"\\]*)*"', re.S)
+Blob = collections.namedtuple("Blob", "path size sha256")                    # a file that came inside a fielded body
+
+
+class BodyReader:
+    """A fielded JSON body as a stream: its long strings go through base64 into files in folder (bytes); the rest, at most `most` bytes,
+    is for parse(bytes). views: an iterator of the body's bytes as they arrive. ValueError for anything that is not as it should be."""
+
+    def __init__(self, views, folder, parse, most):
+        self.views, self.folder, self.parse_rest, self.most = views, folder, parse, most
+        self.blobs, self.nonce = {}, os.urandom(8).hex()
+        self.data, self.at = b"", 0
+
+    def more(self):
+        """Takes the next part of the body behind what is not yet read. False at the end."""
+        view = next(self.views, None)
+        if view is None:
+            return False
+        self.data, self.at = self.data[self.at:] + bytes(view), 0
+        return True
+
+    def parse(self):
+        """The body as an object in which long strings are Blobs. ValueError for anything that is not as it should be."""
+        kept = bytearray()
+        while True:
+            quote = self.data.find(b'"', self.at)
+            kept += self.data[self.at:quote + 1 if quote >= 0 else len(self.data)]
+            self.at = quote + 1 if quote >= 0 else len(self.data)
+            if len(kept) > self.most:
+                raise ValueError("more than %d bytes beside the files" % self.most)
+            if quote >= 0:
+                kept += self.string(BIG if len(kept) < MANY or not CONTENT.search(kept, len(kept) - 40) else FEW_BYTES)
+            elif not self.more():
+                break
+        return self.put_in(self.parse_rest(bytes(kept)))
+
+    def string(self, most):
+        """The rest of a string, after its opening quote: as it is, or, if it is longer than most bytes, the mark of the Blob that it became."""
+        while True:
+            end = END_OF_STRING.match(self.data, self.at)
+            if end and end.end() - self.at <= most:
+                text, self.at = self.data[self.at:end.end()], end.end()
+                if self.nonce.encode() in text:
+                    raise ValueError("a string that cannot be")
+                return text
+            if end or len(self.data) - self.at > most:
+                mark = "%s:%d" % (self.nonce, len(self.blobs))
+                self.blobs[mark] = self.blob(os.path.join(self.folder, b"%06d" % len(self.blobs)))
+                return mark.encode() + b'"'
+            if not self.more():
+                raise ValueError("the body ends within a string")
+
+    def blob(self, path):
+        """The rest of a long string, decoded into the file at path."""
+        import hashlib
+        total, carry, padded, digest = 0, b"", False, hashlib.sha256()
+        with open(path, "xb", buffering=0) as out:
+            while True:
+                end = self.data.find(b'"', self.at)
+                piece, last = self.data[self.at:end if end >= 0 else len(self.data)], end >= 0
+                cut = piece.find(b"\\", max(0, len(piece) - 6)) if not last else -1
+                if cut >= 0:                           # an escape may be cut in two
+                    piece = piece[:cut]
+                self.at += len(piece) + (1 if last else 0)
+                piece = carry + (unescape(piece) if b"\\" in piece else piece)
+                whole = len(piece) if last else len(piece) & ~3
+                piece, carry = piece[:whole], piece[whole:]
+                if piece:
+                    rest = piece.translate(None, ALPHABET)
+                    if padded or len(piece) % 4 or rest.strip(b"=") or len(rest) > 2 or not piece.endswith(rest):
+                        raise ValueError("a file's content is not base64")
+                    padded, data = bool(rest), binascii.a2b_base64(piece)
+                    if out.write(data) != len(data):
+                        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                    digest.update(data)
+                    total += len(data)
+                if last:
+                    os.fsync(out.fileno())
+                    return Blob(path, total, digest.hexdigest())
+                if not self.more():
+                    raise ValueError("the body ends within a string")
+
+    def put_in(self, found):
+        """found with the marks replaced by their Blobs."""
+        if isinstance(found, str):
+            return self.blobs.get(found, found)
+        if isinstance(found, list):
+            return [self.put_in(part) for part in found]
+        if isinstance(found, dict):
+            if any(key in self.blobs for key in found):
+                raise ValueError("a name that is too long")
+            return collections.OrderedDict((key, self.put_in(part)) for key, part in found.items())
+        return found
+
+
+def unescape(piece):
+    """JSON's escapes in a part of a base64 string; line ends are dropped."""
+    try:
+        return json.loads('"%s"' % piece.decode("ascii")).encode("ascii").replace(b"\r", b"").replace(b"\n", b"")
+    except ValueError:
+        raise ValueError("a file's content is not base64")
+
+
+def as_blob(content, path):
+    """A file's content as it stands in a fielded body (base64 text, or a Blob already) as a Blob at path."""
+    if isinstance(content, Blob):
+        os.rename(content.path, path)
+        return content._replace(path=path)
+    if not isinstance(content, str):
+        raise ValueError("a file's content is not a text")
+    import base64
+    import hashlib
+    try:
+        data = base64.b64decode(content.replace("\n", "").replace("\r", "").encode("ascii"), validate=True)
+    except ValueError:
+        raise ValueError("a file's content is not base64")
+    with open(path, "xb") as out:
+        out.write(data)
+        out.flush()
+        os.fsync(out.fileno())
+    return Blob(path, len(data), hashlib.sha256(data).hexdigest())
+
+
+def opened(path):
+    """A file to read, at path (bytes), or what an object in its place opens: whoever declared it may have more to say of its bytes."""
+    return path.open() if hasattr(path, "open") else open(path, "rb", buffering=0)
+
+
+def base64_of(path, at, left, sum256=""):
+    """A part of a file (bytes path) as chunks of base64. ValueError if it became shorter, or is not what sum256 says."""
+    import hashlib
+    digest = hashlib.sha256()
+    buffer = memoryview(bytearray(min(192 << 10, left) or 1))                 # a multiple of 3
+    with opened(path) as source:
+        source.seek(at)
+        while left:
+            filled, want = 0, min(left, len(buffer))
+            while filled < want:
+                count = source.readinto(buffer[filled:want])
+                if not count:
+                    raise ValueError("%s became shorter while it was sent" % path.decode("utf-8", "replace"))
+                filled += count
+            left -= want
+            if sum256:
+                digest.update(buffer[:want])
+                if not left and digest.hexdigest() != sum256:         # before the last chunk: it must not arrive in full
+                    raise ValueError("%s changed while it was sent" % path.decode("utf-8", "replace"))
+            yield binascii.b2a_base64(buffer[:want], newline=False)
+
+
+def around_files(found, files):
+    """JSON with files inside: found(mark) makes an object in which mark stands once for each of files [(path, place, size)], in their order;
+    with a sha256 behind size, a file that is another one is not sent to its end (ValueError).
+    Returns (the body's length, a function that gives its chunks)."""
+    nonce = os.urandom(8).hex()
+    texts = json.dumps(found(nonce), ensure_ascii=False).encode("utf-8", "replace").split(nonce.encode())
+    length = sum(len(text) for text in texts) + sum((entry[2] + 2) // 3 * 4 for entry in files)
+
+    def chunks():
+        for number, text in enumerate(texts):
+            yield text
+            if number < len(files):
+                for chunk in base64_of(*files[number]):
+                    yield chunk
+
+    return length, chunks
+# ==== end shared ====
+
+
 # ==== shared: reach ====
 # `check` of the way to the relay, and `login`.
 def chain_of(sock):
@@ -1721,6 +3322,423 @@ def log_in(relay, user, path):
     return 0
 # ==== end shared ====
 
+
+# ==== shared: check ====
+# What `check` says: rows of (True: OK, None: WARN, False: FAIL; a text that says what to do). It looks at things as they are, and changes none.
+NOT_FOR_LONG = ("tmpfs", "ramfs", "devtmpfs")
+CLEANERS = ("/etc/tmpfiles.d", "/run/tmpfiles.d", "/usr/lib/tmpfiles.d")           # of two files of one name, the first counts
+INSPECTORS = re.compile(r"zscaler|netskope|fortinet|fortigate|palo ?alto|blue ?coat|symantec web|umbrella|forcepoint|mcafee|trellix|sophos|"
+                        r"check ?point|watchguard|barracuda|i-filter|digital arts|squid|mitmproxy|inspection|proxy|kaspersky|eset", re.I)
+
+
+def say_findings(rows, as_json):
+    """Prints the rows; 0, or 78 if one of them is a FAIL."""
+    words = {True: "OK", None: "WARN", False: "FAIL"}
+    if as_json:
+        print(json.dumps([{"level": words[good], "text": printable(text)} for good, text in rows], ensure_ascii=False))
+    for good, text in rows if not as_json else ():
+        print("%-5s %s" % (words[good], printable(text)))
+    return EX_CONFIG if any(good is False for good, text in rows) else 0
+
+
+def look_at_file(path, mode):
+    """A row: is it there, whose is it, and has it no more than mode (0o600, 0o755 ...)?"""
+    try:
+        info = os.stat(utf8(path))
+    except OSError as error:
+        return False, "%s: %s" % (path, error.strerror)
+    have = info.st_mode & 0o7777
+    if info.st_uid not in (0, os.geteuid()):
+        return False, _("%s: belongs to uid %d; give it to this user (chown)") % (path, info.st_uid)
+    if have & 0o777 & ~mode:
+        return False, _("%s: mode %04o lets others in; type: chmod %o %s") % (path, have, mode & have, path)
+    return True, _("%s: mode %04o, owner uid %d") % (path, have, info.st_uid)
+
+
+def mount_of(path):
+    """(mount point, type, options) of the file system that holds path."""
+    best = ("/", "?", "")
+    with open("/proc/self/mounts", "rb") as text:
+        for line in text:
+            words = [word.decode("unicode_escape").encode("latin-1") for word in line.split()[:4]]
+            if (os.fsencode(path) + b"/").startswith(words[1].rstrip(b"/") + b"/") and len(words[1]) >= len(os.fsencode(best[0])):
+                best = os.fsdecode(words[1]), os.fsdecode(words[2]), os.fsdecode(words[3])
+    return best
+
+
+def cleaner_of(path):
+    """What removes old files below path (a line of tmpfiles.d, a cron job), or None."""
+    seen, found, kept = set(), None, False
+    for folder in CLEANERS:
+        for name in sorted(os.listdir(folder)) if os.path.isdir(folder) else ():
+            if not name.endswith(".conf") or name in seen:
+                continue
+            seen.add(name)
+            with open(os.path.join(folder, name), encoding="utf-8", errors="replace") as text:
+                for words in (line.split() for line in text):
+                    if len(words) > 1 and (path + "/").startswith(words[1].rstrip("/*") + "/") and words[1] != "/":
+                        kept = kept or words[0][0] in "xX"
+                        if words[0][0] in "dDevqQ" and len(words) > 5 and words[5] != "-":
+                            found = "%s: %s" % (os.path.join(folder, name), " ".join(words))
+    for job in ("/etc/cron.daily/tmpwatch", "/etc/cron.daily/tmpreaper"):
+        if os.path.exists(job) and re.match(r"/(var/)?tmp(/|\Z)", path):
+            found = found or job
+    return None if kept else found
+
+
+def look_at_disk(path, keep, local=False):
+    """Rows about the file system of a folder that must last. keep: bytes, or a share, that shall stay free; local: no network file system."""
+    path, rows = os.path.realpath(path), []
+    while not os.path.exists(path):
+        path = os.path.dirname(path)
+    point, kind, options = mount_of(path)
+    disk = os.statvfs(path)
+    free, least = disk.f_bavail * disk.f_frsize, keep * disk.f_blocks * disk.f_frsize if isinstance(keep, float) else keep
+    text = _("%s: %.1f GB free on %s (%s)") % (path, free / 1e9, point, kind)
+    rows.append((True, text) if free > least else (False, text + _("; less than the %.1f GB that are to stay free: make room") % (least / 1e9)))
+    if kind in NOT_FOR_LONG:
+        text = _("%s: in memory (%s): a reboot empties it, and what was not delivered is lost; use a directory on a disk")
+        rows.append((None, text % (path, kind)))
+    if local and re.match(r"nfs|cifs|smb|fuse\.sshfs|lustre|gpfs|beegfs|9p", kind):
+        rows.append((False, _("%s: on a network file system (%s); use a local disk") % (path, kind)))
+    cleaner = cleaner_of(path)
+    if cleaner:
+        rows.append((None, _("%s: old files are removed there (%s); use another directory, or except this one") % (path, cleaner)))
+    if "noexec" in options.split(","):
+        rows.append((None, _("%s: mounted noexec: a command that is built or copied there does not run") % path))
+    return rows
+
+
+def look_at_limits(wanted):
+    """A row: may this process open so many files?"""
+    import resource
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    most = "-" if hard == resource.RLIM_INFINITY else str(hard)
+    if hard == resource.RLIM_INFINITY or hard >= wanted:
+        return True, _("open files: limit %s, wanted %d") % (most, wanted)
+    return False, _("open files: limit %s, wanted %d; raise it (LimitNOFILE in the unit, or ulimit -n)") % (most, wanted)
+
+
+def no_core_dump():
+    """A core dump of this process would hold its token. What it starts may raise the limit again (ulimit -S -c)."""
+    import resource
+    resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
+
+
+def name_in(part):
+    """The readable part of a certificate's subject or issuer."""
+    words = {key: value for group in part for key, value in group}
+    return ", ".join(words[key] for key in ("commonName", "organizationName") if key in words) or "-"
+
+
+def look_at_certificate(found, where):
+    """A row about a certificate as the ssl module tells it: whose, by whom, how long."""
+    left = (ssl.cert_time_to_seconds(found["notAfter"]) - time.time()) / 86400
+    text = _("%s: certificate of %s, issued by %s, %d days left") % (where, name_in(found["subject"]), name_in(found["issuer"]), left)
+    if ssl.cert_time_to_seconds(found["notBefore"]) > time.time():
+        return False, text + _("; it is not valid yet: is a clock wrong?")
+    if left < 21:
+        return (None if left > 0 else False), text + _("; renew it")
+    return True, text
+# ==== end shared ====
+
+
+# ==== shared: ini ====
+# One strict ini for the suite. A table says which keys a section has: {section: {key: (kind, default)}}.
+INI_NAME = "mi_distributed_computing_assist.ini"
+SUITE = ("Server", "limits", "times", "RemoteSites", "workflow", "poller", "outbound", "ssh", "ssh guard")
+
+
+def seconds(text):
+    """'90', '90s', '1.5m', '2h', '30d' -> seconds (float)."""
+    found = re.match(r"(\d+(?:\.\d+)?)\s*([smhd]?)\Z", text)
+    if not found:
+        raise ValueError(_("is not a time (like 90s, 5m, 2h, 30d)"))
+    return float(found.group(1)) * {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}[found.group(2)]
+
+
+def size(text):
+    """'1024', '16M', '2G' -> bytes (int; K = 1024)."""
+    found = re.match(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?\Z", text, re.I)
+    if not found:
+        raise ValueError(_("is not a size (like 64K, 16M, 2G)"))
+    return int(float(found.group(1)) * 1024 ** " KMGT".index(found.group(2).upper() or " "))
+
+
+def share(text):
+    """'5%' -> 0.05 (float, a share of the disk); '2G' -> bytes (int)."""
+    found = re.match(r"(\d+(?:\.\d+)?)\s*%\Z", text)
+    return float(found.group(1)) / 100 if found else size(text)
+
+
+def flag(text):
+    """yes/no, true/false, on/off, 1/0 -> bool."""
+    if text.lower() in ("yes", "true", "on", "1"):
+        return True
+    if text.lower() in ("no", "false", "off", "0"):
+        return False
+    raise ValueError(_("is not yes or no"))
+
+
+def lines(text):
+    """One value a line; blank lines dropped."""
+    return [line.strip() for line in text.splitlines() if line.strip()]
+
+
+def one_of(*choices):
+    """A kind of which only these words are values."""
+    def kind(text):
+        if text not in choices:
+            raise ValueError(_("is not one of: %s") % " ".join(choices))
+        return text
+    return kind
+
+
+def ini_folders(script):
+    """Where the ini is looked for: beside the script, in ~/.config/, in /etc/. Never where it is started: results arrive there."""
+    return [os.path.dirname(os.path.abspath(script)), os.path.expanduser("~/.config"), "/etc"]
+
+
+def find_ini(given, folders, needed=False):
+    """The ini's absolute path: given (--ini), or the first of these folders that has one, or None. 78 if the given or needed one is not there."""
+    if given is not None and not os.path.exists(utf8(given)):
+        raise Stop(EX_CONFIG, _("%s: no such file (--ini)") % (printable(given) or '""'))
+    places = [os.path.join(folder, INI_NAME) for folder in folders if os.path.isabs(folder)] if given is None else [given]      # ~ may be nobody's
+    found = next((os.path.abspath(place) for place in places if os.path.exists(utf8(place))), None)
+    if needed and not found:
+        raise Stop(EX_CONFIG, _("no %s in %s; say --ini FILE") % (INI_NAME, printable(", ".join(dict.fromkeys(folders)))))
+    return found
+
+
+def only_ours(path):
+    """78 if somebody else than this user and root may change that file or directory, or what it lies in; of a link, also where it leads to."""
+    path = os.path.abspath(utf8(path))
+    real = os.path.realpath(path)
+    for place in (path, os.path.dirname(path), real, os.path.dirname(real)):
+        info = os.stat(place)
+        if info.st_uid not in (0, os.geteuid()) or info.st_mode & 0o022:
+            raise Stop(EX_CONFIG, _("%s: must belong to you or root, and nobody else may write to it (chown, chmod go-w)") % printable(
+                place.decode("utf-8", "replace")))
+
+
+def nearest(word, known):
+    """' (did you mean X?)' or ''. X is spelled nearly so, or begins or ends so."""
+    import difflib
+    close = difflib.get_close_matches(word, known, 1, 0.6) or [one for one in sorted(known) if len(word) > 2 and (
+        one.startswith(word) or one.endswith(word) or word.endswith(one))]
+    return _(" (did you mean %s?)") % close[0] if close else ""
+
+
+def elsewhere(key, table):
+    """' (it belongs into [SECTION])' or ''."""
+    names = [{"command *": "command NAME", "*": "SITE"}.get(name, name) for name in table if key in table[name]]
+    return _(" (it belongs into %s)") % ", ".join("[%s]" % name for name in names) if names else ""
+
+
+def read_ini(path, table):
+    """The ini as {section: {key: typed value}}: every section of table with its defaults, and of 'command *' and '*' (any other)
+    those that are there.
+
+    What the file says is obeyed, so nobody else may write to it: see only_ours().
+    78 with file, section, key and what to do, for anything that is not as it should be.
+    """
+    import configparser
+    parser = configparser.RawConfigParser(default_section="\0", strict=True, inline_comment_prefixes=("#",))
+    parser.optionxform = lambda key: key if key.lower().startswith("env.") else key.lower()
+    if path:
+        try:
+            only_ours(path)
+            with open(utf8(path), encoding="utf-8-sig") as text:
+                parser.read_file(text, path)
+        except OSError as error:
+            raise Stop(EX_CONFIG, "%s: %s" % (path, error.strerror))
+        except (configparser.Error, UnicodeDecodeError) as error:
+            raise Stop(EX_CONFIG, "%s: %s" % (path, re.sub(r"^While reading from .*? \[line +(\d+)\]", r"line \1", " ".join(str(error).split()))))
+    result = {name: {key: default for key, (kind, default) in keys.items() if "*" not in key}
+              for name, keys in table.items() if "*" not in name}
+    for section in parser.sections():
+        shape = section if section in table else "command *" if section.startswith("command ") else "*"
+        if shape not in table:
+            if shape == "*" and section not in SUITE and nearest(section, SUITE + ("command",)):
+                raise Stop(EX_CONFIG, _("%s: [%s] is not a section%s") % (path, section, nearest(section, SUITE + ("command",))))
+            continue                                   # another script's, or a site's
+        if shape == "*" and section in SUITE:
+            continue
+        keys = table[shape]
+        values = result[section] = {key: default for key, (kind, default) in keys.items() if "*" not in key}
+        for key, text in parser.items(section):
+            name = key if key in keys else re.sub(r"\.[^.]+\Z", ".*", key)
+            if name not in keys:
+                raise Stop(EX_CONFIG, _("%s: [%s] %s is not a key%s") % (
+                    path, section, key, elsewhere(key, table) or nearest(key, list(keys))))
+            try:
+                values[key] = keys[name][0](text.strip())
+            except (ValueError, re.error) as error:
+                why = _("is not a whole number") if keys[name][0] is int else error
+                raise Stop(EX_CONFIG, "%s: [%s] %s = %s: %s" % (path, section, key, text.strip(), why))
+    return result
+# ==== end shared ====
+
+
+# ==== shared: say ====
+# How every script of the suite speaks: one line per failure, one line per step, nothing from the wire unescaped.
+EX_USAGE, EX_DATA, EX_NOINPUT, EX_UNAVAILABLE, EX_BUG, EX_IOERR = 64, 65, 66, 69, 70, 74
+EX_TEMPFAIL, EX_PROTOCOL, EX_REFUSED, EX_CONFIG, EX_INTERRUPT = 75, 76, 77, 78, 130
+LEVELS = ("debug", "info", "warn", "error")
+SAY = {"lang": "en", "level": 1, "log": None, "debug": False, "lock": threading.Lock()}
+ODD = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]")
+
+
+class Stop(Exception):
+    """Ends the program: an exit code of the table and one line (who, where, what, what to do)."""
+
+    def __init__(self, code, text):
+        Exception.__init__(self, text)
+        self.code = code
+
+
+def _(text):
+    """text in the reader's language, from this file's table JA."""
+    return JA.get(text, text) if SAY["lang"] == "ja" else text
+
+
+def choose_language(lang="auto"):
+    """lang: en, ja, or auto (the locale's)."""
+    if lang == "auto":
+        lang = os.environ.get("LC_ALL") or os.environ.get("LC_MESSAGES") or os.environ.get("LANG") or ""
+    SAY["lang"] = "ja" if lang[:2] == "ja" else "en"
+
+
+def printable(text):
+    """text with control, direction and surrogate characters made visible: it can neither steer a terminal nor start a log line."""
+    return ODD.sub(lambda m: ("\\x%02x" if m.group() < "\xff" else "\\u%04x") % ord(m.group()), str(text))
+
+
+def json_of(found, **how):
+    """found as JSON for whoever reads stdout: a program, or a person at a terminal, which control and direction characters would steer."""
+    return ODD.sub(lambda m: m.group() if m.group() < " " else "\\u%04x" % ord(m.group()), json.dumps(found, ensure_ascii=False, **how))
+
+
+def log(level, accept_id, step, **values):
+    """One line: time LEVEL ACCEPT_ID step key=value ...; values are escaped, and quoted as JSON when they hold blanks."""
+    if LEVELS.index(level) < SAY["level"]:
+        return
+    words = []
+    for key, value in values.items():
+        value = printable(value)
+        words.append("%s=%s" % (key, json.dumps(value, ensure_ascii=False) if re.search(r'[\s"]|^$', value) else value))
+    if "JOURNAL_STREAM" in os.environ and SAY["log"] is None:
+        stamp = "<%d>" % {"debug": 7, "info": 6, "warn": 4, "error": 3}[level]
+    else:
+        now = time.time()
+        zone = time.strftime("%z", time.localtime(now))
+        stamp = "%s.%03d%s:%s" % (time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(now)), now % 1 * 1000, zone[:3], zone[3:])
+    line = " ".join([stamp, level.upper(), accept_id or "-", step] + words) + "\n"
+    with SAY["lock"]:
+        try:
+            out = SAY["log"] or sys.stderr
+            out.write(line)
+            out.flush()
+        except (OSError, ValueError):
+            pass                                       # a log that cannot be written must not stop the work
+
+
+def log_into(path):
+    """Log lines go to the end of that file from now on, which is opened anew (logrotate renames it). OSError: all stays as it was. '': nothing."""
+    new = open(utf8(path), "a", encoding="utf-8", errors="backslashreplace") if path else None
+    with SAY["lock"]:
+        old, SAY["log"] = SAY["log"], new or SAY["log"]
+    if new and old:
+        old.close()
+
+
+def fault(name):
+    """A named point of the way. Nothing happens here: the crash tests start the program with a death in this function's place."""
+
+
+def utf8(text):
+    """text (a name, a path) as bytes for the file system: Python 3.6 under LANG=C knows ASCII only."""
+    return text.encode("utf-8", "surrogateescape")
+
+
+def arguments(argv=None):
+    """The command line as text, also under LANG=C on Python 3.6. 64 if a word is not UTF-8."""
+    try:
+        return [os.fsencode(word).decode("utf-8") for word in (sys.argv[1:] if argv is None else argv)]
+    except UnicodeDecodeError:
+        raise Stop(EX_USAGE, _("an argument is not UTF-8"))
+
+
+def utf8_stdio():
+    """stdout and stderr in UTF-8 whatever the locale says; a character that cannot be shown never raises. What was closed reads, or swallows,
+    nothing: stand_alone() has opened its descriptor."""
+    sys.stdin = sys.stdin or open(0, encoding="utf-8")
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        stream = getattr(sys, name) or open(number, "w")
+        if hasattr(stream, "detach"):
+            setattr(sys, name, io.TextIOWrapper(stream.detach(), "utf-8", "backslashreplace", line_buffering=True))
+
+
+def end_surely(code, seconds):
+    """Ends the program with that code after so many seconds, should the way out of it hang: nobody reads what it writes, a disk does not answer.
+    For signal handlers: no lock is taken."""
+    def end():
+        time.sleep(seconds)
+        os._exit(code)
+    _thread.start_new_thread(end, ())
+
+
+def run_as_program(main):
+    """Runs main() and exits with its code; a failure is one line on stderr and a code, never a traceback (unless asked: -v)."""
+    try:
+        utf8_stdio()
+        places = [place for place in os.environ.get("PATH", "").split(":") if place[:1] == "/"]
+        os.environ["PATH"] = ":".join(places) or "/usr/local/bin:/usr/bin:/bin"        # no program from where it is started: results arrive there
+        choose_language()
+        code = main() or 0
+        sys.stdout.flush()
+    except Stop as stop:
+        code, text = stop.code, str(stop)
+    except KeyboardInterrupt:
+        code, text = EX_INTERRUPT, _("interrupted")
+    except BrokenPipeError:
+        code, text = EX_IOERR, ""
+    except OSError as error:
+        code, text = EX_IOERR, "%s%s" % (error.strerror or error, ": %s" % os.fsdecode(error.filename) if error.filename else "")
+    except Exception as error:                         # a bug of ours; say where, so that it can be reported
+        if SAY["debug"]:
+            raise
+        place = sys.exc_info()[2]
+        while place.tb_next:
+            place = place.tb_next
+        code, text = EX_BUG, _("a bug (%s in line %d: %s); please report this line, -v shows more") % (
+            type(error).__name__, place.tb_lineno, error)
+    else:
+        text = ""
+    try:
+        if text:
+            sys.stderr.write("%s: %s\n" % (PROGRAM, printable(text)))
+        sys.stderr.flush()
+        sys.stdout.flush()
+    except (OSError, ValueError):
+        pass
+    os._exit(code)                                     # no thread of ours has anything left to say
+# ==== end shared ====
+
+
+# ==== tables ====
+# What stands here needs what is above at import.
+KEYS = {"workflow": {"url": (str, ""), "token_file": (str, ""), "ca_file": (str, ""), "client_cert": (str, ""), "client_key": (str, ""),
+                     "proxy": (str, ""), "lang": (one_of("auto", "en", "ja"), "auto")}}
+
+REASONS = {"refused": (EX_REFUSED, "poller"), "input": (EX_PROTOCOL, "poller"), "disk": (EX_IOERR, "poller"),
+           "cancelled": (EX_INTERRUPT, "relay")}
+LOST = (EX_UNAVAILABLE, "relay")       # any other reason why a command has no exit code of its own
+
+SAY["level"] = 2                       # warnings only, unless -v
+
+
+# ==== Japanese ====
 JA = {
     "programs of this host are started from there, or set up by it; take another --to":
         "この計算機のプログラムの起動や設定に使われる場所です。別の --to を指定してください",
@@ -1989,1983 +4007,6 @@ JA = {
     " (a value that begins with - is written with =, as in --param=--fine)": " (- で始まる値は --param=--fine のように = でつないでください)",
     "%s: interrupted; it was waiting and is deleted": "%s: 中断されました。待っていた計算は削除しました",
 }
-
-TOLD = {"not there": "missing", "changes": "changing", "link": "outside", "max_file": "limit", "max_total": "limit", "max_files": "limit",
-        "allow_names": "refused", "deny_names": "refused", "deny_sums": "refused"}           # verdicts of pollers and relays of before
-KEYS = {"workflow": {"url": (str, ""), "token_file": (str, ""), "ca_file": (str, ""), "client_cert": (str, ""), "client_key": (str, ""),
-                     "proxy": (str, ""), "lang": (one_of("auto", "en", "ja"), "auto")}}
-REASONS = {"refused": (EX_REFUSED, "poller"), "input": (EX_PROTOCOL, "poller"), "disk": (EX_IOERR, "poller"),
-           "cancelled": (EX_INTERRUPT, "relay")}
-LOST = (EX_UNAVAILABLE, "relay")       # any other reason why a command has no exit code of its own
-Result = collections.namedtuple("Result", "accept_id exit_code status reason files missing refused ended_by verdicts")
-Result.__new__.__defaults__ = ({},)                    # verdicts: {code: {"count", "names"}} of what was asked for and is not here
-Input = collections.namedtuple("Input", "path size name sum256 x mtime")       # an empty directory's name ends with /
-Order = collections.namedtuple("Order", "site command parameters names patterns request_id")
-Wanted = collections.namedtuple("Wanted", "names patterns agreed allow_refused")       # agreed: may what is there be replaced?
-VERDICTS = ("missing", "refused", "limit", "name", "unreadable", "changing", "outside", "special", "held")   # why a result is not here
-INCOMPLETE = {"refused", "limit", "name", "unreadable", "changing"}      # those that make it incomplete, also where a pattern asked for it
-ID = re.compile(r"[0-9A-Za-z-]{8,64}\Z")               # an accept_id: it becomes part of URLs and file names
-VISIBLE = re.compile("[^\n\t]+")       # what printable() makes of the command's output
-SCHEMES = ("http://", "https://")      # a first word that begins so makes fielded words of all
-SAY["level"] = 2                       # warnings only, unless -v
-
-
-# ---- what people see
-
-class Narrow:
-    """stderr, of which no more than STDERR_LIMIT bytes are written."""
-
-    def __init__(self, stream):
-        self.stream, self.left = stream, STDERR_LIMIT
-
-    def write(self, text):
-        """text, or nothing if that would be too much."""
-        self.left -= len(text.encode("utf-8", "replace"))
-        if self.left >= 0:
-            self.stream.write(text)
-
-    def flush(self):
-        """As of a file."""
-        self.stream.flush()
-
-
-class Voice:
-    """Tells people what happens: tell(line) at every change; with a terminal also one line of it that is rewritten while things move."""
-
-    def __init__(self, tell=None, terminal=None):
-        self.tell, self.terminal, self.thread, self.drawn = tell or (lambda line: None), terminal, None, False
-        self.accept_id, self.order, self.allowed, self.again, self.ended = "", None, False, None, threading.Event()
-        self.what, self.done, self.total, self.begun = "", 0, 0, time.monotonic()
-        self.open_line = ""                            # the stream whose output has ended within a line
-        self.output = self.live = None                 # function(stream, text) for the command's output; its Live
-        self.until, self.overdue = None, False         # --deadline, in time.monotonic(); is it over?
-        self.allow_refused = False                     # is what their owner's rules keep there a failure?
-        self.fielded = self.named = False              # fielded words? was a request id given?
-        self.warned = set()
-
-    def show(self, stream, text):
-        """Output of the command, or nothing if nobody is to see it."""
-        with SAY["lock"]:
-            self.wipe()
-            try:
-                self.output(stream, ("\n" if self.open_line not in ("", stream) else "")
-                            + VISIBLE.sub(lambda found: printable(found.group()), text))
-                self.open_line = "" if text.endswith("\n") else stream
-            except (OSError, ValueError):
-                self.output = None                     # whoever read it is gone
-
-    def say(self, text):
-        """One line."""
-        with SAY["lock"]:
-            self.wipe()
-            try:
-                if self.open_line and self.output:
-                    self.output(self.open_line, "\n")
-                self.open_line = ""
-                self.tell("%s: %s%s" % (PROGRAM, self.accept_id and self.accept_id + ": ", printable(text)))
-            except (OSError, ValueError):
-                pass                                   # whoever listened is gone; the calculation is not
-
-    def warn(self, found):
-        """The `warning` of an answer of the relay, once."""
-        text = printable(found.get("warning") or "")[:500]
-        if text and text not in self.warned:
-            self.warned.add(text)
-            self.say(_("warning: %s") % text)
-
-    def stage(self, what, total=0):
-        """What goes on now; total: bytes, if it is a transfer."""
-        self.what, self.done, self.total = what, 0, total
-        if self.terminal and self.thread is None:
-            self.thread = threading.Thread(target=self.keep_drawing, daemon=True)
-            self.thread.start()
-
-    def moved(self, count):
-        """count more bytes went (fewer, if negative)."""
-        self.done += count
-
-    def away(self, why):
-        """The relay is away, or answers: later; or (None) it is as ever again."""
-        if why is None:
-            return self.say(_("the relay answers again"))
-        if isinstance(why, Away):
-            return self.say(_("the relay does not answer, asking on: %s") % why)
-        if why.code in NO_TOKEN:
-            return self.say(_("the relay refuses the token, asking on (a renewed token_file is read): %s") % printable(why.more.get("why") or why))
-        self.say(_("the relay answers \"later\", asking on: %s") % why)
-
-    def keep_drawing(self):
-        """The terminal's line, five times a second."""
-        while not self.ended.wait(0.2):
-            with SAY["lock"]:
-                self.draw()
-
-    def draw(self):
-        """Rewrites the line."""
-        spent = int(time.monotonic() - self.begun)
-        text = "%s %s %d:%02d:%02d" % (self.accept_id, self.what, spent // 3600, spent // 60 % 60, spent % 60)
-        if self.total:
-            part = min(1.0, self.done / self.total)
-            text += " [%-20s] %3d %%" % ("#" * int(20 * part), 100 * part)
-        if self.done:
-            text += " %.1f MiB" % (self.done / 1048576)
-        try:
-            width = os.get_terminal_size(self.terminal.fileno()).columns or 80
-        except OSError:
-            width = 80
-        try:
-            self.terminal.write("\r\x1b[K" + printable(text)[:(width - 1) // (1 if SAY["lang"] == "en" else 2)])
-            self.terminal.flush()
-            self.drawn = True
-        except (OSError, ValueError):
-            self.ended.set()
-
-    def wipe(self):
-        """Takes the terminal's line away."""
-        if self.drawn:
-            self.terminal.write("\r\x1b[K")
-            self.terminal.flush()
-            self.drawn = False
-
-    def close(self):
-        """No more drawing."""
-        self.ended.set()
-        with SAY["lock"]:
-            self.wipe()
-
-    def write(self, text):
-        """A line of the log, on a terminal."""
-        self.wipe()
-        self.terminal.write(text)
-
-    def flush(self):
-        """As of a file."""
-        self.terminal.flush()
-
-
-# ---- what is asked for: inputs, results, token
-
-def split_input(word):
-    """An input as typed -> (name on the wire, path): FILE, DIR/ or NAME=PATH."""
-    name, equals, path = word.partition("=")
-    if name and path and not os.path.lexists(utf8(word)):
-        return name.rstrip("/"), path
-    plain = os.path.normpath(word)
-    if plain == "..":
-        plain = utf8(os.path.abspath(plain)).decode("utf-8", "replace")
-    return "" if plain == "." else os.path.basename(plain) if plain.startswith(("/", "../")) else plain, word
-
-
-def look(name, path, found, bad):
-    """Adds (path, size, name) to found, or to bad what is wrong with it."""
-    shown = path.decode("utf-8", "replace")
-    try:
-        info = os.stat(path)
-        if stat.S_ISDIR(info.st_mode):
-            bad.append(_("%s is a directory (%s/ would send all that is in it)") % (shown, shown))
-        elif not stat.S_ISREG(info.st_mode):
-            bad.append(_("%s is not a file") % shown)
-        elif not os.access(path, os.R_OK):
-            bad.append("%s: %s" % (shown, os.strerror(errno.EACCES)))
-        else:
-            found.append((path, info.st_size, name))
-    except OSError as error:
-        bad.append("%s: %s" % (shown, error.strerror))
-
-
-def look_below(name, top, found, bad):
-    """As look(), for all files below the directory top, and for directories without any (their names end with /). Symbolic links are followed,
-    but into no directory that the way there has passed already."""
-    todo, links = [(top, utf8(name), tuple(map(identity, parents(os.path.realpath(top)))))], 0
-    while todo:
-        folder, at, above = todo.pop()
-        try:
-            info = os.stat(folder)
-            with os.scandir(folder) as entries:
-                entries = sorted(entries, key=lambda entry: entry.name)
-        except OSError as error:
-            bad.append("%s: %s" % (folder.decode("utf-8", "replace"), error.strerror))
-            continue
-        above += ((info.st_dev, info.st_ino),)
-        folders = {entry.name: entry.is_symlink() for entry in entries if os.path.isdir(entry.path)}
-        links += sum(folders.values())
-        if links > MOST_LINKS:
-            return bad.append(_("%s: links to directories lead round and round") % top.decode("utf-8", "replace"))
-        if not entries and at:
-            found.append((folder, 0, at.decode("utf-8", "surrogateescape") + "/"))
-        for entry in entries:
-            inner = b"/".join(filter(None, (at, entry.name)))
-            try:
-                shown = inner.decode("utf-8")
-            except UnicodeDecodeError:
-                bad.append(_("%s: its name is not UTF-8") % entry.path.decode("utf-8", "replace"))
-                continue
-            if entry.name not in folders:
-                look(shown, entry.path, found, bad)
-            elif not folders[entry.name] or identity(entry.path) not in above:
-                todo.append((entry.path, inner, above))
-
-
-def parents(path):
-    """The directories above an absolute path."""
-    while path not in (b"/", b"//"):
-        path = os.path.dirname(path)
-        yield path
-
-
-def identity(path):
-    """(device, inode) of what is there."""
-    info = os.stat(path)
-    return info.st_dev, info.st_ino
-
-
-def missing_inputs(bad):
-    """The Stop that names them, as far as a line can hold."""
-    more = [_("and %d more") % (len(bad) - KEPT_WORDS)] if len(bad) > KEPT_WORDS else []
-    return Stop(EX_NOINPUT, _("nothing was registered; inputs that are missing or cannot be read: %s") % "; ".join(
-        [text[:200] for text in bad[:KEPT_WORDS]] + more))
-
-
-def gather(words, say=None):
-    """The inputs [(path, size, name)] in the order of a manifest. 66 naming all that are missing; 64 for names that cannot be.
-    say (fielded words): is told what is missing, which goes empty then: module libraries leave ports unconnected."""
-    found, bad = [], []
-    for word in dict.fromkeys(words):
-        (name, path), before = split_input(word), len(bad)
-        (look_below if path.endswith("/") else look)(name, utf8(path), found, bad)
-        if say and len(bad) > before and not path.endswith("/"):
-            say(_("input %s: an empty file is sent in its place") % bad[-1])
-            found.append((NOTHING, 0, name))
-            bad.pop()
-    if bad:
-        raise missing_inputs(bad)
-    found.sort(key=lambda entry: (entry[2].endswith("/"), parts_of(entry[2].rstrip("/"))))
-    try:
-        check_order([entry[2] for entry in found], reserved=LOG_NAMES, folders=True)
-    except ValueError as error:
-        raise Stop(EX_USAGE, _("inputs: %s") % error)
-    return found
-
-
-def wanted_results(words):
-    """Declared results as (names, patterns). 64 for what cannot be one."""
-    names, patterns = [], []
-    try:
-        for word in words:
-            if "*" in word or "?" in word or word.endswith("/"):
-                patterns.append(word)
-            elif word not in LOG_NAMES:                # those come back always
-                names.append(check_name(word))
-        names = sorted(set(names), key=parts_of)
-        check_order(names, reserved=LOG_NAMES)
-        all_patterns(patterns)
-    except ValueError as error:
-        raise Stop(EX_USAGE, _("results: %s") % error)
-    return names, patterns
-
-
-def add_sums(found, voice):
-    """The inputs as [Input], each read once. 66 if one cannot be read after all."""
-    import hashlib
-    view, files = memoryview(bytearray(CHUNK)), []
-    voice.stage(_("reading the inputs"), sum(entry[1] for entry in found))
-    for path, size, name in found:
-        digest, size = hashlib.sha256(), 0
-        try:
-            if name.endswith("/"):
-                files.append(Input(path, 0, name, digest.hexdigest(), False, os.stat(path).st_mtime))
-                continue
-            with open(path, "rb", buffering=0) as source:
-                info = os.fstat(source.fileno())
-                for got in iter(lambda: source.readinto(view), 0):
-                    digest.update(view[:got])
-                    size += got
-        except OSError as error:
-            raise missing_inputs(["%s: %s" % (name, error.strerror)])
-        voice.moved(size)
-        files.append(Input(path, size, name, digest.hexdigest(), bool(info.st_mode & 0o100), info.st_mtime))
-    return files
-
-
-def checked_token(text, where):
-    """The token in text. 78 if there is none."""
-    text = text.strip()
-    if not re.match(r"[!-~]+\Z", text):
-        raise Stop(EX_CONFIG, _("%s: holds no token (one line of printable ASCII)") % where)
-    return text
-
-
-def read_token(path):
-    """The token in a file that nobody else may read. 78 otherwise."""
-    try:
-        with open(utf8(path), encoding="ascii", errors="replace") as text:
-            if os.fstat(text.fileno()).st_mode & 0o077:
-                raise Stop(EX_CONFIG, _("%s: others may read this token; type: chmod 600 %s") % (path, path))
-            return checked_token(text.read(10000), path)
-    except OSError as error:
-        raise Stop(EX_CONFIG, _("%s: %s (the file with the token: --token-file, or token_file in the ini)") % (path, error.strerror))
-
-
-def token_from(path):
-    """A function that returns the token in the file, read again when the file changes: a calculation outlives its token."""
-    seen = [None, read_token(path)]
-
-    def token():
-        try:
-            info = os.stat(utf8(path))
-            if seen[0] not in (None, (info.st_mtime, info.st_ino)):
-                seen[1] = read_token(path)
-            seen[0] = info.st_mtime, info.st_ino
-        except (OSError, Stop):
-            pass                                       # the old one may still do
-        return seen[1]
-    return token
-
-
-def find_token(token_file):
-    """The token's function: from token_file, MI_DISTCOMP_TOKEN, or a systemd credential. 78 if there is none."""
-    folder = os.environ.get("CREDENTIALS_DIRECTORY")
-    credential = os.path.join(folder, "mi_distcomp_token") if folder else ""
-    if not token_file and os.environ.get("MI_DISTCOMP_TOKEN"):
-        token = checked_token(os.environ["MI_DISTCOMP_TOKEN"], "MI_DISTCOMP_TOKEN")
-        return lambda: token
-    if token_file or credential and os.path.exists(credential):
-        return token_from(token_file or credential)
-    raise Stop(EX_CONFIG, _("no token: --token-file FILE, token_file in [workflow] of the ini, or MI_DISTCOMP_TOKEN"))
-
-
-def hide_token(words):
-    """Starts this program again with the token (words[2]) in a pipe, where ps does not show it."""
-    warning = _("warning: a token on the command line can be seen by others; a token file hides it (see --help)")
-    sys.stderr.write("%s: %s\n" % (PROGRAM, warning))
-    sys.stderr.flush()
-    reader, writer = os.pipe()
-    os.write(writer, words[2].encode())
-    os.close(writer)
-    os.set_inheritable(reader, True)
-    flags = [flag for flag, on in (("-I", sys.flags.isolated), ("-S", sys.flags.no_site)) if on]
-    os.execv(sys.executable, [os.fsencode(word) for word in [sys.executable] + flags + [os.path.abspath(__file__)]]
-             + [utf8(word) for word in words[:2] + ["fd:%d" % reader] + words[3:]])
-
-
-def take_token(word):
-    """The token of fielded words: itself, or fd:N. 78 if there is none."""
-    if not re.match(r"fd:\d+\Z", word):
-        return checked_token(word, "TOKEN")
-    try:
-        with open(int(word[3:]), encoding="ascii", errors="replace") as text:
-            return checked_token(text.read(10000), word)
-    except OSError as error:
-        raise Stop(EX_CONFIG, "%s: %s" % (word, error.strerror))
-
-
-# ---- the calculation
-
-def explain(error, relay, accept_id="", registering=False):
-    """The Stop for what the relay, or its absence, said."""
-    text = "%s%s" % (accept_id and accept_id + ": ", error)
-    if isinstance(error, Away):
-        hint = {"certificate": _("; if its certificate is not of a public CA, give the CA's file with --ca-file (or ca_file in the ini)"),
-                "name": _("; is the URL right? use a name of the certificate, or have it made for this one"),
-                "proxy": _("; is this proxy the right one for the relay? (proxy in the ini, https_proxy and no_proxy of the environment)"),
-                "connect": _("; does the relay run, and is the URL right? (mi_system_wf.py check looks at the whole way)"),
-                "dns": _("; is the URL right? (--url, or url in the ini)")}.get(error.kind, "")
-        return Stop(EX_UNAVAILABLE, text + hint)
-    if error.code == 404 and accept_id:
-        return Stop(EX_USAGE, _("%s: the relay %s knows no such calculation of yours") % (accept_id, relay.url))
-    if error.code == "0005":
-        return Stop(EX_REFUSED, token_refused(relay, error))
-    text = _("%s: the relay says: %s") % (relay.url, text)
-    if error.code in AGAIN:
-        return Stop(EX_TEMPFAIL, text)
-    if error.more.get("why") == "html":
-        return Stop(EX_PROTOCOL, _("%s: no relay of this protocol answers there (is the URL right?)") % relay.url)
-    if error.more.get("why") in ("differs", "prefix"):
-        return Stop(EX_USAGE, text)
-    if error.code == 409 and error.more.get("why") == "state":         # asked for a result that is not there yet
-        return Stop(EX_TEMPFAIL, "%s (%s)" % (text, state_words({"progress": error.more.get("state", "")})))
-    refused = error.code in (401, 403, 404, 413) or registering and error.code in (400, "400")
-    return Stop(EX_REFUSED if refused else EX_PROTOCOL, text)
-
-
-def token_refused(relay, error):
-    """What to do about a refused token: as the poller says it."""
-    return _("%s: the token is refused (%s): get a valid one, role workflow, for this user and site") % (
-        relay.url, printable(error.more.get("why") or error)[:200])
-
-
-def contact(relay, patience):
-    """First contact: the relay's limits. 69 if it cannot be reached."""
-    relay.at_once, relay.slowest = ("certificate", "name", "dns"), PATIENCE
-    try:
-        version, limits = relay.learn(patience)
-    except Away as error:
-        raise explain(error, relay)
-    relay.v1 = version < 2                             # a fielded relay: its way of doing the nine steps branches off here
-    return limits
-
-
-def check_limits(limits, found):
-    """77 if the inputs are more or larger than the relay takes, before anything is read or sent."""
-    most, largest = limits.get("max_files"), limits.get("max_file")
-    if isinstance(most, int) and 0 < most < len(found):
-        raise Stop(EX_REFUSED, _("nothing was registered; %d inputs are more than the relay takes (%d)") % (len(found), most))
-    for path, size, name in found:
-        if isinstance(largest, int) and 0 < largest < size:
-            raise Stop(EX_REFUSED, _("nothing was registered; %s is larger (%d bytes) than the relay takes (%d)") % (name, size, largest))
-
-
-def page_of(files, first):
-    """Entries first .. first + PAGE of a manifest, as they go over the wire."""
-    return {entry.name: dict({"size": entry.size, "sha256": entry.sum256, "mtime": entry.mtime}, **{"x": True} if entry.x else {})
-            for entry in files[first:first + PAGE]}
-
-
-def with_bytes(files):
-    """Of a manifest, what is no empty directory: the first ones."""
-    return [entry for entry in files if not entry.name.endswith("/")]
-
-
-def register(relay, order, files, voice, patience):
-    """1. The relay's answer to the registration, its accept_id checked: it becomes part of URLs and file names."""
-    info = {"command": order.command, "remote-site": order.site, "parameters": order.parameters, "parameter_files": page_of(files, 0),
-            "result_files": {name: {} for name in order.names}, "result_patterns": order.patterns}
-    if len(files) > PAGE:                              # the relay compares the first page of a known request_id; this stands for the rest
-        import hashlib
-        digest = hashlib.sha256()
-        for entry in with_bytes(files):
-            digest.update(utf8("%s/%s\n" % entry[2:4]))
-        info["all_inputs"] = digest.hexdigest()
-    fields = {"v": 2, "request_id": order.request_id, "calc-info": info, "more": len(files) > PAGE, "total": len(with_bytes(files)),
-              "allow": not files, "fielded": voice.fielded}
-    try:
-        found = relay.ask("POST", "add-calcinfo", fields, patience=patience)
-    except (Away, Refused) as error:
-        raise explain(error, relay, registering=True)
-    if not ID.match(str(found.get("accept_id"))):
-        raise Stop(EX_PROTOCOL, _("%s: the relay's answer holds no accept_id") % relay.url)
-    relay.at_once, relay.keep_on, voice.accept_id = (), True, found["accept_id"]
-    known = bool(found.get("known"))
-    log("info", voice.accept_id, "1 add-calcinfo", site=order.site, command=order.command, inputs=len(files), known=known)
-    voice.say(_("found again (request id %s)") % order.request_id if known else _("registered"))
-    voice.warn(found)
-    return found
-
-
-def send_pages(relay, accept_id, files):
-    """1. The file list's further pages; the relay says where it goes on."""
-    first = PAGE
-    while first < len(files):
-        fields = {"v": 2, "from": first, "files": page_of(files, first), "more": first + PAGE < len(files)}
-        try:
-            relay.ask("POST", "files/%s/input" % accept_id, fields)
-            first += PAGE
-        except Refused as error:
-            if not isinstance(error.more.get("from"), int) or error.more["from"] <= first:
-                raise
-            first = error.more["from"]
-
-
-def hand_over(relay, accept_id, files, known, voice):
-    """2. Sends the inputs that the relay has not yet, and lets the external computer have them."""
-    target, todo = "files/%s/input" % accept_id, [] if known else None
-    voice.stage(_("sending the inputs"), sum(entry[1] for entry in files))
-    for attempt in range(len(files) // 5000 + 5):
-        try:
-            if todo is None:
-                send_pages(relay, accept_id, files)
-            relay.upload_all(target, with_bytes(files), todo, moved=voice.moved)
-            fault("inputs sent")
-            relay.ask("POST", "allow-wait-calc", {"v": 2, "accept_id": accept_id})
-            log("info", accept_id, "2 allow-wait-calc", files=len(files))
-            fault("allowed")
-            return
-        except Refused as error:
-            todo = error.more.get("incomplete")
-            if not isinstance(todo, list):
-                raise
-            todo = None if error.more.get("more") else [n for n in todo if isinstance(n, int) and 0 <= n < len(files)]
-        except ValueError as error:
-            raise Stop(EX_IOERR, _("%s: an input cannot be sent as it was registered: %s") % (accept_id, error))
-    raise Stop(EX_PROTOCOL, _("%s: the relay does not get the inputs together") % accept_id)
-
-
-def state_words(found, fielded=False):
-    """An answer to calc-progress in the words of the README; fielded: in those of the wire, which fielded words have always printed."""
-    progress, status = printable(found.get("progress"))[:100], found.get("status")
-    if progress == "not start" and found.get("wait_allow", 1) is None:
-        text = _("registered; its inputs are not complete")
-    elif progress == "not start" and not fielded:
-        ahead = found.get("queue")
-        text = _("waiting for the external computer") + (_(", %d before it") % ahead if type(ahead) is int and ahead else "")
-    elif fielded:
-        text = progress
-    elif progress == "got return":
-        text = _("done") if status == "completed" else _("abnormal")
-    else:
-        text = {"sending params": _("taken: its inputs are on their way"), "complete send": _("taken: its inputs are there"),
-                "running": _("running"), "calc end": _("ended: its results are awaited"),
-                "getting return": _("sending: its results are on their way")}.get(progress, progress)
-    if found.get("what"):
-        text += ", " + printable(found["what"])[:200]
-    if type(found.get("out_of_contact")) is int:
-        text += _(", out of contact for %d s") % found["out_of_contact"]
-    return text
-
-
-class Live:
-    """A command's output as it comes: what of it was shown."""
-
-    def __init__(self, accept_id, voice):
-        import codecs
-        self.accept_id, self.voice, self.shown = accept_id, voice, {"out": 0, "err": 0}
-        self.decode = {stream: codecs.getincrementaldecoder("utf-8")("backslashreplace").decode for stream in self.shown}
-
-    def take(self, relay, sizes):
-        """Shows what the relay has: sizes[0] bytes of stdout, sizes[1] of stderr. True if there was anything."""
-        import base64
-        before = dict(self.shown)
-        for stream, size in zip(("out", "err"), sizes):
-            if not isinstance(size, int) or size < self.shown[stream]:
-                self.shown[stream] = 0                 # a rerun begins anew
-            while self.voice.output and isinstance(size, int) and self.shown[stream] < size:
-                found = relay.ask("GET", "output", {"v": 2, "accept_id": self.accept_id, "stream": stream, "offset": self.shown[stream], "wait": 0})
-                try:
-                    data = base64.b64decode(str(found.get("data")).encode("ascii", "replace"))
-                except ValueError:                     # the log, which comes with the results, has it
-                    data = b""
-                if not data:
-                    break
-                self.shown[stream] += len(data)
-                self.voice.show(stream, self.decode[stream](data))
-        return self.shown != before
-
-    def complete(self, to, names):
-        """Shows from the logs, which have come, what was not shown yet: a few lines; of more only the log's name."""
-        for stream, name in zip(("out", "err"), LOG_NAMES):
-            if not self.voice.output or name not in names:
-                continue
-            with open(os.path.join(utf8(to), utf8(name)), "rb") as log_file:
-                log_file.seek(self.shown[stream])
-                rest = log_file.read(OUTPUT_REST + 1)
-            if len(rest) > OUTPUT_REST:
-                self.voice.say(_("all of the output is in %s") % name)
-            elif rest:
-                self.voice.show(stream, self.decode[stream](rest, True))
-
-
-def look_once(relay, accept_id, voice, seen, wait):
-    """One calc-progress, and what it tells to people; waits up to `wait` seconds for a change. seen: {accept_id: (stamp, what was told)}.
-    True: the results are at the relay."""
-    begun, (stamp, last) = time.monotonic(), seen.get(accept_id, ("", None))
-    left = None if voice.until is None else max(0.0, voice.until - begun)
-    wait = int(min(wait, WAIT if left is None else left + 1)) if stamp else 0
-    found = relay.ask("GET", "calc-progress", {"v": 2, "accept_id": accept_id, "wait": wait, "known": stamp}, wait, patience=left)
-    relay.at_once, relay.keep_on = (), True
-    if voice.again and found.get("progress") == "not start" and found.get("wait_allow", 1) is None:
-        voice.say(_("the relay was restored from a backup: it gets the inputs again"))
-        voice.again()
-    elif isinstance(found.get("idle"), int) and found["idle"] > INPUTS_IDLE and not voice.again:
-        raise Stop(EX_NOINPUT, _("%s: the relay lacks inputs and nobody sends them (submit was interrupted, or the relay restored from a backup);"
-                                 " the same submit with its --request-id sends them") % accept_id)
-    voice.warn(found)
-    now = found.get("progress"), found.get("out_of_contact") is None, found.get("what")
-    voice.stage(state_words(found, voice.fielded))
-    if now != last:
-        log("info", accept_id, "3-8 progress", progress=now[0], status=found.get("status"))
-        voice.say(state_words(found, voice.fielded))
-    wrote = voice.live and isinstance(found.get("output"), list) and voice.live.take(relay, found["output"])
-    if now[0] != "got return" and not wrote and stamp == found.get("stamp") and wait and time.monotonic() - begun < min(1, wait):
-        relay.pause(1)                                 # a cache in between, perhaps
-    seen[accept_id] = str(found.get("stamp") or ""), now
-    return now[0] == "got return"
-
-
-def follow(relay, ids, voice):
-    """3 to 8 happen elsewhere: yields each of ids when its results are at the relay."""
-    seen, left = {}, list(ids)
-    voice.live = Live(ids[0], voice) if voice.output and len(ids) == 1 else None
-    while left:
-        for accept_id in list(left):
-            voice.accept_id = accept_id
-            try:
-                if look_once(relay, accept_id, voice, seen, max(1, WAIT // len(left))):
-                    left.remove(accept_id)
-                    fault("results at relay")
-                    yield accept_id
-            except Away:                               # only with a deadline, when it is over
-                if voice.until is None or time.monotonic() < voice.until:
-                    raise
-        if left and voice.until is not None and time.monotonic() >= voice.until:
-            deadline(relay, left, voice)
-
-
-def deadline(relay, ids, voice):
-    """--deadline is over: cancels what is left. 75 if that cannot be done, or does not help."""
-    if voice.overdue:
-        raise Stop(EX_TEMPFAIL, _("%s: the deadline is over and the calculation is cancelled, but has not come to its end (%s.py wait %s)") % (
-            ids[0], PROGRAM, " ".join(ids)))
-    voice.overdue, voice.until = True, time.monotonic() + CANCEL_PATIENCE
-    for accept_id in ids:
-        voice.accept_id = accept_id
-        voice.say(_("the deadline is over: cancelling"))
-        try:
-            cancel(relay, accept_id, "deadline", PATIENCE)
-        except Away:
-            raise Stop(EX_TEMPFAIL, _("%s: the deadline is over, but the relay does not answer; the calculation may run on (%s.py cancel %s)") % (
-                accept_id, PROGRAM, " ".join(ids)))
-        except Refused as error:
-            if error.more.get("why") != "ended":
-                raise
-
-
-def cancel(relay, accept_id, reason, patience):
-    """Cancels a calculation; what that does, for people. Refused (409), if it has ended already."""
-    if relay.v1:
-        return v1_cancel(relay, accept_id, patience)
-    found = relay.ask("POST", "cancel-wait-calc", {"v": 2, "accept_id": accept_id, "stop": True, "reason": reason}, patience=patience)
-    return _("cancelled") if found.get("ended") else _("the external computer stops it")
-
-
-def bring(relay, accept_id, to, wanted, voice):
-    """9. fetch(), after a wait: the rest of the output is shown, and a deadline that was over has its exit code."""
-    result = fetch(relay, accept_id, to, wanted, voice)
-    if voice.live:
-        voice.live.complete(to, result.files)
-    if voice.overdue and result.reason.startswith("cancelled"):
-        return result._replace(exit_code=EX_TEMPFAIL, ended_by="deadline")
-    return result
-
-
-def wait_for(relay, ids, voice):
-    """follow(), also at a fielded relay."""
-    if not relay.v1:
-        return follow(relay, ids, voice)
-    return (accept_id for accept_id in ids if v1_follow(relay, accept_id, voice) or True)
-
-
-def texts(found, kind):
-    """found if it is a `kind` (list or dict) of texts, as the relay's answers should hold them; ValueError otherwise."""
-    if isinstance(found, kind) and all(isinstance(text, str) for text in (found.values() if kind is dict else found)):
-        return found
-    raise ValueError(_("the relay's answer holds no proper result"))
-
-
-def memory(when=None):
-    """The directory in which this side remembers what calculations of a month have declared (bytes); None where there is no home directory."""
-    home = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
-    if not os.path.isabs(home) or not os.path.isdir(utf8(os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~"))):
-        return None
-    return utf8(os.path.join(home, "mi_distcomp_wf", time.strftime("%Y-%m", time.gmtime(when))))
-
-
-def remember(relay, accept_id, order):
-    """Notes what was declared, and where: `wait` and `result` store these results only, whatever a relay calls its own. Kept for about three
-    months; that it cannot be noted is no failure (--out says it again)."""
-    folder = memory()
-    if folder is None:
-        return
-    try:
-        if not os.path.isdir(folder):
-            os.makedirs(folder, 0o700, exist_ok=True)
-            forget(os.path.dirname(folder))
-        entry = {"url": relay.url, "names": order.names, "patterns": order.patterns, "to": os.getcwd()}
-        with open(os.path.join(folder, utf8(accept_id) + b".new"), "w", encoding="utf-8", errors="surrogateescape") as out:
-            json.dump(entry, out)
-        os.rename(out.name, os.path.join(folder, utf8(accept_id)))
-    except OSError as error:
-        log("info", accept_id, "1 not remembered", why=error)
-
-
-def forget(folder):
-    """Removes the months that are over for long."""
-    import shutil
-    for name in sorted(os.listdir(folder))[:-MONTHS]:
-        shutil.rmtree(os.path.join(folder, name), ignore_errors=True)
-
-
-def recall(relay, accept_id, to, options):
-    """What was declared of it, as Wanted. What is there may be replaced where it was ordered from, or in a directory that was said. 64 if it
-    is not known here."""
-    top = memory()
-    for month in sorted(os.listdir(os.path.dirname(top)), reverse=True) if top and os.path.isdir(os.path.dirname(top)) else ():
-        try:
-            with open(os.path.join(os.path.dirname(top), month, utf8(accept_id)), encoding="utf-8", errors="surrogateescape") as text:
-                found = json.load(text)
-            if texts(found["url"], str) == relay.url:
-                agreed = options.agreed or len(options.words) > 2 or os.path.realpath(to) == os.path.realpath(texts(found["to"], str))
-                return Wanted(*wanted_results(texts(found["names"], list) + texts(found["patterns"], list)), agreed=agreed,
-                              allow_refused=options.allow_refused)
-        except (OSError, ValueError, KeyError, TypeError, RecursionError):     # broken: as if nothing were known
-            continue
-    raise Stop(EX_USAGE, _("%s: what was declared as its results is not known on this side; say it once more: --out NAME... (--out '**': all)")
-               % accept_id)
-
-
-class Taking:
-    """9. The results of one calculation on their way into the directory `to`: what was declared, and nothing else."""
-
-    def __init__(self, relay, accept_id, found, to, wanted, voice):
-        self.relay, self.accept_id, self.found, self.wanted = relay, accept_id, found, wanted
-        first = found["result-info"].get("result_files")
-        few = isinstance(first, dict) and len(first) <= FEW and found.get("next") is None
-        self.folder = Target(to, accept_id, wanted.agreed, sync=few)
-        self.files, self.kept = [], {}                 # names stored; {name: why} of what must not be put there
-        self.open_names = {parts_of(name): name for name in wanted.names}
-        self.open_patterns = {text: pattern(text) for text in wanted.patterns}
-        self.moved = voice.moved
-
-    def work(self):
-        """Fetches them. ValueError for what must not be taken; OSError is this disk's."""
-        done = False
-        try:
-            target = "files/%s/result" % self.accept_id
-            page = {"files": self.found["result-info"].get("result_files"), "next": self.found.get("next")}
-            self.relay.download_all(target, self.entries(target, page), self.store, self.folder.part, moved=self.moved)
-            done = True
-        finally:
-            self.folder.close(done)
-        fault("results stored")
-
-    def entries(self, target, page):
-        """What is to be fetched; what is here already is not, small files aside: they come in packs, without gaps."""
-        is_wanted = declared(self.wanted.names, self.wanted.patterns)
-        for number, name, size, sum256 in self.relay.pages(target, page):
-            if not is_wanted(name):
-                raise ValueError(_("%s was not declared as a result") % name)
-            self.open_names.pop(parts_of(name), None)
-            for text in [text for text, one in self.open_patterns.items() if text == name or one.match("/".join(parts_of(name)))]:
-                del self.open_patterns[text]
-            if name.endswith("/"):
-                self.attempt(name, self.folder.make, utf8(name.rstrip("/")), self.relay.marks.pop(number, (False, None))[1])
-            elif (self.found.get("gone") or size > PACK_FILE) and self.folder.has(name, size, sum256):
-                self.folder.drop(number)
-                self.files.append(name)
-            elif self.found.get("gone"):
-                raise Stop(EX_REFUSED, _("%s: %s is not here, and no longer at the relay (%s)") % (
-                    self.accept_id, name, printable(str(self.found["gone"]))[:200]))
-            elif size <= PACK_FILE or self.attempt(None, self.folder.allow, utf8(name)):
-                yield number, name, size, sum256
-
-    def attempt(self, name, act, *words):
-        """act(); what must not be put there is noted. name: what is stored then. True if it could be done."""
-        try:
-            act(*words)
-        except NotStored as error:
-            self.kept[error.name.decode("utf-8")] = str(error)
-            return False
-        self.files += [name] if name else []
-        return True
-
-    def store(self, number, name, data):
-        """One verified result: its bytes, or None where they are in the part."""
-        x, mtime = self.relay.marks.pop(number, (False, None))
-        if data is not None and not self.folder.agreed:
-            import hashlib
-            if self.folder.has(name, len(data), hashlib.sha256(data).hexdigest()):
-                return self.files.append(name)
-        self.attempt(name, self.folder.store, number, name, data, x, mtime)
-        if name in self.kept:
-            self.folder.drop(number)
-
-    def missing(self):
-        """({name that was declared: why it is not here}, {code: {"count", "names"}} of all that is not)."""
-        info = self.found["result-info"]
-        told = dict(texts(info.get("missing") or {}, dict), **texts(info.get("refused") or {}, dict))
-        missing = {name: told.get(name, _("is not there"))[:1000] for name in self.open_names.values()}
-        named = {parts_of(name): name for name in self.wanted.names}
-        missing.update((named[parts_of(name)], why) for name, why in self.kept.items() if parts_of(name) in named)
-        verdicts = proper_verdicts(info)
-        if self.kept:
-            before = verdicts.get("name", {"count": 0, "names": []})
-            verdicts["name"] = {"count": before["count"] + len(self.kept), "names": before["names"] + sorted(self.kept)[:NAMED]}
-        return missing, verdicts
-
-
-def proper_verdicts(info):
-    """The verdicts {code: {"count", "names"}} of a result, of what is as it should be; an older peer tells of patterns only how many."""
-    kept, found, others = {}, info.get("verdicts"), (info.get("refused") or {}).get("*")
-    if not isinstance(found, dict) and others:
-        return {"refused": {"count": sum(map(int, re.findall(r": (\d{1,9})\b", others))) or 1, "names": []}}
-    for code, entry in found.items() if isinstance(found, dict) else ():
-        count, names = (entry.get("count"), entry.get("names")) if isinstance(entry, dict) else (None, None)
-        if code in VERDICTS and type(count) is int and count > 0:
-            kept[code] = {"count": count, "names": [printable(name)[:1000] for name in names[:NAMED]] if isinstance(names, list) else []}
-    return kept
-
-
-def verdict(info, missing, verdicts, wanted):
-    """(exit code, who ended it) from the relay's account of the end, and what did not come."""
-    code, number, reason = info.get("exit_code"), info.get("signal"), str(info.get("reason") or "")
-    if isinstance(number, int) and 0 < number < 128:
-        return 128 + number, "command"
-    if isinstance(code, int) and 0 < code < 256:
-        return code, "command"
-    stopped = REASONS.get(re.match("[a-z]*", reason).group())
-    short = missing or INCOMPLETE.intersection(verdicts) - ({"refused"} if wanted.allow_refused else set())
-    if code == 0:
-        return stopped or (EX_DATA, "workflow") if short or info.get("status") != "completed" else (0, "command")
-    return stopped or LOST
-
-
-def fetch(relay, accept_id, to, wanted, voice, patience=None):
-    """9. The results into the directory `to`, verified; a Result. 74 if they cannot be written, 76 if they are not what they should be."""
-    voice.stage(_("fetching the results"))
-    if relay.v1:
-        return v1_fetch(relay, accept_id, to, wanted, voice, patience)
-    found = relay.ask("GET", "get-calc-result", {"v": 2, "accept_id": accept_id, "dirs": 1}, patience=patience)
-    info = found.get("result-info")
-    again = _("; nothing is lost, fetch it with: %s.py result %s") % (PROGRAM, accept_id)
-    try:
-        if not isinstance(info, dict):
-            raise ValueError(_("the relay's answer holds no proper result"))
-        taking = Taking(relay, accept_id, found, to, wanted, voice)
-        taking.work()
-        missing, verdicts = taking.missing()
-    except ValueError as error:
-        raise Stop(EX_PROTOCOL, "%s: %s%s" % (accept_id, error, again))
-    except OSError as error:
-        where = ": " + error.filename.decode("utf-8", "replace") if isinstance(error.filename, bytes) else ""
-        raise Stop(EX_IOERR, "%s: %s%s%s" % (accept_id, error.strerror or error, where, again))
-    log("info", accept_id, "9 get-calc-result", files=len(taking.files), missing=len(missing), status=info.get("status"))
-    for text in taking.open_patterns:
-        voice.say(_("no result matches %s") % text)
-    if taking.kept:
-        voice.say(_("the relay keeps the result, for what is not stored: %s.py result %s --to DIR") % (PROGRAM, accept_id))
-    else:
-        tell_finish(relay, accept_id, voice)
-    code, ended_by = verdict(info, missing, verdicts, wanted)
-    refused = {name: why[:1000] for name, why in (info.get("refused") or {}).items()}
-    return Result(accept_id, code, str(info.get("status"))[:100], str(info.get("reason") or "")[:1000], taking.files, missing, refused, ended_by,
-                  verdicts)
-
-
-def tell_finish(relay, accept_id, voice):
-    """9. All results are here."""
-    try:
-        relay.ask("POST", "finish", {"v": 2, "accept_id": accept_id}, patience=PATIENCE)
-        log("info", accept_id, "9 finish")
-        fault("finish told")
-    except (Away, Refused) as error:                   # the relay keeps its copy longer, that is all
-        voice.say(_("the relay could not be told that the results are here: %s") % error)
-
-
-def start(relay, order, found, voice, patience=PATIENCE):
-    """1 and 2. Registers the calculation and sends its inputs. found: as gather() returns it."""
-    voice.order = order
-    limits = contact(relay, patience)
-    if relay.v1 and voice.until is not None:
-        raise Stop(EX_USAGE, _("nothing was registered; --deadline: a fielded relay cannot stop a command"))
-    if relay.v1:
-        v1_start(relay, order, found, voice, patience)
-        voice.allowed = True
-        return
-    check_limits(limits, found)
-    files = [entry for entry in add_sums(found, voice) if relay.dirs or not entry.name.endswith("/")]
-    first = register(relay, order, files, voice, patience)
-    remember(relay, voice.accept_id, order)
-    voice.again = lambda: hand_over(relay, voice.accept_id, files, True, voice)
-    fault("registered")
-    if files and not (first.get("known") and first.get("progress") == "got return"):
-        hand_over(relay, voice.accept_id, files, first.get("known"), voice)
-    voice.allowed = True
-
-
-def run(url, site, command, inputs, outputs, parameters="", token=None, token_file="", ca_file="", request_id=None, to=".",
-        client_cert="", client_key="", proxy="", patience=PATIENCE, tell=None, allow_refused=False):
-    """A calculation from registration to result, for Python programs: the Result.
-
-    inputs, outputs: lists of texts as on the command line (a text alone: one). token: a text, or a function that returns one (it may be
-    renewed meanwhile); otherwise token_file, MI_DISTCOMP_TOKEN or a systemd credential. to: the directory for the results. patience:
-    seconds that the relay may be away before anything is registered. tell: called with a line at every change. allow_refused: no failure
-    if the external computer's rules keep what a pattern asked for. Raises Stop (code: of
-    the exit codes above; its text says what to do); the command's own failure is no Stop but in Result.exit_code.
-    """
-    source = (token if callable(token) else lambda: checked_token(token, "token")) if token else find_token(token_file)
-    relay = Relay(url, source, ca_file=ca_file, proxy=proxy, client_cert=client_cert, client_key=client_key)
-    voice = Voice(tell)
-    voice.named, voice.allow_refused = bool(request_id), allow_refused
-    inputs, outputs = ([os.fspath(word) for word in ([words] if isinstance(words, (str, os.PathLike)) else words)] for words in (inputs, outputs))
-    names, patterns = wanted_results(outputs)
-    order = Order(site, command, parameters, names, patterns, request_id or os.urandom(16).hex())
-    return calculate(relay, order, gather(inputs), os.fspath(to), voice, patience)
-
-
-def calculate(relay, order, found, to, voice, patience):
-    """The nine steps as the workflow side sees them; the Result. Stop for all that goes wrong."""
-    relay.notice = voice.away
-    try:
-        os.makedirs(utf8(to), exist_ok=True)           # what cannot be should be known before the calculation, not after
-    except OSError as error:
-        raise Stop(EX_IOERR, "%s: %s" % (to, error.strerror))
-    try:
-        start(relay, order, found, voice, patience)
-        for accept_id in wait_for(relay, [voice.accept_id], voice):
-            return bring(relay, accept_id, to, Wanted(order.names, order.patterns, True, voice.allow_refused), voice)
-    except (Away, Refused) as error:
-        raise explain(error, relay, voice.accept_id)
-    finally:
-        relay.close()
-
-
-# ---- a fielded relay ("v1"): the same steps in its words. It knows no request id and no exit code, it forgets everything when it stops,
-# and a result once it was asked for
-
-def v1_check(relay, order, found, voice):
-    """What a fielded relay cannot do is refused before anything is registered: 64, or 77 for a file that is too large."""
-    for path, size, name in found:
-        if "/" in name:
-            raise Stop(EX_USAGE, _("nothing was registered; %s: a fielded poller takes no input with a directory (without it: NAME=PATH)") % name)
-    if order.patterns:
-        raise Stop(EX_USAGE, _("nothing was registered; %s: a fielded relay takes no patterns, name each result") % order.patterns[0])
-    if order.parameters and not voice.fielded:
-        raise Stop(EX_USAGE, _("nothing was registered; --param: a fielded poller would run the command without it "
-                               "(BASE_URL SITE TOKEN COMMAND ... sends it all the same)"))
-    check_limits({"max_file": V1_FILE}, found)
-    if voice.named:
-        voice.say(_("warning: a fielded relay forgets a calculation whose result was fetched: with the same --request-id another one is made then"))
-
-
-def v1_start(relay, order, found, voice, patience):
-    """1 and 2. Registers the calculation, its inputs inside, and lets the external computer have it."""
-    found = [entry for entry in found if not entry[2].endswith("/")]
-    v1_check(relay, order, found, voice)
-    files = add_sums(found, voice)
-    mine = v1_mark(order, files)
-    none = {"content": "", "mimetype1": "", "mimetype2": ""}
-    body = around_files(lambda mark: {"calc-info": {
-        "command": order.command, "remote-site": order.site, "parameters": order.parameters,
-        "parameter_files": {entry[2]: ["", "", ""] if entry[0] == NOTHING else [mark, "application/octet-stream;", "charset=binary"]
-                            for entry in files}, V1_MARK: mine,
-        "result_files": {name: none for name in tuple(order.names) + LOG_NAMES}}},
-        [(entry.path, 0, entry.size, entry.sum256) for entry in files if entry.path != NOTHING])
-    voice.stage(_("sending the inputs"))
-    known = relay.again(lambda: v1_own(relay, mine, voice), patience, NO_TOKEN[1:]) if voice.named else None
-    accept_id = known or v1_register(relay, mine, body, voice, patience)
-    if not ID.match(str(accept_id)):
-        raise Stop(EX_PROTOCOL, _("%s: the relay's answer holds no accept_id") % relay.url)
-    try:
-        v1_allow(relay, accept_id)
-    except BaseException:
-        if not known:
-            v1_take_back(relay, accept_id)
-        raise
-    relay.at_once, relay.keep_on, voice.accept_id = (), True, accept_id
-    remember(relay, accept_id, order)
-    log("info", accept_id, "1 add-calcinfo", site=order.site, command=order.command, inputs=len(files), v=1)
-    log("info", accept_id, "2 allow-wait-calc", files=len(files))
-    voice.say(_("found again (request id %s)") % order.request_id if known else _("registered"))
-
-
-def v1_mark(order, files):
-    """The text of ours in a calc-info: which request, and what for. A fielded relay keeps it and shows it by get-calcinfo."""
-    import hashlib
-    what = json.dumps([order.site, order.command, order.parameters, order.names, [entry[2:4] for entry in files]])
-    return "%s %s" % (order.request_id, hashlib.sha256(what.encode()).hexdigest())
-
-
-def v1_register(relay, mine, body, voice, patience):
-    """1. add-calcinfo; the accept_id. When an answer was lost it looks first whether the relay has it: a second registration would leave the
-    first one behind, and that blocks the site."""
-    doubt = False                                      # did one go out of which there is no answer?
-
-    def once():
-        nonlocal doubt
-        found = v1_own(relay, mine, voice) if doubt else None
-        if found:
-            return found
-        doubt = True
-        try:
-            return relay.call_v1("POST", "add-calcinfo", {}, body=body).get("accept_id")
-        except Away as error:
-            doubt = error.kind in ("network", "between")
-            raise
-
-    try:
-        return relay.again(once, patience, NO_TOKEN[1:])
-    except (Away, Refused) as error:
-        raise explain(error, relay, registering=True)
-    except ValueError as error:
-        raise Stop(EX_IOERR, _("nothing was registered; an input cannot be sent: %s") % error)
-    except KeyboardInterrupt:
-        try:
-            left = v1_own(relay, mine, voice, 5) if doubt else None
-        except Away:
-            left = None
-        if left:
-            v1_take_back(relay, left)
-        raise
-
-
-def v1_own(relay, mine, voice, timeout=None):
-    """The accept_id of a calculation with our mark, or None; of several the first, the others are taken back. Away. The whole table comes,
-    with all its files: it passes through a directory that is removed again."""
-    import shutil
-    import tempfile
-    folder = tempfile.mkdtemp(prefix="mi-")
-    try:
-        found = relay.call_v1("GET", "get-calcinfo", {}, folder=utf8(folder), timeout=timeout or V1_WAIT)
-        table = {accept_id: entry["calc-info"] for accept_id, entry in found.items() if ID.match(accept_id)}
-        ids = [accept_id for accept_id, info in table.items() if isinstance(info, dict) and info.get(V1_MARK) == mine]
-    except (Refused, ValueError, OSError, AttributeError, KeyError, TypeError) as error:
-        voice.say(_("warning: the relay does not show what it has (%s): if a registration arrived whose answer was lost, it stands in"
-                    " the site's way until the relay forgets it (half an hour)") % error)
-        return None
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-    for accept_id in ids[1:]:
-        v1_take_back(relay, accept_id)
-    return ids[0] if ids else None
-
-
-def v1_take_back(relay, accept_id):
-    """A registration that nobody allows would block the site of a fielded relay for 30 minutes."""
-    try:
-        relay.call_v1("POST", "cancel-wait-calc", {"accept_id": accept_id, "delete": "force"}, timeout=5)
-    except (Away, Refused):
-        pass
-
-
-def v1_allow(relay, accept_id):
-    """2. allow-wait-calc; 401 is what its repeat is answered."""
-    try:
-        relay.ask_v1("POST", "allow-wait-calc", {"accept_id": accept_id})
-    except Refused as error:
-        if error.code != 401:
-            raise
-
-
-def v1_state(relay, accept_id, patience=None):
-    """(progress, status) in the words of the wire; (None, why) if the relay does not know it, or no longer."""
-    def word(name):
-        return (str(relay.ask_v1("GET", name, {"accept_id": accept_id}, patience).get("message")).split(":") + [""])[1]
-    try:
-        status = word("calc-status")
-        progress = word("calc-progress")
-        return progress, word("calc-status") if progress == "got return" else status   # both may have changed in between
-    except Refused as error:
-        if error.more.get("why") == "html" or error.code not in (400, "400", "0300"):
-            raise
-        return None, str(error).split(":", 2)[-1]
-
-
-def v1_known(relay, accept_id, patience):
-    """v1_state() as fields of calc-progress. 64 if the relay does not know it."""
-    progress, status = v1_state(relay, accept_id, patience)
-    if progress is None:
-        raise Stop(EX_USAGE, _("%s: the relay does not know it (any longer): %s") % (accept_id, status))
-    return {"progress": progress, "status": status}
-
-
-def v1_cancel(relay, accept_id, patience):
-    """A fielded relay forgets it; it cannot stop what runs."""
-    v1_known(relay, accept_id, patience)
-    relay.ask_v1("POST", "cancel-wait-calc", {"accept_id": accept_id, "delete": "force"}, patience)
-    return _("a fielded relay has forgotten it; what runs on the external computer runs on")
-
-
-def v1_follow(relay, accept_id, voice):
-    """3 to 8 happen elsewhere: asks until the results are at the relay, or the relay has forgotten."""
-    wait, last = 1, None
-    while True:
-        now = v1_state(relay, accept_id)
-        if now[0] is None:
-            return                                     # v1_fetch() says so
-        relay.at_once, relay.keep_on = (), True
-        text = state_words({"progress": now[0], "status": now[1]}, voice.fielded)
-        voice.stage(text)
-        if now != last:
-            log("info", accept_id, "3-8 progress", progress=now[0], status=now[1])
-            voice.say(text)
-        if now[0] == "got return":
-            return
-        relay.pause(wait)
-        wait, last = min(10, wait * 2), now            # the fielded pace is 10 s
-
-
-def v1_lost(accept_id, text):
-    """The Result of a calculation that the relay knows no longer."""
-    reason = _("a fielded relay forgets all when it stops, and a result once it was asked for: %s") % text
-    return Result(accept_id, LOST[0], "abnormal", reason, [], {}, {}, LOST[1])
-
-
-def v1_place(to, accept_id, wanted):
-    """(Target, an empty directory in it for what arrives). 74 if a result could not be put in its place: it can be fetched only once."""
-    folder = None
-    try:
-        folder = Target(to, accept_id, wanted.agreed)
-        for name in tuple(wanted.names) + LOG_NAMES:
-            folder.allow(utf8(name))
-        stage = folder.part(b"v1")
-        os.makedirs(stage, 0o700, exist_ok=True)
-        v1_empty(stage)
-    except (OSError, NotStored) as error:
-        if folder is not None:
-            folder.close(True)
-        name = getattr(error, "name", getattr(error, "filename", None)) or utf8(to)
-        raise Stop(EX_IOERR, "%s: %s: %s" % (accept_id, name.decode("utf-8", "replace"), getattr(error, "strerror", None) or error))
-    return folder, stage
-
-
-def v1_empty(stage):
-    """Removes what is in it."""
-    for name in os.listdir(stage):
-        os.unlink(os.path.join(stage, name))
-
-
-def v1_get(relay, accept_id, stage, voice):
-    """9. get-calc-result into stage: {NAME: entry}. A fielded relay answers it once; Refused is what it says afterwards."""
-    def once():
-        v1_empty(stage)
-        return relay.call_v1("GET", "get-calc-result", {"accept_id": accept_id}, folder=stage, moved=voice.moved)
-
-    gone = _("; a fielded relay gives a result once: it cannot be asked for again")
-    try:
-        found = relay.again(once, None, NO_TOKEN[1:])
-        files = found["result-info"]["result_files"]
-        if not isinstance(files, dict):
-            raise ValueError(_("the relay's answer holds no proper result"))
-        return files
-    except (KeyError, TypeError):
-        code, why = EX_PROTOCOL, _("the relay's answer holds no proper result")
-    except ValueError as error:
-        code, why = EX_PROTOCOL, error
-    except OSError as error:
-        code, why = EX_IOERR, error.strerror
-    except KeyboardInterrupt as leaving:
-        code, why = EX_TEMPFAIL if leaving.args else EX_INTERRUPT, _("interrupted")
-    raise Stop(code, "%s: %s%s" % (accept_id, why, gone))
-
-
-def v1_store(files, names, stage, folder):
-    """9. Gives the declared results their names: (names stored, {missing: why}). What was not declared is left."""
-    stored, missing = [], {}
-    for number, name in enumerate(names):
-        entry = files.get(name)
-        try:
-            if not isinstance(entry, dict):
-                raise ValueError(_("is not there"))
-            if entry.get("mimetype1") == "Error":
-                raise ValueError(printable(entry.get("mimetype2"))[:1000])
-            os.rename(as_blob(entry.get("content"), os.path.join(stage, b"x%d" % number)).path, folder.part(number))
-            folder.store(number, name, None)
-            stored.append(name)
-        except ValueError as error:
-            missing[name] = str(error)
-        except NotStored as error:                     # the relay has forgotten it: it stays
-            missing[name] = "%s (%s)" % (error, shown_path(os.path.realpath(folder.part(number))))
-    return stored, {name: why for name, why in missing.items() if name not in LOG_NAMES}
-
-
-def v1_names(files, wanted):
-    """What was declared by name, the logs, and those of the relay's names that were declared by pattern, if they may be."""
-    names, is_wanted = list(wanted.names) + list(LOG_NAMES), declared(wanted.names, wanted.patterns)
-    for name in files:
-        try:
-            if is_wanted(check_name(name)) and name not in names:
-                names.append(name)
-        except ValueError:
-            pass
-    return names
-
-
-def v1_fetch(relay, accept_id, to, wanted, voice, patience):
-    """9. The results into the directory `to`; a Result. 75 if they are not there yet, 74 if they cannot be written."""
-    progress, status = v1_state(relay, accept_id, patience)
-    if progress is None:
-        return v1_lost(accept_id, status)
-    if progress != "got return":
-        raise Stop(EX_TEMPFAIL, _("%s: there is no result yet (%s)") % (accept_id, state_words({"progress": progress, "status": status})))
-    folder, stage = v1_place(to, accept_id, wanted)
-    try:
-        files = v1_get(relay, accept_id, stage, voice)
-    except (Refused, Stop) as error:
-        folder.close(True)
-        if isinstance(error, Stop):
-            raise
-        return v1_lost(accept_id, error)
-    try:
-        names = v1_names(files, wanted)
-        stored, missing = v1_store(files, names, stage, folder)
-        folder.close(done=not any(os.path.lexists(folder.part(number)) for number in range(len(names))))
-    except OSError as error:
-        raise Stop(EX_IOERR, _("%s: %s: %s; the relay has forgotten the result, what came is in %s") % (
-            accept_id, (error.filename or b"").decode("utf-8", "replace"), error.strerror, stage.decode("utf-8", "replace")))
-    log("info", accept_id, "9 get-calc-result", files=len(stored), missing=len(missing), status=status)
-    if status == "completed":
-        return Result(accept_id, EX_DATA if missing else 0, status, "", stored, missing, {}, "workflow" if missing else "command")
-    known = "".join("; %s: %s" % pair for pair in sorted(missing.items())[:1])            # why it did not even start, perhaps
-    return Result(accept_id, V1_ABNORMAL, "abnormal", _("a fielded relay does not tell the command's own exit code") + known,
-                  stored, missing, {}, "relay")
-
-
-# ---- the program
-
-def last_line(result, to, code):
-    """Whose code the exit code is, and why. code: what this program ends with."""
-    reason = "" if result.reason.startswith("exit code") else result.reason
-    if result.ended_by == "command":
-        stopped = reason.startswith("cancelled")
-        text = _("%s; the command was stopped and ended with %d") % (reason, result.exit_code) if stopped else (
-            _("the command ended with %d (its own exit code)") % result.exit_code + (": " + reason if reason else ""))
-        text += _("; exit code %d is this program's") % code if code != result.exit_code else ""
-    elif result.ended_by == "deadline":
-        text = _("the deadline was over and the calculation was cancelled; exit code %d is this program's") % code
-    elif result.ended_by == "workflow":
-        why = "; ".join("%s: %s" % (name, why_missing(name, result.missing[name])) for name in sorted(result.missing)[:3])
-        text = _("the command ended with 0, but the calculation is not complete (%s); exit code %d is this program's") % (
-            why or reason or result.status, code)
-    else:
-        text = _("exit code %d is this program's, not the command's (%s: %s; %s may say more)") % (
-            code, result.ended_by, reason or result.status, LOG_NAMES[1])
-    return text + _("; %d files in %s") % (len(result.files), to)
-
-
-def why_missing(name, why):
-    """Why a declared result is not here, and what to do: a word of the external computer (DESIGN's verdicts, and what is beside them) as a
-    sentence, the word behind it."""
-    if why in ("not a file", "special"):
-        return _("is a directory or no file there; for all that is in a directory declare %s/") % name
-    text = {"missing": _("the command has not made it"), "refused": _("a rule of the external computer's owner keeps it there"),
-            "limit": _("it is over a limit of the external computer's owner, or of the relay"),
-            "name": _("its name cannot travel"), "unreadable": _("it cannot be read there"),
-            "changing": _("it changed again and again while it was sent"), "outside": _("it is a link out of the command's directory"),
-            "held": _("its owner has not released it yet")}.get(TOLD.get(why, why))
-    return "%s (%s)" % (text, why) if text else why
-
-
-def verdict_words(code, entry):
-    """One verdict for people: its code, how many, the first names."""
-    names = entry["names"][:3] + ["..."] * (entry["count"] > 3 and len(entry["names"]) > 0)
-    return "%s %d" % (code, entry["count"]) + (" (%s)" % ", ".join(name[:200] for name in names) if names else "")
-
-
-def report(result, to, options, voice):
-    """Tells how it ended; the program's exit code."""
-    voice.close()
-    if result.exit_code:
-        voice.tell = options.tell                      # -q is silent about success only
-    for name in sorted(result.missing)[:KEPT_WORDS]:
-        voice.say(_("the declared result %s is missing: %s") % (name, why_missing(name, result.missing[name])))
-    if len(result.missing) > KEPT_WORDS:
-        voice.say(_("and %d more") % (len(result.missing) - KEPT_WORDS))
-    code = result.exit_code if not options.fielded else 0 if result.status == "completed" else 1
-    if result.verdicts:
-        voice.say(_("asked for and not here: %s") % "; ".join(verdict_words(*pair) for pair in sorted(result.verdicts.items())))
-    voice.say(last_line(result, to, code))
-    if options.json:
-        print(json_of(result._asdict()))
-    return code
-
-
-def cmd_run(options, relay, voice):
-    """run, and the fielded words."""
-    found = gather(options.inputs, voice.say if options.fielded else None)
-    result = calculate(relay, options.order, found, options.to, voice, options.patience)
-    return report(result, options.to, options, voice)
-
-
-def cmd_submit(options, relay, voice):
-    """submit: the accept_id, alone on stdout."""
-    start(relay, options.order, gather(options.inputs), voice, options.patience)
-    print(json.dumps({"accept_id": voice.accept_id, "request_id": options.order.request_id}) if options.json else voice.accept_id)
-
-
-def whole_ids(options, relay, voice):
-    """First contact; the ACCEPT_IDs as typed, beginnings of them made whole by the relay."""
-    ids, voice.allowed = [], True
-    contact(relay, options.patience)
-    for voice.accept_id in options.words[1:]:
-        found = {}
-        if len(voice.accept_id) < 36 and not relay.v1:
-            fields = {"v": 2, "accept_id": voice.accept_id, "wait": 0, "known": ""}
-            found = relay.ask("GET", "calc-progress", fields, patience=options.patience)
-        whole = str(found.get("accept_id"))
-        ids.append(whole if ID.match(whole) and whole.startswith(voice.accept_id) else voice.accept_id)
-    voice.accept_id = ids[0]
-    return ids
-
-
-def cmd_fetch(options, relay, voice):
-    """wait and result: the last exit code that is not 0."""
-    voice.accept_id = options.words[1]                 # that a wait is interrupted changes nothing
-    code, ids = 0, whole_ids(options, relay, voice)
-    for accept_id in wait_for(relay, ids, voice) if options.words[0] == "wait" else ids:
-        voice.accept_id = accept_id
-        to = options.to if len(ids) == 1 else os.path.join(options.to, accept_id)
-        wanted = options.wanted or recall(relay, accept_id, to, options)
-        if options.words[0] == "wait":
-            result = bring(relay, accept_id, to, wanted, voice)
-        else:
-            result = fetch(relay, accept_id, to, wanted, voice, options.patience)
-        code = report(result, to, options, voice) or code
-    return code
-
-
-def cmd_output(options, relay, voice):
-    """output: what the command has written so far; --follow: until it ends."""
-    accept_id, = whole_ids(options, relay, voice)
-    live = Live(accept_id, voice)
-    if relay.v1:
-        raise Stop(EX_USAGE, _("%s: a fielded relay cannot do that") % "output")
-    voice.terminal, stamp = None, ""                   # nothing but the output
-    while True:
-        fields = {"v": 2, "accept_id": accept_id, "wait": WAIT if stamp else 0, "known": stamp}
-        found = relay.ask("GET", "calc-progress", fields, WAIT, patience=None if stamp else options.patience)
-        live.take(relay, found["output"] if isinstance(found.get("output"), list) else [])
-        if not options.follow or found.get("progress") in ("calc end", "getting return", "got return") or not voice.output:
-            return 0
-        relay.at_once, relay.keep_on, stamp = (), True, str(found.get("stamp") or "")
-
-
-def cmd_change(options, relay, voice):
-    """cancel (what is running is stopped by its external computer, where the relay can tell it) and rerun: one line of stdout for each."""
-    ids, word, fields = whole_ids(options, relay, voice), options.words[0], {"v": 2, "force": options.force, "reason": options.reason}
-    for voice.accept_id in ids:
-        try:
-            if word == "cancel":
-                text = cancel(relay, voice.accept_id, options.reason, options.patience)
-            elif relay.v1:
-                raise Stop(EX_USAGE, _("%s: a fielded relay cannot do that") % word)
-            else:
-                relay.ask("POST", word, dict(fields, accept_id=voice.accept_id), patience=options.patience)
-                text = _("allowed once more")
-        except Refused as error:
-            if error.code != 409:
-                raise
-            raise Stop(EX_REFUSED, _("%s: the relay says: %s") % (voice.accept_id, error))
-        print("%s %s" % (voice.accept_id, text))
-
-
-def cmd_status(options, relay, voice):
-    """status: one line of stdout for each."""
-    for voice.accept_id in whole_ids(options, relay, voice):
-        if relay.v1:
-            found = v1_known(relay, voice.accept_id, options.patience)
-        else:
-            found = relay.ask("GET", "calc-progress", {"v": 2, "accept_id": voice.accept_id, "wait": 0, "known": ""}, patience=options.patience)
-        reason = printable(found.get("reason") or "")[:300]
-        if options.json:
-            keys = ("progress", "status", "reason", "queue", "what", "out_of_contact", "exit_code", "signal")
-            print(json_of(dict({key: found.get(key) for key in keys}, accept_id=voice.accept_id)))
-        else:
-            print("%s %s%s" % (voice.accept_id, state_words(found), " (%s)" % reason if reason else ""))
-            voice.warn(found)
-
-
-COMMANDS = {"run": cmd_run, "submit": cmd_submit, "wait": cmd_fetch, "result": cmd_fetch, "status": cmd_status, "output": cmd_output,
-            "cancel": cmd_change, "rerun": cmd_change}
-
-
-def cmd_login(options):
-    """A token for a user's password, kept in token_file."""
-    relay, ini = connect(options)
-    return log_in(relay, (options.words[1:] or [""])[0], options.token_file or ini["token_file"])
-
-
-def cmd_check(options):
-    """Looks at this host and the way to the relay; changes nothing. With SITE (and COMMAND): would the relay take such a calculation?"""
-    site, command = (options.words[1:] + ["", ""])[:2]
-    rows = [(None, _("running as root; better as a user of its own"))] if os.geteuid() == 0 else []
-    try:
-        path = find_ini(options.ini, ini_folders(__file__))
-        rows += [look_at_file(path, 0o755)] if path else []
-        ini = read_ini(path, KEYS)["workflow"]
-        for name in (options.token_file or ini["token_file"], ini["client_key"]):
-            rows += [look_at_file(name, 0o600)] if name else []
-        for name in (options.ca_file or ini["ca_file"], ini["client_cert"]):
-            rows += [look_at_file(name, 0o755)] if name else []
-        rows += look_at_disk(os.getcwd(), 0) + [look_at_limits(256)]
-        relay, ini = connect(options)
-        rows += look_at_relay(relay, probes(site, command))
-    except Stop as stop:
-        rows.append((False, str(stop)))
-    return say_findings(rows, options.json)
-
-
-def probes(site, command):
-    """Every call of this side, made so that it does nothing, and what the relay says to it then."""
-    one = {"accept_id": "00000000-0000-4000-8000-000000000000"}
-    info = {"remote-site": site, "command": command or "-", "parameters": "", "parameter_files": {}, "result_files": {}}
-    said = "request_id" if command else "not in the list of site" if site else ""         # it would go on; COMMAND is missing; SITE is
-    return [("GET", "calc-progress", one, "no information"), ("POST", "add-calcinfo", {"calc-info": info}, said),
-            ("GET", "calc-status", one, ""), ("POST", "allow-wait-calc", one, ""), ("GET", "get-calc-result", one, ""), ("POST", "finish", one, ""),
-            ("POST", "cancel-wait-calc", dict(one, stop=True), ""), ("POST", "rerun", one, ""),
-            ("GET", "output", dict(one, stream="out", offset=0), ""), ("GET", "files/%s/result/0" % one["accept_id"], {}, ""),
-            ("POST", "files/%s/input/0?v=2&offset=0" % one["accept_id"], {}, "")]
-
-
-ALONE = {"check": (cmd_check, 2), "login": (cmd_login, 1)}                # words that need no running calculation, and how many words follow
-
-
-def usage():
-    """What --help says: the docstring, without what it says to whoever reads the code."""
-    return __doc__.partition("\ncontents")[0] + "\n"
-
-
-def parse(words):
-    """The command line as options. 64 for what it cannot be."""
-    import argparse
-
-    class Parser(argparse.ArgumentParser):
-        def error(self, message):
-            if "expected one argument" in message:
-                message += _(" (a value that begins with - is written with =, as in --param=--fine)")
-            raise Stop(EX_USAGE, _("%s; --help says more") % message)
-
-    parser = Parser(prog=PROGRAM + ".py", usage=argparse.SUPPRESS, description=usage(), allow_abbrev=False,
-                    formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("words", nargs="*", help=argparse.SUPPRESS)
-    parser.add_argument("--in", nargs="+", action="append", default=[], dest="inputs", metavar="INPUT", help="what the command gets")
-    parser.add_argument("--out", nargs="+", action="append", default=[], dest="outputs", metavar="RESULT", help="what it is to make")
-    parser.add_argument("--param", default="", metavar="TEXT", help="parameters of the command, where the external computer allows them")
-    parser.add_argument("--request-id", metavar="R", help="the same R again: the same calculation (default: random)")
-    parser.add_argument("--to", metavar="DIR", help="where the results go (default: here)")
-    parser.add_argument("--allow-refused", action="store_true", help="0, not 65, where the external computer's rules keep what a pattern asked for")
-    parser.add_argument("--patience", default=PATIENCE, type=seconds, metavar="TIME",
-                        help="how long the relay may be away before anything is registered (default: 60s)")
-    parser.add_argument("--ini", metavar="FILE", help="instead of the mi_distributed_computing_assist.ini that is found")
-    for name, text in (("url", "the relay"), ("token-file", "0600 file with the token"), ("ca-file", "CA of the relay's certificate")):
-        parser.add_argument("--" + name, default="", metavar="URL" if name == "url" else "FILE", help=text)
-    parser.add_argument("--deadline", type=seconds, metavar="TIME", help="cancel the calculation if it has not ended so long from now")
-    parser.add_argument("--on-term", choices=("leave", "cancel"), default="leave", help="after SIGTERM: the calculation runs on (default), or ends")
-    parser.add_argument("--reason", default="", metavar="TEXT", help="of cancel and rerun")
-    parser.add_argument("--force", action="store_true", help="rerun what is out of contact; its late result is refused")
-    parser.add_argument("--follow", action="store_true", help="output: until the command ends")
-    parser.add_argument("--json", action="store_true", help="the end as one JSON object on stdout")
-    parser.add_argument("-q", action="store_true", dest="quiet", help="failures only")
-    parser.add_argument("-v", action="count", default=0, dest="verbose", help="a log line for each step")
-    parser.add_argument("--version", action="store_true", help="version, protocol, and the sha256 of this file")
-    fielded, words = (words[:7], words[7:]) if words and words[0].startswith(SCHEMES) else ([], words)
-    options, more = parser.parse_known_args(words)
-    options.words, options.fielded = options.words + more, fielded
-    for word in more:
-        if word.startswith("-"):
-            parser.error(_("unknown option %s") % printable(word))
-    return check_words(options)
-
-
-def check_words(options):
-    """options with the results checked. 64 for words that are too few, too many or none that could be meant."""
-    options.inputs, options.outputs = sum(options.inputs, []), sum(options.outputs, [])
-    if options.version:
-        return options
-    if options.fielded:
-        if len(options.fielded) < 6 or options.words:
-            raise Stop(EX_USAGE, _("it must be: BASE_URL SITE TOKEN COMMAND IN1:IN2:... OUT1:OUT2:... [\"PARAMETERS\"]; --help says more"))
-        options.url, site, token, command, inputs, outputs = options.fielded[:6]
-        options.inputs, options.outputs = ([word for word in text.split(":") if word] for text in (inputs, outputs))
-        options.words, options.param = ["run", site, command], (options.fielded[6:] or [""])[0]
-    word, more = (options.words or [""])[0], options.words[1:]
-    if word in ALONE and len(more) <= ALONE[word][1]:
-        return options
-    if word not in COMMANDS:
-        known = list(COMMANDS) + list(ALONE)
-        hint = nearest(word, known) or (_(" (BASE_URL SITE TOKEN COMMAND IN OUT: BASE_URL begins with http:// or https://)") if len(more) > 4 else "")
-        raise Stop(EX_USAGE, _("one of these words must come first: %s%s; --help says more") % (" ".join(known), hint))
-    names, patterns = wanted_results(options.outputs)
-    options.wanted = Wanted(names, patterns, True, options.allow_refused) if options.outputs else None
-    options.agreed, options.to = options.to is not None, options.to or "."
-    if word in ("run", "submit"):
-        if len(more) > 2:
-            raise Stop(EX_USAGE, _("%s takes SITE and COMMAND only; what is %s? (inputs: --in FILE..., results: --out NAME..., arguments of the"
-                                   " command: --param TEXT; a command with blanks in quotes)") % (word, printable(" ".join(more[2:]))[:200]))
-        if len(more) < 2:
-            raise Stop(EX_USAGE, _("%s needs SITE and COMMAND; --help says more") % word)
-        options.order = Order(more[0], more[1], options.param, names, patterns, options.request_id or os.urandom(16).hex())
-    elif not more or word == "output" and len(more) > 1:
-        raise Stop(EX_USAGE, _("%s needs ACCEPT_IDs; --help says more") % word)
-    for one in [] if word in ("run", "submit") else more:
-        if not ID.match(one):
-            raise Stop(EX_USAGE, _("%s: not an ACCEPT_ID (run and submit print it; its first eight characters do)") % printable(one)[:100])
-    return options
-
-
-def make_voice(options):
-    """Who is told what: a terminal all; otherwise stdout, unless it must hold one thing only; then stderr, but not much."""
-    terminal = sys.stderr if sys.stderr is not None and sys.stderr.isatty() else None
-    alone = options.json or options.words[0] in ("submit", "status", "output", "cancel", "rerun")
-    out = sys.stderr if terminal else Narrow(sys.stderr) if alone else sys.stdout
-
-    def tell(line):
-        out.write(line + "\n")
-        out.flush()
-    options.tell, voice = tell, Voice() if options.quiet else Voice(tell, terminal)
-    voice.fielded, voice.named, voice.allow_refused = bool(options.fielded), bool(options.request_id), options.allow_refused
-    SAY.update(level=max(0, 2 - options.verbose), debug=bool(options.verbose), log=voice if voice.terminal else out)
-
-    def output(stream, text):
-        to = sys.stderr if stream == "err" and terminal else sys.stdout
-        to.write(text)
-        to.flush()
-    if options.words[0] == "output" or not options.quiet and not alone:
-        voice.output = output
-    if options.deadline is not None and options.words[0] in ("run", "wait"):
-        voice.until = time.monotonic() + options.deadline
-    return voice
-
-
-def connect(options):
-    """The relay of the options and the ini, and the ini's section. 78 if something is not set."""
-    ini = read_ini(find_ini(options.ini, ini_folders(__file__)), KEYS)["workflow"]
-    if ini["lang"] != "auto":
-        choose_language(ini["lang"])
-    url = options.url or ini["url"]
-    if not url:
-        raise Stop(EX_CONFIG, _("no relay: --url URL, or url in [workflow] of the ini"))
-    if options.fielded:
-        token = take_token(options.fielded[2])
-        source = lambda: token
-    elif options.words[0] == "login":
-        source = lambda: ""
-    else:
-        source = find_token(options.token_file or ini["token_file"])
-    ini["ca_file"] = options.ca_file or ini["ca_file"]
-    return Relay(url, source, **{key: ini[key] for key in ("ca_file", "proxy", "client_cert", "client_key")}), ini
-
-
-def leave(number, frame):
-    """SIGTERM: as Ctrl+C, with another exit code. A second one, as of `timeout`, must not disturb what follows the first."""
-    import signal
-    signal.signal(number, lambda number, frame: None)
-    end_surely(EX_TEMPFAIL, LEAVE)
-    raise KeyboardInterrupt("SIGTERM")
-
-
-def left_early(leaving, voice, relay, options):
-    """The Stop after Ctrl+C or SIGTERM: how to go on."""
-    code = EX_TEMPFAIL if leaving.args else EX_INTERRUPT
-    if not voice.accept_id:
-        return Stop(code, _("interrupted; nothing was registered") if options.words[0] in ("run", "submit") else _("interrupted"))
-    if leaving.args and options.on_term == "cancel":
-        try:
-            relay.close()
-            cancel(relay, voice.accept_id, "SIGTERM", TERM_PATIENCE)
-            return Stop(code, _("%s: stopped by SIGTERM; the calculation is cancelled") % voice.accept_id)
-        except (Away, Refused) as error:
-            voice.say(error)
-    if options.fielded and not leaving.args and delete_waiting(relay, voice):
-        return Stop(code, _("%s: interrupted; it was waiting and is deleted") % voice.accept_id)
-    if not voice.allowed:
-        return Stop(code, _("%s: interrupted before all inputs were sent; the same words with --request-id %s go on") % (
-            voice.accept_id, voice.order.request_id))
-    return Stop(code, _("%s: interrupted; the calculation goes on, %s.py wait %s continues") % (voice.accept_id, PROGRAM, voice.accept_id))
-
-
-def delete_waiting(relay, voice):
-    """What Ctrl+C under the fielded words does to a calculation that nobody has taken yet. False if one has, or the relay does not answer."""
-    try:
-        relay.close()
-        fields = dict({"accept_id": voice.accept_id}, **({} if voice.allowed else {"delete": "force"}))
-        relay.call_v1("POST", "cancel-wait-calc", fields, timeout=TERM_PATIENCE)
-        return True
-    except (Away, Refused):
-        return False
-
-
-def work(options):
-    """Does what the words say; the exit code."""
-    if options.words[0] in ALONE:
-        return ALONE[options.words[0]][0](options)
-    relay, voice = connect(options)[0], make_voice(options)
-    relay.notice = voice.away
-    try:
-        return COMMANDS[options.words[0]](options, relay, voice)
-    except (Stop, Away, Refused, KeyboardInterrupt) as error:
-        stop = left_early(error, voice, relay, options) if isinstance(error, KeyboardInterrupt) else error
-        stop = stop if isinstance(stop, Stop) else explain(stop, relay, voice.accept_id)
-        if options.json:
-            failure = Result(voice.accept_id, stop.code, "none", str(stop), [], {}, {}, "workflow")
-            print(json_of(failure._asdict()))
-        raise stop
-    finally:
-        voice.close()
-
-
-def main(argv=None):
-    """The program; returns its exit code."""
-    words, program = arguments(argv), argv is None
-    if program and len(words) > 5 and words[0].startswith(SCHEMES) and not words[2].startswith("fd:") and sys.executable:
-        hide_token(words)
-    options = parse(words)
-    if options.version:
-        import hashlib
-        with open(os.path.abspath(__file__), "rb") as text:
-            return print("%s %s protocol 2 (1) sha256 %s" % (PROGRAM, VERSION, hashlib.sha256(text.read()).hexdigest()))
-    if program:
-        no_core_dump()
-        import signal
-        signal.signal(signal.SIGTERM, leave)
-    return work(options)
-
-
-# ==== shared: store ====
-# The one way in which results get into a directory of this side. What arrives grows in .mi-ID/ inside that directory, which one process at a
-# time holds; it gets its name, by a rename, when it is whole and its sum is right. Nothing is written through a link below the target. What
-# is there already is replaced only if it is this calculation's, or was there before it and its replacement was agreed.
-STAGE = re.compile(rb"\.mi-[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.I)              # the names that such directories begin with
-ZEROS, HOLE = bytes(1 << 16), 1 << 16                  # runs of so many zero bytes are not written but left out
-OWN_NAMES = {b"mi_dicomapi.py", b"mi_system_wf.py", b"mi_system_remote.py", b"execute_remote_command.py", b"sitecustomize.py", b"usercustomize.py",
-             b"execute_remote_side_program_ssh.sample.sh", b"mi_distributed_computing_assist.ini", b"__pycache__"}
-
-
-class NotStored(Exception):
-    """A result that is not put there: its name (bytes) and why. What is there is as it was."""
-
-    def __init__(self, name, why):
-        Exception.__init__(self, why)
-        self.name = name
-
-
-class Target:
-    """The directory `to`, for the results of the calculation `ident`. Safe for threads. Stop 75 if another process is at it.
-
-    agreed: may what is there and is not of this calculation be replaced at all? began: nanoseconds of this file system's clock; what was
-    changed there since is not replaced (None: there is no telling), but for the names `always`. sync: each file goes to the disk by itself."""
-
-    def __init__(self, to, ident, agreed=True, began=None, always=(), sync=True):
-        self.path, self.ident = os.path.abspath(to if isinstance(to, bytes) else utf8(to)), ident
-        self.agreed, self.began, self.always, self.sync = agreed, began, always, sync
-        self.stack = []                                # the open directories (name, descriptor) down to where the last result went
-        self.ours = {}                                 # {(device, inode): name} of what this process has stored
-        self.lost = set()                              # what this file system does not keep: "x" (executable), "times"
-        self.busy = threading.RLock()
-        os.makedirs(self.path, exist_ok=True)
-        self.top = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
-        self.guarded, self.trusted = self.holds_own_files(), self.trusted_places()
-        self.stage_name = b".mi-" + utf8(ident)
-        while not self.hold():
-            pass
-        self.parts = b"/proc/%d/fd/%d" % (os.getpid(), self.stage)     # else who may write to the target could put a link in place of .mi-ID/
-        if not os.path.isdir(self.parts):
-            self.parts = os.path.join(self.path, self.stage_name)
-        self.noted = self.read_notes()                 # {name: (inode, size, mtime)} of what this calculation has stored before
-
-    def hold(self):
-        """Makes and locks .mi-ID/. False: another process was just done with it; once more."""
-        import fcntl
-        opened = []
-        try:
-            opened += [self.stage_at(self.stage_name)]
-            opened += [os.open(b"lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600, dir_fd=opened[0])]
-            try:
-                fcntl.flock(opened[1], fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                if error.errno in (errno.EAGAIN, errno.EACCES):
-                    raise Stop(EX_TEMPFAIL, _("%s: another program is putting results of %s there; try again when it has ended") % (
-                        shown_path(self.path), self.ident))
-                log("warn", self.ident, "store", to=shown_path(self.path), why="this file system knows no locks: what is half here is fetched anew")
-                os.unlink(b"lock", dir_fd=opened[0])
-                self.stage_name += b"." + os.urandom(8).hex().encode()         # nobody else's, then
-                opened += [self.stage_at(self.stage_name)]
-            else:
-                if os.stat(b"lock", dir_fd=opened[0]).st_ino != os.fstat(opened[1]).st_ino:
-                    raise FileNotFoundError
-            self.stage = opened.pop(2 if opened[2:] else 0)
-            self.lock = opened.pop()                   # open as long as this is
-            return True
-        except FileNotFoundError:
-            return False
-        finally:
-            for fd in opened:
-                os.close(fd)
-
-    def stage_at(self, name):
-        """A descriptor of the directory of parts, made where it is not there; of this user's, or of the target's owner (who may do all there)."""
-        try:
-            os.mkdir(name, 0o700, dir_fd=self.top)
-        except FileExistsError:
-            pass
-        fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=self.top)
-        if os.fstat(fd).st_uid in (os.geteuid(), os.fstat(self.top).st_uid):
-            return fd
-        os.close(fd)
-        raise PermissionError(errno.EPERM, _("belongs to another user"), os.path.join(self.path, name))
-
-    def now(self):
-        """This file system's clock, in nanoseconds."""
-        return os.fstat(self.stage).st_ctime_ns
-
-    def read_notes(self):
-        """What the file `stored` says, which is opened for more of it."""
-        self.notes, found = os.open(b"stored", os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o600, dir_fd=self.stage), {}
-        with open(self.notes, "rb", closefd=False) as rows:
-            for row in rows:
-                words = row[:-1].split(b" ", 3)
-                if row.endswith(b"\n") and len(words) == 4 and all(word.lstrip(b"-").isdigit() for word in words[:3]):
-                    found[words[3]] = tuple(map(int, words[:3]))
-        return found
-
-    def holds_own_files(self):
-        """Do this program, or the user's ini, lie in the target or below it?"""
-        above = os.path.realpath(self.path).rstrip(b"/") + b"/"
-        places = (os.path.dirname(os.path.abspath(__file__)), os.path.dirname(os.path.realpath(__file__)), os.path.expanduser("~/.config"))
-        return any((os.path.realpath(utf8(place)) + b"/").startswith(above) for place in places)
-
-    def trusted_places(self):
-        """How names begin (bytes) of what this user's programs are started from or set up by: what has a dot in front in the home directory
-        (.bashrc, .ssh/ ...), and the directories of PATH."""
-        top = os.path.realpath(self.path).rstrip(b"/") + b"/"
-        places = [os.path.realpath(utf8(place)) + b"/" for place in os.environ.get("PATH", "").split(":") if place[:1] == "/"]
-        places = [place for place in places if place != top] + [os.path.realpath(os.path.expanduser(b"~")) + b"/."]
-        return tuple(place[len(top):].lower() for place in places if place.startswith(top))
-
-    def check(self, name):
-        """NotStored for a name (bytes) that results may not have here."""
-        lower = name.lower()
-        if lower.startswith(self.trusted):
-            raise NotStored(name, _("programs of this host are started from there, or set up by it; take another --to"))
-        if lower.startswith(b".mi-") and (STAGE.match(name) or lower.startswith(b".mi-" + utf8(self.ident).lower())):
-            raise NotStored(name, _("a name that is kept for what arrives"))
-        parts = lower.split(b"/")
-        own = parts[-1] in OWN_NAMES or b"__pycache__" in parts or parts[-1].endswith((b".pth", b".pyc", b".pyo"))
-        if self.guarded and (own or self.is_program(name)):
-            raise NotStored(name, _("a name of this program's own files or of Python's start, and this program lies there; take another --to"))
-
-    def allow(self, name):
-        """NotStored (or OSError) if a result with this name (bytes) must not be put there: to be asked before it is fetched."""
-        self.check(name)
-        *above, leaf = name.split(b"/")
-        try:
-            with self.busy:
-                self.may_replace(self.folder(above), leaf, name)
-        except OSError as error:
-            raise in_the_way(error, name)
-
-    def is_program(self, name):
-        """Is it this very program's place?"""
-        return os.path.realpath(os.path.join(self.path, name)) == os.path.realpath(utf8(os.path.abspath(__file__)))
-
-    def part(self, key):
-        """The path at which the result with this key (a number, or bytes) grows."""
-        return os.path.join(self.parts, key if isinstance(key, bytes) else b"%d" % key)
-
-    def folder(self, parts):
-        """A descriptor of the directory `parts` below the top, made where it is not there. (Results come in order: the last stay open.)"""
-        same = 0
-        while same < min(len(parts), len(self.stack)) and parts[same] == self.stack[same][0]:
-            same += 1
-        self.shut(same)
-        for part in parts[same:]:
-            above = self.stack[-1][1] if self.stack else self.top
-            try:
-                os.mkdir(part, dir_fd=above)
-            except FileExistsError:
-                pass
-            self.stack.append((part, os.open(part, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=above)))
-        return self.stack[-1][1] if self.stack else self.top
-
-    def shut(self, keep):
-        """Closes the open directories below the first `keep`."""
-        while len(self.stack) > keep:
-            fd = self.stack.pop()[1]
-            if self.sync:
-                self.attempt("", os.fsync, fd)
-            os.close(fd)
-
-    def attempt(self, what, act, *words, **more):
-        """act(), which a file system may refuse; what it then does not keep is noted."""
-        try:
-            act(*words, **more)
-        except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
-                raise
-            self.lost.add(what)
-
-    def store(self, key, name, data=None, x=False, mtime=None):
-        """Gives a verified result its name (bytes, or text). data: its bytes, or None if they are in part(key). x: its owner may execute it.
-        mtime: nanoseconds, or None. NotStored if it must not be put there."""
-        self.place(key, name if isinstance(name, bytes) else utf8(name), self.write(key, data, x, mtime))
-
-    def write(self, key, data, x, mtime):
-        """A whole part: with data in it (None: it is there), executable or not, with its time. Its os.stat_result."""
-        fd = self.written(key if isinstance(key, bytes) else b"%d" % key, data, x)
-        try:
-            if mtime is not None:
-                mtime = max(-2 ** 63, min(mtime, 2 ** 63 - 1))         # as near as it can be told
-                self.attempt("times", os.utime, fd, ns=(mtime, mtime))
-            info = os.fstat(fd)
-            if x != bool(info.st_mode & 0o100):        # who may read it may execute it, or nobody
-                self.attempt("x" if x else "", os.fchmod, fd, info.st_mode & 0o666 | ((info.st_mode & 0o444) >> 2 if x else 0))
-            if self.sync:
-                os.fsync(fd)
-            return info
-        finally:
-            os.close(fd)
-
-    def written(self, key, data, x):
-        """A descriptor of the part with this key, with data in it (None: as it is)."""
-        if data is None:
-            return os.open(key, os.O_RDONLY | os.O_NOFOLLOW, dir_fd=self.stage)
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
-        try:
-            fd = os.open(key, flags, 0o777 if x else 0o666, dir_fd=self.stage)         # the umask does the rest
-        except FileExistsError:                        # of a process that was killed
-            os.unlink(key, dir_fd=self.stage)
-            fd = os.open(key, flags, 0o777 if x else 0o666, dir_fd=self.stage)
-        try:
-            if len(data) >= HOLE:
-                write_sparse(fd, memoryview(data), 0)
-                os.ftruncate(fd, len(data))
-            elif data and os.write(fd, data) != len(data):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), key)
-        except BaseException:
-            os.close(fd)
-            raise
-        return fd
-
-    def place(self, key, name, info):
-        """Gives the whole part its name (bytes). info: what write() returned. NotStored if it must not be put there."""
-        self.check(name)
-        fault("part written")
-        *above, leaf = name.split(b"/")
-        try:
-            with self.busy:
-                folder = self.folder(above)
-                self.may_replace(folder, leaf, name)
-                if not self.agreed or self.began is not None:          # before: killed now, it is ours
-                    os.write(self.notes, b"%d %d %d %s\n" % (info.st_ino, info.st_size, info.st_mtime_ns, name))
-                os.rename(key if isinstance(key, bytes) else b"%d" % key, leaf, src_dir_fd=self.stage, dst_dir_fd=folder)
-                self.ours[info.st_dev, info.st_ino] = name
-        except OSError as error:                       # its own message would name the part
-            raise in_the_way(error, name)
-        fault("stored")
-
-    def stored(self):
-        """The names (bytes) of all that this process has stored."""
-        return set(self.ours.values())
-
-    def may_replace(self, folder, leaf, name):
-        """NotStored, or OSError, if what is at that name must stay."""
-        try:
-            info = os.stat(leaf, dir_fd=folder, follow_symlinks=False)
-        except FileNotFoundError:
-            return
-        twin = self.ours.get((info.st_dev, info.st_ino), name)
-        if twin != name and alike(twin) == alike(name):
-            raise NotStored(name, _("this file system takes its name and that of another result for one (%s)") % shown_path(twin))
-        if stat.S_ISDIR(info.st_mode):
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-        if (info.st_dev, info.st_ino) in self.ours or self.noted.get(name) == (info.st_ino, info.st_size, info.st_mtime_ns):
-            return
-        if not self.agreed:
-            raise NotStored(name, _("is there already, and not of this calculation; --to DIR or --out NAME agrees to its being replaced"))
-        if self.began is not None and info.st_ctime_ns > self.began:
-            if name not in self.always:
-                raise NotStored(name, _("was changed here while the calculation ran, and is left as it is"))
-            log("warn", self.ident, "store", replaced=shown_path(name), why="another program wrote it here while the calculation ran")
-
-    def make(self, name, mtime=None):
-        """An empty directory (name without /), unless it is there."""
-        name = name if isinstance(name, bytes) else utf8(name)
-        self.check(name)
-        with self.busy:
-            try:
-                fd = self.folder(name.split(b"/"))
-            except OSError as error:
-                raise in_the_way(error, name)
-            if mtime is not None:
-                self.attempt("times", os.utime, fd, ns=(mtime, mtime))
-
-    def open(self, name):
-        """A descriptor of what is at that name (bytes), if it is a file and reached through no link; OSError otherwise."""
-        *above, leaf = name.split(b"/")
-        with self.busy:
-            fd = os.open(leaf, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=self.folder(above))
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            os.close(fd)
-            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL), name)
-        return fd
-
-    def has(self, name, size, sum256):
-        """Is this very result there already, by its sum? (A module that was killed while it fetched asks again.)"""
-        import hashlib
-        digest = hashlib.sha256()
-        try:
-            with open(self.open(utf8(name)), "rb", 0) as source:
-                if os.fstat(source.fileno()).st_size != size:
-                    return False
-                for data in iter(lambda: source.read(1 << 18), b""):
-                    digest.update(data)
-        except OSError:
-            return False
-        return digest.hexdigest() == sum256
-
-    def drop(self, key):
-        """Removes the part with this key, if there is one."""
-        try:
-            os.unlink(self.part(key))
-        except FileNotFoundError:
-            pass
-
-    def settle(self):
-        """All that was stored is on the disk when this returns."""
-        with self.busy:
-            self.shut(0)
-            if self.sync:
-                self.attempt("", os.fsync, self.top)
-            else:
-                os.sync()
-
-    def close(self, done):
-        """The end, on the disk. done: the parts and the notes are needed no more."""
-        self.settle()
-        lost = " ".join(sorted(self.lost - {""}))
-        if lost:
-            log("warn", self.ident, "store", to=shown_path(self.path), why="this file system does not keep: " + lost)
-        if done or not os.fstat(self.notes).st_size and set(os.listdir(self.stage)) <= {"lock", "stored"}:
-            self.clear()
-        for fd in (self.notes, self.lock, self.stage, self.top):
-            os.close(fd)
-
-    def clear(self):
-        """Removes .mi-ID/ (the lock last: whoever opens it from now on finds that it is no longer there)."""
-        import shutil
-        names = os.listdir(self.stage)
-        for name in sorted(names, key=lambda name: name == "lock"):
-            path = self.part(os.fsencode(name))
-            shutil.rmtree(path, ignore_errors=True) if os.path.isdir(path) else os.unlink(path)
-        try:
-            os.rmdir(self.stage_name, dir_fd=self.top)
-        except OSError:                                # another process is in it already
-            pass
-
-
-def shown_path(path):
-    """A path in bytes, for people."""
-    return printable(path.decode("utf-8", "replace"))
-
-
-def in_the_way(error, name):
-    """The OSError that names the result instead of what the system was at."""
-    found = error.errno in (errno.ELOOP, errno.ENOTDIR, errno.EISDIR)
-    return OSError(error.errno, _("a directory or a symbolic link is in its way") if found else error.strerror, name)
-
-
-def alike(name):
-    """name (bytes) as file systems see it that know no case and one way of writing an accent."""
-    import unicodedata
-    return unicodedata.normalize("NFC", name.decode("utf-8", "replace").casefold())
-
-
-def write_sparse(fd, view, at):
-    """Writes view at that offset; runs of zeros where the file is a hole are left out (its owner gives it its length at the end)."""
-    for first in range(0, len(view), HOLE):
-        piece = view[first:first + HOLE]
-        if not piece[0] and not piece[-1] and bytes(piece) == ZEROS[:len(piece)] and is_hole(fd, at + first, len(piece)):
-            continue
-        while len(piece):
-            written = os.pwrite(fd, piece, at + first)
-            piece, first = piece[written:], first + written
-
-
-def is_hole(fd, at, size):
-    """Are these bytes of the file a hole (or behind its end)?"""
-    try:
-        return os.lseek(fd, at, os.SEEK_DATA) >= at + size
-    except OSError as error:
-        return error.errno == errno.ENXIO
-# ==== end shared ====
 
 
 if __name__ == "__main__":

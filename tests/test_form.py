@@ -14,6 +14,7 @@ import suite
 SCRIPTS = sorted(os.path.basename(path) for path in glob.glob(os.path.join(suite.ROOT, "*.py")))
 TOP = {"mi_dicomapi.py", "mi_system_wf.py", "mi_system_remote.py", "execute_remote_command.py", "execute_remote_side_program_ssh.sample.sh",
        "mi_distributed_computing_assist.ini", "tests", "README.md", ".ci", ".gitignore"}
+HOUSES = ("mi_dicomapi.py", "mi_system_wf.py")         # scripts whose own rooms stand first; the others follow
 BLOCK = re.compile(r"^# ==== shared: (\w+) ====$.*?^# ==== end shared ====$", re.M | re.S)
 
 
@@ -184,10 +185,26 @@ def test_functions_are_short_and_lines_narrow(name):
 def test_the_sections_stand_in_the_order_of_the_suite(name):
     text = text_of(name)
     assert text.startswith("#!/usr/bin/env python3\n\"\"\"") and text.endswith('\nif __name__ == "__main__":\n    run_as_program(main)\n')
-    places = [text.index("\nimport "), text.index("\nPROGRAM"), text.index("\n# ==== shared: say ===="), text.index("\nJA = "),
-              text.index("\ndef main("), text.rindex("\nif __name__")]
+    order = ["\nimport ", "\nPROGRAM", "\ndef main(", "\n# ==== shared: say ====", "\nJA = "] if name in HOUSES else \
+        ["\nimport ", "\nPROGRAM", "\n# ==== shared: say ====", "\nJA = ", "\ndef main("]
+    places = [text.index(word) for word in order] + [text.rindex("\nif __name__")]
     assert places == sorted(places)
     assert "exit codes:" in ast.get_docstring(ast.parse(text)).lower()
+
+
+@pytest.mark.parametrize("name", HOUSES)
+def test_the_contents_of_a_script_are_its_rooms_in_their_order_and_its_own_come_first(name):
+    text = text_of(name)
+    contents = re.search(r"^contents \(grep -n .*\):\n((?:  .*\n)+)", ast.get_docstring(ast.parse(text)) + "\n", re.M).group(1)
+    told = [re.split(r"  +", line.strip())[0] for line in contents.splitlines()]
+    rooms = [title for title in re.findall(r"^# ==== (.*) ====$", text, re.M) if title != "end shared"]
+    assert told == rooms and len(set(rooms)) == len(rooms)
+    assert not re.search(r"^# ?-{2,}", text, re.M), "another form of mark"
+    kinds = ["shared" if title.startswith("shared: ") else "last" if title in ("tables", "texts of units", "Japanese") else "own" for title in rooms]
+    assert rooms[0] == "shared: alone" and kinds[1:] == sorted(kinds[1:], key=["own", "shared", "last"].index)
+    assert re.search(r"^threads", ast.get_docstring(ast.parse(text)), re.M)
+    first = text[:text.index("# ==== %s ====" % rooms[1])].count("\n")
+    assert first < 200, "%s begins at line %d only" % (rooms[1], first)
 
 
 def test_the_top_of_the_repository_holds_only_what_belongs_there():
