@@ -13,22 +13,8 @@ from suite import LOGS, SITE, USER, wait_until
 relay = suite.module("mi_dicomapi.py")
 ELSEWHERE = "127.0.0.2"        # another address of this host
 STATES = "U R A SP CS RUN CE GR GOT CEx GRx GOTx".split()
-# 1.4 as it is measured: HTTP/code, a quoted code is a string; "->": 200/200 and the state moves on; "wrong": see WRONG; "same": as the column before.
-TABLE = """
-allow-wait-calc      | 400/400    | 200/200    | 400/401 | 400/401 | 400/401 | 400/401 | 400/401 | 400/401 | 400/401 | 400/401 | 400/401 | 400/401
-cancel-wait-calc     | 400/400    | 400/401    | ->      | 400/401 | 400/401 | 400/401 | 400/401 | 400/401 | ->      | ->      | ->      | ->
-cancel force         | 400/400    | ->         | ->      | ->      | ->      | ->      | ->      | ->      | ->      | ->      | ->      | ->
-calc-status          | 200/400    | 200/200    | same    | same    | same    | same    | same    | same    | same    | same    | same    | same
-calc-progress        | 200/400    | 200/200    | same    | same    | same    | same    | same    | same    | same    | same    | same    | same
-get-calc-result      | 200/400    | 200/400    | same    | same    | same    | same    | same    | same    | ->      | 200/400 | 200/400 | ->
-calc-request         | 200/"0300" | 200/"400"  | 200/200 | 200/"0300" | same | same    | same    | same    | same    | same    | same    | same
-calc-params          | 400/"0300" | 400/"400"  | ->      | wrong   | wrong   | wrong   | wrong   | wrong   | wrong   | wrong   | wrong   | wrong
-calc-params-complete | 200/"0300" | 200/"400"  | wrong   | ->      | wrong   | wrong   | wrong   | wrong   | wrong   | wrong   | wrong   | wrong
-calc-start           | 400/"0300" | 400/"400"  | 200/400 | 200/400 | ->      | 200/400 | same    | same    | same    | same    | same    | same
-calc-end             | 400/"0300" | 400/"400"  | wrong   | wrong   | wrong   | ->      | wrong   | wrong   | wrong   | wrong   | wrong   | wrong
-send-results         | 200/"0300" | 200/"400"  | 200/401 | 200/401 | 200/401 | 200/401 | ->      | 200/401 | 200/401 | ->      | 200/200 | 200/200
-end-send             | 400/"0300" | 400/"400"  | 200/401 | 200/401 | 200/401 | 200/401 | ->      | ->      | 200/401 | ->      | ->      | 200/200
-"""
+with open(os.path.join(suite.HERE, "PROTOCOL.md"), encoding="utf-8") as text:                       # 1.4, as it was measured. A quoted code is
+    TABLE = re.search(r"^### 1\.4 .*?\n((?:\|[^\n]*\n)+)", text.read(), re.M | re.S).group(1)          # a string; "same": as the column before
 WRONG = (200, 409)             # 1.5, first line: a fielded relay says 200/200 here
 AGAIN = {("calc-params", "SP"), ("calc-params-complete", "CS"), ("calc-start", "RUN"), ("calc-end", "CE"), ("calc-end", "CEx"),
          ("send-results", "GR"), ("end-send", "GOT")}                 # 1.5: repeated by the same peer, answered as the first time
@@ -43,8 +29,8 @@ SHOWN = {"registered": "R", "allowed": "A", "sending": "SP", "sent": "CS", "runn
 def read_table():
     """{(request, state): the cell's text}."""
     cells = {}
-    for line in TABLE.strip().split("\n"):
-        name, *row = [word.strip() for word in line.split("|")]
+    for line in TABLE.strip().split("\n")[2:]:
+        name, *row = [word.strip() for word in line.strip("|").split("|")]
         assert len(row) == len(STATES), name
         for state, cell in zip(STATES, row):
             cells[name, state] = cells[name, STATES[STATES.index(state) - 1]] if cell == "same" else cell
