@@ -109,6 +109,7 @@ LOOKS = 3                      # times that a result is read anew because it cha
 LINKS = 40                     # links on one way, as the kernel has it
 FOLDER = os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 ENTER = getattr(os, "O_PATH", os.O_RDONLY) | FOLDER    # a directory that may be entered, perhaps not listed
+AGES = [{}]                    # {(pid, inode in /proc): start} of the processes that left_overs() saw last
 
 
 class Forbidden(ValueError):
@@ -401,13 +402,18 @@ def left_overs(work, since, mark):
     directory `work` (bytes). Not of those that were there before the command (start: ticks since boot,
     `since`: its own), nor of a terminal where somebody looks around: what has a terminal must have the
     command's mark (bytes) in its environment."""
-    found = set()
-    for pid in (name for name in os.listdir(b"/proc") if name.isdigit()):
-        top = b"/proc/" + pid + b"/"
+    found, before, ages = set(), AGES[0], {}
+    with os.scandir(b"/proc") as there:                # a pid that is used again has another inode
+        pids = [(one.name, one.inode()) for one in there if one.name.isdigit()]
+    for pid in pids:
+        top = b"/proc/" + pid[0] + b"/"
+        if before.get(pid, since) < since:
+            ages[pid] = before[pid]
+            continue
         try:
-            with open(top + b"stat", "rb") as text:
-                words = text.read().rpartition(b") ")[2].split()
-            if int(words[19]) < since or words[0] in b"ZX" or int(pid) == os.getpid():
+            words = small(top + b"stat").rpartition(b") ")[2].split()
+            ages[pid] = int(words[19])
+            if ages[pid] < since or words[0] in b"ZX" or int(pid[0]) == os.getpid():
                 continue
             places = [os.readlink(top + b"cwd")]
             for fd in os.listdir(top + b"fd"):
@@ -415,9 +421,10 @@ def left_overs(work, since, mark):
                     places.append(os.readlink(top + b"fd/" + fd))
             mine = any((place + b"/").startswith(work + b"/") for place in places)
             if mine and (words[4] == b"0" or has_mark(top, mark)):
-                found.add((int(pid), words[19]))
+                found.add((int(pid[0]), words[19]))
         except OSError:
             pass                                       # gone, or another user's
+    AGES[0] = ages
     return found
 
 
@@ -1380,13 +1387,22 @@ KILL_TRIES = 5                 # seconds that SIGKILL is sent again and again; w
 ADOPT = []                     # what adopter() has found
 
 
+@functools.lru_cache(maxsize=None)
 def boot_id():
     """This boot of this host ('?' where /proc does not tell)."""
     try:
-        with open("/proc/sys/kernel/random/boot_id") as text:
-            return text.read().strip()
+        return small("/proc/sys/kernel/random/boot_id").decode().strip()
     except OSError:
         return "?"
+
+
+def small(path):
+    """A file of /proc of at most 4096 bytes, with as few system calls as can be: there are many. OSError."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return os.read(fd, 4096)
+    finally:
+        os.close(fd)
 
 
 def write_synced(path, data, mode=0o600):
@@ -1452,11 +1468,16 @@ def start_wrapper(control, work, argv, env):
 def read_note(path):
     """The Note in a file of the wrapper, or None while it is blank or not there."""
     try:
-        with open(path, "rb") as text:
-            words = text.read(256).decode("utf-8", "replace").split(None, 4)
-            when = os.fstat(text.fileno()).st_mtime
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return None
+    try:
+        words = os.read(fd, 256).decode("utf-8", "replace").split(None, 4)
+        when = os.fstat(fd).st_mtime
+    except OSError:
+        return None
+    finally:
+        os.close(fd)
     good = len(words) == 5 and re.match(r"[0-9]{1,9}\Z", words[0])
     return Note(int(words[0]), words[1], words[2], words[3], words[4].strip(), when) if good else None
 
@@ -1464,8 +1485,7 @@ def read_note(path):
 def still_there(note):
     """Does the process of the note live? Same PID, same start time, not a zombie, in this boot of this host."""
     try:
-        with open("/proc/%d/stat" % note.pid, "rb") as text:
-            words = text.read().rpartition(b") ")[2].split()
+        words = small("/proc/%d/stat" % note.pid).rpartition(b") ")[2].split()
     except OSError:
         return False
     return words[19].decode() == note.start and words[0] not in b"ZX" and note.boot == boot_id()
@@ -1507,8 +1527,7 @@ def processes(leader, mark, known, since=0):
     parents, starts, found = {}, {}, {leader} - {0}
     for pid in (int(name) for name in os.listdir("/proc") if name.isdigit()):
         try:
-            with open("/proc/%d/stat" % pid, "rb") as text:
-                words = text.read().rpartition(b") ")[2].split()
+            words = small("/proc/%d/stat" % pid).rpartition(b") ")[2].split()
             if words[0] not in (b"Z", b"X"):
                 parents[pid], starts[pid] = int(words[1]), words[19]
                 if leader and int(words[3]) == leader or (pid, words[19]) in known:
