@@ -15,7 +15,7 @@ from urllib.parse import quote
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 import suite
-from fielded_calls import GETS, Peer, b64, calc_info, results
+from fielded_peer import GETS, Peer, b64, calc_info, results
 
 SITES = ["s%d" % number for number in range(6)]
 STEPS = ("calc-params", "calc-params-complete", "calc-start", "calc-end", "send-results", "end-send")

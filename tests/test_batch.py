@@ -12,9 +12,9 @@ import time
 
 import pytest
 
+import batch_stand_in
 import slurm_lab
 import ssh_lab
-import stand_in
 import suite
 from suite import wait_until as until
 from test_poller import ERR, OUT, Host, OurWorld, check_odd_words, clean_up, outcome, remote, submit
@@ -307,9 +307,9 @@ OTHERS = ["openpbs", "torque", "htcondor"]
 def other(request, host):
     """A host with a batch system of another kind."""
     host.kind, folder = request.param, str(host.folder / "system")
-    path = stand_in.install(folder, host.kind) + ":" + os.environ["PATH"]
+    path = batch_stand_in.install(folder, host.kind) + ":" + os.environ["PATH"]
     host.batch({"htcondor": "htcondor", "slurm": "slurm"}.get(host.kind, "pbs"), **{"env.PATH": path, "batch_poll": "0.3s", "batch_grace": "60s"})
-    host.system = stand_in.System(folder, host.kind)
+    host.system = batch_stand_in.System(folder, host.kind)
     yield host
     for job in host.system.jobs():
         host.system.delete(job)
@@ -343,7 +343,7 @@ def test_queues_that_lie_change_no_outcome(relay, other, slurm, request):
     other.start()
     through = submit(relay, other.site)
     until(other.runs, 30)
-    for lie in stand_in.LIES:
+    for lie in batch_stand_in.LIES:
         with open(other.system.path("lie"), "w") as out:
             out.write(lie)
         asked, begun = os.path.getsize(calls), time.monotonic()
@@ -355,7 +355,7 @@ def test_queues_that_lie_change_no_outcome(relay, other, slurm, request):
     (other.base / through / "go").touch()
     assert outcome(relay, through)["status"] == "completed"
     with open(calls) as text:
-        assert len(other.runs()) == len(re.findall("^(?:sbatch|qsub|condor_submit)$", text.read(), re.M)) > len(stand_in.LIES)
+        assert len(other.runs()) == len(re.findall("^(?:sbatch|qsub|condor_submit)$", text.read(), re.M)) > len(batch_stand_in.LIES)
     assert peak(other.started[0]) < 64 << 20           # of the flood it holds a little
 
 

@@ -11,7 +11,7 @@ import time
 
 import pytest
 import suite
-from fielded_calls import Peer, calc_info
+from fielded_peer import Peer, calc_info
 from suite import SITE, USER, entry, wait_until
 from test_hostile_framing import BASE, Raw, request
 from test_mutations import copy

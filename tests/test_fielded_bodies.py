@@ -11,7 +11,7 @@ import tempfile
 
 import pytest
 import suite
-from fielded_calls import Peer, b64, calc_info, results, unknown
+from fielded_peer import Peer, b64, calc_info, results, unknown
 from hypothesis import HealthCheck, configuration, given, settings
 from hypothesis import strategies as st
 from suite import LOGS, SITE, wait_until

@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 
-import fielded
+import fielded_stand_ins
 import pytest
 import suite
 from suite import LOGS, SITE, wait_until
@@ -86,7 +86,7 @@ class Lab:
             os.chmod(path, 0o755)
         self.relay = None
         if not port:
-            self.relay = fielded.Relay([SITE], list(SCRIPTS) + ["unlisted"], [token]).start()
+            self.relay = fielded_stand_ins.Relay([SITE], list(SCRIPTS) + ["unlisted"], [token]).start()
             port = self.relay.server_port
         self.gate = Gate(port)
         self.url = url or self.gate.url
@@ -250,7 +250,7 @@ def test_the_stress_analysis_with_its_secret_curve_goes_through_a_fielded_relay(
     folder = lab.folder()
     with open(os.path.join(folder, "material.json"), "w") as out:
         json.dump({"yield_strength": 500, "tensile_strength": 700, "reduction_of_area": 0.5, "load": 30000}, out)
-    names, theirs = ["result.json", "stress.csv", "displacement.csv"], [sys.executable, os.path.join(suite.HERE, "fielded.py")]
+    names, theirs = ["result.json", "stress.csv", "displacement.csv"], [sys.executable, os.path.join(suite.HERE, "fielded_stand_ins.py")]
     other = None
     if poller == "our":
         lab.poller()
@@ -339,7 +339,7 @@ def test_whoever_did_not_receive_the_calc_info_leaves_the_calculation_to_its_own
     process = lab.start("run", SITE, "copy", "--out", "out.dat", folder=folder)
     wait_until(lambda: not lab.relay.deaf)
     accept_id, = lab.relay.table
-    api, me = fielded.Api(lab.relay.url, TOKEN), {"accept_id": accept_id, "site_id": SITE}
+    api, me = fielded_stand_ins.Api(lab.relay.url, TOKEN), {"accept_id": accept_id, "site_id": SITE}
     assert "calc-info" in api.call("GET", "calc-params", me)
     wait_until(lambda: "waiting to see" in poller.text())
     for name, more in (("calc-params-complete", {}), ("calc-start", {}), ("calc-end", {"result": "calc end"}),
@@ -387,7 +387,7 @@ def test_results_that_a_gateway_refuses_stay_here_and_the_waiting_side_is_told(l
 
 
 def test_a_calculation_that_is_not_allowed_yet_is_nothing_to_do_and_no_refusal(lab):
-    api = fielded.Api(lab.relay.url, TOKEN)
+    api = fielded_stand_ins.Api(lab.relay.url, TOKEN)
     api.call("POST", "add-calcinfo", body={"calc-info": {"command": "copy", "remote-site": SITE, "parameter_files": {}, "result_files": {}}})
     poller = lab.poller(SITE, lab.url, TOKEN)
     wait_until(lambda: poller.text().count("code = 400 / message = accept_id(") > 1)
@@ -460,7 +460,7 @@ def test_login_takes_the_token_of_the_sites_login_program(lab):
 def test_a_poller_notices_that_a_fielded_relay_was_replaced_by_ours(tmp_path_factory):
     world = suite.World(tmp_path_factory.mktemp("world"), tls=False, commands=["copy"]).start()
     port, _ = world.port, world.relay.stop()
-    relay = fielded.Relay([SITE], ["copy"], port=port).start()
+    relay = fielded_stand_ins.Relay([SITE], ["copy"], port=port).start()
     lab = Lab(tmp_path_factory.mktemp("lab"), url=world.url, port=port, token=world.token)
     code = "import sys; sys.path.insert(0, %r); import mi_system_remote as poller; poller.V1_AGAIN = 1; poller.run_as_program(poller.main)" % suite.ROOT
     with open(os.path.join(lab.here, "log"), "w") as out:

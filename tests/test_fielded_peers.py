@@ -9,10 +9,10 @@ import subprocess
 import sys
 import time
 
-import fielded
+import fielded_stand_ins
 import pytest
 import suite
-from fielded_calls import Peer
+from fielded_peer import Peer
 from suite import LOGS, wait_until
 
 OURS, THEIRS = "u-ours", "u-theirs"                    # sites: with a poller of our own, with a fielded one
@@ -33,7 +33,7 @@ class Program:
         os.makedirs(folder, exist_ok=True)
         self.path = os.path.join(folder, "output")
         with open(self.path, "ab") as out:
-            self.popen = subprocess.Popen([sys.executable, os.path.join(suite.HERE, "fielded.py")] + list(words), cwd=folder, stdin=subprocess.DEVNULL,
+            self.popen = subprocess.Popen([sys.executable, os.path.join(suite.HERE, "fielded_stand_ins.py")] + list(words), cwd=folder, stdin=subprocess.DEVNULL,
                                           stdout=out, stderr=out, env=suite.clean_env(PYTHONUTF8="1", PYTHONDONTWRITEBYTECODE="1"))
 
     def text(self):
@@ -403,7 +403,7 @@ class Fielded(Place):
     def __init__(self, folder, tokens=("f" * 64,)):
         Place.__init__(self, folder)
         self.token = "f" * 64
-        self.relay = fielded.Relay([OURS, THEIRS], list(self.commands.values()), tokens).start()
+        self.relay = fielded_stand_ins.Relay([OURS, THEIRS], list(self.commands.values()), tokens).start()
         self.url = self.relay.url
 
     def our_poller(self, site=OURS, words=None, ini="", token=None):
@@ -515,7 +515,7 @@ def test_cancelled_on_a_fielded_relay_sends_our_workflow_side_away(old, site):
     process, folder = old.our_workflow(site, "slow", words=True, wait=False)
     pid = wait_until(lambda: old.ran()[before:])[0]
     accept_id = list(old.relay.table)[-1]
-    first = fielded.Api(old.url, old.token).call("POST", "cancel-wait-calc", body={"accept_id": accept_id, "delete": "force"})["errors"][0]
+    first = fielded_stand_ins.Api(old.url, old.token).call("POST", "cancel-wait-calc", body={"accept_id": accept_id, "delete": "force"})["errors"][0]
     assert first["code"] == 200
     assert process.popen.wait(30) == 1, process.text()                # forgotten there: a fielded one would wait for ever, or crash
     for child in [pid] + children(pid):
@@ -529,8 +529,8 @@ def test_our_poller_refuses_what_its_list_lacks_by_walking_the_steps_without_run
     assert process.end() == 1 and not os.path.exists(os.path.join(old.here, "never"))
     assert old.commands["unlisted"].encode() in files(folder)[LOGS[1]]
     accept_id = re.search(r"accept_id = (\S+)", process.text()).group(1)
-    calls = [name for method, name, fields in old.relay.calls if fields.get("accept_id") == accept_id and name in fielded.REMOTE]
-    assert calls == list(fielded.REMOTE)
+    calls = [name for method, name, fields in old.relay.calls if fields.get("accept_id") == accept_id and name in fielded_stand_ins.REMOTE]
+    assert calls == list(fielded_stand_ins.REMOTE)
 
 
 def test_our_poller_makes_the_fielded_calls_in_their_order_and_nothing_else(alone):
@@ -538,8 +538,8 @@ def test_our_poller_makes_the_fielded_calls_in_their_order_and_nothing_else(alon
     process, folder = alone.fielded_workflow(alone.url, OURS, alone.token, "copy", ("out.dat", "absent.dat"))
     assert process.end() == 0
     accept_id = re.search(r"accept_id = (\S+)", process.text()).group(1)
-    mine = [(method, name, fields) for method, name, fields in alone.relay.calls if fields.get("accept_id") == accept_id and name in fielded.REMOTE]
-    assert [name for method, name, fields in mine] == list(fielded.REMOTE)
+    mine = [(method, name, fields) for method, name, fields in alone.relay.calls if fields.get("accept_id") == accept_id and name in fielded_stand_ins.REMOTE]
+    assert [name for method, name, fields in mine] == list(fielded_stand_ins.REMOTE)
     assert all("v" not in fields and fields["site_id"] == OURS for method, name, fields in mine)
     sent = mine[4][2]["result_files"]
     assert set(sent) == {"out.dat", "absent.dat"} | set(LOGS)
@@ -555,7 +555,7 @@ def test_our_workflow_side_registers_as_a_fielded_one_does(alone):
     assert set(calc.info["parameter_files"]) == set(INPUTS) and set(calc.info["result_files"]) == {"out.dat"} | set(LOGS)
     for name, (content, mime, charset) in calc.info["parameter_files"].items():
         assert mime.endswith(";") and charset.startswith("charset=")
-        if charset in fielded.TEXTS:
+        if charset in fielded_stand_ins.TEXTS:
             INPUTS[name].decode("utf-8")               # a fielded poller would die of it otherwise
     assert {"command", "remote-site", "parameters"} <= set(calc.info) and all(set(entry) == {"content", "mimetype1", "mimetype2"}
                                                                              for entry in calc.info["result_files"].values())
@@ -587,7 +587,7 @@ def test_a_fielded_relay_that_is_away_for_a_while_is_asked_again(alone):
     port = alone.relay.server_port
     alone.relay.stop()
     time.sleep(1)
-    alone.relay = fielded.Relay([OURS, THEIRS], list(alone.commands.values()), [alone.token], port=port).start()
+    alone.relay = fielded_stand_ins.Relay([OURS, THEIRS], list(alone.commands.values()), [alone.token], port=port).start()
     assert on_old(alone, "fielded", OURS, "copy")[:2] == (0, GOOD) and poller.alive()
 
 

@@ -7,7 +7,7 @@ import time
 
 import pytest
 import suite
-from fielded_calls import RESULTS, Peer, b64, calc_info, results, unknown
+from fielded_peer import RESULTS, Peer, b64, calc_info, results, unknown
 from suite import LOGS, SITE, USER, wait_until
 
 relay = suite.module("mi_dicomapi.py")

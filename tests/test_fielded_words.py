@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 
-import fielded
+import fielded_stand_ins
 import pytest
 import suite
 from suite import LOGS, SITE, wait_until
@@ -95,7 +95,7 @@ def ctrl_c(old):
 
 def ca_bundle(old):
     cert, key = suite.make_certificate(old.folder())
-    relay = fielded.Relay([SITE], ["copy"], [TOKEN])
+    relay = fielded_stand_ins.Relay([SITE], ["copy"], [TOKEN])
     import ssl
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(cert, key)
@@ -123,7 +123,7 @@ def directories(old):
     os.chmod(path, 0o755)
     folder = old.folder()
     old.relay.commands.append(path)
-    theirs = subprocess.Popen([sys.executable, os.path.join(suite.HERE, "fielded.py"), "poller", SITE, old.url, TOKEN, "--base", folder, "--ask", "0.2",
+    theirs = subprocess.Popen([sys.executable, os.path.join(suite.HERE, "fielded_stand_ins.py"), "poller", SITE, old.url, TOKEN, "--base", folder, "--ask", "0.2",
                                "--take", "0.1"], stdout=subprocess.DEVNULL)
     old.server.stop()
     try:

@@ -15,7 +15,7 @@ import types
 
 import pytest
 
-import family
+import process_families
 import suite
 from suite import PYTHON, wait_until as until
 
@@ -371,7 +371,7 @@ def test_timeout_stops_the_whole_tree_and_the_logs_come_back(relay, host):
 
 def families(host, grace, **more):
     """A poller whose command starts a family of the kind that its parameter names."""
-    made = family.Family(str(host.folder / "family"), **more)
+    made = process_families.Family(str(host.folder / "family"), **more)
     host.poller["jobs"] = 20
     host.sections["command solve"] = {"argv": made.command + "\n{parameters}", "match": "solve", "parameters": "yes", "argument.1": "[a-z]+", "grace": grace}
     return made, host.start()
@@ -383,12 +383,12 @@ def cancel(relay, accept_id):
 
 def test_a_cancel_ends_children_of_every_kind(relay, host, capsys):
     made, poller = families(host, "0.5s")
-    ids = {kind: submit(relay, host.site, parameters=kind, outs=[]) for kind in list(family.KINDS) + ["all"]}
+    ids = {kind: submit(relay, host.site, parameters=kind, outs=[]) for kind in list(process_families.KINDS) + ["all"]}
     alive = {kind: made.alive(accept_id + ".1") for kind, accept_id in ids.items()}
     began = time.monotonic()
     for accept_id in ids.values():
         cancel(relay, accept_id)
-    found = family.gone(alive, 30)
+    found = process_families.gone(alive, 30)
     assert set(found) == set(ids)
     with capsys.disabled():
         print(" (grace 0.5 s: %s)" % " ".join("%s %.1f s" % (kind, found[kind] - began) for kind in ids), end="")
@@ -424,7 +424,7 @@ def test_a_poller_killed_while_it_cancels_leaves_nothing_that_the_next_one_does_
     host.sections["command solve"]["grace"] = "0.5s"
     host.start()
     info = outcome(relay, accept_id, 30)
-    assert info["status"] == "abnormal" and info["reason"].startswith("cancelled") and set(family.gone(alive, 1)) == {"all"}
+    assert info["status"] == "abnormal" and info["reason"].startswith("cancelled") and set(process_families.gone(alive, 1)) == {"all"}
 
 
 def test_what_a_command_leaves_behind_neither_delays_its_end_nor_stays_as_zombies_while_it_runs(relay, host):
@@ -434,7 +434,7 @@ def test_what_a_command_leaves_behind_neither_delays_its_end_nor_stays_as_zombie
     alive = {"orphan": made.alive(accept_id + ".1")}
     info = outcome(relay, accept_id)
     assert (info["status"], info["exit_code"]) == ("completed", 0) and int(info["files"][OUT]) <= 6, info         # the command, the orphans' two
-    assert not family.gone(alive, 0.5)                 # who did not ask for their end leaves them alone
+    assert not process_families.gone(alive, 0.5)                 # who did not ask for their end leaves them alone
 
 
 # ---- the allow-list ----

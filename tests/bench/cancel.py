@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""From the workflow side's cancel to the end of the command's last process, for families of the kinds of tests/family.py.
+"""From the workflow side's cancel to the end of the command's last process, for families of the kinds of tests/process_families.py.
 
 Relay and poller as in use, TLS on loopback; the cancel comes 0 ... 2 s after the command is up, as it happens.
 usage: cancel.py [--check] [--full]     --full: 20 cancels of each instead of 5
@@ -11,7 +11,7 @@ import time
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 from parts import common
-import family
+import process_families
 import suite
 from parts.common import Figures, Folder, median
 
@@ -27,7 +27,7 @@ def seconds(world, made, kind, command, count):
         time.sleep(random.uniform(0, 2))
         began = time.monotonic()
         client.ok("POST", "cancel-wait-calc", {"v": 2, "accept_id": accept_id, "stop": True})
-        found = family.gone({kind: alive}, 40)
+        found = process_families.gone({kind: alive}, 40)
         took.append(found.get(kind, began + 40) - began)
     return took
 
@@ -40,7 +40,7 @@ def main():
         commands = {"%s-%d" % (kind, number): (grace, kind) for number, (grace, kind) in enumerate(wanted)}
         world = suite.World(os.path.join(folder, "world"), commands=list(commands)).start()
         try:
-            made = family.Family(os.path.join(folder, "family"))
+            made = process_families.Family(os.path.join(folder, "family"))
             world.poller({name: "argv = %s\n    %s\nmatch = %s%s" % (made.command, kind, name, GRACE[grace][0]) for name, (grace, kind) in commands.items()})
             for name, (grace, kind) in commands.items():
                 took = seconds(world, made, kind, name, 20 if options.full else 5)

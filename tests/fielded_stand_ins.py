@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Stand-ins of the fielded ("v1") programs, written from PROTOCOL.md part 1: their calls, headers, parsing and weaknesses; pauses by option.
 
-usage: fielded.py poller SITE URL TOKEN [--base DIR] [--ask S] [--take S] [--retry COUNT,INTERVAL] [--calculations N] [--ca FILE]
-       fielded.py workflow URL SITE TOKEN COMMAND IN1:IN2:... OUT1:OUT2:... ["PARAMETERS"] [--ask S] [--leave S [--gently]] [--ca FILE]
-       fielded.py relay SITE,SITE COMMAND,COMMAND [TOKEN,TOKEN]       prints its port; with tokens as behind a gateway that checks them
+usage: fielded_stand_ins.py poller SITE URL TOKEN [--base DIR] [--ask S] [--take S] [--retry COUNT,INTERVAL] [--calculations N] [--ca FILE]
+       fielded_stand_ins.py workflow URL SITE TOKEN COMMAND IN1:IN2:... OUT1:OUT2:... ["PARAMETERS"] [--ask S] [--leave S [--gently]] [--ca FILE]
+       fielded_stand_ins.py relay SITE,SITE COMMAND,COMMAND [TOKEN,TOKEN]       prints its port; with tokens as behind a gateway that checks them
 
 What is weak in them is weak on purpose: see the comments with "weakness". exit codes: workflow 0, or 1 when abnormal; a crash is 1."""
 import argparse

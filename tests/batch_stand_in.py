@@ -1,7 +1,7 @@
 """A stand-in for the programs of OpenPBS, Torque and HTCondor: answers as the real ones were seen to, runs jobs on this machine. (And Slurm's own,
 which can be made to lie.)
 
-stand_in.py DIR KIND PROGRAM [ARG]...: DIR holds N.json of each job, `held` (if it is there, nothing starts), `lie` (how queries lie), `calls`."""
+batch_stand_in.py DIR KIND PROGRAM [ARG]...: DIR holds N.json of each job, `held` (if it is there, nothing starts), `lie` (how queries lie), `calls`."""
 import json
 import os
 import pwd

@@ -5,7 +5,7 @@ import json
 import uuid
 from urllib.parse import urlencode
 
-import fielded
+import fielded_stand_ins
 import suite
 
 GETS = ("calc-request", "calc-params", "calc-status", "calc-progress", "get-calc-result", "get-calcinfo")
@@ -19,12 +19,12 @@ def b64(data):
 
 def inputs(files):
     """parameter_files of a calc-info."""
-    return {name: [b64(data)] + list(fielded.mime_of(data)) for name, data in files.items()}
+    return {name: [b64(data)] + list(fielded_stand_ins.mime_of(data)) for name, data in files.items()}
 
 
 def results(files):
     """result_files of send-results."""
-    made = {name: dict(zip(("mimetype1", "mimetype2"), fielded.mime_of(data)), content=b64(data)) for name, data in files.items()}
+    made = {name: dict(zip(("mimetype1", "mimetype2"), fielded_stand_ins.mime_of(data)), content=b64(data)) for name, data in files.items()}
     return made
 
 
