@@ -51,10 +51,12 @@ import _thread
 import binascii
 import codecs
 import collections
+import contextlib
 import errno
 import functools
 import hashlib
 import io
+import itertools
 import json
 import os
 import re
@@ -960,6 +962,1397 @@ def may_hold(text, name):
             return False
     return True
 # ==== end shared ====
+
+# ==== the doors of the gate ====
+# Over ssh the gate has two doors, both this class Door. `guard` is the forced command of a key:
+#     restrict,command="python3 -I -S .../execute_remote_command.py guard" KEY
+# and has the ini's rules, [command NAME] and [outbound]. `far` is brought by the runner where a key may run
+# anything anyway: a shell runs the command, and everything leaves. One session is one process; it answers
+# requests, each a line of JSON, with a line of JSON. To be audited in one sitting, with the block gate:
+#  - VERBS says what may be asked for: in which state, by which kind of session, with which words. What is not
+#    in it is refused and, by a guard, logged. sshd hands a guard the command line of the other side: it must
+#    have the one form FORM; the program text in it is dropped unread, and so are all words but the protocol.
+#  - No shell sees a word from the wire. The only texts given to sh are this file's constants RUN and INTO_LOG.
+#    (Door `far`: and the command, which is a shell's.)
+#  - Inputs may be put into base/RUN until the command is started. A session that puts is noted in the run's
+#    control directory base/.mi/RUN; `start` ends these sessions and sees them gone before the command begins.
+#  - Names are relative, without `..`; they are opened part by part with O_NOFOLLOW, so that no link leads out.
+#  - Where others than this user and root could have put what is run (base, or a directory that it stands in),
+#    nothing is done.
+#  - What leaves a guard has been judged by the Collector: a piece leaves only with the sum that was judged. No
+#    answer holds bytes or sums of anything else.
+#  - What the owner keeps (keep_refused), and what has not arrived, is not removed.
+INTO_LOG = 'umask "$1"; shift; exec >remote_program_exec.log 2>&1; exec "$@"'
+FORM = re.compile(r"exec sh -c 'eval \"\$\(printf %b \"\$1\"\)\"' mi_distcomp '[^']*'((?: '[^']*'){4,8})\Z")
+IDENT = r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
+ENTRY = 4096                   # bytes of max_bytes that a file or a directory costs, however empty
+ASKED, TOLD = 1 << 16, 1 << 18             # bytes of a request's line, and about of a page of an answer
+BUNDLED, UNPACKED = 4 << 20, 64 << 20      # bytes of a result that is not asked for in pieces; of a piece
+TOLD_MOST = 1000               # results that are refused at a look and named in guard.log; of more it says how many
+REFUSALS = 20                  # refused requests of one session that guard.log tells
+LOG_MOST, LOG_KEEP = 16 << 20, 8           # bytes of guard.log after which a new one is begun; how many older ones stay
+EVERYTHING = ("**", ".**")     # as patterns of results
+LOST_INPUT = ("unreadable", "changing", "name", "limit")           # verdicts of what should have arrived, and has not
+NEW, OVER = ("none", "taken"), ("ended", "lost", "fetched")        # states; a run's way: none taken queued running ended|lost
+STATES = NEW + ("queued", "running") + OVER + ("gone",)            # fetched gone (cleaned away, known for a day)
+
+
+class No(Exception):
+    """An answer that says no: refused (by rule or form), state, gone, host (it is another one's), disk, error."""
+
+    def __init__(self, code, why, **more):
+        Exception.__init__(self, why)
+        self.told = dict(more, no=code, why=printable(why))
+
+
+# What may be asked for
+
+def whole(low, high):
+    """A kind: an integer from low to high."""
+    return lambda value: type(value) is int and low <= value <= high
+
+
+def word(shape):
+    """A kind: a text that the expression matches as a whole."""
+    shape = re.compile(shape + r"\Z", re.S)
+    return lambda value: type(value) is str and shape.match(value) is not None
+
+
+def named(value):
+    """A kind: a name of a file."""
+    try:
+        return check_name(value) is value
+    except ValueError:
+        return False
+
+
+def list_of(kind, most):
+    """A kind: a list of at most so many of this kind."""
+    return lambda value: type(value) is list and len(value) <= most and all(map(kind, value))
+
+
+def whether(value):
+    """A kind: yes or no."""
+    return type(value) is bool
+
+
+LENGTH, TIME, MODE = whole(0, 1 << 50), whole(-1 << 62, 1 << 62), whole(0, 0o7777)
+FIELDS = {                     # each word of a request: its kind. Words that a verb needs not have are in OPTIONAL
+    "v": whole(2, 2), "run": lambda value: value is None or word(IDENT)(value), "lane": word("|put|get"),
+    "turn": word("[0-9a-z]{1,32}"), "check": whether, "size": LENGTH, "length": whole(0, UNPACKED),
+    "files": lambda rows: type(rows) is list and all(map(an_input, rows)), "name": named, "at": LENGTH,
+    "end": lambda row: type(row) is list and len(row) == 3 and LENGTH(row[0]) and MODE(row[1]) and TIME(row[2]),
+    "command": word(r"[^\x00-\x08\x0a-\x1f\x7f]{1,16000}"), "offset": LENGTH, "grace": whole(0, 86400),
+    "batch": lambda row: row is None or list_of(word(".{1,4000}"), 100)(row) and bool(row) and row[0] in BATCH,
+    "from": LENGTH, "inputs": whether, "names": list_of(named, 2000), "mtime": TIME, "pack": whether,
+    "but": list_of(word(".{0,2000}"), 20000), "more": whether, "discard": whether,
+    "after": lambda value: value == "" or word(IDENT)(value)}
+OPTIONAL = {"check", "length", "end", "batch", "inputs", "pack", "more", "discard"}
+Verb = collections.namedtuple("Verb", "states lanes forms doors")
+VERBS = {                      # (the words of a request decide which of a verb's forms it has)
+    "hello": Verb(STATES, ("", "put", "get"), ("v run lane turn check",), "far guard"),
+    "put": Verb(NEW, ("", "put"), ("size files", "size name at length end", "size name end"), "far guard"),
+    "start": Verb(("taken", "queued", "running") + OVER, ("",), ("command", "command batch"), "far guard"),
+    "state": Verb(STATES, ("", "put", "get"), ("",), "far guard"),
+    "wait": Verb(("queued", "running") + OVER, ("",), ("offset",), "far guard"),
+    "cancel": Verb(("queued", "running") + OVER, ("",), ("grace",), "far guard"),
+    "results": Verb(OVER, ("", "get"), ("from inputs",), "far guard"),
+    "get": Verb(OVER, ("", "get"), ("names pack", "name at length size mtime pack"), "far guard"),
+    "fetched": Verb(OVER, ("",), ("but more",), "far guard"),
+    "clean": Verb(NEW + OVER + ("gone",), ("",), ("discard",), "far guard"),
+    "list": Verb(STATES, ("",), ("after",), "far guard"),
+}
+
+
+def an_input(row):
+    """Is it [name, size, mode, mtime]? An empty directory has a slash at the end of its name."""
+    good = type(row) is list and len(row) == 4 and type(row[0]) is str and LENGTH(row[1]) and MODE(row[2])
+    return good and TIME(row[3]) and named(row[0][:-1] if row[0].endswith("/") and not row[1] else row[0])
+
+
+def understood(row):
+    """{word: value} of a request's line. No."""
+    try:
+        words = json.loads(row.decode("ascii"))
+    except (ValueError, RecursionError):
+        words = None
+    if not isinstance(words, dict) or not row.endswith(b"\n"):
+        raise No("refused", "not a request of this protocol")
+    return words
+
+
+def permitted(words, lane, state, door):
+    """The verb of a request, if VERBS has it, for such a session, in this state. No."""
+    verb = words.get("do")
+    told = VERBS.get(verb) if isinstance(verb, str) else None
+    if told is None or lane not in told.lanes or door not in told.doors.split():
+        raise No("refused", "an unknown verb, or not one of this session")
+    given = set(words) - {"do"}
+    forms = [form for form in map(set, (form.split() for form in told.forms))
+             if form - OPTIONAL <= given <= form]
+    if not forms:
+        raise No("refused", "words that do not belong to " + verb)
+    for name in sorted(given):
+        if not FIELDS[name](words[name]):
+            raise No("refused", "%s: %s is not as it must be" % (verb, name))
+    if state not in told.states:
+        gone = state == "gone" or state == "none" and verb != "put"
+        raise No("gone" if gone else "state", "nothing of this calculation is here" if gone
+                 else "%s: not for a calculation that is %s" % (verb, state), state=state)
+    return verb
+
+
+class Wire:
+    """The two ends of a session. owed: bytes behind the request that is served, which are still to come."""
+
+    def __init__(self, source=0, goal=1):
+        self.source, self.goal, self.ahead, self.at, self.owed = source, goal, b"", 0, 0
+        self.parts, self.waiting = [], 0
+
+    def fill(self):
+        """More bytes from the other side. EOFError."""
+        self.flush()
+        data = os.read(self.source, BLOCK)
+        if not data:
+            raise EOFError
+        self.ahead, self.at = self.ahead[self.at:] + data, 0
+
+    def line(self):
+        """The next request's line. EOFError; No if it is too long."""
+        while True:
+            end = self.ahead.find(b"\n", self.at, self.at + ASKED)
+            if end >= 0:
+                row, self.at = self.ahead[self.at:end + 1], end + 1
+                return row
+            if len(self.ahead) - self.at >= ASKED:
+                raise No("refused", "a request that is too long")
+            self.fill()
+
+    def some(self, most):
+        """The next bytes, at most so many. EOFError."""
+        if self.at == len(self.ahead):
+            self.fill()
+        view = memoryview(self.ahead)[self.at:self.at + most]
+        self.at += len(view)
+        self.owed -= len(view)
+        return view
+
+    def exactly(self, count):
+        """So many bytes. EOFError."""
+        found = bytearray()
+        while len(found) < count:
+            found += self.some(count - len(found))
+        return bytes(found)
+
+    def drop(self):
+        """Swallows what is owed."""
+        while self.owed > 0:
+            self.some(min(self.owed, BLOCK))
+
+    def say(self, told, data=b""):
+        """One line of an answer, and bytes behind it."""
+        self.parts += [json.dumps(dict(told, size=len(data)) if data else told).encode("ascii") + b"\n", data]
+        self.waiting += len(data) + 100
+        if self.waiting > BLOCK:
+            self.flush()
+
+    def flush(self):
+        """All of it on its way, before anything is waited for."""
+        view, self.parts, self.waiting = memoryview(b"".join(self.parts)), [], 0
+        while len(view):
+            view = view[os.write(self.goal, view):]
+
+    def pause(self, seconds, alive=-1):
+        """Waits, but not longer than until `alive` (a descriptor) hangs up: True. EOFError if nobody listens any more."""
+        self.flush()
+        poller = select.poll()
+        more = self.at < len(self.ahead)               # a request that was sent ahead: only the end is looked for
+        poller.register(self.source, 0x2000 if more else select.POLLIN | 0x2000)           # POLLRDHUP
+        if alive >= 0:
+            poller.register(alive, select.POLLIN)
+        for fd, event in poller.poll(seconds * 1000):
+            if fd == alive:
+                return True
+            if more or event & 0x2000:
+                raise EOFError
+            self.fill()
+        return False
+
+
+# A run, and where it is
+
+@contextlib.contextmanager
+def locked(path):
+    """Nobody else holds this lock file (bytes) meanwhile; the descriptor of it. (Where there are no locks: a hope.)"""
+    import fcntl
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX)
+        except OSError as error:
+            if error.errno in (errno.EAGAIN, errno.EACCES):
+                raise
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def host_id():
+    """What this host is called for as long as it stands."""
+    try:
+        with open("/etc/machine-id") as text:
+            return text.read(100).strip() or os.uname().nodename
+    except OSError:
+        return os.uname().nodename
+
+
+class Place:
+    """A run's directories on this side, base/RUN and base/.mi/RUN, and what they tell of it."""
+
+    def __init__(self, rules, ident):
+        self.rules, self.ident, self.ruled = rules, ident, "commands" in rules
+        self.base, name = rules["base"], ident.encode()
+        self.work, self.control = os.path.join(self.base, name), os.path.join(self.base, b".mi", name)
+        self.mark = b"CALC_DIR=" + self.work if self.ruled else b"MI_RUN=" + name + b".1"    # another key may have this ID
+        self.last = b"", -1                            # the directory of the input written last, its descriptor
+
+    def path(self, name):
+        return os.path.join(self.control, name)
+
+    def has(self, name):
+        return os.path.exists(self.path(name))
+
+    def note(self, name, found):
+        """A note (JSON) of the control directory, on disk before this returns."""
+        write_synced(self.path(name + b".new"), json.dumps(found).encode())
+        os.rename(self.path(name + b".new"), self.path(name))
+
+    def noted(self, name):
+        """That note; {} if there is none, or it cannot be read."""
+        try:
+            with open(self.path(name), "rb") as text:
+                found = json.loads(text.read().decode())
+            return found if isinstance(found, dict) else {}
+        except (OSError, ValueError, RecursionError):
+            return {}
+
+    def state(self, job=None):
+        """STATE of the protocol: {"state", "code", "why", "cancelled", "where"}. job: a BatchJob, whose queue is asked."""
+        there, code, why, where = "none", None, "", ""
+        try:
+            names = os.listdir(self.control)
+            there = "taken" if set(names) - {b"gone"} and b"gone" not in names else "gone"
+        except FileNotFoundError:
+            names = []
+        if there == "taken" and {b"ready", b"start", b"end", b"lost"} & set(names):
+            there, code, why, where = self.begun(names, job)
+        if b"fetched" in names and there in ("ended", "lost"):
+            return {"state": "fetched", "code": code, "why": why, "cancelled": b"cancelled" in names, "where": where,
+                    "lost": there == "lost"}
+        return {"state": there, "code": code, "why": why, "cancelled": b"cancelled" in names, "where": where}
+
+    def begun(self, names, job):
+        """(state, exit code, why, where) of a run that is more than `taken`."""
+        if b"lost" in names:
+            with open(self.path(b"lost"), encoding="utf-8", errors="replace") as text:
+                return "lost", None, text.read(1000), ""
+        if job is not None or read_batch(self.control):
+            return self.in_batch(job)
+        state, detail = look(self.control, time.time())
+        if state == "ready":
+            stale = self.noted(b"command")
+            if stale.get("host") == host_id() and stale.get("boot") != boot_id():
+                return "lost", None, "the host was restarted before the command was started", ""
+            return "running", None, "", ""
+        if state == "lost":
+            return "lost", None, detail, ""
+        return ("ended", detail, "", "") if state == "ended" else ("running", None, "", "")
+
+    def in_batch(self, job):
+        """The same of one in a batch system. What becomes of it is decided where its queue is asked, and noted if it is lost."""
+        if job is None:
+            state, where = batch_where(os.path.dirname(self.control), self.control)
+            code = look(self.control, time.time())[1] if state == "ended" else None
+            return (state, code, "", where) if state != "stopped" else ("lost", None, "cancelled", "")
+        state, detail = job.look()
+        if state == "lost":
+            write_synced(self.path(b"lost"), utf8(printable(detail)))
+            return "lost", None, printable(detail), ""
+        return state, detail if state == "ended" else None, job.why if state == "ended" else "", printable(job.where)
+
+    def job(self):
+        """The BatchJob of this run, None if it has none."""
+        order = read_batch(self.control)
+        if not order:
+            return None
+        keys = self.rules.get(order.get("section")) or plain_command()
+        queue = Queue(os.path.dirname(self.control), order["system"], batch_environment(keys))
+        return BatchJob(self.control, queue, keys["batch_poll"], keys["batch_grace"], fault)
+
+    def owners_word(self, key):
+        """A key of the section [command NAME] that this run runs: as the ini says it now, or, if it is there no more, as it was
+        said when the run was started. None if no section is known (it was started by an older guard)."""
+        if not self.has(b"command"):
+            return None
+        noted = self.noted(b"command")
+        now = [command for command in self.rules["commands"].values() if command["name"] == noted.get("name")]
+        if not now and key not in noted:
+            raise No("refused", "what was noted of its command is broken: nothing of it leaves")
+        return (now or [noted])[0][key]
+
+    def let_out(self):
+        """What may leave of this run, by how it was asked for (see AFTER_STOP)."""
+        if not self.ruled:
+            return AFTER_STOP["all"]
+        found = self.state()
+        lost = found["state"] == "lost" or found.get("lost")
+        stopped = lost or found["cancelled"] or (found["code"] or 0) > 128
+        keys = {key: self.owners_word(key) for key in ("after_stop", "patterns", "logs")}
+        return let_out({"after_stop": keys["after_stop"] or "", "patterns": keys["patterns"] is not False,
+                        "logs": keys["logs"] is not False}, stopped)
+
+    # Inputs, before the start
+
+    def make(self):
+        """The run's directories, once."""
+        if not os.path.isdir(self.control):
+            with locked(os.path.join(self.base, b".mi", b"doors")):
+                fresh = os.path.join(self.base, b".mi", b".new." + utf8(self.ident))
+                remove_tree(fresh)                     # of one that was killed here
+                os.mkdir(fresh, 0o700)
+                write_synced(os.path.join(fresh, b"began"), json.dumps({"host": host_id(), "boot": boot_id()}).encode())
+                if not os.path.isdir(self.control):
+                    os.rename(fresh, self.control)
+                    sync_folder(os.path.dirname(self.control))
+        try:
+            os.mkdir(self.work, 0o700)
+        except FileExistsError:
+            pass
+
+    def lanes(self):
+        """[(path of the note, Note)] of the sessions that put inputs; a note's text is the turn of its line."""
+        names = [name for name in os.listdir(self.control) if re.match(rb"lane\.\d+\Z", name)]
+        found = [(self.path(name), read_note(self.path(name))) for name in names]
+        return [(path, note) for path, note in found if note is not None]
+
+    def enter(self, turn):
+        """This session puts inputs from now on: those of other turns are ended first. No if the run was started meanwhile."""
+        self.make()
+        with locked(self.path(b"lock")):
+            state = self.state()["state"]
+            if state not in NEW:
+                raise No("state", "inputs for a calculation that is " + state, state=state)
+            self.end_lanes(turn)
+            with open("/proc/self/stat", "rb") as text:
+                start = text.read().rpartition(b") ")[2].split()[19].decode()
+            write_synced(self.path(b"lane.%d" % os.getpid()),
+                         utf8("%d %s %s %s %s\n" % (os.getpid(), start, boot_id(), os.uname().nodename, turn)))
+
+    def leave(self):
+        """This session puts nothing more."""
+        if self.last[1] >= 0:
+            os.close(self.last[1])
+        self.last = b"", -1
+        unlink_if_there(self.path(b"lane.%d" % os.getpid()))
+
+    def end_lanes(self, turn=None):
+        """Ends the other sessions that put inputs, but those of this turn, and sees them gone; the lock is held."""
+        until = time.monotonic() + KILL_TRIES
+        while True:
+            others = [(path, note) for path, note in self.lanes() if note.text != turn and note.pid != os.getpid()]
+            for path, note in others:
+                if still_there(note):
+                    signal_to(note.pid, signal.SIGKILL)
+                elif note.boot == boot_id() or note.host == os.uname().nodename or os.path.getmtime(path) < time.time() - 60:
+                    unlink_if_there(path)
+            if not others:
+                return
+            if time.monotonic() > until:
+                raise No("host", "a session on %s still puts inputs" % others[0][1].host, host=others[0][1].host)
+            time.sleep(0.005)
+
+    def folder(self, parts):
+        """A descriptor of the directory at parts below the working directory, made if need be, reached without following a
+        link; it stays open until another one is asked for."""
+        name = b"/".join(parts)
+        if self.last[1] >= 0 and self.last[0] == name:
+            return self.last[1]
+        here = os.open(self.work, os.O_RDONLY | FOLDER)
+        for part in parts:
+            try:
+                try:
+                    os.mkdir(part, 0o700, dir_fd=here)
+                    self.spend(ENTRY)
+                except FileExistsError:
+                    pass
+                there = os.open(part, os.O_RDONLY | FOLDER, dir_fd=here)
+            finally:
+                os.close(here)
+            here = there
+        if self.last[1] >= 0:
+            os.close(self.last[1])
+        self.last = name, here
+        return here
+
+    def create(self, name, fresh):
+        """A descriptor of the input `name` (text) to write to. fresh: in place of what is there."""
+        self.spend(ENTRY)
+        parts = utf8(name).split(b"/")
+        folder, how = self.folder(parts[:-1]), os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        if fresh:
+            unlink_if_there(parts[-1], folder)
+        try:
+            fd = os.open(parts[-1], how, 0o600, dir_fd=folder)
+        except PermissionError:                        # read-only by now: once more, as the answer was lost
+            self.writable(parts[-1], folder)
+            fd = os.open(parts[-1], how, 0o600, dir_fd=folder)
+        info = os.fstat(fd)
+        if not stat.S_ISREG(info.st_mode) or info.st_nlink != 1:
+            os.close(fd)
+            raise No("refused", "not a regular file of its own: %s" % name)
+        return fd
+
+    @staticmethod
+    def writable(name, folder):
+        """Makes a file that we own writable again."""
+        fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
+        try:
+            os.fchmod(fd, 0o600)
+        finally:
+            os.close(fd)
+
+    def spend(self, size, end=0):
+        """Counts bytes that come in, over all sessions. Refused beyond max_bytes, as is a file that ends there."""
+        most = self.rules["ssh guard"]["max_bytes"]
+        if not most:
+            return
+        with locked(self.path(b"bytes")) as book:
+            told = os.pread(book, 64, 0).strip()
+            used = (int(told) if re.match(rb"[0-9]{1,40}\Z", told) else 0) + size
+            if max(used, end) > most:
+                raise No("refused", "more than max_bytes = %d" % most)
+            os.pwrite(book, b"%040d" % used, 0)        # in place: this needs no room on a full disk
+
+    def settle(self, fd, size, mode, mtime):
+        """The size, mode and time (nanoseconds) of an input; its mark, by which is seen that nobody touched it."""
+        if os.fstat(fd).st_size > size:                # of an older one
+            os.ftruncate(fd, size)
+        elif os.fstat(fd).st_size < size:
+            raise No("refused", "pieces of it are missing")
+        for act in (lambda: os.fchmod(fd, mode & 0o777 & ~self.rules["umask"]), lambda: os.utime(fd, ns=(mtime, mtime))):
+            try:
+                act()
+            except PermissionError:                    # vfat, CIFS, FUSE
+                pass
+        return mark_of(os.fstat(fd))
+
+    def know_inputs(self, rows):
+        """Notes [(name, mark)] of inputs that are whole."""
+        with open(self.path(b"inputs"), "ab") as out:
+            out.write(b"".join(json.dumps(row).encode() + b"\n" for row in rows))
+
+    def untouched(self):
+        """The names of the inputs that nobody has touched since they were put."""
+        marks, found = {}, set()
+        try:
+            with open(self.path(b"inputs"), "rb") as text:
+                for row in text:
+                    name, mark = json.loads(row.decode())
+                    marks[name] = tuple(mark)
+        except (OSError, ValueError, TypeError, RecursionError):
+            return set()                               # an old run has none; what cannot be read is fetched
+        for name, mark in marks.items():
+            try:
+                info = os.lstat(os.path.join(self.work, utf8(name.rstrip("/"))))
+            except OSError:
+                continue
+            if name.endswith("/") or mark_of(info) == mark:
+                found.add(name)
+        return found
+
+
+def mark_of(info):
+    """What tells that a file is still the same one."""
+    return info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns, info.st_ctime_ns
+
+
+def unlink_if_there(name, folder=None):
+    """Removes that entry of a directory (a descriptor)."""
+    try:
+        os.unlink(name, dir_fd=folder)
+    except FileNotFoundError:
+        pass
+
+
+# The command
+
+def plain_command():
+    """The keys of a [command NAME], as nobody has written them: those of the door `far`."""
+    return {key: default for key, (kind, default) in TABLE["command *"].items() if "*" not in key}
+
+
+def asked_command(rules, text):
+    """(command, argv) of what a request wants to run, by the owner's sections [command NAME]. No, Forbidden."""
+    words = words_of(text)
+    command, argv = permit(rules["commands"], "".join(words[:1]), words[1:])
+    for key in ("timeout", "jobs", "pre", "post"):
+        if command[key]:
+            raise No("refused", "[command %s] %s is not for the SSH guard; leave it out there" % (command["name"], key))
+    if unfit(command):
+        raise No("refused", "[command %s] %s: %s" % ((command["name"],) + unfit(command)))
+    return command, argv
+
+
+def far_command(text, batch):
+    """The same where there are no rules: a shell's command line; batch: a batch system and options of its own."""
+    keys = plain_command()
+    if batch:
+        keys.update(batch=batch[0], batch_options=batch[1:])
+    try:
+        options = batch_options(keys, ())[0]
+    except ValueError as error:
+        raise No("refused", str(error))
+    return dict(keys, name="far", env={}, options=options), [os.environ.get("SHELL") or "/bin/sh", "-c", text]
+
+
+def permit_inputs(place, command):
+    """Forbidden if an input that is here has a name that the command does not take."""
+    if command["input_names"]:
+        tree = Tree(place.work)
+        try:
+            for name, _real, info, stays in tree.walk():
+                permit_input(command, shown(name))
+        finally:
+            tree.close()
+
+
+def batch_environment(keys):
+    """What a batch system's own programs see: a section's env.* where it concerns them, and of the door's environment."""
+    env = {key: value for key, value in os.environ.items() if PASS_ON.match(key) or CLIENT.match(key)}
+    env.update((key[4:], value) for key, value in keys.items() if CLIENT.match(key[4:]) or key == "env.PATH")
+    return env
+
+
+def submit(place, command, argv, env):
+    """Hands the command to its batch system, once, however many sessions want to."""
+    with locked(place.path(b"run")):
+        if not read_batch(place.control):
+            queue = Queue(os.path.dirname(place.control), command["batch"], batch_environment(command))
+            job = BatchJob(place.control, queue, command["batch_poll"], command["batch_grace"], fault)
+            job.begin(place.work, argv, env, env["MI_RUN"], command["options"], section="command " + command["name"])
+
+
+def log_after(place, offset):
+    """The log's next bytes; none while it is not a plain file of its own."""
+    try:
+        fd = os.open(os.path.join(place.work, utf8(LOG)), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return b""
+    try:
+        info = os.fstat(fd)
+        return os.pread(fd, BLOCK, offset) if stat.S_ISREG(info.st_mode) and info.st_nlink == 1 else b""
+    finally:
+        os.close(fd)
+
+
+# What leaves
+
+class Unread(Collector):
+    """The results where there are no rules: looked for, not read; they are read when they are sent."""
+
+    def take(self, tree, name, real, info, reserved=()):
+        """Takes a file. Stays, OSError."""
+        self.admit(name, real, reserved)
+        if not stat.S_ISREG(info.st_mode):
+            raise Stays("special")
+        if not (info.st_uid == os.geteuid() and info.st_mode & 0o400 or info.st_mode & 0o004):
+            os.close(tree.open(real))
+        self.found.append(Result(real, info.st_size, name, b"", bool(info.st_mode & 0o100), info.st_mtime_ns))
+
+    def take_log(self, tree, name, real):
+        """The same for the log."""
+        self.take(tree, name, *tree.reach(real))
+
+
+class Leaving:
+    """The results of a run that is over. Judged once (see Collector) and noted in the control directory: every session serves what
+    was judged then, and nothing else."""
+
+    def __init__(self, place):
+        self.place, self.rules, self.tree = place, place.rules["outbound"], Tree(place.work)
+        self.kinds = place.let_out()
+        self.stamp = hashlib.sha256(json.dumps([self.rules, sorted(self.kinds)], sort_keys=True).encode()).hexdigest()
+        self.said, self.notes, self.more, self.sources = "", [], 0, None
+
+    def book(self):
+        """The note of the last look, {} if it was by other rules."""
+        found = self.place.noted(b"out")
+        self.said = found.get("said", "")              # the sum of the lines that guard.log has about it
+        return found if found.get("stamp") == self.stamp else {}
+
+    def known(self):
+        """{name: (mark, Result)} of the last look."""
+        found = {}
+        for name, real, mark, size, sum256, x, mtime, parts in self.book().get("files", ()):
+            source = Source(self.tree, utf8(real), size, binascii.a2b_base64(parts))
+            found[name] = tuple(mark), Result(source, size, name, bytes.fromhex(sum256), x, mtime)
+        return found
+
+    def look(self, inputs):
+        """The Collector of all that may leave. inputs: also inputs that nobody has touched."""
+        found = (Collector if self.place.ruled else Unread)(self.rules, self.hear, self.known() if self.place.ruled else ())
+        but = set() if inputs else self.place.untouched()
+        if "logs" in self.kinds and LOG not in but:
+            try:
+                found.take_log(self.tree, LOG, utf8(LOG))
+            except OSError as error:
+                found.keep(LOG, stays_for(error), False)
+            except Stays as stays:
+                found.keep(LOG, stays, False)
+        if "patterns" in self.kinds:
+            found.by_pattern(self.tree, EVERYTHING, but | {LOG})
+        else:
+            self.all_stays(found, but | {LOG} if "logs" in self.kinds else but)
+        self.note(found.ordered())
+        return found
+
+    def all_stays(self, found, but):
+        """Nothing leaves but the log: what there is counts as refused, without a name."""
+        for name, _real, info, stays in self.tree.walk():
+            text = name.decode("utf-8", "backslashreplace")
+            if text not in but and not text.endswith("/"):
+                self.hear(text, "after_stop", True)
+                found.verdicts.tell("refused")
+
+    def hear(self, name, why, _by_name):
+        """What the Collector says of a result that stays."""
+        if len(self.notes) < TOLD_MOST:
+            self.notes.append((name, why))
+        else:
+            self.more += 1
+
+    def note(self, found):
+        """The note of this look; into guard.log what stays, unless the last look said the same: by looking again and again nobody
+        pushes older lines out of the log."""
+        book = {"stamp": self.stamp, "verdicts": found.verdicts, "files": [], "said": hashlib.sha256(repr((self.notes, self.more)).encode(
+            "utf-8", "backslashreplace")).hexdigest()}
+        if self.place.ruled:
+            book["files"] = [
+                (one.name, one.path.real.decode("utf-8", "surrogateescape"), found.known[one.name][0], one.size,
+                 one.sum256, one.x, one.mtime, binascii.b2a_base64(one.path.sums).decode()) for one in found.found]
+            for name, why in self.notes if book["said"] != self.said else ():
+                guard_log(self.place.rules, "warn", self.place.ident, "outbound", refused=name, why=why)
+            if self.more and book["said"] != self.said:
+                guard_log(self.place.rules, "warn", self.place.ident, "outbound", more=self.more)
+        self.notes, self.more, self.sources = [], 0, None
+        self.place.note(b"out", book)
+
+    def result(self, name):
+        """The Result of that name which was judged. Stays if there is none."""
+        if self.sources is None:
+            self.sources = {key: result for key, (mark, result) in self.known().items()}
+        if name not in self.sources:
+            raise Stays("missing")
+        return self.sources[name]
+
+    def bundled(self, name):
+        """(what is told of it, its bytes) of a small result. Stays, OSError."""
+        if self.place.ruled:
+            one = self.result(name)
+            if one.size > BUNDLED:
+                raise Stays("limit")
+            try:
+                with one.path.open() as source:
+                    return {"sum": one.sum256, "mtime": one.mtime, "x": one.x}, source.read(one.size)
+            except ValueError:
+                raise Stays("changing")
+        fd = self.tree.open(self.tree.reach(utf8(name))[0])
+        try:
+            for _look in range(LOOKS):
+                info = os.fstat(fd)
+                if info.st_size > BUNDLED:
+                    raise Stays("limit")
+                data = read_exactly(fd, info.st_size, 0)
+                if name == LOG or mark_of(os.fstat(fd)) == mark_of(info) and len(data) == info.st_size:
+                    return {"sum": hashlib.sha256(data).hexdigest(), "mtime": info.st_mtime_ns, "x": bool(info.st_mode & 0o100)}, data
+            raise Stays("changing")
+        finally:
+            os.close(fd)
+
+    def piece(self, name, at, length, size, mtime):
+        """The bytes of a piece, block by block; they are those that were told of. Stays (also behind some of them), OSError."""
+        if self.place.ruled:
+            one = self.result(name)
+            if (one.size, one.mtime) != (size, mtime) or at + length > size:
+                raise Stays("changing")
+            try:
+                with one.path.open() as source:
+                    source.seek(at)
+                    while length:
+                        data = source.read(min(length, BLOCK))
+                        length -= len(data)
+                        yield data
+                return
+            except ValueError:
+                raise Stays("changing")
+        fd = self.tree.open(self.tree.reach(utf8(name))[0])
+        try:
+            while True:
+                info = os.fstat(fd)
+                if (info.st_size, info.st_mtime_ns) != (size, mtime) and (name != LOG or info.st_size < at + length):
+                    raise Stays("changing")
+                if not length:
+                    return
+                data = os.pread(fd, min(BLOCK, length), at)
+                if not data:
+                    raise Stays("changing")
+                at, length = at + len(data), length - len(data)
+                yield data
+        finally:
+            os.close(fd)
+
+
+# The sessions
+
+class Door:
+    """One session: requests in their order. rules: the owner's, or far_rules()."""
+
+    def __init__(self, rules, wire):
+        self.rules, self.wire, self.place, self.lane, self.turn = rules, wire, None, "", None
+        self.name, self.putting, self.leaving, self.found = "guard" if "commands" in rules else "far", False, None, None
+        self.but, self.refusals = [], 0
+
+    def serve(self):
+        """Answers until nobody asks any more, or what is asked makes no sense."""
+        try:
+            while self.one():
+                self.wire.drop()
+        except EOFError:
+            pass
+        finally:
+            if self.putting:
+                self.place.leave()
+
+    def one(self):
+        """One request and its answer. False if nobody can know where the next one begins."""
+        words = None
+        try:
+            words = understood(self.wire.line())
+            if words.get("do") == "put" and LENGTH(words.get("size")):
+                self.wire.owed = words["size"]
+            state = self.place.state()["state"] if self.place is not None else "none"
+            if (self.turn is None) != (words.get("do") == "hello") and (self.turn is None or self.lane):
+                raise No("refused", "hello comes first, and once")
+            verb = permitted(words, self.lane, state, self.name)
+            if self.place is None and verb not in ("hello", "list"):
+                raise No("refused", "no calculation was named in hello")
+            del words["do"]
+            getattr(self, "do_" + verb)(**words)
+        except (No, Forbidden) as error:
+            self.refuse(getattr(error, "told", None) or {"no": "refused", "why": printable(error)})
+        except OSError as error:
+            full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+            self.wire.say({"no": "disk" if full else "error", "why": printable(error.strerror or error)})
+        if words is None:
+            self.wire.flush()
+        return words is not None
+
+    def refuse(self, told):
+        self.wire.say(told)
+        self.refusals += 1
+        if told["no"] == "refused" and self.refusals <= REFUSALS:
+            guard_log(self.rules, "warn", self.place and self.place.ident, "refused", why=told["why"])
+
+    def told(self, job=None):
+        """STATE of the protocol."""
+        return self.place.state(job) if self.place is not None else {"state": "none"}
+
+    def do_hello(self, v, run, lane, turn, check=False):
+        if self.putting:
+            self.place.leave()
+        self.place, self.lane, self.turn, self.putting = Place(self.rules, run) if run else None, lane, turn, False
+        self.leaving = self.found = None
+        free, began = os.statvfs(self.rules["base"]), self.place.noted(b"began") if run else {}
+        more = {"v": 2, "program": VERSION, "sum": self.rules.get("sum", ""), "door": self.name, "host": host_id(),
+                "boot": boot_id(), "base": printable(os.fsdecode(self.rules["base"])), "free": free.f_bavail * free.f_frsize,
+                "aes": has_aes(), "began": [began.get("host"), began.get("boot")] if began else None}
+        if check:
+            more.update(python=sys.version.split()[0], kill=kills_at_log_out(), runs=len(runs_of(self.rules["base"])))
+        guard_log(self.rules, "info", run, "hello", lane=lane)
+        self.wire.say(dict(self.told(), **more))
+
+    def do_put(self, size, files=None, name=None, at=None, length=None, end=None):
+        if not self.putting:
+            self.place.enter(self.turn)
+            self.putting = True
+        if files is None:
+            return self.put_piece(size, name, at, length, end)
+        if sum(row[1] for row in files) != size:
+            raise No("refused", "put: sizes that do not make up the whole")
+        sums, marks = [], []
+        for name, bytes_of, mode, mtime in files:
+            if name.endswith("/"):
+                self.place.folder(utf8(name[:-1]).split(b"/"))
+                sums.append("")
+                marks.append((name, ()))
+                continue
+            fd = self.place.create(name, True)
+            try:
+                sums.append(self.pour(fd, 0, bytes_of))
+                marks.append((name, self.place.settle(fd, bytes_of, mode, mtime)))
+            finally:
+                os.close(fd)
+        self.place.know_inputs(marks)
+        self.wire.say({"sums": sums})
+
+    def put_piece(self, size, name, at, length, end):
+        """A piece of a large input, and (or) its end."""
+        if end is None and at is None or at is None and size:
+            raise No("refused", "put: bytes without a place")
+        sums, fd = [], self.place.create(name, False)
+        try:
+            if length is not None:
+                data = unpacked(self.wire.exactly(min(size, UNPACKED + 65536)), length)
+                self.place.spend(length, at + length)
+                self.write(fd, memoryview(data), at)
+                sums = [hashlib.sha256(data).hexdigest()]
+            elif at is not None:
+                sums = [self.pour(fd, at, size)]
+            if end is not None:
+                self.place.spend(0, end[0])
+                self.place.know_inputs([(name, self.place.settle(fd, *end))])
+        finally:
+            os.close(fd)
+        self.wire.say({"sums": sums})
+
+    def pour(self, fd, at, left):
+        """The next `left` bytes that come, into a file; their sum."""
+        digest = hashlib.sha256()
+        while left:
+            data = self.wire.some(min(left, BLOCK))
+            digest.update(data)
+            self.place.spend(len(data), at + len(data))
+            self.write(fd, data, at)
+            at, left = at + len(data), left - len(data)
+        return digest.hexdigest()
+
+    @staticmethod
+    def write(fd, data, at):
+        """Writes it there, zeros as a hole where they are one already."""
+        write_sparse(fd, data, at)
+        if os.fstat(fd).st_size < at + len(data):
+            os.ftruncate(fd, at + len(data))
+
+    def do_start(self, command, batch=None):
+        if batch and self.name == "guard":
+            raise No("refused", "the guard decides about the batch system")
+        text, place = command, self.place
+        command, argv = asked_command(self.rules, text) if place.ruled else far_command(text, batch)
+        with locked(place.path(b"lock")):
+            if place.state()["state"] == "taken":
+                self.begin(command, text)
+            noted, state = place.noted(b"command"), place.state()["state"]
+            if noted.get("text", text) != text:
+                raise No("refused", "another command than the one that was asked for first")
+            if state == "running" and place.has(b"ready") and not read_batch(place.control):
+                self.launch(command, argv)
+        self.wire.say(self.told())
+
+    def begin(self, command, text):
+        """No input comes any more: the wrapper's files, on disk."""
+        place = self.place
+        place.end_lanes()
+        if self.putting:
+            place.leave()
+            self.putting = False
+        place.make()
+        permit_inputs(place, command)
+        keys = {key: command[key] for key in ("name", "after_stop", "patterns", "logs")}
+        place.note(b"command", dict(keys, text=text, host=host_id(), boot=boot_id()))
+        fault("noted")
+        prepare(place.control)
+        fault("prepared")
+
+    def launch(self, command, argv):
+        """The command begins, or goes to its batch system."""
+        place, run = self.place, self.place.ident + ".1"
+        env = command_env(command, place.work, run) if place.ruled else dict(self.rules["env"], MI_RUN=run)
+        guard_log(self.rules, "info", place.ident, "start", command=command["name"], argv=json.dumps(argv, ensure_ascii=False))
+        argv = ["sh", "-c", INTO_LOG, "sh", "%o" % self.rules["umask"]] + argv
+        if command["batch"] == "none":
+            start_wrapper(place.control, place.work, argv, env)
+        else:
+            submit(place, command, argv, env)
+
+    def do_state(self):
+        self.wire.say(self.told())
+
+    def live(self):
+        """Does the log leave while the command runs? Not where it is judged as a whole."""
+        rules = self.rules["outbound"]
+        whole = any(rules[key] for key in ("deny_content", "deny_sums", "max_file", "max_total"))
+        return not whole and not name_rule(rules, LOG) and "logs" in self.place.let_out()
+
+    def do_wait(self, offset):
+        place, job, said, pause = self.place, self.place.job(), None, 0.002
+        live = self.live()
+        try:
+            alive = os.open(place.path(b"alive"), os.O_RDONLY | os.O_NONBLOCK)
+        except OSError:
+            alive = -1
+        try:
+            while True:
+                state = self.told(job)
+                data = log_after(place, offset) if live else b""
+                if data:
+                    self.wire.say({"log": offset}, data)
+                    offset, pause = offset + len(data), 0.02
+                    continue
+                if state["state"] not in ("queued", "running"):
+                    return self.wire.say(dict(state, end=True))
+                if state != said:
+                    self.wire.say(state)
+                    said = state
+                if self.wire.pause(pause, alive):
+                    os.close(alive)
+                    alive, pause = -1, 0.002
+                pause = min(pause * 1.5, 0.5 if job is None else 1.0)
+        finally:
+            if alive >= 0:
+                os.close(alive)
+
+    def do_cancel(self, grace):
+        place, job, until = self.place, self.place.job(), time.monotonic() + 2 * END_LATE
+        state = self.told(job)
+        if state["state"] in ("queued", "running"):
+            write_synced(place.path(b"cancelled"), b"")                  # from here on its end is not its own: see AFTER_STOP
+        while job is not None and self.told(job)["state"] in ("queued", "running") and time.monotonic() < until:
+            job.stop()
+            time.sleep(0.2)
+        if job is None and state["state"] == "running" and take_ready(place):
+            write_synced(place.path(b"lost"), b"cancelled before it was started")
+        elif job is None and self.told()["state"] == "running":
+            left, until = stop_tree(place.control, place.mark, grace), time.monotonic() + 5
+            if left:
+                guard_log(self.rules, "error", place.ident, "processes that SIGKILL does not end", pids=" ".join(map(str, left)))
+            while time.monotonic() < until and self.told()["state"] == "running":
+                time.sleep(0.02)
+        self.wire.say(self.told())
+
+    def results(self):
+        """The Leaving of this run."""
+        self.leaving = self.leaving or Leaving(self.place)
+        return self.leaving
+
+    def do_results(self, inputs=False, **page):
+        at, room = page["from"], TOLD
+        if not at or self.found is None:
+            self.leaving = None
+            self.found = self.results().look(inputs)
+        files, folders, found = [], [], self.found
+        for one in (found.found + found.folders)[at:]:
+            row = [one.name, one.mtime] if one.name.endswith("/") else [one.name, one.size, one.mtime, one.x, one.sum256 or None]
+            room -= 6 * len(one.name) + 120
+            if room < 0:
+                break
+            (folders if one.name.endswith("/") else files).append(row)
+        done = at + len(files) + len(folders)
+        if done < len(found.found) + len(found.folders):
+            return self.wire.say({"files": files, "folders": folders, "next": done})
+        self.wire.say({"files": files, "folders": folders, "next": None, "verdicts": found.verdicts})
+
+    def do_get(self, names=None, name=None, at=0, length=0, size=0, mtime=0, pack=False):
+        if names is None:
+            return self.get_piece((name, at, length, size, mtime), pack)
+        for name in names:
+            try:
+                told, data = self.results().bundled(name)
+            except OSError as error:
+                told, data = {"verdict": stays_for(error).code, "name": name}, b""
+            except Stays as stays:
+                told, data = {"verdict": stays.code, "name": name}, b""
+            packed = packed_well(data) if pack else None
+            told = dict(told, length=len(data)) if packed else told
+            self.wire.say(told if data or "verdict" in told else dict(told, size=0), packed or data)
+
+    def get_piece(self, piece, pack):
+        """A piece of a large result: a header, its bytes, and their sum; zeros in place of what cannot be had any more."""
+        name, at, left, size, mtime = piece
+        digest, stays, blocks = hashlib.sha256(), None, self.results().piece(*piece)
+        first = []
+        try:
+            first = list(blocks) if pack else [next(blocks)] if left else []
+        except OSError as error:
+            return self.wire.say({"verdict": stays_for(error).code})
+        except Stays as error:
+            return self.wire.say({"verdict": error.code})
+        if pack:
+            data = b"".join(first)
+            packed = packed_well(data)
+            self.wire.say(dict({"length": len(data)} if packed else {"size": len(data)}), packed or data)
+            return self.wire.say({"sum": hashlib.sha256(data).hexdigest()})
+        self.wire.say({"size": left})
+        try:
+            for data in itertools.chain(first, blocks):
+                self.wire.parts.append(data)
+                self.wire.flush()
+                digest.update(data)
+                left -= len(data)
+        except OSError as error:
+            stays = stays_for(error)
+        except Stays as error:
+            stays = error
+        while left:
+            self.wire.parts.append(bytes(min(left, BLOCK)))
+            self.wire.flush()
+            left -= min(left, BLOCK)
+        self.wire.say({"verdict": stays.code} if stays else {"sum": digest.hexdigest()})
+
+    def do_fetched(self, but, more=False):
+        self.but += but
+        verdicts = self.place.noted(b"out").get("verdicts")
+        if verdicts is None:
+            raise No("state", "results were not asked for yet", state=self.told()["state"])
+        if not more:
+            if not self.but and not set(LOST_INPUT) & set(verdicts):
+                self.place.note(b"fetched", {"refused": verdicts.get("refused", {}).get("count", 0)})
+            self.but = []
+        self.wire.say(self.told())
+
+    def kept(self):
+        """Why the owner keeps what is here, or None."""
+        keep = self.rules["outbound"]["keep_refused"]
+        if self.name == "far" or self.told()["state"] not in OVER:
+            return None
+        verdicts = self.place.noted(b"out").get("verdicts")
+        if verdicts is None:
+            verdicts = self.results().look(False).verdicts
+        age = time.time() - os.path.getmtime(self.place.path(b"fetched") if self.place.has(b"fetched") else self.place.control)
+        refused = verdicts.get("refused", {}).get("count", 0)
+        return "%d results are kept here for %d days (keep_refused)" % (refused, keep // 86400) if refused and age < keep else None
+
+    def do_clean(self, discard=False):
+        place, left = self.place, []
+        if not os.path.isdir(place.control) and not os.path.lexists(place.work):
+            return self.wire.say(dict(self.told(), left=left))
+        place.make()
+        with locked(place.path(b"lock")):
+            state = self.told()["state"]
+            if state in ("queued", "running"):
+                raise No("state", "clean: not for a calculation that is " + state, state=state)
+            kept = "its results were not fetched" if state in ("ended", "lost") and not discard else self.kept()
+            if kept:
+                return self.wire.say(dict(self.told(), left=[kept]))
+            place.end_lanes()
+            left = remove_tree(place.work)
+            if not left:
+                self.forget(left)
+        forget_gone(os.path.dirname(place.control))
+        self.wire.say(dict(self.told(), left=left[:20]))
+
+    def forget(self, left):
+        """Removes what was known of the run, but that it was here: a start that the network held back finds that for a day."""
+        place = self.place
+        last = (b"end", b"start", b"lost", b"lock", b"fetched", b"gone")
+        for name in sorted(os.listdir(place.control), key=lambda name: name in last):
+            if name == b"end" or name == b"start" or name == b"lost":
+                open(place.path(b"gone"), "ab").close()
+            if name not in (b"lock", b"gone"):
+                left += remove_tree(place.path(name))
+        open(place.path(b"gone"), "ab").close()
+        unlink_if_there(place.path(b"lock"))
+
+    def do_list(self, after):
+        rows, names = [], [name for name in runs_of(self.rules["base"]) if name > after]
+        for name in names[:1000]:
+            place = Place(self.rules, name)
+            try:
+                found, since = place.state(), int(os.path.getmtime(place.control))
+            except OSError as error:
+                found, since = {"state": "lost", "why": "unreadable: %s" % error.strerror}, 0
+            if found["state"] not in ("none", "gone"):
+                rows.append([name, found["state"], since, printable(found["why"] or found.get("where", ""))[:200]])
+        self.wire.say({"runs": rows, "more": len(names) > 1000})
+
+
+def unpacked(data, length):
+    """The bytes that were packed. No if they are not so many."""
+    import zlib
+    try:
+        found = zlib.decompressobj().decompress(data, length + 1)
+    except zlib.error:
+        found = b""
+    if len(found) != length:
+        raise No("refused", "a piece that unpacks to something else than it says")
+    return found
+
+
+def packed_well(data):
+    """data packed, if that pays; else None."""
+    import zlib
+    packed = zlib.compress(data, 1)
+    return packed if len(packed) < len(data) * 0.9 else None
+
+
+def take_ready(place):
+    """From now on it cannot start any more: True. False if it did."""
+    try:
+        os.rename(place.path(b"ready"), place.path(b"start"))            # as the wrapper does
+        return True
+    except FileNotFoundError:
+        return False
+
+
+def runs_of(base):
+    """The names of the runs below base (bytes), in order."""
+    names = [os.fsdecode(name) for name in os.listdir(os.path.join(base, b".mi"))]
+    return sorted(name for name in names if re.match(IDENT + r"\Z", name))
+
+
+def forget_gone(folder):
+    """Removes what is known of runs that were cleaned away more than a day ago."""
+    for name in os.listdir(folder):
+        path = os.path.join(folder, name)
+        try:
+            if os.path.isdir(path) and not set(os.listdir(path)) - {b"gone"} and time.time() - os.path.getmtime(path) > 86400:
+                remove_tree(path)
+        except OSError:
+            pass                                       # another session was quicker
+
+
+def kills_at_log_out():
+    """Does systemd here end everything of a user that logs out?"""
+    import glob
+    rows = ""
+    for path in ["/etc/systemd/logind.conf"] + sorted(glob.glob("/etc/systemd/logind.conf.d/*")):
+        try:
+            with open(path, errors="replace") as text:
+                rows += text.read() + "\n"
+        except OSError:
+            pass
+    lingers = os.path.exists("/var/lib/systemd/linger/%s" % own_name())
+    return re.search(r"^KillUserProcesses=(yes|true|1|on)\s*$", rows, re.M) is not None and not lingers
+
+
+# The two doors themselves
+
+def far_rules(base):
+    """What holds for the door `far`, with this base (bytes): nothing is kept."""
+    rules = {section: {key: default for key, (kind, default) in TABLE[section].items()} for section in ("ssh guard", "outbound")}
+    rules["outbound"]["max_files"] = MOST_FILES
+    return dict(rules, base=os.path.realpath(base), umask=os.umask(0o077))
+
+
+def far(base, told):
+    """The door `far`: called by what LOADER has brought. base: bytes, absolute; told: this file's sum."""
+    env = dict(os.environ)
+
+    def serve():
+        rules = dict(far_rules(base), sum=told, env=env)
+        os.write(1, b"\nmi_distcomp 2 door\n")
+        Door(rules, Wire()).serve()
+    run_as_program(serve)
+
+
+def asked(text):
+    """The words of a guard's SSH_ORIGINAL_COMMAND. No if it has another form."""
+    found = FORM.match(text)
+    if not found:
+        raise No("refused", "not a request of this program")
+    return re.findall(r" '([^']*)'", found.group(1))
+
+
+def do_guard(options):
+    """Serves a session of the key by the owner's rules. 77 if it asks for anything else."""
+    if options.print_key_line:
+        return print_key_line(options)
+    rules = guard_rules(options)
+    why = open_to_others(rules["base"])
+    if why:
+        raise Stop(EX_CONFIG, "[ssh guard] base: " + why)
+    for folder in (rules["top"], rules["base"]):
+        os.makedirs(os.path.join(folder, b".mi"), 0o700, exist_ok=True)
+    text = os.environ.get("SSH_ORIGINAL_COMMAND", "")
+    try:
+        words = asked(text)
+        if words[:1] == ["1"]:
+            return old_guard(rules)
+        if words[:2] != ["2", "door"]:
+            if words[:2] == ["1", "hold"]:             # what it says then, an older runner prints in one line
+                os.write(1, b"mi_distcomp 1 hold\nthis guard speaks protocol 2: a newer execute_remote_command.py is needed\n")
+            raise No("refused", "an unknown verb")
+        os.write(1, b"\nmi_distcomp 2 door\n")
+        Door(rules, Wire()).serve()
+        return 0
+    except No as error:
+        guard_log(rules, "warn", "-", "refused", why=error, asked=printable(text[-200:]))
+        sys.stderr.write("refused by the guard: %s\n" % printable(error))
+        return EX_REFUSED
+
+
+def guard_rules(options):
+    """The owner's rules. 78 if there are rules that this guard cannot keep: it does not pretend to. A key with a name has a base of
+    its own in the base: it sees, fetches and cleans what is there and nothing else."""
+    ini = find_ini(options.ini, ini_folders(__file__)[:1], needed=True)                     # beside this file, and nowhere else
+    rules = read_ini(ini, TABLE)
+    rules["commands"] = commands_of(ini, rules)
+    name = rules["key"] = getattr(options, "key", None) or ""
+    if name and (not re.match(r"[A-Za-z0-9][-A-Za-z0-9._]{0,63}\Z", name) or re.match(IDENT + r"\Z", name)):
+        raise Stop(EX_CONFIG, _("--key %s: a word of letters and digits, please") % printable(name))
+    top = os.path.expanduser(utf8(rules["ssh guard"]["base"]))
+    if top.startswith(b"~"):
+        raise Stop(EX_CONFIG, _("%s: [ssh guard] base: no home directory is known here; say it as an absolute path") % ini)
+    rules["top"] = os.path.realpath(top)
+    rules["base"] = os.path.join(rules["top"], utf8(name)) if name else rules["top"]
+    rules["umask"], rules["ini"] = os.umask(0o077), ini
+    return rules
+
+
+def print_key_line(options):
+    """The line for authorized_keys for the public key in KEYFILE."""
+    with open(utf8(options.print_key_line), encoding="utf-8") as text:
+        key = text.read().strip()
+    if not re.match(r"(?:ssh|ecdsa|sk)-[a-z0-9@.-]+ [A-Za-z0-9+/=]+(?: [^\n]*)?\Z", key):
+        raise Stop(EX_CONFIG, _("%s: not one public key") % printable(options.print_key_line))
+    rules = guard_rules(options)
+    if open_to_others(rules["base"]):
+        raise Stop(EX_CONFIG, "[ssh guard] base: " + open_to_others(rules["base"]))
+    key_name = " --key " + options.key if options.key else ""
+    command = "%s -I -S %s guard --ini %s%s" % (sys.executable, os.path.abspath(__file__), rules["ini"], key_name)
+    if re.search(r'["\\$`\s]', command.replace(" ", "")) or ODD.search(command):
+        raise Stop(EX_CONFIG, _("%s: put it where the path has no quotes, blanks or $") % printable(command))
+    where = 'from="%s",' % rules["ssh guard"]["from"] if rules["ssh guard"]["from"] else ""
+    sys.stdout.write('restrict,%scommand="%s" %s\n' % (where, command, key))
+    return 0
+
+
+def guard_log(rules, level, ident, step, **values):
+    """One line into the guard's own log, not to who asks."""
+    if "commands" not in rules:
+        return
+    path = utf8(rules["ssh guard"]["audit_log"]) or os.path.join(rules["top"], b".mi", b"guard.log")
+    if rules["key"]:
+        values = dict(values, key=rules["key"])
+    with io.open(log_file(path), "w", encoding="utf-8", errors="backslashreplace") as SAY["log"]:
+        log(level, ident, step, client=os.environ.get("SSH_CONNECTION", "-").split(" ")[0], **values)
+    SAY["log"] = None
+
+
+def log_file(path):
+    """A descriptor to write to the log at path. One that has grown to LOG_MOST becomes path.1, that one path.2, up to LOG_KEEP."""
+    import fcntl
+    fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+    if os.fstat(fd).st_size < LOG_MOST:
+        return fd
+    fcntl.flock(fd, fcntl.LOCK_EX)                     # of two that see this one does it; the other finds another file
+    try:
+        older = [path] + [path + b".%d" % number for number in range(1, LOG_KEEP + 1)]
+        for number in range(LOG_KEEP, 0, -1) if os.path.samestat(os.fstat(fd), os.stat(path)) else ():
+            if os.path.exists(older[number - 1]):
+                os.replace(older[number - 1], older[number])
+        os.close(fd)
+        return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+    except PermissionError:                            # an audit_log where only its owner may do this
+        return fd
+
+
+# How the door `far` comes there. What this text takes for granted:
+#  1. The log-in shell passes single-quoted words of plain ASCII on unchanged (sh, bash, dash, zsh, ksh, csh, tcsh and fish do).
+#  2. There is a POSIX sh in its PATH, with printf %b.
+#  3. What the log-in shell prints before our first line ("mi_distcomp ...") is noise and skipped; after it, it prints nothing.
+#  4. A process started in a session of its own outlives the log-in. (systemd's KillUserProcesses=yes breaks this: loginctl
+#     enable-linger USER; `check HOST` looks.)
+#  5. Moving a directory to a name that is free is atomic, and a file's rename is: the base directory is on a local disk or NFS.
+#  6. Its clock need not be right: times of there are compared with times of there only.
+# Its words: 2 door BASE SUM. The program comes once and lies as BASE/.mi/gate.SUM; beside it its bytecode, one for each Python.
+LOADER = r"""
+PATH=$PATH:/usr/bin:/bin
+shift; n=$#
+while [ "$n" -gt 0 ]; do
+    a=$1; shift; n=$((n - 1))
+    case $a in *\\*) a=$(printf '%b.' "$a"); a=${a%.};; esac
+    set -- "$@" "$a"
+done
+load='
+import sys
+try:
+    if sys.version_info < (3, 6): raise ImportError
+    import errno, hashlib, json, marshal, os, select
+except ImportError:
+    sys.exit(97)
+base, told, ctype = [os.fsencode(word) for word in sys.argv[1:4]]
+os.environ.pop("LC_CTYPE", 0)                          # Python may have set it
+if ctype[:1] == b"=": os.environb[b"LC_CTYPE"] = ctype[1:]
+def no(code, why):
+    os.write(1, b"\nmi_distcomp 2 no %d %s\n" % (code, os.fsencode(why)))
+    sys.exit(code)
+def more(count):
+    data = os.read(0, min(count, 1 << 20))
+    return data or sys.exit(0)
+def safe(info):
+    return info.st_uid == os.geteuid() and not info.st_mode & 0o022
+def keep(path, data):
+    new = b"%s.%d" % (path, os.getpid())
+    with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600), "wb") as out: out.write(data)
+    os.rename(new, path)
+def read(path):
+    try:
+        with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW), "rb") as text: return text.read() if safe(os.fstat(text.fileno())) else b""
+    except OSError:
+        return b""
+def bring(path):
+    try:
+        import zlib
+        os.write(1, b"\nmi_distcomp 2 bring z\n")
+    except ImportError:
+        zlib = None
+        os.write(1, b"\nmi_distcomp 2 bring -\n")
+    row = b""
+    while row[-1:] != b"\n": row += more(1)
+    left, data = int(row), []
+    while left:
+        data.append(more(left))
+        left -= len(data[-1])
+    data = b"".join(data)
+    data = zlib.decompress(data) if zlib else data
+    if hashlib.sha256(data).hexdigest()[:16].encode() != told: no(76, "the program came otherwise than it was sent")
+    keep(path, data)
+    return data
+def load():
+    folder = os.path.join(base, b".mi")
+    path = os.path.join(folder, b"gate." + told)
+    magic = sys.modules["_frozen_importlib_external"].MAGIC_NUMBER
+    cached = b"%s.%s.%d" % (path, sys.implementation.cache_tag.encode(), magic[0] + 256 * magic[1])
+    mask = os.umask(0o077)
+    os.makedirs(folder, 0o700, exist_ok=True)
+    if os.stat(base).st_mode & 0o1002 == 2: no(77, "others may write to %s there (chmod o-w)" % os.fsdecode(base))
+    if not safe(os.stat(folder)): no(77, "%s there: it belongs to somebody else, or others may write to it" % os.fsdecode(folder))
+    try:
+        code = marshal.loads(read(cached))
+    except (EOFError, ValueError, TypeError):
+        code = compile(read(path) or bring(path), path, "exec")
+        keep(cached, marshal.dumps(code))
+    os.umask(mask)
+    names = {"__name__": "far", "__file__": os.fsdecode(path)}
+    exec(code, names)
+    return names["far"]
+base = os.path.expanduser(base if base[:1] in (b"/", b"~") else b"~/" + base)
+if base[:1] != b"/": no(78, "no home directory is known there: give an absolute path as base")
+try:
+    far = load()
+except OSError as error:
+    no(74, "%s: %s" % (os.fsdecode(error.filename or b"?"), error.strerror))
+far(base, told.decode())
+'
+for p in python3 /usr/bin/python3 /usr/libexec/platform-python; do
+    command -v "$p" >/dev/null 2>&1 || continue
+    "$p" -I -S -c "$load" "$3" "$4" "${LC_CTYPE+=$LC_CTYPE}"
+    case $? in 1|97|126|127) ;; *) exit;; esac
+done
+printf '\nmi_distcomp 2 plain there is no python3 of 3.6 or newer\n'
+exec cat >/dev/null
+"""
+
 
 # ==== shared: say ====
 # How every script of the suite speaks: one line per failure, one line per step, nothing from the wire unescaped.
@@ -4719,6 +6112,7 @@ def run_calculation(host, command, inputs, into=".", settings=None, mode="run", 
     return Run(Record(ident, order), settings).go()
 
 
+NUMBER, NONE = r"[0-9]{1,18}", r"-"
 # ==== the guard ====
 # Runs on the external computer as the forced command of MInt's key:
 #     restrict,command="python3 -I -S .../execute_remote_command.py guard" KEY
@@ -4728,23 +6122,17 @@ def run_calculation(host, command, inputs, into=".", settings=None, mode="run", 
 #  - No shell sees a word from the wire. The only texts given to sh are this file's constants RUN and INTO_LOG.
 #  - Inputs may be put into base/ID until the command is started, results got when it has ended. Names are relative, without `..`; they
 #    are opened part by part with O_NOFOLLOW, so that no link leads out, not even one that is put there in between.
-#  - Whether it was started, each single write asks, and the start waits for it (Place.unstarted). Nothing that was put is read again.
+#  - Whether it was started, each single write asks, and the start waits for it (Place1.unstarted). Nothing that was put is read again.
 #  - Where others than this user and root could have put what is run (base, or a directory that it stands in), nothing is done.
 #  - Commands are those of the sections [command NAME]: argument vectors of the owner's, arguments only where patterns allow them.
 #  - What leaves has passed [outbound]; a file is served only if it is still the one that was looked through.
-INTO_LOG = 'umask "$1"; shift; exec >remote_program_exec.log 2>&1; exec "$@"'
-FORM = re.compile(r"exec sh -c 'eval \"\$\(printf %b \"\$1\"\)\"' mi_distcomp '[^']*'((?: '[^']*'){4,8})\Z")
-IDENT, NUMBER, NONE = r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", r"[0-9]{1,18}", r"-"
-ENTRY = 4096                   # bytes of max_bytes that a file, a directory or an order costs, however empty
-TOLD_MOST = 1000               # results that are refused at a look and named in guard.log; of more it says how many
-LOG_MOST, LOG_KEEP = 16 << 20, 8           # bytes of guard.log after which a new one is begun; how many older ones stay
 
 
 class Refused(Exception):
     """A request that is not in the table, or not allowed now."""
 
 
-class Place:
+class Place1:
     """A calculation's directories on this side: base/ID and base/.mi/ID."""
 
     def __init__(self, base, ident, rules):
@@ -4891,44 +6279,6 @@ class Place:
         os.pwrite(self.book, b"%040d" % used, 0)       # in place: this needs no room on a full disk
 
 
-def unlink_if_there(name, folder):
-    """Removes the entry of a directory (a descriptor)."""
-    try:
-        os.unlink(name, dir_fd=folder)
-    except FileNotFoundError:
-        pass
-
-
-def guard_log(rules, level, ident, step, **values):
-    """One line into the guard's own log, not to who asks."""
-    if "plain" in rules:
-        return
-    path = utf8(rules["ssh guard"]["audit_log"]) or os.path.join(rules["top"], b".mi", b"guard.log")
-    if rules["key"]:
-        values = dict(values, key=rules["key"])
-    with io.open(log_file(path), "w", encoding="utf-8", errors="backslashreplace") as SAY["log"]:
-        log(level, ident, step, client=os.environ.get("SSH_CONNECTION", "-").split(" ")[0], **values)
-    SAY["log"] = None
-
-
-def log_file(path):
-    """A descriptor to write to the log at path. One that has grown to LOG_MOST becomes path.1, that one path.2, up to LOG_KEEP."""
-    import fcntl
-    fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o600)
-    if os.fstat(fd).st_size < LOG_MOST:
-        return fd
-    fcntl.flock(fd, fcntl.LOCK_EX)                     # of two that see this one does it; the other finds another file
-    try:
-        older = [path] + [path + b".%d" % number for number in range(1, LOG_KEEP + 1)]
-        for number in range(LOG_KEEP, 0, -1) if os.path.samestat(os.fstat(fd), os.stat(path)) else ():
-            if os.path.exists(older[number - 1]):
-                os.replace(older[number - 1], older[number])
-        os.close(fd)
-        return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o600)
-    except PermissionError:                            # an audit_log where only its owner may do this
-        return fd
-
-
 def guard_hold(place, words):
     """The control connection: what there is here, then an echo. (rsync and zstd stand here for older runners: a guard has none.)"""
     free = os.statvfs(place.base)
@@ -4948,7 +6298,7 @@ def guard_list(place, words):
     for name in sorted(os.listdir(os.path.join(place.base, b".mi"))):
         if re.match(IDENT + r"\Z", name.decode("utf-8", "replace")):
             try:
-                state = Place(place.base, name.decode(), place.rules).state()
+                state = Place1(place.base, name.decode(), place.rules).state()
             except OSError as error:
                 state = "unreadable: %s" % error.strerror
             if state != "none":
@@ -4986,7 +6336,7 @@ def guard_clean(place, words):
     tell("E cleaned")
 
 
-def asked_command(rules, text):
+def asked_command1(rules, text):
     """(command, argv) of what a request wants to run, by the owner's sections [command NAME]. Refused, Forbidden."""
     words = words_of(text)
     command, argv = permit(rules["commands"], "".join(words[:1]), words[1:])
@@ -4998,7 +6348,7 @@ def asked_command(rules, text):
     return command, argv
 
 
-def permit_inputs(place, command):
+def permit_inputs1(place, command):
     """Forbidden if an input that is here has a name that the command does not take."""
     for parts, kind in walk(place, []) if command["input_names"] else ():
         if kind != "folder":
@@ -5010,11 +6360,11 @@ def permit_inputs(place, command):
 def guard_run(place, words):
     """Starts the command, once, however often it is asked; then watches it."""
     boot, command = words[:2]
-    command, argv = place.rules.get("plain") or asked_command(place.rules, command)
+    command, argv = place.rules.get("plain") or asked_command1(place.rules, command)
     if not place.begun():
         if boot != boot_id():
             return tell("E lost the host was restarted before the command was started")
-        place.locked(lambda: begin(place, command))
+        place.locked(lambda: begin1(place, command))
     if not os.listdir(place.control):
         return tell("E lost it was cleaned away")
     if os.path.exists(os.path.join(place.control, b"ready")) and not read_batch(place.control):
@@ -5022,7 +6372,7 @@ def guard_run(place, words):
             return tell("E lost the host was restarted before the command was started")
         if place.owners_word("name") != command["name"]:
             raise Refused("another command than the one that was asked for first")
-        permit_inputs(place, command)
+        permit_inputs1(place, command)
         env = command_env(command, place.work, place.ident + ".1")
         guard_log(place.rules, "info", place.ident, "start", command=command["name"], argv=json.dumps(argv, ensure_ascii=False))
         argv = ["sh", "-c", INTO_LOG, "sh", "%o" % place.rules["umask"]] + argv
@@ -5033,7 +6383,7 @@ def guard_run(place, words):
     guard_watch(place, ["0"])
 
 
-def begin(place, command):
+def begin1(place, command):
     """Makes the control directory, once: what puts inputs here has ended its last write, and is refused from now on."""
     import shutil
     if place.begun():
@@ -5048,13 +6398,6 @@ def begin(place, command):
     if "tool" in place.rules:
         write_synced(os.path.join(fresh, b"tool"), utf8(place.rules["tool"]) + b"\n")
     os.rename(fresh, place.control)
-
-
-def batch_environment(keys):
-    """What a batch system's own programs see: a section's env.* where it concerns them, and of the guard's environment."""
-    env = {key: value for key, value in os.environ.items() if PASS_ON.match(key) or CLIENT.match(key)}
-    env.update((key[4:], value) for key, value in keys.items() if CLIENT.match(key[4:]) or key == "env.PATH")
-    return env
 
 
 def guard_submit(place, command, argv, env):
@@ -5077,7 +6420,7 @@ def guard_watch(place, words):
         rules[key] for key in ("deny_content", "deny_sums", "max_file", "max_total"))
     while True:
         state = place.watched(job)
-        data = log_after(place, offset) if live else b""
+        data = log_after1(place, offset) if live else b""
         if data:
             sys.stdout.buffer.write(b"L %d\n" % len(data) + data)
             sys.stdout.buffer.flush()
@@ -5096,7 +6439,7 @@ def guard_watch(place, words):
         pause = min(pause * 2, 0.5 if job is None else 1.0)
 
 
-def log_after(place, offset):
+def log_after1(place, offset):
     """The log's next bytes; none while it is not a plain file."""
     try:
         fd = place.open(utf8(LOG), os.O_RDONLY)
@@ -5167,7 +6510,7 @@ def scan(rules, fd):
     return 2 if digest.hexdigest() in [one.lower() for one in rules["deny_sums"]] else 0
 
 
-class Results:
+class Results1:
     """The results of an ended calculation that may leave: looked through once, then served only as long as they are the same files."""
 
     def __init__(self, place, afresh=False):
@@ -5231,7 +6574,7 @@ class Results:
         except (Refused, OSError, ValueError) as error:
             return None, str(error)
         try:
-            mark, rules = mark_of(os.fstat(fd)), self.rules
+            mark, rules = mark_of1(os.fstat(fd)), self.rules
             kind = "logs" if name == utf8(LOG) else "patterns"           # here everything is asked for, nothing by name
             if kind not in self.kinds:
                 return None, kind if self.place.owners_word(kind) is False else "after_stop"
@@ -5259,13 +6602,13 @@ class Results:
         if name not in self.files:
             raise Refused("not a result that may leave: %s" % shown(name))
         fd = self.place.open(name, os.O_RDONLY)
-        if mark_of(os.fstat(fd)) != self.files[name]:
+        if mark_of1(os.fstat(fd)) != self.files[name]:
             os.close(fd)
             raise Refused("changed since it was looked through: %s" % shown(name))
         return fd
 
 
-def mark_of(info):
+def mark_of1(info):
     """What tells that a file is still the same one."""
     return info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns, info.st_ctime_ns, info.st_mode & 0o777
 
@@ -5451,7 +6794,7 @@ class Putting(Lane):
         """What has come so far: a lane that goes on where another was lost leaves that out."""
         def deed():
             names = [b"/".join(parts) for parts, kind in walk(self.place, []) if kind == "file"]
-            return [row_of(name, mark_of(os.lstat(os.path.join(self.place.work, name)))) for name in names]
+            return [row_of(name, mark_of1(os.lstat(os.path.join(self.place.work, name)))) for name in names]
         sys.stdout.buffer.write(b"0\0" + b"".join(self.place.unstarted(deed)) + b"\0")
 
 
@@ -5475,11 +6818,11 @@ class Getting(Lane):
         self.results = None
 
     def open(self, name):
-        self.results = self.results or Results(self.place)
+        self.results = self.results or Results1(self.place)
         return self.results.open(name)
 
     def listing(self, offset, size, name):
-        self.results = Results(self.place, afresh=True)
+        self.results = Results1(self.place, afresh=True)
         started, out = read_note(os.path.join(self.place.control, b"start")), sys.stdout.buffer
         out.write(b"%.6f\0" % (started.time if started else 0))
         folders = self.results.folders_told()
@@ -5542,7 +6885,7 @@ REQUESTS = {                   # verb: (what serves it, its ID, its further word
 }
 
 
-def asked(text):
+def asked1(text):
     """(verb, ID, words) of a request; Refused if it has another form or is not in the table."""
     found = FORM.match(text)
     if not found:
@@ -5561,57 +6904,14 @@ def asked(text):
     return verb, ident, words[4:]
 
 
-def guard_rules(options):
-    """The owner's rules. 78 if there are rules that this guard cannot keep: it does not pretend to. A key with a name has a base of its own
-    in the base: it sees, fetches and cleans what is there and nothing else."""
-    ini = find_ini(options.ini, ini_folders(__file__)[:1], needed=True)                     # beside this file, and nowhere else
-    rules = read_ini(ini, TABLE)
-    rules["commands"] = commands_of(ini, rules)
-    name = rules["key"] = getattr(options, "key", None) or ""
-    if name and (not re.match(r"[A-Za-z0-9][-A-Za-z0-9._]{0,63}\Z", name) or re.match(IDENT + r"\Z", name)):
-        raise Stop(EX_CONFIG, _("--key %s: a word of letters and digits, please") % printable(name))
-    top = os.path.expanduser(utf8(rules["ssh guard"]["base"]))
-    if top.startswith(b"~"):
-        raise Stop(EX_CONFIG, _("%s: [ssh guard] base: no home directory is known here; say it as an absolute path") % ini)
-    rules["top"] = os.path.realpath(top)
-    rules["base"] = os.path.join(rules["top"], utf8(name)) if name else rules["top"]
-    rules["umask"], rules["ini"] = os.umask(0o077), ini
-    return rules
-
-
-def print_key_line(options):
-    """The line for authorized_keys for the public key in KEYFILE."""
-    with open(utf8(options.print_key_line), encoding="utf-8") as text:
-        key = text.read().strip()
-    if not re.match(r"(?:ssh|ecdsa|sk)-[a-z0-9@.-]+ [A-Za-z0-9+/=]+(?: [^\n]*)?\Z", key):
-        raise Stop(EX_CONFIG, _("%s: not one public key") % printable(options.print_key_line))
-    rules = guard_rules(options)
-    if open_to_others(rules["base"]):
-        raise Stop(EX_CONFIG, "[ssh guard] base: " + open_to_others(rules["base"]))
-    key_name = " --key " + options.key if options.key else ""
-    command = "%s -I -S %s guard --ini %s%s" % (sys.executable, os.path.abspath(__file__), rules["ini"], key_name)
-    if re.search(r'["\\$`\s]', command.replace(" ", "")) or ODD.search(command):
-        raise Stop(EX_CONFIG, _("%s: put it where the path has no quotes, blanks or $") % printable(command))
-    where = 'from="%s",' % rules["ssh guard"]["from"] if rules["ssh guard"]["from"] else ""
-    sys.stdout.write('restrict,%scommand="%s" %s\n' % (where, command, key))
-    return 0
-
-
-def do_guard(options):
-    """Serves one request of the key, if the table has it. 77 if not."""
-    if options.print_key_line:
-        return print_key_line(options)
-    rules, verb, ident = guard_rules(options), "-", "-"
-    why = open_to_others(rules["base"])
-    if why:
-        raise Stop(EX_CONFIG, "[ssh guard] base: " + why)
-    for folder in (rules["top"], rules["base"]):
-        os.makedirs(os.path.join(folder, b".mi"), 0o700, exist_ok=True)
+def old_guard(rules):
+    """Protocol 1."""
+    verb, ident = "-", "-"
     try:
-        verb, ident, words = asked(os.environ.get("SSH_ORIGINAL_COMMAND", ""))
+        verb, ident, words = asked1(os.environ.get("SSH_ORIGINAL_COMMAND", ""))
         guard_log(rules, "info", ident, verb, words=" ".join(words[:2]))
         tell("mi_distcomp 1 " + verb)
-        REQUESTS[verb][0](Place(rules["base"], ident, rules), words)
+        REQUESTS[verb][0](Place1(rules["base"], ident, rules), words)
         sys.stdout.buffer.flush()
         return 0
     except (Refused, ValueError, OverflowError) as error:
@@ -5627,7 +6927,7 @@ def do_far(words):
     verb, base, ident, mask = words[:4]
     rules = {section: {key: default for key, (kind, default) in TABLE[section].items()} for section in ("ssh guard", "outbound")}
     rules.update(base=utf8(base), umask=int(mask, 8), plain=None)
-    place = Place(rules["base"], ident, rules)
+    place = Place1(rules["base"], ident, rules)
     if verb == "run":
         boot, command, batch, name = words[4:]
         system, options = json.loads(batch)[0], json.loads(batch)[1:]
