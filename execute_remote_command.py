@@ -3727,6 +3727,12 @@ JA = {     "programs of this host are started from there, or set up by it; take 
     "%s: no such calculation here (see: list)": "%s: この計算はここにはありません (list を参照)",
     "%s; given up after %d tries. What was started there runs on: %s resume %s":
         "%s。%d 回試みて中止しました。先方で始まった計算は続いています: %s resume %s",
+    "%s; given up after %d tries; nothing was started there: %s resume %s":
+        "%s。%d 回試みて中止しました。先方ではまだ何も始まっていません: %s resume %s",
+    "%s: the log-in there ended with code %d before it came to what was asked for%s; an exit or exec in "
+    "a file that its shell reads first (.bashrc, .cshrc), or an account without a shell?":
+        "%s: ログインは、依頼の実行に至る前に終了コード %d で終わりました%s。ログインシェルが最初に読むファイル (.bashrc, .cshrc) に exit か exec がある、"
+        "またはシェルのないアカウントではありませんか?",
     "%s: expected client_name:HOST client_cmd:COMMAND client_files:A,B,C":
         "%s: client_name:ホスト client_cmd:コマンド client_files:A,B,C の形で指定してください",
     "%s: %s, exit code %d (the %s's)": "%s: %s、終了コード %d (%s のもの)",
@@ -4129,7 +4135,8 @@ Settings = collections.namedtuple("Settings", "base streams retry connect alive 
 
 FINAL = (("Permission denied", EX_REFUSED), ("Host key verification failed", EX_REFUSED), ("HOST IDENTIFICATION", EX_REFUSED),
          ("refused by the guard", EX_REFUSED), ("Bad configuration", EX_CONFIG), ("Bad owner", EX_CONFIG), (PROGRAM + ": ", EX_CONFIG),
-         ("Could not resolve", EX_UNAVAILABLE))        # what ssh (or a guard) says when it is no use to try again
+         ("Could not resolve", EX_UNAVAILABLE), ("No user exists for uid", EX_CONFIG))         # what ssh (or a guard) says when it is no use
+NOT_OURS = 254                 # ssh's exit codes from here on: the host is closed (/etc/nologin), the line broke
 
 
 class LineLost(Exception):
@@ -4240,7 +4247,7 @@ class Line:
         began = time.monotonic()
         self.process = self.start("hold", "-", master=True)
         meanwhile()
-        patience = threading.Timer(self.settings.connect * 3, self.process.kill)      # a log-in can hang at any point
+        patience = threading.Timer(self.settings.connect * 3, give_up, [self.process])         # a log-in can hang at any point
         patience.daemon = True
         patience.start()
         if not self.marked(self.process):
@@ -4264,7 +4271,7 @@ class Line:
         """Skips what a log-in shell prints; True at our own first line."""
         noise = 0
         for row in iter(lambda: process.stdout.readline(LINE), b""):
-            if row == b"mi_distcomp 1 %s\n" % utf8(process.verb):
+            if row.endswith(b"mi_distcomp 1 %s\n" % utf8(process.verb)):          # behind text without a line end, too
                 return True
             noise += len(row)
             if noise > NOISE:
@@ -4294,8 +4301,12 @@ class Line:
 
     def refused(self):
         """Says why the control connection could not be had."""
-        text = self.why(self.process)
+        text, ended = self.why(self.process), self.process.returncode
         self.close()
+        if 0 <= ended < NOT_OURS and not any(sign in text for sign, code in FINAL):
+            raise Never(EX_CONFIG, _("%s: the log-in there ended with code %d before it came to what was asked for%s; an exit or exec in "
+                                     "a file that its shell reads first (.bashrc, .cshrc), or an account without a shell?")
+                        % (self.host, ended, printable(text and ": " + text)))
         for sign, code in FINAL:
             if sign in text:
                 raise Never(code, _("%s: %s (try by hand: %s)") % (
@@ -4380,6 +4391,16 @@ class Line:
             import shutil
             shutil.rmtree(self.folder, ignore_errors=True)
         self.process = self.folder = None
+
+
+def give_up(process):
+    """Ends a log-in that does not come to what was asked for: a shell that took its place ends with its input, by itself; anything else is
+    killed."""
+    try:
+        process.stdin.close()
+        process.wait(1)
+    except (OSError, subprocess.TimeoutExpired):
+        process.kill()
 
 
 def limit_files(pid):
@@ -5428,7 +5449,7 @@ class Run:
     def __init__(self, record, settings):
         self.record, self.settings, self.order = record, settings, record.order
         self.ident, self.line, self.progress, self.ever, self.early = record.ident, None, 0, False, None
-        self.show, self.decoder = sys.stdout, codecs.getincrementaldecoder("utf-8")("replace")
+        self.decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
     def insist(self, step):
         """step(line), again over a new line when it was lost: until it is through, or the line was away for COUNT x INTERVAL seconds."""
@@ -5447,6 +5468,8 @@ class Run:
                 lost = sys.exc_info()[1]
             except LineLost as error:
                 lost = error
+            except BrokenPipeError:                    # a session's: what is written to stdout never raises
+                lost = _("the connection broke off")
             self.drop()
             now = time.monotonic()
             if down is None or seen != self.progress:
@@ -5454,7 +5477,9 @@ class Run:
             tries += 1
             pause = min(interval, 2.0 ** min(tries - 1, 12)) * (0.75 + 0.5 * (os.urandom(1)[0] / 255.0))
             if now + pause - down > count * interval:
-                raise Stop(EX_UNAVAILABLE, _("%s; given up after %d tries. What was started there runs on: %s resume %s") % (
+                runs = "starting" in self.record.steps
+                raise Stop(EX_UNAVAILABLE, (_("%s; given up after %d tries. What was started there runs on: %s resume %s") if runs else
+                                            _("%s; given up after %d tries; nothing was started there: %s resume %s")) % (
                     lost, tries, PROGRAM, self.ident))
             log("warn", self.ident, "line", host=self.order["host"], lost=lost, again_in="%.1fs" % pause)
             time.sleep(pause)
@@ -5498,12 +5523,13 @@ class Run:
             return outcome
         except Stop as stop:
             if stop.code == EX_REFUSED and "started" not in record.steps:
-                record.step("refused")                 # what `list` says; `resume` may try again
+                record.step("refused", code=stop.code) # what `list` says; `resume` may try again
             raise
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as told:
             runs = "started" in record.steps and "ended" not in record.steps
-            raise Stop(EX_INTERRUPT, (_("%s: interrupted; the command runs on there, %s.py resume %s continues") if runs else
-                                      _("%s: interrupted; %s.py resume %s continues")) % (self.ident, PROGRAM, self.ident))
+            text = (_("%s: interrupted; the command runs on there, %s.py resume %s continues") if runs else
+                    _("%s: interrupted; %s.py resume %s continues")) % (self.ident, PROGRAM, self.ident)
+            raise Stop(told.args[0] if told.args else EX_INTERRUPT, text)
         finally:
             self.drop()
 
@@ -5511,9 +5537,8 @@ class Run:
         """The lines of the solver log, where the site asks for them (MISYSTEM_SITEID)."""
         site = os.environ.get("MISYSTEM_SITEID")
         if site:
-            self.show.write("%s solver_log site=%s host=%s calculation=%s %s\n" % (
+            show("%s solver_log site=%s host=%s calculation=%s %s\n" % (
                 time.strftime("%Y/%m/%d %H:%M:%S"), printable(site), printable(self.order["host"]), self.ident, printable(word)))
-            self.show.flush()
 
     def send(self, line):
         """2. connect 3. directory 4. inputs"""
@@ -5587,8 +5612,7 @@ class Run:
     def echo(self, data):
         """Live output of the command, harmless for a terminal."""
         text = self.decoder.decode(data)
-        self.show.write(re.sub("[\x00-\x08\x0b-\x1f\x7f-\x9f]", lambda m: "\r" if m.group() == "\r" else "\\x%02x" % ord(m.group()), text))
-        self.show.flush()
+        show(re.sub("[\x00-\x08\x0b-\x1f\x7f-\x9f]", lambda m: "\r" if m.group() == "\r" else "\\x%02x" % ord(m.group()), text))
 
     def fetch(self, line):
         """7. list 8. fetch: everything in the directory, but inputs that nobody has touched"""
@@ -6989,11 +7013,21 @@ def fielded_files(name):
 def say_outcome(outcome, as_json):
     """The last line of a run, and its exit code."""
     if as_json:
-        sys.stdout.write(json_of(outcome._asdict()) + "\n")
+        show(json_of(outcome._asdict()) + "\n")
     else:
-        sys.stdout.write(_("%s: %s, exit code %d (the %s's)") % (outcome.ident, printable(outcome.state), outcome.code, outcome.ended_by) + "\n")
-    sys.stdout.flush()
+        show(_("%s: %s, exit code %d (the %s's)") % (outcome.ident, printable(outcome.state), outcome.code, outcome.ended_by) + "\n")
     return outcome.code
+
+
+def show(text):
+    """text to stdout, now. Who does not read it any more (head -1), or has no room for it, stops no calculation: it goes nowhere then."""
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except (OSError, ValueError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, 1)
+        os.close(nowhere)
 
 
 def parse(argv):
@@ -7119,7 +7153,7 @@ def do_list(options):
             last = record.last()
             rows.append({"uuid": ident, "state": last["step"], "host": order["host"], "command": order["command"],
                          "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(last["t"])),
-                         "code": steps.get("finished", {}).get("code", "")})
+                         "code": last.get("code", "")})
     for row in rows:
         text = json_of(row) if options.json else " ".join(printable(value) for value in row.values())
         sys.stdout.write(text + "\n")
@@ -7255,10 +7289,11 @@ def do_run(options):
 
 
 def on_term(number, frame):
-    """SIGTERM and SIGHUP end the runner as Ctrl+C does; what runs there runs on. A second one must not disturb what follows the first."""
+    """SIGTERM and SIGHUP end the runner as Ctrl+C does, with 75; what runs there runs on. A second one must not disturb what follows the
+    first."""
     signal.signal(number, lambda number, frame: None)
-    end_surely(EX_INTERRUPT, LEAVE)
-    raise KeyboardInterrupt
+    end_surely(EX_TEMPFAIL, LEAVE)
+    raise KeyboardInterrupt(EX_TEMPFAIL)
 
 
 def main(argv=None):
@@ -7281,7 +7316,10 @@ def main(argv=None):
     if options.word is None:
         raise Stop(EX_USAGE, _("a word is missing (see --help)"))
     words = {"run": do_run, "resume": do_resume, "list": do_list, "cancel": do_cancel, "clean": do_clean, "check": do_check, "guard": do_guard}
-    return words[options.word](options)
+    try:
+        return words[options.word](options)
+    except KeyboardInterrupt as told:
+        raise Stop(told.args[0] if told.args else EX_INTERRUPT, _("interrupted"))
 
 
 # ==== shared: store ====

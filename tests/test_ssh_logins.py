@@ -1,0 +1,170 @@
+"""The SSH runner and what a log-in may be: rc files that print, exit or start another shell, closed hosts, several nodes with one home;
+and who reads, or ends, the runner itself."""
+import json
+import os
+import signal
+import shutil
+import subprocess
+import time
+
+import pytest
+
+import ssh_lab
+import suite
+from test_ssh_runner import HOOKED, ident_of, run, runner, start
+
+NODE = """#!/bin/sh
+# node NAME BOOT COMMAND: the same home, another host: a name and a boot of its own
+exec unshare -m -u sh -c 'hostname "$1"; mount --bind "$2" /proc/sys/kernel/random/boot_id; shift 2; exec "$@"' sh "$@"
+"""
+
+
+@pytest.fixture
+def here(tmp_path):
+    """The module's directory."""
+    return tmp_path
+
+
+@pytest.fixture
+def own(here):
+    """A lab for this test alone, not yet started."""
+    one = ssh_lab.Lab()
+    yield one
+    one.close()
+
+
+def log_in(own, rc):
+    """Starts sshd; the log-in shell there, bash, reads this text as its .bashrc first."""
+    own.write("rc", rc)
+    return own.forced('. %s; exec sh -c "$SSH_ORIGINAL_COMMAND"' % own.path("rc"))
+
+
+@pytest.mark.parametrize("rc", ["printf '\\033]0;host\\007'", "echo Welcome; printf 'mi_distcomp '", "yes | head -n 20000; printf '100%% '"],
+                         ids=["title", "half our line", "much"])
+def test_a_log_in_that_prints_text_without_a_line_end_is_no_harm(own, here, rc):
+    log_in(own, rc)
+    (here / "a").write_text("1")
+    code, out = run(own, here, "run", "hpc", "cat a >b; echo 2 >c", "--in", "a")
+    assert code == 0 and (here / "b").read_text() == "1" and (here / "c").read_text() == "2\n", out
+    assert run(own, here, "list", "hpc")[0] == 0
+
+
+@pytest.mark.parametrize("rc", ["exit 0", "echo you have mail; exit 3", "exec tcsh", "exec cat"])
+def test_an_rc_file_that_exits_or_starts_another_shell_is_said_at_once(own, here, rc):
+    own.write("ini", open(own.path("ini")).read().replace("connect = 6s", "connect = 1s"))
+    log_in(own, rc)
+    began = time.monotonic()
+    code, out = run(own, here, "run", "hpc", "true")
+    last = out.splitlines()[-1]
+    assert code == 78 and ".bashrc" in last and "hpc" in last and "again_in" not in out and "runs on" not in out, out
+    assert time.monotonic() - began < 60
+
+
+def test_a_host_that_is_closed_for_users_is_said_in_its_own_words_and_nothing_was_started_there(here):
+    suite.needs("root", "unshare")
+    if os.geteuid() != 0:
+        suite.pytest.skip("needs root itself: mount namespaces")
+    etc = here / "etc"
+    shutil.copytree("/etc", str(etc), symlinks=True, ignore_dangling_symlinks=True)
+    (etc / "nologin").write_text("hpc is down until Monday\n")
+    with open(str(etc / "passwd"), "a") as accounts:
+        accounts.write("miuser:x:4321:4321::%s:/bin/sh\n" % here)
+    with open(str(etc / "shadow"), "a") as accounts:
+        accounts.write("miuser:*:19000:0:99999:7:::\n")
+    os.chmod(str(here), 0o755)
+    own = ssh_lab.Lab(prefix=["unshare", "-m", "sh", "-c", 'mount --bind "$0" /etc; exec "$@"', str(etc)])
+    try:
+        own.write("config", open(own.path("config")).read().replace("User root", "User miuser"))
+        for place in (own.dir, own.path("authorized_keys")):
+            os.chmod(place, 0o755)
+        own.start()
+        code, out = run(own, here, "run", "hpc", "true", "--retry", "1,1")
+        last = out.splitlines()[-1]
+        assert code == 69 and "hpc is down until Monday" in last and "given up" in last and "nothing was started there" in last, out
+        assert "runs on" not in out
+    finally:
+        own.close()
+
+
+def test_a_user_without_an_account_here_is_told_so_at_once(own, here):
+    suite.needs("root", "setpriv")
+    if os.geteuid() != 0:
+        suite.pytest.skip("needs root itself: other users")
+    own.start()
+    for place in (own.dir, own.path("config"), own.path("ini"), own.path("known_hosts"), own.path("state")):
+        os.chmod(place, 0o755)
+    os.chown(own.path("ini"), 54321, -1)
+    os.chown(own.path("state"), 54321, -1)
+    os.chown(own.dir, 54321, -1)
+    words = ["setpriv", "--reuid=54321", "--regid=54321", "--clear-groups", suite.python_for_others(), ssh_lab.SCRIPT, "--ini", own.path("ini"), "run", "hpc", "true", "--to", own.path("state", "to")]
+    done = subprocess.run(words, cwd="/", env=own.env(), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=60)
+    out = done.stdout.decode()
+    assert done.returncode == 78 and "No user exists for uid 54321" in out.splitlines()[-1] and "again_in" not in out, out
+
+
+def test_given_up_before_anything_was_started_does_not_say_that_it_runs_on(own, here):
+    code, out = run(own, here, "run", "hpc", "true", "--retry", "1,1")
+    last = out.splitlines()[-1]
+    assert code == 69 and "nothing was started there" in last and "resume " + ident_of(out) in last, out
+
+
+@pytest.mark.parametrize("redirect", ["| head -n 1", ">/dev/full", ">&-", "2>&- >&-"])
+def test_results_come_whatever_becomes_of_who_reads_the_output(own, here, redirect):
+    own.start()
+    command = "i=0; while [ $i -lt 3000 ]; do echo a line of the log $i; i=$((i+1)); done; echo 1 >r; sleep 0.2; exit 3"
+    line = '"$@" %s' % redirect
+    env = dict(own.env(), SAY=command)
+    done = subprocess.run(["bash", "-o", "pipefail", "-c", line, "sh"] + own.words("run", "hpc", command), cwd=str(here), env=env, stdin=subprocess.DEVNULL,
+                          stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=60)
+    assert (here / "r").read_text() == "1\n" and done.returncode == 3 and b"Traceback" not in done.stderr, done
+    rows = [json.loads(row) for row in run(own, here, "list", "--json")[1].splitlines()]
+    assert [row["state"] for row in rows] == ["finished"], rows
+
+
+@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 75), (signal.SIGHUP, 75)])
+@pytest.mark.parametrize("when", ["before the start", "while it runs"])
+def test_a_signal_ends_the_runner_with_the_uuid_and_the_way_to_go_on(own, here, number, code, when):
+    if when == "while it runs":
+        own.start()
+    process = start(own, here, "run", "hpc", "sleep 1; echo 1 >r")
+    row = b""
+    while (b"5 start" if when == "while it runs" else b"again_in") not in row:
+        row = process.stdout.readline()
+        assert row
+    process.send_signal(number)
+    rest = process.communicate(timeout=60)[0].decode()
+    assert process.returncode == code, rest
+    assert "execute_remote_command.py resume " + ident_of(row.decode()) in rest.splitlines()[-1], rest
+    assert ("runs on there" in rest) == (when == "while it runs"), rest
+    if when != "while it runs":
+        own.start()
+    assert run(own, here, "resume", ident_of(row.decode()))[0] == 0 and (here / "r").exists()
+
+
+def test_a_directory_for_the_results_that_is_not_there_is_made(own, here):
+    own.start()
+    code, out = run(own, here, "run", "hpc", "echo 1 >r", "--to", "new/deeper")
+    assert code == 0 and (here / "new" / "deeper" / "r").exists(), out
+
+
+def test_what_was_refused_has_ended_in_the_list(own, here):
+    own.start()
+    os.makedirs(own.path("far", ".mi"))
+    os.chmod(own.path("far"), 0o777)
+    code, out = run(own, here, "run", "hpc", "true")
+    assert code == 77, out
+    row, = [json.loads(row) for row in run(own, here, "list", "--json")[1].splitlines()]
+    assert (row["state"], row["code"]) == ("refused", 77), row
+
+
+def test_a_session_there_that_breaks_while_it_is_written_to_is_a_lost_line(own, here):
+    own.start()
+    (here / "a").write_text("1")
+    code, out = run(own, here, "run", "hpc", "echo 1 >r", "--in", "a", code=HOOKED % (ssh_lab.SCRIPT, """
+seen = []
+def breaks(name):
+    if name in ("starting", "listing", "fetching") and name not in seen:
+        seen.append(name)
+        raise BrokenPipeError(32, "Broken pipe")
+runner.fault = breaks"""))
+    assert code == 0 and (here / "r").read_text() == "1\n" and out.count("again_in") == 3, out
