@@ -2774,6 +2774,7 @@ for try in 1 2 3 4 5; do mv "$c/end.tmp" "$c/end" 2>/dev/null && break; done    
 """
 Note = collections.namedtuple("Note", "pid start boot host text time")      # what the wrapper's note() wrote; time: its mtime, seconds
 WRAPPER_PATH = "/usr/local/bin:/usr/bin:/bin"          # of the wrapper itself
+OWN_DISKS = set(b"ext2 ext3 ext4 xfs btrfs zfs f2fs jfs reiserfs bcachefs overlay aufs tmpfs".split())      # one host at a time has these
 ORPHAN_GRACE = 10              # seconds after which wrapper and command, both gone without `end`, count as lost
 STORM = 4000                   # children of a wrapper, dead ones counted, with which a command that is to end gets no more grace
 KILL_TRIES = 5                 # seconds that SIGKILL is sent again and again; what is there then is another user's, or hangs in the kernel
@@ -2884,10 +2885,23 @@ def still_there(note):
     return words[19].decode() == note.start and words[0] not in b"ZX" and note.boot == boot_id()
 
 
+def on_shared_disk(path):
+    """May another host have this directory (bytes), too? Not on a disk of this one, whatever it is called since it was started."""
+    real, best, kind = os.path.realpath(path) + b"/", b"", b""
+    with open("/proc/self/mountinfo", "rb") as rows:
+        for row in rows:
+            words = row.split()
+            point = words[4].replace(b"\\040", b" ").rstrip(b"/") + b"/"
+            if real.startswith(point) and len(point) >= len(best):
+                best, kind = point, words[words.index(b"-") + 1]
+    return kind not in OWN_DISKS
+
+
 def look(control, now):
     """(state, detail) of the command of a control directory (bytes path); now: time.time() (the clock may have been set back since).
     ready: never started · starting · running: detail its Note · ended: detail its exit code (128+N for a signal), None if it could not be started ·
-    lost: both processes gone without an end, another boot or another host; detail says which."""
+    elsewhere: on another host, and only its `end` will tell more: detail its Note · lost: both processes gone without an end, or the host was
+    restarted; detail says which."""
     end = read_note(os.path.join(control, b"end"))
     child = read_note(os.path.join(control, b"child"))
     if end is not None:
@@ -2902,8 +2916,8 @@ def look(control, now):
         return ("lost", "end unknown") if abs(now - began) > ORPHAN_GRACE else ("starting", None)
     for note in (child, started):                      # the same boot is the same host, whatever it is called now
         if note is not None and note.boot != boot_id():
-            same = note.host == os.uname().nodename
-            return "lost", "the host was restarted" if same else "it was started on another host (%s)" % note.host
+            away = note.host != os.uname().nodename and on_shared_disk(control)
+            return ("elsewhere", note) if away else ("lost", "the host was restarted")
     if child is not None and still_there(child):
         return "running", child
     if still_there(started):
@@ -6179,6 +6193,8 @@ class Place1:
         state, detail = look(self.control, time.time())
         if state == "ended":
             return "failed" if detail is None else "ended %d" % detail
+        if state == "elsewhere":
+            return "running on %s, another host" % printable(detail.host)
         return "lost %s" % detail if state == "lost" else state
 
     def job(self):
