@@ -6496,7 +6496,7 @@ def guard_cancel(place, words):
     job, until = place.job(), time.monotonic() + 2 * END_LATE
     if place.state().split()[0] not in ("none", "ended", "failed", "lost"):
         write_synced(os.path.join(place.control, b"cancelled"), b"")     # from here on its end is not its own: see AFTER_STOP
-    while job is not None and not place.watched(job).split()[0] in ("ended", "failed", "lost") and time.monotonic() < until:
+    while job is not None and place.watched(job).split()[0] not in ("ended", "failed", "lost") and time.monotonic() < until:
         job.stop()
         time.sleep(0.2)
     if job is not None:

@@ -4005,7 +4005,7 @@ def word_in(path):
 def put_on_disk(base, found, **more):
     """3. The claimed calculation, on disk: the spare control directory gets its order and its name. ValueError if it cannot be right."""
     order = dict(check_order_of(found), **more)
-    number, name = order["attempt"], ""
+    number, name, control = order["attempt"], "", b""
     while not name or os.path.lexists(control) or os.path.lexists(os.path.join(base, utf8(name))):     # a restored relay counts anew
         name = order["accept_id"] + (".%d" % number if number > 1 else "")
         control, number = os.path.join(base, b".mi", utf8(name)), number + 1

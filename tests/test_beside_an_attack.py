@@ -13,7 +13,7 @@ import pytest
 import suite
 from fielded_peer import Peer, calc_info
 from suite import SITE, USER, entry, wait_until
-from test_hostile_framing import BASE, Raw, request
+from test_hostile_framing import BASE, Raw
 from test_mutations import copy
 
 relay = suite.module("mi_dicomapi.py")

@@ -12,7 +12,7 @@ import pytest
 
 import suite
 from test_ssh_guard import Far
-from test_ssh_runner import lab, run
+from test_ssh_runner import lab, run          # noqa: F401  (lab: a fixture)
 
 runner, poller, workflow = suite.module("execute_remote_command.py"), suite.module("mi_system_remote.py"), suite.module("mi_system_wf.py")
 DAMAGES = {"empty": b"", "a list": b"[1, 2]\n", "zeros": b"\0" * 300, "torn": b'{"host": "h", "t', "an object": b"{}\n", "no text": b"\xff\xfe\x80\n", "a number": b"5\n",

@@ -12,7 +12,7 @@ import condor_lab
 import ssh_lab
 import suite
 from suite import wait_until as until
-from test_poller import OUT, Host, OurWorld, check_odd_words, clean_up, outcome, remote, submit
+from test_poller import OUT, Host, OurWorld, check_odd_words, clean_up, outcome, submit
 
 
 @pytest.fixture(scope="module")

@@ -634,3 +634,36 @@ def test_check_says_that_the_start_may_not_make_the_state_dir_where_it_may_not(i
                               env=suite.clean_env(), stdout=subprocess.PIPE, timeout=20)
         line, = [line for line in done.stdout.decode().splitlines() if "is not there yet" in line]
         assert line.startswith(level) and ("may not make it" in line) == (level == "FAIL") and str(folder) in line
+
+
+EXAMPLES = {("*", "commands"), ("command *", "argv"), ("command *", "match"), ("command *", "parameters")}      # told with a value that is none
+
+
+def told_keys():
+    """{(section, key): value} of the shipped ini, commented ones too; [u-tokyo] and [command solver] stand for all of their kind."""
+    found, section = {}, ""
+    with open(suite.script("mi_distributed_computing_assist.ini"), encoding="utf-8") as text:
+        for line in text:
+            head, key = re.match(r"(?:# )?\[(.*)\]\n", line), re.match(r"(?:# )?([a-z_][\w.]*) *= ?(.*?)(?:  +\(.*)?\n", line)
+            if head:
+                section = re.sub(r"command .*", "command *", head.group(1)).replace("u-tokyo", "*")
+            elif key:
+                found[section, re.sub(r"^(argument|env)\..*", r"\1.*", key.group(1))] = key.group(2).strip()
+    return found
+
+
+def test_the_shipped_ini_holds_every_key_with_its_default_and_no_other():
+    told, known, wrong = told_keys(), set(), []
+    for name in ("mi_dicomapi.py", "mi_system_wf.py", "mi_system_remote.py", "execute_remote_command.py"):
+        script = suite.module(name)
+        table = next(getattr(script, name) for name in ("INI", "KEYS", "TABLE") if hasattr(script, name))
+        for section, keys in table.items():
+            for key, (kind, default) in keys.items():
+                if kind.__name__ == "not_built":       # a key that is only refused
+                    continue
+                known.add((section, key))
+                value = told.get((section, key))
+                same = kind(value) == default if value else default in ("", (), [], None, 0)
+                if value is None or not (same or (section, key) in EXAMPLES or key.endswith(".*")):
+                    wrong.append((name, section, key, value, default))
+    assert not wrong and set(told) == known, (wrong, set(told) ^ known)

@@ -321,7 +321,7 @@ def of_kind(found, name):
 
 def judge(door, seen, kinds, asked, rules):
     """{kind: what is wrong} of one calculation; `all`: of what is said as a whole."""
-    wrong, told, outcomes, unnamed = {}, collections.defaultdict(dict), [], 0
+    wrong, told, outcomes = {}, collections.defaultdict(dict), []
     for code, (count, names) in seen.told.items():
         for name in names:
             told[name.split("/")[1] if name.count("/") > 1 or name.startswith("w/") else name].setdefault(code, []).append(name.split("/", 2)[-1].rstrip("/"))

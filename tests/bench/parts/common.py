@@ -14,7 +14,7 @@ import tempfile
 import time
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
-import suite
+import suite          # noqa: F401  (the benches that import this find it so)
 
 CHUNK = 256 << 10              # bytes of one read or write of the references
 SLACK = 3.0                    # --check: how many times worse than its threshold a figure may be (CI machines are small and shared)
