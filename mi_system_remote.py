@@ -118,6 +118,7 @@ NAMED = 100                    # names that a verdict tells at most; its count i
 PIECE = 1 << 20                # bytes of a result that have a sum of their own
 LOOKS = 3                      # times that a result is read anew because it changes meanwhile
 LINKS = 40                     # links on one way, as the kernel has it
+FORK = threading.Lock()        # a child has no pipe of another one: its end would be seen only with the other's
 FOLDER = os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 ENTER = getattr(os, "O_PATH", os.O_RDONLY) | FOLDER    # a directory that may be entered, perhaps not listed
 AGES = [{}]                    # {(pid, inode in /proc): start} of the processes that left_overs() saw last
@@ -378,32 +379,50 @@ def remove_tree(path):
         except OSError as error:
             return ["%s: %s" % (shown(path), error.strerror)]
         return []
-    left, todo, number = [], [path], 0
+    left, todo, number, mark = [], [path], 0, os.urandom(8).hex().encode()
 
     def attempt(what, *words):
         try:
             return what(*words)
+        except FileNotFoundError:                      # gone meanwhile
+            return None
         except OSError as error:
-            left.append("%s: %s" % (shown(words[0]), error.strerror))
+            return left.append("%s: %s" % (shown(words[0]), error.strerror))
 
     while todo:                                        # what lies deeper is brought up: no path gets long
         folder = todo.pop()
-        attempt(os.chmod, folder, 0o700)
-        for leaf in attempt(os.listdir, folder) or ():
-            one, number = os.path.join(folder, leaf), number + 1
-            below = stat.S_ISDIR(os.lstat(one).st_mode)
-            if below and folder != path:
-                attempt(os.chmod, one, 0o700)
-                todo.append(os.path.join(path, b".removed.%d.%d" % (os.getpid(), number)))
-                attempt(os.rename, one, todo[-1])
-            elif below:
-                todo.append(one)
-            else:
+        make_writable(folder)
+        for number, leaf in enumerate(attempt(os.listdir, folder) or (), number + 1):
+            one = os.path.join(folder, leaf)
+            info, higher = attempt(os.lstat, one), os.path.join(path, b".removed.%s.%d" % (mark, number))
+            if info and not stat.S_ISDIR(info.st_mode):
                 attempt(os.unlink, one)
+            elif info and (folder == path or brought(one, higher)):
+                todo.append(one if folder == path else higher)
+            elif info:                                 # another user's
+                left += remove_tree(one)
         if folder != path:
             attempt(os.rmdir, folder)
     attempt(os.rmdir, path)
     return left
+
+
+def make_writable(folder):
+    """Lets this user change what is in it, if it is this user's."""
+    try:
+        os.chmod(folder, 0o700)
+    except OSError:
+        pass                                           # what cannot be removed tells
+
+
+def brought(folder, higher):
+    """Could the directory be given that name?"""
+    make_writable(folder)
+    try:
+        os.rename(folder, higher)
+        return True
+    except OSError:
+        return False
 
 
 # Left-overs: what a command that has ended has left running in its directory
@@ -426,17 +445,25 @@ def left_overs(work, since, mark):
             ages[pid] = int(words[19])
             if ages[pid] < since or words[0] in b"ZX" or int(pid[0]) == os.getpid():
                 continue
-            places = [os.readlink(top + b"cwd")]
-            for fd in os.listdir(top + b"fd"):
-                if os.lstat(top + b"fd/" + fd).st_mode & 0o200:          # open to write
-                    places.append(os.readlink(top + b"fd/" + fd))
-            mine = any((place + b"/").startswith(work + b"/") for place in places)
+            mine = any((place + b"/").startswith(work + b"/") for place in places_of(top))
             if mine and (words[4] == b"0" or has_mark(top, mark)):
                 found.add((int(pid[0]), words[19]))
         except OSError:
             pass                                       # gone, or another user's
     AGES[0] = ages
     return found
+
+
+def places_of(top):
+    """The current directory, and what is open to write, of the process with the directory `top` below
+    /proc. OSError."""
+    yield os.readlink(top + b"cwd")
+    for fd in os.listdir(top + b"fd"):
+        try:
+            if os.lstat(top + b"fd/" + fd).st_mode & 0o200:
+                yield os.readlink(top + b"fd/" + fd)
+        except OSError:
+            pass                                       # closed meanwhile: no other one is missed for it
 
 
 def has_mark(top, mark):
@@ -738,8 +765,11 @@ def look_into(data, length, shapes, before=b""):
 def in_a_child(work, limit):
     """The bytes that work() returns, in a process of its own: an expression may take for ever and holds all
     threads up. b"" if it takes more than `limit` seconds, or fails."""
-    out, into = os.pipe()
-    child, data, until = os.fork(), b"", time.monotonic() + limit
+    with FORK:
+        out, into = os.pipe()
+        child, data, until = os.fork(), b"", time.monotonic() + limit
+        if child:
+            os.close(into)
     if not child:
         try:
             view = memoryview(work())
@@ -747,7 +777,6 @@ def in_a_child(work, limit):
                 view = view[os.write(into, view):]
         finally:
             os._exit(0)
-    os.close(into)
     ready = select.poll()
     ready.register(out, select.POLLIN)
     try:
@@ -949,13 +978,13 @@ class Collector:
         """Puts all in a manifest's order, that of their parts; what another receiver could not tell apart
         stays here."""
         for group in (self.found, self.folders):
-            group.sort(key=lambda result: parts_of(result.name))
-            last = None
-            for result in list(group):
+            todo, last = sorted(group, key=lambda result: parts_of(result.name)), None
+            del group[:]
+            for result in todo:
                 if last is not None and parts_of(result.name.rstrip("/"))[:len(last)] == last:
-                    group.remove(result)
                     self.keep(result.name, Stays("name"), result.name in self.named)
                 else:
+                    group.append(result)
                     last = parts_of(result.name.rstrip("/"))
         return self
 

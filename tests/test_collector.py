@@ -170,6 +170,52 @@ def test_what_a_command_leaves_running_in_its_directory_is_ended_and_all_else_is
             os.kill(pid, 9)
 
 
+def test_a_left_over_is_seen_also_while_it_opens_and_closes_files(tmp_path, monkeypatch):
+    list_of = os.listdir
+    # as if one had been closed a moment ago
+    monkeypatch.setattr(os, "listdir", lambda path: [b"999999"] * path.endswith(b"/fd") + list_of(path))
+    with open(str(tmp_path / "held"), "w") as held:
+        processes = [subprocess.Popen(["sleep", "60"], start_new_session=True, **how) for how in ({"stdout": held}, {"cwd": str(tmp_path)})]
+    try:
+        assert {pid for pid, start in gate.left_overs(os.fsencode(str(tmp_path)), 0, b"")} == {process.pid for process in processes}
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+
+
+def test_a_scan_waits_for_no_other_scan(tmp_path, monkeypatch):
+    fork, turns, over, found = os.fork, iter([0.5, 0, 0]), tmp_path / "over", {}
+
+    def slowly():                                      # time for the other one to begin
+        time.sleep(next(turns))
+        return fork()
+
+    def one(name, work):
+        found[name] = gate.in_a_child(work, 15)
+
+    monkeypatch.setattr(os, "fork", slowly)
+    threads = [threading.Thread(target=one, args=("short", lambda: b"short"), daemon=True),
+               threading.Thread(target=one, args=("long", lambda: wait_until(over.exists, 60) and b"long"), daemon=True)]
+    for thread in threads:
+        thread.start()
+        time.sleep(0.1)
+    threads[0].join()
+    over.touch()
+    threads[1].join()
+    assert found == {"short": b"short", "long": b"long"}
+
+
+def test_very_many_names_that_another_receiver_takes_for_one_cost_no_more_than_others():
+    result = lambda name: gate.Result(None, 0, name, b"", False, 0)
+    found, count, begun = gate.Collector(RULES, lambda *words: None), 60000, time.process_time()
+    found.found = [result(form % n) for n in range(count) for form in ("\u00e9%d", "e\u0301%d")]
+    found.folders = [result(form % n) for n in range(count) for form in ("\u00e9%d/", "e\u0301%d/", "d%d/")]
+    found.ordered()
+    assert len(found.found) == count and len(found.folders) == 2 * count and found.verdicts["name"]["count"] == 2 * count
+    assert time.process_time() - begun < 20            # some 4 s; as a square it takes minutes
+
+
 @pytest.mark.parametrize("number, code", [(errno.ENOLCK, 78), (errno.ENOSYS, 78), (errno.EAGAIN, 75), (errno.EACCES, 75)])
 def test_locks_that_are_refused_are_not_somebody_elses(tmp_path, monkeypatch, number, code):
     (tmp_path / ".mi").mkdir()
@@ -226,6 +272,35 @@ def test_a_directory_is_removed_however_deep_and_read_only_it_is(tmp_path):
     words = ["setpriv", "--inh-caps=-all", "--bounding-set=-all"] if os.geteuid() == 0 else []
     done = subprocess.run(words + [suite.PYTHON, "-B", "-c", code], stdout=subprocess.PIPE)
     assert done.stdout == b"[]\n" and not os.path.exists(top) and (tmp_path / "else").exists()
+
+
+def test_what_a_killed_cleaning_has_left_is_removed_by_a_process_of_the_same_number(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "getpid", lambda: 7)       # as in a container, at each start
+    for place in ["a/b/c/d/x", "e/f/g/x"] + [".removed.7.%d/x/y" % n for n in range(60)]:
+        os.makedirs(str(tmp_path / "work" / place))
+    assert gate.remove_tree(os.fsencode(str(tmp_path / "work"))) == [] and not (tmp_path / "work").exists()
+
+
+def test_what_goes_while_a_directory_is_removed_is_no_failure(tmp_path, monkeypatch):
+    for name in ("a", "b/c", "b/d/e"):
+        (tmp_path / "work" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "work" / name).write_text("x")
+    list_of = os.listdir
+    monkeypatch.setattr(os, "listdir", lambda path: list_of(path) + [b"was here"])
+    assert gate.remove_tree(os.fsencode(str(tmp_path / "work"))) == [] and not (tmp_path / "work").exists()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="as root only: another user's directory")
+def test_another_users_empty_directories_are_removed_however_deep_and_what_is_in_the_others_is_named(tmp_path):
+    for name in ("a/b/empty", "a/b/full/x", "empty"):
+        (tmp_path / "work" / name).mkdir(parents=True)
+        os.chown(str(tmp_path / "work" / name), 65534, 65534)
+    os.chown(str(tmp_path / "work/a/b/full"), 65534, 65534)
+    code = "import sys; sys.path.insert(0, %r); import mi_system_remote as m; print(m.remove_tree(%r))" % (suite.ROOT, os.fsencode(str(tmp_path / "work")))
+    done = subprocess.run(["setpriv", "--inh-caps=-all", "--bounding-set=-all", suite.PYTHON, "-B", "-c", code], stdout=subprocess.PIPE)
+    left = [top for top, folders, names in os.walk(str(tmp_path / "work")) if not folders]
+    assert [os.path.basename(os.path.dirname(top)) + "/" + os.path.basename(top) for top in left] == ["full/x"], left
+    assert left[0].encode() + b": " in done.stdout and b"/empty: " not in done.stdout, done.stdout
 
 
 class Fake(gate.Calculation):
