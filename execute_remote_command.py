@@ -2806,6 +2806,7 @@ WRAPPER_PATH = "/usr/local/bin:/usr/bin:/bin"          # of the wrapper itself
 OWN_DISKS = set(b"ext2 ext3 ext4 xfs btrfs zfs f2fs jfs reiserfs bcachefs overlay aufs tmpfs".split())      # one host at a time has these
 ORPHAN_GRACE = 10              # seconds after which wrapper and command, both gone without `end`, count as lost
 STORM = 4000                   # children of a wrapper, dead ones counted, with which a command that is to end gets no more grace
+GONE = {}                      # {control directory: since when both are, for wait_end() from one call to the next}
 KILL_TRIES = 5                 # seconds that SIGKILL is sent again and again; what is there then is another user's, or hangs in the kernel
 ADOPT = []                     # what adopter() has found
 
@@ -3072,12 +3073,13 @@ def wait_end(control, stop, most=0.25):
         alive = os.open(os.path.join(control, b"alive"), os.O_RDONLY | os.O_NONBLOCK)
     except OSError:
         alive = -1
-    pause, gone = 0.002, None                          # gone: since when both processes are; a clock that is set does not count here
+    pause = 0.002
     try:
         while True:
-            state = look(control, float("inf"))
-            gone = (gone or time.monotonic()) if state == ("lost", "end unknown") else None
-            if gone and time.monotonic() - gone < ORPHAN_GRACE:
+            state, now = look(control, float("inf")), time.monotonic()       # a clock that is set does not count here
+            if state != ("lost", "end unknown"):
+                GONE.pop(control, None)
+            elif now - GONE.setdefault(control, now) < ORPHAN_GRACE:
                 state = "starting", None
             if state[0] in ("ended", "lost") or stop():
                 return state

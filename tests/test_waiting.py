@@ -369,3 +369,21 @@ def test_a_clock_that_is_set_makes_no_command_lost(tmp_path, monkeypatch):
     assert remote.wait_end(control, lambda: time.monotonic() > until_then) == ("starting", None)
     monkeypatch.setattr(remote, "ORPHAN_GRACE", 0.5)
     assert remote.wait_end(control, lambda: False) == ("lost", "end unknown")
+
+
+def test_a_command_that_died_without_an_end_is_lost_also_for_who_looks_again_and_again_for_a_moment(tmp_path, monkeypatch):
+    control, work = os.fsencode(str(tmp_path / "c")), os.fsencode(str(tmp_path))
+    os.mkdir(control)
+    remote.prepare(control)
+    wrapper = remote.start_wrapper(control, work, ["/bin/sleep", "60"], {"MI_RUN": "a.1"})
+    suite.wait_until(lambda: remote.look(control, time.time())[0] == "running")
+    for pid in (wrapper.pid, remote.read_note(control + b"/child").pid):       # the wrapper first: it notes no end
+        os.kill(pid, 9)
+    wrapper.wait()
+    monkeypatch.setattr(remote, "ORPHAN_GRACE", 1)
+    assert remote.wait_end(control, lambda: True) == ("starting", None)
+    states = []                                        # as after a cancel, and for `pre` and `post` after a restart
+    while len(states) < 100 and ("lost", "end unknown") not in states:
+        until_then = time.monotonic() + 0.05
+        states.append(remote.wait_end(control, lambda: time.monotonic() > until_then))
+    assert states[0] == ("starting", None) and states[-1] == ("lost", "end unknown")
