@@ -992,6 +992,490 @@ def may_hold(text, name):
     return True
 # ==== end shared ====
 
+# ==== shared: watch ====
+# One run, from its order to what may leave of it: permitted, started once ever, watched and ended, collected.
+# RUN is ACCEPT_ID.N, or the SSH runner's UUID. A door gives the order and carries away what may leave;
+# nothing here knows to whom. What a run remembers is in its control directory: `journal`, and the files of
+# the wrapper (see run) or of its batch system's job.
+# The owner's words that are noted at the start, should they vanish:
+NOTED = ("batch", "after_stop", "patterns", "logs", "leftovers", "grace", "timeout")
+ROUNDS = 50                    # times that results are looked at anew because some change while they are sent
+FULL_BELOW = 1 << 20           # bytes: with less, a command that failed has probably failed of it
+FULL = {                       # as programs say it in English
+    errno.ENOSPC: "No space left on device",
+    errno.EDQUOT: "Disk quota exceeded"}
+
+
+class Journal:
+    """JSON lines in a file (bytes path), each on disk before note() returns. What a crash has torn is left
+    out."""
+
+    def __init__(self, path, needed=True):
+        self.path, self.entries, line = path, [], b"\n"
+        if not needed and not os.path.lexists(path):
+            self.torn = False
+            return
+        with open(path, "rb") as text:
+            for line in text:
+                try:
+                    self.entries.append(dict(json.loads(line.decode("utf-8"))))
+                except (ValueError, TypeError, RecursionError):
+                    pass                               # torn by a crash
+        self.torn = not line.endswith(b"\n")
+
+    def last(self, what):
+        """The last entry of that kind, or None."""
+        return next((entry for entry in reversed(self.entries) if entry.get("what") == what), None)
+
+    def note(self, step, what, **more):
+        """One line; its step is the suite's number. OSError if the disk is full: then it is not there."""
+        entry = dict({"t": round(time.time(), 3), "boot": boot_id(), "step": step, "what": what}, **more)
+        new = not os.path.lexists(self.path)
+        fault(what + " unnoted")
+        with open(self.path, "ab", buffering=0) as out:
+            data, self.torn = (b"\n" if self.torn else b"") + json.dumps(entry).encode() + b"\n", True
+            if out.write(data) != len(data):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), out.name)
+            os.fsync(out.fileno())
+        if new:
+            sync_folder(os.path.dirname(self.path))
+        self.torn = False
+        self.entries.append(entry)
+        fault(what + " noted")
+
+
+class Gate:
+    """What all runs below one base share in this process: commands {word on the wire: its section}, the
+    licences of each (`jobs`), the batch systems' queues. folder: base/.mi, bytes."""
+
+    def __init__(self, folder, commands):
+        self.folder, self.commands = folder, commands
+        self.queues, self.running, self.room = {}, set(), threading.Condition()
+
+    def enter(self, run, licence=False):
+        """run counts as running. licence: but first it waits until fewer than `jobs` of its command do, or it
+        is cancelled."""
+        def others():
+            return sum(other is not run and other.order["command"] == run.order["command"]
+                       for other in self.running)
+        with self.room:
+            while licence and not run.told_to_end() and 0 < run.command["jobs"] <= others():
+                self.room.wait(1)
+            self.running.add(run)
+
+    def leave(self, run):
+        """run does not count as running any more."""
+        with self.room:
+            self.running.discard(run)
+            self.room.notify_all()
+
+    def queue(self, system, env):
+        """The one Queue for a batch system and a configuration of its programs."""
+        which = (system, tuple(sorted(env.items())))
+        with self.room:
+            return self.queues.setdefault(which, Queue(self.folder, system, env))
+
+
+class GateRun:
+    """One run. gate: its Gate, None where it is only looked at; name: RUN, the mark of its processes; ident:
+    what log lines name; work, control: its directories, bytes; order: {"command": the word on the wire,
+    "parameters": text, "result_files": {name: …}, "result_patterns": [text]}; logs: [(name, directory, file
+    there)] of what the command writes, its errors last; told: {key: value} for log lines."""
+
+    def __init__(self, gate, name, ident, work, control, order, logs, told):
+        self.gate, self.name, self.ident, self.work, self.control = gate, name, ident, work, control
+        self.order, self.logs, self.told = order, logs, told
+        self.journal, self.mark = Journal(os.path.join(control, b"journal")), b"MI_RUN=" + name.encode()
+        self.command, self.argv = None, []             # its section, once it is permitted or watched
+        self.cancelled, self.left = False, []          # left: what cannot be killed
+        self.child, self.job = None, None              # wrapper, BatchJob
+        self.beside_failed = ""                        # what was wrong with `post`
+        self.trees, self.stays = {}, 0                 # stays: how much of what was asked for is kept here
+
+    def path(self, *parts):
+        """A file of the control directory."""
+        return os.path.join(self.control, *parts)
+
+    def last(self, what):
+        """The last entry of the journal of that kind, or None."""
+        return self.journal.last(what)
+
+    def told_to_end(self):
+        """Was it cancelled, by its carrier or by a door of another process?"""
+        return self.cancelled or os.path.exists(self.path(b"cancelled"))
+
+    def untouched(self):
+        """Can it still be said that nothing of it was ever started?"""
+        return look(self.control, time.time())[0] == "ready" and not read_batch(self.control)
+
+    def state(self):
+        """For people: claimed, starting, queued, running, lost, ended."""
+        if self.last("ended"):
+            return "ended"
+        if read_batch(self.control):
+            found = batch_where(os.path.dirname(self.control), self.control)[0]
+            return "lost" if found == "stopped" else found
+        found = look(self.control, time.time())[0]
+        waits = "starting" if self.last("starting") else "claimed"
+        return {"ready": waits, "elsewhere": "running"}.get(found, found)
+
+    def explain(self, text):
+        """A line of ours at the end of the command's stderr."""
+        with open(self.path(b"stderr"), "ab") as out:
+            out.write(("%s: %s\n" % (PROGRAM, printable(text))).encode("utf-8"))
+
+    # The start
+
+    def permit(self, inputs=()):
+        """Section and argument vector by the owner's rules as they are now. inputs: names of those that are
+        here. ValueError if it may not run."""
+        order = self.order
+        self.command, self.argv = permit(self.gate.commands, order["command"], words_of(order["parameters"]))
+        permit_results(self.command, order["result_patterns"])
+        for name in inputs:
+            permit_input(self.command, name)
+        for name in order["result_files"]:
+            check_name(name)
+        all_patterns(order["result_patterns"])
+
+    def was_interrupted(self):
+        """Did this host go down when it was about to start? Then nobody knows whether it did: it ends without
+        its command."""
+        starting = self.last("starting")
+        if not starting or starting["boot"] == boot_id() or starting.get("batch", "none") != "none":
+            return False
+        self.end_early("the host was restarted", "the host was restarted")
+        return True
+
+    def admit(self):
+        """With a licence, it is noted that it starts: from here on it does so once ever, and only in this
+        boot. False if it was cancelled."""
+        self.gate.enter(self, licence=True)
+        if self.told_to_end():
+            self.end_early("cancelled", "cancelled")
+            return False
+        self.journal.note(5, "starting", argv=self.argv, **{key: self.command[key] for key in NOTED})
+        return True
+
+    def start(self):
+        """`pre`, then the command, here or by its batch system; or a journal that says why it ended."""
+        if not self.beside("pre"):
+            return
+        if self.command["batch"] != "none":
+            return self.submit()
+        self.child = start_wrapper(self.control, self.work, self.argv, self.env())
+        fault("wrapper started")
+        log("info", self.ident, "5 calc-start", **dict(self.told, command=self.command["name"]))
+
+    def submit(self):
+        """The command goes to its batch system."""
+        self.job = self.batch_job(self.command["batch"])
+        try:
+            self.job.begin(self.work, self.argv, self.env(), self.name, self.command["options"])
+        except ValueError as error:
+            return self.end_early("refused", error)
+        log("info", self.ident, "5 calc-start", **dict(
+            self.told, command=self.command["name"], batch=self.command["batch"],
+            job=self.job.order["job"] or "?", why=self.job.why))
+
+    def env(self):
+        """All that the command sees of this program's environment."""
+        return command_env(self.command, self.work, self.name)
+
+    def batch_job(self, system):
+        """Its BatchJob."""
+        queue = self.gate.queue(system, batch_env(self.command))
+        return BatchJob(self.control, queue, self.command["batch_poll"], self.command["batch_grace"], fault)
+
+    def beside(self, key):
+        """`pre` or `post` of the command, on this host: at most once, by a wrapper of its own in the control
+        directory. False if it failed: then the run has ended (pre), or its end says so (post)."""
+        control = self.path(utf8(key))
+        if not self.command[key]:
+            return True
+        self.make_beside(key, control)
+        child, state, stop = None, look(control, time.time()), lambda: key == "pre" and self.told_to_end()
+        if state[0] == "ready" and self.last(key)["boot"] == boot_id() and not stop():
+            log("info", self.ident, "5 pre" if key == "pre" else "6 post", argv=" ".join(self.command[key]))
+            child = start_wrapper(control, self.work, list(self.command[key]), self.env())
+            state = wait_end(control, stop)
+        while state[0] in ("running", "starting"):
+            if stop():
+                self.kill(control)
+            until = time.monotonic() + 2
+            state = wait_end(control, lambda: time.monotonic() > until)
+        if child is not None:
+            child.wait()
+        if state == ("ended", 0):
+            return True
+        why = "exit code %s" % state[1] if state[0] == "ended" else state[1] or "not started"
+        why = "cancelled" if stop() else "%s: %s" % (key, why)
+        for line in tail_of(os.path.join(control, b"stderr")):
+            self.explain("%s: %s" % (key, line))
+        if key == "pre":
+            self.end_early(why, why)
+        self.beside_failed = why
+        return False
+
+    def make_beside(self, key, control):
+        """The control directory of `pre` or `post`; it is there as a whole or not at all."""
+        if not os.path.isdir(control):
+            remove_tree(control + b".new")
+            os.mkdir(control + b".new", 0o700)
+            prepare(control + b".new")
+            self.journal.note(5 if key == "pre" else 6, key)
+            os.rename(control + b".new", control)
+            sync_folder(self.control)
+            fault(key + " made")
+
+    def end_early(self, reason, text):
+        """It ends without its command: reason for who asked, text for people, in the stderr log and here."""
+        self.explain(text)
+        more = ": %s" % text if reason in ("refused", "input", "disk") else ""
+        self.journal.note(6, "ended", exit_code=None, reason=reason + more)
+        self.gate.leave(self)
+        log("warn", self.ident, "6 calc-end", reason=reason, why=text)
+
+    # The end
+
+    def finish(self):
+        """Waits for the command's end, then `post`, and writes the journal's "ended"."""
+        self.gate.enter(self)
+        self.command = self.command or self.gate.commands.get(self.order["command"]) or self.as_noted()
+        state, detail, why = self.in_batch() if read_batch(self.control) else self.on_this_host()
+        if self.child is not None:
+            self.child.wait()
+        self.tidy_up()
+        if self.command["post"]:
+            self.beside("post")
+            self.tidy_up()
+        child, end = read_note(self.path(b"child")), read_note(self.path(b"end"))
+        code = detail if state == "ended" else None
+        failed = "could not be started" if code is None else self.beside_failed
+        reason = why or (detail if state == "lost" else failed) or self.disk_was_full(code)
+        if reason:
+            self.explain(reason)
+        signalled = code - 128 if code and 128 < code < 193 else None
+        self.journal.note(6, "ended", exit_code=code, signal=signalled, reason=reason,
+                          whole=state == "ended", stopped=bool(why or signalled),
+                          started=child and round(child.time, 3), ended=end and round(end.time, 3))
+        self.gate.leave(self)
+        log("info", self.ident, "6 calc-end", **dict(self.told, exit_code=code, reason=reason))
+
+    def as_noted(self):
+        """The section of a command that the ini does not name any more, as far as the journal has it."""
+        keys = {key: default for key, (kind, default) in gate_keys()["command *"].items() if "*" not in key}
+        starting = self.last("starting") or {}
+        return dict(keys, env={}, **{key: starting[key] for key in NOTED if key in starting})
+
+    def on_this_host(self):
+        """Waits for the command's end, makes it end after timeout or cancel: look()'s state and detail, and
+        why we ended it ('': no)."""
+        limit = self.command["timeout"]
+        why = (self.last("stopping") or {"why": ""})["why"]              # whoever watched it before was at it
+
+        def over():
+            if why:
+                return why
+            child = read_note(self.path(b"child")) if limit else None
+            gone = self.child is not None and self.child.poll() is not None
+            if gone and look(self.control, time.time())[0] == "ready":
+                return "could not be started"          # the wrapper was killed before it did anything
+            ticks = os.sysconf("SC_CLK_TCK")           # 7: seconds since boot
+            late = child and time.clock_gettime(7) - int(child.start) / ticks > limit
+            return "timeout" if late else "cancelled" if self.told_to_end() else ""
+
+        state, detail = wait_end(self.control, over)
+        while state not in ("ended", "lost"):
+            if not why:
+                why = over()
+                try:
+                    self.journal.note(6, "stopping", why=why)
+                except OSError:
+                    pass                               # a full disk keeps nobody from ending it
+            if state == "ready":
+                try:
+                    os.unlink(self.path(b"ready"))     # from now on it cannot start any more
+                    break
+                except FileNotFoundError:
+                    pass                               # it did, just now
+            self.kill()
+            until = time.monotonic() + 0.5
+            state, detail = wait_end(self.control, lambda: time.monotonic() > until)
+        return state, detail, why
+
+    def in_batch(self):
+        """The same where a batch system has the command."""
+        job = self.job = self.job or self.batch_job(read_batch(self.control)["system"])
+        limit, why, pause, said = self.command["timeout"], "", 0.05, ""
+        begun, first = None, True
+        while True:
+            state, detail = job.look()
+            if state in ("ended", "lost"):
+                return state, detail, why or (job.why if state == "ended" else "")
+            if job.where != said:
+                said, pause = job.where, 0.05
+                log("info", self.ident, "5 " + state, batch=job.queue.system, job=job.order["job"] or "?",
+                    what=said)
+            child = read_note(self.path(b"child")) if limit and begun is None else None
+            if child:                                  # from here on a clock that is set ends nothing
+                begun = time.monotonic() - (max(0, time.time() - child.time) if first else 0)
+            first, late = False, begun is not None and time.monotonic() - begun > limit
+            why = why or ("timeout" if late else "cancelled" if self.told_to_end() else "")
+            if why:
+                job.stop()
+            time.sleep(pause)
+            pause = min(pause * 1.5, 1.0 if state == "running" else 2.0)
+
+    def kill(self, control=None):
+        """Ends the command with all that descends from it. control: the wrapper's directory, if it is not the
+        command's."""
+        left = stop_tree(control or self.control, self.mark, self.command["grace"])
+        if left and left != self.left:
+            log("error", self.ident, "6 processes that SIGKILL does not end", pids=" ".join(map(str, left)))
+        self.left = left
+
+    def tidy_up(self):
+        """Ends what the command has left running in its directory (leftovers = end)."""
+        child = read_note(self.path(b"child"))
+        here = child is not None and child.boot == boot_id() and child.host == os.uname().nodename
+        if self.command["leftovers"] == "leave" or not here or not child.start.isdigit():
+            return
+        count, left = end_left_overs(self.work, int(child.start), self.mark, self.command["grace"])
+        if count:
+            log("warn", self.ident, "6 left-overs ended", processes=count,
+                still_there=" ".join(map(str, left)) or "none")
+
+    def disk_was_full(self, code):
+        """Why a command that failed has probably failed: there is no room where it works, or it says so; or
+        ""."""
+        if not code:
+            return ""
+        said = "\n".join(tail_of(os.path.join(*self.logs[-1][1:])))
+        for error in (errno.ENOSPC, errno.EDQUOT):
+            if os.strerror(error) in said or FULL[error] in said:
+                return "disk: %s (the command's own words)" % FULL[error]
+        try:
+            disk = os.statvfs(self.work)
+        except OSError:
+            return ""
+        full = disk.f_bavail * disk.f_frsize < FULL_BELOW or not disk.f_favail
+        return "disk: %s: no room is left there" % shown(self.work) if full else ""
+
+    # What leaves
+
+    def kinds(self):
+        """let_out() of it, by its section as it is now; if there is none any more, as it was when the command
+        was started."""
+        section = self.gate.commands.get(self.order["command"]) or self.last("starting") or {}
+        end = self.last("ended") or {}
+        stopped = end.get("stopped", end.get("reason") or end.get("signal"))
+        return let_out(dict({"after_stop": ""}, **section), stopped)
+
+    def tree(self, path):
+        """The Tree of one of its directories, open until close_trees(). OSError."""
+        if path not in self.trees:
+            self.trees[path] = Tree(path)
+        return self.trees[path]
+
+    def close_trees(self):
+        while self.trees:
+            self.trees.popitem()[1].close()
+
+    def collect(self, rules, kinds, known=(), changing=()):
+        """The Collector of what was asked for: the logs, then what was declared by name, then by pattern (not
+        where the end is unknown). rules: [outbound]; kinds: see let_out(); known, changing: see Collector."""
+        def note(name, why, aloud):
+            log("warn" if aloud else "debug", self.ident, "7 stays here", name=name, why=why)
+
+        found = Collector(rules, note, known, changing)
+        for name, folder, file in self.logs if "logs" in kinds else ():
+            if folder == self.control:
+                open(os.path.join(folder, file), "ab").close()           # there, even if nothing ran
+            try:
+                found.take_log(self.tree(folder), name, file)
+            except OSError as error:
+                found.keep(name, stays_for(error), False)
+            except Stays as stays:
+                found.keep(name, stays, False)
+        log_names = tuple(name for name, folder, file in self.logs)
+        names, patterns = set(self.order["result_files"]) - set(log_names), self.order["result_patterns"]
+        end = self.last("ended")
+        for group, kind in ((names, "names"), (patterns, "patterns")):
+            if end.get("whole") and kind not in kinds:
+                for name in sorted(group):
+                    found.keep(name, Stays("refused", "after_stop"), kind == "names")
+        if not end.get("whole"):
+            for name in sorted(names):
+                found.keep(name, Stays("missing", end["reason"]), True)
+            return found.ordered()
+        try:
+            tree = self.tree(self.work)
+        except OSError as error:                       # it is a link, or is not there any more
+            gone = error.errno == errno.ENOENT
+            for name in sorted(names) if "names" in kinds else ():
+                found.keep(name, stays_for(error) if gone else Stays("outside", error.strerror), True)
+            return found.ordered()
+        found.by_name(tree, names if "names" in kinds else (), log_names)
+        if patterns and "patterns" in kinds:
+            found.by_pattern(tree, patterns, names, log_names)
+        return found.ordered()
+
+    def looks(self, rules, kinds):
+        """Collectors, one after the other, as long as results change while they are sent. From the second
+        time on, what has changed is left out for good (`changing`); from the third on, also what is another
+        one at each look. ValueError if there is no end to it."""
+        known, before, changing = {}, {}, set()
+        for turn in range(ROUNDS):
+            found = self.collect(rules, kinds, known, changing)
+            if turn > 1:
+                found.drop({result.name for result in found.found
+                            if before.get(result.name, result.digest) != result.digest})
+                changing.update(found.changing)
+            self.stays = sum(entry["count"] for code, entry in found.verdicts.items() if code != "missing")
+            yield found
+            now = {result.name for result in found.found if result.path.changed}
+            changing |= now if turn else set()
+            known = {name: entry for name, entry in found.known.items() if name not in now}
+            before = {result.name: result.digest for result in found.found}
+            log("warn", self.ident, "7 changed while it was sent", names=" ".join(sorted(now))[:300])
+        raise ValueError("results change again and again")
+
+    def write_manifest(self, found):
+        """out/manifest.json: what leaves this host and what does not, for whoever wants to know. A full disk
+        does not keep results here."""
+        try:
+            os.makedirs(self.path(b"out"), 0o700, exist_ok=True)
+            with open(self.path(b"out", b"manifest.json"), "w", encoding="utf-8") as out:
+                out.write('{"v": 1, "run": %s,\n"verdicts": %s,\n"files": ['
+                          % (json.dumps(self.name), json.dumps(found.verdicts)))
+                for place, result in enumerate(found.found + found.folders):
+                    sums = result.path.sums.hex() if result.path else ""
+                    row = [result.name, result.size, result.sum256, result.x, result.mtime / 1e9, sums]
+                    out.write(",\n%s" % json.dumps(row) if place else "\n" + json.dumps(row))
+                out.write("]}\n")
+        except OSError as error:
+            log("warn", self.ident, "7 no manifest", error=error)
+
+
+def batch_env(command):
+    """What a batch system's own programs see of this program's environment, and of the command's where it
+    concerns them."""
+    env = {key: value for key, value in os.environ.items() if PASS_ON.match(key) or CLIENT.match(key)}
+    env.update((key, value) for key, value in command["env"].items() if CLIENT.match(key) or key == "PATH")
+    return env
+
+
+def tail_of(path):
+    """The last lines of a text file; none if it is not there."""
+    try:
+        with open(path, "rb") as text:
+            text.seek(-min(4000, os.fstat(text.fileno()).st_size), 2)
+            return text.read().decode("utf-8", "replace").splitlines()
+    except OSError:
+        return []
+# ==== end shared ====
+
 # ==== the doors of the gate ====
 # Over ssh the gate has two doors, both this class Door. `guard` is the forced command of a key:
 #     restrict,command="python3 -I -S .../execute_remote_command.py guard" KEY

@@ -87,7 +87,6 @@ PROGRAM, VERSION = "mi_system_remote", "1.0"
 POLL_WAIT = 50                 # seconds that a calc-request or heartbeat may wait at the relay (proxies cut at 60)
 PAGE = 2000                    # entries of a manifest in one call
 MAX_INPUTS = 200000            # input files of a calculation; a relay that sends more is refused
-ROUNDS = 50                    # times that results are looked at anew because some change while they are sent
 DISK_PAUSE = 30                # seconds until a full disk is looked at again
 REFUSED_PAUSE = 60             # seconds until a result that the relay refuses is sent again: doubled each time ...
 REFUSED_MOST = 3600            # ... up to this
@@ -96,8 +95,6 @@ V1_AGAIN = 600                 # seconds after which a fielded relay is asked ag
 V1_LOST_AFTER = 3600           # seconds after which a calculation of a fielded relay is ours if its calc-info was lost and nobody goes on
 LEAVE = 3                      # seconds after a signal until it ends in any case, even if nobody reads its log
 RESERVE = 256 << 10            # bytes of calc_base that are kept for the journals of what fills the disk
-FULL_BELOW = 1 << 20           # bytes: with less, a command that failed has probably failed of it
-FULL = {errno.ENOSPC: "No space left on device", errno.EDQUOT: "Disk quota exceeded"}         # as programs say it in English
 OUTPUT_PART = 64 << 10         # bytes of a running command's stdout, and of its stderr, that one heartbeat takes along
 OUTPUT_QUIET = 8               # seconds until the output of a command that writes seldom is looked at again
 OUTPUT_MOST = 64 << 20         # bytes of each that go ahead of the results, all in all
@@ -999,6 +996,490 @@ def may_hold(text, name):
         if place == len(shape) - 1 or not pattern(first + shape[place]).match(first + part):
             return False
     return True
+# ==== end shared ====
+
+# ==== shared: watch ====
+# One run, from its order to what may leave of it: permitted, started once ever, watched and ended, collected.
+# RUN is ACCEPT_ID.N, or the SSH runner's UUID. A door gives the order and carries away what may leave;
+# nothing here knows to whom. What a run remembers is in its control directory: `journal`, and the files of
+# the wrapper (see run) or of its batch system's job.
+# The owner's words that are noted at the start, should they vanish:
+NOTED = ("batch", "after_stop", "patterns", "logs", "leftovers", "grace", "timeout")
+ROUNDS = 50                    # times that results are looked at anew because some change while they are sent
+FULL_BELOW = 1 << 20           # bytes: with less, a command that failed has probably failed of it
+FULL = {                       # as programs say it in English
+    errno.ENOSPC: "No space left on device",
+    errno.EDQUOT: "Disk quota exceeded"}
+
+
+class Journal:
+    """JSON lines in a file (bytes path), each on disk before note() returns. What a crash has torn is left
+    out."""
+
+    def __init__(self, path, needed=True):
+        self.path, self.entries, line = path, [], b"\n"
+        if not needed and not os.path.lexists(path):
+            self.torn = False
+            return
+        with open(path, "rb") as text:
+            for line in text:
+                try:
+                    self.entries.append(dict(json.loads(line.decode("utf-8"))))
+                except (ValueError, TypeError, RecursionError):
+                    pass                               # torn by a crash
+        self.torn = not line.endswith(b"\n")
+
+    def last(self, what):
+        """The last entry of that kind, or None."""
+        return next((entry for entry in reversed(self.entries) if entry.get("what") == what), None)
+
+    def note(self, step, what, **more):
+        """One line; its step is the suite's number. OSError if the disk is full: then it is not there."""
+        entry = dict({"t": round(time.time(), 3), "boot": boot_id(), "step": step, "what": what}, **more)
+        new = not os.path.lexists(self.path)
+        fault(what + " unnoted")
+        with open(self.path, "ab", buffering=0) as out:
+            data, self.torn = (b"\n" if self.torn else b"") + json.dumps(entry).encode() + b"\n", True
+            if out.write(data) != len(data):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), out.name)
+            os.fsync(out.fileno())
+        if new:
+            sync_folder(os.path.dirname(self.path))
+        self.torn = False
+        self.entries.append(entry)
+        fault(what + " noted")
+
+
+class Gate:
+    """What all runs below one base share in this process: commands {word on the wire: its section}, the
+    licences of each (`jobs`), the batch systems' queues. folder: base/.mi, bytes."""
+
+    def __init__(self, folder, commands):
+        self.folder, self.commands = folder, commands
+        self.queues, self.running, self.room = {}, set(), threading.Condition()
+
+    def enter(self, run, licence=False):
+        """run counts as running. licence: but first it waits until fewer than `jobs` of its command do, or it
+        is cancelled."""
+        def others():
+            return sum(other is not run and other.order["command"] == run.order["command"]
+                       for other in self.running)
+        with self.room:
+            while licence and not run.told_to_end() and 0 < run.command["jobs"] <= others():
+                self.room.wait(1)
+            self.running.add(run)
+
+    def leave(self, run):
+        """run does not count as running any more."""
+        with self.room:
+            self.running.discard(run)
+            self.room.notify_all()
+
+    def queue(self, system, env):
+        """The one Queue for a batch system and a configuration of its programs."""
+        which = (system, tuple(sorted(env.items())))
+        with self.room:
+            return self.queues.setdefault(which, Queue(self.folder, system, env))
+
+
+class GateRun:
+    """One run. gate: its Gate, None where it is only looked at; name: RUN, the mark of its processes; ident:
+    what log lines name; work, control: its directories, bytes; order: {"command": the word on the wire,
+    "parameters": text, "result_files": {name: …}, "result_patterns": [text]}; logs: [(name, directory, file
+    there)] of what the command writes, its errors last; told: {key: value} for log lines."""
+
+    def __init__(self, gate, name, ident, work, control, order, logs, told):
+        self.gate, self.name, self.ident, self.work, self.control = gate, name, ident, work, control
+        self.order, self.logs, self.told = order, logs, told
+        self.journal, self.mark = Journal(os.path.join(control, b"journal")), b"MI_RUN=" + name.encode()
+        self.command, self.argv = None, []             # its section, once it is permitted or watched
+        self.cancelled, self.left = False, []          # left: what cannot be killed
+        self.child, self.job = None, None              # wrapper, BatchJob
+        self.beside_failed = ""                        # what was wrong with `post`
+        self.trees, self.stays = {}, 0                 # stays: how much of what was asked for is kept here
+
+    def path(self, *parts):
+        """A file of the control directory."""
+        return os.path.join(self.control, *parts)
+
+    def last(self, what):
+        """The last entry of the journal of that kind, or None."""
+        return self.journal.last(what)
+
+    def told_to_end(self):
+        """Was it cancelled, by its carrier or by a door of another process?"""
+        return self.cancelled or os.path.exists(self.path(b"cancelled"))
+
+    def untouched(self):
+        """Can it still be said that nothing of it was ever started?"""
+        return look(self.control, time.time())[0] == "ready" and not read_batch(self.control)
+
+    def state(self):
+        """For people: claimed, starting, queued, running, lost, ended."""
+        if self.last("ended"):
+            return "ended"
+        if read_batch(self.control):
+            found = batch_where(os.path.dirname(self.control), self.control)[0]
+            return "lost" if found == "stopped" else found
+        found = look(self.control, time.time())[0]
+        waits = "starting" if self.last("starting") else "claimed"
+        return {"ready": waits, "elsewhere": "running"}.get(found, found)
+
+    def explain(self, text):
+        """A line of ours at the end of the command's stderr."""
+        with open(self.path(b"stderr"), "ab") as out:
+            out.write(("%s: %s\n" % (PROGRAM, printable(text))).encode("utf-8"))
+
+    # The start
+
+    def permit(self, inputs=()):
+        """Section and argument vector by the owner's rules as they are now. inputs: names of those that are
+        here. ValueError if it may not run."""
+        order = self.order
+        self.command, self.argv = permit(self.gate.commands, order["command"], words_of(order["parameters"]))
+        permit_results(self.command, order["result_patterns"])
+        for name in inputs:
+            permit_input(self.command, name)
+        for name in order["result_files"]:
+            check_name(name)
+        all_patterns(order["result_patterns"])
+
+    def was_interrupted(self):
+        """Did this host go down when it was about to start? Then nobody knows whether it did: it ends without
+        its command."""
+        starting = self.last("starting")
+        if not starting or starting["boot"] == boot_id() or starting.get("batch", "none") != "none":
+            return False
+        self.end_early("the host was restarted", "the host was restarted")
+        return True
+
+    def admit(self):
+        """With a licence, it is noted that it starts: from here on it does so once ever, and only in this
+        boot. False if it was cancelled."""
+        self.gate.enter(self, licence=True)
+        if self.told_to_end():
+            self.end_early("cancelled", "cancelled")
+            return False
+        self.journal.note(5, "starting", argv=self.argv, **{key: self.command[key] for key in NOTED})
+        return True
+
+    def start(self):
+        """`pre`, then the command, here or by its batch system; or a journal that says why it ended."""
+        if not self.beside("pre"):
+            return
+        if self.command["batch"] != "none":
+            return self.submit()
+        self.child = start_wrapper(self.control, self.work, self.argv, self.env())
+        fault("wrapper started")
+        log("info", self.ident, "5 calc-start", **dict(self.told, command=self.command["name"]))
+
+    def submit(self):
+        """The command goes to its batch system."""
+        self.job = self.batch_job(self.command["batch"])
+        try:
+            self.job.begin(self.work, self.argv, self.env(), self.name, self.command["options"])
+        except ValueError as error:
+            return self.end_early("refused", error)
+        log("info", self.ident, "5 calc-start", **dict(
+            self.told, command=self.command["name"], batch=self.command["batch"],
+            job=self.job.order["job"] or "?", why=self.job.why))
+
+    def env(self):
+        """All that the command sees of this program's environment."""
+        return command_env(self.command, self.work, self.name)
+
+    def batch_job(self, system):
+        """Its BatchJob."""
+        queue = self.gate.queue(system, batch_env(self.command))
+        return BatchJob(self.control, queue, self.command["batch_poll"], self.command["batch_grace"], fault)
+
+    def beside(self, key):
+        """`pre` or `post` of the command, on this host: at most once, by a wrapper of its own in the control
+        directory. False if it failed: then the run has ended (pre), or its end says so (post)."""
+        control = self.path(utf8(key))
+        if not self.command[key]:
+            return True
+        self.make_beside(key, control)
+        child, state, stop = None, look(control, time.time()), lambda: key == "pre" and self.told_to_end()
+        if state[0] == "ready" and self.last(key)["boot"] == boot_id() and not stop():
+            log("info", self.ident, "5 pre" if key == "pre" else "6 post", argv=" ".join(self.command[key]))
+            child = start_wrapper(control, self.work, list(self.command[key]), self.env())
+            state = wait_end(control, stop)
+        while state[0] in ("running", "starting"):
+            if stop():
+                self.kill(control)
+            until = time.monotonic() + 2
+            state = wait_end(control, lambda: time.monotonic() > until)
+        if child is not None:
+            child.wait()
+        if state == ("ended", 0):
+            return True
+        why = "exit code %s" % state[1] if state[0] == "ended" else state[1] or "not started"
+        why = "cancelled" if stop() else "%s: %s" % (key, why)
+        for line in tail_of(os.path.join(control, b"stderr")):
+            self.explain("%s: %s" % (key, line))
+        if key == "pre":
+            self.end_early(why, why)
+        self.beside_failed = why
+        return False
+
+    def make_beside(self, key, control):
+        """The control directory of `pre` or `post`; it is there as a whole or not at all."""
+        if not os.path.isdir(control):
+            remove_tree(control + b".new")
+            os.mkdir(control + b".new", 0o700)
+            prepare(control + b".new")
+            self.journal.note(5 if key == "pre" else 6, key)
+            os.rename(control + b".new", control)
+            sync_folder(self.control)
+            fault(key + " made")
+
+    def end_early(self, reason, text):
+        """It ends without its command: reason for who asked, text for people, in the stderr log and here."""
+        self.explain(text)
+        more = ": %s" % text if reason in ("refused", "input", "disk") else ""
+        self.journal.note(6, "ended", exit_code=None, reason=reason + more)
+        self.gate.leave(self)
+        log("warn", self.ident, "6 calc-end", reason=reason, why=text)
+
+    # The end
+
+    def finish(self):
+        """Waits for the command's end, then `post`, and writes the journal's "ended"."""
+        self.gate.enter(self)
+        self.command = self.command or self.gate.commands.get(self.order["command"]) or self.as_noted()
+        state, detail, why = self.in_batch() if read_batch(self.control) else self.on_this_host()
+        if self.child is not None:
+            self.child.wait()
+        self.tidy_up()
+        if self.command["post"]:
+            self.beside("post")
+            self.tidy_up()
+        child, end = read_note(self.path(b"child")), read_note(self.path(b"end"))
+        code = detail if state == "ended" else None
+        failed = "could not be started" if code is None else self.beside_failed
+        reason = why or (detail if state == "lost" else failed) or self.disk_was_full(code)
+        if reason:
+            self.explain(reason)
+        signalled = code - 128 if code and 128 < code < 193 else None
+        self.journal.note(6, "ended", exit_code=code, signal=signalled, reason=reason,
+                          whole=state == "ended", stopped=bool(why or signalled),
+                          started=child and round(child.time, 3), ended=end and round(end.time, 3))
+        self.gate.leave(self)
+        log("info", self.ident, "6 calc-end", **dict(self.told, exit_code=code, reason=reason))
+
+    def as_noted(self):
+        """The section of a command that the ini does not name any more, as far as the journal has it."""
+        keys = {key: default for key, (kind, default) in gate_keys()["command *"].items() if "*" not in key}
+        starting = self.last("starting") or {}
+        return dict(keys, env={}, **{key: starting[key] for key in NOTED if key in starting})
+
+    def on_this_host(self):
+        """Waits for the command's end, makes it end after timeout or cancel: look()'s state and detail, and
+        why we ended it ('': no)."""
+        limit = self.command["timeout"]
+        why = (self.last("stopping") or {"why": ""})["why"]              # whoever watched it before was at it
+
+        def over():
+            if why:
+                return why
+            child = read_note(self.path(b"child")) if limit else None
+            gone = self.child is not None and self.child.poll() is not None
+            if gone and look(self.control, time.time())[0] == "ready":
+                return "could not be started"          # the wrapper was killed before it did anything
+            ticks = os.sysconf("SC_CLK_TCK")           # 7: seconds since boot
+            late = child and time.clock_gettime(7) - int(child.start) / ticks > limit
+            return "timeout" if late else "cancelled" if self.told_to_end() else ""
+
+        state, detail = wait_end(self.control, over)
+        while state not in ("ended", "lost"):
+            if not why:
+                why = over()
+                try:
+                    self.journal.note(6, "stopping", why=why)
+                except OSError:
+                    pass                               # a full disk keeps nobody from ending it
+            if state == "ready":
+                try:
+                    os.unlink(self.path(b"ready"))     # from now on it cannot start any more
+                    break
+                except FileNotFoundError:
+                    pass                               # it did, just now
+            self.kill()
+            until = time.monotonic() + 0.5
+            state, detail = wait_end(self.control, lambda: time.monotonic() > until)
+        return state, detail, why
+
+    def in_batch(self):
+        """The same where a batch system has the command."""
+        job = self.job = self.job or self.batch_job(read_batch(self.control)["system"])
+        limit, why, pause, said = self.command["timeout"], "", 0.05, ""
+        begun, first = None, True
+        while True:
+            state, detail = job.look()
+            if state in ("ended", "lost"):
+                return state, detail, why or (job.why if state == "ended" else "")
+            if job.where != said:
+                said, pause = job.where, 0.05
+                log("info", self.ident, "5 " + state, batch=job.queue.system, job=job.order["job"] or "?",
+                    what=said)
+            child = read_note(self.path(b"child")) if limit and begun is None else None
+            if child:                                  # from here on a clock that is set ends nothing
+                begun = time.monotonic() - (max(0, time.time() - child.time) if first else 0)
+            first, late = False, begun is not None and time.monotonic() - begun > limit
+            why = why or ("timeout" if late else "cancelled" if self.told_to_end() else "")
+            if why:
+                job.stop()
+            time.sleep(pause)
+            pause = min(pause * 1.5, 1.0 if state == "running" else 2.0)
+
+    def kill(self, control=None):
+        """Ends the command with all that descends from it. control: the wrapper's directory, if it is not the
+        command's."""
+        left = stop_tree(control or self.control, self.mark, self.command["grace"])
+        if left and left != self.left:
+            log("error", self.ident, "6 processes that SIGKILL does not end", pids=" ".join(map(str, left)))
+        self.left = left
+
+    def tidy_up(self):
+        """Ends what the command has left running in its directory (leftovers = end)."""
+        child = read_note(self.path(b"child"))
+        here = child is not None and child.boot == boot_id() and child.host == os.uname().nodename
+        if self.command["leftovers"] == "leave" or not here or not child.start.isdigit():
+            return
+        count, left = end_left_overs(self.work, int(child.start), self.mark, self.command["grace"])
+        if count:
+            log("warn", self.ident, "6 left-overs ended", processes=count,
+                still_there=" ".join(map(str, left)) or "none")
+
+    def disk_was_full(self, code):
+        """Why a command that failed has probably failed: there is no room where it works, or it says so; or
+        ""."""
+        if not code:
+            return ""
+        said = "\n".join(tail_of(os.path.join(*self.logs[-1][1:])))
+        for error in (errno.ENOSPC, errno.EDQUOT):
+            if os.strerror(error) in said or FULL[error] in said:
+                return "disk: %s (the command's own words)" % FULL[error]
+        try:
+            disk = os.statvfs(self.work)
+        except OSError:
+            return ""
+        full = disk.f_bavail * disk.f_frsize < FULL_BELOW or not disk.f_favail
+        return "disk: %s: no room is left there" % shown(self.work) if full else ""
+
+    # What leaves
+
+    def kinds(self):
+        """let_out() of it, by its section as it is now; if there is none any more, as it was when the command
+        was started."""
+        section = self.gate.commands.get(self.order["command"]) or self.last("starting") or {}
+        end = self.last("ended") or {}
+        stopped = end.get("stopped", end.get("reason") or end.get("signal"))
+        return let_out(dict({"after_stop": ""}, **section), stopped)
+
+    def tree(self, path):
+        """The Tree of one of its directories, open until close_trees(). OSError."""
+        if path not in self.trees:
+            self.trees[path] = Tree(path)
+        return self.trees[path]
+
+    def close_trees(self):
+        while self.trees:
+            self.trees.popitem()[1].close()
+
+    def collect(self, rules, kinds, known=(), changing=()):
+        """The Collector of what was asked for: the logs, then what was declared by name, then by pattern (not
+        where the end is unknown). rules: [outbound]; kinds: see let_out(); known, changing: see Collector."""
+        def note(name, why, aloud):
+            log("warn" if aloud else "debug", self.ident, "7 stays here", name=name, why=why)
+
+        found = Collector(rules, note, known, changing)
+        for name, folder, file in self.logs if "logs" in kinds else ():
+            if folder == self.control:
+                open(os.path.join(folder, file), "ab").close()           # there, even if nothing ran
+            try:
+                found.take_log(self.tree(folder), name, file)
+            except OSError as error:
+                found.keep(name, stays_for(error), False)
+            except Stays as stays:
+                found.keep(name, stays, False)
+        log_names = tuple(name for name, folder, file in self.logs)
+        names, patterns = set(self.order["result_files"]) - set(log_names), self.order["result_patterns"]
+        end = self.last("ended")
+        for group, kind in ((names, "names"), (patterns, "patterns")):
+            if end.get("whole") and kind not in kinds:
+                for name in sorted(group):
+                    found.keep(name, Stays("refused", "after_stop"), kind == "names")
+        if not end.get("whole"):
+            for name in sorted(names):
+                found.keep(name, Stays("missing", end["reason"]), True)
+            return found.ordered()
+        try:
+            tree = self.tree(self.work)
+        except OSError as error:                       # it is a link, or is not there any more
+            gone = error.errno == errno.ENOENT
+            for name in sorted(names) if "names" in kinds else ():
+                found.keep(name, stays_for(error) if gone else Stays("outside", error.strerror), True)
+            return found.ordered()
+        found.by_name(tree, names if "names" in kinds else (), log_names)
+        if patterns and "patterns" in kinds:
+            found.by_pattern(tree, patterns, names, log_names)
+        return found.ordered()
+
+    def looks(self, rules, kinds):
+        """Collectors, one after the other, as long as results change while they are sent. From the second
+        time on, what has changed is left out for good (`changing`); from the third on, also what is another
+        one at each look. ValueError if there is no end to it."""
+        known, before, changing = {}, {}, set()
+        for turn in range(ROUNDS):
+            found = self.collect(rules, kinds, known, changing)
+            if turn > 1:
+                found.drop({result.name for result in found.found
+                            if before.get(result.name, result.digest) != result.digest})
+                changing.update(found.changing)
+            self.stays = sum(entry["count"] for code, entry in found.verdicts.items() if code != "missing")
+            yield found
+            now = {result.name for result in found.found if result.path.changed}
+            changing |= now if turn else set()
+            known = {name: entry for name, entry in found.known.items() if name not in now}
+            before = {result.name: result.digest for result in found.found}
+            log("warn", self.ident, "7 changed while it was sent", names=" ".join(sorted(now))[:300])
+        raise ValueError("results change again and again")
+
+    def write_manifest(self, found):
+        """out/manifest.json: what leaves this host and what does not, for whoever wants to know. A full disk
+        does not keep results here."""
+        try:
+            os.makedirs(self.path(b"out"), 0o700, exist_ok=True)
+            with open(self.path(b"out", b"manifest.json"), "w", encoding="utf-8") as out:
+                out.write('{"v": 1, "run": %s,\n"verdicts": %s,\n"files": ['
+                          % (json.dumps(self.name), json.dumps(found.verdicts)))
+                for place, result in enumerate(found.found + found.folders):
+                    sums = result.path.sums.hex() if result.path else ""
+                    row = [result.name, result.size, result.sum256, result.x, result.mtime / 1e9, sums]
+                    out.write(",\n%s" % json.dumps(row) if place else "\n" + json.dumps(row))
+                out.write("]}\n")
+        except OSError as error:
+            log("warn", self.ident, "7 no manifest", error=error)
+
+
+def batch_env(command):
+    """What a batch system's own programs see of this program's environment, and of the command's where it
+    concerns them."""
+    env = {key: value for key, value in os.environ.items() if PASS_ON.match(key) or CLIENT.match(key)}
+    env.update((key, value) for key, value in command["env"].items() if CLIENT.match(key) or key == "PATH")
+    return env
+
+
+def tail_of(path):
+    """The last lines of a text file; none if it is not there."""
+    try:
+        with open(path, "rb") as text:
+            text.seek(-min(4000, os.fstat(text.fileno()).st_size), 2)
+            return text.read().decode("utf-8", "replace").splitlines()
+    except OSError:
+        return []
 # ==== end shared ====
 
 # ==== shared: say ====
@@ -3787,15 +4268,11 @@ KEYS = {                       # {section: {key: (kind, default)}}
 KEYS.update(gate_keys())
 ACCEPT_ID = re.compile(r"[0-9a-f-]{36}\Z")
 INFO_KEYS = ("command", "remote-site", "parameters", "result_files", "result_patterns", "rerun")      # what is kept of a calc-info
+CARRIED = ("asked", "receiving", "sent", "delivered", "kept", "resend", "cannot be removed")          # what the carrier notes
 SCAFFOLD = rb"(take|run|ready|alive|order\.new|end\.tmp|part\d+|waits|job(\.sub)?|words)\Z"       # needed by nobody after delivery
 
 
 # ---- the allow-list ----
-
-def batch_environment():
-    """What a batch system's own programs see of the poller's environment."""
-    return dict({key: value for key, value in os.environ.items() if PASS_ON.match(key) or CLIENT.match(key)})
-
 
 def wrong_batch(command):
     """(key, why) if the batch system of this command cannot be used as the section says, or None."""
@@ -3805,7 +4282,7 @@ def wrong_batch(command):
         batch_options(command, ())
     except ValueError as error:
         return "batch_options", error
-    program, env = BATCH[command["batch"]].cancel("1")[0], dict(batch_environment(), **command["env"])
+    program, env = BATCH[command["batch"]].cancel("1")[0], batch_env(command)
     if not shutil.which(program, path=env.get("PATH", WRAPPER_PATH)):
         return "batch", _("%s: not found in PATH: the batch system's own programs are needed on this host") % program
     return None
@@ -3837,60 +4314,41 @@ def shown(path):
 
 
 class Calculation:
-    """One calculation: its order (what the relay said), its two directories (bytes), its journal. name: ACCEPT_ID, or ACCEPT_ID.N."""
+    """What the carrier remembers of one calculation, and its run at the gate. order (order.json): what the relay said, and which RUN its claim
+    is of; `carrier`: a journal of what was told and delivered. name: ACCEPT_ID, or ACCEPT_ID.N, of the two directories."""
 
-    def __init__(self, base, name, order):
-        self.name, self.order, self.accept_id = name, order, order["accept_id"]
-        self.claim, self.info = order["claim"], order["calc-info"]
-        self.run = order.get("run") or "%s.%d" % (order["accept_id"], order["attempt"])       # the mark of its processes
+    def __init__(self, base, name, order, gate=None):
+        self.name, self.order, self.accept_id, self.claim = name, order, order["accept_id"], order["claim"]
         self.work, self.control = os.path.join(base, utf8(name)), os.path.join(base, b".mi", utf8(name))
-        self.phase, self.since, self.cancelled, self.command, self.child = "inputs", time.monotonic(), False, None, None
-        self.job, self.beside, self.left = None, "", []        # its BatchJob, where it has one; what was wrong with `post`; what cannot be killed
+        self.run = GateRun(gate, order.get("run") or "%s.%d" % (order["accept_id"], order["attempt"]), self.accept_id, self.work, self.control,
+                           order["calc-info"], [(LOG_NAMES[0], self.control, b"stdout"), (LOG_NAMES[1], self.control, b"stderr")], {})
+        self.phase, self.since = "inputs", time.monotonic()
         self.hurry, self.why = threading.Event(), ""   # somebody said resend; what keeps it from being delivered
-        self.journal, line, self.trees, self.stays = [], b"\n", {}, 0   # stays: how much of what was asked for is kept here
-        with open(self.path(b"journal"), "rb") as text:
-            for line in text:
-                try:
-                    self.journal.append(dict(json.loads(line.decode("utf-8"))))
-                except (ValueError, TypeError, RecursionError):
-                    pass                               # torn by a crash
-        self.torn = not line.endswith(b"\n")
+        self.notes = Journal(self.path(b"carrier"), needed=False)
+        older = [entry for entry in self.run.journal.entries if entry.get("what") in CARRIED]
+        self.journal = older + self.notes.entries      # there was one journal for both
+
+    @property
+    def info(self):
+        """The calc-info: the run's order."""
+        return self.run.order
 
     def path(self, *parts):
         """A file of the control directory."""
         return os.path.join(self.control, *parts)
 
-    def tree(self, path):
-        """The Tree of one of its directories, open until close_trees(). OSError."""
-        if path not in self.trees:
-            self.trees[path] = Tree(path)
-        return self.trees[path]
-
-    def close_trees(self):
-        while self.trees:
-            self.trees.popitem()[1].close()
-
     def last(self, what):
-        """The last journal entry of that kind, or None."""
+        """The last entry of the carrier's journal of that kind, or None."""
         return next((entry for entry in reversed(self.journal) if entry.get("what") == what), None)
 
     def note(self, step, what, **more):
-        """One line into the journal, on disk before this returns."""
-        entry = dict({"t": round(time.time(), 3), "boot": boot_id(), "step": step, "what": what}, **more)
-        fault(what + " unnoted")
-        with open(self.path(b"journal"), "ab", buffering=0) as out:
-            data, self.torn = (b"\n" if self.torn else b"") + json.dumps(entry).encode() + b"\n", True
-            if out.write(data) != len(data):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), out.name)
-            os.fsync(out.fileno())
-        self.torn = False
-        self.journal.append(entry)
-        fault(what + " noted")
+        """One line into the carrier's journal, on disk before this returns."""
+        self.notes.note(step, what, **more)
+        self.journal.append(self.notes.entries[-1])
 
-    def explain(self, text):
-        """A line of ours at the end of the command's stderr."""
-        with open(self.path(b"stderr"), "ab") as out:
-            out.write(("%s: %s\n" % (PROGRAM, printable(text))).encode("utf-8"))
+    def whole_journal(self):
+        """Both journals as one, for people."""
+        return sorted(self.run.journal.entries + self.notes.entries, key=lambda entry: entry["t"] if isinstance(entry.get("t"), (int, float)) else 0)
 
     def over(self):
         """"delivered", "kept" (the relay does not want it), or "" while there is something to do."""
@@ -3903,7 +4361,7 @@ class Calculation:
 
     def waits(self, wait, why):
         """Its result is tried again in `wait` seconds; beside the journal, for `outbox`."""
-        if self.last("ended"):
+        if self.run.last("ended"):
             try:
                 with open(self.path(b"waits"), "w") as out:
                     json.dump({"next": round(time.time() + wait), "why": str(why)}, out)
@@ -3912,13 +4370,8 @@ class Calculation:
 
     def state(self):
         """For people: claimed, starting, queued, running, lost, undelivered, delivered, kept."""
-        if self.over() or self.last("ended"):
-            return self.over() or "undelivered"
-        if read_batch(self.control):
-            found = batch_where(os.path.dirname(self.control), self.control)[0]
-            return {"ended": "undelivered", "stopped": "lost"}.get(found, found)
-        found = look(self.control, time.time())[0]
-        return {"ready": "starting" if self.last("starting") else "claimed", "ended": "undelivered", "elsewhere": "running"}.get(found, found)
+        found = self.over() or self.run.state()
+        return "undelivered" if found == "ended" else found
 
     def tidy(self, names):
         """Removes files of the control directory whose names match."""
@@ -3971,7 +4424,7 @@ def names_on_disk(base):
     return found
 
 
-def on_disk(base, names=None):
+def on_disk(base, names=None, gate=None):
     """Every Calculation under base (those of the names that are still there), oldest claim first; what has no readable order is left alone.
     One at a time: each may have declared as many results as fit into an order."""
     def read(name, use):
@@ -3988,7 +4441,7 @@ def on_disk(base, names=None):
     names_now = [name for group in names_on_disk(base).values() for name in group] if names is None else list(names)
     since = {name: read(name, lambda order: float(order["t"])) for name in names_now}
     for name in sorted((name for name in since if since[name] is not None), key=since.get):
-        calc = read(name, lambda order: Calculation(base, name, order))
+        calc = read(name, lambda order: Calculation(base, name, order, gate))
         if calc is not None:
             yield calc
 
@@ -4018,6 +4471,7 @@ def make_spare(base):
         shutil.rmtree(spare, ignore_errors=True)
         os.mkdir(spare, 0o700)
         write_synced(os.path.join(spare, b"journal"), b"")
+        write_synced(os.path.join(spare, b"carrier"), b"")
         write_synced(os.path.join(spare, b"take"), os.urandom(16).hex().encode())
         prepare(spare)
         fault("spare made")
@@ -4033,7 +4487,7 @@ def word_in(path):
         return ""
 
 
-def put_on_disk(base, found, **more):
+def put_on_disk(base, gate, found, **more):
     """3. The claimed calculation, on disk: the spare control directory gets its order and its name. ValueError if it cannot be right."""
     order = dict(check_order_of(found), **more)
     number, name, control = order["attempt"], "", b""
@@ -4045,7 +4499,7 @@ def put_on_disk(base, found, **more):
     os.rename(os.path.join(base, b".mi", b"spare"), control)
     sync_folder(os.path.join(base, b".mi"))
     fault("order placed")
-    return Calculation(base, name, order)
+    return Calculation(base, name, order, gate)
 
 
 # ---- 4. inputs ----
@@ -4062,7 +4516,7 @@ def fetch_inputs(poller, calc, relay, page):
         for place, name, length, sum256 in relay.pages(target, page, calc.claim):
             if place >= MAX_INPUTS or parts_of(name)[0] in LOG_NAMES:
                 raise ValueError(_("too many inputs, or one with a log's name"))
-            permit_input(calc.command, name)
+            permit_input(calc.run.command, name)
             if poller.full(length)[1]:                 # keep_free is kept while they come, too
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             path = os.path.join(calc.work, utf8(name))
@@ -4114,11 +4568,12 @@ def ran_before(poller, calc):
     """The latest earlier attempt that was started on this host and for which no person has said rerun since, or None. (A relay that was
     restored from a backup may hand out again what has run, or still runs.)"""
     rerun = calc.info.get("rerun")
-    here = list(on_disk(poller.base, poller.names.get(calc.accept_id, ())))          # in any order of numbers: a restored relay counts anew
+    # in any order of numbers: a restored relay counts anew
+    here = list(on_disk(poller.base, poller.names.get(calc.accept_id, ()), poller.gate))
     for other in reversed(here):
         if other.name == calc.name:
             continue
-        started = other.last("starting")               # with `ready` still there it did not, and its claim, which has lapsed, keeps it so
+        started = other.run.last("starting")               # with `ready` still there it did not, and its claim, which has lapsed, keeps it so
         never = not started or started["boot"] == boot_id() and look(other.control, time.time())[0] == "ready"
         if not never and not (type(rerun) is int and other.order["attempt"] <= rerun):
             return poller.held.get(other.name) or other
@@ -4135,7 +4590,7 @@ def go_on_with(poller, calc, relay, other):
                 raise
     fault("hand over")
     with poller.room:
-        other.order.update(claim=calc.claim, attempt=calc.order["attempt"], run=other.run)
+        other.order.update(claim=calc.claim, attempt=calc.order["attempt"], run=other.run.name)
         write_synced(other.path(b"order.new"), json.dumps(other.order).encode())
         os.rename(other.path(b"order.new"), other.path(b"order.json"))
         sync_folder(other.control)
@@ -4151,301 +4606,52 @@ def go_on_with(poller, calc, relay, other):
 
 def begin(poller, calc, relay, page):
     """4. and 5. From the order to the started command, or to a journal that says why it ended without one."""
-    starting, fielded = calc.last("starting"), calc.order["protocol"] == 1
-    if starting and starting["boot"] != boot_id() and starting.get("batch", "none") == "none":
-        return end_early(calc, "the host was restarted", "the host was restarted")
-    if fielded and not calc.order.get("received") and not v1_params(poller, calc, relay):
+    run, fielded = calc.run, calc.order["protocol"] == 1
+    if run.was_interrupted() or fielded and not calc.order.get("received") and not v1_params(poller, calc, relay):
         return
     try:
-        calc.command, argv = permit(poller.commands, calc.info["command"], words_of(calc.info["parameters"]))
-        permit_results(calc.command, calc.info["result_patterns"])
-        for name in inputs_here(calc) if fielded else ():
-            permit_input(calc.command, name)
-        for name in calc.info["result_files"]:
-            check_name(name)
-        all_patterns(calc.info["result_patterns"])
+        run.permit(inputs_here(calc) if fielded else ())
     except ValueError as error:
-        return end_early(calc, "refused", error)
-    if not starting:
-        try:
-            if not fielded:
-                page = page or relay.ask("GET", "files/%s/input" % calc.accept_id, {"v": 2, "from": 0, "claim": calc.claim})
-                fetch_inputs(poller, calc, relay, page)
-        except (ValueError, OSError) as error:
-            relay.close()
-            calc.tidy(rb"part\d+\Z")
-            shutil.rmtree(calc.work, ignore_errors=True)                  # room for the journal
-            if getattr(error, "errno", 0) in (errno.ENOSPC, errno.EDQUOT):                # others took it meanwhile
-                make_room(poller)
-                give_back(poller, relay.ask, calc.accept_id, calc.claim)
-                raise Refused(409, _("given back: %s") % error.strerror, {"why": "disk"})
-            reason = "disk" if isinstance(error, OSError) else "refused" if isinstance(error, Forbidden) else "input"
-            return end_early(calc, reason, getattr(error, "strerror", None) or error)
+        return run.end_early("refused", error)
+    if not run.last("starting"):
+        if not fielded and not take_inputs(poller, calc, relay, page):
+            return
         fault("inputs here")
         tell_step(calc, relay, "calc-params-complete")
         fault("inputs told")
         log("info", calc.accept_id, "4 calc-params-complete", site=poller.site)
-        poller.wait_for_licence(calc)
-        if calc.cancelled:
-            return end_early(calc, "cancelled", "cancelled")
-        calc.note(5, "starting", argv=argv, **{key: calc.command[key] for key in ("batch", "after_stop", "patterns", "logs")})
+        if not run.admit():
+            return
+        calc.phase = "running"
     tell_step(calc, relay, "calc-start")
     fault("start told")
-    if not beside(calc, "pre"):
-        return
-    if calc.command["batch"] != "none":
-        return submit(poller, calc, argv)
-    calc.child = start_wrapper(calc.control, calc.work, argv, environment(calc))
-    fault("wrapper started")
-    log("info", calc.accept_id, "5 calc-start", site=poller.site, command=calc.command["name"])
+    run.start()
 
 
-def submit(poller, calc, argv):
-    """5. To the batch system."""
-    calc.job = poller.batch_job(calc, calc.command["batch"])
+def take_inputs(poller, calc, relay, page):
+    """4. The inputs, all of them. False if there are none to be had: then it has ended."""
     try:
-        calc.job.begin(calc.work, argv, environment(calc), calc.run, calc.command["options"])
-    except ValueError as error:
-        return end_early(calc, "refused", error)
-    log("info", calc.accept_id, "5 calc-start", site=poller.site, command=calc.command["name"], batch=calc.command["batch"],
-        job=calc.job.order["job"] or "?", why=calc.job.why)
-
-
-def beside(calc, key):
-    """5. and 6. `pre` or `post` of the command, on this host: at most once, by a wrapper of its own in the control directory. False if it
-    failed: then the calculation has ended (pre), or its end says so (post)."""
-    control = calc.path(utf8(key))
-    if not calc.command or not calc.command[key]:
+        page = page or relay.ask("GET", "files/%s/input" % calc.accept_id, {"v": 2, "from": 0, "claim": calc.claim})
+        fetch_inputs(poller, calc, relay, page)
         return True
-    make_beside(calc, key, control)
-    child, state, stop = None, look(control, time.time()), lambda: key == "pre" and calc.cancelled
-    if state[0] == "ready" and calc.last(key)["boot"] == boot_id() and not stop():
-        log("info", calc.accept_id, "5 pre" if key == "pre" else "6 post", argv=" ".join(calc.command[key]))
-        child = start_wrapper(control, calc.work, list(calc.command[key]), environment(calc))
-        state = wait_end(control, stop)
-    while state[0] in ("running", "starting"):
-        if stop():
-            kill_tree(calc, control)
-        until = time.monotonic() + 2
-        state = wait_end(control, lambda: time.monotonic() > until)
-    if child is not None:
-        child.wait()
-    if state == ("ended", 0):
-        return True
-    why = "cancelled" if stop() else "%s: %s" % (key, "exit code %s" % state[1] if state[0] == "ended" else state[1] or "not started")
-    for line in tail_of(os.path.join(control, b"stderr")):
-        calc.explain("%s: %s" % (key, line))
-    if key == "pre":
-        end_early(calc, why, why)
-    calc.beside = why
-    return False
-
-
-def make_beside(calc, key, control):
-    """The control directory of `pre` or `post`; it is there as a whole or not at all."""
-    if not os.path.isdir(control):
-        shutil.rmtree(control + b".new", ignore_errors=True)
-        os.mkdir(control + b".new", 0o700)
-        prepare(control + b".new")
-        calc.note(5 if key == "pre" else 6, key)
-        os.rename(control + b".new", control)
-        sync_folder(calc.control)
-        fault(key + " made")
-
-
-def tail_of(path):
-    """The last lines of a text file; none if it is not there."""
-    try:
-        with open(path, "rb") as text:
-            text.seek(-min(4000, os.fstat(text.fileno()).st_size), 2)
-            return text.read().decode("utf-8", "replace").splitlines()
-    except OSError:
-        return []
-
-
-def end_early(calc, reason, text):
-    """6. It ends without its command: reason for the relay, text for people, in the stderr log and here."""
-    calc.explain(text)
-    calc.note(6, "ended", exit_code=None, reason="%s: %s" % (reason, text) if reason in ("refused", "input", "disk") else reason)
-    log("warn", calc.accept_id, "6 calc-end", reason=reason, why=text)
-
-
-# ---- 5. and 6. the command ----
-
-def environment(calc):
-    """All that the command sees of the poller's environment."""
-    return command_env(calc.command, calc.work, calc.run)
-
-
-def kill_tree(calc, control=None):
-    """Ends the command with all that descends from it. control: the wrapper's directory, if it is not the command's."""
-    grace = calc.command["grace"] if calc.command else KEYS["command *"]["grace"][1]
-    left = stop_tree(control or calc.control, b"MI_RUN=" + calc.run.encode(), grace)
-    if left and left != calc.left:
-        log("error", calc.accept_id, "6 processes that SIGKILL does not end", pids=" ".join(map(str, left)))
-    calc.left = left
-
-
-def on_this_host(poller, calc):
-    """6. Waits for the command's end, makes it end after timeout or cancel: look()'s state and detail, and why we ended it ('': no)."""
-    limit = calc.command["timeout"] if calc.command else 0
-    why = (calc.last("stopping") or {"why": ""})["why"]                  # a poller before this one was at it
-
-    def over():
-        if why:
-            return why
-        child = read_note(calc.path(b"child")) if limit else None
-        if calc.child is not None and calc.child.poll() is not None and look(calc.control, time.time())[0] == "ready":
-            return "could not be started"              # the wrapper was killed before it did anything
-        late = child and time.clock_gettime(7) - int(child.start) / os.sysconf("SC_CLK_TCK") > limit      # 7: seconds since boot
-        return "timeout" if late else "cancelled" if calc.cancelled else ""
-
-    state, detail = wait_end(calc.control, over)
-    while state not in ("ended", "lost"):
-        if not why:
-            why = over()
-            try:
-                calc.note(6, "stopping", why=why)
-            except OSError:
-                pass                                   # a full disk keeps nobody from ending it
-        if state == "ready":
-            try:
-                os.unlink(calc.path(b"ready"))         # from now on it cannot start any more
-                break
-            except FileNotFoundError:
-                pass                                   # it did, just now
-        kill_tree(calc)
-        until = time.monotonic() + 0.5
-        state, detail = wait_end(calc.control, lambda: time.monotonic() > until)
-    return state, detail, why
-
-
-def in_batch(poller, calc):
-    """6. The same where a batch system has the command."""
-    job = calc.job = calc.job or poller.batch_job(calc, read_batch(calc.control)["system"])
-    limit, why, pause, said = calc.command["timeout"] if calc.command else 0, "", 0.05, ""
-    begun, first = None, True
-    while True:
-        state, detail = job.look()
-        if state in ("ended", "lost"):
-            return state, detail, why or (job.why if state == "ended" else "")
-        if job.where != said:
-            said, pause = job.where, 0.05
-            log("info", calc.accept_id, "5 " + state, batch=job.queue.system, job=job.order["job"] or "?", what=said)
-        child = read_note(calc.path(b"child")) if limit and begun is None else None
-        if child:                                      # from here on a clock that is set ends nothing
-            begun = time.monotonic() - (max(0, time.time() - child.time) if first else 0)
-        first = False
-        why = why or ("timeout" if begun is not None and time.monotonic() - begun > limit else "cancelled" if calc.cancelled else "")
-        if why:
-            job.stop()
-        time.sleep(pause)
-        pause = min(pause * 1.5, 1.0 if state == "running" else 2.0)
-
-
-def tidy_up(calc):
-    """6. Ends what the command has left running in its directory (leftovers = end)."""
-    child, command = read_note(calc.path(b"child")), calc.command or {"leftovers": "end", "grace": KEYS["command *"]["grace"][1]}
-    if command["leftovers"] == "leave" or child is None or child.boot != boot_id() or child.host != os.uname().nodename or not child.start.isdigit():
-        return
-    count, left = end_left_overs(calc.work, int(child.start), b"MI_RUN=" + calc.run.encode(), command["grace"])
-    if count:
-        log("warn", calc.accept_id, "6 left-overs ended", processes=count, still_there=" ".join(map(str, left)) or "none")
-
-
-def wait_for_end(poller, calc):
-    """6. Waits for the command's end, then `post`, and writes the journal's "ended"."""
-    calc.phase, calc.command = "running", calc.command or poller.commands.get(calc.info["command"])
-    state, detail, why = (in_batch if read_batch(calc.control) else on_this_host)(poller, calc)
-    if calc.child is not None:
-        calc.child.wait()
-    tidy_up(calc)
-    if calc.command and calc.command["post"]:
-        beside(calc, "post")
-        tidy_up(calc)
-    child, end, code = read_note(calc.path(b"child")), read_note(calc.path(b"end")), detail if state == "ended" else None
-    reason = why or (detail if state == "lost" else "could not be started" if code is None else calc.beside)
-    reason = reason or disk_was_full(calc, code)
-    if reason:
-        calc.explain(reason)
-    signalled = code - 128 if code and 128 < code < 193 else None
-    calc.note(6, "ended", exit_code=code, signal=signalled, reason=reason, whole=state == "ended", stopped=bool(why or signalled),
-              started=child and round(child.time, 3), ended=end and round(end.time, 3))
-    log("info", calc.accept_id, "6 calc-end", site=poller.site, exit_code=code, reason=reason)
-
-
-def disk_was_full(calc, code):
-    """Why a command that failed has probably failed: there is no room where it works, or it says so; or ""."""
-    if not code:
-        return ""
-    for error in (errno.ENOSPC, errno.EDQUOT):
-        if any(text in line for line in tail_of(calc.path(b"stderr")) for text in (os.strerror(error), FULL[error])):
-            return "disk: %s (the command's own words)" % FULL[error]
-    try:
-        disk = os.statvfs(calc.work)
-        return "disk: %s: no room is left there" % shown(calc.work) if disk.f_bavail * disk.f_frsize < FULL_BELOW or not disk.f_favail else ""
-    except OSError:
-        return ""
+    except (ValueError, OSError) as error:
+        relay.close()
+        calc.tidy(rb"part\d+\Z")
+        shutil.rmtree(calc.work, ignore_errors=True)   # room for the journal
+        if getattr(error, "errno", 0) in (errno.ENOSPC, errno.EDQUOT):                    # others took it meanwhile
+            make_room(poller)
+            give_back(poller, relay.ask, calc.accept_id, calc.claim)
+            raise Refused(409, _("given back: %s") % error.strerror, {"why": "disk"})
+        reason = "disk" if isinstance(error, OSError) else "refused" if isinstance(error, Forbidden) else "input"
+        calc.run.end_early(reason, getattr(error, "strerror", None) or error)
+        return False
 
 
 # ---- 7. and 8. results ----
 
-def kinds_out(poller, calc):
-    """let_out() of a calculation, by its section as it is now; if there is none any more, as it was when the command was started."""
-    section, end = poller.commands.get(calc.info["command"]) or calc.last("starting") or {}, calc.last("ended") or {}
-    return let_out(dict({"after_stop": ""}, **section), end.get("stopped", end.get("reason") or end.get("signal")))
-
-
-def collect(calc, rules, kinds, known=(), changing=()):
-    """7. The Collector of what was asked for: the two logs, then what was declared by name, then by pattern (not where the end is unknown).
-    kinds: see let_out(); known, changing: see Collector."""
-    found = Collector(rules, lambda name, why, aloud: log("warn" if aloud else "debug", calc.accept_id, "7 stays here", name=name, why=why),
-                      known, changing)
-    for name, file in zip(LOG_NAMES, (b"stdout", b"stderr")) if "logs" in kinds else ():
-        open(calc.path(file), "ab").close()            # there, even if nothing ran
-        try:
-            found.take_log(calc.tree(calc.control), name, file)
-        except Stays as stays:
-            found.keep(name, stays, False)
-    end, names, patterns = calc.last("ended"), set(calc.info["result_files"]) - set(LOG_NAMES), calc.info["result_patterns"]
-    for group, kind in ((names, "names"), (patterns, "patterns")):
-        if end.get("whole") and kind not in kinds:
-            for name in sorted(group):
-                found.keep(name, Stays("refused", "after_stop"), kind == "names")
-    if not end.get("whole"):
-        for name in sorted(names):
-            found.keep(name, Stays("missing", end["reason"]), True)
-        return found.ordered()
-    try:
-        tree = calc.tree(calc.work)
-    except OSError as error:                           # it is a link, or is not there any more
-        for name in sorted(names) if "names" in kinds else ():
-            found.keep(name, stays_for(error) if error.errno == errno.ENOENT else Stays("outside", error.strerror), True)
-        return found.ordered()
-    found.by_name(tree, names if "names" in kinds else (), LOG_NAMES)
-    if patterns and "patterns" in kinds:
-        found.by_pattern(tree, patterns, names, LOG_NAMES)
-    return found.ordered()
-
-
 def entry_of(result):
     """A manifest's entry for a Result."""
     return dict({"size": result.size, "sha256": result.sum256, "mtime": round(result.mtime / 1e9, 6)}, **({"x": True} if result.x else {}))
-
-
-def write_manifest(calc, found):
-    """out/manifest.json: what leaves this host and what does not, for whoever wants to know. A full disk does not keep results here."""
-    try:
-        os.makedirs(calc.path(b"out"), 0o700, exist_ok=True)
-        with open(calc.path(b"out", b"manifest.json"), "w", encoding="utf-8") as out:
-            out.write('{"v": 1, "run": %s,\n"verdicts": %s,\n"files": [' % (json.dumps(calc.run), json.dumps(found.verdicts)))
-            for place, result in enumerate(found.found + found.folders):
-                sums = result.path.sums.hex() if result.path else ""
-                row = [result.name, result.size, result.sum256, result.x, result.mtime / 1e9, sums]
-                out.write(",\n%s" % json.dumps(row) if place else "\n" + json.dumps(row))
-            out.write("]}\n")
-    except OSError as error:
-        log("warn", calc.accept_id, "7 no manifest", error=error)
 
 
 def said_of(found):
@@ -4495,7 +4701,7 @@ def send_files(poller, calc, relay, found):
 
 def tell_end(calc, relay):
     """6. calc-end. Returns the relay's word for where it stands: further, if it was told before a restart of ours."""
-    end = calc.last("ended")
+    end = calc.run.last("ended")
     fields = {key: end.get(key) for key in ("exit_code", "signal", "reason", "started", "ended")}
     try:
         relay.ask("POST", "calc-end", dict(fields, v=2, accept_id=calc.accept_id, claim=calc.claim,
@@ -4507,32 +4713,13 @@ def tell_end(calc, relay):
     return "calc end"
 
 
-def looks(calc, rules, kinds):
-    """7. Collectors of one calculation, one after the other, as long as results change while they are sent. From the second time on, what
-    has changed is left out for good (`changing`); from the third on, also what is another one at each look. ValueError if there is no end to it."""
-    known, before, changing = {}, {}, set()
-    for turn in range(ROUNDS):
-        found = collect(calc, rules, kinds, known, changing)
-        if turn > 1:
-            found.drop({result.name for result in found.found if before.get(result.name, result.digest) != result.digest})
-            changing.update(found.changing)
-        calc.stays = sum(entry["count"] for code, entry in found.verdicts.items() if code != "missing")
-        yield found
-        now = {result.name for result in found.found if result.path.changed}
-        changing |= now if turn else set()
-        known = {name: entry for name, entry in found.known.items() if name not in now}
-        before = {result.name: result.digest for result in found.found}
-        log("warn", calc.accept_id, "7 changed while it was sent", names=" ".join(sorted(now))[:300])
-    raise ValueError("results change again and again")
-
-
 def send_results(poller, calc, relay):
     """7. and 8. What may leave, all of it on the relay's disk before this returns. ValueError if it changes again and again."""
-    for found in looks(calc, poller.rules, kinds_out(poller, calc)):
+    for found in calc.run.looks(poller.rules, calc.run.kinds()):
         results, said = found.found + (found.folders if poller.folders else []), said_of(found)
         log("info", calc.accept_id, "7 send-results", site=poller.site, files=len(found.found), bytes=found.total,
             **{code: entry["count"] for code, entry in found.verdicts.items()})
-        write_manifest(calc, found)
+        calc.run.write_manifest(found)
         try:
             send_manifest(calc, relay, results, said)
             fault("manifest sent")
@@ -4553,7 +4740,7 @@ def deliver(poller, calc, relay):
     """6. to 8.: tells the end, sends what may leave; then what only the wrapper needed goes."""
     with poller.room:
         calc.phase = "results"
-    calc.stays = 0
+    calc.run.stays = 0
     try:
         if calc.order["protocol"] == 1:
             v1_send(poller, calc, relay)
@@ -4561,8 +4748,8 @@ def deliver(poller, calc, relay):
             fault("end told")
             send_results(poller, calc, relay)
     finally:
-        calc.close_trees()
-    calc.note(8, "delivered", **({"stays": calc.stays} if calc.stays else {}))
+        calc.run.close_trees()
+    calc.note(8, "delivered", **({"stays": calc.run.stays} if calc.run.stays else {}))
     log("info", calc.accept_id, "8 end-send", site=poller.site)
     calc.tidy(SCAFFOLD)
 
@@ -4641,7 +4828,7 @@ def v1_params(poller, calc, relay):
         reason, text = "disk" if isinstance(error, OSError) else "input", getattr(error, "strerror", None) or error
     shutil.rmtree(folder, ignore_errors=True)
     shutil.rmtree(calc.work, ignore_errors=True)       # room for the journal
-    end_early(calc, reason, text)
+    calc.run.end_early(reason, text)
     return False
 
 
@@ -4679,7 +4866,7 @@ def v1_take(calc, info):
         os.rename(blob.path, path)
     os.makedirs(calc.work, 0o700, exist_ok=True)
     calc.order = dict(calc.order, received=True, **{"calc-info": order["calc-info"]})
-    calc.info = calc.order["calc-info"]
+    calc.run.order = calc.order["calc-info"]
     write_synced(calc.path(b"order.new"), json.dumps(calc.order).encode())
     os.rename(calc.path(b"order.new"), calc.path(b"order.json"))
     sync_folder(calc.control)
@@ -4689,19 +4876,19 @@ def v1_take(calc, info):
 def v1_send(poller, calc, relay):
     """6. to 8. The end, the results as one stream, and that it was all. What cannot come has its reason beside it.
     A calculation that was refused here walks the same steps: its stderr says why."""
-    end, rules = calc.last("ended"), dict(poller.rules)
+    end, rules = calc.run.last("ended"), dict(poller.rules)
     rules["max_file"] = min(rules["max_file"] or V1_FILE, V1_FILE)
     try:
         if end["exit_code"] is None:
             v1_step(calc, relay, "calc-params-complete")
             v1_step(calc, relay, "calc-start")
-        for found in looks(calc, rules, kinds_out(poller, calc)):
+        for found in calc.run.looks(rules, calc.run.kinds()):
             wanted = set(calc.info["result_files"]) - set(LOG_NAMES)
             good = end["exit_code"] == 0 and not end["reason"] and (not wanted or any(result.name in wanted for result in found.found))
             v1_step(calc, relay, "calc-end", result="calc end" if good else "abnormal")
             log("info", calc.accept_id, "7 send-results", site=calc.order["site"], files=len(found.found), bytes=found.total, v=1,
                 **{code: entry["count"] for code, entry in found.verdicts.items()})
-            write_manifest(calc, found)
+            calc.run.write_manifest(found)
             said = said_of(found)
             try:
                 v1_results(calc, relay, found.found, dict(said["missing"], **said["refused"]))
@@ -4745,15 +4932,16 @@ def carry_out(poller, calc, relay, page):
     """Steps 4 to 8 of one calculation, from wherever its journal stands; after any crash or failure it is called again."""
     claim = calc.claim
     try:
-        if not calc.last("ended") and look(calc.control, time.time())[0] == "ready" and not read_batch(calc.control):
-            if not calc.last("starting"):
+        if not calc.run.last("ended") and calc.run.untouched():
+            if not calc.run.last("starting"):
                 poller.wait_for_twin(calc)
-            earlier = None if calc.last("starting") else ran_before(poller, calc)
+            earlier = None if calc.run.last("starting") else ran_before(poller, calc)
             if earlier:
                 return go_on_with(poller, calc, relay, earlier)
             begin(poller, calc, relay, page)
-        if not calc.last("ended"):
-            wait_for_end(poller, calc)
+        if not calc.run.last("ended"):
+            calc.phase = "running"
+            calc.run.finish()
         claim = calc.claim
         deliver(poller, calc, relay)
     except Refused as error:
@@ -4803,7 +4991,7 @@ def lose_claim(calc, error):
     """The relay says no. The claim is gone (404, 409): what never started here goes, a result stays on this disk. Any other no is raised again:
     its reason may go away."""
     gone = error.code in (404, "0300") or error.code == 409 and error.more             # the relay's own word, not a failure on the way
-    if look(calc.control, time.time())[0] == "ready" and (gone or not calc.last("ended")) and not read_batch(calc.control):
+    if calc.run.untouched() and (gone or not calc.run.last("ended")):
         log("warn", calc.accept_id, "the claim is gone", code=error.code, why=error)
         return calc.remove()
     if not gone:
@@ -4837,9 +5025,9 @@ class Poller:
 
     def __init__(self, settings, options, commands, token, base):
         self.options, self.token, self.base, self.site, self.limits = options, token, base, options["site"], {}
+        self.gate = Gate(os.path.join(base, b".mi"), commands)
         self.obey(settings, commands)                  # also: rules, own_rules within the relay's limits; folders: does it take empty ones?
         self.held, self.idle, self.room = {}, [], threading.Condition()      # calculations by name, free Relays
-        self.queues = {}                               # of batch systems, by system and environment
         self.first, self.failures, self.away, self.swept = None, 0, "", 0.0              # away: why
         self.large = None                              # {accept_id: bytes}, once that is known: see lacks()
         self.v1, self.learned = False, 0.0             # is it a fielded relay? when was it asked?
@@ -4850,7 +5038,7 @@ class Poller:
 
     def obey(self, settings, commands):
         """Takes the ini's values into force."""
-        self.keys, self.own_rules, self.commands = settings["poller"], settings["outbound"], commands
+        self.keys, self.own_rules, self.gate.commands = settings["poller"], settings["outbound"], commands
         self.jobs, self.retry = self.options["jobs"] or self.keys["jobs"], self.options["retry"] or self.keys["retry"]
         self.output = self.keys["output"] and not (self.keys["hold"] or any(
             self.own_rules[key] for key in ("deny_content", "deny_pieces", "deny_sums", "hold", "dry_run")))
@@ -4931,7 +5119,7 @@ class Poller:
         if isinstance(calc.why, OSError):
             return time.sleep(wait)
         with self.room:
-            calc.phase = "outbox" if calc.last("ended") else calc.phase
+            calc.phase = "outbox" if calc.run.last("ended") else calc.phase
             self.room.notify_all()
         calc.waits(wait, calc.why)
         calc.hurry.wait(wait)
@@ -4961,6 +5149,7 @@ class Poller:
         """From now on a thread of its own carries calc out."""
         with self.room:
             self.held[calc.name] = calc
+        calc.run.told = {"site": self.site}
         threading.Thread(target=work_on, args=(self, calc, relay, page), daemon=True).start()
 
     def release(self, calc, relay, surely=False):
@@ -4969,6 +5158,7 @@ class Poller:
             if calc.wanted_again() and not surely:
                 return False
             del self.held[calc.name]
+            self.gate.leave(calc.run)
             self.idle.append(relay)
             self.room.notify_all()
         return True
@@ -4977,30 +5167,12 @@ class Poller:
         """Whoever is handed out twice at once runs once: the later one waits until the earlier has begun, or is gone."""
         def first():
             return [other for other in self.held.values() if other.accept_id == calc.accept_id and other is not calc
-                    and (other.order["t"], other.name) < (calc.order["t"], calc.name) and not other.last("starting") and not other.last("ended")]
+                    and (other.order["t"], other.name) < (calc.order["t"], calc.name)
+                    and not other.run.last("starting") and not other.run.last("ended")]
 
         with self.room:
             while first():
                 self.room.wait(1)
-
-    def wait_for_licence(self, calc):
-        """[command NAME] jobs: how many of this command may run at once."""
-        with self.room:
-            while 0 < calc.command["jobs"] <= sum(other.phase == "running" and other.info["command"] == calc.info["command"]
-                                                  for other in self.held.values()):
-                self.room.wait()
-            calc.phase = "running"
-
-    def batch_job(self, calc, system):
-        """The BatchJob of calc; all of a system (and of one configuration of its programs) share one Queue."""
-        env, keys = batch_environment(), calc.command or KEYS["command *"]
-        if calc.command:
-            env.update((key, value) for key, value in calc.command["env"].items() if CLIENT.match(key) or key == "PATH")
-        which = (system, tuple(sorted(env.items())))
-        with self.room:
-            queue = self.queues.setdefault(which, Queue(os.path.join(self.base, b".mi"), system, env))
-        poll, grace = (keys[key] if calc.command else keys[key][1] for key in ("batch_poll", "batch_grace"))
-        return BatchJob(calc.control, queue, poll, grace, fault)
 
     def busy(self):
         """How many calculations take a slot."""
@@ -5120,7 +5292,7 @@ class Poller:
 
 def send_again(poller, wanted):
     """Results that this poller has delivered, or kept, are sent once more: those for which wanted(Calculation) is true."""
-    for calc in on_disk(poller.base):
+    for calc in on_disk(poller.base, None, poller.gate):
         if calc.name not in poller.held and wanted(calc):
             calc.note(3, "resend")
             log("info", calc.accept_id, "3 its result is wanted again", work=shown(calc.work))
@@ -5215,7 +5387,7 @@ def claim_loop(poller):
                 if not poller.v1:
                     give_back(poller, relay.call, found.get("accept_id"), found.get("claim"))
                 continue
-            calc = found and put_on_disk(poller.base, found, **({"protocol": 1, "site": poller.site} if poller.v1 else {}))
+            calc = found and put_on_disk(poller.base, poller.gate, found, **({"protocol": 1, "site": poller.site} if poller.v1 else {}))
             if calc:
                 poller.names.setdefault(calc.accept_id, []).append(calc.name)
         except (Away, Refused, OSError) as error:
@@ -5260,7 +5432,7 @@ def output_parts(poller, calc, known, most):
     Nothing where [outbound] would have to see the whole of it first, or lets the log not out."""
     import base64
     parts, rules = {}, poller.rules
-    if "logs" not in kinds_out(poller, calc):
+    if "logs" not in calc.run.kinds():
         return parts
     limit = min([OUTPUT_MOST] + [rules[key] for key in ("max_file", "max_total") if rules[key]])
     for stream, log_name, file, begin in zip(("out", "err"), LOG_NAMES, (b"stdout", b"stderr"), known):
@@ -5281,16 +5453,16 @@ def heartbeat(poller, relay, calcs, known, quiet):
     entries, most = {}, max(1024, min(OUTPUT_PART, (1 << 20) // len(calcs)))
     for name, calc in calcs.items():
         entries[name] = {"claim": calc.claim, "phase": "results" if calc.phase == "outbox" else calc.phase}
-        if calc.job is not None:
-            entries[name].update(node=calc.job.node, what=calc.job.where)
+        if calc.run.job is not None:
+            entries[name].update(node=calc.run.job.node, what=calc.run.job.where)
         if poller.output:
             entries[name].update(output_parts(poller, calc, known.setdefault(name, [0, 0]), most))
     found = relay.ask("POST", "heartbeat", {"v": 2, "site_id": poller.site, "poller": poller.name, "wait": quiet, "calcs": entries}, quiet)
     cancel, gone, unknown = (found[key] if isinstance(found.get(key), list) else [] for key in ("cancel", "gone", "unknown"))
     for calc in list(poller.held.values()):
-        if calc.accept_id in cancel and not calc.cancelled:
+        if calc.accept_id in cancel and not calc.run.cancelled:
             log("warn", calc.accept_id, "6 cancelled by the workflow side")
-            calc.cancelled = True
+            calc.run.cancelled = True
     went, taken = False, found.get("output") if isinstance(found.get("output"), dict) else {}
     for name in set(taken) & set(calcs):
         if isinstance(taken[name], list) and len(taken[name]) == 2 and all(type(at) is int and at >= 0 for at in taken[name]):
@@ -5579,13 +5751,13 @@ def poll(poller):
     for line in ("site id = %s" % poller.site, "base url = %s" % relay.url, "token = ****"):
         poller.tell(line)
     log("info", None, "polling", site=poller.site, url=relay.url, jobs=poller.jobs, base=shown(poller.base),
-        commands=" ".join(sorted(command["name"] for command in poller.commands.values())))
+        commands=" ".join(sorted(command["name"] for command in poller.gate.commands.values())))
     poller.idle.append(relay)
-    for calc in on_disk(poller.base):
+    for calc in on_disk(poller.base, None, poller.gate):
         if calc.name == poller.options["resend"] if poller.options["resend"] else not calc.over():
             log("info", calc.accept_id, "picked up", state=calc.state())
             for control in (calc.path(b"pre"), calc.path(b"post")):
-                let_go_on(control)                     # the command's own: on_this_host() goes on where it was killed
+                let_go_on(control)                     # the command's own: finish() goes on where it was killed
             poller.hold(calc, poller.relay())
     for loop in (claim_loop, heartbeat_loop, tick_loop):
         threading.Thread(target=thread, args=(loop,), daemon=True).start()
@@ -5691,7 +5863,7 @@ def outbox(base, as_json):
             pass
         kept, late = calc.over() == "kept", runs and found.get("next", 0) or None
         why = calc.last("kept")["why"] if kept else found.get("why") or _("is being sent") if runs else found.get("why") or _("no poller runs")
-        rows.append({"id": calc.name, "state": calc.state(), "since": round(end.time if end else (calc.last("ended") or calc.order)["t"]),
+        rows.append({"id": calc.name, "state": calc.state(), "since": round(end.time if end else (calc.run.last("ended") or calc.order)["t"]),
                      "why": why, "next": None if kept else late})
     if as_json:
         return print(json_of(rows))
@@ -5755,7 +5927,7 @@ def show(base, name, as_json):
             print("%-38s %-12s %8ds  %s" % (row["id"], row["state"], row["age"], words))
         elif name == calc.name:
             order = {key: value for key, value in calc.order.items() if key != "claim"}
-            row.update(work=shown(calc.work), control=shown(calc.control), order=order, journal=calc.journal)
+            row.update(work=shown(calc.work), control=shown(calc.control), order=order, journal=calc.whole_journal())
             return print(json_of(row, indent=None if as_json else 1))
     if as_json:
         print(json_of(rows))

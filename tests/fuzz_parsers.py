@@ -142,7 +142,7 @@ class Parsers:
         self.put(os.path.join(self.control, b"journal"), data)
         calc = poller.Calculation(self.base, self.ident, {"accept_id": self.ident, "claim": "c", "attempt": 1, "protocol": 2, "t": 0, "calc-info": {}})
         for what in ("delivered", "starting", "ended"):
-            found = calc.last(what)
+            found = (calc if what == "delivered" else calc.run).last(what)
             if found is not None and not isinstance(found, dict):
                 raise Wrong("an entry that is none")
         if calc.state() not in ("claimed", "starting", "running", "lost", "undelivered", "delivered", "kept"):

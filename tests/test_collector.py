@@ -1,4 +1,5 @@
 """What leaves of a calculation's directory: only the bytes that were judged, and nothing is written to any more when they are."""
+import argparse
 import errno
 import fcntl
 import hashlib
@@ -308,6 +309,7 @@ class Fake(gate.Calculation):
 
     def __init__(self, name, *journal, t=1):
         self.name, self.accept_id, self.journal, self.order = name, name[:36], list(journal), {"t": t}
+        self.run = argparse.Namespace(began=[], last=lambda what: what in self.run.began)
 
 
 def test_what_was_kept_from_leaving_is_not_cleaned_before_its_time():
@@ -330,7 +332,7 @@ def test_what_is_handed_out_twice_at_once_waits_for_the_first():
     wait_until(lambda: over == [first.name])
     time.sleep(0.3)
     assert over == [first.name]
-    first.journal.append({"what": "starting"})
+    first.run.began.append("starting")
     wait_until(lambda: over == [first.name, second.name])
 
 

@@ -271,8 +271,7 @@ def token_to_the_command(scene):
     poller = scene.module(POLLER)
     os.environ["MI_DISTCOMP_TOKEN"] = "secret"
     try:
-        calc = type("C", (), {"command": {"env": {}}, "work": b"/w", "run": "x.1"})
-        return "secret" not in poller.environment(calc).values()
+        return "secret" not in poller.command_env({"env": {}}, b"/w", "x.1").values()
     finally:
         del os.environ["MI_DISTCOMP_TOKEN"]
 

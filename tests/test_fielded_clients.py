@@ -141,8 +141,11 @@ class Lab:
     def journal(self):
         """[what] of the only calculation on disk."""
         name, = [name for name in os.listdir(os.path.join(self.base, ".mi")) if len(name) == 36]
-        with open(os.path.join(self.base, ".mi", name, "journal")) as text:
-            return [json.loads(line)["what"] for line in text if line.strip()]
+        lines = []
+        for part in ("journal", "carrier"):
+            with open(os.path.join(self.base, ".mi", name, part)) as text:
+                lines += [json.loads(line) for line in text if line.strip()]
+        return [line["what"] for line in sorted(lines, key=lambda line: line["t"])]
 
     def close(self):
         open(os.path.join(self.here, "go"), "w").close()
@@ -322,7 +325,7 @@ def test_a_lost_answer_to_calc_params_blocks_nobody_and_after_an_hour_of_silence
     accept_id = list(lab.relay.table)[0]
     assert lab.run("run", SITE, "copy", "--in", "in.dat", "--out", "out.dat").returncode == 0
     poller.kill()
-    path = os.path.join(lab.base, ".mi", accept_id, "journal")
+    path = os.path.join(lab.base, ".mi", accept_id, "carrier")
     with open(path) as text:
         entry = json.loads(text.read())
     with open(path, "w") as out:

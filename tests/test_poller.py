@@ -821,7 +821,7 @@ def test_wrong_words_end_with_64(host, words):
 def test_killed_between_end_send_and_its_own_note_it_finds_that_all_is_delivered(relay, host):
     accept_id = submit(relay, host.site)
     host.run("poll", "--once")
-    journal = host.control(accept_id) / "journal"
+    journal = host.control(accept_id) / "carrier"
     journal.write_text("".join(line for line in journal.read_text().splitlines(True) if "delivered" not in line))
     ended = host.run("poll", "--once")
     assert ended.returncode == 0 and "delivered" in journal.read_text() and len(host.runs()) == 1, ended.stderr

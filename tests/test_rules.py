@@ -213,8 +213,8 @@ def left(door, folder, ini, names):
     with open(os.path.join(control, "journal"), "w") as out:
         out.write(json.dumps({"t": time.time(), "boot": "b", "step": 6, "what": "ended", "exit_code": 0, "reason": "", "whole": True}) + "\n")
     calc = module.Calculation(rules["base"], ident, order)
-    found = module.collect(calc, rules["outbound"], module.let_out({"after_stop": ""}, False))
-    calc.close_trees()
+    found = calc.run.collect(rules["outbound"], module.let_out({"after_stop": ""}, False))
+    calc.run.close_trees()
     return {result.name for result in found.found} - set(module.LOG_NAMES)
 
 

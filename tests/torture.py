@@ -282,7 +282,7 @@ class Torture:
     def trace(self, name):
         """What a control directory tells."""
         found = {}
-        for part in ("journal", "start", "child", "end", "end.tmp", "stderr"):
+        for part in ("journal", "carrier", "start", "child", "end", "end.tmp", "stderr"):
             try:
                 with open(os.path.join(self.folder, "poller", "base", ".mi", name, part), errors="replace") as text:
                     found[part] = text.read().rstrip()[-1500:]
@@ -760,7 +760,7 @@ class Torture:
             if not os.path.isdir(path) or name == "spare":
                 continue
             left = set(os.listdir(path)) & {"take", "run", "ready", "alive", "end.tmp"} | {n for n in os.listdir(path) if n.startswith("part")}
-            with open(os.path.join(path, "journal")) as text:
+            with open(os.path.join(path, "carrier")) as text:
                 if left and '"kept"' not in text.read() and (name.split(".")[0] in ids or not self.counts["restore"]):
                     self.violation("poller: %s: %s" % (name, sorted(left)))
         for path, lock in ((os.path.join(self.world.state, "lock"), fcntl.flock), (os.path.join(base, ".mi", "lock"), fcntl.lockf)):
