@@ -7,7 +7,7 @@ of the key (last part of this file; read that one, and the text FAR, before you 
     execute_remote_command.py client_name:HOST client_cmd:CMD client_files:A,B,C      (as fielded; any order, values may hold ':')
     execute_remote_command.py run HOST CMD [--in FILE ...] [--streams N] [--retry COUNT,INTERVAL] [--keep] [--batch SYSTEM]
     execute_remote_command.py resume UUID [--to DIR] | list [HOST] | cancel UUID | clean UUID ... | clean --older 30d
-    execute_remote_command.py check [HOST]                                             (looks at things as they are, changes nothing)
+    execute_remote_command.py check [HOST] | check --upgrade                (looks at things as they are; what another version has left)
     execute_remote_command.py guard [--print-key-line KEYFILE]                         (external computer, in authorized_keys)
 
 HOST is a word of ~/.ssh/config, which decides port, user, key, jump host and proxy. CMD is a command line for the shell there (with a
@@ -4170,7 +4170,14 @@ class BatchJob:
             self.asked = time.monotonic()
             batch_call(self.queue.table.cancel(self.order["job"]), self.queue.env)
 # ==== end shared ====
-JA = {     "programs of this host are started from there, or set up by it; take another --to":
+JA = {
+    "%s: was written by a newer version of this program": "%s: より新しい版のプログラムが書いたものです",
+    "%s: %d unfinished calculations of an older version go on (resume), where the far side is of this version, too":
+        "%s: 旧版の未完了の計算 %d 件は、相手側もこの版なら resume で続行できます",
+    "%s: %d calculations of an older version go on; only a runner of this version can fetch them":
+        "%s: 旧版の計算 %d 件は、そのまま続行できます。結果の取得にはこの版の本プログラムが必要です",
+    "%s: nothing unfinished of another version": "%s: 別の版の未完了の計算はありません",
+    "programs of this host are started from there, or set up by it; take another --to":
         "この計算機のプログラムの起動や設定に使われる場所です。別の --to を指定してください",
     "no home directory is known here: set HOME, or XDG_STATE_HOME, to an absolute path":
         "ホームディレクトリがわかりません。HOME または XDG_STATE_HOME に絶対パスを設定してください",
@@ -5795,6 +5802,7 @@ def get(line, ident, entries, record, settings, target, kept):
 
 # ---- this side's record of a calculation: what resume needs ----
 
+ON_DISK = 2                    # form of a record, and of a run on the far side: 1 is of ssh protocol 1; a newer one is left alone
 ORDER = ("host", "command", "inputs", "into", "mode", "keep", "time", "settings")      # what an order.json tells, and these steps besides:
 STEP_TELLS = {"starting": ("boot", "offset"), "ended": ("state",), "fetched": ("files", "odd"), "finished": ("code",)}
 
@@ -5833,12 +5841,14 @@ class Record:
         try:
             with open(path, "rb") as text:
                 order = json.loads(text.read().decode("utf-8"))
+            if order.get("v", 1) > ON_DISK:
+                raise Stop(EX_CONFIG, _("%s: was written by a newer version of this program") % shown(self.folder))
             if set(ORDER) <= set(order) and set(Settings._fields) <= set(order["settings"]) and len(order["settings"]["retry"]) == 2:
                 return order
             why = _("it is broken")
         except FileNotFoundError:
             raise Stop(EX_USAGE, _("%s: no such calculation here (see: list)") % self.ident)
-        except (ValueError, TypeError, KeyError, RecursionError):
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
             why = _("it is broken")
         except OSError as error:
             why = error.strerror
@@ -6660,7 +6670,7 @@ def run_calculation(host, command, inputs, into=".", settings=None, mode="run", 
     Line(host, settings)                               # 64 if that is no host
     ident = str(uuid.uuid4())
     order = {"host": host, "command": command, "inputs": pairs, "into": os.path.abspath(into), "mode": mode, "keep": keep,
-             "time": time.time(), "batch": batch, "began": clock_of(into, ident),
+             "v": ON_DISK, "time": time.time(), "batch": batch, "began": clock_of(into, ident),
              "settings": settings._asdict()}
     return Run(Record(ident, order), settings).go()
 
@@ -7609,6 +7619,7 @@ def parse(argv):
     five.add_argument("--older", help="all that ended before this time, as in 30d")
     six = words.add_parser("check", parents=[common], help="look at things as they are")
     six.add_argument("host", nargs="?")
+    six.add_argument("--upgrade", action="store_true", help="only at what another version has left: records, and the guard's base")
     seven = words.add_parser("guard", parents=[common], help="forced command for authorized_keys, on the external computer")
     seven.add_argument("--print-key-line", metavar="KEYFILE", help="the line for authorized_keys for this public key")
     seven.add_argument("--key", metavar="NAME", help="in the key line: this key's calculations are its own, no other key sees them")
@@ -7742,7 +7753,7 @@ def do_clean(options):
 
 def do_check(options):
     """Looks at things as they are. With HOST: from this side; without: as the external computer's guard. 0, or 78 if there is a fault."""
-    findings = check_host(options) if options.host else check_guard(options)
+    findings = check_host(options) if options.host else check_upgrade(options) if options.upgrade else check_guard(options)
     words = {True: "OK", None: "WARN", False: "FAIL"}
     if options.json:
         sys.stdout.write(json.dumps([{"level": words[good], "text": printable(text)} for good, text in findings], ensure_ascii=False) + "\n")
@@ -7780,6 +7791,35 @@ def check_host(options):
     finally:
         line.close()
     return rows
+
+
+def check_upgrade(options):
+    """Rows about what another version of this program has left: this side's records, and the runs in the guard's base."""
+    rows, older = [], 0
+    for ident in idents():
+        try:
+            record = Record(ident, lock=False)
+            older += "finished" not in record.steps and record.order.get("v", 1) < ON_DISK
+        except Stop as stop:
+            rows.append((None, str(stop)))
+    if older:
+        rows.append((True, _("%s: %d unfinished calculations of an older version go on (resume), where the far side is of this version, too")
+                     % (shown(state_folder()), older)))
+    if find_ini(options.ini, ini_folders(__file__)[:1]):
+        rows += older_runs(guard_rules(options)["base"])
+    return rows or [(True, _("%s: nothing unfinished of another version") % shown(state_folder()))]
+
+
+def older_runs(base):
+    """A row about the runs below a guard's base (bytes) that an older version has started."""
+    folder, older = os.path.join(base, b".mi"), 0
+    for name in sorted(os.listdir(folder)) if os.path.isdir(folder) else ():
+        control = os.path.join(folder, name)
+        here = re.match(utf8(IDENT) + rb"\Z", name) and os.path.isdir(control) and os.listdir(control)
+        older += bool(here) and not os.path.exists(os.path.join(control, b"journal"))
+    if not older:
+        return [(True, _("%s: nothing unfinished of another version") % shown(base))]
+    return [(True, _("%s: %d calculations of an older version go on; only a runner of this version can fetch them") % (shown(base), older))]
 
 
 def check_guard(options):

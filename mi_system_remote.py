@@ -10,7 +10,8 @@ usage: mi_system_remote.py poll [--once] [--drain] [--jobs N] [--idle-exit SECON
        mi_system_remote.py list | show ID                what is or was on this host: state, command, age; how the poller stands; order and journal
        mi_system_remote.py pause | resume                takes nothing new until resume, also after a restart; what runs goes on
        mi_system_remote.py outbox | resend ID            results that wait for their delivery: since when, why, next try; tries now
-       mi_system_remote.py check                         looks at this host and the way to the relay: OK, WARN or FAIL, and what to do
+       mi_system_remote.py check [--upgrade]             looks at this host and the way to the relay: OK, WARN or FAIL, and what to do;
+                                                         --upgrade: only at what another version has left in calc_base
        mi_system_remote.py unit [--once | --timer | --cloud-init]      prints a systemd unit, or what a machine made on demand needs
        mi_system_remote.py login [USER]                  asks for the password (relays with auth = login), keeps the token in token_file
 options: --ini FILE  --json  -q  -v  --version  --help
@@ -4024,6 +4025,11 @@ class BatchJob:
 # ==== end shared ====
 
 JA = {                         # what a person reads, in Japanese
+    "was written by a newer version of this program": "より新しい版のプログラムが書いたものです",
+    "%s: left alone (%s); an older or newer version may read it; else remove it there: %s":
+        "%s: 読めないため、そのまま残します (%s)。旧版か新版で読めることがあります。不要なら削除してください: %s",
+    "%s: %d unfinished calculations of an older version go on": "%s: 旧版の未完了の計算 %d 件は、そのまま続行できます",
+    "%s: nothing unfinished of another version": "%s: 別の版の未完了の計算はありません",
     # check
     "%s: belongs to uid %d; give it to this user (chown)": "%s: uid %d の所有です。このユーザーのものにしてください (chown)",
     "%s: mode %04o lets others in; type: chmod %o %s": "%s: モード %04o では他人が触れます。chmod %o %s としてください",
@@ -4268,6 +4274,7 @@ KEYS = {                       # {section: {key: (kind, default)}}
 KEYS.update(gate_keys())
 ACCEPT_ID = re.compile(r"[0-9a-f-]{36}\Z")
 INFO_KEYS = ("command", "remote-site", "parameters", "result_files", "result_patterns", "rerun")      # what is kept of a calc-info
+ON_DISK = 2                    # form of a calculation's files: 1 has one journal; a newer one is left alone
 CARRIED = ("asked", "receiving", "sent", "delivered", "kept", "resend", "cannot be removed")          # what the carrier notes
 SCAFFOLD = rb"(take|run|ready|alive|order\.new|end\.tmp|part\d+|waits|job(\.sub)?|words)\Z"       # needed by nobody after delivery
 
@@ -4429,11 +4436,7 @@ def on_disk(base, names=None, gate=None):
     One at a time: each may have declared as many results as fit into an order."""
     def read(name, use):
         try:
-            with open(os.path.join(base, b".mi", utf8(name), b"order.json"), "rb") as text:
-                order = json.loads(text.read().decode("utf-8"))
-            if not isinstance(order["calc-info"]["command"], str) or not {"accept_id", "claim", "protocol", "t"} <= set(order):
-                raise ValueError("something is missing in order.json")
-            return use(order)
+            return use(read_order(base, name))
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             if names is None or not isinstance(error, FileNotFoundError):
                 log("warn", name, "unreadable", error=error)
@@ -4444,6 +4447,17 @@ def on_disk(base, names=None, gate=None):
         calc = read(name, lambda order: Calculation(base, name, order, gate))
         if calc is not None:
             yield calc
+
+
+def read_order(base, name):
+    """The order.json of a calculation. OSError, ValueError, KeyError, TypeError, RecursionError if none can be read."""
+    with open(os.path.join(base, b".mi", utf8(name), b"order.json"), "rb") as text:
+        order = json.loads(text.read().decode("utf-8"))
+    if order.get("v", 1) > ON_DISK:
+        raise ValueError(_("was written by a newer version of this program"))
+    if not isinstance(order["calc-info"]["command"], str) or not {"accept_id", "claim", "protocol", "t"} <= set(order):
+        raise ValueError("something is missing in order.json")
+    return order
 
 
 def check_order_of(found):
@@ -4460,7 +4474,7 @@ def check_order_of(found):
                                                                       and all(isinstance(text, str) for text in info["result_patterns"])))
     if not all(right for key, right in good):
         raise ValueError("malformed: " + " ".join(key for key, right in good if not right))
-    return dict(order, t=round(time.time(), 3), protocol=2)
+    return dict(order, t=round(time.time(), 3), protocol=2, v=ON_DISK)
 
 
 def make_spare(base):
@@ -5963,8 +5977,25 @@ def check_host(settings, ini):
         if why:
             rows.append((good, _("[poller] calc_base: %s; who can put another directory in its place decides what is run") % why))
             break
-    rows += [look_at_file(os.path.join(base, ".mi"), 0o700)] if os.path.exists(utf8(os.path.join(base, ".mi"))) else []
+    if os.path.exists(utf8(os.path.join(base, ".mi"))):
+        rows += [look_at_file(os.path.join(base, ".mi"), 0o700)] + check_upgrade(utf8(base))
     return rows + look_at_disk(base, keys["keep_free"]) + [look_at_limits(256)] + standing(utf8(base), settings)
+
+
+def check_upgrade(base):
+    """Rows about the calculations below calc_base (bytes) as an older, or a newer, version of this program has left them."""
+    rows, older = [], 0
+    names = [name for group in names_on_disk(base).values() for name in group] if os.path.isdir(os.path.join(base, b".mi")) else []
+    for name in sorted(names):
+        try:
+            calc = Calculation(base, name, read_order(base, name))
+            older += not calc.over() and calc.order.get("v", 1) < ON_DISK
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            rows.append((None, _("%s: left alone (%s); an older or newer version may read it; else remove it there: %s") % (
+                name, getattr(error, "strerror", None) or error, shown(os.path.join(base, b".mi", utf8(name))))))
+    if older:
+        rows.append((True, _("%s: %d unfinished calculations of an older version go on") % (shown(base), older)))
+    return rows or [(True, _("%s: nothing unfinished of another version") % shown(base))]
 
 
 def probes(site):
@@ -5986,6 +6017,8 @@ def do_check(options):
         settings = read_ini(ini, KEYS)
         keys = settings["poller"]
         choose_language(keys["lang"])
+        if options["upgrade"]:
+            return say_findings(check_upgrade(base_path(keys["calc_base"])), options["json"])
         rows = check_host(settings, ini)
         for key in ("site", "url"):
             if not keys[key]:
@@ -6142,7 +6175,7 @@ def fielded_words(words, options):
 
 def parse(argv):
     """(words, options) of the command line. 64."""
-    words, options = [], dict.fromkeys(("once", "drain", "json", "q", "v", "version", "help", "h", "timer", "cloud-init"), False)
+    words, options = [], dict.fromkeys(("once", "drain", "json", "q", "v", "version", "help", "h", "timer", "cloud-init", "upgrade"), False)
     options.update(ini=None, jobs="", resend="", **{"idle-exit": ""})
     options.update(site="", url="", token="", ca_file="", calc_base="", port=None, retry=None, fielded="", verify=True)
     rest = iter(argv)

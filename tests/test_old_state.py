@@ -119,3 +119,43 @@ def test_a_record_of_an_old_runner_is_resumed(tmp_path):
         assert done.returncode == 0 and (tmp_path / "res").read_text() == "old\n", done.stdout.decode()
     finally:
         lab.close()
+
+
+def test_check_tells_what_a_poller_goes_on_with_and_what_a_newer_one_has_left_is_left_alone(tmp_path):
+    base, found = tmp_path / "base", read("poller.json")
+    put(found["files"], base, URL="https://localhost:1")
+    ini = tmp_path / "ini"
+    ini.write_text("[poller]\nsite = s\nurl = https://localhost:1\ncalc_base = %s\n[command hello]\nargv = /bin/true\n" % base)
+    ini.chmod(0o600)
+    done = suite.run("mi_system_remote.py", "check", "--upgrade", "--ini", ini)
+    assert done.returncode == 0 and re.match(r"OK +%s: 1 unfinished calculations of an older version go on\n\Z" % base, done.stdout), done
+    assert "1 unfinished calculations of an older version" in suite.run("mi_system_remote.py", "check", "--ini", ini).stdout
+    order = base / ".mi" / found["id"] / "order.json"
+    order.write_text(json.dumps(dict(json.loads(order.read_text()), v=99)))
+    done = suite.run("mi_system_remote.py", "check", "--upgrade", "--ini", ini)
+    assert done.returncode == 0 and re.match(r"WARN +%s: left alone \(was written by a newer version of this program\)" % found["id"], done.stdout), done
+    done = suite.run("mi_system_remote.py", "list", "--ini", ini)
+    assert found["id"] not in done.stdout and "newer version" in done.stderr and order.exists(), done
+
+
+def test_check_tells_what_a_runner_and_a_guard_go_on_with(tmp_path):
+    found, state, far = read("runner.json"), tmp_path / "state", tmp_path / "far"
+    put(found["record"], state, LAB="/lab", HERE=tmp_path)
+    put(found["far"], far, LAB="/lab", HERE=tmp_path)
+    env, script = suite.clean_env(XDG_STATE_HOME=str(state)), suite.script("execute_remote_command.py")
+    assert re.match(r"OK +%s/mi_distcomp_ssh: 1 unfinished calculations of an older version go on \(resume\)" % state,
+                    suite.run("execute_remote_command.py", "check", "--upgrade", env=env).stdout)
+    record = next((state / "mi_distcomp_ssh").iterdir()) / "order.json"
+    record.write_text(json.dumps(dict(json.loads(record.read_text()), v=99)))
+    (tmp_path / "guard").mkdir()
+    shutil.copy(script, str(tmp_path / "guard"))
+    ini = tmp_path / "guard" / "mi_distributed_computing_assist.ini"
+    ini.write_text("[ssh guard]\nbase = %s\n[command hello]\nargv = /bin/true\n" % far)
+    ini.chmod(0o600)
+    done = subprocess.run([suite.PYTHON, "-I", "-S", str(tmp_path / "guard" / "execute_remote_command.py"), "check", "--upgrade"], env=env, cwd=str(tmp_path),
+                          stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=60)
+    rows = done.stdout.decode().splitlines()
+    assert re.match(r"WARN .*: was written by a newer version of this program\Z", rows[0]), done
+    assert re.match(r"OK +%s: 1 calculations of an older version go on; only a runner of this version" % far, rows[1]), done
+    done = suite.run("execute_remote_command.py", "resume", record.parent.name, env=env)
+    assert done.returncode == 78 and suite.one_line(done.stderr) and "newer version" in done.stderr, done
