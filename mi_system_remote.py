@@ -1206,7 +1206,7 @@ class GateRun:
             log("info", self.ident, "5 pre" if key == "pre" else "6 post", argv=" ".join(self.command[key]))
             child = start_wrapper(control, self.work, list(self.command[key]), self.env())
             state = wait_end(control, stop)
-        while state[0] in ("running", "starting"):
+        while state[0] in ("running", "starting", "elsewhere"):
             if stop():
                 self.kill(control)
             until = time.monotonic() + 2
@@ -1289,7 +1289,7 @@ class GateRun:
             if gone and look(self.control, time.time())[0] == "ready":
                 return "could not be started"          # the wrapper was killed before it did anything
             ticks = os.sysconf("SC_CLK_TCK")           # 7: seconds since boot
-            late = child and time.clock_gettime(7) - int(child.start) / ticks > limit
+            late = child and child.boot == boot_id() and time.clock_gettime(7) - int(child.start) / ticks > limit
             return "timeout" if late else "cancelled" if self.told_to_end() else ""
 
         state, detail = wait_end(self.control, over)
