@@ -4337,14 +4337,7 @@ def demo_in(folder, scripts, parts):
         done = subprocess.run([sys.executable, "-I", scripts[0], "token", "issue", "researcher", "--roles", roles, "--ini", ini],
                               stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         tokens[who] = write_file(os.path.join(folder, who), "token", done.stdout.decode())
-    secret = write_file(external, "secret_sn_curve.json", DEMO_SECRET)
-    command = write_file(external, "fatigue_life.py", DEMO_COMMAND)
-    allowed = ("[poller]\nsite = u-demo\nurl = %s\ntoken_file = %s\nca_file = %s\ncalc_base = %s\n"
-               "[command fatigue_life]\nmatch = fatigue_life\nargv = %s\n    %s\nenv.LD_LIBRARY_PATH = %s\n")
-    base = os.path.join(external, "calculations")
-    poller_ini = write_file(external, "poller.ini", allowed % (url, tokens["external"], cert, base, sys.executable, command,
-                                                               os.environ.get("LD_LIBRARY_PATH", "")))       # a Python may need it
-    print(_("the external computer allows one command (%s) and holds one secret table (%s)") % (command, secret))
+    poller_ini, base = demo_external(external, url, tokens["external"], cert)
     parts.append(DemoPart("poller", [scripts[1], "poll", "--ini", poller_ini], external))
     asking = write_file(workflow, "workflow.ini", "[workflow]\nurl = %s\ntoken_file = %s\nca_file = %s\n" % (url, tokens["workflow"], cert))
     words = ["run", "u-demo", "fatigue_life", "-v", "--ini", asking, "--out", "life.json"]
@@ -4352,6 +4345,36 @@ def demo_in(folder, scripts, parts):
         words += ["--in", os.path.basename(write_file(workflow, name, text))]
     print(_("the workflow side sends %s and asks for life.json; the nine steps, as each side tells them:") % " ".join(DEMO_INPUTS), flush=True)
     parts.append(DemoPart("workflow", [scripts[2]] + words, workflow))
+    code, accept_id, result = demo_result(parts, workflow)
+    print()
+    print(_("result:           %s") % json.dumps(result))
+    print(_("workflow side:    %s (the result, and both logs)") % workflow)
+    print(_("external computer: %s (working directory; the secret beside it)") % os.path.join(base, accept_id))
+    print(_("relay:            %s (state.sqlite3, and the spool)") % os.path.join(relay, "state"))
+    words = [word.encode() for word in re.findall(r"\d+\.\d+", DEMO_SECRET)] + [b"secret_sn_curve"]
+    count, total, found = demo_search([relay, workflow], words)
+    if found:
+        raise Stop(EX_BUG, _("demo: the secret left the external computer: %s") % found[0].decode("utf-8", "replace"))
+    print(_("the secret table was looked for in all %d files (%d bytes) of relay and workflow side: not there") % (count, total))
+    return code
+
+
+def demo_external(external, url, token_file, cert):
+    """The external computer of the demonstration: its secret, its command, its poller's ini; (ini, calc_base)."""
+    secret = write_file(external, "secret_sn_curve.json", DEMO_SECRET)
+    command = write_file(external, "fatigue_life.py", DEMO_COMMAND)
+    allowed = ("[poller]\nsite = u-demo\nurl = %s\ntoken_file = %s\nca_file = %s\ncalc_base = %s\n"
+               "[command fatigue_life]\nmatch = fatigue_life\nargv = %s\n    %s\nenv.LD_LIBRARY_PATH = %s\n")
+    base = os.path.join(external, "calculations")
+    poller_ini = write_file(external, "poller.ini", allowed % (url, token_file, cert, base, sys.executable, command,
+                                                               os.environ.get("LD_LIBRARY_PATH", "")))       # a Python may need it
+    print(_("the external computer allows one command (%s) and holds one secret table (%s)") % (command, secret))
+    return poller_ini, base
+
+
+def demo_result(parts, workflow):
+    """(exit code, accept_id, result) once the workflow side has ended. 65 if there is none."""
+    import subprocess
     code = 0
     try:
         code = parts[-1].process.wait(120)
@@ -4367,17 +4390,7 @@ def demo_in(folder, scripts, parts):
                 said = text.read().splitlines()
         raise Stop(code or EX_DATA, _("demo: no result came back: %s; the command's last line: %s (demo --keep keeps the files)") % (
             (parts[-1].lines or ["-"])[-1], (said or ["-"])[-1]))
-    print()
-    print(_("result:           %s") % json.dumps(result))
-    print(_("workflow side:    %s (the result, and both logs)") % workflow)
-    print(_("external computer: %s (working directory; the secret beside it)") % os.path.join(base, accept_id))
-    print(_("relay:            %s (state.sqlite3, and the spool)") % os.path.join(relay, "state"))
-    words = [word.encode() for word in re.findall(r"\d+\.\d+", DEMO_SECRET)] + [b"secret_sn_curve"]
-    count, total, found = demo_search([relay, workflow], words)
-    if found:
-        raise Stop(EX_BUG, _("demo: the secret left the external computer: %s") % found[0].decode("utf-8", "replace"))
-    print(_("the secret table was looked for in all %d files (%d bytes) of relay and workflow side: not there") % (count, total))
-    return code
+    return code, accept_id, result
 
 
 class DemoPart:
