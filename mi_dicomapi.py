@@ -1,37 +1,40 @@
 #!/usr/bin/env python3
 """The relay between a workflow system and external computers (the WebAPI way).
 
-The workflow side (mi_system_wf.py) registers a calculation here, the external computer's poller (mi_system_remote.py) asks for it
-over outbound https, runs its own agreed command, and brings the agreed results back. Run by the operator of the workflow system,
-as an ordinary user of its own; needs this one file, Python 3.6 or newer and a directory for its state.
+The workflow side (mi_system_wf.py) registers a calculation here, the external computer's poller
+(mi_system_remote.py) asks for it over outbound https, runs its own agreed command, and brings the agreed
+results back. Run by the operator of the workflow system, as an ordinary user of its own; needs this one file,
+Python 3.6 or newer and a directory for its state.
 
 usage: mi_dicomapi.py [serve]                    serve as the ini says (systemd, or a terminal)
-       mi_dicomapi.py demo [--keep]              a whole calculation on this machine: relay, poller, workflow side
+       mi_dicomapi.py demo [--keep]              a whole calculation here: relay, poller, workflow side
        mi_dicomapi.py token issue USER [--roles R,R] [--sites S,S] [--days N] | list | revoke NUMBER
-       mi_dicomapi.py user add USER [--roles R,R] [--sites S,S] | passwd USER | remove USER | list      (auth = login)
-       mi_dicomapi.py check [--upgrade]          looks at ini, files, certificate, disk, limits, tokens, and at the running relay; --upgrade: only
-                                                 at what an older version has left
+       mi_dicomapi.py user add USER [--roles R,R] [--sites S,S] | passwd USER | remove USER | list
+                                                 (auth = login)
+       mi_dicomapi.py check [--upgrade]          looks at ini, files, certificate, disk, limits, tokens, and at
+                                                 the running relay; --upgrade: only at what an older version left
        mi_dicomapi.py unit                       prints a systemd unit for `serve`
        mi_dicomapi.py list [--all] | show ACCEPT_ID
        mi_dicomapi.py cancel | end | rerun [--force] ACCEPT_ID [--reason TEXT]
-       mi_dicomapi.py maintenance on [--reason TEXT] | off        no new calculations or claims; what runs is brought to its end
+       mi_dicomapi.py maintenance on [--reason TEXT] | off        no new calculations or claims; what runs
+                                                 is brought to its end
        mi_dicomapi.py backup DIR | restore DIR
 options: --ini FILE  --json  -q  -v  --version  --help      (of an ACCEPT_ID, the first eight characters do)
 
-exit codes: 0 done, 64 usage, 66 an input is missing, 69 unavailable (port in use), 70 bug, 74 input/output or disk full,
-75 try again later (another instance runs), 77 no permission, 78 configuration, 130 after Ctrl+C
+exit codes: 0 done, 64 usage, 66 an input is missing, 69 unavailable (port in use), 70 bug, 74 input/output or
+disk full, 75 try again later (another instance runs), 77 no permission, 78 configuration, 130 after Ctrl+C
 
 contents (grep -n '^# ====' prints them with their lines):
   shared: alone                 no module is taken from where results arrive
   the nine steps                the states, and who may move a calculation from which to which
   the calls                     one function for each, by the nine steps; what they share
   files                         numbers in URLs, pieces and packs, never a whole file in memory
-  who may, leases and restore   tokens, log-ins, work; claims that lapse; what a backup does not know; the sweeper
+  who may, leases and restore   tokens, log-ins, work; claims that lapse; life after a restore; the sweeper
   the store                     one SQLite writer, and a spool of files beside it
   connections                   nobody without a token ever holds a thread
   configuration                 the ini as a whole, certificates
   start and command line
-  operator                      the words for people: token, user, check, unit, list, show, cancel, maintenance, backup
+  operator                      the words for people: token, user, check, unit, list, show, cancel, backup
   fielded                       the protocol of before ("v1"), for programs that still speak it
   demo
   shared: names                 names of files: checked by every receiver
@@ -43,12 +46,14 @@ contents (grep -n '^# ====' prints them with their lines):
   texts of units
   Japanese
 
-threads: the selector (Front.serve, the main thread) owns every connection but those at work; `workers` workers (Front.work) run the
-calls; the doorkeeper (Front.doorkeeper) the log-ins; the writer (Store.run) makes all changes of the database, many in one commit; the
-sweeper (Relay.housekeeping) does once a second what is due. Reading goes from every thread.
-locks are held for moments, and none is taken under another, but that `placing` (files of a result are put in their place) is held over a
-change of the database, after which the writer takes the front's. Front.lock: who waits for what. Front.ready: what is to be done.
-Relay.counting: bytes on their way, work owed. Relay.announcing: fielded pollers. Upload.lock: one file that arrives.
+threads: the selector (Front.serve, the main thread) owns every connection but those at work; `workers` workers
+(Front.work) run the calls; the doorkeeper (Front.doorkeeper) the log-ins; the writer (Store.run) makes all
+changes of the database, many in one commit; the sweeper (Relay.housekeeping) does once a second what is due.
+Reading goes from every thread.
+locks are held for moments, and none is taken under another, but that `placing` (files of a result are put in
+their place) is held over a change of the database, after which the writer takes the front's. Front.lock: who
+waits for what. Front.ready: what is to be done. Relay.counting: bytes on their way, work owed.
+Relay.announcing: fielded pollers. Upload.lock: one file that arrives.
 """
 import sys
 
@@ -108,48 +113,57 @@ BASE = "/mi-distcomp-api/"
 SMALL_BODY = 64 << 10          # bytes: bodies up to this are collected without a thread
 MAX_JSON = 4 << 20             # bytes of a JSON body
 PAGE = 2000                    # entries of a manifest in one answer or call
-V1_BYTES = (2 << 30) // 4 * 3 - (128 << 10)           # bytes of files that fit into a fielded body of 2 GiB as base64, with what is around them
+# bytes of files that fit into a fielded body of 2 GiB as base64, with what is around them
+V1_BYTES = (2 << 30) // 4 * 3 - (128 << 10)
 PACK_FILES = 4096              # files in a pack that the relay sends
 PACK_FILE = 1 << 20            # bytes: the largest file that travels in a pack
 CHUNK = 256 << 10              # bytes of one read or write
 BLOCK = 4 << 10                # bytes, about, that a file takes on the disk beside its own
 ENTRY = 150                    # bytes that an entry of a manifest takes in the database beside its name
 MAX_HEAD = 16 << 10            # bytes of request line and headers
-AT_ONCE = 0.001                # seconds that a worker waits for the next request of the client that it has just answered
-SHARES = 60                    # a token may have so many-th a part of all connections even where they are all taken
-LINGER = 2.0                   # seconds for a refused client to read the answer before its connection is closed
+AT_ONCE = 0.001     # seconds that a worker waits for the next request of the client that it has just answered
+SHARES = 60              # a token may have so many-th a part of all connections even where they are all taken
+LINGER = 2.0                 # seconds for a refused client to read the answer before its connection is closed
 LEAVE = 25                     # seconds after a signal until it ends in any case; running requests get 10
 STALL = 60                     # seconds that a transfer may stand still
 RATE_OVER = 15                 # seconds over each of which a transfer must keep [limits] min_rate
-PARKED = 2 << 20               # bytes of bodies that the waiting calls of a user may hold; beyond it a call is answered without waiting
-BALLAST = 4 << 20              # bytes held on the disk, let go of when it is full so that SQLite can still clean up
-LIVE_OUTPUT = 64 << 20         # bytes of a running command's output that are passed on; all of it comes with the results
+# bytes of bodies that the waiting calls of a user may hold; beyond it a call is answered without waiting
+PARKED = 2 << 20
+BALLAST = 4 << 20        # bytes held on the disk, let go of when it is full so that SQLite can still clean up
+# bytes of a running command's output that are passed on; all of it comes with the results
+LIVE_OUTPUT = 64 << 20
 LISTED = 10000                 # incomplete files named in one answer, calculations in one call
 PARTS = 200000                 # objects, lists and commas of a JSON body: what it grows to in memory
 WORK = 32000000                # the work of one call, in units of about 0.25 us: 8 s
 WORK_AHEAD = 4000000           # so much work may a user owe, and still be served
 WORK_RATE = 1000000            # work a second that is forgiven: a quarter of one processor
-STAR_WORK, NAME_WORK, ROW_WORK = 16, 20, 40           # of a character with a pattern of many stars, of a name, of a row in the database
+# of a character with a pattern of many stars, of a name, of a row in the database
+STAR_WORK, NAME_WORK, ROW_WORK = 16, 20, 40
 NOTE_WORK = 10000              # of a note that is written, logged and told
 NOTE_EVERY = 5                 # seconds between two notes of why a calculation waits
 NAMED = 100                    # names of each verdict that are kept
 NOTHING = hashlib.sha256(b"").hexdigest()              # the sum of an empty file, and of a directory
 ROUNDS = 600000                # of PBKDF2 for a password
-LOGINS = 20                    # log-ins that wait for their turn, and a quarter of it from one address; more are told to come again
+# log-ins that wait for their turn, and a quarter of it from one address; more are told to come again
+LOGINS = 20
 LOGGED_IN = 50                 # log-ins of a user that are good at once; a further one ends the oldest
-KNOWN = 8                      # addresses from which a user has logged in last: there only his own failures lock him
-FAILED = {"both": 5, "address": 20, "user": 50}       # failed log-ins of a user from one address, of an address, of a user, until it is locked
+KNOWN = 8               # addresses from which a user has logged in last: there only his own failures lock him
+# failed log-ins of a user from one address, of an address, of a user, until it is locked
+FAILED = {"both": 5, "address": 20, "user": 50}
 
 
 # ==== the nine steps ====
 WORKFLOW, REMOTE, OPERATOR, RELAY = "workflow", "remote", "operator", "relay"
 REGISTERED, ALLOWED, SENDING, SENT, RUNNING, ENDED, GETTING, GOT, FINISHED = (
     "registered", "allowed", "sending", "sent", "running", "ended", "getting", "got", "finished")
-WORDS = {REGISTERED: "not start", ALLOWED: "not start", SENDING: "sending params", SENT: "complete send", RUNNING: "running",
-         ENDED: "calc end", GETTING: "getting return", GOT: "got return", FINISHED: "got return"}     # calc_progress on the wire
+# calc_progress on the wire
+WORDS = {REGISTERED: "not start", ALLOWED: "not start", SENDING: "sending params", SENT: "complete send",
+         RUNNING: "running", ENDED: "calc end", GETTING: "getting return", GOT: "got return",
+         FINISHED: "got return"}
 CLAIMED = (SENDING, SENT, RUNNING, ENDED, GETTING)
 
-# The nine steps: who may make them, from which state, to which. frm () registers. The table is all there is: move() obeys it.
+# The nine steps: who may make them, from which state, to which. frm () registers. The table is all there is:
+# move() obeys it.
 Step = collections.namedtuple("Step", "number name role frm to")
 STEPS = [
     Step(1, "add-calcinfo", WORKFLOW, (), REGISTERED),
@@ -163,13 +177,15 @@ STEPS = [
     Step(8, "end-send", REMOTE, (GETTING,), GOT),
     Step(9, "finish", WORKFLOW, (GOT,), FINISHED),
     Step(3, "lapse", RELAY, (SENDING, SENT), ALLOWED),                # a claim that lapsed before calc-start
-    Step(8, "lost", RELAY, (SENDING, SENT, RUNNING, ENDED, GETTING), GOT),       # out of contact for lost_after (or v1_lost_after)
+    # out of contact for lost_after (or v1_lost_after)
+    Step(8, "lost", RELAY, (SENDING, SENT, RUNNING, ENDED, GETTING), GOT),
     Step(8, "end-send unsent", REMOTE, (ENDED,), GOT),                # a fielded poller whose upload failed
     Step(2, "cancel-wait-calc", WORKFLOW, (REGISTERED, ALLOWED), GOT),
-    Step(3, "cancelled", RELAY, (SENDING, SENT), GOT),                # cancelled, and its claim lapsed before calc-start
+    Step(3, "cancelled", RELAY, (SENDING, SENT), GOT),     # cancelled, and its claim lapsed before calc-start
     Step(2, "rerun", WORKFLOW, (GOT,), ALLOWED),                      # a person's word
     Step(2, "rerun --force", WORKFLOW, (RUNNING, ENDED, GETTING), ALLOWED),
-    Step(3, "adopt inputs", RELAY, (ALLOWED,), SENDING),   # after a restore: its poller knows more than the backup
+    # after a restore: its poller knows more than the backup
+    Step(3, "adopt inputs", RELAY, (ALLOWED,), SENDING),
     Step(5, "adopt", RELAY, (REGISTERED, ALLOWED, SENDING, SENT, RUNNING), RUNNING),
 ]
 STEP = {step.name: step for step in STEPS}
@@ -178,21 +194,23 @@ Route = collections.namedtuple("Route", "role function bulk")
 
 
 def move(relay, tx, step, row, under=None, **changes):
-    """The only place where a state changes. False: the calculation was not in one of step.frm (or, for the holder of a claim,
-    no longer under it).
-    Logged, and whoever waits for it is told, once it is on disk."""
+    """The only place where a state changes. False: the calculation was not in one of step.frm (or, for the
+    holder of a claim, no longer under it). Logged, and whoever waits for it is told, once it is on disk."""
     sets = ", ".join("%s = ?" % name for name in changes)
     marks = ", ".join("?" * len(step.frm))
     now = time.time()
-    done = tx.db.execute(
-        "UPDATE calculations SET state = ?, version = version + 1, touched = ?, silent = 0, waits = ''%s WHERE seq = ? AND state IN (%s)"
-        " AND (? OR claim = ?)"
-        % (sets and ", " + sets, marks),
-        [step.to, now] + list(changes.values()) + [row["seq"]] + list(step.frm) + [under is None, under]).rowcount
+    done = tx.db.execute("UPDATE calculations SET state = ?, version = version + 1, touched = ?, silent = 0,"
+                         " waits = ''%s WHERE seq = ? AND state IN (%s) AND (? OR claim = ?)"
+                         % (sets and ", " + sets, marks),
+                         [step.to, now] + list(changes.values()) + [row["seq"]] + list(step.frm)
+                         + [under is None, under]).rowcount
     if done:
         accept_id, site, user = row["accept_id"], row["site"], row["user"]
-        shown = {key: changes[key] for key in ("attempt", "poller", "status", "exit_code", "reason") if changes.get(key) not in (None, "")}
-        tx.after(lambda: log("info", accept_id, "%d %s" % (step.number, step.name), site=site, user=user, **shown))
+        shown = {key: changes[key]
+                 for key in ("attempt", "poller", "status", "exit_code", "reason")
+                 if changes.get(key) not in (None, "")}
+        tx.after(lambda: log("info", accept_id, "%d %s" % (step.number, step.name), site=site, user=user,
+                             **shown))
         tx.after(lambda: relay.front.fire(("calc", accept_id)))
         if step.to == ALLOWED:
             need = tx.db.execute("SELECT bytes FROM calculations WHERE seq = ?", (row["seq"],)).fetchone()[0]
@@ -201,10 +219,11 @@ def move(relay, tx, step, row, under=None, **changes):
 
 
 # ==== the calls ====
-Park = collections.namedtuple("Park", "key")                                # a call's answer when it waits for an event of this key
-Spool = collections.namedtuple("Spool", "segments length headers status then moved")  # a call's answer from the spool, see send_spool()
+Park = collections.namedtuple("Park", "key")          # a call's answer when it waits for an event of this key
+# a call's answer from the spool, see send_spool()
+Spool = collections.namedtuple("Spool", "segments length headers status then moved")
 Spool.__new__.__defaults__ = (None, None)
-Bare = collections.namedtuple("Bare", "parsed")                             # a call's answer without the envelope
+Bare = collections.namedtuple("Bare", "parsed")                         # a call's answer without the envelope
 
 
 class No(Exception):
@@ -216,8 +235,11 @@ class No(Exception):
         self.http = http or (code if isinstance(code, int) else 400)
 
 
-OUR_KEYS = ("command", "remote-site", "parameters", "parameter_files", "result_files", "result_patterns", "rerun")       # of a calc-info
-VERDICTS = ("missing", "refused", "limit", "name", "unreadable", "changing", "outside", "special", "held")   # why a result stayed where it is
+# of a calc-info
+OUR_KEYS = ("command", "remote-site", "parameters", "parameter_files", "result_files", "result_patterns",
+            "rerun")
+# why a result stayed where it is
+VERDICTS = ("missing", "refused", "limit", "name", "unreadable", "changing", "outside", "special", "held")
 GONE = "it was fetched, and its files had to make room for others"
 
 
@@ -235,10 +257,12 @@ def add_calcinfo(c):
     if rules["users"] and c.who.user not in rules["users"]:
         raise No(403, "user %s may not use site %s" % (c.who.user, site), why="users")
     names, patterns = check_declared(c, info)
-    entries, more = check_page(info.get("parameter_files", {}), reserved=LOG_NAMES), bool(c.fields.get("more"))
+    entries, more = check_page(info.get("parameter_files", {}), reserved=LOG_NAMES), bool(
+        c.fields.get("more"))
     total = check_sizes(relay, entries)
     kept = kept_of(info, parameters, names, patterns)
-    print256 = hashlib.sha256(json.dumps([site, command, kept, named(entries), c.fields.get("total")]).encode()).hexdigest()
+    print256 = hashlib.sha256(json.dumps([site, command, kept, named(entries),
+                                          c.fields.get("total")]).encode()).hexdigest()
     request_id, accept_id, now = c.text("request_id"), str(uuid.uuid4()), time.time()
     if not 0 < len(request_id) <= 200:
         raise No(400, "request_id is a text of at most 200 characters")
@@ -246,21 +270,25 @@ def add_calcinfo(c):
                     or any("/" in entry[0] for entry in entries))
 
     def work(tx):
-        row = tx.db.execute("SELECT %s, fingerprint FROM calculations WHERE user = ? AND request_id = ?" % BRIEF, (c.who.user, request_id)).fetchone()
+        row = tx.db.execute("SELECT %s, fingerprint FROM calculations WHERE user = ? AND request_id = ?"
+                            % BRIEF, (c.who.user, request_id)).fetchone()
         if row is not None:
             if row["fingerprint"] != print256:
-                raise No(409, "request_id %s was used for another calculation" % printable(request_id), why="differs", accept_id=row["accept_id"])
+                raise No(409, "request_id %s was used for another calculation" % printable(request_id),
+                         why="differs", accept_id=row["accept_id"])
             return row, True
         check_free(relay, total)
         check_quota(relay, tx, c.who.user, site, rules, total + len(kept) + room_of_names(entries))
-        seq = tx.db.execute(
-            "INSERT INTO calculations (accept_id, user, request_id, fingerprint, site, command, info, texts, needs_v2, state, registered, touched)"
-            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            (accept_id, c.who.user, request_id, print256, site, command, kept, len(kept), needs_v2, REGISTERED, now, now)).lastrowid
+        seq = tx.db.execute("INSERT INTO calculations (accept_id, user, request_id, fingerprint, site,"
+                            " command, info, texts, needs_v2, state, registered, touched) VALUES (?, ?, ?,"
+                            " ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                            (accept_id, c.who.user, request_id, print256, site, command, kept, len(kept),
+                             needs_v2, REGISTERED, now, now)).lastrowid
         insert_page(tx, seq, "input", 0, entries, more)
         row = tx.db.execute("SELECT %s FROM calculations WHERE seq = ?" % BRIEF, (seq,)).fetchone()
         tx.after(lambda: relay.count_new(c.who.user, total))
-        tx.after(lambda: log("info", accept_id, "1 add-calcinfo", site=site, user=c.who.user, command=command, inputs=len(entries)))
+        tx.after(lambda: log("info", accept_id, "1 add-calcinfo", site=site, user=c.who.user, command=command,
+                             inputs=len(entries)))
         if c.fields.get("allow") and not entries and not more:
             move(relay, tx, STEP["allow-wait-calc"], row, allowed=now)
         return tx.db.execute("SELECT %s FROM calculations WHERE seq = ?" % BRIEF, (seq,)).fetchone(), False
@@ -271,7 +299,8 @@ def add_calcinfo(c):
 
 
 def check_declared(c, info):
-    """The declared results of a calc-info as (names in order, patterns); the logs are always implied. 400 if unusable."""
+    """The declared results of a calc-info as (names in order, patterns); the logs are always implied. 400 if
+    unusable."""
     names, patterns = info.get("result_files", {}), info.get("result_patterns", [])
     if not isinstance(names, (dict, list)) or not isinstance(patterns, list):
         raise No(400, "result_files is an object of names, result_patterns a list")
@@ -286,9 +315,11 @@ def check_declared(c, info):
 
 
 def kept_of(info, parameters, names, patterns):
-    """What is kept of a calc-info, as JSON: with every key that this relay does not know, without those that are its own to say."""
+    """What is kept of a calc-info, as JSON: with every key that this relay does not know, without those that
+    are its own to say."""
     extra = {key: value for key, value in info.items() if key not in OUR_KEYS}
-    return json.dumps({"parameters": parameters, "result_names": names, "result_patterns": patterns, "extra": extra}, ensure_ascii=False)
+    return json.dumps({"parameters": parameters, "result_names": names, "result_patterns": patterns,
+                       "extra": extra}, ensure_ascii=False)
 
 
 def check_quota(relay, tx, user, site, rules, total):
@@ -296,30 +327,35 @@ def check_quota(relay, tx, user, site, rules, total):
     check_open(relay, user)
     check_bytes(relay, tx, user, total)
     if rules["max_waiting"]:
-        waiting = tx.db.execute("SELECT COUNT(*) FROM (SELECT 1 FROM calculations WHERE site = ? AND state = ? LIMIT ?)",
-                                (site, ALLOWED, rules["max_waiting"])).fetchone()[0]
+        waiting = tx.db.execute("SELECT COUNT(*) FROM (SELECT 1 FROM calculations WHERE site = ? AND state ="
+                                " ? LIMIT ?)", (site, ALLOWED, rules["max_waiting"])).fetchone()[0]
         if waiting >= rules["max_waiting"]:
-            raise No(429, "%d calculations wait for site %s; try again later" % (waiting, site), why="max_waiting")
+            raise No(429, "%d calculations wait for site %s; try again later" % (waiting, site),
+                     why="max_waiting")
 
 
 def check_open(relay, user):
     """429 when the user has as many unfinished calculations as the ini lets one have."""
     most = relay.conf["limits"]["calculations_per_user"]
     if most and relay.open_of[user] >= most:
-        raise No(429, "user %s has %d unfinished calculations; try again later" % (user, relay.open_of[user]), why="calculations_per_user")
+        raise No(429, "user %s has %d unfinished calculations; try again later" % (user, relay.open_of[user]),
+                 why="calculations_per_user")
 
 
 def check_bytes(relay, source, user, total):
-    """429 when the user would hold more bytes than the ini lets one hold: of files, names, texts and live output. source: the store, or
-    tx."""
+    """429 when the user would hold more bytes than the ini lets one hold: of files, names, texts and live
+    output. source: the store, or tx."""
     most = relay.conf["limits"]["bytes_per_user"]
-    used = most and (source.read("SELECT SUM(bytes + texts) FROM calculations WHERE user = ?", user)[0][0] or 0) + relay.live[user]
+    used = (most
+            and (source.read("SELECT SUM(bytes + texts) FROM calculations WHERE user = ?", user)[0][0] or 0)
+            + relay.live[user])
     if most and used + total > most:
         raise No(429, "user %s holds %d bytes; try again later" % (user, used), why="bytes_per_user")
 
 
 def allow_wait_calc(c):
-    """2. All inputs are complete: the external computer may have it. 409 with the incomplete ones otherwise."""
+    """2. All inputs are complete: the external computer may have it. 409 with the incomplete ones
+    otherwise."""
     row = own(c)
     if row["state"] == REGISTERED and (row["inputs_open"] or row["inputs_more"]):
         raise incomplete(c, row, "input")
@@ -330,7 +366,8 @@ def allow_wait_calc(c):
 
 
 def calc_request(c):
-    """3. The oldest allowed calculation of this site and user, claimed in one guarded statement; waits up to `wait` seconds for one."""
+    """3. The oldest allowed calculation of this site and user, claimed in one guarded statement; waits up to
+    `wait` seconds for one."""
     site, relay = c.text("site_id"), c.relay
     check_site(c, site)
     relay.v1_sites.discard((site, c.who.user))         # its last poller is one of our own
@@ -348,25 +385,28 @@ def calc_request(c):
     def work(tx):
         row = tx.db.execute(*again).fetchone()
         if row is None:
-            row = next((found for found in tx.db.execute(*waiting) if not relay.announced_to_other(found["accept_id"], "", time.monotonic())), None)
+            row = next((found
+                        for found in tx.db.execute(*waiting)
+                        if not relay.announced_to_other(found["accept_id"], "", time.monotonic())), None)
             if row is None:
                 return None
             claim = "%d.%s" % (row["attempt"] + 1, os.urandom(16).hex())
-            move(relay, tx, STEP["calc-request"], row, claim=claim, attempt=row["attempt"] + 1, take=take, protocol=2,
-                 poller=c.text("poller")[:200], claimed=time.time())
+            move(relay, tx, STEP["calc-request"], row, claim=claim, attempt=row["attempt"] + 1, take=take,
+                 protocol=2, poller=c.text("poller")[:200], claimed=time.time())
             row = tx.db.execute(query + " AND take = ?", again[1]).fetchone()
         return row
 
     row, key, large = None, ("site", site, c.who.user), {}
     relay.check_maintenance()
     seen = relay.front.seen(key)
-    if not relay.in_grace() and relay.nothing.get(key) != seen:        # whatever comes for this site and user is an event
+    # whatever comes for this site and user is an event
+    if not relay.in_grace() and relay.nothing.get(key) != seen:
         if relay.store.read("SELECT 1 FROM calculations WHERE site = ? AND user = ? AND state IN (?, ?)"
                             " AND (take = ? OR state = ? AND bytes <= ?) LIMIT 1",
                             site, c.who.user, ALLOWED, SENDING, take, ALLOWED, free):
             row = relay.store.write(work, "calc-request")
-        elif not relay.store.read("SELECT 1 FROM calculations WHERE site = ? AND user = ? AND state IN (?, ?) LIMIT 1",
-                                  site, c.who.user, ALLOWED, SENDING):
+        elif not relay.store.read("SELECT 1 FROM calculations WHERE site = ? AND user = ? AND state IN (?,"
+                                  " ?) LIMIT 1", site, c.who.user, ALLOWED, SENDING):
             relay.nothing[key] = seen
         else:
             large = too_large(c, site, free)
@@ -374,21 +414,24 @@ def calc_request(c):
     if row is None:
         if time.monotonic() < c.until and not fresh:
             return Park(key)
-        raise No("0300", "There is no information for accept_id(None), about the your site id(%s)" % site, http=200, wanted=missed, large=large)
+        raise No("0300", "There is no information for accept_id(None), about the your site id(%s)" % site,
+                 http=200, wanted=missed, large=large)
     relay.renew(row, relay.conf["times"]["accept_lease"])
-    return dict(calc_info(c, row), message="claimed", accept_id=row["accept_id"], claim=row["claim"], attempt=row["attempt"],
-                lease=relay.conf["times"]["lease"], wanted=missed)
+    return dict(calc_info(c, row), message="claimed", accept_id=row["accept_id"], claim=row["claim"],
+                attempt=row["attempt"], lease=relay.conf["times"]["lease"], wanted=missed)
 
 
 def too_large(c, site, free):
-    """{accept_id: bytes} of what waits for this poller, but needs more room than the `free` bytes that it has. Whoever waits for it is told."""
-    rows = c.relay.store.read("SELECT accept_id, bytes FROM calculations WHERE site = ? AND state = ? AND user = ? AND bytes > ? LIMIT 100",
-                              site, ALLOWED, c.who.user, free)
+    """{accept_id: bytes} of what waits for this poller, but needs more room than the `free` bytes that it
+    has. Whoever waits for it is told."""
+    rows = c.relay.store.read("SELECT accept_id, bytes FROM calculations WHERE site = ? AND state = ? AND"
+                              " user = ? AND bytes > ? LIMIT 100", site, ALLOWED, c.who.user, free)
     due = [row for row in rows if c.relay.may_note(row["accept_id"], c.who.user)]
     c.relay.spend(c, NOTE_WORK * len(due))
     for row in due:
-        c.relay.note_waits(row["accept_id"], c.who.user, "its inputs need %s, the external computer's disk has room for %s" % (
-            amount(row["bytes"]), amount(free)))
+        c.relay.note_waits(row["accept_id"], c.who.user,
+                           "its inputs need %s, the external computer's disk has room for %s"
+                           % (amount(row["bytes"]), amount(free)))
     return {row["accept_id"]: row["bytes"] for row in rows}
 
 
@@ -398,23 +441,30 @@ def amount(count):
 
 
 def wanted(c, site):
-    """({accept_id: claim} of what this very poller claimed, is out of contact, and is not in its `have`; is one of them so since a moment
-    ago?): it may have delivered it to a relay that was restored from an older backup since."""
+    """({accept_id: claim} of what this very poller claimed, is out of contact, and is not in its `have`; is
+    one of them so since a moment ago?): it may have delivered it to a relay that was restored from an older
+    backup since."""
     relay, have = c.relay, c.get("have", dict, {})
     if not relay.silent:
         return {}, False
-    rows = [row for row in relay.store.read(
-        "SELECT accept_id, claim, silent FROM calculations WHERE site = ? AND state IN (?, ?, ?) AND user = ? AND poller = ? AND claim IS NOT NULL"
-        " LIMIT 1000", site, RUNNING, ENDED, GETTING, c.who.user, c.text("poller"))
+    rows = [row
+            for row in relay.store.read("SELECT accept_id, claim, silent FROM calculations WHERE site = ?"
+                                        " AND state IN (?, ?, ?) AND user = ? AND poller = ? AND claim IS"
+                                        " NOT NULL LIMIT 1000", site, RUNNING, ENDED, GETTING, c.who.user,
+                                        c.text("poller"))
             if row["accept_id"] in relay.silent and row["accept_id"] not in have]
-    return {row["accept_id"]: row["claim"] for row in rows}, any((relay.silent_seconds(row) or 0) < 2 for row in rows)
+    return {row["accept_id"]: row["claim"] for row in rows}, any((relay.silent_seconds(row) or 0) < 2
+                                                                 for row in rows)
 
 
 def calc_info(c, row):
     """What a poller is told of a calculation: calc-info and the first page of its inputs."""
-    kept = json.loads(c.relay.store.read("SELECT info FROM calculations WHERE seq = ?", row["seq"])[0]["info"])
-    info = dict(kept["extra"], **{"command": row["command"], "remote-site": row["site"], "parameters": kept["parameters"],
-                                  "result_files": {name: {} for name in kept["result_names"]}, "result_patterns": kept["result_patterns"]})
+    kept = json.loads(c.relay.store.read("SELECT info FROM calculations WHERE seq = ?", row["seq"])[
+        0]["info"])
+    info = dict(kept["extra"],
+                **{"command": row["command"], "remote-site": row["site"], "parameters": kept["parameters"],
+                   "result_files": {name: {} for name in kept["result_names"]},
+                   "result_patterns": kept["result_patterns"]})
     return {"calc-info": info, "inputs": page_of(c, row["seq"], "input", 0)}
 
 
@@ -442,12 +492,14 @@ def calc_end(c):
         raise No(400, "result is \"calc end\" or \"abnormal\"")
     good = word == "calc end" and code == 0
     reason = printable(c.text("reason", ""))[:1000] or ("" if good else "exit code %s" % code)
-    if reason == "cancelled" and row["cancel"]:        # the poller knows no more than that; here it is known by whom
+    # the poller knows no more than that; here it is known by whom
+    if reason == "cancelled" and row["cancel"]:
         reason = row["cancel"]
-    report = {key: c.fields[key] for key in ("started", "ended", "cpu", "maxrss") if isinstance(c.fields.get(key), (int, float))}
+    report = {key: c.fields[key]
+              for key in ("started", "ended", "cpu", "maxrss") if isinstance(c.fields.get(key), (int, float))}
     name = "calc-end" if word == "calc end" or row["state"] not in (SENDING, SENT) else "calc-end abnormal"
-    make_step(c, name, row, status="completed" if good else "abnormal", reason=reason, ended=time.time(), exit_code=code,
-              signal=c.get("signal", int, None), report=json.dumps(report))
+    make_step(c, name, row, status="completed" if good else "abnormal", reason=reason, ended=time.time(),
+              exit_code=code, signal=c.get("signal", int, None), report=json.dumps(report))
     return {"message": "ended"}
 
 
@@ -460,7 +512,9 @@ def send_results(c):
     told = {key: check_reasons(c, key) for key in ("missing", "refused")}
     told["verdicts"] = check_verdicts(c)
     check_room(c.relay, entries)
-    print256 = hashlib.sha256(json.dumps([named(entries), more, told, c.text("digest", "")]).encode()).hexdigest()    # digest: of all its pages
+    # digest: of all its pages
+    print256 = hashlib.sha256(json.dumps([named(entries), more, told,
+                                          c.text("digest", "")]).encode()).hexdigest()
     if row["state"] == GETTING and row["manifest"] == print256:
         return {"message": "getting"}                  # asked again
 
@@ -468,7 +522,8 @@ def send_results(c):
 
     def work(tx):
         count_reasons(tx, row["seq"], told)
-        if not move(c.relay, tx, STEP["send-results"], row, row["claim"], manifest=print256, results=0, results_open=0, **told):
+        if not move(c.relay, tx, STEP["send-results"], row, row["claim"], manifest=print256, results=0,
+                    results_open=0, **told):
             raise No(409, "send-results is not possible now", why="state", state=WORDS[row["state"]])
         drop_results(tx, row["seq"])
         insert_page(tx, row["seq"], "result", 0, entries, more)
@@ -477,11 +532,11 @@ def send_results(c):
     folder = c.relay.store.spool(row["accept_id"], "result").rstrip(b"/")
     old = folder + b"." + utf8(os.urandom(4).hex())
 
-    def set_aside():                                   # what came for the manifest before; not sooner, it may be all there is
+    def set_aside():                   # what came for the manifest before; not sooner, it may be all there is
         c.relay.forget_uploads(row["seq"])
         try:
             os.rename(folder, old)
-        except OSError:                                # there was none; or new files replace the old ones one by one
+        except OSError:                         # there was none; or new files replace the old ones one by one
             pass
 
     c.relay.store.write(work, "send-results")
@@ -491,11 +546,15 @@ def send_results(c):
 
 def check_results(c, row, entries):
     """400 unless every entry was declared by the workflow side (or is a log)."""
-    kept = json.loads(c.relay.store.read("SELECT info FROM calculations WHERE seq = ?", row["seq"])[0]["info"])
+    kept = json.loads(c.relay.store.read("SELECT info FROM calculations WHERE seq = ?", row["seq"])[
+        0]["info"])
     patterns, exact = kept["result_patterns"], set(kept["result_names"])
     each = sum(STAR_WORK if isinstance(pattern(text), Stars) else 1 for text in patterns)
-    c.relay.spend(c, NAME_WORK * len(exact) + sum(NAME_WORK + len(entry[0]) * each for entry in entries if entry[0] not in exact))
-    parts = [patterns[at:at + PATTERNS] for at in range(0, len(patterns), PATTERNS)] or [[]]       # more than one: of an older version
+    c.relay.spend(c,
+                  NAME_WORK * len(exact)
+                  + sum(NAME_WORK + len(entry[0]) * each for entry in entries if entry[0] not in exact))
+    # more than one: of an older version
+    parts = [patterns[at:at + PATTERNS] for at in range(0, len(patterns), PATTERNS)] or [[]]
     wanted = [declared(exact, part) for part in parts]
     for name in (entry[0] for entry in entries):
         if not any(one(name) for one in wanted):
@@ -511,13 +570,14 @@ def check_reasons(c, key):
 
 
 def check_verdicts(c):
-    """verdicts: {code: {"count", "names"}} of what was asked for and did not come: how many, and the names that their owner lets leave (the
-    first NAMED of each). 400 if malformed."""
+    """verdicts: {code: {"count", "names"}} of what was asked for and did not come: how many, and the names
+    that their owner lets leave (the first NAMED of each). 400 if malformed."""
     found, kept = c.get("verdicts", dict, {}), {}
     for code, entry in found.items():
-        count, names = (entry.get("count"), entry.get("names", [])) if isinstance(entry, dict) else (None, None)
-        if code not in VERDICTS or type(count) is not int or not 0 < count < 1 << 40 or not isinstance(names, list) or \
-                not all(isinstance(name, str) for name in names[:NAMED]):
+        count, names = ((entry.get("count"), entry.get("names", [])) if isinstance(entry, dict)
+                        else (None, None))
+        if (code not in VERDICTS or type(count) is not int or not 0 < count < 1 << 40
+                or not isinstance(names, list) or not all(isinstance(name, str) for name in names[:NAMED])):
             raise No(400, "verdicts is an object of {count, names} for: %s" % " ".join(VERDICTS))
         kept[code] = {"count": count, "names": [printable(name)[:1000] for name in names[:NAMED]]}
     return kept
@@ -525,20 +585,22 @@ def check_verdicts(c):
 
 def count_reasons(tx, seq, told):
     """Counts the texts {column: JSON} that take the place of a calculation's present ones."""
-    tx.db.execute("UPDATE calculations SET texts = texts + ?%s WHERE seq = ?" % "".join(" - LENGTH(%s)" % key for key in told),
-                  (sum(map(len, told.values())), seq))
+    tx.db.execute("UPDATE calculations SET texts = texts + ?%s WHERE seq = ?"
+                  % "".join(" - LENGTH(%s)" % key for key in told), (sum(map(len, told.values())), seq))
 
 
 def drop_results(tx, seq):
     """Takes a manifest of results out of a calculation, and out of what its user holds."""
-    bytes_, texts = tx.db.execute("SELECT COALESCE(SUM(size), 0), COALESCE(SUM(LENGTH(name) + ?), 0) FROM files WHERE calc = ? AND kind = 'result'",
-                                  (ENTRY, seq)).fetchone()
-    tx.db.execute("UPDATE calculations SET bytes = bytes - ?, texts = texts - ? WHERE seq = ?", (bytes_, texts, seq))
+    bytes_, texts = tx.db.execute("SELECT COALESCE(SUM(size), 0), COALESCE(SUM(LENGTH(name) + ?), 0) FROM"
+                                  " files WHERE calc = ? AND kind = 'result'", (ENTRY, seq)).fetchone()
+    tx.db.execute("UPDATE calculations SET bytes = bytes - ?, texts = texts - ? WHERE seq = ?",
+                  (bytes_, texts, seq))
     tx.db.execute("DELETE FROM files WHERE calc = ? AND kind = 'result'", (seq,))
 
 
 def end_send(c):
-    """8. Everything in the manifest has arrived; a success needs at least one of the results that were asked for."""
+    """8. Everything in the manifest has arrived; a success needs at least one of the results that were asked
+    for."""
     row = held(c)
     if c.text("result") != "end send":
         raise No(400, "result is \"end send\"")
@@ -546,8 +608,10 @@ def end_send(c):
         raise incomplete(c, row, "result")
     changes = {}
     if row["state"] == GETTING and row["status"] == "completed":
-        kept = json.loads(c.relay.store.read("SELECT info FROM calculations WHERE seq = ?", row["seq"])[0]["info"])
-        logs = len(c.relay.store.read("SELECT 1 FROM files WHERE calc = ? AND kind = 'result' AND name IN (?, ?)", row["seq"], *LOG_NAMES))
+        kept = json.loads(c.relay.store.read("SELECT info FROM calculations WHERE seq = ?", row["seq"])[
+            0]["info"])
+        logs = len(c.relay.store.read("SELECT 1 FROM files WHERE calc = ? AND kind = 'result' AND name IN"
+                                      " (?, ?)", row["seq"], *LOG_NAMES))
         if kept["result_names"] and row["results"] <= logs:
             changes = {"status": "abnormal", "reason": "none of the results is there"}
     make_step(c, "end-send", row, got=time.time(), **changes)
@@ -560,13 +624,16 @@ def get_calc_result(c):
     row = own(c)
     if row["state"] not in (GOT, FINISHED):
         raise No(409, "the result is not there yet", why="state", state=WORDS[row["state"]])
-    more = c.relay.store.read("SELECT info, missing, refused, verdicts, report FROM calculations WHERE seq = ?", row["seq"])[0]
-    kept, report, page = json.loads(more["info"]), json.loads(more["report"]), page_of(c, row["seq"], "result", 0)
-    result = {"result_files": page["files"], "missing": json.loads(more["missing"]), "refused": json.loads(more["refused"]),
-              "verdicts": json.loads(more["verdicts"]),
-              "status": row["status"], "reason": row["reason"], "exit_code": row["exit_code"], "signal": row["signal"],
-              "result_names": kept["result_names"], "result_patterns": kept["result_patterns"], "command": row["command"],
-              "site": row["site"], "started": report.get("started", row["started"]), "ended": report.get("ended", row["ended"])}
+    more = c.relay.store.read("SELECT info, missing, refused, verdicts, report FROM calculations WHERE seq ="
+                              " ?", row["seq"])[0]
+    kept, report, page = json.loads(more["info"]), json.loads(more["report"]), page_of(
+        c, row["seq"], "result", 0)
+    result = {"result_files": page["files"], "missing": json.loads(more["missing"]),
+              "refused": json.loads(more["refused"]), "verdicts": json.loads(more["verdicts"]),
+              "status": row["status"], "reason": row["reason"], "exit_code": row["exit_code"],
+              "signal": row["signal"], "result_names": kept["result_names"],
+              "result_patterns": kept["result_patterns"], "command": row["command"], "site": row["site"],
+              "started": report.get("started", row["started"]), "ended": report.get("ended", row["ended"])}
     gone = GONE if row["results"] and not c.relay.store.kept(row) else ""
     return {"message": "result", "result-info": result, "next": page["next"], "gone": gone}
 
@@ -587,11 +654,13 @@ def calc_progress(c):
     found = progress_of(c, row)
     if c.get("known", str, None) == found["stamp"] and time.monotonic() < c.until:
         return Park(("calc", row["accept_id"]))
-    return dict(found, accept_id=row["accept_id"], message="status:%s" % (row["status"] if c.name == "calc-status" else WORDS[row["state"]]))
+    return dict(found, accept_id=row["accept_id"],
+                message="status:%s" % (row["status"] if c.name == "calc-status" else WORDS[row["state"]]))
 
 
 def unchanged(c):
-    """own(), not asked of the database again while nothing happened to it since the same connection asked before."""
+    """own(), not asked of the database again while nothing happened to it since the same connection asked
+    before."""
     accept_id, relay = c.text("accept_id"), c.relay
     now = accept_id, c.who, relay.front.seen(("calc", accept_id))
     if len(accept_id) < 36 or c.conn.row is None or c.conn.row[0] != now or accept_id in relay.silent:
@@ -603,18 +672,23 @@ def progress_of(c, row):
     """What a waiting workflow side is told. stamp changes whenever any of it does (queue and idle aside)."""
     away = c.relay.silent_seconds(row)
     ahead, written = None, c.relay.output_sizes(row)
-    what = row["waits"] or (c.relay.what.get(row["accept_id"], "") if row["state"] in (SENDING, SENT, RUNNING) else "")
+    what = (row["waits"]
+            or (c.relay.what.get(row["accept_id"], "") if row["state"] in (SENDING, SENT, RUNNING) else ""))
     if row["state"] == ALLOWED:
-        ahead = c.relay.store.read("SELECT COUNT(*) FROM (SELECT 1 FROM calculations WHERE site = ? AND state = ? AND user = ? AND seq < ?"
-                                   " LIMIT 1000)",
-                                   row["site"], ALLOWED, row["user"], row["seq"])[0][0]
-    return {"progress": WORDS[row["state"]], "status": row["status"], "wait_allow": row["allowed"], "reason": row["reason"],
-            "exit_code": row["exit_code"], "signal": row["signal"], "out_of_contact": away, "queue": ahead, "output": written, "what": what,
-            "warning": v1_warning(c.relay, row["site"], row["user"], row["needs_v2"]) if row["state"] == ALLOWED else "",
+        ahead = c.relay.store.read("SELECT COUNT(*) FROM (SELECT 1 FROM calculations WHERE site = ? AND"
+                                   " state = ? AND user = ? AND seq < ? LIMIT 1000)", row["site"], ALLOWED,
+                                   row["user"], row["seq"])[0][0]
+    return {"progress": WORDS[row["state"]], "status": row["status"], "wait_allow": row["allowed"],
+            "reason": row["reason"], "exit_code": row["exit_code"], "signal": row["signal"],
+            "out_of_contact": away, "queue": ahead, "output": written, "what": what,
+            "warning": v1_warning(c.relay, row["site"], row["user"], row["needs_v2"])
+            if row["state"] == ALLOWED else "",
             "idle": int(c.relay.idle_seconds(row)) if row["state"] == REGISTERED else None,
             "cancelling": bool(row["cancel"]) and row["state"] in (SENDING, SENT, RUNNING),
             "accept_id": row["accept_id"],
-            "stamp": "%d.%d%s%s" % (row["version"], sum(written), "" if away is None else "-", "%x" % binascii.crc32(utf8(what)) if what else "")}
+            "stamp": "%d.%d%s%s"
+            % (row["version"], sum(written), "" if away is None else "-",
+               "%x" % binascii.crc32(utf8(what)) if what else "")}
 
 
 def output(c):
@@ -630,26 +704,31 @@ def output(c):
     over = row["state"] in (ENDED, GETTING, GOT, FINISHED)
     if not data and not over and time.monotonic() < c.until:
         return Park(("calc", row["accept_id"]))
-    return {"message": "output", "offset": offset + len(data), "data": base64.b64encode(data).decode("ascii"), "end": over and not data}
+    return {"message": "output", "offset": offset + len(data), "data": base64.b64encode(data).decode("ascii"),
+            "end": over and not data}
 
 
 def heartbeat(c):
-    """Renews the leases of what a poller holds, takes the commands' output, and tells what to cancel and what it need not hold any more."""
+    """Renews the leases of what a poller holds, takes the commands' output, and tells what to cancel and what
+    it need not hold any more."""
     gone, unknown, cancel, output = [], [], [], {}
     site = c.text("site_id", "")
-    told = c.relay.store.read("SELECT accept_id FROM calculations WHERE site = ? AND state IN (?, ?, ?) AND user = ? AND poller = ?"
-                              " AND cancel IS NOT NULL AND claim IS NOT NULL",
-                              site, SENDING, SENT, RUNNING, c.who.user, c.text("poller", "")) if covers(c.who, site) else []
+    told = (c.relay.store.read("SELECT accept_id FROM calculations WHERE site = ? AND state IN (?, ?, ?) AND"
+                               " user = ? AND poller = ? AND cancel IS NOT NULL AND claim IS NOT NULL", site,
+                               SENDING, SENT, RUNNING, c.who.user, c.text("poller", ""))
+            if covers(c.who, site) else [])
     known = rows_of(c, c.need("calcs", dict))
     for accept_id, entry in c.need("calcs", dict).items():
         if not isinstance(entry, dict):
             raise No(400, "calcs is an object of objects")
         found = [known[accept_id]] if accept_id in known else []
-        if found and c.relay.in_grace() and c.relay.adopt(found[0], entry.get("claim"), entry.get("phase"), c.text("poller")):
+        if (found and c.relay.in_grace()
+                and c.relay.adopt(found[0], entry.get("claim"), entry.get("phase"), c.text("poller"))):
             found = c.relay.store.read("SELECT %s FROM calculations WHERE accept_id = ?" % BRIEF, accept_id)
         if not found:
             unknown.append(accept_id)
-        elif not found[0]["claim"] or found[0]["claim"] != entry.get("claim") or found[0]["state"] in (GOT, FINISHED):
+        elif (not found[0]["claim"] or found[0]["claim"] != entry.get("claim")
+                or found[0]["state"] in (GOT, FINISHED)):
             gone.append(accept_id)
         elif entry.get("phase") == "given back" and found[0]["state"] in (SENDING, SENT):
             c.relay.lapse(found[0])
@@ -661,7 +740,8 @@ def heartbeat(c):
                 cancel.append(accept_id)
             if "out" in entry or "err" in entry:
                 output[accept_id] = [take_output(c, found[0], stream, entry) for stream in ("out", "err")]
-    cancel += [row["accept_id"] for row in told if row["accept_id"] not in cancel]       # also what it claimed since it began to wait
+    # also what it claimed since it began to wait
+    cancel += [row["accept_id"] for row in told if row["accept_id"] not in cancel]
     if not gone and not unknown and not cancel and not output and time.monotonic() < c.until:
         return Park(("poller", c.who.user, c.text("poller")))
     return {"message": "alive", "cancel": cancel, "gone": gone, "unknown": unknown, "output": output}
@@ -672,7 +752,8 @@ def take_output(c, row, stream, entry):
     path = c.relay.store.spool(row["accept_id"], "", "live." + stream)
     size = os.path.getsize(path) if os.path.exists(path) else 0
     part = entry.get(stream)
-    if isinstance(part, list) and len(part) == 2 and part[0] == size and isinstance(part[1], str) and size < LIVE_OUTPUT:
+    if (isinstance(part, list) and len(part) == 2 and part[0] == size and isinstance(part[1], str)
+            and size < LIVE_OUTPUT):
         try:
             data = base64.b64decode(part[1].encode("ascii"), validate=True)
         except ValueError:
@@ -685,15 +766,15 @@ def take_output(c, row, stream, entry):
                 with open(path, "ab", buffering=0) as out:
                     size += out.write(data)
                 c.relay.live[row["user"]] += len(data)
-            except (No, OSError) as error:             # want of room must not keep heartbeats from getting through
+            except (No, OSError) as error:        # want of room must not keep heartbeats from getting through
                 log("warn", row["accept_id"], "output", error=error)
             c.relay.front.fire(("calc", row["accept_id"]))
     return size
 
 
 def cancel_wait_calc(c):
-    """Cancels: at once what nobody has claimed; what is claimed when its holder, told by the heartbeat, has stopped it.
-    Whoever comes first decides: 409 with why=ended after calc-end."""
+    """Cancels: at once what nobody has claimed; what is claimed when its holder, told by the heartbeat, has
+    stopped it. Whoever comes first decides: 409 with why=ended after calc-end."""
     row, reason = own(c), "cancelled: " + (printable(c.text("reason", ""))[:200] or "by the workflow side")
     if row["state"] in (ENDED, GETTING, GOT, FINISHED):
         if row["reason"].startswith("cancelled"):
@@ -701,7 +782,8 @@ def cancel_wait_calc(c):
         raise No(409, "it has ended already", why="ended", state=WORDS[row["state"]])
 
     def work(tx):
-        if move(c.relay, tx, STEP["cancel-wait-calc"], row, status="abnormal", reason=reason, got=time.time()):
+        if move(c.relay, tx, STEP["cancel-wait-calc"], row, status="abnormal", reason=reason,
+                got=time.time()):
             return True
         now = tx.db.execute("SELECT %s FROM calculations WHERE seq = ?" % BRIEF, (row["seq"],)).fetchone()
         if now is None or now["state"] not in (SENDING, SENT, RUNNING):
@@ -716,40 +798,49 @@ def cancel_wait_calc(c):
 
 
 def note_cancel(c, tx, row, now, reason):
-    """What is claimed is to be cancelled: its poller (now: user, poller) is told by the heartbeat, and who waits for news of it at once."""
-    tx.db.execute("UPDATE calculations SET cancel = ?, version = version + 1 WHERE seq = ? AND cancel IS NOT ?", (reason, row["seq"], reason))
+    """What is claimed is to be cancelled: its poller (now: user, poller) is told by the heartbeat, and who
+    waits for news of it at once."""
+    tx.db.execute("UPDATE calculations SET cancel = ?, version = version + 1 WHERE seq = ? AND cancel IS NOT"
+                  " ?", (reason, row["seq"], reason))
     tx.after(lambda: c.relay.front.fire(("calc", row["accept_id"])))
     tx.after(lambda: c.relay.front.fire(("poller", now["user"], now["poller"])))
 
 
 def rerun(c):
-    """A person's word: the same calculation once more, with a new claim and a new working directory. From abnormal before `finish`;
-    with force and a reason also from out of contact: the late result of the old claim is then refused."""
+    """A person's word: the same calculation once more, with a new claim and a new working directory. From
+    abnormal before `finish`; with force and a reason also from out of contact: the late result of the old
+    claim is then refused."""
     row, force, reason = own(c), bool(c.fields.get("force")), printable(c.text("reason", ""))[:200]
     if row["state"] == ALLOWED and row["attempt"]:     # asked again, or about to be run again anyway
         return {"message": "allowed again"}
     if row["state"] == GOT and row["status"] == "abnormal":
         step = STEP["rerun"]
-    elif row["state"] in STEP["rerun --force"].frm and row["protocol"] != 1 and force and reason and row["accept_id"] in c.relay.silent:
+    elif (row["state"] in STEP["rerun --force"].frm and row["protocol"] != 1 and force and reason
+            and row["accept_id"] in c.relay.silent):
         step = STEP["rerun --force"]
     elif row["state"] == ALLOWED and row["attempt"] and not row["claim"]:
         return {"message": "allowed again"}            # the answer was lost
     else:
-        raise No(409, "rerun is possible from abnormal before finish, or out of contact with force and a reason", why="state",
-                 state=WORDS[row["state"]])
+        raise No(409,
+                 "rerun is possible from abnormal before finish, or out of contact with force and a reason",
+                 why="state", state=WORDS[row["state"]])
 
     def work(tx):
         told = {"missing": "{}", "refused": "{}", "verdicts": "{}"}
         count_reasons(tx, row["seq"], told)
-        done = move(c.relay, tx, step, row, status="none", reason="", claim=None, take=None, cancel=None, protocol=0, exit_code=None, signal=None,
-                    started=None, ended=None, got=None, results=0, results_open=0, results_more=0, manifest=None, report="{}", **told)
+        done = move(c.relay, tx, step, row, status="none", reason="", claim=None, take=None, cancel=None,
+                    protocol=0, exit_code=None, signal=None, started=None, ended=None, got=None, results=0,
+                    results_open=0, results_more=0, manifest=None, report="{}", **told)
         if not done:
             raise No(409, "rerun is not possible now", why="state")
-        kept = json.loads(tx.db.execute("SELECT info FROM calculations WHERE seq = ?", (row["seq"],)).fetchone()[0])
-        kept["extra"]["rerun"] = row["attempt"]        # a poller runs an attempt beyond one that it has run only if this covers that
-        tx.db.execute("UPDATE calculations SET info = ? WHERE seq = ?", (json.dumps(kept, ensure_ascii=False), row["seq"]))
+        kept = json.loads(tx.db.execute("SELECT info FROM calculations WHERE seq = ?",
+                                        (row["seq"],)).fetchone()[0])
+        # a poller runs an attempt beyond one that it has run only if this covers that
+        kept["extra"]["rerun"] = row["attempt"]
+        tx.db.execute("UPDATE calculations SET info = ? WHERE seq = ?",
+                      (json.dumps(kept, ensure_ascii=False), row["seq"]))
         drop_results(tx, row["seq"])
-        for stream in ("out", "err"):                  # sooner than anybody can claim it: the next attempt writes from 0
+        for stream in ("out", "err"):       # sooner than anybody can claim it: the next attempt writes from 0
             path = c.relay.store.spool(row["accept_id"], "", "live." + stream)
             if os.path.exists(path):
                 os.unlink(path)
@@ -765,17 +856,21 @@ def end(c):
     """An operator's word: what is out of contact will not come back."""
     row = own(c)
     if row["state"] not in CLAIMED:
-        raise No(409, "end is possible for what is claimed and has not come to its end", why="state", state=WORDS[row["state"]])
+        raise No(409, "end is possible for what is claimed and has not come to its end", why="state",
+                 state=WORDS[row["state"]])
     c.relay.lose(row, "ended by an operator: " + (printable(c.text("reason", ""))[:200] or "no reason given"))
     return {"message": "ended"}
 
 
 def get_calcinfo(c):
     """The table of calculations that are not finished, for an operator."""
-    rows = c.relay.store.read("SELECT %s, registered FROM calculations WHERE state != ? ORDER BY seq LIMIT 100000" % BRIEF, FINISHED)
-    return {"message": "calcinfo", "calculations": {row["accept_id"]: {
-        "user": row["user"], "site": row["site"], "command": row["command"], "accept_time": row["registered"], "calc_progress": WORDS[row["state"]],
-        "calc_status": row["status"], "wait_allow": row["allowed"] or "none"} for row in rows if covers(c.who, row["site"])}}
+    rows = c.relay.store.read("SELECT %s, registered FROM calculations WHERE state != ? ORDER BY seq LIMIT"
+                              " 100000" % BRIEF, FINISHED)
+    return {"message": "calcinfo",
+            "calculations": {row["accept_id"]: {
+        "user": row["user"], "site": row["site"], "command": row["command"], "accept_time": row["registered"],
+        "calc_progress": WORDS[row["state"]], "calc_status": row["status"],
+        "wait_allow": row["allowed"] or "none"} for row in rows if covers(c.who, row["site"])}}
 
 
 def reload_ini(c):
@@ -790,30 +885,38 @@ def reload_ini(c):
 def version(relay, authenticated):
     """What a client learns from one request without a token; free space only with one."""
     limits = relay.conf["limits"]
-    found = {"version": 2, "instance": relay.instance, "max_body": limits["max_body"], "wait": relay.conf["times"]["wait"],
-             "max_file": limits["max_file"], "max_files": limits["max_files"], "page": PAGE, "pack_file": PACK_FILE,
-             "dirs": True, "time": round(time.time(), 3)}
+    found = {"version": 2, "instance": relay.instance, "max_body": limits["max_body"],
+             "wait": relay.conf["times"]["wait"], "max_file": limits["max_file"],
+             "max_files": limits["max_files"], "page": PAGE, "pack_file": PACK_FILE, "dirs": True,
+             "time": round(time.time(), 3)}
     if authenticated:
         found["free"] = relay.store.free()
     return found
 
 
 def own(c):
-    """The calculation that the call names (also by the beginning of its id), if it exists for this caller; otherwise the same 404 as for an
-    unknown id. 409 if there are several."""
+    """The calculation that the call names (also by the beginning of its id), if it exists for this caller;
+    otherwise the same 404 as for an unknown id. 409 if there are several."""
     given = c.text("accept_id")
-    begins = given + "~" if 8 <= len(given) < 36 else given              # an id is of letters, digits and -, which sort before ~
-    rows = c.relay.store.read("SELECT %s FROM calculations WHERE accept_id >= ? AND accept_id <= ? LIMIT 1000" % BRIEF, given, begins)
-    found = [row for row in rows if (row["user"] == c.who.user or OPERATOR in c.who.roles) and covers(c.who, row["site"])]
+    # an id is of letters, digits and -, which sort before ~
+    begins = given + "~" if 8 <= len(given) < 36 else given
+    rows = c.relay.store.read("SELECT %s FROM calculations WHERE accept_id >= ? AND accept_id <= ? LIMIT 1000"
+                              % BRIEF, given, begins)
+    found = [row
+             for row in rows
+             if (row["user"] == c.who.user or OPERATOR in c.who.roles) and covers(c.who, row["site"])]
     if not found:
         raise No(404, "There is no information for accept_id(%s)" % given)
     if len(found) > 1:
-        raise No(409, "accept_id(%s) is the beginning of %s" % (given, " ".join(row["accept_id"] for row in found[:10])), why="prefix")
+        raise No(409,
+                 "accept_id(%s) is the beginning of %s"
+                 % (given, " ".join(row["accept_id"] for row in found[:10])), why="prefix")
     return found[0]
 
 
 def held(c):
-    """own(), if the call's claim is the one in force; its lease is renewed. 409 with why=claim for any other."""
+    """own(), if the call's claim is the one in force; its lease is renewed. 409 with why=claim for any
+    other."""
     row = own(c)
     if not row["claim"] or c.text("claim") != row["claim"] or row["protocol"] == 1:
         if c.relay.in_grace():
@@ -831,7 +934,8 @@ def rows_of(c, ids):
     c.relay.spend(c, ROW_WORK * len(ids))
     for at in range(0, len(ids), 500):
         part = ids[at:at + 500]
-        rows = store.read("SELECT %s FROM calculations WHERE user = ? AND accept_id IN (%s)" % (BRIEF, ", ".join("?" * len(part))), c.who.user, *part)
+        rows = store.read("SELECT %s FROM calculations WHERE user = ? AND accept_id IN (%s)"
+                          % (BRIEF, ", ".join("?" * len(part))), c.who.user, *part)
         found.update((row["accept_id"], row) for row in rows if covers(c.who, row["site"]))
     return found
 
@@ -854,9 +958,10 @@ def make_step(c, name, row, **changes):
 
 
 def check_page(page, before=None, reserved=()):
-    """A page of a manifest {NAME: {size, sha256, x?, mtime?}} as a list of (name, size, sha256, x, mtime), where x (1 or None) says that its
-    owner may execute it and mtime (seconds, or None) when it was changed. A name with a trailing / is an empty directory; they come last.
-    400 if anything in it is not as it should be."""
+    """A page of a manifest {NAME: {size, sha256, x?, mtime?}} as a list of (name, size, sha256, x, mtime),
+    where x (1 or None) says that its owner may execute it and mtime (seconds, or None) when it was changed. A
+    name with a trailing / is an empty directory; they come last. 400 if anything in it is not as it should
+    be."""
     if not isinstance(page, dict) or len(page) > PAGE:
         raise No(400, "a manifest page is an object of at most %d names" % PAGE)
     try:
@@ -866,7 +971,8 @@ def check_page(page, before=None, reserved=()):
     entries = []
     for name, entry in page.items():
         size, sum256 = (entry.get("size"), entry.get("sha256")) if isinstance(entry, dict) else (None, None)
-        if type(size) is not int or not 0 <= size < 1 << 60 or not isinstance(sum256, str) or not re.match(r"[0-9a-f]{64}\Z", sum256):
+        if (type(size) is not int or not 0 <= size < 1 << 60 or not isinstance(sum256, str)
+                or not re.match(r"[0-9a-f]{64}\Z", sum256)):
             raise No(400, "size or sha256 of %s" % name)
         if name.endswith("/") and (size, sum256) != (0, NOTHING):
             raise No(400, "%s is a directory: size 0 and the sum of nothing" % name)
@@ -878,19 +984,22 @@ def check_page(page, before=None, reserved=()):
 
 
 def named(entries):
-    """What tells one manifest from another: name, size, sum of each file. (Marks and empty directories may change without another result.)"""
+    """What tells one manifest from another: name, size, sum of each file. (Marks and empty directories may
+    change without another result.)"""
     return [entry[:3] for entry in entries if not entry[0].endswith("/")]
 
 
 def insert_page(tx, seq, kind, first, entries, more):
     """Adds a checked page to a calculation's manifest."""
-    tx.db.executemany("INSERT INTO files (calc, kind, n, name, size, sha256, x, mtime, done) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                      [(seq, kind, first + n) + entry + (entry[0].endswith("/"),) for n, entry in enumerate(entries)])
+    tx.db.executemany("INSERT INTO files (calc, kind, n, name, size, sha256, x, mtime, done) VALUES (?, ?,"
+                      " ?, ?, ?, ?, ?, ?, ?)",
+                      [(seq, kind, first + n) + entry + (entry[0].endswith("/"),)
+                       for n, entry in enumerate(entries)])
     field = "inputs" if kind == "input" else "results"
-    tx.db.execute("UPDATE calculations SET %s = ?, %s_open = %s_open + ?, %s_more = ?, bytes = bytes + ?, texts = texts + ?, touched = ?"
-                  " WHERE seq = ?" % (field, field, field, field),
-                  (first + len(entries), sum(not entry[0].endswith("/") for entry in entries), more, sum(entry[1] for entry in entries),
-                   room_of_names(entries), time.time(), seq))
+    tx.db.execute("UPDATE calculations SET %s = ?, %s_open = %s_open + ?, %s_more = ?, bytes = bytes + ?,"
+                  " texts = texts + ?, touched = ? WHERE seq = ?" % (field, field, field, field),
+                  (first + len(entries), sum(not entry[0].endswith("/") for entry in entries), more,
+                   sum(entry[1] for entry in entries), room_of_names(entries), time.time(), seq))
 
 
 def room_of_names(entries):
@@ -899,19 +1008,25 @@ def room_of_names(entries):
 
 
 def page_of(c, seq, kind, first):
-    """One page of a manifest as it goes over the wire: {"files": {...}, "next": number or None}. Empty directories are told to those who say
-    that they know them (`dirs`); they are the last, so that nobody counts otherwise."""
-    rows = c.relay.store.read("SELECT n, name, size, sha256, x, mtime FROM files WHERE calc = ? AND kind = ? AND n >= ?%s ORDER BY n LIMIT ?"
-                              % ("" if c.fields.get("dirs") else " AND name NOT LIKE '%/'"), seq, kind, first, PAGE + 1)
-    files = collections.OrderedDict((row["name"], {"size": row["size"], "sha256": row["sha256"]}) for row in rows[:PAGE])
+    """One page of a manifest as it goes over the wire: {"files": {...}, "next": number or None}. Empty
+    directories are told to those who say that they know them (`dirs`); they are the last, so that nobody
+    counts otherwise."""
+    rows = c.relay.store.read("SELECT n, name, size, sha256, x, mtime FROM files WHERE calc = ? AND kind = ?"
+                              " AND n >= ?%s ORDER BY n LIMIT ?"
+                              % ("" if c.fields.get("dirs") else " AND name NOT LIKE '%/'"), seq, kind, first,
+                              PAGE + 1)
+    files = collections.OrderedDict((row["name"], {"size": row["size"], "sha256": row["sha256"]})
+                                    for row in rows[:PAGE])
     for row in rows[:PAGE]:
         marks = {"x": bool(row["x"]), "mtime": row["mtime"]}
-        files[row["name"]].update((key, value) for key, value in marks.items() if value is not None and value is not False)
+        files[row["name"]].update((key, value)
+                                  for key, value in marks.items() if value is not None and value is not False)
     return {"files": files, "next": rows[PAGE]["n"] if len(rows) > PAGE else None}
 
 
 def check_room(relay, entries, files_before=0):
-    """Limits and free disk for these entries, before a byte moves: 413 over a limit, 507 when the disk would become too full. Their bytes."""
+    """Limits and free disk for these entries, before a byte moves: 413 over a limit, 507 when the disk would
+    become too full. Their bytes."""
     total = check_sizes(relay, entries, files_before)
     check_free(relay, total)
     return total
@@ -922,7 +1037,9 @@ def check_sizes(relay, entries, files_before=0):
     limits = relay.conf["limits"]
     for name, length in (entry[:2] for entry in entries):
         if limits["max_file"] and length > limits["max_file"]:
-            raise No(413, "%s: %d bytes are over the relay's limit of %d ([limits] max_file)" % (name, length, limits["max_file"]))
+            raise No(413,
+                     "%s: %d bytes are over the relay's limit of %d ([limits] max_file)"
+                     % (name, length, limits["max_file"]))
     if limits["max_files"] and files_before + len(entries) > limits["max_files"]:
         raise No(413, "more than %d files ([limits] max_files)" % limits["max_files"])
     return sum(entry[1] for entry in entries)
@@ -931,22 +1048,26 @@ def check_sizes(relay, entries, files_before=0):
 def check_free(relay, total):
     """507 if so many bytes would make the disk too full."""
     store = relay.store
-    if store.free() - relay.reserved - sum(relay.arriving.values()) - total < store.keep_free(relay.conf["limits"]["spool_free"]):
+    if (store.free() - relay.reserved - sum(relay.arriving.values()) - total
+            < store.keep_free(relay.conf["limits"]["spool_free"])):
         raise store.full(total)
 
 
 def check_margin(relay, size):
-    """507 if half of what is to stay free is used up: small files cost more, in blocks and inodes, than the bytes that were looked at when they
-    were declared, and whoever declares very many of them would fill the disk."""
+    """507 if half of what is to stay free is used up: small files cost more, in blocks and inodes, than the
+    bytes that were looked at when they were declared, and whoever declares very many of them would fill the
+    disk."""
     if relay.store.free() < relay.store.keep_free(relay.conf["limits"]["spool_free"]) // 2:
         raise relay.store.full(size)
 
 
 def incomplete(c, row, kind):
     """409 that lists the files that are not complete."""
-    rows = c.relay.store.read("SELECT n FROM files WHERE calc = ? AND kind = ? AND done = 0 ORDER BY n LIMIT ?", row["seq"], kind, LISTED)
+    rows = c.relay.store.read("SELECT n FROM files WHERE calc = ? AND kind = ? AND done = 0 ORDER BY n LIMIT"
+                              " ?", row["seq"], kind, LISTED)
     more = bool(row["inputs_more" if kind == "input" else "results_more"])
-    return No(409, "not all files are complete", why="incomplete", incomplete=[found["n"] for found in rows], more=more)
+    return No(409, "not all files are complete", why="incomplete", incomplete=[found["n"] for found in rows],
+              more=more)
 
 
 # ==== files ====
@@ -969,11 +1090,12 @@ def files_call(c):
     if which is not None and row["state"] == FINISHED and not c.relay.store.kept(row):
         raise No(404, GONE, why="room")
     if which is None:
-        return add_page(c, row, kind) if posting else dict(page_of(c, row["seq"], kind, c.number("from")), message="files")
+        return (add_page(c, row, kind) if posting
+                else dict(page_of(c, row["seq"], kind, c.number("from")), message="files"))
     if which == "pack":
         return take_pack(c, row, kind) if posting else give_pack(c, row, kind)
-    found = c.relay.store.read("SELECT n, size, sha256, done, blob, at FROM files WHERE calc = ? AND kind = ? AND n = ?",
-                               row["seq"], kind, int(which))
+    found = c.relay.store.read("SELECT n, size, sha256, done, blob, at FROM files WHERE calc = ? AND kind ="
+                               " ? AND n = ?", row["seq"], kind, int(which))
     if not found:
         raise No(404, "no file %s" % which)
     if posting:
@@ -985,8 +1107,10 @@ def files_call(c):
 
 def add_page(c, row, kind):
     """A further page of a manifest; one that is there already is answered again."""
-    first, page, count = c.number("from"), c.need("files", dict), row["inputs" if kind == "input" else "results"]
-    before = c.relay.store.read("SELECT name FROM files WHERE calc = ? AND kind = ? AND n = ?", row["seq"], kind, first - 1)
+    first, page, count = c.number("from"), c.need("files", dict), row["inputs" if kind == "input"
+                                                                      else "results"]
+    before = c.relay.store.read("SELECT name FROM files WHERE calc = ? AND kind = ? AND n = ?", row["seq"],
+                                kind, first - 1)
     entries = check_page(page, before[0]["name"] if before else None, LOG_NAMES if kind == "input" else ())
     if kind == "result":
         check_results(c, row, entries)
@@ -996,10 +1120,11 @@ def add_page(c, row, kind):
         now = tx.db.execute("SELECT %s FROM calculations WHERE seq = ?" % BRIEF, (row["seq"],)).fetchone()
         if now is None or now["state"] != row["state"] or now["claim"] != row["claim"]:
             raise No(409, "files are not taken now", why="state")
-        have, more = (now["inputs"], now["inputs_more"]) if kind == "input" else (now["results"], now["results_more"])
+        have, more = ((now["inputs"], now["inputs_more"]) if kind == "input"
+                      else (now["results"], now["results_more"]))
         if first + len(entries) <= have and entries:
-            rows = tx.db.execute("SELECT name, size, sha256 FROM files WHERE calc = ? AND kind = ? AND n >= ? ORDER BY n LIMIT ?",
-                                 (row["seq"], kind, first, len(entries)))
+            rows = tx.db.execute("SELECT name, size, sha256 FROM files WHERE calc = ? AND kind = ? AND n >="
+                                 " ? ORDER BY n LIMIT ?", (row["seq"], kind, first, len(entries)))
             if [tuple(found) for found in rows] == [entry[:3] for entry in entries]:
                 return
         if have != first or not more:
@@ -1064,12 +1189,15 @@ def tell_offset(c, row, kind, found):
 
 
 class Upload:
-    """A file that is arriving: how far it is, its running sum, and who writes it (the newest request wins)."""
+    """A file that is arriving: how far it is, its running sum, and who writes it (the newest request
+    wins)."""
 
     def __init__(self, path):
-        self.path, self.offset, self.digest, self.owner, self.touched = path, 0, hashlib.sha256(), None, time.monotonic()
-        self.lock, self.ending = threading.Lock(), False                 # ending: somebody has all of it and puts it in its place
-        try:                                           # after a restart a partial file counts as far as it is there; the sum decides in the end
+        self.path, self.offset, self.digest, self.owner, self.touched = (path, 0, hashlib.sha256(), None,
+                                                                         time.monotonic())
+        # ending: somebody has all of it and puts it in its place
+        self.lock, self.ending = threading.Lock(), False
+        try:         # after a restart a partial file counts as far as it is there; the sum decides in the end
             with open(path, "rb") as have:
                 for data in iter(lambda: have.read(CHUNK), b""):
                     self.digest.update(data)
@@ -1100,7 +1228,8 @@ def end_upload(c, row, kind, found, upload, out):
     """All of a file is there: puts it in its place, durably, or drops it if its sum is another (422)."""
     if upload.digest.hexdigest() != found["sha256"] or os.fstat(out.fileno()).st_size != found["size"]:
         os.unlink(upload.path)
-        raise No(422, "the file lacks its sha256; dropped, from 0 again", why="sum", wrong=[found["n"]], offset=0)
+        raise No(422, "the file lacks its sha256; dropped, from 0 again", why="sum", wrong=[found["n"]],
+                 offset=0)
     os.fsync(out.fileno())
     blob = "%06d" % found["n"]
     os.rename(upload.path, c.relay.store.spool(row["accept_id"], kind, blob))
@@ -1115,31 +1244,39 @@ def complete_files(c, row, kind, blob, placed):
     field = "inputs_open" if kind == "input" else "results_open"
 
     def work(tx):
-        now = tx.db.execute("SELECT state, claim, manifest FROM calculations WHERE seq = ?", (row["seq"],)).fetchone()
-        if now is None or (now["state"], now["claim"], now["manifest"]) != (row["state"], row["claim"], row["manifest"]):
+        now = tx.db.execute("SELECT state, claim, manifest FROM calculations WHERE seq = ?",
+                            (row["seq"],)).fetchone()
+        if (now is None
+                or (now["state"], now["claim"], now["manifest"])
+                != (row["state"], row["claim"], row["manifest"])):
             raise No(409, "files are not taken now", why="state")
         count = 0
         for n, at in placed:
-            count += tx.db.execute("UPDATE files SET done = 1, blob = ?, at = ? WHERE calc = ? AND kind = ? AND n = ? AND done = 0",
-                                   (blob, at, row["seq"], kind, n)).rowcount
-        tx.db.execute("UPDATE calculations SET %s = %s - ?, touched = ?, waits = '' WHERE seq = ?" % (field, field),
-                      (count, time.time(), row["seq"]))
+            count += tx.db.execute("UPDATE files SET done = 1, blob = ?, at = ? WHERE calc = ? AND kind = ?"
+                                   " AND n = ? AND done = 0", (blob, at, row["seq"], kind, n)).rowcount
+        tx.db.execute("UPDATE calculations SET %s = %s - ?, touched = ?, waits = '' WHERE seq = ?"
+                      % (field, field), (count, time.time(), row["seq"]))
 
     c.relay.store.write(work, "files")
 
 
 def take_pack(c, row, kind):
-    """Files N, N+1, ... back to back in one body: one blob, one fsync, one transaction. 422 names the wrong ones; then none is kept."""
+    """Files N, N+1, ... back to back in one body: one blob, one fsync, one transaction. 422 names the wrong
+    ones; then none is kept."""
     first, count = c.number("from"), c.number("count")
-    rows = c.relay.store.read("SELECT n, size, sha256, done FROM files WHERE calc = ? AND kind = ? AND n >= ? AND n < ? ORDER BY n",
-                              row["seq"], kind, first, first + min(count, 20000))
-    if not rows or len(rows) != count or any(found["size"] > PACK_FILE for found in rows) or sum(found["size"] for found in rows) != c.length:
-        raise No(400, "a pack is files from..from+count-1 of the manifest, each of at most %d bytes, in full" % PACK_FILE)
+    rows = c.relay.store.read("SELECT n, size, sha256, done FROM files WHERE calc = ? AND kind = ? AND n >="
+                              " ? AND n < ? ORDER BY n", row["seq"], kind, first, first + min(count, 20000))
+    if (not rows or len(rows) != count or any(found["size"] > PACK_FILE for found in rows)
+            or sum(found["size"] for found in rows) != c.length):
+        raise No(400,
+                 "a pack is files from..from+count-1 of the manifest, each of at most %d bytes, in full"
+                 % PACK_FILE)
     if all(found["done"] for found in rows):
         return {"message": "complete", "complete": True}
     folder = c.relay.store.spool(row["accept_id"], kind)
     make_folder(folder, utf8(c.relay.store.folder))
-    blob = "%06dp%s" % (first, os.urandom(4).hex())    # a new one each time: nothing that is noted is ever written over
+    # a new one each time: nothing that is noted is ever written over
+    blob = "%06dp%s" % (first, os.urandom(4).hex())
     path, wrong, placed, at = os.path.join(folder, utf8(blob)), [], [], 0
     try:
         with open(path, "xb", buffering=0) as out:
@@ -1193,17 +1330,19 @@ def give_file(c, row, kind, found):
     if start:
         headers.append(("Content-Range", "bytes %d-%d/%d" % (start, found["size"] - 1, found["size"])))
     length = found["size"] - start
-    return Spool([(c.relay.store.spool(row["accept_id"], kind, found["blob"]), found["at"] + start, length)], length, headers,
-                 206 if start else 200, moved=lambda: c.relay.touch(row))
+    return Spool([(c.relay.store.spool(row["accept_id"], kind, found["blob"]), found["at"] + start, length)],
+                 length, headers, 206 if start else 200, moved=lambda: c.relay.touch(row))
 
 
 def give_pack(c, row, kind):
     """Files N, N+1, ... back to back, whole ones, up to max_body or the first large one."""
     first, segments, total = c.number("from"), [], 0
-    rows = c.relay.store.read("SELECT n, size, done, blob, at FROM files WHERE calc = ? AND kind = ? AND n >= ? ORDER BY n LIMIT ?",
-                              row["seq"], kind, first, min(PACK_FILES, c.number("count") if "count" in c.fields else PACK_FILES))
+    rows = c.relay.store.read("SELECT n, size, done, blob, at FROM files WHERE calc = ? AND kind = ? AND n"
+                              " >= ? ORDER BY n LIMIT ?", row["seq"], kind, first,
+                              min(PACK_FILES, c.number("count") if "count" in c.fields else PACK_FILES))
     for found in rows:
-        if found["size"] > PACK_FILE or not found["done"] or found["blob"] is None or total + found["size"] > c.relay.conf["limits"]["max_body"]:
+        if (found["size"] > PACK_FILE or not found["done"] or found["blob"] is None
+                or total + found["size"] > c.relay.conf["limits"]["max_body"]):
             break
         path = c.relay.store.spool(row["accept_id"], kind, found["blob"])
         if segments and segments[-1][0] == path and segments[-1][1] + segments[-1][2] == found["at"]:
@@ -1217,7 +1356,8 @@ def give_pack(c, row, kind):
 
 
 # ==== who may, leases and restore ====
-Who = collections.namedtuple("Who", "user roles sites expires key")         # who a token stands for; sites (): any; key: for counting
+# who a token stands for; sites (): any; key: for counting
+Who = collections.namedtuple("Who", "user roles sites expires key")
 
 
 def covers(who, site):
@@ -1226,21 +1366,25 @@ def covers(who, site):
 
 
 def check_site(c, site, code=400, http=400):
-    """Refuses a site that is not one of the token's (in words of its own; the fielded calls have none), or that the ini does not name."""
+    """Refuses a site that is not one of the token's (in words of its own; the fielded calls have none), or
+    that the ini does not name."""
     if code == 400 and not covers(c.who, site):        # whether there is such a site is not told
         why = "not for site %s, only for %s" % (printable(site)[:100], " ".join(c.who.sites))
         raise No(403, "this token is " + why, why=why)
-    if not isinstance(site, str) or site not in c.relay.conf["RemoteSites"]["remote_site_ids"] or not covers(c.who, site):
+    if (not isinstance(site, str) or site not in c.relay.conf["RemoteSites"]["remote_site_ids"]
+            or not covers(c.who, site)):
         raise unknown_site(site, code, http)
 
 
 def unknown_site(site, code=400, http=400):
     """The refusal of a site that the ini does not name, in the manual's words."""
-    return No(code, "Your site-id(%s) does not match in the list that acceptable to." % printable(site)[:200], http)
+    return No(code, "Your site-id(%s) does not match in the list that acceptable to." % printable(site)[:200],
+              http)
 
 
 def login(c):
-    """A user's password for a token that ends after login_hours. Whether the user or the password is wrong is not told."""
+    """A user's password for a token that ends after login_hours. Whether the user or the password is wrong is
+    not told."""
     relay, user, address = c.relay, c.text("user")[:200], c.conn.address
     found = relay.store.read("SELECT password, roles, sites, known FROM users WHERE name = ?", user)
     known = found[0]["known"].split() if found else []
@@ -1255,16 +1399,20 @@ def login(c):
     expires = now + 3600 * relay.conf["times"]["login_hours"]
 
     def work(tx):
-        tx.db.execute("INSERT INTO tokens (hash, user, roles, sites, issued, expires, login) SELECT ?, name, roles, sites, ?, ?, 1 FROM users"
-                      " WHERE name = ?", (hashlib.sha256(secret.encode()).hexdigest(), now, expires, user))
-        tx.db.execute("DELETE FROM tokens WHERE login AND user = ? AND number NOT IN (SELECT number FROM tokens WHERE login AND user = ?"
-                      " ORDER BY number DESC LIMIT ?)", (user, user, LOGGED_IN))
+        tx.db.execute("INSERT INTO tokens (hash, user, roles, sites, issued, expires, login) SELECT ?, name,"
+                      " roles, sites, ?, ?, 1 FROM users WHERE name = ?",
+                      (hashlib.sha256(secret.encode()).hexdigest(), now, expires, user))
+        tx.db.execute("DELETE FROM tokens WHERE login AND user = ? AND number NOT IN (SELECT number FROM"
+                      " tokens WHERE login AND user = ? ORDER BY number DESC LIMIT ?)",
+                      (user, user, LOGGED_IN))
         tx.db.execute("UPDATE users SET known = ? WHERE name = ?",
-                      (" ".join([address] + [other for other in known if other != address][:KNOWN - 1]), user))
+                      (" ".join([address] + [other for other in known if other != address][:KNOWN - 1]),
+                       user))
 
     relay.store.write(work, "login")
     log("info", None, "login", user=user, address=address)
-    return {"message": "logged in", "token": secret, "expires": expires, "roles": found[0]["roles"], "sites": found[0]["sites"]}
+    return {"message": "logged in", "token": secret, "expires": expires, "roles": found[0]["roles"],
+            "sites": found[0]["sites"]}
 
 
 def password_is(password, kept):
@@ -1277,7 +1425,8 @@ def password_is(password, kept):
 def sealed(password, salt=None, rounds=None):
     """What is kept of a password: rounds$salt$sum of PBKDF2 with SHA-256."""
     salt, rounds = salt or os.urandom(16), rounds or ROUNDS
-    return "%d$%s$%s" % (rounds, salt.hex(), hashlib.pbkdf2_hmac("sha256", password.encode("utf-8"), salt, rounds).hex())
+    return "%d$%s$%s" % (rounds, salt.hex(),
+                         hashlib.pbkdf2_hmac("sha256", password.encode("utf-8"), salt, rounds).hex())
 
 
 class Relay:
@@ -1286,15 +1435,18 @@ class Relay:
     def __init__(self, conf, ini, store):
         self.conf, self.ini, self.store, self.front = conf, ini, store, None
         self.tokens, self.tokens_seen, self.leases, self.silent, self.uploads = {}, None, {}, {}, {}
-        self.noted = {}                                # {(accept_id, user): when it was noted last why it waits}
+        self.noted = {}                             # {(accept_id, user): when it was noted last why it waits}
         self.what = {}                                 # {accept_id: where its poller says that it is}
-        self.nothing = {}                              # {key of a site and user: how many events had been when nothing waited there}
+        self.nothing = {}       # {key of a site and user: how many events had been when nothing waited there}
         self.open_of, self.reserved, self.stamps, self.born = collections.Counter(), 0, {}, time.monotonic()
-        self.live = collections.Counter()              # bytes of running commands' output that are kept, by user
-        self.announced, self.announcing, self.twins, self.told_abnormal, self.v1_sites = {}, threading.Lock(), set(), set(), set()
+        self.live = collections.Counter()           # bytes of running commands' output that are kept, by user
+        self.announced, self.announcing, self.twins, self.told_abnormal, self.v1_sites = (
+            {}, threading.Lock(), set(), set(), set())
         self.placing, self.counting = threading.Lock(), threading.Lock()
-        self.arriving, self.debts = collections.Counter(), {}            # by user: bytes of fielded bodies on their way; (work owed, since)
-        self.used, self.used_told, self.failures = {}, {}, collections.OrderedDict()     # tokens; (user, address): [failed log-ins, locked until]
+        # by user: bytes of fielded bodies on their way; (work owed, since)
+        self.arriving, self.debts = collections.Counter(), {}
+        # tokens; (user, address): [failed log-ins, locked until]
+        self.used, self.used_told, self.failures = {}, {}, collections.OrderedDict()
         self.maintenance, self.grace = None, 0.0
         if os.path.exists(os.path.join(utf8(store.folder), b"restored")):
             self.grace = time.monotonic() + conf["times"]["restore_grace"]
@@ -1321,15 +1473,18 @@ class Relay:
 
     def load_tokens(self):
         """Takes the tokens from the database, if one was issued, revoked or prolonged meanwhile."""
-        seen = tuple(self.store.read("SELECT COUNT(*), MAX(number), COUNT(revoked), TOTAL(expires) FROM tokens")[0])
+        seen = tuple(self.store.read("SELECT COUNT(*), MAX(number), COUNT(revoked), TOTAL(expires) FROM"
+                                     " tokens")[0])
         if seen != self.tokens_seen:
             self.tokens, self.tokens_seen = dict(self.read_tokens("revoked IS NULL")), seen
 
     def read_tokens(self, where, *values):
         """[(hash, Who)] of the tokens for which `where` is true."""
-        found = self.store.read("SELECT number, hash, user, roles, sites, expires FROM tokens WHERE " + where, *values)
-        return [(row["hash"], Who(row["user"], frozenset(row["roles"].split()), tuple(row["sites"].split()), row["expires"], row["number"]))
-                for row in found]
+        found = self.store.read("SELECT number, hash, user, roles, sites, expires FROM tokens WHERE " + where,
+                                *values)
+        return [(row["hash"],
+                 Who(row["user"], frozenset(row["roles"].split()), tuple(row["sites"].split()),
+                     row["expires"], row["number"])) for row in found]
 
     def who(self, headers, address, path=""):
         """Who a request comes from. No("0005", HTTP 403) without a good token."""
@@ -1346,39 +1501,47 @@ class Relay:
             if found is not None and found.expires > now:
                 self.used[found.key] = now
                 return found
-            why = "unknown token" if found is None else "expired " + time.strftime("%Y-%m-%d", time.localtime(found.expires))
+            why = ("unknown token" if found is None
+                   else "expired " + time.strftime("%Y-%m-%d", time.localtime(found.expires)))
         raise No("0005", "%s への実行権がありません。" % printable(path)[:200], http=403, why=why)
 
     def gateway_user(self, headers):
-        """The user that the gateway names, or None where it names none. No for what the gateway itself does not send: without its secret, or
-        without a user, or with two."""
+        """The user that the gateway names, or None where it names none. No for what the gateway itself does
+        not send: without its secret, or without a user, or with two."""
         import hmac
         name, secret = self.conf["Server"]["gateway_user_header"].lower(), self.conf["Server"].get("secret")
         for header in (name, secret[0] if secret else ""):
             if header in headers[":twice"]:
                 raise No(400, "header %s is given twice" % header)
-        if secret and not hmac.compare_digest(headers.get(secret[0], "").encode("iso-8859-1"), secret[1].encode("iso-8859-1")):
+        if (secret
+                and not hmac.compare_digest(headers.get(secret[0], "").encode("iso-8859-1"),
+                                            secret[1].encode("iso-8859-1"))):
             raise No("0005", "not from the gateway", http=403, why="gateway secret")
         user = headers.get(name, "") if name else None
-        if user is not None and (not user or len(user) > 200 or ODD.search(user) or re.search(r"[\s,]", user)):
+        if (user is not None
+                and (not user or len(user) > 200 or ODD.search(user) or re.search(r"[\s,]", user))):
             raise No("0005", "the gateway names no user", http=403, why="gateway user")
         return user
 
     def note_use(self, most=600):
         """Puts on disk when tokens were last used: of each at most once in so many seconds."""
-        due = [(when, number) for number, when in list(self.used.items()) if when - self.used_told.get(number, 0.0) > most]
+        due = [(when, number)
+               for number, when in list(self.used.items()) if when - self.used_told.get(number, 0.0) > most]
         if due:
             self.used_told.update((number, when) for when, number in due)
-            self.store.write(lambda tx: tx.db.executemany("UPDATE tokens SET used = ? WHERE number = ?", due), "use", wait=False)
+            self.store.write(lambda tx: tx.db.executemany("UPDATE tokens SET used = ? WHERE number = ?",
+                                                          due), "use", wait=False)
 
     def spend(self, c, work):
-        """Counts work before a call does it. 413 for more than any call may ask for; 503, for the moment, if its user still owes too much:
-        whoever asks for much gets a part of one processor, whatever the number of his calls."""
+        """Counts work before a call does it. 413 for more than any call may ask for; 503, for the moment, if
+        its user still owes too much: whoever asks for much gets a part of one processor, whatever the number
+        of his calls."""
         if work < WORK_RATE // 100:
             return
         log("debug", None, c.name, work=work, user=c.who.user)
         if work > WORK:
-            raise No(413, "this asks for too much work at once: fewer names, or fewer patterns of many stars", why="work")
+            raise No(413, "this asks for too much work at once: fewer names, or fewer patterns of many stars",
+                     why="work")
         with self.counting:
             now = time.monotonic()
             owed, since = self.debts.get(c.who.user, (0, now))
@@ -1392,30 +1555,36 @@ class Relay:
     # -- log-ins: who guesses passwords is locked out for a while
 
     def check_failures(self, user, address, known):
-        """429, with the seconds to wait, while a user, an address or both are locked. A right password does not help then; but whoever comes
-        from an address known to be his is locked by failures of his name from there only, not by what others do elsewhere or there."""
+        """429, with the seconds to wait, while a user, an address or both are locked. A right password does
+        not help then; but whoever comes from an address known to be his is locked by failures of his name
+        from there only, not by what others do elsewhere or there."""
         keys = self.failure_keys(user, address)
         counted = [keys["both"]] if known else keys.values()
-        left = max([0.0] + [self.failures[key][1] - time.monotonic() for key in counted if key in self.failures])
+        left = max([0.0]
+                   + [self.failures[key][1] - time.monotonic() for key in counted if key in self.failures])
         if left > 0:
             log("info", None, "login", refused="locked", user=user, address=address)
-            raise No(429, "too many failed log-ins; try again in %d s" % (left + 1), why="login", wait=int(left + 1))
+            raise No(429, "too many failed log-ins; try again in %d s" % (left + 1), why="login",
+                     wait=int(left + 1))
 
     def failure_keys(self, user, address):
         """The three counters of a log-in."""
         return {"both": (user, address), "address": ("", address), "user": (user, "")}
 
     def count_failure(self, user, address):
-        """A log-in failed: from the limit on, each locks for twice as long as the one before (1 minute to 1 hour)."""
+        """A log-in failed: from the limit on, each locks for twice as long as the one before (1 minute to 1
+        hour)."""
         for kind, key in self.failure_keys(user, address).items():
             count = self.failures.pop(key, [0, 0.0])[0] + 1
             over = count - FAILED[kind]
-            self.failures[key] = [count, time.monotonic() + (min(3600, 60 << min(over, 10)) if over >= 0 else 0)]
+            self.failures[key] = [count,
+                                  time.monotonic() + (min(3600, 60 << min(over, 10)) if over >= 0 else 0)]
         while len(self.failures) > 10000:
             self.failures.popitem(last=False)
 
     def forgive(self, user, address, known):
-        """A log-in was right. From an address known to be his, that says nothing about who guesses elsewhere."""
+        """A log-in was right. From an address known to be his, that says nothing about who guesses
+        elsewhere."""
         self.failures.pop((user, address), None)
         if not known:
             self.failures.pop((user, ""), None)
@@ -1427,7 +1596,8 @@ class Relay:
         self.leases[row["accept_id"]] = time.monotonic() + (seconds or self.conf["times"]["lease"])
         if self.silent.pop(row["accept_id"], None) is not None or row["silent"]:
             log("info", row["accept_id"], "back-in-contact", poller=row["poller"])
-            self.store.write(lambda tx: tx.db.execute("UPDATE calculations SET silent = 0 WHERE seq = ?", (row["seq"],)), "contact", wait=False)
+            self.store.write(lambda tx: tx.db.execute("UPDATE calculations SET silent = 0 WHERE seq = ?",
+                                                      (row["seq"],)), "contact", wait=False)
             self.front.fire(("calc", row["accept_id"]))
 
     def touch(self, row):
@@ -1439,7 +1609,8 @@ class Relay:
 
     def idle_seconds(self, row):
         """Seconds since nothing came of a calculation's inputs, as far as this relay knows."""
-        return min(time.monotonic() - self.stamps.get(row["seq"], self.born), max(0, time.time() - row["touched"]))
+        return min(time.monotonic() - self.stamps.get(row["seq"], self.born),
+                   max(0, time.time() - row["touched"]))
 
     def silent_seconds(self, row):
         """Seconds since the holder of a started calculation went out of contact, or None."""
@@ -1464,23 +1635,28 @@ class Relay:
             raise No(503, "maintenance: %s; try again later" % self.maintenance, why="maintenance")
 
     def in_grace(self):
-        """True for restore_grace after the first start from a backup: nothing is handed out, pollers are asked what they hold."""
+        """True for restore_grace after the first start from a backup: nothing is handed out, pollers are
+        asked what they hold."""
         return time.monotonic() < self.grace
 
     def adopt(self, row, claim, phase, poller):
-        """After a restore: a poller holds a claim that the backup does not know, or is further along with it. True: taken over."""
+        """After a restore: a poller holds a claim that the backup does not know, or is further along with it.
+        True: taken over."""
         found = re.match(r"([1-9][0-9]{0,5})\.[0-9a-f]{32}\Z", claim) if isinstance(claim, str) else None
         order = (REGISTERED, ALLOWED, SENDING, SENT, RUNNING)
         goal = SENDING if phase == "inputs" else RUNNING
-        if (not found or int(found.group(1)) < row["attempt"] or row["state"] not in order or row["state"] == REGISTERED and goal == SENDING
-                or order.index(row["state"]) >= order.index(goal) and claim == row["claim"]):
+        if (not found or int(found.group(1)) < row["attempt"] or row["state"] not in order
+            or row["state"] == REGISTERED and goal == SENDING
+            or order.index(row["state"]) >= order.index(goal) and claim == row["claim"]):
             return False
         step = STEP["adopt inputs" if goal == SENDING else "adopt"]
-        return self.store.write(lambda tx: move(self, tx, step, row, claim=claim, attempt=int(found.group(1)), protocol=2, poller=poller[:200],
-                                                allowed=row["allowed"] or time.time(), claimed=time.time()), "adopt")
+        return self.store.write(lambda tx: move(
+            self, tx, step, row, claim=claim, attempt=int(found.group(1)), protocol=2, poller=poller[:200],
+            allowed=row["allowed"] or time.time(), claimed=time.time()), "adopt")
 
     def hear(self, accept_id, what):
-        """A poller says where a calculation is, in its batch system's words. Kept in memory: the next heartbeat says it again."""
+        """A poller says where a calculation is, in its batch system's words. Kept in memory: the next
+        heartbeat says it again."""
         what = printable(what)[:200] if isinstance(what, str) else ""
         if what != self.what.get(accept_id, ""):
             if len(self.what) > 20000:
@@ -1489,10 +1665,12 @@ class Relay:
             self.front.fire(("calc", accept_id))
 
     def note_waits(self, accept_id, user, why):
-        """Why a calculation of this user does not go on, for who waits for it and for `show`; until it does."""
+        """Why a calculation of this user does not go on, for who waits for it and for `show`; until it
+        does."""
         def work(tx):
-            if tx.db.execute("UPDATE calculations SET waits = ?, version = version + 1 WHERE accept_id = ? AND user = ? AND waits != ?"
-                             " AND state NOT IN (?, ?)", (why, accept_id, user, why, GOT, FINISHED)).rowcount:
+            if tx.db.execute("UPDATE calculations SET waits = ?, version = version + 1 WHERE accept_id = ?"
+                             " AND user = ? AND waits != ? AND state NOT IN (?, ?)",
+                             (why, accept_id, user, why, GOT, FINISHED)).rowcount:
                 tx.after(lambda: log("warn", accept_id, "it waits", why=why, user=user))
                 tx.after(lambda: self.front.fire(("calc", accept_id)))
 
@@ -1503,8 +1681,8 @@ class Relay:
             self.store.write(work, "waits", wait=False)
 
     def may_note(self, accept_id, user):
-        """Is it some seconds ago that anything was noted of why it waits? Nobody waits for these notes to be on disk: who could have very many
-        made would keep the writer from all others."""
+        """Is it some seconds ago that anything was noted of why it waits? Nobody waits for these notes to be
+        on disk: who could have very many made would keep the writer from all others."""
         return time.monotonic() - self.noted.get((accept_id, user), -NOTE_EVERY) >= NOTE_EVERY
 
     def output_sizes(self, row):
@@ -1512,7 +1690,8 @@ class Relay:
         sizes = []
         for stream in ("out", "err"):
             try:
-                sizes.append(os.path.getsize(self.store.spool(row["accept_id"], "", "live." + stream)) if row["claim"] else 0)
+                sizes.append(os.path.getsize(self.store.spool(row["accept_id"], "", "live." + stream))
+                             if row["claim"] else 0)
             except OSError:
                 sizes.append(0)
         return sizes
@@ -1528,16 +1707,19 @@ class Relay:
         """Does what operators' commands have left in the database."""
         for row in self.store.read("SELECT number, call, fields FROM orders WHERE answer IS NULL"):
             try:
-                answer = [200, ORDERS[row["call"]](Order(self, row["call"], json.loads(row["fields"])))["message"]]
+                answer = [200,
+                          ORDERS[row["call"]](Order(self, row["call"], json.loads(row["fields"])))["message"]]
             except No as no:
                 answer = [no.code, str(no)]
-            self.store.write(lambda tx: tx.db.execute("UPDATE orders SET answer = ? WHERE number = ?", (json.dumps(answer), row["number"])), "order")
+            self.store.write(lambda tx: tx.db.execute("UPDATE orders SET answer = ? WHERE number = ?",
+                                                      (json.dumps(answer), row["number"])), "order")
 
     def look_at_pauses(self):
         """Is maintenance on? Is the grace after a restore over?"""
         found = None
         try:
-            with open(os.path.join(utf8(self.store.folder), b"maintenance"), encoding="utf-8", errors="replace") as text:
+            with open(os.path.join(utf8(self.store.folder), b"maintenance"), encoding="utf-8",
+                      errors="replace") as text:
                 found = printable(text.read().strip()) or "-"
         except OSError:
             pass
@@ -1548,7 +1730,8 @@ class Relay:
             self.grace = 0.0
             os.unlink(os.path.join(utf8(self.store.folder), b"restored"))
             log("info", None, "restored", now="calculations are handed out again")
-            for row in self.store.read("SELECT DISTINCT site, user FROM calculations WHERE state = ?", ALLOWED):
+            for row in self.store.read("SELECT DISTINCT site, user FROM calculations WHERE state = ?",
+                                       ALLOWED):
                 self.front.fire(("site", row["site"], row["user"]))
 
     # -- fielded pollers
@@ -1567,16 +1750,20 @@ class Relay:
         return to != peer and until > now
 
     def sweep_announced(self, now):
-        """What was named to a fielded poller that did not come for it is there for the next; those of our own who wait are told."""
+        """What was named to a fielded poller that did not come for it is there for the next; those of our own
+        who wait are told."""
         for accept_id in [key for key, (peer, until) in list(self.announced.items()) if until <= now]:
             self.announced.pop(accept_id, None)
-            for row in self.store.read("SELECT site, user, bytes FROM calculations WHERE accept_id = ? AND state = ?", accept_id, ALLOWED):
+            for row in self.store.read("SELECT site, user, bytes FROM calculations WHERE accept_id = ? AND"
+                                       " state = ?", accept_id, ALLOWED):
                 self.front.fire(("site", row["site"], row["user"]), one=True, need=row["bytes"])
 
     def leave_log(self, row, text):
-        """A log as the only result of a calculation whose own results never came; returns what notes it in a transaction.
-        What is in the folder already goes only after that: the results may just have come after all."""
-        data, folder, blob = (text + "\n").encode("utf-8"), self.store.spool(row["accept_id"], "result").rstrip(b"/"), "log" + os.urandom(4).hex()
+        """A log as the only result of a calculation whose own results never came; returns what notes it in a
+        transaction. What is in the folder already goes only after that: the results may just have come after
+        all."""
+        data, folder, blob = (text + "\n").encode("utf-8"), self.store.spool(
+            row["accept_id"], "result").rstrip(b"/"), "log" + os.urandom(4).hex()
         make_folder(folder, utf8(self.store.folder))
         with open(os.path.join(folder, utf8(blob)), "wb") as out:
             out.write(data)
@@ -1586,7 +1773,8 @@ class Relay:
 
         def note(tx):
             drop_results(tx, row["seq"])
-            insert_complete(tx, row["seq"], "result", [(LOG_NAMES[1], Blob(b"", len(data), hashlib.sha256(data).hexdigest()))])
+            insert_complete(tx, row["seq"], "result",
+                            [(LOG_NAMES[1], Blob(b"", len(data), hashlib.sha256(data).hexdigest()))])
             tx.db.execute("UPDATE files SET blob = ? WHERE calc = ? AND kind = 'result'", (blob, row["seq"]))
             tx.after(drop_others)
 
@@ -1603,7 +1791,8 @@ class Relay:
     # -- the sweeper
 
     def sweep_leases(self, now):
-        """Lapsed claims: before calc-start back into the queue, after it out of contact, and after lost_after the end."""
+        """Lapsed claims: before calc-start back into the queue, after it out of contact, and after lost_after
+        the end."""
         for accept_id, until in list(self.leases.items()):
             if until > now:
                 continue
@@ -1612,28 +1801,34 @@ class Relay:
             if not found or found[0]["state"] not in CLAIMED:
                 continue
             row = found[0]
-            if row["protocol"] == 1 and not (row["cancel"] and row["state"] in (SENDING, SENT)):     # it cannot be fenced: not into the queue again
+            # it cannot be fenced: not into the queue again
+            if row["protocol"] == 1 and not (row["cancel"] and row["state"] in (SENDING, SENT)):
                 self.lose(row)
             elif row["state"] in (SENDING, SENT):
                 self.lapse(row)
             else:
                 log("warn", accept_id, "out-of-contact", poller=row["poller"])
                 self.silent[accept_id] = now
-                self.store.write(lambda tx: tx.db.execute("UPDATE calculations SET silent = MAX(silent, 0.001) WHERE seq = ?", (row["seq"],)),
-                                 "silent")             # for `list`
+                # for `list`
+                self.store.write(lambda tx: tx.db.execute("UPDATE calculations SET silent = MAX(silent,"
+                                                          " 0.001) WHERE seq = ?", (row["seq"],)), "silent")
                 self.front.fire(("calc", accept_id))
-                self.front.fire(("site", row["site"], row["user"]))         # its poller may have delivered it before a restore
+                # its poller may have delivered it before a restore
+                self.front.fire(("site", row["site"], row["user"]))
 
     def lapse(self, row):
-        """The claim of what has not begun is void: back into the queue, or to its end if it was to be cancelled."""
+        """The claim of what has not begun is void: back into the queue, or to its end if it was to be
+        cancelled."""
         if row["cancel"]:
-            step, word = STEP["cancelled"], {"status": "abnormal", "reason": row["cancel"], "got": time.time()}
+            step, word = STEP["cancelled"], {"status": "abnormal", "reason": row["cancel"],
+                                             "got": time.time()}
         else:
             step, word = STEP["lapse"], {"take": None}
         self.store.write(lambda tx: move(self, tx, step, row, row["claim"], claim=None, **word), step.name)
 
     def sweep_lost(self, now):
-        """Counts the silence of those out of contact (the relay's own downtime does not count); ends them after lost_after."""
+        """Counts the silence of those out of contact (the relay's own downtime does not count); ends them
+        after lost_after."""
         for accept_id, since in list(self.silent.items()):
             found = self.store.read("SELECT %s FROM calculations WHERE accept_id = ?" % BRIEF, accept_id)
             self.silent.pop(accept_id, None)
@@ -1644,12 +1839,15 @@ class Relay:
                 self.lose(row)
             else:
                 self.silent[accept_id] = now
-                self.store.write(lambda tx: tx.db.execute("UPDATE calculations SET silent = ? WHERE seq = ?", (quiet, row["seq"])), "silent")
+                self.store.write(lambda tx: tx.db.execute("UPDATE calculations SET silent = ? WHERE seq = ?",
+                                                          (quiet, row["seq"])), "silent")
 
     def lose(self, row, reason="lost: out of contact for too long"):
-        """Nothing was heard of it for too long: it ends abnormal, with a log that says so, and its claim is void."""
+        """Nothing was heard of it for too long: it ends abnormal, with a log that says so, and its claim is
+        void."""
         def work(tx):
-            if move(self, tx, STEP["lost"], row, status="abnormal", reason=reason, claim=None, got=time.time()):
+            if move(self, tx, STEP["lost"], row, status="abnormal", reason=reason, claim=None,
+                    got=time.time()):
                 note(tx)
 
         with self.placing:
@@ -1657,9 +1855,12 @@ class Relay:
             self.store.write(work, "lost")
 
     def sweep_old(self, now):
-        """Removes what its time has come for: never allowed, fetched, never fetched. now: seconds since the epoch."""
+        """Removes what its time has come for: never allowed, fetched, never fetched. now: seconds since the
+        epoch."""
         times, monotonic = self.conf["times"], time.monotonic()
-        moving = {key[0] for key, upload in list(self.uploads.items()) if monotonic - upload.touched < times["register_for"]}
+        moving = {key[0]
+                  for key, upload in list(self.uploads.items())
+                  if monotonic - upload.touched < times["register_for"]}
         for key, upload in list(self.uploads.items()):
             if monotonic - upload.touched > 600:       # its bytes stay; the sum is made again when it goes on
                 self.uploads.pop(key, None)
@@ -1667,16 +1868,19 @@ class Relay:
             if monotonic - heard > times["register_for"]:                # says no more than self.born now
                 self.stamps.pop(seq, None)
         old = []
-        for state, field, limit in ((REGISTERED, "touched", "register_for"), (FINISHED, "finished", "keep_fetched"), (GOT, "got", "keep_results")):
-            old += self.store.read("SELECT seq, accept_id, user, state, touched FROM calculations WHERE state = ? AND touched < ? AND %s < ?"
-                                   " LIMIT 10000" % field,
-                                   state, now - times[limit], now - times[limit])
+        for state, field, limit in ((REGISTERED, "touched", "register_for"),
+                                    (FINISHED, "finished", "keep_fetched"), (GOT, "got", "keep_results")):
+            old += self.store.read("SELECT seq, accept_id, user, state, touched FROM calculations WHERE"
+                                   " state = ? AND touched < ? AND %s < ? LIMIT 10000" % field, state,
+                                   now - times[limit], now - times[limit])
         for row in old:
-            if row["state"] == REGISTERED and (row["seq"] in moving or self.idle_seconds(row) < times["register_for"]):
+            if (row["state"] == REGISTERED
+                    and (row["seq"] in moving or self.idle_seconds(row) < times["register_for"])):
                 continue
 
             def work(tx):
-                gone = tx.db.execute("DELETE FROM calculations WHERE seq = ? AND state = ?", (row["seq"], row["state"])).rowcount
+                gone = tx.db.execute("DELETE FROM calculations WHERE seq = ? AND state = ?",
+                                     (row["seq"], row["state"])).rowcount
                 if gone:
                     tx.db.execute("DELETE FROM files WHERE calc = ?", (row["seq"],))
                 return gone
@@ -1689,13 +1893,16 @@ class Relay:
         self.store.ballast()
 
     def make_room(self):
-        """Somebody was refused for want of room: the files of what is fetched go before keep_fetched, the oldest first, if that can be enough.
-        The calculations stay, so that a request_id that comes again finds what it ran; on a full disk nothing could be noted anyhow."""
+        """Somebody was refused for want of room: the files of what is fetched go before keep_fetched, the
+        oldest first, if that can be enough. The calculations stay, so that a request_id that comes again
+        finds what it ran; on a full disk nothing could be noted anyhow."""
         need, self.store.wanted, free = self.store.wanted, 0, self.store.free()
         if not need:
             return
-        old = [row for row in self.store.read("SELECT c.accept_id, c.user, SUM(f.size + ?) AS bytes FROM calculations c JOIN files f ON"
-                                              " f.calc = c.seq WHERE c.state = ? GROUP BY c.seq ORDER BY c.finished", BLOCK, FINISHED)
+        old = [row
+               for row in self.store.read("SELECT c.accept_id, c.user, SUM(f.size + ?) AS bytes FROM"
+                                          " calculations c JOIN files f ON f.calc = c.seq WHERE c.state = ?"
+                                          " GROUP BY c.seq ORDER BY c.finished", BLOCK, FINISHED)
                if self.store.kept(row)]
         if need > free + sum(row["bytes"] for row in old):
             return
@@ -1711,7 +1918,8 @@ class Relay:
 
     def recount(self):
         """Counts what the quotas look at."""
-        found = self.store.read("SELECT user, COUNT(*) FROM calculations WHERE state != ? GROUP BY user", FINISHED)
+        found = self.store.read("SELECT user, COUNT(*) FROM calculations WHERE state != ? GROUP BY user",
+                                FINISHED)
         self.open_of = collections.Counter({row[0]: row[1] for row in found})
         self.reserved = self.store.read("SELECT COALESCE(SUM(size), 0) FROM files WHERE done = 0")[0][0]
         self.count_output()
@@ -1735,7 +1943,10 @@ class Relay:
                 if self.certificate_stamp() != certificate_seen:
                     certificate_seen = self.certificate_stamp()
                     self.renew_certificate()
-                if now - slow >= 60 or now - slow >= min(self.conf["times"][key] for key in ("register_for", "keep_fetched", "lost_after")):
+                if (now - slow >= 60
+                        or now - slow
+                        >= min(self.conf["times"][key]
+                               for key in ("register_for", "keep_fetched", "lost_after"))):
                     slow = now
                     self.note_use()
                     self.forget_logins(time.time())
@@ -1747,8 +1958,11 @@ class Relay:
     def forget_logins(self, now):
         """Tokens of log-ins go a week after their end; failures that lock nobody any more, after an hour."""
         if self.store.read("SELECT 1 FROM tokens WHERE login AND expires < ? LIMIT 1", now - 7 * 86400):
-            self.store.write(lambda tx: tx.db.execute("DELETE FROM tokens WHERE login AND expires < ?", (now - 7 * 86400,)), "forget logins")
-        for key in [key for key, (count, until) in list(self.failures.items()) if until < time.monotonic() - 3600]:
+            self.store.write(lambda tx: tx.db.execute("DELETE FROM tokens WHERE login AND expires < ?",
+                                                      (now - 7 * 86400,)), "forget logins")
+        for key in [key
+                    for key, (count, until) in list(self.failures.items())
+                    if until < time.monotonic() - 3600]:
             self.failures.pop(key, None)
 
     # -- configuration in mid-run
@@ -1764,12 +1978,14 @@ class Relay:
     def certificate_stamp(self):
         """Changes when the certificate or its key is renewed."""
         try:
-            return [os.stat(utf8(self.conf["Server"][key])).st_mtime for key in ("certfile", "keyfile", "client_ca") if self.conf["Server"][key]]
+            return [os.stat(utf8(self.conf["Server"][key])).st_mtime
+                    for key in ("certfile", "keyfile", "client_ca") if self.conf["Server"][key]]
         except OSError:
             return None
 
     def reload(self):
-        """Takes a changed ini into force. Stop, with the line that is wrong, if it is broken: then the old one stays."""
+        """Takes a changed ini into force. Stop, with the line that is wrong, if it is broken: then the old
+        one stays."""
         conf = check_conf(read_ini(self.ini, INI), self.ini)
         for section, key in AT_START:
             if conf[section][key] != self.conf[section][key]:
@@ -1850,13 +2066,14 @@ UPGRADES = {1: "ALTER TABLE tokens ADD COLUMN used REAL; ALTER TABLE tokens ADD 
                "ALTER TABLE calculations ADD COLUMN texts INTEGER NOT NULL DEFAULT 0; UPDATE calculations SET texts = LENGTH(info);"
                "ALTER TABLE calculations ADD COLUMN waits TEXT NOT NULL DEFAULT '';"
                "ALTER TABLE users ADD COLUMN known TEXT NOT NULL DEFAULT '';"}
-BRIEF = ("seq, accept_id, user, site, command, state, status, reason, version, inputs, inputs_open, inputs_more, results, results_open,"
-         " results_more, manifest, needs_v2, hidden, protocol, claim, attempt, poller, cancel, silent, touched, allowed, started, ended,"
-         " exit_code, signal, waits")
+BRIEF = ("seq, accept_id, user, site, command, state, status, reason, version, inputs, inputs_open,"
+         " inputs_more, results, results_open, results_more, manifest, needs_v2, hidden, protocol, claim,"
+         " attempt, poller, cancel, silent, touched, allowed, started, ended, exit_code, signal, waits")
 
 
 class Store:
-    """The state of the relay under one directory. Reads from any thread; every change goes through write()."""
+    """The state of the relay under one directory. Reads from any thread; every change goes through
+    write()."""
 
     def __init__(self, folder, lock=True):
         self.folder, self.readers, self.todo = folder, [], collections.deque()
@@ -1864,14 +2081,17 @@ class Store:
         try:
             os.makedirs(utf8(folder), 0o700, exist_ok=True)
             if os.stat(utf8(folder)).st_uid != os.geteuid():
-                raise Stop(EX_CONFIG, _("%s: belongs to another user; run as that user, or set [Server] state_dir") % folder)
+                raise Stop(EX_CONFIG,
+                           _("%s: belongs to another user; run as that user, or set [Server] state_dir")
+                           % folder)
             os.chmod(utf8(folder), 0o700)
             if lock:
                 self.lock = open(os.path.join(utf8(folder), b"lock"), "a")
                 if is_locked(self.lock):
                     raise Stop(EX_TEMPFAIL, _("%s: another relay is running on this directory") % folder)
         except PermissionError as error:
-            raise Stop(EX_CONFIG, _("%s: %s; set [Server] state_dir to a directory of yours") % (folder, error.strerror))
+            raise Stop(EX_CONFIG,
+                       _("%s: %s; set [Server] state_dir to a directory of yours") % (folder, error.strerror))
         except OSError as error:
             raise Stop(EX_IOERR, "%s: %s" % (folder, error.strerror))
         self.path = os.path.join(folder, "state.sqlite3")
@@ -1892,32 +2112,41 @@ class Store:
         return db
 
     def create(self, db):
-        """Makes the tables in a new database; refuses one of a newer version or on a file system without WAL."""
+        """Makes the tables in a new database; refuses one of a newer version or on a file system without
+        WAL."""
         found = db.execute("PRAGMA user_version").fetchone()[0]
         if found > SCHEMA_VERSION:
-            raise Stop(EX_CONFIG, _("%s: was written by a newer version of this program (schema %d)") % (self.path, found))
+            raise Stop(EX_CONFIG,
+                       _("%s: was written by a newer version of this program (schema %d)")
+                       % (self.path, found))
         if db.execute("PRAGMA journal_mode=WAL").fetchone()[0] != "wal":
-            raise Stop(EX_CONFIG, _("%s: this file system cannot hold it (NFS?); set [Server] state_dir to a local disk") % self.path)
+            raise Stop(EX_CONFIG,
+                       _("%s: this file system cannot hold it (NFS?); set [Server] state_dir to a local disk")
+                       % self.path)
         if not found:
             db.executescript("BEGIN IMMEDIATE;" + SCHEMA + "PRAGMA user_version=%d; COMMIT;" % SCHEMA_VERSION)
             os.chmod(utf8(self.path), 0o600)
         if 0 < found < SCHEMA_VERSION:
             self.keep_old(db, found)
         for older in range(found or SCHEMA_VERSION, SCHEMA_VERSION):
-            db.executescript("BEGIN IMMEDIATE;" + UPGRADES[older] + "PRAGMA user_version=%d; COMMIT;" % (older + 1))
+            db.executescript("BEGIN IMMEDIATE;" + UPGRADES[older]
+                             + "PRAGMA user_version=%d; COMMIT;" % (older + 1))
 
     def keep_old(self, db, found):
-        """A copy of the database as an older program left it, beside it, before it is changed: whoever goes back to that program moves it
-        into the place of the new one (with the program stopped), and loses what happened since."""
+        """A copy of the database as an older program left it, beside it, before it is changed: whoever goes
+        back to that program moves it into the place of the new one (with the program stopped), and loses what
+        happened since."""
         import shutil
         with open(os.path.join(utf8(self.folder), b"lock"), "a") as lock:
             if not hasattr(self, "lock") and is_locked(lock):
-                raise Stop(EX_TEMPFAIL, _("%s: a relay of an older version runs on it: restart it as this version first") % self.folder)
+                raise Stop(EX_TEMPFAIL,
+                           _("%s: a relay of an older version runs on it: restart it as this version first")
+                           % self.folder)
         db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         db.execute("BEGIN IMMEDIATE")                  # from here on nobody writes
         try:
             copy = self.path + ".schema%d" % found
-            if os.path.lexists(copy):                  # of an upgrade that was cut off, or of going back: none is overwritten
+            if os.path.lexists(copy):  # of an upgrade that was cut off, or of going back: none is overwritten
                 copy += time.strftime("-%Y%m%dT%H%M%S")
             shutil.copyfile(utf8(self.path), utf8(copy + ".part"))
             os.chmod(utf8(copy + ".part"), 0o600)
@@ -1942,7 +2171,8 @@ class Store:
             self.readers.append(db)
 
     def write(self, work, name="", wait=True):
-        """work(tx) inside the next group commit; its result once that is on disk. What it raises rolls back its own changes only."""
+        """work(tx) inside the next group commit; its result once that is on disk. What it raises rolls back
+        its own changes only."""
         job = Job(work, name)
         self.todo.append(job)
         self.ready.release()
@@ -2031,7 +2261,8 @@ class Store:
         """Free bytes for the spool; where inodes are scarcer than bytes, what their share of the disk has."""
         found = os.statvfs(utf8(self.folder))
         left = found.f_bavail * found.f_frsize
-        return min(left, found.f_favail * found.f_blocks * found.f_frsize // found.f_files) if found.f_files else left
+        return (min(left, found.f_favail * found.f_blocks * found.f_frsize // found.f_files) if found.f_files
+                else left)
 
     def keep_free(self, limit):
         """Bytes that stay free: limit is bytes, or a share of the disk."""
@@ -2039,15 +2270,19 @@ class Store:
         return limit if isinstance(limit, int) else int(limit * found.f_blocks * found.f_frsize)
 
     def spool(self, accept_id, kind, blob=""):
-        """Path (bytes) of a calculation's spool directory or of one blob in it. All parts are ours: an id, a kind, a number."""
-        return utf8(os.path.join(self.folder, "spool", accept_id[:2], accept_id, {"input": "in", "result": "out", "": ""}[kind], blob))
+        """Path (bytes) of a calculation's spool directory or of one blob in it. All parts are ours: an id, a
+        kind, a number."""
+        return utf8(os.path.join(self.folder, "spool", accept_id[:2], accept_id,
+                                 {"input": "in", "result": "out", "": ""}[kind], blob))
 
     def drop_orphans(self):
         """At the start: files of calculations that are removed, if the relay was killed just there."""
         top = os.path.join(self.folder, "spool")
         for part in os.listdir(top) if os.path.isdir(top) else ():
             if len(part) == 2:
-                known = {row[0] for row in self.read("SELECT accept_id FROM calculations WHERE accept_id >= ? AND accept_id < ?", part, part + "~")}
+                known = {row[0]
+                         for row in self.read("SELECT accept_id FROM calculations WHERE accept_id >= ? AND"
+                                              " accept_id < ?", part, part + "~")}
                 for name in set(os.listdir(os.path.join(top, part))) - known:
                     remove_tree(self.spool(name, ""))
 
@@ -2058,8 +2293,8 @@ class Store:
 
 
 class Job:
-    """One piece of work for the writer. work sees it as tx: tx.db to execute on, tx.read() as the store's, tx.after(hook) to run once it is
-    on disk."""
+    """One piece of work for the writer. work sees it as tx: tx.db to execute on, tx.read() as the store's,
+    tx.after(hook) to run once it is on disk."""
 
     def __init__(self, work, name):
         self.work, self.name, self.hooks, self.result, self.error, self.db = work, name, [], None, None, None
@@ -2082,7 +2317,8 @@ def is_locked(lock):
 
 
 def make_folder(path, until):
-    """Makes the folder (bytes) and what is missing above it, each entry on disk; until: where to stop looking."""
+    """Makes the folder (bytes) and what is missing above it, each entry on disk; until: where to stop
+    looking."""
     if path != until and not os.path.isdir(path):
         above = os.path.dirname(path)
         make_folder(above, until)
@@ -2122,22 +2358,27 @@ def remove_tree(path):
 # ==== connections ====
 AGAIN = (ssl.SSLWantReadError, ssl.SSLWantWriteError, BlockingIOError)
 HEADER = re.compile(r"([!#$%&'*+.^_`|~0-9A-Za-z-]+):([\t -~\x80-\xff]*)\Z")
-ONCE = ("content-length", "transfer-encoding", "host", "authorization", "content-type", "range", "if-range", "connection", "expect")
+ONCE = ("content-length", "transfer-encoding", "host", "authorization", "content-type", "range", "if-range",
+        "connection", "expect")
 
 
 class Front:
-    """The connections of a relay. The thread in serve() accepts, does the handshakes, collects heads and small bodies, checks tokens,
-    and holds whoever waits; only a complete request with a good token goes to a worker."""
+    """The connections of a relay. The thread in serve() accepts, does the handshakes, collects heads and
+    small bodies, checks tokens, and holds whoever waits; only a complete request with a good token goes to a
+    worker."""
 
     def __init__(self, relay):
         self.relay, self.lock, self.inbox = relay, threading.Lock(), collections.deque()
-        self.poll, self.listeners, self.conns, self.strangers = select.epoll(), {}, {}, {}     # strangers: by address, the oldest first,
+        # strangers: by address, the oldest first,
+        self.poll, self.listeners, self.conns, self.strangers = select.epoll(), {}, {}, {}
         self.known = {}                                # and who is none: by token
         self.waiting, self.events = {}, [0] * 4096
-        self.parked, self.parked_bytes = collections.Counter(), collections.Counter()    # calls that wait, by token; their bodies, by user
+        # calls that wait, by token; their bodies, by user
+        self.parked, self.parked_bytes = collections.Counter(), collections.Counter()
         self.ready, self.short = threading.Lock(), collections.deque()
-        self.long, self.moving = collections.OrderedDict(), collections.Counter()        # what moves much: queues by user; how many at work
-        self.asleep = []                               # workers without work: a lock each, released to wake it
+        # what moves much: queues by user; how many at work
+        self.long, self.moving = collections.OrderedDict(), collections.Counter()
+        self.asleep = []                              # workers without work: a lock each, released to wake it
         self.door = queue.Queue()                      # connections that ask for a log-in
         self.wake_read, self.wake_write = os.pipe()
         os.set_blocking(self.wake_read, False)
@@ -2192,7 +2433,9 @@ class Front:
             if time.monotonic() - swept >= 1:
                 swept = time.monotonic()
                 self.sweep(swept)
-            if self.stopping and (time.monotonic() > self.stopping or all(conn.phase != "busy" for conn in list(self.conns.values()))):
+            if (self.stopping
+                    and (time.monotonic() > self.stopping
+                         or all(conn.phase != "busy" for conn in list(self.conns.values())))):
                 return
 
     def hear(self, number, frame):
@@ -2214,7 +2457,8 @@ class Front:
         try:
             step(conn)
         except Exception as error:
-            log("error", None, "connection", address=conn.address, bug="%s: %s" % (type(error).__name__, error))
+            log("error", None, "connection", address=conn.address,
+                bug="%s: %s" % (type(error).__name__, error))
             if conn.phase != "busy":
                 self.drop(conn)
 
@@ -2245,8 +2489,10 @@ class Front:
                 return
             address = where[0]
             stranger = address not in self.relay.conf["Server"]["trusted_proxies"]
-            if (stranger and self.relay.gateway() or stranger and not self.room_for(address, limits["unauthenticated_per_address"], now)
-                    or len(self.conns) >= limits["connections"] and not self.room_at_all(limits["connections"] // SHARES, now)):
+            if (stranger and self.relay.gateway()
+                or stranger and not self.room_for(address, limits["unauthenticated_per_address"], now)
+                or len(self.conns) >= limits["connections"]
+                and not self.room_at_all(limits["connections"] // SHARES, now)):
                 sock.close()
                 continue
             try:
@@ -2264,19 +2510,23 @@ class Front:
             self.poll.register(sock, select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLONESHOT)
 
     def room_for(self, address, most, now):
-        """May another stranger of this address come in? If there are as many as may be, in place of the oldest that had a second to show
-        its token: whoever hangs on does not keep others behind the same address out."""
+        """May another stranger of this address come in? If there are as many as may be, in place of the
+        oldest that had a second to show its token: whoever hangs on does not keep others behind the same
+        address out."""
         there = self.strangers.get(address, ())
         return len(there) < most or self.drop_oldest(there, now)
 
     def room_at_all(self, most, now):
-        """There are as many connections as may be: may another one come in? In place of a stranger's who hangs on, or of the token's that has
-        the most, if those are more than `most`: nobody who has a token keeps all others out. (Waiting calls have a limit of their own.)"""
-        strangers, known = (max(groups.values(), key=len, default=()) for groups in (self.strangers, self.known))
+        """There are as many connections as may be: may another one come in? In place of a stranger's who
+        hangs on, or of the token's that has the most, if those are more than `most`: nobody who has a token
+        keeps all others out. (Waiting calls have a limit of their own.)"""
+        strangers, known = (max(groups.values(), key=len, default=())
+                            for groups in (self.strangers, self.known))
         return self.drop_oldest(strangers, now) or len(known) > most and self.drop_oldest(known, now)
 
     def drop_oldest(self, there, now):
-        """Drops the oldest of these connections that is neither at work nor waits for news, if it had its second. False if there is none."""
+        """Drops the oldest of these connections that is neither at work nor waits for news, if it had its
+        second. False if there is none."""
         oldest = next((conn for conn in there if conn.phase not in ("busy", "parked")), None)
         if oldest is None or now - oldest.born < 1:
             return False
@@ -2343,7 +2593,8 @@ class Front:
             end = conn.buffer.find(b"\r\n\r\n", 0, MAX_HEAD)
             if end < 0:
                 if len(conn.buffer) >= MAX_HEAD or re.search(rb"(?<!\r)\n", conn.buffer):
-                    return self.refuse(conn, No(431 if len(conn.buffer) >= MAX_HEAD else 400, "not an HTTP head"))
+                    return self.refuse(conn,
+                                       No(431 if len(conn.buffer) >= MAX_HEAD else 400, "not an HTTP head"))
                 return self.watch(conn)
             head = bytes(conn.buffer[:end + 4])
             del conn.buffer[:end + 4]
@@ -2368,7 +2619,8 @@ class Front:
             self.watch(conn)
 
     def read_call(self, conn, head):
-        """The Call of a head. A client that says the same again is not parsed again: what it said is known by its sum (it holds the token)."""
+        """The Call of a head. A client that says the same again is not parsed again: what it said is known by
+        its sum (it holds the token)."""
         sum256 = hashlib.sha256(head).digest()
         if conn.seen is None or conn.seen[0] != sum256:
             conn.seen = sum256, vars(parse_head(head))
@@ -2418,7 +2670,8 @@ class Front:
         if call.route.role:
             call.check_role(call.route.role)
         limits = self.relay.conf["limits"]
-        most = limits["max_body"] if call.route.bulk else limits["v1_max_body"] if name in V1_BODIES and call.query.get("v") is None else MAX_JSON
+        most = (limits["max_body"] if call.route.bulk else limits["v1_max_body"]
+                if name in V1_BODIES and call.query.get("v") is None else MAX_JSON)
         if call.length > most:
             raise No(413, "a body of %d bytes; at most %d" % (call.length, most), max_body=most)
         if call.headers.get("expect", "").lower() == "100-continue" and call.length:
@@ -2431,11 +2684,14 @@ class Front:
         if call.length > 4096:
             raise No(413, "a log-in of %d bytes" % call.length)
         same = sum(other.address == call.conn.address for other in list(self.door.queue))
-        if self.door.qsize() >= LOGINS or same >= LOGINS // 4 and call.conn.address not in self.relay.conf["Server"]["trusted_proxies"]:
+        if (self.door.qsize() >= LOGINS
+                or same >= LOGINS // 4
+                and call.conn.address not in self.relay.conf["Server"]["trusted_proxies"]):
             raise No(429, "too many log-ins at once; try again in 10 s", why="login")
 
     def authenticated(self, conn, who=None):
-        """The connection has shown a good token, or (who None) it ends: it no longer counts as a stranger's."""
+        """The connection has shown a good token, or (who None) it ends: it no longer counts as a
+        stranger's."""
         if conn.counted:
             conn.counted = False
             del self.strangers[conn.address][conn]
@@ -2455,7 +2711,8 @@ class Front:
         self.linger(conn)
 
     def linger(self, conn):
-        """The answer is out; the client may still be sending, and a reset would destroy the answer on its way."""
+        """The answer is out; the client may still be sending, and a reset would destroy the answer on its
+        way."""
         try:
             conn.sock.shutdown(socket.SHUT_WR)
         except (OSError, ValueError):
@@ -2466,7 +2723,8 @@ class Front:
 
     def keep(self, conn):
         """The connection is ready for its next request."""
-        conn.phase, conn.call, conn.deadline = "head", None, time.monotonic() + self.relay.conf["limits"]["idle"]
+        conn.phase, conn.call, conn.deadline = "head", None, time.monotonic() + self.relay.conf[
+            "limits"]["idle"]
         if conn.buffer or conn.pending():
             self.collect(conn)
         else:
@@ -2525,10 +2783,13 @@ class Front:
             pass
 
     def fire(self, key, one=False, need=0):
-        """Something happened for key: who waits for it (or the first of them with room for `need` bytes) is looked at again."""
+        """Something happened for key: who waits for it (or the first of them with room for `need` bytes) is
+        looked at again."""
         with self.lock:
             self.events[hash(key) % 4096] += 1
-            conns = [conn for conn in self.waiting.get(key, ()) if not one or conn.call.get("free", int, need) >= need][:1 if one else None]
+            conns = [conn
+                     for conn in self.waiting.get(key, ())
+                     if not one or conn.call.get("free", int, need) >= need][:1 if one else None]
             for conn in conns:
                 self.take_out(conn)
                 conn.phase = "busy"
@@ -2545,7 +2806,8 @@ class Front:
         del group[conn]
         if not group:
             del self.waiting[conn.park_key]
-        for counter, key, count in ((self.parked, conn.call.who.key, 1), (self.parked_bytes, conn.call.who.user, conn.call.length)):
+        for counter, key, count in ((self.parked, conn.call.who.key, 1),
+                                    (self.parked_bytes, conn.call.who.user, conn.call.length)):
             counter[key] -= count
             if not counter[key]:
                 del counter[key]
@@ -2566,7 +2828,9 @@ class Front:
             if self.seen(key) != seen:
                 return False
             if self.parked[conn.call.who.key] >= self.relay.conf["limits"]["parked_per_token"]:
-                raise No(429, "this token has %d waiting calls ([limits] parked_per_token)" % self.parked[conn.call.who.key])
+                raise No(429,
+                         "this token has %d waiting calls ([limits] parked_per_token)"
+                         % self.parked[conn.call.who.key])
             self.parked[conn.call.who.key] += 1
             self.parked_bytes[conn.call.who.user] += conn.call.length
             self.waiting.setdefault(key, collections.OrderedDict())[conn] = None
@@ -2589,7 +2853,8 @@ class Front:
         if conn.call.name == "login":
             return self.door.put(conn)
         with self.ready:
-            (self.long.setdefault(conn.call.who.user, collections.deque()) if moves else self.short).append(conn)
+            (self.long.setdefault(conn.call.who.user, collections.deque()) if moves else self.short).append(
+                conn)
             self.rouse()
 
     def rouse(self):
@@ -2598,18 +2863,21 @@ class Front:
             self.asleep.pop().release()
 
     def doorkeeper(self):
-        """The life of the thread for log-ins: a password's sum takes long, and who asks for it has shown nothing yet."""
+        """The life of the thread for log-ins: a password's sum takes long, and who asks for it has shown
+        nothing yet."""
         while True:
             conn = self.door.get()
             try:
                 if self.answer(conn):
                     self.put(conn)
             except Exception as error:                 # the client is gone, or a bug of ours: one connection
-                log("debug" if isinstance(error, (OSError, ValueError)) else "error", None, "dropped", address=conn.address, why=error)
+                log("debug" if isinstance(error, (OSError, ValueError)) else "error", None, "dropped",
+                    address=conn.address, why=error)
                 self.give_back(conn, "close")
 
     def next_task(self, bed):
-        """(connection, the user for whom it moves much data, or None) for a worker; sleeps in bed, a held lock, until there is one."""
+        """(connection, the user for whom it moves much data, or None) for a worker; sleeps in bed, a held
+        lock, until there is one."""
         while True:
             with self.ready:
                 if self.short:
@@ -2627,8 +2895,8 @@ class Front:
             bed.acquire()
 
     def next_mover(self):
-        """The next user who may have a worker for moving data: three quarters of the workers may do that, and of them no user has more than
-        are left to others. The lock is held."""
+        """The next user who may have a worker for moving data: three quarters of the workers may do that, and
+        of them no user has more than are left to others. The lock is held."""
         left = self.relay.conf["limits"]["workers"] * 3 // 4 - sum(self.moving.values())
         return next((user for user in self.long if self.moving.get(user, 0) < left), None)
 
@@ -2645,7 +2913,8 @@ class Front:
                 log("debug", None, "dropped", address=conn.address, why=error)
                 self.give_back(conn, "close")
             except Exception as error:                 # a bug of ours costs one connection, never a worker
-                log("error", None, "connection", address=conn.address, bug="%s: %s" % (type(error).__name__, error))
+                log("error", None, "connection", address=conn.address,
+                    bug="%s: %s" % (type(error).__name__, error))
                 self.give_back(conn, "close")
             if user is not None:
                 with self.ready:
@@ -2654,7 +2923,8 @@ class Front:
                     self.rouse()
 
     def answer(self, conn):
-        """Runs a request and answers it, or lets it wait. True: the client's next request is there already."""
+        """Runs a request and answers it, or lets it wait. True: the client's next request is there
+        already."""
         call = conn.call
         if call.unread:                                # a body is still to be read
             conn.sock.settimeout(STALL)
@@ -2668,13 +2938,14 @@ class Front:
                     call.until = 0.0                   # answered as if its time were over
                     continue
                 seen = self.seen(result.key)
-                result = self.run(call)                # look again: an event before `seen` was read would be lost
+                result = self.run(call)            # look again: an event before `seen` was read would be lost
                 if not isinstance(result, Park):
                     break
                 if self.park(conn, result.key, seen):
                     return False
             except No as no:
-                result = no.with_traceback(None)       # else the frames, and the body in them, stay until the next sweep for cycles
+                # else the frames, and the body in them, stay until the next sweep for cycles
+                result = no.with_traceback(None)
                 if no.more.get("why") == "disk" and call.who:
                     self.relay.note_waits((call.fields or {}).get("accept_id"), call.who.user, str(no))
                 if no.code == "0005" and call.waited:  # its token ended meanwhile: what woke it is for others
@@ -2698,8 +2969,9 @@ class Front:
         return False
 
     def next_at_once(self, conn):
-        """Takes the client's next small request, if it comes within AT_ONCE and no other work waits: that saves two changes of thread for
-        each request of a busy client. False: it, or whatever else came, is the selector's business."""
+        """Takes the client's next small request, if it comes within AT_ONCE and no other work waits: that
+        saves two changes of thread for each request of a busy client. False: it, or whatever else came, is
+        the selector's business."""
         if self.short or len(self.asleep) < 4 or conn.counted:
             return False
         if not conn.buffer:
@@ -2719,7 +2991,8 @@ class Front:
             return False
         try:
             call = self.read_call(conn, head)
-            if call.path == BASE + "version" or "expect" in call.headers or len(conn.buffer) < end + call.length or call.length > SMALL_BODY:
+            if (call.path == BASE + "version" or "expect" in call.headers
+                    or len(conn.buffer) < end + call.length or call.length > SMALL_BODY):
                 return False
             self.admit(conn, call)
         except No:
@@ -2737,10 +3010,12 @@ class Front:
                 if call.unread and call.name in V1_BODIES and call.length > MAX_JSON:
                     fault(call.name + " received")
                     return V1[call.name](call)         # only a fielded body is as large as that
-                if call.unread and call.name != "files" or call.name == "files" and call.method == "POST" and call.parts[2] is None:
+                if (call.unread and call.name != "files"
+                        or call.name == "files" and call.method == "POST" and call.parts[2] is None):
                     call.body = call.body or bytes(call.exact()(call.unread))
                 if call.name == "files" and call.method == "POST" and call.parts[2] is not None:
-                    call.conn.buffer[:0], call.body, call.unread = call.body, b"", call.length     # bytes of a file, not JSON
+                    # bytes of a file, not JSON
+                    call.conn.buffer[:0], call.body, call.unread = call.body, b"", call.length
                 call.parse_fields()
                 wait = min(float(call.get("wait", int, 0)), self.relay.conf["times"]["wait"])
                 call.until = time.monotonic() + wait
@@ -2766,11 +3041,13 @@ class Front:
             place = sys.exc_info()[2]
             while place.tb_next:
                 place = place.tb_next
-            log("error", None, call.name, bug="%s in line %d: %s" % (type(error).__name__, place.tb_lineno, error))
+            log("error", None, call.name,
+                bug="%s in line %d: %s" % (type(error).__name__, place.tb_lineno, error))
             raise No(500, "the relay failed on this call; its log says where")
 
     def drain(self, conn, call):
-        """Reads what is left of a body that was not needed, if it is little; otherwise the connection must close."""
+        """Reads what is left of a body that was not needed, if it is little; otherwise the connection must
+        close."""
         if call.unread > PACK_FILE:
             return False
         call.exact()(call.unread)
@@ -2781,7 +3058,8 @@ class Front:
         try:
             conn.sock.settimeout(0)
             if phase == "head" and not self.stopping and not conn.buffer and not conn.pending():
-                conn.call, conn.deadline, conn.phase = None, time.monotonic() + self.relay.conf["limits"]["idle"], "head"
+                conn.call, conn.deadline, conn.phase = None, time.monotonic() + self.relay.conf[
+                    "limits"]["idle"], "head"
                 return self.watch_from_worker(conn)
         except (OSError, ValueError):
             phase = "close"
@@ -2791,22 +3069,27 @@ class Front:
 
 
 class Connection:
-    """One client's connection. phase says who owns it: shake, head, body, parked, linger: the selector; busy: a worker."""
+    """One client's connection. phase says who owns it: shake, head, body, parked, linger: the selector; busy:
+    a worker."""
 
-    __slots__ = ("sock", "address", "phase", "buffer", "deadline", "call", "counted", "group", "park_key", "pace", "seen", "row", "born")
+    __slots__ = ("sock", "address", "phase", "buffer", "deadline", "call", "counted", "group", "park_key",
+                 "pace", "seen", "row", "born")
 
     def __init__(self, sock, address, phase, deadline):
         self.born = time.monotonic()
         self.sock, self.address, self.phase, self.deadline = sock, address, phase, deadline
-        self.buffer, self.call, self.counted, self.park_key, self.pace, self.seen, self.row = bytearray(), None, True, None, None, None, None
+        self.buffer, self.call, self.counted, self.park_key, self.pace, self.seen, self.row = (
+            bytearray(), None, True, None, None, None, None)
         self.group = {}                                # those of its token, once it has shown one
 
     def pending(self):
-        """Bytes that TLS has taken from the socket already (the ini may have changed between plain and TLS since)."""
+        """Bytes that TLS has taken from the socket already (the ini may have changed between plain and TLS
+        since)."""
         return self.sock.pending() if isinstance(self.sock, ssl.SSLSocket) else 0
 
     def receive(self, view):
-        """Fills view from what has come; waits at most STALL seconds. ConnectionError at the end, or if it comes too slowly."""
+        """Fills view from what has come; waits at most STALL seconds. ConnectionError at the end, or if it
+        comes too slowly."""
         if self.buffer:
             count = min(len(view), len(self.buffer))
             view[:count] = self.buffer[:count]
@@ -2842,7 +3125,8 @@ class Connection:
             for chunk in spool.segments() if text else self.spool_chunks(spool):
                 left = memoryview(chunk)
                 while left:
-                    count = self.sock.send(left[:SMALL_BODY])            # no more: a slow client takes this much within STALL
+                    # no more: a slow client takes this much within STALL
+                    count = self.sock.send(left[:SMALL_BODY])
                     pace.count(count)
                     left = left[count:]
                 if spool.moved is not None and time.monotonic() > told + 1:
@@ -2869,7 +3153,8 @@ class Fields:
     """What a call says: self.fields, with their types checked."""
 
     def get(self, key, kind, default):
-        """A field of a type (int also from a query's digits), or default where there is none. 400 for another type."""
+        """A field of a type (int also from a query's digits), or default where there is none. 400 for another
+        type."""
         value = self.fields.get(key)
         if value is None:
             return default
@@ -2910,7 +3195,8 @@ class Call(Fields):
             raise No(400, "Content-Length is not a number")
         self.length = self.unread = int(length)
         if "transfer-encoding" in headers:
-            raise No(400 if "content-length" in headers else 411, "a body needs Content-Length, and no Transfer-Encoding")
+            raise No(400 if "content-length" in headers else 411,
+                     "a body needs Content-Length, and no Transfer-Encoding")
         try:
             found = urlsplit(target)
             pairs = parse_qsl(found.query, keep_blank_values=True, errors="strict")
@@ -2936,12 +3222,14 @@ class Call(Fields):
 
     def moves(self):
         """Does it, or its answer, move much data?"""
-        return self.route.bulk or self.length > SMALL_BODY or self.name == "files" or self.name in V1_ANSWERS and "v" not in self.query
+        return (self.route.bulk or self.length > SMALL_BODY or self.name == "files"
+                or self.name in V1_ANSWERS and "v" not in self.query)
 
     def check_role(self, role):
         """403 unless the token has the role."""
         if role not in self.who.roles:
-            raise No("0005", "%s への実行権がありません。" % self.path, http=403, why="role %s needed" % role, user=self.who.user)
+            raise No("0005", "%s への実行権がありません。" % self.path, http=403, why="role %s needed" % role,
+                     user=self.who.user)
 
     def body_views(self):
         """The body in views of up to CHUNK bytes, as it arrives; no more of it when the token has ended."""
@@ -2975,13 +3263,15 @@ class Order(Fields):
 
 
 def parse_head(head):
-    """A request's head (bytes, up to and with the empty line) as a Call. Stricter than http.server's, which lets doubled lengths and
-    bare line feeds pass: what two programs can read in two ways is refused. 400, 405, 411, 431."""
+    """A request's head (bytes, up to and with the empty line) as a Call. Stricter than http.server's, which
+    lets doubled lengths and bare line feeds pass: what two programs can read in two ways is refused. 400,
+    405, 411, 431."""
     if not head.count(b"\r") == head.count(b"\n") == head.count(b"\r\n") or b"\0" in head:
         raise No(400, "a bare line end in the head")
     lines = head[:-4].decode("iso-8859-1").split("\r\n")
     words = lines[0].split(" ")
-    if len(words) != 3 or words[2] not in ("HTTP/1.1", "HTTP/1.0") or not re.match(r"/[!-~]*\Z", words[1]) or "#" in words[1]:
+    if (len(words) != 3 or words[2] not in ("HTTP/1.1", "HTTP/1.0") or not re.match(r"/[!-~]*\Z", words[1])
+            or "#" in words[1]):
         raise No(400, "not a request line")
     if words[0] not in ("GET", "POST"):
         raise No(405, "GET and POST only")
@@ -2998,15 +3288,18 @@ def parse_head(head):
         twice += [name] if name in headers else []
         headers[name] = found.group(2).strip(" \t")
     scheme, blank, token = headers.pop("authorization", "").partition(" ")
-    if scheme.lower() == "bearer" and token:           # from here on only its sum is known; no header can have this name
+    # from here on only its sum is known; no header can have this name
+    if scheme.lower() == "bearer" and token:
         headers[":token"] = hashlib.sha256(token.strip().encode("iso-8859-1")).hexdigest()
     headers[":twice"] = twice
     wish = headers.get("connection", "").lower()
-    return Call(words[0], words[1], headers, wish == "keep-alive" if words[2] == "HTTP/1.0" else wish != "close")
+    return Call(words[0], words[1], headers,
+                wish == "keep-alive" if words[2] == "HTTP/1.0" else wish != "close")
 
 
 class Pace:
-    """Does a transfer keep min_rate (bytes/s)? Looked at over each RATE_OVER seconds, whatever came before."""
+    """Does a transfer keep min_rate (bytes/s)? Looked at over each RATE_OVER seconds, whatever came
+    before."""
 
     def __init__(self, rate):
         self.rate, self.since, self.moved = rate, time.monotonic(), 0
@@ -3023,8 +3316,10 @@ class Pace:
 
 def answer_head(status, kind, length, keep, more=()):
     """Status line and headers of an answer, as bytes."""
-    head = "HTTP/1.1 %d %s\r\nContent-Type: %s\r\nContent-Length: %d\r\nCache-Control: no-store, no-transform\r\n%s%s\r\n" % (
-        status, HTTPStatus(status).phrase, kind, length, "".join("%s: %s\r\n" % pair for pair in more), "" if keep else "Connection: close\r\n")
+    head = ("HTTP/1.1 %d %s\r\nContent-Type: %s\r\nContent-Length: %d\r\nCache-Control: no-store,"
+            " no-transform\r\n%s%s\r\n"
+            % (status, HTTPStatus(status).phrase, kind, length, "".join("%s: %s\r\n" % pair for pair in more),
+               "" if keep else "Connection: close\r\n"))
     return head.encode("ascii")
 
 
@@ -3085,18 +3380,21 @@ def shallow(found, left=64):
     return left > 0 and all(shallow(part, left - 1) for part in parts if isinstance(part, (dict, list)))
 
 
-DECODE = json.JSONDecoder(object_pairs_hook=once, parse_constant=never, parse_int=whole, parse_float=real).decode
+DECODE = json.JSONDecoder(object_pairs_hook=once, parse_constant=never, parse_int=whole,
+                          parse_float=real).decode
 ENCODE = json.JSONEncoder(ensure_ascii=False).encode
 
 
 # ==== configuration ====
-AT_START = (("Server", "ipaddress"), ("Server", "portnumber"), ("Server", "state_dir"), ("Server", "auth"), ("Server", "logfile"),
-            ("Server", "lang"), ("limits", "workers"))                       # all else is taken from a changed ini while it runs
+# all else is taken from a changed ini while it runs
+AT_START = (("Server", "ipaddress"), ("Server", "portnumber"), ("Server", "state_dir"), ("Server", "auth"),
+            ("Server", "logfile"), ("Server", "lang"), ("limits", "workers"))
 
 
 def load(options):
     """The checked ini and its path. 78 if there is none."""
-    path = find_ini(options.ini, [os.getcwd()] + ini_folders(__file__), needed=True)        # first where it is started, as the fielded one
+    # first where it is started, as the fielded one
+    path = find_ini(options.ini, [os.getcwd()] + ini_folders(__file__), needed=True)
     conf = check_conf(read_ini(path, INI), path)
     choose_language(conf["Server"]["lang"])
     SAY["level"] = 0 if options.verbose else 2 if options.quiet else LEVELS.index(conf["Server"]["loglevel"])
@@ -3123,34 +3421,43 @@ def check_conf(conf, path):
         server["secret"] = gateway_secret(server["gateway_secret_file"])
     if server["operators"] and server["auth"] != "gateway":
         bad(_("[Server] operators is for auth = gateway; here: token issue USER --roles operator"))
-    if not (server["certfile"] or loopback(server["ipaddress"]) or server["auth"] == "gateway" or server["plain_http"]):
-        bad(_("[Server] ipaddress = %s: plain http beyond this host would show tokens to the network; set certfile and keyfile, or, behind a gateway"
-              " that does the TLS, auth = gateway with trusted_proxies (or plain_http = yes, in a closed laboratory)") % server["ipaddress"])
+    if not (server["certfile"] or loopback(server["ipaddress"]) or server["auth"] == "gateway"
+            or server["plain_http"]):
+        bad(_("[Server] ipaddress = %s: plain http beyond this host would show tokens to the network; set"
+              " certfile and keyfile, or, behind a gateway that does the TLS, auth = gateway with"
+              " trusted_proxies (or plain_http = yes, in a closed laboratory)") % server["ipaddress"])
     if server["client_ca"] and not server["certfile"]:
         bad(_("[Server] client_ca needs certfile and keyfile"))
-    if limits["workers"] < 4 or limits["max_body"] < 64 << 10 or limits["connections"] < 16 or limits["min_rate"] < 1:
+    if (limits["workers"] < 4 or limits["max_body"] < 64 << 10 or limits["connections"] < 16
+            or limits["min_rate"] < 1):
         bad(_("[limits] workers must be at least 4, max_body 64K, connections 16, min_rate 1"))
     for site in conf["RemoteSites"]["remote_site_ids"]:
         if site in SUITE or site.startswith("command ") or ODD.search(site) or len(site) > 100:
             bad(_("[RemoteSites] remote_site_ids: %s cannot be a site id") % printable(site))
     for section in conf:
-        if section not in INI and section not in conf["RemoteSites"]["remote_site_ids"] and section not in SUITE:
+        if (section not in INI and section not in conf["RemoteSites"]["remote_site_ids"]
+                and section not in SUITE):
             bad(_("[%s] is neither a section nor in remote_site_ids%s") % (
                 section, nearest(section, list(INI) + conf["RemoteSites"]["remote_site_ids"])))
     return conf
 
 
 def gateway_secret(path):
-    """(header in small letters, secret) of the file's one line, `Header: secret`. 78 if it is not so, or not for this user alone."""
+    """(header in small letters, secret) of the file's one line, `Header: secret`. 78 if it is not so, or not
+    for this user alone."""
     try:
         with open(utf8(path), encoding="ascii") as text:
             if os.fstat(text.fileno()).st_mode & 0o077:
-                raise Stop(EX_CONFIG, _("[Server] gateway_secret_file = %s: others may read it; chmod 600") % path)
+                raise Stop(EX_CONFIG,
+                           _("[Server] gateway_secret_file = %s: others may read it; chmod 600") % path)
             found = HEADER.match(text.read().strip())
     except (OSError, ValueError):
-        raise Stop(EX_CONFIG, _("[Server] %s = %s: is not there or not readable") % ("gateway_secret_file", path))
+        raise Stop(EX_CONFIG,
+                   _("[Server] %s = %s: is not there or not readable") % ("gateway_secret_file", path))
     if not found or len(found.group(2).strip()) < 16:
-        raise Stop(EX_CONFIG, _("[Server] gateway_secret_file = %s: one line, `Header-Name: secret`, the secret of 16 characters or more") % path)
+        raise Stop(EX_CONFIG,
+                   _("[Server] gateway_secret_file = %s: one line, `Header-Name: secret`, the secret of 16"
+                     " characters or more") % path)
     return found.group(1).lower(), found.group(2).strip()
 
 
@@ -3160,7 +3467,8 @@ def loopback(address):
 
 
 def tls_context(server):
-    """TLS 1.2 or newer with the ini's certificate, or None. 78 for a certificate that is missing, broken, expired or not its key's."""
+    """TLS 1.2 or newer with the ini's certificate, or None. 78 for a certificate that is missing, broken,
+    expired or not its key's."""
     if not server["certfile"]:
         return None
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -3179,7 +3487,9 @@ def tls_context(server):
             context.load_verify_locations(utf8(server["client_ca"]))
             context.verify_mode = ssl.CERT_REQUIRED
     except OSError as error:
-        raise Stop(EX_CONFIG, _("[Server] certfile, keyfile, client_ca: %s") % (getattr(error, "reason", None) or error.strerror or error))
+        raise Stop(EX_CONFIG,
+                   _("[Server] certfile, keyfile, client_ca: %s")
+                   % (getattr(error, "reason", None) or error.strerror or error))
     try:
         end = ssl.cert_time_to_seconds(ssl._ssl._test_decode_cert(server["certfile"])["notAfter"])
     except (AttributeError, KeyError, ValueError, OSError):
@@ -3191,12 +3501,15 @@ def tls_context(server):
 
 
 def level(text):
-    """loglevel: a word of LEVELS, or its number in a fielded ini (0 critical, 1 error, 2 warning, 3 info, 4 debug)."""
-    return one_of(*LEVELS)({"0": "error", "1": "error", "2": "warn", "3": "info", "4": "debug"}.get(text, text))
+    """loglevel: a word of LEVELS, or its number in a fielded ini (0 critical, 1 error, 2 warning, 3 info, 4
+    debug)."""
+    return one_of(*LEVELS)({"0": "error", "1": "error", "2": "warn", "3": "info", "4": "debug"}.get(
+        text, text))
 
 
 def one_place(text):
-    """A directory that is the same one wherever the relay, its `token issue` or its unit is started: an absolute path, or ~/..."""
+    """A directory that is the same one wherever the relay, its `token issue` or its unit is started: an
+    absolute path, or ~/..."""
     path = os.path.expanduser(text)
     if not os.path.isabs(path):
         raise ValueError(_("must be an absolute path (from here: %s)") % os.path.abspath(path))
@@ -3210,7 +3523,8 @@ def main(argv=None):
     options = parse(arguments(argv))
     if options.version:
         with open(os.path.abspath(__file__), "rb") as text:
-            print("%s %s protocol 2 (1) sha256 %s" % (PROGRAM, VERSION, hashlib.sha256(text.read()).hexdigest()))
+            print("%s %s protocol 2 (1) sha256 %s"
+                  % (PROGRAM, VERSION, hashlib.sha256(text.read()).hexdigest()))
         return 0
     return options.function(options)
 
@@ -3223,19 +3537,22 @@ def parse(words):
         def error(self, message):
             raise Stop(EX_USAGE, "%s (%s.py --help)" % (message, PROGRAM))
 
-    common = Parser(add_help=False, argument_default=argparse.SUPPRESS)                     # these stand before or after the word
+    # these stand before or after the word
+    common = Parser(add_help=False, argument_default=argparse.SUPPRESS)
     common.add_argument("--ini")
     for name, key in (("--json", "json"), ("-q", "quiet"), ("-v", "verbose"), ("--version", "version")):
         common.add_argument(name, action="store_true", dest=key)
     parser = Parser(prog=PROGRAM + ".py", usage=argparse.SUPPRESS, parents=[common], description=usage(),
                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    unsaid = argparse.Namespace(function=serve, ini=None, json=False, quiet=False, verbose=False, version=False)
+    unsaid = argparse.Namespace(function=serve, ini=None, json=False, quiet=False, verbose=False,
+                                version=False)
     commands = parser.add_subparsers(dest="command", metavar="", prog=PROGRAM + ".py")
     commands.add_parser("serve", parents=[common]).set_defaults(function=serve)
     added = commands.add_parser("demo", parents=[common])
     added.add_argument("--keep", action="store_true")
     added.set_defaults(function=demo)
-    for name, actions, function in (("token", ("issue", "list", "revoke"), token), ("user", ("add", "passwd", "remove", "list"), user)):
+    for name, actions, function in (("token", ("issue", "list", "revoke"), token),
+                                    ("user", ("add", "passwd", "remove", "list"), user)):
         added = commands.add_parser(name, parents=[common])
         added.add_argument("action", choices=actions)
         added.add_argument("who", nargs="?", metavar="USER|NUMBER" if name == "token" else "USER")
@@ -3297,8 +3614,10 @@ def serve(options):
     store.ballast()
     remove_tree(os.path.join(utf8(store.folder), b"spool", b"arriving"))
     store.drop_orphans()
-    for row in store.read("SELECT accept_id, state, protocol FROM calculations WHERE state IN (?, ?, ?, ?, ?)", *CLAIMED):
-        key = "lease" if row["protocol"] == 2 else "v1_lost_after" if row["state"] in (SENDING, SENT) else "lost_after"
+    for row in store.read("SELECT accept_id, state, protocol FROM calculations WHERE state IN (?, ?, ?, ?,"
+                          " ?)", *CLAIMED):
+        key = ("lease" if row["protocol"] == 2 else "v1_lost_after" if row["state"] in (SENDING, SENT)
+               else "lost_after")
         relay.leases[row["accept_id"]] = time.monotonic() + conf["times"][key]
     signal.set_wakeup_fd(front.wake_write)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
@@ -3308,12 +3627,16 @@ def serve(options):
     for target in [relay.housekeeping, front.doorkeeper] + [front.work] * conf["limits"]["workers"]:
         threading.Thread(target=target, daemon=True).start()
     if server["auth"] == "gateway" and not (server["gateway_secret_file"] or server["client_ca"]):
-        log("warn", None, "gateway", why="any process on its host can be any user: set gateway_secret_file, or client_ca")
+        log("warn", None, "gateway",
+            why="any process on its host can be any user: set gateway_secret_file, or client_ca")
     if not context and not loopback(server["ipaddress"]) and server["auth"] != "gateway":
-        log("warn", None, "plain_http = yes: whoever is on the network reads tokens and files", ipaddress=server["ipaddress"])
-    log("info", None, "listening", url="%s://%s:%d" % ("https" if context else "http", server["ipaddress"], port), tls=">=1.2" if context else "none",
-        auth=server["auth"], sites=len(conf["RemoteSites"]["remote_site_ids"]), tokens="%d hashed" % len(relay.tokens), state=server["state_dir"],
-        free="%dGB" % (store.free() >> 30), instance=relay.instance)
+        log("warn", None, "plain_http = yes: whoever is on the network reads tokens and files",
+            ipaddress=server["ipaddress"])
+    log("info", None, "listening",
+        url="%s://%s:%d" % ("https" if context else "http", server["ipaddress"], port),
+        tls=">=1.2" if context else "none", auth=server["auth"],
+        sites=len(conf["RemoteSites"]["remote_site_ids"]), tokens="%d hashed" % len(relay.tokens),
+        state=server["state_dir"], free="%dGB" % (store.free() >> 30), instance=relay.instance)
     front.serve()
     relay.note_use(0)
     store.close()
@@ -3349,32 +3672,41 @@ def token(options):
     db, now = store.writer, time.time()
     if options.action == "issue":
         roles, sites = roles_and_sites(options, conf)
-        secret, days = os.urandom(32).hex(), conf["times"]["token_days"] if options.days is None else options.days
+        secret, days = (os.urandom(32).hex(),
+                        conf["times"]["token_days"] if options.days is None else options.days)
         if not 0 < days <= 36500:
-            raise Stop(EX_USAGE, _("token issue: a token that is good for %s days is none; say --days N, more than 0 (or [times] token_days)")
-                       % ("%g" % days))
+            raise Stop(EX_USAGE,
+                       _("token issue: a token that is good for %s days is none; say --days N, more than 0"
+                         " (or [times] token_days)") % ("%g" % days))
         expires = now + 86400 * days
         db.execute("INSERT INTO tokens (hash, user, roles, sites, issued, expires) VALUES (?, ?, ?, ?, ?, ?)",
                    (hashlib.sha256(secret.encode()).hexdigest(), options.who, roles, sites, now, expires))
         try:
             if os.path.samestat(os.fstat(1), os.stat(os.devnull)):       # closed, or thrown away
                 raise OSError(errno.EPIPE, _("standard output leads nowhere"))
-            sys.stderr.write(_("token for user %s, roles %s, sites %s, until %s; shown only now, keep it in a file of mode 0600:") % (
-                options.who, roles.replace(" ", ","), sites.replace(" ", ",") or "*", when(expires)) + "\n")
+            sys.stderr.write(_("token for user %s, roles %s, sites %s, until %s; shown only now, keep it in"
+                               " a file of mode 0600:")
+                             % (options.who, roles.replace(" ", ","), sites.replace(" ", ",") or "*",
+                                when(expires)) + "\n")
             print(secret, flush=True)
         except OSError as error:
-            db.execute("UPDATE tokens SET revoked = ? WHERE hash = ?", (now, hashlib.sha256(secret.encode()).hexdigest()))
-            raise Stop(EX_IOERR, _("token issue: nobody has seen the token (%s); it is revoked") % error.strerror)
+            db.execute("UPDATE tokens SET revoked = ? WHERE hash = ?",
+                       (now, hashlib.sha256(secret.encode()).hexdigest()))
+            raise Stop(EX_IOERR,
+                       _("token issue: nobody has seen the token (%s); it is revoked") % error.strerror)
     elif options.action == "revoke":
-        if not db.execute("UPDATE tokens SET revoked = ? WHERE number = ? AND revoked IS NULL", (now, options.who or "")).rowcount:
-            raise Stop(EX_USAGE, _("token revoke: there is no valid token %s (see token list)") % (options.who or ""))
+        if not db.execute("UPDATE tokens SET revoked = ? WHERE number = ? AND revoked IS NULL",
+                          (now, options.who or "")).rowcount:
+            raise Stop(EX_USAGE,
+                       _("token revoke: there is no valid token %s (see token list)") % (options.who or ""))
         print(_("token %s is revoked; the relay knows within a second") % options.who)
     else:
         columns = ("number", "user", "roles", "sites", "issued", "expires", "used", "revoked", "login")
-        found = [dict(row) for row in db.execute("SELECT %s FROM tokens ORDER BY number" % ", ".join(columns))]
+        found = [dict(row)
+                 for row in db.execute("SELECT %s FROM tokens ORDER BY number" % ", ".join(columns))]
         for row in found if not options.json else ():
-            row.update(issued=when(row["issued"]), expires=when(row["expires"]), used=when(row["used"]), revoked=when(row["revoked"]),
-                       login="login" if row["login"] else "")
+            row.update(issued=when(row["issued"]), expires=when(row["expires"]), used=when(row["used"]),
+                       revoked=when(row["revoked"]), login="login" if row["login"] else "")
         show_rows(options, found, columns)
     return 0
 
@@ -3408,11 +3740,13 @@ def new_password(user):
 
 
 def user(options):
-    """The users of auth = login: add, passwd (both ask for the password), remove, list. What was logged in with an old password ends."""
+    """The users of auth = login: add, passwd (both ask for the password), remove, list. What was logged in
+    with an old password ends."""
     store, conf = open_store(options)
     db, now, name = store.writer, time.time(), options.who or ""
     if options.action == "list":
-        rows = [dict(row) for row in db.execute("SELECT name, roles, sites, changed FROM users ORDER BY name")]
+        rows = [dict(row)
+                for row in db.execute("SELECT name, roles, sites, changed FROM users ORDER BY name")]
         for row in rows if not options.json else ():
             row["changed"] = when(row["changed"])
         return show_rows(options, rows, ("name", "roles", "sites", "changed"))
@@ -3426,7 +3760,8 @@ def user(options):
     elif not there:
         raise Stop(EX_USAGE, _("there is no user %s (see user list)") % printable(name))
     elif options.action == "passwd":
-        db.execute("UPDATE users SET password = ?, changed = ?, known = '' WHERE name = ?", (sealed(new_password(name)), now, name))
+        db.execute("UPDATE users SET password = ?, changed = ?, known = '' WHERE name = ?",
+                   (sealed(new_password(name)), now, name))
         db.execute("UPDATE tokens SET revoked = ? WHERE user = ? AND login AND revoked IS NULL", (now, name))
     else:
         db.execute("DELETE FROM users WHERE name = ?", (name,))
@@ -3437,7 +3772,8 @@ def user(options):
 
 
 def check(options):
-    """Looks at ini, files, certificate, disk, limits, tokens and at the relay that runs; changes nothing. 78 if something is a FAIL."""
+    """Looks at ini, files, certificate, disk, limits, tokens and at the relay that runs; changes nothing. 78
+    if something is a FAIL."""
     try:
         conf, path = load(options)
     except Stop as stop:
@@ -3448,19 +3784,25 @@ def check(options):
     sites = conf["RemoteSites"]["remote_site_ids"]
     rows = [(None, _("running as root; better as a user of its own"))] if os.geteuid() == 0 else []
     rows.append(look_at_file(path, 0o755))
-    commands = {site: conf.get(site, {}).get("commands", []) + conf.get(site, {}).get("command_lines", []) for site in sites}
+    commands = {site: conf.get(site, {}).get("commands", []) + conf.get(site, {}).get("command_lines", [])
+                for site in sites}
     text = _("sites: %s; commands: %d") % (" ".join(sites), sum(map(len, commands.values())))
-    rows.append((bool(sites) or None, text if sites else _("no sites: name them in [RemoteSites] remote_site_ids, each with a section of its own")))
-    rows += [(None, _("site %s: no commands; nothing can be asked of it") % site) for site in sites if not commands[site]]
+    rows.append((bool(sites) or None,
+                 text if sites
+                 else _("no sites: name them in [RemoteSites] remote_site_ids, each with a section of its"
+                        " own")))
+    rows += [(None, _("site %s: no commands; nothing can be asked of it") % site)
+             for site in sites if not commands[site]]
     for key, mode in (("certfile", 0o755), ("keyfile", 0o640), ("client_ca", 0o755), ("logfile", 0o640)):
         if server[key]:
             rows.append(look_at_file(server[key], mode))
     rows += check_certificate(server)
     if server["auth"] == "gateway":
         closed = bool(server["gateway_secret_file"] or server["client_ca"])
-        rows.append((closed or None, _("only the gateway itself is let in") if closed else _(
-            "any process on %s can be any user: set gateway_secret_file, or client_ca, so that only the gateway itself is let in")
-            % " ".join(server["trusted_proxies"])))
+        rows.append((closed or None,
+                     _("only the gateway itself is let in") if closed
+                     else _("any process on %s can be any user: set gateway_secret_file, or client_ca, so"
+                            " that only the gateway itself is let in") % " ".join(server["trusted_proxies"])))
     rows.append(look_at_limits(limits["connections"] + 200))
     rows += look_at_disk(server["state_dir"], limits["spool_free"], local=True)
     if os.path.exists(utf8(os.path.join(server["state_dir"], "state.sqlite3"))):
@@ -3481,14 +3823,15 @@ def check_state_dir(folder):
     if os.path.isdir(utf8(above)) and os.access(utf8(above), os.W_OK | os.X_OK):
         return None, _("%s is not there yet; the first start makes it") % folder
     good = None if above == "/var/lib" else False      # where the systemd unit makes it
-    return good, _("%s is not there yet, and this user may not make it in %s: mkdir and chown it (below /var/lib the systemd unit does)") % (
-        folder, above)
+    return good, _("%s is not there yet, and this user may not make it in %s: mkdir and chown it (below"
+                   " /var/lib the systemd unit does)") % (folder, above)
 
 
 def check_certificate(server):
     """Rows about the certificate that the ini names."""
     if not server["certfile"]:
-        text = _("no TLS here: it is the gateway's") if server["auth"] == "gateway" else _("no TLS: for this host only")
+        text = (_("no TLS here: it is the gateway's") if server["auth"] == "gateway"
+                else _("no TLS: for this host only"))
         return [(True if server["auth"] == "gateway" else None, text)]
     try:
         tls_context(server)
@@ -3511,7 +3854,8 @@ def check_upgrade(server):
     db = sqlite3.connect("file:%s?mode=ro" % quote(path), uri=True)
     try:
         found = db.execute("PRAGMA user_version").fetchone()[0]
-        open_ones = db.execute("SELECT COUNT(*) FROM calculations WHERE state NOT IN (?, ?)", (GOT, FINISHED)).fetchone()[0]
+        open_ones = db.execute("SELECT COUNT(*) FROM calculations WHERE state NOT IN (?, ?)",
+                               (GOT, FINISHED)).fetchone()[0]
     except sqlite3.Error as error:
         return [(None, "%s: %s" % (path, error))]
     finally:
@@ -3520,20 +3864,25 @@ def check_upgrade(server):
         return [(False, _("%s: was written by a newer version of this program (schema %d)") % (path, found))]
     if found == SCHEMA_VERSION:
         return [(True, _("%s: written by this version (schema %d)") % (path, found))]
-    return [(None, _("%s: schema %d; the next start copies it to %s.schema%d and upgrades it to %d; %d unfinished calculations go on") % (
-        path, found, os.path.basename(path), found, SCHEMA_VERSION, open_ones))]
+    return [(None,
+             _("%s: schema %d; the next start copies it to %s.schema%d and upgrades it to %d; %d unfinished"
+               " calculations go on")
+             % (path, found, os.path.basename(path), found, SCHEMA_VERSION, open_ones))]
 
 
 def check_tokens(server):
     """Rows about tokens and users."""
-    db = sqlite3.connect("file:%s?mode=ro" % quote(os.path.join(server["state_dir"], "state.sqlite3")), uri=True)
+    db = sqlite3.connect("file:%s?mode=ro" % quote(os.path.join(server["state_dir"], "state.sqlite3")),
+                         uri=True)
     try:
         now = time.time()
-        good, soon = db.execute("SELECT COUNT(*), TOTAL(expires < ?) FROM tokens WHERE revoked IS NULL AND NOT login AND expires > ?",
-                                (now + 14 * 86400, now)).fetchone()
+        good, soon = db.execute("SELECT COUNT(*), TOTAL(expires < ?) FROM tokens WHERE revoked IS NULL AND"
+                                " NOT login AND expires > ?", (now + 14 * 86400, now)).fetchone()
         rows = [(None if soon else True, _("tokens: %d good, %d of them end within 14 days") % (good, soon))]
         if server["auth"] == "login":
-            rows.append((True, _("users with a password: %d") % db.execute("SELECT COUNT(*) FROM users").fetchone()[0]))
+            rows.append((True,
+                         _("users with a password: %d")
+                         % db.execute("SELECT COUNT(*) FROM users").fetchone()[0]))
         elif not good and server["auth"] == "tokens":
             rows = [(None, _("no good token: token issue USER"))]
         return rows
@@ -3557,7 +3906,9 @@ def check_listener(server):
                 with open(utf8(server["certfile"]), encoding="ascii", errors="replace") as text:
                     own = re.search("-----BEGIN CERT.*?-----END CERT[^\\n]*", text.read(), re.S)
                 if own and ssl.PEM_cert_to_DER_cert(own.group()) != sock.getpeercert(True):
-                    return [(False, _("the relay that runs shows another certificate than %s: restart it") % server["certfile"])]
+                    return [(False,
+                             _("the relay that runs shows another certificate than %s: restart it")
+                             % server["certfile"])]
             if not server["client_ca"] and server["auth"] != "gateway":
                 sock.sendall(("GET %sversion HTTP/1.0\r\nHost: localhost\r\n\r\n" % BASE).encode())
                 if not sock.recv(100).startswith(b"HTTP/1.1 200"):
@@ -3575,14 +3926,18 @@ def unit(options):
     server, script = conf["Server"], os.path.abspath(__file__)
     state = os.path.abspath(server["state_dir"])
     low = 0 < server["portnumber"] < 1024
-    writes = "StateDirectory=%s\nStateDirectoryMode=0700" % state[9:] if state.startswith("/var/lib/") else "ReadWritePaths=%s" % state
+    writes = ("StateDirectory=%s\nStateDirectoryMode=0700" % state[9:] if state.startswith("/var/lib/")
+              else "ReadWritePaths=%s" % state)
     if server["logfile"]:
         writes += "\nReadWritePaths=%s" % os.path.dirname(os.path.abspath(server["logfile"]))
-    at_home = any(os.path.abspath(place).startswith(("/home/", "/root/")) for place in (state, script, path, server["certfile"]) if place)
-    print(UNIT % {
-        "where": "/etc/systemd/system/mi_dicomapi.service", "name": "mi_dicomapi", "script": script, "ini": os.path.abspath(path), "writes": writes,
-        "user": own_user("mi_distcomp"), "python": sys.executable, "files": conf["limits"]["connections"] + 200,
-        "home": "read-only" if at_home else "yes", "caps": "CAP_NET_BIND_SERVICE" if low else "", "users": "no" if low else "yes"}, end="")
+    at_home = any(os.path.abspath(place).startswith(("/home/", "/root/"))
+                  for place in (state, script, path, server["certfile"]) if place)
+    print(UNIT
+          % {"where": "/etc/systemd/system/mi_dicomapi.service", "name": "mi_dicomapi", "script": script,
+             "ini": os.path.abspath(path), "writes": writes, "user": own_user("mi_distcomp"),
+             "python": sys.executable, "files": conf["limits"]["connections"] + 200,
+             "home": "read-only" if at_home else "yes", "caps": "CAP_NET_BIND_SERVICE" if low else "",
+             "users": "no" if low else "yes"}, end="")
 
 
 def own_user(default):
@@ -3597,37 +3952,47 @@ def own_user(default):
 def list_calculations(options):
     """The calculations that are not finished (--all: all that are kept)."""
     store, conf = open_store(options)
-    rows = [dict(row) for row in store.read(
-        "SELECT accept_id, user, site, command, state, status, registered, poller, exit_code, reason, waits, silent AS out_of_contact"
-        " FROM calculations WHERE ? OR state != ? ORDER BY seq", bool(options.all), FINISHED)]
+    rows = [dict(row)
+            for row in store.read("SELECT accept_id, user, site, command, state, status, registered, poller,"
+                                  " exit_code, reason, waits, silent AS out_of_contact FROM calculations"
+                                  " WHERE ? OR state != ? ORDER BY seq", bool(options.all), FINISHED)]
     for row in rows:
-        row["out_of_contact"] = int(row["out_of_contact"]) if row["out_of_contact"] and row["state"] in CLAIMED else None
+        row["out_of_contact"] = (int(row["out_of_contact"])
+                                 if row["out_of_contact"] and row["state"] in CLAIMED else None)
     for row in rows if not options.json else ():
         row.update(registered=when(row["registered"]), reason=row["reason"] or row["waits"])
         row["state"] += "" if row["out_of_contact"] is None else _(", out of contact")
     for good, text in standing(conf):
         if not good:
             sys.stderr.write("%s: %s\n" % (PROGRAM, printable(text)))
-    show_rows(options, rows, ("accept_id", "registered", "user", "site", "state", "status", "exit_code", "command", "reason"))
+    show_rows(options, rows,
+              ("accept_id", "registered", "user", "site", "state", "status", "exit_code", "command",
+               "reason"))
     return 0
 
 
 def standing(conf):
-    """Rows about the relay of this ini: is it in maintenance, and does the one that runs have other values than the ini by now?"""
+    """Rows about the relay of this ini: is it in maintenance, and does the one that runs have other values
+    than the ini by now?"""
     folder, rows = utf8(conf["Server"]["state_dir"]), []
     try:
         with open(os.path.join(folder, b"maintenance"), encoding="utf-8", errors="replace") as text:
-            rows.append((None, _("maintenance is on (%s): no new calculations and claims until `maintenance off`") % text.read().strip()))
+            rows.append((None,
+                         _("maintenance is on (%s): no new calculations and claims until `maintenance off`")
+                         % text.read().strip()))
     except OSError:
         pass
     try:
         with open(os.path.join(folder, b"settings"), encoding="utf-8") as text:
             found = json.load(text)
         if found["process"] == process_mark(int(found["process"].split()[0])):
-            for section, key, now in [(section, key, now) for section in conf for key, now in conf[section].items()]:
+            for section, key, now in [(section, key, now) for section in conf
+                                      for key, now in conf[section].items()]:
                 then = found["conf"].get(section, {}).get(key)
                 if then != json.loads(json.dumps(now)):
-                    rows.append((None, _("the relay that runs has [%s] %s = %s still (ini: %s): restart it") % (section, key, then, now)))
+                    rows.append((None,
+                                 _("the relay that runs has [%s] %s = %s still (ini: %s): restart it")
+                                 % (section, key, then, now)))
     except (OSError, ValueError, KeyError, IndexError, AttributeError, TypeError):
         pass
     return rows
@@ -3646,17 +4011,21 @@ def show(options):
     """Everything about one calculation."""
     store, conf = open_store(options)
     rows = store.read("SELECT * FROM calculations WHERE accept_id = ?", whole_of(store, options.accept_id))
-    row = {key: value for key, value in dict(rows[0]).items() if key not in ("claim", "take", "fingerprint", "manifest", "seq")}
-    row["files"] = [dict(found) for found in store.read(
-        "SELECT kind, n, name, size, sha256, done FROM files WHERE calc = ? ORDER BY kind, n LIMIT ?", rows[0]["seq"], LISTED)]
+    row = {key: value
+           for key, value in dict(rows[0]).items()
+           if key not in ("claim", "take", "fingerprint", "manifest", "seq")}
+    row["files"] = [dict(found)
+                    for found in store.read("SELECT kind, n, name, size, sha256, done FROM files WHERE calc"
+                                            " = ? ORDER BY kind, n LIMIT ?", rows[0]["seq"], LISTED)]
     if options.json:
         print(json_of(row))
         return 0
     for key, value in row.items():
         if key == "files":
             for found in value:
-                print("  %-6s %6d  %12d bytes  %s  %s" % (
-                    found["kind"], found["n"], found["size"], "complete" if found["done"] else "-", printable(found["name"])))
+                print("  %-6s %6d  %12d bytes  %s  %s"
+                      % (found["kind"], found["n"], found["size"], "complete" if found["done"] else "-",
+                         printable(found["name"])))
         elif value not in (None, "", "{}"):
             times = ("registered", "touched", "allowed", "claimed", "started", "ended", "got", "finished")
             print("%-14s %s" % (key, when(value) if key in times else printable(value)))
@@ -3664,9 +4033,12 @@ def show(options):
 
 
 def whole_of(store, given):
-    """The id of the calculation that is meant: all of it, or its first eight characters and more. 64 if there is none, or more than one."""
+    """The id of the calculation that is meant: all of it, or its first eight characters and more. 64 if there
+    is none, or more than one."""
     begins = given + "~" if len(given) >= 8 else given
-    found = [row[0] for row in store.read("SELECT accept_id FROM calculations WHERE accept_id >= ? AND accept_id <= ? LIMIT 10", given, begins)]
+    found = [row[0]
+             for row in store.read("SELECT accept_id FROM calculations WHERE accept_id >= ? AND accept_id <="
+                                   " ? LIMIT 10", given, begins)]
     if not found:
         raise Stop(EX_USAGE, _("%s: no such calculation (see list --all)") % printable(given))
     if len(found) > 1:
@@ -3675,18 +4047,22 @@ def whole_of(store, given):
 
 
 def order(options):
-    """Asks the running relay to cancel, rerun or end a calculation. 69 if none runs on this state_dir, 77 if it refuses."""
+    """Asks the running relay to cancel, rerun or end a calculation. 69 if none runs on this state_dir, 77 if
+    it refuses."""
     store, conf = open_store(options)
     accept_id = whole_of(store, options.accept_id)
-    number = store.writer.execute("INSERT INTO orders (call, fields) VALUES (?, ?)", (options.command, json.dumps({
-        "v": 2, "accept_id": accept_id, "reason": options.reason, "stop": True, "force": options.force}))).lastrowid
+    number = store.writer.execute("INSERT INTO orders (call, fields) VALUES (?, ?)",
+                                  (options.command,
+                                   json.dumps({"v": 2, "accept_id": accept_id, "reason": options.reason,
+                                               "stop": True, "force": options.force}))).lastrowid
     until, answer = time.monotonic() + 15, None
     while answer is None and time.monotonic() < until:
         time.sleep(0.1)
         answer = store.read("SELECT answer FROM orders WHERE number = ?", number)[0][0]
     store.writer.execute("DELETE FROM orders WHERE number = ?", (number,))
     if answer is None:
-        raise Stop(EX_UNAVAILABLE, _("no relay answers on %s; start it, then say it again") % conf["Server"]["state_dir"])
+        raise Stop(EX_UNAVAILABLE,
+                   _("no relay answers on %s; start it, then say it again") % conf["Server"]["state_dir"])
     code, text = json.loads(answer)
     if code != 200:
         raise Stop(EX_USAGE if code == 404 else EX_REFUSED, "%s: %s" % (accept_id, text))
@@ -3726,8 +4102,8 @@ def backup(options):
     copy = sqlite3.connect(os.path.join(part, b"state.sqlite3").decode("utf-8", "surrogateescape"))
     copy.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     count = lost = 0
-    for accept_id, kind, blob in copy.execute(
-            "SELECT DISTINCT accept_id, kind, blob FROM files JOIN calculations ON seq = calc WHERE done AND blob NOT NULL"):
+    for accept_id, kind, blob in copy.execute("SELECT DISTINCT accept_id, kind, blob FROM files JOIN"
+                                              " calculations ON seq = calc WHERE done AND blob NOT NULL"):
         source = store.spool(accept_id, kind, blob)
         goal = os.path.join(part, os.path.relpath(source, utf8(store.folder)))
         os.makedirs(os.path.dirname(goal), 0o700, exist_ok=True)
@@ -3739,19 +4115,22 @@ def backup(options):
     copy.close()
     os.sync()
     os.rename(part, target)
-    print(_("%s: %d files of the spool and the database (%d files went meanwhile)") % (options.folder, count, lost))
+    print(_("%s: %d files of the spool and the database (%d files went meanwhile)")
+          % (options.folder, count, lost))
     return 0
 
 
 def restore(options):
-    """Puts a backup into the ini's state_dir, which must be new. The next start hands nothing out for restore_grace."""
+    """Puts a backup into the ini's state_dir, which must be new. The next start hands nothing out for
+    restore_grace."""
     import shutil
     conf, path = load(options)
     source, target = utf8(options.folder), utf8(conf["Server"]["state_dir"])
     if not os.path.exists(os.path.join(source, b"state.sqlite3")):
         raise Stop(EX_NOINPUT, _("%s: is not a backup of this program") % options.folder)
     if os.path.lexists(os.path.join(target, b"state.sqlite3")):
-        raise Stop(EX_CONFIG, _("%s: holds a state already; move it away first") % conf["Server"]["state_dir"])
+        raise Stop(EX_CONFIG,
+                   _("%s: holds a state already; move it away first") % conf["Server"]["state_dir"])
     os.makedirs(target, 0o700, exist_ok=True)
     for above, names, files in os.walk(source):
         goal = os.path.normpath(os.path.join(target, os.path.relpath(above, source)))
@@ -3764,8 +4143,8 @@ def restore(options):
     shutil.copyfile(os.path.join(source, b"state.sqlite3"), os.path.join(target, b"state.sqlite3.part"))
     os.sync()
     os.rename(os.path.join(target, b"state.sqlite3.part"), os.path.join(target, b"state.sqlite3"))
-    print(_("restored into %s; start the relay: for the first %d s it only listens to what the pollers hold") % (
-        conf["Server"]["state_dir"], conf["times"]["restore_grace"]))
+    print(_("restored into %s; start the relay: for the first %d s it only listens to what the pollers hold")
+          % (conf["Server"]["state_dir"], conf["times"]["restore_grace"]))
     return 0
 
 
@@ -3787,18 +4166,21 @@ def when(seconds):
 
 # ==== fielded ====
 # The fielded protocol ("v1"): the same table, store and files, told in its own words; bodies pass as streams.
-V1_CANNOT = ("the poller of site %s is a fielded one and is not shown this calculation: it cannot take directories in inputs' names, parameters,"
-             " patterns or more than 2 GiB")
+V1_CANNOT = ("the poller of site %s is a fielded one and is not shown this calculation: it cannot take"
+             " directories in inputs' names, parameters, patterns or more than 2 GiB")
 V1_IGNORES = "the poller of site %s is a fielded one: the command does not get the parameters"
-V1Call = collections.namedtuple("V1Call", "unknown wrong missing")          # HTTP status of: no such id, (code) wrong state, a missing field
-V1_REMOTE = {"calc-params": V1Call(400, 409, 400), "calc-params-complete": V1Call(200, 409, 200), "calc-start": V1Call(400, 400, 400),
-             "calc-end": V1Call(400, 409, 400), "send-results": V1Call(200, 401, 200), "end-send": V1Call(400, 401, 400)}
+# HTTP status of: no such id, (code) wrong state, a missing field
+V1Call = collections.namedtuple("V1Call", "unknown wrong missing")
+V1_REMOTE = {"calc-params": V1Call(400, 409, 400), "calc-params-complete": V1Call(200, 409, 200),
+             "calc-start": V1Call(400, 400, 400), "calc-end": V1Call(400, 409, 400),
+             "send-results": V1Call(200, 401, 200), "end-send": V1Call(400, 401, 400)}
 V1_BODIES = ("add-calcinfo", "send-results")           # these carry files inside,
 V1_ANSWERS = ("calc-params", "get-calc-result")        # and the answers to these
 
 
 def v1_add_calcinfo(c):
-    """1. A fielded registration: the inputs come inside. Refusals are HTTP 202, as the gateway at the site swallows a 400."""
+    """1. A fielded registration: the inputs come inside. Refusals are HTTP 202, as the gateway at the site
+    swallows a 400."""
     relay = c.relay
     with Arrival(c, v1_may_register, 202) as arrival:
         arrival.read(c)
@@ -3811,15 +4193,18 @@ def v1_add_calcinfo(c):
         check_site(c, site, "400", 202)
         rules = relay.rules(site)
         if command not in rules["commands"] + rules["command_lines"]:
-            raise No(401, "command %s is not in the list of site %s" % (printable(command)[:200], site), http=202)
+            raise No(401, "command %s is not in the list of site %s" % (printable(command)[:200], site),
+                     http=202)
         if rules["users"] and c.who.user not in rules["users"]:
             raise No(403, "user %s may not use site %s" % (c.who.user, site), http=202)
         files = info.get("parameter_files") or {}
-        if not isinstance(files, dict) or not isinstance(info.get("result_files") or {}, (dict, list)) or not isinstance(parameters, str):
+        if (not isinstance(files, dict) or not isinstance(info.get("result_files") or {}, (dict, list))
+                or not isinstance(parameters, str)):
             raise No(400, "parameter_files or result_files is not as it should be", http=202)
         try:
             names, patterns = check_declared(c, {"result_files": info.get("result_files") or {}})
-            stage = v1_entries(files, lambda entry: entry[0] if isinstance(entry, list) and entry else None, arrival.path)
+            stage = v1_entries(files, lambda entry: entry[0] if isinstance(entry, list) and entry else None,
+                               arrival.path)
             check_order([name for name, blob in stage], reserved=LOG_NAMES)
             total = check_sizes(relay, [(name, blob.size, blob.sha256) for name, blob in stage])
         except ValueError as error:
@@ -3834,13 +4219,15 @@ def v1_add_calcinfo(c):
 
         def work(tx):
             check_quota(relay, tx, c.who.user, site, rules, total + len(kept) + room_of_names(stage))
-            seq = tx.db.execute(
-                "INSERT INTO calculations (accept_id, user, request_id, site, command, info, texts, needs_v2, v1, state, registered, touched)"
-                " VALUES (?, ?, ?, ?, ?, ?, ?, ?, 1, ?, ?, ?)",
-                (accept_id, c.who.user, accept_id, site, command, kept, len(kept), needs_v2, REGISTERED, now, now)).lastrowid
+            seq = tx.db.execute("INSERT INTO calculations (accept_id, user, request_id, site, command, info,"
+                                " texts, needs_v2, v1, state, registered, touched) VALUES (?, ?, ?, ?, ?, ?,"
+                                " ?, ?, 1, ?, ?, ?)",
+                                (accept_id, c.who.user, accept_id, site, command, kept, len(kept), needs_v2,
+                                 REGISTERED, now, now)).lastrowid
             insert_complete(tx, seq, "input", stage)
             tx.after(lambda: relay.count_new(c.who.user, 0))
-            tx.after(lambda: log("info", accept_id, "1 add-calcinfo", site=site, user=c.who.user, command=command, inputs=len(stage), v=1))
+            tx.after(lambda: log("info", accept_id, "1 add-calcinfo", site=site, user=c.who.user,
+                                 command=command, inputs=len(stage), v=1))
 
         try:
             relay.store.write(work, "add-calcinfo")
@@ -3849,12 +4236,14 @@ def v1_add_calcinfo(c):
             no.http = 202
             raise
     warning = v1_warning(relay, site, c.who.user, needs_v2, parameters)
-    return dict({"message": "registered", "accept_id": accept_id}, **({"warning": warning} if warning else {}))
+    return dict({"message": "registered", "accept_id": accept_id},
+                **({"warning": warning} if warning else {}))
 
 
 def v1_may_register(c, total):
     """No, if this user can register nothing at all here now, or not so many bytes."""
-    rules = [c.relay.rules(site) for site in c.relay.conf["RemoteSites"]["remote_site_ids"] if covers(c.who, site)]
+    rules = [c.relay.rules(site)
+             for site in c.relay.conf["RemoteSites"]["remote_site_ids"] if covers(c.who, site)]
     c.relay.check_maintenance()
     if not any(not rule["users"] or c.who.user in rule["users"] for rule in rules):
         raise No(403, "user %s may use no site of this relay" % c.who.user)
@@ -3863,12 +4252,14 @@ def v1_may_register(c, total):
 
 
 class Arrival:
-    """A directory of the spool for the files of one fielded body; moved to its place when the call is good, removed otherwise.
-    Who may send it, and whether there is room for it, is looked at before a byte is taken; from then on its length counts."""
+    """A directory of the spool for the files of one fielded body; moved to its place when the call is good,
+    removed otherwise. Who may send it, and whether there is room for it, is looked at before a byte is taken;
+    from then on its length counts."""
 
     def __init__(self, c, check, http):
         """check(c, bytes): raises the No of who may not send it; http: the status of a refusal."""
-        self.relay, self.user, self.length, folder = c.relay, c.who.user, c.length // 4 * 3, utf8(c.relay.store.folder)
+        self.relay, self.user, self.length, folder = c.relay, c.who.user, c.length // 4 * 3, utf8(
+            c.relay.store.folder)
         self.path = os.path.join(folder, b"spool", b"arriving", os.urandom(8).hex().encode())
         try:
             with c.relay.counting:
@@ -3890,7 +4281,7 @@ class Arrival:
     def __exit__(self, *error):
         with self.relay.counting:
             self.relay.arriving[self.user] -= self.length
-            self.relay.arriving += collections.Counter()                 # without who has nothing on its way any more
+            self.relay.arriving += collections.Counter()         # without who has nothing on its way any more
         remove_tree(self.path)
 
     def read(self, c):
@@ -3898,7 +4289,8 @@ class Arrival:
         if c.unread:
             check_json_type(c)
             try:
-                c.fields = dict(c.query, **BodyReader(c.body_views(), self.path, parse_v1_json, MAX_JSON).parse())
+                c.fields = dict(c.query,
+                                **BodyReader(c.body_views(), self.path, parse_v1_json, MAX_JSON).parse())
             except ValueError as error:
                 raise No(400, str(error))
 
@@ -3915,11 +4307,13 @@ class Arrival:
 
 
 def v1_entries(files, content_of, folder):
-    """Files {NAME: entry} of a fielded body as [(name, Blob)] in the order of a manifest, written as folder/NNNNNN. No(400)."""
+    """Files {NAME: entry} of a fielded body as [(name, Blob)] in the order of a manifest, written as
+    folder/NNNNNN. No(400)."""
     try:
         names = sorted(files, key=parts_of)
         check_order(names)
-        stage = [(name, as_blob(content_of(files[name]), os.path.join(folder, b"x%06d" % number))) for number, name in enumerate(names)]
+        stage = [(name, as_blob(content_of(files[name]), os.path.join(folder, b"x%06d" % number)))
+                 for number, name in enumerate(names)]
     except (ValueError, AttributeError) as error:
         raise No(400, "a file: %s" % error)
     for number, (name, blob) in enumerate(stage):
@@ -3936,16 +4330,20 @@ def has_blob(found):
 
 
 def insert_complete(tx, seq, kind, stage, texts=0):
-    """Adds files [(name, Blob)] that are in their place to a calculation, complete; texts: characters that are kept beside them."""
-    tx.db.executemany("INSERT INTO files (calc, kind, n, name, size, sha256, done, blob) VALUES (?, ?, ?, ?, ?, ?, 1, ?)",
-                      [(seq, kind, n, name, blob.size, blob.sha256, "%06d" % n) for n, (name, blob) in enumerate(stage)])
+    """Adds files [(name, Blob)] that are in their place to a calculation, complete; texts: characters that
+    are kept beside them."""
+    tx.db.executemany(
+        "INSERT INTO files (calc, kind, n, name, size, sha256, done, blob) VALUES (?, ?, ?, ?, ?, ?, 1, ?)",
+        [(seq, kind, n, name, blob.size, blob.sha256, "%06d" % n) for n, (name, blob) in enumerate(stage)])
     field = "inputs" if kind == "input" else "results"
-    tx.db.execute("UPDATE calculations SET %s = ?, %s_open = 0, %s_more = 0, bytes = bytes + ?, texts = texts + ? WHERE seq = ?"
-                  % (field, field, field), (len(stage), sum(blob.size for name, blob in stage), texts + room_of_names(stage), seq))
+    tx.db.execute("UPDATE calculations SET %s = ?, %s_open = 0, %s_more = 0, bytes = bytes + ?, texts ="
+                  " texts + ? WHERE seq = ?" % (field, field, field),
+                  (len(stage), sum(blob.size for name, blob in stage), texts + room_of_names(stage), seq))
 
 
 def v1_warning(relay, site, user, needs_v2, parameters=""):
-    """What it means for a calculation that waits that its site's last poller is a fielded one, or an empty text."""
+    """What it means for a calculation that waits that its site's last poller is a fielded one, or an empty
+    text."""
     if (site, user) not in relay.v1_sites or not (needs_v2 or parameters):
         return ""
     return (V1_CANNOT if needs_v2 else V1_IGNORES) % site
@@ -3963,12 +4361,15 @@ def v1_allow(c):
 
 
 def v1_status(c):
-    """What a fielded workflow side asks every 10 s. Its client takes what is between the first two colons. It leaves at `got return`,
-    and takes an abnormal end for success if it has not read `abnormal` before: so that is told first."""
+    """What a fielded workflow side asks every 10 s. Its client takes what is between the first two colons. It
+    leaves at `got return`, and takes an abnormal end for success if it has not read `abnormal` before: so
+    that is told first."""
     row, relay = v1_own(c), c.relay
     if row is None:
         word = "abnormal" if c.name == "calc-status" else "got return"
-        raise No(400, "status:%s:There is no information for accept_id(%s)" % (word, printable(c.fields["accept_id"])[:100]), http=200)
+        raise No(400,
+                 "status:%s:There is no information for accept_id(%s)"
+                 % (word, printable(c.fields["accept_id"])[:100]), http=200)
     if c.name == "calc-status":
         if row["status"] == "abnormal":
             relay.told_abnormal.add(row["accept_id"])
@@ -3983,26 +4384,34 @@ def v1_result(c):
     """9. The result, files inside; hidden from the fielded protocol once the answer is written in full."""
     row = v1_own(c)
     if row is None or row["state"] != GOT:
-        raise No(400, "There is no result for accept_id(%s) yet" % printable(c.fields["accept_id"])[:100], http=200)
+        raise No(400, "There is no result for accept_id(%s) yet" % printable(c.fields["accept_id"])[:100],
+                 http=200)
     more = c.relay.store.read("SELECT info, missing, refused FROM calculations WHERE seq = ?", row["seq"])[0]
     why = dict(json.loads(more["missing"]), **json.loads(more["refused"]))
-    files = {name: {"content": "", "mimetype1": "Error", "mimetype2": why.get(name) or row["reason"] or "it has not come"}
-             for name in json.loads(more["info"])["result_names"] + list(LOG_NAMES)}          # a declared name that is not there at all kills it
+    # a declared name that is not there at all kills it
+    files = {name: {"content": "", "mimetype1": "Error",
+                    "mimetype2": why.get(name) or row["reason"] or "it has not come"}
+             for name in json.loads(more["info"])["result_names"] + list(LOG_NAMES)}
 
     def then():
         make_step(c, "finish", row, finished=time.time())
 
-    return v1_stream(c, row, "result", lambda mark: {"content": mark, "mimetype1": "application/octet-stream;", "mimetype2": "charset=binary"},
-                     lambda found: envelope(200, "result", **{"result-info": {"result_files": dict(
-                         found, **{name: entry for name, entry in files.items() if name not in found})}}), then)
+    return v1_stream(c, row, "result",
+                     lambda mark: {"content": mark, "mimetype1": "application/octet-stream;",
+                                   "mimetype2": "charset=binary"},
+                     lambda found: envelope(200, "result",
+                                            **{"result-info": {"result_files": dict(
+        found, **{name: entry for name, entry in files.items() if name not in found})}}), then)
 
 
 def v1_stream(c, row, kind, entry, wrap, then=None):
-    """An answer with files inside, as a Spool: JSON around base64 that is made while it is sent, its length known beforehand."""
+    """An answer with files inside, as a Spool: JSON around base64 that is made while it is sent, its length
+    known beforehand."""
     store = c.relay.store
-    rows = store.read("SELECT n, name, size, blob, at FROM files WHERE calc = ? AND kind = ? AND blob NOT NULL ORDER BY n", row["seq"], kind)
-    length, chunks = around_files(lambda mark: wrap({found["name"]: entry(mark) for found in rows}),
-                                  [(store.spool(row["accept_id"], kind, found["blob"]), found["at"], found["size"]) for found in rows])
+    rows = store.read("SELECT n, name, size, blob, at FROM files WHERE calc = ? AND kind = ? AND blob NOT"
+                      " NULL ORDER BY n", row["seq"], kind)
+    length, chunks = around_files(lambda mark: wrap({found["name"]: entry(mark) for found in rows}), [
+        (store.spool(row["accept_id"], kind, found["blob"]), found["at"], found["size"]) for found in rows])
     return Spool(chunks, length, [], 200, then)
 
 
@@ -4016,11 +4425,14 @@ def v1_cancel(c):
         raise No(401, "accept_id(%s) cannot be cancelled now" % row["accept_id"], http=400)
 
     def work(tx):
-        if move(c.relay, tx, STEP["cancel-wait-calc"], row, status="abnormal", reason="cancelled", got=time.time()) or row["state"] == GOT:
+        if (move(c.relay, tx, STEP["cancel-wait-calc"], row, status="abnormal", reason="cancelled",
+                 got=time.time()) or row["state"] == GOT):
             move(c.relay, tx, STEP["finish"], row, finished=time.time())
         tx.db.execute("UPDATE calculations SET hidden = 1 WHERE seq = ?", (row["seq"],))
-        now = tx.db.execute("SELECT state, protocol, user, poller FROM calculations WHERE seq = ?", (row["seq"],)).fetchone()
-        if now["protocol"] == 2 and now["state"] in (SENDING, SENT, RUNNING):             # its poller is told by the heartbeat
+        now = tx.db.execute("SELECT state, protocol, user, poller FROM calculations WHERE seq = ?",
+                            (row["seq"],)).fetchone()
+        # its poller is told by the heartbeat
+        if now["protocol"] == 2 and now["state"] in (SENDING, SENT, RUNNING):
             note_cancel(c, tx, row, now, "cancelled: by the workflow side")
 
     c.relay.store.write(work, "cancel-wait-calc")
@@ -4028,25 +4440,30 @@ def v1_cancel(c):
 
 
 def v1_calc_request(c):
-    """3. Names the oldest allowed calculation; reserves nothing, but for v1_announce no other fielded poller is told the same."""
+    """3. Names the oldest allowed calculation; reserves nothing, but for v1_announce no other fielded poller
+    is told the same."""
     relay, site, peer, now = c.relay, v1_id(c, "site_id"), v1_peer(c), time.monotonic()
     check_site(c, site, "400", 200)
     relay.v1_sites.add((site, c.who.user))
     marks = ", ".join("?" * len(CLAIMED))
-    for row in relay.store.read("SELECT accept_id FROM calculations WHERE site = ? AND state IN (%s) AND user = ? AND claim = ?" % marks,
-                                site, *(CLAIMED + (c.who.user, peer))):
-        relay.twins.add(row["accept_id"])              # it asks for more while it holds one: it was started again, or there are two
+    for row in relay.store.read("SELECT accept_id FROM calculations WHERE site = ? AND state IN (%s) AND"
+                                " user = ? AND claim = ?" % marks, site, *(CLAIMED + (c.who.user, peer))):
+        # it asks for more while it holds one: it was started again, or there are two
+        relay.twins.add(row["accept_id"])
     paused = relay.maintenance is not None or relay.in_grace()
-    for row in relay.store.read("SELECT accept_id FROM calculations WHERE site = ? AND state = ? AND user = ? AND NOT needs_v2 AND NOT hidden"
-                                " ORDER BY seq LIMIT 100", site, ALLOWED, c.who.user):
+    for row in relay.store.read("SELECT accept_id FROM calculations WHERE site = ? AND state = ? AND user ="
+                                " ? AND NOT needs_v2 AND NOT hidden ORDER BY seq LIMIT 100", site, ALLOWED,
+                                c.who.user):
         if not paused and relay.announce(row["accept_id"], peer, now):
             return {"message": "found", "accept_id": row["accept_id"]}
-    early = relay.store.read("SELECT 1 FROM calculations WHERE site = ? AND state = ? AND user = ? AND NOT needs_v2 LIMIT 1",
-                             site, REGISTERED, c.who.user)
-    waits = relay.store.read("SELECT 1 FROM calculations WHERE site = ? AND state = ? AND user = ? LIMIT 1", site, ALLOWED, c.who.user)
+    early = relay.store.read("SELECT 1 FROM calculations WHERE site = ? AND state = ? AND user = ? AND NOT"
+                             " needs_v2 LIMIT 1", site, REGISTERED, c.who.user)
+    waits = relay.store.read("SELECT 1 FROM calculations WHERE site = ? AND state = ? AND user = ? LIMIT 1",
+                             site, ALLOWED, c.who.user)
     if early and not waits:
         raise No("400", "accept_id is not allowed to wait yet, about the your site id(%s)" % site, http=200)
-    raise No("0300", "There is no information for accept_id(None), about the your site id(%s)" % site, http=200)
+    raise No("0300", "There is no information for accept_id(None), about the your site id(%s)" % site,
+             http=200)
 
 
 def v1_calc_params(c):
@@ -4055,12 +4472,17 @@ def v1_calc_params(c):
     paused = row["state"] == ALLOWED and (c.relay.maintenance is not None or c.relay.in_grace())
     if paused or c.relay.announced_to_other(row["accept_id"], v1_peer(c), time.monotonic()):
         raise v1_wrong(c, row)
-    v1_step(c, row, "calc-request", claim=v1_peer(c), attempt=row["attempt"] + 1, protocol=1, poller="v1 " + c.conn.address, claimed=time.time())
-    kept = json.loads(c.relay.store.read("SELECT info FROM calculations WHERE seq = ?", row["seq"])[0]["info"])
-    results = {name: {"content": "", "mimetype1": "", "mimetype2": ""} for name in kept["result_names"] + list(LOG_NAMES)}
-    return v1_stream(c, row, "input", lambda mark: [mark, "application/octet-stream;", "charset=binary"], lambda found: {"calc-info": dict(
-        kept["extra"], **{"command": row["command"], "remote-site": row["site"], "parameters": kept["parameters"], "parameter_files": found,
-                          "result_files": results})})
+    v1_step(c, row, "calc-request", claim=v1_peer(c), attempt=row["attempt"] + 1, protocol=1,
+            poller="v1 " + c.conn.address, claimed=time.time())
+    kept = json.loads(c.relay.store.read("SELECT info FROM calculations WHERE seq = ?", row["seq"])[
+        0]["info"])
+    results = {name: {"content": "", "mimetype1": "", "mimetype2": ""}
+               for name in kept["result_names"] + list(LOG_NAMES)}
+    return v1_stream(c, row, "input", lambda mark: [mark, "application/octet-stream;", "charset=binary"],
+                     lambda found: {"calc-info": dict(
+        kept["extra"],
+        **{"command": row["command"], "remote-site": row["site"], "parameters": kept["parameters"],
+           "parameter_files": found, "result_files": results})})
 
 
 def v1_calc_params_complete(c):
@@ -4081,8 +4503,8 @@ def v1_calc_end(c):
     if word not in ("calc end", "abnormal"):
         raise No(401 if word is None else 402, "result is \"calc end\" or \"abnormal\"", http=400)
     good = word == "calc end"
-    v1_step(c, row, "calc-end", status="completed" if good else "abnormal", reason="" if good else "the command failed", ended=time.time(),
-            exit_code=0 if good else None)
+    v1_step(c, row, "calc-end", status="completed" if good else "abnormal",
+            reason="" if good else "the command failed", ended=time.time(), exit_code=0 if good else None)
     return {"message": "ended"}
 
 
@@ -4097,7 +4519,8 @@ def v1_send_results(c):
             raise v1_wrong(c, row)
         if row["state"] != ENDED:
             return v1_sent_again(c, row)
-        kept = json.loads(c.relay.store.read("SELECT info FROM calculations WHERE seq = ?", row["seq"])[0]["info"])
+        kept = json.loads(c.relay.store.read("SELECT info FROM calculations WHERE seq = ?", row["seq"])[
+            0]["info"])
         wanted, there, missing = declared(kept["result_names"], []), {}, {}
         for name, entry in files.items():
             if not isinstance(entry, dict):
@@ -4105,7 +4528,8 @@ def v1_send_results(c):
             if not wanted(name):
                 log("warn", row["accept_id"], "7 send-results", undeclared=name)
             elif entry.get("mimetype1") == "Error":
-                missing[name] = printable(entry["mimetype2"] if isinstance(entry.get("mimetype2"), str) else "")[:1000]
+                missing[name] = printable(entry["mimetype2"] if isinstance(entry.get("mimetype2"), str)
+                                          else "")[:1000]
             else:
                 there[name] = entry
         missing = json.dumps(missing, ensure_ascii=False)
@@ -4120,26 +4544,34 @@ def v1_send_results(c):
             if row["state"] != ENDED:
                 return v1_sent_again(c, row)
             arrival.place(c.relay.store.spool(row["accept_id"], "result"), stage)
-            v1_step(c, row, "send-results", lambda tx: insert_complete(tx, row["seq"], "result", stage, len(missing)), missing=missing)
+            v1_step(c, row, "send-results",
+                    lambda tx: insert_complete(tx, row["seq"], "result", stage, len(missing)),
+                    missing=missing)
     return {"message": "getting"}
 
 
 def v1_may_deliver(c, total):
     """No, if this user has no calculation whose results a fielded poller may bring now."""
-    if c.unread and not any(covers(c.who, row["site"]) for row in c.relay.store.read(
-            "SELECT DISTINCT site FROM calculations WHERE user = ? AND protocol = 1 AND state IN (?, ?, ?)", c.who.user, ENDED, GETTING, GOT)):
+    if (c.unread
+            and not any(covers(c.who, row["site"])
+                        for row in c.relay.store.read("SELECT DISTINCT site FROM calculations WHERE user = ?"
+                                                      " AND protocol = 1 AND state IN (?, ?, ?)", c.who.user,
+                                                      ENDED, GETTING, GOT))):
         raise No("0300", "There is no information for accept_id(None), about the your site id(None)")
 
 
 def v1_sent_again(c, row):
     """The answer to send-results when there are results already."""
-    if row["status"] == "abnormal" or row["state"] == GETTING and row["claim"] == v1_peer(c) and row["accept_id"] not in c.relay.twins:
+    if (row["status"] == "abnormal"
+            or row["state"] == GETTING and row["claim"] == v1_peer(c)
+            and row["accept_id"] not in c.relay.twins):
         return {"message": "getting"}
     raise v1_wrong(c, row)
 
 
 def v1_end_send(c):
-    """8. All is sent, says the poller, also when its upload failed: a success without results becomes abnormal."""
+    """8. All is sent, says the poller, also when its upload failed: a success without results becomes
+    abnormal."""
     with c.relay.placing:
         return v1_end(c, v1_row(c), c.fields.get("result"))
 
@@ -4150,11 +4582,15 @@ def v1_end(c, row, word):
         raise No(401 if word is None else 402, "result is \"end send\"", http=400)
     if row["state"] == GOT and row["status"] == "abnormal":
         return {"message": "got"}
-    changes, extra, name = {"got": time.time()}, None, "end-send" if row["state"] != ENDED else "end-send unsent"
+    changes, extra, name = ({"got": time.time()}, None,
+                            "end-send" if row["state"] != ENDED else "end-send unsent")
     if row["state"] in (ENDED, GETTING):
-        kept = json.loads(c.relay.store.read("SELECT info FROM calculations WHERE seq = ?", row["seq"])[0]["info"])
-        logs = len(c.relay.store.read("SELECT 1 FROM files WHERE calc = ? AND kind = 'result' AND name IN (?, ?)", row["seq"], *LOG_NAMES))
-        if row["status"] == "completed" and (row["state"] == ENDED or kept["result_names"] and row["results"] <= logs):
+        kept = json.loads(c.relay.store.read("SELECT info FROM calculations WHERE seq = ?", row["seq"])[
+            0]["info"])
+        logs = len(c.relay.store.read("SELECT 1 FROM files WHERE calc = ? AND kind = 'result' AND name IN"
+                                      " (?, ?)", row["seq"], *LOG_NAMES))
+        if (row["status"] == "completed"
+                and (row["state"] == ENDED or kept["result_names"] and row["results"] <= logs)):
             changes.update(status="abnormal", reason="none of the results has arrived")
         if row["state"] == ENDED:
             extra = c.relay.leave_log(row, changes.get("reason") or "the results have not arrived")
@@ -4164,30 +4600,34 @@ def v1_end(c, row, word):
 
 def v1_get_calcinfo(c):
     """The whole table, as a fielded relay shows it, for an operator: files by their sizes."""
-    rows = c.relay.store.read("SELECT %s, registered, info FROM calculations WHERE state != ? AND NOT hidden ORDER BY seq LIMIT 10000" % BRIEF,
-                              FINISHED)
+    rows = c.relay.store.read("SELECT %s, registered, info FROM calculations WHERE state != ? AND NOT hidden"
+                              " ORDER BY seq LIMIT 10000" % BRIEF, FINISHED)
     found = {}
     for row in rows:
         if not covers(c.who, row["site"]):
             continue
         kept = json.loads(row["info"])
         found[row["accept_id"]] = {
-            "accept_time": when(row["registered"]), "calc_progress": WORDS[row["state"]], "calc_status": row["status"],
-            "wait_allow": when(row["allowed"]) or "none", "calc-info": dict(kept["extra"], **{
-                "command": row["command"], "remote-site": row["site"], "parameters": kept["parameters"], "result_files": kept["result_names"]})}
+            "accept_time": when(row["registered"]), "calc_progress": WORDS[row["state"]],
+            "calc_status": row["status"], "wait_allow": when(row["allowed"]) or "none",
+            "calc-info": dict(kept["extra"],
+                              **{"command": row["command"], "remote-site": row["site"],
+                                 "parameters": kept["parameters"], "result_files": kept["result_names"]})}
     return Bare(found)
 
 
 def v1_own(c):
-    """The calculation of a fielded workflow side's call, or None: unknown, another user's, fetched already, or cancelled."""
+    """The calculation of a fielded workflow side's call, or None: unknown, another user's, fetched already,
+    or cancelled."""
     accept_id = v1_id(c, "accept_id")
-    found = c.relay.store.read("SELECT %s FROM calculations WHERE accept_id = ? AND user = ? AND state != ? AND NOT hidden" % BRIEF,
-                               accept_id, c.who.user, FINISHED)
+    found = c.relay.store.read("SELECT %s FROM calculations WHERE accept_id = ? AND user = ? AND state != ?"
+                               " AND NOT hidden" % BRIEF, accept_id, c.who.user, FINISHED)
     return found[0] if found and covers(c.who, found[0]["site"]) else None
 
 
 def v1_id(c, key, missing=400):
-    """An id of a fielded call: a text that is not empty, or None for JSON's null, which no calculation and no site has. 400 where it is missing."""
+    """An id of a fielded call: a text that is not empty, or None for JSON's null, which no calculation and no
+    site has. 400 where it is missing."""
     found = c.fields.get(key, "")
     if found is not None and not (found and isinstance(found, str)):
         raise No(400, "%s is missing" % key, http=missing)
@@ -4195,18 +4635,21 @@ def v1_id(c, key, missing=400):
 
 
 def v1_peer(c):
-    """What makes a fielded poller the same one: token, site and address. It stands in the place of a claim."""
+    """What makes a fielded poller the same one: token, site and address. It stands in the place of a
+    claim."""
     return "v1:%s:%s" % (c.who.key, c.conn.address)
 
 
 def v1_row(c):
-    """The calculation of a fielded poller's call. "0300": no such one for this user and site; "400": not allowed yet."""
+    """The calculation of a fielded poller's call. "0300": no such one for this user and site; "400": not
+    allowed yet."""
     rules = V1_REMOTE[c.name]
     accept_id, site = v1_id(c, "accept_id", rules.missing), v1_id(c, "site_id", rules.missing)
     if site not in c.relay.conf["RemoteSites"]["remote_site_ids"]:
         raise unknown_site(site, "400", rules.unknown)
-    found = c.relay.store.read("SELECT %s FROM calculations WHERE accept_id = ? AND user = ? AND site = ? AND state != ? AND NOT hidden" % BRIEF,
-                               accept_id, c.who.user, site, FINISHED)
+    found = c.relay.store.read("SELECT %s FROM calculations WHERE accept_id = ? AND user = ? AND site = ?"
+                               " AND state != ? AND NOT hidden" % BRIEF, accept_id, c.who.user, site,
+                               FINISHED)
     if not found or not covers(c.who, site) or found[0]["needs_v2"] and found[0]["protocol"] != 1:
         raise No("0300", "There is no information for accept_id(%s), about the your site id(%s)" % (
             printable(accept_id)[:100], printable(site)[:100]), http=rules.unknown)
@@ -4216,13 +4659,15 @@ def v1_row(c):
 
 
 def v1_wrong(c, row):
-    """The answer in a wrong state: HTTP 200, and a code that makes a fielded poller give the calculation up in order."""
-    return No(V1_REMOTE[c.name].wrong, "%s is not possible in state %s" % (c.name, WORDS[row["state"]]), http=200)
+    """The answer in a wrong state: HTTP 200, and a code that makes a fielded poller give the calculation up
+    in order."""
+    return No(V1_REMOTE[c.name].wrong, "%s is not possible in state %s" % (c.name, WORDS[row["state"]]),
+              http=200)
 
 
 def v1_step(c, row, name, extra=None, **changes):
-    """Makes a fielded poller's step. The same peer's repeat, before its next step, is answered as the first time.
-    extra(tx): what belongs to the step."""
+    """Makes a fielded poller's step. The same peer's repeat, before its next step, is answered as the first
+    time. extra(tx): what belongs to the step."""
     peer, step = v1_peer(c), STEP[name]
 
     def work(tx):
@@ -4231,11 +4676,13 @@ def v1_step(c, row, name, extra=None, **changes):
                 extra(tx)
             return
         now = tx.db.execute("SELECT state, claim FROM calculations WHERE seq = ?", (row["seq"],)).fetchone()
-        if now is None or now["state"] != step.to or now["claim"] != peer or row["accept_id"] in c.relay.twins:
+        if (now is None or now["state"] != step.to or now["claim"] != peer
+                or row["accept_id"] in c.relay.twins):
             raise v1_wrong(c, row)
 
     c.relay.store.write(work, name)
-    c.relay.renew(row, c.relay.conf["times"]["lost_after" if step.to not in (SENDING, SENT) else "v1_lost_after"])
+    c.relay.renew(row,
+                  c.relay.conf["times"]["lost_after" if step.to not in (SENDING, SENT) else "v1_lost_after"])
 
 
 def parse_v1_json(data):
@@ -4300,10 +4747,12 @@ def demo(options):
     import shutil
     import tempfile
     here = os.path.dirname(os.path.abspath(__file__))
-    scripts = [os.path.join(here, name) for name in ("mi_dicomapi.py", "mi_system_remote.py", "mi_system_wf.py")]
+    scripts = [os.path.join(here, name)
+               for name in ("mi_dicomapi.py", "mi_system_remote.py", "mi_system_wf.py")]
     for path in scripts[1:]:
         if not os.path.exists(utf8(path)):
-            raise Stop(EX_NOINPUT, _("demo: %s is not there; put the scripts of the suite into one directory") % path)
+            raise Stop(EX_NOINPUT,
+                       _("demo: %s is not there; put the scripts of the suite into one directory") % path)
     os.umask(0o077)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     folder, parts = tempfile.mkdtemp(prefix="mi_demo."), []
@@ -4315,7 +4764,8 @@ def demo(options):
         if not options.keep:
             shutil.rmtree(folder, ignore_errors=True)
     print()
-    print(_("kept: %s") % folder if options.keep else _("all processes are ended, and %s is removed: nothing is left behind") % folder)
+    print(_("kept: %s") % folder if options.keep
+          else _("all processes are ended, and %s is removed: nothing is left behind") % folder)
     return code
 
 
@@ -4327,48 +4777,62 @@ def demo_in(folder, scripts, parts):
         os.mkdir(path)
     print(_("relay, external computer and workflow side on this machine, in %s") % folder)
     cert, key = demo_certificate(relay)
-    print(_("TLS with a throw-away certificate") if cert else _("no openssl here: plain http on loopback, for this demonstration only"))
-    ini = write_file(relay, "relay.ini", "[Server]\nportnumber = 0\nstate_dir = %s\ncertfile = %s\nkeyfile = %s\n[RemoteSites]\n"
-                     "remote_site_ids = u-demo\n[u-demo]\ncommands = fatigue_life\n" % (os.path.join(relay, "state"), cert, key))
+    print(_("TLS with a throw-away certificate") if cert
+          else _("no openssl here: plain http on loopback, for this demonstration only"))
+    ini = write_file(relay, "relay.ini",
+                     "[Server]\nportnumber = 0\nstate_dir = %s\ncertfile = %s\nkeyfile ="
+                     " %s\n[RemoteSites]\nremote_site_ids = u-demo\n[u-demo]\ncommands = fatigue_life\n"
+                     % (os.path.join(relay, "state"), cert, key))
     parts.append(DemoPart("relay", [scripts[0], "serve", "--ini", ini], relay))
     url = parts[0].heard(r"listening url=(\S+)").group(1)
     tokens = {}
     for who, roles in (("workflow", WORKFLOW), ("external", REMOTE)):
-        done = subprocess.run([sys.executable, "-I", scripts[0], "token", "issue", "researcher", "--roles", roles, "--ini", ini],
-                              stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        done = subprocess.run([sys.executable, "-I", scripts[0], "token", "issue", "researcher", "--roles",
+                               roles, "--ini", ini], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         tokens[who] = write_file(os.path.join(folder, who), "token", done.stdout.decode())
     poller_ini, base = demo_external(external, url, tokens["external"], cert)
     parts.append(DemoPart("poller", [scripts[1], "poll", "--ini", poller_ini], external))
-    asking = write_file(workflow, "workflow.ini", "[workflow]\nurl = %s\ntoken_file = %s\nca_file = %s\n" % (url, tokens["workflow"], cert))
+    asking = write_file(workflow, "workflow.ini",
+                        "[workflow]\nurl = %s\ntoken_file = %s\nca_file = %s\n"
+                        % (url, tokens["workflow"], cert))
     words = ["run", "u-demo", "fatigue_life", "-v", "--ini", asking, "--out", "life.json"]
     for name, text in DEMO_INPUTS.items():
         words += ["--in", os.path.basename(write_file(workflow, name, text))]
-    print(_("the workflow side sends %s and asks for life.json; the nine steps, as each side tells them:") % " ".join(DEMO_INPUTS), flush=True)
+    print(_("the workflow side sends %s and asks for life.json; the nine steps, as each side tells them:")
+          % " ".join(DEMO_INPUTS), flush=True)
     parts.append(DemoPart("workflow", [scripts[2]] + words, workflow))
     code, accept_id, result = demo_result(parts, workflow)
     print()
     print(_("result:           %s") % json.dumps(result))
     print(_("workflow side:    %s (the result, and both logs)") % workflow)
-    print(_("external computer: %s (working directory; the secret beside it)") % os.path.join(base, accept_id))
+    print(_("external computer: %s (working directory; the secret beside it)")
+          % os.path.join(base, accept_id))
     print(_("relay:            %s (state.sqlite3, and the spool)") % os.path.join(relay, "state"))
     words = [word.encode() for word in re.findall(r"\d+\.\d+", DEMO_SECRET)] + [b"secret_sn_curve"]
     count, total, found = demo_search([relay, workflow], words)
     if found:
-        raise Stop(EX_BUG, _("demo: the secret left the external computer: %s") % found[0].decode("utf-8", "replace"))
-    print(_("the secret table was looked for in all %d files (%d bytes) of relay and workflow side: not there") % (count, total))
+        raise Stop(EX_BUG,
+                   _("demo: the secret left the external computer: %s") % found[0].decode("utf-8", "replace"))
+    print(_("the secret table was looked for in all %d files (%d bytes) of relay and workflow side: not"
+            " there") % (count, total))
     return code
 
 
 def demo_external(external, url, token_file, cert):
-    """The external computer of the demonstration: its secret, its command, its poller's ini; (ini, calc_base)."""
+    """The external computer of the demonstration: its secret, its command, its poller's ini; (ini,
+    calc_base)."""
     secret = write_file(external, "secret_sn_curve.json", DEMO_SECRET)
     command = write_file(external, "fatigue_life.py", DEMO_COMMAND)
     allowed = ("[poller]\nsite = u-demo\nurl = %s\ntoken_file = %s\nca_file = %s\ncalc_base = %s\n"
                "[command fatigue_life]\nmatch = fatigue_life\nargv = %s\n    %s\nenv.LD_LIBRARY_PATH = %s\n")
     base = os.path.join(external, "calculations")
-    poller_ini = write_file(external, "poller.ini", allowed % (url, token_file, cert, base, sys.executable, command,
-                                                               os.environ.get("LD_LIBRARY_PATH", "")))       # a Python may need it
-    print(_("the external computer allows one command (%s) and holds one secret table (%s)") % (command, secret))
+    # a Python may need it
+    poller_ini = write_file(external, "poller.ini",
+                            allowed
+                            % (url, token_file, cert, base, sys.executable, command,
+                               os.environ.get("LD_LIBRARY_PATH", "")))
+    print(_("the external computer allows one command (%s) and holds one secret table (%s)")
+          % (command, secret))
     return poller_ini, base
 
 
@@ -4388,21 +4852,25 @@ def demo_result(parts, workflow):
         if os.path.exists(utf8(os.path.join(workflow, LOG_NAMES[1]))):
             with open(utf8(os.path.join(workflow, LOG_NAMES[1])), encoding="utf-8", errors="replace") as text:
                 said = text.read().splitlines()
-        raise Stop(code or EX_DATA, _("demo: no result came back: %s; the command's last line: %s (demo --keep keeps the files)") % (
-            (parts[-1].lines or ["-"])[-1], (said or ["-"])[-1]))
+        raise Stop(code or EX_DATA,
+                   _("demo: no result came back: %s; the command's last line: %s (demo --keep keeps the"
+                     " files)") % ((parts[-1].lines or ["-"])[-1], (said or ["-"])[-1]))
     return code, accept_id, result
 
 
 class DemoPart:
-    """One of the three programs of the demonstration: its steps are shown, with who says them, as they come; every line is kept.
-    The user's proxy, token and state directory are no matter of theirs."""
+    """One of the three programs of the demonstration: its steps are shown, with who says them, as they come;
+    every line is kept. The user's proxy, token and state directory are no matter of theirs."""
 
     def __init__(self, name, words, folder):
         import subprocess
         self.name, self.lines = name, []
-        env = {key: text for key, text in os.environ.items() if not key.lower().endswith("_proxy") and key != "MI_DISTCOMP_TOKEN"}
-        self.process = subprocess.Popen([sys.executable, "-I"] + words, cwd=folder, env=dict(env, XDG_STATE_HOME=folder),
-                                        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        env = {key: text
+               for key, text in os.environ.items()
+               if not key.lower().endswith("_proxy") and key != "MI_DISTCOMP_TOKEN"}
+        self.process = subprocess.Popen([sys.executable, "-I"] + words, cwd=folder,
+                                        env=dict(env, XDG_STATE_HOME=folder), stdin=subprocess.DEVNULL,
+                                        stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         self.thread = threading.Thread(target=self.show, daemon=True)
         self.thread.start()
 
@@ -4427,7 +4895,9 @@ class DemoPart:
             if self.process.poll() is not None and not self.thread.is_alive():
                 break
             time.sleep(0.02)
-        raise Stop(EX_UNAVAILABLE, _("demo: the %s did not get there; its last line: %s") % (self.name, (self.lines or ["-"])[-1]))
+        raise Stop(EX_UNAVAILABLE,
+                   _("demo: the %s did not get there; its last line: %s")
+                   % (self.name, (self.lines or ["-"])[-1]))
 
     def end(self):
         """SIGTERM, and waits."""
@@ -4446,21 +4916,25 @@ def write_file(folder, name, text, mode=0o600):
 
 
 def demo_certificate(folder):
-    """A throw-away certificate for 127.0.0.1 by openssl: (certfile, keyfile), or two empty texts without openssl."""
+    """A throw-away certificate for 127.0.0.1 by openssl: (certfile, keyfile), or two empty texts without
+    openssl."""
     import subprocess
     cert, key = os.path.join(folder, "cert.pem"), os.path.join(folder, "key.pem")
-    conf = write_file(folder, "openssl.cnf", "[req]\ndistinguished_name=dn\nx509_extensions=ext\nprompt=no\n[dn]\nCN=demo relay\n"
-                      "[ext]\nsubjectAltName=IP:127.0.0.1\nbasicConstraints=CA:TRUE\n")
+    conf = write_file(folder, "openssl.cnf",
+                      "[req]\ndistinguished_name=dn\nx509_extensions=ext\nprompt=no\n[dn]\nCN=demo"
+                      " relay\n[ext]\nsubjectAltName=IP:127.0.0.1\nbasicConstraints=CA:TRUE\n")
     try:
-        subprocess.run(["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", key, "-out", cert, "-days", "2", "-config", conf],
-                       check=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        subprocess.run(["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", key, "-out",
+                        cert, "-days", "2", "-config", conf], check=True, stdin=subprocess.DEVNULL,
+                       stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     except (OSError, subprocess.CalledProcessError):
         return "", ""
     return cert, key
 
 
 def demo_search(folders, words):
-    """Looks for each of words (bytes) in every file below the folders: (files, bytes read, files with one of them)."""
+    """Looks for each of words (bytes) in every file below the folders: (files, bytes read, files with one of
+    them)."""
     count, total, found = 0, 0, []
     for folder in folders:
         for above, names, files in os.walk(utf8(folder)):
@@ -5168,30 +5642,30 @@ def run_as_program(main):
 
 # ==== tables ====
 # What stands here needs what is above at import.
-INI = {
-    "Server": {
-        "ipaddress": (str, "127.0.0.1"), "portnumber": (int, 50443), "loglevel": (level, "info"),
-        "state_dir": (one_place, "/var/lib/mi_distcomp"), "certfile": (str, ""), "keyfile": (str, ""), "client_ca": (str, ""),
-        "auth": (one_of("tokens", "gateway", "login"), "tokens"), "trusted_proxies": (str.split, []), "gateway_user_header": (str, ""),
-        "gateway_secret_file": (str, ""),
-        "operators": (str.split, []),
-        "plain_http": (flag, False), "logfile": (str, ""), "lang": (one_of("auto", "en", "ja"), "auto")},
-    "limits": {
-        "max_body": (size, 16 << 20), "v1_max_body": (size, 2 << 30), "max_file": (size, 0), "max_files": (int, 200000),
-        "calculations_per_user": (int, 10000),
-        "bytes_per_user": (size, 0), "spool_free": (share, 0.05), "connections": (int, 12000), "unauthenticated_per_address": (int, 64),
-        "parked_per_token": (int, 200), "workers": (int, 32), "handshake": (seconds, 10.0), "headers": (seconds, 10.0),
-        "idle": (seconds, 75.0), "min_rate": (size, 1024)},
-    "times": {
-        "wait": (seconds, 50.0), "lease": (seconds, 300.0), "accept_lease": (seconds, 20.0), "v1_announce": (seconds, 12.0),
-        "v1_lost_after": (seconds, 3600.0), "lost_after": (seconds, 30 * 86400.0),
-        "register_for": (seconds, 1800.0), "keep_results": (seconds, 30 * 86400.0), "keep_fetched": (seconds, 86400.0),
-        "restore_grace": (seconds, 600.0), "token_days": (int, 365), "login_hours": (int, 12)},
-    "RemoteSites": {"remote_site_ids": (str.split, [])},
-    "*": {"commands": (str.split, []), "command_lines": (lines, []), "users": (str.split, []), "max_waiting": (int, 1000)},
-}
+INI = {"Server": {"ipaddress": (str, "127.0.0.1"), "portnumber": (int, 50443), "loglevel": (level, "info"),
+                  "state_dir": (one_place, "/var/lib/mi_distcomp"), "certfile": (str, ""),
+                  "keyfile": (str, ""), "client_ca": (str, ""),
+                  "auth": (one_of("tokens", "gateway", "login"), "tokens"),
+                  "trusted_proxies": (str.split, []), "gateway_user_header": (str, ""),
+                  "gateway_secret_file": (str, ""), "operators": (str.split, []), "plain_http": (flag, False),
+                  "logfile": (str, ""), "lang": (one_of("auto", "en", "ja"), "auto")},
+       "limits": {"max_body": (size, 16 << 20), "v1_max_body": (size, 2 << 30), "max_file": (size, 0),
+                  "max_files": (int, 200000), "calculations_per_user": (int, 10000),
+                  "bytes_per_user": (size, 0), "spool_free": (share, 0.05), "connections": (int, 12000),
+                  "unauthenticated_per_address": (int, 64), "parked_per_token": (int, 200),
+                  "workers": (int, 32), "handshake": (seconds, 10.0), "headers": (seconds, 10.0),
+                  "idle": (seconds, 75.0), "min_rate": (size, 1024)},
+       "times": {"wait": (seconds, 50.0), "lease": (seconds, 300.0), "accept_lease": (seconds, 20.0),
+                 "v1_announce": (seconds, 12.0), "v1_lost_after": (seconds, 3600.0),
+                 "lost_after": (seconds, 30 * 86400.0), "register_for": (seconds, 1800.0),
+                 "keep_results": (seconds, 30 * 86400.0), "keep_fetched": (seconds, 86400.0),
+                 "restore_grace": (seconds, 600.0), "token_days": (int, 365), "login_hours": (int, 12)},
+       "RemoteSites": {"remote_site_ids": (str.split, [])},
+       "*": {"commands": (str.split, []), "command_lines": (lines, []), "users": (str.split, []),
+             "max_waiting": (int, 1000)},}
 
-# name, by method -> who may, what it does, whether its body may be as large as max_body. `files` is files/ACCEPT_ID/... .
+# name, by method -> who may, what it does, whether its body may be as large as max_body. `files` is
+# files/ACCEPT_ID/... .
 ROUTES = {
     ("POST", "add-calcinfo"): Route(WORKFLOW, add_calcinfo, False),
     ("POST", "allow-wait-calc"): Route(WORKFLOW, allow_wait_calc, False),
@@ -5218,14 +5692,15 @@ ROUTES = {
     ("POST", "files"): Route(None, files_call, True),
 }
 V2_ONLY = ("files", "heartbeat", "output", "finish", "rerun", "login")
-ORDERS = {"cancel": cancel_wait_calc, "rerun": rerun, "end": end}           # what the operator's commands ask the running relay to do
+# what the operator's commands ask the running relay to do
+ORDERS = {"cancel": cancel_wait_calc, "rerun": rerun, "end": end}
 
-V1 = {
-    "add-calcinfo": v1_add_calcinfo, "allow-wait-calc": v1_allow, "cancel-wait-calc": v1_cancel, "calc-status": v1_status,
-    "calc-progress": v1_status, "get-calc-result": v1_result, "calc-request": v1_calc_request, "calc-params": v1_calc_params,
-    "calc-params-complete": v1_calc_params_complete, "calc-start": v1_calc_start, "calc-end": v1_calc_end, "send-results": v1_send_results,
-    "end-send": v1_end_send, "get-calcinfo": v1_get_calcinfo, "reload-ini": reload_ini,
-}
+V1 = {"add-calcinfo": v1_add_calcinfo, "allow-wait-calc": v1_allow, "cancel-wait-calc": v1_cancel,
+      "calc-status": v1_status, "calc-progress": v1_status, "get-calc-result": v1_result,
+      "calc-request": v1_calc_request, "calc-params": v1_calc_params,
+      "calc-params-complete": v1_calc_params_complete, "calc-start": v1_calc_start, "calc-end": v1_calc_end,
+      "send-results": v1_send_results, "end-send": v1_end_send, "get-calcinfo": v1_get_calcinfo,
+      "reload-ini": reload_ini,}
 
 
 # ==== texts of units ====
@@ -5289,7 +5764,8 @@ JA = {
     # shared
     "an argument is not UTF-8": "引数が UTF-8 ではありません",
     "interrupted": "中断されました",
-    "a bug (%s in line %d: %s); please report this line, -v shows more": "プログラムの不具合です (%s、%d 行目: %s)。この行をお知らせください。-v で詳細を表示します",
+    "a bug (%s in line %d: %s); please report this line, -v shows more":
+        "プログラムの不具合です (%s、%d 行目: %s)。この行をお知らせください。-v で詳細を表示します",
     "is not a time (like 90s, 5m, 2h, 30d)": "時間ではありません (例: 90s, 5m, 2h, 30d)",
     "is not a size (like 64K, 16M, 2G)": "サイズではありません (例: 64K, 16M, 2G)",
     "is not yes or no": "yes か no ではありません",
@@ -5314,14 +5790,17 @@ JA = {
     "a name that is kept for the log: %s": "ログのための名前は使えません: %s",
     # start and configuration
     "[Server] certfile and keyfile: both or neither": "[Server] certfile と keyfile は両方指定するか、両方省いてください",
-    "[Server] auth = gateway needs trusted_proxies (the gateway's addresses)": "[Server] auth = gateway には trusted_proxies (ゲートウェイのアドレス) が必要です",
-    "[Server] gateway_secret_file is for auth = gateway": "[Server] gateway_secret_file は auth = gateway のときだけのものです",
+    "[Server] auth = gateway needs trusted_proxies (the gateway's addresses)":
+        "[Server] auth = gateway には trusted_proxies (ゲートウェイのアドレス) が必要です",
+    "[Server] gateway_secret_file is for auth = gateway":
+        "[Server] gateway_secret_file は auth = gateway のときだけのものです",
     "[Server] gateway_secret_file = %s: others may read it; chmod 600":
         "[Server] gateway_secret_file = %s: 他人が読める状態です。chmod 600 としてください",
     "[Server] gateway_secret_file = %s: one line, `Header-Name: secret`, the secret of 16 characters or more":
         "[Server] gateway_secret_file = %s: 「ヘッダー名: 秘密の文字列」の一行とし、秘密は 16 文字以上にしてください",
     "only the gateway itself is let in": "ゲートウェイ自身だけを受け入れます",
-    "any process on %s can be any user: set gateway_secret_file, or client_ca, so that only the gateway itself is let in":
+    "any process on %s can be any user: set gateway_secret_file, or client_ca, so that only the gateway"
+    " itself is let in":
         "%s 上のどのプロセスも、どの利用者にもなりすませます。gateway_secret_file か client_ca を設定し、ゲートウェイ自身だけを受け入れてください",
     "[Server] operators is for auth = gateway; here: token issue USER --roles operator":
         "[Server] operators は auth = gateway のときだけのものです。ここでは token issue USER --roles operator としてください",
@@ -5329,10 +5808,11 @@ JA = {
     "[limits] workers must be at least 4, max_body 64K, connections 16, min_rate 1":
         "[limits] workers は 4、max_body は 64K、connections は 16、min_rate は 1 以上にしてください",
     "[Server] portnumber = %d: is not a port": "[Server] portnumber = %d: ポート番号ではありません",
-    "[Server] ipaddress = %s: plain http beyond this host would show tokens to the network; set certfile and keyfile, or, behind a gateway"
-    " that does the TLS, auth = gateway with trusted_proxies (or plain_http = yes, in a closed laboratory)":
-        "[Server] ipaddress = %s: 平文の http ではトークンがネットワークから見えます。certfile と keyfile を設定するか、TLS を行うゲートウェイの"
-        "後ろなら auth = gateway と trusted_proxies を設定してください (閉じた実験室なら plain_http = yes)",
+    "[Server] ipaddress = %s: plain http beyond this host would show tokens to the network; set certfile"
+    " and keyfile, or, behind a gateway that does the TLS, auth = gateway with trusted_proxies (or"
+    " plain_http = yes, in a closed laboratory)":
+        "[Server] ipaddress = %s: 平文の http ではトークンがネットワークから見えます。certfile と keyfile を設定するか、TLS を行うゲートウェイの後ろなら"
+        " auth = gateway と trusted_proxies を設定してください (閉じた実験室なら plain_http = yes)",
     "[RemoteSites] remote_site_ids: %s cannot be a site id": "[RemoteSites] remote_site_ids: %s は識別子に使えません",
     "[%s] is neither a section nor in remote_site_ids%s": "[%s] は節の名前でも remote_site_ids にある識別子でもありません%s",
     "[Server] %s = %s: is not there or not readable": "[Server] %s = %s: ファイルがないか、読めません",
@@ -5346,7 +5826,8 @@ JA = {
     "%s: a relay of an older version runs on it: restart it as this version first":
         "%s: 古い版の中継サーバーが動いています。先にこの版で起動し直してください",
     "%s: written by this version (schema %d)": "%s: この版のものです (スキーマ %d)",
-    "%s: schema %d; the next start copies it to %s.schema%d and upgrades it to %d; %d unfinished calculations go on":
+    "%s: schema %d; the next start copies it to %s.schema%d and upgrades it to %d; %d unfinished"
+    " calculations go on":
         "%s: スキーマ %d。次の起動時に %s.schema%d へ複製してから %d に更新します。未完了の計算 %d 件は続きます",
     "%s: another relay is running on this directory": "%s: このディレクトリでは別の中継プログラムが動作中です",
     "%s: was written by a newer version of this program (schema %d)": "%s: このプログラムの新しい版が書いたものです (schema %d)",
@@ -5363,28 +5844,34 @@ JA = {
     "there is no user %s (see user list)": "ユーザー %s はいません (user list を参照)",
     "user %s: done; the relay knows within a second": "ユーザー %s: 完了しました。中継プログラムには 1 秒以内に伝わります",
     "--roles: some of workflow,remote,operator": "--roles: workflow,remote,operator から選んでください",
-    "--sites: %s is not in [RemoteSites] remote_site_ids": "--sites: %s は [RemoteSites] remote_site_ids にありません",
+    "--sites: %s is not in [RemoteSites] remote_site_ids":
+        "--sites: %s は [RemoteSites] remote_site_ids にありません",
     "token for user %s, roles %s, sites %s, until %s; shown only now, keep it in a file of mode 0600:":
         "トークン: ユーザー %s、役割 %s、識別子 %s、期限 %s。表示は今回だけです。モード 0600 のファイルに保存してください:",
     "token %s is revoked; the relay knows within a second": "トークン %s を無効にしました。中継プログラムには 1 秒以内に伝わります",
     "standard output leads nowhere": "標準出力の先がありません",
-    "token issue: nobody has seen the token (%s); it is revoked": "token issue: トークンを表示できませんでした (%s)。このトークンは失効させました",
-    "token revoke: there is no valid token %s (see token list)": "token revoke: 有効なトークン %s はありません (token list を参照)",
+    "token issue: nobody has seen the token (%s); it is revoked":
+        "token issue: トークンを表示できませんでした (%s)。このトークンは失効させました",
+    "token revoke: there is no valid token %s (see token list)":
+        "token revoke: 有効なトークン %s はありません (token list を参照)",
     "%s: which one? %s": "%s: どれですか。%s",
     ", out of contact": "、連絡途絶",
     "maintenance is on (%s): no new calculations and claims until `maintenance off`":
         "メンテナンス中です (%s)。`maintenance off` まで新しい計算と取得は受け付けません",
     "the relay that runs has [%s] %s = %s still (ini: %s): restart it":
         "動作中の中継プログラムは [%s] %s = %s のままです (ini では %s)。再起動してください",
-    "token issue: a token that is good for %s days is none; say --days N, more than 0 (or [times] token_days)":
+    "token issue: a token that is good for %s days is none; say --days N, more than 0 (or [times]"
+    " token_days)":
         "token issue: 有効期間 %s 日のトークンは使えません。--days に 0 より大きい日数を指定してください (または [times] token_days)",
-    "%s is not there yet, and this user may not make it in %s: mkdir and chown it (below /var/lib the systemd unit does)":
+    "%s is not there yet, and this user may not make it in %s: mkdir and chown it (below /var/lib the"
+    " systemd unit does)":
         "%s はまだなく、このユーザーは %s に作れません。mkdir と chown で用意してください (/var/lib の下なら systemd のユニットが作ります)",
     "%s: no such calculation (see list --all)": "%s: その計算はありません (list --all を参照)",
     "no relay answers on %s; start it, then say it again": "%s では中継プログラムが応答しません。起動してからもう一度実行してください",
     "maintenance is %s": "メンテナンス: %s",
     "%s: exists already; a backup goes into a new directory": "%s: すでにあります。バックアップ先は新しいディレクトリにしてください",
-    "%s: %d files of the spool and the database (%d files went meanwhile)": "%s: スプールの %d ファイルとデータベース (途中で消えたもの %d)",
+    "%s: %d files of the spool and the database (%d files went meanwhile)":
+        "%s: スプールの %d ファイルとデータベース (途中で消えたもの %d)",
     "%s: is not a backup of this program": "%s: このプログラムのバックアップではありません",
     "%s: holds a state already; move it away first": "%s: すでに状態があります。先に移動してください",
     "restored into %s; start the relay: for the first %d s it only listens to what the pollers hold":
@@ -5400,7 +5887,8 @@ JA = {
     "%s: on a network file system (%s); use a local disk": "%s: ネットワークファイルシステム (%s) です。ローカルディスクにしてください",
     "%s: old files are removed there (%s); use another directory, or except this one":
         "%s: 古いファイルが自動で消されます (%s)。別の場所にするか、対象から外してください",
-    "%s: mounted noexec: a command that is built or copied there does not run": "%s: noexec でマウントされています。そこに置いたコマンドは動きません",
+    "%s: mounted noexec: a command that is built or copied there does not run":
+        "%s: noexec でマウントされています。そこに置いたコマンドは動きません",
     "open files: limit %s, wanted %d": "開けるファイル数: 上限 %s、必要 %d",
     "open files: limit %s, wanted %d; raise it (LimitNOFILE in the unit, or ulimit -n)":
         "開けるファイル数: 上限 %s、必要 %d。上げてください (unit の LimitNOFILE、または ulimit -n)",
@@ -5418,14 +5906,16 @@ JA = {
     "certificate: %s is not known here (DNS); clients need it": "証明書: %s を解決できません (DNS)。クライアントには必要です",
     "a relay answers on port %d": "ポート %d で中継プログラムが応答しました",
     "nothing answers on port %d: %s": "ポート %d で応答がありません: %s",
-    "the relay that runs shows another certificate than %s: restart it": "動作中の中継プログラムの証明書が %s と違います。再起動してください",
+    "the relay that runs shows another certificate than %s: restart it":
+        "動作中の中継プログラムの証明書が %s と違います。再起動してください",
     "tokens: %d good, %d of them end within 14 days": "トークン: 有効 %d、うち 14 日以内に期限切れ %d",
     "no good token: token issue USER": "有効なトークンがありません: token issue USER",
     "users with a password: %d": "パスワードのあるユーザー: %d",
     # the demonstration
     "relay, external computer and workflow side on this machine, in %s": "中継・外部計算機・ワークフロー側をこの計算機で動かします (%s)",
     "TLS with a throw-away certificate": "使い捨ての証明書による TLS",
-    "no openssl here: plain http on loopback, for this demonstration only": "openssl がないため、この実演に限りループバックの平文 http を使います",
+    "no openssl here: plain http on loopback, for this demonstration only":
+        "openssl がないため、この実演に限りループバックの平文 http を使います",
     "the external computer allows one command (%s) and holds one secret table (%s)":
         "外部計算機は一つのコマンド (%s) だけを許可し、一つの秘密の表 (%s) を持っています",
     "the workflow side sends %s and asks for life.json; the nine steps, as each side tells them:":
@@ -5440,7 +5930,8 @@ JA = {
     "demo: no result came back: %s; the command's last line: %s (demo --keep keeps the files)":
         "demo: 結果が戻りませんでした: %s。コマンドの最後の行: %s (demo --keep でファイルを残せます)",
     "demo: the secret left the external computer: %s": "demo: 秘密が外部計算機から漏れました: %s",
-    "demo: %s is not there; put the scripts of the suite into one directory": "demo: %s がありません。一式のスクリプトを同じディレクトリに置いてください",
+    "demo: %s is not there; put the scripts of the suite into one directory":
+        "demo: %s がありません。一式のスクリプトを同じディレクトリに置いてください",
     "must be an absolute path (from here: %s)": "絶対パスで書いてください (ここからは %s)",
     "kept: %s": "残してあります: %s",
     "all processes are ended, and %s is removed: nothing is left behind": "すべてのプロセスを終了し、%s を削除しました。何も残っていません",

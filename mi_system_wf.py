@@ -1,38 +1,49 @@
 #!/usr/bin/env python3
 """The workflow side of a calculation on an external computer (the WebAPI way).
 
-Run by a workflow module (or a person) on the workflow system: registers a calculation at the relay (mi_dicomapi.py), sends its inputs,
-waits, and puts the declared results into the current directory. Needs this one file, Python 3.6 or newer and a token.
+Run by a workflow module (or a person) on the workflow system: registers a calculation at the relay
+(mi_dicomapi.py), sends its inputs, waits, and puts the declared results into the current directory. Needs this
+one file, Python 3.6 or newer and a token.
 
 usage: mi_system_wf.py run SITE COMMAND --in INPUT... --out RESULT... [--param TEXT] [--allow-refused]
        mi_system_wf.py submit SITE COMMAND ...      as run, but prints the ACCEPT_ID and does not wait
        mi_system_wf.py wait ACCEPT_ID...            waits and fetches (several: each into DIR/ACCEPT_ID/)
-       mi_system_wf.py result ACCEPT_ID...          fetches what is there already (elsewhere than it was ordered: with --out RESULT...)
+       mi_system_wf.py result ACCEPT_ID...          fetches what is there already (elsewhere than it was ordered:
+                                                    with --out RESULT...)
        mi_system_wf.py status ACCEPT_ID...          one line for each
-       mi_system_wf.py output ACCEPT_ID [--follow]  what the command has written so far (run and wait show it as it comes, unless -q)
+       mi_system_wf.py output ACCEPT_ID [--follow]  what the command has written so far (run and wait show it as
+                                                    it comes, unless -q)
        mi_system_wf.py cancel ACCEPT_ID... [--reason TEXT]      ends it; what it has written so far comes back
-       mi_system_wf.py rerun ACCEPT_ID... [--force --reason TEXT]      once more: what ended abnormally; with --force what is out of contact
-       mi_system_wf.py check [SITE [COMMAND]]       looks at this host and the way to the relay, line by line OK, WARN or FAIL
-       mi_system_wf.py login [USER]                 asks for the password (relays with auth = login), keeps the token in token_file
-       mi_system_wf.py BASE_URL SITE TOKEN COMMAND IN1:IN2:... OUT1:OUT2:... ["PARAMETERS"]      (TOKEN may be fd:N, an open descriptor)
-INPUT is FILE, NAME=PATH, or DIR/ with all that is below it; RESULT a name or a pattern (* ? ** and DIR/). Both logs of the command come
-back always. A module that was killed finds its calculation again if it starts with the same --request-id.
+       mi_system_wf.py rerun ACCEPT_ID... [--force --reason TEXT]      once more: what ended abnormally; with
+                                                    --force what is out of contact
+       mi_system_wf.py check [SITE [COMMAND]]       looks at this host and the way to the relay, line by line OK,
+                                                    WARN or FAIL
+       mi_system_wf.py login [USER]                 asks for the password (relays with auth = login), keeps the
+                                                    token in token_file
+       mi_system_wf.py BASE_URL SITE TOKEN COMMAND IN1:IN2:... OUT1:OUT2:... ["PARAMETERS"]
+                                                    (TOKEN may be fd:N, an open descriptor)
+INPUT is FILE, NAME=PATH, or DIR/ with all that is below it; RESULT a name or a pattern (* ? ** and DIR/). Both
+logs of the command come back always. A module that was killed finds its calculation again if it starts with the
+same --request-id.
 In Python: mi_system_wf.run(url, site, command, inputs, outputs, token=...) returns a Result or raises Stop.
 
-exit codes: the command's own (128+N: ended by signal N), with BASE_URL ...: 1 if the calculation ended abnormally, else 0. A fielded
-relay does not tell the command's own: then 0, or 1 if the calculation ended abnormally. Otherwise
-0 done, 64 usage (or an id that nobody knows, or whose inputs were others), 65 a result is missing that was declared by name, or one of a
-pattern could not or must not come (refused, limit, name, unreadable, changing; refused: not with --allow-refused), 66 an input is missing
-(here, or at the relay and nobody sends it), 69 relay unavailable, or the calculation was lost, 70 bug, 74 input/output or disk full (also
-the external computer's), 75 try again later (also after SIGTERM: the calculation runs on), 76 protocol (or the inputs did not reach the
-external computer), 77 refused by a list, a guard or for lack of permission (cancel: it has ended already; rerun: it is not in a state for
-that), 78 configuration, 130 after Ctrl+C (the calculation runs on), or the calculation was cancelled before its command began (a command
-that is stopped ends by a signal, mostly 143). After --deadline the calculation is cancelled, its logs are fetched, and the code is 75,
-unless the command came to its own end in that moment
+exit codes: the command's own (128+N: ended by signal N), with BASE_URL ...: 1 if the calculation ended
+abnormally, else 0. A fielded relay does not tell the command's own: then 0, or 1 if the calculation ended
+abnormally. Otherwise
+0 done, 64 usage (or an id that nobody knows, or whose inputs were others), 65 a result is missing that was
+declared by name, or one of a pattern could not or must not come (refused, limit, name, unreadable, changing;
+refused: not with --allow-refused), 66 an input is missing (here, or at the relay and nobody sends it), 69 relay
+unavailable, or the calculation was lost, 70 bug, 74 input/output or disk full (also the external computer's), 75
+try again later (also after SIGTERM: the calculation runs on), 76 protocol (or the inputs did not reach the
+external computer), 77 refused by a list, a guard or for lack of permission (cancel: it has ended already; rerun:
+it is not in a state for that), 78 configuration, 130 after Ctrl+C (the calculation runs on), or the calculation
+was cancelled before its command began (a command that is stopped ends by a signal, mostly 143). After --deadline
+the calculation is cancelled, its logs are fetched, and the code is 75, unless the command came to its own end in
+that moment
 
 contents (grep -n '^# ====' prints them with their lines):
   shared: alone                 no module is taken from where results arrive
-  the nine steps                a calculation as this side sees it: registering, waiting, fetching, the verdict
+  the nine steps                registering, waiting, fetching, the verdict
   inputs, results, token        what was asked for
   what this side remembers      what was declared: nothing else is stored
   what people see               lines while it runs, the last line, failures
@@ -49,8 +60,9 @@ contents (grep -n '^# ====' prints them with their lines):
   tables                        keys of the ini, exit codes
   Japanese
 
-threads: everything happens in the main thread, which alone gets signals. Beside it: a thread that draws the terminal's line, one for each
-wait for a name server, one that ends the program some seconds after SIGTERM. One lock (SAY's): whoever writes to people holds it.
+threads: everything happens in the main thread, which alone gets signals. Beside it: a thread that draws the
+terminal's line, one for each wait for a name server, one that ends the program some seconds after SIGTERM. One
+lock (SAY's): whoever writes to people holds it.
 """
 import sys
 
@@ -98,52 +110,66 @@ import threading
 import time
 
 PROGRAM, VERSION = "mi_system_wf", "1.0"
-PATIENCE = 60                  # seconds that the relay may be away before anything is registered; from then on: for ever
-INPUTS_IDLE = 60               # seconds without anything of a calculation's inputs after which to wait for them is in vain
-WAIT = 50                      # seconds of one waiting call (companies' proxies cut silent connections after 60)
+PATIENCE = 60       # seconds that the relay may be away before anything is registered; from then on: for ever
+INPUTS_IDLE = 60  # seconds without anything of a calculation's inputs after which to wait for them is in vain
+WAIT = 50                   # seconds of one waiting call (companies' proxies cut silent connections after 60)
 PAGE = 2000                    # entries of a file list in one call
-FEW = 100                      # up to so many results each is synced to the disk by itself, beyond all at once
-STDERR_LIMIT = 12 << 10        # bytes of stderr without a terminal besides the last line (a reader of stdout alone dead-locks at 64 KiB)
-LEAVE = 15                     # seconds after SIGTERM until it ends in any case, even if nobody reads what it prints
+FEW = 100                     # up to so many results each is synced to the disk by itself, beyond all at once
+# bytes of stderr without a terminal besides the last line (a reader of stdout alone dead-locks at 64 KiB)
+STDERR_LIMIT = 12 << 10
+LEAVE = 15              # seconds after SIGTERM until it ends in any case, even if nobody reads what it prints
 TERM_PATIENCE = 5              # seconds for --on-term cancel: a batch system kills soon after its SIGTERM
-CANCEL_PATIENCE = 120          # seconds after --deadline in which a cancelled calculation should come to its end
-OUTPUT_REST = 64 << 10         # bytes of output that, not shown while the command ran, are shown from its log at the end
-MOST_LINKS = 10000             # directory links that are followed in one input: more of them lead round and round
-MONTHS = 4                     # for so many calendar months this side remembers what a calculation has declared
+CANCEL_PATIENCE = 120       # seconds after --deadline in which a cancelled calculation should come to its end
+# bytes of output that, not shown while the command ran, are shown from its log at the end
+OUTPUT_REST = 64 << 10
+MOST_LINKS = 10000         # directory links that are followed in one input: more of them lead round and round
+MONTHS = 4                   # for so many calendar months this side remembers what a calculation has declared
 NAMED = 100                    # names that a verdict tells, at most
 KEPT_WORDS = 20                # missing files that a line names, at most
 NOTHING = b"/dev/null"         # path of an input that is not there
 V1_MARK = "mi_distcomp_request"                        # key in a calc-info
-V1_ABNORMAL = 1                # exit code where a fielded relay says that the calculation ended abnormally: it does not tell how
+# exit code where a fielded relay says that the calculation ended abnormally: it does not tell how
+V1_ABNORMAL = 1
 
 
 # ==== the nine steps ====
-Result = collections.namedtuple("Result", "accept_id exit_code status reason files missing refused ended_by verdicts")
-Result.__new__.__defaults__ = ({},)                    # verdicts: {code: {"count", "names"}} of what was asked for and is not here
-Input = collections.namedtuple("Input", "path size name sum256 x mtime")       # an empty directory's name ends with /
+Result = collections.namedtuple("Result",
+                                "accept_id exit_code status reason files missing refused ended_by verdicts")
+# verdicts: {code: {"count", "names"}} of what was asked for and is not here
+Result.__new__.__defaults__ = ({},)
+# an empty directory's name ends with /
+Input = collections.namedtuple("Input", "path size name sum256 x mtime")
 Order = collections.namedtuple("Order", "site command parameters names patterns request_id")
-Wanted = collections.namedtuple("Wanted", "names patterns agreed allow_refused")       # agreed: may what is there be replaced?
+# agreed: may what is there be replaced?
+Wanted = collections.namedtuple("Wanted", "names patterns agreed allow_refused")
 
-VERDICTS = ("missing", "refused", "limit", "name", "unreadable", "changing", "outside", "special", "held")   # why a result is not here
-INCOMPLETE = {"refused", "limit", "name", "unreadable", "changing"}      # those that make it incomplete, also where a pattern asked for it
+# why a result is not here
+VERDICTS = ("missing", "refused", "limit", "name", "unreadable", "changing", "outside", "special", "held")
+# those that make it incomplete, also where a pattern asked for it
+INCOMPLETE = {"refused", "limit", "name", "unreadable", "changing"}
 ID = re.compile(r"[0-9A-Za-z-]{8,64}\Z")               # an accept_id: it becomes part of URLs and file names
 
 
-def run(url, site, command, inputs, outputs, parameters="", token=None, token_file="", ca_file="", request_id=None, to=".",
-        client_cert="", client_key="", proxy="", patience=PATIENCE, tell=None, allow_refused=False):
+def run(url, site, command, inputs, outputs, parameters="", token=None, token_file="", ca_file="",
+        request_id=None, to=".", client_cert="", client_key="", proxy="", patience=PATIENCE, tell=None,
+        allow_refused=False):
     """A calculation from registration to result, for Python programs: the Result.
 
-    inputs, outputs: lists of texts as on the command line (a text alone: one). token: a text, or a function that returns one (it may be
-    renewed meanwhile); otherwise token_file, MI_DISTCOMP_TOKEN or a systemd credential. to: the directory for the results. patience:
-    seconds that the relay may be away before anything is registered. tell: called with a line at every change. allow_refused: no failure
-    if the external computer's rules keep what a pattern asked for. Raises Stop (code: of
-    the exit codes above; its text says what to do); the command's own failure is no Stop but in Result.exit_code.
+    inputs, outputs: lists of texts as on the command line (a text alone: one). token: a text, or a function
+    that returns one (it may be renewed meanwhile); otherwise token_file, MI_DISTCOMP_TOKEN or a systemd
+    credential. to: the directory for the results. patience: seconds that the relay may be away before
+    anything is registered. tell: called with a line at every change. allow_refused: no failure if the
+    external computer's rules keep what a pattern asked for. Raises Stop (code: of the exit codes above; its
+    text says what to do); the command's own failure is no Stop but in Result.exit_code.
     """
-    source = (token if callable(token) else lambda: checked_token(token, "token")) if token else find_token(token_file)
+    source = ((token if callable(token) else lambda: checked_token(token, "token")) if token
+              else find_token(token_file))
     relay = Relay(url, source, ca_file=ca_file, proxy=proxy, client_cert=client_cert, client_key=client_key)
     voice = Voice(tell)
     voice.named, voice.allow_refused = bool(request_id), allow_refused
-    inputs, outputs = ([os.fspath(word) for word in ([words] if isinstance(words, (str, os.PathLike)) else words)] for words in (inputs, outputs))
+    inputs, outputs = ([os.fspath(word)
+                        for word in ([words] if isinstance(words, (str, os.PathLike)) else words)]
+                       for words in (inputs, outputs))
     names, patterns = wanted_results(outputs)
     order = Order(site, command, parameters, names, patterns, request_id or os.urandom(16).hex())
     return calculate(relay, order, gather(inputs), os.fspath(to), voice, patience)
@@ -153,13 +179,15 @@ def calculate(relay, order, found, to, voice, patience):
     """The nine steps as the workflow side sees them; the Result. Stop for all that goes wrong."""
     relay.notice = voice.away
     try:
-        os.makedirs(utf8(to), exist_ok=True)           # what cannot be should be known before the calculation, not after
+        # what cannot be should be known before the calculation, not after
+        os.makedirs(utf8(to), exist_ok=True)
     except OSError as error:
         raise Stop(EX_IOERR, "%s: %s" % (to, error.strerror))
     try:
         start(relay, order, found, voice, patience)
         for accept_id in wait_for(relay, [voice.accept_id], voice):
-            return bring(relay, accept_id, to, Wanted(order.names, order.patterns, True, voice.allow_refused), voice)
+            return bring(relay, accept_id, to, Wanted(order.names, order.patterns, True, voice.allow_refused),
+                         voice)
     except (Away, Refused) as error:
         raise explain(error, relay, voice.accept_id)
     finally:
@@ -194,7 +222,7 @@ def contact(relay, patience):
         version, limits = relay.learn(patience)
     except Away as error:
         raise explain(error, relay)
-    relay.v1 = version < 2                             # a fielded relay: its way of doing the nine steps branches off here
+    relay.v1 = version < 2                # a fielded relay: its way of doing the nine steps branches off here
     return limits
 
 
@@ -202,24 +230,30 @@ def check_limits(limits, found):
     """77 if the inputs are more or larger than the relay takes, before anything is read or sent."""
     most, largest = limits.get("max_files"), limits.get("max_file")
     if isinstance(most, int) and 0 < most < len(found):
-        raise Stop(EX_REFUSED, _("nothing was registered; %d inputs are more than the relay takes (%d)") % (len(found), most))
+        raise Stop(EX_REFUSED,
+                   _("nothing was registered; %d inputs are more than the relay takes (%d)")
+                   % (len(found), most))
     for path, size, name in found:
         if isinstance(largest, int) and 0 < largest < size:
-            raise Stop(EX_REFUSED, _("nothing was registered; %s is larger (%d bytes) than the relay takes (%d)") % (name, size, largest))
+            raise Stop(EX_REFUSED,
+                       _("nothing was registered; %s is larger (%d bytes) than the relay takes (%d)")
+                       % (name, size, largest))
 
 
 def register(relay, order, files, voice, patience):
-    """1. The relay's answer to the registration, its accept_id checked: it becomes part of URLs and file names."""
-    info = {"command": order.command, "remote-site": order.site, "parameters": order.parameters, "parameter_files": page_of(files, 0),
-            "result_files": {name: {} for name in order.names}, "result_patterns": order.patterns}
-    if len(files) > PAGE:                              # the relay compares the first page of a known request_id; this stands for the rest
+    """1. The relay's answer to the registration, its accept_id checked: it becomes part of URLs and file
+    names."""
+    info = {"command": order.command, "remote-site": order.site, "parameters": order.parameters,
+            "parameter_files": page_of(files, 0), "result_files": {name: {} for name in order.names},
+            "result_patterns": order.patterns}
+    if len(files) > PAGE:  # the relay compares the first page of a known request_id; this stands for the rest
         import hashlib
         digest = hashlib.sha256()
         for entry in with_bytes(files):
             digest.update(utf8("%s/%s\n" % entry[2:4]))
         info["all_inputs"] = digest.hexdigest()
-    fields = {"v": 2, "request_id": order.request_id, "calc-info": info, "more": len(files) > PAGE, "total": len(with_bytes(files)),
-              "allow": not files, "fielded": voice.fielded}
+    fields = {"v": 2, "request_id": order.request_id, "calc-info": info, "more": len(files) > PAGE,
+              "total": len(with_bytes(files)), "allow": not files, "fielded": voice.fielded}
     try:
         found = relay.ask("POST", "add-calcinfo", fields, patience=patience)
     except (Away, Refused) as error:
@@ -228,7 +262,8 @@ def register(relay, order, files, voice, patience):
         raise Stop(EX_PROTOCOL, _("%s: the relay's answer holds no accept_id") % relay.url)
     relay.at_once, relay.keep_on, voice.accept_id = (), True, found["accept_id"]
     known = bool(found.get("known"))
-    log("info", voice.accept_id, "1 add-calcinfo", site=order.site, command=order.command, inputs=len(files), known=known)
+    log("info", voice.accept_id, "1 add-calcinfo", site=order.site, command=order.command, inputs=len(files),
+        known=known)
     voice.say(_("found again (request id %s)") % order.request_id if known else _("registered"))
     voice.warn(found)
     return found
@@ -236,8 +271,8 @@ def register(relay, order, files, voice, patience):
 
 def page_of(files, first):
     """Entries first .. first + PAGE of a manifest, as they go over the wire."""
-    return {entry.name: dict({"size": entry.size, "sha256": entry.sum256, "mtime": entry.mtime}, **{"x": True} if entry.x else {})
-            for entry in files[first:first + PAGE]}
+    return {entry.name: dict({"size": entry.size, "sha256": entry.sum256, "mtime": entry.mtime},
+                             **{"x": True} if entry.x else {}) for entry in files[first:first + PAGE]}
 
 
 def with_bytes(files):
@@ -277,9 +312,11 @@ def hand_over(relay, accept_id, files, known, voice):
             todo = error.more.get("incomplete")
             if not isinstance(todo, list):
                 raise
-            todo = None if error.more.get("more") else [n for n in todo if isinstance(n, int) and 0 <= n < len(files)]
+            todo = (None if error.more.get("more")
+                    else [n for n in todo if isinstance(n, int) and 0 <= n < len(files)])
         except ValueError as error:
-            raise Stop(EX_IOERR, _("%s: an input cannot be sent as it was registered: %s") % (accept_id, error))
+            raise Stop(EX_IOERR,
+                       _("%s: an input cannot be sent as it was registered: %s") % (accept_id, error))
     raise Stop(EX_PROTOCOL, _("%s: the relay does not get the inputs together") % accept_id)
 
 
@@ -310,19 +347,22 @@ def follow(relay, ids, voice):
 
 
 def look_once(relay, accept_id, voice, seen, wait):
-    """One calc-progress, and what it tells to people; waits up to `wait` seconds for a change. seen: {accept_id: (stamp, what was told)}.
-    True: the results are at the relay."""
+    """One calc-progress, and what it tells to people; waits up to `wait` seconds for a change. seen:
+    {accept_id: (stamp, what was told)}. True: the results are at the relay."""
     begun, (stamp, last) = time.monotonic(), seen.get(accept_id, ("", None))
     left = None if voice.until is None else max(0.0, voice.until - begun)
     wait = int(min(wait, WAIT if left is None else left + 1)) if stamp else 0
-    found = relay.ask("GET", "calc-progress", {"v": 2, "accept_id": accept_id, "wait": wait, "known": stamp}, wait, patience=left)
+    found = relay.ask("GET", "calc-progress", {"v": 2, "accept_id": accept_id, "wait": wait, "known": stamp},
+                      wait, patience=left)
     relay.at_once, relay.keep_on = (), True
     if voice.again and found.get("progress") == "not start" and found.get("wait_allow", 1) is None:
         voice.say(_("the relay was restored from a backup: it gets the inputs again"))
         voice.again()
     elif isinstance(found.get("idle"), int) and found["idle"] > INPUTS_IDLE and not voice.again:
-        raise Stop(EX_NOINPUT, _("%s: the relay lacks inputs and nobody sends them (submit was interrupted, or the relay restored from a backup);"
-                                 " the same submit with its --request-id sends them") % accept_id)
+        raise Stop(EX_NOINPUT,
+                   _("%s: the relay lacks inputs and nobody sends them (submit was interrupted, or the relay"
+                     " restored from a backup); the same submit with its --request-id sends them")
+                   % accept_id)
     voice.warn(found)
     now = found.get("progress"), found.get("out_of_contact") is None, found.get("what")
     voice.stage(state_words(found, voice.fielded))
@@ -330,7 +370,8 @@ def look_once(relay, accept_id, voice, seen, wait):
         log("info", accept_id, "3-8 progress", progress=now[0], status=found.get("status"))
         voice.say(state_words(found, voice.fielded))
     wrote = voice.live and isinstance(found.get("output"), list) and voice.live.take(relay, found["output"])
-    if now[0] != "got return" and not wrote and stamp == found.get("stamp") and wait and time.monotonic() - begun < min(1, wait):
+    if (now[0] != "got return" and not wrote and stamp == found.get("stamp") and wait
+            and time.monotonic() - begun < min(1, wait)):
         relay.pause(1)                                 # a cache in between, perhaps
     seen[accept_id] = str(found.get("stamp") or ""), now
     return now[0] == "got return"
@@ -339,8 +380,9 @@ def look_once(relay, accept_id, voice, seen, wait):
 def deadline(relay, ids, voice):
     """--deadline is over: cancels what is left. 75 if that cannot be done, or does not help."""
     if voice.overdue:
-        raise Stop(EX_TEMPFAIL, _("%s: the deadline is over and the calculation is cancelled, but has not come to its end (%s.py wait %s)") % (
-            ids[0], PROGRAM, " ".join(ids)))
+        raise Stop(EX_TEMPFAIL,
+                   _("%s: the deadline is over and the calculation is cancelled, but has not come to its end"
+                     " (%s.py wait %s)") % (ids[0], PROGRAM, " ".join(ids)))
     voice.overdue, voice.until = True, time.monotonic() + CANCEL_PATIENCE
     for accept_id in ids:
         voice.accept_id = accept_id
@@ -348,8 +390,9 @@ def deadline(relay, ids, voice):
         try:
             cancel(relay, accept_id, "deadline", PATIENCE)
         except Away:
-            raise Stop(EX_TEMPFAIL, _("%s: the deadline is over, but the relay does not answer; the calculation may run on (%s.py cancel %s)") % (
-                accept_id, PROGRAM, " ".join(ids)))
+            raise Stop(EX_TEMPFAIL,
+                       _("%s: the deadline is over, but the relay does not answer; the calculation may run"
+                         " on (%s.py cancel %s)") % (accept_id, PROGRAM, " ".join(ids)))
         except Refused as error:
             if error.more.get("why") != "ended":
                 raise
@@ -359,12 +402,14 @@ def cancel(relay, accept_id, reason, patience):
     """Cancels a calculation; what that does, for people. Refused (409), if it has ended already."""
     if relay.v1:
         return v1_cancel(relay, accept_id, patience)
-    found = relay.ask("POST", "cancel-wait-calc", {"v": 2, "accept_id": accept_id, "stop": True, "reason": reason}, patience=patience)
+    found = relay.ask("POST", "cancel-wait-calc",
+                      {"v": 2, "accept_id": accept_id, "stop": True, "reason": reason}, patience=patience)
     return _("cancelled") if found.get("ended") else _("the external computer stops it")
 
 
 def bring(relay, accept_id, to, wanted, voice):
-    """9. fetch(), after a wait: the rest of the output is shown, and a deadline that was over has its exit code."""
+    """9. fetch(), after a wait: the rest of the output is shown, and a deadline that was over has its exit
+    code."""
     result = fetch(relay, accept_id, to, wanted, voice)
     if voice.live:
         voice.live.complete(to, result.files)
@@ -374,11 +419,13 @@ def bring(relay, accept_id, to, wanted, voice):
 
 
 def fetch(relay, accept_id, to, wanted, voice, patience=None):
-    """9. The results into the directory `to`, verified; a Result. 74 if they cannot be written, 76 if they are not what they should be."""
+    """9. The results into the directory `to`, verified; a Result. 74 if they cannot be written, 76 if they
+    are not what they should be."""
     voice.stage(_("fetching the results"))
     if relay.v1:
         return v1_fetch(relay, accept_id, to, wanted, voice, patience)
-    found = relay.ask("GET", "get-calc-result", {"v": 2, "accept_id": accept_id, "dirs": 1}, patience=patience)
+    found = relay.ask("GET", "get-calc-result", {"v": 2, "accept_id": accept_id, "dirs": 1},
+                      patience=patience)
     info = found.get("result-info")
     again = _("; nothing is lost, fetch it with: %s.py result %s") % (PROGRAM, accept_id)
     try:
@@ -392,28 +439,31 @@ def fetch(relay, accept_id, to, wanted, voice, patience=None):
     except OSError as error:
         where = ": " + error.filename.decode("utf-8", "replace") if isinstance(error.filename, bytes) else ""
         raise Stop(EX_IOERR, "%s: %s%s%s" % (accept_id, error.strerror or error, where, again))
-    log("info", accept_id, "9 get-calc-result", files=len(taking.files), missing=len(missing), status=info.get("status"))
+    log("info", accept_id, "9 get-calc-result", files=len(taking.files), missing=len(missing),
+        status=info.get("status"))
     for text in taking.open_patterns:
         voice.say(_("no result matches %s") % text)
     if taking.kept:
-        voice.say(_("the relay keeps the result, for what is not stored: %s.py result %s --to DIR") % (PROGRAM, accept_id))
+        voice.say(_("the relay keeps the result, for what is not stored: %s.py result %s --to DIR")
+                  % (PROGRAM, accept_id))
     else:
         tell_finish(relay, accept_id, voice)
     code, ended_by = verdict(info, missing, verdicts, wanted)
     refused = {name: why[:1000] for name, why in (info.get("refused") or {}).items()}
-    return Result(accept_id, code, str(info.get("status"))[:100], str(info.get("reason") or "")[:1000], taking.files, missing, refused, ended_by,
-                  verdicts)
+    return Result(accept_id, code, str(info.get("status"))[:100], str(info.get("reason") or "")[:1000],
+                  taking.files, missing, refused, ended_by, verdicts)
 
 
 class Taking:
-    """9. The results of one calculation on their way into the directory `to`: what was declared, and nothing else."""
+    """9. The results of one calculation on their way into the directory `to`: what was declared, and nothing
+    else."""
 
     def __init__(self, relay, accept_id, found, to, wanted, voice):
         self.relay, self.accept_id, self.found, self.wanted = relay, accept_id, found, wanted
         first = found["result-info"].get("result_files")
         few = isinstance(first, dict) and len(first) <= FEW and found.get("next") is None
         self.folder = Target(to, accept_id, wanted.agreed, sync=few)
-        self.files, self.kept = [], {}                 # names stored; {name: why} of what must not be put there
+        self.files, self.kept = [], {}               # names stored; {name: why} of what must not be put there
         self.open_names = {parts_of(name): name for name in wanted.names}
         self.open_patterns = {text: pattern(text) for text in wanted.patterns}
         self.moved = voice.moved
@@ -424,23 +474,28 @@ class Taking:
         try:
             target = "files/%s/result" % self.accept_id
             page = {"files": self.found["result-info"].get("result_files"), "next": self.found.get("next")}
-            self.relay.download_all(target, self.entries(target, page), self.store, self.folder.part, moved=self.moved)
+            self.relay.download_all(target, self.entries(target, page), self.store, self.folder.part,
+                                    moved=self.moved)
             done = True
         finally:
             self.folder.close(done)
         fault("results stored")
 
     def entries(self, target, page):
-        """What is to be fetched; what is here already is not, small files aside: they come in packs, without gaps."""
+        """What is to be fetched; what is here already is not, small files aside: they come in packs, without
+        gaps."""
         is_wanted = declared(self.wanted.names, self.wanted.patterns)
         for number, name, size, sum256 in self.relay.pages(target, page):
             if not is_wanted(name):
                 raise ValueError(_("%s was not declared as a result") % name)
             self.open_names.pop(parts_of(name), None)
-            for text in [text for text, one in self.open_patterns.items() if text == name or one.match("/".join(parts_of(name)))]:
+            for text in [text
+                         for text, one in self.open_patterns.items()
+                         if text == name or one.match("/".join(parts_of(name)))]:
                 del self.open_patterns[text]
             if name.endswith("/"):
-                self.attempt(name, self.folder.make, utf8(name.rstrip("/")), self.relay.marks.pop(number, (False, None))[1])
+                self.attempt(name, self.folder.make, utf8(name.rstrip("/")),
+                             self.relay.marks.pop(number, (False, None))[1])
             elif (self.found.get("gone") or size > PACK_FILE) and self.folder.has(name, size, sum256):
                 self.folder.drop(number)
                 self.files.append(name)
@@ -477,23 +532,28 @@ class Taking:
         told = dict(texts(info.get("missing") or {}, dict), **texts(info.get("refused") or {}, dict))
         missing = {name: told.get(name, _("is not there"))[:1000] for name in self.open_names.values()}
         named = {parts_of(name): name for name in self.wanted.names}
-        missing.update((named[parts_of(name)], why) for name, why in self.kept.items() if parts_of(name) in named)
+        missing.update((named[parts_of(name)], why)
+                       for name, why in self.kept.items() if parts_of(name) in named)
         verdicts = proper_verdicts(info)
         if self.kept:
             before = verdicts.get("name", {"count": 0, "names": []})
-            verdicts["name"] = {"count": before["count"] + len(self.kept), "names": before["names"] + sorted(self.kept)[:NAMED]}
+            verdicts["name"] = {"count": before["count"] + len(self.kept),
+                                "names": before["names"] + sorted(self.kept)[:NAMED]}
         return missing, verdicts
 
 
 def proper_verdicts(info):
-    """The verdicts {code: {"count", "names"}} of a result, of what is as it should be; an older peer tells of patterns only how many."""
+    """The verdicts {code: {"count", "names"}} of a result, of what is as it should be; an older peer tells of
+    patterns only how many."""
     kept, found, others = {}, info.get("verdicts"), (info.get("refused") or {}).get("*")
     if not isinstance(found, dict) and others:
         return {"refused": {"count": sum(map(int, re.findall(r": (\d{1,9})\b", others))) or 1, "names": []}}
     for code, entry in found.items() if isinstance(found, dict) else ():
         count, names = (entry.get("count"), entry.get("names")) if isinstance(entry, dict) else (None, None)
         if code in VERDICTS and type(count) is int and count > 0:
-            kept[code] = {"count": count, "names": [printable(name)[:1000] for name in names[:NAMED]] if isinstance(names, list) else []}
+            kept[code] = {"count": count,
+                          "names": [printable(name)[:1000] for name in names[:NAMED]]
+                          if isinstance(names, list) else []}
     return kept
 
 
@@ -507,7 +567,8 @@ def verdict(info, missing, verdicts, wanted):
     stopped = REASONS.get(re.match("[a-z]*", reason).group())
     short = missing or INCOMPLETE.intersection(verdicts) - ({"refused"} if wanted.allow_refused else set())
     if code == 0:
-        return stopped or (EX_DATA, "workflow") if short or info.get("status") != "completed" else (0, "command")
+        return (stopped or (EX_DATA, "workflow") if short or info.get("status") != "completed"
+                else (0, "command"))
     return stopped or LOST
 
 
@@ -524,8 +585,9 @@ def tell_finish(relay, accept_id, voice):
 # ==== inputs, results, token ====
 
 def gather(words, say=None):
-    """The inputs [(path, size, name)] in the order of a manifest. 66 naming all that are missing; 64 for names that cannot be.
-    say (fielded words): is told what is missing, which goes empty then: module libraries leave ports unconnected."""
+    """The inputs [(path, size, name)] in the order of a manifest. 66 naming all that are missing; 64 for
+    names that cannot be. say (fielded words): is told what is missing, which goes empty then: module
+    libraries leave ports unconnected."""
     found, bad = [], []
     for word in dict.fromkeys(words):
         (name, path), before = split_input(word), len(bad)
@@ -573,8 +635,8 @@ def look(name, path, found, bad):
 
 
 def look_below(name, top, found, bad):
-    """As look(), for all files below the directory top, and for directories without any (their names end with /). Symbolic links are followed,
-    but into no directory that the way there has passed already."""
+    """As look(), for all files below the directory top, and for directories without any (their names end with
+    /). Symbolic links are followed, but into no directory that the way there has passed already."""
     todo, links = [(top, utf8(name), tuple(map(identity, parents(os.path.realpath(top)))))], 0
     while todo:
         folder, at, above = todo.pop()
@@ -589,7 +651,8 @@ def look_below(name, top, found, bad):
         folders = {entry.name: entry.is_symlink() for entry in entries if os.path.isdir(entry.path)}
         links += sum(folders.values())
         if links > MOST_LINKS:
-            return bad.append(_("%s: links to directories lead round and round") % top.decode("utf-8", "replace"))
+            return bad.append(_("%s: links to directories lead round and round")
+                              % top.decode("utf-8", "replace"))
         if not entries and at:
             found.append((folder, 0, at.decode("utf-8", "surrogateescape") + "/"))
         for entry in entries:
@@ -621,8 +684,9 @@ def identity(path):
 def missing_inputs(bad):
     """The Stop that names them, as far as a line can hold."""
     more = [_("and %d more") % (len(bad) - KEPT_WORDS)] if len(bad) > KEPT_WORDS else []
-    return Stop(EX_NOINPUT, _("nothing was registered; inputs that are missing or cannot be read: %s") % "; ".join(
-        [text[:200] for text in bad[:KEPT_WORDS]] + more))
+    return Stop(EX_NOINPUT,
+                _("nothing was registered; inputs that are missing or cannot be read: %s")
+                % "; ".join([text[:200] for text in bad[:KEPT_WORDS]] + more))
 
 
 def add_sums(found, voice):
@@ -666,7 +730,8 @@ def wanted_results(words):
 
 
 def find_token(token_file):
-    """The token's function: from token_file, MI_DISTCOMP_TOKEN, or a systemd credential. 78 if there is none."""
+    """The token's function: from token_file, MI_DISTCOMP_TOKEN, or a systemd credential. 78 if there is
+    none."""
     folder = os.environ.get("CREDENTIALS_DIRECTORY")
     credential = os.path.join(folder, "mi_distcomp_token") if folder else ""
     if not token_file and os.environ.get("MI_DISTCOMP_TOKEN"):
@@ -674,11 +739,13 @@ def find_token(token_file):
         return lambda: token
     if token_file or credential and os.path.exists(credential):
         return token_from(token_file or credential)
-    raise Stop(EX_CONFIG, _("no token: --token-file FILE, token_file in [workflow] of the ini, or MI_DISTCOMP_TOKEN"))
+    raise Stop(EX_CONFIG,
+               _("no token: --token-file FILE, token_file in [workflow] of the ini, or MI_DISTCOMP_TOKEN"))
 
 
 def token_from(path):
-    """A function that returns the token in the file, read again when the file changes: a calculation outlives its token."""
+    """A function that returns the token in the file, read again when the file changes: a calculation outlives
+    its token."""
     seen = [None, read_token(path)]
 
     def token():
@@ -701,7 +768,9 @@ def read_token(path):
                 raise Stop(EX_CONFIG, _("%s: others may read this token; type: chmod 600 %s") % (path, path))
             return checked_token(text.read(10000), path)
     except OSError as error:
-        raise Stop(EX_CONFIG, _("%s: %s (the file with the token: --token-file, or token_file in the ini)") % (path, error.strerror))
+        raise Stop(EX_CONFIG,
+                   _("%s: %s (the file with the token: --token-file, or token_file in the ini)")
+                   % (path, error.strerror))
 
 
 def checked_token(text, where):
@@ -725,7 +794,8 @@ def take_token(word):
 
 def hide_token(words):
     """Starts this program again with the token (words[2]) in a pipe, where ps does not show it."""
-    warning = _("warning: a token on the command line can be seen by others; a token file hides it (see --help)")
+    warning = _("warning: a token on the command line can be seen by others; a token file hides it (see"
+                " --help)")
     sys.stderr.write("%s: %s\n" % (PROGRAM, warning))
     sys.stderr.flush()
     reader, writer = os.pipe()
@@ -733,15 +803,17 @@ def hide_token(words):
     os.close(writer)
     os.set_inheritable(reader, True)
     flags = [flag for flag, on in (("-I", sys.flags.isolated), ("-S", sys.flags.no_site)) if on]
-    os.execv(sys.executable, [os.fsencode(word) for word in [sys.executable] + flags + [os.path.abspath(__file__)]]
+    os.execv(sys.executable,
+             [os.fsencode(word) for word in [sys.executable] + flags + [os.path.abspath(__file__)]]
              + [utf8(word) for word in words[:2] + ["fd:%d" % reader] + words[3:]])
 
 
 # ==== what this side remembers ====
 
 def remember(relay, accept_id, order):
-    """Notes what was declared, and where: `wait` and `result` store these results only, whatever a relay calls its own. Kept for about three
-    months; that it cannot be noted is no failure (--out says it again)."""
+    """Notes what was declared, and where: `wait` and `result` store these results only, whatever a relay
+    calls its own. Kept for about three months; that it cannot be noted is no failure (--out says it
+    again)."""
     folder = memory()
     if folder is None:
         return
@@ -750,7 +822,8 @@ def remember(relay, accept_id, order):
             os.makedirs(folder, 0o700, exist_ok=True)
             forget(os.path.dirname(folder))
         entry = {"url": relay.url, "names": order.names, "patterns": order.patterns, "to": os.getcwd()}
-        with open(os.path.join(folder, utf8(accept_id) + b".new"), "w", encoding="utf-8", errors="surrogateescape") as out:
+        with open(os.path.join(folder, utf8(accept_id) + b".new"), "w", encoding="utf-8",
+                  errors="surrogateescape") as out:
             json.dump(entry, out)
         os.rename(out.name, os.path.join(folder, utf8(accept_id)))
     except OSError as error:
@@ -758,27 +831,33 @@ def remember(relay, accept_id, order):
 
 
 def recall(relay, accept_id, to, options):
-    """What was declared of it, as Wanted. What is there may be replaced where it was ordered from, or in a directory that was said. 64 if it
-    is not known here."""
+    """What was declared of it, as Wanted. What is there may be replaced where it was ordered from, or in a
+    directory that was said. 64 if it is not known here."""
     top = memory()
-    for month in sorted(os.listdir(os.path.dirname(top)), reverse=True) if top and os.path.isdir(os.path.dirname(top)) else ():
+    for month in sorted(os.listdir(os.path.dirname(top)), reverse=True) if top and os.path.isdir(
+            os.path.dirname(top)) else ():
         try:
-            with open(os.path.join(os.path.dirname(top), month, utf8(accept_id)), encoding="utf-8", errors="surrogateescape") as text:
+            with open(os.path.join(os.path.dirname(top), month, utf8(accept_id)), encoding="utf-8",
+                      errors="surrogateescape") as text:
                 found = json.load(text)
             if texts(found["url"], str) == relay.url:
-                agreed = options.agreed or len(options.words) > 2 or os.path.realpath(to) == os.path.realpath(texts(found["to"], str))
-                return Wanted(*wanted_results(texts(found["names"], list) + texts(found["patterns"], list)), agreed=agreed,
-                              allow_refused=options.allow_refused)
-        except (OSError, ValueError, KeyError, TypeError, RecursionError):     # broken: as if nothing were known
+                agreed = (options.agreed or len(options.words) > 2
+                          or os.path.realpath(to) == os.path.realpath(texts(found["to"], str)))
+                return Wanted(*wanted_results(texts(found["names"], list) + texts(found["patterns"], list)),
+                              agreed=agreed, allow_refused=options.allow_refused)
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):  # broken: as if nothing were known
             continue
-    raise Stop(EX_USAGE, _("%s: what was declared as its results is not known on this side; say it once more: --out NAME... (--out '**': all)")
-               % accept_id)
+    raise Stop(EX_USAGE,
+               _("%s: what was declared as its results is not known on this side; say it once more: --out"
+                 " NAME... (--out '**': all)") % accept_id)
 
 
 def memory(when=None):
-    """The directory in which this side remembers what calculations of a month have declared (bytes); None where there is no home directory."""
+    """The directory in which this side remembers what calculations of a month have declared (bytes); None
+    where there is no home directory."""
     home = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
-    if not os.path.isabs(home) or not os.path.isdir(utf8(os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~"))):
+    if (not os.path.isabs(home)
+            or not os.path.isdir(utf8(os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~")))):
         return None
     return utf8(os.path.join(home, "mi_distcomp_wf", time.strftime("%Y-%m", time.gmtime(when))))
 
@@ -791,27 +870,33 @@ def forget(folder):
 
 
 def texts(found, kind):
-    """found if it is a `kind` (list or dict) of texts, as the relay's answers should hold them; ValueError otherwise."""
-    if isinstance(found, kind) and all(isinstance(text, str) for text in (found.values() if kind is dict else found)):
+    """found if it is a `kind` (list or dict) of texts, as the relay's answers should hold them; ValueError
+    otherwise."""
+    if (isinstance(found, kind)
+            and all(isinstance(text, str) for text in (found.values() if kind is dict else found))):
         return found
     raise ValueError(_("the relay's answer holds no proper result"))
 
 
 # ==== what people see ====
-TOLD = {"not there": "missing", "changes": "changing", "link": "outside", "max_file": "limit", "max_total": "limit", "max_files": "limit",
-        "allow_names": "refused", "deny_names": "refused", "deny_sums": "refused"}           # verdicts of pollers and relays of before
+# verdicts of pollers and relays of before
+TOLD = {"not there": "missing", "changes": "changing", "link": "outside", "max_file": "limit",
+        "max_total": "limit", "max_files": "limit", "allow_names": "refused", "deny_names": "refused",
+        "deny_sums": "refused"}
 VISIBLE = re.compile("[^\n\t]+")       # what printable() makes of the command's output
 
 
 class Voice:
-    """Tells people what happens: tell(line) at every change; with a terminal also one line of it that is rewritten while things move."""
+    """Tells people what happens: tell(line) at every change; with a terminal also one line of it that is
+    rewritten while things move."""
 
     def __init__(self, tell=None, terminal=None):
         self.tell, self.terminal, self.thread, self.drawn = tell or (lambda line: None), terminal, None, False
-        self.accept_id, self.order, self.allowed, self.again, self.ended = "", None, False, None, threading.Event()
+        self.accept_id, self.order, self.allowed, self.again, self.ended = (
+            "", None, False, None, threading.Event())
         self.what, self.done, self.total, self.begun = "", 0, 0, time.monotonic()
         self.open_line = ""                            # the stream whose output has ended within a line
-        self.output = self.live = None                 # function(stream, text) for the command's output; its Live
+        self.output = self.live = None             # function(stream, text) for the command's output; its Live
         self.until, self.overdue = None, False         # --deadline, in time.monotonic(); is it over?
         self.allow_refused = False                     # is what their owner's rules keep there a failure?
         self.fielded = self.named = False              # fielded words? was a request id given?
@@ -865,7 +950,8 @@ class Voice:
         if isinstance(why, Away):
             return self.say(_("the relay does not answer, asking on: %s") % why)
         if why.code in NO_TOKEN:
-            return self.say(_("the relay refuses the token, asking on (a renewed token_file is read): %s") % printable(why.more.get("why") or why))
+            return self.say(_("the relay refuses the token, asking on (a renewed token_file is read): %s")
+                            % printable(why.more.get("why") or why))
         self.say(_("the relay answers \"later\", asking on: %s") % why)
 
     def keep_drawing(self):
@@ -888,7 +974,8 @@ class Voice:
         except OSError:
             width = 80
         try:
-            self.terminal.write("\r\x1b[K" + printable(text)[:(width - 1) // (1 if SAY["lang"] == "en" else 2)])
+            self.terminal.write("\r\x1b[K"
+                                + printable(text)[:(width - 1) // (1 if SAY["lang"] == "en" else 2)])
             self.terminal.flush()
             self.drawn = True
         except (OSError, ValueError):
@@ -940,17 +1027,21 @@ class Live:
     def __init__(self, accept_id, voice):
         import codecs
         self.accept_id, self.voice, self.shown = accept_id, voice, {"out": 0, "err": 0}
-        self.decode = {stream: codecs.getincrementaldecoder("utf-8")("backslashreplace").decode for stream in self.shown}
+        self.decode = {stream: codecs.getincrementaldecoder("utf-8")("backslashreplace").decode
+                       for stream in self.shown}
 
     def take(self, relay, sizes):
-        """Shows what the relay has: sizes[0] bytes of stdout, sizes[1] of stderr. True if there was anything."""
+        """Shows what the relay has: sizes[0] bytes of stdout, sizes[1] of stderr. True if there was
+        anything."""
         import base64
         before = dict(self.shown)
         for stream, size in zip(("out", "err"), sizes):
             if not isinstance(size, int) or size < self.shown[stream]:
                 self.shown[stream] = 0                 # a rerun begins anew
             while self.voice.output and isinstance(size, int) and self.shown[stream] < size:
-                found = relay.ask("GET", "output", {"v": 2, "accept_id": self.accept_id, "stream": stream, "offset": self.shown[stream], "wait": 0})
+                found = relay.ask("GET", "output",
+                                  {"v": 2, "accept_id": self.accept_id, "stream": stream,
+                                   "offset": self.shown[stream], "wait": 0})
                 try:
                     data = base64.b64decode(str(found.get("data")).encode("ascii", "replace"))
                 except ValueError:                     # the log, which comes with the results, has it
@@ -962,7 +1053,8 @@ class Live:
         return self.shown != before
 
     def complete(self, to, names):
-        """Shows from the logs, which have come, what was not shown yet: a few lines; of more only the log's name."""
+        """Shows from the logs, which have come, what was not shown yet: a few lines; of more only the log's
+        name."""
         for stream, name in zip(("out", "err"), LOG_NAMES):
             if not self.voice.output or name not in names:
                 continue
@@ -976,20 +1068,23 @@ class Live:
 
 
 def state_words(found, fielded=False):
-    """An answer to calc-progress in the words of the README; fielded: in those of the wire, which fielded words have always printed."""
+    """An answer to calc-progress in the words of the README; fielded: in those of the wire, which fielded
+    words have always printed."""
     progress, status = printable(found.get("progress"))[:100], found.get("status")
     if progress == "not start" and found.get("wait_allow", 1) is None:
         text = _("registered; its inputs are not complete")
     elif progress == "not start" and not fielded:
         ahead = found.get("queue")
-        text = _("waiting for the external computer") + (_(", %d before it") % ahead if type(ahead) is int and ahead else "")
+        text = _("waiting for the external computer") + (_(", %d before it") % ahead
+                                                         if type(ahead) is int and ahead else "")
     elif fielded:
         text = progress
     elif progress == "got return":
         text = _("done") if status == "completed" else _("abnormal")
     else:
-        text = {"sending params": _("taken: its inputs are on their way"), "complete send": _("taken: its inputs are there"),
-                "running": _("running"), "calc end": _("ended: its results are awaited"),
+        text = {"sending params": _("taken: its inputs are on their way"),
+                "complete send": _("taken: its inputs are there"), "running": _("running"),
+                "calc end": _("ended: its results are awaited"),
                 "getting return": _("sending: its results are on their way")}.get(progress, progress)
     if found.get("what"):
         text += ", " + printable(found["what"])[:200]
@@ -1004,12 +1099,14 @@ def report(result, to, options, voice):
     if result.exit_code:
         voice.tell = options.tell                      # -q is silent about success only
     for name in sorted(result.missing)[:KEPT_WORDS]:
-        voice.say(_("the declared result %s is missing: %s") % (name, why_missing(name, result.missing[name])))
+        voice.say(_("the declared result %s is missing: %s")
+                  % (name, why_missing(name, result.missing[name])))
     if len(result.missing) > KEPT_WORDS:
         voice.say(_("and %d more") % (len(result.missing) - KEPT_WORDS))
     code = result.exit_code if not options.fielded else 0 if result.status == "completed" else 1
     if result.verdicts:
-        voice.say(_("asked for and not here: %s") % "; ".join(verdict_words(*pair) for pair in sorted(result.verdicts.items())))
+        voice.say(_("asked for and not here: %s")
+                  % "; ".join(verdict_words(*pair) for pair in sorted(result.verdicts.items())))
     voice.say(last_line(result, to, code))
     if options.json:
         print(json_of(result._asdict()))
@@ -1021,15 +1118,18 @@ def last_line(result, to, code):
     reason = "" if result.reason.startswith("exit code") else result.reason
     if result.ended_by == "command":
         stopped = reason.startswith("cancelled")
-        text = _("%s; the command was stopped and ended with %d") % (reason, result.exit_code) if stopped else (
-            _("the command ended with %d (its own exit code)") % result.exit_code + (": " + reason if reason else ""))
+        text = (_("%s; the command was stopped and ended with %d") % (reason, result.exit_code) if stopped
+                else (_("the command ended with %d (its own exit code)") % result.exit_code
+                      + (": " + reason if reason else "")))
         text += _("; exit code %d is this program's") % code if code != result.exit_code else ""
     elif result.ended_by == "deadline":
-        text = _("the deadline was over and the calculation was cancelled; exit code %d is this program's") % code
+        text = _("the deadline was over and the calculation was cancelled; exit code %d is this"
+                 " program's") % code
     elif result.ended_by == "workflow":
-        why = "; ".join("%s: %s" % (name, why_missing(name, result.missing[name])) for name in sorted(result.missing)[:3])
-        text = _("the command ended with 0, but the calculation is not complete (%s); exit code %d is this program's") % (
-            why or reason or result.status, code)
+        why = "; ".join("%s: %s" % (name, why_missing(name, result.missing[name]))
+                        for name in sorted(result.missing)[:3])
+        text = _("the command ended with 0, but the calculation is not complete (%s); exit code %d is this"
+                 " program's") % (why or reason or result.status, code)
     else:
         text = _("exit code %d is this program's, not the command's (%s: %s; %s may say more)") % (
             code, result.ended_by, reason or result.status, LOG_NAMES[1])
@@ -1037,14 +1137,16 @@ def last_line(result, to, code):
 
 
 def why_missing(name, why):
-    """Why a declared result is not here, and what to do: a word of the external computer (DESIGN's verdicts, and what is beside them) as a
-    sentence, the word behind it."""
+    """Why a declared result is not here, and what to do: a word of the external computer (DESIGN's verdicts,
+    and what is beside them) as a sentence, the word behind it."""
     if why in ("not a file", "special"):
         return _("is a directory or no file there; for all that is in a directory declare %s/") % name
-    text = {"missing": _("the command has not made it"), "refused": _("a rule of the external computer's owner keeps it there"),
+    text = {"missing": _("the command has not made it"),
+            "refused": _("a rule of the external computer's owner keeps it there"),
             "limit": _("it is over a limit of the external computer's owner, or of the relay"),
             "name": _("its name cannot travel"), "unreadable": _("it cannot be read there"),
-            "changing": _("it changed again and again while it was sent"), "outside": _("it is a link out of the command's directory"),
+            "changing": _("it changed again and again while it was sent"),
+            "outside": _("it is a link out of the command's directory"),
             "held": _("its owner has not released it yet")}.get(TOLD.get(why, why))
     return "%s (%s)" % (text, why) if text else why
 
@@ -1052,31 +1154,37 @@ def why_missing(name, why):
 def verdict_words(code, entry):
     """One verdict for people: its code, how many, the first names."""
     names = entry["names"][:3] + ["..."] * (entry["count"] > 3 and len(entry["names"]) > 0)
-    return "%s %d" % (code, entry["count"]) + (" (%s)" % ", ".join(name[:200] for name in names) if names else "")
+    return "%s %d" % (code, entry["count"]) + (" (%s)" % ", ".join(name[:200] for name in names) if names
+                                               else "")
 
 
 def explain(error, relay, accept_id="", registering=False):
     """The Stop for what the relay, or its absence, said."""
     text = "%s%s" % (accept_id and accept_id + ": ", error)
     if isinstance(error, Away):
-        hint = {"certificate": _("; if its certificate is not of a public CA, give the CA's file with --ca-file (or ca_file in the ini)"),
+        hint = {"certificate": _("; if its certificate is not of a public CA, give the CA's file with"
+                                 " --ca-file (or ca_file in the ini)"),
                 "name": _("; is the URL right? use a name of the certificate, or have it made for this one"),
-                "proxy": _("; is this proxy the right one for the relay? (proxy in the ini, https_proxy and no_proxy of the environment)"),
-                "connect": _("; does the relay run, and is the URL right? (mi_system_wf.py check looks at the whole way)"),
+                "proxy": _("; is this proxy the right one for the relay? (proxy in the ini, https_proxy and"
+                           " no_proxy of the environment)"),
+                "connect": _("; does the relay run, and is the URL right? (mi_system_wf.py check looks at"
+                             " the whole way)"),
                 "dns": _("; is the URL right? (--url, or url in the ini)")}.get(error.kind, "")
         return Stop(EX_UNAVAILABLE, text + hint)
     if error.code == 404 and accept_id:
-        return Stop(EX_USAGE, _("%s: the relay %s knows no such calculation of yours") % (accept_id, relay.url))
+        return Stop(EX_USAGE,
+                    _("%s: the relay %s knows no such calculation of yours") % (accept_id, relay.url))
     if error.code == "0005":
         return Stop(EX_REFUSED, token_refused(relay, error))
     text = _("%s: the relay says: %s") % (relay.url, text)
     if error.code in AGAIN:
         return Stop(EX_TEMPFAIL, text)
     if error.more.get("why") == "html":
-        return Stop(EX_PROTOCOL, _("%s: no relay of this protocol answers there (is the URL right?)") % relay.url)
+        return Stop(EX_PROTOCOL,
+                    _("%s: no relay of this protocol answers there (is the URL right?)") % relay.url)
     if error.more.get("why") in ("differs", "prefix"):
         return Stop(EX_USAGE, text)
-    if error.code == 409 and error.more.get("why") == "state":         # asked for a result that is not there yet
+    if error.code == 409 and error.more.get("why") == "state":      # asked for a result that is not there yet
         return Stop(EX_TEMPFAIL, "%s (%s)" % (text, state_words({"progress": error.more.get("state", "")})))
     refused = error.code in (401, 403, 404, 413) or registering and error.code in (400, "400")
     return Stop(EX_REFUSED if refused else EX_PROTOCOL, text)
@@ -1095,13 +1203,15 @@ SCHEMES = ("http://", "https://")      # a first word that begins so makes field
 def main(argv=None):
     """The program; returns its exit code."""
     words, program = arguments(argv), argv is None
-    if program and len(words) > 5 and words[0].startswith(SCHEMES) and not words[2].startswith("fd:") and sys.executable:
+    if (program and len(words) > 5 and words[0].startswith(SCHEMES) and not words[2].startswith("fd:")
+            and sys.executable):
         hide_token(words)
     options = parse(words)
     if options.version:
         import hashlib
         with open(os.path.abspath(__file__), "rb") as text:
-            return print("%s %s protocol 2 (1) sha256 %s" % (PROGRAM, VERSION, hashlib.sha256(text.read()).hexdigest()))
+            return print("%s %s protocol 2 (1) sha256 %s"
+                         % (PROGRAM, VERSION, hashlib.sha256(text.read()).hexdigest()))
     if program:
         no_core_dump()
         import signal
@@ -1146,26 +1256,37 @@ def parse(words):
     parser = Parser(prog=PROGRAM + ".py", usage=argparse.SUPPRESS, description=usage(), allow_abbrev=False,
                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("words", nargs="*", help=argparse.SUPPRESS)
-    parser.add_argument("--in", nargs="+", action="append", default=[], dest="inputs", metavar="INPUT", help="what the command gets")
-    parser.add_argument("--out", nargs="+", action="append", default=[], dest="outputs", metavar="RESULT", help="what it is to make")
-    parser.add_argument("--param", default="", metavar="TEXT", help="parameters of the command, where the external computer allows them")
-    parser.add_argument("--request-id", metavar="R", help="the same R again: the same calculation (default: random)")
+    parser.add_argument("--in", nargs="+", action="append", default=[], dest="inputs", metavar="INPUT",
+                        help="what the command gets")
+    parser.add_argument("--out", nargs="+", action="append", default=[], dest="outputs", metavar="RESULT",
+                        help="what it is to make")
+    parser.add_argument("--param", default="", metavar="TEXT",
+                        help="parameters of the command, where the external computer allows them")
+    parser.add_argument("--request-id", metavar="R",
+                        help="the same R again: the same calculation (default: random)")
     parser.add_argument("--to", metavar="DIR", help="where the results go (default: here)")
-    parser.add_argument("--allow-refused", action="store_true", help="0, not 65, where the external computer's rules keep what a pattern asked for")
+    parser.add_argument("--allow-refused", action="store_true",
+                        help="0, not 65, where the external computer's rules keep what a pattern asked for")
     parser.add_argument("--patience", default=PATIENCE, type=seconds, metavar="TIME",
                         help="how long the relay may be away before anything is registered (default: 60s)")
-    parser.add_argument("--ini", metavar="FILE", help="instead of the mi_distributed_computing_assist.ini that is found")
-    for name, text in (("url", "the relay"), ("token-file", "0600 file with the token"), ("ca-file", "CA of the relay's certificate")):
+    parser.add_argument("--ini", metavar="FILE",
+                        help="instead of the mi_distributed_computing_assist.ini that is found")
+    for name, text in (("url", "the relay"), ("token-file", "0600 file with the token"),
+                       ("ca-file", "CA of the relay's certificate")):
         parser.add_argument("--" + name, default="", metavar="URL" if name == "url" else "FILE", help=text)
-    parser.add_argument("--deadline", type=seconds, metavar="TIME", help="cancel the calculation if it has not ended so long from now")
-    parser.add_argument("--on-term", choices=("leave", "cancel"), default="leave", help="after SIGTERM: the calculation runs on (default), or ends")
+    parser.add_argument("--deadline", type=seconds, metavar="TIME",
+                        help="cancel the calculation if it has not ended so long from now")
+    parser.add_argument("--on-term", choices=("leave", "cancel"), default="leave",
+                        help="after SIGTERM: the calculation runs on (default), or ends")
     parser.add_argument("--reason", default="", metavar="TEXT", help="of cancel and rerun")
-    parser.add_argument("--force", action="store_true", help="rerun what is out of contact; its late result is refused")
+    parser.add_argument("--force", action="store_true",
+                        help="rerun what is out of contact; its late result is refused")
     parser.add_argument("--follow", action="store_true", help="output: until the command ends")
     parser.add_argument("--json", action="store_true", help="the end as one JSON object on stdout")
     parser.add_argument("-q", action="store_true", dest="quiet", help="failures only")
     parser.add_argument("-v", action="count", default=0, dest="verbose", help="a log line for each step")
-    parser.add_argument("--version", action="store_true", help="version, protocol, and the sha256 of this file")
+    parser.add_argument("--version", action="store_true",
+                        help="version, protocol, and the sha256 of this file")
     fielded, words = (words[:7], words[7:]) if words and words[0].startswith(SCHEMES) else ([], words)
     options, more = parser.parse_known_args(words)
     options.words, options.fielded = options.words + more, fielded
@@ -1176,43 +1297,56 @@ def parse(words):
 
 
 def check_words(options):
-    """options with the results checked. 64 for words that are too few, too many or none that could be meant."""
+    """options with the results checked. 64 for words that are too few, too many or none that could be
+    meant."""
     options.inputs, options.outputs = sum(options.inputs, []), sum(options.outputs, [])
     if options.version:
         return options
     if options.fielded:
         if len(options.fielded) < 6 or options.words:
-            raise Stop(EX_USAGE, _("it must be: BASE_URL SITE TOKEN COMMAND IN1:IN2:... OUT1:OUT2:... [\"PARAMETERS\"]; --help says more"))
+            raise Stop(EX_USAGE,
+                       _("it must be: BASE_URL SITE TOKEN COMMAND IN1:IN2:... OUT1:OUT2:..."
+                         " [\"PARAMETERS\"]; --help says more"))
         options.url, site, token, command, inputs, outputs = options.fielded[:6]
-        options.inputs, options.outputs = ([word for word in text.split(":") if word] for text in (inputs, outputs))
+        options.inputs, options.outputs = ([word for word in text.split(":") if word]
+                                           for text in (inputs, outputs))
         options.words, options.param = ["run", site, command], (options.fielded[6:] or [""])[0]
     word, more = (options.words or [""])[0], options.words[1:]
     if word in ALONE and len(more) <= ALONE[word][1]:
         return options
     if word not in COMMANDS:
         known = list(COMMANDS) + list(ALONE)
-        hint = nearest(word, known) or (_(" (BASE_URL SITE TOKEN COMMAND IN OUT: BASE_URL begins with http:// or https://)") if len(more) > 4 else "")
-        raise Stop(EX_USAGE, _("one of these words must come first: %s%s; --help says more") % (" ".join(known), hint))
+        hint = (nearest(word, known)
+                or (_(" (BASE_URL SITE TOKEN COMMAND IN OUT: BASE_URL begins with http:// or https://)")
+                    if len(more) > 4 else ""))
+        raise Stop(EX_USAGE,
+                   _("one of these words must come first: %s%s; --help says more") % (" ".join(known), hint))
     names, patterns = wanted_results(options.outputs)
     options.wanted = Wanted(names, patterns, True, options.allow_refused) if options.outputs else None
     options.agreed, options.to = options.to is not None, options.to or "."
     if word in ("run", "submit"):
         if len(more) > 2:
-            raise Stop(EX_USAGE, _("%s takes SITE and COMMAND only; what is %s? (inputs: --in FILE..., results: --out NAME..., arguments of the"
-                                   " command: --param TEXT; a command with blanks in quotes)") % (word, printable(" ".join(more[2:]))[:200]))
+            raise Stop(EX_USAGE,
+                       _("%s takes SITE and COMMAND only; what is %s? (inputs: --in FILE..., results: --out"
+                         " NAME..., arguments of the command: --param TEXT; a command with blanks in quotes)")
+                       % (word, printable(" ".join(more[2:]))[:200]))
         if len(more) < 2:
             raise Stop(EX_USAGE, _("%s needs SITE and COMMAND; --help says more") % word)
-        options.order = Order(more[0], more[1], options.param, names, patterns, options.request_id or os.urandom(16).hex())
+        options.order = Order(more[0], more[1], options.param, names, patterns,
+                              options.request_id or os.urandom(16).hex())
     elif not more or word == "output" and len(more) > 1:
         raise Stop(EX_USAGE, _("%s needs ACCEPT_IDs; --help says more") % word)
     for one in [] if word in ("run", "submit") else more:
         if not ID.match(one):
-            raise Stop(EX_USAGE, _("%s: not an ACCEPT_ID (run and submit print it; its first eight characters do)") % printable(one)[:100])
+            raise Stop(EX_USAGE,
+                       _("%s: not an ACCEPT_ID (run and submit print it; its first eight characters do)")
+                       % printable(one)[:100])
     return options
 
 
 def make_voice(options):
-    """Who is told what: a terminal all; otherwise stdout, unless it must hold one thing only; then stderr, but not much."""
+    """Who is told what: a terminal all; otherwise stdout, unless it must hold one thing only; then stderr,
+    but not much."""
     terminal = sys.stderr if sys.stderr is not None and sys.stderr.isatty() else None
     alone = options.json or options.words[0] in ("submit", "status", "output", "cancel", "rerun")
     out = sys.stderr if terminal else Narrow(sys.stderr) if alone else sys.stdout
@@ -1221,8 +1355,10 @@ def make_voice(options):
         out.write(line + "\n")
         out.flush()
     options.tell, voice = tell, Voice() if options.quiet else Voice(tell, terminal)
-    voice.fielded, voice.named, voice.allow_refused = bool(options.fielded), bool(options.request_id), options.allow_refused
-    SAY.update(level=max(0, 2 - options.verbose), debug=bool(options.verbose), log=voice if voice.terminal else out)
+    voice.fielded, voice.named, voice.allow_refused = bool(options.fielded), bool(
+        options.request_id), options.allow_refused
+    SAY.update(level=max(0, 2 - options.verbose), debug=bool(options.verbose),
+               log=voice if voice.terminal else out)
 
     def output(stream, text):
         to = sys.stderr if stream == "err" and terminal else sys.stdout
@@ -1251,11 +1387,13 @@ def connect(options):
     else:
         source = find_token(options.token_file or ini["token_file"])
     ini["ca_file"] = options.ca_file or ini["ca_file"]
-    return Relay(url, source, **{key: ini[key] for key in ("ca_file", "proxy", "client_cert", "client_key")}), ini
+    return Relay(url, source,
+                 **{key: ini[key] for key in ("ca_file", "proxy", "client_cert", "client_key")}), ini
 
 
 def leave(number, frame):
-    """SIGTERM: as Ctrl+C, with another exit code. A second one, as of `timeout`, must not disturb what follows the first."""
+    """SIGTERM: as Ctrl+C, with another exit code. A second one, as of `timeout`, must not disturb what
+    follows the first."""
     import signal
     signal.signal(number, lambda number, frame: None)
     end_surely(EX_TEMPFAIL, LEAVE)
@@ -1266,7 +1404,9 @@ def left_early(leaving, voice, relay, options):
     """The Stop after Ctrl+C or SIGTERM: how to go on."""
     code = EX_TEMPFAIL if leaving.args else EX_INTERRUPT
     if not voice.accept_id:
-        return Stop(code, _("interrupted; nothing was registered") if options.words[0] in ("run", "submit") else _("interrupted"))
+        return Stop(code,
+                    _("interrupted; nothing was registered") if options.words[0] in ("run", "submit")
+                    else _("interrupted"))
     if leaving.args and options.on_term == "cancel":
         try:
             relay.close()
@@ -1277,13 +1417,17 @@ def left_early(leaving, voice, relay, options):
     if options.fielded and not leaving.args and delete_waiting(relay, voice):
         return Stop(code, _("%s: interrupted; it was waiting and is deleted") % voice.accept_id)
     if not voice.allowed:
-        return Stop(code, _("%s: interrupted before all inputs were sent; the same words with --request-id %s go on") % (
-            voice.accept_id, voice.order.request_id))
-    return Stop(code, _("%s: interrupted; the calculation goes on, %s.py wait %s continues") % (voice.accept_id, PROGRAM, voice.accept_id))
+        return Stop(code,
+                    _("%s: interrupted before all inputs were sent; the same words with --request-id %s go"
+                      " on") % (voice.accept_id, voice.order.request_id))
+    return Stop(code,
+                _("%s: interrupted; the calculation goes on, %s.py wait %s continues")
+                % (voice.accept_id, PROGRAM, voice.accept_id))
 
 
 def delete_waiting(relay, voice):
-    """What Ctrl+C under the fielded words does to a calculation that nobody has taken yet. False if one has, or the relay does not answer."""
+    """What Ctrl+C under the fielded words does to a calculation that nobody has taken yet. False if one has,
+    or the relay does not answer."""
     try:
         relay.close()
         fields = dict({"accept_id": voice.accept_id}, **({} if voice.allowed else {"delete": "force"}))
@@ -1303,7 +1447,8 @@ def cmd_run(options, relay, voice):
 def cmd_submit(options, relay, voice):
     """submit: the accept_id, alone on stdout."""
     start(relay, options.order, gather(options.inputs), voice, options.patience)
-    print(json.dumps({"accept_id": voice.accept_id, "request_id": options.order.request_id}) if options.json else voice.accept_id)
+    print(json.dumps({"accept_id": voice.accept_id, "request_id": options.order.request_id}) if options.json
+          else voice.accept_id)
 
 
 def whole_ids(options, relay, voice):
@@ -1348,14 +1493,17 @@ def cmd_output(options, relay, voice):
         fields = {"v": 2, "accept_id": accept_id, "wait": WAIT if stamp else 0, "known": stamp}
         found = relay.ask("GET", "calc-progress", fields, WAIT, patience=None if stamp else options.patience)
         live.take(relay, found["output"] if isinstance(found.get("output"), list) else [])
-        if not options.follow or found.get("progress") in ("calc end", "getting return", "got return") or not voice.output:
+        if (not options.follow or found.get("progress") in ("calc end", "getting return", "got return")
+                or not voice.output):
             return 0
         relay.at_once, relay.keep_on, stamp = (), True, str(found.get("stamp") or "")
 
 
 def cmd_change(options, relay, voice):
-    """cancel (what is running is stopped by its external computer, where the relay can tell it) and rerun: one line of stdout for each."""
-    ids, word, fields = whole_ids(options, relay, voice), options.words[0], {"v": 2, "force": options.force, "reason": options.reason}
+    """cancel (what is running is stopped by its external computer, where the relay can tell it) and rerun:
+    one line of stdout for each."""
+    ids, word, fields = whole_ids(options, relay, voice), options.words[0], {
+        "v": 2, "force": options.force, "reason": options.reason}
     for voice.accept_id in ids:
         try:
             if word == "cancel":
@@ -1378,7 +1526,9 @@ def cmd_status(options, relay, voice):
         if relay.v1:
             found = v1_known(relay, voice.accept_id, options.patience)
         else:
-            found = relay.ask("GET", "calc-progress", {"v": 2, "accept_id": voice.accept_id, "wait": 0, "known": ""}, patience=options.patience)
+            found = relay.ask("GET", "calc-progress",
+                              {"v": 2, "accept_id": voice.accept_id, "wait": 0, "known": ""},
+                              patience=options.patience)
         reason = printable(found.get("reason") or "")[:300]
         if options.json:
             keys = ("progress", "status", "reason", "queue", "what", "out_of_contact", "exit_code", "signal")
@@ -1395,7 +1545,8 @@ def cmd_login(options):
 
 
 def cmd_check(options):
-    """Looks at this host and the way to the relay; changes nothing. With SITE (and COMMAND): would the relay take such a calculation?"""
+    """Looks at this host and the way to the relay; changes nothing. With SITE (and COMMAND): would the relay
+    take such a calculation?"""
     site, command = (options.words[1:] + ["", ""])[:2]
     rows = [(None, _("running as root; better as a user of its own"))] if os.geteuid() == 0 else []
     try:
@@ -1417,23 +1568,28 @@ def cmd_check(options):
 def probes(site, command):
     """Every call of this side, made so that it does nothing, and what the relay says to it then."""
     one = {"accept_id": "00000000-0000-4000-8000-000000000000"}
-    info = {"remote-site": site, "command": command or "-", "parameters": "", "parameter_files": {}, "result_files": {}}
-    said = "request_id" if command else "not in the list of site" if site else ""         # it would go on; COMMAND is missing; SITE is
-    return [("GET", "calc-progress", one, "no information"), ("POST", "add-calcinfo", {"calc-info": info}, said),
-            ("GET", "calc-status", one, ""), ("POST", "allow-wait-calc", one, ""), ("GET", "get-calc-result", one, ""), ("POST", "finish", one, ""),
-            ("POST", "cancel-wait-calc", dict(one, stop=True), ""), ("POST", "rerun", one, ""),
-            ("GET", "output", dict(one, stream="out", offset=0), ""), ("GET", "files/%s/result/0" % one["accept_id"], {}, ""),
+    info = {"remote-site": site, "command": command or "-", "parameters": "", "parameter_files": {},
+            "result_files": {}}
+    # it would go on; COMMAND is missing; SITE is
+    said = "request_id" if command else "not in the list of site" if site else ""
+    return [("GET", "calc-progress", one, "no information"),
+            ("POST", "add-calcinfo", {"calc-info": info}, said), ("GET", "calc-status", one, ""),
+            ("POST", "allow-wait-calc", one, ""), ("GET", "get-calc-result", one, ""),
+            ("POST", "finish", one, ""), ("POST", "cancel-wait-calc", dict(one, stop=True), ""),
+            ("POST", "rerun", one, ""), ("GET", "output", dict(one, stream="out", offset=0), ""),
+            ("GET", "files/%s/result/0" % one["accept_id"], {}, ""),
             ("POST", "files/%s/input/0?v=2&offset=0" % one["accept_id"], {}, "")]
 
 
-COMMANDS = {"run": cmd_run, "submit": cmd_submit, "wait": cmd_fetch, "result": cmd_fetch, "status": cmd_status, "output": cmd_output,
-            "cancel": cmd_change, "rerun": cmd_change}
-ALONE = {"check": (cmd_check, 2), "login": (cmd_login, 1)}                # words that need no running calculation, and how many words follow
+COMMANDS = {"run": cmd_run, "submit": cmd_submit, "wait": cmd_fetch, "result": cmd_fetch,
+            "status": cmd_status, "output": cmd_output, "cancel": cmd_change, "rerun": cmd_change}
+# words that need no running calculation, and how many words follow
+ALONE = {"check": (cmd_check, 2), "login": (cmd_login, 1)}
 
 
 # ==== fielded ====
-# A fielded relay ("v1"): the same steps in its words. It knows no request id and no exit code, it forgets everything when it stops, and a
-# result once it was asked for.
+# A fielded relay ("v1"): the same steps in its words. It knows no request id and no exit code, it forgets
+# everything when it stops, and a result once it was asked for.
 
 def v1_start(relay, order, found, voice, patience):
     """1 and 2. Registers the calculation, its inputs inside, and lets the external computer have it."""
@@ -1444,10 +1600,10 @@ def v1_start(relay, order, found, voice, patience):
     none = {"content": "", "mimetype1": "", "mimetype2": ""}
     body = around_files(lambda mark: {"calc-info": {
         "command": order.command, "remote-site": order.site, "parameters": order.parameters,
-        "parameter_files": {entry[2]: ["", "", ""] if entry[0] == NOTHING else [mark, "application/octet-stream;", "charset=binary"]
-                            for entry in files}, V1_MARK: mine,
-        "result_files": {name: none for name in tuple(order.names) + LOG_NAMES}}},
-        [(entry.path, 0, entry.size, entry.sum256) for entry in files if entry.path != NOTHING])
+        "parameter_files": {entry[2]: ["", "", ""] if entry[0] == NOTHING
+                            else [mark, "application/octet-stream;", "charset=binary"] for entry in files},
+        V1_MARK: mine, "result_files": {name: none for name in tuple(order.names) + LOG_NAMES}}}, [
+            (entry.path, 0, entry.size, entry.sum256) for entry in files if entry.path != NOTHING])
     voice.stage(_("sending the inputs"))
     known = relay.again(lambda: v1_own(relay, mine, voice), patience, NO_TOKEN[1:]) if voice.named else None
     accept_id = known or v1_register(relay, mine, body, voice, patience)
@@ -1467,30 +1623,39 @@ def v1_start(relay, order, found, voice, patience):
 
 
 def v1_check(relay, order, found, voice):
-    """What a fielded relay cannot do is refused before anything is registered: 64, or 77 for a file that is too large."""
+    """What a fielded relay cannot do is refused before anything is registered: 64, or 77 for a file that is
+    too large."""
     for path, size, name in found:
         if "/" in name:
-            raise Stop(EX_USAGE, _("nothing was registered; %s: a fielded poller takes no input with a directory (without it: NAME=PATH)") % name)
+            raise Stop(EX_USAGE,
+                       _("nothing was registered; %s: a fielded poller takes no input with a directory"
+                         " (without it: NAME=PATH)") % name)
     if order.patterns:
-        raise Stop(EX_USAGE, _("nothing was registered; %s: a fielded relay takes no patterns, name each result") % order.patterns[0])
+        raise Stop(EX_USAGE,
+                   _("nothing was registered; %s: a fielded relay takes no patterns, name each result")
+                   % order.patterns[0])
     if order.parameters and not voice.fielded:
-        raise Stop(EX_USAGE, _("nothing was registered; --param: a fielded poller would run the command without it "
-                               "(BASE_URL SITE TOKEN COMMAND ... sends it all the same)"))
+        raise Stop(EX_USAGE,
+                   _("nothing was registered; --param: a fielded poller would run the command without it"
+                     " (BASE_URL SITE TOKEN COMMAND ... sends it all the same)"))
     check_limits({"max_file": V1_FILE}, found)
     if voice.named:
-        voice.say(_("warning: a fielded relay forgets a calculation whose result was fetched: with the same --request-id another one is made then"))
+        voice.say(_("warning: a fielded relay forgets a calculation whose result was fetched: with the same"
+                    " --request-id another one is made then"))
 
 
 def v1_mark(order, files):
-    """The text of ours in a calc-info: which request, and what for. A fielded relay keeps it and shows it by get-calcinfo."""
+    """The text of ours in a calc-info: which request, and what for. A fielded relay keeps it and shows it by
+    get-calcinfo."""
     import hashlib
-    what = json.dumps([order.site, order.command, order.parameters, order.names, [entry[2:4] for entry in files]])
+    what = json.dumps([order.site, order.command, order.parameters, order.names,
+                       [entry[2:4] for entry in files]])
     return "%s %s" % (order.request_id, hashlib.sha256(what.encode()).hexdigest())
 
 
 def v1_register(relay, mine, body, voice, patience):
-    """1. add-calcinfo; the accept_id. When an answer was lost it looks first whether the relay has it: a second registration would leave the
-    first one behind, and that blocks the site."""
+    """1. add-calcinfo; the accept_id. When an answer was lost it looks first whether the relay has it: a
+    second registration would leave the first one behind, and that blocks the site."""
     doubt = False                                      # did one go out of which there is no answer?
 
     def once():
@@ -1522,18 +1687,20 @@ def v1_register(relay, mine, body, voice, patience):
 
 
 def v1_own(relay, mine, voice, timeout=None):
-    """The accept_id of a calculation with our mark, or None; of several the first, the others are taken back. Away. The whole table comes,
-    with all its files: it passes through a directory that is removed again."""
+    """The accept_id of a calculation with our mark, or None; of several the first, the others are taken back.
+    Away. The whole table comes, with all its files: it passes through a directory that is removed again."""
     import shutil
     import tempfile
     folder = tempfile.mkdtemp(prefix="mi-")
     try:
         found = relay.call_v1("GET", "get-calcinfo", {}, folder=utf8(folder), timeout=timeout or V1_WAIT)
         table = {accept_id: entry["calc-info"] for accept_id, entry in found.items() if ID.match(accept_id)}
-        ids = [accept_id for accept_id, info in table.items() if isinstance(info, dict) and info.get(V1_MARK) == mine]
+        ids = [accept_id
+               for accept_id, info in table.items() if isinstance(info, dict) and info.get(V1_MARK) == mine]
     except (Refused, ValueError, OSError, AttributeError, KeyError, TypeError) as error:
-        voice.say(_("warning: the relay does not show what it has (%s): if a registration arrived whose answer was lost, it stands in"
-                    " the site's way until the relay forgets it (half an hour)") % error)
+        voice.say(_("warning: the relay does not show what it has (%s): if a registration arrived whose"
+                    " answer was lost, it stands in the site's way until the relay forgets it (half an hour)")
+                  % error)
         return None
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -1560,13 +1727,16 @@ def v1_allow(relay, accept_id):
 
 
 def v1_state(relay, accept_id, patience=None):
-    """(progress, status) in the words of the wire; (None, why) if the relay does not know it, or no longer."""
+    """(progress, status) in the words of the wire; (None, why) if the relay does not know it, or no
+    longer."""
     def word(name):
-        return (str(relay.ask_v1("GET", name, {"accept_id": accept_id}, patience).get("message")).split(":") + [""])[1]
+        return (str(relay.ask_v1("GET", name, {"accept_id": accept_id}, patience).get("message")).split(":")
+                + [""])[1]
     try:
         status = word("calc-status")
         progress = word("calc-progress")
-        return progress, word("calc-status") if progress == "got return" else status   # both may have changed in between
+        # both may have changed in between
+        return progress, word("calc-status") if progress == "got return" else status
     except Refused as error:
         if error.more.get("why") == "html" or error.code not in (400, "400", "0300"):
             raise
@@ -1608,12 +1778,15 @@ def v1_follow(relay, accept_id, voice):
 
 
 def v1_fetch(relay, accept_id, to, wanted, voice, patience):
-    """9. The results into the directory `to`; a Result. 75 if they are not there yet, 74 if they cannot be written."""
+    """9. The results into the directory `to`; a Result. 75 if they are not there yet, 74 if they cannot be
+    written."""
     progress, status = v1_state(relay, accept_id, patience)
     if progress is None:
         return v1_lost(accept_id, status)
     if progress != "got return":
-        raise Stop(EX_TEMPFAIL, _("%s: there is no result yet (%s)") % (accept_id, state_words({"progress": progress, "status": status})))
+        raise Stop(EX_TEMPFAIL,
+                   _("%s: there is no result yet (%s)")
+                   % (accept_id, state_words({"progress": progress, "status": status})))
     folder, stage = v1_place(to, accept_id, wanted)
     try:
         files = v1_get(relay, accept_id, stage, voice)
@@ -1627,14 +1800,19 @@ def v1_fetch(relay, accept_id, to, wanted, voice, patience):
         stored, missing = v1_store(files, names, stage, folder)
         folder.close(done=not any(os.path.lexists(folder.part(number)) for number in range(len(names))))
     except OSError as error:
-        raise Stop(EX_IOERR, _("%s: %s: %s; the relay has forgotten the result, what came is in %s") % (
-            accept_id, (error.filename or b"").decode("utf-8", "replace"), error.strerror, stage.decode("utf-8", "replace")))
+        raise Stop(EX_IOERR,
+                   _("%s: %s: %s; the relay has forgotten the result, what came is in %s")
+                   % (accept_id, (error.filename or b"").decode("utf-8", "replace"), error.strerror,
+                      stage.decode("utf-8", "replace")))
     log("info", accept_id, "9 get-calc-result", files=len(stored), missing=len(missing), status=status)
     if status == "completed":
-        return Result(accept_id, EX_DATA if missing else 0, status, "", stored, missing, {}, "workflow" if missing else "command")
-    known = "".join("; %s: %s" % pair for pair in sorted(missing.items())[:1])            # why it did not even start, perhaps
-    return Result(accept_id, V1_ABNORMAL, "abnormal", _("a fielded relay does not tell the command's own exit code") + known,
-                  stored, missing, {}, "relay")
+        return Result(accept_id, EX_DATA if missing else 0, status, "", stored, missing, {},
+                      "workflow" if missing else "command")
+    # why it did not even start, perhaps
+    known = "".join("; %s: %s" % pair for pair in sorted(missing.items())[:1])
+    return Result(accept_id, V1_ABNORMAL, "abnormal",
+                  _("a fielded relay does not tell the command's own exit code") + known, stored, missing, {},
+                  "relay")
 
 
 def v1_lost(accept_id, text):
@@ -1644,7 +1822,8 @@ def v1_lost(accept_id, text):
 
 
 def v1_place(to, accept_id, wanted):
-    """(Target, an empty directory in it for what arrives). 74 if a result could not be put in its place: it can be fetched only once."""
+    """(Target, an empty directory in it for what arrives). 74 if a result could not be put in its place: it
+    can be fetched only once."""
     folder = None
     try:
         folder = Target(to, accept_id, wanted.agreed)
@@ -1657,7 +1836,9 @@ def v1_place(to, accept_id, wanted):
         if folder is not None:
             folder.close(True)
         name = getattr(error, "name", getattr(error, "filename", None)) or utf8(to)
-        raise Stop(EX_IOERR, "%s: %s: %s" % (accept_id, name.decode("utf-8", "replace"), getattr(error, "strerror", None) or error))
+        raise Stop(EX_IOERR,
+                   "%s: %s: %s"
+                   % (accept_id, name.decode("utf-8", "replace"), getattr(error, "strerror", None) or error))
     return folder, stage
 
 
@@ -1668,10 +1849,12 @@ def v1_empty(stage):
 
 
 def v1_get(relay, accept_id, stage, voice):
-    """9. get-calc-result into stage: {NAME: entry}. A fielded relay answers it once; Refused is what it says afterwards."""
+    """9. get-calc-result into stage: {NAME: entry}. A fielded relay answers it once; Refused is what it says
+    afterwards."""
     def once():
         v1_empty(stage)
-        return relay.call_v1("GET", "get-calc-result", {"accept_id": accept_id}, folder=stage, moved=voice.moved)
+        return relay.call_v1("GET", "get-calc-result", {"accept_id": accept_id}, folder=stage,
+                             moved=voice.moved)
 
     gone = _("; a fielded relay gives a result once: it cannot be asked for again")
     try:
@@ -1692,7 +1875,8 @@ def v1_get(relay, accept_id, stage, voice):
 
 
 def v1_store(files, names, stage, folder):
-    """9. Gives the declared results their names: (names stored, {missing: why}). What was not declared is left."""
+    """9. Gives the declared results their names: (names stored, {missing: why}). What was not declared is
+    left."""
     stored, missing = [], {}
     for number, name in enumerate(names):
         entry = files.get(name)
@@ -1701,7 +1885,8 @@ def v1_store(files, names, stage, folder):
                 raise ValueError(_("is not there"))
             if entry.get("mimetype1") == "Error":
                 raise ValueError(printable(entry.get("mimetype2"))[:1000])
-            os.rename(as_blob(entry.get("content"), os.path.join(stage, b"x%d" % number)).path, folder.part(number))
+            os.rename(as_blob(entry.get("content"), os.path.join(stage, b"x%d" % number)).path,
+                      folder.part(number))
             folder.store(number, name, None)
             stored.append(name)
         except ValueError as error:
@@ -1712,7 +1897,8 @@ def v1_store(files, names, stage, folder):
 
 
 def v1_names(files, wanted):
-    """What was declared by name, the logs, and those of the relay's names that were declared by pattern, if they may be."""
+    """What was declared by name, the logs, and those of the relay's names that were declared by pattern, if
+    they may be."""
     names, is_wanted = list(wanted.names) + list(LOG_NAMES), declared(wanted.names, wanted.patterns)
     for name in files:
         try:
@@ -3728,8 +3914,9 @@ def run_as_program(main):
 
 # ==== tables ====
 # What stands here needs what is above at import.
-KEYS = {"workflow": {"url": (str, ""), "token_file": (str, ""), "ca_file": (str, ""), "client_cert": (str, ""), "client_key": (str, ""),
-                     "proxy": (str, ""), "lang": (one_of("auto", "en", "ja"), "auto")}}
+KEYS = {"workflow": {"url": (str, ""), "token_file": (str, ""), "ca_file": (str, ""),
+                     "client_cert": (str, ""), "client_key": (str, ""), "proxy": (str, ""),
+                     "lang": (one_of("auto", "en", "ja"), "auto")}}
 
 REASONS = {"refused": (EX_REFUSED, "poller"), "input": (EX_PROTOCOL, "poller"), "disk": (EX_IOERR, "poller"),
            "cancelled": (EX_INTERRUPT, "relay")}
@@ -3753,7 +3940,8 @@ JA = {
     "%s: on a network file system (%s); use a local disk": "%s: ネットワークファイルシステム (%s) です。ローカルディスクにしてください",
     "%s: old files are removed there (%s); use another directory, or except this one":
         "%s: 古いファイルが自動で消されます (%s)。別の場所にするか、対象から外してください",
-    "%s: mounted noexec: a command that is built or copied there does not run": "%s: noexec でマウントされています。そこに置いたコマンドは動きません",
+    "%s: mounted noexec: a command that is built or copied there does not run":
+        "%s: noexec でマウントされています。そこに置いたコマンドは動きません",
     "open files: limit %s, wanted %d": "開けるファイル数: 上限 %s、必要 %d",
     "open files: limit %s, wanted %d; raise it (LimitNOFILE in the unit, or ulimit -n)":
         "開けるファイル数: 上限 %s、必要 %d。上げてください (unit の LimitNOFILE、または ulimit -n)",
@@ -3766,19 +3954,22 @@ JA = {
     "the certificate is believed (%s)": "証明書は信頼できます (%s)",
     "the system's CAs": "システムの CA",
     "no_auth: the certificate is not checked": "no_auth: 証明書を確認しません",
-    "%s; if it was issued by the right CA, give that CA's file with ca_file": "%s。正しい CA の発行なら、その CA のファイルを ca_file に指定してください",
+    "%s; if it was issued by the right CA, give that CA's file with ca_file":
+        "%s。正しい CA の発行なら、その CA のファイルを ca_file に指定してください",
     "proxy: %s": "プロキシ: %s",
     "none": "なし",
     "%s: the name is not known here (DNS); is the URL right?": "%s: 名前を解決できません (DNS)。URL は正しいですか",
     "%s: plain http: whoever is in between reads the token": "%s: 平文の http です。途中でトークンが読めます",
     "a relay of this protocol answers": "この方式の中継プログラムが応答しました",
-    "a fielded relay answers, or something that is none; is the URL right?": "旧版の中継プログラムか、別のものが応答しました。URL は正しいですか",
+    "a fielded relay answers, or something that is none; is the URL right?":
+        "旧版の中継プログラムか、別のものが応答しました。URL は正しいですか",
     "the clocks differ by %.1f s": "時計の差 %.1f 秒",
     "; set this host's (NTP)": "。この計算機の時計を合わせてください (NTP)",
     "the token is refused (%s): get a valid one for this user, role and site":
         "トークンが拒否されました (%s)。このユーザー・役割・識別子に有効なものを入手してください",
     "the relay takes this token": "トークンは有効です",
-    "something in between does not let through: %s; ask the gateway's operator": "途中で通らないものがあります: %s。ゲートウェイの管理者に相談してください",
+    "something in between does not let through: %s; ask the gateway's operator":
+        "途中で通らないものがあります: %s。ゲートウェイの管理者に相談してください",
     "all %d calls of this side get through": "こちら側の呼び出し %d 種がすべて通ります",
     "user: ": "ユーザー名: ",
     "login needs USER, and token_file to keep the token in": "login には USER と、トークンを保存する token_file が必要です",
@@ -3811,7 +4002,8 @@ JA = {
     "a name that is kept for what arrives": "受信中のファイル用の名前です",
     "a name of this program's own files or of Python's start, and this program lies there; take another --to":
         "本プログラムか Python の起動時のファイル名で、本プログラムがそこにあります。別の --to を指定してください",
-    "this file system takes its name and that of another result for one (%s)": "このファイルシステムでは別の結果 (%s) と名前を区別できません",
+    "this file system takes its name and that of another result for one (%s)":
+        "このファイルシステムでは別の結果 (%s) と名前を区別できません",
     "is there already, and not of this calculation; --to DIR or --out NAME agrees to its being replaced":
         "この計算のものではないファイルが既にあります。置き換えてよければ --to DIR か --out 名前 を指定してください",
     "was changed here while the calculation ran, and is left as it is": "計算中にこちらで変更されたため、そのまま残しました",
@@ -3819,7 +4011,8 @@ JA = {
     "no result matches %s": "%s に合う結果はありません",
     "the relay keeps the result, for what is not stored: %s.py result %s --to DIR":
         "格納しなかったものは中継プログラムに残っています: %s.py result %s --to DIR",
-    "%s: what was declared as its results is not known on this side; say it once more: --out NAME... (--out '**': all)":
+    "%s: what was declared as its results is not known on this side; say it once more: --out NAME... (--out"
+    " '**': all)":
         "%s: 何を結果として申告したか、こちら側には記録がありません。もう一度指定してください: --out 名前... (すべてなら --out '**')",
     "%s: links to directories lead round and round": "%s: ディレクトリへのリンクが堂々巡りしています",
     "an empty name": "名前が空です",
@@ -3831,7 +4024,8 @@ JA = {
     "a name that is kept for the log: %s": "ログのための名前は使えません: %s",
     "%s: not a URL of a relay (like https://HOST:50443)": "%s: 中継サーバーの URL ではありません (例: https://HOST:50443)",
     "%s: unusable certificate file: %s": "%s: 証明書ファイルが使えません: %s",
-    "%s: the proxy must be given as http://[USER:PASSWORD@]HOST:PORT": "%s: プロキシは http://[USER:PASSWORD@]HOST:PORT の形で指定してください",
+    "%s: the proxy must be given as http://[USER:PASSWORD@]HOST:PORT":
+        "%s: プロキシは http://[USER:PASSWORD@]HOST:PORT の形で指定してください",
     " through the proxy %s:%d (%s)": " (プロキシ %s:%d 経由、指定元 %s)",
     "%s: the certificate is for other names: %s": "%s: 証明書は別の名前のものです: %s",
     "%s: TLS failed: %s": "%s: TLS 接続に失敗しました: %s",
@@ -3854,7 +4048,8 @@ JA = {
     "%s: HTTP %d where a file was due": "%s: HTTP %d (ファイルが返るはずでした)",
     "%s: %d bytes where %d were due": "%s: %d バイト (正しくは %d バイト)",
     "does not arrive as it was sent (its sum differs, three times)": "送られたとおりに届きません (チェックサムが 3 回とも不一致)",
-    "%s does not arrive as it was sent (its sum differs, three times)": "%s が送られたとおりに届きません (チェックサムが 3 回とも不一致)",
+    "%s does not arrive as it was sent (its sum differs, three times)":
+        "%s が送られたとおりに届きません (チェックサムが 3 回とも不一致)",
     "%s: arrived other than it was sent": "%s: 送られたものと違う内容が届きました",
     "%s: the relay's pack does not match its file list": "%s: 中継サーバーの送信内容がファイル一覧と合いません",
     # inputs, results, token
@@ -3866,14 +4061,16 @@ JA = {
     "warning: %s": "警告: %s",
     "inputs: %s": "入力: %s",
     "results: %s": "結果: %s",
-    "nothing was registered; %d inputs are more than the relay takes (%d)": "登録していません。入力 %d 件は中継サーバーの上限 (%d) を超えています",
+    "nothing was registered; %d inputs are more than the relay takes (%d)":
+        "登録していません。入力 %d 件は中継サーバーの上限 (%d) を超えています",
     "nothing was registered; %s is larger (%d bytes) than the relay takes (%d)":
         "登録していません。%s (%d バイト) は中継サーバーの上限 (%d) を超えています",
     "%s: holds no token (one line of printable ASCII)": "%s: トークンがありません (印字可能な ASCII 1 行)",
     "%s: others may read this token; type: chmod 600 %s": "%s: このトークンは他人にも読めます。次を実行してください: chmod 600 %s",
     "no token: --token-file FILE, token_file in [workflow] of the ini, or MI_DISTCOMP_TOKEN":
         "トークンがありません: --token-file FILE、ini の [workflow] の token_file、または MI_DISTCOMP_TOKEN で指定してください",
-    "no relay: --url URL, or url in [workflow] of the ini": "中継サーバーの指定がありません: --url URL、または ini の [workflow] の url",
+    "no relay: --url URL, or url in [workflow] of the ini":
+        "中継サーバーの指定がありません: --url URL、または ini の [workflow] の url",
     "warning: a token on the command line can be seen by others; a token file hides it (see --help)":
         "警告: コマンドラインのトークンは他人に見えます。トークンファイルを使ってください (--help 参照)",
     # how it goes
@@ -3902,42 +4099,48 @@ JA = {
     "the relay does not answer, asking on: %s": "中継サーバーの応答がありません。問い合わせを続けます: %s",
     "the relay could not be told that the results are here: %s": "結果を受け取ったことを中継サーバーに伝えられませんでした: %s",
     # a fielded relay
-    "%s: no relay of this protocol answers there (is the URL right?)": "%s: このプロトコルの中継サーバーが応答しません (URL は正しいですか)",
+    "%s: no relay of this protocol answers there (is the URL right?)":
+        "%s: このプロトコルの中継サーバーが応答しません (URL は正しいですか)",
     "%s: the relay does not know it (any longer): %s": "%s: 中継サーバーはこの計算を知りません (忘れたか、渡し終えています): %s",
     "cancelled": "中止しました",
     "the external computer stops it": "外部計算機が停止させます",
-    "a fielded relay has forgotten it; what runs on the external computer runs on": "従来の中継サーバーは計算を忘れました。外部計算機で実行中のものは続きます",
+    "a fielded relay has forgotten it; what runs on the external computer runs on":
+        "従来の中継サーバーは計算を忘れました。外部計算機で実行中のものは続きます",
     "nothing was registered; %s: a fielded poller takes no input with a directory (without it: NAME=PATH)":
         "登録していません。%s: 従来のポーリングプログラムはディレクトリ付きの入力を扱えません (NAME=PATH で平らな名前にできます)",
     "nothing was registered; %s: a fielded relay takes no patterns, name each result":
         "登録していません。%s: 従来の中継サーバーではパターンを使えません。結果の名前をそれぞれ指定してください",
-    "nothing was registered; --param: a fielded poller would run the command without it (BASE_URL SITE TOKEN COMMAND ... sends it all the same)":
+    "nothing was registered; --param: a fielded poller would run the command without it (BASE_URL SITE"
+    " TOKEN COMMAND ... sends it all the same)":
         "登録していません。--param: 従来のポーリングプログラムは引数なしでコマンドを実行します (BASE_URL SITE TOKEN COMMAND ... の形なら送ります)",
-    "warning: a fielded relay forgets a calculation whose result was fetched: with the same --request-id another one is made then":
+    "warning: a fielded relay forgets a calculation whose result was fetched: with the same --request-id"
+    " another one is made then":
         "警告: 従来の中継サーバーは結果を渡した計算を忘れます。その後は同じ --request-id でも別の計算になります",
-    "warning: the relay does not show what it has (%s): if a registration arrived whose answer was lost, it stands in"
-    " the site's way until the relay forgets it (half an hour)":
+    "warning: the relay does not show what it has (%s): if a registration arrived whose answer was lost, it"
+    " stands in the site's way until the relay forgets it (half an hour)":
         "警告: 中継サーバーの登録一覧を見られません (%s)。応答が失われた登録が届いていれば、中継サーバーが忘れるまで (約 30 分) この識別子の計算を妨げます",
     "input %s: an empty file is sent in its place": "入力 %s: 代わりに空のファイルを送ります",
     "nothing was registered; an input cannot be sent: %s": "登録していません。入力を送れません: %s",
     "a fielded relay forgets all when it stops, and a result once it was asked for: %s":
         "従来の中継サーバーは停止するとすべてを、結果は一度渡すと忘れます: %s",
-    "; a fielded relay gives a result once: it cannot be asked for again": "。従来の中継サーバーは結果を一度しか渡さないため、再取得できません",
+    "; a fielded relay gives a result once: it cannot be asked for again":
+        "。従来の中継サーバーは結果を一度しか渡さないため、再取得できません",
     "%s: there is no result yet (%s)": "%s: 結果はまだありません (%s)",
     "%s: %s: %s; the relay has forgotten the result, what came is in %s":
         "%s: %s: %s。中継サーバーは結果をもう持っていません。届いたものは %s にあります",
     "a fielded relay does not tell the command's own exit code": "従来の中継サーバーはコマンドの終了コードを伝えません",
-    "%s: the relay lacks inputs and nobody sends them (submit was interrupted, or the relay restored from a backup);"
-    " the same submit with its --request-id sends them":
-        "%s: 中継サーバーに入力がそろっておらず、送る者もいません (submit が中断されたか、中継サーバーがバックアップから復元されました)。"
-        "同じ submit に元の --request-id を付けて実行すると送られます",
+    "%s: the relay lacks inputs and nobody sends them (submit was interrupted, or the relay restored from a"
+    " backup); the same submit with its --request-id sends them":
+        "%s: 中継サーバーに入力がそろっておらず、送る者もいません (submit が中断されたか、中継サーバーがバックアップから復元されました)。同じ submit に元の --request-id"
+        " を付けて実行すると送られます",
     "registered; its inputs are not complete": "入力待ち (登録済みですが、入力がまだ揃っていません)",
     "the relay was restored from a backup: it gets the inputs again": "中継サーバーがバックアップから復元されました。入力をもう一度送ります",
     "allowed once more": "もう一度実行できるようにしました",
     "the deadline is over: cancelling": "期限を過ぎました。取り消します",
     "all of the output is in %s": "出力の全体は %s にあります",
     "%s: a fielded relay cannot do that": "%s: 従来の中継サーバーではできません",
-    "nothing was registered; --deadline: a fielded relay cannot stop a command": "登録していません。--deadline: 従来の中継サーバーはコマンドを停止できません",
+    "nothing was registered; --deadline: a fielded relay cannot stop a command":
+        "登録していません。--deadline: 従来の中継サーバーはコマンドを停止できません",
     # how it ends
     "the deadline was over and the calculation was cancelled; exit code %d is this program's":
         "期限を過ぎたため計算を取り消しました。終了コード %d はこのプログラムのものです",
@@ -3949,13 +4152,15 @@ JA = {
     "%s: the relay says: %s": "%s: 中継サーバーの応答: %s",
     "; is the URL right? use a name of the certificate, or have it made for this one":
         "。URL は正しいですか。証明書にある名前を使うか、この名前の証明書を作ってください",
-    "; is this proxy the right one for the relay? (proxy in the ini, https_proxy and no_proxy of the environment)":
+    "; is this proxy the right one for the relay? (proxy in the ini, https_proxy and no_proxy of the"
+    " environment)":
         "。このプロキシで正しいですか (ini の proxy、環境変数の https_proxy と no_proxy)",
     "; if its certificate is not of a public CA, give the CA's file with --ca-file (or ca_file in the ini)":
         "。公的 CA の証明書でない場合は --ca-file (または ini の ca_file) で CA のファイルを指定してください",
     "; does the relay run, and is the URL right? (mi_system_wf.py check looks at the whole way)":
         "。中継サーバーは動いていますか。URL は正しいですか (mi_system_wf.py check で経路全体を調べられます)",
-    "%s: %s (the file with the token: --token-file, or token_file in the ini)": "%s: %s (トークンのファイル: --token-file、または ini の token_file)",
+    "%s: %s (the file with the token: --token-file, or token_file in the ini)":
+        "%s: %s (トークンのファイル: --token-file、または ini の token_file)",
     "; is the URL right? (--url, or url in the ini)": "。URL は正しいですか (--url、または ini の url)",
     "%s: the relay's answer holds no accept_id": "%s: 中継サーバーの応答に accept_id がありません",
     "%s: an input cannot be sent as it was registered: %s": "%s: 入力を登録時の内容のまま送れません: %s",
@@ -3987,7 +4192,8 @@ JA = {
     "interrupted; nothing was registered": "中断されました。登録していません",
     "%s: interrupted before all inputs were sent; the same words with --request-id %s go on":
         "%s: 入力を送り終える前に中断されました。同じ引数に --request-id %s を付ければ続けられます",
-    "%s: interrupted; the calculation goes on, %s.py wait %s continues": "%s: 中断されましたが計算は続いています。%s.py wait %s で待てます",
+    "%s: interrupted; the calculation goes on, %s.py wait %s continues":
+        "%s: 中断されましたが計算は続いています。%s.py wait %s で待てます",
     # the words typed
     "%s; --help says more": "%s。--help を見てください",
     "unknown option %s": "オプション %s はありません",
@@ -4000,11 +4206,12 @@ JA = {
     "%s needs ACCEPT_IDs; --help says more": "%s には ACCEPT_ID が必要です。--help を見てください",
     "%s: not an ACCEPT_ID (run and submit print it; its first eight characters do)":
         "%s: ACCEPT_ID ではありません (run や submit が表示するもの。先頭 8 文字でも構いません)",
-    "%s takes SITE and COMMAND only; what is %s? (inputs: --in FILE..., results: --out NAME..., arguments of the"
-    " command: --param TEXT; a command with blanks in quotes)":
+    "%s takes SITE and COMMAND only; what is %s? (inputs: --in FILE..., results: --out NAME..., arguments"
+    " of the command: --param TEXT; a command with blanks in quotes)":
         "%s が取るのは SITE と COMMAND だけです。%s は何ですか (入力は --in ファイル..., 結果は --out 名前..., コマンドの引数は --param 文字列。"
         "空白を含むコマンドは引用符で囲んでください)",
-    " (a value that begins with - is written with =, as in --param=--fine)": " (- で始まる値は --param=--fine のように = でつないでください)",
+    " (a value that begins with - is written with =, as in --param=--fine)":
+        " (- で始まる値は --param=--fine のように = でつないでください)",
     "%s: interrupted; it was waiting and is deleted": "%s: 中断されました。待っていた計算は削除しました",
 }
 

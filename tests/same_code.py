@@ -1,7 +1,7 @@
 """Shows that a script's code is what it was before something moved or got another name: python3 tests/same_code.py REVISION SCRIPT [OLD=NEW...]
 
 Compares the syntax trees of all functions, classes and top-level statements of SCRIPT at the git revision (the old ones under their new
-names) with those of the file as it is. Only their order, comments and the docstring of the file may differ. Prints what differs; 1 if anything.
+names) with those of the file as it is. Only their order, comments, the docstring of the file and the line ends of the others may differ. Prints what differs; 1 if anything.
 """
 import ast
 import collections
@@ -26,6 +26,8 @@ class Renamed(ast.NodeTransformer):
                 setattr(node, field, self.names.get(getattr(node, field), getattr(node, field)))
         if isinstance(node, (ast.Global, ast.Nonlocal)):
             node.names = [self.names.get(name, name) for name in node.names]
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and ast.get_docstring(node):
+            node.body[0] = ast.Expr(ast.Constant(" ".join(ast.get_docstring(node).split())))
         if isinstance(node, ast.Constant) and isinstance(node.value, str):
             node.value = self.names.get('"%s"' % node.value, node.value)
         return ast.NodeTransformer.generic_visit(self, node)
