@@ -11,8 +11,9 @@ usage: mi_dicomapi.py [serve]                    serve as the ini says (systemd,
        mi_dicomapi.py token issue USER [--roles R,R] [--sites S,S] [--days N] | list | revoke NUMBER
        mi_dicomapi.py user add USER [--roles R,R] [--sites S,S] | passwd USER | remove USER | list
                                                  (auth = login)
-       mi_dicomapi.py check [--upgrade]          looks at ini, files, certificate, disk, limits, tokens, and at
-                                                 the running relay; --upgrade: only at what an older version left
+       mi_dicomapi.py check [--upgrade]          looks at ini, files, certificate, disk, limits, tokens, and
+                                                 at the running relay; --upgrade: only at what an older
+                                                 version has left
        mi_dicomapi.py unit                       prints a systemd unit for `serve`
        mi_dicomapi.py list [--all] | show ACCEPT_ID
        mi_dicomapi.py cancel | end | rerun [--force] ACCEPT_ID [--reason TEXT]
@@ -46,10 +47,10 @@ contents (grep -n '^# ====' prints them with their lines):
   texts of units
   Japanese
 
-threads: the selector (Front.serve, the main thread) owns every connection but those at work; `workers` workers
-(Front.work) run the calls; the doorkeeper (Front.doorkeeper) the log-ins; the writer (Store.run) makes all
-changes of the database, many in one commit; the sweeper (Relay.housekeeping) does once a second what is due.
-Reading goes from every thread.
+threads: the selector (Front.serve, the main thread) owns every connection but those at work; `workers`
+workers (Front.work) run the calls; the doorkeeper (Front.doorkeeper) the log-ins; the writer (Store.run)
+makes all changes of the database, many in one commit; the sweeper (Relay.housekeeping) does once a second
+what is due. Reading goes from every thread.
 locks are held for moments, and none is taken under another, but that `placing` (files of a result are put in
 their place) is held over a change of the database, after which the writer takes the front's. Front.lock: who
 waits for what. Front.ready: what is to be done. Relay.counting: bytes on their way, work owed.
@@ -2034,38 +2035,53 @@ class Relay:
 SCHEMA_VERSION = 3
 SCHEMA = """
 CREATE TABLE calculations (
-  seq INTEGER PRIMARY KEY, accept_id TEXT NOT NULL UNIQUE, user TEXT NOT NULL, request_id TEXT, fingerprint TEXT,
+  seq INTEGER PRIMARY KEY, accept_id TEXT NOT NULL UNIQUE,
+  user TEXT NOT NULL, request_id TEXT, fingerprint TEXT,
   site TEXT NOT NULL, command TEXT NOT NULL, info TEXT NOT NULL, needs_v2 INTEGER NOT NULL,
   v1 INTEGER NOT NULL DEFAULT 0, hidden INTEGER NOT NULL DEFAULT 0, version INTEGER NOT NULL DEFAULT 0,
   state TEXT NOT NULL, status TEXT NOT NULL DEFAULT 'none', reason TEXT NOT NULL DEFAULT '',
-  inputs INTEGER NOT NULL DEFAULT 0, inputs_open INTEGER NOT NULL DEFAULT 0, inputs_more INTEGER NOT NULL DEFAULT 0, bytes INTEGER NOT NULL DEFAULT 0,
-  results INTEGER NOT NULL DEFAULT 0, results_open INTEGER NOT NULL DEFAULT 0, results_more INTEGER NOT NULL DEFAULT 0, manifest TEXT,
-  protocol INTEGER NOT NULL DEFAULT 0, claim TEXT, attempt INTEGER NOT NULL DEFAULT 0, take TEXT, poller TEXT, cancel TEXT,
+  inputs INTEGER NOT NULL DEFAULT 0, inputs_open INTEGER NOT NULL DEFAULT 0,
+  inputs_more INTEGER NOT NULL DEFAULT 0, bytes INTEGER NOT NULL DEFAULT 0,
+  results INTEGER NOT NULL DEFAULT 0, results_open INTEGER NOT NULL DEFAULT 0,
+  results_more INTEGER NOT NULL DEFAULT 0, manifest TEXT,
+  protocol INTEGER NOT NULL DEFAULT 0, claim TEXT, attempt INTEGER NOT NULL DEFAULT 0, take TEXT,
+  poller TEXT, cancel TEXT,
   silent REAL NOT NULL DEFAULT 0,
-  registered REAL NOT NULL, touched REAL NOT NULL, allowed REAL, claimed REAL, started REAL, ended REAL, got REAL, finished REAL,
-  exit_code INTEGER, signal INTEGER, report TEXT NOT NULL DEFAULT '{}', missing TEXT NOT NULL DEFAULT '{}', refused TEXT NOT NULL DEFAULT '{}',
+  registered REAL NOT NULL, touched REAL NOT NULL, allowed REAL, claimed REAL, started REAL, ended REAL,
+  got REAL, finished REAL,
+  exit_code INTEGER, signal INTEGER, report TEXT NOT NULL DEFAULT '{}',
+  missing TEXT NOT NULL DEFAULT '{}', refused TEXT NOT NULL DEFAULT '{}',
   verdicts TEXT NOT NULL DEFAULT '{}', texts INTEGER NOT NULL DEFAULT 0, waits TEXT NOT NULL DEFAULT '');
 CREATE INDEX by_queue ON calculations (site, state, user, seq);
 CREATE INDEX by_state ON calculations (state, touched);
 CREATE UNIQUE INDEX by_request ON calculations (user, request_id);
 CREATE TABLE files (
-  calc INTEGER NOT NULL, kind TEXT NOT NULL, n INTEGER NOT NULL, name TEXT NOT NULL, size INTEGER NOT NULL, sha256 TEXT NOT NULL,
-  done INTEGER NOT NULL DEFAULT 0, blob TEXT, at INTEGER NOT NULL DEFAULT 0, x INTEGER, mtime REAL, PRIMARY KEY (calc, kind, n));
+  calc INTEGER NOT NULL, kind TEXT NOT NULL, n INTEGER NOT NULL,
+  name TEXT NOT NULL, size INTEGER NOT NULL, sha256 TEXT NOT NULL,
+  done INTEGER NOT NULL DEFAULT 0, blob TEXT, at INTEGER NOT NULL DEFAULT 0, x INTEGER, mtime REAL,
+  PRIMARY KEY (calc, kind, n));
 CREATE INDEX by_done ON files (done);
 CREATE TABLE tokens (
-  number INTEGER PRIMARY KEY, hash TEXT NOT NULL UNIQUE, user TEXT NOT NULL, roles TEXT NOT NULL, sites TEXT NOT NULL,
+  number INTEGER PRIMARY KEY, hash TEXT NOT NULL UNIQUE,
+  user TEXT NOT NULL, roles TEXT NOT NULL, sites TEXT NOT NULL,
   issued REAL NOT NULL, expires REAL NOT NULL, revoked REAL, used REAL, login INTEGER NOT NULL DEFAULT 0);
 CREATE TABLE users (
-  name TEXT PRIMARY KEY, password TEXT NOT NULL, roles TEXT NOT NULL, sites TEXT NOT NULL, changed REAL NOT NULL, known TEXT NOT NULL DEFAULT '');
+  name TEXT PRIMARY KEY, password TEXT NOT NULL, roles TEXT NOT NULL, sites TEXT NOT NULL,
+  changed REAL NOT NULL, known TEXT NOT NULL DEFAULT '');
 CREATE TABLE orders (number INTEGER PRIMARY KEY, call TEXT NOT NULL, fields TEXT NOT NULL, answer TEXT);
 """
-UPGRADES = {1: "ALTER TABLE tokens ADD COLUMN used REAL; ALTER TABLE tokens ADD COLUMN login INTEGER NOT NULL DEFAULT 0;"
-               "CREATE TABLE users (name TEXT PRIMARY KEY, password TEXT NOT NULL, roles TEXT NOT NULL, sites TEXT NOT NULL, changed REAL NOT NULL);",
-            2: "ALTER TABLE files ADD COLUMN x INTEGER; ALTER TABLE files ADD COLUMN mtime REAL;"
-               "ALTER TABLE calculations ADD COLUMN verdicts TEXT NOT NULL DEFAULT '{}';"
-               "ALTER TABLE calculations ADD COLUMN texts INTEGER NOT NULL DEFAULT 0; UPDATE calculations SET texts = LENGTH(info);"
-               "ALTER TABLE calculations ADD COLUMN waits TEXT NOT NULL DEFAULT '';"
-               "ALTER TABLE users ADD COLUMN known TEXT NOT NULL DEFAULT '';"}
+# from version 1 to 2, from 2 to 3
+UPGRADES = {
+    1: "ALTER TABLE tokens ADD COLUMN used REAL;"
+       " ALTER TABLE tokens ADD COLUMN login INTEGER NOT NULL DEFAULT 0;"
+       "CREATE TABLE users (name TEXT PRIMARY KEY, password TEXT NOT NULL, roles TEXT NOT NULL,"
+       " sites TEXT NOT NULL, changed REAL NOT NULL);",
+    2: "ALTER TABLE files ADD COLUMN x INTEGER; ALTER TABLE files ADD COLUMN mtime REAL;"
+       "ALTER TABLE calculations ADD COLUMN verdicts TEXT NOT NULL DEFAULT '{}';"
+       "ALTER TABLE calculations ADD COLUMN texts INTEGER NOT NULL DEFAULT 0;"
+       " UPDATE calculations SET texts = LENGTH(info);"
+       "ALTER TABLE calculations ADD COLUMN waits TEXT NOT NULL DEFAULT '';"
+       "ALTER TABLE users ADD COLUMN known TEXT NOT NULL DEFAULT '';"}
 BRIEF = ("seq, accept_id, user, site, command, state, status, reason, version, inputs, inputs_open,"
          " inputs_more, results, results_open, results_more, manifest, needs_v2, hidden, protocol, claim,"
          " attempt, poller, cancel, silent, touched, allowed, started, ended, exit_code, signal, waits")
@@ -4704,7 +4720,7 @@ DEMO_SECRET = """{"comment": "in-house S-N curve, not to leave this computer",
  "cycles_and_amplitude_MPa": [[1e4, 612.5], [1e5, 487.3], [1e6, 391.8], [1e7, 341.6]]}
 """
 DEMO_COMMAND = '''#!/usr/bin/env python3
-"""Fatigue life (linear damage sum, Goodman's mean stress correction) from the inputs that came and a table that stays here."""
+"""Fatigue life (linear damage sum, Goodman's mean stress correction): inputs, and a table of this host."""
 import csv
 import json
 import math
@@ -4718,7 +4734,7 @@ with open("steel.json") as text:
 
 
 def cycles(amplitude):
-    """Cycles to failure at an amplitude in MPa: log-log between the points of the table; below the last one, for ever."""
+    """Cycles to failure at an amplitude in MPa: log-log between the table's points; below them, for ever."""
     if amplitude <= curve[-1][1]:
         return math.inf
     for (n1, s1), (n2, s2) in zip(curve, curve[1:]):
@@ -4738,7 +4754,8 @@ with open("life.json", "w") as out:
     json.dump({"damage_per_spectrum": round(damage, 6), "life_in_spectra": round(1 / damage, 1)}, out)
 '''
 DEMO_INPUTS = {
-    "steel.json": '{"yield_strength_MPa": 785, "tensile_strength_MPa": 930, "reduction_of_area_percent": 58}\n',
+    "steel.json": '{"yield_strength_MPa": 785, '
+                  '"tensile_strength_MPa": 930, "reduction_of_area_percent": 58}\n',
     "loads.csv": "amplitude_MPa,mean_MPa,cycles\n280,150,20000\n340,120,1500\n420,80,90\n"}
 
 

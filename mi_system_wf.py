@@ -2,29 +2,29 @@
 """The workflow side of a calculation on an external computer (the WebAPI way).
 
 Run by a workflow module (or a person) on the workflow system: registers a calculation at the relay
-(mi_dicomapi.py), sends its inputs, waits, and puts the declared results into the current directory. Needs this
-one file, Python 3.6 or newer and a token.
+(mi_dicomapi.py), sends its inputs, waits, and puts the declared results into the current directory. Needs
+this one file, Python 3.6 or newer and a token.
 
 usage: mi_system_wf.py run SITE COMMAND --in INPUT... --out RESULT... [--param TEXT] [--allow-refused]
        mi_system_wf.py submit SITE COMMAND ...      as run, but prints the ACCEPT_ID and does not wait
        mi_system_wf.py wait ACCEPT_ID...            waits and fetches (several: each into DIR/ACCEPT_ID/)
-       mi_system_wf.py result ACCEPT_ID...          fetches what is there already (elsewhere than it was ordered:
-                                                    with --out RESULT...)
+       mi_system_wf.py result ACCEPT_ID...          fetches what is there already (elsewhere than it was
+                                                    ordered: with --out RESULT...)
        mi_system_wf.py status ACCEPT_ID...          one line for each
-       mi_system_wf.py output ACCEPT_ID [--follow]  what the command has written so far (run and wait show it as
-                                                    it comes, unless -q)
+       mi_system_wf.py output ACCEPT_ID [--follow]  what the command has written so far (run and wait show it
+                                                    as it comes, unless -q)
        mi_system_wf.py cancel ACCEPT_ID... [--reason TEXT]      ends it; what it has written so far comes back
        mi_system_wf.py rerun ACCEPT_ID... [--force --reason TEXT]      once more: what ended abnormally; with
                                                     --force what is out of contact
-       mi_system_wf.py check [SITE [COMMAND]]       looks at this host and the way to the relay, line by line OK,
-                                                    WARN or FAIL
-       mi_system_wf.py login [USER]                 asks for the password (relays with auth = login), keeps the
-                                                    token in token_file
+       mi_system_wf.py check [SITE [COMMAND]]       looks at this host and the way to the relay, line by line
+                                                    OK, WARN or FAIL
+       mi_system_wf.py login [USER]                 asks for the password (relays with auth = login), keeps
+                                                    the token in token_file
        mi_system_wf.py BASE_URL SITE TOKEN COMMAND IN1:IN2:... OUT1:OUT2:... ["PARAMETERS"]
                                                     (TOKEN may be fd:N, an open descriptor)
-INPUT is FILE, NAME=PATH, or DIR/ with all that is below it; RESULT a name or a pattern (* ? ** and DIR/). Both
-logs of the command come back always. A module that was killed finds its calculation again if it starts with the
-same --request-id.
+INPUT is FILE, NAME=PATH, or DIR/ with all that is below it; RESULT a name or a pattern (* ? ** and DIR/).
+Both logs of the command come back always. A module that was killed finds its calculation again if it starts
+with the same --request-id.
 In Python: mi_system_wf.run(url, site, command, inputs, outputs, token=...) returns a Result or raises Stop.
 
 exit codes: the command's own (128+N: ended by signal N), with BASE_URL ...: 1 if the calculation ended
@@ -32,14 +32,14 @@ abnormally, else 0. A fielded relay does not tell the command's own: then 0, or 
 abnormally. Otherwise
 0 done, 64 usage (or an id that nobody knows, or whose inputs were others), 65 a result is missing that was
 declared by name, or one of a pattern could not or must not come (refused, limit, name, unreadable, changing;
-refused: not with --allow-refused), 66 an input is missing (here, or at the relay and nobody sends it), 69 relay
-unavailable, or the calculation was lost, 70 bug, 74 input/output or disk full (also the external computer's), 75
-try again later (also after SIGTERM: the calculation runs on), 76 protocol (or the inputs did not reach the
-external computer), 77 refused by a list, a guard or for lack of permission (cancel: it has ended already; rerun:
-it is not in a state for that), 78 configuration, 130 after Ctrl+C (the calculation runs on), or the calculation
-was cancelled before its command began (a command that is stopped ends by a signal, mostly 143). After --deadline
-the calculation is cancelled, its logs are fetched, and the code is 75, unless the command came to its own end in
-that moment
+refused: not with --allow-refused), 66 an input is missing (here, or at the relay and nobody sends it), 69
+relay unavailable, or the calculation was lost, 70 bug, 74 input/output or disk full (also the external
+computer's), 75 try again later (also after SIGTERM: the calculation runs on), 76 protocol (or the inputs did
+not reach the external computer), 77 refused by a list, a guard or for lack of permission (cancel: it has
+ended already; rerun: it is not in a state for that), 78 configuration, 130 after Ctrl+C (the calculation runs
+on), or the calculation was cancelled before its command began (a command that is stopped ends by a signal,
+mostly 143). After --deadline the calculation is cancelled, its logs are fetched, and the code is 75, unless
+the command came to its own end in that moment
 
 contents (grep -n '^# ====' prints them with their lines):
   shared: alone                 no module is taken from where results arrive
@@ -61,8 +61,8 @@ contents (grep -n '^# ====' prints them with their lines):
   Japanese
 
 threads: everything happens in the main thread, which alone gets signals. Beside it: a thread that draws the
-terminal's line, one for each wait for a name server, one that ends the program some seconds after SIGTERM. One
-lock (SAY's): whoever writes to people holds it.
+terminal's line, one for each wait for a name server, one that ends the program some seconds after SIGTERM.
+One lock (SAY's): whoever writes to people holds it.
 """
 import sys
 

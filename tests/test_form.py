@@ -163,9 +163,11 @@ def literals_outside_the_table(tree):
 
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_functions_are_short_and_lines_narrow(name):
-    text, wrong = text_of(name), []
+    text, wrong, most = text_of(name), [], 150
     for number, line in enumerate(text.split("\n"), 1):
-        if len(line) > 150:
+        if line.startswith("# ==== ") and name in HOUSES:      # own rooms are narrow; blocks, and texts for others' files, follow
+            most = 150 if re.match("# ==== (shared|texts of units)", line) else 110
+        if len(line) > most:
             wrong.append("line %d has %d columns" % (number, len(line)))
         if line != line.rstrip() or "\t" in line:
             wrong.append("line %d has blanks at its end, or a tab" % number)
