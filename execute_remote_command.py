@@ -3596,12 +3596,12 @@ ANSWER_MOST = 8 << 20          # bytes of an answer that are kept: some 50,000 j
 END_LATE = 30                  # seconds that `end` may come after the queue's word that the job is over (NFS), and that word after `end`
 SENT_LATE = 60                 # seconds for which a queue must not know a job, of which it is unsure whether it was sent, before it is sent again
 UNSURE = re.compile(r"timed? ?out|zero bytes|connect|commit|End of File|no answer", re.I)      # in the words of a submission that failed
+HELD = "held"                  # unlocked()'s word
 KILLED = (137, 140, 143, 152)  # exit codes after which the queue is asked whether it was the batch system's doing (KILL, USR2, TERM, XCPU)
 CLIENT = re.compile(r"(SLURM_(CONF|CLUSTERS)|PBS_(CONF_FILE|EXEC|DEFAULT|SERVER)|CONDOR_CONFIG|_CONDOR_[A-Z_]+)\Z")    # for its programs
 MARK = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\.\d+")       # MI_RUN = ACCEPT_ID.N, by which a job is found again
 Seen = collections.namedtuple("Seen", "job mark state node text")      # state: queued, held, running, done, over (badly)
 Batch = collections.namedtuple("Batch", "submit number ask past partial read cancel away wrong said")
-
 
 def slurm_submit(control, run, options):
     """The argument vector that submits."""
@@ -3838,6 +3838,16 @@ def batch_look(control):
     return ("ready" if b"ready" in names else "stopped"), None
 
 
+def unlocked(lock):
+    """"" if this process has the lock of that open file now; HELD if another one has it; else why there are no locks."""
+    import fcntl
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return ""
+    except OSError as error:
+        return HELD if error.errno in (errno.EAGAIN, errno.EACCES) else error.strerror
+
+
 class Queue:
     """What a batch system says of this user's jobs. However many threads and processes wait below a folder (bytes), it is asked once in
     `poll` seconds, beside their waiting, and not at all when nobody waits: the answer lies in a file of the folder."""
@@ -3883,11 +3893,11 @@ class Queue:
         return not 0 <= time.time() - self.known["tried"] < poll
 
     def ask(self, poll):
-        """One query, or none if another process makes it just now."""
-        import fcntl
+        """One query, or none if another process makes it just now. (Where there are no locks, each process asks for itself.)"""
         try:
             with open(self.path + b".lock", "ab") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if unlocked(lock) == HELD:
+                    return
                 with self.lock:
                     self.load()
                     missed, began = sorted(self.missed), time.time()
@@ -4020,15 +4030,13 @@ class BatchJob:
     def submit(self):
         """Submits, unless that is under way or done, or others of the queue take long over it. Whoever does it holds the lock of `job`, and so
         does the program that submits: while that lives, also without us, nobody takes the job for lost."""
-        import fcntl
         if not self.queue.submitting.acquire(timeout=1):
             return
         lock = os.open(self.path(b"job"), os.O_RDONLY)
         try:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                return
+            why = unlocked(lock)
+            if why:
+                return self.not_now(why)
             self.order = read_batch(self.control)
             if self.order["job"] or not os.path.exists(self.path(b"ready")):
                 return
@@ -4047,6 +4055,13 @@ class BatchJob:
             os.close(lock)
             self.queue.submitting.release()
 
+    def not_now(self, why):
+        """Nothing is submitted: another process does it just now (HELD), or no lock can be had, which is said; look() tries again."""
+        text = "" if why == HELD else _("no lock can be had beside its notes (%s); it is not submitted until there is one") % why
+        if text and text != self.why:
+            log("error", self.order["run"].rpartition(".")[0], "batch", why=text)
+        self.why = text or self.why
+
     def refused(self, code, text):
         """A submission failed: for good, or (perhaps it did not) the queue is looked at and it is sent again."""
         table, self.failing = self.queue.table, self.failing or time.monotonic()
@@ -4057,13 +4072,8 @@ class BatchJob:
 
     def under_way(self):
         """Does a program that submits this job still run?"""
-        import fcntl
         with open(self.path(b"job"), "rb") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return False
-            except OSError:
-                return True
+            return unlocked(lock) == HELD
 
     def look(self):
         """(state, detail): queued, running; ended: detail the exit code, as look() has it; lost: detail why. self.where: for people;
@@ -4179,6 +4189,8 @@ JA = {
     "%s: nothing unfinished of another version": "%s: 別の版の未完了の計算はありません",
     "programs of this host are started from there, or set up by it; take another --to":
         "この計算機のプログラムの起動や設定に使われる場所です。別の --to を指定してください",
+    "no lock can be had beside its notes (%s); it is not submitted until there is one":
+        "記録の場所でロックを取得できません (%s)。取得できるまで投入しません",
     "no home directory is known here: set HOME, or XDG_STATE_HOME, to an absolute path":
         "ホームディレクトリがわかりません。HOME または XDG_STATE_HOME に絶対パスを設定してください",
     "%s: [ssh guard] base: no home directory is known here; say it as an absolute path":

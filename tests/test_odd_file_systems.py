@@ -1,9 +1,11 @@
 """File systems that refuse what others allow (vfat, CIFS, FUSE, NFS without a lock service): a library in front of libc says no as they do."""
 import os
 import subprocess
+import time
 
 import pytest
 
+import batch_stand_in
 import ssh_lab
 import suite
 from suite import PYTHON, wait_until
@@ -14,7 +16,10 @@ LIBRARY = r"""
 #include <stdarg.h>
 #include <dlfcn.h>
 #include <fcntl.h>
+#include <stdlib.h>
+#include <unistd.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/time.h>
 #define NO { errno = REFUSED; return -1; }
 #ifdef MODES
@@ -27,11 +32,12 @@ int utimes(const char *p, const struct timeval t[2]) NO
 int futimes(int f, const struct timeval t[2]) NO
 int futimesat(int d, const char *p, const struct timeval t[2]) NO
 #else
-int flock(int f, int o) NO
+static int refused(void) { return !getenv("REFUSED_WHILE") || !access(getenv("REFUSED_WHILE"), F_OK); }
+int flock(int f, int o) { if (refused()) NO return syscall(SYS_flock, f, o); }
 static int is_lock(int c) { return c == F_SETLK || c == F_SETLKW || c == F_OFD_SETLK || c == F_OFD_SETLKW; }
 #define PASS(name) int name(int f, int c, ...) { \
     va_list list; void *arg; static int (*next)(int, int, ...); \
-    if (is_lock(c)) NO \
+    if (is_lock(c) && refused()) NO \
     va_start(list, c); arg = va_arg(list, void *); va_end(list); \
     if (!next) next = dlsym(RTLD_NEXT, #name); \
     return next(f, c, arg); }
@@ -124,3 +130,19 @@ def test_once_does_its_work_or_says_why_it_cannot(make_world, library, tmp_path)
     folder, ini = world.poller({"make": "match = make\nargv = /bin/sh\n  -c\n  echo x >x"}, start=False)
     done = suite.run("mi_system_remote.py", "poll", "--once", "--ini", ini, env=suite.clean_env(LD_PRELOAD=library("locks ENOSYS")), cwd=folder)
     assert done.returncode == 0 and world.state_of(accept_id) == "got" or said(done.returncode, done.stderr), done
+
+
+def test_a_job_that_no_lock_lets_submit_says_so_and_goes_on_when_there_are_locks_again(make_world, library, tmp_path):
+    world = make_world(tls=False, commands=["make"]).start()
+    programs, refused = batch_stand_in.install(str(tmp_path / "system"), "openpbs"), tmp_path / "refused"
+    poller = world.poller({"make": "match = make\nargv = /bin/sh\n  -c\n  echo x >x\nbatch = pbs\nbatch_poll = 0.2s\nenv.PATH = %s:%s" % (programs, os.environ["PATH"])},
+                          env=suite.clean_env(LD_PRELOAD=library("locks ENOLCK"), REFUSED_WHILE=str(refused)))
+    wait_until(lambda: " polling " in poller.text())
+    refused.touch()                                    # as where a server's lock service has gone
+    accept_id = world.workflow("submit", suite.SITE, "make", "--out", "x").stdout.strip()
+    wait_until(lambda: "no lock" in world.workflow("status", accept_id).stdout, 30)
+    time.sleep(1)
+    assert poller.text().count(" batch why=\"no lock can be had") == 1 and not [name for name in os.listdir(str(tmp_path / "system")) if name.endswith(".json")], poller.text()
+    refused.unlink()
+    done = world.workflow("wait", accept_id, "--to", str(tmp_path / "to"))
+    assert done.returncode == 0 and (tmp_path / "to" / "x").read_text() == "x\n", done.stdout
