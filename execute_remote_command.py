@@ -256,7 +256,7 @@ def words_of(text):
     """The words of a text from the wire, as a shell would split it; no shell sees it. Forbidden if it is
     none."""
     import shlex
-    if ODD.search(text) or len(text) > WORDS_MOST:
+    if steers(text) or len(text) > WORDS_MOST:
         raise Forbidden(_("arguments with control characters, or too long"))
     try:
         return shlex.split(text)
@@ -2732,7 +2732,7 @@ def print_key_line(options):
         raise Stop(EX_CONFIG, "[ssh guard] base: " + open_to_others(rules["base"]))
     key_name = " --key " + options.key if options.key else ""
     command = "%s -I -S %s guard --ini %s%s" % (sys.executable, os.path.abspath(__file__), rules["ini"], key_name)
-    if re.search(r'["\\$`\s]', command.replace(" ", "")) or ODD.search(command):
+    if re.search(r'["\\$`\s]', command.replace(" ", "")) or steers(command):
         raise Stop(EX_CONFIG, _("%s: put it where the path has no quotes, blanks or $") % printable(command))
     where = 'from="%s",' % rules["ssh guard"]["from"] if rules["ssh guard"]["from"] else ""
     sys.stdout.write('restrict,%scommand="%s" %s\n' % (where, command, key))
@@ -2873,7 +2873,7 @@ EX_USAGE, EX_DATA, EX_NOINPUT, EX_UNAVAILABLE, EX_BUG, EX_IOERR = 64, 65, 66, 69
 EX_TEMPFAIL, EX_PROTOCOL, EX_REFUSED, EX_CONFIG, EX_INTERRUPT = 75, 76, 77, 78, 130
 LEVELS = ("debug", "info", "warn", "error")
 SAY = {"lang": "en", "level": 1, "log": None, "debug": False, "lock": threading.Lock()}
-ODD = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]")
+ODD = "[\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]"
 
 
 class Stop(Exception):
@@ -2898,12 +2898,21 @@ def choose_language(lang="auto"):
 
 def printable(text):
     """text with control, direction and surrogate characters made visible: it can neither steer a terminal nor start a log line."""
-    return ODD.sub(lambda m: ("\\x%02x" if m.group() < "\xff" else "\\u%04x") % ord(m.group()), str(text))
+    text = str(text)
+    if not steers(text):
+        return text
+    return re.sub(ODD, lambda m: ("\\x%02x" if m.group() < "\xff" else "\\u%04x") % ord(m.group()), text)
+
+
+def steers(text):
+    """Has text control, direction or surrogate characters? Of most texts Python knows at once that they have none:
+    to compile the expression takes milliseconds of every start."""
+    return not text.isprintable() and re.search(ODD, text) is not None
 
 
 def json_of(found, **how):
     """found as JSON for whoever reads stdout: a program, or a person at a terminal, which control and direction characters would steer."""
-    return ODD.sub(lambda m: m.group() if m.group() < " " else "\\u%04x" % ord(m.group()), json.dumps(found, ensure_ascii=False, **how))
+    return re.sub(ODD, lambda m: m.group() if m.group() < " " else "\\u%04x" % ord(m.group()), json.dumps(found, ensure_ascii=False, **how))
 
 
 def log(level, accept_id, step, **values):
@@ -3170,7 +3179,7 @@ def check_name(name):
         raise ValueError(_("a name that is not UTF-8"))
     if length > 1000 or any(len(part.encode("utf-8")) > 255 for part in name.split("/")):
         raise ValueError(_("a name that is too long: %s...") % printable(name[:60]))
-    if ODD.search(name) or "\\" in name:
+    if steers(name) or "\\" in name:
         raise ValueError(_("a name with a control character or a backslash: %s") % printable(name))
     if any(part in ("", ".", "..") for part in name.split("/")):
         raise ValueError(_("a name that is absolute or has an empty, . or .. part: %s") % name)
@@ -3764,7 +3773,7 @@ def batch_options(keys, words):
     for name, default, option, shape in keys["batch_changeable"]:
         value = given.pop(name, default)
         if value is not None:
-            if not shape.fullmatch(value) or ODD.search(value) or "$" in value:
+            if not shape.fullmatch(value) or steers(value) or "$" in value:
                 raise ValueError(_("batch.%s may not be %s here") % (name, value))
             options.append(option.replace("{}", value))
     if given:
@@ -4367,7 +4376,7 @@ def retry_kind(text):
 
 def base_kind(text):
     """A directory: absolute, or below the home directory."""
-    if not text or ODD.search(text):
+    if not text or steers(text):
         raise ValueError(_("is not a directory"))
     return text
 
@@ -4719,7 +4728,7 @@ class Line:
     """One control connection to a host, and the sessions over it or beside it."""
 
     def __init__(self, host, settings):
-        if not host or host.startswith("-") or ODD.search(host) or " " in host:
+        if not host or host.startswith("-") or steers(host) or " " in host:
             raise Stop(EX_USAGE, _("%s: not a host") % printable(host))
         self.host, self.settings = host, settings
         self.folder = self.process = self.facts = self.spare = self.second = None
@@ -5111,7 +5120,7 @@ def tar_members(read, whole=True):
 
 def plain(name):
     """name (bytes), if it is a relative path without empty, . or .. parts and nothing that steers a terminal; otherwise ValueError."""
-    odd = ODD.search(name.decode("utf-8", "replace"))
+    odd = steers(name.decode("utf-8", "replace"))
     if not name or len(name) > 1000 or odd or any(part in (b"", b".", b"..") for part in name.split(b"/")):
         raise ValueError(_("not a plain name: %s") % printable(name.decode("utf-8", "replace")[:200]))
     return name
@@ -6676,7 +6685,7 @@ def run_calculation(host, command, inputs, into=".", settings=None, mode="run", 
         if seen.setdefault(far, path) != path:
             raise Stop(EX_USAGE, _("two inputs have the name %s: %s and %s") % (printable(far), printable(seen[far]), printable(path)))
         pairs.append([os.path.abspath(path), far])
-    if not command or ODD.search(command.replace("\t", " ")):
+    if not command or steers(command.replace("\t", " ")):
         raise Stop(EX_USAGE, _("no command, or one with control characters"))
     planned(pairs)                                     # 66 before anything is done
     Line(host, settings)                               # 64 if that is no host

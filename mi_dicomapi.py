@@ -1520,7 +1520,7 @@ class Relay:
             raise No("0005", "not from the gateway", http=403, why="gateway secret")
         user = headers.get(name, "") if name else None
         if (user is not None
-                and (not user or len(user) > 200 or ODD.search(user) or re.search(r"[\s,]", user))):
+                and (not user or len(user) > 200 or steers(user) or re.search(r"[\s,]", user))):
             raise No("0005", "the gateway names no user", http=403, why="gateway user")
         return user
 
@@ -3448,7 +3448,7 @@ def check_conf(conf, path):
             or limits["min_rate"] < 1):
         bad(_("[limits] workers must be at least 4, max_body 64K, connections 16, min_rate 1"))
     for site in conf["RemoteSites"]["remote_site_ids"]:
-        if site in SUITE or site.startswith("command ") or ODD.search(site) or len(site) > 100:
+        if site in SUITE or site.startswith("command ") or steers(site) or len(site) > 100:
             bad(_("[RemoteSites] remote_site_ids: %s cannot be a site id") % printable(site))
     for section in conf:
         if (section not in INI and section not in conf["RemoteSites"]["remote_site_ids"]
@@ -3729,7 +3729,7 @@ def token(options):
 
 def roles_and_sites(options, conf):
     """The checked --roles and --sites of a new token or user, blank separated. 64 for what cannot be."""
-    if not options.who or re.search(r"\s", options.who) or ODD.search(options.who) or len(options.who) > 200:
+    if not options.who or re.search(r"\s", options.who) or steers(options.who) or len(options.who) > 200:
         raise Stop(EX_USAGE, _("%s %s USER: a user without blanks") % (options.command, options.action))
     roles = options.roles.replace(",", " ").split()
     if not roles or set(roles) - {WORKFLOW, REMOTE, OPERATOR}:
@@ -4989,7 +4989,7 @@ def check_name(name):
         raise ValueError(_("a name that is not UTF-8"))
     if length > 1000 or any(len(part.encode("utf-8")) > 255 for part in name.split("/")):
         raise ValueError(_("a name that is too long: %s...") % printable(name[:60]))
-    if ODD.search(name) or "\\" in name:
+    if steers(name) or "\\" in name:
         raise ValueError(_("a name with a control character or a backslash: %s") % printable(name))
     if any(part in ("", ".", "..") for part in name.split("/")):
         raise ValueError(_("a name that is absolute or has an empty, . or .. part: %s") % name)
@@ -5258,8 +5258,8 @@ def around_files(found, files):
 # What `check` says: rows of (True: OK, None: WARN, False: FAIL; a text that says what to do). It looks at things as they are, and changes none.
 NOT_FOR_LONG = ("tmpfs", "ramfs", "devtmpfs")
 CLEANERS = ("/etc/tmpfiles.d", "/run/tmpfiles.d", "/usr/lib/tmpfiles.d")           # of two files of one name, the first counts
-INSPECTORS = re.compile(r"zscaler|netskope|fortinet|fortigate|palo ?alto|blue ?coat|symantec web|umbrella|forcepoint|mcafee|trellix|sophos|"
-                        r"check ?point|watchguard|barracuda|i-filter|digital arts|squid|mitmproxy|inspection|proxy|kaspersky|eset", re.I)
+INSPECTORS = (r"zscaler|netskope|fortinet|fortigate|palo ?alto|blue ?coat|symantec web|umbrella|forcepoint|mcafee|trellix|sophos|"
+              r"check ?point|watchguard|barracuda|i-filter|digital arts|squid|mitmproxy|inspection|proxy|kaspersky|eset")
 
 
 def say_findings(rows, as_json):
@@ -5517,7 +5517,7 @@ EX_USAGE, EX_DATA, EX_NOINPUT, EX_UNAVAILABLE, EX_BUG, EX_IOERR = 64, 65, 66, 69
 EX_TEMPFAIL, EX_PROTOCOL, EX_REFUSED, EX_CONFIG, EX_INTERRUPT = 75, 76, 77, 78, 130
 LEVELS = ("debug", "info", "warn", "error")
 SAY = {"lang": "en", "level": 1, "log": None, "debug": False, "lock": threading.Lock()}
-ODD = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]")
+ODD = "[\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]"
 
 
 class Stop(Exception):
@@ -5542,12 +5542,21 @@ def choose_language(lang="auto"):
 
 def printable(text):
     """text with control, direction and surrogate characters made visible: it can neither steer a terminal nor start a log line."""
-    return ODD.sub(lambda m: ("\\x%02x" if m.group() < "\xff" else "\\u%04x") % ord(m.group()), str(text))
+    text = str(text)
+    if not steers(text):
+        return text
+    return re.sub(ODD, lambda m: ("\\x%02x" if m.group() < "\xff" else "\\u%04x") % ord(m.group()), text)
+
+
+def steers(text):
+    """Has text control, direction or surrogate characters? Of most texts Python knows at once that they have none:
+    to compile the expression takes milliseconds of every start."""
+    return not text.isprintable() and re.search(ODD, text) is not None
 
 
 def json_of(found, **how):
     """found as JSON for whoever reads stdout: a program, or a person at a terminal, which control and direction characters would steer."""
-    return ODD.sub(lambda m: m.group() if m.group() < " " else "\\u%04x" % ord(m.group()), json.dumps(found, ensure_ascii=False, **how))
+    return re.sub(ODD, lambda m: m.group() if m.group() < " " else "\\u%04x" % ord(m.group()), json.dumps(found, ensure_ascii=False, **how))
 
 
 def log(level, accept_id, step, **values):

@@ -2302,7 +2302,7 @@ def check_name(name):
         raise ValueError(_("a name that is not UTF-8"))
     if length > 1000 or any(len(part.encode("utf-8")) > 255 for part in name.split("/")):
         raise ValueError(_("a name that is too long: %s...") % printable(name[:60]))
-    if ODD.search(name) or "\\" in name:
+    if steers(name) or "\\" in name:
         raise ValueError(_("a name with a control character or a backslash: %s") % printable(name))
     if any(part in ("", ".", "..") for part in name.split("/")):
         raise ValueError(_("a name that is absolute or has an empty, . or .. part: %s") % name)
@@ -2429,7 +2429,7 @@ def address(url, port=None):
         host, given = found.hostname, port or found.port
     except ValueError:
         host = None
-    if not host or found.scheme not in ("http", "https") or found.username is not None or ODD.search(url) or " " in url:
+    if not host or found.scheme not in ("http", "https") or found.username is not None or steers(url) or " " in url:
         raise Stop(EX_USAGE, _("%s: not a URL of a relay (like https://HOST:50443)") % printable(url))
     plain = found.scheme == "http" and given and (host in ("localhost", "::1") or host.startswith("127."))
     return not plain, host, given or 50443, found.path.rstrip("/")
@@ -3405,7 +3405,7 @@ def look_at_tls(relay):
         rows.append((True, "%s: %s, %s" % (relay.url, blind.connection.sock.version(), blind.connection.sock.cipher()[0])))
         for number, one in enumerate(chain):
             rows.append(look_at_certificate(one, "#%d" % number))
-            if INSPECTORS.search(name_in(one["issuer"])):
+            if re.search(INSPECTORS, name_in(one["issuer"]), re.I):
                 rows.append((None, _("%s reads along in TLS, by its name: believe it (ca_file = its CA) only if your company says so")
                              % name_in(one["issuer"])))
     except (Away, OSError) as error:
@@ -3513,8 +3513,8 @@ def log_in(relay, user, path):
 # What `check` says: rows of (True: OK, None: WARN, False: FAIL; a text that says what to do). It looks at things as they are, and changes none.
 NOT_FOR_LONG = ("tmpfs", "ramfs", "devtmpfs")
 CLEANERS = ("/etc/tmpfiles.d", "/run/tmpfiles.d", "/usr/lib/tmpfiles.d")           # of two files of one name, the first counts
-INSPECTORS = re.compile(r"zscaler|netskope|fortinet|fortigate|palo ?alto|blue ?coat|symantec web|umbrella|forcepoint|mcafee|trellix|sophos|"
-                        r"check ?point|watchguard|barracuda|i-filter|digital arts|squid|mitmproxy|inspection|proxy|kaspersky|eset", re.I)
+INSPECTORS = (r"zscaler|netskope|fortinet|fortigate|palo ?alto|blue ?coat|symantec web|umbrella|forcepoint|mcafee|trellix|sophos|"
+              r"check ?point|watchguard|barracuda|i-filter|digital arts|squid|mitmproxy|inspection|proxy|kaspersky|eset")
 
 
 def say_findings(rows, as_json):
@@ -3772,7 +3772,7 @@ EX_USAGE, EX_DATA, EX_NOINPUT, EX_UNAVAILABLE, EX_BUG, EX_IOERR = 64, 65, 66, 69
 EX_TEMPFAIL, EX_PROTOCOL, EX_REFUSED, EX_CONFIG, EX_INTERRUPT = 75, 76, 77, 78, 130
 LEVELS = ("debug", "info", "warn", "error")
 SAY = {"lang": "en", "level": 1, "log": None, "debug": False, "lock": threading.Lock()}
-ODD = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]")
+ODD = "[\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]"
 
 
 class Stop(Exception):
@@ -3797,12 +3797,21 @@ def choose_language(lang="auto"):
 
 def printable(text):
     """text with control, direction and surrogate characters made visible: it can neither steer a terminal nor start a log line."""
-    return ODD.sub(lambda m: ("\\x%02x" if m.group() < "\xff" else "\\u%04x") % ord(m.group()), str(text))
+    text = str(text)
+    if not steers(text):
+        return text
+    return re.sub(ODD, lambda m: ("\\x%02x" if m.group() < "\xff" else "\\u%04x") % ord(m.group()), text)
+
+
+def steers(text):
+    """Has text control, direction or surrogate characters? Of most texts Python knows at once that they have none:
+    to compile the expression takes milliseconds of every start."""
+    return not text.isprintable() and re.search(ODD, text) is not None
 
 
 def json_of(found, **how):
     """found as JSON for whoever reads stdout: a program, or a person at a terminal, which control and direction characters would steer."""
-    return ODD.sub(lambda m: m.group() if m.group() < " " else "\\u%04x" % ord(m.group()), json.dumps(found, ensure_ascii=False, **how))
+    return re.sub(ODD, lambda m: m.group() if m.group() < " " else "\\u%04x" % ord(m.group()), json.dumps(found, ensure_ascii=False, **how))
 
 
 def log(level, accept_id, step, **values):

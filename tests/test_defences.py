@@ -316,7 +316,7 @@ DEFENCES = {
     "a number without end": (json_body(b'{"v":2,"accept_id":"a","x":' + b"9" * 3000 + b"}"), [(RELAY, "    if len(digits) > 18:\n", "    if False:\n")]),
     "a lone surrogate": (json_body(b'{"v":2,"accept_id":"\\ud800"}'), [(RELAY, '        if b"\\\\u" in data:\n', "        if False:\n")]),
     "names that lead out": (names(["../x"]), [(RELAY, '    if any(part in ("", ".", "..") for part in name.split("/")):\n', "    if False:\n")]),
-    "names with a terminal's escapes": (names(["a\x1b[2Jb"]), [(RELAY, '    if ODD.search(name) or "\\\\" in name:\n', "    if False:\n")]),
+    "names with a terminal's escapes": (names(["a\x1b[2Jb"]), [(RELAY, '    if steers(name) or "\\\\" in name:\n', "    if False:\n")]),
     "NFC twins": (names(["e\u0301", "\u00e9"]), [(RELAY, '        name = unicodedata.normalize("NFC", name)\n', "        pass\n")]),
     "a file that is another's directory": (names(["a", "a/b"]), [(RELAY, "(now <= last or now[0] == last[0] and now[1][:len(last[1])] == last[1])", "now <= last")]),
     "names of the logs": (names([LOGS[0]]), [(RELAY, "        if any(now[1][:1] == parts_of(word) for word in reserved):\n", "        if False:\n")]),

@@ -367,7 +367,7 @@ def test_names_that_are_not_plain_are_refused_as_inputs_and_leave_nothing(world,
     page = {name: entry(b"") for name in names}
     status, first = client.call("POST", "add-calcinfo", {"v": 2, "request_id": os.urandom(8).hex(), "calc-info": dict(info(), parameter_files=page)})
     assert (status, first["code"], first["why"]) == (400, 400, "name"), first
-    assert not relay.ODD.search(first["message"]) and len(first["message"]) < 1500
+    assert not relay.steers(first["message"]) and len(first["message"]) < 1500
     assert world.rows("SELECT COUNT(*) AS n FROM calculations") == before
 
 
