@@ -71,7 +71,9 @@ def stand_alone():
     """The first act of a program (not of an import), by what is built into Python only. Closed descriptors 0 to 2 lead to /dev/null: else the
     first file that is opened gets one of them, and what is printed. No module is taken from beside this file, or from where it is started:
     results arrive there, and a json.py would run."""
+    import gc
     import posix
+    gc.disable()                                       # until run_as_program(): a start makes much and throws nothing away
     for number in range(3):
         try:
             posix.fstat(number)
@@ -3721,6 +3723,23 @@ def elsewhere(key, table):
     return _(" (it belongs into %s)") % ", ".join("[%s]" % name for name in names) if names else ""
 
 
+def ini_text(path):
+    """The ini at path as it is: {section: [(key, text)]}. Stop 78 if it cannot be read, or others may write to it."""
+    import configparser
+    parser = configparser.RawConfigParser(default_section="\0", strict=True, inline_comment_prefixes=("#",))
+    parser.optionxform = lambda key: key if key.lower().startswith("env.") else key.lower()
+    try:
+        only_ours(path)
+        with open(utf8(path), encoding="utf-8-sig") as text:
+            parser.read_file(text, path)
+    except OSError as error:
+        raise Stop(EX_CONFIG, "%s: %s" % (path, error.strerror))
+    except (configparser.Error, UnicodeDecodeError) as error:
+        why = re.sub(r"^While reading from .*? \[line +(\d+)\]", r"line \1", " ".join(str(error).split()))
+        raise Stop(EX_CONFIG, "%s: %s" % (path, why))
+    return collections.OrderedDict((section, parser.items(section)) for section in parser.sections())
+
+
 def read_ini(path, table):
     """The ini as {section: {key: typed value}}: every section of table with its defaults, and of 'command *' and '*' (any other)
     those that are there.
@@ -3728,21 +3747,10 @@ def read_ini(path, table):
     What the file says is obeyed, so nobody else may write to it: see only_ours().
     78 with file, section, key and what to do, for anything that is not as it should be.
     """
-    import configparser
-    parser = configparser.RawConfigParser(default_section="\0", strict=True, inline_comment_prefixes=("#",))
-    parser.optionxform = lambda key: key if key.lower().startswith("env.") else key.lower()
-    if path:
-        try:
-            only_ours(path)
-            with open(utf8(path), encoding="utf-8-sig") as text:
-                parser.read_file(text, path)
-        except OSError as error:
-            raise Stop(EX_CONFIG, "%s: %s" % (path, error.strerror))
-        except (configparser.Error, UnicodeDecodeError) as error:
-            raise Stop(EX_CONFIG, "%s: %s" % (path, re.sub(r"^While reading from .*? \[line +(\d+)\]", r"line \1", " ".join(str(error).split()))))
+    parsed = ini_text(path) if path else {}
     result = {name: {key: default for key, (kind, default) in keys.items() if "*" not in key}
               for name, keys in table.items() if "*" not in name}
-    for section in parser.sections():
+    for section in parsed:
         shape = section if section in table else "command *" if section.startswith("command ") else "*"
         if shape not in table:
             if shape == "*" and section not in SUITE and nearest(section, SUITE + ("command",)):
@@ -3752,7 +3760,7 @@ def read_ini(path, table):
             continue
         keys = table[shape]
         values = result[section] = {key: default for key, (kind, default) in keys.items() if "*" not in key}
-        for key, text in parser.items(section):
+        for key, text in parsed[section]:
             name = key if key in keys else re.sub(r"\.[^.]+\Z", ".*", key)
             if name not in keys:
                 raise Stop(EX_CONFIG, _("%s: [%s] %s is not a key%s") % (
@@ -3885,7 +3893,10 @@ def end_surely(code, seconds):
 
 def run_as_program(main):
     """Runs main() and exits with its code; a failure is one line on stderr and a code, never a traceback (unless asked: -v)."""
+    import gc
     try:
+        gc.freeze() if hasattr(gc, "freeze") else None                   # what was made so far stays: it need not be looked at again
+        gc.enable()
         utf8_stdio()
         places = [place for place in os.environ.get("PATH", "").split(":") if place[:1] == "/"]
         os.environ["PATH"] = ":".join(places) or "/usr/local/bin:/usr/bin:/bin"        # no program from where it is started: results arrive there
