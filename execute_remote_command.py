@@ -7723,7 +7723,7 @@ def do_list(options):
             line.close()
     else:
         for record in records():
-            ident, order, steps = record.ident, record.order, record.steps
+            ident, order = record.ident, record.order
             last = record.last()
             rows.append({"uuid": ident, "state": last["step"], "host": order["host"], "command": order["command"],
                          "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(last["t"])),

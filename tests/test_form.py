@@ -216,3 +216,53 @@ def test_the_top_of_the_repository_holds_only_what_belongs_there():
     with open(os.path.join(suite.ROOT, ".gitignore")) as text:
         names -= {".git"} | {line.strip().rstrip("/") for line in text}
     assert names <= TOP, sorted(names - TOP)
+
+
+# ---- README.md of this directory is a map that can be trusted
+
+def map_of_tests():
+    """The text of tests/README.md."""
+    with open(os.path.join(suite.HERE, "README.md"), encoding="utf-8") as text:
+        return text.read()
+
+
+DATA = {"PROTOCOL.md", "README.md", "openapi.json", "calculix", "old_state"}          # named in the lines of what uses them
+
+
+def here():
+    """What git knows, or would take, of this directory's files; directories once."""
+    done = subprocess.run(["git", "ls-files", "--cached", "--others", "--exclude-standard", "."], cwd=suite.HERE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    names = done.stdout.decode().splitlines() if done.returncode == 0 else [name for name in os.listdir(suite.HERE) if name != "__pycache__"]
+    return {name.split("/")[0] for name in names if os.path.exists(os.path.join(suite.HERE, name))}
+
+
+def test_every_file_is_on_the_map_once_and_nothing_that_is_not_there():
+    rows = re.findall(r"^\| `([\w./]+)` \|", map_of_tests(), re.M)
+    assert len(rows) == len(set(rows)), [row for row in rows if rows.count(row) > 1]
+    told = {row.rstrip("/") for row in rows}
+    assert told == here() - DATA, (told ^ (here() - DATA))
+    for name in DATA - {"README.md"}:
+        assert name in map_of_tests(), name
+
+
+def test_what_the_recipes_name_is_there():
+    texts = ""
+    for name in os.listdir(suite.ROOT) + [os.path.join("tests", name) for name in os.listdir(suite.HERE)]:
+        if name.endswith((".py", ".sh", ".ini")) and os.path.isfile(os.path.join(suite.ROOT, name)):
+            with open(os.path.join(suite.ROOT, name), encoding="utf-8") as text:
+                texts += text.read()
+    part = map_of_tests().split("## How the labs work")[1]
+    words = {word for word in re.findall(r"`([A-Za-z_][\w.]*)`", part) if not word.endswith((".py", ".md", ".json"))}
+    missing = {word for word in words if not re.search(r"\b%s\b" % re.escape(word.split(".")[-1]), texts)}
+    assert len(words) > 20 and not missing, missing
+    files = set(re.findall(r"`([\w/]+\.(?:py|md|json|ini))`", part))
+    lost = {name for name in files if not any(os.path.exists(os.path.join(top, name)) for top in (suite.ROOT, suite.HERE))}
+    assert not lost, lost
+
+
+def test_ruff_finds_no_slips():
+    if not shutil.which("ruff"):                       # .ci/run fetches it where it can
+        pytest.skip("ruff is not here")
+    done = subprocess.run(["ruff", "check", "--config", ".ci/ruff.toml", "--no-cache", "--output-format", "concise", "."], cwd=suite.ROOT,
+                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    assert done.returncode == 0, done.stdout.decode()

@@ -1,17 +1,135 @@
-"""The README's commands, as they stand."""
+"""The README's commands and ini texts, as they stand; its words, keys, links and tests are there; no line is wide."""
+import configparser
 import os
 import re
+import shlex
 import shutil
 import subprocess
+import unicodedata
 
+import pytest
+import ssh_lab
 import suite
 
 with open(os.path.join(suite.ROOT, "README.md"), encoding="utf-8") as text:
     README = text.read()
+ENGLISH, JAPANESE = README.split("\n## 日本語\n")
+SCRIPTS = ("mi_dicomapi.py", "mi_system_wf.py", "mi_system_remote.py", "execute_remote_command.py")
+URL = "https://relay.example.org:50443"
+NO_KEYS = ("accept_id", "ended_by", "calc_progress", "https_proxy", "request_cpus")
+# what only root may do, on a machine of one's own: what it is told, or what is left of it
+SHIMS = {"useradd": "exit 0", "systemctl": "exit 0", "chown": "exit 0", "sudo": 'exec "$@"', "runuser": 'shift 3; exec "$@"',
+         "install": 'for word; do shift; case $word in -o) drop=yes;; *) [ -z "$drop" ] && set -- "$@" "$word"; drop=;; esac; done; exec /usr/bin/install "$@"'}
 
 
-def test_the_first_success_is_within_the_first_twenty_lines():
-    assert "python3 mi_dicomapi.py demo" in README.splitlines()[:20]
+def blocks(part):
+    """[(section's title, kind, text)] of the fenced texts."""
+    found, section = [], ""
+    for title, kind, body in re.findall(r"^##+ ([^\n]*)$|^```(\w+)\n(.*?)^```$", part, re.M | re.S):
+        section = title or section
+        if kind:
+            found.append((section, kind, body))
+    return found
+
+
+def width(line):
+    """Columns on a terminal."""
+    return sum(2 if unicodedata.east_asian_width(char) in "WF" else 1 for char in line)
+
+
+# ---- what stands there is there
+
+def test_the_first_success_is_within_the_first_twenty_lines_and_so_is_the_way_to_the_japanese_part():
+    first = README.splitlines()[:20]
+    assert "python3 mi_dicomapi.py demo" in first and "[日本語](#日本語)" in first[2]
+
+
+def test_no_line_is_wide():
+    wide = [(number, width(line)) for number, line in enumerate(README.split("\n"), 1) if width(line) > 120]
+    assert not wide, wide
+
+
+def test_every_link_leads_to_a_heading():
+    heads = {re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-") for head in re.findall(r"^##+ (.*)$", README, re.M)}
+    links = set(re.findall(r"\]\(#(.*?)\)", README))
+    assert len(links) > 8 and not links - heads, links - heads
+
+
+def test_every_test_that_the_readme_names_is_there():
+    named, texts = set(re.findall(r"`(?:tests/)?((?:bench/)?\w*(?:test|fuzz|bench)\w*(?:\.py)?)`", README)) - {"tests"}, ""
+    for folder, folders, files in os.walk(os.path.join(suite.ROOT, "tests")):
+        texts += " ".join(files)
+        for name in files:
+            if name.endswith(".py"):
+                with open(os.path.join(folder, name), encoding="utf-8") as text:
+                    texts += text.read()
+    missing = [name for name in named if ("def " + name + "(" if not name.endswith(".py") else os.path.basename(name)) not in texts]
+    assert len(named) > 10 and not missing, missing
+
+
+def tables():
+    """{section: its keys} of all scripts' ini tables; all sections of commands and sites as one each."""
+    found = {}
+    for name in SCRIPTS:
+        script = suite.module(name)
+        for section, keys in next(getattr(script, name) for name in ("INI", "KEYS", "TABLE") if hasattr(script, name)).items():
+            found.setdefault(section, set()).update(key for key, (kind, default) in keys.items() if kind.__name__ != "not_built")
+    return found
+
+
+def test_every_key_of_an_ini_that_the_readme_names_is_one():
+    known, wrong = tables(), []
+    every = set().union(*known.values())
+
+    def is_key(key, among):
+        return key in among or re.sub(r"\..*", ".*", key) in among
+
+    for section, key in re.findall(r"`\[([\w ]+)\] (\w+)", README):
+        if not is_key(key, known.get(re.sub("command .*", "command *", section), ())):
+            wrong.append("[%s] %s" % (section, key))
+    wrong += [key for key in re.findall(r"`([a-z_]+(?:\.[\w.]+)?) = ", README) if not is_key(key, every) and key not in NO_KEYS]
+    wrong += [key for key in re.findall(r"`([a-z]+_[a-z_]+)`", README) if not is_key(key, every) and not key.startswith("test_") and key not in NO_KEYS]
+    for section, kind, body in blocks(README):
+        if kind == "ini":
+            parser = configparser.RawConfigParser()
+            parser.read_string(body)
+            for name in parser.sections():
+                group = "command *" if name.startswith("command ") else name if name in known else "*"
+                wrong += [key for key in parser.options(name) if not is_key(key, known[group])]
+    assert not wrong, wrong
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_every_word_of_a_script_that_the_readme_names_is_one(name, monkeypatch):
+    import test_form
+    words = test_form.subcommands(name, monkeypatch)
+    named = re.findall(r"(?:python3 |`|/)%s (?:-q )?([a-z][\w-]*)" % re.escape(name), README)
+    for table in re.findall(r"^\| [^|]* \| (?:words of )?`%s`(?: の語)? \|\n((?:\|.*\n)+)" % re.escape(name), README, re.M):
+        named += re.findall(r"[|、,;] `([a-z][\w-]*)", table)
+    unknown = {word for word in named if word not in words | {"client_name"}}
+    assert len(set(named)) >= 3 and not unknown, unknown
+
+
+def test_the_paths_that_a_gateway_lets_through_are_the_relays_calls():
+    relay = suite.module("mi_dicomapi.py")
+    told = re.search(r"`/mi-distcomp-api/`:\s+`(add-calcinfo[^`]*)`", README).group(1).split()
+    assert sorted(told) == sorted({name.replace("files", "files/") for method, name in relay.ROUTES} | {"version"})
+
+
+def test_the_states_of_the_relay_in_the_readme_are_its_own():
+    relay = suite.module("mi_dicomapi.py")
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in re.search(
+        r"^### States\n.*?((?:^\|[^\n]*\n)+)", README, re.M | re.S).group(1).splitlines()[2:]]
+    told = {word for row in rows for word in row[3].split(", ")}
+    assert told - {"with *out of contact*"} == set(relay.WORDS)
+    assert {word for row in rows for word in row[2].split(", ")} - {"completed", "abnormal", "running and on"} == set(relay.WORDS.values())
+
+
+# ---- what is typed there works
+
+def test_every_command_line_is_run_by_one_of_these_tests():
+    assert {section for section, kind, body in blocks(README) if kind in ("sh", "crontab")} <= set(SCENE) | {"", "The SSH way"}
+    assert [kind for section, kind, body in blocks(README)].count("sh") >= 12
 
 
 def test_the_demo_command_works_as_it_stands(tmp_path):
@@ -28,55 +146,126 @@ def test_the_test_command_installs_and_starts_pytest():
     assert done.returncode == 0, done.stdout.decode()
 
 
-def test_the_three_parts_set_up_as_the_readme_says_work_together(tmp_path):
-    relay_ini, poller_ini = re.findall(r"```ini\n(.*?)```", README, re.S)[:2]
-    line = re.search(r"^python3 (mi_system_wf\.py run .*?)\n```", README, re.S | re.M).group(1).replace("\\\n", " ")
-    folder = str(tmp_path)
-    cert, key = suite.make_certificate(folder)
-    relay_ini = (relay_ini.replace("/etc/mi_distcomp/cert.pem", cert).replace("/etc/mi_distcomp/key.pem", key).replace("0.0.0.0", "127.0.0.1\nportnumber = 0")
-                 .replace("/var/lib/mi_distcomp", os.path.join(folder, "state")))
-    command = os.path.join(folder, "fatigue_life.py")
-    with open(command, "w") as out:
-        out.write("#!/bin/sh\ncat steel.json loads.csv >life.json\n")
-    os.chmod(command, 0o755)
-    with open(os.path.join(folder, "relay.ini"), "w") as out:
-        out.write(relay_ini)
-    tokens = [suite.run("mi_dicomapi.py", *words.split(), "--ini", os.path.join(folder, "relay.ini")).stdout
-              for words in re.findall(r"^python3 mi_dicomapi\.py (token issue [^>#\n]*)", README, re.M)]
-    assert len(tokens) == 2
-    for name, token in zip(("wf.token", "remote.token"), tokens):
-        with open(os.open(os.path.join(folder, name), os.O_WRONLY | os.O_CREAT, 0o600), "w") as out:
-            out.write(token)
-    relay = suite.Process("mi_dicomapi.py", ["serve", "--ini", os.path.join(folder, "relay.ini")], folder)
-    poller = None
-    try:
-        url = suite.wait_until(lambda: re.search(r"listening url=(\S+)", relay.text())).group(1)
-        poller_ini = (poller_ini.replace("https://relay.example.org:50443", url).replace("/home/calc/.mi_token", os.path.join(folder, "remote.token"))
-                      .replace("/opt/fatigue/fatigue_life.py", command))
-        with open(os.path.join(folder, "poller.ini"), "w") as out:
-            out.write(poller_ini)
-        env = suite.clean_env(SSL_CERT_FILE=cert, HOME=folder)
-        poller = suite.Process("mi_system_remote.py", ["poll", "--ini", os.path.join(folder, "poller.ini")], folder, env=env)
+OPERATOR, ADMIN, AUTHOR, RESEARCHER = "operator", "admin", "author", "researcher"
+SCENE = {"For the operator of the relay": OPERATOR, "For the admin of an external computer": ADMIN, "For the author of a module": AUTHOR,
+         "For the researcher": RESEARCHER, "運用者: 中継プログラム": OPERATOR, "管理者: 外部計算機": ADMIN, "モジュールの作成者と研究者": AUTHOR}
+
+
+class Scene:
+    """Relay, external computer and module on this machine, set up by nothing but the README's texts: /etc, /opt, /var/lib and /home lie
+    below the folder, the relay's name is an address, and what only root may do is left out."""
+
+    def __init__(self, folder, part):
+        self.folder, self.work, self.home, self.port = folder, os.path.join(folder, "work"), os.path.join(folder, "home"), suite.a_port()
+        self.url, self.processes, self.said = "https://127.0.0.1:%d" % self.port, [], ""
+        self.parts = {who: [(kind, body) for section, kind, body in blocks(part) if SCENE.get(section) == who] for who in SCENE.values()}
+        for place in ("work", "home/bin", "bin", "etc/systemd/system", "opt", "var/lib"):
+            os.makedirs(os.path.join(folder, place), 0o755)
+        for name in SCRIPTS:
+            shutil.copy(suite.script(name), self.work)
+        for name, body in SHIMS.items():
+            self.write(os.path.join("bin", name), "#!/bin/sh\n%s\n" % body, 0o755)
+        self.write("home/bin/fatigue_life.py", "#!/bin/sh\necho \"$@\" >said\ncat steel.json loads.csv said >life.json\n", 0o755)
         for name in ("steel.json", "loads.csv"):
-            with open(os.path.join(folder, name), "w") as out:
-                out.write(name)
-        done = suite.run(*line.replace("https://relay.example.org:50443", url).split(), cwd=folder, env=env)
-        assert done.returncode == 0, done.stdout + done.stderr + poller.text()
-        with open(os.path.join(folder, "life.json")) as text:
-            assert text.read() == "steel.jsonloads.csv"
+            self.write(os.path.join("work", name), name + "\n")
+        self.env = suite.clean_env(HOME=self.home, PATH=os.path.join(folder, "bin") + ":" + os.environ["PATH"], PYTHONDONTWRITEBYTECODE="1")
+
+    def write(self, name, body, mode=0o644):
+        """A file below the folder."""
+        with open(os.open(os.path.join(self.folder, name), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "w", encoding="utf-8") as out:
+            out.write(body)
+
+    def here(self, body):
+        """A text of the README, for this machine."""
+        body = re.sub(r"(?<![\w~.])/(etc|opt|var/lib)/", r"%s/\1/" % self.folder, body)
+        body = body.replace("/home/calc", self.home).replace(URL, self.url).replace("ipaddress = 0.0.0.0", "ipaddress = 127.0.0.1\nportnumber = %d" % self.port)
+        return body.replace("subjectAltName=DNS:relay.example.org", "subjectAltName=DNS:relay.example.org,IP:127.0.0.1")
+
+    def type(self, body, background=False):
+        """A text of commands, by a shell that ends at the first failure."""
+        words = ["sh", "-euc", self.here(body)]
+        if background:
+            return subprocess.Popen(words, cwd=self.work, env=self.env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        done = subprocess.run(words, cwd=self.work, env=self.env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=60)
+        self.said += done.stdout.decode("utf-8", "replace")
+        assert done.returncode == 0, "%s\n%s" % (body, self.said)
+        return done.stdout.decode("utf-8", "replace")
+
+    def set_up(self):
+        """Both hosts, as far as the README goes; the relay is started as its unit says."""
+        for kind, body in self.parts[OPERATOR]:
+            if kind == "ini":
+                self.write("opt/mi_distcomp/mi_distributed_computing_assist.ini", self.here(body))
+            else:
+                self.type(body)
+        start = re.search(r"^ExecStart=(.*)$", open(os.path.join(self.folder, "etc/systemd/system/mi_dicomapi.service")).read(), re.M).group(1)
+        with open(os.path.join(self.folder, "relay.log"), "wb") as log:
+            self.processes.append(subprocess.Popen(shlex.split(start), cwd=self.folder, env=self.env, stdin=subprocess.DEVNULL, stdout=log, stderr=log))
+        suite.wait_until(lambda: "listening" in open(os.path.join(self.folder, "relay.log")).read(), what="relay")
+        for name in ("cert.pem", "relay.pem"):
+            shutil.copy(os.path.join(self.folder, "etc/mi_distcomp/cert.pem"), os.path.join(self.work, name))
+        crontab = ""
+        for kind, body in self.parts[ADMIN]:
+            if kind == "ini":
+                self.write("home/.config/mi_distributed_computing_assist.ini", self.here(body), 0o600)
+            elif kind == "crontab":
+                crontab = re.match(r"(?:\S+ ){5}(.*)\n", body).group(1)
+            else:
+                self.type(body)
+        return crontab
+
+    def close(self):
+        """Ends what runs."""
+        for process in self.processes:
+            process.terminate()
+            process.wait(20)
+
+
+@pytest.mark.parametrize("part", [ENGLISH, JAPANESE], ids=["English", "Japanese"])
+def test_the_parts_of_the_readme_set_up_two_hosts_and_a_module_that_work_together(part, tmp_path):
+    suite.needs("openssl")
+    scene = Scene(str(tmp_path), part)
+    try:
+        crontab = scene.set_up()
+        module = scene.type(scene.parts[AUTHOR][0][1], background=True)
+        suite.wait_until(lambda: "2 allow-wait-calc" in open(os.path.join(scene.folder, "relay.log")).read() or module.poll() is not None, what="registered")
+        scene.type(crontab)
+        said = module.communicate(timeout=60)[0].decode()
+        assert module.returncode == 0, said + scene.said
+        with open(os.path.join(scene.work, "life.json")) as text:
+            assert text.read() == "steel.json\nloads.csv\n12 fine\n"
+        accept_id = re.search(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", said).group(0)
+        for kind, body in scene.parts[RESEARCHER]:
+            assert accept_id in scene.type(body.replace("ACCEPT_ID", accept_id[:8]))
+        assert "[Service]" in open(os.path.join(scene.work, "mi_system_remote.service")).read()
     finally:
-        relay.stop()
-        if poller is not None:
-            poller.stop()
+        scene.close()
 
 
-def test_every_test_that_the_readme_names_is_there():
-    named, texts = set(re.findall(r"`(?:tests/)?((?:bench/)?\w*(?:test|fuzz|bench)\w*(?:\.py)?)`", README)) - {"tests"}, ""
-    for folder, folders, files in os.walk(os.path.join(suite.ROOT, "tests")):
-        texts += " ".join(files)
-        for name in files:
-            if name.endswith(".py"):
-                with open(os.path.join(folder, name), encoding="utf-8") as text:
-                    texts += text.read()
-    missing = [name for name in named if ("def " + name + "(" if not name.endswith(".py") else os.path.basename(name)) not in texts]
-    assert len(named) > 10 and not missing, missing
+def test_the_lines_of_the_ssh_way_work_as_they_stand(tmp_path):
+    lab = ssh_lab.Lab()
+    try:
+        lab.start()
+        work, home = tmp_path / "work", tmp_path / "home"
+        (work / "table").mkdir(parents=True)
+        (home / ".config").mkdir(parents=True)
+        (work / "table" / "t.csv").write_text("1\n")
+        (work / "model.inp").write_text("model\n")
+        (home / ".config" / "mi_distributed_computing_assist.ini").write_text("[ssh]\nbase = %s\nssh_options = -F %s\n" % (
+            lab.path("far", "base"), lab.path("config")))
+        os.makedirs(lab.path("bin"), exist_ok=True)
+        shutil.copy(suite.script("execute_remote_command.py"), str(work))
+        lines, = [body for section, kind, body in blocks(ENGLISH) if section == "The SSH way" and kind == "sh"]
+        lines = lines.replace("solve.sh 4", "sh -c \"cat model.inp table/t.csv t.csv 2>/dev/null >result; true\"")
+        done = subprocess.run(["sh", "-euc", lines], cwd=str(work), env=suite.clean_env(HOME=str(home)), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                              stderr=subprocess.STDOUT, timeout=120)
+        assert done.returncode == 0, done.stdout.decode()
+        assert (work / "results" / "result").read_text() == "model\n1\n" and (work / "result").read_text() == "model\n1\n"
+    finally:
+        lab.close()
+
+
+def test_run_sh_with_a_file_runs_that_file_and_no_benches():
+    done = subprocess.run(["sh", "tests/run.sh", "tests/test_readme.py", "-k", "link_leads"], cwd=suite.ROOT, stdout=subprocess.PIPE,
+                          stderr=subprocess.STDOUT, timeout=300)
+    assert done.returncode == 0 and b"1 passed" in done.stdout and b"==" not in done.stdout, done.stdout.decode()
