@@ -1297,11 +1297,7 @@ class GateRun:
         state, detail = wait_end(self.control, over)
         while state not in ("ended", "lost"):
             if not why:
-                why = over()
-                try:
-                    self.journal.note(6, "stopping", why=why)
-                except OSError:
-                    pass                               # a full disk keeps nobody from ending it
+                why = self.stopping(over())
             if state == "ready":
                 try:
                     os.unlink(self.path(b"ready"))     # from now on it cannot start any more
@@ -1313,11 +1309,19 @@ class GateRun:
             state, detail = wait_end(self.control, lambda: time.monotonic() > until)
         return state, detail, why
 
+    def stopping(self, why):
+        """why it is ended, noted for whoever watches it next."""
+        try:
+            self.journal.note(6, "stopping", why=why)
+        except OSError:
+            pass                                       # a full disk keeps nobody from ending it
+        return why
+
     def in_batch(self):
         """The same where a batch system has the command."""
         job = self.job = self.job or self.batch_job(read_batch(self.control)["system"])
-        limit, why, pause, said = self.command["timeout"], "", 0.05, ""
-        begun, first = None, True
+        limit, pause, said, begun, first = self.command["timeout"], 0.05, "", None, True
+        why = (self.last("stopping") or {"why": ""})["why"]
         while True:
             state, detail = job.look()
             if state in ("ended", "lost"):
@@ -1330,9 +1334,10 @@ class GateRun:
             if child:                                  # from here on a clock that is set ends nothing
                 begun = time.monotonic() - (max(0, time.time() - child.time) if first else 0)
             first, late = False, begun is not None and time.monotonic() - begun > limit
-            why = why or ("timeout" if late else "cancelled" if self.told_to_end() else "")
+            if not why and (late or self.told_to_end()):
+                why = self.stopping("timeout" if late else "cancelled")
             if why:
-                job.stop()
+                job.stop(self.command["grace"])
             time.sleep(pause)
             pause = min(pause * 1.5, 1.0 if state == "running" else 2.0)
 
@@ -3134,7 +3139,7 @@ def log_in(relay, user, path):
 # The runner of one command: a wrapper in POSIX sh that starts it at most once, outlives its starter, and notes the end.
 RUN = r"""#!/bin/sh
 # run CONTROL WORK COMMAND [ARG]...
-# Runs COMMAND at most once, ever, and leaves CONTROL/end when it is over.
+# Runs COMMAND at most once, ever, and leaves CONTROL/end when it is over (and CONTROL/told, if somebody told it to end).
 # Made beforehand and fsynced: ready, child, end.tmp (256 blanks each); alive (a FIFO, where it can help)
 set -uf
 note() {   # into file $1, in place (also on a full disk): PID STARTTIME BOOT_ID HOST TEXT; its mtime is the time
@@ -3150,7 +3155,7 @@ if [ "$1" = -child ]; then
 fi
 c=$1 w=$2; shift 2
 mv "$c/ready" "$c/start" 2>/dev/null || exit 75    # rename: one wins; a doubled or requeued start ends here
-trap '' HUP; trap : TERM INT                       # outlive terminal and cancel: the end must be written
+trap '' HUP; trap 'true >"$c/told"' TERM INT       # outlive terminal and cancel: the end must be written, and whether it was told to end
 note "$c/start" started || exit 73
 [ -p "$c/alive" ] && exec 9<>"$c/alive"            # a reader of the FIFO sees a hang-up the moment that we are gone
 cd "$w" && sh "$c/run" -child "$c" "$@" </dev/null >"$c/stdout" 2>"$c/stderr" 9>&-
@@ -3459,27 +3464,31 @@ control={control}
 set --
 while IFS= read -r word; do set -- "$@" "$word"; done <"$control/words"
 """
+PROGRAMS = {"slurm": "sbatch squeue scancel", "pbs": "qsub qstat qselect qdel", "htcondor": "condor_submit condor_q condor_rm"}
 JOB_EXEC = 'exec "$@"\n'       # Slurm and PBS signal every process of a job
-JOB_WAIT = r"""trap 'read -r pid rest <"$control/child" && kill -TERM "$pid"' TERM        # HTCondor signals this one only, then kills all
+JOB_WAIT = r"""trap 'kill -TERM $!; read -r pid rest <"$control/child" && kill -TERM "$pid"' TERM    # HTCondor signals this one only, then kills all
 "$@" &
 while kill -0 $! 2>/dev/null; do wait $!; done
 """
+SUBMIT = '"$@" <"$0"; exit $?'     # the shell has our lock as its stdin; what it starts (also qsub's background process) has the job
 QUERY_TIME = 30                # seconds that a program of a batch system may take (Slurm's give a controller up after ten)
 ANSWER_MOST = 8 << 20          # bytes of an answer that are kept: some 50,000 jobs in Slurm's, 2,000 in PBS's; more is no answer
 END_LATE = 30                  # seconds that `end` may come after the queue's word that the job is over (NFS), and that word after `end`
+ASKED_OF = 600                 # seconds for which PBS is asked of a job that has ended oddly
 SENT_LATE = 60                 # seconds for which a queue must not know a job, of which it is unsure whether it was sent, before it is sent again
 UNSURE = re.compile(r"timed? ?out|zero bytes|connect|commit|End of File|no answer", re.I)      # in the words of a submission that failed
 HELD = "held"                  # unlocked()'s word
 KILLED = (137, 140, 143, 152)  # exit codes after which the queue is asked whether it was the batch system's doing (KILL, USR2, TERM, XCPU)
 CLIENT = re.compile(r"(SLURM_(CONF|CLUSTERS)|PBS_(CONF_FILE|EXEC|DEFAULT|SERVER)|CONDOR_CONFIG|_CONDOR_[A-Z_]+)\Z")    # for its programs
 MARK = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\.\d+")       # MI_RUN = ACCEPT_ID.N, by which a job is found again
-Seen = collections.namedtuple("Seen", "job mark state node text")      # state: queued, held, running, done, over (badly)
-Batch = collections.namedtuple("Batch", "submit number ask past partial read cancel away wrong said")
+Seen = collections.namedtuple("Seen", "job mark state node text")      # state: queued, held, running, suspended, done, over (badly)
+Batch = collections.namedtuple("Batch", "submit number ask past partial read cancel force sure away wrong never said")
+
 
 def slurm_submit(control, run, options):
     """The argument vector that submits."""
-    return ["sbatch", "--parsable"] + options + ["--no-requeue", "--job-name=mi-" + run, "--comment=" + run, "--input=/dev/null",
-                                                 "--output=%s/batch.log" % control.replace("%", "%%"), control + "/job"]
+    return ["sbatch", "--parsable", "--comment=" + run] + options + [
+        "--no-requeue", "--job-name=mi-" + run, "--input=/dev/null", "--output=%s/batch.log" % control.replace("%", "%%"), control + "/job"]
 
 
 def slurm_read(text):
@@ -3495,15 +3504,29 @@ def slurm_read(text):
         word, mark = state.split(" ")[0], MARK.search(names)           # REVOKED: it runs on another cluster of the federation
         ended = "BOOT_FAIL CANCELLED DEADLINE FAILED LAUNCH_FAILED NODE_FAIL OUT_OF_MEMORY PREEMPTED RECONFIG_FAIL TIMEOUT"
         kind = "over" if word in ended.split() else "queued" if word in ("PENDING", "CONFIGURING") or "REQUEUE" in word else "running"
-        kind = "done" if word == "COMPLETED" else kind
+        kind = {"COMPLETED": "done", "SUSPENDED": "suspended", "STOPPED": "suspended"}.get(word, kind)
+        kind = "held" if kind == "queued" and re.search(r"[Hh]eld", reason) else kind
         found.append(Seen(job, mark and mark.group(), kind, node, state + (", " + reason if reason not in ("", "None") else "")))
     return found
 
 
+def pbs_name(run):
+    """The name of its job: short, for older ones allow 15 letters."""
+    return "mi_" + run[:8] + run[9:13]
+
+
 def pbs_submit(control, run, options):
-    """The argument vector that submits. The name is short: older ones allow 15 letters."""
-    return ["qsub"] + options + ["-N", "mi_" + run[:8] + run[9:13], "-v", "MI_RUN=" + run, "-r", "n", "-j", "oe", "-S", "/bin/sh",
-                                 "-o", control + "/batch.log", control + "/job"]
+    """The argument vector that submits. Of several -v qsub takes the last. It wants ASCII paths (-o: "illegal value"): where there is none, it
+    reads the job from stdin, and what PBS writes into the job's log is told by qstat alone."""
+    variables, rest = ["MI_RUN=" + run], []
+    for word in options:
+        if rest[-1:] == ["-v"] or word.startswith("-v") and len(word) > 2:
+            variables.append(word if rest[-1:] == ["-v"] else word[2:])
+            rest = rest[:-1] if rest[-1:] == ["-v"] else rest
+        else:
+            rest.append(word)
+    paths = [control + "/batch.log", control + "/job"] if re.match(r"[!-~ ]+\Z", control) else ["/dev/null"]
+    return ["qsub"] + rest + ["-N", pbs_name(run), "-v", ",".join(variables), "-r", "n", "-j", "oe", "-S", "/bin/sh", "-o"] + paths
 
 
 def own_name():
@@ -3521,10 +3544,17 @@ def own(name):
     return not name or me is None or len({str(text).split("\\")[-1].split("@")[0].lower() for text in (name, me)}) == 1
 
 
+PBS_ROWS = re.compile(rb"\n +(?! |job_state|Job_Owner|Variable_List|comment|Hold_Types|exec_host|[Ee]xit_status)[^\n]*")      # nobody reads
+PBS_MARK = re.compile(rb"(\n +Variable_List = )(?:[^\n]*,)?(MI_RUN=[^,\n]*)[^\n]*")
+
+
 def pbs_keep(text):
-    """Of what qstat -f has said so far (bytes) the jobs that may be ours: a site's others are many."""
+    """Of what qstat -f has said so far (bytes) what is read of the jobs that may be ours: a site's others are many, and rows long."""
+    if b"\nJob Id:" not in text:
+        return text
     first, *more = text.split(b"\nJob Id:")
-    ours = [part for part in more[:-1] if b"MI_RUN=" in part.replace(b"\r", b"").replace(b"\n\t", b"")]
+    parts = [first] + [part.replace(b"\r", b"").replace(b"\n\t", b"") for part in more[:-1]]
+    ours = [PBS_MARK.sub(rb"\1\2", PBS_ROWS.sub(b"", part)) for part in parts[1:] if b"MI_RUN=" in part]
     return b"\nJob Id:".join([first] + ours + more[-1:])
 
 
@@ -3543,7 +3573,8 @@ def pbs_read(text):
         code = told.get("Exit_status") or told.get("exit_status")
         words = [state] + (["exit status " + code] if code and state in "CFX" else []) + [told[key] for key in ("comment",) if key in told]
         words += ["held (%s)" % told["Hold_Types"]] if state == "H" and "Hold_Types" in told else []
-        kind = "done" if state in "CFX" and code == "0" else "over" if state in "CFX" else "running" if state in "RESU" else "queued"
+        kind = "done" if code == "0" else "over"
+        kind = {"R": "running", "E": "running", "S": "suspended", "U": "suspended", "H": "held"}.get(state, kind if state in "CFX" else "queued")
         found.append(Seen(lines_of[0].strip(), mark and mark.group(), kind, told.get("exec_host", "").split("/")[0], ", ".join(words)))
     return found
 
@@ -3574,7 +3605,7 @@ def condor_read(text):
             raise ValueError(text)
         reason = str(entry.get({1: "LastRejMatchReason", 5: "HoldReason", 3: "RemoveReason"}.get(state), "")).strip()
         node = str(entry.get("RemoteHost") or entry.get("LastRemoteHost") or "").partition("@")[2]
-        kind = {1: "queued", 5: "held", 3: "running" if entry.get("RemoteHost") else "over", 4: "done"}.get(state, "running")
+        kind = {1: "queued", 5: "held", 3: "running" if entry.get("RemoteHost") else "over", 4: "done", 7: "suspended"}.get(state, "running")
         mark = MARK.fullmatch(str(entry.get("MIRun")))
         found.append(Seen(job, mark.group() if mark and own(entry.get("Owner")) else None, kind, node,
                           names[state if 0 < state < len(names) else 0] + (": " + reason if reason else "")))
@@ -3583,27 +3614,35 @@ def condor_read(text):
 
 CONDOR_TELL = ["-json", "-attributes",
                "ClusterId,ProcId,JobStatus,Owner,MIRun,HoldReason,RemoveReason,LastRejMatchReason,RemoteHost,LastRemoteHost"]
-# submit(control, run, options) · what its answer holds · one query for all: ask(job numbers, or none), past(job numbers) · stderr lines beside
-# which a failed query is an answer · read · cancel · refusals of a submission that pass, and that will not · what the job's own log tells
+# submit(control, run, options) · what its answer holds · one query for all: ask(job numbers, or none), past(job numbers, or marks) · stderr
+# lines beside which a failed query is an answer · read · cancel, force (None: it needs none) · refusals of a submission that are for good,
+# that pass, that are for good if they are not the others · options that cannot be · what the job's own log tells
 BATCH = {
     "slurm": Batch(
         slurm_submit, r"^(\d+)(?:;\S*)?$",
         lambda jobs: ["squeue", "--noheader", "--states=all", "--user=%d" % os.geteuid(), "--format=%i|%T|%N|%r|%j|%k"],
         lambda jobs: ["sacct", "-n", "-P", "-X", "-o", "JobID,State,NodeList,Reason,JobName", "-j", ",".join(jobs)], r"(?!)", slurm_read,
-        lambda job: ["scancel", job],
-        r"contact slurm|timed out|refused|[Zz]ero [Bb]ytes|temporarily|[Ll]imit|too many|queue is full|not respond|Unable to connect|standby",
+        lambda job: ["scancel", job], lambda job: ["scancel", "--full", "--signal=KILL", job],
+        r"PerJob|QOSMin|time limit is invalid|Partition(Time|Node)Limit",
+        r"contact slurm|timed out|refused|[Zz]ero [Bb]ytes|temporarily|[Ll]imit|too many|queue is full|not respond|Unable to connect|standby"
+        r"|inactive or drain|[Mm]unge|uthentication",
         r"[Ii]nvalid|unrecognized|not available|not found|denied|[Uu]nable to open|exceeds",
-        r"slurmstepd\S*: (?:error: )?(.*\*\*\*.*|.*memory.*|.*oom.*)"),
+        r"-W|--wait(?![\w-])|--test-only", r"slurmstepd\S*: (?:error: )?(.*\*\*\*.*|.*memory.*|.*oom.*)"),
     "pbs": Batch(
         pbs_submit, r"^(\d+(?:\[\])?(?:\.\S+)?)$", lambda jobs: ["qstat", "-f"] + jobs, lambda jobs: ["qstat", "-x", "-f"] + jobs,
-        r"qstat: (Unknown Job Id|.* has finished)", pbs_read, lambda job: ["qdel", job],
-        r"onnect|onnection|timed out|refused|busy|temporar|limit|exceeded|End of File|[Ss]erver shutting",
-        r"[Ii]llegal|[Uu]nknown|[Ii]nvalid|Unauthorized|not found|denied|usage:", r"=>> PBS: (.*)|.*(?:[Oo]om|memory|Killed by).*"),
+        r"qstat: (Unknown Job Id|.* has finished)", pbs_read, lambda job: ["qdel", job], lambda job: ["qdel", "-W", "force", job],
+        r"violates|exceeds .*resource limits",
+        r"onnect|timed out|busy|temporar|would exceed|[Mm]aximum number|End of File|[Ss]erver shutting|not enabled",
+        r"[Ii]llegal|[Uu]nknown|[Ii]nvalid|Unauthorized|not found|denied|too long|usage:",
+        r"-[IJtz]|-W\n?(.*,)?block=", r"=>> PBS: (.*)|.*(?:[Oo]om|memory|Killed by).*"),
     "htcondor": Batch(
         condor_submit, r"^(\d+\.\d+) - ", lambda jobs: ["condor_q"] + CONDOR_TELL + ["-constraint", "MIRun =!= undefined"],
-        lambda jobs: ["condor_history"] + CONDOR_TELL + ["-limit", str(len(jobs))] + jobs, r"(?!)", condor_read,
-        lambda job: ["condor_rm", job],
-        r"connect|onnection|timed out|locate|MAX_JOBS|Failed to commit", r"[Pp]arse|not found|[Ii]nvalid|denied|No such", r"(?!)"),
+        lambda jobs: ["condor_history"] + CONDOR_TELL + ["-limit", str(len(jobs)), "-constraint", " || ".join(
+            'MIRun == "%s"' % job if MARK.match(job) else "ClusterId == %s && ProcId == %s" % tuple(job.split(".")) for job in jobs)],
+        r"(?!)", condor_read, lambda job: ["condor_rm", job], None,
+        r"[Ss]ubmit requirement|SUBMIT_REQUIREMENT",
+        r"onnect|timed out|locate|find address|MAX_JOBS|Failed to commit", r"[Pp]arse|not found|[Ii]nvalid|denied|No such",
+        r"(?i:queue)\b", r"(?!)"),
 }
 
 
@@ -3644,16 +3683,29 @@ def batch_options(keys, words):
         raise ValueError(_("batch.%s may not be set here") % sorted(given)[0])
     if keys["batch"] == "slurm" and any(re.match(r"-M|--clusters?\b", option) for option in options):
         raise ValueError(_("which cluster it is, every program must know: env.SLURM_CLUSTERS = NAME, no --clusters"))
+    never = keys["batch"] != "none" and re.search(r"^(?:%s).*(\n(?!-).*)?" % BATCH[keys["batch"]].never, "\n".join(options), re.M)
+    if never:
+        raise ValueError(_("%s: one job that runs one command, and a submission that returns at once: nothing else can be used") % " ".join(
+            never.group().split()))
     return options, rest
 
 
-def batch_call(words, env, inherit=(), keep=None):
+def batch_missing(system, env):
+    """The first of a batch system's programs that is not in the PATH of env, and what to do, for people; None if all are there."""
+    import shutil
+    for program in PROGRAMS[system].split():
+        if not shutil.which(program, path=env.get("PATH", WRAPPER_PATH)):
+            return _("%s: not found in PATH: the batch system's own programs are needed on this host (env.PATH of its section in the ini; "
+                     "for ssh without a guard: `module load`, or PATH, at the top of ~/.bashrc there)") % program
+    return None
+
+
+def batch_call(words, env, stdin=subprocess.DEVNULL, keep=None):
     """(exit code, stdout, stderr) of a batch system's own program; 127 if it is not there, None if it did not answer in time, or without end.
     keep: see batch_hear()."""
     try:
-        child = subprocess.Popen([utf8(word) for word in words], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                                 env={utf8(key): utf8(value) for key, value in env.items()}, cwd=b"/", start_new_session=True,
-                                 pass_fds=inherit)
+        child = subprocess.Popen([utf8(word) for word in words], stdin=stdin, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                                 env={utf8(key): utf8(value) for key, value in env.items()}, cwd=b"/", start_new_session=True)
     except OSError as error:
         return 127, "", "%s: %s" % (words[0], error.strerror)
     until = time.monotonic() + QUERY_TIME
@@ -3721,6 +3773,11 @@ def unlocked(lock):
         return HELD if error.errno in (errno.EAGAIN, errno.EACCES) else error.strerror
 
 
+def ended_oddly(control, code):
+    """May an end with this exit code be the batch system's doing: by a signal, or after the wrapper was told to end?"""
+    return code in KILLED or os.path.exists(os.path.join(control, b"told"))
+
+
 class Queue:
     """What a batch system says of this user's jobs. However many threads and processes wait below a folder (bytes), it is asked once in
     `poll` seconds, beside their waiting, and not at all when nobody waits: the answer lies in a file of the folder."""
@@ -3733,6 +3790,7 @@ class Queue:
         self.path, self.lock, self.stamp, self.asking = os.path.join(folder, utf8(name)), threading.Lock(), None, False
         self.known, self.rows, self.past, self.missed, self.turn = {"tried": 0, "t": 0, "rows": []}, {}, {}, set(), False
         self.submitting = threading.Lock()             # one submission at a time
+        self.together = None                           # does qstat know -E (one connection for all numbers)? None: not asked yet
 
     def load(self):
         """Reads the answer's file if it is another one than before."""
@@ -3759,7 +3817,7 @@ class Queue:
             row = self.rows.get(mark) or self.rows.get(job)
             if row is not None and row.mark not in (mark, None):
                 row = None                             # a number that was given again
-            return self.known["t"], row or self.past.get(job)
+            return self.known["t"], row or self.past.get(job) or self.past.get(mark)
 
     def due(self, poll):
         """Is the last query older than that, or from the future (the clock was set back)?"""
@@ -3787,16 +3845,17 @@ class Queue:
         known = dict(self.known, tried=began, why="")
         self.missed.clear()                            # whoever still misses one says so again
         try:
-            jobs = missed if self.turn else self.numbers()
-            out = self.hear(self.table.past(jobs) if self.turn else self.table.ask(jobs)) if jobs != [] else ""
+            jobs = self.vanished(missed) if self.turn else self.numbers()
+            out = self.hear(self.words(jobs)) if jobs != [] else ""
             ours = {job.split(".")[0] for job in jobs} if self.system == "pbs" else ()
             found = [row._replace(job=row.job[:100], node=printable(row.node)[:100], text=printable(row.text)[:300])
                      for row in self.table.read(out) if not ours or row.job.split(".")[0] in ours]
             if self.turn:
-                self.past = {row.job: row for row in found if row.state in ("done", "over")}
+                self.past = {name: row for row in found if row.state in ("done", "over") for name in (row.mark, row.job) if name}
             else:
                 known.update(t=began, rows=[list(row) for row in found])
         except ValueError as error:
+            self.together = self.together and "invalid option" not in str(error)
             known["why"] = printable(error)[:200]
             log("debug", None, "queue", why=known["why"])
         new = self.path + b".new"
@@ -3806,10 +3865,41 @@ class Queue:
 
     def hear(self, words):
         """What a program of the batch system answered. ValueError with who said what, if it is no answer."""
-        code, out, err = batch_call(words, self.env, (), pbs_keep if self.system == "pbs" else None)
+        code, out, err = batch_call(words, self.env, keep=pbs_keep if self.system == "pbs" else None)
         if code is None or code and not all(re.match(self.table.partial, line) for line in (err.strip() or "?").splitlines()):
             raise ValueError("%s: %s" % (words[0], " ".join(err.split())[:200] or "exit code %s" % code))
         return out
+
+    def mine(self):
+        """The argument vector that asks for this user's jobs in PBS, or in another system for all that it is asked for."""
+        if self.system != "pbs":
+            return self.table.ask([])
+        return ["qselect"] + (["-u", own_name()] if own_name() else [])
+
+    def words(self, jobs):
+        """The argument vector of a query. A connection and a privileged port for each number, as qstat has it without -E, lock others out."""
+        words = self.table.past(jobs) if self.turn else self.table.ask(jobs)
+        if self.system != "pbs" or len(jobs) < 2:
+            return words
+        if self.together is None:                      # Torque's has no -E
+            code, out, err = batch_call(["qsub", "--version"], self.env)
+            self.together = None if code is None else "pbs_version" in out + err
+        return words[:1] + ["-E"] * bool(self.together) + words[1:]
+
+    def vanished(self, missed):
+        """Of the names in missed (a job's number, or, if that is not known, its mark) those that may be asked for."""
+        marks = [name for name in missed if MARK.match(name)]
+        jobs = [name for name in missed if name not in marks]
+        if self.system == "slurm" or jobs and self.system == "htcondor":
+            return jobs
+        for mark in marks[:20] if self.system == "pbs" else ():
+            jobs += re.findall(r"^\d\S*$", batch_call(self.mine() + ["-x", "-N", pbs_name(mark)], self.env)[1], re.M)
+        return jobs or (marks if self.system == "htcondor" else [])
+
+    def settled(self, control):
+        """Has its command ended, and not just now in a way that the queue may know more of?"""
+        end = read_note(os.path.join(control, b"end"))
+        return end is not None and not (abs(time.time() - end.time) < ASKED_OF and ended_oddly(control, batch_look(control)[1]))
 
     def numbers(self):
         """The jobs below the folder that have not ended, for PBS, which is asked by numbers: in the variables of another user's job, rows that
@@ -3819,10 +3909,10 @@ class Queue:
             return None
         for name in os.listdir(self.folder):
             control = os.path.join(self.folder, name)
-            if os.path.exists(os.path.join(control, b"batch")) and not os.path.exists(os.path.join(control, b"end")):
+            if os.path.exists(os.path.join(control, b"batch")) and not self.settled(control):
                 job = read_batch(control)
                 if not job.get("job") or job.get("sent", 0) > 1:
-                    return re.findall(r"^\d\S*$", self.hear(["qselect"] + (["-u", own_name()] if own_name() else [])), re.M)
+                    return re.findall(r"^\d\S*$", self.hear(self.mine()), re.M)
                 found.append(job["job"])
         return found
 
@@ -3841,18 +3931,19 @@ def read_batch(control):
 def batch_where(folder, control):
     """(queued, running, stopped or ended, text for people) of a control directory's job below folder, as far as is known without asking."""
     state, detail = batch_look(control)
-    order, text = read_batch(control), "queued"
-    for name in os.listdir(folder) if state == "ready" else ():
+    order = read_batch(control)
+    why, row = order.get("why", ""), None
+    for name in os.listdir(folder) if state in ("ready", "running") else ():
         if name.startswith(utf8("queue." + order["system"])) and not name.endswith((b".lock", b".new")):
             try:
                 with open(os.path.join(folder, name), "rb") as known:
                     rows = [Seen(*row) for row in json.loads(known.read().decode("utf-8"))["rows"]]
-                text = ["queued (%s)" % row.text for row in rows if row.mark == order["run"] or row[:2] == (order["job"], None)][0]
+                row = [row for row in rows if row.mark == order["run"] or row[:2] == (order["job"], None)][0]
             except (OSError, ValueError, KeyError, TypeError, IndexError, RecursionError):
                 pass                                   # it has not been asked yet
     if state == "running":
-        return state, "running on " + detail.host
-    return ("queued", text) if state == "ready" else (state, "")
+        return state, "running on " + detail.host + (" (%s)" % row.text if row and row.state == "suspended" else "")
+    return ("queued", "queued" + (" (%s)" % (row.text if row else why) if row or why else "")) if state == "ready" else (state, "")
 
 
 def later(when, then):
@@ -3867,8 +3958,9 @@ class BatchJob:
     def __init__(self, control, queue, poll, grace, at=lambda name: None):
         self.control, self.queue, self.poll, self.grace, self.at = control, queue, poll, grace, at
         self.order, self.failing, self.unsure = read_batch(control), None, True
+        self.missing, self.begun = False, 0            # is the program that submits not there; when it was started last
         self.absent = []                               # of the answers of after the submission that do not name it the first and the last:
-        self.over, self.off, self.asked = None, None, None             # (their time, when we saw them), like these in time.monotonic()
+        self.over, self.off, self.tried = None, None, None             # (their time, when we saw them), like these in time.monotonic()
         self.where, self.why, self.failed, self.node = "", "", "", ""
 
     def path(self, name):
@@ -3897,12 +3989,12 @@ class BatchJob:
         write_synced(self.path(b"words"), b"\n".join(words) + b"\n")
         text = JOB + (JOB_WAIT if self.queue.system == "htcondor" else JOB_EXEC)
         write_synced(self.path(b"job"), utf8(text.replace("{control}", shlex.quote(control))), 0o700)
-        self.save(system=self.queue.system, run=run, submit=submit, sent=0, job="", **more)
+        self.save(system=self.queue.system, run=run, submit=submit, sent=0, job="", why="", **more)
         self.submit()
 
     def submit(self):
         """Submits, unless that is under way or done, or others of the queue take long over it. Whoever does it holds the lock of `job`, and so
-        does the program that submits: while that lives, also without us, nobody takes the job for lost."""
+        does the shell that waits for the program: while that lives, also without us, nobody takes the job for lost."""
         if not self.queue.submitting.acquire(timeout=1):
             return
         lock = os.open(self.path(b"job"), os.O_RDONLY)
@@ -3914,12 +4006,14 @@ class BatchJob:
             if self.order["job"] or not os.path.exists(self.path(b"ready")):
                 return
             self.save(sent=self.order["sent"] + 1)
+            self.begun = time.monotonic()
             self.at("submitting")
-            code, out, err = batch_call(self.order["submit"], self.queue.env, (lock,))
+            words = ["/bin/sh", "-c", SUBMIT, self.path(b"job").decode("utf-8", "surrogateescape")] + self.order["submit"]
+            code, out, err = batch_call(words, self.queue.env, lock)
             self.at("submitted")
             found = re.findall(self.queue.table.number, out, re.M)
             if code == 0 and found:
-                self.save(job=found[-1])
+                self.save(job=found[-1], why="")
                 self.failing, self.why = None, ""
                 self.at("number noted")
             else:
@@ -3937,10 +4031,14 @@ class BatchJob:
 
     def refused(self, code, text):
         """A submission failed: for good, or (perhaps it did not) the queue is looked at and it is sent again."""
-        table, self.failing = self.queue.table, self.failing or time.monotonic()
+        table, self.missing = self.queue.table, code in (126, 127)
         self.why, self.unsure = "%s: %s" % (self.order["submit"][0], printable(text)), bool(UNSURE.search(text))
-        away = code is None or re.search(table.away, text)
-        if not away and (re.search(table.wrong, text) and code != 127 or time.monotonic() - self.failing > self.grace):
+        if self.order.get("why") != self.why:
+            self.save(why=self.why)                    # for `list` and `show`
+        final = re.search(table.sure, text)
+        away = not final and (code is None or re.search(table.away, text)) and not self.missing
+        self.failing = None if away else self.failing or time.monotonic()
+        if final or not away and (re.search(table.wrong, text) and not self.missing or time.monotonic() - self.failing > self.grace):
             self.failed = self.why
 
     def under_way(self):
@@ -3955,10 +4053,11 @@ class BatchJob:
         if not self.order["job"]:
             self.order = read_batch(self.control) or self.order            # another process may have submitted it
         job, now = self.order["job"], time.monotonic()  # a clock that is set moves no time limit
-        if state == "ended" and (detail not in KILLED or self.explained(now)):
+        asks = state != "ended" or ended_oddly(self.control, detail)
+        when, row = self.queue.seen(self.order["run"], job, self.poll) if asks else (0, None)
+        if state == "ended" and (not asks or not (row and row.state in ("queued", "held")) and self.explained(now)):
             self.why = self.log_words() if detail else ""
             return state, detail
-        when, row = self.queue.seen(self.order["run"], job, self.poll)
         if row is not None:
             return self.as_seen(row, when, state, detail, now)
         if self.failed and (state == "stopped" or state == "ready" and self.take_ready()):
@@ -3967,13 +4066,13 @@ class BatchJob:
             steady = self.absent and now - self.absent[-1][1] < 3 * self.poll + 2 * QUERY_TIME         # an outage counts for nothing
             self.absent = (self.absent[:1] if steady else []) + [(when, now)]
         missing = self.absent[-1][1] - self.absent[0][1] if len(self.absent) > 1 else -1
-        if self.absent and job:
-            self.queue.missed.add(job)
+        if self.absent and self.order["sent"]:
+            self.queue.missed.add(job or self.order["run"])
         if state == "stopped":
             self.over = self.over or now
             if job or len(self.absent) > 1 or not self.order["sent"] or now - self.over > max(END_LATE, 3 * self.poll):
                 return "lost", "cancelled"
-        elif state == "ready" and not job and (not self.order["sent"] or missing >= (self.unsure and min(self.grace, SENT_LATE))):
+        elif state == "ready" and not job and self.may_send(now, missing):
             if not self.under_way():
                 self.absent = []
                 self.submit()
@@ -3982,14 +4081,23 @@ class BatchJob:
             return "lost", "%s does not know job %s any more%s" % (self.queue.system, job, self.log_words(", "))
         if state != "ended":
             self.node = detail.host if state == "running" else ""
-            self.where = "running on " + detail.host if state == "running" else self.why or ("queued" if job else "submitting")
+            why = self.why or self.queue.known.get("why")
+            self.where = "queued (%s)" % why if why else "queued" if job else "submitting"
+            self.where = "running on " + detail.host if state == "running" else self.where
         return ("queued" if state in ("ready", "stopped") else "running"), detail
+
+    def may_send(self, now, missing):
+        """May it be submitted (again)? Once the queue does not know it for `missing` seconds, longer if that attempt may have been one; at once
+        if it certainly was none: its program is not there."""
+        if self.missing and now - self.begun > max(1, self.poll):
+            return True
+        return not self.order["sent"] or missing >= (self.unsure and min(self.grace, SENT_LATE))
 
     def as_seen(self, row, when, state, detail, now):
         """look(), where the queue names the job."""
         self.absent = []
         if not self.order["job"]:
-            self.save(job=row.job)                     # the submission of before had happened
+            self.save(job=row.job, why="")             # the submission of before had happened
             self.failing, self.failed, self.why = None, "", ""
         words = "%s: %s%s%s" % (self.queue.system, row.text, " on " + row.node if row.node else "", self.log_words(", "))
         if row.state in ("done", "over"):
@@ -4004,9 +4112,9 @@ class BatchJob:
         if row.state in ("queued", "held") and state in ("running", "ended"):
             return self.taken_off(row, when, state, detail, now, words)
         self.off = None
-        if state == "running" or row.state == "running":
+        if state == "running" or row.state in ("running", "suspended"):
             self.node = detail.host if state == "running" else row.node
-            self.where = "running on " + self.node + ("" if row.state == "running" else " (%s)" % row.text)
+            self.where = "running on " + self.node + (" (%s)" % row.text if row.state == "suspended" else "")
         else:
             self.node, self.where = "", "queued (%s)" % row.text
         return ("running" if state in ("running", "ended") else "queued"), detail
@@ -4016,17 +4124,18 @@ class BatchJob:
         self.off = self.off or (time.time(), now)
         if state == "running":
             self.node, self.where = detail.host, "running on %s (%s)" % (detail.host, row.text)
-        newer = later(when, self.off[0])               # the answer before may be of before the start
-        if newer and (state == "ended" or now - self.off[1] > min(self.grace, END_LATE if row.state == "held" else self.grace)):
-            self.stop()
-            self.why = words
-            return (state, detail) if state == "ended" else ("lost", words)
+        waits = now - self.off[1]
+        limit = 0 if state == "ended" else min(self.grace, END_LATE if row.state == "held" else self.grace)
+        if waits > self.grace or later(when, self.off[0]) and waits > limit:           # the answer before may be of before the start
+            if self.stop() or waits > 2 * self.grace:  # what has ended here leaves no job there
+                self.why = words
+                return (state, detail) if state == "ended" else ("lost", words)
         return "running", detail
 
     def explained(self, now):
         """Is all known of an end by a signal? It is, once the log tells, or the queue had its time (look() asks it), or we cancelled it."""
         self.over = self.over or now
-        return self.asked or self.log_words() or now - self.over > max(END_LATE, self.poll)
+        return self.told() or self.log_words() or now - self.over > max(END_LATE, self.poll)
 
     def log_words(self, before=""):
         """What the batch system wrote about an end of its doing into the job's own log, after `before`; '' if nothing."""
@@ -4046,12 +4155,27 @@ class BatchJob:
         except FileNotFoundError:
             return False
 
-    def stop(self):
-        """Has the queue end the job; again, at most once per poll, as long as look() does not say that it is over."""
+    def told(self):
+        """When (time.time()) the queue took our word that the job is to end, and then, if it must, by force: a list of none, one or two."""
+        try:
+            with open(self.path(b"batch.stop")) as text:
+                return [float(word) for word in text.read().split()]
+        except (OSError, ValueError):
+            return []
+
+    def stop(self, grace=10):
+        """Has the queue end the job: once, for each time may start its grace anew; again, at most once per poll, if that failed; and by force
+        when look() does not say `grace` seconds later that it is over. True once the queue has taken it."""
         self.take_ready()
-        if self.order["job"] and (self.asked is None or time.monotonic() - self.asked >= self.poll):
-            self.asked = time.monotonic()
-            batch_call(self.queue.table.cancel(self.order["job"]), self.queue.env)
+        table, told, now = self.queue.table, self.told(), time.monotonic()
+        due = not told or len(told) == 1 and table.force and not 0 <= time.time() - told[0] < grace
+        if self.order["job"] and due and (self.tried is None or now - self.tried >= self.poll):
+            self.tried = now
+            if batch_call((table.force if told else table.cancel)(self.order["job"]), self.queue.env)[0] == 0:
+                told.append(time.time())
+                write_synced(self.path(b"batch.stop"), utf8(" ".join(map(repr, told))))
+                self.tried = None
+        return bool(told) or not self.order["job"]
 # ==== end shared ====
 
 JA = {                         # what a person reads, in Japanese
@@ -4163,13 +4287,22 @@ JA = {                         # what a person reads, in Japanese
     "is not in this version: remove the line": "この版にはない機能です。この行を削除してください",
     "is not NAME OPTION-WITH-{} EXPRESSION: %s": "「名前 {}を含むオプション 正規表現」ではありません: %s",
     "the default does not match the expression: %s": "既定値が正規表現に合いません: %s",
+    "%s: not found in PATH: the batch system's own programs are needed on this host (env.PATH of its section in the ini; for ssh without a "
+    "guard: `module load`, or PATH, at the top of ~/.bashrc there)":
+        "%s: PATH に見つかりません。バッチシステムのコマンドがこの計算機に必要です (ini のそのセクションの env.PATH、guard なしの SSH では先方の ~/.bashrc の先頭で "
+        "module load または PATH を指定してください)",
+    "%s: one job that runs one command, and a submission that returns at once: nothing else can be used":
+        "%s: 使えません。一つのコマンドを一度実行する一つのジョブで、投入がすぐに戻るものに限ります",
+    "[%s] %s does not answer: %s": "[%s] %s が応答しません: %s",
+    "[%s] %s answers": "[%s] %s は応答しています",
+    "[%s] %s answers here, but not to a poller with NoNewPrivileges in its unit: print that anew with `unit`, or take this and what implies it "
+    "out of it (%s)":
+        "[%s] %s はここでは応答しますが、ユニットに NoNewPrivileges があるポーリングには応答しません。unit で出力し直すか、これとこれを伴う設定を外してください (%s)",
     "batch.%s may not be %s here": "batch.%s をここで %s にはできません",
     "batch.%s may not be set here": "batch.%s はここでは指定できません",
     "which cluster it is, every program must know: env.SLURM_CLUSTERS = NAME, no --clusters":
         "どのクラスタかは全プログラムが知る必要があります。--clusters ではなく env.SLURM_CLUSTERS = NAME とします",
     "a line break in an argument or a variable": "引数か変数に改行があります",
-    "%s: not found in PATH: the batch system's own programs are needed on this host":
-        "%s: PATH にありません。バッチシステムのコマンドがこの計算機に必要です",
     "the first line must be the absolute path of a program": "1 行目はプログラムの絶対パスとしてください",
     "%s: its first line ends with CR LF, so that the system finds no such interpreter (sed -i 's/\\r$//' %s)":
         "%s: 1 行目が CR LF で終わっているため、インタプリタが見つかりません (sed -i 's/\\r$//' %s)",
@@ -4308,7 +4441,7 @@ ACCEPT_ID = re.compile(r"[0-9a-f-]{36}\Z")
 INFO_KEYS = ("command", "remote-site", "parameters", "result_files", "result_patterns", "rerun")      # what is kept of a calc-info
 ON_DISK = 2                    # form of a calculation's files: 1 has one journal; a newer one is left alone
 CARRIED = ("asked", "receiving", "sent", "delivered", "kept", "resend", "cannot be removed")          # what the carrier notes
-SCAFFOLD = rb"(take|run|ready|alive|order\.new|end\.tmp|part\d+|waits|job(\.sub)?|words)\Z"       # needed by nobody after delivery
+SCAFFOLD = rb"(take|run|ready|alive|order\.new|end\.tmp|part\d+|waits|job(\.sub)?|words|told|batch\.stop)\Z"       # needed by nobody after delivery
 
 
 # ---- the allow-list ----
@@ -4321,10 +4454,8 @@ def wrong_batch(command):
         batch_options(command, ())
     except ValueError as error:
         return "batch_options", error
-    program, env = BATCH[command["batch"]].cancel("1")[0], batch_env(command)
-    if not shutil.which(program, path=env.get("PATH", WRAPPER_PATH)):
-        return "batch", _("%s: not found in PATH: the batch system's own programs are needed on this host") % program
-    return None
+    missing = batch_missing(command["batch"], batch_env(command))
+    return ("batch", missing) if missing else None
 
 
 def check_command(where, command):
@@ -5823,12 +5954,13 @@ def poll(poller):
 
 
 def poller_runs(base):
-    """Does a poller hold calc_base now?"""
+    """The process id of the poller that holds calc_base now (-1: on another host); 0 if there is none."""
     import fcntl
     import struct
     with open(os.path.join(base, b".mi", b"lock"), "a+") as lock:
-        found = fcntl.fcntl(lock, fcntl.F_GETLK, struct.pack("hhllhh", fcntl.F_WRLCK, 0, 0, 0, 0, 0))
-    return struct.unpack("hhllhh", found)[0] != fcntl.F_UNLCK
+        found = fcntl.fcntl(lock, fcntl.F_GETLK, struct.pack("hhlli4x", fcntl.F_WRLCK, 0, 0, 0, 0))
+    kind, _whence, _start, _length, pid = struct.unpack("hhlli4x", found)
+    return 0 if kind == fcntl.F_UNLCK else pid or -1
 
 
 def settings_sums(settings):
@@ -5994,6 +6126,7 @@ def check_host(settings, ini):
             command = command_of(ini, section, settings[section])
             check_command(ini, command)
             rows.append((True, _("[%s] %s may run (%s on the wire)") % (section, command["argv"][0], command["match"])))
+            rows += look_at_batch(section, command, keys["calc_base"]) if command["batch"] != "none" else []
         except Stop as stop:
             rows.append((False, str(stop)))
     try:
@@ -6028,6 +6161,28 @@ def check_upgrade(base):
     if older:
         rows.append((True, _("%s: %d unfinished calculations of an older version go on") % (shown(base), older)))
     return rows or [(True, _("%s: nothing unfinished of another version") % shown(base))]
+
+
+def look_at_batch(section, command, base):
+    """Rows: does its batch system answer? And to a process that may start no setuid program (PBS proves by one who is asking), which is what
+    the poller is that runs now, or will be where its unit says so?"""
+    queue = Queue(b"/", command["batch"], batch_env(command))
+    try:
+        queue.hear(queue.mine())
+    except ValueError as error:
+        return [(False, _("[%s] %s does not answer: %s") % (section, command["batch"], printable(error)))]
+    try:
+        pid = poller_runs(base_path(base)) if os.path.exists(os.path.join(base_path(base), b".mi", b"lock")) else 0
+        restricted = command["batch"] not in SETUID or b"NoNewPrivs:\t1" in small("/proc/%d/status" % pid)
+    except (Stop, OSError):
+        restricted = command["batch"] not in SETUID
+    try:
+        if restricted and shutil.which("setpriv"):
+            queue.hear(["setpriv", "--no-new-privs"] + queue.mine())
+    except ValueError as error:
+        return [(False, _("[%s] %s answers here, but not to a poller with NoNewPrivileges in its unit: print that anew with `unit`, or take this "
+                          "and what implies it out of it (%s)") % (section, command["batch"], printable(error)))]
+    return [(True, _("[%s] %s answers") % (section, command["batch"]))]
 
 
 def probes(site):
@@ -6108,6 +6263,12 @@ SystemCallArchitectures=native
 SystemCallFilter=@system-service @pkey
 SystemCallErrorNumber=EPERM
 %(install)s"""
+SETUID = ("pbs",)              # batch systems whose programs need a setuid one (pbs_iff)
+CLOSED = re.compile(r"^(NoNewPrivileges|CapabilityBoundingSet|AmbientCapabilities|Restrict\w+|SystemCall\w+|ProtectClock|ProtectHostname"
+                    r"|ProtectKernel\w+)=.*\n", re.M)   # what takes setuid away, or implies that where there is a User=
+OPEN = """# (The batch system's programs need a setuid one, pbs_iff: NoNewPrivileges, CapabilityBoundingSet and all that implies the former are
+# left out.)
+"""
 SERVICE = """ExecStart=%(program)s
 ExecReload=/bin/kill -HUP $MAINPID
 Restart=always
@@ -6158,7 +6319,7 @@ SuccessAction=poweroff
 """
 
 
-def do_unit(options, ini):
+def do_unit(options, ini, settings):
     """Prints a systemd unit: the service; --once: for a timer; --timer: the timer; --cloud-init: for a machine that is made on demand."""
     if options["timer"]:
         return print(TIMER, end="")
@@ -6170,6 +6331,8 @@ def do_unit(options, ini):
     text = UNIT % {"where": "/etc/systemd/system/mi_system_remote.service", "name": "mi_system_remote." + ("timer" if options["once"] else "service"),
                    "script": words[3], "user": me, "after": AFTER if options["cloud-init"] else "", "start": start % {"program": " ".join(words)},
                    "install": "" if options["once"] else "\n[Install]\nWantedBy=multi-user.target\n"}
+    if any(keys["batch"] in SETUID for section, keys in settings.items() if section.startswith("command ")):
+        text = CLOSED.sub("", text).replace("KeyringMode", OPEN + "KeyringMode")
     if options["cloud-init"]:
         text = CLOUD % {"idle": 600, "user": me, "unit": "\n".join("      " + line if line else "" for line in text.rstrip().split("\n"))}
     print(text, end="")
@@ -6250,7 +6413,7 @@ def main(argv=None):
     settings = read_ini(ini, KEYS)
     choose_language(settings["poller"]["lang"])
     if words == ["unit"]:
-        return do_unit(options, ini)
+        return do_unit(options, ini, settings)
     if words[:1] == ["login"] and not options["fielded"]:
         return do_login(options, settings, (words[1:] or [""])[0])
     if words[0] != "poll" and not options["fielded"]:
