@@ -161,7 +161,7 @@ class Scene:
         self.parts = {who: [(kind, body) for section, kind, body in blocks(part) if SCENE.get(section) == who] for who in SCENE.values()}
         for place in ("work", "home/bin", "bin", "etc/systemd/system", "opt", "var/lib"):
             os.makedirs(os.path.join(folder, place), 0o755)
-        for name in SCRIPTS:
+        for name in SCRIPTS + ("mi_distributed_computing_assist.ini",):                # that one must not be taken for the one of /etc
             shutil.copy(suite.script(name), self.work)
         for name, body in SHIMS.items():
             self.write(os.path.join("bin", name), "#!/bin/sh\n%s\n" % body, 0o755)
@@ -195,7 +195,7 @@ class Scene:
         """Both hosts, as far as the README goes; the relay is started as its unit says."""
         for kind, body in self.parts[OPERATOR]:
             if kind == "ini":
-                self.write("opt/mi_distcomp/mi_distributed_computing_assist.ini", self.here(body))
+                self.write("etc/mi_distributed_computing_assist.ini", self.here(body))
             else:
                 self.type(body)
         start = re.search(r"^ExecStart=(.*)$", open(os.path.join(self.folder, "etc/systemd/system/mi_dicomapi.service")).read(), re.M).group(1)
