@@ -503,9 +503,9 @@ def test_version_prints_the_sum_of_the_very_file():
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_help_is_the_docstring():
+def test_help_is_the_docstring_as_far_as_it_is_for_users():
     done = run("mi_dicomapi.py", "--help")
-    assert done.returncode == 0 and relay.__doc__.strip() in done.stdout and done.stderr == ""
+    assert done.returncode == 0 and relay.__doc__.partition("\ncontents")[0].strip() in done.stdout and done.stderr == ""
     for code in ("64", "66", "69", "70", "74", "75", "77", "78", "130"):
         assert re.search(r"\b%s\b" % code, relay.__doc__)
 
