@@ -1489,36 +1489,43 @@ def tail_of(path):
 # and has the ini's rules, [command NAME] and [outbound]. `far` is brought by the runner where a key may run
 # anything anyway: a shell runs the command, and everything leaves. One session is one process; it answers
 # requests, each a line of JSON, with a line of JSON. To be audited in one sitting, with the block gate:
-#  - VERBS says what may be asked for: in which state, by which kind of session, with which words. What is not
-#    in it is refused and, by a guard, logged. sshd hands a guard the command line of the other side: it must
-#    have the one form FORM; the program text in it is dropped unread, and so are all words but the protocol.
-#  - No shell sees a word from the wire. The only texts given to sh are this file's constants RUN and INTO_LOG.
-#    (Door `far`: and the command, which is a shell's.)
+#  - VERBS says what may be asked for: in which state, by which kind of session, with which words. What is
+#    not in it is refused and, by a guard, logged. sshd hands a guard the command line of the other side: it
+#    must have the one form FORM; the program text in it is dropped unread, and so are all words but the
+#    protocol.
+#  - No shell sees a word from the wire. The only texts given to sh are this file's constants RUN and
+#    INTO_LOG. (Door `far`: and the command, which is a shell's.)
 #  - Inputs may be put into base/RUN until the command is started. A session that puts is noted in the run's
-#    control directory base/.mi/RUN; `start` ends these sessions and sees them gone before the command begins.
-#  - Names are relative, without `..`; they are opened part by part with O_NOFOLLOW, so that no link leads out.
-#  - Where others than this user and root could have put what is run (base, or a directory that it stands in),
-#    nothing is done.
-#  - What leaves a guard has been judged by the Collector: a piece leaves only with the sum that was judged. No
-#    answer holds bytes or sums of anything else.
+#    control directory base/.mi/RUN; `start` ends these sessions and sees them gone before the command
+#    begins.
+#  - Names are relative, without `..`; they are opened part by part with O_NOFOLLOW, so that no link leads
+#    out.
+#  - Where others than this user and root could have put what is run (base, or a directory that it stands
+#    in), nothing is done.
+#  - What leaves a guard has been judged by the Collector: a piece leaves only with the sum that was judged.
+#    No answer holds bytes or sums of anything else.
 #  - What the owner keeps (keep_refused), and what has not arrived, is not removed.
 INTO_LOG = 'umask "$1"; shift; exec >remote_program_exec.log 2>&1; exec "$@"'
 FORM = re.compile(r"exec sh -c 'eval \"\$\(printf %b \"\$1\"\)\"' mi_distcomp '[^']*'((?: '[^']*'){4,8})\Z")
 IDENT = r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
+LANE_SILENT = 60               # seconds after which a session of another host, which puts, counts as gone
 ENTRY = 4096                   # bytes of max_bytes that a file or a directory costs, however empty
 ASKED, TOLD = 1 << 16, 1 << 18             # bytes of a request's line, and about of a page of an answer
 BUNDLED, UNPACKED = 4 << 20, 64 << 20      # bytes of a result that is not asked for in pieces; of a piece
-TOLD_MOST = 1000               # results that are refused at a look and named in guard.log; of more it says how many
+TOLD_MOST = 1000               # results that stay and that guard.log names; of more it says how many
 REFUSALS = 20                  # refused requests of one session that guard.log tells
-LOG_MOST, LOG_KEEP = 16 << 20, 8           # bytes of guard.log after which a new one is begun; how many older ones stay
+LOG_MOST, LOG_KEEP = 16 << 20, 8           # bytes of guard.log after which a new one is begun; older ones
+PLAINLY = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 EVERYTHING = ("**", ".**")     # as patterns of results
-LOST_INPUT = ("unreadable", "changing", "name", "limit")           # verdicts of what should have arrived, and has not
-NEW, OVER = ("none", "taken"), ("ended", "lost", "fetched")        # states; a run's way: none taken queued running ended|lost
-STATES = NEW + ("queued", "running") + OVER + ("gone",)            # fetched gone (cleaned away, known for a day)
+NOT_THERE = ("unreadable", "changing", "name", "limit")            # verdicts of what should have arrived
+# A run's way: none, taken (inputs come), queued, running, ended or lost, fetched, gone (known for a day).
+NEW, UNDER_WAY, OVER = ("none", "taken"), ("queued", "running"), ("ended", "lost", "fetched")
+STATES = NEW + UNDER_WAY + OVER + ("gone",)
 
 
 class No(Exception):
-    """An answer that says no: refused (by rule or form), state, gone, host (it is another one's), disk, error."""
+    """An answer that says no: refused (by rule or form), state, gone, host (it is another one's), disk,
+    error."""
 
     def __init__(self, code, why, **more):
         Exception.__init__(self, why)
@@ -1557,13 +1564,13 @@ def whether(value):
 
 
 LENGTH, TIME, MODE = whole(0, 1 << 50), whole(-1 << 62, 1 << 62), whole(0, 0o7777)
-FIELDS = {                     # each word of a request: its kind. Words that a verb needs not have are in OPTIONAL
+FIELDS = {                     # each word of a request: its kind. What a verb needs not have is in OPTIONAL
     "v": whole(2, 2), "run": lambda value: value is None or word(IDENT)(value), "lane": word("|put|get"),
     "turn": word("[0-9a-z]{1,32}"), "check": whether, "size": LENGTH, "length": whole(0, UNPACKED),
     "files": lambda rows: type(rows) is list and all(map(an_input, rows)), "name": named, "at": LENGTH,
-    "end": lambda row: type(row) is list and len(row) == 3 and LENGTH(row[0]) and MODE(row[1]) and TIME(row[2]),
+    "end": lambda row: type(row) is list and len(row) == 3 and an_input(["-"] + row),
     "command": word(r"[^\x00-\x08\x0a-\x1f\x7f]{1,16000}"), "offset": LENGTH, "grace": whole(0, 86400),
-    "batch": lambda row: row is None or list_of(word(".{1,4000}"), 100)(row) and bool(row) and row[0] in BATCH,
+    "batch": lambda row: row is None or list_of(word(".{1,4000}"), 100)(row) and "".join(row[:1]) in BATCH,
     "from": LENGTH, "inputs": whether, "names": list_of(named, 2000), "mtime": TIME, "pack": whether,
     "but": list_of(word(".{0,2000}"), 20000), "more": whether, "discard": whether,
     "after": lambda value: value == "" or word(IDENT)(value)}
@@ -1572,10 +1579,10 @@ Verb = collections.namedtuple("Verb", "states lanes forms doors")
 VERBS = {                      # (the words of a request decide which of a verb's forms it has)
     "hello": Verb(STATES, ("", "put", "get"), ("v run lane turn check",), "far guard"),
     "put": Verb(NEW, ("", "put"), ("size files", "size name at length end", "size name end"), "far guard"),
-    "start": Verb(("taken", "queued", "running") + OVER, ("",), ("command", "command batch"), "far guard"),
+    "start": Verb(("taken",) + UNDER_WAY + OVER, ("",), ("command", "command batch"), "far guard"),
     "state": Verb(STATES, ("", "put", "get"), ("",), "far guard"),
-    "wait": Verb(("queued", "running") + OVER, ("",), ("offset",), "far guard"),
-    "cancel": Verb(("queued", "running") + OVER, ("",), ("grace",), "far guard"),
+    "wait": Verb(UNDER_WAY + OVER, ("",), ("offset",), "far guard"),
+    "cancel": Verb(UNDER_WAY + OVER, ("",), ("grace",), "far guard"),
     "results": Verb(OVER, ("", "get"), ("from inputs",), "far guard"),
     "get": Verb(OVER, ("", "get"), ("names pack", "name at length size mtime pack"), "far guard"),
     "fetched": Verb(OVER, ("",), ("but more",), "far guard"),
@@ -1683,10 +1690,11 @@ class Wire:
             view = view[os.write(self.goal, view):]
 
     def pause(self, seconds, alive=-1):
-        """Waits, but not longer than until `alive` (a descriptor) hangs up: True. EOFError if nobody listens any more."""
+        """Waits, but not longer than until `alive` (a descriptor) hangs up: True. EOFError if nobody listens
+        any more."""
         self.flush()
         poller = select.poll()
-        more = self.at < len(self.ahead)               # a request that was sent ahead: only the end is looked for
+        more = self.at < len(self.ahead)               # sent ahead: only the end of all is looked for
         poller.register(self.source, 0x2000 if more else select.POLLIN | 0x2000)           # POLLRDHUP
         if alive >= 0:
             poller.register(alive, select.POLLIN)
@@ -1703,7 +1711,8 @@ class Wire:
 
 @contextlib.contextmanager
 def locked(path):
-    """Nobody else holds this lock file (bytes) meanwhile; the descriptor of it. (Where there are no locks: a hope.)"""
+    """Nobody else holds this lock file (bytes) meanwhile; the descriptor of it. (Where there are no locks: a
+    hope.)"""
     import fcntl
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
@@ -1733,8 +1742,9 @@ class Place:
         self.rules, self.ident, self.ruled = rules, ident, "commands" in rules
         self.base, name = rules["base"], ident.encode()
         self.work, self.control = os.path.join(self.base, name), os.path.join(self.base, b".mi", name)
-        self.mark = b"CALC_DIR=" + self.work if self.ruled else b"MI_RUN=" + name + b".1"    # another key may have this ID
-        self.last = b"", -1                            # the directory of the input written last, its descriptor
+        # another key may have this RUN
+        self.mark = b"CALC_DIR=" + self.work if self.ruled else b"MI_RUN=" + name + b".1"
+        self.last = b"", -1                            # the directory of the last input, its descriptor
 
     def path(self, name):
         return os.path.join(self.control, name)
@@ -1757,7 +1767,8 @@ class Place:
             return {}
 
     def state(self, job=None):
-        """STATE of the protocol: {"state", "code", "why", "cancelled", "where"}. job: a BatchJob, whose queue is asked."""
+        """STATE of the protocol: {"state", "code", "why", "cancelled", "where"}. job: a BatchJob, whose queue
+        is asked."""
         there, code, why, where = "none", None, "", ""
         try:
             names = os.listdir(self.control)
@@ -1766,10 +1777,10 @@ class Place:
             names = []
         if there == "taken" and {b"ready", b"start", b"end", b"lost"} & set(names):
             there, code, why, where = self.begun(names, job)
-        if b"fetched" in names and there in ("ended", "lost"):
-            return {"state": "fetched", "code": code, "why": why, "cancelled": b"cancelled" in names, "where": where,
-                    "lost": there == "lost"}
-        return {"state": there, "code": code, "why": why, "cancelled": b"cancelled" in names, "where": where}
+        found = {"state": there, "code": code, "why": why, "cancelled": b"cancelled" in names, "where": where}
+        if b"fetched" in names and there in OVER:
+            found.update(state="fetched", lost=there == "lost")
+        return found
 
     def begun(self, names, job):
         """(state, exit code, why, where) of a run that is more than `taken`."""
@@ -1789,7 +1800,8 @@ class Place:
         return ("ended", detail, "", "") if state == "ended" else ("running", None, "", "")
 
     def in_batch(self, job):
-        """The same of one in a batch system. What becomes of it is decided where its queue is asked, and noted if it is lost."""
+        """The same of one in a batch system. What becomes of it is decided where its queue is asked, and
+        noted if it is lost."""
         if job is None:
             state, where = batch_where(os.path.dirname(self.control), self.control)
             code = look(self.control, time.time())[1] if state == "ended" else None
@@ -1798,7 +1810,9 @@ class Place:
         if state == "lost":
             write_synced(self.path(b"lost"), utf8(printable(detail)))
             return "lost", None, printable(detail), ""
-        return state, detail if state == "ended" else None, job.why if state == "ended" else "", printable(job.where)
+        if state == "ended":
+            return state, detail, job.why, ""
+        return state, None, "", printable(job.where)
 
     def job(self):
         """The BatchJob of this run, None if it has none."""
@@ -1810,8 +1824,9 @@ class Place:
         return BatchJob(self.control, queue, keys["batch_poll"], keys["batch_grace"], fault)
 
     def owners_word(self, key):
-        """A key of the section [command NAME] that this run runs: as the ini says it now, or, if it is there no more, as it was
-        said when the run was started. None if no section is known (it was started by an older guard)."""
+        """A key of the section [command NAME] that this run runs: as the ini says it now, or, if it is there
+        no more, as it was said when the run was started. None if no section is known (it was started by an
+        older guard)."""
         if not self.has(b"command"):
             return None
         noted = self.noted(b"command")
@@ -1840,7 +1855,8 @@ class Place:
                 fresh = os.path.join(self.base, b".mi", b".new." + utf8(self.ident))
                 remove_tree(fresh)                     # of one that was killed here
                 os.mkdir(fresh, 0o700)
-                write_synced(os.path.join(fresh, b"began"), json.dumps({"host": host_id(), "boot": boot_id()}).encode())
+                began = {"host": host_id(), "boot": boot_id()}
+                write_synced(os.path.join(fresh, b"began"), json.dumps(began).encode())
                 if not os.path.isdir(self.control):
                     os.rename(fresh, self.control)
                     sync_folder(os.path.dirname(self.control))
@@ -1850,13 +1866,15 @@ class Place:
             pass
 
     def lanes(self):
-        """[(path of the note, Note)] of the sessions that put inputs; a note's text is the turn of its line."""
+        """[(path of the note, Note)] of the sessions that put inputs; a note's text is the turn of its
+        line."""
         names = [name for name in os.listdir(self.control) if re.match(rb"lane\.\d+\Z", name)]
         found = [(self.path(name), read_note(self.path(name))) for name in names]
         return [(path, note) for path, note in found if note is not None]
 
     def enter(self, turn):
-        """This session puts inputs from now on: those of other turns are ended first. No if the run was started meanwhile."""
+        """This session puts inputs from now on: those of other turns are ended first. No if the run was
+        started meanwhile."""
         self.make()
         with locked(self.path(b"lock")):
             state = self.state()["state"]
@@ -1865,8 +1883,8 @@ class Place:
             self.end_lanes(turn)
             with open("/proc/self/stat", "rb") as text:
                 start = text.read().rpartition(b") ")[2].split()[19].decode()
-            write_synced(self.path(b"lane.%d" % os.getpid()),
-                         utf8("%d %s %s %s %s\n" % (os.getpid(), start, boot_id(), os.uname().nodename, turn)))
+            row = "%d %s %s %s %s\n" % (os.getpid(), start, boot_id(), os.uname().nodename, turn)
+            write_synced(self.path(b"lane.%d" % os.getpid()), utf8(row))
 
     def leave(self):
         """This session puts nothing more."""
@@ -1876,24 +1894,28 @@ class Place:
         unlink_if_there(self.path(b"lane.%d" % os.getpid()))
 
     def end_lanes(self, turn=None):
-        """Ends the other sessions that put inputs, but those of this turn, and sees them gone; the lock is held."""
+        """Ends the other sessions that put inputs, but those of this turn, and sees them gone; the lock is
+        held."""
         until = time.monotonic() + KILL_TRIES
         while True:
-            others = [(path, note) for path, note in self.lanes() if note.text != turn and note.pid != os.getpid()]
+            others = [(path, note) for path, note in self.lanes()
+                      if note.text != turn and note.pid != os.getpid()]
             for path, note in others:
+                here = note.boot == boot_id() or note.host == os.uname().nodename
                 if still_there(note):
                     signal_to(note.pid, signal.SIGKILL)
-                elif note.boot == boot_id() or note.host == os.uname().nodename or os.path.getmtime(path) < time.time() - 60:
+                elif here or time.time() - note.time > LANE_SILENT:
                     unlink_if_there(path)
             if not others:
                 return
             if time.monotonic() > until:
-                raise No("host", "a session on %s still puts inputs" % others[0][1].host, host=others[0][1].host)
+                host = others[0][1].host
+                raise No("host", "a session on %s still puts inputs" % host, host=host)
             time.sleep(0.005)
 
     def folder(self, parts):
-        """A descriptor of the directory at parts below the working directory, made if need be, reached without following a
-        link; it stays open until another one is asked for."""
+        """A descriptor of the directory at parts below the working directory, made if need be, reached
+        without following a link; it stays open until another one is asked for."""
         name = b"/".join(parts)
         if self.last[1] >= 0 and self.last[0] == name:
             return self.last[1]
@@ -1918,7 +1940,7 @@ class Place:
         """A descriptor of the input `name` (text) to write to. fresh: in place of what is there."""
         self.spend(ENTRY)
         parts = utf8(name).split(b"/")
-        folder, how = self.folder(parts[:-1]), os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        folder, how = self.folder(parts[:-1]), os.O_WRONLY | os.O_CREAT | PLAINLY
         if fresh:
             unlink_if_there(parts[-1], folder)
         try:
@@ -1935,14 +1957,15 @@ class Place:
     @staticmethod
     def writable(name, folder):
         """Makes a file that we own writable again."""
-        fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
+        fd = os.open(name, os.O_RDONLY | PLAINLY, dir_fd=folder)
         try:
             os.fchmod(fd, 0o600)
         finally:
             os.close(fd)
 
     def spend(self, size, end=0):
-        """Counts bytes that come in, over all sessions. Refused beyond max_bytes, as is a file that ends there."""
+        """Counts bytes that come in, over all sessions. Refused beyond max_bytes, as is a file that ends
+        there."""
         most = self.rules["ssh guard"]["max_bytes"]
         if not most:
             return
@@ -1954,14 +1977,16 @@ class Place:
             os.pwrite(book, b"%040d" % used, 0)        # in place: this needs no room on a full disk
 
     def settle(self, fd, size, mode, mtime):
-        """The size, mode and time (nanoseconds) of an input; its mark, by which is seen that nobody touched it."""
+        """The size, mode and time (nanoseconds) of an input; its mark, by which is seen that nobody touched
+        it."""
         if os.fstat(fd).st_size > size:                # of an older one
             os.ftruncate(fd, size)
         elif os.fstat(fd).st_size < size:
             raise No("refused", "pieces of it are missing")
-        for act in (lambda: os.fchmod(fd, mode & 0o777 & ~self.rules["umask"]), lambda: os.utime(fd, ns=(mtime, mtime))):
+        mode &= 0o777 & ~self.rules["umask"]
+        for act, how in ((os.fchmod, {"mode": mode}), (os.utime, {"ns": (mtime, mtime)})):
             try:
-                act()
+                act(fd, **how)
             except PermissionError:                    # vfat, CIFS, FUSE
                 pass
         return mark_of(os.fstat(fd))
@@ -2012,19 +2037,22 @@ def plain_command():
 
 
 def asked_command(rules, text):
-    """(command, argv) of what a request wants to run, by the owner's sections [command NAME]. No, Forbidden."""
+    """(command, argv) of what a request wants to run, by the owner's sections [command NAME]. No,
+    Forbidden."""
     words = words_of(text)
     command, argv = permit(rules["commands"], "".join(words[:1]), words[1:])
     for key in ("timeout", "jobs", "pre", "post"):
         if command[key]:
-            raise No("refused", "[command %s] %s is not for the SSH guard; leave it out there" % (command["name"], key))
+            raise No("refused", "[command %s] %s is not for the SSH guard; leave it out there"
+                     % (command["name"], key))
     if unfit(command):
         raise No("refused", "[command %s] %s: %s" % ((command["name"],) + unfit(command)))
     return command, argv
 
 
 def far_command(text, batch):
-    """The same where there are no rules: a shell's command line; batch: a batch system and options of its own."""
+    """The same where there are no rules: a shell's command line; batch: a batch system and options of its
+    own."""
     keys = plain_command()
     if batch:
         keys.update(batch=batch[0], batch_options=batch[1:])
@@ -2047,7 +2075,8 @@ def permit_inputs(place, command):
 
 
 def batch_environment(keys):
-    """What a batch system's own programs see: a section's env.* where it concerns them, and of the door's environment."""
+    """What a batch system's own programs see: a section's env.* where it concerns them, and of the door's
+    environment."""
     env = {key: value for key, value in os.environ.items() if PASS_ON.match(key) or CLIENT.match(key)}
     env.update((key[4:], value) for key, value in keys.items() if CLIENT.match(key[4:]) or key == "env.PATH")
     return env
@@ -2059,13 +2088,14 @@ def submit(place, command, argv, env):
         if not read_batch(place.control):
             queue = Queue(os.path.dirname(place.control), command["batch"], batch_environment(command))
             job = BatchJob(place.control, queue, command["batch_poll"], command["batch_grace"], fault)
-            job.begin(place.work, argv, env, env["MI_RUN"], command["options"], section="command " + command["name"])
+            job.begin(place.work, argv, env, env["MI_RUN"], command["options"],
+                      section="command " + command["name"])
 
 
 def log_after(place, offset):
     """The log's next bytes; none while it is not a plain file of its own."""
     try:
-        fd = os.open(os.path.join(place.work, utf8(LOG)), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        fd = os.open(os.path.join(place.work, utf8(LOG)), os.O_RDONLY | PLAINLY)
     except OSError:
         return b""
     try:
@@ -2095,13 +2125,14 @@ class Unread(Collector):
 
 
 class Leaving:
-    """The results of a run that is over. Judged once (see Collector) and noted in the control directory: every session serves what
-    was judged then, and nothing else."""
+    """The results of a run that is over. Judged once (see Collector) and noted in the control directory:
+    every session serves what was judged then, and nothing else."""
 
     def __init__(self, place):
         self.place, self.rules, self.tree = place, place.rules["outbound"], Tree(place.work)
         self.kinds = place.let_out()
-        self.stamp = hashlib.sha256(json.dumps([self.rules, sorted(self.kinds)], sort_keys=True).encode()).hexdigest()
+        text = json.dumps([self.rules, sorted(self.kinds)], sort_keys=True)
+        self.stamp = hashlib.sha256(text.encode()).hexdigest()
         self.said, self.notes, self.more, self.sources = "", [], 0, None
 
     def book(self):
@@ -2120,7 +2151,8 @@ class Leaving:
 
     def look(self, inputs):
         """The Collector of all that may leave. inputs: also inputs that nobody has touched."""
-        found = (Collector if self.place.ruled else Unread)(self.rules, self.hear, self.known() if self.place.ruled else ())
+        kind, known = (Collector, self.known()) if self.place.ruled else (Unread, ())
+        found = kind(self.rules, self.hear, known)
         but = set() if inputs else self.place.untouched()
         if "logs" in self.kinds and LOG not in but:
             try:
@@ -2152,17 +2184,18 @@ class Leaving:
             self.more += 1
 
     def note(self, found):
-        """The note of this look; into guard.log what stays, unless the last look said the same: by looking again and again nobody
-        pushes older lines out of the log."""
-        book = {"stamp": self.stamp, "verdicts": found.verdicts, "files": [], "said": hashlib.sha256(repr((self.notes, self.more)).encode(
-            "utf-8", "backslashreplace")).hexdigest()}
+        """The note of this look; into guard.log what stays, unless the last look said the same: by looking
+        again and again nobody pushes older lines out of the log."""
+        said = hashlib.sha256(repr((self.notes, self.more)).encode("utf-8", "backslashreplace")).hexdigest()
+        book = {"stamp": self.stamp, "verdicts": found.verdicts, "files": [], "said": said}
         if self.place.ruled:
             book["files"] = [
-                (one.name, one.path.real.decode("utf-8", "surrogateescape"), found.known[one.name][0], one.size,
-                 one.sum256, one.x, one.mtime, binascii.b2a_base64(one.path.sums).decode()) for one in found.found]
-            for name, why in self.notes if book["said"] != self.said else ():
+                (one.name, one.path.decode("utf-8", "surrogateescape"), found.known[one.name][0], one.size,
+                 one.sum256, one.x, one.mtime, binascii.b2a_base64(one.path.sums).decode())
+                for one in found.found]
+            for name, why in self.notes if said != self.said else ():
                 guard_log(self.place.rules, "warn", self.place.ident, "outbound", refused=name, why=why)
-            if self.more and book["said"] != self.said:
+            if self.more and said != self.said:
                 guard_log(self.place.rules, "warn", self.place.ident, "outbound", more=self.more)
         self.notes, self.more, self.sources = [], 0, None
         self.place.note(b"out", book)
@@ -2194,13 +2227,15 @@ class Leaving:
                     raise Stays("limit")
                 data = read_exactly(fd, info.st_size, 0)
                 if name == LOG or mark_of(os.fstat(fd)) == mark_of(info) and len(data) == info.st_size:
-                    return {"sum": hashlib.sha256(data).hexdigest(), "mtime": info.st_mtime_ns, "x": bool(info.st_mode & 0o100)}, data
+                    digest, x = hashlib.sha256(data).hexdigest(), bool(info.st_mode & 0o100)
+                    return {"sum": digest, "mtime": info.st_mtime_ns, "x": x}, data
             raise Stays("changing")
         finally:
             os.close(fd)
 
     def piece(self, name, at, length, size, mtime):
-        """The bytes of a piece, block by block; they are those that were told of. Stays (also behind some of them), OSError."""
+        """The bytes of a piece, block by block; they are those that were told of. Stays (also behind some of
+        them), OSError."""
         if self.place.ruled:
             one = self.result(name)
             if (one.size, one.mtime) != (size, mtime) or at + length > size:
@@ -2219,7 +2254,8 @@ class Leaving:
         try:
             while True:
                 info = os.fstat(fd)
-                if (info.st_size, info.st_mtime_ns) != (size, mtime) and (name != LOG or info.st_size < at + length):
+                same = (info.st_size, info.st_mtime_ns) == (size, mtime)
+                if not same and (name != LOG or info.st_size < at + length):
                     raise Stays("changing")
                 if not length:
                     return
@@ -2238,9 +2274,9 @@ class Door:
     """One session: requests in their order. rules: the owner's, or far_rules()."""
 
     def __init__(self, rules, wire):
-        self.rules, self.wire, self.place, self.lane, self.turn = rules, wire, None, "", None
-        self.name, self.putting, self.leaving, self.found = "guard" if "commands" in rules else "far", False, None, None
-        self.but, self.refusals = [], 0
+        self.rules, self.wire, self.name = rules, wire, "guard" if "commands" in rules else "far"
+        self.place, self.lane, self.turn, self.putting = None, "", None, False
+        self.leaving, self.found, self.but, self.refusals = None, None, [], 0
 
     def serve(self):
         """Answers until nobody asks any more, or what is asked makes no sense."""
@@ -2290,21 +2326,23 @@ class Door:
     def do_hello(self, v, run, lane, turn, check=False):
         if self.putting:
             self.place.leave()
-        self.place, self.lane, self.turn, self.putting = Place(self.rules, run) if run else None, lane, turn, False
-        self.leaving = self.found = None
-        free, began = os.statvfs(self.rules["base"]), self.place.noted(b"began") if run else {}
-        more = {"v": 2, "program": VERSION, "sum": self.rules.get("sum", ""), "door": self.name, "host": host_id(),
-                "boot": boot_id(), "base": printable(os.fsdecode(self.rules["base"])), "free": free.f_bavail * free.f_frsize,
-                "aes": has_aes(), "began": [began.get("host"), began.get("boot")] if began else None}
+        self.place = Place(self.rules, run) if run else None
+        self.lane, self.turn, self.putting, self.leaving, self.found = lane, turn, False, None, None
+        base, began = self.rules["base"], self.place.noted(b"began") if run else {}
+        free = os.statvfs(base)
+        more = {"v": 2, "program": VERSION, "sum": self.rules.get("sum", ""), "door": self.name,
+                "host": host_id(), "boot": boot_id(), "base": shown(base), "aes": has_aes(),
+                "free": free.f_bavail * free.f_frsize,
+                "began": [began.get("host"), began.get("boot")] if began else None}
         if check:
-            more.update(python=sys.version.split()[0], kill=kills_at_log_out(), runs=len(runs_of(self.rules["base"])))
+            more.update(python=sys.version.split()[0], kill=kills_at_log_out(), runs=len(runs_of(base)))
         guard_log(self.rules, "info", run, "hello", lane=lane)
         self.wire.say(dict(self.told(), **more))
 
     def do_put(self, size, files=None, name=None, at=None, length=None, end=None):
-        if not self.putting:
+        if not self.putting or time.monotonic() - self.putting > LANE_SILENT / 4:
             self.place.enter(self.turn)
-            self.putting = True
+            self.putting = time.monotonic()
         if files is None:
             return self.put_piece(size, name, at, length, end)
         if sum(row[1] for row in files) != size:
@@ -2397,7 +2435,8 @@ class Door:
         """The command begins, or goes to its batch system."""
         place, run = self.place, self.place.ident + ".1"
         env = command_env(command, place.work, run) if place.ruled else dict(self.rules["env"], MI_RUN=run)
-        guard_log(self.rules, "info", place.ident, "start", command=command["name"], argv=json.dumps(argv, ensure_ascii=False))
+        guard_log(self.rules, "info", place.ident, "start", command=command["name"],
+                  argv=json.dumps(argv, ensure_ascii=False))
         argv = ["sh", "-c", INTO_LOG, "sh", "%o" % self.rules["umask"]] + argv
         if command["batch"] == "none":
             start_wrapper(place.control, place.work, argv, env)
@@ -2428,7 +2467,7 @@ class Door:
                     self.wire.say({"log": offset}, data)
                     offset, pause = offset + len(data), 0.02
                     continue
-                if state["state"] not in ("queued", "running"):
+                if state["state"] not in UNDER_WAY:
                     return self.wire.say(dict(state, end=True))
                 if state != said:
                     self.wire.say(state)
@@ -2444,9 +2483,9 @@ class Door:
     def do_cancel(self, grace):
         place, job, until = self.place, self.place.job(), time.monotonic() + 2 * END_LATE
         state = self.told(job)
-        if state["state"] in ("queued", "running"):
-            write_synced(place.path(b"cancelled"), b"")                  # from here on its end is not its own: see AFTER_STOP
-        while job is not None and self.told(job)["state"] in ("queued", "running") and time.monotonic() < until:
+        if state["state"] in UNDER_WAY:
+            write_synced(place.path(b"cancelled"), b"")        # its end is not its own: see AFTER_STOP
+        while job is not None and self.told(job)["state"] in UNDER_WAY and time.monotonic() < until:
             job.stop()
             time.sleep(0.2)
         if job is None and state["state"] == "running" and take_ready(place):
@@ -2454,7 +2493,8 @@ class Door:
         elif job is None and self.told()["state"] == "running":
             left, until = stop_tree(place.control, place.mark, grace), time.monotonic() + 5
             if left:
-                guard_log(self.rules, "error", place.ident, "processes that SIGKILL does not end", pids=" ".join(map(str, left)))
+                guard_log(self.rules, "error", place.ident, "processes that SIGKILL does not end",
+                          pids=" ".join(map(str, left)))
             while time.monotonic() < until and self.told()["state"] == "running":
                 time.sleep(0.02)
         self.wire.say(self.told())
@@ -2471,7 +2511,8 @@ class Door:
             self.found = self.results().look(inputs)
         files, folders, found = [], [], self.found
         for one in (found.found + found.folders)[at:]:
-            row = [one.name, one.mtime] if one.name.endswith("/") else [one.name, one.size, one.mtime, one.x, one.sum256 or None]
+            row = [one.name, one.size, one.mtime, one.x, one.sum256 or None]
+            row = [one.name, one.mtime] if one.name.endswith("/") else row
             room -= 6 * len(one.name) + 120
             if room < 0:
                 break
@@ -2496,7 +2537,8 @@ class Door:
             self.wire.say(told if data or "verdict" in told else dict(told, size=0), packed or data)
 
     def get_piece(self, piece, pack):
-        """A piece of a large result: a header, its bytes, and their sum; zeros in place of what cannot be had any more."""
+        """A piece of a large result: a header, its bytes, and their sum; zeros in place of what cannot be had
+        any more."""
         name, at, left, size, mtime = piece
         digest, stays, blocks = hashlib.sha256(), None, self.results().piece(*piece)
         first = []
@@ -2534,7 +2576,7 @@ class Door:
         if verdicts is None:
             raise No("state", "results were not asked for yet", state=self.told()["state"])
         if not more:
-            if not self.but and not set(LOST_INPUT) & set(verdicts):
+            if not self.but and not set(NOT_THERE) & set(verdicts):
                 self.place.note(b"fetched", {"refused": verdicts.get("refused", {}).get("count", 0)})
             self.but = []
         self.wire.say(self.told())
@@ -2547,9 +2589,11 @@ class Door:
         verdicts = self.place.noted(b"out").get("verdicts")
         if verdicts is None:
             verdicts = self.results().look(False).verdicts
-        age = time.time() - os.path.getmtime(self.place.path(b"fetched") if self.place.has(b"fetched") else self.place.control)
-        refused = verdicts.get("refused", {}).get("count", 0)
-        return "%d results are kept here for %d days (keep_refused)" % (refused, keep // 86400) if refused and age < keep else None
+        since = self.place.path(b"fetched") if self.place.has(b"fetched") else self.place.control
+        refused, age = verdicts.get("refused", {}).get("count", 0), time.time() - os.path.getmtime(since)
+        if not refused or age > keep:
+            return None
+        return "%d results are kept here for %d days (keep_refused)" % (refused, keep // 86400)
 
     def do_clean(self, discard=False):
         place, left = self.place, []
@@ -2558,9 +2602,10 @@ class Door:
         place.make()
         with locked(place.path(b"lock")):
             state = self.told()["state"]
-            if state in ("queued", "running"):
+            if state in UNDER_WAY:
                 raise No("state", "clean: not for a calculation that is " + state, state=state)
-            kept = "its results were not fetched" if state in ("ended", "lost") and not discard else self.kept()
+            unfetched = state in OVER and state != "fetched" and not discard
+            kept = "its results were not fetched" if unfetched else self.kept()
             if kept:
                 return self.wire.say(dict(self.told(), left=[kept]))
             place.end_lanes()
@@ -2571,7 +2616,8 @@ class Door:
         self.wire.say(dict(self.told(), left=left[:20]))
 
     def forget(self, left):
-        """Removes what was known of the run, but that it was here: a start that the network held back finds that for a day."""
+        """Removes what was known of the run, but that it was here: a start that the network held back finds
+        that for a day."""
         place = self.place
         last = (b"end", b"start", b"lost", b"lock", b"fetched", b"gone")
         for name in sorted(os.listdir(place.control), key=lambda name: name in last):
@@ -2591,7 +2637,8 @@ class Door:
             except OSError as error:
                 found, since = {"state": "lost", "why": "unreadable: %s" % error.strerror}, 0
             if found["state"] not in ("none", "gone"):
-                rows.append([name, found["state"], since, printable(found["why"] or found.get("where", ""))[:200]])
+                why = found["why"] or found.get("where", "")
+                rows.append([name, found["state"], since, printable(why)[:200]])
         self.wire.say({"runs": rows, "more": len(names) > 1000})
 
 
@@ -2634,7 +2681,8 @@ def forget_gone(folder):
     for name in os.listdir(folder):
         path = os.path.join(folder, name)
         try:
-            if os.path.isdir(path) and not set(os.listdir(path)) - {b"gone"} and time.time() - os.path.getmtime(path) > 86400:
+            old = time.time() - os.path.getmtime(path) > 86400
+            if old and os.path.isdir(path) and not set(os.listdir(path)) - {b"gone"}:
                 remove_tree(path)
         except OSError:
             pass                                       # another session was quicker
@@ -2658,7 +2706,8 @@ def kills_at_log_out():
 
 def far_rules(base):
     """What holds for the door `far`, with this base (bytes): nothing is kept."""
-    rules = {section: {key: default for key, (kind, default) in TABLE[section].items()} for section in ("ssh guard", "outbound")}
+    rules = {section: {key: default for key, (kind, default) in TABLE[section].items()}
+             for section in ("ssh guard", "outbound")}
     rules["outbound"]["max_files"] = MOST_FILES
     return dict(rules, base=os.path.realpath(base), umask=os.umask(0o077))
 
@@ -2699,7 +2748,8 @@ def do_guard(options):
             return old_guard(rules)
         if words[:2] != ["2", "door"]:
             if words[:2] == ["1", "hold"]:             # what it says then, an older runner prints in one line
-                os.write(1, b"mi_distcomp 1 hold\nthis guard speaks protocol 2: a newer execute_remote_command.py is needed\n")
+                os.write(1, b"mi_distcomp 1 hold\nthis guard speaks protocol 2: "
+                            b"a newer execute_remote_command.py is needed\n")
             raise No("refused", "an unknown verb")
         os.write(1, b"\nmi_distcomp 2 door\n")
         Door(rules, Wire()).serve()
@@ -2711,9 +2761,10 @@ def do_guard(options):
 
 
 def guard_rules(options):
-    """The owner's rules. 78 if there are rules that this guard cannot keep: it does not pretend to. A key with a name has a base of
-    its own in the base: it sees, fetches and cleans what is there and nothing else."""
-    ini = find_ini(options.ini, ini_folders(__file__)[:1], needed=True)                     # beside this file, and nowhere else
+    """The owner's rules. 78 if there are rules that this guard cannot keep: it does not pretend to. A key
+    with a name has a base of its own in the base: it sees, fetches and cleans what is there and nothing
+    else."""
+    ini = find_ini(options.ini, ini_folders(__file__)[:1], needed=True)   # beside this file, nowhere else
     rules = read_ini(ini, TABLE)
     rules["commands"] = commands_of(ini, rules)
     name = rules["key"] = getattr(options, "key", None) or ""
@@ -2721,7 +2772,8 @@ def guard_rules(options):
         raise Stop(EX_CONFIG, _("--key %s: a word of letters and digits, please") % printable(name))
     top = os.path.expanduser(utf8(rules["ssh guard"]["base"]))
     if top.startswith(b"~"):
-        raise Stop(EX_CONFIG, _("%s: [ssh guard] base: no home directory is known here; say it as an absolute path") % ini)
+        raise Stop(EX_CONFIG, _("%s: [ssh guard] base: no home directory is known here; "
+                                "say it as an absolute path") % ini)
     rules["top"] = os.path.realpath(top)
     rules["base"] = os.path.join(rules["top"], utf8(name)) if name else rules["top"]
     rules["umask"], rules["ini"] = os.umask(0o077), ini
@@ -2738,7 +2790,8 @@ def print_key_line(options):
     if open_to_others(rules["base"]):
         raise Stop(EX_CONFIG, "[ssh guard] base: " + open_to_others(rules["base"]))
     key_name = " --key " + options.key if options.key else ""
-    command = "%s -I -S %s guard --ini %s%s" % (sys.executable, os.path.abspath(__file__), rules["ini"], key_name)
+    script = os.path.abspath(__file__)
+    command = "%s -I -S %s guard --ini %s%s" % (sys.executable, script, rules["ini"], key_name)
     if re.search(r'["\\$`\s]', command.replace(" ", "")) or steers(command):
         raise Stop(EX_CONFIG, _("%s: put it where the path has no quotes, blanks or $") % printable(command))
     where = 'from="%s",' % rules["ssh guard"]["from"] if rules["ssh guard"]["from"] else ""
@@ -2759,12 +2812,13 @@ def guard_log(rules, level, ident, step, **values):
 
 
 def log_file(path):
-    """A descriptor to write to the log at path. One that has grown to LOG_MOST becomes path.1, that one path.2, up to LOG_KEEP."""
+    """A descriptor to write to the log at path. One that has grown to LOG_MOST becomes path.1, that one
+    path.2, up to LOG_KEEP."""
     import fcntl
     fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o600)
     if os.fstat(fd).st_size < LOG_MOST:
         return fd
-    fcntl.flock(fd, fcntl.LOCK_EX)                     # of two that see this one does it; the other finds another file
+    fcntl.flock(fd, fcntl.LOCK_EX)                     # of two that see this, one does it
     try:
         older = [path] + [path + b".%d" % number for number in range(1, LOG_KEEP + 1)]
         for number in range(LOG_KEEP, 0, -1) if os.path.samestat(os.fstat(fd), os.stat(path)) else ():
@@ -2777,14 +2831,18 @@ def log_file(path):
 
 
 # How the door `far` comes there. What this text takes for granted:
-#  1. The log-in shell passes single-quoted words of plain ASCII on unchanged (sh, bash, dash, zsh, ksh, csh, tcsh and fish do).
+#  1. The log-in shell passes single-quoted words of plain ASCII on unchanged (sh, bash, dash, zsh, ksh,
+#     csh, tcsh and fish do).
 #  2. There is a POSIX sh in its PATH, with printf %b.
-#  3. What the log-in shell prints before our first line ("mi_distcomp ...") is noise and skipped; after it, it prints nothing.
-#  4. A process started in a session of its own outlives the log-in. (systemd's KillUserProcesses=yes breaks this: loginctl
-#     enable-linger USER; `check HOST` looks.)
-#  5. Moving a directory to a name that is free is atomic, and a file's rename is: the base directory is on a local disk or NFS.
-#  6. Its clock need not be right: times of there are compared with times of there only.
-# Its words: 2 door BASE SUM. The program comes once and lies as BASE/.mi/gate.SUM; beside it its bytecode, one for each Python.
+#  3. What the log-in shell prints before our first line ("mi_distcomp ...") is noise and skipped; after it,
+#     it prints nothing.
+#  4. A process started in a session of its own outlives the log-in. (systemd's KillUserProcesses=yes breaks
+#     this: loginctl enable-linger USER; `check HOST` looks.)
+#  5. Moving a directory to a name that is free is atomic, and a file's rename is: the base directory is on
+#     a local disk or NFS.
+#  6. Its clock need not be right: times of there are compared with times of there only. Its words: 2 door
+#     BASE SUM. The program comes once and lies as BASE/.mi/gate.SUM; beside it its bytecode, one for each
+#     Python.
 LOADER = r"""
 PATH=$PATH:/usr/bin:/bin
 shift; n=$#
@@ -2813,11 +2871,13 @@ def safe(info):
     return info.st_uid == os.geteuid() and not info.st_mode & 0o022
 def keep(path, data):
     new = b"%s.%d" % (path, os.getpid())
-    with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600), "wb") as out: out.write(data)
+    with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600), "wb") as out:
+        out.write(data)
     os.rename(new, path)
 def read(path):
     try:
-        with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW), "rb") as text: return text.read() if safe(os.fstat(text.fileno())) else b""
+        with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW), "rb") as text:
+            return text.read() if safe(os.fstat(text.fileno())) else b""
     except OSError:
         return b""
 def bring(path):
@@ -2835,18 +2895,18 @@ def bring(path):
         left -= len(data[-1])
     data = b"".join(data)
     data = zlib.decompress(data) if zlib else data
-    if hashlib.sha256(data).hexdigest()[:16].encode() != told: no(76, "the program came otherwise than it was sent")
+    if hashlib.sha256(data).hexdigest()[:16].encode() != told: no(76, "another program came than was told")
     keep(path, data)
     return data
 def load():
     folder = os.path.join(base, b".mi")
+    mask = os.umask(0o077)
+    os.makedirs(folder, 0o700, exist_ok=True)
+    for path, bad in (base, os.stat(base).st_mode & 0o1002 == 2), (folder, not safe(os.stat(folder))):
+        if bad: no(77, "%s there belongs to somebody else, or others may write to it" % os.fsdecode(path))
     path = os.path.join(folder, b"gate." + told)
     magic = sys.modules["_frozen_importlib_external"].MAGIC_NUMBER
     cached = b"%s.%s.%d" % (path, sys.implementation.cache_tag.encode(), magic[0] + 256 * magic[1])
-    mask = os.umask(0o077)
-    os.makedirs(folder, 0o700, exist_ok=True)
-    if os.stat(base).st_mode & 0o1002 == 2: no(77, "others may write to %s there (chmod o-w)" % os.fsdecode(base))
-    if not safe(os.stat(folder)): no(77, "%s there: it belongs to somebody else, or others may write to it" % os.fsdecode(folder))
     try:
         code = marshal.loads(read(cached))
     except (EOFError, ValueError, TypeError):
