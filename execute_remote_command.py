@@ -1541,7 +1541,7 @@ def whole(low, high):
 
 def word(shape):
     """A kind: a text that the expression matches as a whole."""
-    shape = re.compile(shape + r"\Z", re.S)
+    shape = re.compile(r"(?:%s)\Z" % shape, re.S)
     return lambda value: type(value) is str and shape.match(value) is not None
 
 
@@ -2638,8 +2638,8 @@ class Door:
                 found, since = {"state": "lost", "why": "unreadable: %s" % error.strerror}, 0
             if found["state"] not in ("none", "gone"):
                 why = found["why"] or found.get("where", "")
-                rows.append([name, found["state"], since, printable(why)[:200]])
-        self.wire.say({"runs": rows, "more": len(names) > 1000})
+                rows.append([name, found["state"], since, printable(why)[:200], found.get("code")])
+        self.wire.say({"runs": rows, "more": names[999] if len(names) > 1000 else None})
 
 
 def unpacked(data, length):
