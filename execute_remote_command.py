@@ -1797,6 +1797,8 @@ class Place:
             return "running", None, "", ""
         if state == "lost":
             return "lost", None, detail, ""
+        if state == "elsewhere":
+            return "running", None, "", "running on %s, of which only its files tell here" % detail.host
         return ("ended", detail, "", "") if state == "ended" else ("running", None, "", "")
 
     def in_batch(self, job):
@@ -2483,6 +2485,9 @@ class Door:
     def do_cancel(self, grace):
         place, job, until = self.place, self.place.job(), time.monotonic() + 2 * END_LATE
         state = self.told(job)
+        if job is None and look(place.control, time.time())[0] == "elsewhere":
+            host = look(place.control, time.time())[1].host
+            raise No("host", "it runs on %s: cancel it from there" % host, host=host)
         if state["state"] in UNDER_WAY:
             write_synced(place.path(b"cancelled"), b"")        # its end is not its own: see AFTER_STOP
         while job is not None and self.told(job)["state"] in UNDER_WAY and time.monotonic() < until:

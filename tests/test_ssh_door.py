@@ -103,11 +103,9 @@ class Table:
         hold = state in ("queued", "running")
         command = {"far": "sleep 300", "guard": "work.sh hold"}[door] if hold else COMMAND[door]
         assert served(rules, hello(ident), {"do": "start", "command": command})[1]["state"] == "running"
-        if state == "running":
-            suite.wait_until(lambda: runner.look(os.fsencode(self.control(door, ident)), time.time())[0] == "running")
-            return ident
         if hold:
-            return self.queue(door, ident)
+            suite.wait_until(lambda: runner.look(os.fsencode(self.control(door, ident)), time.time())[0] == "running")
+            return ident if state == "running" else self.queue(door, ident)
         suite.wait_until(lambda: served(rules, hello(ident))[0]["state"] == "ended")
         if state == "lost":
             for name in ("child", "start"):
