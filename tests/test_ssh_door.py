@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import re
-import shutil
 import stat
 import subprocess
 import time
@@ -14,10 +13,9 @@ import zlib
 
 import pytest
 
-import ssh_door
 import ssh_lab
 import suite
-from ssh_door import IDENT, START, Far, Session, request, runner
+from ssh_door import IDENT, START, Far, request, runner
 from suite import PYTHON
 
 VERBS, STATES = runner.VERBS, runner.STATES
