@@ -1946,8 +1946,8 @@ class Target:
         self.top = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
         self.guarded, self.trusted = self.holds_own_files(), self.trusted_places()
         self.stage_name = b".mi-" + utf8(ident)
-        while not self.hold():
-            pass
+        if not any(self.hold() for _turn in range(100)):
+            raise FileNotFoundError(errno.ENOENT, _("the directory was removed"), self.path)
         self.parts = b"/proc/%d/fd/%d" % (os.getpid(), self.stage)     # else who may write to the target could put a link in place of .mi-ID/
         if not os.path.isdir(self.parts):
             self.parts = os.path.join(self.path, self.stage_name)
@@ -1959,7 +1959,9 @@ class Target:
         opened = []
         try:
             opened += [self.stage_at(self.stage_name)]
+            fault("stage made")
             opened += [os.open(b"lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600, dir_fd=opened[0])]
+            fault("lock made")
             try:
                 fcntl.flock(opened[1], fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
@@ -1968,6 +1970,7 @@ class Target:
                         shown_path(self.path), self.ident))
                 log("warn", self.ident, "store", to=shown_path(self.path), why="this file system knows no locks: what is half here is fetched anew")
                 os.unlink(b"lock", dir_fd=opened[0])
+                self.leave()
                 self.stage_name += b"." + os.urandom(8).hex().encode()         # nobody else's, then
                 opened += [self.stage_at(self.stage_name)]
             else:
@@ -1975,6 +1978,7 @@ class Target:
                     raise FileNotFoundError
             self.stage = opened.pop(2 if opened[2:] else 0)
             self.lock = opened.pop()                   # open as long as this is
+            fault("target held")
             return True
         except FileNotFoundError:
             return False
@@ -2115,6 +2119,7 @@ class Target:
         except FileExistsError:                        # of a process that was killed
             os.unlink(key, dir_fd=self.stage)
             fd = os.open(key, flags, 0o777 if x else 0o666, dir_fd=self.stage)
+        fault("part made")
         try:
             if len(data) >= HOLE:
                 write_sparse(fd, memoryview(data), 0)
@@ -2137,6 +2142,7 @@ class Target:
                 self.may_replace(folder, leaf, name)
                 if not self.agreed or self.began is not None:          # before: killed now, it is ours
                     os.write(self.notes, b"%d %d %d %s\n" % (info.st_ino, info.st_size, info.st_mtime_ns, name))
+                fault("part noted")
                 os.rename(key if isinstance(key, bytes) else b"%d" % key, leaf, src_dir_fd=self.stage, dst_dir_fd=folder)
                 self.ours[info.st_dev, info.st_ino] = name
         except OSError as error:                       # its own message would name the part
@@ -2222,6 +2228,7 @@ class Target:
     def close(self, done):
         """The end, on the disk. done: the parts and the notes are needed no more."""
         self.settle()
+        fault("settled")
         lost = " ".join(sorted(self.lost - {""}))
         if lost:
             log("warn", self.ident, "store", to=shown_path(self.path), why="this file system does not keep: " + lost)
@@ -2233,13 +2240,19 @@ class Target:
     def clear(self):
         """Removes .mi-ID/ (the lock last: whoever opens it from now on finds that it is no longer there)."""
         import shutil
-        names = os.listdir(self.stage)
-        for name in sorted(names, key=lambda name: name == "lock"):
+        for name in set(os.listdir(self.stage)) - {"lock"}:
             path = self.part(os.fsencode(name))
             shutil.rmtree(path, ignore_errors=True) if os.path.isdir(path) else os.unlink(path)
+        fault("parts gone")
+        self.drop(b"lock")
+        fault("lock gone")
+        self.leave()
+
+    def leave(self):
+        """Removes the empty directory .mi-ID, unless another process is in it already."""
         try:
             os.rmdir(self.stage_name, dir_fd=self.top)
-        except OSError:                                # another process is in it already
+        except OSError:
             pass
 
 
@@ -4017,6 +4030,7 @@ JA = {
     "%s: [%s] %s is not a key%s": "%s: [%s] %s というキーはありません%s",
     # store
     "belongs to another user": "他のユーザーの所有です",
+    "the directory was removed": "ディレクトリが削除されました",
     "%s: another program is putting results of %s there; try again when it has ended":
         "%s: 別のプログラムが %s の結果を書き込んでいます。終わってからもう一度実行してください",
     "a name that is kept for what arrives": "受信中のファイル用の名前です",

@@ -78,6 +78,7 @@ def test_the_library_refuses(library, tmp_path):
 def complete(to):
     """Are all results of MAKE there?"""
     assert (to / "out").read_text() == "input\n" and (to / "big").stat().st_size == 3000000
+    assert not [name for name in os.listdir(str(to)) if name.startswith(".mi")]
     return all((to / name).read_text() == name[1:] + "\n" for name in NAMES)
 
 

@@ -1,8 +1,10 @@
 """How the workflow side puts results into a directory: what is there already, whose it is, what may not be there, and what is told of the rest."""
 import fcntl
+import hashlib
 import json
 import os
 import shutil
+import signal
 import stat
 import subprocess
 import sys
@@ -197,3 +199,115 @@ def test_verdicts_that_are_none_are_refused(world, found):
     client.walk(*taken, upto="calc-end")
     fields = {"v": 2, "accept_id": accept_id, "claim": taken[1], "result_files": {}, "verdicts": found}
     assert client.call("POST", "send-results", fields)[1]["code"] == 400
+
+
+# ---- two at once, at each named point of storing: the block itself, in forked processes
+
+wf = suite.module(NAME)
+IDS = {"A": ACCEPT_ID, "B": ACCEPT_ID[:-1] + "f"}
+
+
+def of(mark):
+    """The results of a calculation, told apart from another's by each byte."""
+    return {b"a": mark.encode() * 3000, b"d/b": mark.encode() * 300000, b"z": mark.encode()}
+
+
+def stores(to, mark, **how):
+    """Stores of(mark) as a fetch does; the exit code: 0, 75 another one is at it, 65 something must stay as it is."""
+    kept = []
+    try:
+        target = wf.Target(to, IDS[mark], **how)
+    except wf.Stop as stop:
+        return stop.code
+    for number, (name, data) in enumerate(of(mark).items()):
+        if not target.agreed and target.has(name.decode(), len(data), hashlib.sha256(data).hexdigest()):
+            continue
+        try:
+            if len(data) > 100000:
+                with open(target.part(number), "wb") as out:
+                    out.write(data)
+            target.store(number, name, None if len(data) > 100000 else data, name == b"z", 10 ** 18)
+        except wf.NotStored:
+            kept.append(name)
+    target.make(b"e/f")
+    target.close(True)
+    return 65 if kept else 0
+
+
+def begun(act, at):
+    """act() in a child that stops at its fault point number `at`: (pid, True if it has come so far)."""
+    child = os.fork()
+    if not child:
+        count, code = iter(range(10 ** 6)), 70
+        wf.fault = lambda name: next(count) == at and os.kill(os.getpid(), signal.SIGSTOP)
+        try:
+            code = act()
+        finally:
+            os._exit(code)
+    status = os.waitpid(child, os.WUNTRACED)[1]
+    return child, None if os.WIFSTOPPED(status) else os.WEXITSTATUS(status)
+
+
+def ended(child, number):
+    """The exit code of a stopped child that is sent this signal."""
+    os.kill(child, number)
+    status = os.waitpid(child, 0)[1]
+    return -os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
+
+
+def whole(to, marks, before=None):
+    """{mark of whose results each file is}, of all that is there; a mixture fails. before: what may still be there."""
+    found = set()
+    for top, folders, names in os.walk(str(to)):
+        for name in names if not os.path.relpath(top, str(to)).startswith(".mi-") else ():
+            path = os.path.join(top, name)
+            with open(path, "rb") as source:
+                data, name = source.read(), os.fsencode(os.path.relpath(path, str(to)))
+            found |= {"-"} if data == before else {mark for mark in marks if of(mark)[name] == data} or {(name, data[:9])}
+    assert found <= set(marks) | {"-"}, found
+    return found
+
+
+@pytest.mark.parametrize("first, second, how, signal_number", [
+    ("A", "A", {}, 9), ("A", "A", {}, 18), ("A", "B", {"sync": False, "began": 1 << 62}, 9), ("A", "B", {}, 18), ("A", "A", {"agreed": False}, 9), ("A", "A", {"agreed": False}, 18)])
+def test_two_that_store_at_once_leave_whole_files_whichever_point_one_stands_at_or_is_killed_at(tmp_path, monkeypatch, first, second, how, signal_number):
+    for name in ("fsync", "sync"):                     # processes die here, not the host
+        monkeypatch.setattr(os, name, lambda *words: None)
+    at, over = 0, False
+    while not over:
+        to = str(tmp_path / str(at))
+        os.mkdir(to)
+        if how.get("agreed", True):
+            (tmp_path / str(at) / "a").write_bytes(b"mine")
+        child, code = begun(lambda: stores(to, first, **how), at)
+        over = code is not None
+        assert code in (None, 0)
+        whole(to, first, b"mine")
+        other = stores(to, second, **how)
+        assert other in (0, 75) and (other == 0 or first == second), (at, other)
+        whole(to, (first, second), b"mine")
+        last = code if over else ended(child, signal_number)
+        assert last in (0, -9, 75) and (signal_number == 9 or 0 in (other, last)), (at, other, last)
+        whole(to, (first, second), b"mine")
+        assert [stores(to, mark, **how) for mark in (first, second)] == [0, 0], at
+        assert whole(to, second) == {second} and everything(to) == ["a", "d/b", "z"] and os.listdir(to + "/e") == ["f"], at
+        assert not [name for name in os.listdir(to) if name.startswith(".mi")], (at, os.listdir(to))
+        shutil.rmtree(to)
+        at += 1
+    assert at > 15
+
+
+def test_a_target_that_is_removed_meanwhile_is_said(tmp_path):
+    to = str(tmp_path / "to")
+    child, code = begun(lambda: 74 if isinstance(failure_of(wf.Target, to, ACCEPT_ID), FileNotFoundError) else 1, 0)
+    assert code is None
+    shutil.rmtree(to)
+    assert ended(child, 18) == 74
+
+
+def failure_of(act, *words):
+    """What act() raises."""
+    try:
+        return act(*words)
+    except Exception as error:
+        return error

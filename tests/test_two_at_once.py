@@ -10,16 +10,17 @@ import pytest
 import ssh_lab
 import suite
 import torture
-from suite import LOGS, PYTHON
+from suite import LOGS, PYTHON, SITE
 
 POINTS = [name for name in torture.named(open(suite.script("mi_system_wf.py"), encoding="utf-8").read())
-          if name not in ("registered", "inputs sent", "allowed", "results at relay")]
+          if name not in ("registered", "inputs sent", "allowed", "results at relay", "stage made", "lock made")]
 CLEAR = (-9, 74, 75)            # killed; or it says that another one is at work there, and that nothing is lost
 KILLED = """import importlib.util, os, sys
 spec = importlib.util.spec_from_file_location("runner", %r)
 runner = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(runner)
-runner.point = runner.fault = lambda name: name == %r and os.kill(os.getpid(), 9)
+times = iter(range(10 ** 6))
+runner.point = runner.fault = lambda name: name == %r and next(times) == %d and os.kill(os.getpid(), 9)
 runner.run_as_program(runner.main)
 """
 
@@ -39,6 +40,11 @@ def stored(folder):
             with open(os.path.join(top, name), "rb") as source:
                 found[os.path.relpath(os.path.join(top, name), str(folder))] = source.read()
     return {name: data for name, data in found.items() if name not in LOGS + ("remote_program_exec.log",)}
+
+
+def ours(folder):
+    """What is left of storing beside the results."""
+    return [name for name in os.listdir(str(folder)) if name.startswith(".mi")]
 
 
 def digest(files):
@@ -86,7 +92,24 @@ def test_fetchers_of_one_result_end_with_its_bytes_or_a_clear_no(world, fetchabl
     if any(code == 0 for code, text in ended):
         assert stored(to) == contents(b"A") or digest(stored(to)) == {}
     (code, text), = ends([fetch(world, accept_id, to)])
-    assert code == 0 and digest(stored(to)) == digest(contents(b"A")), text
+    assert code == 0 and digest(stored(to)) == digest(contents(b"A")) and ours(to) == [], text
+
+
+def test_runs_with_one_request_id_end_with_the_bytes_of_one_calculation_or_a_clear_no(make_world, tmp_path):
+    world = make_world(tls=False, commands=["leaves"]).start()
+    world.poller({"leaves": "match = leaves\nargv = %s\n  %s\n  A" % (PYTHON, leaving(tmp_path))})
+    reach, to = world.reach(), tmp_path / "to"
+
+    def run(point=""):
+        env = suite.clean_env(MI_FAULT=point) if point else suite.clean_env()
+        words = [PYTHON, "-I", "-S", suite.script("mi_system_wf.py"), "run", SITE, "leaves", "--request-id", "one", "--to", str(to), "--out", "res", "s*", "x16", ".x16.*", "d/"]
+        return subprocess.Popen(suite.started_as(words + reach, env), env=env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+    ended = ends([run(point) for point in ("part noted", "stored", "parts gone", "", "", "")])
+    assert all(code in (0,) + CLEAR and "Traceback" not in text for code, text in ended), ended
+    assert world.rows("SELECT count(*) AS n FROM calculations")[0]["n"] == 1
+    (code, text), = ends([run()])
+    assert code == 0 and digest(stored(to)) == digest(contents(b"A")) and ours(to) == [], text
 
 
 def test_fetchers_of_two_results_into_one_directory_leave_whole_files(world, fetchable, tmp_path):
@@ -107,18 +130,23 @@ def lab():
 
 
 def start(lab, here, *words, **how):
-    """The runner in a directory."""
-    program = ["-c", KILLED % (ssh_lab.SCRIPT, how["point"])] if how.get("point") else [ssh_lab.SCRIPT]
+    """The runner in a directory. point: where it is killed, when it comes there again after `times` times."""
+    program = ["-c", KILLED % (ssh_lab.SCRIPT, how["point"], how.get("times", 0))] if how.get("point") else [ssh_lab.SCRIPT]
     return subprocess.Popen([PYTHON] + program + list(words) + (["--ini", lab.path("ini")] if words[0] == "run" else []), cwd=str(here), env=dict(lab.env(), XDG_STATE_HOME=str(here / "state")),
                             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
 
 def leaves(here, mark, large=6 << 20):
     """The words of a run whose command leaves contents(mark)."""
+    return "run", "hpc", "%s %s %s" % (PYTHON, leaving(here, large), mark.decode()), "--to", "to"
+
+
+def leaving(here, large=6 << 20):
+    """The path of a command that leaves contents() of its argument."""
     code = "import os, sys\nm = sys.argv[1].encode()\nos.makedirs('d/e')\nfor n in range(40): open('s%02d' % n, 'wb').write(m * (n * 37))\n"
     code += "".join("open(%r, 'wb').write(m * %d)\n" % pair for pair in (("res", large), ("x16", 1500), (".x16.mi-part", 1600), ("d/e/f", 70000)))
     (here / "leaves.py").write_text(code)
-    return "run", "hpc", "%s %s %s" % (PYTHON, here / "leaves.py", mark.decode()), "--to", "to"
+    return str(here / "leaves.py")
 
 
 @pytest.mark.parametrize("point", ["", "listing", "fetching", "part written", "fetched"])
@@ -142,6 +170,19 @@ def test_two_that_resume_one_run_end_with_its_bytes_or_a_clear_no(lab, tmp_path)
     ended = ends([start(lab, tmp_path, "resume", ident) for number in range(2)])
     assert any(code == 0 for code, text in ended) and all(code in (0, 75) for code, text in ended), ended
     assert {name: data for name, data in digest(stored(tmp_path / "to")).items() if name in contents(b"A")} == digest(contents(b"A"))
+
+
+@pytest.mark.parametrize("point, times", [("part noted", 7), ("parts gone", 1), ("lock gone", 1)])         # once where its clock is asked for
+def test_a_run_killed_while_it_stores_is_resumed_by_two_and_leaves_nothing_beside_the_results(lab, tmp_path, point, times):
+    (tmp_path / "to").mkdir()
+    (code, text), = ends([start(lab, tmp_path, *leaves(tmp_path, b"A", 1 << 20), point=point, times=times)])
+    assert code == -signal.SIGKILL, text
+    (code, text), = ends([start(lab, tmp_path, "list")])
+    ident = re.search(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", text).group()
+    ended = ends([start(lab, tmp_path, "resume", ident) for number in range(2)])
+    assert any(code == 0 for code, text in ended) and all(code in (0, 75) for code, text in ended), ended
+    found = {name: data for name, data in digest(stored(tmp_path / "to")).items() if name in contents(b"A")}
+    assert found == digest(contents(b"A", 1 << 20)) and ours(tmp_path / "to") == [], ended
 
 
 def test_what_is_already_here_is_not_taken_for_the_new_result(lab, tmp_path):
