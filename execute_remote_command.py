@@ -1146,7 +1146,7 @@ class GateRun:
         starting = self.last("starting")
         if not starting or starting["boot"] == boot_id() or starting.get("batch", "none") != "none":
             return False
-        self.end_early("the host was restarted", "the host was restarted")
+        self.end_early("the host was restarted", "the host was restarted", "lost")
         return True
 
     def admit(self):
@@ -1230,11 +1230,12 @@ class GateRun:
             sync_folder(self.control)
             fault(key + " made")
 
-    def end_early(self, reason, text):
-        """It ends without its command: reason for who asked, text for people, in the stderr log and here."""
+    def end_early(self, reason, text, state="ended"):
+        """It ends without its command: reason for who asked, text for people, in the stderr log and here. state:
+        lost if nobody knows whether it ran."""
         self.explain(text)
         more = ": %s" % text if reason in ("refused", "input", "disk") else ""
-        self.journal.note(6, "ended", exit_code=None, reason=reason + more)
+        self.journal.note(6, "ended", state=state, exit_code=None, reason=reason + more)
         self.gate.leave(self)
         log("warn", self.ident, "6 calc-end", reason=reason, why=text)
 
@@ -1258,7 +1259,7 @@ class GateRun:
         if reason:
             self.explain(reason)
         signalled = code - 128 if code and 128 < code < 193 else None
-        self.journal.note(6, "ended", exit_code=code, signal=signalled, reason=reason,
+        self.journal.note(6, "ended", state="lost" if state == "lost" else "ended", exit_code=code, signal=signalled, reason=reason,
                           whole=state == "ended", stopped=bool(why or signalled),
                           started=child and round(child.time, 3), ended=end and round(end.time, 3))
         self.gate.leave(self)
@@ -1998,6 +1999,17 @@ class Place:
         with open(self.path(b"inputs"), "ab") as out:
             out.write(b"".join(json.dumps(row).encode() + b"\n" for row in rows))
 
+    def forget(self, left):
+        """Removes what was known of the run, but that it was here: a start that the network held back finds that for a day."""
+        last = (b"end", b"start", b"lost", b"lock", b"fetched", b"gone")
+        for name in sorted(os.listdir(self.control), key=lambda name: name in last):
+            if name == b"end" or name == b"start" or name == b"lost":
+                open(self.path(b"gone"), "ab").close()
+            if name not in (b"lock", b"gone"):
+                left += remove_tree(self.path(name))
+        open(self.path(b"gone"), "ab").close()
+        unlink_if_there(self.path(b"lock"))
+
     def untouched(self):
         """The names of the inputs that nobody has touched since they were put."""
         marks, found = {}, set()
@@ -2616,22 +2628,9 @@ class Door:
             place.end_lanes()
             left = remove_tree(place.work)
             if not left:
-                self.forget(left)
+                place.forget(left)
         forget_gone(os.path.dirname(place.control))
         self.wire.say(dict(self.told(), left=left[:20]))
-
-    def forget(self, left):
-        """Removes what was known of the run, but that it was here: a start that the network held back finds
-        that for a day."""
-        place = self.place
-        last = (b"end", b"start", b"lost", b"lock", b"fetched", b"gone")
-        for name in sorted(os.listdir(place.control), key=lambda name: name in last):
-            if name == b"end" or name == b"start" or name == b"lost":
-                open(place.path(b"gone"), "ab").close()
-            if name not in (b"lock", b"gone"):
-                left += remove_tree(place.path(name))
-        open(place.path(b"gone"), "ab").close()
-        unlink_if_there(place.path(b"lock"))
 
     def do_list(self, after):
         rows, names = [], [name for name in runs_of(self.rules["base"]) if name > after]
@@ -2937,6 +2936,349 @@ done
 printf '\nmi_distcomp 2 plain there is no python3 of 3.6 or newer\n'
 exec cat >/dev/null
 """
+
+
+# ==== the keeper ====
+# What must go on while nobody is connected: waiting for a licence (`jobs`), `pre`, the watch over a command,
+# timeout and cancel, left-overs, `post`, expiry. A door notes what it is asked for (files of the control
+# directory) and reads what became of it (the journal: only what it calls ended has ended). What lies between
+# is the keeper's: one process per base and host, under a lock, that a door forks where it misses one; it ends
+# when nothing is left to do. base/.mi/open/ names the runs that have not ended. Killed at any moment, by
+# anybody: the next door forks another keeper, and journal and wrapper tell that one what was done. Nothing is
+# done twice: each thing that is done once has a file that only one process can rename (see run).
+KEPT = ("name", "env", "batch", "options", "batch_poll", "batch_grace", "jobs", "pre", "post") + NOTED
+KEEPER_LOOKS = 60              # seconds until a keeper looks again without being told; 1 without FIFOs
+KEEPER_AGAIN = 30              # seconds until what failed (a full disk, a broken ini) is tried again
+
+
+class KeptRun(GateRun):
+    """A run as its door has noted it (see begin_run). gate: its Gate. OSError, ValueError, KeyError,
+    TypeError if that cannot be read."""
+
+    def __init__(self, gate, base, ident):
+        work, control = os.path.join(base, utf8(ident)), os.path.join(base, b".mi", utf8(ident))
+        with open(os.path.join(control, b"command"), "rb") as text:
+            self.note = json.loads(text.read().decode())
+        order = {"command": self.note["name"], "parameters": "", "result_files": {},
+                 "result_patterns": list(EVERYTHING)}
+        logs = [(LOG, work, utf8(LOG))]
+        GateRun.__init__(self, gate, ident + ".1", ident, work, control, order, logs, {})
+        self.command, self.argv = {key: self.note[key] for key in KEPT}, self.note["argv"]
+        self.mark = utf8(self.note["mark"])
+
+    def env(self):
+        """What the command sees, as its door has put it together."""
+        return self.note["sees"]
+
+    def needs_keeper(self):
+        """Must something be waited for, or done, before the command starts?"""
+        return bool(self.command["jobs"] or self.command["pre"])
+
+    def was_interrupted(self):
+        """As GateRun's; also what only waited for its start does not start in another boot: its inputs may
+        not be on disk."""
+        if not self.last("starting") and self.note["boot"] != boot_id():
+            why = "the host was restarted before the command was started"
+            self.end_early(why, why, "lost")
+            return True
+        return GateRun.was_interrupted(self)
+
+    def allowed(self):
+        """Do the owner's rules, as they are now, let it start? Where not, it has ended. Stop if they cannot
+        be read."""
+        if not self.note["ini"]:
+            return True
+        try:
+            words = words_of(self.note["text"])
+            permit(commands_of(self.note["ini"], read_ini(self.note["ini"], TABLE)), words[0], words[1:])
+            return True
+        except Forbidden as error:
+            self.end_early("refused", error)
+            return False
+
+    def kill(self, control=None):
+        """As GateRun's, with the grace that was said with the cancel."""
+        try:
+            with open(self.path(b"cancelled"), "rb") as text:
+                self.command["grace"] = float(text.read(10) or self.command["grace"])
+        except (OSError, ValueError):
+            pass
+        GateRun.kill(self, control)
+
+
+# For the doors
+
+def begin_run(place, command, argv, env, text):
+    """The run of a Place that is `taken` gets its order, and starts at once unless something must be done
+    before. The place's lock is held. command: its section; env: what it sees; text: as it was asked for."""
+    rules, key = place.rules, place.rules.get("key")
+    folder = os.path.join(top_of(rules), b".mi", b"open")
+    os.makedirs(folder, 0o700, exist_ok=True)
+    write_synced(os.path.join(folder, utf8(place.ident + ("@" + key if key else ""))), b"")
+    fault("run opened")
+    place.note(b"command", dict(
+        {name: command[name] for name in KEPT}, text=text, argv=argv, sees=env, ini=rules.get("ini", ""),
+        mark=os.fsdecode(place.mark), host=host_id(), node=os.uname().nodename, boot=boot_id()))
+    fault("order noted")
+    write_synced(place.path(b"journal"), b"")
+    prepare(place.control)
+    fault("run prepared")
+    run = KeptRun(Gate(os.path.dirname(place.control), {}), place.base, place.ident)
+    if not run.needs_keeper() and run.admit():
+        run.start()
+
+
+def ended_of(place):
+    """The journal's "ended" of a run that has; None if it has not, or was started by an older version."""
+    return Journal(place.path(b"journal"), needed=False).last("ended")
+
+
+def top_of(rules):
+    """The base that has the keeper: of a key with a name, the one that its own stands in."""
+    return rules.get("top") or rules["base"]
+
+
+def keep_going(rules):
+    """Sees that a keeper does what is to be done: it is woken, or forked where a run is open and there is
+    none."""
+    folder = os.path.join(top_of(rules), b".mi")
+    if not wake(fifo_of(folder)) and open_runs(folder):
+        fork_keeper(rules)
+
+
+def open_runs(folder):
+    """The entries of open/: UUID, or UUID@KEY."""
+    try:
+        return os.listdir(os.path.join(folder, b"open"))
+    except FileNotFoundError:
+        return []
+
+
+def fifo_of(folder):
+    """Where a keeper on this host listens."""
+    return os.path.join(folder, b"keeper." + utf8(os.uname().nodename))
+
+
+def wake(fifo):
+    """Tells the keeper to look. False if nobody listens."""
+    try:
+        fd = os.open(fifo, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        os.write(fd, b"\n")
+    except BlockingIOError:
+        pass                                           # it is told often enough
+    except BrokenPipeError:
+        return False
+    finally:
+        os.close(fd)
+    return True
+
+
+def fork_keeper(rules):
+    """A keeper, detached from this session: no descriptor, terminal or parent of it is left. (A fork, no new
+    program: it is there in two milliseconds.)"""
+    child = os.fork()
+    if child:
+        os.waitpid(child, 0)
+        return
+    try:
+        os.setsid()
+        if os.fork():
+            os._exit(0)
+        nothing = os.open("/dev/null", os.O_RDWR)
+        for fd in range(3):
+            os.dup2(nothing, fd)
+        os.closerange(3, 1 + max(map(int, os.listdir("/proc/self/fd"))))
+        os.chdir("/")
+        for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_DFL)
+        fault("keeper forked")
+        Keeper(rules).serve()
+    finally:
+        os._exit(0)
+
+
+# The keeper itself
+
+class KeeperLog:
+    """Where a keeper's log lines go: the guard's log, or keeper.log."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def write(self, text):
+        fd = log_file(self.path)
+        try:
+            os.write(fd, text.encode("utf-8", "backslashreplace"))
+        finally:
+            os.close(fd)
+
+    def flush(self):
+        """Nothing is held back."""
+
+
+class Keeper:
+    """rules: those of the door that forked it; of them count only where its log is, and keep_refused."""
+
+    def __init__(self, rules):
+        self.rules, self.folder = rules, os.path.join(top_of(rules), b".mi")
+        self.gate, self.swept = Gate(self.folder, {}), 0.0
+        self.watched = {}                              # {entry of open/: its thread}
+        ruled = "commands" in rules
+        path = utf8(rules["ssh guard"]["audit_log"]) if ruled else b""
+        SAY["log"] = KeeperLog(path or os.path.join(self.folder, b"guard.log" if ruled else b"keeper.log"))
+
+    def serve(self):
+        """Does what is to be done until nothing is; at once if another keeper does."""
+        fifo = fifo_of(self.folder)
+        lock = self.take_lock(fifo)
+        if lock is None:
+            return
+        fault("keeper locked")
+        heard = self.listen(fifo)
+        while True:
+            self.look()
+            self.expire()
+            if not self.watched:
+                if heard is not None:                  # whoever comes from here on waits for our lock; who
+                    os.close(heard)                    # came before has noted its order before it woke us
+                fault("keeper about to end")
+                self.look()
+                if not self.watched:
+                    return
+                heard = self.listen(fifo)
+            self.wait(heard)
+            self.watched = {name: thread for name, thread in self.watched.items() if thread.is_alive()}
+
+    def take_lock(self, fifo):
+        """The descriptor of the keeper's lock, held; None if another keeper works."""
+        import fcntl
+        fd = os.open(fifo + b".lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        until = time.monotonic() + 10
+        while True:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return fd
+            except OSError as error:
+                if error.errno not in (errno.EAGAIN, errno.EACCES):
+                    return fd                          # no locks here: what is done once is safe all the same
+            if wake(fifo) or time.monotonic() > until:
+                return None
+            time.sleep(0.005)                          # it is about to end
+
+    def listen(self, fifo):
+        """The FIFO, open; None where there can be none."""
+        try:
+            if not os.path.exists(fifo):
+                os.mkfifo(fifo, 0o600)
+            return os.open(fifo, os.O_RDWR | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except OSError:
+            return None
+
+    def wait(self, heard):
+        """Until somebody wakes us, a thread has ended, or it is time to look by ourselves."""
+        if heard is None:
+            return time.sleep(1)
+        poller = select.poll()
+        poller.register(heard, select.POLLIN)
+        until = time.monotonic() + KEEPER_LOOKS
+        while all(thread.is_alive() for thread in self.watched.values()) and time.monotonic() < until:
+            if poller.poll(1000):
+                os.read(heard, 4096)
+                return
+
+    def look(self):
+        """A thread for each open run of this host that has none."""
+        import threading
+        found = {}
+        for name in open_runs(self.folder):
+            if name not in self.watched:
+                found[name] = self.run_of(name)
+        for name, run in found.items():
+            if run is not None and run.last("starting") and not run.last("ended"):
+                self.gate.enter(run)                   # it has its licence, before others ask for theirs
+        for name, run in found.items():
+            if run is not None:
+                self.watched[name] = threading.Thread(target=self.attend, args=(name, run), daemon=True)
+                self.watched[name].start()
+
+    def run_of(self, name):
+        """The KeptRun of an entry of open/. None if it is another host's, or not to be read (yet)."""
+        ident, _at, key = os.fsdecode(name).partition("@")
+        base = os.path.join(os.path.dirname(self.folder), utf8(key)) if key else os.path.dirname(self.folder)
+        try:
+            run = KeptRun(self.gate, base, ident)
+            here = run.note["host"], run.note["node"]
+            return run if run.note["boot"] == boot_id() or here == (host_id(), os.uname().nodename) else None
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+            return self.not_begun(name, base, ident, error)
+
+    def not_begun(self, name, base, ident, error):
+        """An entry whose run cannot be read: its door was killed before the order, or is at it. It goes after
+        a while."""
+        path = os.path.join(self.folder, b"open", name)
+        try:
+            begun = os.path.exists(os.path.join(base, b".mi", utf8(ident), b"ready"))
+            if not begun and time.time() - os.path.getmtime(path) > KEEPER_AGAIN:
+                os.unlink(path)
+            elif begun:
+                log("error", ident, "its order cannot be read", why=error)
+        except OSError:
+            pass
+        return None
+
+    def attend(self, name, before):
+        """A thread: one run, to its end."""
+        while True:
+            try:
+                with locked(before.path(b"lock")):     # the door that starts it is through, or gone
+                    run = self.run_of(name)
+                if run is None:
+                    return
+                self.carry_out(run, before)
+                unlink_if_there(os.path.join(self.folder, b"open", name))
+                return wake(fifo_of(self.folder))      # nothing may be left to do
+            except Exception as error:                 # a full disk, an ini that cannot be read, a bug
+                log("error", before.ident, "it is tried again", why="%s: %s" % (type(error).__name__, error),
+                    again_in=KEEPER_AGAIN)
+                time.sleep(KEEPER_AGAIN)
+            finally:
+                self.gate.leave(before)
+
+    def carry_out(self, run, before):
+        """What is left to do of a run. before: it, as it was read when its licence was taken into account."""
+        if not run.last("ended") and run.last("starting"):
+            self.gate.enter(run)
+        self.gate.leave(before)
+        if not run.last("ended") and run.untouched() and not run.was_interrupted():
+            if not run.told_to_end() if run.last("starting") else run.allowed() and run.admit():
+                run.start()
+        if not run.last("ended"):
+            run.finish()
+
+    def expire(self):
+        """Removes what the owner's rules have kept from leaving, keep_refused after all else of it has
+        arrived."""
+        if "commands" not in self.rules or time.monotonic() < self.swept:
+            return
+        self.swept, top = time.monotonic() + 3600, os.path.dirname(self.folder)
+        keys = [name for name in os.listdir(top) if os.path.isdir(os.path.join(top, name, b".mi"))]
+        for key in [b""] + keys:
+            rules = dict(self.rules, base=os.path.join(top, key) if key else top, key=os.fsdecode(key))
+            for ident in runs_of(rules["base"]):
+                self.forget_kept(Place(rules, ident))
+
+    def forget_kept(self, place):
+        """Removes what is left of a run whose time is over."""
+        if not place.noted(b"fetched").get("refused"):
+            return
+        if time.time() - os.path.getmtime(place.path(b"fetched")) > self.rules["outbound"]["keep_refused"]:
+            with locked(place.path(b"lock")):
+                left = remove_tree(place.work)
+                place.forget(left)
+            log("warn" if left else "info", place.ident, "swept", left=" ".join(left[:5]) or "nothing")
 
 
 # ==== shared: say ====

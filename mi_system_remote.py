@@ -1153,7 +1153,7 @@ class GateRun:
         starting = self.last("starting")
         if not starting or starting["boot"] == boot_id() or starting.get("batch", "none") != "none":
             return False
-        self.end_early("the host was restarted", "the host was restarted")
+        self.end_early("the host was restarted", "the host was restarted", "lost")
         return True
 
     def admit(self):
@@ -1237,11 +1237,12 @@ class GateRun:
             sync_folder(self.control)
             fault(key + " made")
 
-    def end_early(self, reason, text):
-        """It ends without its command: reason for who asked, text for people, in the stderr log and here."""
+    def end_early(self, reason, text, state="ended"):
+        """It ends without its command: reason for who asked, text for people, in the stderr log and here. state:
+        lost if nobody knows whether it ran."""
         self.explain(text)
         more = ": %s" % text if reason in ("refused", "input", "disk") else ""
-        self.journal.note(6, "ended", exit_code=None, reason=reason + more)
+        self.journal.note(6, "ended", state=state, exit_code=None, reason=reason + more)
         self.gate.leave(self)
         log("warn", self.ident, "6 calc-end", reason=reason, why=text)
 
@@ -1265,7 +1266,7 @@ class GateRun:
         if reason:
             self.explain(reason)
         signalled = code - 128 if code and 128 < code < 193 else None
-        self.journal.note(6, "ended", exit_code=code, signal=signalled, reason=reason,
+        self.journal.note(6, "ended", state="lost" if state == "lost" else "ended", exit_code=code, signal=signalled, reason=reason,
                           whole=state == "ended", stopped=bool(why or signalled),
                           started=child and round(child.time, 3), ended=end and round(end.time, 3))
         self.gate.leave(self)

@@ -650,7 +650,7 @@ def test_a_reboot_ends_a_calculation_that_was_about_to_start_without_running_it(
     fake, host, ended = against(tmp_path, order())
     journal = host.control(ID) / "journal"
     journal.write_text(json.dumps(dict(json.loads(journal.read_text().splitlines()[0]), boot="another")) + "\n" + '{"t": 1, "wh')
-    for name in ("end", "start", "child"):
+    for name in ("end", "start", "child", "carrier"):
         (host.control(ID) / name).unlink()
     (host.control(ID) / "ready").write_bytes(b" " * 256)
     fake = Fake(None)
