@@ -121,7 +121,10 @@ class System:
         with open(self.path("%d.requeued" % job["n"]), "w"):
             pass
         if job["pid"]:
-            os.killpg(job["pid"], signal.SIGKILL)
+            try:
+                os.killpg(job["pid"], signal.SIGKILL)
+            except ProcessLookupError:
+                pass                                   # it ended just now
         self.save(dict(job, state="H", pid=0))
 
     def delete(self, job):

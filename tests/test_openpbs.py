@@ -139,7 +139,7 @@ def test_a_refused_submission_is_final_or_passes_as_the_batch_system_means_it(tm
         assert job.why and remote.batch_where(job.queue.folder, job.control) == ("queued", "queued (%s)" % job.why), text
 
 
-@pytest.mark.parametrize("kind, connections", [("openpbs", 1), ("torque", 8)])
+@pytest.mark.parametrize("kind, connections", [("openpbs", 1), ("torque", 4)])
 def test_a_query_for_many_jobs_is_one_connection_where_qstat_can(tmp_path, kind, connections):
     """Each takes one of a few hundred privileged ports from all users of the host."""
     folder = str(tmp_path / "system")
@@ -148,11 +148,11 @@ def test_a_query_for_many_jobs_is_one_connection_where_qstat_can(tmp_path, kind,
     open(system.path("held"), "w").close()
     queue = remote.Queue(os.fsencode(str(tmp_path)), "pbs", {"PATH": path + ":" + os.environ["PATH"]})
     try:
-        jobs = [job_below(tmp_path, queue, number + 1) for number in range(8)]
+        jobs = [job_below(tmp_path, queue, number + 1) for number in range(4)]
         for _turn in range(2):
             open(system.path("connections"), "w").close()
             rows = answered(queue)
-            assert [rows[job.order["run"]].state for job in jobs] == ["queued"] * 8
+            assert [rows[job.order["run"]].state for job in jobs] == ["queued"] * 4
             assert len(open(system.path("connections")).readlines()) == connections
     finally:
         tidy(system)
@@ -176,8 +176,8 @@ def test_a_suspended_job_shows_as_suspended(tmp_path, tools, system, state):    
 def test_a_command_that_ignores_term_ends_for_qdel_is_said_once(relay, pbs):
     """The mom's time between TERM and KILL begins anew with each qdel."""
     with open(pbs.system.path("kill_delay"), "w") as out:
-        out.write("3")
-    pbs.sections["command solve"]["batch_grace"] = "3s"
+        out.write("1.5")
+    pbs.sections["command solve"]["batch_grace"] = "1s"
     pbs.script("solve", "trap '' TERM; while :; do sleep 0.1; done")
     pbs.start()
     accept_id = submit(relay, pbs.site)
@@ -190,7 +190,7 @@ def test_a_command_that_ignores_term_ends_for_qdel_is_said_once(relay, pbs):
 def test_what_outlives_its_grace_is_ended_by_force(relay, pbs):
     with open(pbs.system.path("kill_delay"), "w") as out:
         out.write("1000")
-    pbs.sections["command solve"].update(grace="2s", batch_grace="3s")
+    pbs.sections["command solve"].update(grace="1s", batch_grace="1s")
     pbs.script("solve", "trap '' TERM; while :; do sleep 0.1; done")
     pbs.start()
     accept_id = submit(relay, pbs.site)
@@ -229,7 +229,7 @@ def test_why_qsub_refuses_is_seen_everywhere_and_what_passes_is_waited_for(relay
 
 @pytest.mark.parametrize("wrapper", ["is killed, too", "notes the end"])
 def test_a_job_that_the_admin_holds_and_reruns_ends_in_pbss_words_and_leaves_the_queue(relay, pbs, wrapper):
-    pbs.sections["command solve"]["batch_grace"] = "4s"
+    pbs.sections["command solve"]["batch_grace"] = "1s"
     pbs.script("solve", "echo begun; echo $$ > pid; exec sleep 600")
     pbs.start()
     accept_id = submit(relay, pbs.site)
