@@ -3632,8 +3632,9 @@ def serve(options):
     store.ballast()
     remove_tree(os.path.join(utf8(store.folder), b"spool", b"arriving"))
     store.drop_orphans()
-    for row in store.read("SELECT accept_id, state, protocol FROM calculations WHERE state IN (?, ?, ?, ?,"
-                          " ?)", *CLAIMED):
+    marks = ", ".join("?" * len(CLAIMED))
+    for row in store.read("SELECT accept_id, state, protocol FROM calculations"
+                          " WHERE state IN (%s)" % marks, *CLAIMED):
         key = ("lease" if row["protocol"] == 2 else "v1_lost_after" if row["state"] in (SENDING, SENT)
                else "lost_after")
         relay.leases[row["accept_id"]] = time.monotonic() + conf["times"][key]
