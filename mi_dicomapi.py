@@ -48,12 +48,12 @@ contents (grep -n '^# ====' prints them with their lines):
   Japanese
 
 threads: the selector (Front.serve, the main thread) owns every connection but those at work; `workers`
-workers (Front.work) run the calls; the doorkeeper (Front.doorkeeper) the log-ins; the writer (Store.run)
-makes all changes of the database, many in one commit; the sweeper (Relay.housekeeping) does once a second
+workers (Front.work_forever) run the calls; the doorkeeper (Front.log_in_forever) the log-ins; the writer (Store.write_forever)
+makes all changes of the database, many in one commit; the sweeper (Relay.sweep_forever) does once a second
 what is due. Reading goes from every thread.
 locks are held for moments, and none is taken under another, but that `placing` (files of a result are put in
-their place) is held over a change of the database, after which the writer takes the front's. Front.lock: who
-waits for what. Front.ready: what is to be done. Relay.counting: bytes on their way, work owed.
+their place) is held over a change of the database, after which the writer takes the front's. Front.wait_lock: who
+waits for what. Front.queue_lock: what is to be done. Relay.counting: bytes on their way, work owed.
 Relay.announcing: fielded pollers. Upload.lock: one file that arrives.
 """
 import sys
@@ -137,7 +137,7 @@ BALLAST = 4 << 20        # bytes held on the disk, let go of when it is full so 
 LIVE_OUTPUT = 64 << 20
 LISTED = 10000                 # incomplete files named in one answer, calculations in one call
 PARTS = 200000                 # objects, lists and commas of a JSON body: what it grows to in memory
-WORK = 32000000                # the work of one call, in units of about 0.25 us: 8 s
+MOST_WORK = 32000000                # the work of one call, in units of about 0.25 us: 8 s
 WORK_AHEAD = 4000000           # so much work may a user owe, and still be served
 WORK_RATE = 1000000            # work a second that is forgiven: a quarter of one processor
 # of a character with a pattern of many stars, of a name, of a row in the database
@@ -148,11 +148,11 @@ NAMED = 100                    # names of each verdict that are kept
 NOTHING = hashlib.sha256(b"").hexdigest()              # the sum of an empty file, and of a directory
 ROUNDS = 600000                # of PBKDF2 for a password
 # log-ins that wait for their turn, and a quarter of it from one address; more are told to come again
-LOGINS = 20
-LOGGED_IN = 50                 # log-ins of a user that are good at once; a further one ends the oldest
-KNOWN = 8               # addresses from which a user has logged in last: there only his own failures lock him
+LOGINS_WAITING = 20
+LOGINS_KEPT = 50                 # log-ins of a user that are good at once; a further one ends the oldest
+KNOWN_ADDRESSES = 8     # addresses from which a user has logged in last: there only his own failures lock him
 # failed log-ins of a user from one address, of an address, of a user, until it is locked
-FAILED = {"both": 5, "address": 20, "user": 50}
+LOGIN_LIMITS = {"both": 5, "address": 20, "user": 50}
 
 
 # ==== the nine steps ====
@@ -224,12 +224,12 @@ def move(relay, tx, step, row, under=None, **changes):
 # ==== the calls ====
 Park = collections.namedtuple("Park", "key")          # a call's answer when it waits for an event of this key
 # a call's answer from the spool, see send_spool()
-Spool = collections.namedtuple("Spool", "segments length headers status then moved")
-Spool.__new__.__defaults__ = (None, None)
-Bare = collections.namedtuple("Bare", "parsed")                         # a call's answer without the envelope
+FileAnswer = collections.namedtuple("Spool", "segments length headers status then moved")
+FileAnswer.__new__.__defaults__ = (None, None)
+PlainAnswer = collections.namedtuple("Bare", "parsed")                  # a call's answer without the envelope
 
 
-class No(Exception):
+class ApiError(Exception):
     """A refusal: code and text of the envelope, the HTTP status (the code's, unless given), more fields."""
 
     def __init__(self, code, text, http=None, **more):
@@ -243,81 +243,82 @@ OUR_KEYS = ("command", "remote-site", "parameters", "parameter_files", "result_f
             "rerun")
 # why a result stayed where it is
 VERDICTS = ("missing", "refused", "limit", "name", "unreadable", "changing", "outside", "special", "held")
-GONE = "it was fetched, and its files had to make room for others"
+FILES_GONE = "it was fetched, and its files had to make room for others"
 
 
-def add_calcinfo(c):
+def add_calcinfo(call):
     """1. Registers a calculation; the same user's same request_id gets the same one again."""
-    info, relay = c.need("calc-info", dict), c.relay
+    info, relay = call.need("calc-info", dict), call.relay
     relay.check_maintenance()
     site, command, parameters = info.get("remote-site"), info.get("command"), info.get("parameters", "")
     if not all(isinstance(text, str) for text in (site, command, parameters)) or not command:
-        raise No(400, "calc-info needs command, remote-site and parameters as texts")
-    check_site(c, site)
+        raise ApiError(400, "calc-info needs command, remote-site and parameters as texts")
+    check_site(call, site)
     rules = relay.rules(site)
     if command not in rules["commands"] + rules["command_lines"]:
-        raise No(401, "command %s is not in the list of site %s" % (printable(command), site), why="command")
-    if rules["users"] and c.who.user not in rules["users"]:
-        raise No(403, "user %s may not use site %s" % (c.who.user, site), why="users")
-    names, patterns = check_declared(c, info)
+        raise ApiError(401, "command %s is not in the list of site %s" % (printable(command), site),
+                       why="command")
+    if rules["users"] and call.caller.user not in rules["users"]:
+        raise ApiError(403, "user %s may not use site %s" % (call.caller.user, site), why="users")
+    names, patterns = check_declared(call, info)
     entries, more = check_page(info.get("parameter_files", {}), reserved=LOG_NAMES), bool(
-        c.fields.get("more"))
+        call.fields.get("more"))
     total = check_sizes(relay, entries)
-    kept = kept_of(info, parameters, names, patterns)
-    print256 = hashlib.sha256(json.dumps([site, command, kept, named(entries),
-                                          c.fields.get("total")]).encode()).hexdigest()
-    request_id, accept_id, now = c.text("request_id"), str(uuid.uuid4()), time.time()
+    kept = info_to_keep(info, parameters, names, patterns)
+    print256 = hashlib.sha256(json.dumps([site, command, kept, names_and_sums(entries),
+                                          call.fields.get("total")]).encode()).hexdigest()
+    request_id, accept_id, now = call.text("request_id"), str(uuid.uuid4()), time.time()
     if not 0 < len(request_id) <= 200:
-        raise No(400, "request_id is a text of at most 200 characters")
-    needs_v2 = bool(patterns or parameters and not c.get("fielded", bool, False) or more or total > V1_BYTES
-                    or any("/" in entry[0] for entry in entries))
+        raise ApiError(400, "request_id is a text of at most 200 characters")
+    needs_v2 = bool(patterns or parameters and not call.get("fielded", bool, False) or more
+                    or total > V1_BYTES or any("/" in entry[0] for entry in entries))
 
     def work(tx):
         row = tx.db.execute("SELECT %s, fingerprint FROM calculations WHERE user = ? AND request_id = ?"
-                            % BRIEF, (c.who.user, request_id)).fetchone()
+                            % BRIEF, (call.caller.user, request_id)).fetchone()
         if row is not None:
             if row["fingerprint"] != print256:
-                raise No(409, "request_id %s was used for another calculation" % printable(request_id),
-                         why="differs", accept_id=row["accept_id"])
+                raise ApiError(409, "request_id %s was used for another calculation" % printable(request_id),
+                               why="differs", accept_id=row["accept_id"])
             return row, True
         check_free(relay, total)
-        check_quota(relay, tx, c.who.user, site, rules, total + len(kept) + room_of_names(entries))
+        check_quota(relay, tx, call.caller.user, site, rules, total + len(kept) + room_of_names(entries))
         seq = tx.db.execute("INSERT INTO calculations (accept_id, user, request_id, fingerprint, site,"
                             " command, info, texts, needs_v2, state, registered, touched) VALUES (?, ?, ?,"
                             " ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                            (accept_id, c.who.user, request_id, print256, site, command, kept, len(kept),
-                             needs_v2, REGISTERED, now, now)).lastrowid
+                            (accept_id, call.caller.user, request_id, print256, site, command, kept,
+                             len(kept), needs_v2, REGISTERED, now, now)).lastrowid
         insert_page(tx, seq, "input", 0, entries, more)
         row = tx.db.execute("SELECT %s FROM calculations WHERE seq = ?" % BRIEF, (seq,)).fetchone()
-        tx.after(lambda: relay.count_new(c.who.user, total))
-        tx.after(lambda: log("info", accept_id, "1 add-calcinfo", site=site, user=c.who.user, command=command,
-                             inputs=len(entries)))
-        if c.fields.get("allow") and not entries and not more:
+        tx.after(lambda: relay.count_registration(call.caller.user, total))
+        tx.after(lambda: log("info", accept_id, "1 add-calcinfo", site=site, user=call.caller.user,
+                             command=command, inputs=len(entries)))
+        if call.fields.get("allow") and not entries and not more:
             move(relay, tx, STEP["allow-wait-calc"], row, allowed=now)
         return tx.db.execute("SELECT %s FROM calculations WHERE seq = ?" % BRIEF, (seq,)).fetchone(), False
 
     row, known = relay.store.write(work, "add-calcinfo")
-    return dict(progress_of(c, row), message="registered", accept_id=row["accept_id"], known=known,
-                warning=v1_warning(relay, site, c.who.user, needs_v2, parameters))
+    return dict(progress_of(call, row), message="registered", accept_id=row["accept_id"], known=known,
+                warning=v1_warning(relay, site, call.caller.user, needs_v2, parameters))
 
 
-def check_declared(c, info):
+def check_declared(call, info):
     """The declared results of a calc-info as (names in order, patterns); the logs are always implied. 400 if
     unusable."""
     names, patterns = info.get("result_files", {}), info.get("result_patterns", [])
     if not isinstance(names, (dict, list)) or not isinstance(patterns, list):
-        raise No(400, "result_files is an object of names, result_patterns a list")
-    c.relay.spend(c, 2 * NAME_WORK * len(names))
+        raise ApiError(400, "result_files is an object of names, result_patterns a list")
+    call.relay.charge(call, 2 * NAME_WORK * len(names))
     try:
         names = sorted({check_name(name) for name in names} - set(LOG_NAMES), key=parts_of)
         check_order(names, reserved=LOG_NAMES)
         all_patterns(patterns)
     except (ValueError, TypeError, AttributeError) as error:
-        raise No(400, "result_files, result_patterns: %s" % error, why="name")
+        raise ApiError(400, "result_files, result_patterns: %s" % error, why="name")
     return names, patterns
 
 
-def kept_of(info, parameters, names, patterns):
+def info_to_keep(info, parameters, names, patterns):
     """What is kept of a calc-info, as JSON: with every key that this relay does not know, without those that
     are its own to say."""
     extra = {key: value for key, value in info.items() if key not in OUR_KEYS}
@@ -327,22 +328,23 @@ def kept_of(info, parameters, names, patterns):
 
 def check_quota(relay, tx, user, site, rules, total):
     """429 when the user or the site has as many calculations as the ini lets them have."""
-    check_open(relay, user)
+    check_unfinished(relay, user)
     check_bytes(relay, tx, user, total)
     if rules["max_waiting"]:
         waiting = tx.db.execute("SELECT COUNT(*) FROM (SELECT 1 FROM calculations WHERE site = ? AND state ="
                                 " ? LIMIT ?)", (site, ALLOWED, rules["max_waiting"])).fetchone()[0]
         if waiting >= rules["max_waiting"]:
-            raise No(429, "%d calculations wait for site %s; try again later" % (waiting, site),
-                     why="max_waiting")
+            raise ApiError(429, "%d calculations wait for site %s; try again later" % (waiting, site),
+                           why="max_waiting")
 
 
-def check_open(relay, user):
+def check_unfinished(relay, user):
     """429 when the user has as many unfinished calculations as the ini lets one have."""
     most = relay.conf["limits"]["calculations_per_user"]
     if most and relay.open_of[user] >= most:
-        raise No(429, "user %s has %d unfinished calculations; try again later" % (user, relay.open_of[user]),
-                 why="calculations_per_user")
+        raise ApiError(429,
+                       "user %s has %d unfinished calculations; try again later"
+                       % (user, relay.open_of[user]), why="calculations_per_user")
 
 
 def check_bytes(relay, source, user, total):
@@ -353,37 +355,37 @@ def check_bytes(relay, source, user, total):
             and (source.read("SELECT SUM(bytes + texts) FROM calculations WHERE user = ?", user)[0][0] or 0)
             + relay.live[user])
     if most and used + total > most:
-        raise No(429, "user %s holds %d bytes; try again later" % (user, used), why="bytes_per_user")
+        raise ApiError(429, "user %s holds %d bytes; try again later" % (user, used), why="bytes_per_user")
 
 
-def allow_wait_calc(c):
+def allow_wait_calc(call):
     """2. All inputs are complete: the external computer may have it. 409 with the incomplete ones
     otherwise."""
-    row = own(c)
+    row = calculation_of_caller(call)
     if row["state"] == REGISTERED and (row["inputs_open"] or row["inputs_more"]):
-        raise incomplete(c, row, "input")
+        raise incomplete_error(call, row, "input")
     if row["state"] != REGISTERED and row["allowed"]:
         return {"message": "allowed"}                  # asked again
-    make_step(c, "allow-wait-calc", row, allowed=time.time())
+    make_step(call, "allow-wait-calc", row, allowed=time.time())
     return {"message": "allowed"}
 
 
-def calc_request(c):
+def calc_request(call):
     """3. The oldest allowed calculation of this site and user, claimed in one guarded statement; waits up to
     `wait` seconds for one."""
-    site, relay = c.text("site_id"), c.relay
-    check_site(c, site)
-    relay.v1_sites.discard((site, c.who.user))         # its last poller is one of our own
-    have = c.get("have", dict, {})
-    for accept_id, found in rows_of(c, have).items():
+    site, relay = call.text("site_id"), call.relay
+    check_site(call, site)
+    relay.v1_sites.discard((site, call.caller.user))         # its last poller is one of our own
+    have = call.get("have", dict, {})
+    for accept_id, found in rows_of(call, have).items():
         if found["claim"] and found["claim"] == have[accept_id] and found["state"] in CLAIMED:
             relay.renew(found)
-    take, free = c.text("take"), c.get("free", int, 1 << 62)
+    take, free = call.text("take"), call.get("free", int, 1 << 62)
     if not 8 <= len(take) <= 100:
-        raise No(400, "take is a random text of 8 to 100 characters")
+        raise ApiError(400, "take is a random text of 8 to 100 characters")
     query = "SELECT %s FROM calculations WHERE site = ? AND state = ? AND user = ?" % BRIEF
-    waiting = (query + " AND bytes <= ? ORDER BY seq LIMIT 100", (site, ALLOWED, c.who.user, free))
-    again = (query + " AND take = ?", (site, SENDING, c.who.user, take))
+    waiting = (query + " AND bytes <= ? ORDER BY seq LIMIT 100", (site, ALLOWED, call.caller.user, free))
+    again = (query + " AND take = ?", (site, SENDING, call.caller.user, take))
 
     def work(tx):
         row = tx.db.execute(*again).fetchone()
@@ -395,129 +397,131 @@ def calc_request(c):
                 return None
             claim = "%d.%s" % (row["attempt"] + 1, os.urandom(16).hex())
             move(relay, tx, STEP["calc-request"], row, claim=claim, attempt=row["attempt"] + 1, take=take,
-                 protocol=2, poller=c.text("poller")[:200], claimed=time.time())
+                 protocol=2, poller=call.text("poller")[:200], claimed=time.time())
             row = tx.db.execute(query + " AND take = ?", again[1]).fetchone()
         return row
 
-    row, key, large = None, ("site", site, c.who.user), {}
+    row, key, large = None, ("site", site, call.caller.user), {}
     relay.check_maintenance()
-    seen = relay.front.seen(key)
+    seen = relay.front.event_count(key)
     # whatever comes for this site and user is an event
     if not relay.in_grace() and relay.nothing.get(key) != seen:
         if relay.store.read("SELECT 1 FROM calculations WHERE site = ? AND user = ? AND state IN (?, ?)"
                             " AND (take = ? OR state = ? AND bytes <= ?) LIMIT 1",
-                            site, c.who.user, ALLOWED, SENDING, take, ALLOWED, free):
+                            site, call.caller.user, ALLOWED, SENDING, take, ALLOWED, free):
             row = relay.store.write(work, "calc-request")
         elif not relay.store.read("SELECT 1 FROM calculations WHERE site = ? AND user = ? AND state IN (?,"
-                                  " ?) LIMIT 1", site, c.who.user, ALLOWED, SENDING):
+                                  " ?) LIMIT 1", site, call.caller.user, ALLOWED, SENDING):
             relay.nothing[key] = seen
         else:
-            large = too_large(c, site, free)
-    missed, fresh = wanted(c, site)
+            large = too_large(call, site, free)
+    missed, fresh = missed_results(call, site)
     if row is None:
-        if time.monotonic() < c.until and not fresh:
+        if time.monotonic() < call.until and not fresh:
             return Park(key)
-        raise No("0300", "There is no information for accept_id(None), about the your site id(%s)" % site,
-                 http=200, wanted=missed, large=large)
+        raise ApiError("0300",
+                       "There is no information for accept_id(None), about the your site id(%s)" % site,
+                       http=200, wanted=missed, large=large)
     relay.renew(row, relay.conf["times"]["accept_lease"])
-    return dict(calc_info(c, row), message="claimed", accept_id=row["accept_id"], claim=row["claim"],
+    return dict(calc_info(call, row), message="claimed", accept_id=row["accept_id"], claim=row["claim"],
                 attempt=row["attempt"], lease=relay.conf["times"]["lease"], wanted=missed)
 
 
-def too_large(c, site, free):
+def too_large(call, site, free):
     """{accept_id: bytes} of what waits for this poller, but needs more room than the `free` bytes that it
     has. Whoever waits for it is told."""
-    rows = c.relay.store.read("SELECT accept_id, bytes FROM calculations WHERE site = ? AND state = ? AND"
-                              " user = ? AND bytes > ? LIMIT 100", site, ALLOWED, c.who.user, free)
-    due = [row for row in rows if c.relay.may_note(row["accept_id"], c.who.user)]
-    c.relay.spend(c, NOTE_WORK * len(due))
+    rows = call.relay.store.read("SELECT accept_id, bytes FROM calculations WHERE site = ? AND state = ? AND"
+                                 " user = ? AND bytes > ? LIMIT 100", site, ALLOWED, call.caller.user, free)
+    due = [row for row in rows if call.relay.may_note(row["accept_id"], call.caller.user)]
+    call.relay.charge(call, NOTE_WORK * len(due))
     for row in due:
-        c.relay.note_waits(row["accept_id"], c.who.user,
-                           "its inputs need %s, the external computer's disk has room for %s"
-                           % (amount(row["bytes"]), amount(free)))
+        call.relay.note_waits(row["accept_id"], call.caller.user,
+                              "its inputs need %s, the external computer's disk has room for %s"
+                              % (bytes_for_people(row["bytes"]), bytes_for_people(free)))
     return {row["accept_id"]: row["bytes"] for row in rows}
 
 
-def amount(count):
+def bytes_for_people(count):
     """Bytes for people: 12.3 GB, 7 MB."""
     return "%.1f GB" % (count / 1e9) if count >= 1e9 else "%d MB" % (max(0, count) // 1000000)
 
 
-def wanted(c, site):
+def missed_results(call, site):
     """({accept_id: claim} of what this very poller claimed, is out of contact, and is not in its `have`; is
     one of them so since a moment ago?): it may have delivered it to a relay that was restored from an older
     backup since."""
-    relay, have = c.relay, c.get("have", dict, {})
+    relay, have = call.relay, call.get("have", dict, {})
     if not relay.silent:
         return {}, False
     rows = [row
             for row in relay.store.read("SELECT accept_id, claim, silent FROM calculations WHERE site = ?"
                                         " AND state IN (?, ?, ?) AND user = ? AND poller = ? AND claim IS"
-                                        " NOT NULL LIMIT 1000", site, RUNNING, ENDED, GETTING, c.who.user,
-                                        c.text("poller"))
+                                        " NOT NULL LIMIT 1000", site, RUNNING, ENDED, GETTING,
+                                        call.caller.user, call.text("poller"))
             if row["accept_id"] in relay.silent and row["accept_id"] not in have]
     return {row["accept_id"]: row["claim"] for row in rows}, any((relay.silent_seconds(row) or 0) < 2
                                                                  for row in rows)
 
 
-def calc_info(c, row):
+def calc_info(call, row):
     """What a poller is told of a calculation: calc-info and the first page of its inputs."""
-    kept = json.loads(c.relay.store.read("SELECT info FROM calculations WHERE seq = ?", row["seq"])[
+    kept = json.loads(call.relay.store.read("SELECT info FROM calculations WHERE seq = ?", row["seq"])[
         0]["info"])
     info = dict(kept["extra"],
                 **{"command": row["command"], "remote-site": row["site"], "parameters": kept["parameters"],
                    "result_files": {name: {} for name in kept["result_names"]},
                    "result_patterns": kept["result_patterns"]})
-    return {"calc-info": info, "inputs": page_of(c, row["seq"], "input", 0)}
+    return {"calc-info": info, "inputs": manifest_page(call, row["seq"], "input", 0)}
 
 
-def calc_params(c):
+def calc_params(call):
     """4. The same again for who holds the claim."""
-    return dict(calc_info(c, held(c)), message="calc-info")
+    return dict(calc_info(call, claimed_by_caller(call)), message="calc-info")
 
 
-def calc_params_complete(c):
+def calc_params_complete(call):
     """4. The external computer has all inputs."""
-    make_step(c, "calc-params-complete", held(c))
+    make_step(call, "calc-params-complete", claimed_by_caller(call))
     return {"message": "complete"}
 
 
-def calc_start(c):
+def calc_start(call):
     """5. The command is about to start: from here on the calculation is never handed out again."""
-    make_step(c, "calc-start", held(c), started=time.time())
+    make_step(call, "calc-start", claimed_by_caller(call), started=time.time())
     return {"message": "started"}
 
 
-def calc_end(c):
+def calc_end(call):
     """6. The command is over, or could not be started."""
-    row, word, code = held(c), c.text("result"), c.get("exit_code", int, None)
+    row, word, code = claimed_by_caller(call), call.text("result"), call.get("exit_code", int, None)
     if word not in ("calc end", "abnormal"):
-        raise No(400, "result is \"calc end\" or \"abnormal\"")
+        raise ApiError(400, "result is \"calc end\" or \"abnormal\"")
     good = word == "calc end" and code == 0
-    reason = printable(c.text("reason", ""))[:1000] or ("" if good else "exit code %s" % code)
+    reason = printable(call.text("reason", ""))[:1000] or ("" if good else "exit code %s" % code)
     # the poller knows no more than that; here it is known by whom
     if reason == "cancelled" and row["cancel"]:
         reason = row["cancel"]
-    report = {key: c.fields[key]
-              for key in ("started", "ended", "cpu", "maxrss") if isinstance(c.fields.get(key), (int, float))}
+    report = {key: call.fields[key]
+              for key in ("started", "ended", "cpu", "maxrss")
+              if isinstance(call.fields.get(key), (int, float))}
     name = "calc-end" if word == "calc end" or row["state"] not in (SENDING, SENT) else "calc-end abnormal"
-    make_step(c, name, row, status="completed" if good else "abnormal", reason=reason, ended=time.time(),
-              exit_code=code, signal=c.get("signal", int, None), report=json.dumps(report))
+    make_step(call, name, row, status="completed" if good else "abnormal", reason=reason, ended=time.time(),
+              exit_code=code, signal=call.get("signal", int, None), report=json.dumps(report))
     return {"message": "ended"}
 
 
-def send_results(c):
+def send_results(call):
     """7. The manifest of the results. Uploads go only against it; another one replaces it."""
-    row = held(c)
-    page, more = c.need("result_files", dict), bool(c.fields.get("more"))
+    row = claimed_by_caller(call)
+    page, more = call.need("result_files", dict), bool(call.fields.get("more"))
     entries = check_page(page)
-    check_results(c, row, entries)
-    told = {key: check_reasons(c, key) for key in ("missing", "refused")}
-    told["verdicts"] = check_verdicts(c)
-    check_room(c.relay, entries)
+    check_results(call, row, entries)
+    told = {key: check_reasons(call, key) for key in ("missing", "refused")}
+    told["verdicts"] = check_verdicts(call)
+    check_room(call.relay, entries)
     # digest: of all its pages
-    print256 = hashlib.sha256(json.dumps([named(entries), more, told,
-                                          c.text("digest", "")]).encode()).hexdigest()
+    print256 = hashlib.sha256(json.dumps([names_and_sums(entries), more, told,
+                                          call.text("digest", "")]).encode()).hexdigest()
     if row["state"] == GETTING and row["manifest"] == print256:
         return {"message": "getting"}                  # asked again
 
@@ -525,63 +529,63 @@ def send_results(c):
 
     def work(tx):
         count_reasons(tx, row["seq"], told)
-        if not move(c.relay, tx, STEP["send-results"], row, row["claim"], manifest=print256, results=0,
+        if not move(call.relay, tx, STEP["send-results"], row, row["claim"], manifest=print256, results=0,
                     results_open=0, **told):
-            raise No(409, "send-results is not possible now", why="state", state=WORDS[row["state"]])
+            raise ApiError(409, "send-results is not possible now", why="state", state=WORDS[row["state"]])
         drop_results(tx, row["seq"])
         insert_page(tx, row["seq"], "result", 0, entries, more)
         tx.after(set_aside)
 
-    folder = c.relay.store.spool(row["accept_id"], "result").rstrip(b"/")
+    folder = call.relay.store.spool(row["accept_id"], "result").rstrip(b"/")
     old = folder + b"." + utf8(os.urandom(4).hex())
 
     def set_aside():                   # what came for the manifest before; not sooner, it may be all there is
-        c.relay.forget_uploads(row["seq"])
+        call.relay.forget_uploads(row["seq"])
         try:
             os.rename(folder, old)
         except OSError:                         # there was none; or new files replace the old ones one by one
             pass
 
-    c.relay.store.write(work, "send-results")
+    call.relay.store.write(work, "send-results")
     remove_tree(old)
     return {"message": "getting"}
 
 
-def check_results(c, row, entries):
+def check_results(call, row, entries):
     """400 unless every entry was declared by the workflow side (or is a log)."""
-    kept = json.loads(c.relay.store.read("SELECT info FROM calculations WHERE seq = ?", row["seq"])[
+    kept = json.loads(call.relay.store.read("SELECT info FROM calculations WHERE seq = ?", row["seq"])[
         0]["info"])
     patterns, exact = kept["result_patterns"], set(kept["result_names"])
     each = sum(STAR_WORK if isinstance(pattern(text), Stars) else 1 for text in patterns)
-    c.relay.spend(c,
-                  NAME_WORK * len(exact)
-                  + sum(NAME_WORK + len(entry[0]) * each for entry in entries if entry[0] not in exact))
+    call.relay.charge(call,
+                      NAME_WORK * len(exact)
+                      + sum(NAME_WORK + len(entry[0]) * each for entry in entries if entry[0] not in exact))
     # more than one: of an older version
     parts = [patterns[at:at + PATTERNS] for at in range(0, len(patterns), PATTERNS)] or [[]]
     wanted = [declared(exact, part) for part in parts]
     for name in (entry[0] for entry in entries):
         if not any(one(name) for one in wanted):
-            raise No(400, "%s is not a declared result" % name, why="undeclared")
+            raise ApiError(400, "%s is not a declared result" % name, why="undeclared")
 
 
-def check_reasons(c, key):
+def check_reasons(call, key):
     """missing or refused: {NAME: why}, as printable text. 400 if malformed."""
-    found = c.get(key, dict, {})
+    found = call.get(key, dict, {})
     if len(found) > LISTED or not all(isinstance(why, str) for why in found.values()):
-        raise No(400, "%s is an object of names and reasons" % key)
+        raise ApiError(400, "%s is an object of names and reasons" % key)
     return {printable(name)[:1000]: printable(why)[:1000] for name, why in found.items()}
 
 
-def check_verdicts(c):
+def check_verdicts(call):
     """verdicts: {code: {"count", "names"}} of what was asked for and did not come: how many, and the names
     that their owner lets leave (the first NAMED of each). 400 if malformed."""
-    found, kept = c.get("verdicts", dict, {}), {}
+    found, kept = call.get("verdicts", dict, {}), {}
     for code, entry in found.items():
         count, names = ((entry.get("count"), entry.get("names", [])) if isinstance(entry, dict)
                         else (None, None))
         if (code not in VERDICTS or type(count) is not int or not 0 < count < 1 << 40
                 or not isinstance(names, list) or not all(isinstance(name, str) for name in names[:NAMED])):
-            raise No(400, "verdicts is an object of {count, names} for: %s" % " ".join(VERDICTS))
+            raise ApiError(400, "verdicts is an object of {count, names} for: %s" % " ".join(VERDICTS))
         kept[code] = {"count": count, "names": [printable(name)[:1000] for name in names[:NAMED]]}
     return kept
 
@@ -601,92 +605,93 @@ def drop_results(tx, seq):
     tx.db.execute("DELETE FROM files WHERE calc = ? AND kind = 'result'", (seq,))
 
 
-def end_send(c):
+def end_send(call):
     """8. Everything in the manifest has arrived; a success needs at least one of the results that were asked
     for."""
-    row = held(c)
-    if c.text("result") != "end send":
-        raise No(400, "result is \"end send\"")
+    row = claimed_by_caller(call)
+    if call.text("result") != "end send":
+        raise ApiError(400, "result is \"end send\"")
     if row["state"] == GETTING and (row["results_open"] or row["results_more"]):
-        raise incomplete(c, row, "result")
+        raise incomplete_error(call, row, "result")
     changes = {}
     if row["state"] == GETTING and row["status"] == "completed":
-        kept = json.loads(c.relay.store.read("SELECT info FROM calculations WHERE seq = ?", row["seq"])[
+        kept = json.loads(call.relay.store.read("SELECT info FROM calculations WHERE seq = ?", row["seq"])[
             0]["info"])
-        logs = len(c.relay.store.read("SELECT 1 FROM files WHERE calc = ? AND kind = 'result' AND name IN"
-                                      " (?, ?)", row["seq"], *LOG_NAMES))
+        logs = len(call.relay.store.read("SELECT 1 FROM files WHERE calc = ? AND kind = 'result' AND name IN"
+                                         " (?, ?)", row["seq"], *LOG_NAMES))
         if kept["result_names"] and row["results"] <= logs:
             changes = {"status": "abnormal", "reason": "none of the results is there"}
-    make_step(c, "end-send", row, got=time.time(), **changes)
-    c.relay.leases.pop(row["accept_id"], None)
+    make_step(call, "end-send", row, got=time.time(), **changes)
+    call.relay.leases.pop(row["accept_id"], None)
     return {"message": "got"}
 
 
-def get_calc_result(c):
+def get_calc_result(call):
     """9. The manifest of the results and how it ended. Kept until finish, and keep_fetched after it."""
-    row = own(c)
+    row = calculation_of_caller(call)
     if row["state"] not in (GOT, FINISHED):
-        raise No(409, "the result is not there yet", why="state", state=WORDS[row["state"]])
-    more = c.relay.store.read("SELECT info, missing, refused, verdicts, report FROM calculations WHERE seq ="
-                              " ?", row["seq"])[0]
-    kept, report, page = json.loads(more["info"]), json.loads(more["report"]), page_of(
-        c, row["seq"], "result", 0)
+        raise ApiError(409, "the result is not there yet", why="state", state=WORDS[row["state"]])
+    more = call.relay.store.read("SELECT info, missing, refused, verdicts, report FROM calculations WHERE"
+                                 " seq = ?", row["seq"])[0]
+    kept, report, page = json.loads(more["info"]), json.loads(more["report"]), manifest_page(
+        call, row["seq"], "result", 0)
     result = {"result_files": page["files"], "missing": json.loads(more["missing"]),
               "refused": json.loads(more["refused"]), "verdicts": json.loads(more["verdicts"]),
               "status": row["status"], "reason": row["reason"], "exit_code": row["exit_code"],
               "signal": row["signal"], "result_names": kept["result_names"],
               "result_patterns": kept["result_patterns"], "command": row["command"], "site": row["site"],
               "started": report.get("started", row["started"]), "ended": report.get("ended", row["ended"])}
-    gone = GONE if row["results"] and not c.relay.store.kept(row) else ""
+    gone = FILES_GONE if row["results"] and not call.relay.store.has_files(row) else ""
     return {"message": "result", "result-info": result, "next": page["next"], "gone": gone}
 
 
-def finish(c):
+def finish(call):
     """9. The workflow side has everything on its disk."""
-    row = own(c)
+    row = calculation_of_caller(call)
     if row["state"] == GOT:
-        make_step(c, "finish", row, finished=time.time())
+        make_step(call, "finish", row, finished=time.time())
     elif row["state"] != FINISHED:
-        raise No(409, "the result is not there yet", why="state", state=WORDS[row["state"]])
+        raise ApiError(409, "the result is not there yet", why="state", state=WORDS[row["state"]])
     return {"message": "finished"}
 
 
-def calc_progress(c):
+def calc_progress(call):
     """How far it is; with `known` (a stamp) it waits up to `wait` seconds for a change."""
-    row = unchanged(c)
-    found = progress_of(c, row)
-    if c.get("known", str, None) == found["stamp"] and time.monotonic() < c.until:
+    row = cached_calculation(call)
+    found = progress_of(call, row)
+    if call.get("known", str, None) == found["stamp"] and time.monotonic() < call.until:
         return Park(("calc", row["accept_id"]))
     return dict(found, accept_id=row["accept_id"],
-                message="status:%s" % (row["status"] if c.name == "calc-status" else WORDS[row["state"]]))
+                message="status:%s" % (row["status"] if call.name == "calc-status" else WORDS[row["state"]]))
 
 
-def unchanged(c):
-    """own(), not asked of the database again while nothing happened to it since the same connection asked
-    before."""
-    accept_id, relay = c.text("accept_id"), c.relay
-    now = accept_id, c.who, relay.front.seen(("calc", accept_id))
-    if len(accept_id) < 36 or c.conn.row is None or c.conn.row[0] != now or accept_id in relay.silent:
-        c.conn.row = now, own(c)
-    return c.conn.row[1]
+def cached_calculation(call):
+    """calculation_of_caller(), not asked of the database again while nothing happened to it since the same
+    connection asked before."""
+    accept_id, relay = call.text("accept_id"), call.relay
+    now = accept_id, call.caller, relay.front.event_count(("calc", accept_id))
+    if len(accept_id) < 36 or call.conn.row is None or call.conn.row[0] != now or accept_id in relay.silent:
+        call.conn.row = now, calculation_of_caller(call)
+    return call.conn.row[1]
 
 
-def progress_of(c, row):
+def progress_of(call, row):
     """What a waiting workflow side is told. stamp changes whenever any of it does (queue and idle aside)."""
-    away = c.relay.silent_seconds(row)
-    ahead, written = None, c.relay.output_sizes(row)
+    away = call.relay.silent_seconds(row)
+    ahead, written = None, call.relay.output_sizes(row)
     what = (row["waits"]
-            or (c.relay.what.get(row["accept_id"], "") if row["state"] in (SENDING, SENT, RUNNING) else ""))
+            or (call.relay.what.get(row["accept_id"], "") if row["state"] in (SENDING, SENT, RUNNING)
+                else ""))
     if row["state"] == ALLOWED:
-        ahead = c.relay.store.read("SELECT COUNT(*) FROM (SELECT 1 FROM calculations WHERE site = ? AND"
-                                   " state = ? AND user = ? AND seq < ? LIMIT 1000)", row["site"], ALLOWED,
-                                   row["user"], row["seq"])[0][0]
+        ahead = call.relay.store.read("SELECT COUNT(*) FROM (SELECT 1 FROM calculations WHERE site = ? AND"
+                                      " state = ? AND user = ? AND seq < ? LIMIT 1000)", row["site"], ALLOWED,
+                                      row["user"], row["seq"])[0][0]
     return {"progress": WORDS[row["state"]], "status": row["status"], "wait_allow": row["allowed"],
             "reason": row["reason"], "exit_code": row["exit_code"], "signal": row["signal"],
             "out_of_contact": away, "queue": ahead, "output": written, "what": what,
-            "warning": v1_warning(c.relay, row["site"], row["user"], row["needs_v2"])
+            "warning": v1_warning(call.relay, row["site"], row["user"], row["needs_v2"])
             if row["state"] == ALLOWED else "",
-            "idle": int(c.relay.idle_seconds(row)) if row["state"] == REGISTERED else None,
+            "idle": int(call.relay.idle_seconds(row)) if row["state"] == REGISTERED else None,
             "cancelling": bool(row["cancel"]) and row["state"] in (SENDING, SENT, RUNNING),
             "accept_id": row["accept_id"],
             "stamp": "%d.%d%s%s"
@@ -694,65 +699,66 @@ def progress_of(c, row):
                "%x" % binascii.crc32(utf8(what)) if what else "")}
 
 
-def output(c):
+def read_output(call):
     """What a running command has written so far, from `offset` on; waits up to `wait` seconds for more."""
-    row, offset = own(c), c.number("offset")
-    if c.text("stream") not in ("out", "err"):
-        raise No(400, "stream is out or err")
-    data, path = b"", c.relay.store.spool(row["accept_id"], "", "live." + c.text("stream"))
+    row, offset = calculation_of_caller(call), call.number("offset")
+    if call.text("stream") not in ("out", "err"):
+        raise ApiError(400, "stream is out or err")
+    data, path = b"", call.relay.store.spool(row["accept_id"], "", "live." + call.text("stream"))
     if os.path.exists(path):
         with open(path, "rb") as text:
             text.seek(offset)
             data = text.read(CHUNK)
     over = row["state"] in (ENDED, GETTING, GOT, FINISHED)
-    if not data and not over and time.monotonic() < c.until:
+    if not data and not over and time.monotonic() < call.until:
         return Park(("calc", row["accept_id"]))
     return {"message": "output", "offset": offset + len(data), "data": base64.b64encode(data).decode("ascii"),
             "end": over and not data}
 
 
-def heartbeat(c):
+def heartbeat(call):
     """Renews the leases of what a poller holds, takes the commands' output, and tells what to cancel and what
     it need not hold any more."""
     gone, unknown, cancel, output = [], [], [], {}
-    site = c.text("site_id", "")
-    told = (c.relay.store.read("SELECT accept_id FROM calculations WHERE site = ? AND state IN (?, ?, ?) AND"
-                               " user = ? AND poller = ? AND cancel IS NOT NULL AND claim IS NOT NULL", site,
-                               SENDING, SENT, RUNNING, c.who.user, c.text("poller", ""))
-            if covers(c.who, site) else [])
-    known = rows_of(c, c.need("calcs", dict))
-    for accept_id, entry in c.need("calcs", dict).items():
+    site = call.text("site_id", "")
+    told = (call.relay.store.read("SELECT accept_id FROM calculations WHERE site = ? AND state IN (?, ?, ?)"
+                                  " AND user = ? AND poller = ? AND cancel IS NOT NULL AND claim IS NOT NULL",
+                                  site, SENDING, SENT, RUNNING, call.caller.user, call.text("poller", ""))
+            if token_covers(call.caller, site) else [])
+    known = rows_of(call, call.need("calcs", dict))
+    for accept_id, entry in call.need("calcs", dict).items():
         if not isinstance(entry, dict):
-            raise No(400, "calcs is an object of objects")
+            raise ApiError(400, "calcs is an object of objects")
         found = [known[accept_id]] if accept_id in known else []
-        if (found and c.relay.in_grace()
-                and c.relay.adopt(found[0], entry.get("claim"), entry.get("phase"), c.text("poller"))):
-            found = c.relay.store.read("SELECT %s FROM calculations WHERE accept_id = ?" % BRIEF, accept_id)
+        if (found and call.relay.in_grace()
+                and call.relay.adopt(found[0], entry.get("claim"), entry.get("phase"), call.text("poller"))):
+            found = call.relay.store.read("SELECT %s FROM calculations WHERE accept_id = ?" % BRIEF,
+                                          accept_id)
         if not found:
             unknown.append(accept_id)
         elif (not found[0]["claim"] or found[0]["claim"] != entry.get("claim")
                 or found[0]["state"] in (GOT, FINISHED)):
             gone.append(accept_id)
         elif entry.get("phase") == "given back" and found[0]["state"] in (SENDING, SENT):
-            c.relay.lapse(found[0])
+            call.relay.lapse(found[0])
             gone.append(accept_id)
         else:
-            c.relay.renew(found[0])
-            c.relay.hear(accept_id, entry.get("what"))
+            call.relay.renew(found[0])
+            call.relay.note_what(accept_id, entry.get("what"))
             if found[0]["cancel"] and found[0]["state"] in (SENDING, SENT, RUNNING):
                 cancel.append(accept_id)
             if "out" in entry or "err" in entry:
-                output[accept_id] = [take_output(c, found[0], stream, entry) for stream in ("out", "err")]
+                output[accept_id] = [take_output(call, found[0], stream, entry) for stream in ("out", "err")]
     # also what it claimed since it began to wait
     cancel += [row["accept_id"] for row in told if row["accept_id"] not in cancel]
-    if not gone and not unknown and not cancel and not output and time.monotonic() < c.until:
-        return Park(("poller", c.who.user, c.text("poller")))
+    if not gone and not unknown and not cancel and not output and time.monotonic() < call.until:
+        return Park(("poller", call.caller.user, call.text("poller")))
     return {"message": "alive", "cancel": cancel, "gone": gone, "unknown": unknown, "output": output}
 
 
-def take_output(c, row, stream, entry):
+def take_output(call, row, stream, entry):
     """Appends [offset, base64] to what is known of a command's output; how much is known now."""
-    path = c.relay.store.spool(row["accept_id"], "", "live." + stream)
+    path = call.relay.store.spool(row["accept_id"], "", "live." + stream)
     size = os.path.getsize(path) if os.path.exists(path) else 0
     part = entry.get(stream)
     if (isinstance(part, list) and len(part) == 2 and part[0] == size and isinstance(part[1], str)
@@ -760,82 +766,84 @@ def take_output(c, row, stream, entry):
         try:
             data = base64.b64decode(part[1].encode("ascii"), validate=True)
         except ValueError:
-            raise No(400, "output is not base64")
+            raise ApiError(400, "output is not base64")
         if data:
             try:
-                check_bytes(c.relay, c.relay.store, row["user"], len(data))
-                check_free(c.relay, len(data))
-                make_folder(os.path.dirname(path), utf8(c.relay.store.folder))
+                check_bytes(call.relay, call.relay.store, row["user"], len(data))
+                check_free(call.relay, len(data))
+                make_folder(os.path.dirname(path), utf8(call.relay.store.folder))
                 with open(path, "ab", buffering=0) as out:
                     size += out.write(data)
-                c.relay.live[row["user"]] += len(data)
-            except (No, OSError) as error:        # want of room must not keep heartbeats from getting through
+                call.relay.live[row["user"]] += len(data)
+            except (ApiError, OSError) as error:  # want of room must not keep heartbeats from getting through
                 log("warn", row["accept_id"], "output", error=error)
-            c.relay.front.fire(("calc", row["accept_id"]))
+            call.relay.front.fire(("calc", row["accept_id"]))
     return size
 
 
-def cancel_wait_calc(c):
+def cancel_wait_calc(call):
     """Cancels: at once what nobody has claimed; what is claimed when its holder, told by the heartbeat, has
     stopped it. Whoever comes first decides: 409 with why=ended after calc-end."""
-    row, reason = own(c), "cancelled: " + (printable(c.text("reason", ""))[:200] or "by the workflow side")
+    row, reason = calculation_of_caller(call), "cancelled: " + (printable(call.text("reason", ""))[:200]
+                                                                or "by the workflow side")
     if row["state"] in (ENDED, GETTING, GOT, FINISHED):
         if row["reason"].startswith("cancelled"):
             return {"message": "cancelled", "ended": True}
-        raise No(409, "it has ended already", why="ended", state=WORDS[row["state"]])
+        raise ApiError(409, "it has ended already", why="ended", state=WORDS[row["state"]])
 
     def work(tx):
-        if move(c.relay, tx, STEP["cancel-wait-calc"], row, status="abnormal", reason=reason,
+        if move(call.relay, tx, STEP["cancel-wait-calc"], row, status="abnormal", reason=reason,
                 got=time.time()):
             return True
         now = tx.db.execute("SELECT %s FROM calculations WHERE seq = ?" % BRIEF, (row["seq"],)).fetchone()
         if now is None or now["state"] not in (SENDING, SENT, RUNNING):
-            raise No(409, "it has ended already", why="ended", state=WORDS[now["state"]] if now else "")
+            raise ApiError(409, "it has ended already", why="ended", state=WORDS[now["state"]] if now else "")
         if now["protocol"] == 1:
-            raise No(409, "a fielded poller holds it and cannot be told to stop", why="fielded")
-        note_cancel(c, tx, row, now, reason)
+            raise ApiError(409, "a fielded poller holds it and cannot be told to stop", why="fielded")
+        note_cancel(call, tx, row, now, reason)
         tx.after(lambda: log("info", row["accept_id"], "6 cancel", user=row["user"], reason=reason))
         return False
 
-    return {"message": "cancelled", "ended": c.relay.store.write(work, "cancel-wait-calc")}
+    return {"message": "cancelled", "ended": call.relay.store.write(work, "cancel-wait-calc")}
 
 
-def note_cancel(c, tx, row, now, reason):
+def note_cancel(call, tx, row, now, reason):
     """What is claimed is to be cancelled: its poller (now: user, poller) is told by the heartbeat, and who
     waits for news of it at once."""
     tx.db.execute("UPDATE calculations SET cancel = ?, version = version + 1 WHERE seq = ? AND cancel IS NOT"
                   " ?", (reason, row["seq"], reason))
-    tx.after(lambda: c.relay.front.fire(("calc", row["accept_id"])))
-    tx.after(lambda: c.relay.front.fire(("poller", now["user"], now["poller"])))
+    tx.after(lambda: call.relay.front.fire(("calc", row["accept_id"])))
+    tx.after(lambda: call.relay.front.fire(("poller", now["user"], now["poller"])))
 
 
-def rerun(c):
+def rerun(call):
     """A person's word: the same calculation once more, with a new claim and a new working directory. From
     abnormal before `finish`; with force and a reason also from out of contact: the late result of the old
     claim is then refused."""
-    row, force, reason = own(c), bool(c.fields.get("force")), printable(c.text("reason", ""))[:200]
+    row, force, reason = calculation_of_caller(call), bool(call.fields.get("force")), printable(
+        call.text("reason", ""))[:200]
     if row["state"] == ALLOWED and row["attempt"]:     # asked again, or about to be run again anyway
         return {"message": "allowed again"}
     if row["state"] == GOT and row["status"] == "abnormal":
         step = STEP["rerun"]
     elif (row["state"] in STEP["rerun --force"].frm and row["protocol"] != 1 and force and reason
-            and row["accept_id"] in c.relay.silent):
+            and row["accept_id"] in call.relay.silent):
         step = STEP["rerun --force"]
     elif row["state"] == ALLOWED and row["attempt"] and not row["claim"]:
         return {"message": "allowed again"}            # the answer was lost
     else:
-        raise No(409,
-                 "rerun is possible from abnormal before finish, or out of contact with force and a reason",
-                 why="state", state=WORDS[row["state"]])
+        raise ApiError(409,
+                       "rerun is possible from abnormal before finish, or out of contact with force and a"
+                       " reason", why="state", state=WORDS[row["state"]])
 
     def work(tx):
         told = {"missing": "{}", "refused": "{}", "verdicts": "{}"}
         count_reasons(tx, row["seq"], told)
-        done = move(c.relay, tx, step, row, status="none", reason="", claim=None, take=None, cancel=None,
+        done = move(call.relay, tx, step, row, status="none", reason="", claim=None, take=None, cancel=None,
                     protocol=0, exit_code=None, signal=None, started=None, ended=None, got=None, results=0,
                     results_open=0, results_more=0, manifest=None, report="{}", **told)
         if not done:
-            raise No(409, "rerun is not possible now", why="state")
+            raise ApiError(409, "rerun is not possible now", why="state")
         kept = json.loads(tx.db.execute("SELECT info FROM calculations WHERE seq = ?",
                                         (row["seq"],)).fetchone()[0])
         # a poller runs an attempt beyond one that it has run only if this covers that
@@ -844,48 +852,49 @@ def rerun(c):
                       (json.dumps(kept, ensure_ascii=False), row["seq"]))
         drop_results(tx, row["seq"])
         for stream in ("out", "err"):       # sooner than anybody can claim it: the next attempt writes from 0
-            path = c.relay.store.spool(row["accept_id"], "", "live." + stream)
+            path = call.relay.store.spool(row["accept_id"], "", "live." + stream)
             if os.path.exists(path):
                 os.unlink(path)
 
-    c.relay.store.write(work, "rerun")
-    c.relay.leases.pop(row["accept_id"], None)
-    c.relay.silent.pop(row["accept_id"], None)
-    log("info", row["accept_id"], "2 rerun", by=c.who.user, reason=reason)
+    call.relay.store.write(work, "rerun")
+    call.relay.leases.pop(row["accept_id"], None)
+    call.relay.silent.pop(row["accept_id"], None)
+    log("info", row["accept_id"], "2 rerun", by=call.caller.user, reason=reason)
     return {"message": "allowed again"}
 
 
-def end(c):
+def end_calculation(call):
     """An operator's word: what is out of contact will not come back."""
-    row = own(c)
+    row = calculation_of_caller(call)
     if row["state"] not in CLAIMED:
-        raise No(409, "end is possible for what is claimed and has not come to its end", why="state",
-                 state=WORDS[row["state"]])
-    c.relay.lose(row, "ended by an operator: " + (printable(c.text("reason", ""))[:200] or "no reason given"))
+        raise ApiError(409, "end is possible for what is claimed and has not come to its end", why="state",
+                       state=WORDS[row["state"]])
+    call.relay.lose(
+        row, "ended by an operator: " + (printable(call.text("reason", ""))[:200] or "no reason given"))
     return {"message": "ended"}
 
 
-def get_calcinfo(c):
+def get_calcinfo(call):
     """The table of calculations that are not finished, for an operator."""
-    rows = c.relay.store.read("SELECT %s, registered FROM calculations WHERE state != ? ORDER BY seq LIMIT"
-                              " 100000" % BRIEF, FINISHED)
+    rows = call.relay.store.read("SELECT %s, registered FROM calculations WHERE state != ? ORDER BY seq"
+                                 " LIMIT 100000" % BRIEF, FINISHED)
     return {"message": "calcinfo",
             "calculations": {row["accept_id"]: {
         "user": row["user"], "site": row["site"], "command": row["command"], "accept_time": row["registered"],
         "calc_progress": WORDS[row["state"]], "calc_status": row["status"],
-        "wait_allow": row["allowed"] or "none"} for row in rows if covers(c.who, row["site"])}}
+        "wait_allow": row["allowed"] or "none"} for row in rows if token_covers(call.caller, row["site"])}}
 
 
-def reload_ini(c):
+def reload_ini(call):
     """Reads the ini again; a broken one is refused and the old one stays."""
     try:
-        c.relay.reload()
+        call.relay.reload()
     except Stop as stop:
-        raise No(400, str(stop), why="ini")
+        raise ApiError(400, str(stop), why="ini")
     return {"message": "reloaded"}
 
 
-def version(relay, authenticated):
+def version_answer(relay, authenticated):
     """What a client learns from one request without a token; free space only with one."""
     limits = relay.conf["limits"]
     found = {"version": 2, "instance": relay.instance, "max_body": limits["max_body"],
@@ -897,67 +906,69 @@ def version(relay, authenticated):
     return found
 
 
-def own(c):
+def calculation_of_caller(call):
     """The calculation that the call names (also by the beginning of its id), if it exists for this caller;
     otherwise the same 404 as for an unknown id. 409 if there are several."""
-    given = c.text("accept_id")
+    given = call.text("accept_id")
     # an id is of letters, digits and -, which sort before ~
     begins = given + "~" if 8 <= len(given) < 36 else given
-    rows = c.relay.store.read("SELECT %s FROM calculations WHERE accept_id >= ? AND accept_id <= ? LIMIT 1000"
-                              % BRIEF, given, begins)
+    rows = call.relay.store.read("SELECT %s FROM calculations WHERE accept_id >= ? AND accept_id <= ? LIMIT"
+                                 " 1000" % BRIEF, given, begins)
     found = [row
              for row in rows
-             if (row["user"] == c.who.user or OPERATOR in c.who.roles) and covers(c.who, row["site"])]
+             if (row["user"] == call.caller.user or OPERATOR in call.caller.roles)
+             and token_covers(call.caller, row["site"])]
     if not found:
-        raise No(404, "There is no information for accept_id(%s)" % given)
+        raise ApiError(404, "There is no information for accept_id(%s)" % given)
     if len(found) > 1:
-        raise No(409,
-                 "accept_id(%s) is the beginning of %s"
-                 % (given, " ".join(row["accept_id"] for row in found[:10])), why="prefix")
+        raise ApiError(409,
+                       "accept_id(%s) is the beginning of %s"
+                       % (given, " ".join(row["accept_id"] for row in found[:10])), why="prefix")
     return found[0]
 
 
-def held(c):
-    """own(), if the call's claim is the one in force; its lease is renewed. 409 with why=claim for any
-    other."""
-    row = own(c)
-    if not row["claim"] or c.text("claim") != row["claim"] or row["protocol"] == 1:
-        if c.relay.in_grace():
-            raise No(503, "the relay was restored from a backup and takes stock; try again later")
-        raise No(409, "another claim is in force (superseded)", why="claim", state=WORDS[row["state"]])
-    c.relay.renew(row)
+def claimed_by_caller(call):
+    """calculation_of_caller(), if the call's claim is the one in force; its lease is renewed. 409 with
+    why=claim for any other."""
+    row = calculation_of_caller(call)
+    if not row["claim"] or call.text("claim") != row["claim"] or row["protocol"] == 1:
+        if call.relay.in_grace():
+            raise ApiError(503, "the relay was restored from a backup and takes stock; try again later")
+        raise ApiError(409, "another claim is in force (superseded)", why="claim", state=WORDS[row["state"]])
+    call.relay.renew(row)
     return row
 
 
-def rows_of(c, ids):
+def rows_of(call, ids):
     """{accept_id: row} of those calculations that exist for this caller; of at most LISTED. 413 for more."""
-    found, ids, store = {}, list(ids), c.relay.store
+    found, ids, store = {}, list(ids), call.relay.store
     if len(ids) > LISTED:
-        raise No(413, "more than %d calculations in one call" % LISTED, why="work")
-    c.relay.spend(c, ROW_WORK * len(ids))
+        raise ApiError(413, "more than %d calculations in one call" % LISTED, why="work")
+    call.relay.charge(call, ROW_WORK * len(ids))
     for at in range(0, len(ids), 500):
         part = ids[at:at + 500]
         rows = store.read("SELECT %s FROM calculations WHERE user = ? AND accept_id IN (%s)"
-                          % (BRIEF, ", ".join("?" * len(part))), c.who.user, *part)
-        found.update((row["accept_id"], row) for row in rows if covers(c.who, row["site"]))
+                          % (BRIEF, ", ".join("?" * len(part))), call.caller.user, *part)
+        found.update((row["accept_id"], row) for row in rows if token_covers(call.caller, row["site"]))
     return found
 
 
-def make_step(c, name, row, **changes):
+def make_step(call, name, row, **changes):
     """Makes a step durable. Asked again after it was made: fine. From any other state: 409."""
     step, claim = STEP[name], row["claim"]
 
     def work(tx):
-        if move(c.relay, tx, step, row, claim if step.role == REMOTE else None, **changes):
+        if move(call.relay, tx, step, row, claim if step.role == REMOTE else None, **changes):
             return True
         now = tx.db.execute("SELECT state, claim FROM calculations WHERE seq = ?", (row["seq"],)).fetchone()
         if now is not None and now["state"] == step.to and (step.role != REMOTE or now["claim"] == claim):
             return False                               # the answer was lost; the same again
-        if step.role == REMOTE and c.relay.in_grace():
-            raise No(503, "the relay was restored from a backup and takes stock; try again later")
-        raise No(409, "%s is not possible now" % name, why="state", state=WORDS[now["state"]] if now else "")
+        if step.role == REMOTE and call.relay.in_grace():
+            raise ApiError(503, "the relay was restored from a backup and takes stock; try again later")
+        raise ApiError(409, "%s is not possible now" % name, why="state",
+                       state=WORDS[now["state"]] if now else "")
 
-    return c.relay.store.write(work, name)
+    return call.relay.store.write(work, name)
 
 
 def check_page(page, before=None, reserved=()):
@@ -966,27 +977,27 @@ def check_page(page, before=None, reserved=()):
     name with a trailing / is an empty directory; they come last. 400 if anything in it is not as it should
     be."""
     if not isinstance(page, dict) or len(page) > PAGE:
-        raise No(400, "a manifest page is an object of at most %d names" % PAGE)
+        raise ApiError(400, "a manifest page is an object of at most %d names" % PAGE)
     try:
         check_order(page, before, reserved, folders=True)
     except ValueError as error:
-        raise No(400, str(error), why="name")
+        raise ApiError(400, str(error), why="name")
     entries = []
     for name, entry in page.items():
         size, sum256 = (entry.get("size"), entry.get("sha256")) if isinstance(entry, dict) else (None, None)
         if (type(size) is not int or not 0 <= size < 1 << 60 or not isinstance(sum256, str)
                 or not re.match(r"[0-9a-f]{64}\Z", sum256)):
-            raise No(400, "size or sha256 of %s" % name)
+            raise ApiError(400, "size or sha256 of %s" % name)
         if name.endswith("/") and (size, sum256) != (0, NOTHING):
-            raise No(400, "%s is a directory: size 0 and the sum of nothing" % name)
+            raise ApiError(400, "%s is a directory: size 0 and the sum of nothing" % name)
         mtime = entry.get("mtime")
         if mtime is not None and not (type(mtime) in (int, float) and abs(mtime) < 1 << 40):
-            raise No(400, "mtime of %s" % name)
+            raise ApiError(400, "mtime of %s" % name)
         entries.append((name, size, sum256, 1 if entry.get("x") is True else None, mtime))
     return entries
 
 
-def named(entries):
+def names_and_sums(entries):
     """What tells one manifest from another: name, size, sum of each file. (Marks and empty directories may
     change without another result.)"""
     return [entry[:3] for entry in entries if not entry[0].endswith("/")]
@@ -1010,14 +1021,14 @@ def room_of_names(entries):
     return sum(len(entry[0]) + ENTRY for entry in entries)
 
 
-def page_of(c, seq, kind, first):
+def manifest_page(call, seq, kind, first):
     """One page of a manifest as it goes over the wire: {"files": {...}, "next": number or None}. Empty
     directories are told to those who say that they know them (`dirs`); they are the last, so that nobody
     counts otherwise."""
-    rows = c.relay.store.read("SELECT n, name, size, sha256, x, mtime FROM files WHERE calc = ? AND kind = ?"
-                              " AND n >= ?%s ORDER BY n LIMIT ?"
-                              % ("" if c.fields.get("dirs") else " AND name NOT LIKE '%/'"), seq, kind, first,
-                              PAGE + 1)
+    rows = call.relay.store.read("SELECT n, name, size, sha256, x, mtime FROM files WHERE calc = ? AND kind"
+                                 " = ? AND n >= ?%s ORDER BY n LIMIT ?"
+                                 % ("" if call.fields.get("dirs") else " AND name NOT LIKE '%/'"), seq, kind,
+                                 first, PAGE + 1)
     files = collections.OrderedDict((row["name"], {"size": row["size"], "sha256": row["sha256"]})
                                     for row in rows[:PAGE])
     for row in rows[:PAGE]:
@@ -1040,11 +1051,11 @@ def check_sizes(relay, entries, files_before=0):
     limits = relay.conf["limits"]
     for name, length in (entry[:2] for entry in entries):
         if limits["max_file"] and length > limits["max_file"]:
-            raise No(413,
-                     "%s: %d bytes are over the relay's limit of %d ([limits] max_file)"
-                     % (name, length, limits["max_file"]))
+            raise ApiError(413,
+                           "%s: %d bytes are over the relay's limit of %d ([limits] max_file)"
+                           % (name, length, limits["max_file"]))
     if limits["max_files"] and files_before + len(entries) > limits["max_files"]:
-        raise No(413, "more than %d files ([limits] max_files)" % limits["max_files"])
+        raise ApiError(413, "more than %d files ([limits] max_files)" % limits["max_files"])
     return sum(entry[1] for entry in entries)
 
 
@@ -1052,77 +1063,77 @@ def check_free(relay, total):
     """507 if so many bytes would make the disk too full."""
     store = relay.store
     if (store.free() - relay.reserved - sum(relay.arriving.values()) - total
-            < store.keep_free(relay.conf["limits"]["spool_free"])):
-        raise store.full(total)
+            < store.bytes_to_keep_free(relay.conf["limits"]["spool_free"])):
+        raise store.no_room(total)
 
 
 def check_margin(relay, size):
     """507 if half of what is to stay free is used up: small files cost more, in blocks and inodes, than the
     bytes that were looked at when they were declared, and whoever declares very many of them would fill the
     disk."""
-    if relay.store.free() < relay.store.keep_free(relay.conf["limits"]["spool_free"]) // 2:
-        raise relay.store.full(size)
+    if relay.store.free() < relay.store.bytes_to_keep_free(relay.conf["limits"]["spool_free"]) // 2:
+        raise relay.store.no_room(size)
 
 
-def incomplete(c, row, kind):
+def incomplete_error(call, row, kind):
     """409 that lists the files that are not complete."""
-    rows = c.relay.store.read("SELECT n FROM files WHERE calc = ? AND kind = ? AND done = 0 ORDER BY n LIMIT"
-                              " ?", row["seq"], kind, LISTED)
+    rows = call.relay.store.read("SELECT n FROM files WHERE calc = ? AND kind = ? AND done = 0 ORDER BY n"
+                                 " LIMIT ?", row["seq"], kind, LISTED)
     more = bool(row["inputs_more" if kind == "input" else "results_more"])
-    return No(409, "not all files are complete", why="incomplete", incomplete=[found["n"] for found in rows],
-              more=more)
+    return ApiError(409, "not all files are complete", why="incomplete",
+                    incomplete=[found["n"] for found in rows], more=more)
 
 
 # ==== files ====
 FILES = re.compile(r"files/([0-9a-f-]{36})/(input|result)(?:/(\d{1,7}|pack))?\Z")
 
 
-def files_call(c):
+def files_call(call):
     """files/ACCEPT_ID/(input|result)[/N|/pack]: one of the functions below, by method and path."""
-    accept_id, kind, which = c.parts
-    c.fields["accept_id"] = accept_id
-    posting = c.method == "POST"
-    reading = not posting and "offset" not in c.fields
+    accept_id, kind, which = call.parts
+    call.fields["accept_id"] = accept_id
+    posting = call.method == "POST"
+    reading = not posting and "offset" not in call.fields
     remote = reading if kind == "input" else not reading         # whose side of the file this is
-    c.check_role(REMOTE if remote else WORKFLOW)
-    row = held(c) if remote else own(c)
+    call.check_role(REMOTE if remote else WORKFLOW)
+    row = claimed_by_caller(call) if remote else calculation_of_caller(call)
     if not reading and row["state"] != (REGISTERED if kind == "input" else GETTING):
-        raise No(409, "files are not taken now", why="state", state=WORDS[row["state"]])
+        raise ApiError(409, "files are not taken now", why="state", state=WORDS[row["state"]])
     if reading and kind == "result" and row["state"] not in (GOT, FINISHED):
-        raise No(409, "the result is not there yet", why="state", state=WORDS[row["state"]])
-    if which is not None and row["state"] == FINISHED and not c.relay.store.kept(row):
-        raise No(404, GONE, why="room")
+        raise ApiError(409, "the result is not there yet", why="state", state=WORDS[row["state"]])
+    if which is not None and row["state"] == FINISHED and not call.relay.store.has_files(row):
+        raise ApiError(404, FILES_GONE, why="room")
     if which is None:
-        return (add_page(c, row, kind) if posting
-                else dict(page_of(c, row["seq"], kind, c.number("from")), message="files"))
+        return (add_page(call, row, kind) if posting
+                else dict(manifest_page(call, row["seq"], kind, call.number("from")), message="files"))
     if which == "pack":
-        return take_pack(c, row, kind) if posting else give_pack(c, row, kind)
-    found = c.relay.store.read("SELECT n, size, sha256, done, blob, at FROM files WHERE calc = ? AND kind ="
-                               " ? AND n = ?", row["seq"], kind, int(which))
+        return take_pack(call, row, kind) if posting else give_pack(call, row, kind)
+    found = call.relay.store.read("SELECT n, size, sha256, done, blob, at FROM files WHERE calc = ? AND kind"
+                                  " = ? AND n = ?", row["seq"], kind, int(which))
     if not found:
-        raise No(404, "no file %s" % which)
+        raise ApiError(404, "no file %s" % which)
     if posting:
-        return take_piece(c, row, kind, found[0])
-    if "offset" in c.fields:
-        return tell_offset(c, row, kind, found[0])
-    return give_file(c, row, kind, found[0])
+        return take_piece(call, row, kind, found[0])
+    if "offset" in call.fields:
+        return upload_offset(call, row, kind, found[0])
+    return give_file(call, row, kind, found[0])
 
 
-def add_page(c, row, kind):
+def add_page(call, row, kind):
     """A further page of a manifest; one that is there already is answered again."""
-    first, page, count = c.number("from"), c.need("files", dict), row["inputs" if kind == "input"
-                                                                      else "results"]
-    before = c.relay.store.read("SELECT name FROM files WHERE calc = ? AND kind = ? AND n = ?", row["seq"],
-                                kind, first - 1)
+    first, page, count = call.number("from"), call.need("files", dict), row[
+        "inputs" if kind == "input" else "results"]
+    before = call.relay.store.read("SELECT name FROM files WHERE calc = ? AND kind = ? AND n = ?", row["seq"],
+                                   kind, first - 1)
     entries = check_page(page, before[0]["name"] if before else None, LOG_NAMES if kind == "input" else ())
     if kind == "result":
-        check_results(c, row, entries)
-    total = check_room(c.relay, entries, first)
+        check_results(call, row, entries)
+    total = check_room(call.relay, entries, first)
 
     def work(tx):
         now = tx.db.execute("SELECT %s FROM calculations WHERE seq = ?" % BRIEF, (row["seq"],)).fetchone()
         if now is None or now["state"] != row["state"] or now["claim"] != row["claim"]:
-            raise No(409, "files are not taken now", why="state")
+            raise ApiError(409, "files are not taken now", why="state")
         have, more = ((now["inputs"], now["inputs_more"]) if kind == "input"
                       else (now["results"], now["results_more"]))
         if first + len(entries) <= have and entries:
@@ -1131,34 +1142,35 @@ def add_page(c, row, kind):
             if [tuple(found) for found in rows] == [entry[:3] for entry in entries]:
                 return
         if have != first or not more:
-            raise No(409, "the next page starts at %d" % have, why="page", **{"from": have})
+            raise ApiError(409, "the next page starts at %d" % have, why="page", **{"from": have})
         if kind == "input":
-            check_bytes(c.relay, tx, row["user"], total + room_of_names(entries))
-        insert_page(tx, row["seq"], kind, first, entries, bool(c.fields.get("more")))
+            check_bytes(call.relay, tx, row["user"], total + room_of_names(entries))
+        insert_page(tx, row["seq"], kind, first, entries, bool(call.fields.get("more")))
 
-    c.relay.store.write(work, "files page")
+    call.relay.store.write(work, "files page")
     return {"message": "listed", "from": max(count, first + len(entries))}
 
 
-def take_piece(c, row, kind, found):
+def take_piece(call, row, kind, found):
     """Appends a piece. The answer to the last one comes when the file is on disk and its sum is right."""
     if found["done"]:
         return {"message": "complete", "offset": found["size"], "complete": True}
-    upload = upload_of(c, row, kind, found)
+    upload = upload_of(call, row, kind, found)
     with upload.lock:
         if upload.ending:
-            raise No(503, "the file is being completed; ask again")
-        upload.owner = c                               # whoever wrote before stops at its next chunk
+            raise ApiError(503, "the file is being completed; ask again")
+        upload.owner = call                               # whoever wrote before stops at its next chunk
         offset = upload.offset
-    if c.number("offset") != offset or c.length > found["size"] - offset:
-        raise No(409, "the file goes on at %d of %d" % (offset, found["size"]), why="offset", offset=offset)
+    if call.number("offset") != offset or call.length > found["size"] - offset:
+        raise ApiError(409, "the file goes on at %d of %d" % (offset, found["size"]), why="offset",
+                       offset=offset)
     if not offset:
-        check_margin(c.relay, found["size"])
+        check_margin(call.relay, found["size"])
     try:
         with open(upload.path, "ab", buffering=0) as out:
-            for view in c.body_views():
+            for view in call.body_views():
                 with upload.lock:
-                    mine(upload, c)
+                    check_still_writer(upload, call)
                     if out.write(view) != len(view):
                         os.ftruncate(out.fileno(), upload.offset)        # another request may go on from here
                         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -1166,28 +1178,28 @@ def take_piece(c, row, kind, found):
                     upload.offset += len(view)
                 if time.monotonic() > upload.touched + 1:
                     upload.touched = time.monotonic()
-                    c.relay.touch(row)
-            c.relay.touch(row)
+                    call.relay.touch(row)
+            call.relay.touch(row)
             fault("files piece")
             with upload.lock:
                 if upload.offset < found["size"]:
                     return {"message": "received", "offset": upload.offset, "complete": False}
-                mine(upload, c)
+                check_still_writer(upload, call)
                 upload.ending = True
-            return end_upload(c, row, kind, found, upload, out)
+            return end_upload(call, row, kind, found, upload, out)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            c.relay.uploads.pop((row["seq"], kind, found["n"]), None)
-            raise c.relay.store.full(found["size"] - upload.offset)
+            call.relay.uploads.pop((row["seq"], kind, found["n"]), None)
+            raise call.relay.store.no_room(found["size"] - upload.offset)
         raise
     finally:
-        if upload.ending and upload.owner is c:
-            c.relay.uploads.pop((row["seq"], kind, found["n"]), None)
+        if upload.ending and upload.owner is call:
+            call.relay.uploads.pop((row["seq"], kind, found["n"]), None)
 
 
-def tell_offset(c, row, kind, found):
+def upload_offset(call, row, kind, found):
     """How much of a file is there."""
-    offset = found["size"] if found["done"] else upload_of(c, row, kind, found).offset
+    offset = found["size"] if found["done"] else upload_of(call, row, kind, found).offset
     return {"message": "offset", "offset": offset, "complete": bool(found["done"])}
 
 
@@ -1209,40 +1221,40 @@ class Upload:
             pass
 
 
-def upload_of(c, row, kind, found):
+def upload_of(call, row, kind, found):
     """The Upload of a file, made from what is on disk if this process does not know it yet."""
-    key, uploads = (row["seq"], kind, found["n"]), c.relay.uploads
-    folder = c.relay.store.spool(row["accept_id"], kind)
+    key, uploads = (row["seq"], kind, found["n"]), call.relay.uploads
+    folder = call.relay.store.spool(row["accept_id"], kind)
     upload = uploads.get(key)
     if upload is None:
-        make_folder(folder, utf8(c.relay.store.folder))
+        make_folder(folder, utf8(call.relay.store.folder))
         upload = uploads.setdefault(key, Upload(os.path.join(folder, b"%06d.part" % found["n"])))
     upload.touched = time.monotonic()
     return upload
 
 
-def mine(upload, c):
+def check_still_writer(upload, call):
     """409 if a newer request writes this file."""
-    if upload.owner is not c:
-        raise No(409, "a newer request writes this file", why="offset", offset=upload.offset)
+    if upload.owner is not call:
+        raise ApiError(409, "a newer request writes this file", why="offset", offset=upload.offset)
 
 
-def end_upload(c, row, kind, found, upload, out):
+def end_upload(call, row, kind, found, upload, out):
     """All of a file is there: puts it in its place, durably, or drops it if its sum is another (422)."""
     if upload.digest.hexdigest() != found["sha256"] or os.fstat(out.fileno()).st_size != found["size"]:
         os.unlink(upload.path)
-        raise No(422, "the file lacks its sha256; dropped, from 0 again", why="sum", wrong=[found["n"]],
-                 offset=0)
+        raise ApiError(422, "the file lacks its sha256; dropped, from 0 again", why="sum", wrong=[found["n"]],
+                       offset=0)
     os.fsync(out.fileno())
     blob = "%06d" % found["n"]
-    os.rename(upload.path, c.relay.store.spool(row["accept_id"], kind, blob))
-    complete_files(c, row, kind, blob, [(found["n"], 0)])
+    os.rename(upload.path, call.relay.store.spool(row["accept_id"], kind, blob))
+    complete_files(call, row, kind, blob, [(found["n"], 0)])
     return {"message": "complete", "offset": found["size"], "complete": True}
 
 
-def complete_files(c, row, kind, blob, placed):
+def complete_files(call, row, kind, blob, placed):
     """Files [(number, place in the blob)] are on disk: notes it, durably."""
-    sync_path(c.relay.store.spool(row["accept_id"], kind))
+    sync_path(call.relay.store.spool(row["accept_id"], kind))
     fault("files synced")
     field = "inputs_open" if kind == "input" else "results_open"
 
@@ -1252,7 +1264,7 @@ def complete_files(c, row, kind, blob, placed):
         if (now is None
                 or (now["state"], now["claim"], now["manifest"])
                 != (row["state"], row["claim"], row["manifest"])):
-            raise No(409, "files are not taken now", why="state")
+            raise ApiError(409, "files are not taken now", why="state")
         count = 0
         for n, at in placed:
             count += tx.db.execute("UPDATE files SET done = 1, blob = ?, at = ? WHERE calc = ? AND kind = ?"
@@ -1260,30 +1272,31 @@ def complete_files(c, row, kind, blob, placed):
         tx.db.execute("UPDATE calculations SET %s = %s - ?, touched = ?, waits = '' WHERE seq = ?"
                       % (field, field), (count, time.time(), row["seq"]))
 
-    c.relay.store.write(work, "files")
+    call.relay.store.write(work, "files")
 
 
-def take_pack(c, row, kind):
+def take_pack(call, row, kind):
     """Files N, N+1, ... back to back in one body: one blob, one fsync, one transaction. 422 names the wrong
     ones; then none is kept."""
-    first, count = c.number("from"), c.number("count")
-    rows = c.relay.store.read("SELECT n, size, sha256, done FROM files WHERE calc = ? AND kind = ? AND n >="
-                              " ? AND n < ? ORDER BY n", row["seq"], kind, first, first + min(count, 20000))
+    first, count = call.number("from"), call.number("count")
+    rows = call.relay.store.read("SELECT n, size, sha256, done FROM files WHERE calc = ? AND kind = ? AND n"
+                                 " >= ? AND n < ? ORDER BY n", row["seq"], kind, first,
+                                 first + min(count, 20000))
     if (not rows or len(rows) != count or any(found["size"] > PACK_FILE for found in rows)
-            or sum(found["size"] for found in rows) != c.length):
-        raise No(400,
-                 "a pack is files from..from+count-1 of the manifest, each of at most %d bytes, in full"
-                 % PACK_FILE)
+            or sum(found["size"] for found in rows) != call.length):
+        raise ApiError(400,
+                       "a pack is files from..from+count-1 of the manifest, each of at most %d bytes, in full"
+                       % PACK_FILE)
     if all(found["done"] for found in rows):
         return {"message": "complete", "complete": True}
-    folder = c.relay.store.spool(row["accept_id"], kind)
-    make_folder(folder, utf8(c.relay.store.folder))
+    folder = call.relay.store.spool(row["accept_id"], kind)
+    make_folder(folder, utf8(call.relay.store.folder))
     # a new one each time: nothing that is noted is ever written over
     blob = "%06dp%s" % (first, os.urandom(4).hex())
     path, wrong, placed, at = os.path.join(folder, utf8(blob)), [], [], 0
     try:
         with open(path, "xb", buffering=0) as out:
-            source = c.exact()
+            source = call.exact_reader()
             for found in rows:
                 data = source(found["size"])
                 if hashlib.sha256(data).hexdigest() != found["sha256"]:
@@ -1291,27 +1304,27 @@ def take_pack(c, row, kind):
                 placed.append((found["n"], at, data))
                 at += len(data)
                 if len(placed) % 512 == 0 or at - placed[0][1] > CHUNK:
-                    write_all(out, placed)
-            write_all(out, placed)
+                    write_gathered(out, placed)
+            write_gathered(out, placed)
             if not wrong:
                 os.fsync(out.fileno())
     except BaseException as error:
         os.unlink(path)
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise c.relay.store.full(c.length)
+            raise call.relay.store.no_room(call.length)
         raise
     if wrong:
         os.unlink(path)
-        raise No(422, "%d files lack their sha256" % len(wrong), why="sum", wrong=wrong[:LISTED])
+        raise ApiError(422, "%d files lack their sha256" % len(wrong), why="sum", wrong=wrong[:LISTED])
     at, placed = 0, []
     for found in rows:
         placed.append((found["n"], at))
         at += found["size"]
-    complete_files(c, row, kind, blob, placed)
+    complete_files(call, row, kind, blob, placed)
     return {"message": "complete", "complete": True}
 
 
-def write_all(out, placed):
+def write_gathered(out, placed):
     """Writes what is gathered of a pack, and forgets the data."""
     data = b"".join(part[2] for part in placed)
     if out.write(data) != len(data):
@@ -1319,84 +1332,85 @@ def write_all(out, placed):
     placed[:] = []
 
 
-def give_file(c, row, kind, found):
+def give_file(call, row, kind, found):
     """A file as bytes, from where Range says; ETag is its sha256."""
     if not found["done"] or found["blob"] is None:
-        raise No(409, "the file is not complete, or a directory", why="incomplete")
+        raise ApiError(409, "the file is not complete, or a directory", why="incomplete")
     start, tag = 0, '"%s"' % found["sha256"]
-    asked = re.match(r"bytes=(\d{1,15})-\Z", c.headers.get("range", ""))
-    if asked and c.headers.get("if-range", tag) == tag:
+    asked = re.match(r"bytes=(\d{1,15})-\Z", call.headers.get("range", ""))
+    if asked and call.headers.get("if-range", tag) == tag:
         start = int(asked.group(1))
         if start >= found["size"]:
-            raise No(416, "the file has %d bytes" % found["size"])
+            raise ApiError(416, "the file has %d bytes" % found["size"])
     headers = [("ETag", tag), ("Accept-Ranges", "bytes")]
     if start:
         headers.append(("Content-Range", "bytes %d-%d/%d" % (start, found["size"] - 1, found["size"])))
     length = found["size"] - start
-    return Spool([(c.relay.store.spool(row["accept_id"], kind, found["blob"]), found["at"] + start, length)],
-                 length, headers, 206 if start else 200, moved=lambda: c.relay.touch(row))
+    return FileAnswer([(call.relay.store.spool(row["accept_id"], kind, found["blob"]), found["at"] + start,
+                        length)], length, headers, 206 if start else 200, moved=lambda: call.relay.touch(row))
 
 
-def give_pack(c, row, kind):
+def give_pack(call, row, kind):
     """Files N, N+1, ... back to back, whole ones, up to max_body or the first large one."""
-    first, segments, total = c.number("from"), [], 0
-    rows = c.relay.store.read("SELECT n, size, done, blob, at FROM files WHERE calc = ? AND kind = ? AND n"
-                              " >= ? ORDER BY n LIMIT ?", row["seq"], kind, first,
-                              min(PACK_FILES, c.number("count") if "count" in c.fields else PACK_FILES))
+    first, segments, total = call.number("from"), [], 0
+    rows = call.relay.store.read("SELECT n, size, done, blob, at FROM files WHERE calc = ? AND kind = ? AND"
+                                 " n >= ? ORDER BY n LIMIT ?", row["seq"], kind, first,
+                                 min(PACK_FILES,
+                                     call.number("count") if "count" in call.fields else PACK_FILES))
     for found in rows:
         if (found["size"] > PACK_FILE or not found["done"] or found["blob"] is None
-                or total + found["size"] > c.relay.conf["limits"]["max_body"]):
+                or total + found["size"] > call.relay.conf["limits"]["max_body"]):
             break
-        path = c.relay.store.spool(row["accept_id"], kind, found["blob"])
+        path = call.relay.store.spool(row["accept_id"], kind, found["blob"])
         if segments and segments[-1][0] == path and segments[-1][1] + segments[-1][2] == found["at"]:
             segments[-1] = (path, segments[-1][1], segments[-1][2] + found["size"])
         else:
             segments.append((path, found["at"], found["size"]))
         total += found["size"]
     if not segments:
-        raise No(400, "no pack starts at file %d" % first)
-    return Spool(segments, total, [], 200, moved=lambda: c.relay.touch(row))
+        raise ApiError(400, "no pack starts at file %d" % first)
+    return FileAnswer(segments, total, [], 200, moved=lambda: call.relay.touch(row))
 
 
 # ==== who may, leases and restore ====
 # who a token stands for; sites (): any; key: for counting
-Who = collections.namedtuple("Who", "user roles sites expires key")
+Caller = collections.namedtuple("Who", "user roles sites expires key")
 
 
-def covers(who, site):
+def token_covers(who, site):
     """Is the token good for this site?"""
     return not who.sites or site in who.sites
 
 
-def check_site(c, site, code=400, http=400):
+def check_site(call, site, code=400, http=400):
     """Refuses a site that is not one of the token's (in words of its own; the fielded calls have none), or
     that the ini does not name."""
-    if code == 400 and not covers(c.who, site):        # whether there is such a site is not told
-        why = "not for site %s, only for %s" % (printable(site)[:100], " ".join(c.who.sites))
-        raise No(403, "this token is " + why, why=why)
-    if (not isinstance(site, str) or site not in c.relay.conf["RemoteSites"]["remote_site_ids"]
-            or not covers(c.who, site)):
+    if code == 400 and not token_covers(call.caller, site):        # whether there is such a site is not told
+        why = "not for site %s, only for %s" % (printable(site)[:100], " ".join(call.caller.sites))
+        raise ApiError(403, "this token is " + why, why=why)
+    if (not isinstance(site, str) or site not in call.relay.conf["RemoteSites"]["remote_site_ids"]
+            or not token_covers(call.caller, site)):
         raise unknown_site(site, code, http)
 
 
 def unknown_site(site, code=400, http=400):
     """The refusal of a site that the ini does not name, in the manual's words."""
-    return No(code, "Your site-id(%s) does not match in the list that acceptable to." % printable(site)[:200],
-              http)
+    return ApiError(
+        code, "Your site-id(%s) does not match in the list that acceptable to." % printable(site)[:200], http)
 
 
-def login(c):
+def login(call):
     """A user's password for a token that ends after login_hours. Whether the user or the password is wrong is
     not told."""
-    relay, user, address = c.relay, c.text("user")[:200], c.conn.address
+    relay, user, address = call.relay, call.text("user")[:200], call.conn.address
     found = relay.store.read("SELECT password, roles, sites, known FROM users WHERE name = ?", user)
     known = found[0]["known"].split() if found else []
     relay.check_failures(user, address, address in known)
     kept = found[0]["password"] if found else "%d$00$" % ROUNDS      # takes as long
-    if not password_is(c.text("password"), kept) or not found:
+    if not password_matches(call.text("password"), kept) or not found:
         relay.count_failure(user, address)
         log("warn", None, "login", refused="user or password is wrong", user=user, address=address)
-        raise No("0005", "user or password is wrong", http=403, why="login")
+        raise ApiError("0005", "user or password is wrong", http=403, why="login")
     relay.forgive(user, address, address in known)
     secret, now = os.urandom(32).hex(), time.time()
     expires = now + 3600 * relay.conf["times"]["login_hours"]
@@ -1407,9 +1421,10 @@ def login(c):
                       (hashlib.sha256(secret.encode()).hexdigest(), now, expires, user))
         tx.db.execute("DELETE FROM tokens WHERE login AND user = ? AND number NOT IN (SELECT number FROM"
                       " tokens WHERE login AND user = ? ORDER BY number DESC LIMIT ?)",
-                      (user, user, LOGGED_IN))
+                      (user, user, LOGINS_KEPT))
         tx.db.execute("UPDATE users SET known = ? WHERE name = ?",
-                      (" ".join([address] + [other for other in known if other != address][:KNOWN - 1]),
+                      (" ".join([address]
+                                + [other for other in known if other != address][:KNOWN_ADDRESSES - 1]),
                        user))
 
     relay.store.write(work, "login")
@@ -1418,14 +1433,15 @@ def login(c):
             "sites": found[0]["sites"]}
 
 
-def password_is(password, kept):
+def password_matches(password, kept):
     """Is it the password of which this is kept?"""
     import hmac
     rounds, salt, found = kept.split("$")
-    return hmac.compare_digest(sealed(password[:1000], bytes.fromhex(salt), int(rounds)).split("$")[2], found)
+    return hmac.compare_digest(password_record(password[:1000], bytes.fromhex(salt), int(rounds)).split(
+        "$")[2], found)
 
 
-def sealed(password, salt=None, rounds=None):
+def password_record(password, salt=None, rounds=None):
     """What is kept of a password: rounds$salt$sum of PBKDF2 with SHA-256."""
     salt, rounds = salt or os.urandom(16), rounds or ROUNDS
     return "%d$%s$%s" % (rounds, salt.hex(),
@@ -1449,7 +1465,7 @@ class Relay:
         # by user: bytes of fielded bodies on their way; (work owed, since)
         self.arriving, self.debts = collections.Counter(), {}
         # tokens; (user, address): [failed log-ins, locked until]
-        self.used, self.used_told, self.failures = {}, {}, collections.OrderedDict()
+        self.token_used, self.token_use_noted, self.failures = {}, {}, collections.OrderedDict()
         self.maintenance, self.grace = None, 0.0
         if os.path.exists(os.path.join(utf8(store.folder), b"restored")):
             self.grace = time.monotonic() + conf["times"]["restore_grace"]
@@ -1466,9 +1482,9 @@ class Relay:
 
     def rules(self, site):
         """A site's section of the ini."""
-        return self.conf.get(site) or {key: default for key, (kind, default) in INI["*"].items()}
+        return self.conf.get(site) or {key: default for key, (kind, default) in INI_KEYS["*"].items()}
 
-    def gateway(self):
+    def behind_gateway(self):
         """True where a gateway in front has checked the tokens."""
         return self.conf["Server"]["auth"] == "gateway"
 
@@ -1486,74 +1502,77 @@ class Relay:
         found = self.store.read("SELECT number, hash, user, roles, sites, expires FROM tokens WHERE " + where,
                                 *values)
         return [(row["hash"],
-                 Who(row["user"], frozenset(row["roles"].split()), tuple(row["sites"].split()),
-                     row["expires"], row["number"])) for row in found]
+                 Caller(row["user"], frozenset(row["roles"].split()), tuple(row["sites"].split()),
+                        row["expires"], row["number"])) for row in found]
 
-    def who(self, headers, address, path=""):
-        """Who a request comes from. No("0005", HTTP 403) without a good token."""
+    def authenticate(self, headers, address, path=""):
+        """Who a request comes from. ApiError("0005", HTTP 403) without a good token."""
         hashed, why = headers.get(":token"), "no token"
         if hashed:
-            if self.gateway():
+            if self.behind_gateway():
                 user = self.gateway_user(headers) or "token-" + hashed[:16]
                 more = (OPERATOR,) if user in self.conf["Server"]["operators"] else ()
-                return Who(user, frozenset((WORKFLOW, REMOTE) + more), (), 0, hashed)
+                return Caller(user, frozenset((WORKFLOW, REMOTE) + more), (), 0, hashed)
             if hashed not in self.tokens:              # a new one is good at once
                 self.tokens.update(self.read_tokens("hash = ? AND revoked IS NULL", hashed))
             found = self.tokens.get(hashed)
             now = time.time()
             if found is not None and found.expires > now:
-                self.used[found.key] = now
+                self.token_used[found.key] = now
                 return found
             why = ("unknown token" if found is None
                    else "expired " + time.strftime("%Y-%m-%d", time.localtime(found.expires)))
-        raise No("0005", "%s への実行権がありません。" % printable(path)[:200], http=403, why=why)
+        raise ApiError("0005", "%s への実行権がありません。" % printable(path)[:200], http=403, why=why)
 
     def gateway_user(self, headers):
-        """The user that the gateway names, or None where it names none. No for what the gateway itself does
-        not send: without its secret, or without a user, or with two."""
+        """The user that the gateway names, or None where it names none. ApiError for what the gateway itself
+        does not send: without its secret, or without a user, or with two."""
         import hmac
         name, secret = self.conf["Server"]["gateway_user_header"].lower(), self.conf["Server"].get("secret")
         for header in (name, secret[0] if secret else ""):
             if header in headers[":twice"]:
-                raise No(400, "header %s is given twice" % header)
+                raise ApiError(400, "header %s is given twice" % header)
         if (secret
                 and not hmac.compare_digest(headers.get(secret[0], "").encode("iso-8859-1"),
                                             secret[1].encode("iso-8859-1"))):
-            raise No("0005", "not from the gateway", http=403, why="gateway secret")
+            raise ApiError("0005", "not from the gateway", http=403, why="gateway secret")
         user = headers.get(name, "") if name else None
         if (user is not None
                 and (not user or len(user) > 200 or steers(user) or re.search(r"[\s,]", user))):
-            raise No("0005", "the gateway names no user", http=403, why="gateway user")
+            raise ApiError("0005", "the gateway names no user", http=403, why="gateway user")
         return user
 
     def note_use(self, most=600):
         """Puts on disk when tokens were last used: of each at most once in so many seconds."""
         due = [(when, number)
-               for number, when in list(self.used.items()) if when - self.used_told.get(number, 0.0) > most]
+               for number, when in list(self.token_used.items())
+               if when - self.token_use_noted.get(number, 0.0) > most]
         if due:
-            self.used_told.update((number, when) for when, number in due)
+            self.token_use_noted.update((number, when) for when, number in due)
             self.store.write(lambda tx: tx.db.executemany("UPDATE tokens SET used = ? WHERE number = ?",
                                                           due), "use", wait=False)
 
-    def spend(self, c, work):
+    def charge(self, call, work):
         """Counts work before a call does it. 413 for more than any call may ask for; 503, for the moment, if
         its user still owes too much: whoever asks for much gets a part of one processor, whatever the number
         of his calls."""
         if work < WORK_RATE // 100:
             return
-        log("debug", None, c.name, work=work, user=c.who.user)
-        if work > WORK:
-            raise No(413, "this asks for too much work at once: fewer names, or fewer patterns of many stars",
-                     why="work")
+        log("debug", None, call.name, work=work, user=call.caller.user)
+        if work > MOST_WORK:
+            raise ApiError(413,
+                           "this asks for too much work at once: fewer names, or fewer patterns of many"
+                           " stars", why="work")
         with self.counting:
             now = time.monotonic()
-            owed, since = self.debts.get(c.who.user, (0, now))
+            owed, since = self.debts.get(call.caller.user, (0, now))
             owed = max(0, owed - (now - since) * WORK_RATE)
             if owed > WORK_AHEAD:
-                raise No(503, "user %s asks for much work; try again later" % c.who.user, why="work")
+                raise ApiError(503, "user %s asks for much work; try again later" % call.caller.user,
+                               why="work")
             if len(self.debts) > LISTED:
                 self.debts.clear()
-            self.debts[c.who.user] = owed + work, now
+            self.debts[call.caller.user] = owed + work, now
 
     # -- log-ins: who guesses passwords is locked out for a while
 
@@ -1567,8 +1586,8 @@ class Relay:
                    + [self.failures[key][1] - time.monotonic() for key in counted if key in self.failures])
         if left > 0:
             log("info", None, "login", refused="locked", user=user, address=address)
-            raise No(429, "too many failed log-ins; try again in %d s" % (left + 1), why="login",
-                     wait=int(left + 1))
+            raise ApiError(429, "too many failed log-ins; try again in %d s" % (left + 1), why="login",
+                           wait=int(left + 1))
 
     def failure_keys(self, user, address):
         """The three counters of a log-in."""
@@ -1579,7 +1598,7 @@ class Relay:
         hour)."""
         for kind, key in self.failure_keys(user, address).items():
             count = self.failures.pop(key, [0, 0.0])[0] + 1
-            over = count - FAILED[kind]
+            over = count - LOGIN_LIMITS[kind]
             self.failures[key] = [count,
                                   time.monotonic() + (min(3600, 60 << min(over, 10)) if over >= 0 else 0)]
         while len(self.failures) > 10000:
@@ -1620,7 +1639,7 @@ class Relay:
         since = self.silent.get(row["accept_id"])
         return None if since is None else int(row["silent"] + time.monotonic() - since)
 
-    def count_new(self, user, total):
+    def count_registration(self, user, total):
         """A registration is on disk."""
         self.open_of[user] += 1
         self.reserved += total
@@ -1635,7 +1654,7 @@ class Relay:
     def check_maintenance(self):
         """503 while maintenance is on."""
         if self.maintenance is not None:
-            raise No(503, "maintenance: %s; try again later" % self.maintenance, why="maintenance")
+            raise ApiError(503, "maintenance: %s; try again later" % self.maintenance, why="maintenance")
 
     def in_grace(self):
         """True for restore_grace after the first start from a backup: nothing is handed out, pollers are
@@ -1657,7 +1676,7 @@ class Relay:
             self, tx, step, row, claim=claim, attempt=int(found.group(1)), protocol=2, poller=poller[:200],
             allowed=row["allowed"] or time.time(), claimed=time.time()), "adopt")
 
-    def hear(self, accept_id, what):
+    def note_what(self, accept_id, what):
         """A poller says where a calculation is, in its batch system's words. Kept in memory: the next
         heartbeat says it again."""
         what = printable(what)[:200] if isinstance(what, str) else ""
@@ -1706,18 +1725,19 @@ class Relay:
             found[row["user"]] += sum(self.output_sizes(row))
         self.live = found
 
-    def obey(self):
+    def run_operator_calls(self):
         """Does what operators' commands have left in the database."""
         for row in self.store.read("SELECT number, call, fields FROM orders WHERE answer IS NULL"):
             try:
                 answer = [200,
-                          ORDERS[row["call"]](Order(self, row["call"], json.loads(row["fields"])))["message"]]
-            except No as no:
-                answer = [no.code, str(no)]
+                          OPERATOR_CALLS[row["call"]](OperatorCall(self, row["call"],
+                                                                   json.loads(row["fields"])))["message"]]
+            except ApiError as refusal:
+                answer = [refusal.code, str(refusal)]
             self.store.write(lambda tx: tx.db.execute("UPDATE orders SET answer = ? WHERE number = ?",
                                                       (json.dumps(answer), row["number"])), "order")
 
-    def look_at_pauses(self):
+    def read_pauses(self):
         """Is maintenance on? Is the grace after a restore over?"""
         found = None
         try:
@@ -1861,9 +1881,9 @@ class Relay:
         """Removes what its time has come for: never allowed, fetched, never fetched. now: seconds since the
         epoch."""
         times, monotonic = self.conf["times"], time.monotonic()
-        moving = {key[0]
-                  for key, upload in list(self.uploads.items())
-                  if monotonic - upload.touched < times["register_for"]}
+        arriving = {key[0]
+                    for key, upload in list(self.uploads.items())
+                    if monotonic - upload.touched < times["register_for"]}
         for key, upload in list(self.uploads.items()):
             if monotonic - upload.touched > 600:       # its bytes stay; the sum is made again when it goes on
                 self.uploads.pop(key, None)
@@ -1878,7 +1898,7 @@ class Relay:
                                    now - times[limit], now - times[limit])
         for row in old:
             if (row["state"] == REGISTERED
-                    and (row["seq"] in moving or self.idle_seconds(row) < times["register_for"])):
+                    and (row["seq"] in arriving or self.idle_seconds(row) < times["register_for"])):
                 continue
 
             def work(tx):
@@ -1893,23 +1913,23 @@ class Relay:
                 remove_tree(self.store.spool(row["accept_id"], ""))
                 self.front.fire(("calc", row["accept_id"]))
         self.recount()
-        self.store.ballast()
+        self.store.make_ballast()
 
     def make_room(self):
         """Somebody was refused for want of room: the files of what is fetched go before keep_fetched, the
         oldest first, if that can be enough. The calculations stay, so that a request_id that comes again
         finds what it ran; on a full disk nothing could be noted anyhow."""
-        need, self.store.wanted, free = self.store.wanted, 0, self.store.free()
+        need, self.store.bytes_refused, free = self.store.bytes_refused, 0, self.store.free()
         if not need:
             return
         old = [row
                for row in self.store.read("SELECT c.accept_id, c.user, SUM(f.size + ?) AS bytes FROM"
                                           " calculations c JOIN files f ON f.calc = c.seq WHERE c.state = ?"
                                           " GROUP BY c.seq ORDER BY c.finished", BLOCK, FINISHED)
-               if self.store.kept(row)]
+               if self.store.has_files(row)]
         if need > free + sum(row["bytes"] for row in old):
             return
-        need += self.store.keep_free(self.conf["limits"]["spool_free"]) + self.reserved - free
+        need += self.store.bytes_to_keep_free(self.conf["limits"]["spool_free"]) + self.reserved - free
         for row in old:
             if need <= 0:
                 break
@@ -1927,7 +1947,7 @@ class Relay:
         self.reserved = self.store.read("SELECT COALESCE(SUM(size), 0) FROM files WHERE done = 0")[0][0]
         self.count_output()
 
-    def housekeeping(self):
+    def sweep_forever(self):
         """The sweeper thread."""
         slow, ini_seen, certificate_seen = time.monotonic(), self.ini_stamp(), self.certificate_stamp()
         while True:
@@ -1935,8 +1955,8 @@ class Relay:
             now = time.monotonic()
             try:
                 self.load_tokens()
-                self.look_at_pauses()
-                self.obey()
+                self.read_pauses()
+                self.run_operator_calls()
                 self.sweep_leases(now)
                 self.sweep_announced(now)
                 self.make_room()
@@ -1955,7 +1975,7 @@ class Relay:
                     self.forget_logins(time.time())
                     self.sweep_lost(now)
                     self.sweep_old(time.time())
-            except (No, OSError, sqlite3.Error) as error:
+            except (ApiError, OSError, sqlite3.Error) as error:
                 log("error", None, "sweeper", error=error)
 
     def forget_logins(self, now):
@@ -1989,7 +2009,7 @@ class Relay:
     def reload(self):
         """Takes a changed ini into force. Stop, with the line that is wrong, if it is broken: then the old
         one stays."""
-        conf = check_conf(read_ini(self.ini, INI), self.ini)
+        conf = check_conf(read_ini(self.ini, INI_KEYS), self.ini)
         for section, key in AT_START:
             if conf[section][key] != self.conf[section][key]:
                 log("warn", None, "reload", key=key, why="takes effect at the next start")
@@ -2016,7 +2036,7 @@ class Relay:
         except Stop as stop:
             log("error", None, "reload", refused=stop, why="the old ini stays in force")
 
-    def hang_up(self):
+    def on_hangup(self):
         """SIGHUP: the log file anew, and the ini."""
         try:
             log_into(self.conf["Server"]["logfile"])
@@ -2094,8 +2114,8 @@ class Store:
     write()."""
 
     def __init__(self, folder, lock=True):
-        self.folder, self.readers, self.todo = folder, [], collections.deque()
-        self.ready, self.closing = threading.Semaphore(0), False
+        self.folder, self.readers, self.requests = folder, [], collections.deque()
+        self.requested, self.closing = threading.Semaphore(0), False
         try:
             os.makedirs(utf8(folder), 0o700, exist_ok=True)
             if os.stat(utf8(folder)).st_uid != os.geteuid():
@@ -2115,11 +2135,11 @@ class Store:
         self.path = os.path.join(folder, "state.sqlite3")
         try:
             db = self.connect()
-            self.create(db)
+            self.make_tables(db)
         except sqlite3.DatabaseError as error:
             raise Stop(EX_IOERR, _("%s: %s") % (self.path, error))
         self.writer = db
-        self.wanted = 0                                # bytes for which there was no room lately
+        self.bytes_refused = 0                                # bytes for which there was no room lately
 
     def connect(self):
         """A connection to the database; isolation is ours."""
@@ -2129,7 +2149,7 @@ class Store:
         db.execute("PRAGMA synchronous=FULL")
         return db
 
-    def create(self, db):
+    def make_tables(self, db):
         """Makes the tables in a new database; refuses one of a newer version or on a file system without
         WAL."""
         found = db.execute("PRAGMA user_version").fetchone()[0]
@@ -2145,12 +2165,12 @@ class Store:
             db.executescript("BEGIN IMMEDIATE;" + SCHEMA + "PRAGMA user_version=%d; COMMIT;" % SCHEMA_VERSION)
             os.chmod(utf8(self.path), 0o600)
         if 0 < found < SCHEMA_VERSION:
-            self.keep_old(db, found)
+            self.back_up_old(db, found)
         for older in range(found or SCHEMA_VERSION, SCHEMA_VERSION):
             db.executescript("BEGIN IMMEDIATE;" + UPGRADES[older]
                              + "PRAGMA user_version=%d; COMMIT;" % (older + 1))
 
-    def keep_old(self, db, found):
+    def back_up_old(self, db, found):
         """A copy of the database as an older program left it, beside it, before it is changed: whoever goes
         back to that program moves it into the place of the new one (with the program stopped), and loses what
         happened since."""
@@ -2191,64 +2211,64 @@ class Store:
     def write(self, work, name="", wait=True):
         """work(tx) inside the next group commit; its result once that is on disk. What it raises rolls back
         its own changes only."""
-        job = Job(work, name)
-        self.todo.append(job)
-        self.ready.release()
+        request = WriteRequest(work, name)
+        self.requests.append(request)
+        self.requested.release()
         if not wait:
             return None
-        job.done.acquire()
-        if job.error is not None:
-            raise job.error
-        return job.result
+        request.done.acquire()
+        if request.error is not None:
+            raise request.error
+        return request.result
 
-    def run(self):
+    def write_forever(self):
         """The writer thread: every job that has come meanwhile, one transaction, one fsync."""
-        while not self.closing or self.todo:
-            self.ready.acquire()
-            if not self.todo:
+        while not self.closing or self.requests:
+            self.requested.acquire()
+            if not self.requests:
                 continue
-            jobs = [self.todo.popleft()]
-            while self.todo and len(jobs) < 256 and self.ready.acquire(blocking=False):
-                jobs.append(self.todo.popleft())
+            requests = [self.requests.popleft()]
+            while self.requests and len(requests) < 256 and self.requested.acquire(blocking=False):
+                requests.append(self.requests.popleft())
             try:
-                self.transact(jobs)
+                self.transact(requests)
             except sqlite3.Error as error:
                 full = "full" in str(error) or "disk I/O" in str(error)
                 if full:
-                    self.let_go()
-                for job in jobs:
-                    job.error = self.full(BALLAST) if full else error
-            for job in jobs:
-                if job.error is None:
-                    fault(job.name + " committed")
-                    for hook in job.hooks:
+                    self.drop_ballast()
+                for request in requests:
+                    request.error = self.no_room(BALLAST) if full else error
+            for request in requests:
+                if request.error is None:
+                    fault(request.name + " committed")
+                    for hook in request.hooks:
                         hook()
-                job.done.release()
+                request.done.release()
 
-    def transact(self, jobs):
+    def transact(self, requests):
         """One group commit. sqlite3.Error: nothing of it happened."""
         db = self.writer
         try:
             db.execute("BEGIN IMMEDIATE")
-            for job in jobs:
+            for request in requests:
                 db.execute("SAVEPOINT job")
-                job.db = db
+                request.db = db
                 try:
-                    job.result = job.work(job)
+                    request.result = request.work(request)
                 except sqlite3.OperationalError:
                     raise
                 except Exception as error:             # the caller's, raised there
-                    job.error = error
+                    request.error = error
                     db.execute("ROLLBACK TO job")
                 db.execute("RELEASE job")
-                fault(job.name + " uncommitted")
+                fault(request.name + " uncommitted")
             db.execute("COMMIT")
         except sqlite3.Error:
             if db.in_transaction:
                 db.execute("ROLLBACK")
             raise
 
-    def ballast(self):
+    def make_ballast(self):
         """Makes the ballast again where there is room for it."""
         path = os.path.join(utf8(self.folder), b"ballast")
         try:
@@ -2258,7 +2278,7 @@ class Store:
         except OSError:
             pass
 
-    def let_go(self):
+    def drop_ballast(self):
         """The disk is full: frees the ballast, so that deletes and checkpoints work."""
         log("error", None, "disk-full", state_dir=self.folder)
         try:
@@ -2266,14 +2286,14 @@ class Store:
         except OSError:
             pass
 
-    def kept(self, row):
+    def has_files(self, row):
         """Are the files of a calculation that was fetched still there?"""
         return os.path.isdir(self.spool(row["accept_id"], ""))
 
-    def full(self, need):
+    def no_room(self, need):
         """The refusal of what needs so many bytes; the sweeper is told."""
-        self.wanted = max(self.wanted, need, 1)
-        return No(507, "the relay's disk has no room for %d bytes; try again later" % need, why="disk")
+        self.bytes_refused = max(self.bytes_refused, need, 1)
+        return ApiError(507, "the relay's disk has no room for %d bytes; try again later" % need, why="disk")
 
     def free(self):
         """Free bytes for the spool; where inodes are scarcer than bytes, what their share of the disk has."""
@@ -2282,7 +2302,7 @@ class Store:
         return (min(left, found.f_favail * found.f_blocks * found.f_frsize // found.f_files) if found.f_files
                 else left)
 
-    def keep_free(self, limit):
+    def bytes_to_keep_free(self, limit):
         """Bytes that stay free: limit is bytes, or a share of the disk."""
         found = os.statvfs(utf8(self.folder))
         return limit if isinstance(limit, int) else int(limit * found.f_blocks * found.f_frsize)
@@ -2307,10 +2327,10 @@ class Store:
     def close(self):
         """Ends the writer after what is queued, and folds the log into the database."""
         self.closing = True
-        self.ready.release()
+        self.requested.release()
 
 
-class Job:
+class WriteRequest:
     """One piece of work for the writer. work sees it as tx: tx.db to execute on, tx.read() as the store's,
     tx.after(hook) to run once it is on disk."""
 
@@ -2374,10 +2394,10 @@ def remove_tree(path):
 
 
 # ==== connections ====
-AGAIN = (ssl.SSLWantReadError, ssl.SSLWantWriteError, BlockingIOError)
-HEADER = re.compile(r"([!#$%&'*+.^_`|~0-9A-Za-z-]+):([\t -~\x80-\xff]*)\Z")
-ONCE = ("content-length", "transfer-encoding", "host", "authorization", "content-type", "range", "if-range",
-        "connection", "expect")
+WOULD_BLOCK = (ssl.SSLWantReadError, ssl.SSLWantWriteError, BlockingIOError)
+HEADER_LINE = re.compile(r"([!#$%&'*+.^_`|~0-9A-Za-z-]+):([\t -~\x80-\xff]*)\Z")
+SINGLE_HEADERS = ("content-length", "transfer-encoding", "host", "authorization", "content-type", "range",
+                  "if-range", "connection", "expect")
 
 
 class Front:
@@ -2386,18 +2406,18 @@ class Front:
     worker."""
 
     def __init__(self, relay):
-        self.relay, self.lock, self.inbox = relay, threading.Lock(), collections.deque()
+        self.relay, self.wait_lock, self.inbox = relay, threading.Lock(), collections.deque()
         # strangers: by address, the oldest first,
         self.poll, self.listeners, self.conns, self.strangers = select.epoll(), {}, {}, {}
         self.known = {}                                # and who is none: by token
         self.waiting, self.events = {}, [0] * 4096
         # calls that wait, by token; their bodies, by user
         self.parked, self.parked_bytes = collections.Counter(), collections.Counter()
-        self.ready, self.short = threading.Lock(), collections.deque()
+        self.queue_lock, self.small_calls = threading.Lock(), collections.deque()
         # what moves much: queues by user; how many at work
-        self.long, self.moving = collections.OrderedDict(), collections.Counter()
-        self.asleep = []                              # workers without work: a lock each, released to wake it
-        self.door = queue.Queue()                      # connections that ask for a log-in
+        self.bulk_calls, self.bulk_at_work = collections.OrderedDict(), collections.Counter()
+        self.sleeping = []                            # workers without work: a lock each, released to wake it
+        self.logins = queue.Queue()                      # connections that ask for a log-in
         self.wake_read, self.wake_write = os.pipe()
         os.set_blocking(self.wake_read, False)
         os.set_blocking(self.wake_write, False)
@@ -2443,11 +2463,11 @@ class Front:
                 elif number in self.listeners:
                     self.accept(self.listeners[number])
                 elif number in self.conns:
-                    self.safely(self.readable, self.conns[number])
+                    self.guarded(self.readable, self.conns[number])
             while self.inbox:
-                self.safely(self.returned, self.inbox.popleft())
+                self.guarded(self.take_back, self.inbox.popleft())
             while self.signals:
-                self.signalled(self.signals.popleft())
+                self.handle_signal(self.signals.popleft())
             if time.monotonic() - swept >= 1:
                 swept = time.monotonic()
                 self.sweep(swept)
@@ -2456,21 +2476,21 @@ class Front:
                          or all(conn.phase != "busy" for conn in list(self.conns.values())))):
                 return
 
-    def hear(self, number, frame):
+    def note_signal(self, number, frame):
         """A signal handler."""
         self.signals.append(number)
         if number != signal.SIGHUP:
             end_surely(EX_INTERRUPT if number == signal.SIGINT else 0, LEAVE)
 
-    def signalled(self, number):
+    def handle_signal(self, number):
         """SIGHUP opens the log file and reads the ini again; SIGTERM and Ctrl+C end in order."""
         if number == signal.SIGHUP:
-            threading.Thread(target=self.relay.hang_up, daemon=True).start()
+            threading.Thread(target=self.relay.on_hangup, daemon=True).start()
         else:
             self.stopped_by = number
             self.stop()
 
-    def safely(self, step, conn):
+    def guarded(self, step, conn):
         """A bug of ours costs one connection, never this thread."""
         try:
             step(conn)
@@ -2507,7 +2527,7 @@ class Front:
                 return
             address = where[0]
             stranger = address not in self.relay.conf["Server"]["trusted_proxies"]
-            if (stranger and self.relay.gateway()
+            if (stranger and self.relay.behind_gateway()
                 or stranger and not self.room_for(address, limits["unauthenticated_per_address"], now)
                 or len(self.conns) >= limits["connections"]
                 and not self.room_at_all(limits["connections"] // SHARES, now)):
@@ -2561,9 +2581,9 @@ class Front:
             try:
                 conn.sock.do_handshake()
             except ssl.SSLWantReadError:
-                return self.watch(conn)
+                return self.rearm(conn)
             except ssl.SSLWantWriteError:
-                return self.watch(conn, select.EPOLLOUT)
+                return self.rearm(conn, select.EPOLLOUT)
             except (OSError, ValueError):
                 return self.drop(conn)
             conn.phase, conn.deadline = "head", time.monotonic() + self.relay.conf["limits"]["headers"]
@@ -2575,7 +2595,7 @@ class Front:
         """A client that waits sent something (kept for later) or is gone."""
         try:
             data = conn.sock.recv(65536)
-        except AGAIN:                                  # on TLS 1.3, readable is not yet data
+        except WOULD_BLOCK:                                  # on TLS 1.3, readable is not yet data
             data = None
         except (OSError, ValueError):
             data = b""
@@ -2583,14 +2603,14 @@ class Front:
             return self.drop(conn)
         conn.buffer += data or b""
         conn.phase = "busy"
-        self.put(conn)                                 # looks again, and parks again
+        self.enqueue(conn)                                 # looks again, and parks again
 
     def collect(self, conn):
         """Takes what has come, without waiting, and goes on with it."""
         for turn in range(16):                         # then the others have their turn
             try:
                 data = conn.sock.recv(65536)
-            except AGAIN:
+            except WOULD_BLOCK:
                 break
             except (OSError, ValueError):
                 return self.drop(conn)
@@ -2611,30 +2631,30 @@ class Front:
             end = conn.buffer.find(b"\r\n\r\n", 0, MAX_HEAD)
             if end < 0:
                 if len(conn.buffer) >= MAX_HEAD or re.search(rb"(?<!\r)\n", conn.buffer):
-                    return self.refuse(conn,
-                                       No(431 if len(conn.buffer) >= MAX_HEAD else 400, "not an HTTP head"))
-                return self.watch(conn)
+                    return self.refuse(
+                        conn, ApiError(431 if len(conn.buffer) >= MAX_HEAD else 400, "not an HTTP head"))
+                return self.rearm(conn)
             head = bytes(conn.buffer[:end + 4])
             del conn.buffer[:end + 4]
             try:
                 conn.call = call = self.read_call(conn, head)
-                if self.open_to_all(conn, call):
+                if self.answer_version(conn, call):
                     return
                 self.admit(conn, call)
-            except No as no:
-                return self.refuse(conn, no)
+            except ApiError as refusal:
+                return self.refuse(conn, refusal)
             conn.phase, conn.deadline = "body", time.monotonic() + 30
         if conn.phase == "body":
             call = conn.call
             if call.length <= SMALL_BODY:
                 if len(conn.buffer) < call.length:
-                    return self.watch(conn)
+                    return self.rearm(conn)
                 call.body, call.unread = bytes(conn.buffer[:call.length]), 0
                 del conn.buffer[:call.length]
             conn.phase = "busy"
-            self.put(conn, call.moves())
+            self.enqueue(conn, call.moves_much())
         elif conn.phase == "linger":
-            self.watch(conn)
+            self.rearm(conn)
 
     def read_call(self, conn, head):
         """The Call of a head. A client that says the same again is not parsed again: what it said is known by
@@ -2646,19 +2666,19 @@ class Front:
         vars(call).update(conn.seen[1], conn=conn, relay=self.relay)
         return call
 
-    def open_to_all(self, conn, call):
+    def answer_version(self, conn, call):
         """Answers `version`, the one call that needs no token. True: answered."""
         if (call.method, call.path) != ("GET", BASE + "version") or call.length:
             return False
         known = False
         if ":token" in call.headers:
             try:
-                self.authenticated(conn, self.relay.who(call.headers, conn.address))
+                self.authenticated(conn, self.relay.authenticate(call.headers, conn.address))
                 known = True
-            except No:
+            except ApiError:
                 pass
         try:
-            conn.send_json(200, version(self.relay, known), call.keep)
+            conn.send_json(200, version_answer(self.relay, known), call.keep)
         except (OSError, ValueError):
             self.drop(conn)
             return True
@@ -2667,7 +2687,7 @@ class Front:
         return True
 
     def admit(self, conn, call):
-        """Route, token, role and length of a request, before a thread sees it. No otherwise."""
+        """Route, token, role and length of a request, before a thread sees it. ApiError otherwise."""
         if call.path.startswith(BASE):
             name = call.path[len(BASE):]
         else:
@@ -2680,32 +2700,33 @@ class Front:
         call.name, call.route = name, ROUTES.get((call.method, name))
         if name == "login" and call.route:             # whoever asks stays a stranger until the token is used
             return self.admit_login(call)
-        call.who = self.relay.who(call.headers, conn.address, call.path)
-        self.authenticated(conn, call.who)
+        call.caller = self.relay.authenticate(call.headers, conn.address, call.path)
+        self.authenticated(conn, call.caller)
         if call.route is None:
             known = [method for method, other in ROUTES if other == name]
-            raise No(405 if known else 404, "%s: no such call" % printable(call.path)[:200])
+            raise ApiError(405 if known else 404, "%s: no such call" % printable(call.path)[:200])
         if call.route.role:
             call.check_role(call.route.role)
         limits = self.relay.conf["limits"]
         most = (limits["max_body"] if call.route.bulk else limits["v1_max_body"]
                 if name in V1_BODIES and call.query.get("v") is None else MAX_JSON)
         if call.length > most:
-            raise No(413, "a body of %d bytes; at most %d" % (call.length, most), max_body=most)
+            raise ApiError(413, "a body of %d bytes; at most %d" % (call.length, most), max_body=most)
         if call.headers.get("expect", "").lower() == "100-continue" and call.length:
             conn.sock.send(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def admit_login(self, call):
         """A log-in needs no token, but it must be short, and there is one thread for all of them."""
         if self.relay.conf["Server"]["auth"] != "login":
-            raise No(404, "this relay has no log-in ([Server] auth = login); ask its operator for a token")
+            raise ApiError(404,
+                           "this relay has no log-in ([Server] auth = login); ask its operator for a token")
         if call.length > 4096:
-            raise No(413, "a log-in of %d bytes" % call.length)
-        same = sum(other.address == call.conn.address for other in list(self.door.queue))
-        if (self.door.qsize() >= LOGINS
-                or same >= LOGINS // 4
+            raise ApiError(413, "a log-in of %d bytes" % call.length)
+        same = sum(other.address == call.conn.address for other in list(self.logins.queue))
+        if (self.logins.qsize() >= LOGINS_WAITING
+                or same >= LOGINS_WAITING // 4
                 and call.conn.address not in self.relay.conf["Server"]["trusted_proxies"]):
-            raise No(429, "too many log-ins at once; try again in 10 s", why="login")
+            raise ApiError(429, "too many log-ins at once; try again in 10 s", why="login")
 
     def authenticated(self, conn, who=None):
         """The connection has shown a good token, or (who None) it ends: it no longer counts as a
@@ -2719,11 +2740,11 @@ class Front:
                 conn.group = self.known.setdefault(who.key, collections.OrderedDict())
                 conn.group[conn] = who.key
 
-    def refuse(self, conn, no):
+    def refuse(self, conn, refusal):
         """Answers a request that goes no further; what follows it on this connection is not to be trusted."""
-        log("debug", None, "refused", address=conn.address, code=no.code, why=no)
+        log("debug", None, "refused", address=conn.address, code=refusal.code, why=refusal)
         try:
-            conn.send_json(no.http, envelope(no.code, str(no), **no.more), False)
+            conn.send_json(refusal.http, envelope(refusal.code, str(refusal), **refusal.more), False)
         except (OSError, ValueError):
             return self.drop(conn)
         self.linger(conn)
@@ -2737,18 +2758,18 @@ class Front:
             return self.drop(conn)
         conn.phase, conn.deadline = "linger", time.monotonic() + LINGER
         del conn.buffer[:]
-        self.watch(conn)
+        self.rearm(conn)
 
-    def keep(self, conn):
+    def await_request(self, conn):
         """The connection is ready for its next request."""
         conn.phase, conn.call, conn.deadline = "head", None, time.monotonic() + self.relay.conf[
             "limits"]["idle"]
         if conn.buffer or conn.pending():
             self.collect(conn)
         else:
-            self.watch(conn)
+            self.rearm(conn)
 
-    def watch(self, conn, events=select.EPOLLIN | select.EPOLLRDHUP):
+    def rearm(self, conn, events=select.EPOLLIN | select.EPOLLRDHUP):
         """Look at the connection once more when something comes."""
         try:
             self.poll.modify(conn.sock, events | select.EPOLLONESHOT)
@@ -2771,14 +2792,14 @@ class Front:
             conn.sock.close()
         conn.phase = "closed"
 
-    def returned(self, conn):
+    def take_back(self, conn):
         """A worker gives a connection back: to read on, to linger, or to close."""
         if self.stopping or conn.phase == "close":
             self.drop(conn)
         elif conn.phase == "linger":
             self.linger(conn)
         else:
-            self.keep(conn)
+            self.await_request(conn)
 
     def sweep(self, now):
         """Once a second: deadlines."""
@@ -2789,7 +2810,7 @@ class Front:
                 self.drop(conn)
             elif self.unpark(conn):
                 conn.phase = "busy"
-                self.put(conn)
+                self.enqueue(conn)
 
     # -- from any thread
 
@@ -2803,7 +2824,7 @@ class Front:
     def fire(self, key, one=False, need=0):
         """Something happened for key: who waits for it (or the first of them with room for `need` bytes) is
         looked at again."""
-        with self.lock:
+        with self.wait_lock:
             self.events[hash(key) % 4096] += 1
             conns = [conn
                      for conn in self.waiting.get(key, ())
@@ -2812,9 +2833,9 @@ class Front:
                 self.take_out(conn)
                 conn.phase = "busy"
         for conn in conns:
-            self.put(conn)
+            self.enqueue(conn)
 
-    def seen(self, key):
+    def event_count(self, key):
         """How many events there have been for key (or for one of the few others that share its place)."""
         return self.events[hash(key) % 4096]
 
@@ -2824,8 +2845,8 @@ class Front:
         del group[conn]
         if not group:
             del self.waiting[conn.park_key]
-        for counter, key, count in ((self.parked, conn.call.who.key, 1),
-                                    (self.parked_bytes, conn.call.who.user, conn.call.length)):
+        for counter, key, count in ((self.parked, conn.call.caller.key, 1),
+                                    (self.parked_bytes, conn.call.caller.user, conn.call.length)):
             counter[key] -= count
             if not counter[key]:
                 del counter[key]
@@ -2833,7 +2854,7 @@ class Front:
 
     def unpark(self, conn):
         """True: the caller owns the connection now. False: somebody else was faster."""
-        with self.lock:
+        with self.wait_lock:
             if conn.park_key is None:
                 return False
             self.take_out(conn)
@@ -2842,23 +2863,23 @@ class Front:
     def park(self, conn, key, seen):
         """Lets a request wait for key. False: something happened since `seen` was read, look again."""
         conn.sock.settimeout(0)
-        with self.lock:
-            if self.seen(key) != seen:
+        with self.wait_lock:
+            if self.event_count(key) != seen:
                 return False
-            if self.parked[conn.call.who.key] >= self.relay.conf["limits"]["parked_per_token"]:
-                raise No(429,
-                         "this token has %d waiting calls ([limits] parked_per_token)"
-                         % self.parked[conn.call.who.key])
-            self.parked[conn.call.who.key] += 1
-            self.parked_bytes[conn.call.who.user] += conn.call.length
+            if self.parked[conn.call.caller.key] >= self.relay.conf["limits"]["parked_per_token"]:
+                raise ApiError(429,
+                               "this token has %d waiting calls ([limits] parked_per_token)"
+                               % self.parked[conn.call.caller.key])
+            self.parked[conn.call.caller.key] += 1
+            self.parked_bytes[conn.call.caller.user] += conn.call.length
             self.waiting.setdefault(key, collections.OrderedDict())[conn] = None
             conn.park_key, conn.deadline, conn.phase = key, conn.call.until, "parked"
             conn.call.waited = key
-        self.watch_from_worker(conn)
+        self.rearm_from_worker(conn)
         return True
 
-    def watch_from_worker(self, conn):
-        """watch(), where dropping is the selector's business: an event will come."""
+    def rearm_from_worker(self, conn):
+        """rearm(), where dropping is the selector's business: an event will come."""
         try:
             self.poll.modify(conn.sock, select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLONESHOT)
         except (OSError, ValueError):
@@ -2866,28 +2887,28 @@ class Front:
 
     # -- the workers
 
-    def put(self, conn, moves=False):
+    def enqueue(self, conn, moves=False):
         """A request for the workers; one that moves much data waits for its user's turn."""
         if conn.call.name == "login":
-            return self.door.put(conn)
-        with self.ready:
-            (self.long.setdefault(conn.call.who.user, collections.deque()) if moves else self.short).append(
-                conn)
-            self.rouse()
+            return self.logins.put(conn)
+        with self.queue_lock:
+            (self.bulk_calls.setdefault(conn.call.caller.user, collections.deque()) if moves
+             else self.small_calls).append(conn)
+            self.wake_worker()
 
-    def rouse(self):
+    def wake_worker(self):
         """Wakes the worker that fell asleep last, so that few of them grow; the lock is held."""
-        if self.asleep:
-            self.asleep.pop().release()
+        if self.sleeping:
+            self.sleeping.pop().release()
 
-    def doorkeeper(self):
+    def log_in_forever(self):
         """The life of the thread for log-ins: a password's sum takes long, and who asks for it has shown
         nothing yet."""
         while True:
-            conn = self.door.get()
+            conn = self.logins.get()
             try:
-                if self.answer(conn):
-                    self.put(conn)
+                if self.serve_request(conn):
+                    self.enqueue(conn)
             except Exception as error:                 # the client is gone, or a bug of ours: one connection
                 log("debug" if isinstance(error, (OSError, ValueError)) else "error", None, "dropped",
                     address=conn.address, why=error)
@@ -2897,35 +2918,35 @@ class Front:
         """(connection, the user for whom it moves much data, or None) for a worker; sleeps in bed, a held
         lock, until there is one."""
         while True:
-            with self.ready:
-                if self.short:
-                    return self.short.popleft(), None
-                user = self.next_mover()
+            with self.queue_lock:
+                if self.small_calls:
+                    return self.small_calls.popleft(), None
+                user = self.next_bulk_user()
                 if user is not None:
-                    conn = self.long[user].popleft()
-                    self.moving[user] += 1
-                    if self.long[user]:
-                        self.long.move_to_end(user)
+                    conn = self.bulk_calls[user].popleft()
+                    self.bulk_at_work[user] += 1
+                    if self.bulk_calls[user]:
+                        self.bulk_calls.move_to_end(user)
                     else:
-                        del self.long[user]
+                        del self.bulk_calls[user]
                     return conn, user
-                self.asleep.append(bed)
+                self.sleeping.append(bed)
             bed.acquire()
 
-    def next_mover(self):
+    def next_bulk_user(self):
         """The next user who may have a worker for moving data: three quarters of the workers may do that, and
         of them no user has more than are left to others. The lock is held."""
-        left = self.relay.conf["limits"]["workers"] * 3 // 4 - sum(self.moving.values())
-        return next((user for user in self.long if self.moving.get(user, 0) < left), None)
+        left = self.relay.conf["limits"]["workers"] * 3 // 4 - sum(self.bulk_at_work.values())
+        return next((user for user in self.bulk_calls if self.bulk_at_work.get(user, 0) < left), None)
 
-    def work(self):
+    def work_forever(self):
         """A worker's life."""
         bed = threading.Lock()
         bed.acquire()
         while True:
             conn, user = self.next_task(bed)
             try:
-                while self.answer(conn):
+                while self.serve_request(conn):
                     pass
             except (OSError, ValueError) as error:     # the client is gone, or too slow
                 log("debug", None, "dropped", address=conn.address, why=error)
@@ -2935,12 +2956,12 @@ class Front:
                     bug="%s: %s" % (type(error).__name__, error))
                 self.give_back(conn, "close")
             if user is not None:
-                with self.ready:
-                    self.moving[user] -= 1
-                    self.moving += collections.Counter()                 # without those that are 0
-                    self.rouse()
+                with self.queue_lock:
+                    self.bulk_at_work[user] -= 1
+                    self.bulk_at_work += collections.Counter()                 # without those that are 0
+                    self.wake_worker()
 
-    def answer(self, conn):
+    def serve_request(self, conn):
         """Runs a request and answers it, or lets it wait. True: the client's next request is there
         already."""
         call = conn.call
@@ -2949,34 +2970,36 @@ class Front:
             conn.pace = Pace(self.relay.conf["limits"]["min_rate"])
         while True:
             try:
-                result = self.run(call)
+                result = self.run_call(call)
                 if not isinstance(result, Park):
                     break
-                if self.parked_bytes[call.who.user] + call.length > PARKED:
+                if self.parked_bytes[call.caller.user] + call.length > PARKED:
                     call.until = 0.0                   # answered as if its time were over
                     continue
-                seen = self.seen(result.key)
-                result = self.run(call)            # look again: an event before `seen` was read would be lost
+                seen = self.event_count(result.key)
+                result = self.run_call(call)       # look again: an event before `seen` was read would be lost
                 if not isinstance(result, Park):
                     break
                 if self.park(conn, result.key, seen):
                     return False
-            except No as no:
+            except ApiError as refusal:
                 # else the frames, and the body in them, stay until the next sweep for cycles
-                result = no.with_traceback(None)
-                if no.more.get("why") == "disk" and call.who:
-                    self.relay.note_waits((call.fields or {}).get("accept_id"), call.who.user, str(no))
-                if no.code == "0005" and call.waited:  # its token ended meanwhile: what woke it is for others
+                result = refusal.with_traceback(None)
+                if refusal.more.get("why") == "disk" and call.caller:
+                    self.relay.note_waits((call.fields or {}).get("accept_id"), call.caller.user,
+                                          str(refusal))
+                # its token ended meanwhile: what woke it is for others
+                if refusal.code == "0005" and call.waited:
                     self.fire(call.waited)
                 break
         keep = call.keep and not self.stopping and (not call.unread or self.drain(conn, call))
-        if isinstance(result, Spool):
+        if isinstance(result, FileAnswer):
             conn.send_spool(result, keep, self.relay.conf["limits"]["min_rate"])
             if result.then is not None:
                 result.then()
-        elif isinstance(result, Bare):
+        elif isinstance(result, PlainAnswer):
             conn.send_json(200, result.parsed, keep, STALL)
-        elif isinstance(result, No):
+        elif isinstance(result, ApiError):
             conn.send_json(result.http, envelope(result.code, str(result), **result.more), keep, STALL)
         else:
             conn.send_json(200, envelope(200, result.pop("message"), **result), keep, STALL)
@@ -2990,13 +3013,13 @@ class Front:
         """Takes the client's next small request, if it comes within AT_ONCE and no other work waits: that
         saves two changes of thread for each request of a busy client. False: it, or whatever else came, is
         the selector's business."""
-        if self.short or len(self.asleep) < 4 or conn.counted:
+        if self.small_calls or len(self.sleeping) < 4 or conn.counted:
             return False
         if not conn.buffer:
             conn.sock.settimeout(AT_ONCE)
             try:
                 data = conn.sock.recv(65536)
-            except AGAIN + (socket.timeout,):
+            except WOULD_BLOCK + (socket.timeout,):
                 return False
             finally:
                 conn.sock.settimeout(0)
@@ -3013,15 +3036,15 @@ class Front:
                     or len(conn.buffer) < end + call.length or call.length > SMALL_BODY):
                 return False
             self.admit(conn, call)
-        except No:
+        except ApiError:
             return False
-        if call.name == "login" or call.moves():
+        if call.name == "login" or call.moves_much():
             return False
         call.body, call.unread, conn.call = bytes(conn.buffer[end:end + call.length]), 0, call
         del conn.buffer[:end + call.length]
         return True
 
-    def run(self, call):
+    def run_call(self, call):
         """The call's function; whatever goes wrong in it becomes an answer."""
         try:
             if call.fields is None:
@@ -3030,7 +3053,7 @@ class Front:
                     return V1[call.name](call)         # only a fielded body is as large as that
                 if (call.unread and call.name != "files"
                         or call.name == "files" and call.method == "POST" and call.parts[2] is None):
-                    call.body = call.body or bytes(call.exact()(call.unread))
+                    call.body = call.body or bytes(call.exact_reader()(call.unread))
                 if call.name == "files" and call.method == "POST" and call.parts[2] is not None:
                     # bytes of a file, not JSON
                     call.conn.buffer[:0], call.body, call.unread = call.body, b"", call.length
@@ -3040,35 +3063,35 @@ class Front:
                 fault(call.name + " received")
                 call.body = b""                        # what waits holds no more than its fields
             else:
-                call.look_again()
+                call.authenticate_again()
             if call.name not in V2_ONLY and call.get("v", int, 1) < 2:
                 check_json_type(call)
                 return V1[call.name](call)
             return call.route.function(call)
-        except (No, ConnectionError, socket.timeout):
+        except (ApiError, ConnectionError, socket.timeout):
             raise
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise self.relay.store.full(call.length)
+                raise self.relay.store.no_room(call.length)
             log("error", None, call.name, error=error)
-            raise No(503, "the relay could not read or write its files; try again later")
+            raise ApiError(503, "the relay could not read or write its files; try again later")
         except sqlite3.Error as error:
             log("error", None, call.name, error=error)
-            raise No(503, "the relay's database is not available; try again later")
+            raise ApiError(503, "the relay's database is not available; try again later")
         except Exception as error:                     # a bug of ours costs one answer, and leaves one line
             place = sys.exc_info()[2]
             while place.tb_next:
                 place = place.tb_next
             log("error", None, call.name,
                 bug="%s in line %d: %s" % (type(error).__name__, place.tb_lineno, error))
-            raise No(500, "the relay failed on this call; its log says where")
+            raise ApiError(500, "the relay failed on this call; its log says where")
 
     def drain(self, conn, call):
         """Reads what is left of a body that was not needed, if it is little; otherwise the connection must
         close."""
         if call.unread > PACK_FILE:
             return False
-        call.exact()(call.unread)
+        call.exact_reader()(call.unread)
         return True
 
     def give_back(self, conn, phase):
@@ -3078,7 +3101,7 @@ class Front:
             if phase == "head" and not self.stopping and not conn.buffer and not conn.pending():
                 conn.call, conn.deadline, conn.phase = None, time.monotonic() + self.relay.conf[
                     "limits"]["idle"], "head"
-                return self.watch_from_worker(conn)
+                return self.rearm_from_worker(conn)
         except (OSError, ValueError):
             phase = "close"
         conn.phase = phase if phase != "head" else "busy"
@@ -3125,7 +3148,7 @@ class Connection:
         data = answer_head(status, "application/json; charset=utf-8", len(body), keep) + body
         try:
             sent = self.sock.send(data)
-        except AGAIN:
+        except WOULD_BLOCK:
             sent = 0
         if sent < len(data):
             self.sock.settimeout(wait)
@@ -3179,14 +3202,14 @@ class Fields:
         if kind is int and isinstance(value, str) and re.match(r"-?[0-9]{1,18}\Z", value):
             value = int(value)
         if not isinstance(value, kind) or kind is int and isinstance(value, bool):
-            raise No(400, "%s is not of the right type" % key)
+            raise ApiError(400, "%s is not of the right type" % key)
         return value
 
     def need(self, key, kind):
         """A field that must be there."""
         value = self.get(key, kind, None)
         if value is None:
-            raise No(400, "%s is missing" % key)
+            raise ApiError(400, "%s is missing" % key)
         return value
 
     def text(self, key, default=None):
@@ -3197,7 +3220,7 @@ class Fields:
         """A whole number >= 0 that must be there."""
         value = self.need(key, int)
         if value < 0:
-            raise No(400, "%s is negative" % key)
+            raise ApiError(400, "%s is negative" % key)
         return value
 
 
@@ -3206,23 +3229,23 @@ class Call(Fields):
 
     def __init__(self, method, target, headers, keep):
         self.method, self.headers, self.keep = method, headers, keep
-        self.conn = self.relay = self.who = self.route = self.until = self.waited = None
+        self.conn = self.relay = self.caller = self.route = self.until = self.waited = None
         self.name, self.parts, self.body, self.fields, self.unread = "", (), b"", None, 0
         length = headers.get("content-length", "0")
         if not re.match(r"[0-9]{1,15}\Z", length):
-            raise No(400, "Content-Length is not a number")
+            raise ApiError(400, "Content-Length is not a number")
         self.length = self.unread = int(length)
         if "transfer-encoding" in headers:
-            raise No(400 if "content-length" in headers else 411,
-                     "a body needs Content-Length, and no Transfer-Encoding")
+            raise ApiError(400 if "content-length" in headers else 411,
+                           "a body needs Content-Length, and no Transfer-Encoding")
         try:
             found = urlsplit(target)
             pairs = parse_qsl(found.query, keep_blank_values=True, errors="strict")
         except ValueError:
-            raise No(400, "the query is not UTF-8")
+            raise ApiError(400, "the query is not UTF-8")
         self.path, self.query = found.path, dict(pairs)
         if len(self.query) != len(pairs):
-            raise No(400, "a query field is given twice")
+            raise ApiError(400, "a query field is given twice")
 
     def parse_fields(self):
         """The fields of the call: its query, and the JSON object in its body. 400 for anything else."""
@@ -3231,36 +3254,37 @@ class Call(Fields):
             found = (parse_json if self.name in V2_ONLY or "v" in self.query else parse_v1_json)(self.body)
             twice = [key for key in found if self.query.get(key, found[key]) != found[key]]
             if twice:
-                raise No(400, "%s is given in the query and in the body" % printable(twice[0]))
+                raise ApiError(400, "%s is given in the query and in the body" % printable(twice[0]))
             self.fields.update(found)
 
-    def look_again(self):
-        """Who is asking, now: a token may have ended while its call waited or its body came. No otherwise."""
-        self.who = self.relay.who(self.headers, self.conn.address, self.path)
+    def authenticate_again(self):
+        """Who is asking, now: a token may have ended while its call waited or its body came. ApiError
+        otherwise."""
+        self.caller = self.relay.authenticate(self.headers, self.conn.address, self.path)
 
-    def moves(self):
+    def moves_much(self):
         """Does it, or its answer, move much data?"""
         return (self.route.bulk or self.length > SMALL_BODY or self.name == "files"
                 or self.name in V1_ANSWERS and "v" not in self.query)
 
     def check_role(self, role):
         """403 unless the token has the role."""
-        if role not in self.who.roles:
-            raise No("0005", "%s への実行権がありません。" % self.path, http=403, why="role %s needed" % role,
-                     user=self.who.user)
+        if role not in self.caller.roles:
+            raise ApiError("0005", "%s への実行権がありません。" % self.path, http=403, why="role %s needed" % role,
+                           user=self.caller.user)
 
     def body_views(self):
         """The body in views of up to CHUNK bytes, as it arrives; no more of it when the token has ended."""
         buffer = memoryview(bytearray(min(CHUNK, self.unread) or 1))
         while self.unread:
             want, filled = min(CHUNK, self.unread), 0
-            self.look_again()
+            self.authenticate_again()
             while filled < want:
                 filled += self.conn.receive(buffer[filled:want])
             self.unread -= want
             yield buffer[:want]
 
-    def exact(self):
+    def exact_reader(self):
         """A function size -> that many bytes of the body."""
         def take(length):
             data = bytearray(length)
@@ -3272,12 +3296,12 @@ class Call(Fields):
         return take
 
 
-class Order(Fields):
+class OperatorCall(Fields):
     """A call that an operator's command has left in the database for the running relay."""
 
     def __init__(self, relay, name, fields):
         self.relay, self.name, self.fields, self.until = relay, name, fields, 0.0
-        self.who = Who("operator", frozenset((WORKFLOW, REMOTE, OPERATOR)), (), 0, "order")
+        self.caller = Caller("operator", frozenset((WORKFLOW, REMOTE, OPERATOR)), (), 0, "order")
 
 
 def parse_head(head):
@@ -3285,24 +3309,24 @@ def parse_head(head):
     lets doubled lengths and bare line feeds pass: what two programs can read in two ways is refused. 400,
     405, 411, 431."""
     if not head.count(b"\r") == head.count(b"\n") == head.count(b"\r\n") or b"\0" in head:
-        raise No(400, "a bare line end in the head")
+        raise ApiError(400, "a bare line end in the head")
     lines = head[:-4].decode("iso-8859-1").split("\r\n")
     words = lines[0].split(" ")
     if (len(words) != 3 or words[2] not in ("HTTP/1.1", "HTTP/1.0") or not re.match(r"/[!-~]*\Z", words[1])
             or "#" in words[1]):
-        raise No(400, "not a request line")
+        raise ApiError(400, "not a request line")
     if words[0] not in ("GET", "POST"):
-        raise No(405, "GET and POST only")
+        raise ApiError(405, "GET and POST only")
     if len(lines) > 100:
-        raise No(431, "too many headers")
+        raise ApiError(431, "too many headers")
     headers, twice = {}, []
     for line in lines[1:]:
-        found = HEADER.match(line)
+        found = HEADER_LINE.match(line)
         if not found:
-            raise No(400, "a malformed header")
+            raise ApiError(400, "a malformed header")
         name = found.group(1).lower()
-        if name in headers and name in ONCE:
-            raise No(400, "header %s is given twice" % name)
+        if name in headers and name in SINGLE_HEADERS:
+            raise ApiError(400, "header %s is given twice" % name)
         twice += [name] if name in headers else []
         headers[name] = found.group(2).strip(" \t")
     scheme, blank, token = headers.pop("authorization", "").partition(" ")
@@ -3350,21 +3374,21 @@ def parse_json(data, kinds=dict):
     """A JSON object (or what kinds says), strictly: UTF-8, no key twice, no NaN. 400 otherwise."""
     parts = data.count(b"{") + data.count(b"[")
     if parts + data.count(b",") > PARTS:
-        raise No(413, "a body of more than %d parts" % PARTS, why="work")
+        raise ApiError(413, "a body of more than %d parts" % PARTS, why="work")
     try:
         found = DECODE(data.decode("utf-8"))
         if not isinstance(found, kinds):
             raise ValueError("not an object")
-        if parts > 64 and not shallow(found):
+        if parts > 64 and not nests_less(found):
             raise ValueError("nested too deep")
         if b"\\u" in data:
             ENCODE(found).encode("utf-8")              # a lone surrogate ends here, not in the database
     except (ValueError, RecursionError) as error:
-        raise No(400, "the body is not JSON: %s" % printable(error)[:200])
+        raise ApiError(400, "the body is not JSON: %s" % printable(error)[:200])
     return found
 
 
-def once(pairs):
+def unique_keys(pairs):
     """A JSON object, in its order; ValueError if a key is given twice."""
     found = dict(pairs)                                # in order from 3.6 on, and small
     if len(found) != len(pairs):
@@ -3372,19 +3396,19 @@ def once(pairs):
     return found
 
 
-def never(word):
+def no_constant(word):
     """NaN and Infinity are not JSON."""
     raise ValueError("%s is not JSON" % word)
 
 
-def whole(digits):
+def short_integer(digits):
     """A whole number that SQLite can hold (and that is read in no time)."""
     if len(digits) > 18:
         raise ValueError("a number of %d digits" % len(digits))
     return int(digits)
 
 
-def real(digits):
+def finite_number(digits):
     """A finite number."""
     number = float(digits)
     if number in (float("inf"), float("-inf")):
@@ -3392,14 +3416,14 @@ def real(digits):
     return number
 
 
-def shallow(found, left=64):
+def nests_less(found, left=64):
     """Does it nest less deep than that?"""
     parts = found.values() if isinstance(found, dict) else found
-    return left > 0 and all(shallow(part, left - 1) for part in parts if isinstance(part, (dict, list)))
+    return left > 0 and all(nests_less(part, left - 1) for part in parts if isinstance(part, (dict, list)))
 
 
-DECODE = json.JSONDecoder(object_pairs_hook=once, parse_constant=never, parse_int=whole,
-                          parse_float=real).decode
+DECODE = json.JSONDecoder(object_pairs_hook=unique_keys, parse_constant=no_constant, parse_int=short_integer,
+                          parse_float=finite_number).decode
 ENCODE = json.JSONEncoder(ensure_ascii=False).encode
 
 
@@ -3409,11 +3433,11 @@ AT_START = (("Server", "ipaddress"), ("Server", "portnumber"), ("Server", "state
             ("Server", "logfile"), ("Server", "lang"), ("limits", "workers"))
 
 
-def load(options):
+def load_conf(options):
     """The checked ini and its path. 78 if there is none."""
     # first where it is started, as the fielded one
     path = find_ini(options.ini, [os.getcwd()] + ini_folders(__file__), needed=True)
-    conf = check_conf(read_ini(path, INI), path)
+    conf = check_conf(read_ini(path, INI_KEYS), path)
     choose_language(conf["Server"]["lang"])
     SAY["level"] = 0 if options.verbose else 2 if options.quiet else LEVELS.index(conf["Server"]["loglevel"])
     SAY["debug"] = options.verbose
@@ -3439,7 +3463,7 @@ def check_conf(conf, path):
         server["secret"] = gateway_secret(server["gateway_secret_file"])
     if server["operators"] and server["auth"] != "gateway":
         bad(_("[Server] operators is for auth = gateway; here: token issue USER --roles operator"))
-    if not (server["certfile"] or loopback(server["ipaddress"]) or server["auth"] == "gateway"
+    if not (server["certfile"] or is_loopback(server["ipaddress"]) or server["auth"] == "gateway"
             or server["plain_http"]):
         bad(_("[Server] ipaddress = %s: plain http beyond this host would show tokens to the network; set"
               " certfile and keyfile, or, behind a gateway that does the TLS, auth = gateway with"
@@ -3453,10 +3477,10 @@ def check_conf(conf, path):
         if site in SUITE or site.startswith("command ") or steers(site) or len(site) > 100:
             bad(_("[RemoteSites] remote_site_ids: %s cannot be a site id") % printable(site))
     for section in conf:
-        if (section not in INI and section not in conf["RemoteSites"]["remote_site_ids"]
+        if (section not in INI_KEYS and section not in conf["RemoteSites"]["remote_site_ids"]
                 and section not in SUITE):
             bad(_("[%s] is neither a section nor in remote_site_ids%s") % (
-                section, nearest(section, list(INI) + conf["RemoteSites"]["remote_site_ids"])))
+                section, nearest(section, list(INI_KEYS) + conf["RemoteSites"]["remote_site_ids"])))
     return conf
 
 
@@ -3468,7 +3492,7 @@ def gateway_secret(path):
             if os.fstat(text.fileno()).st_mode & 0o077:
                 raise Stop(EX_CONFIG,
                            _("[Server] gateway_secret_file = %s: others may read it; chmod 600") % path)
-            found = HEADER.match(text.read().strip())
+            found = HEADER_LINE.match(text.read().strip())
     except (OSError, ValueError):
         raise Stop(EX_CONFIG,
                    _("[Server] %s = %s: is not there or not readable") % ("gateway_secret_file", path))
@@ -3479,7 +3503,7 @@ def gateway_secret(path):
     return found.group(1).lower(), found.group(2).strip()
 
 
-def loopback(address):
+def is_loopback(address):
     """Is it an address that only this host can reach?"""
     return address in ("localhost", "::1") or address.startswith("127.")
 
@@ -3562,15 +3586,15 @@ def parse(words):
         common.add_argument(name, action="store_true", dest=key)
     parser = Parser(prog=PROGRAM + ".py", usage=argparse.SUPPRESS, parents=[common], description=usage(),
                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    unsaid = argparse.Namespace(function=serve, ini=None, json=False, quiet=False, verbose=False,
+    unsaid = argparse.Namespace(function=cmd_serve, ini=None, json=False, quiet=False, verbose=False,
                                 version=False)
     commands = parser.add_subparsers(dest="command", metavar="", prog=PROGRAM + ".py")
-    commands.add_parser("serve", parents=[common]).set_defaults(function=serve)
+    commands.add_parser("serve", parents=[common]).set_defaults(function=cmd_serve)
     added = commands.add_parser("demo", parents=[common])
     added.add_argument("--keep", action="store_true")
-    added.set_defaults(function=demo)
-    for name, actions, function in (("token", ("issue", "list", "revoke"), token),
-                                    ("user", ("add", "passwd", "remove", "list"), user)):
+    added.set_defaults(function=cmd_demo)
+    for name, actions, function in (("token", ("issue", "list", "revoke"), cmd_token),
+                                    ("user", ("add", "passwd", "remove", "list"), cmd_user)):
         added = commands.add_parser(name, parents=[common])
         added.add_argument("action", choices=actions)
         added.add_argument("who", nargs="?", metavar="USER|NUMBER" if name == "token" else "USER")
@@ -3578,31 +3602,31 @@ def parse(words):
         added.add_argument("--sites", default="")
         added.add_argument("--days", type=float)
         added.set_defaults(function=function)
-    for name, function in (("check", check), ("unit", unit)):
+    for name, function in (("check", cmd_check), ("unit", cmd_unit)):
         added = commands.add_parser(name, parents=[common])
         added.set_defaults(function=function)
         if name == "check":
             added.add_argument("--upgrade", action="store_true")
     added = commands.add_parser("list", parents=[common])
     added.add_argument("--all", action="store_true")
-    added.set_defaults(function=list_calculations)
+    added.set_defaults(function=cmd_list)
     for name in ("cancel", "end", "rerun"):
         added = commands.add_parser(name, parents=[common])
         added.add_argument("accept_id")
         added.add_argument("--reason", default="")
         added.add_argument("--force", action="store_true", help=argparse.SUPPRESS)
-        added.set_defaults(function=order)
+        added.set_defaults(function=cmd_change)
     added = commands.add_parser("maintenance", parents=[common])
     added.add_argument("action", choices=("on", "off"))
     added.add_argument("--reason", default="")
-    added.set_defaults(function=maintenance)
-    for name, function in (("backup", backup), ("restore", restore)):
+    added.set_defaults(function=cmd_maintenance)
+    for name, function in (("backup", cmd_backup), ("restore", cmd_restore)):
         added = commands.add_parser(name, parents=[common])
         added.add_argument("folder")
         added.set_defaults(function=function)
     added = commands.add_parser("show", parents=[common])
     added.add_argument("accept_id")
-    added.set_defaults(function=show)
+    added.set_defaults(function=cmd_show)
     return parser.parse_args(words, unsaid)
 
 
@@ -3611,11 +3635,11 @@ def usage():
     return __doc__.partition("\ncontents")[0] + "\n"
 
 
-def serve(options):
+def cmd_serve(options):
     """Serves until SIGTERM (exit 0) or Ctrl+C (130)."""
     os.umask(0o077)
     no_core_dump()
-    conf, path = load(options)
+    conf, path = load_conf(options)
     server = conf["Server"]
     if server["logfile"]:
         log_into(server["logfile"])
@@ -3629,7 +3653,7 @@ def serve(options):
     relay.load_tokens()
     relay.recount()
     relay.note_settings()
-    store.ballast()
+    store.make_ballast()
     remove_tree(os.path.join(utf8(store.folder), b"spool", b"arriving"))
     store.drop_orphans()
     marks = ", ".join("?" * len(CLAIMED))
@@ -3640,15 +3664,16 @@ def serve(options):
         relay.leases[row["accept_id"]] = time.monotonic() + conf["times"][key]
     signal.set_wakeup_fd(front.wake_write)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, front.hear)
-    writer = threading.Thread(target=store.run, daemon=True)
+        signal.signal(number, front.note_signal)
+    writer = threading.Thread(target=store.write_forever, daemon=True)
     writer.start()
-    for target in [relay.housekeeping, front.doorkeeper] + [front.work] * conf["limits"]["workers"]:
+    for target in [relay.sweep_forever, front.log_in_forever] + [front.work_forever] * conf[
+            "limits"]["workers"]:
         threading.Thread(target=target, daemon=True).start()
     if server["auth"] == "gateway" and not (server["gateway_secret_file"] or server["client_ca"]):
         log("warn", None, "gateway",
             why="any process on its host can be any user: set gateway_secret_file, or client_ca")
-    if not context and not loopback(server["ipaddress"]) and server["auth"] != "gateway":
+    if not context and not is_loopback(server["ipaddress"]) and server["auth"] != "gateway":
         log("warn", None, "plain_http = yes: whoever is on the network reads tokens and files",
             ipaddress=server["ipaddress"])
     log("info", None, "listening",
@@ -3680,12 +3705,12 @@ def raise_file_limit(wanted):
 
 def open_store(options):
     """The store of the ini, for a command beside the running relay, and the ini's conf."""
-    conf, path = load(options)
+    conf, path = load_conf(options)
     os.umask(0o077)
     return Store(conf["Server"]["state_dir"], lock=False), conf
 
 
-def token(options):
+def cmd_token(options):
     """Issues, lists and revokes tokens. A token is shown once; only its SHA-256 is kept."""
     store, conf = open_store(options)
     db, now = store.writer, time.time()
@@ -3706,7 +3731,7 @@ def token(options):
             sys.stderr.write(_("token for user %s, roles %s, sites %s, until %s; shown only now, keep it in"
                                " a file of mode 0600:")
                              % (options.who, roles.replace(" ", ","), sites.replace(" ", ",") or "*",
-                                when(expires)) + "\n")
+                                local_time(expires)) + "\n")
             print(secret, flush=True)
         except OSError as error:
             db.execute("UPDATE tokens SET revoked = ? WHERE hash = ?",
@@ -3724,8 +3749,9 @@ def token(options):
         found = [dict(row)
                  for row in db.execute("SELECT %s FROM tokens ORDER BY number" % ", ".join(columns))]
         for row in found if not options.json else ():
-            row.update(issued=when(row["issued"]), expires=when(row["expires"]), used=when(row["used"]),
-                       revoked=when(row["revoked"]), login="login" if row["login"] else "")
+            row.update(issued=local_time(row["issued"]), expires=local_time(row["expires"]),
+                       used=local_time(row["used"]), revoked=local_time(row["revoked"]),
+                       login="login" if row["login"] else "")
         show_rows(options, found, columns)
     return 0
 
@@ -3758,7 +3784,7 @@ def new_password(user):
     return found
 
 
-def user(options):
+def cmd_user(options):
     """The users of auth = login: add, passwd (both ask for the password), remove, list. What was logged in
     with an old password ends."""
     store, conf = open_store(options)
@@ -3767,7 +3793,7 @@ def user(options):
         rows = [dict(row)
                 for row in db.execute("SELECT name, roles, sites, changed FROM users ORDER BY name")]
         for row in rows if not options.json else ():
-            row["changed"] = when(row["changed"])
+            row["changed"] = local_time(row["changed"])
         return show_rows(options, rows, ("name", "roles", "sites", "changed"))
     there = db.execute("SELECT 1 FROM users WHERE name = ?", (name,)).fetchone()
     if options.action == "add":
@@ -3775,12 +3801,12 @@ def user(options):
         if there:
             raise Stop(EX_USAGE, _("user %s is there already (user passwd %s)") % (name, name))
         db.execute("INSERT INTO users (name, password, roles, sites, changed) VALUES (?, ?, ?, ?, ?)",
-                   (name, sealed(new_password(name)), roles, sites, now))
+                   (name, password_record(new_password(name)), roles, sites, now))
     elif not there:
         raise Stop(EX_USAGE, _("there is no user %s (see user list)") % printable(name))
     elif options.action == "passwd":
         db.execute("UPDATE users SET password = ?, changed = ?, known = '' WHERE name = ?",
-                   (sealed(new_password(name)), now, name))
+                   (password_record(new_password(name)), now, name))
         db.execute("UPDATE tokens SET revoked = ? WHERE user = ? AND login AND revoked IS NULL", (now, name))
     else:
         db.execute("DELETE FROM users WHERE name = ?", (name,))
@@ -3790,11 +3816,11 @@ def user(options):
     print(_("user %s: done; the relay knows within a second") % name)
 
 
-def check(options):
+def cmd_check(options):
     """Looks at ini, files, certificate, disk, limits, tokens and at the relay that runs; changes nothing. 78
     if something is a FAIL."""
     try:
-        conf, path = load(options)
+        conf, path = load_conf(options)
     except Stop as stop:
         return say_findings([(False, str(stop))], options.json)
     server, limits = conf["Server"], conf["limits"]
@@ -3829,7 +3855,7 @@ def check(options):
         rows += check_upgrade(server) + check_tokens(server)
     else:
         rows.append(check_state_dir(server["state_dir"]))
-    return say_findings(rows + standing(conf) + check_listener(server), options.json)
+    return say_findings(rows + look_at_running_relay(conf) + check_listener(server), options.json)
 
 
 def check_state_dir(folder):
@@ -3939,9 +3965,9 @@ def check_listener(server):
         return [(None, _("nothing answers on port %d: %s") % (port, error.strerror or error))]
 
 
-def unit(options):
+def cmd_unit(options):
     """Prints a systemd unit for `serve` with this ini."""
-    conf, path = load(options)
+    conf, path = load_conf(options)
     server, script = conf["Server"], os.path.abspath(__file__)
     state = os.path.abspath(server["state_dir"])
     low = 0 < server["portnumber"] < 1024
@@ -3968,7 +3994,7 @@ def own_user(default):
         return str(os.geteuid())
 
 
-def list_calculations(options):
+def cmd_list(options):
     """The calculations that are not finished (--all: all that are kept)."""
     store, conf = open_store(options)
     rows = [dict(row)
@@ -3979,9 +4005,9 @@ def list_calculations(options):
         row["out_of_contact"] = (int(row["out_of_contact"])
                                  if row["out_of_contact"] and row["state"] in CLAIMED else None)
     for row in rows if not options.json else ():
-        row.update(registered=when(row["registered"]), reason=row["reason"] or row["waits"])
+        row.update(registered=local_time(row["registered"]), reason=row["reason"] or row["waits"])
         row["state"] += "" if row["out_of_contact"] is None else _(", out of contact")
-    for good, text in standing(conf):
+    for good, text in look_at_running_relay(conf):
         if not good:
             sys.stderr.write("%s: %s\n" % (PROGRAM, printable(text)))
     show_rows(options, rows,
@@ -3990,7 +4016,7 @@ def list_calculations(options):
     return 0
 
 
-def standing(conf):
+def look_at_running_relay(conf):
     """Rows about the relay of this ini: is it in maintenance, and does the one that runs have other values
     than the ini by now?"""
     folder, rows = utf8(conf["Server"]["state_dir"]), []
@@ -4026,10 +4052,10 @@ def process_mark(pid):
         return ""
 
 
-def show(options):
+def cmd_show(options):
     """Everything about one calculation."""
     store, conf = open_store(options)
-    rows = store.read("SELECT * FROM calculations WHERE accept_id = ?", whole_of(store, options.accept_id))
+    rows = store.read("SELECT * FROM calculations WHERE accept_id = ?", whole_id(store, options.accept_id))
     row = {key: value
            for key, value in dict(rows[0]).items()
            if key not in ("claim", "take", "fingerprint", "manifest", "seq")}
@@ -4047,11 +4073,11 @@ def show(options):
                          printable(found["name"])))
         elif value not in (None, "", "{}"):
             times = ("registered", "touched", "allowed", "claimed", "started", "ended", "got", "finished")
-            print("%-14s %s" % (key, when(value) if key in times else printable(value)))
+            print("%-14s %s" % (key, local_time(value) if key in times else printable(value)))
     return 0
 
 
-def whole_of(store, given):
+def whole_id(store, given):
     """The id of the calculation that is meant: all of it, or its first eight characters and more. 64 if there
     is none, or more than one."""
     begins = given + "~" if len(given) >= 8 else given
@@ -4065,11 +4091,11 @@ def whole_of(store, given):
     return found[0]
 
 
-def order(options):
+def cmd_change(options):
     """Asks the running relay to cancel, rerun or end a calculation. 69 if none runs on this state_dir, 77 if
     it refuses."""
     store, conf = open_store(options)
-    accept_id = whole_of(store, options.accept_id)
+    accept_id = whole_id(store, options.accept_id)
     number = store.writer.execute("INSERT INTO orders (call, fields) VALUES (?, ?)",
                                   (options.command,
                                    json.dumps({"v": 2, "accept_id": accept_id, "reason": options.reason,
@@ -4089,7 +4115,7 @@ def order(options):
     return 0
 
 
-def maintenance(options):
+def cmd_maintenance(options):
     """Switches maintenance on or off; the running relay knows within a second."""
     store, conf = open_store(options)
     path = os.path.join(utf8(store.folder), b"maintenance")
@@ -4102,7 +4128,7 @@ def maintenance(options):
     return 0
 
 
-def backup(options):
+def cmd_backup(options):
     """A consistent copy of the whole state into a new directory, while the relay runs."""
     import shutil
     store, conf = open_store(options)
@@ -4139,11 +4165,11 @@ def backup(options):
     return 0
 
 
-def restore(options):
+def cmd_restore(options):
     """Puts a backup into the ini's state_dir, which must be new. The next start hands nothing out for
     restore_grace."""
     import shutil
-    conf, path = load(options)
+    conf, path = load_conf(options)
     source, target = utf8(options.folder), utf8(conf["Server"]["state_dir"])
     if not os.path.exists(os.path.join(source, b"state.sqlite3")):
         raise Stop(EX_NOINPUT, _("%s: is not a backup of this program") % options.folder)
@@ -4158,7 +4184,7 @@ def restore(options):
             if name != b"state.sqlite3":
                 shutil.copyfile(os.path.join(above, name), os.path.join(goal, name))
     with open(os.path.join(target, b"restored"), "w") as out:
-        out.write(when(time.time()) + "\n")
+        out.write(local_time(time.time()) + "\n")
     shutil.copyfile(os.path.join(source, b"state.sqlite3"), os.path.join(target, b"state.sqlite3.part"))
     os.sync()
     os.rename(os.path.join(target, b"state.sqlite3.part"), os.path.join(target, b"state.sqlite3"))
@@ -4178,7 +4204,7 @@ def show_rows(options, rows, columns):
         print("  ".join(text.ljust(width) for text, width in zip(line, widths)).rstrip())
 
 
-def when(seconds):
+def local_time(seconds):
     """A time for people, or an empty text."""
     return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds)) if seconds else ""
 
@@ -4197,77 +4223,77 @@ V1_BODIES = ("add-calcinfo", "send-results")           # these carry files insid
 V1_ANSWERS = ("calc-params", "get-calc-result")        # and the answers to these
 
 
-def v1_add_calcinfo(c):
-    """1. A fielded registration: the inputs come inside. Refusals are HTTP 202, as the gateway at the site
-    swallows a 400."""
-    relay = c.relay
-    with Arrival(c, v1_may_register, 202) as arrival:
-        arrival.read(c)
-        info = c.fields.get("calc-info")
+def v1_add_calcinfo(call):
+    """1. A fielded registration, inputs inside. Refusals are HTTP 202: the gateway there swallows a 400."""
+    relay = call.relay
+    with Arrival(call, v1_may_register, 202) as arrival:
+        arrival.read(call)
+        info = call.fields.get("calc-info")
         if not isinstance(info, dict) or "remote-site" not in info or not info.get("command"):
-            raise No(400, "calc-info, remote-site or command is missing", http=202)
+            raise ApiError(400, "calc-info, remote-site or command is missing", http=202)
         if has_blob([value for key, value in info.items() if key not in ("parameter_files", "result_files")]):
-            raise No(400, "calc-info: a text of more than %d bytes that is no file's content" % BIG, http=202)
+            raise ApiError(400, "calc-info: a text of more than %d bytes that is no file's content" % BIG,
+                           http=202)
         site, command, parameters = info["remote-site"], info["command"], info.get("parameters") or ""
-        check_site(c, site, "400", 202)
+        check_site(call, site, "400", 202)
         rules = relay.rules(site)
         if command not in rules["commands"] + rules["command_lines"]:
-            raise No(401, "command %s is not in the list of site %s" % (printable(command)[:200], site),
-                     http=202)
-        if rules["users"] and c.who.user not in rules["users"]:
-            raise No(403, "user %s may not use site %s" % (c.who.user, site), http=202)
+            raise ApiError(401, "command %s is not in the list of site %s" % (printable(command)[:200], site),
+                           http=202)
+        if rules["users"] and call.caller.user not in rules["users"]:
+            raise ApiError(403, "user %s may not use site %s" % (call.caller.user, site), http=202)
         files = info.get("parameter_files") or {}
         if (not isinstance(files, dict) or not isinstance(info.get("result_files") or {}, (dict, list))
                 or not isinstance(parameters, str)):
-            raise No(400, "parameter_files or result_files is not as it should be", http=202)
+            raise ApiError(400, "parameter_files or result_files is not as it should be", http=202)
         try:
-            names, patterns = check_declared(c, {"result_files": info.get("result_files") or {}})
+            names, patterns = check_declared(call, {"result_files": info.get("result_files") or {}})
             stage = v1_entries(files, lambda entry: entry[0] if isinstance(entry, list) and entry else None,
                                arrival.path)
             check_order([name for name, blob in stage], reserved=LOG_NAMES)
             total = check_sizes(relay, [(name, blob.size, blob.sha256) for name, blob in stage])
         except ValueError as error:
-            raise No(400, "a file's name: %s" % error, http=202)
-        except No as no:
-            no.http = 202
+            raise ApiError(400, "a file's name: %s" % error, http=202)
+        except ApiError as refusal:
+            refusal.http = 202
             raise
         needs_v2 = any("/" in name for name, blob in stage) or total > V1_BYTES
-        kept = kept_of(info, parameters, names, [])
+        kept = info_to_keep(info, parameters, names, [])
         accept_id, now = str(uuid.uuid4()), time.time()
         arrival.place(relay.store.spool(accept_id, "input"), stage)
 
         def work(tx):
-            check_quota(relay, tx, c.who.user, site, rules, total + len(kept) + room_of_names(stage))
+            check_quota(relay, tx, call.caller.user, site, rules, total + len(kept) + room_of_names(stage))
             seq = tx.db.execute("INSERT INTO calculations (accept_id, user, request_id, site, command, info,"
                                 " texts, needs_v2, v1, state, registered, touched) VALUES (?, ?, ?, ?, ?, ?,"
                                 " ?, ?, 1, ?, ?, ?)",
-                                (accept_id, c.who.user, accept_id, site, command, kept, len(kept), needs_v2,
-                                 REGISTERED, now, now)).lastrowid
+                                (accept_id, call.caller.user, accept_id, site, command, kept, len(kept),
+                                 needs_v2, REGISTERED, now, now)).lastrowid
             insert_complete(tx, seq, "input", stage)
-            tx.after(lambda: relay.count_new(c.who.user, 0))
-            tx.after(lambda: log("info", accept_id, "1 add-calcinfo", site=site, user=c.who.user,
+            tx.after(lambda: relay.count_registration(call.caller.user, 0))
+            tx.after(lambda: log("info", accept_id, "1 add-calcinfo", site=site, user=call.caller.user,
                                  command=command, inputs=len(stage), v=1))
 
         try:
             relay.store.write(work, "add-calcinfo")
-        except No as no:
+        except ApiError as refusal:
             remove_tree(relay.store.spool(accept_id, ""))
-            no.http = 202
+            refusal.http = 202
             raise
-    warning = v1_warning(relay, site, c.who.user, needs_v2, parameters)
+    warning = v1_warning(relay, site, call.caller.user, needs_v2, parameters)
     return dict({"message": "registered", "accept_id": accept_id},
                 **({"warning": warning} if warning else {}))
 
 
-def v1_may_register(c, total):
-    """No, if this user can register nothing at all here now, or not so many bytes."""
-    rules = [c.relay.rules(site)
-             for site in c.relay.conf["RemoteSites"]["remote_site_ids"] if covers(c.who, site)]
-    c.relay.check_maintenance()
-    if not any(not rule["users"] or c.who.user in rule["users"] for rule in rules):
-        raise No(403, "user %s may use no site of this relay" % c.who.user)
-    check_open(c.relay, c.who.user)
-    check_bytes(c.relay, c.relay.store, c.who.user, total)
+def v1_may_register(call, total):
+    """ApiError, if this user can register nothing at all here now, or not so many bytes."""
+    rules = [call.relay.rules(site)
+             for site in call.relay.conf["RemoteSites"]["remote_site_ids"] if token_covers(call.caller, site)]
+    call.relay.check_maintenance()
+    if not any(not rule["users"] or call.caller.user in rule["users"] for rule in rules):
+        raise ApiError(403, "user %s may use no site of this relay" % call.caller.user)
+    check_unfinished(call.relay, call.caller.user)
+    check_bytes(call.relay, call.relay.store, call.caller.user, total)
 
 
 class Arrival:
@@ -4275,18 +4301,18 @@ class Arrival:
     removed otherwise. Who may send it, and whether there is room for it, is looked at before a byte is taken;
     from then on its length counts."""
 
-    def __init__(self, c, check, http):
-        """check(c, bytes): raises the No of who may not send it; http: the status of a refusal."""
-        self.relay, self.user, self.length, folder = c.relay, c.who.user, c.length // 4 * 3, utf8(
-            c.relay.store.folder)
+    def __init__(self, call, check, http):
+        """check(c, bytes): raises the ApiError of who may not send it; http: the status of a refusal."""
+        self.relay, self.user, self.length, folder = call.relay, call.caller.user, call.length // 4 * 3, utf8(
+            call.relay.store.folder)
         self.path = os.path.join(folder, b"spool", b"arriving", os.urandom(8).hex().encode())
         try:
-            with c.relay.counting:
-                check(c, self.length + c.relay.arriving[self.user])
-                check_free(c.relay, self.length)
-                c.relay.arriving[self.user] += self.length
-        except No as no:
-            no.http = http
+            with call.relay.counting:
+                check(call, self.length + call.relay.arriving[self.user])
+                check_free(call.relay, self.length)
+                call.relay.arriving[self.user] += self.length
+        except ApiError as refusal:
+            refusal.http = http
             raise
         try:
             make_folder(self.path, folder)
@@ -4303,15 +4329,15 @@ class Arrival:
             self.relay.arriving += collections.Counter()         # without who has nothing on its way any more
         remove_tree(self.path)
 
-    def read(self, c):
+    def read(self, call):
         """Reads the call's body into its fields."""
-        if c.unread:
-            check_json_type(c)
+        if call.unread:
+            check_json_type(call)
             try:
-                c.fields = dict(c.query,
-                                **BodyReader(c.body_views(), self.path, parse_v1_json, MAX_JSON).parse())
+                call.fields = dict(
+                    call.query, **BodyReader(call.body_views(), self.path, parse_v1_json, MAX_JSON).parse())
             except ValueError as error:
-                raise No(400, str(error))
+                raise ApiError(400, str(error))
 
     def place(self, target, stage):
         """Moves the files of stage [(name, Blob)] to where they belong, on disk before this returns."""
@@ -4327,14 +4353,14 @@ class Arrival:
 
 def v1_entries(files, content_of, folder):
     """Files {NAME: entry} of a fielded body as [(name, Blob)] in the order of a manifest, written as
-    folder/NNNNNN. No(400)."""
+    folder/NNNNNN. ApiError(400)."""
     try:
         names = sorted(files, key=parts_of)
         check_order(names)
         stage = [(name, as_blob(content_of(files[name]), os.path.join(folder, b"x%06d" % number)))
                  for number, name in enumerate(names)]
     except (ValueError, AttributeError) as error:
-        raise No(400, "a file: %s" % error)
+        raise ApiError(400, "a file: %s" % error)
     for number, (name, blob) in enumerate(stage):
         path = os.path.join(folder, b"%06d" % number)
         os.rename(blob.path, path)
@@ -4368,28 +4394,29 @@ def v1_warning(relay, site, user, needs_v2, parameters=""):
     return (V1_CANNOT if needs_v2 else V1_IGNORES) % site
 
 
-def v1_allow(c):
+def v1_allow(call):
     """2. Allowed to wait, once."""
-    row = v1_own(c)
+    row = v1_own(call)
     if row is None:
-        raise No(400, "There is no information for accept_id(%s)" % printable(c.fields["accept_id"])[:100])
+        raise ApiError(
+            400, "There is no information for accept_id(%s)" % printable(call.fields["accept_id"])[:100])
     if row["state"] != REGISTERED:
-        raise No(401, "accept_id(%s) is allowed already" % row["accept_id"], http=400)
-    allow_wait_calc(c)
+        raise ApiError(401, "accept_id(%s) is allowed already" % row["accept_id"], http=400)
+    allow_wait_calc(call)
     return {"message": "allowed"}
 
 
-def v1_status(c):
+def v1_status(call):
     """What a fielded workflow side asks every 10 s. Its client takes what is between the first two colons. It
     leaves at `got return`, and takes an abnormal end for success if it has not read `abnormal` before: so
     that is told first."""
-    row, relay = v1_own(c), c.relay
+    row, relay = v1_own(call), call.relay
     if row is None:
-        word = "abnormal" if c.name == "calc-status" else "got return"
-        raise No(400,
-                 "status:%s:There is no information for accept_id(%s)"
-                 % (word, printable(c.fields["accept_id"])[:100]), http=200)
-    if c.name == "calc-status":
+        word = "abnormal" if call.name == "calc-status" else "got return"
+        raise ApiError(400,
+                       "status:%s:There is no information for accept_id(%s)"
+                       % (word, printable(call.fields["accept_id"])[:100]), http=200)
+    if call.name == "calc-status":
         if row["status"] == "abnormal":
             relay.told_abnormal.add(row["accept_id"])
         return {"message": "status:%s" % row["status"]}
@@ -4399,13 +4426,15 @@ def v1_status(c):
     return {"message": "status:%s" % word}
 
 
-def v1_result(c):
+def v1_result(call):
     """9. The result, files inside; hidden from the fielded protocol once the answer is written in full."""
-    row = v1_own(c)
+    row = v1_own(call)
     if row is None or row["state"] != GOT:
-        raise No(400, "There is no result for accept_id(%s) yet" % printable(c.fields["accept_id"])[:100],
-                 http=200)
-    more = c.relay.store.read("SELECT info, missing, refused FROM calculations WHERE seq = ?", row["seq"])[0]
+        raise ApiError(400,
+                       "There is no result for accept_id(%s) yet" % printable(call.fields["accept_id"])[:100],
+                       http=200)
+    more = call.relay.store.read("SELECT info, missing, refused FROM calculations WHERE seq = ?", row["seq"])[
+        0]
     why = dict(json.loads(more["missing"]), **json.loads(more["refused"]))
     # a declared name that is not there at all kills it
     files = {name: {"content": "", "mimetype1": "Error",
@@ -4413,9 +4442,9 @@ def v1_result(c):
              for name in json.loads(more["info"])["result_names"] + list(LOG_NAMES)}
 
     def then():
-        make_step(c, "finish", row, finished=time.time())
+        make_step(call, "finish", row, finished=time.time())
 
-    return v1_stream(c, row, "result",
+    return v1_stream(call, row, "result",
                      lambda mark: {"content": mark, "mimetype1": "application/octet-stream;",
                                    "mimetype2": "charset=binary"},
                      lambda found: envelope(200, "result",
@@ -4423,127 +4452,130 @@ def v1_result(c):
         found, **{name: entry for name, entry in files.items() if name not in found})}}), then)
 
 
-def v1_stream(c, row, kind, entry, wrap, then=None):
+def v1_stream(call, row, kind, entry, wrap, then=None):
     """An answer with files inside, as a Spool: JSON around base64 that is made while it is sent, its length
     known beforehand."""
-    store = c.relay.store
+    store = call.relay.store
     rows = store.read("SELECT n, name, size, blob, at FROM files WHERE calc = ? AND kind = ? AND blob NOT"
                       " NULL ORDER BY n", row["seq"], kind)
     length, chunks = around_files(lambda mark: wrap({found["name"]: entry(mark) for found in rows}), [
         (store.spool(row["accept_id"], kind, found["blob"]), found["at"], found["size"]) for found in rows])
-    return Spool(chunks, length, [], 200, then)
+    return FileAnswer(chunks, length, [], 200, then)
 
 
-def v1_cancel(c):
+def v1_cancel(call):
     """A fielded workflow side leaves: with "delete": "force" from any state."""
-    row, force = v1_own(c), c.fields.get("delete") == "force"
+    row, force = v1_own(call), call.fields.get("delete") == "force"
     if row is None:
-        raise No(400, "There is no information for accept_id(%s)" % printable(c.fields["accept_id"])[:100])
+        raise ApiError(
+            400, "There is no information for accept_id(%s)" % printable(call.fields["accept_id"])[:100])
     over = row["state"] == GOT or row["status"] == "abnormal" and row["state"] in (ENDED, GETTING)
     if not force and row["state"] != ALLOWED and not over:
-        raise No(401, "accept_id(%s) cannot be cancelled now" % row["accept_id"], http=400)
+        raise ApiError(401, "accept_id(%s) cannot be cancelled now" % row["accept_id"], http=400)
 
     def work(tx):
-        if (move(c.relay, tx, STEP["cancel-wait-calc"], row, status="abnormal", reason="cancelled",
+        if (move(call.relay, tx, STEP["cancel-wait-calc"], row, status="abnormal", reason="cancelled",
                  got=time.time()) or row["state"] == GOT):
-            move(c.relay, tx, STEP["finish"], row, finished=time.time())
+            move(call.relay, tx, STEP["finish"], row, finished=time.time())
         tx.db.execute("UPDATE calculations SET hidden = 1 WHERE seq = ?", (row["seq"],))
         now = tx.db.execute("SELECT state, protocol, user, poller FROM calculations WHERE seq = ?",
                             (row["seq"],)).fetchone()
         # its poller is told by the heartbeat
         if now["protocol"] == 2 and now["state"] in (SENDING, SENT, RUNNING):
-            note_cancel(c, tx, row, now, "cancelled: by the workflow side")
+            note_cancel(call, tx, row, now, "cancelled: by the workflow side")
 
-    c.relay.store.write(work, "cancel-wait-calc")
+    call.relay.store.write(work, "cancel-wait-calc")
     return {"message": "cancelled"}
 
 
-def v1_calc_request(c):
+def v1_calc_request(call):
     """3. Names the oldest allowed calculation; reserves nothing, but for v1_announce no other fielded poller
     is told the same."""
-    relay, site, peer, now = c.relay, v1_id(c, "site_id"), v1_peer(c), time.monotonic()
-    check_site(c, site, "400", 200)
-    relay.v1_sites.add((site, c.who.user))
+    relay, site, peer, now = call.relay, v1_id(call, "site_id"), v1_peer(call), time.monotonic()
+    check_site(call, site, "400", 200)
+    relay.v1_sites.add((site, call.caller.user))
     marks = ", ".join("?" * len(CLAIMED))
     for row in relay.store.read("SELECT accept_id FROM calculations WHERE site = ? AND state IN (%s) AND"
-                                " user = ? AND claim = ?" % marks, site, *(CLAIMED + (c.who.user, peer))):
+                                " user = ? AND claim = ?" % marks, site,
+                                *(CLAIMED + (call.caller.user, peer))):
         # it asks for more while it holds one: it was started again, or there are two
         relay.twins.add(row["accept_id"])
     paused = relay.maintenance is not None or relay.in_grace()
     for row in relay.store.read("SELECT accept_id FROM calculations WHERE site = ? AND state = ? AND user ="
                                 " ? AND NOT needs_v2 AND NOT hidden ORDER BY seq LIMIT 100", site, ALLOWED,
-                                c.who.user):
+                                call.caller.user):
         if not paused and relay.announce(row["accept_id"], peer, now):
             return {"message": "found", "accept_id": row["accept_id"]}
     early = relay.store.read("SELECT 1 FROM calculations WHERE site = ? AND state = ? AND user = ? AND NOT"
-                             " needs_v2 LIMIT 1", site, REGISTERED, c.who.user)
+                             " needs_v2 LIMIT 1", site, REGISTERED, call.caller.user)
     waits = relay.store.read("SELECT 1 FROM calculations WHERE site = ? AND state = ? AND user = ? LIMIT 1",
-                             site, ALLOWED, c.who.user)
+                             site, ALLOWED, call.caller.user)
     if early and not waits:
-        raise No("400", "accept_id is not allowed to wait yet, about the your site id(%s)" % site, http=200)
-    raise No("0300", "There is no information for accept_id(None), about the your site id(%s)" % site,
-             http=200)
+        raise ApiError("400", "accept_id is not allowed to wait yet, about the your site id(%s)" % site,
+                       http=200)
+    raise ApiError("0300", "There is no information for accept_id(None), about the your site id(%s)" % site,
+                   http=200)
 
 
-def v1_calc_params(c):
+def v1_calc_params(call):
     """4. The calculation is this poller's from here on; its inputs come inside the answer."""
-    row = v1_row(c)
-    paused = row["state"] == ALLOWED and (c.relay.maintenance is not None or c.relay.in_grace())
-    if paused or c.relay.announced_to_other(row["accept_id"], v1_peer(c), time.monotonic()):
-        raise v1_wrong(c, row)
-    v1_step(c, row, "calc-request", claim=v1_peer(c), attempt=row["attempt"] + 1, protocol=1,
-            poller="v1 " + c.conn.address, claimed=time.time())
-    kept = json.loads(c.relay.store.read("SELECT info FROM calculations WHERE seq = ?", row["seq"])[
+    row = v1_row(call)
+    paused = row["state"] == ALLOWED and (call.relay.maintenance is not None or call.relay.in_grace())
+    if paused or call.relay.announced_to_other(row["accept_id"], v1_peer(call), time.monotonic()):
+        raise v1_wrong(call, row)
+    v1_step(call, row, "calc-request", claim=v1_peer(call), attempt=row["attempt"] + 1, protocol=1,
+            poller="v1 " + call.conn.address, claimed=time.time())
+    kept = json.loads(call.relay.store.read("SELECT info FROM calculations WHERE seq = ?", row["seq"])[
         0]["info"])
     results = {name: {"content": "", "mimetype1": "", "mimetype2": ""}
                for name in kept["result_names"] + list(LOG_NAMES)}
-    return v1_stream(c, row, "input", lambda mark: [mark, "application/octet-stream;", "charset=binary"],
+    return v1_stream(call, row, "input", lambda mark: [mark, "application/octet-stream;", "charset=binary"],
                      lambda found: {"calc-info": dict(
         kept["extra"],
         **{"command": row["command"], "remote-site": row["site"], "parameters": kept["parameters"],
            "parameter_files": found, "result_files": results})})
 
 
-def v1_calc_params_complete(c):
+def v1_calc_params_complete(call):
     """4. It has all inputs."""
-    v1_step(c, v1_row(c), "calc-params-complete")
+    v1_step(call, v1_row(call), "calc-params-complete")
     return {"message": "complete"}
 
 
-def v1_calc_start(c):
+def v1_calc_start(call):
     """5. The command starts."""
-    v1_step(c, v1_row(c), "calc-start", started=time.time())
+    v1_step(call, v1_row(call), "calc-start", started=time.time())
     return {"message": "started"}
 
 
-def v1_calc_end(c):
+def v1_calc_end(call):
     """6. The command is over; a fielded poller tells no exit code but for 0: "calc end" is that."""
-    row, word = v1_row(c), c.fields.get("result")
+    row, word = v1_row(call), call.fields.get("result")
     if word not in ("calc end", "abnormal"):
-        raise No(401 if word is None else 402, "result is \"calc end\" or \"abnormal\"", http=400)
+        raise ApiError(401 if word is None else 402, "result is \"calc end\" or \"abnormal\"", http=400)
     good = word == "calc end"
-    v1_step(c, row, "calc-end", status="completed" if good else "abnormal",
+    v1_step(call, row, "calc-end", status="completed" if good else "abnormal",
             reason="" if good else "the command failed", ended=time.time(), exit_code=0 if good else None)
     return {"message": "ended"}
 
 
-def v1_send_results(c):
+def v1_send_results(call):
     """7. The results, files inside. Only declared names are kept."""
-    with Arrival(c, v1_may_deliver, 200) as arrival:
-        arrival.read(c)
-        row, files = v1_row(c), c.fields.get("result_files")
+    with Arrival(call, v1_may_deliver, 200) as arrival:
+        arrival.read(call)
+        row, files = v1_row(call), call.fields.get("result_files")
         if not isinstance(files, dict):
-            raise No(401, "result_files is missing", http=200)
+            raise ApiError(401, "result_files is missing", http=200)
         if row["protocol"] == 2 or row["state"] not in (ENDED, GETTING, GOT):
-            raise v1_wrong(c, row)
+            raise v1_wrong(call, row)
         if row["state"] != ENDED:
-            return v1_sent_again(c, row)
-        kept = json.loads(c.relay.store.read("SELECT info FROM calculations WHERE seq = ?", row["seq"])[
+            return v1_sent_again(call, row)
+        kept = json.loads(call.relay.store.read("SELECT info FROM calculations WHERE seq = ?", row["seq"])[
             0]["info"])
         wanted, there, missing = declared(kept["result_names"], []), {}, {}
         for name, entry in files.items():
             if not isinstance(entry, dict):
-                raise No(401, "an entry of result_files is not an object", http=200)
+                raise ApiError(401, "an entry of result_files is not an object", http=200)
             if not wanted(name):
                 log("warn", row["accept_id"], "7 send-results", undeclared=name)
             elif entry.get("mimetype1") == "Error":
@@ -4554,154 +4586,154 @@ def v1_send_results(c):
         missing = json.dumps(missing, ensure_ascii=False)
         try:
             stage = v1_entries(there, lambda entry: entry.get("content"), arrival.path)
-            check_sizes(c.relay, [(name, blob.size, blob.sha256) for name, blob in stage])
-        except No as no:
-            no.http = 200
+            check_sizes(call.relay, [(name, blob.size, blob.sha256) for name, blob in stage])
+        except ApiError as refusal:
+            refusal.http = 200
             raise
-        with c.relay.placing:                          # two requests at once must not mix their files
-            row = v1_row(c)
+        with call.relay.placing:                          # two requests at once must not mix their files
+            row = v1_row(call)
             if row["state"] != ENDED:
-                return v1_sent_again(c, row)
-            arrival.place(c.relay.store.spool(row["accept_id"], "result"), stage)
-            v1_step(c, row, "send-results",
+                return v1_sent_again(call, row)
+            arrival.place(call.relay.store.spool(row["accept_id"], "result"), stage)
+            v1_step(call, row, "send-results",
                     lambda tx: insert_complete(tx, row["seq"], "result", stage, len(missing)),
                     missing=missing)
     return {"message": "getting"}
 
 
-def v1_may_deliver(c, total):
-    """No, if this user has no calculation whose results a fielded poller may bring now."""
-    if (c.unread
-            and not any(covers(c.who, row["site"])
-                        for row in c.relay.store.read("SELECT DISTINCT site FROM calculations WHERE user = ?"
-                                                      " AND protocol = 1 AND state IN (?, ?, ?)", c.who.user,
-                                                      ENDED, GETTING, GOT))):
-        raise No("0300", "There is no information for accept_id(None), about the your site id(None)")
+def v1_may_deliver(call, total):
+    """ApiError, if this user has no calculation whose results a fielded poller may bring now."""
+    if (call.unread
+        and not any(token_covers(call.caller, row["site"])
+                    for row in call.relay.store.read("SELECT DISTINCT site FROM calculations WHERE user = ?"
+                                                     " AND protocol = 1 AND state IN (?, ?, ?)",
+                                                     call.caller.user, ENDED, GETTING, GOT))):
+        raise ApiError("0300", "There is no information for accept_id(None), about the your site id(None)")
 
 
-def v1_sent_again(c, row):
+def v1_sent_again(call, row):
     """The answer to send-results when there are results already."""
     if (row["status"] == "abnormal"
-            or row["state"] == GETTING and row["claim"] == v1_peer(c)
-            and row["accept_id"] not in c.relay.twins):
+            or row["state"] == GETTING and row["claim"] == v1_peer(call)
+            and row["accept_id"] not in call.relay.twins):
         return {"message": "getting"}
-    raise v1_wrong(c, row)
+    raise v1_wrong(call, row)
 
 
-def v1_end_send(c):
+def v1_end_send(call):
     """8. All is sent, says the poller, also when its upload failed: a success without results becomes
     abnormal."""
-    with c.relay.placing:
-        return v1_end(c, v1_row(c), c.fields.get("result"))
+    with call.relay.placing:
+        return v1_end(call, v1_row(call), call.fields.get("result"))
 
 
-def v1_end(c, row, word):
+def v1_end(call, row, word):
     """v1_end_send(), while no results are being put in their place."""
     if word != "end send":
-        raise No(401 if word is None else 402, "result is \"end send\"", http=400)
+        raise ApiError(401 if word is None else 402, "result is \"end send\"", http=400)
     if row["state"] == GOT and row["status"] == "abnormal":
         return {"message": "got"}
     changes, extra, name = ({"got": time.time()}, None,
                             "end-send" if row["state"] != ENDED else "end-send unsent")
     if row["state"] in (ENDED, GETTING):
-        kept = json.loads(c.relay.store.read("SELECT info FROM calculations WHERE seq = ?", row["seq"])[
+        kept = json.loads(call.relay.store.read("SELECT info FROM calculations WHERE seq = ?", row["seq"])[
             0]["info"])
-        logs = len(c.relay.store.read("SELECT 1 FROM files WHERE calc = ? AND kind = 'result' AND name IN"
-                                      " (?, ?)", row["seq"], *LOG_NAMES))
+        logs = len(call.relay.store.read("SELECT 1 FROM files WHERE calc = ? AND kind = 'result' AND name IN"
+                                         " (?, ?)", row["seq"], *LOG_NAMES))
         if (row["status"] == "completed"
                 and (row["state"] == ENDED or kept["result_names"] and row["results"] <= logs)):
             changes.update(status="abnormal", reason="none of the results has arrived")
         if row["state"] == ENDED:
-            extra = c.relay.leave_log(row, changes.get("reason") or "the results have not arrived")
-    v1_step(c, row, name, extra, **changes)
+            extra = call.relay.leave_log(row, changes.get("reason") or "the results have not arrived")
+    v1_step(call, row, name, extra, **changes)
     return {"message": "got"}
 
 
-def v1_get_calcinfo(c):
+def v1_get_calcinfo(call):
     """The whole table, as a fielded relay shows it, for an operator: files by their sizes."""
-    rows = c.relay.store.read("SELECT %s, registered, info FROM calculations WHERE state != ? AND NOT hidden"
-                              " ORDER BY seq LIMIT 10000" % BRIEF, FINISHED)
+    rows = call.relay.store.read("SELECT %s, registered, info FROM calculations WHERE state != ? AND NOT"
+                                 " hidden ORDER BY seq LIMIT 10000" % BRIEF, FINISHED)
     found = {}
     for row in rows:
-        if not covers(c.who, row["site"]):
+        if not token_covers(call.caller, row["site"]):
             continue
         kept = json.loads(row["info"])
         found[row["accept_id"]] = {
-            "accept_time": when(row["registered"]), "calc_progress": WORDS[row["state"]],
-            "calc_status": row["status"], "wait_allow": when(row["allowed"]) or "none",
+            "accept_time": local_time(row["registered"]), "calc_progress": WORDS[row["state"]],
+            "calc_status": row["status"], "wait_allow": local_time(row["allowed"]) or "none",
             "calc-info": dict(kept["extra"],
                               **{"command": row["command"], "remote-site": row["site"],
                                  "parameters": kept["parameters"], "result_files": kept["result_names"]})}
-    return Bare(found)
+    return PlainAnswer(found)
 
 
-def v1_own(c):
+def v1_own(call):
     """The calculation of a fielded workflow side's call, or None: unknown, another user's, fetched already,
     or cancelled."""
-    accept_id = v1_id(c, "accept_id")
-    found = c.relay.store.read("SELECT %s FROM calculations WHERE accept_id = ? AND user = ? AND state != ?"
-                               " AND NOT hidden" % BRIEF, accept_id, c.who.user, FINISHED)
-    return found[0] if found and covers(c.who, found[0]["site"]) else None
+    accept_id = v1_id(call, "accept_id")
+    found = call.relay.store.read("SELECT %s FROM calculations WHERE accept_id = ? AND user = ? AND state !="
+                                  " ? AND NOT hidden" % BRIEF, accept_id, call.caller.user, FINISHED)
+    return found[0] if found and token_covers(call.caller, found[0]["site"]) else None
 
 
-def v1_id(c, key, missing=400):
+def v1_id(call, key, missing=400):
     """An id of a fielded call: a text that is not empty, or None for JSON's null, which no calculation and no
     site has. 400 where it is missing."""
-    found = c.fields.get(key, "")
+    found = call.fields.get(key, "")
     if found is not None and not (found and isinstance(found, str)):
-        raise No(400, "%s is missing" % key, http=missing)
+        raise ApiError(400, "%s is missing" % key, http=missing)
     return found
 
 
-def v1_peer(c):
+def v1_peer(call):
     """What makes a fielded poller the same one: token, site and address. It stands in the place of a
     claim."""
-    return "v1:%s:%s" % (c.who.key, c.conn.address)
+    return "v1:%s:%s" % (call.caller.key, call.conn.address)
 
 
-def v1_row(c):
+def v1_row(call):
     """The calculation of a fielded poller's call. "0300": no such one for this user and site; "400": not
     allowed yet."""
-    rules = V1_REMOTE[c.name]
-    accept_id, site = v1_id(c, "accept_id", rules.missing), v1_id(c, "site_id", rules.missing)
-    if site not in c.relay.conf["RemoteSites"]["remote_site_ids"]:
+    rules = V1_REMOTE[call.name]
+    accept_id, site = v1_id(call, "accept_id", rules.missing), v1_id(call, "site_id", rules.missing)
+    if site not in call.relay.conf["RemoteSites"]["remote_site_ids"]:
         raise unknown_site(site, "400", rules.unknown)
-    found = c.relay.store.read("SELECT %s FROM calculations WHERE accept_id = ? AND user = ? AND site = ?"
-                               " AND state != ? AND NOT hidden" % BRIEF, accept_id, c.who.user, site,
-                               FINISHED)
-    if not found or not covers(c.who, site) or found[0]["needs_v2"] and found[0]["protocol"] != 1:
-        raise No("0300", "There is no information for accept_id(%s), about the your site id(%s)" % (
+    found = call.relay.store.read("SELECT %s FROM calculations WHERE accept_id = ? AND user = ? AND site = ?"
+                                  " AND state != ? AND NOT hidden" % BRIEF, accept_id, call.caller.user, site,
+                                  FINISHED)
+    if not found or not token_covers(call.caller, site) or found[0]["needs_v2"] and found[0]["protocol"] != 1:
+        raise ApiError("0300", "There is no information for accept_id(%s), about the your site id(%s)" % (
             printable(accept_id)[:100], printable(site)[:100]), http=rules.unknown)
     if found[0]["state"] == REGISTERED:
-        raise No("400", "accept_id(%s) is not allowed to wait yet" % accept_id, http=rules.unknown)
+        raise ApiError("400", "accept_id(%s) is not allowed to wait yet" % accept_id, http=rules.unknown)
     return found[0]
 
 
-def v1_wrong(c, row):
+def v1_wrong(call, row):
     """The answer in a wrong state: HTTP 200, and a code that makes a fielded poller give the calculation up
     in order."""
-    return No(V1_REMOTE[c.name].wrong, "%s is not possible in state %s" % (c.name, WORDS[row["state"]]),
-              http=200)
+    return ApiError(V1_REMOTE[call.name].wrong,
+                    "%s is not possible in state %s" % (call.name, WORDS[row["state"]]), http=200)
 
 
-def v1_step(c, row, name, extra=None, **changes):
+def v1_step(call, row, name, extra=None, **changes):
     """Makes a fielded poller's step. The same peer's repeat, before its next step, is answered as the first
     time. extra(tx): what belongs to the step."""
-    peer, step = v1_peer(c), STEP[name]
+    peer, step = v1_peer(call), STEP[name]
 
     def work(tx):
-        if row["protocol"] != 2 and move(c.relay, tx, step, row, **changes):
+        if row["protocol"] != 2 and move(call.relay, tx, step, row, **changes):
             if extra is not None:
                 extra(tx)
             return
         now = tx.db.execute("SELECT state, claim FROM calculations WHERE seq = ?", (row["seq"],)).fetchone()
         if (now is None or now["state"] != step.to or now["claim"] != peer
-                or row["accept_id"] in c.relay.twins):
-            raise v1_wrong(c, row)
+                or row["accept_id"] in call.relay.twins):
+            raise v1_wrong(call, row)
 
-    c.relay.store.write(work, name)
-    c.relay.renew(row,
-                  c.relay.conf["times"]["lost_after" if step.to not in (SENDING, SENT) else "v1_lost_after"])
+    call.relay.store.write(work, name)
+    call.relay.renew(
+        row, call.relay.conf["times"]["lost_after" if step.to not in (SENDING, SENT) else "v1_lost_after"])
 
 
 def parse_v1_json(data):
@@ -4710,11 +4742,11 @@ def parse_v1_json(data):
     return found if isinstance(found, dict) else {}
 
 
-def check_json_type(c):
+def check_json_type(call):
     """400 for a fielded body whose Content-Type says that it is something else than JSON."""
-    kind = c.headers.get("content-type", "application/json").split(";")[0].strip().lower()
-    if c.length and kind != "application/json" and not re.match(r"application/[^/]*\+json\Z", kind):
-        raise No(400, "Content-Type is not application/json")
+    kind = call.headers.get("content-type", "application/json").split(";")[0].strip().lower()
+    if call.length and kind != "application/json" and not re.match(r"application/[^/]*\+json\Z", kind):
+        raise ApiError(400, "Content-Type is not application/json")
 
 
 # ==== demo ====
@@ -4762,7 +4794,7 @@ DEMO_INPUTS = {
     "loads.csv": "amplitude_MPa,mean_MPa,cycles\n280,150,20000\n340,120,1500\n420,80,90\n"}
 
 
-def demo(options):
+def cmd_demo(options):
     """A whole calculation on this machine. 66 if the other two scripts are not beside this one."""
     import shutil
     import tempfile
@@ -4777,7 +4809,7 @@ def demo(options):
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     folder, parts = tempfile.mkdtemp(prefix="mi_demo."), []
     try:
-        code = demo_in(folder, scripts, parts)
+        code = run_demo(folder, scripts, parts)
     finally:
         for part in reversed(parts):
             part.end()
@@ -4789,7 +4821,7 @@ def demo(options):
     return code
 
 
-def demo_in(folder, scripts, parts):
+def run_demo(folder, scripts, parts):
     """The demonstration in its directory; the exit code."""
     import subprocess
     relay, external, workflow = [os.path.join(folder, name) for name in ("relay", "external", "workflow")]
@@ -4799,25 +4831,25 @@ def demo_in(folder, scripts, parts):
     cert, key = demo_certificate(relay)
     print(_("TLS with a throw-away certificate") if cert
           else _("no openssl here: plain http on loopback, for this demonstration only"))
-    ini = write_file(relay, "relay.ini",
-                     "[Server]\nportnumber = 0\nstate_dir = %s\ncertfile = %s\nkeyfile ="
-                     " %s\n[RemoteSites]\nremote_site_ids = u-demo\n[u-demo]\ncommands = fatigue_life\n"
-                     % (os.path.join(relay, "state"), cert, key))
+    ini = write_demo_file(relay, "relay.ini",
+                          "[Server]\nportnumber = 0\nstate_dir = %s\ncertfile = %s\nkeyfile ="
+                          " %s\n[RemoteSites]\nremote_site_ids = u-demo\n[u-demo]\ncommands = fatigue_life\n"
+                          % (os.path.join(relay, "state"), cert, key))
     parts.append(DemoPart("relay", [scripts[0], "serve", "--ini", ini], relay))
     url = parts[0].heard(r"listening url=(\S+)").group(1)
     tokens = {}
     for who, roles in (("workflow", WORKFLOW), ("external", REMOTE)):
         done = subprocess.run([sys.executable, "-I", scripts[0], "token", "issue", "researcher", "--roles",
                                roles, "--ini", ini], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-        tokens[who] = write_file(os.path.join(folder, who), "token", done.stdout.decode())
+        tokens[who] = write_demo_file(os.path.join(folder, who), "token", done.stdout.decode())
     poller_ini, base = demo_external(external, url, tokens["external"], cert)
     parts.append(DemoPart("poller", [scripts[1], "poll", "--ini", poller_ini], external))
-    asking = write_file(workflow, "workflow.ini",
-                        "[workflow]\nurl = %s\ntoken_file = %s\nca_file = %s\n"
-                        % (url, tokens["workflow"], cert))
+    asking = write_demo_file(workflow, "workflow.ini",
+                             "[workflow]\nurl = %s\ntoken_file = %s\nca_file = %s\n"
+                             % (url, tokens["workflow"], cert))
     words = ["run", "u-demo", "fatigue_life", "-v", "--ini", asking, "--out", "life.json"]
     for name, text in DEMO_INPUTS.items():
-        words += ["--in", os.path.basename(write_file(workflow, name, text))]
+        words += ["--in", os.path.basename(write_demo_file(workflow, name, text))]
     print(_("the workflow side sends %s and asks for life.json; the nine steps, as each side tells them:")
           % " ".join(DEMO_INPUTS), flush=True)
     parts.append(DemoPart("workflow", [scripts[2]] + words, workflow))
@@ -4841,16 +4873,16 @@ def demo_in(folder, scripts, parts):
 def demo_external(external, url, token_file, cert):
     """The external computer of the demonstration: its secret, its command, its poller's ini; (ini,
     calc_base)."""
-    secret = write_file(external, "secret_sn_curve.json", DEMO_SECRET)
-    command = write_file(external, "fatigue_life.py", DEMO_COMMAND)
+    secret = write_demo_file(external, "secret_sn_curve.json", DEMO_SECRET)
+    command = write_demo_file(external, "fatigue_life.py", DEMO_COMMAND)
     allowed = ("[poller]\nsite = u-demo\nurl = %s\ntoken_file = %s\nca_file = %s\ncalc_base = %s\n"
                "[command fatigue_life]\nmatch = fatigue_life\nargv = %s\n    %s\nenv.LD_LIBRARY_PATH = %s\n")
     base = os.path.join(external, "calculations")
     # a Python may need it
-    poller_ini = write_file(external, "poller.ini",
-                            allowed
-                            % (url, token_file, cert, base, sys.executable, command,
-                               os.environ.get("LD_LIBRARY_PATH", "")))
+    poller_ini = write_demo_file(external, "poller.ini",
+                                 allowed
+                                 % (url, token_file, cert, base, sys.executable, command,
+                                    os.environ.get("LD_LIBRARY_PATH", "")))
     print(_("the external computer allows one command (%s) and holds one secret table (%s)")
           % (command, secret))
     return poller_ini, base
@@ -4927,7 +4959,7 @@ class DemoPart:
         self.thread.join(5)
 
 
-def write_file(folder, name, text, mode=0o600):
+def write_demo_file(folder, name, text, mode=0o600):
     """A file of the demonstration; its path."""
     path = os.path.join(folder, name)
     with open(os.open(utf8(path), os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "w", encoding="utf-8") as out:
@@ -4940,9 +4972,9 @@ def demo_certificate(folder):
     openssl."""
     import subprocess
     cert, key = os.path.join(folder, "cert.pem"), os.path.join(folder, "key.pem")
-    conf = write_file(folder, "openssl.cnf",
-                      "[req]\ndistinguished_name=dn\nx509_extensions=ext\nprompt=no\n[dn]\nCN=demo"
-                      " relay\n[ext]\nsubjectAltName=IP:127.0.0.1\nbasicConstraints=CA:TRUE\n")
+    conf = write_demo_file(folder, "openssl.cnf",
+                           "[req]\ndistinguished_name=dn\nx509_extensions=ext\nprompt=no\n[dn]\nCN=demo"
+                           " relay\n[ext]\nsubjectAltName=IP:127.0.0.1\nbasicConstraints=CA:TRUE\n")
     try:
         subprocess.run(["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", key, "-out",
                         cert, "-days", "2", "-config", conf], check=True, stdin=subprocess.DEVNULL,
@@ -5680,27 +5712,27 @@ def run_as_program(main):
 
 # ==== tables ====
 # What stands here needs what is above at import.
-INI = {"Server": {"ipaddress": (str, "127.0.0.1"), "portnumber": (int, 50443), "loglevel": (level, "info"),
-                  "state_dir": (one_place, "/var/lib/mi_distcomp"), "certfile": (str, ""),
-                  "keyfile": (str, ""), "client_ca": (str, ""),
-                  "auth": (one_of("tokens", "gateway", "login"), "tokens"),
-                  "trusted_proxies": (str.split, []), "gateway_user_header": (str, ""),
-                  "gateway_secret_file": (str, ""), "operators": (str.split, []), "plain_http": (flag, False),
-                  "logfile": (str, ""), "lang": (one_of("auto", "en", "ja"), "auto")},
-       "limits": {"max_body": (size, 16 << 20), "v1_max_body": (size, 2 << 30), "max_file": (size, 0),
-                  "max_files": (int, 200000), "calculations_per_user": (int, 10000),
-                  "bytes_per_user": (size, 0), "spool_free": (share, 0.05), "connections": (int, 12000),
-                  "unauthenticated_per_address": (int, 64), "parked_per_token": (int, 200),
-                  "workers": (int, 32), "handshake": (seconds, 10.0), "headers": (seconds, 10.0),
-                  "idle": (seconds, 75.0), "min_rate": (size, 1024)},
-       "times": {"wait": (seconds, 50.0), "lease": (seconds, 300.0), "accept_lease": (seconds, 20.0),
-                 "v1_announce": (seconds, 12.0), "v1_lost_after": (seconds, 3600.0),
-                 "lost_after": (seconds, 30 * 86400.0), "register_for": (seconds, 1800.0),
-                 "keep_results": (seconds, 30 * 86400.0), "keep_fetched": (seconds, 86400.0),
-                 "restore_grace": (seconds, 600.0), "token_days": (int, 365), "login_hours": (int, 12)},
-       "RemoteSites": {"remote_site_ids": (str.split, [])},
-       "*": {"commands": (str.split, []), "command_lines": (lines, []), "users": (str.split, []),
-             "max_waiting": (int, 1000)},}
+INI_KEYS = {"Server": {
+    "ipaddress": (str, "127.0.0.1"), "portnumber": (int, 50443), "loglevel": (level, "info"),
+    "state_dir": (one_place, "/var/lib/mi_distcomp"), "certfile": (str, ""), "keyfile": (str, ""),
+    "client_ca": (str, ""), "auth": (one_of("tokens", "gateway", "login"), "tokens"),
+    "trusted_proxies": (str.split, []), "gateway_user_header": (str, ""), "gateway_secret_file": (str, ""),
+    "operators": (str.split, []), "plain_http": (flag, False), "logfile": (str, ""),
+    "lang": (one_of("auto", "en", "ja"), "auto")},
+            "limits": {"max_body": (size, 16 << 20), "v1_max_body": (size, 2 << 30), "max_file": (size, 0),
+                       "max_files": (int, 200000), "calculations_per_user": (int, 10000),
+                       "bytes_per_user": (size, 0), "spool_free": (share, 0.05), "connections": (int, 12000),
+                       "unauthenticated_per_address": (int, 64), "parked_per_token": (int, 200),
+                       "workers": (int, 32), "handshake": (seconds, 10.0), "headers": (seconds, 10.0),
+                       "idle": (seconds, 75.0), "min_rate": (size, 1024)},
+            "times": {"wait": (seconds, 50.0), "lease": (seconds, 300.0), "accept_lease": (seconds, 20.0),
+                      "v1_announce": (seconds, 12.0), "v1_lost_after": (seconds, 3600.0),
+                      "lost_after": (seconds, 30 * 86400.0), "register_for": (seconds, 1800.0),
+                      "keep_results": (seconds, 30 * 86400.0), "keep_fetched": (seconds, 86400.0),
+                      "restore_grace": (seconds, 600.0), "token_days": (int, 365), "login_hours": (int, 12)},
+            "RemoteSites": {"remote_site_ids": (str.split, [])},
+            "*": {"commands": (str.split, []), "command_lines": (lines, []), "users": (str.split, []),
+                  "max_waiting": (int, 1000)},}
 
 # name, by method -> who may, what it does, whether its body may be as large as max_body. `files` is
 # files/ACCEPT_ID/... .
@@ -5722,7 +5754,7 @@ ROUTES = {
     ("POST", "cancel-wait-calc"): Route(WORKFLOW, cancel_wait_calc, False),
     ("POST", "rerun"): Route(WORKFLOW, rerun, False),
     ("POST", "heartbeat"): Route(REMOTE, heartbeat, False),
-    ("GET", "output"): Route(WORKFLOW, output, False),
+    ("GET", "output"): Route(WORKFLOW, read_output, False),
     ("GET", "get-calcinfo"): Route(OPERATOR, get_calcinfo, False),
     ("POST", "reload-ini"): Route(OPERATOR, reload_ini, False),
     ("POST", "login"): Route(None, login, False),      # by whoever has no token yet
@@ -5731,7 +5763,7 @@ ROUTES = {
 }
 V2_ONLY = ("files", "heartbeat", "output", "finish", "rerun", "login")
 # what the operator's commands ask the running relay to do
-ORDERS = {"cancel": cancel_wait_calc, "rerun": rerun, "end": end}
+OPERATOR_CALLS = {"cancel": cancel_wait_calc, "rerun": rerun, "end": end_calculation}
 
 V1 = {"add-calcinfo": v1_add_calcinfo, "allow-wait-calc": v1_allow, "cancel-wait-calc": v1_cancel,
       "calc-status": v1_status, "calc-progress": v1_status, "get-calc-result": v1_result,

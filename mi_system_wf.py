@@ -149,7 +149,7 @@ Wanted = collections.namedtuple("Wanted", "names patterns agreed allow_refused")
 VERDICTS = ("missing", "refused", "limit", "name", "unreadable", "changing", "outside", "special", "held")
 # those that make it incomplete, also where a pattern asked for it
 INCOMPLETE = {"refused", "limit", "name", "unreadable", "changing"}
-ID = re.compile(r"[0-9A-Za-z-]{8,64}\Z")               # an accept_id: it becomes part of URLs and file names
+ACCEPT_ID = re.compile(r"[0-9A-Za-z-]{8,64}\Z")         # an accept_id: it becomes part of URLs and file names
 
 
 def run(url, site, command, inputs, outputs, parameters="", token=None, token_file="", ca_file="",
@@ -167,57 +167,57 @@ def run(url, site, command, inputs, outputs, parameters="", token=None, token_fi
     source = ((token if callable(token) else lambda: checked_token(token, "token")) if token
               else find_token(token_file))
     relay = Relay(url, source, ca_file=ca_file, proxy=proxy, client_cert=client_cert, client_key=client_key)
-    voice = Voice(tell)
-    voice.named, voice.allow_refused = bool(request_id), allow_refused
+    console = Console(tell)
+    console.named, console.allow_refused = bool(request_id), allow_refused
     inputs, outputs = ([os.fspath(word)
                         for word in ([words] if isinstance(words, (str, os.PathLike)) else words)]
                        for words in (inputs, outputs))
     names, patterns = wanted_results(outputs)
     order = Order(site, command, parameters, names, patterns, request_id or os.urandom(16).hex())
-    return calculate(relay, order, gather(inputs), os.fspath(to), voice, patience)
+    return calculate(relay, order, gather_inputs(inputs), os.fspath(to), console, patience)
 
 
-def calculate(relay, order, found, to, voice, patience):
+def calculate(relay, order, found, to, console, patience):
     """The nine steps as the workflow side sees them; the Result. Stop for all that goes wrong."""
-    relay.notice = voice.away
+    relay.notice = console.tell_away
     try:
         # what cannot be should be known before the calculation, not after
         os.makedirs(utf8(to), exist_ok=True)
     except OSError as error:
         raise Stop(EX_IOERR, "%s: %s" % (to, error.strerror))
     try:
-        start(relay, order, found, voice, patience)
-        for accept_id in wait_for(relay, [voice.accept_id], voice):
-            return bring(relay, accept_id, to, Wanted(order.names, order.patterns, True, voice.allow_refused),
-                         voice)
+        start_calculation(relay, order, found, console, patience)
+        for accept_id in wait_for(relay, [console.accept_id], console):
+            return fetch_after_wait(relay, accept_id, to,
+                                    Wanted(order.names, order.patterns, True, console.allow_refused), console)
     except (Away, Refused) as error:
-        raise explain(error, relay, voice.accept_id)
+        raise explain(error, relay, console.accept_id)
     finally:
         relay.close()
 
 
-def start(relay, order, found, voice, patience=PATIENCE):
-    """1 and 2. Registers the calculation and sends its inputs. found: as gather() returns it."""
-    voice.order = order
-    limits = contact(relay, patience)
-    if relay.v1 and voice.until is not None:
+def start_calculation(relay, order, found, console, patience=PATIENCE):
+    """1 and 2. Registers the calculation and sends its inputs. found: as gather_inputs() returns it."""
+    console.order = order
+    limits = first_contact(relay, patience)
+    if relay.v1 and console.deadline is not None:
         raise Stop(EX_USAGE, _("nothing was registered; --deadline: a fielded relay cannot stop a command"))
     if relay.v1:
-        v1_start(relay, order, found, voice, patience)
-        voice.allowed = True
+        v1_start(relay, order, found, console, patience)
+        console.allowed = True
         return
     check_limits(limits, found)
-    files = [entry for entry in add_sums(found, voice) if relay.dirs or not entry.name.endswith("/")]
-    first = register(relay, order, files, voice, patience)
-    remember(relay, voice.accept_id, order)
-    voice.again = lambda: hand_over(relay, voice.accept_id, files, True, voice)
+    files = [entry for entry in add_sums(found, console) if relay.dirs or not entry.name.endswith("/")]
+    first = register(relay, order, files, console, patience)
+    remember(relay, console.accept_id, order)
+    console.resend_inputs = lambda: send_inputs(relay, console.accept_id, files, True, console)
     fault("registered")
     if files and not (first.get("known") and first.get("progress") == "got return"):
-        hand_over(relay, voice.accept_id, files, first.get("known"), voice)
-    voice.allowed = True
+        send_inputs(relay, console.accept_id, files, first.get("known"), console)
+    console.allowed = True
 
 
-def contact(relay, patience):
+def first_contact(relay, patience):
     """First contact: the relay's limits. 69 if it cannot be reached."""
     relay.at_once, relay.slowest = ("certificate", "name", "dns"), PATIENCE
     try:
@@ -242,42 +242,42 @@ def check_limits(limits, found):
                        % (name, size, largest))
 
 
-def register(relay, order, files, voice, patience):
+def register(relay, order, files, console, patience):
     """1. The relay's answer to the registration, its accept_id checked: it becomes part of URLs and file
     names."""
     info = {"command": order.command, "remote-site": order.site, "parameters": order.parameters,
-            "parameter_files": page_of(files, 0), "result_files": {name: {} for name in order.names},
+            "parameter_files": page_to_send(files, 0), "result_files": {name: {} for name in order.names},
             "result_patterns": order.patterns}
     if len(files) > PAGE:  # the relay compares the first page of a known request_id; this stands for the rest
         import hashlib
         digest = hashlib.sha256()
-        for entry in with_bytes(files):
+        for entry in without_directories(files):
             digest.update(utf8("%s/%s\n" % entry[2:4]))
         info["all_inputs"] = digest.hexdigest()
     fields = {"v": 2, "request_id": order.request_id, "calc-info": info, "more": len(files) > PAGE,
-              "total": len(with_bytes(files)), "allow": not files, "fielded": voice.fielded}
+              "total": len(without_directories(files)), "allow": not files, "fielded": console.fielded}
     try:
         found = relay.ask("POST", "add-calcinfo", fields, patience=patience)
     except (Away, Refused) as error:
         raise explain(error, relay, registering=True)
-    if not ID.match(str(found.get("accept_id"))):
+    if not ACCEPT_ID.match(str(found.get("accept_id"))):
         raise Stop(EX_PROTOCOL, _("%s: the relay's answer holds no accept_id") % relay.url)
-    relay.at_once, relay.keep_on, voice.accept_id = (), True, found["accept_id"]
+    relay.at_once, relay.keep_on, console.accept_id = (), True, found["accept_id"]
     known = bool(found.get("known"))
-    log("info", voice.accept_id, "1 add-calcinfo", site=order.site, command=order.command, inputs=len(files),
-        known=known)
-    voice.say(_("found again (request id %s)") % order.request_id if known else _("registered"))
-    voice.warn(found)
+    log("info", console.accept_id, "1 add-calcinfo", site=order.site, command=order.command,
+        inputs=len(files), known=known)
+    console.say(_("found again (request id %s)") % order.request_id if known else _("registered"))
+    console.warn(found)
     return found
 
 
-def page_of(files, first):
+def page_to_send(files, first):
     """Entries first .. first + PAGE of a manifest, as they go over the wire."""
     return {entry.name: dict({"size": entry.size, "sha256": entry.sum256, "mtime": entry.mtime},
                              **{"x": True} if entry.x else {}) for entry in files[first:first + PAGE]}
 
 
-def with_bytes(files):
+def without_directories(files):
     """Of a manifest, what is no empty directory: the first ones."""
     return [entry for entry in files if not entry.name.endswith("/")]
 
@@ -286,7 +286,8 @@ def send_pages(relay, accept_id, files):
     """1. The file list's further pages; the relay says where it goes on."""
     first = PAGE
     while first < len(files):
-        fields = {"v": 2, "from": first, "files": page_of(files, first), "more": first + PAGE < len(files)}
+        fields = {"v": 2, "from": first, "files": page_to_send(files, first),
+                  "more": first + PAGE < len(files)}
         try:
             relay.ask("POST", "files/%s/input" % accept_id, fields)
             first += PAGE
@@ -296,15 +297,15 @@ def send_pages(relay, accept_id, files):
             first = error.more["from"]
 
 
-def hand_over(relay, accept_id, files, known, voice):
+def send_inputs(relay, accept_id, files, known, console):
     """2. Sends the inputs that the relay has not yet, and lets the external computer have them."""
     target, todo = "files/%s/input" % accept_id, [] if known else None
-    voice.stage(_("sending the inputs"), sum(entry[1] for entry in files))
+    console.stage(_("sending the inputs"), sum(entry[1] for entry in files))
     for attempt in range(len(files) // 5000 + 5):
         try:
             if todo is None:
                 send_pages(relay, accept_id, files)
-            relay.upload_all(target, with_bytes(files), todo, moved=voice.moved)
+            relay.upload_all(target, without_directories(files), todo, moved=console.moved)
             fault("inputs sent")
             relay.ask("POST", "allow-wait-calc", {"v": 2, "accept_id": accept_id})
             log("info", accept_id, "2 allow-wait-calc", files=len(files))
@@ -322,56 +323,57 @@ def hand_over(relay, accept_id, files, known, voice):
     raise Stop(EX_PROTOCOL, _("%s: the relay does not get the inputs together") % accept_id)
 
 
-def wait_for(relay, ids, voice):
+def wait_for(relay, ids, console):
     """follow(), also at a fielded relay."""
     if not relay.v1:
-        return follow(relay, ids, voice)
-    return (accept_id for accept_id in ids if v1_follow(relay, accept_id, voice) or True)
+        return follow(relay, ids, console)
+    return (accept_id for accept_id in ids if v1_follow(relay, accept_id, console) or True)
 
 
-def follow(relay, ids, voice):
+def follow(relay, ids, console):
     """3 to 8 happen elsewhere: yields each of ids when its results are at the relay."""
     seen, left = {}, list(ids)
-    voice.live = Live(ids[0], voice) if voice.output and len(ids) == 1 else None
+    console.live_output = LiveOutput(ids[0], console) if console.output and len(ids) == 1 else None
     while left:
         for accept_id in list(left):
-            voice.accept_id = accept_id
+            console.accept_id = accept_id
             try:
-                if look_once(relay, accept_id, voice, seen, max(1, WAIT // len(left))):
+                if look_once(relay, accept_id, console, seen, max(1, WAIT // len(left))):
                     left.remove(accept_id)
                     fault("results at relay")
                     yield accept_id
             except Away:                               # only with a deadline, when it is over
-                if voice.until is None or time.monotonic() < voice.until:
+                if console.deadline is None or time.monotonic() < console.deadline:
                     raise
-        if left and voice.until is not None and time.monotonic() >= voice.until:
-            deadline(relay, left, voice)
+        if left and console.deadline is not None and time.monotonic() >= console.deadline:
+            cancel_overdue(relay, left, console)
 
 
-def look_once(relay, accept_id, voice, seen, wait):
+def look_once(relay, accept_id, console, seen, wait):
     """One calc-progress, and what it tells to people; waits up to `wait` seconds for a change. seen:
     {accept_id: (stamp, what was told)}. True: the results are at the relay."""
     begun, (stamp, last) = time.monotonic(), seen.get(accept_id, ("", None))
-    left = None if voice.until is None else max(0.0, voice.until - begun)
+    left = None if console.deadline is None else max(0.0, console.deadline - begun)
     wait = int(min(wait, WAIT if left is None else left + 1)) if stamp else 0
     found = relay.ask("GET", "calc-progress", {"v": 2, "accept_id": accept_id, "wait": wait, "known": stamp},
                       wait, patience=left)
     relay.at_once, relay.keep_on = (), True
-    if voice.again and found.get("progress") == "not start" and found.get("wait_allow", 1) is None:
-        voice.say(_("the relay was restored from a backup: it gets the inputs again"))
-        voice.again()
-    elif isinstance(found.get("idle"), int) and found["idle"] > INPUTS_IDLE and not voice.again:
+    if console.resend_inputs and found.get("progress") == "not start" and found.get("wait_allow", 1) is None:
+        console.say(_("the relay was restored from a backup: it gets the inputs again"))
+        console.resend_inputs()
+    elif isinstance(found.get("idle"), int) and found["idle"] > INPUTS_IDLE and not console.resend_inputs:
         raise Stop(EX_NOINPUT,
                    _("%s: the relay lacks inputs and nobody sends them (submit was interrupted, or the relay"
                      " restored from a backup); the same submit with its --request-id sends them")
                    % accept_id)
-    voice.warn(found)
+    console.warn(found)
     now = found.get("progress"), found.get("out_of_contact") is None, found.get("what")
-    voice.stage(state_words(found, voice.fielded))
+    console.stage(state_words(found, console.fielded))
     if now != last:
         log("info", accept_id, "3-8 progress", progress=now[0], status=found.get("status"))
-        voice.say(state_words(found, voice.fielded))
-    wrote = voice.live and isinstance(found.get("output"), list) and voice.live.take(relay, found["output"])
+        console.say(state_words(found, console.fielded))
+    wrote = (console.live_output and isinstance(found.get("output"), list)
+             and console.live_output.take(relay, found["output"]))
     if (now[0] != "got return" and not wrote and stamp == found.get("stamp") and wait
             and time.monotonic() - begun < min(1, wait)):
         relay.pause(1)                                 # a cache in between, perhaps
@@ -379,16 +381,16 @@ def look_once(relay, accept_id, voice, seen, wait):
     return now[0] == "got return"
 
 
-def deadline(relay, ids, voice):
+def cancel_overdue(relay, ids, console):
     """--deadline is over: cancels what is left. 75 if that cannot be done, or does not help."""
-    if voice.overdue:
+    if console.overdue:
         raise Stop(EX_TEMPFAIL,
                    _("%s: the deadline is over and the calculation is cancelled, but has not come to its end"
                      " (%s.py wait %s)") % (ids[0], PROGRAM, " ".join(ids)))
-    voice.overdue, voice.until = True, time.monotonic() + CANCEL_PATIENCE
+    console.overdue, console.deadline = True, time.monotonic() + CANCEL_PATIENCE
     for accept_id in ids:
-        voice.accept_id = accept_id
-        voice.say(_("the deadline is over: cancelling"))
+        console.accept_id = accept_id
+        console.say(_("the deadline is over: cancelling"))
         try:
             cancel(relay, accept_id, "deadline", PATIENCE)
         except Away:
@@ -409,23 +411,23 @@ def cancel(relay, accept_id, reason, patience):
     return _("cancelled") if found.get("ended") else _("the external computer stops it")
 
 
-def bring(relay, accept_id, to, wanted, voice):
+def fetch_after_wait(relay, accept_id, to, wanted, console):
     """9. fetch(), after a wait: the rest of the output is shown, and a deadline that was over has its exit
     code."""
-    result = fetch(relay, accept_id, to, wanted, voice)
-    if voice.live:
-        voice.live.complete(to, result.files)
-    if voice.overdue and result.reason.startswith("cancelled"):
+    result = fetch(relay, accept_id, to, wanted, console)
+    if console.live_output:
+        console.live_output.complete(to, result.files)
+    if console.overdue and result.reason.startswith("cancelled"):
         return result._replace(exit_code=EX_TEMPFAIL, ended_by="deadline")
     return result
 
 
-def fetch(relay, accept_id, to, wanted, voice, patience=None):
+def fetch(relay, accept_id, to, wanted, console, patience=None):
     """9. The results into the directory `to`, verified; a Result. 74 if they cannot be written, 76 if they
     are not what they should be."""
-    voice.stage(_("fetching the results"))
+    console.stage(_("fetching the results"))
     if relay.v1:
-        return v1_fetch(relay, accept_id, to, wanted, voice, patience)
+        return v1_fetch(relay, accept_id, to, wanted, console, patience)
     found = relay.ask("GET", "get-calc-result", {"v": 2, "accept_id": accept_id, "dirs": 1},
                       patience=patience)
     info = found.get("result-info")
@@ -433,8 +435,8 @@ def fetch(relay, accept_id, to, wanted, voice, patience=None):
     try:
         if not isinstance(info, dict):
             raise ValueError(_("the relay's answer holds no proper result"))
-        taking = Taking(relay, accept_id, found, to, wanted, voice)
-        taking.work()
+        taking = ResultFetch(relay, accept_id, found, to, wanted, console)
+        taking.store_all()
         missing, verdicts = taking.missing()
     except ValueError as error:
         raise Stop(EX_PROTOCOL, "%s: %s%s" % (accept_id, error, again))
@@ -444,23 +446,23 @@ def fetch(relay, accept_id, to, wanted, voice, patience=None):
     log("info", accept_id, "9 get-calc-result", files=len(taking.files), missing=len(missing),
         status=info.get("status"))
     for text in taking.open_patterns:
-        voice.say(_("no result matches %s") % text)
+        console.say(_("no result matches %s") % text)
     if taking.kept:
-        voice.say(_("the relay keeps the result, for what is not stored: %s.py result %s --to DIR")
-                  % (PROGRAM, accept_id))
+        console.say(_("the relay keeps the result, for what is not stored: %s.py result %s --to DIR")
+                    % (PROGRAM, accept_id))
     else:
-        tell_finish(relay, accept_id, voice)
+        tell_finish(relay, accept_id, console)
     code, ended_by = verdict(info, missing, verdicts, wanted)
     refused = {name: why[:1000] for name, why in (info.get("refused") or {}).items()}
     return Result(accept_id, code, str(info.get("status"))[:100], str(info.get("reason") or "")[:1000],
                   taking.files, missing, refused, ended_by, verdicts)
 
 
-class Taking:
+class ResultFetch:
     """9. The results of one calculation on their way into the directory `to`: what was declared, and nothing
     else."""
 
-    def __init__(self, relay, accept_id, found, to, wanted, voice):
+    def __init__(self, relay, accept_id, found, to, wanted, console):
         self.relay, self.accept_id, self.found, self.wanted = relay, accept_id, found, wanted
         first = found["result-info"].get("result_files")
         few = isinstance(first, dict) and len(first) <= FEW and found.get("next") is None
@@ -468,9 +470,9 @@ class Taking:
         self.files, self.kept = [], {}               # names stored; {name: why} of what must not be put there
         self.open_names = {parts_of(name): name for name in wanted.names}
         self.open_patterns = {text: pattern(text) for text in wanted.patterns}
-        self.moved = voice.moved
+        self.moved = console.moved
 
-    def work(self):
+    def store_all(self):
         """Fetches them. ValueError for what must not be taken; OSError is this disk's."""
         done = False
         try:
@@ -531,7 +533,8 @@ class Taking:
     def missing(self):
         """({name that was declared: why it is not here}, {code: {"count", "names"}} of all that is not)."""
         info = self.found["result-info"]
-        told = dict(texts(info.get("missing") or {}, dict), **texts(info.get("refused") or {}, dict))
+        told = dict(checked_texts(info.get("missing") or {}, dict),
+                    **checked_texts(info.get("refused") or {}, dict))
         missing = {name: told.get(name, _("is not there"))[:1000] for name in self.open_names.values()}
         named = {parts_of(name): name for name in self.wanted.names}
         missing.update((named[parts_of(name)], why)
@@ -566,7 +569,7 @@ def verdict(info, missing, verdicts, wanted):
         return 128 + number, "command"
     if isinstance(code, int) and 0 < code < 256:
         return code, "command"
-    stopped = REASONS.get(re.match("[a-z]*", reason).group())
+    stopped = STOP_REASONS.get(re.match("[a-z]*", reason).group())
     short = missing or INCOMPLETE.intersection(verdicts) - ({"refused"} if wanted.allow_refused else set())
     if code == 0:
         return (stopped or (EX_DATA, "workflow") if short or info.get("status") != "completed"
@@ -574,26 +577,26 @@ def verdict(info, missing, verdicts, wanted):
     return stopped or LOST
 
 
-def tell_finish(relay, accept_id, voice):
+def tell_finish(relay, accept_id, console):
     """9. All results are here."""
     try:
         relay.ask("POST", "finish", {"v": 2, "accept_id": accept_id}, patience=PATIENCE)
         log("info", accept_id, "9 finish")
         fault("finish told")
     except (Away, Refused) as error:                   # the relay keeps its copy longer, that is all
-        voice.say(_("the relay could not be told that the results are here: %s") % error)
+        console.say(_("the relay could not be told that the results are here: %s") % error)
 
 
 # ==== inputs, results, token ====
 
-def gather(words, say=None):
+def gather_inputs(words, say=None):
     """The inputs [(path, size, name)] in the order of a manifest. 66 naming all that are missing; 64 for
     names that cannot be. say (fielded words): is told what is missing, which goes empty then: module
     libraries leave ports unconnected."""
     found, bad = [], []
     for word in dict.fromkeys(words):
         (name, path), before = split_input(word), len(bad)
-        (look_below if path.endswith("/") else look)(name, utf8(path), found, bad)
+        (add_input_directory if path.endswith("/") else add_input_file)(name, utf8(path), found, bad)
         if say and len(bad) > before and not path.endswith("/"):
             say(_("input %s: an empty file is sent in its place") % bad[-1])
             found.append((NOTHING, 0, name))
@@ -619,7 +622,7 @@ def split_input(word):
     return "" if plain == "." else os.path.basename(plain) if plain.startswith(("/", "../")) else plain, word
 
 
-def look(name, path, found, bad):
+def add_input_file(name, path, found, bad):
     """Adds (path, size, name) to found, or to bad what is wrong with it."""
     shown = path.decode("utf-8", "replace")
     try:
@@ -636,10 +639,12 @@ def look(name, path, found, bad):
         bad.append("%s: %s" % (shown, error.strerror))
 
 
-def look_below(name, top, found, bad):
-    """As look(), for all files below the directory top, and for directories without any (their names end with
-    /). Symbolic links are followed, but into no directory that the way there has passed already."""
-    todo, links = [(top, utf8(name), tuple(map(identity, parents(os.path.realpath(top)))))], 0
+def add_input_directory(name, top, found, bad):
+    """As add_input_file(), for all files below the directory top, and for directories without any (their
+    names end with /). Symbolic links are followed, but into no directory that the way there has passed
+    already."""
+    todo, links = [(top, utf8(name),
+                    tuple(map(device_and_inode, directories_above(os.path.realpath(top)))))], 0
     while todo:
         folder, at, above = todo.pop()
         try:
@@ -665,19 +670,19 @@ def look_below(name, top, found, bad):
                 bad.append(_("%s: its name is not UTF-8") % entry.path.decode("utf-8", "replace"))
                 continue
             if entry.name not in folders:
-                look(shown, entry.path, found, bad)
-            elif not folders[entry.name] or identity(entry.path) not in above:
+                add_input_file(shown, entry.path, found, bad)
+            elif not folders[entry.name] or device_and_inode(entry.path) not in above:
                 todo.append((entry.path, inner, above))
 
 
-def parents(path):
+def directories_above(path):
     """The directories above an absolute path."""
     while path not in (b"/", b"//"):
         path = os.path.dirname(path)
         yield path
 
 
-def identity(path):
+def device_and_inode(path):
     """(device, inode) of what is there."""
     info = os.stat(path)
     return info.st_dev, info.st_ino
@@ -691,11 +696,11 @@ def missing_inputs(bad):
                 % "; ".join([text[:200] for text in bad[:KEPT_WORDS]] + more))
 
 
-def add_sums(found, voice):
+def add_sums(found, console):
     """The inputs as [Input], each read once. 66 if one cannot be read after all."""
     import hashlib
     view, files = memoryview(bytearray(CHUNK)), []
-    voice.stage(_("reading the inputs"), sum(entry[1] for entry in found))
+    console.stage(_("reading the inputs"), sum(entry[1] for entry in found))
     for path, size, name in found:
         digest, size = hashlib.sha256(), 0
         try:
@@ -709,7 +714,7 @@ def add_sums(found, voice):
                     size += got
         except OSError as error:
             raise missing_inputs(["%s: %s" % (name, error.strerror)])
-        voice.moved(size)
+        console.moved(size)
         files.append(Input(path, size, name, digest.hexdigest(), bool(info.st_mode & 0o100), info.st_mtime))
     return files
 
@@ -816,7 +821,7 @@ def remember(relay, accept_id, order):
     """Notes what was declared, and where: `wait` and `result` store these results only, whatever a relay
     calls its own. Kept for about three months; that it cannot be noted is no failure (--out says it
     again)."""
-    folder = memory()
+    folder = memory_folder()
     if folder is None:
         return
     try:
@@ -835,18 +840,19 @@ def remember(relay, accept_id, order):
 def recall(relay, accept_id, to, options):
     """What was declared of it, as Wanted. What is there may be replaced where it was ordered from, or in a
     directory that was said. 64 if it is not known here."""
-    top = memory()
+    top = memory_folder()
     for month in sorted(os.listdir(os.path.dirname(top)), reverse=True) if top and os.path.isdir(
             os.path.dirname(top)) else ():
         try:
             with open(os.path.join(os.path.dirname(top), month, utf8(accept_id)), encoding="utf-8",
                       errors="surrogateescape") as text:
                 found = json.load(text)
-            if texts(found["url"], str) == relay.url:
+            if checked_texts(found["url"], str) == relay.url:
                 agreed = (options.agreed or len(options.words) > 2
-                          or os.path.realpath(to) == os.path.realpath(texts(found["to"], str)))
-                return Wanted(*wanted_results(texts(found["names"], list) + texts(found["patterns"], list)),
-                              agreed=agreed, allow_refused=options.allow_refused)
+                          or os.path.realpath(to) == os.path.realpath(checked_texts(found["to"], str)))
+                return Wanted(*wanted_results(checked_texts(found["names"], list)
+                                              + checked_texts(found["patterns"], list)), agreed=agreed,
+                              allow_refused=options.allow_refused)
         except (OSError, ValueError, KeyError, TypeError, RecursionError):  # broken: as if nothing were known
             continue
     raise Stop(EX_USAGE,
@@ -854,7 +860,7 @@ def recall(relay, accept_id, to, options):
                  " NAME... (--out '**': all)") % accept_id)
 
 
-def memory(when=None):
+def memory_folder(when=None):
     """The directory in which this side remembers what calculations of a month have declared (bytes); None
     where there is no home directory."""
     home = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
@@ -871,7 +877,7 @@ def forget(folder):
         shutil.rmtree(os.path.join(folder, name), ignore_errors=True)
 
 
-def texts(found, kind):
+def checked_texts(found, kind):
     """found if it is a `kind` (list or dict) of texts, as the relay's answers should hold them; ValueError
     otherwise."""
     if (isinstance(found, kind)
@@ -882,24 +888,24 @@ def texts(found, kind):
 
 # ==== what people see ====
 # verdicts of pollers and relays of before
-TOLD = {"not there": "missing", "changes": "changing", "link": "outside", "max_file": "limit",
-        "max_total": "limit", "max_files": "limit", "allow_names": "refused", "deny_names": "refused",
-        "deny_sums": "refused"}
+OLD_VERDICTS = {"not there": "missing", "changes": "changing", "link": "outside", "max_file": "limit",
+                "max_total": "limit", "max_files": "limit", "allow_names": "refused", "deny_names": "refused",
+                "deny_sums": "refused"}
 VISIBLE = re.compile("[^\n\t]+")       # what printable() makes of the command's output
 
 
-class Voice:
+class Console:
     """Tells people what happens: tell(line) at every change; with a terminal also one line of it that is
     rewritten while things move."""
 
     def __init__(self, tell=None, terminal=None):
         self.tell, self.terminal, self.thread, self.drawn = tell or (lambda line: None), terminal, None, False
-        self.accept_id, self.order, self.allowed, self.again, self.ended = (
+        self.accept_id, self.order, self.allowed, self.resend_inputs, self.ended = (
             "", None, False, None, threading.Event())
         self.what, self.done, self.total, self.begun = "", 0, 0, time.monotonic()
         self.open_line = ""                            # the stream whose output has ended within a line
-        self.output = self.live = None             # function(stream, text) for the command's output; its Live
-        self.until, self.overdue = None, False         # --deadline, in time.monotonic(); is it over?
+        self.output = self.live_output = None      # function(stream, text) for the command's output; its Live
+        self.deadline, self.overdue = None, False         # --deadline, in time.monotonic(); is it over?
         self.allow_refused = False                     # is what their owner's rules keep there a failure?
         self.fielded = self.named = False              # fielded words? was a request id given?
         self.warned = set()
@@ -945,7 +951,7 @@ class Voice:
         """count more bytes went (fewer, if negative)."""
         self.done += count
 
-    def away(self, why):
+    def tell_away(self, why):
         """The relay is away, or answers: later; or (None) it is as ever again."""
         if why is None:
             return self.say(_("the relay answers again"))
@@ -1006,7 +1012,7 @@ class Voice:
         self.terminal.flush()
 
 
-class Narrow:
+class CappedStream:
     """stderr, of which no more than STDERR_LIMIT bytes are written."""
 
     def __init__(self, stream):
@@ -1023,12 +1029,12 @@ class Narrow:
         self.stream.flush()
 
 
-class Live:
+class LiveOutput:
     """A command's output as it comes: what of it was shown."""
 
-    def __init__(self, accept_id, voice):
+    def __init__(self, accept_id, console):
         import codecs
-        self.accept_id, self.voice, self.shown = accept_id, voice, {"out": 0, "err": 0}
+        self.accept_id, self.console, self.shown = accept_id, console, {"out": 0, "err": 0}
         self.decode = {stream: codecs.getincrementaldecoder("utf-8")("backslashreplace").decode
                        for stream in self.shown}
 
@@ -1040,7 +1046,7 @@ class Live:
         for stream, size in zip(("out", "err"), sizes):
             if not isinstance(size, int) or size < self.shown[stream]:
                 self.shown[stream] = 0                 # a rerun begins anew
-            while self.voice.output and isinstance(size, int) and self.shown[stream] < size:
+            while self.console.output and isinstance(size, int) and self.shown[stream] < size:
                 found = relay.ask("GET", "output",
                                   {"v": 2, "accept_id": self.accept_id, "stream": stream,
                                    "offset": self.shown[stream], "wait": 0})
@@ -1051,22 +1057,22 @@ class Live:
                 if not data:
                     break
                 self.shown[stream] += len(data)
-                self.voice.show(stream, self.decode[stream](data))
+                self.console.show(stream, self.decode[stream](data))
         return self.shown != before
 
     def complete(self, to, names):
         """Shows from the logs, which have come, what was not shown yet: a few lines; of more only the log's
         name."""
         for stream, name in zip(("out", "err"), LOG_NAMES):
-            if not self.voice.output or name not in names:
+            if not self.console.output or name not in names:
                 continue
             with open(os.path.join(utf8(to), utf8(name)), "rb") as log_file:
                 log_file.seek(self.shown[stream])
                 rest = log_file.read(OUTPUT_REST + 1)
             if len(rest) > OUTPUT_REST:
-                self.voice.say(_("all of the output is in %s") % name)
+                self.console.say(_("all of the output is in %s") % name)
             elif rest:
-                self.voice.show(stream, self.decode[stream](rest, True))
+                self.console.show(stream, self.decode[stream](rest, True))
 
 
 def state_words(found, fielded=False):
@@ -1095,21 +1101,21 @@ def state_words(found, fielded=False):
     return text
 
 
-def report(result, to, options, voice):
+def report_end(result, to, options, console):
     """Tells how it ended; the program's exit code."""
-    voice.close()
+    console.close()
     if result.exit_code:
-        voice.tell = options.tell                      # -q is silent about success only
+        console.tell = options.tell                      # -q is silent about success only
     for name in sorted(result.missing)[:KEPT_WORDS]:
-        voice.say(_("the declared result %s is missing: %s")
-                  % (name, why_missing(name, result.missing[name])))
+        console.say(_("the declared result %s is missing: %s")
+                    % (name, why_missing(name, result.missing[name])))
     if len(result.missing) > KEPT_WORDS:
-        voice.say(_("and %d more") % (len(result.missing) - KEPT_WORDS))
+        console.say(_("and %d more") % (len(result.missing) - KEPT_WORDS))
     code = result.exit_code if not options.fielded else 0 if result.status == "completed" else 1
     if result.verdicts:
-        voice.say(_("asked for and not here: %s")
-                  % "; ".join(verdict_words(*pair) for pair in sorted(result.verdicts.items())))
-    voice.say(last_line(result, to, code))
+        console.say(_("asked for and not here: %s")
+                    % "; ".join(verdict_words(*pair) for pair in sorted(result.verdicts.items())))
+    console.say(last_line(result, to, code))
     if options.json:
         print(json_of(result._asdict()))
     return code
@@ -1149,7 +1155,7 @@ def why_missing(name, why):
             "name": _("its name cannot travel"), "unreadable": _("it cannot be read there"),
             "changing": _("it changed again and again while it was sent"),
             "outside": _("it is a link out of the command's directory"),
-            "held": _("its owner has not released it yet")}.get(TOLD.get(why, why))
+            "held": _("its owner has not released it yet")}.get(OLD_VERDICTS.get(why, why))
     return "%s (%s)" % (text, why) if text else why
 
 
@@ -1217,27 +1223,28 @@ def main(argv=None):
     if program:
         no_core_dump()
         import signal
-        signal.signal(signal.SIGTERM, leave)
-    return work(options)
+        signal.signal(signal.SIGTERM, on_sigterm)
+    return run_word(options)
 
 
-def work(options):
+def run_word(options):
     """Does what the words say; the exit code."""
     if options.words[0] in ALONE:
         return ALONE[options.words[0]][0](options)
-    relay, voice = connect(options)[0], make_voice(options)
-    relay.notice = voice.away
+    relay, console = relay_of_options(options)[0], make_console(options)
+    relay.notice = console.tell_away
     try:
-        return COMMANDS[options.words[0]](options, relay, voice)
+        return COMMANDS[options.words[0]](options, relay, console)
     except (Stop, Away, Refused, KeyboardInterrupt) as error:
-        stop = left_early(error, voice, relay, options) if isinstance(error, KeyboardInterrupt) else error
-        stop = stop if isinstance(stop, Stop) else explain(stop, relay, voice.accept_id)
+        stop = (stop_after_signal(error, console, relay, options) if isinstance(error, KeyboardInterrupt)
+                else error)
+        stop = stop if isinstance(stop, Stop) else explain(stop, relay, console.accept_id)
         if options.json:
-            failure = Result(voice.accept_id, stop.code, "none", str(stop), [], {}, {}, "workflow")
+            failure = Result(console.accept_id, stop.code, "none", str(stop), [], {}, {}, "workflow")
             print(json_of(failure._asdict()))
         raise stop
     finally:
-        voice.close()
+        console.close()
 
 
 def usage():
@@ -1339,43 +1346,43 @@ def check_words(options):
     elif not more or word == "output" and len(more) > 1:
         raise Stop(EX_USAGE, _("%s needs ACCEPT_IDs; --help says more") % word)
     for one in [] if word in ("run", "submit") else more:
-        if not ID.match(one):
+        if not ACCEPT_ID.match(one):
             raise Stop(EX_USAGE,
                        _("%s: not an ACCEPT_ID (run and submit print it; its first eight characters do)")
                        % printable(one)[:100])
     return options
 
 
-def make_voice(options):
+def make_console(options):
     """Who is told what: a terminal all; otherwise stdout, unless it must hold one thing only; then stderr,
     but not much."""
     terminal = sys.stderr if sys.stderr is not None and sys.stderr.isatty() else None
     alone = options.json or options.words[0] in ("submit", "status", "output", "cancel", "rerun")
-    out = sys.stderr if terminal else Narrow(sys.stderr) if alone else sys.stdout
+    out = sys.stderr if terminal else CappedStream(sys.stderr) if alone else sys.stdout
 
     def tell(line):
         out.write(line + "\n")
         out.flush()
-    options.tell, voice = tell, Voice() if options.quiet else Voice(tell, terminal)
-    voice.fielded, voice.named, voice.allow_refused = bool(options.fielded), bool(
+    options.tell, console = tell, Console() if options.quiet else Console(tell, terminal)
+    console.fielded, console.named, console.allow_refused = bool(options.fielded), bool(
         options.request_id), options.allow_refused
     SAY.update(level=max(0, 2 - options.verbose), debug=bool(options.verbose),
-               log=voice if voice.terminal else out)
+               log=console if console.terminal else out)
 
     def output(stream, text):
         to = sys.stderr if stream == "err" and terminal else sys.stdout
         to.write(text)
         to.flush()
     if options.words[0] == "output" or not options.quiet and not alone:
-        voice.output = output
+        console.output = output
     if options.deadline is not None and options.words[0] in ("run", "wait"):
-        voice.until = time.monotonic() + options.deadline
-    return voice
+        console.deadline = time.monotonic() + options.deadline
+    return console
 
 
-def connect(options):
+def relay_of_options(options):
     """The relay of the options and the ini, and the ini's section. 78 if something is not set."""
-    ini = read_ini(find_ini(options.ini, ini_folders(__file__)), KEYS)["workflow"]
+    ini = read_ini(find_ini(options.ini, ini_folders(__file__)), INI_KEYS)["workflow"]
     if ini["lang"] != "auto":
         choose_language(ini["lang"])
     url = options.url or ini["url"]
@@ -1393,7 +1400,7 @@ def connect(options):
                  **{key: ini[key] for key in ("ca_file", "proxy", "client_cert", "client_key")}), ini
 
 
-def leave(number, frame):
+def on_sigterm(number, frame):
     """SIGTERM: as Ctrl+C, with another exit code. A second one, as of `timeout`, must not disturb what
     follows the first."""
     import signal
@@ -1402,147 +1409,148 @@ def leave(number, frame):
     raise KeyboardInterrupt("SIGTERM")
 
 
-def left_early(leaving, voice, relay, options):
+def stop_after_signal(leaving, console, relay, options):
     """The Stop after Ctrl+C or SIGTERM: how to go on."""
     code = EX_TEMPFAIL if leaving.args else EX_INTERRUPT
-    if not voice.accept_id:
+    if not console.accept_id:
         return Stop(code,
                     _("interrupted; nothing was registered") if options.words[0] in ("run", "submit")
                     else _("interrupted"))
     if leaving.args and options.on_term == "cancel":
         try:
             relay.close()
-            cancel(relay, voice.accept_id, "SIGTERM", TERM_PATIENCE)
-            return Stop(code, _("%s: stopped by SIGTERM; the calculation is cancelled") % voice.accept_id)
+            cancel(relay, console.accept_id, "SIGTERM", TERM_PATIENCE)
+            return Stop(code, _("%s: stopped by SIGTERM; the calculation is cancelled") % console.accept_id)
         except (Away, Refused) as error:
-            voice.say(error)
-    if options.fielded and not leaving.args and delete_waiting(relay, voice):
-        return Stop(code, _("%s: interrupted; it was waiting and is deleted") % voice.accept_id)
-    if not voice.allowed:
+            console.say(error)
+    if options.fielded and not leaving.args and delete_waiting(relay, console):
+        return Stop(code, _("%s: interrupted; it was waiting and is deleted") % console.accept_id)
+    if not console.allowed:
         return Stop(code,
                     _("%s: interrupted before all inputs were sent; the same words with --request-id %s go"
-                      " on") % (voice.accept_id, voice.order.request_id))
+                      " on") % (console.accept_id, console.order.request_id))
     return Stop(code,
                 _("%s: interrupted; the calculation goes on, %s.py wait %s continues")
-                % (voice.accept_id, PROGRAM, voice.accept_id))
+                % (console.accept_id, PROGRAM, console.accept_id))
 
 
-def delete_waiting(relay, voice):
+def delete_waiting(relay, console):
     """What Ctrl+C under the fielded words does to a calculation that nobody has taken yet. False if one has,
     or the relay does not answer."""
     try:
         relay.close()
-        fields = dict({"accept_id": voice.accept_id}, **({} if voice.allowed else {"delete": "force"}))
+        fields = dict({"accept_id": console.accept_id}, **({} if console.allowed else {"delete": "force"}))
         relay.call_v1("POST", "cancel-wait-calc", fields, timeout=TERM_PATIENCE)
         return True
     except (Away, Refused):
         return False
 
 
-def cmd_run(options, relay, voice):
+def cmd_run(options, relay, console):
     """run, and the fielded words."""
-    found = gather(options.inputs, voice.say if options.fielded else None)
-    result = calculate(relay, options.order, found, options.to, voice, options.patience)
-    return report(result, options.to, options, voice)
+    found = gather_inputs(options.inputs, console.say if options.fielded else None)
+    result = calculate(relay, options.order, found, options.to, console, options.patience)
+    return report_end(result, options.to, options, console)
 
 
-def cmd_submit(options, relay, voice):
+def cmd_submit(options, relay, console):
     """submit: the accept_id, alone on stdout."""
-    start(relay, options.order, gather(options.inputs), voice, options.patience)
-    print(json.dumps({"accept_id": voice.accept_id, "request_id": options.order.request_id}) if options.json
-          else voice.accept_id)
+    start_calculation(relay, options.order, gather_inputs(options.inputs), console, options.patience)
+    print(json.dumps({"accept_id": console.accept_id, "request_id": options.order.request_id}) if options.json
+          else console.accept_id)
 
 
-def whole_ids(options, relay, voice):
+def whole_ids(options, relay, console):
     """First contact; the ACCEPT_IDs as typed, beginnings of them made whole by the relay."""
-    ids, voice.allowed = [], True
-    contact(relay, options.patience)
-    for voice.accept_id in options.words[1:]:
+    ids, console.allowed = [], True
+    first_contact(relay, options.patience)
+    for console.accept_id in options.words[1:]:
         found = {}
-        if len(voice.accept_id) < 36 and not relay.v1:
-            fields = {"v": 2, "accept_id": voice.accept_id, "wait": 0, "known": ""}
+        if len(console.accept_id) < 36 and not relay.v1:
+            fields = {"v": 2, "accept_id": console.accept_id, "wait": 0, "known": ""}
             found = relay.ask("GET", "calc-progress", fields, patience=options.patience)
         whole = str(found.get("accept_id"))
-        ids.append(whole if ID.match(whole) and whole.startswith(voice.accept_id) else voice.accept_id)
-    voice.accept_id = ids[0]
+        ids.append(whole if ACCEPT_ID.match(whole) and whole.startswith(console.accept_id)
+                   else console.accept_id)
+    console.accept_id = ids[0]
     return ids
 
 
-def cmd_fetch(options, relay, voice):
+def cmd_fetch(options, relay, console):
     """wait and result: the last exit code that is not 0."""
-    voice.accept_id = options.words[1]                 # that a wait is interrupted changes nothing
-    code, ids = 0, whole_ids(options, relay, voice)
-    for accept_id in wait_for(relay, ids, voice) if options.words[0] == "wait" else ids:
-        voice.accept_id = accept_id
+    console.accept_id = options.words[1]                 # that a wait is interrupted changes nothing
+    code, ids = 0, whole_ids(options, relay, console)
+    for accept_id in wait_for(relay, ids, console) if options.words[0] == "wait" else ids:
+        console.accept_id = accept_id
         to = options.to if len(ids) == 1 else os.path.join(options.to, accept_id)
         wanted = options.wanted or recall(relay, accept_id, to, options)
         if options.words[0] == "wait":
-            result = bring(relay, accept_id, to, wanted, voice)
+            result = fetch_after_wait(relay, accept_id, to, wanted, console)
         else:
-            result = fetch(relay, accept_id, to, wanted, voice, options.patience)
-        code = report(result, to, options, voice) or code
+            result = fetch(relay, accept_id, to, wanted, console, options.patience)
+        code = report_end(result, to, options, console) or code
     return code
 
 
-def cmd_output(options, relay, voice):
+def cmd_output(options, relay, console):
     """output: what the command has written so far; --follow: until it ends."""
-    accept_id, = whole_ids(options, relay, voice)
-    live = Live(accept_id, voice)
+    accept_id, = whole_ids(options, relay, console)
+    live = LiveOutput(accept_id, console)
     if relay.v1:
         raise Stop(EX_USAGE, _("%s: a fielded relay cannot do that") % "output")
-    voice.terminal, stamp = None, ""                   # nothing but the output
+    console.terminal, stamp = None, ""                   # nothing but the output
     while True:
         fields = {"v": 2, "accept_id": accept_id, "wait": WAIT if stamp else 0, "known": stamp}
         found = relay.ask("GET", "calc-progress", fields, WAIT, patience=None if stamp else options.patience)
         live.take(relay, found["output"] if isinstance(found.get("output"), list) else [])
         if (not options.follow or found.get("progress") in ("calc end", "getting return", "got return")
-                or not voice.output):
+                or not console.output):
             return 0
         relay.at_once, relay.keep_on, stamp = (), True, str(found.get("stamp") or "")
 
 
-def cmd_change(options, relay, voice):
+def cmd_change(options, relay, console):
     """cancel (what is running is stopped by its external computer, where the relay can tell it) and rerun:
     one line of stdout for each."""
-    ids, word, fields = whole_ids(options, relay, voice), options.words[0], {
+    ids, word, fields = whole_ids(options, relay, console), options.words[0], {
         "v": 2, "force": options.force, "reason": options.reason}
-    for voice.accept_id in ids:
+    for console.accept_id in ids:
         try:
             if word == "cancel":
-                text = cancel(relay, voice.accept_id, options.reason, options.patience)
+                text = cancel(relay, console.accept_id, options.reason, options.patience)
             elif relay.v1:
                 raise Stop(EX_USAGE, _("%s: a fielded relay cannot do that") % word)
             else:
-                relay.ask("POST", word, dict(fields, accept_id=voice.accept_id), patience=options.patience)
+                relay.ask("POST", word, dict(fields, accept_id=console.accept_id), patience=options.patience)
                 text = _("allowed once more")
         except Refused as error:
             if error.code != 409:
                 raise
-            raise Stop(EX_REFUSED, _("%s: the relay says: %s") % (voice.accept_id, error))
-        print("%s %s" % (voice.accept_id, text))
+            raise Stop(EX_REFUSED, _("%s: the relay says: %s") % (console.accept_id, error))
+        print("%s %s" % (console.accept_id, text))
 
 
-def cmd_status(options, relay, voice):
+def cmd_status(options, relay, console):
     """status: one line of stdout for each."""
-    for voice.accept_id in whole_ids(options, relay, voice):
+    for console.accept_id in whole_ids(options, relay, console):
         if relay.v1:
-            found = v1_known(relay, voice.accept_id, options.patience)
+            found = v1_known(relay, console.accept_id, options.patience)
         else:
             found = relay.ask("GET", "calc-progress",
-                              {"v": 2, "accept_id": voice.accept_id, "wait": 0, "known": ""},
+                              {"v": 2, "accept_id": console.accept_id, "wait": 0, "known": ""},
                               patience=options.patience)
         reason = printable(found.get("reason") or "")[:300]
         if options.json:
             keys = ("progress", "status", "reason", "queue", "what", "out_of_contact", "exit_code", "signal")
-            print(json_of(dict({key: found.get(key) for key in keys}, accept_id=voice.accept_id)))
+            print(json_of(dict({key: found.get(key) for key in keys}, accept_id=console.accept_id)))
         else:
-            print("%s %s%s" % (voice.accept_id, state_words(found), " (%s)" % reason if reason else ""))
-            voice.warn(found)
+            print("%s %s%s" % (console.accept_id, state_words(found), " (%s)" % reason if reason else ""))
+            console.warn(found)
 
 
 def cmd_login(options):
     """A token for a user's password, kept in token_file."""
-    relay, ini = connect(options)
+    relay, ini = relay_of_options(options)
     return log_in(relay, (options.words[1:] or [""])[0], options.token_file or ini["token_file"])
 
 
@@ -1554,13 +1562,13 @@ def cmd_check(options):
     try:
         path = find_ini(options.ini, ini_folders(__file__))
         rows += [look_at_file(path, 0o755)] if path else []
-        ini = read_ini(path, KEYS)["workflow"]
+        ini = read_ini(path, INI_KEYS)["workflow"]
         for name in (options.token_file or ini["token_file"], ini["client_key"]):
             rows += [look_at_file(name, 0o600)] if name else []
         for name in (options.ca_file or ini["ca_file"], ini["client_cert"]):
             rows += [look_at_file(name, 0o755)] if name else []
         rows += look_at_disk(os.getcwd(), 0) + [look_at_limits(256)]
-        relay, ini = connect(options)
+        relay, ini = relay_of_options(options)
         rows += look_at_relay(relay, probes(site, command))
     except Stop as stop:
         rows.append((False, str(stop)))
@@ -1593,11 +1601,11 @@ ALONE = {"check": (cmd_check, 2), "login": (cmd_login, 1)}
 # A fielded relay ("v1"): the same steps in its words. It knows no request id and no exit code, it forgets
 # everything when it stops, and a result once it was asked for.
 
-def v1_start(relay, order, found, voice, patience):
+def v1_start(relay, order, found, console, patience):
     """1 and 2. Registers the calculation, its inputs inside, and lets the external computer have it."""
     found = [entry for entry in found if not entry[2].endswith("/")]
-    v1_check(relay, order, found, voice)
-    files = add_sums(found, voice)
+    v1_check(relay, order, found, console)
+    files = add_sums(found, console)
     mine = v1_mark(order, files)
     none = {"content": "", "mimetype1": "", "mimetype2": ""}
     body = around_files(lambda mark: {"calc-info": {
@@ -1606,10 +1614,11 @@ def v1_start(relay, order, found, voice, patience):
                             else [mark, "application/octet-stream;", "charset=binary"] for entry in files},
         V1_MARK: mine, "result_files": {name: none for name in tuple(order.names) + LOG_NAMES}}}, [
             (entry.path, 0, entry.size, entry.sum256) for entry in files if entry.path != NOTHING])
-    voice.stage(_("sending the inputs"))
-    known = relay.again(lambda: v1_own(relay, mine, voice), patience, NO_TOKEN[1:]) if voice.named else None
-    accept_id = known or v1_register(relay, mine, body, voice, patience)
-    if not ID.match(str(accept_id)):
+    console.stage(_("sending the inputs"))
+    known = (relay.again(lambda: v1_own(relay, mine, console), patience, NO_TOKEN[1:]) if console.named
+             else None)
+    accept_id = known or v1_register(relay, mine, body, console, patience)
+    if not ACCEPT_ID.match(str(accept_id)):
         raise Stop(EX_PROTOCOL, _("%s: the relay's answer holds no accept_id") % relay.url)
     try:
         v1_allow(relay, accept_id)
@@ -1617,14 +1626,14 @@ def v1_start(relay, order, found, voice, patience):
         if not known:
             v1_take_back(relay, accept_id)
         raise
-    relay.at_once, relay.keep_on, voice.accept_id = (), True, accept_id
+    relay.at_once, relay.keep_on, console.accept_id = (), True, accept_id
     remember(relay, accept_id, order)
     log("info", accept_id, "1 add-calcinfo", site=order.site, command=order.command, inputs=len(files), v=1)
     log("info", accept_id, "2 allow-wait-calc", files=len(files))
-    voice.say(_("found again (request id %s)") % order.request_id if known else _("registered"))
+    console.say(_("found again (request id %s)") % order.request_id if known else _("registered"))
 
 
-def v1_check(relay, order, found, voice):
+def v1_check(relay, order, found, console):
     """What a fielded relay cannot do is refused before anything is registered: 64, or 77 for a file that is
     too large."""
     for path, size, name in found:
@@ -1636,14 +1645,14 @@ def v1_check(relay, order, found, voice):
         raise Stop(EX_USAGE,
                    _("nothing was registered; %s: a fielded relay takes no patterns, name each result")
                    % order.patterns[0])
-    if order.parameters and not voice.fielded:
+    if order.parameters and not console.fielded:
         raise Stop(EX_USAGE,
                    _("nothing was registered; --param: a fielded poller would run the command without it"
                      " (BASE_URL SITE TOKEN COMMAND ... sends it all the same)"))
     check_limits({"max_file": V1_FILE}, found)
-    if voice.named:
-        voice.say(_("warning: a fielded relay forgets a calculation whose result was fetched: with the same"
-                    " --request-id another one is made then"))
+    if console.named:
+        console.say(_("warning: a fielded relay forgets a calculation whose result was fetched: with the"
+                      " same --request-id another one is made then"))
 
 
 def v1_mark(order, files):
@@ -1655,14 +1664,14 @@ def v1_mark(order, files):
     return "%s %s" % (order.request_id, hashlib.sha256(what.encode()).hexdigest())
 
 
-def v1_register(relay, mine, body, voice, patience):
+def v1_register(relay, mine, body, console, patience):
     """1. add-calcinfo; the accept_id. When an answer was lost it looks first whether the relay has it: a
     second registration would leave the first one behind, and that blocks the site."""
     doubt = False                                      # did one go out of which there is no answer?
 
     def once():
         nonlocal doubt
-        found = v1_own(relay, mine, voice) if doubt else None
+        found = v1_own(relay, mine, console) if doubt else None
         if found:
             return found
         doubt = True
@@ -1680,7 +1689,7 @@ def v1_register(relay, mine, body, voice, patience):
         raise Stop(EX_IOERR, _("nothing was registered; an input cannot be sent: %s") % error)
     except KeyboardInterrupt:
         try:
-            left = v1_own(relay, mine, voice, 5) if doubt else None
+            left = v1_own(relay, mine, console, 5) if doubt else None
         except Away:
             left = None
         if left:
@@ -1688,7 +1697,7 @@ def v1_register(relay, mine, body, voice, patience):
         raise
 
 
-def v1_own(relay, mine, voice, timeout=None):
+def v1_own(relay, mine, console, timeout=None):
     """The accept_id of a calculation with our mark, or None; of several the first, the others are taken back.
     Away. The whole table comes, with all its files: it passes through a directory that is removed again."""
     import shutil
@@ -1696,13 +1705,14 @@ def v1_own(relay, mine, voice, timeout=None):
     folder = tempfile.mkdtemp(prefix="mi-")
     try:
         found = relay.call_v1("GET", "get-calcinfo", {}, folder=utf8(folder), timeout=timeout or V1_WAIT)
-        table = {accept_id: entry["calc-info"] for accept_id, entry in found.items() if ID.match(accept_id)}
+        table = {accept_id: entry["calc-info"]
+                 for accept_id, entry in found.items() if ACCEPT_ID.match(accept_id)}
         ids = [accept_id
                for accept_id, info in table.items() if isinstance(info, dict) and info.get(V1_MARK) == mine]
     except (Refused, ValueError, OSError, AttributeError, KeyError, TypeError) as error:
-        voice.say(_("warning: the relay does not show what it has (%s): if a registration arrived whose"
-                    " answer was lost, it stands in the site's way until the relay forgets it (half an hour)")
-                  % error)
+        console.say(_("warning: the relay does not show what it has (%s): if a registration arrived whose"
+                      " answer was lost, it stands in the site's way until the relay forgets it (half an"
+                      " hour)") % error)
         return None
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -1760,7 +1770,7 @@ def v1_cancel(relay, accept_id, patience):
     return _("a fielded relay has forgotten it; what runs on the external computer runs on")
 
 
-def v1_follow(relay, accept_id, voice):
+def v1_follow(relay, accept_id, console):
     """3 to 8 happen elsewhere: asks until the results are at the relay, or the relay has forgotten."""
     wait, last = 1, None
     while True:
@@ -1768,18 +1778,18 @@ def v1_follow(relay, accept_id, voice):
         if now[0] is None:
             return                                     # v1_fetch() says so
         relay.at_once, relay.keep_on = (), True
-        text = state_words({"progress": now[0], "status": now[1]}, voice.fielded)
-        voice.stage(text)
+        text = state_words({"progress": now[0], "status": now[1]}, console.fielded)
+        console.stage(text)
         if now != last:
             log("info", accept_id, "3-8 progress", progress=now[0], status=now[1])
-            voice.say(text)
+            console.say(text)
         if now[0] == "got return":
             return
         relay.pause(wait)
         wait, last = min(10, wait * 2), now            # the fielded pace is 10 s
 
 
-def v1_fetch(relay, accept_id, to, wanted, voice, patience):
+def v1_fetch(relay, accept_id, to, wanted, console, patience):
     """9. The results into the directory `to`; a Result. 75 if they are not there yet, 74 if they cannot be
     written."""
     progress, status = v1_state(relay, accept_id, patience)
@@ -1791,7 +1801,7 @@ def v1_fetch(relay, accept_id, to, wanted, voice, patience):
                    % (accept_id, state_words({"progress": progress, "status": status})))
     folder, stage = v1_place(to, accept_id, wanted)
     try:
-        files = v1_get(relay, accept_id, stage, voice)
+        files = v1_get(relay, accept_id, stage, console)
     except (Refused, Stop) as error:
         folder.close(True)
         if isinstance(error, Stop):
@@ -1850,13 +1860,13 @@ def v1_empty(stage):
         os.unlink(os.path.join(stage, name))
 
 
-def v1_get(relay, accept_id, stage, voice):
+def v1_get(relay, accept_id, stage, console):
     """9. get-calc-result into stage: {NAME: entry}. A fielded relay answers it once; Refused is what it says
     afterwards."""
     def once():
         v1_empty(stage)
         return relay.call_v1("GET", "get-calc-result", {"accept_id": accept_id}, folder=stage,
-                             moved=voice.moved)
+                             moved=console.moved)
 
     gone = _("; a fielded relay gives a result once: it cannot be asked for again")
     try:
@@ -3947,12 +3957,12 @@ def run_as_program(main):
 
 # ==== tables ====
 # What stands here needs what is above at import.
-KEYS = {"workflow": {"url": (str, ""), "token_file": (str, ""), "ca_file": (str, ""),
-                     "client_cert": (str, ""), "client_key": (str, ""), "proxy": (str, ""),
-                     "lang": (one_of("auto", "en", "ja"), "auto")}}
+INI_KEYS = {"workflow": {"url": (str, ""), "token_file": (str, ""), "ca_file": (str, ""),
+                         "client_cert": (str, ""), "client_key": (str, ""), "proxy": (str, ""),
+                         "lang": (one_of("auto", "en", "ja"), "auto")}}
 
-REASONS = {"refused": (EX_REFUSED, "poller"), "input": (EX_PROTOCOL, "poller"), "disk": (EX_IOERR, "poller"),
-           "cancelled": (EX_INTERRUPT, "relay")}
+STOP_REASONS = {"refused": (EX_REFUSED, "poller"), "input": (EX_PROTOCOL, "poller"),
+                "disk": (EX_IOERR, "poller"), "cancelled": (EX_INTERRUPT, "relay")}
 LOST = (EX_UNAVAILABLE, "relay")       # any other reason why a command has no exit code of its own
 
 SAY["level"] = 2                       # warnings only, unless -v

@@ -80,7 +80,7 @@ class Parsers:
         data = data.partition(b"\r\n\r\n")[0] + b"\r\n\r\n"            # as the selector cuts it
         try:
             call = relay.parse_head(data)
-        except relay.No as no:
+        except relay.ApiError as no:
             return "refused %s" % no.code
         lengths = re.findall(rb"(?im)^content-length[ \t]*:", data)
         if (b"\0" in data or re.search(rb"(?<!\r)\n|\r(?!\n)", data) or re.search(rb"(?im)^transfer-encoding[ \t]*:", data) or len(lengths) > 1
@@ -94,7 +94,7 @@ class Parsers:
     def body(self, rng, data):
         try:
             found = relay.parse_json(data)
-        except relay.No as no:
+        except relay.ApiError as no:
             return "refused %s" % no.code
         if not isinstance(found, dict) or json.loads(json.dumps(found)) != json.loads(data.decode("utf-8")):
             raise Wrong("read as %r" % found)
@@ -105,7 +105,7 @@ class Parsers:
                 try:
                     if not isinstance(fields.get(key, kind, kind()), kind):
                         raise Wrong("not of its kind")
-                except relay.No:
+                except relay.ApiError:
                     pass
         return "taken"
 
@@ -164,7 +164,7 @@ class Parsers:
     def ini(self, rng, data):
         self.put(self.file, data)
         try:
-            relay.check_conf(relay.read_ini(self.file, relay.INI), self.file)
+            relay.check_conf(relay.read_ini(self.file, relay.INI_KEYS), self.file)
             return "taken"
         except relay.Stop as stop:
             if "\n" in relay.printable(str(stop)):        # as it is shown

@@ -143,7 +143,7 @@ def test_failures_lock_for_longer_and_longer_and_take_no_memory():
     one.failures.clear()
     for number in range(50):
         one.count_failure("bob", "10.0.1.%d" % number)
-    with pytest.raises(relay.No):
+    with pytest.raises(relay.ApiError):
         one.check_failures("bob", "10.9.9.9", False)   # fifty addresses at one user
     one.check_failures("bob", "10.9.9.9", True)
 

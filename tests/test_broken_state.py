@@ -110,7 +110,7 @@ def test_what_is_broken_of_one_calculation_hides_none_from_a_guards_key_and_can_
 def test_a_broken_memory_of_the_workflow_side_is_as_none_and_stops_nothing(damage, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
     options, relay = argparse.Namespace(agreed=False, words=["result", IDENT % 1], allow_refused=False), argparse.Namespace(url="https://r")
-    note = pathlib.Path(os.fsdecode(workflow.memory())) / (IDENT % 1)
+    note = pathlib.Path(os.fsdecode(workflow.memory_folder())) / (IDENT % 1)
     note.parent.mkdir(parents=True)
     for text in (DAMAGES[damage], json.dumps({"url": "https://r", "to": 5, "names": [["x"]], "patterns": {}}).encode()):
         note.write_bytes(text)

@@ -102,10 +102,10 @@ def expired(folder):
 def test_the_loglevel_of_a_fielded_ini_is_a_number_from_0_critical_to_4_debug(ini):
     relay = suite.module("mi_dicomapi.py")
     words = {"0": "error", "1": "error", "2": "warn", "3": "info", "4": "debug", "warn": "warn"}
-    found = {word: relay.read_ini(str(ini("loglevel = %s\n" % word)), relay.INI)["Server"]["loglevel"] for word in words}
+    found = {word: relay.read_ini(str(ini("loglevel = %s\n" % word)), relay.INI_KEYS)["Server"]["loglevel"] for word in words}
     assert found == words
     with pytest.raises(relay.Stop) as stopped:
-        relay.read_ini(str(ini("loglevel = 5\n")), relay.INI)
+        relay.read_ini(str(ini("loglevel = 5\n")), relay.INI_KEYS)
     assert stopped.value.code == 78 and "loglevel = 5" in str(stopped.value)
     done = run("mi_dicomapi.py", "list", "--ini", str(ini("loglevel = 4\n")))
     assert done.returncode == 0, done.stderr
@@ -656,7 +656,7 @@ def test_the_shipped_ini_holds_every_key_with_its_default_and_no_other():
     told, known, wrong = told_keys(), set(), []
     for name in ("mi_dicomapi.py", "mi_system_wf.py", "mi_system_remote.py", "execute_remote_command.py"):
         script = suite.module(name)
-        table = next(getattr(script, name) for name in ("INI", "KEYS", "TABLE") if hasattr(script, name))
+        table = next(getattr(script, name) for name in ("INI_KEYS", "KEYS", "TABLE") if hasattr(script, name))
         for section, keys in table.items():
             for key, (kind, default) in keys.items():
                 if kind.__name__ == "not_built":       # a key that is only refused

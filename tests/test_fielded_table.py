@@ -614,8 +614,8 @@ def test_a_fielded_claim_never_goes_back_and_silence_ends_it_lost_and_never_allo
 
 def test_never_allowed_registrations_go_after_30_minutes_unless_the_ini_says_otherwise():
     relay = suite.module("mi_dicomapi.py")
-    assert relay.INI["times"]["register_for"][1] == 1800 and relay.INI["times"]["v1_announce"][1] == 12
-    assert relay.INI["times"]["v1_lost_after"][1] == 3600 and relay.INI["times"]["lost_after"][1] == 30 * 86400
+    assert relay.INI_KEYS["times"]["register_for"][1] == 1800 and relay.INI_KEYS["times"]["v1_announce"][1] == 12
+    assert relay.INI_KEYS["times"]["v1_lost_after"][1] == 3600 and relay.INI_KEYS["times"]["lost_after"][1] == 30 * 86400
 
 
 def test_the_readme_says_that_one_fielded_poller_runs_per_token_and_site():

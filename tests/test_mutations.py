@@ -172,17 +172,17 @@ def restored(site):
     return site.over(accept_id) + site.twice()
 
 
-SLOWLY = (RELAY, "    return c.relay.store.write(work, name)\n\n\ndef check_page",
-          "    time.sleep(4 if name == 'calc-start' and claim[:2] == '1.' else 0)\n    return c.relay.store.write(work, name)\n\n\ndef check_page")
+SLOWLY = (RELAY, "    return call.relay.store.write(work, name)\n\n\ndef check_page",
+          "    time.sleep(4 if name == 'calc-start' and claim[:2] == '1.' else 0)\n    return call.relay.store.write(work, name)\n\n\ndef check_page")
 # name -> (scenario, edits that stay, edits that take the guard away)
 MUTATIONS = {
     "lease check off in calc-start": (stale_claim, [], [
-        (RELAY, '    if not row["claim"] or c.text("claim") != row["claim"] or row["protocol"] == 1:\n', "    if False:\n")]),
+        (RELAY, '    if not row["claim"] or call.text("claim") != row["claim"] or row["protocol"] == 1:\n', "    if False:\n")]),
     "claim guard off in move()": (claim_lapses_within_the_call, [SLOWLY], [(RELAY, "AND (? OR claim = ?)", "AND (1 OR ? OR claim = ?)")]),
     "answer before the commit": (dies_before_the_commit, [], [
-        (RELAY, '                fault(job.name + " uncommitted")\n', '                job.done.release()\n                time.sleep(0.3)\n'
-                '                fault(job.name + " uncommitted")\n'),
-        (RELAY, "                        hook()\n                job.done.release()\n", "                        hook()\n")]),
+        (RELAY, '                fault(request.name + " uncommitted")\n', '                request.done.release()\n                time.sleep(0.3)\n'
+                '                fault(request.name + " uncommitted")\n'),
+        (RELAY, "                        hook()\n                request.done.release()\n", "                        hook()\n")]),
     "mv ready start guard off": (doubled_start, [], [(POLLER, 'mv "$c/ready" "$c/start" 2>/dev/null || exit 75', 'mv "$c/ready" "$c/start" 2>/dev/null || :')]),
     "starting of another boot not looked at": (power_cut, [], [(POLLER, 'if starting and starting["boot"] != boot_id() and starting.get("batch", "none") == "none":', "if False:")]),
     "outbox forgotten": (finished_while_the_relay_was_not_told, [], [

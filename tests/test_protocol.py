@@ -66,7 +66,7 @@ def test_every_call_with_its_method_and_who_may_make_it_is_there_and_no_other():
 def test_the_fields_of_every_call_are_those_of_the_description_and_the_relay_reads_each():
     told = {(row[1], row[0]): set(re.findall(r"[\w-]+", row[4])) for row in table("2.5")}
     assert told == described()
-    read = set(re.findall(r'c\.(?:text|number|need|get|fields\.get|fields)[(\[]"([\w-]+)"', SOURCE)) | set(re.findall(r'call\.get\("(\w+)"', SOURCE))
+    read = set(re.findall(r'call\.(?:text|number|need|get|fields\.get|fields)[(\[]"([\w-]+)"', SOURCE))
     read |= {"missing", "refused", "started", "ended", "cpu", "maxrss"}         # by name of a loop
     named = set().union(*told.values())
     assert named - read == {"stop"}, "told, but read nowhere"
@@ -76,7 +76,7 @@ def test_the_fields_of_every_call_are_those_of_the_description_and_the_relay_rea
 def test_what_is_named_in_the_second_part_stands_in_the_relay_and_every_reason_is_named():
     second = PROTOCOL[PROTOCOL.index("## Part 2"):]
     reasons = set(re.findall(r'why="(\w+)"', SOURCE))
-    for number, every in (("2.1", reasons), ("2.3", set(relay.version(Relay, True))), ("2.9", set(relay.VERDICTS))):
+    for number, every in (("2.1", reasons), ("2.3", set(relay.version_answer(Relay, True))), ("2.9", set(relay.VERDICTS))):
         missing = {word for word in every if "`%s`" % word not in section(number)}
         assert not missing, (number, missing)
     words = set(re.findall(r"`([a-z][a-z0-9_-]*)`", second))
@@ -85,7 +85,7 @@ def test_what_is_named_in_the_second_part_stands_in_the_relay_and_every_reason_i
 
 
 class Relay:
-    """What relay.version() looks at."""
+    """What relay.version_answer() looks at."""
     conf = {"limits": {"max_body": 1, "max_file": 0, "max_files": 0}, "times": {"wait": 1.0}}
     instance = "x"
     store = type("Store", (), {"free": staticmethod(int)})
@@ -100,7 +100,7 @@ def test_the_calls_of_the_fielded_part_are_those_that_the_relay_answers_so():
 
 
 def test_the_numbers_are_those_of_the_relay():
-    said, times, limits = " ".join(PROTOCOL.split()), relay.INI["times"], relay.INI["limits"]
+    said, times, limits = " ".join(PROTOCOL.split()), relay.INI_KEYS["times"], relay.INI_KEYS["limits"]
     numbers = ["`%s` (%d s" % (name, times[name][1]) for name in ("v1_announce", "accept_lease", "lease")]
     numbers += ["`max_body` (%d MiB)" % (limits["max_body"][1] >> 20), "Head ≤ %d KiB (431)" % (relay.MAX_HEAD >> 10),
                 "JSON bodies ≤ %d MiB" % (relay.MAX_JSON >> 20), "%d MiB of each are kept" % (relay.LIVE_OUTPUT >> 20),

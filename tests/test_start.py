@@ -83,11 +83,11 @@ def test_an_ini_that_somebody_else_may_change_is_refused_in_one_line(tmp_path, d
     path.write_text("")
     link.symlink_to(path)
     for name in (path, link):
-        module.read_ini(str(name), module.INI)
+        module.read_ini(str(name), module.INI_KEYS)
     DAMAGES[damage](path)
     for name in (path, link):
         with pytest.raises(module.Stop) as stop:
-            module.read_ini(str(name), module.INI)
+            module.read_ini(str(name), module.INI_KEYS)
         assert stop.value.code == 78 and any(str(stop.value).startswith("%s: must" % named) for named in (name, path.parent))
 
 
