@@ -3623,7 +3623,7 @@ BATCH = {
         slurm_submit, r"^(\d+)(?:;\S*)?$",
         lambda jobs: ["squeue", "--noheader", "--states=all", "--user=%d" % os.geteuid(), "--format=%i|%T|%N|%r|%j|%k"],
         lambda jobs: ["sacct", "-n", "-P", "-X", "-o", "JobID,State,NodeList,Reason,JobName", "-j", ",".join(jobs)], r"(?!)", slurm_read,
-        lambda job: ["scancel", job], lambda job: ["scancel", "--full", "--signal=KILL", job],
+        lambda job: ["scancel", job], None,            # (its daemon kills after KillWait, whatever it is told meanwhile)
         r"PerJob|QOSMin|time limit is invalid|Partition(Time|Node)Limit",
         r"contact slurm|timed out|refused|[Zz]ero [Bb]ytes|temporarily|[Ll]imit|too many|queue is full|not respond|Unable to connect|standby"
         r"|inactive or drain|[Mm]unge|uthentication",

@@ -210,6 +210,34 @@ def test_the_admin_requeues_a_job_and_nothing_runs_twice(relay, cluster, slurm):
     assert cluster.runs() == [accept_id + ".1"]
 
 
+def test_a_command_that_ends_by_itself_when_its_job_is_requeued_and_held_leaves_no_job_there(relay, cluster, slurm):
+    cluster.sections["command solve"].update(batch_grace="3s", batch_options="--mem=20")
+    cluster.script("solve", "trap 'exit 3' TERM; echo begun; while :; do sleep 0.1; done")
+    cluster.start()
+    accept_id = submit(relay, cluster.site)
+    until(cluster.runs, 30)
+    number = until(lambda: job_of(cluster, accept_id).get("job"), 30)
+    slurm.call("scontrol", "update", "JobId=" + number, "Requeue=1")
+    slurm.call("scontrol", "requeuehold", number)
+    info = outcome(relay, accept_id, 60)
+    assert info["status"] == "abnormal" and "held" in info["reason"] and info["files"][OUT] == b"begun\n", info
+    until(lambda: slurm.jobs().get("mi-%s.1" % accept_id) == "CANCELLED", 30)
+    assert len(cluster.runs()) == 1
+
+
+def test_a_command_that_ignores_term_is_cancelled_once_and_ends(relay, cluster, slurm):
+    ledger = slurm.count("scancel")
+    cluster.script("solve", "trap '' TERM; while :; do sleep 0.1; done")
+    cluster.sections["command solve"].update(batch_grace="1s", batch_poll="0.3s")
+    cluster.start()
+    accept_id = submit(relay, cluster.site)
+    until(cluster.runs, 30)
+    relay.client().ask("POST", "cancel-wait-calc", {"v": 2, "accept_id": accept_id, "stop": True})
+    assert outcome(relay, accept_id, 60)["reason"].startswith("cancelled")
+    with open(ledger) as text:
+        assert len(text.readlines()) == 1
+
+
 @pytest.mark.parametrize("name", ["starting noted", "submitting", "submitted", "number noted"])
 def test_a_poller_killed_around_the_submission_submits_once(relay, cluster, slurm, name):
     ledger = slurm.count("sbatch")

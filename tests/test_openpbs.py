@@ -211,7 +211,7 @@ def test_a_cancel_is_said_again_only_if_it_failed_also_by_the_next_process(tmp_p
     assert again.stop(600) and len((tmp_path / "said").read_text().split("\n")) == 4
     assert again.stop(0) and again.stop(0)
     words = (tmp_path / "said").read_text().split("\n")[3:-1]
-    assert words == {"slurm": ["--full --signal=KILL 5"], "pbs": ["-W force 5.pbshost"], "htcondor": []}[system]
+    assert words == {"slurm": [], "pbs": ["-W force 5.pbshost"], "htcondor": []}[system]
 
 
 def test_why_qsub_refuses_is_seen_everywhere_and_what_passes_is_waited_for(relay, pbs):
