@@ -73,27 +73,22 @@ PROGRAM = "execute_remote_command"
 VERSION = "1.0.0"
 LOG = "remote_program_exec.log"   # the command's output, in its directory
 SMALL = 1 << 20                # bytes; smaller files travel bundled
-BUNDLE, NEAR_BUNDLE = 4 << 20, 64 << 20   # bytes of small files in one bundle: far (sums of one beside the next one's way), near
-NAMES = 100000                 # bytes of names in one bundle (some shells there hand them to a program as one argument)
-UNREAD, RECORDS = 1 << 19, 8   # bytes of a bundle that a near host may leave unread (sshd's buffer grows dearly); told every 8 x 10 KiB
+BUNDLE, NAMES = 4 << 20, 60000             # bytes of small files, and of their names, in one bundle
 TWICE = 8 << 20                # bytes of small files from which on a far host gets them in two sessions (each has ssh's window of 2 MiB)
 BULK = 64 << 20                # bytes from which on several connections pay for their log-ins
 NEAR = 0.004                   # seconds of round trip below which a host counts as being on the same LAN
-PIECE, NEAR_PIECE = 2 << 20, 16 << 20      # bytes, and up to four times that; small where the line is slow, large where the processors are
+FAR_PIECE, NEAR_PIECE = 2 << 20, 16 << 20  # bytes, and up to four times that; small where the line is slow, large where the processors are
 STREAMS, NEAR_STREAMS, MOST_STREAMS = 6, 2, 8      # connections at once: far, near, ever (a default sshd refuses at random from 10 on)
-AHEAD, ASKED = 6, 2            # orders under way in the only lane, in each of several: no round trip idle, little left behind by a slow one
+AHEAD, ASKED_AHEAD = 6, 2      # requests under way in the only lane, in each of several: no round trip idle, little left behind by a slow one
 BLOCK = 1 << 18                # bytes read or written at once
-SHRINKS = 2.5                  # a sample must shrink by this factor to be worth compressing
-EASY = re.compile(rb"[A-Za-z0-9_][-A-Za-z0-9._+=,@]*\Z")     # names that every version of rsync passes on unchanged
-SAMPLE = 1 << 16               # bytes of that sample
-DELTA = 8 << 20                # bytes from which on rsync looks for differences to a copy that is already here
+SAMPLE, SHRINKS = 1 << 16, 2.5 # bytes that must shrink by this factor to show that a file is worth packing
+SAMPLED = 8 << 20              # bytes of a result from which on its middle is looked at for that
 LEAVE = 20                     # seconds after a signal until it ends in any case
 TRIES = 3                      # for a piece whose sum is wrong
 CONNECT_SPAN = 60              # seconds in which at most `connects` connections are opened to one host
-LINE, NOISE = 8192, 1 << 20     # bytes of one line of the far side, and of all that a log-in shell there may print before our own first line
+LINE, NOISE = 8192, 1 << 20    # bytes of one line of a log-in's, and of all that it may print before our own first line
 SAID = 16 << 20                # bytes that ssh may write on stderr, into a file
-MOST_FILES, MOST_PIECES, MOST_BYTES = 500000, 500000, 1 << 50    # of a list of results: entries; pieces, larger ones if need be; bytes of a file
-SCAN = 1 << 20                 # bytes looked through at once by the outbound rules; matches longer than half of it may be missed
+MOST_FILES = 500000            # of a list of results
 
 # ==== shared: gate ====
 # The only code that lets a command run on this host and a byte leave it; poller and SSH guard are two doors
@@ -2748,8 +2743,6 @@ def do_guard(options):
     text = os.environ.get("SSH_ORIGINAL_COMMAND", "")
     try:
         words = asked(text)
-        if words[:1] == ["1"]:
-            return old_guard(rules)
         if words[:2] != ["2", "door"]:
             if words[:2] == ["1", "hold"]:             # what it says then, an older runner prints in one line
                 os.write(1, b"mi_distcomp 1 hold\nthis guard speaks protocol 2: "
@@ -4731,6 +4724,91 @@ class BatchJob:
                 self.tried = None
         return bool(told) or not self.order["job"]
 # ==== end shared ====
+# ==== tables ====
+def streams_kind(text):
+    """'auto' -> 0, else a number of connections (1 to MOST_STREAMS)."""
+    if text == "auto":
+        return 0
+    if not text.isdigit() or not 1 <= int(text) <= MOST_STREAMS:
+        raise ValueError(_("is not auto or a number from 1 to %d") % MOST_STREAMS)
+    return int(text)
+
+
+def retry_kind(text):
+    """'COUNT,INTERVAL' -> (int, seconds)."""
+    count, comma, interval = text.partition(",")
+    if not count.strip().isdigit():
+        raise ValueError(_("is not COUNT,INTERVAL (like 5,60)"))
+    return int(count), seconds(interval.strip() or "60")
+
+
+def base_kind(text):
+    """A directory: absolute, or below the home directory."""
+    if not text or steers(text):
+        raise ValueError(_("is not a directory"))
+    return text
+
+
+def split_words(text):
+    """Words as a shell would split them (no shell is run)."""
+    import shlex
+    return shlex.split(text)
+
+
+TABLE = {
+    "ssh": {"base": (base_kind, "~/.mi_distcomp"), "streams": (streams_kind, 0), "retry": (retry_kind, (5, 60.0)),
+            "connect": (seconds, 20.0), "alive": (seconds, 15.0), "rsync_options": (split_words, []),
+            "ssh_options": (split_words, []), "connects": (int, 30), "lang": (one_of("auto", "en", "ja"), "auto")},
+    "ssh guard": {"base": (base_kind, "~/.mi_distcomp"), "from": (str, ""), "max_bytes": (size, 0), "audit_log": (str, "")},
+}
+TABLE.update(gate_keys())
+
+
+# What a door there may answer
+
+SUM = word("[0-9a-f]{64}")
+ROWS = 200000                  # of one answer
+
+
+def a_text(value):
+    """A kind: a text."""
+    return type(value) is str
+
+
+def a_result(row):
+    """Is it [name, size, mtime, executable, sum]?"""
+    good = type(row) is list and len(row) == 5 and named(row[0]) and LENGTH(row[1]) and TIME(row[2]) and whether(row[3])
+    return good and (row[4] is None or SUM(row[4]))
+
+
+def a_run(row):
+    """Is it [UUID, state, seconds, why, code]?"""
+    good = type(row) is list and len(row) == 5 and a_text(row[0]) and a_text(row[1]) and LENGTH(row[2]) and a_text(row[3])
+    return good and (row[4] is None or whole(0, 255)(row[4]))
+
+
+def some_verdicts(value):
+    """Is it {code: {"count": number, "names": [text]}}?"""
+    return type(value) is dict and len(value) < 100 and all(
+        word("[a-z]{1,20}")(code) and type(one) is dict and LENGTH(one.get("count")) and list_of(a_text, NAMED)(one.get("names"))
+        for code, one in value.items())
+
+
+ANSWERS = {                    # each word of an answer: its kind. Others are passed over
+    "no": a_text, "why": a_text, "state": word("|".join(STATES)), "code": lambda value: value is None or whole(0, 255)(value),
+    "where": a_text, "cancelled": whether, "lost": whether, "host": a_text, "boot": a_text, "base": a_text, "door": a_text, "program": a_text,
+    "free": LENGTH, "aes": whether, "python": a_text, "kill": whether, "size": LENGTH, "length": whole(0, UNPACKED), "log": LENGTH,
+    "end": whether, "sum": lambda value: SUM(value) or word("[0-9a-f]{0,16}")(value), "mtime": TIME, "x": whether,
+    "sums": list_of(lambda value: value == "" or SUM(value), ROWS), "files": list_of(a_result, ROWS),
+    "folders": list_of(lambda row: type(row) is list and len(row) == 2 and a_text(row[0]) and named(row[0][:-1]) and TIME(row[1]), ROWS),
+    "next": lambda value: value is None or LENGTH(value), "verdicts": some_verdicts, "verdict": word("[a-z]{1,20}"), "name": a_text,
+    "left": list_of(a_text, 1000), "more": lambda value: value is None or a_text(value),
+    "runs": lambda value: LENGTH(value) or list_of(a_run, ROWS)(value)}
+FINAL = (("Permission denied", EX_REFUSED), ("Host key verification failed", EX_REFUSED), ("HOST IDENTIFICATION", EX_REFUSED),
+         ("refused by the guard", EX_REFUSED), ("Bad configuration", EX_CONFIG), ("Bad owner", EX_CONFIG), (PROGRAM + ": ", EX_CONFIG),
+         ("Could not resolve", EX_UNAVAILABLE), ("No user exists for uid", EX_CONFIG))         # what ssh (or a guard) says when it is no use
+
+
 JA = {
     "%s: was written by a newer version of this program": "%s: より新しい版のプログラムが書いたものです",
     "%s: %d unfinished calculations of an older version go on (resume), where the far side is of this version, too":
@@ -4778,7 +4856,6 @@ JA = {
     "%s: another program is putting results of %s there; try again when it has ended":
         "%s: 別のプログラムが %s の結果を書き込んでいます。終わってからもう一度実行してください",
     "a name that is kept for what arrives": "受信中のファイル用の名前です",
-    "a name that may not be": "使えない名前です",
     "a name of this program's own files or of Python's start, and this program lies there; take another --to":
         "本プログラムか Python の起動時のファイル名で、本プログラムがそこにあります。別の --to を指定してください",
     "this file system takes its name and that of another result for one (%s)": "このファイルシステムでは別の結果 (%s) と名前を区別できません",
@@ -4786,19 +4863,16 @@ JA = {
         "この計算のものではないファイルが既にあります。置き換えてよければ --to DIR か --out 名前 を指定してください",
     "was changed here while the calculation ran, and is left as it is": "計算中にこちらで変更されたため、そのまま残しました",
     "a directory or a symbolic link is in its way": "ディレクトリかシンボリックリンクが邪魔をしています",
-    "leads to %s, which is not here": "リンク先の %s がこちらにありません",
     "%s: is not here, although all was fetched": "%s: すべて取得したはずですが、こちらにありません",
     "%s: its results were fetched, and its directory there is gone": "%s: 結果は取得済みで、先方のディレクトリはもうありません",
     "sent": "送信",
     "fetched": "受信",
     "on this side": "こちら側",
-    "the sums of the results differ": "結果のチェックサムが一致しません",
     "no command, or one with control characters": "コマンドがないか、制御文字を含みます",
     "client_name:HOST is missing": "client_name:ホスト がありません",
     "client_cmd:COMMAND is missing": "client_cmd:コマンド がありません",
     "a word is missing (see --help)": "サブコマンドがありません (--help を参照)",
     "%s; --help says more": "%s (--help を参照)",
-    "not a plain name: %s": "使えない名前です: %s",
     " (what it left was fetched; nothing is run a second time by itself)": " (残された分は取得しました。自動で再実行はしません)",
     "%s: not one public key": "%s: 公開鍵 1 個ではありません",
     "%s: put it where the path has no quotes, blanks or $": "%s: 引用符、空白、$ を含まないパスに置いてください",
@@ -4811,7 +4885,6 @@ JA = {
         " (- で始まる値は --batch-option=--time=60 のように = でつないでください)",
     "%s: %s (try by hand: %s)": "%s: %s (手で試すには: %s)",
     "%s: not a host": "%s: ホスト名ではありません",
-    "%s: a guard or shell there answers otherwise than expected: %s": "%s: 先方の guard かシェルの応答が想定と異なります: %s",
     "%s: the connection broke off": "%s: 接続が切れました",
     "the connection broke off": "接続が切れました",
     "no answer": "応答がありません",
@@ -4821,7 +4894,6 @@ JA = {
     "%s: may not be read": "%s: 読み取れません",
     "%s: neither file nor directory": "%s: ファイルでもディレクトリでもありません",
     "two inputs have the name %s: %s and %s": "入力の名前 %s が重複しています: %s と %s",
-    "%s: %s (is the disk full there?)": "%s: %s (先方のディスクが一杯ではありませんか?)",
     "the sum of a piece was wrong %d times: %s": "チェックサムが %d 回一致しませんでした: %s",
     "%s: another runner is at work on it": "%s: 別のプロセスが処理中です",
     "%s: no such calculation here (see: list)": "%s: この計算はここにはありません (list を参照)",
@@ -4837,23 +4909,18 @@ JA = {
         "%s: client_name:ホスト client_cmd:コマンド client_files:A,B,C の形で指定してください",
     "%s: %s, exit code %d (the %s's)": "%s: %s、終了コード %d (%s のもの)",
     "ssh goes to %s@%s port %s%s": "ssh の接続先: %s@%s ポート %s%s",
-    "rsync here: %s": "こちらの rsync: %s",
-    "none: no differences, no zstd": "なし (差分転送と zstd は使えません)",
     "~/.ssh/config switches the check of host keys off; it is made all the same":
         "~/.ssh/config はホスト鍵の確認を無効にしていますが、確認は行います",
     "log-in in %.2f s, round trip %.1f ms": "ログイン %.2f 秒、往復 %.1f ミリ秒",
     "guard there": "先方に guard があります",
     "no guard there: this key may run anything": "先方に guard がありません: この鍵は何でも実行できます",
-    "GNU tools there: %s, rsync: %s, zstd: %s, sums by %s, AES: %s": "先方の GNU ツール: %s、rsync: %s、zstd: %s、チェックサム: %s、AES: %s",
     "systemd there ends everything at log-out: ask for loginctl enable-linger":
         "先方の systemd はログアウト時に全プロセスを終了させます: loginctl enable-linger を依頼してください",
     "free there: %.1f GB": "先方の空き: %.1f GB",
-    "calculations there: %d": "先方の計算: %d",
     "yes": "あり",
     "no": "なし",
     "commands allowed: %s": "許可されたコマンド: %s",
     "none: add sections [command NAME] with argv =": "なし: argv = を持つ [command 名前] を追加してください",
-    "%s: its guard decides about the batch system: leave --batch out": "%s: バッチシステムは先方の guard が決めます。--batch を外してください",
     "%s: others may write to it": "%s: 他人が書き込めます",
     "%s: nobody else may write to it": "%s: 他人は書き込めません",
     "is not NAME OPTION-WITH-{} EXPRESSION: %s": "「名前 {}を含むオプション 正規表現」ではありません: %s",
@@ -4903,374 +4970,469 @@ JA = {
     "%s: [%s] match: another command has it already": "%s: [%s] match: 別のコマンドが同じ語を使っています",
     "%s: must be an executable file that not everybody may change (chmod +x, chmod o-w)": "%s: 実行可能で、誰でも書き換えられる状態にないファイルが必要です (chmod +x, chmod o-w)",
     "changed after it was judged": "判定した後に変わりました",
+    "%s (is the disk full there?)": "%s (先方のディスクが一杯ではありませんか?)",
+    "%s there: files go by rsync, nothing can be resumed (rsync here: %s)":
+        "先方: %s。ファイルは rsync で送受信し、再開はできません (こちらの rsync: %s)",
+    "%s: %s: a batch system there needs it": "%s: %s (先方のバッチシステムの利用に必要です)",
+    "%s: %s; the plain way needs rsync on both sides": "%s: %s。簡易方式には両側に rsync が必要です",
+    "%s: its guard is of an older version (protocol 1); this file has to be put there":
+        "%s: 先方の guard は旧版 (プロトコル 1) です。このファイルを先方に置いてください",
+    "%s: not all inputs could be sent (rsync says why)": "%s: 送信できなかった入力があります (理由は rsync の出力のとおりです)",
+    "%s: the line was lost, and by the plain way nobody can know how the command ended; its directory there is "
+    "%s/%s":
+        "%s: 接続が切れました。簡易方式ではコマンドの結末がわかりません。先方のディレクトリ: %s/%s",
+    "%s: the log-in came to another host (%s), where nothing of it is; it was sent to %s":
+        "%s: ログイン先が別の計算機 (%s) で、この計算はそこにありません。送信先は %s でした",
+    "asked for and not here: %s": "要求した結果のうち届かないもの: %s",
+    "calculations there: %s": "先方の計算: %s",
+    "python %s there, AES: %s": "先方の Python: %s、AES: %s",
+    "what rsync could not bring": "rsync で取得できなかったもの",
 }
 
 
-def streams_kind(text):
-    """'auto' -> 0, else a number of connections (1 to MOST_STREAMS)."""
-    if text == "auto":
-        return 0
-    if not text.isdigit() or not 1 <= int(text) <= MOST_STREAMS:
-        raise ValueError(_("is not auto or a number from 1 to %d") % MOST_STREAMS)
-    return int(text)
+# ==== one calculation ====
+# From the order to the results. Each step is noted in the record when it is done; what was lost, or killed, goes on behind the last note.
+Outcome = collections.namedtuple("Outcome", "ident code ended_by state fetched odd verdicts")     # code: exit code; ended_by: command or runner
+Outcome.__new__.__defaults__ = ({},)                   # odd: results that could not be put here; verdicts: those that did not leave there
+INCOMPLETE = set(NOT_THERE) | {"refused", "held"}     # verdicts that make "everything" incomplete
 
 
-def retry_kind(text):
-    """'COUNT,INTERVAL' -> (int, seconds)."""
-    count, comma, interval = text.partition(",")
-    if not count.strip().isdigit():
-        raise ValueError(_("is not COUNT,INTERVAL (like 5,60)"))
-    return int(count), seconds(interval.strip() or "60")
+def run_calculation(host, command, inputs, into=".", settings=None, mode="run", keep=False, batch=None, allow_refused=False):
+    """Runs command on host with the input files (paths; far names are their last parts) and fetches everything into `into`.
+    batch: [a batch system there, option, ...], for a host without a guard. allow_refused: what the owner's rules keep there is no failure.
+
+    Returns an Outcome. Stop with an exit code of the table when it cannot go on; the calculation can then be resumed by its ident, which
+    the message names.
+    """
+    import uuid
+    pairs, seen, settings = [], {}, settings or settings_for({})
+    for path in inputs:
+        far = os.path.basename(os.path.normpath(path))
+        if seen.setdefault(far, path) != path:
+            raise Stop(EX_USAGE, _("two inputs have the name %s: %s and %s") % (printable(far), printable(seen[far]), printable(path)))
+        pairs.append([os.path.abspath(path), far])
+    if not command or steers(command.replace("\t", " ")):
+        raise Stop(EX_USAGE, _("no command, or one with control characters"))
+    planned(pairs)                                     # 66 before anything is done
+    Line(host, settings)                               # 64 if that is no host
+    ident = str(uuid.uuid4())
+    order = {"host": host, "command": command, "inputs": pairs, "into": os.path.abspath(into), "mode": mode, "keep": keep,
+             "v": ON_DISK, "time": time.time(), "batch": batch, "began": clock_of(into, ident), "allow_refused": allow_refused,
+             "settings": settings._asdict()}
+    return Run(Record(ident, order), settings).go()
 
 
-def base_kind(text):
-    """A directory: absolute, or below the home directory."""
-    if not text or steers(text):
-        raise ValueError(_("is not a directory"))
-    return text
-
-
-def split_words(text):
-    """Words as a shell would split them (no shell is run)."""
-    import shlex
-    return shlex.split(text)
-
-
-TABLE = {
-    "ssh": {"base": (base_kind, "~/.mi_distcomp"), "streams": (streams_kind, 0), "retry": (retry_kind, (5, 60.0)),
-            "connect": (seconds, 20.0), "alive": (seconds, 15.0), "rsync_options": (split_words, []),
-            "ssh_options": (split_words, []), "connects": (int, 30), "lang": (one_of("auto", "en", "ja"), "auto")},
-    "ssh guard": {"base": (base_kind, "~/.mi_distcomp"), "from": (str, ""), "max_bytes": (size, 0), "audit_log": (str, "")},
-}
-TABLE.update(gate_keys())
-
-# The far side, where there is no guard. What it takes for granted:
-#  1. The log-in shell passes single-quoted words of plain ASCII on unchanged (sh, bash, dash, zsh, ksh, csh, tcsh and fish do).
-#  2. There is a POSIX sh in its PATH, with printf %b, mkdir, mv, rm, wc, tail, head, cat, sleep, kill.
-#  3. What the log-in shell prints before our first line ("mi_distcomp ...") is noise and skipped; after it, it prints nothing.
-#  4. /proc tells whether a process lives; without it a PID is taken for what it was.
-#  5. A process started with setsid (nohup, where there is no setsid) outlives the log-in. (systemd's KillUserProcesses=yes breaks this:
-#     loginctl enable-linger USER; `check HOST` looks.)
-#  6. Moving a directory to a name that is free is atomic, and a file's rename is: the base directory is on a local disk or NFS.
-#  7. GNU dd, find, tar and xargs: needed for pieces and several connections only (probed). Without: rsync; without rsync: tar alone.
-#  8. openssl, sha256sum or shasum for the sums (probed). Without: sizes only, and a line says so.
-#  9. python3 (3.5 or newer), if there is one, moves the pieces of large files, with the lines `pieces`; else dd does, at twice the cost.
-#     Its sum is of what it wrote, dd's of what is read back.
-# 10. Its clock need not be right: times of there are compared with times of there only.
-# Its words: PROTOCOL VERB BASE ID ... ; its answers are lines, each session's first one says `mi_distcomp 1 VERB`.
-FAR = r"""
-PATH=$PATH:/usr/bin:/bin
-shift; n=$#
-while [ "$n" -gt 0 ]; do
-    a=$1; shift; n=$((n - 1))
-    case $a in *\\*) a=$(printf '%b.' "$a"); a=${a%.};; esac
-    set -- "$@" "$a"
-done
-protocol=$1 verb=$2 b=$3 id=$4; shift 4
-set -u; mask=$(umask); umask 077
-case $b in /*) ;; "~/"*) b=$HOME/${b#"~/"};; *) b=$HOME/$b;; esac
-w=$b/$id c=$b/.mi/$id f=$w/remote_program_exec.log boot=
-{ read -r boot </proc/sys/kernel/random/boot_id; } 2>/dev/null
-: "${boot:=?}"
-sum=none
-choose_sum() {
-    for s in "openssl dgst -sha256 -r" sha256sum "shasum -a 256"; do
-        case $($s </dev/null 2>/dev/null) in e3b0c44298fc1c14*) sum=$s; return;; esac
-    done
-}
-alive() {   # lives the process of the note in file $1?
-    p='' s='' o=''
-    { read -r p s o x <"$1"; } 2>/dev/null
-    [ -n "$p" ] && [ "$o" = "$boot" ] || return 1
-    [ -r /proc/self/stat ] || { kill -0 "$p" 2>/dev/null; return; }
-    t=''; { read -r t <"/proc/$p/stat"; } 2>/dev/null
-    set -- ${t##*) }
-    [ "${20:-}" = "$s" ] && [ "$1" != Z ]
-}
-look() {   # sets state: none ready starting running, or: ended CODE, failed, lost WHY
-    state=none
-    if [ -f "$c/batch" ] && [ ! -f "$c/end" ]; then
-        state=running; [ -f "$c/start" ] || { state=queued; [ -f "$c/ready" ] || state="lost cancelled"; }
-        x=; [ -f "$c/lost" ] && { read -r x <"$c/lost"; state="lost $x"; }
-    elif [ -f "$c/end" ]; then
-        x=''; p=''; { read -r p s o h x <"$c/end"; } 2>/dev/null
-        q=''; { read -r q s <"$c/child"; } 2>/dev/null
-        case $x in "exit "[0-9]*) state="ended ${x#exit }";; *) state="lost end unknown";; esac; [ -n "$q" ] || state=failed
-    elif [ -f "$c/start" ]; then
-        p='' o=''; { read -r p s o x <"$c/start"; } 2>/dev/null
-        if [ -n "$p" ] && [ "$o" != "$boot" ]; then state="lost the host was restarted"
-        elif alive "$c/child"; then state=running
-        elif alive "$c/start"; then state=starting
-        elif [ -f "$c/end" ]; then look
-        else state=gone; fi
-    elif [ -f "$c/ready" ]; then state=ready; fi
-}
-launch() {   # BOOT COMMAND RUN: once, however often it is asked
-    mkdir -p "$w" "$b/.mi"
-    case $(ls -ldn "$b/.") in d???????w[!tT]*) echo "E refused others may write to $b there (chmod o-w)"; exit;; esac
-    case $(ls -ldn "$b/.mi/.") in d????w*|d???????w*) echo "E refused others may write to $b/.mi there (chmod go-w)"; exit;; esac
-    [ -O "$b/.mi" ] && [ -O "$w" ] || { echo "E refused $b/.mi there belongs to somebody else"; exit; }
-    if [ ! -d "$c" ]; then
-        [ "$1" = "$boot" ] || { echo "E lost the host was restarted before the command was started"; exit; }
-        t=$b/.mi/.new.$$
-        rm -rf "$t"; mkdir -p "$w" "$b/.mi" "$t" || { echo "E error cannot make $t"; exit; }
-        for a in child end.tmp ready; do printf '%256s' '' >"$t/$a" || { echo "E error cannot write to $t (disk full?)"; exit; }; done
-        printf '%s' "$3" >"$t/run"; printf '%s' "$2" >"$t/command"; mkfifo "$t/alive" 2>/dev/null
-        mv "$t" "$c"   # if another was quicker, ours lands inside of it and means nothing
-    fi
-    [ -n "$(ls -A "$c")" ] || { echo "E lost it was cleaned away"; exit; }
-    [ -f "$c/ready" ] || return
-    [ "$1" = "$boot" ] || { echo "E lost the host was restarted before the command was started"; exit; }
-    detach=nohup; command -v setsid >/dev/null 2>&1 && detach=setsid
-    MI_RUN=$id.1; export MI_RUN; umask "$mask"
-    $detach sh "$c/run" "$c" "$w" \
-        sh -c 'exec >remote_program_exec.log 2>&1; exec "$0" -c "$1"' "${SHELL:-/bin/sh}" "$2" </dev/null >/dev/null 2>&1 3<&- &
-}
-watch() {   # OFFSET: log and state until the end, as `L BYTES` + bytes, `S STATE`, `E STATE`
-    off=$1 pause=0.01 gone=0 said=
-    { cat >/dev/null; kill $$; } <&3 >/dev/null 2>&1 &   # nobody listens any more
-    feeler=$!
-    while :; do
-        look
-        n=0; [ -f "$f" ] && n=$(($(wc -c <"$f")))
-        if [ "$n" -gt "$off" ]; then
-            m=$((n - off)); [ "$m" -gt 1048576 ] && m=1048576
-            echo "L $m"; tail -c +$((off + 1)) "$f" | head -c "$m"
-            off=$((off + m)) pause=0.02
-            continue
-        fi
-        case $state in
-        ended*|failed|lost*) break;;
-        gone) gone=$((gone + 1)); pause=1; [ $gone -gt 10 ] && { state="lost end unknown"; break; };;
-        ready|none) gone=$((gone + 1)); [ $gone -gt 30 ] && { state="lost it was not started"; break; };;
-        *) [ "$state" = "$said" ] || { echo "S $state"; said=$state; };;
-        esac
-        sleep $pause 2>/dev/null || sleep 1
-        case $pause in 0.01) pause=0.02;; 0.02) pause=0.05;; 0.05) pause=0.1;; 0.1) pause=0.2;; 0.2) pause=0.5;; esac
-    done
-    echo "E $state"
-    kill $feeler 2>/dev/null
-}
-bad() { wait; echo "no $i $1"; exit 1; }
-for k in 1 2 3; do case $k in   # take N: exactly so many bytes from stdin; some heads read on, into the next order
-    1) take() { dd bs=65536 count="$1" iflag=count_bytes,fullblock status=none; };;
-    2) take() { head -c "$1"; };;
-    *) take() {
-        [ "$1" -lt 65536 ] || dd bs=65536 count=$(($1 / 65536)) iflag=fullblock 2>/dev/null
-        [ $(($1 % 65536)) = 0 ] || dd bs=$(($1 % 65536)) count=1 iflag=fullblock 2>/dev/null
-    };; esac
-    case $verb in lane|hold) ;; *) break;; esac
-    [ "$({ printf ab | { take 1 >/dev/null; cat; }; } 2>/dev/null)" = b ] && break
-done
-sums() { tr '\n' '\000' | xargs -0 $sum -- | sed 's/^\\//; s/ .*//; s/^/s /'; }
-pieces='                       # C, M and G by python3, where there is one: each byte passes once, no program starts per piece
-import hashlib, os, sys
-row, place = os.environb[b"row"], memoryview(bytearray(262144))
-os.write(6, b"%c" % 43)
-def move(coming, at, left, name):
-    digest, file = hashlib.sha256(), os.open(name, os.O_NONBLOCK | (os.O_CREAT | os.O_WRONLY if coming else os.O_RDONLY), 0o666)
-    with open(file, "wb" if coming else "rb", 0) as file:
-        if not coming and os.fstat(file.fileno()).st_size < at + left:
-            raise OSError(0, "it has shrunk")
-        file.seek(at)
-        source, goal = (open(0, "rb", 0, closefd=False), file) if coming else (file, open(5, "wb", 0, closefd=False))
-        while left:
-            data = place[:source.readinto(place[:left]) or 0]
-            left -= len(data) or sys.exit(1)
-            digest.update(data)
-            while data:
-                data = data[goal.write(data) or sys.exit(1):]
-    return digest.hexdigest().encode()
-def finish(size, told, name):
-    if not os.path.exists(name) or os.path.getsize(name) != size:      # else it may be read-only: once more, as the answer was lost
-        with open(name, "ab") as file:
-            file.truncate(size)
-    when, mode = told.split(b":")
-    whole, _dot, part = when.partition(b".")
-    os.utime(name, ns=(int(whole) * 10 ** 9 + int((part + b"0" * 9)[:9]),) * 2)
-    os.chmod(name, int(mode, 8))
-    return b"-"
-while row[:2] in (b"C ", b"M ", b"G "):
-    kind, number, at, told, name = row[:-1].split(b" ", 4)
+def clear_away(into, ident):
+    """Removes what a runner that was killed when all was stored has left there of its parts."""
     try:
-        if kind != b"G" and os.path.isdir(os.environb[b"c"]):
-            raise OSError(0, "the command was started already")
-        told = finish(int(at), told, b"./" + name) if kind == b"M" else move(kind == b"C", int(at), int(told), b"./" + name)
-    except OSError as error:
-        os.write(5, b"no %s %s: %s\n" % (number, name, error.strerror.encode()))
-        sys.exit(1)
-    os.write(5, b"ok %s %s\n" % (number, told))
-    row = b""
-    while row[-1:] != b"\n":
-        row += os.read(0, 1) or sys.exit(0)
-    row = row[:-1]
-os.write(6, row)'
-lane() {   # put or get: orders `KIND NUMBER OFFSET BYTES NAME/` on stdin, bytes behind them or in the answer
-    [ -d "$w" ] || mkdir -p "$w"; cd "$w" || exit 73
-    exec 4>&1
-    [ "$sum" != none ] || choose_sum
-    [ "$sum" = none ] && sums() { sed 's/.*/s -/'; }
-    [ "${sum#openssl}" != "$sum" ] && sums() { tr '\n' '\000' | xargs -0 $sum | sed 's/ .*//; s/^/s /'; }
-    python='' x=''
-    while [ -n "$x" ] || IFS= read -r x; do
-    case $python$x in "C "*|"G "*)   # it says +, and the first order that is not its own; sums of before come first
-        wait
-        y=$(row=$x c=$c python3 -I -S -c "$pieces" 5>&4 6>&1 >/dev/null 2>&1) && [ -n "$y" ] && x=${y#+} && continue
-        [ -z "$y" ] || exit 1
-        python=none;;
-    esac
-    k=${x%% *}; x=${x#* }; i=${x%% *}; x=${x#* }; o=${x%% *}; x=${x#* }; n=${x%% *}; p=./${x#* }; p=${p%/}; x=
-    [ "$1" = put ] && [ -d "$c" ] && bad "the command was started already"
-    case $k in
-    T)  if [ "$o" = 0 ]; then take "$n" | tar -xpof -
-        else wait; take "$n" | tar -B --checkpoint="$o" --checkpoint-action=echo=t -xpof - 2>&4   # `tar: t` after every o records
-        fi || bad "tar failed";;
-    C)  dd of="$p" bs=262144 seek="$o" count="$n" iflag=count_bytes,fullblock oflag=seek_bytes conv=notrunc status=none ||
-            bad "cannot write $p"
-        wait; [ "$sum" = none ] && { echo "ok $i -"; continue; }
-        { s=$(dd if="$p" bs=262144 skip="$o" count="$n" iflag=skip_bytes,count_bytes status=none | $sum); echo "ok $i ${s%% *}"; } &;;
-    Z)  m=${n#*,}
-        take "${n%,*}" | gzip -dc | dd of="$p" bs=262144 seek="$o" iflag=fullblock oflag=seek_bytes conv=notrunc status=none ||
-            bad "cannot write $p"
-        wait; [ "$sum" = none ] && { echo "ok $i -"; continue; }
-        { s=$(dd if="$p" bs=262144 skip="$o" count="$m" iflag=skip_bytes,count_bytes status=none | $sum); echo "ok $i ${s%% *}"; } &;;
-    M)  wait; [ -f "$p" ] || : >"$p"; [ $(($(wc -c <"$p"))) = "$o" ] || dd of="$p" bs=1 seek="$o" count=0 2>/dev/null
-        touch -d "@${n%:*}" "$p" && chmod "${n#*:}" "$p" || bad "cannot finish $p"; echo "ok $i -";;
-    S)  l=$(take "$n"); wait; { [ "$n" = 0 ] || printf '%s\n' "$l" | sums; echo "ok $i -"; } &;;
-    L)  [ -f "$c/start" ] && find "$c/start" -printf '%T@\000' || printf '0\000'
-        find . -mindepth 1 -printf '%y %s %T@ %C@ %m %P\000'; printf '\000'; echo "ok $i -";;
-    K)  printf '%s\000' "$(pwd -P)"; take "$n" | tr '\n' '\000' | xargs -0 readlink -mz --; echo "ok $i -";;
-    G)  [ $(($(wc -c <"$p"))) -ge $((o + n)) ] || bad "it has shrunk: $p"
-        s=$(dd if="$p" bs=262144 skip="$o" count="$n" iflag=skip_bytes,count_bytes status=none >&4 &
-            [ "$sum" = none ] || dd if="$p" bs=262144 skip="$o" count="$n" iflag=skip_bytes,count_bytes status=none | $sum; wait)
-        [ -n "$s" ] || s=-; echo "ok $i ${s%% *}";;
-    E)  tar -cf - .; exit;;
-    X)  wait; return;;
-    A)  l=$(take "$n")
-        s=$(printf '%s\n' "$l" | tr '\n' '\000' | tar --format=gnu --no-recursion -b 20 -hcf - --null -T - >&4 &
-            printf '%s\n' "$l" | sums; wait)
-        printf '%s\n' "$s"; echo "ok $i -";;
-    esac; done
-    wait
-}
-hold() {   # the control connection: says what there is here, then answers each line (or serves a lane, or cleans) until it is over
-    [ -d "$b/.mi" ] || mkdir -p "$b/.mi" 2>/dev/null
-    gzip=0; command -v gzip >/dev/null 2>&1 && gzip=1
-    printf %s "ready guard=0 boot=$boot gzip=$gzip "    # one line, of what each of them finds out
-    {
-        gnu=0; [ "$k" = 1 ] && find / -maxdepth 0 -printf '' 2>/dev/null &&
-            case $(tar --version 2>/dev/null) in *GNU*) gnu=1;; esac
-        printf %s "gnu=$gnu "
-    } &
-    {
-        rsync=0 zstd=0; command -v rsync >/dev/null 2>&1 && rsync=1 && case $(rsync --version 2>/dev/null) in *zstd*) zstd=1;; esac
-        printf %s "rsync=$rsync zstd=$zstd "
-    } &
-    choose_sum
-    wait; echo "sum=${sum%% *} more=1"
-    while IFS= read -r x; do case $x in
-    "lane "*|"clean "*)   # within this session: no other log-in shell to wait for
-        set -- $x; id=$2 w=$b/$2 c=$b/.mi/$2 f=$b/$2/remote_program_exec.log
-        case $id in *[!0-9a-f-]*) exit 64;; esac
-        echo "mi_distcomp 1 $1"
-        case $1 in lane) lane "$3"; echo over; cd /;; *) (clean);; esac;;
-    host)   # what `check` tells besides
-        aes=0; grep -qw aes /proc/cpuinfo 2>/dev/null && aes=1
-        free=$(df -Pk "$b" 2>/dev/null | { read -r x; read -r x x x a x; echo "${a:-0}"; })
-        kill=0; grep -qs '^KillUserProcesses=yes' /etc/systemd/logind.conf /etc/systemd/logind.conf.d/* &&
-            [ "$(loginctl show-user "$(id -un)" -p Linger 2>/dev/null)" = Linger=no ] && kill=1
-        echo "free=$free kill=$kill aes=$aes";;
-    *) printf '%s\n' "$x";;
-    esac; done
-}
-marked() {   # the processes that carry its mark, but the wrapper
-    for q in $(grep -lsF "MI_RUN=$id.1" /proc/[0-9]*/environ 2>/dev/null | sort -t/ -nk3); do   # parents first
-        q=${q#/proc/}; q=${q%/environ}; [ "$q" = $$ ] || [ "$q" = "$lead" ] || echo "$q"
-    done
-}
-cancel() {   # GRACE: TERM, after GRACE seconds KILL: the wrapper's group, and whatever carries its mark
-    lead=''; { read -r lead x <"$c/start"; } 2>/dev/null
-    look; case $state in running|starting|gone) ;; *) echo "E $state"; return;; esac
-    [ -n "$lead" ] && kill -TERM "-$lead" 2>/dev/null && kill -CONT "-$lead" 2>/dev/null
-    n=$(($1 * 5))
-    for sig in TERM KILL; do
-        [ "$sig" = KILL ] && alive "$c/child" && kill -KILL "$p" 2>/dev/null
-        for q in $(marked); do kill "-$sig" "$q" 2>/dev/null; kill -CONT "$q" 2>/dev/null; done
-        while [ "$n" -gt 0 ]; do
-            look; case $state in ended*|failed|lost*|none|ready) [ -n "$(marked)" ] || break 2;; esac
-            sleep 0.2 2>/dev/null || sleep 1; n=$((n - 1))
-        done
-        n=5
-    done
-    look; echo "E $state"
-}
-clean() {
-    look; case $state in running|starting|queued) echo "E $state"; exit;; esac
-    mkdir -p "$c"; rm -rf "$w" "$c"/* "$c"/.[!.]*   # stays empty for a day: a start that the network held back finds it
-    find "$b/.mi" -name '*-*-*' -mtime +1 -exec rmdir {} \; 2>/dev/null
-    echo "E cleaned"
-}
-all() { for c in "$b"/.mi/[0-9a-f]*; do [ -d "$c" ] || continue; look; [ "$state" = none ] || echo "${c##*/} $state"; done; echo "E end"; }
-case $id in *[!0-9a-f-]*) exit 64;; esac
-tool() {   # what a batch system is asked with: this program's own file, which brings itself here
-    [ -f "$c/tool" ] && { read -r x <"$c/tool"; exec python3 -I -S "$b/.mi/tool.$x" far "$verb" "$b" "$id" "$mask" "$@"; }
-}
-bring() {   # NAME: the file itself comes on stdin
-    mkdir -p "$b/.mi" && cat >"$b/.mi/tool.$1.$$" && mv "$b/.mi/tool.$1.$$" "$b/.mi/tool.$1"
-    python3 -I -S "$b/.mi/tool.$1" --version >/dev/null 2>&1 && echo "E ok" || echo "E a batch system needs python3, 3.6 or newer, there"
-}
-exec 3<&0
-[ "$verb" = rsync ] || echo "mi_distcomp 1 $verb"
-case $verb in
-hold) hold;;
-lane) lane "$1";;
-bring) bring "$1";;
-run) [ $# -eq 3 ] || exec python3 -I -S "$b/.mi/tool.$5" far run "$b" "$id" "$mask" "$1" "$2" "$4" "$5"; launch "$@"; watch 0;;
-watch) tool "$1"; watch "$1";;
-cancel) tool "$1"; cancel "$1";;
-clean) clean;;
-list) all;;
-rsync) mkdir -p "$w" && cd "$w" && exec rsync "$@";;
-*) exit 64;;
-esac
-"""
-Entry = collections.namedtuple("Entry", "near far size mtime mode")   # paths in bytes; mtime "SECONDS.FRACTION"; far relative, never odd
-Piece = collections.namedtuple("Piece", "entry offset size")
-Settings = collections.namedtuple("Settings", "base streams retry connect alive rsync_options ssh_options connects")
+        if os.path.isdir(os.path.join(into, b".mi-" + utf8(ident))):
+            Target(into, ident).close(True)
+    except OSError as error:                           # all is here: not worth a failure
+        log("warn", ident, "8 fetch", why=error)
 
 
-FINAL = (("Permission denied", EX_REFUSED), ("Host key verification failed", EX_REFUSED), ("HOST IDENTIFICATION", EX_REFUSED),
-         ("refused by the guard", EX_REFUSED), ("Bad configuration", EX_CONFIG), ("Bad owner", EX_CONFIG), (PROGRAM + ": ", EX_CONFIG),
-         ("Could not resolve", EX_UNAVAILABLE), ("No user exists for uid", EX_CONFIG))         # what ssh (or a guard) says when it is no use
+def clock_of(into, ident):
+    """The time now by the clock of the file system there, in nanoseconds. What cannot be stored there should be known before the calculation."""
+    target = Target(into, ident)
+    try:
+        return target.now()
+    finally:
+        target.close(True)
+
+
+class Run:
+    """One calculation: its record, its line, and the patience with that line."""
+
+    def __init__(self, record, settings):
+        self.record, self.settings, self.order = record, settings, record.order
+        self.ident, self.line, self.progress, self.ever, self.early = record.ident, None, 0, False, None
+        self.sent, self.decoder = None, codecs.getincrementaldecoder("utf-8")("replace")         # sent: the Line of the inputs
+
+    def go(self):
+        """Steps 2 to 9; from wherever the record says that it stopped. Returns the Outcome."""
+        record = self.record
+        log("info", self.ident, "1 order", host=self.order["host"], command=self.order["command"], files=len(self.order["inputs"]))
+        fault("ordered")
+        try:
+            if "ended" not in record.steps:
+                if "starting" not in record.steps:
+                    self.insist(self.send)             # 2. connect, 3. directory, 4. inputs
+                self.solver_log("start")
+                state = self.insist(self.start)        # 5. start, 6. watch
+                fault("ended")
+                record.step("ended", state=state)
+                self.solver_log("end " + state)
+            if "fetched" not in record.steps:
+                self.insist(self.fetch)                # 7. results, 8. fetch
+            else:
+                clear_away(utf8(self.order["into"]), self.ident)
+            fault("fetched")
+            outcome = self.judge()
+            if not outcome.odd and "cleaned" not in record.steps:
+                self.leave(outcome)                    # 9. clean up there
+            record.step("finished", code=outcome.code)
+            log("info", self.ident, "9 finish", state=outcome.state, code=outcome.code, ended_by=outcome.ended_by)
+            return outcome
+        except Stop as stop:
+            if stop.code == EX_REFUSED and "started" not in record.steps:
+                record.step("refused", code=stop.code) # what `list` says; `resume` may try again
+            raise
+        except KeyboardInterrupt as told:
+            runs = "started" in record.steps and "ended" not in record.steps
+            text = (_("%s: interrupted; the command runs on there, %s.py resume %s continues") if runs else
+                    _("%s: interrupted; %s.py resume %s continues")) % (self.ident, PROGRAM, self.ident)
+            raise Stop(told.args[0] if told.args else EX_INTERRUPT, text)
+        finally:
+            self.drop()
+
+    def insist(self, step):
+        """step(line), again over a new line when it was lost: until it is through, or the line was away for COUNT x INTERVAL seconds."""
+        count, interval = self.settings.retry
+        down, tries, seen = None, 0, None
+        while True:
+            try:
+                if self.line is None:
+                    self.line = Line(self.order["host"], self.settings).open(self.ident, self.plan)
+                    self.ever = True
+                return step(self.line)
+            except LineLost as error:
+                if isinstance(error, Never) and not self.ever and not self.record.steps.get("starting"):
+                    raise error.stop()
+                lost = error
+            except Declined as error:
+                if error.code != "host":               # else: it is another node's; the next log-in may be that one
+                    raise error.stop()
+                lost = error
+            self.drop()
+            now = time.monotonic()
+            if down is None or seen != self.progress:
+                down, tries, seen = now, 0, self.progress      # it had moved on since the last loss: patience starts anew
+            tries += 1
+            pause = min(interval, 2.0 ** min(tries - 1, 12)) * (0.75 + 0.5 * (os.urandom(1)[0] / 255.0))
+            if now + pause - down > count * interval:
+                runs = "starting" in self.record.steps
+                raise Stop(EX_UNAVAILABLE, (_("%s; given up after %d tries. What was started there runs on: %s resume %s") if runs else
+                                            _("%s; given up after %d tries; nothing was started there: %s resume %s")) % (
+                    lost, tries, PROGRAM, self.ident))
+            log("warn", self.ident, "line", host=self.order["host"], lost=lost, again_in="%.1fs" % pause)
+            time.sleep(pause)
+
+    def plan(self):
+        """Looks at the inputs, once, while the log-in takes its time."""
+        if self.early is None and "starting" not in self.record.steps:
+            self.early = Beside(lambda: planned(self.order["inputs"]))
+
+    def drop(self):
+        if self.line is not None:
+            self.line.close()
+        self.line = None
+
+    def solver_log(self, word):
+        """The lines of the solver log, where the site asks for them (MISYSTEM_SITEID)."""
+        site = os.environ.get("MISYSTEM_SITEID")
+        if site:
+            show("%s solver_log site=%s host=%s calculation=%s %s\n" % (
+                time.strftime("%Y/%m/%d %H:%M:%S"), printable(site), printable(self.order["host"]), self.ident, printable(word)))
+
+    def send(self, line):
+        """2. connect 3. directory 4. inputs"""
+        log("info", self.ident, "2 connect", host=line.host, round_trip="%.1fms" % (line.round_trip * 1000), door=line.door)
+        fault("connected")
+        record, entries, self.sent = self.record, self.early.result(), line        # as they were at first: a change since then is said
+        record.begin("in", line.where(), line.told.get("state") == "none")
+        record.step("sending")
+        fault("sending")
+        before = record.spans()
+        try:
+            moved = plain_put(line, self, entries) if line.plain else put(line, entries, record, self.settings)
+        finally:
+            self.progress += record.spans() - before
+        log("info", self.ident, "4 inputs", files=len(entries), bytes=moved)
+        fault("sent")
+        record.note_inputs(entries)
+        record.step("starting", boot=line.told.get("boot", "?"), host=line.told.get("host", "?"), offset=0)
+
+    def start(self, line):
+        """5. start (once, however often it is asked) 6. watch: the log as it comes, then how it ended"""
+        starting = self.record.steps["starting"]
+        fault("starting")
+        if line.plain:
+            return plain_run(line, self)
+        lost = line is not self.sent and self.never(line, starting)
+        if lost:
+            return lost
+        session, fresh = line.session, "started" not in self.record.steps
+        if fresh:
+            session.send("start", command=self.order["command"], batch=self.order.get("batch"))
+        session.send("wait", offset=starting["offset"])
+        try:
+            if fresh:
+                told = session.answer("state")
+                self.record.step("started")
+                log("info", self.ident, "5 start", state=told.get("where") or told["state"])
+                fault("started")
+            return self.watch(session, starting)
+        except Declined as error:
+            if error.code != "gone":
+                raise
+            self.line.close()                          # its session may have more to say
+            self.line = None
+            return "lost it was cleaned away"
+
+    def never(self, line, starting):
+        """Why it cannot have been started, or cannot be any more, over this line, which is a later one than that of the inputs; ''. LineLost
+        if this line leads to another host, where nothing of it is."""
+        state, here = line.told["state"], line.told["host"]
+        other = starting.get("host", here) != here
+        if other and state in ("none", "gone"):
+            raise LineLost(_("%s: the log-in came to another host (%s), where nothing of it is; it was sent to %s") % (
+                line.host, printable(here), printable(starting["host"])))
+        if state == "taken" and not other and starting["boot"] != line.told["boot"]:
+            return "lost the host was restarted before the command was started"
+        return "lost it was cleaned away" if state in ("none", "gone") else ""
+
+    def watch(self, session, starting):
+        """6. Reads the stream of a `wait` to its end; returns the state."""
+        said = None
+        while True:
+            told = session.answer()
+            if "log" in told:
+                if told["log"] != starting["offset"] or told.get("size", 0) > UNPACKED:
+                    session.line.nonsense()
+                for data in session.parts(told.get("size", 0)):
+                    self.echo(data)
+                    starting["offset"] += len(data)
+                    self.progress += 1
+            elif told.get("end"):
+                state = ending(told, session.line)
+                log("info", self.ident, "6 end", state=state)
+                return state
+            elif told.get("where") and told["where"] != said:            # where a batch system, or another node, has it
+                said = told["where"]
+                log("info", self.ident, "6 now", state=said)
+
+    def echo(self, data):
+        """Live output of the command, harmless for a terminal."""
+        text = self.decoder.decode(data)
+        show(re.sub("[\x00-\x08\x0b-\x1f\x7f-\x9f]", lambda m: "\r" if m.group() == "\r" else "\\x%02x" % ord(m.group()), text))
+
+    def fetch(self, line):
+        """7. results 8. fetch: everything in the directory, but inputs that nobody has touched"""
+        target = Target(utf8(self.order["into"]), self.ident, began=self.order.get("began"), always=(LOG.encode(),))
+        done = False
+        try:
+            files, kept, verdicts = self.fetch_into(line, target)
+            target.settle()
+            for name, why in kept.items():
+                log("error", self.ident, "8 fetch", not_fetched=name, why=why)
+            if kept:
+                log("error", self.ident, "8 fetch", still_there=len(kept), get_them="%s resume %s --to DIR" % (PROGRAM, self.ident))
+            self.record.step("fetched", files=files, odd=sorted(map(printable, kept)), verdicts=verdicts)
+            done = True
+        finally:
+            target.close(done)
+
+    def fetch_into(self, line, target):
+        """(how many files were fetched, {name: why} of what could not be put here, verdicts of what did not leave there)."""
+        fault("listing")
+        kept, got = {}, {}
+        sent = self.record.inputs() if self.order["mode"] == "fielded" else {}
+        if line.plain:
+            return plain_get(line, self, target, kept), kept, {}
+        for look in range(LOOKS):                      # what changes while it is fetched is listed anew
+            found = self.results(line)
+            wanted = [entry._replace(near=target.part(key_of(entry.far))) for entry in found.files
+                      if got.get(entry.far) != version(entry) and self.wants(target, entry, sent, kept)]
+            log("info", self.ident, "7 results", files=len(found.files), to_fetch=len(wanted), odd=len(kept))
+            for name, mtime in found.folders:
+                put_in_place(kept, name, lambda: target.make(name, mtime))
+            target.sync = len(wanted) <= 50
+            self.record.begin("out", boot_id() + " " + line.where())
+            self.record.verify([entry for entry in wanted if os.path.exists(entry.near)])
+            fault("fetching")
+            before = self.record.spans()
+            try:
+                moved, stays = get(line, wanted, self.record, self.settings, target, kept)
+            finally:
+                self.progress += self.record.spans() - before
+            log("info", self.ident, "8 fetch", files=len(wanted), bytes=moved)
+            got.update((entry.far, version(entry)) for entry in wanted if entry.far not in stays)
+            if "changing" not in stays.values():
+                break
+        for name, code in stays.items():
+            found.verdicts.tell(code, name)
+        found.verdicts.pop("missing", None)            # nobody asked for it by name
+        return len(got), kept, found.verdicts
+
+    def results(self, line):
+        """What may leave there; nothing, where nothing of a lost calculation is left."""
+        try:
+            return line.results(self.order["mode"] == "fielded")
+        except Declined as error:
+            if error.code in ("gone", "state") and self.record.steps["ended"]["state"].startswith("lost"):
+                return Found([], [], Verdicts())
+            raise
+
+    def wants(self, target, entry, inputs, kept):
+        """Is it to be fetched? Not what is here: an input as it was sent (fielded words: where it came from), or stored before."""
+        sent = inputs.get(entry.far)
+        mine = sent is not None and (sent.size, sent.mtime) == (entry.size, entry.mtime) and os.path.realpath(
+            os.path.join(utf8(self.order["into"]), utf8(entry.far))) == os.path.realpath(sent.near)
+        return not mine and not is_here(target, entry) and put_in_place(kept, entry.far, lambda: target.allow(utf8(entry.far)))
+
+    def judge(self):
+        """The Outcome of how it ended."""
+        done, state = self.record.steps["fetched"], self.record.steps["ended"]["state"]
+        verdicts = done.get("verdicts", {})
+        short = done["odd"] or INCOMPLETE.intersection(verdicts) - ({"refused"} if self.order.get("allow_refused") else set())
+        if state.startswith("ended "):
+            code = int(state.split()[1])
+            told, who = (EX_DATA, "runner") if short and not code else (code, "command")
+            return Outcome(self.ident, told, who, state + self.why(code), done["files"], done["odd"], verdicts)
+        if state == "failed":
+            return Outcome(self.ident, 126, "runner", "the command could not be started there", done["files"], done["odd"], verdicts)
+        state += _(" (what it left was fetched; nothing is run a second time by itself)")
+        return Outcome(self.ident, EX_TEMPFAIL, "runner", state, done["files"], done["odd"], verdicts)
+
+    def why(self, code):
+        """Behind how it ended: what is known of the reason."""
+        if code > 128 and os.path.exists(os.path.join(self.record.folder, b"cancelled")):
+            return _(" (cancelled by hand)")
+        try:
+            with open(os.path.join(utf8(self.order["into"]), utf8(LOG)), "rb") as text:
+                text.seek(-min(4000, os.fstat(text.fileno()).st_size), 2)
+                rest = text.read()
+        except OSError:
+            return ""
+        full = [word for word in (b"No space left on device", b"Disk quota exceeded") if code and word in rest]
+        return " (%s: %s)" % (LOG, full[0].decode()) if full else ""
+
+    def leave(self, outcome):
+        """9. All is here: it may go there, and goes if all went well and nobody wants to keep it."""
+        clean = not self.order["keep"] and outcome.code == 0
+        try:
+            self.insist(lambda line: self.clean(line, clean))
+        except Stop as stop:                           # everything is here: not worth a failure
+            log("warn", self.ident, "9 clean", host=self.order["host"], why=stop)
+
+    def clean(self, line, clean):
+        """9. says that all has arrived there, and (clean) removes the directory there"""
+        if line.plain:
+            return
+        session = line.session
+        session.send("fetched", but=[])
+        if clean:
+            session.send("clean", discard=False)
+        try:
+            session.answer("state")
+            told = session.answer("state") if clean else {}
+        except Declined as error:
+            if error.code == "host":
+                raise
+            told = {"left": [str(error)]}
+        if told.get("state") == "gone":
+            self.record.step("cleaned")
+        elif told.get("left"):
+            log("warn", self.ident, "9 clean", host=line.host, left=" / ".join(told["left"]))
+
+
+def ending(told, line):
+    """How it ended, in words: ended CODE, failed (it could not be started), lost WHY. told: STATE of the protocol."""
+    lost = told.get("state") == "lost" or told.get("lost")
+    if not lost and told.get("state") not in ("ended", "fetched"):
+        line.nonsense()
+    why = told.get("why", "")
+    if lost:
+        return printable("lost " + why).strip()
+    return printable("ended %d %s" % (told["code"], why)).strip() if told.get("code") is not None else "failed"
+
+
+def is_here(target, entry):
+    """Did this calculation store this very version of it before?"""
+    noted = target.noted.get(utf8(entry.far))
+    try:
+        info = os.stat(os.path.join(target.path, utf8(entry.far)), follow_symlinks=False)
+    except OSError:
+        return False
+    return noted == (info.st_ino, info.st_size, info.st_mtime_ns) and noted[1:] == (entry.size, entry.mtime)
+
+
+class Beside(threading.Thread):
+    """Makes something while something else goes on."""
+
+    def __init__(self, make):
+        threading.Thread.__init__(self, daemon=True)
+        self.make, self.made, self.error = make, None, None
+        self.start()
+
+    def run(self):
+        try:
+            self.made = self.make()
+        except Exception as error:
+            self.error = error
+
+    def result(self):
+        self.join()
+        if self.error:
+            raise self.error
+        return self.made
+
+
+# ==== connections ====
+# A line is one control connection to a host, whose first session serves the whole calculation; lanes for large things are further sessions,
+# over it or over connections of their own. Nothing of what comes is believed before it was looked at (ANSWERS).
+FIRST = b"mi_distcomp 2 "       # our first line there begins so, wherever in a line of the log-in's it stands
 NOT_OURS = 254                 # ssh's exit codes from here on: the host is closed (/etc/nologin), the line broke
-
-
+ANSWER = (1 << 20) + 2         # bytes of a line of an answer
 class LineLost(Exception):
     """The connection is gone or never came; it may come back."""
+    code = 69
+
+    def stop(self):
+        """The Stop for it, where nobody waits for it."""
+        return Stop(self.code, str(self))
 
 
-# ---- words and connections ----
+class Never(LineLost):
+    """A connection that will not come by trying again. code: for the exit."""
+
+    def __init__(self, code, text):
+        LineLost.__init__(self, text)
+        self.code = code
+
+
+class Declined(Exception):
+    """The door there says no to one request. code: refused, state, gone, host, disk, error."""
+
+    def __init__(self, host, told):
+        Exception.__init__(self, "%s: %s" % (host, printable(told.get("why", ""))))
+        self.code, self.state = told["no"], told.get("state", "none")
+
+    def stop(self):
+        """The Stop for it."""
+        if self.code == "disk":
+            return Stop(EX_IOERR, _("%s (is the disk full there?)") % self)
+        codes = {"refused": EX_REFUSED, "error": EX_IOERR, "gone": EX_DATA, "host": EX_UNAVAILABLE, "config": EX_CONFIG}
+        return Stop(codes.get(self.code, EX_PROTOCOL), str(self))
+
 
 def encoded(text):
-    """text (str or bytes) as one single-quoted word that any log-in shell passes on; FAR and the guard turn its \\0ooo back."""
+    """text (str or bytes) as one single-quoted word that any log-in shell passes on; LOADER and PLAIN turn its \\0ooo back."""
     data = text if isinstance(text, bytes) else utf8(text)
     return "'" + re.sub(rb"[^ -~]|['\\!]", lambda m: b"\\0%03o" % ord(m.group()), data).decode("ascii") + "'"
 
 
-def request(verb, base, ident, *words):
-    """The one form of everything that is asked of the far side. A guard drops the text FAR and looks at the words behind it only."""
-    return "exec sh -c 'eval \"$(printf %b \"$1\")\"' mi_distcomp " + " ".join(
-        encoded(word) for word in (FAR, "1", verb, base, ident) + words)
+def request(text, *words):
+    """The one form of everything that is asked of a host: a text for sh, and words. A guard drops the text."""
+    return "exec sh -c 'eval \"$(printf %b \"$1\")\"' mi_distcomp " + " ".join(encoded(word) for word in (text,) + words)
 
 
-def state_folder():
-    """Where this side's records are (bytes), made if need be: the user's state directory."""
-    top = os.environ.get("XDG_STATE_HOME") or os.path.join(os.path.expanduser("~"), ".local", "state")
-    if not os.path.isabs(top):                         # it would be another place wherever this is started
-        raise Stop(EX_CONFIG, _("no home directory is known here: set HOME, or XDG_STATE_HOME, to an absolute path"))
-    folder = os.path.join(utf8(top), b"mi_distcomp_ssh")
-    os.makedirs(folder, 0o700, exist_ok=True)
-    return folder
+@functools.lru_cache(maxsize=1)
+def own_file():
+    """(this file's bytes, the first 16 digits of their sum)"""
+    with open(__file__, "rb") as text:
+        data = text.read()
+    return data, hashlib.sha256(data).hexdigest()[:16]
 
 
 class Line:
@@ -5279,10 +5441,9 @@ class Line:
     def __init__(self, host, settings):
         if not host or host.startswith("-") or steers(host) or " " in host:
             raise Stop(EX_USAGE, _("%s: not a host") % printable(host))
-        self.host, self.settings = host, settings
-        self.folder = self.process = self.facts = self.spare = self.second = None
-        self.round_trip, self.options, self.busy = 0.0, None, False
-        self.lock = threading.Lock()
+        self.host, self.settings, self.turn = host, settings, os.urandom(8).hex()
+        self.folder = self.process = self.session = self.options = self.run = None
+        self.plain, self.door, self.told, self.round_trip = "", "plain", {}, 0.0     # plain: why there is no door there
 
     def configured(self):
         """What ~/.ssh/config says about the host ({key: value}); empty if this ssh cannot tell."""
@@ -5307,108 +5468,95 @@ class Line:
             self.options += ["-o", option]
         self.place = "%s@%s:%s" % (told.get("user", ""), told.get("hostname", self.host), told.get("port", ""))
 
-    def ssh(self, verb, ident, *words, **how):
-        """The argument vector of one session: over the control connection, or (own=True) over a connection of its own."""
-        control = ["-o", "ControlMaster=no", "-o", "ControlPath=none"] if how.get("own") else ["-S", self.control, "-o", "ControlMaster=no"]
-        control = ["-M", "-S", self.control] if how.get("master") else control
-        return [utf8(word) for word in self.options + control + ["--", self.host, request(verb, self.settings.base, ident, *words)]]
-
-    def start(self, *words, **how):
-        """Starts a session (Popen); its stderr goes into a file of its own (process.said), which `why` reads."""
-        if how.get("own") or how.get("master"):
+    def start(self, asked, own=False):
+        """Starts a session (Popen) that is asked for this: the first one with the control connection, others over it, or (own) over a
+        connection of their own. Its stderr goes into a file (process.said), which why() reads."""
+        control = ["-S", self.control, "-o", "ControlMaster=no"]
+        if own or self.process is None:
             spend(self.place, self.settings.connects)
+            control = ["-o", "ControlMaster=no", "-o", "ControlPath=none"] if own else ["-M", "-S", self.control]
         elif self.process.poll() is not None:          # ssh would log in anew for each session, beyond the budget
             raise LineLost(_("%s: the connection broke off") % self.host)
         said = open(os.path.join(self.folder, b"said.%d" % (time.monotonic() * 1e9)), "w+b")
-        process = subprocess.Popen(self.ssh(*words, **how), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=said,
-                                   bufsize=BLOCK, start_new_session=True)
-        process.said, process.verb = said, words[0]
+        process = subprocess.Popen([utf8(word) for word in self.options + control + ["--", self.host, asked]], stdin=subprocess.PIPE,
+                                   stdout=subprocess.PIPE, stderr=said, bufsize=BLOCK, start_new_session=True)
+        process.said = said
         limit_files(process.pid)
         for pipe in (process.stdin, process.stdout):
             widen(pipe)
         return process
 
-    def lane(self, ident, way, own=False):
-        """A lane: over a connection of its own, in the control connection's session where that can, or in one beside it."""
-        with self.lock:
-            held = not own and self.free()
-            self.busy = self.busy or held
-        return Held(self, "lane %s %s" % (ident, way)) if held else self.start("lane", ident, way, own=own)
+    def door_words(self):
+        """What asks for a session of the door there."""
+        return request(LOADER, "2", "door", self.settings.base, own_file()[1])
 
-    def free(self):
-        """Can the control connection's session do something now?"""
-        if isinstance(self.spare, Held):
-            self.spare.leave()
-            self.spare = None
-        return self.facts.get("more") == "1" and not self.busy
-
-    def open(self, meanwhile=lambda: None):
-        """Opens the control connection. LineLost if it cannot be had now; Stop 77 or 69 if it will never be had like this.
-        meanwhile: called while the log-in takes its time."""
+    def open(self, run=None, meanwhile=lambda: None, check=False):
+        """Opens the control connection, and its session for this run (UUID). LineLost if it cannot be had now; Stop if it will never be had
+        like this. meanwhile: called while the log-in takes its time."""
         import tempfile
         self.folder = utf8(tempfile.mkdtemp(prefix="mi-", dir="/tmp" if os.path.isdir("/tmp") else None))     # sun_path is short
-        self.control = self.folder.decode() + "/c"
+        self.control, self.run = self.folder.decode() + "/c", run
         if self.options is None:
             self.choose_options()
-        began = time.monotonic()
-        self.process = self.start("hold", "-", master=True)
+        began, self.process = time.monotonic(), self.start(self.door_words())
         meanwhile()
         patience = threading.Timer(self.settings.connect * 3, give_up, [self.process])         # a log-in can hang at any point
         patience.daemon = True
         patience.start()
-        if not self.marked(self.process):
-            self.refused()
-        facts = self.row(self.process).decode("utf-8", "replace").split()
-        if not facts:
-            self.refused()
-        if facts[:1] != ["ready"]:
-            raise Stop(EX_PROTOCOL, _("%s: a guard or shell there answers otherwise than expected: %s") % (
-                self.host, printable(" ".join(facts))[:200]))
-        self.facts = dict(fact.partition("=")[::2] for fact in facts[1:])
-        log("debug", None, "connect", host=self.host, seconds="%.3f" % (time.monotonic() - began), **self.facts)
-        started = time.monotonic()
-        if self.answer(b"ping\n") != b"ping\n":
-            raise LineLost(_("%s: the connection broke off") % self.host)
+        self.session = Session(self, self.process)
+        try:
+            self.plain = self.session.reach()
+            started = time.monotonic()
+            if not self.plain:
+                self.told = self.session.hello("", check)
+                self.door, self.round_trip = self.told["door"], time.monotonic() - started
+        except BaseException:
+            self.close()
+            raise
         patience.cancel()
-        self.round_trip = time.monotonic() - started
+        log("debug", run, "connect", host=self.host, seconds="%.3f" % (time.monotonic() - began), plain=self.plain,
+            program=self.told.get("program", "-"), there=self.told.get("host", "-"), state=self.told.get("state", "-"))
         return self
 
-    def marked(self, process):
-        """Skips what a log-in shell prints; True at our own first line."""
-        noise = 0
-        for row in iter(lambda: process.stdout.readline(LINE), b""):
-            if row.endswith(b"mi_distcomp 1 %s\n" % utf8(process.verb)):          # behind text without a line end, too
-                return True
-            noise += len(row)
-            if noise > NOISE:
-                self.nonsense()
-        return False
+    def where(self):
+        """This boot of the host there, as one word."""
+        return re.sub(r"\s", "?", "%s.%s" % (self.told.get("host"), self.told.get("boot")))
 
-    def row(self, process):
-        """One line of a session's (b"" at its end). 76 if it is too long."""
-        row = process.stdout.readline(LINE)
-        if len(row) == LINE and not row.endswith(b"\n"):
+    def lane(self, way, own):
+        """A further session, "put" or "get"."""
+        session = Session(self, self.start(self.door_words(), own))
+        if session.reach():
             self.nonsense()
-        return row
+        session.hello(way)
+        return session
 
-    def rows(self, process):
-        """All lines behind the first of a short answer. 76 if they are too many."""
-        rows, left = [], ANSWER_MOST
-        for row in iter(lambda: self.row(process), b"") if self.marked(process) else ():
-            rows.append(row.decode("utf-8", "replace").rstrip("\n"))
-            left -= len(row)
-            if left < 0:
+    def results(self, inputs):
+        """What may leave of the run (Found). inputs: also inputs that nobody has touched."""
+        found, at = Found([], [], Verdicts()), 0
+        while at is not None:
+            told = self.session.ask("results", {"from": at, "inputs": inputs}).answer("files", "folders", "next")
+            found.files.extend(Entry(None, name, size, mtime, 0o777 if x else 0o666) for name, size, mtime, x, sum256 in told["files"])
+            found.folders.extend((name[:-1], mtime) for name, mtime in told["folders"])
+            step = len(told["files"]) + len(told["folders"])
+            if told["next"] is not None and (told["next"] != at + step or not step) or len(found.files) + len(found.folders) > MOST_FILES:
                 self.nonsense()
-        return rows
+            at = told["next"]
+        found.verdicts.update((code, {"count": one["count"], "names": list(map(printable, one["names"]))})
+                              for code, one in told.get("verdicts", {}).items())
+        return found
 
     def nonsense(self):
         """Stop 76: no program of ours answers like this."""
         raise Stop(EX_PROTOCOL, _("%s: an answer that makes no sense") % self.host)
 
-    def refused(self):
-        """Says why the control connection could not be had."""
-        text, ended = self.why(self.process), self.process.returncode
+    def refused(self, process):
+        """Says why a session never came to our program."""
+        text, ended = self.why(process), process.returncode
+        if process is not self.process:
+            raise LineLost("%s: %s" % (self.host, printable(text) or _("the connection broke off")))
         self.close()
+        if "refused by the guard: an unknown verb" in text:
+            raise Never(EX_PROTOCOL, _("%s: its guard is of an older version (protocol 1); this file has to be put there") % self.host)
         if 0 <= ended < NOT_OURS and not any(sign in text for sign, code in FINAL):
             raise Never(EX_CONFIG, _("%s: the log-in there ended with code %d before it came to what was asked for%s; an exit or exec in "
                                      "a file that its shell reads first (.bashrc, .cshrc), or an account without a shell?")
@@ -5418,15 +5566,6 @@ class Line:
                 raise Never(code, _("%s: %s (try by hand: %s)") % (
                     self.host, printable(text), " ".join(["ssh"] + self.settings.ssh_options + [self.host])))
         raise LineLost("%s: %s" % (self.host, printable(text) or _("no answer")))
-
-    def answer(self, text):
-        """The line with which the control connection answers a line (bytes both; b"" if it is gone)."""
-        try:
-            self.process.stdin.write(text)
-            self.process.stdin.flush()
-            return self.row(self.process)
-        except OSError:
-            return b""
 
     def why(self, process):
         """The last words on stderr of a session that has ended (or is ended here)."""
@@ -5439,52 +5578,21 @@ class Line:
         rows = [row for row in process.said.read(65536).decode("utf-8", "replace").splitlines() if row.strip()]
         return " / ".join(row.strip() for row in rows[-3:])[:500]
 
-    def call(self, verb, ident, *words):
-        """One short request; the lines of its answer. LineLost if the answer did not come in full (last line `E ...`)."""
-        if verb == "clean" and self.free():
-            return self.clean(ident)
-        process = self.start(verb, ident, *words)
-        process.stdin.close()
-        rows = self.rows(process)
-        if not rows or not rows[-1].startswith("E "):
-            self.broke(process)
-        self.end(process)
-        return rows
-
-    def clean(self, ident):
-        """The same for `clean`, in the control connection's session."""
-        held = Held(self, "clean " + ident)
-        row = self.row(held) if self.marked(held) else b""
-        if not row.startswith(b"E "):
-            self.broke(held)
-        self.busy = False
-        return [row.decode("utf-8", "replace").rstrip("\n")]
-
     def broke(self, process):
-        """A session ended too early: a guard's refusal is final, anything else is a lost line."""
+        """A session ended too early: a guard that stopped (broken ini, bug) is final, anything else is a lost line."""
         text = self.why(process)
-        if "refused by the guard" in text:
-            raise Stop(EX_REFUSED, "%s: %s" % (self.host, printable(text)))
-        if PROGRAM + ": " in text:                     # a guard that stopped: broken ini, bug
+        if PROGRAM + ": " in text:
             raise Stop(EX_PROTOCOL, _("the guard of %s: %s") % (self.host, printable(text)))
         raise LineLost("%s: %s" % (self.host, printable(text) or _("the connection broke off")))
 
     def end(self, process):
         """Closes a session's pipes and waits a moment for it."""
-        if isinstance(process, Held):
-            return
         hang_up(process)
         self.why(process)
         process.said.close()
 
     def close(self):
         """Ends the control connection and removes its socket."""
-        for process in (self.spare, self.second):
-            if process is not None:
-                process.kill()
-                self.end(process)
-        self.spare = self.second = None
-        self.busy = False
         if self.process is not None:
             self.process.terminate()
             hang_up(self.process)                      # wakes an ssh that was told just before it began to wait
@@ -5497,6 +5605,109 @@ class Line:
             import shutil
             shutil.rmtree(self.folder, ignore_errors=True)
         self.process = self.folder = None
+
+
+class Session:
+    """One session of the door there: requests and their answers, in the same order; each a line of JSON, with bytes behind it where it says so."""
+
+    def __init__(self, line, process):
+        self.line, self.process = line, process
+        self.place = memoryview(bytearray(BLOCK))      # through which large things pass
+
+    def reach(self):
+        """Skips what the log-in prints, brings this program where it is not there yet: '' at the door, else why there is only the plain way."""
+        noise = 0
+        for row in iter(lambda: self.process.stdout.readline(LINE), b""):
+            noise += len(row)
+            if noise > NOISE:
+                break
+            kind, _blank, rest = row.partition(FIRST)[2].decode("utf-8", "replace").strip().partition(" ")
+            if kind == "door":
+                return ""
+            if kind == "bring":
+                self.bring(rest == "z")
+            if kind == "plain":
+                return rest or "?"
+            if kind == "no":
+                code, _blank, why = rest.partition(" ")
+                raise Never(int(code) if re.match(r"(6[4-9]|7[0-8])\Z", code) else EX_PROTOCOL, "%s: %s" % (self.line.host, printable(why)))
+        else:
+            self.line.refused(self.process)
+        self.line.nonsense()
+
+    def bring(self, packed):
+        """This very file, which the door there is."""
+        import zlib
+        data = zlib.compress(own_file()[0], 9) if packed else own_file()[0]
+        log("info", self.line.run, "2 bring", host=self.line.host, bytes=len(data))
+        self.write(b"%d\n" % len(data), data)
+        self.flush()
+
+    def hello(self, lane, check=False):
+        """What there is there."""
+        more = {"check": True} if check else {}
+        return self.ask("hello", v=2, run=self.line.run, lane=lane, turn=self.line.turn, **more).answer("state", "door", "host", "boot", "free")
+
+    def send(self, do, words=(), data=(), **more):
+        """One request; data: the bytes behind it, in parts. LineLost."""
+        self.write(json.dumps(dict(words, do=do, **more)).encode("ascii") + b"\n", *data)
+
+    def write(self, *parts):
+        try:
+            for part in parts:
+                self.process.stdin.write(part)
+        except OSError:                                # no broken pipe of stdout
+            self.line.broke(self.process)
+
+    def flush(self):
+        try:
+            self.process.stdin.flush()
+        except OSError:
+            self.line.broke(self.process)
+
+    def ask(self, do, words=(), **more):
+        """One request, on its way; the session, for its answer."""
+        self.send(do, words, **more)
+        return self
+
+    def answer(self, *needed):
+        """The next answer: a dict with these words. Declined; LineLost; 76 if it is not as it should be."""
+        self.flush()
+        row = self.process.stdout.readline(ANSWER)
+        if not row.endswith(b"\n"):
+            self.line.nonsense() if len(row) >= ANSWER else self.line.broke(self.process)
+        try:
+            told = json.loads(row.decode("ascii"))
+        except (ValueError, RecursionError):
+            told = None
+        if type(told) is not dict or not all(kind(told[name]) for name, kind in ANSWERS.items() if name in told):
+            self.line.nonsense()
+        if "no" in told:
+            raise Declined(self.line.host, told)
+        if not set(needed) <= set(told):
+            self.line.nonsense()
+        return told
+
+    def parts(self, count):
+        """The bytes behind an answer, some at a time: a view that is good until the next ones are asked for."""
+        while count:
+            data = self.place[:self.process.stdout.readinto1(self.place[:count])]
+            if not data:
+                self.line.broke(self.process)
+            count -= len(data)
+            yield data
+
+    def exactly(self, count):
+        """All of them."""
+        data = self.process.stdout.read(count)
+        if len(data) != count:
+            self.line.broke(self.process)
+        return data
+
+    def close(self):
+        """Ends it."""
+        self.process.kill()
+        self.line.end(self.process)
 
 
 def give_up(process):
@@ -5525,46 +5736,6 @@ def hang_up(process):
             pipe.close()
         except OSError:
             pass
-
-
-class Held:
-    """A lane in the control connection's own session."""
-
-    def __init__(self, line, order):
-        hold = line.process
-        self.line, self.verb, self.wait = line, order.split(" ")[0], hold.wait
-        self.stdin, self.stdout, self.said = hold.stdin, hold.stdout, hold.said
-        line.busy = True
-        try:
-            self.stdin.write(utf8(order + "\n"))
-            self.stdin.flush()
-        except BrokenPipeError:
-            line.broke(self)
-
-    def leave(self):
-        """All that was asked is answered: the session goes on without the lane (its last word is skipped by whoever reads next)."""
-        self.line.busy = False
-        try:
-            self.stdin.write(b"X 0 0 0 -/\n")
-            self.stdin.flush()
-        except OSError:
-            self.kill()
-
-    def kill(self):
-        """The lane stands somewhere in the middle: there is no other end for it than the connection's."""
-        self.line.process.kill()
-
-
-def leave(process, clean):
-    """Ends a lane; clean: nothing is under way in it."""
-    if clean and isinstance(process, Held):
-        process.leave()
-    else:
-        process.kill()
-
-
-class Never(Stop):
-    """A connection that will not come by trying again."""
 
 
 def has_aes():
@@ -5608,160 +5779,79 @@ def spend(place, most):
         book.write(b"".join(b"%.3f\n" % one for one in times + [now]))
 
 
-# ---- tar, as little of it as bundles need ----
-
-def octal(number):
-    """A tar field of twelve bytes: octal, or, where that is too long or below zero, GNU's binary form."""
-    if 0 <= number < 8 ** 11:
-        return b"%011o\0" % number
-    return (b"\x80" if number > 0 else b"\xff") + (number % (1 << 88)).to_bytes(11, "big")
-
-
-def number_in(field, signed=False):
-    """The number in a tar field, which is below zero only where it may be (signed: a time before 1970; int() takes signs and
-    underscores, too). ValueError if it is none."""
-    if field[0] == 128:
-        return int.from_bytes(field[1:], "big")
-    if signed and field[0] == 255:
-        return int.from_bytes(field, "big", signed=True)
-    if not re.match(rb" *[0-7]*[ \0]*\Z", field):
-        raise ValueError("a tar header with a number that is none")
-    return int(field.strip(b" \0") or b"0", 8)
+# ==== moving files ====
+# A queue of bundles of small files and pieces of large ones, and lanes that work it off: each a session, which is asked ahead so that no round
+# trip is idle. What a dying lane had not finished, the others take. Every sum is compared.
+Entry = collections.namedtuple("Entry", "near far size mtime mode")     # near: a path, bytes; far: a name, "d/": an empty directory; mtime: ns
+Piece = collections.namedtuple("Piece", "entry offset size")
+Found = collections.namedtuple("Found", "files folders verdicts")       # results: [Entry], [(name, mtime)] of empty directories, Verdicts
 
 
-def tar_header(name, size, mode, mtime, kind=b"0"):
-    """The header of one member (GNU format); name in bytes."""
-    head = tar_header(b"././@LongLink", len(name) + 1, 0o644, 0, b"L") + padded(name + b"\0") if len(name) > 100 else b""
-    block = (name[:100].ljust(100, b"\0") + b"%07o\0" % (mode & 0o7777) + b"0000000\0" * 2 + octal(size) + octal(max(0, mtime))
-             + b" " * 8 + kind + b"\0" * 100 + b"ustar  \0").ljust(512, b"\0")
-    return head + block[:148] + b"%06o\0 " % sum(block) + block[156:]
+def planned(inputs, check=True):
+    """Entries of the inputs: [[near path, far name]]; directories with all that is in them, links followed. Stop 66 if one is missing."""
+    entries = []
+    for near, far in inputs:
+        try:
+            add_input(entries, utf8(near), far, ())
+        except OSError as error:
+            if check:
+                raise Stop(EX_NOINPUT, "%s: %s" % (printable(near), error.strerror))
+    return entries
 
 
-def padded(data):
-    """data up to the next 512 bytes."""
-    return data + b"\0" * (-len(data) % 512)
-
-
-def tar_members(read, whole=True):
-    """(name, size, mtime, mode, kind) of each member of the stream; read(N) gives exactly N bytes. The caller reads the padded contents
-    of one before it asks for the next; at the end the stream stands behind the last record (whole). ValueError for anything else."""
-    used, long_name = 0, None
-    while True:
-        block = read(512)
-        used += 512
-        if not block.strip(b"\0"):
-            if whole:
-                read(512 + -(used + 512) % 10240)      # the second empty block, and what fills the record
+def add_input(entries, near, far, above):
+    """One input into entries; above: the real directories that it stands in (a link back to one of them is left out)."""
+    info = os.stat(near)
+    try:
+        check_name(far)
+    except ValueError as error:
+        raise Stop(EX_NOINPUT, str(error))
+    if stat.S_ISREG(info.st_mode):
+        if not os.access(near, os.R_OK):
+            raise Stop(EX_NOINPUT, _("%s: may not be read") % shown(near))
+        entries.append(Entry(near, far, info.st_size, info.st_mtime_ns, info.st_mode & 0o777))
+    elif stat.S_ISDIR(info.st_mode):
+        real, names = os.path.realpath(near), sorted(os.listdir(near))
+        if real in above:
             return
-        size = number_in(block[124:136])
-        if sum(block[:148]) + 256 + sum(block[156:]) != number_in(block[148:156]):
-            raise ValueError("a tar header with a wrong sum")
-        used += size + -size % 512
-        kind = block[156:157]
-        if kind == b"L":
-            if size > 4096:
-                raise ValueError("a name that is too long")
-            long_name = read(size + -size % 512)[:size].rstrip(b"\0")
-            continue
-        name, long_name = long_name or block[:100].rstrip(b"\0"), None
-        yield name, size, number_in(block[136:148], signed=True), number_in(block[100:108]), kind
+        if not names:
+            entries.append(Entry(near, far + "/", 0, info.st_mtime_ns, info.st_mode & 0o777))
+        for name in names:
+            leaf = name.decode("utf-8", "surrogateescape")
+            add_input(entries, os.path.join(near, name), far + "/" + leaf, above + (real,))
+    else:
+        raise Stop(EX_NOINPUT, _("%s: neither file nor directory") % shown(near))
 
 
-def plain(name):
-    """name (bytes), if it is a relative path without empty, . or .. parts and nothing that steers a terminal; otherwise ValueError."""
-    odd = steers(name.decode("utf-8", "replace"))
-    if not name or len(name) > 1000 or odd or any(part in (b"", b".", b"..") for part in name.split(b"/")):
-        raise ValueError(_("not a plain name: %s") % printable(name.decode("utf-8", "replace")[:200]))
-    return name
+def put(line, entries, record, settings):
+    """Moves entries (inputs) into the far directory, the sum of each compared. Returns the bytes moved."""
+    count, step = lanes_for(line, sum(entry.size for entry in entries if entry.size >= SMALL), settings)
+    work = Sending(cut(entries, step, record.have), record, line)
+    for entry in entries:                              # complete but for their end
+        if entry.size >= SMALL and entry.far not in work.pieces_left:
+            work.items.append(entry)
+    work.items = work.items or collections.deque([[]])                   # the run is made there all the same
+    with Progress(work, _("sent"), sum(entry.size for entry in entries)):
+        work_off(line, work, count, settings)
+    return work.moved
 
 
-def shown(name):
-    """A name in bytes, for people."""
-    return printable(name.decode("utf-8", "replace"))
-
-
-# ---- moving files: a queue of pieces and bundles, and lanes that work it off ----
-
-class Work:
-    """What is still to be moved; lanes take from it, and give back what a dying lane had not finished."""
-
-    def __init__(self, items, record):
-        self.items, self.out, self.lanes = collections.deque(items), 0, 0
-        self.record, self.error, self.lost = record, None, None
-        self.moved, self.pieces_left, self.tries = 0, {}, {}
-        self.cond = threading.Condition()
-        self.target, self.kept = None, {}              # where results go; {far: why} of what must not be put there
-        self.first = self.taker = None                 # what must be there before anybody but its taker goes on: the directories
-        for item in items:
-            if isinstance(item, Piece):
-                self.pieces_left[item.entry.far] = self.pieces_left.get(item.entry.far, 0) + 1
-
-    def take(self, wait=True):
-        """The next item, or None: there is none (and with wait: none will come back)."""
-        with self.cond:
-            while not self.error:
-                if self.items and (self.first is None or self.items[0] is self.first or self.taker == threading.get_ident()):
-                    self.taker = threading.get_ident() if self.items[0] is self.first else self.taker
-                    self.out += 1
-                    return self.items.popleft()
-                if not self.items and not self.out or not wait:
-                    return None
-                self.cond.wait()
-            return None
-
-    def done(self, item, size, putting=False, sum256=""):
-        """item has arrived and its sum is right. True if it was its file's last piece (putting: then the file's end is ordered)."""
-        with self.cond:
-            self.out -= 1
-            self.moved += size
-            self.first = None if item is self.first else self.first
-            last = False
-            if isinstance(item, Piece):
-                self.pieces_left[item.entry.far] -= 1
-                last = not self.pieces_left[item.entry.far]
-                if last and putting:
-                    self.items.appendleft(item.entry)  # size, time and mode
-                self.record.arrived(item.entry, item.offset, item.size, sum256)
-            for entry in item if isinstance(item, list) else ():
-                self.record.arrived(entry, 0, entry.size)
-            self.cond.notify_all()
-            return last
-
-    def back(self, items, wrong=False):
-        """items were not done after all."""
-        with self.cond:
-            self.out -= len(items)
-            self.items.extendleft(reversed(items))
-            for item in items if wrong else ():
-                self.tries[id(item)] = self.tries.get(id(item), 0) + 1
-                if self.tries[id(item)] >= TRIES:
-                    self.error = self.error or Stop(EX_IOERR, _("the sum of a piece was wrong %d times: %s") % (TRIES, self.title(item)))
-            self.cond.notify_all()
-
-    def over(self):
-        """Is all done?"""
-        with self.cond:
-            return not self.items and not self.out
-
-    def title(self, item):
-        return shown(item.entry.far if isinstance(item, Piece) else item[0].far if isinstance(item, list) else item.far)
-
-    def fail(self, error):
-        if isinstance(error, OSError):
-            where = os.fsdecode(error.filename) if isinstance(error.filename, (str, bytes)) else _("on this side")
-            error = Stop(EX_IOERR, printable("%s: %s" % (where, error.strerror or error)))
-        with self.cond:
-            self.error = self.error or error
-            self.cond.notify_all()
-
-    def leave(self, lost=None):
-        """A lane ends. With the last one, what is left is lost."""
-        with self.cond:
-            self.lanes -= 1
-            self.lost = lost or self.lost
-            if not self.lanes and (self.items or self.out):
-                self.error = self.error or LineLost(self.lost or _("the connection broke off"))
-            self.cond.notify_all()
+def get(line, entries, record, settings, target, kept):
+    """Moves entries (results) into the target, the sum of each compared; near is the part in which a large one grows. kept: {name: why} of
+    what must not be put there. Returns (the bytes moved, {name: code} of what did not leave after all)."""
+    large = [entry for entry in entries if entry.size >= SMALL]
+    count, step = lanes_for(line, sum(entry.size for entry in large), settings)
+    work = Fetching(cut(entries, step, record.have), record, line, target, kept)
+    for entry in large:
+        if entry.far not in work.pieces_left:
+            work.finish(entry, 0)                      # it was whole already when the runner died
+    with Progress(work, _("fetched"), sum(entry.size for entry in entries)):
+        work.sample([entry for entry in large if entry.size >= SAMPLED and entry.far in work.pieces_left])
+        work_off(line, work, count, settings)
+    lost = {entry.far for entry in entries} - set(kept) - set(work.stays) - work.stored
+    if lost:
+        raise Stop(EX_BUG, _("%s: is not here, although all was fetched") % printable(min(lost)))
+    return work.moved, work.stays
 
 
 def version(entry):
@@ -5769,21 +5859,17 @@ def version(entry):
     return entry.far, entry.size, entry.mtime
 
 
-def cut(entries, step, have, room=BUNDLE):
-    """Work for entries: bundles of small files (lists of Entry, `room` bytes), and pieces; have: {version: set of (offset, size)}, there
+def cut(entries, step, have):
+    """Work for entries: bundles of small files (lists of Entry), and pieces of `step` bytes; have: {version: set of (offset, size)}, there
     already."""
     items, bundle, filled, named = [], [], 0, 0
     for entry in entries:
-        if entry.size < SMALL or not step:
+        if entry.size < SMALL:
             if (0, entry.size) in have.get(version(entry), ()):
                 continue
             bundle.append(entry)
-            filled += entry.size + 512
-            named += len(entry.far) + 3
-            if entry.size >= SMALL:                    # the far side has no means for pieces
-                items.append([bundle.pop()])
-                filled -= entry.size + 512
-            elif filled >= room or named >= NAMES:
+            filled, named = filled + entry.size, named + len(json.dumps(entry.far)) + 60
+            if filled >= BUNDLE or named >= NAMES or len(bundle) == 1000:
                 items.append(bundle)
                 bundle, filled, named = [], 0, 0
             continue
@@ -5804,39 +5890,45 @@ def gaps(spans, size):
 
 
 def lanes_for(line, total, settings):
-    """(lanes, piece size in bytes): the first lane goes over the control connection, each further one over a connection of its own."""
+    """(lanes, piece size in bytes): the first lane goes over the line's own session, each further one over a connection of its own."""
     near = line.round_trip < NEAR
     lanes = settings.streams
     if not lanes:
         lanes = 1 if total < BULK else STREAMS if not near else NEAR_STREAMS if (os.cpu_count() or 1) > 2 else 1
-    least, parts = (NEAR_PIECE, 8) if near else (PIECE, 64)        # of a lane: what a slow one keeps back at the end is little
-    return lanes, max(min(max(least, total // (lanes * parts)), 4 * least), total // MOST_PIECES)
+    least, parts = (NEAR_PIECE, 8) if near else (FAR_PIECE, 64)          # of a lane: what a slow one keeps back at the end is little
+    return lanes, min(max(least, total // (lanes * parts)), 4 * least)
 
 
-def work_off(line, work, ident, lane, count, settings):
+def work_off(line, work, count, settings):
     """Runs count lanes until the work is done. LineLost or Stop otherwise."""
     threads, beside = [], 0
     small = sum(one.size for item in work.items if isinstance(item, list) for one in item)
-    if count == 1 and not settings.streams and small > TWICE and line.round_trip >= NEAR and line.facts.get("gnu") == "1":
+    if count == 1 and not settings.streams and small > TWICE and line.round_trip >= NEAR:
         count, beside = 2, 1                           # no further log-in
     work.lanes = count if work.items else 0
 
-    def run(own):
+    def run(number):
         lost = None
         try:
-            lane(line, work, ident, own)
+            lane(line, work, number, number > beside)
         except LineLost as error:
             lost = str(error)
+        except Declined as error:
+            if error.code in ("host", "state"):        # ended there: `start`, or a later line of ours, was quicker
+                lost = str(error)
+            else:
+                work.fail(error.stop())
         except ValueError as error:
             work.fail(Stop(EX_IOERR, printable("%s: %s" % (line.host, error))))
         except BaseException as error:                 # whatever it is: a lane that ends so has not done its work
             work.fail(error)
         finally:
             work.leave(lost)
-    for number in range(work.lanes):
-        thread = threading.Thread(target=run, args=(number > beside,), daemon=True)
-        thread.start()
-        threads.append(thread)
+    for number in range(1, work.lanes):
+        threads.append(threading.Thread(target=run, args=(number,), daemon=True))
+        threads[-1].start()
+    if work.lanes:
+        run(0)
     for thread in threads:
         thread.join()
     if work.error:
@@ -5845,213 +5937,323 @@ def work_off(line, work, ident, lane, count, settings):
         raise LineLost(_("the connection broke off"))
 
 
-class Answers(threading.Thread):
-    """Reads the answers of a putting lane, in the background; gives back what was under way when the lane breaks."""
-
-    def __init__(self, line, process, work):
-        threading.Thread.__init__(self, daemon=True)
-        self.line, self.process, self.work = line, process, work
-        self.waiting, self.dead = collections.OrderedDict(), False
-        self.room = threading.Semaphore(ASKED if work.lanes > 1 else AHEAD)
-        self.broke = False
-        self.lock = threading.Lock()
-        self.paced = line.facts.get("guard") == "0" and line.facts.get("gnu") == "1" and line.round_trip < NEAR
-        self.unpacked = threading.Semaphore(0)         # for every RECORDS of a bundle that the far tar has read
-
-    def run(self):
-        try:
-            self.read()
-        except Exception as error:                     # as a full disk on this side
-            self.work.fail(error)
-        with self.lock:
-            self.dead = True
-            left = [item for item, wanted in self.waiting.values()]
-            self.broke = self.broke or bool(left)
-            self.waiting.clear()
-        self.work.back(left)
-        for _n in range(AHEAD):
-            self.room.release()
-        self.paced = False
-        self.unpacked.release()
-
-    def read(self):
-        sums, said, self.broke = [], "", not self.line.marked(self.process)      # orders go out meanwhile
-        for row in iter(lambda: self.line.row(self.process), b""):
-            kind, number, text = (row.decode("utf-8", "replace").rstrip("\n").split(" ", 2) + ["", ""])[:3]
-            if kind == "s":
-                sums.append(number) if len(sums) < NAMES else self.line.nonsense()
-            elif kind == "tar:" and number == "t":
-                self.unpacked.release()
-            elif kind == "tar:":
-                said = " (%s %s)" % (number, text)
-            elif kind == "no":
-                text = printable(text + said or self.line.why(self.process))
-                self.work.fail(Stop(EX_IOERR, _("%s: %s (is the disk full there?)") % (self.line.host, text)))
-                break
-            elif kind == "ok" and re.match("[0-9]{1,9}\\Z", number) and int(number) in self.waiting:
-                with self.lock:
-                    item, wanted = self.waiting.pop(int(number))
-                self.settle(item, wanted, sums if isinstance(item, list) else text)
-                sums = [] if isinstance(item, list) else sums
-                if isinstance(self.process, Held) and self.work.over():
-                    break                              # no need to wait for a farewell
-            elif kind == "over":
-                break
-
-    def settle(self, item, wanted, got):
-        """One order was answered: its sum decides."""
-        right = isinstance(item, Entry) or wanted is not None and (wanted == got or set(got) == {"-"})     # "-": no means for sums there
-        if not right:
-            log("warn", None, "sum", file=self.work.title(item), why="the sum is wrong there; once more")
-            self.work.back([item], wrong=True)
-        else:
-            size = item.size if isinstance(item, Piece) else sum(one.size for one in item) if isinstance(item, list) else 0
-            self.work.done(item, size, putting=True)
-        self.room.release()
-
-    def expect(self, number, item):
-        """False if the lane is dead (then the item must go back)."""
-        with self.lock:
-            if not self.dead:
-                self.waiting[number] = (item, None)
-            return not self.dead
-
-    def promise(self, number, wanted):
-        """The sum (or sums) that the answer must tell. Called before the last byte goes out."""
-        with self.lock:
-            if number in self.waiting:
-                self.waiting[number] = (self.waiting[number][0], wanted)
-
-
-def put_lane(line, work, ident, own):
-    """One lane upwards: bundles, pieces and finishing orders from the work to the far side."""
-    process = line.lane(ident, "put", own)
-    answers, number = Answers(line, process, work), 0
-    answers.start()
-    squeeze, clean = line.facts.get("gzip") == "1" and line.round_trip >= NEAR, False
+def lane(line, work, number, own):
+    """One lane: asks ahead, and hears the answers in their order."""
+    session, ahead = line.lane(work.way, own) if number else line.session, collections.deque()
     try:
-        while True:
-            answers.room.acquire()
-            item = work.take()
-            if item is None:
+        while not work.error:
+            while len(ahead) < (ASKED_AHEAD if work.lanes > 1 else AHEAD):
+                item = work.take(wait=not ahead)
+                if item is None:
+                    break
+                ahead.append([item, None])
+                ahead[-1][1] = work.ask(session, item)
+            if not ahead:
                 break
-            number += 1
-            if not answers.expect(number, item):
-                work.back([item])
-                break
-            try:
-                if isinstance(item, list):
-                    if item[0].size >= SMALL:
-                        send_whole(process.stdin, number, item[0], answers)
-                        continue
-                    send_bundle(process.stdin, number, item, answers)
-                elif isinstance(item, Piece):
-                    send_piece(process.stdin, number, item, answers, squeeze)
-                else:
-                    if mtime_of(os.stat(item.near)) != item.mtime:
-                        raise Stop(EX_NOINPUT, _("%s: changed while it was sent") % shown(item.near))
-                    process.stdin.write(b"M %d %d %s:%o %s/\n" % (number, item.size, item.mtime.encode(), item.mode & 0o777, item.far))
-                process.stdin.flush()
-            except BrokenPipeError:
-                break
-        clean = not work.error
+            item, sent = ahead[0]
+            got = work.hear(session, item, sent)
+            ahead.popleft()
+            if got is None:
+                log("warn", None, "sum", file=work.title(item), why="the sum is wrong; once more")
+                work.back([item], wrong=True)
+            else:
+                work.done(item, got)
     finally:
-        if not answers.waiting and not answers.broke or isinstance(process, Held):
-            leave(process, clean and not answers.waiting and not answers.broke)      # all is acknowledged
-        try:
-            process.stdin.close() if not isinstance(process, Held) else None
-        except OSError:
-            pass
-        answers.join()
-    if work.error is None and answers.broke:
-        line.broke(process)
-    line.end(process)
+        work.back([item for item, sent in ahead])
+        if number:
+            session.close()
 
 
-def send_bundle(pipe, number, entries, answers):
-    """Small files and directories as one tar, and the order for their sums. Stop 66 if one cannot be read."""
-    heads, names, sums = [], [], []
-    for entry in entries:
-        folder = stat.S_ISDIR(entry.mode)
-        heads.append(tar_header(b"./" + entry.far + b"/" * folder, 0 if folder else entry.size,
-                                entry.mode & 0o777 | 0o700 * folder, int(float(entry.mtime)), b"5" if folder else b"0"))
-        if not folder:
-            names.append(b"./" + entry.far)
-    size = sum(map(len, heads)) + sum(entry.size + -entry.size % 512 for entry in entries if not stat.S_ISDIR(entry.mode)) + 1024
-    pipe.write(b"T 0 %d %d -/\n" % (RECORDS * answers.paced, size))
-    unread = 0
-    while answers.unpacked.acquire(False):             # what is left of the last bundle
-        pass
-    for head, entry in zip(heads, entries):
-        if answers.paced and unread > UNREAD:
-            pipe.flush()
-            if not answers.unpacked.acquire(timeout=5):
-                answers.paced = False                  # a tar that does not tell
-            unread -= RECORDS * 10240
-        unread += len(head) + entry.size
-        pipe.write(head)
-        if stat.S_ISDIR(entry.mode):
-            continue
-        fd = os.open(entry.near, os.O_RDONLY)          # open() takes five times as long
+class Work:
+    """What is still to be moved; lanes take from it, and give back what a dying lane had not finished."""
+
+    def __init__(self, items, record, line):
+        self.items, self.out, self.lanes = collections.deque(items), 0, 0
+        self.record, self.error, self.lost, self.far = record, None, None, line.round_trip >= NEAR
+        self.line, self.moved, self.pieces_left, self.tries = line, 0, {}, {}
+        self.cond = threading.Condition()
+        for item in items:
+            if isinstance(item, Piece):
+                self.pieces_left[item.entry.far] = self.pieces_left.get(item.entry.far, 0) + 1
+
+    def take(self, wait=True):
+        """The next item, or None: there is none (and with wait: none will come back)."""
+        with self.cond:
+            while not self.error:
+                if self.items:
+                    self.out += 1
+                    return self.items.popleft()
+                if not self.out or not wait:
+                    return None
+                self.cond.wait()
+            return None
+
+    def done(self, item, sum256):
+        """item has arrived, with this sum ("": it does not leave, or has none)."""
+        with self.cond:
+            self.out -= 1
+            whole = None
+            if isinstance(item, Piece):
+                self.moved += item.size
+                self.pieces_left[item.entry.far] -= 1
+                whole = item.entry if not self.pieces_left[item.entry.far] else None
+                if sum256:
+                    self.record.arrived(item.entry, item.offset, item.size, sum256)
+            self.cond.notify_all()
+        if whole is not None:
+            self.finish(whole, item.size)
+
+    def back(self, items, wrong=False):
+        """items were not done after all."""
+        with self.cond:
+            self.out -= len(items)
+            self.items.extendleft(reversed(items))
+            for item in items if wrong else ():
+                self.tries[id(item)] = self.tries.get(id(item), 0) + 1
+                if self.tries[id(item)] >= TRIES:
+                    self.error = self.error or Stop(EX_IOERR, _("the sum of a piece was wrong %d times: %s") % (TRIES, self.title(item)))
+            self.cond.notify_all()
+
+    def over(self):
+        """Is all done?"""
+        with self.cond:
+            return not self.items and not self.out
+
+    @staticmethod
+    def title(item):
+        return printable(item.entry.far if isinstance(item, Piece) else " ".join(one.far for one in item[:1]) if isinstance(item, list) else item.far)
+
+    def fail(self, error):
+        if isinstance(error, OSError):
+            where = os.fsdecode(error.filename) if isinstance(error.filename, (str, bytes)) else _("on this side")
+            error = Stop(EX_IOERR, printable("%s: %s" % (where, error.strerror or error)))
+        with self.cond:
+            self.error = self.error or error
+            self.cond.notify_all()
+
+    def leave(self, lost=None):
+        """A lane ends. With the last one, what is left is lost."""
+        with self.cond:
+            self.lanes -= 1
+            self.lost = lost or self.lost
+            if not self.lanes and (self.items or self.out):
+                self.error = self.error or LineLost(self.lost or _("the connection broke off"))
+            self.cond.notify_all()
+
+
+class Sending(Work):
+    """Inputs on their way there. An Entry by itself among the items: the end (size, mode, time) of a file whose pieces have arrived."""
+    way = "put"
+
+    def ask(self, session, item):
+        """Sends the item; what the answer's sums must be."""
+        if isinstance(item, list):
+            return self.bundle(session, item)
+        return self.piece(session, item) if isinstance(item, Piece) else self.end(session, item)
+
+    def hear(self, session, item, sent):
+        """The sum, if those that the answer tells are right; else None."""
+        told = session.answer("sums")["sums"]
+        if told != sent:
+            return None
+        for entry in item if isinstance(item, list) else ():
+            self.record.arrived(entry, 0, entry.size)
+            self.moved += entry.size
+        return sent[0] if isinstance(item, Piece) else ""
+
+    def finish(self, entry, last):
+        """All pieces of it are there: its end is ordered, unless it came with the only one."""
+        if last != entry.size:
+            with self.cond:
+                self.items.appendleft(entry)
+                self.cond.notify_all()
+
+    def bundle(self, session, entries):
+        data, sums = [], []
+        for entry in entries:
+            data.append(b"" if entry.far.endswith("/") else read_input(entry))
+            sums.append("" if entry.far.endswith("/") else hashlib.sha256(data[-1]).hexdigest())
+        rows = [[entry.far, entry.size, entry.mode, entry.mtime] for entry in entries]
+        session.send("put", {"files": rows, "size": sum(map(len, data))}, data)
+        return sums
+
+    def piece(self, session, item):
+        """One piece of a large file, packed if a sample of it shrinks; its sum is made on the way."""
+        entry, digest, left = item.entry, hashlib.sha256(), item.size
+        words = {"name": entry.far, "at": item.offset}
+        if left == entry.size:
+            words["end"] = [entry.size, entry.mode, entry.mtime]
+        with open(entry.near, "rb", 0) as source:
+            source.seek(item.offset)
+            if self.far and shrinks(source.read(min(SAMPLE, left))):
+                import zlib
+                source.seek(item.offset)
+                data = source.read(left)
+                unchanged(entry, source, len(data) == left)
+                packed = zlib.compress(data, 1)
+                session.send("put", dict(words, size=len(packed), length=left), [packed])
+                return [hashlib.sha256(data).hexdigest()]
+            source.seek(item.offset)
+            session.send("put", dict(words, size=left))
+            while left:
+                data = source.read(min(BLOCK, left))
+                digest.update(data)
+                left -= len(data)
+                unchanged(entry, source, data)
+                session.write(data)
+        return [digest.hexdigest()]
+
+    @staticmethod
+    def end(session, entry):
+        with open(entry.near, "rb", 0) as source:
+            unchanged(entry, source)
+        session.send("put", name=entry.far, size=0, end=[entry.size, entry.mode, entry.mtime])
+        return []
+
+
+def read_input(entry):
+    """The bytes of a small input. Stop 66 if they are not those that were looked at."""
+    fd = os.open(entry.near, os.O_RDONLY)              # open() takes five times as long
+    try:
+        data, info = os.read(fd, entry.size + 1), os.fstat(fd)
+    finally:
+        os.close(fd)
+    if len(data) != entry.size or info.st_mtime_ns != entry.mtime:
+        raise Stop(EX_NOINPUT, _("%s: changed while it was sent") % shown(entry.near))
+    return data
+
+
+def unchanged(entry, source, more=True):
+    """Stop 66 if the open input is another one than was looked at."""
+    if not more or os.fstat(source.fileno()).st_mtime_ns != entry.mtime:
+        raise Stop(EX_NOINPUT, _("%s: changed while it was sent") % shown(entry.near))
+
+
+class Fetching(Work):
+    """Results on their way here. stays: {name: code} of those that do not leave any more; kept: {name: why} of what cannot be put here."""
+    way = "get"
+
+    def __init__(self, items, record, line, target, kept):
+        Work.__init__(self, items, record, line)
+        self.target, self.kept, self.stays, self.stored, self.pack = target, kept, {}, set(), set()
+
+    def ask(self, session, item):
+        """Asks for the item."""
+        if isinstance(item, list):
+            session.send("get", names=[entry.far for entry in item])
+        else:
+            self.ask_piece(session, item.entry, item.offset, item.size, item.entry.far in self.pack)
+        session.flush()
+
+    @staticmethod
+    def ask_piece(session, entry, at, length, pack=False):
+        session.send("get", name=entry.far, at=at, length=length, size=entry.size, mtime=entry.mtime, pack=pack)
+
+    def hear(self, session, item, _sent):
+        """The sum of what came ("" of a bundle, or of what does not leave); None if that is not right."""
+        if isinstance(item, Piece):
+            return self.piece(session, item)
+        right = [self.small(session, entry) for entry in item]
+        return "" if all(right) else None
+
+    def small(self, session, entry):
+        """A small file of a bundle, under its name once its sum is right. What is told here counts, if it differs from the list."""
+        told = session.answer()
+        if "verdict" in told:
+            self.stays[entry.far] = told["verdict"]
+            return True
+        if not {"sum", "mtime", "x"} <= set(told) or told.get("size", 0) > BUNDLED:
+            session.line.nonsense()
+        data = session.exactly(told.get("size", 0))
+        if hashlib.sha256(data).hexdigest() != told["sum"]:
+            return False
+        self.store(entry, data, told["x"], told["mtime"])
+        self.moved += len(data)
+        return True
+
+    def piece(self, session, item):
+        """One piece into its place."""
+        told, digest, at = session.answer(), hashlib.sha256(), item.offset
+        if "verdict" not in told:
+            fd = os.open(item.entry.near, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+            try:
+                for data in came(session, told, item.size):
+                    digest.update(data)
+                    write_sparse(fd, data, at)
+                    at += len(data)
+            finally:
+                os.close(fd)
+            told = session.answer()
+        if "verdict" in told:
+            self.stays[item.entry.far] = told["verdict"]
+            return ""
+        return digest.hexdigest() if told.get("sum") == digest.hexdigest() else None
+
+    def finish(self, entry, _last):
+        """Gives a whole file its size, mode, time and name."""
+        if entry.far in self.stays:
+            return
+        fd = os.open(entry.near, os.O_WRONLY | os.O_NOFOLLOW)
         try:
-            data = os.read(fd, entry.size + 1)
+            os.ftruncate(fd, entry.size)
         finally:
             os.close(fd)
-        if len(data) != entry.size:
-            raise Stop(EX_NOINPUT, _("%s: changed while it was sent") % shown(entry.near))
-        pipe.write(padded(data))
-        sums.append(hashlib.sha256(data).hexdigest())
-    answers.promise(number, sums)
-    names = b"".join(name + b"\n" for name in names)
-    pipe.write(b"\0" * 1024 + b"S %d 0 %d -/\n" % (number, len(names)) + names)
+        self.store(entry, None, bool(entry.mode & 0o100), entry.mtime)
+
+    def store(self, entry, data, x, mtime):
+        """Puts a whole result into the target, or notes why it cannot be there. data: None, if it has grown as a part."""
+        if put_in_place(self.kept, entry.far, lambda: self.target.store(key_of(entry.far), entry.far, data, x, mtime)):
+            self.stored.add(entry.far)
+            if data is not None:
+                self.record.arrived(entry, 0, entry.size)
+
+    def sample(self, entries):
+        """Finds out which of these are to come packed: a look into the middle of each, all in one round trip."""
+        entries = entries[:50] if self.far else []
+        for entry in entries:
+            self.ask_piece(self.line.session, entry, entry.size // 2, SAMPLE)
+        for entry in entries:
+            told = self.line.session.answer()
+            if "verdict" not in told:
+                sample = self.line.session.exactly(min(told.get("size", 0), SAMPLE))
+                self.pack.update([entry.far] if shrinks(sample) else [])
+                self.line.session.answer()
 
 
-def send_piece(pipe, number, item, answers, squeeze):
-    """One piece of a large file, compressed if a sample of it shrinks; its sum is made on the way."""
-    entry, digest, left = item.entry, hashlib.sha256(), item.size
-    with open(entry.near, "rb", 0) as source:
-        source.seek(item.offset)
-        if squeeze and shrinks(source.read(min(SAMPLE, left))):
-            import zlib
-            source.seek(item.offset)
-            data = source.read(left)
-            packer = zlib.compressobj(1, zlib.DEFLATED, 31)
-            packed = packer.compress(data) + packer.flush()
-            digest.update(data)
-            if len(data) == left:
-                answers.promise(number, digest.hexdigest())
-                pipe.write(b"Z %d %d %d,%d %s/\n" % (number, item.offset, len(packed), left, entry.far) + packed)
-                return
-        source.seek(item.offset)
-        pipe.write(b"C %d %d %d %s/\n" % (number, item.offset, left, entry.far))
-        while left:
-            data = source.read(min(BLOCK, left))
-            if not data:
-                raise Stop(EX_NOINPUT, _("%s: changed while it was sent") % shown(entry.near))
-            digest.update(data)
-            left -= len(data)
-            if not left:
-                answers.promise(number, digest.hexdigest())
-            pipe.write(data)
+def came(session, told, length):
+    """The bytes of a piece, unpacked if need be."""
+    if told.get("size", 0) > UNPACKED or "length" not in told and told.get("size", 0) != length:
+        session.line.nonsense()
+    if "length" not in told:
+        yield from session.parts(length)
+        return
+    import zlib
+    try:
+        data = zlib.decompressobj().decompress(session.exactly(told.get("size", 0)), length + 1)
+    except zlib.error:
+        data = b""
+    if len(data) != length:
+        session.line.nonsense()
+    yield memoryview(data)
 
 
-def send_whole(pipe, number, entry, answers):
-    """A large file as a tar of its own, where the far side can do no better."""
-    head = tar_header(b"./" + entry.far, entry.size, entry.mode & 0o777, int(float(entry.mtime)))
-    tail, digest, left = b"\0" * (-entry.size % 512 + 1024), hashlib.sha256(), entry.size
-    pipe.write(b"T 0 0 %d -/\n" % (len(head) + entry.size + len(tail)) + head)
-    with open(entry.near, "rb", 0) as source:
-        while left:
-            data = source.read(min(BLOCK, left))
-            if not data:
-                raise Stop(EX_NOINPUT, _("%s: changed while it was sent") % shown(entry.near))
-            digest.update(data)
-            left -= len(data)
-            pipe.write(data)
-    answers.promise(number, [digest.hexdigest()])
-    name = b"./" + entry.far + b"\n"
-    pipe.write(tail + b"S %d 0 %d -/\n" % (number, len(name)) + name)
-    pipe.flush()
+def put_in_place(kept, name, act):
+    """act(), which puts a result there, or asks whether it may: True; if it must not, that is noted in kept."""
+    try:
+        act()
+        return True
+    except NotStored as error:
+        kept[name] = str(error)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS):
+            raise
+        kept[name] = error.strerror
+    return False
+
+
+def key_of(far):
+    """Under which name a result grows among the parts: no other's, whatever it is called."""
+    return hashlib.sha256(utf8(far)).hexdigest()[:40].encode()
 
 
 def shrinks(sample):
@@ -6060,25 +6262,9 @@ def shrinks(sample):
     return len(sample) > 4096 and len(zlib.compress(sample, 1)) * SHRINKS < len(sample)
 
 
-def put(line, ident, entries, record, settings):
-    """Moves entries (inputs) into the far directory; each of them verified there. Returns the bytes moved."""
-    folders = [entry for entry in entries if stat.S_ISDIR(entry.mode)]
-    files = [entry for entry in entries if not stat.S_ISDIR(entry.mode)]
-    count, step = lanes_for(line, sum(entry.size for entry in files if entry.size >= SMALL), settings)
-    if line.facts.get("gnu") != "1":
-        count, step = 1, 0
-    work = Work(cut(files, step, record.have, BUNDLE if line.round_trip >= NEAR else NEAR_BUNDLE), record)
-    for entry in files:                                # complete but for the finishing order
-        if step and entry.size >= SMALL and entry.far not in work.pieces_left:
-            work.items.append(entry)
-    if folders:                                        # before all else: two lanes must not make the same directory
-        if work.items and isinstance(work.items[0], list) and work.items[0][0].size < SMALL:
-            folders += work.items.popleft()            # the least of the bundles goes with them
-        work.items.appendleft(folders)
-        work.first = folders
-    with Progress(work, _("sent"), sum(entry.size for entry in files)):
-        work_off(line, work, ident, put_lane, count, settings)
-    return work.moved
+def shown(name):
+    """A name in bytes, for people."""
+    return printable(name.decode("utf-8", "replace"))
 
 
 class Progress:
@@ -6109,270 +6295,109 @@ class Progress:
         self.thread.join()
 
 
-class Cut:
-    """Exactly N bytes at a time from a session's stdout."""
-
-    def __init__(self, line, process):
-        self.line, self.process, self.file = line, process, process.stdout
-        self.place = memoryview(bytearray(BLOCK))      # through which pieces pass
-
-    def exactly(self, count):
-        data = self.file.read(count)
-        if len(data) != count:
-            self.line.broke(self.process)
-        return data
-
-    def row(self):
-        row = self.line.row(self.process)
-        if not row.endswith(b"\n"):
-            self.line.broke(self.process)
-        return row[:-1].decode("utf-8", "replace").split(" ", 2)
-
-    def record(self):
-        """One record up to a NUL."""
-        out = b""
-        while not out.endswith(b"\0"):
-            peeked = self.file.peek(1)
-            if not peeked:
-                self.line.broke(self.process)
-            end = peeked.find(b"\0") + 1
-            out += self.file.read(end or len(peeked))
-            self.sized(out[:-1], 8192)
-        return out[:-1]
-
-    def sized(self, record, most=65536):
-        """It, if it has less than `most` bytes (a list may name paths that are too long to be fetched; nothing else is so long)."""
-        if len(record) >= most:
-            self.line.nonsense()
-        return record
-
-    def records(self):
-        """All records before an empty one, in large steps: each peek makes a copy of all that is here."""
-        rest = b"\0"                                   # the end of the record before, and what was here of the next
-        while True:
-            here = self.file.peek(1)
-            if not here:
-                self.line.broke(self.process)
-            data = rest + here
-            end = data.find(b"\0\0")
-            if end >= 0:
-                break
-            self.file.read(len(here))
-            rows = data[1:].split(b"\0")
-            rest = b"\0" + self.sized(rows.pop())
-            yield from map(self.sized, rows)
-        self.file.read(end + 2 - len(rest))
-        yield from map(self.sized, filter(None, data[1:end].split(b"\0")))
-
-    def ok(self):
-        """The end of an answer: its sum."""
-        row = self.row()
-        if row[0] != "ok":
-            raise Stop(EX_IOERR, "%s: %s" % (self.line.host, printable(" ".join(row[2:])) or self.line.why(self.process)))
-        return row[2]
+# ==== the plain way ====
+# Where there is no python3: a directory, rsync, the command, rsync, as fielded. Nothing is removed there, nothing can be resumed.
+PLAIN = r"""
+PATH=$PATH:/usr/bin:/bin
+shift; n=$#
+while [ "$n" -gt 0 ]; do
+    a=$1; shift; n=$((n - 1))
+    case $a in *\\*) a=$(printf '%b.' "$a"); a=${a%.};; esac
+    set -- "$@" "$a"
+done
+case $3 in /*) b=$3;; "~/"*) b=$HOME/${3#"~/"};; *) b=$HOME/$3;; esac
+w=$b/$4
+case $2 in
+rsync) (umask 077; mkdir -p "$w") && cd "$w" && shift 4 && exec rsync "$@";;
+run) cd "$w" || exit; "${SHELL:-/bin/sh}" -c "$5" </dev/null >remote_program_exec.log 2>&1; printf '\nmi_distcomp 2 ended %d\n' $?;;
+esac
+"""
 
 
-ROW = re.compile(rb"([a-zA-Z?]) ([0-9]{1,19}) (-?[0-9]{1,19}(?:\.[0-9]{1,12})?) (-?[0-9]{1,19}(?:\.[0-9]{1,12})?) ([0-7]{1,5}) (.*)\Z", re.S)
-
-
-def listing(line, ident, settings, way="get"):
-    """What is in the far directory: (when it was started there, {far: Entry}, {far: ctime there}, folders, {link: file}, out, odd).
-    out: what is no file of the directory's own (links that lead out, devices), or what a guard keeps; odd: names that cannot be fetched."""
-    process, small = line.lane(ident, way), 0
-    if not line.marked(process):
-        line.broke(process)
-    told = Cut(line, process)
-    process.stdin.write(b"L 1 0 0 -/\n")
-    process.stdin.flush()
-    started, files, changed, folders, links, out, odd = told.record(), collections.OrderedDict(), {}, [], [], [], []
-    for number, row in enumerate(told.records()):
-        found = ROW.match(row)
-        if not found or number >= MOST_FILES or not re.match(rb"[0-9]{1,19}(?:\.[0-9]{1,12})?\Z", started):
-            line.nonsense()
-        kind, size, mtime, ctime, mode, name = found.groups()
-        if int(size) > MOST_BYTES:
-            line.nonsense()
-        try:
-            plain(name)
-        except ValueError:
-            odd.append(name[:1000])                    # it is told, not fetched
-            continue
-        if kind == b"f":
-            files[name] = Entry(None, name, int(size), mtime.decode("ascii"), int(mode, 8))
-            changed[name] = float(ctime)
-            small += int(size) if int(size) < SMALL else 0
-            if small > TWICE and line.second is None and line.round_trip >= NEAR and not settings.streams:
-                line.second = line.start("lane", ident, "get")     # it will be wanted: on its way while the list comes
-        elif kind == b"d":
-            folders.append(name)
-        elif kind == b"l":
-            links.append(name)
-        else:
-            out.append(name)
-    told.ok()
-    copies = resolve(process, told, files, links) if links else {}
-    if way == "get":
-        line.spare = process                           # a lane that is open already
-    else:
-        leave(process, True)
-        line.end(process)
-    out += [name for name in links if name not in copies]
-    return float(started), files, changed, folders, copies, out, odd
-
-
-def resolve(process, told, files, links):
-    """{link: the file in the directory that it leads to}; links that lead out of it are not in it."""
-    names = b"".join(b"./" + name + b"\n" for name in links)
-    process.stdin.write(b"K 2 0 %d -/\n" % len(names) + names)
-    process.stdin.flush()
-    top, inside = told.record() + b"/", {}
-    for name in links:
-        goal = told.record()
-        if goal.startswith(top) and goal[len(top):] in files:
-            inside[name] = goal[len(top):]
-    told.ok()
-    return inside
-
-
-def get_lane(line, work, ident, own):
-    """One lane downwards: asks ahead, so that no round trip is idle."""
-    process = None
-    with work.cond:                                    # lanes that are open already, or on their way
-        if not own and line.spare is not None:
-            process, line.spare, fresh = line.spare, None, False
-        elif not own and line.second is not None:
-            process, line.second, fresh = line.second, None, True
-    if process is None:
-        process, fresh = line.lane(ident, "get", own), True
-    if fresh and not line.marked(process):
-        line.broke(process)
-    told, ahead, number, clean = Cut(line, process), collections.deque(), 0, False
+def rsync(line, run, *words):
+    """rsync over the control connection, in the run's directory there. 65 if it brought a part only (codes 23, 24): True. LineLost."""
+    import shlex
+    shell = " ".join(shlex.quote(word) for word in line.options + ["-S", line.control, "-o", "ControlMaster=no"])
+    words = ["rsync", "-t", "--timeout=%d" % (run.settings.alive * 4), "-e", shell, "--rsync-path=" + request(
+        PLAIN, "2", "rsync", run.settings.base, run.ident)] + run.settings.rsync_options + list(words)
     try:
-        while True:
-            while len(ahead) < (ASKED if work.lanes > 1 else AHEAD):
-                item = work.take(wait=not ahead)
-                if item is None:
-                    break
-                number += 1
-                ahead.append(item)
-                if isinstance(item, list):
-                    names = b"".join(b"./" + entry.far + b"\n" for entry in item)
-                    process.stdin.write(b"A %d 0 %d -/\n" % (number, len(names)) + names)
-                else:
-                    process.stdin.write(b"G %d %d %d %s/\n" % (number, item.offset, item.size, item.entry.far))
-                process.stdin.flush()
-            if not ahead or work.error:
-                break
-            right = receive_bundle(told, work, ahead[0]) if isinstance(ahead[0], list) else receive_piece(told, ahead[0])
-            item = ahead.popleft()
-            if not right:
-                log("warn", None, "sum", file=work.title(item), why="the sum is wrong here; once more")
-                work.back([item], wrong=True)
-            elif work.done(item, item.size if isinstance(item, Piece) else sum(entry.size for entry in item), False, right):
-                finish(work, item.entry)
-        clean = not ahead
-    except BrokenPipeError:
-        line.broke(process)
-    finally:
-        work.back(list(ahead))
-        leave(process, clean)                          # all that was asked for is here: no need to wait for a farewell
-        line.end(process)
+        done = subprocess.run([word if isinstance(word, bytes) else utf8(word) for word in words], stdin=subprocess.DEVNULL,
+                              stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True)
+    except FileNotFoundError:
+        raise Stop(EX_CONFIG, _("%s: %s; the plain way needs rsync on both sides") % (line.host, line.plain))
+    said = " / ".join(done.stderr.decode("utf-8", "replace").split("\n")[:3])
+    if done.returncode in (0, 23, 24):
+        if done.returncode:
+            log("error", run.ident, "rsync", code=done.returncode, said=said)
+        return done.returncode != 0
+    if done.returncode in (12, 127) and line.process.poll() is None:     # the line is there, rsync is not
+        raise Stop(EX_CONFIG, _("%s: %s; the plain way needs rsync on both sides") % (line.host, line.plain) + ": " + printable(said))
+    raise LineLost("%s: rsync: %s" % (line.host, printable(said)))
 
 
-def finish(work, entry):
-    """Gives a whole file its size, mode, time and name."""
-    fd = os.open(entry.near, os.O_WRONLY | os.O_NOFOLLOW)
-    try:
-        os.ftruncate(fd, entry.size)
-    finally:
-        os.close(fd)
-    put_in_place(work, entry, lambda: work.target.store(key_of(entry.far), entry.far, None, bool(entry.mode & 0o100), nanoseconds(entry.mtime)))
+def plain_put(line, run, entries):
+    """3. and 4. Inputs there. Returns their bytes. 65 if rsync could send a part only."""
+    if run.order.get("batch"):
+        raise Stop(EX_CONFIG, _("%s: %s: a batch system there needs it") % (line.host, line.plain))
+    log("warn", run.ident, "2 connect", host=line.host, why=line.plain, way="plain: rsync; nothing is removed there or can be resumed")
+    nothing = os.path.join(line.folder, b"nothing", b"")
+    os.makedirs(nothing, exist_ok=True)
+    tops = [utf8(near) for near, far in run.order["inputs"]] or [nothing]
+    if rsync(line, run, "-rpL", "--", *(tops + [line.host + ":."])):
+        raise Stop(EX_NOINPUT, _("%s: not all inputs could be sent (rsync says why)") % line.host)
+    return sum(entry.size for entry in entries)
 
 
-def put_in_place(work, entry, act):
-    """act(), which stores the entry; what must not be put there is noted."""
-    try:
-        act()
-    except NotStored as error:
-        work.kept[entry.far] = str(error)
-    except OSError as error:
-        if error.errno not in (errno.ELOOP, errno.ENOTDIR, errno.EISDIR):
-            raise
-        work.kept[entry.far] = error.strerror
+def plain_run(line, run):
+    """5. and 6. The command; the state in which it ended. 69 if the line is lost: nobody knows how it ends."""
+    if line is not run.sent:
+        raise Stop(EX_UNAVAILABLE, _("%s: the line was lost, and by the plain way nobody can know how the command ended; its directory there is "
+                                     "%s/%s") % (line.host, run.settings.base, run.ident))
+    process = line.start(request(PLAIN, "2", "run", run.settings.base, run.ident, run.order["command"]))
+    run.record.step("started")
+    log("info", run.ident, "5 start", state="running")
+    fault("started")
+    found = None
+    for row in iter(lambda: process.stdout.readline(LINE), b""):
+        found = re.search(re.escape(FIRST) + rb"ended ([0-9]{1,3})\n", row) or found
+    line.end(process)
+    if not found:
+        line.close()
+        run.sent = None
+        raise LineLost(_("%s: the connection broke off") % line.host)
+    return "ended %d" % int(found.group(1))
 
 
-def key_of(far):
-    """Under which name a result grows among the parts: no other's, whatever it is called."""
-    return hashlib.sha256(far).hexdigest()[:40].encode()
+def plain_get(line, run, target, kept):
+    """7. and 8. Everything that is there, links aside. Returns the number of files; what rsync could not bring is in kept."""
+    folder, sent, count = target.part(b"all"), run.record.inputs(), 0
+    if rsync(line, run, "-rI", "--", line.host + ":./", folder + b"/"):
+        kept[_("what rsync could not bring")] = "rsync"
+    for above, folders, names in os.walk(folder):
+        for name in names + [name for name in folders if not os.listdir(os.path.join(above, name))]:
+            near = os.path.join(above, name)
+            info, far = os.lstat(near), near[len(folder) + 1:].decode("utf-8", "surrogateescape")
+            before = sent.get(far)
+            if before is not None and (before.size, before.mtime // 10 ** 9) == (info.st_size, info.st_mtime_ns // 10 ** 9):
+                continue
+            try:
+                check_name(far)
+            except ValueError as error:
+                kept[printable(far)] = str(error)
+                continue
+            if stat.S_ISDIR(info.st_mode):
+                put_in_place(kept, far, lambda: target.make(far))
+            elif stat.S_ISREG(info.st_mode):
+                count += put_in_place(kept, far, lambda: target.store(
+                    b"all/" + utf8(far), far, None, bool(info.st_mode & 0o100), info.st_mtime_ns))
+    return count
 
 
-def receive_piece(told, item):
-    """One piece into its place; its sum if that is right ("-": there is none there), otherwise None."""
-    digest, left, at = hashlib.sha256(), item.size, item.offset
-    fd = os.open(item.entry.near, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o666)
-    try:
-        while left:
-            data = told.place[:told.file.readinto1(told.place[:left])]
-            if not data:
-                told.line.broke(told.process)
-            digest.update(data)
-            write_sparse(fd, data, at)
-            at += len(data)
-            left -= len(data)
-    finally:
-        os.close(fd)
-    got = told.ok()
-    return digest.hexdigest() if got in ("-", digest.hexdigest()) else None
-
-
-def receive_bundle(told, work, entries):
-    """A bundle of small files, each under its name once its sum is right. True if all are as listed."""
-    wanted, sums, parts, right = {b"./" + entry.far: entry for entry in entries}, {}, [], True
-    for name, size, mtime, mode, kind in tar_members(told.exactly):
-        if size > SMALL * 2 or name not in wanted:
-            told.line.nonsense()
-        data = told.exactly(size + -size % 512)[:size]
-        entry = wanted.pop(name)                       # each once
-        if entry.size != size:
-            right = False
-            continue
-        parts.append((entry, work.target.write(key_of(entry.far), data, bool(entry.mode & 0o100), nanoseconds(entry.mtime))))
-        sums[name] = hashlib.sha256(data).hexdigest()
-    far, row = [], told.row()
-    while row[0] == "s" and len(far) < len(entries):
-        far.append(row[1])
-        row = told.row()
-    if row[0] != "ok" or [sums.get(b"./" + entry.far) for entry in entries] != far and set(far) != {"-"}:
-        return False
-    for entry, info in parts if right else ():
-        put_in_place(work, entry, lambda: work.target.place(key_of(entry.far), entry.far, info))
-    return right
-
-
-def write_all(fd, data):
-    """All of data (os.write may take less)."""
-    view = memoryview(data)
-    while len(view):
-        view = view[os.write(fd, view):]
-
-
-def get(line, ident, entries, record, settings, target, kept):
-    """Moves entries (results) into the target, each of them verified; near is the part in which a large one grows. kept: {far: why} of what
-    must not be put there. Returns the bytes moved."""
-    count, step = lanes_for(line, sum(entry.size for entry in entries if entry.size >= SMALL), settings)
-    work = Work(cut(entries, step, record.have, BUNDLE if line.round_trip >= NEAR else NEAR_BUNDLE), record)
-    work.target, work.kept = target, kept
-    for entry in entries:
-        if entry.size >= SMALL and entry.far not in work.pieces_left:
-            finish(work, entry)                        # it was whole already when the runner died
-    with Progress(work, _("fetched"), sum(entry.size for entry in entries)):
-        work_off(line, work, ident, get_lane, count, settings)
-    return work.moved
-
-
-# ---- this side's record of a calculation: what resume needs ----
+# ==== record ====
+# What this side knows of a calculation, on disk: what resume needs.
 
 ON_DISK = 2                    # form of a record, and of a run on the far side: 1 is of ssh protocol 1; a newer one is left alone
+Settings = collections.namedtuple("Settings", "base streams retry connect alive rsync_options ssh_options connects")
 ORDER = ("host", "command", "inputs", "into", "mode", "keep", "time", "settings")      # what an order.json tells, and these steps besides:
 STEP_TELLS = {"starting": ("boot", "offset"), "ended": ("state",), "fetched": ("files", "odd"), "finished": ("code",)}
 
@@ -6459,20 +6484,24 @@ class Record:
         os.fsync(self.journal.fileno())
         self.steps[name] = entry
 
-    def begin(self, phase, boots):
-        """What has arrived is from now on noted for this phase ('in', 'out'); older notes count if they are of the same boots."""
+    def spans(self):
+        """How many pieces have arrived."""
+        return sum(len(spans) for spans in self.have.values())
+
+    def begin(self, phase, boots, fresh=False):
+        """What has arrived is from now on noted for this phase ('in', 'out'); older notes count if they are of the same boots, and not fresh."""
         if self.pieces is not None:
             self.pieces.close()
         self.have, boots = {}, utf8(boots)
         path = os.path.join(self.folder, b"pieces." + phase.encode())
         try:
             with open(path, "rb") as text:
-                if text.readline().rstrip(b"\n") == boots:
+                if text.readline().rstrip(b"\n") == boots and not fresh:
                     for row in text:
                         if row.endswith(b"/\n"):
                             sum256, offset, size, whole, mtime, name = row[:-2].split(b" ", 5)
-                            self.have.setdefault((name, int(whole), mtime.decode()), set()).add((int(offset), int(size)))
-                            self.sums[name, int(offset), int(size)] = sum256.decode()
+                            self.have.setdefault((name.decode(), int(whole), int(mtime)), set()).add((int(offset), int(size)))
+                            self.sums[name.decode(), int(offset), int(size)] = sum256.decode()
         except (FileNotFoundError, ValueError):        # (also the notes of an older program)
             self.have = {}
         self.pieces = open(path, "ab" if self.have else "wb")
@@ -6495,28 +6524,28 @@ class Record:
 
     def note_inputs(self, entries):
         """What was sent, for the time when it is to be told from what the command left: as it is now, not as it is then."""
-        rows = [b"%d %s %o %s/\n" % (entry.size, entry.mtime.encode(), entry.mode, entry.far) for entry in entries]
+        rows = [b"%d %d %o %s/\n" % (entry.size, entry.mtime, entry.mode, utf8(entry.far)) for entry in entries]
         write_synced(os.path.join(self.folder, b"inputs"), b"".join(rows))
 
     def inputs(self):
-        """{far: Entry} of what was sent. (A record of an older program does not tell; then as it is now.)"""
-        tops = {utf8(far): utf8(near) for near, far in self.order["inputs"]}
+        """{far: Entry} of what was sent. (A record of an older program does not tell so; then as it is now.)"""
+        tops = {far: utf8(near) for near, far in self.order["inputs"]}
         try:
+            found = {}
             with open(os.path.join(self.folder, b"inputs"), "rb") as text:
-                rows = [row[:-2].split(b" ", 3) for row in text if row.endswith(b"/\n")]
-        except FileNotFoundError:
+                for row in text:
+                    size, mtime, mode, far = row[:-2].decode().split(" ", 3)
+                    top, slash, rest = far.partition("/")
+                    found[far] = Entry(tops[top] + utf8(slash + rest), far, int(size), int(mtime), int(mode, 8))
+            return found
+        except (OSError, ValueError, KeyError):
             return {entry.far: entry for entry in planned(self.order["inputs"], check=False)}
-        found = {}
-        for size, mtime, mode, far in rows:
-            top, slash, rest = far.partition(b"/")
-            found[far] = Entry(tops[top] + slash + rest, far, int(size), mtime.decode(), int(mode, 8))
-        return found
 
     def arrived(self, entry, offset, size, sum256=""):
         """A piece is there, and its sum is right."""
         if self.pieces is not None:
-            row = (utf8(sum256 or "-"), offset, size, entry.size, entry.mtime.encode(), entry.far)
-            self.pieces.write(b"%s %d %d %d %s %s/\n" % row)
+            row = (utf8(sum256 or "-"), offset, size, entry.size, entry.mtime, utf8(entry.far))
+            self.pieces.write(b"%s %d %d %d %d %s/\n" % row)
             if size >= SMALL:
                 self.pieces.flush()
         self.have.setdefault(version(entry), set()).add((offset, size))
@@ -6525,18 +6554,6 @@ class Record:
         """Removes the record."""
         import shutil
         shutil.rmtree(self.folder, ignore_errors=True)
-
-
-# ---- the way of one calculation ----
-
-Outcome = collections.namedtuple("Outcome", "ident code ended_by state fetched odd")   # code: exit code; ended_by: command or runner
-
-
-SAYS = {                       # what a watching session says: bytes of the log, a state, the end
-    "L": r"[0-9]{1,9}\Z",
-    "S": r"[a-z]",
-    "E": r"(?:ended (?:1?[0-9]{1,2}|2[0-4][0-9]|25[0-5])|failed|lost|error|refused|config)(?: |\Z)",
-}
 
 
 def sum_of(source, offset, size):
@@ -6552,1546 +6569,17 @@ def sum_of(source, offset, size):
     return digest.hexdigest()
 
 
-class Run:
-    """One calculation: its record, its line, and the patience with that line."""
-
-    def __init__(self, record, settings):
-        self.record, self.settings, self.order = record, settings, record.order
-        self.ident, self.line, self.progress, self.ever, self.early = record.ident, None, 0, False, None
-        self.decoder = codecs.getincrementaldecoder("utf-8")("replace")
-
-    def insist(self, step):
-        """step(line), again over a new line when it was lost: until it is through, or the line was away for COUNT x INTERVAL seconds."""
-        count, interval = self.settings.retry
-        down, tries, seen = None, 0, None
-        while True:
-            try:
-                if self.line is None:
-                    line = Line(self.order["host"], self.settings)
-                    self.line = line.open(self.plan)
-                    self.ever = True
-                return step(self.line)
-            except Never:
-                if not self.ever and not self.record.steps.get("starting"):
-                    raise
-                lost = sys.exc_info()[1]
-            except LineLost as error:
-                lost = error
-            except BrokenPipeError:                    # a session's: what is written to stdout never raises
-                lost = _("the connection broke off")
-            self.drop()
-            now = time.monotonic()
-            if down is None or seen != self.progress:
-                down, tries, seen = now, 0, self.progress      # it had moved on since the last loss: patience starts anew
-            tries += 1
-            pause = min(interval, 2.0 ** min(tries - 1, 12)) * (0.75 + 0.5 * (os.urandom(1)[0] / 255.0))
-            if now + pause - down > count * interval:
-                runs = "starting" in self.record.steps
-                raise Stop(EX_UNAVAILABLE, (_("%s; given up after %d tries. What was started there runs on: %s resume %s") if runs else
-                                            _("%s; given up after %d tries; nothing was started there: %s resume %s")) % (
-                    lost, tries, PROGRAM, self.ident))
-            log("warn", self.ident, "line", host=self.order["host"], lost=lost, again_in="%.1fs" % pause)
-            time.sleep(pause)
-
-    def plan(self):
-        """Looks at the inputs, once, while the log-in takes its time."""
-        if self.early is None and "starting" not in self.record.steps:
-            self.early = Beside(lambda: planned(self.order["inputs"]))
-
-    def drop(self):
-        if self.line is not None:
-            self.line.close()
-        self.line = None
-
-    def go(self):
-        """Steps 2 to 9; from wherever the record says that it stopped. Returns the Outcome."""
-        record = self.record
-        log("info", self.ident, "1 order", host=self.order["host"], command=self.order["command"], files=len(self.order["inputs"]))
-        fault("ordered")
-        try:
-            if "ended" not in record.steps:
-                if "starting" not in record.steps:
-                    self.insist(self.send)             # 2. connect, 3. directory, 4. inputs
-                self.solver_log("start")
-                state = self.insist(self.start)        # 5. start, 6. watch
-                fault("ended")
-                record.step("ended", state=state)
-                self.solver_log("end " + state)
-            state = record.steps["ended"]["state"]
-            if "fetched" not in record.steps:
-                self.insist(self.fetch)                # 7. list, 8. fetch
-            else:
-                clear_away(utf8(self.order["into"]), self.ident)
-            fault("fetched")
-            outcome = self.judge(state)
-            if not self.order["keep"] and outcome.code == 0 and "cleaned" not in record.steps:
-                try:
-                    self.insist(self.clean)            # 9. clean up there
-                except Stop as stop:                   # everything is here: not worth a failure
-                    log("warn", self.ident, "9 clean", host=self.order["host"], why=stop)
-            record.step("finished", code=outcome.code)
-            log("info", self.ident, "9 finish", state=state, code=outcome.code, ended_by=outcome.ended_by)
-            return outcome
-        except Stop as stop:
-            if stop.code == EX_REFUSED and "started" not in record.steps:
-                record.step("refused", code=stop.code) # what `list` says; `resume` may try again
-            raise
-        except KeyboardInterrupt as told:
-            runs = "started" in record.steps and "ended" not in record.steps
-            text = (_("%s: interrupted; the command runs on there, %s.py resume %s continues") if runs else
-                    _("%s: interrupted; %s.py resume %s continues")) % (self.ident, PROGRAM, self.ident)
-            raise Stop(told.args[0] if told.args else EX_INTERRUPT, text)
-        finally:
-            self.drop()
-
-    def solver_log(self, word):
-        """The lines of the solver log, where the site asks for them (MISYSTEM_SITEID)."""
-        site = os.environ.get("MISYSTEM_SITEID")
-        if site:
-            show("%s solver_log site=%s host=%s calculation=%s %s\n" % (
-                time.strftime("%Y/%m/%d %H:%M:%S"), printable(site), printable(self.order["host"]), self.ident, printable(word)))
-
-    def send(self, line):
-        """2. connect 3. directory 4. inputs"""
-        log("info", self.ident, "2 connect", host=line.host, round_trip="%.1fms" % (line.round_trip * 1000), guard=line.facts.get("guard"))
-        fault("connected")
-        record = self.record
-        entries = self.early.result()                  # as they were at first, also if the line was lost since: a change is said
-        record.begin("in", line.facts["boot"])
-        if record.have:
-            there = listing(line, self.ident, self.settings, "put")[1]
-            record.have = {which: spans for which, spans in record.have.items() if which[0] in there}
-        record.step("sending")
-        fault("sending")
-        before = sum(len(spans) for spans in record.have.values())
-        try:
-            moved = transfer(line, self.ident, entries, record, self.settings) if entries else 0
-        finally:
-            self.progress += sum(len(spans) for spans in record.have.values()) - before
-        log("info", self.ident, "4 inputs", files=len(entries), bytes=moved)
-        fault("sent")
-        record.note_inputs(entries)
-        record.step("starting", boot=line.facts["boot"], offset=0)
-
-    def start(self, line):
-        """5. start (once, however often it is asked) 6. watch: the log as it comes, then how it ended"""
-        starting = self.record.steps["starting"]
-        fault("starting")
-        if "started" in self.record.steps:
-            process = line.start("watch", self.ident, str(starting["offset"]))
-        elif self.order.get("batch"):
-            process = line.start("run", self.ident, starting["boot"], self.order["command"], "", json.dumps(self.order["batch"]), bring(line))
-        else:
-            process = line.start("run", self.ident, starting["boot"], self.order["command"], RUN)
-        try:
-            return self.watch(line, process, starting)
-        finally:
-            process.kill()
-            line.end(process)
-
-    def watch(self, line, process, starting):
-        """6. Reads a watching session to its end; returns the state."""
-        if not line.marked(process):
-            line.broke(process)
-        told = Cut(line, process)
-        while True:
-            row = told.row()
-            if not re.match(SAYS.get(row[0], "(?!)"), " ".join(row[1:])):
-                line.nonsense()
-            if row[0] in ("L", "S") and "started" not in self.record.steps:
-                self.record.step("started")
-                log("info", self.ident, "5 start", state=" ".join(row[1:]) if row[0] == "S" else "running")
-                fault("started")
-            elif row[0] == "S":                        # where a batch system has it
-                log("info", self.ident, "6 now", state=" ".join(row[1:]))
-            if row[0] == "L":
-                left = int(row[1])
-                while left:
-                    data = told.exactly(min(left, BLOCK))
-                    self.echo(data)
-                    left -= len(data)
-                    starting["offset"] += len(data)
-                    self.progress += 1
-            elif row[0] == "E":
-                if row[1] == "error":
-                    raise Stop(EX_IOERR, "%s: %s" % (line.host, printable(" ".join(row[2:]))))
-                if row[1] in ("refused", "config"):
-                    raise Stop(EX_CONFIG if row[1] == "config" else EX_REFUSED, "%s: %s" % (line.host, printable(" ".join(row[2:]))))
-                log("info", self.ident, "6 end", state=" ".join(row[1:]))
-                return " ".join(row[1:])
-
-    def echo(self, data):
-        """Live output of the command, harmless for a terminal."""
-        text = self.decoder.decode(data)
-        show(re.sub("[\x00-\x08\x0b-\x1f\x7f-\x9f]", lambda m: "\r" if m.group() == "\r" else "\\x%02x" % ord(m.group()), text))
-
-    def fetch(self, line):
-        """7. list 8. fetch: everything in the directory, but inputs that nobody has touched"""
-        target = Target(utf8(self.order["into"]), self.ident, began=self.order.get("began"), always=(LOG.encode(),))
-        done = False
-        try:
-            files, kept = self.fetch_into(line, target)
-            target.settle()
-            for name, why in kept.items():
-                log("error", self.ident, "8 fetch", not_fetched=shown(name), why=why)
-            if kept:
-                log("error", self.ident, "8 fetch", still_there=len(kept), get_them="%s resume %s --to DIR" % (PROGRAM, self.ident))
-            self.record.step("fetched", files=files, odd=sorted(map(shown, kept)))
-            done = True
-        finally:
-            target.close(done)
-
-    def fetch_into(self, line, target):
-        """(how many files were fetched, {far: why} of what is still there)."""
-        record, kept = self.record, {}
-        sent = record.inputs()
-        if line.facts.get("gnu") != "1":
-            return fetch_all(line, self, target, sent, kept), kept
-        fault("listing")
-        started, files, changed, folders, copies, out, odd = listing(line, self.ident, self.settings)
-        kept.update((name, _("a name that may not be")) for name in odd)
-        wanted = [entry._replace(near=target.part(key_of(name))) for name, entry in files.items()
-                  if not (changed[name] < started and self.as_sent(entry, sent.get(name))) and not is_here(target, entry)]
-        wanted = [entry for entry in wanted if allowed(target, entry.far, kept)]
-        log("info", self.ident, "7 results", files=len(files), to_fetch=len(wanted), odd=len(kept))
-        for name in folders:
-            if name not in sent:
-                make_folder(target, name, kept)
-        target.sync = len(wanted) <= 50
-        record.begin("out", boot_id() + " " + line.facts["boot"])
-        record.verify([entry for entry in wanted if os.path.exists(entry.near)])
-        fault("fetching")
-        before = sum(len(spans) for spans in record.have.values())
-        try:
-            moved = receive(line, self.ident, wanted, record, self.settings, target, kept)
-        finally:
-            self.progress += sum(len(spans) for spans in record.have.values()) - before
-        for name, goal in copies.items():              # links within the directory arrive as copies of what they lead to
-            if allowed(target, name, kept):
-                copy_file(target, name, files[goal], sent.get(goal), kept)
-        log("info", self.ident, "8 fetch", files=len(wanted), bytes=moved)
-        for name in out:
-            log("warn", self.ident, "8 fetch", not_fetched=shown(name), why="no file of the directory's own, or kept by the rules there")
-        return len(wanted), kept
-
-    def as_sent(self, entry, input):
-        """Is it an input, still as it was sent, that need not travel back? (Its size and time tell, too: a clock may be set back there.)"""
-        if input is None or input.size != entry.size or nanoseconds(entry.mtime) not in (
-                nanoseconds(input.mtime), nanoseconds(input.mtime) // 10 ** 9 * 10 ** 9):         # small ones travel with whole seconds
-            return False
-        near = os.path.join(utf8(self.order["into"]), entry.far)
-        return self.order["mode"] == "run" or os.path.realpath(near) == os.path.realpath(input.near)
-
-    def clean(self, line):
-        """9. removes the directory there"""
-        rows = line.call("clean", self.ident)
-        if rows[-1] == "E cleaned":
-            self.record.step("cleaned")
-        else:
-            log("warn", self.ident, "9 clean", host=line.host, state=rows[-1][2:])
-
-    def why(self, code):
-        """Behind how it ended: what is known of the reason."""
-        if code > 128 and os.path.exists(os.path.join(self.record.folder, b"cancelled")):
-            return _(" (cancelled by hand)")
-        try:
-            with open(os.path.join(utf8(self.order["into"]), utf8(LOG)), "rb") as text:
-                text.seek(-min(4000, os.fstat(text.fileno()).st_size), 2)
-                rest = text.read()
-        except OSError:
-            return ""
-        full = [word for word in (b"No space left on device", b"Disk quota exceeded") if code and word in rest]
-        return " (%s: %s)" % (LOG, full[0].decode()) if full else ""
-
-    def judge(self, state):
-        """The Outcome of how it ended."""
-        done = self.record.steps["fetched"]
-        if state.startswith("ended "):
-            code = int(state.split()[1])
-            told, who = (code, "command") if code or not done["odd"] else (EX_DATA, "runner")      # odd: results that are still there
-            return Outcome(self.ident, told, who, state + self.why(code), done["files"], done["odd"])
-        if state == "failed":
-            return Outcome(self.ident, 126, "runner", "the command could not be started there", done["files"], done["odd"])
-        state += _(" (what it left was fetched; nothing is run a second time by itself)")
-        return Outcome(self.ident, EX_TEMPFAIL, "runner", state, done["files"], done["odd"])
-
-
-def is_here(target, entry):
-    """Did this calculation store this very version of it before?"""
-    noted = target.noted.get(entry.far)
-    try:
-        info = os.stat(os.path.join(target.path, entry.far), follow_symlinks=False)
-    except OSError:
-        return False
-    return noted == (info.st_ino, info.st_size, info.st_mtime_ns) and noted[1:] == (entry.size, nanoseconds(entry.mtime))
-
-
-def allowed(target, name, kept):
-    """May it be put there? If not, it is noted in kept."""
-    try:
-        target.allow(name)
-        return True
-    except NotStored as error:
-        kept[name] = str(error)
-    except OSError as error:
-        kept[name] = error.strerror
-    return False
-
-
-def make_folder(target, name, kept):
-    """A directory among the results, whatever may be in its way."""
-    try:
-        target.make(name)
-    except NotStored as error:
-        kept[name] = str(error)
-    except OSError as error:
-        kept[name] = error.strerror
-
-
-def mtime_of(info):
-    """'SECONDS.FRACTION' of a file, exactly."""
-    return "%d.%09d" % divmod(info.st_mtime_ns, 10 ** 9)
-
-
-def nanoseconds(text):
-    """'SECONDS.FRACTION' -> int, exactly."""
-    whole, dot, fraction = text.partition(".")
-    return int(whole) * 10 ** 9 + int((fraction + "0" * 9)[:9])
-
-
-def copy_file(target, name, entry, input, kept):
-    """A copy of the result, or of the input as it was sent, under another name."""
-    try:
-        if entry.far in target.stored() or is_here(target, entry):
-            fd = target.open(entry.far)
-        elif input is not None and entry.far not in kept and mtime_of(os.stat(input.near)) == input.mtime:
-            fd = os.open(input.near, os.O_RDONLY)
-        else:
-            kept[name] = _("leads to %s, which is not here") % shown(entry.far)
-            return
-        target.drop(key_of(name))
-        copy = os.open(target.part(key_of(name)), os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666)
-        with open(fd, "rb", 0) as source, open(copy, "rb+", 0) as goal:
-            at = 0
-            for data in iter(lambda: source.read(BLOCK), b""):
-                write_sparse(goal.fileno(), memoryview(data), at)
-                at += len(data)
-            goal.truncate(at)
-        target.store(key_of(name), name, None, bool(entry.mode & 0o100), nanoseconds(entry.mtime))
-    except NotStored as error:
-        kept[name] = str(error)
-
-
-def planned(inputs, check=True):
-    """Entries of the inputs: [[near path, far name]]; directories with all that is in them, links followed. Stop 66 if one is missing."""
-    entries = []
-    for near, far in inputs:
-        try:
-            add_input(entries, utf8(near), utf8(far), ())
-        except OSError as error:
-            if check:
-                raise Stop(EX_NOINPUT, "%s: %s" % (printable(near), error.strerror))
-    return entries
-
-
-def add_input(entries, near, far, above):
-    """One input into entries; above: the real directories that it stands in (a link back to one of them is left out)."""
-    info = os.stat(near)
-    try:
-        plain(far)
-    except ValueError as error:
-        raise Stop(EX_NOINPUT, str(error))
-    mtime = mtime_of(info)
-    if stat.S_ISREG(info.st_mode):
-        if not os.access(near, os.R_OK):
-            raise Stop(EX_NOINPUT, _("%s: may not be read") % shown(near))
-        entries.append(Entry(near, far, info.st_size, mtime, info.st_mode))
-    elif stat.S_ISDIR(info.st_mode):
-        real = os.path.realpath(near)
-        if real in above:
-            return
-        entries.append(Entry(near, far, 0, mtime, info.st_mode))
-        for name in sorted(os.listdir(near)):
-            add_input(entries, os.path.join(near, name), far + b"/" + name, above + (real,))
-    else:
-        raise Stop(EX_NOINPUT, _("%s: neither file nor directory") % shown(near))
-
-
-def transfer(line, ident, entries, record, settings):
-    """Inputs there: in lanes, or by rsync where the far side has that only (tar in one lane, where it has not even that)."""
-    if line.facts.get("gnu") != "1" and line.facts.get("rsync") == "1" and not record.have:
-        if rsync_all(line, ident, entries, settings):
-            return sum(entry.size for entry in entries)
-    if not record.have:
-        went = squeezed(line, ident, entries, settings)
-        entries = [entry for entry in entries if entry not in went]
-    return put(line, ident, entries, record, settings)
-
-
-def squeezed(line, ident, entries, settings, target=None):
-    """Moves those of the entries that a sample shows to be well worth compressing, by rsync with zstd where both ends have it; sums
-    compared. target: results, into its part r/; without one: inputs. Returns the entries that were moved."""
-    send = target is None
-    able = line.facts.get("zstd") == "1" and line.round_trip >= NEAR
-    large = [entry for entry in entries if able and entry.size >= DELTA and EASY.match(entry.far)
-             and (not send or os.path.basename(entry.near) == entry.far)][:50]
-    if not large or not has_zstd():
-        return []
-    samples = [near_sample(entry) for entry in large] if send else far_samples(line, large)
-    large = [entry for entry, sample in zip(large, samples) if shrinks(sample)]
-    if not large:
-        return []
-    words = rsync_words(line, ident, settings) + ["-z", "--zc=zstd", "--zl=1", "--whole-file"]
-    if send:
-        words += ["-pL", "--"] + [entry.near for entry in large] + [line.host + ":."]
-    else:
-        words += ["--"] + [(line.host if not number else "") + ":" + entry.far.decode() for number, entry in enumerate(large)]
-        words.append(target.part(b"r") + b"/")
-    near = large if send else [entry._replace(near=target.part(b"r/" + entry.far)) for entry in large]
-    early = Beside(lambda: near_sums(near) if send else far_sums(line, ident, large))     # of what does not change, beside the transfer
-    if not run_rsync(words, b"", ident):
-        early.result()
-        return []
-    late = far_sums(line, ident, large, "put") if send else near_sums(near)
-    return large if all(one == other or "-" in (one, other) for one, other in zip(early.result(), late)) else []
-
-
-def near_sample(entry):
-    """Some bytes of the middle of an input."""
-    with open(entry.near, "rb", 0) as source:
-        source.seek(entry.size // 2)
-        return source.read(SAMPLE)
-
-
-def far_samples(line, entries):
-    """The same of results, over the lane that made the list."""
-    told = Cut(line, line.spare)
-    for number, entry in enumerate(entries, 1):
-        line.spare.stdin.write(b"G %d %d %d %s/\n" % (number, entry.size // 2, SAMPLE, entry.far))
-    line.spare.stdin.flush()
-    samples = []
-    for entry in entries:
-        samples.append(told.exactly(SAMPLE))
-        told.ok()
-    return samples
-
-
-def has_zstd():
-    """Can this side's rsync compress with zstd?"""
-    try:
-        return b"zstd" in subprocess.run(["rsync", "--version"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL).stdout
-    except OSError:
-        return False
-
-
-def rsync_all(line, ident, entries, settings):
-    """Inputs by plain rsync, sums compared afterwards. False if it did not work."""
-    tops = [entry.near for entry in entries if b"/" not in entry.far]
-    if not run_rsync(rsync_words(line, ident, settings) + ["-rpL", "--"] + tops + [line.host + ":."], b"", ident):
-        return False
-    files = [entry for entry in entries if not stat.S_ISDIR(entry.mode)]
-    return agree(line, ident, files, "put")
-
-
-def agree(line, ident, entries, way="get"):
-    """Are the files here and there the same, by their sums?"""
-    near = Beside(lambda: near_sums(entries))
-    far = far_sums(line, ident, entries, way) if entries else []
-    return all(wanted in ("-", got) for got, wanted in zip(near.result(), far))
-
-
-class Beside(threading.Thread):
-    """Makes something while something else goes on."""
-
-    def __init__(self, make):
-        threading.Thread.__init__(self, daemon=True)
-        self.make, self.made, self.error = make, None, None
-        self.start()
-
-    def run(self):
-        try:
-            self.made = self.make()
-        except Exception as error:
-            self.error = error
-
-    def result(self):
-        self.join()
-        if self.error:
-            raise self.error
-        return self.made
-
-
-def near_sums(entries):
-    """The sums of files here."""
-    return [file_sum(entry.near) for entry in entries]
-
-
-def run_rsync(words, data, ident):
-    """Runs rsync with data on its stdin; True if it went through."""
-    import shutil
-    if not shutil.which("rsync"):
-        return False
-    process = subprocess.Popen([word if isinstance(word, bytes) else utf8(word) for word in words], stdin=subprocess.PIPE,
-                               stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True)
-    said = process.communicate(data)[1].decode("utf-8", "replace").strip()
-    if process.returncode:
-        log("info", ident, "rsync", code=process.returncode, said=said[-300:])
-    return process.returncode == 0
-
-
-def fetch_all(line, run, target, sent, kept):
-    """Everything that is there, where the far side cannot make lists: by rsync, or as one tar; sums compared. Returns the number of files."""
-    folder = target.part(b"all")
-    if line.facts.get("rsync") == "1" and run_rsync(rsync_words(line, run.ident, run.settings) + [
-            "-rI", "--", line.host + ":./", folder + b"/"], b"", run.ident):
-        entries = found_below(folder)
-    else:
-        entries = fetch_tar(line, run.ident, folder)
-    count = 0
-    for entry in entries:
-        try:
-            plain(entry.far)
-        except ValueError:
-            kept[entry.far] = _("a name that may not be")
-            continue
-        if stat.S_ISDIR(entry.mode):
-            if entry.far not in sent:
-                make_folder(target, entry.far, kept)
-        elif not run.as_sent(entry, sent.get(entry.far)) and allowed(target, entry.far, kept):
-            target.store(b"all/" + entry.far, entry.far, None, bool(entry.mode & 0o100), nanoseconds(entry.mtime))
-            count += 1
-    return count
-
-
-def found_below(folder):
-    """Entries of all files and directories below it, links aside."""
-    entries = []
-    for above, folders, names in os.walk(folder):
-        for name in folders + names:
-            near = os.path.join(above, name)
-            info = os.lstat(near)
-            if stat.S_ISREG(info.st_mode) or stat.S_ISDIR(info.st_mode):
-                entries.append(Entry(near, near[len(folder) + 1:], info.st_size, mtime_of(info), info.st_mode))
-    return entries
-
-
-def fetch_tar(line, ident, folder):
-    """Everything that is there as one tar, into the new directory; Entries of it. LineLost if a sum differs."""
-    import shutil
-    shutil.rmtree(folder, ignore_errors=True)
-    os.mkdir(folder, 0o700)
-    process = line.start("lane", ident, "get")
-    if not line.marked(process):
-        line.broke(process)
-    process.stdin.write(b"E 1 0 0 -/\n")
-    process.stdin.flush()
-    try:
-        entries = unpack(Cut(line, process), folder)
-    except ValueError as error:
-        raise Stop(EX_PROTOCOL, printable("%s: %s" % (line.host, error)))
-    line.end(process)
-    if not agree(line, ident, [entry for entry in entries if not stat.S_ISDIR(entry.mode)]):
-        raise LineLost(_("the sums of the results differ"))
-    return entries
-
-
-def unpack(told, folder):
-    """All files and directories of one tar into the directory; Entries of them. ValueError for what is none."""
-    entries = []
-    for name, size, mtime, mode, kind in tar_members(told.exactly, whole=False):
-        name = (name[2:] if name.startswith(b"./") else name).rstrip(b"/")
-        if kind not in (b"0", b"\0", b"5") or not name:
-            continue
-        if len(entries) >= MOST_FILES:
-            told.line.nonsense()
-        entry = Entry(os.path.join(folder, plain(name)), name, size, "%d.0" % mtime, mode | (stat.S_IFDIR if kind == b"5" else stat.S_IFREG))
-        entries.append(entry)
-        if kind == b"5":
-            os.makedirs(entry.near, exist_ok=True)
-            continue
-        fd = os.open(entry.near, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o666)
-        try:
-            left = size
-            while left:
-                data = told.exactly(min(left, BLOCK))
-                write_all(fd, data)
-                left -= len(data)
-        finally:
-            os.close(fd)
-        told.exactly(-size % 512)
-    return entries
-
-
-def receive(line, ident, entries, record, settings, target, kept):
-    """Results here. Those that are here in an older form, by rsync's delta if both ends have it."""
-    older = [entry for entry in entries if entry.size >= DELTA and line.facts.get("rsync") == "1" and EASY.match(entry.far)
-             and not record.have.get(version(entry)) and is_large(os.path.join(target.path, entry.far))][:50]
-    by_rsync = delta(line, ident, older, settings, target) if older else []
-    if not record.have:
-        by_rsync += squeezed(line, ident, [entry for entry in entries if entry not in by_rsync], settings, target)
-    work = Work([], record)
-    work.target, work.kept = target, kept
-    for entry in by_rsync:
-        put_in_place(work, entry, lambda: target.store(b"r/" + entry.far, entry.far, None, bool(entry.mode & 0o100), nanoseconds(entry.mtime)))
-    moved = get(line, ident, [entry for entry in entries if entry not in by_rsync], record, settings, target, kept)
-    lost = [entry.far for entry in entries if entry.far not in kept and entry.far not in target.stored()]
-    if lost:
-        raise Stop(EX_BUG, _("%s: is not here, although all was fetched") % shown(lost[0]))
-    return moved
-
-
-def is_large(path):
-    """Is there a file that differences are worth looking for to?"""
-    try:
-        info = os.lstat(path)
-    except OSError:
-        return False
-    return stat.S_ISREG(info.st_mode) and info.st_size >= DELTA
-
-
-def rsync_words(line, ident, settings):
-    """The beginning of an rsync command over the control connection."""
-    import shlex
-    shell = " ".join(shlex.quote(word) for word in line.options + ["-S", line.control, "-o", "ControlMaster=no"])
-    return ["rsync", "-t", "--partial", "--timeout=%d" % (settings.alive * 4), "--rsync-path=" + request("rsync", settings.base, ident),
-            "-e", shell] + settings.rsync_options
-
-
-def delta(line, ident, entries, settings, target):
-    """rsync's delta for files that are here in an older form, beside them; sums compared. Those of the entries that came so."""
-    names = [(line.host if not number else "") + ":" + entry.far.decode() for number, entry in enumerate(entries)]
-    words = rsync_words(line, ident, settings) + ["-I", "--no-whole-file", "--copy-dest=../..", "--"] + names + [target.part(b"r") + b"/"]
-    came = [entry._replace(near=target.part(b"r/" + entry.far)) for entry in entries]
-    return entries if run_rsync(words, b"", ident) and agree(line, ident, came) else []
-
-
-def file_sum(path):
-    """sha256 of a file, in hex."""
-    digest = hashlib.sha256()
-    with open(path, "rb", 0) as source:
-        for data in iter(lambda: source.read(BLOCK), b""):
-            digest.update(data)
-    return digest.hexdigest()
-
-
-def far_sums(line, ident, entries, way="get"):
-    """The sums of files there, in that order ("-": nothing there to make them with)."""
-    process = line.lane(ident, way)
-    if not line.marked(process):
-        line.broke(process)
-    told, sums = Cut(line, process), []
-    for first in range(0, len(entries), 500):
-        text = b"".join(b"./" + entry.far + b"\n" for entry in entries[first:first + 500])
-        process.stdin.write(b"S 1 0 %d -/\n" % len(text) + text)
-        process.stdin.flush()
-        for row in iter(told.row, ["ok", "1", "-"]):
-            sums.append(row[1] if row[0] == "s" and len(sums) < len(entries) else line.broke(process))
-    leave(process, True)
-    line.end(process)
-    return sums
-
-
-def bring(line):
-    """This file, to a far side without a guard: what it asks its batch system with. The name that it has there. Stop if it cannot be used there."""
-    if line.facts.get("guard") == "1":
-        raise Stop(EX_USAGE, _("%s: its guard decides about the batch system: leave --batch out") % line.host)
-    with open(__file__, "rb") as text:
-        data = text.read()
-    name = hashlib.sha256(data).hexdigest()[:16]
-    process = line.start("bring", "-", name)
-    try:
-        process.stdin.write(data)
-        process.stdin.close()
-    except OSError:
-        pass                                           # the answer tells
-    rows = line.rows(process)
-    if not rows or not rows[-1].startswith("E "):
-        line.broke(process)
-    line.end(process)
-    if rows[-1] != "E ok":
-        raise Stop(EX_CONFIG, "%s: %s" % (line.host, printable(rows[-1][2:])))
-    return name
-
-
-def clock_of(into, ident):
-    """The time now by the clock of the file system there, in nanoseconds. What cannot be stored there should be known before the calculation."""
-    target = Target(into, ident)
-    try:
-        return target.now()
-    finally:
-        target.close(True)
-
-
-def clear_away(into, ident):
-    """Removes what a runner that was killed when all was stored has left there of its parts."""
-    try:
-        if os.path.isdir(os.path.join(into, b".mi-" + utf8(ident))):
-            Target(into, ident).close(True)
-    except OSError as error:                           # all is here: not worth a failure
-        log("warn", ident, "8 fetch", why=error)
-
-
-def run_calculation(host, command, inputs, into=".", settings=None, mode="run", keep=False, batch=None):
-    """Runs command on host with the input files (paths; far names are their last parts) and fetches everything into `into`.
-    batch: [a batch system there, option, ...], for a host without a guard.
-
-    Returns an Outcome (ident, code = exit code, ended_by, state, fetched, odd). Stop with an exit code of the table when it cannot go on;
-    the calculation can then be resumed by its ident, which the message names.
-    """
-    import uuid
-    pairs, seen, settings = [], {}, settings or settings_for({})
-    for path in inputs:
-        far = os.path.basename(os.path.normpath(path))
-        if seen.setdefault(far, path) != path:
-            raise Stop(EX_USAGE, _("two inputs have the name %s: %s and %s") % (printable(far), printable(seen[far]), printable(path)))
-        pairs.append([os.path.abspath(path), far])
-    if not command or steers(command.replace("\t", " ")):
-        raise Stop(EX_USAGE, _("no command, or one with control characters"))
-    planned(pairs)                                     # 66 before anything is done
-    Line(host, settings)                               # 64 if that is no host
-    ident = str(uuid.uuid4())
-    order = {"host": host, "command": command, "inputs": pairs, "into": os.path.abspath(into), "mode": mode, "keep": keep,
-             "v": ON_DISK, "time": time.time(), "batch": batch, "began": clock_of(into, ident),
-             "settings": settings._asdict()}
-    return Run(Record(ident, order), settings).go()
-
-
-NUMBER, NONE = r"[0-9]{1,18}", r"-"
-# ==== the guard ====
-# Runs on the external computer as the forced command of MInt's key:
-#     restrict,command="python3 -I -S .../execute_remote_command.py guard" KEY
-# To be audited in one sitting: from here to `do_guard`, with the shared blocks ini and run. How it works:
-#  - sshd gives what was asked for as SSH_ORIGINAL_COMMAND. It must have the one form of `request`; the program text in it is dropped
-#    unread, only the words behind it count. They must match the table REQUESTS, or the request is refused (77) and logged.
-#  - No shell sees a word from the wire. The only texts given to sh are this file's constants RUN and INTO_LOG.
-#  - Inputs may be put into base/ID until the command is started, results got when it has ended. Names are relative, without `..`; they
-#    are opened part by part with O_NOFOLLOW, so that no link leads out, not even one that is put there in between.
-#  - Whether it was started, each single write asks, and the start waits for it (Place1.unstarted). Nothing that was put is read again.
-#  - Where others than this user and root could have put what is run (base, or a directory that it stands in), nothing is done.
-#  - Commands are those of the sections [command NAME]: argument vectors of the owner's, arguments only where patterns allow them.
-#  - What leaves has passed [outbound]; a file is served only if it is still the one that was looked through.
-
-
-class Refused(Exception):
-    """A request that is not in the table, or not allowed now."""
-
-
-class Place1:
-    """A calculation's directories on this side: base/ID and base/.mi/ID."""
-
-    def __init__(self, base, ident, rules):
-        self.ident, self.rules, self.base = ident, rules, base
-        self.work = os.path.join(base, ident.encode())
-        self.control = os.path.join(base, b".mi", ident.encode())
-        self.spent, self.book = self.control + b".bytes", None
-
-    def state(self):
-        """As FAR's `look` says it; for a job of a batch system also queued, by its files and what the queue said last."""
-        if not os.path.isdir(self.control) or not os.listdir(self.control):
-            return "none"
-        if read_batch(self.control):
-            if os.path.exists(os.path.join(self.control, b"lost")):
-                with open(os.path.join(self.control, b"lost"), encoding="utf-8", errors="replace") as text:
-                    return "lost " + text.read(1000)
-            state, where = batch_where(os.path.dirname(self.control), self.control)
-            if state != "ended":
-                return where or "lost cancelled"
-        state, detail = look(self.control, time.time())
-        if state == "ended":
-            return "failed" if detail is None else "ended %d" % detail
-        if state == "elsewhere":
-            return "running on %s, another host" % printable(detail.host)
-        return "lost %s" % detail if state == "lost" else state
-
-    def job(self):
-        """The BatchJob of this calculation, None if it has none."""
-        order = read_batch(self.control)
-        if not order:
-            return None
-        keys = self.rules.get(order.get("section")) or {key: TABLE["command *"][key][1] for key in ("batch_poll", "batch_grace")}
-        queue = Queue(os.path.dirname(self.control), order["system"], batch_environment(keys))
-        return BatchJob(self.control, queue, keys["batch_poll"], keys["batch_grace"], fault)
-
-    def watched(self, job):
-        """state(), which asks the queue too: what becomes of a job is decided here, and noted if it is lost."""
-        if job is None or os.path.exists(os.path.join(self.control, b"lost")):
-            return self.state()
-        state, detail = job.look()
-        if state == "ended":
-            return "failed" if detail is None else ("ended %d %s" % (detail, job.why)).strip()
-        if state == "lost":
-            write_synced(os.path.join(self.control, b"lost"), utf8(printable(detail)))
-            return "lost " + printable(detail)
-        return printable(job.where or state)
-
-    def over(self):
-        return self.state().split()[0] in ("ended", "failed", "lost")
-
-    def owners_word(self, key):
-        """A key of the section [command NAME] that this calculation runs: as the ini says it now, or, if it is there no more, as it was said
-        when the calculation was started. None if no section is known (it was started by an older guard)."""
-        try:
-            with open(os.path.join(self.control, b"command"), "rb") as text:
-                noted = json.loads(text.read().decode())
-            now = [command for command in self.rules.get("commands", {}).values() if command["name"] == noted["name"]]
-            return (now or [noted])[0][key]
-        except FileNotFoundError:
-            return None
-        except (ValueError, TypeError, KeyError, RecursionError):
-            raise Refused("what was noted of its command is broken: nothing of it leaves")
-
-    def let_out(self):
-        """What may leave of this calculation, by how it was asked for (see AFTER_STOP)."""
-        words = self.state().split()
-        stopped = os.path.exists(os.path.join(self.control, b"cancelled")) or words[0] == "lost" or words[0] == "ended" and int(words[1]) > 128
-        keys = {key: self.owners_word(key) for key in ("after_stop", "patterns", "logs")}
-        return let_out({"after_stop": keys["after_stop"] or "", "patterns": keys["patterns"] is not False,
-                        "logs": keys["logs"] is not False}, stopped)
-
-    def begun(self):
-        """Was the command started, or the calculation cleaned away? From then on nothing is put here any more."""
-        return os.path.isdir(self.control)
-
-    def take_ready(self):
-        """From now on it cannot start any more: True. False if it did."""
-        try:
-            os.rename(os.path.join(self.control, b"ready"), os.path.join(self.control, b"start"))      # as the wrapper does
-            return True
-        except FileNotFoundError:
-            return False
-
-    def locked(self, deed):
-        """deed(), while no other session starts, cleans, or writes inputs into this calculation. (The kernel lets the lock of a dead one go.)"""
-        import fcntl
-        if self.book is None:
-            self.book = os.open(self.spent, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-        fcntl.flock(self.book, fcntl.LOCK_EX)
-        try:
-            return deed()
-        finally:
-            fcntl.flock(self.book, fcntl.LOCK_UN)
-
-    def unstarted(self, deed):
-        """deed(), before the start and not beside it. Refused afterwards, whoever came when: each single write asks anew."""
-        def only_before():
-            if self.begun():
-                raise Refused("inputs for a calculation that was started")
-            return deed()
-        return self.locked(only_before)
-
-    def folder(self, parts, make=False):
-        """A descriptor of the directory at parts below the working directory, reached without following a link. The caller closes it."""
-        here = os.open(self.work, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-        for name in parts:
-            try:
-                if make:
-                    os.mkdir(name, 0o700, dir_fd=here)
-                    self.spend(ENTRY)
-            except FileExistsError:
-                pass
-            try:
-                there = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=here)
-            finally:
-                os.close(here)
-            here = there
-        return here
-
-    def open(self, name, flags, make=False, fresh=False):
-        """A descriptor of the regular file `name` (bytes) in the working directory. Refused if it is anything else. make: with the
-        directories that it stands in; fresh: in place of one that is there (and may be read-only)."""
-        parts = plain(name).split(b"/")
-        folder = self.folder(parts[:-1], make)
-        try:
-            if fresh:
-                unlink_if_there(parts[-1], folder)
-            fd = os.open(parts[-1], flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600, dir_fd=folder)
-        finally:
-            os.close(folder)
-        info = os.fstat(fd)
-        if not stat.S_ISREG(info.st_mode) or info.st_nlink != 1:
-            os.close(fd)
-            raise Refused("not a regular file of its own: %s" % shown(name))
-        return fd
-
-    def spend(self, size, end=0):
-        """Counts bytes that come in, over all sessions; the lock is held. Refused beyond max_bytes, as is a file that ends there."""
-        most = self.rules["ssh guard"]["max_bytes"]
-        if not most:
-            return
-        told = os.pread(self.book, 64, 0).strip()
-        used = (int(told) if re.match(rb"[0-9]{1,40}\Z", told) else 0) + size
-        if max(used, end) > most:
-            raise Refused("more than max_bytes = %d" % most)
-        os.pwrite(self.book, b"%040d" % used, 0)       # in place: this needs no room on a full disk
-
-
-def guard_hold(place, words):
-    """The control connection: what there is here, then an echo. (rsync and zstd stand here for older runners: a guard has none.)"""
-    free = os.statvfs(place.base)
-    tell("ready guard=1 boot=%s gnu=1 rsync=0 zstd=0 gzip=1 aes=%d free=%d sum=sha256" % (
-        boot_id(), has_aes(), free.f_bavail * free.f_frsize // 1024))
-    for row in iter(lambda: sys.stdin.buffer.readline(200), b""):
-        tell(printable(row.decode("ascii", "replace").rstrip("\n")))
-
-
-def tell(text):
-    """One line of an answer."""
-    sys.stdout.buffer.write(text.encode("utf-8", "backslashreplace") + b"\n")
-    sys.stdout.buffer.flush()
-
-
-def guard_list(place, words):
-    for name in sorted(os.listdir(os.path.join(place.base, b".mi"))):
-        if re.match(IDENT + r"\Z", name.decode("utf-8", "replace")):
-            try:
-                state = Place1(place.base, name.decode(), place.rules).state()
-            except OSError as error:
-                state = "unreadable: %s" % error.strerror
-            if state != "none":
-                tell("%s %s" % (name.decode(), state))
-    tell("E end")
-
-
-def make_work(place):
-    try:
-        os.mkdir(place.work, 0o700)
-    except FileExistsError:
-        pass
-
-
-def guard_clean(place, words):
-    """Removes a calculation that does not run."""
-    def hold_still():
-        word = place.state().split()[0]
-        if word in ("running", "starting", "queued") or word == "ready" and not place.take_ready():
-            return False
-        os.makedirs(place.control, 0o700, exist_ok=True)   # stays empty for a day: a start that the network held back finds it
-        return True
-    if not place.locked(hold_still):
-        return tell("E " + place.state())
-    remove_tree(place.work)
-    for name in sorted(os.listdir(place.control)):     # `start` is the last: what is broken off here can be cleaned again
-        path = os.path.join(place.control, name)
-        remove_tree(path) if os.path.isdir(path) else os.unlink(path)
-    if os.path.exists(place.spent):
-        os.unlink(place.spent)
-    for name in os.listdir(os.path.dirname(place.control)):
-        path = os.path.join(os.path.dirname(place.control), name)
-        if os.path.isdir(path) and not os.listdir(path) and time.time() - os.path.getmtime(path) > 86400:
-            os.rmdir(path)
-    tell("E cleaned")
-
-
-def asked_command1(rules, text):
-    """(command, argv) of what a request wants to run, by the owner's sections [command NAME]. Refused, Forbidden."""
-    words = words_of(text)
-    command, argv = permit(rules["commands"], "".join(words[:1]), words[1:])
-    for key in ("timeout", "jobs", "pre", "post"):
-        if command[key]:
-            raise Refused("[command %s] %s is not for the SSH guard; leave it out there" % (command["name"], key))
-    if unfit(command):
-        raise Refused("[command %s] %s: %s" % ((command["name"],) + unfit(command)))
-    return command, argv
-
-
-def permit_inputs1(place, command):
-    """Forbidden if an input that is here has a name that the command does not take."""
-    for parts, kind in walk(place, []) if command["input_names"] else ():
-        if kind != "folder":
-            permit_input(command, shown(b"/".join(parts)))
-        elif not os.listdir(os.path.join(place.work, *parts)):
-            permit_input(command, shown(b"/".join(parts)) + "/")
-
-
-def guard_run(place, words):
-    """Starts the command, once, however often it is asked; then watches it."""
-    boot, command = words[:2]
-    command, argv = place.rules.get("plain") or asked_command1(place.rules, command)
-    missing = command["batch"] != "none" and batch_missing(command["batch"], batch_environment(command))
-    if missing and not place.begun():
-        return tell("E config " + missing)
-    if not place.begun():
-        if boot != boot_id():
-            return tell("E lost the host was restarted before the command was started")
-        place.locked(lambda: begin1(place, command))
-    if not os.listdir(place.control):
-        return tell("E lost it was cleaned away")
-    if os.path.exists(os.path.join(place.control, b"ready")) and not read_batch(place.control):
-        if boot != boot_id():
-            return tell("E lost the host was restarted before the command was started")
-        if place.owners_word("name") != command["name"]:
-            raise Refused("another command than the one that was asked for first")
-        permit_inputs1(place, command)
-        env = command_env(command, place.work, place.ident + ".1")
-        guard_log(place.rules, "info", place.ident, "start", command=command["name"], argv=json.dumps(argv, ensure_ascii=False))
-        argv = ["sh", "-c", INTO_LOG, "sh", "%o" % place.rules["umask"]] + argv
-        if command["batch"] == "none":
-            start_wrapper(place.control, place.work, argv, env)
-        else:
-            guard_submit(place, command, argv, env)
-    guard_watch(place, ["0"])
-
-
-def begin1(place, command):
-    """Makes the control directory, once: what puts inputs here has ended its last write, and is refused from now on."""
-    import shutil
-    if place.begun():
-        return
-    make_work(place)
-    fresh = os.path.join(place.base, b".mi", b".new." + place.ident.encode())
-    shutil.rmtree(fresh, ignore_errors=True)           # of one that was killed here
-    os.mkdir(fresh, 0o700)
-    prepare(fresh)
-    write_synced(os.path.join(fresh, b"command"), json.dumps(
-        {key: command[key] for key in ("name", "after_stop", "patterns", "logs")}).encode())
-    if "tool" in place.rules:
-        write_synced(os.path.join(fresh, b"tool"), utf8(place.rules["tool"]) + b"\n")
-    os.rename(fresh, place.control)
-
-
-def guard_submit(place, command, argv, env):
-    """Hands the command to its batch system, once, however many sessions want to."""
-    import fcntl
-    section, keys = "command " + command["name"], command
-    with open(os.path.join(place.control, b"run"), "rb") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not read_batch(place.control):
-            queue = Queue(os.path.dirname(place.control), keys["batch"], batch_environment(keys))
-            job = BatchJob(place.control, queue, keys["batch_poll"], keys["batch_grace"], fault)
-            job.begin(place.work, argv, env, env["MI_RUN"], command["options"], section=section)
-
-
-def guard_watch(place, words):
-    """Log (where the outbound rules let it out at once) and state until the end."""
-    offset, pause, said, since = int(words[0]), 0.01, "", time.monotonic()
-    rules, job = place.rules["outbound"], place.job()
-    live = not name_rule(rules, LOG) and "logs" in place.let_out() and not any(
-        rules[key] for key in ("deny_content", "deny_sums", "max_file", "max_total"))
-    while True:
-        state = place.watched(job)
-        data = log_after1(place, offset) if live else b""
-        if data:
-            sys.stdout.buffer.write(b"L %d\n" % len(data) + data)
-            sys.stdout.buffer.flush()
-            offset, pause = offset + len(data), 0.02
-            continue
-        kind = state.split()[0]
-        if kind in ("ended", "failed", "lost"):
-            return tell("E " + state)
-        if kind in ("none", "ready") and time.monotonic() - since > 10:
-            return tell("E lost it was not started")
-        if kind not in ("none", "ready") and state != said:
-            tell("S " + state)
-            said = state
-        if select.select([sys.stdin.buffer], [], [], pause)[0] and not os.read(0, 4096):
-            return                                     # nobody listens any more
-        pause = min(pause * 2, 0.5 if job is None else 1.0)
-
-
-def log_after1(place, offset):
-    """The log's next bytes; none while it is not a plain file."""
-    try:
-        fd = place.open(utf8(LOG), os.O_RDONLY)
-    except (OSError, Refused):
-        return b""
-    try:
-        return os.pread(fd, BLOCK, offset)
-    finally:
-        os.close(fd)
-
-
-def guard_cancel(place, words):
-    """TERM, and after a grace KILL: the command and all that descends from it."""
-    job, until = place.job(), time.monotonic() + 2 * END_LATE
-    if place.state().split()[0] not in ("none", "ended", "failed", "lost"):
-        write_synced(os.path.join(place.control, b"cancelled"), b"")     # from here on its end is not its own: see AFTER_STOP
-    while job is not None and place.watched(job).split()[0] not in ("ended", "failed", "lost") and time.monotonic() < until:
-        job.stop(int(words[0]))
-        time.sleep(0.2)
-    if job is not None:
-        return tell("E " + place.state())
-    if place.state().split()[0] in ("running", "starting"):
-        left = stop_tree(place.control, b"CALC_DIR=" + place.work, int(words[0]))      # (MI_RUN: another key may have the same ID)
-        if left:
-            guard_log(place.rules, "error", place.ident, "processes that SIGKILL does not end", pids=" ".join(map(str, left)))
-        until = time.monotonic() + 5
-        while time.monotonic() < until and not place.over():
-            time.sleep(0.05)
-    tell("E " + place.state())
-
-
-# What leaves
-
-def content_refused(rules, fd):
-    """Why a file's content may not leave, or None. Runs in a child process: a pattern may take for ever."""
-    if not rules["deny_content"] and not rules["deny_sums"]:
-        return None
-    child = os.fork()
-    if not child:
-        code = 3
-        try:
-            code = scan(rules, fd)
-        finally:
-            os._exit(code)
-    until = time.monotonic() + rules["scan_timeout"]
-    pause = 0.001
-    while True:
-        done, status = os.waitpid(child, os.WNOHANG)
-        if done:
-            return {0: None, 256: "deny_content", 512: "deny_sums"}.get(status, "scan failed")
-        if time.monotonic() > until:
-            os.kill(child, signal.SIGKILL)
-            os.waitpid(child, 0)
-            return "scan_timeout"
-        time.sleep(pause)
-        pause = min(pause * 2, 0.05)
-
-
-def scan(rules, fd):
-    """0 may leave, 1 deny_content, 2 deny_sums."""
-    shapes, digest, before, at = [re.compile(utf8(shape)) for shape in rules["deny_content"]], hashlib.sha256(), b"", 0
-    for data in iter(lambda: os.pread(fd, SCAN, at), b""):
-        digest.update(data)
-        at += len(data)
-        if any(shape.search(before + data) for shape in shapes):
-            return 1
-        before = data[-SCAN // 2:]
-    return 2 if digest.hexdigest() in [one.lower() for one in rules["deny_sums"]] else 0
-
-
-class Results1:
-    """The results of an ended calculation that may leave: looked through once, then served only as long as they are the same files."""
-
-    def __init__(self, place, afresh=False):
-        if not place.over():
-            raise Refused("results of a calculation that has not ended")
-        self.place, self.rules, self.kinds = place, place.rules["outbound"], place.let_out()
-        self.book = os.path.join(place.control, b"out")
-        self.stamp = hashlib.sha256(json.dumps([self.rules, sorted(self.kinds)], sort_keys=True).encode()).hexdigest()
-        self.files, self.refused, self.folders, self.said = {}, {}, [], ""
-        if afresh or not self.known():
-            self.look_through()
-
-    def known(self):
-        try:
-            with open(self.book, "rb") as text:
-                stored = json.loads(text.read().decode())
-            self.files = {utf8(name): tuple(mark) for name, mark in stored["files"].items()}
-            self.said = stored["said"]                 # the sum of the lines that guard.log has about it
-            return stored["stamp"] == self.stamp
-        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
-            return False                               # not there yet, or broken: all is looked through
-
-    def look_through(self):
-        """Judges every file; what the rules refuse is logged, once: by looking again and again nobody pushes older lines out of the log."""
-        before = self.files if self.known() else {}
-        self.files, total, told, rows, lines_sum = {}, 0, 0, [], hashlib.sha256()
-        for parts, kind in walk(self.place, []):
-            name = b"/".join(parts)
-            if kind == "folder":
-                self.folders.append(name)
-                continue
-            mark, why = None, "not a regular file"
-            if kind == "file":
-                mark, why = self.judge(name, before, total)
-            if why and not (self.rules["dry_run"] and mark):
-                self.refused[name] = why
-            else:
-                self.files[name] = mark
-                total += mark[2]
-            if why:
-                told += 1
-                lines_sum.update(b"%s\0%s\n" % (name, utf8(why)))
-                rows += [(name, why)] if told <= TOLD_MOST else []
-        self.log_refused(rows, told - len(rows), lines_sum.hexdigest())
-        marks = {name.decode("utf-8", "surrogateescape"): mark for name, mark in self.files.items()}
-        text = json.dumps({"stamp": self.stamp, "files": marks, "said": lines_sum.hexdigest()})
-        write_synced(self.book + b".%d" % os.getpid(), text.encode())
-        os.rename(self.book + b".%d" % os.getpid(), self.book)
-
-    def log_refused(self, rows, more, said):
-        """The lines about (name, why), and how many more there are, unless the last look said the same."""
-        for name, why in rows if said != self.said else ():
-            guard_log(self.place.rules, "warn", self.place.ident, "outbound", refused=shown(name), why=why, dry_run=self.rules["dry_run"])
-        if more and said != self.said:
-            guard_log(self.place.rules, "warn", self.place.ident, "outbound", more=more)
-
-    def judge(self, name, before, total):
-        """(mark, why not)"""
-        try:
-            fd = self.place.open(name, os.O_RDONLY)
-        except (Refused, OSError, ValueError) as error:
-            return None, str(error)
-        try:
-            mark, rules = mark_of1(os.fstat(fd)), self.rules
-            kind = "logs" if name == utf8(LOG) else "patterns"           # here everything is asked for, nothing by name
-            if kind not in self.kinds:
-                return None, kind if self.place.owners_word(kind) is False else "after_stop"
-            why = size_rule(rules, mark[2], len(self.files), total) or name_rule(rules, name.decode("utf-8", "replace"))
-            return mark, why or (None if before.get(name) == mark else content_refused(rules, fd))
-        finally:
-            os.close(fd)
-
-    def folders_told(self):
-        """Directories whose names may leave: those of files that may, and those that the rules for names let out. (Nobody has asked for one by
-        name.)"""
-        if "patterns" not in self.kinds:
-            return []
-        parents = {b"/".join(parts[:n]) for parts in (name.split(b"/") for name in self.files) for n in range(1, len(parts))}
-        return sorted(parents | set(filter(self.may_be_named, self.folders)))
-
-    def may_be_named(self, name):
-        try:
-            return not name_rule(self.rules, plain(name).decode("utf-8"))
-        except ValueError:
-            return False
-
-    def open(self, name):
-        """A descriptor of a result that may leave. Refused if it may not, or is not the file that was looked through."""
-        if name not in self.files:
-            raise Refused("not a result that may leave: %s" % shown(name))
-        fd = self.place.open(name, os.O_RDONLY)
-        if mark_of1(os.fstat(fd)) != self.files[name]:
-            os.close(fd)
-            raise Refused("changed since it was looked through: %s" % shown(name))
-        return fd
-
-
-def mark_of1(info):
-    """What tells that a file is still the same one."""
-    return info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns, info.st_ctime_ns, info.st_mode & 0o777
-
-
-def walk(place, parts):
-    """(parts, kind) of everything below the working directory; links are not followed."""
-    fd = place.folder(parts)
-    try:
-        names = sorted(os.fsencode(name) for name in os.listdir(fd))
-        kinds = [os.stat(name, dir_fd=fd, follow_symlinks=False).st_mode for name in names]
-    finally:
-        os.close(fd)
-    for name, mode in zip(names, kinds):
-        kind = "folder" if stat.S_ISDIR(mode) else "file" if stat.S_ISREG(mode) else "other"
-        if kind == "folder" and len(b"/".join(parts + [name])) > 1000:
-            kind = "other"                             # nothing in it has a name that can travel (see plain)
-        yield parts + [name], kind
-        if kind == "folder":
-            for one in walk(place, parts + [name]):
-                yield one
-
-
-# The lanes, order by order as FAR's `lane` serves them
-
-def guard_lane(place, words):
-    """Inputs in (put) or results out (get)."""
-    source = sys.stdin.buffer
-    serve = Putting(place, source) if words[0] == "put" else Getting(place, source)
-    for row in iter(lambda: source.readline(2000), b""):
-        found = re.match(rb"([A-Z]) ([0-9]{1,9}) ([0-9]{1,15}) ([0-9.,:]{1,40}) ([^\x00-\x1f\x7f]{1,1000})/\n\Z", row)
-        method, shape = serve.orders.get(found.group(1), (None, b"")) if found else (None, b"")
-        if method is None or not re.match(shape + rb"\Z", found.group(4)):
-            raise Refused("an order that does not belong to this lane: %s" % printable(row[:80].decode("utf-8", "replace")))
-        kind, number, offset, size, name = found.groups()
-        try:
-            told = getattr(serve, method)(int(offset), size.decode(), name)
-        except OSError as error:
-            return tell("no %s %s: %s" % (number.decode(), shown(name), error.strerror))
-        if kind != b"T":
-            tell("ok %s %s" % (number.decode(), told or "-"))
-
-
-class Lane:
-    """What both ways have in common. orders: {letter: (its method, the form of its third number)}"""
-    orders = {}
-
-    def __init__(self, place, source):
-        self.place, self.source = place, source
-
-    def exactly(self, count):
-        data = self.source.read(count)
-        if len(data) != count:
-            raise EOFError
-        return data
-
-
-class Putting(Lane):
-    """Orders of a lane that brings inputs: before the start. What has been written is not read again: its sums are of what came."""
-    orders = {b"T": ("bundle", rb"[0-9]{1,9}"), b"C": ("piece", rb"[0-9]{1,9}"), b"Z": ("packed", rb"[0-9]{1,8},[0-9]{1,8}"),
-              b"M": ("finish", rb"[0-9]{1,11}(?:\.[0-9]{1,9})?:[0-7]{1,4}"), b"S": ("sums", rb"[0-9]{1,6}"), b"L": ("listing", rb"0")}
-
-    def __init__(self, place, source):
-        Lane.__init__(self, place, source)
-        self.came = {}                                 # {name: sum} of the last bundle
-        place.unstarted(lambda: make_work(place))
-        signal.signal(signal.SIGALRM, self.look_up)    # who is held open ends, too
-        signal.setitimer(signal.ITIMER_REAL, 0.5, 0.5)
-
-    def look_up(self, number, frame):
-        """Ends this lane once the command was started."""
-        if self.place.begun():
-            os.write(2, b"refused by the guard: the calculation was started\n")
-            os._exit(EX_REFUSED)
-
-    def create(self, name, fresh=False):
-        """A descriptor to write the input to; it costs an entry."""
-        self.place.spend(ENTRY)
-        return self.place.open(name, os.O_WRONLY | os.O_CREAT, True, fresh)
-
-    def write(self, fd, data, offset):
-        self.place.spend(len(data), offset + len(data))
-        os.lseek(fd, offset, os.SEEK_SET)
-        write_all(fd, data)
-
-    def store(self, name, data, mode, mtime):
-        """A small input, whole."""
-        fd = self.create(name, True)
-        try:
-            self.write(fd, data, 0)
-            self.settle(fd, len(data), mode, mtime)
-        finally:
-            os.close(fd)
-
-    def bundle(self, offset, size, name):
-        left = [int(size)]
-
-        def read(count):
-            left[0] -= count
-            if left[0] < 0:
-                raise Refused("a bundle that is longer than it says")
-            return self.exactly(count)
-        self.came = {}
-        for name, size, mtime, mode, kind in tar_members(read, whole=False):
-            name = name.strip(b"/")
-            name = plain(name[2:] if name.startswith(b"./") else name)
-            if kind == b"5":
-                os.close(self.place.unstarted(lambda: self.place.folder(name.split(b"/"), make=True)))
-                continue
-            if kind != b"0" or size > SMALL:
-                raise Refused("a bundle with something else than small files")
-            data = read(size + -size % 512)[:size]
-            self.came[name] = hashlib.sha256(data).hexdigest()
-            self.place.unstarted(lambda: self.store(name, data, mode, mtime * 10 ** 9))
-        if left[0] > 10240:
-            raise Refused("a bundle that goes on behind its end")
-        self.exactly(left[0])
-
-    @staticmethod
-    def settle(fd, size, mode, mtime):
-        """The size, mode and time (nanoseconds, exactly: by them the runner sees that an input was not touched) of an input."""
-        if os.fstat(fd).st_size > size:                # of an older one
-            os.ftruncate(fd, size)
-        os.fchmod(fd, mode & 0o777)
-        os.utime(fd, ns=(mtime, mtime))
-
-    def piece(self, offset, size, name):
-        left, digest = int(size), hashlib.sha256()
-        fd = self.place.unstarted(lambda: self.create(name))
-        try:
-            while left:
-                data = self.exactly(min(left, BLOCK))
-                digest.update(data)
-                self.place.unstarted(lambda: self.write(fd, data, offset))
-                offset += len(data)
-                left -= len(data)
-        finally:
-            os.close(fd)
-        return digest.hexdigest()
-
-    def packed(self, offset, size, name):
-        import zlib
-        packed, whole = (int(word) for word in size.split(","))
-        if max(packed, whole) > 2 * NEAR_PIECE:
-            raise Refused("a piece that is too large")
-        try:
-            data = zlib.decompressobj(31).decompress(self.exactly(packed), whole + 1)
-        except zlib.error:
-            data = b""
-        if len(data) != whole:
-            raise Refused("a piece that unpacks to something else than it says")
-        fd = self.place.unstarted(lambda: self.create(name))
-        try:
-            self.place.unstarted(lambda: self.write(fd, data, offset))
-        finally:
-            os.close(fd)
-        return hashlib.sha256(data).hexdigest()
-
-    def finish(self, size, times, name):
-        when, mode = times.split(":")
-        self.place.unstarted(lambda: self.end(name, size, int(mode, 8), nanoseconds(when)))
-
-    def end(self, name, size, mode, mtime):
-        """A large input is whole."""
-        self.place.spend(ENTRY)
-        try:
-            fd = self.place.open(name, os.O_WRONLY)
-        except PermissionError:                        # read-only by now: once more, as the answer was lost
-            fd = self.place.open(name, os.O_RDONLY)
-        try:
-            if os.fstat(fd).st_size < size:
-                raise Refused("pieces are missing of %s" % shown(name))
-            self.settle(fd, size, mode, mtime)
-        finally:
-            os.close(fd)
-
-    def sums(self, offset, size, name):
-        for name in names_of(self.exactly(int(size))):
-            if name not in self.came:
-                raise Refused("a sum of something else than the last bundle: %s" % shown(name))
-            sys.stdout.buffer.write(b"s %s\n" % self.came[name].encode())
-
-    def listing(self, offset, size, name):
-        """What has come so far: a lane that goes on where another was lost leaves that out."""
-        def deed():
-            names = [b"/".join(parts) for parts, kind in walk(self.place, []) if kind == "file"]
-            return [row_of(name, mark_of1(os.lstat(os.path.join(self.place.work, name)))) for name in names]
-        sys.stdout.buffer.write(b"0\0" + b"".join(self.place.unstarted(deed)) + b"\0")
-
-
-def names_of(data):
-    """Names of an order: each ./NAME and a newline."""
-    return [plain(row[2:] if row.startswith(b"./") else row) for row in data.split(b"\n")[:-1]]
-
-
-def row_of(name, mark):
-    """A file in a list."""
-    times = divmod(mark[3], 10 ** 9) + divmod(mark[4], 10 ** 9)
-    return b"f %d %d.%09d %d.%09d %o " % ((mark[2],) + times + (mark[5],)) + name + b"\0"
-
-
-class Getting(Lane):
-    """Orders of a lane that fetches results: after the end, and only what has passed the rules."""
-    orders = {b"L": ("listing", rb"0"), b"G": ("piece", rb"[0-9]{1,12}"), b"A": ("bundle", rb"[0-9]{1,6}"), b"S": ("sums", rb"[0-9]{1,6}")}
-
-    def __init__(self, place, source):
-        Lane.__init__(self, place, source)
-        self.results = None
-
-    def open(self, name):
-        self.results = self.results or Results1(self.place)
-        return self.results.open(name)
-
-    def listing(self, offset, size, name):
-        self.results = Results1(self.place, afresh=True)
-        started, out = read_note(os.path.join(self.place.control, b"start")), sys.stdout.buffer
-        out.write(b"%.6f\0" % (started.time if started else 0))
-        folders = self.results.folders_told()
-        for name in folders:
-            out.write(b"d 0 0 0 755 " + name + b"\0")
-        for name, mark in self.results.files.items():
-            out.write(row_of(name, mark))
-        kept = len(self.results.refused) + len(set(self.results.folders) - set(folders))
-        if kept:                                       # how many, never which
-            out.write(b"x 0 0 0 0 %d of the results there\0" % kept)
-        out.write(b"\0")
-
-    def sums(self, offset, size, name):
-        for name in names_of(self.exactly(int(size))):
-            digest = hashlib.sha256()
-            with os.fdopen(self.open(name), "rb", 0) as file:
-                for data in iter(lambda: file.read(BLOCK), b""):
-                    digest.update(data)
-            sys.stdout.buffer.write(b"s %s\n" % digest.hexdigest().encode())
-
-    def piece(self, offset, size, name):
-        left, digest, fd = int(size), hashlib.sha256(), self.open(name)
-        try:
-            while left:
-                data = os.pread(fd, min(BLOCK, left), offset)
-                if not data:
-                    raise Refused("beyond the end of %s" % shown(name))
-                digest.update(data)
-                sys.stdout.buffer.write(data)
-                offset += len(data)
-                left -= len(data)
-        finally:
-            os.close(fd)
-        return digest.hexdigest()
-
-    def bundle(self, offset, size, name):
-        out, sums, used = sys.stdout.buffer, [], 0
-        for name in names_of(self.exactly(int(size))):
-            fd = self.open(name)
-            with os.fdopen(fd, "rb", 0) as file:
-                info, data = os.fstat(fd), file.read(SMALL * 2)
-            head = tar_header(b"./" + name, len(data), info.st_mode & 0o777, int(info.st_mtime)) + padded(data)
-            out.write(head)
-            used += len(head)
-            sums.append(hashlib.sha256(data).hexdigest())
-        out.write(b"\0" * (1024 + -(used + 1024) % 10240))
-        for one in sums:
-            out.write(b"s %s\n" % one.encode())
-
-
-# What the key may ask for; nothing else.
-REQUESTS = {                   # verb: (what serves it, its ID, its further words; whole matches)
-    "hold": (guard_hold, NONE, ()),
-    "list": (guard_list, NONE, ()),
-    "lane": (guard_lane, IDENT, (r"put|get",)),
-    "run": (guard_run, IDENT, (r"[0-9a-f-]{36}|\?", r"[^\x00-\x08\x0a-\x1f\x7f]{1,4000}", r"(?s).*")),     # boot, command, dropped text
-    "watch": (guard_watch, IDENT, (NUMBER,)),
-    "cancel": (guard_cancel, IDENT, (r"[0-9]{1,4}",)),
-    "clean": (guard_clean, IDENT, ()),
-}
-
-
-def asked1(text):
-    """(verb, ID, words) of a request; Refused if it has another form or is not in the table."""
-    found = FORM.match(text)
-    if not found:
-        raise Refused("not a request of this program")
-    words = [re.sub(rb"\\0([0-7]{3})", lambda m: bytes([int(m.group(1), 8) & 255]), word.encode()).decode("utf-8")
-             for word in re.findall(r" '([^']*)'", found.group(1))]
-    protocol, verb, _base, ident = words[:4]
-    if protocol != "1" or verb not in REQUESTS:
-        raise Refused("an unknown verb")
-    function, shape, shapes = REQUESTS[verb]
-    if not re.fullmatch(shape, ident) or len(words) - 4 != len(shapes):
-        raise Refused("words that do not belong to %s" % verb)
-    for word, shape in zip(words[4:], shapes):
-        if not re.fullmatch(shape, word):
-            raise Refused("a word that does not belong to %s" % verb)
-    return verb, ident, words[4:]
-
-
-def old_guard(rules):
-    """Protocol 1."""
-    verb, ident = "-", "-"
-    try:
-        verb, ident, words = asked1(os.environ.get("SSH_ORIGINAL_COMMAND", ""))
-        guard_log(rules, "info", ident, verb, words=" ".join(words[:2]))
-        tell("mi_distcomp 1 " + verb)
-        REQUESTS[verb][0](Place1(rules["base"], ident, rules), words)
-        sys.stdout.buffer.flush()
-        return 0
-    except (Refused, ValueError, OverflowError) as error:
-        guard_log(rules, "warn", ident, "refused", verb=verb, why=error, asked=printable(os.environ.get("SSH_ORIGINAL_COMMAND", "")[-200:]))
-        sys.stderr.write("refused by the guard: %s\n" % printable(error))
-        return EX_REFUSED
-    except EOFError:
-        return EX_IOERR
-
-
-def do_far(words):
-    """run, watch or cancel of `run --batch`, where there is no guard: FAR starts this file, which it was brought (see bring), on the far side."""
-    verb, base, ident, mask = words[:4]
-    rules = {section: {key: default for key, (kind, default) in TABLE[section].items()} for section in ("ssh guard", "outbound")}
-    rules.update(base=utf8(base), umask=int(mask, 8), plain=None)
-    place = Place1(rules["base"], ident, rules)
-    if verb == "run":
-        boot, command, batch, name = words[4:]
-        system, options = json.loads(batch)[0], json.loads(batch)[1:]
-        keys = rules["command far"] = {key: default for key, (kind, default) in TABLE["command *"].items() if "*" not in key}
-        keys.update(batch=system, batch_options=options)
-        rules["plain"] = dict(keys, name="far", env={}, options=batch_options(keys, ())[0]), [os.environ.get("SHELL") or "/bin/sh", "-c", command]
-        os.makedirs(os.path.join(rules["base"], b".mi"), 0o700, exist_ok=True)
-        rules["tool"] = name
-    {"run": guard_run, "watch": guard_watch, "cancel": guard_cancel}[verb](place, words[4:6])
-    sys.stdout.buffer.flush()
-    return 0
-
-
-# ---- the command line ----
-
+def state_folder():
+    """Where this side's records are (bytes), made if need be: the user's state directory."""
+    top = os.environ.get("XDG_STATE_HOME") or os.path.join(os.path.expanduser("~"), ".local", "state")
+    if not os.path.isabs(top):                         # it would be another place wherever this is started
+        raise Stop(EX_CONFIG, _("no home directory is known here: set HOME, or XDG_STATE_HOME, to an absolute path"))
+    folder = os.path.join(utf8(top), b"mi_distcomp_ssh")
+    os.makedirs(folder, 0o700, exist_ok=True)
+    return folder
+
+
+# ==== command line ====
 def settings_for(options):
     """Settings from the ini ([ssh]) and the command line's options."""
     values = read_ini(find_ini(options.get("ini"), ini_folders(__file__)), TABLE)["ssh"]
@@ -8136,12 +6624,20 @@ def fielded_files(name):
 
 
 def say_outcome(outcome, as_json):
-    """The last line of a run, and its exit code."""
+    """The last lines of a run, and its exit code."""
+    if outcome.verdicts and not as_json:
+        show(_("asked for and not here: %s") % "; ".join(verdict_words(*pair) for pair in sorted(outcome.verdicts.items())) + "\n")
     if as_json:
         show(json_of(outcome._asdict()) + "\n")
     else:
         show(_("%s: %s, exit code %d (the %s's)") % (outcome.ident, printable(outcome.state), outcome.code, outcome.ended_by) + "\n")
     return outcome.code
+
+
+def verdict_words(code, entry):
+    """One verdict for people: its code, how many, the first names."""
+    names = entry["names"][:3] + ["..."] * (entry["count"] > 3 and len(entry["names"]) > 0)
+    return "%s %d" % (code, entry["count"]) + (" (%s)" % ", ".join(name[:200] for name in names) if names else "")
 
 
 def show(text):
@@ -8189,6 +6685,7 @@ def parse(argv):
     one.add_argument("--batch", choices=sorted(BATCH), help="through this batch system there (with a guard: its ini says so)")
     one.add_argument("--batch-option", action="append", default=[], metavar="OPTION", help="of its submission, as in: --batch-option=--time=60")
     one.add_argument("--keep", action="store_true", help="leave the directory there, also when all went well")
+    one.add_argument("--allow-refused", action="store_true", help="results that their owner's rules keep there are no failure")
     two = words.add_parser("resume", parents=[common], help="go on with a calculation whose runner died or gave up")
     two.add_argument("uuid")
     two.add_argument("--retry", metavar="COUNT,INTERVAL")
@@ -8244,7 +6741,7 @@ def do_resume(options):
             record.steps.pop(step, None)
     run = Run(record, settings)
     if "finished" in record.steps:
-        return say_outcome(run.judge(record.steps["ended"]["state"]), options.json)
+        return say_outcome(run.judge(), options.json)
     return say_outcome(run.go(), options.json)
 
 
@@ -8266,17 +6763,10 @@ def do_list(options):
     """This side's records, or what a host says."""
     rows = []
     if options.host:
-        line = Line(options.host, settings_for(vars(options)))
-        try:
-            rows = [dict(zip(("uuid", "state"), row.split(" ", 1))) for row in line.open().call("list", "-")[:-1]]
-        except LineLost as error:
-            raise Stop(EX_UNAVAILABLE, str(error))
-        finally:
-            line.close()
+        rows = [dict(zip(("uuid", "state"), row)) for row in asked_of(Line(options.host, settings_for(vars(options))), None, runs_there)]
     else:
         for record in records():
-            ident, order = record.ident, record.order
-            last = record.last()
+            ident, order, last = record.ident, record.order, record.last()
             rows.append({"uuid": ident, "state": last["step"], "host": order["host"], "command": order["command"],
                          "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(last["t"])),
                          "code": last.get("code", "")})
@@ -8286,15 +6776,44 @@ def do_list(options):
     return 0
 
 
-def ask(record, verb, *words):
-    """One request about a calculation; the answer's last line, without its E."""
-    line = Line(record.order["host"], settings_of(record))
+def runs_there(session):
+    """[(UUID, state)] of the runs of a host."""
+    rows, after = [], ""
+    while after is not None:
+        told = session.ask("list", after=after).answer("runs", "more")
+        before, after = after, told["more"]
+        if type(told["runs"]) is not list or after is not None and after <= before or len(rows) > MOST_FILES:
+            session.line.nonsense()
+        for ident, state, since, why, code in told["runs"]:
+            rows.append((printable(ident), in_words({"state": state, "code": code, "why": why})))
+    return rows
+
+
+def asked_of(line, ident, deed):
+    """deed(session), over this line, for the run; what it returns."""
     try:
-        return line.open().call(verb, record.ident, *words)[-1][2:]
+        line.open(ident)
+        if line.plain:
+            raise Stop(EX_CONFIG, "%s: %s" % (line.host, printable(line.plain)))
+        return deed(line.session)
     except LineLost as error:
-        raise Stop(EX_UNAVAILABLE, str(error))
+        raise error.stop()
+    except Declined as error:
+        raise error.stop()
     finally:
         line.close()
+
+
+def about(record, verb, **words):
+    """What the door there answers to one request about a calculation."""
+    def deed(session):
+        try:
+            return session.ask(verb, **words).answer("state")
+        except Declined as error:
+            if error.code not in ("gone", "state"):
+                raise
+            return {"state": error.state, "why": ""}
+    return asked_of(Line(record.order["host"], settings_of(record)), record.ident, deed)
 
 
 def do_cancel(options):
@@ -8302,11 +6821,18 @@ def do_cancel(options):
     record = Record(whole_ident(options.uuid), lock=False)               # beside a runner that waits
     ident = record.ident
     open(os.path.join(record.folder, b"cancelled"), "ab").close()        # the runner's last line says so
-    state = ask(record, "cancel", str(max(0, options.grace)))
-    if state == "none":
+    told = about(record, "cancel", grace=min(max(0, options.grace), 86400))
+    if told["state"] in ("none", "taken"):
         raise Stop(EX_TEMPFAIL, _("%s: the command was not started yet; end its runner instead") % ident)
-    sys.stdout.write("%s: %s\n" % (ident, printable(state)))
-    return 0 if state.split()[0] in ("ended", "failed", "lost") else EX_TEMPFAIL
+    sys.stdout.write("%s: %s\n" % (ident, in_words(told)))
+    return 0 if told["state"] in ("ended", "lost", "fetched", "gone") else EX_TEMPFAIL
+
+
+def in_words(told):
+    """STATE of the protocol, for people."""
+    code = told.get("code")
+    words = [told["state"], "" if code is None else str(code), told.get("where", ""), told.get("why", "")] + told.get("left", [])
+    return printable(" ".join(filter(None, words)))
 
 
 def do_clean(options):
@@ -8323,7 +6849,8 @@ def do_clean(options):
         try:
             record = Record(ident)
             there = "sending" in record.steps and "cleaned" not in record.steps
-            state = ask(record, "clean") if there else "cleaned"
+            told = about(record, "clean", discard=True) if there else {"state": "gone"}
+            state = "cleaned" if told["state"] in ("gone", "none") else in_words(told)
         except Stop as stop:                           # the others can be cleaned all the same
             state, code = str(stop).replace(printable(ident) + ": ", "", 1), stop.code
         else:
@@ -8353,27 +6880,55 @@ def check_host(options):
     told = line.configured()
     rows.append((True, _("ssh goes to %s@%s port %s%s") % (told.get("user"), told.get("hostname"), told.get("port"), "".join(
         " %s=%s" % (key, told[key]) for key in ("proxyjump", "proxycommand") if key in told))))
-    rsync = shutil.which("rsync")
-    rows.append((bool(rsync) or None, _("rsync here: %s") % (rsync or _("none: no differences, no zstd"))))
     if told.get("stricthostkeychecking") in ("false", "no", "off"):
         rows.append((None, _("~/.ssh/config switches the check of host keys off; it is made all the same")))
     try:
         began = time.monotonic()
-        line.open()
+        facts = line.open(check=True).told
         rows.append((True, _("log-in in %.2f s, round trip %.1f ms") % (time.monotonic() - began, line.round_trip * 1000)))
-        facts = dict(line.facts, **dict(fact.partition("=")[::2] for fact in line.answer(b"host\n").decode("utf-8", "replace").split()))
-        free = int(facts["free"]) if re.match(r"[0-9]{1,15}\Z", facts.get("free", "")) else 0
-        rows.append((True, _("guard there") if facts.get("guard") == "1" else _("no guard there: this key may run anything")))
-        rows.append((None if facts.get("gnu") != "1" else True, _("GNU tools there: %s, rsync: %s, zstd: %s, sums by %s, AES: %s") % tuple(
-            {"0": _("no"), "1": _("yes")}.get(facts.get(key), facts.get(key, "?")) for key in ("gnu", "rsync", "zstd", "sum", "aes"))))
-        if facts.get("kill") == "1":
+        if line.plain:
+            rows.append((None, _("%s there: files go by rsync, nothing can be resumed (rsync here: %s)") % (
+                line.plain, shutil.which("rsync") or _("no"))))
+            return rows
+        rows.append((True, _("guard there") if line.door == "guard" else _("no guard there: this key may run anything")))
+        rows.append((True, _("python %s there, AES: %s") % (facts.get("python", "?"), _("yes") if facts.get("aes") else _("no"))))
+        if facts.get("kill"):
             rows.append((False, _("systemd there ends everything at log-out: ask for loginctl enable-linger")))
-        rows.append((free > 1 << 20, _("free there: %.1f GB") % (free / 1e6)))
-        rows.append((True, _("calculations there: %d") % (len(line.call("list", "-")) - 1)))
+        rows.append((facts["free"] > 1 << 30, _("free there: %.1f GB") % (facts["free"] / 1e9)))
+        rows.append((True, _("calculations there: %s") % facts.get("runs", "?")))
     except (LineLost, Stop, OSError) as error:
         rows.append((False, str(error)))
     finally:
         line.close()
+    return rows
+
+
+def check_guard(options):
+    """The external computer's side: rules, directories, key lines."""
+    rows = []
+    try:
+        rules = guard_rules(options)
+        rows.append((True, _("the guard's rules: %s") % rules["ini"]))
+    except Stop as stop:
+        return [(False, str(stop))]
+    commands = list(rules["commands"].values())
+    names = ", ".join("command " + command["name"] for command in commands)
+    rows.append((bool(commands), _("commands allowed: %s") % (names or _("none: add sections [command NAME] with argv ="))))
+    for command in commands:
+        key, text = unfit(command) or ("argv", command["argv"][0])
+        rows.append((unfit(command) is None, "[command %s] %s: %s" % (command["name"], key, text)))
+    script = utf8(os.path.abspath(__file__))
+    own = os.stat(script).st_mode & 0o022 and _("%s: others may write to it") % shown(script)
+    for path, why in (script, own), (rules["base"], open_to_others(rules["base"])):
+        rows.append((not why, why or _("%s: nobody else may write to it") % shown(path)))
+    keys = os.path.expanduser("~/.ssh/authorized_keys")
+    lines_there = []
+    if os.path.exists(keys):
+        with open(keys, encoding="utf-8", errors="replace") as text:
+            lines_there = [row for row in text if PROGRAM in row and not row.startswith("#")]
+    rows.append((True if lines_there else None, _("%s: %d key lines with this guard") % (keys, len(lines_there))))
+    for row in lines_there:
+        rows.append((row.startswith("restrict,"), _("key line begins with restrict: %s...") % row[:40]))
     return rows
 
 
@@ -8406,41 +6961,13 @@ def older_runs(base):
     return [(True, _("%s: %d calculations of an older version go on; only a runner of this version can fetch them") % (shown(base), older))]
 
 
-def check_guard(options):
-    """The external computer's side: rules, directories, key lines."""
-    rows = []
-    try:
-        rules = guard_rules(options)
-        rows.append((True, _("the guard's rules: %s") % rules["ini"]))
-    except Stop as stop:
-        return [(False, str(stop))]
-    commands = list(rules["commands"].values())
-    names = ", ".join("command " + command["name"] for command in commands)
-    rows.append((bool(commands), _("commands allowed: %s") % (names or _("none: add sections [command NAME] with argv ="))))
-    for command in commands:
-        key, text = unfit(command) or ("argv", command["argv"][0])
-        rows.append((unfit(command) is None, "[command %s] %s: %s" % (command["name"], key, text)))
-    script = utf8(os.path.abspath(__file__))
-    own = os.stat(script).st_mode & 0o022 and _("%s: others may write to it") % shown(script)
-    for path, why in (script, own), (rules["base"], open_to_others(rules["base"])):
-        rows.append((not why, why or _("%s: nobody else may write to it") % shown(path)))
-    keys = os.path.expanduser("~/.ssh/authorized_keys")
-    lines_there = []
-    if os.path.exists(keys):
-        with open(keys, encoding="utf-8", errors="replace") as text:
-            lines_there = [row for row in text if PROGRAM in row and not row.startswith("#")]
-    rows.append((True if lines_there else None, _("%s: %d key lines with this guard") % (keys, len(lines_there))))
-    for row in lines_there:
-        rows.append((row.startswith("restrict,"), _("key line begins with restrict: %s...") % row[:40]))
-    return rows
-
-
 def do_run(options):
     """One calculation from its first step to its last."""
     inputs = [name for group in options.inputs for name in group]
     settings = settings_for(vars(options))
     batch = [options.batch] + options.batch_option if options.batch else None
-    return say_outcome(run_calculation(options.host, options.command, inputs, options.to, settings, "run", options.keep, batch), options.json)
+    return say_outcome(run_calculation(options.host, options.command, inputs, options.to, settings, "run", options.keep, batch,
+                                       options.allow_refused), options.json)
 
 
 def on_term(number, frame):
@@ -8459,8 +6986,6 @@ def main(argv=None):
             signal.signal(number, on_term)
     if not sys.stderr.isatty():
         SAY["log"] = sys.stdout                        # who reads stdout to its end first must not be blocked by a full stderr
-    if words[:1] == ["far"]:
-        return do_far(words[1:])
     options = parse(words)
     if options.version:
         return say_version()
@@ -8714,10 +7239,6 @@ class Target:
         except OSError as error:                       # its own message would name the part
             raise in_the_way(error, name)
         fault("stored")
-
-    def stored(self):
-        """The names (bytes) of all that this process has stored."""
-        return set(self.ours.values())
 
     def may_replace(self, folder, leaf, name):
         """NotStored, or OSError, if what is at that name must stay."""

@@ -2159,10 +2159,6 @@ class Target:
             raise in_the_way(error, name)
         fault("stored")
 
-    def stored(self):
-        """The names (bytes) of all that this process has stored."""
-        return set(self.ours.values())
-
     def may_replace(self, folder, leaf, name):
         """NotStored, or OSError, if what is at that name must stay."""
         try:

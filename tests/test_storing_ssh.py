@@ -58,16 +58,14 @@ def test_what_the_user_does_while_it_runs_stays(lab, here):
     assert {name: (here / "tab" / name).read_text() for name in "xyz"} == {"x": "theirs\n", "y": "edited", "z": "edited"} and (here / "new").exists()
 
 
-def test_an_input_is_told_from_a_result_by_size_and_time_too(tmp_path):
-    order = {"host": "h", "inputs": [], "into": str(tmp_path), "mode": "run"}
-
-    class Kept:
-        ident, steps = "x", {}
-    Kept.order = order
-    sent = runner.Entry(b"near", b"a", 5, "1700000000.123456789", 0o100644)
-    one = runner.Run(Kept, None)
-    assert one.as_sent(sent._replace(near=None), sent) and one.as_sent(sent._replace(mtime="1700000000.0000000000"), sent)
-    assert not one.as_sent(sent._replace(size=6), sent) and not one.as_sent(sent._replace(mtime="1700000001.0"), sent) and not one.as_sent(sent, None)
+def test_an_input_is_told_from_a_result_by_size_and_time_and_by_who_touched_it(lab, here):
+    for name in "abc":
+        (here / name).write_text("input")
+    command = "echo other >a; touch -r c b; echo again >c; touch -d @1700000000 c; echo inpuT >d"
+    (here / "to").mkdir()
+    code, out = run(lab, here, "run", "hpc", command, "--in", "a", "b", "c", "--to", "to")
+    assert code == 0 and {name: (here / "to" / name).read_text() for name in os.listdir(str(here / "to")) if len(name) == 1} == {
+        "a": "other\n", "b": "input", "c": "again\n", "d": "inpuT\n"}, out
 
 
 def test_results_are_not_put_through_links_of_the_target(lab, here, tmp_path):
@@ -90,7 +88,7 @@ def test_who_may_write_to_the_target_too_leads_nothing_out_of_it_while_results_c
     one = Stepwise(lab, here, ["fetching"], "run", "hpc", "head -c 3000000 /dev/zero | tr '\\0' x >big; echo small >small; ln -s small link")
     one.reached("fetching")
     stage = here / next(name for name in os.listdir(str(here)) if name.startswith(".mi-"))
-    (stage / runner.key_of(b"link").decode()).symlink_to(away / "victim")
+    (stage / runner.key_of("link").decode()).symlink_to(away / "victim")
     stage.rename(here / "moved")
     stage.symlink_to(away)
     one.go("fetching")
@@ -148,19 +146,19 @@ def test_a_runner_killed_while_it_stores_brings_all_at_the_next_start(lab, here,
     assert not [entry for entry in os.listdir(str(here)) if entry.startswith(".mi")]
 
 
-def test_a_lane_that_ends_in_any_way_but_done_is_no_success():
-    for error in (OSError(1, "Operation not permitted", 7), TypeError("x"), SystemExit(0), KeyboardInterrupt()):
-        work = runner.Work([runner.Piece(runner.Entry(b"n", b"f", 5, "0.0", 0), 0, 5)], None)
+def test_a_lane_that_ends_in_any_way_but_done_is_no_success(monkeypatch):
+    class Line:
+        round_trip, host = 0, "h"
 
-        def lane(line, work, ident, own, error=error):
+    class Settings:
+        streams = 1
+    for error in (OSError(1, "Operation not permitted", 7), TypeError("x"), SystemExit(0), KeyboardInterrupt()):
+        work = runner.Sending([runner.Piece(runner.Entry(b"n", "f", 5, 0, 0), 0, 5)], None, Line)
+
+        def lane(line, work, number, own, error=error):
             work.take()
             raise error
-
-        class Line:
-            round_trip, facts, host = 0, {}, "h"
-
-        class Settings:
-            streams = 1
+        monkeypatch.setattr(runner, "lane", lane)
         with pytest.raises(BaseException) as found:
-            runner.work_off(Line, work, "id", lane, 1, Settings)
+            runner.work_off(Line, work, 1, Settings)
         assert found.value is not None

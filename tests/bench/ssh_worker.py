@@ -17,17 +17,19 @@ def main(way, base, config, folder, ident, streams):
     runner.SAY["log"] = open(os.devnull, "w")
     settings = runner.settings_for({"base": base, "ssh_options": "-F " + config, "streams": streams})._replace(connects=0)
     early = []
-    line = runner.Line("hpc", settings).open(lambda: early.append(runner.Beside(lambda: runner.planned(
+    line = runner.Line("hpc", settings).open(ident, lambda: early.append(runner.Beside(lambda: runner.planned(
         [[os.path.join(folder, name), name] for name in sorted(os.listdir(folder))]))))
     if way == "put":
-        runner.transfer(line, ident, early[0].result(), Record(), settings)
+        runner.put(line, early[0].result(), Record(), settings)
+        line.session.ask("start", command="true", batch=None).answer("state")          # results are only of what has run
     else:
-        files, changed, folders = runner.listing(line, ident, settings)[1:4]
+        found = line.results(True)
         target, kept = runner.Target(folder, ident), {}
-        target.sync = len(files) <= 50                 # as Run.fetch_into() has it
-        for name in folders:
-            runner.make_folder(target, name, kept)
-        runner.receive(line, ident, [entry._replace(near=target.part(runner.key_of(name))) for name, entry in files.items()], Record(), settings, target, kept)
+        target.sync = len(found.files) <= 50           # as Run.fetch_into() has it
+        for name, mtime in found.folders:
+            target.make(name, mtime)
+        wanted = [entry._replace(near=target.part(runner.key_of(entry.far))) for entry in found.files if entry.far != runner.LOG]
+        assert runner.get(line, wanted, Record(), settings, target, kept)[1] == {}
         target.settle()
         target.close(True)
         assert not kept, kept
