@@ -65,6 +65,7 @@ import re
 import select
 import signal
 import stat
+import struct
 import subprocess
 import threading
 import time
@@ -512,14 +513,82 @@ class Result(collections.namedtuple("Result", "path size name digest x mtime")):
         return self.digest.hex()
 
 
+class Results:
+    """Many Results in little memory: some 150 bytes each, of which a Result is made whenever one is asked
+    for."""
+    ROW = struct.Struct("<BHI?QqIQQqI")
+
+    def __init__(self):
+        self.rows, self.trees = [], []
+
+    def __len__(self):
+        return len(self.rows)
+
+    def __iter__(self):
+        return map(self.made, self.rows)
+
+    def __getitem__(self, place):
+        return self.made(self.rows[place])
+
+    def append(self, result, mark=(0, 0, 0, 0, 0)):
+        """One more. mark: device, inode, size, mtime and ctime of what was judged."""
+        source, name, sums = result.path, utf8(result.name), b""
+        if source is None or isinstance(source, bytes):
+            kind, place, real = (0, 0, b"") if source is None else (1, 0, source)
+        else:
+            if source.tree not in self.trees:
+                self.trees.append(source.tree)
+            kind, place, real = 2, self.trees.index(source.tree), source.real if source.real != name else b""
+            sums = source.sums if source.sums != result.digest else b""
+        row = self.ROW.pack(kind | (result.digest != b"") << 4, place, len(real), result.x, result.size,
+                            *divmod(result.mtime, 10 ** 9) + mark[:2] + divmod(mark[4], 10 ** 9))
+        self.rows.append(b"".join((row, result.digest, sums, real, name)))
+
+    def made(self, row, marked=False):
+        """The Result of a row; marked: (mark, Result)."""
+        kind, place, length, x, size, mtime, part, device, inode, ctime, rest = self.ROW.unpack_from(row)
+        at = self.ROW.size + (32 if kind >> 4 else 0)
+        digest, kind, mtime = row[self.ROW.size:at], kind & 15, mtime * 10 ** 9 + part
+        sums = row[at:at + 32 * -(-size // PIECE)] if kind == 2 and size > PIECE else digest
+        at += len(sums) if sums is not digest else 0
+        name, real = row[at + length:], row[at:at + length]
+        if kind == 2:
+            source = Source(self.trees[place], real or name, size, sums)
+        else:
+            source = real if kind else None
+        result = Result(source, size, name.decode("utf-8"), digest, x, mtime)
+        return ((device, inode, size, mtime, ctime * 10 ** 9 + rest), result) if marked else result
+
+    def marked(self):
+        """(mark, Result) of each."""
+        return (self.made(row, True) for row in self.rows)
+
+    def sort(self, key):
+        """By key(Result)."""
+        self.rows.sort(key=lambda row: key(self.made(row)))
+
+    def without(self, names):
+        """All but those with these names."""
+        self.rows = [row for row in self.rows if self.made(row).name not in names] if names else self.rows
+
+
 class Source:
     """The bytes of a result that were judged, and no others. tree: the Tree that it lies in, real: its name
-    there, without links; size: bytes; sums: 32 bytes for each PIECE. changed: they are not there any
-    more."""
-    __slots__ = ("tree", "real", "size", "sums", "changed")
+    there, without links; size: bytes; sums: 32 bytes for each PIECE."""
+    __slots__ = ("tree", "real", "size", "sums")
 
     def __init__(self, tree, real, size, sums):
-        self.tree, self.real, self.size, self.sums, self.changed = tree, real, size, sums, False
+        self.tree, self.real, self.size, self.sums = tree, real, size, sums
+
+    @property
+    def changed(self):
+        """Are these bytes not there any more?"""
+        return self.real in self.tree.changed
+
+    def gone(self):
+        """The ValueError of bytes that are not there any more; from now on they count as changed."""
+        self.tree.changed.add(self.real)
+        return ValueError(_("changed after it was judged"))
 
     def decode(self, *how):
         """Its name as a text."""
@@ -530,8 +599,7 @@ class Source:
         try:
             return Reader(self, self.tree.open(self.real))
         except (Stays, OSError):
-            self.changed = True
-            raise ValueError(_("changed after it was judged"))
+            raise self.gone()
 
 
 class Reader:
@@ -556,8 +624,7 @@ class Reader:
         import hashlib
         piece = read_exactly(self.fd, min(PIECE, self.source.size - number * PIECE), number * PIECE)
         if hashlib.sha256(piece).digest() != self.source.sums[32 * number:32 * number + 32]:
-            self.source.changed = True
-            raise ValueError(_("changed after it was judged"))
+            raise self.source.gone()
         self.piece, self.number = memoryview(piece), number
 
     def readinto(self, view):
@@ -585,7 +652,7 @@ class Tree:
     it by hand and never out."""
 
     def __init__(self, path):
-        self.path, self.twins = path, None
+        self.path, self.twins, self.changed = path, None, set()          # changed: names, since they were judged
         self.last = None, -1                           # the directory of the file opened last, its descriptor
         self.fd = os.open(path, os.O_RDONLY | FOLDER)
 
@@ -672,10 +739,10 @@ class Tree:
                 yield name + b"/", None, None, stays_for(error)
                 continue
             try:
-                leaves = sorted(os.fsencode(leaf) for leaf in os.listdir(fd))
+                leaves = sorted(os.listdir(fd))
                 if not leaves and name:
                     yield name + b"/", real, os.fstat(fd), None
-                for leaf in leaves:
+                for leaf in map(os.fsencode, leaves):
                     seen, found = (head + b"/" + leaf if head else leaf for head in (name, real))
                     try:
                         info = os.stat(leaf, dir_fd=fd, follow_symlinks=False)
@@ -800,7 +867,7 @@ def scanned_sums(fd, length, rules):
 
 
 class Collector:
-    """What was asked for, judged by the owner's rules: found [Result], folders [Result] (empty
+    """What was asked for, judged by the owner's rules: found (Results), folders (Results: empty
     directories), verdicts, and stays {name: (code, why)} of what was asked for by name. note(name, why):
     for the owner's log. known: {name: (mark, Result)} of an earlier look, of which the sums are still good:
     what leaves is compared with them. changing: names that have changed again and again."""
@@ -808,7 +875,7 @@ class Collector:
     def __init__(self, rules, note, known=(), changing=()):
         self.rules, self.note = rules, note
         self.known, self.changing = dict(known), changing
-        self.found, self.folders, self.total = [], [], 0                 # total: bytes of found
+        self.found, self.folders, self.total = Results(), Results(), 0   # total: bytes of found
         self.verdicts, self.stays, self.named = Verdicts(), {}, ()
         ruled = any(rules[key] for key in ("deny_names", "deny_sums", "deny_content"))
         self.ruled = ruled or rules["allow_names"] != ["*"]
@@ -901,20 +968,18 @@ class Collector:
             raise Stays("special")
         if name in self.changing:
             raise Stays("changing")
-        self.found.append(self.judge(tree, name, real, True))
-        self.total += self.found[-1].size
+        self.judge(tree, name, real, True)
 
     def take_log(self, tree, name, real):
         """Takes what the command has written, as far as it is there: it may grow meanwhile. Stays,
         OSError."""
         self.rule(name, name_rule(self.rules, name))
-        self.found.append(self.judge(tree, name, real, False))
-        self.total += self.found[-1].size
+        self.judge(tree, name, real, False)
 
     def drop(self, names):
         """These have changed again and again: they stay here."""
         self.changing = set(self.changing) | names
-        self.found = [result for result in self.found if result.name not in names]
+        self.found.without(names)
         for name in sorted(names):
             self.keep(name, Stays("changing"), name in self.named)
 
@@ -933,7 +998,7 @@ class Collector:
             self.rule(name, name_rule(self.rules, one.decode("utf-8", "replace")))
 
     def judge(self, tree, name, real, result):
-        """The Result of a file by its bytes. result: no log (which may grow, and have names elsewhere).
+        """Adds the Result of a file by its bytes. result: no log (which may grow, and have names elsewhere).
         Stays, OSError."""
         fd = tree.open(real)
         try:
@@ -944,7 +1009,7 @@ class Collector:
                     self.judge_twins(tree, name, info)
                 mark = info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns, info.st_ctime_ns
                 if name in self.known and self.known[name][0] == mark:
-                    return self.known[name][1]
+                    return self.add(mark, self.known[name][1])
                 if self.rules["deny_content"]:
                     whole, parts = scanned_sums(fd, info.st_size, self.rules)
                 else:
@@ -958,22 +1023,28 @@ class Collector:
             os.close(fd)
         self.rule(name, "deny_sums" if whole.hex() in self.rules["deny_sums"] else "")
         source = Source(tree, real, info.st_size, parts)
-        found = Result(source, info.st_size, name, whole, bool(info.st_mode & 0o100), info.st_mtime_ns)
-        self.known[name] = mark, found
-        return found
+        self.add(mark, Result(source, info.st_size, name, whole, bool(info.st_mode & 0o100), info.st_mtime_ns))
+
+    def add(self, mark, result):
+        """This one leaves."""
+        result.path.tree.changed.discard(result.path.real)
+        self.found.append(result, mark)
+        self.total += result.size
 
     def ordered(self):
         """Puts all in a manifest's order, that of their parts; what another receiver could not tell apart
         stays here."""
         for group in (self.found, self.folders):
-            todo, last = sorted(group, key=lambda result: parts_of(result.name)), None
-            del group[:]
-            for result in todo:
+            group.sort(key=lambda result: "\0".join(parts_of(result.name)))
+            last, twins = None, set()
+            for result in group:
                 if last is not None and parts_of(result.name.rstrip("/"))[:len(last)] == last:
-                    self.keep(result.name, Stays("name"), result.name in self.named)
+                    twins.add(result.name)
                 else:
-                    group.append(result)
                     last = parts_of(result.name.rstrip("/"))
+            group.without(twins)
+            for name in sorted(twins):
+                self.keep(name, Stays("name"), name in self.named)
         return self
 
 
@@ -1439,7 +1510,7 @@ class GateRun:
             yield found
             now = {result.name for result in found.found if result.path.changed}
             changing |= now if turn else set()
-            known = {name: entry for name, entry in found.known.items() if name not in now}
+            known = {entry[1].name: entry for entry in found.found.marked() if entry[1].name not in now}
             before = {result.name: result.digest for result in found.found}
             log("warn", self.ident, "7 changed while it was sent", names=" ".join(sorted(now))[:300])
         raise ValueError("results change again and again")
@@ -1452,7 +1523,7 @@ class GateRun:
             with open(self.path(b"out", b"manifest.json"), "w", encoding="utf-8") as out:
                 out.write('{"v": 1, "run": %s,\n"verdicts": %s,\n"files": ['
                           % (json.dumps(self.name), json.dumps(found.verdicts)))
-                for place, result in enumerate(found.found + found.folders):
+                for place, result in enumerate(itertools.chain(found.found, found.folders)):
                     sums = result.path.sums.hex() if result.path else ""
                     row = [result.name, result.size, result.sum256, result.x, result.mtime / 1e9, sums]
                     out.write(",\n%s" % json.dumps(row) if place else "\n" + json.dumps(row))
@@ -2199,9 +2270,9 @@ class Leaving:
         book = {"stamp": self.stamp, "verdicts": found.verdicts, "files": [], "said": said}
         if self.place.ruled:
             book["files"] = [
-                (one.name, one.path.decode("utf-8", "surrogateescape"), found.known[one.name][0], one.size,
+                (one.name, one.path.decode("utf-8", "surrogateescape"), mark, one.size,
                  one.sum256, one.x, one.mtime, binascii.b2a_base64(one.path.sums).decode())
-                for one in found.found]
+                for mark, one in found.found.marked()]
             for name, why in self.notes if said != self.said else ():
                 guard_log(self.place.rules, "warn", self.place.ident, "outbound", refused=name, why=why)
             if self.more and said != self.said:
@@ -2522,7 +2593,7 @@ class Door:
             self.leaving = None
             self.found = self.results().look(inputs)
         files, folders, found = [], [], self.found
-        for one in (found.found + found.folders)[at:]:
+        for one in itertools.islice(itertools.chain(found.found, found.folders), at, None):
             row = [one.name, one.size, one.mtime, one.x, one.sum256 or None]
             row = [one.name, one.mtime] if one.name.endswith("/") else row
             room -= 6 * len(one.name) + 120

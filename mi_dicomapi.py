@@ -115,7 +115,7 @@ PROGRAM, VERSION = "mi_dicomapi", "1.0"
 BASE = "/mi-distcomp-api/"
 SMALL_BODY = 64 << 10          # bytes: bodies up to this are collected without a thread
 MAX_JSON = 4 << 20             # bytes of a JSON body
-PAGE = 2000                    # entries of a manifest in one answer or call
+PAGE, ANSWER_PAGE = 2000, 1000                 # entries of a manifest in one call, in one answer
 # bytes of files that fit into a fielded body of 2 GiB as base64, with what is around them
 V1_BYTES = (2 << 30) // 4 * 3 - (128 << 10)
 PACK_FILES = 4096              # files in a pack that the relay sends
@@ -1028,14 +1028,14 @@ def manifest_page(call, seq, kind, first):
     rows = call.relay.store.read("SELECT n, name, size, sha256, x, mtime FROM files WHERE calc = ? AND kind"
                                  " = ? AND n >= ?%s ORDER BY n LIMIT ?"
                                  % ("" if call.fields.get("dirs") else " AND name NOT LIKE '%/'"), seq, kind,
-                                 first, PAGE + 1)
+                                 first, ANSWER_PAGE + 1)
     files = collections.OrderedDict((row["name"], {"size": row["size"], "sha256": row["sha256"]})
-                                    for row in rows[:PAGE])
-    for row in rows[:PAGE]:
+                                    for row in rows[:ANSWER_PAGE])
+    for row in rows[:ANSWER_PAGE]:
         marks = {"x": bool(row["x"]), "mtime": row["mtime"]}
         files[row["name"]].update((key, value)
                                   for key, value in marks.items() if value is not None and value is not False)
-    return {"files": files, "next": rows[PAGE]["n"] if len(rows) > PAGE else None}
+    return {"files": files, "next": rows[ANSWER_PAGE]["n"] if len(rows) > ANSWER_PAGE else None}
 
 
 def check_room(relay, entries, files_before=0):

@@ -73,6 +73,7 @@ import errno
 import functools
 import http.client
 import io
+import itertools
 import json
 import os
 import re
@@ -82,13 +83,14 @@ import signal
 import socket
 import ssl
 import stat
+import struct
 import subprocess
 import threading
 import time
 
 PROGRAM, VERSION = "mi_system_remote", "1.0"
 POLL_WAIT = 50                 # seconds that a calc-request or heartbeat may wait at the relay (proxies cut at 60)
-PAGE = 2000                    # entries of a manifest in one call
+PAGE = 1000                    # entries of a manifest in one call
 MAX_INPUTS = 200000            # input files of a calculation; a relay that sends more is refused
 DISK_PAUSE = 30                # seconds until a full disk is looked at again
 REFUSED_PAUSE = 60             # seconds until a result that the relay refuses is sent again: doubled each time ...
@@ -524,14 +526,82 @@ class Result(collections.namedtuple("Result", "path size name digest x mtime")):
         return self.digest.hex()
 
 
+class Results:
+    """Many Results in little memory: some 150 bytes each, of which a Result is made whenever one is asked
+    for."""
+    ROW = struct.Struct("<BHI?QqIQQqI")
+
+    def __init__(self):
+        self.rows, self.trees = [], []
+
+    def __len__(self):
+        return len(self.rows)
+
+    def __iter__(self):
+        return map(self.made, self.rows)
+
+    def __getitem__(self, place):
+        return self.made(self.rows[place])
+
+    def append(self, result, mark=(0, 0, 0, 0, 0)):
+        """One more. mark: device, inode, size, mtime and ctime of what was judged."""
+        source, name, sums = result.path, utf8(result.name), b""
+        if source is None or isinstance(source, bytes):
+            kind, place, real = (0, 0, b"") if source is None else (1, 0, source)
+        else:
+            if source.tree not in self.trees:
+                self.trees.append(source.tree)
+            kind, place, real = 2, self.trees.index(source.tree), source.real if source.real != name else b""
+            sums = source.sums if source.sums != result.digest else b""
+        row = self.ROW.pack(kind | (result.digest != b"") << 4, place, len(real), result.x, result.size,
+                            *divmod(result.mtime, 10 ** 9) + mark[:2] + divmod(mark[4], 10 ** 9))
+        self.rows.append(b"".join((row, result.digest, sums, real, name)))
+
+    def made(self, row, marked=False):
+        """The Result of a row; marked: (mark, Result)."""
+        kind, place, length, x, size, mtime, part, device, inode, ctime, rest = self.ROW.unpack_from(row)
+        at = self.ROW.size + (32 if kind >> 4 else 0)
+        digest, kind, mtime = row[self.ROW.size:at], kind & 15, mtime * 10 ** 9 + part
+        sums = row[at:at + 32 * -(-size // PIECE)] if kind == 2 and size > PIECE else digest
+        at += len(sums) if sums is not digest else 0
+        name, real = row[at + length:], row[at:at + length]
+        if kind == 2:
+            source = Source(self.trees[place], real or name, size, sums)
+        else:
+            source = real if kind else None
+        result = Result(source, size, name.decode("utf-8"), digest, x, mtime)
+        return ((device, inode, size, mtime, ctime * 10 ** 9 + rest), result) if marked else result
+
+    def marked(self):
+        """(mark, Result) of each."""
+        return (self.made(row, True) for row in self.rows)
+
+    def sort(self, key):
+        """By key(Result)."""
+        self.rows.sort(key=lambda row: key(self.made(row)))
+
+    def without(self, names):
+        """All but those with these names."""
+        self.rows = [row for row in self.rows if self.made(row).name not in names] if names else self.rows
+
+
 class Source:
     """The bytes of a result that were judged, and no others. tree: the Tree that it lies in, real: its name
-    there, without links; size: bytes; sums: 32 bytes for each PIECE. changed: they are not there any
-    more."""
-    __slots__ = ("tree", "real", "size", "sums", "changed")
+    there, without links; size: bytes; sums: 32 bytes for each PIECE."""
+    __slots__ = ("tree", "real", "size", "sums")
 
     def __init__(self, tree, real, size, sums):
-        self.tree, self.real, self.size, self.sums, self.changed = tree, real, size, sums, False
+        self.tree, self.real, self.size, self.sums = tree, real, size, sums
+
+    @property
+    def changed(self):
+        """Are these bytes not there any more?"""
+        return self.real in self.tree.changed
+
+    def gone(self):
+        """The ValueError of bytes that are not there any more; from now on they count as changed."""
+        self.tree.changed.add(self.real)
+        return ValueError(_("changed after it was judged"))
 
     def decode(self, *how):
         """Its name as a text."""
@@ -542,8 +612,7 @@ class Source:
         try:
             return Reader(self, self.tree.open(self.real))
         except (Stays, OSError):
-            self.changed = True
-            raise ValueError(_("changed after it was judged"))
+            raise self.gone()
 
 
 class Reader:
@@ -568,8 +637,7 @@ class Reader:
         import hashlib
         piece = read_exactly(self.fd, min(PIECE, self.source.size - number * PIECE), number * PIECE)
         if hashlib.sha256(piece).digest() != self.source.sums[32 * number:32 * number + 32]:
-            self.source.changed = True
-            raise ValueError(_("changed after it was judged"))
+            raise self.source.gone()
         self.piece, self.number = memoryview(piece), number
 
     def readinto(self, view):
@@ -597,7 +665,7 @@ class Tree:
     it by hand and never out."""
 
     def __init__(self, path):
-        self.path, self.twins = path, None
+        self.path, self.twins, self.changed = path, None, set()          # changed: names, since they were judged
         self.last = None, -1                           # the directory of the file opened last, its descriptor
         self.fd = os.open(path, os.O_RDONLY | FOLDER)
 
@@ -684,10 +752,10 @@ class Tree:
                 yield name + b"/", None, None, stays_for(error)
                 continue
             try:
-                leaves = sorted(os.fsencode(leaf) for leaf in os.listdir(fd))
+                leaves = sorted(os.listdir(fd))
                 if not leaves and name:
                     yield name + b"/", real, os.fstat(fd), None
-                for leaf in leaves:
+                for leaf in map(os.fsencode, leaves):
                     seen, found = (head + b"/" + leaf if head else leaf for head in (name, real))
                     try:
                         info = os.stat(leaf, dir_fd=fd, follow_symlinks=False)
@@ -812,7 +880,7 @@ def scanned_sums(fd, length, rules):
 
 
 class Collector:
-    """What was asked for, judged by the owner's rules: found [Result], folders [Result] (empty
+    """What was asked for, judged by the owner's rules: found (Results), folders (Results: empty
     directories), verdicts, and stays {name: (code, why)} of what was asked for by name. note(name, why):
     for the owner's log. known: {name: (mark, Result)} of an earlier look, of which the sums are still good:
     what leaves is compared with them. changing: names that have changed again and again."""
@@ -820,7 +888,7 @@ class Collector:
     def __init__(self, rules, note, known=(), changing=()):
         self.rules, self.note = rules, note
         self.known, self.changing = dict(known), changing
-        self.found, self.folders, self.total = [], [], 0                 # total: bytes of found
+        self.found, self.folders, self.total = Results(), Results(), 0   # total: bytes of found
         self.verdicts, self.stays, self.named = Verdicts(), {}, ()
         ruled = any(rules[key] for key in ("deny_names", "deny_sums", "deny_content"))
         self.ruled = ruled or rules["allow_names"] != ["*"]
@@ -913,20 +981,18 @@ class Collector:
             raise Stays("special")
         if name in self.changing:
             raise Stays("changing")
-        self.found.append(self.judge(tree, name, real, True))
-        self.total += self.found[-1].size
+        self.judge(tree, name, real, True)
 
     def take_log(self, tree, name, real):
         """Takes what the command has written, as far as it is there: it may grow meanwhile. Stays,
         OSError."""
         self.rule(name, name_rule(self.rules, name))
-        self.found.append(self.judge(tree, name, real, False))
-        self.total += self.found[-1].size
+        self.judge(tree, name, real, False)
 
     def drop(self, names):
         """These have changed again and again: they stay here."""
         self.changing = set(self.changing) | names
-        self.found = [result for result in self.found if result.name not in names]
+        self.found.without(names)
         for name in sorted(names):
             self.keep(name, Stays("changing"), name in self.named)
 
@@ -945,7 +1011,7 @@ class Collector:
             self.rule(name, name_rule(self.rules, one.decode("utf-8", "replace")))
 
     def judge(self, tree, name, real, result):
-        """The Result of a file by its bytes. result: no log (which may grow, and have names elsewhere).
+        """Adds the Result of a file by its bytes. result: no log (which may grow, and have names elsewhere).
         Stays, OSError."""
         fd = tree.open(real)
         try:
@@ -956,7 +1022,7 @@ class Collector:
                     self.judge_twins(tree, name, info)
                 mark = info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns, info.st_ctime_ns
                 if name in self.known and self.known[name][0] == mark:
-                    return self.known[name][1]
+                    return self.add(mark, self.known[name][1])
                 if self.rules["deny_content"]:
                     whole, parts = scanned_sums(fd, info.st_size, self.rules)
                 else:
@@ -970,22 +1036,28 @@ class Collector:
             os.close(fd)
         self.rule(name, "deny_sums" if whole.hex() in self.rules["deny_sums"] else "")
         source = Source(tree, real, info.st_size, parts)
-        found = Result(source, info.st_size, name, whole, bool(info.st_mode & 0o100), info.st_mtime_ns)
-        self.known[name] = mark, found
-        return found
+        self.add(mark, Result(source, info.st_size, name, whole, bool(info.st_mode & 0o100), info.st_mtime_ns))
+
+    def add(self, mark, result):
+        """This one leaves."""
+        result.path.tree.changed.discard(result.path.real)
+        self.found.append(result, mark)
+        self.total += result.size
 
     def ordered(self):
         """Puts all in a manifest's order, that of their parts; what another receiver could not tell apart
         stays here."""
         for group in (self.found, self.folders):
-            todo, last = sorted(group, key=lambda result: parts_of(result.name)), None
-            del group[:]
-            for result in todo:
+            group.sort(key=lambda result: "\0".join(parts_of(result.name)))
+            last, twins = None, set()
+            for result in group:
                 if last is not None and parts_of(result.name.rstrip("/"))[:len(last)] == last:
-                    self.keep(result.name, Stays("name"), result.name in self.named)
+                    twins.add(result.name)
                 else:
-                    group.append(result)
                     last = parts_of(result.name.rstrip("/"))
+            group.without(twins)
+            for name in sorted(twins):
+                self.keep(name, Stays("name"), name in self.named)
         return self
 
 
@@ -1451,7 +1523,7 @@ class GateRun:
             yield found
             now = {result.name for result in found.found if result.path.changed}
             changing |= now if turn else set()
-            known = {name: entry for name, entry in found.known.items() if name not in now}
+            known = {entry[1].name: entry for entry in found.found.marked() if entry[1].name not in now}
             before = {result.name: result.digest for result in found.found}
             log("warn", self.ident, "7 changed while it was sent", names=" ".join(sorted(now))[:300])
         raise ValueError("results change again and again")
@@ -1464,7 +1536,7 @@ class GateRun:
             with open(self.path(b"out", b"manifest.json"), "w", encoding="utf-8") as out:
                 out.write('{"v": 1, "run": %s,\n"verdicts": %s,\n"files": ['
                           % (json.dumps(self.name), json.dumps(found.verdicts)))
-                for place, result in enumerate(found.found + found.folders):
+                for place, result in enumerate(itertools.chain(found.found, found.folders)):
                     sums = result.path.sums.hex() if result.path else ""
                     row = [result.name, result.size, result.sum256, result.x, result.mtime / 1e9, sums]
                     out.write(",\n%s" % json.dumps(row) if place else "\n" + json.dumps(row))
@@ -2201,7 +2273,7 @@ def around_files(found, files):
 BASE = "/mi-distcomp-api/"
 MAX_ANSWER = 16 << 20          # bytes of a JSON answer that are read; manifests come in pages far below
 PIECE_MIN, PACK_FILE, CHUNK = 64 << 10, 1 << 20, 256 << 10      # bytes: smallest piece, largest file in a pack, one read or write
-PACK_COUNT = 4000              # files in a pack
+PACK_COUNT = 2000              # files in a pack
 AGAIN = (408, 425, 429, 500, 502, 503, 504, 507)                # answers that mean: later
 NO_TOKEN = (401, 403, "0005")  # answers that mean: not with this token
 V1_WAIT = 300                  # seconds that a fielded relay may be silent: it does one thing at a time, and files whole
@@ -4843,14 +4915,16 @@ def said_of(found):
 
 
 def send_manifest(calc, relay, results, said):
-    """7. send-results, in pages; digest tells one manifest from another whose first page is the same. said: see said_of()."""
+    """7. send-results, in pages; digest tells one manifest from another whose first page is the same. results: lists of Results; said: see
+    said_of()."""
     import hashlib
-    digest, entries = hashlib.sha256(), [(result.name, entry_of(result)) for result in results]
-    for name, entry in entries:
-        digest.update(utf8("%s/%s\n" % (name, json.dumps(entry, sort_keys=True))))
-    for start in range(0, len(entries) or 1, PAGE):
-        page = dict(entries[start:start + PAGE])
-        fields = {"v": 2, "claim": calc.claim, "more": start + PAGE < len(entries)}
+    digest, count = hashlib.sha256(), sum(map(len, results))
+    for result in itertools.chain(*results):
+        digest.update(utf8("%s/%s\n" % (result.name, json.dumps(entry_of(result), sort_keys=True))))
+    entries = ((result.name, entry_of(result)) for result in itertools.chain(*results))
+    for start in range(0, count or 1, PAGE):
+        page = dict(itertools.islice(entries, PAGE))   # no more than a page is in memory
+        fields = {"v": 2, "claim": calc.claim, "more": start + PAGE < count}
         if start == 0:
             relay.ask("POST", "send-results", dict(fields, accept_id=calc.accept_id, result_files=page, digest=digest.hexdigest(), **said))
         else:
@@ -4894,7 +4968,7 @@ def tell_end(calc, relay):
 def send_results(poller, calc, relay):
     """7. and 8. What may leave, all of it on the relay's disk before this returns. ValueError if it changes again and again."""
     for found in calc.run.looks(poller.rules, calc.run.kinds()):
-        results, said = found.found + (found.folders if poller.folders else []), said_of(found)
+        results, said = [found.found] + [found.folders] * poller.folders, said_of(found)
         log("info", calc.accept_id, "7 send-results", site=poller.site, files=len(found.found), bytes=found.total,
             **{code: entry["count"] for code, entry in found.verdicts.items()})
         calc.run.write_manifest(found)

@@ -115,7 +115,7 @@ PROGRAM, VERSION = "mi_system_wf", "1.0"
 PATIENCE = 60       # seconds that the relay may be away before anything is registered; from then on: for ever
 INPUTS_IDLE = 60  # seconds without anything of a calculation's inputs after which to wait for them is in vain
 WAIT = 50                   # seconds of one waiting call (companies' proxies cut silent connections after 60)
-PAGE = 2000                    # entries of a file list in one call
+PAGE, NEXT_PAGE = 2000, 1000   # entries of a list in the first call (it is known again by them), in others
 FEW = 100                     # up to so many results each is synced to the disk by itself, beyond all at once
 # bytes of stderr without a terminal besides the last line (a reader of stdout alone dead-locks at 64 KiB)
 STDERR_LIMIT = 12 << 10
@@ -188,6 +188,7 @@ def calculate(relay, order, found, to, console, patience):
     try:
         start_calculation(relay, order, found, console, patience)
         for accept_id in wait_for(relay, [console.accept_id], console):
+            console.resend_inputs, found[:] = None, [] # the inputs' list makes room for the results
             return fetch_after_wait(relay, accept_id, to,
                                     Wanted(order.names, order.patterns, True, console.allow_refused), console)
     except (Away, Refused) as error:
@@ -271,10 +272,10 @@ def register(relay, order, files, console, patience):
     return found
 
 
-def page_to_send(files, first):
-    """Entries first .. first + PAGE of a manifest, as they go over the wire."""
+def page_to_send(files, first, most=PAGE):
+    """Entries first .. first + most of a manifest, as they go over the wire."""
     return {entry.name: dict({"size": entry.size, "sha256": entry.sum256, "mtime": entry.mtime},
-                             **{"x": True} if entry.x else {}) for entry in files[first:first + PAGE]}
+                             **{"x": True} if entry.x else {}) for entry in files[first:first + most]}
 
 
 def without_directories(files):
@@ -286,11 +287,11 @@ def send_pages(relay, accept_id, files):
     """1. The file list's further pages; the relay says where it goes on."""
     first = PAGE
     while first < len(files):
-        fields = {"v": 2, "from": first, "files": page_to_send(files, first),
-                  "more": first + PAGE < len(files)}
+        fields = {"v": 2, "from": first, "files": page_to_send(files, first, NEXT_PAGE),
+                  "more": first + NEXT_PAGE < len(files)}
         try:
             relay.ask("POST", "files/%s/input" % accept_id, fields)
-            first += PAGE
+            first += NEXT_PAGE
         except Refused as error:
             if not isinstance(error.more.get("from"), int) or error.more["from"] <= first:
                 raise
@@ -603,7 +604,7 @@ def gather_inputs(words, say=None):
             bad.pop()
     if bad:
         raise missing_inputs(bad)
-    found.sort(key=lambda entry: (entry[2].endswith("/"), parts_of(entry[2].rstrip("/"))))
+    found.sort(key=lambda entry: "%d%s" % (entry[2].endswith("/"), "\0".join(parts_of(entry[2].rstrip("/")))))
     try:
         check_order([entry[2] for entry in found], reserved=LOG_NAMES, folders=True)
     except ValueError as error:
@@ -649,30 +650,30 @@ def add_input_directory(name, top, found, bad):
         folder, at, above = todo.pop()
         try:
             info = os.stat(folder)
-            with os.scandir(folder) as entries:
-                entries = sorted(entries, key=lambda entry: entry.name)
+            leaves = sorted(os.listdir(folder))
         except OSError as error:
             bad.append("%s: %s" % (folder.decode("utf-8", "replace"), error.strerror))
             continue
         above += ((info.st_dev, info.st_ino),)
-        folders = {entry.name: entry.is_symlink() for entry in entries if os.path.isdir(entry.path)}
+        paths = ((leaf, os.path.join(folder, leaf)) for leaf in leaves)
+        folders = {leaf: os.path.islink(path) for leaf, path in paths if os.path.isdir(path)}
         links += sum(folders.values())
         if links > MOST_LINKS:
             return bad.append(_("%s: links to directories lead round and round")
                               % top.decode("utf-8", "replace"))
-        if not entries and at:
+        if not leaves and at:
             found.append((folder, 0, at.decode("utf-8", "surrogateescape") + "/"))
-        for entry in entries:
-            inner = b"/".join(filter(None, (at, entry.name)))
+        for leaf in leaves:
+            path, inner = os.path.join(folder, leaf), b"/".join(filter(None, (at, leaf)))
             try:
                 shown = inner.decode("utf-8")
             except UnicodeDecodeError:
-                bad.append(_("%s: its name is not UTF-8") % entry.path.decode("utf-8", "replace"))
+                bad.append(_("%s: its name is not UTF-8") % path.decode("utf-8", "replace"))
                 continue
-            if entry.name not in folders:
-                add_input_file(shown, entry.path, found, bad)
-            elif not folders[entry.name] or device_and_inode(entry.path) not in above:
-                todo.append((entry.path, inner, above))
+            if leaf not in folders:
+                add_input_file(shown, path, found, bad)
+            elif not folders[leaf] or device_and_inode(path) not in above:
+                todo.append((path, inner, above))
 
 
 def directories_above(path):
@@ -697,15 +698,15 @@ def missing_inputs(bad):
 
 
 def add_sums(found, console):
-    """The inputs as [Input], each read once. 66 if one cannot be read after all."""
+    """Makes the inputs that were found [Input], each read once. 66 if one cannot be read after all."""
     import hashlib
-    view, files = memoryview(bytearray(CHUNK)), []
+    view = memoryview(bytearray(CHUNK))
     console.stage(_("reading the inputs"), sum(entry[1] for entry in found))
-    for path, size, name in found:
+    for place, (path, size, name) in enumerate(found):
         digest, size = hashlib.sha256(), 0
         try:
             if name.endswith("/"):
-                files.append(Input(path, 0, name, digest.hexdigest(), False, os.stat(path).st_mtime))
+                found[place] = Input(path, 0, name, digest.hexdigest(), False, os.stat(path).st_mtime)
                 continue
             with open(path, "rb", buffering=0) as source:
                 info = os.fstat(source.fileno())
@@ -715,8 +716,8 @@ def add_sums(found, console):
         except OSError as error:
             raise missing_inputs(["%s: %s" % (name, error.strerror)])
         console.moved(size)
-        files.append(Input(path, size, name, digest.hexdigest(), bool(info.st_mode & 0o100), info.st_mtime))
-    return files
+        found[place] = Input(path, size, name, digest.hexdigest(), bool(info.st_mode & 0o100), info.st_mtime)
+    return found
 
 
 def wanted_results(words):
@@ -2417,7 +2418,7 @@ def declared(names, patterns):
 BASE = "/mi-distcomp-api/"
 MAX_ANSWER = 16 << 20          # bytes of a JSON answer that are read; manifests come in pages far below
 PIECE_MIN, PACK_FILE, CHUNK = 64 << 10, 1 << 20, 256 << 10      # bytes: smallest piece, largest file in a pack, one read or write
-PACK_COUNT = 4000              # files in a pack
+PACK_COUNT = 2000              # files in a pack
 AGAIN = (408, 425, 429, 500, 502, 503, 504, 507)                # answers that mean: later
 NO_TOKEN = (401, 403, "0005")  # answers that mean: not with this token
 V1_WAIT = 300                  # seconds that a fielded relay may be silent: it does one thing at a time, and files whole

@@ -5,6 +5,7 @@ import fcntl
 import hashlib
 import os
 import subprocess
+import sys
 import threading
 import time
 
@@ -210,8 +211,9 @@ def test_a_scan_waits_for_no_other_scan(tmp_path, monkeypatch):
 def test_very_many_names_that_another_receiver_takes_for_one_cost_no_more_than_others():
     result = lambda name: gate.Result(None, 0, name, b"", False, 0)
     found, count, begun = gate.Collector(RULES, lambda *words: None), 60000, time.process_time()
-    found.found = [result(form % n) for n in range(count) for form in ("\u00e9%d", "e\u0301%d")]
-    found.folders = [result(form % n) for n in range(count) for form in ("\u00e9%d/", "e\u0301%d/", "d%d/")]
+    for group, forms in ((found.found, ("\u00e9%d", "e\u0301%d")), (found.folders, ("\u00e9%d/", "e\u0301%d/", "d%d/"))):
+        for name in (form % n for n in range(count) for form in forms):
+            group.append(result(name))
     found.ordered()
     assert len(found.found) == count and len(found.folders) == 2 * count and found.verdicts["name"]["count"] == 2 * count
     assert time.process_time() - begun < 20            # some 4 s; as a square it takes minutes
@@ -386,3 +388,28 @@ def test_no_pattern_that_may_be_asked_for_keeps_a_result_from_being_delivered(tm
     (folder / "x").write_text("x")
     found = collected(tmp_path, patterns=(shape,))[0]
     assert [result.name for result in found.found] == ["d/%s/x" % ("a" * 255)] * (shape[2] in "a*") and not found.verdicts
+
+
+def test_what_is_kept_in_little_memory_comes_out_as_it_went_in():
+    tree, other, many = object(), object(), gate.Results()
+    digest, sums = hashlib.sha256(b"x").digest(), bytes(range(96))
+    pairs = [(gate.Result(gate.Source(*place), size, name, digest, x, mtime), mark)
+             for place, size, name, x, mtime, mark in (
+                 ((tree, b"a", 5, digest), 5, "a", False, 1700000000123456789, (2 ** 64 - 1, 2 ** 64 - 1, 5, 1700000000123456789, 7)),
+                 ((other, b"d/" * 40000 + "é".encode(), 0, digest), 0, "link é", True, -1, (0, 0, 0, -1, -2)),
+                 ((tree, b"big", 2 * gate.PIECE + 1, sums), 2 * gate.PIECE + 1, "big", False, 2 ** 70, (1, 2, 2 * gate.PIECE + 1, 2 ** 70, 2 ** 70)))]
+    pairs.append((gate.Result(None, 0, "empty/", digest, False, 3), (0, 0, 0, 3, 0)))
+    pairs.append((gate.Result(b"real\xff", 9, "far", b"", True, 4), (0, 0, 9, 4, 0)))
+    for result, mark in pairs:
+        many.append(result, mark)
+
+    def told(result):
+        path = result.path
+        return result[1:] + ((path.tree, path.real, path.size, path.sums) if isinstance(path, gate.Source) else path,)
+
+    assert [(told(result), mark) for mark, result in many.marked()] == [(told(result), mark) for result, mark in pairs]
+    assert list(map(told, many)) == [told(many[place]) for place in range(len(many))]
+    many.without({"big", "far"})
+    many.sort(lambda result: result.name)
+    assert [result.name for result in many] == ["a", "empty/", "link é"]
+    assert max(map(sys.getsizeof, many.rows[:2])) < 150

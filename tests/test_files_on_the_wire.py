@@ -423,7 +423,7 @@ def test_results_come_in_pages_too_and_another_manifest_replaces_the_first(world
     client.ok("POST", "files/%s/result/pack?v=2&from=0&count=2500&claim=%s" % (accept_id, claim), body=b"new" * 2500)
     client.ok("POST", "end-send", dict(base, result="end send"))
     found = client.ok("GET", "get-calc-result", {"v": 2, "accept_id": accept_id})
-    assert found["next"] == 2000 and found["result-info"]["status"] == "completed"
+    assert found["next"] == 1000 and found["result-info"]["status"] == "completed"
     assert list(client.ok("GET", "files/%s/result" % accept_id, {"v": 2, "from": 2000})["files"]) == names[2000:]
     assert client.raw("GET", "files/%s/result/pack?v=2&from=0" % accept_id)[1] == b"new" * 2500
     assert world.rows("SELECT bytes FROM calculations WHERE accept_id = ?", accept_id) == [{"bytes": 7500}]

@@ -223,7 +223,7 @@ def test_thousands_of_results_in_pages(relay, host):
     host.script("solve", "for i in $(seq 4500); do echo $i > r$i; done")
     host.start()
     info = outcome(relay, submit(relay, host.site, outs=[], patterns=["r*"]), contents=False)
-    assert (info["status"], len(info["result_files"])) == ("completed", 2000)
+    assert (info["status"], len(info["result_files"])) == ("completed", 1000)
 
 
 def test_two_at_a_time_and_one_licence(relay, host):
