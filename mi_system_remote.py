@@ -3539,7 +3539,8 @@ while IFS= read -r word; do set -- "$@" "$word"; done <"$control/words"
 """
 PROGRAMS = {"slurm": "sbatch squeue scancel", "pbs": "qsub qstat qselect qdel", "htcondor": "condor_submit condor_q condor_rm"}
 JOB_EXEC = 'exec "$@"\n'       # Slurm and PBS signal every process of a job
-JOB_WAIT = r"""trap 'kill -TERM $!; read -r pid rest <"$control/child" && kill -TERM "$pid"' TERM    # HTCondor signals this one only, then kills all
+JOB_WAIT = r"""trap 'kill -TERM $!; IFS= read -r pid <"$control/child"; case $pid in [1-9]*) kill -TERM "${pid%% *}";; esac' TERM
+# (HTCondor signals this one only, then kills all. A note that is written while it is read begins with blanks: no number to send a signal to.)
 "$@" &
 while kill -0 $! 2>/dev/null; do wait $!; done
 """
@@ -3700,7 +3701,7 @@ BATCH = {
         r"contact slurm|timed out|refused|[Zz]ero [Bb]ytes|temporarily|[Ll]imit|too many|queue is full|not respond|Unable to connect|standby"
         r"|inactive or drain|[Mm]unge|uthentication",
         r"[Ii]nvalid|unrecognized|not available|not found|denied|[Uu]nable to open|exceeds",
-        r"-W|--wait(?![\w-])|--test-only", r"slurmstepd\S*: (?:error: )?(.*\*\*\*.*|.*memory.*|.*oom.*)"),
+        r"-W|--wait(?![\w-])|--test-only|-a|--array", r"slurmstepd\S*: (?:error: )?(.*\*\*\*.*|.*memory.*|.*oom.*)"),
     "pbs": Batch(
         pbs_submit, r"^(\d+(?:\[\])?(?:\.\S+)?)$", lambda jobs: ["qstat", "-f"] + jobs, lambda jobs: ["qstat", "-x", "-f"] + jobs,
         r"qstat: (Unknown Job Id|.* has finished)", pbs_read, lambda job: ["qdel", job], lambda job: ["qdel", "-W", "force", job],
@@ -3876,7 +3877,7 @@ class Queue:
                 self.known = dict(known, tried=float(known["tried"]), t=float(known["t"]))
                 self.stamp = info.st_ino, info.st_mtime
                 self.rows = {row.job: row for row in found}
-                self.rows.update((row.mark, row) for row in sorted(found, key=lambda row: row.state in ("queued", "running")) if row.mark)
+                self.rows.update((row.mark, row) for row in sorted(found, key=lambda row: row.state not in ("done", "over")) if row.mark)
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
             pass                                       # not there yet, or broken: it is written anew
 
@@ -3966,13 +3967,19 @@ class Queue:
         if self.system == "slurm" or jobs and self.system == "htcondor":
             return jobs
         for mark in marks[:20] if self.system == "pbs" else ():
-            jobs += re.findall(r"^\d\S*$", batch_call(self.mine() + ["-x", "-N", pbs_name(mark)], self.env)[1], re.M)
+            code, out, _err = batch_call(self.mine() + ["-x", "-N", pbs_name(mark)], self.env)
+            if code is None:
+                raise ValueError("qselect: no answer")
+            jobs += re.findall(r"^\d\S*$", out, re.M)
         return jobs or (marks if self.system == "htcondor" else [])
 
     def settled(self, control):
         """Has its command ended, and not just now in a way that the queue may know more of?"""
-        end = read_note(os.path.join(control, b"end"))
-        return end is not None and not (abs(time.time() - end.time) < ASKED_OF and ended_oddly(control, batch_look(control)[1]))
+        try:
+            ended = time.time() - os.stat(os.path.join(control, b"end")).st_mtime
+        except OSError:
+            return False
+        return abs(ended) > ASKED_OF or not ended_oddly(control, batch_look(control)[1])
 
     def numbers(self):
         """The jobs below the folder that have not ended, for PBS, which is asked by numbers: in the variables of another user's job, rows that
@@ -4031,6 +4038,7 @@ class BatchJob:
     def __init__(self, control, queue, poll, grace, at=lambda name: None):
         self.control, self.queue, self.poll, self.grace, self.at = control, queue, poll, grace, at
         self.order, self.failing, self.unsure = read_batch(control), None, True
+        self.said = []                                 # see told()
         self.missing, self.begun = False, 0            # is the program that submits not there; when it was started last
         self.absent = []                               # of the answers of after the submission that do not name it the first and the last:
         self.over, self.off, self.tried = None, None, None             # (their time, when we saw them), like these in time.monotonic()
@@ -4106,8 +4114,11 @@ class BatchJob:
         """A submission failed: for good, or (perhaps it did not) the queue is looked at and it is sent again."""
         table, self.missing = self.queue.table, code in (126, 127)
         self.why, self.unsure = "%s: %s" % (self.order["submit"][0], printable(text)), bool(UNSURE.search(text))
-        if self.order.get("why") != self.why:
-            self.save(why=self.why)                    # for `list` and `show`
+        try:
+            if self.order.get("why") != self.why:
+                self.save(why=self.why)                # for `list` and `show`
+        except OSError:
+            pass                                       # a full disk: it is said, and not kept
         final = re.search(table.sure, text)
         away = not final and (code is None or re.search(table.away, text)) and not self.missing
         self.failing = None if away else self.failing or time.monotonic()
@@ -4232,9 +4243,10 @@ class BatchJob:
         """When (time.time()) the queue took our word that the job is to end, and then, if it must, by force: a list of none, one or two."""
         try:
             with open(self.path(b"batch.stop")) as text:
-                return [float(word) for word in text.read().split()]
+                self.said = max([float(word) for word in text.read(100).split()], self.said, key=len)
         except (OSError, ValueError):
-            return []
+            pass
+        return list(self.said)
 
     def stop(self, grace=10):
         """Has the queue end the job: once, for each time may start its grace anew; again, at most once per poll, if that failed; and by force
@@ -4245,9 +4257,12 @@ class BatchJob:
         if self.order["job"] and due and (self.tried is None or now - self.tried >= self.poll):
             self.tried = now
             if batch_call((table.force if told else table.cancel)(self.order["job"]), self.queue.env)[0] == 0:
-                told.append(time.time())
-                write_synced(self.path(b"batch.stop"), utf8(" ".join(map(repr, told))))
-                self.tried = None
+                told, self.tried = told + [time.time()], None
+                self.said = told
+                try:
+                    write_synced(self.path(b"batch.stop"), utf8(" ".join(map(repr, told))))
+                except OSError:
+                    pass                               # a full disk: this process remembers it
         return bool(told) or not self.order["job"]
 # ==== end shared ====
 

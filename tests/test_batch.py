@@ -142,14 +142,6 @@ def test_timeout_counts_from_the_commands_start_not_while_its_job_waits(relay, c
     until(lambda: slurm.jobs().get("mi-%s.1" % accept_id) == "CANCELLED", 30)
 
 
-def test_an_array_runs_the_command_once(relay, cluster, slurm):
-    cluster.sections["command solve"]["batch_options"] = "--mem=20\n--array=1-3"
-    cluster.script("solve", "sleep 2; echo x > out.txt")
-    cluster.start()
-    accept_id = submit(relay, cluster.site)
-    assert outcome(relay, accept_id, 60)["status"] == "completed" and cluster.runs() == [accept_id + ".1"]
-
-
 @pytest.fixture
 def ordinary(relay, slurm):
     """A host whose poller is an ordinary user's."""

@@ -287,8 +287,8 @@ def test_a_job_that_is_deleted_before_its_number_was_noted_is_not_submitted_agai
 
 
 NEVER = [("pbs", "-J 1-3"), ("pbs", "-J1-3"), ("pbs", "-t 1-3"), ("pbs", "-I"), ("pbs", "-W block=true"), ("pbs", "-W umask=7,block=true"), ("pbs", "-z"),
-         ("slurm", "--wait"), ("slurm", "-W"), ("slurm", "--test-only"), ("htcondor", "queue 3"), ("htcondor", "Queue")]
-FINE = [("pbs", "-W umask=7 -l select=1 -A x-J"), ("slurm", "--wait-all-nodes=1 --array=1-3"), ("htcondor", "queue_x = 3")]
+         ("slurm", "--wait"), ("slurm", "-W"), ("slurm", "--test-only"), ("slurm", "--array=1-3"), ("slurm", "-a 1-3"), ("htcondor", "queue 3"), ("htcondor", "Queue")]
+FINE = [("pbs", "-W umask=7 -l select=1 -A x-J"), ("slurm", "--wait-all-nodes=1 --account=a-W -A a"), ("htcondor", "queue_x = 3")]
 
 
 def test_options_that_make_another_thing_of_a_job_are_refused_at_the_start(pbs):
@@ -302,6 +302,31 @@ def test_options_that_make_another_thing_of_a_job_are_refused_at_the_start(pbs):
     pbs.sections["command solve"]["batch_options"] = "-q long -J 1-3"
     done = pbs.run("poll", "--once")
     assert done.returncode == 78 and "batch_options: -J 1-3:" in done.stderr and suite.one_line(done.stderr), done.stderr
+
+
+def test_a_full_disk_keeps_no_job_from_its_end_and_restarts_no_kill_timer(tmp_path, tools, monkeypatch):      # noqa: F811
+    queue = tools("pbs", qsub="echo 5.pbshost", qdel="echo >>%s/said" % tmp_path)
+    job = job_below(tmp_path, queue, poll=0)
+
+    def full(*_words):
+        raise OSError(28, "No space left on device")
+    monkeypatch.setattr(remote, "write_synced", full)
+    assert job.stop(600) and job.stop(600) and (tmp_path / "said").read_text() == "\n"
+    job.refused(1, "qsub: would exceed queue generic's per-user limit")
+    assert "per-user limit" in job.why
+
+
+def test_ten_thousand_jobs_are_one_query_that_is_quick_and_costs_little(tmp_path, tools):      # noqa: F811
+    """Of a jobs' rows what nobody reads is dropped as it comes."""
+    text = SAID["running"].out.replace("0123456a-0000-4000-8000-000000000001.1", "{mark}").replace("1.pbshost", "{job}").replace("calc@", remote.own_name() + "@")
+    with open(str(tmp_path / "all"), "w") as out:
+        for number in range(10000):
+            out.write(text.replace("{mark}", "0123456a-0000-4000-8000-%012d.1" % number).replace("{job}", "%d.pbshost" % number))
+    queue = tools("pbs", qselect="seq -f %.0f.pbshost 0 9999", qsub="echo pbs_version = 23", qstat="cat %s/all" % tmp_path)
+    (tmp_path / "unknown").mkdir()
+    (tmp_path / "unknown" / "batch").write_text("{}")
+    rows = answered(queue)
+    assert rows and len(rows) == 20000 and rows["0123456a-0000-4000-8000-000000009999.1"].job == "9999.pbshost"
 
 
 # ---- a host that is not fit ----
