@@ -30,7 +30,11 @@ contents (grep -n '^# ====' prints them with their lines):
   the nine steps                the states, and who may move a calculation from which to which
   the calls                     one function for each, by the nine steps; what they share
   files                         numbers in URLs, pieces and packs, never a whole file in memory
-  who may, leases and restore   tokens, log-ins, work; claims that lapse; life after a restore; the sweeper
+  who may                       tokens, log-ins, and who guesses passwords
+  leases and restore            who holds what, silence, pauses, what a backup does not know
+  what users hold               calculations, bytes, work: what the limits look at
+  the sweeper                   what is due, once a second
+  the relay                     what the calls share; the ini in mid-run
   the store                     one SQLite writer, and a spool of files beside it
   connections                   nobody without a token ever holds a thread
   configuration                 the ini as a whole, certificates
@@ -48,13 +52,13 @@ contents (grep -n '^# ====' prints them with their lines):
   Japanese
 
 threads: the selector (Front.serve, the main thread) owns every connection but those at work; `workers`
-workers (Front.work_forever) run the calls; the doorkeeper (Front.log_in_forever) the log-ins; the writer (Store.write_forever)
-makes all changes of the database, many in one commit; the sweeper (Relay.sweep_forever) does once a second
-what is due. Reading goes from every thread.
+workers (Front.work_forever) run the calls; the doorkeeper (Front.log_in_forever) the log-ins; the writer
+(Store.write_forever) makes all changes of the database, many in one commit; the sweeper
+(Sweeper.sweep_forever) does once a second what is due. Reading goes from every thread.
 locks are held for moments, and none is taken under another, but that `placing` (files of a result are put in
-their place) is held over a change of the database, after which the writer takes the front's. Front.wait_lock: who
-waits for what. Front.queue_lock: what is to be done. Relay.counting: bytes on their way, work owed.
-Relay.announcing: fielded pollers. Upload.lock: one file that arrives.
+their place) is held over a change of the database, after which the writer takes the front's. Front.wait_lock:
+who waits for what. Front.queue_lock: what is to be done. Quotas.counting: bytes on their way, work owed.
+FieldedPollers.announcing: fielded pollers. Upload.lock: one file that arrives.
 """
 import sys
 
@@ -249,7 +253,7 @@ FILES_GONE = "it was fetched, and its files had to make room for others"
 def add_calcinfo(call):
     """1. Registers a calculation; the same user's same request_id gets the same one again."""
     info, relay = call.need("calc-info", dict), call.relay
-    relay.check_maintenance()
+    relay.claims.check_maintenance()
     site, command, parameters = info.get("remote-site"), info.get("command"), info.get("parameters", "")
     if not all(isinstance(text, str) for text in (site, command, parameters)) or not command:
         raise ApiError(400, "calc-info needs command, remote-site and parameters as texts")
@@ -290,7 +294,7 @@ def add_calcinfo(call):
                              len(kept), needs_v2, REGISTERED, now, now)).lastrowid
         insert_page(tx, seq, "input", 0, entries, more)
         row = tx.db.execute("SELECT %s FROM calculations WHERE seq = ?" % BRIEF, (seq,)).fetchone()
-        tx.after(lambda: relay.count_registration(call.caller.user, total))
+        tx.after(lambda: relay.quotas.count_registration(call.caller.user, total))
         tx.after(lambda: log("info", accept_id, "1 add-calcinfo", site=site, user=call.caller.user,
                              command=command, inputs=len(entries)))
         if call.fields.get("allow") and not entries and not more:
@@ -308,7 +312,7 @@ def check_declared(call, info):
     names, patterns = info.get("result_files", {}), info.get("result_patterns", [])
     if not isinstance(names, (dict, list)) or not isinstance(patterns, list):
         raise ApiError(400, "result_files is an object of names, result_patterns a list")
-    call.relay.charge(call, 2 * NAME_WORK * len(names))
+    call.relay.quotas.charge(call, 2 * NAME_WORK * len(names))
     try:
         names = sorted({check_name(name) for name in names} - set(LOG_NAMES), key=parts_of)
         check_order(names, reserved=LOG_NAMES)
@@ -341,10 +345,10 @@ def check_quota(relay, tx, user, site, rules, total):
 def check_unfinished(relay, user):
     """429 when the user has as many unfinished calculations as the ini lets one have."""
     most = relay.conf["limits"]["calculations_per_user"]
-    if most and relay.open_of[user] >= most:
+    if most and relay.quotas.open_of[user] >= most:
         raise ApiError(429,
                        "user %s has %d unfinished calculations; try again later"
-                       % (user, relay.open_of[user]), why="calculations_per_user")
+                       % (user, relay.quotas.open_of[user]), why="calculations_per_user")
 
 
 def check_bytes(relay, source, user, total):
@@ -353,7 +357,7 @@ def check_bytes(relay, source, user, total):
     most = relay.conf["limits"]["bytes_per_user"]
     used = (most
             and (source.read("SELECT SUM(bytes + texts) FROM calculations WHERE user = ?", user)[0][0] or 0)
-            + relay.live[user])
+            + relay.quotas.live[user])
     if most and used + total > most:
         raise ApiError(429, "user %s holds %d bytes; try again later" % (user, used), why="bytes_per_user")
 
@@ -375,11 +379,11 @@ def calc_request(call):
     `wait` seconds for one."""
     site, relay = call.text("site_id"), call.relay
     check_site(call, site)
-    relay.v1_sites.discard((site, call.caller.user))         # its last poller is one of our own
+    relay.fielded.v1_sites.discard((site, call.caller.user))         # its last poller is one of our own
     have = call.get("have", dict, {})
     for accept_id, found in rows_of(call, have).items():
         if found["claim"] and found["claim"] == have[accept_id] and found["state"] in CLAIMED:
-            relay.renew(found)
+            relay.claims.renew(found)
     take, free = call.text("take"), call.get("free", int, 1 << 62)
     if not 8 <= len(take) <= 100:
         raise ApiError(400, "take is a random text of 8 to 100 characters")
@@ -392,7 +396,8 @@ def calc_request(call):
         if row is None:
             row = next((found
                         for found in tx.db.execute(*waiting)
-                        if not relay.announced_to_other(found["accept_id"], "", time.monotonic())), None)
+                        if not relay.fielded.announced_to_other(found["accept_id"], "", time.monotonic())),
+                       None)
             if row is None:
                 return None
             claim = "%d.%s" % (row["attempt"] + 1, os.urandom(16).hex())
@@ -402,10 +407,10 @@ def calc_request(call):
         return row
 
     row, key, large = None, ("site", site, call.caller.user), {}
-    relay.check_maintenance()
+    relay.claims.check_maintenance()
     seen = relay.front.event_count(key)
     # whatever comes for this site and user is an event
-    if not relay.in_grace() and relay.nothing.get(key) != seen:
+    if not relay.claims.in_grace() and relay.nothing.get(key) != seen:
         if relay.store.read("SELECT 1 FROM calculations WHERE site = ? AND user = ? AND state IN (?, ?)"
                             " AND (take = ? OR state = ? AND bytes <= ?) LIMIT 1",
                             site, call.caller.user, ALLOWED, SENDING, take, ALLOWED, free):
@@ -422,7 +427,7 @@ def calc_request(call):
         raise ApiError("0300",
                        "There is no information for accept_id(None), about the your site id(%s)" % site,
                        http=200, wanted=missed, large=large)
-    relay.renew(row, relay.conf["times"]["accept_lease"])
+    relay.claims.renew(row, relay.conf["times"]["accept_lease"])
     return dict(calc_info(call, row), message="claimed", accept_id=row["accept_id"], claim=row["claim"],
                 attempt=row["attempt"], lease=relay.conf["times"]["lease"], wanted=missed)
 
@@ -432,12 +437,12 @@ def too_large(call, site, free):
     has. Whoever waits for it is told."""
     rows = call.relay.store.read("SELECT accept_id, bytes FROM calculations WHERE site = ? AND state = ? AND"
                                  " user = ? AND bytes > ? LIMIT 100", site, ALLOWED, call.caller.user, free)
-    due = [row for row in rows if call.relay.may_note(row["accept_id"], call.caller.user)]
-    call.relay.charge(call, NOTE_WORK * len(due))
+    due = [row for row in rows if call.relay.claims.may_note(row["accept_id"], call.caller.user)]
+    call.relay.quotas.charge(call, NOTE_WORK * len(due))
     for row in due:
-        call.relay.note_waits(row["accept_id"], call.caller.user,
-                              "its inputs need %s, the external computer's disk has room for %s"
-                              % (bytes_for_people(row["bytes"]), bytes_for_people(free)))
+        call.relay.claims.note_waits(row["accept_id"], call.caller.user,
+                                     "its inputs need %s, the external computer's disk has room for %s"
+                                     % (bytes_for_people(row["bytes"]), bytes_for_people(free)))
     return {row["accept_id"]: row["bytes"] for row in rows}
 
 
@@ -451,15 +456,15 @@ def missed_results(call, site):
     one of them so since a moment ago?): it may have delivered it to a relay that was restored from an older
     backup since."""
     relay, have = call.relay, call.get("have", dict, {})
-    if not relay.silent:
+    if not relay.claims.silent:
         return {}, False
     rows = [row
             for row in relay.store.read("SELECT accept_id, claim, silent FROM calculations WHERE site = ?"
                                         " AND state IN (?, ?, ?) AND user = ? AND poller = ? AND claim IS"
                                         " NOT NULL LIMIT 1000", site, RUNNING, ENDED, GETTING,
                                         call.caller.user, call.text("poller"))
-            if row["accept_id"] in relay.silent and row["accept_id"] not in have]
-    return {row["accept_id"]: row["claim"] for row in rows}, any((relay.silent_seconds(row) or 0) < 2
+            if row["accept_id"] in relay.claims.silent and row["accept_id"] not in have]
+    return {row["accept_id"]: row["claim"] for row in rows}, any((relay.claims.silent_seconds(row) or 0) < 2
                                                                  for row in rows)
 
 
@@ -557,9 +562,10 @@ def check_results(call, row, entries):
         0]["info"])
     patterns, exact = kept["result_patterns"], set(kept["result_names"])
     each = sum(STAR_WORK if isinstance(pattern(text), Stars) else 1 for text in patterns)
-    call.relay.charge(call,
-                      NAME_WORK * len(exact)
-                      + sum(NAME_WORK + len(entry[0]) * each for entry in entries if entry[0] not in exact))
+    call.relay.quotas.charge(call,
+                             NAME_WORK * len(exact)
+                             + sum(NAME_WORK + len(entry[0]) * each
+                                   for entry in entries if entry[0] not in exact))
     # more than one: of an older version
     parts = [patterns[at:at + PATTERNS] for at in range(0, len(patterns), PATTERNS)] or [[]]
     wanted = [declared(exact, part) for part in parts]
@@ -622,7 +628,7 @@ def end_send(call):
         if kept["result_names"] and row["results"] <= logs:
             changes = {"status": "abnormal", "reason": "none of the results is there"}
     make_step(call, "end-send", row, got=time.time(), **changes)
-    call.relay.leases.pop(row["accept_id"], None)
+    call.relay.claims.leases.pop(row["accept_id"], None)
     return {"message": "got"}
 
 
@@ -670,17 +676,18 @@ def cached_calculation(call):
     connection asked before."""
     accept_id, relay = call.text("accept_id"), call.relay
     now = accept_id, call.caller, relay.front.event_count(("calc", accept_id))
-    if len(accept_id) < 36 or call.conn.row is None or call.conn.row[0] != now or accept_id in relay.silent:
+    if (len(accept_id) < 36 or call.conn.row is None or call.conn.row[0] != now
+            or accept_id in relay.claims.silent):
         call.conn.row = now, calculation_of_caller(call)
     return call.conn.row[1]
 
 
 def progress_of(call, row):
     """What a waiting workflow side is told. stamp changes whenever any of it does (queue and idle aside)."""
-    away = call.relay.silent_seconds(row)
-    ahead, written = None, call.relay.output_sizes(row)
+    away = call.relay.claims.silent_seconds(row)
+    ahead, written = None, call.relay.quotas.output_sizes(row)
     what = (row["waits"]
-            or (call.relay.what.get(row["accept_id"], "") if row["state"] in (SENDING, SENT, RUNNING)
+            or (call.relay.claims.what.get(row["accept_id"], "") if row["state"] in (SENDING, SENT, RUNNING)
                 else ""))
     if row["state"] == ALLOWED:
         ahead = call.relay.store.read("SELECT COUNT(*) FROM (SELECT 1 FROM calculations WHERE site = ? AND"
@@ -691,7 +698,7 @@ def progress_of(call, row):
             "out_of_contact": away, "queue": ahead, "output": written, "what": what,
             "warning": v1_warning(call.relay, row["site"], row["user"], row["needs_v2"])
             if row["state"] == ALLOWED else "",
-            "idle": int(call.relay.idle_seconds(row)) if row["state"] == REGISTERED else None,
+            "idle": int(call.relay.claims.idle_seconds(row)) if row["state"] == REGISTERED else None,
             "cancelling": bool(row["cancel"]) and row["state"] in (SENDING, SENT, RUNNING),
             "accept_id": row["accept_id"],
             "stamp": "%d.%d%s%s"
@@ -730,8 +737,9 @@ def heartbeat(call):
         if not isinstance(entry, dict):
             raise ApiError(400, "calcs is an object of objects")
         found = [known[accept_id]] if accept_id in known else []
-        if (found and call.relay.in_grace()
-                and call.relay.adopt(found[0], entry.get("claim"), entry.get("phase"), call.text("poller"))):
+        if (found and call.relay.claims.in_grace()
+            and call.relay.claims.adopt(found[0], entry.get("claim"), entry.get("phase"),
+                                        call.text("poller"))):
             found = call.relay.store.read("SELECT %s FROM calculations WHERE accept_id = ?" % BRIEF,
                                           accept_id)
         if not found:
@@ -740,11 +748,11 @@ def heartbeat(call):
                 or found[0]["state"] in (GOT, FINISHED)):
             gone.append(accept_id)
         elif entry.get("phase") == "given back" and found[0]["state"] in (SENDING, SENT):
-            call.relay.lapse(found[0])
+            call.relay.claims.lapse(found[0])
             gone.append(accept_id)
         else:
-            call.relay.renew(found[0])
-            call.relay.note_what(accept_id, entry.get("what"))
+            call.relay.claims.renew(found[0])
+            call.relay.claims.note_what(accept_id, entry.get("what"))
             if found[0]["cancel"] and found[0]["state"] in (SENDING, SENT, RUNNING):
                 cancel.append(accept_id)
             if "out" in entry or "err" in entry:
@@ -774,7 +782,7 @@ def take_output(call, row, stream, entry):
                 make_folder(os.path.dirname(path), utf8(call.relay.store.folder))
                 with open(path, "ab", buffering=0) as out:
                     size += out.write(data)
-                call.relay.live[row["user"]] += len(data)
+                call.relay.quotas.live[row["user"]] += len(data)
             except (ApiError, OSError) as error:  # want of room must not keep heartbeats from getting through
                 log("warn", row["accept_id"], "output", error=error)
             call.relay.front.fire(("calc", row["accept_id"]))
@@ -827,7 +835,7 @@ def rerun(call):
     if row["state"] == GOT and row["status"] == "abnormal":
         step = STEP["rerun"]
     elif (row["state"] in STEP["rerun --force"].frm and row["protocol"] != 1 and force and reason
-            and row["accept_id"] in call.relay.silent):
+            and row["accept_id"] in call.relay.claims.silent):
         step = STEP["rerun --force"]
     elif row["state"] == ALLOWED and row["attempt"] and not row["claim"]:
         return {"message": "allowed again"}            # the answer was lost
@@ -857,8 +865,8 @@ def rerun(call):
                 os.unlink(path)
 
     call.relay.store.write(work, "rerun")
-    call.relay.leases.pop(row["accept_id"], None)
-    call.relay.silent.pop(row["accept_id"], None)
+    call.relay.claims.leases.pop(row["accept_id"], None)
+    call.relay.claims.silent.pop(row["accept_id"], None)
     log("info", row["accept_id"], "2 rerun", by=call.caller.user, reason=reason)
     return {"message": "allowed again"}
 
@@ -869,7 +877,7 @@ def end_calculation(call):
     if row["state"] not in CLAIMED:
         raise ApiError(409, "end is possible for what is claimed and has not come to its end", why="state",
                        state=WORDS[row["state"]])
-    call.relay.lose(
+    call.relay.claims.lose(
         row, "ended by an operator: " + (printable(call.text("reason", ""))[:200] or "no reason given"))
     return {"message": "ended"}
 
@@ -932,10 +940,10 @@ def claimed_by_caller(call):
     why=claim for any other."""
     row = calculation_of_caller(call)
     if not row["claim"] or call.text("claim") != row["claim"] or row["protocol"] == 1:
-        if call.relay.in_grace():
+        if call.relay.claims.in_grace():
             raise ApiError(503, "the relay was restored from a backup and takes stock; try again later")
         raise ApiError(409, "another claim is in force (superseded)", why="claim", state=WORDS[row["state"]])
-    call.relay.renew(row)
+    call.relay.claims.renew(row)
     return row
 
 
@@ -944,7 +952,7 @@ def rows_of(call, ids):
     found, ids, store = {}, list(ids), call.relay.store
     if len(ids) > LISTED:
         raise ApiError(413, "more than %d calculations in one call" % LISTED, why="work")
-    call.relay.charge(call, ROW_WORK * len(ids))
+    call.relay.quotas.charge(call, ROW_WORK * len(ids))
     for at in range(0, len(ids), 500):
         part = ids[at:at + 500]
         rows = store.read("SELECT %s FROM calculations WHERE user = ? AND accept_id IN (%s)"
@@ -963,7 +971,7 @@ def make_step(call, name, row, **changes):
         now = tx.db.execute("SELECT state, claim FROM calculations WHERE seq = ?", (row["seq"],)).fetchone()
         if now is not None and now["state"] == step.to and (step.role != REMOTE or now["claim"] == claim):
             return False                               # the answer was lost; the same again
-        if step.role == REMOTE and call.relay.in_grace():
+        if step.role == REMOTE and call.relay.claims.in_grace():
             raise ApiError(503, "the relay was restored from a backup and takes stock; try again later")
         raise ApiError(409, "%s is not possible now" % name, why="state",
                        state=WORDS[now["state"]] if now else "")
@@ -1062,7 +1070,7 @@ def check_sizes(relay, entries, files_before=0):
 def check_free(relay, total):
     """507 if so many bytes would make the disk too full."""
     store = relay.store
-    if (store.free() - relay.reserved - sum(relay.arriving.values()) - total
+    if (store.free() - relay.quotas.reserved - sum(relay.quotas.arriving.values()) - total
             < store.bytes_to_keep_free(relay.conf["limits"]["spool_free"])):
         raise store.no_room(total)
 
@@ -1178,8 +1186,8 @@ def take_piece(call, row, kind, found):
                     upload.offset += len(view)
                 if time.monotonic() > upload.touched + 1:
                     upload.touched = time.monotonic()
-                    call.relay.touch(row)
-            call.relay.touch(row)
+                    call.relay.claims.touch(row)
+            call.relay.claims.touch(row)
             fault("files piece")
             with upload.lock:
                 if upload.offset < found["size"]:
@@ -1347,7 +1355,8 @@ def give_file(call, row, kind, found):
         headers.append(("Content-Range", "bytes %d-%d/%d" % (start, found["size"] - 1, found["size"])))
     length = found["size"] - start
     return FileAnswer([(call.relay.store.spool(row["accept_id"], kind, found["blob"]), found["at"] + start,
-                        length)], length, headers, 206 if start else 200, moved=lambda: call.relay.touch(row))
+                        length)], length, headers, 206 if start else 200,
+                      moved=lambda: call.relay.claims.touch(row))
 
 
 def give_pack(call, row, kind):
@@ -1369,10 +1378,10 @@ def give_pack(call, row, kind):
         total += found["size"]
     if not segments:
         raise ApiError(400, "no pack starts at file %d" % first)
-    return FileAnswer(segments, total, [], 200, moved=lambda: call.relay.touch(row))
+    return FileAnswer(segments, total, [], 200, moved=lambda: call.relay.claims.touch(row))
 
 
-# ==== who may, leases and restore ====
+# ==== who may ====
 # who a token stands for; sites (): any; key: for counting
 Caller = collections.namedtuple("Who", "user roles sites expires key")
 
@@ -1405,13 +1414,13 @@ def login(call):
     relay, user, address = call.relay, call.text("user")[:200], call.conn.address
     found = relay.store.read("SELECT password, roles, sites, known FROM users WHERE name = ?", user)
     known = found[0]["known"].split() if found else []
-    relay.check_failures(user, address, address in known)
+    relay.access.check_failures(user, address, address in known)
     kept = found[0]["password"] if found else "%d$00$" % ROUNDS      # takes as long
     if not password_matches(call.text("password"), kept) or not found:
-        relay.count_failure(user, address)
+        relay.access.count_failure(user, address)
         log("warn", None, "login", refused="user or password is wrong", user=user, address=address)
         raise ApiError("0005", "user or password is wrong", http=403, why="login")
-    relay.forgive(user, address, address in known)
+    relay.access.forgive(user, address, address in known)
     secret, now = os.urandom(32).hex(), time.time()
     expires = now + 3600 * relay.conf["times"]["login_hours"]
 
@@ -1448,59 +1457,28 @@ def password_record(password, salt=None, rounds=None):
                          hashlib.pbkdf2_hmac("sha256", password.encode("utf-8"), salt, rounds).hex())
 
 
-class Relay:
-    """What the calls share: conf, store, front; tokens, leases and running uploads in memory."""
+class Access:
+    """Who may: tokens as the database has them, in memory; who guesses passwords."""
 
-    def __init__(self, conf, ini, store):
-        self.conf, self.ini, self.store, self.front = conf, ini, store, None
-        self.tokens, self.tokens_seen, self.leases, self.silent, self.uploads = {}, None, {}, {}, {}
-        self.noted = {}                             # {(accept_id, user): when it was noted last why it waits}
-        self.what = {}                                 # {accept_id: where its poller says that it is}
-        self.nothing = {}       # {key of a site and user: how many events had been when nothing waited there}
-        self.open_of, self.reserved, self.stamps, self.born = collections.Counter(), 0, {}, time.monotonic()
-        self.live = collections.Counter()           # bytes of running commands' output that are kept, by user
-        self.announced, self.announcing, self.twins, self.told_abnormal, self.v1_sites = (
-            {}, threading.Lock(), set(), set(), set())
-        self.placing, self.counting = threading.Lock(), threading.Lock()
-        # by user: bytes of fielded bodies on their way; (work owed, since)
-        self.arriving, self.debts = collections.Counter(), {}
-        # tokens; (user, address): [failed log-ins, locked until]
-        self.token_used, self.token_use_noted, self.failures = {}, {}, collections.OrderedDict()
-        self.maintenance, self.grace = None, 0.0
-        if os.path.exists(os.path.join(utf8(store.folder), b"restored")):
-            self.grace = time.monotonic() + conf["times"]["restore_grace"]
-        path = os.path.join(store.folder, "instance")
-        try:
-            with open(utf8(path), encoding="ascii", errors="replace") as text:
-                self.instance = text.read(100).strip()
-        except FileNotFoundError:
-            self.instance = ""
-        if not re.match("[!-~]{1,100}\\Z", self.instance):               # not there, or broken
-            self.instance = os.urandom(8).hex()
-            with open(utf8(path), "w") as out:
-                out.write(self.instance + "\n")
-
-    def rules(self, site):
-        """A site's section of the ini."""
-        return self.conf.get(site) or {key: default for key, (kind, default) in INI_KEYS["*"].items()}
-
-    def behind_gateway(self):
-        """True where a gateway in front has checked the tokens."""
-        return self.conf["Server"]["auth"] == "gateway"
-
-    # -- who is asking
+    def __init__(self, relay):
+        self.relay = relay
+        self.tokens = {}                               # {sum: Caller}
+        self.tokens_seen = None                        # what told that they have not changed since
+        self.token_used = {}                           # {number: when}
+        self.token_use_noted = {}                      # the same, as it is on disk
+        self.failures = collections.OrderedDict()      # {(user, address): [failed log-ins, locked until]}
 
     def load_tokens(self):
         """Takes the tokens from the database, if one was issued, revoked or prolonged meanwhile."""
-        seen = tuple(self.store.read("SELECT COUNT(*), MAX(number), COUNT(revoked), TOTAL(expires) FROM"
-                                     " tokens")[0])
+        seen = tuple(self.relay.store.read("SELECT COUNT(*), MAX(number), COUNT(revoked), TOTAL(expires)"
+                                           " FROM tokens")[0])
         if seen != self.tokens_seen:
             self.tokens, self.tokens_seen = dict(self.read_tokens("revoked IS NULL")), seen
 
     def read_tokens(self, where, *values):
         """[(hash, Who)] of the tokens for which `where` is true."""
-        found = self.store.read("SELECT number, hash, user, roles, sites, expires FROM tokens WHERE " + where,
-                                *values)
+        found = self.relay.store.read("SELECT number, hash, user, roles, sites, expires FROM tokens WHERE "
+                                      + where, *values)
         return [(row["hash"],
                  Caller(row["user"], frozenset(row["roles"].split()), tuple(row["sites"].split()),
                         row["expires"], row["number"])) for row in found]
@@ -1509,9 +1487,9 @@ class Relay:
         """Who a request comes from. ApiError("0005", HTTP 403) without a good token."""
         hashed, why = headers.get(":token"), "no token"
         if hashed:
-            if self.behind_gateway():
+            if self.relay.behind_gateway():
                 user = self.gateway_user(headers) or "token-" + hashed[:16]
-                more = (OPERATOR,) if user in self.conf["Server"]["operators"] else ()
+                more = (OPERATOR,) if user in self.relay.conf["Server"]["operators"] else ()
                 return Caller(user, frozenset((WORKFLOW, REMOTE) + more), (), 0, hashed)
             if hashed not in self.tokens:              # a new one is good at once
                 self.tokens.update(self.read_tokens("hash = ? AND revoked IS NULL", hashed))
@@ -1528,7 +1506,8 @@ class Relay:
         """The user that the gateway names, or None where it names none. ApiError for what the gateway itself
         does not send: without its secret, or without a user, or with two."""
         import hmac
-        name, secret = self.conf["Server"]["gateway_user_header"].lower(), self.conf["Server"].get("secret")
+        name, secret = self.relay.conf["Server"]["gateway_user_header"].lower(), self.relay.conf[
+            "Server"].get("secret")
         for header in (name, secret[0] if secret else ""):
             if header in headers[":twice"]:
                 raise ApiError(400, "header %s is given twice" % header)
@@ -1549,32 +1528,8 @@ class Relay:
                if when - self.token_use_noted.get(number, 0.0) > most]
         if due:
             self.token_use_noted.update((number, when) for when, number in due)
-            self.store.write(lambda tx: tx.db.executemany("UPDATE tokens SET used = ? WHERE number = ?",
-                                                          due), "use", wait=False)
-
-    def charge(self, call, work):
-        """Counts work before a call does it. 413 for more than any call may ask for; 503, for the moment, if
-        its user still owes too much: whoever asks for much gets a part of one processor, whatever the number
-        of his calls."""
-        if work < WORK_RATE // 100:
-            return
-        log("debug", None, call.name, work=work, user=call.caller.user)
-        if work > MOST_WORK:
-            raise ApiError(413,
-                           "this asks for too much work at once: fewer names, or fewer patterns of many"
-                           " stars", why="work")
-        with self.counting:
-            now = time.monotonic()
-            owed, since = self.debts.get(call.caller.user, (0, now))
-            owed = max(0, owed - (now - since) * WORK_RATE)
-            if owed > WORK_AHEAD:
-                raise ApiError(503, "user %s asks for much work; try again later" % call.caller.user,
-                               why="work")
-            if len(self.debts) > LISTED:
-                self.debts.clear()
-            self.debts[call.caller.user] = owed + work, now
-
-    # -- log-ins: who guesses passwords is locked out for a while
+            self.relay.store.write(lambda tx: tx.db.executemany("UPDATE tokens SET used = ? WHERE number = ?",
+                                                                due), "use", wait=False)
 
     def check_failures(self, user, address, known):
         """429, with the seconds to wait, while a user, an address or both are locked. A right password does
@@ -1611,16 +1566,44 @@ class Relay:
         if not known:
             self.failures.pop((user, ""), None)
 
-    # -- leases: on a monotonic clock, full again after a start
+    def forget_logins(self, now):
+        """Tokens of log-ins go a week after their end; failures that lock nobody any more, after an hour."""
+        if self.relay.store.read("SELECT 1 FROM tokens WHERE login AND expires < ? LIMIT 1", now - 7 * 86400):
+            self.relay.store.write(lambda tx: tx.db.execute("DELETE FROM tokens WHERE login AND expires < ?",
+                                                            (now - 7 * 86400,)), "forget logins")
+        for key in [key
+                    for key, (count, until) in list(self.failures.items())
+                    if until < time.monotonic() - 3600]:
+            self.failures.pop(key, None)
+
+
+# ==== leases and restore ====
+
+class Claims:
+    """Who holds what: leases on a monotonic clock, full again after a start; silence, pauses, life after a
+    restore."""
+
+    def __init__(self, relay):
+        self.relay = relay
+        self.leases = {}                               # {accept_id: until when its holder need not be heard}
+        self.silent = {}                               # {accept_id: since when it is out of contact}
+        self.noted = {}                             # {(accept_id, user): when it was noted last why it waits}
+        self.what = {}                                 # {accept_id: where its poller says that it is}
+        self.stamps = {}                               # {seq: when something of its inputs came}
+        self.born = time.monotonic()
+        self.maintenance = None                        # its reason
+        self.grace = 0.0                               # after a restore: until when nothing is handed out
+        if os.path.exists(os.path.join(utf8(relay.store.folder), b"restored")):
+            self.grace = time.monotonic() + relay.conf["times"]["restore_grace"]
 
     def renew(self, row, seconds=None):
         """The holder of a claim was heard."""
-        self.leases[row["accept_id"]] = time.monotonic() + (seconds or self.conf["times"]["lease"])
+        self.leases[row["accept_id"]] = time.monotonic() + (seconds or self.relay.conf["times"]["lease"])
         if self.silent.pop(row["accept_id"], None) is not None or row["silent"]:
             log("info", row["accept_id"], "back-in-contact", poller=row["poller"])
-            self.store.write(lambda tx: tx.db.execute("UPDATE calculations SET silent = 0 WHERE seq = ?",
-                                                      (row["seq"],)), "contact", wait=False)
-            self.front.fire(("calc", row["accept_id"]))
+            self.relay.store.write(lambda tx: tx.db.execute("UPDATE calculations SET silent = 0 WHERE seq ="
+                                                            " ?", (row["seq"],)), "contact", wait=False)
+            self.relay.front.fire(("calc", row["accept_id"]))
 
     def touch(self, row):
         """Bytes have moved for a calculation."""
@@ -1638,18 +1621,6 @@ class Relay:
         """Seconds since the holder of a started calculation went out of contact, or None."""
         since = self.silent.get(row["accept_id"])
         return None if since is None else int(row["silent"] + time.monotonic() - since)
-
-    def count_registration(self, user, total):
-        """A registration is on disk."""
-        self.open_of[user] += 1
-        self.reserved += total
-
-    def forget_uploads(self, seq):
-        """Drops what is known of a calculation's running uploads."""
-        for key in [key for key in list(self.uploads) if key[0] == seq]:
-            self.uploads.pop(key, None)
-
-    # -- pauses, and life after a restore
 
     def check_maintenance(self):
         """503 while maintenance is on."""
@@ -1672,9 +1643,9 @@ class Relay:
             or order.index(row["state"]) >= order.index(goal) and claim == row["claim"]):
             return False
         step = STEP["adopt inputs" if goal == SENDING else "adopt"]
-        return self.store.write(lambda tx: move(
-            self, tx, step, row, claim=claim, attempt=int(found.group(1)), protocol=2, poller=poller[:200],
-            allowed=row["allowed"] or time.time(), claimed=time.time()), "adopt")
+        return self.relay.store.write(lambda tx: move(
+            self.relay, tx, step, row, claim=claim, attempt=int(found.group(1)), protocol=2,
+            poller=poller[:200], allowed=row["allowed"] or time.time(), claimed=time.time()), "adopt")
 
     def note_what(self, accept_id, what):
         """A poller says where a calculation is, in its batch system's words. Kept in memory: the next
@@ -1684,7 +1655,7 @@ class Relay:
             if len(self.what) > 20000:
                 self.what.clear()
             self.what[accept_id] = what
-            self.front.fire(("calc", accept_id))
+            self.relay.front.fire(("calc", accept_id))
 
     def note_waits(self, accept_id, user, why):
         """Why a calculation of this user does not go on, for who waits for it and for `show`; until it
@@ -1694,54 +1665,24 @@ class Relay:
                              " AND user = ? AND waits != ? AND state NOT IN (?, ?)",
                              (why, accept_id, user, why, GOT, FINISHED)).rowcount:
                 tx.after(lambda: log("warn", accept_id, "it waits", why=why, user=user))
-                tx.after(lambda: self.front.fire(("calc", accept_id)))
+                tx.after(lambda: self.relay.front.fire(("calc", accept_id)))
 
         if isinstance(accept_id, str) and self.may_note(accept_id, user):
             if len(self.noted) > LISTED:
                 self.noted.clear()
             self.noted[accept_id, user] = time.monotonic()
-            self.store.write(work, "waits", wait=False)
+            self.relay.store.write(work, "waits", wait=False)
 
     def may_note(self, accept_id, user):
         """Is it some seconds ago that anything was noted of why it waits? Nobody waits for these notes to be
         on disk: who could have very many made would keep the writer from all others."""
         return time.monotonic() - self.noted.get((accept_id, user), -NOTE_EVERY) >= NOTE_EVERY
 
-    def output_sizes(self, row):
-        """Bytes of stdout and stderr that have come while the command runs."""
-        sizes = []
-        for stream in ("out", "err"):
-            try:
-                sizes.append(os.path.getsize(self.store.spool(row["accept_id"], "", "live." + stream))
-                             if row["claim"] else 0)
-            except OSError:
-                sizes.append(0)
-        return sizes
-
-    def count_output(self):
-        """The bytes of running commands' output that are kept, by user."""
-        found = collections.Counter()
-        for row in self.store.read("SELECT accept_id, user, 1 AS claim FROM calculations WHERE attempt"):
-            found[row["user"]] += sum(self.output_sizes(row))
-        self.live = found
-
-    def run_operator_calls(self):
-        """Does what operators' commands have left in the database."""
-        for row in self.store.read("SELECT number, call, fields FROM orders WHERE answer IS NULL"):
-            try:
-                answer = [200,
-                          OPERATOR_CALLS[row["call"]](OperatorCall(self, row["call"],
-                                                                   json.loads(row["fields"])))["message"]]
-            except ApiError as refusal:
-                answer = [refusal.code, str(refusal)]
-            self.store.write(lambda tx: tx.db.execute("UPDATE orders SET answer = ? WHERE number = ?",
-                                                      (json.dumps(answer), row["number"])), "order")
-
     def read_pauses(self):
         """Is maintenance on? Is the grace after a restore over?"""
         found = None
         try:
-            with open(os.path.join(utf8(self.store.folder), b"maintenance"), encoding="utf-8",
+            with open(os.path.join(utf8(self.relay.store.folder), b"maintenance"), encoding="utf-8",
                       errors="replace") as text:
                 found = printable(text.read().strip()) or "-"
         except OSError:
@@ -1751,43 +1692,19 @@ class Relay:
         self.maintenance = found
         if self.grace and not self.in_grace():
             self.grace = 0.0
-            os.unlink(os.path.join(utf8(self.store.folder), b"restored"))
+            os.unlink(os.path.join(utf8(self.relay.store.folder), b"restored"))
             log("info", None, "restored", now="calculations are handed out again")
-            for row in self.store.read("SELECT DISTINCT site, user FROM calculations WHERE state = ?",
-                                       ALLOWED):
-                self.front.fire(("site", row["site"], row["user"]))
-
-    # -- fielded pollers
-
-    def announce(self, accept_id, peer, now):
-        """Names a calculation to a fielded poller. False: it was named to another one a moment ago."""
-        with self.announcing:
-            if self.announced_to_other(accept_id, peer, now):
-                return False
-            self.announced[accept_id] = (peer, now + self.conf["times"]["v1_announce"])
-            return True
-
-    def announced_to_other(self, accept_id, peer, now):
-        """Was it named to another fielded poller within v1_announce?"""
-        to, until = self.announced.get(accept_id, (peer, now))
-        return to != peer and until > now
-
-    def sweep_announced(self, now):
-        """What was named to a fielded poller that did not come for it is there for the next; those of our own
-        who wait are told."""
-        for accept_id in [key for key, (peer, until) in list(self.announced.items()) if until <= now]:
-            self.announced.pop(accept_id, None)
-            for row in self.store.read("SELECT site, user, bytes FROM calculations WHERE accept_id = ? AND"
-                                       " state = ?", accept_id, ALLOWED):
-                self.front.fire(("site", row["site"], row["user"]), one=True, need=row["bytes"])
+            for row in self.relay.store.read("SELECT DISTINCT site, user FROM calculations WHERE state = ?",
+                                             ALLOWED):
+                self.relay.front.fire(("site", row["site"], row["user"]))
 
     def leave_log(self, row, text):
         """A log as the only result of a calculation whose own results never came; returns what notes it in a
         transaction. What is in the folder already goes only after that: the results may just have come after
         all."""
-        data, folder, blob = (text + "\n").encode("utf-8"), self.store.spool(
+        data, folder, blob = (text + "\n").encode("utf-8"), self.relay.store.spool(
             row["accept_id"], "result").rstrip(b"/"), "log" + os.urandom(4).hex()
-        make_folder(folder, utf8(self.store.folder))
+        make_folder(folder, utf8(self.relay.store.folder))
         with open(os.path.join(folder, utf8(blob)), "wb") as out:
             out.write(data)
             out.flush()
@@ -1811,7 +1728,28 @@ class Relay:
 
         return note
 
-    # -- the sweeper
+    def lapse(self, row):
+        """The claim of what has not begun is void: back into the queue, or to its end if it was to be
+        cancelled."""
+        if row["cancel"]:
+            step, word = STEP["cancelled"], {"status": "abnormal", "reason": row["cancel"],
+                                             "got": time.time()}
+        else:
+            step, word = STEP["lapse"], {"take": None}
+        self.relay.store.write(lambda tx: move(self.relay, tx, step, row, row["claim"], claim=None,
+                                               **word), step.name)
+
+    def lose(self, row, reason="lost: out of contact for too long"):
+        """Nothing was heard of it for too long: it ends abnormal, with a log that says so, and its claim is
+        void."""
+        def work(tx):
+            if move(self.relay, tx, STEP["lost"], row, status="abnormal", reason=reason, claim=None,
+                    got=time.time()):
+                note(tx)
+
+        with self.relay.placing:
+            note = self.leave_log(row, reason)
+            self.relay.store.write(work, "lost")
 
     def sweep_leases(self, now):
         """Lapsed claims: before calc-start back into the queue, after it out of contact, and after lost_after
@@ -1820,7 +1758,8 @@ class Relay:
             if until > now:
                 continue
             self.leases.pop(accept_id, None)
-            found = self.store.read("SELECT %s FROM calculations WHERE accept_id = ?" % BRIEF, accept_id)
+            found = self.relay.store.read("SELECT %s FROM calculations WHERE accept_id = ?" % BRIEF,
+                                          accept_id)
             if not found or found[0]["state"] not in CLAIMED:
                 continue
             row = found[0]
@@ -1833,72 +1772,162 @@ class Relay:
                 log("warn", accept_id, "out-of-contact", poller=row["poller"])
                 self.silent[accept_id] = now
                 # for `list`
-                self.store.write(lambda tx: tx.db.execute("UPDATE calculations SET silent = MAX(silent,"
-                                                          " 0.001) WHERE seq = ?", (row["seq"],)), "silent")
-                self.front.fire(("calc", accept_id))
+                self.relay.store.write(lambda tx: tx.db.execute("UPDATE calculations SET silent ="
+                                                                " MAX(silent, 0.001) WHERE seq = ?",
+                                                                (row["seq"],)), "silent")
+                self.relay.front.fire(("calc", accept_id))
                 # its poller may have delivered it before a restore
-                self.front.fire(("site", row["site"], row["user"]))
-
-    def lapse(self, row):
-        """The claim of what has not begun is void: back into the queue, or to its end if it was to be
-        cancelled."""
-        if row["cancel"]:
-            step, word = STEP["cancelled"], {"status": "abnormal", "reason": row["cancel"],
-                                             "got": time.time()}
-        else:
-            step, word = STEP["lapse"], {"take": None}
-        self.store.write(lambda tx: move(self, tx, step, row, row["claim"], claim=None, **word), step.name)
+                self.relay.front.fire(("site", row["site"], row["user"]))
 
     def sweep_lost(self, now):
         """Counts the silence of those out of contact (the relay's own downtime does not count); ends them
         after lost_after."""
         for accept_id, since in list(self.silent.items()):
-            found = self.store.read("SELECT %s FROM calculations WHERE accept_id = ?" % BRIEF, accept_id)
+            found = self.relay.store.read("SELECT %s FROM calculations WHERE accept_id = ?" % BRIEF,
+                                          accept_id)
             self.silent.pop(accept_id, None)
             if not found or found[0]["state"] not in CLAIMED:
                 continue
             row, quiet = found[0], found[0]["silent"] + now - since
-            if quiet > self.conf["times"]["lost_after"]:
+            if quiet > self.relay.conf["times"]["lost_after"]:
                 self.lose(row)
             else:
                 self.silent[accept_id] = now
-                self.store.write(lambda tx: tx.db.execute("UPDATE calculations SET silent = ? WHERE seq = ?",
-                                                          (quiet, row["seq"])), "silent")
+                self.relay.store.write(lambda tx: tx.db.execute("UPDATE calculations SET silent = ? WHERE"
+                                                                " seq = ?", (quiet, row["seq"])), "silent")
 
-    def lose(self, row, reason="lost: out of contact for too long"):
-        """Nothing was heard of it for too long: it ends abnormal, with a log that says so, and its claim is
-        void."""
-        def work(tx):
-            if move(self, tx, STEP["lost"], row, status="abnormal", reason=reason, claim=None,
-                    got=time.time()):
-                note(tx)
 
-        with self.placing:
-            note = self.leave_log(row, reason)
-            self.store.write(work, "lost")
+# ==== what users hold ====
+
+class Quotas:
+    """What users hold and ask for, counted in memory."""
+
+    def __init__(self, relay):
+        self.relay = relay
+        self.open_of = collections.Counter()           # unfinished calculations, by user
+        self.reserved = 0                              # bytes that are declared and have not come
+        self.live = collections.Counter()           # bytes of running commands' output that are kept, by user
+        self.arriving = collections.Counter()          # bytes of fielded bodies on their way, by user
+        self.debts = {}                                # {user: (work owed, since)}
+        self.counting = threading.Lock()               # of the two above
+
+    def charge(self, call, work):
+        """Counts work before a call does it. 413 for more than any call may ask for; 503, for the moment, if
+        its user still owes too much: whoever asks for much gets a part of one processor, whatever the number
+        of his calls."""
+        if work < WORK_RATE // 100:
+            return
+        log("debug", None, call.name, work=work, user=call.caller.user)
+        if work > MOST_WORK:
+            raise ApiError(413,
+                           "this asks for too much work at once: fewer names, or fewer patterns of many"
+                           " stars", why="work")
+        with self.counting:
+            now = time.monotonic()
+            owed, since = self.debts.get(call.caller.user, (0, now))
+            owed = max(0, owed - (now - since) * WORK_RATE)
+            if owed > WORK_AHEAD:
+                raise ApiError(503, "user %s asks for much work; try again later" % call.caller.user,
+                               why="work")
+            if len(self.debts) > LISTED:
+                self.debts.clear()
+            self.debts[call.caller.user] = owed + work, now
+
+    def count_registration(self, user, total):
+        """A registration is on disk."""
+        self.open_of[user] += 1
+        self.reserved += total
+
+    def recount(self):
+        """Counts what the quotas look at."""
+        found = self.relay.store.read("SELECT user, COUNT(*) FROM calculations WHERE state != ? GROUP BY"
+                                      " user", FINISHED)
+        self.open_of = collections.Counter({row[0]: row[1] for row in found})
+        self.reserved = self.relay.store.read("SELECT COALESCE(SUM(size), 0) FROM files WHERE done = 0")[0][0]
+        self.count_output()
+
+    def output_sizes(self, row):
+        """Bytes of stdout and stderr that have come while the command runs."""
+        sizes = []
+        for stream in ("out", "err"):
+            try:
+                sizes.append(os.path.getsize(self.relay.store.spool(row["accept_id"], "", "live." + stream))
+                             if row["claim"] else 0)
+            except OSError:
+                sizes.append(0)
+        return sizes
+
+    def count_output(self):
+        """The bytes of running commands' output that are kept, by user."""
+        found = collections.Counter()
+        for row in self.relay.store.read("SELECT accept_id, user, 1 AS claim FROM calculations WHERE"
+                                         " attempt"):
+            found[row["user"]] += sum(self.output_sizes(row))
+        self.live = found
+
+
+# ==== the sweeper ====
+
+class Sweeper:
+    """The thread that does once a second what is due."""
+
+    def __init__(self, relay):
+        self.relay = relay
+
+    def sweep_forever(self):
+        """The sweeper thread."""
+        slow, ini_seen, certificate_seen = (time.monotonic(), self.relay.ini_stamp(),
+                                            self.relay.certificate_stamp())
+        while True:
+            time.sleep(1)
+            now = time.monotonic()
+            try:
+                self.relay.access.load_tokens()
+                self.relay.claims.read_pauses()
+                self.run_operator_calls()
+                self.relay.claims.sweep_leases(now)
+                self.relay.fielded.sweep_announced(now)
+                self.make_room()
+                if self.relay.ini_stamp() != ini_seen:
+                    ini_seen = self.relay.ini_stamp()
+                    self.relay.try_reload()
+                if self.relay.certificate_stamp() != certificate_seen:
+                    certificate_seen = self.relay.certificate_stamp()
+                    self.relay.renew_certificate()
+                if (now - slow >= 60
+                        or now - slow
+                        >= min(self.relay.conf["times"][key]
+                               for key in ("register_for", "keep_fetched", "lost_after"))):
+                    slow = now
+                    self.relay.access.note_use()
+                    self.relay.access.forget_logins(time.time())
+                    self.relay.claims.sweep_lost(now)
+                    self.sweep_old(time.time())
+            except (ApiError, OSError, sqlite3.Error) as error:
+                log("error", None, "sweeper", error=error)
 
     def sweep_old(self, now):
         """Removes what its time has come for: never allowed, fetched, never fetched. now: seconds since the
         epoch."""
-        times, monotonic = self.conf["times"], time.monotonic()
+        times, monotonic = self.relay.conf["times"], time.monotonic()
         arriving = {key[0]
-                    for key, upload in list(self.uploads.items())
+                    for key, upload in list(self.relay.uploads.items())
                     if monotonic - upload.touched < times["register_for"]}
-        for key, upload in list(self.uploads.items()):
+        for key, upload in list(self.relay.uploads.items()):
             if monotonic - upload.touched > 600:       # its bytes stay; the sum is made again when it goes on
-                self.uploads.pop(key, None)
-        for seq, heard in list(self.stamps.items()):
+                self.relay.uploads.pop(key, None)
+        for seq, heard in list(self.relay.claims.stamps.items()):
             if monotonic - heard > times["register_for"]:                # says no more than self.born now
-                self.stamps.pop(seq, None)
+                self.relay.claims.stamps.pop(seq, None)
         old = []
         for state, field, limit in ((REGISTERED, "touched", "register_for"),
                                     (FINISHED, "finished", "keep_fetched"), (GOT, "got", "keep_results")):
-            old += self.store.read("SELECT seq, accept_id, user, state, touched FROM calculations WHERE"
-                                   " state = ? AND touched < ? AND %s < ? LIMIT 10000" % field, state,
-                                   now - times[limit], now - times[limit])
+            old += self.relay.store.read("SELECT seq, accept_id, user, state, touched FROM calculations"
+                                         " WHERE state = ? AND touched < ? AND %s < ? LIMIT 10000" % field,
+                                         state, now - times[limit], now - times[limit])
         for row in old:
             if (row["state"] == REGISTERED
-                    and (row["seq"] in arriving or self.idle_seconds(row) < times["register_for"])):
+                and (row["seq"] in arriving or self.relay.claims.idle_seconds(row) < times["register_for"])):
                 continue
 
             def work(tx):
@@ -1908,87 +1937,99 @@ class Relay:
                     tx.db.execute("DELETE FROM files WHERE calc = ?", (row["seq"],))
                 return gone
 
-            if self.store.write(work, "retention"):
+            if self.relay.store.write(work, "retention"):
                 log("info", row["accept_id"], "removed", state=row["state"], user=row["user"])
-                remove_tree(self.store.spool(row["accept_id"], ""))
-                self.front.fire(("calc", row["accept_id"]))
-        self.recount()
-        self.store.make_ballast()
+                remove_tree(self.relay.store.spool(row["accept_id"], ""))
+                self.relay.front.fire(("calc", row["accept_id"]))
+        self.relay.quotas.recount()
+        self.relay.store.make_ballast()
 
     def make_room(self):
         """Somebody was refused for want of room: the files of what is fetched go before keep_fetched, the
         oldest first, if that can be enough. The calculations stay, so that a request_id that comes again
         finds what it ran; on a full disk nothing could be noted anyhow."""
-        need, self.store.bytes_refused, free = self.store.bytes_refused, 0, self.store.free()
+        need, self.relay.store.bytes_refused, free = (self.relay.store.bytes_refused, 0,
+                                                      self.relay.store.free())
         if not need:
             return
         old = [row
-               for row in self.store.read("SELECT c.accept_id, c.user, SUM(f.size + ?) AS bytes FROM"
-                                          " calculations c JOIN files f ON f.calc = c.seq WHERE c.state = ?"
-                                          " GROUP BY c.seq ORDER BY c.finished", BLOCK, FINISHED)
-               if self.store.has_files(row)]
+               for row in self.relay.store.read(
+                   "SELECT c.accept_id, c.user, SUM(f.size + ?) AS bytes FROM calculations c JOIN files f ON"
+                   " f.calc = c.seq WHERE c.state = ? GROUP BY c.seq ORDER BY c.finished", BLOCK, FINISHED)
+               if self.relay.store.has_files(row)]
         if need > free + sum(row["bytes"] for row in old):
             return
-        need += self.store.bytes_to_keep_free(self.conf["limits"]["spool_free"]) + self.reserved - free
+        need += self.relay.store.bytes_to_keep_free(self.relay.conf["limits"][
+            "spool_free"]) + self.relay.quotas.reserved - free
         for row in old:
             if need <= 0:
                 break
             log("info", row["accept_id"], "files-removed", why="no room", user=row["user"])
-            path = self.store.spool(row["accept_id"], "").rstrip(b"/")
+            path = self.relay.store.spool(row["accept_id"], "").rstrip(b"/")
             os.rename(path, path + b".gone")           # a start removes it, if this ends here
             remove_tree(path + b".gone")
             need -= row["bytes"]
 
-    def recount(self):
-        """Counts what the quotas look at."""
-        found = self.store.read("SELECT user, COUNT(*) FROM calculations WHERE state != ? GROUP BY user",
-                                FINISHED)
-        self.open_of = collections.Counter({row[0]: row[1] for row in found})
-        self.reserved = self.store.read("SELECT COALESCE(SUM(size), 0) FROM files WHERE done = 0")[0][0]
-        self.count_output()
-
-    def sweep_forever(self):
-        """The sweeper thread."""
-        slow, ini_seen, certificate_seen = time.monotonic(), self.ini_stamp(), self.certificate_stamp()
-        while True:
-            time.sleep(1)
-            now = time.monotonic()
+    def run_operator_calls(self):
+        """Does what operators' commands have left in the database."""
+        for row in self.relay.store.read("SELECT number, call, fields FROM orders WHERE answer IS NULL"):
             try:
-                self.load_tokens()
-                self.read_pauses()
-                self.run_operator_calls()
-                self.sweep_leases(now)
-                self.sweep_announced(now)
-                self.make_room()
-                if self.ini_stamp() != ini_seen:
-                    ini_seen = self.ini_stamp()
-                    self.try_reload()
-                if self.certificate_stamp() != certificate_seen:
-                    certificate_seen = self.certificate_stamp()
-                    self.renew_certificate()
-                if (now - slow >= 60
-                        or now - slow
-                        >= min(self.conf["times"][key]
-                               for key in ("register_for", "keep_fetched", "lost_after"))):
-                    slow = now
-                    self.note_use()
-                    self.forget_logins(time.time())
-                    self.sweep_lost(now)
-                    self.sweep_old(time.time())
-            except (ApiError, OSError, sqlite3.Error) as error:
-                log("error", None, "sweeper", error=error)
+                answer = [200,
+                          OPERATOR_CALLS[row["call"]](OperatorCall(self.relay, row["call"],
+                                                                   json.loads(row["fields"])))["message"]]
+            except ApiError as refusal:
+                answer = [refusal.code, str(refusal)]
+            self.relay.store.write(lambda tx: tx.db.execute("UPDATE orders SET answer = ? WHERE number = ?",
+                                                            (json.dumps(answer), row["number"])), "order")
 
-    def forget_logins(self, now):
-        """Tokens of log-ins go a week after their end; failures that lock nobody any more, after an hour."""
-        if self.store.read("SELECT 1 FROM tokens WHERE login AND expires < ? LIMIT 1", now - 7 * 86400):
-            self.store.write(lambda tx: tx.db.execute("DELETE FROM tokens WHERE login AND expires < ?",
-                                                      (now - 7 * 86400,)), "forget logins")
-        for key in [key
-                    for key, (count, until) in list(self.failures.items())
-                    if until < time.monotonic() - 3600]:
-            self.failures.pop(key, None)
 
-    # -- configuration in mid-run
+# ==== the relay ====
+
+class Relay:
+    """What the calls share: conf, store, front, and the parts that hold what is known in memory."""
+
+    def __init__(self, conf, ini, store):
+        self.conf = conf                            # the ini as it is in force; another object after a reload
+        self.ini = ini                                 # its path
+        self.store = store
+        self.front = None                              # set when it listens
+        self.access = Access(self)
+        self.claims = Claims(self)
+        self.quotas = Quotas(self)
+        self.fielded = FieldedPollers(self)
+        self.sweeper = Sweeper(self)
+        self.uploads = {}                              # {(seq, kind, n): Upload}
+        self.placing = threading.Lock()                # files of a result are put in their place
+        self.nothing = {}                         # {key of a site and user: events when nothing waited there}
+        self.instance = self.read_instance()
+
+    def read_instance(self):
+        """The name of this state_dir, by which clients see that a relay was exchanged; made at the first
+        start."""
+        path = os.path.join(self.store.folder, "instance")
+        try:
+            with open(utf8(path), encoding="ascii", errors="replace") as text:
+                found = text.read(100).strip()
+        except FileNotFoundError:
+            found = ""
+        if not re.match("[!-~]{1,100}\\Z", found):     # not there, or broken
+            found = os.urandom(8).hex()
+            with open(utf8(path), "w") as out:
+                out.write(found + "\n")
+        return found
+
+    def rules(self, site):
+        """A site's section of the ini."""
+        return self.conf.get(site) or {key: default for key, (kind, default) in INI_KEYS["*"].items()}
+
+    def behind_gateway(self):
+        """True where a gateway in front has checked the tokens."""
+        return self.conf["Server"]["auth"] == "gateway"
+
+    def forget_uploads(self, seq):
+        """Drops what is known of a calculation's running uploads."""
+        for key in [key for key in list(self.uploads) if key[0] == seq]:
+            self.uploads.pop(key, None)
 
     def ini_stamp(self):
         """Changes when the ini does."""
@@ -2673,7 +2714,7 @@ class Front:
         known = False
         if ":token" in call.headers:
             try:
-                self.authenticated(conn, self.relay.authenticate(call.headers, conn.address))
+                self.authenticated(conn, self.relay.access.authenticate(call.headers, conn.address))
                 known = True
             except ApiError:
                 pass
@@ -2700,7 +2741,7 @@ class Front:
         call.name, call.route = name, ROUTES.get((call.method, name))
         if name == "login" and call.route:             # whoever asks stays a stranger until the token is used
             return self.admit_login(call)
-        call.caller = self.relay.authenticate(call.headers, conn.address, call.path)
+        call.caller = self.relay.access.authenticate(call.headers, conn.address, call.path)
         self.authenticated(conn, call.caller)
         if call.route is None:
             known = [method for method, other in ROUTES if other == name]
@@ -2986,8 +3027,8 @@ class Front:
                 # else the frames, and the body in them, stay until the next sweep for cycles
                 result = refusal.with_traceback(None)
                 if refusal.more.get("why") == "disk" and call.caller:
-                    self.relay.note_waits((call.fields or {}).get("accept_id"), call.caller.user,
-                                          str(refusal))
+                    self.relay.claims.note_waits((call.fields or {}).get("accept_id"), call.caller.user,
+                                                 str(refusal))
                 # its token ended meanwhile: what woke it is for others
                 if refusal.code == "0005" and call.waited:
                     self.fire(call.waited)
@@ -3260,7 +3301,7 @@ class Call(Fields):
     def authenticate_again(self):
         """Who is asking, now: a token may have ended while its call waited or its body came. ApiError
         otherwise."""
-        self.caller = self.relay.authenticate(self.headers, self.conn.address, self.path)
+        self.caller = self.relay.access.authenticate(self.headers, self.conn.address, self.path)
 
     def moves_much(self):
         """Does it, or its answer, move much data?"""
@@ -3650,8 +3691,8 @@ def cmd_serve(options):
     front.context = context
     raise_file_limit(conf["limits"]["connections"])
     port = front.listen(server["ipaddress"], server["portnumber"])
-    relay.load_tokens()
-    relay.recount()
+    relay.access.load_tokens()
+    relay.quotas.recount()
     relay.note_settings()
     store.make_ballast()
     remove_tree(os.path.join(utf8(store.folder), b"spool", b"arriving"))
@@ -3661,13 +3702,13 @@ def cmd_serve(options):
                           " WHERE state IN (%s)" % marks, *CLAIMED):
         key = ("lease" if row["protocol"] == 2 else "v1_lost_after" if row["state"] in (SENDING, SENT)
                else "lost_after")
-        relay.leases[row["accept_id"]] = time.monotonic() + conf["times"][key]
+        relay.claims.leases[row["accept_id"]] = time.monotonic() + conf["times"][key]
     signal.set_wakeup_fd(front.wake_write)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, front.note_signal)
     writer = threading.Thread(target=store.write_forever, daemon=True)
     writer.start()
-    for target in [relay.sweep_forever, front.log_in_forever] + [front.work_forever] * conf[
+    for target in [relay.sweeper.sweep_forever, front.log_in_forever] + [front.work_forever] * conf[
             "limits"]["workers"]:
         threading.Thread(target=target, daemon=True).start()
     if server["auth"] == "gateway" and not (server["gateway_secret_file"] or server["client_ca"]):
@@ -3679,10 +3720,10 @@ def cmd_serve(options):
     log("info", None, "listening",
         url="%s://%s:%d" % ("https" if context else "http", server["ipaddress"], port),
         tls=">=1.2" if context else "none", auth=server["auth"],
-        sites=len(conf["RemoteSites"]["remote_site_ids"]), tokens="%d hashed" % len(relay.tokens),
+        sites=len(conf["RemoteSites"]["remote_site_ids"]), tokens="%d hashed" % len(relay.access.tokens),
         state=server["state_dir"], free="%dGB" % (store.free() >> 30), instance=relay.instance)
     front.serve()
-    relay.note_use(0)
+    relay.access.note_use(0)
     store.close()
     writer.join(10)
     store.writer.execute("PRAGMA wal_checkpoint(TRUNCATE)")
@@ -4223,6 +4264,40 @@ V1_BODIES = ("add-calcinfo", "send-results")           # these carry files insid
 V1_ANSWERS = ("calc-params", "get-calc-result")        # and the answers to these
 
 
+class FieldedPollers:
+    """What is known of fielded pollers, which have no claims."""
+
+    def __init__(self, relay):
+        self.relay = relay
+        self.announced = {}                            # {accept_id: (to whom it was named, until)}
+        self.announcing = threading.Lock()
+        self.twins = set()                  # held by one that asked for more: started again, or there are two
+        self.told_abnormal = set()                     # whose workflow side has read that it ended abnormally
+        self.v1_sites = set()                          # {(site, user)} whose last poller is a fielded one
+
+    def announce(self, accept_id, peer, now):
+        """Names a calculation to a fielded poller. False: it was named to another one a moment ago."""
+        with self.announcing:
+            if self.announced_to_other(accept_id, peer, now):
+                return False
+            self.announced[accept_id] = (peer, now + self.relay.conf["times"]["v1_announce"])
+            return True
+
+    def announced_to_other(self, accept_id, peer, now):
+        """Was it named to another fielded poller within v1_announce?"""
+        to, until = self.announced.get(accept_id, (peer, now))
+        return to != peer and until > now
+
+    def sweep_announced(self, now):
+        """What was named to a fielded poller that did not come for it is there for the next; those of our own
+        who wait are told."""
+        for accept_id in [key for key, (peer, until) in list(self.announced.items()) if until <= now]:
+            self.announced.pop(accept_id, None)
+            for row in self.relay.store.read("SELECT site, user, bytes FROM calculations WHERE accept_id = ?"
+                                             " AND state = ?", accept_id, ALLOWED):
+                self.relay.front.fire(("site", row["site"], row["user"]), one=True, need=row["bytes"])
+
+
 def v1_add_calcinfo(call):
     """1. A fielded registration, inputs inside. Refusals are HTTP 202: the gateway there swallows a 400."""
     relay = call.relay
@@ -4270,7 +4345,7 @@ def v1_add_calcinfo(call):
                                 (accept_id, call.caller.user, accept_id, site, command, kept, len(kept),
                                  needs_v2, REGISTERED, now, now)).lastrowid
             insert_complete(tx, seq, "input", stage)
-            tx.after(lambda: relay.count_registration(call.caller.user, 0))
+            tx.after(lambda: relay.quotas.count_registration(call.caller.user, 0))
             tx.after(lambda: log("info", accept_id, "1 add-calcinfo", site=site, user=call.caller.user,
                                  command=command, inputs=len(stage), v=1))
 
@@ -4289,7 +4364,7 @@ def v1_may_register(call, total):
     """ApiError, if this user can register nothing at all here now, or not so many bytes."""
     rules = [call.relay.rules(site)
              for site in call.relay.conf["RemoteSites"]["remote_site_ids"] if token_covers(call.caller, site)]
-    call.relay.check_maintenance()
+    call.relay.claims.check_maintenance()
     if not any(not rule["users"] or call.caller.user in rule["users"] for rule in rules):
         raise ApiError(403, "user %s may use no site of this relay" % call.caller.user)
     check_unfinished(call.relay, call.caller.user)
@@ -4307,10 +4382,10 @@ class Arrival:
             call.relay.store.folder)
         self.path = os.path.join(folder, b"spool", b"arriving", os.urandom(8).hex().encode())
         try:
-            with call.relay.counting:
-                check(call, self.length + call.relay.arriving[self.user])
+            with call.relay.quotas.counting:
+                check(call, self.length + call.relay.quotas.arriving[self.user])
                 check_free(call.relay, self.length)
-                call.relay.arriving[self.user] += self.length
+                call.relay.quotas.arriving[self.user] += self.length
         except ApiError as refusal:
             refusal.http = http
             raise
@@ -4324,9 +4399,9 @@ class Arrival:
         return self
 
     def __exit__(self, *error):
-        with self.relay.counting:
-            self.relay.arriving[self.user] -= self.length
-            self.relay.arriving += collections.Counter()         # without who has nothing on its way any more
+        with self.relay.quotas.counting:
+            self.relay.quotas.arriving[self.user] -= self.length
+            self.relay.quotas.arriving += collections.Counter()  # without who has nothing on its way any more
         remove_tree(self.path)
 
     def read(self, call):
@@ -4389,7 +4464,7 @@ def insert_complete(tx, seq, kind, stage, texts=0):
 def v1_warning(relay, site, user, needs_v2, parameters=""):
     """What it means for a calculation that waits that its site's last poller is a fielded one, or an empty
     text."""
-    if (site, user) not in relay.v1_sites or not (needs_v2 or parameters):
+    if (site, user) not in relay.fielded.v1_sites or not (needs_v2 or parameters):
         return ""
     return (V1_CANNOT if needs_v2 else V1_IGNORES) % site
 
@@ -4418,10 +4493,11 @@ def v1_status(call):
                        % (word, printable(call.fields["accept_id"])[:100]), http=200)
     if call.name == "calc-status":
         if row["status"] == "abnormal":
-            relay.told_abnormal.add(row["accept_id"])
+            relay.fielded.told_abnormal.add(row["accept_id"])
         return {"message": "status:%s" % row["status"]}
     word = WORDS[row["state"]]
-    if row["state"] == GOT and row["status"] == "abnormal" and row["accept_id"] not in relay.told_abnormal:
+    if (row["state"] == GOT and row["status"] == "abnormal"
+            and row["accept_id"] not in relay.fielded.told_abnormal):
         word = WORDS[GETTING]
     return {"message": "status:%s" % word}
 
@@ -4493,18 +4569,18 @@ def v1_calc_request(call):
     is told the same."""
     relay, site, peer, now = call.relay, v1_id(call, "site_id"), v1_peer(call), time.monotonic()
     check_site(call, site, "400", 200)
-    relay.v1_sites.add((site, call.caller.user))
+    relay.fielded.v1_sites.add((site, call.caller.user))
     marks = ", ".join("?" * len(CLAIMED))
     for row in relay.store.read("SELECT accept_id FROM calculations WHERE site = ? AND state IN (%s) AND"
                                 " user = ? AND claim = ?" % marks, site,
                                 *(CLAIMED + (call.caller.user, peer))):
         # it asks for more while it holds one: it was started again, or there are two
-        relay.twins.add(row["accept_id"])
-    paused = relay.maintenance is not None or relay.in_grace()
+        relay.fielded.twins.add(row["accept_id"])
+    paused = relay.claims.maintenance is not None or relay.claims.in_grace()
     for row in relay.store.read("SELECT accept_id FROM calculations WHERE site = ? AND state = ? AND user ="
                                 " ? AND NOT needs_v2 AND NOT hidden ORDER BY seq LIMIT 100", site, ALLOWED,
                                 call.caller.user):
-        if not paused and relay.announce(row["accept_id"], peer, now):
+        if not paused and relay.fielded.announce(row["accept_id"], peer, now):
             return {"message": "found", "accept_id": row["accept_id"]}
     early = relay.store.read("SELECT 1 FROM calculations WHERE site = ? AND state = ? AND user = ? AND NOT"
                              " needs_v2 LIMIT 1", site, REGISTERED, call.caller.user)
@@ -4520,8 +4596,9 @@ def v1_calc_request(call):
 def v1_calc_params(call):
     """4. The calculation is this poller's from here on; its inputs come inside the answer."""
     row = v1_row(call)
-    paused = row["state"] == ALLOWED and (call.relay.maintenance is not None or call.relay.in_grace())
-    if paused or call.relay.announced_to_other(row["accept_id"], v1_peer(call), time.monotonic()):
+    paused = (row["state"] == ALLOWED
+              and (call.relay.claims.maintenance is not None or call.relay.claims.in_grace()))
+    if paused or call.relay.fielded.announced_to_other(row["accept_id"], v1_peer(call), time.monotonic()):
         raise v1_wrong(call, row)
     v1_step(call, row, "calc-request", claim=v1_peer(call), attempt=row["attempt"] + 1, protocol=1,
             poller="v1 " + call.conn.address, claimed=time.time())
@@ -4615,7 +4692,7 @@ def v1_sent_again(call, row):
     """The answer to send-results when there are results already."""
     if (row["status"] == "abnormal"
             or row["state"] == GETTING and row["claim"] == v1_peer(call)
-            and row["accept_id"] not in call.relay.twins):
+            and row["accept_id"] not in call.relay.fielded.twins):
         return {"message": "getting"}
     raise v1_wrong(call, row)
 
@@ -4644,7 +4721,7 @@ def v1_end(call, row, word):
                 and (row["state"] == ENDED or kept["result_names"] and row["results"] <= logs)):
             changes.update(status="abnormal", reason="none of the results has arrived")
         if row["state"] == ENDED:
-            extra = call.relay.leave_log(row, changes.get("reason") or "the results have not arrived")
+            extra = call.relay.claims.leave_log(row, changes.get("reason") or "the results have not arrived")
     v1_step(call, row, name, extra, **changes)
     return {"message": "got"}
 
@@ -4728,11 +4805,11 @@ def v1_step(call, row, name, extra=None, **changes):
             return
         now = tx.db.execute("SELECT state, claim FROM calculations WHERE seq = ?", (row["seq"],)).fetchone()
         if (now is None or now["state"] != step.to or now["claim"] != peer
-                or row["accept_id"] in call.relay.twins):
+                or row["accept_id"] in call.relay.fielded.twins):
             raise v1_wrong(call, row)
 
     call.relay.store.write(work, name)
-    call.relay.renew(
+    call.relay.claims.renew(
         row, call.relay.conf["times"]["lost_after" if step.to not in (SENDING, SENT) else "v1_lost_after"])
 
 

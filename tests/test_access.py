@@ -130,7 +130,7 @@ def test_guessing_is_answered_alike_for_users_that_are_and_are_not_and_ends_in_a
 
 
 def test_failures_lock_for_longer_and_longer_and_take_no_memory():
-    one = relay.Relay.__new__(relay.Relay)
+    one = relay.Access.__new__(relay.Access)
     one.failures = relay.collections.OrderedDict()
     waits = []
     for turn in range(9):
