@@ -726,42 +726,51 @@ def read_output(call):
 def heartbeat(call):
     """Renews the leases of what a poller holds, takes the commands' output, and tells what to cancel and what
     it need not hold any more."""
-    gone, unknown, cancel, output = [], [], [], {}
-    site = call.text("site_id", "")
-    told = (call.relay.store.read("SELECT accept_id FROM calculations WHERE site = ? AND state IN (?, ?, ?)"
-                                  " AND user = ? AND poller = ? AND cancel IS NOT NULL AND claim IS NOT NULL",
-                                  site, SENDING, SENT, RUNNING, call.caller.user, call.text("poller", ""))
-            if token_covers(call.caller, site) else [])
+    answer = {"message": "alive", "cancel": [], "gone": [], "unknown": [], "output": {}}
+    to_cancel = cancelled_here(call)
     known = rows_of(call, call.need("calcs", dict))
     for accept_id, entry in call.need("calcs", dict).items():
         if not isinstance(entry, dict):
             raise ApiError(400, "calcs is an object of objects")
-        found = [known[accept_id]] if accept_id in known else []
-        if (found and call.relay.claims.in_grace()
-            and call.relay.claims.adopt(found[0], entry.get("claim"), entry.get("phase"),
-                                        call.text("poller"))):
-            found = call.relay.store.read("SELECT %s FROM calculations WHERE accept_id = ?" % BRIEF,
-                                          accept_id)
-        if not found:
-            unknown.append(accept_id)
-        elif (not found[0]["claim"] or found[0]["claim"] != entry.get("claim")
-                or found[0]["state"] in (GOT, FINISHED)):
-            gone.append(accept_id)
-        elif entry.get("phase") == "given back" and found[0]["state"] in (SENDING, SENT):
-            call.relay.claims.lapse(found[0])
-            gone.append(accept_id)
-        else:
-            call.relay.claims.renew(found[0])
-            call.relay.claims.note_what(accept_id, entry.get("what"))
-            if found[0]["cancel"] and found[0]["state"] in (SENDING, SENT, RUNNING):
-                cancel.append(accept_id)
-            if "out" in entry or "err" in entry:
-                output[accept_id] = [take_output(call, found[0], stream, entry) for stream in ("out", "err")]
+        hear_of(call, known.get(accept_id), accept_id, entry, answer)
     # also what it claimed since it began to wait
-    cancel += [row["accept_id"] for row in told if row["accept_id"] not in cancel]
-    if not gone and not unknown and not cancel and not output and time.monotonic() < call.until:
+    answer["cancel"] += [accept_id for accept_id in to_cancel if accept_id not in answer["cancel"]]
+    news = answer["cancel"] or answer["gone"] or answer["unknown"] or answer["output"]
+    if not news and time.monotonic() < call.until:
         return Park(("poller", call.caller.user, call.text("poller")))
-    return {"message": "alive", "cancel": cancel, "gone": gone, "unknown": unknown, "output": output}
+    return answer
+
+
+def cancelled_here(call):
+    """The accept_ids of all that this poller holds and that is to be cancelled."""
+    site = call.text("site_id", "")
+    if not token_covers(call.caller, site):
+        return []
+    return [row["accept_id"] for row in call.relay.store.read(
+        "SELECT accept_id FROM calculations WHERE site = ? AND state IN (?, ?, ?) AND user = ? AND poller = ?"
+        " AND cancel IS NOT NULL AND claim IS NOT NULL",
+        site, SENDING, SENT, RUNNING, call.caller.user, call.text("poller", ""))]
+
+
+def hear_of(call, row, accept_id, entry, answer):
+    """What a heartbeat says of one calculation (row: None if there is none), and what is to be answered."""
+    claims, claim, phase = call.relay.claims, entry.get("claim"), entry.get("phase")
+    if row is not None and claims.in_grace() and claims.adopt(row, claim, phase, call.text("poller")):
+        row = call.relay.store.read("SELECT %s FROM calculations WHERE accept_id = ?" % BRIEF, accept_id)[0]
+    if row is None:
+        answer["unknown"].append(accept_id)
+    elif not row["claim"] or row["claim"] != claim or row["state"] in (GOT, FINISHED):
+        answer["gone"].append(accept_id)
+    elif phase == "given back" and row["state"] in (SENDING, SENT):
+        claims.lapse(row)
+        answer["gone"].append(accept_id)
+    else:
+        claims.renew(row)
+        claims.note_what(accept_id, entry.get("what"))
+        if row["cancel"] and row["state"] in (SENDING, SENT, RUNNING):
+            answer["cancel"].append(accept_id)
+        if "out" in entry or "err" in entry:
+            answer["output"][accept_id] = [take_output(call, row, stream, entry) for stream in ("out", "err")]
 
 
 def take_output(call, row, stream, entry):
@@ -990,19 +999,21 @@ def check_page(page, before=None, reserved=()):
         check_order(page, before, reserved, folders=True)
     except ValueError as error:
         raise ApiError(400, str(error), why="name")
-    entries = []
-    for name, entry in page.items():
-        size, sum256 = (entry.get("size"), entry.get("sha256")) if isinstance(entry, dict) else (None, None)
-        if (type(size) is not int or not 0 <= size < 1 << 60 or not isinstance(sum256, str)
-                or not re.match(r"[0-9a-f]{64}\Z", sum256)):
-            raise ApiError(400, "size or sha256 of %s" % name)
-        if name.endswith("/") and (size, sum256) != (0, NOTHING):
-            raise ApiError(400, "%s is a directory: size 0 and the sum of nothing" % name)
-        mtime = entry.get("mtime")
-        if mtime is not None and not (type(mtime) in (int, float) and abs(mtime) < 1 << 40):
-            raise ApiError(400, "mtime of %s" % name)
-        entries.append((name, size, sum256, 1 if entry.get("x") is True else None, mtime))
-    return entries
+    return [checked_entry(name, entry) for name, entry in page.items()]
+
+
+def checked_entry(name, entry):
+    """One entry of check_page()."""
+    size, sum256 = (entry.get("size"), entry.get("sha256")) if isinstance(entry, dict) else (None, None)
+    if (type(size) is not int or not 0 <= size < 1 << 60 or not isinstance(sum256, str)
+            or not re.match(r"[0-9a-f]{64}\Z", sum256)):
+        raise ApiError(400, "size or sha256 of %s" % name)
+    if name.endswith("/") and (size, sum256) != (0, NOTHING):
+        raise ApiError(400, "%s is a directory: size 0 and the sum of nothing" % name)
+    mtime = entry.get("mtime")
+    if mtime is not None and not (type(mtime) in (int, float) and abs(mtime) < 1 << 40):
+        raise ApiError(400, "mtime of %s" % name)
+    return name, size, sum256, 1 if entry.get("x") is True else None, mtime
 
 
 def names_and_sums(entries):
@@ -1101,14 +1112,7 @@ def files_call(call):
     accept_id, kind, which = call.parts
     call.fields["accept_id"] = accept_id
     posting = call.method == "POST"
-    reading = not posting and "offset" not in call.fields
-    remote = reading if kind == "input" else not reading         # whose side of the file this is
-    call.check_role(REMOTE if remote else WORKFLOW)
-    row = claimed_by_caller(call) if remote else calculation_of_caller(call)
-    if not reading and row["state"] != (REGISTERED if kind == "input" else GETTING):
-        raise ApiError(409, "files are not taken now", why="state", state=WORDS[row["state"]])
-    if reading and kind == "result" and row["state"] not in (GOT, FINISHED):
-        raise ApiError(409, "the result is not there yet", why="state", state=WORDS[row["state"]])
+    row = row_for_files(call, kind, reading=not posting and "offset" not in call.fields)
     if which is not None and row["state"] == FINISHED and not call.relay.store.has_files(row):
         raise ApiError(404, FILES_GONE, why="room")
     if which is None:
@@ -1125,6 +1129,19 @@ def files_call(call):
     if "offset" in call.fields:
         return upload_offset(call, row, kind, found[0])
     return give_file(call, row, kind, found[0])
+
+
+def row_for_files(call, kind, reading):
+    """The calculation whose files a call reads, or writes. 403 if that is not this role's, 409 in another
+    state."""
+    remote = reading if kind == "input" else not reading         # whose side of the file this is
+    call.check_role(REMOTE if remote else WORKFLOW)
+    row = claimed_by_caller(call) if remote else calculation_of_caller(call)
+    if not reading and row["state"] != (REGISTERED if kind == "input" else GETTING):
+        raise ApiError(409, "files are not taken now", why="state", state=WORDS[row["state"]])
+    if reading and kind == "result" and row["state"] not in (GOT, FINISHED):
+        raise ApiError(409, "the result is not there yet", why="state", state=WORDS[row["state"]])
+    return row
 
 
 def add_page(call, row, kind):
@@ -1301,7 +1318,23 @@ def take_pack(call, row, kind):
     make_folder(folder, utf8(call.relay.store.folder))
     # a new one each time: nothing that is noted is ever written over
     blob = "%06dp%s" % (first, os.urandom(4).hex())
-    path, wrong, placed, at = os.path.join(folder, utf8(blob)), [], [], 0
+    path = os.path.join(folder, utf8(blob))
+    wrong = write_pack(call, rows, path)
+    if wrong:
+        os.unlink(path)
+        raise ApiError(422, "%d files lack their sha256" % len(wrong), why="sum", wrong=wrong[:LISTED])
+    at, placed = 0, []
+    for found in rows:
+        placed.append((found["n"], at))
+        at += found["size"]
+    complete_files(call, row, kind, blob, placed)
+    return {"message": "complete", "complete": True}
+
+
+def write_pack(call, rows, path):
+    """A pack's body into the file at path, durably; the numbers of the files whose sum is another. 507 where
+    there is no room; the file is gone then."""
+    wrong, placed, at = [], [], 0
     try:
         with open(path, "xb", buffering=0) as out:
             source = call.exact_reader()
@@ -1321,15 +1354,7 @@ def take_pack(call, row, kind):
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise call.relay.store.no_room(call.length)
         raise
-    if wrong:
-        os.unlink(path)
-        raise ApiError(422, "%d files lack their sha256" % len(wrong), why="sum", wrong=wrong[:LISTED])
-    at, placed = 0, []
-    for found in rows:
-        placed.append((found["n"], at))
-        at += found["size"]
-    complete_files(call, row, kind, blob, placed)
-    return {"message": "complete", "complete": True}
+    return wrong
 
 
 def write_gathered(out, placed):
@@ -1595,6 +1620,15 @@ class Claims:
         self.grace = 0.0                               # after a restore: until when nothing is handed out
         if os.path.exists(os.path.join(utf8(relay.store.folder), b"restored")):
             self.grace = time.monotonic() + relay.conf["times"]["restore_grace"]
+
+    def begin(self):
+        """The leases of all that is claimed, full: the relay's own downtime does not count."""
+        marks = ", ".join("?" * len(CLAIMED))
+        for row in self.relay.store.read("SELECT accept_id, state, protocol FROM calculations"
+                                         " WHERE state IN (%s)" % marks, *CLAIMED):
+            key = "v1_lost_after" if row["state"] in (SENDING, SENT) else "lost_after"
+            key = key if row["protocol"] != 2 else "lease"
+            self.leases[row["accept_id"]] = time.monotonic() + self.relay.conf["times"][key]
 
     def renew(self, row, seconds=None):
         """The holder of a claim was heard."""
@@ -2729,16 +2763,8 @@ class Front:
 
     def admit(self, conn, call):
         """Route, token, role and length of a request, before a thread sees it. ApiError otherwise."""
-        if call.path.startswith(BASE):
-            name = call.path[len(BASE):]
-        else:
-            name = "reload-ini" if call.path == "/reload-ini" else ""
-        found = FILES.match(name)
-        if found:
-            name, call.parts = "files", found.groups()
-        elif name == "files":
-            name = ""
-        call.name, call.route = name, ROUTES.get((call.method, name))
+        name = call.name = call.name_of_path()
+        call.route = ROUTES.get((call.method, name))
         if name == "login" and call.route:             # whoever asks stays a stranger until the token is used
             return self.admit_login(call)
         call.caller = self.relay.access.authenticate(call.headers, conn.address, call.path)
@@ -2749,8 +2775,9 @@ class Front:
         if call.route.role:
             call.check_role(call.route.role)
         limits = self.relay.conf["limits"]
-        most = (limits["max_body"] if call.route.bulk else limits["v1_max_body"]
-                if name in V1_BODIES and call.query.get("v") is None else MAX_JSON)
+        most = limits["max_body"] if call.route.bulk else MAX_JSON
+        if name in V1_BODIES and call.query.get("v") is None:
+            most = limits["v1_max_body"]
         if call.length > most:
             raise ApiError(413, "a body of %d bytes; at most %d" % (call.length, most), max_body=most)
         if call.headers.get("expect", "").lower() == "100-continue" and call.length:
@@ -3009,41 +3036,16 @@ class Front:
         if call.unread:                                # a body is still to be read
             conn.sock.settimeout(STALL)
             conn.pace = Pace(self.relay.conf["limits"]["min_rate"])
-        while True:
-            try:
-                result = self.run_call(call)
-                if not isinstance(result, Park):
-                    break
-                if self.parked_bytes[call.caller.user] + call.length > PARKED:
-                    call.until = 0.0                   # answered as if its time were over
-                    continue
-                seen = self.event_count(result.key)
-                result = self.run_call(call)       # look again: an event before `seen` was read would be lost
-                if not isinstance(result, Park):
-                    break
-                if self.park(conn, result.key, seen):
-                    return False
-            except ApiError as refusal:
-                # else the frames, and the body in them, stay until the next sweep for cycles
-                result = refusal.with_traceback(None)
-                if refusal.more.get("why") == "disk" and call.caller:
-                    self.relay.claims.note_waits((call.fields or {}).get("accept_id"), call.caller.user,
-                                                 str(refusal))
-                # its token ended meanwhile: what woke it is for others
-                if refusal.code == "0005" and call.waited:
-                    self.fire(call.waited)
-                break
+        try:
+            result = self.result_or_parked(conn, call)
+        except ApiError as refusal:
+            # else the frames, and the body in them, stay until the next sweep for cycles
+            result = refusal.with_traceback(None)
+            self.note_refusal(call, result)
+        if result is None:
+            return False
         keep = call.keep and not self.stopping and (not call.unread or self.drain(conn, call))
-        if isinstance(result, FileAnswer):
-            conn.send_spool(result, keep, self.relay.conf["limits"]["min_rate"])
-            if result.then is not None:
-                result.then()
-        elif isinstance(result, PlainAnswer):
-            conn.send_json(200, result.parsed, keep, STALL)
-        elif isinstance(result, ApiError):
-            conn.send_json(result.http, envelope(result.code, str(result), **result.more), keep, STALL)
-        else:
-            conn.send_json(200, envelope(200, result.pop("message"), **result), keep, STALL)
+        self.send_result(conn, result, keep)
         fault(call.name + " answered")
         if keep and self.next_at_once(conn):
             return True
@@ -3085,26 +3087,58 @@ class Front:
         del conn.buffer[:end + call.length]
         return True
 
+    def result_or_parked(self, conn, call):
+        """What the call's function answers; None: it waits, and is somebody else's business by now."""
+        while True:
+            result = self.run_call(call)
+            if not isinstance(result, Park):
+                return result
+            if self.parked_bytes[call.caller.user] + call.length > PARKED:
+                call.until = 0.0                       # answered as if its time were over
+                continue
+            seen = self.event_count(result.key)
+            result = self.run_call(call)           # look again: an event before `seen` was read would be lost
+            if not isinstance(result, Park):
+                return result
+            if self.park(conn, result.key, seen):
+                return None
+
+    def note_refusal(self, call, refusal):
+        """What others must know of a refusal: for want of room a calculation waits; and what woke a call
+        whose token has ended meanwhile is for the next."""
+        if refusal.more.get("why") == "disk" and call.caller:
+            accept_id = (call.fields or {}).get("accept_id")
+            self.relay.claims.note_waits(accept_id, call.caller.user, str(refusal))
+        if refusal.code == "0005" and call.waited:
+            self.fire(call.waited)
+
+    def send_result(self, conn, result, keep):
+        """The answer, as the kind of the result says."""
+        if isinstance(result, FileAnswer):
+            conn.send_spool(result, keep, self.relay.conf["limits"]["min_rate"])
+            if result.then is not None:
+                result.then()
+        elif isinstance(result, PlainAnswer):
+            conn.send_json(200, result.parsed, keep, STALL)
+        elif isinstance(result, ApiError):
+            conn.send_json(result.http, envelope(result.code, str(result), **result.more), keep, STALL)
+        else:
+            conn.send_json(200, envelope(200, result.pop("message"), **result), keep, STALL)
+
     def run_call(self, call):
         """The call's function; whatever goes wrong in it becomes an answer."""
         try:
-            if call.fields is None:
-                if call.unread and call.name in V1_BODIES and call.length > MAX_JSON:
-                    fault(call.name + " received")
-                    return V1[call.name](call)         # only a fielded body is as large as that
-                if (call.unread and call.name != "files"
-                        or call.name == "files" and call.method == "POST" and call.parts[2] is None):
-                    call.body = call.body or bytes(call.exact_reader()(call.unread))
-                if call.name == "files" and call.method == "POST" and call.parts[2] is not None:
-                    # bytes of a file, not JSON
-                    call.conn.buffer[:0], call.body, call.unread = call.body, b"", call.length
-                call.parse_fields()
+            if call.fields is not None:
+                call.authenticate_again()
+            elif call.unread and call.name in V1_BODIES and call.length > MAX_JSON:
+                fault(call.name + " received")
+                return V1[call.name](call)             # only a fielded body is as large as that
+            else:
+                call.collect_fields()
                 wait = min(float(call.get("wait", int, 0)), self.relay.conf["times"]["wait"])
                 call.until = time.monotonic() + wait
                 fault(call.name + " received")
                 call.body = b""                        # what waits holds no more than its fields
-            else:
-                call.authenticate_again()
             if call.name not in V2_ONLY and call.get("v", int, 1) < 2:
                 check_json_type(call)
                 return V1[call.name](call)
@@ -3288,6 +3322,18 @@ class Call(Fields):
         if len(self.query) != len(pairs):
             raise ApiError(400, "a query field is given twice")
 
+    def name_of_path(self):
+        """The name of the call that its path asks for, empty if there is none such; of a file also its
+        parts."""
+        if not self.path.startswith(BASE):
+            return "reload-ini" if self.path == "/reload-ini" else ""
+        name = self.path[len(BASE):]
+        found = FILES.match(name)
+        if found:
+            self.parts = found.groups()
+            return "files"
+        return name if name != "files" else ""
+
     def parse_fields(self):
         """The fields of the call: its query, and the JSON object in its body. 400 for anything else."""
         self.fields = dict(self.query)
@@ -3297,6 +3343,15 @@ class Call(Fields):
             if twice:
                 raise ApiError(400, "%s is given in the query and in the body" % printable(twice[0]))
             self.fields.update(found)
+
+    def collect_fields(self):
+        """Its fields, from query and body; the bytes of a file stay where they are."""
+        posts_file = self.name == "files" and self.method == "POST"
+        if posts_file and self.parts[2] is not None:
+            self.conn.buffer[:0], self.body, self.unread = self.body, b"", self.length
+        elif self.unread and self.name != "files" or posts_file:
+            self.body = self.body or bytes(self.exact_reader()(self.unread))
+        self.parse_fields()
 
     def authenticate_again(self):
         """Who is asking, now: a token may have ended while its call waited or its body came. ApiError
@@ -3352,12 +3407,7 @@ def parse_head(head):
     if not head.count(b"\r") == head.count(b"\n") == head.count(b"\r\n") or b"\0" in head:
         raise ApiError(400, "a bare line end in the head")
     lines = head[:-4].decode("iso-8859-1").split("\r\n")
-    words = lines[0].split(" ")
-    if (len(words) != 3 or words[2] not in ("HTTP/1.1", "HTTP/1.0") or not re.match(r"/[!-~]*\Z", words[1])
-            or "#" in words[1]):
-        raise ApiError(400, "not a request line")
-    if words[0] not in ("GET", "POST"):
-        raise ApiError(405, "GET and POST only")
+    method, target, version = request_line(lines[0])
     if len(lines) > 100:
         raise ApiError(431, "too many headers")
     headers, twice = {}, []
@@ -3376,8 +3426,18 @@ def parse_head(head):
         headers[":token"] = hashlib.sha256(token.strip().encode("iso-8859-1")).hexdigest()
     headers[":twice"] = twice
     wish = headers.get("connection", "").lower()
-    return Call(words[0], words[1], headers,
-                wish == "keep-alive" if words[2] == "HTTP/1.0" else wish != "close")
+    return Call(method, target, headers, wish == "keep-alive" if version == "HTTP/1.0" else wish != "close")
+
+
+def request_line(line):
+    """(method, target, version) of a request's first line. 400, 405."""
+    words = line.split(" ")
+    if (len(words) != 3 or words[2] not in ("HTTP/1.1", "HTTP/1.0") or not re.match(r"/[!-~]*\Z", words[1])
+            or "#" in words[1]):
+        raise ApiError(400, "not a request line")
+    if words[0] not in ("GET", "POST"):
+        raise ApiError(405, "GET and POST only")
+    return words
 
 
 class Pace:
@@ -3487,42 +3547,62 @@ def load_conf(options):
 
 def check_conf(conf, path):
     """conf, if it makes sense as a whole. 78 with section, key and what to do otherwise."""
-    server, limits = conf["Server"], conf["limits"]
+    wrong = (wrong_gateway(conf["Server"]) or wrong_listener(conf["Server"]) or wrong_limits(conf["limits"])
+             or wrong_sites(conf))
+    if wrong:
+        raise Stop(EX_CONFIG, "%s: %s" % (path, wrong))
+    return conf
 
-    def bad(text):
-        raise Stop(EX_CONFIG, "%s: %s" % (path, text))
 
+def wrong_gateway(server):
+    """What is wrong with the gateway in [Server], or an empty text. Its secret is read."""
+    gateway = server["auth"] == "gateway"
     if not 0 <= server["portnumber"] <= 65535:
-        bad(_("[Server] portnumber = %d: is not a port") % server["portnumber"])
+        return _("[Server] portnumber = %d: is not a port") % server["portnumber"]
     if bool(server["certfile"]) != bool(server["keyfile"]):
-        bad(_("[Server] certfile and keyfile: both or neither"))
-    if server["auth"] == "gateway" and not server["trusted_proxies"]:
-        bad(_("[Server] auth = gateway needs trusted_proxies (the gateway's addresses)"))
-    if server["gateway_secret_file"] and server["auth"] != "gateway":
-        bad(_("[Server] gateway_secret_file is for auth = gateway"))
+        return _("[Server] certfile and keyfile: both or neither")
+    if gateway and not server["trusted_proxies"]:
+        return _("[Server] auth = gateway needs trusted_proxies (the gateway's addresses)")
+    if server["gateway_secret_file"] and not gateway:
+        return _("[Server] gateway_secret_file is for auth = gateway")
     if server["gateway_secret_file"]:
         server["secret"] = gateway_secret(server["gateway_secret_file"])
-    if server["operators"] and server["auth"] != "gateway":
-        bad(_("[Server] operators is for auth = gateway; here: token issue USER --roles operator"))
+    if server["operators"] and not gateway:
+        return _("[Server] operators is for auth = gateway; here: token issue USER --roles operator")
+    return ""
+
+
+def wrong_listener(server):
+    """What is wrong with who can read along, or an empty text."""
     if not (server["certfile"] or is_loopback(server["ipaddress"]) or server["auth"] == "gateway"
             or server["plain_http"]):
-        bad(_("[Server] ipaddress = %s: plain http beyond this host would show tokens to the network; set"
-              " certfile and keyfile, or, behind a gateway that does the TLS, auth = gateway with"
-              " trusted_proxies (or plain_http = yes, in a closed laboratory)") % server["ipaddress"])
+        return _("[Server] ipaddress = %s: plain http beyond this host would show tokens to the network; set"
+                 " certfile and keyfile, or, behind a gateway that does the TLS, auth = gateway with"
+                 " trusted_proxies (or plain_http = yes, in a closed laboratory)") % server["ipaddress"]
     if server["client_ca"] and not server["certfile"]:
-        bad(_("[Server] client_ca needs certfile and keyfile"))
-    if (limits["workers"] < 4 or limits["max_body"] < 64 << 10 or limits["connections"] < 16
-            or limits["min_rate"] < 1):
-        bad(_("[limits] workers must be at least 4, max_body 64K, connections 16, min_rate 1"))
-    for site in conf["RemoteSites"]["remote_site_ids"]:
+        return _("[Server] client_ca needs certfile and keyfile")
+    return ""
+
+
+def wrong_limits(limits):
+    """What is wrong with [limits], or an empty text."""
+    least = {"workers": 4, "max_body": 64 << 10, "connections": 16, "min_rate": 1}
+    if any(limits[key] < number for key, number in least.items()):
+        return _("[limits] workers must be at least 4, max_body 64K, connections 16, min_rate 1")
+    return ""
+
+
+def wrong_sites(conf):
+    """What is wrong with the sites, or with a section's name; or an empty text."""
+    sites = conf["RemoteSites"]["remote_site_ids"]
+    for site in sites:
         if site in SUITE or site.startswith("command ") or steers(site) or len(site) > 100:
-            bad(_("[RemoteSites] remote_site_ids: %s cannot be a site id") % printable(site))
+            return _("[RemoteSites] remote_site_ids: %s cannot be a site id") % printable(site)
     for section in conf:
-        if (section not in INI_KEYS and section not in conf["RemoteSites"]["remote_site_ids"]
-                and section not in SUITE):
-            bad(_("[%s] is neither a section nor in remote_site_ids%s") % (
-                section, nearest(section, list(INI_KEYS) + conf["RemoteSites"]["remote_site_ids"])))
-    return conf
+        if section not in INI_KEYS and section not in sites and section not in SUITE:
+            return _("[%s] is neither a section nor in remote_site_ids%s") % (
+                section, nearest(section, list(INI_KEYS) + sites))
+    return ""
 
 
 def gateway_secret(path):
@@ -3697,19 +3777,15 @@ def cmd_serve(options):
     store.make_ballast()
     remove_tree(os.path.join(utf8(store.folder), b"spool", b"arriving"))
     store.drop_orphans()
-    marks = ", ".join("?" * len(CLAIMED))
-    for row in store.read("SELECT accept_id, state, protocol FROM calculations"
-                          " WHERE state IN (%s)" % marks, *CLAIMED):
-        key = ("lease" if row["protocol"] == 2 else "v1_lost_after" if row["state"] in (SENDING, SENT)
-               else "lost_after")
-        relay.claims.leases[row["accept_id"]] = time.monotonic() + conf["times"][key]
+    relay.claims.begin()
     signal.set_wakeup_fd(front.wake_write)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, front.note_signal)
     writer = threading.Thread(target=store.write_forever, daemon=True)
     writer.start()
-    for target in [relay.sweeper.sweep_forever, front.log_in_forever] + [front.work_forever] * conf[
-            "limits"]["workers"]:
+    threads = [relay.sweeper.sweep_forever, front.log_in_forever]
+    threads += [front.work_forever] * conf["limits"]["workers"]
+    for target in threads:
         threading.Thread(target=target, daemon=True).start()
     if server["auth"] == "gateway" and not (server["gateway_secret_file"] or server["client_ca"]):
         log("warn", None, "gateway",
@@ -3867,18 +3943,9 @@ def cmd_check(options):
     server, limits = conf["Server"], conf["limits"]
     if options.upgrade:
         return say_findings(check_upgrade(server), options.json)
-    sites = conf["RemoteSites"]["remote_site_ids"]
     rows = [(None, _("running as root; better as a user of its own"))] if os.geteuid() == 0 else []
     rows.append(look_at_file(path, 0o755))
-    commands = {site: conf.get(site, {}).get("commands", []) + conf.get(site, {}).get("command_lines", [])
-                for site in sites}
-    text = _("sites: %s; commands: %d") % (" ".join(sites), sum(map(len, commands.values())))
-    rows.append((bool(sites) or None,
-                 text if sites
-                 else _("no sites: name them in [RemoteSites] remote_site_ids, each with a section of its"
-                        " own")))
-    rows += [(None, _("site %s: no commands; nothing can be asked of it") % site)
-             for site in sites if not commands[site]]
+    rows += check_commands(conf)
     for key, mode in (("certfile", 0o755), ("keyfile", 0o640), ("client_ca", 0o755), ("logfile", 0o640)):
         if server[key]:
             rows.append(look_at_file(server[key], mode))
@@ -3897,6 +3964,19 @@ def cmd_check(options):
     else:
         rows.append(check_state_dir(server["state_dir"]))
     return say_findings(rows + look_at_running_relay(conf) + check_listener(server), options.json)
+
+
+def check_commands(conf):
+    """Rows about the sites and what can be asked of them."""
+    sites = conf["RemoteSites"]["remote_site_ids"]
+    if not sites:
+        return [(None,
+                 _("no sites: name them in [RemoteSites] remote_site_ids, each with a section of its own"))]
+    commands = {site: conf.get(site, {}).get("commands", []) + conf.get(site, {}).get("command_lines", [])
+                for site in sites}
+    rows = [(True, _("sites: %s; commands: %d") % (" ".join(sites), sum(map(len, commands.values()))))]
+    return rows + [(None, _("site %s: no commands; nothing can be asked of it") % site)
+                   for site in sites if not commands[site]]
 
 
 def check_state_dir(folder):
@@ -4300,64 +4380,74 @@ class FieldedPollers:
 
 def v1_add_calcinfo(call):
     """1. A fielded registration, inputs inside. Refusals are HTTP 202: the gateway there swallows a 400."""
-    relay = call.relay
     with Arrival(call, v1_may_register, 202) as arrival:
         arrival.read(call)
-        info = call.fields.get("calc-info")
-        if not isinstance(info, dict) or "remote-site" not in info or not info.get("command"):
-            raise ApiError(400, "calc-info, remote-site or command is missing", http=202)
-        if has_blob([value for key, value in info.items() if key not in ("parameter_files", "result_files")]):
-            raise ApiError(400, "calc-info: a text of more than %d bytes that is no file's content" % BIG,
-                           http=202)
-        site, command, parameters = info["remote-site"], info["command"], info.get("parameters") or ""
-        check_site(call, site, "400", 202)
-        rules = relay.rules(site)
-        if command not in rules["commands"] + rules["command_lines"]:
-            raise ApiError(401, "command %s is not in the list of site %s" % (printable(command)[:200], site),
-                           http=202)
-        if rules["users"] and call.caller.user not in rules["users"]:
-            raise ApiError(403, "user %s may not use site %s" % (call.caller.user, site), http=202)
-        files = info.get("parameter_files") or {}
-        if (not isinstance(files, dict) or not isinstance(info.get("result_files") or {}, (dict, list))
-                or not isinstance(parameters, str)):
-            raise ApiError(400, "parameter_files or result_files is not as it should be", http=202)
         try:
-            names, patterns = check_declared(call, {"result_files": info.get("result_files") or {}})
-            stage = v1_entries(files, lambda entry: entry[0] if isinstance(entry, list) and entry else None,
-                               arrival.path)
-            check_order([name for name, blob in stage], reserved=LOG_NAMES)
-            total = check_sizes(relay, [(name, blob.size, blob.sha256) for name, blob in stage])
-        except ValueError as error:
-            raise ApiError(400, "a file's name: %s" % error, http=202)
+            return v1_register(call, arrival)
         except ApiError as refusal:
             refusal.http = 202
             raise
-        needs_v2 = any("/" in name for name, blob in stage) or total > V1_BYTES
-        kept = info_to_keep(info, parameters, names, [])
-        accept_id, now = str(uuid.uuid4()), time.time()
-        arrival.place(relay.store.spool(accept_id, "input"), stage)
 
-        def work(tx):
-            check_quota(relay, tx, call.caller.user, site, rules, total + len(kept) + room_of_names(stage))
-            seq = tx.db.execute("INSERT INTO calculations (accept_id, user, request_id, site, command, info,"
-                                " texts, needs_v2, v1, state, registered, touched) VALUES (?, ?, ?, ?, ?, ?,"
-                                " ?, ?, 1, ?, ?, ?)",
-                                (accept_id, call.caller.user, accept_id, site, command, kept, len(kept),
-                                 needs_v2, REGISTERED, now, now)).lastrowid
-            insert_complete(tx, seq, "input", stage)
-            tx.after(lambda: relay.quotas.count_registration(call.caller.user, 0))
-            tx.after(lambda: log("info", accept_id, "1 add-calcinfo", site=site, user=call.caller.user,
-                                 command=command, inputs=len(stage), v=1))
 
-        try:
-            relay.store.write(work, "add-calcinfo")
-        except ApiError as refusal:
-            remove_tree(relay.store.spool(accept_id, ""))
-            refusal.http = 202
-            raise
+def v1_register(call, arrival):
+    """v1_add_calcinfo(), when the body has come."""
+    relay, info = call.relay, v1_checked_info(call)
+    site, command, parameters = info["remote-site"], info["command"], info.get("parameters") or ""
+    try:
+        names, patterns = check_declared(call, {"result_files": info.get("result_files") or {}})
+        stage = v1_entries(info.get("parameter_files") or {},
+                           lambda entry: entry[0] if isinstance(entry, list) and entry else None,
+                           arrival.path)
+        check_order([name for name, blob in stage], reserved=LOG_NAMES)
+    except ValueError as error:
+        raise ApiError(400, "a file's name: %s" % error)
+    total = check_sizes(relay, [(name, blob.size, blob.sha256) for name, blob in stage])
+    needs_v2 = any("/" in name for name, blob in stage) or total > V1_BYTES
+    kept = info_to_keep(info, parameters, names, [])
+    accept_id, now = str(uuid.uuid4()), time.time()
+    arrival.place(relay.store.spool(accept_id, "input"), stage)
+
+    def work(tx):
+        check_quota(relay, tx, call.caller.user, site, relay.rules(site),
+                    total + len(kept) + room_of_names(stage))
+        seq = tx.db.execute("INSERT INTO calculations (accept_id, user, request_id, site, command, info,"
+                            " texts, needs_v2, v1, state, registered, touched) VALUES (?, ?, ?, ?, ?, ?, ?,"
+                            " ?, 1, ?, ?, ?)",
+                            (accept_id, call.caller.user, accept_id, site, command, kept, len(kept), needs_v2,
+                             REGISTERED, now, now)).lastrowid
+        insert_complete(tx, seq, "input", stage)
+        tx.after(lambda: relay.quotas.count_registration(call.caller.user, 0))
+        tx.after(lambda: log("info", accept_id, "1 add-calcinfo", site=site, user=call.caller.user,
+                             command=command, inputs=len(stage), v=1))
+
+    try:
+        relay.store.write(work, "add-calcinfo")
+    except ApiError:
+        remove_tree(relay.store.spool(accept_id, ""))
+        raise
     warning = v1_warning(relay, site, call.caller.user, needs_v2, parameters)
     return dict({"message": "registered", "accept_id": accept_id},
                 **({"warning": warning} if warning else {}))
+
+
+def v1_checked_info(call):
+    """The calc-info of a fielded registration, if this user may have it run. ApiError otherwise."""
+    info = call.fields.get("calc-info")
+    if not isinstance(info, dict) or "remote-site" not in info or not info.get("command"):
+        raise ApiError(400, "calc-info, remote-site or command is missing")
+    if has_blob([value for key, value in info.items() if key not in ("parameter_files", "result_files")]):
+        raise ApiError(400, "calc-info: a text of more than %d bytes that is no file's content" % BIG)
+    site, command = info["remote-site"], info["command"]
+    check_site(call, site, "400", 202)
+    rules = call.relay.rules(site)
+    if command not in rules["commands"] + rules["command_lines"]:
+        raise ApiError(401, "command %s is not in the list of site %s" % (printable(command)[:200], site))
+    if rules["users"] and call.caller.user not in rules["users"]:
+        raise ApiError(403, "user %s may not use site %s" % (call.caller.user, site))
+    kinds = {"parameter_files": dict, "result_files": (dict, list), "parameters": str}
+    if any(info.get(key) and not isinstance(info[key], kind) for key, kind in kinds.items()):
+        raise ApiError(400, "parameter_files or result_files is not as it should be")
+    return info
 
 
 def v1_may_register(call, total):

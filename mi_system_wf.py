@@ -359,14 +359,7 @@ def look_once(relay, accept_id, console, seen, wait):
     found = relay.ask("GET", "calc-progress", {"v": 2, "accept_id": accept_id, "wait": wait, "known": stamp},
                       wait, patience=left)
     relay.at_once, relay.keep_on = (), True
-    if console.resend_inputs and found.get("progress") == "not start" and found.get("wait_allow", 1) is None:
-        console.say(_("the relay was restored from a backup: it gets the inputs again"))
-        console.resend_inputs()
-    elif isinstance(found.get("idle"), int) and found["idle"] > INPUTS_IDLE and not console.resend_inputs:
-        raise Stop(EX_NOINPUT,
-                   _("%s: the relay lacks inputs and nobody sends them (submit was interrupted, or the relay"
-                     " restored from a backup); the same submit with its --request-id sends them")
-                   % accept_id)
+    look_at_inputs(found, accept_id, console)
     console.warn(found)
     now = found.get("progress"), found.get("out_of_contact") is None, found.get("what")
     console.stage(state_words(found, console.fielded))
@@ -380,6 +373,19 @@ def look_once(relay, accept_id, console, seen, wait):
         relay.pause(1)                                 # a cache in between, perhaps
     seen[accept_id] = str(found.get("stamp") or ""), now
     return now[0] == "got return"
+
+
+def look_at_inputs(found, accept_id, console):
+    """Sends the inputs once more if the relay lacks them again. 66 if it lacks them, and nobody sends
+    them."""
+    if console.resend_inputs and found.get("progress") == "not start" and found.get("wait_allow", 1) is None:
+        console.say(_("the relay was restored from a backup: it gets the inputs again"))
+        console.resend_inputs()
+    elif isinstance(found.get("idle"), int) and found["idle"] > INPUTS_IDLE and not console.resend_inputs:
+        raise Stop(EX_NOINPUT,
+                   _("%s: the relay lacks inputs and nobody sends them (submit was interrupted, or the relay"
+                     " restored from a backup); the same submit with its --request-id sends them")
+                   % accept_id)
 
 
 def cancel_overdue(relay, ids, console):
@@ -1313,45 +1319,66 @@ def check_words(options):
     if options.version:
         return options
     if options.fielded:
-        if len(options.fielded) < 6 or options.words:
-            raise Stop(EX_USAGE,
-                       _("it must be: BASE_URL SITE TOKEN COMMAND IN1:IN2:... OUT1:OUT2:..."
-                         " [\"PARAMETERS\"]; --help says more"))
-        options.url, site, token, command, inputs, outputs = options.fielded[:6]
-        options.inputs, options.outputs = ([word for word in text.split(":") if word]
-                                           for text in (inputs, outputs))
-        options.words, options.param = ["run", site, command], (options.fielded[6:] or [""])[0]
+        take_fielded_words(options)
     word, more = (options.words or [""])[0], options.words[1:]
     if word in ALONE and len(more) <= ALONE[word][1]:
         return options
     if word not in COMMANDS:
-        known = list(COMMANDS) + list(ALONE)
-        hint = (nearest(word, known)
-                or (_(" (BASE_URL SITE TOKEN COMMAND IN OUT: BASE_URL begins with http:// or https://)")
-                    if len(more) > 4 else ""))
-        raise Stop(EX_USAGE,
-                   _("one of these words must come first: %s%s; --help says more") % (" ".join(known), hint))
+        raise unknown_word(word, more)
     names, patterns = wanted_results(options.outputs)
     options.wanted = Wanted(names, patterns, True, options.allow_refused) if options.outputs else None
     options.agreed, options.to = options.to is not None, options.to or "."
     if word in ("run", "submit"):
-        if len(more) > 2:
-            raise Stop(EX_USAGE,
-                       _("%s takes SITE and COMMAND only; what is %s? (inputs: --in FILE..., results: --out"
-                         " NAME..., arguments of the command: --param TEXT; a command with blanks in quotes)")
-                       % (word, printable(" ".join(more[2:]))[:200]))
-        if len(more) < 2:
-            raise Stop(EX_USAGE, _("%s needs SITE and COMMAND; --help says more") % word)
-        options.order = Order(more[0], more[1], options.param, names, patterns,
+        site, command = site_and_command(word, more)
+        options.order = Order(site, command, options.param, names, patterns,
                               options.request_id or os.urandom(16).hex())
-    elif not more or word == "output" and len(more) > 1:
+    else:
+        check_ids(word, more)
+    return options
+
+
+def take_fielded_words(options):
+    """BASE_URL SITE TOKEN COMMAND ... as the options of `run`. 64 if there are too few or too many."""
+    if len(options.fielded) < 6 or options.words:
+        raise Stop(EX_USAGE, _("it must be: BASE_URL SITE TOKEN COMMAND IN1:IN2:... OUT1:OUT2:..."
+                               " [\"PARAMETERS\"]; --help says more"))
+    options.url, site, token, command, inputs, outputs = options.fielded[:6]
+    options.inputs = [word for word in inputs.split(":") if word]
+    options.outputs = [word for word in outputs.split(":") if word]
+    options.words, options.param = ["run", site, command], (options.fielded[6:] or [""])[0]
+
+
+def unknown_word(word, more):
+    """The Stop for a first word that is none."""
+    known = list(COMMANDS) + list(ALONE)
+    hint = nearest(word, known)
+    if not hint and len(more) > 4:
+        hint = _(" (BASE_URL SITE TOKEN COMMAND IN OUT: BASE_URL begins with http:// or https://)")
+    return Stop(EX_USAGE,
+                _("one of these words must come first: %s%s; --help says more") % (" ".join(known), hint))
+
+
+def site_and_command(word, more):
+    """SITE and COMMAND of `run` and `submit`. 64 if there is more or less."""
+    if len(more) > 2:
+        raise Stop(EX_USAGE,
+                   _("%s takes SITE and COMMAND only; what is %s? (inputs: --in FILE..., results: --out"
+                     " NAME..., arguments of the command: --param TEXT; a command with blanks in quotes)")
+                   % (word, printable(" ".join(more[2:]))[:200]))
+    if len(more) < 2:
+        raise Stop(EX_USAGE, _("%s needs SITE and COMMAND; --help says more") % word)
+    return more
+
+
+def check_ids(word, more):
+    """64 unless these are ACCEPT_IDs, and as many as the word takes."""
+    if not more or word == "output" and len(more) > 1:
         raise Stop(EX_USAGE, _("%s needs ACCEPT_IDs; --help says more") % word)
-    for one in [] if word in ("run", "submit") else more:
+    for one in more:
         if not ACCEPT_ID.match(one):
             raise Stop(EX_USAGE,
                        _("%s: not an ACCEPT_ID (run and submit print it; its first eight characters do)")
                        % printable(one)[:100])
-    return options
 
 
 def make_console(options):

@@ -183,6 +183,35 @@ def test_functions_are_short_and_lines_narrow(name):
     assert not wrong, "%s: %s" % (name, "; ".join(wrong))
 
 
+def complexity(function):
+    """McCabe's number of a function: 1, and 1 for each branch, loop, handler, condition in a comprehension, `and` and `or`. What is defined in
+    it counts by itself."""
+    number, todo = 1, list(function.body)
+    while todo:
+        node = todo.pop()
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef, ast.Lambda)):
+            continue
+        number += isinstance(node, (ast.If, ast.For, ast.While, ast.IfExp, ast.ExceptHandler, ast.Assert))
+        number += 1 + len(node.ifs) if isinstance(node, ast.comprehension) else 0
+        number += len(node.values) - 1 if isinstance(node, ast.BoolOp) else 0
+        todo += ast.iter_child_nodes(node)
+    return number
+
+
+@pytest.mark.parametrize("name", HOUSES)
+def test_no_function_of_an_own_room_is_more_complex_than_15(name):
+    text = text_of(name)
+    shared = [(found.start(), found.end()) for found in BLOCK.finditer(text)]
+    lines = [0]
+    for line in text.split("\n"):
+        lines.append(lines[-1] + len(line) + 1)
+    own = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.FunctionDef)
+           and not any(first <= lines[node.lineno - 1] < last for first, last in shared)]
+    assert len(own) > 100
+    wrong = ["%s in line %d: %d" % (node.name, node.lineno, complexity(node)) for node in own if complexity(node) > 15]
+    assert not wrong, wrong
+
+
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_the_sections_stand_in_the_order_of_the_suite(name):
     text = text_of(name)
