@@ -238,7 +238,8 @@ class ApiError(Exception):
 
     def __init__(self, code, text, http=None, **more):
         Exception.__init__(self, text)
-        self.code, self.more = code, more
+        self.code = code
+        self.more = more
         self.http = http or (code if isinstance(code, int) else 400)
 
 
@@ -265,8 +266,8 @@ def add_calcinfo(call):
     if rules["users"] and call.caller.user not in rules["users"]:
         raise ApiError(403, "user %s may not use site %s" % (call.caller.user, site), why="users")
     names, patterns = check_declared(call, info)
-    entries, more = check_page(info.get("parameter_files", {}), reserved=LOG_NAMES), bool(
-        call.fields.get("more"))
+    entries = check_page(info.get("parameter_files", {}), reserved=LOG_NAMES)
+    more = bool(call.fields.get("more"))
     total = check_sizes(relay, entries)
     kept = info_to_keep(info, parameters, names, patterns)
     print256 = hashlib.sha256(json.dumps([site, command, kept, names_and_sums(entries),
@@ -639,8 +640,9 @@ def get_calc_result(call):
         raise ApiError(409, "the result is not there yet", why="state", state=WORDS[row["state"]])
     more = call.relay.store.read("SELECT info, missing, refused, verdicts, report FROM calculations WHERE"
                                  " seq = ?", row["seq"])[0]
-    kept, report, page = json.loads(more["info"]), json.loads(more["report"]), manifest_page(
-        call, row["seq"], "result", 0)
+    kept = json.loads(more["info"])
+    report = json.loads(more["report"])
+    page = manifest_page(call, row["seq"], "result", 0)
     result = {"result_files": page["files"], "missing": json.loads(more["missing"]),
               "refused": json.loads(more["refused"]), "verdicts": json.loads(more["verdicts"]),
               "status": row["status"], "reason": row["reason"], "exit_code": row["exit_code"],
@@ -801,8 +803,8 @@ def take_output(call, row, stream, entry):
 def cancel_wait_calc(call):
     """Cancels: at once what nobody has claimed; what is claimed when its holder, told by the heartbeat, has
     stopped it. Whoever comes first decides: 409 with why=ended after calc-end."""
-    row, reason = calculation_of_caller(call), "cancelled: " + (printable(call.text("reason", ""))[:200]
-                                                                or "by the workflow side")
+    row = calculation_of_caller(call)
+    reason = "cancelled: " + (printable(call.text("reason", ""))[:200] or "by the workflow side")
     if row["state"] in (ENDED, GETTING, GOT, FINISHED):
         if row["reason"].startswith("cancelled"):
             return {"message": "cancelled", "ended": True}
@@ -837,8 +839,9 @@ def rerun(call):
     """A person's word: the same calculation once more, with a new claim and a new working directory. From
     abnormal before `finish`; with force and a reason also from out of contact: the late result of the old
     claim is then refused."""
-    row, force, reason = calculation_of_caller(call), bool(call.fields.get("force")), printable(
-        call.text("reason", ""))[:200]
+    row = calculation_of_caller(call)
+    force = bool(call.fields.get("force"))
+    reason = printable(call.text("reason", ""))[:200]
     if row["state"] == ALLOWED and row["attempt"]:     # asked again, or about to be run again anyway
         return {"message": "allowed again"}
     if row["state"] == GOT and row["status"] == "abnormal":
@@ -1146,8 +1149,9 @@ def row_for_files(call, kind, reading):
 
 def add_page(call, row, kind):
     """A further page of a manifest; one that is there already is answered again."""
-    first, page, count = call.number("from"), call.need("files", dict), row[
-        "inputs" if kind == "input" else "results"]
+    first = call.number("from")
+    page = call.need("files", dict)
+    count = row["inputs" if kind == "input" else "results"]
     before = call.relay.store.read("SELECT name FROM files WHERE calc = ? AND kind = ? AND n = ?", row["seq"],
                                    kind, first - 1)
     entries = check_page(page, before[0]["name"] if before else None, LOG_NAMES if kind == "input" else ())
@@ -1233,10 +1237,13 @@ class Upload:
     wins)."""
 
     def __init__(self, path):
-        self.path, self.offset, self.digest, self.owner, self.touched = (path, 0, hashlib.sha256(), None,
-                                                                         time.monotonic())
-        # ending: somebody has all of it and puts it in its place
-        self.lock, self.ending = threading.Lock(), False
+        self.path = path
+        self.offset = 0                                # bytes that are there
+        self.digest = hashlib.sha256()                 # of them
+        self.owner = None                              # the Call that writes
+        self.touched = time.monotonic()
+        self.lock = threading.Lock()                   # of what is above, and of the file
+        self.ending = False                            # somebody has all of it and puts it in its place
         try:         # after a restart a partial file counts as far as it is there; the sum decides in the end
             with open(path, "rb") as have:
                 for data in iter(lambda: have.read(CHUNK), b""):
@@ -1531,8 +1538,8 @@ class Access:
         """The user that the gateway names, or None where it names none. ApiError for what the gateway itself
         does not send: without its secret, or without a user, or with two."""
         import hmac
-        name, secret = self.relay.conf["Server"]["gateway_user_header"].lower(), self.relay.conf[
-            "Server"].get("secret")
+        name = self.relay.conf["Server"]["gateway_user_header"].lower()
+        secret = self.relay.conf["Server"].get("secret")
         for header in (name, secret[0] if secret else ""):
             if header in headers[":twice"]:
                 raise ApiError(400, "header %s is given twice" % header)
@@ -1736,8 +1743,9 @@ class Claims:
         """A log as the only result of a calculation whose own results never came; returns what notes it in a
         transaction. What is in the folder already goes only after that: the results may just have come after
         all."""
-        data, folder, blob = (text + "\n").encode("utf-8"), self.relay.store.spool(
-            row["accept_id"], "result").rstrip(b"/"), "log" + os.urandom(4).hex()
+        data = (text + "\n").encode("utf-8")
+        folder = self.relay.store.spool(row["accept_id"], "result").rstrip(b"/")
+        blob = "log" + os.urandom(4).hex()
         make_folder(folder, utf8(self.relay.store.folder))
         with open(os.path.join(folder, utf8(blob)), "wb") as out:
             out.write(data)
@@ -1766,8 +1774,8 @@ class Claims:
         """The claim of what has not begun is void: back into the queue, or to its end if it was to be
         cancelled."""
         if row["cancel"]:
-            step, word = STEP["cancelled"], {"status": "abnormal", "reason": row["cancel"],
-                                             "got": time.time()}
+            step = STEP["cancelled"]
+            word = {"status": "abnormal", "reason": row["cancel"], "got": time.time()}
         else:
             step, word = STEP["lapse"], {"take": None}
         self.relay.store.write(lambda tx: move(self.relay, tx, step, row, row["claim"], claim=None,
@@ -1910,8 +1918,9 @@ class Sweeper:
 
     def sweep_forever(self):
         """The sweeper thread."""
-        slow, ini_seen, certificate_seen = (time.monotonic(), self.relay.ini_stamp(),
-                                            self.relay.certificate_stamp())
+        slow = time.monotonic()
+        ini_seen = self.relay.ini_stamp()
+        certificate_seen = self.relay.certificate_stamp()
         while True:
             time.sleep(1)
             now = time.monotonic()
@@ -1982,8 +1991,9 @@ class Sweeper:
         """Somebody was refused for want of room: the files of what is fetched go before keep_fetched, the
         oldest first, if that can be enough. The calculations stay, so that a request_id that comes again
         finds what it ran; on a full disk nothing could be noted anyhow."""
-        need, self.relay.store.bytes_refused, free = (self.relay.store.bytes_refused, 0,
-                                                      self.relay.store.free())
+        need = self.relay.store.bytes_refused
+        self.relay.store.bytes_refused = 0
+        free = self.relay.store.free()
         if not need:
             return
         old = [row
@@ -2189,8 +2199,11 @@ class Store:
     write()."""
 
     def __init__(self, folder, lock=True):
-        self.folder, self.readers, self.requests = folder, [], collections.deque()
-        self.requested, self.closing = threading.Semaphore(0), False
+        self.folder = folder
+        self.readers = []                              # connections that are free to read
+        self.requests = collections.deque()            # WriteRequests for the writer
+        self.requested = threading.Semaphore(0)        # one for each
+        self.closing = False
         try:
             os.makedirs(utf8(folder), 0o700, exist_ok=True)
             if os.stat(utf8(folder)).st_uid != os.geteuid():
@@ -2410,7 +2423,12 @@ class WriteRequest:
     tx.after(hook) to run once it is on disk."""
 
     def __init__(self, work, name):
-        self.work, self.name, self.hooks, self.result, self.error, self.db = work, name, [], None, None, None
+        self.work = work
+        self.name = name
+        self.hooks = []
+        self.result = None
+        self.error = None
+        self.db = None
         self.done = threading.Lock()
         self.done.acquire()
         self.after = self.hooks.append
@@ -2481,24 +2499,35 @@ class Front:
     worker."""
 
     def __init__(self, relay):
-        self.relay, self.wait_lock, self.inbox = relay, threading.Lock(), collections.deque()
-        # strangers: by address, the oldest first,
-        self.poll, self.listeners, self.conns, self.strangers = select.epoll(), {}, {}, {}
-        self.known = {}                                # and who is none: by token
-        self.waiting, self.events = {}, [0] * 4096
-        # calls that wait, by token; their bodies, by user
-        self.parked, self.parked_bytes = collections.Counter(), collections.Counter()
-        self.queue_lock, self.small_calls = threading.Lock(), collections.deque()
-        # what moves much: queues by user; how many at work
-        self.bulk_calls, self.bulk_at_work = collections.OrderedDict(), collections.Counter()
+        self.relay = relay
+        self.poll = select.epoll()
+        self.listeners = {}                            # {descriptor: socket}
+        self.context = None                            # for TLS; another one when the certificate is renewed
+        self.conns = {}                                # {descriptor: Connection}
+        self.strangers = {}                          # {address: those without a good token, the oldest first}
+        self.known = {}                                # {key of a token: its connections, the oldest first}
+        # who waits; under wait_lock
+        self.wait_lock = threading.Lock()
+        self.waiting = {}                              # {key: connections, the oldest first}
+        self.events = [0] * 4096                       # how many there have been, by the key's hash
+        self.parked = collections.Counter()            # calls that wait, by token
+        self.parked_bytes = collections.Counter()      # their bodies, by user
+        # what is to be done; under queue_lock
+        self.queue_lock = threading.Lock()
+        self.small_calls = collections.deque()
+        self.bulk_calls = collections.OrderedDict()    # what moves much: queues by user
+        self.bulk_at_work = collections.Counter()      # how many of them are at work, by user
         self.sleeping = []                            # workers without work: a lock each, released to wake it
-        self.logins = queue.Queue()                      # connections that ask for a log-in
+        self.logins = queue.Queue()                    # connections that ask for a log-in
+        # to the selector
+        self.inbox = collections.deque()               # connections that workers give back
         self.wake_read, self.wake_write = os.pipe()
         os.set_blocking(self.wake_read, False)
         os.set_blocking(self.wake_write, False)
         self.poll.register(self.wake_read, select.EPOLLIN)
-        self.stopping = self.context = self.stopped_by = None
         self.signals = collections.deque()             # numbers, noted by the handlers
+        self.stopping = None                           # until when running requests may be answered
+        self.stopped_by = None                         # number of the signal
 
     def listen(self, address, port):
         """Opens the listening sockets. 69 if the port is in use, 78 if the address is not this host's."""
@@ -2830,8 +2859,9 @@ class Front:
 
     def await_request(self, conn):
         """The connection is ready for its next request."""
-        conn.phase, conn.call, conn.deadline = "head", None, time.monotonic() + self.relay.conf[
-            "limits"]["idle"]
+        conn.phase = "head"
+        conn.call = None
+        conn.deadline = time.monotonic() + self.relay.conf["limits"]["idle"]
         if conn.buffer or conn.pending():
             self.collect(conn)
         else:
@@ -3174,8 +3204,9 @@ class Front:
         try:
             conn.sock.settimeout(0)
             if phase == "head" and not self.stopping and not conn.buffer and not conn.pending():
-                conn.call, conn.deadline, conn.phase = None, time.monotonic() + self.relay.conf[
-                    "limits"]["idle"], "head"
+                conn.call = None
+                conn.deadline = time.monotonic() + self.relay.conf["limits"]["idle"]
+                conn.phase = "head"
                 return self.rearm_from_worker(conn)
         except (OSError, ValueError):
             phase = "close"
@@ -3185,17 +3216,34 @@ class Front:
 
 
 class Connection:
-    """One client's connection. phase says who owns it: shake, head, body, parked, linger: the selector; busy:
-    a worker."""
+    """One client's connection. Only its owner touches it:
+
+    phase    owner      waits for                             then
+    shake    selector   the TLS handshake (`handshake`)       head
+    head     selector   a request's head (`headers`, `idle`)  body, or linger where it is refused
+    body     selector   a small body (30 s)                   busy
+    busy     worker     nothing: its call runs                head, parked, linger, close (by take_back())
+    parked   nobody     an event of park_key, or call.until   busy: for whoever takes it out under wait_lock
+    linger   selector   the client to read the answer         closed
+    close    selector   nothing: a worker has done with it    closed
+    """
 
     __slots__ = ("sock", "address", "phase", "buffer", "deadline", "call", "counted", "group", "park_key",
                  "pace", "seen", "row", "born")
 
     def __init__(self, sock, address, phase, deadline):
         self.born = time.monotonic()
-        self.sock, self.address, self.phase, self.deadline = sock, address, phase, deadline
-        self.buffer, self.call, self.counted, self.park_key, self.pace, self.seen, self.row = (
-            bytearray(), None, True, None, None, None, None)
+        self.sock = sock
+        self.address = address
+        self.phase = phase
+        self.deadline = deadline                       # of its phase, in time.monotonic()
+        self.buffer = bytearray()                      # what has come and is not yet read
+        self.call = None                               # its request, from the head on
+        self.counted = True                            # as a stranger's: it has shown no good token
+        self.park_key = None                           # what it waits for
+        self.pace = None                               # of a body that is being read
+        self.seen = None                               # (sum of the head before, what it said)
+        self.row = None                    # (what it was asked of, the calculation), see cached_calculation()
         self.group = {}                                # those of its token, once it has shown one
 
     def pending(self):
@@ -3303,9 +3351,20 @@ class Call(Fields):
     """One request as parse_head() found it, and what its function needs of its connection."""
 
     def __init__(self, method, target, headers, keep):
-        self.method, self.headers, self.keep = method, headers, keep
-        self.conn = self.relay = self.caller = self.route = self.until = self.waited = None
-        self.name, self.parts, self.body, self.fields, self.unread = "", (), b"", None, 0
+        self.method = method
+        self.headers = headers
+        self.keep = keep
+        self.conn = None
+        self.relay = None
+        self.caller = None                             # the Caller that its token stands for
+        self.route = None
+        self.until = None                              # in time.monotonic(): so long may it wait
+        self.waited = None                             # the key for which it did
+        self.name = ""
+        self.parts = ()
+        self.body = b""
+        self.fields = None
+        self.unread = 0
         length = headers.get("content-length", "0")
         if not re.match(r"[0-9]{1,15}\Z", length):
             raise ApiError(400, "Content-Length is not a number")
@@ -3318,7 +3377,8 @@ class Call(Fields):
             pairs = parse_qsl(found.query, keep_blank_values=True, errors="strict")
         except ValueError:
             raise ApiError(400, "the query is not UTF-8")
-        self.path, self.query = found.path, dict(pairs)
+        self.path = found.path
+        self.query = dict(pairs)
         if len(self.query) != len(pairs):
             raise ApiError(400, "a query field is given twice")
 
@@ -3396,7 +3456,10 @@ class OperatorCall(Fields):
     """A call that an operator's command has left in the database for the running relay."""
 
     def __init__(self, relay, name, fields):
-        self.relay, self.name, self.fields, self.until = relay, name, fields, 0.0
+        self.relay = relay
+        self.name = name
+        self.fields = fields
+        self.until = 0.0
         self.caller = Caller("operator", frozenset((WORKFLOW, REMOTE, OPERATOR)), (), 0, "order")
 
 
@@ -3445,7 +3508,9 @@ class Pace:
     before."""
 
     def __init__(self, rate):
-        self.rate, self.since, self.moved = rate, time.monotonic(), 0
+        self.rate = rate
+        self.since = time.monotonic()
+        self.moved = 0
 
     def count(self, moved):
         """So many bytes have moved. ConnectionError if it is too slow."""
@@ -3833,8 +3898,8 @@ def cmd_token(options):
     db, now = store.writer, time.time()
     if options.action == "issue":
         roles, sites = roles_and_sites(options, conf)
-        secret, days = (os.urandom(32).hex(),
-                        conf["times"]["token_days"] if options.days is None else options.days)
+        secret = os.urandom(32).hex()
+        days = conf["times"]["token_days"] if options.days is None else options.days
         if not 0 < days <= 36500:
             raise Stop(EX_USAGE,
                        _("token issue: a token that is good for %s days is none; say --days N, more than 0"
@@ -4468,8 +4533,10 @@ class Arrival:
 
     def __init__(self, call, check, http):
         """check(c, bytes): raises the ApiError of who may not send it; http: the status of a refusal."""
-        self.relay, self.user, self.length, folder = call.relay, call.caller.user, call.length // 4 * 3, utf8(
-            call.relay.store.folder)
+        self.relay = call.relay
+        self.user = call.caller.user
+        self.length = call.length // 4 * 3
+        folder = utf8(call.relay.store.folder)
         self.path = os.path.join(folder, b"spool", b"arriving", os.urandom(8).hex().encode())
         try:
             with call.relay.quotas.counting:
@@ -4800,8 +4867,9 @@ def v1_end(call, row, word):
         raise ApiError(401 if word is None else 402, "result is \"end send\"", http=400)
     if row["state"] == GOT and row["status"] == "abnormal":
         return {"message": "got"}
-    changes, extra, name = ({"got": time.time()}, None,
-                            "end-send" if row["state"] != ENDED else "end-send unsent")
+    changes = {"got": time.time()}
+    extra = None
+    name = "end-send" if row["state"] != ENDED else "end-send unsent"
     if row["state"] in (ENDED, GETTING):
         kept = json.loads(call.relay.store.read("SELECT info FROM calculations WHERE seq = ?", row["seq"])[
             0]["info"])
@@ -5083,7 +5151,8 @@ class DemoPart:
 
     def __init__(self, name, words, folder):
         import subprocess
-        self.name, self.lines = name, []
+        self.name = name
+        self.lines = []
         env = {key: text
                for key, text in os.environ.items()
                if not key.lower().endswith("_proxy") and key != "MI_DISTCOMP_TOKEN"}

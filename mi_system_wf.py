@@ -470,11 +470,15 @@ class ResultFetch:
     else."""
 
     def __init__(self, relay, accept_id, found, to, wanted, console):
-        self.relay, self.accept_id, self.found, self.wanted = relay, accept_id, found, wanted
+        self.relay = relay
+        self.accept_id = accept_id
+        self.found = found
+        self.wanted = wanted
         first = found["result-info"].get("result_files")
         few = isinstance(first, dict) and len(first) <= FEW and found.get("next") is None
         self.folder = Target(to, accept_id, wanted.agreed, sync=few)
-        self.files, self.kept = [], {}               # names stored; {name: why} of what must not be put there
+        self.files = []
+        self.kept = {}               # names stored; {name: why} of what must not be put there
         self.open_names = {parts_of(name): name for name in wanted.names}
         self.open_patterns = {text: pattern(text) for text in wanted.patterns}
         self.moved = console.moved
@@ -650,8 +654,8 @@ def add_input_directory(name, top, found, bad):
     """As add_input_file(), for all files below the directory top, and for directories without any (their
     names end with /). Symbolic links are followed, but into no directory that the way there has passed
     already."""
-    todo, links = [(top, utf8(name),
-                    tuple(map(device_and_inode, directories_above(os.path.realpath(top)))))], 0
+    todo = [(top, utf8(name), tuple(map(device_and_inode, directories_above(os.path.realpath(top)))))]
+    links = 0
     while todo:
         folder, at, above = todo.pop()
         try:
@@ -906,16 +910,30 @@ class Console:
     rewritten while things move."""
 
     def __init__(self, tell=None, terminal=None):
-        self.tell, self.terminal, self.thread, self.drawn = tell or (lambda line: None), terminal, None, False
-        self.accept_id, self.order, self.allowed, self.resend_inputs, self.ended = (
-            "", None, False, None, threading.Event())
-        self.what, self.done, self.total, self.begun = "", 0, 0, time.monotonic()
+        self.tell = tell or (lambda line: None)
+        self.output = None                             # function(stream, text) for the command's output
+        self.live_output = None                        # its LiveOutput
         self.open_line = ""                            # the stream whose output has ended within a line
-        self.output = self.live_output = None      # function(stream, text) for the command's output; its Live
-        self.deadline, self.overdue = None, False         # --deadline, in time.monotonic(); is it over?
-        self.allow_refused = False                     # is what their owner's rules keep there a failure?
-        self.fielded = self.named = False              # fielded words? was a request id given?
         self.warned = set()
+        # the terminal's line
+        self.terminal = terminal
+        self.thread = None
+        self.drawn = False
+        self.ended = threading.Event()
+        self.begun = time.monotonic()
+        self.what = ""                                 # what goes on
+        self.done = 0                                  # bytes
+        self.total = 0
+        # the calculation that is spoken of
+        self.accept_id = ""
+        self.order = None
+        self.allowed = False                           # may the external computer have it already?
+        self.resend_inputs = None                      # function, for a relay that lacks them again
+        self.deadline = None                           # --deadline, in time.monotonic()
+        self.overdue = False                           # is it over?
+        self.allow_refused = False                     # is what their owner's rules keep there a failure?
+        self.fielded = False                           # fielded words?
+        self.named = False                             # was a request id given?
 
     def show(self, stream, text):
         """Output of the command, or nothing if nobody is to see it."""
@@ -1023,7 +1041,8 @@ class CappedStream:
     """stderr, of which no more than STDERR_LIMIT bytes are written."""
 
     def __init__(self, stream):
-        self.stream, self.left = stream, STDERR_LIMIT
+        self.stream = stream
+        self.left = STDERR_LIMIT
 
     def write(self, text):
         """text, or nothing if that would be too much."""
@@ -1041,7 +1060,9 @@ class LiveOutput:
 
     def __init__(self, accept_id, console):
         import codecs
-        self.accept_id, self.console, self.shown = accept_id, console, {"out": 0, "err": 0}
+        self.accept_id = accept_id
+        self.console = console
+        self.shown = {"out": 0, "err": 0}
         self.decode = {stream: codecs.getincrementaldecoder("utf-8")("backslashreplace").decode
                        for stream in self.shown}
 
@@ -1392,8 +1413,9 @@ def make_console(options):
         out.write(line + "\n")
         out.flush()
     options.tell, console = tell, Console() if options.quiet else Console(tell, terminal)
-    console.fielded, console.named, console.allow_refused = bool(options.fielded), bool(
-        options.request_id), options.allow_refused
+    console.fielded = bool(options.fielded)
+    console.named = bool(options.request_id)
+    console.allow_refused = options.allow_refused
     SAY.update(level=max(0, 2 - options.verbose), debug=bool(options.verbose),
                log=console if console.terminal else out)
 
@@ -1540,8 +1562,9 @@ def cmd_output(options, relay, console):
 def cmd_change(options, relay, console):
     """cancel (what is running is stopped by its external computer, where the relay can tell it) and rerun:
     one line of stdout for each."""
-    ids, word, fields = whole_ids(options, relay, console), options.words[0], {
-        "v": 2, "force": options.force, "reason": options.reason}
+    ids = whole_ids(options, relay, console)
+    word = options.words[0]
+    fields = {"v": 2, "force": options.force, "reason": options.reason}
     for console.accept_id in ids:
         try:
             if word == "cancel":
