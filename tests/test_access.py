@@ -186,7 +186,7 @@ def test_a_user_who_logs_in_again_and_again_holds_no_more_than_so_many_tokens(qu
     db.close()
     assert log_in(quick, "frank", PASSWORD, "127.0.7.2") == 200
     found = quick.rows("SELECT hash FROM tokens WHERE login AND user = 'frank' ORDER BY number")
-    assert len(found) == relay.LOGGED_IN and found[-2]["hash"] == "old 199"
+    assert len(found) == relay.LOGINS_KEPT and found[-2]["hash"] == "old 199"
 
 
 def test_log_ins_hold_no_worker_and_are_limited_in_length_and_number(door):
