@@ -202,7 +202,7 @@ def small(figures, folder, count, turns):
             peak = max(peak, high)
         name = "{:,} files of 1 KiB".format(count)
         for hop, found in zip(HOPS, rates):
-            figures.least("%s: %s" % (name, hop[0]), median(found), "/s", 2000)
+            figures.least("%s: %s" % (name, hop[0]), median(found), "/s", 3000)
         figures.note("%s: there and back, whole process" % name, median(whole), "s")
         memory(figures, name, world, poller, peak)
     finally:

@@ -41,7 +41,7 @@ def through(figures, world, count):
     used = common.cpu(poller.pid) + common.cpu(world.relay.pid) - before
     figures.least("trivial calculations through one poller, jobs = 8", count / spent, "/s", 20, what="n = %d" % count)
     figures.least("... against their bare processes and fsyncs", count / spent, "/s", 0.2, least)
-    figures.note("processor time of relay and poller for each", used / count, "s")
+    figures.most("processor time of relay and poller for each", used / count, "s", 0.050)
     good = world.rows("SELECT count(*) AS n FROM calculations WHERE status = 'completed' AND attempt = 1")[0]["n"]
     figures.must("each was run once and completed", good == len(set(ids)) == count, "%d of %d" % (good, count))
 
