@@ -2486,6 +2486,9 @@ class Door:
             raise No("refused", "the guard decides about the batch system")
         text, place = command, self.place
         command, argv = asked_command(self.rules, text) if place.ruled else far_command(text, batch)
+        missing = command["batch"] != "none" and batch_missing(command["batch"], batch_environment(command))
+        if missing and place.state()["state"] == "taken":
+            raise No("config", missing)
         with locked(place.path(b"lock")):
             if place.state()["state"] == "taken":
                 self.begin(command, text)
@@ -2569,7 +2572,7 @@ class Door:
         if state["state"] in UNDER_WAY:
             write_synced(place.path(b"cancelled"), b"")        # its end is not its own: see AFTER_STOP
         while job is not None and self.told(job)["state"] in UNDER_WAY and time.monotonic() < until:
-            job.stop()
+            job.stop(grace)
             time.sleep(0.2)
         if job is None and state["state"] == "running" and take_ready(place):
             write_synced(place.path(b"lost"), b"cancelled before it was started")
