@@ -23,7 +23,7 @@ What it runs: only what a [command NAME] of the ini names, as an argument vector
   batch = slurm, pbs or htcondor: it is submitted there, as a job of the poller's user; squeue, qstat or condor_q is asked for all at once.
 What it sends: declared results that [outbound] lets out, the command's stdout and stderr under the same rules (as they are written,
   unless output = no, or [outbound] has rules about content), exit code and times;
-  of this host: the free bytes of calc_base and a random name.
+  of this host: the bytes that calc_base has room for, and a random name.
 What the command sees: the working directory CALC_DIR, MI_RUN=ACCEPT_ID.N, env.VAR of its section, and of the poller's environment
   PATH HOME USER LOGNAME LANG LC_* TZ TMPDIR; no token. It runs as the poller's user: what that user may read, it may read.
 What is never lost: everything is on disk before it is told. The command outlives the poller: stop, kill or update it at any time;
@@ -4784,18 +4784,29 @@ def put_on_disk(base, gate, found, **more):
 def fetch_inputs(poller, calc, relay, page):
     """4. Every input into the working directory, verified. ValueError if one is not as it should be. After a restart the same again:
     large files that came whole are verified again, those that came in part go on where they stopped."""
-    folders, target = {calc.work}, "files/%s/input" % calc.accept_id
+    folders, target, unseen = {calc.work}, "files/%s/input" % calc.accept_id, 0
 
     def part(place):
         return calc.path(b"part%d" % place)
+
+    def came(count):
+        nonlocal unseen
+        poller.moved(count)
+        unseen += count
+        if unseen >= 1 << 20:                          # keep_free is kept while they come, too
+            unseen = look_for_room(0)
+
+    def look_for_room(more):
+        if poller.full(more)[1]:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return 0
 
     def wanted():
         for place, name, length, sum256 in relay.pages(target, page, calc.claim):
             if place >= MAX_INPUTS or parts_of(name)[0] in LOG_NAMES:
                 raise ValueError(_("too many inputs, or one with a log's name"))
             permit_input(calc.run.command, name)
-            if poller.full(length)[1]:                 # keep_free is kept while they come, too
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            look_for_room(length)
             path = os.path.join(calc.work, utf8(name))
             if os.path.dirname(path) not in folders:
                 folders.add(os.path.dirname(path))
@@ -4823,7 +4834,7 @@ def fetch_inputs(poller, calc, relay, page):
             log("info", calc.accept_id, "4 a file's marks", name=name, error=error)
 
     os.makedirs(calc.work, 0o700, exist_ok=True)
-    relay.download_all(target, wanted(), store, part, calc.claim, poller.moved)
+    relay.download_all(target, wanted(), store, part, calc.claim, came)
 
 
 def inputs_here(calc):
@@ -5485,20 +5496,21 @@ class Poller:
                 pass                                   # the disk is full
 
     def full(self, more=0):
-        """The free bytes of calc_base, and why that (with `more` bytes there) is too little, or ""."""
+        """The bytes that calc_base has room for beside keep_free, and why that (with `more` bytes there) is too little, or ""."""
         disk, keep = os.statvfs(self.base), self.keys["keep_free"]
-        free, share = disk.f_bavail * disk.f_frsize, keep if isinstance(keep, float) else 0
-        if free - more < (share * disk.f_blocks * disk.f_frsize or keep):
-            return free, "less than keep_free is free"
-        return free, "less than keep_free of its inodes is free" if disk.f_favail < share * disk.f_files else ""
+        share = keep if isinstance(keep, float) else 0
+        room = disk.f_bavail * disk.f_frsize - int(share * disk.f_blocks * disk.f_frsize or keep)
+        if room < more:
+            return max(room, 0), "less than keep_free is free"
+        return room, "less than keep_free of its inodes is free" if disk.f_favail < share * disk.f_files else ""
 
     def blocked(self):
         """closed(), or too little room."""
         return self.closed() or self.full()[1]
 
     def wait_for_room(self):
-        """Waits for a free slot, for the hours in which work is taken, and until keep_free of the disk is free. Returns the free bytes; None if
-        this run ends instead of waiting."""
+        """Waits for a free slot, for the hours in which work is taken, and until keep_free of the disk is free. Returns the bytes that there is
+        room for; None if this run ends instead of waiting."""
         with self.room:
             while self.busy() >= self.jobs:
                 self.room.wait()

@@ -1,11 +1,14 @@
 """What a poller waits for, and what waits on it: pause, hours, --drain, --idle-exit, outbox, resend, room on the disk."""
 import json
 import os
+import re
 import subprocess
+import threading
 import time
 
 import pytest
 
+import fake_relay
 import suite
 from suite import wait_until as until
 from test_poller import ID, Fake, Host, OurWorld, clean_up, host, order, outcome, relay, remote, submit     # noqa: F401 (fixtures)
@@ -305,6 +308,74 @@ def test_inputs_for_which_the_room_went_while_they_came_are_given_back_and_come_
     finally:
         clean_up(host)
         relay.close()
+
+
+def least_room(disk, until_then):
+    """The fewest bytes that were free on a disk until until_then() was true."""
+    least, over = [1 << 60], []
+
+    def look():
+        while not over:
+            found = os.statvfs(str(disk))
+            least[0] = min(least[0], found.f_bavail * found.f_frsize)
+            time.sleep(0.001)
+
+    thread = threading.Thread(target=look, daemon=True)
+    thread.start()
+    until(until_then, 30)
+    over.append(True)
+    thread.join()
+    return least[0]
+
+
+@pytest.mark.parametrize("files", [{"f%03d" % n: 100000 for n in range(150)}, {"large": 15000000}], ids=["many small ones", "a large one"])
+def test_keep_free_holds_for_what_others_take_while_inputs_come(tmp_path, disk_of, files):
+    disk, data = disk_of("40m"), {name: os.urandom(size) for name, size in files.items()}
+
+    def happens(request):
+        """The inputs; somebody else fills the disk the moment that they are asked for."""
+        if "/input/" not in request.name:
+            return None
+        if not (disk / "filler").exists():
+            fill(disk, (20 << 20) + (5 << 20))
+        return 200, b"".join(data.values()), {"Content-Type": "application/octet-stream"}
+
+    fake = fake_relay.Fake(misbehave=happens)
+    fake.orders = [{"accept_id": fake_relay.ACCEPT_ID, "claim": "1.abc", "attempt": 1, "lease": 300,
+                    "inputs": {"files": {name: fake_relay.entry(one) for name, one in data.items()}, "next": None},
+                    "calc-info": {"command": "make", "remote-site": "s", "parameters": "", "result_files": {}, "result_patterns": []}}]
+    ini = tmp_path / "poller.ini"
+    (tmp_path / "token").write_text("t" * 64)
+    (tmp_path / "token").chmod(0o600)
+    ini.write_text("[poller]\nsite = s\nurl = %s\ntoken_file = %s/token\ncalc_base = %s/base\nkeep_free = 20M\n[command make]\nmatch = make\nargv = /bin/true\n"
+                   % (fake.url, tmp_path, disk))
+    poller = suite.Process("mi_system_remote.py", ["poll", "--ini", str(ini)], str(tmp_path))
+    try:
+        least = least_room(disk, lambda: "given back" in poller.text() or fake.ended or not poller.alive())
+        assert not fake.ended and least >= (20 << 20) - (2 << 20), (least, poller.text())
+        until(lambda: not [name for name in os.listdir(str(disk / "base")) if name != ".mi"], 20)       # what had come takes no room
+        assert not [name for top, folders, names in os.walk(str(disk / "base")) for name in names if name.startswith("part")]
+    finally:
+        poller.stop()
+        fake.stop()
+
+
+def test_inputs_that_fit_the_disk_but_not_beside_keep_free_wait_and_it_is_told(make_world, disk_of, tmp_path):
+    disk = disk_of("60m")
+    world = make_world(tls=False, commands=["solve"], ini="[times]\nwait = 1s\n").start()
+    folder, ini = world.poller({"solve": "match = solve\nargv = /bin/true\n"}, start=False, ini="keep_free = 30M\n")
+    with open(ini) as text:
+        changed = text.read().replace(os.path.join(folder, "base"), str(disk / "base"))
+    with open(ini, "w") as out:
+        out.write(changed)
+    poller = suite.Process("mi_system_remote.py", ["poll", "--ini", ini], folder)
+    world.pollers.append(poller)
+    (tmp_path / "big").write_bytes(os.urandom(40 << 20))
+    accept_id = world.workflow("submit", suite.SITE, "solve", "--in", str(tmp_path / "big")).stdout.strip()
+    until(lambda: re.search(r"its inputs need 4\d MB, the external computer's disk has room for [23]\d", world.workflow("status", accept_id).stdout), 30)
+    assert "calc-request site" not in poller.text()
+    bigger(disk, "100m")
+    assert world.workflow("wait", accept_id).returncode == 0, poller.text()
 
 
 def told_everywhere(world, accept_id, said):
