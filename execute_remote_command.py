@@ -85,6 +85,7 @@ BLOCK = 1 << 18                # bytes read or written at once
 SAMPLE, SHRINKS = 1 << 16, 2.5 # bytes that must shrink by this factor to show that a file is worth packing
 SAMPLED = 8 << 20              # bytes of a result from which on its middle is looked at for that
 LEAVE = 20                     # seconds after a signal until it ends in any case
+CHANGES = 0.3                  # seconds until results that change are looked at again
 TRIES = 3                      # for a piece whose sum is wrong
 CONNECT_SPAN = 60              # seconds in which at most `connects` connections are opened to one host
 LINE, NOISE = 8192, 1 << 20    # bytes of one line of a log-in's, and of all that it may print before our own first line
@@ -5075,7 +5076,6 @@ JA = {
     "asked for and not here: %s": "要求した結果のうち届かないもの: %s",
     "calculations there: %s": "先方の計算: %s",
     "python %s there, AES: %s": "先方の Python: %s、AES: %s",
-    "what rsync could not bring": "rsync で取得できなかったもの",
 }
 
 
@@ -5327,7 +5327,8 @@ class Run:
         kept, got = {}, {}
         sent = self.record.inputs() if self.order["mode"] == "fielded" else {}
         if line.plain:
-            return plain_get(line, self, target, kept), kept, {}
+            count, verdicts = plain_get(line, self, target, kept)
+            return count, kept, verdicts
         for look in range(LOOKS):                      # what changes while it is fetched is listed anew
             found = self.results(line)
             wanted = [entry._replace(near=target.part(key_of(entry.far))) for entry in found.files
@@ -5346,12 +5347,10 @@ class Run:
                 self.progress += self.record.spans() - before
             log("info", self.ident, "8 fetch", files=len(wanted), bytes=moved)
             got.update((entry.far, version(entry)) for entry in wanted if entry.far not in stays)
-            if "changing" not in stays.values():
+            if "changing" not in stays.values() and "changing" not in found.verdicts:
                 break
-        for name, code in stays.items():
-            found.verdicts.tell(code, name)
-        found.verdicts.pop("missing", None)            # nobody asked for it by name
-        return len(got), kept, found.verdicts
+            time.sleep(CHANGES)
+        return len(got), kept, settled(found.verdicts, stays, got)
 
     def results(self, line):
         """What may leave there; nothing, where nothing of a lost calculation is left."""
@@ -5423,6 +5422,19 @@ class Run:
             self.record.step("cleaned")
         elif told.get("left"):
             log("warn", self.ident, "9 clean", host=line.host, left=" / ".join(told["left"]))
+
+
+def settled(verdicts, stays, got):
+    """The verdicts, with those of the getting ({name: code}). Of what changes and has come, bytes of one moment are here (got);
+    nobody asked by name for what is missing."""
+    for name, code in stays.items():
+        verdicts.tell(code, name)
+    changing = verdicts.pop("changing", {"count": 0, "names": []})
+    here = set(map(printable, got)).intersection(changing["names"])
+    if changing["count"] > len(here):
+        verdicts["changing"] = {"count": changing["count"] - len(here), "names": sorted(set(changing["names"]) - here)}
+    verdicts.pop("missing", None)
+    return verdicts
 
 
 def ending(told, line):
@@ -6404,24 +6416,27 @@ esac
 
 
 def rsync(line, run, *words):
-    """rsync over the control connection, in the run's directory there. 65 if it brought a part only (codes 23, 24): True. LineLost."""
+    """rsync over the control connection, in the run's directory there: (could it bring a part only?, what it
+    says). LineLost."""
     import shlex
     shell = " ".join(shlex.quote(word) for word in line.options + ["-S", line.control, "-o", "ControlMaster=no"])
-    words = ["rsync", "-t", "--timeout=%d" % (run.settings.alive * 4), "-e", shell, "--rsync-path=" + request(
-        PLAIN, "2", "rsync", run.settings.base, run.ident)] + run.settings.rsync_options + list(words)
+    there = request(PLAIN, "2", "rsync", run.settings.base, run.ident)
+    words = ["rsync", "-t", "--timeout=%d" % (run.settings.alive * 4), "-e", shell, "--rsync-path=" + there
+             ] + run.settings.rsync_options + list(words)
     try:
         done = subprocess.run([word if isinstance(word, bytes) else utf8(word) for word in words], stdin=subprocess.DEVNULL,
-                              stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True)
+                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
     except FileNotFoundError:
         raise Stop(EX_CONFIG, _("%s: %s; the plain way needs rsync on both sides") % (line.host, line.plain))
-    said = " / ".join(done.stderr.decode("utf-8", "replace").split("\n")[:3])
+    said = done.stdout.decode("utf-8", "backslashreplace")
+    text = printable(" / ".join(said.splitlines()[:3])[:500])
+    if done.returncode in (23, 24):
+        log("error", run.ident, "rsync", code=done.returncode, said=text)
     if done.returncode in (0, 23, 24):
-        if done.returncode:
-            log("error", run.ident, "rsync", code=done.returncode, said=said)
-        return done.returncode != 0
+        return done.returncode != 0, said
     if done.returncode in (12, 127) and line.process.poll() is None:     # the line is there, rsync is not
-        raise Stop(EX_CONFIG, _("%s: %s; the plain way needs rsync on both sides") % (line.host, line.plain) + ": " + printable(said))
-    raise LineLost("%s: rsync: %s" % (line.host, printable(said)))
+        raise Stop(EX_CONFIG, _("%s: %s; the plain way needs rsync on both sides") % (line.host, line.plain) + ": " + text)
+    raise LineLost("%s: rsync: %s" % (line.host, text))
 
 
 def plain_put(line, run, entries):
@@ -6429,10 +6444,13 @@ def plain_put(line, run, entries):
     if run.order.get("batch"):
         raise Stop(EX_CONFIG, _("%s: %s: a batch system there needs it") % (line.host, line.plain))
     log("warn", run.ident, "2 connect", host=line.host, why=line.plain, way="plain: rsync; nothing is removed there or can be resumed")
-    nothing = os.path.join(line.folder, b"nothing", b"")
-    os.makedirs(nothing, exist_ok=True)
-    tops = [utf8(near) for near, far in run.order["inputs"]] or [nothing]
-    if rsync(line, run, "-rpL", "--", *(tops + [line.host + ":."])):
+    folder = os.path.join(line.folder, b"inputs", b"")
+    for entry in entries:                              # a list of our own: rsync goes round in circles of links
+        path = os.path.join(folder, utf8(entry.far))
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        os.symlink(entry.near, path) if not entry.far.endswith("/") else None
+    os.makedirs(folder, exist_ok=True)
+    if rsync(line, run, "-rpLS", "--chmod=ug-s,o-t", "--", folder, line.host + ":./")[0]:
         raise Stop(EX_NOINPUT, _("%s: not all inputs could be sent (rsync says why)") % line.host)
     return sum(entry.size for entry in entries)
 
@@ -6458,28 +6476,59 @@ def plain_run(line, run):
 
 
 def plain_get(line, run, target, kept):
-    """7. and 8. Everything that is there, links aside. Returns the number of files; what rsync could not bring is in kept."""
-    folder, sent, count = target.part(b"all"), run.record.inputs(), 0
-    if rsync(line, run, "-rI", "--", line.host + ":./", folder + b"/"):
-        kept[_("what rsync could not bring")] = "rsync"
-    for above, folders, names in os.walk(folder):
-        for name in names + [name for name in folders if not os.listdir(os.path.join(above, name))]:
-            near = os.path.join(above, name)
-            info, far = os.lstat(near), near[len(folder) + 1:].decode("utf-8", "surrogateescape")
-            before = sent.get(far)
-            if before is not None and (before.size, before.mtime // 10 ** 9) == (info.st_size, info.st_mtime_ns // 10 ** 9):
-                continue
-            try:
-                check_name(far)
-            except ValueError as error:
-                kept[printable(far)] = str(error)
-                continue
-            if stat.S_ISDIR(info.st_mode):
-                put_in_place(kept, far, lambda: target.make(far))
-            elif stat.S_ISREG(info.st_mode):
-                count += put_in_place(kept, far, lambda: target.store(
-                    b"all/" + utf8(far), far, None, bool(info.st_mode & 0o100), info.st_mtime_ns))
-    return count
+    """7. and 8. Everything that is there: (how many files, Verdicts). It is judged here, as the door there would;
+    what rsync could not bring, its own words tell."""
+    folder, rules = target.part(b"all"), {key: one[1] for key, one in TABLE["outbound"].items()}
+    partly, said = rsync(line, run, "-rlIS", "--no-p", "--chmod=ugo=rwX", "--", line.host + ":./", folder + b"/")
+    stays = {name: "special" for name in re.findall('skipping non-regular file "(.*)"\n', said)}
+    stays.update((name, "unreadable") for name in re.findall('"[^"\n]*/%s/([^"\n]*)"[^\n]*: Permission denied' % run.ident, said))
+    sent, found = run.record.inputs(), Unread(dict(rules, max_files=MOST_FILES), lambda *words: None)
+    tree = Tree(folder)
+    try:
+        for name, _real, _info, why in tree.walk():
+            if why is not None and why.code == "missing":                # a link to one of them?
+                to = os.path.join(os.path.dirname(name), os.readlink(os.path.join(folder, name)))
+                stays[shown(name)] = stays.get(shown(os.path.normpath(to)), "missing")
+        untouched = [name for name in sent if as_sent(os.path.join(folder, utf8(name)), sent[name])]
+        found.by_pattern(tree, EVERYTHING, untouched + [name.rstrip("/") + "/" for name in stays])
+    finally:
+        tree.close()
+    for name, code in stays.items():
+        found.verdicts.tell(code, name) if code != "missing" else None
+    if partly and "unreadable" not in found.verdicts:
+        found.verdicts.tell("unreadable")
+    for one in found.ordered().folders:
+        put_in_place(kept, one.name, lambda: target.make(one.name[:-1], one.mtime))
+    stored = 0
+    for one in sorted(found.found, key=lambda one: utf8(one.name) == one.path):         # what links lead to moves last
+        stored += put_in_place(kept, one.name, lambda: plain_store(target, folder, one))
+    return stored, found.verdicts
+
+
+def plain_store(target, folder, one):
+    """A result that rsync has brought gets its name; a copy of it, where a link leads to it."""
+    key = b"all/" + one.path
+    if utf8(one.name) != one.path:
+        import shutil
+        key = key_of(one.name)
+        shutil.copy(os.path.join(folder, one.path), target.part(key))
+    target.store(key, one.name, None, one.x, one.mtime)
+
+
+def as_sent(path, entry):
+    """Is what came back of an input what was sent? (Where it was changed here meanwhile, size and time tell.)"""
+    try:
+        info, here = os.lstat(path), os.stat(entry.near)
+    except OSError:
+        return False
+    if (info.st_size, info.st_mtime_ns // 10 ** 9) != (entry.size, entry.mtime // 10 ** 9) or not stat.S_ISREG(info.st_mode):
+        return False
+    if bool(info.st_mode & 0o100) != bool(entry.mode & 0o100):
+        return False
+    if here.st_mtime_ns != entry.mtime:
+        return True
+    with open(path, "rb", 0) as came_back, open(entry.near, "rb", 0) as went:
+        return sum_of(came_back, 0, entry.size) == sum_of(went, 0, entry.size)
 
 
 # ==== record ====
@@ -6714,8 +6763,9 @@ def fielded_files(name):
 
 def say_outcome(outcome, as_json):
     """The last lines of a run, and its exit code."""
-    if outcome.verdicts and not as_json:
-        show(_("asked for and not here: %s") % "; ".join(verdict_words(*pair) for pair in sorted(outcome.verdicts.items())) + "\n")
+    if outcome.verdicts:
+        words = "; ".join(verdict_words(*pair) for pair in sorted(outcome.verdicts.items()))
+        log("warn", outcome.ident, "8 fetch", not_here=words) if as_json else show(_("asked for and not here: %s") % words + "\n")
     if as_json:
         show(json_of(outcome._asdict()) + "\n")
     else:

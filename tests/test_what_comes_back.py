@@ -4,6 +4,7 @@ Many kinds share one calculation: those that must end with 0 in one, the others 
 import collections
 import concurrent.futures
 import hashlib
+import itertools
 import json
 import os
 import random
@@ -32,24 +33,16 @@ Seen = collections.namedtuple("Seen", "code text told files top before after")
 Entry = collections.namedtuple("Entry", "mode size mtime blocks data")
 
 # What is still expected to fail, by door: {(asked, rules): kinds}. Strict with --long: a cell that holds must be taken off.
-SHELL_TEXT = (          # the far side without a guard: links are looked at by a shell, hard links come in one bundle, nothing is said of what stays
-    "a-chain-of-links-to-outside a-device a-directory-that-can-be-listed-only a-directory-that-cannot-be-listed a-fifo "
-    "a-link-to-a-device a-link-to-a-directory-inside a-link-to-a-fifo a-link-to-an-unreadable-file "
-    "a-link-to-what-the-program-knows-of-it a-socket an-input-replaced-by-a-link-outside an-input-with-a-second-name "
-    "an-unreadable-directory another-users-directory another-users-file appended-to-by-a-process-that-stays "
-    "directories-whose-names-cannot-travel grown-again-and-again hard-links hard-links-in-other-directories "
-    "hard-links-to-an-unreadable-file links-to-directories-outside links-to-files-outside names-that-cannot-travel nfc-and-nfd-twins "
-    "overwritten-in-place path-over-1000-bytes read-only-directories removed-and-made-again replaced-again-and-again "
-    "rewritten-by-a-process-that-works-there "
-    "truncated-and-written-again two-hard-links-to-one-outside unreadable-files").split()
-EXPECTED_TO_FAIL = {"webapi": {}, "ssh": {("directory", "none"): SHELL_TEXT}}
-INPUTS_EXPECTED_TO_FAIL = {"webapi": {}, "ssh": {("directory", "none"): ["as-large-as-max-file", "larger-than-max-file", "sparse"]}}
+LEFT = ["rewritten-by-a-process-that-works-there"]
+EXPECTED_TO_FAIL = {"webapi": {}, "far": {("directory", "none"): LEFT}, "guard": {("directory", "none"): LEFT, ("directory", "rules"): LEFT}, "plain": {}}
+INPUTS_EXPECTED_TO_FAIL = {"webapi": {}, "far": {}, "guard": {}, "plain": {}}
 
 
 def columns(door):
-    """(asked, rules) of a door's table."""
-    return [("directory", "none")] if door == "ssh" else [(asked, rules) for asked in ("name", "pattern", "directory")
-                                                          for rules in ("none", "rules", "cancel")]
+    """(asked, rules) of a door's table. Over ssh everything is asked for, always."""
+    over_ssh = {"far": ["none"], "guard": ["none", "rules"], "plain": ["none"]}
+    return [("directory", rules) for rules in over_ssh[door]] if door in over_ssh else [
+        (asked, rules) for asked in ("name", "pattern", "directory") for rules in ("none", "rules", "cancel")]
 
 
 def snapshot(top):
@@ -81,7 +74,7 @@ class Door:
     """A way to the external computer. run(near, spec, asked, kinds, rules): (process, cancel function); told(text): what its JSON says."""
 
     def __init__(self, folder):
-        self.folder, self.number = str(folder), 0
+        self.folder, self.number, self.through = str(folder), 0, {}      # through: {(top, path): Entry} of what links of directories lead to
         self.outside = os.path.join(self.folder, "outside")
         os.mkdir(self.outside)
         self.plain = os.path.join(self.folder, "plain-python")
@@ -139,6 +132,12 @@ class Door:
         top = read(spec["made"]).decode()
         self.privileged(kinds, top)
         before = snapshot(top)
+        for path in ["w/%s/%s" % (name, path) for name in kinds for path in world_of.expected(KINDS[name], asked if isinstance(asked, str) else "name", rules, self.name)]:
+            self.through[top, path] = through_links(top, path) if path not in before else None
+        for folder, folders, names in itertools.chain.from_iterable(os.walk(os.path.join(top, "w", name), followlinks=True) for name in kinds if KINDS[name].more):
+            inside = os.path.relpath(folder, top)
+            folders[:] = folders if inside.count("/") < 3 else []
+            self.through.update(((top, inside + "/" + name), through_links(top, inside + "/" + name)) for name in names)
         open(spec["go"], "w").close()
         if rules == "cancel":
             cancel()
@@ -216,23 +215,28 @@ class WebApi(Door):
         self.world.close()
 
 
-class Ssh(Door):
-    """The SSH runner over a private sshd, to an account where mode 000 counts."""
+class Far(Door):
+    """The SSH runner over a private sshd, to an account where mode 000 counts, and where its key may do anything."""
 
-    name, exact = "ssh", False                         # inputs keep their modes, as far as the umask there lets them
+    name, exact, host = "far", False, "hpc"            # inputs keep their modes, as far as the umask there lets them
 
     def __init__(self, folder):
         Door.__init__(self, folder)
-        self.lab = ssh_lab.Lab()
-        self.lab.forced(" ".join(PLAIN + ["sh", "-c", '"$SSH_ORIGINAL_COMMAND"']))
-        with open(self.lab.path("ini"), "a") as out:
-            out.write("streams = 1\n")
+        self.labs = {rules: self.lab(rules) for asked, rules in columns(self.name)}
+
+    def lab(self, rules):
+        """A lab of its own for each column of rules."""
+        lab = ssh_lab.Lab()
+        lab.forced(" ".join(PLAIN + ["sh", "-c", '"$SSH_ORIGINAL_COMMAND"']))
+        return lab
 
     def start(self, near, asked, kinds, rules, inputs=("w/",), more=()):
-        words = [self.plain, ssh_lab.SCRIPT, "run", "hpc", " ".join([PYTHON, os.path.join(suite.HERE, "world_of_files.py"), "spec.json"]), "--ini", self.lab.path("ini"),
-                 "--to", "out", "--json", "--in", "spec.json"] + ["--in=" + word for word in inputs]
-        os.mkdir(os.path.join(near, "out"))
-        return self.popen(words, near, self.lab.env()), None
+        lab = self.labs[rules]
+        words = [self.plain, ssh_lab.SCRIPT, "run", self.host, self.command(), "--ini", lab.path("ini"), "--to", "out", "--json", "--in", "spec.json"]
+        return self.popen(words + ["--in=" + word for word in inputs] + ["--streams", "1"] + list(more), near, lab.env()), None
+
+    def command(self):
+        return " ".join([PYTHON, os.path.join(suite.HERE, "world_of_files.py"), "spec.json"])
 
     def settle(self, process, top):
         count = lambda: sum(len(folders) + len(names) for above, folders, names in os.walk(top))
@@ -250,10 +254,46 @@ class Ssh(Door):
 
     def close(self):
         Door.close(self)
-        self.lab.close()
+        for lab in self.labs.values():
+            lab.close()
 
 
-DOORS = {"webapi": WebApi, "ssh": Ssh}
+class Guard(Far):
+    """The same through the guard of the key, with the rules of each column."""
+
+    name, host = "guard", "guarded"
+
+    def lab(self, rules):
+        lab = ssh_lab.Lab()
+        lab.guard("[command make]\nmatch = make\nargv = %s\n[outbound]\n" % "\n  ".join([PYTHON, os.path.join(suite.HERE, "world_of_files.py"), "spec.json"])
+                  + "".join("%s = %s\n" % pair for pair in OUTBOUND[rules].items()))
+        lab.keys[1] = lab.keys[1].replace('command="', 'command="%s ' % " ".join(PLAIN))
+        lab.authorize()
+        return lab.start()
+
+    def command(self):
+        return "make"
+
+
+class PlainWay(Far):
+    """The same where no python3 is found: rsync alone."""
+
+    name = "plain"
+
+    def lab(self, rules):
+        lab = ssh_lab.Lab()
+        lab.write("none", "#!/bin/sh\nexit 127\n")
+        os.chmod(lab.path("none"), 0o755)
+        inside = 'mount --bind %s /usr/bin/python3; export PATH=/usr/bin:/bin; exec %s sh -c "$SSH_ORIGINAL_COMMAND"' % (lab.path("none"), " ".join(PLAIN))
+        lab.write("bare", "#!/bin/sh\nexec unshare %s sh -c '%s'\n" % ("-m" if ROOT else "-rm", inside))
+        os.chmod(lab.path("bare"), 0o755)
+        return lab.forced(lab.path("bare"))
+
+    def left(self, seen, outcomes):
+        return "" if seen.after is not None else "it is removed there"
+
+
+DOORS = {"webapi": WebApi, "far": Far, "guard": Guard, "plain": PlainWay}
 
 
 def groups(name, asked, rules):
@@ -332,12 +372,12 @@ def judge(door, seen, kinds, asked, rules):
         if asked == "name":
             arrived = {path: entry for path, entry in arrived.items() if not path.endswith("/")}
         for path, outcome in want.items():
-            real = seen.before.get("w/%s/%s" % (name, path)) or through_links(seen.top, "w/%s/%s" % (name, path))
+            real = seen.before.get("w/%s/%s" % (name, path)) or door.through.get((seen.top, "w/%s/%s" % (name, path)))
             problem = fits(kind, path, outcome, arrived, told[name], real)
             problems += [(path[-60:], problem)] if problem else []
         outcomes += want.values()
         for path in [path for path in arrived if kind.more and re.match(kind.more + r"\Z", path)]:
-            problem = same(kind, path, arrived.pop(path), through_links(seen.top, "w/%s/%s" % (name, path)))
+            problem = same(kind, path, arrived.pop(path), door.through.get((seen.top, "w/%s/%s" % (name, path))))
             problems += [(path, problem)] if problem else []
         for names in told[name].values():
             names[:] = [path for path in names if not kind.more or not re.match(kind.more + r"\Z", path)]
@@ -500,7 +540,7 @@ def sent(door, seen, kinds, asked):
 
 
 @pytest.mark.parametrize("name, asked, rules", [("webapi", "name", "none"), ("webapi", "directory", "none"), ("webapi", "directory", "rules"),
-                                                ("ssh", "directory", "none")])
+                                                ("far", "directory", "none"), ("guard", "directory", "rules"), ("plain", "directory", "none")])
 def test_what_is_sent_arrives_as_it_is(doors, name, asked, rules):
     kinds = [one.name for one in KINDS.values() if world_of.as_input(one, asked)[0] == () and (ROOT or not one.root)]
     listed = INPUTS_EXPECTED_TO_FAIL[name].get((asked, rules), ())

@@ -26,6 +26,9 @@ NOBODY = 65534
 KINDS = collections.OrderedDict()
 
 UNTOUCHED = {"an-input-untouched": "-", "an-input-touched": "=|-"}
+PLAIN = {                      # what rsync alone cannot see, or tells otherwise
+    "an-absolute-link-inside": {"l": "outside"}, "an-input-with-a-second-name": {"in": "=|-"},
+    "a-directory-that-can-be-listed-only": {"d/": "unreadable", "d/x": "-"}}
 
 Kind = collections.namedtuple("Kind", "name make files by_name rules rules_by_name inputs root checks alone left more")
 
@@ -53,10 +56,12 @@ def all_of(outcome, *names):
 
 
 def expected(one, asked, rules, door="webapi"):
-    """{name below w/KIND: outcome} of a kind. asked: name, pattern, directory. rules: none, rules, cancel. door: webapi; or ssh, where
-    everything is asked for and inputs that nobody touched are here already."""
-    if door == "ssh" and one.name in UNTOUCHED:
+    """{name below w/KIND: outcome} of a kind. asked: name, pattern, directory. rules: none, rules, cancel. door: webapi; or one of
+    the SSH way, where everything is asked for and inputs that nobody touched are here already."""
+    if door != "webapi" and one.name in UNTOUCHED:
         return {"in": UNTOUCHED[one.name]}
+    if door == "plain":
+        return dict(one.files, **PLAIN.get(one.name, {}))
     if asked == "name":
         return one.rules_by_name if rules == "rules" else one.by_name
     if rules == "cancel":
