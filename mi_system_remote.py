@@ -4473,6 +4473,34 @@ JA = {                         # what a person reads, in Japanese
     "the running poller sends it now": "動作中のポーリングプログラムが今送ります",
     "is not a word of this program%s": "このプログラムの語ではありません%s",
     "%s: not like %s": "%s: 正しくは %s のような形です",
+    "Takes calculations from the relay, runs them, delivers their results, until it is stopped; what runs then runs on.\n"
+    "--once: works off what is there, and ends (cron). --drain: takes nothing new, ends when all that is here is delivered.\n"
+    "--jobs: so many at once. --idle-exit: ends after so many seconds without work.":
+        "中継プログラムから計算を受け取って実行し、結果を届けます。止められるまで続きます (実行中のコマンドは止まりません)。\n"
+        "--once: いまある計算だけを終わらせて終了します (cron 向け)。--drain: 新しい計算を受け取らず、ここにある計算をすべて届けたら終了します。\n"
+        "--jobs: 同時に実行する数。--idle-exit: 計算がないままこの秒数がたったら終了します。",
+    "What is or was on this host: id, state, age, command; then how the poller stands.":
+        "この計算機にある (あった) 計算: ID、状態、経過時間、コマンド。最後にポーリングプログラムの様子を示します。",
+    "All about one calculation: order, journal, directories. Of the ID the first eight characters do.":
+        "一つの計算のすべて: 依頼、記録、ディレクトリ。ID は最初の 8 文字で足ります。",
+    "Takes nothing new until `resume`, also after a restart; what runs goes on and is delivered.":
+        "`resume` まで新しい計算を受け取りません (再起動しても)。実行中の計算は続き、結果は届けられます。",
+    "Takes new calculations again after `pause`.": "`pause` のあと、新しい計算を再び受け取ります。",
+    "Results that wait for their delivery: since when, why, when they are tried again.":
+        "まだ届いていない結果: いつから、なぜ、次にいつ試すか。",
+    "Tries now to deliver a result that waits here, or one that the relay wants once more.":
+        "ここで待っている結果、または中継プログラムがもう一度求めている結果を、今すぐ届けます。",
+    "Looks at this host and the way to the relay, and changes nothing: OK, WARN or FAIL, and what to do.\n"
+    "--upgrade: only at what another version has left here.":
+        "この計算機と中継プログラムまでの経路を調べ、OK・WARN・FAIL と、するべきことを示します。何も変更しません。\n"
+        "--upgrade: ほかの版がここに残したものだけを調べます。",
+    "Prints a systemd unit for this user and this ini (--once with --timer: now and then), or what a machine made on demand needs.":
+        "この利用者と ini のための systemd ユニット (--once と --timer: 時々起動)、または必要なときに作られる計算機のための設定を出力します。",
+    "Asks for the password (relays with auth = login), and keeps the token in token_file.":
+        "パスワードを尋ね (中継プログラムが auth = login の場合)、トークンを token_file に保存します。",
+    "example:": "例:",
+    "for every word: --ini FILE  --json  -q (failures only)  -v (more)  --version":
+        "すべての語に: --ini ファイル  --json  -q (失敗だけ)  -v (詳しく)  --version",
     "%s: unknown option%s; --help tells more": "%s: 知らないオプションです%s。--help をご覧ください",
     "%s needs one ID": "%s には ID を一つ指定してください",
     "blanks stand between names, no commas": "名前の区切りは空白です。コンマは使えません",
@@ -6459,7 +6487,7 @@ def fielded_words(words, options):
     """The manual's words, SITE BASE_URL TOKEN ..., into options. 64."""
     if len(words) < 3 or "://" not in words[1]:
         raise Stop(EX_USAGE, _("say poll, list, show ID, or SITE BASE_URL TOKEN|login ...%s; --help tells more") % nearest(
-            (words or [""])[0], ["poll", "list", "show", "outbox", "resend", "pause", "resume", "check", "unit", "login"]))
+            (words or [""])[0], list(HELP)))
     options.update(site=words[0], url=words[1], token=words[2], fielded=True, ignored=[])
     for word in words[3:]:
         key, colon, value = word.partition(":")
@@ -6480,6 +6508,37 @@ def fielded_words(words, options):
                 raise ValueError(_("is not a word of this program%s") % nearest(key, list(FIELDED)))
         except ValueError as error:                    # as the fielded program does
             options["ignored"].append((word, error))
+
+
+HELP = {                       # word: what may stand behind it, what it does, an example
+    "poll": ("[--once] [--drain] [--jobs N] [--idle-exit SECONDS]",
+             "Takes calculations from the relay, runs them, delivers their results, until it is stopped; what runs then runs on.\n"
+             "--once: works off what is there, and ends (cron). --drain: takes nothing new, ends when all that is here is delivered.\n"
+             "--jobs: so many at once. --idle-exit: ends after so many seconds without work.", "poll --once"),
+    "list": ("", "What is or was on this host: id, state, age, command; then how the poller stands.", "list --json"),
+    "show": ("ID", "All about one calculation: order, journal, directories. Of the ID the first eight characters do.", "show d6d9c05a"),
+    "pause": ("", "Takes nothing new until `resume`, also after a restart; what runs goes on and is delivered.", "pause"),
+    "resume": ("", "Takes new calculations again after `pause`.", "resume"),
+    "outbox": ("", "Results that wait for their delivery: since when, why, when they are tried again.", "outbox"),
+    "resend": ("ID", "Tries now to deliver a result that waits here, or one that the relay wants once more.", "resend d6d9c05a"),
+    "check": ("[--upgrade]", "Looks at this host and the way to the relay, and changes nothing: OK, WARN or FAIL, and what to do.\n"
+              "--upgrade: only at what another version has left here.", "check"),
+    "unit": ("[--once | --timer | --cloud-init]", "Prints a systemd unit for this user and this ini (--once with --timer: now and then), or what a "
+             "machine made on demand needs.", "unit >mi_system_remote.service"),
+    "login": ("[USER]", "Asks for the password (relays with auth = login), and keeps the token in token_file.", "login suzuki"),
+}
+
+
+def help_of(words):
+    """The help for these words: that of a word, or of the whole program."""
+    pages = [word for word in words[:1] if word in HELP] or list(HELP)
+    if len(pages) > 1 and SAY["lang"] != "ja":
+        return __doc__.partition("\ncontents")[0].strip()
+    texts = []
+    for word in pages:
+        behind, text, example = HELP[word]
+        texts.append("usage: %s.py %s\n\n%s\n\n%s %s.py %s" % (PROGRAM, ("%s %s" % (word, behind)).strip(), _(text), _("example:"), PROGRAM, example))
+    return "\n\n".join(texts) + "\n\n" + _("for every word: --ini FILE  --json  -q (failures only)  -v (more)  --version")
 
 
 def parse(argv):
@@ -6510,7 +6569,7 @@ def main(argv=None):
     """The program; returns its exit code."""
     words, options = parse(arguments(argv))
     if options["help"] or options["h"]:
-        return print(__doc__.strip())
+        return print(help_of(words))
     if options["version"]:
         import hashlib
         with open(__file__, "rb") as text:

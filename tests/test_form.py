@@ -89,6 +89,18 @@ def test_each_word_has_a_help_that_names_the_program_and_what_it_does_not_know_i
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
+def test_the_help_of_each_word_is_its_own_page_with_an_example_and_in_japanese_where_the_locale_is(name, monkeypatch, tmp_path):
+    pages = {}
+    for word in sorted(subcommands(name, monkeypatch)):
+        for lang, example in (("C.UTF-8", r"^example: %s %s\b"), ("ja_JP.UTF-8", r"^例: %s %s\b")):
+            done = suite.run(name, word, "--help", cwd=str(tmp_path), env=suite.clean_env(LANG=lang))
+            assert re.search(example % (re.escape(name), word), done.stdout, re.M), (word, lang, done.stdout)
+            pages[word, lang] = done.stdout
+        assert len(re.findall("[\u3040-\u30ff]", pages[word, "ja_JP.UTF-8"])) > 10, word
+    assert len(set(pages.values())) == len(pages)
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
 def test_importing_a_script_does_nothing(name, tmp_path):
     suite.needs("strace")
     code = ("import sys, threading; sys.path.insert(0, %r); before = set(sys.modules); import %s as found; "
