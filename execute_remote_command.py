@@ -3378,6 +3378,18 @@ def choose_language(lang="auto"):
     SAY["lang"] = "ja" if lang[:2] == "ja" else "en"
 
 
+def help_of(pages, doc, word=""):
+    """What --help says: of one word of pages {word: (what may stand behind it, what it does, an example)}; else the docstring as far as it is
+    for users, or, in Japanese, every page."""
+    if word not in pages and SAY["lang"] != "ja":
+        return doc.partition("\ncontents")[0].strip()
+    texts = []
+    for one in [word] if word in pages else pages:
+        behind, text, example = pages[one]
+        texts.append("usage: %s.py %s\n\n%s\n\n%s %s.py %s" % (PROGRAM, ("%s %s" % (one, behind)).strip(), _(text), _("example:"), PROGRAM, example))
+    return "\n\n".join(texts)
+
+
 def printable(text):
     """text with control, direction and surrogate characters made visible: it can neither steer a terminal nor start a log line."""
     text = str(text)
@@ -4900,6 +4912,24 @@ FINAL = (("Permission denied", EX_REFUSED), ("Host key verification failed", EX_
 
 
 JA = {
+    "Runs CMD at HOST (a word of ~/.ssh/config) with these files, and fetches everything that it leaves; the exit code is the\n"
+    "command's own. A lost line is opened again, the command runs on meanwhile.":
+        "HOST (~/.ssh/config の語) でこれらのファイルを使って CMD を実行し、残したものをすべて持ち帰ります。終了コードはコマンド自身の\n"
+        "ものです。回線が切れても計算は続き、つなぎ直します。",
+    "Goes on with a calculation whose runner died or gave up, days later too.": "実行側が止まったり諦めたりした計算を、何日か後でも続けます。",
+    "The calculations of this side; with HOST: those on that host.": "この側の計算の一覧。HOST を付けると、そのホストにある計算。",
+    "Ends a command that runs: TERM, after N seconds KILL.": "実行中のコマンドを終わらせます: TERM、N 秒後に KILL。",
+    "Removes directories there and records here; with --older of all that ended so long ago.":
+        "相手側のディレクトリとこの側の記録を消します。--older なら、その期間より前に終わったものすべて。",
+    "Looks at things as they are, here and at HOST, and changes nothing: OK, WARN or FAIL, and what to do.\n"
+    "--upgrade: only at what another version has left.":
+        "この計算機と HOST の様子を調べ、OK・WARN・FAIL と、するべきことを示します。何も変更しません。\n"
+        "--upgrade: ほかの版が残したものだけを調べます。",
+    "On the external computer: what a key in authorized_keys may do, by the rules of the ini.\n"
+    "--print-key-line: the line for authorized_keys. --key: this key's calculations are its own.":
+        "外部計算機側: authorized_keys の鍵ができることを、ini の規則で決めます。\n"
+        "--print-key-line: authorized_keys に書く行を表示します。--key: この鍵の計算はほかの鍵から見えません。",
+    "example:": "例:",
     "%s: was written by a newer version of this program": "%s: より新しい版のプログラムが書いたものです",
     "%s: %d unfinished calculations of an older version go on (resume), where the far side is of this version, too":
         "%s: 旧版の未完了の計算 %d 件は、相手側もこの版なら resume で続行できます",
@@ -6790,6 +6820,24 @@ def show(text):
         os.close(nowhere)
 
 
+HELP = {                       # word: what may stand behind it, what it does, an example
+    "run": ("HOST CMD [--in FILE...] [--to DIR] [--keep] [--batch SYSTEM]",
+            "Runs CMD at HOST (a word of ~/.ssh/config) with these files, and fetches everything that it leaves; the exit code is the\n"
+            "command's own. A lost line is opened again, the command runs on meanwhile.",
+            "run hpc 'solve.sh 4' --in model.inp table/ --to results"),
+    "resume": ("UUID [--to DIR]", "Goes on with a calculation whose runner died or gave up, days later too.", "resume 7c1d2a90"),
+    "list": ("[HOST]", "The calculations of this side; with HOST: those on that host.", "list hpc"),
+    "cancel": ("UUID [--grace N]", "Ends a command that runs: TERM, after N seconds KILL.", "cancel 7c1d2a90"),
+    "clean": ("UUID... | --older TIME", "Removes directories there and records here; with --older of all that ended so long ago.",
+              "clean --older 30d"),
+    "check": ("[HOST] [--upgrade]", "Looks at things as they are, here and at HOST, and changes nothing: OK, WARN or FAIL, and what to do.\n"
+              "--upgrade: only at what another version has left.", "check hpc"),
+    "guard": ("[--key NAME] [--print-key-line KEYFILE]", "On the external computer: what a key in authorized_keys may do, by the rules of the ini.\n"
+              "--print-key-line: the line for authorized_keys. --key: this key's calculations are its own.",
+              "guard --print-key-line mint_hpc.pub"),
+}
+
+
 def parse(argv):
     """The command line as options; of the fielded words also `pairs`, which are left. 64."""
     import argparse
@@ -6810,9 +6858,14 @@ def parse(argv):
     if any(re.match("client_(name|cmd|files):", word) for word in argv):
         options, options.pairs = common.parse_known_args(argv, unsaid)
         return options
-    top = Parser(prog=PROGRAM + ".py", description=__doc__, parents=[common], formatter_class=argparse.RawDescriptionHelpFormatter)
-    words = top.add_subparsers(dest="word", metavar="WORD")
-    one = words.add_parser("run", parents=[common], help="run a command with files, fetch what it leaves")
+    top = Parser(prog=PROGRAM + ".py", usage=argparse.SUPPRESS, description=help_of(HELP, __doc__), parents=[common],
+                 formatter_class=argparse.RawDescriptionHelpFormatter)
+    words = top.add_subparsers(dest="word", metavar="", prog=PROGRAM + ".py")
+    def add(name):
+        """The parser of a word, with its page of help."""
+        return words.add_parser(name, parents=[common], usage=argparse.SUPPRESS, description=help_of(HELP, __doc__, name),
+                                formatter_class=argparse.RawDescriptionHelpFormatter)
+    one = add("run")
     one.add_argument("host")
     one.add_argument("command")
     one.add_argument("--in", dest="inputs", nargs="+", action="append", default=[], metavar="FILE", help="input files and directories")
@@ -6825,22 +6878,22 @@ def parse(argv):
     one.add_argument("--batch-option", action="append", default=[], metavar="OPTION", help="of its submission, as in: --batch-option=--time=60")
     one.add_argument("--keep", action="store_true", help="leave the directory there, also when all went well")
     one.add_argument("--allow-refused", action="store_true", help="results that their owner's rules keep there are no failure")
-    two = words.add_parser("resume", parents=[common], help="go on with a calculation whose runner died or gave up")
+    two = add("resume")
     two.add_argument("uuid")
     two.add_argument("--retry", metavar="COUNT,INTERVAL")
     two.add_argument("--to", metavar="DIR", help="fetch the results into this directory, also if they were fetched before")
-    three = words.add_parser("list", parents=[common], help="calculations of this side; with HOST: those on that host")
+    three = add("list")
     three.add_argument("host", nargs="?")
-    four = words.add_parser("cancel", parents=[common], help="end a command that runs")
+    four = add("cancel")
     four.add_argument("uuid")
     four.add_argument("--grace", type=int, default=10, help="seconds between TERM and KILL")
-    five = words.add_parser("clean", parents=[common], help="remove directories there and records here")
+    five = add("clean")
     five.add_argument("uuid", nargs="*")
     five.add_argument("--older", help="all that ended before this time, as in 30d")
-    six = words.add_parser("check", parents=[common], help="look at things as they are")
+    six = add("check")
     six.add_argument("host", nargs="?")
     six.add_argument("--upgrade", action="store_true", help="only at what another version has left: records, and the guard's base")
-    seven = words.add_parser("guard", parents=[common], help="forced command for authorized_keys, on the external computer")
+    seven = add("guard")
     seven.add_argument("--print-key-line", metavar="KEYFILE", help="the line for authorized_keys for this public key")
     seven.add_argument("--key", metavar="NAME", help="in the key line: this key's calculations are its own, no other key sees them")
     return top.parse_args(argv or ["--help"], unsaid)

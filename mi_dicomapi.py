@@ -3757,6 +3757,62 @@ def main(argv=None):
     return options.function(options)
 
 
+# word: what may stand behind it, what it does, an example
+HELP = {
+    "serve": ("",
+              "Serves as the ini says, until SIGTERM or Ctrl+C. SIGHUP: opens the log anew, reads the ini "
+              "again.",
+              "serve --ini /etc/mi_distributed_computing_assist.ini"),
+    "demo": ("[--keep]",
+             "A whole calculation on this machine, over TLS: relay, poller, workflow side, a secret that "
+             "stays.\n"
+             "--keep: leaves what it has made.",
+             "demo"),
+    "token": ("issue USER [--roles R,R] [--sites S,S] [--days N] | list | revoke NUMBER",
+              "Issues a token (shown once), lists them, or makes one void at once. Roles: workflow, "
+              "remote, operator.",
+              "token issue suzuki --roles remote --sites u-tokyo"),
+    "user": ("add USER [--roles R,R] [--sites S,S] | passwd USER | remove USER | list",
+             "Who may log in with a password (auth = login). It is asked for without echo.",
+             "user add suzuki --roles workflow"),
+    "check": ("[--upgrade]",
+              "Looks at ini, files, certificate, disk, limits, tokens, and at the running relay: OK, WARN "
+              "or FAIL, and what to do.\n"
+              "--upgrade: only at what an older version has left.",
+              "check"),
+    "unit": ("",
+             "Prints a systemd unit for `serve` with this ini.",
+             "unit >mi_dicomapi.service"),
+    "list": ("[--all]",
+             "The calculations that are not finished, with the reason for which they wait.\n"
+             "--all: all that are kept.",
+             "list --all"),
+    "show": ("ACCEPT_ID",
+             "Everything about one calculation. Of the id the first eight characters do.",
+             "show d6d9c05a"),
+    "cancel": ("ACCEPT_ID [--reason TEXT]",
+               "Ends a calculation; what its command has written so far comes back.",
+               "cancel d6d9c05a --reason 'wrong input'"),
+    "end": ("ACCEPT_ID [--reason TEXT]",
+            "Ends what is claimed and whose external computer will not come back.",
+            "end d6d9c05a --reason 'its host is gone'"),
+    "rerun": ("ACCEPT_ID [--force] [--reason TEXT]",
+              "Lets what ended abnormally run once more, before its result was fetched.\n"
+              "--force, with a reason: also what is out of contact; its late result is refused.",
+              "rerun d6d9c05a"),
+    "maintenance": ("on [--reason TEXT] | off",
+                    "No new calculations and claims; what runs is brought to its end.",
+                    "maintenance on --reason upgrade"),
+    "backup": ("DIR",
+               "Copies the whole state into a new directory, while the relay runs.",
+               "backup /var/backups/mi_distcomp/today"),
+    "restore": ("DIR",
+                "Makes a new state_dir of a backup. At its next start the relay asks the pollers what they "
+                "hold.",
+                "restore /var/backups/mi_distcomp/today"),
+}
+
+
 def parse(words):
     """The command line as options; argparse's own exit codes become 64."""
     import argparse
@@ -3770,55 +3826,53 @@ def parse(words):
     common.add_argument("--ini")
     for name, key in (("--json", "json"), ("-q", "quiet"), ("-v", "verbose"), ("--version", "version")):
         common.add_argument(name, action="store_true", dest=key)
-    parser = Parser(prog=PROGRAM + ".py", usage=argparse.SUPPRESS, parents=[common], description=usage(),
-                    formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(prog=PROGRAM + ".py", usage=argparse.SUPPRESS, parents=[common],
+                    description=help_of(HELP, __doc__), formatter_class=argparse.RawDescriptionHelpFormatter)
     unsaid = argparse.Namespace(function=cmd_serve, ini=None, json=False, quiet=False, verbose=False,
                                 version=False)
     commands = parser.add_subparsers(dest="command", metavar="", prog=PROGRAM + ".py")
-    commands.add_parser("serve", parents=[common]).set_defaults(function=cmd_serve)
-    added = commands.add_parser("demo", parents=[common])
+    def add(name):
+        """The parser of a word, with its page of help."""
+        return commands.add_parser(name, parents=[common], usage=argparse.SUPPRESS,
+                                   description=help_of(HELP, __doc__, name),
+                                   formatter_class=argparse.RawDescriptionHelpFormatter)
+
+    add("serve").set_defaults(function=cmd_serve)
+    added = add("demo")
     added.add_argument("--keep", action="store_true")
     added.set_defaults(function=cmd_demo)
     for name, actions, function in (("token", ("issue", "list", "revoke"), cmd_token),
                                     ("user", ("add", "passwd", "remove", "list"), cmd_user)):
-        added = commands.add_parser(name, parents=[common])
+        added = add(name)
         added.add_argument("action", choices=actions)
         added.add_argument("who", nargs="?", metavar="USER|NUMBER" if name == "token" else "USER")
         added.add_argument("--roles", default="workflow,remote")
         added.add_argument("--sites", default="")
         added.add_argument("--days", type=float)
         added.set_defaults(function=function)
-    for name, function in (("check", cmd_check), ("unit", cmd_unit)):
-        added = commands.add_parser(name, parents=[common])
-        added.set_defaults(function=function)
-        if name == "check":
-            added.add_argument("--upgrade", action="store_true")
-    added = commands.add_parser("list", parents=[common])
+    added = add("check")
+    added.add_argument("--upgrade", action="store_true")
+    added.set_defaults(function=cmd_check)
+    add("unit").set_defaults(function=cmd_unit)
+    added = add("list")
     added.add_argument("--all", action="store_true")
     added.set_defaults(function=cmd_list)
     for name in ("cancel", "end", "rerun"):
-        added = commands.add_parser(name, parents=[common])
+        added = add(name)
         added.add_argument("accept_id")
         added.add_argument("--reason", default="")
         added.add_argument("--force", action="store_true", help=argparse.SUPPRESS)
         added.set_defaults(function=cmd_change)
-    added = commands.add_parser("maintenance", parents=[common])
+    added = add("maintenance")
     added.add_argument("action", choices=("on", "off"))
     added.add_argument("--reason", default="")
     added.set_defaults(function=cmd_maintenance)
-    for name, function in (("backup", cmd_backup), ("restore", cmd_restore)):
-        added = commands.add_parser(name, parents=[common])
-        added.add_argument("folder")
+    for name, word, function in (("backup", "folder", cmd_backup), ("restore", "folder", cmd_restore),
+                                 ("show", "accept_id", cmd_show)):
+        added = add(name)
+        added.add_argument(word)
         added.set_defaults(function=function)
-    added = commands.add_parser("show", parents=[common])
-    added.add_argument("accept_id")
-    added.set_defaults(function=cmd_show)
     return parser.parse_args(words, unsaid)
-
-
-def usage():
-    """What --help says: the docstring, without what it says to whoever reads the code."""
-    return __doc__.partition("\ncontents")[0] + "\n"
 
 
 def cmd_serve(options):
@@ -5817,6 +5871,18 @@ def choose_language(lang="auto"):
     SAY["lang"] = "ja" if lang[:2] == "ja" else "en"
 
 
+def help_of(pages, doc, word=""):
+    """What --help says: of one word of pages {word: (what may stand behind it, what it does, an example)}; else the docstring as far as it is
+    for users, or, in Japanese, every page."""
+    if word not in pages and SAY["lang"] != "ja":
+        return doc.partition("\ncontents")[0].strip()
+    texts = []
+    for one in [word] if word in pages else pages:
+        behind, text, example = pages[one]
+        texts.append("usage: %s.py %s\n\n%s\n\n%s %s.py %s" % (PROGRAM, ("%s %s" % (one, behind)).strip(), _(text), _("example:"), PROGRAM, example))
+    return "\n\n".join(texts)
+
+
 def printable(text):
     """text with control, direction and surrogate characters made visible: it can neither steer a terminal nor start a log line."""
     text = str(text)
@@ -6067,6 +6133,40 @@ WantedBy=multi-user.target
 
 # ==== Japanese ====
 JA = {
+    "Serves as the ini says, until SIGTERM or Ctrl+C. SIGHUP: opens the log anew, reads the ini again.":
+        "ini のとおりに動作します (SIGTERM か Ctrl+C まで)。SIGHUP: ログを開き直し、ini を読み直します。",
+    "A whole calculation on this machine, over TLS: relay, poller, workflow side, a secret that stays.\n"
+    "--keep: leaves what it has made.":
+        "この計算機だけで一つの計算をすべて行います (TLS、中継、ポーリング、ワークフロー側、外へ出ない秘密)。\n"
+        "--keep: 作ったものを残します。",
+    "Issues a token (shown once), lists them, or makes one void at once. Roles: workflow, remote, operator.":
+        "トークンを発行 (表示は一度だけ)、一覧、または即座に無効にします。役割: workflow、remote、operator。",
+    "Who may log in with a password (auth = login). It is asked for without echo.":
+        "パスワードでログインできる利用者です (auth = login)。パスワードは画面に出さずに尋ねます。",
+    "Looks at ini, files, certificate, disk, limits, tokens, and at the running relay: OK, WARN or FAIL, and"
+    " what to do.\n--upgrade: only at what an older version has left.":
+        "ini、ファイル、証明書、ディスク、上限、トークン、動作中の中継プログラムを調べ、OK・WARN・FAIL と、するべきことを"
+        "示します。\n--upgrade: 古い版が残したものだけを調べます。",
+    "Prints a systemd unit for `serve` with this ini.": "この ini での `serve` の systemd ユニットを出力します。",
+    "The calculations that are not finished, with the reason for which they wait.\n--all: all that are kept.":
+        "終わっていない計算の一覧 (待っている理由付き)。\n--all: 残っているすべての計算。",
+    "Everything about one calculation. Of the id the first eight characters do.":
+        "一つの計算のすべて。ID は最初の 8 文字で足ります。",
+    "Ends a calculation; what its command has written so far comes back.":
+        "計算を終わらせます。それまでの出力は戻ります。",
+    "Ends what is claimed and whose external computer will not come back.":
+        "外部計算機がもう戻らない計算を終わらせます。",
+    "Lets what ended abnormally run once more, before its result was fetched.\n"
+    "--force, with a reason: also what is out of contact; its late result is refused.":
+        "異常終了した計算を、結果が受け取られる前に、もう一度実行させます。\n"
+        "--force (理由が必要): 連絡途絶の計算も。遅れて届いた結果は拒否されます。",
+    "No new calculations and claims; what runs is brought to its end.":
+        "新しい計算を受け付けず、渡しません。実行中の計算は最後まで進みます。",
+    "Copies the whole state into a new directory, while the relay runs.":
+        "動作中に、すべての状態を新しいディレクトリに写します。",
+    "Makes a new state_dir of a backup. At its next start the relay asks the pollers what they hold.":
+        "控えから新しい state_dir を作ります。次の起動で、外部計算機が持っている計算を尋ねます。",
+    "example:": "例:",
     # shared
     "an argument is not UTF-8": "引数が UTF-8 ではありません",
     "interrupted": "中断されました",

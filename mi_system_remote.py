@@ -1592,6 +1592,18 @@ def choose_language(lang="auto"):
     SAY["lang"] = "ja" if lang[:2] == "ja" else "en"
 
 
+def help_of(pages, doc, word=""):
+    """What --help says: of one word of pages {word: (what may stand behind it, what it does, an example)}; else the docstring as far as it is
+    for users, or, in Japanese, every page."""
+    if word not in pages and SAY["lang"] != "ja":
+        return doc.partition("\ncontents")[0].strip()
+    texts = []
+    for one in [word] if word in pages else pages:
+        behind, text, example = pages[one]
+        texts.append("usage: %s.py %s\n\n%s\n\n%s %s.py %s" % (PROGRAM, ("%s %s" % (one, behind)).strip(), _(text), _("example:"), PROGRAM, example))
+    return "\n\n".join(texts)
+
+
 def printable(text):
     """text with control, direction and surrogate characters made visible: it can neither steer a terminal nor start a log line."""
     text = str(text)
@@ -6529,18 +6541,6 @@ HELP = {                       # word: what may stand behind it, what it does, a
 }
 
 
-def help_of(words):
-    """The help for these words: that of a word, or of the whole program."""
-    pages = [word for word in words[:1] if word in HELP] or list(HELP)
-    if len(pages) > 1 and SAY["lang"] != "ja":
-        return __doc__.partition("\ncontents")[0].strip()
-    texts = []
-    for word in pages:
-        behind, text, example = HELP[word]
-        texts.append("usage: %s.py %s\n\n%s\n\n%s %s.py %s" % (PROGRAM, ("%s %s" % (word, behind)).strip(), _(text), _("example:"), PROGRAM, example))
-    return "\n\n".join(texts) + "\n\n" + _("for every word: --ini FILE  --json  -q (failures only)  -v (more)  --version")
-
-
 def parse(argv):
     """(words, options) of the command line. 64."""
     words, options = [], dict.fromkeys(("once", "drain", "json", "q", "v", "version", "help", "h", "timer", "cloud-init", "upgrade"), False)
@@ -6569,7 +6569,8 @@ def main(argv=None):
     """The program; returns its exit code."""
     words, options = parse(arguments(argv))
     if options["help"] or options["h"]:
-        return print(help_of(words))
+        return print("%s\n\n%s" % (help_of(HELP, __doc__, (words or [""])[0]), _(
+            "for every word: --ini FILE  --json  -q (failures only)  -v (more)  --version")))
     if options["version"]:
         import hashlib
         with open(__file__, "rb") as text:

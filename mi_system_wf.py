@@ -1275,9 +1275,46 @@ def run_word(options):
         console.close()
 
 
-def usage():
-    """What --help says: the docstring, without what it says to whoever reads the code."""
-    return __doc__.partition("\ncontents")[0] + "\n"
+# word: what may stand behind it, what it does, an example
+HELP = {
+    "run": ("SITE COMMAND [--in INPUT...] [--out RESULT...] [--param TEXT] [--request-id R] [--to DIR]",
+            "Has COMMAND run at SITE with these inputs, waits, and puts the results into the current "
+            "directory; the exit code is the command's own.\n"
+            "INPUT is FILE, NAME=PATH, or DIR/; RESULT a name or a pattern in quotes (* ? ** and DIR/).",
+            "run u-tokyo fatigue_life --in steel.json loads.csv --out life.json"),
+    "submit": ("SITE COMMAND [as run]",
+               "As run, but prints the ACCEPT_ID and does not wait.",
+               "submit u-tokyo fatigue_life --in steel.json --out life.json"),
+    "wait": ("ACCEPT_ID...",
+             "Waits and fetches; several: each into DIR/ACCEPT_ID/. Of an id the first eight characters do.",
+             "wait d6d9c05a"),
+    "result": ("ACCEPT_ID... [--to DIR] [--out RESULT...]",
+               "Fetches what is there already. On another host, or for somebody else, --out says once more "
+               "what is meant.",
+               "result d6d9c05a --to results"),
+    "status": ("ACCEPT_ID...",
+               "One line for each: where it is, how many are before it, why it waits.",
+               "status d6d9c05a"),
+    "output": ("ACCEPT_ID [--follow]",
+               "What the command has written so far.\n"
+               "--follow: as it comes, to its end.",
+               "output d6d9c05a --follow"),
+    "cancel": ("ACCEPT_ID... [--reason TEXT]",
+               "Ends calculations; what their commands have written so far comes back.",
+               "cancel d6d9c05a --reason 'wrong input'"),
+    "rerun": ("ACCEPT_ID... [--force --reason TEXT]",
+              "Once more: what ended abnormally, before its result was fetched; with --force what is out "
+              "of contact.",
+              "rerun d6d9c05a"),
+    "check": ("[SITE [COMMAND]]",
+              "Looks at this host and the way to the relay, and changes nothing: OK, WARN or FAIL, and "
+              "what to do.\n"
+              "With SITE and COMMAND: would the relay take such a calculation?",
+              "check u-tokyo fatigue_life"),
+    "login": ("[USER]",
+              "Asks for the password (relays with auth = login), and keeps the token in token_file.",
+              "login suzuki"),
+}
 
 
 def parse(words):
@@ -1290,8 +1327,9 @@ def parse(words):
                 message += _(" (a value that begins with - is written with =, as in --param=--fine)")
             raise Stop(EX_USAGE, _("%s; --help says more") % message)
 
-    parser = Parser(prog=PROGRAM + ".py", usage=argparse.SUPPRESS, description=usage(), allow_abbrev=False,
-                    formatter_class=argparse.RawDescriptionHelpFormatter)
+    asked = next((word for word in words if word in HELP), "")
+    parser = Parser(prog=PROGRAM + ".py", usage=argparse.SUPPRESS, description=help_of(HELP, __doc__, asked),
+                    allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("words", nargs="*", help=argparse.SUPPRESS)
     parser.add_argument("--in", nargs="+", action="append", default=[], dest="inputs", metavar="INPUT",
                         help="what the command gets")
@@ -3885,6 +3923,18 @@ def choose_language(lang="auto"):
     SAY["lang"] = "ja" if lang[:2] == "ja" else "en"
 
 
+def help_of(pages, doc, word=""):
+    """What --help says: of one word of pages {word: (what may stand behind it, what it does, an example)}; else the docstring as far as it is
+    for users, or, in Japanese, every page."""
+    if word not in pages and SAY["lang"] != "ja":
+        return doc.partition("\ncontents")[0].strip()
+    texts = []
+    for one in [word] if word in pages else pages:
+        behind, text, example = pages[one]
+        texts.append("usage: %s.py %s\n\n%s\n\n%s %s.py %s" % (PROGRAM, ("%s %s" % (one, behind)).strip(), _(text), _("example:"), PROGRAM, example))
+    return "\n\n".join(texts)
+
+
 def printable(text):
     """text with control, direction and surrogate characters made visible: it can neither steer a terminal nor start a log line."""
     text = str(text)
@@ -4029,6 +4079,33 @@ SAY["level"] = 2                       # warnings only, unless -v
 
 # ==== Japanese ====
 JA = {
+    "Has COMMAND run at SITE with these inputs, waits, and puts the results into the current directory; the"
+    " exit code is the command's own.\nINPUT is FILE, NAME=PATH, or DIR/; RESULT a name or a pattern in"
+    " quotes (* ? ** and DIR/).":
+        "識別子 SITE の外部計算機で、この入力を使って COMMAND を実行し、終わりを待ち、結果を現在のディレクトリに置きます。"
+        "終了コードはコマンド自身のものです。\n"
+        "INPUT は ファイル、名前=パス、または DIR/。RESULT は名前、または引用符で囲んだパターン (* ? ** と DIR/) です。",
+    "As run, but prints the ACCEPT_ID and does not wait.": "run と同じですが、ACCEPT_ID を表示して待たずに戻ります。",
+    "Waits and fetches; several: each into DIR/ACCEPT_ID/. Of an id the first eight characters do.":
+        "終わりを待って結果を受け取ります。複数なら、それぞれ DIR/ACCEPT_ID/ に置きます。ID は最初の 8 文字で足ります。",
+    "Fetches what is there already. On another host, or for somebody else, --out says once more what is"
+    " meant.":
+        "すでにある結果を受け取ります。ほかの計算機や、ほかの人の計算では、--out で結果をもう一度指定します。",
+    "One line for each: where it is, how many are before it, why it waits.":
+        "一つにつき一行: どこにあるか、前に何件あるか、なぜ待っているか。",
+    "What the command has written so far.\n--follow: as it comes, to its end.":
+        "コマンドのこれまでの出力。\n--follow: 終わりまで、出力されるたびに表示します。",
+    "Ends calculations; what their commands have written so far comes back.":
+        "計算を終わらせます。それまでの出力は戻ります。",
+    "Once more: what ended abnormally, before its result was fetched; with --force what is out of contact.":
+        "もう一度実行します: 異常終了した計算 (結果を受け取る前)。--force なら連絡途絶の計算も。",
+    "Looks at this host and the way to the relay, and changes nothing: OK, WARN or FAIL, and what to do.\n"
+    "With SITE and COMMAND: would the relay take such a calculation?":
+        "この計算機と中継プログラムまでの経路を調べ、OK・WARN・FAIL と、するべきことを示します。何も変更しません。\n"
+        "SITE と COMMAND を付けると、中継プログラムがその計算を受け付けるかも調べます。",
+    "Asks for the password (relays with auth = login), and keeps the token in token_file.":
+        "パスワードを尋ね (中継プログラムが auth = login の場合)、トークンを token_file に保存します。",
+    "example:": "例:",
     "programs of this host are started from there, or set up by it; take another --to":
         "この計算機のプログラムの起動や設定に使われる場所です。別の --to を指定してください",
     # check
