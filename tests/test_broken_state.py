@@ -6,12 +6,13 @@ import json
 import os
 import pathlib
 import re
+import shutil
 import stat
 
 import pytest
 
 import suite
-from test_ssh_guard import Far
+from ssh_door import Far
 from test_ssh_runner import lab, run          # noqa: F401  (lab: a fixture)
 
 runner, poller, workflow = suite.module("execute_remote_command.py"), suite.module("mi_system_remote.py"), suite.module("mi_system_wf.py")
@@ -73,37 +74,35 @@ def test_a_run_goes_its_way_beside_broken_records_and_a_broken_budget(lab, tmp_p
     assert code == 0 and (tmp_path / "r").exists(), out
 
 
-GUARDS = ["batch", "lost", "out", "command", "end", "start", "child", "end.tmp", "queue.slurm"]
+GUARDS = ["batch", "lost", "out", "command", "end", "start", "child", "end.tmp", "fetched", "inputs", "began", "journal", "queue.slurm"]
 
 
 @pytest.mark.parametrize("damage", sorted(DAMAGES))
-def test_what_is_broken_of_one_calculation_hides_none_from_a_guards_key_and_can_be_cleaned(damage, tmp_path, monkeypatch):
-    base, said = tmp_path / "base", []
-    monkeypatch.setattr(runner, "tell", said.append)
-    monkeypatch.setattr(runner, "ORPHAN_GRACE", 0)
-    rules = {"base": os.fsencode(str(base)), "ssh guard": {"max_bytes": 0, "audit_log": ""}, "commands": {}, "plain": None}
-    rules["outbound"] = {key: default for key, (kind, default) in runner.TABLE["outbound"].items()}
-    for n in range(len(GUARDS) + 1):
-        control = base / ".mi" / (IDENT % n)
-        control.mkdir(parents=True)
-        (base / (IDENT % n)).mkdir()
-        runner.prepare(os.fsencode(str(control)))
-        (control / "ready").rename(control / "start")
-        for name, text in (("start", "1 1 %s %s started"), ("child", "1 1 %s %s running"), ("end", "1 1 %s %s exit 0")):
-            (control / name).write_text(text % (runner.boot_id(), os.uname().nodename) + " " * 99 + "\n")
-    for n, name in enumerate(GUARDS):
-        (base / ".mi" / (IDENT % n if name != "queue.slurm" else "") / name).write_bytes(DAMAGES[damage])
-    runner.guard_list(runner.Place(rules["base"], "-", rules), ())
-    assert [row.split()[0] for row in said] == [IDENT % n for n in range(len(GUARDS) + 1)] + ["E"] and said[-2].endswith(" ended 0")
-    for n, name in enumerate(GUARDS):
-        place = runner.Place(rules["base"], IDENT % n, rules)
-        try:
-            runner.Results(place)
-        except runner.Refused:
-            pass
-        runner.guard_clean(place, ())
-        assert said[-1] == "E cleaned" and not (base / (IDENT % n)).exists(), name
-    runner.Results(runner.Place(rules["base"], IDENT % len(GUARDS), rules))
+def test_what_is_broken_of_one_calculation_hides_none_from_a_guards_key_and_can_be_cleaned(damage, tmp_path):
+    far = Far(tmp_path)
+    whole = far.ended("true")
+    os.unlink(far.path("base", ".mi", whole, "alive")) # (no FIFO can be copied)
+    idents = [far.fresh() for _name in GUARDS + ["none"]]
+    for ident in idents:
+        for place in ("base", "base/.mi"):
+            shutil.copytree(far.path(place, whole), far.path(place, ident))
+    for place in ("base", "base/.mi"):
+        shutil.rmtree(far.path(place, whole))
+    for ident, name in zip(idents, GUARDS):
+        with open(far.path("base", ".mi", ident if name != "queue.slurm" else "", name), "wb") as out:
+            out.write(DAMAGES[damage])
+    with far.open() as one:
+        rows = one.ask("list", after="")[0][0]["runs"]
+        assert [row[0] for row in rows] == idents and rows[-1][1:2] + rows[-1][4:] == ["ended", 0]
+        for ident, name in zip(idents, GUARDS):
+            told = one.ask("hello", v=2, run=ident, lane="", turn="t1")[0][0]
+            if told["state"] == "running":             # what was torn is its end: nobody knows of one
+                one.ask("cancel", grace=0)
+            one.results()
+            told = one.ask("clean", discard=True)[0][0]
+            assert told["state"] == "gone" and not os.path.exists(far.path("base", ident)), (name, told)
+        one.ask("hello", v=2, run=idents[-1], lane="", turn="t1")
+        assert one.results()[0], "the others are as they were"
 
 
 @pytest.mark.parametrize("damage", sorted(DAMAGES))
@@ -194,11 +193,13 @@ def test_a_program_whose_first_line_ends_with_cr_lf_is_called_that_by_guard_and_
     program.write_bytes(b"#!/bin/sh\r\necho 1\r\n")
     program.chmod(0o755)
     far = Far(tmp_path / "far" if (tmp_path / "far").mkdir() is None else None, "[command crlf]\nargv = %s\nmatch = crlf\n" % program)
-    code, out, err = far.run(far.fresh(), "crlf")
-    assert code == 77 and b"%s: its first line ends with CR LF" % str(program).encode() in err, err
+    with far.open(far.fresh()) as one:
+        one.put("in", b"x")
+        told = one.run("crlf")[0]
+    assert told["no"] == "refused" and "%s: its first line ends with CR LF" % program in told["why"], told
     (tmp_path / "poller.ini").write_text("[poller]\nsite = s\nurl = https://127.0.0.1:1\ncalc_base = %s\n[command crlf]\nargv = %s\n" % (tmp_path / "base", program))
     (tmp_path / "poller.ini").chmod(0o600)
     done = suite.run("mi_system_remote.py", "check", "--ini", str(tmp_path / "poller.ini"), cwd=str(tmp_path))
     assert "its first line ends with CR LF" in done.stdout, done
     program.write_bytes(b"#!/bin/sh\necho 1\n")
-    assert b"E ended 0" in far.run(far.fresh(), "crlf")[1]
+    far.ended("crlf")

@@ -3,14 +3,13 @@ import contextlib
 import json
 import os
 import re
-import threading
 import time
 
 import pytest
 
 import suite
 from suite import LOGS, SITE, wait_until
-from test_ssh_guard import Far
+from ssh_door import Far
 
 DOORS = {"poller": suite.module("mi_system_remote.py"), "guard": suite.module("execute_remote_command.py")}
 NO, BAD = 77, 78               # the request is refused, the ini is refused
@@ -156,7 +155,7 @@ def asked(door, ini, request):
         return argv
     except module.Forbidden:
         return NO
-    except (module.Stop, getattr(module, "Refused", module.Stop)):
+    except (module.Stop, getattr(module, "No", module.Stop)):
         return "unfit"
 
 
@@ -207,7 +206,8 @@ def left(door, folder, ini, names):
     """Which of these results a door lets out."""
     module, rules, ident, control = settled(door, folder, ini, names)
     if door == "guard":
-        return {name.decode() for name in module.Results(module.Place(rules["base"], ident, dict(rules, **{"ssh guard": {"audit_log": ""}}))).files}
+        place = module.Place(dict(rules, key="", top=rules["base"], commands={}, **{"ssh guard": {"audit_log": ""}}), ident)
+        return {result.name for result in module.Leaving(place).look(False).found}
     order = {"t": 1, "accept_id": ident, "claim": "c", "attempt": 1, "protocol": 2,
              "calc-info": {"command": "solve", "parameters": "", "result_files": {}, "result_patterns": ["**", ".*", ".*/**"]}}
     with open(os.path.join(control, "journal"), "w") as out:
@@ -241,7 +241,7 @@ def test_an_input_comes_or_not_as_the_table_says(door, tmp_path):
             module, rules, ident, control = settled(door, tmp_path / ("%d.%d" % (number, turn)), str(ini), [name])
             try:
                 if door == "guard":
-                    module.permit_inputs(module.Place(rules["base"], ident, rules), rules["commands"]["solve"])
+                    module.permit_inputs(module.Place(rules, ident), rules["commands"]["solve"])
                 else:
                     module.permit_input(rules["commands"]["solve"], name)
                 found = True
@@ -340,41 +340,44 @@ def guarded(folder):
 
 def test_the_guard_keeps_after_a_cancel_what_was_not_declared_and_logs_that_stay_at_home(tmp_path):
     far = guarded(tmp_path)
-    ident, done = far.fresh(), []
-    thread = threading.Thread(target=lambda: done.append(far.run(ident, "long")))
-    thread.start()
-    wait_until((tmp_path / "began").exists)
-    assert b"E ended 143" in far.ask("cancel", ident, "1")[1]
-    thread.join(20)
-    assert b"told" in done[0][1] and far.get(ident, b"material.inp") is None and far.get(ident, b"remote_program_exec.log", 4) == b"told"
-    ident = far.ended("loud")
-    assert far.get(ident, b"res.txt") == b"result" and far.get(ident, b"remote_program_exec.log", 4) is None
     ident = far.fresh()
-    assert b"Al-7075" not in far.run(ident, "loud")[1]
+    with far.open(ident) as one, far.open(ident) as other:
+        one.put("in", b"x")
+        one.ask("start", command="long")
+        one.send("wait", offset=0)
+        wait_until((tmp_path / "began").exists)
+        told = other.ask("cancel", grace=1)[0][0]
+        assert (told["state"], told["code"], told["cancelled"]) == ("ended", 143, True)
+        rows = [one.read()]
+        while "end" not in rows[-1][0]:
+            rows.append(one.read())
+    assert b"told" in b"".join(data for _told, data in rows)
+    assert far.get(ident, "material.inp") is None and far.get(ident, "remote_program_exec.log").startswith(b"told")
+    ident = far.ended("loud")
+    assert far.get(ident, "res.txt").startswith(b"result") and far.get(ident, "remote_program_exec.log") is None
+    with far.open(far.fresh()) as one:
+        one.put("in", b"x")
+        assert b"Al-7075" not in one.run("loud")[1]
 
 
 def test_the_guard_refuses_inputs_of_other_names_and_gives_nothing_by_pattern(tmp_path):
     far = guarded(tmp_path)
-    for name, good in ((b"a.json", True), (b"a.txt", False), (b"d/a.json", False)):
+    for name, good in (("a.json", True), ("a.txt", False), ("d/a.json", False)):
         ident = far.fresh()
-        assert far.put(ident, name, b"x")[0] == 0
-        code, out, err = far.run(ident, "strict")
-        assert (code == 0 and b"E ended 0" in out) == good and (good or b"input_names does not allow" in err), (name, out, err)
-        assert far.get(ident, b"res.txt") is None
+        with far.open(ident) as one:
+            assert "sums" in one.put(name, b"x")
+            told = one.run("strict")[0]
+        assert ("end" in told) == good and (good or "input_names does not allow" in told["why"]), (name, told)
+        assert far.get(ident, "res.txt") is None
 
 
 def test_the_guard_starts_only_the_command_that_was_asked_for_first(tmp_path):
     far = guarded(tmp_path)
-    ident = far.fresh()
-    far.put(ident, b"a.json", b"x")
-    assert b"E ended 0" in far.run(ident, "loud")[1]
-    control = far.path("base", ".mi", ident)
-    for name in ("start", "end", "child"):             # as if the wrapper had been killed before it did anything
-        os.path.exists(os.path.join(control, name)) and os.unlink(os.path.join(control, name))
-    with open(os.path.join(control, "ready"), "w") as out:
-        out.write(" " * 256)
-    code, out, err = far.run(ident, "strict")
-    assert code == 77 and b"another command" in err
+    with far.open(far.fresh()) as one:
+        one.put("a.json", b"x")
+        assert "end" in one.run("loud")[0]
+        told = one.ask("start", command="strict")[0][0]
+        assert told["no"] == "refused" and "another command" in told["why"]
 
 
 def test_the_guards_example_in_the_readme_is_accepted_by_both_and_means_the_same(tmp_path):
@@ -389,10 +392,12 @@ def test_the_guards_example_in_the_readme_is_accepted_by_both_and_means_the_same
     far = Far(tmp_path)
     far.write("ini", lines)
     os.chmod(far.path("ini"), 0o600)
-    ident = far.fresh()
-    assert b"E ended 0" in far.run(ident, "solve.sh 5")[1]
-    assert far.get(ident, b"res", 1) == b"y" and far.get(ident, b"a.inp", 1) is None and far.get(ident, b"sub/Secret.csv", 1) is None
-    assert far.run(far.fresh(), "solve.sh 5 6")[0] == 77 and far.run(far.fresh(), "solve.sh x")[0] == 77
+    ident = far.ended("solve.sh 5")
+    assert far.get(ident, "res") == b"y\n" and far.get(ident, "a.inp") is None and far.get(ident, "sub/Secret.csv") is None
+    for text in ("solve.sh 5 6", "solve.sh x"):
+        with far.open(far.fresh()) as one:
+            one.put("in", b"x")
+            assert one.run(text)[0]["no"] == "refused"
     poller = DOORS["poller"]
     settings = poller.read_ini(far.path("ini"), poller.KEYS)
     commands = poller.allow_list(far.path("ini"), settings)

@@ -1,11 +1,14 @@
 """The doors of the SSH way's far side: what the table says passes, everything else is refused; and each refusal is lost when its check is
 taken out."""
 import argparse
+import concurrent.futures
 import fcntl
 import hashlib
 import json
+import marshal
 import os
 import re
+import shutil
 import stat
 import subprocess
 import time
@@ -15,7 +18,7 @@ import pytest
 
 import ssh_lab
 import suite
-from ssh_door import IDENT, START, Far, request, runner
+from ssh_door import IDENT, START, Far, Session, request, runner
 from suite import PYTHON
 
 VERBS, STATES = runner.VERBS, runner.STATES
@@ -835,3 +838,252 @@ def test_hostile_command_lines_are_refused_by_the_guard_each_with_one_line(lab, 
         assert not wrong and snapshot(far.dir) == before, wrong
     finally:
         far.close()
+
+
+# What the owner meets
+
+def test_directories_without_end_and_very_many_refused_results_hinder_nothing(tmp_path):
+    far = Far(tmp_path, "[outbound]\ndeny_names = secret*\n")
+    ident = far.ended("work.sh deep")
+    assert far.get(ident, "r.txt") == b"result\n"
+    far.write("ini", open(far.path("ini")).read().replace("deny_names = secret*", ""))
+    with far.open(ident) as one:
+        assert one.ask("clean", discard=True)[0][0]["state"] == "gone"
+    assert not os.path.exists(far.path("base", ident))               # (else pytest, too, cannot remove it)
+    far.write("ini", open(far.path("ini")).read() + "[outbound]\ndeny_names = secret*\n" if "[outbound]" not in open(far.path("ini")).read() else
+              open(far.path("ini")).read().replace("[outbound]\n", "[outbound]\ndeny_names = secret*\n"))
+    with far.open(far.ended("work.sh many")) as one:
+        assert one.results()[2]["refused"]["count"] == 1101 and one.ask("get", names=["r.txt"])[0][1] == b"result\n"
+    text = open(far.path("base", ".mi", "guard.log"), encoding="utf-8").read()
+    assert text.count("refused=secret") <= 1001 and " more=101" in text
+
+
+def test_what_is_refused_is_logged_with_the_reason(far):
+    far.raw("cat /etc/passwd")
+    with far.open(far.fresh()) as one:
+        one.put("a", b"1")
+        assert one.run("rm -rf /")[0]["no"] == "refused"
+    text = open(far.path("base", ".mi", "guard.log"), encoding="utf-8").read()
+    assert "refused" in text and "cat /etc/passwd" in text and "no [command NAME] for rm" in text
+
+
+def test_rules_that_the_guard_cannot_keep_stop_it(tmp_path):
+    for ini in ("[outbound]\nhold = yes\n", "[outbound]\ndeny_pieces = x\n"):
+        os.mkdir(str(tmp_path / ini[11:13]))
+        code, out, err = Far(tmp_path / ini[11:13], ini).raw(request(*START))
+        assert code == 78 and b"not in this version" in err
+    far = Far(tmp_path)
+    os.chmod(far.path("ini"), 0o666)
+    assert far.raw(request(*START))[0] == 78
+
+
+def test_no_command_section_means_no_command(far):
+    far.write("ini", "[ssh guard]\nbase = %s\n" % far.base)
+    with far.open(far.fresh()) as one:
+        one.put("a", b"1")
+        assert "no [command NAME] for true" in one.run("true")[0]["why"]
+
+
+def test_a_slow_pattern_ends_the_look_and_the_file_stays(tmp_path):
+    far = Far(tmp_path, "[outbound]\ndeny_content = (x+x+)+y\nscan_timeout = 1s\n")
+    with far.open(far.ended(data=b"x" * 5000)) as one:
+        began = time.monotonic()
+        files, _folders, verdicts = one.results(inputs=True)
+        assert "a" not in files and verdicts["refused"]["count"] == 2 and time.monotonic() - began < 15
+
+
+def test_dry_run_only_logs(tmp_path):
+    far = Far(tmp_path, "[outbound]\ndeny_names = secret*\ndry_run = yes\n")
+    assert far.get(far.ended(), "secret.txt") == b"SECRET-42\n"
+    assert "deny_names" in open(far.path("base", ".mi", "guard.log")).read()
+
+
+def test_no_word_from_the_wire_reaches_a_shell():
+    text = open(ssh_lab.SCRIPT, encoding="utf-8").read()
+    doors = text[text.index("# ==== the doors of the gate ===="):text.index("LOADER = r")]
+    assert "os.system" not in doors and "shell=True" not in doors and "popen" not in doors.lower() and "eval(" not in doors and "exec(" not in doors
+    assert re.findall(r'"sh", "-c", (\w+)', doors) == ["INTO_LOG"]
+
+
+@pytest.mark.parametrize("cleaners", range(3))
+def test_of_two_at_once_one_starts_it_nothing_comes_in_beside_it_and_a_clean_takes_all_or_nothing(far, cleaners):
+    ident = far.fresh()
+    with far.open(ident) as one:
+        one.put("a", b"1" * 10000)
+
+    def puts(turn):
+        with far.open(ident, "put", turn) as one:
+            for n in range(200):
+                if "no" in one.put("a", b"%d" % (n % 10) * 10000):
+                    return
+
+    def runs():
+        with far.open(ident) as one:
+            return one.run()[0]
+
+    def cleans():
+        with far.open(ident) as one:
+            return one.ask("clean", discard=True)[0][0]
+
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        putting = [pool.submit(puts, "t%d" % n) for n in range(2)]
+        running, cleaning = [pool.submit(runs) for _n in range(2)], [pool.submit(cleans) for _n in range(2 * cleaners)]
+    told = [one.result() for one in putting + running + cleaning][2:]
+    if any(one.get("state") == "gone" for one in told):
+        assert not os.path.exists(far.path("base", ident)) or "no" in told[0] and "no" in told[1], told
+    else:
+        a, b = (open(far.path("base", ident, name), "rb").read() for name in "ab")
+        assert a == b and len(set(a)) == 1 and all(one.get("end") and one["code"] == 0 for one in told[:2]), told
+    assert not [name for name in os.listdir(far.path("base", ".mi")) if name.startswith(".new")]
+
+
+def test_a_cancel_ends_also_what_left_session_and_environment(far):
+    with far.open(far.fresh()) as one:
+        one.put("a", b"1")
+        one.ask("start", command="work.sh leave")
+        written = far.path("base", "pids")
+        suite.wait_until(lambda: os.path.exists(written) and len(open(written).read().split()) == 3)
+        pids = [int(word) for word in open(written).read().split()]
+        told = one.ask("cancel", grace=1)[0][0]
+        assert (told["state"], told["code"], told["cancelled"]) == ("ended", 143, True)
+    for pid in pids:
+        assert not os.path.exists("/proc/%d" % pid), pids
+
+
+# The door `far`, which is brought
+
+class Free(Far):
+    """An external computer without a guard; open() is what its log-in shell would do."""
+
+    def __init__(self, folder, shell=("sh", "-c")):
+        Far.__init__(self, folder)
+        self.shell, self.sum = list(shell), hashlib.sha256(open(ssh_lab.SCRIPT, "rb").read()).hexdigest()[:16]
+
+    def popen(self, command="", **env):
+        text = command or "exec sh -c 'eval \"$(printf %b \"$1\")\"' mi_distcomp " + " ".join(
+            runner.encoded(word) for word in (runner.LOADER, "2", "door", self.base, self.sum))
+        env = dict({"PATH": os.path.dirname(PYTHON) + ":" + os.environ["PATH"], "HOME": self.dir}, **env)
+        return subprocess.Popen(self.shell + [text], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd="/", env=env)
+
+    def bring(self):
+        """The file comes there: the line with which the session goes on, and the session."""
+        process = self.popen()
+        row = b""
+        while not row.startswith(b"mi_distcomp"):
+            row = process.stdout.readline() or pytest.fail("no answer: %r" % process.stderr.read())
+        assert row == b"mi_distcomp 2 bring z\n"
+        data = zlib.compress(open(ssh_lab.SCRIPT, "rb").read())
+        process.stdin.write(b"%d\n" % len(data) + data)
+        process.stdin.flush()
+        return Session(process, self.fresh())
+
+    def open(self, run=None, lane="", turn="t1", **env):
+        return Session(self.popen(**env), run, lane, turn)
+
+    def brought(self):
+        with self.bring() as one:
+            assert one.first == b"mi_distcomp 2 door\n"
+        return self
+
+    def gates(self):
+        return sorted(name for name in os.listdir(self.path("base", ".mi")) if name.startswith("gate."))
+
+
+def test_the_file_is_brought_once_and_run_from_bytecode_that_nobody_else_may_write(tmp_path):
+    far = Free(tmp_path).brought()
+    source, cached = far.gates()
+    assert source == "gate." + far.sum and cached.startswith(source + ".cpython-3")
+    for path in (far.path("base", ".mi"), far.path("base", ".mi", source), far.path("base", ".mi", cached)):
+        assert stat.S_IMODE(os.stat(path).st_mode) & 0o077 == 0
+    before = os.stat(far.path("base", ".mi", cached)).st_ino
+    with far.open(far.fresh()) as one:
+        assert one.hello["door"] == "far" and one.hello["sum"] == far.sum
+    assert os.stat(far.path("base", ".mi", cached)).st_ino == before
+    for damage in (b"", b"\0" * 100, open(far.path("base", ".mi", cached), "rb").read()[:5000]):      # it is made anew
+        open(far.path("base", ".mi", cached), "wb").write(damage)
+        with far.open(far.fresh()) as one:
+            assert one.hello["door"] == "far"
+    os.chmod(far.path("base", ".mi", cached), 0o622)
+    open(far.path("base", ".mi", cached), "wb").write(marshal.dumps(compile("import os; os.write(1, b'EVIL'); os._exit(0)", "x", "exec")))
+    with far.open(far.fresh()) as one:
+        assert one.hello["door"] == "far"
+    assert os.stat(far.path("base", ".mi", cached)).st_mode & 0o022 == 0
+
+
+def test_where_others_could_have_put_the_program_nothing_is_run(tmp_path):
+    far = Free(tmp_path).brought()
+    for path, mode in ((far.path("base", ".mi"), 0o770), (far.path("base"), 0o777)):
+        os.chmod(path, mode)
+        with far.open(far.fresh()) as one:
+            assert re.match(rb"mi_distcomp 2 no 77 %s there belongs to somebody else, or others may write to it\n" % os.fsencode(path), one.first), one.first
+        os.chmod(path, 0o700)
+
+
+def test_another_program_than_was_told_of_is_not_kept(tmp_path):
+    far = Free(tmp_path)
+    far.sum = "0" * 16
+    with far.bring() as one:
+        assert one.first.startswith(b"mi_distcomp 2 no 76 "), one.first
+    assert far.gates() == []
+
+
+def test_without_a_python_that_is_new_enough_there_is_the_plain_way(tmp_path):
+    far = Free(tmp_path)
+    for name, text in (("python3", "#!/bin/sh\nexit 127\n"), ("sh", None), ("cat", None), ("printf", None)):
+        path = tmp_path / "bin" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text) if text else path.symlink_to(shutil.which(name))
+        path.chmod(0o755)
+    text = runner.LOADER.replace("PATH=$PATH:/usr/bin:/bin\n", "").replace(" /usr/bin/python3 /usr/libexec/platform-python", "")
+    command = "exec sh -c 'eval \"$(printf %b \"$1\")\"' mi_distcomp " + " ".join(runner.encoded(word) for word in (text, "2", "door", far.base, far.sum))
+    code, out, err = far.raw(command, PATH=str(tmp_path / "bin"))
+    assert out.startswith(b"\nmi_distcomp 2 plain there is no python3") and not os.path.exists(far.path("base", ".mi")), (out, err)
+
+
+@pytest.mark.parametrize("shell", ["bash", "dash", "zsh", "ksh", "tcsh", "fish"])
+def test_every_log_in_shell_starts_it_behind_whatever_it_prints(tmp_path, shell):
+    suite.needs(shell)
+    far = Free(tmp_path, (shell, "-c")).brought()
+    far.shell = ["sh", "-c", "printf '\\033]0;host\\007'; exec %s -c \"$0\"" % shell]
+    with far.open(far.fresh()) as one:
+        assert one.first == b"mi_distcomp 2 door\n"
+        one.put("a b", b"1")
+        told, log = one.run("cat 'a b'; echo \"$0\" $SHLVL; exit 7")
+        assert told["code"] == 7 and log.startswith(b"1")
+
+
+def test_the_command_sees_what_the_log_in_has_set_and_its_umask(tmp_path):
+    far = Free(tmp_path).brought()
+    far.shell = ["sh", "-c", "umask 027; exec sh -c \"$0\""]
+    with far.open(far.fresh(), OWN="mine", LANG="C", LC_TIME="C") as one:
+        one.put("a", b"1", 0o777)
+        log = one.run("echo $OWN; env | grep ^LC_; umask; : >new; stat -c %a a new; echo $MI_RUN")[1].decode().split("\n")
+    assert log[:2] == ["mine", "LC_TIME=C"] and int(log[2], 8) == 0o27 and log[3:5] == ["750", "640"] and log[5].endswith(".1"), log
+
+
+def test_a_base_without_a_home_directory_is_said(tmp_path):
+    far = Free(tmp_path).brought()
+    far.base = "~nobody-of-this-name/x"
+    with far.open() as one:
+        assert one.first == b"mi_distcomp 2 no 78 no home directory is known there: give an absolute path as base\n"
+
+
+def test_what_a_version_of_before_has_started_is_seen_fetched_and_cleaned(tmp_path):
+    far = Free(tmp_path).brought()
+    ident = far.fresh()
+    work, control = far.path("base", ident), far.path("base", ".mi", ident)
+    os.makedirs(work)
+    os.makedirs(control)
+    for name, text in (("start", "1 1 %s h started"), ("child", "1 1 %s h running"), ("end", "1 1 %s h exit 3"), ("run", None), ("command", None), ("end.tmp", None)):
+        with open(os.path.join(control, name), "w") as out:
+            out.write("%-255s\n" % (text % runner.boot_id()) if text else "sh -c 'true'")
+    for name, text in (("remote_program_exec.log", "said\n"), ("res", "result\n")):
+        with open(os.path.join(work, name), "w") as out:
+            out.write(text)
+    with far.open(ident) as one:
+        assert (one.hello["state"], one.hello["code"]) == ("ended", 3)
+        assert one.ask("wait", offset=0)[0] == ({"log": 0, "size": 5}, b"said\n")
+        assert sorted(one.results()[0]) == ["remote_program_exec.log", "res"] and one.ask("get", names=["res"])[0][1] == b"result\n"
+        assert one.ask("clean")[0][0]["left"] == ["its results were not fetched"]
+        assert one.ask("fetched", but=[])[0][0]["state"] == "fetched" and one.ask("clean")[0][0]["state"] == "gone"
+    assert not os.path.exists(work)
