@@ -79,7 +79,7 @@ GUARDS = ["batch", "lost", "out", "command", "end", "start", "child", "end.tmp",
 
 @pytest.mark.parametrize("damage", sorted(DAMAGES))
 def test_what_is_broken_of_one_calculation_hides_none_from_a_guards_key_and_can_be_cleaned(damage, tmp_path):
-    far = Far(tmp_path)
+    far = Far(tmp_path, "[outbound]\nkeep_refused = 0s\n")         # (of what has no end all is kept from leaving)
     whole = far.ended("true")
     os.unlink(far.path("base", ".mi", whole, "alive")) # (no FIFO can be copied)
     idents = [far.fresh() for _name in GUARDS + ["none"]]
