@@ -27,7 +27,7 @@ disk full, 75 try again later (another instance runs), 77 no permission, 78 conf
 
 contents (grep -n '^# ====' prints them with their lines):
   shared: alone                 no module is taken from where results arrive
-  the nine steps                the states, and who may move a calculation from which to which
+  the nine steps                the states, who may move a calculation from which to which, the calls
   the calls                     one function for each, by the nine steps; what they share
   files                         numbers in URLs, pieces and packs, never a whole file in memory
   who may                       tokens, log-ins, and who guesses passwords
@@ -47,7 +47,7 @@ contents (grep -n '^# ====' prints them with their lines):
   shared: check
   shared: ini
   shared: say
-  tables                        keys of the ini, routes of the calls
+  tables                        keys of the ini
   texts of units
   Japanese
 
@@ -198,6 +198,41 @@ STEPS = [
 STEP = {step.name: step for step in STEPS}
 
 Route = collections.namedtuple("Route", "role function bulk")
+V2_ONLY = ("files", "heartbeat", "output", "finish", "rerun", "login")   # calls that no fielded program makes
+
+
+def routes():
+    """{(method, name): who may make the call, what it does, whether its body may be as large as max_body}.
+    `files` is files/ACCEPT_ID/... ."""
+    return {
+        ("POST", "add-calcinfo"): Route(WORKFLOW, add_calcinfo, False),
+        ("POST", "allow-wait-calc"): Route(WORKFLOW, allow_wait_calc, False),
+        ("POST", "calc-request"): Route(REMOTE, calc_request, False),
+        ("GET", "calc-request"): Route(REMOTE, calc_request, False),                 # as fielded pollers ask
+        ("GET", "calc-params"): Route(REMOTE, calc_params, False),
+        ("POST", "calc-params-complete"): Route(REMOTE, calc_params_complete, False),
+        ("POST", "calc-start"): Route(REMOTE, calc_start, False),
+        ("POST", "calc-end"): Route(REMOTE, calc_end, False),
+        ("POST", "send-results"): Route(REMOTE, send_results, False),
+        ("POST", "end-send"): Route(REMOTE, end_send, False),
+        ("GET", "get-calc-result"): Route(WORKFLOW, get_calc_result, False),
+        ("POST", "finish"): Route(WORKFLOW, finish, False),
+        ("GET", "calc-status"): Route(WORKFLOW, calc_progress, False),
+        ("GET", "calc-progress"): Route(WORKFLOW, calc_progress, False),
+        ("POST", "cancel-wait-calc"): Route(WORKFLOW, cancel_wait_calc, False),
+        ("POST", "rerun"): Route(WORKFLOW, rerun, False),
+        ("POST", "heartbeat"): Route(REMOTE, heartbeat, False),
+        ("GET", "output"): Route(WORKFLOW, read_output, False),
+        ("GET", "get-calcinfo"): Route(OPERATOR, get_calcinfo, False),
+        ("POST", "reload-ini"): Route(OPERATOR, reload_ini, False),
+        ("POST", "login"): Route(None, login, False),      # by whoever has no token yet
+        ("GET", "files"): Route(None, files_call, False),
+        ("POST", "files"): Route(None, files_call, True)}
+
+
+def operator_calls():
+    """What the operator's commands ask the running relay to do: {word: function}."""
+    return {"cancel": cancel_wait_calc, "rerun": rerun, "end": end_calculation}
 
 
 def move(relay, tx, step, row, under=None, **changes):
@@ -4497,6 +4532,16 @@ class FieldedPollers:
                 self.relay.front.fire(("site", row["site"], row["user"]), one=True, need=row["bytes"])
 
 
+def v1_routes():
+    """The calls that fielded programs make: {name: function}."""
+    return {"add-calcinfo": v1_add_calcinfo, "allow-wait-calc": v1_allow, "cancel-wait-calc": v1_cancel,
+            "calc-status": v1_status, "calc-progress": v1_status, "get-calc-result": v1_result,
+            "calc-request": v1_calc_request, "calc-params": v1_calc_params,
+            "calc-params-complete": v1_calc_params_complete, "calc-start": v1_calc_start,
+            "calc-end": v1_calc_end, "send-results": v1_send_results, "end-send": v1_end_send,
+            "get-calcinfo": v1_get_calcinfo, "reload-ini": reload_ini}
+
+
 def v1_add_calcinfo(call):
     """1. A fielded registration, inputs inside. Refusals are HTTP 202: the gateway there swallows a 400."""
     with Arrival(call, v1_may_register, 202) as arrival:
@@ -6036,43 +6081,9 @@ INI_KEYS = {"Server": {
             "*": {"commands": (str.split, []), "command_lines": (lines, []), "users": (str.split, []),
                   "max_waiting": (int, 1000)},}
 
-# name, by method -> who may, what it does, whether its body may be as large as max_body. `files` is
-# files/ACCEPT_ID/... .
-ROUTES = {
-    ("POST", "add-calcinfo"): Route(WORKFLOW, add_calcinfo, False),
-    ("POST", "allow-wait-calc"): Route(WORKFLOW, allow_wait_calc, False),
-    ("POST", "calc-request"): Route(REMOTE, calc_request, False),
-    ("GET", "calc-request"): Route(REMOTE, calc_request, False),                 # as fielded pollers ask
-    ("GET", "calc-params"): Route(REMOTE, calc_params, False),
-    ("POST", "calc-params-complete"): Route(REMOTE, calc_params_complete, False),
-    ("POST", "calc-start"): Route(REMOTE, calc_start, False),
-    ("POST", "calc-end"): Route(REMOTE, calc_end, False),
-    ("POST", "send-results"): Route(REMOTE, send_results, False),
-    ("POST", "end-send"): Route(REMOTE, end_send, False),
-    ("GET", "get-calc-result"): Route(WORKFLOW, get_calc_result, False),
-    ("POST", "finish"): Route(WORKFLOW, finish, False),
-    ("GET", "calc-status"): Route(WORKFLOW, calc_progress, False),
-    ("GET", "calc-progress"): Route(WORKFLOW, calc_progress, False),
-    ("POST", "cancel-wait-calc"): Route(WORKFLOW, cancel_wait_calc, False),
-    ("POST", "rerun"): Route(WORKFLOW, rerun, False),
-    ("POST", "heartbeat"): Route(REMOTE, heartbeat, False),
-    ("GET", "output"): Route(WORKFLOW, read_output, False),
-    ("GET", "get-calcinfo"): Route(OPERATOR, get_calcinfo, False),
-    ("POST", "reload-ini"): Route(OPERATOR, reload_ini, False),
-    ("POST", "login"): Route(None, login, False),      # by whoever has no token yet
-    ("GET", "files"): Route(None, files_call, False),
-    ("POST", "files"): Route(None, files_call, True),
-}
-V2_ONLY = ("files", "heartbeat", "output", "finish", "rerun", "login")
-# what the operator's commands ask the running relay to do
-OPERATOR_CALLS = {"cancel": cancel_wait_calc, "rerun": rerun, "end": end_calculation}
-
-V1 = {"add-calcinfo": v1_add_calcinfo, "allow-wait-calc": v1_allow, "cancel-wait-calc": v1_cancel,
-      "calc-status": v1_status, "calc-progress": v1_status, "get-calc-result": v1_result,
-      "calc-request": v1_calc_request, "calc-params": v1_calc_params,
-      "calc-params-complete": v1_calc_params_complete, "calc-start": v1_calc_start, "calc-end": v1_calc_end,
-      "send-results": v1_send_results, "end-send": v1_end_send, "get-calcinfo": v1_get_calcinfo,
-      "reload-ini": reload_ini,}
+ROUTES = routes()
+OPERATOR_CALLS = operator_calls()
+V1 = v1_routes()
 
 
 # ==== texts of units ====
