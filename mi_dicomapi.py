@@ -2099,7 +2099,7 @@ class Relay:
 
     def rules(self, site):
         """A site's section of the ini."""
-        return self.conf.get(site) or {key: default for key, (kind, default) in INI_KEYS["*"].items()}
+        return self.conf.get(site) or {key: row[1] for key, row in INI_KEYS["*"].items()}
 
     def behind_gateway(self):
         """True where a gateway in front has checked the tokens."""
@@ -5745,7 +5745,7 @@ def look_at_certificate(found, where):
 
 
 # ==== shared: ini ====
-# One strict ini for the suite. A table says which keys a section has: {section: {key: (kind, default)}}.
+# One strict ini for the suite. A table says which keys a section has: {section: {key: (kind, default, ...)}}.
 INI_NAME = "mi_distributed_computing_assist.ini"
 SUITE = ("Server", "limits", "times", "RemoteSites", "workflow", "poller", "outbound", "ssh", "ssh guard")
 
@@ -5861,7 +5861,7 @@ def read_ini(path, table):
     78 with file, section, key and what to do, for anything that is not as it should be.
     """
     parsed = ini_text(path) if path else {}
-    result = {name: {key: default for key, (kind, default) in keys.items() if "*" not in key}
+    result = {name: {key: row[1] for key, row in keys.items() if "*" not in key}
               for name, keys in table.items() if "*" not in name}
     for section in parsed:
         shape = section if section in table else "command *" if section.startswith("command ") else "*"
@@ -5872,7 +5872,7 @@ def read_ini(path, table):
         if shape == "*" and section in SUITE:
             continue
         keys = table[shape]
-        values = result[section] = {key: default for key, (kind, default) in keys.items() if "*" not in key}
+        values = result[section] = {key: row[1] for key, row in keys.items() if "*" not in key}
         for key, text in parsed[section]:
             name = key if key in keys else re.sub(r"\.[^.]+\Z", ".*", key)
             if name not in keys:
@@ -6059,27 +6059,74 @@ def run_as_program(main):
 
 # ==== tables ====
 # What stands here needs what is above at import.
-INI_KEYS = {"Server": {
-    "ipaddress": (str, "127.0.0.1"), "portnumber": (int, 50443), "loglevel": (level, "info"),
-    "state_dir": (one_place, "/var/lib/mi_distcomp"), "certfile": (str, ""), "keyfile": (str, ""),
-    "client_ca": (str, ""), "auth": (one_of("tokens", "gateway", "login"), "tokens"),
-    "trusted_proxies": (str.split, []), "gateway_user_header": (str, ""), "gateway_secret_file": (str, ""),
-    "operators": (str.split, []), "plain_http": (flag, False), "logfile": (str, ""),
-    "lang": (one_of("auto", "en", "ja"), "auto")},
-            "limits": {"max_body": (size, 16 << 20), "v1_max_body": (size, 2 << 30), "max_file": (size, 0),
-                       "max_files": (int, 200000), "calculations_per_user": (int, 10000),
-                       "bytes_per_user": (size, 0), "spool_free": (share, 0.05), "connections": (int, 12000),
-                       "unauthenticated_per_address": (int, 64), "parked_per_token": (int, 200),
-                       "workers": (int, 32), "handshake": (seconds, 10.0), "headers": (seconds, 10.0),
-                       "idle": (seconds, 75.0), "min_rate": (size, 1024)},
-            "times": {"wait": (seconds, 50.0), "lease": (seconds, 300.0), "accept_lease": (seconds, 20.0),
-                      "v1_announce": (seconds, 12.0), "v1_lost_after": (seconds, 3600.0),
-                      "lost_after": (seconds, 30 * 86400.0), "register_for": (seconds, 1800.0),
-                      "keep_results": (seconds, 30 * 86400.0), "keep_fetched": (seconds, 86400.0),
-                      "restore_grace": (seconds, 600.0), "token_days": (int, 365), "login_hours": (int, 12)},
-            "RemoteSites": {"remote_site_ids": (str.split, [])},
-            "*": {"commands": (str.split, []), "command_lines": (lines, []), "users": (str.split, []),
-                  "max_waiting": (int, 1000)},}
+INI_KEYS = {                   # {section: {key: (kind, default, meaning)}}: what the shipped ini says of it
+    "Server": {
+        "ipaddress": (str, "127.0.0.1",
+                      "beyond this host: certfile and keyfile, or auth = gateway with trusted_proxies"),
+        "portnumber": (int, 50443, "https, or http behind a gateway"),
+        "loglevel": (level, "info",
+                     "debug, info, warn, error; or a number, 0 critical to 4 debug, as in fielded inis"),
+        "state_dir": (one_place, "/var/lib/mi_distcomp", "an absolute path, or ~/..."),
+        "certfile": (str, "", "PEM file with the certificate and its chain: TLS"),
+        "keyfile": (str, "", "PEM file of its key, mode 0600"),
+        "client_ca": (str, "", "clients must show a certificate of this CA"),
+        "auth": (one_of("tokens", "gateway", "login"), "tokens",
+                 "tokens: of `token issue`; login: also for passwords, of `user add`; gateway: one in"
+                 " front has checked them"),
+        "trusted_proxies": (str.split, [],
+                            "the gateway's addresses; with auth = gateway nobody else is let in"),
+        "gateway_user_header": (str, "",
+                                "the header in which the gateway names the user; without it tokens are"
+                                " compared with one another"),
+        "gateway_secret_file": (str, "",
+                                "mode 0600, one line, `Header-Name: secret`: what the gateway adds to each"
+                                " request; without it, and without client_ca for the gateway's"
+                                " certificate, any process on its host can be any user"),
+        "operators": (str.split, [],
+                      "with auth = gateway: the users who may also ask for get-calcinfo and reload-ini"),
+        "plain_http": (flag, False, "yes: beyond this host without TLS, for a closed laboratory"),
+        "logfile": (str, "", "default: standard error"),
+        "lang": (one_of("auto", "en", "ja"), "auto", "en, ja")},
+    "limits": {
+        "max_body": (size, 16 << 20, "of one request with files"),
+        "v1_max_body": (size, 2 << 30, "of a fielded one, which holds whole files"),
+        "max_file": (size, 0, "0: no limit but disk and quota"),
+        "max_files": (int, 200000, "of one calculation, inputs or results"),
+        "calculations_per_user": (int, 10000, "unfinished ones"),
+        "bytes_per_user": (size, 0,
+                           "of files, their names, calc-infos, reasons, live output; fielded bodies from"
+                           " when they begin to come"),
+        "spool_free": (share, 0.05, "of bytes, and of inodes"),
+        "connections": (int, 12000, "open at once"),
+        "unauthenticated_per_address": (int, 64, "connections that have shown no token yet"),
+        "parked_per_token": (int, 200, "calls that wait for news"),
+        "workers": (int, 32, "threads that run the calls"),
+        "handshake": (seconds, 10.0, "for TLS"),
+        "headers": (seconds, 10.0, "for a request's head"),
+        "idle": (seconds, 75.0, "for the next request on a connection"),
+        "min_rate": (size, 1024,
+                     "bytes/s that a body, or an answer with files, keeps over each 15 s; or the"
+                     " connection is dropped")},
+    "times": {
+        "wait": (seconds, 50.0, "of one call, at most"),
+        "lease": (seconds, 300.0, "so long need the holder of a calculation not be heard"),
+        "accept_lease": (seconds, 20.0, "from claiming to its first sign"),
+        "v1_announce": (seconds, 12.0, "so long a calculation is named to one fielded poller only"),
+        "v1_lost_after": (seconds, 3600.0, "a fielded poller that took the inputs has to start by then"),
+        "lost_after": (seconds, 30 * 86400.0, "out of contact for so long: abnormal"),
+        "register_for": (seconds, 1800.0, "nothing of its inputs came for so long: removed"),
+        "keep_results": (seconds, 30 * 86400.0, "that nobody fetches"),
+        "keep_fetched": (seconds, 86400.0, "its files less long where the disk has no room for what is new"),
+        "restore_grace": (seconds, 600.0, "after a restore nothing is handed out for so long"),
+        "token_days": (int, 365, "a new token is good for so many days"),
+        "login_hours": (int, 12, "a token from `login` is good so long")},
+    "RemoteSites": {
+        "remote_site_ids": (str.split, [], "")},
+    "*": {
+        "commands": (str.split, [], "the words that a workflow may ask for, blank separated"),
+        "command_lines": (lines, [], "the same, one a line: may hold blanks"),
+        "users": (str.split, [], "empty: any"),
+        "max_waiting": (int, 1000, "calculations at once; more are told to come again")}}
 
 ROUTES = routes()
 OPERATOR_CALLS = operator_calls()

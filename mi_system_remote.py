@@ -1733,7 +1733,7 @@ def run_as_program(main):
 # ==== end shared ====
 
 # ==== shared: ini ====
-# One strict ini for the suite. A table says which keys a section has: {section: {key: (kind, default)}}.
+# One strict ini for the suite. A table says which keys a section has: {section: {key: (kind, default, ...)}}.
 INI_NAME = "mi_distributed_computing_assist.ini"
 SUITE = ("Server", "limits", "times", "RemoteSites", "workflow", "poller", "outbound", "ssh", "ssh guard")
 
@@ -1849,7 +1849,7 @@ def read_ini(path, table):
     78 with file, section, key and what to do, for anything that is not as it should be.
     """
     parsed = ini_text(path) if path else {}
-    result = {name: {key: default for key, (kind, default) in keys.items() if "*" not in key}
+    result = {name: {key: row[1] for key, row in keys.items() if "*" not in key}
               for name, keys in table.items() if "*" not in name}
     for section in parsed:
         shape = section if section in table else "command *" if section.startswith("command ") else "*"
@@ -1860,7 +1860,7 @@ def read_ini(path, table):
         if shape == "*" and section in SUITE:
             continue
         keys = table[shape]
-        values = result[section] = {key: default for key, (kind, default) in keys.items() if "*" not in key}
+        values = result[section] = {key: row[1] for key, row in keys.items() if "*" not in key}
         for key, text in parsed[section]:
             name = key if key in keys else re.sub(r"\.[^.]+\Z", ".*", key)
             if name not in keys:

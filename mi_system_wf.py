@@ -3752,7 +3752,7 @@ def look_at_certificate(found, where):
 
 
 # ==== shared: ini ====
-# One strict ini for the suite. A table says which keys a section has: {section: {key: (kind, default)}}.
+# One strict ini for the suite. A table says which keys a section has: {section: {key: (kind, default, ...)}}.
 INI_NAME = "mi_distributed_computing_assist.ini"
 SUITE = ("Server", "limits", "times", "RemoteSites", "workflow", "poller", "outbound", "ssh", "ssh guard")
 
@@ -3868,7 +3868,7 @@ def read_ini(path, table):
     78 with file, section, key and what to do, for anything that is not as it should be.
     """
     parsed = ini_text(path) if path else {}
-    result = {name: {key: default for key, (kind, default) in keys.items() if "*" not in key}
+    result = {name: {key: row[1] for key, row in keys.items() if "*" not in key}
               for name, keys in table.items() if "*" not in name}
     for section in parsed:
         shape = section if section in table else "command *" if section.startswith("command ") else "*"
@@ -3879,7 +3879,7 @@ def read_ini(path, table):
         if shape == "*" and section in SUITE:
             continue
         keys = table[shape]
-        values = result[section] = {key: default for key, (kind, default) in keys.items() if "*" not in key}
+        values = result[section] = {key: row[1] for key, row in keys.items() if "*" not in key}
         for key, text in parsed[section]:
             name = key if key in keys else re.sub(r"\.[^.]+\Z", ".*", key)
             if name not in keys:
@@ -4066,9 +4066,16 @@ def run_as_program(main):
 
 # ==== tables ====
 # What stands here needs what is above at import.
-INI_KEYS = {"workflow": {"url": (str, ""), "token_file": (str, ""), "ca_file": (str, ""),
-                         "client_cert": (str, ""), "client_key": (str, ""), "proxy": (str, ""),
-                         "lang": (one_of("auto", "en", "ja"), "auto")}}
+INI_KEYS = {                   # {section: {key: (kind, default, meaning)}}: what the shipped ini says of it
+    "workflow": {
+        "url": (str, "", "of the relay, like https://HOST:50443"),
+        "token_file": (str, "", "mode 0600, one line"),
+        "ca_file": (str, "", "CA of the relay's certificate, unless it is a public one"),
+        "client_cert": (str, "", "where relay or gateway want one"),
+        "client_key": (str, "", "its key"),
+        "proxy": (str, "",
+                  "default: https_proxy or all_proxy of the environment, unless no_proxy names the relay"),
+        "lang": (one_of("auto", "en", "ja"), "auto", "en, ja")}}
 
 STOP_REASONS = {"refused": (EX_REFUSED, "poller"), "input": (EX_PROTOCOL, "poller"),
                 "disk": (EX_IOERR, "poller"), "cancelled": (EX_INTERRUPT, "relay")}

@@ -652,13 +652,37 @@ def told_keys():
     return found
 
 
+def told_meanings():
+    """{(section, key): what stands in brackets behind it} of the shipped ini, over its lines."""
+    found, section, last = {}, "", None
+    with open(suite.script("mi_distributed_computing_assist.ini"), encoding="utf-8") as text:
+        for line in text.read().split("\n"):
+            head, key = re.match(r"(?:# )?\[(.*)\]$", line), re.match(r"(?:# )?([a-z_]\w*) *= ?.*?(?:  +\((.*))?$", line)
+            if head:
+                section, last = head.group(1).replace("u-tokyo", "*"), None
+            elif key:
+                last = section, key.group(1)
+                found[last] = key.group(2) or ""
+            elif last and line.startswith("#    "):
+                found[last] += " " + line.strip("# ")
+    return {key: text[:-1] if text.endswith(")") else text for key, text in found.items()}
+
+
+@pytest.mark.parametrize("name", ["mi_dicomapi.py", "mi_system_wf.py"])
+def test_the_shipped_ini_says_of_each_key_what_the_script_s_table_says(name):
+    told = told_meanings()
+    wrong = [(section, key, told.get((section, key)), row[2]) for section, keys in suite.module(name).INI_KEYS.items()
+             for key, row in keys.items() if told.get((section, key)) != row[2]]
+    assert not wrong, wrong
+
+
 def test_the_shipped_ini_holds_every_key_with_its_default_and_no_other():
     told, known, wrong = told_keys(), set(), []
     for name in ("mi_dicomapi.py", "mi_system_wf.py", "mi_system_remote.py", "execute_remote_command.py"):
         script = suite.module(name)
         table = next(getattr(script, name) for name in ("INI_KEYS", "KEYS", "TABLE") if hasattr(script, name))
         for section, keys in table.items():
-            for key, (kind, default) in keys.items():
+            for key, (kind, default, *meaning) in keys.items():
                 if kind.__name__ == "not_built":       # a key that is only refused
                     continue
                 known.add((section, key))

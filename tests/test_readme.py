@@ -73,7 +73,7 @@ def tables():
     for name in SCRIPTS:
         script = suite.module(name)
         for section, keys in next(getattr(script, name) for name in ("INI_KEYS", "KEYS", "TABLE") if hasattr(script, name)).items():
-            found.setdefault(section, set()).update(key for key, (kind, default) in keys.items() if kind.__name__ != "not_built")
+            found.setdefault(section, set()).update(key for key, (kind, *more) in keys.items() if kind.__name__ != "not_built")
     return found
 
 
