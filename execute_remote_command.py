@@ -4956,8 +4956,8 @@ JA = {
     "is not a size (like 64K, 16M, 2G)": "サイズではありません (例: 64K, 16M, 2G)",
     "is not yes or no": "yes か no ではありません",
     "is not a whole number": "整数ではありません",
-    "is not one of: %s": "次のいずれでもありません: %s",
-    " (did you mean %s?)": " (%s ですか?)",
+    "is not one of: %s": "次のいずれかではありません: %s",
+    " (did you mean %s?)": " (%s のことですか?)",
     " (it belongs into %s)": " (%s に書くものです)",
     "%s: no such file (--ini)": "%s: ファイルがありません (--ini)",
     "%s: must belong to you or root, and nobody else may write to it (chown, chmod go-w)":
@@ -4982,7 +4982,7 @@ JA = {
     "is there already, and not of this calculation; --to DIR or --out NAME agrees to its being replaced":
         "この計算のものではないファイルが既にあります。置き換えてよければ --to DIR か --out 名前 を指定してください",
     "was changed here while the calculation ran, and is left as it is": "計算中にこちらで変更されたため、そのまま残しました",
-    "a directory or a symbolic link is in its way": "ディレクトリかシンボリックリンクが邪魔をしています",
+    "a directory or a symbolic link is in its way": "ディレクトリかシンボリックリンクが妨げています",
     "%s: is not here, although all was fetched": "%s: すべて取得したはずですが、こちらにありません",
     "%s: its results were fetched, and its directory there is gone": "%s: 結果は取得済みで、先方のディレクトリはもうありません",
     "sent": "送信",

@@ -6243,7 +6243,7 @@ JA = {
     "more than %d patterns; a directory (DIR/) or ** stands for many":
         "パターンが %d 個を超えています。ディレクトリ (DIR/) や ** で多くの名前を一度に指定できます",
     "no %s in %s; say --ini FILE": "%s が %s にありません。--ini FILE で指定してください",
-    "%s: [%s] is not a section%s": "%s: [%s] という節はありません%s",
+    "%s: [%s] is not a section%s": "%s: [%s] というセクションはありません%s",
     "%s: [%s] %s is not a key%s": "%s: [%s] %s というキーはありません%s",
     "an empty name": "名前が空です",
     "a name that is not UTF-8": "名前が UTF-8 ではありません",
@@ -6278,7 +6278,7 @@ JA = {
         "[Server] ipaddress = %s: 平文の http ではトークンがネットワークから見えます。certfile と keyfile を設定するか、TLS を行うゲートウェイの後ろなら"
         " auth = gateway と trusted_proxies を設定してください (閉じた実験室なら plain_http = yes)",
     "[RemoteSites] remote_site_ids: %s cannot be a site id": "[RemoteSites] remote_site_ids: %s は識別子に使えません",
-    "[%s] is neither a section nor in remote_site_ids%s": "[%s] は節の名前でも remote_site_ids にある識別子でもありません%s",
+    "[%s] is neither a section nor in remote_site_ids%s": "[%s] はセクションの名前でも remote_site_ids にある識別子でもありません%s",
     "[Server] %s = %s: is not there or not readable": "[Server] %s = %s: ファイルがないか、読めません",
     "[Server] certfile, keyfile, client_ca: %s": "[Server] certfile, keyfile, client_ca: %s",
     "[Server] certfile = %s: expired on %s; renew it": "[Server] certfile = %s: %s に期限が切れています。更新してください",
@@ -6293,7 +6293,7 @@ JA = {
     "%s: schema %d; the next start copies it to %s.schema%d and upgrades it to %d; %d unfinished"
     " calculations go on":
         "%s: スキーマ %d。次の起動時に %s.schema%d へ複製してから %d に更新します。未完了の計算 %d 件は続きます",
-    "%s: another relay is running on this directory": "%s: このディレクトリでは別の中継プログラムが動作中です",
+    "%s: another relay is running on this directory": "%s: このディレクトリでは別の中継サーバーが動作中です",
     "%s: was written by a newer version of this program (schema %d)": "%s: このプログラムの新しい版が書いたものです (schema %d)",
     "%s: this file system cannot hold it (NFS?); set [Server] state_dir to a local disk":
         "%s: このファイルシステムには置けません (NFS?)。[Server] state_dir をローカルディスクにしてください",
@@ -6306,13 +6306,13 @@ JA = {
     "a password has at least 10 characters": "パスワードは 10 文字以上にしてください",
     "user %s is there already (user passwd %s)": "ユーザー %s はすでにいます (user passwd %s)",
     "there is no user %s (see user list)": "ユーザー %s はいません (user list を参照)",
-    "user %s: done; the relay knows within a second": "ユーザー %s: 完了しました。中継プログラムには 1 秒以内に伝わります",
+    "user %s: done; the relay knows within a second": "ユーザー %s: 完了しました。中継サーバーには 1 秒以内に伝わります",
     "--roles: some of workflow,remote,operator": "--roles: workflow,remote,operator から選んでください",
     "--sites: %s is not in [RemoteSites] remote_site_ids":
         "--sites: %s は [RemoteSites] remote_site_ids にありません",
     "token for user %s, roles %s, sites %s, until %s; shown only now, keep it in a file of mode 0600:":
         "トークン: ユーザー %s、役割 %s、識別子 %s、期限 %s。表示は今回だけです。モード 0600 のファイルに保存してください:",
-    "token %s is revoked; the relay knows within a second": "トークン %s を無効にしました。中継プログラムには 1 秒以内に伝わります",
+    "token %s is revoked; the relay knows within a second": "トークン %s を無効にしました。中継サーバーには 1 秒以内に伝わります",
     "standard output leads nowhere": "標準出力の先がありません",
     "token issue: nobody has seen the token (%s); it is revoked":
         "token issue: トークンを表示できませんでした (%s)。このトークンは失効させました",
@@ -6323,7 +6323,7 @@ JA = {
     "maintenance is on (%s): no new calculations and claims until `maintenance off`":
         "メンテナンス中です (%s)。`maintenance off` まで新しい計算と取得は受け付けません",
     "the relay that runs has [%s] %s = %s still (ini: %s): restart it":
-        "動作中の中継プログラムは [%s] %s = %s のままです (ini では %s)。再起動してください",
+        "動作中の中継サーバーは [%s] %s = %s のままです (ini では %s)。再起動してください",
     "token issue: a token that is good for %s days is none; say --days N, more than 0 (or [times]"
     " token_days)":
         "token issue: 有効期間 %s 日のトークンは使えません。--days に 0 より大きい日数を指定してください (または [times] token_days)",
@@ -6331,7 +6331,7 @@ JA = {
     " systemd unit does)":
         "%s はまだなく、このユーザーは %s に作れません。mkdir と chown で用意してください (/var/lib の下なら systemd のユニットが作ります)",
     "%s: no such calculation (see list --all)": "%s: その計算はありません (list --all を参照)",
-    "no relay answers on %s; start it, then say it again": "%s では中継プログラムが応答しません。起動してからもう一度実行してください",
+    "no relay answers on %s; start it, then say it again": "%s では中継サーバーが応答しません。起動してからもう一度実行してください",
     "maintenance is %s": "メンテナンス: %s",
     "%s: exists already; a backup goes into a new directory": "%s: すでにあります。バックアップ先は新しいディレクトリにしてください",
     "%s: %d files of the spool and the database (%d files went meanwhile)":
@@ -6339,7 +6339,7 @@ JA = {
     "%s: is not a backup of this program": "%s: このプログラムのバックアップではありません",
     "%s: holds a state already; move it away first": "%s: すでに状態があります。先に移動してください",
     "restored into %s; start the relay: for the first %d s it only listens to what the pollers hold":
-        "%s に復元しました。中継プログラムを起動してください。最初の %d 秒は各ポーラーの保持状況を聞くだけです",
+        "%s に復元しました。中継サーバーを起動してください。最初の %d 秒は各ポーラーの保持状況を聞くだけです",
     # check
     "%s: belongs to uid %d; give it to this user (chown)": "%s: uid %d の所有です。このユーザーのものにしてください (chown)",
     "%s: mode %04o lets others in; type: chmod %o %s": "%s: モード %04o では他人が触れます。chmod %o %s としてください",
@@ -6363,15 +6363,15 @@ JA = {
     "site %s: no commands; nothing can be asked of it": "識別子 %s: コマンドがなく、何も依頼できません",
     "sites: %s; commands: %d": "識別子: %s、コマンド: %d",
     "no sites: name them in [RemoteSites] remote_site_ids, each with a section of its own":
-        "識別子がありません: [RemoteSites] remote_site_ids に書き、それぞれの節を作ってください",
+        "識別子がありません: [RemoteSites] remote_site_ids に書き、それぞれのセクションを作ってください",
     "%s is not there yet; the first start makes it": "%s はまだありません。最初の起動で作られます",
     "no TLS here: it is the gateway's": "ここでは TLS を使いません (ゲートウェイが行います)",
     "no TLS: for this host only": "TLS なし: この計算機の中だけです",
     "certificate: %s is not known here (DNS); clients need it": "証明書: %s を解決できません (DNS)。クライアントには必要です",
-    "a relay answers on port %d": "ポート %d で中継プログラムが応答しました",
+    "a relay answers on port %d": "ポート %d で中継サーバーが応答しました",
     "nothing answers on port %d: %s": "ポート %d で応答がありません: %s",
     "the relay that runs shows another certificate than %s: restart it":
-        "動作中の中継プログラムの証明書が %s と違います。再起動してください",
+        "動作中の中継サーバーの証明書が %s と違います。再起動してください",
     "tokens: %d good, %d of them end within 14 days": "トークン: 有効 %d、うち 14 日以内に期限切れ %d",
     "no good token: token issue USER": "有効なトークンがありません: token issue USER",
     "users with a password: %d": "パスワードのあるユーザー: %d",

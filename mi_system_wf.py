@@ -4146,9 +4146,9 @@ JA = {
     "none": "なし",
     "%s: the name is not known here (DNS); is the URL right?": "%s: 名前を解決できません (DNS)。URL は正しいですか",
     "%s: plain http: whoever is in between reads the token": "%s: 平文の http です。途中でトークンが読めます",
-    "a relay of this protocol answers": "この方式の中継プログラムが応答しました",
+    "a relay of this protocol answers": "この方式の中継サーバーが応答しました",
     "a fielded relay answers, or something that is none; is the URL right?":
-        "旧版の中継プログラムか、別のものが応答しました。URL は正しいですか",
+        "旧版の中継サーバーか、別のものが応答しました。URL は正しいですか",
     "the clocks differ by %.1f s": "時計の差 %.1f 秒",
     "; set this host's (NTP)": "。この計算機の時計を合わせてください (NTP)",
     "the token is refused (%s): get a valid one for this user, role and site":
@@ -4179,7 +4179,7 @@ JA = {
     "more than %d patterns; a directory (DIR/) or ** stands for many":
         "パターンが %d 個を超えています。ディレクトリ (DIR/) や ** で多くの名前を一度に指定できます",
     "no %s in %s; say --ini FILE": "%s が %s にありません。--ini FILE で指定してください",
-    "%s: [%s] is not a section%s": "%s: [%s] という節はありません%s",
+    "%s: [%s] is not a section%s": "%s: [%s] というセクションはありません%s",
     "%s: [%s] %s is not a key%s": "%s: [%s] %s というキーはありません%s",
     # store
     "belongs to another user": "他のユーザーの所有です",
@@ -4197,7 +4197,7 @@ JA = {
     "asked for and not here: %s": "要求した結果のうち届かないもの: %s",
     "no result matches %s": "%s に合う結果はありません",
     "the relay keeps the result, for what is not stored: %s.py result %s --to DIR":
-        "格納しなかったものは中継プログラムに残っています: %s.py result %s --to DIR",
+        "格納しなかったものは中継サーバーに残っています: %s.py result %s --to DIR",
     "%s: what was declared as its results is not known on this side; say it once more: --out NAME... (--out"
     " '**': all)":
         "%s: 何を結果として申告したか、こちら側には記録がありません。もう一度指定してください: --out 名前... (すべてなら --out '**')",
@@ -4218,22 +4218,22 @@ JA = {
     "%s: TLS failed: %s": "%s: TLS 接続に失敗しました: %s",
     "%s: the name %s is not known": "%s: ホスト名 %s が見つかりません",
     "%s: an answer without end": "%s: 応答が終わりません",
-    "an answer that is none": "応答になっていません",
+    "an answer that is none": "応答の形が正しくありません",
     "%s: HTTP 413: too large": "%s: HTTP 413: 大きすぎます",
     "%s: HTTP %d without the relay's JSON: a proxy or gateway in between answered":
         "%s: HTTP %d、中継サーバーの JSON ではありません (途中のプロキシかゲートウェイの応答です)",
-    "is not what was declared (its sum differs)": "登録した内容と違います (チェックサムの不一致)",
-    "%s: the relay is at byte %s of a file of %d": "%s: 中継サーバーの位置 %s がファイルの大きさ %d と合いません",
-    "%s: the relay stays at byte %d of %d": "%s: 中継サーバーが %d / %d バイト目から進みません",
+    "is not what was declared (its sum differs)": "申告した内容と違います (チェックサムの不一致)",
+    "%s: the relay is at byte %s of a file of %d": "%s: 中継サーバーは %s バイト目と答えました (ファイルは %d バイト)",
+    "%s: the relay stays at byte %d of %d": "%s: 中継サーバーが %d バイト目 (全 %d バイト) から進みません",
     "%s changed while it was sent": "%s が送信中に変わりました",
     "became shorter while it was sent": "送信中に短くなりました",
     "the file list is none": "ファイル一覧の形が正しくありません",
     "%s: %s is not here, and no longer at the relay (%s)": "%s: %s がここになく、中継側にももうありません (%s)",
     "%s: no size or sha256": "%s: サイズまたは sha256 がありません",
     "the pages of the file list do not follow one another": "ファイル一覧のページがつながりません",
-    "cut off": "切断されました",
+    "cut off": "途中で切断されました",
     "%s: HTTP %d where a file was due": "%s: HTTP %d (ファイルが返るはずでした)",
-    "%s: %d bytes where %d were due": "%s: %d バイト (正しくは %d バイト)",
+    "%s: %d bytes where %d were due": "%s: %d バイト届きました (正しくは %d バイト)",
     "does not arrive as it was sent (its sum differs, three times)": "送られたとおりに届きません (チェックサムが 3 回とも不一致)",
     "%s does not arrive as it was sent (its sum differs, three times)":
         "%s が送られたとおりに届きません (チェックサムが 3 回とも不一致)",
@@ -4352,7 +4352,7 @@ JA = {
     "%s: the relay's answer holds no accept_id": "%s: 中継サーバーの応答に accept_id がありません",
     "%s: an input cannot be sent as it was registered: %s": "%s: 入力を登録時の内容のまま送れません: %s",
     "%s: the relay does not get the inputs together": "%s: 中継サーバーに入力がそろいません",
-    "a directory or a symbolic link is in its way": "ディレクトリまたはシンボリックリンクが妨げています",
+    "a directory or a symbolic link is in its way": "ディレクトリかシンボリックリンクが妨げています",
     "the relay's answer holds no proper result": "中継サーバーの応答に正しい結果がありません",
     "%s was not declared as a result": "%s は宣言された結果ではありません",
     "is not there": "ありません",
@@ -4382,7 +4382,7 @@ JA = {
     "%s: interrupted; the calculation goes on, %s.py wait %s continues":
         "%s: 中断されましたが計算は続いています。%s.py wait %s で待てます",
     # the words typed
-    "%s; --help says more": "%s。--help を見てください",
+    "%s; --help says more": "%s (--help を参照)",
     "unknown option %s": "オプション %s はありません",
     "it must be: BASE_URL SITE TOKEN COMMAND IN1:IN2:... OUT1:OUT2:... [\"PARAMETERS\"]; --help says more":
         "書き方: BASE_URL SITE TOKEN COMMAND IN1:IN2:... OUT1:OUT2:... [\"PARAMETERS\"]。--help を見てください",

@@ -164,6 +164,15 @@ def test_every_message_has_a_japanese_translation(name):
     assert not unused, "translated, but said nowhere: %r" % sorted(unused)[:1]
 
 
+def test_one_text_has_one_translation_in_all_scripts():
+    found = collections.defaultdict(dict)
+    for name in SCRIPTS:
+        for english, japanese in table_of(tree_of(name)).items():
+            found[english].setdefault(japanese, []).append(name)
+    wrong = {english: ways for english, ways in found.items() if len(ways) > 1}
+    assert not wrong, wrong
+
+
 def literals_outside_the_table(tree):
     """Every text of the script but those in JA."""
     found = set()

@@ -148,7 +148,7 @@ def test_the_test_command_installs_and_starts_pytest():
 
 OPERATOR, ADMIN, AUTHOR, RESEARCHER = "operator", "admin", "author", "researcher"
 SCENE = {"For the operator of the relay": OPERATOR, "For the admin of an external computer": ADMIN, "For the author of a module": AUTHOR,
-         "For the researcher": RESEARCHER, "運用者: 中継プログラム": OPERATOR, "管理者: 外部計算機": ADMIN, "モジュールの作成者と研究者": AUTHOR}
+         "For the researcher": RESEARCHER, "運用者: 中継サーバー": OPERATOR, "管理者: 外部計算機": ADMIN, "モジュールの作成者と研究者": AUTHOR}
 
 
 class Scene:
