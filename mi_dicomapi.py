@@ -3640,7 +3640,9 @@ def load_conf(options):
     path = find_ini(options.ini, [os.getcwd()] + ini_folders(__file__), needed=True)
     conf = check_conf(read_ini(path, INI_KEYS), path)
     choose_language(conf["Server"]["lang"])
-    SAY["level"] = 0 if options.verbose else 2 if options.quiet else LEVELS.index(conf["Server"]["loglevel"])
+    SAY["level"] = LEVELS.index(conf["Server"]["loglevel"])
+    if options.quiet or options.verbose:
+        SAY["level"] = 0 if options.verbose else 2
     SAY["debug"] = options.verbose
     return conf, path
 
@@ -4701,8 +4703,9 @@ def v1_entries(files, content_of, folder):
 
 def has_blob(found):
     """Is there a file in this, where only texts belong?"""
-    parts = found.values() if isinstance(found, dict) else found if type(found) is list else ()
-    return isinstance(found, Blob) or any(has_blob(part) for part in parts)
+    if isinstance(found, dict):
+        found = list(found.values())
+    return isinstance(found, Blob) or type(found) is list and any(has_blob(part) for part in found)
 
 
 def insert_complete(tx, seq, kind, stage, texts=0):

@@ -164,17 +164,18 @@ def run(url, site, command, inputs, outputs, parameters="", token=None, token_fi
     external computer's rules keep what a pattern asked for. Raises Stop (code: of the exit codes above; its
     text says what to do); the command's own failure is no Stop but in Result.exit_code.
     """
-    source = ((token if callable(token) else lambda: checked_token(token, "token")) if token
-              else find_token(token_file))
+    source = token if callable(token) else lambda: checked_token(token, "token")
+    if not token:
+        source = find_token(token_file)
     relay = Relay(url, source, ca_file=ca_file, proxy=proxy, client_cert=client_cert, client_key=client_key)
     console = Console(tell)
     console.named, console.allow_refused = bool(request_id), allow_refused
-    inputs, outputs = ([os.fspath(word)
-                        for word in ([words] if isinstance(words, (str, os.PathLike)) else words)]
+    inputs, outputs = ([words] if isinstance(words, (str, os.PathLike)) else words
                        for words in (inputs, outputs))
-    names, patterns = wanted_results(outputs)
+    names, patterns = wanted_results([os.fspath(word) for word in outputs])
     order = Order(site, command, parameters, names, patterns, request_id or os.urandom(16).hex())
-    return calculate(relay, order, gather_inputs(inputs), os.fspath(to), console, patience)
+    found = gather_inputs([os.fspath(word) for word in inputs])
+    return calculate(relay, order, found, os.fspath(to), console, patience)
 
 
 def calculate(relay, order, found, to, console, patience):
@@ -355,7 +356,8 @@ def look_once(relay, accept_id, console, seen, wait):
     {accept_id: (stamp, what was told)}. True: the results are at the relay."""
     begun, (stamp, last) = time.monotonic(), seen.get(accept_id, ("", None))
     left = None if console.deadline is None else max(0.0, console.deadline - begun)
-    wait = int(min(wait, WAIT if left is None else left + 1)) if stamp else 0
+    most = WAIT if left is None else left + 1
+    wait = int(min(wait, most)) if stamp else 0
     found = relay.ask("GET", "calc-progress", {"v": 2, "accept_id": accept_id, "wait": wait, "known": stamp},
                       wait, patience=left)
     relay.at_once, relay.keep_on = (), True
@@ -630,7 +632,9 @@ def split_input(word):
     plain = os.path.normpath(word)
     if plain == "..":
         plain = utf8(os.path.abspath(plain)).decode("utf-8", "replace")
-    return "" if plain == "." else os.path.basename(plain) if plain.startswith(("/", "../")) else plain, word
+    if plain.startswith(("/", "../")):
+        plain = os.path.basename(plain)
+    return plain if plain != "." else "", word
 
 
 def add_input_file(name, path, found, bad):
@@ -1139,7 +1143,9 @@ def report_end(result, to, options, console):
                     % (name, why_missing(name, result.missing[name])))
     if len(result.missing) > KEPT_WORDS:
         console.say(_("and %d more") % (len(result.missing) - KEPT_WORDS))
-    code = result.exit_code if not options.fielded else 0 if result.status == "completed" else 1
+    code = result.exit_code
+    if options.fielded:
+        code = 0 if result.status == "completed" else V1_ABNORMAL
     if result.verdicts:
         console.say(_("asked for and not here: %s")
                     % "; ".join(verdict_words(*pair) for pair in sorted(result.verdicts.items())))
@@ -1153,10 +1159,10 @@ def last_line(result, to, code):
     """Whose code the exit code is, and why. code: what this program ends with."""
     reason = "" if result.reason.startswith("exit code") else result.reason
     if result.ended_by == "command":
-        stopped = reason.startswith("cancelled")
-        text = (_("%s; the command was stopped and ended with %d") % (reason, result.exit_code) if stopped
-                else (_("the command ended with %d (its own exit code)") % result.exit_code
-                      + (": " + reason if reason else "")))
+        text = _("the command ended with %d (its own exit code)") % result.exit_code
+        text += ": " + reason if reason else ""
+        if reason.startswith("cancelled"):
+            text = _("%s; the command was stopped and ended with %d") % (reason, result.exit_code)
         text += _("; exit code %d is this program's") % code if code != result.exit_code else ""
     elif result.ended_by == "deadline":
         text = _("the deadline was over and the calculation was cancelled; exit code %d is this"
@@ -1445,7 +1451,9 @@ def make_console(options):
     but not much."""
     terminal = sys.stderr if sys.stderr is not None and sys.stderr.isatty() else None
     alone = options.json or options.words[0] in ("submit", "status", "output", "cancel", "rerun")
-    out = sys.stderr if terminal else CappedStream(sys.stderr) if alone else sys.stdout
+    out = terminal or sys.stdout
+    if alone and not terminal:
+        out = CappedStream(sys.stderr)
 
     def tell(line):
         out.write(line + "\n")
@@ -1669,8 +1677,9 @@ def probes(site, command):
     one = {"accept_id": "00000000-0000-4000-8000-000000000000"}
     info = {"remote-site": site, "command": command or "-", "parameters": "", "parameter_files": {},
             "result_files": {}}
-    # it would go on; COMMAND is missing; SITE is
-    said = "request_id" if command else "not in the list of site" if site else ""
+    said = "not in the list of site" if site else ""             # COMMAND is missing; or SITE, too
+    if command:
+        said = "request_id"                            # it would go on
     return [("GET", "calc-progress", one, "no information"),
             ("POST", "add-calcinfo", {"calc-info": info}, said), ("GET", "calc-status", one, ""),
             ("POST", "allow-wait-calc", one, ""), ("GET", "get-calc-result", one, ""),

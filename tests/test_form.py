@@ -220,7 +220,7 @@ def complexity(function):
 
 
 @pytest.mark.parametrize("name", HOUSES)
-def test_no_function_of_an_own_room_is_more_complex_than_15(name):
+def test_no_function_of_an_own_room_is_more_complex_than_15_and_no_conditional_stands_in_another(name):
     text = text_of(name)
     shared = [(found.start(), found.end()) for found in BLOCK.finditer(text)]
     lines = [0]
@@ -230,6 +230,8 @@ def test_no_function_of_an_own_room_is_more_complex_than_15(name):
            and not any(first <= lines[node.lineno - 1] < last for first, last in shared)]
     assert len(own) > 100
     wrong = ["%s in line %d: %d" % (node.name, node.lineno, complexity(node)) for node in own if complexity(node) > 15]
+    wrong += ["%s in line %d: a conditional inside a conditional" % (node.name, found.lineno) for node in own for found in ast.walk(node)
+              if isinstance(found, ast.IfExp) and any(isinstance(part, ast.IfExp) for part in ast.walk(found) if part is not found)]
     assert not wrong, wrong
 
 
