@@ -7314,9 +7314,9 @@ class Target:
         lower = name.lower()
         if lower.startswith(self.trusted):
             raise NotStored(name, _("programs of this host are started from there, or set up by it; take another --to"))
-        if lower.startswith(b".mi-") and (STAGE.match(name) or lower.startswith(b".mi-" + utf8(self.ident).lower())):
+        parts, mine = lower.split(b"/"), b".mi-" + utf8(self.ident).lower()
+        if STAGE.match(name) or any(part.startswith(mine) for part in parts):
             raise NotStored(name, _("a name that is kept for what arrives"))
-        parts = lower.split(b"/")
         own = parts[-1] in OWN_NAMES or b"__pycache__" in parts or parts[-1].endswith((b".pth", b".pyc", b".pyo"))
         if self.guarded and (own or self.is_program(name)):
             raise NotStored(name, _("a name of this program's own files or of Python's start, and this program lies there; take another --to"))
@@ -7423,14 +7423,46 @@ class Target:
             with self.busy:
                 folder = self.folder(above)
                 self.may_replace(folder, leaf, name)
-                if not self.agreed or self.began is not None:          # before: killed now, it is ours
-                    os.write(self.notes, b"%d %d %d %s\n" % (info.st_ino, info.st_size, info.st_mtime_ns, name))
-                fault("part noted")
-                os.rename(key if isinstance(key, bytes) else b"%d" % key, leaf, src_dir_fd=self.stage, dst_dir_fd=folder)
-                self.ours[info.st_dev, info.st_ino] = name
+                key = key if isinstance(key, bytes) else b"%d" % key
+                try:
+                    self.rename(self.stage, key, folder, leaf, name, info)
+                except OSError as error:
+                    if error.errno != errno.EXDEV:
+                        raise
+                    self.rename(folder, self.stage_name, folder, leaf, name, self.copy(key, folder))
         except OSError as error:                       # its own message would name the part
             raise in_the_way(error, name)
         fault("stored")
+
+    def rename(self, source, part, folder, leaf, name, info):
+        """Gives a part in the directory `source` its name `leaf` in `folder`. info: its os.stat_result."""
+        if not self.agreed or self.began is not None:  # before: killed now, it is ours
+            os.write(self.notes, b"%d %d %d %s\n" % (info.st_ino, info.st_size, info.st_mtime_ns, name))
+        fault("part noted")
+        os.rename(part, leaf, src_dir_fd=source, dst_dir_fd=folder)
+        self.ours[info.st_dev, info.st_ino] = name
+
+    def copy(self, key, folder):
+        """The part with this key as a file .mi-ID in `folder`, where another file system is mounted. Its os.stat_result."""
+        with open(os.open(key, os.O_RDONLY | os.O_NOFOLLOW, dir_fd=self.stage), "rb", 0) as source:
+            info = os.fstat(source.fileno())
+            try:
+                os.unlink(self.stage_name, dir_fd=folder)              # of a process that was killed
+            except FileNotFoundError:
+                pass
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
+            with open(os.open(self.stage_name, flags, info.st_mode & 0o777, dir_fd=folder), "wb", 0) as out:
+                at = 0
+                for data in iter(lambda: source.read(1 << 20), b""):
+                    write_sparse(out.fileno(), memoryview(data), at)
+                    at += len(data)
+                out.truncate(at)
+                self.attempt("times", os.utime, out.fileno(), ns=(info.st_atime_ns, info.st_mtime_ns))
+                if self.sync:
+                    os.fsync(out.fileno())
+                info = os.fstat(out.fileno())
+        os.unlink(key, dir_fd=self.stage)
+        return info
 
     def may_replace(self, folder, leaf, name):
         """NotStored, or OSError, if what is at that name must stay."""
@@ -7513,15 +7545,17 @@ class Target:
             log("warn", self.ident, "store", to=shown_path(self.path), why="this file system does not keep: " + lost)
         if done or not os.fstat(self.notes).st_size and set(os.listdir(self.stage)) <= {"lock", "stored"}:
             self.clear()
-        for fd in (self.notes, self.lock, self.stage, self.top):
+        for fd in (self.notes, self.lock, self.stage):
             os.close(fd)
+        self.leave()                                   # NFS keeps open files there, by another name, until they are closed
+        os.close(self.top)
 
     def clear(self):
         """Removes .mi-ID/ (the lock last: whoever opens it from now on finds that it is no longer there)."""
         import shutil
         for name in set(os.listdir(self.stage)) - {"lock"}:
             path = self.part(os.fsencode(name))
-            shutil.rmtree(path, ignore_errors=True) if os.path.isdir(path) else os.unlink(path)
+            shutil.rmtree(path, ignore_errors=True) if os.path.isdir(path) else self.attempt("", os.unlink, path)
         fault("parts gone")
         self.drop(b"lock")
         fault("lock gone")

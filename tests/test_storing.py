@@ -77,11 +77,11 @@ def test_a_second_fetcher_is_told_so_and_what_a_killed_one_left_goes_away(fake, 
 
 
 def test_no_result_can_have_the_name_of_what_arrives_for_another_one(fake, here, token):
-    names = [".mi-%s/1" % ACCEPT_ID, ".MI-%s" % ACCEPT_ID.upper(), ".mi-%s/0" % ACCEPT_ID.replace("0a1b", "ffff")]
+    names = [".mi-%s/1" % ACCEPT_ID, ".MI-%s" % ACCEPT_ID.upper(), ".mi-%s/0" % ACCEPT_ID.replace("0a1b", "ffff"), "d/.mi-%s" % ACCEPT_ID]
     one = fake(results=dict({name: b"evil" for name in names}, big=os.urandom(2 << 20), small=b"s"))
-    done = ask(one, here, token, "--out", "small", "big", ".mi-*/*", ".MI-*", "--json")
+    done = ask(one, here, token, "--out", "small", "big", ".mi-*/*", ".MI-*", "d/", "--json")
     found = json.loads(done.stdout)
-    assert done.returncode == 65 and found["verdicts"]["name"]["count"] == 3 and sorted(found["files"]) == ["big", "small"]
+    assert done.returncode == 65 and found["verdicts"]["name"]["count"] == 4 and sorted(found["files"]) == ["big", "small"]
     assert everything(here) == ["big", "small"] and (here / "big").read_bytes() == one.results["big"]
 
 
