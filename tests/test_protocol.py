@@ -1,4 +1,4 @@
-"""PROTOCOL.md says what the relay does: each call, method, who may, state and field stands there, and nothing that does not exist.
+"""PROTOCOL.md says what relay and far side do: each call, method, who may, state and field stands there, and nothing that does not exist.
 (The table of 1.4 is made request by request in test_fielded_table.py.)"""
 import json
 import os
@@ -74,7 +74,7 @@ def test_the_fields_of_every_call_are_those_of_the_description_and_the_relay_rea
 
 
 def test_what_is_named_in_the_second_part_stands_in_the_relay_and_every_reason_is_named():
-    second = PROTOCOL[PROTOCOL.index("## Part 2"):]
+    second = PROTOCOL[PROTOCOL.index("## Part 2"):PROTOCOL.index("## Part 3")]
     reasons = set(re.findall(r'why="(\w+)"', SOURCE))
     for number, every in (("2.1", reasons), ("2.3", set(relay.version_answer(Relay, True))), ("2.9", set(relay.VERDICTS))):
         missing = {word for word in every if "`%s`" % word not in section(number)}
@@ -108,3 +108,14 @@ def test_the_numbers_are_those_of_the_relay():
                 "(numbers, ≤ {:,})".format(relay.LISTED)]
     missing = [number for number in numbers if number not in said]
     assert not missing, missing
+
+
+def test_the_requests_states_and_refusals_of_the_ssh_way_are_those_of_the_doors():
+    runner = suite.module("execute_remote_command.py")
+    rows = [[verb, "all" if one.states == runner.STATES else ", ".join(one.states), ", ".join(lane or "-" for lane in one.lanes), "; ".join(one.forms)]
+            for verb, one in runner.VERBS.items()]
+    assert table("3.4") == rows
+    assert set(re.findall(r"`(\w+)` \(", section("3.3"))) | {"running"} >= set(runner.STATES)
+    with open(suite.script("execute_remote_command.py"), encoding="utf-8") as text:
+        said = set(re.findall(r'No\(\s*"(\w+)"', text.read()))
+    assert said <= {row[0] for row in table("3.2")}, said
