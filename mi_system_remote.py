@@ -1,38 +1,74 @@
 #!/usr/bin/env python3
-"""The poller ("C"): runs on the external computer, beside what must stay there. Its admin starts it, as an ordinary user of its own.
+"""The poller ("C"): runs on the external computer, beside what must stay there. Its admin starts it, as an
+ordinary user of its own.
 
-It asks the workflow system's relay for work (outbound https only), runs the one command that was agreed, sends back the agreed results.
+It asks the workflow system's relay for work (outbound https only), runs the one command that was agreed,
+sends back the agreed results.
 
 usage: mi_system_remote.py poll [--once] [--drain] [--jobs N] [--idle-exit SECONDS]
-                       systemd (KillMode=process), a terminal; --once: cron, works off what is there and ends;
-                       --drain: takes nothing new, ends when all that is here is delivered; --idle-exit: ends after so long without work
-       mi_system_remote.py SITE BASE_URL TOKEN|login [debug] [no_auth[:CAFILE]] [port:N] [retry:COUNT,INTERVAL] [calc_base:DIR]
-       mi_system_remote.py list | show ID                what is or was on this host: state, command, age; how the poller stands; order and journal
-       mi_system_remote.py pause | resume                takes nothing new until resume, also after a restart; what runs goes on
-       mi_system_remote.py outbox | resend ID            results that wait for their delivery: since when, why, next try; tries now
-       mi_system_remote.py check [--upgrade]             looks at this host and the way to the relay: OK, WARN or FAIL, and what to do;
-                                                         --upgrade: only at what another version has left in calc_base
-       mi_system_remote.py unit [--once | --timer | --cloud-init]      prints a systemd unit, or what a machine made on demand needs
-       mi_system_remote.py login [USER]                  asks for the password (relays with auth = login), keeps the token in token_file
+                systemd (KillMode=process), a terminal; --once: cron, works off what is there and ends;
+                --drain: takes nothing new, ends when all here is delivered; --idle-exit: after so long idle
+       mi_system_remote.py SITE BASE_URL TOKEN|login [debug] [no_auth[:CAFILE]] [port:N]
+                           [retry:COUNT,INTERVAL] [calc_base:DIR]
+       mi_system_remote.py list | show ID       what is or was here: state, command, age; how the poller
+                                                stands; order and journal
+       mi_system_remote.py pause | resume       takes nothing new until resume, also after a restart
+       mi_system_remote.py outbox | resend ID   results that wait: since when, why, next try; tries now
+       mi_system_remote.py check [--upgrade]    looks at this host and the way to the relay: OK, WARN or FAIL,
+                                                and what to do; --upgrade: at what another version has left
+       mi_system_remote.py unit [--once | --timer | --cloud-init]         prints a systemd unit, or what a
+                                                machine made on demand needs
+       mi_system_remote.py login [USER]         asks for the password (auth = login), keeps the token
 options: --ini FILE  --json  -q  -v  --version  --help
 
-What it does, by the suite's step numbers: 3 asks for a calculation, 4 fetches the inputs, 5 starts the command, 6 tells its end,
-  7 sends the results, 8 says that all were sent.
-What it runs: only what a [command NAME] of the ini names, as an argument vector, never through a shell. Words from the relay become
-  arguments only where argument.N allows them. Without such a section it does not start.
-  batch = slurm, pbs or htcondor: it is submitted there, as a job of the poller's user; squeue, qstat or condor_q is asked for all at once.
-What it sends: declared results that [outbound] lets out, the command's stdout and stderr under the same rules (as they are written,
-  unless output = no, or [outbound] has rules about content), exit code and times;
-  of this host: the bytes that calc_base has room for, and a random name.
-What the command sees: the working directory CALC_DIR, MI_RUN=ACCEPT_ID.N, env.VAR of its section, and of the poller's environment
-  PATH HOME USER LOGNAME LANG LC_* TZ TMPDIR; no token. It runs as the poller's user: what that user may read, it may read.
-What is never lost: everything is on disk before it is told. The command outlives the poller: stop, kill or update it at any time;
-  the next start picks up what runs and delivers what ended. No command is ever started twice.
-Token: token_file (mode 0600), $CREDENTIALS_DIRECTORY/mi_distcomp_token, $MI_DISTCOMP_TOKEN, or a prompt. On the command line others
-  can read it for a moment: it is warned of, and moved out of sight.
+What it does, by the suite's step numbers: 3 asks for a calculation, 4 fetches the inputs, 5 starts the
+  command, 6 tells its end, 7 sends the results, 8 says that all were sent.
+What it runs: only what a [command NAME] of the ini names, as an argument vector, never through a shell. Words
+  from the relay become arguments only where argument.N allows them. Without such a section it does not start.
+  batch = slurm, pbs or htcondor: it is submitted there, as a job of the poller's user.
+What it sends: declared results that [outbound] lets out, the command's stdout and stderr under the same rules
+  (as they are written, unless output = no, or [outbound] has rules about content), exit code and times; of
+  this host: the free bytes of calc_base and a random name.
+What the command sees: the working directory CALC_DIR, MI_RUN=ACCEPT_ID.N, env.VAR of its section, and of the
+  poller's environment PATH HOME USER LOGNAME LANG LC_* TZ TMPDIR; no token. It runs as the poller's user.
+What is never lost: everything is on disk before it is told. Stop, kill or update the poller at any time: the
+  command outlives it, the next start delivers what ended. No command is ever started twice.
+Token: token_file (mode 0600), $CREDENTIALS_DIRECTORY/mi_distcomp_token, $MI_DISTCOMP_TOKEN, or a prompt. On
+  the command line others can read it for a moment: it is warned of, and moved out of sight.
 
-exit codes: 0 done, or stopped by SIGTERM, 64 usage, 69 relay unavailable, 70 bug, 74 input/output, 75 another poller holds calc_base,
-or (--once, --drain) disk full or a result still here, 77 token or site refused, 78 configuration, 130 after Ctrl+C
+exit codes: 0 done, or stopped by SIGTERM, 64 usage, 69 relay unavailable, 70 bug, 74 input/output, 75 another
+poller holds calc_base, or (--once, --drain) disk full or a result still here, 77 token or site refused, 78
+configuration, 130 after Ctrl+C
+
+contents (grep -n '^# ====' prints them with their lines):
+  shared: alone                 no module is taken from where results arrive
+  shared: gate                  what may run, what may leave
+  shared: watch                 one run, from its first note to what it leaves behind
+  one calculation               steps 3 to 8, from wherever the journal stands
+  what the carrier remembers    order and journal on this disk
+  the poller                    what its threads share, slots, room on the disk
+  the line to the relay         asking for work, heartbeats
+  a person's words              list, show, outbox, pause, check, unit
+  start and command line
+  what the ini may say
+  fielded                       a relay of before ("v1"), the manual's words
+  shared: run                   a command: started, followed, ended
+  shared: batch                 the same through a batch system
+  shared: names                 names of files: checked by every receiver
+  shared: wire                  the relay's client
+  shared: stream                fielded bodies, which hold whole files, pass as streams
+  shared: reach                 `check` of the way to the relay, and `login`
+  shared: check
+  shared: ini
+  shared: say
+  tables                        keys of the ini
+  texts of units
+  Japanese
+
+threads: main waits for signals; claim_loop asks for work; heartbeat_loop renews claims; tick_loop does what
+is due each second; each calculation has one (work_on), each batch system's Queue one while it is asked.
+locks: Poller.room (slots, claims) is the outermost; Gate.room (licences) may be taken under it. Queue.lock,
+Queue.submitting (one submission at a time), FORK and SAY's are held for a moment, or by one thread alone.
 """
 import sys
 
@@ -95,9 +131,6 @@ MAX_INPUTS = 200000            # input files of a calculation; a relay that send
 DISK_PAUSE = 30                # seconds until a full disk is looked at again
 REFUSED_PAUSE = 60             # seconds until a result that the relay refuses is sent again: doubled each time ...
 REFUSED_MOST = 3600            # ... up to this
-AT_ONCE = ("paused", "hours", "jobs", "retry", "idle_exit", "poll", "keep_free", "keep_workdirs", "output", "hold", "logfile", "lang")     # at SIGHUP
-V1_AGAIN = 600                 # seconds after which a fielded relay is asked again whether it is one still
-V1_LOST_AFTER = 3600           # seconds after which a calculation of a fielded relay is ours if its calc-info was lost and nobody goes on
 LEAVE = 3                      # seconds after a signal until it ends in any case, even if nobody reads its log
 RESERVE = 256 << 10            # bytes of calc_base that are kept for the journals of what fills the disk
 OUTPUT_PART = 64 << 10         # bytes of a running command's stdout, and of its stderr, that one heartbeat takes along
@@ -1073,6 +1106,7 @@ def may_hold(text, name):
     return True
 # ==== end shared ====
 
+
 # ==== shared: watch ====
 # One run, from its order to what may leave of it: permitted, started once ever, watched and ended, collected.
 # RUN is ACCEPT_ID.N, or the SSH runner's UUID. A door gives the order and carries away what may leave;
@@ -1563,316 +1597,3051 @@ def tail_of(path):
         return []
 # ==== end shared ====
 
-# ==== shared: say ====
-# How every script of the suite speaks: one line per failure, one line per step, nothing from the wire unescaped.
-EX_USAGE, EX_DATA, EX_NOINPUT, EX_UNAVAILABLE, EX_BUG, EX_IOERR = 64, 65, 66, 69, 70, 74
-EX_TEMPFAIL, EX_PROTOCOL, EX_REFUSED, EX_CONFIG, EX_INTERRUPT = 75, 76, 77, 78, 130
-LEVELS = ("debug", "info", "warn", "error")
-SAY = {"lang": "en", "level": 1, "log": None, "debug": False, "lock": threading.Lock()}
-ODD = "[\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]"
 
+# ==== one calculation ====
 
-class Stop(Exception):
-    """Ends the program: an exit code of the table and one line (who, where, what, what to do)."""
+def work_on(poller, calc, relay, page=None):
+    """A thread: one calculation, until it is delivered, taken away by the relay, or left for the next start."""
+    def pause(wait):
+        poller.pause(wait, calc)
 
-    def __init__(self, code, text):
-        Exception.__init__(self, text)
-        self.code = code
+    def notice(why):
+        calc.why = why or ""
+        poller.notice(why)
 
-
-def _(text):
-    """text in the reader's language, from this file's table JA."""
-    return JA.get(text, text) if SAY["lang"] == "ja" else text
-
-
-def choose_language(lang="auto"):
-    """lang: en, ja, or auto (the locale's)."""
-    if lang == "auto":
-        lang = os.environ.get("LC_ALL") or os.environ.get("LC_MESSAGES") or os.environ.get("LANG") or ""
-    SAY["lang"] = "ja" if lang[:2] == "ja" else "en"
-
-
-def help_of(pages, doc, word=""):
-    """What --help says: of one word of pages {word: (what may stand behind it, what it does, an example)}; else the docstring as far as it is
-    for users, or, in Japanese, every page."""
-    if word not in pages and SAY["lang"] != "ja":
-        return doc.partition("\ncontents")[0].strip()
-    texts = []
-    for one in [word] if word in pages else pages:
-        behind, text, example = pages[one]
-        texts.append("usage: %s.py %s\n\n%s\n\n%s %s.py %s" % (PROGRAM, ("%s %s" % (one, behind)).strip(), _(text), _("example:"), PROGRAM, example))
-    return "\n\n".join(texts)
-
-
-def printable(text):
-    """text with control, direction and surrogate characters made visible: it can neither steer a terminal nor start a log line."""
-    text = str(text)
-    if not steers(text):
-        return text
-    return re.sub(ODD, lambda m: ("\\x%02x" if m.group() < "\xff" else "\\u%04x") % ord(m.group()), text)
-
-
-def steers(text):
-    """Has text control, direction or surrogate characters? Of most texts Python knows at once that they have none:
-    to compile the expression takes milliseconds of every start."""
-    return not text.isprintable() and re.search(ODD, text) is not None
-
-
-def json_of(found, **how):
-    """found as JSON for whoever reads stdout: a program, or a person at a terminal, which control and direction characters would steer."""
-    return re.sub(ODD, lambda m: m.group() if m.group() < " " else "\\u%04x" % ord(m.group()), json.dumps(found, ensure_ascii=False, **how))
-
-
-def log(level, accept_id, step, **values):
-    """One line: time LEVEL ACCEPT_ID step key=value ...; values are escaped, and quoted as JSON when they hold blanks."""
-    if LEVELS.index(level) < SAY["level"]:
-        return
-    words = []
-    for key, value in values.items():
-        value = printable(value)
-        words.append("%s=%s" % (key, json.dumps(value, ensure_ascii=False) if re.search(r'[\s"]|^$', value) else value))
-    if "JOURNAL_STREAM" in os.environ and SAY["log"] is None:
-        stamp = "<%d>" % {"debug": 7, "info": 6, "warn": 4, "error": 3}[level]
-    else:
-        now = time.time()
-        zone = time.strftime("%z", time.localtime(now))
-        stamp = "%s.%03d%s:%s" % (time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(now)), now % 1 * 1000, zone[:3], zone[3:])
-    line = " ".join([stamp, level.upper(), accept_id or "-", step] + words) + "\n"
-    with SAY["lock"]:
+    relay.pause, relay.notice, backoff = pause, notice, Backoff(REFUSED_MOST)
+    backoff.now = REFUSED_PAUSE
+    while True:
         try:
-            out = SAY["log"] or sys.stderr
-            out.write(line)
-            out.flush()
-        except (OSError, ValueError):
-            pass                                       # a log that cannot be written must not stop the work
+            carry_out(poller, calc, relay, page)
+        except OSError as error:                       # a full or broken disk: the journal says where to go on
+            wait, calc.why = 0 if error.errno in FULL and give_reserve(poller.base) else DISK_PAUSE, error
+        except Refused as error:
+            wait, calc.why = backoff.next(), error
+        except Exception as error:                     # a bug, or results that change again and again
+            wait, calc.why = backoff.next(), "%s: %s" % (type(error).__name__, error)
+        else:
+            if poller.release(calc, relay):
+                return
+            page = None
+            continue
+        if poller.ending() and not isinstance(calc.why, OSError):
+            poller.stuck.append("%s: %s" % (calc.name, calc.why))
+            log("error", calc.accept_id, "stays here until the next start", why=calc.why)
+            calc.waits(0, calc.why)
+            return poller.release(calc, relay, True)
+        log("error", calc.accept_id, "it stays here and is tried again", why=calc.why, again_in=round(wait))
+        relay.close()
+        page = None
+        poller.put_off(calc, relay, wait)
 
 
-def log_into(path):
-    """Log lines go to the end of that file from now on, which is opened anew (logrotate renames it). OSError: all stays as it was. '': nothing."""
-    new = open(utf8(path), "a", encoding="utf-8", errors="backslashreplace") if path else None
-    with SAY["lock"]:
-        old, SAY["log"] = SAY["log"], new or SAY["log"]
-    if new and old:
-        old.close()
-
-
-def fault(name):
-    """A named point of the way. Nothing happens here: the crash tests start the program with a death in this function's place."""
-
-
-def utf8(text):
-    """text (a name, a path) as bytes for the file system: Python 3.6 under LANG=C knows ASCII only."""
-    return text.encode("utf-8", "surrogateescape")
-
-
-def arguments(argv=None):
-    """The command line as text, also under LANG=C on Python 3.6. 64 if a word is not UTF-8."""
+def carry_out(poller, calc, relay, page):
+    """Steps 4 to 8 of one calculation, from wherever its journal stands; after any crash or failure it is called again."""
+    claim = calc.claim
     try:
-        return [os.fsencode(word).decode("utf-8") for word in (sys.argv[1:] if argv is None else argv)]
-    except UnicodeDecodeError:
-        raise Stop(EX_USAGE, _("an argument is not UTF-8"))
+        if not calc.run.last("ended") and calc.run.untouched():
+            if not calc.run.last("starting"):
+                poller.wait_for_twin(calc)
+            earlier = None if calc.run.last("starting") else ran_before(poller, calc)
+            if earlier:
+                return go_on_with(poller, calc, relay, earlier)
+            begin(poller, calc, relay, page)
+        if not calc.run.last("ended"):
+            calc.phase = "running"
+            calc.run.finish()
+        claim = calc.claim
+        deliver(poller, calc, relay)
+    except Refused as error:
+        with poller.room:
+            if calc.claim == claim:
+                return lose_claim(calc, error)
+        carry_out(poller, calc, relay, None)           # it got another claim meanwhile
 
 
-def utf8_stdio():
-    """stdout and stderr in UTF-8 whatever the locale says; a character that cannot be shown never raises. What was closed reads, or swallows,
-    nothing: stand_alone() has opened its descriptor."""
-    sys.stdin = sys.stdin or open(0, encoding="utf-8")
-    for number, name in ((1, "stdout"), (2, "stderr")):
-        stream = getattr(sys, name) or open(number, "w")
-        if hasattr(stream, "detach"):
-            setattr(sys, name, io.TextIOWrapper(stream.detach(), "utf-8", "backslashreplace", line_buffering=True))
+def lose_claim(calc, error):
+    """The relay says no. The claim is gone (404, 409): what never started here goes, a result stays on this disk. Any other no is raised again:
+    its reason may go away."""
+    gone = error.code in (404, "0300") or error.code == 409 and error.more             # the relay's own word, not a failure on the way
+    if calc.run.untouched() and (gone or not calc.run.last("ended")):
+        log("warn", calc.accept_id, "the claim is gone", code=error.code, why=error)
+        return calc.remove()
+    if not gone:
+        raise error
+    log("error", calc.accept_id, "the result is refused and stays here", code=error.code, why=error, work=shown(calc.work))
+    calc.note(8, "kept", why=str(error))
 
 
-def end_surely(code, seconds):
-    """Ends the program with that code after so many seconds, should the way out of it hang: nobody reads what it writes, a disk does not answer.
-    For signal handlers: no lock is taken."""
-    def end():
-        time.sleep(seconds)
-        os._exit(code)
-    _thread.start_new_thread(end, ())
-
-
-def run_as_program(main):
-    """Runs main() and exits with its code; a failure is one line on stderr and a code, never a traceback (unless asked: -v)."""
-    import gc
+def begin(poller, calc, relay, page):
+    """4. and 5. From the order to the started command, or to a journal that says why it ended without one."""
+    run, fielded = calc.run, calc.order["protocol"] == 1
+    if run.was_interrupted() or fielded and not calc.order.get("received") and not v1_params(poller, calc, relay):
+        return
     try:
-        gc.freeze() if hasattr(gc, "freeze") else None                   # what was made so far stays: it need not be looked at again
-        gc.enable()
-        utf8_stdio()
-        places = [place for place in os.environ.get("PATH", "").split(":") if place[:1] == "/"]
-        os.environ["PATH"] = ":".join(places) or "/usr/local/bin:/usr/bin:/bin"        # no program from where it is started: results arrive there
-        choose_language()
-        code = main() or 0
-        sys.stdout.flush()
-    except Stop as stop:
-        code, text = stop.code, str(stop)
-    except KeyboardInterrupt:
-        code, text = EX_INTERRUPT, _("interrupted")
-    except BrokenPipeError:
-        code, text = EX_IOERR, ""
-    except OSError as error:
-        code, text = EX_IOERR, "%s%s" % (error.strerror or error, ": %s" % os.fsdecode(error.filename) if error.filename else "")
-    except Exception as error:                         # a bug of ours; say where, so that it can be reported
-        if SAY["debug"]:
-            raise
-        place = sys.exc_info()[2]
-        while place.tb_next:
-            place = place.tb_next
-        code, text = EX_BUG, _("a bug (%s in line %d: %s); please report this line, -v shows more") % (
-            type(error).__name__, place.tb_lineno, error)
-    else:
-        text = ""
+        run.permit(inputs_here(calc) if fielded else ())
+    except ValueError as error:
+        return run.end_early("refused", error)
+    if not run.last("starting"):
+        if not fielded and not take_inputs(poller, calc, relay, page):
+            return
+        fault("inputs here")
+        tell_step(calc, relay, "calc-params-complete")
+        fault("inputs told")
+        log("info", calc.accept_id, "4 calc-params-complete", site=poller.site)
+        if not run.admit():
+            return
+        calc.phase = "running"
+    tell_step(calc, relay, "calc-start")
+    fault("start told")
+    run.start()
+
+
+def take_inputs(poller, calc, relay, page):
+    """4. The inputs, all of them. False if there are none to be had: then it has ended."""
     try:
-        if text:
-            sys.stderr.write("%s: %s\n" % (PROGRAM, printable(text)))
-        sys.stderr.flush()
-        sys.stdout.flush()
-    except (OSError, ValueError):
-        pass
-    os._exit(code)                                     # no thread of ours has anything left to say
-# ==== end shared ====
-
-# ==== shared: ini ====
-# One strict ini for the suite. A table says which keys a section has: {section: {key: (kind, default, ...)}}.
-INI_NAME = "mi_distributed_computing_assist.ini"
-SUITE = ("Server", "limits", "times", "RemoteSites", "workflow", "poller", "outbound", "ssh", "ssh guard")
-
-
-def seconds(text):
-    """'90', '90s', '1.5m', '2h', '30d' -> seconds (float)."""
-    found = re.match(r"(\d+(?:\.\d+)?)\s*([smhd]?)\Z", text)
-    if not found:
-        raise ValueError(_("is not a time (like 90s, 5m, 2h, 30d)"))
-    return float(found.group(1)) * {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}[found.group(2)]
-
-
-def size(text):
-    """'1024', '16M', '2G' -> bytes (int; K = 1024)."""
-    found = re.match(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?\Z", text, re.I)
-    if not found:
-        raise ValueError(_("is not a size (like 64K, 16M, 2G)"))
-    return int(float(found.group(1)) * 1024 ** " KMGT".index(found.group(2).upper() or " "))
-
-
-def share(text):
-    """'5%' -> 0.05 (float, a share of the disk); '2G' -> bytes (int)."""
-    found = re.match(r"(\d+(?:\.\d+)?)\s*%\Z", text)
-    return float(found.group(1)) / 100 if found else size(text)
-
-
-def flag(text):
-    """yes/no, true/false, on/off, 1/0 -> bool."""
-    if text.lower() in ("yes", "true", "on", "1"):
+        page = page or relay.ask("GET", "files/%s/input" % calc.accept_id, {"v": 2, "from": 0, "claim": calc.claim})
+        fetch_inputs(poller, calc, relay, page)
         return True
-    if text.lower() in ("no", "false", "off", "0"):
+    except (ValueError, OSError) as error:
+        relay.close()
+        calc.tidy(rb"part\d+\Z")
+        shutil.rmtree(calc.work, ignore_errors=True)   # room for the journal
+        if getattr(error, "errno", 0) in (errno.ENOSPC, errno.EDQUOT):                    # others took it meanwhile
+            make_room(poller)
+            give_back(poller, relay.ask, calc.accept_id, calc.claim)
+            raise Refused(409, _("given back: %s") % error.strerror, {"why": "disk"})
+        reason = "disk" if isinstance(error, OSError) else "refused" if isinstance(error, Forbidden) else "input"
+        calc.run.end_early(reason, getattr(error, "strerror", None) or error)
         return False
-    raise ValueError(_("is not yes or no"))
 
 
-def lines(text):
-    """One value a line; blank lines dropped."""
-    return [line.strip() for line in text.splitlines() if line.strip()]
+def fetch_inputs(poller, calc, relay, page):
+    """4. Every input into the working directory, verified. ValueError if one is not as it should be. After a restart the same again:
+    large files that came whole are verified again, those that came in part go on where they stopped."""
+    folders, target, unseen = {calc.work}, "files/%s/input" % calc.accept_id, 0
+
+    def part(place):
+        return calc.path(b"part%d" % place)
+
+    def came(count):
+        nonlocal unseen
+        poller.moved(count)
+        unseen += count
+        if unseen >= 1 << 20:                          # keep_free is kept while they come, too
+            unseen = look_for_room(0)
+
+    def look_for_room(more):
+        if poller.full(more)[1]:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return 0
+
+    def wanted():
+        for place, name, length, sum256 in relay.pages(target, page, calc.claim):
+            if place >= MAX_INPUTS or parts_of(name)[0] in LOG_NAMES:
+                raise ValueError(_("too many inputs, or one with a log's name"))
+            permit_input(calc.run.command, name)
+            look_for_room(length)
+            path = os.path.join(calc.work, utf8(name))
+            if os.path.dirname(path) not in folders:
+                folders.add(os.path.dirname(path))
+                os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
+            if name.endswith("/"):
+                os.makedirs(path, 0o700, exist_ok=True)
+                continue
+            if length > PACK_FILE and os.path.exists(path):
+                os.rename(path, part(place))
+            yield place, name, length, sum256
+
+    def store(place, name, data):
+        path, (x, mtime) = os.path.join(calc.work, utf8(name)), relay.marks.pop(place, (False, None))
+        if data is None:
+            os.rename(part(place), path)
+        else:
+            with open(path, "wb") as out:
+                out.write(data)
+        try:
+            if x:                                      # whoever may read it may execute it
+                os.chmod(path, os.stat(path).st_mode | (os.stat(path).st_mode & 0o444) >> 2)
+            if mtime is not None:
+                os.utime(path, ns=(mtime, mtime))
+        except OSError as error:                       # a file system that keeps neither: the command sees
+            log("info", calc.accept_id, "4 a file's marks", name=name, error=error)
+
+    os.makedirs(calc.work, 0o700, exist_ok=True)
+    relay.download_all(target, wanted(), store, part, calc.claim, came)
 
 
-def one_of(*choices):
-    """A kind of which only these words are values."""
-    def kind(text):
-        if text not in choices:
-            raise ValueError(_("is not one of: %s") % " ".join(choices))
-        return text
-    return kind
+def inputs_here(calc):
+    """The names of the files in the working directory."""
+    for folder, folders, names in os.walk(calc.work):
+        for name in names:
+            yield os.path.join(folder, name)[len(calc.work) + 1:].decode("utf-8", "replace")
 
 
-def ini_folders(script):
-    """Where the ini is looked for: beside the script, in ~/.config/, in /etc/. Never where it is started: results arrive there."""
-    return [os.path.dirname(os.path.abspath(script)), os.path.expanduser("~/.config"), "/etc"]
+def tell_step(calc, relay, name):
+    """4. and 5. A step of which there is no more to say."""
+    if calc.order["protocol"] == 1:
+        v1_step(calc, relay, name)
+    else:
+        relay.ask("POST", name, {"v": 2, "accept_id": calc.accept_id, "claim": calc.claim})
 
 
-def find_ini(given, folders, needed=False):
-    """The ini's absolute path: given (--ini), or the first of these folders that has one, or None. 78 if the given or needed one is not there."""
-    if given is not None and not os.path.exists(utf8(given)):
-        raise Stop(EX_CONFIG, _("%s: no such file (--ini)") % (printable(given) or '""'))
-    places = [os.path.join(folder, INI_NAME) for folder in folders if os.path.isabs(folder)] if given is None else [given]      # ~ may be nobody's
-    found = next((os.path.abspath(place) for place in places if os.path.exists(utf8(place))), None)
-    if needed and not found:
-        raise Stop(EX_CONFIG, _("no %s in %s; say --ini FILE") % (INI_NAME, printable(", ".join(dict.fromkeys(folders)))))
+def ran_before(poller, calc):
+    """The latest earlier attempt that was started on this host and for which no person has said rerun since, or None. (A relay that was
+    restored from a backup may hand out again what has run, or still runs.)"""
+    rerun = calc.info.get("rerun")
+    # in any order of numbers: a restored relay counts anew
+    here = list(on_disk(poller.base, poller.names.get(calc.accept_id, ()), poller.gate))
+    for other in reversed(here):
+        if other.name == calc.name:
+            continue
+        started = other.run.last("starting")               # with `ready` still there it did not, and its claim, which has lapsed, keeps it so
+        never = not started or started["boot"] == boot_id() and look(other.control, time.time())[0] == "ready"
+        if not never and not (type(rerun) is int and other.order["attempt"] <= rerun):
+            return poller.held.get(other.name) or other
+    return None
+
+
+def go_on_with(poller, calc, relay, other):
+    """The relay has handed out as calc what ran, or runs, here as other: that goes on under the new claim, and its result is sent (again)."""
+    for step in ("calc-params-complete", "calc-start"):
+        try:
+            tell_step(calc, relay, step)
+        except Refused as error:
+            if error.more.get("why") != "state":       # else it is further: a start of ours told it
+                raise
+    fault("hand over")
+    with poller.room:
+        other.order.update(claim=calc.claim, attempt=calc.order["attempt"], run=other.run.name)
+        write_synced(other.path(b"order.new"), json.dumps(other.order).encode())
+        os.rename(other.path(b"order.new"), other.path(b"order.json"))
+        sync_folder(other.control)
+        fault("handed over")
+        other.claim = calc.claim
+        other.note(3, "resend")
+    log("info", calc.accept_id, "3 it ran here before: that result is sent", work=shown(other.work))
+    calc.remove()
+    other.hurry.set()
+    if other.name not in poller.held:
+        poller.hold(other, poller.relay())
+
+
+def deliver(poller, calc, relay):
+    """6. to 8.: tells the end, sends what may leave; then what only the wrapper needed goes."""
+    with poller.room:
+        calc.phase = "results"
+    calc.run.stays = 0
+    try:
+        if calc.order["protocol"] == 1:
+            v1_send(poller, calc, relay)
+        elif tell_end(calc, relay) != "got return":
+            fault("end told")
+            send_results(poller, calc, relay)
+    finally:
+        calc.run.close_trees()
+    calc.note(8, "delivered", **({"stays": calc.run.stays} if calc.run.stays else {}))
+    log("info", calc.accept_id, "8 end-send", site=poller.site)
+    calc.tidy(SCAFFOLD)
+
+
+def tell_end(calc, relay):
+    """6. calc-end. Returns the relay's word for where it stands: further, if it was told before a restart of ours."""
+    end = calc.run.last("ended")
+    fields = {key: end.get(key) for key in ("exit_code", "signal", "reason", "started", "ended")}
+    try:
+        relay.ask("POST", "calc-end", dict(fields, v=2, accept_id=calc.accept_id, claim=calc.claim,
+                                           result="calc end" if end["exit_code"] == 0 and not end["reason"] else "abnormal"))
+    except Refused as error:
+        if error.more.get("why") != "state" or error.more.get("state") not in ("getting return", "got return"):
+            raise
+        return error.more["state"]
+    return "calc end"
+
+
+def send_results(poller, calc, relay):
+    """7. and 8. What may leave, all of it on the relay's disk before this returns. ValueError if it changes again and again."""
+    for found in calc.run.looks(poller.rules, calc.run.kinds()):
+        results, said = [found.found] + [found.folders] * poller.folders, said_of(found)
+        log("info", calc.accept_id, "7 send-results", site=poller.site, files=len(found.found), bytes=found.total,
+            **{code: entry["count"] for code, entry in found.verdicts.items()})
+        calc.run.write_manifest(found)
+        try:
+            send_manifest(calc, relay, results, said)
+            fault("manifest sent")
+        except Refused as error:
+            if error.more.get("why") != "page":
+                raise
+            # the relay has other pages of before a restart: an empty list clears them
+            send_manifest(calc, relay, [], {"missing": {}, "refused": {}})
+            send_manifest(calc, relay, results, said)
+        try:
+            return send_files(poller, calc, relay, found.found)
+        except ValueError:                             # looks() knows what; anything else is not for it
+            if not any(result.path.changed for result in found.found):
+                raise
+
+
+def send_manifest(calc, relay, results, said):
+    """7. send-results, in pages; digest tells one manifest from another whose first page is the same. results: lists of Results; said: see
+    said_of()."""
+    import hashlib
+    digest, count = hashlib.sha256(), sum(map(len, results))
+    for result in itertools.chain(*results):
+        digest.update(utf8("%s/%s\n" % (result.name, json.dumps(entry_of(result), sort_keys=True))))
+    entries = ((result.name, entry_of(result)) for result in itertools.chain(*results))
+    for start in range(0, count or 1, PAGE):
+        page = dict(itertools.islice(entries, PAGE))   # no more than a page is in memory
+        fields = {"v": 2, "claim": calc.claim, "more": start + PAGE < count}
+        if start == 0:
+            relay.ask("POST", "send-results", dict(fields, accept_id=calc.accept_id, result_files=page, digest=digest.hexdigest(), **said))
+        else:
+            relay.ask("POST", "files/%s/result" % calc.accept_id, dict(fields, **{"from": start, "files": page}))
+
+
+def send_files(poller, calc, relay, found):
+    """7. and 8. Uploads what the relay says is missing, until nothing is. ValueError if a file is no longer what the manifest says."""
+    before = None
+    while True:
+        try:
+            relay.ask("POST", "end-send", {"v": 2, "accept_id": calc.accept_id, "claim": calc.claim, "result": "end send"})
+            return fault("results told")
+        except Refused as error:
+            numbers = error.more.get("incomplete")
+            if error.code != 409 or not isinstance(numbers, list) or numbers == before:
+                raise
+        before = numbers
+        try:
+            todo = [place for place in numbers if type(place) is int and 0 <= place < len(found)]
+            relay.upload_all("files/%s/result" % calc.accept_id, found, todo, calc.claim, poller.moved)
+            fault("results sent")
+        except OSError as error:
+            raise ValueError(error.strerror)
+
+
+def entry_of(result):
+    """A manifest's entry for a Result."""
+    return dict({"size": result.size, "sha256": result.sum256, "mtime": round(result.mtime / 1e9, 6)}, **({"x": True} if result.x else {}))
+
+
+def said_of(found):
+    """What send-results says of what stays here: verdicts, and, for relays that know none, missing and refused {name: why}."""
+    missing = {name: "not there" if code == "missing" else code for name, (code, why) in found.stays.items() if code == "missing"}
+    refused = {name: code for name, (code, why) in found.stays.items() if code != "missing"}
+    others = {code: entry["count"] - sum(one == code for one, why in found.stays.values()) for code, entry in found.verdicts.items()}
+    if any(others.values()):
+        refused["*"] = ", ".join("%s: %d" % pair for pair in sorted(others.items()) if pair[1])
+    return {"missing": dict(list(missing.items())[:PAGE]), "refused": dict(list(refused.items())[-PAGE:]), "verdicts": found.verdicts}
+
+
+# ==== what the carrier remembers ====
+ACCEPT_ID = re.compile(r"[0-9a-f-]{36}\Z")
+INFO_KEYS = ("command", "remote-site", "parameters", "result_files", "result_patterns", "rerun")      # what is kept of a calc-info
+ON_DISK = 2                    # form of a calculation's files: 1 has one journal; a newer one is left alone
+CARRIED = ("asked", "receiving", "sent", "delivered", "kept", "resend", "cannot be removed")          # what the carrier notes
+SCAFFOLD = rb"(take|run|ready|alive|order\.new|end\.tmp|part\d+|waits|job(\.sub)?|words|told|batch\.stop)\Z"       # needed by nobody after delivery
+
+
+class Calculation:
+    """What the carrier remembers of one calculation, and its run at the gate. order (order.json): what the relay said, and which RUN its claim
+    is of; `carrier`: a journal of what was told and delivered. name: ACCEPT_ID, or ACCEPT_ID.N, of the two directories."""
+
+    def __init__(self, base, name, order, gate=None):
+        self.name, self.order, self.accept_id, self.claim = name, order, order["accept_id"], order["claim"]
+        self.work, self.control = os.path.join(base, utf8(name)), os.path.join(base, b".mi", utf8(name))
+        self.run = GateRun(gate, order.get("run") or "%s.%d" % (order["accept_id"], order["attempt"]), self.accept_id, self.work, self.control,
+                           order["calc-info"], [(LOG_NAMES[0], self.control, b"stdout"), (LOG_NAMES[1], self.control, b"stderr")], {})
+        self.phase, self.since = "inputs", time.monotonic()
+        self.hurry, self.why = threading.Event(), ""   # somebody said resend; what keeps it from being delivered
+        self.notes = Journal(self.path(b"carrier"), needed=False)
+        older = [entry for entry in self.run.journal.entries if entry.get("what") in CARRIED]
+        self.journal = older + self.notes.entries      # there was one journal for both
+
+    @property
+    def info(self):
+        """The calc-info: the run's order."""
+        return self.run.order
+
+    def path(self, *parts):
+        """A file of the control directory."""
+        return os.path.join(self.control, *parts)
+
+    def last(self, what):
+        """The last entry of the carrier's journal of that kind, or None."""
+        return next((entry for entry in reversed(self.journal) if entry.get("what") == what), None)
+
+    def note(self, step, what, **more):
+        """One line into the carrier's journal, on disk before this returns."""
+        self.notes.note(step, what, **more)
+        self.journal.append(self.notes.entries[-1])
+
+    def whole_journal(self):
+        """Both journals as one, for people."""
+        return sorted(self.run.journal.entries + self.notes.entries, key=lambda entry: entry["t"] if isinstance(entry.get("t"), (int, float)) else 0)
+
+    def over(self):
+        """"delivered", "kept" (the relay does not want it), or "" while there is something to do."""
+        words = [entry["what"] for entry in self.journal if entry.get("what") in ("delivered", "kept", "resend")]
+        return words[-1].replace("resend", "") if words else ""
+
+    def wanted_again(self):
+        """Is its result to be sent again, after it was delivered or kept?"""
+        return not self.over() and self.last("resend") is not None and os.path.isdir(self.control)
+
+    def waits(self, wait, why):
+        """Its result is tried again in `wait` seconds; beside the journal, for `outbox`."""
+        if self.run.last("ended"):
+            try:
+                with open(self.path(b"waits"), "w") as out:
+                    json.dump({"next": round(time.time() + wait), "why": str(why)}, out)
+            except OSError:
+                pass
+
+    def state(self):
+        """For people: claimed, starting, queued, running, lost, undelivered, delivered, kept."""
+        found = self.over() or self.run.state()
+        return "undelivered" if found == "ended" else found
+
+    def tidy(self, names):
+        """Removes files of the control directory whose names match."""
+        for name in os.listdir(self.control):
+            if re.match(names, name):
+                try:
+                    os.unlink(self.path(name))
+                except FileNotFoundError:
+                    pass
+
+    def may_go(self, keep, keep_refused):
+        """Is it delivered for `keep` seconds, and, where something was kept from leaving, for keep_refused? What could not be removed a
+        day ago is not tried yet."""
+        if self.over() != "delivered":
+            return False
+        done, stuck = self.last("delivered"), self.last("cannot be removed")
+        return time.time() - done["t"] > max(keep, keep_refused if done.get("stays") else 0) and (not stuck or time.time() - stuck["t"] > 86400)
+
+    def clear(self):
+        """Removes the working directory. False if something of it cannot be: a line says what, and the journal knows it."""
+        left = remove_tree(self.work)
+        if left:
+            self.note(8, "cannot be removed", names=left[:20])
+            log("error", self.accept_id, "cannot be removed", names=" ".join(left[:5]), work=shown(self.work))
+        return not left
+
+    def remove_files(self):
+        """All that takes room; order and journal stay, so that it is known here and does not run again."""
+        if self.clear():
+            shutil.rmtree(self.path(b"out"), ignore_errors=True)
+            self.tidy(rb"stdout|stderr|" + SCAFFOLD)
+
+    def remove(self):
+        """Both directories; the control directory loses its name first, so that there is never half of one."""
+        gone = os.path.join(os.path.dirname(self.control), b"gone." + utf8(self.name))
+        if not self.clear():
+            return
+        shutil.rmtree(gone, ignore_errors=True)
+        os.rename(self.control, gone)
+        fault("control gone")
+        shutil.rmtree(gone, ignore_errors=True)
+
+
+def on_disk(base, names=None, gate=None):
+    """Every Calculation under base (those of the names that are still there), oldest claim first; what has no readable order is left alone.
+    One at a time: each may have declared as many results as fit into an order."""
+    def read(name, use):
+        try:
+            return use(read_order(base, name))
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+            if names is None or not isinstance(error, FileNotFoundError):
+                log("warn", name, "unreadable", error=error)
+
+    names_now = [name for group in names_on_disk(base).values() for name in group] if names is None else list(names)
+    since = {name: read(name, lambda order: float(order["t"])) for name in names_now}
+    for name in sorted((name for name in since if since[name] is not None), key=since.get):
+        calc = read(name, lambda order: Calculation(base, name, order, gate))
+        if calc is not None:
+            yield calc
+
+
+def names_on_disk(base):
+    """{ACCEPT_ID: [its control directories]}."""
+    found = {}
+    for name in os.listdir(os.path.join(base, b".mi")):
+        if re.match(rb"[0-9a-f-]{36}(\.\d+)?\Z", name):
+            found.setdefault(name[:36].decode(), []).append(name.decode())
     return found
 
 
-def only_ours(path):
-    """78 if somebody else than this user and root may change that file or directory, or what it lies in; of a link, also where it leads to."""
-    path = os.path.abspath(utf8(path))
-    real = os.path.realpath(path)
-    for place in (path, os.path.dirname(path), real, os.path.dirname(real)):
-        info = os.stat(place)
-        if info.st_uid not in (0, os.geteuid()) or info.st_mode & 0o022:
-            raise Stop(EX_CONFIG, _("%s: must belong to you or root, and nobody else may write to it (chown, chmod go-w)") % printable(
-                place.decode("utf-8", "replace")))
+def read_order(base, name):
+    """The order.json of a calculation. OSError, ValueError, KeyError, TypeError, RecursionError if none can be read."""
+    with open(os.path.join(base, b".mi", utf8(name), b"order.json"), "rb") as text:
+        order = json.loads(text.read().decode("utf-8"))
+    if order.get("v", 1) > ON_DISK:
+        raise ValueError(_("was written by a newer version of this program"))
+    if not isinstance(order["calc-info"]["command"], str) or not {"accept_id", "claim", "protocol", "t"} <= set(order):
+        raise ValueError("something is missing in order.json")
+    return order
 
 
-def nearest(word, known):
-    """' (did you mean X?)' or ''. X is spelled nearly so, or begins or ends so."""
-    import difflib
-    close = difflib.get_close_matches(word, known, 1, 0.6) or [one for one in sorted(known) if len(word) > 2 and (
-        one.startswith(word) or one.endswith(word) or word.endswith(one))]
-    return _(" (did you mean %s?)") % close[0] if close else ""
+def put_on_disk(base, gate, found, **more):
+    """3. The claimed calculation, on disk: the spare control directory gets its order and its name. ValueError if it cannot be right."""
+    order = dict(check_order_of(found), **more)
+    number, name, control = order["attempt"], "", b""
+    while not name or os.path.lexists(control) or os.path.lexists(os.path.join(base, utf8(name))):     # a restored relay counts anew
+        name = order["accept_id"] + (".%d" % number if number > 1 else "")
+        control, number = os.path.join(base, b".mi", utf8(name)), number + 1
+    write_synced(os.path.join(base, b".mi", b"spare", b"order.json"), json.dumps(order).encode())
+    fault("order written")
+    os.rename(os.path.join(base, b".mi", b"spare"), control)
+    sync_folder(os.path.join(base, b".mi"))
+    fault("order placed")
+    return Calculation(base, name, order, gate)
 
 
-def elsewhere(key, table):
-    """' (it belongs into [SECTION])' or ''."""
-    names = [{"command *": "command NAME", "*": "SITE"}.get(name, name) for name in table if key in table[name]]
-    return _(" (it belongs into %s)") % ", ".join("[%s]" % name for name in names) if names else ""
+def check_order_of(found):
+    """What calc-request answered, as an order for order.json. ValueError if any of it is not what it must be."""
+    order, given = {key: found.get(key) for key in ("accept_id", "claim", "attempt")}, found.get("calc-info")
+    info = order["calc-info"] = {key: given[key] for key in INFO_KEYS if key in given} if isinstance(given, dict) else {}
+    for key, kind in (("parameters", str), ("result_files", dict), ("result_patterns", list)):
+        info.setdefault(key, kind())
+    good = (("accept_id", isinstance(order["accept_id"], str) and ACCEPT_ID.match(order["accept_id"])),
+            ("claim", isinstance(order["claim"], str) and re.match(r"[0-9A-Za-z._-]{1,200}\Z", order["claim"])),
+            ("attempt", type(order["attempt"]) is int and 1 <= order["attempt"] < 10 ** 6),
+            ("command", isinstance(info.get("command"), str)), ("parameters", isinstance(info["parameters"], str)),
+            ("result_files", isinstance(info["result_files"], dict)), ("result_patterns", isinstance(info["result_patterns"], list)
+                                                                      and all(isinstance(text, str) for text in info["result_patterns"])))
+    if not all(right for key, right in good):
+        raise ValueError("malformed: " + " ".join(key for key, right in good if not right))
+    return dict(order, t=round(time.time(), 3), protocol=2, v=ON_DISK)
 
 
-def ini_text(path):
-    """The ini at path as it is: {section: [(key, text)]}. Stop 78 if it cannot be read, or others may write to it."""
-    import configparser
-    parser = configparser.RawConfigParser(default_section="\0", strict=True, inline_comment_prefixes=("#",))
-    parser.optionxform = lambda key: key if key.lower().startswith("env.") else key.lower()
+def make_spare(base):
+    """A control directory made beforehand, so that a claimed calculation need not wait for its fsyncs. Returns its `take`, the word by
+    which the relay hands out the same calculation again when its answer was lost, also to the next start of the poller."""
+    spare = os.path.join(base, b".mi", b"spare")
+    if not os.path.exists(os.path.join(spare, b"ready")) or not re.match("[0-9a-f]{32}\\Z", word_in(os.path.join(spare, b"take"))):
+        shutil.rmtree(spare, ignore_errors=True)
+        os.mkdir(spare, 0o700)
+        write_synced(os.path.join(spare, b"journal"), b"")
+        write_synced(os.path.join(spare, b"carrier"), b"")
+        write_synced(os.path.join(spare, b"take"), os.urandom(16).hex().encode())
+        prepare(spare)
+        fault("spare made")
+    return word_in(os.path.join(spare, b"take"))
+
+
+def word_in(path):
+    """The text of a small file of ours; "" if it is not there."""
     try:
-        only_ours(path)
-        with open(utf8(path), encoding="utf-8-sig") as text:
-            parser.read_file(text, path)
-    except OSError as error:
-        raise Stop(EX_CONFIG, "%s: %s" % (path, error.strerror))
-    except (configparser.Error, UnicodeDecodeError) as error:
-        why = re.sub(r"^While reading from .*? \[line +(\d+)\]", r"line \1", " ".join(str(error).split()))
-        raise Stop(EX_CONFIG, "%s: %s" % (path, why))
-    return collections.OrderedDict((section, parser.items(section)) for section in parser.sections())
+        with open(path, encoding="ascii", errors="replace") as text:
+            return text.read(100).strip()
+    except FileNotFoundError:
+        return ""
 
 
-def read_ini(path, table):
-    """The ini as {section: {key: typed value}}: every section of table with its defaults, and of 'command *' and '*' (any other)
-    those that are there.
+def shown(path):
+    """A path of bytes as text for people."""
+    return path.decode("utf-8", "replace")
 
-    What the file says is obeyed, so nobody else may write to it: see only_ours().
-    78 with file, section, key and what to do, for anything that is not as it should be.
-    """
-    parsed = ini_text(path) if path else {}
-    result = {name: {key: row[1] for key, row in keys.items() if "*" not in key}
-              for name, keys in table.items() if "*" not in name}
-    for section in parsed:
-        shape = section if section in table else "command *" if section.startswith("command ") else "*"
-        if shape not in table:
-            if shape == "*" and section not in SUITE and nearest(section, SUITE + ("command",)):
-                raise Stop(EX_CONFIG, _("%s: [%s] is not a section%s") % (path, section, nearest(section, SUITE + ("command",))))
-            continue                                   # another script's, or a site's
-        if shape == "*" and section in SUITE:
-            continue
-        keys = table[shape]
-        values = result[section] = {key: row[1] for key, row in keys.items() if "*" not in key}
-        for key, text in parsed[section]:
-            name = key if key in keys else re.sub(r"\.[^.]+\Z", ".*", key)
-            if name not in keys:
-                raise Stop(EX_CONFIG, _("%s: [%s] %s is not a key%s") % (
-                    path, section, key, elsewhere(key, table) or nearest(key, list(keys))))
+
+def keep_reserve(base):
+    """.mi/reserve: room for what has to be noted of a calculation that ends on a full disk, and that it has filled itself."""
+    path = os.path.join(base, b".mi", b"reserve")
+    try:
+        disk = None if os.path.exists(path) else os.statvfs(base)
+        if disk and disk.f_bavail * disk.f_frsize > 4 * RESERVE:
+            write_synced(path, os.urandom(RESERVE))    # nothing that a file system could keep in less
+    except OSError:
+        give_reserve(base)
+
+
+def give_reserve(base):
+    """Gives the reserve up. False if there is none."""
+    try:
+        os.unlink(os.path.join(base, b".mi", b"reserve"))
+        return True
+    except FileNotFoundError:
+        return False
+
+
+# ==== the poller ====
+# What its threads share, when it takes work, and what becomes of the room on the disk.
+
+class Poller:
+    """What the threads of this process share. settings: the ini's; options: the command line's."""
+
+    def __init__(self, settings, options, commands, token, base):
+        self.options, self.token, self.base, self.site, self.limits = options, token, base, options["site"], {}
+        self.gate = Gate(os.path.join(base, b".mi"), commands)
+        self.obey(settings, commands)                  # also: rules, own_rules within the relay's limits; folders: does it take empty ones?
+        self.held, self.idle, self.room = {}, [], threading.Condition()      # calculations by name, free Relays
+        self.first, self.failures, self.away, self.swept = None, 0, "", 0.0              # away: why
+        self.large = None                              # {accept_id: bytes}, once that is known: see lacks()
+        self.v1, self.learned = False, 0.0             # is it a fielded relay? when was it asked?
+        self.gone = {}                                 # claims that the relay does not know as in force: not to be asked about before ...
+        self.names = names_on_disk(base)               # read anew once an hour: with years of kept ones a look at all takes its time
+        self.wake, self.outcome = os.pipe(), None
+        self.asking, self.busy_at, self.stuck = None, time.monotonic(), []   # the Relay of a calc-request that is out; when there was work
+
+    def obey(self, settings, commands):
+        """Takes the ini's values into force."""
+        self.keys, self.own_rules, self.gate.commands = settings["poller"], settings["outbound"], commands
+        self.jobs, self.retry = self.options["jobs"] or self.keys["jobs"], self.options["retry"] or self.keys["retry"]
+        self.output = self.keys["output"] and not (self.keys["hold"] or any(
+            self.own_rules[key] for key in ("deny_content", "deny_pieces", "deny_sums", "hold", "dry_run")))
+        self.limit(self.limits)
+
+    def hang_up(self):
+        """SIGHUP: the log file anew (logrotate has renamed it), and the ini. A broken one is a line in the log, and the old one stays in force."""
+        try:
+            log_into(self.keys["logfile"])
+            settings = read_ini(self.ini, KEYS)
+            commands = allow_list(self.ini, settings)
+        except (Stop, OSError) as error:
+            return log("error", None, "reload", refused=error, why="the old ini stays in force")
+        keys = settings["poller"]
+        for key in sorted(key for key in keys if key not in AT_ONCE and keys[key] != self.keys[key]):
+            log("warn", None, "reload", key=key, why="takes effect at the next start")
+            keys[key] = self.keys[key]
+        self.obey(settings, commands)
+        note_settings(self.base, settings)
+        log("info", None, "reload", ini=self.ini, commands=" ".join(sorted(command["name"] for command in commands.values())))
+
+    def relay(self):
+        """A Relay that nobody uses now. All share one Trust."""
+        with self.room:
+            if self.idle:
+                made = self.idle.pop()
+                made.pause, made.notice = self.pause, self.notice
+                return made
+        keys, options = self.keys, self.options
+        made = Relay(options["url"], self.token, options["ca_file"], options["verify"], keys["proxy"], keys["client_cert"],
+                     keys["client_key"], options["port"])
+        made.pause, made.notice, made.keep_on = self.pause, self.notice, True
+        if self.first is None:
+            self.first = made
+            if made.tls:
+                made.trust.now()                       # a file that is unusable at the start is said at once
+        made.trust, made.piece, made.most = self.first.trust, self.first.most, self.first.most
+        return made
+
+    def notice(self, why):
+        """One log line when the relay goes away, says not now, or refuses the token, and for each new reason of that; one when it is back (None);
+        however many threads see it."""
+        if why is None:
+            self.failures = 0
+        if why is not None and str(why) != self.away:
+            if isinstance(why, Refused) and why.code in NO_TOKEN:
+                log("error", None, "the token is refused: put a valid one into token_file, or start again; asking on, nothing is lost", why=why)
+            elif isinstance(why, Refused):
+                log("warn", None, "relay answers \"later\", asking on", why=why)
+            else:
+                log("warn", None, "relay away, asking on", why=why)
+        elif why is None and self.away:
+            log("info", None, "relay answers again")
+        self.away = "" if why is None else str(why)
+
+    def moved(self, count):
+        """Bytes went over the line."""
+        self.failures = 0
+
+    def pause(self, wait, calc=None):
+        """Sleeps before the next try; retry = COUNT,INTERVAL: that many failures in a row end the process, not the results.
+        calc: what is tried again."""
+        if self.retry:
+            self.failures, wait = self.failures + 1, self.retry[1]
+            if self.failures >= self.retry[0]:
+                self.finish(Stop(EX_UNAVAILABLE, _("%s: no answer %d times in a row; %d calculation(s) stay here for the next start")
+                                 % (self.options["url"], self.failures, len(self.held))))
+                wait = 3600
+        if calc:
+            calc.waits(wait, calc.why)
+            calc.hurry.wait(wait)
+            calc.hurry.clear()
+        else:
+            time.sleep(wait)
+
+    def put_off(self, calc, relay, wait):
+        """Waits until calc is tried again. A result that the relay refuses takes no slot meanwhile."""
+        if isinstance(calc.why, OSError):
+            return time.sleep(wait)
+        with self.room:
+            calc.phase = "outbox" if calc.run.last("ended") else calc.phase
+            self.room.notify_all()
+        calc.waits(wait, calc.why)
+        calc.hurry.wait(wait)
+        calc.hurry.clear()
+        if isinstance(calc.why, Refused) and calc.why.code == 413 and not self.v1:
+            try:                                       # its limits have changed: what is over them has its reason beside it, the rest arrives
+                self.limit(relay.learn(0)[1])
+            except Away:
+                pass
+
+    def limit(self, limits):
+        """What is over the relay's limits stays here as what is over [outbound]'s does."""
+        rules, self.limits = dict(self.own_rules), limits
+        for key in ("max_file", "max_files"):
+            if isinstance(limits.get(key), int) and limits[key] > 0:
+                rules[key] = min(rules[key] or limits[key], limits[key])
+        self.rules = rules
+        self.folders = limits.get("dirs") is True
+
+    def finish(self, outcome):
+        """Ends the program, from any thread: outcome is an exit code or an exception."""
+        if self.outcome is None:
+            self.outcome = outcome
+            os.write(self.wake[1], b"\0")
+
+    def hold(self, calc, relay, page=None):
+        """From now on a thread of its own carries calc out."""
+        with self.room:
+            self.held[calc.name] = calc
+        calc.run.told = {"site": self.site}
+        threading.Thread(target=work_on, args=(self, calc, relay, page), daemon=True).start()
+
+    def release(self, calc, relay, surely=False):
+        """calc is through: its slot and its connection are free. False if a restored relay has asked for it again just now (go_on_with())."""
+        with self.room:
+            if calc.wanted_again() and not surely:
+                return False
+            del self.held[calc.name]
+            self.gate.leave(calc.run)
+            self.idle.append(relay)
+            self.room.notify_all()
+        return True
+
+    def wait_for_twin(self, calc):
+        """Whoever is handed out twice at once runs once: the later one waits until the earlier has begun, or is gone."""
+        def first():
+            return [other for other in self.held.values() if other.accept_id == calc.accept_id and other is not calc
+                    and (other.order["t"], other.name) < (calc.order["t"], calc.name)
+                    and not other.run.last("starting") and not other.run.last("ended")]
+
+        with self.room:
+            while first():
+                self.room.wait(1)
+
+    def busy(self):
+        """How many calculations take a slot."""
+        return sum(calc.phase not in ("in doubt", "outbox") for calc in self.held.values())
+
+    def ending(self):
+        """Is this a run that ends when its work is done?"""
+        return self.options["once"] or self.options["drain"] or self.options["resend"]
+
+    def closed(self):
+        """Why nothing new is claimed now, or ""."""
+        if self.options["drain"] or self.options["resend"]:
+            return "--drain"
+        if self.keys["paused"] or os.path.exists(os.path.join(self.base, b".mi", b"paused")):
+            return "paused"
+        return "" if within(self.keys["hours"], time.localtime()) else "hours"
+
+    def lacks(self, large):
+        """{accept_id: bytes} of what waits at the relay and needs more room than there is here: a line for each, and .mi/large for `list`."""
+        large = {key: value for key, value in list(large.items())[:100] if ACCEPT_ID.match(key) and type(value) is int and 0 <= value < 1 << 60
+                 } if isinstance(large, dict) else {}
+        for accept_id in sorted(set(large) - set(self.large or ())):
+            log("warn", accept_id, "3 not taken: its inputs need more room than there is", bytes=large[accept_id], base=shown(self.base))
+        path = os.path.join(self.base, b".mi", b"large")
+        if large != self.large:
+            self.large = large
             try:
-                values[key] = keys[name][0](text.strip())
-            except (ValueError, re.error) as error:
-                why = _("is not a whole number") if keys[name][0] is int else error
-                raise Stop(EX_CONFIG, "%s: [%s] %s = %s: %s" % (path, section, key, text.strip(), why))
-    return result
+                if large or os.path.exists(path):
+                    write_synced(path, json.dumps(large).encode())
+            except OSError:
+                pass                                   # the disk is full
+
+    def full(self, more=0):
+        """The bytes that calc_base has room for beside keep_free, and why that (with `more` bytes there) is too little, or ""."""
+        disk, keep = os.statvfs(self.base), self.keys["keep_free"]
+        share = keep if isinstance(keep, float) else 0
+        room = disk.f_bavail * disk.f_frsize - int(share * disk.f_blocks * disk.f_frsize or keep)
+        if room < more:
+            return max(room, 0), "less than keep_free is free"
+        return room, "less than keep_free of its inodes is free" if disk.f_favail < share * disk.f_files else ""
+
+    def blocked(self):
+        """closed(), or too little room."""
+        return self.closed() or self.full()[1]
+
+    def wait_for_room(self):
+        """Waits for a free slot, for the hours in which work is taken, and until keep_free of the disk is free. Returns the bytes that there is
+        room for; None if this run ends instead of waiting."""
+        with self.room:
+            while self.busy() >= self.jobs:
+                self.room.wait()
+        told = ""
+        while True:
+            shut, (free, full) = self.closed(), self.full()
+            if full and not shut:
+                make_room(self)
+                free, full = self.full()
+            if not shut and not full:
+                if told:
+                    log("info", None, "new calculations are taken again")
+                return free
+            if self.ending():
+                if full and not shut:
+                    self.stuck.append(_("%s: less than keep_free is free") % shown(self.base))
+                return None
+            if told != (shut or full):
+                told = shut or full
+                log("warn" if full else "info", None, "no new calculation", why=told, base=shown(self.base))
+            until = time.monotonic() + (0 if shut else DISK_PAUSE)       # what could go is gone: only others make room now
+            while True:
+                time.sleep(1)
+                if time.monotonic() > until or not self.blocked():
+                    break
+
+    def tick(self):
+        """Once a second: what was said on the command line meanwhile, the hours, and idle_exit."""
+        asking = self.asking
+        if asking and self.blocked():                  # whoever has the answer will not take it: do not stay in the relay's way
+            try:
+                socket.socket.shutdown(asking.connection.sock, socket.SHUT_RDWR)
+            except (AttributeError, TypeError, OSError):
+                pass                                   # it is not connected at the moment
+        self.take_resends()
+        stamp = stamp_of(self.ini)
+        if stamp == self.seen != self.stamp and stamp:                   # it stands still since the last look
+            self.stamp = stamp
+            self.hang_up()
+        self.seen = stamp
+        limit = self.options["idle-exit"] or self.keys["idle_exit"]
+        if self.held or not limit:
+            self.busy_at = time.monotonic()
+        elif time.monotonic() - self.busy_at > limit:
+            log("info", None, "nothing to do: it ends", idle_exit=limit)
+            self.finish(0)
+
+    def take_resends(self):
+        """Does at once what `resend` has asked for."""
+        path = os.path.join(self.base, b".mi", b"resend")
+        if not os.path.exists(path):
+            return
+        os.rename(path, path + b".taken")
+        with open(path + b".taken", encoding="ascii", errors="replace") as text:
+            names = set(text.read().split())
+        os.unlink(path + b".taken")
+        if names - set(self.held):
+            send_again(self, lambda calc: calc.name in names and calc.over() == "kept")
+        for name in names & set(self.held):
+            self.held[name].hurry.set()
+
+    def tell(self, line):
+        """A line of the manual, on a terminal or where it was started with the manual's words."""
+        if self.options["fielded"] or sys.stdout.isatty():
+            try:
+                print(printable(line), flush=True)
+            except (OSError, ValueError):
+                pass
+
+
+def poll(poller):
+    """Runs the threads; this one only waits for a signal or an outcome. Leaving is safe at any moment: everything is on disk."""
+    codes = {signal.SIGINT: EX_INTERRUPT, signal.SIGTERM: 0}
+
+    def thread(loop):
+        try:
+            loop(poller)
+        except Exception as error:
+            poller.finish(error)
+
+    os.set_blocking(poller.wake[1], False)
+    signal.set_wakeup_fd(poller.wake[1])               # whichever thread the signal reaches
+    for which in codes:
+        signal.signal(which, lambda which, frame: end_surely(codes[which], LEAVE))
+    signal.signal(signal.SIGHUP, lambda which, frame: None)
+    relay = poller.relay()                             # 78 here, if a certificate file is unusable
+    for line in ("site id = %s" % poller.site, "base url = %s" % relay.url, "token = ****"):
+        poller.tell(line)
+    log("info", None, "polling", site=poller.site, url=relay.url, jobs=poller.jobs, base=shown(poller.base),
+        commands=" ".join(sorted(command["name"] for command in poller.gate.commands.values())))
+    poller.idle.append(relay)
+    for calc in on_disk(poller.base, None, poller.gate):
+        if calc.name == poller.options["resend"] if poller.options["resend"] else not calc.over():
+            log("info", calc.accept_id, "picked up", state=calc.state())
+            for control in (calc.path(b"pre"), calc.path(b"post")):
+                let_go_on(control)                     # the command's own: finish() goes on where it was killed
+            poller.hold(calc, poller.relay())
+    for loop in (claim_loop, heartbeat_loop, tick_loop):
+        threading.Thread(target=thread, args=(loop,), daemon=True).start()
+    which = -1
+    while which and which not in codes:                # 0: finish()
+        which = os.read(poller.wake[0], 1)[0]
+        if which == signal.SIGHUP:
+            poller.hang_up()
+    if not which:
+        if isinstance(poller.outcome, Exception):
+            raise poller.outcome
+        return poller.outcome
+    if which == signal.SIGINT:
+        poller.tell("Ctrl + C スクリプト停止要求受付")
+    log("info", None, "stopped; what runs here runs on and is picked up at the next start", calculations=len(poller.held))
+    return codes[which]
+
+
+def tick_loop(poller):
+    """A thread: what is looked at once a second."""
+    while True:
+        time.sleep(1)
+        try:
+            poller.tick()
+        except OSError as error:
+            log("error", None, "disk", error=error)
+
+
+def make_room(poller):
+    """Less than keep_free is free: the files of delivered calculations go, oldest first, until it is enough. Order and journal stay."""
+    for calc in on_disk(poller.base):
+        if calc.name not in poller.held and os.path.lexists(calc.work) and calc.may_go(0, poller.own_rules["keep_refused"]):
+            log("info", calc.accept_id, "swept: its room is needed", delivered=round(calc.last("delivered")["t"]))
+            calc.remove_files()
+            if not poller.full()[1]:
+                return
+
+
+def sweep(poller):
+    """Once an hour: the directories of calculations that were delivered keep_workdirs ago go."""
+    if time.monotonic() < poller.swept:
+        return
+    poller.swept = time.monotonic() + 3600
+    for name in os.listdir(os.path.join(poller.base, b".mi")):
+        if name.startswith(b"gone."):                  # a start before this one was killed in remove()
+            shutil.rmtree(os.path.join(poller.base, b".mi", name), ignore_errors=True)
+    for calc in on_disk(poller.base):
+        if calc.over() != "delivered" or calc.name in poller.held:
+            continue
+        calc.tidy(SCAFFOLD)                            # it may have been killed just there
+        if calc.may_go(poller.keys["keep_workdirs"], poller.own_rules["keep_refused"]):
+            log("info", calc.accept_id, "swept")
+            calc.remove()
+    poller.names = names_on_disk(poller.base)
+
+
+def send_again(poller, wanted):
+    """Results that this poller has delivered, or kept, are sent once more: those for which wanted(Calculation) is true."""
+    for calc in on_disk(poller.base, None, poller.gate):
+        if calc.name not in poller.held and wanted(calc):
+            calc.note(3, "resend")
+            log("info", calc.accept_id, "3 its result is wanted again", work=shown(calc.work))
+            poller.hold(calc, poller.relay())
+
+
+def missed(poller, wanted):
+    """The relay misses results {accept_id: claim}: it was restored from a backup since."""
+    if isinstance(wanted, dict) and wanted:
+        send_again(poller, lambda calc: wanted.get(calc.accept_id) == calc.claim and calc.over())
+
+
+# ==== the line to the relay ====
+
+def claim_loop(poller):
+    """A thread: 3. asks for work whenever there is room for it, for ever (--once: until nothing is left)."""
+    relay, backoff, answered = poller.relay(), Backoff(), False
+    adopter()                                          # loaded now, not when a command is to start
+    wait = first_contact(poller, relay) if poller.held or not poller.closed() else None
+    while True:
+        try:
+            free = poller.wait_for_room()
+            if free is None:
+                return leave(poller)
+            if wait is None:
+                wait = first_contact(poller, relay)
+            if poller.v1 and time.monotonic() - poller.learned > V1_AGAIN:
+                wait = first_contact(poller, relay)
+            keep_reserve(poller.base)
+            take = make_spare(poller.base)
+            asked, calc = time.monotonic(), None
+            poller.asking = relay
+            found = calc_request(poller, relay, take, free, wait)
+            poller.asking = None
+            poller.notice(None)
+            backoff, answered = Backoff(), True
+            if found and poller.blocked():             # meanwhile
+                log("info", found.get("accept_id"), "3 not taken", why=poller.blocked())
+                if not poller.v1:
+                    give_back(poller, relay.call, found.get("accept_id"), found.get("claim"))
+                continue
+            calc = found and put_on_disk(poller.base, poller.gate, found, **({"protocol": 1, "site": poller.site} if poller.v1 else {}))
+            if calc:
+                poller.names.setdefault(calc.accept_id, []).append(calc.name)
+        except (Away, Refused, OSError) as error:
+            poller.asking = None
+            if isinstance(error, Away) and poller.blocked():             # tick() has broken it off
+                relay.close()
+                continue
+            if isinstance(error, Refused) and not answered and error.code not in AGAIN:
+                raise refused_at_first(relay, error)
+            if isinstance(error, OSError):
+                log("error", None, "disk", error=error)
+            else:
+                poller.notice(error)
+            relay.close()
+            poller.pause(backoff.next())
+            continue
+        except ValueError as error:
+            log("error", None, "3 the relay's answer is not taken", why=error)
+            shutil.rmtree(os.path.join(poller.base, b".mi", b"spare"), ignore_errors=True)      # with its take
+        if calc:
+            log("info", calc.accept_id, "3 calc-request", site=poller.site, command=calc.info["command"], attempt=calc.order["attempt"])
+            poller.hold(calc, relay, found.get("inputs"))
+            relay = poller.relay()
+        elif poller.options["once"] and found is None:
+            return leave(poller)
+        else:                                          # a relay that does not let us wait
+            least = poller.keys["poll"] if poller.v1 and found is None else 1
+            time.sleep(max(0.0, least - (time.monotonic() - asked)))
+        sweep(poller)
+
+
+def first_contact(poller, relay):
+    """The seconds that the relay lets us wait. 69 if it cannot be reached and somebody waits for the answer."""
+    somebody = (poller.options["fielded"] or poller.options["once"]) and not poller.learned
+    try:
+        version, limits = relay.learn(0 if somebody and not poller.retry else None)
+    except Away as error:
+        raise Stop(EX_UNAVAILABLE, _("%s (%s.py check looks at the whole way)") % (error, PROGRAM))
+    poller.v1, poller.learned = version < 2, time.monotonic()
+    if poller.v1:
+        return 0
+    poller.first.piece = poller.first.most = relay.most
+    poller.limit(limits)
+    return 0 if poller.options["once"] else min(POLL_WAIT, limits["wait"] if isinstance(limits.get("wait"), int) else POLL_WAIT)
+
+
+def refused_at_first(relay, error):
+    """The very first calc-request was refused: what to do about it."""
+    if error.code in (401, 403, "0005"):
+        return Stop(EX_REFUSED, _("%s: the token is refused (%s): get a valid one, role remote, for this site")
+                    % (relay.url, printable(error.more.get("why") or error)))
+    return Stop(EX_REFUSED, "%s: %s" % (relay.url, error))
+
+
+def calc_request(poller, relay, take, free, wait):
+    """3. One calc-request: the answer's fields, or None if there is nothing to do. Refused, Away."""
+    fields = {"v": 2, "site_id": poller.site, "poller": poller.name, "take": take, "wait": wait, "free": free, "dirs": True,
+              "have": {calc.accept_id: calc.claim for calc in list(poller.held.values()) if calc.order["protocol"] == 2}}
+    now = time.strftime("%Y/%m/%d %H:%M:%S")
+    poller.tell("%s:send %s%scalc-request?site_id=%s" % (now, relay.url, BASE, poller.site))
+    try:
+        if poller.v1:
+            return v1_named(poller, relay.call_v1("GET", "calc-request", {"site_id": poller.site}))
+        found = relay.call("POST", "calc-request", fields, wait)
+        missed(poller, found.get("wanted"))
+        return found
+    except Refused as error:
+        missed(poller, error.more.get("wanted"))
+        poller.lacks(error.more.get("large"))
+        if error.code in (401, 403, "0005"):
+            reason = {"errors": [{"code": error.code, "message": str(error)}]}
+            poller.tell("%s:status code = 403 / reason = %s" % (now, json.dumps(reason, ensure_ascii=False, separators=(",", ":"))))
+        else:
+            poller.tell("code = %s / message = %s" % (error.code, error))
+        early = poller.v1 and error.code == "400" and "does not match" not in str(error)       # registered, but not allowed yet
+        if error.code != "0300" and not early:
+            raise
+        return None
+
+
+def give_back(poller, ask, accept_id, claim):
+    """3. Nothing was begun: the relay may hand it out again at once. Unheard, the claim lapses."""
+    ask("POST", "heartbeat", {"v": 2, "site_id": poller.site, "poller": poller.name, "wait": 0,
+                              "calcs": {accept_id: {"claim": claim, "phase": "given back"}}})
+
+
+def leave(poller):
+    """--once and --drain: waits for what is under way, and ends; 75 if something stays here that could not be delivered."""
+    with poller.room:
+        while poller.busy():
+            poller.room.wait()
+    poller.finish(Stop(EX_TEMPFAIL, "; ".join(poller.stuck)) if poller.stuck else 0)
+
+
+def heartbeat_loop(poller):
+    """A thread with its own connection: renews all claims, hears of cancelled calculations, sends the commands' output as it comes."""
+    relay, known, quiet = poller.relay(), {}, 1
+    relay.pause, relay.notice, relay.slowest = time.sleep, lambda line: None, 30
+    while True:
+        asked = time.monotonic()
+        calcs = {calc.accept_id: calc for calc in list(poller.held.values())
+                 if calc.order["protocol"] == 2 and asked - calc.since > 0.5 and poller.gone.get(calc.claim, 0) < asked}
+        known = {name: known[name] for name in calcs if name in known}
+        wrote, wait = False, 0.25 if poller.held else 1                     # what has just begun can be cancelled, too
+        try:
+            if calcs:
+                wrote, wait = heartbeat(poller, relay, calcs, known, quiet)
+            quiet = 1 if wrote or not calcs else min(quiet * 2, OUTPUT_QUIET if poller.output else POLL_WAIT)
+        except (Refused, OSError) as error:
+            log("debug", None, "heartbeat", error=error)
+            wait = 20
+        time.sleep(max(0.0, wait - (time.monotonic() - asked)))
+
+
+def heartbeat(poller, relay, calcs, known, quiet):
+    """One heartbeat, with the output that is new beyond `known` {accept_id: [bytes, bytes]}, which it brings up to date. calcs: by accept_id;
+    quiet: seconds that it may wait for news where nothing is written. Returns (did anybody write, seconds until the next)."""
+    entries, most = {}, max(1024, min(OUTPUT_PART, (1 << 20) // len(calcs)))
+    for name, calc in calcs.items():
+        entries[name] = {"claim": calc.claim, "phase": "results" if calc.phase == "outbox" else calc.phase}
+        if calc.run.job is not None:
+            entries[name].update(node=calc.run.job.node, what=calc.run.job.where)
+        if poller.output:
+            entries[name].update(output_parts(poller, calc, known.setdefault(name, [0, 0]), most))
+    found = relay.ask("POST", "heartbeat", {"v": 2, "site_id": poller.site, "poller": poller.name, "wait": quiet, "calcs": entries}, quiet)
+    cancel, gone, unknown = (found[key] if isinstance(found.get(key), list) else [] for key in ("cancel", "gone", "unknown"))
+    for calc in list(poller.held.values()):
+        if calc.accept_id in cancel and not calc.run.cancelled:
+            log("warn", calc.accept_id, "6 cancelled by the workflow side")
+            calc.run.cancelled = True
+    went, taken = False, found.get("output") if isinstance(found.get("output"), dict) else {}
+    for name in set(taken) & set(calcs):
+        if isinstance(taken[name], list) and len(taken[name]) == 2 and all(type(at) is int and at >= 0 for at in taken[name]):
+            went, known[name] = went or taken[name] != known[name], taken[name]
+    for name in calcs:
+        if name in gone + unknown:                     # asked about again in a minute: the others are not to wait for it
+            poller.gone[calcs[name].claim] = time.monotonic() + 60
+    return went, 20 if taken and not went else 1
+
+
+def output_parts(poller, calc, known, most):
+    """{"out": [offset, base64], "err": ...} of what a command has written beyond `known` (bytes of each): whole lines, at most `most` bytes.
+    Nothing where [outbound] would have to see the whole of it first, or lets the log not out."""
+    import base64
+    parts, rules = {}, poller.rules
+    if "logs" not in calc.run.kinds():
+        return parts
+    limit = min([OUTPUT_MOST] + [rules[key] for key in ("max_file", "max_total") if rules[key]])
+    for stream, log_name, file, begin in zip(("out", "err"), LOG_NAMES, (b"stdout", b"stderr"), known):
+        if name_rule(rules, log_name) or not os.path.exists(calc.path(file)) or begin >= limit:
+            continue
+        with open(calc.path(file), "rb") as text:
+            text.seek(begin)
+            data = text.read(min(most, limit - begin))
+        data = data[:data.rfind(b"\n") + 1] or (data if len(data) == most else b"")
+        if data:
+            parts[stream] = [begin, base64.b64encode(data).decode("ascii")]
+    return parts
+
+
+# ==== a person's words ====
+
+def show(base, name, as_json):
+    """One calculation (without its claim, with its journal), or with name None a line for each. 64 if it is not here."""
+    rows, name = [], name and named(base, name).name
+    for calc in on_disk(base, name and [name]):
+        row = {"id": calc.name, "state": calc.state(), "command": calc.info["command"], "age": round(time.time() - calc.order["t"])}
+        rows.append(row)
+        if row["state"] in ("queued", "running") and read_batch(calc.control) and (name is None or name == calc.name):
+            row["what"] = batch_where(os.path.dirname(calc.control), calc.control)[1]
+        if name is None and not as_json:
+            words = printable("  ".join([row["command"], row.get("what", "")]).rstrip())
+            print("%-38s %-12s %8ds  %s" % (row["id"], row["state"], row["age"], words))
+        elif name == calc.name:
+            order = {key: value for key, value in calc.order.items() if key != "claim"}
+            row.update(work=shown(calc.work), control=shown(calc.control), order=order, journal=calc.whole_journal())
+            return print(json_of(row, indent=None if as_json else 1))
+    if as_json:
+        print(json_of(rows))
+
+
+def outbox(base, as_json):
+    """What waits for its delivery, or is not wanted by the relay: since when, why, when it is tried again (seconds since the epoch)."""
+    rows, runs = [], poller_runs(base)
+    for calc in on_disk(base):
+        if calc.state() not in ("undelivered", "kept"):
+            continue
+        end, found = read_note(calc.path(b"end")), {}
+        try:
+            with open(calc.path(b"waits")) as text:
+                told = json.load(text)
+            found = {"next": int(told["next"]), "why": str(told["why"])}
+        except (OSError, ValueError, TypeError, KeyError, RecursionError):
+            pass
+        kept, late = calc.over() == "kept", runs and found.get("next", 0) or None
+        why = calc.last("kept")["why"] if kept else found.get("why") or _("is being sent") if runs else found.get("why") or _("no poller runs")
+        rows.append({"id": calc.name, "state": calc.state(), "since": round(end.time if end else (calc.run.last("ended") or calc.order)["t"]),
+                     "why": why, "next": None if kept else late})
+    if as_json:
+        return print(json_of(rows))
+    for row in rows:
+        late = (_("not wanted; resend tries once more") if row["state"] == "kept" else _("when a poller runs") if not runs else
+                time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(row["next"])) if (row["next"] or 0) > time.time() else _("now"))
+        since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(row["since"]))
+        print(_("%s  since %s  next try: %s  why: %s") % (row["id"], since, late, printable(row["why"])))
+
+
+def pause(base, keys, word):
+    """pause and resume: a mark beside the calculations that the running poller, or the next one, obeys. 78 if the ini says paused."""
+    path = os.path.join(base, b".mi", b"paused")
+    if word == "pause":
+        write_synced(path, b"")
+        return print(_("paused: nothing new is taken until resume; what runs goes on and is delivered (%s)") % shown(base))
+    if os.path.exists(path):
+        os.unlink(path)
+    if keys["paused"]:
+        raise Stop(EX_CONFIG, _("[poller] paused = yes is in the ini: change it there, and start the poller again"))
+    print(_("new calculations are taken") if poller_runs(base) else _("new calculations are taken as soon as a poller runs"))
+
+
+def waiting(base, name):
+    """The calculation of that name if its result waits here. 64 otherwise."""
+    calc = named(base, name)
+    if calc.state() not in ("undelivered", "kept"):
+        raise Stop(EX_USAGE, _("%s: nothing waits here to be delivered (%s)") % (calc.name, calc.state()))
+    return calc
+
+
+def named(base, name):
+    """The calculation of that name, or of that beginning of one (8 characters at least). 64 if there is none, or more than one."""
+    known = [key for group in names_on_disk(base).values() for key in group]
+    wanted = [key for key in known if key == name] or [key for key in known if len(name) >= 8 and key.startswith(name)]
+    found = list(on_disk(base, wanted))
+    if not found:
+        raise Stop(EX_USAGE, _("%s: not on this host (see: list)") % printable(name))
+    if len(found) > 1:
+        raise Stop(EX_USAGE, _("%s: which one? %s") % (printable(name), " ".join(calc.name for calc in found[:10])))
+    return found[0]
+
+
+def hand_over(base, name):
+    """resend: the running poller is told."""
+    with open(os.path.join(base, b".mi", b"resend"), "a") as out:
+        out.write(name + "\n")
+    print(_("the running poller sends it now"))
+
+
+def resent(poller):
+    """resend without a running poller: sends it here. 77 if the relay does not take it."""
+    name = poller.options["resend"]
+    calc = waiting(poller.base, name)
+    if calc.over() == "kept":
+        calc.note(8, "resend")
+    poll(poller)
+    calc = next(calc for calc in on_disk(poller.base) if calc.name == name)
+    if calc.over() == "kept":
+        raise Stop(EX_REFUSED, "%s: %s" % (name, calc.last("kept")["why"]))
+    return 0
+
+
+def standing(base, settings):
+    """Rows about the poller of calc_base: does one run, does it take new calculations, has it other values than the ini by now?"""
+    keys, rows = settings["poller"], []
+    runs = os.path.exists(os.path.join(base, b".mi", b"lock")) and poller_runs(base)
+    rows.append((True if runs else None, _("a poller runs") if runs else _("no poller runs: nothing is taken or delivered")))
+    if os.path.exists(os.path.join(base, b".mi", b"paused")):
+        rows.append((None, _("paused: nothing new is taken until `resume`")))
+    if keys["paused"]:
+        rows.append((None, _("[poller] paused = yes: nothing new is taken")))
+    if not within(keys["hours"], time.localtime()):
+        rows.append((None, _("outside of [poller] hours: nothing new is taken now")))
+    try:
+        with open(os.path.join(base, b".mi", b"settings")) as text:
+            before, now = dict(json.load(text)), settings_sums(settings)
+        changed = sorted(key for key in set(before) | set(now) if before.get(key) != now.get(key)) if runs else []
+    except (OSError, ValueError, TypeError, RecursionError):
+        changed = []
+    for accept_id, count in sorted(waiting_for_room(base).items()) if runs else ():
+        rows.append((None, _("%s waits at the relay: its inputs need more room than there is here (%.1f GB)") % (accept_id, count / 1e9)))
+    if changed:
+        rows.append((None, _("the running poller still has other values than the ini for: %s; start it again (what runs goes on)")
+                     % ", ".join(changed[:10])))
+    return rows
+
+
+def waiting_for_room(base):
+    """.mi/large, as Poller.lacks() has left it."""
+    try:
+        with open(os.path.join(base, b".mi", b"large")) as text:
+            return json.load(text)
+    except (OSError, ValueError):
+        return {}
+
+
+def poller_runs(base):
+    """The process id of the poller that holds calc_base now (-1: on another host); 0 if there is none."""
+    import fcntl
+    import struct
+    with open(os.path.join(base, b".mi", b"lock"), "a+") as lock:
+        found = fcntl.fcntl(lock, fcntl.F_GETLK, struct.pack("hhlli4x", fcntl.F_WRLCK, 0, 0, 0, 0))
+    kind, _whence, _start, _length, pid = struct.unpack("hhlli4x", found)
+    return 0 if kind == fcntl.F_UNLCK else pid or -1
+
+
+def note_settings(base, settings):
+    """.mi/settings: with which values this poller runs, for `check` and `list`."""
+    try:
+        write_synced(os.path.join(base, b".mi", b"settings"), json.dumps(settings_sums(settings)).encode())
+    except OSError as error:
+        log("warn", None, "disk", error=error)
+
+
+def settings_sums(settings):
+    """{"[SECTION] KEY": what tells one value from another} of the ini's sections that the poller reads."""
+    import hashlib
+    def sum_of(value):
+        return hashlib.sha256(repr(getattr(value, "pattern", value)).encode("utf-8", "replace")).hexdigest()[:16]
+    return {"[%s] %s" % (section, key): sum_of(value) for section, keys in settings.items() for key, value in keys.items()}
+
+
+def do_check(options):
+    """Looks at this host and at the way to the relay; changes nothing. 78 if something is a FAIL."""
+    rows = []
+    try:
+        ini = find_ini(options["ini"], ini_folders(__file__), needed=True)
+        settings = read_ini(ini, KEYS)
+        keys = settings["poller"]
+        choose_language(keys["lang"])
+        if options["upgrade"]:
+            return say_findings(check_upgrade(base_path(keys["calc_base"])), options["json"])
+        rows = check_host(settings, ini)
+        for key in ("site", "url"):
+            if not keys[key]:
+                rows.append((False, _("%s: [poller] %s is not set") % (ini, key)))
+        if keys["site"] and keys["url"]:
+            relay = Relay(keys["url"], find_token("", keys["url"], keys, False), **{
+                key: keys[key] for key in ("ca_file", "proxy", "client_cert", "client_key")})
+            rows += look_at_relay(relay, probes(keys["site"]))
+    except Stop as stop:
+        rows.append((False, str(stop)))
+    return say_findings(rows, options["json"])
+
+
+def check_host(settings, ini):
+    """Rows about this host: files, commands, calc_base, limits."""
+    keys, rows = settings["poller"], []
+    if os.geteuid() == 0:
+        rows.append((None, _("running as root; better as a user of its own")))
+    rows += [look_at_file(ini, 0o775)] if ini else []
+    for name, mode in ((keys["token_file"], 0o600), (keys["client_key"], 0o600), (keys["ca_file"], 0o755), (keys["client_cert"], 0o755)):
+        rows += [look_at_file(name, mode)] if name else []
+    for section in sorted(section for section in settings if section.startswith("command ")):
+        try:
+            command = command_of(ini, section, settings[section])
+            check_command(ini, command)
+            rows.append((True, _("[%s] %s may run (%s on the wire)") % (section, command["argv"][0], command["match"])))
+            rows += look_at_batch(section, command, keys["calc_base"]) if command["batch"] != "none" else []
+        except Stop as stop:
+            rows.append((False, str(stop)))
+    try:
+        allow_list(ini, settings)
+    except Stop as stop:
+        rows += [(False, str(stop))] if (False, str(stop)) not in rows else []
+    try:
+        base = os.fsdecode(base_path(keys["calc_base"]))
+    except Stop as stop:
+        return rows + [(False, str(stop))]
+    for known, good in ((True, False), (False, None)):
+        why = open_to_others(utf8(base), known)
+        if why:
+            rows.append((good, _("[poller] calc_base: %s; who can put another directory in its place decides what is run") % why))
+            break
+    if os.path.exists(utf8(os.path.join(base, ".mi"))):
+        rows += [look_at_file(os.path.join(base, ".mi"), 0o700)] + check_upgrade(utf8(base))
+    return rows + look_at_disk(base, keys["keep_free"]) + [look_at_limits(256)] + standing(utf8(base), settings)
+
+
+def check_upgrade(base):
+    """Rows about the calculations below calc_base (bytes) as an older, or a newer, version of this program has left them."""
+    rows, older = [], 0
+    names = [name for group in names_on_disk(base).values() for name in group] if os.path.isdir(os.path.join(base, b".mi")) else []
+    for name in sorted(names):
+        try:
+            calc = Calculation(base, name, read_order(base, name))
+            older += not calc.over() and calc.order.get("v", 1) < ON_DISK
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            rows.append((None, _("%s: left alone (%s); an older or newer version may read it; else remove it there: %s") % (
+                name, getattr(error, "strerror", None) or error, shown(os.path.join(base, b".mi", utf8(name))))))
+    if older:
+        rows.append((True, _("%s: %d unfinished calculations of an older version go on") % (shown(base), older)))
+    return rows or [(True, _("%s: nothing unfinished of another version") % shown(base))]
+
+
+def look_at_batch(section, command, base):
+    """Rows: does its batch system answer? And to a process that may start no setuid program (PBS proves by one who is asking), which is what
+    the poller is that runs now, or will be where its unit says so?"""
+    queue = Queue(b"/", command["batch"], batch_env(command))
+    try:
+        queue.hear(queue.mine())
+    except ValueError as error:
+        return [(False, _("[%s] %s does not answer: %s") % (section, command["batch"], printable(error)))]
+    try:
+        pid = poller_runs(base_path(base)) if os.path.exists(os.path.join(base_path(base), b".mi", b"lock")) else 0
+        restricted = command["batch"] not in SETUID or b"NoNewPrivs:\t1" in small("/proc/%d/status" % pid)
+    except (Stop, OSError):
+        restricted = command["batch"] not in SETUID
+    try:
+        if restricted and shutil.which("setpriv"):
+            queue.hear(["setpriv", "--no-new-privs"] + queue.mine())
+    except ValueError as error:
+        return [(False, _("[%s] %s answers here, but not to a poller with NoNewPrivileges in its unit: print that anew with `unit`, or take this "
+                          "and what implies it out of it (%s)") % (section, command["batch"], printable(error)))]
+    return [(True, _("[%s] %s answers") % (section, command["batch"]))]
+
+
+SETUID = ("pbs",)              # batch systems whose programs need a setuid one (pbs_iff)
+
+
+def probes(site):
+    """Every call of this side, made so that it does nothing, and what the relay says to it then."""
+    one = {"accept_id": "00000000-0000-4000-8000-000000000000", "claim": "-"}
+    return [("POST", "calc-request", {"site_id": site, "take": "-", "wait": 0}, "take is"), ("GET", "calc-params", one, ""),
+            ("POST", "calc-params-complete", one, ""), ("POST", "calc-start", one, ""), ("POST", "calc-end", dict(one, result="abnormal"), ""),
+            ("POST", "send-results", dict(one, result_files={}), ""), ("POST", "end-send", dict(one, result="end send"), ""),
+            ("POST", "heartbeat", {"site_id": site, "poller": "check", "calcs": {}, "wait": 0}, ""),
+            ("GET", "files/%s/input/0" % one["accept_id"], {"claim": "-"}, ""),
+            ("POST", "files/%s/result/0?v=2&offset=0&claim=-" % one["accept_id"], {}, "")]
+
+
+def do_login(options, settings, user):
+    """A token for a user's password, kept in token_file."""
+    keys = settings["poller"]
+    if not keys["url"]:
+        raise Stop(EX_CONFIG, _("%s: [poller] %s is not set") % (options["ini"] or "mi_distributed_computing_assist.ini", "url"))
+    relay = Relay(keys["url"], lambda: "", **{key: keys[key] for key in ("ca_file", "proxy", "client_cert", "client_key")})
+    return log_in(relay, user, keys["token_file"])
+
+
+def do_unit(options, ini, settings):
+    """Prints a systemd unit: the service; --once: for a timer; --timer: the timer; --cloud-init: for a machine that is made on demand."""
+    if options["timer"]:
+        return print(TIMER, end="")
+    import pwd
+    me = pwd.getpwuid(os.geteuid()).pw_name if os.geteuid() else "mi_distcomp"
+    words = [sys.executable, "-I", "-S", os.path.abspath(__file__), "poll", "--ini",
+             os.path.abspath(ini or "/etc/mi_distributed_computing_assist.ini")]
+    start = ON_DEMAND if options["cloud-init"] else ONCE if options["once"] else SERVICE
+    text = UNIT % {"where": "/etc/systemd/system/mi_system_remote.service", "name": "mi_system_remote." + ("timer" if options["once"] else "service"),
+                   "script": words[3], "user": me, "after": AFTER if options["cloud-init"] else "", "start": start % {"program": " ".join(words)},
+                   "install": "" if options["once"] else "\n[Install]\nWantedBy=multi-user.target\n"}
+    if any(keys["batch"] in SETUID for section, keys in settings.items() if section.startswith("command ")):
+        text = CLOSED.sub("", text).replace("KeyringMode", OPEN + "KeyringMode")
+    if options["cloud-init"]:
+        text = CLOUD % {"idle": 600, "user": me, "unit": "\n".join("      " + line if line else "" for line in text.rstrip().split("\n"))}
+    print(text, end="")
+
+
+# ==== start and command line ====
+
+def main(argv=None):
+    """The program; returns its exit code."""
+    words, options = parse(arguments(argv))
+    if options["help"] or options["h"]:
+        return print("%s\n\n%s" % (help_of(HELP, __doc__, (words or [""])[0]), _(
+            "for every word: --ini FILE  --json  -q (failures only)  -v (more)  --version")))
+    if options["version"]:
+        import hashlib
+        with open(__file__, "rb") as text:
+            return print("%s %s protocol 2 (1) sha256 %s" % (PROGRAM, VERSION, hashlib.sha256(text.read()).hexdigest()))
+    SAY["level"], SAY["debug"] = 0 if options["v"] else 2 if options["q"] else 1, options["v"]
+    if words == ["check"]:
+        return do_check(options)
+    alone = (["poll"], ["list"], ["outbox"], ["pause"], ["resume"], ["unit"])
+    if words not in alone and words[:1] not in (["show"], ["resend"], ["login"]):
+        fielded_words(words, options)
+    elif words[0] in ("show", "resend") and len(words) != 2:
+        raise Stop(EX_USAGE, _("%s needs one ID") % words[0])
+    ini = find_ini(options["ini"], ini_folders(__file__))
+    settings = read_ini(ini, KEYS)
+    choose_language(settings["poller"]["lang"])
+    if words == ["unit"]:
+        return do_unit(options, ini, settings)
+    if words[:1] == ["login"] and not options["fielded"]:
+        return do_login(options, settings, (words[1:] or [""])[0])
+    if words[0] != "poll" and not options["fielded"]:
+        base = open_base(settings["poller"]["calc_base"])
+        if words[0] in ("list", "show"):
+            show(base, words[1] if words[0] == "show" else None, options["json"])
+            for good, text in standing(base, settings) if words[0] == "list" and not options["json"] else ():
+                print("-- " + text)
+            return
+        if words[0] in ("pause", "resume"):
+            return pause(base, settings["poller"], words[0])
+        if words[0] == "outbox":
+            return outbox(base, options["json"])
+        options["resend"] = waiting(base, words[1]).name
+        if poller_runs(base):
+            return hand_over(base, options["resend"])
+    if settings["poller"]["logfile"]:
+        log_into(settings["poller"]["logfile"])
+    no_core_dump()
+    try:
+        poller = set_up(options, settings, ini, argv is None)
+    except Stop as stop:
+        if stop.code == EX_TEMPFAIL and options["once"]:
+            return 0
+        raise
+    return resent(poller) if options["resend"] else poll(poller)
+
+
+HELP = {                       # word: what may stand behind it, what it does, an example
+    "poll": ("[--once] [--drain] [--jobs N] [--idle-exit SECONDS]",
+             "Takes calculations from the relay, runs them, delivers their results, until it is stopped; what runs then runs on.\n"
+             "--once: works off what is there, and ends (cron). --drain: takes nothing new, ends when all that is here is delivered.\n"
+             "--jobs: so many at once. --idle-exit: ends after so many seconds without work.", "poll --once"),
+    "list": ("", "What is or was on this host: id, state, age, command; then how the poller stands.", "list --json"),
+    "show": ("ID", "All about one calculation: order, journal, directories. Of the ID the first eight characters do.", "show d6d9c05a"),
+    "pause": ("", "Takes nothing new until `resume`, also after a restart; what runs goes on and is delivered.", "pause"),
+    "resume": ("", "Takes new calculations again after `pause`.", "resume"),
+    "outbox": ("", "Results that wait for their delivery: since when, why, when they are tried again.", "outbox"),
+    "resend": ("ID", "Tries now to deliver a result that waits here, or one that the relay wants once more.", "resend d6d9c05a"),
+    "check": ("[--upgrade]", "Looks at this host and the way to the relay, and changes nothing: OK, WARN or FAIL, and what to do.\n"
+              "--upgrade: only at what another version has left here.", "check"),
+    "unit": ("[--once | --timer | --cloud-init]", "Prints a systemd unit for this user and this ini (--once with --timer: now and then), or what a "
+             "machine made on demand needs.", "unit >mi_system_remote.service"),
+    "login": ("[USER]", "Asks for the password (relays with auth = login), and keeps the token in token_file.", "login suzuki"),
+}
+
+
+def parse(argv):
+    """(words, options) of the command line. 64."""
+    words, options = [], dict.fromkeys(("once", "drain", "json", "q", "v", "version", "help", "h", "timer", "cloud-init", "upgrade"), False)
+    options.update(ini=None, jobs="", resend="", **{"idle-exit": ""})
+    options.update(site="", url="", token="", ca_file="", calc_base="", port=None, retry=None, fielded="", verify=True)
+    rest = iter(argv)
+    for word in rest:
+        name, equals, value = word.lstrip("-").partition("=")
+        if not word.startswith("-"):
+            words.append(word)
+        elif name in ("ini", "jobs", "idle-exit"):
+            options[name] = value if equals else next(rest, "")
+        elif options.get(name) is False and not equals:
+            options[name] = True
+        else:
+            raise Stop(EX_USAGE, _("%s: unknown option%s; --help tells more") % (printable(word), nearest(name, list(options))))
+    if options["jobs"] and not re.match(r"[1-9]\d{0,2}\Z", options["jobs"]):
+        raise Stop(EX_USAGE, "--jobs: " + _("is not a number from %d to %d") % (1, 999))
+    try:
+        return words, dict(options, jobs=int(options["jobs"] or 0), **{"idle-exit": seconds(options["idle-exit"] or "0")})
+    except ValueError as error:
+        raise Stop(EX_USAGE, "--idle-exit: %s" % error)
+
+
+def set_up(options, settings, ini, as_program):
+    """Everything that is checked before the first contact: the Poller, its calc_base locked."""
+    keys, ini = settings["poller"], ini or options["fielded"] and INI_NAME or find_ini(None, ini_folders(__file__), needed=True)
+    for key in ("site", "url", "ca_file", "calc_base"):
+        options[key] = options[key] or keys[key]
+        if not options[key] and key in ("site", "url"):
+            raise Stop(EX_CONFIG, _("%s: [poller] %s is not set") % (ini, key))
+    address(options["url"], options["port"])
+    commands = allow_list(ini, settings)
+    token = find_token(options["token"], options["url"], keys, as_program)
+    for word, why in options.get("ignored", ()):
+        log("warn", None, "ignored", word=word, why=why)
+    base = open_base(options["calc_base"])
+    lock = lock_base(base)
+    if any(command["batch"] != "none" for command in commands.values()):
+        probe_locks(base)
+    if open_to_others(base):
+        log("warn", None, "calc_base: who can put another directory in its place decides what is run", why=open_to_others(base))
+    if (base + b"/").startswith(b"/tmp/"):
+        log("warn", None, "calc_base is below /tmp: a reboot or a cleaner may delete what was not delivered", base=shown(base))
+    poller = Poller(settings, options, commands, token, base)
+    poller.lock, poller.name, poller.ini = lock, poller_name(base), ini
+    poller.stamp = poller.seen = stamp_of(ini)
+    note_settings(base, settings)
+    if not options["verify"]:
+        log("warn", None, "no_auth: THE RELAY'S CERTIFICATE IS NOT CHECKED: whoever sits in between can read token, inputs and results and "
+                          "give orders within the allow-list; use no_auth:CAFILE or ca_file")
+    return poller
+
+
+def base_path(path):
+    """calc_base as bytes: path, or the user's state directory."""
+    home = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
+    found = os.path.expanduser(path) if path else os.path.join(home, "mi_distcomp")
+    if not os.path.isabs(found) and (not path or found.startswith("~")):         # it would be another place wherever this is started
+        raise Stop(EX_CONFIG, _("no home directory is known here: set HOME, or [poller] calc_base, to an absolute path"))
+    return os.path.realpath(utf8(found))
+
+
+def open_base(path):
+    """calc_base and its .mi, made or checked, as bytes. 78 if others could put something into it."""
+    base = base_path(path)
+    folder = os.path.join(base, b".mi")
+    for path in (base, folder):
+        try:
+            if not os.path.isdir(path):
+                os.makedirs(path, 0o700)
+        except OSError as error:
+            code = EX_IOERR if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO) else EX_CONFIG
+            raise Stop(code, _("%s: %s; set [poller] calc_base to a directory that this user may make or own") % (shown(path), error.strerror))
+    info = os.lstat(folder)
+    if not stat.S_ISDIR(info.st_mode) or info.st_uid != os.geteuid() or info.st_mode & 0o077:
+        raise Stop(EX_CONFIG, _("%s/.mi: must be a directory of yours that nobody else may enter (chown, chmod 700)") % shown(base))
+    if open_to_others(base, known=True):
+        raise Stop(EX_CONFIG, _("[poller] calc_base: %s; who can put another directory in its place decides what is run")
+                   % open_to_others(base, known=True))
+    return base
+
+
+def lock_base(base):
+    """Takes calc_base for this process: the open lock file. 75 with who holds it."""
+    import fcntl
+    lock = open(os.path.join(base, b".mi", b"lock"), "a+")
+    try:
+        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno not in (errno.EAGAIN, errno.EACCES):
+            raise no_lock(base, error)
+        lock.seek(0)
+        raise Stop(EX_TEMPFAIL, _("%s: in use by another poller (%s); stop it, or give this one its own calc_base")
+                   % (shown(base), lock.read(200).strip() or _("about to start or to end")))
+    lock.truncate(0)
+    lock.write("pid %d on %s\n" % (os.getpid(), os.uname().nodename))
+    lock.flush()
+    return lock
+
+
+def probe_locks(base):
+    """78 if the file system of calc_base refuses the locks that submissions to a batch system need."""
+    import fcntl
+    with open(os.path.join(base, b".mi", b"locks"), "ab") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise no_lock(base, error)
+
+
+def no_lock(base, error):
+    """What is said where locks are refused; ENOSYS, ENOLCK ... do not mean that somebody else has it."""
+    return Stop(EX_CONFIG, _("%s: no lock can be had on this file system (%s); set [poller] calc_base to a directory on another one")
+                % (shown(base), error.strerror))
+
+
+def poller_name(base):
+    """This calc_base's random name, by which the relay knows it again."""
+    path = os.path.join(base, b".mi", b"poller")
+    if not re.match("[!-~]{1,100}\\Z", word_in(path)):            # not there, or broken
+        write_synced(path, ("poller-%s\n" % os.urandom(8).hex()).encode())
+    return word_in(path)
+
+
+def stamp_of(path):
+    """What changes when somebody writes the file, or None if it is not there."""
+    try:
+        info = os.stat(utf8(path))
+    except OSError:
+        return None
+    return info.st_ino, info.st_size, info.st_mtime_ns, info.st_ctime_ns
+
+
+def find_token(word, url, settings, as_program):
+    """A function that returns the token: of the command line's word, or the first place that has one."""
+    credential = os.path.join(os.environ.get("CREDENTIALS_DIRECTORY") or "/nonexistent", "mi_distcomp_token")
+    if word == "login":
+        token = token_from_login(url)
+    elif word.startswith("fd:"):
+        try:
+            with open(int(word[3:]), encoding="latin-1") as pipe:
+                token = plain_token(pipe.read(5000), word)
+        except (OSError, ValueError):
+            raise Stop(EX_USAGE, _("%s: no token to read there") % word)
+    elif word:
+        token = plain_token(word, "TOKEN")
+        if as_program:
+            hide_token(token)
+    elif settings["token_file"]:
+        return token_in_file(settings["token_file"])
+    elif os.path.exists(credential):
+        return token_in_file(credential, strict=False)
+    elif os.environ.get("MI_DISTCOMP_TOKEN"):
+        token = plain_token(os.environ["MI_DISTCOMP_TOKEN"], "MI_DISTCOMP_TOKEN")
+    elif sys.stdin is not None and sys.stdin.isatty():
+        import getpass
+        token = plain_token(getpass.getpass(_("token: ")), _("what was typed"))
+    else:
+        raise Stop(EX_CONFIG, _("no token: set token_file in [poller] (mode 0600)"))
+    return lambda: token
+
+
+def plain_token(text, where):
+    """text as a token. 78 if it cannot be one."""
+    if not re.match(r"[\x21-\x7e]{1,4096}\Z", text.strip()):
+        raise Stop(EX_CONFIG, _("%s: holds no token") % where)
+    return text.strip()
+
+
+def token_in_file(path, strict=True):
+    """A function that returns the token in a file, read each time: it may be renewed. 78 if it is unreadable or (strict) too open."""
+    def read():
+        try:
+            with open(utf8(path), encoding="latin-1") as text:
+                if strict and os.fstat(text.fileno()).st_mode & 0o077:
+                    raise Stop(EX_CONFIG, _("%s: others may read the token: chmod 600 %s") % (path, path))
+                return plain_token(text.read(5000), path)
+        except OSError as error:
+            raise Stop(EX_CONFIG, _("%s: %s (token_file; chmod 600, owner: the poller's user)") % (path, error.strerror))
+
+    kept = [read()]
+
+    def current():
+        try:
+            kept[0] = read()
+        except Stop as stop:
+            log("warn", None, "the old token stays in use", why=stop)
+        return kept[0]
+    return current
+
+
+def token_from_login(url):
+    """The token of the site's login program, which asks at the terminal. 78 if it is not installed, or others may write to it; 77 if it says no."""
+    folder = os.environ.get("AUTHENTICATION_OPERATOR", "")
+    if not os.path.isabs(folder) or not any(os.path.exists(os.path.join(folder, "openam_operator" + end)) for end in ("", ".py")):
+        raise Stop(EX_CONFIG, _("login: AUTHENTICATION_OPERATOR must name the directory of authentication_operator"))
+    for top, _folders, names in os.walk(folder):
+        for name in [""] + [name for name in names if name.endswith((".py", ".pyc", ".so"))]:
+            only_ours(os.path.join(top, name))
+    sys.path.insert(0, folder)
+    try:
+        from openam_operator import openam_operator
+    except ImportError as error:
+        raise Stop(EX_CONFIG, "AUTHENTICATION_OPERATOR: %s: %s" % (folder, error))
+    token = openam_operator.miLogin(address(url)[1])[1]
+    if not token:
+        raise Stop(EX_REFUSED, _("login: not accepted"))
+    return plain_token(token, "login")
+
+
+def hide_token(token):
+    """Starts this program anew with the token in a pipe instead of on the command line, where `ps` shows it to everybody."""
+    log("warn", None, "the token was in the process list for a moment, and may be in the shell's history: better token_file, mode 0600")
+    out, into = os.pipe()
+    os.write(into, token.encode())
+    os.close(into)
+    os.set_inheritable(out, True)
+    with open("/proc/self/cmdline", "rb") as text:
+        words = text.read().split(b"\0")[1:-1]
+    os.execv(sys.executable, [sys.executable] + [b"fd:%d" % out if word == token.encode() else word for word in words])
+
+
+# ==== what the ini may say ====
+
+def allow_list(where, settings):
+    """{word on the wire: its command} of all [command NAME] sections. 78 if there is none, or one is wrong."""
+    commands = commands_of(where, settings)
+    for command in commands.values():
+        check_command(where, command)
+    if not commands:
+        raise Stop(EX_CONFIG, _("%s allows no command on this host; add for each:  [command NAME]  argv = /PATH/OF/PROGRAM  "
+                                "match = WORD ON THE WIRE") % where)
+    return commands
+
+
+def check_command(where, command):
+    """78 if this command could not run on this host as it is meant."""
+    wrong = unfit(command) or wrong_batch(command)
+    if wrong:
+        raise Stop(EX_CONFIG, "%s: [command %s] %s: %s" % (where, command["name"], wrong[0], wrong[1]))
+
+
+def wrong_batch(command):
+    """(key, why) if the batch system of this command cannot be used as the section says, or None."""
+    if command["batch"] == "none":
+        return None
+    try:
+        batch_options(command, ())
+    except ValueError as error:
+        return "batch_options", error
+    missing = batch_missing(command["batch"], batch_env(command))
+    return ("batch", missing) if missing else None
+
+
+DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
+
+
+def retry_of(text):
+    """'COUNT,INTERVAL' -> (int, seconds); '' -> None."""
+    found = re.match(r"([1-9]\d*),(\d+(?:\.\d+)?)\Z", text)
+    if text and not found:
+        raise ValueError(_("is not COUNT,INTERVAL (like 5,60)"))
+    return (int(found.group(1)), float(found.group(2))) if text else None
+
+
+def hours_of(text):
+    """'22-6', 'Mon-Fri 20:30-6:00, Sat-Sun 0-24' -> [(days, first minute, end minute)], local time; '' -> []. A span over midnight belongs
+    to the day that it begins on."""
+    spans = []
+    for part in text.lower().split(",") if text else ():
+        found = re.match(r"\s*(?:([a-z]{3})(?:-([a-z]{3}))?\s+)?(\d\d?)(?::([0-5]\d))?-(\d\d?)(?::([0-5]\d))?\s*\Z", part)
+        first, last, *clock = found.groups() if found else ("?",) + ("0",) * 5
+        begin, end = (int(clock[at]) * 60 + int(clock[at + 1] or 0) for at in (0, 2))
+        if not {first or DAYS[0], last or DAYS[0]} <= set(DAYS) or begin == end or max(begin, end) > 1440:
+            raise ValueError(_("is not like 22-6, or Mon-Fri 20:30-6:00, Sat-Sun 0-24"))
+        low = DAYS.index(first) if first else 0
+        count = (DAYS.index(last) - low) % 7 + 1 if last else 1 if first else 7
+        spans.append(([(low + day) % 7 for day in range(count)], begin, end))
+    return spans
+
+
+def within(spans, when):
+    """Is the local time `when` (struct_time) in one of hours_of()'s spans? Always, if there is none."""
+    minute, day = when.tm_hour * 60 + when.tm_min, when.tm_wday
+    return not spans or any(day in days and begin <= minute < end if begin < end else
+                            day in days and minute >= begin or (day - 1) % 7 in days and minute < end for days, begin, end in spans)
+
+
+# ==== fielded ====
+# A fielded relay ("v1"): the same steps in its words. There is no claim: whoever received the calc-info owns the calculation.
+# It cannot be cancelled from there. And the manual's words, SITE BASE_URL TOKEN ...
+V1_AGAIN = 600                 # seconds after which a fielded relay is asked again whether it is one still
+V1_LOST_AFTER = 3600           # seconds after which a calculation of a fielded relay is ours if its calc-info was lost and nobody goes on
+V1_WORDS = ("not start", "sending params", "complete send", "running", "calc end", "getting return", "got return")
+V1_TO = {"calc-params-complete": 2, "calc-start": 3, "calc-end": 4, "send-results": 5, "end-send": 6}           # the word that a step leads to
+FIELDED = {"debug": "debug", "no_auth": "no_auth[:CAFILE]", "port": "port:443", "retry": "retry:5,60", "calc_base": "calc_base:DIR"}
+
+
+def v1_named(poller, found):
+    """3. The calculation that a fielded calc-request named, as put_on_disk() wants it. It reserves nothing: {} if another thread of ours
+    is about to take it, None if it is, or was, here in another way."""
+    accept_id = str(found.get("accept_id"))
+    if accept_id in [calc.accept_id for calc in list(poller.held.values())]:
+        return {}
+    if ACCEPT_ID.match(accept_id) and os.path.lexists(os.path.join(poller.base, b".mi", utf8(accept_id))):
+        log("warn", accept_id, "3 is, or was, on this host: nothing runs twice")
+        return None
+    return {"accept_id": accept_id, "claim": "v1", "attempt": 1, "calc-info": {"command": ""}}
+
+
+def v1_me(calc):
+    """The fields by which a fielded relay knows calculation and site."""
+    return {"accept_id": calc.accept_id, "site_id": calc.order["site"]}
+
+
+def v1_step(calc, relay, name, body=None, **more):
+    """One step told to a fielded relay. A no that means "that was already" counts as a yes: an answer was lost, or this is a new start."""
+    try:
+        relay.ask_v1("POST", name, dict(v1_me(calc), **more), body=body)
+    except Refused as error:
+        if error.code in ("0300", "0005") or v1_progress(calc, relay) < V1_TO[name]:
+            raise
+
+
+def v1_progress(calc, relay):
+    """The place of its progress in V1_WORDS; -1 if the relay does not tell."""
+    try:
+        word = relay.again(lambda: relay.call_v1("GET", "calc-progress", {"accept_id": calc.accept_id}), no_token=()).get("message")
+        return V1_WORDS.index(str(word).split(":")[1])
+    except (Refused, ValueError, IndexError):
+        return -1
+
+
+def v1_params(poller, calc, relay):
+    """4. calc-params: order and inputs as a stream, onto this disk. True; False if it ends here. Refused if it is not ours.
+    A fielded relay answers once: if that answer is lost, the calculation cannot be run any more and ends without its command."""
+    folder, asked = calc.path(b"in"), bool(calc.last("asked"))            # asked: in vain, here or before a restart
+
+    def once():
+        nonlocal asked
+        if calc.last("asked"):
+            asked = True
+        else:
+            calc.note(4, "asked")
+        shutil.rmtree(folder, ignore_errors=True)
+        os.mkdir(folder, 0o700)
+        return relay.call_v1("GET", "calc-params", v1_me(calc), folder=folder, moved=poller.moved,
+                             began=lambda: calc.last("receiving") or calc.note(4, "receiving"))
+
+    try:
+        found = relay.again(once, no_token=NO_TOKEN[1:])
+        if "calc-info" not in found:                   # a fielded relay says yes in a wrong state, too
+            raise Refused(409, "calc-params: %s" % found.get("message"))
+        v1_take(calc, found["calc-info"])
+        shutil.rmtree(folder, ignore_errors=True)
+        return True
+    except Refused:
+        if not calc.last("receiving") and not (asked and v1_abandoned(poller, calc, relay)):
+            time.sleep(poller.keys["poll"])            # it may be named again and again
+            raise
+        reason, text = "input", "the inputs were lost on the way, and a fielded relay gives them once"
+    except (ValueError, OSError) as error:
+        reason, text = "disk" if isinstance(error, OSError) else "input", getattr(error, "strerror", None) or error
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.rmtree(calc.work, ignore_errors=True)       # room for the journal
+    calc.run.end_early(reason, text)
+    return False
+
+
+def v1_abandoned(poller, calc, relay):
+    """No calc-info came, and now the relay refuses it: has another poller got it, or was our answer lost? Waits, without using a slot, until
+    somebody goes on (False) or nobody has for V1_LOST_AFTER (True)."""
+    log("warn", calc.accept_id, "4 calc-params was lost, or is another poller's: waiting to see", seconds=V1_LOST_AFTER)
+    with poller.room:
+        calc.phase = "in doubt"
+        poller.room.notify_all()
+    while v1_progress(calc, relay) == V1_WORDS.index("sending params"):
+        if time.time() - calc.last("asked")["t"] > V1_LOST_AFTER:
+            return True
+        time.sleep(poller.keys["poll"])
+    return False
+
+
+def v1_take(calc, info):
+    """4. Inputs into the working directory, then the order to its place. ValueError if something is not as it should be."""
+    if not isinstance(info, dict):
+        raise ValueError("calc-info is none")
+    files, names = info.get("parameter_files") or {}, info.get("result_files") or {}
+    if not isinstance(names, (dict, list)) or not all(isinstance(name, str) for name in names):
+        raise ValueError("malformed: result_files")
+    order = check_order_of(dict(calc.order, **{"calc-info": {
+        "command": info.get("command"), "parameters": info.get("parameters") or "", "result_files": {name: {} for name in names}}}))
+    if not isinstance(files, dict) or len(files) > MAX_INPUTS:
+        raise ValueError(_("too many inputs, or one with a log's name"))
+    check_order(sorted(files, key=parts_of), reserved=LOG_NAMES)
+    shutil.rmtree(calc.work, ignore_errors=True)
+    for place, (name, entry) in enumerate(files.items()):
+        path = os.path.join(calc.work, utf8(name))
+        os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
+        blob = as_blob(entry[0] if isinstance(entry, list) and entry else None, calc.path(b"in", b"x%d" % place))
+        os.rename(blob.path, path)
+    os.makedirs(calc.work, 0o700, exist_ok=True)
+    calc.order = dict(calc.order, received=True, **{"calc-info": order["calc-info"]})
+    calc.run.order = calc.order["calc-info"]
+    write_synced(calc.path(b"order.new"), json.dumps(calc.order).encode())
+    os.rename(calc.path(b"order.new"), calc.path(b"order.json"))
+    sync_folder(calc.control)
+    log("info", calc.accept_id, "4 calc-params", site=calc.order["site"], command=calc.info["command"], files=len(files), v=1)
+
+
+def v1_send(poller, calc, relay):
+    """6. to 8. The end, the results as one stream, and that it was all. What cannot come has its reason beside it.
+    A calculation that was refused here walks the same steps: its stderr says why."""
+    end, rules = calc.run.last("ended"), dict(poller.rules)
+    rules["max_file"] = min(rules["max_file"] or V1_FILE, V1_FILE)
+    try:
+        if end["exit_code"] is None:
+            v1_step(calc, relay, "calc-params-complete")
+            v1_step(calc, relay, "calc-start")
+        for found in calc.run.looks(rules, calc.run.kinds()):
+            wanted = set(calc.info["result_files"]) - set(LOG_NAMES)
+            good = end["exit_code"] == 0 and not end["reason"] and (not wanted or any(result.name in wanted for result in found.found))
+            v1_step(calc, relay, "calc-end", result="calc end" if good else "abnormal")
+            log("info", calc.accept_id, "7 send-results", site=calc.order["site"], files=len(found.found), bytes=found.total, v=1,
+                **{code: entry["count"] for code, entry in found.verdicts.items()})
+            calc.run.write_manifest(found)
+            said = said_of(found)
+            try:
+                v1_results(calc, relay, found.found, dict(said["missing"], **said["refused"]))
+                break
+            except ValueError:                         # see send_results()
+                if not any(result.path.changed for result in found.found):
+                    raise
+        calc.note(7, "sent")
+        v1_step(calc, relay, "end-send", result="end send")
+    except Refused as error:
+        if error.code != "0300" or not calc.last("sent"):
+            raise                                      # otherwise it has been fetched meanwhile, and is forgotten
+
+
+def v1_results(calc, relay, found, absent):
+    """7. send-results. If something in between refuses it (a body limit), reasons go in place of the files: somebody waits for it."""
+    try:
+        v1_step(calc, relay, "send-results", v1_body(calc, found, absent))
+    except Refused as error:
+        if error.code not in (400, 413):
+            raise
+        log("error", calc.accept_id, "7 the results are refused and stay here", code=error.code, why=error, work=shown(calc.work))
+        v1_step(calc, relay, "send-results", v1_body(calc, [], dict(absent, **{
+            result.name: "refused on the way: %s" % error for result in found})))
+
+
+def v1_body(calc, found, absent):
+    """7. The body of send-results: (its length, a function that gives its chunks)."""
+    def entry(content, first, second):
+        return {"content": content, "mimetype1": first, "mimetype2": second}
+    names = [name for name in absent if name in calc.info["result_files"]]
+    return around_files(lambda mark: dict(v1_me(calc), result_files=dict(
+        [(result.name, entry(mark, "application/octet-stream;", "charset=binary")) for result in found]
+        + [(name, entry("", "Error", absent[name])) for name in names])),
+        [(result.path, 0, result.size, result.sum256) for result in found])
+
+
+def fielded_words(words, options):
+    """The manual's words, SITE BASE_URL TOKEN ..., into options. 64."""
+    if len(words) < 3 or "://" not in words[1]:
+        raise Stop(EX_USAGE, _("say poll, list, show ID, or SITE BASE_URL TOKEN|login ...%s; --help tells more") % nearest(
+            (words or [""])[0], list(HELP)))
+    options.update(site=words[0], url=words[1], token=words[2], fielded=True, ignored=[])
+    for word in words[3:]:
+        key, colon, value = word.partition(":")
+        try:
+            if word == "debug":
+                SAY["level"], SAY["debug"] = 0, True
+            elif key == "no_auth" and bool(value) == bool(colon):
+                options.update(verify=bool(value), ca_file=value)
+            elif key == "port" and re.match(r"\d{1,5}\Z", value):
+                options["port"] = int(value)
+            elif key == "retry" and value:
+                options["retry"] = retry_of(value)
+            elif key == "calc_base" and value:
+                options["calc_base"] = value
+            elif key in FIELDED and key not in ("debug", "retry"):
+                raise Stop(EX_USAGE, _("%s: not like %s") % (printable(word), FIELDED[key]))
+            else:
+                raise ValueError(_("is not a word of this program%s") % nearest(key, list(FIELDED)))
+        except ValueError as error:                    # as the fielded program does
+            options["ignored"].append((word, error))
+
+
+# ==== shared: run ====
+# The runner of one command: a wrapper in POSIX sh that starts it at most once, outlives its starter, and notes the end.
+RUN = r"""#!/bin/sh
+# run CONTROL WORK COMMAND [ARG]...
+# Runs COMMAND at most once, ever, and leaves CONTROL/end when it is over (and CONTROL/told, if somebody told it to end).
+# Made beforehand and fsynced: ready, child, end.tmp (256 blanks each); alive (a FIFO, where it can help)
+set -uf
+note() {   # into file $1, in place (also on a full disk): PID STARTTIME BOOT_ID HOST TEXT; its mtime is the time
+    f=$1 t=$2 s='' b='' h=''
+    { read -r s <"/proc/$$/stat"; read -r b </proc/sys/kernel/random/boot_id; read -r h </proc/sys/kernel/hostname; } 2>/dev/null
+    set -- ${s##*) }
+    printf '%-255s\n' "$$ ${20:-?} ${b:-?} ${h:-?} $t" 1<>"$f"
+}
+if [ "$1" = -child ]; then
+    c=$2; shift 2
+    note "$c/child" running && exec "$@"
+    exit 126
+fi
+c=$1 w=$2; shift 2
+mv "$c/ready" "$c/start" 2>/dev/null || exit 75    # rename: one wins; a doubled or requeued start ends here
+trap '' HUP; trap 'true >"$c/told"' TERM INT       # outlive terminal and cancel: the end must be written, and whether it was told to end
+note "$c/start" started || exit 73
+[ -p "$c/alive" ] && exec 9<>"$c/alive"            # a reader of the FIFO sees a hang-up the moment that we are gone
+cd "$w" && sh "$c/run" -child "$c" "$@" </dev/null >"$c/stdout" 2>"$c/stderr" 9>&-
+note "$c/end.tmp" "exit $?" || exit 73
+for try in 1 2 3 4 5; do mv "$c/end.tmp" "$c/end" 2>/dev/null && break; done      # what cancels the command may hit mv
+"""
+Note = collections.namedtuple("Note", "pid start boot host text time")      # what the wrapper's note() wrote; time: its mtime, seconds
+WRAPPER_PATH = "/usr/local/bin:/usr/bin:/bin"          # of the wrapper itself
+OWN_DISKS = set(b"ext2 ext3 ext4 xfs btrfs zfs f2fs jfs reiserfs bcachefs overlay aufs tmpfs".split())      # one host at a time has these
+ORPHAN_GRACE = 10              # seconds after which wrapper and command, both gone without `end`, count as lost
+STORM = 4000                   # children of a wrapper, dead ones counted, with which a command that is to end gets no more grace
+GONE = {}                      # {control directory: since when both are, for wait_end() from one call to the next}
+KILL_TRIES = 5                 # seconds that SIGKILL is sent again and again; what is there then is another user's, or hangs in the kernel
+ADOPT = []                     # what adopter() has found
+
+
+@functools.lru_cache(maxsize=None)
+def boot_id():
+    """This boot of this host ('?' where /proc does not tell)."""
+    try:
+        return small("/proc/sys/kernel/random/boot_id").decode().strip()
+    except OSError:
+        return "?"
+
+
+def small(path):
+    """A file of /proc of at most 4096 bytes, with as few system calls as can be: there are many. OSError."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return os.read(fd, 4096)
+    finally:
+        os.close(fd)
+
+
+def write_synced(path, data, mode=0o600):
+    """data (bytes) into a new file at path (bytes), on disk before this returns."""
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
+    try:
+        view = memoryview(data)
+        while len(view):
+            view = view[os.write(fd, view):]
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def sync_folder(path):
+    """The folder's entries, on disk before this returns (where the file system can: FUSE and CIFS may know no fsync of directories)."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+    finally:
+        os.close(fd)
+
+
+def prepare(control, fifo=True):
+    """Makes what the wrapper needs in the control directory (bytes path, exists), on disk before this returns. `ready` comes last;
+    once it is there, or was, nothing is made again: that would be a second start."""
+    if any(os.path.exists(os.path.join(control, name)) for name in (b"ready", b"start", b"end")):
+        return
+    if fifo and not os.path.exists(os.path.join(control, b"alive")):
+        os.mkfifo(os.path.join(control, b"alive"), 0o600)
+    for name, text in ((b"child", b" " * 256), (b"end.tmp", b" " * 256), (b"run", RUN.encode()), (b"ready", b" " * 256)):
+        write_synced(os.path.join(control, name), text, 0o700 if name == b"run" else 0o600)
+    sync_folder(control)
+
+
+def adopter():
+    """A function for Popen's preexec_fn: it makes the wrapper the parent of every orphan below it, so that stop_tree() finds also what has left
+    its parent, its session and its environment behind. None where there is no such thing (Linux has it)."""
+    if not ADOPT:
+        try:
+            import ctypes
+            prctl = ctypes.CDLL(None).prctl
+            prctl.argtypes = [ctypes.c_int] + [ctypes.c_ulong] * 4
+            ADOPT.append(lambda: prctl(36, 1, 0, 0, 0))                  # PR_SET_CHILD_SUBREAPER
+        except (ImportError, AttributeError, OSError, MemoryError):      # a Python without it, or a host that forbids what it needs
+            ADOPT.append(None)
+    return ADOPT[0]
+
+
+def start_wrapper(control, work, argv, env):
+    """Starts the wrapper, detached, on argv (list of str) in the directory work with the environment env. Returns the Popen.
+    The wrapper needs sh, mv and printf: a PATH of the command's own must not hide them."""
+    if env.get("PATH", WRAPPER_PATH) != WRAPPER_PATH:
+        argv, env = ["/usr/bin/env", "PATH=" + env["PATH"]] + argv, dict(env, PATH=WRAPPER_PATH)
+    words = [b"/bin/sh", os.path.join(control, b"run"), control, work] + [utf8(word) for word in argv]
+    return subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                            env={utf8(key): utf8(value) for key, value in env.items()}, start_new_session=True, cwd=b"/", preexec_fn=adopter())
+
+
+def read_note(path):
+    """The Note in a file of the wrapper, or None while it is blank or not there."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        words = os.read(fd, 256).decode("utf-8", "replace").split(None, 4)
+        when = os.fstat(fd).st_mtime
+    except OSError:
+        return None
+    finally:
+        os.close(fd)
+    good = len(words) == 5 and re.match(r"[0-9]{1,9}\Z", words[0])
+    return Note(int(words[0]), words[1], words[2], words[3], words[4].strip(), when) if good else None
+
+
+def still_there(note):
+    """Does the process of the note live? Same PID, same start time, not a zombie, in this boot of this host."""
+    try:
+        words = small("/proc/%d/stat" % note.pid).rpartition(b") ")[2].split()
+    except OSError:
+        return False
+    return words[19].decode() == note.start and words[0] not in b"ZX" and note.boot == boot_id()
+
+
+def on_shared_disk(path):
+    """May another host have this directory (bytes), too? Not on a disk of this one, whatever it is called since it was started."""
+    real, best, kind = os.path.realpath(path) + b"/", b"", b""
+    with open("/proc/self/mountinfo", "rb") as rows:
+        for row in rows:
+            words = row.split()
+            point = words[4].replace(b"\\040", b" ").rstrip(b"/") + b"/"
+            if real.startswith(point) and len(point) >= len(best):
+                best, kind = point, words[words.index(b"-") + 1]
+    return kind not in OWN_DISKS
+
+
+def look(control, now):
+    """(state, detail) of the command of a control directory (bytes path); now: time.time() (the clock may have been set back since).
+    ready: never started · starting · running: detail its Note · ended: detail its exit code (128+N for a signal), None if it could not be started ·
+    elsewhere: on another host, and only its `end` will tell more: detail its Note · lost: both processes gone without an end, or the host was
+    restarted; detail says which."""
+    end = read_note(os.path.join(control, b"end"))
+    child = read_note(os.path.join(control, b"child"))
+    if end is not None:
+        code = re.match(r"exit ([0-9]{1,3})\Z", end.text)
+        return "ended", int(code.group(1)) if child is not None and code else None
+    started = read_note(os.path.join(control, b"start"))
+    if started is None:
+        try:                                           # a blank `start`: the wrapper is about to fill it in, or was killed just there
+            began = os.stat(os.path.join(control, b"start")).st_ctime
+        except OSError:
+            return ("ready", None) if os.path.exists(os.path.join(control, b"ready")) else ("starting", None)
+        return ("lost", "end unknown") if abs(now - began) > ORPHAN_GRACE else ("starting", None)
+    for note in (child, started):                      # the same boot is the same host, whatever it is called now
+        if note is not None and note.boot != boot_id():
+            away = note.host != os.uname().nodename and on_shared_disk(control)
+            return ("elsewhere", note) if away else ("lost", "the host was restarted")
+    if child is not None and still_there(child):
+        return "running", child
+    if still_there(started):
+        return "starting", None
+    if read_note(os.path.join(control, b"end")) is not None:
+        return look(control, now)                      # it ended between two looks
+    return ("lost", "end unknown") if abs(now - (child or started).time) > ORPHAN_GRACE else ("starting", None)
+
+
+def processes(leader, mark, known, since=0):
+    """{(pid, start time)} of a command's process tree: in its wrapper's session, with `mark` in the environment, known as part of it from an
+    earlier look, or below one of these. leader: the wrapper's pid, 0 if it is gone; it is not among them. since: its start; what
+    has the mark and is older has forged it, or got it from elsewhere."""
+    parents, starts, found = {}, {}, {leader} - {0}
+    for pid in (int(name) for name in os.listdir("/proc") if name.isdigit()):
+        try:
+            words = small("/proc/%d/stat" % pid).rpartition(b") ")[2].split()
+            if words[0] not in (b"Z", b"X"):
+                parents[pid], starts[pid] = int(words[1]), words[19]
+                if leader and int(words[3]) == leader or (pid, words[19]) in known:
+                    found.add(pid)
+                    continue
+                if int(words[19]) < since:
+                    continue
+                with open("/proc/%d/environ" % pid, "rb") as text:
+                    if mark in text.read().split(b"\0"):
+                        found.add(pid)
+        except OSError:
+            pass                                       # gone, or another user's
+    more = found
+    while more:
+        more = {pid for pid, parent in parents.items() if parent in more} - found
+        found |= more
+    return {(pid, starts[pid]) for pid in found - {leader, os.getpid()} if pid in starts}
+
+
+def signal_to(pid, number):
+    """Sends a signal; a process that is gone, or another user's, does not matter."""
+    try:
+        os.kill(pid, number)
+    except OSError:
+        pass
+
+
+def children(pid):
+    """The pids of its children, dead ones too, the youngest last, at once ([] where the kernel does not list them)."""
+    try:
+        with open("/proc/%d/task/%d/children" % (pid, pid), "rb") as text:
+            return [int(word) for word in text.read().split()]
+    except OSError:
+        return []
+
+
+def childless(pid):
+    """Are all its children dead? A look at all processes misses what forks and ends meanwhile; pid stands still, so here it cannot hide."""
+    found = children(pid)
+    for child in found:
+        try:
+            with open("/proc/%d/stat" % child, "rb") as text:
+                if text.read().rpartition(b") ")[2][:1] not in b"ZX":
+                    return False
+        except OSError:
+            pass
+    return children(pid) == found
+
+
+def stop_tree(control, mark, grace):
+    """Ends the command of a control directory and all that descends from it: SIGTERM, after `grace` seconds SIGKILL. Its wrapper stands still
+    meanwhile: it stays there as the parent of all orphans, and notes the end afterwards. mark: MI_RUN=..., bytes.
+    Returns the pids of what does not end."""
+    wrapper, told, until = read_note(os.path.join(control, b"start")), set(), time.monotonic() + grace
+    leader = wrapper.pid if wrapper and still_there(wrapper) else 0
+    since = int(wrapper.start) if wrapper and wrapper.boot == boot_id() and wrapper.start.isdigit() else 0
+    try:
+        if leader:
+            os.kill(leader, signal.SIGSTOP)
+        while True:
+            alive, now = processes(leader, mark, told, since), time.monotonic()
+            late = now > until or leader and len(children(leader)) > STORM
+            if not alive and (not leader or childless(leader)) or now > until + KILL_TRIES:
+                return sorted(pid for pid, start in alive)
+            for pid, start in sorted(alive if late else alive - told, key=lambda one: (int(one[1]), one[0])):
+                # parents first: a shell whose child ends before it is told goes on to its next line
+                signal_to(pid, signal.SIGKILL if late else signal.SIGTERM)
+                signal_to(pid, signal.SIGCONT)         # else a stopped one would not hear of it
+            told |= alive                              # whose parent ends now is not lost sight of
+            while time.monotonic() < now + 0.05:       # what leaves a child behind and ends is quicker than a look at all processes
+                for pid in children(leader)[-20:] if late and leader else ():
+                    signal_to(pid, signal.SIGKILL)
+                time.sleep(0.001 if late else 0.05)
+    finally:
+        let_go_on(control)
+
+
+def let_go_on(control):
+    """The wrapper of a control directory goes on, if stop_tree() made it stand still and was killed there."""
+    wrapper = read_note(os.path.join(control, b"start"))
+    if wrapper and still_there(wrapper):
+        signal_to(wrapper.pid, signal.SIGCONT)
+
+
+def open_to_others(base, known=False):
+    """Why nothing may be run in the directory base (bytes, a real path), or None: who may write there, or to one that it stands in, could
+    prepare what is run. (In /tmp and its like others may not exchange what is there.) known: who owns a directory above, and its group, may."""
+    above = [base[:at] or b"/" for at, letter in enumerate(base.decode("latin-1")) if letter == "/"]
+    for path in [os.path.join(base, b".mi"), base] + above[::-1]:
+        if not os.path.exists(path):
+            continue                                   # it will be ours
+        info = os.stat(path)
+        shared = path in above and info.st_mode & stat.S_ISVTX and info.st_uid == 0
+        trusted = known and path in above
+        if info.st_uid not in (0, os.geteuid()) and not trusted:
+            return _("%s: belongs to somebody else") % shown(path)
+        if info.st_mode & (0o002 if trusted else 0o022) and not shared:
+            return _("%s: others may write to it") % shown(path)
+    return None
+
+
+def wait_end(control, stop, most=0.25):
+    """Waits until the command has ended or stop() is true; looks at the FIFO, so that the end is seen at once. Returns look()'s answer.
+    most: seconds between two looks."""
+    try:
+        alive = os.open(os.path.join(control, b"alive"), os.O_RDONLY | os.O_NONBLOCK)
+    except OSError:
+        alive = -1
+    pause = 0.002
+    try:
+        while True:
+            state, now = look(control, float("inf")), time.monotonic()       # a clock that is set does not count here
+            if state != ("lost", "end unknown"):
+                GONE.pop(control, None)
+            elif now - GONE.setdefault(control, now) < ORPHAN_GRACE:
+                state = "starting", None
+            if state[0] in ("ended", "lost") or stop():
+                return state
+            poller = select.poll()
+            if alive >= 0:
+                poller.register(alive, select.POLLIN)
+            if poller.poll(pause * 1000):              # hung up: the end is there, or the wrapper was killed: look now and then
+                os.close(alive)
+                alive, pause = -1, 0.002
+            pause = min(pause * 1.5, most)
+    finally:
+        if alive >= 0:
+            os.close(alive)
 # ==== end shared ====
+
+
+# ==== shared: batch ====
+# Batch systems. A job is the wrapper, submitted; its `end` is the truth, a queue only says "not yet". One query tells of all jobs.
+JOB = r"""#!/bin/sh
+# What a batch system is given. Each line of the file `words` is one word of what it runs: no shell reads anything into them.
+control={control}
+set --
+while IFS= read -r word; do set -- "$@" "$word"; done <"$control/words"
+"""
+PROGRAMS = {"slurm": "sbatch squeue scancel", "pbs": "qsub qstat qselect qdel", "htcondor": "condor_submit condor_q condor_rm"}
+JOB_EXEC = 'exec "$@"\n'       # Slurm and PBS signal every process of a job
+JOB_WAIT = r"""trap 'kill -TERM $!; IFS= read -r pid <"$control/child"; case $pid in [1-9]*) kill -TERM "${pid%% *}";; esac' TERM
+# (HTCondor signals this one only, then kills all. A note that is written while it is read begins with blanks: no number to send a signal to.)
+"$@" &
+while kill -0 $! 2>/dev/null; do wait $!; done
+"""
+SUBMIT = '"$@" <"$0"; exit $?'     # the shell has our lock as its stdin; what it starts (also qsub's background process) has the job
+QUERY_TIME = 30                # seconds that a program of a batch system may take (Slurm's give a controller up after ten)
+ANSWER_MOST = 8 << 20          # bytes of an answer that are kept: some 50,000 jobs in Slurm's, 2,000 in PBS's; more is no answer
+END_LATE = 30                  # seconds that `end` may come after the queue's word that the job is over (NFS), and that word after `end`
+ASKED_OF = 600                 # seconds for which PBS is asked of a job that has ended oddly
+SENT_LATE = 60                 # seconds for which a queue must not know a job, of which it is unsure whether it was sent, before it is sent again
+UNSURE = re.compile(r"timed? ?out|zero bytes|connect|commit|End of File|no answer", re.I)      # in the words of a submission that failed
+HELD = "held"                  # unlocked()'s word
+KILLED = (137, 140, 143, 152)  # exit codes after which the queue is asked whether it was the batch system's doing (KILL, USR2, TERM, XCPU)
+CLIENT = re.compile(r"(SLURM_(CONF|CLUSTERS)|PBS_(CONF_FILE|EXEC|DEFAULT|SERVER)|CONDOR_CONFIG|_CONDOR_[A-Z_]+)\Z")    # for its programs
+MARK = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\.\d+")       # MI_RUN = ACCEPT_ID.N, by which a job is found again
+Seen = collections.namedtuple("Seen", "job mark state node text")      # state: queued, held, running, suspended, done, over (badly)
+Batch = collections.namedtuple("Batch", "submit number ask past partial read cancel force sure away wrong never said")
+
+
+def slurm_submit(control, run, options):
+    """The argument vector that submits."""
+    return ["sbatch", "--parsable", "--comment=" + run] + options + [
+        "--no-requeue", "--job-name=mi-" + run, "--input=/dev/null", "--output=%s/batch.log" % control.replace("%", "%%"), control + "/job"]
+
+
+def slurm_read(text):
+    """Every Seen in what squeue or sacct answered. ValueError if it is neither's."""
+    found = []
+    for line in text.split("\n"):
+        row = re.match(r"(\d[^|\s]*)\|([A-Z_]+(?: [^|]*)?)\|([^|]*)\|([^|]*)\|(.*)", line)
+        if row is None and not found and not re.match(r"(CLUSTER: \S+)?\Z", line):
+            raise ValueError(line)                     # later on it is the rest of a name with line breaks
+        if row is None:
+            continue
+        job, state, node, reason, names = row.groups()
+        word, mark = state.split(" ")[0], MARK.search(names)           # REVOKED: it runs on another cluster of the federation
+        ended = "BOOT_FAIL CANCELLED DEADLINE FAILED LAUNCH_FAILED NODE_FAIL OUT_OF_MEMORY PREEMPTED RECONFIG_FAIL TIMEOUT"
+        kind = "over" if word in ended.split() else "queued" if word in ("PENDING", "CONFIGURING") or "REQUEUE" in word else "running"
+        kind = {"COMPLETED": "done", "SUSPENDED": "suspended", "STOPPED": "suspended"}.get(word, kind)
+        kind = "held" if kind == "queued" and re.search(r"[Hh]eld", reason) else kind
+        found.append(Seen(job, mark and mark.group(), kind, node, state + (", " + reason if reason not in ("", "None") else "")))
+    return found
+
+
+def pbs_name(run):
+    """The name of its job: short, for older ones allow 15 letters."""
+    return "mi_" + run[:8] + run[9:13]
+
+
+def pbs_submit(control, run, options):
+    """The argument vector that submits. Of several -v qsub takes the last. It wants ASCII paths (-o: "illegal value"): where there is none, it
+    reads the job from stdin, and what PBS writes into the job's log is told by qstat alone."""
+    variables, rest = ["MI_RUN=" + run], []
+    for word in options:
+        if rest[-1:] == ["-v"] or word.startswith("-v") and len(word) > 2:
+            variables.append(word if rest[-1:] == ["-v"] else word[2:])
+            rest = rest[:-1] if rest[-1:] == ["-v"] else rest
+        else:
+            rest.append(word)
+    paths = [control + "/batch.log", control + "/job"] if re.match(r"[!-~ ]+\Z", control) else ["/dev/null"]
+    return ["qsub"] + rest + ["-N", pbs_name(run), "-v", ",".join(variables), "-r", "n", "-j", "oe", "-S", "/bin/sh", "-o"] + paths
+
+
+def own_name():
+    """This user's name; None if it has none."""
+    import pwd
+    try:
+        return pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:
+        return None
+
+
+def own(name):
+    """Is that owner of a job (USER@HOST, DOMAIN\\USER) we? True if nobody is named. A mark in another user's job is no mark."""
+    me = own_name()
+    return not name or me is None or len({str(text).split("\\")[-1].split("@")[0].lower() for text in (name, me)}) == 1
+
+
+PBS_ROWS = re.compile(rb"\n +(?! |job_state|Job_Owner|Variable_List|comment|Hold_Types|exec_host|[Ee]xit_status)[^\n]*")      # nobody reads
+PBS_MARK = re.compile(rb"(\n +Variable_List = )(?:[^\n]*,)?(MI_RUN=[^,\n]*)[^\n]*")
+
+
+def pbs_keep(text):
+    """Of what qstat -f has said so far (bytes) what is read of the jobs that may be ours: a site's others are many, and rows long."""
+    if b"\nJob Id:" not in text:
+        return text
+    first, *more = text.split(b"\nJob Id:")
+    parts = [first] + [part.replace(b"\r", b"").replace(b"\n\t", b"") for part in more[:-1]]
+    ours = [PBS_MARK.sub(rb"\1\2", PBS_ROWS.sub(b"", part)) for part in parts[1:] if b"MI_RUN=" in part]
+    return b"\nJob Id:".join([first] + ours + more[-1:])
+
+
+def pbs_read(text):
+    """Every Seen in what qstat -f answered. ValueError if it is not that."""
+    found = []
+    if text.strip() and not text.lstrip().startswith("Job Id"):
+        raise ValueError(text)
+    for part in re.split(r"^Job Id:\s*", text.replace("\r", "").replace("\n\t", ""), flags=re.M)[1:]:
+        lines_of = part.split("\n")
+        told = dict(re.match(r"\s+([A-Za-z_.]+) = (.*)", line).groups() for line in lines_of[1:] if re.match(r"\s+[A-Za-z_.]+ = ", line))
+        state, mark = told["job_state"] if "job_state" in told else "", MARK.search(told.get("Variable_List", ""))
+        if not re.match(r"\d+", lines_of[0]) or not re.match(r"[A-Z]\Z", state):
+            raise ValueError(part)
+        mark = mark if own(told.get("Job_Owner")) else None
+        code = told.get("Exit_status") or told.get("exit_status")
+        words = [state] + (["exit status " + code] if code and state in "CFX" else []) + [told[key] for key in ("comment",) if key in told]
+        words += ["held (%s)" % told["Hold_Types"]] if state == "H" and "Hold_Types" in told else []
+        kind = "done" if code == "0" else "over"
+        kind = {"R": "running", "E": "running", "S": "suspended", "U": "suspended", "H": "held"}.get(state, kind if state in "CFX" else "queued")
+        found.append(Seen(lines_of[0].strip(), mark and mark.group(), kind, told.get("exec_host", "").split("/")[0], ", ".join(words)))
+    return found
+
+
+def condor_submit(control, run, options):
+    """The argument vector that submits, and the file that it reads."""
+    rows = ["universe = vanilla"] + options + [
+        "executable = %s/job" % control, "initialdir = " + control, "log = batch.events", "output = batch.log", "error = batch.log",
+        "should_transfer_files = NO", "notification = never", "job_max_vacate_time = 30", '+MIRun = "%s"' % run, "batch_name = mi-" + run,
+        "queue 1"]
+    if "$" in control:
+        raise ValueError("%s: HTCondor takes no $ in a path" % control)
+    write_synced(utf8(control) + b"/job.sub", utf8("\n".join(rows) + "\n"))
+    return ["condor_submit", "-terse", control + "/job.sub"]
+
+
+def condor_read(text):
+    """Every Seen in what condor_q or condor_history answered. ValueError if it is neither's."""
+    found, names = [], ("", "idle", "running", "removed", "completed", "held", "transferring output", "suspended")
+    try:
+        entries = json.loads(text) if text.strip() else []
+    except RecursionError:
+        raise ValueError(text)
+    for entry in entries if isinstance(entries, list) else [None]:
+        try:
+            state, job = int(entry["JobStatus"]), "%d.%d" % (int(entry["ClusterId"]), int(entry["ProcId"]))
+        except (TypeError, KeyError, OverflowError):
+            raise ValueError(text)
+        reason = str(entry.get({1: "LastRejMatchReason", 5: "HoldReason", 3: "RemoveReason"}.get(state), "")).strip()
+        node = str(entry.get("RemoteHost") or entry.get("LastRemoteHost") or "").partition("@")[2]
+        kind = {1: "queued", 5: "held", 3: "running" if entry.get("RemoteHost") else "over", 4: "done", 7: "suspended"}.get(state, "running")
+        mark = MARK.fullmatch(str(entry.get("MIRun")))
+        found.append(Seen(job, mark.group() if mark and own(entry.get("Owner")) else None, kind, node,
+                          names[state if 0 < state < len(names) else 0] + (": " + reason if reason else "")))
+    return found
+
+
+CONDOR_TELL = ["-json", "-attributes",
+               "ClusterId,ProcId,JobStatus,Owner,MIRun,HoldReason,RemoveReason,LastRejMatchReason,RemoteHost,LastRemoteHost"]
+# submit(control, run, options) · what its answer holds · one query for all: ask(job numbers, or none), past(job numbers, or marks) · stderr
+# lines beside which a failed query is an answer · read · cancel, force (None: it needs none) · refusals of a submission that are for good,
+# that pass, that are for good if they are not the others · options that cannot be · what the job's own log tells
+BATCH = {
+    "slurm": Batch(
+        slurm_submit, r"^(\d+)(?:;\S*)?$",
+        lambda jobs: ["squeue", "--noheader", "--states=all", "--user=%d" % os.geteuid(), "--format=%i|%T|%N|%r|%j|%k"],
+        lambda jobs: ["sacct", "-n", "-P", "-X", "-o", "JobID,State,NodeList,Reason,JobName", "-j", ",".join(jobs)], r"(?!)", slurm_read,
+        lambda job: ["scancel", job], None,            # (its daemon kills after KillWait, whatever it is told meanwhile)
+        r"PerJob|QOSMin|time limit is invalid|Partition(Time|Node)Limit",
+        r"contact slurm|timed out|refused|[Zz]ero [Bb]ytes|temporarily|[Ll]imit|too many|queue is full|not respond|Unable to connect|standby"
+        r"|inactive or drain|[Mm]unge|uthentication",
+        r"[Ii]nvalid|unrecognized|not available|not found|denied|[Uu]nable to open|exceeds",
+        r"-W|--wait(?![\w-])|--test-only|-a|--array", r"slurmstepd\S*: (?:error: )?(.*\*\*\*.*|.*memory.*|.*oom.*)"),
+    "pbs": Batch(
+        pbs_submit, r"^(\d+(?:\[\])?(?:\.\S+)?)$", lambda jobs: ["qstat", "-f"] + jobs, lambda jobs: ["qstat", "-x", "-f"] + jobs,
+        r"qstat: (Unknown Job Id|.* has finished)", pbs_read, lambda job: ["qdel", job], lambda job: ["qdel", "-W", "force", job],
+        r"violates|exceeds .*resource limits",
+        r"onnect|timed out|busy|temporar|would exceed|[Mm]aximum number|End of File|[Ss]erver shutting|not enabled",
+        r"[Ii]llegal|[Uu]nknown|[Ii]nvalid|Unauthorized|not found|denied|too long|usage:",
+        r"-[IJtz]|-W\n?(.*,)?block=", r"=>> PBS: (.*)|.*(?:[Oo]om|memory|Killed by).*"),
+    "htcondor": Batch(
+        condor_submit, r"^(\d+\.\d+) - ", lambda jobs: ["condor_q"] + CONDOR_TELL + ["-constraint", "MIRun =!= undefined"],
+        lambda jobs: ["condor_history"] + CONDOR_TELL + ["-limit", str(len(jobs)), "-constraint", " || ".join(
+            'MIRun == "%s"' % job if MARK.match(job) else "ClusterId == %s && ProcId == %s" % tuple(job.split(".")) for job in jobs)],
+        r"(?!)", condor_read, lambda job: ["condor_rm", job], None,
+        r"[Ss]ubmit requirement|SUBMIT_REQUIREMENT",
+        r"onnect|timed out|locate|find address|MAX_JOBS|Failed to commit", r"[Pp]arse|not found|[Ii]nvalid|denied|No such",
+        r"(?i:queue)\b", r"(?!)"),
+}
+
+
+def batch_table(text):
+    """batch_changeable: a line `NAME[=DEFAULT] OPTION-WITH-{} EXPRESSION` each, as [(name, default or None, option, expression)]."""
+    found = []
+    for line in lines(text):
+        words = line.split(None, 2)
+        name, equals, default = words[0].partition("=")
+        good = len(words) == 3 and words[1].count("{}") == 1 and re.match(r"(-|\+?[A-Za-z_]+=)", words[1])
+        if not good or not re.match(r"[a-z_]+\Z", name):
+            raise ValueError(_("is not NAME OPTION-WITH-{} EXPRESSION: %s") % line)
+        if equals and not re.fullmatch(words[2], default):
+            raise ValueError(_("the default does not match the expression: %s") % line)
+        found.append((name, default if equals else None, words[1], re.compile(words[2])))
+    return found
+
+
+def batch_options(keys, words):
+    """(options of the submission, the words that are left): words `batch.NAME=VALUE` set what batch_changeable lets them. ValueError."""
+    import shlex
+    given, rest, options = {}, [], []
+    for word in words:
+        found = re.match(r"batch\.([a-z_]+)=(.*)\Z", word) if keys["batch"] != "none" else None
+        if found is None:
+            rest.append(word)
+        else:
+            given[found.group(1)] = found.group(2)
+    for line in keys["batch_options"]:
+        options += [line] if keys["batch"] == "htcondor" else shlex.split(line)
+    for name, default, option, shape in keys["batch_changeable"]:
+        value = given.pop(name, default)
+        if value is not None:
+            if not shape.fullmatch(value) or steers(value) or "$" in value:
+                raise ValueError(_("batch.%s may not be %s here") % (name, value))
+            options.append(option.replace("{}", value))
+    if given:
+        raise ValueError(_("batch.%s may not be set here") % sorted(given)[0])
+    if keys["batch"] == "slurm" and any(re.match(r"-M|--clusters?\b", option) for option in options):
+        raise ValueError(_("which cluster it is, every program must know: env.SLURM_CLUSTERS = NAME, no --clusters"))
+    never = keys["batch"] != "none" and re.search(r"^(?:%s).*(\n(?!-).*)?" % BATCH[keys["batch"]].never, "\n".join(options), re.M)
+    if never:
+        raise ValueError(_("%s: one job that runs one command, and a submission that returns at once: nothing else can be used") % " ".join(
+            never.group().split()))
+    return options, rest
+
+
+def batch_missing(system, env):
+    """The first of a batch system's programs that is not in the PATH of env, and what to do, for people; None if all are there."""
+    import shutil
+    for program in PROGRAMS[system].split():
+        if not shutil.which(program, path=env.get("PATH", WRAPPER_PATH)):
+            return _("%s: not found in PATH: the batch system's own programs are needed on this host (env.PATH of its section in the ini; "
+                     "for ssh without a guard: `module load`, or PATH, at the top of ~/.bashrc there)") % program
+    return None
+
+
+def batch_call(words, env, stdin=subprocess.DEVNULL, keep=None):
+    """(exit code, stdout, stderr) of a batch system's own program; 127 if it is not there, None if it did not answer in time, or without end.
+    keep: see batch_hear()."""
+    try:
+        child = subprocess.Popen([utf8(word) for word in words], stdin=stdin, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                                 env={utf8(key): utf8(value) for key, value in env.items()}, cwd=b"/", start_new_session=True)
+    except OSError as error:
+        return 127, "", "%s: %s" % (words[0], error.strerror)
+    until = time.monotonic() + QUERY_TIME
+    with child.stdout, child.stderr:
+        out, err, code = batch_hear(child, until, keep)
+    try:
+        if code is not None:
+            code = child.wait(max(0.1, until - time.monotonic()))
+        else:
+            os.killpg(child.pid, signal.SIGKILL)
+            child.wait(5)                              # on a file system that is away not even that ends it
+    except (subprocess.TimeoutExpired, PermissionError):
+        code = None
+    return code, out.decode("utf-8", "replace"), err.decode("utf-8", "replace")
+
+
+def batch_hear(child, until, keep):
+    """(stdout, stderr, 0) of a child when both are closed; (b"", why, None) if that is not so at `until` (time.monotonic()), or it is too much.
+    keep(stdout so far): what is wanted of that, for answers that are long."""
+    poller, out, err, done = select.poll(), bytearray(), bytearray(), 0
+    into = {child.stdout.fileno(): out, child.stderr.fileno(): err}
+    for pipe in into:
+        poller.register(pipe, select.POLLIN)
+    while into:
+        ready = poller.poll(max(0, until - time.monotonic()) * 1000)
+        if not ready or time.monotonic() > until:
+            return b"", b"no answer", None
+        for pipe, _event in ready:
+            data = os.read(pipe, 65536)
+            into[pipe] += data
+            if not data:
+                poller.unregister(pipe)
+                del into[pipe]
+        del err[65536:]
+        if keep and len(out) - done > 1 << 20:
+            out[:] = keep(bytes(out))
+            done = len(out)
+        if len(out) > ANSWER_MOST:
+            return b"", b"an answer without end", None
+    return out, err, 0
+
+
+def batch_look(control):
+    """As look(), for a command that may run on another host: by its files alone. ready: not started · running: detail its Note · ended:
+    detail its exit code, None if it could not be started · stopped: it can never start."""
+    names = os.listdir(control)                        # over NFS this also asks for the newest
+    child = read_note(os.path.join(control, b"child"))
+    if b"end" in names:
+        end = read_note(os.path.join(control, b"end"))
+        if end is not None:
+            code = re.match(r"exit ([0-9]{1,3})\Z", end.text)
+            return "ended", int(code.group(1)) if child is not None and code else None
+    if b"start" in names:
+        return "running", child or read_note(os.path.join(control, b"start")) or Note(0, "?", "?", "?", "", time.time())
+    return ("ready" if b"ready" in names else "stopped"), None
+
+
+def unlocked(lock):
+    """"" if this process has the lock of that open file now; HELD if another one has it; else why there are no locks."""
+    import fcntl
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return ""
+    except OSError as error:
+        return HELD if error.errno in (errno.EAGAIN, errno.EACCES) else error.strerror
+
+
+def ended_oddly(control, code):
+    """May an end with this exit code be the batch system's doing: by a signal, or after the wrapper was told to end?"""
+    return code in KILLED or os.path.exists(os.path.join(control, b"told"))
+
+
+class Queue:
+    """What a batch system says of this user's jobs. However many threads and processes wait below a folder (bytes), it is asked once in
+    `poll` seconds, beside their waiting, and not at all when nobody waits: the answer lies in a file of the folder."""
+
+    def __init__(self, folder, system, env):
+        self.system, self.table, self.folder = system, BATCH[system], folder
+        self.env = dict(env, SQUEUE_FEDERATION="1")    # a federation's other clusters too; nothing to the rest
+        client = sorted(item for item in env.items() if CLIENT.match(item[0]))
+        name = "queue." + system + (".%08x" % binascii.crc32(utf8(repr(client))) if client else "")
+        self.path, self.lock, self.stamp, self.asking = os.path.join(folder, utf8(name)), threading.Lock(), None, False
+        self.known, self.rows, self.past, self.missed, self.turn = {"tried": 0, "t": 0, "rows": []}, {}, {}, set(), False
+        self.submitting = threading.Lock()             # one submission at a time
+        self.together = None                           # does qstat know -E (one connection for all numbers)? None: not asked yet
+
+    def load(self):
+        """Reads the answer's file if it is another one than before."""
+        try:
+            info = os.stat(self.path)
+            if (info.st_ino, info.st_mtime) != self.stamp:
+                with open(self.path, "rb") as text:
+                    known = json.loads(text.read().decode("utf-8"))
+                found = [Seen(*row) for row in known["rows"]]
+                self.known = dict(known, tried=float(known["tried"]), t=float(known["t"]))
+                self.stamp = info.st_ino, info.st_mtime
+                self.rows = {row.job: row for row in found}
+                self.rows.update((row.mark, row) for row in sorted(found, key=lambda row: row.state not in ("done", "over")) if row.mark)
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            pass                                       # not there yet, or broken: it is written anew
+
+    def seen(self, mark, job, poll):
+        """(time of the last answer, that job's Seen or None). Has the queue asked anew, beside, if it is older than poll seconds."""
+        with self.lock:
+            self.load()
+            if not self.asking and self.due(poll):
+                self.asking = True
+                threading.Thread(target=self.ask, args=(poll,), daemon=True).start()
+            row = self.rows.get(mark) or self.rows.get(job)
+            if row is not None and row.mark not in (mark, None):
+                row = None                             # a number that was given again
+            return self.known["t"], row or self.past.get(job) or self.past.get(mark)
+
+    def due(self, poll):
+        """Is the last query older than that, or from the future (the clock was set back)?"""
+        return not 0 <= time.time() - self.known["tried"] < poll
+
+    def ask(self, poll):
+        """One query, or none if another process makes it just now. (Where there are no locks, each process asks for itself.)"""
+        try:
+            with open(self.path + b".lock", "ab") as lock:
+                if unlocked(lock) == HELD:
+                    return
+                with self.lock:
+                    self.load()
+                    missed, began = sorted(self.missed), time.time()
+                    self.turn = bool(missed) and not self.turn     # a query for those that vanished comes in place of one for all
+                if self.due(poll):
+                    self.query(began, missed)
+        except OSError:
+            pass
+        finally:
+            self.asking = False
+
+    def query(self, began, missed):
+        """Asks for what is in the queue, or what became of those that are not."""
+        known = dict(self.known, tried=began, why="")
+        self.missed.clear()                            # whoever still misses one says so again
+        try:
+            jobs = self.vanished(missed) if self.turn else self.numbers()
+            out = self.hear(self.words(jobs)) if jobs != [] else ""
+            ours = {job.split(".")[0] for job in jobs} if self.system == "pbs" else ()
+            found = [row._replace(job=row.job[:100], node=printable(row.node)[:100], text=printable(row.text)[:300])
+                     for row in self.table.read(out) if not ours or row.job.split(".")[0] in ours]
+            if self.turn:
+                self.past = {name: row for row in found if row.state in ("done", "over") for name in (row.mark, row.job) if name}
+            else:
+                known.update(t=began, rows=[list(row) for row in found])
+        except ValueError as error:
+            self.together = self.together and "invalid option" not in str(error)
+            known["why"] = printable(error)[:200]
+            log("debug", None, "queue", why=known["why"])
+        new = self.path + b".new"
+        with open(new, "wb") as out:
+            out.write(json.dumps(known).encode())
+        os.rename(new, self.path)
+
+    def hear(self, words):
+        """What a program of the batch system answered. ValueError with who said what, if it is no answer."""
+        code, out, err = batch_call(words, self.env, keep=pbs_keep if self.system == "pbs" else None)
+        if code is None or code and not all(re.match(self.table.partial, line) for line in (err.strip() or "?").splitlines()):
+            raise ValueError("%s: %s" % (words[0], " ".join(err.split())[:200] or "exit code %s" % code))
+        return out
+
+    def mine(self):
+        """The argument vector that asks for this user's jobs in PBS, or in another system for all that it is asked for."""
+        if self.system != "pbs":
+            return self.table.ask([])
+        return ["qselect"] + (["-u", own_name()] if own_name() else [])
+
+    def words(self, jobs):
+        """The argument vector of a query. A connection and a privileged port for each number, as qstat has it without -E, lock others out."""
+        words = self.table.past(jobs) if self.turn else self.table.ask(jobs)
+        if self.system != "pbs" or len(jobs) < 2:
+            return words
+        if self.together is None:                      # Torque's has no -E
+            code, out, err = batch_call(["qsub", "--version"], self.env)
+            self.together = None if code is None else "pbs_version" in out + err
+        return words[:1] + ["-E"] * bool(self.together) + words[1:]
+
+    def vanished(self, missed):
+        """Of the names in missed (a job's number, or, if that is not known, its mark) those that may be asked for."""
+        marks = [name for name in missed if MARK.match(name)]
+        jobs = [name for name in missed if name not in marks]
+        if self.system == "slurm" or jobs and self.system == "htcondor":
+            return jobs
+        for mark in marks[:20] if self.system == "pbs" else ():
+            code, out, _err = batch_call(self.mine() + ["-x", "-N", pbs_name(mark)], self.env)
+            if code is None:
+                raise ValueError("qselect: no answer")
+            jobs += re.findall(r"^\d\S*$", out, re.M)
+        return jobs or (marks if self.system == "htcondor" else [])
+
+    def settled(self, control):
+        """Has its command ended, and not just now in a way that the queue may know more of?"""
+        try:
+            ended = time.time() - os.stat(os.path.join(control, b"end")).st_mtime
+        except OSError:
+            return False
+        return abs(ended) > ASKED_OF or not ended_oddly(control, batch_look(control)[1])
+
+    def numbers(self):
+        """The jobs below the folder that have not ended, for PBS, which is asked by numbers: in the variables of another user's job, rows that
+        look like ours can stand. All of this user's if one's is not known. None for systems that are asked for all."""
+        found = []
+        if self.system != "pbs":
+            return None
+        for name in os.listdir(self.folder):
+            control = os.path.join(self.folder, name)
+            if os.path.exists(os.path.join(control, b"batch")) and not self.settled(control):
+                job = read_batch(control)
+                if not job.get("job") or job.get("sent", 0) > 1:
+                    return re.findall(r"^\d\S*$", self.hear(self.mine()), re.M)
+                found.append(job["job"])
+        return found
+
+
+def read_batch(control):
+    """What is known of a control directory's job (see BatchJob): {} if nothing was submitted, or nothing of it can be read."""
+    try:
+        with open(os.path.join(control, b"batch"), "rb") as text:
+            found = json.loads(text.read().decode("utf-8"))
+        whole = {"system", "run", "submit", "sent", "job", "t"} <= set(found) and found["system"] in BATCH
+        return found if isinstance(found, dict) and whole else {}
+    except (OSError, ValueError, TypeError, RecursionError):
+        return {}
+
+
+def batch_where(folder, control):
+    """(queued, running, stopped or ended, text for people) of a control directory's job below folder, as far as is known without asking."""
+    state, detail = batch_look(control)
+    order = read_batch(control)
+    why, row = order.get("why", ""), None
+    for name in os.listdir(folder) if state in ("ready", "running") else ():
+        if name.startswith(utf8("queue." + order["system"])) and not name.endswith((b".lock", b".new")):
+            try:
+                with open(os.path.join(folder, name), "rb") as known:
+                    rows = [Seen(*row) for row in json.loads(known.read().decode("utf-8"))["rows"]]
+                row = [row for row in rows if row.mark == order["run"] or row[:2] == (order["job"], None)][0]
+            except (OSError, ValueError, KeyError, TypeError, IndexError, RecursionError):
+                pass                                   # it has not been asked yet
+    if state == "running":
+        return state, "running on " + detail.host + (" (%s)" % row.text if row and row.state == "suspended" else "")
+    return ("queued", "queued" + (" (%s)" % (row.text if row else why) if row or why else "")) if state == "ready" else (state, "")
+
+
+def later(when, then):
+    """Is an answer of `when` later than `then` (both time.time())? If `then` is to come, the clock was set back: it may be."""
+    return when > then or then > time.time()
+
+
+class BatchJob:
+    """The job of one control directory (bytes). Its file `batch` (fsynced): run, submit = the argument vector, sent = times, job = number.
+    grace: seconds that a job may be unknown to the queue; poll: see Queue; at: a fault point."""
+
+    def __init__(self, control, queue, poll, grace, at=lambda name: None):
+        self.control, self.queue, self.poll, self.grace, self.at = control, queue, poll, grace, at
+        self.order, self.failing, self.unsure = read_batch(control), None, True
+        self.said = []                                 # see told()
+        self.missing, self.begun = False, 0            # is the program that submits not there; when it was started last
+        self.absent = []                               # of the answers of after the submission that do not name it the first and the last:
+        self.over, self.off, self.tried = None, None, None             # (their time, when we saw them), like these in time.monotonic()
+        self.where, self.why, self.failed, self.node = "", "", "", ""
+
+    def path(self, name):
+        return os.path.join(self.control, name)
+
+    def save(self, **more):
+        """The file `batch`, on disk before this returns."""
+        self.order = dict(self.order, t=time.time(), **more)
+        write_synced(self.path(b"batch.new"), json.dumps(self.order).encode())
+        os.rename(self.path(b"batch.new"), self.path(b"batch"))
+        sync_folder(self.control)
+
+    def begin(self, work, argv, env, run, options, **more):
+        """Writes what is submitted, and submits it: argv in the directory work (bytes) with env. ValueError if the system cannot be told."""
+        pairs = ["%s=%s" % item for item in sorted(env.items()) if item[0] not in ("PATH", "TMPDIR")]
+        words = ["/usr/bin/env", "PATH=" + WRAPPER_PATH] + pairs
+        words += ["/bin/sh", self.control + b"/run", self.control, work, "/usr/bin/env", "PATH=" + env.get("PATH", WRAPPER_PATH)] + argv
+        words = [word if isinstance(word, bytes) else utf8(word) for word in words]
+        if any(b"\n" in word for word in words):
+            raise ValueError(_("a line break in an argument or a variable"))
+        import shlex
+        control = self.control.decode("utf-8", "surrogateescape")
+        submit = self.queue.table.submit(control, run, options)
+        if os.path.exists(self.path(b"alive")):
+            os.unlink(self.path(b"alive"))             # a FIFO tells nothing between two hosts
+        write_synced(self.path(b"words"), b"\n".join(words) + b"\n")
+        text = JOB + (JOB_WAIT if self.queue.system == "htcondor" else JOB_EXEC)
+        write_synced(self.path(b"job"), utf8(text.replace("{control}", shlex.quote(control))), 0o700)
+        self.save(system=self.queue.system, run=run, submit=submit, sent=0, job="", why="", **more)
+        self.submit()
+
+    def submit(self):
+        """Submits, unless that is under way or done, or others of the queue take long over it. Whoever does it holds the lock of `job`, and so
+        does the shell that waits for the program: while that lives, also without us, nobody takes the job for lost."""
+        if not self.queue.submitting.acquire(timeout=1):
+            return
+        lock = os.open(self.path(b"job"), os.O_RDONLY)
+        try:
+            why = unlocked(lock)
+            if why:
+                return self.not_now(why)
+            self.order = read_batch(self.control)
+            if self.order["job"] or not os.path.exists(self.path(b"ready")):
+                return
+            self.save(sent=self.order["sent"] + 1)
+            self.begun = time.monotonic()
+            self.at("submitting")
+            words = ["/bin/sh", "-c", SUBMIT, self.path(b"job").decode("utf-8", "surrogateescape")] + self.order["submit"]
+            code, out, err = batch_call(words, self.queue.env, lock)
+            self.at("submitted")
+            found = re.findall(self.queue.table.number, out, re.M)
+            if code == 0 and found:
+                self.save(job=found[-1], why="")
+                self.failing, self.why = None, ""
+                self.at("number noted")
+            else:
+                self.refused(code, " ".join((err or out).split())[:300] or "exit code %s" % code)
+        finally:
+            os.close(lock)
+            self.queue.submitting.release()
+
+    def not_now(self, why):
+        """Nothing is submitted: another process does it just now (HELD), or no lock can be had, which is said; look() tries again."""
+        text = "" if why == HELD else _("no lock can be had beside its notes (%s); it is not submitted until there is one") % why
+        if text and text != self.why:
+            log("error", self.order["run"].rpartition(".")[0], "batch", why=text)
+        self.why = text or self.why
+
+    def refused(self, code, text):
+        """A submission failed: for good, or (perhaps it did not) the queue is looked at and it is sent again."""
+        table, self.missing = self.queue.table, code in (126, 127)
+        self.why, self.unsure = "%s: %s" % (self.order["submit"][0], printable(text)), bool(UNSURE.search(text))
+        try:
+            if self.order.get("why") != self.why:
+                self.save(why=self.why)                # for `list` and `show`
+        except OSError:
+            pass                                       # a full disk: it is said, and not kept
+        final = re.search(table.sure, text)
+        away = not final and (code is None or re.search(table.away, text)) and not self.missing
+        self.failing = None if away else self.failing or time.monotonic()
+        if final or not away and (re.search(table.wrong, text) and not self.missing or time.monotonic() - self.failing > self.grace):
+            self.failed = self.why
+
+    def under_way(self):
+        """Does a program that submits this job still run?"""
+        with open(self.path(b"job"), "rb") as lock:
+            return unlocked(lock) == HELD
+
+    def look(self):
+        """(state, detail): queued, running; ended: detail the exit code, as look() has it; lost: detail why. self.where: for people;
+        self.why: the batch system's own words about an end that was its doing."""
+        state, detail = batch_look(self.control)
+        if not self.order["job"]:
+            self.order = read_batch(self.control) or self.order            # another process may have submitted it
+        job, now = self.order["job"], time.monotonic()  # a clock that is set moves no time limit
+        asks = state != "ended" or ended_oddly(self.control, detail)
+        when, row = self.queue.seen(self.order["run"], job, self.poll) if asks else (0, None)
+        if state == "ended" and (not asks or not (row and row.state in ("queued", "held")) and self.explained(now)):
+            self.why = self.log_words() if detail else ""
+            return state, detail
+        if row is not None:
+            return self.as_seen(row, when, state, detail, now)
+        if self.failed and (state == "stopped" or state == "ready" and self.take_ready()):
+            return "lost", self.failed
+        if later(when, self.order["t"]) and when not in [told for told, _at in self.absent]:
+            steady = self.absent and now - self.absent[-1][1] < 3 * self.poll + 2 * QUERY_TIME         # an outage counts for nothing
+            self.absent = (self.absent[:1] if steady else []) + [(when, now)]
+        missing = self.absent[-1][1] - self.absent[0][1] if len(self.absent) > 1 else -1
+        if self.absent and self.order["sent"]:
+            self.queue.missed.add(job or self.order["run"])
+        if state == "stopped":
+            self.over = self.over or now
+            if job or len(self.absent) > 1 or not self.order["sent"] or now - self.over > max(END_LATE, 3 * self.poll):
+                return "lost", "cancelled"
+        elif state == "ready" and not job and self.may_send(now, missing):
+            if not self.under_way():
+                self.absent = []
+                self.submit()
+        elif missing >= self.grace and state != "ended":
+            self.stop()                                # should it run all the same
+            return "lost", "%s does not know job %s any more%s" % (self.queue.system, job, self.log_words(", "))
+        if state != "ended":
+            self.node = detail.host if state == "running" else ""
+            why = self.why or self.queue.known.get("why")
+            self.where = "queued (%s)" % why if why else "queued" if job else "submitting"
+            self.where = "running on " + detail.host if state == "running" else self.where
+        return ("queued" if state in ("ready", "stopped") else "running"), detail
+
+    def may_send(self, now, missing):
+        """May it be submitted (again)? Once the queue does not know it for `missing` seconds, longer if that attempt may have been one; at once
+        if it certainly was none: its program is not there."""
+        if self.missing and now - self.begun > max(1, self.poll):
+            return True
+        return not self.order["sent"] or missing >= (self.unsure and min(self.grace, SENT_LATE))
+
+    def as_seen(self, row, when, state, detail, now):
+        """look(), where the queue names the job."""
+        self.absent = []
+        if not self.order["job"]:
+            self.save(job=row.job, why="")             # the submission of before had happened
+            self.failing, self.failed, self.why = None, "", ""
+        words = "%s: %s%s%s" % (self.queue.system, row.text, " on " + row.node if row.node else "", self.log_words(", "))
+        if row.state in ("done", "over"):
+            self.over = self.over or now
+            if state == "ended":
+                self.why = words if row.state == "over" else self.log_words()
+                return state, detail
+            if state == "stopped" or self.take_ready() or now - self.over > min(self.grace, END_LATE):
+                return "lost", "cancelled" if state == "stopped" else words + (", its end unknown" if row.state == "done" else "")
+            return "running", detail
+        self.over = self.over if state == "ended" else None
+        if row.state in ("queued", "held") and state in ("running", "ended"):
+            return self.taken_off(row, when, state, detail, now, words)
+        self.off = None
+        if state == "running" or row.state in ("running", "suspended"):
+            self.node = detail.host if state == "running" else row.node
+            self.where = "running on " + self.node + (" (%s)" % row.text if row.state == "suspended" else "")
+        else:
+            self.node, self.where = "", "queued (%s)" % row.text
+        return ("running" if state in ("running", "ended") else "queued"), detail
+
+    def taken_off(self, row, when, state, detail, now, words):
+        """look(), where the queue has a job waiting that was started: it was held, preempted or requeued, and will not be run again."""
+        self.off = self.off or (time.time(), now)
+        if state == "running":
+            self.node, self.where = detail.host, "running on %s (%s)" % (detail.host, row.text)
+        waits = now - self.off[1]
+        limit = 0 if state == "ended" else min(self.grace, END_LATE if row.state == "held" else self.grace)
+        if waits > self.grace or later(when, self.off[0]) and waits > limit:           # the answer before may be of before the start
+            if self.stop() or waits > 2 * self.grace:  # what has ended here leaves no job there
+                self.why = words
+                return (state, detail) if state == "ended" else ("lost", words)
+        return "running", detail
+
+    def explained(self, now):
+        """Is all known of an end by a signal? It is, once the log tells, or the queue had its time (look() asks it), or we cancelled it."""
+        self.over = self.over or now
+        return self.told() or self.log_words() or now - self.over > max(END_LATE, self.poll)
+
+    def log_words(self, before=""):
+        """What the batch system wrote about an end of its doing into the job's own log, after `before`; '' if nothing."""
+        try:
+            with open(self.path(b"batch.log"), "rb") as text:
+                text.seek(-min(4096, os.fstat(text.fileno()).st_size), 2)
+                rows = [row.strip() for row in text.read().decode("utf-8", "replace").splitlines() if re.match(self.queue.table.said, row)]
+        except OSError:
+            return ""
+        return before + printable("; ".join(rows[-2:]))[:300] if rows else ""
+
+    def take_ready(self):
+        """From now on it cannot start any more: True. False if it did."""
+        try:
+            os.unlink(self.path(b"ready"))
+            return True
+        except FileNotFoundError:
+            return False
+
+    def told(self):
+        """When (time.time()) the queue took our word that the job is to end, and then, if it must, by force: a list of none, one or two."""
+        try:
+            with open(self.path(b"batch.stop")) as text:
+                self.said = max([float(word) for word in text.read(100).split()], self.said, key=len)
+        except (OSError, ValueError):
+            pass
+        return list(self.said)
+
+    def stop(self, grace=10):
+        """Has the queue end the job: once, for each time may start its grace anew; again, at most once per poll, if that failed; and by force
+        when look() does not say `grace` seconds later that it is over. True once the queue has taken it."""
+        self.take_ready()
+        table, told, now = self.queue.table, self.told(), time.monotonic()
+        due = not told or len(told) == 1 and table.force and not 0 <= time.time() - told[0] < grace
+        if self.order["job"] and due and (self.tried is None or now - self.tried >= self.poll):
+            self.tried = now
+            if batch_call((table.force if told else table.cancel)(self.order["job"]), self.queue.env)[0] == 0:
+                told, self.tried = told + [time.time()], None
+                self.said = told
+                try:
+                    write_synced(self.path(b"batch.stop"), utf8(" ".join(map(repr, told))))
+                except OSError:
+                    pass                               # a full disk: this process remembers it
+        return bool(told) or not self.order["job"]
+# ==== end shared ====
+
 
 # ==== shared: names ====
 # File names of a calculation. Checked by every receiver: whoever sends them may be hostile.
@@ -1986,299 +4755,6 @@ def declared(names, patterns):
     return lambda name: parts_of(name) in wanted or name in asked or any(one.match("/".join(parts_of(name))) for one in found)
 # ==== end shared ====
 
-# ==== shared: check ====
-# What `check` says: rows of (True: OK, None: WARN, False: FAIL; a text that says what to do). It looks at things as they are, and changes none.
-NOT_FOR_LONG = ("tmpfs", "ramfs", "devtmpfs")
-CLEANERS = ("/etc/tmpfiles.d", "/run/tmpfiles.d", "/usr/lib/tmpfiles.d")           # of two files of one name, the first counts
-INSPECTORS = (r"zscaler|netskope|fortinet|fortigate|palo ?alto|blue ?coat|symantec web|umbrella|forcepoint|mcafee|trellix|sophos|"
-              r"check ?point|watchguard|barracuda|i-filter|digital arts|squid|mitmproxy|inspection|proxy|kaspersky|eset")
-
-
-def say_findings(rows, as_json):
-    """Prints the rows; 0, or 78 if one of them is a FAIL."""
-    words = {True: "OK", None: "WARN", False: "FAIL"}
-    if as_json:
-        print(json.dumps([{"level": words[good], "text": printable(text)} for good, text in rows], ensure_ascii=False))
-    for good, text in rows if not as_json else ():
-        print("%-5s %s" % (words[good], printable(text)))
-    return EX_CONFIG if any(good is False for good, text in rows) else 0
-
-
-def look_at_file(path, mode):
-    """A row: is it there, whose is it, and has it no more than mode (0o600, 0o755 ...)?"""
-    try:
-        info = os.stat(utf8(path))
-    except OSError as error:
-        return False, "%s: %s" % (path, error.strerror)
-    have = info.st_mode & 0o7777
-    if info.st_uid not in (0, os.geteuid()):
-        return False, _("%s: belongs to uid %d; give it to this user (chown)") % (path, info.st_uid)
-    if have & 0o777 & ~mode:
-        return False, _("%s: mode %04o lets others in; type: chmod %o %s") % (path, have, mode & have, path)
-    return True, _("%s: mode %04o, owner uid %d") % (path, have, info.st_uid)
-
-
-def mount_of(path):
-    """(mount point, type, options) of the file system that holds path."""
-    best = ("/", "?", "")
-    with open("/proc/self/mounts", "rb") as text:
-        for line in text:
-            words = [word.decode("unicode_escape").encode("latin-1") for word in line.split()[:4]]
-            if (os.fsencode(path) + b"/").startswith(words[1].rstrip(b"/") + b"/") and len(words[1]) >= len(os.fsencode(best[0])):
-                best = os.fsdecode(words[1]), os.fsdecode(words[2]), os.fsdecode(words[3])
-    return best
-
-
-def cleaner_of(path):
-    """What removes old files below path (a line of tmpfiles.d, a cron job), or None."""
-    seen, found, kept = set(), None, False
-    for folder in CLEANERS:
-        for name in sorted(os.listdir(folder)) if os.path.isdir(folder) else ():
-            if not name.endswith(".conf") or name in seen:
-                continue
-            seen.add(name)
-            with open(os.path.join(folder, name), encoding="utf-8", errors="replace") as text:
-                for words in (line.split() for line in text):
-                    if len(words) > 1 and (path + "/").startswith(words[1].rstrip("/*") + "/") and words[1] != "/":
-                        kept = kept or words[0][0] in "xX"
-                        if words[0][0] in "dDevqQ" and len(words) > 5 and words[5] != "-":
-                            found = "%s: %s" % (os.path.join(folder, name), " ".join(words))
-    for job in ("/etc/cron.daily/tmpwatch", "/etc/cron.daily/tmpreaper"):
-        if os.path.exists(job) and re.match(r"/(var/)?tmp(/|\Z)", path):
-            found = found or job
-    return None if kept else found
-
-
-def look_at_disk(path, keep, local=False):
-    """Rows about the file system of a folder that must last. keep: bytes, or a share, that shall stay free; local: no network file system."""
-    path, rows = os.path.realpath(path), []
-    while not os.path.exists(path):
-        path = os.path.dirname(path)
-    point, kind, options = mount_of(path)
-    disk = os.statvfs(path)
-    free, least = disk.f_bavail * disk.f_frsize, keep * disk.f_blocks * disk.f_frsize if isinstance(keep, float) else keep
-    text = _("%s: %.1f GB free on %s (%s)") % (path, free / 1e9, point, kind)
-    rows.append((True, text) if free > least else (False, text + _("; less than the %.1f GB that are to stay free: make room") % (least / 1e9)))
-    if kind in NOT_FOR_LONG:
-        text = _("%s: in memory (%s): a reboot empties it, and what was not delivered is lost; use a directory on a disk")
-        rows.append((None, text % (path, kind)))
-    if local and re.match(r"nfs|cifs|smb|fuse\.sshfs|lustre|gpfs|beegfs|9p", kind):
-        rows.append((False, _("%s: on a network file system (%s); use a local disk") % (path, kind)))
-    cleaner = cleaner_of(path)
-    if cleaner:
-        rows.append((None, _("%s: old files are removed there (%s); use another directory, or except this one") % (path, cleaner)))
-    if "noexec" in options.split(","):
-        rows.append((None, _("%s: mounted noexec: a command that is built or copied there does not run") % path))
-    return rows
-
-
-def look_at_limits(wanted):
-    """A row: may this process open so many files?"""
-    import resource
-    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    most = "-" if hard == resource.RLIM_INFINITY else str(hard)
-    if hard == resource.RLIM_INFINITY or hard >= wanted:
-        return True, _("open files: limit %s, wanted %d") % (most, wanted)
-    return False, _("open files: limit %s, wanted %d; raise it (LimitNOFILE in the unit, or ulimit -n)") % (most, wanted)
-
-
-def no_core_dump():
-    """A core dump of this process would hold its token. What it starts may raise the limit again (ulimit -S -c)."""
-    import resource
-    resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
-
-
-def name_in(part):
-    """The readable part of a certificate's subject or issuer."""
-    words = {key: value for group in part for key, value in group}
-    return ", ".join(words[key] for key in ("commonName", "organizationName") if key in words) or "-"
-
-
-def look_at_certificate(found, where):
-    """A row about a certificate as the ssl module tells it: whose, by whom, how long."""
-    left = (ssl.cert_time_to_seconds(found["notAfter"]) - time.time()) / 86400
-    text = _("%s: certificate of %s, issued by %s, %d days left") % (where, name_in(found["subject"]), name_in(found["issuer"]), left)
-    if ssl.cert_time_to_seconds(found["notBefore"]) > time.time():
-        return False, text + _("; it is not valid yet: is a clock wrong?")
-    if left < 21:
-        return (None if left > 0 else False), text + _("; renew it")
-    return True, text
-# ==== end shared ====
-
-# ==== shared: stream ====
-# Fielded bodies hold whole files as base64 in JSON. They are read and written as streams: memory does not grow with the files.
-BIG = 64 << 10                 # bytes: longer strings of a fielded body are base64 of a file and go straight into one
-MANY = 1 << 20                 # bytes: beyond so much that is kept, every string of more than FEW_BYTES where a file's content stands does
-FEW_BYTES = 256
-CONTENT = re.compile(rb'(?:\[|"content"\s*:)\s*"\Z')                        # what stands before a file's content
-ALPHABET = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
-END_OF_STRING = re.compile(rb'[^"\\]*(?:\\.[^"\\]*)*"', re.S)
-Blob = collections.namedtuple("Blob", "path size sha256")                    # a file that came inside a fielded body
-
-
-class BodyReader:
-    """A fielded JSON body as a stream: its long strings go through base64 into files in folder (bytes); the rest, at most `most` bytes,
-    is for parse(bytes). views: an iterator of the body's bytes as they arrive. ValueError for anything that is not as it should be."""
-
-    def __init__(self, views, folder, parse, most):
-        self.views, self.folder, self.parse_rest, self.most = views, folder, parse, most
-        self.blobs, self.nonce = {}, os.urandom(8).hex()
-        self.data, self.at = b"", 0
-
-    def more(self):
-        """Takes the next part of the body behind what is not yet read. False at the end."""
-        view = next(self.views, None)
-        if view is None:
-            return False
-        self.data, self.at = self.data[self.at:] + bytes(view), 0
-        return True
-
-    def parse(self):
-        """The body as an object in which long strings are Blobs. ValueError for anything that is not as it should be."""
-        kept = bytearray()
-        while True:
-            quote = self.data.find(b'"', self.at)
-            kept += self.data[self.at:quote + 1 if quote >= 0 else len(self.data)]
-            self.at = quote + 1 if quote >= 0 else len(self.data)
-            if len(kept) > self.most:
-                raise ValueError("more than %d bytes beside the files" % self.most)
-            if quote >= 0:
-                kept += self.string(BIG if len(kept) < MANY or not CONTENT.search(kept, len(kept) - 40) else FEW_BYTES)
-            elif not self.more():
-                break
-        return self.put_in(self.parse_rest(bytes(kept)))
-
-    def string(self, most):
-        """The rest of a string, after its opening quote: as it is, or, if it is longer than most bytes, the mark of the Blob that it became."""
-        while True:
-            end = END_OF_STRING.match(self.data, self.at)
-            if end and end.end() - self.at <= most:
-                text, self.at = self.data[self.at:end.end()], end.end()
-                if self.nonce.encode() in text:
-                    raise ValueError("a string that cannot be")
-                return text
-            if end or len(self.data) - self.at > most:
-                mark = "%s:%d" % (self.nonce, len(self.blobs))
-                self.blobs[mark] = self.blob(os.path.join(self.folder, b"%06d" % len(self.blobs)))
-                return mark.encode() + b'"'
-            if not self.more():
-                raise ValueError("the body ends within a string")
-
-    def blob(self, path):
-        """The rest of a long string, decoded into the file at path."""
-        import hashlib
-        total, carry, padded, digest = 0, b"", False, hashlib.sha256()
-        with open(path, "xb", buffering=0) as out:
-            while True:
-                end = self.data.find(b'"', self.at)
-                piece, last = self.data[self.at:end if end >= 0 else len(self.data)], end >= 0
-                cut = piece.find(b"\\", max(0, len(piece) - 6)) if not last else -1
-                if cut >= 0:                           # an escape may be cut in two
-                    piece = piece[:cut]
-                self.at += len(piece) + (1 if last else 0)
-                piece = carry + (unescape(piece) if b"\\" in piece else piece)
-                whole = len(piece) if last else len(piece) & ~3
-                piece, carry = piece[:whole], piece[whole:]
-                if piece:
-                    rest = piece.translate(None, ALPHABET)
-                    if padded or len(piece) % 4 or rest.strip(b"=") or len(rest) > 2 or not piece.endswith(rest):
-                        raise ValueError("a file's content is not base64")
-                    padded, data = bool(rest), binascii.a2b_base64(piece)
-                    if out.write(data) != len(data):
-                        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-                    digest.update(data)
-                    total += len(data)
-                if last:
-                    os.fsync(out.fileno())
-                    return Blob(path, total, digest.hexdigest())
-                if not self.more():
-                    raise ValueError("the body ends within a string")
-
-    def put_in(self, found):
-        """found with the marks replaced by their Blobs."""
-        if isinstance(found, str):
-            return self.blobs.get(found, found)
-        if isinstance(found, list):
-            return [self.put_in(part) for part in found]
-        if isinstance(found, dict):
-            if any(key in self.blobs for key in found):
-                raise ValueError("a name that is too long")
-            return collections.OrderedDict((key, self.put_in(part)) for key, part in found.items())
-        return found
-
-
-def unescape(piece):
-    """JSON's escapes in a part of a base64 string; line ends are dropped."""
-    try:
-        return json.loads('"%s"' % piece.decode("ascii")).encode("ascii").replace(b"\r", b"").replace(b"\n", b"")
-    except ValueError:
-        raise ValueError("a file's content is not base64")
-
-
-def as_blob(content, path):
-    """A file's content as it stands in a fielded body (base64 text, or a Blob already) as a Blob at path."""
-    if isinstance(content, Blob):
-        os.rename(content.path, path)
-        return content._replace(path=path)
-    if not isinstance(content, str):
-        raise ValueError("a file's content is not a text")
-    import base64
-    import hashlib
-    try:
-        data = base64.b64decode(content.replace("\n", "").replace("\r", "").encode("ascii"), validate=True)
-    except ValueError:
-        raise ValueError("a file's content is not base64")
-    with open(path, "xb") as out:
-        out.write(data)
-        out.flush()
-        os.fsync(out.fileno())
-    return Blob(path, len(data), hashlib.sha256(data).hexdigest())
-
-
-def opened(path):
-    """A file to read, at path (bytes), or what an object in its place opens: whoever declared it may have more to say of its bytes."""
-    return path.open() if hasattr(path, "open") else open(path, "rb", buffering=0)
-
-
-def base64_of(path, at, left, sum256=""):
-    """A part of a file (bytes path) as chunks of base64. ValueError if it became shorter, or is not what sum256 says."""
-    import hashlib
-    digest = hashlib.sha256()
-    buffer = memoryview(bytearray(min(192 << 10, left) or 1))                 # a multiple of 3
-    with opened(path) as source:
-        source.seek(at)
-        while left:
-            filled, want = 0, min(left, len(buffer))
-            while filled < want:
-                count = source.readinto(buffer[filled:want])
-                if not count:
-                    raise ValueError("%s became shorter while it was sent" % path.decode("utf-8", "replace"))
-                filled += count
-            left -= want
-            if sum256:
-                digest.update(buffer[:want])
-                if not left and digest.hexdigest() != sum256:         # before the last chunk: it must not arrive in full
-                    raise ValueError("%s changed while it was sent" % path.decode("utf-8", "replace"))
-            yield binascii.b2a_base64(buffer[:want], newline=False)
-
-
-def around_files(found, files):
-    """JSON with files inside: found(mark) makes an object in which mark stands once for each of files [(path, place, size)], in their order;
-    with a sha256 behind size, a file that is another one is not sent to its end (ValueError).
-    Returns (the body's length, a function that gives its chunks)."""
-    nonce = os.urandom(8).hex()
-    texts = json.dumps(found(nonce), ensure_ascii=False).encode("utf-8", "replace").split(nonce.encode())
-    length = sum(len(text) for text in texts) + sum((entry[2] + 2) // 3 * 4 for entry in files)
-
-    def chunks():
-        for number, text in enumerate(texts):
-            yield text
-            if number < len(files):
-                for chunk in base64_of(*files[number]):
-                    yield chunk
-
-    return length, chunks
-# ==== end shared ====
 
 # ==== shared: wire ====
 # The relay's client: one keep-alive connection, JSON calls, files in pieces and packs. Redirects are never followed.
@@ -3104,6 +5580,183 @@ def packed(files):
 
 # ==== end shared ====
 
+
+# ==== shared: stream ====
+# Fielded bodies hold whole files as base64 in JSON. They are read and written as streams: memory does not grow with the files.
+BIG = 64 << 10                 # bytes: longer strings of a fielded body are base64 of a file and go straight into one
+MANY = 1 << 20                 # bytes: beyond so much that is kept, every string of more than FEW_BYTES where a file's content stands does
+FEW_BYTES = 256
+CONTENT = re.compile(rb'(?:\[|"content"\s*:)\s*"\Z')                        # what stands before a file's content
+ALPHABET = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
+END_OF_STRING = re.compile(rb'[^"\\]*(?:\\.[^"\\]*)*"', re.S)
+Blob = collections.namedtuple("Blob", "path size sha256")                    # a file that came inside a fielded body
+
+
+class BodyReader:
+    """A fielded JSON body as a stream: its long strings go through base64 into files in folder (bytes); the rest, at most `most` bytes,
+    is for parse(bytes). views: an iterator of the body's bytes as they arrive. ValueError for anything that is not as it should be."""
+
+    def __init__(self, views, folder, parse, most):
+        self.views, self.folder, self.parse_rest, self.most = views, folder, parse, most
+        self.blobs, self.nonce = {}, os.urandom(8).hex()
+        self.data, self.at = b"", 0
+
+    def more(self):
+        """Takes the next part of the body behind what is not yet read. False at the end."""
+        view = next(self.views, None)
+        if view is None:
+            return False
+        self.data, self.at = self.data[self.at:] + bytes(view), 0
+        return True
+
+    def parse(self):
+        """The body as an object in which long strings are Blobs. ValueError for anything that is not as it should be."""
+        kept = bytearray()
+        while True:
+            quote = self.data.find(b'"', self.at)
+            kept += self.data[self.at:quote + 1 if quote >= 0 else len(self.data)]
+            self.at = quote + 1 if quote >= 0 else len(self.data)
+            if len(kept) > self.most:
+                raise ValueError("more than %d bytes beside the files" % self.most)
+            if quote >= 0:
+                kept += self.string(BIG if len(kept) < MANY or not CONTENT.search(kept, len(kept) - 40) else FEW_BYTES)
+            elif not self.more():
+                break
+        return self.put_in(self.parse_rest(bytes(kept)))
+
+    def string(self, most):
+        """The rest of a string, after its opening quote: as it is, or, if it is longer than most bytes, the mark of the Blob that it became."""
+        while True:
+            end = END_OF_STRING.match(self.data, self.at)
+            if end and end.end() - self.at <= most:
+                text, self.at = self.data[self.at:end.end()], end.end()
+                if self.nonce.encode() in text:
+                    raise ValueError("a string that cannot be")
+                return text
+            if end or len(self.data) - self.at > most:
+                mark = "%s:%d" % (self.nonce, len(self.blobs))
+                self.blobs[mark] = self.blob(os.path.join(self.folder, b"%06d" % len(self.blobs)))
+                return mark.encode() + b'"'
+            if not self.more():
+                raise ValueError("the body ends within a string")
+
+    def blob(self, path):
+        """The rest of a long string, decoded into the file at path."""
+        import hashlib
+        total, carry, padded, digest = 0, b"", False, hashlib.sha256()
+        with open(path, "xb", buffering=0) as out:
+            while True:
+                end = self.data.find(b'"', self.at)
+                piece, last = self.data[self.at:end if end >= 0 else len(self.data)], end >= 0
+                cut = piece.find(b"\\", max(0, len(piece) - 6)) if not last else -1
+                if cut >= 0:                           # an escape may be cut in two
+                    piece = piece[:cut]
+                self.at += len(piece) + (1 if last else 0)
+                piece = carry + (unescape(piece) if b"\\" in piece else piece)
+                whole = len(piece) if last else len(piece) & ~3
+                piece, carry = piece[:whole], piece[whole:]
+                if piece:
+                    rest = piece.translate(None, ALPHABET)
+                    if padded or len(piece) % 4 or rest.strip(b"=") or len(rest) > 2 or not piece.endswith(rest):
+                        raise ValueError("a file's content is not base64")
+                    padded, data = bool(rest), binascii.a2b_base64(piece)
+                    if out.write(data) != len(data):
+                        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                    digest.update(data)
+                    total += len(data)
+                if last:
+                    os.fsync(out.fileno())
+                    return Blob(path, total, digest.hexdigest())
+                if not self.more():
+                    raise ValueError("the body ends within a string")
+
+    def put_in(self, found):
+        """found with the marks replaced by their Blobs."""
+        if isinstance(found, str):
+            return self.blobs.get(found, found)
+        if isinstance(found, list):
+            return [self.put_in(part) for part in found]
+        if isinstance(found, dict):
+            if any(key in self.blobs for key in found):
+                raise ValueError("a name that is too long")
+            return collections.OrderedDict((key, self.put_in(part)) for key, part in found.items())
+        return found
+
+
+def unescape(piece):
+    """JSON's escapes in a part of a base64 string; line ends are dropped."""
+    try:
+        return json.loads('"%s"' % piece.decode("ascii")).encode("ascii").replace(b"\r", b"").replace(b"\n", b"")
+    except ValueError:
+        raise ValueError("a file's content is not base64")
+
+
+def as_blob(content, path):
+    """A file's content as it stands in a fielded body (base64 text, or a Blob already) as a Blob at path."""
+    if isinstance(content, Blob):
+        os.rename(content.path, path)
+        return content._replace(path=path)
+    if not isinstance(content, str):
+        raise ValueError("a file's content is not a text")
+    import base64
+    import hashlib
+    try:
+        data = base64.b64decode(content.replace("\n", "").replace("\r", "").encode("ascii"), validate=True)
+    except ValueError:
+        raise ValueError("a file's content is not base64")
+    with open(path, "xb") as out:
+        out.write(data)
+        out.flush()
+        os.fsync(out.fileno())
+    return Blob(path, len(data), hashlib.sha256(data).hexdigest())
+
+
+def opened(path):
+    """A file to read, at path (bytes), or what an object in its place opens: whoever declared it may have more to say of its bytes."""
+    return path.open() if hasattr(path, "open") else open(path, "rb", buffering=0)
+
+
+def base64_of(path, at, left, sum256=""):
+    """A part of a file (bytes path) as chunks of base64. ValueError if it became shorter, or is not what sum256 says."""
+    import hashlib
+    digest = hashlib.sha256()
+    buffer = memoryview(bytearray(min(192 << 10, left) or 1))                 # a multiple of 3
+    with opened(path) as source:
+        source.seek(at)
+        while left:
+            filled, want = 0, min(left, len(buffer))
+            while filled < want:
+                count = source.readinto(buffer[filled:want])
+                if not count:
+                    raise ValueError("%s became shorter while it was sent" % path.decode("utf-8", "replace"))
+                filled += count
+            left -= want
+            if sum256:
+                digest.update(buffer[:want])
+                if not left and digest.hexdigest() != sum256:         # before the last chunk: it must not arrive in full
+                    raise ValueError("%s changed while it was sent" % path.decode("utf-8", "replace"))
+            yield binascii.b2a_base64(buffer[:want], newline=False)
+
+
+def around_files(found, files):
+    """JSON with files inside: found(mark) makes an object in which mark stands once for each of files [(path, place, size)], in their order;
+    with a sha256 behind size, a file that is another one is not sent to its end (ValueError).
+    Returns (the body's length, a function that gives its chunks)."""
+    nonce = os.urandom(8).hex()
+    texts = json.dumps(found(nonce), ensure_ascii=False).encode("utf-8", "replace").split(nonce.encode())
+    length = sum(len(text) for text in texts) + sum((entry[2] + 2) // 3 * 4 for entry in files)
+
+    def chunks():
+        for number, text in enumerate(texts):
+            yield text
+            if number < len(files):
+                for chunk in base64_of(*files[number]):
+                    yield chunk
+
+    return length, chunks
+# ==== end shared ====
+
+
 # ==== shared: reach ====
 # `check` of the way to the relay, and `login`.
 def chain_of(sock):
@@ -3232,1064 +5885,546 @@ def log_in(relay, user, path):
     return 0
 # ==== end shared ====
 
-# ==== shared: run ====
-# The runner of one command: a wrapper in POSIX sh that starts it at most once, outlives its starter, and notes the end.
-RUN = r"""#!/bin/sh
-# run CONTROL WORK COMMAND [ARG]...
-# Runs COMMAND at most once, ever, and leaves CONTROL/end when it is over (and CONTROL/told, if somebody told it to end).
-# Made beforehand and fsynced: ready, child, end.tmp (256 blanks each); alive (a FIFO, where it can help)
-set -uf
-note() {   # into file $1, in place (also on a full disk): PID STARTTIME BOOT_ID HOST TEXT; its mtime is the time
-    f=$1 t=$2 s='' b='' h=''
-    { read -r s <"/proc/$$/stat"; read -r b </proc/sys/kernel/random/boot_id; read -r h </proc/sys/kernel/hostname; } 2>/dev/null
-    set -- ${s##*) }
-    printf '%-255s\n' "$$ ${20:-?} ${b:-?} ${h:-?} $t" 1<>"$f"
-}
-if [ "$1" = -child ]; then
-    c=$2; shift 2
-    note "$c/child" running && exec "$@"
-    exit 126
-fi
-c=$1 w=$2; shift 2
-mv "$c/ready" "$c/start" 2>/dev/null || exit 75    # rename: one wins; a doubled or requeued start ends here
-trap '' HUP; trap 'true >"$c/told"' TERM INT       # outlive terminal and cancel: the end must be written, and whether it was told to end
-note "$c/start" started || exit 73
-[ -p "$c/alive" ] && exec 9<>"$c/alive"            # a reader of the FIFO sees a hang-up the moment that we are gone
-cd "$w" && sh "$c/run" -child "$c" "$@" </dev/null >"$c/stdout" 2>"$c/stderr" 9>&-
-note "$c/end.tmp" "exit $?" || exit 73
-for try in 1 2 3 4 5; do mv "$c/end.tmp" "$c/end" 2>/dev/null && break; done      # what cancels the command may hit mv
-"""
-Note = collections.namedtuple("Note", "pid start boot host text time")      # what the wrapper's note() wrote; time: its mtime, seconds
-WRAPPER_PATH = "/usr/local/bin:/usr/bin:/bin"          # of the wrapper itself
-OWN_DISKS = set(b"ext2 ext3 ext4 xfs btrfs zfs f2fs jfs reiserfs bcachefs overlay aufs tmpfs".split())      # one host at a time has these
-ORPHAN_GRACE = 10              # seconds after which wrapper and command, both gone without `end`, count as lost
-STORM = 4000                   # children of a wrapper, dead ones counted, with which a command that is to end gets no more grace
-GONE = {}                      # {control directory: since when both are, for wait_end() from one call to the next}
-KILL_TRIES = 5                 # seconds that SIGKILL is sent again and again; what is there then is another user's, or hangs in the kernel
-ADOPT = []                     # what adopter() has found
+
+# ==== shared: check ====
+# What `check` says: rows of (True: OK, None: WARN, False: FAIL; a text that says what to do). It looks at things as they are, and changes none.
+NOT_FOR_LONG = ("tmpfs", "ramfs", "devtmpfs")
+CLEANERS = ("/etc/tmpfiles.d", "/run/tmpfiles.d", "/usr/lib/tmpfiles.d")           # of two files of one name, the first counts
+INSPECTORS = (r"zscaler|netskope|fortinet|fortigate|palo ?alto|blue ?coat|symantec web|umbrella|forcepoint|mcafee|trellix|sophos|"
+              r"check ?point|watchguard|barracuda|i-filter|digital arts|squid|mitmproxy|inspection|proxy|kaspersky|eset")
 
 
-@functools.lru_cache(maxsize=None)
-def boot_id():
-    """This boot of this host ('?' where /proc does not tell)."""
+def say_findings(rows, as_json):
+    """Prints the rows; 0, or 78 if one of them is a FAIL."""
+    words = {True: "OK", None: "WARN", False: "FAIL"}
+    if as_json:
+        print(json.dumps([{"level": words[good], "text": printable(text)} for good, text in rows], ensure_ascii=False))
+    for good, text in rows if not as_json else ():
+        print("%-5s %s" % (words[good], printable(text)))
+    return EX_CONFIG if any(good is False for good, text in rows) else 0
+
+
+def look_at_file(path, mode):
+    """A row: is it there, whose is it, and has it no more than mode (0o600, 0o755 ...)?"""
     try:
-        return small("/proc/sys/kernel/random/boot_id").decode().strip()
-    except OSError:
-        return "?"
-
-
-def small(path):
-    """A file of /proc of at most 4096 bytes, with as few system calls as can be: there are many. OSError."""
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        return os.read(fd, 4096)
-    finally:
-        os.close(fd)
-
-
-def write_synced(path, data, mode=0o600):
-    """data (bytes) into a new file at path (bytes), on disk before this returns."""
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
-    try:
-        view = memoryview(data)
-        while len(view):
-            view = view[os.write(fd, view):]
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
-def sync_folder(path):
-    """The folder's entries, on disk before this returns (where the file system can: FUSE and CIFS may know no fsync of directories)."""
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
+        info = os.stat(utf8(path))
     except OSError as error:
-        if error.errno != errno.EINVAL:
-            raise
-    finally:
-        os.close(fd)
+        return False, "%s: %s" % (path, error.strerror)
+    have = info.st_mode & 0o7777
+    if info.st_uid not in (0, os.geteuid()):
+        return False, _("%s: belongs to uid %d; give it to this user (chown)") % (path, info.st_uid)
+    if have & 0o777 & ~mode:
+        return False, _("%s: mode %04o lets others in; type: chmod %o %s") % (path, have, mode & have, path)
+    return True, _("%s: mode %04o, owner uid %d") % (path, have, info.st_uid)
 
 
-def prepare(control, fifo=True):
-    """Makes what the wrapper needs in the control directory (bytes path, exists), on disk before this returns. `ready` comes last;
-    once it is there, or was, nothing is made again: that would be a second start."""
-    if any(os.path.exists(os.path.join(control, name)) for name in (b"ready", b"start", b"end")):
-        return
-    if fifo and not os.path.exists(os.path.join(control, b"alive")):
-        os.mkfifo(os.path.join(control, b"alive"), 0o600)
-    for name, text in ((b"child", b" " * 256), (b"end.tmp", b" " * 256), (b"run", RUN.encode()), (b"ready", b" " * 256)):
-        write_synced(os.path.join(control, name), text, 0o700 if name == b"run" else 0o600)
-    sync_folder(control)
+def mount_of(path):
+    """(mount point, type, options) of the file system that holds path."""
+    best = ("/", "?", "")
+    with open("/proc/self/mounts", "rb") as text:
+        for line in text:
+            words = [word.decode("unicode_escape").encode("latin-1") for word in line.split()[:4]]
+            if (os.fsencode(path) + b"/").startswith(words[1].rstrip(b"/") + b"/") and len(words[1]) >= len(os.fsencode(best[0])):
+                best = os.fsdecode(words[1]), os.fsdecode(words[2]), os.fsdecode(words[3])
+    return best
 
 
-def adopter():
-    """A function for Popen's preexec_fn: it makes the wrapper the parent of every orphan below it, so that stop_tree() finds also what has left
-    its parent, its session and its environment behind. None where there is no such thing (Linux has it)."""
-    if not ADOPT:
-        try:
-            import ctypes
-            prctl = ctypes.CDLL(None).prctl
-            prctl.argtypes = [ctypes.c_int] + [ctypes.c_ulong] * 4
-            ADOPT.append(lambda: prctl(36, 1, 0, 0, 0))                  # PR_SET_CHILD_SUBREAPER
-        except (ImportError, AttributeError, OSError, MemoryError):      # a Python without it, or a host that forbids what it needs
-            ADOPT.append(None)
-    return ADOPT[0]
+def cleaner_of(path):
+    """What removes old files below path (a line of tmpfiles.d, a cron job), or None."""
+    seen, found, kept = set(), None, False
+    for folder in CLEANERS:
+        for name in sorted(os.listdir(folder)) if os.path.isdir(folder) else ():
+            if not name.endswith(".conf") or name in seen:
+                continue
+            seen.add(name)
+            with open(os.path.join(folder, name), encoding="utf-8", errors="replace") as text:
+                for words in (line.split() for line in text):
+                    if len(words) > 1 and (path + "/").startswith(words[1].rstrip("/*") + "/") and words[1] != "/":
+                        kept = kept or words[0][0] in "xX"
+                        if words[0][0] in "dDevqQ" and len(words) > 5 and words[5] != "-":
+                            found = "%s: %s" % (os.path.join(folder, name), " ".join(words))
+    for job in ("/etc/cron.daily/tmpwatch", "/etc/cron.daily/tmpreaper"):
+        if os.path.exists(job) and re.match(r"/(var/)?tmp(/|\Z)", path):
+            found = found or job
+    return None if kept else found
 
 
-def start_wrapper(control, work, argv, env):
-    """Starts the wrapper, detached, on argv (list of str) in the directory work with the environment env. Returns the Popen.
-    The wrapper needs sh, mv and printf: a PATH of the command's own must not hide them."""
-    if env.get("PATH", WRAPPER_PATH) != WRAPPER_PATH:
-        argv, env = ["/usr/bin/env", "PATH=" + env["PATH"]] + argv, dict(env, PATH=WRAPPER_PATH)
-    words = [b"/bin/sh", os.path.join(control, b"run"), control, work] + [utf8(word) for word in argv]
-    return subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-                            env={utf8(key): utf8(value) for key, value in env.items()}, start_new_session=True, cwd=b"/", preexec_fn=adopter())
+def look_at_disk(path, keep, local=False):
+    """Rows about the file system of a folder that must last. keep: bytes, or a share, that shall stay free; local: no network file system."""
+    path, rows = os.path.realpath(path), []
+    while not os.path.exists(path):
+        path = os.path.dirname(path)
+    point, kind, options = mount_of(path)
+    disk = os.statvfs(path)
+    free, least = disk.f_bavail * disk.f_frsize, keep * disk.f_blocks * disk.f_frsize if isinstance(keep, float) else keep
+    text = _("%s: %.1f GB free on %s (%s)") % (path, free / 1e9, point, kind)
+    rows.append((True, text) if free > least else (False, text + _("; less than the %.1f GB that are to stay free: make room") % (least / 1e9)))
+    if kind in NOT_FOR_LONG:
+        text = _("%s: in memory (%s): a reboot empties it, and what was not delivered is lost; use a directory on a disk")
+        rows.append((None, text % (path, kind)))
+    if local and re.match(r"nfs|cifs|smb|fuse\.sshfs|lustre|gpfs|beegfs|9p", kind):
+        rows.append((False, _("%s: on a network file system (%s); use a local disk") % (path, kind)))
+    cleaner = cleaner_of(path)
+    if cleaner:
+        rows.append((None, _("%s: old files are removed there (%s); use another directory, or except this one") % (path, cleaner)))
+    if "noexec" in options.split(","):
+        rows.append((None, _("%s: mounted noexec: a command that is built or copied there does not run") % path))
+    return rows
 
 
-def read_note(path):
-    """The Note in a file of the wrapper, or None while it is blank or not there."""
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return None
-    try:
-        words = os.read(fd, 256).decode("utf-8", "replace").split(None, 4)
-        when = os.fstat(fd).st_mtime
-    except OSError:
-        return None
-    finally:
-        os.close(fd)
-    good = len(words) == 5 and re.match(r"[0-9]{1,9}\Z", words[0])
-    return Note(int(words[0]), words[1], words[2], words[3], words[4].strip(), when) if good else None
+def look_at_limits(wanted):
+    """A row: may this process open so many files?"""
+    import resource
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    most = "-" if hard == resource.RLIM_INFINITY else str(hard)
+    if hard == resource.RLIM_INFINITY or hard >= wanted:
+        return True, _("open files: limit %s, wanted %d") % (most, wanted)
+    return False, _("open files: limit %s, wanted %d; raise it (LimitNOFILE in the unit, or ulimit -n)") % (most, wanted)
 
 
-def still_there(note):
-    """Does the process of the note live? Same PID, same start time, not a zombie, in this boot of this host."""
-    try:
-        words = small("/proc/%d/stat" % note.pid).rpartition(b") ")[2].split()
-    except OSError:
+def no_core_dump():
+    """A core dump of this process would hold its token. What it starts may raise the limit again (ulimit -S -c)."""
+    import resource
+    resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
+
+
+def name_in(part):
+    """The readable part of a certificate's subject or issuer."""
+    words = {key: value for group in part for key, value in group}
+    return ", ".join(words[key] for key in ("commonName", "organizationName") if key in words) or "-"
+
+
+def look_at_certificate(found, where):
+    """A row about a certificate as the ssl module tells it: whose, by whom, how long."""
+    left = (ssl.cert_time_to_seconds(found["notAfter"]) - time.time()) / 86400
+    text = _("%s: certificate of %s, issued by %s, %d days left") % (where, name_in(found["subject"]), name_in(found["issuer"]), left)
+    if ssl.cert_time_to_seconds(found["notBefore"]) > time.time():
+        return False, text + _("; it is not valid yet: is a clock wrong?")
+    if left < 21:
+        return (None if left > 0 else False), text + _("; renew it")
+    return True, text
+# ==== end shared ====
+
+
+# ==== shared: ini ====
+# One strict ini for the suite. A table says which keys a section has: {section: {key: (kind, default, ...)}}.
+INI_NAME = "mi_distributed_computing_assist.ini"
+SUITE = ("Server", "limits", "times", "RemoteSites", "workflow", "poller", "outbound", "ssh", "ssh guard")
+
+
+def seconds(text):
+    """'90', '90s', '1.5m', '2h', '30d' -> seconds (float)."""
+    found = re.match(r"(\d+(?:\.\d+)?)\s*([smhd]?)\Z", text)
+    if not found:
+        raise ValueError(_("is not a time (like 90s, 5m, 2h, 30d)"))
+    return float(found.group(1)) * {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}[found.group(2)]
+
+
+def size(text):
+    """'1024', '16M', '2G' -> bytes (int; K = 1024)."""
+    found = re.match(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?\Z", text, re.I)
+    if not found:
+        raise ValueError(_("is not a size (like 64K, 16M, 2G)"))
+    return int(float(found.group(1)) * 1024 ** " KMGT".index(found.group(2).upper() or " "))
+
+
+def share(text):
+    """'5%' -> 0.05 (float, a share of the disk); '2G' -> bytes (int)."""
+    found = re.match(r"(\d+(?:\.\d+)?)\s*%\Z", text)
+    return float(found.group(1)) / 100 if found else size(text)
+
+
+def flag(text):
+    """yes/no, true/false, on/off, 1/0 -> bool."""
+    if text.lower() in ("yes", "true", "on", "1"):
+        return True
+    if text.lower() in ("no", "false", "off", "0"):
         return False
-    return words[19].decode() == note.start and words[0] not in b"ZX" and note.boot == boot_id()
+    raise ValueError(_("is not yes or no"))
 
 
-def on_shared_disk(path):
-    """May another host have this directory (bytes), too? Not on a disk of this one, whatever it is called since it was started."""
-    real, best, kind = os.path.realpath(path) + b"/", b"", b""
-    with open("/proc/self/mountinfo", "rb") as rows:
-        for row in rows:
-            words = row.split()
-            point = words[4].replace(b"\\040", b" ").rstrip(b"/") + b"/"
-            if real.startswith(point) and len(point) >= len(best):
-                best, kind = point, words[words.index(b"-") + 1]
-    return kind not in OWN_DISKS
+def lines(text):
+    """One value a line; blank lines dropped."""
+    return [line.strip() for line in text.splitlines() if line.strip()]
 
 
-def look(control, now):
-    """(state, detail) of the command of a control directory (bytes path); now: time.time() (the clock may have been set back since).
-    ready: never started · starting · running: detail its Note · ended: detail its exit code (128+N for a signal), None if it could not be started ·
-    elsewhere: on another host, and only its `end` will tell more: detail its Note · lost: both processes gone without an end, or the host was
-    restarted; detail says which."""
-    end = read_note(os.path.join(control, b"end"))
-    child = read_note(os.path.join(control, b"child"))
-    if end is not None:
-        code = re.match(r"exit ([0-9]{1,3})\Z", end.text)
-        return "ended", int(code.group(1)) if child is not None and code else None
-    started = read_note(os.path.join(control, b"start"))
-    if started is None:
-        try:                                           # a blank `start`: the wrapper is about to fill it in, or was killed just there
-            began = os.stat(os.path.join(control, b"start")).st_ctime
-        except OSError:
-            return ("ready", None) if os.path.exists(os.path.join(control, b"ready")) else ("starting", None)
-        return ("lost", "end unknown") if abs(now - began) > ORPHAN_GRACE else ("starting", None)
-    for note in (child, started):                      # the same boot is the same host, whatever it is called now
-        if note is not None and note.boot != boot_id():
-            away = note.host != os.uname().nodename and on_shared_disk(control)
-            return ("elsewhere", note) if away else ("lost", "the host was restarted")
-    if child is not None and still_there(child):
-        return "running", child
-    if still_there(started):
-        return "starting", None
-    if read_note(os.path.join(control, b"end")) is not None:
-        return look(control, now)                      # it ended between two looks
-    return ("lost", "end unknown") if abs(now - (child or started).time) > ORPHAN_GRACE else ("starting", None)
-
-
-def processes(leader, mark, known, since=0):
-    """{(pid, start time)} of a command's process tree: in its wrapper's session, with `mark` in the environment, known as part of it from an
-    earlier look, or below one of these. leader: the wrapper's pid, 0 if it is gone; it is not among them. since: its start; what
-    has the mark and is older has forged it, or got it from elsewhere."""
-    parents, starts, found = {}, {}, {leader} - {0}
-    for pid in (int(name) for name in os.listdir("/proc") if name.isdigit()):
-        try:
-            words = small("/proc/%d/stat" % pid).rpartition(b") ")[2].split()
-            if words[0] not in (b"Z", b"X"):
-                parents[pid], starts[pid] = int(words[1]), words[19]
-                if leader and int(words[3]) == leader or (pid, words[19]) in known:
-                    found.add(pid)
-                    continue
-                if int(words[19]) < since:
-                    continue
-                with open("/proc/%d/environ" % pid, "rb") as text:
-                    if mark in text.read().split(b"\0"):
-                        found.add(pid)
-        except OSError:
-            pass                                       # gone, or another user's
-    more = found
-    while more:
-        more = {pid for pid, parent in parents.items() if parent in more} - found
-        found |= more
-    return {(pid, starts[pid]) for pid in found - {leader, os.getpid()} if pid in starts}
-
-
-def signal_to(pid, number):
-    """Sends a signal; a process that is gone, or another user's, does not matter."""
-    try:
-        os.kill(pid, number)
-    except OSError:
-        pass
-
-
-def children(pid):
-    """The pids of its children, dead ones too, the youngest last, at once ([] where the kernel does not list them)."""
-    try:
-        with open("/proc/%d/task/%d/children" % (pid, pid), "rb") as text:
-            return [int(word) for word in text.read().split()]
-    except OSError:
-        return []
-
-
-def childless(pid):
-    """Are all its children dead? A look at all processes misses what forks and ends meanwhile; pid stands still, so here it cannot hide."""
-    found = children(pid)
-    for child in found:
-        try:
-            with open("/proc/%d/stat" % child, "rb") as text:
-                if text.read().rpartition(b") ")[2][:1] not in b"ZX":
-                    return False
-        except OSError:
-            pass
-    return children(pid) == found
-
-
-def stop_tree(control, mark, grace):
-    """Ends the command of a control directory and all that descends from it: SIGTERM, after `grace` seconds SIGKILL. Its wrapper stands still
-    meanwhile: it stays there as the parent of all orphans, and notes the end afterwards. mark: MI_RUN=..., bytes.
-    Returns the pids of what does not end."""
-    wrapper, told, until = read_note(os.path.join(control, b"start")), set(), time.monotonic() + grace
-    leader = wrapper.pid if wrapper and still_there(wrapper) else 0
-    since = int(wrapper.start) if wrapper and wrapper.boot == boot_id() and wrapper.start.isdigit() else 0
-    try:
-        if leader:
-            os.kill(leader, signal.SIGSTOP)
-        while True:
-            alive, now = processes(leader, mark, told, since), time.monotonic()
-            late = now > until or leader and len(children(leader)) > STORM
-            if not alive and (not leader or childless(leader)) or now > until + KILL_TRIES:
-                return sorted(pid for pid, start in alive)
-            for pid, start in sorted(alive if late else alive - told, key=lambda one: (int(one[1]), one[0])):
-                # parents first: a shell whose child ends before it is told goes on to its next line
-                signal_to(pid, signal.SIGKILL if late else signal.SIGTERM)
-                signal_to(pid, signal.SIGCONT)         # else a stopped one would not hear of it
-            told |= alive                              # whose parent ends now is not lost sight of
-            while time.monotonic() < now + 0.05:       # what leaves a child behind and ends is quicker than a look at all processes
-                for pid in children(leader)[-20:] if late and leader else ():
-                    signal_to(pid, signal.SIGKILL)
-                time.sleep(0.001 if late else 0.05)
-    finally:
-        let_go_on(control)
-
-
-def let_go_on(control):
-    """The wrapper of a control directory goes on, if stop_tree() made it stand still and was killed there."""
-    wrapper = read_note(os.path.join(control, b"start"))
-    if wrapper and still_there(wrapper):
-        signal_to(wrapper.pid, signal.SIGCONT)
-
-
-def open_to_others(base, known=False):
-    """Why nothing may be run in the directory base (bytes, a real path), or None: who may write there, or to one that it stands in, could
-    prepare what is run. (In /tmp and its like others may not exchange what is there.) known: who owns a directory above, and its group, may."""
-    above = [base[:at] or b"/" for at, letter in enumerate(base.decode("latin-1")) if letter == "/"]
-    for path in [os.path.join(base, b".mi"), base] + above[::-1]:
-        if not os.path.exists(path):
-            continue                                   # it will be ours
-        info = os.stat(path)
-        shared = path in above and info.st_mode & stat.S_ISVTX and info.st_uid == 0
-        trusted = known and path in above
-        if info.st_uid not in (0, os.geteuid()) and not trusted:
-            return _("%s: belongs to somebody else") % shown(path)
-        if info.st_mode & (0o002 if trusted else 0o022) and not shared:
-            return _("%s: others may write to it") % shown(path)
-    return None
-
-
-def wait_end(control, stop, most=0.25):
-    """Waits until the command has ended or stop() is true; looks at the FIFO, so that the end is seen at once. Returns look()'s answer.
-    most: seconds between two looks."""
-    try:
-        alive = os.open(os.path.join(control, b"alive"), os.O_RDONLY | os.O_NONBLOCK)
-    except OSError:
-        alive = -1
-    pause = 0.002
-    try:
-        while True:
-            state, now = look(control, float("inf")), time.monotonic()       # a clock that is set does not count here
-            if state != ("lost", "end unknown"):
-                GONE.pop(control, None)
-            elif now - GONE.setdefault(control, now) < ORPHAN_GRACE:
-                state = "starting", None
-            if state[0] in ("ended", "lost") or stop():
-                return state
-            poller = select.poll()
-            if alive >= 0:
-                poller.register(alive, select.POLLIN)
-            if poller.poll(pause * 1000):              # hung up: the end is there, or the wrapper was killed: look now and then
-                os.close(alive)
-                alive, pause = -1, 0.002
-            pause = min(pause * 1.5, most)
-    finally:
-        if alive >= 0:
-            os.close(alive)
-# ==== end shared ====
-
-# ==== shared: batch ====
-# Batch systems. A job is the wrapper, submitted; its `end` is the truth, a queue only says "not yet". One query tells of all jobs.
-JOB = r"""#!/bin/sh
-# What a batch system is given. Each line of the file `words` is one word of what it runs: no shell reads anything into them.
-control={control}
-set --
-while IFS= read -r word; do set -- "$@" "$word"; done <"$control/words"
-"""
-PROGRAMS = {"slurm": "sbatch squeue scancel", "pbs": "qsub qstat qselect qdel", "htcondor": "condor_submit condor_q condor_rm"}
-JOB_EXEC = 'exec "$@"\n'       # Slurm and PBS signal every process of a job
-JOB_WAIT = r"""trap 'kill -TERM $!; IFS= read -r pid <"$control/child"; case $pid in [1-9]*) kill -TERM "${pid%% *}";; esac' TERM
-# (HTCondor signals this one only, then kills all. A note that is written while it is read begins with blanks: no number to send a signal to.)
-"$@" &
-while kill -0 $! 2>/dev/null; do wait $!; done
-"""
-SUBMIT = '"$@" <"$0"; exit $?'     # the shell has our lock as its stdin; what it starts (also qsub's background process) has the job
-QUERY_TIME = 30                # seconds that a program of a batch system may take (Slurm's give a controller up after ten)
-ANSWER_MOST = 8 << 20          # bytes of an answer that are kept: some 50,000 jobs in Slurm's, 2,000 in PBS's; more is no answer
-END_LATE = 30                  # seconds that `end` may come after the queue's word that the job is over (NFS), and that word after `end`
-ASKED_OF = 600                 # seconds for which PBS is asked of a job that has ended oddly
-SENT_LATE = 60                 # seconds for which a queue must not know a job, of which it is unsure whether it was sent, before it is sent again
-UNSURE = re.compile(r"timed? ?out|zero bytes|connect|commit|End of File|no answer", re.I)      # in the words of a submission that failed
-HELD = "held"                  # unlocked()'s word
-KILLED = (137, 140, 143, 152)  # exit codes after which the queue is asked whether it was the batch system's doing (KILL, USR2, TERM, XCPU)
-CLIENT = re.compile(r"(SLURM_(CONF|CLUSTERS)|PBS_(CONF_FILE|EXEC|DEFAULT|SERVER)|CONDOR_CONFIG|_CONDOR_[A-Z_]+)\Z")    # for its programs
-MARK = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\.\d+")       # MI_RUN = ACCEPT_ID.N, by which a job is found again
-Seen = collections.namedtuple("Seen", "job mark state node text")      # state: queued, held, running, suspended, done, over (badly)
-Batch = collections.namedtuple("Batch", "submit number ask past partial read cancel force sure away wrong never said")
-
-
-def slurm_submit(control, run, options):
-    """The argument vector that submits."""
-    return ["sbatch", "--parsable", "--comment=" + run] + options + [
-        "--no-requeue", "--job-name=mi-" + run, "--input=/dev/null", "--output=%s/batch.log" % control.replace("%", "%%"), control + "/job"]
-
-
-def slurm_read(text):
-    """Every Seen in what squeue or sacct answered. ValueError if it is neither's."""
-    found = []
-    for line in text.split("\n"):
-        row = re.match(r"(\d[^|\s]*)\|([A-Z_]+(?: [^|]*)?)\|([^|]*)\|([^|]*)\|(.*)", line)
-        if row is None and not found and not re.match(r"(CLUSTER: \S+)?\Z", line):
-            raise ValueError(line)                     # later on it is the rest of a name with line breaks
-        if row is None:
-            continue
-        job, state, node, reason, names = row.groups()
-        word, mark = state.split(" ")[0], MARK.search(names)           # REVOKED: it runs on another cluster of the federation
-        ended = "BOOT_FAIL CANCELLED DEADLINE FAILED LAUNCH_FAILED NODE_FAIL OUT_OF_MEMORY PREEMPTED RECONFIG_FAIL TIMEOUT"
-        kind = "over" if word in ended.split() else "queued" if word in ("PENDING", "CONFIGURING") or "REQUEUE" in word else "running"
-        kind = {"COMPLETED": "done", "SUSPENDED": "suspended", "STOPPED": "suspended"}.get(word, kind)
-        kind = "held" if kind == "queued" and re.search(r"[Hh]eld", reason) else kind
-        found.append(Seen(job, mark and mark.group(), kind, node, state + (", " + reason if reason not in ("", "None") else "")))
-    return found
-
-
-def pbs_name(run):
-    """The name of its job: short, for older ones allow 15 letters."""
-    return "mi_" + run[:8] + run[9:13]
-
-
-def pbs_submit(control, run, options):
-    """The argument vector that submits. Of several -v qsub takes the last. It wants ASCII paths (-o: "illegal value"): where there is none, it
-    reads the job from stdin, and what PBS writes into the job's log is told by qstat alone."""
-    variables, rest = ["MI_RUN=" + run], []
-    for word in options:
-        if rest[-1:] == ["-v"] or word.startswith("-v") and len(word) > 2:
-            variables.append(word if rest[-1:] == ["-v"] else word[2:])
-            rest = rest[:-1] if rest[-1:] == ["-v"] else rest
-        else:
-            rest.append(word)
-    paths = [control + "/batch.log", control + "/job"] if re.match(r"[!-~ ]+\Z", control) else ["/dev/null"]
-    return ["qsub"] + rest + ["-N", pbs_name(run), "-v", ",".join(variables), "-r", "n", "-j", "oe", "-S", "/bin/sh", "-o"] + paths
-
-
-def own_name():
-    """This user's name; None if it has none."""
-    import pwd
-    try:
-        return pwd.getpwuid(os.geteuid()).pw_name
-    except KeyError:
-        return None
-
-
-def own(name):
-    """Is that owner of a job (USER@HOST, DOMAIN\\USER) we? True if nobody is named. A mark in another user's job is no mark."""
-    me = own_name()
-    return not name or me is None or len({str(text).split("\\")[-1].split("@")[0].lower() for text in (name, me)}) == 1
-
-
-PBS_ROWS = re.compile(rb"\n +(?! |job_state|Job_Owner|Variable_List|comment|Hold_Types|exec_host|[Ee]xit_status)[^\n]*")      # nobody reads
-PBS_MARK = re.compile(rb"(\n +Variable_List = )(?:[^\n]*,)?(MI_RUN=[^,\n]*)[^\n]*")
-
-
-def pbs_keep(text):
-    """Of what qstat -f has said so far (bytes) what is read of the jobs that may be ours: a site's others are many, and rows long."""
-    if b"\nJob Id:" not in text:
+def one_of(*choices):
+    """A kind of which only these words are values."""
+    def kind(text):
+        if text not in choices:
+            raise ValueError(_("is not one of: %s") % " ".join(choices))
         return text
-    first, *more = text.split(b"\nJob Id:")
-    parts = [first] + [part.replace(b"\r", b"").replace(b"\n\t", b"") for part in more[:-1]]
-    ours = [PBS_MARK.sub(rb"\1\2", PBS_ROWS.sub(b"", part)) for part in parts[1:] if b"MI_RUN=" in part]
-    return b"\nJob Id:".join([first] + ours + more[-1:])
+    return kind
 
 
-def pbs_read(text):
-    """Every Seen in what qstat -f answered. ValueError if it is not that."""
-    found = []
-    if text.strip() and not text.lstrip().startswith("Job Id"):
-        raise ValueError(text)
-    for part in re.split(r"^Job Id:\s*", text.replace("\r", "").replace("\n\t", ""), flags=re.M)[1:]:
-        lines_of = part.split("\n")
-        told = dict(re.match(r"\s+([A-Za-z_.]+) = (.*)", line).groups() for line in lines_of[1:] if re.match(r"\s+[A-Za-z_.]+ = ", line))
-        state, mark = told["job_state"] if "job_state" in told else "", MARK.search(told.get("Variable_List", ""))
-        if not re.match(r"\d+", lines_of[0]) or not re.match(r"[A-Z]\Z", state):
-            raise ValueError(part)
-        mark = mark if own(told.get("Job_Owner")) else None
-        code = told.get("Exit_status") or told.get("exit_status")
-        words = [state] + (["exit status " + code] if code and state in "CFX" else []) + [told[key] for key in ("comment",) if key in told]
-        words += ["held (%s)" % told["Hold_Types"]] if state == "H" and "Hold_Types" in told else []
-        kind = "done" if code == "0" else "over"
-        kind = {"R": "running", "E": "running", "S": "suspended", "U": "suspended", "H": "held"}.get(state, kind if state in "CFX" else "queued")
-        found.append(Seen(lines_of[0].strip(), mark and mark.group(), kind, told.get("exec_host", "").split("/")[0], ", ".join(words)))
+def ini_folders(script):
+    """Where the ini is looked for: beside the script, in ~/.config/, in /etc/. Never where it is started: results arrive there."""
+    return [os.path.dirname(os.path.abspath(script)), os.path.expanduser("~/.config"), "/etc"]
+
+
+def find_ini(given, folders, needed=False):
+    """The ini's absolute path: given (--ini), or the first of these folders that has one, or None. 78 if the given or needed one is not there."""
+    if given is not None and not os.path.exists(utf8(given)):
+        raise Stop(EX_CONFIG, _("%s: no such file (--ini)") % (printable(given) or '""'))
+    places = [os.path.join(folder, INI_NAME) for folder in folders if os.path.isabs(folder)] if given is None else [given]      # ~ may be nobody's
+    found = next((os.path.abspath(place) for place in places if os.path.exists(utf8(place))), None)
+    if needed and not found:
+        raise Stop(EX_CONFIG, _("no %s in %s; say --ini FILE") % (INI_NAME, printable(", ".join(dict.fromkeys(folders)))))
     return found
 
 
-def condor_submit(control, run, options):
-    """The argument vector that submits, and the file that it reads."""
-    rows = ["universe = vanilla"] + options + [
-        "executable = %s/job" % control, "initialdir = " + control, "log = batch.events", "output = batch.log", "error = batch.log",
-        "should_transfer_files = NO", "notification = never", "job_max_vacate_time = 30", '+MIRun = "%s"' % run, "batch_name = mi-" + run,
-        "queue 1"]
-    if "$" in control:
-        raise ValueError("%s: HTCondor takes no $ in a path" % control)
-    write_synced(utf8(control) + b"/job.sub", utf8("\n".join(rows) + "\n"))
-    return ["condor_submit", "-terse", control + "/job.sub"]
+def only_ours(path):
+    """78 if somebody else than this user and root may change that file or directory, or what it lies in; of a link, also where it leads to."""
+    path = os.path.abspath(utf8(path))
+    real = os.path.realpath(path)
+    for place in (path, os.path.dirname(path), real, os.path.dirname(real)):
+        info = os.stat(place)
+        if info.st_uid not in (0, os.geteuid()) or info.st_mode & 0o022:
+            raise Stop(EX_CONFIG, _("%s: must belong to you or root, and nobody else may write to it (chown, chmod go-w)") % printable(
+                place.decode("utf-8", "replace")))
 
 
-def condor_read(text):
-    """Every Seen in what condor_q or condor_history answered. ValueError if it is neither's."""
-    found, names = [], ("", "idle", "running", "removed", "completed", "held", "transferring output", "suspended")
+def nearest(word, known):
+    """' (did you mean X?)' or ''. X is spelled nearly so, or begins or ends so."""
+    import difflib
+    close = difflib.get_close_matches(word, known, 1, 0.6) or [one for one in sorted(known) if len(word) > 2 and (
+        one.startswith(word) or one.endswith(word) or word.endswith(one))]
+    return _(" (did you mean %s?)") % close[0] if close else ""
+
+
+def elsewhere(key, table):
+    """' (it belongs into [SECTION])' or ''."""
+    names = [{"command *": "command NAME", "*": "SITE"}.get(name, name) for name in table if key in table[name]]
+    return _(" (it belongs into %s)") % ", ".join("[%s]" % name for name in names) if names else ""
+
+
+def ini_text(path):
+    """The ini at path as it is: {section: [(key, text)]}. Stop 78 if it cannot be read, or others may write to it."""
+    import configparser
+    parser = configparser.RawConfigParser(default_section="\0", strict=True, inline_comment_prefixes=("#",))
+    parser.optionxform = lambda key: key if key.lower().startswith("env.") else key.lower()
     try:
-        entries = json.loads(text) if text.strip() else []
-    except RecursionError:
-        raise ValueError(text)
-    for entry in entries if isinstance(entries, list) else [None]:
-        try:
-            state, job = int(entry["JobStatus"]), "%d.%d" % (int(entry["ClusterId"]), int(entry["ProcId"]))
-        except (TypeError, KeyError, OverflowError):
-            raise ValueError(text)
-        reason = str(entry.get({1: "LastRejMatchReason", 5: "HoldReason", 3: "RemoveReason"}.get(state), "")).strip()
-        node = str(entry.get("RemoteHost") or entry.get("LastRemoteHost") or "").partition("@")[2]
-        kind = {1: "queued", 5: "held", 3: "running" if entry.get("RemoteHost") else "over", 4: "done", 7: "suspended"}.get(state, "running")
-        mark = MARK.fullmatch(str(entry.get("MIRun")))
-        found.append(Seen(job, mark.group() if mark and own(entry.get("Owner")) else None, kind, node,
-                          names[state if 0 < state < len(names) else 0] + (": " + reason if reason else "")))
-    return found
-
-
-CONDOR_TELL = ["-json", "-attributes",
-               "ClusterId,ProcId,JobStatus,Owner,MIRun,HoldReason,RemoveReason,LastRejMatchReason,RemoteHost,LastRemoteHost"]
-# submit(control, run, options) · what its answer holds · one query for all: ask(job numbers, or none), past(job numbers, or marks) · stderr
-# lines beside which a failed query is an answer · read · cancel, force (None: it needs none) · refusals of a submission that are for good,
-# that pass, that are for good if they are not the others · options that cannot be · what the job's own log tells
-BATCH = {
-    "slurm": Batch(
-        slurm_submit, r"^(\d+)(?:;\S*)?$",
-        lambda jobs: ["squeue", "--noheader", "--states=all", "--user=%d" % os.geteuid(), "--format=%i|%T|%N|%r|%j|%k"],
-        lambda jobs: ["sacct", "-n", "-P", "-X", "-o", "JobID,State,NodeList,Reason,JobName", "-j", ",".join(jobs)], r"(?!)", slurm_read,
-        lambda job: ["scancel", job], None,            # (its daemon kills after KillWait, whatever it is told meanwhile)
-        r"PerJob|QOSMin|time limit is invalid|Partition(Time|Node)Limit",
-        r"contact slurm|timed out|refused|[Zz]ero [Bb]ytes|temporarily|[Ll]imit|too many|queue is full|not respond|Unable to connect|standby"
-        r"|inactive or drain|[Mm]unge|uthentication",
-        r"[Ii]nvalid|unrecognized|not available|not found|denied|[Uu]nable to open|exceeds",
-        r"-W|--wait(?![\w-])|--test-only|-a|--array", r"slurmstepd\S*: (?:error: )?(.*\*\*\*.*|.*memory.*|.*oom.*)"),
-    "pbs": Batch(
-        pbs_submit, r"^(\d+(?:\[\])?(?:\.\S+)?)$", lambda jobs: ["qstat", "-f"] + jobs, lambda jobs: ["qstat", "-x", "-f"] + jobs,
-        r"qstat: (Unknown Job Id|.* has finished)", pbs_read, lambda job: ["qdel", job], lambda job: ["qdel", "-W", "force", job],
-        r"violates|exceeds .*resource limits",
-        r"onnect|timed out|busy|temporar|would exceed|[Mm]aximum number|End of File|[Ss]erver shutting|not enabled",
-        r"[Ii]llegal|[Uu]nknown|[Ii]nvalid|Unauthorized|not found|denied|too long|usage:",
-        r"-[IJtz]|-W\n?(.*,)?block=", r"=>> PBS: (.*)|.*(?:[Oo]om|memory|Killed by).*"),
-    "htcondor": Batch(
-        condor_submit, r"^(\d+\.\d+) - ", lambda jobs: ["condor_q"] + CONDOR_TELL + ["-constraint", "MIRun =!= undefined"],
-        lambda jobs: ["condor_history"] + CONDOR_TELL + ["-limit", str(len(jobs)), "-constraint", " || ".join(
-            'MIRun == "%s"' % job if MARK.match(job) else "ClusterId == %s && ProcId == %s" % tuple(job.split(".")) for job in jobs)],
-        r"(?!)", condor_read, lambda job: ["condor_rm", job], None,
-        r"[Ss]ubmit requirement|SUBMIT_REQUIREMENT",
-        r"onnect|timed out|locate|find address|MAX_JOBS|Failed to commit", r"[Pp]arse|not found|[Ii]nvalid|denied|No such",
-        r"(?i:queue)\b", r"(?!)"),
-}
-
-
-def batch_table(text):
-    """batch_changeable: a line `NAME[=DEFAULT] OPTION-WITH-{} EXPRESSION` each, as [(name, default or None, option, expression)]."""
-    found = []
-    for line in lines(text):
-        words = line.split(None, 2)
-        name, equals, default = words[0].partition("=")
-        good = len(words) == 3 and words[1].count("{}") == 1 and re.match(r"(-|\+?[A-Za-z_]+=)", words[1])
-        if not good or not re.match(r"[a-z_]+\Z", name):
-            raise ValueError(_("is not NAME OPTION-WITH-{} EXPRESSION: %s") % line)
-        if equals and not re.fullmatch(words[2], default):
-            raise ValueError(_("the default does not match the expression: %s") % line)
-        found.append((name, default if equals else None, words[1], re.compile(words[2])))
-    return found
-
-
-def batch_options(keys, words):
-    """(options of the submission, the words that are left): words `batch.NAME=VALUE` set what batch_changeable lets them. ValueError."""
-    import shlex
-    given, rest, options = {}, [], []
-    for word in words:
-        found = re.match(r"batch\.([a-z_]+)=(.*)\Z", word) if keys["batch"] != "none" else None
-        if found is None:
-            rest.append(word)
-        else:
-            given[found.group(1)] = found.group(2)
-    for line in keys["batch_options"]:
-        options += [line] if keys["batch"] == "htcondor" else shlex.split(line)
-    for name, default, option, shape in keys["batch_changeable"]:
-        value = given.pop(name, default)
-        if value is not None:
-            if not shape.fullmatch(value) or steers(value) or "$" in value:
-                raise ValueError(_("batch.%s may not be %s here") % (name, value))
-            options.append(option.replace("{}", value))
-    if given:
-        raise ValueError(_("batch.%s may not be set here") % sorted(given)[0])
-    if keys["batch"] == "slurm" and any(re.match(r"-M|--clusters?\b", option) for option in options):
-        raise ValueError(_("which cluster it is, every program must know: env.SLURM_CLUSTERS = NAME, no --clusters"))
-    never = keys["batch"] != "none" and re.search(r"^(?:%s).*(\n(?!-).*)?" % BATCH[keys["batch"]].never, "\n".join(options), re.M)
-    if never:
-        raise ValueError(_("%s: one job that runs one command, and a submission that returns at once: nothing else can be used") % " ".join(
-            never.group().split()))
-    return options, rest
-
-
-def batch_missing(system, env):
-    """The first of a batch system's programs that is not in the PATH of env, and what to do, for people; None if all are there."""
-    import shutil
-    for program in PROGRAMS[system].split():
-        if not shutil.which(program, path=env.get("PATH", WRAPPER_PATH)):
-            return _("%s: not found in PATH: the batch system's own programs are needed on this host (env.PATH of its section in the ini; "
-                     "for ssh without a guard: `module load`, or PATH, at the top of ~/.bashrc there)") % program
-    return None
-
-
-def batch_call(words, env, stdin=subprocess.DEVNULL, keep=None):
-    """(exit code, stdout, stderr) of a batch system's own program; 127 if it is not there, None if it did not answer in time, or without end.
-    keep: see batch_hear()."""
-    try:
-        child = subprocess.Popen([utf8(word) for word in words], stdin=stdin, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                                 env={utf8(key): utf8(value) for key, value in env.items()}, cwd=b"/", start_new_session=True)
+        only_ours(path)
+        with open(utf8(path), encoding="utf-8-sig") as text:
+            parser.read_file(text, path)
     except OSError as error:
-        return 127, "", "%s: %s" % (words[0], error.strerror)
-    until = time.monotonic() + QUERY_TIME
-    with child.stdout, child.stderr:
-        out, err, code = batch_hear(child, until, keep)
-    try:
-        if code is not None:
-            code = child.wait(max(0.1, until - time.monotonic()))
-        else:
-            os.killpg(child.pid, signal.SIGKILL)
-            child.wait(5)                              # on a file system that is away not even that ends it
-    except (subprocess.TimeoutExpired, PermissionError):
-        code = None
-    return code, out.decode("utf-8", "replace"), err.decode("utf-8", "replace")
+        raise Stop(EX_CONFIG, "%s: %s" % (path, error.strerror))
+    except (configparser.Error, UnicodeDecodeError) as error:
+        why = re.sub(r"^While reading from .*? \[line +(\d+)\]", r"line \1", " ".join(str(error).split()))
+        raise Stop(EX_CONFIG, "%s: %s" % (path, why))
+    return collections.OrderedDict((section, parser.items(section)) for section in parser.sections())
 
 
-def batch_hear(child, until, keep):
-    """(stdout, stderr, 0) of a child when both are closed; (b"", why, None) if that is not so at `until` (time.monotonic()), or it is too much.
-    keep(stdout so far): what is wanted of that, for answers that are long."""
-    poller, out, err, done = select.poll(), bytearray(), bytearray(), 0
-    into = {child.stdout.fileno(): out, child.stderr.fileno(): err}
-    for pipe in into:
-        poller.register(pipe, select.POLLIN)
-    while into:
-        ready = poller.poll(max(0, until - time.monotonic()) * 1000)
-        if not ready or time.monotonic() > until:
-            return b"", b"no answer", None
-        for pipe, _event in ready:
-            data = os.read(pipe, 65536)
-            into[pipe] += data
-            if not data:
-                poller.unregister(pipe)
-                del into[pipe]
-        del err[65536:]
-        if keep and len(out) - done > 1 << 20:
-            out[:] = keep(bytes(out))
-            done = len(out)
-        if len(out) > ANSWER_MOST:
-            return b"", b"an answer without end", None
-    return out, err, 0
+def read_ini(path, table):
+    """The ini as {section: {key: typed value}}: every section of table with its defaults, and of 'command *' and '*' (any other)
+    those that are there.
 
-
-def batch_look(control):
-    """As look(), for a command that may run on another host: by its files alone. ready: not started · running: detail its Note · ended:
-    detail its exit code, None if it could not be started · stopped: it can never start."""
-    names = os.listdir(control)                        # over NFS this also asks for the newest
-    child = read_note(os.path.join(control, b"child"))
-    if b"end" in names:
-        end = read_note(os.path.join(control, b"end"))
-        if end is not None:
-            code = re.match(r"exit ([0-9]{1,3})\Z", end.text)
-            return "ended", int(code.group(1)) if child is not None and code else None
-    if b"start" in names:
-        return "running", child or read_note(os.path.join(control, b"start")) or Note(0, "?", "?", "?", "", time.time())
-    return ("ready" if b"ready" in names else "stopped"), None
-
-
-def unlocked(lock):
-    """"" if this process has the lock of that open file now; HELD if another one has it; else why there are no locks."""
-    import fcntl
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return ""
-    except OSError as error:
-        return HELD if error.errno in (errno.EAGAIN, errno.EACCES) else error.strerror
-
-
-def ended_oddly(control, code):
-    """May an end with this exit code be the batch system's doing: by a signal, or after the wrapper was told to end?"""
-    return code in KILLED or os.path.exists(os.path.join(control, b"told"))
-
-
-class Queue:
-    """What a batch system says of this user's jobs. However many threads and processes wait below a folder (bytes), it is asked once in
-    `poll` seconds, beside their waiting, and not at all when nobody waits: the answer lies in a file of the folder."""
-
-    def __init__(self, folder, system, env):
-        self.system, self.table, self.folder = system, BATCH[system], folder
-        self.env = dict(env, SQUEUE_FEDERATION="1")    # a federation's other clusters too; nothing to the rest
-        client = sorted(item for item in env.items() if CLIENT.match(item[0]))
-        name = "queue." + system + (".%08x" % binascii.crc32(utf8(repr(client))) if client else "")
-        self.path, self.lock, self.stamp, self.asking = os.path.join(folder, utf8(name)), threading.Lock(), None, False
-        self.known, self.rows, self.past, self.missed, self.turn = {"tried": 0, "t": 0, "rows": []}, {}, {}, set(), False
-        self.submitting = threading.Lock()             # one submission at a time
-        self.together = None                           # does qstat know -E (one connection for all numbers)? None: not asked yet
-
-    def load(self):
-        """Reads the answer's file if it is another one than before."""
-        try:
-            info = os.stat(self.path)
-            if (info.st_ino, info.st_mtime) != self.stamp:
-                with open(self.path, "rb") as text:
-                    known = json.loads(text.read().decode("utf-8"))
-                found = [Seen(*row) for row in known["rows"]]
-                self.known = dict(known, tried=float(known["tried"]), t=float(known["t"]))
-                self.stamp = info.st_ino, info.st_mtime
-                self.rows = {row.job: row for row in found}
-                self.rows.update((row.mark, row) for row in sorted(found, key=lambda row: row.state not in ("done", "over")) if row.mark)
-        except (OSError, ValueError, KeyError, TypeError, RecursionError):
-            pass                                       # not there yet, or broken: it is written anew
-
-    def seen(self, mark, job, poll):
-        """(time of the last answer, that job's Seen or None). Has the queue asked anew, beside, if it is older than poll seconds."""
-        with self.lock:
-            self.load()
-            if not self.asking and self.due(poll):
-                self.asking = True
-                threading.Thread(target=self.ask, args=(poll,), daemon=True).start()
-            row = self.rows.get(mark) or self.rows.get(job)
-            if row is not None and row.mark not in (mark, None):
-                row = None                             # a number that was given again
-            return self.known["t"], row or self.past.get(job) or self.past.get(mark)
-
-    def due(self, poll):
-        """Is the last query older than that, or from the future (the clock was set back)?"""
-        return not 0 <= time.time() - self.known["tried"] < poll
-
-    def ask(self, poll):
-        """One query, or none if another process makes it just now. (Where there are no locks, each process asks for itself.)"""
-        try:
-            with open(self.path + b".lock", "ab") as lock:
-                if unlocked(lock) == HELD:
-                    return
-                with self.lock:
-                    self.load()
-                    missed, began = sorted(self.missed), time.time()
-                    self.turn = bool(missed) and not self.turn     # a query for those that vanished comes in place of one for all
-                if self.due(poll):
-                    self.query(began, missed)
-        except OSError:
-            pass
-        finally:
-            self.asking = False
-
-    def query(self, began, missed):
-        """Asks for what is in the queue, or what became of those that are not."""
-        known = dict(self.known, tried=began, why="")
-        self.missed.clear()                            # whoever still misses one says so again
-        try:
-            jobs = self.vanished(missed) if self.turn else self.numbers()
-            out = self.hear(self.words(jobs)) if jobs != [] else ""
-            ours = {job.split(".")[0] for job in jobs} if self.system == "pbs" else ()
-            found = [row._replace(job=row.job[:100], node=printable(row.node)[:100], text=printable(row.text)[:300])
-                     for row in self.table.read(out) if not ours or row.job.split(".")[0] in ours]
-            if self.turn:
-                self.past = {name: row for row in found if row.state in ("done", "over") for name in (row.mark, row.job) if name}
-            else:
-                known.update(t=began, rows=[list(row) for row in found])
-        except ValueError as error:
-            self.together = self.together and "invalid option" not in str(error)
-            known["why"] = printable(error)[:200]
-            log("debug", None, "queue", why=known["why"])
-        new = self.path + b".new"
-        with open(new, "wb") as out:
-            out.write(json.dumps(known).encode())
-        os.rename(new, self.path)
-
-    def hear(self, words):
-        """What a program of the batch system answered. ValueError with who said what, if it is no answer."""
-        code, out, err = batch_call(words, self.env, keep=pbs_keep if self.system == "pbs" else None)
-        if code is None or code and not all(re.match(self.table.partial, line) for line in (err.strip() or "?").splitlines()):
-            raise ValueError("%s: %s" % (words[0], " ".join(err.split())[:200] or "exit code %s" % code))
-        return out
-
-    def mine(self):
-        """The argument vector that asks for this user's jobs in PBS, or in another system for all that it is asked for."""
-        if self.system != "pbs":
-            return self.table.ask([])
-        return ["qselect"] + (["-u", own_name()] if own_name() else [])
-
-    def words(self, jobs):
-        """The argument vector of a query. A connection and a privileged port for each number, as qstat has it without -E, lock others out."""
-        words = self.table.past(jobs) if self.turn else self.table.ask(jobs)
-        if self.system != "pbs" or len(jobs) < 2:
-            return words
-        if self.together is None:                      # Torque's has no -E
-            code, out, err = batch_call(["qsub", "--version"], self.env)
-            self.together = None if code is None else "pbs_version" in out + err
-        return words[:1] + ["-E"] * bool(self.together) + words[1:]
-
-    def vanished(self, missed):
-        """Of the names in missed (a job's number, or, if that is not known, its mark) those that may be asked for."""
-        marks = [name for name in missed if MARK.match(name)]
-        jobs = [name for name in missed if name not in marks]
-        if self.system == "slurm" or jobs and self.system == "htcondor":
-            return jobs
-        for mark in marks[:20] if self.system == "pbs" else ():
-            code, out, _err = batch_call(self.mine() + ["-x", "-N", pbs_name(mark)], self.env)
-            if code is None:
-                raise ValueError("qselect: no answer")
-            jobs += re.findall(r"^\d\S*$", out, re.M)
-        return jobs or (marks if self.system == "htcondor" else [])
-
-    def settled(self, control):
-        """Has its command ended, and not just now in a way that the queue may know more of?"""
-        try:
-            ended = time.time() - os.stat(os.path.join(control, b"end")).st_mtime
-        except OSError:
-            return False
-        return abs(ended) > ASKED_OF or not ended_oddly(control, batch_look(control)[1])
-
-    def numbers(self):
-        """The jobs below the folder that have not ended, for PBS, which is asked by numbers: in the variables of another user's job, rows that
-        look like ours can stand. All of this user's if one's is not known. None for systems that are asked for all."""
-        found = []
-        if self.system != "pbs":
-            return None
-        for name in os.listdir(self.folder):
-            control = os.path.join(self.folder, name)
-            if os.path.exists(os.path.join(control, b"batch")) and not self.settled(control):
-                job = read_batch(control)
-                if not job.get("job") or job.get("sent", 0) > 1:
-                    return re.findall(r"^\d\S*$", self.hear(self.mine()), re.M)
-                found.append(job["job"])
-        return found
-
-
-def read_batch(control):
-    """What is known of a control directory's job (see BatchJob): {} if nothing was submitted, or nothing of it can be read."""
-    try:
-        with open(os.path.join(control, b"batch"), "rb") as text:
-            found = json.loads(text.read().decode("utf-8"))
-        whole = {"system", "run", "submit", "sent", "job", "t"} <= set(found) and found["system"] in BATCH
-        return found if isinstance(found, dict) and whole else {}
-    except (OSError, ValueError, TypeError, RecursionError):
-        return {}
-
-
-def batch_where(folder, control):
-    """(queued, running, stopped or ended, text for people) of a control directory's job below folder, as far as is known without asking."""
-    state, detail = batch_look(control)
-    order = read_batch(control)
-    why, row = order.get("why", ""), None
-    for name in os.listdir(folder) if state in ("ready", "running") else ():
-        if name.startswith(utf8("queue." + order["system"])) and not name.endswith((b".lock", b".new")):
+    What the file says is obeyed, so nobody else may write to it: see only_ours().
+    78 with file, section, key and what to do, for anything that is not as it should be.
+    """
+    parsed = ini_text(path) if path else {}
+    result = {name: {key: row[1] for key, row in keys.items() if "*" not in key}
+              for name, keys in table.items() if "*" not in name}
+    for section in parsed:
+        shape = section if section in table else "command *" if section.startswith("command ") else "*"
+        if shape not in table:
+            if shape == "*" and section not in SUITE and nearest(section, SUITE + ("command",)):
+                raise Stop(EX_CONFIG, _("%s: [%s] is not a section%s") % (path, section, nearest(section, SUITE + ("command",))))
+            continue                                   # another script's, or a site's
+        if shape == "*" and section in SUITE:
+            continue
+        keys = table[shape]
+        values = result[section] = {key: row[1] for key, row in keys.items() if "*" not in key}
+        for key, text in parsed[section]:
+            name = key if key in keys else re.sub(r"\.[^.]+\Z", ".*", key)
+            if name not in keys:
+                raise Stop(EX_CONFIG, _("%s: [%s] %s is not a key%s") % (
+                    path, section, key, elsewhere(key, table) or nearest(key, list(keys))))
             try:
-                with open(os.path.join(folder, name), "rb") as known:
-                    rows = [Seen(*row) for row in json.loads(known.read().decode("utf-8"))["rows"]]
-                row = [row for row in rows if row.mark == order["run"] or row[:2] == (order["job"], None)][0]
-            except (OSError, ValueError, KeyError, TypeError, IndexError, RecursionError):
-                pass                                   # it has not been asked yet
-    if state == "running":
-        return state, "running on " + detail.host + (" (%s)" % row.text if row and row.state == "suspended" else "")
-    return ("queued", "queued" + (" (%s)" % (row.text if row else why) if row or why else "")) if state == "ready" else (state, "")
-
-
-def later(when, then):
-    """Is an answer of `when` later than `then` (both time.time())? If `then` is to come, the clock was set back: it may be."""
-    return when > then or then > time.time()
-
-
-class BatchJob:
-    """The job of one control directory (bytes). Its file `batch` (fsynced): run, submit = the argument vector, sent = times, job = number.
-    grace: seconds that a job may be unknown to the queue; poll: see Queue; at: a fault point."""
-
-    def __init__(self, control, queue, poll, grace, at=lambda name: None):
-        self.control, self.queue, self.poll, self.grace, self.at = control, queue, poll, grace, at
-        self.order, self.failing, self.unsure = read_batch(control), None, True
-        self.said = []                                 # see told()
-        self.missing, self.begun = False, 0            # is the program that submits not there; when it was started last
-        self.absent = []                               # of the answers of after the submission that do not name it the first and the last:
-        self.over, self.off, self.tried = None, None, None             # (their time, when we saw them), like these in time.monotonic()
-        self.where, self.why, self.failed, self.node = "", "", "", ""
-
-    def path(self, name):
-        return os.path.join(self.control, name)
-
-    def save(self, **more):
-        """The file `batch`, on disk before this returns."""
-        self.order = dict(self.order, t=time.time(), **more)
-        write_synced(self.path(b"batch.new"), json.dumps(self.order).encode())
-        os.rename(self.path(b"batch.new"), self.path(b"batch"))
-        sync_folder(self.control)
-
-    def begin(self, work, argv, env, run, options, **more):
-        """Writes what is submitted, and submits it: argv in the directory work (bytes) with env. ValueError if the system cannot be told."""
-        pairs = ["%s=%s" % item for item in sorted(env.items()) if item[0] not in ("PATH", "TMPDIR")]
-        words = ["/usr/bin/env", "PATH=" + WRAPPER_PATH] + pairs
-        words += ["/bin/sh", self.control + b"/run", self.control, work, "/usr/bin/env", "PATH=" + env.get("PATH", WRAPPER_PATH)] + argv
-        words = [word if isinstance(word, bytes) else utf8(word) for word in words]
-        if any(b"\n" in word for word in words):
-            raise ValueError(_("a line break in an argument or a variable"))
-        import shlex
-        control = self.control.decode("utf-8", "surrogateescape")
-        submit = self.queue.table.submit(control, run, options)
-        if os.path.exists(self.path(b"alive")):
-            os.unlink(self.path(b"alive"))             # a FIFO tells nothing between two hosts
-        write_synced(self.path(b"words"), b"\n".join(words) + b"\n")
-        text = JOB + (JOB_WAIT if self.queue.system == "htcondor" else JOB_EXEC)
-        write_synced(self.path(b"job"), utf8(text.replace("{control}", shlex.quote(control))), 0o700)
-        self.save(system=self.queue.system, run=run, submit=submit, sent=0, job="", why="", **more)
-        self.submit()
-
-    def submit(self):
-        """Submits, unless that is under way or done, or others of the queue take long over it. Whoever does it holds the lock of `job`, and so
-        does the shell that waits for the program: while that lives, also without us, nobody takes the job for lost."""
-        if not self.queue.submitting.acquire(timeout=1):
-            return
-        lock = os.open(self.path(b"job"), os.O_RDONLY)
-        try:
-            why = unlocked(lock)
-            if why:
-                return self.not_now(why)
-            self.order = read_batch(self.control)
-            if self.order["job"] or not os.path.exists(self.path(b"ready")):
-                return
-            self.save(sent=self.order["sent"] + 1)
-            self.begun = time.monotonic()
-            self.at("submitting")
-            words = ["/bin/sh", "-c", SUBMIT, self.path(b"job").decode("utf-8", "surrogateescape")] + self.order["submit"]
-            code, out, err = batch_call(words, self.queue.env, lock)
-            self.at("submitted")
-            found = re.findall(self.queue.table.number, out, re.M)
-            if code == 0 and found:
-                self.save(job=found[-1], why="")
-                self.failing, self.why = None, ""
-                self.at("number noted")
-            else:
-                self.refused(code, " ".join((err or out).split())[:300] or "exit code %s" % code)
-        finally:
-            os.close(lock)
-            self.queue.submitting.release()
-
-    def not_now(self, why):
-        """Nothing is submitted: another process does it just now (HELD), or no lock can be had, which is said; look() tries again."""
-        text = "" if why == HELD else _("no lock can be had beside its notes (%s); it is not submitted until there is one") % why
-        if text and text != self.why:
-            log("error", self.order["run"].rpartition(".")[0], "batch", why=text)
-        self.why = text or self.why
-
-    def refused(self, code, text):
-        """A submission failed: for good, or (perhaps it did not) the queue is looked at and it is sent again."""
-        table, self.missing = self.queue.table, code in (126, 127)
-        self.why, self.unsure = "%s: %s" % (self.order["submit"][0], printable(text)), bool(UNSURE.search(text))
-        try:
-            if self.order.get("why") != self.why:
-                self.save(why=self.why)                # for `list` and `show`
-        except OSError:
-            pass                                       # a full disk: it is said, and not kept
-        final = re.search(table.sure, text)
-        away = not final and (code is None or re.search(table.away, text)) and not self.missing
-        self.failing = None if away else self.failing or time.monotonic()
-        if final or not away and (re.search(table.wrong, text) and not self.missing or time.monotonic() - self.failing > self.grace):
-            self.failed = self.why
-
-    def under_way(self):
-        """Does a program that submits this job still run?"""
-        with open(self.path(b"job"), "rb") as lock:
-            return unlocked(lock) == HELD
-
-    def look(self):
-        """(state, detail): queued, running; ended: detail the exit code, as look() has it; lost: detail why. self.where: for people;
-        self.why: the batch system's own words about an end that was its doing."""
-        state, detail = batch_look(self.control)
-        if not self.order["job"]:
-            self.order = read_batch(self.control) or self.order            # another process may have submitted it
-        job, now = self.order["job"], time.monotonic()  # a clock that is set moves no time limit
-        asks = state != "ended" or ended_oddly(self.control, detail)
-        when, row = self.queue.seen(self.order["run"], job, self.poll) if asks else (0, None)
-        if state == "ended" and (not asks or not (row and row.state in ("queued", "held")) and self.explained(now)):
-            self.why = self.log_words() if detail else ""
-            return state, detail
-        if row is not None:
-            return self.as_seen(row, when, state, detail, now)
-        if self.failed and (state == "stopped" or state == "ready" and self.take_ready()):
-            return "lost", self.failed
-        if later(when, self.order["t"]) and when not in [told for told, _at in self.absent]:
-            steady = self.absent and now - self.absent[-1][1] < 3 * self.poll + 2 * QUERY_TIME         # an outage counts for nothing
-            self.absent = (self.absent[:1] if steady else []) + [(when, now)]
-        missing = self.absent[-1][1] - self.absent[0][1] if len(self.absent) > 1 else -1
-        if self.absent and self.order["sent"]:
-            self.queue.missed.add(job or self.order["run"])
-        if state == "stopped":
-            self.over = self.over or now
-            if job or len(self.absent) > 1 or not self.order["sent"] or now - self.over > max(END_LATE, 3 * self.poll):
-                return "lost", "cancelled"
-        elif state == "ready" and not job and self.may_send(now, missing):
-            if not self.under_way():
-                self.absent = []
-                self.submit()
-        elif missing >= self.grace and state != "ended":
-            self.stop()                                # should it run all the same
-            return "lost", "%s does not know job %s any more%s" % (self.queue.system, job, self.log_words(", "))
-        if state != "ended":
-            self.node = detail.host if state == "running" else ""
-            why = self.why or self.queue.known.get("why")
-            self.where = "queued (%s)" % why if why else "queued" if job else "submitting"
-            self.where = "running on " + detail.host if state == "running" else self.where
-        return ("queued" if state in ("ready", "stopped") else "running"), detail
-
-    def may_send(self, now, missing):
-        """May it be submitted (again)? Once the queue does not know it for `missing` seconds, longer if that attempt may have been one; at once
-        if it certainly was none: its program is not there."""
-        if self.missing and now - self.begun > max(1, self.poll):
-            return True
-        return not self.order["sent"] or missing >= (self.unsure and min(self.grace, SENT_LATE))
-
-    def as_seen(self, row, when, state, detail, now):
-        """look(), where the queue names the job."""
-        self.absent = []
-        if not self.order["job"]:
-            self.save(job=row.job, why="")             # the submission of before had happened
-            self.failing, self.failed, self.why = None, "", ""
-        words = "%s: %s%s%s" % (self.queue.system, row.text, " on " + row.node if row.node else "", self.log_words(", "))
-        if row.state in ("done", "over"):
-            self.over = self.over or now
-            if state == "ended":
-                self.why = words if row.state == "over" else self.log_words()
-                return state, detail
-            if state == "stopped" or self.take_ready() or now - self.over > min(self.grace, END_LATE):
-                return "lost", "cancelled" if state == "stopped" else words + (", its end unknown" if row.state == "done" else "")
-            return "running", detail
-        self.over = self.over if state == "ended" else None
-        if row.state in ("queued", "held") and state in ("running", "ended"):
-            return self.taken_off(row, when, state, detail, now, words)
-        self.off = None
-        if state == "running" or row.state in ("running", "suspended"):
-            self.node = detail.host if state == "running" else row.node
-            self.where = "running on " + self.node + (" (%s)" % row.text if row.state == "suspended" else "")
-        else:
-            self.node, self.where = "", "queued (%s)" % row.text
-        return ("running" if state in ("running", "ended") else "queued"), detail
-
-    def taken_off(self, row, when, state, detail, now, words):
-        """look(), where the queue has a job waiting that was started: it was held, preempted or requeued, and will not be run again."""
-        self.off = self.off or (time.time(), now)
-        if state == "running":
-            self.node, self.where = detail.host, "running on %s (%s)" % (detail.host, row.text)
-        waits = now - self.off[1]
-        limit = 0 if state == "ended" else min(self.grace, END_LATE if row.state == "held" else self.grace)
-        if waits > self.grace or later(when, self.off[0]) and waits > limit:           # the answer before may be of before the start
-            if self.stop() or waits > 2 * self.grace:  # what has ended here leaves no job there
-                self.why = words
-                return (state, detail) if state == "ended" else ("lost", words)
-        return "running", detail
-
-    def explained(self, now):
-        """Is all known of an end by a signal? It is, once the log tells, or the queue had its time (look() asks it), or we cancelled it."""
-        self.over = self.over or now
-        return self.told() or self.log_words() or now - self.over > max(END_LATE, self.poll)
-
-    def log_words(self, before=""):
-        """What the batch system wrote about an end of its doing into the job's own log, after `before`; '' if nothing."""
-        try:
-            with open(self.path(b"batch.log"), "rb") as text:
-                text.seek(-min(4096, os.fstat(text.fileno()).st_size), 2)
-                rows = [row.strip() for row in text.read().decode("utf-8", "replace").splitlines() if re.match(self.queue.table.said, row)]
-        except OSError:
-            return ""
-        return before + printable("; ".join(rows[-2:]))[:300] if rows else ""
-
-    def take_ready(self):
-        """From now on it cannot start any more: True. False if it did."""
-        try:
-            os.unlink(self.path(b"ready"))
-            return True
-        except FileNotFoundError:
-            return False
-
-    def told(self):
-        """When (time.time()) the queue took our word that the job is to end, and then, if it must, by force: a list of none, one or two."""
-        try:
-            with open(self.path(b"batch.stop")) as text:
-                self.said = max([float(word) for word in text.read(100).split()], self.said, key=len)
-        except (OSError, ValueError):
-            pass
-        return list(self.said)
-
-    def stop(self, grace=10):
-        """Has the queue end the job: once, for each time may start its grace anew; again, at most once per poll, if that failed; and by force
-        when look() does not say `grace` seconds later that it is over. True once the queue has taken it."""
-        self.take_ready()
-        table, told, now = self.queue.table, self.told(), time.monotonic()
-        due = not told or len(told) == 1 and table.force and not 0 <= time.time() - told[0] < grace
-        if self.order["job"] and due and (self.tried is None or now - self.tried >= self.poll):
-            self.tried = now
-            if batch_call((table.force if told else table.cancel)(self.order["job"]), self.queue.env)[0] == 0:
-                told, self.tried = told + [time.time()], None
-                self.said = told
-                try:
-                    write_synced(self.path(b"batch.stop"), utf8(" ".join(map(repr, told))))
-                except OSError:
-                    pass                               # a full disk: this process remembers it
-        return bool(told) or not self.order["job"]
+                values[key] = keys[name][0](text.strip())
+            except (ValueError, re.error) as error:
+                why = _("is not a whole number") if keys[name][0] is int else error
+                raise Stop(EX_CONFIG, "%s: [%s] %s = %s: %s" % (path, section, key, text.strip(), why))
+    return result
 # ==== end shared ====
 
+
+# ==== shared: say ====
+# How every script of the suite speaks: one line per failure, one line per step, nothing from the wire unescaped.
+EX_USAGE, EX_DATA, EX_NOINPUT, EX_UNAVAILABLE, EX_BUG, EX_IOERR = 64, 65, 66, 69, 70, 74
+EX_TEMPFAIL, EX_PROTOCOL, EX_REFUSED, EX_CONFIG, EX_INTERRUPT = 75, 76, 77, 78, 130
+LEVELS = ("debug", "info", "warn", "error")
+SAY = {"lang": "en", "level": 1, "log": None, "debug": False, "lock": threading.Lock()}
+ODD = "[\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]"
+
+
+class Stop(Exception):
+    """Ends the program: an exit code of the table and one line (who, where, what, what to do)."""
+
+    def __init__(self, code, text):
+        Exception.__init__(self, text)
+        self.code = code
+
+
+def _(text):
+    """text in the reader's language, from this file's table JA."""
+    return JA.get(text, text) if SAY["lang"] == "ja" else text
+
+
+def choose_language(lang="auto"):
+    """lang: en, ja, or auto (the locale's)."""
+    if lang == "auto":
+        lang = os.environ.get("LC_ALL") or os.environ.get("LC_MESSAGES") or os.environ.get("LANG") or ""
+    SAY["lang"] = "ja" if lang[:2] == "ja" else "en"
+
+
+def help_of(pages, doc, word=""):
+    """What --help says: of one word of pages {word: (what may stand behind it, what it does, an example)}; else the docstring as far as it is
+    for users, or, in Japanese, every page."""
+    if word not in pages and SAY["lang"] != "ja":
+        return doc.partition("\ncontents")[0].strip()
+    texts = []
+    for one in [word] if word in pages else pages:
+        behind, text, example = pages[one]
+        texts.append("usage: %s.py %s\n\n%s\n\n%s %s.py %s" % (PROGRAM, ("%s %s" % (one, behind)).strip(), _(text), _("example:"), PROGRAM, example))
+    return "\n\n".join(texts)
+
+
+def printable(text):
+    """text with control, direction and surrogate characters made visible: it can neither steer a terminal nor start a log line."""
+    text = str(text)
+    if not steers(text):
+        return text
+    return re.sub(ODD, lambda m: ("\\x%02x" if m.group() < "\xff" else "\\u%04x") % ord(m.group()), text)
+
+
+def steers(text):
+    """Has text control, direction or surrogate characters? Of most texts Python knows at once that they have none:
+    to compile the expression takes milliseconds of every start."""
+    return not text.isprintable() and re.search(ODD, text) is not None
+
+
+def json_of(found, **how):
+    """found as JSON for whoever reads stdout: a program, or a person at a terminal, which control and direction characters would steer."""
+    return re.sub(ODD, lambda m: m.group() if m.group() < " " else "\\u%04x" % ord(m.group()), json.dumps(found, ensure_ascii=False, **how))
+
+
+def log(level, accept_id, step, **values):
+    """One line: time LEVEL ACCEPT_ID step key=value ...; values are escaped, and quoted as JSON when they hold blanks."""
+    if LEVELS.index(level) < SAY["level"]:
+        return
+    words = []
+    for key, value in values.items():
+        value = printable(value)
+        words.append("%s=%s" % (key, json.dumps(value, ensure_ascii=False) if re.search(r'[\s"]|^$', value) else value))
+    if "JOURNAL_STREAM" in os.environ and SAY["log"] is None:
+        stamp = "<%d>" % {"debug": 7, "info": 6, "warn": 4, "error": 3}[level]
+    else:
+        now = time.time()
+        zone = time.strftime("%z", time.localtime(now))
+        stamp = "%s.%03d%s:%s" % (time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(now)), now % 1 * 1000, zone[:3], zone[3:])
+    line = " ".join([stamp, level.upper(), accept_id or "-", step] + words) + "\n"
+    with SAY["lock"]:
+        try:
+            out = SAY["log"] or sys.stderr
+            out.write(line)
+            out.flush()
+        except (OSError, ValueError):
+            pass                                       # a log that cannot be written must not stop the work
+
+
+def log_into(path):
+    """Log lines go to the end of that file from now on, which is opened anew (logrotate renames it). OSError: all stays as it was. '': nothing."""
+    new = open(utf8(path), "a", encoding="utf-8", errors="backslashreplace") if path else None
+    with SAY["lock"]:
+        old, SAY["log"] = SAY["log"], new or SAY["log"]
+    if new and old:
+        old.close()
+
+
+def fault(name):
+    """A named point of the way. Nothing happens here: the crash tests start the program with a death in this function's place."""
+
+
+def utf8(text):
+    """text (a name, a path) as bytes for the file system: Python 3.6 under LANG=C knows ASCII only."""
+    return text.encode("utf-8", "surrogateescape")
+
+
+def arguments(argv=None):
+    """The command line as text, also under LANG=C on Python 3.6. 64 if a word is not UTF-8."""
+    try:
+        return [os.fsencode(word).decode("utf-8") for word in (sys.argv[1:] if argv is None else argv)]
+    except UnicodeDecodeError:
+        raise Stop(EX_USAGE, _("an argument is not UTF-8"))
+
+
+def utf8_stdio():
+    """stdout and stderr in UTF-8 whatever the locale says; a character that cannot be shown never raises. What was closed reads, or swallows,
+    nothing: stand_alone() has opened its descriptor."""
+    sys.stdin = sys.stdin or open(0, encoding="utf-8")
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        stream = getattr(sys, name) or open(number, "w")
+        if hasattr(stream, "detach"):
+            setattr(sys, name, io.TextIOWrapper(stream.detach(), "utf-8", "backslashreplace", line_buffering=True))
+
+
+def end_surely(code, seconds):
+    """Ends the program with that code after so many seconds, should the way out of it hang: nobody reads what it writes, a disk does not answer.
+    For signal handlers: no lock is taken."""
+    def end():
+        time.sleep(seconds)
+        os._exit(code)
+    _thread.start_new_thread(end, ())
+
+
+def run_as_program(main):
+    """Runs main() and exits with its code; a failure is one line on stderr and a code, never a traceback (unless asked: -v)."""
+    import gc
+    try:
+        gc.freeze() if hasattr(gc, "freeze") else None                   # what was made so far stays: it need not be looked at again
+        gc.enable()
+        utf8_stdio()
+        places = [place for place in os.environ.get("PATH", "").split(":") if place[:1] == "/"]
+        os.environ["PATH"] = ":".join(places) or "/usr/local/bin:/usr/bin:/bin"        # no program from where it is started: results arrive there
+        choose_language()
+        code = main() or 0
+        sys.stdout.flush()
+    except Stop as stop:
+        code, text = stop.code, str(stop)
+    except KeyboardInterrupt:
+        code, text = EX_INTERRUPT, _("interrupted")
+    except BrokenPipeError:
+        code, text = EX_IOERR, ""
+    except OSError as error:
+        code, text = EX_IOERR, "%s%s" % (error.strerror or error, ": %s" % os.fsdecode(error.filename) if error.filename else "")
+    except Exception as error:                         # a bug of ours; say where, so that it can be reported
+        if SAY["debug"]:
+            raise
+        place = sys.exc_info()[2]
+        while place.tb_next:
+            place = place.tb_next
+        code, text = EX_BUG, _("a bug (%s in line %d: %s); please report this line, -v shows more") % (
+            type(error).__name__, place.tb_lineno, error)
+    else:
+        text = ""
+    try:
+        if text:
+            sys.stderr.write("%s: %s\n" % (PROGRAM, printable(text)))
+        sys.stderr.flush()
+        sys.stdout.flush()
+    except (OSError, ValueError):
+        pass
+    os._exit(code)                                     # no thread of ours has anything left to say
+# ==== end shared ====
+
+
+# ==== tables ====
+# What stands here needs what is above at import.
+LATER = (not_built, "")
+KEYS = {                       # {section: {key: (kind, default)}}
+    "poller": {
+        "site": (str, ""), "url": (str, ""), "token_file": (str, ""), "ca_file": (str, ""), "client_cert": (str, ""),
+        "client_key": (str, ""), "proxy": (str, ""), "calc_base": (str, ""), "jobs": (number(1, 1000), 1), "retry": (retry_of, None),
+        "keep_free": (share, 0.05), "keep_workdirs": (seconds, 30 * 86400.0), "logfile": (str, ""),
+        "lang": (one_of("auto", "en", "ja"), "auto"), "hours": (hours_of, []), "paused": (flag, False), "poll": (seconds, 30.0),
+        "idle_exit": (seconds, 0.0),
+        "output": (flag, True), "hold": LATER, "require_signature": LATER, "signature_keys": LATER, "notify": LATER},
+}
+KEYS.update(gate_keys())
+AT_ONCE = ("paused", "hours", "jobs", "retry", "idle_exit", "poll", "keep_free", "keep_workdirs", "output", "hold", "logfile", "lang")     # at SIGHUP
+
+
+# ==== texts of units ====
+UNIT = """# %(where)s   (systemd; read it, change what is not so at your site, then: systemctl enable --now %(name)s)
+[Unit]
+Description=Poller of distributed calculations (%(script)s)
+After=network-online.target
+Wants=network-online.target
+%(after)s
+[Service]
+User=%(user)s
+%(start)s
+# The command is detached: it outlives the poller, and the next start picks it up. systemd must not end it, nor take its /tmp away.
+KillMode=process
+PrivateTmp=no
+OOMPolicy=continue
+# What is below holds for the command too. Whatever a solver may need stays open: home and scratch directories, network, devices,
+# memory that is written and executed (just-in-time compilers), binding of threads to cores. For containers (apptainer ...) remove
+# RestrictNamespaces, NoNewPrivileges, RestrictSUIDSGID and SystemCallFilter.
+ProtectSystem=full
+ProtectProc=invisible
+ProtectClock=yes
+ProtectControlGroups=yes
+ProtectHostname=yes
+ProtectKernelLogs=yes
+ProtectKernelModules=yes
+ProtectKernelTunables=yes
+NoNewPrivileges=yes
+CapabilityBoundingSet=
+AmbientCapabilities=
+RestrictAddressFamilies=AF_INET AF_INET6 AF_UNIX AF_NETLINK
+RestrictNamespaces=yes
+RestrictSUIDSGID=yes
+KeyringMode=private
+SystemCallArchitectures=native
+SystemCallFilter=@system-service @pkey
+SystemCallErrorNumber=EPERM
+%(install)s"""
+CLOSED = re.compile(r"^(NoNewPrivileges|CapabilityBoundingSet|AmbientCapabilities|Restrict\w+|SystemCall\w+|ProtectClock|ProtectHostname"
+                    r"|ProtectKernel\w+)=.*\n", re.M)   # what takes setuid away, or implies that where there is a User=
+OPEN = """# (The batch system's programs need a setuid one, pbs_iff: NoNewPrivileges, CapabilityBoundingSet and all that implies the former are
+# left out.)
+"""
+SERVICE = """ExecStart=%(program)s
+ExecReload=/bin/kill -HUP $MAINPID
+Restart=always
+RestartSec=10
+RestartPreventExitStatus=64 77 78
+TimeoutStopSec=30"""
+ONCE = """Type=oneshot
+ExecStart=%(program)s --once
+TimeoutStartSec=infinity"""
+TIMER = """# /etc/systemd/system/mi_system_remote.timer   (beside the service of `unit --once`; then: systemctl enable --now mi_system_remote.timer)
+[Unit]
+Description=Asks for distributed calculations now and then
+
+[Timer]
+OnBootSec=1min
+OnUnitInactiveSec=1min
+RandomizedDelaySec=10s
+
+[Install]
+WantedBy=timers.target
+"""
+CLOUD = """#cloud-config
+# A machine that is made on demand: it works off what waits, and switches itself off when there was nothing to do for %(idle)s seconds.
+# Put script, ini, token (mode 0600) and the commands into the image, or write them here with write_files.
+users:
+  - name: %(user)s
+    system: true
+    homedir: /var/lib/mi_distcomp
+write_files:
+  - path: /etc/systemd/system/mi_system_remote.service
+    permissions: '0644'
+    content: |
+%(unit)s
+runcmd:
+  - [install, -d, -o, %(user)s, -m, '0700', /var/lib/mi_distcomp]
+  - [systemctl, daemon-reload]
+  - [systemctl, enable, --now, mi_system_remote.service]
+"""
+ON_DEMAND = """ExecStart=%(program)s --idle-exit 600
+Restart=on-failure
+RestartSec=10
+RestartPreventExitStatus=64 77 78
+TimeoutStopSec=30"""
+AFTER = """# Ended in order (nothing to do, or stopped by hand): the machine goes off. After a failure it stays, and what it holds is not lost.
+SuccessAction=poweroff
+"""
+
+
+# ==== Japanese ====
 JA = {                         # what a person reads, in Japanese
     "was written by a newer version of this program": "より新しい版のプログラムが書いたものです",
     "%s: left alone (%s); an older or newer version may read it; else remove it there: %s":
@@ -4530,2090 +6665,6 @@ JA = {                         # what a person reads, in Japanese
     "%s: no lock can be had on this file system (%s); set [poller] calc_base to a directory on another one":
         "%s: このファイルシステムではロックを取得できません (%s)。[poller] calc_base に別のファイルシステム上のディレクトリを設定してください",
 }
-
-
-# ---- what the ini may say ----
-
-def retry_of(text):
-    """'COUNT,INTERVAL' -> (int, seconds); '' -> None."""
-    found = re.match(r"([1-9]\d*),(\d+(?:\.\d+)?)\Z", text)
-    if text and not found:
-        raise ValueError(_("is not COUNT,INTERVAL (like 5,60)"))
-    return (int(found.group(1)), float(found.group(2))) if text else None
-
-
-def hours_of(text):
-    """'22-6', 'Mon-Fri 20:30-6:00, Sat-Sun 0-24' -> [(days, first minute, end minute)], local time; '' -> []. A span over midnight belongs
-    to the day that it begins on."""
-    spans = []
-    for part in text.lower().split(",") if text else ():
-        found = re.match(r"\s*(?:([a-z]{3})(?:-([a-z]{3}))?\s+)?(\d\d?)(?::([0-5]\d))?-(\d\d?)(?::([0-5]\d))?\s*\Z", part)
-        first, last, *clock = found.groups() if found else ("?",) + ("0",) * 5
-        begin, end = (int(clock[at]) * 60 + int(clock[at + 1] or 0) for at in (0, 2))
-        if not {first or DAYS[0], last or DAYS[0]} <= set(DAYS) or begin == end or max(begin, end) > 1440:
-            raise ValueError(_("is not like 22-6, or Mon-Fri 20:30-6:00, Sat-Sun 0-24"))
-        low = DAYS.index(first) if first else 0
-        count = (DAYS.index(last) - low) % 7 + 1 if last else 1 if first else 7
-        spans.append(([(low + day) % 7 for day in range(count)], begin, end))
-    return spans
-
-
-def within(spans, when):
-    """Is the local time `when` (struct_time) in one of hours_of()'s spans? Always, if there is none."""
-    minute, day = when.tm_hour * 60 + when.tm_min, when.tm_wday
-    return not spans or any(day in days and begin <= minute < end if begin < end else
-                            day in days and minute >= begin or (day - 1) % 7 in days and minute < end for days, begin, end in spans)
-
-
-LATER = (not_built, "")
-DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
-KEYS = {                       # {section: {key: (kind, default)}}
-    "poller": {
-        "site": (str, ""), "url": (str, ""), "token_file": (str, ""), "ca_file": (str, ""), "client_cert": (str, ""),
-        "client_key": (str, ""), "proxy": (str, ""), "calc_base": (str, ""), "jobs": (number(1, 1000), 1), "retry": (retry_of, None),
-        "keep_free": (share, 0.05), "keep_workdirs": (seconds, 30 * 86400.0), "logfile": (str, ""),
-        "lang": (one_of("auto", "en", "ja"), "auto"), "hours": (hours_of, []), "paused": (flag, False), "poll": (seconds, 30.0),
-        "idle_exit": (seconds, 0.0),
-        "output": (flag, True), "hold": LATER, "require_signature": LATER, "signature_keys": LATER, "notify": LATER},
-}
-KEYS.update(gate_keys())
-ACCEPT_ID = re.compile(r"[0-9a-f-]{36}\Z")
-INFO_KEYS = ("command", "remote-site", "parameters", "result_files", "result_patterns", "rerun")      # what is kept of a calc-info
-ON_DISK = 2                    # form of a calculation's files: 1 has one journal; a newer one is left alone
-CARRIED = ("asked", "receiving", "sent", "delivered", "kept", "resend", "cannot be removed")          # what the carrier notes
-SCAFFOLD = rb"(take|run|ready|alive|order\.new|end\.tmp|part\d+|waits|job(\.sub)?|words|told|batch\.stop)\Z"       # needed by nobody after delivery
-
-
-# ---- the allow-list ----
-
-def wrong_batch(command):
-    """(key, why) if the batch system of this command cannot be used as the section says, or None."""
-    if command["batch"] == "none":
-        return None
-    try:
-        batch_options(command, ())
-    except ValueError as error:
-        return "batch_options", error
-    missing = batch_missing(command["batch"], batch_env(command))
-    return ("batch", missing) if missing else None
-
-
-def check_command(where, command):
-    """78 if this command could not run on this host as it is meant."""
-    wrong = unfit(command) or wrong_batch(command)
-    if wrong:
-        raise Stop(EX_CONFIG, "%s: [command %s] %s: %s" % (where, command["name"], wrong[0], wrong[1]))
-
-
-def allow_list(where, settings):
-    """{word on the wire: its command} of all [command NAME] sections. 78 if there is none, or one is wrong."""
-    commands = commands_of(where, settings)
-    for command in commands.values():
-        check_command(where, command)
-    if not commands:
-        raise Stop(EX_CONFIG, _("%s allows no command on this host; add for each:  [command NAME]  argv = /PATH/OF/PROGRAM  "
-                                "match = WORD ON THE WIRE") % where)
-    return commands
-
-
-# ---- a calculation on this host's disk ----
-
-def shown(path):
-    """A path of bytes as text for people."""
-    return path.decode("utf-8", "replace")
-
-
-class Calculation:
-    """What the carrier remembers of one calculation, and its run at the gate. order (order.json): what the relay said, and which RUN its claim
-    is of; `carrier`: a journal of what was told and delivered. name: ACCEPT_ID, or ACCEPT_ID.N, of the two directories."""
-
-    def __init__(self, base, name, order, gate=None):
-        self.name, self.order, self.accept_id, self.claim = name, order, order["accept_id"], order["claim"]
-        self.work, self.control = os.path.join(base, utf8(name)), os.path.join(base, b".mi", utf8(name))
-        self.run = GateRun(gate, order.get("run") or "%s.%d" % (order["accept_id"], order["attempt"]), self.accept_id, self.work, self.control,
-                           order["calc-info"], [(LOG_NAMES[0], self.control, b"stdout"), (LOG_NAMES[1], self.control, b"stderr")], {})
-        self.phase, self.since = "inputs", time.monotonic()
-        self.hurry, self.why = threading.Event(), ""   # somebody said resend; what keeps it from being delivered
-        self.notes = Journal(self.path(b"carrier"), needed=False)
-        older = [entry for entry in self.run.journal.entries if entry.get("what") in CARRIED]
-        self.journal = older + self.notes.entries      # there was one journal for both
-
-    @property
-    def info(self):
-        """The calc-info: the run's order."""
-        return self.run.order
-
-    def path(self, *parts):
-        """A file of the control directory."""
-        return os.path.join(self.control, *parts)
-
-    def last(self, what):
-        """The last entry of the carrier's journal of that kind, or None."""
-        return next((entry for entry in reversed(self.journal) if entry.get("what") == what), None)
-
-    def note(self, step, what, **more):
-        """One line into the carrier's journal, on disk before this returns."""
-        self.notes.note(step, what, **more)
-        self.journal.append(self.notes.entries[-1])
-
-    def whole_journal(self):
-        """Both journals as one, for people."""
-        return sorted(self.run.journal.entries + self.notes.entries, key=lambda entry: entry["t"] if isinstance(entry.get("t"), (int, float)) else 0)
-
-    def over(self):
-        """"delivered", "kept" (the relay does not want it), or "" while there is something to do."""
-        words = [entry["what"] for entry in self.journal if entry.get("what") in ("delivered", "kept", "resend")]
-        return words[-1].replace("resend", "") if words else ""
-
-    def wanted_again(self):
-        """Is its result to be sent again, after it was delivered or kept?"""
-        return not self.over() and self.last("resend") is not None and os.path.isdir(self.control)
-
-    def waits(self, wait, why):
-        """Its result is tried again in `wait` seconds; beside the journal, for `outbox`."""
-        if self.run.last("ended"):
-            try:
-                with open(self.path(b"waits"), "w") as out:
-                    json.dump({"next": round(time.time() + wait), "why": str(why)}, out)
-            except OSError:
-                pass
-
-    def state(self):
-        """For people: claimed, starting, queued, running, lost, undelivered, delivered, kept."""
-        found = self.over() or self.run.state()
-        return "undelivered" if found == "ended" else found
-
-    def tidy(self, names):
-        """Removes files of the control directory whose names match."""
-        for name in os.listdir(self.control):
-            if re.match(names, name):
-                try:
-                    os.unlink(self.path(name))
-                except FileNotFoundError:
-                    pass
-
-    def may_go(self, keep, keep_refused):
-        """Is it delivered for `keep` seconds, and, where something was kept from leaving, for keep_refused? What could not be removed a
-        day ago is not tried yet."""
-        if self.over() != "delivered":
-            return False
-        done, stuck = self.last("delivered"), self.last("cannot be removed")
-        return time.time() - done["t"] > max(keep, keep_refused if done.get("stays") else 0) and (not stuck or time.time() - stuck["t"] > 86400)
-
-    def clear(self):
-        """Removes the working directory. False if something of it cannot be: a line says what, and the journal knows it."""
-        left = remove_tree(self.work)
-        if left:
-            self.note(8, "cannot be removed", names=left[:20])
-            log("error", self.accept_id, "cannot be removed", names=" ".join(left[:5]), work=shown(self.work))
-        return not left
-
-    def remove_files(self):
-        """All that takes room; order and journal stay, so that it is known here and does not run again."""
-        if self.clear():
-            shutil.rmtree(self.path(b"out"), ignore_errors=True)
-            self.tidy(rb"stdout|stderr|" + SCAFFOLD)
-
-    def remove(self):
-        """Both directories; the control directory loses its name first, so that there is never half of one."""
-        gone = os.path.join(os.path.dirname(self.control), b"gone." + utf8(self.name))
-        if not self.clear():
-            return
-        shutil.rmtree(gone, ignore_errors=True)
-        os.rename(self.control, gone)
-        fault("control gone")
-        shutil.rmtree(gone, ignore_errors=True)
-
-
-def names_on_disk(base):
-    """{ACCEPT_ID: [its control directories]}."""
-    found = {}
-    for name in os.listdir(os.path.join(base, b".mi")):
-        if re.match(rb"[0-9a-f-]{36}(\.\d+)?\Z", name):
-            found.setdefault(name[:36].decode(), []).append(name.decode())
-    return found
-
-
-def on_disk(base, names=None, gate=None):
-    """Every Calculation under base (those of the names that are still there), oldest claim first; what has no readable order is left alone.
-    One at a time: each may have declared as many results as fit into an order."""
-    def read(name, use):
-        try:
-            return use(read_order(base, name))
-        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-            if names is None or not isinstance(error, FileNotFoundError):
-                log("warn", name, "unreadable", error=error)
-
-    names_now = [name for group in names_on_disk(base).values() for name in group] if names is None else list(names)
-    since = {name: read(name, lambda order: float(order["t"])) for name in names_now}
-    for name in sorted((name for name in since if since[name] is not None), key=since.get):
-        calc = read(name, lambda order: Calculation(base, name, order, gate))
-        if calc is not None:
-            yield calc
-
-
-def read_order(base, name):
-    """The order.json of a calculation. OSError, ValueError, KeyError, TypeError, RecursionError if none can be read."""
-    with open(os.path.join(base, b".mi", utf8(name), b"order.json"), "rb") as text:
-        order = json.loads(text.read().decode("utf-8"))
-    if order.get("v", 1) > ON_DISK:
-        raise ValueError(_("was written by a newer version of this program"))
-    if not isinstance(order["calc-info"]["command"], str) or not {"accept_id", "claim", "protocol", "t"} <= set(order):
-        raise ValueError("something is missing in order.json")
-    return order
-
-
-def check_order_of(found):
-    """What calc-request answered, as an order for order.json. ValueError if any of it is not what it must be."""
-    order, given = {key: found.get(key) for key in ("accept_id", "claim", "attempt")}, found.get("calc-info")
-    info = order["calc-info"] = {key: given[key] for key in INFO_KEYS if key in given} if isinstance(given, dict) else {}
-    for key, kind in (("parameters", str), ("result_files", dict), ("result_patterns", list)):
-        info.setdefault(key, kind())
-    good = (("accept_id", isinstance(order["accept_id"], str) and ACCEPT_ID.match(order["accept_id"])),
-            ("claim", isinstance(order["claim"], str) and re.match(r"[0-9A-Za-z._-]{1,200}\Z", order["claim"])),
-            ("attempt", type(order["attempt"]) is int and 1 <= order["attempt"] < 10 ** 6),
-            ("command", isinstance(info.get("command"), str)), ("parameters", isinstance(info["parameters"], str)),
-            ("result_files", isinstance(info["result_files"], dict)), ("result_patterns", isinstance(info["result_patterns"], list)
-                                                                      and all(isinstance(text, str) for text in info["result_patterns"])))
-    if not all(right for key, right in good):
-        raise ValueError("malformed: " + " ".join(key for key, right in good if not right))
-    return dict(order, t=round(time.time(), 3), protocol=2, v=ON_DISK)
-
-
-def make_spare(base):
-    """A control directory made beforehand, so that a claimed calculation need not wait for its fsyncs. Returns its `take`, the word by
-    which the relay hands out the same calculation again when its answer was lost, also to the next start of the poller."""
-    spare = os.path.join(base, b".mi", b"spare")
-    if not os.path.exists(os.path.join(spare, b"ready")) or not re.match("[0-9a-f]{32}\\Z", word_in(os.path.join(spare, b"take"))):
-        shutil.rmtree(spare, ignore_errors=True)
-        os.mkdir(spare, 0o700)
-        write_synced(os.path.join(spare, b"journal"), b"")
-        write_synced(os.path.join(spare, b"carrier"), b"")
-        write_synced(os.path.join(spare, b"take"), os.urandom(16).hex().encode())
-        prepare(spare)
-        fault("spare made")
-    return word_in(os.path.join(spare, b"take"))
-
-
-def word_in(path):
-    """The text of a small file of ours; "" if it is not there."""
-    try:
-        with open(path, encoding="ascii", errors="replace") as text:
-            return text.read(100).strip()
-    except FileNotFoundError:
-        return ""
-
-
-def put_on_disk(base, gate, found, **more):
-    """3. The claimed calculation, on disk: the spare control directory gets its order and its name. ValueError if it cannot be right."""
-    order = dict(check_order_of(found), **more)
-    number, name, control = order["attempt"], "", b""
-    while not name or os.path.lexists(control) or os.path.lexists(os.path.join(base, utf8(name))):     # a restored relay counts anew
-        name = order["accept_id"] + (".%d" % number if number > 1 else "")
-        control, number = os.path.join(base, b".mi", utf8(name)), number + 1
-    write_synced(os.path.join(base, b".mi", b"spare", b"order.json"), json.dumps(order).encode())
-    fault("order written")
-    os.rename(os.path.join(base, b".mi", b"spare"), control)
-    sync_folder(os.path.join(base, b".mi"))
-    fault("order placed")
-    return Calculation(base, name, order, gate)
-
-
-# ---- 4. inputs ----
-
-def fetch_inputs(poller, calc, relay, page):
-    """4. Every input into the working directory, verified. ValueError if one is not as it should be. After a restart the same again:
-    large files that came whole are verified again, those that came in part go on where they stopped."""
-    folders, target, unseen = {calc.work}, "files/%s/input" % calc.accept_id, 0
-
-    def part(place):
-        return calc.path(b"part%d" % place)
-
-    def came(count):
-        nonlocal unseen
-        poller.moved(count)
-        unseen += count
-        if unseen >= 1 << 20:                          # keep_free is kept while they come, too
-            unseen = look_for_room(0)
-
-    def look_for_room(more):
-        if poller.full(more)[1]:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        return 0
-
-    def wanted():
-        for place, name, length, sum256 in relay.pages(target, page, calc.claim):
-            if place >= MAX_INPUTS or parts_of(name)[0] in LOG_NAMES:
-                raise ValueError(_("too many inputs, or one with a log's name"))
-            permit_input(calc.run.command, name)
-            look_for_room(length)
-            path = os.path.join(calc.work, utf8(name))
-            if os.path.dirname(path) not in folders:
-                folders.add(os.path.dirname(path))
-                os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
-            if name.endswith("/"):
-                os.makedirs(path, 0o700, exist_ok=True)
-                continue
-            if length > PACK_FILE and os.path.exists(path):
-                os.rename(path, part(place))
-            yield place, name, length, sum256
-
-    def store(place, name, data):
-        path, (x, mtime) = os.path.join(calc.work, utf8(name)), relay.marks.pop(place, (False, None))
-        if data is None:
-            os.rename(part(place), path)
-        else:
-            with open(path, "wb") as out:
-                out.write(data)
-        try:
-            if x:                                      # whoever may read it may execute it
-                os.chmod(path, os.stat(path).st_mode | (os.stat(path).st_mode & 0o444) >> 2)
-            if mtime is not None:
-                os.utime(path, ns=(mtime, mtime))
-        except OSError as error:                       # a file system that keeps neither: the command sees
-            log("info", calc.accept_id, "4 a file's marks", name=name, error=error)
-
-    os.makedirs(calc.work, 0o700, exist_ok=True)
-    relay.download_all(target, wanted(), store, part, calc.claim, came)
-
-
-def inputs_here(calc):
-    """The names of the files in the working directory."""
-    for folder, folders, names in os.walk(calc.work):
-        for name in names:
-            yield os.path.join(folder, name)[len(calc.work) + 1:].decode("utf-8", "replace")
-
-
-def tell_step(calc, relay, name):
-    """4. and 5. A step of which there is no more to say."""
-    if calc.order["protocol"] == 1:
-        v1_step(calc, relay, name)
-    else:
-        relay.ask("POST", name, {"v": 2, "accept_id": calc.accept_id, "claim": calc.claim})
-
-
-def ran_before(poller, calc):
-    """The latest earlier attempt that was started on this host and for which no person has said rerun since, or None. (A relay that was
-    restored from a backup may hand out again what has run, or still runs.)"""
-    rerun = calc.info.get("rerun")
-    # in any order of numbers: a restored relay counts anew
-    here = list(on_disk(poller.base, poller.names.get(calc.accept_id, ()), poller.gate))
-    for other in reversed(here):
-        if other.name == calc.name:
-            continue
-        started = other.run.last("starting")               # with `ready` still there it did not, and its claim, which has lapsed, keeps it so
-        never = not started or started["boot"] == boot_id() and look(other.control, time.time())[0] == "ready"
-        if not never and not (type(rerun) is int and other.order["attempt"] <= rerun):
-            return poller.held.get(other.name) or other
-    return None
-
-
-def go_on_with(poller, calc, relay, other):
-    """The relay has handed out as calc what ran, or runs, here as other: that goes on under the new claim, and its result is sent (again)."""
-    for step in ("calc-params-complete", "calc-start"):
-        try:
-            tell_step(calc, relay, step)
-        except Refused as error:
-            if error.more.get("why") != "state":       # else it is further: a start of ours told it
-                raise
-    fault("hand over")
-    with poller.room:
-        other.order.update(claim=calc.claim, attempt=calc.order["attempt"], run=other.run.name)
-        write_synced(other.path(b"order.new"), json.dumps(other.order).encode())
-        os.rename(other.path(b"order.new"), other.path(b"order.json"))
-        sync_folder(other.control)
-        fault("handed over")
-        other.claim = calc.claim
-        other.note(3, "resend")
-    log("info", calc.accept_id, "3 it ran here before: that result is sent", work=shown(other.work))
-    calc.remove()
-    other.hurry.set()
-    if other.name not in poller.held:
-        poller.hold(other, poller.relay())
-
-
-def begin(poller, calc, relay, page):
-    """4. and 5. From the order to the started command, or to a journal that says why it ended without one."""
-    run, fielded = calc.run, calc.order["protocol"] == 1
-    if run.was_interrupted() or fielded and not calc.order.get("received") and not v1_params(poller, calc, relay):
-        return
-    try:
-        run.permit(inputs_here(calc) if fielded else ())
-    except ValueError as error:
-        return run.end_early("refused", error)
-    if not run.last("starting"):
-        if not fielded and not take_inputs(poller, calc, relay, page):
-            return
-        fault("inputs here")
-        tell_step(calc, relay, "calc-params-complete")
-        fault("inputs told")
-        log("info", calc.accept_id, "4 calc-params-complete", site=poller.site)
-        if not run.admit():
-            return
-        calc.phase = "running"
-    tell_step(calc, relay, "calc-start")
-    fault("start told")
-    run.start()
-
-
-def take_inputs(poller, calc, relay, page):
-    """4. The inputs, all of them. False if there are none to be had: then it has ended."""
-    try:
-        page = page or relay.ask("GET", "files/%s/input" % calc.accept_id, {"v": 2, "from": 0, "claim": calc.claim})
-        fetch_inputs(poller, calc, relay, page)
-        return True
-    except (ValueError, OSError) as error:
-        relay.close()
-        calc.tidy(rb"part\d+\Z")
-        shutil.rmtree(calc.work, ignore_errors=True)   # room for the journal
-        if getattr(error, "errno", 0) in (errno.ENOSPC, errno.EDQUOT):                    # others took it meanwhile
-            make_room(poller)
-            give_back(poller, relay.ask, calc.accept_id, calc.claim)
-            raise Refused(409, _("given back: %s") % error.strerror, {"why": "disk"})
-        reason = "disk" if isinstance(error, OSError) else "refused" if isinstance(error, Forbidden) else "input"
-        calc.run.end_early(reason, getattr(error, "strerror", None) or error)
-        return False
-
-
-# ---- 7. and 8. results ----
-
-def entry_of(result):
-    """A manifest's entry for a Result."""
-    return dict({"size": result.size, "sha256": result.sum256, "mtime": round(result.mtime / 1e9, 6)}, **({"x": True} if result.x else {}))
-
-
-def said_of(found):
-    """What send-results says of what stays here: verdicts, and, for relays that know none, missing and refused {name: why}."""
-    missing = {name: "not there" if code == "missing" else code for name, (code, why) in found.stays.items() if code == "missing"}
-    refused = {name: code for name, (code, why) in found.stays.items() if code != "missing"}
-    others = {code: entry["count"] - sum(one == code for one, why in found.stays.values()) for code, entry in found.verdicts.items()}
-    if any(others.values()):
-        refused["*"] = ", ".join("%s: %d" % pair for pair in sorted(others.items()) if pair[1])
-    return {"missing": dict(list(missing.items())[:PAGE]), "refused": dict(list(refused.items())[-PAGE:]), "verdicts": found.verdicts}
-
-
-def send_manifest(calc, relay, results, said):
-    """7. send-results, in pages; digest tells one manifest from another whose first page is the same. results: lists of Results; said: see
-    said_of()."""
-    import hashlib
-    digest, count = hashlib.sha256(), sum(map(len, results))
-    for result in itertools.chain(*results):
-        digest.update(utf8("%s/%s\n" % (result.name, json.dumps(entry_of(result), sort_keys=True))))
-    entries = ((result.name, entry_of(result)) for result in itertools.chain(*results))
-    for start in range(0, count or 1, PAGE):
-        page = dict(itertools.islice(entries, PAGE))   # no more than a page is in memory
-        fields = {"v": 2, "claim": calc.claim, "more": start + PAGE < count}
-        if start == 0:
-            relay.ask("POST", "send-results", dict(fields, accept_id=calc.accept_id, result_files=page, digest=digest.hexdigest(), **said))
-        else:
-            relay.ask("POST", "files/%s/result" % calc.accept_id, dict(fields, **{"from": start, "files": page}))
-
-
-def send_files(poller, calc, relay, found):
-    """7. and 8. Uploads what the relay says is missing, until nothing is. ValueError if a file is no longer what the manifest says."""
-    before = None
-    while True:
-        try:
-            relay.ask("POST", "end-send", {"v": 2, "accept_id": calc.accept_id, "claim": calc.claim, "result": "end send"})
-            return fault("results told")
-        except Refused as error:
-            numbers = error.more.get("incomplete")
-            if error.code != 409 or not isinstance(numbers, list) or numbers == before:
-                raise
-        before = numbers
-        try:
-            todo = [place for place in numbers if type(place) is int and 0 <= place < len(found)]
-            relay.upload_all("files/%s/result" % calc.accept_id, found, todo, calc.claim, poller.moved)
-            fault("results sent")
-        except OSError as error:
-            raise ValueError(error.strerror)
-
-
-def tell_end(calc, relay):
-    """6. calc-end. Returns the relay's word for where it stands: further, if it was told before a restart of ours."""
-    end = calc.run.last("ended")
-    fields = {key: end.get(key) for key in ("exit_code", "signal", "reason", "started", "ended")}
-    try:
-        relay.ask("POST", "calc-end", dict(fields, v=2, accept_id=calc.accept_id, claim=calc.claim,
-                                           result="calc end" if end["exit_code"] == 0 and not end["reason"] else "abnormal"))
-    except Refused as error:
-        if error.more.get("why") != "state" or error.more.get("state") not in ("getting return", "got return"):
-            raise
-        return error.more["state"]
-    return "calc end"
-
-
-def send_results(poller, calc, relay):
-    """7. and 8. What may leave, all of it on the relay's disk before this returns. ValueError if it changes again and again."""
-    for found in calc.run.looks(poller.rules, calc.run.kinds()):
-        results, said = [found.found] + [found.folders] * poller.folders, said_of(found)
-        log("info", calc.accept_id, "7 send-results", site=poller.site, files=len(found.found), bytes=found.total,
-            **{code: entry["count"] for code, entry in found.verdicts.items()})
-        calc.run.write_manifest(found)
-        try:
-            send_manifest(calc, relay, results, said)
-            fault("manifest sent")
-        except Refused as error:
-            if error.more.get("why") != "page":
-                raise
-            # the relay has other pages of before a restart: an empty list clears them
-            send_manifest(calc, relay, [], {"missing": {}, "refused": {}})
-            send_manifest(calc, relay, results, said)
-        try:
-            return send_files(poller, calc, relay, found.found)
-        except ValueError:                             # looks() knows what; anything else is not for it
-            if not any(result.path.changed for result in found.found):
-                raise
-
-
-def deliver(poller, calc, relay):
-    """6. to 8.: tells the end, sends what may leave; then what only the wrapper needed goes."""
-    with poller.room:
-        calc.phase = "results"
-    calc.run.stays = 0
-    try:
-        if calc.order["protocol"] == 1:
-            v1_send(poller, calc, relay)
-        elif tell_end(calc, relay) != "got return":
-            fault("end told")
-            send_results(poller, calc, relay)
-    finally:
-        calc.run.close_trees()
-    calc.note(8, "delivered", **({"stays": calc.run.stays} if calc.run.stays else {}))
-    log("info", calc.accept_id, "8 end-send", site=poller.site)
-    calc.tidy(SCAFFOLD)
-
-
-# ---- a fielded relay ("v1") ----
-# The same steps in its words. There is no claim: whoever received the calc-info owns the calculation. It cannot be cancelled from there.
-
-V1_WORDS = ("not start", "sending params", "complete send", "running", "calc end", "getting return", "got return")
-V1_TO = {"calc-params-complete": 2, "calc-start": 3, "calc-end": 4, "send-results": 5, "end-send": 6}           # the word that a step leads to
-
-
-def v1_named(poller, found):
-    """3. The calculation that a fielded calc-request named, as put_on_disk() wants it. It reserves nothing: {} if another thread of ours
-    is about to take it, None if it is, or was, here in another way."""
-    accept_id = str(found.get("accept_id"))
-    if accept_id in [calc.accept_id for calc in list(poller.held.values())]:
-        return {}
-    if ACCEPT_ID.match(accept_id) and os.path.lexists(os.path.join(poller.base, b".mi", utf8(accept_id))):
-        log("warn", accept_id, "3 is, or was, on this host: nothing runs twice")
-        return None
-    return {"accept_id": accept_id, "claim": "v1", "attempt": 1, "calc-info": {"command": ""}}
-
-
-def v1_me(calc):
-    """The fields by which a fielded relay knows calculation and site."""
-    return {"accept_id": calc.accept_id, "site_id": calc.order["site"]}
-
-
-def v1_step(calc, relay, name, body=None, **more):
-    """One step told to a fielded relay. A no that means "that was already" counts as a yes: an answer was lost, or this is a new start."""
-    try:
-        relay.ask_v1("POST", name, dict(v1_me(calc), **more), body=body)
-    except Refused as error:
-        if error.code in ("0300", "0005") or v1_progress(calc, relay) < V1_TO[name]:
-            raise
-
-
-def v1_progress(calc, relay):
-    """The place of its progress in V1_WORDS; -1 if the relay does not tell."""
-    try:
-        word = relay.again(lambda: relay.call_v1("GET", "calc-progress", {"accept_id": calc.accept_id}), no_token=()).get("message")
-        return V1_WORDS.index(str(word).split(":")[1])
-    except (Refused, ValueError, IndexError):
-        return -1
-
-
-def v1_params(poller, calc, relay):
-    """4. calc-params: order and inputs as a stream, onto this disk. True; False if it ends here. Refused if it is not ours.
-    A fielded relay answers once: if that answer is lost, the calculation cannot be run any more and ends without its command."""
-    folder, asked = calc.path(b"in"), bool(calc.last("asked"))            # asked: in vain, here or before a restart
-
-    def once():
-        nonlocal asked
-        if calc.last("asked"):
-            asked = True
-        else:
-            calc.note(4, "asked")
-        shutil.rmtree(folder, ignore_errors=True)
-        os.mkdir(folder, 0o700)
-        return relay.call_v1("GET", "calc-params", v1_me(calc), folder=folder, moved=poller.moved,
-                             began=lambda: calc.last("receiving") or calc.note(4, "receiving"))
-
-    try:
-        found = relay.again(once, no_token=NO_TOKEN[1:])
-        if "calc-info" not in found:                   # a fielded relay says yes in a wrong state, too
-            raise Refused(409, "calc-params: %s" % found.get("message"))
-        v1_take(calc, found["calc-info"])
-        shutil.rmtree(folder, ignore_errors=True)
-        return True
-    except Refused:
-        if not calc.last("receiving") and not (asked and v1_abandoned(poller, calc, relay)):
-            time.sleep(poller.keys["poll"])            # it may be named again and again
-            raise
-        reason, text = "input", "the inputs were lost on the way, and a fielded relay gives them once"
-    except (ValueError, OSError) as error:
-        reason, text = "disk" if isinstance(error, OSError) else "input", getattr(error, "strerror", None) or error
-    shutil.rmtree(folder, ignore_errors=True)
-    shutil.rmtree(calc.work, ignore_errors=True)       # room for the journal
-    calc.run.end_early(reason, text)
-    return False
-
-
-def v1_abandoned(poller, calc, relay):
-    """No calc-info came, and now the relay refuses it: has another poller got it, or was our answer lost? Waits, without using a slot, until
-    somebody goes on (False) or nobody has for V1_LOST_AFTER (True)."""
-    log("warn", calc.accept_id, "4 calc-params was lost, or is another poller's: waiting to see", seconds=V1_LOST_AFTER)
-    with poller.room:
-        calc.phase = "in doubt"
-        poller.room.notify_all()
-    while v1_progress(calc, relay) == V1_WORDS.index("sending params"):
-        if time.time() - calc.last("asked")["t"] > V1_LOST_AFTER:
-            return True
-        time.sleep(poller.keys["poll"])
-    return False
-
-
-def v1_take(calc, info):
-    """4. Inputs into the working directory, then the order to its place. ValueError if something is not as it should be."""
-    if not isinstance(info, dict):
-        raise ValueError("calc-info is none")
-    files, names = info.get("parameter_files") or {}, info.get("result_files") or {}
-    if not isinstance(names, (dict, list)) or not all(isinstance(name, str) for name in names):
-        raise ValueError("malformed: result_files")
-    order = check_order_of(dict(calc.order, **{"calc-info": {
-        "command": info.get("command"), "parameters": info.get("parameters") or "", "result_files": {name: {} for name in names}}}))
-    if not isinstance(files, dict) or len(files) > MAX_INPUTS:
-        raise ValueError(_("too many inputs, or one with a log's name"))
-    check_order(sorted(files, key=parts_of), reserved=LOG_NAMES)
-    shutil.rmtree(calc.work, ignore_errors=True)
-    for place, (name, entry) in enumerate(files.items()):
-        path = os.path.join(calc.work, utf8(name))
-        os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
-        blob = as_blob(entry[0] if isinstance(entry, list) and entry else None, calc.path(b"in", b"x%d" % place))
-        os.rename(blob.path, path)
-    os.makedirs(calc.work, 0o700, exist_ok=True)
-    calc.order = dict(calc.order, received=True, **{"calc-info": order["calc-info"]})
-    calc.run.order = calc.order["calc-info"]
-    write_synced(calc.path(b"order.new"), json.dumps(calc.order).encode())
-    os.rename(calc.path(b"order.new"), calc.path(b"order.json"))
-    sync_folder(calc.control)
-    log("info", calc.accept_id, "4 calc-params", site=calc.order["site"], command=calc.info["command"], files=len(files), v=1)
-
-
-def v1_send(poller, calc, relay):
-    """6. to 8. The end, the results as one stream, and that it was all. What cannot come has its reason beside it.
-    A calculation that was refused here walks the same steps: its stderr says why."""
-    end, rules = calc.run.last("ended"), dict(poller.rules)
-    rules["max_file"] = min(rules["max_file"] or V1_FILE, V1_FILE)
-    try:
-        if end["exit_code"] is None:
-            v1_step(calc, relay, "calc-params-complete")
-            v1_step(calc, relay, "calc-start")
-        for found in calc.run.looks(rules, calc.run.kinds()):
-            wanted = set(calc.info["result_files"]) - set(LOG_NAMES)
-            good = end["exit_code"] == 0 and not end["reason"] and (not wanted or any(result.name in wanted for result in found.found))
-            v1_step(calc, relay, "calc-end", result="calc end" if good else "abnormal")
-            log("info", calc.accept_id, "7 send-results", site=calc.order["site"], files=len(found.found), bytes=found.total, v=1,
-                **{code: entry["count"] for code, entry in found.verdicts.items()})
-            calc.run.write_manifest(found)
-            said = said_of(found)
-            try:
-                v1_results(calc, relay, found.found, dict(said["missing"], **said["refused"]))
-                break
-            except ValueError:                         # see send_results()
-                if not any(result.path.changed for result in found.found):
-                    raise
-        calc.note(7, "sent")
-        v1_step(calc, relay, "end-send", result="end send")
-    except Refused as error:
-        if error.code != "0300" or not calc.last("sent"):
-            raise                                      # otherwise it has been fetched meanwhile, and is forgotten
-
-
-def v1_results(calc, relay, found, absent):
-    """7. send-results. If something in between refuses it (a body limit), reasons go in place of the files: somebody waits for it."""
-    try:
-        v1_step(calc, relay, "send-results", v1_body(calc, found, absent))
-    except Refused as error:
-        if error.code not in (400, 413):
-            raise
-        log("error", calc.accept_id, "7 the results are refused and stay here", code=error.code, why=error, work=shown(calc.work))
-        v1_step(calc, relay, "send-results", v1_body(calc, [], dict(absent, **{
-            result.name: "refused on the way: %s" % error for result in found})))
-
-
-def v1_body(calc, found, absent):
-    """7. The body of send-results: (its length, a function that gives its chunks)."""
-    def entry(content, first, second):
-        return {"content": content, "mimetype1": first, "mimetype2": second}
-    names = [name for name in absent if name in calc.info["result_files"]]
-    return around_files(lambda mark: dict(v1_me(calc), result_files=dict(
-        [(result.name, entry(mark, "application/octet-stream;", "charset=binary")) for result in found]
-        + [(name, entry("", "Error", absent[name])) for name in names])),
-        [(result.path, 0, result.size, result.sum256) for result in found])
-
-
-# ---- the poller ----
-
-def carry_out(poller, calc, relay, page):
-    """Steps 4 to 8 of one calculation, from wherever its journal stands; after any crash or failure it is called again."""
-    claim = calc.claim
-    try:
-        if not calc.run.last("ended") and calc.run.untouched():
-            if not calc.run.last("starting"):
-                poller.wait_for_twin(calc)
-            earlier = None if calc.run.last("starting") else ran_before(poller, calc)
-            if earlier:
-                return go_on_with(poller, calc, relay, earlier)
-            begin(poller, calc, relay, page)
-        if not calc.run.last("ended"):
-            calc.phase = "running"
-            calc.run.finish()
-        claim = calc.claim
-        deliver(poller, calc, relay)
-    except Refused as error:
-        with poller.room:
-            if calc.claim == claim:
-                return lose_claim(calc, error)
-        carry_out(poller, calc, relay, None)           # it got another claim meanwhile
-
-
-def work_on(poller, calc, relay, page=None):
-    """A thread: one calculation, until it is delivered, taken away by the relay, or left for the next start."""
-    def pause(wait):
-        poller.pause(wait, calc)
-
-    def notice(why):
-        calc.why = why or ""
-        poller.notice(why)
-
-    relay.pause, relay.notice, backoff = pause, notice, Backoff(REFUSED_MOST)
-    backoff.now = REFUSED_PAUSE
-    while True:
-        try:
-            carry_out(poller, calc, relay, page)
-        except OSError as error:                       # a full or broken disk: the journal says where to go on
-            wait, calc.why = 0 if error.errno in FULL and give_reserve(poller.base) else DISK_PAUSE, error
-        except Refused as error:
-            wait, calc.why = backoff.next(), error
-        except Exception as error:                     # a bug, or results that change again and again
-            wait, calc.why = backoff.next(), "%s: %s" % (type(error).__name__, error)
-        else:
-            if poller.release(calc, relay):
-                return
-            page = None
-            continue
-        if poller.ending() and not isinstance(calc.why, OSError):
-            poller.stuck.append("%s: %s" % (calc.name, calc.why))
-            log("error", calc.accept_id, "stays here until the next start", why=calc.why)
-            calc.waits(0, calc.why)
-            return poller.release(calc, relay, True)
-        log("error", calc.accept_id, "it stays here and is tried again", why=calc.why, again_in=round(wait))
-        relay.close()
-        page = None
-        poller.put_off(calc, relay, wait)
-
-
-def lose_claim(calc, error):
-    """The relay says no. The claim is gone (404, 409): what never started here goes, a result stays on this disk. Any other no is raised again:
-    its reason may go away."""
-    gone = error.code in (404, "0300") or error.code == 409 and error.more             # the relay's own word, not a failure on the way
-    if calc.run.untouched() and (gone or not calc.run.last("ended")):
-        log("warn", calc.accept_id, "the claim is gone", code=error.code, why=error)
-        return calc.remove()
-    if not gone:
-        raise error
-    log("error", calc.accept_id, "the result is refused and stays here", code=error.code, why=error, work=shown(calc.work))
-    calc.note(8, "kept", why=str(error))
-
-
-def keep_reserve(base):
-    """.mi/reserve: room for what has to be noted of a calculation that ends on a full disk, and that it has filled itself."""
-    path = os.path.join(base, b".mi", b"reserve")
-    try:
-        disk = None if os.path.exists(path) else os.statvfs(base)
-        if disk and disk.f_bavail * disk.f_frsize > 4 * RESERVE:
-            write_synced(path, os.urandom(RESERVE))    # nothing that a file system could keep in less
-    except OSError:
-        give_reserve(base)
-
-
-def give_reserve(base):
-    """Gives the reserve up. False if there is none."""
-    try:
-        os.unlink(os.path.join(base, b".mi", b"reserve"))
-        return True
-    except FileNotFoundError:
-        return False
-
-
-class Poller:
-    """What the threads of this process share. settings: the ini's; options: the command line's."""
-
-    def __init__(self, settings, options, commands, token, base):
-        self.options, self.token, self.base, self.site, self.limits = options, token, base, options["site"], {}
-        self.gate = Gate(os.path.join(base, b".mi"), commands)
-        self.obey(settings, commands)                  # also: rules, own_rules within the relay's limits; folders: does it take empty ones?
-        self.held, self.idle, self.room = {}, [], threading.Condition()      # calculations by name, free Relays
-        self.first, self.failures, self.away, self.swept = None, 0, "", 0.0              # away: why
-        self.large = None                              # {accept_id: bytes}, once that is known: see lacks()
-        self.v1, self.learned = False, 0.0             # is it a fielded relay? when was it asked?
-        self.gone = {}                                 # claims that the relay does not know as in force: not to be asked about before ...
-        self.names = names_on_disk(base)               # read anew once an hour: with years of kept ones a look at all takes its time
-        self.wake, self.outcome = os.pipe(), None
-        self.asking, self.busy_at, self.stuck = None, time.monotonic(), []   # the Relay of a calc-request that is out; when there was work
-
-    def obey(self, settings, commands):
-        """Takes the ini's values into force."""
-        self.keys, self.own_rules, self.gate.commands = settings["poller"], settings["outbound"], commands
-        self.jobs, self.retry = self.options["jobs"] or self.keys["jobs"], self.options["retry"] or self.keys["retry"]
-        self.output = self.keys["output"] and not (self.keys["hold"] or any(
-            self.own_rules[key] for key in ("deny_content", "deny_pieces", "deny_sums", "hold", "dry_run")))
-        self.limit(self.limits)
-
-    def hang_up(self):
-        """SIGHUP: the log file anew (logrotate has renamed it), and the ini. A broken one is a line in the log, and the old one stays in force."""
-        try:
-            log_into(self.keys["logfile"])
-            settings = read_ini(self.ini, KEYS)
-            commands = allow_list(self.ini, settings)
-        except (Stop, OSError) as error:
-            return log("error", None, "reload", refused=error, why="the old ini stays in force")
-        keys = settings["poller"]
-        for key in sorted(key for key in keys if key not in AT_ONCE and keys[key] != self.keys[key]):
-            log("warn", None, "reload", key=key, why="takes effect at the next start")
-            keys[key] = self.keys[key]
-        self.obey(settings, commands)
-        note_settings(self.base, settings)
-        log("info", None, "reload", ini=self.ini, commands=" ".join(sorted(command["name"] for command in commands.values())))
-
-    def relay(self):
-        """A Relay that nobody uses now. All share one Trust."""
-        with self.room:
-            if self.idle:
-                made = self.idle.pop()
-                made.pause, made.notice = self.pause, self.notice
-                return made
-        keys, options = self.keys, self.options
-        made = Relay(options["url"], self.token, options["ca_file"], options["verify"], keys["proxy"], keys["client_cert"],
-                     keys["client_key"], options["port"])
-        made.pause, made.notice, made.keep_on = self.pause, self.notice, True
-        if self.first is None:
-            self.first = made
-            if made.tls:
-                made.trust.now()                       # a file that is unusable at the start is said at once
-        made.trust, made.piece, made.most = self.first.trust, self.first.most, self.first.most
-        return made
-
-    def notice(self, why):
-        """One log line when the relay goes away, says not now, or refuses the token, and for each new reason of that; one when it is back (None);
-        however many threads see it."""
-        if why is None:
-            self.failures = 0
-        if why is not None and str(why) != self.away:
-            if isinstance(why, Refused) and why.code in NO_TOKEN:
-                log("error", None, "the token is refused: put a valid one into token_file, or start again; asking on, nothing is lost", why=why)
-            elif isinstance(why, Refused):
-                log("warn", None, "relay answers \"later\", asking on", why=why)
-            else:
-                log("warn", None, "relay away, asking on", why=why)
-        elif why is None and self.away:
-            log("info", None, "relay answers again")
-        self.away = "" if why is None else str(why)
-
-    def moved(self, count):
-        """Bytes went over the line."""
-        self.failures = 0
-
-    def pause(self, wait, calc=None):
-        """Sleeps before the next try; retry = COUNT,INTERVAL: that many failures in a row end the process, not the results.
-        calc: what is tried again."""
-        if self.retry:
-            self.failures, wait = self.failures + 1, self.retry[1]
-            if self.failures >= self.retry[0]:
-                self.finish(Stop(EX_UNAVAILABLE, _("%s: no answer %d times in a row; %d calculation(s) stay here for the next start")
-                                 % (self.options["url"], self.failures, len(self.held))))
-                wait = 3600
-        if calc:
-            calc.waits(wait, calc.why)
-            calc.hurry.wait(wait)
-            calc.hurry.clear()
-        else:
-            time.sleep(wait)
-
-    def put_off(self, calc, relay, wait):
-        """Waits until calc is tried again. A result that the relay refuses takes no slot meanwhile."""
-        if isinstance(calc.why, OSError):
-            return time.sleep(wait)
-        with self.room:
-            calc.phase = "outbox" if calc.run.last("ended") else calc.phase
-            self.room.notify_all()
-        calc.waits(wait, calc.why)
-        calc.hurry.wait(wait)
-        calc.hurry.clear()
-        if isinstance(calc.why, Refused) and calc.why.code == 413 and not self.v1:
-            try:                                       # its limits have changed: what is over them has its reason beside it, the rest arrives
-                self.limit(relay.learn(0)[1])
-            except Away:
-                pass
-
-    def limit(self, limits):
-        """What is over the relay's limits stays here as what is over [outbound]'s does."""
-        rules, self.limits = dict(self.own_rules), limits
-        for key in ("max_file", "max_files"):
-            if isinstance(limits.get(key), int) and limits[key] > 0:
-                rules[key] = min(rules[key] or limits[key], limits[key])
-        self.rules = rules
-        self.folders = limits.get("dirs") is True
-
-    def finish(self, outcome):
-        """Ends the program, from any thread: outcome is an exit code or an exception."""
-        if self.outcome is None:
-            self.outcome = outcome
-            os.write(self.wake[1], b"\0")
-
-    def hold(self, calc, relay, page=None):
-        """From now on a thread of its own carries calc out."""
-        with self.room:
-            self.held[calc.name] = calc
-        calc.run.told = {"site": self.site}
-        threading.Thread(target=work_on, args=(self, calc, relay, page), daemon=True).start()
-
-    def release(self, calc, relay, surely=False):
-        """calc is through: its slot and its connection are free. False if a restored relay has asked for it again just now (go_on_with())."""
-        with self.room:
-            if calc.wanted_again() and not surely:
-                return False
-            del self.held[calc.name]
-            self.gate.leave(calc.run)
-            self.idle.append(relay)
-            self.room.notify_all()
-        return True
-
-    def wait_for_twin(self, calc):
-        """Whoever is handed out twice at once runs once: the later one waits until the earlier has begun, or is gone."""
-        def first():
-            return [other for other in self.held.values() if other.accept_id == calc.accept_id and other is not calc
-                    and (other.order["t"], other.name) < (calc.order["t"], calc.name)
-                    and not other.run.last("starting") and not other.run.last("ended")]
-
-        with self.room:
-            while first():
-                self.room.wait(1)
-
-    def busy(self):
-        """How many calculations take a slot."""
-        return sum(calc.phase not in ("in doubt", "outbox") for calc in self.held.values())
-
-    def ending(self):
-        """Is this a run that ends when its work is done?"""
-        return self.options["once"] or self.options["drain"] or self.options["resend"]
-
-    def closed(self):
-        """Why nothing new is claimed now, or ""."""
-        if self.options["drain"] or self.options["resend"]:
-            return "--drain"
-        if self.keys["paused"] or os.path.exists(os.path.join(self.base, b".mi", b"paused")):
-            return "paused"
-        return "" if within(self.keys["hours"], time.localtime()) else "hours"
-
-    def lacks(self, large):
-        """{accept_id: bytes} of what waits at the relay and needs more room than there is here: a line for each, and .mi/large for `list`."""
-        large = {key: value for key, value in list(large.items())[:100] if ACCEPT_ID.match(key) and type(value) is int and 0 <= value < 1 << 60
-                 } if isinstance(large, dict) else {}
-        for accept_id in sorted(set(large) - set(self.large or ())):
-            log("warn", accept_id, "3 not taken: its inputs need more room than there is", bytes=large[accept_id], base=shown(self.base))
-        path = os.path.join(self.base, b".mi", b"large")
-        if large != self.large:
-            self.large = large
-            try:
-                if large or os.path.exists(path):
-                    write_synced(path, json.dumps(large).encode())
-            except OSError:
-                pass                                   # the disk is full
-
-    def full(self, more=0):
-        """The bytes that calc_base has room for beside keep_free, and why that (with `more` bytes there) is too little, or ""."""
-        disk, keep = os.statvfs(self.base), self.keys["keep_free"]
-        share = keep if isinstance(keep, float) else 0
-        room = disk.f_bavail * disk.f_frsize - int(share * disk.f_blocks * disk.f_frsize or keep)
-        if room < more:
-            return max(room, 0), "less than keep_free is free"
-        return room, "less than keep_free of its inodes is free" if disk.f_favail < share * disk.f_files else ""
-
-    def blocked(self):
-        """closed(), or too little room."""
-        return self.closed() or self.full()[1]
-
-    def wait_for_room(self):
-        """Waits for a free slot, for the hours in which work is taken, and until keep_free of the disk is free. Returns the bytes that there is
-        room for; None if this run ends instead of waiting."""
-        with self.room:
-            while self.busy() >= self.jobs:
-                self.room.wait()
-        told = ""
-        while True:
-            shut, (free, full) = self.closed(), self.full()
-            if full and not shut:
-                make_room(self)
-                free, full = self.full()
-            if not shut and not full:
-                if told:
-                    log("info", None, "new calculations are taken again")
-                return free
-            if self.ending():
-                if full and not shut:
-                    self.stuck.append(_("%s: less than keep_free is free") % shown(self.base))
-                return None
-            if told != (shut or full):
-                told = shut or full
-                log("warn" if full else "info", None, "no new calculation", why=told, base=shown(self.base))
-            until = time.monotonic() + (0 if shut else DISK_PAUSE)       # what could go is gone: only others make room now
-            while True:
-                time.sleep(1)
-                if time.monotonic() > until or not self.blocked():
-                    break
-
-    def tick(self):
-        """Once a second: what was said on the command line meanwhile, the hours, and idle_exit."""
-        asking = self.asking
-        if asking and self.blocked():                  # whoever has the answer will not take it: do not stay in the relay's way
-            try:
-                socket.socket.shutdown(asking.connection.sock, socket.SHUT_RDWR)
-            except (AttributeError, TypeError, OSError):
-                pass                                   # it is not connected at the moment
-        self.take_resends()
-        stamp = stamp_of(self.ini)
-        if stamp == self.seen != self.stamp and stamp:                   # it stands still since the last look
-            self.stamp = stamp
-            self.hang_up()
-        self.seen = stamp
-        limit = self.options["idle-exit"] or self.keys["idle_exit"]
-        if self.held or not limit:
-            self.busy_at = time.monotonic()
-        elif time.monotonic() - self.busy_at > limit:
-            log("info", None, "nothing to do: it ends", idle_exit=limit)
-            self.finish(0)
-
-    def take_resends(self):
-        """Does at once what `resend` has asked for."""
-        path = os.path.join(self.base, b".mi", b"resend")
-        if not os.path.exists(path):
-            return
-        os.rename(path, path + b".taken")
-        with open(path + b".taken", encoding="ascii", errors="replace") as text:
-            names = set(text.read().split())
-        os.unlink(path + b".taken")
-        if names - set(self.held):
-            send_again(self, lambda calc: calc.name in names and calc.over() == "kept")
-        for name in names & set(self.held):
-            self.held[name].hurry.set()
-
-    def tell(self, line):
-        """A line of the manual, on a terminal or where it was started with the manual's words."""
-        if self.options["fielded"] or sys.stdout.isatty():
-            try:
-                print(printable(line), flush=True)
-            except (OSError, ValueError):
-                pass
-
-
-def send_again(poller, wanted):
-    """Results that this poller has delivered, or kept, are sent once more: those for which wanted(Calculation) is true."""
-    for calc in on_disk(poller.base, None, poller.gate):
-        if calc.name not in poller.held and wanted(calc):
-            calc.note(3, "resend")
-            log("info", calc.accept_id, "3 its result is wanted again", work=shown(calc.work))
-            poller.hold(calc, poller.relay())
-
-
-def missed(poller, wanted):
-    """The relay misses results {accept_id: claim}: it was restored from a backup since."""
-    if isinstance(wanted, dict) and wanted:
-        send_again(poller, lambda calc: wanted.get(calc.accept_id) == calc.claim and calc.over())
-
-
-def calc_request(poller, relay, take, free, wait):
-    """3. One calc-request: the answer's fields, or None if there is nothing to do. Refused, Away."""
-    fields = {"v": 2, "site_id": poller.site, "poller": poller.name, "take": take, "wait": wait, "free": free, "dirs": True,
-              "have": {calc.accept_id: calc.claim for calc in list(poller.held.values()) if calc.order["protocol"] == 2}}
-    now = time.strftime("%Y/%m/%d %H:%M:%S")
-    poller.tell("%s:send %s%scalc-request?site_id=%s" % (now, relay.url, BASE, poller.site))
-    try:
-        if poller.v1:
-            return v1_named(poller, relay.call_v1("GET", "calc-request", {"site_id": poller.site}))
-        found = relay.call("POST", "calc-request", fields, wait)
-        missed(poller, found.get("wanted"))
-        return found
-    except Refused as error:
-        missed(poller, error.more.get("wanted"))
-        poller.lacks(error.more.get("large"))
-        if error.code in (401, 403, "0005"):
-            reason = {"errors": [{"code": error.code, "message": str(error)}]}
-            poller.tell("%s:status code = 403 / reason = %s" % (now, json.dumps(reason, ensure_ascii=False, separators=(",", ":"))))
-        else:
-            poller.tell("code = %s / message = %s" % (error.code, error))
-        early = poller.v1 and error.code == "400" and "does not match" not in str(error)       # registered, but not allowed yet
-        if error.code != "0300" and not early:
-            raise
-        return None
-
-
-def give_back(poller, ask, accept_id, claim):
-    """3. Nothing was begun: the relay may hand it out again at once. Unheard, the claim lapses."""
-    ask("POST", "heartbeat", {"v": 2, "site_id": poller.site, "poller": poller.name, "wait": 0,
-                              "calcs": {accept_id: {"claim": claim, "phase": "given back"}}})
-
-
-def first_contact(poller, relay):
-    """The seconds that the relay lets us wait. 69 if it cannot be reached and somebody waits for the answer."""
-    somebody = (poller.options["fielded"] or poller.options["once"]) and not poller.learned
-    try:
-        version, limits = relay.learn(0 if somebody and not poller.retry else None)
-    except Away as error:
-        raise Stop(EX_UNAVAILABLE, _("%s (%s.py check looks at the whole way)") % (error, PROGRAM))
-    poller.v1, poller.learned = version < 2, time.monotonic()
-    if poller.v1:
-        return 0
-    poller.first.piece = poller.first.most = relay.most
-    poller.limit(limits)
-    return 0 if poller.options["once"] else min(POLL_WAIT, limits["wait"] if isinstance(limits.get("wait"), int) else POLL_WAIT)
-
-
-def refused_at_first(relay, error):
-    """The very first calc-request was refused: what to do about it."""
-    if error.code in (401, 403, "0005"):
-        return Stop(EX_REFUSED, _("%s: the token is refused (%s): get a valid one, role remote, for this site")
-                    % (relay.url, printable(error.more.get("why") or error)))
-    return Stop(EX_REFUSED, "%s: %s" % (relay.url, error))
-
-
-def claim_loop(poller):
-    """A thread: 3. asks for work whenever there is room for it, for ever (--once: until nothing is left)."""
-    relay, backoff, answered = poller.relay(), Backoff(), False
-    adopter()                                          # loaded now, not when a command is to start
-    wait = first_contact(poller, relay) if poller.held or not poller.closed() else None
-    while True:
-        try:
-            free = poller.wait_for_room()
-            if free is None:
-                return leave(poller)
-            if wait is None:
-                wait = first_contact(poller, relay)
-            if poller.v1 and time.monotonic() - poller.learned > V1_AGAIN:
-                wait = first_contact(poller, relay)
-            keep_reserve(poller.base)
-            take = make_spare(poller.base)
-            asked, calc = time.monotonic(), None
-            poller.asking = relay
-            found = calc_request(poller, relay, take, free, wait)
-            poller.asking = None
-            poller.notice(None)
-            backoff, answered = Backoff(), True
-            if found and poller.blocked():             # meanwhile
-                log("info", found.get("accept_id"), "3 not taken", why=poller.blocked())
-                if not poller.v1:
-                    give_back(poller, relay.call, found.get("accept_id"), found.get("claim"))
-                continue
-            calc = found and put_on_disk(poller.base, poller.gate, found, **({"protocol": 1, "site": poller.site} if poller.v1 else {}))
-            if calc:
-                poller.names.setdefault(calc.accept_id, []).append(calc.name)
-        except (Away, Refused, OSError) as error:
-            poller.asking = None
-            if isinstance(error, Away) and poller.blocked():             # tick() has broken it off
-                relay.close()
-                continue
-            if isinstance(error, Refused) and not answered and error.code not in AGAIN:
-                raise refused_at_first(relay, error)
-            if isinstance(error, OSError):
-                log("error", None, "disk", error=error)
-            else:
-                poller.notice(error)
-            relay.close()
-            poller.pause(backoff.next())
-            continue
-        except ValueError as error:
-            log("error", None, "3 the relay's answer is not taken", why=error)
-            shutil.rmtree(os.path.join(poller.base, b".mi", b"spare"), ignore_errors=True)      # with its take
-        if calc:
-            log("info", calc.accept_id, "3 calc-request", site=poller.site, command=calc.info["command"], attempt=calc.order["attempt"])
-            poller.hold(calc, relay, found.get("inputs"))
-            relay = poller.relay()
-        elif poller.options["once"] and found is None:
-            return leave(poller)
-        else:                                          # a relay that does not let us wait
-            least = poller.keys["poll"] if poller.v1 and found is None else 1
-            time.sleep(max(0.0, least - (time.monotonic() - asked)))
-        sweep(poller)
-
-
-def leave(poller):
-    """--once and --drain: waits for what is under way, and ends; 75 if something stays here that could not be delivered."""
-    with poller.room:
-        while poller.busy():
-            poller.room.wait()
-    poller.finish(Stop(EX_TEMPFAIL, "; ".join(poller.stuck)) if poller.stuck else 0)
-
-
-def output_parts(poller, calc, known, most):
-    """{"out": [offset, base64], "err": ...} of what a command has written beyond `known` (bytes of each): whole lines, at most `most` bytes.
-    Nothing where [outbound] would have to see the whole of it first, or lets the log not out."""
-    import base64
-    parts, rules = {}, poller.rules
-    if "logs" not in calc.run.kinds():
-        return parts
-    limit = min([OUTPUT_MOST] + [rules[key] for key in ("max_file", "max_total") if rules[key]])
-    for stream, log_name, file, begin in zip(("out", "err"), LOG_NAMES, (b"stdout", b"stderr"), known):
-        if name_rule(rules, log_name) or not os.path.exists(calc.path(file)) or begin >= limit:
-            continue
-        with open(calc.path(file), "rb") as text:
-            text.seek(begin)
-            data = text.read(min(most, limit - begin))
-        data = data[:data.rfind(b"\n") + 1] or (data if len(data) == most else b"")
-        if data:
-            parts[stream] = [begin, base64.b64encode(data).decode("ascii")]
-    return parts
-
-
-def heartbeat(poller, relay, calcs, known, quiet):
-    """One heartbeat, with the output that is new beyond `known` {accept_id: [bytes, bytes]}, which it brings up to date. calcs: by accept_id;
-    quiet: seconds that it may wait for news where nothing is written. Returns (did anybody write, seconds until the next)."""
-    entries, most = {}, max(1024, min(OUTPUT_PART, (1 << 20) // len(calcs)))
-    for name, calc in calcs.items():
-        entries[name] = {"claim": calc.claim, "phase": "results" if calc.phase == "outbox" else calc.phase}
-        if calc.run.job is not None:
-            entries[name].update(node=calc.run.job.node, what=calc.run.job.where)
-        if poller.output:
-            entries[name].update(output_parts(poller, calc, known.setdefault(name, [0, 0]), most))
-    found = relay.ask("POST", "heartbeat", {"v": 2, "site_id": poller.site, "poller": poller.name, "wait": quiet, "calcs": entries}, quiet)
-    cancel, gone, unknown = (found[key] if isinstance(found.get(key), list) else [] for key in ("cancel", "gone", "unknown"))
-    for calc in list(poller.held.values()):
-        if calc.accept_id in cancel and not calc.run.cancelled:
-            log("warn", calc.accept_id, "6 cancelled by the workflow side")
-            calc.run.cancelled = True
-    went, taken = False, found.get("output") if isinstance(found.get("output"), dict) else {}
-    for name in set(taken) & set(calcs):
-        if isinstance(taken[name], list) and len(taken[name]) == 2 and all(type(at) is int and at >= 0 for at in taken[name]):
-            went, known[name] = went or taken[name] != known[name], taken[name]
-    for name in calcs:
-        if name in gone + unknown:                     # asked about again in a minute: the others are not to wait for it
-            poller.gone[calcs[name].claim] = time.monotonic() + 60
-    return went, 20 if taken and not went else 1
-
-
-def heartbeat_loop(poller):
-    """A thread with its own connection: renews all claims, hears of cancelled calculations, sends the commands' output as it comes."""
-    relay, known, quiet = poller.relay(), {}, 1
-    relay.pause, relay.notice, relay.slowest = time.sleep, lambda line: None, 30
-    while True:
-        asked = time.monotonic()
-        calcs = {calc.accept_id: calc for calc in list(poller.held.values())
-                 if calc.order["protocol"] == 2 and asked - calc.since > 0.5 and poller.gone.get(calc.claim, 0) < asked}
-        known = {name: known[name] for name in calcs if name in known}
-        wrote, wait = False, 0.25 if poller.held else 1                     # what has just begun can be cancelled, too
-        try:
-            if calcs:
-                wrote, wait = heartbeat(poller, relay, calcs, known, quiet)
-            quiet = 1 if wrote or not calcs else min(quiet * 2, OUTPUT_QUIET if poller.output else POLL_WAIT)
-        except (Refused, OSError) as error:
-            log("debug", None, "heartbeat", error=error)
-            wait = 20
-        time.sleep(max(0.0, wait - (time.monotonic() - asked)))
-
-
-def tick_loop(poller):
-    """A thread: what is looked at once a second."""
-    while True:
-        time.sleep(1)
-        try:
-            poller.tick()
-        except OSError as error:
-            log("error", None, "disk", error=error)
-
-
-def make_room(poller):
-    """Less than keep_free is free: the files of delivered calculations go, oldest first, until it is enough. Order and journal stay."""
-    for calc in on_disk(poller.base):
-        if calc.name not in poller.held and os.path.lexists(calc.work) and calc.may_go(0, poller.own_rules["keep_refused"]):
-            log("info", calc.accept_id, "swept: its room is needed", delivered=round(calc.last("delivered")["t"]))
-            calc.remove_files()
-            if not poller.full()[1]:
-                return
-
-
-def sweep(poller):
-    """Once an hour: the directories of calculations that were delivered keep_workdirs ago go."""
-    if time.monotonic() < poller.swept:
-        return
-    poller.swept = time.monotonic() + 3600
-    for name in os.listdir(os.path.join(poller.base, b".mi")):
-        if name.startswith(b"gone."):                  # a start before this one was killed in remove()
-            shutil.rmtree(os.path.join(poller.base, b".mi", name), ignore_errors=True)
-    for calc in on_disk(poller.base):
-        if calc.over() != "delivered" or calc.name in poller.held:
-            continue
-        calc.tidy(SCAFFOLD)                            # it may have been killed just there
-        if calc.may_go(poller.keys["keep_workdirs"], poller.own_rules["keep_refused"]):
-            log("info", calc.accept_id, "swept")
-            calc.remove()
-    poller.names = names_on_disk(poller.base)
-
-
-# ---- the start ----
-
-def base_path(path):
-    """calc_base as bytes: path, or the user's state directory."""
-    home = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
-    found = os.path.expanduser(path) if path else os.path.join(home, "mi_distcomp")
-    if not os.path.isabs(found) and (not path or found.startswith("~")):         # it would be another place wherever this is started
-        raise Stop(EX_CONFIG, _("no home directory is known here: set HOME, or [poller] calc_base, to an absolute path"))
-    return os.path.realpath(utf8(found))
-
-
-def open_base(path):
-    """calc_base and its .mi, made or checked, as bytes. 78 if others could put something into it."""
-    base = base_path(path)
-    folder = os.path.join(base, b".mi")
-    for path in (base, folder):
-        try:
-            if not os.path.isdir(path):
-                os.makedirs(path, 0o700)
-        except OSError as error:
-            code = EX_IOERR if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO) else EX_CONFIG
-            raise Stop(code, _("%s: %s; set [poller] calc_base to a directory that this user may make or own") % (shown(path), error.strerror))
-    info = os.lstat(folder)
-    if not stat.S_ISDIR(info.st_mode) or info.st_uid != os.geteuid() or info.st_mode & 0o077:
-        raise Stop(EX_CONFIG, _("%s/.mi: must be a directory of yours that nobody else may enter (chown, chmod 700)") % shown(base))
-    if open_to_others(base, known=True):
-        raise Stop(EX_CONFIG, _("[poller] calc_base: %s; who can put another directory in its place decides what is run")
-                   % open_to_others(base, known=True))
-    return base
-
-
-def lock_base(base):
-    """Takes calc_base for this process: the open lock file. 75 with who holds it."""
-    import fcntl
-    lock = open(os.path.join(base, b".mi", b"lock"), "a+")
-    try:
-        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno not in (errno.EAGAIN, errno.EACCES):
-            raise no_lock(base, error)
-        lock.seek(0)
-        raise Stop(EX_TEMPFAIL, _("%s: in use by another poller (%s); stop it, or give this one its own calc_base")
-                   % (shown(base), lock.read(200).strip() or _("about to start or to end")))
-    lock.truncate(0)
-    lock.write("pid %d on %s\n" % (os.getpid(), os.uname().nodename))
-    lock.flush()
-    return lock
-
-
-def probe_locks(base):
-    """78 if the file system of calc_base refuses the locks that submissions to a batch system need."""
-    import fcntl
-    with open(os.path.join(base, b".mi", b"locks"), "ab") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise no_lock(base, error)
-
-
-def no_lock(base, error):
-    """What is said where locks are refused; ENOSYS, ENOLCK ... do not mean that somebody else has it."""
-    return Stop(EX_CONFIG, _("%s: no lock can be had on this file system (%s); set [poller] calc_base to a directory on another one")
-                % (shown(base), error.strerror))
-
-
-def poller_name(base):
-    """This calc_base's random name, by which the relay knows it again."""
-    path = os.path.join(base, b".mi", b"poller")
-    if not re.match("[!-~]{1,100}\\Z", word_in(path)):            # not there, or broken
-        write_synced(path, ("poller-%s\n" % os.urandom(8).hex()).encode())
-    return word_in(path)
-
-
-def plain_token(text, where):
-    """text as a token. 78 if it cannot be one."""
-    if not re.match(r"[\x21-\x7e]{1,4096}\Z", text.strip()):
-        raise Stop(EX_CONFIG, _("%s: holds no token") % where)
-    return text.strip()
-
-
-def token_in_file(path, strict=True):
-    """A function that returns the token in a file, read each time: it may be renewed. 78 if it is unreadable or (strict) too open."""
-    def read():
-        try:
-            with open(utf8(path), encoding="latin-1") as text:
-                if strict and os.fstat(text.fileno()).st_mode & 0o077:
-                    raise Stop(EX_CONFIG, _("%s: others may read the token: chmod 600 %s") % (path, path))
-                return plain_token(text.read(5000), path)
-        except OSError as error:
-            raise Stop(EX_CONFIG, _("%s: %s (token_file; chmod 600, owner: the poller's user)") % (path, error.strerror))
-
-    kept = [read()]
-
-    def current():
-        try:
-            kept[0] = read()
-        except Stop as stop:
-            log("warn", None, "the old token stays in use", why=stop)
-        return kept[0]
-    return current
-
-
-def token_from_login(url):
-    """The token of the site's login program, which asks at the terminal. 78 if it is not installed, or others may write to it; 77 if it says no."""
-    folder = os.environ.get("AUTHENTICATION_OPERATOR", "")
-    if not os.path.isabs(folder) or not any(os.path.exists(os.path.join(folder, "openam_operator" + end)) for end in ("", ".py")):
-        raise Stop(EX_CONFIG, _("login: AUTHENTICATION_OPERATOR must name the directory of authentication_operator"))
-    for top, _folders, names in os.walk(folder):
-        for name in [""] + [name for name in names if name.endswith((".py", ".pyc", ".so"))]:
-            only_ours(os.path.join(top, name))
-    sys.path.insert(0, folder)
-    try:
-        from openam_operator import openam_operator
-    except ImportError as error:
-        raise Stop(EX_CONFIG, "AUTHENTICATION_OPERATOR: %s: %s" % (folder, error))
-    token = openam_operator.miLogin(address(url)[1])[1]
-    if not token:
-        raise Stop(EX_REFUSED, _("login: not accepted"))
-    return plain_token(token, "login")
-
-
-def hide_token(token):
-    """Starts this program anew with the token in a pipe instead of on the command line, where `ps` shows it to everybody."""
-    log("warn", None, "the token was in the process list for a moment, and may be in the shell's history: better token_file, mode 0600")
-    out, into = os.pipe()
-    os.write(into, token.encode())
-    os.close(into)
-    os.set_inheritable(out, True)
-    with open("/proc/self/cmdline", "rb") as text:
-        words = text.read().split(b"\0")[1:-1]
-    os.execv(sys.executable, [sys.executable] + [b"fd:%d" % out if word == token.encode() else word for word in words])
-
-
-def find_token(word, url, settings, as_program):
-    """A function that returns the token: of the command line's word, or the first place that has one."""
-    credential = os.path.join(os.environ.get("CREDENTIALS_DIRECTORY") or "/nonexistent", "mi_distcomp_token")
-    if word == "login":
-        token = token_from_login(url)
-    elif word.startswith("fd:"):
-        try:
-            with open(int(word[3:]), encoding="latin-1") as pipe:
-                token = plain_token(pipe.read(5000), word)
-        except (OSError, ValueError):
-            raise Stop(EX_USAGE, _("%s: no token to read there") % word)
-    elif word:
-        token = plain_token(word, "TOKEN")
-        if as_program:
-            hide_token(token)
-    elif settings["token_file"]:
-        return token_in_file(settings["token_file"])
-    elif os.path.exists(credential):
-        return token_in_file(credential, strict=False)
-    elif os.environ.get("MI_DISTCOMP_TOKEN"):
-        token = plain_token(os.environ["MI_DISTCOMP_TOKEN"], "MI_DISTCOMP_TOKEN")
-    elif sys.stdin is not None and sys.stdin.isatty():
-        import getpass
-        token = plain_token(getpass.getpass(_("token: ")), _("what was typed"))
-    else:
-        raise Stop(EX_CONFIG, _("no token: set token_file in [poller] (mode 0600)"))
-    return lambda: token
-
-
-def stamp_of(path):
-    """What changes when somebody writes the file, or None if it is not there."""
-    try:
-        info = os.stat(utf8(path))
-    except OSError:
-        return None
-    return info.st_ino, info.st_size, info.st_mtime_ns, info.st_ctime_ns
-
-
-def set_up(options, settings, ini, as_program):
-    """Everything that is checked before the first contact: the Poller, its calc_base locked."""
-    keys, ini = settings["poller"], ini or options["fielded"] and INI_NAME or find_ini(None, ini_folders(__file__), needed=True)
-    for key in ("site", "url", "ca_file", "calc_base"):
-        options[key] = options[key] or keys[key]
-        if not options[key] and key in ("site", "url"):
-            raise Stop(EX_CONFIG, _("%s: [poller] %s is not set") % (ini, key))
-    address(options["url"], options["port"])
-    commands = allow_list(ini, settings)
-    token = find_token(options["token"], options["url"], keys, as_program)
-    for word, why in options.get("ignored", ()):
-        log("warn", None, "ignored", word=word, why=why)
-    base = open_base(options["calc_base"])
-    lock = lock_base(base)
-    if any(command["batch"] != "none" for command in commands.values()):
-        probe_locks(base)
-    if open_to_others(base):
-        log("warn", None, "calc_base: who can put another directory in its place decides what is run", why=open_to_others(base))
-    if (base + b"/").startswith(b"/tmp/"):
-        log("warn", None, "calc_base is below /tmp: a reboot or a cleaner may delete what was not delivered", base=shown(base))
-    poller = Poller(settings, options, commands, token, base)
-    poller.lock, poller.name, poller.ini = lock, poller_name(base), ini
-    poller.stamp = poller.seen = stamp_of(ini)
-    note_settings(base, settings)
-    if not options["verify"]:
-        log("warn", None, "no_auth: THE RELAY'S CERTIFICATE IS NOT CHECKED: whoever sits in between can read token, inputs and results and "
-                          "give orders within the allow-list; use no_auth:CAFILE or ca_file")
-    return poller
-
-
-def poll(poller):
-    """Runs the threads; this one only waits for a signal or an outcome. Leaving is safe at any moment: everything is on disk."""
-    codes = {signal.SIGINT: EX_INTERRUPT, signal.SIGTERM: 0}
-
-    def thread(loop):
-        try:
-            loop(poller)
-        except Exception as error:
-            poller.finish(error)
-
-    os.set_blocking(poller.wake[1], False)
-    signal.set_wakeup_fd(poller.wake[1])               # whichever thread the signal reaches
-    for which in codes:
-        signal.signal(which, lambda which, frame: end_surely(codes[which], LEAVE))
-    signal.signal(signal.SIGHUP, lambda which, frame: None)
-    relay = poller.relay()                             # 78 here, if a certificate file is unusable
-    for line in ("site id = %s" % poller.site, "base url = %s" % relay.url, "token = ****"):
-        poller.tell(line)
-    log("info", None, "polling", site=poller.site, url=relay.url, jobs=poller.jobs, base=shown(poller.base),
-        commands=" ".join(sorted(command["name"] for command in poller.gate.commands.values())))
-    poller.idle.append(relay)
-    for calc in on_disk(poller.base, None, poller.gate):
-        if calc.name == poller.options["resend"] if poller.options["resend"] else not calc.over():
-            log("info", calc.accept_id, "picked up", state=calc.state())
-            for control in (calc.path(b"pre"), calc.path(b"post")):
-                let_go_on(control)                     # the command's own: finish() goes on where it was killed
-            poller.hold(calc, poller.relay())
-    for loop in (claim_loop, heartbeat_loop, tick_loop):
-        threading.Thread(target=thread, args=(loop,), daemon=True).start()
-    which = -1
-    while which and which not in codes:                # 0: finish()
-        which = os.read(poller.wake[0], 1)[0]
-        if which == signal.SIGHUP:
-            poller.hang_up()
-    if not which:
-        if isinstance(poller.outcome, Exception):
-            raise poller.outcome
-        return poller.outcome
-    if which == signal.SIGINT:
-        poller.tell("Ctrl + C スクリプト停止要求受付")
-    log("info", None, "stopped; what runs here runs on and is picked up at the next start", calculations=len(poller.held))
-    return codes[which]
-
-
-def poller_runs(base):
-    """The process id of the poller that holds calc_base now (-1: on another host); 0 if there is none."""
-    import fcntl
-    import struct
-    with open(os.path.join(base, b".mi", b"lock"), "a+") as lock:
-        found = fcntl.fcntl(lock, fcntl.F_GETLK, struct.pack("hhlli4x", fcntl.F_WRLCK, 0, 0, 0, 0))
-    kind, _whence, _start, _length, pid = struct.unpack("hhlli4x", found)
-    return 0 if kind == fcntl.F_UNLCK else pid or -1
-
-
-def settings_sums(settings):
-    """{"[SECTION] KEY": what tells one value from another} of the ini's sections that the poller reads."""
-    import hashlib
-    def sum_of(value):
-        return hashlib.sha256(repr(getattr(value, "pattern", value)).encode("utf-8", "replace")).hexdigest()[:16]
-    return {"[%s] %s" % (section, key): sum_of(value) for section, keys in settings.items() for key, value in keys.items()}
-
-
-def note_settings(base, settings):
-    """.mi/settings: with which values this poller runs, for `check` and `list`."""
-    try:
-        write_synced(os.path.join(base, b".mi", b"settings"), json.dumps(settings_sums(settings)).encode())
-    except OSError as error:
-        log("warn", None, "disk", error=error)
-
-
-def standing(base, settings):
-    """Rows about the poller of calc_base: does one run, does it take new calculations, has it other values than the ini by now?"""
-    keys, rows = settings["poller"], []
-    runs = os.path.exists(os.path.join(base, b".mi", b"lock")) and poller_runs(base)
-    rows.append((True if runs else None, _("a poller runs") if runs else _("no poller runs: nothing is taken or delivered")))
-    if os.path.exists(os.path.join(base, b".mi", b"paused")):
-        rows.append((None, _("paused: nothing new is taken until `resume`")))
-    if keys["paused"]:
-        rows.append((None, _("[poller] paused = yes: nothing new is taken")))
-    if not within(keys["hours"], time.localtime()):
-        rows.append((None, _("outside of [poller] hours: nothing new is taken now")))
-    try:
-        with open(os.path.join(base, b".mi", b"settings")) as text:
-            before, now = dict(json.load(text)), settings_sums(settings)
-        changed = sorted(key for key in set(before) | set(now) if before.get(key) != now.get(key)) if runs else []
-    except (OSError, ValueError, TypeError, RecursionError):
-        changed = []
-    for accept_id, count in sorted(waiting_for_room(base).items()) if runs else ():
-        rows.append((None, _("%s waits at the relay: its inputs need more room than there is here (%.1f GB)") % (accept_id, count / 1e9)))
-    if changed:
-        rows.append((None, _("the running poller still has other values than the ini for: %s; start it again (what runs goes on)")
-                     % ", ".join(changed[:10])))
-    return rows
-
-
-def waiting_for_room(base):
-    """.mi/large, as Poller.lacks() has left it."""
-    try:
-        with open(os.path.join(base, b".mi", b"large")) as text:
-            return json.load(text)
-    except (OSError, ValueError):
-        return {}
-
-
-def pause(base, keys, word):
-    """pause and resume: a mark beside the calculations that the running poller, or the next one, obeys. 78 if the ini says paused."""
-    path = os.path.join(base, b".mi", b"paused")
-    if word == "pause":
-        write_synced(path, b"")
-        return print(_("paused: nothing new is taken until resume; what runs goes on and is delivered (%s)") % shown(base))
-    if os.path.exists(path):
-        os.unlink(path)
-    if keys["paused"]:
-        raise Stop(EX_CONFIG, _("[poller] paused = yes is in the ini: change it there, and start the poller again"))
-    print(_("new calculations are taken") if poller_runs(base) else _("new calculations are taken as soon as a poller runs"))
-
-
-def outbox(base, as_json):
-    """What waits for its delivery, or is not wanted by the relay: since when, why, when it is tried again (seconds since the epoch)."""
-    rows, runs = [], poller_runs(base)
-    for calc in on_disk(base):
-        if calc.state() not in ("undelivered", "kept"):
-            continue
-        end, found = read_note(calc.path(b"end")), {}
-        try:
-            with open(calc.path(b"waits")) as text:
-                told = json.load(text)
-            found = {"next": int(told["next"]), "why": str(told["why"])}
-        except (OSError, ValueError, TypeError, KeyError, RecursionError):
-            pass
-        kept, late = calc.over() == "kept", runs and found.get("next", 0) or None
-        why = calc.last("kept")["why"] if kept else found.get("why") or _("is being sent") if runs else found.get("why") or _("no poller runs")
-        rows.append({"id": calc.name, "state": calc.state(), "since": round(end.time if end else (calc.run.last("ended") or calc.order)["t"]),
-                     "why": why, "next": None if kept else late})
-    if as_json:
-        return print(json_of(rows))
-    for row in rows:
-        late = (_("not wanted; resend tries once more") if row["state"] == "kept" else _("when a poller runs") if not runs else
-                time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(row["next"])) if (row["next"] or 0) > time.time() else _("now"))
-        since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(row["since"]))
-        print(_("%s  since %s  next try: %s  why: %s") % (row["id"], since, late, printable(row["why"])))
-
-
-def named(base, name):
-    """The calculation of that name, or of that beginning of one (8 characters at least). 64 if there is none, or more than one."""
-    known = [key for group in names_on_disk(base).values() for key in group]
-    wanted = [key for key in known if key == name] or [key for key in known if len(name) >= 8 and key.startswith(name)]
-    found = list(on_disk(base, wanted))
-    if not found:
-        raise Stop(EX_USAGE, _("%s: not on this host (see: list)") % printable(name))
-    if len(found) > 1:
-        raise Stop(EX_USAGE, _("%s: which one? %s") % (printable(name), " ".join(calc.name for calc in found[:10])))
-    return found[0]
-
-
-def waiting(base, name):
-    """The calculation of that name if its result waits here. 64 otherwise."""
-    calc = named(base, name)
-    if calc.state() not in ("undelivered", "kept"):
-        raise Stop(EX_USAGE, _("%s: nothing waits here to be delivered (%s)") % (calc.name, calc.state()))
-    return calc
-
-
-def hand_over(base, name):
-    """resend: the running poller is told."""
-    with open(os.path.join(base, b".mi", b"resend"), "a") as out:
-        out.write(name + "\n")
-    print(_("the running poller sends it now"))
-
-
-def resent(poller):
-    """resend without a running poller: sends it here. 77 if the relay does not take it."""
-    name = poller.options["resend"]
-    calc = waiting(poller.base, name)
-    if calc.over() == "kept":
-        calc.note(8, "resend")
-    poll(poller)
-    calc = next(calc for calc in on_disk(poller.base) if calc.name == name)
-    if calc.over() == "kept":
-        raise Stop(EX_REFUSED, "%s: %s" % (name, calc.last("kept")["why"]))
-    return 0
-
-
-def show(base, name, as_json):
-    """One calculation (without its claim, with its journal), or with name None a line for each. 64 if it is not here."""
-    rows, name = [], name and named(base, name).name
-    for calc in on_disk(base, name and [name]):
-        row = {"id": calc.name, "state": calc.state(), "command": calc.info["command"], "age": round(time.time() - calc.order["t"])}
-        rows.append(row)
-        if row["state"] in ("queued", "running") and read_batch(calc.control) and (name is None or name == calc.name):
-            row["what"] = batch_where(os.path.dirname(calc.control), calc.control)[1]
-        if name is None and not as_json:
-            words = printable("  ".join([row["command"], row.get("what", "")]).rstrip())
-            print("%-38s %-12s %8ds  %s" % (row["id"], row["state"], row["age"], words))
-        elif name == calc.name:
-            order = {key: value for key, value in calc.order.items() if key != "claim"}
-            row.update(work=shown(calc.work), control=shown(calc.control), order=order, journal=calc.whole_journal())
-            return print(json_of(row, indent=None if as_json else 1))
-    if as_json:
-        print(json_of(rows))
-
-
-# ---- check, login, unit ----
-
-def check_host(settings, ini):
-    """Rows about this host: files, commands, calc_base, limits."""
-    keys, rows = settings["poller"], []
-    if os.geteuid() == 0:
-        rows.append((None, _("running as root; better as a user of its own")))
-    rows += [look_at_file(ini, 0o775)] if ini else []
-    for name, mode in ((keys["token_file"], 0o600), (keys["client_key"], 0o600), (keys["ca_file"], 0o755), (keys["client_cert"], 0o755)):
-        rows += [look_at_file(name, mode)] if name else []
-    for section in sorted(section for section in settings if section.startswith("command ")):
-        try:
-            command = command_of(ini, section, settings[section])
-            check_command(ini, command)
-            rows.append((True, _("[%s] %s may run (%s on the wire)") % (section, command["argv"][0], command["match"])))
-            rows += look_at_batch(section, command, keys["calc_base"]) if command["batch"] != "none" else []
-        except Stop as stop:
-            rows.append((False, str(stop)))
-    try:
-        allow_list(ini, settings)
-    except Stop as stop:
-        rows += [(False, str(stop))] if (False, str(stop)) not in rows else []
-    try:
-        base = os.fsdecode(base_path(keys["calc_base"]))
-    except Stop as stop:
-        return rows + [(False, str(stop))]
-    for known, good in ((True, False), (False, None)):
-        why = open_to_others(utf8(base), known)
-        if why:
-            rows.append((good, _("[poller] calc_base: %s; who can put another directory in its place decides what is run") % why))
-            break
-    if os.path.exists(utf8(os.path.join(base, ".mi"))):
-        rows += [look_at_file(os.path.join(base, ".mi"), 0o700)] + check_upgrade(utf8(base))
-    return rows + look_at_disk(base, keys["keep_free"]) + [look_at_limits(256)] + standing(utf8(base), settings)
-
-
-def check_upgrade(base):
-    """Rows about the calculations below calc_base (bytes) as an older, or a newer, version of this program has left them."""
-    rows, older = [], 0
-    names = [name for group in names_on_disk(base).values() for name in group] if os.path.isdir(os.path.join(base, b".mi")) else []
-    for name in sorted(names):
-        try:
-            calc = Calculation(base, name, read_order(base, name))
-            older += not calc.over() and calc.order.get("v", 1) < ON_DISK
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            rows.append((None, _("%s: left alone (%s); an older or newer version may read it; else remove it there: %s") % (
-                name, getattr(error, "strerror", None) or error, shown(os.path.join(base, b".mi", utf8(name))))))
-    if older:
-        rows.append((True, _("%s: %d unfinished calculations of an older version go on") % (shown(base), older)))
-    return rows or [(True, _("%s: nothing unfinished of another version") % shown(base))]
-
-
-def look_at_batch(section, command, base):
-    """Rows: does its batch system answer? And to a process that may start no setuid program (PBS proves by one who is asking), which is what
-    the poller is that runs now, or will be where its unit says so?"""
-    queue = Queue(b"/", command["batch"], batch_env(command))
-    try:
-        queue.hear(queue.mine())
-    except ValueError as error:
-        return [(False, _("[%s] %s does not answer: %s") % (section, command["batch"], printable(error)))]
-    try:
-        pid = poller_runs(base_path(base)) if os.path.exists(os.path.join(base_path(base), b".mi", b"lock")) else 0
-        restricted = command["batch"] not in SETUID or b"NoNewPrivs:\t1" in small("/proc/%d/status" % pid)
-    except (Stop, OSError):
-        restricted = command["batch"] not in SETUID
-    try:
-        if restricted and shutil.which("setpriv"):
-            queue.hear(["setpriv", "--no-new-privs"] + queue.mine())
-    except ValueError as error:
-        return [(False, _("[%s] %s answers here, but not to a poller with NoNewPrivileges in its unit: print that anew with `unit`, or take this "
-                          "and what implies it out of it (%s)") % (section, command["batch"], printable(error)))]
-    return [(True, _("[%s] %s answers") % (section, command["batch"]))]
-
-
-def probes(site):
-    """Every call of this side, made so that it does nothing, and what the relay says to it then."""
-    one = {"accept_id": "00000000-0000-4000-8000-000000000000", "claim": "-"}
-    return [("POST", "calc-request", {"site_id": site, "take": "-", "wait": 0}, "take is"), ("GET", "calc-params", one, ""),
-            ("POST", "calc-params-complete", one, ""), ("POST", "calc-start", one, ""), ("POST", "calc-end", dict(one, result="abnormal"), ""),
-            ("POST", "send-results", dict(one, result_files={}), ""), ("POST", "end-send", dict(one, result="end send"), ""),
-            ("POST", "heartbeat", {"site_id": site, "poller": "check", "calcs": {}, "wait": 0}, ""),
-            ("GET", "files/%s/input/0" % one["accept_id"], {"claim": "-"}, ""),
-            ("POST", "files/%s/result/0?v=2&offset=0&claim=-" % one["accept_id"], {}, "")]
-
-
-def do_check(options):
-    """Looks at this host and at the way to the relay; changes nothing. 78 if something is a FAIL."""
-    rows = []
-    try:
-        ini = find_ini(options["ini"], ini_folders(__file__), needed=True)
-        settings = read_ini(ini, KEYS)
-        keys = settings["poller"]
-        choose_language(keys["lang"])
-        if options["upgrade"]:
-            return say_findings(check_upgrade(base_path(keys["calc_base"])), options["json"])
-        rows = check_host(settings, ini)
-        for key in ("site", "url"):
-            if not keys[key]:
-                rows.append((False, _("%s: [poller] %s is not set") % (ini, key)))
-        if keys["site"] and keys["url"]:
-            relay = Relay(keys["url"], find_token("", keys["url"], keys, False), **{
-                key: keys[key] for key in ("ca_file", "proxy", "client_cert", "client_key")})
-            rows += look_at_relay(relay, probes(keys["site"]))
-    except Stop as stop:
-        rows.append((False, str(stop)))
-    return say_findings(rows, options["json"])
-
-
-def do_login(options, settings, user):
-    """A token for a user's password, kept in token_file."""
-    keys = settings["poller"]
-    if not keys["url"]:
-        raise Stop(EX_CONFIG, _("%s: [poller] %s is not set") % (options["ini"] or "mi_distributed_computing_assist.ini", "url"))
-    relay = Relay(keys["url"], lambda: "", **{key: keys[key] for key in ("ca_file", "proxy", "client_cert", "client_key")})
-    return log_in(relay, user, keys["token_file"])
-
-
-UNIT = """# %(where)s   (systemd; read it, change what is not so at your site, then: systemctl enable --now %(name)s)
-[Unit]
-Description=Poller of distributed calculations (%(script)s)
-After=network-online.target
-Wants=network-online.target
-%(after)s
-[Service]
-User=%(user)s
-%(start)s
-# The command is detached: it outlives the poller, and the next start picks it up. systemd must not end it, nor take its /tmp away.
-KillMode=process
-PrivateTmp=no
-OOMPolicy=continue
-# What is below holds for the command too. Whatever a solver may need stays open: home and scratch directories, network, devices,
-# memory that is written and executed (just-in-time compilers), binding of threads to cores. For containers (apptainer ...) remove
-# RestrictNamespaces, NoNewPrivileges, RestrictSUIDSGID and SystemCallFilter.
-ProtectSystem=full
-ProtectProc=invisible
-ProtectClock=yes
-ProtectControlGroups=yes
-ProtectHostname=yes
-ProtectKernelLogs=yes
-ProtectKernelModules=yes
-ProtectKernelTunables=yes
-NoNewPrivileges=yes
-CapabilityBoundingSet=
-AmbientCapabilities=
-RestrictAddressFamilies=AF_INET AF_INET6 AF_UNIX AF_NETLINK
-RestrictNamespaces=yes
-RestrictSUIDSGID=yes
-KeyringMode=private
-SystemCallArchitectures=native
-SystemCallFilter=@system-service @pkey
-SystemCallErrorNumber=EPERM
-%(install)s"""
-SETUID = ("pbs",)              # batch systems whose programs need a setuid one (pbs_iff)
-CLOSED = re.compile(r"^(NoNewPrivileges|CapabilityBoundingSet|AmbientCapabilities|Restrict\w+|SystemCall\w+|ProtectClock|ProtectHostname"
-                    r"|ProtectKernel\w+)=.*\n", re.M)   # what takes setuid away, or implies that where there is a User=
-OPEN = """# (The batch system's programs need a setuid one, pbs_iff: NoNewPrivileges, CapabilityBoundingSet and all that implies the former are
-# left out.)
-"""
-SERVICE = """ExecStart=%(program)s
-ExecReload=/bin/kill -HUP $MAINPID
-Restart=always
-RestartSec=10
-RestartPreventExitStatus=64 77 78
-TimeoutStopSec=30"""
-ONCE = """Type=oneshot
-ExecStart=%(program)s --once
-TimeoutStartSec=infinity"""
-TIMER = """# /etc/systemd/system/mi_system_remote.timer   (beside the service of `unit --once`; then: systemctl enable --now mi_system_remote.timer)
-[Unit]
-Description=Asks for distributed calculations now and then
-
-[Timer]
-OnBootSec=1min
-OnUnitInactiveSec=1min
-RandomizedDelaySec=10s
-
-[Install]
-WantedBy=timers.target
-"""
-CLOUD = """#cloud-config
-# A machine that is made on demand: it works off what waits, and switches itself off when there was nothing to do for %(idle)s seconds.
-# Put script, ini, token (mode 0600) and the commands into the image, or write them here with write_files.
-users:
-  - name: %(user)s
-    system: true
-    homedir: /var/lib/mi_distcomp
-write_files:
-  - path: /etc/systemd/system/mi_system_remote.service
-    permissions: '0644'
-    content: |
-%(unit)s
-runcmd:
-  - [install, -d, -o, %(user)s, -m, '0700', /var/lib/mi_distcomp]
-  - [systemctl, daemon-reload]
-  - [systemctl, enable, --now, mi_system_remote.service]
-"""
-ON_DEMAND = """ExecStart=%(program)s --idle-exit 600
-Restart=on-failure
-RestartSec=10
-RestartPreventExitStatus=64 77 78
-TimeoutStopSec=30"""
-
-
-AFTER = """# Ended in order (nothing to do, or stopped by hand): the machine goes off. After a failure it stays, and what it holds is not lost.
-SuccessAction=poweroff
-"""
-
-
-def do_unit(options, ini, settings):
-    """Prints a systemd unit: the service; --once: for a timer; --timer: the timer; --cloud-init: for a machine that is made on demand."""
-    if options["timer"]:
-        return print(TIMER, end="")
-    import pwd
-    me = pwd.getpwuid(os.geteuid()).pw_name if os.geteuid() else "mi_distcomp"
-    words = [sys.executable, "-I", "-S", os.path.abspath(__file__), "poll", "--ini",
-             os.path.abspath(ini or "/etc/mi_distributed_computing_assist.ini")]
-    start = ON_DEMAND if options["cloud-init"] else ONCE if options["once"] else SERVICE
-    text = UNIT % {"where": "/etc/systemd/system/mi_system_remote.service", "name": "mi_system_remote." + ("timer" if options["once"] else "service"),
-                   "script": words[3], "user": me, "after": AFTER if options["cloud-init"] else "", "start": start % {"program": " ".join(words)},
-                   "install": "" if options["once"] else "\n[Install]\nWantedBy=multi-user.target\n"}
-    if any(keys["batch"] in SETUID for section, keys in settings.items() if section.startswith("command ")):
-        text = CLOSED.sub("", text).replace("KeyringMode", OPEN + "KeyringMode")
-    if options["cloud-init"]:
-        text = CLOUD % {"idle": 600, "user": me, "unit": "\n".join("      " + line if line else "" for line in text.rstrip().split("\n"))}
-    print(text, end="")
-
-
-FIELDED = {"debug": "debug", "no_auth": "no_auth[:CAFILE]", "port": "port:443", "retry": "retry:5,60", "calc_base": "calc_base:DIR"}
-
-
-def fielded_words(words, options):
-    """The manual's words, SITE BASE_URL TOKEN ..., into options. 64."""
-    if len(words) < 3 or "://" not in words[1]:
-        raise Stop(EX_USAGE, _("say poll, list, show ID, or SITE BASE_URL TOKEN|login ...%s; --help tells more") % nearest(
-            (words or [""])[0], list(HELP)))
-    options.update(site=words[0], url=words[1], token=words[2], fielded=True, ignored=[])
-    for word in words[3:]:
-        key, colon, value = word.partition(":")
-        try:
-            if word == "debug":
-                SAY["level"], SAY["debug"] = 0, True
-            elif key == "no_auth" and bool(value) == bool(colon):
-                options.update(verify=bool(value), ca_file=value)
-            elif key == "port" and re.match(r"\d{1,5}\Z", value):
-                options["port"] = int(value)
-            elif key == "retry" and value:
-                options["retry"] = retry_of(value)
-            elif key == "calc_base" and value:
-                options["calc_base"] = value
-            elif key in FIELDED and key not in ("debug", "retry"):
-                raise Stop(EX_USAGE, _("%s: not like %s") % (printable(word), FIELDED[key]))
-            else:
-                raise ValueError(_("is not a word of this program%s") % nearest(key, list(FIELDED)))
-        except ValueError as error:                    # as the fielded program does
-            options["ignored"].append((word, error))
-
-
-HELP = {                       # word: what may stand behind it, what it does, an example
-    "poll": ("[--once] [--drain] [--jobs N] [--idle-exit SECONDS]",
-             "Takes calculations from the relay, runs them, delivers their results, until it is stopped; what runs then runs on.\n"
-             "--once: works off what is there, and ends (cron). --drain: takes nothing new, ends when all that is here is delivered.\n"
-             "--jobs: so many at once. --idle-exit: ends after so many seconds without work.", "poll --once"),
-    "list": ("", "What is or was on this host: id, state, age, command; then how the poller stands.", "list --json"),
-    "show": ("ID", "All about one calculation: order, journal, directories. Of the ID the first eight characters do.", "show d6d9c05a"),
-    "pause": ("", "Takes nothing new until `resume`, also after a restart; what runs goes on and is delivered.", "pause"),
-    "resume": ("", "Takes new calculations again after `pause`.", "resume"),
-    "outbox": ("", "Results that wait for their delivery: since when, why, when they are tried again.", "outbox"),
-    "resend": ("ID", "Tries now to deliver a result that waits here, or one that the relay wants once more.", "resend d6d9c05a"),
-    "check": ("[--upgrade]", "Looks at this host and the way to the relay, and changes nothing: OK, WARN or FAIL, and what to do.\n"
-              "--upgrade: only at what another version has left here.", "check"),
-    "unit": ("[--once | --timer | --cloud-init]", "Prints a systemd unit for this user and this ini (--once with --timer: now and then), or what a "
-             "machine made on demand needs.", "unit >mi_system_remote.service"),
-    "login": ("[USER]", "Asks for the password (relays with auth = login), and keeps the token in token_file.", "login suzuki"),
-}
-
-
-def parse(argv):
-    """(words, options) of the command line. 64."""
-    words, options = [], dict.fromkeys(("once", "drain", "json", "q", "v", "version", "help", "h", "timer", "cloud-init", "upgrade"), False)
-    options.update(ini=None, jobs="", resend="", **{"idle-exit": ""})
-    options.update(site="", url="", token="", ca_file="", calc_base="", port=None, retry=None, fielded="", verify=True)
-    rest = iter(argv)
-    for word in rest:
-        name, equals, value = word.lstrip("-").partition("=")
-        if not word.startswith("-"):
-            words.append(word)
-        elif name in ("ini", "jobs", "idle-exit"):
-            options[name] = value if equals else next(rest, "")
-        elif options.get(name) is False and not equals:
-            options[name] = True
-        else:
-            raise Stop(EX_USAGE, _("%s: unknown option%s; --help tells more") % (printable(word), nearest(name, list(options))))
-    if options["jobs"] and not re.match(r"[1-9]\d{0,2}\Z", options["jobs"]):
-        raise Stop(EX_USAGE, "--jobs: " + _("is not a number from %d to %d") % (1, 999))
-    try:
-        return words, dict(options, jobs=int(options["jobs"] or 0), **{"idle-exit": seconds(options["idle-exit"] or "0")})
-    except ValueError as error:
-        raise Stop(EX_USAGE, "--idle-exit: %s" % error)
-
-
-def main(argv=None):
-    """The program; returns its exit code."""
-    words, options = parse(arguments(argv))
-    if options["help"] or options["h"]:
-        return print("%s\n\n%s" % (help_of(HELP, __doc__, (words or [""])[0]), _(
-            "for every word: --ini FILE  --json  -q (failures only)  -v (more)  --version")))
-    if options["version"]:
-        import hashlib
-        with open(__file__, "rb") as text:
-            return print("%s %s protocol 2 (1) sha256 %s" % (PROGRAM, VERSION, hashlib.sha256(text.read()).hexdigest()))
-    SAY["level"], SAY["debug"] = 0 if options["v"] else 2 if options["q"] else 1, options["v"]
-    if words == ["check"]:
-        return do_check(options)
-    alone = (["poll"], ["list"], ["outbox"], ["pause"], ["resume"], ["unit"])
-    if words not in alone and words[:1] not in (["show"], ["resend"], ["login"]):
-        fielded_words(words, options)
-    elif words[0] in ("show", "resend") and len(words) != 2:
-        raise Stop(EX_USAGE, _("%s needs one ID") % words[0])
-    ini = find_ini(options["ini"], ini_folders(__file__))
-    settings = read_ini(ini, KEYS)
-    choose_language(settings["poller"]["lang"])
-    if words == ["unit"]:
-        return do_unit(options, ini, settings)
-    if words[:1] == ["login"] and not options["fielded"]:
-        return do_login(options, settings, (words[1:] or [""])[0])
-    if words[0] != "poll" and not options["fielded"]:
-        base = open_base(settings["poller"]["calc_base"])
-        if words[0] in ("list", "show"):
-            show(base, words[1] if words[0] == "show" else None, options["json"])
-            for good, text in standing(base, settings) if words[0] == "list" and not options["json"] else ():
-                print("-- " + text)
-            return
-        if words[0] in ("pause", "resume"):
-            return pause(base, settings["poller"], words[0])
-        if words[0] == "outbox":
-            return outbox(base, options["json"])
-        options["resend"] = waiting(base, words[1]).name
-        if poller_runs(base):
-            return hand_over(base, options["resend"])
-    if settings["poller"]["logfile"]:
-        log_into(settings["poller"]["logfile"])
-    no_core_dump()
-    try:
-        poller = set_up(options, settings, ini, argv is None)
-    except Stop as stop:
-        if stop.code == EX_TEMPFAIL and options["once"]:
-            return 0
-        raise
-    return resent(poller) if options["resend"] else poll(poller)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,9 @@ import suite
 SCRIPTS = sorted(os.path.basename(path) for path in glob.glob(os.path.join(suite.ROOT, "*.py")))
 TOP = {"mi_dicomapi.py", "mi_system_wf.py", "mi_system_remote.py", "execute_remote_command.py", "execute_remote_side_program_ssh.sample.sh",
        "mi_distributed_computing_assist.ini", "tests", "README.md", ".ci", ".gitignore"}
-HOUSES = ("mi_dicomapi.py", "mi_system_wf.py")         # scripts whose own rooms stand first; the others follow
+HOUSES = ("mi_dicomapi.py", "mi_system_wf.py", "mi_system_remote.py")   # scripts whose own rooms stand first; the others follow
+SIMPLE = HOUSES[:2]                                     # of these, the own rooms are narrow and simple already
+FIRST = ("shared: gate", "shared: watch")               # what an owner reads a script for stands before its own rooms
 BLOCK = re.compile(r"^# ==== shared: (\w+) ====$.*?^# ==== end shared ====$", re.M | re.S)
 
 
@@ -186,7 +188,7 @@ def literals_outside_the_table(tree):
 def test_functions_are_short_and_lines_narrow(name):
     text, wrong, most = text_of(name), [], 150
     for number, line in enumerate(text.split("\n"), 1):
-        if line.startswith("# ==== ") and name in HOUSES:      # own rooms are narrow; blocks, and texts for others' files, follow
+        if line.startswith("# ==== ") and name in SIMPLE:      # own rooms are narrow; blocks, and texts for others' files, follow
             most = 150 if re.match("# ==== (shared|texts of units)", line) else 110
         if len(line) > most:
             wrong.append("line %d has %d columns" % (number, len(line)))
@@ -219,7 +221,7 @@ def complexity(function):
     return number
 
 
-@pytest.mark.parametrize("name", HOUSES)
+@pytest.mark.parametrize("name", SIMPLE)
 def test_no_function_of_an_own_room_is_more_complex_than_15_and_no_conditional_stands_in_another(name):
     text = text_of(name)
     shared = [(found.start(), found.end()) for found in BLOCK.finditer(text)]
@@ -254,11 +256,13 @@ def test_the_contents_of_a_script_are_its_rooms_in_their_order_and_its_own_come_
     rooms = [title for title in re.findall(r"^# ==== (.*) ====$", text, re.M) if title != "end shared"]
     assert told == rooms and len(set(rooms)) == len(rooms)
     assert not re.search(r"^# ?-{2,}", text, re.M), "another form of mark"
-    kinds = ["shared" if title.startswith("shared: ") else "last" if title in ("tables", "texts of units", "Japanese") else "own" for title in rooms]
+    kinds = {title: "shared" for title in rooms if title.startswith("shared: ") and title not in FIRST}
+    kinds.update(dict.fromkeys(("tables", "texts of units", "Japanese"), "last"))
+    kinds = [kinds.get(title, "own") for title in rooms]
     assert rooms[0] == "shared: alone" and kinds[1:] == sorted(kinds[1:], key=["own", "shared", "last"].index)
     assert re.search(r"^threads", ast.get_docstring(ast.parse(text)), re.M)
     first = text[:text.index("# ==== %s ====" % rooms[1])].count("\n")
-    assert first < 200, "%s begins at line %d only" % (rooms[1], first)
+    assert first < (150 if rooms[1] in FIRST else 200), "%s begins at line %d only" % (rooms[1], first)
 
 
 def test_the_top_of_the_repository_holds_only_what_belongs_there():
