@@ -125,15 +125,16 @@ import threading
 import time
 
 PROGRAM, VERSION = "mi_system_remote", "1.0"
-POLL_WAIT = 50                 # seconds that a calc-request or heartbeat may wait at the relay (proxies cut at 60)
+POLL_WAIT = 50            # seconds that a calc-request or heartbeat may wait at the relay (proxies cut at 60)
 PAGE = 1000                    # entries of a manifest in one call
 MAX_INPUTS = 200000            # input files of a calculation; a relay that sends more is refused
 DISK_PAUSE = 30                # seconds until a full disk is looked at again
-REFUSED_PAUSE = 60             # seconds until a result that the relay refuses is sent again: doubled each time ...
+REFUSED_PAUSE = 60        # seconds until a result that the relay refuses is sent again: doubled each time ...
 REFUSED_MOST = 3600            # ... up to this
-LEAVE = 3                      # seconds after a signal until it ends in any case, even if nobody reads its log
+LEAVE = 3                     # seconds after a signal until it ends in any case, even if nobody reads its log
 RESERVE = 256 << 10            # bytes of calc_base that are kept for the journals of what fills the disk
-OUTPUT_PART = 64 << 10         # bytes of a running command's stdout, and of its stderr, that one heartbeat takes along
+# bytes of a running command's stdout, and of its stderr, that one heartbeat takes along
+OUTPUT_PART = 64 << 10
 OUTPUT_QUIET = 8               # seconds until the output of a command that writes seldom is looked at again
 OUTPUT_MOST = 64 << 20         # bytes of each that go ahead of the results, all in all
 
@@ -1601,7 +1602,8 @@ def tail_of(path):
 # ==== one calculation ====
 
 def work_on(poller, calc, relay, page=None):
-    """A thread: one calculation, until it is delivered, taken away by the relay, or left for the next start."""
+    """A thread: one calculation, until it is delivered, taken away by the relay, or left for the next
+    start."""
     def pause(wait):
         poller.pause(wait, calc)
 
@@ -1614,7 +1616,7 @@ def work_on(poller, calc, relay, page=None):
     while True:
         try:
             carry_out(poller, calc, relay, page)
-        except OSError as error:                       # a full or broken disk: the journal says where to go on
+        except OSError as error:                      # a full or broken disk: the journal says where to go on
             wait, calc.why = 0 if error.errno in FULL and give_reserve(poller.base) else DISK_PAUSE, error
         except Refused as error:
             wait, calc.why = backoff.next(), error
@@ -1637,7 +1639,8 @@ def work_on(poller, calc, relay, page=None):
 
 
 def carry_out(poller, calc, relay, page):
-    """Steps 4 to 8 of one calculation, from wherever its journal stands; after any crash or failure it is called again."""
+    """Steps 4 to 8 of one calculation, from wherever its journal stands; after any crash or failure it is
+    called again."""
     claim = calc.claim
     try:
         if not calc.run.last("ended") and calc.run.untouched():
@@ -1660,22 +1663,25 @@ def carry_out(poller, calc, relay, page):
 
 
 def lose_claim(calc, error):
-    """The relay says no. The claim is gone (404, 409): what never started here goes, a result stays on this disk. Any other no is raised again:
-    its reason may go away."""
-    gone = error.code in (404, "0300") or error.code == 409 and error.more             # the relay's own word, not a failure on the way
+    """The relay says no. The claim is gone (404, 409): what never started here goes, a result stays on this
+    disk. Any other no is raised again: its reason may go away."""
+    # the relay's own word, not a failure on the way
+    gone = error.code in (404, "0300") or error.code == 409 and error.more
     if calc.run.untouched() and (gone or not calc.run.last("ended")):
         log("warn", calc.accept_id, "the claim is gone", code=error.code, why=error)
         return calc.remove()
     if not gone:
         raise error
-    log("error", calc.accept_id, "the result is refused and stays here", code=error.code, why=error, work=shown(calc.work))
+    log("error", calc.accept_id, "the result is refused and stays here", code=error.code, why=error,
+        work=shown(calc.work))
     calc.note(8, "kept", why=str(error))
 
 
 def begin(poller, calc, relay, page):
     """4. and 5. From the order to the started command, or to a journal that says why it ended without one."""
     run, fielded = calc.run, calc.order["protocol"] == 1
-    if run.was_interrupted() or fielded and not calc.order.get("received") and not v1_params(poller, calc, relay):
+    if (run.was_interrupted()
+            or fielded and not calc.order.get("received") and not v1_params(poller, calc, relay)):
         return
     try:
         run.permit(inputs_here(calc) if fielded else ())
@@ -1699,25 +1705,29 @@ def begin(poller, calc, relay, page):
 def take_inputs(poller, calc, relay, page):
     """4. The inputs, all of them. False if there are none to be had: then it has ended."""
     try:
-        page = page or relay.ask("GET", "files/%s/input" % calc.accept_id, {"v": 2, "from": 0, "claim": calc.claim})
+        page = (page
+                or relay.ask("GET", "files/%s/input" % calc.accept_id,
+                             {"v": 2, "from": 0, "claim": calc.claim}))
         fetch_inputs(poller, calc, relay, page)
         return True
     except (ValueError, OSError) as error:
         relay.close()
         calc.tidy(rb"part\d+\Z")
         shutil.rmtree(calc.work, ignore_errors=True)   # room for the journal
-        if getattr(error, "errno", 0) in (errno.ENOSPC, errno.EDQUOT):                    # others took it meanwhile
+        if getattr(error, "errno", 0) in (errno.ENOSPC, errno.EDQUOT):              # others took it meanwhile
             make_room(poller)
             give_back(poller, relay.ask, calc.accept_id, calc.claim)
             raise Refused(409, _("given back: %s") % error.strerror, {"why": "disk"})
-        reason = "disk" if isinstance(error, OSError) else "refused" if isinstance(error, Forbidden) else "input"
+        reason = ("disk" if isinstance(error, OSError) else "refused" if isinstance(error, Forbidden)
+                  else "input")
         calc.run.end_early(reason, getattr(error, "strerror", None) or error)
         return False
 
 
 def fetch_inputs(poller, calc, relay, page):
-    """4. Every input into the working directory, verified. ValueError if one is not as it should be. After a restart the same again:
-    large files that came whole are verified again, those that came in part go on where they stopped."""
+    """4. Every input into the working directory, verified. ValueError if one is not as it should be. After a
+    restart the same again: large files that came whole are verified again, those that came in part go on
+    where they stopped."""
     folders, target, unseen = {calc.work}, "files/%s/input" % calc.accept_id, 0
 
     def part(place):
@@ -1787,15 +1797,16 @@ def tell_step(calc, relay, name):
 
 
 def ran_before(poller, calc):
-    """The latest earlier attempt that was started on this host and for which no person has said rerun since, or None. (A relay that was
-    restored from a backup may hand out again what has run, or still runs.)"""
+    """The latest earlier attempt that was started on this host and for which no person has said rerun since,
+    or None. (A relay that was restored from a backup may hand out again what has run, or still runs.)"""
     rerun = calc.info.get("rerun")
     # in any order of numbers: a restored relay counts anew
     here = list(on_disk(poller.base, poller.names.get(calc.accept_id, ()), poller.gate))
     for other in reversed(here):
         if other.name == calc.name:
             continue
-        started = other.run.last("starting")               # with `ready` still there it did not, and its claim, which has lapsed, keeps it so
+        # with `ready` still there it did not, and its claim, which has lapsed, keeps it so
+        started = other.run.last("starting")
         never = not started or started["boot"] == boot_id() and look(other.control, time.time())[0] == "ready"
         if not never and not (type(rerun) is int and other.order["attempt"] <= rerun):
             return poller.held.get(other.name) or other
@@ -1803,7 +1814,8 @@ def ran_before(poller, calc):
 
 
 def go_on_with(poller, calc, relay, other):
-    """The relay has handed out as calc what ran, or runs, here as other: that goes on under the new claim, and its result is sent (again)."""
+    """The relay has handed out as calc what ran, or runs, here as other: that goes on under the new claim,
+    and its result is sent (again)."""
     for step in ("calc-params-complete", "calc-start"):
         try:
             tell_step(calc, relay, step)
@@ -1845,25 +1857,29 @@ def deliver(poller, calc, relay):
 
 
 def tell_end(calc, relay):
-    """6. calc-end. Returns the relay's word for where it stands: further, if it was told before a restart of ours."""
+    """6. calc-end. Returns the relay's word for where it stands: further, if it was told before a restart of
+    ours."""
     end = calc.run.last("ended")
     fields = {key: end.get(key) for key in ("exit_code", "signal", "reason", "started", "ended")}
     try:
-        relay.ask("POST", "calc-end", dict(fields, v=2, accept_id=calc.accept_id, claim=calc.claim,
-                                           result="calc end" if end["exit_code"] == 0 and not end["reason"] else "abnormal"))
+        relay.ask("POST", "calc-end",
+                  dict(fields, v=2, accept_id=calc.accept_id, claim=calc.claim,
+                       result="calc end" if end["exit_code"] == 0 and not end["reason"] else "abnormal"))
     except Refused as error:
-        if error.more.get("why") != "state" or error.more.get("state") not in ("getting return", "got return"):
+        if (error.more.get("why") != "state"
+                or error.more.get("state") not in ("getting return", "got return")):
             raise
         return error.more["state"]
     return "calc end"
 
 
 def send_results(poller, calc, relay):
-    """7. and 8. What may leave, all of it on the relay's disk before this returns. ValueError if it changes again and again."""
+    """7. and 8. What may leave, all of it on the relay's disk before this returns. ValueError if it changes
+    again and again."""
     for found in calc.run.looks(poller.rules, calc.run.kinds()):
         results, said = [found.found] + [found.folders] * poller.folders, said_of(found)
-        log("info", calc.accept_id, "7 send-results", site=poller.site, files=len(found.found), bytes=found.total,
-            **{code: entry["count"] for code, entry in found.verdicts.items()})
+        log("info", calc.accept_id, "7 send-results", site=poller.site, files=len(found.found),
+            bytes=found.total, **{code: entry["count"] for code, entry in found.verdicts.items()})
         calc.run.write_manifest(found)
         try:
             send_manifest(calc, relay, results, said)
@@ -1882,8 +1898,8 @@ def send_results(poller, calc, relay):
 
 
 def send_manifest(calc, relay, results, said):
-    """7. send-results, in pages; digest tells one manifest from another whose first page is the same. results: lists of Results; said: see
-    said_of()."""
+    """7. send-results, in pages; digest tells one manifest from another whose first page is the same.
+    results: lists of Results; said: see said_of()."""
     import hashlib
     digest, count = hashlib.sha256(), sum(map(len, results))
     for result in itertools.chain(*results):
@@ -1893,17 +1909,22 @@ def send_manifest(calc, relay, results, said):
         page = dict(itertools.islice(entries, PAGE))   # no more than a page is in memory
         fields = {"v": 2, "claim": calc.claim, "more": start + PAGE < count}
         if start == 0:
-            relay.ask("POST", "send-results", dict(fields, accept_id=calc.accept_id, result_files=page, digest=digest.hexdigest(), **said))
+            relay.ask("POST", "send-results",
+                      dict(fields, accept_id=calc.accept_id, result_files=page, digest=digest.hexdigest(),
+                           **said))
         else:
-            relay.ask("POST", "files/%s/result" % calc.accept_id, dict(fields, **{"from": start, "files": page}))
+            relay.ask("POST", "files/%s/result" % calc.accept_id,
+                      dict(fields, **{"from": start, "files": page}))
 
 
 def send_files(poller, calc, relay, found):
-    """7. and 8. Uploads what the relay says is missing, until nothing is. ValueError if a file is no longer what the manifest says."""
+    """7. and 8. Uploads what the relay says is missing, until nothing is. ValueError if a file is no longer
+    what the manifest says."""
     before = None
     while True:
         try:
-            relay.ask("POST", "end-send", {"v": 2, "accept_id": calc.accept_id, "claim": calc.claim, "result": "end send"})
+            relay.ask("POST", "end-send",
+                      {"v": 2, "accept_id": calc.accept_id, "claim": calc.claim, "result": "end send"})
             return fault("results told")
         except Refused as error:
             numbers = error.more.get("incomplete")
@@ -1920,38 +1941,50 @@ def send_files(poller, calc, relay, found):
 
 def entry_of(result):
     """A manifest's entry for a Result."""
-    return dict({"size": result.size, "sha256": result.sum256, "mtime": round(result.mtime / 1e9, 6)}, **({"x": True} if result.x else {}))
+    return dict({"size": result.size, "sha256": result.sum256, "mtime": round(result.mtime / 1e9, 6)},
+                **({"x": True} if result.x else {}))
 
 
 def said_of(found):
-    """What send-results says of what stays here: verdicts, and, for relays that know none, missing and refused {name: why}."""
-    missing = {name: "not there" if code == "missing" else code for name, (code, why) in found.stays.items() if code == "missing"}
+    """What send-results says of what stays here: verdicts, and, for relays that know none, missing and
+    refused {name: why}."""
+    missing = {name: "not there" if code == "missing" else code
+               for name, (code, why) in found.stays.items() if code == "missing"}
     refused = {name: code for name, (code, why) in found.stays.items() if code != "missing"}
-    others = {code: entry["count"] - sum(one == code for one, why in found.stays.values()) for code, entry in found.verdicts.items()}
+    others = {code: entry["count"] - sum(one == code for one, why in found.stays.values())
+              for code, entry in found.verdicts.items()}
     if any(others.values()):
         refused["*"] = ", ".join("%s: %d" % pair for pair in sorted(others.items()) if pair[1])
-    return {"missing": dict(list(missing.items())[:PAGE]), "refused": dict(list(refused.items())[-PAGE:]), "verdicts": found.verdicts}
+    return {"missing": dict(list(missing.items())[:PAGE]), "refused": dict(list(refused.items())[-PAGE:]),
+            "verdicts": found.verdicts}
 
 
 # ==== what the carrier remembers ====
 ACCEPT_ID = re.compile(r"[0-9a-f-]{36}\Z")
-INFO_KEYS = ("command", "remote-site", "parameters", "result_files", "result_patterns", "rerun")      # what is kept of a calc-info
+# what is kept of a calc-info
+INFO_KEYS = ("command", "remote-site", "parameters", "result_files", "result_patterns", "rerun")
 ON_DISK = 2                    # form of a calculation's files: 1 has one journal; a newer one is left alone
-CARRIED = ("asked", "receiving", "sent", "delivered", "kept", "resend", "cannot be removed")          # what the carrier notes
-SCAFFOLD = rb"(take|run|ready|alive|order\.new|end\.tmp|part\d+|waits|job(\.sub)?|words|told|batch\.stop)\Z"       # needed by nobody after delivery
+# what the carrier notes
+CARRIED = ("asked", "receiving", "sent", "delivered", "kept", "resend", "cannot be removed")
+# needed by nobody after delivery
+SCAFFOLD = rb"(take|run|ready|alive|order\.new|end\.tmp|part\d+|waits|job(\.sub)?|words|told|batch\.stop)\Z"
 
 
 class Calculation:
-    """What the carrier remembers of one calculation, and its run at the gate. order (order.json): what the relay said, and which RUN its claim
-    is of; `carrier`: a journal of what was told and delivered. name: ACCEPT_ID, or ACCEPT_ID.N, of the two directories."""
+    """What the carrier remembers of one calculation, and its run at the gate. order (order.json): what the
+    relay said, and which RUN its claim is of; `carrier`: a journal of what was told and delivered. name:
+    ACCEPT_ID, or ACCEPT_ID.N, of the two directories."""
 
     def __init__(self, base, name, order, gate=None):
         self.name, self.order, self.accept_id, self.claim = name, order, order["accept_id"], order["claim"]
         self.work, self.control = os.path.join(base, utf8(name)), os.path.join(base, b".mi", utf8(name))
-        self.run = GateRun(gate, order.get("run") or "%s.%d" % (order["accept_id"], order["attempt"]), self.accept_id, self.work, self.control,
-                           order["calc-info"], [(LOG_NAMES[0], self.control, b"stdout"), (LOG_NAMES[1], self.control, b"stderr")], {})
+        self.run = GateRun(gate, order.get("run") or "%s.%d" % (order["accept_id"], order["attempt"]),
+                           self.accept_id, self.work, self.control, order["calc-info"],
+                           [(LOG_NAMES[0], self.control, b"stdout"), (LOG_NAMES[1], self.control, b"stderr")],
+                           {})
         self.phase, self.since = "inputs", time.monotonic()
-        self.hurry, self.why = threading.Event(), ""   # somebody said resend; what keeps it from being delivered
+        # somebody said resend; what keeps it from being delivered
+        self.hurry, self.why = threading.Event(), ""
         self.notes = Journal(self.path(b"carrier"), needed=False)
         older = [entry for entry in self.run.journal.entries if entry.get("what") in CARRIED]
         self.journal = older + self.notes.entries      # there was one journal for both
@@ -1976,11 +2009,13 @@ class Calculation:
 
     def whole_journal(self):
         """Both journals as one, for people."""
-        return sorted(self.run.journal.entries + self.notes.entries, key=lambda entry: entry["t"] if isinstance(entry.get("t"), (int, float)) else 0)
+        return sorted(self.run.journal.entries + self.notes.entries,
+                      key=lambda entry: entry["t"] if isinstance(entry.get("t"), (int, float)) else 0)
 
     def over(self):
         """"delivered", "kept" (the relay does not want it), or "" while there is something to do."""
-        words = [entry["what"] for entry in self.journal if entry.get("what") in ("delivered", "kept", "resend")]
+        words = [entry["what"]
+                 for entry in self.journal if entry.get("what") in ("delivered", "kept", "resend")]
         return words[-1].replace("resend", "") if words else ""
 
     def wanted_again(self):
@@ -2011,15 +2046,17 @@ class Calculation:
                     pass
 
     def may_go(self, keep, keep_refused):
-        """Is it delivered for `keep` seconds, and, where something was kept from leaving, for keep_refused? What could not be removed a
-        day ago is not tried yet."""
+        """Is it delivered for `keep` seconds, and, where something was kept from leaving, for keep_refused?
+        What could not be removed a day ago is not tried yet."""
         if self.over() != "delivered":
             return False
         done, stuck = self.last("delivered"), self.last("cannot be removed")
-        return time.time() - done["t"] > max(keep, keep_refused if done.get("stays") else 0) and (not stuck or time.time() - stuck["t"] > 86400)
+        return (time.time() - done["t"] > max(keep, keep_refused if done.get("stays") else 0)
+                and (not stuck or time.time() - stuck["t"] > 86400))
 
     def clear(self):
-        """Removes the working directory. False if something of it cannot be: a line says what, and the journal knows it."""
+        """Removes the working directory. False if something of it cannot be: a line says what, and the
+        journal knows it."""
         left = remove_tree(self.work)
         if left:
             self.note(8, "cannot be removed", names=left[:20])
@@ -2033,7 +2070,8 @@ class Calculation:
             self.tidy(rb"stdout|stderr|" + SCAFFOLD)
 
     def remove(self):
-        """Both directories; the control directory loses its name first, so that there is never half of one."""
+        """Both directories; the control directory loses its name first, so that there is never half of
+        one."""
         gone = os.path.join(os.path.dirname(self.control), b"gone." + utf8(self.name))
         if not self.clear():
             return
@@ -2044,8 +2082,9 @@ class Calculation:
 
 
 def on_disk(base, names=None, gate=None):
-    """Every Calculation under base (those of the names that are still there), oldest claim first; what has no readable order is left alone.
-    One at a time: each may have declared as many results as fit into an order."""
+    """Every Calculation under base (those of the names that are still there), oldest claim first; what has no
+    readable order is left alone. One at a time: each may have declared as many results as fit into an
+    order."""
     def read(name, use):
         try:
             return use(read_order(base, name))
@@ -2053,7 +2092,8 @@ def on_disk(base, names=None, gate=None):
             if names is None or not isinstance(error, FileNotFoundError):
                 log("warn", name, "unreadable", error=error)
 
-    names_now = [name for group in names_on_disk(base).values() for name in group] if names is None else list(names)
+    names_now = ([name for group in names_on_disk(base).values() for name in group] if names is None
+                 else list(names))
     since = {name: read(name, lambda order: float(order["t"])) for name in names_now}
     for name in sorted((name for name in since if since[name] is not None), key=since.get):
         calc = read(name, lambda order: Calculation(base, name, order, gate))
@@ -2071,21 +2111,25 @@ def names_on_disk(base):
 
 
 def read_order(base, name):
-    """The order.json of a calculation. OSError, ValueError, KeyError, TypeError, RecursionError if none can be read."""
+    """The order.json of a calculation. OSError, ValueError, KeyError, TypeError, RecursionError if none can
+    be read."""
     with open(os.path.join(base, b".mi", utf8(name), b"order.json"), "rb") as text:
         order = json.loads(text.read().decode("utf-8"))
     if order.get("v", 1) > ON_DISK:
         raise ValueError(_("was written by a newer version of this program"))
-    if not isinstance(order["calc-info"]["command"], str) or not {"accept_id", "claim", "protocol", "t"} <= set(order):
+    if (not isinstance(order["calc-info"]["command"], str)
+            or not {"accept_id", "claim", "protocol", "t"} <= set(order)):
         raise ValueError("something is missing in order.json")
     return order
 
 
 def put_on_disk(base, gate, found, **more):
-    """3. The claimed calculation, on disk: the spare control directory gets its order and its name. ValueError if it cannot be right."""
+    """3. The claimed calculation, on disk: the spare control directory gets its order and its name.
+    ValueError if it cannot be right."""
     order = dict(check_order_of(found), **more)
     number, name, control = order["attempt"], "", b""
-    while not name or os.path.lexists(control) or os.path.lexists(os.path.join(base, utf8(name))):     # a restored relay counts anew
+    # a restored relay counts anew
+    while not name or os.path.lexists(control) or os.path.lexists(os.path.join(base, utf8(name))):
         name = order["accept_id"] + (".%d" % number if number > 1 else "")
         control, number = os.path.join(base, b".mi", utf8(name)), number + 1
     write_synced(os.path.join(base, b".mi", b"spare", b"order.json"), json.dumps(order).encode())
@@ -2097,27 +2141,35 @@ def put_on_disk(base, gate, found, **more):
 
 
 def check_order_of(found):
-    """What calc-request answered, as an order for order.json. ValueError if any of it is not what it must be."""
+    """What calc-request answered, as an order for order.json. ValueError if any of it is not what it must
+    be."""
     order, given = {key: found.get(key) for key in ("accept_id", "claim", "attempt")}, found.get("calc-info")
-    info = order["calc-info"] = {key: given[key] for key in INFO_KEYS if key in given} if isinstance(given, dict) else {}
+    info = order["calc-info"] = ({key: given[key] for key in INFO_KEYS if key in given}
+                                 if isinstance(given, dict) else {})
     for key, kind in (("parameters", str), ("result_files", dict), ("result_patterns", list)):
         info.setdefault(key, kind())
     good = (("accept_id", isinstance(order["accept_id"], str) and ACCEPT_ID.match(order["accept_id"])),
-            ("claim", isinstance(order["claim"], str) and re.match(r"[0-9A-Za-z._-]{1,200}\Z", order["claim"])),
+            ("claim",
+             isinstance(order["claim"], str) and re.match(r"[0-9A-Za-z._-]{1,200}\Z", order["claim"])),
             ("attempt", type(order["attempt"]) is int and 1 <= order["attempt"] < 10 ** 6),
-            ("command", isinstance(info.get("command"), str)), ("parameters", isinstance(info["parameters"], str)),
-            ("result_files", isinstance(info["result_files"], dict)), ("result_patterns", isinstance(info["result_patterns"], list)
-                                                                      and all(isinstance(text, str) for text in info["result_patterns"])))
+            ("command", isinstance(info.get("command"), str)),
+            ("parameters", isinstance(info["parameters"], str)),
+            ("result_files", isinstance(info["result_files"], dict)),
+            ("result_patterns",
+             isinstance(info["result_patterns"], list)
+             and all(isinstance(text, str) for text in info["result_patterns"])))
     if not all(right for key, right in good):
         raise ValueError("malformed: " + " ".join(key for key, right in good if not right))
     return dict(order, t=round(time.time(), 3), protocol=2, v=ON_DISK)
 
 
 def make_spare(base):
-    """A control directory made beforehand, so that a claimed calculation need not wait for its fsyncs. Returns its `take`, the word by
-    which the relay hands out the same calculation again when its answer was lost, also to the next start of the poller."""
+    """A control directory made beforehand, so that a claimed calculation need not wait for its fsyncs.
+    Returns its `take`, the word by which the relay hands out the same calculation again when its answer was
+    lost, also to the next start of the poller."""
     spare = os.path.join(base, b".mi", b"spare")
-    if not os.path.exists(os.path.join(spare, b"ready")) or not re.match("[0-9a-f]{32}\\Z", word_in(os.path.join(spare, b"take"))):
+    if (not os.path.exists(os.path.join(spare, b"ready"))
+            or not re.match("[0-9a-f]{32}\\Z", word_in(os.path.join(spare, b"take")))):
         shutil.rmtree(spare, ignore_errors=True)
         os.mkdir(spare, 0o700)
         write_synced(os.path.join(spare, b"journal"), b"")
@@ -2143,7 +2195,8 @@ def shown(path):
 
 
 def keep_reserve(base):
-    """.mi/reserve: room for what has to be noted of a calculation that ends on a full disk, and that it has filled itself."""
+    """.mi/reserve: room for what has to be noted of a calculation that ends on a full disk, and that it has
+    filled itself."""
     path = os.path.join(base, b".mi", b"reserve")
     try:
         disk = None if os.path.exists(path) else os.statvfs(base)
@@ -2169,28 +2222,34 @@ class Poller:
     """What the threads of this process share. settings: the ini's; options: the command line's."""
 
     def __init__(self, settings, options, commands, token, base):
-        self.options, self.token, self.base, self.site, self.limits = options, token, base, options["site"], {}
+        self.options, self.token, self.base, self.site, self.limits = options, token, base, options[
+            "site"], {}
         self.gate = Gate(os.path.join(base, b".mi"), commands)
-        self.obey(settings, commands)                  # also: rules, own_rules within the relay's limits; folders: does it take empty ones?
-        self.held, self.idle, self.room = {}, [], threading.Condition()      # calculations by name, free Relays
+        # also: rules, own_rules within the relay's limits; folders: does it take empty ones?
+        self.obey(settings, commands)
+        self.held, self.idle, self.room = {}, [], threading.Condition()    # calculations by name, free Relays
         self.first, self.failures, self.away, self.swept = None, 0, "", 0.0              # away: why
         self.large = None                              # {accept_id: bytes}, once that is known: see lacks()
         self.v1, self.learned = False, 0.0             # is it a fielded relay? when was it asked?
-        self.gone = {}                                 # claims that the relay does not know as in force: not to be asked about before ...
-        self.names = names_on_disk(base)               # read anew once an hour: with years of kept ones a look at all takes its time
+        self.gone = {}     # claims that the relay does not know as in force: not to be asked about before ...
+        # read anew once an hour: with years of kept ones a look at all takes its time
+        self.names = names_on_disk(base)
         self.wake, self.outcome = os.pipe(), None
-        self.asking, self.busy_at, self.stuck = None, time.monotonic(), []   # the Relay of a calc-request that is out; when there was work
+        # the Relay of a calc-request that is out; when there was work
+        self.asking, self.busy_at, self.stuck = None, time.monotonic(), []
 
     def obey(self, settings, commands):
         """Takes the ini's values into force."""
         self.keys, self.own_rules, self.gate.commands = settings["poller"], settings["outbound"], commands
-        self.jobs, self.retry = self.options["jobs"] or self.keys["jobs"], self.options["retry"] or self.keys["retry"]
+        self.jobs, self.retry = (self.options["jobs"] or self.keys["jobs"],
+                                 self.options["retry"] or self.keys["retry"])
         self.output = self.keys["output"] and not (self.keys["hold"] or any(
             self.own_rules[key] for key in ("deny_content", "deny_pieces", "deny_sums", "hold", "dry_run")))
         self.limit(self.limits)
 
     def hang_up(self):
-        """SIGHUP: the log file anew (logrotate has renamed it), and the ini. A broken one is a line in the log, and the old one stays in force."""
+        """SIGHUP: the log file anew (logrotate has renamed it), and the ini. A broken one is a line in the
+        log, and the old one stays in force."""
         try:
             log_into(self.keys["logfile"])
             settings = read_ini(self.ini, KEYS)
@@ -2203,7 +2262,8 @@ class Poller:
             keys[key] = self.keys[key]
         self.obey(settings, commands)
         note_settings(self.base, settings)
-        log("info", None, "reload", ini=self.ini, commands=" ".join(sorted(command["name"] for command in commands.values())))
+        log("info", None, "reload", ini=self.ini,
+            commands=" ".join(sorted(command["name"] for command in commands.values())))
 
     def relay(self):
         """A Relay that nobody uses now. All share one Trust."""
@@ -2213,8 +2273,8 @@ class Poller:
                 made.pause, made.notice = self.pause, self.notice
                 return made
         keys, options = self.keys, self.options
-        made = Relay(options["url"], self.token, options["ca_file"], options["verify"], keys["proxy"], keys["client_cert"],
-                     keys["client_key"], options["port"])
+        made = Relay(options["url"], self.token, options["ca_file"], options["verify"], keys["proxy"],
+                     keys["client_cert"], keys["client_key"], options["port"])
         made.pause, made.notice, made.keep_on = self.pause, self.notice, True
         if self.first is None:
             self.first = made
@@ -2224,13 +2284,15 @@ class Poller:
         return made
 
     def notice(self, why):
-        """One log line when the relay goes away, says not now, or refuses the token, and for each new reason of that; one when it is back (None);
-        however many threads see it."""
+        """One log line when the relay goes away, says not now, or refuses the token, and for each new reason
+        of that; one when it is back (None); however many threads see it."""
         if why is None:
             self.failures = 0
         if why is not None and str(why) != self.away:
             if isinstance(why, Refused) and why.code in NO_TOKEN:
-                log("error", None, "the token is refused: put a valid one into token_file, or start again; asking on, nothing is lost", why=why)
+                log("error", None,
+                    "the token is refused: put a valid one into token_file, or start again; asking on,"
+                    " nothing is lost", why=why)
             elif isinstance(why, Refused):
                 log("warn", None, "relay answers \"later\", asking on", why=why)
             else:
@@ -2244,13 +2306,14 @@ class Poller:
         self.failures = 0
 
     def pause(self, wait, calc=None):
-        """Sleeps before the next try; retry = COUNT,INTERVAL: that many failures in a row end the process, not the results.
-        calc: what is tried again."""
+        """Sleeps before the next try; retry = COUNT,INTERVAL: that many failures in a row end the process,
+        not the results. calc: what is tried again."""
         if self.retry:
             self.failures, wait = self.failures + 1, self.retry[1]
             if self.failures >= self.retry[0]:
-                self.finish(Stop(EX_UNAVAILABLE, _("%s: no answer %d times in a row; %d calculation(s) stay here for the next start")
-                                 % (self.options["url"], self.failures, len(self.held))))
+                self.finish(Stop(EX_UNAVAILABLE,
+                                 _("%s: no answer %d times in a row; %d calculation(s) stay here for the"
+                                   " next start") % (self.options["url"], self.failures, len(self.held))))
                 wait = 3600
         if calc:
             calc.waits(wait, calc.why)
@@ -2270,7 +2333,7 @@ class Poller:
         calc.hurry.wait(wait)
         calc.hurry.clear()
         if isinstance(calc.why, Refused) and calc.why.code == 413 and not self.v1:
-            try:                                       # its limits have changed: what is over them has its reason beside it, the rest arrives
+            try:       # its limits have changed: what is over them has its reason beside it, the rest arrives
                 self.limit(relay.learn(0)[1])
             except Away:
                 pass
@@ -2298,7 +2361,8 @@ class Poller:
         threading.Thread(target=work_on, args=(self, calc, relay, page), daemon=True).start()
 
     def release(self, calc, relay, surely=False):
-        """calc is through: its slot and its connection are free. False if a restored relay has asked for it again just now (go_on_with())."""
+        """calc is through: its slot and its connection are free. False if a restored relay has asked for it
+        again just now (go_on_with())."""
         with self.room:
             if calc.wanted_again() and not surely:
                 return False
@@ -2309,9 +2373,12 @@ class Poller:
         return True
 
     def wait_for_twin(self, calc):
-        """Whoever is handed out twice at once runs once: the later one waits until the earlier has begun, or is gone."""
+        """Whoever is handed out twice at once runs once: the later one waits until the earlier has begun, or
+        is gone."""
         def first():
-            return [other for other in self.held.values() if other.accept_id == calc.accept_id and other is not calc
+            return [other
+                    for other in self.held.values()
+                    if other.accept_id == calc.accept_id and other is not calc
                     and (other.order["t"], other.name) < (calc.order["t"], calc.name)
                     and not other.run.last("starting") and not other.run.last("ended")]
 
@@ -2336,11 +2403,15 @@ class Poller:
         return "" if within(self.keys["hours"], time.localtime()) else "hours"
 
     def lacks(self, large):
-        """{accept_id: bytes} of what waits at the relay and needs more room than there is here: a line for each, and .mi/large for `list`."""
-        large = {key: value for key, value in list(large.items())[:100] if ACCEPT_ID.match(key) and type(value) is int and 0 <= value < 1 << 60
-                 } if isinstance(large, dict) else {}
+        """{accept_id: bytes} of what waits at the relay and needs more room than there is here: a line for
+        each, and .mi/large for `list`."""
+        large = ({key: value
+                  for key, value in list(large.items())[:100]
+                  if ACCEPT_ID.match(key) and type(value) is int and 0 <= value < 1 << 60}
+                 if isinstance(large, dict) else {})
         for accept_id in sorted(set(large) - set(self.large or ())):
-            log("warn", accept_id, "3 not taken: its inputs need more room than there is", bytes=large[accept_id], base=shown(self.base))
+            log("warn", accept_id, "3 not taken: its inputs need more room than there is",
+                bytes=large[accept_id], base=shown(self.base))
         path = os.path.join(self.base, b".mi", b"large")
         if large != self.large:
             self.large = large
@@ -2351,21 +2422,23 @@ class Poller:
                 pass                                   # the disk is full
 
     def full(self, more=0):
-        """The bytes that calc_base has room for beside keep_free, and why that (with `more` bytes there) is too little, or ""."""
+        """The bytes that calc_base has room for beside keep_free, and why that (with `more` bytes there) is
+        too little, or ""."""
         disk, keep = os.statvfs(self.base), self.keys["keep_free"]
         share = keep if isinstance(keep, float) else 0
         room = disk.f_bavail * disk.f_frsize - int(share * disk.f_blocks * disk.f_frsize or keep)
         if room < more:
             return max(room, 0), "less than keep_free is free"
-        return room, "less than keep_free of its inodes is free" if disk.f_favail < share * disk.f_files else ""
+        return (room,
+                "less than keep_free of its inodes is free" if disk.f_favail < share * disk.f_files else "")
 
     def blocked(self):
         """closed(), or too little room."""
         return self.closed() or self.full()[1]
 
     def wait_for_room(self):
-        """Waits for a free slot, for the hours in which work is taken, and until keep_free of the disk is free. Returns the bytes that there is
-        room for; None if this run ends instead of waiting."""
+        """Waits for a free slot, for the hours in which work is taken, and until keep_free of the disk is
+        free. Returns the bytes that there is room for; None if this run ends instead of waiting."""
         with self.room:
             while self.busy() >= self.jobs:
                 self.room.wait()
@@ -2386,7 +2459,8 @@ class Poller:
             if told != (shut or full):
                 told = shut or full
                 log("warn" if full else "info", None, "no new calculation", why=told, base=shown(self.base))
-            until = time.monotonic() + (0 if shut else DISK_PAUSE)       # what could go is gone: only others make room now
+            # what could go is gone: only others make room now
+            until = time.monotonic() + (0 if shut else DISK_PAUSE)
             while True:
                 time.sleep(1)
                 if time.monotonic() > until or not self.blocked():
@@ -2395,7 +2469,8 @@ class Poller:
     def tick(self):
         """Once a second: what was said on the command line meanwhile, the hours, and idle_exit."""
         asking = self.asking
-        if asking and self.blocked():                  # whoever has the answer will not take it: do not stay in the relay's way
+        # whoever has the answer will not take it: do not stay in the relay's way
+        if asking and self.blocked():
             try:
                 socket.socket.shutdown(asking.connection.sock, socket.SHUT_RDWR)
             except (AttributeError, TypeError, OSError):
@@ -2437,7 +2512,8 @@ class Poller:
 
 
 def poll(poller):
-    """Runs the threads; this one only waits for a signal or an outcome. Leaving is safe at any moment: everything is on disk."""
+    """Runs the threads; this one only waits for a signal or an outcome. Leaving is safe at any moment:
+    everything is on disk."""
     codes = {signal.SIGINT: EX_INTERRUPT, signal.SIGTERM: 0}
 
     def thread(loop):
@@ -2461,7 +2537,7 @@ def poll(poller):
         if calc.name == poller.options["resend"] if poller.options["resend"] else not calc.over():
             log("info", calc.accept_id, "picked up", state=calc.state())
             for control in (calc.path(b"pre"), calc.path(b"post")):
-                let_go_on(control)                     # the command's own: finish() goes on where it was killed
+                let_go_on(control)                   # the command's own: finish() goes on where it was killed
             poller.hold(calc, poller.relay())
     for loop in (claim_loop, heartbeat_loop, tick_loop):
         threading.Thread(target=thread, args=(loop,), daemon=True).start()
@@ -2476,7 +2552,8 @@ def poll(poller):
         return poller.outcome
     if which == signal.SIGINT:
         poller.tell("Ctrl + C スクリプト停止要求受付")
-    log("info", None, "stopped; what runs here runs on and is picked up at the next start", calculations=len(poller.held))
+    log("info", None, "stopped; what runs here runs on and is picked up at the next start",
+        calculations=len(poller.held))
     return codes[which]
 
 
@@ -2491,10 +2568,13 @@ def tick_loop(poller):
 
 
 def make_room(poller):
-    """Less than keep_free is free: the files of delivered calculations go, oldest first, until it is enough. Order and journal stay."""
+    """Less than keep_free is free: the files of delivered calculations go, oldest first, until it is enough.
+    Order and journal stay."""
     for calc in on_disk(poller.base):
-        if calc.name not in poller.held and os.path.lexists(calc.work) and calc.may_go(0, poller.own_rules["keep_refused"]):
-            log("info", calc.accept_id, "swept: its room is needed", delivered=round(calc.last("delivered")["t"]))
+        if (calc.name not in poller.held and os.path.lexists(calc.work)
+                and calc.may_go(0, poller.own_rules["keep_refused"])):
+            log("info", calc.accept_id, "swept: its room is needed",
+                delivered=round(calc.last("delivered")["t"]))
             calc.remove_files()
             if not poller.full()[1]:
                 return
@@ -2519,7 +2599,8 @@ def sweep(poller):
 
 
 def send_again(poller, wanted):
-    """Results that this poller has delivered, or kept, are sent once more: those for which wanted(Calculation) is true."""
+    """Results that this poller has delivered, or kept, are sent once more: those for which
+    wanted(Calculation) is true."""
     for calc in on_disk(poller.base, None, poller.gate):
         if calc.name not in poller.held and wanted(calc):
             calc.note(3, "resend")
@@ -2562,7 +2643,9 @@ def claim_loop(poller):
                 if not poller.v1:
                     give_back(poller, relay.call, found.get("accept_id"), found.get("claim"))
                 continue
-            calc = found and put_on_disk(poller.base, poller.gate, found, **({"protocol": 1, "site": poller.site} if poller.v1 else {}))
+            calc = (found
+                    and put_on_disk(poller.base, poller.gate, found,
+                                    **({"protocol": 1, "site": poller.site} if poller.v1 else {})))
             if calc:
                 poller.names.setdefault(calc.accept_id, []).append(calc.name)
         except (Away, Refused, OSError) as error:
@@ -2581,9 +2664,10 @@ def claim_loop(poller):
             continue
         except ValueError as error:
             log("error", None, "3 the relay's answer is not taken", why=error)
-            shutil.rmtree(os.path.join(poller.base, b".mi", b"spare"), ignore_errors=True)      # with its take
+            shutil.rmtree(os.path.join(poller.base, b".mi", b"spare"), ignore_errors=True)     # with its take
         if calc:
-            log("info", calc.accept_id, "3 calc-request", site=poller.site, command=calc.info["command"], attempt=calc.order["attempt"])
+            log("info", calc.accept_id, "3 calc-request", site=poller.site, command=calc.info["command"],
+                attempt=calc.order["attempt"])
             poller.hold(calc, relay, found.get("inputs"))
             relay = poller.relay()
         elif poller.options["once"] and found is None:
@@ -2595,7 +2679,8 @@ def claim_loop(poller):
 
 
 def first_contact(poller, relay):
-    """The seconds that the relay lets us wait. 69 if it cannot be reached and somebody waits for the answer."""
+    """The seconds that the relay lets us wait. 69 if it cannot be reached and somebody waits for the
+    answer."""
     somebody = (poller.options["fielded"] or poller.options["once"]) and not poller.learned
     try:
         version, limits = relay.learn(0 if somebody and not poller.retry else None)
@@ -2606,21 +2691,25 @@ def first_contact(poller, relay):
         return 0
     poller.first.piece = poller.first.most = relay.most
     poller.limit(limits)
-    return 0 if poller.options["once"] else min(POLL_WAIT, limits["wait"] if isinstance(limits.get("wait"), int) else POLL_WAIT)
+    return (0 if poller.options["once"]
+            else min(POLL_WAIT, limits["wait"] if isinstance(limits.get("wait"), int) else POLL_WAIT))
 
 
 def refused_at_first(relay, error):
     """The very first calc-request was refused: what to do about it."""
     if error.code in (401, 403, "0005"):
-        return Stop(EX_REFUSED, _("%s: the token is refused (%s): get a valid one, role remote, for this site")
+        return Stop(EX_REFUSED,
+                    _("%s: the token is refused (%s): get a valid one, role remote, for this site")
                     % (relay.url, printable(error.more.get("why") or error)))
     return Stop(EX_REFUSED, "%s: %s" % (relay.url, error))
 
 
 def calc_request(poller, relay, take, free, wait):
     """3. One calc-request: the answer's fields, or None if there is nothing to do. Refused, Away."""
-    fields = {"v": 2, "site_id": poller.site, "poller": poller.name, "take": take, "wait": wait, "free": free, "dirs": True,
-              "have": {calc.accept_id: calc.claim for calc in list(poller.held.values()) if calc.order["protocol"] == 2}}
+    fields = {"v": 2, "site_id": poller.site, "poller": poller.name, "take": take, "wait": wait, "free": free,
+              "dirs": True,
+              "have": {calc.accept_id: calc.claim
+                       for calc in list(poller.held.values()) if calc.order["protocol"] == 2}}
     now = time.strftime("%Y/%m/%d %H:%M:%S")
     poller.tell("%s:send %s%scalc-request?site_id=%s" % (now, relay.url, BASE, poller.site))
     try:
@@ -2634,10 +2723,12 @@ def calc_request(poller, relay, take, free, wait):
         poller.lacks(error.more.get("large"))
         if error.code in (401, 403, "0005"):
             reason = {"errors": [{"code": error.code, "message": str(error)}]}
-            poller.tell("%s:status code = 403 / reason = %s" % (now, json.dumps(reason, ensure_ascii=False, separators=(",", ":"))))
+            poller.tell("%s:status code = 403 / reason = %s"
+                        % (now, json.dumps(reason, ensure_ascii=False, separators=(",", ":"))))
         else:
             poller.tell("code = %s / message = %s" % (error.code, error))
-        early = poller.v1 and error.code == "400" and "does not match" not in str(error)       # registered, but not allowed yet
+        # registered, but not allowed yet
+        early = poller.v1 and error.code == "400" and "does not match" not in str(error)
         if error.code != "0300" and not early:
             raise
         return None
@@ -2650,7 +2741,8 @@ def give_back(poller, ask, accept_id, claim):
 
 
 def leave(poller):
-    """--once and --drain: waits for what is under way, and ends; 75 if something stays here that could not be delivered."""
+    """--once and --drain: waits for what is under way, and ends; 75 if something stays here that could not be
+    delivered."""
     with poller.room:
         while poller.busy():
             poller.room.wait()
@@ -2658,15 +2750,18 @@ def leave(poller):
 
 
 def heartbeat_loop(poller):
-    """A thread with its own connection: renews all claims, hears of cancelled calculations, sends the commands' output as it comes."""
+    """A thread with its own connection: renews all claims, hears of cancelled calculations, sends the
+    commands' output as it comes."""
     relay, known, quiet = poller.relay(), {}, 1
     relay.pause, relay.notice, relay.slowest = time.sleep, lambda line: None, 30
     while True:
         asked = time.monotonic()
-        calcs = {calc.accept_id: calc for calc in list(poller.held.values())
-                 if calc.order["protocol"] == 2 and asked - calc.since > 0.5 and poller.gone.get(calc.claim, 0) < asked}
+        calcs = {calc.accept_id: calc
+                 for calc in list(poller.held.values())
+                 if calc.order["protocol"] == 2 and asked - calc.since > 0.5
+                 and poller.gone.get(calc.claim, 0) < asked}
         known = {name: known[name] for name in calcs if name in known}
-        wrote, wait = False, 0.25 if poller.held else 1                     # what has just begun can be cancelled, too
+        wrote, wait = False, 0.25 if poller.held else 1            # what has just begun can be cancelled, too
         try:
             if calcs:
                 wrote, wait = heartbeat(poller, relay, calcs, known, quiet)
@@ -2678,8 +2773,9 @@ def heartbeat_loop(poller):
 
 
 def heartbeat(poller, relay, calcs, known, quiet):
-    """One heartbeat, with the output that is new beyond `known` {accept_id: [bytes, bytes]}, which it brings up to date. calcs: by accept_id;
-    quiet: seconds that it may wait for news where nothing is written. Returns (did anybody write, seconds until the next)."""
+    """One heartbeat, with the output that is new beyond `known` {accept_id: [bytes, bytes]}, which it brings
+    up to date. calcs: by accept_id; quiet: seconds that it may wait for news where nothing is written.
+    Returns (did anybody write, seconds until the next)."""
     entries, most = {}, max(1024, min(OUTPUT_PART, (1 << 20) // len(calcs)))
     for name, calc in calcs.items():
         entries[name] = {"claim": calc.claim, "phase": "results" if calc.phase == "outbox" else calc.phase}
@@ -2687,25 +2783,30 @@ def heartbeat(poller, relay, calcs, known, quiet):
             entries[name].update(node=calc.run.job.node, what=calc.run.job.where)
         if poller.output:
             entries[name].update(output_parts(poller, calc, known.setdefault(name, [0, 0]), most))
-    found = relay.ask("POST", "heartbeat", {"v": 2, "site_id": poller.site, "poller": poller.name, "wait": quiet, "calcs": entries}, quiet)
-    cancel, gone, unknown = (found[key] if isinstance(found.get(key), list) else [] for key in ("cancel", "gone", "unknown"))
+    found = relay.ask("POST", "heartbeat",
+                      {"v": 2, "site_id": poller.site, "poller": poller.name, "wait": quiet,
+                       "calcs": entries}, quiet)
+    cancel, gone, unknown = (found[key] if isinstance(found.get(key), list) else []
+                             for key in ("cancel", "gone", "unknown"))
     for calc in list(poller.held.values()):
         if calc.accept_id in cancel and not calc.run.cancelled:
             log("warn", calc.accept_id, "6 cancelled by the workflow side")
             calc.run.cancelled = True
     went, taken = False, found.get("output") if isinstance(found.get("output"), dict) else {}
     for name in set(taken) & set(calcs):
-        if isinstance(taken[name], list) and len(taken[name]) == 2 and all(type(at) is int and at >= 0 for at in taken[name]):
+        if (isinstance(taken[name], list) and len(taken[name]) == 2
+                and all(type(at) is int and at >= 0 for at in taken[name])):
             went, known[name] = went or taken[name] != known[name], taken[name]
     for name in calcs:
-        if name in gone + unknown:                     # asked about again in a minute: the others are not to wait for it
+        if name in gone + unknown:          # asked about again in a minute: the others are not to wait for it
             poller.gone[calcs[name].claim] = time.monotonic() + 60
     return went, 20 if taken and not went else 1
 
 
 def output_parts(poller, calc, known, most):
-    """{"out": [offset, base64], "err": ...} of what a command has written beyond `known` (bytes of each): whole lines, at most `most` bytes.
-    Nothing where [outbound] would have to see the whole of it first, or lets the log not out."""
+    """{"out": [offset, base64], "err": ...} of what a command has written beyond `known` (bytes of each):
+    whole lines, at most `most` bytes. Nothing where [outbound] would have to see the whole of it first, or
+    lets the log not out."""
     import base64
     parts, rules = {}, poller.rules
     if "logs" not in calc.run.kinds():
@@ -2726,26 +2827,31 @@ def output_parts(poller, calc, known, most):
 # ==== a person's words ====
 
 def show(base, name, as_json):
-    """One calculation (without its claim, with its journal), or with name None a line for each. 64 if it is not here."""
+    """One calculation (without its claim, with its journal), or with name None a line for each. 64 if it is
+    not here."""
     rows, name = [], name and named(base, name).name
     for calc in on_disk(base, name and [name]):
-        row = {"id": calc.name, "state": calc.state(), "command": calc.info["command"], "age": round(time.time() - calc.order["t"])}
+        row = {"id": calc.name, "state": calc.state(), "command": calc.info["command"],
+               "age": round(time.time() - calc.order["t"])}
         rows.append(row)
-        if row["state"] in ("queued", "running") and read_batch(calc.control) and (name is None or name == calc.name):
+        if (row["state"] in ("queued", "running") and read_batch(calc.control)
+                and (name is None or name == calc.name)):
             row["what"] = batch_where(os.path.dirname(calc.control), calc.control)[1]
         if name is None and not as_json:
             words = printable("  ".join([row["command"], row.get("what", "")]).rstrip())
             print("%-38s %-12s %8ds  %s" % (row["id"], row["state"], row["age"], words))
         elif name == calc.name:
             order = {key: value for key, value in calc.order.items() if key != "claim"}
-            row.update(work=shown(calc.work), control=shown(calc.control), order=order, journal=calc.whole_journal())
+            row.update(work=shown(calc.work), control=shown(calc.control), order=order,
+                       journal=calc.whole_journal())
             return print(json_of(row, indent=None if as_json else 1))
     if as_json:
         print(json_of(rows))
 
 
 def outbox(base, as_json):
-    """What waits for its delivery, or is not wanted by the relay: since when, why, when it is tried again (seconds since the epoch)."""
+    """What waits for its delivery, or is not wanted by the relay: since when, why, when it is tried again
+    (seconds since the epoch)."""
     rows, runs = [], poller_runs(base)
     for calc in on_disk(base):
         if calc.state() not in ("undelivered", "kept"):
@@ -2758,29 +2864,36 @@ def outbox(base, as_json):
         except (OSError, ValueError, TypeError, KeyError, RecursionError):
             pass
         kept, late = calc.over() == "kept", runs and found.get("next", 0) or None
-        why = calc.last("kept")["why"] if kept else found.get("why") or _("is being sent") if runs else found.get("why") or _("no poller runs")
-        rows.append({"id": calc.name, "state": calc.state(), "since": round(end.time if end else (calc.run.last("ended") or calc.order)["t"]),
+        why = (calc.last("kept")["why"] if kept else found.get("why") or _("is being sent") if runs
+               else found.get("why") or _("no poller runs"))
+        rows.append({"id": calc.name, "state": calc.state(),
+                     "since": round(end.time if end else (calc.run.last("ended") or calc.order)["t"]),
                      "why": why, "next": None if kept else late})
     if as_json:
         return print(json_of(rows))
     for row in rows:
-        late = (_("not wanted; resend tries once more") if row["state"] == "kept" else _("when a poller runs") if not runs else
-                time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(row["next"])) if (row["next"] or 0) > time.time() else _("now"))
+        late = (_("not wanted; resend tries once more") if row["state"] == "kept" else _("when a poller runs")
+                if not runs else time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(row["next"]))
+                if (row["next"] or 0) > time.time() else _("now"))
         since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(row["since"]))
         print(_("%s  since %s  next try: %s  why: %s") % (row["id"], since, late, printable(row["why"])))
 
 
 def pause(base, keys, word):
-    """pause and resume: a mark beside the calculations that the running poller, or the next one, obeys. 78 if the ini says paused."""
+    """pause and resume: a mark beside the calculations that the running poller, or the next one, obeys. 78 if
+    the ini says paused."""
     path = os.path.join(base, b".mi", b"paused")
     if word == "pause":
         write_synced(path, b"")
-        return print(_("paused: nothing new is taken until resume; what runs goes on and is delivered (%s)") % shown(base))
+        return print(_("paused: nothing new is taken until resume; what runs goes on and is delivered (%s)")
+                     % shown(base))
     if os.path.exists(path):
         os.unlink(path)
     if keys["paused"]:
-        raise Stop(EX_CONFIG, _("[poller] paused = yes is in the ini: change it there, and start the poller again"))
-    print(_("new calculations are taken") if poller_runs(base) else _("new calculations are taken as soon as a poller runs"))
+        raise Stop(EX_CONFIG,
+                   _("[poller] paused = yes is in the ini: change it there, and start the poller again"))
+    print(_("new calculations are taken") if poller_runs(base)
+          else _("new calculations are taken as soon as a poller runs"))
 
 
 def waiting(base, name):
@@ -2792,14 +2905,17 @@ def waiting(base, name):
 
 
 def named(base, name):
-    """The calculation of that name, or of that beginning of one (8 characters at least). 64 if there is none, or more than one."""
+    """The calculation of that name, or of that beginning of one (8 characters at least). 64 if there is none,
+    or more than one."""
     known = [key for group in names_on_disk(base).values() for key in group]
-    wanted = [key for key in known if key == name] or [key for key in known if len(name) >= 8 and key.startswith(name)]
+    wanted = ([key for key in known if key == name]
+              or [key for key in known if len(name) >= 8 and key.startswith(name)])
     found = list(on_disk(base, wanted))
     if not found:
         raise Stop(EX_USAGE, _("%s: not on this host (see: list)") % printable(name))
     if len(found) > 1:
-        raise Stop(EX_USAGE, _("%s: which one? %s") % (printable(name), " ".join(calc.name for calc in found[:10])))
+        raise Stop(EX_USAGE,
+                   _("%s: which one? %s") % (printable(name), " ".join(calc.name for calc in found[:10])))
     return found[0]
 
 
@@ -2824,10 +2940,12 @@ def resent(poller):
 
 
 def standing(base, settings):
-    """Rows about the poller of calc_base: does one run, does it take new calculations, has it other values than the ini by now?"""
+    """Rows about the poller of calc_base: does one run, does it take new calculations, has it other values
+    than the ini by now?"""
     keys, rows = settings["poller"], []
     runs = os.path.exists(os.path.join(base, b".mi", b"lock")) and poller_runs(base)
-    rows.append((True if runs else None, _("a poller runs") if runs else _("no poller runs: nothing is taken or delivered")))
+    rows.append((True if runs else None,
+                 _("a poller runs") if runs else _("no poller runs: nothing is taken or delivered")))
     if os.path.exists(os.path.join(base, b".mi", b"paused")):
         rows.append((None, _("paused: nothing new is taken until `resume`")))
     if keys["paused"]:
@@ -2837,14 +2955,18 @@ def standing(base, settings):
     try:
         with open(os.path.join(base, b".mi", b"settings")) as text:
             before, now = dict(json.load(text)), settings_sums(settings)
-        changed = sorted(key for key in set(before) | set(now) if before.get(key) != now.get(key)) if runs else []
+        changed = (sorted(key for key in set(before) | set(now) if before.get(key) != now.get(key)) if runs
+                   else [])
     except (OSError, ValueError, TypeError, RecursionError):
         changed = []
     for accept_id, count in sorted(waiting_for_room(base).items()) if runs else ():
-        rows.append((None, _("%s waits at the relay: its inputs need more room than there is here (%.1f GB)") % (accept_id, count / 1e9)))
+        rows.append((None,
+                     _("%s waits at the relay: its inputs need more room than there is here (%.1f GB)")
+                     % (accept_id, count / 1e9)))
     if changed:
-        rows.append((None, _("the running poller still has other values than the ini for: %s; start it again (what runs goes on)")
-                     % ", ".join(changed[:10])))
+        rows.append((None,
+                     _("the running poller still has other values than the ini for: %s; start it again (what"
+                       " runs goes on)") % ", ".join(changed[:10])))
     return rows
 
 
@@ -2879,8 +3001,10 @@ def settings_sums(settings):
     """{"[SECTION] KEY": what tells one value from another} of the ini's sections that the poller reads."""
     import hashlib
     def sum_of(value):
-        return hashlib.sha256(repr(getattr(value, "pattern", value)).encode("utf-8", "replace")).hexdigest()[:16]
-    return {"[%s] %s" % (section, key): sum_of(value) for section, keys in settings.items() for key, value in keys.items()}
+        return hashlib.sha256(repr(getattr(value, "pattern", value)).encode("utf-8", "replace")).hexdigest()[
+            :16]
+    return {"[%s] %s" % (section, key): sum_of(value) for section, keys in settings.items()
+            for key, value in keys.items()}
 
 
 def do_check(options):
@@ -2912,13 +3036,16 @@ def check_host(settings, ini):
     if os.geteuid() == 0:
         rows.append((None, _("running as root; better as a user of its own")))
     rows += [look_at_file(ini, 0o775)] if ini else []
-    for name, mode in ((keys["token_file"], 0o600), (keys["client_key"], 0o600), (keys["ca_file"], 0o755), (keys["client_cert"], 0o755)):
+    for name, mode in ((keys["token_file"], 0o600), (keys["client_key"], 0o600), (keys["ca_file"], 0o755),
+                       (keys["client_cert"], 0o755)):
         rows += [look_at_file(name, mode)] if name else []
     for section in sorted(section for section in settings if section.startswith("command ")):
         try:
             command = command_of(ini, section, settings[section])
             check_command(ini, command)
-            rows.append((True, _("[%s] %s may run (%s on the wire)") % (section, command["argv"][0], command["match"])))
+            rows.append((True,
+                         _("[%s] %s may run (%s on the wire)")
+                         % (section, command["argv"][0], command["match"])))
             rows += look_at_batch(section, command, keys["calc_base"]) if command["batch"] != "none" else []
         except Stop as stop:
             rows.append((False, str(stop)))
@@ -2933,39 +3060,49 @@ def check_host(settings, ini):
     for known, good in ((True, False), (False, None)):
         why = open_to_others(utf8(base), known)
         if why:
-            rows.append((good, _("[poller] calc_base: %s; who can put another directory in its place decides what is run") % why))
+            rows.append((good,
+                         _("[poller] calc_base: %s; who can put another directory in its place decides what"
+                           " is run") % why))
             break
     if os.path.exists(utf8(os.path.join(base, ".mi"))):
         rows += [look_at_file(os.path.join(base, ".mi"), 0o700)] + check_upgrade(utf8(base))
-    return rows + look_at_disk(base, keys["keep_free"]) + [look_at_limits(256)] + standing(utf8(base), settings)
+    return rows + look_at_disk(base, keys["keep_free"]) + [look_at_limits(256)] + standing(
+        utf8(base), settings)
 
 
 def check_upgrade(base):
-    """Rows about the calculations below calc_base (bytes) as an older, or a newer, version of this program has left them."""
+    """Rows about the calculations below calc_base (bytes) as an older, or a newer, version of this program
+    has left them."""
     rows, older = [], 0
-    names = [name for group in names_on_disk(base).values() for name in group] if os.path.isdir(os.path.join(base, b".mi")) else []
+    names = ([name for group in names_on_disk(base).values() for name in group]
+             if os.path.isdir(os.path.join(base, b".mi")) else [])
     for name in sorted(names):
         try:
             calc = Calculation(base, name, read_order(base, name))
             older += not calc.over() and calc.order.get("v", 1) < ON_DISK
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            rows.append((None, _("%s: left alone (%s); an older or newer version may read it; else remove it there: %s") % (
-                name, getattr(error, "strerror", None) or error, shown(os.path.join(base, b".mi", utf8(name))))))
+            rows.append((None,
+                         _("%s: left alone (%s); an older or newer version may read it; else remove it"
+                           " there: %s")
+                         % (name, getattr(error, "strerror", None) or error,
+                            shown(os.path.join(base, b".mi", utf8(name))))))
     if older:
-        rows.append((True, _("%s: %d unfinished calculations of an older version go on") % (shown(base), older)))
+        rows.append((True,
+                     _("%s: %d unfinished calculations of an older version go on") % (shown(base), older)))
     return rows or [(True, _("%s: nothing unfinished of another version") % shown(base))]
 
 
 def look_at_batch(section, command, base):
-    """Rows: does its batch system answer? And to a process that may start no setuid program (PBS proves by one who is asking), which is what
-    the poller is that runs now, or will be where its unit says so?"""
+    """Rows: does its batch system answer? And to a process that may start no setuid program (PBS proves by
+    one who is asking), which is what the poller is that runs now, or will be where its unit says so?"""
     queue = Queue(b"/", command["batch"], batch_env(command))
     try:
         queue.hear(queue.mine())
     except ValueError as error:
         return [(False, _("[%s] %s does not answer: %s") % (section, command["batch"], printable(error)))]
     try:
-        pid = poller_runs(base_path(base)) if os.path.exists(os.path.join(base_path(base), b".mi", b"lock")) else 0
+        pid = (poller_runs(base_path(base)) if os.path.exists(os.path.join(base_path(base), b".mi", b"lock"))
+               else 0)
         restricted = command["batch"] not in SETUID or b"NoNewPrivs:\t1" in small("/proc/%d/status" % pid)
     except (Stop, OSError):
         restricted = command["batch"] not in SETUID
@@ -2973,8 +3110,10 @@ def look_at_batch(section, command, base):
         if restricted and shutil.which("setpriv"):
             queue.hear(["setpriv", "--no-new-privs"] + queue.mine())
     except ValueError as error:
-        return [(False, _("[%s] %s answers here, but not to a poller with NoNewPrivileges in its unit: print that anew with `unit`, or take this "
-                          "and what implies it out of it (%s)") % (section, command["batch"], printable(error)))]
+        return [(False,
+                 _("[%s] %s answers here, but not to a poller with NoNewPrivileges in its unit: print that"
+                   " anew with `unit`, or take this and what implies it out of it (%s)")
+                 % (section, command["batch"], printable(error)))]
     return [(True, _("[%s] %s answers") % (section, command["batch"]))]
 
 
@@ -2984,9 +3123,11 @@ SETUID = ("pbs",)              # batch systems whose programs need a setuid one 
 def probes(site):
     """Every call of this side, made so that it does nothing, and what the relay says to it then."""
     one = {"accept_id": "00000000-0000-4000-8000-000000000000", "claim": "-"}
-    return [("POST", "calc-request", {"site_id": site, "take": "-", "wait": 0}, "take is"), ("GET", "calc-params", one, ""),
-            ("POST", "calc-params-complete", one, ""), ("POST", "calc-start", one, ""), ("POST", "calc-end", dict(one, result="abnormal"), ""),
-            ("POST", "send-results", dict(one, result_files={}), ""), ("POST", "end-send", dict(one, result="end send"), ""),
+    return [("POST", "calc-request", {"site_id": site, "take": "-", "wait": 0}, "take is"),
+            ("GET", "calc-params", one, ""), ("POST", "calc-params-complete", one, ""),
+            ("POST", "calc-start", one, ""), ("POST", "calc-end", dict(one, result="abnormal"), ""),
+            ("POST", "send-results", dict(one, result_files={}), ""),
+            ("POST", "end-send", dict(one, result="end send"), ""),
             ("POST", "heartbeat", {"site_id": site, "poller": "check", "calcs": {}, "wait": 0}, ""),
             ("GET", "files/%s/input/0" % one["accept_id"], {"claim": "-"}, ""),
             ("POST", "files/%s/result/0?v=2&offset=0&claim=-" % one["accept_id"], {}, "")]
@@ -2996,13 +3137,17 @@ def do_login(options, settings, user):
     """A token for a user's password, kept in token_file."""
     keys = settings["poller"]
     if not keys["url"]:
-        raise Stop(EX_CONFIG, _("%s: [poller] %s is not set") % (options["ini"] or "mi_distributed_computing_assist.ini", "url"))
-    relay = Relay(keys["url"], lambda: "", **{key: keys[key] for key in ("ca_file", "proxy", "client_cert", "client_key")})
+        raise Stop(EX_CONFIG,
+                   _("%s: [poller] %s is not set")
+                   % (options["ini"] or "mi_distributed_computing_assist.ini", "url"))
+    relay = Relay(keys["url"], lambda: "",
+                  **{key: keys[key] for key in ("ca_file", "proxy", "client_cert", "client_key")})
     return log_in(relay, user, keys["token_file"])
 
 
 def do_unit(options, ini, settings):
-    """Prints a systemd unit: the service; --once: for a timer; --timer: the timer; --cloud-init: for a machine that is made on demand."""
+    """Prints a systemd unit: the service; --once: for a timer; --timer: the timer; --cloud-init: for a
+    machine that is made on demand."""
     if options["timer"]:
         return print(TIMER, end="")
     import pwd
@@ -3010,13 +3155,17 @@ def do_unit(options, ini, settings):
     words = [sys.executable, "-I", "-S", os.path.abspath(__file__), "poll", "--ini",
              os.path.abspath(ini or "/etc/mi_distributed_computing_assist.ini")]
     start = ON_DEMAND if options["cloud-init"] else ONCE if options["once"] else SERVICE
-    text = UNIT % {"where": "/etc/systemd/system/mi_system_remote.service", "name": "mi_system_remote." + ("timer" if options["once"] else "service"),
-                   "script": words[3], "user": me, "after": AFTER if options["cloud-init"] else "", "start": start % {"program": " ".join(words)},
+    text = UNIT % {"where": "/etc/systemd/system/mi_system_remote.service",
+                   "name": "mi_system_remote." + ("timer" if options["once"] else "service"),
+                   "script": words[3], "user": me, "after": AFTER if options["cloud-init"] else "",
+                   "start": start % {"program": " ".join(words)},
                    "install": "" if options["once"] else "\n[Install]\nWantedBy=multi-user.target\n"}
     if any(keys["batch"] in SETUID for section, keys in settings.items() if section.startswith("command ")):
         text = CLOSED.sub("", text).replace("KeyringMode", OPEN + "KeyringMode")
     if options["cloud-init"]:
-        text = CLOUD % {"idle": 600, "user": me, "unit": "\n".join("      " + line if line else "" for line in text.rstrip().split("\n"))}
+        text = CLOUD % {"idle": 600, "user": me,
+                        "unit": "\n".join("      " + line if line else ""
+                                          for line in text.rstrip().split("\n"))}
     print(text, end="")
 
 
@@ -3031,7 +3180,8 @@ def main(argv=None):
     if options["version"]:
         import hashlib
         with open(__file__, "rb") as text:
-            return print("%s %s protocol 2 (1) sha256 %s" % (PROGRAM, VERSION, hashlib.sha256(text.read()).hexdigest()))
+            return print("%s %s protocol 2 (1) sha256 %s"
+                         % (PROGRAM, VERSION, hashlib.sha256(text.read()).hexdigest()))
     SAY["level"], SAY["debug"] = 0 if options["v"] else 2 if options["q"] else 1, options["v"]
     if words == ["check"]:
         return do_check(options)
@@ -3074,29 +3224,60 @@ def main(argv=None):
 
 
 HELP = {                       # word: what may stand behind it, what it does, an example
-    "poll": ("[--once] [--drain] [--jobs N] [--idle-exit SECONDS]",
-             "Takes calculations from the relay, runs them, delivers their results, until it is stopped; what runs then runs on.\n"
-             "--once: works off what is there, and ends (cron). --drain: takes nothing new, ends when all that is here is delivered.\n"
-             "--jobs: so many at once. --idle-exit: ends after so many seconds without work.", "poll --once"),
-    "list": ("", "What is or was on this host: id, state, age, command; then how the poller stands.", "list --json"),
-    "show": ("ID", "All about one calculation: order, journal, directories. Of the ID the first eight characters do.", "show d6d9c05a"),
-    "pause": ("", "Takes nothing new until `resume`, also after a restart; what runs goes on and is delivered.", "pause"),
+    "poll": (
+        "[--once] [--drain] [--jobs N] [--idle-exit SECONDS]",
+        "Takes calculations from the relay, runs them, delivers their results, until it is stopped;"
+        " what runs then runs on.\n"
+        "--once: works off what is there, and ends (cron). --drain: takes nothing new, ends when all"
+        " that is here is delivered.\n"
+        "--jobs: so many at once. --idle-exit: ends after so many seconds without work.",
+        "poll --once"),
+    "list": (
+        "",
+        "What is or was on this host: id, state, age, command; then how the poller stands.",
+        "list --json"),
+    "show": (
+        "ID",
+        "All about one calculation: order, journal, directories. Of the ID the first eight characters do.",
+        "show d6d9c05a"),
+    "pause": (
+        "",
+        "Takes nothing new until `resume`, also after a restart; what runs goes on and is delivered.",
+        "pause"),
     "resume": ("", "Takes new calculations again after `pause`.", "resume"),
-    "outbox": ("", "Results that wait for their delivery: since when, why, when they are tried again.", "outbox"),
-    "resend": ("ID", "Tries now to deliver a result that waits here, or one that the relay wants once more.", "resend d6d9c05a"),
-    "check": ("[--upgrade]", "Looks at this host and the way to the relay, and changes nothing: OK, WARN or FAIL, and what to do.\n"
-              "--upgrade: only at what another version has left here.", "check"),
-    "unit": ("[--once | --timer | --cloud-init]", "Prints a systemd unit for this user and this ini (--once with --timer: now and then), or what a "
-             "machine made on demand needs.", "unit >mi_system_remote.service"),
-    "login": ("[USER]", "Asks for the password (relays with auth = login), and keeps the token in token_file.", "login suzuki"),
+    "outbox": (
+        "",
+        "Results that wait for their delivery: since when, why, when they are tried again.",
+        "outbox"),
+    "resend": (
+        "ID",
+        "Tries now to deliver a result that waits here, or one that the relay wants once more.",
+        "resend d6d9c05a"),
+    "check": (
+        "[--upgrade]",
+        "Looks at this host and the way to the relay, and changes nothing: OK, WARN or FAIL, and"
+        " what to do.\n"
+        "--upgrade: only at what another version has left here.",
+        "check"),
+    "unit": (
+        "[--once | --timer | --cloud-init]",
+        "Prints a systemd unit for this user and this ini (--once with --timer: now and then), or"
+        " what a machine made on demand needs.",
+        "unit >mi_system_remote.service"),
+    "login": (
+        "[USER]",
+        "Asks for the password (relays with auth = login), and keeps the token in token_file.",
+        "login suzuki"),
 }
 
 
 def parse(argv):
     """(words, options) of the command line. 64."""
-    words, options = [], dict.fromkeys(("once", "drain", "json", "q", "v", "version", "help", "h", "timer", "cloud-init", "upgrade"), False)
+    words, options = [], dict.fromkeys(("once", "drain", "json", "q", "v", "version", "help", "h", "timer",
+                                        "cloud-init", "upgrade"), False)
     options.update(ini=None, jobs="", resend="", **{"idle-exit": ""})
-    options.update(site="", url="", token="", ca_file="", calc_base="", port=None, retry=None, fielded="", verify=True)
+    options.update(site="", url="", token="", ca_file="", calc_base="", port=None, retry=None, fielded="",
+                   verify=True)
     rest = iter(argv)
     for word in rest:
         name, equals, value = word.lstrip("-").partition("=")
@@ -3107,18 +3288,22 @@ def parse(argv):
         elif options.get(name) is False and not equals:
             options[name] = True
         else:
-            raise Stop(EX_USAGE, _("%s: unknown option%s; --help tells more") % (printable(word), nearest(name, list(options))))
+            raise Stop(EX_USAGE,
+                       _("%s: unknown option%s; --help tells more")
+                       % (printable(word), nearest(name, list(options))))
     if options["jobs"] and not re.match(r"[1-9]\d{0,2}\Z", options["jobs"]):
         raise Stop(EX_USAGE, "--jobs: " + _("is not a number from %d to %d") % (1, 999))
     try:
-        return words, dict(options, jobs=int(options["jobs"] or 0), **{"idle-exit": seconds(options["idle-exit"] or "0")})
+        return words, dict(options, jobs=int(options["jobs"] or 0),
+                           **{"idle-exit": seconds(options["idle-exit"] or "0")})
     except ValueError as error:
         raise Stop(EX_USAGE, "--idle-exit: %s" % error)
 
 
 def set_up(options, settings, ini, as_program):
     """Everything that is checked before the first contact: the Poller, its calc_base locked."""
-    keys, ini = settings["poller"], ini or options["fielded"] and INI_NAME or find_ini(None, ini_folders(__file__), needed=True)
+    keys, ini = (settings["poller"],
+                 ini or options["fielded"] and INI_NAME or find_ini(None, ini_folders(__file__), needed=True))
     for key in ("site", "url", "ca_file", "calc_base"):
         options[key] = options[key] or keys[key]
         if not options[key] and key in ("site", "url"):
@@ -3133,16 +3318,19 @@ def set_up(options, settings, ini, as_program):
     if any(command["batch"] != "none" for command in commands.values()):
         probe_locks(base)
     if open_to_others(base):
-        log("warn", None, "calc_base: who can put another directory in its place decides what is run", why=open_to_others(base))
+        log("warn", None, "calc_base: who can put another directory in its place decides what is run",
+            why=open_to_others(base))
     if (base + b"/").startswith(b"/tmp/"):
-        log("warn", None, "calc_base is below /tmp: a reboot or a cleaner may delete what was not delivered", base=shown(base))
+        log("warn", None, "calc_base is below /tmp: a reboot or a cleaner may delete what was not delivered",
+            base=shown(base))
     poller = Poller(settings, options, commands, token, base)
     poller.lock, poller.name, poller.ini = lock, poller_name(base), ini
     poller.stamp = poller.seen = stamp_of(ini)
     note_settings(base, settings)
     if not options["verify"]:
-        log("warn", None, "no_auth: THE RELAY'S CERTIFICATE IS NOT CHECKED: whoever sits in between can read token, inputs and results and "
-                          "give orders within the allow-list; use no_auth:CAFILE or ca_file")
+        log("warn", None,
+            "no_auth: THE RELAY'S CERTIFICATE IS NOT CHECKED: whoever sits in between can read token, inputs"
+            " and results and give orders within the allow-list; use no_auth:CAFILE or ca_file")
     return poller
 
 
@@ -3150,8 +3338,10 @@ def base_path(path):
     """calc_base as bytes: path, or the user's state directory."""
     home = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
     found = os.path.expanduser(path) if path else os.path.join(home, "mi_distcomp")
-    if not os.path.isabs(found) and (not path or found.startswith("~")):         # it would be another place wherever this is started
-        raise Stop(EX_CONFIG, _("no home directory is known here: set HOME, or [poller] calc_base, to an absolute path"))
+    # it would be another place wherever this is started
+    if not os.path.isabs(found) and (not path or found.startswith("~")):
+        raise Stop(EX_CONFIG,
+                   _("no home directory is known here: set HOME, or [poller] calc_base, to an absolute path"))
     return os.path.realpath(utf8(found))
 
 
@@ -3165,12 +3355,17 @@ def open_base(path):
                 os.makedirs(path, 0o700)
         except OSError as error:
             code = EX_IOERR if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO) else EX_CONFIG
-            raise Stop(code, _("%s: %s; set [poller] calc_base to a directory that this user may make or own") % (shown(path), error.strerror))
+            raise Stop(code,
+                       _("%s: %s; set [poller] calc_base to a directory that this user may make or own")
+                       % (shown(path), error.strerror))
     info = os.lstat(folder)
     if not stat.S_ISDIR(info.st_mode) or info.st_uid != os.geteuid() or info.st_mode & 0o077:
-        raise Stop(EX_CONFIG, _("%s/.mi: must be a directory of yours that nobody else may enter (chown, chmod 700)") % shown(base))
+        raise Stop(EX_CONFIG,
+                   _("%s/.mi: must be a directory of yours that nobody else may enter (chown, chmod 700)")
+                   % shown(base))
     if open_to_others(base, known=True):
-        raise Stop(EX_CONFIG, _("[poller] calc_base: %s; who can put another directory in its place decides what is run")
+        raise Stop(EX_CONFIG,
+                   _("[poller] calc_base: %s; who can put another directory in its place decides what is run")
                    % open_to_others(base, known=True))
     return base
 
@@ -3185,7 +3380,8 @@ def lock_base(base):
         if error.errno not in (errno.EAGAIN, errno.EACCES):
             raise no_lock(base, error)
         lock.seek(0)
-        raise Stop(EX_TEMPFAIL, _("%s: in use by another poller (%s); stop it, or give this one its own calc_base")
+        raise Stop(EX_TEMPFAIL,
+                   _("%s: in use by another poller (%s); stop it, or give this one its own calc_base")
                    % (shown(base), lock.read(200).strip() or _("about to start or to end")))
     lock.truncate(0)
     lock.write("pid %d on %s\n" % (os.getpid(), os.uname().nodename))
@@ -3205,8 +3401,9 @@ def probe_locks(base):
 
 def no_lock(base, error):
     """What is said where locks are refused; ENOSYS, ENOLCK ... do not mean that somebody else has it."""
-    return Stop(EX_CONFIG, _("%s: no lock can be had on this file system (%s); set [poller] calc_base to a directory on another one")
-                % (shown(base), error.strerror))
+    return Stop(EX_CONFIG,
+                _("%s: no lock can be had on this file system (%s); set [poller] calc_base to a directory on"
+                  " another one") % (shown(base), error.strerror))
 
 
 def poller_name(base):
@@ -3263,7 +3460,8 @@ def plain_token(text, where):
 
 
 def token_in_file(path, strict=True):
-    """A function that returns the token in a file, read each time: it may be renewed. 78 if it is unreadable or (strict) too open."""
+    """A function that returns the token in a file, read each time: it may be renewed. 78 if it is unreadable
+    or (strict) too open."""
     def read():
         try:
             with open(utf8(path), encoding="latin-1") as text:
@@ -3271,7 +3469,8 @@ def token_in_file(path, strict=True):
                     raise Stop(EX_CONFIG, _("%s: others may read the token: chmod 600 %s") % (path, path))
                 return plain_token(text.read(5000), path)
         except OSError as error:
-            raise Stop(EX_CONFIG, _("%s: %s (token_file; chmod 600, owner: the poller's user)") % (path, error.strerror))
+            raise Stop(EX_CONFIG,
+                       _("%s: %s (token_file; chmod 600, owner: the poller's user)") % (path, error.strerror))
 
     kept = [read()]
 
@@ -3285,10 +3484,13 @@ def token_in_file(path, strict=True):
 
 
 def token_from_login(url):
-    """The token of the site's login program, which asks at the terminal. 78 if it is not installed, or others may write to it; 77 if it says no."""
+    """The token of the site's login program, which asks at the terminal. 78 if it is not installed, or others
+    may write to it; 77 if it says no."""
     folder = os.environ.get("AUTHENTICATION_OPERATOR", "")
-    if not os.path.isabs(folder) or not any(os.path.exists(os.path.join(folder, "openam_operator" + end)) for end in ("", ".py")):
-        raise Stop(EX_CONFIG, _("login: AUTHENTICATION_OPERATOR must name the directory of authentication_operator"))
+    if (not os.path.isabs(folder)
+            or not any(os.path.exists(os.path.join(folder, "openam_operator" + end)) for end in ("", ".py"))):
+        raise Stop(EX_CONFIG,
+                   _("login: AUTHENTICATION_OPERATOR must name the directory of authentication_operator"))
     for top, _folders, names in os.walk(folder):
         for name in [""] + [name for name in names if name.endswith((".py", ".pyc", ".so"))]:
             only_ours(os.path.join(top, name))
@@ -3304,27 +3506,33 @@ def token_from_login(url):
 
 
 def hide_token(token):
-    """Starts this program anew with the token in a pipe instead of on the command line, where `ps` shows it to everybody."""
-    log("warn", None, "the token was in the process list for a moment, and may be in the shell's history: better token_file, mode 0600")
+    """Starts this program anew with the token in a pipe instead of on the command line, where `ps` shows it
+    to everybody."""
+    log("warn", None,
+        "the token was in the process list for a moment, and may be in the shell's history: better"
+        " token_file, mode 0600")
     out, into = os.pipe()
     os.write(into, token.encode())
     os.close(into)
     os.set_inheritable(out, True)
     with open("/proc/self/cmdline", "rb") as text:
         words = text.read().split(b"\0")[1:-1]
-    os.execv(sys.executable, [sys.executable] + [b"fd:%d" % out if word == token.encode() else word for word in words])
+    os.execv(sys.executable,
+             [sys.executable] + [b"fd:%d" % out if word == token.encode() else word for word in words])
 
 
 # ==== what the ini may say ====
 
 def allow_list(where, settings):
-    """{word on the wire: its command} of all [command NAME] sections. 78 if there is none, or one is wrong."""
+    """{word on the wire: its command} of all [command NAME] sections. 78 if there is none, or one is
+    wrong."""
     commands = commands_of(where, settings)
     for command in commands.values():
         check_command(where, command)
     if not commands:
-        raise Stop(EX_CONFIG, _("%s allows no command on this host; add for each:  [command NAME]  argv = /PATH/OF/PROGRAM  "
-                                "match = WORD ON THE WIRE") % where)
+        raise Stop(EX_CONFIG,
+                   _("%s allows no command on this host; add for each:  [command NAME]  argv ="
+                     " /PATH/OF/PROGRAM  match = WORD ON THE WIRE") % where)
     return commands
 
 
@@ -3359,11 +3567,12 @@ def retry_of(text):
 
 
 def hours_of(text):
-    """'22-6', 'Mon-Fri 20:30-6:00, Sat-Sun 0-24' -> [(days, first minute, end minute)], local time; '' -> []. A span over midnight belongs
-    to the day that it begins on."""
+    """'22-6', 'Mon-Fri 20:30-6:00, Sat-Sun 0-24' -> [(days, first minute, end minute)], local time; '' -> [].
+    A span over midnight belongs to the day that it begins on."""
     spans = []
     for part in text.lower().split(",") if text else ():
-        found = re.match(r"\s*(?:([a-z]{3})(?:-([a-z]{3}))?\s+)?(\d\d?)(?::([0-5]\d))?-(\d\d?)(?::([0-5]\d))?\s*\Z", part)
+        found = re.match(
+            r"\s*(?:([a-z]{3})(?:-([a-z]{3}))?\s+)?(\d\d?)(?::([0-5]\d))?-(\d\d?)(?::([0-5]\d))?\s*\Z", part)
         first, last, *clock = found.groups() if found else ("?",) + ("0",) * 5
         begin, end = (int(clock[at]) * 60 + int(clock[at + 1] or 0) for at in (0, 2))
         if not {first or DAYS[0], last or DAYS[0]} <= set(DAYS) or begin == end or max(begin, end) > 1440:
@@ -3377,23 +3586,29 @@ def hours_of(text):
 def within(spans, when):
     """Is the local time `when` (struct_time) in one of hours_of()'s spans? Always, if there is none."""
     minute, day = when.tm_hour * 60 + when.tm_min, when.tm_wday
-    return not spans or any(day in days and begin <= minute < end if begin < end else
-                            day in days and minute >= begin or (day - 1) % 7 in days and minute < end for days, begin, end in spans)
+    return (not spans
+            or any(day in days and begin <= minute < end if begin < end
+                   else day in days and minute >= begin or (day - 1) % 7 in days and minute < end
+                   for days, begin, end in spans))
 
 
 # ==== fielded ====
-# A fielded relay ("v1"): the same steps in its words. There is no claim: whoever received the calc-info owns the calculation.
-# It cannot be cancelled from there. And the manual's words, SITE BASE_URL TOKEN ...
+# A fielded relay ("v1"): the same steps in its words. There is no claim: whoever received the calc-info owns
+# the calculation. It cannot be cancelled from there. And the manual's words, SITE BASE_URL TOKEN ...
 V1_AGAIN = 600                 # seconds after which a fielded relay is asked again whether it is one still
-V1_LOST_AFTER = 3600           # seconds after which a calculation of a fielded relay is ours if its calc-info was lost and nobody goes on
-V1_WORDS = ("not start", "sending params", "complete send", "running", "calc end", "getting return", "got return")
-V1_TO = {"calc-params-complete": 2, "calc-start": 3, "calc-end": 4, "send-results": 5, "end-send": 6}           # the word that a step leads to
-FIELDED = {"debug": "debug", "no_auth": "no_auth[:CAFILE]", "port": "port:443", "retry": "retry:5,60", "calc_base": "calc_base:DIR"}
+# seconds after which a calculation of a fielded relay is ours if its calc-info was lost and nobody goes on
+V1_LOST_AFTER = 3600
+V1_WORDS = ("not start", "sending params", "complete send", "running", "calc end", "getting return",
+            "got return")
+# the word that a step leads to
+V1_TO = {"calc-params-complete": 2, "calc-start": 3, "calc-end": 4, "send-results": 5, "end-send": 6}
+FIELDED = {"debug": "debug", "no_auth": "no_auth[:CAFILE]", "port": "port:443", "retry": "retry:5,60",
+           "calc_base": "calc_base:DIR"}
 
 
 def v1_named(poller, found):
-    """3. The calculation that a fielded calc-request named, as put_on_disk() wants it. It reserves nothing: {} if another thread of ours
-    is about to take it, None if it is, or was, here in another way."""
+    """3. The calculation that a fielded calc-request named, as put_on_disk() wants it. It reserves nothing:
+    {} if another thread of ours is about to take it, None if it is, or was, here in another way."""
     accept_id = str(found.get("accept_id"))
     if accept_id in [calc.accept_id for calc in list(poller.held.values())]:
         return {}
@@ -3409,7 +3624,8 @@ def v1_me(calc):
 
 
 def v1_step(calc, relay, name, body=None, **more):
-    """One step told to a fielded relay. A no that means "that was already" counts as a yes: an answer was lost, or this is a new start."""
+    """One step told to a fielded relay. A no that means "that was already" counts as a yes: an answer was
+    lost, or this is a new start."""
     try:
         relay.ask_v1("POST", name, dict(v1_me(calc), **more), body=body)
     except Refused as error:
@@ -3420,16 +3636,18 @@ def v1_step(calc, relay, name, body=None, **more):
 def v1_progress(calc, relay):
     """The place of its progress in V1_WORDS; -1 if the relay does not tell."""
     try:
-        word = relay.again(lambda: relay.call_v1("GET", "calc-progress", {"accept_id": calc.accept_id}), no_token=()).get("message")
+        word = relay.again(lambda: relay.call_v1("GET", "calc-progress",
+                                                 {"accept_id": calc.accept_id}), no_token=()).get("message")
         return V1_WORDS.index(str(word).split(":")[1])
     except (Refused, ValueError, IndexError):
         return -1
 
 
 def v1_params(poller, calc, relay):
-    """4. calc-params: order and inputs as a stream, onto this disk. True; False if it ends here. Refused if it is not ours.
-    A fielded relay answers once: if that answer is lost, the calculation cannot be run any more and ends without its command."""
-    folder, asked = calc.path(b"in"), bool(calc.last("asked"))            # asked: in vain, here or before a restart
+    """4. calc-params: order and inputs as a stream, onto this disk. True; False if it ends here. Refused if
+    it is not ours. A fielded relay answers once: if that answer is lost, the calculation cannot be run any
+    more and ends without its command."""
+    folder, asked = calc.path(b"in"), bool(calc.last("asked"))      # asked: in vain, here or before a restart
 
     def once():
         nonlocal asked
@@ -3455,7 +3673,8 @@ def v1_params(poller, calc, relay):
             raise
         reason, text = "input", "the inputs were lost on the way, and a fielded relay gives them once"
     except (ValueError, OSError) as error:
-        reason, text = "disk" if isinstance(error, OSError) else "input", getattr(error, "strerror", None) or error
+        reason, text = ("disk" if isinstance(error, OSError) else "input",
+                        getattr(error, "strerror", None) or error)
     shutil.rmtree(folder, ignore_errors=True)
     shutil.rmtree(calc.work, ignore_errors=True)       # room for the journal
     calc.run.end_early(reason, text)
@@ -3463,9 +3682,10 @@ def v1_params(poller, calc, relay):
 
 
 def v1_abandoned(poller, calc, relay):
-    """No calc-info came, and now the relay refuses it: has another poller got it, or was our answer lost? Waits, without using a slot, until
-    somebody goes on (False) or nobody has for V1_LOST_AFTER (True)."""
-    log("warn", calc.accept_id, "4 calc-params was lost, or is another poller's: waiting to see", seconds=V1_LOST_AFTER)
+    """No calc-info came, and now the relay refuses it: has another poller got it, or was our answer lost?
+    Waits, without using a slot, until somebody goes on (False) or nobody has for V1_LOST_AFTER (True)."""
+    log("warn", calc.accept_id, "4 calc-params was lost, or is another poller's: waiting to see",
+        seconds=V1_LOST_AFTER)
     with poller.room:
         calc.phase = "in doubt"
         poller.room.notify_all()
@@ -3477,14 +3697,17 @@ def v1_abandoned(poller, calc, relay):
 
 
 def v1_take(calc, info):
-    """4. Inputs into the working directory, then the order to its place. ValueError if something is not as it should be."""
+    """4. Inputs into the working directory, then the order to its place. ValueError if something is not as it
+    should be."""
     if not isinstance(info, dict):
         raise ValueError("calc-info is none")
     files, names = info.get("parameter_files") or {}, info.get("result_files") or {}
     if not isinstance(names, (dict, list)) or not all(isinstance(name, str) for name in names):
         raise ValueError("malformed: result_files")
-    order = check_order_of(dict(calc.order, **{"calc-info": {
-        "command": info.get("command"), "parameters": info.get("parameters") or "", "result_files": {name: {} for name in names}}}))
+    order = check_order_of(dict(calc.order,
+                                **{"calc-info": {"command": info.get("command"),
+                                                 "parameters": info.get("parameters") or "",
+                                                 "result_files": {name: {} for name in names}}}))
     if not isinstance(files, dict) or len(files) > MAX_INPUTS:
         raise ValueError(_("too many inputs, or one with a log's name"))
     check_order(sorted(files, key=parts_of), reserved=LOG_NAMES)
@@ -3492,7 +3715,8 @@ def v1_take(calc, info):
     for place, (name, entry) in enumerate(files.items()):
         path = os.path.join(calc.work, utf8(name))
         os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
-        blob = as_blob(entry[0] if isinstance(entry, list) and entry else None, calc.path(b"in", b"x%d" % place))
+        blob = as_blob(entry[0] if isinstance(entry, list) and entry else None,
+                       calc.path(b"in", b"x%d" % place))
         os.rename(blob.path, path)
     os.makedirs(calc.work, 0o700, exist_ok=True)
     calc.order = dict(calc.order, received=True, **{"calc-info": order["calc-info"]})
@@ -3500,12 +3724,13 @@ def v1_take(calc, info):
     write_synced(calc.path(b"order.new"), json.dumps(calc.order).encode())
     os.rename(calc.path(b"order.new"), calc.path(b"order.json"))
     sync_folder(calc.control)
-    log("info", calc.accept_id, "4 calc-params", site=calc.order["site"], command=calc.info["command"], files=len(files), v=1)
+    log("info", calc.accept_id, "4 calc-params", site=calc.order["site"], command=calc.info["command"],
+        files=len(files), v=1)
 
 
 def v1_send(poller, calc, relay):
-    """6. to 8. The end, the results as one stream, and that it was all. What cannot come has its reason beside it.
-    A calculation that was refused here walks the same steps: its stderr says why."""
+    """6. to 8. The end, the results as one stream, and that it was all. What cannot come has its reason
+    beside it. A calculation that was refused here walks the same steps: its stderr says why."""
     end, rules = calc.run.last("ended"), dict(poller.rules)
     rules["max_file"] = min(rules["max_file"] or V1_FILE, V1_FILE)
     try:
@@ -3514,10 +3739,11 @@ def v1_send(poller, calc, relay):
             v1_step(calc, relay, "calc-start")
         for found in calc.run.looks(rules, calc.run.kinds()):
             wanted = set(calc.info["result_files"]) - set(LOG_NAMES)
-            good = end["exit_code"] == 0 and not end["reason"] and (not wanted or any(result.name in wanted for result in found.found))
+            good = (end["exit_code"] == 0 and not end["reason"]
+                    and (not wanted or any(result.name in wanted for result in found.found)))
             v1_step(calc, relay, "calc-end", result="calc end" if good else "abnormal")
-            log("info", calc.accept_id, "7 send-results", site=calc.order["site"], files=len(found.found), bytes=found.total, v=1,
-                **{code: entry["count"] for code, entry in found.verdicts.items()})
+            log("info", calc.accept_id, "7 send-results", site=calc.order["site"], files=len(found.found),
+                bytes=found.total, v=1, **{code: entry["count"] for code, entry in found.verdicts.items()})
             calc.run.write_manifest(found)
             said = said_of(found)
             try:
@@ -3530,17 +3756,19 @@ def v1_send(poller, calc, relay):
         v1_step(calc, relay, "end-send", result="end send")
     except Refused as error:
         if error.code != "0300" or not calc.last("sent"):
-            raise                                      # otherwise it has been fetched meanwhile, and is forgotten
+            raise                                  # otherwise it has been fetched meanwhile, and is forgotten
 
 
 def v1_results(calc, relay, found, absent):
-    """7. send-results. If something in between refuses it (a body limit), reasons go in place of the files: somebody waits for it."""
+    """7. send-results. If something in between refuses it (a body limit), reasons go in place of the files:
+    somebody waits for it."""
     try:
         v1_step(calc, relay, "send-results", v1_body(calc, found, absent))
     except Refused as error:
         if error.code not in (400, 413):
             raise
-        log("error", calc.accept_id, "7 the results are refused and stay here", code=error.code, why=error, work=shown(calc.work))
+        log("error", calc.accept_id, "7 the results are refused and stay here", code=error.code, why=error,
+            work=shown(calc.work))
         v1_step(calc, relay, "send-results", v1_body(calc, [], dict(absent, **{
             result.name: "refused on the way: %s" % error for result in found})))
 
@@ -3559,8 +3787,9 @@ def v1_body(calc, found, absent):
 def fielded_words(words, options):
     """The manual's words, SITE BASE_URL TOKEN ..., into options. 64."""
     if len(words) < 3 or "://" not in words[1]:
-        raise Stop(EX_USAGE, _("say poll, list, show ID, or SITE BASE_URL TOKEN|login ...%s; --help tells more") % nearest(
-            (words or [""])[0], list(HELP)))
+        raise Stop(EX_USAGE,
+                   _("say poll, list, show ID, or SITE BASE_URL TOKEN|login ...%s; --help tells more")
+                   % nearest((words or [""])[0], list(HELP)))
     options.update(site=words[0], url=words[1], token=words[2], fielded=True, ignored=[])
     for word in words[3:]:
         key, colon, value = word.partition(":")
@@ -6324,15 +6553,18 @@ def run_as_program(main):
 LATER = (not_built, "")
 KEYS = {                       # {section: {key: (kind, default)}}
     "poller": {
-        "site": (str, ""), "url": (str, ""), "token_file": (str, ""), "ca_file": (str, ""), "client_cert": (str, ""),
-        "client_key": (str, ""), "proxy": (str, ""), "calc_base": (str, ""), "jobs": (number(1, 1000), 1), "retry": (retry_of, None),
-        "keep_free": (share, 0.05), "keep_workdirs": (seconds, 30 * 86400.0), "logfile": (str, ""),
-        "lang": (one_of("auto", "en", "ja"), "auto"), "hours": (hours_of, []), "paused": (flag, False), "poll": (seconds, 30.0),
-        "idle_exit": (seconds, 0.0),
-        "output": (flag, True), "hold": LATER, "require_signature": LATER, "signature_keys": LATER, "notify": LATER},
+        "site": (str, ""), "url": (str, ""), "token_file": (str, ""), "ca_file": (str, ""),
+        "client_cert": (str, ""), "client_key": (str, ""), "proxy": (str, ""), "calc_base": (str, ""),
+        "jobs": (number(1, 1000), 1), "retry": (retry_of, None), "keep_free": (share, 0.05),
+        "keep_workdirs": (seconds, 30 * 86400.0), "logfile": (str, ""),
+        "lang": (one_of("auto", "en", "ja"), "auto"), "hours": (hours_of, []), "paused": (flag, False),
+        "poll": (seconds, 30.0), "idle_exit": (seconds, 0.0), "output": (flag, True), "hold": LATER,
+        "require_signature": LATER, "signature_keys": LATER, "notify": LATER},
 }
 KEYS.update(gate_keys())
-AT_ONCE = ("paused", "hours", "jobs", "retry", "idle_exit", "poll", "keep_free", "keep_workdirs", "output", "hold", "logfile", "lang")     # at SIGHUP
+# at SIGHUP
+AT_ONCE = ("paused", "hours", "jobs", "retry", "idle_exit", "poll", "keep_free", "keep_workdirs", "output",
+           "hold", "logfile", "lang")
 
 
 # ==== texts of units ====
@@ -6442,7 +6674,8 @@ JA = {                         # what a person reads, in Japanese
     "%s: on a network file system (%s); use a local disk": "%s: ネットワークファイルシステム (%s) です。ローカルディスクにしてください",
     "%s: old files are removed there (%s); use another directory, or except this one":
         "%s: 古いファイルが自動で消されます (%s)。別の場所にするか、対象から外してください",
-    "%s: mounted noexec: a command that is built or copied there does not run": "%s: noexec でマウントされています。そこに置いたコマンドは動きません",
+    "%s: mounted noexec: a command that is built or copied there does not run":
+        "%s: noexec でマウントされています。そこに置いたコマンドは動きません",
     "open files: limit %s, wanted %d": "開けるファイル数: 上限 %s、必要 %d",
     "open files: limit %s, wanted %d; raise it (LimitNOFILE in the unit, or ulimit -n)":
         "開けるファイル数: 上限 %s、必要 %d。上げてください (unit の LimitNOFILE、または ulimit -n)",
@@ -6455,19 +6688,22 @@ JA = {                         # what a person reads, in Japanese
     "the certificate is believed (%s)": "証明書は信頼できます (%s)",
     "the system's CAs": "システムの CA",
     "no_auth: the certificate is not checked": "no_auth: 証明書を確認しません",
-    "%s; if it was issued by the right CA, give that CA's file with ca_file": "%s。正しい CA の発行なら、その CA のファイルを ca_file に指定してください",
+    "%s; if it was issued by the right CA, give that CA's file with ca_file":
+        "%s。正しい CA の発行なら、その CA のファイルを ca_file に指定してください",
     "proxy: %s": "プロキシ: %s",
     "none": "なし",
     "%s: the name is not known here (DNS); is the URL right?": "%s: 名前を解決できません (DNS)。URL は正しいですか",
     "%s: plain http: whoever is in between reads the token": "%s: 平文の http です。途中でトークンが読めます",
     "a relay of this protocol answers": "この方式の中継サーバーが応答しました",
-    "a fielded relay answers, or something that is none; is the URL right?": "旧版の中継サーバーか、別のものが応答しました。URL は正しいですか",
+    "a fielded relay answers, or something that is none; is the URL right?":
+        "旧版の中継サーバーか、別のものが応答しました。URL は正しいですか",
     "the clocks differ by %.1f s": "時計の差 %.1f 秒",
     "; set this host's (NTP)": "。この計算機の時計を合わせてください (NTP)",
     "the token is refused (%s): get a valid one for this user, role and site":
         "トークンが拒否されました (%s)。このユーザー・役割・識別子に有効なものを入手してください",
     "the relay takes this token": "トークンは有効です",
-    "something in between does not let through: %s; ask the gateway's operator": "途中で通らないものがあります: %s。ゲートウェイの管理者に相談してください",
+    "something in between does not let through: %s; ask the gateway's operator":
+        "途中で通らないものがあります: %s。ゲートウェイの管理者に相談してください",
     "all %d calls of this side get through": "こちら側の呼び出し %d 種がすべて通ります",
     "user: ": "ユーザー名: ",
     "login needs USER, and token_file to keep the token in": "login には USER と、トークンを保存する token_file が必要です",
@@ -6503,7 +6739,8 @@ JA = {                         # what a person reads, in Japanese
     "a name that is kept for the log: %s": "ログのための名前は使えません: %s",
     "%s: not a URL of a relay (like https://HOST:50443)": "%s: 中継サーバーの URL ではありません (例: https://HOST:50443)",
     "%s: unusable certificate file: %s": "%s: 証明書ファイルが使えません: %s",
-    "%s: the proxy must be given as http://[USER:PASSWORD@]HOST:PORT": "%s: プロキシは http://[USER:PASSWORD@]HOST:PORT の形で指定してください",
+    "%s: the proxy must be given as http://[USER:PASSWORD@]HOST:PORT":
+        "%s: プロキシは http://[USER:PASSWORD@]HOST:PORT の形で指定してください",
     " through the proxy %s:%d (%s)": " (プロキシ %s:%d 経由、指定元 %s)",
     "%s: the certificate is for other names: %s": "%s: 証明書は別の名前のものです: %s",
     "%s: TLS failed: %s": "%s: TLS 接続に失敗しました: %s",
@@ -6524,7 +6761,8 @@ JA = {                         # what a person reads, in Japanese
     "%s: HTTP %d where a file was due": "%s: HTTP %d (ファイルが返るはずでした)",
     "%s: %d bytes where %d were due": "%s: %d バイト届きました (正しくは %d バイト)",
     "does not arrive as it was sent (its sum differs, three times)": "送られたとおりに届きません (チェックサムが 3 回とも不一致)",
-    "%s does not arrive as it was sent (its sum differs, three times)": "%s が送られたとおりに届きません (チェックサムが 3 回とも不一致)",
+    "%s does not arrive as it was sent (its sum differs, three times)":
+        "%s が送られたとおりに届きません (チェックサムが 3 回とも不一致)",
     "%s: arrived other than it was sent": "%s: 送られたものと違う内容が届きました",
     "%s: the relay's pack does not match its file list": "%s: 中継サーバーの送信内容がファイル一覧と合いません",
     "became shorter while it was sent": "送信中に短くなりました",
@@ -6534,16 +6772,16 @@ JA = {                         # what a person reads, in Japanese
     "is not in this version: remove the line": "この版にはない機能です。この行を削除してください",
     "is not NAME OPTION-WITH-{} EXPRESSION: %s": "「名前 {}を含むオプション 正規表現」ではありません: %s",
     "the default does not match the expression: %s": "既定値が正規表現に合いません: %s",
-    "%s: not found in PATH: the batch system's own programs are needed on this host (env.PATH of its section in the ini; for ssh without a "
-    "guard: `module load`, or PATH, at the top of ~/.bashrc there)":
-        "%s: PATH に見つかりません。バッチシステムのコマンドがこの計算機に必要です (ini のそのセクションの env.PATH、guard なしの SSH では先方の ~/.bashrc の先頭で "
-        "module load または PATH を指定してください)",
+    "%s: not found in PATH: the batch system's own programs are needed on this host (env.PATH of its"
+    " section in the ini; for ssh without a guard: `module load`, or PATH, at the top of ~/.bashrc there)":
+        "%s: PATH に見つかりません。バッチシステムのコマンドがこの計算機に必要です (ini のそのセクションの env.PATH、guard なしの SSH では先方の ~/.bashrc"
+        " の先頭で module load または PATH を指定してください)",
     "%s: one job that runs one command, and a submission that returns at once: nothing else can be used":
         "%s: 使えません。一つのコマンドを一度実行する一つのジョブで、投入がすぐに戻るものに限ります",
     "[%s] %s does not answer: %s": "[%s] %s が応答しません: %s",
     "[%s] %s answers": "[%s] %s は応答しています",
-    "[%s] %s answers here, but not to a poller with NoNewPrivileges in its unit: print that anew with `unit`, or take this and what implies it "
-    "out of it (%s)":
+    "[%s] %s answers here, but not to a poller with NoNewPrivileges in its unit: print that anew with"
+    " `unit`, or take this and what implies it out of it (%s)":
         "[%s] %s はここでは応答しますが、ユニットに NoNewPrivileges があるポーリングには応答しません。unit で出力し直すか、これとこれを伴う設定を外してください (%s)",
     "batch.%s may not be %s here": "batch.%s をここで %s にはできません",
     "batch.%s may not be set here": "batch.%s はここでは指定できません",
@@ -6555,12 +6793,15 @@ JA = {                         # what a person reads, in Japanese
         "%s: 1 行目が CR LF で終わっているため、インタプリタが見つかりません (sed -i 's/\\r$//' %s)",
     "%s: must be an executable file that not everybody may change (chmod +x, chmod o-w)":
         "%s: 実行可能で、誰でも書き換えられる状態にないファイルが必要です (chmod +x, chmod o-w)",
-    "must be argument.1, argument.2, ... or env.NAME_OF_A_VARIABLE": "argument.1, argument.2, ... または env.変数名 としてください",
+    "must be argument.1, argument.2, ... or env.NAME_OF_A_VARIABLE":
+        "argument.1, argument.2, ... または env.変数名 としてください",
     "%s: [%s] match: another command has it already": "%s: [%s] match: 別のコマンドが同じ語を使っています",
-    "%s allows no command on this host; add for each:  [command NAME]  argv = /PATH/OF/PROGRAM  match = WORD ON THE WIRE":
+    "%s allows no command on this host; add for each:  [command NAME]  argv = /PATH/OF/PROGRAM  match ="
+    " WORD ON THE WIRE":
         "%s はこの計算機でのコマンドを許可していません。次を加えてください:  [command 名前]  argv = /プログラムの/絶対パス  match = ワークフロー側の語",
     "too many inputs, or one with a log's name": "入力が多すぎるか、ログと同じ名前の入力があります",
-    "%s: no answer %d times in a row; %d calculation(s) stay here for the next start": "%s: %d 回続けて応答がありません。%d 件の計算はここに残り、次の起動時に続きます",
+    "%s: no answer %d times in a row; %d calculation(s) stay here for the next start":
+        "%s: %d 回続けて応答がありません。%d 件の計算はここに残り、次の起動時に続きます",
     "given back: %s": "返却しました: %s",
     "%s: less than keep_free is free": "%s: 空き容量が keep_free を下回っています",
     "%s: the token is refused (%s): get a valid one, role remote, for this site":
@@ -6578,7 +6819,8 @@ JA = {                         # what a person reads, in Japanese
         "%s: 別のポーリングプログラムが使用中です (%s)。停止するか、別の calc_base を指定してください",
     "%s: holds no token": "%s: トークンが入っていません",
     "%s: others may read the token: chmod 600 %s": "%s: 他人がトークンを読める状態です: chmod 600 %s",
-    "%s: %s (token_file; chmod 600, owner: the poller's user)": "%s: %s (token_file。所有者はポーリングの実行ユーザー、chmod 600)",
+    "%s: %s (token_file; chmod 600, owner: the poller's user)":
+        "%s: %s (token_file。所有者はポーリングの実行ユーザー、chmod 600)",
     "login: AUTHENTICATION_OPERATOR must name the directory of authentication_operator":
         "login: AUTHENTICATION_OPERATOR に authentication_operator のディレクトリを設定してください",
     "login: not accepted": "login: 認証されませんでした",
@@ -6588,13 +6830,15 @@ JA = {                         # what a person reads, in Japanese
     "%s: no token to read there": "%s: トークンを読み取れません",
     "token: ": "トークン: ",
     "what was typed": "入力された内容",
-    "no token: set token_file in [poller] (mode 0600)": "トークンがありません: [poller] に token_file (モード 0600) を設定してください",
+    "no token: set token_file in [poller] (mode 0600)":
+        "トークンがありません: [poller] に token_file (モード 0600) を設定してください",
     "%s: [poller] %s is not set": "%s: [poller] %s が設定されていません",
     "%s: not on this host (see: list)": "%s: この計算機にはありません (list で一覧が見られます)",
     "%s: which one? %s": "%s: どれですか。%s",
     "say poll, list, show ID, or SITE BASE_URL TOKEN|login ...%s; --help tells more":
         "poll、list、show ID、または 識別子 BASE_URL トークン|login ... を指定してください%s。--help をご覧ください",
-    "is not like 22-6, or Mon-Fri 20:30-6:00, Sat-Sun 0-24": "22-6、または Mon-Fri 20:30-6:00, Sat-Sun 0-24 のような形ではありません",
+    "is not like 22-6, or Mon-Fri 20:30-6:00, Sat-Sun 0-24":
+        "22-6、または Mon-Fri 20:30-6:00, Sat-Sun 0-24 のような形ではありません",
     "paused: nothing new is taken until resume; what runs goes on and is delivered (%s)":
         "一時停止しました: resume まで新しい計算を受け取りません。実行中の計算は続き、結果は送られます (%s)",
     "[poller] paused = yes is in the ini: change it there, and start the poller again":
@@ -6620,12 +6864,12 @@ JA = {                         # what a person reads, in Japanese
     "the running poller sends it now": "動作中のポーリングプログラムが今送ります",
     "is not a word of this program%s": "このプログラムの語ではありません%s",
     "%s: not like %s": "%s: 正しくは %s のような形です",
-    "Takes calculations from the relay, runs them, delivers their results, until it is stopped; what runs then runs on.\n"
-    "--once: works off what is there, and ends (cron). --drain: takes nothing new, ends when all that is here is delivered.\n"
-    "--jobs: so many at once. --idle-exit: ends after so many seconds without work.":
-        "中継プログラムから計算を受け取って実行し、結果を届けます。止められるまで続きます (実行中のコマンドは止まりません)。\n"
-        "--once: いまある計算だけを終わらせて終了します (cron 向け)。--drain: 新しい計算を受け取らず、ここにある計算をすべて届けたら終了します。\n"
-        "--jobs: 同時に実行する数。--idle-exit: 計算がないままこの秒数がたったら終了します。",
+    "Takes calculations from the relay, runs them, delivers their results, until it is stopped; what runs"
+    " then runs on.\n--once: works off what is there, and ends (cron). --drain: takes nothing new, ends"
+    " when all that is here is delivered.\n--jobs: so many at once. --idle-exit: ends after so many seconds"
+    " without work.":
+        "中継プログラムから計算を受け取って実行し、結果を届けます。止められるまで続きます (実行中のコマンドは止まりません)。\n--once: いまある計算だけを終わらせて終了します (cron 向け)"
+        "。--drain: 新しい計算を受け取らず、ここにある計算をすべて届けたら終了します。\n--jobs: 同時に実行する数。--idle-exit: 計算がないままこの秒数がたったら終了します。",
     "What is or was on this host: id, state, age, command; then how the poller stands.":
         "この計算機にある (あった) 計算: ID、状態、経過時間、コマンド。最後にポーリングプログラムの様子を示します。",
     "All about one calculation: order, journal, directories. Of the ID the first eight characters do.":
@@ -6641,7 +6885,8 @@ JA = {                         # what a person reads, in Japanese
     "--upgrade: only at what another version has left here.":
         "この計算機と中継プログラムまでの経路を調べ、OK・WARN・FAIL と、するべきことを示します。何も変更しません。\n"
         "--upgrade: ほかの版がここに残したものだけを調べます。",
-    "Prints a systemd unit for this user and this ini (--once with --timer: now and then), or what a machine made on demand needs.":
+    "Prints a systemd unit for this user and this ini (--once with --timer: now and then), or what a"
+    " machine made on demand needs.":
         "この利用者と ini のための systemd ユニット (--once と --timer: 時々起動)、または必要なときに作られる計算機のための設定を出力します。",
     "Asks for the password (relays with auth = login), and keeps the token in token_file.":
         "パスワードを尋ね (中継プログラムが auth = login の場合)、トークンを token_file に保存します。",
@@ -6655,10 +6900,12 @@ JA = {                         # what a person reads, in Japanese
         "引数には argv の行 {parameters} と引数ごとの argument.N が必要です (parameters = no とは両立しません)",
     "arguments with control characters, or too long": "引数に制御文字があるか、長すぎます",
     "arguments that no shell would split: %s": "シェルの規則で分けられない引数です: %s",
-    "no [command NAME] for %s: it is not in this host's list": "%s に対する [command 名前] がありません (この計算機の許可一覧にありません)",
+    "no [command NAME] for %s: it is not in this host's list":
+        "%s に対する [command 名前] がありません (この計算機の許可一覧にありません)",
     "[command %s] argument.%d does not allow %s": "[command %s] の argument.%d は %s を許していません",
     "[command %s] input_names does not allow %s": "[command %s] の input_names は %s を許していません",
-    "[command %s] gives results by name only (patterns = no)": "[command %s] の結果は名前での指定だけに応じます (patterns = no)",
+    "[command %s] gives results by name only (patterns = no)":
+        "[command %s] の結果は名前での指定だけに応じます (patterns = no)",
     "changed after it was judged": "判定した後に変わりました",
     "no lock can be had beside its notes (%s); it is not submitted until there is one":
         "記録の場所でロックを取得できません (%s)。取得できるまで投入しません",
