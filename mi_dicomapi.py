@@ -506,8 +506,7 @@ def missed_results(call, site):
 
 def calc_info(call, row):
     """What a poller is told of a calculation: calc-info and the first page of its inputs."""
-    kept = json.loads(call.relay.store.read("SELECT info FROM calculations WHERE seq = ?", row["seq"])[
-        0]["info"])
+    kept = declared_of(call.relay.store, row)
     info = dict(kept["extra"],
                 **{"command": row["command"], "remote-site": row["site"], "parameters": kept["parameters"],
                    "result_files": {name: {} for name in kept["result_names"]},
@@ -592,10 +591,21 @@ def send_results(call):
     return {"message": "getting"}
 
 
+def declared_of(source, row):
+    """What was declared of a calculation, as info_to_keep() made it. source: the store, or tx."""
+    return json.loads(source.read("SELECT info FROM calculations WHERE seq = ?", row["seq"])[0]["info"])
+
+
+def lacks_all_results(store, row):
+    """Has none of the results come of which one at least was asked for by name? (Logs are none.)"""
+    logs = store.read("SELECT 1 FROM files WHERE calc = ? AND kind = 'result' AND name IN (?, ?)", row["seq"],
+                      *LOG_NAMES)
+    return bool(declared_of(store, row)["result_names"]) and row["results"] <= len(logs)
+
+
 def check_results(call, row, entries):
     """400 unless every entry was declared by the workflow side (or is a log)."""
-    kept = json.loads(call.relay.store.read("SELECT info FROM calculations WHERE seq = ?", row["seq"])[
-        0]["info"])
+    kept = declared_of(call.relay.store, row)
     patterns, exact = kept["result_patterns"], set(kept["result_names"])
     each = sum(STAR_WORK if isinstance(pattern(text), Stars) else 1 for text in patterns)
     call.relay.quotas.charge(call,
@@ -656,13 +666,8 @@ def end_send(call):
     if row["state"] == GETTING and (row["results_open"] or row["results_more"]):
         raise incomplete_error(call, row, "result")
     changes = {}
-    if row["state"] == GETTING and row["status"] == "completed":
-        kept = json.loads(call.relay.store.read("SELECT info FROM calculations WHERE seq = ?", row["seq"])[
-            0]["info"])
-        logs = len(call.relay.store.read("SELECT 1 FROM files WHERE calc = ? AND kind = 'result' AND name IN"
-                                         " (?, ?)", row["seq"], *LOG_NAMES))
-        if kept["result_names"] and row["results"] <= logs:
-            changes = {"status": "abnormal", "reason": "none of the results is there"}
+    if row["state"] == GETTING and row["status"] == "completed" and lacks_all_results(call.relay.store, row):
+        changes = {"status": "abnormal", "reason": "none of the results is there"}
     make_step(call, "end-send", row, got=time.time(), **changes)
     call.relay.claims.leases.pop(row["accept_id"], None)
     return {"message": "got"}
@@ -899,8 +904,7 @@ def rerun(call):
                     results_open=0, results_more=0, manifest=None, report="{}", **told)
         if not done:
             raise ApiError(409, "rerun is not possible now", why="state")
-        kept = json.loads(tx.db.execute("SELECT info FROM calculations WHERE seq = ?",
-                                        (row["seq"],)).fetchone()[0])
+        kept = declared_of(tx, row)
         # a poller runs an attempt beyond one that it has run only if this covers that
         kept["extra"]["rerun"] = row["attempt"]
         tx.db.execute("UPDATE calculations SET info = ? WHERE seq = ?",
@@ -1066,7 +1070,7 @@ def insert_page(tx, seq, kind, first, entries, more):
                       " ?, ?, ?, ?, ?, ?, ?)",
                       [(seq, kind, first + n) + entry + (entry[0].endswith("/"),)
                        for n, entry in enumerate(entries)])
-    field = "inputs" if kind == "input" else "results"
+    field = COUNTED[kind]
     tx.db.execute("UPDATE calculations SET %s = ?, %s_open = %s_open + ?, %s_more = ?, bytes = bytes + ?,"
                   " texts = texts + ?, touched = ? WHERE seq = ?" % (field, field, field, field),
                   (first + len(entries), sum(not entry[0].endswith("/") for entry in entries), more,
@@ -1136,7 +1140,7 @@ def incomplete_error(call, row, kind):
     """409 that lists the files that are not complete."""
     rows = call.relay.store.read("SELECT n FROM files WHERE calc = ? AND kind = ? AND done = 0 ORDER BY n"
                                  " LIMIT ?", row["seq"], kind, LISTED)
-    more = bool(row["inputs_more" if kind == "input" else "results_more"])
+    more = bool(row[COUNTED[kind] + "_more"])
     return ApiError(409, "not all files are complete", why="incomplete",
                     incomplete=[found["n"] for found in rows], more=more)
 
@@ -1186,7 +1190,7 @@ def add_page(call, row, kind):
     """A further page of a manifest; one that is there already is answered again."""
     first = call.number("from")
     page = call.need("files", dict)
-    count = row["inputs" if kind == "input" else "results"]
+    count = row[COUNTED[kind]]
     before = call.relay.store.read("SELECT name FROM files WHERE calc = ? AND kind = ? AND n = ?", row["seq"],
                                    kind, first - 1)
     entries = check_page(page, before[0]["name"] if before else None, LOG_NAMES if kind == "input" else ())
@@ -1323,7 +1327,7 @@ def complete_files(call, row, kind, blob, placed):
     """Files [(number, place in the blob)] are on disk: notes it, durably."""
     sync_path(call.relay.store.spool(row["accept_id"], kind))
     fault("files synced")
-    field = "inputs_open" if kind == "input" else "results_open"
+    field = COUNTED[kind] + "_open"
 
     def work(tx):
         now = tx.db.execute("SELECT state, claim, manifest FROM calculations WHERE seq = ?",
@@ -2224,6 +2228,9 @@ UPGRADES = {
        " UPDATE calculations SET texts = LENGTH(info);"
        "ALTER TABLE calculations ADD COLUMN waits TEXT NOT NULL DEFAULT '';"
        "ALTER TABLE users ADD COLUMN known TEXT NOT NULL DEFAULT '';"}
+# kind of a file -> the columns that count such: NAME, NAME_open (not yet complete), NAME_more (not yet
+# declared)
+COUNTED = {"input": "inputs", "result": "results"}
 BRIEF = ("seq, accept_id, user, site, command, state, status, reason, version, inputs, inputs_open,"
          " inputs_more, results, results_open, results_more, manifest, needs_v2, hidden, protocol, claim,"
          " attempt, poller, cancel, silent, touched, allowed, started, ended, exit_code, signal, waits")
@@ -4714,7 +4721,7 @@ def insert_complete(tx, seq, kind, stage, texts=0):
     tx.db.executemany(
         "INSERT INTO files (calc, kind, n, name, size, sha256, done, blob) VALUES (?, ?, ?, ?, ?, ?, 1, ?)",
         [(seq, kind, n, name, blob.size, blob.sha256, "%06d" % n) for n, (name, blob) in enumerate(stage)])
-    field = "inputs" if kind == "input" else "results"
+    field = COUNTED[kind]
     tx.db.execute("UPDATE calculations SET %s = ?, %s_open = 0, %s_more = 0, bytes = bytes + ?, texts ="
                   " texts + ? WHERE seq = ?" % (field, field, field),
                   (len(stage), sum(blob.size for name, blob in stage), texts + room_of_names(stage), seq))
@@ -4861,8 +4868,7 @@ def v1_calc_params(call):
         raise v1_wrong(call, row)
     v1_step(call, row, "calc-request", claim=v1_peer(call), attempt=row["attempt"] + 1, protocol=1,
             poller="v1 " + call.conn.address, claimed=time.time())
-    kept = json.loads(call.relay.store.read("SELECT info FROM calculations WHERE seq = ?", row["seq"])[
-        0]["info"])
+    kept = declared_of(call.relay.store, row)
     results = {name: {"content": "", "mimetype1": "", "mimetype2": ""}
                for name in kept["result_names"] + list(LOG_NAMES)}
     return v1_stream(call, row, "input", lambda mark: [mark, "application/octet-stream;", "charset=binary"],
@@ -4906,8 +4912,7 @@ def v1_send_results(call):
             raise v1_wrong(call, row)
         if row["state"] != ENDED:
             return v1_sent_again(call, row)
-        kept = json.loads(call.relay.store.read("SELECT info FROM calculations WHERE seq = ?", row["seq"])[
-            0]["info"])
+        kept = declared_of(call.relay.store, row)
         wanted, there, missing = declared(kept["result_names"], []), {}, {}
         for name, entry in files.items():
             if not isinstance(entry, dict):
@@ -4973,12 +4978,8 @@ def v1_end(call, row, word):
     extra = None
     name = "end-send" if row["state"] != ENDED else "end-send unsent"
     if row["state"] in (ENDED, GETTING):
-        kept = json.loads(call.relay.store.read("SELECT info FROM calculations WHERE seq = ?", row["seq"])[
-            0]["info"])
-        logs = len(call.relay.store.read("SELECT 1 FROM files WHERE calc = ? AND kind = 'result' AND name IN"
-                                         " (?, ?)", row["seq"], *LOG_NAMES))
         if (row["status"] == "completed"
-                and (row["state"] == ENDED or kept["result_names"] and row["results"] <= logs)):
+                and (row["state"] == ENDED or lacks_all_results(call.relay.store, row))):
             changes.update(status="abnormal", reason="none of the results has arrived")
         if row["state"] == ENDED:
             extra = call.relay.claims.leave_log(row, changes.get("reason") or "the results have not arrived")
