@@ -1533,10 +1533,12 @@ class GateRun:
             return found.ordered()
         try:
             tree = self.tree(self.work)
-        except OSError as error:                       # it is a link, or is not there any more
-            gone = error.errno == errno.ENOENT
-            for name in sorted(names) if "names" in kinds else ():
-                found.keep(name, stays_for(error) if gone else Stays("outside", error.strerror), True)
+        except OSError as error:                       # it cannot be read, is a link, or is not there any more
+            link = error.errno in (errno.ENOTDIR, errno.ELOOP)
+            why = Stays("outside", error.strerror) if link else stays_for(error)
+            for group, kind in ((names, "names"), (patterns, "patterns")):
+                for name in sorted(group) if kind in kinds else ():
+                    found.keep(name, why, kind == "names")
             return found.ordered()
         found.by_name(tree, names if "names" in kinds else (), log_names)
         if patterns and "patterns" in kinds:

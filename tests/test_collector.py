@@ -3,6 +3,7 @@ import argparse
 import errno
 import fcntl
 import hashlib
+import json
 import os
 import subprocess
 import sys
@@ -253,6 +254,29 @@ def test_results_that_change_again_and_again_do_not_hold_the_rest_back(tmp_path)
         world.close()
         for pid in running(str(tmp_path)):
             os.kill(pid, 9)
+
+
+ENDS = {"shut": ("chmod 0 .", 65, 65, "unreadable"), "away": ("mv \"$CALC_DIR\" \"$CALC_DIR.moved\"", 65, 0, "missing"),
+        "link": ("mv \"$CALC_DIR\" \"$CALC_DIR.moved\"; ln -s \"$CALC_DIR.moved\" \"$CALC_DIR\"", 65, 0, "outside")}
+
+
+def test_what_a_command_does_to_its_own_directory_is_told_also_to_who_asked_by_pattern(tmp_path):
+    world, plain = suite.World(tmp_path / "world", tls=False, commands=sorted(ENDS)).start(), tmp_path / "plain-python"
+    plain.write_text("#!/bin/sh\nexec %s %s \"$@\"\n" % ("setpriv --inh-caps=-all --bounding-set=-all" if os.geteuid() == 0 else "", suite.PYTHON))
+    plain.chmod(0o755)
+    try:
+        folder, ini = world.poller({name: "match = %s\nargv = /bin/sh\n  -c\n  echo x >x; %s" % (name, words[0]) for name, words in ENDS.items()}, start=False)
+        world.pollers.append(suite.Process("mi_system_remote.py", ["poll", "--ini", ini], folder, python=str(plain)))
+        for name, (_words, by_name, by_pattern, code) in ENDS.items():
+            for asked, wanted in (("x", by_name), ("*", by_pattern)):
+                done = world.workflow("run", SITE, name, "--out", asked, "--json", "--to", str(tmp_path / "to"))
+                told = json.loads([line for line in done.stdout.splitlines() if line.startswith("{")][-1])
+                assert done.returncode == wanted and (code in told["verdicts"] or code == "missing"), (name, asked, done.stdout)
+                assert sorted(os.listdir(str(tmp_path / "to"))) == sorted(suite.LOGS)
+    finally:
+        world.close()
+        for one in (tmp_path / "world").glob("poller/base/*"):
+            one.is_symlink() or one.chmod(0o700)
 
 
 def test_a_directory_is_removed_however_deep_and_read_only_it_is(tmp_path):
