@@ -1836,64 +1836,46 @@ class Place:
         except (OSError, ValueError, RecursionError):
             return {}
 
-    def state(self, job=None):
-        """STATE of the protocol: {"state", "code", "why", "cancelled", "where"}. job: a BatchJob, whose queue
-        is asked."""
+    def state(self):
+        """STATE of the protocol: {"state", "code", "why", "cancelled", "where"}."""
         there, code, why, where = "none", None, "", ""
         try:
             names = os.listdir(self.control)
             there = "taken" if set(names) - {b"gone"} and b"gone" not in names else "gone"
         except FileNotFoundError:
             names = []
-        if there == "taken" and {b"ready", b"start", b"end", b"lost"} & set(names):
-            there, code, why, where = self.begun(names, job)
+        noted = b"journal" in names and os.path.getsize(self.path(b"journal")) > 0
+        if there == "taken" and (noted or {b"ready", b"start", b"end", b"lost"} & set(names)):
+            there, code, why, where = self.begun() if b"journal" in names else self.begun_before(names)
         found = {"state": there, "code": code, "why": why, "cancelled": b"cancelled" in names, "where": where}
         if b"fetched" in names and there in OVER:
             found.update(state="fetched", lost=there == "lost")
         return found
 
-    def begun(self, names, job):
-        """(state, exit code, why, where) of a run that is more than `taken`."""
+    def begun(self):
+        """(state, exit code, why, where) of a run that is more than `taken`. Only what the journal calls ended
+        has ended; the rest is the keeper's, and where it is, is for people."""
+        end = ended_of(self)
+        if end is not None:
+            return end["state"], end["exit_code"], printable(end["reason"]), ""
+        if read_batch(self.control):
+            state, where = batch_where(os.path.dirname(self.control), self.control)
+            return "queued" if state == "queued" else "running", None, "", where
+        state, detail = look(self.control, time.time())
+        if state == "elsewhere":
+            return "running", None, "", "running on %s, of which only its files tell here" % detail.host
+        waits = state == "ready" and self.noted(b"command").get("jobs") and not self.has(b"pre")
+        return "queued" if waits else "running", None, "", ""
+
+    def begun_before(self, names):
+        """The same of a run that an older version has started, and no keeper has looked at (see adopt)."""
         if b"lost" in names:
             with open(self.path(b"lost"), encoding="utf-8", errors="replace") as text:
                 return "lost", None, text.read(1000), ""
-        if job is not None or read_batch(self.control):
-            return self.in_batch(job)
         state, detail = look(self.control, time.time())
-        if state == "ready":
-            stale = self.noted(b"command")
-            if stale.get("host") == host_id() and stale.get("boot") != boot_id():
-                return "lost", None, "the host was restarted before the command was started", ""
-            return "running", None, "", ""
-        if state == "lost":
-            return "lost", None, detail, ""
-        if state == "elsewhere":
-            return "running", None, "", "running on %s, of which only its files tell here" % detail.host
-        return ("ended", detail, "", "") if state == "ended" else ("running", None, "", "")
-
-    def in_batch(self, job):
-        """The same of one in a batch system. What becomes of it is decided where its queue is asked, and
-        noted if it is lost."""
-        if job is None:
-            state, where = batch_where(os.path.dirname(self.control), self.control)
-            code = look(self.control, time.time())[1] if state == "ended" else None
-            return (state, code, "", where) if state != "stopped" else ("lost", None, "cancelled", "")
-        state, detail = job.look()
-        if state == "lost":
-            write_synced(self.path(b"lost"), utf8(printable(detail)))
-            return "lost", None, printable(detail), ""
-        if state == "ended":
-            return state, detail, job.why, ""
-        return state, None, "", printable(job.where)
-
-    def job(self):
-        """The BatchJob of this run, None if it has none."""
-        order = read_batch(self.control)
-        if not order:
-            return None
-        keys = self.rules.get(order.get("section")) or plain_command()
-        queue = Queue(os.path.dirname(self.control), order["system"], batch_environment(keys))
-        return BatchJob(self.control, queue, keys["batch_poll"], keys["batch_grace"], fault)
+        if state in ("ended", "lost"):
+            return (state, detail, "", "") if state == "ended" else (state, None, detail, "")
+        return "running", None, "", ""
 
     def owners_word(self, key):
         """A key of the section [command NAME] that this run runs: as the ini says it now, or, if it is there
@@ -1913,7 +1895,7 @@ class Place:
             return AFTER_STOP["all"]
         found = self.state()
         lost = found["state"] == "lost" or found.get("lost")
-        stopped = lost or found["cancelled"] or (found["code"] or 0) > 128
+        stopped = lost or found["cancelled"] or (ended_of(self) or {}).get("stopped") or (found["code"] or 0) > 128
         keys = {key: self.owners_word(key) for key in ("after_stop", "patterns", "logs")}
         return let_out({"after_stop": keys["after_stop"] or "", "patterns": keys["patterns"] is not False,
                         "logs": keys["logs"] is not False}, stopped)
@@ -2124,10 +2106,6 @@ def asked_command(rules, text):
     Forbidden."""
     words = words_of(text)
     command, argv = permit(rules["commands"], "".join(words[:1]), words[1:])
-    for key in ("timeout", "jobs", "pre", "post"):
-        if command[key]:
-            raise No("refused", "[command %s] %s is not for the SSH guard; leave it out there"
-                     % (command["name"], key))
     if unfit(command):
         raise No("refused", "[command %s] %s: %s" % ((command["name"],) + unfit(command)))
     return command, argv
@@ -2155,24 +2133,6 @@ def permit_inputs(place, command):
                 permit_input(command, shown(name))
         finally:
             tree.close()
-
-
-def batch_environment(keys):
-    """What a batch system's own programs see: a section's env.* where it concerns them, and of the door's
-    environment."""
-    env = {key: value for key, value in os.environ.items() if PASS_ON.match(key) or CLIENT.match(key)}
-    env.update((key[4:], value) for key, value in keys.items() if CLIENT.match(key[4:]) or key == "env.PATH")
-    return env
-
-
-def submit(place, command, argv, env):
-    """Hands the command to its batch system, once, however many sessions want to."""
-    with locked(place.path(b"run")):
-        if not read_batch(place.control):
-            queue = Queue(os.path.dirname(place.control), command["batch"], batch_environment(command))
-            job = BatchJob(place.control, queue, command["batch_poll"], command["batch_grace"], fault)
-            job.begin(place.work, argv, env, env["MI_RUN"], command["options"],
-                      section="command " + command["name"])
 
 
 def log_after(place, offset):
@@ -2402,9 +2362,9 @@ class Door:
         if told["no"] == "refused" and self.refusals <= REFUSALS:
             guard_log(self.rules, "warn", self.place and self.place.ident, "refused", why=told["why"])
 
-    def told(self, job=None):
+    def told(self):
         """STATE of the protocol."""
-        return self.place.state(job) if self.place is not None else {"state": "none"}
+        return self.place.state() if self.place is not None else {"state": "none"}
 
     def do_hello(self, v, run, lane, turn, check=False):
         if self.putting:
@@ -2412,6 +2372,9 @@ class Door:
         self.place = Place(self.rules, run) if run else None
         self.lane, self.turn, self.putting, self.leaving, self.found = lane, turn, False, None, None
         base, began = self.rules["base"], self.place.noted(b"began") if run else {}
+        if run:
+            adopt(self.place)
+        keep_going(self.rules)
         free = os.statvfs(base)
         more = {"v": 2, "program": VERSION, "sum": self.rules.get("sum", ""), "door": self.name,
                 "host": host_id(), "boot": boot_id(), "base": shown(base), "aes": has_aes(),
@@ -2489,45 +2452,30 @@ class Door:
             raise No("refused", "the guard decides about the batch system")
         text, place = command, self.place
         command, argv = asked_command(self.rules, text) if place.ruled else far_command(text, batch)
-        missing = command["batch"] != "none" and batch_missing(command["batch"], batch_environment(command))
+        missing = command["batch"] != "none" and batch_missing(command["batch"], batch_env(command))
         if missing and place.state()["state"] == "taken":
             raise No("config", missing)
         with locked(place.path(b"lock")):
             if place.state()["state"] == "taken":
-                self.begin(command, text)
-            noted, state = place.noted(b"command"), place.state()["state"]
-            if noted.get("text", text) != text:
+                self.begin(command, argv, text)
+            if place.noted(b"command").get("text", text) != text:
                 raise No("refused", "another command than the one that was asked for first")
-            if state == "running" and place.has(b"ready") and not read_batch(place.control):
-                self.launch(command, argv)
+        keep_going(self.rules)
         self.wire.say(self.told())
 
-    def begin(self, command, text):
-        """No input comes any more: the wrapper's files, on disk."""
-        place = self.place
+    def begin(self, command, argv, text):
+        """No input comes any more: the order."""
+        place, run = self.place, self.place.ident + ".1"
         place.end_lanes()
         if self.putting:
             place.leave()
             self.putting = False
         place.make()
         permit_inputs(place, command)
-        keys = {key: command[key] for key in ("name", "after_stop", "patterns", "logs")}
-        place.note(b"command", dict(keys, text=text, host=host_id(), boot=boot_id()))
-        fault("noted")
-        prepare(place.control)
-        fault("prepared")
-
-    def launch(self, command, argv):
-        """The command begins, or goes to its batch system."""
-        place, run = self.place, self.place.ident + ".1"
         env = command_env(command, place.work, run) if place.ruled else dict(self.rules["env"], MI_RUN=run)
         guard_log(self.rules, "info", place.ident, "start", command=command["name"],
                   argv=json.dumps(argv, ensure_ascii=False))
-        argv = ["sh", "-c", INTO_LOG, "sh", "%o" % self.rules["umask"]] + argv
-        if command["batch"] == "none":
-            start_wrapper(place.control, place.work, argv, env)
-        else:
-            submit(place, command, argv, env)
+        begin_run(place, command, ["sh", "-c", INTO_LOG, "sh", "%o" % self.rules["umask"]] + argv, env, text)
 
     def do_state(self):
         self.wire.say(self.told())
@@ -2539,7 +2487,7 @@ class Door:
         return not whole and not name_rule(rules, LOG) and "logs" in self.place.let_out()
 
     def do_wait(self, offset):
-        place, job, said, pause = self.place, self.place.job(), None, 0.002
+        place, said, pause, looked = self.place, None, 0.002, time.monotonic()
         live = self.live()
         try:
             alive = os.open(place.path(b"alive"), os.O_RDONLY | os.O_NONBLOCK)
@@ -2547,7 +2495,7 @@ class Door:
             alive = -1
         try:
             while True:
-                state = self.told(job)
+                state = self.told()
                 data = log_after(place, offset) if live else b""
                 if data:
                     self.wire.say({"log": offset}, data)
@@ -2561,31 +2509,31 @@ class Door:
                 if self.wire.pause(pause, alive):
                     os.close(alive)
                     alive, pause = -1, 0.002
-                pause = min(pause * 1.5, 0.5 if job is None else 1.0)
+                looked = self.kept_going(looked)
+                pause = min(pause * 1.5, 0.05 if place.has(b"end") else 0.5)
         finally:
             if alive >= 0:
                 os.close(alive)
 
+    def kept_going(self, looked):
+        """Once a second it is seen that a keeper lives. looked: when it was, time.monotonic(); now, if so."""
+        if time.monotonic() - looked < 1:
+            return looked
+        keep_going(self.rules)
+        return time.monotonic()
+
     def do_cancel(self, grace):
-        place, job, until = self.place, self.place.job(), time.monotonic() + 2 * END_LATE
-        state = self.told(job)
-        if job is None and look(place.control, time.time())[0] == "elsewhere":
-            host = look(place.control, time.time())[1].host
-            raise No("host", "it runs on %s: cancel it from there" % host, host=host)
-        if state["state"] in UNDER_WAY:
-            write_synced(place.path(b"cancelled"), b"")        # its end is not its own: see AFTER_STOP
-        while job is not None and self.told(job)["state"] in UNDER_WAY and time.monotonic() < until:
-            job.stop(grace)
-            time.sleep(0.2)
-        if job is None and state["state"] == "running" and take_ready(place):
-            write_synced(place.path(b"lost"), b"cancelled before it was started")
-        elif job is None and self.told()["state"] == "running":
-            left, until = stop_tree(place.control, place.mark, grace), time.monotonic() + 5
-            if left:
-                guard_log(self.rules, "error", place.ident, "processes that SIGKILL does not end",
-                          pids=" ".join(map(str, left)))
-            while time.monotonic() < until and self.told()["state"] == "running":
-                time.sleep(0.02)
+        place, state = self.place, look(self.place.control, time.time())
+        if not read_batch(place.control) and state[0] == "elsewhere":
+            raise No("host", "it runs on %s: cancel it from there" % state[1].host, host=state[1].host)
+        if self.told()["state"] in UNDER_WAY:
+            write_synced(place.path(b"cancelled"), b"%d" % grace)      # its end is not its own: see AFTER_STOP
+        keep_going(self.rules)
+        looked, until = time.monotonic(), time.monotonic() + grace + 2 * KILL_TRIES
+        until += 2 * END_LATE if read_batch(place.control) else 0
+        while self.told()["state"] in UNDER_WAY and time.monotonic() < until:
+            time.sleep(0.01)
+            looked = self.kept_going(looked)
         self.wire.say(self.told())
 
     def results(self):
@@ -2735,15 +2683,6 @@ def packed_well(data):
     import zlib
     packed = zlib.compress(data, 1)
     return packed if len(packed) < len(data) * 0.9 else None
-
-
-def take_ready(place):
-    """From now on it cannot start any more: True. False if it did."""
-    try:
-        os.rename(place.path(b"ready"), place.path(b"start"))            # as the wrapper does
-        return True
-    except FileNotFoundError:
-        return False
 
 
 def runs_of(base):
@@ -3066,14 +3005,16 @@ class KeptRun(GateRun):
             self.end_early("refused", error)
             return False
 
-    def kill(self, control=None):
-        """As GateRun's, with the grace that was said with the cancel."""
+    def told_to_end(self):
+        """Was it cancelled? From then on with the grace that was said then."""
         try:
             with open(self.path(b"cancelled"), "rb") as text:
                 self.command["grace"] = float(text.read(10) or self.command["grace"])
-        except (OSError, ValueError):
+        except FileNotFoundError:
+            return False
+        except ValueError:                             # an older version's has other words
             pass
-        GateRun.kill(self, control)
+        return True
 
 
 # For the doors
@@ -3081,21 +3022,47 @@ class KeptRun(GateRun):
 def begin_run(place, command, argv, env, text):
     """The run of a Place that is `taken` gets its order, and starts at once unless something must be done
     before. The place's lock is held. command: its section; env: what it sees; text: as it was asked for."""
-    rules, key = place.rules, place.rules.get("key")
-    folder = os.path.join(top_of(rules), b".mi", b"open")
-    os.makedirs(folder, 0o700, exist_ok=True)
-    write_synced(os.path.join(folder, utf8(place.ident + ("@" + key if key else ""))), b"")
-    fault("run opened")
-    place.note(b"command", dict(
-        {name: command[name] for name in KEPT}, text=text, argv=argv, sees=env, ini=rules.get("ini", ""),
-        mark=os.fsdecode(place.mark), host=host_id(), node=os.uname().nodename, boot=boot_id()))
+    note_order(place, dict({name: command[name] for name in KEPT}, text=text, argv=argv, sees=env))
     fault("order noted")
     write_synced(place.path(b"journal"), b"")
     prepare(place.control)
     fault("run prepared")
     run = KeptRun(Gate(os.path.dirname(place.control), {}), place.base, place.ident)
-    if not run.needs_keeper() and run.admit():
-        run.start()
+    SAY["log"] = keeper_log(place.rules)               # not to the other side
+    try:
+        if not run.needs_keeper() and run.admit():
+            run.start()
+    finally:
+        SAY["log"] = None
+
+
+def note_order(place, order):
+    """The order of a run, for whichever keeper: its entry in open/, and its note `command`."""
+    top = top_of(place.rules)
+    folder, key = os.path.join(top, b".mi", b"open"), b"" if place.base == top else b"@" + os.path.basename(place.base)
+    os.makedirs(folder, 0o700, exist_ok=True)
+    write_synced(os.path.join(folder, utf8(place.ident) + key), b"")
+    fault("run opened")
+    place.note(b"command", dict(order, ini=place.rules.get("ini", ""), mark=os.fsdecode(place.mark),
+                                host=host_id(), node=os.uname().nodename, boot=boot_id()))
+
+
+def adopt(place):
+    """A run that an older version has started, and that has no journal: from now on a keeper watches it, with no
+    more than that version did."""
+    if place.has(b"journal") or not any(map(place.has, (b"ready", b"start", b"end", b"lost"))):
+        return
+    with locked(place.path(b"lock")):
+        if place.has(b"journal") or look(place.control, time.time())[0] == "elsewhere":
+            return
+        keys = dict(plain_command(), name="", env={}, options=[], leftovers="leave")
+        order = dict({name: keys[name] for name in KEPT}, text="", argv=[], sees={})
+        note_order(place, dict(order, **place.noted(b"command")))
+        state = place.begun_before(os.listdir(place.control))
+        write_synced(place.path(b"journal"), b"")
+        if state[0] == "lost":
+            journal = Journal(place.path(b"journal"))
+            journal.note(6, "ended", state="lost", exit_code=None, reason=state[2])
 
 
 def ended_of(place):
@@ -3114,6 +3081,13 @@ def keep_going(rules):
     folder = os.path.join(top_of(rules), b".mi")
     if not wake(fifo_of(folder)) and open_runs(folder):
         fork_keeper(rules)
+
+
+def keeper_log(rules):
+    """Where log lines of runs go: the guard's log, or keeper.log."""
+    ruled = "commands" in rules
+    path = utf8(rules["ssh guard"]["audit_log"]) if ruled else b""
+    return KeeperLog(path or os.path.join(top_of(rules), b".mi", b"guard.log" if ruled else b"keeper.log"))
 
 
 def open_runs(folder):
@@ -3173,7 +3147,7 @@ def fork_keeper(rules):
 # The keeper itself
 
 class KeeperLog:
-    """Where a keeper's log lines go: the guard's log, or keeper.log."""
+    """A log file that is opened anew for each line: others write to it, and rename it."""
 
     def __init__(self, path):
         self.path = path
@@ -3196,9 +3170,7 @@ class Keeper:
         self.rules, self.folder = rules, os.path.join(top_of(rules), b".mi")
         self.gate, self.swept = Gate(self.folder, {}), 0.0
         self.watched = {}                              # {entry of open/: its thread}
-        ruled = "commands" in rules
-        path = utf8(rules["ssh guard"]["audit_log"]) if ruled else b""
-        SAY["log"] = KeeperLog(path or os.path.join(self.folder, b"guard.log" if ruled else b"keeper.log"))
+        SAY["log"] = keeper_log(rules)
 
     def serve(self):
         """Does what is to be done until nothing is; at once if another keeper does."""
@@ -3323,7 +3295,9 @@ class Keeper:
             self.gate.enter(run)
         self.gate.leave(before)
         if not run.last("ended") and run.untouched() and not run.was_interrupted():
-            if not run.told_to_end() if run.last("starting") else run.allowed() and run.admit():
+            if not run.argv:                           # its older version was killed before it started it
+                run.end_early("it was not started", "it was not started", "lost")
+            elif not run.told_to_end() if run.last("starting") else run.allowed() and run.admit():
                 run.start()
         if not run.last("ended"):
             run.finish()

@@ -2117,6 +2117,8 @@ def read_order(base, name):
     be read."""
     with open(os.path.join(base, b".mi", utf8(name), b"order.json"), "rb") as text:
         order = json.loads(text.read().decode("utf-8"))
+    if not isinstance(order, dict):
+        raise ValueError("something is missing in order.json")
     if order.get("v", 1) > ON_DISK:
         raise ValueError(_("was written by a newer version of this program"))
     if (not isinstance(order["calc-info"]["command"], str)

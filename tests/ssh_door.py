@@ -40,6 +40,16 @@ echo result >r.txt
 START = ("2", "door", "~/elsewhere", "0" * 16)         # what a guard is asked for; of it only the first two words count
 
 
+def rewrite_end(control, **words):
+    """What the journal of a run says of its end, in other words; with none it has not ended. (No keeper looks at it: it has no entry in open/.)"""
+    path = os.path.join(control, "journal")
+    with open(path) as text:
+        rows = [json.loads(row) for row in text]
+    rows = [dict(row, **words) if row["what"] == "ended" else row for row in rows if words or row["what"] == "starting"]
+    with open(path, "w") as out:
+        out.writelines(json.dumps(row) + "\n" for row in rows)
+
+
 def request(*words):
     """The command line that is sent for a session with these words."""
     return "exec sh -c 'eval \"$(printf %b \"$1\")\"' mi_distcomp 'text' " + " ".join(runner.encoded(word) for word in words)

@@ -18,7 +18,7 @@ import pytest
 
 import ssh_lab
 import suite
-from ssh_door import IDENT, START, Far, Session, request, runner
+from ssh_door import IDENT, START, Far, Session, request, rewrite_end, runner
 from suite import PYTHON
 
 VERBS, STATES = runner.VERBS, runner.STATES
@@ -109,11 +109,7 @@ class Table:
             return ident if state == "running" else self.queue(door, ident)
         suite.wait_until(lambda: served(rules, hello(ident))[0]["state"] == "ended")
         if state == "lost":
-            for name in ("child", "start"):
-                note = open(self.control(door, ident, name)).read()
-                with open(self.control(door, ident, name), "w") as out:
-                    out.write(note.replace(runner.boot_id(), "another-boot"))
-            os.unlink(self.control(door, ident, "end"))
+            rewrite_end(self.control(door, ident), state="lost", exit_code=None, reason="the host was restarted")
         rows = {"fetched": ["results", "fetched"], "gone": ["clean"]}.get(state, [])
         served(rules, hello(ident), *[ASKED[verb][0] for verb in rows])
         return ident
@@ -121,6 +117,7 @@ class Table:
     def queue(self, door, ident):
         """Makes it one that waits in a batch system."""
         self.end(door, ident)
+        rewrite_end(self.control(door, ident))
         for name in ("start", "child", "end"):
             if os.path.exists(self.control(door, ident, name)):
                 os.unlink(self.control(door, ident, name))
@@ -129,6 +126,7 @@ class Table:
                                                                         "job": "7", "t": time.time()}))):
             with open(self.control(door, ident, name), "w") as out:
                 out.write(text)
+        open(self.control(door, "open", ident), "w").close()           # for a keeper
         return ident
 
     def end(self, door, ident):
@@ -504,9 +502,8 @@ def names_after_a_cancel(far):
 
 def what_a_command_left_that_did_not_end_by_itself(far):
     ident = far.ended()
-    for name in ("end", "start", "child"):             # a batch system's limit, an OOM killer: wrapper and command are gone, without an end
-        os.utime(far.path("base", ".mi", ident, name), (0, 0))
-    os.unlink(far.path("base", ".mi", ident, "end"))
+    # a batch system's limit, an OOM killer: wrapper and command are gone, without an end
+    rewrite_end(far.path("base", ".mi", ident), state="lost", exit_code=None, reason="end unknown")
     with far.open(ident) as one:
         assert one.hello["state"] == "lost"
     return far.get(ident, "r.txt") == b"result\n"
@@ -586,9 +583,9 @@ ATTACKS = [                    # (attack, ini, the check to take out, what to pu
     (arguments_of_another_form, "", SHAPES, "if place not in command[\"shapes\"]:"),
     (arguments_where_none_are_allowed, "", SHAPES, "if False:"),
     (quoting_tricks, "", "log 2>&1; exec \"$@\"'\n", "log 2>&1; eval \"$*\"'\n", SHAPES, "if False:"),
-    (a_second_run, "", "            if state == \"running\" and place.has(b\"ready\") and not read_batch(place.control):\n", "            if True:\n",
+    (a_second_run, "", "            if place.state()[\"state\"] == \"taken\":\n", "            if True:\n",
      "2>/dev/null || exit 75", "2>/dev/null"),
-    (another_command_for_a_run, "", "            if noted.get(\"text\", text) != text:\n", "            if False:\n"),
+    (another_command_for_a_run, "", "            if place.noted(b\"command\").get(\"text\", text) != text:\n", "            if False:\n"),
     (an_id_that_is_a_path, "", "value is None or word(IDENT)(value), \"lane\"", "True, \"lane\""),
     (another_form, "", "        raise No(\"refused\", \"not a request of this program\")", "        return os._exit(os.system(text) and 0)"),
     (a_text_of_its_own, "", "    found = FORM.match(text)\n    if not found:\n        raise No(", "    os.system(text)\n    found = FORM.match(text)\n    if not found:\n        raise No("),
