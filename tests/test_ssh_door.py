@@ -90,6 +90,14 @@ class Table:
         for rules in self.rules.values():
             os.makedirs(os.path.join(rules["base"], b".mi"))
 
+    def batch_system(self):
+        """Programs of a batch system that has never heard of any job."""
+        os.mkdir(self.far.path("bin"))
+        for name in ("squeue", "sacct", "scancel"):
+            with open(os.open(self.far.path("bin", name), os.O_WRONLY | os.O_CREAT, 0o755), "w") as out:
+                out.write("#!/bin/sh\n")
+        return self.far.path("bin")
+
     def control(self, door, ident, *parts):
         return os.path.join(os.fsdecode(self.rules[door]["base"]), ".mi", ident, *parts)
 
@@ -135,11 +143,13 @@ class Table:
 
 @pytest.fixture(scope="module")
 def table(tmp_path_factory):
-    one = Table(tmp_path_factory.mktemp("table"))
+    one, path = Table(tmp_path_factory.mktemp("table")), os.environ["PATH"]
+    os.environ["PATH"] = one.batch_system() + ":" + path
     yield one
     for door in one.rules:
         for row in served(one.rules[door], hello(None), ASKED["list"][0])[1]["runs"]:
             one.end(door, row[0])
+    os.environ["PATH"] = path
 
 
 @pytest.mark.parametrize("door", ["far", "guard"])
