@@ -2625,7 +2625,10 @@ class Door:
             return None
         verdicts = self.place.noted(b"out").get("verdicts")
         if verdicts is None:
-            verdicts = self.results().look(False).verdicts
+            try:
+                verdicts = self.results().look(False).verdicts
+            except (No, OSError):                      # nobody can say what is kept of it
+                return None
         since = self.place.path(b"fetched") if self.place.has(b"fetched") else self.place.control
         refused, age = verdicts.get("refused", {}).get("count", 0), time.time() - os.path.getmtime(since)
         if not refused or age > keep:
