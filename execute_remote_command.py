@@ -1753,6 +1753,11 @@ class Wire:
         if self.waiting > BLOCK:
             self.flush()
 
+    def more(self, data):
+        """Bytes that belong to the last answer."""
+        self.parts.append(data)
+        self.flush()
+
     def flush(self):
         """All of it on its way, before anything is waited for."""
         view, self.parts, self.waiting = memoryview(b"".join(self.parts)), [], 0
@@ -2170,6 +2175,7 @@ class Unread(Collector):
 class Leaving:
     """The results of a run that is over. Judged once (see Collector) and noted in the control directory:
     every session serves what was judged then, and nothing else."""
+    COLLECTOR = Collector
 
     def __init__(self, place):
         self.place, self.rules, self.tree = place, place.rules["outbound"], Tree(place.work)
@@ -2194,8 +2200,7 @@ class Leaving:
 
     def look(self, inputs):
         """The Collector of all that may leave. inputs: also inputs that nobody has touched."""
-        kind, known = (Collector, self.known()) if self.place.ruled else (Unread, ())
-        found = kind(self.rules, self.hear, known)
+        found = self.COLLECTOR(self.rules, self.hear, self.known())
         but = set() if inputs else self.place.untouched()
         if "logs" in self.kinds and LOG not in but:
             try:
@@ -2253,16 +2258,47 @@ class Leaving:
 
     def bundled(self, name):
         """(what is told of it, its bytes) of a small result. Stays, OSError."""
-        if self.place.ruled:
-            one = self.result(name)
-            if one.size > BUNDLED:
-                raise Stays("limit")
-            try:
-                with one.path.open() as source:
-                    return {"sum": one.sum256, "mtime": one.mtime, "x": one.x}, source.read(one.size)
-            except ValueError:
-                raise Stays("changing")
-        fd = self.tree.open(self.tree.reach(utf8(name))[0])
+        one = self.result(name)
+        if one.size > BUNDLED:
+            raise Stays("limit")
+        try:
+            with one.path.open() as source:
+                return {"sum": one.sum256, "mtime": one.mtime, "x": one.x}, source.read(one.size)
+        except ValueError:
+            raise Stays("changing")
+
+    def piece(self, name, at, length, size, mtime):
+        """The bytes of a piece, block by block; they are those that were told of. Stays (also behind some of
+        them), OSError."""
+        one = self.result(name)
+        if (one.size, one.mtime) != (size, mtime) or at + length > size:
+            raise Stays("changing")
+        try:
+            with one.path.open() as source:
+                source.seek(at)
+                while length:
+                    data = source.read(min(length, BLOCK))
+                    length -= len(data)
+                    yield data
+        except ValueError:
+            raise Stays("changing")
+
+
+class Unjudged(Leaving):
+    """The same where there are no rules: whatever the name leads to, as it is now."""
+    COLLECTOR = Unread
+
+    def known(self):
+        """Nothing was read before."""
+        return {}
+
+    def open(self, name):
+        """A descriptor. Stays, OSError."""
+        return self.tree.open(self.tree.reach(utf8(name))[0])
+
+    def bundled(self, name):
+        """As Leaving's."""
+        fd = self.open(name)
         try:
             for _look in range(LOOKS):
                 info = os.fstat(fd)
@@ -2277,23 +2313,8 @@ class Leaving:
             os.close(fd)
 
     def piece(self, name, at, length, size, mtime):
-        """The bytes of a piece, block by block; they are those that were told of. Stays (also behind some of
-        them), OSError."""
-        if self.place.ruled:
-            one = self.result(name)
-            if (one.size, one.mtime) != (size, mtime) or at + length > size:
-                raise Stays("changing")
-            try:
-                with one.path.open() as source:
-                    source.seek(at)
-                    while length:
-                        data = source.read(min(length, BLOCK))
-                        length -= len(data)
-                        yield data
-                return
-            except ValueError:
-                raise Stays("changing")
-        fd = self.tree.open(self.tree.reach(utf8(name))[0])
+        """As Leaving's."""
+        fd = self.open(name)
         try:
             while True:
                 info = os.fstat(fd)
@@ -2538,7 +2559,7 @@ class Door:
 
     def results(self):
         """The Leaving of this run."""
-        self.leaving = self.leaving or Leaving(self.place)
+        self.leaving = self.leaving or (Leaving if self.place.ruled else Unjudged)(self.place)
         return self.leaving
 
     def do_results(self, inputs=False, **page):
@@ -2565,47 +2586,42 @@ class Door:
         for name in names:
             try:
                 told, data = self.results().bundled(name)
-            except OSError as error:
-                told, data = {"verdict": stays_for(error).code, "name": name}, b""
-            except Stays as stays:
-                told, data = {"verdict": stays.code, "name": name}, b""
+            except (OSError, Stays) as error:
+                told, data = {"verdict": code_of(error), "name": name}, b""
             packed = packed_well(data) if pack else None
             told = dict(told, length=len(data)) if packed else told
             self.wire.say(told if data or "verdict" in told else dict(told, size=0), packed or data)
 
     def get_piece(self, piece, pack):
-        """A piece of a large result: a header, its bytes, and their sum; zeros in place of what cannot be had
-        any more."""
-        name, at, left, size, mtime = piece
-        digest, stays, blocks = hashlib.sha256(), None, self.results().piece(*piece)
-        first = []
+        """A piece of a large result: a header, its bytes, and behind them their sum, or why they count for
+        nothing."""
+        blocks, length = self.results().piece(*piece), piece[2]
         try:
-            first = list(blocks) if pack else [next(blocks)] if left else []
-        except OSError as error:
-            return self.wire.say({"verdict": stays_for(error).code})
-        except Stays as error:
-            return self.wire.say({"verdict": error.code})
-        if pack:
-            data = b"".join(first)
-            packed = packed_well(data)
-            self.wire.say(dict({"length": len(data)} if packed else {"size": len(data)}), packed or data)
-            return self.wire.say({"sum": hashlib.sha256(data).hexdigest()})
-        self.wire.say({"size": left})
+            data = b"".join(blocks) if pack else next(blocks, b"")
+        except (OSError, Stays) as error:
+            return self.wire.say({"verdict": code_of(error)})
+        packed = packed_well(data) if pack else None
+        if packed:
+            self.wire.say({"length": length}, packed)
+        else:
+            self.wire.say({"size": length})
+            self.wire.more(data)
+        self.wire.say(self.rest(blocks, length - len(data), hashlib.sha256(data)))
+
+    def rest(self, blocks, left, digest):
+        """Sends the other blocks of a piece; zeros in place of what cannot be had any more. What is told
+        then."""
         try:
-            for data in itertools.chain(first, blocks):
-                self.wire.parts.append(data)
-                self.wire.flush()
+            for data in blocks:
+                self.wire.more(data)
                 digest.update(data)
                 left -= len(data)
-        except OSError as error:
-            stays = stays_for(error)
-        except Stays as error:
-            stays = error
-        while left:
-            self.wire.parts.append(bytes(min(left, BLOCK)))
-            self.wire.flush()
-            left -= min(left, BLOCK)
-        self.wire.say({"verdict": stays.code} if stays else {"sum": digest.hexdigest()})
+            return {"sum": digest.hexdigest()}
+        except (OSError, Stays) as error:
+            while left:
+                self.wire.more(bytes(min(left, BLOCK)))
+                left -= min(left, BLOCK)
+            return {"verdict": code_of(error)}
 
     def do_fetched(self, but, more=False):
         self.but += but
@@ -2667,6 +2683,11 @@ class Door:
                 why = found["why"] or found.get("where", "")
                 rows.append([name, found["state"], since, printable(why)[:200], found.get("code")])
         self.wire.say({"runs": rows, "more": names[999] if len(names) > 1000 else None})
+
+
+def code_of(error):
+    """The verdict of an OSError, or of Stays."""
+    return error.code if isinstance(error, Stays) else stays_for(error).code
 
 
 def unpacked(data, length):
