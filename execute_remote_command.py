@@ -2668,7 +2668,7 @@ class Door:
             left = remove_tree(place.work)
             if not left:
                 place.forget(left)
-        forget_gone(os.path.dirname(place.control))
+        forget_gone(place.base)
         self.wire.say(dict(self.told(), left=left[:20]))
 
     def do_list(self, after):
@@ -2715,10 +2715,10 @@ def runs_of(base):
     return sorted(name for name in names if re.match(IDENT + r"\Z", name))
 
 
-def forget_gone(folder):
+def forget_gone(base):
     """Removes what is known of runs that were cleaned away more than a day ago."""
-    for name in os.listdir(folder):
-        path = os.path.join(folder, name)
+    for name in runs_of(base):
+        path = os.path.join(base, b".mi", utf8(name))
         try:
             old = time.time() - os.path.getmtime(path) > 86400
             if old and os.path.isdir(path) and not set(os.listdir(path)) - {b"gone"}:
@@ -2908,15 +2908,23 @@ def safe(info):
     return info.st_uid == os.geteuid() and not info.st_mode & 0o022
 def keep(path, data):
     new = b"%s.%d" % (path, os.getpid())
-    with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600), "wb") as out:
-        out.write(data)
-    os.rename(new, path)
+    try:
+        with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600), "wb") as out:
+            out.write(data)
+        os.rename(new, path)
+        for name in os.listdir(os.path.dirname(path)):                   # of versions of before
+            old = os.path.join(os.path.dirname(path), name)
+            if name[:5] == b"gate." and os.stat(old).st_mtime < os.stat(path).st_mtime - 30 * 86400: os.unlink(old)
+    except OSError:                                    # a full disk, perhaps: it goes on from memory
+        if os.path.lexists(new): os.unlink(new)
 def read(path):
     try:
         with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW), "rb") as text:
             return text.read() if safe(os.fstat(text.fileno())) else b""
     except OSError:
         return b""
+def is_it(data):
+    return hashlib.sha256(data).hexdigest()[:16].encode() == told
 def bring(path):
     try:
         import zlib
@@ -2932,7 +2940,7 @@ def bring(path):
         left -= len(data[-1])
     data = b"".join(data)
     data = zlib.decompress(data) if zlib else data
-    if hashlib.sha256(data).hexdigest()[:16].encode() != told: no(76, "another program came than was told")
+    if not is_it(data): no(76, "another program came than was told")
     keep(path, data)
     return data
 def load():
@@ -2947,7 +2955,8 @@ def load():
     try:
         code = marshal.loads(read(cached))
     except (EOFError, ValueError, TypeError):
-        code = compile(read(path) or bring(path), path, "exec")
+        data = read(path)
+        code = compile(data if is_it(data) else bring(path), path, "exec")
         keep(cached, marshal.dumps(code))
     os.umask(mask)
     names = {"__name__": "far", "__file__": os.fsdecode(path)}

@@ -1015,6 +1015,29 @@ def test_the_file_is_brought_once_and_run_from_bytecode_that_nobody_else_may_wri
     assert os.stat(far.path("base", ".mi", cached)).st_mode & 0o022 == 0
 
 
+def test_what_is_torn_of_the_program_is_brought_again_and_a_full_disk_does_not_matter(tmp_path):
+    far = Free(tmp_path).brought()
+    for name in far.gates():
+        with open(far.path("base", ".mi", name), "wb") as out:
+            out.write(open(ssh_lab.SCRIPT, "rb").read()[:90000])
+    far.brought()
+    for name in far.gates():
+        os.unlink(far.path("base", ".mi", name))
+    far.shell = ["sh", "-c", "ulimit -f 0; exec sh -c \"$0\""]
+    with far.bring() as one:
+        assert one.hello["door"] == "far" and far.gates() == []
+
+
+def test_programs_of_versions_of_long_ago_go(tmp_path):
+    far = Free(tmp_path)
+    os.makedirs(far.path("base", ".mi"), 0o700)
+    for name in ("gate.0000", "gate.0000.cpython-36.3379", "other"):
+        open(far.path("base", ".mi", name), "w").close()
+        os.utime(far.path("base", ".mi", name), (10 ** 9, 10 ** 9))
+    far.brought()
+    assert len(far.gates()) == 2 and os.path.exists(far.path("base", ".mi", "other"))
+
+
 def test_where_others_could_have_put_the_program_nothing_is_run(tmp_path):
     far = Free(tmp_path).brought()
     for path, mode in ((far.path("base", ".mi"), 0o770), (far.path("base"), 0o777)):
