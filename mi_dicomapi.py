@@ -6207,7 +6207,7 @@ JA = {
         "パスワードでログインできる利用者です (auth = login)。パスワードは画面に出さずに尋ねます。",
     "Looks at ini, files, certificate, disk, limits, tokens, and at the running relay: OK, WARN or FAIL, and"
     " what to do.\n--upgrade: only at what an older version has left.":
-        "ini、ファイル、証明書、ディスク、上限、トークン、動作中の中継プログラムを調べ、OK・WARN・FAIL と、するべきことを"
+        "ini、ファイル、証明書、ディスク、上限、トークン、動作中の中継サーバーを調べ、OK・WARN・FAIL と、するべきことを"
         "示します。\n--upgrade: 古い版が残したものだけを調べます。",
     "Prints a systemd unit for `serve` with this ini.": "この ini での `serve` の systemd ユニットを出力します。",
     "The calculations that are not finished, with the reason for which they wait.\n--all: all that are kept.":

@@ -6872,7 +6872,7 @@ JA = {                         # what a person reads, in Japanese
     " then runs on.\n--once: works off what is there, and ends (cron). --drain: takes nothing new, ends"
     " when all that is here is delivered.\n--jobs: so many at once. --idle-exit: ends after so many seconds"
     " without work.":
-        "中継プログラムから計算を受け取って実行し、結果を届けます。止められるまで続きます (実行中のコマンドは止まりません)。\n--once: いまある計算だけを終わらせて終了します (cron 向け)"
+        "中継サーバーから計算を受け取って実行し、結果を届けます。止められるまで続きます (実行中のコマンドは止まりません)。\n--once: いまある計算だけを終わらせて終了します (cron 向け)"
         "。--drain: 新しい計算を受け取らず、ここにある計算をすべて届けたら終了します。\n--jobs: 同時に実行する数。--idle-exit: 計算がないままこの秒数がたったら終了します。",
     "What is or was on this host: id, state, age, command; then how the poller stands.":
         "この計算機にある (あった) 計算: ID、状態、経過時間、コマンド。最後にポーリングプログラムの様子を示します。",
@@ -6884,16 +6884,16 @@ JA = {                         # what a person reads, in Japanese
     "Results that wait for their delivery: since when, why, when they are tried again.":
         "まだ届いていない結果: いつから、なぜ、次にいつ試すか。",
     "Tries now to deliver a result that waits here, or one that the relay wants once more.":
-        "ここで待っている結果、または中継プログラムがもう一度求めている結果を、今すぐ届けます。",
+        "ここで待っている結果、または中継サーバーがもう一度求めている結果を、今すぐ届けます。",
     "Looks at this host and the way to the relay, and changes nothing: OK, WARN or FAIL, and what to do.\n"
     "--upgrade: only at what another version has left here.":
-        "この計算機と中継プログラムまでの経路を調べ、OK・WARN・FAIL と、するべきことを示します。何も変更しません。\n"
+        "この計算機と中継サーバーまでの経路を調べ、OK・WARN・FAIL と、するべきことを示します。何も変更しません。\n"
         "--upgrade: ほかの版がここに残したものだけを調べます。",
     "Prints a systemd unit for this user and this ini (--once with --timer: now and then), or what a"
     " machine made on demand needs.":
         "この利用者と ini のための systemd ユニット (--once と --timer: 時々起動)、または必要なときに作られる計算機のための設定を出力します。",
     "Asks for the password (relays with auth = login), and keeps the token in token_file.":
-        "パスワードを尋ね (中継プログラムが auth = login の場合)、トークンを token_file に保存します。",
+        "パスワードを尋ね (中継サーバーが auth = login の場合)、トークンを token_file に保存します。",
     "example:": "例:",
     "for every word: --ini FILE  --json  -q (failures only)  -v (more)  --version":
         "すべての語に: --ini ファイル  --json  -q (失敗だけ)  -v (詳しく)  --version",

@@ -4151,10 +4151,10 @@ JA = {
         "もう一度実行します: 異常終了した計算 (結果を受け取る前)。--force なら連絡途絶の計算も。",
     "Looks at this host and the way to the relay, and changes nothing: OK, WARN or FAIL, and what to do.\n"
     "With SITE and COMMAND: would the relay take such a calculation?":
-        "この計算機と中継プログラムまでの経路を調べ、OK・WARN・FAIL と、するべきことを示します。何も変更しません。\n"
-        "SITE と COMMAND を付けると、中継プログラムがその計算を受け付けるかも調べます。",
+        "この計算機と中継サーバーまでの経路を調べ、OK・WARN・FAIL と、するべきことを示します。何も変更しません。\n"
+        "SITE と COMMAND を付けると、中継サーバーがその計算を受け付けるかも調べます。",
     "Asks for the password (relays with auth = login), and keeps the token in token_file.":
-        "パスワードを尋ね (中継プログラムが auth = login の場合)、トークンを token_file に保存します。",
+        "パスワードを尋ね (中継サーバーが auth = login の場合)、トークンを token_file に保存します。",
     "example:": "例:",
     "programs of this host are started from there, or set up by it; take another --to":
         "この計算機のプログラムの起動や設定に使われる場所です。別の --to を指定してください",
