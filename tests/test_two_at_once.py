@@ -33,13 +33,13 @@ def contents(mark, large=6 << 20):
 
 
 def stored(folder):
-    """{name: bytes} of all files below a directory, but the logs."""
+    """{name: bytes} of all files below a directory, but the logs, and what a killed one has left (see ours())."""
     found = {}
     for top, folders, names in os.walk(str(folder)):
         for name in names:
             with open(os.path.join(top, name), "rb") as source:
                 found[os.path.relpath(os.path.join(top, name), str(folder))] = source.read()
-    return {name: data for name, data in found.items() if name not in LOGS + ("remote_program_exec.log",)}
+    return {name: data for name, data in found.items() if name not in LOGS + ("remote_program_exec.log",) and not name.startswith(".mi-")}
 
 
 def ours(folder):
