@@ -1,21 +1,50 @@
 #!/usr/bin/env python3
 """The SSH way: run one command on an external computer, with its input files there and its results back here.
 
-Who runs it: a workflow module, on the workflow system's side. The external computer's owner may put the same file there as the guard
-of the key (last part of this file; read that one, and the text FAR, before you let the key in).
+Who runs it: a workflow module, on the workflow system's side (the near side). The same file is the far side: it is
+brought there once, or its owner puts it there as the guard of the key. To audit what a key may do, read the rooms
+shared: gate, shared: watch, the doors of the gate, and the keeper.
 
-    execute_remote_command.py client_name:HOST client_cmd:CMD client_files:A,B,C      (as fielded; any order, values may hold ':')
-    execute_remote_command.py run HOST CMD [--in FILE ...] [--streams N] [--retry COUNT,INTERVAL] [--keep] [--batch SYSTEM]
+    execute_remote_command.py client_name:HOST client_cmd:CMD client_files:A,B,C
+                                        as fielded; any order, values may hold ':'
+    execute_remote_command.py run HOST CMD [--in FILE ...] [--to DIR] [--streams N] [--retry COUNT,INTERVAL] [--keep]
+                                        [--allow-refused] [--batch SYSTEM]
     execute_remote_command.py resume UUID [--to DIR] | list [HOST] | cancel UUID | clean UUID ... | clean --older 30d
-    execute_remote_command.py check [HOST] | check --upgrade                (looks at things as they are; what another version has left)
-    execute_remote_command.py guard [--print-key-line KEYFILE]                         (external computer, in authorized_keys)
+    execute_remote_command.py check [HOST] | check --upgrade      looks at things as they are; what another version left
+    execute_remote_command.py guard [--print-key-line KEYFILE]    external computer, in authorized_keys
 
-HOST is a word of ~/.ssh/config, which decides port, user, key, jump host and proxy. CMD is a command line for the shell there (with a
-guard: the word of a [command NAME], and arguments). Everything that CMD leaves in its directory comes back into the current one, also
-when it failed; its output is remote_program_exec.log. A lost line is opened again, the command runs on meanwhile.
+HOST is a word of ~/.ssh/config, which decides port, user, key, jump host and proxy. CMD is a command line for the shell
+there (with a guard: the word of a [command NAME], and arguments). Everything that CMD leaves in its directory comes back
+into the current one, also when it failed; its output is remote_program_exec.log. A lost line is opened again, the
+command runs on meanwhile.
 
-Exit codes: the command's own (128+N: a signal) when it ran; otherwise 0 done, 64 usage, 65 results incomplete, 66 an input is missing,
-69 host unavailable, 70 bug, 74 input/output or disk full, 75 try again later, 76 protocol, 77 refused, 78 configuration, 130 Ctrl+C.
+Exit codes: the command's own (128+N: a signal) when it ran; otherwise 0 done, 64 usage, 65 results incomplete (what did
+not leave there is named; refused: not with --allow-refused), 66 an input is missing, 69 host unavailable, 70 bug, 74
+input/output or disk full, 75 try again later (also after SIGTERM: the command runs on), 76 protocol, 77 refused,
+78 configuration, 130 Ctrl+C.
+
+threads: each lane of a transfer but the first, Progress, Beside (looks at the inputs during the log-in); their lock is
+Work's. At the far side there are none: one process per session, one keeper per base.
+
+contents (grep -n '^# ====' prints them with their lines):
+  shared: alone                 no module is taken from where results arrive
+  shared: gate                  what may be run there, and what may leave
+  shared: watch                 one run, from its order to what may leave of it
+  the doors of the gate         guard and far: requests and answers over ssh
+  the keeper                    what must go on there while nobody is connected
+  one calculation               the nine steps as the near side sees them
+  connections                   ssh, sessions, what a door may answer
+  moving files                  bundles and pieces, lanes that work them off
+  the plain way                 rsync alone, where there is no python3
+  record                        what this side remembers, for resume
+  command line                  the words, one function for each
+  shared: say
+  shared: ini
+  shared: names                 names of files: checked by every receiver
+  shared: run                   the wrapper of a command, and how it is looked at
+  shared: batch                 batch systems
+  shared: store                 how results get into a directory of this side
+  tables                        keys of the ini, answers, Japanese
 """
 import sys
 
@@ -75,12 +104,17 @@ VERSION = "1.0.0"
 LOG = "remote_program_exec.log"   # the command's output, in its directory
 SMALL = 1 << 20                # bytes; smaller files travel bundled
 BUNDLE, NAMES = 4 << 20, 60000             # bytes of small files, and of their names, in one bundle
-TWICE = 8 << 20                # bytes of small files from which on a far host gets them in two sessions (each has ssh's window of 2 MiB)
+# bytes of small files from which on a far host gets them in two sessions (each has ssh's window of 2 MiB)
+TWICE = 8 << 20
 BULK = 64 << 20                # bytes from which on several connections pay for their log-ins
 NEAR = 0.004                   # seconds of round trip below which a host counts as being on the same LAN
-FAR_PIECE, NEAR_PIECE = 2 << 20, 16 << 20  # bytes, and up to four times that; small where the line is slow, large where the processors are
-STREAMS, NEAR_STREAMS, MOST_STREAMS = 6, 2, 8      # connections at once: far, near, ever (a default sshd refuses at random from 10 on)
-AHEAD, ASKED_AHEAD = 6, 2      # requests under way in the only lane, in each of several: no round trip idle, little left behind by a slow one
+# bytes, and up to four times that; small where the line is slow, large where the processors are
+FAR_PIECE, NEAR_PIECE = 2 << 20, 16 << 20
+# connections at once: far, near, ever (a default sshd refuses at random from 10 on)
+STREAMS, NEAR_STREAMS, MOST_STREAMS = 6, 2, 8
+# requests under way in the only lane, in each of several: no round trip idle, little left behind by a slow
+# one
+AHEAD, ASKED_AHEAD = 6, 2
 BLOCK = 1 << 18                # bytes read or written at once
 SAMPLE, SHRINKS = 1 << 16, 2.5 # bytes that must shrink by this factor to show that a file is worth packing
 SAMPLED = 8 << 20              # bytes of a result from which on its middle is looked at for that
@@ -88,7 +122,8 @@ LEAVE = 20                     # seconds after a signal until it ends in any cas
 CHANGES = 0.3                  # seconds until results that change are looked at again
 TRIES = 3                      # for a piece whose sum is wrong
 CONNECT_SPAN = 60              # seconds in which at most `connects` connections are opened to one host
-LINE, NOISE = 8192, 1 << 20    # bytes of one line of a log-in's, and of all that it may print before our own first line
+# bytes of one line of a log-in's, and of all that it may print before our own first line
+LINE, NOISE = 8192, 1 << 20
 SAID = 16 << 20                # bytes that ssh may write on stderr, into a file
 MOST_FILES = 500000            # of a list of results
 
@@ -1858,8 +1893,8 @@ class Place:
         return found
 
     def begun(self):
-        """(state, exit code, why, where) of a run that is more than `taken`. Only what the journal calls ended
-        has ended; the rest is the keeper's, and where it is, is for people."""
+        """(state, exit code, why, where) of a run that is more than `taken`. Only what the journal calls
+        ended has ended; the rest is the keeper's, and where it is, is for people."""
         end = ended_of(self)
         if end is not None:
             return end["state"], end["exit_code"], printable(end["reason"]), ""
@@ -1900,7 +1935,8 @@ class Place:
             return AFTER_STOP["all"]
         found = self.state()
         lost = found["state"] == "lost" or found.get("lost")
-        stopped = lost or found["cancelled"] or (ended_of(self) or {}).get("stopped") or (found["code"] or 0) > 128
+        stopped = (lost or found["cancelled"] or (ended_of(self) or {}).get("stopped")
+                   or (found["code"] or 0) > 128)
         keys = {key: self.owners_word(key) for key in ("after_stop", "patterns", "logs")}
         return let_out({"after_stop": keys["after_stop"] or "", "patterns": keys["patterns"] is not False,
                         "logs": keys["logs"] is not False}, stopped)
@@ -2056,7 +2092,8 @@ class Place:
             out.write(b"".join(json.dumps(row).encode() + b"\n" for row in rows))
 
     def forget(self, left):
-        """Removes what was known of the run, but that it was here: a start that the network held back finds that for a day."""
+        """Removes what was known of the run, but that it was here: a start that the network held back finds
+        that for a day."""
         last = (b"end", b"start", b"lost", b"lock", b"fetched", b"gone")
         for name in sorted(os.listdir(self.control), key=lambda name: name in last):
             if name == b"end" or name == b"start" or name == b"lost":
@@ -2548,7 +2585,7 @@ class Door:
         if not read_batch(place.control) and state[0] == "elsewhere":
             raise No("host", "it runs on %s: cancel it from there" % state[1].host, host=state[1].host)
         if self.told()["state"] in UNDER_WAY:
-            write_synced(place.path(b"cancelled"), b"%d" % grace)      # its end is not its own: see AFTER_STOP
+            write_synced(place.path(b"cancelled"), b"%d" % grace)     # its end is not its own: see AFTER_STOP
         keep_going(self.rules)
         looked, until = time.monotonic(), time.monotonic() + grace + 2 * KILL_TRIES
         until += 2 * END_LATE if read_batch(place.control) else 0
@@ -2914,7 +2951,8 @@ def keep(path, data):
         os.rename(new, path)
         for name in os.listdir(os.path.dirname(path)):                   # of versions of before
             old = os.path.join(os.path.dirname(path), name)
-            if name[:5] == b"gate." and os.stat(old).st_mtime < os.stat(path).st_mtime - 30 * 86400: os.unlink(old)
+            if name[:5] == b"gate." and os.stat(old).st_mtime < os.stat(path).st_mtime - 30 * 86400:
+                os.unlink(old)
     except OSError:                                    # a full disk, perhaps: it goes on from memory
         if os.path.lexists(new): os.unlink(new)
 def read(path):
@@ -3072,7 +3110,8 @@ def begin_run(place, command, argv, env, text):
 def note_order(place, order):
     """The order of a run, for whichever keeper: its entry in open/, and its note `command`."""
     top = top_of(place.rules)
-    folder, key = os.path.join(top, b".mi", b"open"), b"" if place.base == top else b"@" + os.path.basename(place.base)
+    folder, key = (os.path.join(top, b".mi", b"open"),
+                   b"" if place.base == top else b"@" + os.path.basename(place.base))
     os.makedirs(folder, 0o700, exist_ok=True)
     write_synced(os.path.join(folder, utf8(place.ident) + key), b"")
     fault("run opened")
@@ -3081,8 +3120,8 @@ def note_order(place, order):
 
 
 def adopt(place):
-    """A run that an older version has started, and that has no journal: from now on a keeper watches it, with no
-    more than that version did."""
+    """A run that an older version has started, and that has no journal: from now on a keeper watches it, with
+    no more than that version did."""
     if place.has(b"journal") or not any(map(place.has, (b"ready", b"start", b"end", b"lost"))):
         return
     with locked(place.path(b"lock")):
@@ -3356,6 +3395,2295 @@ class Keeper:
                 left = remove_tree(place.work)
                 place.forget(left)
             log("warn" if left else "info", place.ident, "swept", left=" ".join(left[:5]) or "nothing")
+
+
+# ==== one calculation ====
+# From the order to the results. Each step is noted in the record when it is done; what was lost, or killed,
+# goes on behind the last note.
+# code: exit code; ended_by: command or runner
+Outcome = collections.namedtuple("Outcome", "ident code ended_by state fetched odd verdicts")
+# odd: results that could not be put here; verdicts: those that did not leave there
+Outcome.__new__.__defaults__ = ({},)
+INCOMPLETE = set(NOT_THERE) | {"refused", "held"}     # verdicts that make "everything" incomplete
+
+
+def run_calculation(host, command, inputs, into=".", settings=None, mode="run", keep=False, batch=None,
+                    allow_refused=False):
+    """Runs command on host with the input files (paths; far names are their last parts) and fetches
+    everything into `into`. batch: [a batch system there, option, ...], for a host without a guard.
+    allow_refused: what the owner's rules keep there is no failure.
+
+    Returns an Outcome. Stop with an exit code of the table when it cannot go on; the calculation can then be
+    resumed by its ident, which the message names.
+    """
+    import uuid
+    pairs, seen, settings = [], {}, settings or settings_for({})
+    for path in inputs:
+        far = os.path.basename(os.path.normpath(path))
+        if seen.setdefault(far, path) != path:
+            raise Stop(EX_USAGE,
+                       _("two inputs have the name %s: %s and %s")
+                       % (printable(far), printable(seen[far]), printable(path)))
+        pairs.append([os.path.abspath(path), far])
+    if not command or steers(command.replace("\t", " ")):
+        raise Stop(EX_USAGE, _("no command, or one with control characters"))
+    planned(pairs)                                     # 66 before anything is done
+    Line(host, settings)                               # 64 if that is no host
+    ident = str(uuid.uuid4())
+    order = {"host": host, "command": command, "inputs": pairs, "into": os.path.abspath(into), "mode": mode,
+             "keep": keep, "v": ON_DISK, "time": time.time(), "batch": batch, "began": clock_of(into, ident),
+             "allow_refused": allow_refused, "settings": settings._asdict()}
+    return Run(Record(ident, order), settings).go()
+
+
+def clear_away(into, ident):
+    """Removes what a runner that was killed when all was stored has left there of its parts."""
+    try:
+        if os.path.isdir(os.path.join(into, b".mi-" + utf8(ident))):
+            Target(into, ident).close(True)
+    except OSError as error:                           # all is here: not worth a failure
+        log("warn", ident, "8 fetch", why=error)
+
+
+def clock_of(into, ident):
+    """The time now by the clock of the file system there, in nanoseconds. What cannot be stored there should
+    be known before the calculation."""
+    target = Target(into, ident)
+    try:
+        return target.now()
+    finally:
+        target.close(True)
+
+
+class Run:
+    """One calculation: its record, its line, and the patience with that line."""
+
+    def __init__(self, record, settings):
+        self.record, self.settings, self.order = record, settings, record.order
+        self.ident, self.line, self.progress, self.ever, self.early = record.ident, None, 0, False, None
+        # sent: the Line of the inputs
+        self.sent, self.decoder = None, codecs.getincrementaldecoder("utf-8")("replace")
+
+    def go(self):
+        """Steps 2 to 9; from wherever the record says that it stopped. Returns the Outcome."""
+        record = self.record
+        log("info", self.ident, "1 order", host=self.order["host"], command=self.order["command"],
+            files=len(self.order["inputs"]))
+        fault("ordered")
+        try:
+            if "ended" not in record.steps:
+                if "starting" not in record.steps:
+                    self.insist(self.send)             # 2. connect, 3. directory, 4. inputs
+                self.solver_log("start")
+                state = self.insist(self.start)        # 5. start, 6. watch
+                fault("ended")
+                record.step("ended", state=state)
+                self.solver_log("end " + state)
+            if "fetched" not in record.steps:
+                self.insist(self.fetch)                # 7. results, 8. fetch
+            else:
+                clear_away(utf8(self.order["into"]), self.ident)
+            fault("fetched")
+            outcome = self.judge()
+            if not outcome.odd and "cleaned" not in record.steps:
+                self.leave(outcome)                    # 9. clean up there
+            record.step("finished", code=outcome.code)
+            log("info", self.ident, "9 finish", state=outcome.state, code=outcome.code,
+                ended_by=outcome.ended_by)
+            return outcome
+        except Stop as stop:
+            if stop.code == EX_REFUSED and "started" not in record.steps:
+                record.step("refused", code=stop.code) # what `list` says; `resume` may try again
+            raise
+        except KeyboardInterrupt as told:
+            runs = "started" in record.steps and "ended" not in record.steps
+            text = (_("%s: interrupted; the command runs on there, %s.py resume %s continues") if runs else
+                    _("%s: interrupted; %s.py resume %s continues")) % (self.ident, PROGRAM, self.ident)
+            raise Stop(told.args[0] if told.args else EX_INTERRUPT, text)
+        finally:
+            self.drop()
+
+    def insist(self, step):
+        """step(line), again over a new line when it was lost: until it is through, or the line was away for
+        COUNT x INTERVAL seconds."""
+        count, interval = self.settings.retry
+        down, tries, seen = None, 0, None
+        while True:
+            try:
+                if self.line is None:
+                    self.line = Line(self.order["host"], self.settings).open(self.ident, self.plan)
+                    self.ever = True
+                return step(self.line)
+            except LineLost as error:
+                if isinstance(error, Never) and not self.ever and not self.record.steps.get("starting"):
+                    raise error.stop()
+                lost = error
+            except Declined as error:
+                if error.code != "host":         # else: it is another node's; the next log-in may be that one
+                    raise error.stop()
+                lost = error
+            self.drop()
+            now = time.monotonic()
+            if down is None or seen != self.progress:
+                # it had moved on since the last loss: patience starts anew
+                down, tries, seen = now, 0, self.progress
+            tries += 1
+            pause = min(interval, 2.0 ** min(tries - 1, 12)) * (0.75 + 0.5 * (os.urandom(1)[0] / 255.0))
+            if now + pause - down > count * interval:
+                runs = "starting" in self.record.steps
+                raise Stop(EX_UNAVAILABLE,
+                           (_("%s; given up after %d tries. What was started there runs on: %s resume %s")
+                            if runs
+                            else _("%s; given up after %d tries; nothing was started there: %s resume %s"))
+                           % (lost, tries, PROGRAM, self.ident))
+            log("warn", self.ident, "line", host=self.order["host"], lost=lost, again_in="%.1fs" % pause)
+            time.sleep(pause)
+
+    def plan(self):
+        """Looks at the inputs, once, while the log-in takes its time."""
+        if self.early is None and "starting" not in self.record.steps:
+            self.early = Beside(lambda: planned(self.order["inputs"]))
+
+    def drop(self):
+        if self.line is not None:
+            self.line.close()
+        self.line = None
+
+    def solver_log(self, word):
+        """The lines of the solver log, where the site asks for them (MISYSTEM_SITEID)."""
+        site = os.environ.get("MISYSTEM_SITEID")
+        if site:
+            show("%s solver_log site=%s host=%s calculation=%s %s\n"
+                 % (time.strftime("%Y/%m/%d %H:%M:%S"), printable(site), printable(self.order["host"]),
+                    self.ident, printable(word)))
+
+    def send(self, line):
+        """2. connect 3. directory 4. inputs"""
+        log("info", self.ident, "2 connect", host=line.host, round_trip="%.1fms" % (line.round_trip * 1000),
+            door=line.door)
+        fault("connected")
+        # as they were at first: a change since then is said
+        record, entries, self.sent = self.record, self.early.result(), line
+        record.begin("in", line.where(), line.told.get("state") == "none")
+        record.step("sending")
+        fault("sending")
+        before = record.spans()
+        try:
+            moved = (plain_put(line, self, entries) if line.plain
+                     else put(line, entries, record, self.settings))
+        finally:
+            self.progress += record.spans() - before
+        log("info", self.ident, "4 inputs", files=len(entries), bytes=moved)
+        fault("sent")
+        record.note_inputs(entries)
+        record.step("starting", boot=line.told.get("boot", "?"), host=line.told.get("host", "?"), offset=0)
+
+    def start(self, line):
+        """5. start (once, however often it is asked) 6. watch: the log as it comes, then how it ended"""
+        starting = self.record.steps["starting"]
+        fault("starting")
+        if line.plain:
+            return plain_run(line, self)
+        lost = line is not self.sent and self.never(line, starting)
+        if lost:
+            return lost
+        session, fresh = line.session, "started" not in self.record.steps
+        if fresh:
+            session.send("start", command=self.order["command"], batch=self.order.get("batch"))
+        session.send("wait", offset=starting["offset"])
+        try:
+            if fresh:
+                told = session.answer("state")
+                self.record.step("started")
+                log("info", self.ident, "5 start", state=told.get("where") or told["state"])
+                fault("started")
+            return self.watch(session, starting)
+        except Declined as error:
+            if error.code != "gone":
+                raise
+            self.line.close()                          # its session may have more to say
+            self.line = None
+            return "lost it was cleaned away"
+
+    def never(self, line, starting):
+        """Why it cannot have been started, or cannot be any more, over this line, which is a later one than
+        that of the inputs; ''. LineLost if this line leads to another host, where nothing of it is."""
+        state, here = line.told["state"], line.told["host"]
+        other = starting.get("host", here) != here
+        if other and state in ("none", "gone"):
+            raise LineLost(_("%s: the log-in came to another host (%s), where nothing of it is; it was sent"
+                             " to %s") % (line.host, printable(here), printable(starting["host"])))
+        if state == "taken" and not other and starting["boot"] != line.told["boot"]:
+            return "lost the host was restarted before the command was started"
+        return "lost it was cleaned away" if state in ("none", "gone") else ""
+
+    def watch(self, session, starting):
+        """6. Reads the stream of a `wait` to its end; returns the state."""
+        said = None
+        while True:
+            told = session.answer()
+            if "log" in told:
+                if told["log"] != starting["offset"] or told.get("size", 0) > UNPACKED:
+                    session.line.nonsense()
+                for data in session.parts(told.get("size", 0)):
+                    self.echo(data)
+                    starting["offset"] += len(data)
+                    self.progress += 1
+            elif told.get("end"):
+                state = ending(told, session.line)
+                log("info", self.ident, "6 end", state=state)
+                return state
+            elif told.get("where") and told["where"] != said:  # where a batch system, or another node, has it
+                said = told["where"]
+                log("info", self.ident, "6 now", state=said)
+
+    def echo(self, data):
+        """Live output of the command, harmless for a terminal."""
+        text = self.decoder.decode(data)
+        show(re.sub("[\x00-\x08\x0b-\x1f\x7f-\x9f]",
+                    lambda m: "\r" if m.group() == "\r" else "\\x%02x" % ord(m.group()), text))
+
+    def fetch(self, line):
+        """7. results 8. fetch: everything in the directory, but inputs that nobody has touched"""
+        target = Target(utf8(self.order["into"]), self.ident, began=self.order.get("began"),
+                        always=(LOG.encode(),))
+        done = False
+        try:
+            files, kept, verdicts = self.fetch_into(line, target)
+            target.settle()
+            for name, why in kept.items():
+                log("error", self.ident, "8 fetch", not_fetched=name, why=why)
+            if kept:
+                log("error", self.ident, "8 fetch", still_there=len(kept),
+                    get_them="%s resume %s --to DIR" % (PROGRAM, self.ident))
+            self.record.step("fetched", files=files, odd=sorted(map(printable, kept)), verdicts=verdicts)
+            done = True
+        finally:
+            target.close(done)
+
+    def fetch_into(self, line, target):
+        """(how many files were fetched, {name: why} of what could not be put here, verdicts of what did not
+        leave there)."""
+        fault("listing")
+        kept, got = {}, {}
+        sent = self.record.inputs() if self.order["mode"] == "fielded" else {}
+        if line.plain:
+            count, verdicts = plain_get(line, self, target, kept)
+            return count, kept, verdicts
+        for look in range(LOOKS):                      # what changes while it is fetched is listed anew
+            found = self.results(line)
+            wanted = [entry._replace(near=target.part(key_of(entry.far))) for entry in found.files
+                      if got.get(entry.far) != version(entry) and self.wants(target, entry, sent, kept)]
+            log("info", self.ident, "7 results", files=len(found.files), to_fetch=len(wanted), odd=len(kept))
+            for name, mtime in found.folders:
+                put_in_place(kept, name, lambda: target.make(name, mtime))
+            target.sync = len(wanted) <= 50
+            self.record.begin("out", boot_id() + " " + line.where())
+            self.record.verify([entry for entry in wanted if os.path.exists(entry.near)])
+            fault("fetching")
+            before = self.record.spans()
+            try:
+                moved, stays = get(line, wanted, self.record, self.settings, target, kept)
+            finally:
+                self.progress += self.record.spans() - before
+            log("info", self.ident, "8 fetch", files=len(wanted), bytes=moved)
+            got.update((entry.far, version(entry)) for entry in wanted if entry.far not in stays)
+            if "changing" not in stays.values() and "changing" not in found.verdicts:
+                break
+            time.sleep(CHANGES)
+        return len(got), kept, settled(found.verdicts, stays, got)
+
+    def results(self, line):
+        """What may leave there; nothing, where nothing of a lost calculation is left."""
+        try:
+            return line.results(self.order["mode"] == "fielded")
+        except Declined as error:
+            if error.code in ("gone", "state") and self.record.steps["ended"]["state"].startswith("lost"):
+                return Found([], [], Verdicts())
+            raise
+
+    def wants(self, target, entry, inputs, kept):
+        """Is it to be fetched? Not what is here: an input as it was sent (fielded words: where it came from),
+        or stored before."""
+        sent = inputs.get(entry.far)
+        mine = sent is not None and (sent.size, sent.mtime) == (entry.size, entry.mtime) and os.path.realpath(
+            os.path.join(utf8(self.order["into"]), utf8(entry.far))) == os.path.realpath(sent.near)
+        return (not mine and not is_here(target, entry)
+                and put_in_place(kept, entry.far, lambda: target.allow(utf8(entry.far))))
+
+    def judge(self):
+        """The Outcome of how it ended."""
+        done, state = self.record.steps["fetched"], self.record.steps["ended"]["state"]
+        verdicts = done.get("verdicts", {})
+        short = (done["odd"]
+                 or INCOMPLETE.intersection(verdicts)
+                 - ({"refused"} if self.order.get("allow_refused") else set()))
+        if state.startswith("ended "):
+            code = int(state.split()[1])
+            told, who = (EX_DATA, "runner") if short and not code else (code, "command")
+            return Outcome(self.ident, told, who, state + self.why(code), done["files"], done["odd"],
+                           verdicts)
+        if state == "failed":
+            return Outcome(self.ident, 126, "runner", "the command could not be started there", done["files"],
+                           done["odd"], verdicts)
+        state += _(" (what it left was fetched; nothing is run a second time by itself)")
+        return Outcome(self.ident, EX_TEMPFAIL, "runner", state, done["files"], done["odd"], verdicts)
+
+    def why(self, code):
+        """Behind how it ended: what is known of the reason."""
+        if code > 128 and os.path.exists(os.path.join(self.record.folder, b"cancelled")):
+            return _(" (cancelled by hand)")
+        try:
+            with open(os.path.join(utf8(self.order["into"]), utf8(LOG)), "rb") as text:
+                text.seek(-min(4000, os.fstat(text.fileno()).st_size), 2)
+                rest = text.read()
+        except OSError:
+            return ""
+        full = [word
+                for word in (b"No space left on device", b"Disk quota exceeded") if code and word in rest]
+        return " (%s: %s)" % (LOG, full[0].decode()) if full else ""
+
+    def leave(self, outcome):
+        """9. All is here: it may go there, and goes if all went well and nobody wants to keep it."""
+        clean = not self.order["keep"] and outcome.code == 0
+        try:
+            self.insist(lambda line: self.clean(line, clean))
+        except Stop as stop:                           # everything is here: not worth a failure
+            log("warn", self.ident, "9 clean", host=self.order["host"], why=stop)
+
+    def clean(self, line, clean):
+        """9. says that all has arrived there, and (clean) removes the directory there"""
+        if line.plain:
+            return
+        session = line.session
+        session.send("fetched", but=[])
+        if clean:
+            session.send("clean", discard=False)
+        try:
+            session.answer("state")
+            told = session.answer("state") if clean else {}
+        except Declined as error:
+            if error.code == "host":
+                raise
+            told = {"left": [str(error)]}
+        if told.get("state") == "gone":
+            self.record.step("cleaned")
+        elif told.get("left"):
+            log("warn", self.ident, "9 clean", host=line.host, left=" / ".join(told["left"]))
+
+
+def settled(verdicts, stays, got):
+    """The verdicts, with those of the getting ({name: code}). Of what changes and has come, bytes of one
+    moment are here (got); nobody asked by name for what is missing."""
+    for name, code in stays.items():
+        verdicts.tell(code, name)
+    changing = verdicts.pop("changing", {"count": 0, "names": []})
+    here = set(map(printable, got)).intersection(changing["names"])
+    if changing["count"] > len(here):
+        verdicts["changing"] = {"count": changing["count"] - len(here),
+                                "names": sorted(set(changing["names"]) - here)}
+    verdicts.pop("missing", None)
+    return verdicts
+
+
+def ending(told, line):
+    """How it ended, in words: ended CODE, failed (it could not be started), lost WHY. told: STATE of the
+    protocol."""
+    lost = told.get("state") == "lost" or told.get("lost")
+    if not lost and told.get("state") not in ("ended", "fetched"):
+        line.nonsense()
+    why = told.get("why", "")
+    if lost:
+        return printable("lost " + why).strip()
+    return (printable("ended %d %s" % (told["code"], why)).strip() if told.get("code") is not None
+            else "failed")
+
+
+def is_here(target, entry):
+    """Did this calculation store this very version of it before?"""
+    noted = target.noted.get(utf8(entry.far))
+    try:
+        info = os.stat(os.path.join(target.path, utf8(entry.far)), follow_symlinks=False)
+    except OSError:
+        return False
+    return noted == (info.st_ino, info.st_size, info.st_mtime_ns) and noted[1:] == (entry.size, entry.mtime)
+
+
+class Beside(threading.Thread):
+    """Makes something while something else goes on."""
+
+    def __init__(self, make):
+        threading.Thread.__init__(self, daemon=True)
+        self.make, self.made, self.error = make, None, None
+        self.start()
+
+    def run(self):
+        try:
+            self.made = self.make()
+        except Exception as error:
+            self.error = error
+
+    def result(self):
+        self.join()
+        if self.error:
+            raise self.error
+        return self.made
+
+
+# ==== connections ====
+# A line is one control connection to a host, whose first session serves the whole calculation; lanes for
+# large things are further sessions, over it or over connections of their own. Nothing of what comes is
+# believed before it was looked at (ANSWERS).
+FIRST = b"mi_distcomp 2 "       # our first line there begins so, wherever in a line of the log-in's it stands
+NOT_OURS = 254              # ssh's exit codes from here on: the host is closed (/etc/nologin), the line broke
+ANSWER = (1 << 20) + 2         # bytes of a line of an answer
+class LineLost(Exception):
+    """The connection is gone or never came; it may come back."""
+    code = 69
+
+    def stop(self):
+        """The Stop for it, where nobody waits for it."""
+        return Stop(self.code, str(self))
+
+
+class Never(LineLost):
+    """A connection that will not come by trying again. code: for the exit."""
+
+    def __init__(self, code, text):
+        LineLost.__init__(self, text)
+        self.code = code
+
+
+class Declined(Exception):
+    """The door there says no to one request. code: refused, state, gone, host, disk, error."""
+
+    def __init__(self, host, told):
+        Exception.__init__(self, "%s: %s" % (host, printable(told.get("why", ""))))
+        self.code, self.state = told["no"], told.get("state", "none")
+
+    def stop(self):
+        """The Stop for it."""
+        if self.code == "disk":
+            return Stop(EX_IOERR, _("%s (is the disk full there?)") % self)
+        codes = {"refused": EX_REFUSED, "error": EX_IOERR, "gone": EX_DATA, "host": EX_UNAVAILABLE,
+                 "config": EX_CONFIG}
+        return Stop(codes.get(self.code, EX_PROTOCOL), str(self))
+
+
+def encoded(text):
+    """text (str or bytes) as one single-quoted word that any log-in shell passes on; LOADER and PLAIN turn
+    its \\0ooo back."""
+    data = text if isinstance(text, bytes) else utf8(text)
+    return "'" + re.sub(rb"[^ -~]|['\\!]", lambda m: b"\\0%03o" % ord(m.group()), data).decode("ascii") + "'"
+
+
+def request(text, *words):
+    """The one form of everything that is asked of a host: a text for sh, and words. A guard drops the
+    text."""
+    return "exec sh -c 'eval \"$(printf %b \"$1\")\"' mi_distcomp " + " ".join(
+        encoded(word) for word in (text,) + words)
+
+
+@functools.lru_cache(maxsize=1)
+def own_file():
+    """(this file's bytes, the first 16 digits of their sum)"""
+    with open(__file__, "rb") as text:
+        data = text.read()
+    return data, hashlib.sha256(data).hexdigest()[:16]
+
+
+class Line:
+    """One control connection to a host, and the sessions over it or beside it."""
+
+    def __init__(self, host, settings):
+        if not host or host.startswith("-") or steers(host) or " " in host:
+            raise Stop(EX_USAGE, _("%s: not a host") % printable(host))
+        self.host, self.settings, self.turn = host, settings, os.urandom(8).hex()
+        self.folder = self.process = self.session = self.options = self.run = None
+        # plain: why there is no door there
+        self.plain, self.door, self.told, self.round_trip = "", "plain", {}, 0.0
+
+    def configured(self):
+        """What ~/.ssh/config says about the host ({key: value}); empty if this ssh cannot tell."""
+        words = ["ssh"] + self.settings.ssh_options + ["-G", "--", self.host]
+        done = subprocess.run([utf8(word) for word in words], stdin=subprocess.DEVNULL,
+                              stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        pairs = [row.split(" ", 1)
+                 for row in done.stdout.decode("utf-8", "replace").splitlines() if " " in row]
+        return {key: value for key, value in pairs}
+
+    def choose_options(self):
+        """The options of every connection. ~/.ssh/config decides; here is only what must be so, and AES-GCM
+        first where it is allowed."""
+        told, alive = self.configured(), max(1, int(self.settings.alive / 3))
+        options = ["BatchMode=yes", "ConnectTimeout=%d" % max(1, self.settings.connect),
+                   "ServerAliveInterval=%d" % alive, "ServerAliveCountMax=3", "Compression=no",
+                   "ForwardAgent=no", "ForwardX11=no", "ClearAllForwardings=yes", "PermitLocalCommand=no",
+                   "ControlPersist=no", "EscapeChar=none", "LogLevel=ERROR", "RequestTTY=no",
+                   "RemoteCommand=none",
+                   "StrictHostKeyChecking="
+                   + ("accept-new" if told.get("stricthostkeychecking") == "accept-new" else "yes")]
+        ciphers = told.get("ciphers", "").split(",")
+        fast = sorted((name for name in ciphers if name.endswith("gcm@openssh.com")),
+                      key=lambda name: "256" in name)
+        if fast and has_aes():
+            options.append("Ciphers=" + ",".join(fast + [name for name in ciphers if name not in fast]))
+        self.options = ["ssh", "-x", "-a", "-T"] + self.settings.ssh_options
+        for option in options:
+            self.options += ["-o", option]
+        self.place = "%s@%s:%s" % (told.get("user", ""), told.get("hostname", self.host),
+                                   told.get("port", ""))
+
+    def start(self, asked, own=False):
+        """Starts a session (Popen) that is asked for this: the first one with the control connection, others
+        over it, or (own) over a connection of their own. Its stderr goes into a file (process.said), which
+        why() reads."""
+        control = ["-S", self.control, "-o", "ControlMaster=no"]
+        if own or self.process is None:
+            spend(self.place, self.settings.connects)
+            control = (["-o", "ControlMaster=no", "-o", "ControlPath=none"] if own
+                       else ["-M", "-S", self.control])
+        elif self.process.poll() is not None:      # ssh would log in anew for each session, beyond the budget
+            raise LineLost(_("%s: the connection broke off") % self.host)
+        said = open(os.path.join(self.folder, b"said.%d" % (time.monotonic() * 1e9)), "w+b")
+        process = subprocess.Popen([utf8(word) for word in self.options + control + ["--", self.host, asked]],
+                                   stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=said, bufsize=BLOCK,
+                                   start_new_session=True)
+        process.said = said
+        limit_files(process.pid)
+        for pipe in (process.stdin, process.stdout):
+            widen(pipe)
+        return process
+
+    def door_words(self):
+        """What asks for a session of the door there."""
+        return request(LOADER, "2", "door", self.settings.base, own_file()[1])
+
+    def open(self, run=None, meanwhile=lambda: None, check=False):
+        """Opens the control connection, and its session for this run (UUID). LineLost if it cannot be had
+        now; Stop if it will never be had like this. meanwhile: called while the log-in takes its time."""
+        import tempfile
+        # sun_path is short
+        self.folder = utf8(tempfile.mkdtemp(prefix="mi-", dir="/tmp" if os.path.isdir("/tmp") else None))
+        self.control, self.run = self.folder.decode() + "/c", run
+        if self.options is None:
+            self.choose_options()
+        began, self.process = time.monotonic(), self.start(self.door_words())
+        meanwhile()
+        # a log-in can hang at any point
+        patience = threading.Timer(self.settings.connect * 3, give_up, [self.process])
+        patience.daemon = True
+        patience.start()
+        self.session = Session(self, self.process)
+        try:
+            self.plain = self.session.reach()
+            started = time.monotonic()
+            if not self.plain:
+                self.told = self.session.hello("", check)
+                self.door, self.round_trip = self.told["door"], time.monotonic() - started
+        except BaseException:
+            self.close()
+            raise
+        patience.cancel()
+        log("debug", run, "connect", host=self.host, seconds="%.3f" % (time.monotonic() - began),
+            plain=self.plain, program=self.told.get("program", "-"), there=self.told.get("host", "-"),
+            state=self.told.get("state", "-"))
+        return self
+
+    def where(self):
+        """This boot of the host there, as one word."""
+        return re.sub(r"\s", "?", "%s.%s" % (self.told.get("host"), self.told.get("boot")))
+
+    def lane(self, way, own):
+        """A further session, "put" or "get"."""
+        session = Session(self, self.start(self.door_words(), own))
+        if session.reach():
+            self.nonsense()
+        session.hello(way)
+        return session
+
+    def results(self, inputs):
+        """What may leave of the run (Found). inputs: also inputs that nobody has touched."""
+        found, at = Found([], [], Verdicts()), 0
+        while at is not None:
+            told = self.session.ask("results", {"from": at, "inputs": inputs}).answer(
+                "files", "folders", "next")
+            found.files.extend(Entry(None, name, size, mtime, 0o777 if x else 0o666)
+                               for name, size, mtime, x, sum256 in told["files"])
+            found.folders.extend((name[:-1], mtime) for name, mtime in told["folders"])
+            step = len(told["files"]) + len(told["folders"])
+            if (told["next"] is not None and (told["next"] != at + step or not step)
+                    or len(found.files) + len(found.folders) > MOST_FILES):
+                self.nonsense()
+            at = told["next"]
+        found.verdicts.update((code, {"count": one["count"], "names": list(map(printable, one["names"]))})
+                              for code, one in told.get("verdicts", {}).items())
+        return found
+
+    def nonsense(self):
+        """Stop 76: no program of ours answers like this."""
+        raise Stop(EX_PROTOCOL, _("%s: an answer that makes no sense") % self.host)
+
+    def refused(self, process):
+        """Says why a session never came to our program."""
+        text, ended = self.why(process), process.returncode
+        if process is not self.process:
+            raise LineLost("%s: %s" % (self.host, printable(text) or _("the connection broke off")))
+        self.close()
+        if "refused by the guard: an unknown verb" in text:
+            raise Never(EX_PROTOCOL,
+                        _("%s: its guard is of an older version (protocol 1); this file has to be put there")
+                        % self.host)
+        if 0 <= ended < NOT_OURS and not any(sign in text for sign, code in FINAL):
+            raise Never(EX_CONFIG,
+                        _("%s: the log-in there ended with code %d before it came to what was asked for%s;"
+                          " an exit or exec in a file that its shell reads first (.bashrc, .cshrc), or an"
+                          " account without a shell?") % (self.host, ended, printable(text and ": " + text)))
+        for sign, code in FINAL:
+            if sign in text:
+                raise Never(code, _("%s: %s (try by hand: %s)") % (
+                    self.host, printable(text), " ".join(["ssh"] + self.settings.ssh_options + [self.host])))
+        raise LineLost("%s: %s" % (self.host, printable(text) or _("no answer")))
+
+    def why(self, process):
+        """The last words on stderr of a session that has ended (or is ended here)."""
+        try:
+            process.wait(2)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        process.said.seek(0)
+        rows = [row
+                for row in process.said.read(65536).decode("utf-8", "replace").splitlines() if row.strip()]
+        return " / ".join(row.strip() for row in rows[-3:])[:500]
+
+    def broke(self, process):
+        """A session ended too early: a guard that stopped (broken ini, bug) is final, anything else is a lost
+        line."""
+        text = self.why(process)
+        if PROGRAM + ": " in text:
+            raise Stop(EX_PROTOCOL, _("the guard of %s: %s") % (self.host, printable(text)))
+        raise LineLost("%s: %s" % (self.host, printable(text) or _("the connection broke off")))
+
+    def end(self, process):
+        """Closes a session's pipes and waits a moment for it."""
+        hang_up(process)
+        self.why(process)
+        process.said.close()
+
+    def close(self):
+        """Ends the control connection and removes its socket."""
+        if self.process is not None:
+            self.process.terminate()
+            hang_up(self.process)                    # wakes an ssh that was told just before it began to wait
+            try:
+                self.process.wait(1)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+        if self.folder is not None:
+            import shutil
+            shutil.rmtree(self.folder, ignore_errors=True)
+        self.process = self.folder = None
+
+
+class Session:
+    """One session of the door there: requests and their answers, in the same order; each a line of JSON, with
+    bytes behind it where it says so."""
+
+    def __init__(self, line, process):
+        self.line, self.process = line, process
+        self.place = memoryview(bytearray(BLOCK))      # through which large things pass
+
+    def reach(self):
+        """Skips what the log-in prints, brings this program where it is not there yet: '' at the door, else
+        why there is only the plain way."""
+        noise = 0
+        for row in iter(lambda: self.process.stdout.readline(LINE), b""):
+            noise += len(row)
+            if noise > NOISE:
+                break
+            kind, _blank, rest = row.partition(FIRST)[2].decode("utf-8", "replace").strip().partition(" ")
+            if kind == "door":
+                return ""
+            if kind == "bring":
+                self.bring(rest == "z")
+            if kind == "plain":
+                return rest or "?"
+            if kind == "no":
+                code, _blank, why = rest.partition(" ")
+                raise Never(int(code) if re.match(r"(6[4-9]|7[0-8])\Z", code) else EX_PROTOCOL,
+                            "%s: %s" % (self.line.host, printable(why)))
+        else:
+            self.line.refused(self.process)
+        self.line.nonsense()
+
+    def bring(self, packed):
+        """This very file, which the door there is."""
+        import zlib
+        data = zlib.compress(own_file()[0], 9) if packed else own_file()[0]
+        log("info" if self.line.run else "debug", self.line.run, "2 bring", host=self.line.host,
+            bytes=len(data))
+        self.write(b"%d\n" % len(data), data)
+        self.flush()
+
+    def hello(self, lane, check=False):
+        """What there is there."""
+        more = {"check": True} if check else {}
+        return self.ask("hello", v=2, run=self.line.run, lane=lane, turn=self.line.turn, **more).answer(
+            "state", "door", "host", "boot", "free")
+
+    def send(self, do, words=(), data=(), **more):
+        """One request; data: the bytes behind it, in parts. LineLost."""
+        self.write(json.dumps(dict(words, do=do, **more)).encode("ascii") + b"\n", *data)
+
+    def write(self, *parts):
+        try:
+            for part in parts:
+                self.process.stdin.write(part)
+        except OSError:                                # no broken pipe of stdout
+            self.line.broke(self.process)
+
+    def flush(self):
+        try:
+            self.process.stdin.flush()
+        except OSError:
+            self.line.broke(self.process)
+
+    def ask(self, do, words=(), **more):
+        """One request, on its way; the session, for its answer."""
+        self.send(do, words, **more)
+        return self
+
+    def answer(self, *needed):
+        """The next answer: a dict with these words. Declined; LineLost; 76 if it is not as it should be."""
+        self.flush()
+        row = self.process.stdout.readline(ANSWER)
+        if not row.endswith(b"\n"):
+            self.line.nonsense() if len(row) >= ANSWER else self.line.broke(self.process)
+        try:
+            told = json.loads(row.decode("ascii"))
+        except (ValueError, RecursionError):
+            told = None
+        if (type(told) is not dict
+                or not all(kind(told[name]) for name, kind in ANSWERS.items() if name in told)):
+            self.line.nonsense()
+        if "no" in told:
+            raise Declined(self.line.host, told)
+        if not set(needed) <= set(told):
+            self.line.nonsense()
+        return told
+
+    def parts(self, count):
+        """The bytes behind an answer, some at a time: a view that is good until the next ones are asked
+        for."""
+        while count:
+            data = self.place[:self.process.stdout.readinto1(self.place[:count])]
+            if not data:
+                self.line.broke(self.process)
+            count -= len(data)
+            yield data
+
+    def exactly(self, count):
+        """All of them."""
+        data = self.process.stdout.read(count)
+        if len(data) != count:
+            self.line.broke(self.process)
+        return data
+
+    def close(self):
+        """Ends it."""
+        self.process.kill()
+        self.line.end(self.process)
+
+
+def give_up(process):
+    """Ends a log-in that does not come to what was asked for: a shell that took its place ends with its
+    input, by itself; anything else is killed."""
+    try:
+        process.stdin.close()
+        process.wait(1)
+    except (OSError, subprocess.TimeoutExpired):
+        process.kill()
+
+
+def limit_files(pid):
+    """What the far side writes on stderr does not fill the disk: no file that this process writes grows
+    beyond SAID."""
+    try:
+        import resource
+        resource.prlimit(pid, resource.RLIMIT_FSIZE, (SAID, SAID))
+    except (ImportError, AttributeError, OSError, ValueError):
+        pass                                           # not on every system
+
+
+def hang_up(process):
+    """Closes the pipes of a session."""
+    for pipe in (process.stdin, process.stdout):
+        try:
+            pipe.close()
+        except OSError:
+            pass
+
+
+def has_aes():
+    """Has this processor AES instructions?"""
+    try:
+        with open("/proc/cpuinfo") as text:
+            return " aes" in text.read(8192)
+    except OSError:
+        return False
+
+
+def widen(pipe):
+    """A larger pipe buffer (F_SETPIPE_SZ), where the system allows it."""
+    import fcntl
+    try:
+        fcntl.fcntl(pipe.fileno(), 1031, 1 << 20)
+    except OSError:
+        pass
+
+
+def spend(place, most):
+    """Waits until one more connection to this place fits into the budget (`most` in CONNECT_SPAN seconds,
+    over all runners of this user; 0: no budget). Sites ban hosts that connect too often."""
+    import fcntl
+    if not most:
+        return
+    name = hashlib.sha256(utf8(place)).hexdigest()[:16]
+    with open(os.path.join(state_folder(), b"connects." + name.encode()), "a+b") as book:
+        fcntl.flock(book, fcntl.LOCK_EX)
+        while True:
+            book.seek(0)
+            now = time.time()
+            # others are broken
+            rows = [float(row)
+                    for row in book.read(1 << 20).split() if re.match(rb"[0-9]{1,12}\.[0-9]{3}\Z", row)]
+            times = [row for row in rows if now - CONNECT_SPAN < row <= now]
+            if len(times) < most:
+                break
+            log("info", None, "wait", place=place, why="connection budget",
+                seconds="%.0f" % (times[0] + CONNECT_SPAN - now))
+            time.sleep(max(0.1, times[0] + CONNECT_SPAN - now))
+        book.seek(0)
+        book.truncate()
+        book.write(b"".join(b"%.3f\n" % one for one in times + [now]))
+
+
+# ==== moving files ====
+# A queue of bundles of small files and pieces of large ones, and lanes that work it off: each a session,
+# which is asked ahead so that no round trip is idle. What a dying lane had not finished, the others take.
+# Every sum is compared.
+# near: a path, bytes; far: a name, "d/": an empty directory; mtime: ns
+Entry = collections.namedtuple("Entry", "near far size mtime mode")
+Piece = collections.namedtuple("Piece", "entry offset size")
+# results: [Entry], [(name, mtime)] of empty directories, Verdicts
+Found = collections.namedtuple("Found", "files folders verdicts")
+
+
+def planned(inputs, check=True):
+    """Entries of the inputs: [[near path, far name]]; directories with all that is in them, links followed.
+    Stop 66 if one is missing."""
+    entries = []
+    for near, far in inputs:
+        try:
+            add_input(entries, utf8(near), far, ())
+        except OSError as error:
+            if check:
+                raise Stop(EX_NOINPUT, "%s: %s" % (printable(near), error.strerror))
+    return entries
+
+
+def add_input(entries, near, far, above):
+    """One input into entries; above: the real directories that it stands in (a link back to one of them is
+    left out)."""
+    info = os.stat(near)
+    try:
+        check_name(far)
+    except ValueError as error:
+        raise Stop(EX_NOINPUT, str(error))
+    if stat.S_ISREG(info.st_mode):
+        if not os.access(near, os.R_OK):
+            raise Stop(EX_NOINPUT, _("%s: may not be read") % shown(near))
+        entries.append(Entry(near, far, info.st_size, info.st_mtime_ns, info.st_mode & 0o777))
+    elif stat.S_ISDIR(info.st_mode):
+        real, names = os.path.realpath(near), sorted(os.listdir(near))
+        if real in above:
+            return
+        if not names:
+            entries.append(Entry(near, far + "/", 0, info.st_mtime_ns, info.st_mode & 0o777))
+        for name in names:
+            leaf = name.decode("utf-8", "surrogateescape")
+            add_input(entries, os.path.join(near, name), far + "/" + leaf, above + (real,))
+    else:
+        raise Stop(EX_NOINPUT, _("%s: neither file nor directory") % shown(near))
+
+
+def put(line, entries, record, settings):
+    """Moves entries (inputs) into the far directory, the sum of each compared. Returns the bytes moved."""
+    count, step = lanes_for(line, sum(entry.size for entry in entries if entry.size >= SMALL), settings)
+    work = Sending(cut(entries, step, record.have), record, line)
+    for entry in entries:                              # complete but for their end
+        if entry.size >= SMALL and entry.far not in work.pieces_left:
+            work.items.append(entry)
+    work.items = work.items or collections.deque([[]])                   # the run is made there all the same
+    with Progress(work, _("sent"), sum(entry.size for entry in entries)):
+        work_off(line, work, count, settings)
+    return work.moved
+
+
+def get(line, entries, record, settings, target, kept):
+    """Moves entries (results) into the target, the sum of each compared; near is the part in which a large
+    one grows. kept: {name: why} of what must not be put there. Returns (the bytes moved, {name: code} of what
+    did not leave after all)."""
+    large = [entry for entry in entries if entry.size >= SMALL]
+    count, step = lanes_for(line, sum(entry.size for entry in large), settings)
+    work = Fetching(cut(entries, step, record.have), record, line, target, kept)
+    for entry in large:
+        if entry.far not in work.pieces_left:
+            work.finish(entry, 0)                      # it was whole already when the runner died
+    with Progress(work, _("fetched"), sum(entry.size for entry in entries)):
+        work.sample([entry for entry in large if entry.size >= SAMPLED and entry.far in work.pieces_left])
+        work_off(line, work, count, settings)
+    lost = {entry.far for entry in entries} - set(kept) - set(work.stays) - work.stored
+    if lost:
+        raise Stop(EX_BUG, _("%s: is not here, although all was fetched") % printable(min(lost)))
+    return work.moved, work.stays
+
+
+def version(entry):
+    """What tells this content of a file from an older one."""
+    return entry.far, entry.size, entry.mtime
+
+
+def cut(entries, step, have):
+    """Work for entries: bundles of small files (lists of Entry), and pieces of `step` bytes; have: {version:
+    set of (offset, size)}, there already."""
+    items, bundle, filled, named = [], [], 0, 0
+    for entry in entries:
+        if entry.size < SMALL:
+            if (0, entry.size) in have.get(version(entry), ()):
+                continue
+            bundle.append(entry)
+            filled, named = filled + entry.size, named + len(json.dumps(entry.far)) + 60
+            if filled >= BUNDLE or named >= NAMES or len(bundle) == 1000:
+                items.append(bundle)
+                bundle, filled, named = [], 0, 0
+            continue
+        for first, last in gaps(have.get(version(entry), ()), entry.size):
+            items += [Piece(entry, offset, min(step, last - offset)) for offset in range(first, last, step)]
+    return ([bundle] if bundle else []) + items
+
+
+def gaps(spans, size):
+    """What the spans (offset, length) leave of size bytes: (first, last), one after the other."""
+    at = 0
+    for first, length in sorted(spans):
+        if first > at:
+            yield at, first
+        at = max(at, first + length)
+    if at < size:
+        yield at, size
+
+
+def lanes_for(line, total, settings):
+    """(lanes, piece size in bytes): the first lane goes over the line's own session, each further one over a
+    connection of its own."""
+    near = line.round_trip < NEAR
+    most = NEAR_STREAMS if (os.cpu_count() or 1) > 2 else 1
+    most = most if near else STREAMS
+    lanes = settings.streams or (most if total >= BULK else 1)
+    least, parts = (NEAR_PIECE, 8) if near else (FAR_PIECE, 64)
+    return lanes, min(max(least, total // (lanes * parts)), 4 * least)
+
+
+def work_off(line, work, count, settings):
+    """Runs count lanes until the work is done. LineLost or Stop otherwise."""
+    threads, beside = [], 0
+    small = sum(one.size for item in work.items if isinstance(item, list) for one in item)
+    if count == 1 and not settings.streams and small > TWICE and line.round_trip >= NEAR:
+        count, beside = 2, 1                           # no further log-in
+    work.lanes = count if work.items else 0
+
+    def run(number):
+        lost = None
+        try:
+            lane(line, work, number, number > beside)
+        except LineLost as error:
+            lost = str(error)
+        except Declined as error:
+            if error.code in ("host", "state"):   # ended there: `start`, or a later line of ours, was quicker
+                lost = str(error)
+            else:
+                work.fail(error.stop())
+        except ValueError as error:
+            work.fail(Stop(EX_IOERR, printable("%s: %s" % (line.host, error))))
+        except BaseException as error:             # whatever it is: a lane that ends so has not done its work
+            work.fail(error)
+        finally:
+            work.leave(lost)
+    for number in range(1, work.lanes):
+        threads.append(threading.Thread(target=run, args=(number,), daemon=True))
+        threads[-1].start()
+    if work.lanes:
+        run(0)
+    for thread in threads:
+        thread.join()
+    if work.error:
+        raise work.error
+    if not work.over():
+        raise LineLost(_("the connection broke off"))
+
+
+def lane(line, work, number, own):
+    """One lane: asks ahead, and hears the answers in their order."""
+    session, ahead = line.lane(work.way, own) if number else line.session, collections.deque()
+    try:
+        while not work.error:
+            while len(ahead) < (ASKED_AHEAD if work.lanes > 1 else AHEAD):
+                item = work.take(wait=not ahead)
+                if item is None:
+                    break
+                ahead.append([item, None])
+                ahead[-1][1] = work.ask(session, item)
+            if not ahead:
+                break
+            item, sent = ahead[0]
+            got = work.hear(session, item, sent)
+            ahead.popleft()
+            if got is None:
+                log("warn", None, "sum", file=work.title(item), why="the sum is wrong; once more")
+                work.back([item], wrong=True)
+            else:
+                work.done(item, got)
+    finally:
+        work.back([item for item, sent in ahead])
+        if number:
+            session.close()
+
+
+class Work:
+    """What is still to be moved; lanes take from it, and give back what a dying lane had not finished."""
+
+    def __init__(self, items, record, line):
+        self.items, self.out, self.lanes = collections.deque(items), 0, 0
+        self.record, self.error, self.lost, self.far = record, None, None, line.round_trip >= NEAR
+        self.line, self.moved, self.pieces_left, self.tries = line, 0, {}, {}
+        self.cond = threading.Condition()
+        for item in items:
+            if isinstance(item, Piece):
+                self.pieces_left[item.entry.far] = self.pieces_left.get(item.entry.far, 0) + 1
+
+    def take(self, wait=True):
+        """The next item, or None: there is none (and with wait: none will come back)."""
+        with self.cond:
+            while not self.error:
+                if self.items:
+                    self.out += 1
+                    return self.items.popleft()
+                if not self.out or not wait:
+                    return None
+                self.cond.wait()
+            return None
+
+    def done(self, item, sum256):
+        """item has arrived, with this sum ("": it does not leave, or has none)."""
+        with self.cond:
+            self.out -= 1
+            whole = None
+            if isinstance(item, Piece):
+                self.moved += item.size
+                self.pieces_left[item.entry.far] -= 1
+                whole = item.entry if not self.pieces_left[item.entry.far] else None
+                if sum256:
+                    self.record.arrived(item.entry, item.offset, item.size, sum256)
+            self.cond.notify_all()
+        if whole is not None:
+            self.finish(whole, item.size)
+
+    def back(self, items, wrong=False):
+        """items were not done after all."""
+        with self.cond:
+            self.out -= len(items)
+            self.items.extendleft(reversed(items))
+            for item in items if wrong else ():
+                self.tries[id(item)] = self.tries.get(id(item), 0) + 1
+                if self.tries[id(item)] >= TRIES:
+                    self.error = (self.error
+                                  or Stop(EX_IOERR,
+                                          _("the sum of a piece was wrong %d times: %s")
+                                          % (TRIES, self.title(item))))
+            self.cond.notify_all()
+
+    def over(self):
+        """Is all done?"""
+        with self.cond:
+            return not self.items and not self.out
+
+    @staticmethod
+    def title(item):
+        if isinstance(item, list):
+            return printable(" ".join(one.far for one in item[:1]))
+        return printable(getattr(item, "entry", item).far)
+
+    def fail(self, error):
+        if isinstance(error, OSError):
+            where = (os.fsdecode(error.filename) if isinstance(error.filename, (str, bytes))
+                     else _("on this side"))
+            error = Stop(EX_IOERR, printable("%s: %s" % (where, error.strerror or error)))
+        with self.cond:
+            self.error = self.error or error
+            self.cond.notify_all()
+
+    def leave(self, lost=None):
+        """A lane ends. With the last one, what is left is lost."""
+        with self.cond:
+            self.lanes -= 1
+            self.lost = lost or self.lost
+            if not self.lanes and (self.items or self.out):
+                self.error = self.error or LineLost(self.lost or _("the connection broke off"))
+            self.cond.notify_all()
+
+
+class Sending(Work):
+    """Inputs on their way there. An Entry by itself among the items: the end (size, mode, time) of a file
+    whose pieces have arrived."""
+    way = "put"
+
+    def ask(self, session, item):
+        """Sends the item; what the answer's sums must be."""
+        if isinstance(item, list):
+            return self.bundle(session, item)
+        return self.piece(session, item) if isinstance(item, Piece) else self.end(session, item)
+
+    def hear(self, session, item, sent):
+        """The sum, if those that the answer tells are right; else None."""
+        told = session.answer("sums")["sums"]
+        if told != sent:
+            return None
+        for entry in item if isinstance(item, list) else ():
+            self.record.arrived(entry, 0, entry.size)
+            self.moved += entry.size
+        return sent[0] if isinstance(item, Piece) else ""
+
+    def finish(self, entry, last):
+        """All pieces of it are there: its end is ordered, unless it came with the only one."""
+        if last != entry.size:
+            with self.cond:
+                self.items.appendleft(entry)
+                self.cond.notify_all()
+
+    def bundle(self, session, entries):
+        data, sums = [], []
+        for entry in entries:
+            data.append(b"" if entry.far.endswith("/") else read_input(entry))
+            sums.append("" if entry.far.endswith("/") else hashlib.sha256(data[-1]).hexdigest())
+        rows = [[entry.far, entry.size, entry.mode, entry.mtime] for entry in entries]
+        session.send("put", {"files": rows, "size": sum(map(len, data))}, data)
+        return sums
+
+    def piece(self, session, item):
+        """One piece of a large file, packed if a sample of it shrinks; its sum is made on the way."""
+        entry, digest, left = item.entry, hashlib.sha256(), item.size
+        words = {"name": entry.far, "at": item.offset}
+        if left == entry.size:
+            words["end"] = [entry.size, entry.mode, entry.mtime]
+        with open(entry.near, "rb", 0) as source:
+            source.seek(item.offset)
+            if self.far and shrinks(source.read(min(SAMPLE, left))):
+                import zlib
+                source.seek(item.offset)
+                data = source.read(left)
+                unchanged(entry, source, len(data) == left)
+                packed = zlib.compress(data, 1)
+                session.send("put", dict(words, size=len(packed), length=left), [packed])
+                return [hashlib.sha256(data).hexdigest()]
+            source.seek(item.offset)
+            session.send("put", dict(words, size=left))
+            while left:
+                data = source.read(min(BLOCK, left))
+                digest.update(data)
+                left -= len(data)
+                unchanged(entry, source, data)
+                session.write(data)
+        return [digest.hexdigest()]
+
+    @staticmethod
+    def end(session, entry):
+        with open(entry.near, "rb", 0) as source:
+            unchanged(entry, source)
+        session.send("put", name=entry.far, size=0, end=[entry.size, entry.mode, entry.mtime])
+        return []
+
+
+def read_input(entry):
+    """The bytes of a small input. Stop 66 if they are not those that were looked at."""
+    fd = os.open(entry.near, os.O_RDONLY)              # open() takes five times as long
+    try:
+        data, info = os.read(fd, entry.size + 1), os.fstat(fd)
+    finally:
+        os.close(fd)
+    if len(data) != entry.size or info.st_mtime_ns != entry.mtime:
+        raise Stop(EX_NOINPUT, _("%s: changed while it was sent") % shown(entry.near))
+    return data
+
+
+def unchanged(entry, source, more=True):
+    """Stop 66 if the open input is another one than was looked at."""
+    if not more or os.fstat(source.fileno()).st_mtime_ns != entry.mtime:
+        raise Stop(EX_NOINPUT, _("%s: changed while it was sent") % shown(entry.near))
+
+
+class Fetching(Work):
+    """Results on their way here. stays: {name: code} of those that do not leave any more; kept: {name: why}
+    of what cannot be put here."""
+    way = "get"
+
+    def __init__(self, items, record, line, target, kept):
+        Work.__init__(self, items, record, line)
+        self.target, self.kept, self.stays, self.stored, self.pack = target, kept, {}, set(), set()
+
+    def ask(self, session, item):
+        """Asks for the item."""
+        if isinstance(item, list):
+            session.send("get", names=[entry.far for entry in item])
+        else:
+            self.ask_piece(session, item.entry, item.offset, item.size, item.entry.far in self.pack)
+        session.flush()
+
+    @staticmethod
+    def ask_piece(session, entry, at, length, pack=False):
+        session.send("get", name=entry.far, at=at, length=length, size=entry.size, mtime=entry.mtime,
+                     pack=pack)
+
+    def hear(self, session, item, _sent):
+        """The sum of what came ("" of a bundle, or of what does not leave); None if that is not right."""
+        if isinstance(item, Piece):
+            return self.piece(session, item)
+        right = [self.small(session, entry) for entry in item]
+        return "" if all(right) else None
+
+    def small(self, session, entry):
+        """A small file of a bundle, under its name once its sum is right. What is told here counts, if it
+        differs from the list."""
+        told = session.answer()
+        if "verdict" in told:
+            self.stays[entry.far] = told["verdict"]
+            return True
+        if not {"sum", "mtime", "x"} <= set(told) or told.get("size", 0) > BUNDLED:
+            session.line.nonsense()
+        data = session.exactly(told.get("size", 0))
+        if hashlib.sha256(data).hexdigest() != told["sum"]:
+            return False
+        self.store(entry, data, told["x"], told["mtime"])
+        self.moved += len(data)
+        return True
+
+    def piece(self, session, item):
+        """One piece into its place."""
+        told, digest, at = session.answer(), hashlib.sha256(), item.offset
+        if "verdict" not in told:
+            fd = os.open(item.entry.near, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+            try:
+                for data in came(session, told, item.size):
+                    digest.update(data)
+                    write_sparse(fd, data, at)
+                    at += len(data)
+            finally:
+                os.close(fd)
+            told = session.answer()
+        if "verdict" in told:
+            self.stays[item.entry.far] = told["verdict"]
+            return ""
+        return digest.hexdigest() if told.get("sum") == digest.hexdigest() else None
+
+    def finish(self, entry, _last):
+        """Gives a whole file its size, mode, time and name."""
+        if entry.far in self.stays:
+            return
+        fd = os.open(entry.near, os.O_WRONLY | os.O_NOFOLLOW)
+        try:
+            os.ftruncate(fd, entry.size)
+        finally:
+            os.close(fd)
+        self.store(entry, None, bool(entry.mode & 0o100), entry.mtime)
+
+    def store(self, entry, data, x, mtime):
+        """Puts a whole result into the target, or notes why it cannot be there. data: None, if it has grown
+        as a part."""
+        if put_in_place(self.kept, entry.far,
+                        lambda: self.target.store(key_of(entry.far), entry.far, data, x, mtime)):
+            self.stored.add(entry.far)
+            if data is not None:
+                self.record.arrived(entry, 0, entry.size)
+
+    def sample(self, entries):
+        """Finds out which of these are to come packed: a look into the middle of each, all in one round
+        trip."""
+        entries = entries[:50] if self.far else []
+        for entry in entries:
+            self.ask_piece(self.line.session, entry, entry.size // 2, SAMPLE)
+        for entry in entries:
+            told = self.line.session.answer()
+            if "verdict" not in told:
+                sample = self.line.session.exactly(min(told.get("size", 0), SAMPLE))
+                self.pack.update([entry.far] if shrinks(sample) else [])
+                self.line.session.answer()
+
+
+def came(session, told, length):
+    """The bytes of a piece, unpacked if need be."""
+    if told.get("size", 0) > UNPACKED or "length" not in told and told.get("size", 0) != length:
+        session.line.nonsense()
+    if "length" not in told:
+        yield from session.parts(length)
+        return
+    import zlib
+    try:
+        data = zlib.decompressobj().decompress(session.exactly(told.get("size", 0)), length + 1)
+    except zlib.error:
+        data = b""
+    if len(data) != length:
+        session.line.nonsense()
+    yield memoryview(data)
+
+
+def put_in_place(kept, name, act):
+    """act(), which puts a result there, or asks whether it may: True; if it must not, that is noted in
+    kept."""
+    try:
+        act()
+        return True
+    except NotStored as error:
+        kept[name] = str(error)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS):
+            raise
+        kept[name] = error.strerror
+    return False
+
+
+def key_of(far):
+    """Under which name a result grows among the parts: no other's, whatever it is called."""
+    return hashlib.sha256(utf8(far)).hexdigest()[:40].encode()
+
+
+def shrinks(sample):
+    """Is this data worth compressing?"""
+    import zlib
+    return len(sample) > 4096 and len(zlib.compress(sample, 1)) * SHRINKS < len(sample)
+
+
+def shown(name):
+    """A name in bytes, for people."""
+    return printable(name.decode("utf-8", "replace"))
+
+
+class Progress:
+    """Shows how far a transfer is: a line that is rewritten on a terminal, a log line every 10 s
+    otherwise."""
+
+    def __init__(self, work, word, total):
+        self.work, self.word, self.total, self.over = work, word, total, threading.Event()
+
+    def __enter__(self):
+        self.thread = threading.Thread(target=self.run, daemon=True)
+        self.thread.start()
+
+    def run(self):
+        terminal = sys.stderr.isatty()
+        began = time.monotonic()
+        while not self.over.wait(0.5 if terminal else 10):
+            spent = time.monotonic() - began
+            if terminal:
+                moved = self.work.moved / 1048576.0
+                sys.stderr.write("\r%s %.0f / %.0f MiB  %.1f MiB/s "
+                                 % (self.word, moved, self.total / 1048576.0, moved / spent))
+            else:
+                log("info", None, "progress", what=self.word, bytes=self.work.moved, of=self.total)
+        if terminal and time.monotonic() - began > 0.5:
+            sys.stderr.write("\r\x1b[K")
+
+    def __exit__(self, *what):
+        self.over.set()
+        self.thread.join()
+
+
+# ==== the plain way ====
+# Where there is no python3: a directory, rsync, the command, rsync, as fielded. Nothing is removed there,
+# nothing can be resumed.
+PLAIN = r"""
+PATH=$PATH:/usr/bin:/bin
+shift; n=$#
+while [ "$n" -gt 0 ]; do
+    a=$1; shift; n=$((n - 1))
+    case $a in *\\*) a=$(printf '%b.' "$a"); a=${a%.};; esac
+    set -- "$@" "$a"
+done
+case $3 in /*) b=$3;; "~/"*) b=$HOME/${3#"~/"};; *) b=$HOME/$3;; esac
+w=$b/$4
+case $2 in
+rsync) (umask 077; mkdir -p "$w") && cd "$w" && shift 4 && exec rsync "$@";;
+run) cd "$w" || exit
+    "${SHELL:-/bin/sh}" -c "$5" </dev/null >remote_program_exec.log 2>&1
+    printf '\nmi_distcomp 2 ended %d\n' $?;;
+esac
+"""
+
+
+def rsync(line, run, *words):
+    """rsync over the control connection, in the run's directory there: (could it bring a part only?, what it
+    says). LineLost."""
+    import shlex
+    shell = " ".join(shlex.quote(word)
+                     for word in line.options + ["-S", line.control, "-o", "ControlMaster=no"])
+    there = request(PLAIN, "2", "rsync", run.settings.base, run.ident)
+    words = ["rsync", "-t", "--timeout=%d" % (run.settings.alive * 4), "-e", shell, "--rsync-path=" + there
+             ] + run.settings.rsync_options + list(words)
+    try:
+        done = subprocess.run([word if isinstance(word, bytes) else utf8(word) for word in words],
+                              stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                              start_new_session=True)
+    except FileNotFoundError:
+        raise Stop(EX_CONFIG, _("%s: %s; the plain way needs rsync on both sides") % (line.host, line.plain))
+    said = done.stdout.decode("utf-8", "backslashreplace")
+    text = printable(" / ".join(said.splitlines()[:3])[:500])
+    if done.returncode in (23, 24):
+        log("error", run.ident, "rsync", code=done.returncode, said=text)
+    if done.returncode in (0, 23, 24):
+        return done.returncode != 0, said
+    if done.returncode in (12, 127) and line.process.poll() is None:     # the line is there, rsync is not
+        raise Stop(EX_CONFIG,
+                   _("%s: %s; the plain way needs rsync on both sides") % (line.host, line.plain) + ": "
+                   + text)
+    raise LineLost("%s: rsync: %s" % (line.host, text))
+
+
+def plain_put(line, run, entries):
+    """3. and 4. Inputs there. Returns their bytes. 65 if rsync could send a part only."""
+    if run.order.get("batch"):
+        raise Stop(EX_CONFIG, _("%s: %s: a batch system there needs it") % (line.host, line.plain))
+    log("warn", run.ident, "2 connect", host=line.host, why=line.plain,
+        way="plain: rsync; nothing is removed there or can be resumed")
+    folder = os.path.join(line.folder, b"inputs", b"")
+    for entry in entries:                            # a list of our own: rsync goes round in circles of links
+        path = os.path.join(folder, utf8(entry.far))
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        os.symlink(entry.near, path) if not entry.far.endswith("/") else None
+    os.makedirs(folder, exist_ok=True)
+    if rsync(line, run, "-rpLS", "--chmod=ug-s,o-t", "--", folder, line.host + ":./")[0]:
+        raise Stop(EX_NOINPUT, _("%s: not all inputs could be sent (rsync says why)") % line.host)
+    return sum(entry.size for entry in entries)
+
+
+def plain_run(line, run):
+    """5. and 6. The command; the state in which it ended. 69 if the line is lost: nobody knows how it
+    ends."""
+    if line is not run.sent:
+        raise Stop(EX_UNAVAILABLE,
+                   _("%s: the line was lost, and by the plain way nobody can know how the command ended; its"
+                     " directory there is %s/%s") % (line.host, run.settings.base, run.ident))
+    process = line.start(request(PLAIN, "2", "run", run.settings.base, run.ident, run.order["command"]))
+    run.record.step("started")
+    log("info", run.ident, "5 start", state="running")
+    fault("started")
+    found = None
+    for row in iter(lambda: process.stdout.readline(LINE), b""):
+        found = re.search(re.escape(FIRST) + rb"ended ([0-9]{1,3})\n", row) or found
+    line.end(process)
+    if not found:
+        line.close()
+        run.sent = None
+        raise LineLost(_("%s: the connection broke off") % line.host)
+    return "ended %d" % int(found.group(1))
+
+
+def plain_get(line, run, target, kept):
+    """7. and 8. Everything that is there: (how many files, Verdicts). It is judged here, as the door there
+    would; what rsync could not bring, its own words tell."""
+    folder, rules = target.part(b"all"), {key: one[1] for key, one in TABLE["outbound"].items()}
+    partly, said = rsync(line, run, "-rlIS", "--no-p", "--chmod=ugo=rwX", "--", line.host + ":./",
+                         folder + b"/")
+    stays = told_by_rsync(said, run.ident)
+    sent, found = run.record.inputs(), Unread(dict(rules, max_files=MOST_FILES), lambda *words: None)
+    tree = Tree(folder)
+    try:
+        for name, _real, _info, why in tree.walk():
+            if why is not None and why.code == "missing":                # a link to one of them?
+                to = os.path.join(os.path.dirname(name), os.readlink(os.path.join(folder, name)))
+                stays[shown(name)] = stays.get(shown(os.path.normpath(to)), "missing")
+        untouched = [name for name in sent if as_sent(os.path.join(folder, utf8(name)), sent[name])]
+        found.by_pattern(tree, EVERYTHING, untouched + [name.rstrip("/") + "/" for name in stays])
+    finally:
+        tree.close()
+    for name, code in stays.items():
+        found.verdicts.tell(code, name)
+    found.verdicts.pop("missing", None)
+    if partly and "unreadable" not in found.verdicts:
+        found.verdicts.tell("unreadable")
+    for one in found.ordered().folders:
+        put_in_place(kept, one.name, lambda: target.make(one.name[:-1], one.mtime))
+    stored = 0
+    # what links lead to moves last
+    for one in sorted(found.found, key=lambda one: utf8(one.name) == one.path):
+        stored += put_in_place(kept, one.name, lambda: plain_store(target, folder, one))
+    return stored, found.verdicts
+
+
+def told_by_rsync(said, ident):
+    """{name: verdict} of what rsync says that it left there."""
+    stays = {name: "special" for name in re.findall('skipping non-regular file "(.*)"\n', said)}
+    denied = re.findall('"[^"\n]*/%s/([^"\n]*)"[^\n]*: Permission denied' % ident, said)
+    return dict(stays, **dict.fromkeys(denied, "unreadable"))
+
+
+def plain_store(target, folder, one):
+    """A result that rsync has brought gets its name; a copy of it, where a link leads to it."""
+    key = b"all/" + one.path
+    if utf8(one.name) != one.path:
+        import shutil
+        key = key_of(one.name)
+        shutil.copy(os.path.join(folder, one.path), target.part(key))
+    target.store(key, one.name, None, one.x, one.mtime)
+
+
+def as_sent(path, entry):
+    """Is what came back of an input what was sent? (Where it was changed here meanwhile, size and time
+    tell.)"""
+    try:
+        info, here = os.lstat(path), os.stat(entry.near)
+    except OSError:
+        return False
+    if ((info.st_size, info.st_mtime_ns // 10 ** 9) != (entry.size, entry.mtime // 10 ** 9)
+            or not stat.S_ISREG(info.st_mode)):
+        return False
+    if bool(info.st_mode & 0o100) != bool(entry.mode & 0o100):
+        return False
+    if here.st_mtime_ns != entry.mtime:
+        return True
+    with open(path, "rb", 0) as came_back, open(entry.near, "rb", 0) as went:
+        return sum_of(came_back, 0, entry.size) == sum_of(went, 0, entry.size)
+
+
+# ==== record ====
+# What this side knows of a calculation, on disk: what resume needs.
+
+# form of a record, and of a run on the far side: 1 is of ssh protocol 1; a newer one is left alone
+ON_DISK = 2
+Settings = collections.namedtuple("Settings",
+                                  "base streams retry connect alive rsync_options ssh_options connects")
+# what an order.json tells, and these steps besides:
+ORDER = ("host", "command", "inputs", "into", "mode", "keep", "time", "settings")
+STEP_TELLS = {"starting": ("boot", "offset"), "ended": ("state",), "fetched": ("files", "odd"),
+              "finished": ("code",)}
+
+
+class Record:
+    """state_folder()/UUID: order.json, journal (JSON lines, fsynced), pieces (what has arrived). One runner
+    at a time holds its lock."""
+
+    def __init__(self, ident, order=None, lock=True):
+        import fcntl
+        if not re.match(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\Z", ident):
+            begun = re.match("[0-9a-f-]{8,36}\\Z", ident)           # of none that there is (see whole_ident)
+            raise Stop(EX_USAGE,
+                       (_("%s: no such calculation here (see: list)") if begun
+                        else _("%s: not a UUID (see: list; its first eight characters do)"))
+                       % printable(ident))
+        self.ident, self.folder = ident, os.path.join(state_folder(), ident.encode())
+        if order is not None:
+            os.mkdir(self.folder + b".new", 0o700)
+            write_synced(os.path.join(self.folder + b".new", b"order.json"), json.dumps(order).encode())
+            os.rename(self.folder + b".new", self.folder)
+            sync_folder(state_folder())
+        self.order = self.read_order()
+        if lock:
+            self.lock = open(os.path.join(self.folder, b"order.json"), "r+")
+            try:
+                fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                # other errors: a file system without locks. What else protects: the far side starts once
+                if error.errno in (errno.EAGAIN, errno.EACCES):
+                    raise Stop(EX_TEMPFAIL, _("%s: another runner is at work on it") % ident)
+                log("warn", ident, "record", folder=shown(self.folder),
+                    why="this file system knows no locks: start no second runner for it")
+        self.journal, self.pieces, self.have = None, None, {}
+        self.sums = {}                               # {(far, offset, size): sum} of the pieces that have come
+        self.steps = self.read_steps()
+
+    def read_order(self):
+        """What was ordered. 64 if there is no such calculation, 74 if it cannot be read."""
+        path = os.path.join(self.folder, b"order.json")
+        try:
+            with open(path, "rb") as text:
+                order = json.loads(text.read().decode("utf-8"))
+            if order.get("v", 1) > ON_DISK:
+                raise Stop(EX_CONFIG,
+                           _("%s: was written by a newer version of this program") % shown(self.folder))
+            if (set(ORDER) <= set(order) and set(Settings._fields) <= set(order["settings"])
+                    and len(order["settings"]["retry"]) == 2):
+                return order
+            why = _("it is broken")
+        except FileNotFoundError:
+            raise Stop(EX_USAGE, _("%s: no such calculation here (see: list)") % self.ident)
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+            why = _("it is broken")
+        except OSError as error:
+            why = error.strerror
+        raise Stop(EX_IOERR,
+                   _("%s: its record cannot be read (%s: %s); remove the directory when it is not needed any"
+                     " more") % (self.ident, shown(path), why))
+
+    def read_steps(self):
+        """{step: its last journal entry}; a torn line is ignored."""
+        steps, rows = {}, []
+        try:
+            with open(os.path.join(self.folder, b"journal"), "rb") as text:
+                rows = [row for row in text if row.strip()]
+        except FileNotFoundError:
+            pass
+        for number, row in enumerate(rows, 1):
+            try:
+                entry = json.loads(row.decode("utf-8"))
+                whole = (isinstance(entry["t"], (int, float))
+                         and set(STEP_TELLS.get(entry["step"], ())) <= set(entry))
+            except (ValueError, TypeError, KeyError, RecursionError):
+                whole = False
+            if whole:
+                steps[entry["step"]] = entry
+            elif row.endswith(b"\n") and row[-2:-1] in b"]}" or b"\0" in row:        # not just torn
+                sys.stderr.write(_("%s: %s: line %d of its journal is broken, and left out")
+                                 % (PROGRAM, self.ident, number) + "\n")
+        return steps
+
+    def last(self):
+        """The last step's journal entry."""
+        return (max(self.steps.values(), key=lambda one: one["t"]) if self.steps
+                else {"step": "ordered", "t": self.order["time"]})
+
+    def step(self, name, **values):
+        """Writes a step into the journal, on disk before this returns."""
+        if self.journal is None:
+            self.journal = open(os.path.join(self.folder, b"journal"), "ab", 0)
+            self.journal.write(b"\n")                  # a line that was torn stays alone
+        entry = dict(values, t=time.time(), step=name)
+        self.journal.write(json.dumps(entry).encode() + b"\n")
+        os.fsync(self.journal.fileno())
+        self.steps[name] = entry
+
+    def spans(self):
+        """How many pieces have arrived."""
+        return sum(len(spans) for spans in self.have.values())
+
+    def begin(self, phase, boots, fresh=False):
+        """What has arrived is from now on noted for this phase ('in', 'out'); older notes count if they are
+        of the same boots, and not fresh."""
+        if self.pieces is not None:
+            self.pieces.close()
+        self.have, boots = {}, utf8(boots)
+        path = os.path.join(self.folder, b"pieces." + phase.encode())
+        try:
+            with open(path, "rb") as text:
+                if text.readline().rstrip(b"\n") == boots and not fresh:
+                    for row in text:
+                        if row.endswith(b"/\n"):
+                            sum256, offset, size, whole, mtime, name = row[:-2].split(b" ", 5)
+                            self.have.setdefault((name.decode(), int(whole), int(mtime)), set()).add(
+                                (int(offset), int(size)))
+                            self.sums[name.decode(), int(offset), int(size)] = sum256.decode()
+        except (FileNotFoundError, ValueError):        # (also the notes of an older program)
+            self.have = {}
+        self.pieces = open(path, "ab" if self.have else "wb")
+        if not self.have:
+            self.pieces.write(boots + b"\n")
+            self.pieces.flush()
+
+    def verify(self, entries):
+        """Results that came in part before: what of them still has the sum that it had then; all else comes
+        anew."""
+        kept = {}
+        for entry in entries:
+            spans = self.have.get(version(entry), ())
+            try:
+                with open(os.open(entry.near, os.O_RDONLY | os.O_NOFOLLOW), "rb", 0) as source:
+                    kept[version(entry)] = {(offset, size)
+                                            for offset, size in spans
+                                            if size < SMALL
+                                            or sum_of(source, offset, size)
+                                            == self.sums.get((entry.far, offset, size))}
+            except OSError:
+                continue
+        self.have = {which: spans for which, spans in kept.items() if spans}
+
+    def note_inputs(self, entries):
+        """What was sent, for the time when it is to be told from what the command left: as it is now, not as
+        it is then."""
+        rows = [b"%d %d %o %s/\n" % (entry.size, entry.mtime, entry.mode, utf8(entry.far))
+                for entry in entries]
+        write_synced(os.path.join(self.folder, b"inputs"), b"".join(rows))
+
+    def inputs(self):
+        """{far: Entry} of what was sent. (A record of an older program does not tell so; then as it is
+        now.)"""
+        tops = {far: utf8(near) for near, far in self.order["inputs"]}
+        try:
+            found = {}
+            with open(os.path.join(self.folder, b"inputs"), "rb") as text:
+                for row in text:
+                    size, mtime, mode, far = row[:-2].decode().split(" ", 3)
+                    top, slash, rest = far.partition("/")
+                    found[far] = Entry(tops[top] + utf8(slash + rest), far, int(size), int(mtime),
+                                       int(mode, 8))
+            return found
+        except (OSError, ValueError, KeyError):
+            return {entry.far: entry for entry in planned(self.order["inputs"], check=False)}
+
+    def arrived(self, entry, offset, size, sum256=""):
+        """A piece is there, and its sum is right."""
+        if self.pieces is not None:
+            row = (utf8(sum256 or "-"), offset, size, entry.size, entry.mtime, utf8(entry.far))
+            self.pieces.write(b"%s %d %d %d %d %s/\n" % row)
+            if size >= SMALL:
+                self.pieces.flush()
+        self.have.setdefault(version(entry), set()).add((offset, size))
+
+    def forget(self):
+        """Removes the record."""
+        import shutil
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def sum_of(source, offset, size):
+    """The sha256 of a part of an open file, in hex."""
+    digest = hashlib.sha256()
+    source.seek(offset)
+    while size:
+        data = source.read(min(BLOCK, size))
+        if not data:
+            return ""
+        digest.update(data)
+        size -= len(data)
+    return digest.hexdigest()
+
+
+def state_folder():
+    """Where this side's records are (bytes), made if need be: the user's state directory."""
+    top = os.environ.get("XDG_STATE_HOME") or os.path.join(os.path.expanduser("~"), ".local", "state")
+    if not os.path.isabs(top):                         # it would be another place wherever this is started
+        raise Stop(EX_CONFIG,
+                   _("no home directory is known here: set HOME, or XDG_STATE_HOME, to an absolute path"))
+    folder = os.path.join(utf8(top), b"mi_distcomp_ssh")
+    os.makedirs(folder, 0o700, exist_ok=True)
+    return folder
+
+
+# ==== command line ====
+def settings_for(options):
+    """Settings from the ini ([ssh]) and the command line's options."""
+    values = read_ini(find_ini(options.get("ini"), ini_folders(__file__)), TABLE)["ssh"]
+    choose_language(values["lang"])
+    for key in ("streams", "retry", "base", "ssh_options"):
+        if options.get(key) is not None:
+            try:
+                values[key] = TABLE["ssh"][key][0](options[key])
+            except ValueError as error:
+                raise Stop(EX_USAGE, "%s %s: %s" % (key, printable(options[key]), error))
+    return Settings(*[values[key] for key in Settings._fields])
+
+
+def fielded(options):
+    """client_name:HOST client_cmd:CMD client_files:A,B,C [retry:COUNT,INTERVAL]; values may hold ':'. Returns
+    the exit code."""
+    given = {"ini": options.ini}
+    for word in options.pairs:
+        key, colon, value = word.partition(":")
+        if key not in ("client_name", "client_cmd", "client_files", "retry", "streams", "base") or not colon:
+            raise Stop(EX_USAGE,
+                       _("%s: expected client_name:HOST client_cmd:COMMAND client_files:A,B,C")
+                       % printable(word))
+        given[key] = value
+    if not given.get("client_name"):
+        raise Stop(EX_USAGE, _("client_name:HOST is missing"))
+    if not given.get("client_cmd"):
+        raise Stop(EX_USAGE, _("client_cmd:COMMAND is missing"))
+    files = [path for name in given.get("client_files", "").split(",") for path in fielded_files(name)]
+    files = list(dict.fromkeys(files))
+    outcome = run_calculation(given["client_name"], given["client_cmd"], files, ".", settings_for(given),
+                              "fielded", keep=True)
+    return say_outcome(outcome, options.json)
+
+
+def fielded_files(name):
+    """The paths that one name of client_files: stands for, as a shell and rsync took it: blanks around it, ~,
+    wildcards, DIR/ (what is in it)."""
+    import glob
+    path = utf8(name) if os.path.lexists(utf8(name)) else os.path.expanduser(utf8(name.strip()))
+    found = sorted(glob.glob(path)) if path and not os.path.lexists(path) else []
+    paths = []
+    for one in found or [path] if path else []:
+        inside = one.endswith(b"/") and os.path.isdir(one)
+        paths += [os.path.join(one, leaf) for leaf in sorted(os.listdir(one))] if inside else [one]
+    return [one.decode("utf-8", "surrogateescape") for one in paths]
+
+
+def say_outcome(outcome, as_json):
+    """The last lines of a run, and its exit code."""
+    if outcome.verdicts:
+        words = "; ".join(verdict_words(*pair) for pair in sorted(outcome.verdicts.items()))
+        log("warn", outcome.ident, "8 fetch", not_here=words) if as_json else show(
+            _("asked for and not here: %s") % words + "\n")
+    if as_json:
+        show(json_of(outcome._asdict()) + "\n")
+    else:
+        show(_("%s: %s, exit code %d (the %s's)")
+             % (outcome.ident, printable(outcome.state), outcome.code, outcome.ended_by) + "\n")
+    return outcome.code
+
+
+def verdict_words(code, entry):
+    """One verdict for people: its code, how many, the first names."""
+    names = entry["names"][:3] + ["..."] * (entry["count"] > 3 and len(entry["names"]) > 0)
+    return "%s %d" % (code, entry["count"]) + (" (%s)" % ", ".join(name[:200] for name in names) if names
+                                               else "")
+
+
+def show(text):
+    """text to stdout, now. Who does not read it any more (head -1), or has no room for it, stops no
+    calculation: it goes nowhere then."""
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except (OSError, ValueError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, 1)
+        os.close(nowhere)
+
+
+HELP = {                       # word: what may stand behind it, what it does, an example
+    "run": ("HOST CMD [--in FILE...] [--to DIR] [--keep] [--batch SYSTEM]",
+            "Runs CMD at HOST (a word of ~/.ssh/config) with these files, and fetches everything that it "
+            "leaves; the exit code is the\n"
+            "command's own. A lost line is opened again, the command runs on meanwhile.",
+            "run hpc 'solve.sh 4' --in model.inp table/ --to results"),
+    "resume": ("UUID [--to DIR]",
+        "Goes on with a calculation whose runner died or gave up, days later too.", "resume 7c1d2a90"),
+    "list": ("[HOST]", "The calculations of this side; with HOST: those on that host.", "list hpc"),
+    "cancel": ("UUID [--grace N]", "Ends a command that runs: TERM, after N seconds KILL.",
+        "cancel 7c1d2a90"),
+    "clean": ("UUID... | --older TIME",
+        "Removes directories there and records here; with --older of all that ended so long ago.",
+              "clean --older 30d"),
+    "check": ("[HOST] [--upgrade]",
+        "Looks at things as they are, here and at HOST, and changes nothing: OK, WARN or FAIL, and what "
+        "to do.\n"
+              "--upgrade: only at what another version has left.", "check hpc"),
+    "guard": ("[--key NAME] [--print-key-line KEYFILE]",
+        "On the external computer: what a key in authorized_keys may do, by the rules of the ini.\n"
+              "--print-key-line: the line for authorized_keys. --key: this key's calculations are its own.",
+              "guard --print-key-line mint_hpc.pub"),
+}
+
+
+def parse(argv):
+    """The command line as options; of the fielded words also `pairs`, which are left. 64."""
+    import argparse
+
+    class Parser(argparse.ArgumentParser):
+        def error(self, message):
+            if "expected one argument" in message:
+                message += _(" (a value that begins with - is written with =, as in"
+                             " --batch-option=--time=60)")
+            raise Stop(EX_USAGE, _("%s; --help says more") % message)
+
+    unsaid = argparse.Namespace(word=None, ini=None, json=False, q=False, v=False, version=False)
+    # these stand before or after the word
+    common = Parser(add_help=False, argument_default=argparse.SUPPRESS)
+    common.add_argument("--ini", help="configuration file")
+    common.add_argument("--json", action="store_true", help="the result as JSON")
+    common.add_argument("-q", action="store_true", help="say less")
+    common.add_argument("-v", action="store_true", help="say more")
+    common.add_argument("--version", action="store_true", help="program, protocol and this file's own sha256")
+    if any(re.match("client_(name|cmd|files):", word) for word in argv):
+        options, options.pairs = common.parse_known_args(argv, unsaid)
+        return options
+    top = Parser(prog=PROGRAM + ".py", usage=argparse.SUPPRESS, description=help_of(HELP, __doc__),
+                 parents=[common], formatter_class=argparse.RawDescriptionHelpFormatter)
+    words = top.add_subparsers(dest="word", metavar="", prog=PROGRAM + ".py")
+    add_words(lambda name: words.add_parser(name, parents=[common], usage=argparse.SUPPRESS,
+                                            description=help_of(HELP, __doc__, name),
+                                            formatter_class=argparse.RawDescriptionHelpFormatter))
+    return top.parse_args(argv or ["--help"], unsaid)
+
+
+def add_words(add):
+    """The words and their options. add(name): makes the parser of a word, with its page of help."""
+    one = add("run")
+    one.add_argument("host")
+    one.add_argument("command")
+    one.add_argument("--in", dest="inputs", nargs="+", action="append", default=[], metavar="FILE",
+                     help="input files and directories")
+    one.add_argument("--to", default=".", metavar="DIR", help="where the results go (default: here)")
+    one.add_argument("--streams", help="auto, or how many connections at once for large files")
+    one.add_argument("--retry", metavar="COUNT,INTERVAL", help="how long a lost line is tried again")
+    one.add_argument("--base", help="directory on the external computer")
+    one.add_argument("--ssh-options", help="options for ssh, as in: '-F /etc/mi/ssh_config'")
+    one.add_argument("--batch", choices=sorted(BATCH),
+                     help="through this batch system there (with a guard: its ini says so)")
+    one.add_argument("--batch-option", action="append", default=[], metavar="OPTION",
+                     help="of its submission, as in: --batch-option=--time=60")
+    one.add_argument("--keep", action="store_true", help="leave the directory there, also when all went well")
+    one.add_argument("--allow-refused", action="store_true",
+                     help="results that their owner's rules keep there are no failure")
+    two = add("resume")
+    two.add_argument("uuid")
+    two.add_argument("--retry", metavar="COUNT,INTERVAL")
+    two.add_argument("--to", metavar="DIR",
+                     help="fetch the results into this directory, also if they were fetched before")
+    three = add("list")
+    three.add_argument("host", nargs="?")
+    four = add("cancel")
+    four.add_argument("uuid")
+    four.add_argument("--grace", type=int, default=10, help="seconds between TERM and KILL")
+    five = add("clean")
+    five.add_argument("uuid", nargs="*")
+    five.add_argument("--older", help="all that ended before this time, as in 30d")
+    six = add("check")
+    six.add_argument("host", nargs="?")
+    six.add_argument("--upgrade", action="store_true",
+                     help="only at what another version has left: records, and the guard's base")
+    seven = add("guard")
+    seven.add_argument("--print-key-line", metavar="KEYFILE",
+                       help="the line for authorized_keys for this public key")
+    seven.add_argument("--key", metavar="NAME",
+                       help="in the key line: this key's calculations are its own, no other key sees them")
+
+
+def say_version():
+    """PROGRAM VERSION and the sum of this very file."""
+    with open(__file__, "rb") as text:
+        sys.stdout.write("%s %s protocol 2 (1) sha256 %s\n"
+                         % (PROGRAM, VERSION, hashlib.sha256(text.read()).hexdigest()))
+    return 0
+
+
+def settings_of(record):
+    """The settings that a calculation was ordered with."""
+    return Settings(**{key: record.order["settings"][key] for key in Settings._fields})
+
+
+def whole_ident(word):
+    """The calculation of that beginning of a UUID (8 characters at least), or the word itself. 64 if there
+    are several."""
+    found = ([ident for ident in idents() if ident.startswith(word)] if re.match("[0-9a-f-]{8,36}\\Z", word)
+             else [])
+    if len(found) > 1:
+        raise Stop(EX_USAGE, _("%s: which one? %s") % (printable(word), " ".join(found[:10])))
+    return found[0] if found else word
+
+
+def do_resume(options):
+    """Goes on where the journal says that the runner stopped."""
+    record = Record(whole_ident(options.uuid))
+    settings = settings_of(record)
+    if options.retry:
+        settings = settings._replace(retry=settings_for(vars(options)).retry)
+    if options.to:                                  # a directory that was said: what is there may be replaced
+        if "cleaned" in record.steps:
+            raise Stop(EX_REFUSED,
+                       _("%s: its results were fetched, and its directory there is gone") % options.uuid)
+        record.order.update(into=os.path.abspath(options.to), began=None)
+        for step in ("fetched", "finished"):
+            record.steps.pop(step, None)
+    run = Run(record, settings)
+    if "finished" in record.steps:
+        return say_outcome(run.judge(), options.json)
+    return say_outcome(run.go(), options.json)
+
+
+def idents():
+    """All calculations of this side."""
+    return sorted(name.decode()
+                  for name in os.listdir(state_folder()) if re.match(rb"[0-9a-f]{8}-[0-9a-f-]{27}\Z", name))
+
+
+def records():
+    """Their Records. One that cannot be read is named and left out: it does not stand in the way of the
+    others."""
+    for ident in idents():
+        try:
+            yield Record(ident, lock=False)
+        except Stop as stop:
+            sys.stderr.write("%s: %s\n" % (PROGRAM, printable(stop)))
+
+
+def do_list(options):
+    """This side's records, or what a host says."""
+    rows = []
+    if options.host:
+        rows = [dict(zip(("uuid", "state"), row))
+                for row in asked_of(Line(options.host, settings_for(vars(options))), None, runs_there)]
+    else:
+        for record in records():
+            ident, order, last = record.ident, record.order, record.last()
+            rows.append({"uuid": ident, "state": last["step"], "host": order["host"],
+                         "command": order["command"],
+                         "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(last["t"])),
+                         "code": last.get("code", "")})
+    for row in rows:
+        text = json_of(row) if options.json else " ".join(printable(value) for value in row.values())
+        sys.stdout.write(text + "\n")
+    return 0
+
+
+def runs_there(session):
+    """[(UUID, state)] of the runs of a host."""
+    rows, after = [], ""
+    while after is not None:
+        told = session.ask("list", after=after).answer("runs", "more")
+        before, after = after, told["more"]
+        if type(told["runs"]) is not list or after is not None and after <= before or len(rows) > MOST_FILES:
+            session.line.nonsense()
+        for ident, state, since, why, code in told["runs"]:
+            rows.append((printable(ident), in_words({"state": state, "code": code, "why": why})))
+    return rows
+
+
+def asked_of(line, ident, deed):
+    """deed(session), over this line, for the run; what it returns."""
+    try:
+        line.open(ident)
+        if line.plain:
+            raise Stop(EX_CONFIG, "%s: %s" % (line.host, printable(line.plain)))
+        return deed(line.session)
+    except LineLost as error:
+        raise error.stop()
+    except Declined as error:
+        raise error.stop()
+    finally:
+        line.close()
+
+
+def about(record, verb, **words):
+    """What the door there answers to one request about a calculation."""
+    def deed(session):
+        try:
+            return session.ask(verb, **words).answer("state")
+        except Declined as error:
+            if error.code not in ("gone", "state"):
+                raise
+            return {"state": error.state, "why": ""}
+    return asked_of(Line(record.order["host"], settings_of(record)), record.ident, deed)
+
+
+def do_cancel(options):
+    """Ends the command; who waits for it (or resumes) gets its log and files."""
+    record = Record(whole_ident(options.uuid), lock=False)               # beside a runner that waits
+    ident = record.ident
+    open(os.path.join(record.folder, b"cancelled"), "ab").close()        # the runner's last line says so
+    told = about(record, "cancel", grace=min(max(0, options.grace), 86400))
+    if told["state"] in ("none", "taken"):
+        raise Stop(EX_TEMPFAIL, _("%s: the command was not started yet; end its runner instead") % ident)
+    sys.stdout.write("%s: %s\n" % (ident, in_words(told)))
+    return 0 if told["state"] in ("ended", "lost", "fetched", "gone") else EX_TEMPFAIL
+
+
+def in_words(told):
+    """STATE of the protocol, for people."""
+    code = told.get("code")
+    words = [told["state"], "" if code is None else str(code), told.get("where", ""),
+             told.get("why", "")] + told.get("left", [])
+    return printable(" ".join(filter(None, words)))
+
+
+def do_clean(options):
+    """Removes ended calculations: there and here."""
+    chosen = [whole_ident(word) for word in options.uuid]
+    if options.older:
+        try:
+            limit = time.time() - seconds(options.older)
+        except ValueError as error:
+            raise Stop(EX_USAGE, "--older %s %s" % (printable(options.older), error))
+        chosen += [record.ident for record in records() if record.last()["t"] < limit]
+    code = 0
+    for ident in chosen:
+        try:
+            record = Record(ident)
+            there = "sending" in record.steps and "cleaned" not in record.steps
+            told = about(record, "clean", discard=True) if there else {"state": "gone"}
+            state = "cleaned" if told["state"] in ("gone", "none") else in_words(told)
+        except Stop as stop:                           # the others can be cleaned all the same
+            state, code = str(stop).replace(printable(ident) + ": ", "", 1), stop.code
+        else:
+            if state == "cleaned":
+                record.forget()
+            else:
+                code = EX_TEMPFAIL
+        sys.stdout.write("%s: %s\n" % (printable(ident), printable(state)))
+    return code
+
+
+def do_check(options):
+    """Looks at things as they are. With HOST: from this side; without: as the external computer's guard. 0,
+    or 78 if there is a fault."""
+    if options.host:
+        findings = check_host(options)
+    elif options.upgrade:
+        findings = check_upgrade(options)
+    else:
+        findings = check_guard(options)
+    words = {True: "OK", None: "WARN", False: "FAIL"}
+    if options.json:
+        sys.stdout.write(json.dumps([{"level": words[good], "text": printable(text)}
+                                     for good, text in findings], ensure_ascii=False) + "\n")
+    for good, text in findings if not options.json else ():
+        sys.stdout.write("%-5s %s\n" % (words[good], printable(text)))
+    return EX_CONFIG if any(good is False for good, text in findings) else 0
+
+
+def check_host(options):
+    """What a run to this host would meet."""
+    import shutil
+    line, rows = Line(options.host, settings_for(vars(options))), []
+    told = line.configured()
+    rows.append((True,
+                 _("ssh goes to %s@%s port %s%s")
+                 % (told.get("user"), told.get("hostname"), told.get("port"),
+                    "".join(" %s=%s" % (key, told[key])
+                            for key in ("proxyjump", "proxycommand") if key in told))))
+    if told.get("stricthostkeychecking") in ("false", "no", "off"):
+        rows.append((None, _("~/.ssh/config switches the check of host keys off; it is made all the same")))
+    try:
+        began = time.monotonic()
+        facts = line.open(check=True).told
+        rows.append((True,
+                     _("log-in in %.2f s, round trip %.1f ms")
+                     % (time.monotonic() - began, line.round_trip * 1000)))
+        if line.plain:
+            rows.append((None, _("%s there: files go by rsync, nothing can be resumed (rsync here: %s)") % (
+                line.plain, shutil.which("rsync") or _("no"))))
+            return rows
+        rows.append((True,
+                     _("guard there") if line.door == "guard"
+                     else _("no guard there: this key may run anything")))
+        rows.append((True,
+                     _("python %s there, AES: %s")
+                     % (facts.get("python", "?"), _("yes") if facts.get("aes") else _("no"))))
+        if facts.get("kill"):
+            rows.append((False,
+                         _("systemd there ends everything at log-out: ask for loginctl enable-linger")))
+        rows.append((facts["free"] > 1 << 30, _("free there: %.1f GB") % (facts["free"] / 1e9)))
+        rows.append((True, _("calculations there: %s") % facts.get("runs", "?")))
+    except (LineLost, Stop, OSError) as error:
+        rows.append((False, str(error)))
+    finally:
+        line.close()
+    return rows
+
+
+def check_guard(options):
+    """The external computer's side: rules, directories, key lines."""
+    rows = []
+    try:
+        rules = guard_rules(options)
+        rows.append((True, _("the guard's rules: %s") % rules["ini"]))
+    except Stop as stop:
+        return [(False, str(stop))]
+    commands = list(rules["commands"].values())
+    names = ", ".join("command " + command["name"] for command in commands)
+    rows.append((bool(commands),
+                 _("commands allowed: %s") % (names or _("none: add sections [command NAME] with argv ="))))
+    for command in commands:
+        key, text = unfit(command) or ("argv", command["argv"][0])
+        rows.append((unfit(command) is None, "[command %s] %s: %s" % (command["name"], key, text)))
+    script = utf8(os.path.abspath(__file__))
+    own = os.stat(script).st_mode & 0o022 and _("%s: others may write to it") % shown(script)
+    for path, why in (script, own), (rules["base"], open_to_others(rules["base"])):
+        rows.append((not why, why or _("%s: nobody else may write to it") % shown(path)))
+    keys = os.path.expanduser("~/.ssh/authorized_keys")
+    lines_there = []
+    if os.path.exists(keys):
+        with open(keys, encoding="utf-8", errors="replace") as text:
+            lines_there = [row for row in text if PROGRAM in row and not row.startswith("#")]
+    rows.append((True if lines_there else None,
+                 _("%s: %d key lines with this guard") % (keys, len(lines_there))))
+    for row in lines_there:
+        rows.append((row.startswith("restrict,"), _("key line begins with restrict: %s...") % row[:40]))
+    return rows
+
+
+def check_upgrade(options):
+    """Rows about what another version of this program has left: this side's records, and the runs in the
+    guard's base."""
+    rows, older = [], 0
+    for ident in idents():
+        try:
+            record = Record(ident, lock=False)
+            older += "finished" not in record.steps and record.order.get("v", 1) < ON_DISK
+        except Stop as stop:
+            rows.append((None, str(stop)))
+    if older:
+        rows.append((True,
+                     _("%s: %d unfinished calculations of an older version go on (resume), where the far"
+                       " side is of this version, too") % (shown(state_folder()), older)))
+    if find_ini(options.ini, ini_folders(__file__)[:1]):
+        rows += older_runs(guard_rules(options)["base"])
+    return rows or [(True, _("%s: nothing unfinished of another version") % shown(state_folder()))]
+
+
+def older_runs(base):
+    """A row about the runs below a guard's base (bytes) that an older version has started."""
+    folder, older = os.path.join(base, b".mi"), 0
+    for name in sorted(os.listdir(folder)) if os.path.isdir(folder) else ():
+        control = os.path.join(folder, name)
+        here = re.match(utf8(IDENT) + rb"\Z", name) and os.path.isdir(control) and os.listdir(control)
+        older += bool(here) and not os.path.exists(os.path.join(control, b"journal"))
+    if not older:
+        return [(True, _("%s: nothing unfinished of another version") % shown(base))]
+    return [(True,
+             _("%s: %d calculations of an older version go on; only a runner of this version can fetch them")
+             % (shown(base), older))]
+
+
+def do_run(options):
+    """One calculation from its first step to its last."""
+    inputs = [name for group in options.inputs for name in group]
+    settings = settings_for(vars(options))
+    batch = [options.batch] + options.batch_option if options.batch else None
+    return say_outcome(run_calculation(options.host, options.command, inputs, options.to, settings, "run",
+                                       options.keep, batch, options.allow_refused), options.json)
+
+
+def on_term(number, frame):
+    """SIGTERM and SIGHUP end the runner as Ctrl+C does, with 75; what runs there runs on. A second one must
+    not disturb what follows the first."""
+    signal.signal(number, lambda number, frame: None)
+    end_surely(EX_TEMPFAIL, LEAVE)
+    raise KeyboardInterrupt(EX_TEMPFAIL)
+
+
+def main(argv=None):
+    """The program. Returns the exit code."""
+    words = arguments(argv)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, on_term)
+    if not sys.stderr.isatty():
+        SAY["log"] = sys.stdout       # who reads stdout to its end first must not be blocked by a full stderr
+    options = parse(words)
+    if options.version:
+        return say_version()
+    find_ini(options.ini, ())          # also for words that do not read it: a wrong name is never passed over
+    SAY["level"], SAY["debug"] = (2 if options.q else 1) * (not options.v), options.v
+    if hasattr(options, "pairs"):
+        return fielded(options)
+    if options.word is None:
+        raise Stop(EX_USAGE, _("a word is missing (see --help)"))
+    words = {"run": do_run, "resume": do_resume, "list": do_list, "cancel": do_cancel, "clean": do_clean,
+             "check": do_check, "guard": do_guard}
+    try:
+        return words[options.word](options)
+    except KeyboardInterrupt as told:
+        raise Stop(told.args[0] if told.args else EX_INTERRUPT, _("interrupted"))
 
 
 # ==== shared: say ====
@@ -4835,2374 +7163,6 @@ class BatchJob:
                     pass                               # a full disk: this process remembers it
         return bool(told) or not self.order["job"]
 # ==== end shared ====
-# ==== tables ====
-def streams_kind(text):
-    """'auto' -> 0, else a number of connections (1 to MOST_STREAMS)."""
-    if text == "auto":
-        return 0
-    if not text.isdigit() or not 1 <= int(text) <= MOST_STREAMS:
-        raise ValueError(_("is not auto or a number from 1 to %d") % MOST_STREAMS)
-    return int(text)
-
-
-def retry_kind(text):
-    """'COUNT,INTERVAL' -> (int, seconds)."""
-    count, comma, interval = text.partition(",")
-    if not count.strip().isdigit():
-        raise ValueError(_("is not COUNT,INTERVAL (like 5,60)"))
-    return int(count), seconds(interval.strip() or "60")
-
-
-def base_kind(text):
-    """A directory: absolute, or below the home directory."""
-    if not text or steers(text):
-        raise ValueError(_("is not a directory"))
-    return text
-
-
-def split_words(text):
-    """Words as a shell would split them (no shell is run)."""
-    import shlex
-    return shlex.split(text)
-
-
-TABLE = {
-    "ssh": {"base": (base_kind, "~/.mi_distcomp"), "streams": (streams_kind, 0), "retry": (retry_kind, (5, 60.0)),
-            "connect": (seconds, 20.0), "alive": (seconds, 15.0), "rsync_options": (split_words, []),
-            "ssh_options": (split_words, []), "connects": (int, 30), "lang": (one_of("auto", "en", "ja"), "auto")},
-    "ssh guard": {"base": (base_kind, "~/.mi_distcomp"), "from": (str, ""), "max_bytes": (size, 0), "audit_log": (str, "")},
-}
-TABLE.update(gate_keys())
-
-
-# What a door there may answer
-
-SUM = word("[0-9a-f]{64}")
-ROWS = 200000                  # of one answer
-
-
-def a_text(value):
-    """A kind: a text."""
-    return type(value) is str
-
-
-def a_result(row):
-    """Is it [name, size, mtime, executable, sum]?"""
-    good = type(row) is list and len(row) == 5 and named(row[0]) and LENGTH(row[1]) and TIME(row[2]) and whether(row[3])
-    return good and (row[4] is None or SUM(row[4]))
-
-
-def a_run(row):
-    """Is it [UUID, state, seconds, why, code]?"""
-    good = type(row) is list and len(row) == 5 and a_text(row[0]) and a_text(row[1]) and LENGTH(row[2]) and a_text(row[3])
-    return good and (row[4] is None or whole(0, 255)(row[4]))
-
-
-def some_verdicts(value):
-    """Is it {code: {"count": number, "names": [text]}}?"""
-    return type(value) is dict and len(value) < 100 and all(
-        word("[a-z]{1,20}")(code) and type(one) is dict and LENGTH(one.get("count")) and list_of(a_text, NAMED)(one.get("names"))
-        for code, one in value.items())
-
-
-ANSWERS = {                    # each word of an answer: its kind. Others are passed over
-    "no": a_text, "why": a_text, "state": word("|".join(STATES)), "code": lambda value: value is None or whole(0, 255)(value),
-    "where": a_text, "cancelled": whether, "lost": whether, "host": a_text, "boot": a_text, "base": a_text, "door": a_text, "program": a_text,
-    "free": LENGTH, "aes": whether, "python": a_text, "kill": whether, "size": LENGTH, "length": whole(0, UNPACKED), "log": LENGTH,
-    "end": whether, "sum": lambda value: SUM(value) or word("[0-9a-f]{0,16}")(value), "mtime": TIME, "x": whether,
-    "sums": list_of(lambda value: value == "" or SUM(value), ROWS), "files": list_of(a_result, ROWS),
-    "folders": list_of(lambda row: type(row) is list and len(row) == 2 and a_text(row[0]) and named(row[0][:-1]) and TIME(row[1]), ROWS),
-    "next": lambda value: value is None or LENGTH(value), "verdicts": some_verdicts, "verdict": word("[a-z]{1,20}"), "name": a_text,
-    "left": list_of(a_text, 1000), "more": lambda value: value is None or a_text(value),
-    "runs": lambda value: LENGTH(value) or list_of(a_run, ROWS)(value)}
-FINAL = (("Permission denied", EX_REFUSED), ("Host key verification failed", EX_REFUSED), ("HOST IDENTIFICATION", EX_REFUSED),
-         ("refused by the guard", EX_REFUSED), ("Bad configuration", EX_CONFIG), ("Bad owner", EX_CONFIG), (PROGRAM + ": ", EX_CONFIG),
-         ("Could not resolve", EX_UNAVAILABLE), ("No user exists for uid", EX_CONFIG))         # what ssh (or a guard) says when it is no use
-
-
-JA = {
-    "Runs CMD at HOST (a word of ~/.ssh/config) with these files, and fetches everything that it leaves; the exit code is the\n"
-    "command's own. A lost line is opened again, the command runs on meanwhile.":
-        "HOST (~/.ssh/config の語) でこれらのファイルを使って CMD を実行し、残したものをすべて持ち帰ります。終了コードはコマンド自身の\n"
-        "ものです。回線が切れても計算は続き、つなぎ直します。",
-    "Goes on with a calculation whose runner died or gave up, days later too.": "実行側が止まったり諦めたりした計算を、何日か後でも続けます。",
-    "The calculations of this side; with HOST: those on that host.": "この側の計算の一覧。HOST を付けると、そのホストにある計算。",
-    "Ends a command that runs: TERM, after N seconds KILL.": "実行中のコマンドを終わらせます: TERM、N 秒後に KILL。",
-    "Removes directories there and records here; with --older of all that ended so long ago.":
-        "相手側のディレクトリとこの側の記録を消します。--older なら、その期間より前に終わったものすべて。",
-    "Looks at things as they are, here and at HOST, and changes nothing: OK, WARN or FAIL, and what to do.\n"
-    "--upgrade: only at what another version has left.":
-        "この計算機と HOST の様子を調べ、OK・WARN・FAIL と、するべきことを示します。何も変更しません。\n"
-        "--upgrade: ほかの版が残したものだけを調べます。",
-    "On the external computer: what a key in authorized_keys may do, by the rules of the ini.\n"
-    "--print-key-line: the line for authorized_keys. --key: this key's calculations are its own.":
-        "外部計算機側: authorized_keys の鍵ができることを、ini の規則で決めます。\n"
-        "--print-key-line: authorized_keys に書く行を表示します。--key: この鍵の計算はほかの鍵から見えません。",
-    "example:": "例:",
-    "%s: was written by a newer version of this program": "%s: より新しい版のプログラムが書いたものです",
-    "%s: %d unfinished calculations of an older version go on (resume), where the far side is of this version, too":
-        "%s: 旧版の未完了の計算 %d 件は、相手側もこの版なら resume で続行できます",
-    "%s: %d calculations of an older version go on; only a runner of this version can fetch them":
-        "%s: 旧版の計算 %d 件は、そのまま続行できます。結果の取得にはこの版の本プログラムが必要です",
-    "%s: nothing unfinished of another version": "%s: 別の版の未完了の計算はありません",
-    "programs of this host are started from there, or set up by it; take another --to":
-        "この計算機のプログラムの起動や設定に使われる場所です。別の --to を指定してください",
-    "no lock can be had beside its notes (%s); it is not submitted until there is one":
-        "記録の場所でロックを取得できません (%s)。取得できるまで投入しません",
-    "no home directory is known here: set HOME, or XDG_STATE_HOME, to an absolute path":
-        "ホームディレクトリがわかりません。HOME または XDG_STATE_HOME に絶対パスを設定してください",
-    "%s: [ssh guard] base: no home directory is known here; say it as an absolute path":
-        "%s: [ssh guard] base: ホームディレクトリがわかりません。絶対パスで指定してください",
-                        # what a person reads, in Japanese
-    "an argument is not UTF-8": "引数が UTF-8 ではありません",
-    "interrupted": "中断されました",
-    "%s: interrupted; the command runs on there, %s.py resume %s continues":
-        "%s: 中断されました。コマンドは外部計算機で続いています。%s.py resume %s で再開できます",
-    "%s: interrupted; %s.py resume %s continues": "%s: 中断されました。%s.py resume %s で再開できます",
-    "a bug (%s in line %d: %s); please report this line, -v shows more":
-        "プログラムの不具合です (%s、%d 行目: %s)。この行をお知らせください。-v で詳細を表示します",
-    "is not a time (like 90s, 5m, 2h, 30d)": "時間ではありません (例: 90s, 5m, 2h, 30d)",
-    "is not a size (like 64K, 16M, 2G)": "サイズではありません (例: 64K, 16M, 2G)",
-    "is not yes or no": "yes か no ではありません",
-    "is not a whole number": "整数ではありません",
-    "is not one of: %s": "次のいずれかではありません: %s",
-    " (did you mean %s?)": " (%s のことですか?)",
-    " (it belongs into %s)": " (%s に書くものです)",
-    "%s: no such file (--ini)": "%s: ファイルがありません (--ini)",
-    "%s: must belong to you or root, and nobody else may write to it (chown, chmod go-w)":
-        "%s: 所有者は実行ユーザーか root とし、ほかの人が書き込めないようにしてください (chown, chmod go-w)",
-    "the guard's rules: %s": "ガードの規則: %s",
-    "more than %d patterns; a directory (DIR/) or ** stands for many":
-        "パターンが %d 個を超えています。ディレクトリ (DIR/) や ** で多くの名前を一度に指定できます",
-    "no %s in %s; say --ini FILE": "%s が %s にありません。--ini FILE で指定してください",
-    "%s: [%s] is not a section%s": "%s: [%s] というセクションはありません%s",
-    "%s: [%s] %s is not a key%s": "%s: [%s] %s というキーはありません%s",
-    "is not COUNT,INTERVAL (like 5,60)": "「回数,間隔」ではありません (例: 5,60)",
-    "is not auto or a number from 1 to %d": "auto または 1 から %d の数ではありません",
-    "is not a directory": "ディレクトリではありません",
-    "belongs to another user": "他のユーザーの所有です",
-    "the directory was removed": "ディレクトリが削除されました",
-    "%s: another program is putting results of %s there; try again when it has ended":
-        "%s: 別のプログラムが %s の結果を書き込んでいます。終わってからもう一度実行してください",
-    "a name that is kept for what arrives": "受信中のファイル用の名前です",
-    "a name of this program's own files or of Python's start, and this program lies there; take another --to":
-        "本プログラムか Python の起動時のファイル名で、本プログラムがそこにあります。別の --to を指定してください",
-    "this file system takes its name and that of another result for one (%s)": "このファイルシステムでは別の結果 (%s) と名前を区別できません",
-    "is there already, and not of this calculation; --to DIR or --out NAME agrees to its being replaced":
-        "この計算のものではないファイルが既にあります。置き換えてよければ --to DIR か --out 名前 を指定してください",
-    "was changed here while the calculation ran, and is left as it is": "計算中にこちらで変更されたため、そのまま残しました",
-    "a directory or a symbolic link is in its way": "ディレクトリかシンボリックリンクが妨げています",
-    "%s: is not here, although all was fetched": "%s: すべて取得したはずですが、こちらにありません",
-    "%s: its results were fetched, and its directory there is gone": "%s: 結果は取得済みで、先方のディレクトリはもうありません",
-    "sent": "送信",
-    "fetched": "受信",
-    "on this side": "こちら側",
-    "no command, or one with control characters": "コマンドがないか、制御文字を含みます",
-    "client_name:HOST is missing": "client_name:ホスト がありません",
-    "client_cmd:COMMAND is missing": "client_cmd:コマンド がありません",
-    "a word is missing (see --help)": "サブコマンドがありません (--help を参照)",
-    "%s; --help says more": "%s (--help を参照)",
-    " (what it left was fetched; nothing is run a second time by itself)": " (残された分は取得しました。自動で再実行はしません)",
-    "%s: not one public key": "%s: 公開鍵 1 個ではありません",
-    "%s: put it where the path has no quotes, blanks or $": "%s: 引用符、空白、$ を含まないパスに置いてください",
-    "%s: the command was not started yet; end its runner instead":
-        "%s: コマンドはまだ始まっていません。実行中の本プログラムの方を止めてください",
-    "%s: not a UUID (see: list; its first eight characters do)": "%s: UUID ではありません (list で一覧が見られます。先頭 8 文字でも構いません)",
-    "%s: which one? %s": "%s: どれですか。%s",
-    " (cancelled by hand)": " (手動で中止)",
-    " (a value that begins with - is written with =, as in --batch-option=--time=60)":
-        " (- で始まる値は --batch-option=--time=60 のように = でつないでください)",
-    "%s: %s (try by hand: %s)": "%s: %s (手で試すには: %s)",
-    "%s: not a host": "%s: ホスト名ではありません",
-    "%s: the connection broke off": "%s: 接続が切れました",
-    "the connection broke off": "接続が切れました",
-    "no answer": "応答がありません",
-    "the guard of %s: %s": "%s の guard: %s",
-    "%s: changed while it was sent": "%s: 送信中に変更されました",
-    "%s: an answer that makes no sense": "%s: 応答が不正です",
-    "%s: may not be read": "%s: 読み取れません",
-    "%s: neither file nor directory": "%s: ファイルでもディレクトリでもありません",
-    "two inputs have the name %s: %s and %s": "入力の名前 %s が重複しています: %s と %s",
-    "the sum of a piece was wrong %d times: %s": "チェックサムが %d 回一致しませんでした: %s",
-    "%s: another runner is at work on it": "%s: 別のプロセスが処理中です",
-    "%s: no such calculation here (see: list)": "%s: この計算はここにはありません (list を参照)",
-    "%s; given up after %d tries. What was started there runs on: %s resume %s":
-        "%s。%d 回試みて中止しました。先方で始まった計算は続いています: %s resume %s",
-    "%s; given up after %d tries; nothing was started there: %s resume %s":
-        "%s。%d 回試みて中止しました。先方ではまだ何も始まっていません: %s resume %s",
-    "%s: the log-in there ended with code %d before it came to what was asked for%s; an exit or exec in "
-    "a file that its shell reads first (.bashrc, .cshrc), or an account without a shell?":
-        "%s: ログインは、依頼の実行に至る前に終了コード %d で終わりました%s。ログインシェルが最初に読むファイル (.bashrc, .cshrc) に exit か exec がある、"
-        "またはシェルのないアカウントではありませんか?",
-    "%s: expected client_name:HOST client_cmd:COMMAND client_files:A,B,C":
-        "%s: client_name:ホスト client_cmd:コマンド client_files:A,B,C の形で指定してください",
-    "%s: %s, exit code %d (the %s's)": "%s: %s、終了コード %d (%s のもの)",
-    "ssh goes to %s@%s port %s%s": "ssh の接続先: %s@%s ポート %s%s",
-    "~/.ssh/config switches the check of host keys off; it is made all the same":
-        "~/.ssh/config はホスト鍵の確認を無効にしていますが、確認は行います",
-    "log-in in %.2f s, round trip %.1f ms": "ログイン %.2f 秒、往復 %.1f ミリ秒",
-    "guard there": "先方に guard があります",
-    "no guard there: this key may run anything": "先方に guard がありません: この鍵は何でも実行できます",
-    "systemd there ends everything at log-out: ask for loginctl enable-linger":
-        "先方の systemd はログアウト時に全プロセスを終了させます: loginctl enable-linger を依頼してください",
-    "free there: %.1f GB": "先方の空き: %.1f GB",
-    "yes": "あり",
-    "no": "なし",
-    "commands allowed: %s": "許可されたコマンド: %s",
-    "none: add sections [command NAME] with argv =": "なし: argv = を持つ [command 名前] を追加してください",
-    "%s: others may write to it": "%s: 他人が書き込めます",
-    "%s: nobody else may write to it": "%s: 他人は書き込めません",
-    "is not NAME OPTION-WITH-{} EXPRESSION: %s": "「名前 {}を含むオプション 正規表現」ではありません: %s",
-    "the default does not match the expression: %s": "既定値が正規表現に合いません: %s",
-    "%s: not found in PATH: the batch system's own programs are needed on this host (env.PATH of its section in the ini; for ssh without a "
-    "guard: `module load`, or PATH, at the top of ~/.bashrc there)":
-        "%s: PATH に見つかりません。バッチシステムのコマンドがこの計算機に必要です (ini のそのセクションの env.PATH、guard なしの SSH では先方の ~/.bashrc の先頭で "
-        "module load または PATH を指定してください)",
-    "%s: one job that runs one command, and a submission that returns at once: nothing else can be used":
-        "%s: 使えません。一つのコマンドを一度実行する一つのジョブで、投入がすぐに戻るものに限ります",
-    "batch.%s may not be %s here": "batch.%s をここで %s にはできません",
-    "batch.%s may not be set here": "batch.%s はここでは指定できません",
-    "which cluster it is, every program must know: env.SLURM_CLUSTERS = NAME, no --clusters":
-        "どのクラスタかは全プログラムが知る必要があります。--clusters ではなく env.SLURM_CLUSTERS = NAME とします",
-    "a line break in an argument or a variable": "引数か変数に改行があります",
-    "%s: %d key lines with this guard": "%s: この guard の鍵の行: %d",
-    "--key %s: a word of letters and digits, please": "--key %s: 英数字の語にしてください",
-    "%s: belongs to somebody else": "%s: 所有者が他の利用者です",
-    "it is broken": "壊れています",
-    "%s: %s: line %d of its journal is broken, and left out": "%s: %s: ジャーナルの %d 行目は壊れているため読み飛ばします",
-    "%s: its first line ends with CR LF, so that the system finds no such interpreter (sed -i 's/\\r$//' %s)":
-        "%s: 1 行目が CR LF で終わっているため、インタプリタが見つかりません (sed -i 's/\\r$//' %s)",
-    "%s: its record cannot be read (%s: %s); remove the directory when it is not needed any more":
-        "%s: 記録を読めません (%s: %s)。不要になったらディレクトリごと削除してください",
-    "key line begins with restrict: %s...": "鍵の行は restrict で始まる必要があります: %s...",
-    "is not in this version: remove the line": "この版にはない機能です。この行を削除してください",
-    "blanks stand between names, no commas": "名前の区切りは空白です。コンマは使えません",
-    "is not a list of sha256 sums (64 hexadecimal digits each)": "sha256 (それぞれ 16 進 64 桁) の一覧ではありません",
-    "arguments need a line {parameters} in argv, argument.N for each, and no parameters = no":
-        "引数には argv の行 {parameters} と引数ごとの argument.N が必要です (parameters = no とは両立しません)",
-    "arguments with control characters, or too long": "引数に制御文字があるか、長すぎます",
-    "an empty name": "名前が空です",
-    "must be argument.1, argument.2, ... or env.NAME_OF_A_VARIABLE": "argument.1, argument.2, ... または env.変数名 としてください",
-    "the first line must be the absolute path of a program": "1 行目はプログラムの絶対パスとしてください",
-    "no [command NAME] for %s: it is not in this host's list": "%s に対する [command 名前] がありません (この計算機の許可一覧にありません)",
-    "[command %s] input_names does not allow %s": "[command %s] の input_names は %s を許していません",
-    "[command %s] gives results by name only (patterns = no)": "[command %s] の結果は名前での指定だけに応じます (patterns = no)",
-    "a name that is not UTF-8": "名前が UTF-8 ではありません",
-    "a name that is too long: %s...": "名前が長すぎます: %s...",
-    "a name with a control character or a backslash: %s": "名前に制御文字かバックスラッシュがあります: %s",
-    "a name that is absolute or has an empty, . or .. part: %s": "名前が絶対パスか、空・.・.. を含みます: %s",
-    "is not a number from %d to %d": "%d から %d までの数ではありません",
-    "arguments that no shell would split: %s": "シェルの規則で分けられない引数です: %s",
-    "[command %s] argument.%d does not allow %s": "[command %s] の argument.%d は %s を許していません",
-    "two names that are equal, one in the other, or out of order: %s": "名前が重複するか、包含するか、順序が違います: %s",
-    "a name that is kept for the log: %s": "ログのための名前は使えません: %s",
-    "%s: [%s] match: another command has it already": "%s: [%s] match: 別のコマンドが同じ語を使っています",
-    "%s: must be an executable file that not everybody may change (chmod +x, chmod o-w)": "%s: 実行可能で、誰でも書き換えられる状態にないファイルが必要です (chmod +x, chmod o-w)",
-    "changed after it was judged": "判定した後に変わりました",
-    "%s (is the disk full there?)": "%s (先方のディスクが一杯ではありませんか?)",
-    "%s there: files go by rsync, nothing can be resumed (rsync here: %s)":
-        "先方: %s。ファイルは rsync で送受信し、再開はできません (こちらの rsync: %s)",
-    "%s: %s: a batch system there needs it": "%s: %s (先方のバッチシステムの利用に必要です)",
-    "%s: %s; the plain way needs rsync on both sides": "%s: %s。簡易方式には両側に rsync が必要です",
-    "%s: its guard is of an older version (protocol 1); this file has to be put there":
-        "%s: 先方の guard は旧版 (プロトコル 1) です。このファイルを先方に置いてください",
-    "%s: not all inputs could be sent (rsync says why)": "%s: 送信できなかった入力があります (理由は rsync の出力のとおりです)",
-    "%s: the line was lost, and by the plain way nobody can know how the command ended; its directory there is "
-    "%s/%s":
-        "%s: 接続が切れました。簡易方式ではコマンドの結末がわかりません。先方のディレクトリ: %s/%s",
-    "%s: the log-in came to another host (%s), where nothing of it is; it was sent to %s":
-        "%s: ログイン先が別の計算機 (%s) で、この計算はそこにありません。送信先は %s でした",
-    "asked for and not here: %s": "要求した結果のうち届かないもの: %s",
-    "calculations there: %s": "先方の計算: %s",
-    "python %s there, AES: %s": "先方の Python: %s、AES: %s",
-}
-
-
-# ==== one calculation ====
-# From the order to the results. Each step is noted in the record when it is done; what was lost, or killed, goes on behind the last note.
-Outcome = collections.namedtuple("Outcome", "ident code ended_by state fetched odd verdicts")     # code: exit code; ended_by: command or runner
-Outcome.__new__.__defaults__ = ({},)                   # odd: results that could not be put here; verdicts: those that did not leave there
-INCOMPLETE = set(NOT_THERE) | {"refused", "held"}     # verdicts that make "everything" incomplete
-
-
-def run_calculation(host, command, inputs, into=".", settings=None, mode="run", keep=False, batch=None, allow_refused=False):
-    """Runs command on host with the input files (paths; far names are their last parts) and fetches everything into `into`.
-    batch: [a batch system there, option, ...], for a host without a guard. allow_refused: what the owner's rules keep there is no failure.
-
-    Returns an Outcome. Stop with an exit code of the table when it cannot go on; the calculation can then be resumed by its ident, which
-    the message names.
-    """
-    import uuid
-    pairs, seen, settings = [], {}, settings or settings_for({})
-    for path in inputs:
-        far = os.path.basename(os.path.normpath(path))
-        if seen.setdefault(far, path) != path:
-            raise Stop(EX_USAGE, _("two inputs have the name %s: %s and %s") % (printable(far), printable(seen[far]), printable(path)))
-        pairs.append([os.path.abspath(path), far])
-    if not command or steers(command.replace("\t", " ")):
-        raise Stop(EX_USAGE, _("no command, or one with control characters"))
-    planned(pairs)                                     # 66 before anything is done
-    Line(host, settings)                               # 64 if that is no host
-    ident = str(uuid.uuid4())
-    order = {"host": host, "command": command, "inputs": pairs, "into": os.path.abspath(into), "mode": mode, "keep": keep,
-             "v": ON_DISK, "time": time.time(), "batch": batch, "began": clock_of(into, ident), "allow_refused": allow_refused,
-             "settings": settings._asdict()}
-    return Run(Record(ident, order), settings).go()
-
-
-def clear_away(into, ident):
-    """Removes what a runner that was killed when all was stored has left there of its parts."""
-    try:
-        if os.path.isdir(os.path.join(into, b".mi-" + utf8(ident))):
-            Target(into, ident).close(True)
-    except OSError as error:                           # all is here: not worth a failure
-        log("warn", ident, "8 fetch", why=error)
-
-
-def clock_of(into, ident):
-    """The time now by the clock of the file system there, in nanoseconds. What cannot be stored there should be known before the calculation."""
-    target = Target(into, ident)
-    try:
-        return target.now()
-    finally:
-        target.close(True)
-
-
-class Run:
-    """One calculation: its record, its line, and the patience with that line."""
-
-    def __init__(self, record, settings):
-        self.record, self.settings, self.order = record, settings, record.order
-        self.ident, self.line, self.progress, self.ever, self.early = record.ident, None, 0, False, None
-        self.sent, self.decoder = None, codecs.getincrementaldecoder("utf-8")("replace")         # sent: the Line of the inputs
-
-    def go(self):
-        """Steps 2 to 9; from wherever the record says that it stopped. Returns the Outcome."""
-        record = self.record
-        log("info", self.ident, "1 order", host=self.order["host"], command=self.order["command"], files=len(self.order["inputs"]))
-        fault("ordered")
-        try:
-            if "ended" not in record.steps:
-                if "starting" not in record.steps:
-                    self.insist(self.send)             # 2. connect, 3. directory, 4. inputs
-                self.solver_log("start")
-                state = self.insist(self.start)        # 5. start, 6. watch
-                fault("ended")
-                record.step("ended", state=state)
-                self.solver_log("end " + state)
-            if "fetched" not in record.steps:
-                self.insist(self.fetch)                # 7. results, 8. fetch
-            else:
-                clear_away(utf8(self.order["into"]), self.ident)
-            fault("fetched")
-            outcome = self.judge()
-            if not outcome.odd and "cleaned" not in record.steps:
-                self.leave(outcome)                    # 9. clean up there
-            record.step("finished", code=outcome.code)
-            log("info", self.ident, "9 finish", state=outcome.state, code=outcome.code, ended_by=outcome.ended_by)
-            return outcome
-        except Stop as stop:
-            if stop.code == EX_REFUSED and "started" not in record.steps:
-                record.step("refused", code=stop.code) # what `list` says; `resume` may try again
-            raise
-        except KeyboardInterrupt as told:
-            runs = "started" in record.steps and "ended" not in record.steps
-            text = (_("%s: interrupted; the command runs on there, %s.py resume %s continues") if runs else
-                    _("%s: interrupted; %s.py resume %s continues")) % (self.ident, PROGRAM, self.ident)
-            raise Stop(told.args[0] if told.args else EX_INTERRUPT, text)
-        finally:
-            self.drop()
-
-    def insist(self, step):
-        """step(line), again over a new line when it was lost: until it is through, or the line was away for COUNT x INTERVAL seconds."""
-        count, interval = self.settings.retry
-        down, tries, seen = None, 0, None
-        while True:
-            try:
-                if self.line is None:
-                    self.line = Line(self.order["host"], self.settings).open(self.ident, self.plan)
-                    self.ever = True
-                return step(self.line)
-            except LineLost as error:
-                if isinstance(error, Never) and not self.ever and not self.record.steps.get("starting"):
-                    raise error.stop()
-                lost = error
-            except Declined as error:
-                if error.code != "host":               # else: it is another node's; the next log-in may be that one
-                    raise error.stop()
-                lost = error
-            self.drop()
-            now = time.monotonic()
-            if down is None or seen != self.progress:
-                down, tries, seen = now, 0, self.progress      # it had moved on since the last loss: patience starts anew
-            tries += 1
-            pause = min(interval, 2.0 ** min(tries - 1, 12)) * (0.75 + 0.5 * (os.urandom(1)[0] / 255.0))
-            if now + pause - down > count * interval:
-                runs = "starting" in self.record.steps
-                raise Stop(EX_UNAVAILABLE, (_("%s; given up after %d tries. What was started there runs on: %s resume %s") if runs else
-                                            _("%s; given up after %d tries; nothing was started there: %s resume %s")) % (
-                    lost, tries, PROGRAM, self.ident))
-            log("warn", self.ident, "line", host=self.order["host"], lost=lost, again_in="%.1fs" % pause)
-            time.sleep(pause)
-
-    def plan(self):
-        """Looks at the inputs, once, while the log-in takes its time."""
-        if self.early is None and "starting" not in self.record.steps:
-            self.early = Beside(lambda: planned(self.order["inputs"]))
-
-    def drop(self):
-        if self.line is not None:
-            self.line.close()
-        self.line = None
-
-    def solver_log(self, word):
-        """The lines of the solver log, where the site asks for them (MISYSTEM_SITEID)."""
-        site = os.environ.get("MISYSTEM_SITEID")
-        if site:
-            show("%s solver_log site=%s host=%s calculation=%s %s\n" % (
-                time.strftime("%Y/%m/%d %H:%M:%S"), printable(site), printable(self.order["host"]), self.ident, printable(word)))
-
-    def send(self, line):
-        """2. connect 3. directory 4. inputs"""
-        log("info", self.ident, "2 connect", host=line.host, round_trip="%.1fms" % (line.round_trip * 1000), door=line.door)
-        fault("connected")
-        record, entries, self.sent = self.record, self.early.result(), line        # as they were at first: a change since then is said
-        record.begin("in", line.where(), line.told.get("state") == "none")
-        record.step("sending")
-        fault("sending")
-        before = record.spans()
-        try:
-            moved = plain_put(line, self, entries) if line.plain else put(line, entries, record, self.settings)
-        finally:
-            self.progress += record.spans() - before
-        log("info", self.ident, "4 inputs", files=len(entries), bytes=moved)
-        fault("sent")
-        record.note_inputs(entries)
-        record.step("starting", boot=line.told.get("boot", "?"), host=line.told.get("host", "?"), offset=0)
-
-    def start(self, line):
-        """5. start (once, however often it is asked) 6. watch: the log as it comes, then how it ended"""
-        starting = self.record.steps["starting"]
-        fault("starting")
-        if line.plain:
-            return plain_run(line, self)
-        lost = line is not self.sent and self.never(line, starting)
-        if lost:
-            return lost
-        session, fresh = line.session, "started" not in self.record.steps
-        if fresh:
-            session.send("start", command=self.order["command"], batch=self.order.get("batch"))
-        session.send("wait", offset=starting["offset"])
-        try:
-            if fresh:
-                told = session.answer("state")
-                self.record.step("started")
-                log("info", self.ident, "5 start", state=told.get("where") or told["state"])
-                fault("started")
-            return self.watch(session, starting)
-        except Declined as error:
-            if error.code != "gone":
-                raise
-            self.line.close()                          # its session may have more to say
-            self.line = None
-            return "lost it was cleaned away"
-
-    def never(self, line, starting):
-        """Why it cannot have been started, or cannot be any more, over this line, which is a later one than that of the inputs; ''. LineLost
-        if this line leads to another host, where nothing of it is."""
-        state, here = line.told["state"], line.told["host"]
-        other = starting.get("host", here) != here
-        if other and state in ("none", "gone"):
-            raise LineLost(_("%s: the log-in came to another host (%s), where nothing of it is; it was sent to %s") % (
-                line.host, printable(here), printable(starting["host"])))
-        if state == "taken" and not other and starting["boot"] != line.told["boot"]:
-            return "lost the host was restarted before the command was started"
-        return "lost it was cleaned away" if state in ("none", "gone") else ""
-
-    def watch(self, session, starting):
-        """6. Reads the stream of a `wait` to its end; returns the state."""
-        said = None
-        while True:
-            told = session.answer()
-            if "log" in told:
-                if told["log"] != starting["offset"] or told.get("size", 0) > UNPACKED:
-                    session.line.nonsense()
-                for data in session.parts(told.get("size", 0)):
-                    self.echo(data)
-                    starting["offset"] += len(data)
-                    self.progress += 1
-            elif told.get("end"):
-                state = ending(told, session.line)
-                log("info", self.ident, "6 end", state=state)
-                return state
-            elif told.get("where") and told["where"] != said:            # where a batch system, or another node, has it
-                said = told["where"]
-                log("info", self.ident, "6 now", state=said)
-
-    def echo(self, data):
-        """Live output of the command, harmless for a terminal."""
-        text = self.decoder.decode(data)
-        show(re.sub("[\x00-\x08\x0b-\x1f\x7f-\x9f]", lambda m: "\r" if m.group() == "\r" else "\\x%02x" % ord(m.group()), text))
-
-    def fetch(self, line):
-        """7. results 8. fetch: everything in the directory, but inputs that nobody has touched"""
-        target = Target(utf8(self.order["into"]), self.ident, began=self.order.get("began"), always=(LOG.encode(),))
-        done = False
-        try:
-            files, kept, verdicts = self.fetch_into(line, target)
-            target.settle()
-            for name, why in kept.items():
-                log("error", self.ident, "8 fetch", not_fetched=name, why=why)
-            if kept:
-                log("error", self.ident, "8 fetch", still_there=len(kept), get_them="%s resume %s --to DIR" % (PROGRAM, self.ident))
-            self.record.step("fetched", files=files, odd=sorted(map(printable, kept)), verdicts=verdicts)
-            done = True
-        finally:
-            target.close(done)
-
-    def fetch_into(self, line, target):
-        """(how many files were fetched, {name: why} of what could not be put here, verdicts of what did not leave there)."""
-        fault("listing")
-        kept, got = {}, {}
-        sent = self.record.inputs() if self.order["mode"] == "fielded" else {}
-        if line.plain:
-            count, verdicts = plain_get(line, self, target, kept)
-            return count, kept, verdicts
-        for look in range(LOOKS):                      # what changes while it is fetched is listed anew
-            found = self.results(line)
-            wanted = [entry._replace(near=target.part(key_of(entry.far))) for entry in found.files
-                      if got.get(entry.far) != version(entry) and self.wants(target, entry, sent, kept)]
-            log("info", self.ident, "7 results", files=len(found.files), to_fetch=len(wanted), odd=len(kept))
-            for name, mtime in found.folders:
-                put_in_place(kept, name, lambda: target.make(name, mtime))
-            target.sync = len(wanted) <= 50
-            self.record.begin("out", boot_id() + " " + line.where())
-            self.record.verify([entry for entry in wanted if os.path.exists(entry.near)])
-            fault("fetching")
-            before = self.record.spans()
-            try:
-                moved, stays = get(line, wanted, self.record, self.settings, target, kept)
-            finally:
-                self.progress += self.record.spans() - before
-            log("info", self.ident, "8 fetch", files=len(wanted), bytes=moved)
-            got.update((entry.far, version(entry)) for entry in wanted if entry.far not in stays)
-            if "changing" not in stays.values() and "changing" not in found.verdicts:
-                break
-            time.sleep(CHANGES)
-        return len(got), kept, settled(found.verdicts, stays, got)
-
-    def results(self, line):
-        """What may leave there; nothing, where nothing of a lost calculation is left."""
-        try:
-            return line.results(self.order["mode"] == "fielded")
-        except Declined as error:
-            if error.code in ("gone", "state") and self.record.steps["ended"]["state"].startswith("lost"):
-                return Found([], [], Verdicts())
-            raise
-
-    def wants(self, target, entry, inputs, kept):
-        """Is it to be fetched? Not what is here: an input as it was sent (fielded words: where it came from), or stored before."""
-        sent = inputs.get(entry.far)
-        mine = sent is not None and (sent.size, sent.mtime) == (entry.size, entry.mtime) and os.path.realpath(
-            os.path.join(utf8(self.order["into"]), utf8(entry.far))) == os.path.realpath(sent.near)
-        return not mine and not is_here(target, entry) and put_in_place(kept, entry.far, lambda: target.allow(utf8(entry.far)))
-
-    def judge(self):
-        """The Outcome of how it ended."""
-        done, state = self.record.steps["fetched"], self.record.steps["ended"]["state"]
-        verdicts = done.get("verdicts", {})
-        short = done["odd"] or INCOMPLETE.intersection(verdicts) - ({"refused"} if self.order.get("allow_refused") else set())
-        if state.startswith("ended "):
-            code = int(state.split()[1])
-            told, who = (EX_DATA, "runner") if short and not code else (code, "command")
-            return Outcome(self.ident, told, who, state + self.why(code), done["files"], done["odd"], verdicts)
-        if state == "failed":
-            return Outcome(self.ident, 126, "runner", "the command could not be started there", done["files"], done["odd"], verdicts)
-        state += _(" (what it left was fetched; nothing is run a second time by itself)")
-        return Outcome(self.ident, EX_TEMPFAIL, "runner", state, done["files"], done["odd"], verdicts)
-
-    def why(self, code):
-        """Behind how it ended: what is known of the reason."""
-        if code > 128 and os.path.exists(os.path.join(self.record.folder, b"cancelled")):
-            return _(" (cancelled by hand)")
-        try:
-            with open(os.path.join(utf8(self.order["into"]), utf8(LOG)), "rb") as text:
-                text.seek(-min(4000, os.fstat(text.fileno()).st_size), 2)
-                rest = text.read()
-        except OSError:
-            return ""
-        full = [word for word in (b"No space left on device", b"Disk quota exceeded") if code and word in rest]
-        return " (%s: %s)" % (LOG, full[0].decode()) if full else ""
-
-    def leave(self, outcome):
-        """9. All is here: it may go there, and goes if all went well and nobody wants to keep it."""
-        clean = not self.order["keep"] and outcome.code == 0
-        try:
-            self.insist(lambda line: self.clean(line, clean))
-        except Stop as stop:                           # everything is here: not worth a failure
-            log("warn", self.ident, "9 clean", host=self.order["host"], why=stop)
-
-    def clean(self, line, clean):
-        """9. says that all has arrived there, and (clean) removes the directory there"""
-        if line.plain:
-            return
-        session = line.session
-        session.send("fetched", but=[])
-        if clean:
-            session.send("clean", discard=False)
-        try:
-            session.answer("state")
-            told = session.answer("state") if clean else {}
-        except Declined as error:
-            if error.code == "host":
-                raise
-            told = {"left": [str(error)]}
-        if told.get("state") == "gone":
-            self.record.step("cleaned")
-        elif told.get("left"):
-            log("warn", self.ident, "9 clean", host=line.host, left=" / ".join(told["left"]))
-
-
-def settled(verdicts, stays, got):
-    """The verdicts, with those of the getting ({name: code}). Of what changes and has come, bytes of one moment are here (got);
-    nobody asked by name for what is missing."""
-    for name, code in stays.items():
-        verdicts.tell(code, name)
-    changing = verdicts.pop("changing", {"count": 0, "names": []})
-    here = set(map(printable, got)).intersection(changing["names"])
-    if changing["count"] > len(here):
-        verdicts["changing"] = {"count": changing["count"] - len(here), "names": sorted(set(changing["names"]) - here)}
-    verdicts.pop("missing", None)
-    return verdicts
-
-
-def ending(told, line):
-    """How it ended, in words: ended CODE, failed (it could not be started), lost WHY. told: STATE of the protocol."""
-    lost = told.get("state") == "lost" or told.get("lost")
-    if not lost and told.get("state") not in ("ended", "fetched"):
-        line.nonsense()
-    why = told.get("why", "")
-    if lost:
-        return printable("lost " + why).strip()
-    return printable("ended %d %s" % (told["code"], why)).strip() if told.get("code") is not None else "failed"
-
-
-def is_here(target, entry):
-    """Did this calculation store this very version of it before?"""
-    noted = target.noted.get(utf8(entry.far))
-    try:
-        info = os.stat(os.path.join(target.path, utf8(entry.far)), follow_symlinks=False)
-    except OSError:
-        return False
-    return noted == (info.st_ino, info.st_size, info.st_mtime_ns) and noted[1:] == (entry.size, entry.mtime)
-
-
-class Beside(threading.Thread):
-    """Makes something while something else goes on."""
-
-    def __init__(self, make):
-        threading.Thread.__init__(self, daemon=True)
-        self.make, self.made, self.error = make, None, None
-        self.start()
-
-    def run(self):
-        try:
-            self.made = self.make()
-        except Exception as error:
-            self.error = error
-
-    def result(self):
-        self.join()
-        if self.error:
-            raise self.error
-        return self.made
-
-
-# ==== connections ====
-# A line is one control connection to a host, whose first session serves the whole calculation; lanes for large things are further sessions,
-# over it or over connections of their own. Nothing of what comes is believed before it was looked at (ANSWERS).
-FIRST = b"mi_distcomp 2 "       # our first line there begins so, wherever in a line of the log-in's it stands
-NOT_OURS = 254                 # ssh's exit codes from here on: the host is closed (/etc/nologin), the line broke
-ANSWER = (1 << 20) + 2         # bytes of a line of an answer
-class LineLost(Exception):
-    """The connection is gone or never came; it may come back."""
-    code = 69
-
-    def stop(self):
-        """The Stop for it, where nobody waits for it."""
-        return Stop(self.code, str(self))
-
-
-class Never(LineLost):
-    """A connection that will not come by trying again. code: for the exit."""
-
-    def __init__(self, code, text):
-        LineLost.__init__(self, text)
-        self.code = code
-
-
-class Declined(Exception):
-    """The door there says no to one request. code: refused, state, gone, host, disk, error."""
-
-    def __init__(self, host, told):
-        Exception.__init__(self, "%s: %s" % (host, printable(told.get("why", ""))))
-        self.code, self.state = told["no"], told.get("state", "none")
-
-    def stop(self):
-        """The Stop for it."""
-        if self.code == "disk":
-            return Stop(EX_IOERR, _("%s (is the disk full there?)") % self)
-        codes = {"refused": EX_REFUSED, "error": EX_IOERR, "gone": EX_DATA, "host": EX_UNAVAILABLE, "config": EX_CONFIG}
-        return Stop(codes.get(self.code, EX_PROTOCOL), str(self))
-
-
-def encoded(text):
-    """text (str or bytes) as one single-quoted word that any log-in shell passes on; LOADER and PLAIN turn its \\0ooo back."""
-    data = text if isinstance(text, bytes) else utf8(text)
-    return "'" + re.sub(rb"[^ -~]|['\\!]", lambda m: b"\\0%03o" % ord(m.group()), data).decode("ascii") + "'"
-
-
-def request(text, *words):
-    """The one form of everything that is asked of a host: a text for sh, and words. A guard drops the text."""
-    return "exec sh -c 'eval \"$(printf %b \"$1\")\"' mi_distcomp " + " ".join(encoded(word) for word in (text,) + words)
-
-
-@functools.lru_cache(maxsize=1)
-def own_file():
-    """(this file's bytes, the first 16 digits of their sum)"""
-    with open(__file__, "rb") as text:
-        data = text.read()
-    return data, hashlib.sha256(data).hexdigest()[:16]
-
-
-class Line:
-    """One control connection to a host, and the sessions over it or beside it."""
-
-    def __init__(self, host, settings):
-        if not host or host.startswith("-") or steers(host) or " " in host:
-            raise Stop(EX_USAGE, _("%s: not a host") % printable(host))
-        self.host, self.settings, self.turn = host, settings, os.urandom(8).hex()
-        self.folder = self.process = self.session = self.options = self.run = None
-        self.plain, self.door, self.told, self.round_trip = "", "plain", {}, 0.0     # plain: why there is no door there
-
-    def configured(self):
-        """What ~/.ssh/config says about the host ({key: value}); empty if this ssh cannot tell."""
-        words = ["ssh"] + self.settings.ssh_options + ["-G", "--", self.host]
-        done = subprocess.run([utf8(word) for word in words], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-        pairs = [row.split(" ", 1) for row in done.stdout.decode("utf-8", "replace").splitlines() if " " in row]
-        return {key: value for key, value in pairs}
-
-    def choose_options(self):
-        """The options of every connection. ~/.ssh/config decides; here is only what must be so, and AES-GCM first where it is allowed."""
-        told, alive = self.configured(), max(1, int(self.settings.alive / 3))
-        options = ["BatchMode=yes", "ConnectTimeout=%d" % max(1, self.settings.connect), "ServerAliveInterval=%d" % alive,
-                   "ServerAliveCountMax=3", "Compression=no", "ForwardAgent=no", "ForwardX11=no", "ClearAllForwardings=yes",
-                   "PermitLocalCommand=no", "ControlPersist=no", "EscapeChar=none", "LogLevel=ERROR", "RequestTTY=no", "RemoteCommand=none",
-                   "StrictHostKeyChecking=" + ("accept-new" if told.get("stricthostkeychecking") == "accept-new" else "yes")]
-        ciphers = told.get("ciphers", "").split(",")
-        fast = sorted((name for name in ciphers if name.endswith("gcm@openssh.com")), key=lambda name: "256" in name)
-        if fast and has_aes():
-            options.append("Ciphers=" + ",".join(fast + [name for name in ciphers if name not in fast]))
-        self.options = ["ssh", "-x", "-a", "-T"] + self.settings.ssh_options
-        for option in options:
-            self.options += ["-o", option]
-        self.place = "%s@%s:%s" % (told.get("user", ""), told.get("hostname", self.host), told.get("port", ""))
-
-    def start(self, asked, own=False):
-        """Starts a session (Popen) that is asked for this: the first one with the control connection, others over it, or (own) over a
-        connection of their own. Its stderr goes into a file (process.said), which why() reads."""
-        control = ["-S", self.control, "-o", "ControlMaster=no"]
-        if own or self.process is None:
-            spend(self.place, self.settings.connects)
-            control = ["-o", "ControlMaster=no", "-o", "ControlPath=none"] if own else ["-M", "-S", self.control]
-        elif self.process.poll() is not None:          # ssh would log in anew for each session, beyond the budget
-            raise LineLost(_("%s: the connection broke off") % self.host)
-        said = open(os.path.join(self.folder, b"said.%d" % (time.monotonic() * 1e9)), "w+b")
-        process = subprocess.Popen([utf8(word) for word in self.options + control + ["--", self.host, asked]], stdin=subprocess.PIPE,
-                                   stdout=subprocess.PIPE, stderr=said, bufsize=BLOCK, start_new_session=True)
-        process.said = said
-        limit_files(process.pid)
-        for pipe in (process.stdin, process.stdout):
-            widen(pipe)
-        return process
-
-    def door_words(self):
-        """What asks for a session of the door there."""
-        return request(LOADER, "2", "door", self.settings.base, own_file()[1])
-
-    def open(self, run=None, meanwhile=lambda: None, check=False):
-        """Opens the control connection, and its session for this run (UUID). LineLost if it cannot be had now; Stop if it will never be had
-        like this. meanwhile: called while the log-in takes its time."""
-        import tempfile
-        self.folder = utf8(tempfile.mkdtemp(prefix="mi-", dir="/tmp" if os.path.isdir("/tmp") else None))     # sun_path is short
-        self.control, self.run = self.folder.decode() + "/c", run
-        if self.options is None:
-            self.choose_options()
-        began, self.process = time.monotonic(), self.start(self.door_words())
-        meanwhile()
-        patience = threading.Timer(self.settings.connect * 3, give_up, [self.process])         # a log-in can hang at any point
-        patience.daemon = True
-        patience.start()
-        self.session = Session(self, self.process)
-        try:
-            self.plain = self.session.reach()
-            started = time.monotonic()
-            if not self.plain:
-                self.told = self.session.hello("", check)
-                self.door, self.round_trip = self.told["door"], time.monotonic() - started
-        except BaseException:
-            self.close()
-            raise
-        patience.cancel()
-        log("debug", run, "connect", host=self.host, seconds="%.3f" % (time.monotonic() - began), plain=self.plain,
-            program=self.told.get("program", "-"), there=self.told.get("host", "-"), state=self.told.get("state", "-"))
-        return self
-
-    def where(self):
-        """This boot of the host there, as one word."""
-        return re.sub(r"\s", "?", "%s.%s" % (self.told.get("host"), self.told.get("boot")))
-
-    def lane(self, way, own):
-        """A further session, "put" or "get"."""
-        session = Session(self, self.start(self.door_words(), own))
-        if session.reach():
-            self.nonsense()
-        session.hello(way)
-        return session
-
-    def results(self, inputs):
-        """What may leave of the run (Found). inputs: also inputs that nobody has touched."""
-        found, at = Found([], [], Verdicts()), 0
-        while at is not None:
-            told = self.session.ask("results", {"from": at, "inputs": inputs}).answer("files", "folders", "next")
-            found.files.extend(Entry(None, name, size, mtime, 0o777 if x else 0o666) for name, size, mtime, x, sum256 in told["files"])
-            found.folders.extend((name[:-1], mtime) for name, mtime in told["folders"])
-            step = len(told["files"]) + len(told["folders"])
-            if told["next"] is not None and (told["next"] != at + step or not step) or len(found.files) + len(found.folders) > MOST_FILES:
-                self.nonsense()
-            at = told["next"]
-        found.verdicts.update((code, {"count": one["count"], "names": list(map(printable, one["names"]))})
-                              for code, one in told.get("verdicts", {}).items())
-        return found
-
-    def nonsense(self):
-        """Stop 76: no program of ours answers like this."""
-        raise Stop(EX_PROTOCOL, _("%s: an answer that makes no sense") % self.host)
-
-    def refused(self, process):
-        """Says why a session never came to our program."""
-        text, ended = self.why(process), process.returncode
-        if process is not self.process:
-            raise LineLost("%s: %s" % (self.host, printable(text) or _("the connection broke off")))
-        self.close()
-        if "refused by the guard: an unknown verb" in text:
-            raise Never(EX_PROTOCOL, _("%s: its guard is of an older version (protocol 1); this file has to be put there") % self.host)
-        if 0 <= ended < NOT_OURS and not any(sign in text for sign, code in FINAL):
-            raise Never(EX_CONFIG, _("%s: the log-in there ended with code %d before it came to what was asked for%s; an exit or exec in "
-                                     "a file that its shell reads first (.bashrc, .cshrc), or an account without a shell?")
-                        % (self.host, ended, printable(text and ": " + text)))
-        for sign, code in FINAL:
-            if sign in text:
-                raise Never(code, _("%s: %s (try by hand: %s)") % (
-                    self.host, printable(text), " ".join(["ssh"] + self.settings.ssh_options + [self.host])))
-        raise LineLost("%s: %s" % (self.host, printable(text) or _("no answer")))
-
-    def why(self, process):
-        """The last words on stderr of a session that has ended (or is ended here)."""
-        try:
-            process.wait(2)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-        process.said.seek(0)
-        rows = [row for row in process.said.read(65536).decode("utf-8", "replace").splitlines() if row.strip()]
-        return " / ".join(row.strip() for row in rows[-3:])[:500]
-
-    def broke(self, process):
-        """A session ended too early: a guard that stopped (broken ini, bug) is final, anything else is a lost line."""
-        text = self.why(process)
-        if PROGRAM + ": " in text:
-            raise Stop(EX_PROTOCOL, _("the guard of %s: %s") % (self.host, printable(text)))
-        raise LineLost("%s: %s" % (self.host, printable(text) or _("the connection broke off")))
-
-    def end(self, process):
-        """Closes a session's pipes and waits a moment for it."""
-        hang_up(process)
-        self.why(process)
-        process.said.close()
-
-    def close(self):
-        """Ends the control connection and removes its socket."""
-        if self.process is not None:
-            self.process.terminate()
-            hang_up(self.process)                      # wakes an ssh that was told just before it began to wait
-            try:
-                self.process.wait(1)
-            except subprocess.TimeoutExpired:
-                self.process.kill()
-                self.process.wait()
-        if self.folder is not None:
-            import shutil
-            shutil.rmtree(self.folder, ignore_errors=True)
-        self.process = self.folder = None
-
-
-class Session:
-    """One session of the door there: requests and their answers, in the same order; each a line of JSON, with bytes behind it where it says so."""
-
-    def __init__(self, line, process):
-        self.line, self.process = line, process
-        self.place = memoryview(bytearray(BLOCK))      # through which large things pass
-
-    def reach(self):
-        """Skips what the log-in prints, brings this program where it is not there yet: '' at the door, else why there is only the plain way."""
-        noise = 0
-        for row in iter(lambda: self.process.stdout.readline(LINE), b""):
-            noise += len(row)
-            if noise > NOISE:
-                break
-            kind, _blank, rest = row.partition(FIRST)[2].decode("utf-8", "replace").strip().partition(" ")
-            if kind == "door":
-                return ""
-            if kind == "bring":
-                self.bring(rest == "z")
-            if kind == "plain":
-                return rest or "?"
-            if kind == "no":
-                code, _blank, why = rest.partition(" ")
-                raise Never(int(code) if re.match(r"(6[4-9]|7[0-8])\Z", code) else EX_PROTOCOL, "%s: %s" % (self.line.host, printable(why)))
-        else:
-            self.line.refused(self.process)
-        self.line.nonsense()
-
-    def bring(self, packed):
-        """This very file, which the door there is."""
-        import zlib
-        data = zlib.compress(own_file()[0], 9) if packed else own_file()[0]
-        log("info", self.line.run, "2 bring", host=self.line.host, bytes=len(data))
-        self.write(b"%d\n" % len(data), data)
-        self.flush()
-
-    def hello(self, lane, check=False):
-        """What there is there."""
-        more = {"check": True} if check else {}
-        return self.ask("hello", v=2, run=self.line.run, lane=lane, turn=self.line.turn, **more).answer("state", "door", "host", "boot", "free")
-
-    def send(self, do, words=(), data=(), **more):
-        """One request; data: the bytes behind it, in parts. LineLost."""
-        self.write(json.dumps(dict(words, do=do, **more)).encode("ascii") + b"\n", *data)
-
-    def write(self, *parts):
-        try:
-            for part in parts:
-                self.process.stdin.write(part)
-        except OSError:                                # no broken pipe of stdout
-            self.line.broke(self.process)
-
-    def flush(self):
-        try:
-            self.process.stdin.flush()
-        except OSError:
-            self.line.broke(self.process)
-
-    def ask(self, do, words=(), **more):
-        """One request, on its way; the session, for its answer."""
-        self.send(do, words, **more)
-        return self
-
-    def answer(self, *needed):
-        """The next answer: a dict with these words. Declined; LineLost; 76 if it is not as it should be."""
-        self.flush()
-        row = self.process.stdout.readline(ANSWER)
-        if not row.endswith(b"\n"):
-            self.line.nonsense() if len(row) >= ANSWER else self.line.broke(self.process)
-        try:
-            told = json.loads(row.decode("ascii"))
-        except (ValueError, RecursionError):
-            told = None
-        if type(told) is not dict or not all(kind(told[name]) for name, kind in ANSWERS.items() if name in told):
-            self.line.nonsense()
-        if "no" in told:
-            raise Declined(self.line.host, told)
-        if not set(needed) <= set(told):
-            self.line.nonsense()
-        return told
-
-    def parts(self, count):
-        """The bytes behind an answer, some at a time: a view that is good until the next ones are asked for."""
-        while count:
-            data = self.place[:self.process.stdout.readinto1(self.place[:count])]
-            if not data:
-                self.line.broke(self.process)
-            count -= len(data)
-            yield data
-
-    def exactly(self, count):
-        """All of them."""
-        data = self.process.stdout.read(count)
-        if len(data) != count:
-            self.line.broke(self.process)
-        return data
-
-    def close(self):
-        """Ends it."""
-        self.process.kill()
-        self.line.end(self.process)
-
-
-def give_up(process):
-    """Ends a log-in that does not come to what was asked for: a shell that took its place ends with its input, by itself; anything else is
-    killed."""
-    try:
-        process.stdin.close()
-        process.wait(1)
-    except (OSError, subprocess.TimeoutExpired):
-        process.kill()
-
-
-def limit_files(pid):
-    """What the far side writes on stderr does not fill the disk: no file that this process writes grows beyond SAID."""
-    try:
-        import resource
-        resource.prlimit(pid, resource.RLIMIT_FSIZE, (SAID, SAID))
-    except (ImportError, AttributeError, OSError, ValueError):
-        pass                                           # not on every system
-
-
-def hang_up(process):
-    """Closes the pipes of a session."""
-    for pipe in (process.stdin, process.stdout):
-        try:
-            pipe.close()
-        except OSError:
-            pass
-
-
-def has_aes():
-    """Has this processor AES instructions?"""
-    try:
-        with open("/proc/cpuinfo") as text:
-            return " aes" in text.read(8192)
-    except OSError:
-        return False
-
-
-def widen(pipe):
-    """A larger pipe buffer (F_SETPIPE_SZ), where the system allows it."""
-    import fcntl
-    try:
-        fcntl.fcntl(pipe.fileno(), 1031, 1 << 20)
-    except OSError:
-        pass
-
-
-def spend(place, most):
-    """Waits until one more connection to this place fits into the budget (`most` in CONNECT_SPAN seconds, over all runners of this user;
-    0: no budget). Sites ban hosts that connect too often."""
-    import fcntl
-    if not most:
-        return
-    name = hashlib.sha256(utf8(place)).hexdigest()[:16]
-    with open(os.path.join(state_folder(), b"connects." + name.encode()), "a+b") as book:
-        fcntl.flock(book, fcntl.LOCK_EX)
-        while True:
-            book.seek(0)
-            now = time.time()
-            rows = [float(row) for row in book.read(1 << 20).split() if re.match(rb"[0-9]{1,12}\.[0-9]{3}\Z", row)]     # others are broken
-            times = [row for row in rows if now - CONNECT_SPAN < row <= now]
-            if len(times) < most:
-                break
-            log("info", None, "wait", place=place, why="connection budget", seconds="%.0f" % (times[0] + CONNECT_SPAN - now))
-            time.sleep(max(0.1, times[0] + CONNECT_SPAN - now))
-        book.seek(0)
-        book.truncate()
-        book.write(b"".join(b"%.3f\n" % one for one in times + [now]))
-
-
-# ==== moving files ====
-# A queue of bundles of small files and pieces of large ones, and lanes that work it off: each a session, which is asked ahead so that no round
-# trip is idle. What a dying lane had not finished, the others take. Every sum is compared.
-Entry = collections.namedtuple("Entry", "near far size mtime mode")     # near: a path, bytes; far: a name, "d/": an empty directory; mtime: ns
-Piece = collections.namedtuple("Piece", "entry offset size")
-Found = collections.namedtuple("Found", "files folders verdicts")       # results: [Entry], [(name, mtime)] of empty directories, Verdicts
-
-
-def planned(inputs, check=True):
-    """Entries of the inputs: [[near path, far name]]; directories with all that is in them, links followed. Stop 66 if one is missing."""
-    entries = []
-    for near, far in inputs:
-        try:
-            add_input(entries, utf8(near), far, ())
-        except OSError as error:
-            if check:
-                raise Stop(EX_NOINPUT, "%s: %s" % (printable(near), error.strerror))
-    return entries
-
-
-def add_input(entries, near, far, above):
-    """One input into entries; above: the real directories that it stands in (a link back to one of them is left out)."""
-    info = os.stat(near)
-    try:
-        check_name(far)
-    except ValueError as error:
-        raise Stop(EX_NOINPUT, str(error))
-    if stat.S_ISREG(info.st_mode):
-        if not os.access(near, os.R_OK):
-            raise Stop(EX_NOINPUT, _("%s: may not be read") % shown(near))
-        entries.append(Entry(near, far, info.st_size, info.st_mtime_ns, info.st_mode & 0o777))
-    elif stat.S_ISDIR(info.st_mode):
-        real, names = os.path.realpath(near), sorted(os.listdir(near))
-        if real in above:
-            return
-        if not names:
-            entries.append(Entry(near, far + "/", 0, info.st_mtime_ns, info.st_mode & 0o777))
-        for name in names:
-            leaf = name.decode("utf-8", "surrogateescape")
-            add_input(entries, os.path.join(near, name), far + "/" + leaf, above + (real,))
-    else:
-        raise Stop(EX_NOINPUT, _("%s: neither file nor directory") % shown(near))
-
-
-def put(line, entries, record, settings):
-    """Moves entries (inputs) into the far directory, the sum of each compared. Returns the bytes moved."""
-    count, step = lanes_for(line, sum(entry.size for entry in entries if entry.size >= SMALL), settings)
-    work = Sending(cut(entries, step, record.have), record, line)
-    for entry in entries:                              # complete but for their end
-        if entry.size >= SMALL and entry.far not in work.pieces_left:
-            work.items.append(entry)
-    work.items = work.items or collections.deque([[]])                   # the run is made there all the same
-    with Progress(work, _("sent"), sum(entry.size for entry in entries)):
-        work_off(line, work, count, settings)
-    return work.moved
-
-
-def get(line, entries, record, settings, target, kept):
-    """Moves entries (results) into the target, the sum of each compared; near is the part in which a large one grows. kept: {name: why} of
-    what must not be put there. Returns (the bytes moved, {name: code} of what did not leave after all)."""
-    large = [entry for entry in entries if entry.size >= SMALL]
-    count, step = lanes_for(line, sum(entry.size for entry in large), settings)
-    work = Fetching(cut(entries, step, record.have), record, line, target, kept)
-    for entry in large:
-        if entry.far not in work.pieces_left:
-            work.finish(entry, 0)                      # it was whole already when the runner died
-    with Progress(work, _("fetched"), sum(entry.size for entry in entries)):
-        work.sample([entry for entry in large if entry.size >= SAMPLED and entry.far in work.pieces_left])
-        work_off(line, work, count, settings)
-    lost = {entry.far for entry in entries} - set(kept) - set(work.stays) - work.stored
-    if lost:
-        raise Stop(EX_BUG, _("%s: is not here, although all was fetched") % printable(min(lost)))
-    return work.moved, work.stays
-
-
-def version(entry):
-    """What tells this content of a file from an older one."""
-    return entry.far, entry.size, entry.mtime
-
-
-def cut(entries, step, have):
-    """Work for entries: bundles of small files (lists of Entry), and pieces of `step` bytes; have: {version: set of (offset, size)}, there
-    already."""
-    items, bundle, filled, named = [], [], 0, 0
-    for entry in entries:
-        if entry.size < SMALL:
-            if (0, entry.size) in have.get(version(entry), ()):
-                continue
-            bundle.append(entry)
-            filled, named = filled + entry.size, named + len(json.dumps(entry.far)) + 60
-            if filled >= BUNDLE or named >= NAMES or len(bundle) == 1000:
-                items.append(bundle)
-                bundle, filled, named = [], 0, 0
-            continue
-        for first, last in gaps(have.get(version(entry), ()), entry.size):
-            items += [Piece(entry, offset, min(step, last - offset)) for offset in range(first, last, step)]
-    return ([bundle] if bundle else []) + items
-
-
-def gaps(spans, size):
-    """What the spans (offset, length) leave of size bytes: (first, last), one after the other."""
-    at = 0
-    for first, length in sorted(spans):
-        if first > at:
-            yield at, first
-        at = max(at, first + length)
-    if at < size:
-        yield at, size
-
-
-def lanes_for(line, total, settings):
-    """(lanes, piece size in bytes): the first lane goes over the line's own session, each further one over a connection of its own."""
-    near = line.round_trip < NEAR
-    lanes = settings.streams
-    if not lanes:
-        lanes = 1 if total < BULK else STREAMS if not near else NEAR_STREAMS if (os.cpu_count() or 1) > 2 else 1
-    least, parts = (NEAR_PIECE, 8) if near else (FAR_PIECE, 64)          # of a lane: what a slow one keeps back at the end is little
-    return lanes, min(max(least, total // (lanes * parts)), 4 * least)
-
-
-def work_off(line, work, count, settings):
-    """Runs count lanes until the work is done. LineLost or Stop otherwise."""
-    threads, beside = [], 0
-    small = sum(one.size for item in work.items if isinstance(item, list) for one in item)
-    if count == 1 and not settings.streams and small > TWICE and line.round_trip >= NEAR:
-        count, beside = 2, 1                           # no further log-in
-    work.lanes = count if work.items else 0
-
-    def run(number):
-        lost = None
-        try:
-            lane(line, work, number, number > beside)
-        except LineLost as error:
-            lost = str(error)
-        except Declined as error:
-            if error.code in ("host", "state"):        # ended there: `start`, or a later line of ours, was quicker
-                lost = str(error)
-            else:
-                work.fail(error.stop())
-        except ValueError as error:
-            work.fail(Stop(EX_IOERR, printable("%s: %s" % (line.host, error))))
-        except BaseException as error:                 # whatever it is: a lane that ends so has not done its work
-            work.fail(error)
-        finally:
-            work.leave(lost)
-    for number in range(1, work.lanes):
-        threads.append(threading.Thread(target=run, args=(number,), daemon=True))
-        threads[-1].start()
-    if work.lanes:
-        run(0)
-    for thread in threads:
-        thread.join()
-    if work.error:
-        raise work.error
-    if not work.over():
-        raise LineLost(_("the connection broke off"))
-
-
-def lane(line, work, number, own):
-    """One lane: asks ahead, and hears the answers in their order."""
-    session, ahead = line.lane(work.way, own) if number else line.session, collections.deque()
-    try:
-        while not work.error:
-            while len(ahead) < (ASKED_AHEAD if work.lanes > 1 else AHEAD):
-                item = work.take(wait=not ahead)
-                if item is None:
-                    break
-                ahead.append([item, None])
-                ahead[-1][1] = work.ask(session, item)
-            if not ahead:
-                break
-            item, sent = ahead[0]
-            got = work.hear(session, item, sent)
-            ahead.popleft()
-            if got is None:
-                log("warn", None, "sum", file=work.title(item), why="the sum is wrong; once more")
-                work.back([item], wrong=True)
-            else:
-                work.done(item, got)
-    finally:
-        work.back([item for item, sent in ahead])
-        if number:
-            session.close()
-
-
-class Work:
-    """What is still to be moved; lanes take from it, and give back what a dying lane had not finished."""
-
-    def __init__(self, items, record, line):
-        self.items, self.out, self.lanes = collections.deque(items), 0, 0
-        self.record, self.error, self.lost, self.far = record, None, None, line.round_trip >= NEAR
-        self.line, self.moved, self.pieces_left, self.tries = line, 0, {}, {}
-        self.cond = threading.Condition()
-        for item in items:
-            if isinstance(item, Piece):
-                self.pieces_left[item.entry.far] = self.pieces_left.get(item.entry.far, 0) + 1
-
-    def take(self, wait=True):
-        """The next item, or None: there is none (and with wait: none will come back)."""
-        with self.cond:
-            while not self.error:
-                if self.items:
-                    self.out += 1
-                    return self.items.popleft()
-                if not self.out or not wait:
-                    return None
-                self.cond.wait()
-            return None
-
-    def done(self, item, sum256):
-        """item has arrived, with this sum ("": it does not leave, or has none)."""
-        with self.cond:
-            self.out -= 1
-            whole = None
-            if isinstance(item, Piece):
-                self.moved += item.size
-                self.pieces_left[item.entry.far] -= 1
-                whole = item.entry if not self.pieces_left[item.entry.far] else None
-                if sum256:
-                    self.record.arrived(item.entry, item.offset, item.size, sum256)
-            self.cond.notify_all()
-        if whole is not None:
-            self.finish(whole, item.size)
-
-    def back(self, items, wrong=False):
-        """items were not done after all."""
-        with self.cond:
-            self.out -= len(items)
-            self.items.extendleft(reversed(items))
-            for item in items if wrong else ():
-                self.tries[id(item)] = self.tries.get(id(item), 0) + 1
-                if self.tries[id(item)] >= TRIES:
-                    self.error = self.error or Stop(EX_IOERR, _("the sum of a piece was wrong %d times: %s") % (TRIES, self.title(item)))
-            self.cond.notify_all()
-
-    def over(self):
-        """Is all done?"""
-        with self.cond:
-            return not self.items and not self.out
-
-    @staticmethod
-    def title(item):
-        return printable(item.entry.far if isinstance(item, Piece) else " ".join(one.far for one in item[:1]) if isinstance(item, list) else item.far)
-
-    def fail(self, error):
-        if isinstance(error, OSError):
-            where = os.fsdecode(error.filename) if isinstance(error.filename, (str, bytes)) else _("on this side")
-            error = Stop(EX_IOERR, printable("%s: %s" % (where, error.strerror or error)))
-        with self.cond:
-            self.error = self.error or error
-            self.cond.notify_all()
-
-    def leave(self, lost=None):
-        """A lane ends. With the last one, what is left is lost."""
-        with self.cond:
-            self.lanes -= 1
-            self.lost = lost or self.lost
-            if not self.lanes and (self.items or self.out):
-                self.error = self.error or LineLost(self.lost or _("the connection broke off"))
-            self.cond.notify_all()
-
-
-class Sending(Work):
-    """Inputs on their way there. An Entry by itself among the items: the end (size, mode, time) of a file whose pieces have arrived."""
-    way = "put"
-
-    def ask(self, session, item):
-        """Sends the item; what the answer's sums must be."""
-        if isinstance(item, list):
-            return self.bundle(session, item)
-        return self.piece(session, item) if isinstance(item, Piece) else self.end(session, item)
-
-    def hear(self, session, item, sent):
-        """The sum, if those that the answer tells are right; else None."""
-        told = session.answer("sums")["sums"]
-        if told != sent:
-            return None
-        for entry in item if isinstance(item, list) else ():
-            self.record.arrived(entry, 0, entry.size)
-            self.moved += entry.size
-        return sent[0] if isinstance(item, Piece) else ""
-
-    def finish(self, entry, last):
-        """All pieces of it are there: its end is ordered, unless it came with the only one."""
-        if last != entry.size:
-            with self.cond:
-                self.items.appendleft(entry)
-                self.cond.notify_all()
-
-    def bundle(self, session, entries):
-        data, sums = [], []
-        for entry in entries:
-            data.append(b"" if entry.far.endswith("/") else read_input(entry))
-            sums.append("" if entry.far.endswith("/") else hashlib.sha256(data[-1]).hexdigest())
-        rows = [[entry.far, entry.size, entry.mode, entry.mtime] for entry in entries]
-        session.send("put", {"files": rows, "size": sum(map(len, data))}, data)
-        return sums
-
-    def piece(self, session, item):
-        """One piece of a large file, packed if a sample of it shrinks; its sum is made on the way."""
-        entry, digest, left = item.entry, hashlib.sha256(), item.size
-        words = {"name": entry.far, "at": item.offset}
-        if left == entry.size:
-            words["end"] = [entry.size, entry.mode, entry.mtime]
-        with open(entry.near, "rb", 0) as source:
-            source.seek(item.offset)
-            if self.far and shrinks(source.read(min(SAMPLE, left))):
-                import zlib
-                source.seek(item.offset)
-                data = source.read(left)
-                unchanged(entry, source, len(data) == left)
-                packed = zlib.compress(data, 1)
-                session.send("put", dict(words, size=len(packed), length=left), [packed])
-                return [hashlib.sha256(data).hexdigest()]
-            source.seek(item.offset)
-            session.send("put", dict(words, size=left))
-            while left:
-                data = source.read(min(BLOCK, left))
-                digest.update(data)
-                left -= len(data)
-                unchanged(entry, source, data)
-                session.write(data)
-        return [digest.hexdigest()]
-
-    @staticmethod
-    def end(session, entry):
-        with open(entry.near, "rb", 0) as source:
-            unchanged(entry, source)
-        session.send("put", name=entry.far, size=0, end=[entry.size, entry.mode, entry.mtime])
-        return []
-
-
-def read_input(entry):
-    """The bytes of a small input. Stop 66 if they are not those that were looked at."""
-    fd = os.open(entry.near, os.O_RDONLY)              # open() takes five times as long
-    try:
-        data, info = os.read(fd, entry.size + 1), os.fstat(fd)
-    finally:
-        os.close(fd)
-    if len(data) != entry.size or info.st_mtime_ns != entry.mtime:
-        raise Stop(EX_NOINPUT, _("%s: changed while it was sent") % shown(entry.near))
-    return data
-
-
-def unchanged(entry, source, more=True):
-    """Stop 66 if the open input is another one than was looked at."""
-    if not more or os.fstat(source.fileno()).st_mtime_ns != entry.mtime:
-        raise Stop(EX_NOINPUT, _("%s: changed while it was sent") % shown(entry.near))
-
-
-class Fetching(Work):
-    """Results on their way here. stays: {name: code} of those that do not leave any more; kept: {name: why} of what cannot be put here."""
-    way = "get"
-
-    def __init__(self, items, record, line, target, kept):
-        Work.__init__(self, items, record, line)
-        self.target, self.kept, self.stays, self.stored, self.pack = target, kept, {}, set(), set()
-
-    def ask(self, session, item):
-        """Asks for the item."""
-        if isinstance(item, list):
-            session.send("get", names=[entry.far for entry in item])
-        else:
-            self.ask_piece(session, item.entry, item.offset, item.size, item.entry.far in self.pack)
-        session.flush()
-
-    @staticmethod
-    def ask_piece(session, entry, at, length, pack=False):
-        session.send("get", name=entry.far, at=at, length=length, size=entry.size, mtime=entry.mtime, pack=pack)
-
-    def hear(self, session, item, _sent):
-        """The sum of what came ("" of a bundle, or of what does not leave); None if that is not right."""
-        if isinstance(item, Piece):
-            return self.piece(session, item)
-        right = [self.small(session, entry) for entry in item]
-        return "" if all(right) else None
-
-    def small(self, session, entry):
-        """A small file of a bundle, under its name once its sum is right. What is told here counts, if it differs from the list."""
-        told = session.answer()
-        if "verdict" in told:
-            self.stays[entry.far] = told["verdict"]
-            return True
-        if not {"sum", "mtime", "x"} <= set(told) or told.get("size", 0) > BUNDLED:
-            session.line.nonsense()
-        data = session.exactly(told.get("size", 0))
-        if hashlib.sha256(data).hexdigest() != told["sum"]:
-            return False
-        self.store(entry, data, told["x"], told["mtime"])
-        self.moved += len(data)
-        return True
-
-    def piece(self, session, item):
-        """One piece into its place."""
-        told, digest, at = session.answer(), hashlib.sha256(), item.offset
-        if "verdict" not in told:
-            fd = os.open(item.entry.near, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o666)
-            try:
-                for data in came(session, told, item.size):
-                    digest.update(data)
-                    write_sparse(fd, data, at)
-                    at += len(data)
-            finally:
-                os.close(fd)
-            told = session.answer()
-        if "verdict" in told:
-            self.stays[item.entry.far] = told["verdict"]
-            return ""
-        return digest.hexdigest() if told.get("sum") == digest.hexdigest() else None
-
-    def finish(self, entry, _last):
-        """Gives a whole file its size, mode, time and name."""
-        if entry.far in self.stays:
-            return
-        fd = os.open(entry.near, os.O_WRONLY | os.O_NOFOLLOW)
-        try:
-            os.ftruncate(fd, entry.size)
-        finally:
-            os.close(fd)
-        self.store(entry, None, bool(entry.mode & 0o100), entry.mtime)
-
-    def store(self, entry, data, x, mtime):
-        """Puts a whole result into the target, or notes why it cannot be there. data: None, if it has grown as a part."""
-        if put_in_place(self.kept, entry.far, lambda: self.target.store(key_of(entry.far), entry.far, data, x, mtime)):
-            self.stored.add(entry.far)
-            if data is not None:
-                self.record.arrived(entry, 0, entry.size)
-
-    def sample(self, entries):
-        """Finds out which of these are to come packed: a look into the middle of each, all in one round trip."""
-        entries = entries[:50] if self.far else []
-        for entry in entries:
-            self.ask_piece(self.line.session, entry, entry.size // 2, SAMPLE)
-        for entry in entries:
-            told = self.line.session.answer()
-            if "verdict" not in told:
-                sample = self.line.session.exactly(min(told.get("size", 0), SAMPLE))
-                self.pack.update([entry.far] if shrinks(sample) else [])
-                self.line.session.answer()
-
-
-def came(session, told, length):
-    """The bytes of a piece, unpacked if need be."""
-    if told.get("size", 0) > UNPACKED or "length" not in told and told.get("size", 0) != length:
-        session.line.nonsense()
-    if "length" not in told:
-        yield from session.parts(length)
-        return
-    import zlib
-    try:
-        data = zlib.decompressobj().decompress(session.exactly(told.get("size", 0)), length + 1)
-    except zlib.error:
-        data = b""
-    if len(data) != length:
-        session.line.nonsense()
-    yield memoryview(data)
-
-
-def put_in_place(kept, name, act):
-    """act(), which puts a result there, or asks whether it may: True; if it must not, that is noted in kept."""
-    try:
-        act()
-        return True
-    except NotStored as error:
-        kept[name] = str(error)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS):
-            raise
-        kept[name] = error.strerror
-    return False
-
-
-def key_of(far):
-    """Under which name a result grows among the parts: no other's, whatever it is called."""
-    return hashlib.sha256(utf8(far)).hexdigest()[:40].encode()
-
-
-def shrinks(sample):
-    """Is this data worth compressing?"""
-    import zlib
-    return len(sample) > 4096 and len(zlib.compress(sample, 1)) * SHRINKS < len(sample)
-
-
-def shown(name):
-    """A name in bytes, for people."""
-    return printable(name.decode("utf-8", "replace"))
-
-
-class Progress:
-    """Shows how far a transfer is: a line that is rewritten on a terminal, a log line every 10 s otherwise."""
-
-    def __init__(self, work, word, total):
-        self.work, self.word, self.total, self.over = work, word, total, threading.Event()
-
-    def __enter__(self):
-        self.thread = threading.Thread(target=self.run, daemon=True)
-        self.thread.start()
-
-    def run(self):
-        terminal = sys.stderr.isatty()
-        began = time.monotonic()
-        while not self.over.wait(0.5 if terminal else 10):
-            spent = time.monotonic() - began
-            if terminal:
-                moved = self.work.moved / 1048576.0
-                sys.stderr.write("\r%s %.0f / %.0f MiB  %.1f MiB/s " % (self.word, moved, self.total / 1048576.0, moved / spent))
-            else:
-                log("info", None, "progress", what=self.word, bytes=self.work.moved, of=self.total)
-        if terminal and time.monotonic() - began > 0.5:
-            sys.stderr.write("\r\x1b[K")
-
-    def __exit__(self, *what):
-        self.over.set()
-        self.thread.join()
-
-
-# ==== the plain way ====
-# Where there is no python3: a directory, rsync, the command, rsync, as fielded. Nothing is removed there, nothing can be resumed.
-PLAIN = r"""
-PATH=$PATH:/usr/bin:/bin
-shift; n=$#
-while [ "$n" -gt 0 ]; do
-    a=$1; shift; n=$((n - 1))
-    case $a in *\\*) a=$(printf '%b.' "$a"); a=${a%.};; esac
-    set -- "$@" "$a"
-done
-case $3 in /*) b=$3;; "~/"*) b=$HOME/${3#"~/"};; *) b=$HOME/$3;; esac
-w=$b/$4
-case $2 in
-rsync) (umask 077; mkdir -p "$w") && cd "$w" && shift 4 && exec rsync "$@";;
-run) cd "$w" || exit; "${SHELL:-/bin/sh}" -c "$5" </dev/null >remote_program_exec.log 2>&1; printf '\nmi_distcomp 2 ended %d\n' $?;;
-esac
-"""
-
-
-def rsync(line, run, *words):
-    """rsync over the control connection, in the run's directory there: (could it bring a part only?, what it
-    says). LineLost."""
-    import shlex
-    shell = " ".join(shlex.quote(word) for word in line.options + ["-S", line.control, "-o", "ControlMaster=no"])
-    there = request(PLAIN, "2", "rsync", run.settings.base, run.ident)
-    words = ["rsync", "-t", "--timeout=%d" % (run.settings.alive * 4), "-e", shell, "--rsync-path=" + there
-             ] + run.settings.rsync_options + list(words)
-    try:
-        done = subprocess.run([word if isinstance(word, bytes) else utf8(word) for word in words], stdin=subprocess.DEVNULL,
-                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
-    except FileNotFoundError:
-        raise Stop(EX_CONFIG, _("%s: %s; the plain way needs rsync on both sides") % (line.host, line.plain))
-    said = done.stdout.decode("utf-8", "backslashreplace")
-    text = printable(" / ".join(said.splitlines()[:3])[:500])
-    if done.returncode in (23, 24):
-        log("error", run.ident, "rsync", code=done.returncode, said=text)
-    if done.returncode in (0, 23, 24):
-        return done.returncode != 0, said
-    if done.returncode in (12, 127) and line.process.poll() is None:     # the line is there, rsync is not
-        raise Stop(EX_CONFIG, _("%s: %s; the plain way needs rsync on both sides") % (line.host, line.plain) + ": " + text)
-    raise LineLost("%s: rsync: %s" % (line.host, text))
-
-
-def plain_put(line, run, entries):
-    """3. and 4. Inputs there. Returns their bytes. 65 if rsync could send a part only."""
-    if run.order.get("batch"):
-        raise Stop(EX_CONFIG, _("%s: %s: a batch system there needs it") % (line.host, line.plain))
-    log("warn", run.ident, "2 connect", host=line.host, why=line.plain, way="plain: rsync; nothing is removed there or can be resumed")
-    folder = os.path.join(line.folder, b"inputs", b"")
-    for entry in entries:                              # a list of our own: rsync goes round in circles of links
-        path = os.path.join(folder, utf8(entry.far))
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        os.symlink(entry.near, path) if not entry.far.endswith("/") else None
-    os.makedirs(folder, exist_ok=True)
-    if rsync(line, run, "-rpLS", "--chmod=ug-s,o-t", "--", folder, line.host + ":./")[0]:
-        raise Stop(EX_NOINPUT, _("%s: not all inputs could be sent (rsync says why)") % line.host)
-    return sum(entry.size for entry in entries)
-
-
-def plain_run(line, run):
-    """5. and 6. The command; the state in which it ended. 69 if the line is lost: nobody knows how it ends."""
-    if line is not run.sent:
-        raise Stop(EX_UNAVAILABLE, _("%s: the line was lost, and by the plain way nobody can know how the command ended; its directory there is "
-                                     "%s/%s") % (line.host, run.settings.base, run.ident))
-    process = line.start(request(PLAIN, "2", "run", run.settings.base, run.ident, run.order["command"]))
-    run.record.step("started")
-    log("info", run.ident, "5 start", state="running")
-    fault("started")
-    found = None
-    for row in iter(lambda: process.stdout.readline(LINE), b""):
-        found = re.search(re.escape(FIRST) + rb"ended ([0-9]{1,3})\n", row) or found
-    line.end(process)
-    if not found:
-        line.close()
-        run.sent = None
-        raise LineLost(_("%s: the connection broke off") % line.host)
-    return "ended %d" % int(found.group(1))
-
-
-def plain_get(line, run, target, kept):
-    """7. and 8. Everything that is there: (how many files, Verdicts). It is judged here, as the door there would;
-    what rsync could not bring, its own words tell."""
-    folder, rules = target.part(b"all"), {key: one[1] for key, one in TABLE["outbound"].items()}
-    partly, said = rsync(line, run, "-rlIS", "--no-p", "--chmod=ugo=rwX", "--", line.host + ":./", folder + b"/")
-    stays = {name: "special" for name in re.findall('skipping non-regular file "(.*)"\n', said)}
-    stays.update((name, "unreadable") for name in re.findall('"[^"\n]*/%s/([^"\n]*)"[^\n]*: Permission denied' % run.ident, said))
-    sent, found = run.record.inputs(), Unread(dict(rules, max_files=MOST_FILES), lambda *words: None)
-    tree = Tree(folder)
-    try:
-        for name, _real, _info, why in tree.walk():
-            if why is not None and why.code == "missing":                # a link to one of them?
-                to = os.path.join(os.path.dirname(name), os.readlink(os.path.join(folder, name)))
-                stays[shown(name)] = stays.get(shown(os.path.normpath(to)), "missing")
-        untouched = [name for name in sent if as_sent(os.path.join(folder, utf8(name)), sent[name])]
-        found.by_pattern(tree, EVERYTHING, untouched + [name.rstrip("/") + "/" for name in stays])
-    finally:
-        tree.close()
-    for name, code in stays.items():
-        found.verdicts.tell(code, name) if code != "missing" else None
-    if partly and "unreadable" not in found.verdicts:
-        found.verdicts.tell("unreadable")
-    for one in found.ordered().folders:
-        put_in_place(kept, one.name, lambda: target.make(one.name[:-1], one.mtime))
-    stored = 0
-    for one in sorted(found.found, key=lambda one: utf8(one.name) == one.path):         # what links lead to moves last
-        stored += put_in_place(kept, one.name, lambda: plain_store(target, folder, one))
-    return stored, found.verdicts
-
-
-def plain_store(target, folder, one):
-    """A result that rsync has brought gets its name; a copy of it, where a link leads to it."""
-    key = b"all/" + one.path
-    if utf8(one.name) != one.path:
-        import shutil
-        key = key_of(one.name)
-        shutil.copy(os.path.join(folder, one.path), target.part(key))
-    target.store(key, one.name, None, one.x, one.mtime)
-
-
-def as_sent(path, entry):
-    """Is what came back of an input what was sent? (Where it was changed here meanwhile, size and time tell.)"""
-    try:
-        info, here = os.lstat(path), os.stat(entry.near)
-    except OSError:
-        return False
-    if (info.st_size, info.st_mtime_ns // 10 ** 9) != (entry.size, entry.mtime // 10 ** 9) or not stat.S_ISREG(info.st_mode):
-        return False
-    if bool(info.st_mode & 0o100) != bool(entry.mode & 0o100):
-        return False
-    if here.st_mtime_ns != entry.mtime:
-        return True
-    with open(path, "rb", 0) as came_back, open(entry.near, "rb", 0) as went:
-        return sum_of(came_back, 0, entry.size) == sum_of(went, 0, entry.size)
-
-
-# ==== record ====
-# What this side knows of a calculation, on disk: what resume needs.
-
-ON_DISK = 2                    # form of a record, and of a run on the far side: 1 is of ssh protocol 1; a newer one is left alone
-Settings = collections.namedtuple("Settings", "base streams retry connect alive rsync_options ssh_options connects")
-ORDER = ("host", "command", "inputs", "into", "mode", "keep", "time", "settings")      # what an order.json tells, and these steps besides:
-STEP_TELLS = {"starting": ("boot", "offset"), "ended": ("state",), "fetched": ("files", "odd"), "finished": ("code",)}
-
-
-class Record:
-    """state_folder()/UUID: order.json, journal (JSON lines, fsynced), pieces (what has arrived). One runner at a time holds its lock."""
-
-    def __init__(self, ident, order=None, lock=True):
-        import fcntl
-        if not re.match(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\Z", ident):
-            begun = re.match("[0-9a-f-]{8,36}\\Z", ident)           # of none that there is (see whole_ident)
-            raise Stop(EX_USAGE, (_("%s: no such calculation here (see: list)") if begun else
-                                  _("%s: not a UUID (see: list; its first eight characters do)")) % printable(ident))
-        self.ident, self.folder = ident, os.path.join(state_folder(), ident.encode())
-        if order is not None:
-            os.mkdir(self.folder + b".new", 0o700)
-            write_synced(os.path.join(self.folder + b".new", b"order.json"), json.dumps(order).encode())
-            os.rename(self.folder + b".new", self.folder)
-            sync_folder(state_folder())
-        self.order = self.read_order()
-        if lock:
-            self.lock = open(os.path.join(self.folder, b"order.json"), "r+")
-            try:
-                fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:                   # other errors: a file system without locks. What else protects: the far side starts once
-                if error.errno in (errno.EAGAIN, errno.EACCES):
-                    raise Stop(EX_TEMPFAIL, _("%s: another runner is at work on it") % ident)
-                log("warn", ident, "record", folder=shown(self.folder), why="this file system knows no locks: start no second runner for it")
-        self.journal, self.pieces, self.have = None, None, {}
-        self.sums = {}                                 # {(far, offset, size): sum} of the pieces that have come
-        self.steps = self.read_steps()
-
-    def read_order(self):
-        """What was ordered. 64 if there is no such calculation, 74 if it cannot be read."""
-        path = os.path.join(self.folder, b"order.json")
-        try:
-            with open(path, "rb") as text:
-                order = json.loads(text.read().decode("utf-8"))
-            if order.get("v", 1) > ON_DISK:
-                raise Stop(EX_CONFIG, _("%s: was written by a newer version of this program") % shown(self.folder))
-            if set(ORDER) <= set(order) and set(Settings._fields) <= set(order["settings"]) and len(order["settings"]["retry"]) == 2:
-                return order
-            why = _("it is broken")
-        except FileNotFoundError:
-            raise Stop(EX_USAGE, _("%s: no such calculation here (see: list)") % self.ident)
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-            why = _("it is broken")
-        except OSError as error:
-            why = error.strerror
-        raise Stop(EX_IOERR, _("%s: its record cannot be read (%s: %s); remove the directory when it is not needed any more") % (
-            self.ident, shown(path), why))
-
-    def read_steps(self):
-        """{step: its last journal entry}; a torn line is ignored."""
-        steps, rows = {}, []
-        try:
-            with open(os.path.join(self.folder, b"journal"), "rb") as text:
-                rows = [row for row in text if row.strip()]
-        except FileNotFoundError:
-            pass
-        for number, row in enumerate(rows, 1):
-            try:
-                entry = json.loads(row.decode("utf-8"))
-                whole = isinstance(entry["t"], (int, float)) and set(STEP_TELLS.get(entry["step"], ())) <= set(entry)
-            except (ValueError, TypeError, KeyError, RecursionError):
-                whole = False
-            if whole:
-                steps[entry["step"]] = entry
-            elif row.endswith(b"\n") and row[-2:-1] in b"]}" or b"\0" in row:        # not just torn
-                sys.stderr.write(_("%s: %s: line %d of its journal is broken, and left out") % (PROGRAM, self.ident, number) + "\n")
-        return steps
-
-    def last(self):
-        """The last step's journal entry."""
-        return max(self.steps.values(), key=lambda one: one["t"]) if self.steps else {"step": "ordered", "t": self.order["time"]}
-
-    def step(self, name, **values):
-        """Writes a step into the journal, on disk before this returns."""
-        if self.journal is None:
-            self.journal = open(os.path.join(self.folder, b"journal"), "ab", 0)
-            self.journal.write(b"\n")                  # a line that was torn stays alone
-        entry = dict(values, t=time.time(), step=name)
-        self.journal.write(json.dumps(entry).encode() + b"\n")
-        os.fsync(self.journal.fileno())
-        self.steps[name] = entry
-
-    def spans(self):
-        """How many pieces have arrived."""
-        return sum(len(spans) for spans in self.have.values())
-
-    def begin(self, phase, boots, fresh=False):
-        """What has arrived is from now on noted for this phase ('in', 'out'); older notes count if they are of the same boots, and not fresh."""
-        if self.pieces is not None:
-            self.pieces.close()
-        self.have, boots = {}, utf8(boots)
-        path = os.path.join(self.folder, b"pieces." + phase.encode())
-        try:
-            with open(path, "rb") as text:
-                if text.readline().rstrip(b"\n") == boots and not fresh:
-                    for row in text:
-                        if row.endswith(b"/\n"):
-                            sum256, offset, size, whole, mtime, name = row[:-2].split(b" ", 5)
-                            self.have.setdefault((name.decode(), int(whole), int(mtime)), set()).add((int(offset), int(size)))
-                            self.sums[name.decode(), int(offset), int(size)] = sum256.decode()
-        except (FileNotFoundError, ValueError):        # (also the notes of an older program)
-            self.have = {}
-        self.pieces = open(path, "ab" if self.have else "wb")
-        if not self.have:
-            self.pieces.write(boots + b"\n")
-            self.pieces.flush()
-
-    def verify(self, entries):
-        """Results that came in part before: what of them still has the sum that it had then; all else comes anew."""
-        kept = {}
-        for entry in entries:
-            spans = self.have.get(version(entry), ())
-            try:
-                with open(os.open(entry.near, os.O_RDONLY | os.O_NOFOLLOW), "rb", 0) as source:
-                    kept[version(entry)] = {(offset, size) for offset, size in spans if size < SMALL or sum_of(
-                        source, offset, size) == self.sums.get((entry.far, offset, size))}
-            except OSError:
-                continue
-        self.have = {which: spans for which, spans in kept.items() if spans}
-
-    def note_inputs(self, entries):
-        """What was sent, for the time when it is to be told from what the command left: as it is now, not as it is then."""
-        rows = [b"%d %d %o %s/\n" % (entry.size, entry.mtime, entry.mode, utf8(entry.far)) for entry in entries]
-        write_synced(os.path.join(self.folder, b"inputs"), b"".join(rows))
-
-    def inputs(self):
-        """{far: Entry} of what was sent. (A record of an older program does not tell so; then as it is now.)"""
-        tops = {far: utf8(near) for near, far in self.order["inputs"]}
-        try:
-            found = {}
-            with open(os.path.join(self.folder, b"inputs"), "rb") as text:
-                for row in text:
-                    size, mtime, mode, far = row[:-2].decode().split(" ", 3)
-                    top, slash, rest = far.partition("/")
-                    found[far] = Entry(tops[top] + utf8(slash + rest), far, int(size), int(mtime), int(mode, 8))
-            return found
-        except (OSError, ValueError, KeyError):
-            return {entry.far: entry for entry in planned(self.order["inputs"], check=False)}
-
-    def arrived(self, entry, offset, size, sum256=""):
-        """A piece is there, and its sum is right."""
-        if self.pieces is not None:
-            row = (utf8(sum256 or "-"), offset, size, entry.size, entry.mtime, utf8(entry.far))
-            self.pieces.write(b"%s %d %d %d %d %s/\n" % row)
-            if size >= SMALL:
-                self.pieces.flush()
-        self.have.setdefault(version(entry), set()).add((offset, size))
-
-    def forget(self):
-        """Removes the record."""
-        import shutil
-        shutil.rmtree(self.folder, ignore_errors=True)
-
-
-def sum_of(source, offset, size):
-    """The sha256 of a part of an open file, in hex."""
-    digest = hashlib.sha256()
-    source.seek(offset)
-    while size:
-        data = source.read(min(BLOCK, size))
-        if not data:
-            return ""
-        digest.update(data)
-        size -= len(data)
-    return digest.hexdigest()
-
-
-def state_folder():
-    """Where this side's records are (bytes), made if need be: the user's state directory."""
-    top = os.environ.get("XDG_STATE_HOME") or os.path.join(os.path.expanduser("~"), ".local", "state")
-    if not os.path.isabs(top):                         # it would be another place wherever this is started
-        raise Stop(EX_CONFIG, _("no home directory is known here: set HOME, or XDG_STATE_HOME, to an absolute path"))
-    folder = os.path.join(utf8(top), b"mi_distcomp_ssh")
-    os.makedirs(folder, 0o700, exist_ok=True)
-    return folder
-
-
-# ==== command line ====
-def settings_for(options):
-    """Settings from the ini ([ssh]) and the command line's options."""
-    values = read_ini(find_ini(options.get("ini"), ini_folders(__file__)), TABLE)["ssh"]
-    choose_language(values["lang"])
-    for key in ("streams", "retry", "base", "ssh_options"):
-        if options.get(key) is not None:
-            try:
-                values[key] = TABLE["ssh"][key][0](options[key])
-            except ValueError as error:
-                raise Stop(EX_USAGE, "%s %s: %s" % (key, printable(options[key]), error))
-    return Settings(*[values[key] for key in Settings._fields])
-
-
-def fielded(options):
-    """client_name:HOST client_cmd:CMD client_files:A,B,C [retry:COUNT,INTERVAL]; values may hold ':'. Returns the exit code."""
-    given = {"ini": options.ini}
-    for word in options.pairs:
-        key, colon, value = word.partition(":")
-        if key not in ("client_name", "client_cmd", "client_files", "retry", "streams", "base") or not colon:
-            raise Stop(EX_USAGE, _("%s: expected client_name:HOST client_cmd:COMMAND client_files:A,B,C") % printable(word))
-        given[key] = value
-    if not given.get("client_name"):
-        raise Stop(EX_USAGE, _("client_name:HOST is missing"))
-    if not given.get("client_cmd"):
-        raise Stop(EX_USAGE, _("client_cmd:COMMAND is missing"))
-    files = [path for name in given.get("client_files", "").split(",") for path in fielded_files(name)]
-    files = list(dict.fromkeys(files))
-    outcome = run_calculation(given["client_name"], given["client_cmd"], files, ".", settings_for(given), "fielded", keep=True)
-    return say_outcome(outcome, options.json)
-
-
-def fielded_files(name):
-    """The paths that one name of client_files: stands for, as a shell and rsync took it: blanks around it, ~, wildcards, DIR/ (what is in it)."""
-    import glob
-    path = utf8(name) if os.path.lexists(utf8(name)) else os.path.expanduser(utf8(name.strip()))
-    found = sorted(glob.glob(path)) if path and not os.path.lexists(path) else []
-    paths = []
-    for one in found or [path] if path else []:
-        inside = one.endswith(b"/") and os.path.isdir(one)
-        paths += [os.path.join(one, leaf) for leaf in sorted(os.listdir(one))] if inside else [one]
-    return [one.decode("utf-8", "surrogateescape") for one in paths]
-
-
-def say_outcome(outcome, as_json):
-    """The last lines of a run, and its exit code."""
-    if outcome.verdicts:
-        words = "; ".join(verdict_words(*pair) for pair in sorted(outcome.verdicts.items()))
-        log("warn", outcome.ident, "8 fetch", not_here=words) if as_json else show(_("asked for and not here: %s") % words + "\n")
-    if as_json:
-        show(json_of(outcome._asdict()) + "\n")
-    else:
-        show(_("%s: %s, exit code %d (the %s's)") % (outcome.ident, printable(outcome.state), outcome.code, outcome.ended_by) + "\n")
-    return outcome.code
-
-
-def verdict_words(code, entry):
-    """One verdict for people: its code, how many, the first names."""
-    names = entry["names"][:3] + ["..."] * (entry["count"] > 3 and len(entry["names"]) > 0)
-    return "%s %d" % (code, entry["count"]) + (" (%s)" % ", ".join(name[:200] for name in names) if names else "")
-
-
-def show(text):
-    """text to stdout, now. Who does not read it any more (head -1), or has no room for it, stops no calculation: it goes nowhere then."""
-    try:
-        sys.stdout.write(text)
-        sys.stdout.flush()
-    except (OSError, ValueError):
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, 1)
-        os.close(nowhere)
-
-
-HELP = {                       # word: what may stand behind it, what it does, an example
-    "run": ("HOST CMD [--in FILE...] [--to DIR] [--keep] [--batch SYSTEM]",
-            "Runs CMD at HOST (a word of ~/.ssh/config) with these files, and fetches everything that it leaves; the exit code is the\n"
-            "command's own. A lost line is opened again, the command runs on meanwhile.",
-            "run hpc 'solve.sh 4' --in model.inp table/ --to results"),
-    "resume": ("UUID [--to DIR]", "Goes on with a calculation whose runner died or gave up, days later too.", "resume 7c1d2a90"),
-    "list": ("[HOST]", "The calculations of this side; with HOST: those on that host.", "list hpc"),
-    "cancel": ("UUID [--grace N]", "Ends a command that runs: TERM, after N seconds KILL.", "cancel 7c1d2a90"),
-    "clean": ("UUID... | --older TIME", "Removes directories there and records here; with --older of all that ended so long ago.",
-              "clean --older 30d"),
-    "check": ("[HOST] [--upgrade]", "Looks at things as they are, here and at HOST, and changes nothing: OK, WARN or FAIL, and what to do.\n"
-              "--upgrade: only at what another version has left.", "check hpc"),
-    "guard": ("[--key NAME] [--print-key-line KEYFILE]", "On the external computer: what a key in authorized_keys may do, by the rules of the ini.\n"
-              "--print-key-line: the line for authorized_keys. --key: this key's calculations are its own.",
-              "guard --print-key-line mint_hpc.pub"),
-}
-
-
-def parse(argv):
-    """The command line as options; of the fielded words also `pairs`, which are left. 64."""
-    import argparse
-
-    class Parser(argparse.ArgumentParser):
-        def error(self, message):
-            if "expected one argument" in message:
-                message += _(" (a value that begins with - is written with =, as in --batch-option=--time=60)")
-            raise Stop(EX_USAGE, _("%s; --help says more") % message)
-
-    unsaid = argparse.Namespace(word=None, ini=None, json=False, q=False, v=False, version=False)
-    common = Parser(add_help=False, argument_default=argparse.SUPPRESS)                     # these stand before or after the word
-    common.add_argument("--ini", help="configuration file")
-    common.add_argument("--json", action="store_true", help="the result as JSON")
-    common.add_argument("-q", action="store_true", help="say less")
-    common.add_argument("-v", action="store_true", help="say more")
-    common.add_argument("--version", action="store_true", help="program, protocol and this file's own sha256")
-    if any(re.match("client_(name|cmd|files):", word) for word in argv):
-        options, options.pairs = common.parse_known_args(argv, unsaid)
-        return options
-    top = Parser(prog=PROGRAM + ".py", usage=argparse.SUPPRESS, description=help_of(HELP, __doc__), parents=[common],
-                 formatter_class=argparse.RawDescriptionHelpFormatter)
-    words = top.add_subparsers(dest="word", metavar="", prog=PROGRAM + ".py")
-    def add(name):
-        """The parser of a word, with its page of help."""
-        return words.add_parser(name, parents=[common], usage=argparse.SUPPRESS, description=help_of(HELP, __doc__, name),
-                                formatter_class=argparse.RawDescriptionHelpFormatter)
-    one = add("run")
-    one.add_argument("host")
-    one.add_argument("command")
-    one.add_argument("--in", dest="inputs", nargs="+", action="append", default=[], metavar="FILE", help="input files and directories")
-    one.add_argument("--to", default=".", metavar="DIR", help="where the results go (default: here)")
-    one.add_argument("--streams", help="auto, or how many connections at once for large files")
-    one.add_argument("--retry", metavar="COUNT,INTERVAL", help="how long a lost line is tried again")
-    one.add_argument("--base", help="directory on the external computer")
-    one.add_argument("--ssh-options", help="options for ssh, as in: '-F /etc/mi/ssh_config'")
-    one.add_argument("--batch", choices=sorted(BATCH), help="through this batch system there (with a guard: its ini says so)")
-    one.add_argument("--batch-option", action="append", default=[], metavar="OPTION", help="of its submission, as in: --batch-option=--time=60")
-    one.add_argument("--keep", action="store_true", help="leave the directory there, also when all went well")
-    one.add_argument("--allow-refused", action="store_true", help="results that their owner's rules keep there are no failure")
-    two = add("resume")
-    two.add_argument("uuid")
-    two.add_argument("--retry", metavar="COUNT,INTERVAL")
-    two.add_argument("--to", metavar="DIR", help="fetch the results into this directory, also if they were fetched before")
-    three = add("list")
-    three.add_argument("host", nargs="?")
-    four = add("cancel")
-    four.add_argument("uuid")
-    four.add_argument("--grace", type=int, default=10, help="seconds between TERM and KILL")
-    five = add("clean")
-    five.add_argument("uuid", nargs="*")
-    five.add_argument("--older", help="all that ended before this time, as in 30d")
-    six = add("check")
-    six.add_argument("host", nargs="?")
-    six.add_argument("--upgrade", action="store_true", help="only at what another version has left: records, and the guard's base")
-    seven = add("guard")
-    seven.add_argument("--print-key-line", metavar="KEYFILE", help="the line for authorized_keys for this public key")
-    seven.add_argument("--key", metavar="NAME", help="in the key line: this key's calculations are its own, no other key sees them")
-    return top.parse_args(argv or ["--help"], unsaid)
-
-
-def say_version():
-    """PROGRAM VERSION and the sum of this very file."""
-    with open(__file__, "rb") as text:
-        sys.stdout.write("%s %s protocol 2 (1) sha256 %s\n" % (PROGRAM, VERSION, hashlib.sha256(text.read()).hexdigest()))
-    return 0
-
-
-def settings_of(record):
-    """The settings that a calculation was ordered with."""
-    return Settings(**{key: record.order["settings"][key] for key in Settings._fields})
-
-
-def whole_ident(word):
-    """The calculation of that beginning of a UUID (8 characters at least), or the word itself. 64 if there are several."""
-    found = [ident for ident in idents() if ident.startswith(word)] if re.match("[0-9a-f-]{8,36}\\Z", word) else []
-    if len(found) > 1:
-        raise Stop(EX_USAGE, _("%s: which one? %s") % (printable(word), " ".join(found[:10])))
-    return found[0] if found else word
-
-
-def do_resume(options):
-    """Goes on where the journal says that the runner stopped."""
-    record = Record(whole_ident(options.uuid))
-    settings = settings_of(record)
-    if options.retry:
-        settings = settings._replace(retry=settings_for(vars(options)).retry)
-    if options.to:                                     # a directory that was said: what is there may be replaced
-        if "cleaned" in record.steps:
-            raise Stop(EX_REFUSED, _("%s: its results were fetched, and its directory there is gone") % options.uuid)
-        record.order.update(into=os.path.abspath(options.to), began=None)
-        for step in ("fetched", "finished"):
-            record.steps.pop(step, None)
-    run = Run(record, settings)
-    if "finished" in record.steps:
-        return say_outcome(run.judge(), options.json)
-    return say_outcome(run.go(), options.json)
-
-
-def idents():
-    """All calculations of this side."""
-    return sorted(name.decode() for name in os.listdir(state_folder()) if re.match(rb"[0-9a-f]{8}-[0-9a-f-]{27}\Z", name))
-
-
-def records():
-    """Their Records. One that cannot be read is named and left out: it does not stand in the way of the others."""
-    for ident in idents():
-        try:
-            yield Record(ident, lock=False)
-        except Stop as stop:
-            sys.stderr.write("%s: %s\n" % (PROGRAM, printable(stop)))
-
-
-def do_list(options):
-    """This side's records, or what a host says."""
-    rows = []
-    if options.host:
-        rows = [dict(zip(("uuid", "state"), row)) for row in asked_of(Line(options.host, settings_for(vars(options))), None, runs_there)]
-    else:
-        for record in records():
-            ident, order, last = record.ident, record.order, record.last()
-            rows.append({"uuid": ident, "state": last["step"], "host": order["host"], "command": order["command"],
-                         "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(last["t"])),
-                         "code": last.get("code", "")})
-    for row in rows:
-        text = json_of(row) if options.json else " ".join(printable(value) for value in row.values())
-        sys.stdout.write(text + "\n")
-    return 0
-
-
-def runs_there(session):
-    """[(UUID, state)] of the runs of a host."""
-    rows, after = [], ""
-    while after is not None:
-        told = session.ask("list", after=after).answer("runs", "more")
-        before, after = after, told["more"]
-        if type(told["runs"]) is not list or after is not None and after <= before or len(rows) > MOST_FILES:
-            session.line.nonsense()
-        for ident, state, since, why, code in told["runs"]:
-            rows.append((printable(ident), in_words({"state": state, "code": code, "why": why})))
-    return rows
-
-
-def asked_of(line, ident, deed):
-    """deed(session), over this line, for the run; what it returns."""
-    try:
-        line.open(ident)
-        if line.plain:
-            raise Stop(EX_CONFIG, "%s: %s" % (line.host, printable(line.plain)))
-        return deed(line.session)
-    except LineLost as error:
-        raise error.stop()
-    except Declined as error:
-        raise error.stop()
-    finally:
-        line.close()
-
-
-def about(record, verb, **words):
-    """What the door there answers to one request about a calculation."""
-    def deed(session):
-        try:
-            return session.ask(verb, **words).answer("state")
-        except Declined as error:
-            if error.code not in ("gone", "state"):
-                raise
-            return {"state": error.state, "why": ""}
-    return asked_of(Line(record.order["host"], settings_of(record)), record.ident, deed)
-
-
-def do_cancel(options):
-    """Ends the command; who waits for it (or resumes) gets its log and files."""
-    record = Record(whole_ident(options.uuid), lock=False)               # beside a runner that waits
-    ident = record.ident
-    open(os.path.join(record.folder, b"cancelled"), "ab").close()        # the runner's last line says so
-    told = about(record, "cancel", grace=min(max(0, options.grace), 86400))
-    if told["state"] in ("none", "taken"):
-        raise Stop(EX_TEMPFAIL, _("%s: the command was not started yet; end its runner instead") % ident)
-    sys.stdout.write("%s: %s\n" % (ident, in_words(told)))
-    return 0 if told["state"] in ("ended", "lost", "fetched", "gone") else EX_TEMPFAIL
-
-
-def in_words(told):
-    """STATE of the protocol, for people."""
-    code = told.get("code")
-    words = [told["state"], "" if code is None else str(code), told.get("where", ""), told.get("why", "")] + told.get("left", [])
-    return printable(" ".join(filter(None, words)))
-
-
-def do_clean(options):
-    """Removes ended calculations: there and here."""
-    chosen = [whole_ident(word) for word in options.uuid]
-    if options.older:
-        try:
-            limit = time.time() - seconds(options.older)
-        except ValueError as error:
-            raise Stop(EX_USAGE, "--older %s %s" % (printable(options.older), error))
-        chosen += [record.ident for record in records() if record.last()["t"] < limit]
-    code = 0
-    for ident in chosen:
-        try:
-            record = Record(ident)
-            there = "sending" in record.steps and "cleaned" not in record.steps
-            told = about(record, "clean", discard=True) if there else {"state": "gone"}
-            state = "cleaned" if told["state"] in ("gone", "none") else in_words(told)
-        except Stop as stop:                           # the others can be cleaned all the same
-            state, code = str(stop).replace(printable(ident) + ": ", "", 1), stop.code
-        else:
-            if state == "cleaned":
-                record.forget()
-            else:
-                code = EX_TEMPFAIL
-        sys.stdout.write("%s: %s\n" % (printable(ident), printable(state)))
-    return code
-
-
-def do_check(options):
-    """Looks at things as they are. With HOST: from this side; without: as the external computer's guard. 0, or 78 if there is a fault."""
-    findings = check_host(options) if options.host else check_upgrade(options) if options.upgrade else check_guard(options)
-    words = {True: "OK", None: "WARN", False: "FAIL"}
-    if options.json:
-        sys.stdout.write(json.dumps([{"level": words[good], "text": printable(text)} for good, text in findings], ensure_ascii=False) + "\n")
-    for good, text in findings if not options.json else ():
-        sys.stdout.write("%-5s %s\n" % (words[good], printable(text)))
-    return EX_CONFIG if any(good is False for good, text in findings) else 0
-
-
-def check_host(options):
-    """What a run to this host would meet."""
-    import shutil
-    line, rows = Line(options.host, settings_for(vars(options))), []
-    told = line.configured()
-    rows.append((True, _("ssh goes to %s@%s port %s%s") % (told.get("user"), told.get("hostname"), told.get("port"), "".join(
-        " %s=%s" % (key, told[key]) for key in ("proxyjump", "proxycommand") if key in told))))
-    if told.get("stricthostkeychecking") in ("false", "no", "off"):
-        rows.append((None, _("~/.ssh/config switches the check of host keys off; it is made all the same")))
-    try:
-        began = time.monotonic()
-        facts = line.open(check=True).told
-        rows.append((True, _("log-in in %.2f s, round trip %.1f ms") % (time.monotonic() - began, line.round_trip * 1000)))
-        if line.plain:
-            rows.append((None, _("%s there: files go by rsync, nothing can be resumed (rsync here: %s)") % (
-                line.plain, shutil.which("rsync") or _("no"))))
-            return rows
-        rows.append((True, _("guard there") if line.door == "guard" else _("no guard there: this key may run anything")))
-        rows.append((True, _("python %s there, AES: %s") % (facts.get("python", "?"), _("yes") if facts.get("aes") else _("no"))))
-        if facts.get("kill"):
-            rows.append((False, _("systemd there ends everything at log-out: ask for loginctl enable-linger")))
-        rows.append((facts["free"] > 1 << 30, _("free there: %.1f GB") % (facts["free"] / 1e9)))
-        rows.append((True, _("calculations there: %s") % facts.get("runs", "?")))
-    except (LineLost, Stop, OSError) as error:
-        rows.append((False, str(error)))
-    finally:
-        line.close()
-    return rows
-
-
-def check_guard(options):
-    """The external computer's side: rules, directories, key lines."""
-    rows = []
-    try:
-        rules = guard_rules(options)
-        rows.append((True, _("the guard's rules: %s") % rules["ini"]))
-    except Stop as stop:
-        return [(False, str(stop))]
-    commands = list(rules["commands"].values())
-    names = ", ".join("command " + command["name"] for command in commands)
-    rows.append((bool(commands), _("commands allowed: %s") % (names or _("none: add sections [command NAME] with argv ="))))
-    for command in commands:
-        key, text = unfit(command) or ("argv", command["argv"][0])
-        rows.append((unfit(command) is None, "[command %s] %s: %s" % (command["name"], key, text)))
-    script = utf8(os.path.abspath(__file__))
-    own = os.stat(script).st_mode & 0o022 and _("%s: others may write to it") % shown(script)
-    for path, why in (script, own), (rules["base"], open_to_others(rules["base"])):
-        rows.append((not why, why or _("%s: nobody else may write to it") % shown(path)))
-    keys = os.path.expanduser("~/.ssh/authorized_keys")
-    lines_there = []
-    if os.path.exists(keys):
-        with open(keys, encoding="utf-8", errors="replace") as text:
-            lines_there = [row for row in text if PROGRAM in row and not row.startswith("#")]
-    rows.append((True if lines_there else None, _("%s: %d key lines with this guard") % (keys, len(lines_there))))
-    for row in lines_there:
-        rows.append((row.startswith("restrict,"), _("key line begins with restrict: %s...") % row[:40]))
-    return rows
-
-
-def check_upgrade(options):
-    """Rows about what another version of this program has left: this side's records, and the runs in the guard's base."""
-    rows, older = [], 0
-    for ident in idents():
-        try:
-            record = Record(ident, lock=False)
-            older += "finished" not in record.steps and record.order.get("v", 1) < ON_DISK
-        except Stop as stop:
-            rows.append((None, str(stop)))
-    if older:
-        rows.append((True, _("%s: %d unfinished calculations of an older version go on (resume), where the far side is of this version, too")
-                     % (shown(state_folder()), older)))
-    if find_ini(options.ini, ini_folders(__file__)[:1]):
-        rows += older_runs(guard_rules(options)["base"])
-    return rows or [(True, _("%s: nothing unfinished of another version") % shown(state_folder()))]
-
-
-def older_runs(base):
-    """A row about the runs below a guard's base (bytes) that an older version has started."""
-    folder, older = os.path.join(base, b".mi"), 0
-    for name in sorted(os.listdir(folder)) if os.path.isdir(folder) else ():
-        control = os.path.join(folder, name)
-        here = re.match(utf8(IDENT) + rb"\Z", name) and os.path.isdir(control) and os.listdir(control)
-        older += bool(here) and not os.path.exists(os.path.join(control, b"journal"))
-    if not older:
-        return [(True, _("%s: nothing unfinished of another version") % shown(base))]
-    return [(True, _("%s: %d calculations of an older version go on; only a runner of this version can fetch them") % (shown(base), older))]
-
-
-def do_run(options):
-    """One calculation from its first step to its last."""
-    inputs = [name for group in options.inputs for name in group]
-    settings = settings_for(vars(options))
-    batch = [options.batch] + options.batch_option if options.batch else None
-    return say_outcome(run_calculation(options.host, options.command, inputs, options.to, settings, "run", options.keep, batch,
-                                       options.allow_refused), options.json)
-
-
-def on_term(number, frame):
-    """SIGTERM and SIGHUP end the runner as Ctrl+C does, with 75; what runs there runs on. A second one must not disturb what follows the
-    first."""
-    signal.signal(number, lambda number, frame: None)
-    end_surely(EX_TEMPFAIL, LEAVE)
-    raise KeyboardInterrupt(EX_TEMPFAIL)
-
-
-def main(argv=None):
-    """The program. Returns the exit code."""
-    words = arguments(argv)
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) != signal.SIG_IGN:
-            signal.signal(number, on_term)
-    if not sys.stderr.isatty():
-        SAY["log"] = sys.stdout                        # who reads stdout to its end first must not be blocked by a full stderr
-    options = parse(words)
-    if options.version:
-        return say_version()
-    find_ini(options.ini, ())                          # also for words that do not read it: a wrong name is never passed over
-    SAY["level"], SAY["debug"] = 0 if options.v else 2 if options.q else 1, options.v
-    if hasattr(options, "pairs"):
-        return fielded(options)
-    if options.word is None:
-        raise Stop(EX_USAGE, _("a word is missing (see --help)"))
-    words = {"run": do_run, "resume": do_resume, "list": do_list, "cancel": do_cancel, "clean": do_clean, "check": do_check, "guard": do_guard}
-    try:
-        return words[options.word](options)
-    except KeyboardInterrupt as told:
-        raise Stop(told.args[0] if told.args else EX_INTERRUPT, _("interrupted"))
-
-
 # ==== shared: store ====
 # The one way in which results get into a directory of this side. What arrives grows in .mi-ID/ inside that directory, which one process at a
 # time holds; it gets its name, by a rename, when it is whole and its sum is right. Nothing is written through a link below the target. What
@@ -7613,6 +7573,314 @@ def is_hole(fd, at, size):
     except OSError as error:
         return error.errno == errno.ENXIO
 # ==== end shared ====
+
+# ==== tables ====
+def streams_kind(text):
+    """'auto' -> 0, else a number of connections (1 to MOST_STREAMS)."""
+    if text == "auto":
+        return 0
+    if not text.isdigit() or not 1 <= int(text) <= MOST_STREAMS:
+        raise ValueError(_("is not auto or a number from 1 to %d") % MOST_STREAMS)
+    return int(text)
+
+
+def retry_kind(text):
+    """'COUNT,INTERVAL' -> (int, seconds)."""
+    count, comma, interval = text.partition(",")
+    if not count.strip().isdigit():
+        raise ValueError(_("is not COUNT,INTERVAL (like 5,60)"))
+    return int(count), seconds(interval.strip() or "60")
+
+
+def base_kind(text):
+    """A directory: absolute, or below the home directory."""
+    if not text or steers(text):
+        raise ValueError(_("is not a directory"))
+    return text
+
+
+def split_words(text):
+    """Words as a shell would split them (no shell is run)."""
+    import shlex
+    return shlex.split(text)
+
+
+TABLE = {"ssh": {"base": (base_kind, "~/.mi_distcomp"), "streams": (streams_kind, 0),
+                 "retry": (retry_kind, (5, 60.0)), "connect": (seconds, 20.0), "alive": (seconds, 15.0),
+                 "rsync_options": (split_words, []), "ssh_options": (split_words, []), "connects": (int, 30),
+                 "lang": (one_of("auto", "en", "ja"), "auto")},
+         "ssh guard": {"base": (base_kind, "~/.mi_distcomp"), "from": (str, ""), "max_bytes": (size, 0),
+                       "audit_log": (str, "")},}
+TABLE.update(gate_keys())
+
+
+# What a door there may answer
+
+SUM = word("[0-9a-f]{64}")
+ROWS = 200000                  # of one answer
+
+
+def a_text(value):
+    """A kind: a text."""
+    return type(value) is str
+
+
+def a_result(row):
+    """Is it [name, size, mtime, executable, sum]?"""
+    good = (type(row) is list and len(row) == 5 and named(row[0]) and LENGTH(row[1]) and TIME(row[2])
+            and whether(row[3]))
+    return good and (row[4] is None or SUM(row[4]))
+
+
+def a_folder(row):
+    """Is it [name/, mtime]?"""
+    return type(row) is list and len(row) == 2 and a_text(row[0]) and named(row[0][:-1]) and TIME(row[1])
+
+
+def a_run(row):
+    """Is it [UUID, state, seconds, why, code]?"""
+    good = (type(row) is list and len(row) == 5 and a_text(row[0]) and a_text(row[1]) and LENGTH(row[2])
+            and a_text(row[3]))
+    return good and (row[4] is None or whole(0, 255)(row[4]))
+
+
+def some_verdicts(value):
+    """Is it {code: {"count": number, "names": [text]}}?"""
+    return (type(value) is dict and len(value) < 100
+            and all(word("[a-z]{1,20}")(code) and type(one) is dict and LENGTH(one.get("count"))
+                    and list_of(a_text, NAMED)(one.get("names")) for code, one in value.items()))
+
+
+ANSWERS = {                    # each word of an answer: its kind. Others are passed over
+    "no": a_text, "why": a_text, "state": word("|".join(STATES)),
+        "code": lambda value: value is None or whole(0, 255)(value),
+    "where": a_text, "cancelled": whether, "lost": whether, "host": a_text, "boot": a_text,
+        "base": a_text, "door": a_text, "program": a_text,
+    "free": LENGTH, "aes": whether, "python": a_text, "kill": whether, "size": LENGTH,
+        "length": whole(0, UNPACKED), "log": LENGTH,
+    "end": whether, "sum": lambda value: SUM(value) or word("[0-9a-f]{0,16}")(value), "mtime": TIME,
+        "x": whether,
+    "sums": list_of(lambda value: value == "" or SUM(value), ROWS), "files": list_of(a_result, ROWS),
+    "folders": list_of(a_folder, ROWS),
+    "next": lambda value: value is None or LENGTH(value), "verdicts": some_verdicts, "verdict": word(
+        "[a-z]{1,20}"), "name": a_text,
+    "left": list_of(a_text, 1000), "more": lambda value: value is None or a_text(value),
+    "runs": lambda value: LENGTH(value) or list_of(a_run, ROWS)(value)}
+# what ssh (or a guard) says when it is no use
+FINAL = (("Permission denied", EX_REFUSED), ("Host key verification failed", EX_REFUSED),
+         ("HOST IDENTIFICATION", EX_REFUSED), ("refused by the guard", EX_REFUSED),
+         ("Bad configuration", EX_CONFIG), ("Bad owner", EX_CONFIG), (PROGRAM + ": ", EX_CONFIG),
+         ("Could not resolve", EX_UNAVAILABLE), ("No user exists for uid", EX_CONFIG))
+
+
+JA = {
+    "Runs CMD at HOST (a word of ~/.ssh/config) with these files, and fetches everything that it leaves; "
+    "the exit code is the\n"
+    "command's own. A lost line is opened again, the command runs on meanwhile.":
+        "HOST (~/.ssh/config の語) でこれらのファイルを使って CMD を実行し、残したものをすべて持ち帰ります。終了コードはコマンド自身の\n"
+        "ものです。回線が切れても計算は続き、つなぎ直します。",
+    "Goes on with a calculation whose runner died or gave up, days later too.":
+        "実行側が止まったり諦めたりした計算を、何日か後でも続けます。",
+    "The calculations of this side; with HOST: those on that host.": "この側の計算の一覧。HOST を付けると、そのホストにある計算。",
+    "Ends a command that runs: TERM, after N seconds KILL.": "実行中のコマンドを終わらせます: TERM、N 秒後に KILL。",
+    "Removes directories there and records here; with --older of all that ended so long ago.":
+        "相手側のディレクトリとこの側の記録を消します。--older なら、その期間より前に終わったものすべて。",
+    "Looks at things as they are, here and at HOST, and changes nothing: OK, WARN or FAIL, and what to do.\n"
+    "--upgrade: only at what another version has left.":
+        "この計算機と HOST の様子を調べ、OK・WARN・FAIL と、するべきことを示します。何も変更しません。\n"
+        "--upgrade: ほかの版が残したものだけを調べます。",
+    "On the external computer: what a key in authorized_keys may do, by the rules of the ini.\n"
+    "--print-key-line: the line for authorized_keys. --key: this key's calculations are its own.":
+        "外部計算機側: authorized_keys の鍵ができることを、ini の規則で決めます。\n"
+        "--print-key-line: authorized_keys に書く行を表示します。--key: この鍵の計算はほかの鍵から見えません。",
+    "example:": "例:",
+    "%s: was written by a newer version of this program": "%s: より新しい版のプログラムが書いたものです",
+    "%s: %d unfinished calculations of an older version go on (resume), where the far side is of this "
+    "version, too":
+        "%s: 旧版の未完了の計算 %d 件は、相手側もこの版なら resume で続行できます",
+    "%s: %d calculations of an older version go on; only a runner of this version can fetch them":
+        "%s: 旧版の計算 %d 件は、そのまま続行できます。結果の取得にはこの版の本プログラムが必要です",
+    "%s: nothing unfinished of another version": "%s: 別の版の未完了の計算はありません",
+    "programs of this host are started from there, or set up by it; take another --to":
+        "この計算機のプログラムの起動や設定に使われる場所です。別の --to を指定してください",
+    "no lock can be had beside its notes (%s); it is not submitted until there is one":
+        "記録の場所でロックを取得できません (%s)。取得できるまで投入しません",
+    "no home directory is known here: set HOME, or XDG_STATE_HOME, to an absolute path":
+        "ホームディレクトリがわかりません。HOME または XDG_STATE_HOME に絶対パスを設定してください",
+    "%s: [ssh guard] base: no home directory is known here; say it as an absolute path":
+        "%s: [ssh guard] base: ホームディレクトリがわかりません。絶対パスで指定してください",
+                        # what a person reads, in Japanese
+    "an argument is not UTF-8": "引数が UTF-8 ではありません",
+    "interrupted": "中断されました",
+    "%s: interrupted; the command runs on there, %s.py resume %s continues":
+        "%s: 中断されました。コマンドは外部計算機で続いています。%s.py resume %s で再開できます",
+    "%s: interrupted; %s.py resume %s continues": "%s: 中断されました。%s.py resume %s で再開できます",
+    "a bug (%s in line %d: %s); please report this line, -v shows more":
+        "プログラムの不具合です (%s、%d 行目: %s)。この行をお知らせください。-v で詳細を表示します",
+    "is not a time (like 90s, 5m, 2h, 30d)": "時間ではありません (例: 90s, 5m, 2h, 30d)",
+    "is not a size (like 64K, 16M, 2G)": "サイズではありません (例: 64K, 16M, 2G)",
+    "is not yes or no": "yes か no ではありません",
+    "is not a whole number": "整数ではありません",
+    "is not one of: %s": "次のいずれかではありません: %s",
+    " (did you mean %s?)": " (%s のことですか?)",
+    " (it belongs into %s)": " (%s に書くものです)",
+    "%s: no such file (--ini)": "%s: ファイルがありません (--ini)",
+    "%s: must belong to you or root, and nobody else may write to it (chown, chmod go-w)":
+        "%s: 所有者は実行ユーザーか root とし、ほかの人が書き込めないようにしてください (chown, chmod go-w)",
+    "the guard's rules: %s": "ガードの規則: %s",
+    "more than %d patterns; a directory (DIR/) or ** stands for many":
+        "パターンが %d 個を超えています。ディレクトリ (DIR/) や ** で多くの名前を一度に指定できます",
+    "no %s in %s; say --ini FILE": "%s が %s にありません。--ini FILE で指定してください",
+    "%s: [%s] is not a section%s": "%s: [%s] というセクションはありません%s",
+    "%s: [%s] %s is not a key%s": "%s: [%s] %s というキーはありません%s",
+    "is not COUNT,INTERVAL (like 5,60)": "「回数,間隔」ではありません (例: 5,60)",
+    "is not auto or a number from 1 to %d": "auto または 1 から %d の数ではありません",
+    "is not a directory": "ディレクトリではありません",
+    "belongs to another user": "他のユーザーの所有です",
+    "the directory was removed": "ディレクトリが削除されました",
+    "%s: another program is putting results of %s there; try again when it has ended":
+        "%s: 別のプログラムが %s の結果を書き込んでいます。終わってからもう一度実行してください",
+    "a name that is kept for what arrives": "受信中のファイル用の名前です",
+    "a name of this program's own files or of Python's start, and this program lies there; take another --to":
+        "本プログラムか Python の起動時のファイル名で、本プログラムがそこにあります。別の --to を指定してください",
+    "this file system takes its name and that of another result for one (%s)":
+        "このファイルシステムでは別の結果 (%s) と名前を区別できません",
+    "is there already, and not of this calculation; --to DIR or --out NAME agrees to its being replaced":
+        "この計算のものではないファイルが既にあります。置き換えてよければ --to DIR か --out 名前 を指定してください",
+    "was changed here while the calculation ran, and is left as it is": "計算中にこちらで変更されたため、そのまま残しました",
+    "a directory or a symbolic link is in its way": "ディレクトリかシンボリックリンクが妨げています",
+    "%s: is not here, although all was fetched": "%s: すべて取得したはずですが、こちらにありません",
+    "%s: its results were fetched, and its directory there is gone": "%s: 結果は取得済みで、先方のディレクトリはもうありません",
+    "sent": "送信",
+    "fetched": "受信",
+    "on this side": "こちら側",
+    "no command, or one with control characters": "コマンドがないか、制御文字を含みます",
+    "client_name:HOST is missing": "client_name:ホスト がありません",
+    "client_cmd:COMMAND is missing": "client_cmd:コマンド がありません",
+    "a word is missing (see --help)": "サブコマンドがありません (--help を参照)",
+    "%s; --help says more": "%s (--help を参照)",
+    " (what it left was fetched; nothing is run a second time by itself)": " (残された分は取得しました。自動で再実行はしません)",
+    "%s: not one public key": "%s: 公開鍵 1 個ではありません",
+    "%s: put it where the path has no quotes, blanks or $": "%s: 引用符、空白、$ を含まないパスに置いてください",
+    "%s: the command was not started yet; end its runner instead":
+        "%s: コマンドはまだ始まっていません。実行中の本プログラムの方を止めてください",
+    "%s: not a UUID (see: list; its first eight characters do)":
+        "%s: UUID ではありません (list で一覧が見られます。先頭 8 文字でも構いません)",
+    "%s: which one? %s": "%s: どれですか。%s",
+    " (cancelled by hand)": " (手動で中止)",
+    " (a value that begins with - is written with =, as in --batch-option=--time=60)":
+        " (- で始まる値は --batch-option=--time=60 のように = でつないでください)",
+    "%s: %s (try by hand: %s)": "%s: %s (手で試すには: %s)",
+    "%s: not a host": "%s: ホスト名ではありません",
+    "%s: the connection broke off": "%s: 接続が切れました",
+    "the connection broke off": "接続が切れました",
+    "no answer": "応答がありません",
+    "the guard of %s: %s": "%s の guard: %s",
+    "%s: changed while it was sent": "%s: 送信中に変更されました",
+    "%s: an answer that makes no sense": "%s: 応答が不正です",
+    "%s: may not be read": "%s: 読み取れません",
+    "%s: neither file nor directory": "%s: ファイルでもディレクトリでもありません",
+    "two inputs have the name %s: %s and %s": "入力の名前 %s が重複しています: %s と %s",
+    "the sum of a piece was wrong %d times: %s": "チェックサムが %d 回一致しませんでした: %s",
+    "%s: another runner is at work on it": "%s: 別のプロセスが処理中です",
+    "%s: no such calculation here (see: list)": "%s: この計算はここにはありません (list を参照)",
+    "%s; given up after %d tries. What was started there runs on: %s resume %s":
+        "%s。%d 回試みて中止しました。先方で始まった計算は続いています: %s resume %s",
+    "%s; given up after %d tries; nothing was started there: %s resume %s":
+        "%s。%d 回試みて中止しました。先方ではまだ何も始まっていません: %s resume %s",
+    "%s: the log-in there ended with code %d before it came to what was asked for%s; an exit or exec in "
+    "a file that its shell reads first (.bashrc, .cshrc), or an account without a shell?":
+        "%s: ログインは、依頼の実行に至る前に終了コード %d で終わりました%s。ログインシェルが最初に読むファイル (.bashrc, .cshrc) に exit か exec がある、"
+        "またはシェルのないアカウントではありませんか?",
+    "%s: expected client_name:HOST client_cmd:COMMAND client_files:A,B,C":
+        "%s: client_name:ホスト client_cmd:コマンド client_files:A,B,C の形で指定してください",
+    "%s: %s, exit code %d (the %s's)": "%s: %s、終了コード %d (%s のもの)",
+    "ssh goes to %s@%s port %s%s": "ssh の接続先: %s@%s ポート %s%s",
+    "~/.ssh/config switches the check of host keys off; it is made all the same":
+        "~/.ssh/config はホスト鍵の確認を無効にしていますが、確認は行います",
+    "log-in in %.2f s, round trip %.1f ms": "ログイン %.2f 秒、往復 %.1f ミリ秒",
+    "guard there": "先方に guard があります",
+    "no guard there: this key may run anything": "先方に guard がありません: この鍵は何でも実行できます",
+    "systemd there ends everything at log-out: ask for loginctl enable-linger":
+        "先方の systemd はログアウト時に全プロセスを終了させます: loginctl enable-linger を依頼してください",
+    "free there: %.1f GB": "先方の空き: %.1f GB",
+    "yes": "あり",
+    "no": "なし",
+    "commands allowed: %s": "許可されたコマンド: %s",
+    "none: add sections [command NAME] with argv =": "なし: argv = を持つ [command 名前] を追加してください",
+    "%s: others may write to it": "%s: 他人が書き込めます",
+    "%s: nobody else may write to it": "%s: 他人は書き込めません",
+    "is not NAME OPTION-WITH-{} EXPRESSION: %s": "「名前 {}を含むオプション 正規表現」ではありません: %s",
+    "the default does not match the expression: %s": "既定値が正規表現に合いません: %s",
+    "%s: not found in PATH: the batch system's own programs are needed on this host (env.PATH of its "
+    "section in the ini; for ssh without a "
+    "guard: `module load`, or PATH, at the top of ~/.bashrc there)":
+        "%s: PATH に見つかりません。バッチシステムのコマンドがこの計算機に必要です (ini のそのセクションの env.PATH、guard なしの SSH では先方の ~/.bashrc "
+        "の先頭で "
+        "module load または PATH を指定してください)",
+    "%s: one job that runs one command, and a submission that returns at once: nothing else can be used":
+        "%s: 使えません。一つのコマンドを一度実行する一つのジョブで、投入がすぐに戻るものに限ります",
+    "batch.%s may not be %s here": "batch.%s をここで %s にはできません",
+    "batch.%s may not be set here": "batch.%s はここでは指定できません",
+    "which cluster it is, every program must know: env.SLURM_CLUSTERS = NAME, no --clusters":
+        "どのクラスタかは全プログラムが知る必要があります。--clusters ではなく env.SLURM_CLUSTERS = NAME とします",
+    "a line break in an argument or a variable": "引数か変数に改行があります",
+    "%s: %d key lines with this guard": "%s: この guard の鍵の行: %d",
+    "--key %s: a word of letters and digits, please": "--key %s: 英数字の語にしてください",
+    "%s: belongs to somebody else": "%s: 所有者が他の利用者です",
+    "it is broken": "壊れています",
+    "%s: %s: line %d of its journal is broken, and left out": "%s: %s: ジャーナルの %d 行目は壊れているため読み飛ばします",
+    "%s: its first line ends with CR LF, so that the system finds no such interpreter (sed -i 's/\\r$//' %s)":
+        "%s: 1 行目が CR LF で終わっているため、インタプリタが見つかりません (sed -i 's/\\r$//' %s)",
+    "%s: its record cannot be read (%s: %s); remove the directory when it is not needed any more":
+        "%s: 記録を読めません (%s: %s)。不要になったらディレクトリごと削除してください",
+    "key line begins with restrict: %s...": "鍵の行は restrict で始まる必要があります: %s...",
+    "is not in this version: remove the line": "この版にはない機能です。この行を削除してください",
+    "blanks stand between names, no commas": "名前の区切りは空白です。コンマは使えません",
+    "is not a list of sha256 sums (64 hexadecimal digits each)": "sha256 (それぞれ 16 進 64 桁) の一覧ではありません",
+    "arguments need a line {parameters} in argv, argument.N for each, and no parameters = no":
+        "引数には argv の行 {parameters} と引数ごとの argument.N が必要です (parameters = no とは両立しません)",
+    "arguments with control characters, or too long": "引数に制御文字があるか、長すぎます",
+    "an empty name": "名前が空です",
+    "must be argument.1, argument.2, ... or env.NAME_OF_A_VARIABLE":
+        "argument.1, argument.2, ... または env.変数名 としてください",
+    "the first line must be the absolute path of a program": "1 行目はプログラムの絶対パスとしてください",
+    "no [command NAME] for %s: it is not in this host's list":
+        "%s に対する [command 名前] がありません (この計算機の許可一覧にありません)",
+    "[command %s] input_names does not allow %s": "[command %s] の input_names は %s を許していません",
+    "[command %s] gives results by name only (patterns = no)":
+        "[command %s] の結果は名前での指定だけに応じます (patterns = no)",
+    "a name that is not UTF-8": "名前が UTF-8 ではありません",
+    "a name that is too long: %s...": "名前が長すぎます: %s...",
+    "a name with a control character or a backslash: %s": "名前に制御文字かバックスラッシュがあります: %s",
+    "a name that is absolute or has an empty, . or .. part: %s": "名前が絶対パスか、空・.・.. を含みます: %s",
+    "is not a number from %d to %d": "%d から %d までの数ではありません",
+    "arguments that no shell would split: %s": "シェルの規則で分けられない引数です: %s",
+    "[command %s] argument.%d does not allow %s": "[command %s] の argument.%d は %s を許していません",
+    "two names that are equal, one in the other, or out of order: %s": "名前が重複するか、包含するか、順序が違います: %s",
+    "a name that is kept for the log: %s": "ログのための名前は使えません: %s",
+    "%s: [%s] match: another command has it already": "%s: [%s] match: 別のコマンドが同じ語を使っています",
+    "%s: must be an executable file that not everybody may change (chmod +x, chmod o-w)":
+        "%s: 実行可能で、誰でも書き換えられる状態にないファイルが必要です (chmod +x, chmod o-w)",
+    "changed after it was judged": "判定した後に変わりました",
+    "%s (is the disk full there?)": "%s (先方のディスクが一杯ではありませんか?)",
+    "%s there: files go by rsync, nothing can be resumed (rsync here: %s)":
+        "先方: %s。ファイルは rsync で送受信し、再開はできません (こちらの rsync: %s)",
+    "%s: %s: a batch system there needs it": "%s: %s (先方のバッチシステムの利用に必要です)",
+    "%s: %s; the plain way needs rsync on both sides": "%s: %s。簡易方式には両側に rsync が必要です",
+    "%s: its guard is of an older version (protocol 1); this file has to be put there":
+        "%s: 先方の guard は旧版 (プロトコル 1) です。このファイルを先方に置いてください",
+    "%s: not all inputs could be sent (rsync says why)": "%s: 送信できなかった入力があります (理由は rsync の出力のとおりです)",
+    "%s: the line was lost, and by the plain way nobody can know how the command ended; its directory "
+    "there is "
+    "%s/%s":
+        "%s: 接続が切れました。簡易方式ではコマンドの結末がわかりません。先方のディレクトリ: %s/%s",
+    "%s: the log-in came to another host (%s), where nothing of it is; it was sent to %s":
+        "%s: ログイン先が別の計算機 (%s) で、この計算はそこにありません。送信先は %s でした",
+    "asked for and not here: %s": "要求した結果のうち届かないもの: %s",
+    "calculations there: %s": "先方の計算: %s",
+    "python %s there, AES: %s": "先方の Python: %s、AES: %s",
+}
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import suite
 SCRIPTS = sorted(os.path.basename(path) for path in glob.glob(os.path.join(suite.ROOT, "*.py")))
 TOP = {"mi_dicomapi.py", "mi_system_wf.py", "mi_system_remote.py", "execute_remote_command.py", "execute_remote_side_program_ssh.sample.sh",
        "mi_distributed_computing_assist.ini", "tests", "README.md", ".ci", ".gitignore"}
-HOUSES = ("mi_dicomapi.py", "mi_system_wf.py", "mi_system_remote.py")   # scripts whose own rooms stand first; the others follow
+HOUSES = ("mi_dicomapi.py", "mi_system_wf.py", "execute_remote_command.py", "mi_system_remote.py")   # scripts whose own rooms stand first; the others follow
 SIMPLE = HOUSES[:2]                                     # of these, the functions of the own rooms are simple already
 FIRST = ("shared: gate", "shared: watch")               # what an owner reads a script for stands before its own rooms
 BLOCK = re.compile(r"^# ==== shared: (\w+) ====$.*?^# ==== end shared ====$", re.M | re.S)

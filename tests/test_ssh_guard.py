@@ -80,7 +80,7 @@ def test_inputs_go_on_through_the_guard_when_the_line_was_lost(lab, tmp_path):
 
 
 def test_a_cancel_passes_the_guard(lab, tmp_path):
-    process = subprocess.Popen([PYTHON, SCRIPT, "run", "--ini", lab.path("ini"), "guarded", "work.sh slow"], cwd=str(tmp_path), env=lab.env(), stdout=subprocess.PIPE)
+    process = subprocess.Popen([PYTHON, SCRIPT, "run", "--ini", lab.path("ini"), "guarded", "work.sh hold"], cwd=str(tmp_path), env=lab.env(), stdout=subprocess.PIPE)
     row = b""
     while b"5 start" not in row:
         row = process.stdout.readline()

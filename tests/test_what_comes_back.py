@@ -33,8 +33,7 @@ Seen = collections.namedtuple("Seen", "code text told files top before after")
 Entry = collections.namedtuple("Entry", "mode size mtime blocks data")
 
 # What is still expected to fail, by door: {(asked, rules): kinds}. Strict with --long: a cell that holds must be taken off.
-LEFT = ["rewritten-by-a-process-that-works-there"]
-EXPECTED_TO_FAIL = {"webapi": {}, "far": {("directory", "none"): LEFT}, "guard": {("directory", "none"): LEFT, ("directory", "rules"): LEFT}, "plain": {}}
+EXPECTED_TO_FAIL = {"webapi": {}, "far": {}, "guard": {}, "plain": {}}
 INPUTS_EXPECTED_TO_FAIL = {"webapi": {}, "far": {}, "guard": {}, "plain": {}}
 
 
