@@ -2022,6 +2022,9 @@ class Place:
                     self.spend(ENTRY)
                 except FileExistsError:
                     pass
+                except No:
+                    os.rmdir(part, dir_fd=here)
+                    raise
                 there = os.open(part, os.O_RDONLY | FOLDER, dir_fd=here)
             finally:
                 os.close(here)
@@ -2088,8 +2091,10 @@ class Place:
 
     def know_inputs(self, rows):
         """Notes [(name, mark)] of inputs that are whole."""
+        text = b"".join(json.dumps(row).encode() + b"\n" for row in rows)
+        self.spend(len(text))
         with open(self.path(b"inputs"), "ab") as out:
-            out.write(b"".join(json.dumps(row).encode() + b"\n" for row in rows))
+            out.write(text)
 
     def forget(self, left):
         """Removes what was known of the run, but that it was here: a start that the network held back finds
@@ -2219,12 +2224,13 @@ class Leaving:
         self.kinds = place.let_out()
         text = json.dumps([self.rules, sorted(self.kinds)], sort_keys=True)
         self.stamp = hashlib.sha256(text.encode()).hexdigest()
-        self.said, self.notes, self.more, self.sources = "", [], 0, None
+        self.said, self.notes, self.more, self.sources = {}, [], 0, None
 
     def book(self):
         """The note of the last look, {} if it was by other rules."""
         found = self.place.noted(b"out")
-        self.said = found.get("said", "")              # the sum of the lines that guard.log has about it
+        said = found.get("said")                       # sums of the lines that guard.log has about it,
+        self.said = said if isinstance(said, dict) else {}               # with and without the inputs
         return found if found.get("stamp") == self.stamp else {}
 
     def known(self):
@@ -2250,7 +2256,7 @@ class Leaving:
             found.by_pattern(self.tree, EVERYTHING, but | {LOG})
         else:
             self.all_stays(found, but | {LOG} if "logs" in self.kinds else but)
-        self.note(found.ordered())
+        self.note(found.ordered(), str(inputs))
         return found
 
     def all_stays(self, found, but):
@@ -2268,19 +2274,19 @@ class Leaving:
         else:
             self.more += 1
 
-    def note(self, found):
-        """The note of this look; into guard.log what stays, unless the last look said the same: by looking
-        again and again nobody pushes older lines out of the log."""
+    def note(self, found, kind):
+        """The note of this look; into guard.log what stays, unless the last look of this kind said the same:
+        by looking again and again nobody pushes older lines out of the log."""
         said = hashlib.sha256(repr((self.notes, self.more)).encode("utf-8", "backslashreplace")).hexdigest()
-        book = {"stamp": self.stamp, "verdicts": found.verdicts, "files": [], "said": said}
+        book = {"stamp": self.stamp, "verdicts": found.verdicts, "files": [], "said": dict(self.said, **{kind: said})}
         if self.place.ruled:
             book["files"] = [
                 (one.name, one.path.decode("utf-8", "surrogateescape"), mark, one.size,
                  one.sum256, one.x, one.mtime, binascii.b2a_base64(one.path.sums).decode())
                 for mark, one in found.found.marked()]
-            for name, why in self.notes if said != self.said else ():
+            for name, why in self.notes if said != self.said.get(kind) else ():
                 guard_log(self.place.rules, "warn", self.place.ident, "outbound", refused=name, why=why)
-            if self.more and said != self.said:
+            if self.more and said != self.said.get(kind):
                 guard_log(self.place.rules, "warn", self.place.ident, "outbound", more=self.more)
         self.notes, self.more, self.sources = [], 0, None
         self.place.note(b"out", book)
@@ -2377,7 +2383,7 @@ class Door:
     def __init__(self, rules, wire):
         self.rules, self.wire, self.name = rules, wire, "guard" if "commands" in rules else "far"
         self.place, self.lane, self.turn, self.putting = None, "", None, False
-        self.leaving, self.found, self.but, self.refusals = None, None, [], 0
+        self.leaving, self.found, self.but, self.refusals, self.named = None, None, False, 0, set()
 
     def serve(self):
         """Answers until nobody asks any more, or what is asked makes no sense."""
@@ -2395,6 +2401,7 @@ class Door:
         words = None
         try:
             words = understood(self.wire.line())
+            self.see_rules()
             if words.get("do") == "put" and LENGTH(words.get("size")):
                 self.wire.owed = words["size"]
             state = self.place.state()["state"] if self.place is not None else "none"
@@ -2414,6 +2421,16 @@ class Door:
             self.wire.flush()
         return words is not None
 
+    def see_rules(self):
+        """EOFError if the owner has changed the ini since this session began: the next one goes by that."""
+        try:
+            same = self.name == "far" or mark_of(os.stat(utf8(self.rules["ini"]))) == self.rules["read"]
+        except OSError:
+            same = False
+        if not same:
+            guard_log(self.rules, "info", self.place and self.place.ident, "end", why="the ini has changed")
+            raise EOFError
+
     def refuse(self, told):
         self.wire.say(told)
         self.refusals += 1
@@ -2428,7 +2445,8 @@ class Door:
         if self.putting:
             self.place.leave()
         self.place = Place(self.rules, run) if run else None
-        self.lane, self.turn, self.putting, self.leaving, self.found = lane, turn, False, None, None
+        self.lane, self.turn, self.putting, self.found = lane, turn, False, None
+        self.forget_results()
         base, began = self.rules["base"], self.place.noted(b"began") if run else {}
         if run:
             adopt(self.place)
@@ -2440,8 +2458,11 @@ class Door:
                 "began": [began.get("host"), began.get("boot")] if began else None}
         if check:
             more.update(python=sys.version.split()[0], kill=kills_at_log_out(), runs=len(runs_of(base)))
-        guard_log(self.rules, "info", run, "hello", lane=lane)
-        self.wire.say(dict(self.told(), **more))
+        told = self.told()
+        if run not in self.named and (told["state"] != "none" or len(self.named) < REFUSALS):
+            self.named.add(run)                        # once: nobody pushes older lines out of the log
+            guard_log(self.rules, "info", run, "hello", lane=lane)
+        self.wire.say(dict(told, **more))
 
     def do_put(self, size, files=None, name=None, at=None, length=None, end=None):
         if not self.putting or time.monotonic() - self.putting > LANE_SILENT / 4:
@@ -2553,6 +2574,7 @@ class Door:
             alive = -1
         try:
             while True:
+                self.see_rules()
                 state = self.told()
                 data = log_after(place, offset) if live else b""
                 if data:
@@ -2599,10 +2621,16 @@ class Door:
         self.leaving = self.leaving or (Leaving if self.place.ruled else Unjudged)(self.place)
         return self.leaving
 
+    def forget_results(self):
+        """They are looked at anew."""
+        if self.leaving is not None:
+            self.leaving.tree.close()
+        self.leaving = None
+
     def do_results(self, inputs=False, **page):
         at, room = page["from"], TOLD
         if not at or self.found is None:
-            self.leaving = None
+            self.forget_results()
             self.found = self.results().look(inputs)
         files, folders, found = [], [], self.found
         for one in itertools.islice(itertools.chain(found.found, found.folders), at, None):
@@ -2661,14 +2689,14 @@ class Door:
             return {"verdict": code_of(error)}
 
     def do_fetched(self, but, more=False):
-        self.but += but
+        self.but = self.but or bool(but)               # whether, not which: they may be very many
         verdicts = self.place.noted(b"out").get("verdicts")
         if verdicts is None:
             raise No("state", "results were not asked for yet", state=self.told()["state"])
         if not more:
             if not self.but and not set(NOT_THERE) & set(verdicts):
                 self.place.note(b"fetched", {"refused": verdicts.get("refused", {}).get("count", 0)})
-            self.but = []
+            self.but = False
         self.wire.say(self.told())
 
     def kept(self):
@@ -2839,7 +2867,8 @@ def guard_rules(options):
     with a name has a base of its own in the base: it sees, fetches and cleans what is there and nothing
     else."""
     ini = find_ini(options.ini, ini_folders(__file__)[:1], needed=True)   # beside this file, nowhere else
-    rules = read_ini(ini, TABLE)
+    read = mark_of(os.stat(utf8(ini)))
+    rules = dict(read_ini(ini, TABLE), read=read)
     rules["commands"] = commands_of(ini, rules)
     name = rules["key"] = getattr(options, "key", None) or ""
     if name and (not re.match(r"[A-Za-z0-9][-A-Za-z0-9._]{0,63}\Z", name) or re.match(IDENT + r"\Z", name)):

@@ -492,6 +492,22 @@ def entries_that_cost_nothing(far):
     return sum(len(folders) + len(files) for top, folders, files in os.walk(far.path("base", ident))) > 300
 
 
+def directories_that_are_refused(far):
+    ident = far.fresh()
+    with far.open(ident) as one:
+        for n in range(50):
+            one.ask("put", size=0, files=[["d%d/" % n, 0, 420, 5]])
+    return len(os.listdir(far.path("base", ident))) > 10
+
+
+def a_book_of_inputs_without_end(far):
+    ident = far.fresh()
+    with far.open(ident) as one:
+        for _n in range(10):
+            one.ask("put", size=0, files=[["d" * 200 + "/", 0, 420, 5]] * 200)
+    return os.path.getsize(far.path("base", ".mi", ident, "inputs")) > 100000
+
+
 def environment(far):
     return b"evil 1" in log_of(far, "work.sh", EVIL="1")
 
@@ -527,6 +543,68 @@ def older_lines_of_the_log(far):
             for _n in range(3):
                 one.results()
     return open(far.path("base", ".mi", "guard.log")).read().count("refused=secret.txt") != 1
+
+
+def older_lines_by_two_kinds_of_look(far):
+    ident = far.fresh()
+    with far.open(ident) as one:
+        one.put("secret.in", b"1")
+        one.run()
+        for n in range(6):
+            one.results(inputs=n % 2 == 0)
+    return open(far.path("base", ".mi", "guard.log")).read().count("refused=secret.txt") > 2
+
+
+def older_lines_by_hellos(far):
+    ident = far.ended()
+    with far.open() as one:
+        for n in range(100):
+            one.ask("hello", v=2, run=ident if n % 2 else far.fresh(), lane="", turn="t1")
+    return open(far.path("base", ".mi", "guard.log")).read().count(" hello ") > 60
+
+
+def memory_for_what_did_not_arrive(far):
+    with far.open(far.ended()) as one:
+        one.results()
+
+        def held():
+            return int(re.search(r"VmRSS:\s+(\d+)", open("/proc/%d/status" % one.process.pid).read()).group(1))
+        before = held()
+        for _n in range(30):
+            one.ask("fetched", but=["%05d" % n for n in range(7000)], more=True)
+        return held() - before > 10000
+
+
+def descriptors_for_each_look(far):
+    with far.open(far.ended()) as one:
+        for _n in range(20):
+            one.results()
+        return len(os.listdir("/proc/%d/fd" % one.process.pid)) > 15
+
+
+def rules_of_a_session_that_stays(far):
+    ident = far.ended()
+    with far.open(ident) as one:
+        one.results()
+        far.write("ini", open(far.path("ini")).read() + "[outbound]\ndeny_names = secret*\n")
+        return one.ask("get", names=["secret.txt"])[0][1] == b"SECRET-42\n"
+
+
+def a_log_that_the_owner_keeps_by_now(far):
+    """To a session that waits."""
+    ident = far.fresh()
+    far.write("work.sh", "echo one; while [ ! -e ../go ]; do sleep 0.05; done; echo two; while [ ! -e ../stop ]; do sleep 0.05; done\n")
+    with far.open(ident) as one:
+        one.put("a", b"1")
+        one.ask("start", command="work.sh")
+        one.send("wait", offset=0)
+        while one.read()[1] != b"one\n":
+            pass
+        far.write("ini", open(far.path("ini")).read() + "[outbound]\ndeny_names = remote_program_exec.log\n")
+        far.write("base/go", "")
+        told, data = one.read()
+        far.write("base/stop", "")
+        return data == b"two\n"
 
 
 def older_lines_by_refusals(far):
@@ -612,12 +690,21 @@ ATTACKS = [                    # (attack, ini, the check to take out, what to pu
     (a_huge_sparse_file, "", "            raise No(\"refused\", \"pieces of it are missing\")\n", "            os.ftruncate(fd, size)\n"),
     (a_piece_that_unpacks_to_more, "", "    if len(found) != length:\n", "    if False:\n"),
     (entries_that_cost_nothing, "[ssh guard]\nmax_bytes = 1M\n", "ENTRY = 4096 ", "ENTRY = 0"),
+    (directories_that_are_refused, "[ssh guard]\nmax_bytes = 10K\n", "                    os.rmdir(part, dir_fd=here)\n                    raise\n",
+     "                    raise\n"),
+    (a_book_of_inputs_without_end, "[ssh guard]\nmax_bytes = 64K\n", "        self.spend(len(text))\n", ""),
     (environment, "", "    env = {key: value for key, value in os.environ.items() if PASS_ON.match(key)\n", "    env = {key: value for key, value in os.environ.items() if True\n"),
     (control_characters_in_the_log, "", "        value = printable(value)\n", "        value = str(value)\n",
      "json.dumps(value, ensure_ascii=False) if re.search(r'[\\s\"]|^$', value) else value", "value", "asked=printable(text[-200:])", "asked=text[-200:]"),
     (names_after_a_cancel, "", "        if \"patterns\" in self.kinds:\n", "        if True:\n"),
     (what_a_command_left_that_did_not_end_by_itself, "", "        stopped = lost or found", "        stopped = found"),
-    (older_lines_of_the_log, NAMES, "            for name, why in self.notes if said != self.said else ():\n", "            for name, why in self.notes:\n"),
+    (older_lines_of_the_log, NAMES, "            for name, why in self.notes if said != self.said.get(kind) else ():\n", "            for name, why in self.notes:\n"),
+    (older_lines_by_two_kinds_of_look, NAMES, "dict(self.said, **{kind: said})", "{kind: said}"),
+    (older_lines_by_hellos, "", "        if run not in self.named and (told", "        if True or (told"),
+    (memory_for_what_did_not_arrive, "", "self.but = self.but or bool(but) ", "self.but = (self.but or []) + but"),
+    (descriptors_for_each_look, "", "            self.leaving.tree.close()\n", "            pass\n"),
+    (rules_of_a_session_that_stays, "", "            words = understood(self.wire.line())\n            self.see_rules()\n", "            words = understood(self.wire.line())\n"),
+    (a_log_that_the_owner_keeps_by_now, "", "                self.see_rules()\n", ""),
     (older_lines_by_refusals, "", "self.refusals <= REFUSALS", "True"),
     (names_of_what_is_refused, NAMES, "        told = by_name or stays.code != \"refused\" and not name_rule(self.rules, name)\n", "        told = True\n"),
     (what_the_owner_keeps, NAMES, "            kept = \"its results were not fetched\" if unfetched else self.kept()\n", "            kept = None\n"),
