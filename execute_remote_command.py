@@ -4127,16 +4127,17 @@ class Session:
     def reach(self):
         """Skips what the log-in prints, brings this program where it is not there yet: '' at the door, else
         why there is only the plain way."""
-        noise = 0
+        noise, brought = 0, False
         for row in iter(lambda: self.process.stdout.readline(LINE), b""):
             noise += len(row)
-            if noise > NOISE:
+            if noise > NOISE or brought and FIRST + b"bring" in row:
                 break
             kind, _blank, rest = row.partition(FIRST)[2].decode("utf-8", "replace").strip().partition(" ")
             if kind == "door":
                 return ""
             if kind == "bring":
                 self.bring(rest == "z")
+                brought = True
             if kind == "plain":
                 return rest or "?"
             if kind == "no":
@@ -5466,11 +5467,11 @@ def do_list(options):
 
 def runs_there(session):
     """[(UUID, state)] of the runs of a host."""
-    rows, after = [], ""
+    rows, after, most = [], "", 0
     while after is not None:
-        told = session.ask("list", after=after).answer("runs", "more")
+        told, most = session.ask("list", after=after).answer("runs", "more"), most + 1000
         before, after = after, told["more"]
-        if type(told["runs"]) is not list or after is not None and after <= before or len(rows) > MOST_FILES:
+        if type(told["runs"]) is not list or after is not None and after <= before or most > MOST_FILES + 1000:
             session.line.nonsense()
         for ident, state, since, why, code in told["runs"]:
             rows.append((printable(ident), in_words({"state": state, "code": code, "why": why})))
@@ -7650,8 +7651,8 @@ ROWS = 200000                  # of one answer
 
 
 def a_text(value):
-    """A kind: a text."""
-    return type(value) is str
+    """A kind: a text for people, or a name."""
+    return type(value) is str and len(value) <= 10000
 
 
 def a_result(row):
@@ -7668,7 +7669,7 @@ def a_folder(row):
 
 def a_run(row):
     """Is it [UUID, state, seconds, why, code]?"""
-    good = (type(row) is list and len(row) == 5 and a_text(row[0]) and a_text(row[1]) and LENGTH(row[2])
+    good = (type(row) is list and len(row) == 5 and word(IDENT)(row[0]) and a_text(row[1]) and LENGTH(row[2])
             and a_text(row[3]))
     return good and (row[4] is None or whole(0, 255)(row[4]))
 
@@ -7693,8 +7694,8 @@ ANSWERS = {                    # each word of an answer: its kind. Others are pa
     "folders": list_of(a_folder, ROWS),
     "next": lambda value: value is None or LENGTH(value), "verdicts": some_verdicts, "verdict": word(
         "[a-z]{1,20}"), "name": a_text,
-    "left": list_of(a_text, 1000), "more": lambda value: value is None or a_text(value),
-    "runs": lambda value: LENGTH(value) or list_of(a_run, ROWS)(value)}
+    "left": list_of(a_text, 1000), "more": lambda value: value is None or word(IDENT)(value),
+    "runs": lambda value: LENGTH(value) or list_of(a_run, 1000)(value)}
 # what ssh (or a guard) says when it is no use
 FINAL = (("Permission denied", EX_REFUSED), ("Host key verification failed", EX_REFUSED),
          ("HOST IDENTIFICATION", EX_REFUSED), ("refused by the guard", EX_REFUSED),

@@ -489,6 +489,8 @@ def endless(text=b"x" * 65536, out=1):
         os.write(out, text)
 if PLACE in ("noise", "lines"):
     endless(*[b"noise\n" * 1000] * (PLACE == "lines"))
+if PLACE == "bring":
+    endless(b"mi_distcomp 2 bring -\n")
 say(ANSWER if PLACE == "first" else b"mi_distcomp 2 door\n")
 if PLACE == "stderr":
     endless(out=2)
@@ -500,6 +502,8 @@ for row in sys.stdin.buffer:
         endless()
     elif PLACE == "pages" and verb == "results":
         say(json.dumps({"files": [["n%d" % n, 1, 1, False, None] for n in range(at, at + 1000)], "folders": [], "next": at + 1000}).encode() + b"\n")
+    elif PLACE == "empty" and verb == "list":
+        say(json.dumps({"runs": [], "more": "00000000-0000-4000-8000-%012d" % (int(words["after"][-12:] or 0) + 1)}).encode() + b"\n")
     elif PLACE == "rows" and verb == "list":
         after = int(words["after"][-12:] or 0)
         rows = [["00000000-0000-4000-8000-%012d" % n, "running", 1, "", None] for n in range(after + 1, after + 1001)]
@@ -511,7 +515,7 @@ for row in sys.stdin.buffer:
     else:
         say(json.dumps(GOOD[verb]).encode() + b"\n")
 """
-WITHOUT_END = [(place, b"endless") for place in ("noise", "lines", "hello", "put", "start", "wait", "results", "get", "list", "pages", "rows", "stderr")]
+WITHOUT_END = [(place, b"endless") for place in ("noise", "lines", "hello", "put", "start", "wait", "results", "get", "list", "pages", "rows", "empty", "stderr", "bring")]
 SENSELESS = [                  # (the verb that is answered, the line)
     ("hello", b""), ("hello", b"ready guard=0"), ("hello", b"[]"), ("hello", b"[" * 60000), ("hello", b"\xff"),
     ("hello", b'{"state": "none", "door": "far", "host": "h", "boot": "b"}'), ("hello", b'{"state": "well", "door": "far", "host": "h", "boot": "b", "free": 1}'),
@@ -527,6 +531,9 @@ SENSELESS = [                  # (the verb that is answered, the line)
     ("results", b'{"files": [["a", 1, 1, false, null]], "folders": [], "next": 7}'), ("results", b'{"files": [], "folders": [["/etc/", 1]], "next": null}'),
     ("results", b'{"files": [], "folders": [], "next": null, "verdicts": {"refused": {"count": "x", "names": []}}}'), ("results", b'{"files": [], "folders": []}'),
     ("get", b'{"size": 99999999999, "sum": "", "mtime": 1, "x": false}'), ("get", b'{"size": 0}'), ("get", b'{"verdict": "\\u001b"}'), ("get", b'{"size": -1}'),
+    ("start", b'{"state": "running", "why": "%s"}' % (b"x" * 20000)),
+    ("list", b'{"runs": [["00000000-0000-4000-8000-000000000001", "lost", 1, "%s", null]], "more": null}' % (b"x" * 20000)),
+    ("list", b'{"runs": [["x", "lost", 1, "", null]], "more": null}'), ("list", b'{"runs": [], "more": "x"}'),
     ("list", b'{"runs": [["x"]], "more": null}'), ("list", b'{"runs": 1, "more": null}'), ("list", b'{"runs": []}'), ("list", b'{"runs": [], "more": ""}')]
 
 
@@ -541,7 +548,7 @@ def test_answers_without_end_or_sense_are_said_and_not_collected(own, here):
         folder.mkdir()
         (folder / "a").write_text("1")
         (folder / "case.ini").write_text("[ssh]\nbase = case%d\nretry = 1,1\nconnects = 0\nssh_options = -F %s\n" % (number, own.path("config")))
-        words = ["list", "hpc"] if place in ("list", "rows") else ["run", "hpc", "true"] + ["--in", "a"]
+        words = ["list", "hpc"] if place in ("list", "rows", "empty") else ["run", "hpc", "true"] + ["--in", "a"]
         return run(own, folder, "--ini", "case.ini", *words, code=HOOKED % (SCRIPT, least))
     with concurrent.futures.ThreadPoolExecutor(3) as pool:
         outcomes = list(pool.map(one, range(len(cases))))
