@@ -2278,7 +2278,8 @@ class Leaving:
         """The note of this look; into guard.log what stays, unless the last look of this kind said the same:
         by looking again and again nobody pushes older lines out of the log."""
         said = hashlib.sha256(repr((self.notes, self.more)).encode("utf-8", "backslashreplace")).hexdigest()
-        book = {"stamp": self.stamp, "verdicts": found.verdicts, "files": [], "said": dict(self.said, **{kind: said})}
+        book = {"stamp": self.stamp, "verdicts": found.verdicts, "files": [],
+                "said": dict(self.said, **{kind: said})}
         if self.place.ruled:
             book["files"] = [
                 (one.name, one.path.decode("utf-8", "surrogateescape"), mark, one.size,
@@ -5471,7 +5472,8 @@ def runs_there(session):
     while after is not None:
         told, most = session.ask("list", after=after).answer("runs", "more"), most + 1000
         before, after = after, told["more"]
-        if type(told["runs"]) is not list or after is not None and after <= before or most > MOST_FILES + 1000:
+        backwards = after is not None and after <= before
+        if type(told["runs"]) is not list or backwards or most > MOST_FILES + 1000:
             session.line.nonsense()
         for ident, state, since, why, code in told["runs"]:
             rows.append((printable(ident), in_words({"state": state, "code": code, "why": why})))
