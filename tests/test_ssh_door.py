@@ -603,6 +603,8 @@ def a_log_that_the_owner_keeps_by_now(far):
         far.write("ini", open(far.path("ini")).read() + "[outbound]\ndeny_names = remote_program_exec.log\n")
         far.write("base/go", "")
         told, data = one.read()
+        while told and not data:
+            told, data = one.read()
         far.write("base/stop", "")
         return data == b"two\n"
 
