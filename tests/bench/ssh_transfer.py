@@ -75,7 +75,7 @@ class Bench:
                     times.setdefault(who + way, []).append(deeds[who + way]())
             if "get" in ways:
                 subprocess.check_call(["diff", "-r", folder, back])
-            subprocess.check_call(["diff", "-r", folder, far])
+            subprocess.check_call(["diff", "-r", "-x", "remote_program_exec.log", folder, far])
             if scp and not turn:
                 times["scp put"] = [self.timed(self.lab.client + ["scp", "-q", "-r", "-F", self.lab.path("config"), folder, "hpc:" + reference + "/scp"])]
             if mscp and not turn and shutil.which("mscp"):
