@@ -7236,6 +7236,7 @@ class Target:
         if not os.path.isdir(self.parts):
             self.parts = os.path.join(self.path, self.stage_name)
         self.noted = self.read_notes()                 # {name: (inode, size, mtime)} of what this calculation has stored before
+        self.foreign = {}                              # {directory of a repository: was it here before this calculation?}
 
     def hold(self):
         """Makes and locks .mi-ID/. False: another process was just done with it; once more."""
@@ -7313,7 +7314,7 @@ class Target:
     def check(self, name):
         """NotStored for a name (bytes) that results may not have here."""
         lower = name.lower()
-        if lower.startswith(self.trusted):
+        if lower.startswith(self.trusted) or self.in_repository(lower):
             raise NotStored(name, _("programs of this host are started from there, or set up by it; take another --to"))
         parts, mine = lower.split(b"/"), b".mi-" + utf8(self.ident).lower()
         if STAGE.match(name) or any(part.startswith(mine) for part in parts):
@@ -7321,6 +7322,18 @@ class Target:
         own = parts[-1] in OWN_NAMES or b"__pycache__" in parts or parts[-1].endswith((b".pth", b".pyc", b".pyo"))
         if self.guarded and (own or self.is_program(name)):
             raise NotStored(name, _("a name of this program's own files or of Python's start, and this program lies there; take another --to"))
+
+    def in_repository(self, name):
+        """Does a name (in small letters) lie in the .git or .hg of a repository that was here before? Its hooks and
+        settings are programs that the next commit starts."""
+        parts = name.split(b"/")
+        if not {b".git", b".hg"} & set(parts[:-1]):
+            return False
+        where = b"/".join(parts[:min(parts.index(word) for word in (b".git", b".hg") if word in parts) + 1])
+        if where not in self.foreign:
+            mine = any(stored.lower().startswith(where + b"/") for stored in self.noted)
+            self.foreign[where] = not mine and os.path.lexists(os.path.join(self.path, where))
+        return self.foreign[where]
 
     def allow(self, name):
         """NotStored (or OSError) if a result with this name (bytes) must not be put there: to be asked before it is fetched."""

@@ -110,6 +110,16 @@ def test_no_result_is_put_where_this_users_programs_are_started_from_or_set_up_b
     assert code == 0 and (here / "there" / ".bashrc").read_text() == "evil\n" and (here / "there" / "bin" / "ls").exists(), out
 
 
+def test_no_result_is_put_into_a_repository_that_was_here_before_but_a_repository_may_be_a_result(lab, here):
+    (here / ".git").mkdir()
+    command = "mkdir -p .git/hooks new/.git/hooks; for f in .git/hooks/pre-commit new/.git/hooks/pre-commit new/.git/config; do echo evil >$f; done"
+    code, out = run(lab, here, "run", "hpc", command)
+    assert code == 65 and out.count("set up by it") == 1, out
+    assert not (here / ".git" / "hooks" / "pre-commit").exists() and (here / "new" / ".git" / "config").exists(), out
+    code, out = run(lab, here, "resume", ident_of(out), "--to", "there")
+    assert code == 0 and (here / "there" / ".git" / "hooks" / "pre-commit").exists(), out
+
+
 def test_the_runner_is_not_replaced_by_a_result_and_names_steer_no_terminal(lab, here):
     shutil.copy(ssh_lab.SCRIPT, str(here))
     own = [name for name in OWN if "/" not in name] + ["execute_remote_command.py"]
