@@ -3107,10 +3107,11 @@ class KeptRun(GateRun):
             return False
 
     def told_to_end(self):
-        """Was it cancelled? From then on with the grace that was said then."""
+        """Was it cancelled? From then on with the grace that was said then, at most its owner's."""
         try:
             with open(self.path(b"cancelled"), "rb") as text:
-                self.command["grace"] = float(text.read(10) or self.command["grace"])
+                said = float(text.read(10) or self.command["grace"])
+            self.command["grace"] = min(said, self.command["grace"]) if self.note["ini"] else said
         except FileNotFoundError:
             return False
         except ValueError:                             # an older version's has other words
@@ -4920,7 +4921,7 @@ def plain_run(line, run):
     fault("started")
     found = None
     for row in iter(lambda: process.stdout.readline(LINE), b""):
-        found = re.search(re.escape(FIRST) + rb"ended ([0-9]{1,3})\n", row) or found
+        found = re.search(re.escape(FIRST) + rb"ended (1?[0-9]{1,2}|2[0-4][0-9]|25[0-5])\n", row) or found
     line.end(process)
     if not found:
         line.close()

@@ -230,3 +230,12 @@ def test_what_rules_kept_goes_after_its_time_though_nobody_comes_for_it(tmp_path
     assert not os.path.exists(os.path.join(host.base, old)) and os.path.exists(os.path.join(host.base, young))
     with open(os.path.join(host.base, ".mi", "guard.log")) as text:
         assert " %s swept " % old in text.read()
+
+
+def test_who_cancels_gives_a_command_no_longer_grace_than_its_owner(tmp_path):
+    host = Host(tmp_path)
+    host.program("solve", "trap '' TERM; echo up >>../../told; while :; do sleep 0.1; done")
+    ident = host.start()
+    wait_until(lambda: "up" in host.told())
+    assert host.door("cancel", ident, "86400").wait(30) == 0
+    assert host.end_of(ident)["reason"] == "cancelled"
