@@ -1625,15 +1625,15 @@ def work_on(poller, calc, relay, page=None):
         except Exception as error:                     # a bug, or results that change again and again
             wait, calc.why = backoff.next(), "%s: %s" % (type(error).__name__, error)
         else:
-            if poller.release(calc, relay):
+            if poller.free_slot(calc, relay):
                 return
             page = None
             continue
         if poller.ending() and not isinstance(calc.why, OSError):
             poller.stuck.append("%s: %s" % (calc.name, calc.why))
             log("error", calc.accept_id, "stays here until the next start", why=calc.why)
-            calc.waits(0, calc.why)
-            return poller.release(calc, relay, True)
+            calc.note_next_try(0, calc.why)
+            return poller.free_slot(calc, relay, True)
         log("error", calc.accept_id, "it stays here and is tried again", why=calc.why, again_in=round(wait))
         relay.close()
         page = None
@@ -1651,14 +1651,14 @@ def carry_out(poller, calc, relay, page):
             earlier = None if calc.run.last("starting") else ran_before(poller, calc)
             if earlier:
                 return go_on_with(poller, calc, relay, earlier)
-            begin(poller, calc, relay, page)
+            begin_run(poller, calc, relay, page)
         if not calc.run.last("ended"):
             calc.phase = "running"
             calc.run.finish()
         claim = calc.claim
         deliver(poller, calc, relay)
     except Refused as error:
-        with poller.room:
+        with poller.slots:
             if calc.claim == claim:
                 return lose_claim(calc, error)
         carry_out(poller, calc, relay, None)           # it got another claim meanwhile
@@ -1679,7 +1679,7 @@ def lose_claim(calc, error):
     calc.note(8, "kept", why=str(error))
 
 
-def begin(poller, calc, relay, page):
+def begin_run(poller, calc, relay, page):
     """4. and 5. From the order to the started command, or to a journal that says why it ended without one."""
     run, fielded = calc.run, calc.order["protocol"] == 1
     if (run.was_interrupted()
@@ -1714,7 +1714,7 @@ def take_inputs(poller, calc, relay, page):
         return True
     except (ValueError, OSError) as error:
         relay.close()
-        calc.tidy(rb"part\d+\Z")
+        calc.remove_matching(rb"part\d+\Z")
         shutil.rmtree(calc.work, ignore_errors=True)   # room for the journal
         if getattr(error, "errno", 0) in (errno.ENOSPC, errno.EDQUOT):              # others took it meanwhile
             make_room(poller)
@@ -1737,13 +1737,13 @@ def fetch_inputs(poller, calc, relay, page):
 
     def came(count):
         nonlocal unseen
-        poller.moved(count)
+        poller.bytes_moved(count)
         unseen += count
         if unseen >= 1 << 20:                          # keep_free is kept while they come, too
             unseen = look_for_room(0)
 
     def look_for_room(more):
-        if poller.full(more)[1]:
+        if poller.room_left(more)[1]:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return 0
 
@@ -1811,7 +1811,7 @@ def ran_before(poller, calc):
         started = other.run.last("starting")
         never = not started or started["boot"] == boot_id() and look(other.control, time.time())[0] == "ready"
         if not never and not (type(rerun) is int and other.order["attempt"] <= rerun):
-            return poller.held.get(other.name) or other
+            return poller.under_way.get(other.name) or other
     return None
 
 
@@ -1825,7 +1825,7 @@ def go_on_with(poller, calc, relay, other):
             if error.more.get("why") != "state":       # else it is further: a start of ours told it
                 raise
     fault("hand over")
-    with poller.room:
+    with poller.slots:
         other.order.update(claim=calc.claim, attempt=calc.order["attempt"], run=other.run.name)
         write_synced(other.path(b"order.new"), json.dumps(other.order).encode())
         os.rename(other.path(b"order.new"), other.path(b"order.json"))
@@ -1835,14 +1835,14 @@ def go_on_with(poller, calc, relay, other):
         other.note(3, "resend")
     log("info", calc.accept_id, "3 it ran here before: that result is sent", work=shown(other.work))
     calc.remove()
-    other.hurry.set()
-    if other.name not in poller.held:
-        poller.hold(other, poller.relay())
+    other.try_now.set()
+    if other.name not in poller.under_way:
+        poller.begin_thread(other, poller.free_relay())
 
 
 def deliver(poller, calc, relay):
     """6. to 8.: tells the end, sends what may leave; then what only the wrapper needed goes."""
-    with poller.room:
+    with poller.slots:
         calc.phase = "results"
     calc.run.stays = 0
     try:
@@ -1855,7 +1855,7 @@ def deliver(poller, calc, relay):
         calc.run.close_trees()
     calc.note(8, "delivered", **({"stays": calc.run.stays} if calc.run.stays else {}))
     log("info", calc.accept_id, "8 end-send", site=poller.site)
-    calc.tidy(SCAFFOLD)
+    calc.remove_matching(SCAFFOLD)
 
 
 def tell_end(calc, relay):
@@ -1935,7 +1935,7 @@ def send_files(poller, calc, relay, found):
         before = numbers
         try:
             todo = [place for place in numbers if type(place) is int and 0 <= place < len(found)]
-            relay.upload_all("files/%s/result" % calc.accept_id, found, todo, calc.claim, poller.moved)
+            relay.upload_all("files/%s/result" % calc.accept_id, found, todo, calc.claim, poller.bytes_moved)
             fault("results sent")
         except OSError as error:
             raise ValueError(error.strerror)
@@ -1986,10 +1986,10 @@ class Calculation:
                            {})
         self.phase, self.since = "inputs", time.monotonic()
         # somebody said resend; what keeps it from being delivered
-        self.hurry, self.why = threading.Event(), ""
-        self.notes = Journal(self.path(b"carrier"), needed=False)
+        self.try_now, self.why = threading.Event(), ""
+        self.carrier_journal = Journal(self.path(b"carrier"), needed=False)
         older = [entry for entry in self.run.journal.entries if entry.get("what") in CARRIED]
-        self.journal = older + self.notes.entries      # there was one journal for both
+        self.journal = older + self.carrier_journal.entries      # there was one journal for both
 
     @property
     def info(self):
@@ -2006,15 +2006,15 @@ class Calculation:
 
     def note(self, step, what, **more):
         """One line into the carrier's journal, on disk before this returns."""
-        self.notes.note(step, what, **more)
-        self.journal.append(self.notes.entries[-1])
+        self.carrier_journal.note(step, what, **more)
+        self.journal.append(self.carrier_journal.entries[-1])
 
     def whole_journal(self):
         """Both journals as one, for people."""
-        return sorted(self.run.journal.entries + self.notes.entries,
+        return sorted(self.run.journal.entries + self.carrier_journal.entries,
                       key=lambda entry: entry["t"] if isinstance(entry.get("t"), (int, float)) else 0)
 
-    def over(self):
+    def delivery(self):
         """"delivered", "kept" (the relay does not want it), or "" while there is something to do."""
         words = [entry["what"]
                  for entry in self.journal if entry.get("what") in ("delivered", "kept", "resend")]
@@ -2022,9 +2022,9 @@ class Calculation:
 
     def wanted_again(self):
         """Is its result to be sent again, after it was delivered or kept?"""
-        return not self.over() and self.last("resend") is not None and os.path.isdir(self.control)
+        return not self.delivery() and self.last("resend") is not None and os.path.isdir(self.control)
 
-    def waits(self, wait, why):
+    def note_next_try(self, wait, why):
         """Its result is tried again in `wait` seconds; beside the journal, for `outbox`."""
         if self.run.last("ended"):
             try:
@@ -2035,10 +2035,10 @@ class Calculation:
 
     def state(self):
         """For people: claimed, starting, queued, running, lost, undelivered, delivered, kept."""
-        found = self.over() or self.run.state()
+        found = self.delivery() or self.run.state()
         return "undelivered" if found == "ended" else found
 
-    def tidy(self, names):
+    def remove_matching(self, names):
         """Removes files of the control directory whose names match."""
         for name in os.listdir(self.control):
             if re.match(names, name):
@@ -2047,10 +2047,10 @@ class Calculation:
                 except FileNotFoundError:
                     pass
 
-    def may_go(self, keep, keep_refused):
+    def may_be_removed(self, keep, keep_refused):
         """Is it delivered for `keep` seconds, and, where something was kept from leaving, for keep_refused?
         What could not be removed a day ago is not tried yet."""
-        if self.over() != "delivered":
+        if self.delivery() != "delivered":
             return False
         done, stuck = self.last("delivered"), self.last("cannot be removed")
         return (time.time() - done["t"] > max(keep, keep_refused if done.get("stays") else 0)
@@ -2069,7 +2069,7 @@ class Calculation:
         """All that takes room; order and journal stay, so that it is known here and does not run again."""
         if self.clear():
             shutil.rmtree(self.path(b"out"), ignore_errors=True)
-            self.tidy(rb"stdout|stderr|" + SCAFFOLD)
+            self.remove_matching(rb"stdout|stderr|" + SCAFFOLD)
 
     def remove(self):
         """Both directories; the control directory loses its name first, so that there is never half of
@@ -2130,7 +2130,7 @@ def read_order(base, name):
 def put_on_disk(base, gate, found, **more):
     """3. The claimed calculation, on disk: the spare control directory gets its order and its name.
     ValueError if it cannot be right."""
-    order = dict(check_order_of(found), **more)
+    order = dict(check_calc_order(found), **more)
     number, name, control = order["attempt"], "", b""
     # a restored relay counts anew
     while not name or os.path.lexists(control) or os.path.lexists(os.path.join(base, utf8(name))):
@@ -2144,7 +2144,7 @@ def put_on_disk(base, gate, found, **more):
     return Calculation(base, name, order, gate)
 
 
-def check_order_of(found):
+def check_calc_order(found):
     """What calc-request answered, as an order for order.json. ValueError if any of it is not what it must
     be."""
     order, given = {key: found.get(key) for key in ("accept_id", "claim", "attempt")}, found.get("calc-info")
@@ -2173,7 +2173,7 @@ def make_spare(base):
     lost, also to the next start of the poller."""
     spare = os.path.join(base, b".mi", b"spare")
     if (not os.path.exists(os.path.join(spare, b"ready"))
-            or not re.match("[0-9a-f]{32}\\Z", word_in(os.path.join(spare, b"take")))):
+            or not re.match("[0-9a-f]{32}\\Z", small_text(os.path.join(spare, b"take")))):
         shutil.rmtree(spare, ignore_errors=True)
         os.mkdir(spare, 0o700)
         write_synced(os.path.join(spare, b"journal"), b"")
@@ -2181,10 +2181,10 @@ def make_spare(base):
         write_synced(os.path.join(spare, b"take"), os.urandom(16).hex().encode())
         prepare(spare)
         fault("spare made")
-    return word_in(os.path.join(spare, b"take"))
+    return small_text(os.path.join(spare, b"take"))
 
 
-def word_in(path):
+def small_text(path):
     """The text of a small file of ours; "" if it is not there."""
     try:
         with open(path, encoding="ascii", errors="replace") as text:
@@ -2226,72 +2226,72 @@ class Poller:
     """What the threads of this process share. settings: the ini's; options: the command line's."""
 
     def __init__(self, settings, options, commands, token, base):
-        self.options, self.token, self.base, self.site, self.limits = options, token, base, options[
+        self.options, self.token, self.base, self.site, self.relay_limits = options, token, base, options[
             "site"], {}
         self.gate = Gate(os.path.join(base, b".mi"), commands)
         # also: rules, own_rules within the relay's limits; folders: does it take empty ones?
-        self.obey(settings, commands)
-        self.held, self.idle, self.room = {}, [], threading.Condition()    # calculations by name, free Relays
-        self.first, self.failures, self.away, self.swept = None, 0, "", 0.0              # away: why
-        self.large = None                              # {accept_id: bytes}, once that is known: see lacks()
+        self.take_settings(settings, commands)
+        self.under_way, self.idle_relays, self.slots = {}, [], threading.Condition()    # calculations by name, free Relays
+        self.first_relay, self.failures_in_a_row, self.away, self.next_sweep = None, 0, "", 0.0              # away: why
+        self.large = None                              # {accept_id: bytes}, once that is known: see note_large()
         self.v1, self.learned = False, 0.0             # is it a fielded relay? when was it asked?
-        self.gone = {}     # claims that the relay does not know as in force: not to be asked about before ...
+        self.not_before = {}     # claims that the relay does not know as in force: not to be asked about before ...
         # read anew once an hour: with years of kept ones a look at all takes its time
         self.names = names_on_disk(base)
         self.wake, self.outcome = os.pipe(), None
         # the Relay of a calc-request that is out; when there was work
-        self.asking, self.busy_at, self.stuck = None, time.monotonic(), []
+        self.relay_asking, self.busy_at, self.stuck = None, time.monotonic(), []
 
-    def obey(self, settings, commands):
+    def take_settings(self, settings, commands):
         """Takes the ini's values into force."""
         self.keys, self.own_rules, self.gate.commands = settings["poller"], settings["outbound"], commands
         self.jobs, self.retry = (self.options["jobs"] or self.keys["jobs"],
                                  self.options["retry"] or self.keys["retry"])
         self.output = self.keys["output"] and not (self.keys["hold"] or any(
             self.own_rules[key] for key in ("deny_content", "deny_pieces", "deny_sums", "hold", "dry_run")))
-        self.limit(self.limits)
+        self.obey_limits(self.relay_limits)
 
-    def hang_up(self):
+    def reload(self):
         """SIGHUP: the log file anew (logrotate has renamed it), and the ini. A broken one is a line in the
         log, and the old one stays in force."""
         try:
             log_into(self.keys["logfile"])
-            settings = read_ini(self.ini, KEYS)
+            settings = read_ini(self.ini, INI_KEYS)
             commands = allow_list(self.ini, settings)
         except (Stop, OSError) as error:
             return log("error", None, "reload", refused=error, why="the old ini stays in force")
         keys = settings["poller"]
-        for key in sorted(key for key in keys if key not in AT_ONCE and keys[key] != self.keys[key]):
+        for key in sorted(key for key in keys if key not in AT_RELOAD and keys[key] != self.keys[key]):
             log("warn", None, "reload", key=key, why="takes effect at the next start")
             keys[key] = self.keys[key]
-        self.obey(settings, commands)
+        self.take_settings(settings, commands)
         note_settings(self.base, settings)
         log("info", None, "reload", ini=self.ini,
             commands=" ".join(sorted(command["name"] for command in commands.values())))
 
-    def relay(self):
+    def free_relay(self):
         """A Relay that nobody uses now. All share one Trust."""
-        with self.room:
-            if self.idle:
-                made = self.idle.pop()
+        with self.slots:
+            if self.idle_relays:
+                made = self.idle_relays.pop()
                 made.pause, made.notice = self.pause, self.notice
                 return made
         keys, options = self.keys, self.options
         made = Relay(options["url"], self.token, options["ca_file"], options["verify"], keys["proxy"],
                      keys["client_cert"], keys["client_key"], options["port"])
         made.pause, made.notice, made.keep_on = self.pause, self.notice, True
-        if self.first is None:
-            self.first = made
+        if self.first_relay is None:
+            self.first_relay = made
             if made.tls:
                 made.trust.now()                       # a file that is unusable at the start is said at once
-        made.trust, made.piece, made.most = self.first.trust, self.first.most, self.first.most
+        made.trust, made.piece, made.most = self.first_relay.trust, self.first_relay.most, self.first_relay.most
         return made
 
     def notice(self, why):
         """One log line when the relay goes away, says not now, or refuses the token, and for each new reason
         of that; one when it is back (None); however many threads see it."""
         if why is None:
-            self.failures = 0
+            self.failures_in_a_row = 0
         if why is not None and str(why) != self.away:
             if isinstance(why, Refused) and why.code in NO_TOKEN:
                 log("error", None,
@@ -2305,24 +2305,24 @@ class Poller:
             log("info", None, "relay answers again")
         self.away = "" if why is None else str(why)
 
-    def moved(self, count):
+    def bytes_moved(self, count):
         """Bytes went over the line."""
-        self.failures = 0
+        self.failures_in_a_row = 0
 
     def pause(self, wait, calc=None):
         """Sleeps before the next try; retry = COUNT,INTERVAL: that many failures in a row end the process,
         not the results. calc: what is tried again."""
         if self.retry:
-            self.failures, wait = self.failures + 1, self.retry[1]
-            if self.failures >= self.retry[0]:
-                self.finish(Stop(EX_UNAVAILABLE,
+            self.failures_in_a_row, wait = self.failures_in_a_row + 1, self.retry[1]
+            if self.failures_in_a_row >= self.retry[0]:
+                self.end_with(Stop(EX_UNAVAILABLE,
                                  _("%s: no answer %d times in a row; %d calculation(s) stay here for the"
-                                   " next start") % (self.options["url"], self.failures, len(self.held))))
+                                   " next start") % (self.options["url"], self.failures_in_a_row, len(self.under_way))))
                 wait = 3600
         if calc:
-            calc.waits(wait, calc.why)
-            calc.hurry.wait(wait)
-            calc.hurry.clear()
+            calc.note_next_try(wait, calc.why)
+            calc.try_now.wait(wait)
+            calc.try_now.clear()
         else:
             time.sleep(wait)
 
@@ -2330,50 +2330,50 @@ class Poller:
         """Waits until calc is tried again. A result that the relay refuses takes no slot meanwhile."""
         if isinstance(calc.why, OSError):
             return time.sleep(wait)
-        with self.room:
+        with self.slots:
             calc.phase = "outbox" if calc.run.last("ended") else calc.phase
-            self.room.notify_all()
-        calc.waits(wait, calc.why)
-        calc.hurry.wait(wait)
-        calc.hurry.clear()
+            self.slots.notify_all()
+        calc.note_next_try(wait, calc.why)
+        calc.try_now.wait(wait)
+        calc.try_now.clear()
         if isinstance(calc.why, Refused) and calc.why.code == 413 and not self.v1:
             try:       # its limits have changed: what is over them has its reason beside it, the rest arrives
-                self.limit(relay.learn(0)[1])
+                self.obey_limits(relay.learn(0)[1])
             except Away:
                 pass
 
-    def limit(self, limits):
+    def obey_limits(self, limits):
         """What is over the relay's limits stays here as what is over [outbound]'s does."""
-        rules, self.limits = dict(self.own_rules), limits
+        rules, self.relay_limits = dict(self.own_rules), limits
         for key in ("max_file", "max_files"):
             if isinstance(limits.get(key), int) and limits[key] > 0:
                 rules[key] = min(rules[key] or limits[key], limits[key])
         self.rules = rules
         self.folders = limits.get("dirs") is True
 
-    def finish(self, outcome):
+    def end_with(self, outcome):
         """Ends the program, from any thread: outcome is an exit code or an exception."""
         if self.outcome is None:
             self.outcome = outcome
             os.write(self.wake[1], b"\0")
 
-    def hold(self, calc, relay, page=None):
+    def begin_thread(self, calc, relay, page=None):
         """From now on a thread of its own carries calc out."""
-        with self.room:
-            self.held[calc.name] = calc
+        with self.slots:
+            self.under_way[calc.name] = calc
         calc.run.told = {"site": self.site}
         threading.Thread(target=work_on, args=(self, calc, relay, page), daemon=True).start()
 
-    def release(self, calc, relay, surely=False):
+    def free_slot(self, calc, relay, surely=False):
         """calc is through: its slot and its connection are free. False if a restored relay has asked for it
         again just now (go_on_with())."""
-        with self.room:
+        with self.slots:
             if calc.wanted_again() and not surely:
                 return False
-            del self.held[calc.name]
+            del self.under_way[calc.name]
             self.gate.leave(calc.run)
-            self.idle.append(relay)
-            self.room.notify_all()
+            self.idle_relays.append(relay)
+            self.slots.notify_all()
         return True
 
     def wait_for_twin(self, calc):
@@ -2381,32 +2381,32 @@ class Poller:
         is gone."""
         def first():
             return [other
-                    for other in self.held.values()
+                    for other in self.under_way.values()
                     if other.accept_id == calc.accept_id and other is not calc
                     and (other.order["t"], other.name) < (calc.order["t"], calc.name)
                     and not other.run.last("starting") and not other.run.last("ended")]
 
-        with self.room:
+        with self.slots:
             while first():
-                self.room.wait(1)
+                self.slots.wait(1)
 
-    def busy(self):
+    def slots_taken(self):
         """How many calculations take a slot."""
-        return sum(calc.phase not in ("in doubt", "outbox") for calc in self.held.values())
+        return sum(calc.phase not in ("in doubt", "outbox") for calc in self.under_way.values())
 
     def ending(self):
         """Is this a run that ends when its work is done?"""
         return self.options["once"] or self.options["drain"] or self.options["resend"]
 
-    def closed(self):
+    def why_closed(self):
         """Why nothing new is claimed now, or ""."""
         if self.options["drain"] or self.options["resend"]:
             return "--drain"
         if self.keys["paused"] or os.path.exists(os.path.join(self.base, b".mi", b"paused")):
             return "paused"
-        return "" if within(self.keys["hours"], time.localtime()) else "hours"
+        return "" if within_hours(self.keys["hours"], time.localtime()) else "hours"
 
-    def lacks(self, large):
+    def note_large(self, large):
         """{accept_id: bytes} of what waits at the relay and needs more room than there is here: a line for
         each, and .mi/large for `list`."""
         large = ({key: value
@@ -2425,7 +2425,7 @@ class Poller:
             except OSError:
                 pass                                   # the disk is full
 
-    def full(self, more=0):
+    def room_left(self, more=0):
         """The bytes that calc_base has room for beside keep_free, and why that (with `more` bytes there) is
         too little, or ""."""
         disk, keep = os.statvfs(self.base), self.keys["keep_free"]
@@ -2436,22 +2436,22 @@ class Poller:
         return (room,
                 "less than keep_free of its inodes is free" if disk.f_favail < share * disk.f_files else "")
 
-    def blocked(self):
-        """closed(), or too little room."""
-        return self.closed() or self.full()[1]
+    def why_not(self):
+        """why_closed(), or too little room."""
+        return self.why_closed() or self.room_left()[1]
 
     def wait_for_room(self):
         """Waits for a free slot, for the hours in which work is taken, and until keep_free of the disk is
         free. Returns the bytes that there is room for; None if this run ends instead of waiting."""
-        with self.room:
-            while self.busy() >= self.jobs:
-                self.room.wait()
+        with self.slots:
+            while self.slots_taken() >= self.jobs:
+                self.slots.wait()
         told = ""
         while True:
-            shut, (free, full) = self.closed(), self.full()
+            shut, (free, full) = self.why_closed(), self.room_left()
             if full and not shut:
                 make_room(self)
-                free, full = self.full()
+                free, full = self.room_left()
             if not shut and not full:
                 if told:
                     log("info", None, "new calculations are taken again")
@@ -2467,14 +2467,14 @@ class Poller:
             until = time.monotonic() + (0 if shut else DISK_PAUSE)
             while True:
                 time.sleep(1)
-                if time.monotonic() > until or not self.blocked():
+                if time.monotonic() > until or not self.why_not():
                     break
 
-    def tick(self):
+    def each_second(self):
         """Once a second: what was said on the command line meanwhile, the hours, and idle_exit."""
-        asking = self.asking
+        asking = self.relay_asking
         # whoever has the answer will not take it: do not stay in the relay's way
-        if asking and self.blocked():
+        if asking and self.why_not():
             try:
                 socket.socket.shutdown(asking.connection.sock, socket.SHUT_RDWR)
             except (AttributeError, TypeError, OSError):
@@ -2483,14 +2483,14 @@ class Poller:
         stamp = stamp_of(self.ini)
         if stamp == self.seen != self.stamp and stamp:                   # it stands still since the last look
             self.stamp = stamp
-            self.hang_up()
+            self.reload()
         self.seen = stamp
         limit = self.options["idle-exit"] or self.keys["idle_exit"]
-        if self.held or not limit:
+        if self.under_way or not limit:
             self.busy_at = time.monotonic()
         elif time.monotonic() - self.busy_at > limit:
             log("info", None, "nothing to do: it ends", idle_exit=limit)
-            self.finish(0)
+            self.end_with(0)
 
     def take_resends(self):
         """Does at once what `resend` has asked for."""
@@ -2501,12 +2501,12 @@ class Poller:
         with open(path + b".taken", encoding="ascii", errors="replace") as text:
             names = set(text.read().split())
         os.unlink(path + b".taken")
-        if names - set(self.held):
-            send_again(self, lambda calc: calc.name in names and calc.over() == "kept")
-        for name in names & set(self.held):
-            self.held[name].hurry.set()
+        if names - set(self.under_way):
+            send_again(self, lambda calc: calc.name in names and calc.delivery() == "kept")
+        for name in names & set(self.under_way):
+            self.under_way[name].try_now.set()
 
-    def tell(self, line):
+    def tell_manual(self, line):
         """A line of the manual, on a terminal or where it was started with the manual's words."""
         if self.options["fielded"] or sys.stdout.isatty():
             try:
@@ -2515,7 +2515,7 @@ class Poller:
                 pass
 
 
-def poll(poller):
+def run_poller(poller):
     """Runs the threads; this one only waits for a signal or an outcome. Leaving is safe at any moment:
     everything is on disk."""
     codes = {signal.SIGINT: EX_INTERRUPT, signal.SIGTERM: 0}
@@ -2524,40 +2524,40 @@ def poll(poller):
         try:
             loop(poller)
         except Exception as error:
-            poller.finish(error)
+            poller.end_with(error)
 
     os.set_blocking(poller.wake[1], False)
     signal.set_wakeup_fd(poller.wake[1])               # whichever thread the signal reaches
     for which in codes:
         signal.signal(which, lambda which, frame: end_surely(codes[which], LEAVE))
     signal.signal(signal.SIGHUP, lambda which, frame: None)
-    relay = poller.relay()                             # 78 here, if a certificate file is unusable
+    relay = poller.free_relay()                             # 78 here, if a certificate file is unusable
     for line in ("site id = %s" % poller.site, "base url = %s" % relay.url, "token = ****"):
-        poller.tell(line)
+        poller.tell_manual(line)
     log("info", None, "polling", site=poller.site, url=relay.url, jobs=poller.jobs, base=shown(poller.base),
         commands=" ".join(sorted(command["name"] for command in poller.gate.commands.values())))
-    poller.idle.append(relay)
+    poller.idle_relays.append(relay)
     for calc in on_disk(poller.base, None, poller.gate):
-        if calc.name == poller.options["resend"] if poller.options["resend"] else not calc.over():
+        if calc.name == poller.options["resend"] if poller.options["resend"] else not calc.delivery():
             log("info", calc.accept_id, "picked up", state=calc.state())
             for control in (calc.path(b"pre"), calc.path(b"post")):
                 let_go_on(control)                   # the command's own: finish() goes on where it was killed
-            poller.hold(calc, poller.relay())
+            poller.begin_thread(calc, poller.free_relay())
     for loop in (claim_loop, heartbeat_loop, tick_loop):
         threading.Thread(target=thread, args=(loop,), daemon=True).start()
     which = -1
-    while which and which not in codes:                # 0: finish()
+    while which and which not in codes:                # 0: end_with()
         which = os.read(poller.wake[0], 1)[0]
         if which == signal.SIGHUP:
-            poller.hang_up()
+            poller.reload()
     if not which:
         if isinstance(poller.outcome, Exception):
             raise poller.outcome
         return poller.outcome
     if which == signal.SIGINT:
-        poller.tell("Ctrl + C スクリプト停止要求受付")
+        poller.tell_manual("Ctrl + C スクリプト停止要求受付")
     log("info", None, "stopped; what runs here runs on and is picked up at the next start",
-        calculations=len(poller.held))
+        calculations=len(poller.under_way))
     return codes[which]
 
 
@@ -2566,7 +2566,7 @@ def tick_loop(poller):
     while True:
         time.sleep(1)
         try:
-            poller.tick()
+            poller.each_second()
         except OSError as error:
             log("error", None, "disk", error=error)
 
@@ -2575,28 +2575,28 @@ def make_room(poller):
     """Less than keep_free is free: the files of delivered calculations go, oldest first, until it is enough.
     Order and journal stay."""
     for calc in on_disk(poller.base):
-        if (calc.name not in poller.held and os.path.lexists(calc.work)
-                and calc.may_go(0, poller.own_rules["keep_refused"])):
+        if (calc.name not in poller.under_way and os.path.lexists(calc.work)
+                and calc.may_be_removed(0, poller.own_rules["keep_refused"])):
             log("info", calc.accept_id, "swept: its room is needed",
                 delivered=round(calc.last("delivered")["t"]))
             calc.remove_files()
-            if not poller.full()[1]:
+            if not poller.room_left()[1]:
                 return
 
 
 def sweep(poller):
     """Once an hour: the directories of calculations that were delivered keep_workdirs ago go."""
-    if time.monotonic() < poller.swept:
+    if time.monotonic() < poller.next_sweep:
         return
-    poller.swept = time.monotonic() + 3600
+    poller.next_sweep = time.monotonic() + 3600
     for name in os.listdir(os.path.join(poller.base, b".mi")):
         if name.startswith(b"gone."):                  # a start before this one was killed in remove()
             shutil.rmtree(os.path.join(poller.base, b".mi", name), ignore_errors=True)
     for calc in on_disk(poller.base):
-        if calc.over() != "delivered" or calc.name in poller.held:
+        if calc.delivery() != "delivered" or calc.name in poller.under_way:
             continue
-        calc.tidy(SCAFFOLD)                            # it may have been killed just there
-        if calc.may_go(poller.keys["keep_workdirs"], poller.own_rules["keep_refused"]):
+        calc.remove_matching(SCAFFOLD)                            # it may have been killed just there
+        if calc.may_be_removed(poller.keys["keep_workdirs"], poller.own_rules["keep_refused"]):
             log("info", calc.accept_id, "swept")
             calc.remove()
     poller.names = names_on_disk(poller.base)
@@ -2606,30 +2606,30 @@ def send_again(poller, wanted):
     """Results that this poller has delivered, or kept, are sent once more: those for which
     wanted(Calculation) is true."""
     for calc in on_disk(poller.base, None, poller.gate):
-        if calc.name not in poller.held and wanted(calc):
+        if calc.name not in poller.under_way and wanted(calc):
             calc.note(3, "resend")
             log("info", calc.accept_id, "3 its result is wanted again", work=shown(calc.work))
-            poller.hold(calc, poller.relay())
+            poller.begin_thread(calc, poller.free_relay())
 
 
-def missed(poller, wanted):
+def send_missed(poller, wanted):
     """The relay misses results {accept_id: claim}: it was restored from a backup since."""
     if isinstance(wanted, dict) and wanted:
-        send_again(poller, lambda calc: wanted.get(calc.accept_id) == calc.claim and calc.over())
+        send_again(poller, lambda calc: wanted.get(calc.accept_id) == calc.claim and calc.delivery())
 
 
 # ==== the line to the relay ====
 
 def claim_loop(poller):
     """A thread: 3. asks for work whenever there is room for it, for ever (--once: until nothing is left)."""
-    relay, backoff, answered = poller.relay(), Backoff(), False
+    relay, backoff, answered = poller.free_relay(), Backoff(), False
     adopter()                                          # loaded now, not when a command is to start
-    wait = first_contact(poller, relay) if poller.held or not poller.closed() else None
+    wait = first_contact(poller, relay) if poller.under_way or not poller.why_closed() else None
     while True:
         try:
             free = poller.wait_for_room()
             if free is None:
-                return leave(poller)
+                return end_once(poller)
             if wait is None:
                 wait = first_contact(poller, relay)
             if poller.v1 and time.monotonic() - poller.learned > V1_AGAIN:
@@ -2637,13 +2637,13 @@ def claim_loop(poller):
             keep_reserve(poller.base)
             take = make_spare(poller.base)
             asked, calc = time.monotonic(), None
-            poller.asking = relay
+            poller.relay_asking = relay
             found = calc_request(poller, relay, take, free, wait)
-            poller.asking = None
+            poller.relay_asking = None
             poller.notice(None)
             backoff, answered = Backoff(), True
-            if found and poller.blocked():             # meanwhile
-                log("info", found.get("accept_id"), "3 not taken", why=poller.blocked())
+            if found and poller.why_not():             # meanwhile
+                log("info", found.get("accept_id"), "3 not taken", why=poller.why_not())
                 if not poller.v1:
                     give_back(poller, relay.call, found.get("accept_id"), found.get("claim"))
                 continue
@@ -2653,8 +2653,8 @@ def claim_loop(poller):
             if calc:
                 poller.names.setdefault(calc.accept_id, []).append(calc.name)
         except (Away, Refused, OSError) as error:
-            poller.asking = None
-            if isinstance(error, Away) and poller.blocked():             # tick() has broken it off
+            poller.relay_asking = None
+            if isinstance(error, Away) and poller.why_not():             # each_second() has broken it off
                 relay.close()
                 continue
             if isinstance(error, Refused) and not answered and error.code not in AGAIN:
@@ -2672,10 +2672,10 @@ def claim_loop(poller):
         if calc:
             log("info", calc.accept_id, "3 calc-request", site=poller.site, command=calc.info["command"],
                 attempt=calc.order["attempt"])
-            poller.hold(calc, relay, found.get("inputs"))
-            relay = poller.relay()
+            poller.begin_thread(calc, relay, found.get("inputs"))
+            relay = poller.free_relay()
         elif poller.options["once"] and found is None:
-            return leave(poller)
+            return end_once(poller)
         else:                                          # a relay that does not let us wait
             least = poller.keys["poll"] if poller.v1 and found is None else 1
             time.sleep(max(0.0, least - (time.monotonic() - asked)))
@@ -2693,8 +2693,8 @@ def first_contact(poller, relay):
     poller.v1, poller.learned = version < 2, time.monotonic()
     if poller.v1:
         return 0
-    poller.first.piece = poller.first.most = relay.most
-    poller.limit(limits)
+    poller.first_relay.piece = poller.first_relay.most = relay.most
+    poller.obey_limits(limits)
     return (0 if poller.options["once"]
             else min(POLL_WAIT, limits["wait"] if isinstance(limits.get("wait"), int) else POLL_WAIT))
 
@@ -2713,24 +2713,24 @@ def calc_request(poller, relay, take, free, wait):
     fields = {"v": 2, "site_id": poller.site, "poller": poller.name, "take": take, "wait": wait, "free": free,
               "dirs": True,
               "have": {calc.accept_id: calc.claim
-                       for calc in list(poller.held.values()) if calc.order["protocol"] == 2}}
+                       for calc in list(poller.under_way.values()) if calc.order["protocol"] == 2}}
     now = time.strftime("%Y/%m/%d %H:%M:%S")
-    poller.tell("%s:send %s%scalc-request?site_id=%s" % (now, relay.url, BASE, poller.site))
+    poller.tell_manual("%s:send %s%scalc-request?site_id=%s" % (now, relay.url, BASE, poller.site))
     try:
         if poller.v1:
             return v1_named(poller, relay.call_v1("GET", "calc-request", {"site_id": poller.site}))
         found = relay.call("POST", "calc-request", fields, wait)
-        missed(poller, found.get("wanted"))
+        send_missed(poller, found.get("wanted"))
         return found
     except Refused as error:
-        missed(poller, error.more.get("wanted"))
-        poller.lacks(error.more.get("large"))
+        send_missed(poller, error.more.get("wanted"))
+        poller.note_large(error.more.get("large"))
         if error.code in (401, 403, "0005"):
             reason = {"errors": [{"code": error.code, "message": str(error)}]}
-            poller.tell("%s:status code = 403 / reason = %s"
+            poller.tell_manual("%s:status code = 403 / reason = %s"
                         % (now, json.dumps(reason, ensure_ascii=False, separators=(",", ":"))))
         else:
-            poller.tell("code = %s / message = %s" % (error.code, error))
+            poller.tell_manual("code = %s / message = %s" % (error.code, error))
         # registered, but not allowed yet
         early = poller.v1 and error.code == "400" and "does not match" not in str(error)
         if error.code != "0300" and not early:
@@ -2744,28 +2744,28 @@ def give_back(poller, ask, accept_id, claim):
                               "calcs": {accept_id: {"claim": claim, "phase": "given back"}}})
 
 
-def leave(poller):
+def end_once(poller):
     """--once and --drain: waits for what is under way, and ends; 75 if something stays here that could not be
     delivered."""
-    with poller.room:
-        while poller.busy():
-            poller.room.wait()
-    poller.finish(Stop(EX_TEMPFAIL, "; ".join(poller.stuck)) if poller.stuck else 0)
+    with poller.slots:
+        while poller.slots_taken():
+            poller.slots.wait()
+    poller.end_with(Stop(EX_TEMPFAIL, "; ".join(poller.stuck)) if poller.stuck else 0)
 
 
 def heartbeat_loop(poller):
     """A thread with its own connection: renews all claims, hears of cancelled calculations, sends the
     commands' output as it comes."""
-    relay, known, quiet = poller.relay(), {}, 1
+    relay, known, quiet = poller.free_relay(), {}, 1
     relay.pause, relay.notice, relay.slowest = time.sleep, lambda line: None, 30
     while True:
         asked = time.monotonic()
         calcs = {calc.accept_id: calc
-                 for calc in list(poller.held.values())
+                 for calc in list(poller.under_way.values())
                  if calc.order["protocol"] == 2 and asked - calc.since > 0.5
-                 and poller.gone.get(calc.claim, 0) < asked}
+                 and poller.not_before.get(calc.claim, 0) < asked}
         known = {name: known[name] for name in calcs if name in known}
-        wrote, wait = False, 0.25 if poller.held else 1            # what has just begun can be cancelled, too
+        wrote, wait = False, 0.25 if poller.under_way else 1            # what has just begun can be cancelled, too
         try:
             if calcs:
                 wrote, wait = heartbeat(poller, relay, calcs, known, quiet)
@@ -2792,7 +2792,7 @@ def heartbeat(poller, relay, calcs, known, quiet):
                        "calcs": entries}, quiet)
     cancel, gone, unknown = (found[key] if isinstance(found.get(key), list) else []
                              for key in ("cancel", "gone", "unknown"))
-    for calc in list(poller.held.values()):
+    for calc in list(poller.under_way.values()):
         if calc.accept_id in cancel and not calc.run.cancelled:
             log("warn", calc.accept_id, "6 cancelled by the workflow side")
             calc.run.cancelled = True
@@ -2803,7 +2803,7 @@ def heartbeat(poller, relay, calcs, known, quiet):
             went, known[name] = went or taken[name] != known[name], taken[name]
     for name in calcs:
         if name in gone + unknown:          # asked about again in a minute: the others are not to wait for it
-            poller.gone[calcs[name].claim] = time.monotonic() + 60
+            poller.not_before[calcs[name].claim] = time.monotonic() + 60
     return went, 20 if taken and not went else 1
 
 
@@ -2830,10 +2830,10 @@ def output_parts(poller, calc, known, most):
 
 # ==== a person's words ====
 
-def show(base, name, as_json):
+def cmd_show(base, name, as_json):
     """One calculation (without its claim, with its journal), or with name None a line for each. 64 if it is
     not here."""
-    rows, name = [], name and named(base, name).name
+    rows, name = [], name and calc_named(base, name).name
     for calc in on_disk(base, name and [name]):
         row = {"id": calc.name, "state": calc.state(), "command": calc.info["command"],
                "age": round(time.time() - calc.order["t"])}
@@ -2853,10 +2853,10 @@ def show(base, name, as_json):
         print(json_of(rows))
 
 
-def outbox(base, as_json):
+def cmd_outbox(base, as_json):
     """What waits for its delivery, or is not wanted by the relay: since when, why, when it is tried again
     (seconds since the epoch)."""
-    rows, runs = [], poller_runs(base)
+    rows, runs = [], running_poller(base)
     for calc in on_disk(base):
         if calc.state() not in ("undelivered", "kept"):
             continue
@@ -2867,7 +2867,7 @@ def outbox(base, as_json):
             found = {"next": int(told["next"]), "why": str(told["why"])}
         except (OSError, ValueError, TypeError, KeyError, RecursionError):
             pass
-        kept, late = calc.over() == "kept", runs and found.get("next", 0) or None
+        kept, late = calc.delivery() == "kept", runs and found.get("next", 0) or None
         why = (calc.last("kept")["why"] if kept else found.get("why") or _("is being sent") if runs
                else found.get("why") or _("no poller runs"))
         rows.append({"id": calc.name, "state": calc.state(),
@@ -2883,7 +2883,7 @@ def outbox(base, as_json):
         print(_("%s  since %s  next try: %s  why: %s") % (row["id"], since, late, printable(row["why"])))
 
 
-def pause(base, keys, word):
+def cmd_pause(base, keys, word):
     """pause and resume: a mark beside the calculations that the running poller, or the next one, obeys. 78 if
     the ini says paused."""
     path = os.path.join(base, b".mi", b"paused")
@@ -2896,19 +2896,19 @@ def pause(base, keys, word):
     if keys["paused"]:
         raise Stop(EX_CONFIG,
                    _("[poller] paused = yes is in the ini: change it there, and start the poller again"))
-    print(_("new calculations are taken") if poller_runs(base)
+    print(_("new calculations are taken") if running_poller(base)
           else _("new calculations are taken as soon as a poller runs"))
 
 
-def waiting(base, name):
+def calc_to_resend(base, name):
     """The calculation of that name if its result waits here. 64 otherwise."""
-    calc = named(base, name)
+    calc = calc_named(base, name)
     if calc.state() not in ("undelivered", "kept"):
         raise Stop(EX_USAGE, _("%s: nothing waits here to be delivered (%s)") % (calc.name, calc.state()))
     return calc
 
 
-def named(base, name):
+def calc_named(base, name):
     """The calculation of that name, or of that beginning of one (8 characters at least). 64 if there is none,
     or more than one."""
     known = [key for group in names_on_disk(base).values() for key in group]
@@ -2923,38 +2923,38 @@ def named(base, name):
     return found[0]
 
 
-def hand_over(base, name):
+def ask_to_resend(base, name):
     """resend: the running poller is told."""
     with open(os.path.join(base, b".mi", b"resend"), "a") as out:
         out.write(name + "\n")
     print(_("the running poller sends it now"))
 
 
-def resent(poller):
+def resend_here(poller):
     """resend without a running poller: sends it here. 77 if the relay does not take it."""
     name = poller.options["resend"]
-    calc = waiting(poller.base, name)
-    if calc.over() == "kept":
+    calc = calc_to_resend(poller.base, name)
+    if calc.delivery() == "kept":
         calc.note(8, "resend")
-    poll(poller)
+    run_poller(poller)
     calc = next(calc for calc in on_disk(poller.base) if calc.name == name)
-    if calc.over() == "kept":
+    if calc.delivery() == "kept":
         raise Stop(EX_REFUSED, "%s: %s" % (name, calc.last("kept")["why"]))
     return 0
 
 
-def standing(base, settings):
+def look_at_running_poller(base, settings):
     """Rows about the poller of calc_base: does one run, does it take new calculations, has it other values
     than the ini by now?"""
     keys, rows = settings["poller"], []
-    runs = os.path.exists(os.path.join(base, b".mi", b"lock")) and poller_runs(base)
+    runs = os.path.exists(os.path.join(base, b".mi", b"lock")) and running_poller(base)
     rows.append((True if runs else None,
                  _("a poller runs") if runs else _("no poller runs: nothing is taken or delivered")))
     if os.path.exists(os.path.join(base, b".mi", b"paused")):
         rows.append((None, _("paused: nothing new is taken until `resume`")))
     if keys["paused"]:
         rows.append((None, _("[poller] paused = yes: nothing new is taken")))
-    if not within(keys["hours"], time.localtime()):
+    if not within_hours(keys["hours"], time.localtime()):
         rows.append((None, _("outside of [poller] hours: nothing new is taken now")))
     try:
         with open(os.path.join(base, b".mi", b"settings")) as text:
@@ -2963,7 +2963,7 @@ def standing(base, settings):
                    else [])
     except (OSError, ValueError, TypeError, RecursionError):
         changed = []
-    for accept_id, count in sorted(waiting_for_room(base).items()) if runs else ():
+    for accept_id, count in sorted(large_inputs(base).items()) if runs else ():
         rows.append((None,
                      _("%s waits at the relay: its inputs need more room than there is here (%.1f GB)")
                      % (accept_id, count / 1e9)))
@@ -2974,8 +2974,8 @@ def standing(base, settings):
     return rows
 
 
-def waiting_for_room(base):
-    """.mi/large, as Poller.lacks() has left it."""
+def large_inputs(base):
+    """.mi/large, as Poller.note_large() has left it."""
     try:
         with open(os.path.join(base, b".mi", b"large")) as text:
             return json.load(text)
@@ -2983,7 +2983,7 @@ def waiting_for_room(base):
         return {}
 
 
-def poller_runs(base):
+def running_poller(base):
     """The process id of the poller that holds calc_base now (-1: on another host); 0 if there is none."""
     import fcntl
     import struct
@@ -3011,12 +3011,12 @@ def settings_sums(settings):
             for key, value in keys.items()}
 
 
-def do_check(options):
+def cmd_check(options):
     """Looks at this host and at the way to the relay; changes nothing. 78 if something is a FAIL."""
     rows = []
     try:
         ini = find_ini(options["ini"], ini_folders(__file__), needed=True)
-        settings = read_ini(ini, KEYS)
+        settings = read_ini(ini, INI_KEYS)
         keys = settings["poller"]
         choose_language(keys["lang"])
         if options["upgrade"]:
@@ -3070,7 +3070,7 @@ def check_host(settings, ini):
             break
     if os.path.exists(utf8(os.path.join(base, ".mi"))):
         rows += [look_at_file(os.path.join(base, ".mi"), 0o700)] + check_upgrade(utf8(base))
-    return rows + look_at_disk(base, keys["keep_free"]) + [look_at_limits(256)] + standing(
+    return rows + look_at_disk(base, keys["keep_free"]) + [look_at_limits(256)] + look_at_running_poller(
         utf8(base), settings)
 
 
@@ -3083,7 +3083,7 @@ def check_upgrade(base):
     for name in sorted(names):
         try:
             calc = Calculation(base, name, read_order(base, name))
-            older += not calc.over() and calc.order.get("v", 1) < ON_DISK
+            older += not calc.delivery() and calc.order.get("v", 1) < ON_DISK
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             rows.append((None,
                          _("%s: left alone (%s); an older or newer version may read it; else remove it"
@@ -3105,11 +3105,11 @@ def look_at_batch(section, command, base):
     except ValueError as error:
         return [(False, _("[%s] %s does not answer: %s") % (section, command["batch"], printable(error)))]
     try:
-        pid = (poller_runs(base_path(base)) if os.path.exists(os.path.join(base_path(base), b".mi", b"lock"))
+        pid = (running_poller(base_path(base)) if os.path.exists(os.path.join(base_path(base), b".mi", b"lock"))
                else 0)
-        restricted = command["batch"] not in SETUID or b"NoNewPrivs:\t1" in small("/proc/%d/status" % pid)
+        restricted = command["batch"] not in NEEDS_SETUID or b"NoNewPrivs:\t1" in small("/proc/%d/status" % pid)
     except (Stop, OSError):
-        restricted = command["batch"] not in SETUID
+        restricted = command["batch"] not in NEEDS_SETUID
     try:
         if restricted and shutil.which("setpriv"):
             queue.hear(["setpriv", "--no-new-privs"] + queue.mine())
@@ -3121,7 +3121,7 @@ def look_at_batch(section, command, base):
     return [(True, _("[%s] %s answers") % (section, command["batch"]))]
 
 
-SETUID = ("pbs",)              # batch systems whose programs need a setuid one (pbs_iff)
+NEEDS_SETUID = ("pbs",)              # batch systems whose programs need a setuid one (pbs_iff)
 
 
 def probes(site):
@@ -3137,7 +3137,7 @@ def probes(site):
             ("POST", "files/%s/result/0?v=2&offset=0&claim=-" % one["accept_id"], {}, "")]
 
 
-def do_login(options, settings, user):
+def cmd_login(options, settings, user):
     """A token for a user's password, kept in token_file."""
     keys = settings["poller"]
     if not keys["url"]:
@@ -3149,25 +3149,25 @@ def do_login(options, settings, user):
     return log_in(relay, user, keys["token_file"])
 
 
-def do_unit(options, ini, settings):
+def cmd_unit(options, ini, settings):
     """Prints a systemd unit: the service; --once: for a timer; --timer: the timer; --cloud-init: for a
     machine that is made on demand."""
     if options["timer"]:
-        return print(TIMER, end="")
+        return print(UNIT_TIMER, end="")
     import pwd
     me = pwd.getpwuid(os.geteuid()).pw_name if os.geteuid() else "mi_distcomp"
     words = [sys.executable, "-I", "-S", os.path.abspath(__file__), "poll", "--ini",
              os.path.abspath(ini or "/etc/mi_distributed_computing_assist.ini")]
-    start = ON_DEMAND if options["cloud-init"] else ONCE if options["once"] else SERVICE
+    start = UNIT_ON_DEMAND if options["cloud-init"] else UNIT_ONCE if options["once"] else UNIT_SERVICE
     text = UNIT % {"where": "/etc/systemd/system/mi_system_remote.service",
                    "name": "mi_system_remote." + ("timer" if options["once"] else "service"),
-                   "script": words[3], "user": me, "after": AFTER if options["cloud-init"] else "",
+                   "script": words[3], "user": me, "after": UNIT_AFTER if options["cloud-init"] else "",
                    "start": start % {"program": " ".join(words)},
                    "install": "" if options["once"] else "\n[Install]\nWantedBy=multi-user.target\n"}
-    if any(keys["batch"] in SETUID for section, keys in settings.items() if section.startswith("command ")):
-        text = CLOSED.sub("", text).replace("KeyringMode", OPEN + "KeyringMode")
+    if any(keys["batch"] in NEEDS_SETUID for section, keys in settings.items() if section.startswith("command ")):
+        text = NO_SETUID_LINES.sub("", text).replace("KeyringMode", WHY_OPEN + "KeyringMode")
     if options["cloud-init"]:
-        text = CLOUD % {"idle": 600, "user": me,
+        text = UNIT_CLOUD % {"idle": 600, "user": me,
                         "unit": "\n".join("      " + line if line else ""
                                           for line in text.rstrip().split("\n"))}
     print(text, end="")
@@ -3188,33 +3188,33 @@ def main(argv=None):
                          % (PROGRAM, VERSION, hashlib.sha256(text.read()).hexdigest()))
     SAY["level"], SAY["debug"] = 0 if options["v"] else 2 if options["q"] else 1, options["v"]
     if words == ["check"]:
-        return do_check(options)
+        return cmd_check(options)
     alone = (["poll"], ["list"], ["outbox"], ["pause"], ["resume"], ["unit"])
     if words not in alone and words[:1] not in (["show"], ["resend"], ["login"]):
-        fielded_words(words, options)
+        manual_words(words, options)
     elif words[0] in ("show", "resend") and len(words) != 2:
         raise Stop(EX_USAGE, _("%s needs one ID") % words[0])
     ini = find_ini(options["ini"], ini_folders(__file__))
-    settings = read_ini(ini, KEYS)
+    settings = read_ini(ini, INI_KEYS)
     choose_language(settings["poller"]["lang"])
     if words == ["unit"]:
-        return do_unit(options, ini, settings)
+        return cmd_unit(options, ini, settings)
     if words[:1] == ["login"] and not options["fielded"]:
-        return do_login(options, settings, (words[1:] or [""])[0])
+        return cmd_login(options, settings, (words[1:] or [""])[0])
     if words[0] != "poll" and not options["fielded"]:
         base = open_base(settings["poller"]["calc_base"])
         if words[0] in ("list", "show"):
-            show(base, words[1] if words[0] == "show" else None, options["json"])
-            for good, text in standing(base, settings) if words[0] == "list" and not options["json"] else ():
+            cmd_show(base, words[1] if words[0] == "show" else None, options["json"])
+            for good, text in look_at_running_poller(base, settings) if words[0] == "list" and not options["json"] else ():
                 print("-- " + text)
             return
         if words[0] in ("pause", "resume"):
-            return pause(base, settings["poller"], words[0])
+            return cmd_pause(base, settings["poller"], words[0])
         if words[0] == "outbox":
-            return outbox(base, options["json"])
-        options["resend"] = waiting(base, words[1]).name
-        if poller_runs(base):
-            return hand_over(base, options["resend"])
+            return cmd_outbox(base, options["json"])
+        options["resend"] = calc_to_resend(base, words[1]).name
+        if running_poller(base):
+            return ask_to_resend(base, options["resend"])
     if settings["poller"]["logfile"]:
         log_into(settings["poller"]["logfile"])
     no_core_dump()
@@ -3224,7 +3224,7 @@ def main(argv=None):
         if stop.code == EX_TEMPFAIL and options["once"]:
             return 0
         raise
-    return resent(poller) if options["resend"] else poll(poller)
+    return resend_here(poller) if options["resend"] else run_poller(poller)
 
 
 HELP = {                       # word: what may stand behind it, what it does, an example
@@ -3413,9 +3413,9 @@ def no_lock(base, error):
 def poller_name(base):
     """This calc_base's random name, by which the relay knows it again."""
     path = os.path.join(base, b".mi", b"poller")
-    if not re.match("[!-~]{1,100}\\Z", word_in(path)):            # not there, or broken
+    if not re.match("[!-~]{1,100}\\Z", small_text(path)):            # not there, or broken
         write_synced(path, ("poller-%s\n" % os.urandom(8).hex()).encode())
-    return word_in(path)
+    return small_text(path)
 
 
 def stamp_of(path):
@@ -3587,7 +3587,7 @@ def hours_of(text):
     return spans
 
 
-def within(spans, when):
+def within_hours(spans, when):
     """Is the local time `when` (struct_time) in one of hours_of()'s spans? Always, if there is none."""
     minute, day = when.tm_hour * 60 + when.tm_min, when.tm_wday
     return (not spans
@@ -3606,7 +3606,7 @@ V1_WORDS = ("not start", "sending params", "complete send", "running", "calc end
             "got return")
 # the word that a step leads to
 V1_TO = {"calc-params-complete": 2, "calc-start": 3, "calc-end": 4, "send-results": 5, "end-send": 6}
-FIELDED = {"debug": "debug", "no_auth": "no_auth[:CAFILE]", "port": "port:443", "retry": "retry:5,60",
+MANUAL_WORDS = {"debug": "debug", "no_auth": "no_auth[:CAFILE]", "port": "port:443", "retry": "retry:5,60",
            "calc_base": "calc_base:DIR"}
 
 
@@ -3614,7 +3614,7 @@ def v1_named(poller, found):
     """3. The calculation that a fielded calc-request named, as put_on_disk() wants it. It reserves nothing:
     {} if another thread of ours is about to take it, None if it is, or was, here in another way."""
     accept_id = str(found.get("accept_id"))
-    if accept_id in [calc.accept_id for calc in list(poller.held.values())]:
+    if accept_id in [calc.accept_id for calc in list(poller.under_way.values())]:
         return {}
     if ACCEPT_ID.match(accept_id) and os.path.lexists(os.path.join(poller.base, b".mi", utf8(accept_id))):
         log("warn", accept_id, "3 is, or was, on this host: nothing runs twice")
@@ -3661,7 +3661,7 @@ def v1_params(poller, calc, relay):
             calc.note(4, "asked")
         shutil.rmtree(folder, ignore_errors=True)
         os.mkdir(folder, 0o700)
-        return relay.call_v1("GET", "calc-params", v1_me(calc), folder=folder, moved=poller.moved,
+        return relay.call_v1("GET", "calc-params", v1_me(calc), folder=folder, moved=poller.bytes_moved,
                              began=lambda: calc.last("receiving") or calc.note(4, "receiving"))
 
     try:
@@ -3690,9 +3690,9 @@ def v1_abandoned(poller, calc, relay):
     Waits, without using a slot, until somebody goes on (False) or nobody has for V1_LOST_AFTER (True)."""
     log("warn", calc.accept_id, "4 calc-params was lost, or is another poller's: waiting to see",
         seconds=V1_LOST_AFTER)
-    with poller.room:
+    with poller.slots:
         calc.phase = "in doubt"
-        poller.room.notify_all()
+        poller.slots.notify_all()
     while v1_progress(calc, relay) == V1_WORDS.index("sending params"):
         if time.time() - calc.last("asked")["t"] > V1_LOST_AFTER:
             return True
@@ -3708,7 +3708,7 @@ def v1_take(calc, info):
     files, names = info.get("parameter_files") or {}, info.get("result_files") or {}
     if not isinstance(names, (dict, list)) or not all(isinstance(name, str) for name in names):
         raise ValueError("malformed: result_files")
-    order = check_order_of(dict(calc.order,
+    order = check_calc_order(dict(calc.order,
                                 **{"calc-info": {"command": info.get("command"),
                                                  "parameters": info.get("parameters") or "",
                                                  "result_files": {name: {} for name in names}}}))
@@ -3788,7 +3788,7 @@ def v1_body(calc, found, absent):
         [(result.path, 0, result.size, result.sum256) for result in found])
 
 
-def fielded_words(words, options):
+def manual_words(words, options):
     """The manual's words, SITE BASE_URL TOKEN ..., into options. 64."""
     if len(words) < 3 or "://" not in words[1]:
         raise Stop(EX_USAGE,
@@ -3808,10 +3808,10 @@ def fielded_words(words, options):
                 options["retry"] = retry_of(value)
             elif key == "calc_base" and value:
                 options["calc_base"] = value
-            elif key in FIELDED and key not in ("debug", "retry"):
-                raise Stop(EX_USAGE, _("%s: not like %s") % (printable(word), FIELDED[key]))
+            elif key in MANUAL_WORDS and key not in ("debug", "retry"):
+                raise Stop(EX_USAGE, _("%s: not like %s") % (printable(word), MANUAL_WORDS[key]))
             else:
-                raise ValueError(_("is not a word of this program%s") % nearest(key, list(FIELDED)))
+                raise ValueError(_("is not a word of this program%s") % nearest(key, list(MANUAL_WORDS)))
         except ValueError as error:                    # as the fielded program does
             options["ignored"].append((word, error))
 
@@ -6554,20 +6554,20 @@ def run_as_program(main):
 
 # ==== tables ====
 # What stands here needs what is above at import.
-LATER = (not_built, "")
-KEYS = {                       # {section: {key: (kind, default)}}
+NOT_BUILT = (not_built, "")
+INI_KEYS = {                       # {section: {key: (kind, default)}}
     "poller": {
         "site": (str, ""), "url": (str, ""), "token_file": (str, ""), "ca_file": (str, ""),
         "client_cert": (str, ""), "client_key": (str, ""), "proxy": (str, ""), "calc_base": (str, ""),
         "jobs": (number(1, 1000), 1), "retry": (retry_of, None), "keep_free": (share, 0.05),
         "keep_workdirs": (seconds, 30 * 86400.0), "logfile": (str, ""),
         "lang": (one_of("auto", "en", "ja"), "auto"), "hours": (hours_of, []), "paused": (flag, False),
-        "poll": (seconds, 30.0), "idle_exit": (seconds, 0.0), "output": (flag, True), "hold": LATER,
-        "require_signature": LATER, "signature_keys": LATER, "notify": LATER},
+        "poll": (seconds, 30.0), "idle_exit": (seconds, 0.0), "output": (flag, True), "hold": NOT_BUILT,
+        "require_signature": NOT_BUILT, "signature_keys": NOT_BUILT, "notify": NOT_BUILT},
 }
-KEYS.update(gate_keys())
+INI_KEYS.update(gate_keys())
 # at SIGHUP
-AT_ONCE = ("paused", "hours", "jobs", "retry", "idle_exit", "poll", "keep_free", "keep_workdirs", "output",
+AT_RELOAD = ("paused", "hours", "jobs", "retry", "idle_exit", "poll", "keep_free", "keep_workdirs", "output",
            "hold", "logfile", "lang")
 
 
@@ -6607,21 +6607,21 @@ SystemCallArchitectures=native
 SystemCallFilter=@system-service @pkey
 SystemCallErrorNumber=EPERM
 %(install)s"""
-CLOSED = re.compile(r"^(NoNewPrivileges|CapabilityBoundingSet|AmbientCapabilities|Restrict\w+|SystemCall\w+|ProtectClock|ProtectHostname"
+NO_SETUID_LINES = re.compile(r"^(NoNewPrivileges|CapabilityBoundingSet|AmbientCapabilities|Restrict\w+|SystemCall\w+|ProtectClock|ProtectHostname"
                     r"|ProtectKernel\w+)=.*\n", re.M)   # what takes setuid away, or implies that where there is a User=
-OPEN = """# (The batch system's programs need a setuid one, pbs_iff: NoNewPrivileges, CapabilityBoundingSet and all that implies the former are
+WHY_OPEN = """# (The batch system's programs need a setuid one, pbs_iff: NoNewPrivileges, CapabilityBoundingSet and all that implies the former are
 # left out.)
 """
-SERVICE = """ExecStart=%(program)s
+UNIT_SERVICE = """ExecStart=%(program)s
 ExecReload=/bin/kill -HUP $MAINPID
 Restart=always
 RestartSec=10
 RestartPreventExitStatus=64 77 78
 TimeoutStopSec=30"""
-ONCE = """Type=oneshot
+UNIT_ONCE = """Type=oneshot
 ExecStart=%(program)s --once
 TimeoutStartSec=infinity"""
-TIMER = """# /etc/systemd/system/mi_system_remote.timer   (beside the service of `unit --once`; then: systemctl enable --now mi_system_remote.timer)
+UNIT_TIMER = """# /etc/systemd/system/mi_system_remote.timer   (beside the service of `unit --once`; then: systemctl enable --now mi_system_remote.timer)
 [Unit]
 Description=Asks for distributed calculations now and then
 
@@ -6633,7 +6633,7 @@ RandomizedDelaySec=10s
 [Install]
 WantedBy=timers.target
 """
-CLOUD = """#cloud-config
+UNIT_CLOUD = """#cloud-config
 # A machine that is made on demand: it works off what waits, and switches itself off when there was nothing to do for %(idle)s seconds.
 # Put script, ini, token (mode 0600) and the commands into the image, or write them here with write_files.
 users:
@@ -6650,12 +6650,12 @@ runcmd:
   - [systemctl, daemon-reload]
   - [systemctl, enable, --now, mi_system_remote.service]
 """
-ON_DEMAND = """ExecStart=%(program)s --idle-exit 600
+UNIT_ON_DEMAND = """ExecStart=%(program)s --idle-exit 600
 Restart=on-failure
 RestartSec=10
 RestartPreventExitStatus=64 77 78
 TimeoutStopSec=30"""
-AFTER = """# Ended in order (nothing to do, or stopped by hand): the machine goes off. After a failure it stays, and what it holds is not lost.
+UNIT_AFTER = """# Ended in order (nothing to do, or stopped by hand): the machine goes off. After a failure it stays, and what it holds is not lost.
 SuccessAction=poweroff
 """
 

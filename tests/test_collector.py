@@ -344,14 +344,14 @@ def test_what_was_kept_from_leaving_is_not_cleaned_before_its_time():
         journal = [{"what": "delivered", "t": now - age}]
         journal[0].update({"stays": stays} if stays else {})
         journal += [{"what": "cannot be removed", "t": stuck}] if stuck else []
-        assert Fake("x" * 36, *journal).may_go(5, 50) == goes, (age, stays, stuck)
-    assert not Fake("x" * 36, {"what": "kept", "t": 0}).may_go(0, 0) and not Fake("x" * 36).may_go(0, 0)
+        assert Fake("x" * 36, *journal).may_be_removed(5, 50) == goes, (age, stays, stuck)
+    assert not Fake("x" * 36, {"what": "kept", "t": 0}).may_be_removed(0, 0) and not Fake("x" * 36).may_be_removed(0, 0)
 
 
 def test_what_is_handed_out_twice_at_once_waits_for_the_first():
     ident = "0" * 36
     first, second = Fake(ident, t=1), Fake(ident + ".2", t=2)
-    poller = type("P", (), {"held": {first.name: first, second.name: second}, "room": threading.Condition(), "wait_for_twin": gate.Poller.wait_for_twin})()
+    poller = type("P", (), {"under_way": {first.name: first, second.name: second}, "slots": threading.Condition(), "wait_for_twin": gate.Poller.wait_for_twin})()
     over = []
     for calc in (second, first):
         threading.Thread(target=lambda calc=calc: (poller.wait_for_twin(calc), over.append(calc.name)), daemon=True).start()
@@ -398,11 +398,11 @@ def test_a_command_that_is_taken_out_of_the_ini_is_not_run_any_more_and_a_broken
 
 def test_room_is_there_only_if_keep_free_stays_with_what_is_about_to_come(tmp_path):
     disk = os.statvfs(str(tmp_path))
-    poller = type("P", (), {"base": os.fsencode(str(tmp_path)), "full": gate.Poller.full})()
+    poller = type("P", (), {"base": os.fsencode(str(tmp_path)), "room_left": gate.Poller.room_left})()
     poller.keys = {"keep_free": disk.f_bavail * disk.f_frsize - (256 << 20)}
-    assert not poller.full()[1] and not poller.full(1 << 20)[1] and poller.full(1 << 30)[1]
+    assert not poller.room_left()[1] and not poller.room_left(1 << 20)[1] and poller.room_left(1 << 30)[1]
     poller.keys = {"keep_free": 1.0}
-    assert poller.full()[1]
+    assert poller.room_left()[1]
 
 
 @pytest.mark.parametrize("shape", ["*/" + "a" * 255 + "/x", "*/" + "é" * 127 + "?/x", "*//", "d/" + "*" * 255 + "/x"])

@@ -257,7 +257,7 @@ def command_off_the_list(scene):
     ini = os.path.join(scene.folder, "ini")
     with open(ini, "w") as out:
         out.write("[command solve]\nmatch = solve\nargv = /bin/echo\n  {parameters}\nargument.1 = [a-z]+\n")
-    commands = poller.commands_of(ini, poller.read_ini(ini, poller.KEYS))
+    commands = poller.commands_of(ini, poller.read_ini(ini, poller.INI_KEYS))
     for command, parameters in (("/bin/sh", ""), ("solve", "a b"), ("solve", "a;b"), ("solve", "-x"), ("solve", "abc\nd")):
         try:
             poller.permit(commands, command, poller.words_of(parameters))

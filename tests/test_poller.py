@@ -621,8 +621,8 @@ def test_numbers_without_sense_are_no_bug(tmp_path):
     fake, host, ended = against(tmp_path, {"code": "0300", "message": "nothing", "large": {ID: 10 ** 400}})
     assert ended.returncode == 0 and not (host.base / ".mi" / "large").exists()
     poller = suite.module("mi_system_remote.py")
-    named = poller.v1_named(types.SimpleNamespace(held={}, base=os.fsencode(str(tmp_path))), {"accept_id": int("1" * 36)})
-    assert poller.check_order_of(named)["accept_id"] == "1" * 36
+    named = poller.v1_named(types.SimpleNamespace(under_way={}, base=os.fsencode(str(tmp_path))), {"accept_id": int("1" * 36)})
+    assert poller.check_calc_order(named)["accept_id"] == "1" * 36
 
 
 @pytest.mark.parametrize("info", [{"command": "sh"}, {"command": "solve "}, {"command": "solve\n"}, {"command": ""}, {"parameters": "x"},

@@ -140,7 +140,7 @@ def asked(door, ini, request):
     module = DOORS[door]
     try:
         if door == "poller":
-            commands = module.commands_of(ini, module.read_ini(ini, module.KEYS))
+            commands = module.commands_of(ini, module.read_ini(ini, module.INI_KEYS))
         else:
             commands = module.guard_rules(type("Options", (), {"ini": ini}))
     except module.Stop as stop:
@@ -183,7 +183,7 @@ def test_a_request_gets_the_verdict_that_stands_in_the_table(door, tmp_path, uma
 def settled(door, folder, ini, names, ended=" exit 0"):
     """An ended calculation with a file of each name, as this door keeps it: (module, rules of the ini, what serves it)."""
     module = DOORS[door]
-    table = module.KEYS if door == "poller" else module.TABLE
+    table = module.INI_KEYS if door == "poller" else module.TABLE
     rules = module.read_ini(ini, table)
     rules.update(commands=module.commands_of(ini, rules), base=os.fsencode(str(folder)), top=os.fsencode(str(folder)), key="")
     ident = "01234567-0123-4123-8123-0123456789ab"
@@ -258,7 +258,7 @@ def test_what_leaves_of_a_command_that_was_stopped_is_what_its_owner_says(door, 
     for (lines, how), verdict in WAYS.items():
         ini = tmp_path / "ini"
         ini.write_text("[command it]\nmatch = solve\nargv = /bin/echo\n" + lines + "\n")
-        command = module.commands_of(str(ini), module.read_ini(str(ini), module.TABLE if door == "guard" else module.KEYS))["solve"]
+        command = module.commands_of(str(ini), module.read_ini(str(ini), module.TABLE if door == "guard" else module.INI_KEYS))["solve"]
         found = " ".join(sorted(module.let_out(command, how == "stopped")))
         if found != verdict:
             wrong.append((lines, how, "wanted", verdict, "got", found))
@@ -399,7 +399,7 @@ def test_the_guards_example_in_the_readme_is_accepted_by_both_and_means_the_same
             one.put("in", b"x")
             assert one.run(text)[0]["no"] == "refused"
     poller = DOORS["poller"]
-    settings = poller.read_ini(far.path("ini"), poller.KEYS)
+    settings = poller.read_ini(far.path("ini"), poller.INI_KEYS)
     commands = poller.allow_list(far.path("ini"), settings)
     assert poller.permit(commands, "solve.sh", ["5"])[1] == [str(script), "5"]
     for words in (["5", "6"], ["x"]):

@@ -93,7 +93,7 @@ def test_hours(text, yes, no):
     for moment in yes + no:
         day, clock = moment.split()
         when = time.struct_time((2026, 11, 1, int(clock.split(":")[0]), int(clock.split(":")[1]), 0, remote.DAYS.index(day.lower()), 1, 0))
-        assert remote.within(spans, when) == (moment in yes), moment
+        assert remote.within_hours(spans, when) == (moment in yes), moment
 
 
 @pytest.mark.parametrize("text", ["22-25", "x 1-2", "5-5", "1-2-3", "22", "Mon", "24:30-25", "1:75-3", "22-6,"])
