@@ -65,9 +65,10 @@ contents (grep -n '^# ====' prints them with their lines):
   texts of units
   Japanese
 
-threads: main waits for signals; claim_loop asks for work; heartbeat_loop renews claims; tick_loop does what
-is due each second; each calculation has one (work_on), each batch system's Queue one while it is asked.
-locks: Poller.room (slots, claims) is the outermost; Gate.room (licences) may be taken under it. Queue.lock,
+threads: main (Poller.run) waits for signals; ClaimLoop asks for work; Heartbeats renews claims; tick_forever
+does what is due each second; each calculation has one (Carrier.work), each batch system's Queue one while it
+is asked.
+locks: Poller.slots (slots, claims) is the outermost; Gate.room (licences) may be taken under it. Queue.lock,
 Queue.submitting (one submission at a time), FORK and SAY's are held for a moment, or by one thread alone.
 """
 import sys
@@ -1603,342 +1604,348 @@ def tail_of(path):
 
 # ==== one calculation ====
 
-def work_on(poller, calc, relay, page=None):
-    """A thread: one calculation, until it is delivered, taken away by the relay, or left for the next
-    start."""
-    def pause(wait):
-        poller.pause(wait, calc)
+class Carrier:
+    """Steps 4 to 8 of one calculation (calc), in a thread of its own, over a connection of its own
+    (relay)."""
 
-    def notice(why):
-        calc.why = why or ""
-        poller.notice(why)
+    def __init__(self, poller, calc, relay):
+        self.poller = poller
+        self.calc = calc
+        self.relay = relay
 
-    relay.pause, relay.notice, backoff = pause, notice, Backoff(REFUSED_MOST)
-    backoff.now = REFUSED_PAUSE
-    while True:
-        try:
-            carry_out(poller, calc, relay, page)
-        except OSError as error:                      # a full or broken disk: the journal says where to go on
-            wait, calc.why = 0 if error.errno in FULL and give_reserve(poller.base) else DISK_PAUSE, error
-        except Refused as error:
-            wait, calc.why = backoff.next(), error
-        except Exception as error:                     # a bug, or results that change again and again
-            wait, calc.why = backoff.next(), "%s: %s" % (type(error).__name__, error)
-        else:
-            if poller.free_slot(calc, relay):
-                return
-            page = None
-            continue
-        if poller.ending() and not isinstance(calc.why, OSError):
-            poller.stuck.append("%s: %s" % (calc.name, calc.why))
-            log("error", calc.accept_id, "stays here until the next start", why=calc.why)
-            calc.note_next_try(0, calc.why)
-            return poller.free_slot(calc, relay, True)
-        log("error", calc.accept_id, "it stays here and is tried again", why=calc.why, again_in=round(wait))
-        relay.close()
-        page = None
-        poller.put_off(calc, relay, wait)
+    def work(self, page=None):
+        """A thread: one calculation, until it is delivered, taken away by the relay, or left for the next
+        start."""
+        def pause(wait):
+            self.poller.pause(wait, self.calc)
 
+        def notice(why):
+            self.calc.why = why or ""
+            self.poller.notice(why)
 
-def carry_out(poller, calc, relay, page):
-    """Steps 4 to 8 of one calculation, from wherever its journal stands; after any crash or failure it is
-    called again."""
-    claim = calc.claim
-    try:
-        if not calc.run.last("ended") and calc.run.untouched():
-            if not calc.run.last("starting"):
-                poller.wait_for_twin(calc)
-            earlier = None if calc.run.last("starting") else ran_before(poller, calc)
-            if earlier:
-                return go_on_with(poller, calc, relay, earlier)
-            begin_run(poller, calc, relay, page)
-        if not calc.run.last("ended"):
-            calc.phase = "running"
-            calc.run.finish()
-        claim = calc.claim
-        deliver(poller, calc, relay)
-    except Refused as error:
-        with poller.slots:
-            if calc.claim == claim:
-                return lose_claim(calc, error)
-        carry_out(poller, calc, relay, None)           # it got another claim meanwhile
-
-
-def lose_claim(calc, error):
-    """The relay says no. The claim is gone (404, 409): what never started here goes, a result stays on this
-    disk. Any other no is raised again: its reason may go away."""
-    # the relay's own word, not a failure on the way
-    gone = error.code in (404, "0300") or error.code == 409 and error.more
-    if calc.run.untouched() and (gone or not calc.run.last("ended")):
-        log("warn", calc.accept_id, "the claim is gone", code=error.code, why=error)
-        return calc.remove()
-    if not gone:
-        raise error
-    log("error", calc.accept_id, "the result is refused and stays here", code=error.code, why=error,
-        work=shown(calc.work))
-    calc.note(8, "kept", why=str(error))
-
-
-def begin_run(poller, calc, relay, page):
-    """4. and 5. From the order to the started command, or to a journal that says why it ended without one."""
-    run, fielded = calc.run, calc.order["protocol"] == 1
-    if (run.was_interrupted()
-            or fielded and not calc.order.get("received") and not v1_params(poller, calc, relay)):
-        return
-    try:
-        run.permit(inputs_here(calc) if fielded else ())
-    except ValueError as error:
-        return run.end_early("refused", error)
-    if not run.last("starting"):
-        if not fielded and not take_inputs(poller, calc, relay, page):
-            return
-        fault("inputs here")
-        tell_step(calc, relay, "calc-params-complete")
-        fault("inputs told")
-        log("info", calc.accept_id, "4 calc-params-complete", site=poller.site)
-        if not run.admit():
-            return
-        calc.phase = "running"
-    tell_step(calc, relay, "calc-start")
-    fault("start told")
-    run.start()
-
-
-def take_inputs(poller, calc, relay, page):
-    """4. The inputs, all of them. False if there are none to be had: then it has ended."""
-    try:
-        page = (page
-                or relay.ask("GET", "files/%s/input" % calc.accept_id,
-                             {"v": 2, "from": 0, "claim": calc.claim}))
-        fetch_inputs(poller, calc, relay, page)
-        return True
-    except (ValueError, OSError) as error:
-        relay.close()
-        calc.remove_matching(rb"part\d+\Z")
-        shutil.rmtree(calc.work, ignore_errors=True)   # room for the journal
-        if getattr(error, "errno", 0) in (errno.ENOSPC, errno.EDQUOT):              # others took it meanwhile
-            make_room(poller)
-            give_back(poller, relay.ask, calc.accept_id, calc.claim)
-            raise Refused(409, _("given back: %s") % error.strerror, {"why": "disk"})
-        reason = ("disk" if isinstance(error, OSError) else "refused" if isinstance(error, Forbidden)
-                  else "input")
-        calc.run.end_early(reason, getattr(error, "strerror", None) or error)
-        return False
-
-
-def fetch_inputs(poller, calc, relay, page):
-    """4. Every input into the working directory, verified. ValueError if one is not as it should be. After a
-    restart the same again: large files that came whole are verified again, those that came in part go on
-    where they stopped."""
-    folders, target, unseen = {calc.work}, "files/%s/input" % calc.accept_id, 0
-
-    def part(place):
-        return calc.path(b"part%d" % place)
-
-    def came(count):
-        nonlocal unseen
-        poller.bytes_moved(count)
-        unseen += count
-        if unseen >= 1 << 20:                          # keep_free is kept while they come, too
-            unseen = look_for_room(0)
-
-    def look_for_room(more):
-        if poller.room_left(more)[1]:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        return 0
-
-    def wanted():
-        for place, name, length, sum256 in relay.pages(target, page, calc.claim):
-            if place >= MAX_INPUTS or parts_of(name)[0] in LOG_NAMES:
-                raise ValueError(_("too many inputs, or one with a log's name"))
-            permit_input(calc.run.command, name)
-            look_for_room(length)
-            path = os.path.join(calc.work, utf8(name))
-            if os.path.dirname(path) not in folders:
-                folders.add(os.path.dirname(path))
-                os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
-            if name.endswith("/"):
-                os.makedirs(path, 0o700, exist_ok=True)
+        self.relay.pause, self.relay.notice, backoff = pause, notice, Backoff(REFUSED_MOST)
+        backoff.now = REFUSED_PAUSE
+        while True:
+            try:
+                self.carry_out(page)
+            except OSError as error:                  # a full or broken disk: the journal says where to go on
+                wait, self.calc.why = (0 if error.errno in FULL and give_reserve(self.poller.base)
+                                       else DISK_PAUSE, error)
+            except Refused as error:
+                wait, self.calc.why = backoff.next(), error
+            except Exception as error:                     # a bug, or results that change again and again
+                wait, self.calc.why = backoff.next(), "%s: %s" % (type(error).__name__, error)
+            else:
+                if self.poller.free_slot(self.calc, self.relay):
+                    return
+                page = None
                 continue
-            if length > PACK_FILE and os.path.exists(path):
-                os.rename(path, part(place))
-            yield place, name, length, sum256
+            if self.poller.ending() and not isinstance(self.calc.why, OSError):
+                self.poller.stuck.append("%s: %s" % (self.calc.name, self.calc.why))
+                log("error", self.calc.accept_id, "stays here until the next start", why=self.calc.why)
+                self.calc.note_next_try(0, self.calc.why)
+                return self.poller.free_slot(self.calc, self.relay, True)
+            log("error", self.calc.accept_id, "it stays here and is tried again", why=self.calc.why,
+                again_in=round(wait))
+            self.relay.close()
+            page = None
+            self.poller.put_off(self.calc, self.relay, wait)
 
-    def store(place, name, data):
-        path, (x, mtime) = os.path.join(calc.work, utf8(name)), relay.marks.pop(place, (False, None))
-        if data is None:
-            os.rename(part(place), path)
-        else:
-            with open(path, "wb") as out:
-                out.write(data)
+    def carry_out(self, page):
+        """Steps 4 to 8 of one calculation, from wherever its journal stands; after any crash or failure it is
+        called again."""
+        claim = self.calc.claim
         try:
-            if x:                                      # whoever may read it may execute it
-                os.chmod(path, os.stat(path).st_mode | (os.stat(path).st_mode & 0o444) >> 2)
-            if mtime is not None:
-                os.utime(path, ns=(mtime, mtime))
-        except OSError as error:                       # a file system that keeps neither: the command sees
-            log("info", calc.accept_id, "4 a file's marks", name=name, error=error)
-
-    os.makedirs(calc.work, 0o700, exist_ok=True)
-    relay.download_all(target, wanted(), store, part, calc.claim, came)
-
-
-def inputs_here(calc):
-    """The names of the files in the working directory."""
-    for folder, folders, names in os.walk(calc.work):
-        for name in names:
-            yield os.path.join(folder, name)[len(calc.work) + 1:].decode("utf-8", "replace")
-
-
-def tell_step(calc, relay, name):
-    """4. and 5. A step of which there is no more to say."""
-    if calc.order["protocol"] == 1:
-        v1_step(calc, relay, name)
-    else:
-        relay.ask("POST", name, {"v": 2, "accept_id": calc.accept_id, "claim": calc.claim})
-
-
-def ran_before(poller, calc):
-    """The latest earlier attempt that was started on this host and for which no person has said rerun since,
-    or None. (A relay that was restored from a backup may hand out again what has run, or still runs.)"""
-    rerun = calc.info.get("rerun")
-    # in any order of numbers: a restored relay counts anew
-    here = list(on_disk(poller.base, poller.names.get(calc.accept_id, ()), poller.gate))
-    for other in reversed(here):
-        if other.name == calc.name:
-            continue
-        # with `ready` still there it did not, and its claim, which has lapsed, keeps it so
-        started = other.run.last("starting")
-        never = not started or started["boot"] == boot_id() and look(other.control, time.time())[0] == "ready"
-        if not never and not (type(rerun) is int and other.order["attempt"] <= rerun):
-            return poller.under_way.get(other.name) or other
-    return None
-
-
-def go_on_with(poller, calc, relay, other):
-    """The relay has handed out as calc what ran, or runs, here as other: that goes on under the new claim,
-    and its result is sent (again)."""
-    for step in ("calc-params-complete", "calc-start"):
-        try:
-            tell_step(calc, relay, step)
+            if not self.calc.run.last("ended") and self.calc.run.untouched():
+                if not self.calc.run.last("starting"):
+                    self.poller.wait_for_twin(self.calc)
+                earlier = None if self.calc.run.last("starting") else self.ran_before()
+                if earlier:
+                    return self.go_on_with(earlier)
+                self.begin_run(page)
+            if not self.calc.run.last("ended"):
+                self.calc.phase = "running"
+                self.calc.run.finish()
+            claim = self.calc.claim
+            self.deliver()
         except Refused as error:
-            if error.more.get("why") != "state":       # else it is further: a start of ours told it
-                raise
-    fault("hand over")
-    with poller.slots:
-        other.order.update(claim=calc.claim, attempt=calc.order["attempt"], run=other.run.name)
-        write_synced(other.path(b"order.new"), json.dumps(other.order).encode())
-        os.rename(other.path(b"order.new"), other.path(b"order.json"))
-        sync_folder(other.control)
-        fault("handed over")
-        other.claim = calc.claim
-        other.note(3, "resend")
-    log("info", calc.accept_id, "3 it ran here before: that result is sent", work=shown(other.work))
-    calc.remove()
-    other.try_now.set()
-    if other.name not in poller.under_way:
-        poller.begin_thread(other, poller.free_relay())
+            with self.poller.slots:
+                if self.calc.claim == claim:
+                    return self.lose_claim(error)
+            self.carry_out(None)           # it got another claim meanwhile
 
+    def lose_claim(self, error):
+        """The relay says no. The claim is gone (404, 409): what never started here goes, a result stays on
+        this disk. Any other no is raised again: its reason may go away."""
+        # the relay's own word, not a failure on the way
+        gone = error.code in (404, "0300") or error.code == 409 and error.more
+        if self.calc.run.untouched() and (gone or not self.calc.run.last("ended")):
+            log("warn", self.calc.accept_id, "the claim is gone", code=error.code, why=error)
+            return self.calc.remove()
+        if not gone:
+            raise error
+        log("error", self.calc.accept_id, "the result is refused and stays here", code=error.code, why=error,
+            work=shown(self.calc.work))
+        self.calc.note(8, "kept", why=str(error))
 
-def deliver(poller, calc, relay):
-    """6. to 8.: tells the end, sends what may leave; then what only the wrapper needed goes."""
-    with poller.slots:
-        calc.phase = "results"
-    calc.run.stays = 0
-    try:
-        if calc.order["protocol"] == 1:
-            v1_send(poller, calc, relay)
-        elif tell_end(calc, relay) != "got return":
+    def begin_run(self, page):
+        """4. and 5. From the order to the started command, or to a journal that says why it ended without
+        one."""
+        run = self.calc.run
+        if run.was_interrupted() or not self.has_order():
+            return
+        try:
+            run.permit(self.inputs_here())
+        except ValueError as error:
+            return run.end_early("refused", error)
+        if not run.last("starting"):
+            if not self.take_inputs(page):
+                return
+            fault("inputs here")
+            self.tell_step("calc-params-complete")
+            fault("inputs told")
+            log("info", self.calc.accept_id, "4 calc-params-complete", site=self.poller.site)
+            if not run.admit():
+                return
+            self.calc.phase = "running"
+        self.tell_step("calc-start")
+        fault("start told")
+        run.start()
+
+    def take_inputs(self, page):
+        """4. The inputs, all of them. False if there are none to be had: then it has ended."""
+        try:
+            page = (page
+                    or self.relay.ask("GET", "files/%s/input" % self.calc.accept_id,
+                                      {"v": 2, "from": 0, "claim": self.calc.claim}))
+            self.fetch_inputs(page)
+            return True
+        except (ValueError, OSError) as error:
+            self.relay.close()
+            self.calc.remove_matching(rb"part\d+\Z")
+            shutil.rmtree(self.calc.work, ignore_errors=True)   # room for the journal
+            if getattr(error, "errno", 0) in (errno.ENOSPC, errno.EDQUOT):          # others took it meanwhile
+                self.poller.make_room()
+                self.poller.give_back(self.relay.ask, self.calc.accept_id, self.calc.claim)
+                raise Refused(409, _("given back: %s") % error.strerror, {"why": "disk"})
+            reason = ("disk" if isinstance(error, OSError) else "refused" if isinstance(error, Forbidden)
+                      else "input")
+            self.calc.run.end_early(reason, getattr(error, "strerror", None) or error)
+            return False
+
+    def fetch_inputs(self, page):
+        """4. Every input into the working directory, verified. ValueError if one is not as it should be.
+        After a restart the same again: large files that came whole are verified again, those that came in
+        part go on where they stopped."""
+        folders, target, unseen = {self.calc.work}, "files/%s/input" % self.calc.accept_id, 0
+
+        def part(place):
+            return self.calc.path(b"part%d" % place)
+
+        def came(count):
+            nonlocal unseen
+            self.poller.bytes_moved(count)
+            unseen += count
+            if unseen >= 1 << 20:                          # keep_free is kept while they come, too
+                unseen = look_for_room(0)
+
+        def look_for_room(more):
+            if self.poller.room_left(more)[1]:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            return 0
+
+        def wanted():
+            for place, name, length, sum256 in self.relay.pages(target, page, self.calc.claim):
+                if place >= MAX_INPUTS or parts_of(name)[0] in LOG_NAMES:
+                    raise ValueError(_("too many inputs, or one with a log's name"))
+                permit_input(self.calc.run.command, name)
+                look_for_room(length)
+                path = os.path.join(self.calc.work, utf8(name))
+                if os.path.dirname(path) not in folders:
+                    folders.add(os.path.dirname(path))
+                    os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
+                if name.endswith("/"):
+                    os.makedirs(path, 0o700, exist_ok=True)
+                    continue
+                if length > PACK_FILE and os.path.exists(path):
+                    os.rename(path, part(place))
+                yield place, name, length, sum256
+
+        def store(place, name, data):
+            path, (x, mtime) = os.path.join(self.calc.work, utf8(name)), self.relay.marks.pop(
+                place, (False, None))
+            if data is None:
+                os.rename(part(place), path)
+            else:
+                with open(path, "wb") as out:
+                    out.write(data)
+            try:
+                if x:                                      # whoever may read it may execute it
+                    os.chmod(path, os.stat(path).st_mode | (os.stat(path).st_mode & 0o444) >> 2)
+                if mtime is not None:
+                    os.utime(path, ns=(mtime, mtime))
+            except OSError as error:                      # a file system that keeps neither: the command sees
+                log("info", self.calc.accept_id, "4 a file's marks", name=name, error=error)
+
+        os.makedirs(self.calc.work, 0o700, exist_ok=True)
+        self.relay.download_all(target, wanted(), store, part, self.calc.claim, came)
+
+    def has_order(self):
+        """Is it known what is to be done? False if it ends here. (The claim brought it.)"""
+        return True
+
+    def inputs_here(self):
+        """The names of the inputs that are here already, before it is looked whether they may be."""
+        return ()
+
+    def tell_step(self, name):
+        """4. and 5. A step of which there is no more to say."""
+        self.relay.ask("POST", name, {"v": 2, "accept_id": self.calc.accept_id, "claim": self.calc.claim})
+
+    def ran_before(self):
+        """The latest earlier attempt that was started on this host and for which no person has said rerun
+        since, or None. (A relay that was restored from a backup may hand out again what has run, or still
+        runs.)"""
+        rerun = self.calc.info.get("rerun")
+        # in any order of numbers: a restored relay counts anew
+        here = list(on_disk(self.poller.base, self.poller.names.get(self.calc.accept_id, ()),
+                            self.poller.gate))
+        for other in reversed(here):
+            if other.name == self.calc.name:
+                continue
+            # with `ready` still there it did not, and its claim, which has lapsed, keeps it so
+            started = other.run.last("starting")
+            never = (not started
+                     or started["boot"] == boot_id() and look(other.control, time.time())[0] == "ready")
+            if not never and not (type(rerun) is int and other.order["attempt"] <= rerun):
+                return self.poller.under_way.get(other.name) or other
+        return None
+
+    def go_on_with(self, other):
+        """The relay has handed out as calc what ran, or runs, here as other: that goes on under the new
+        claim, and its result is sent (again)."""
+        for step in ("calc-params-complete", "calc-start"):
+            try:
+                self.tell_step(step)
+            except Refused as error:
+                if error.more.get("why") != "state":       # else it is further: a start of ours told it
+                    raise
+        fault("hand over")
+        with self.poller.slots:
+            other.order.update(claim=self.calc.claim, attempt=self.calc.order["attempt"], run=other.run.name)
+            write_synced(other.path(b"order.new"), json.dumps(other.order).encode())
+            os.rename(other.path(b"order.new"), other.path(b"order.json"))
+            sync_folder(other.control)
+            fault("handed over")
+            other.claim = self.calc.claim
+            other.note(3, "resend")
+        log("info", self.calc.accept_id, "3 it ran here before: that result is sent",
+            work=shown(other.work))
+        self.calc.remove()
+        other.try_now.set()
+        if other.name not in self.poller.under_way:
+            self.poller.begin_thread(other, self.poller.free_relay())
+
+    def deliver(self):
+        """6. to 8.: tells the end, sends what may leave; then what only the wrapper needed goes."""
+        with self.poller.slots:
+            self.calc.phase = "results"
+        self.calc.run.stays = 0
+        try:
+            self.send_all()
+        finally:
+            self.calc.run.close_trees()
+        self.calc.note(8, "delivered", **({"stays": self.calc.run.stays} if self.calc.run.stays else {}))
+        log("info", self.calc.accept_id, "8 end-send", site=self.poller.site)
+        self.calc.remove_matching(SCAFFOLD)
+
+    def send_all(self):
+        """6. to 8., unless it was all told before a restart of ours."""
+        if self.tell_end() != "got return":
             fault("end told")
-            send_results(poller, calc, relay)
-    finally:
-        calc.run.close_trees()
-    calc.note(8, "delivered", **({"stays": calc.run.stays} if calc.run.stays else {}))
-    log("info", calc.accept_id, "8 end-send", site=poller.site)
-    calc.remove_matching(SCAFFOLD)
+            self.send_results()
 
-
-def tell_end(calc, relay):
-    """6. calc-end. Returns the relay's word for where it stands: further, if it was told before a restart of
-    ours."""
-    end = calc.run.last("ended")
-    fields = {key: end.get(key) for key in ("exit_code", "signal", "reason", "started", "ended")}
-    try:
-        relay.ask("POST", "calc-end",
-                  dict(fields, v=2, accept_id=calc.accept_id, claim=calc.claim,
-                       result="calc end" if end["exit_code"] == 0 and not end["reason"] else "abnormal"))
-    except Refused as error:
-        if (error.more.get("why") != "state"
-                or error.more.get("state") not in ("getting return", "got return")):
-            raise
-        return error.more["state"]
-    return "calc end"
-
-
-def send_results(poller, calc, relay):
-    """7. and 8. What may leave, all of it on the relay's disk before this returns. ValueError if it changes
-    again and again."""
-    for found in calc.run.looks(poller.rules, calc.run.kinds()):
-        results, said = [found.found] + [found.folders] * poller.folders, said_of(found)
-        log("info", calc.accept_id, "7 send-results", site=poller.site, files=len(found.found),
-            bytes=found.total, **{code: entry["count"] for code, entry in found.verdicts.items()})
-        calc.run.write_manifest(found)
+    def tell_end(self):
+        """6. calc-end. Returns the relay's word for where it stands: further, if it was told before a restart
+        of ours."""
+        end = self.calc.run.last("ended")
+        fields = {key: end.get(key) for key in ("exit_code", "signal", "reason", "started", "ended")}
         try:
-            send_manifest(calc, relay, results, said)
-            fault("manifest sent")
+            self.relay.ask("POST", "calc-end",
+                           dict(fields, v=2, accept_id=self.calc.accept_id, claim=self.calc.claim,
+                                result="calc end" if end["exit_code"] == 0 and not end["reason"]
+                                else "abnormal"))
         except Refused as error:
-            if error.more.get("why") != "page":
+            if (error.more.get("why") != "state"
+                    or error.more.get("state") not in ("getting return", "got return")):
                 raise
-            # the relay has other pages of before a restart: an empty list clears them
-            send_manifest(calc, relay, [], {"missing": {}, "refused": {}})
-            send_manifest(calc, relay, results, said)
-        try:
-            return send_files(poller, calc, relay, found.found)
-        except ValueError:                             # looks() knows what; anything else is not for it
-            if not any(result.path.changed for result in found.found):
-                raise
+            return error.more["state"]
+        return "calc end"
 
+    def send_results(self):
+        """7. and 8. What may leave, all of it on the relay's disk before this returns. ValueError if it
+        changes again and again."""
+        for found in self.calc.run.looks(self.poller.rules, self.calc.run.kinds()):
+            results, said = [found.found] + [found.folders] * self.poller.folders, said_of(found)
+            log("info", self.calc.accept_id, "7 send-results", site=self.poller.site, files=len(found.found),
+                bytes=found.total, **{code: entry["count"] for code, entry in found.verdicts.items()})
+            self.calc.run.write_manifest(found)
+            try:
+                self.send_manifest(results, said)
+                fault("manifest sent")
+            except Refused as error:
+                if error.more.get("why") != "page":
+                    raise
+                # the relay has other pages of before a restart: an empty list clears them
+                self.send_manifest([], {"missing": {}, "refused": {}})
+                self.send_manifest(results, said)
+            try:
+                return self.send_files(found.found)
+            except ValueError:                             # looks() knows what; anything else is not for it
+                if not any(result.path.changed for result in found.found):
+                    raise
 
-def send_manifest(calc, relay, results, said):
-    """7. send-results, in pages; digest tells one manifest from another whose first page is the same.
-    results: lists of Results; said: see said_of()."""
-    import hashlib
-    digest, count = hashlib.sha256(), sum(map(len, results))
-    for result in itertools.chain(*results):
-        digest.update(utf8("%s/%s\n" % (result.name, json.dumps(entry_of(result), sort_keys=True))))
-    entries = ((result.name, entry_of(result)) for result in itertools.chain(*results))
-    for start in range(0, count or 1, PAGE):
-        page = dict(itertools.islice(entries, PAGE))   # no more than a page is in memory
-        fields = {"v": 2, "claim": calc.claim, "more": start + PAGE < count}
-        if start == 0:
-            relay.ask("POST", "send-results",
-                      dict(fields, accept_id=calc.accept_id, result_files=page, digest=digest.hexdigest(),
-                           **said))
-        else:
-            relay.ask("POST", "files/%s/result" % calc.accept_id,
-                      dict(fields, **{"from": start, "files": page}))
+    def send_manifest(self, results, said):
+        """7. send-results, in pages; digest tells one manifest from another whose first page is the same.
+        results: lists of Results; said: see said_of()."""
+        import hashlib
+        digest, count = hashlib.sha256(), sum(map(len, results))
+        for result in itertools.chain(*results):
+            digest.update(utf8("%s/%s\n" % (result.name, json.dumps(entry_of(result), sort_keys=True))))
+        entries = ((result.name, entry_of(result)) for result in itertools.chain(*results))
+        for start in range(0, count or 1, PAGE):
+            page = dict(itertools.islice(entries, PAGE))   # no more than a page is in memory
+            fields = {"v": 2, "claim": self.calc.claim, "more": start + PAGE < count}
+            if start == 0:
+                self.relay.ask("POST", "send-results",
+                               dict(fields, accept_id=self.calc.accept_id, result_files=page,
+                                    digest=digest.hexdigest(), **said))
+            else:
+                self.relay.ask("POST", "files/%s/result" % self.calc.accept_id,
+                               dict(fields, **{"from": start, "files": page}))
 
-
-def send_files(poller, calc, relay, found):
-    """7. and 8. Uploads what the relay says is missing, until nothing is. ValueError if a file is no longer
-    what the manifest says."""
-    before = None
-    while True:
-        try:
-            relay.ask("POST", "end-send",
-                      {"v": 2, "accept_id": calc.accept_id, "claim": calc.claim, "result": "end send"})
-            return fault("results told")
-        except Refused as error:
-            numbers = error.more.get("incomplete")
-            if error.code != 409 or not isinstance(numbers, list) or numbers == before:
-                raise
-        before = numbers
-        try:
-            todo = [place for place in numbers if type(place) is int and 0 <= place < len(found)]
-            relay.upload_all("files/%s/result" % calc.accept_id, found, todo, calc.claim, poller.bytes_moved)
-            fault("results sent")
-        except OSError as error:
-            raise ValueError(error.strerror)
+    def send_files(self, found):
+        """7. and 8. Uploads what the relay says is missing, until nothing is. ValueError if a file is no
+        longer what the manifest says."""
+        before = None
+        while True:
+            try:
+                self.relay.ask("POST", "end-send",
+                               {"v": 2, "accept_id": self.calc.accept_id, "claim": self.calc.claim,
+                                "result": "end send"})
+                return fault("results told")
+            except Refused as error:
+                numbers = error.more.get("incomplete")
+                if error.code != 409 or not isinstance(numbers, list) or numbers == before:
+                    raise
+            before = numbers
+            try:
+                todo = [place for place in numbers if type(place) is int and 0 <= place < len(found)]
+                self.relay.upload_all("files/%s/result" % self.calc.accept_id, found, todo, self.calc.claim,
+                                      self.poller.bytes_moved)
+                fault("results sent")
+            except OSError as error:
+                raise ValueError(error.strerror)
 
 
 def entry_of(result):
@@ -2062,7 +2069,8 @@ class Calculation:
         left = remove_tree(self.work)
         if left:
             self.note(8, "cannot be removed", names=left[:20])
-            log("error", self.accept_id, "cannot be removed", names=" ".join(left[:5]), work=shown(self.work))
+            log("error", self.accept_id, "cannot be removed", names=" ".join(left[:5]),
+                work=shown(self.work))
         return not left
 
     def remove_files(self):
@@ -2231,11 +2239,13 @@ class Poller:
         self.gate = Gate(os.path.join(base, b".mi"), commands)
         # also: rules, own_rules within the relay's limits; folders: does it take empty ones?
         self.take_settings(settings, commands)
-        self.under_way, self.idle_relays, self.slots = {}, [], threading.Condition()    # calculations by name, free Relays
-        self.first_relay, self.failures_in_a_row, self.away, self.next_sweep = None, 0, "", 0.0              # away: why
-        self.large = None                              # {accept_id: bytes}, once that is known: see note_large()
+        # calculations by name, free Relays
+        self.under_way, self.idle_relays, self.slots = {}, [], threading.Condition()
+        self.first_relay, self.failures_in_a_row, self.away, self.next_sweep = None, 0, "", 0.0    # away: why
+        self.large = None                           # {accept_id: bytes}, once that is known: see note_large()
         self.v1, self.learned = False, 0.0             # is it a fielded relay? when was it asked?
-        self.not_before = {}     # claims that the relay does not know as in force: not to be asked about before ...
+        # claims that the relay does not know as in force: not to be asked about before ...
+        self.not_before = {}
         # read anew once an hour: with years of kept ones a look at all takes its time
         self.names = names_on_disk(base)
         self.wake, self.outcome = os.pipe(), None
@@ -2284,7 +2294,8 @@ class Poller:
             self.first_relay = made
             if made.tls:
                 made.trust.now()                       # a file that is unusable at the start is said at once
-        made.trust, made.piece, made.most = self.first_relay.trust, self.first_relay.most, self.first_relay.most
+        made.trust, made.piece, made.most = (self.first_relay.trust, self.first_relay.most,
+                                             self.first_relay.most)
         return made
 
     def notice(self, why):
@@ -2316,8 +2327,9 @@ class Poller:
             self.failures_in_a_row, wait = self.failures_in_a_row + 1, self.retry[1]
             if self.failures_in_a_row >= self.retry[0]:
                 self.end_with(Stop(EX_UNAVAILABLE,
-                                 _("%s: no answer %d times in a row; %d calculation(s) stay here for the"
-                                   " next start") % (self.options["url"], self.failures_in_a_row, len(self.under_way))))
+                                   _("%s: no answer %d times in a row; %d calculation(s) stay here for the"
+                                     " next start")
+                                   % (self.options["url"], self.failures_in_a_row, len(self.under_way))))
                 wait = 3600
         if calc:
             calc.note_next_try(wait, calc.why)
@@ -2362,7 +2374,8 @@ class Poller:
         with self.slots:
             self.under_way[calc.name] = calc
         calc.run.told = {"site": self.site}
-        threading.Thread(target=work_on, args=(self, calc, relay, page), daemon=True).start()
+        carrier = (FieldedCarrier if calc.order["protocol"] == 1 else Carrier)(self, calc, relay)
+        threading.Thread(target=carrier.work, args=(page,), daemon=True).start()
 
     def free_slot(self, calc, relay, surely=False):
         """calc is through: its slot and its connection are free. False if a restored relay has asked for it
@@ -2450,7 +2463,7 @@ class Poller:
         while True:
             shut, (free, full) = self.why_closed(), self.room_left()
             if full and not shut:
-                make_room(self)
+                self.make_room()
                 free, full = self.room_left()
             if not shut and not full:
                 if told:
@@ -2462,7 +2475,8 @@ class Poller:
                 return None
             if told != (shut or full):
                 told = shut or full
-                log("warn" if full else "info", None, "no new calculation", why=told, base=shown(self.base))
+                log("warn" if full else "info", None, "no new calculation", why=told,
+                    base=shown(self.base))
             # what could go is gone: only others make room now
             until = time.monotonic() + (0 if shut else DISK_PAUSE)
             while True:
@@ -2502,7 +2516,7 @@ class Poller:
             names = set(text.read().split())
         os.unlink(path + b".taken")
         if names - set(self.under_way):
-            send_again(self, lambda calc: calc.name in names and calc.delivery() == "kept")
+            self.send_again(lambda calc: calc.name in names and calc.delivery() == "kept")
         for name in names & set(self.under_way):
             self.under_way[name].try_now.set()
 
@@ -2514,318 +2528,363 @@ class Poller:
             except (OSError, ValueError):
                 pass
 
+    def run(self):
+        """Runs the threads; this one only waits for a signal or an outcome. Leaving is safe at any moment:
+        everything is on disk."""
+        codes = {signal.SIGINT: EX_INTERRUPT, signal.SIGTERM: 0}
 
-def run_poller(poller):
-    """Runs the threads; this one only waits for a signal or an outcome. Leaving is safe at any moment:
-    everything is on disk."""
-    codes = {signal.SIGINT: EX_INTERRUPT, signal.SIGTERM: 0}
+        def thread(loop):
+            try:
+                loop()
+            except Exception as error:
+                self.end_with(error)
 
-    def thread(loop):
-        try:
-            loop(poller)
-        except Exception as error:
-            poller.end_with(error)
+        os.set_blocking(self.wake[1], False)
+        signal.set_wakeup_fd(self.wake[1])               # whichever thread the signal reaches
+        for which in codes:
+            signal.signal(which, lambda which, frame: end_surely(codes[which], LEAVE))
+        signal.signal(signal.SIGHUP, lambda which, frame: None)
+        relay = self.free_relay()                             # 78 here, if a certificate file is unusable
+        for line in ("site id = %s" % self.site, "base url = %s" % relay.url, "token = ****"):
+            self.tell_manual(line)
+        log("info", None, "polling", site=self.site, url=relay.url, jobs=self.jobs,
+            base=shown(self.base),
+            commands=" ".join(sorted(command["name"] for command in self.gate.commands.values())))
+        self.idle_relays.append(relay)
+        for calc in on_disk(self.base, None, self.gate):
+            if calc.name == self.options["resend"] if self.options["resend"] else not calc.delivery():
+                log("info", calc.accept_id, "picked up", state=calc.state())
+                for control in (calc.path(b"pre"), calc.path(b"post")):
+                    let_go_on(control)               # the command's own: finish() goes on where it was killed
+                self.begin_thread(calc, self.free_relay())
+        for loop in (ClaimLoop(self).run, Heartbeats(self).run, self.tick_forever):
+            threading.Thread(target=thread, args=(loop,), daemon=True).start()
+        which = -1
+        while which and which not in codes:                # 0: end_with()
+            which = os.read(self.wake[0], 1)[0]
+            if which == signal.SIGHUP:
+                self.reload()
+        if not which:
+            if isinstance(self.outcome, Exception):
+                raise self.outcome
+            return self.outcome
+        if which == signal.SIGINT:
+            self.tell_manual("Ctrl + C スクリプト停止要求受付")
+        log("info", None, "stopped; what runs here runs on and is picked up at the next start",
+            calculations=len(self.under_way))
+        return codes[which]
 
-    os.set_blocking(poller.wake[1], False)
-    signal.set_wakeup_fd(poller.wake[1])               # whichever thread the signal reaches
-    for which in codes:
-        signal.signal(which, lambda which, frame: end_surely(codes[which], LEAVE))
-    signal.signal(signal.SIGHUP, lambda which, frame: None)
-    relay = poller.free_relay()                             # 78 here, if a certificate file is unusable
-    for line in ("site id = %s" % poller.site, "base url = %s" % relay.url, "token = ****"):
-        poller.tell_manual(line)
-    log("info", None, "polling", site=poller.site, url=relay.url, jobs=poller.jobs, base=shown(poller.base),
-        commands=" ".join(sorted(command["name"] for command in poller.gate.commands.values())))
-    poller.idle_relays.append(relay)
-    for calc in on_disk(poller.base, None, poller.gate):
-        if calc.name == poller.options["resend"] if poller.options["resend"] else not calc.delivery():
-            log("info", calc.accept_id, "picked up", state=calc.state())
-            for control in (calc.path(b"pre"), calc.path(b"post")):
-                let_go_on(control)                   # the command's own: finish() goes on where it was killed
-            poller.begin_thread(calc, poller.free_relay())
-    for loop in (claim_loop, heartbeat_loop, tick_loop):
-        threading.Thread(target=thread, args=(loop,), daemon=True).start()
-    which = -1
-    while which and which not in codes:                # 0: end_with()
-        which = os.read(poller.wake[0], 1)[0]
-        if which == signal.SIGHUP:
-            poller.reload()
-    if not which:
-        if isinstance(poller.outcome, Exception):
-            raise poller.outcome
-        return poller.outcome
-    if which == signal.SIGINT:
-        poller.tell_manual("Ctrl + C スクリプト停止要求受付")
-    log("info", None, "stopped; what runs here runs on and is picked up at the next start",
-        calculations=len(poller.under_way))
-    return codes[which]
+    def tick_forever(self):
+        """A thread: what is looked at once a second."""
+        while True:
+            time.sleep(1)
+            try:
+                self.each_second()
+            except OSError as error:
+                log("error", None, "disk", error=error)
 
+    def make_room(self):
+        """Less than keep_free is free: the files of delivered calculations go, oldest first, until it is
+        enough. Order and journal stay."""
+        for calc in on_disk(self.base):
+            if (calc.name not in self.under_way and os.path.lexists(calc.work)
+                    and calc.may_be_removed(0, self.own_rules["keep_refused"])):
+                log("info", calc.accept_id, "swept: its room is needed",
+                    delivered=round(calc.last("delivered")["t"]))
+                calc.remove_files()
+                if not self.room_left()[1]:
+                    return
 
-def tick_loop(poller):
-    """A thread: what is looked at once a second."""
-    while True:
-        time.sleep(1)
-        try:
-            poller.each_second()
-        except OSError as error:
-            log("error", None, "disk", error=error)
+    def sweep(self):
+        """Once an hour: the directories of calculations that were delivered keep_workdirs ago go."""
+        if time.monotonic() < self.next_sweep:
+            return
+        self.next_sweep = time.monotonic() + 3600
+        for name in os.listdir(os.path.join(self.base, b".mi")):
+            if name.startswith(b"gone."):                  # a start before this one was killed in remove()
+                shutil.rmtree(os.path.join(self.base, b".mi", name), ignore_errors=True)
+        for calc in on_disk(self.base):
+            if calc.delivery() != "delivered" or calc.name in self.under_way:
+                continue
+            calc.remove_matching(SCAFFOLD)                            # it may have been killed just there
+            if calc.may_be_removed(self.keys["keep_workdirs"], self.own_rules["keep_refused"]):
+                log("info", calc.accept_id, "swept")
+                calc.remove()
+        self.names = names_on_disk(self.base)
 
+    def send_again(self, wanted):
+        """Results that this poller has delivered, or kept, are sent once more: those for which
+        wanted(Calculation) is true."""
+        for calc in on_disk(self.base, None, self.gate):
+            if calc.name not in self.under_way and wanted(calc):
+                calc.note(3, "resend")
+                log("info", calc.accept_id, "3 its result is wanted again", work=shown(calc.work))
+                self.begin_thread(calc, self.free_relay())
 
-def make_room(poller):
-    """Less than keep_free is free: the files of delivered calculations go, oldest first, until it is enough.
-    Order and journal stay."""
-    for calc in on_disk(poller.base):
-        if (calc.name not in poller.under_way and os.path.lexists(calc.work)
-                and calc.may_be_removed(0, poller.own_rules["keep_refused"])):
-            log("info", calc.accept_id, "swept: its room is needed",
-                delivered=round(calc.last("delivered")["t"]))
-            calc.remove_files()
-            if not poller.room_left()[1]:
-                return
+    def send_missed(self, wanted):
+        """The relay misses results {accept_id: claim}: it was restored from a backup since."""
+        if isinstance(wanted, dict) and wanted:
+            self.send_again(lambda calc: wanted.get(calc.accept_id) == calc.claim and calc.delivery())
 
-
-def sweep(poller):
-    """Once an hour: the directories of calculations that were delivered keep_workdirs ago go."""
-    if time.monotonic() < poller.next_sweep:
-        return
-    poller.next_sweep = time.monotonic() + 3600
-    for name in os.listdir(os.path.join(poller.base, b".mi")):
-        if name.startswith(b"gone."):                  # a start before this one was killed in remove()
-            shutil.rmtree(os.path.join(poller.base, b".mi", name), ignore_errors=True)
-    for calc in on_disk(poller.base):
-        if calc.delivery() != "delivered" or calc.name in poller.under_way:
-            continue
-        calc.remove_matching(SCAFFOLD)                            # it may have been killed just there
-        if calc.may_be_removed(poller.keys["keep_workdirs"], poller.own_rules["keep_refused"]):
-            log("info", calc.accept_id, "swept")
-            calc.remove()
-    poller.names = names_on_disk(poller.base)
-
-
-def send_again(poller, wanted):
-    """Results that this poller has delivered, or kept, are sent once more: those for which
-    wanted(Calculation) is true."""
-    for calc in on_disk(poller.base, None, poller.gate):
-        if calc.name not in poller.under_way and wanted(calc):
-            calc.note(3, "resend")
-            log("info", calc.accept_id, "3 its result is wanted again", work=shown(calc.work))
-            poller.begin_thread(calc, poller.free_relay())
-
-
-def send_missed(poller, wanted):
-    """The relay misses results {accept_id: claim}: it was restored from a backup since."""
-    if isinstance(wanted, dict) and wanted:
-        send_again(poller, lambda calc: wanted.get(calc.accept_id) == calc.claim and calc.delivery())
+    def give_back(self, ask, accept_id, claim):
+        """3. Nothing was begun: the relay may hand it out again at once. Unheard, the claim lapses."""
+        ask("POST", "heartbeat", {"v": 2, "site_id": self.site, "poller": self.name, "wait": 0,
+                                  "calcs": {accept_id: {"claim": claim, "phase": "given back"}}})
 
 
 # ==== the line to the relay ====
 
-def claim_loop(poller):
-    """A thread: 3. asks for work whenever there is room for it, for ever (--once: until nothing is left)."""
-    relay, backoff, answered = poller.free_relay(), Backoff(), False
-    adopter()                                          # loaded now, not when a command is to start
-    wait = first_contact(poller, relay) if poller.under_way or not poller.why_closed() else None
-    while True:
-        try:
-            free = poller.wait_for_room()
-            if free is None:
-                return end_once(poller)
-            if wait is None:
-                wait = first_contact(poller, relay)
-            if poller.v1 and time.monotonic() - poller.learned > V1_AGAIN:
-                wait = first_contact(poller, relay)
-            keep_reserve(poller.base)
-            take = make_spare(poller.base)
-            asked, calc = time.monotonic(), None
-            poller.relay_asking = relay
-            found = calc_request(poller, relay, take, free, wait)
-            poller.relay_asking = None
-            poller.notice(None)
-            backoff, answered = Backoff(), True
-            if found and poller.why_not():             # meanwhile
-                log("info", found.get("accept_id"), "3 not taken", why=poller.why_not())
-                if not poller.v1:
-                    give_back(poller, relay.call, found.get("accept_id"), found.get("claim"))
+class ClaimLoop:
+    """3. Asks for work whenever there is room for it, for ever (--once: until nothing is left)."""
+
+    def __init__(self, poller):
+        self.poller = poller
+        self.relay = poller.free_relay()
+        self.backoff = Backoff()
+        self.answered = False                          # has it ever?
+        self.wait = None                               # seconds that it lets us wait, once that is known
+
+    def run(self):
+        """A thread."""
+        adopter()                                      # loaded now, not when a command is to start
+        if self.poller.under_way or not self.poller.why_closed():
+            self.wait = self.first_contact()
+        while True:
+            asked = found = calc = None
+            try:
+                free = self.poller.wait_for_room()
+                if free is None:
+                    return self.end_once()
+                take = self.prepare()
+                asked = time.monotonic()
+                found = self.ask(take, free)
+                if found and self.poller.why_not():    # meanwhile
+                    self.leave_there(found)
+                    continue
+                calc = found and self.put_on_disk(found)
+            except (Away, Refused, OSError) as error:
+                self.fail(error)
                 continue
-            calc = (found
-                    and put_on_disk(poller.base, poller.gate, found,
-                                    **({"protocol": 1, "site": poller.site} if poller.v1 else {})))
+            except ValueError as error:
+                log("error", None, "3 the relay's answer is not taken", why=error)
+                # with its take
+                shutil.rmtree(os.path.join(self.poller.base, b".mi", b"spare"), ignore_errors=True)
             if calc:
-                poller.names.setdefault(calc.accept_id, []).append(calc.name)
-        except (Away, Refused, OSError) as error:
-            poller.relay_asking = None
-            if isinstance(error, Away) and poller.why_not():             # each_second() has broken it off
-                relay.close()
-                continue
-            if isinstance(error, Refused) and not answered and error.code not in AGAIN:
-                raise refused_at_first(relay, error)
-            if isinstance(error, OSError):
-                log("error", None, "disk", error=error)
-            else:
-                poller.notice(error)
-            relay.close()
-            poller.pause(backoff.next())
-            continue
-        except ValueError as error:
-            log("error", None, "3 the relay's answer is not taken", why=error)
-            shutil.rmtree(os.path.join(poller.base, b".mi", b"spare"), ignore_errors=True)     # with its take
-        if calc:
-            log("info", calc.accept_id, "3 calc-request", site=poller.site, command=calc.info["command"],
-                attempt=calc.order["attempt"])
-            poller.begin_thread(calc, relay, found.get("inputs"))
-            relay = poller.free_relay()
-        elif poller.options["once"] and found is None:
-            return end_once(poller)
-        else:                                          # a relay that does not let us wait
-            least = poller.keys["poll"] if poller.v1 and found is None else 1
-            time.sleep(max(0.0, least - (time.monotonic() - asked)))
-        sweep(poller)
+                self.poller.begin_thread(calc, self.relay, found.get("inputs"))
+                self.relay = self.poller.free_relay()
+            elif self.poller.options["once"] and found is None:
+                return self.end_once()
+            else:                                      # a relay that does not let us wait
+                least = self.poller.keys["poll"] if self.poller.v1 and found is None else 1
+                time.sleep(max(0.0, least - (time.monotonic() - asked)))
+            self.poller.sweep()
 
+    def prepare(self):
+        """What is needed before it asks: whom, and a directory with its `take`, which is returned."""
+        if self.wait is None or self.poller.v1 and time.monotonic() - self.poller.learned > V1_AGAIN:
+            self.wait = self.first_contact()
+        keep_reserve(self.poller.base)
+        return make_spare(self.poller.base)
 
-def first_contact(poller, relay):
-    """The seconds that the relay lets us wait. 69 if it cannot be reached and somebody waits for the
-    answer."""
-    somebody = (poller.options["fielded"] or poller.options["once"]) and not poller.learned
-    try:
-        version, limits = relay.learn(0 if somebody and not poller.retry else None)
-    except Away as error:
-        raise Stop(EX_UNAVAILABLE, _("%s (%s.py check looks at the whole way)") % (error, PROGRAM))
-    poller.v1, poller.learned = version < 2, time.monotonic()
-    if poller.v1:
-        return 0
-    poller.first_relay.piece = poller.first_relay.most = relay.most
-    poller.obey_limits(limits)
-    return (0 if poller.options["once"]
-            else min(POLL_WAIT, limits["wait"] if isinstance(limits.get("wait"), int) else POLL_WAIT))
-
-
-def refused_at_first(relay, error):
-    """The very first calc-request was refused: what to do about it."""
-    if error.code in (401, 403, "0005"):
-        return Stop(EX_REFUSED,
-                    _("%s: the token is refused (%s): get a valid one, role remote, for this site")
-                    % (relay.url, printable(error.more.get("why") or error)))
-    return Stop(EX_REFUSED, "%s: %s" % (relay.url, error))
-
-
-def calc_request(poller, relay, take, free, wait):
-    """3. One calc-request: the answer's fields, or None if there is nothing to do. Refused, Away."""
-    fields = {"v": 2, "site_id": poller.site, "poller": poller.name, "take": take, "wait": wait, "free": free,
-              "dirs": True,
-              "have": {calc.accept_id: calc.claim
-                       for calc in list(poller.under_way.values()) if calc.order["protocol"] == 2}}
-    now = time.strftime("%Y/%m/%d %H:%M:%S")
-    poller.tell_manual("%s:send %s%scalc-request?site_id=%s" % (now, relay.url, BASE, poller.site))
-    try:
-        if poller.v1:
-            return v1_named(poller, relay.call_v1("GET", "calc-request", {"site_id": poller.site}))
-        found = relay.call("POST", "calc-request", fields, wait)
-        send_missed(poller, found.get("wanted"))
+    def ask(self, take, free):
+        """calc_request(), which each_second() may break off."""
+        self.poller.relay_asking = self.relay
+        found = self.calc_request(take, free)
+        self.poller.relay_asking = None
+        self.poller.notice(None)
+        self.backoff, self.answered = Backoff(), True
         return found
-    except Refused as error:
-        send_missed(poller, error.more.get("wanted"))
-        poller.note_large(error.more.get("large"))
-        if error.code in (401, 403, "0005"):
-            reason = {"errors": [{"code": error.code, "message": str(error)}]}
-            poller.tell_manual("%s:status code = 403 / reason = %s"
-                        % (now, json.dumps(reason, ensure_ascii=False, separators=(",", ":"))))
+
+    def leave_there(self, found):
+        """What was claimed is not taken after all."""
+        log("info", found.get("accept_id"), "3 not taken", why=self.poller.why_not())
+        if not self.poller.v1:
+            self.poller.give_back(self.relay.call, found.get("accept_id"), found.get("claim"))
+
+    def put_on_disk(self, found):
+        """The Calculation that was claimed. ValueError if it cannot be right."""
+        more = {"protocol": 1, "site": self.poller.site} if self.poller.v1 else {}
+        calc = put_on_disk(self.poller.base, self.poller.gate, found, **more)
+        self.poller.names.setdefault(calc.accept_id, []).append(calc.name)
+        log("info", calc.accept_id, "3 calc-request", site=self.poller.site, command=calc.info["command"],
+            attempt=calc.order["attempt"])
+        return calc
+
+    def fail(self, error):
+        """No answer, a no, or a disk that is full or broken: a pause. 77 if it was the very first request."""
+        self.poller.relay_asking = None
+        if isinstance(error, Away) and self.poller.why_not():          # each_second() has broken it off
+            return self.relay.close()
+        if isinstance(error, Refused) and not self.answered and error.code not in AGAIN:
+            raise self.refused_at_first(error)
+        if isinstance(error, OSError):
+            log("error", None, "disk", error=error)
         else:
-            poller.tell_manual("code = %s / message = %s" % (error.code, error))
-        # registered, but not allowed yet
-        early = poller.v1 and error.code == "400" and "does not match" not in str(error)
-        if error.code != "0300" and not early:
-            raise
-        return None
+            self.poller.notice(error)
+        self.relay.close()
+        self.poller.pause(self.backoff.next())
 
-
-def give_back(poller, ask, accept_id, claim):
-    """3. Nothing was begun: the relay may hand it out again at once. Unheard, the claim lapses."""
-    ask("POST", "heartbeat", {"v": 2, "site_id": poller.site, "poller": poller.name, "wait": 0,
-                              "calcs": {accept_id: {"claim": claim, "phase": "given back"}}})
-
-
-def end_once(poller):
-    """--once and --drain: waits for what is under way, and ends; 75 if something stays here that could not be
-    delivered."""
-    with poller.slots:
-        while poller.slots_taken():
-            poller.slots.wait()
-    poller.end_with(Stop(EX_TEMPFAIL, "; ".join(poller.stuck)) if poller.stuck else 0)
-
-
-def heartbeat_loop(poller):
-    """A thread with its own connection: renews all claims, hears of cancelled calculations, sends the
-    commands' output as it comes."""
-    relay, known, quiet = poller.free_relay(), {}, 1
-    relay.pause, relay.notice, relay.slowest = time.sleep, lambda line: None, 30
-    while True:
-        asked = time.monotonic()
-        calcs = {calc.accept_id: calc
-                 for calc in list(poller.under_way.values())
-                 if calc.order["protocol"] == 2 and asked - calc.since > 0.5
-                 and poller.not_before.get(calc.claim, 0) < asked}
-        known = {name: known[name] for name in calcs if name in known}
-        wrote, wait = False, 0.25 if poller.under_way else 1            # what has just begun can be cancelled, too
+    def first_contact(self):
+        """The seconds that the relay lets us wait. 69 if it cannot be reached and somebody waits for the
+        answer."""
+        somebody = (self.poller.options["fielded"] or self.poller.options["once"]) and not self.poller.learned
         try:
-            if calcs:
-                wrote, wait = heartbeat(poller, relay, calcs, known, quiet)
-            quiet = 1 if wrote or not calcs else min(quiet * 2, OUTPUT_QUIET if poller.output else POLL_WAIT)
-        except (Refused, OSError) as error:
-            log("debug", None, "heartbeat", error=error)
-            wait = 20
-        time.sleep(max(0.0, wait - (time.monotonic() - asked)))
+            version, limits = self.relay.learn(0 if somebody and not self.poller.retry else None)
+        except Away as error:
+            raise Stop(EX_UNAVAILABLE, _("%s (%s.py check looks at the whole way)") % (error, PROGRAM))
+        self.poller.v1, self.poller.learned = version < 2, time.monotonic()
+        if self.poller.v1:
+            return 0
+        self.poller.first_relay.piece = self.poller.first_relay.most = self.relay.most
+        self.poller.obey_limits(limits)
+        if self.poller.options["once"]:
+            return 0
+        return min(POLL_WAIT, limits["wait"] if isinstance(limits.get("wait"), int) else POLL_WAIT)
+
+    def refused_at_first(self, error):
+        """The very first calc-request was refused: what to do about it."""
+        if error.code in (401, 403, "0005"):
+            return Stop(EX_REFUSED,
+                        _("%s: the token is refused (%s): get a valid one, role remote, for this site")
+                        % (self.relay.url, printable(error.more.get("why") or error)))
+        return Stop(EX_REFUSED, "%s: %s" % (self.relay.url, error))
+
+    def calc_request(self, take, free):
+        """3. One calc-request: the answer's fields, or None if there is nothing to do. Refused, Away."""
+        fields = {"v": 2, "site_id": self.poller.site, "poller": self.poller.name, "take": take,
+                  "wait": self.wait, "free": free, "dirs": True,
+                  "have": {calc.accept_id: calc.claim
+                           for calc in list(self.poller.under_way.values()) if calc.order["protocol"] == 2}}
+        now = time.strftime("%Y/%m/%d %H:%M:%S")
+        self.poller.tell_manual("%s:send %s%scalc-request?site_id=%s"
+                                % (now, self.relay.url, BASE, self.poller.site))
+        try:
+            if self.poller.v1:
+                return v1_named(self.poller,
+                                self.relay.call_v1("GET", "calc-request", {"site_id": self.poller.site}))
+            found = self.relay.call("POST", "calc-request", fields, self.wait)
+            self.poller.send_missed(found.get("wanted"))
+            return found
+        except Refused as error:
+            self.poller.send_missed(error.more.get("wanted"))
+            self.poller.note_large(error.more.get("large"))
+            if error.code in (401, 403, "0005"):
+                reason = {"errors": [{"code": error.code, "message": str(error)}]}
+                self.poller.tell_manual("%s:status code = 403 / reason = %s"
+                                        % (now,
+                                           json.dumps(reason, ensure_ascii=False, separators=(",", ":"))))
+            else:
+                self.poller.tell_manual("code = %s / message = %s" % (error.code, error))
+            # registered, but not allowed yet
+            early = self.poller.v1 and error.code == "400" and "does not match" not in str(error)
+            if error.code != "0300" and not early:
+                raise
+            return None
+
+    def end_once(self):
+        """--once and --drain: waits for what is under way, and ends; 75 if something stays here that could
+        not be delivered."""
+        with self.poller.slots:
+            while self.poller.slots_taken():
+                self.poller.slots.wait()
+        self.poller.end_with(Stop(EX_TEMPFAIL, "; ".join(self.poller.stuck)) if self.poller.stuck else 0)
 
 
-def heartbeat(poller, relay, calcs, known, quiet):
-    """One heartbeat, with the output that is new beyond `known` {accept_id: [bytes, bytes]}, which it brings
-    up to date. calcs: by accept_id; quiet: seconds that it may wait for news where nothing is written.
-    Returns (did anybody write, seconds until the next)."""
-    entries, most = {}, max(1024, min(OUTPUT_PART, (1 << 20) // len(calcs)))
-    for name, calc in calcs.items():
-        entries[name] = {"claim": calc.claim, "phase": "results" if calc.phase == "outbox" else calc.phase}
+class Heartbeats:
+    """Renews all claims, hears of cancelled calculations, sends the commands' output as it comes."""
+
+    def __init__(self, poller):
+        self.poller = poller
+        self.relay = poller.free_relay()
+        self.relay.pause = time.sleep
+        self.relay.notice = lambda line: None
+        self.relay.slowest = 30
+        self.known = {}            # {accept_id: bytes of stdout, and of stderr, that the relay has}
+        self.quiet = 1             # seconds that one may wait at the relay where nothing is written
+
+    def run(self):
+        """A thread."""
+        while True:
+            asked = time.monotonic()
+            calcs = {calc.accept_id: calc
+                     for calc in list(self.poller.under_way.values())
+                     if calc.order["protocol"] == 2 and asked - calc.since > 0.5
+                     and self.poller.not_before.get(calc.claim, 0) < asked}
+            self.known = {name: self.known[name] for name in calcs if name in self.known}
+            wait = 0.25 if self.poller.under_way else 1            # what has just begun can be cancelled, too
+            try:
+                wrote = False
+                if calcs:
+                    wrote, wait = self.beat(calcs)
+                self.quiet = 1 if wrote or not calcs else min(self.quiet * 2, self.most_quiet())
+            except (Refused, OSError) as error:
+                log("debug", None, "heartbeat", error=error)
+                wait = 20
+            time.sleep(max(0.0, wait - (time.monotonic() - asked)))
+
+    def most_quiet(self):
+        """Seconds that a heartbeat may wait for news at most."""
+        return OUTPUT_QUIET if self.poller.output else POLL_WAIT
+
+    def beat(self, calcs):
+        """One heartbeat for calcs {accept_id: Calculation}, with what they have written since. Returns (did
+        anybody write, seconds until the next)."""
+        most = max(1024, min(OUTPUT_PART, (1 << 20) // len(calcs)))
+        entries = {name: self.entry_of(name, calc, most) for name, calc in calcs.items()}
+        found = self.relay.ask("POST", "heartbeat",
+                               {"v": 2, "site_id": self.poller.site, "poller": self.poller.name,
+                                "wait": self.quiet, "calcs": entries}, self.quiet)
+        cancel, gone, unknown = (found[key] if isinstance(found.get(key), list) else []
+                                 for key in ("cancel", "gone", "unknown"))
+        for calc in list(self.poller.under_way.values()):
+            if calc.accept_id in cancel and not calc.run.cancelled:
+                log("warn", calc.accept_id, "6 cancelled by the workflow side")
+                calc.run.cancelled = True
+        for name in calcs:
+            if name in gone + unknown:      # asked about again in a minute: the others are not to wait for it
+                self.poller.not_before[calcs[name].claim] = time.monotonic() + 60
+        taken = found.get("output") if isinstance(found.get("output"), dict) else {}
+        went = self.note_taken(taken, calcs)
+        return went, 20 if taken and not went else 1
+
+    def entry_of(self, name, calc, most):
+        """What one heartbeat says of calc; `most` bytes of each log at most."""
+        entry = {"claim": calc.claim, "phase": "results" if calc.phase == "outbox" else calc.phase}
         if calc.run.job is not None:
-            entries[name].update(node=calc.run.job.node, what=calc.run.job.where)
-        if poller.output:
-            entries[name].update(output_parts(poller, calc, known.setdefault(name, [0, 0]), most))
-    found = relay.ask("POST", "heartbeat",
-                      {"v": 2, "site_id": poller.site, "poller": poller.name, "wait": quiet,
-                       "calcs": entries}, quiet)
-    cancel, gone, unknown = (found[key] if isinstance(found.get(key), list) else []
-                             for key in ("cancel", "gone", "unknown"))
-    for calc in list(poller.under_way.values()):
-        if calc.accept_id in cancel and not calc.run.cancelled:
-            log("warn", calc.accept_id, "6 cancelled by the workflow side")
-            calc.run.cancelled = True
-    went, taken = False, found.get("output") if isinstance(found.get("output"), dict) else {}
-    for name in set(taken) & set(calcs):
-        if (isinstance(taken[name], list) and len(taken[name]) == 2
-                and all(type(at) is int and at >= 0 for at in taken[name])):
-            went, known[name] = went or taken[name] != known[name], taken[name]
-    for name in calcs:
-        if name in gone + unknown:          # asked about again in a minute: the others are not to wait for it
-            poller.not_before[calcs[name].claim] = time.monotonic() + 60
-    return went, 20 if taken and not went else 1
+            entry.update(node=calc.run.job.node, what=calc.run.job.where)
+        if self.poller.output:
+            entry.update(self.output_parts(calc, self.known.setdefault(name, [0, 0]), most))
+        return entry
 
+    def note_taken(self, taken, calcs):
+        """How much of the logs the relay has now: taken {accept_id: [bytes, bytes]}. Is that more?"""
+        went = False
+        for name in set(taken) & set(calcs):
+            counts = taken[name]
+            if (isinstance(counts, list) and len(counts) == 2
+                    and all(type(at) is int and at >= 0 for at in counts)):
+                went, self.known[name] = went or counts != self.known[name], counts
+        return went
 
-def output_parts(poller, calc, known, most):
-    """{"out": [offset, base64], "err": ...} of what a command has written beyond `known` (bytes of each):
-    whole lines, at most `most` bytes. Nothing where [outbound] would have to see the whole of it first, or
-    lets the log not out."""
-    import base64
-    parts, rules = {}, poller.rules
-    if "logs" not in calc.run.kinds():
+    def output_parts(self, calc, known, most):
+        """{"out": [offset, base64], "err": ...} of what a command has written beyond `known` (bytes of each):
+        whole lines, at most `most` bytes. Nothing where [outbound] would have to see the whole of it first,
+        or lets the log not out."""
+        import base64
+        parts, rules = {}, self.poller.rules
+        if "logs" not in calc.run.kinds():
+            return parts
+        limit = min([OUTPUT_MOST] + [rules[key] for key in ("max_file", "max_total") if rules[key]])
+        for stream, log_name, file, begin in zip(("out", "err"), LOG_NAMES, (b"stdout", b"stderr"), known):
+            if name_rule(rules, log_name) or not os.path.exists(calc.path(file)) or begin >= limit:
+                continue
+            with open(calc.path(file), "rb") as text:
+                text.seek(begin)
+                data = text.read(min(most, limit - begin))
+            data = data[:data.rfind(b"\n") + 1] or (data if len(data) == most else b"")
+            if data:
+                parts[stream] = [begin, base64.b64encode(data).decode("ascii")]
         return parts
-    limit = min([OUTPUT_MOST] + [rules[key] for key in ("max_file", "max_total") if rules[key]])
-    for stream, log_name, file, begin in zip(("out", "err"), LOG_NAMES, (b"stdout", b"stderr"), known):
-        if name_rule(rules, log_name) or not os.path.exists(calc.path(file)) or begin >= limit:
-            continue
-        with open(calc.path(file), "rb") as text:
-            text.seek(begin)
-            data = text.read(min(most, limit - begin))
-        data = data[:data.rfind(b"\n") + 1] or (data if len(data) == most else b"")
-        if data:
-            parts[stream] = [begin, base64.b64encode(data).decode("ascii")]
-    return parts
 
 
 # ==== a person's words ====
@@ -2936,7 +2995,7 @@ def resend_here(poller):
     calc = calc_to_resend(poller.base, name)
     if calc.delivery() == "kept":
         calc.note(8, "resend")
-    run_poller(poller)
+    poller.run()
     calc = next(calc for calc in on_disk(poller.base) if calc.name == name)
     if calc.delivery() == "kept":
         raise Stop(EX_REFUSED, "%s: %s" % (name, calc.last("kept")["why"]))
@@ -3091,8 +3150,8 @@ def check_upgrade(base):
                          % (name, getattr(error, "strerror", None) or error,
                             shown(os.path.join(base, b".mi", utf8(name))))))
     if older:
-        rows.append((True,
-                     _("%s: %d unfinished calculations of an older version go on") % (shown(base), older)))
+        rows.append((
+            True, _("%s: %d unfinished calculations of an older version go on") % (shown(base), older)))
     return rows or [(True, _("%s: nothing unfinished of another version") % shown(base))]
 
 
@@ -3105,9 +3164,10 @@ def look_at_batch(section, command, base):
     except ValueError as error:
         return [(False, _("[%s] %s does not answer: %s") % (section, command["batch"], printable(error)))]
     try:
-        pid = (running_poller(base_path(base)) if os.path.exists(os.path.join(base_path(base), b".mi", b"lock"))
-               else 0)
-        restricted = command["batch"] not in NEEDS_SETUID or b"NoNewPrivs:\t1" in small("/proc/%d/status" % pid)
+        pid = (running_poller(base_path(base))
+               if os.path.exists(os.path.join(base_path(base), b".mi", b"lock")) else 0)
+        restricted = (command["batch"] not in NEEDS_SETUID
+                      or b"NoNewPrivs:\t1" in small("/proc/%d/status" % pid))
     except (Stop, OSError):
         restricted = command["batch"] not in NEEDS_SETUID
     try:
@@ -3164,12 +3224,13 @@ def cmd_unit(options, ini, settings):
                    "script": words[3], "user": me, "after": UNIT_AFTER if options["cloud-init"] else "",
                    "start": start % {"program": " ".join(words)},
                    "install": "" if options["once"] else "\n[Install]\nWantedBy=multi-user.target\n"}
-    if any(keys["batch"] in NEEDS_SETUID for section, keys in settings.items() if section.startswith("command ")):
+    if any(keys["batch"] in NEEDS_SETUID
+           for section, keys in settings.items() if section.startswith("command ")):
         text = NO_SETUID_LINES.sub("", text).replace("KeyringMode", WHY_OPEN + "KeyringMode")
     if options["cloud-init"]:
         text = UNIT_CLOUD % {"idle": 600, "user": me,
-                        "unit": "\n".join("      " + line if line else ""
-                                          for line in text.rstrip().split("\n"))}
+                             "unit": "\n".join("      " + line if line else ""
+                                               for line in text.rstrip().split("\n"))}
     print(text, end="")
 
 
@@ -3205,7 +3266,8 @@ def main(argv=None):
         base = open_base(settings["poller"]["calc_base"])
         if words[0] in ("list", "show"):
             cmd_show(base, words[1] if words[0] == "show" else None, options["json"])
-            for good, text in look_at_running_poller(base, settings) if words[0] == "list" and not options["json"] else ():
+            for good, text in look_at_running_poller(base, settings) if words[
+                    0] == "list" and not options["json"] else ():
                 print("-- " + text)
             return
         if words[0] in ("pause", "resume"):
@@ -3224,7 +3286,7 @@ def main(argv=None):
         if stop.code == EX_TEMPFAIL and options["once"]:
             return 0
         raise
-    return resend_here(poller) if options["resend"] else run_poller(poller)
+    return resend_here(poller) if options["resend"] else poller.run()
 
 
 HELP = {                       # word: what may stand behind it, what it does, an example
@@ -3597,8 +3659,7 @@ def within_hours(spans, when):
 
 
 # ==== fielded ====
-# A fielded relay ("v1"): the same steps in its words. There is no claim: whoever received the calc-info owns
-# the calculation. It cannot be cancelled from there. And the manual's words, SITE BASE_URL TOKEN ...
+# A fielded relay ("v1"): the same steps in its words. And the manual's words, SITE BASE_URL TOKEN ...
 V1_AGAIN = 600                 # seconds after which a fielded relay is asked again whether it is one still
 # seconds after which a calculation of a fielded relay is ours if its calc-info was lost and nobody goes on
 V1_LOST_AFTER = 3600
@@ -3607,7 +3668,7 @@ V1_WORDS = ("not start", "sending params", "complete send", "running", "calc end
 # the word that a step leads to
 V1_TO = {"calc-params-complete": 2, "calc-start": 3, "calc-end": 4, "send-results": 5, "end-send": 6}
 MANUAL_WORDS = {"debug": "debug", "no_auth": "no_auth[:CAFILE]", "port": "port:443", "retry": "retry:5,60",
-           "calc_base": "calc_base:DIR"}
+                "calc_base": "calc_base:DIR"}
 
 
 def v1_named(poller, found):
@@ -3622,170 +3683,185 @@ def v1_named(poller, found):
     return {"accept_id": accept_id, "claim": "v1", "attempt": 1, "calc-info": {"command": ""}}
 
 
-def v1_me(calc):
-    """The fields by which a fielded relay knows calculation and site."""
-    return {"accept_id": calc.accept_id, "site_id": calc.order["site"]}
+class FieldedCarrier(Carrier):
+    """Steps 4 to 8 with a fielded relay. There is no claim: whoever received the calc-info owns the
+    calculation. It cannot be cancelled from there."""
 
+    def me(self):
+        """The fields by which a fielded relay knows calculation and site."""
+        return {"accept_id": self.calc.accept_id, "site_id": self.calc.order["site"]}
 
-def v1_step(calc, relay, name, body=None, **more):
-    """One step told to a fielded relay. A no that means "that was already" counts as a yes: an answer was
-    lost, or this is a new start."""
-    try:
-        relay.ask_v1("POST", name, dict(v1_me(calc), **more), body=body)
-    except Refused as error:
-        if error.code in ("0300", "0005") or v1_progress(calc, relay) < V1_TO[name]:
-            raise
+    def tell_step(self, name, body=None, **more):
+        """One step told to a fielded relay. A no that means "that was already" counts as a yes: an answer was
+        lost, or this is a new start."""
+        try:
+            self.relay.ask_v1("POST", name, dict(self.me(), **more), body=body)
+        except Refused as error:
+            if error.code in ("0300", "0005") or self.progress() < V1_TO[name]:
+                raise
 
+    def progress(self):
+        """The place of its progress in V1_WORDS; -1 if the relay does not tell."""
+        try:
+            word = self.relay.again(lambda: self.relay.call_v1(
+                "GET", "calc-progress", {"accept_id": self.calc.accept_id}), no_token=()).get("message")
+            return V1_WORDS.index(str(word).split(":")[1])
+        except (Refused, ValueError, IndexError):
+            return -1
 
-def v1_progress(calc, relay):
-    """The place of its progress in V1_WORDS; -1 if the relay does not tell."""
-    try:
-        word = relay.again(lambda: relay.call_v1("GET", "calc-progress",
-                                                 {"accept_id": calc.accept_id}), no_token=()).get("message")
-        return V1_WORDS.index(str(word).split(":")[1])
-    except (Refused, ValueError, IndexError):
-        return -1
+    def has_order(self):
+        """Was it received, or is it now? It comes with the inputs."""
+        return bool(self.calc.order.get("received")) or self.ask_order()
 
+    def inputs_here(self):
+        """The names of the files in the working directory: they came with the order."""
+        for folder, folders, names in os.walk(self.calc.work):
+            for name in names:
+                yield os.path.join(folder, name)[len(self.calc.work) + 1:].decode("utf-8", "replace")
 
-def v1_params(poller, calc, relay):
-    """4. calc-params: order and inputs as a stream, onto this disk. True; False if it ends here. Refused if
-    it is not ours. A fielded relay answers once: if that answer is lost, the calculation cannot be run any
-    more and ends without its command."""
-    folder, asked = calc.path(b"in"), bool(calc.last("asked"))      # asked: in vain, here or before a restart
-
-    def once():
-        nonlocal asked
-        if calc.last("asked"):
-            asked = True
-        else:
-            calc.note(4, "asked")
-        shutil.rmtree(folder, ignore_errors=True)
-        os.mkdir(folder, 0o700)
-        return relay.call_v1("GET", "calc-params", v1_me(calc), folder=folder, moved=poller.bytes_moved,
-                             began=lambda: calc.last("receiving") or calc.note(4, "receiving"))
-
-    try:
-        found = relay.again(once, no_token=NO_TOKEN[1:])
-        if "calc-info" not in found:                   # a fielded relay says yes in a wrong state, too
-            raise Refused(409, "calc-params: %s" % found.get("message"))
-        v1_take(calc, found["calc-info"])
-        shutil.rmtree(folder, ignore_errors=True)
+    def take_inputs(self, page):
+        """They are here."""
         return True
-    except Refused:
-        if not calc.last("receiving") and not (asked and v1_abandoned(poller, calc, relay)):
-            time.sleep(poller.keys["poll"])            # it may be named again and again
-            raise
-        reason, text = "input", "the inputs were lost on the way, and a fielded relay gives them once"
-    except (ValueError, OSError) as error:
-        reason, text = ("disk" if isinstance(error, OSError) else "input",
-                        getattr(error, "strerror", None) or error)
-    shutil.rmtree(folder, ignore_errors=True)
-    shutil.rmtree(calc.work, ignore_errors=True)       # room for the journal
-    calc.run.end_early(reason, text)
-    return False
 
+    def ask_order(self):
+        """4. calc-params: order and inputs as a stream, onto this disk. True; False if it ends here. Refused
+        if it is not ours. A fielded relay answers once: if that answer is lost, the calculation cannot be run
+        any more and ends without its command."""
+        # asked: in vain, here or before a restart
+        folder, asked = self.calc.path(b"in"), bool(self.calc.last("asked"))
 
-def v1_abandoned(poller, calc, relay):
-    """No calc-info came, and now the relay refuses it: has another poller got it, or was our answer lost?
-    Waits, without using a slot, until somebody goes on (False) or nobody has for V1_LOST_AFTER (True)."""
-    log("warn", calc.accept_id, "4 calc-params was lost, or is another poller's: waiting to see",
-        seconds=V1_LOST_AFTER)
-    with poller.slots:
-        calc.phase = "in doubt"
-        poller.slots.notify_all()
-    while v1_progress(calc, relay) == V1_WORDS.index("sending params"):
-        if time.time() - calc.last("asked")["t"] > V1_LOST_AFTER:
+        def once():
+            nonlocal asked
+            if self.calc.last("asked"):
+                asked = True
+            else:
+                self.calc.note(4, "asked")
+            shutil.rmtree(folder, ignore_errors=True)
+            os.mkdir(folder, 0o700)
+            return self.relay.call_v1(
+                "GET", "calc-params", self.me(), folder=folder, moved=self.poller.bytes_moved,
+                began=lambda: self.calc.last("receiving") or self.calc.note(4, "receiving"))
+
+        try:
+            found = self.relay.again(once, no_token=NO_TOKEN[1:])
+            if "calc-info" not in found:                   # a fielded relay says yes in a wrong state, too
+                raise Refused(409, "calc-params: %s" % found.get("message"))
+            self.take_order(found["calc-info"])
+            shutil.rmtree(folder, ignore_errors=True)
             return True
-        time.sleep(poller.keys["poll"])
-    return False
+        except Refused:
+            if not self.calc.last("receiving") and not (asked and self.is_abandoned()):
+                time.sleep(self.poller.keys["poll"])            # it may be named again and again
+                raise
+            reason, text = "input", "the inputs were lost on the way, and a fielded relay gives them once"
+        except (ValueError, OSError) as error:
+            reason, text = ("disk" if isinstance(error, OSError) else "input",
+                            getattr(error, "strerror", None) or error)
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(self.calc.work, ignore_errors=True)       # room for the journal
+        self.calc.run.end_early(reason, text)
+        return False
 
+    def is_abandoned(self):
+        """No calc-info came, and now the relay refuses it: has another poller got it, or was our answer lost?
+        Waits, without using a slot, until somebody goes on (False) or nobody has for V1_LOST_AFTER (True)."""
+        log("warn", self.calc.accept_id, "4 calc-params was lost, or is another poller's: waiting to see",
+            seconds=V1_LOST_AFTER)
+        with self.poller.slots:
+            self.calc.phase = "in doubt"
+            self.poller.slots.notify_all()
+        while self.progress() == V1_WORDS.index("sending params"):
+            if time.time() - self.calc.last("asked")["t"] > V1_LOST_AFTER:
+                return True
+            time.sleep(self.poller.keys["poll"])
+        return False
 
-def v1_take(calc, info):
-    """4. Inputs into the working directory, then the order to its place. ValueError if something is not as it
-    should be."""
-    if not isinstance(info, dict):
-        raise ValueError("calc-info is none")
-    files, names = info.get("parameter_files") or {}, info.get("result_files") or {}
-    if not isinstance(names, (dict, list)) or not all(isinstance(name, str) for name in names):
-        raise ValueError("malformed: result_files")
-    order = check_calc_order(dict(calc.order,
-                                **{"calc-info": {"command": info.get("command"),
-                                                 "parameters": info.get("parameters") or "",
-                                                 "result_files": {name: {} for name in names}}}))
-    if not isinstance(files, dict) or len(files) > MAX_INPUTS:
-        raise ValueError(_("too many inputs, or one with a log's name"))
-    check_order(sorted(files, key=parts_of), reserved=LOG_NAMES)
-    shutil.rmtree(calc.work, ignore_errors=True)
-    for place, (name, entry) in enumerate(files.items()):
-        path = os.path.join(calc.work, utf8(name))
-        os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
-        blob = as_blob(entry[0] if isinstance(entry, list) and entry else None,
-                       calc.path(b"in", b"x%d" % place))
-        os.rename(blob.path, path)
-    os.makedirs(calc.work, 0o700, exist_ok=True)
-    calc.order = dict(calc.order, received=True, **{"calc-info": order["calc-info"]})
-    calc.run.order = calc.order["calc-info"]
-    write_synced(calc.path(b"order.new"), json.dumps(calc.order).encode())
-    os.rename(calc.path(b"order.new"), calc.path(b"order.json"))
-    sync_folder(calc.control)
-    log("info", calc.accept_id, "4 calc-params", site=calc.order["site"], command=calc.info["command"],
-        files=len(files), v=1)
+    def take_order(self, info):
+        """4. Inputs into the working directory, then the order to its place. ValueError if something is not
+        as it should be."""
+        if not isinstance(info, dict):
+            raise ValueError("calc-info is none")
+        files, names = info.get("parameter_files") or {}, info.get("result_files") or {}
+        if not isinstance(names, (dict, list)) or not all(isinstance(name, str) for name in names):
+            raise ValueError("malformed: result_files")
+        order = check_calc_order(dict(self.calc.order,
+                                      **{"calc-info": {"command": info.get("command"),
+                                                       "parameters": info.get("parameters") or "",
+                                                       "result_files": {name: {} for name in names}}}))
+        if not isinstance(files, dict) or len(files) > MAX_INPUTS:
+            raise ValueError(_("too many inputs, or one with a log's name"))
+        check_order(sorted(files, key=parts_of), reserved=LOG_NAMES)
+        shutil.rmtree(self.calc.work, ignore_errors=True)
+        for place, (name, entry) in enumerate(files.items()):
+            path = os.path.join(self.calc.work, utf8(name))
+            os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
+            blob = as_blob(entry[0] if isinstance(entry, list) and entry else None,
+                           self.calc.path(b"in", b"x%d" % place))
+            os.rename(blob.path, path)
+        os.makedirs(self.calc.work, 0o700, exist_ok=True)
+        self.calc.order = dict(self.calc.order, received=True, **{"calc-info": order["calc-info"]})
+        self.calc.run.order = self.calc.order["calc-info"]
+        write_synced(self.calc.path(b"order.new"), json.dumps(self.calc.order).encode())
+        os.rename(self.calc.path(b"order.new"), self.calc.path(b"order.json"))
+        sync_folder(self.calc.control)
+        log("info", self.calc.accept_id, "4 calc-params", site=self.calc.order["site"],
+            command=self.calc.info["command"], files=len(files), v=1)
 
+    def send_all(self):
+        """6. to 8. The end, the results as one stream, and that it was all. What cannot come has its reason
+        beside it. A calculation that was refused here walks the same steps: its stderr says why."""
+        end, rules = self.calc.run.last("ended"), dict(self.poller.rules)
+        rules["max_file"] = min(rules["max_file"] or V1_FILE, V1_FILE)
+        try:
+            if end["exit_code"] is None:
+                self.tell_step("calc-params-complete")
+                self.tell_step("calc-start")
+            for found in self.calc.run.looks(rules, self.calc.run.kinds()):
+                wanted = set(self.calc.info["result_files"]) - set(LOG_NAMES)
+                good = (end["exit_code"] == 0 and not end["reason"]
+                        and (not wanted or any(result.name in wanted for result in found.found)))
+                self.tell_step("calc-end", result="calc end" if good else "abnormal")
+                log("info", self.calc.accept_id, "7 send-results", site=self.calc.order["site"],
+                    files=len(found.found), bytes=found.total, v=1,
+                    **{code: entry["count"] for code, entry in found.verdicts.items()})
+                self.calc.run.write_manifest(found)
+                said = said_of(found)
+                try:
+                    self.send_body(found.found, dict(said["missing"], **said["refused"]))
+                    break
+                except ValueError:                         # see send_results()
+                    if not any(result.path.changed for result in found.found):
+                        raise
+            self.calc.note(7, "sent")
+            self.tell_step("end-send", result="end send")
+        except Refused as error:
+            if error.code != "0300" or not self.calc.last("sent"):
+                raise                              # otherwise it has been fetched meanwhile, and is forgotten
 
-def v1_send(poller, calc, relay):
-    """6. to 8. The end, the results as one stream, and that it was all. What cannot come has its reason
-    beside it. A calculation that was refused here walks the same steps: its stderr says why."""
-    end, rules = calc.run.last("ended"), dict(poller.rules)
-    rules["max_file"] = min(rules["max_file"] or V1_FILE, V1_FILE)
-    try:
-        if end["exit_code"] is None:
-            v1_step(calc, relay, "calc-params-complete")
-            v1_step(calc, relay, "calc-start")
-        for found in calc.run.looks(rules, calc.run.kinds()):
-            wanted = set(calc.info["result_files"]) - set(LOG_NAMES)
-            good = (end["exit_code"] == 0 and not end["reason"]
-                    and (not wanted or any(result.name in wanted for result in found.found)))
-            v1_step(calc, relay, "calc-end", result="calc end" if good else "abnormal")
-            log("info", calc.accept_id, "7 send-results", site=calc.order["site"], files=len(found.found),
-                bytes=found.total, v=1, **{code: entry["count"] for code, entry in found.verdicts.items()})
-            calc.run.write_manifest(found)
-            said = said_of(found)
-            try:
-                v1_results(calc, relay, found.found, dict(said["missing"], **said["refused"]))
-                break
-            except ValueError:                         # see send_results()
-                if not any(result.path.changed for result in found.found):
-                    raise
-        calc.note(7, "sent")
-        v1_step(calc, relay, "end-send", result="end send")
-    except Refused as error:
-        if error.code != "0300" or not calc.last("sent"):
-            raise                                  # otherwise it has been fetched meanwhile, and is forgotten
+    def send_body(self, found, absent):
+        """7. send-results. If something in between refuses it (a body limit), reasons go in place of the
+        files: somebody waits for it."""
+        try:
+            self.tell_step("send-results", self.body_of(found, absent))
+        except Refused as error:
+            if error.code not in (400, 413):
+                raise
+            log("error", self.calc.accept_id, "7 the results are refused and stay here", code=error.code,
+                why=error, work=shown(self.calc.work))
+            self.tell_step("send-results", self.body_of([], dict(absent, **{
+                result.name: "refused on the way: %s" % error for result in found})))
 
-
-def v1_results(calc, relay, found, absent):
-    """7. send-results. If something in between refuses it (a body limit), reasons go in place of the files:
-    somebody waits for it."""
-    try:
-        v1_step(calc, relay, "send-results", v1_body(calc, found, absent))
-    except Refused as error:
-        if error.code not in (400, 413):
-            raise
-        log("error", calc.accept_id, "7 the results are refused and stay here", code=error.code, why=error,
-            work=shown(calc.work))
-        v1_step(calc, relay, "send-results", v1_body(calc, [], dict(absent, **{
-            result.name: "refused on the way: %s" % error for result in found})))
-
-
-def v1_body(calc, found, absent):
-    """7. The body of send-results: (its length, a function that gives its chunks)."""
-    def entry(content, first, second):
-        return {"content": content, "mimetype1": first, "mimetype2": second}
-    names = [name for name in absent if name in calc.info["result_files"]]
-    return around_files(lambda mark: dict(v1_me(calc), result_files=dict(
-        [(result.name, entry(mark, "application/octet-stream;", "charset=binary")) for result in found]
-        + [(name, entry("", "Error", absent[name])) for name in names])),
-        [(result.path, 0, result.size, result.sum256) for result in found])
+    def body_of(self, found, absent):
+        """7. The body of send-results: (its length, a function that gives its chunks)."""
+        def entry(content, first, second):
+            return {"content": content, "mimetype1": first, "mimetype2": second}
+        names = [name for name in absent if name in self.calc.info["result_files"]]
+        return around_files(lambda mark: dict(
+            self.me(),
+            result_files=dict([(result.name, entry(mark, "application/octet-stream;", "charset=binary"))
+                               for result in found]
+                              + [(name, entry("", "Error", absent[name])) for name in names])), [
+                                  (result.path, 0, result.size, result.sum256) for result in found])
 
 
 def manual_words(words, options):
@@ -6568,7 +6644,7 @@ INI_KEYS = {                       # {section: {key: (kind, default)}}
 INI_KEYS.update(gate_keys())
 # at SIGHUP
 AT_RELOAD = ("paused", "hours", "jobs", "retry", "idle_exit", "poll", "keep_free", "keep_workdirs", "output",
-           "hold", "logfile", "lang")
+             "hold", "logfile", "lang")
 
 
 # ==== texts of units ====
