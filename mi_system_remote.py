@@ -1728,8 +1728,8 @@ class Carrier:
                 self.poller.make_room()
                 self.poller.give_back(self.relay.ask, self.calc.accept_id, self.calc.claim)
                 raise Refused(409, _("given back: %s") % error.strerror, {"why": "disk"})
-            reason = ("disk" if isinstance(error, OSError) else "refused" if isinstance(error, Forbidden)
-                      else "input")
+            kinds = ((OSError, "disk"), (Forbidden, "refused"), (ValueError, "input"))
+            reason = next(word for kind, word in kinds if isinstance(error, kind))
             self.calc.run.end_early(reason, getattr(error, "strerror", None) or error)
             return False
 
@@ -1985,15 +1985,20 @@ class Calculation:
     ACCEPT_ID, or ACCEPT_ID.N, of the two directories."""
 
     def __init__(self, base, name, order, gate=None):
-        self.name, self.order, self.accept_id, self.claim = name, order, order["accept_id"], order["claim"]
-        self.work, self.control = os.path.join(base, utf8(name)), os.path.join(base, b".mi", utf8(name))
+        self.name = name
+        self.order = order
+        self.accept_id = order["accept_id"]
+        self.claim = order["claim"]
+        self.work = os.path.join(base, utf8(name))
+        self.control = os.path.join(base, b".mi", utf8(name))
         self.run = GateRun(gate, order.get("run") or "%s.%d" % (order["accept_id"], order["attempt"]),
                            self.accept_id, self.work, self.control, order["calc-info"],
                            [(LOG_NAMES[0], self.control, b"stdout"), (LOG_NAMES[1], self.control, b"stderr")],
                            {})
-        self.phase, self.since = "inputs", time.monotonic()
-        # somebody said resend; what keeps it from being delivered
-        self.try_now, self.why = threading.Event(), ""
+        self.phase = "inputs"      # as the heartbeat says it
+        self.since = time.monotonic()
+        self.try_now = threading.Event()               # somebody said resend
+        self.why = ""              # what keeps it from being delivered
         self.carrier_journal = Journal(self.path(b"carrier"), needed=False)
         older = [entry for entry in self.run.journal.entries if entry.get("what") in CARRIED]
         self.journal = older + self.carrier_journal.entries      # there was one journal for both
@@ -2234,29 +2239,38 @@ class Poller:
     """What the threads of this process share. settings: the ini's; options: the command line's."""
 
     def __init__(self, settings, options, commands, token, base):
-        self.options, self.token, self.base, self.site, self.relay_limits = options, token, base, options[
-            "site"], {}
+        self.options = options
+        self.token = token
+        self.base = base
+        self.site = options["site"]
         self.gate = Gate(os.path.join(base, b".mi"), commands)
-        # also: rules, own_rules within the relay's limits; folders: does it take empty ones?
-        self.take_settings(settings, commands)
-        # calculations by name, free Relays
-        self.under_way, self.idle_relays, self.slots = {}, [], threading.Condition()
-        self.first_relay, self.failures_in_a_row, self.away, self.next_sweep = None, 0, "", 0.0    # away: why
-        self.large = None                           # {accept_id: bytes}, once that is known: see note_large()
-        self.v1, self.learned = False, 0.0             # is it a fielded relay? when was it asked?
-        # claims that the relay does not know as in force: not to be asked about before ...
-        self.not_before = {}
-        # read anew once an hour: with years of kept ones a look at all takes its time
-        self.names = names_on_disk(base)
-        self.wake, self.outcome = os.pipe(), None
-        # the Relay of a calc-request that is out; when there was work
-        self.relay_asking, self.busy_at, self.stuck = None, time.monotonic(), []
+        self.relay_limits = {}     # what the relay says of its own
+        self.take_settings(settings, commands)         # keys, jobs, retry, output, own_rules, rules, folders
+        self.under_way = {}        # {name: Calculation} that have a thread
+        self.slots = threading.Condition()             # whoever looks at, or changes, what takes one
+        self.idle_relays = []      # connections that nobody uses now
+        self.first_relay = None    # the one whose Trust all share
+        self.failures_in_a_row = 0
+        self.away = ""             # why the relay is
+        self.large = None          # {accept_id: bytes}, once that is known: see note_large()
+        self.v1 = False            # is it a fielded relay?
+        self.learned = 0.0         # when it was asked that
+        self.not_before = {}     # {claim: when it is asked about again} of those that the relay does not know
+        self.names = names_on_disk(base)              # anew once an hour: of years of kept ones it takes long
+        self.next_sweep = 0.0
+        self.wake = os.pipe()
+        self.outcome = None        # what it ends with: an exit code or an exception
+        self.relay_asking = None   # the Relay of a calc-request that is out
+        self.busy_at = time.monotonic()                # when there was work
+        self.stuck = []            # why something stays here, of a run that ends
 
     def take_settings(self, settings, commands):
         """Takes the ini's values into force."""
-        self.keys, self.own_rules, self.gate.commands = settings["poller"], settings["outbound"], commands
-        self.jobs, self.retry = (self.options["jobs"] or self.keys["jobs"],
-                                 self.options["retry"] or self.keys["retry"])
+        self.keys = settings["poller"]
+        self.own_rules = settings["outbound"]
+        self.gate.commands = commands
+        self.jobs = self.options["jobs"] or self.keys["jobs"]
+        self.retry = self.options["retry"] or self.keys["retry"]
         self.output = self.keys["output"] and not (self.keys["hold"] or any(
             self.own_rules[key] for key in ("deny_content", "deny_pieces", "deny_sums", "hold", "dry_run")))
         self.obey_limits(self.relay_limits)
@@ -2461,16 +2475,13 @@ class Poller:
                 self.slots.wait()
         told = ""
         while True:
-            shut, (free, full) = self.why_closed(), self.room_left()
-            if full and not shut:
-                self.make_room()
-                free, full = self.room_left()
+            shut, free, full = self.look_for_room()
             if not shut and not full:
                 if told:
                     log("info", None, "new calculations are taken again")
                 return free
             if self.ending():
-                if full and not shut:
+                if not shut:
                     self.stuck.append(_("%s: less than keep_free is free") % shown(self.base))
                 return None
             if told != (shut or full):
@@ -2479,10 +2490,18 @@ class Poller:
                     base=shown(self.base))
             # what could go is gone: only others make room now
             until = time.monotonic() + (0 if shut else DISK_PAUSE)
-            while True:
+            time.sleep(1)
+            while time.monotonic() <= until and self.why_not():
                 time.sleep(1)
-                if time.monotonic() > until or not self.why_not():
-                    break
+
+    def look_for_room(self):
+        """(why nothing new is claimed, the bytes that there is room for, why that is too little), after what
+        may go has gone."""
+        shut, (free, full) = self.why_closed(), self.room_left()
+        if full and not shut:
+            self.make_room()
+            free, full = self.room_left()
+        return shut, free, full
 
     def each_second(self):
         """Once a second: what was said on the command line meanwhile, the hours, and idle_exit."""
@@ -2739,7 +2758,7 @@ class ClaimLoop:
         self.poller.obey_limits(limits)
         if self.poller.options["once"]:
             return 0
-        return min(POLL_WAIT, limits["wait"] if isinstance(limits.get("wait"), int) else POLL_WAIT)
+        return min(POLL_WAIT, limits["wait"]) if isinstance(limits.get("wait"), int) else POLL_WAIT
 
     def refused_at_first(self, error):
         """The very first calc-request was refused: what to do about it."""
@@ -2915,31 +2934,38 @@ def cmd_show(base, name, as_json):
 def cmd_outbox(base, as_json):
     """What waits for its delivery, or is not wanted by the relay: since when, why, when it is tried again
     (seconds since the epoch)."""
-    rows, runs = [], running_poller(base)
-    for calc in on_disk(base):
-        if calc.state() not in ("undelivered", "kept"):
-            continue
-        end, found = read_note(calc.path(b"end")), {}
-        try:
-            with open(calc.path(b"waits")) as text:
-                told = json.load(text)
-            found = {"next": int(told["next"]), "why": str(told["why"])}
-        except (OSError, ValueError, TypeError, KeyError, RecursionError):
-            pass
-        kept, late = calc.delivery() == "kept", runs and found.get("next", 0) or None
-        why = (calc.last("kept")["why"] if kept else found.get("why") or _("is being sent") if runs
-               else found.get("why") or _("no poller runs"))
-        rows.append({"id": calc.name, "state": calc.state(),
-                     "since": round(end.time if end else (calc.run.last("ended") or calc.order)["t"]),
-                     "why": why, "next": None if kept else late})
+    runs = running_poller(base)
+    rows = [outbox_row(calc, runs) for calc in on_disk(base) if calc.state() in ("undelivered", "kept")]
     if as_json:
         return print(json_of(rows))
     for row in rows:
-        late = (_("not wanted; resend tries once more") if row["state"] == "kept" else _("when a poller runs")
-                if not runs else time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(row["next"]))
-                if (row["next"] or 0) > time.time() else _("now"))
+        late = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(row["next"]))
+        if row["state"] == "kept":
+            late = _("not wanted; resend tries once more")
+        elif not runs:
+            late = _("when a poller runs")
+        elif (row["next"] or 0) <= time.time():
+            late = _("now")
         since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(row["since"]))
         print(_("%s  since %s  next try: %s  why: %s") % (row["id"], since, late, printable(row["why"])))
+
+
+def outbox_row(calc, runs):
+    """A row of cmd_outbox(); runs: does a poller?"""
+    end, found = read_note(calc.path(b"end")), {}
+    try:
+        with open(calc.path(b"waits")) as text:
+            told = json.load(text)
+        found = {"next": int(told["next"]), "why": str(told["why"])}
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        pass
+    why, late = found.get("why"), runs and found.get("next", 0) or None
+    if calc.delivery() == "kept":
+        why, late = calc.last("kept")["why"], None
+    elif not why:
+        why = _("is being sent") if runs else _("no poller runs")
+    since = end.time if end else (calc.run.last("ended") or calc.order)["t"]
+    return {"id": calc.name, "state": calc.state(), "since": round(since), "why": why, "next": late}
 
 
 def cmd_pause(base, keys, word):
@@ -3102,6 +3128,26 @@ def check_host(settings, ini):
     for name, mode in ((keys["token_file"], 0o600), (keys["client_key"], 0o600), (keys["ca_file"], 0o755),
                        (keys["client_cert"], 0o755)):
         rows += [look_at_file(name, mode)] if name else []
+    rows += check_commands(settings, ini)
+    try:
+        base = os.fsdecode(base_path(keys["calc_base"]))
+    except Stop as stop:
+        return rows + [(False, str(stop))]
+    known = open_to_others(utf8(base), True)
+    why = known or open_to_others(utf8(base), False)
+    if why:
+        rows.append((False if known else None,
+                     _("[poller] calc_base: %s; who can put another directory in its place decides what is"
+                       " run") % why))
+    if os.path.exists(utf8(os.path.join(base, ".mi"))):
+        rows += [look_at_file(os.path.join(base, ".mi"), 0o700)] + check_upgrade(utf8(base))
+    return rows + look_at_disk(base, keys["keep_free"]) + [look_at_limits(256)] + look_at_running_poller(
+        utf8(base), settings)
+
+
+def check_commands(settings, ini):
+    """Rows about the commands that may run here."""
+    rows = []
     for section in sorted(section for section in settings if section.startswith("command ")):
         try:
             command = command_of(ini, section, settings[section])
@@ -3109,28 +3155,15 @@ def check_host(settings, ini):
             rows.append((True,
                          _("[%s] %s may run (%s on the wire)")
                          % (section, command["argv"][0], command["match"])))
-            rows += look_at_batch(section, command, keys["calc_base"]) if command["batch"] != "none" else []
+            if command["batch"] != "none":
+                rows += look_at_batch(section, command, settings["poller"]["calc_base"])
         except Stop as stop:
             rows.append((False, str(stop)))
     try:
         allow_list(ini, settings)
     except Stop as stop:
         rows += [(False, str(stop))] if (False, str(stop)) not in rows else []
-    try:
-        base = os.fsdecode(base_path(keys["calc_base"]))
-    except Stop as stop:
-        return rows + [(False, str(stop))]
-    for known, good in ((True, False), (False, None)):
-        why = open_to_others(utf8(base), known)
-        if why:
-            rows.append((good,
-                         _("[poller] calc_base: %s; who can put another directory in its place decides what"
-                           " is run") % why))
-            break
-    if os.path.exists(utf8(os.path.join(base, ".mi"))):
-        rows += [look_at_file(os.path.join(base, ".mi"), 0o700)] + check_upgrade(utf8(base))
-    return rows + look_at_disk(base, keys["keep_free"]) + [look_at_limits(256)] + look_at_running_poller(
-        utf8(base), settings)
+    return rows
 
 
 def check_upgrade(base):
@@ -3218,7 +3251,9 @@ def cmd_unit(options, ini, settings):
     me = pwd.getpwuid(os.geteuid()).pw_name if os.geteuid() else "mi_distcomp"
     words = [sys.executable, "-I", "-S", os.path.abspath(__file__), "poll", "--ini",
              os.path.abspath(ini or "/etc/mi_distributed_computing_assist.ini")]
-    start = UNIT_ON_DEMAND if options["cloud-init"] else UNIT_ONCE if options["once"] else UNIT_SERVICE
+    start = UNIT_ONCE if options["once"] else UNIT_SERVICE
+    if options["cloud-init"]:
+        start = UNIT_ON_DEMAND
     text = UNIT % {"where": "/etc/systemd/system/mi_system_remote.service",
                    "name": "mi_system_remote." + ("timer" if options["once"] else "service"),
                    "script": words[3], "user": me, "after": UNIT_AFTER if options["cloud-init"] else "",
@@ -3243,45 +3278,68 @@ def main(argv=None):
         return print("%s\n\n%s" % (help_of(HELP, __doc__, (words or [""])[0]), _(
             "for every word: --ini FILE  --json  -q (failures only)  -v (more)  --version")))
     if options["version"]:
-        import hashlib
-        with open(__file__, "rb") as text:
-            return print("%s %s protocol 2 (1) sha256 %s"
-                         % (PROGRAM, VERSION, hashlib.sha256(text.read()).hexdigest()))
-    SAY["level"], SAY["debug"] = 0 if options["v"] else 2 if options["q"] else 1, options["v"]
+        return print_version()
+    SAY["level"], SAY["debug"] = 1, options["v"]
+    if options["v"] or options["q"]:
+        SAY["level"] = 0 if options["v"] else 2
     if words == ["check"]:
         return cmd_check(options)
-    alone = (["poll"], ["list"], ["outbox"], ["pause"], ["resume"], ["unit"])
-    if words not in alone and words[:1] not in (["show"], ["resend"], ["login"]):
-        manual_words(words, options)
-    elif words[0] in ("show", "resend") and len(words) != 2:
-        raise Stop(EX_USAGE, _("%s needs one ID") % words[0])
+    words = checked_words(words, options)
     ini = find_ini(options["ini"], ini_folders(__file__))
     settings = read_ini(ini, INI_KEYS)
     choose_language(settings["poller"]["lang"])
-    if words == ["unit"]:
+    if words[0] == "unit":
         return cmd_unit(options, ini, settings)
-    if words[:1] == ["login"] and not options["fielded"]:
+    if words[0] == "login":
         return cmd_login(options, settings, (words[1:] or [""])[0])
-    if words[0] != "poll" and not options["fielded"]:
+    if words[0] not in ("poll", "resend"):
+        return on_what_is_here(words, options, settings)
+    if words[0] == "resend":
         base = open_base(settings["poller"]["calc_base"])
-        if words[0] in ("list", "show"):
-            cmd_show(base, words[1] if words[0] == "show" else None, options["json"])
-            for good, text in look_at_running_poller(base, settings) if words[
-                    0] == "list" and not options["json"] else ():
-                print("-- " + text)
-            return
-        if words[0] in ("pause", "resume"):
-            return cmd_pause(base, settings["poller"], words[0])
-        if words[0] == "outbox":
-            return cmd_outbox(base, options["json"])
         options["resend"] = calc_to_resend(base, words[1]).name
         if running_poller(base):
             return ask_to_resend(base, options["resend"])
+    return cmd_poll(options, settings, ini, argv is None)
+
+
+def checked_words(words, options):
+    """The words if they are this program's; ["poll"] if they are the manual's, which go into options. 64."""
+    alone = (["poll"], ["list"], ["outbox"], ["pause"], ["resume"], ["unit"])
+    if words not in alone and words[:1] not in (["show"], ["resend"], ["login"]):
+        manual_words(words, options)
+        return ["poll"]
+    if words[0] in ("show", "resend") and len(words) != 2:
+        raise Stop(EX_USAGE, _("%s needs one ID") % words[0])
+    return words
+
+
+def print_version():
+    """The line of --version."""
+    import hashlib
+    with open(__file__, "rb") as text:
+        print("%s %s protocol 2 (1) sha256 %s" % (PROGRAM, VERSION, hashlib.sha256(text.read()).hexdigest()))
+
+
+def on_what_is_here(words, options, settings):
+    """list, show, outbox, pause and resume: they look at calc_base, whether a poller runs or not."""
+    base = open_base(settings["poller"]["calc_base"])
+    if words[0] in ("pause", "resume"):
+        return cmd_pause(base, settings["poller"], words[0])
+    if words[0] == "outbox":
+        return cmd_outbox(base, options["json"])
+    cmd_show(base, words[1] if words[0] == "show" else None, options["json"])
+    if words[0] == "list" and not options["json"]:
+        for good, text in look_at_running_poller(base, settings):
+            print("-- " + text)
+
+
+def cmd_poll(options, settings, ini, as_program):
+    """poll, the manual's words, and resend where no poller runs."""
     if settings["poller"]["logfile"]:
         log_into(settings["poller"]["logfile"])
     no_core_dump()
     try:
-        poller = set_up(options, settings, ini, argv is None)
+        poller = set_up(options, settings, ini, as_program)
     except Stop as stop:
         if stop.code == EX_TEMPFAIL and options["once"]:
             return 0
@@ -3644,7 +3702,9 @@ def hours_of(text):
         if not {first or DAYS[0], last or DAYS[0]} <= set(DAYS) or begin == end or max(begin, end) > 1440:
             raise ValueError(_("is not like 22-6, or Mon-Fri 20:30-6:00, Sat-Sun 0-24"))
         low = DAYS.index(first) if first else 0
-        count = (DAYS.index(last) - low) % 7 + 1 if last else 1 if first else 7
+        count = 1 if first else 7
+        if last:
+            count = (DAYS.index(last) - low) % 7 + 1
         spans.append(([(low + day) % 7 for day in range(count)], begin, end))
     return spans
 
@@ -3817,9 +3877,7 @@ class FieldedCarrier(Carrier):
                 self.tell_step("calc-params-complete")
                 self.tell_step("calc-start")
             for found in self.calc.run.looks(rules, self.calc.run.kinds()):
-                wanted = set(self.calc.info["result_files"]) - set(LOG_NAMES)
-                good = (end["exit_code"] == 0 and not end["reason"]
-                        and (not wanted or any(result.name in wanted for result in found.found)))
+                good = end["exit_code"] == 0 and not end["reason"] and self.came_out(found)
                 self.tell_step("calc-end", result="calc end" if good else "abnormal")
                 log("info", self.calc.accept_id, "7 send-results", site=self.calc.order["site"],
                     files=len(found.found), bytes=found.total, v=1,
@@ -3837,6 +3895,11 @@ class FieldedCarrier(Carrier):
         except Refused as error:
             if error.code != "0300" or not self.calc.last("sent"):
                 raise                              # otherwise it has been fetched meanwhile, and is forgotten
+
+    def came_out(self, found):
+        """Is at least one of the declared results there, if any was?"""
+        wanted = set(self.calc.info["result_files"]) - set(LOG_NAMES)
+        return not wanted or any(result.name in wanted for result in found.found)
 
     def send_body(self, found, absent):
         """7. send-results. If something in between refuses it (a body limit), reasons go in place of the
@@ -3872,24 +3935,29 @@ def manual_words(words, options):
                    % nearest((words or [""])[0], list(HELP)))
     options.update(site=words[0], url=words[1], token=words[2], fielded=True, ignored=[])
     for word in words[3:]:
-        key, colon, value = word.partition(":")
         try:
-            if word == "debug":
-                SAY["level"], SAY["debug"] = 0, True
-            elif key == "no_auth" and bool(value) == bool(colon):
-                options.update(verify=bool(value), ca_file=value)
-            elif key == "port" and re.match(r"\d{1,5}\Z", value):
-                options["port"] = int(value)
-            elif key == "retry" and value:
-                options["retry"] = retry_of(value)
-            elif key == "calc_base" and value:
-                options["calc_base"] = value
-            elif key in MANUAL_WORDS and key not in ("debug", "retry"):
-                raise Stop(EX_USAGE, _("%s: not like %s") % (printable(word), MANUAL_WORDS[key]))
-            else:
-                raise ValueError(_("is not a word of this program%s") % nearest(key, list(MANUAL_WORDS)))
+            manual_word(word, options)
         except ValueError as error:                    # as the fielded program does
             options["ignored"].append((word, error))
+
+
+def manual_word(word, options):
+    """One word behind the token. ValueError if it is none, 64 if it is one that cannot be as it stands."""
+    key, colon, value = word.partition(":")
+    if word == "debug":
+        SAY["level"], SAY["debug"] = 0, True
+    elif key == "no_auth" and bool(value) == bool(colon):
+        options.update(verify=bool(value), ca_file=value)
+    elif key == "port" and re.match(r"\d{1,5}\Z", value):
+        options["port"] = int(value)
+    elif key == "retry" and value:
+        options["retry"] = retry_of(value)
+    elif key == "calc_base" and value:
+        options["calc_base"] = value
+    elif key in MANUAL_WORDS and key not in ("debug", "retry"):
+        raise Stop(EX_USAGE, _("%s: not like %s") % (printable(word), MANUAL_WORDS[key]))
+    else:
+        raise ValueError(_("is not a word of this program%s") % nearest(key, list(MANUAL_WORDS)))
 
 
 # ==== shared: run ====
