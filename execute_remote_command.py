@@ -225,23 +225,30 @@ def command_of(where, section, keys):
     {NAME: value}. 78 if it contradicts itself."""
     def wrong(key, text):
         return Stop(EX_CONFIG, "%s: [%s] %s: %s" % (where, section, key, text))
-    shapes, env = {}, {}
-    for key, value in keys.items():
-        head, dot, rest = key.partition(".")
-        good = re.match(r"[1-9]\d{0,3}\Z" if head == "argument" else r"[A-Za-z_][A-Za-z0-9_]*\Z", rest)
-        if dot and not good:
-            raise wrong(key, _("must be argument.1, argument.2, ... or env.NAME_OF_A_VARIABLE"))
-        if dot and head == "argument":
-            shapes[int(rest)] = value
-        elif dot:
-            env[rest] = value
-    for key in ("argv", "pre", "post"):
-        if (key == "argv" or keys[key]) and not (keys[key] and keys[key][0].startswith("/")):
+    try:
+        shapes = {int(rest): value for rest, value in dotted(keys, "argument", r"[1-9]\d{0,3}\Z").items()}
+        env = dotted(keys, "env", r"[A-Za-z_][A-Za-z0-9_]*\Z")
+    except ValueError as error:
+        raise wrong(str(error), _("must be argument.1, argument.2, ... or env.NAME_OF_A_VARIABLE"))
+    for key in ["argv"] + [key for key in ("pre", "post") if keys[key]]:
+        if not "".join(keys[key][:1]).startswith("/"):
             raise wrong(key, _("the first line must be the absolute path of a program"))
     if keys["argv"].count("{parameters}") != bool(shapes) or keys["parameters"] not in (None, bool(shapes)):
         raise wrong("parameters", _("arguments need a line {parameters} in argv, argument.N for each, "
                                     "and no parameters = no"))
     return dict(keys, name=section[8:], match=keys["match"] or keys["argv"][0], shapes=shapes, env=env)
+
+
+def dotted(keys, head, form):
+    """{REST: value} of the keys head.REST. ValueError with the key whose REST is not of this form."""
+    found = {}
+    for key, value in keys.items():
+        first, dot, rest = key.partition(".")
+        if dot and first == head:
+            if not re.match(form, rest):
+                raise ValueError(key)
+            found[rest] = value
+    return found
 
 
 def commands_of(where, settings):
@@ -730,9 +737,7 @@ class Tree:
             while True:
                 part = todo.pop(0)
                 if part in (b"", b".", b".."):
-                    if part == b".." and not real or not todo:
-                        raise Stays("outside" if part == b".." and not real else "special")
-                    real = real[:-1] if part == b".." else real
+                    real = self.upwards(real, part, not todo)
                     here = self.instead(here, self.enter(b"/".join(real), ENTER))
                     continue
                 info = os.stat(part, dir_fd=here, follow_symlinks=False)
@@ -740,12 +745,9 @@ class Tree:
                     links += 1
                     if links > LINKS:
                         raise Stays("missing", "links in a circle")
-                    target = os.readlink(part, dir_fd=here)
+                    target = self.inside(os.readlink(part, dir_fd=here))
                     if target.startswith(b"/"):
-                        if not target.startswith(self.path + b"/"):
-                            raise Stays("outside")
-                        target, real = target[len(self.path) + 1:], []
-                        here = self.instead(here, os.dup(self.fd))
+                        real, here = [], self.instead(here, os.dup(self.fd))
                     todo[:0] = target.split(b"/")
                 elif todo:
                     here = self.instead(here, os.open(part, ENTER, dir_fd=here))
@@ -754,6 +756,22 @@ class Tree:
                     return b"/".join(real + [part]), info
         finally:
             os.close(here)
+
+    def inside(self, target):
+        """Where a link leads: as it is if that is relative, else from the top on, with a slash before it. Stays
+        if the top is not on its way."""
+        if target.startswith(b"/") and not target.startswith(self.path + b"/"):
+            raise Stays("outside")
+        return target[len(self.path):] if target.startswith(b"/") else target
+
+    @staticmethod
+    def upwards(real, part, last):
+        """Where an empty part of a name, a . or a .. leads. Stays: above the top, or last: to no file."""
+        if part == b".." and not real:
+            raise Stays("outside")
+        if last:
+            raise Stays("special")
+        return real[:-1] if part == b".." else real
 
     @staticmethod
     def instead(old, new):
@@ -1046,10 +1064,7 @@ class Collector:
                 mark = info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns, info.st_ctime_ns
                 if name in self.known and self.known[name][0] == mark:
                     return self.add(mark, self.known[name][1])
-                if self.rules["deny_content"]:
-                    whole, parts = scanned_sums(fd, info.st_size, self.rules)
-                else:
-                    whole, parts = sums_of_file(fd, info.st_size)
+                whole, parts = self.sums(fd, info.st_size)
                 after = os.fstat(fd)
                 if not result or (after.st_size, after.st_mtime_ns) == (info.st_size, info.st_mtime_ns):
                     break
@@ -1060,6 +1075,12 @@ class Collector:
         self.rule(name, "deny_sums" if whole.hex() in self.rules["deny_sums"] else "")
         source = Source(tree, real, info.st_size, parts)
         self.add(mark, Result(source, info.st_size, name, whole, bool(info.st_mode & 0o100), info.st_mtime_ns))
+
+    def sums(self, fd, length):
+        """As sums_of_file(), of what the rules about contents let pass. Stays."""
+        if self.rules["deny_content"]:
+            return scanned_sums(fd, length, self.rules)
+        return sums_of_file(fd, length)
 
     def add(self, mark, result):
         """This one leaves."""
