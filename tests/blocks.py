@@ -1,8 +1,10 @@
 """Copies the shared blocks of one script into the other scripts that hold them: python3 tests/blocks.py SCRIPT [BLOCK...]
 
 The block is edited in SCRIPT; `test_form.py` fails as long as one byte differs. Without BLOCK: all that SCRIPT holds.
+README.md's table of what an auditor reads (lines and sums) is brought up to date, too.
 """
 import glob
+import hashlib
 import os
 import re
 import sys
@@ -27,8 +29,39 @@ def copied(source, only=()):
     return changed
 
 
+AUDITED = ("gate", "watch", "run", "batch")            # all that decides what runs and what leaves
+READER = "mi_system_remote.py"
+
+
+def audited():
+    """{block: its row of README.md's table} of what decides what runs and what leaves."""
+    rows = {}
+    with open(os.path.join(ROOT, READER), encoding="utf-8") as text:
+        whole = text.read()
+    for found in BLOCK.finditer(whole):
+        first = whole.count("\n", 0, found.start()) + 1
+        last = first + found.group(0).count("\n")
+        rows[found.group(1)] = "| `%s` | %d to %d | `%s` |" % (
+            found.group(1), first, last, hashlib.sha256((found.group(0) + "\n").encode("utf-8")).hexdigest())
+    return {name: rows[name] for name in AUDITED}
+
+
+def told(readme):
+    """The text of a README with these rows as they are now."""
+    for name, row in audited().items():
+        readme = re.sub(r"^\| `%s` \| \d+ to \d+ \| `[0-9a-f]+` \|$" % name, row, readme, flags=re.M)
+    return readme
+
+
 if __name__ == "__main__":
     if len(sys.argv) < 2:
         sys.exit(__doc__)
     for block, script in copied(sys.argv[1], sys.argv[2:]):
         print("%s -> %s" % (block, script))
+    path = os.path.join(ROOT, "README.md")
+    with open(path, encoding="utf-8") as text:
+        before = text.read()
+    if told(before) != before:
+        print("table -> README.md")
+        with open(path, "w", encoding="utf-8") as text:
+            text.write(told(before))

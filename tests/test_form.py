@@ -14,8 +14,11 @@ import suite
 SCRIPTS = sorted(os.path.basename(path) for path in glob.glob(os.path.join(suite.ROOT, "*.py")))
 TOP = {"mi_dicomapi.py", "mi_system_wf.py", "mi_system_remote.py", "execute_remote_command.py", "execute_remote_side_program_ssh.sample.sh",
        "mi_distributed_computing_assist.ini", "tests", "README.md", ".ci", ".gitignore"}
-HOUSES = ("mi_dicomapi.py", "mi_system_wf.py", "execute_remote_command.py", "mi_system_remote.py")   # scripts whose own rooms stand first; the others follow
-SIMPLE = HOUSES[:2]                                     # of these, the functions of the own rooms are simple already
+HOUSES = ("mi_dicomapi.py", "mi_system_wf.py", "mi_system_remote.py", "execute_remote_command.py")       # own rooms stand first, and are narrow
+SIMPLE = HOUSES[:3]                                     # of these, the functions of the own rooms are simple already
+DECIDERS = ("command_of", "commands_of", "unfit", "words_of", "permit", "permit_input", "permit_results", "command_env", "let_out", "shape",
+            "name_rule", "size_rule", "reach", "inside", "upwards", "rule", "keep", "admit", "take", "take_folder", "enough", "judge", "judge_twins",
+            "sums", "sums_of_file", "scanned_sums", "look_into", "may_hold")
 FIRST = ("shared: gate", "shared: watch")               # what an owner reads a script for stands before its own rooms
 BLOCK = re.compile(r"^# ==== shared: (\w+) ====$.*?^# ==== end shared ====$", re.M | re.S)
 
@@ -263,6 +266,12 @@ def test_the_contents_of_a_script_are_its_rooms_in_their_order_and_its_own_come_
     assert re.search(r"^threads", ast.get_docstring(ast.parse(text)), re.M)
     first = text[:text.index("# ==== %s ====" % rooms[1])].count("\n")
     assert first < (150 if rooms[1] in FIRST else 200), "%s begins at line %d only" % (rooms[1], first)
+
+
+def test_who_decides_what_runs_and_what_leaves_has_at_most_ten_branches():
+    gate = next(found.group(0) for found in BLOCK.finditer(text_of("mi_system_remote.py")) if found.group(1) == "gate")
+    found = {node.name: complexity(node) for node in ast.walk(ast.parse(gate)) if isinstance(node, ast.FunctionDef) and node.name in DECIDERS}
+    assert set(found) == set(DECIDERS) and max(found.values()) <= 10, found
 
 
 def test_the_top_of_the_repository_holds_only_what_belongs_there():

@@ -616,6 +616,20 @@ def test_what_is_kept_of_a_calc_info_is_what_is_used_and_show_steers_no_terminal
     assert "202e" in told.stdout and not set("\x9b\u202e") & set(told.stdout)
 
 
+def test_options_mean_the_same_before_and_behind_the_word(host):
+    host.write_ini()
+    host.base.mkdir(mode=0o700)
+    for words, options in ((["list"], ["--json"]), (["outbox"], ["--json"]), (["unit"], ["--once"]), (["unit"], ["--timer"]), (["check"], ["--upgrade", "--json"]),
+                           (["pause"], ["-q"]), (["resume"], ["-v"]), (["show", "01234567"], ["--json"]), (["list"], ["--version"]), (["list"], ["--help"])):
+        options = options + ["--ini", str(host.ini)]
+        found = {subprocess.run(host.program + line, env=ENV, timeout=20, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE).stdout
+                 for line in (words + options, options + words, options[:-2] + words + options[-2:])}
+        assert len(found) == 1 and (found != {b""} or words[0] == "show"), (words, options, found)
+    remote = suite.module("mi_system_remote.py")
+    for line in (["--jobs", "3", "--drain", "poll", "--idle-exit=5"], ["poll", "--idle-exit", "5", "--jobs=3", "--drain"]):
+        assert remote.parse(line) == remote.parse(["poll", "--jobs", "3", "--drain", "--idle-exit", "5"])
+
+
 def test_numbers_without_sense_are_no_bug(tmp_path):
     """What waits for want of room is kept for `list`, which could not show it; a fielded relay may name a calculation by a number."""
     fake, host, ended = against(tmp_path, {"code": "0300", "message": "nothing", "large": {ID: 10 ** 400}})

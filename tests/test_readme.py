@@ -1,4 +1,5 @@
 """The README's commands and ini texts, as they stand; its words, keys, links and tests are there; no line is wide."""
+import ast
 import configparser
 import os
 import re
@@ -7,6 +8,7 @@ import shutil
 import subprocess
 import unicodedata
 
+import blocks as shared_blocks
 import pytest
 import ssh_lab
 import suite
@@ -65,6 +67,24 @@ def test_every_test_that_the_readme_names_is_there():
                     texts += text.read()
     missing = [name for name in named if ("def " + name + "(" if not name.endswith(".py") else os.path.basename(name)) not in texts]
     assert len(named) > 10 and not missing, missing
+
+
+def test_what_decides_what_runs_and_what_leaves_stands_where_the_readme_says():
+    rows = shared_blocks.audited()
+    assert shared_blocks.told(README) == README, "python3 tests/blocks.py mi_system_remote.py brings the table up to date"
+    assert all(README.count(row + "\n") == 1 for row in rows.values()) and len(rows) == 4
+    with open(suite.script("mi_system_remote.py"), encoding="utf-8") as text:
+        program = text.read()
+    spans = [tuple(map(int, re.search(r"\| (\d+) to (\d+) \|", row).groups())) for row in rows.values()]
+    assert spans[0][0] < 150
+    starts = re.compile(r"(subprocess\.(Popen|run|call|check_\w+)|os\.(fork|exec\w+|spawn\w+|posix_spawn\w*|system|popen|kill|killpg)|popen|pty\..*)\Z")
+    found = {}
+    for top in ast.parse(program).body:
+        for node in ast.walk(top):
+            if isinstance(node, ast.Call) and starts.match(re.sub(r"\s", "", ast.get_source_segment(program, node.func))):
+                found[node.lineno] = getattr(top, "name", "")
+    elsewhere = {name for line, name in found.items() if not any(first <= line <= last for first, last in spans)}
+    assert len(found) > 5 and elsewhere == {"hide_token"}, elsewhere            # which starts this program anew
 
 
 def tables():
