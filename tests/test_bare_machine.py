@@ -12,7 +12,7 @@ import suite
 ENV = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C", "HOME": "/root", "DEBIAN_FRONTEND": "noninteractive"}
 OUTSIDE = ("/etc/resolv.conf", "/etc/hosts")             # how this machine reaches its registries
 BUNDLE = "/etc/ssl/certs/ca-certificates.crt"
-CHEAP = "tests/test_readme.py::test_the_first_success_is_within_the_first_twenty_lines"
+CHEAP = "tests/test_readme.py::test_the_first_success_is_within_the_first_twenty_lines_and_so_is_the_way_to_the_japanese_part"
 
 
 class Tree:
