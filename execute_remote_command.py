@@ -1907,7 +1907,8 @@ class Place:
             names = []
         noted = b"journal" in names and os.path.getsize(self.path(b"journal")) > 0
         if there == "taken" and (noted or {b"ready", b"start", b"end", b"lost"} & set(names)):
-            there, code, why, where = self.begun() if b"journal" in names else self.begun_before(names)
+            there, code, why, where = (self.begun() if b"journal" in names and not self.unwatched()
+                                      else self.begun_before(names))
         found = {"state": there, "code": code, "why": why, "cancelled": b"cancelled" in names, "where": where}
         if b"fetched" in names and there in OVER:
             found.update(state="fetched", lost=there == "lost")
@@ -1928,8 +1929,15 @@ class Place:
         waits = state == "ready" and self.noted(b"command").get("jobs") and not self.has(b"pre")
         return "queued" if waits else "running", None, "", ""
 
+    def unwatched(self):
+        """Is nothing of the journal readable, and no keeper at the run? Then its wrapper's files must tell."""
+        entries = Journal(self.path(b"journal"), needed=False).entries
+        told = any(isinstance(entry.get("what"), str) for entry in entries)
+        return not told and not os.path.lexists(open_entry(self))
+
     def begun_before(self, names):
-        """The same of a run that an older version has started, and no keeper has looked at (see adopt)."""
+        """The same of a run that an older version has started, and no keeper has looked at (see adopt), or
+        whose journal is lost."""
         if b"lost" in names:
             with open(self.path(b"lost"), encoding="utf-8", errors="replace") as text:
                 return "lost", None, text.read(1000), ""
@@ -3159,13 +3167,18 @@ def begin_run(place, command, argv, env, text):
         SAY["log"] = None
 
 
+def open_entry(place):
+    """Where it is noted that a keeper is needed for a run: open/UUID, or open/UUID@KEY."""
+    top = top_of(place.rules)
+    key = b"" if place.base == top else b"@" + os.path.basename(place.base)
+    return os.path.join(top, b".mi", b"open", utf8(place.ident) + key)
+
+
 def note_order(place, order):
     """The order of a run, for whichever keeper: its entry in open/, and its note `command`."""
-    top = top_of(place.rules)
-    folder, key = (os.path.join(top, b".mi", b"open"),
-                   b"" if place.base == top else b"@" + os.path.basename(place.base))
-    os.makedirs(folder, 0o700, exist_ok=True)
-    write_synced(os.path.join(folder, utf8(place.ident) + key), b"")
+    entry = open_entry(place)
+    os.makedirs(os.path.dirname(entry), 0o700, exist_ok=True)
+    write_synced(entry, b"")
     fault("run opened")
     place.note(b"command", dict(order, ini=place.rules.get("ini", ""), mark=os.fsdecode(place.mark),
                                 host=host_id(), node=os.uname().nodename, boot=boot_id()))
