@@ -1930,7 +1930,7 @@ class Place:
         return "queued" if waits else "running", None, "", ""
 
     def unwatched(self):
-        """Is nothing of the journal readable, and no keeper at the run? Then its wrapper's files must tell."""
+        """Is nothing of the journal readable, and no keeper at it? Then the wrapper's files must tell."""
         entries = Journal(self.path(b"journal"), needed=False).entries
         told = any(isinstance(entry.get("what"), str) for entry in entries)
         return not told and not os.path.lexists(open_entry(self))
