@@ -10,6 +10,7 @@ sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 import suite
 
 signal.signal(signal.SIGINT, signal.default_int_handler)                     # a shell's background job hands down an ignored Ctrl+C
+signal.signal(signal.SIGHUP, signal.SIG_DFL)         # so does nohup a SIGHUP
 SLOW = ("test_torture.py", "test_batch.py", "test_ssh_runner.py", "test_ssh_guard.py", "test_poller.py", "test_fielded_clients.py")
 
 

@@ -124,7 +124,7 @@ def test_a_log_that_nobody_reads_does_not_hold_it(site, tmp_path, name, number, 
     out, into = full_pipe()
     try:
         if name == POLLER:
-            hook = "program.Poller.tell = lambda self, line: (os.dup2(%d, 2), open(%r, 'w').close())" % (into, str(tmp_path / "stands still"))
+            hook = "program.Poller.tell_manual = lambda self, line: (os.dup2(%d, 2), open(%r, 'w').close())" % (into, str(tmp_path / "stands still"))
             held = poller(site, tmp_path, hook, pass_fds=[into])
         else:
             own = suite.World(tmp_path / "own", tls=False)
@@ -152,7 +152,7 @@ def test_a_name_server_that_hangs_does_not_hold_the_workflow_side(site, tmp_path
 def test_output_that_nobody_reads_does_not_hold_the_workflow_side(site, tmp_path):
     out, into = full_pipe()
     try:
-        hook = "program.LEAVE, connect = 1, program.connect\nprogram.connect = lambda options: (open(%r, 'w').close(), connect(options))[1]" % (
+        hook = "program.LEAVE, connect = 1, program.relay_of_options\nprogram.relay_of_options = lambda options: (open(%r, 'w').close(), connect(options))[1]" % (
             str(tmp_path / "stands still"))
         held = Held(WORKFLOW, hook, ["run", SITE, "solve"] + site.reach(), tmp_path, stdout=into, stderr=into)
         held.stands()

@@ -699,7 +699,7 @@ ATTACKS = [                    # (attack, ini, the check to take out, what to pu
     (control_characters_in_the_log, "", "        value = printable(value)\n", "        value = str(value)\n",
      "json.dumps(value, ensure_ascii=False) if re.search(r'[\\s\"]|^$', value) else value", "value", "asked=printable(text[-200:])", "asked=text[-200:]"),
     (names_after_a_cancel, "", "        if \"patterns\" in self.kinds:\n", "        if True:\n"),
-    (what_a_command_left_that_did_not_end_by_itself, "", "        stopped = lost or found", "        stopped = found"),
+    (what_a_command_left_that_did_not_end_by_itself, "", "        stopped = (lost or found", "        stopped = (found"),
     (older_lines_of_the_log, NAMES, "            for name, why in self.notes if said != self.said.get(kind) else ():\n", "            for name, why in self.notes:\n"),
     (older_lines_by_two_kinds_of_look, NAMES, "dict(self.said, **{kind: said})", "{kind: said}"),
     (older_lines_by_hellos, "", "        if run not in self.named and (told", "        if True or (told"),
