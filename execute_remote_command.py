@@ -1907,17 +1907,19 @@ class Place:
             names = []
         noted = b"journal" in names and os.path.getsize(self.path(b"journal")) > 0
         if there == "taken" and (noted or {b"ready", b"start", b"end", b"lost"} & set(names)):
-            there, code, why, where = (self.begun() if b"journal" in names and not self.unwatched()
-                                      else self.begun_before(names))
+            there, code, why, where = self.begun(names)
         found = {"state": there, "code": code, "why": why, "cancelled": b"cancelled" in names, "where": where}
         if b"fetched" in names and there in OVER:
             found.update(state="fetched", lost=there == "lost")
         return found
 
-    def begun(self):
+    def begun(self, names):
         """(state, exit code, why, where) of a run that is more than `taken`. Only what the journal calls
         ended has ended; the rest is the keeper's, and where it is, is for people."""
-        end = ended_of(self)
+        journal = Journal(self.path(b"journal"), needed=False)
+        if b"journal" not in names or self.unwatched(journal):
+            return self.begun_before(names)
+        end = journal.last("ended")
         if end is not None:
             return end["state"], end["exit_code"], printable(end["reason"]), ""
         if read_batch(self.control):
@@ -1929,10 +1931,9 @@ class Place:
         waits = state == "ready" and self.noted(b"command").get("jobs") and not self.has(b"pre")
         return "queued" if waits else "running", None, "", ""
 
-    def unwatched(self):
+    def unwatched(self, journal):
         """Is nothing of the journal readable, and no keeper at it? Then the wrapper's files must tell."""
-        entries = Journal(self.path(b"journal"), needed=False).entries
-        told = any(isinstance(entry.get("what"), str) for entry in entries)
+        told = any(isinstance(entry.get("what"), str) for entry in journal.entries)
         return not told and not os.path.lexists(open_entry(self))
 
     def begun_before(self, names):
@@ -2976,7 +2977,7 @@ def log_file(path):
 #  6. Its clock need not be right: times of there are compared with times of there only. Its words: 2 door
 #     BASE SUM. The program comes once and lies as BASE/.mi/gate.SUM; beside it its bytecode, one for each
 #     Python.
-LOADER = r"""
+DECODED = r"""
 PATH=$PATH:/usr/bin:/bin
 shift; n=$#
 while [ "$n" -gt 0 ]; do
@@ -2984,7 +2985,8 @@ while [ "$n" -gt 0 ]; do
     case $a in *\\*) a=$(printf '%b.' "$a"); a=${a%.};; esac
     set -- "$@" "$a"
 done
-load='
+"""                            # the words of a request, as they were before encoded()
+LOADER = DECODED + r"""load='
 import sys
 try:
     if sys.version_info < (3, 6): raise ImportError
@@ -4878,15 +4880,7 @@ class Progress:
 # ==== the plain way ====
 # Where there is no python3: a directory, rsync, the command, rsync, as fielded. Nothing is removed there,
 # nothing can be resumed.
-PLAIN = r"""
-PATH=$PATH:/usr/bin:/bin
-shift; n=$#
-while [ "$n" -gt 0 ]; do
-    a=$1; shift; n=$((n - 1))
-    case $a in *\\*) a=$(printf '%b.' "$a"); a=${a%.};; esac
-    set -- "$@" "$a"
-done
-case $3 in /*) b=$3;; "~/"*) b=$HOME/${3#"~/"};; *) b=$HOME/$3;; esac
+PLAIN = DECODED + r"""case $3 in /*) b=$3;; "~/"*) b=$HOME/${3#"~/"};; *) b=$HOME/$3;; esac
 w=$b/$4
 case $2 in
 rsync) (umask 077; mkdir -p "$w") && cd "$w" && shift 4 && exec rsync "$@";;
