@@ -3988,23 +3988,27 @@ RUN = r"""#!/bin/sh
 # Runs COMMAND at most once, ever, and leaves CONTROL/end when it is over (and CONTROL/told, if somebody told it to end).
 # Made beforehand and fsynced: ready, child, end.tmp (256 blanks each); alive (a FIFO, where it can help)
 set -uf
+c=$1 w=$2 b='' h=''; shift 2
 note() {   # into file $1, in place (also on a full disk): PID STARTTIME BOOT_ID HOST TEXT; its mtime is the time
-    f=$1 t=$2 s='' b='' h=''
-    { read -r s <"/proc/$$/stat"; read -r b </proc/sys/kernel/random/boot_id; read -r h </proc/sys/kernel/hostname; } 2>/dev/null
-    set -- ${s##*) }
-    printf '%-255s\n' "$$ ${20:-?} ${b:-?} ${h:-?} $t" 1<>"$f"
+    f=$1 t=$2 s=''
+    {
+        read -r s </proc/self/stat
+        [ "$b" ] || { read -r b </proc/sys/kernel/random/boot_id; read -r h </proc/sys/kernel/hostname; }
+    } 2>/dev/null
+    p=${s%% *}; set -- ${s##*) }
+    printf '%-255s\n' "${p:-$$} ${20:-?} ${b:-?} ${h:-?} $t" 1<>"$f"
 }
-if [ "$1" = -child ]; then
-    c=$2; shift 2
-    note "$c/child" running && exec "$@"
-    exit 126
-fi
-c=$1 w=$2; shift 2
+child() {   # in a process of its own, which becomes the command
+    note "$c/child" running || exit 126
+    [ "${MI_PATH+given}" ] && PATH=$MI_PATH
+    unset MI_PATH
+    exec "$@"
+}
 mv "$c/ready" "$c/start" 2>/dev/null || exit 75    # rename: one wins; a doubled or requeued start ends here
 trap '' HUP; trap 'true >"$c/told"' TERM INT       # outlive terminal and cancel: the end must be written, and whether it was told to end
 note "$c/start" started || exit 73
 [ -p "$c/alive" ] && exec 9<>"$c/alive"            # a reader of the FIFO sees a hang-up the moment that we are gone
-cd "$w" && sh "$c/run" -child "$c" "$@" </dev/null >"$c/stdout" 2>"$c/stderr" 9>&-
+cd "$w" && (child "$@") </dev/null >"$c/stdout" 2>"$c/stderr" 9>&-
 note "$c/end.tmp" "exit $?" || exit 73
 for try in 1 2 3 4 5; do mv "$c/end.tmp" "$c/end" 2>/dev/null && break; done      # what cancels the command may hit mv
 """
@@ -4090,7 +4094,7 @@ def start_wrapper(control, work, argv, env):
     """Starts the wrapper, detached, on argv (list of str) in the directory work with the environment env. Returns the Popen.
     The wrapper needs sh, mv and printf: a PATH of the command's own must not hide them."""
     if env.get("PATH", WRAPPER_PATH) != WRAPPER_PATH:
-        argv, env = ["/usr/bin/env", "PATH=" + env["PATH"]] + argv, dict(env, PATH=WRAPPER_PATH)
+        env = dict(env, PATH=WRAPPER_PATH, MI_PATH=env["PATH"])
     words = [b"/bin/sh", os.path.join(control, b"run"), control, work] + [utf8(word) for word in argv]
     return subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
                             env={utf8(key): utf8(value) for key, value in env.items()}, start_new_session=True, cwd=b"/", preexec_fn=adopter())
