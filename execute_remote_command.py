@@ -1885,8 +1885,13 @@ class Place:
 
     def note(self, name, found):
         """A note (JSON) of the control directory, on disk before this returns."""
-        write_synced(self.path(name + b".new"), json.dumps(found).encode())
-        os.rename(self.path(name + b".new"), self.path(name))
+        fresh = self.path(b"%s.%s.new" % (name, os.urandom(8).hex().encode()))         # two sessions may be at it
+        try:
+            write_synced(fresh, json.dumps(found).encode())
+            os.rename(fresh, self.path(name))
+        except OSError:
+            unlink_if_there(fresh)
+            raise
 
     def noted(self, name):
         """That note; {} if there is none, or it cannot be read."""
@@ -2254,7 +2259,8 @@ class Leaving:
         self.kinds = place.let_out()
         text = json.dumps([self.rules, sorted(self.kinds)], sort_keys=True)
         self.stamp = hashlib.sha256(text.encode()).hexdigest()
-        self.said, self.notes, self.more, self.sources = {}, [], 0, None
+        self.said, self.notes, self.more = {}, [], 0
+        self.judged, self.sources = None, None         # what this session has looked at itself; {name: Result}
 
     def book(self):
         """The note of the last look, {} if it was by other rules."""
@@ -2319,13 +2325,15 @@ class Leaving:
                 guard_log(self.place.rules, "warn", self.place.ident, "outbound", refused=name, why=why)
             if self.more and said != self.said.get(kind):
                 guard_log(self.place.rules, "warn", self.place.ident, "outbound", more=self.more)
-        self.notes, self.more, self.sources = [], 0, None
+        self.notes, self.more, self.judged, self.sources = [], 0, found.found, None
         self.place.note(b"out", book)
 
     def result(self, name):
-        """The Result of that name which was judged. Stays if there is none."""
+        """The Result of that name which was judged, here or by the session that looked last. Stays if there
+        is none."""
         if self.sources is None:
-            self.sources = {key: result for key, (mark, result) in self.known().items()}
+            known = (result for mark, result in self.known().values()) if self.judged is None else self.judged
+            self.sources = {result.name: result for result in known}
         if name not in self.sources:
             raise Stays("missing")
         return self.sources[name]
@@ -3706,9 +3714,8 @@ class Run:
 
     def echo(self, data):
         """Live output of the command, harmless for a terminal."""
-        text = self.decoder.decode(data)
-        show(re.sub("[\x00-\x08\x0b-\x1f\x7f-\x9f]",
-                    lambda m: "\r" if m.group() == "\r" else "\\x%02x" % ord(m.group()), text))
+        show(re.sub(ODD, lambda m: m.group() if m.group() in "\t\n\r" else printable(m.group()),
+                    self.decoder.decode(data)))
 
     def fetch(self, line):
         """7. results 8. fetch: everything in the directory, but inputs that nobody has touched"""
@@ -3755,8 +3762,9 @@ class Run:
                 self.progress += self.record.spans() - before
             log("info", self.ident, "8 fetch", files=len(wanted), bytes=moved)
             got.update((entry.far, version(entry)) for entry in wanted if entry.far not in stays)
+            stays = {name: "changing" if code == "missing" else code for name, code in stays.items()}
             if "changing" not in stays.values() and "changing" not in found.verdicts:
-                break
+                break                                  # (missing: it was listed, and may be so once more)
             time.sleep(CHANGES)
         return len(got), kept, settled(found.verdicts, stays, got)
 

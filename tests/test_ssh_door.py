@@ -1031,6 +1031,28 @@ def test_of_two_at_once_one_starts_it_nothing_comes_in_beside_it_and_a_clean_tak
     assert not [name for name in os.listdir(far.path("base", ".mi")) if name.startswith(".new")]
 
 
+def test_two_sessions_that_ask_for_the_results_of_one_run_at_once_both_get_them_right(tmp_path):
+    far = Far(tmp_path, "[outbound]\ndeny_names = secret*\n")
+    far.write("work.sh", "mkdir many; i=0; while [ $i -lt 500 ]; do i=$((i + 1)); echo $i >many/file$i; done\n")
+    ident = far.ended()
+
+    def asks(inputs):
+        with far.open(ident) as one:
+            found = []
+            for _n in range(8):
+                files, _folders, verdicts = one.results(inputs=inputs)
+                told, data = one.ask("get", names=["many/file7"])[0]
+                # an input that nobody touched leaves to whoever asks for inputs, whatever others ask for meanwhile
+                more = one.ask("get", names=["a"])[0][1] if inputs else b"input"
+                found.append((len(files), "no" in verdicts, data, more))
+            return set(found)
+
+    with concurrent.futures.ThreadPoolExecutor(3) as pool:
+        plain, plain2, whole = [one.result() for one in [pool.submit(asks, inputs) for inputs in (False, False, True)]]
+    assert plain == plain2 == {(501, False, b"7\n", b"input")} and whole == {(502, False, b"7\n", b"input")}, (plain, plain2, whole)
+    assert not [name for name in os.listdir(far.path("base", ".mi", ident)) if name.endswith(".new")]
+
+
 def test_a_cancel_ends_also_what_left_session_and_environment(far):
     with far.open(far.fresh()) as one:
         one.put("a", b"1")

@@ -633,6 +633,9 @@ def test_the_live_log_can_neither_steer_the_terminal_nor_get_lost(lab, here):
     code, out = run(lab, here, "run", "hpc", "printf 'a\\033[2Jb\\n'; for i in 1 2 3; do echo line$i; sleep 0.2; done")
     assert "a\\x1b[2Jb\nline1\nline2\nline3\n" in re.sub(r"(?m)^2\d{3}-.*\n", "", out)
     assert (here / LOG).read_bytes().startswith(b"a\x1b[2Jb")
+    # right-to-left override, isolate, zero width space, line separator: what turns or hides text
+    code, out = run(lab, here, "run", "hpc", "printf 'x\\342\\200\\256gpj.exe\\342\\201\\246\\342\\200\\213\\342\\200\\250y\\tz\\r\\n'")
+    assert "x\\u202egpj.exe\\u2066\\u200b\\u2028y\tz" in out, out
     code, out = run(lab, here, "run", "hpc", "printf '\\350\\250'; sleep 0.6; printf '\\210\\n'")
     assert "計\n" in out                               # also when its bytes come one by one
 
