@@ -3506,13 +3506,19 @@ def run_calculation(host, command, inputs, into=".", settings=None, mode="run", 
     Line(host, settings)                               # 64 if that is no host
     ident = str(uuid.uuid4())
     order = {"host": host, "command": command, "inputs": pairs, "into": os.path.abspath(into), "mode": mode,
-             "keep": keep, "v": ON_DISK, "time": time.time(), "batch": batch, "began": clock_of(into, ident),
-             "allow_refused": allow_refused, "settings": settings._asdict()}
-    return Run(Record(ident, order), settings).go()
+             "keep": keep, "v": ON_DISK, "time": time.time(), "batch": batch, "allow_refused": allow_refused,
+             "settings": settings._asdict()}
+    run = Run(Record(ident, order), settings)
+    try:
+        run.look_at_target()
+    except BaseException:
+        run.record.forget()                            # nothing was done yet
+        raise
+    return run.go()
 
 
 def clear_away(into, ident):
-    """Removes what a runner that was killed when all was stored has left there of its parts."""
+    """Removes what a runner that was killed has left there of its parts."""
     try:
         if os.path.isdir(os.path.join(into, b".mi-" + utf8(ident))):
             Target(into, ident).close(True)
@@ -3521,10 +3527,10 @@ def clear_away(into, ident):
 
 
 def clock_of(into, ident):
-    """The time now by the clock of the file system there, in nanoseconds. What cannot be stored there should
-    be known before the calculation."""
+    """The time now by the clock of the file system there, in nanoseconds."""
     target = Target(into, ident)
     try:
+        fault("target looked at")
         return target.now()
     finally:
         target.close(True)
@@ -3536,8 +3542,15 @@ class Run:
     def __init__(self, record, settings):
         self.record, self.settings, self.order = record, settings, record.order
         self.ident, self.line, self.progress, self.ever, self.early = record.ident, None, 0, False, None
-        # sent: the Line of the inputs
+        # began: when, by the clock of where the results go (0: not looked at yet); sent: the Line of the inputs
+        self.began = self.order.get("began", record.steps.get("sending", {}).get("clock", 0))
         self.sent, self.decoder = None, codecs.getincrementaldecoder("utf-8")("replace")
+
+    def look_at_target(self):
+        """What cannot be stored should be known before the calculation. (A record is there already: who is
+        killed here is remembered, with what lies in the target.)"""
+        if self.began == 0:
+            self.began = clock_of(self.order["into"], self.ident)
 
     def go(self):
         """Steps 2 to 9; from wherever the record says that it stopped. Returns the Outcome."""
@@ -3548,6 +3561,7 @@ class Run:
         try:
             if "ended" not in record.steps:
                 if "starting" not in record.steps:
+                    self.look_at_target()
                     self.insist(self.send)             # 2. connect, 3. directory, 4. inputs
                 self.solver_log("start")
                 state = self.insist(self.start)        # 5. start, 6. watch
@@ -3640,7 +3654,7 @@ class Run:
         # as they were at first: a change since then is said
         record, entries, self.sent = self.record, self.early.result(), line
         record.begin("in", line.where(), line.told.get("state") == "none")
-        record.step("sending")
+        record.step("sending", clock=self.began)
         fault("sending")
         before = record.spans()
         try:
@@ -3719,8 +3733,7 @@ class Run:
 
     def fetch(self, line):
         """7. results 8. fetch: everything in the directory, but inputs that nobody has touched"""
-        target = Target(utf8(self.order["into"]), self.ident, began=self.order.get("began"),
-                        always=(LOG.encode(),))
+        target = Target(utf8(self.order["into"]), self.ident, began=self.began, always=(LOG.encode(),))
         done = False
         try:
             files, kept, verdicts = self.fetch_into(line, target)
@@ -5580,6 +5593,8 @@ def do_clean(options):
             there = "sending" in record.steps and "cleaned" not in record.steps
             told = about(record, "clean", discard=True) if there else {"state": "gone"}
             state = "cleaned" if told["state"] in ("gone", "none") else in_words(told)
+            if state == "cleaned":
+                clear_away(utf8(record.order["into"]), ident)
         except Stop as stop:                           # the others can be cleaned all the same
             state, code = str(stop).replace(printable(ident) + ": ", "", 1), stop.code
         else:

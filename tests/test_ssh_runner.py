@@ -248,6 +248,17 @@ def test_a_runner_killed_at_each_point_is_resumed_and_the_command_ran_once(lab, 
     assert run(lab, here, "resume", ident_of(out))[0] == 3 and count.read_text() == "x\n"
 
 
+@pytest.mark.parametrize("point, after", [("target looked at", "resume"), ("target looked at", "clean"), ("fetching", "clean")])
+def test_what_a_killed_runner_left_in_the_target_is_remembered_and_goes(lab, here, point, after):
+    process = start(lab, here, "run", "hpc", "echo 1 >r", "--to", "to", code=KILLED % point, XDG_STATE_HOME=str(here / "state"))
+    assert process.wait(60) == -signal.SIGKILL and [name for name in os.listdir(str(here / "to")) if name.startswith(".mi-")]
+    row, = run(lab, here, "list", XDG_STATE_HOME=str(here / "state"))[1].splitlines()
+    code, out = run(lab, here, after, ident_of(row), XDG_STATE_HOME=str(here / "state"))
+    assert code == 0, out
+    assert sorted(os.listdir(str(here / "to"))) == (["r", LOG] if after == "resume" else []), out
+    assert (run(lab, here, "list", XDG_STATE_HOME=str(here / "state"))[1] == "") == (after == "clean")
+
+
 @pytest.mark.parametrize("name", POINTS[1:])
 def test_connections_killed_at_each_point_are_opened_again_and_the_command_runs_once(lab, here, name):
     (here / "in" / "a").write_bytes(os.urandom(3 << 20))
