@@ -1885,7 +1885,7 @@ class Place:
 
     def note(self, name, found):
         """A note (JSON) of the control directory, on disk before this returns."""
-        fresh = self.path(b"%s.%s.new" % (name, os.urandom(8).hex().encode()))         # two sessions may be at it
+        fresh = self.path(b"%s.%s.new" % (name, utf8(os.urandom(8).hex())))      # two sessions may be at it
         try:
             write_synced(fresh, json.dumps(found).encode())
             os.rename(fresh, self.path(name))
@@ -2260,7 +2260,7 @@ class Leaving:
         text = json.dumps([self.rules, sorted(self.kinds)], sort_keys=True)
         self.stamp = hashlib.sha256(text.encode()).hexdigest()
         self.said, self.notes, self.more = {}, [], 0
-        self.judged, self.sources = None, None         # what this session has looked at itself; {name: Result}
+        self.judged, self.sources = None, None         # what this session itself has looked at; by name
 
     def book(self):
         """The note of the last look, {} if it was by other rules."""
@@ -3542,7 +3542,7 @@ class Run:
     def __init__(self, record, settings):
         self.record, self.settings, self.order = record, settings, record.order
         self.ident, self.line, self.progress, self.ever, self.early = record.ident, None, 0, False, None
-        # began: when, by the clock of where the results go (0: not looked at yet); sent: the Line of the inputs
+        # began: by the clock of where the results go (0: not looked at yet); sent: the Line of the inputs
         self.began = self.order.get("began", record.steps.get("sending", {}).get("clock", 0))
         self.sent, self.decoder = None, codecs.getincrementaldecoder("utf-8")("replace")
 
