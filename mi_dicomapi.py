@@ -15,7 +15,7 @@ usage: mi_dicomapi.py [serve]                    serve as the ini says (systemd,
                                                  at the running relay; --upgrade: only at what an older
                                                  version has left
        mi_dicomapi.py unit                       prints a systemd unit for `serve`
-       mi_dicomapi.py list [--all] | show ACCEPT_ID
+       mi_dicomapi.py list [--all] | show ACCEPT_ID | sites
        mi_dicomapi.py cancel | end | rerun [--force] ACCEPT_ID [--reason TEXT]
        mi_dicomapi.py maintenance on [--reason TEXT] | off        no new calculations or claims; what runs
                                                  is brought to its end
@@ -32,6 +32,7 @@ contents (grep -n '^# ====' prints them with their lines):
   files                         numbers in URLs, pieces and packs, never a whole file in memory
   who may                       tokens, log-ins, and who guesses passwords
   leases and restore            who holds what, silence, pauses, what a backup does not know
+  the pollers                   which there are, when they were heard, what they say of themselves
   what users hold               calculations, bytes, work: what the limits look at
   the sweeper                   what is due, once a second
   the relay                     what the calls share; the ini in mid-run
@@ -149,6 +150,7 @@ STAR_WORK, NAME_WORK, ROW_WORK = 16, 20, 40
 NOTE_WORK = 10000              # of a note that is written, logged and told
 NOTE_EVERY = 5                 # seconds between two notes of why a calculation waits
 NAMED = 100                    # names of each verdict that are kept
+POLLERS = 20                   # pollers of one site and user that are known at once
 NOTHING = hashlib.sha256(b"").hexdigest()              # the sum of an empty file, and of a directory
 ROUNDS = 600000                # of PBKDF2 for a password
 # log-ins that wait for their turn, and a quarter of it from one address; more are told to come again
@@ -232,7 +234,7 @@ def routes():
 
 def operator_calls():
     """What the operator's commands ask the running relay to do: {word: function}."""
-    return {"cancel": cancel_wait_calc, "rerun": rerun, "end": end_calculation}
+    return {"cancel": cancel_wait_calc, "rerun": rerun, "end": end_calculation, "sites": list_sites}
 
 
 def move(relay, tx, step, row, under=None, **changes):
@@ -415,7 +417,6 @@ def calc_request(call):
     `wait` seconds for one."""
     site, relay = call.text("site_id"), call.relay
     check_site(call, site)
-    relay.fielded.v1_sites.discard((site, call.caller.user))         # its last poller is one of our own
     have = call.get("have", dict, {})
     for accept_id, found in rows_of(call, have).items():
         if found["claim"] and found["claim"] == have[accept_id] and found["state"] in CLAIMED:
@@ -423,6 +424,8 @@ def calc_request(call):
     take, free = call.text("take"), call.get("free", int, 1 << 62)
     if not 8 <= len(take) <= 100:
         raise ApiError(400, "take is a random text of 8 to 100 characters")
+    relay.fielded.v1_sites.discard((site, call.caller.user))         # its last poller is one of our own
+    relay.pollers.hear(call, site, call.text("poller"))
     query = "SELECT %s FROM calculations WHERE site = ? AND state = ? AND user = ?" % BRIEF
     waiting = (query + " AND bytes <= ? ORDER BY seq LIMIT 100", (site, ALLOWED, call.caller.user, free))
     again = (query + " AND take = ?", (site, SENDING, call.caller.user, take))
@@ -769,6 +772,7 @@ def heartbeat(call):
     """Renews the leases of what a poller holds, takes the commands' output, and tells what to cancel and what
     it need not hold any more."""
     answer = {"message": "alive", "cancel": [], "gone": [], "unknown": [], "output": {}}
+    call.relay.pollers.hear(call, call.text("site_id", ""), call.text("poller", ""))
     to_cancel = cancelled_here(call)
     known = rows_of(call, call.need("calcs", dict))
     for accept_id, entry in call.need("calcs", dict).items():
@@ -1878,6 +1882,137 @@ class Claims:
                                                                 " seq = ?", (quiet, row["seq"])), "silent")
 
 
+# ==== the pollers ====
+# what a poller says of itself: {key: type}; state: one of STATES_TOLD, until: when that is over, outbox: how
+# many results the relay does not want yet, oldest: since when the oldest of them; times are of the epoch
+PRESENCE = {"state": str, "until": int, "jobs": int, "busy": int, "outbox": int, "oldest": int, "free": int,
+            "version": str}
+HANG_UP, SILENT_AFTER = 1.5, 150                # seconds until a broken line, until no word, means silent
+MOST_TOLD = {"free": 1 << 60}
+STATES_TOLD = ("open", "busy", "paused", "hours", "disk", "drain", "once")
+
+
+class Heard:
+    """What is known of one poller."""
+    __slots__ = ("at", "gone", "key", "protocol", "told", "told_at", "kept")
+
+    def __init__(self, protocol=2, at=0.0, told=None):
+        self.at = self.kept = at                       # when it was heard, and when that went on the disk
+        self.gone = 0.0                                # when its line broke while it waited here
+        self.key = None                                # of the token that it showed
+        self.protocol = protocol
+        self.told = told or {}                         # of PRESENCE
+        self.told_at = at
+
+
+class Pollers:
+    """Which pollers there are, when each was heard last, and what it says of itself (fielded ones and those
+    of before say nothing). In memory; on the disk now and then, so that a relay that was started again does
+    not take them for never seen."""
+
+    def __init__(self, relay):
+        self.relay = relay
+        self.known = {}                                # {(site, user): {name: Heard}}
+
+    def hear(self, call, site, name, protocol=2):
+        """A poller of the call's user was heard. Names and texts come from the wire."""
+        told = call.get("presence", dict, None) if protocol == 2 else None
+        group, name = self.known.get((site, call.caller.user), {}), printable(name[:100])[:100]
+        known_site = site in self.relay.conf["RemoteSites"]["remote_site_ids"]
+        if (call.waited is not None or not known_site or not token_covers(call.caller, site)
+                or name not in group and told is None and call.name == "heartbeat"):
+            return                                     # it was heard before it waited; or this is `check`
+        if name not in group:
+            group = self.known.setdefault((site, call.caller.user), group)
+            while len(group) >= POLLERS:
+                del group[min(group, key=lambda one: group[one].at)]
+        found = group.setdefault(name, Heard(protocol))
+        found.at, found.gone, found.key = time.time(), 0.0, call.caller.key
+        found.protocol = protocol
+        if told is not None:
+            if self.differs(found.told, told):
+                found.kept = 0.0
+            found.told, found.told_at = checked_presence(told), found.at
+
+    def differs(self, old, new):
+        """Is it another state, or version?"""
+        return any(old.get(key) != new.get(key) for key in ("state", "until", "version"))
+
+    def miss(self, call):
+        """The line of a call that waited is broken: its poller may have ended."""
+        if call.name in ("calc-request", "heartbeat"):
+            site, name = call.text("site_id", ""), printable(call.text("poller", "")[:100])[:100]
+            found = self.known.get((site, call.caller.user), {}).get(name)
+            if found is not None:
+                found.gone = time.time()
+
+    def standing(self, found, now):
+        """How a poller (Heard) stands, in a word: of STATES_TOLD, silent (nothing came for longer than it
+        tells that it is there, or its line broke), untold (it says nothing of itself), fielded."""
+        if found.protocol == 1:
+            return "fielded"
+        if found.gone and now - found.gone > HANG_UP or found.told and now - found.at > SILENT_AFTER:
+            return "silent" if found.told.get("state") != "once" else "once"
+        return found.told.get("state", "untold")
+
+    def load(self):
+        """At the start: those that were known."""
+        for row in self.relay.store.read("SELECT * FROM pollers ORDER BY heard"):
+            self.known.setdefault((row["site"], row["user"]), {})[row["name"]] = Heard(
+                row["protocol"], row["heard"], json.loads(row["told"]))
+
+    def keep(self, most=600):
+        """Puts on the disk what is new, and of each at most once in so many seconds when it was heard;
+        forgets those of before keep_history."""
+        due, oldest = [], time.time() - self.relay.conf["times"]["keep_history"]
+        for (site, user), group in list(self.known.items()):
+            for name, found in list(group.items()):
+                if found.at - found.kept > most:
+                    due.append((site, user, name, found.protocol, found.at, json.dumps(found.told)))
+                    found.kept = found.at
+                if found.at < oldest:
+                    group.pop(name, None)
+
+        def work(tx):
+            tx.db.executemany("INSERT OR REPLACE INTO pollers (site, user, name, protocol, heard, told)"
+                              " VALUES (?, ?, ?, ?, ?, ?)", due)
+            tx.db.execute("DELETE FROM pollers WHERE heard < ?", (oldest,))
+
+        if due:
+            self.relay.store.write(work, "pollers", wait=False)
+
+
+def list_sites(call):
+    """An operator's word: every site with its pollers, and what waits for them."""
+    relay, rows, now = call.relay, [], time.time()
+    waiting = {(row["site"], row["user"]): row
+               for row in relay.store.read("SELECT site, user, COUNT(*) AS waiting, MIN(allowed) AS"
+                                           " waiting_since FROM calculations WHERE state = ? GROUP BY site,"
+                                           " user", ALLOWED)}
+    sites = [(site, "") for site in relay.conf["RemoteSites"]["remote_site_ids"]]
+    for site, user in sorted(set(sites) | set(relay.pollers.known) | set(waiting)):
+        group = relay.pollers.known.get((site, user), {})
+        row = {"site": site, "user": user, "state": "never", "heard": None, "poller": ""}
+        row.update(dict.fromkeys(PRESENCE), state="never", waiting=0, waiting_since=None)
+        row.update({key: value for key, value in dict(waiting.get((site, user), ())).items()})
+        rows += [dict(row, poller=name, heard=found.at,
+                      **dict(found.told, state=relay.pollers.standing(found, now)))
+                 for name, found in sorted(group.items())]
+        known = any(other[0] == site for other in set(relay.pollers.known) | set(waiting))
+        rows += [row] if not group and (user or not known) else []
+    return {"message": "sites", "sites": rows}
+
+
+def checked_presence(told):
+    """Of what a poller says of itself that which this relay knows, as it must be; texts are printable."""
+    found = {key: told[key] for key, kind in PRESENCE.items()
+             if type(told.get(key)) is kind and (kind is str or 0 <= told[key] < MOST_TOLD.get(key, 1 << 32))}
+    found["version"] = printable(found.get("version", "")[:20])[:20]
+    if found.get("state") not in STATES_TOLD:
+        found.pop("state", None)                       # of a newer version: not known here
+    return found
+
+
 # ==== what users hold ====
 
 class Quotas:
@@ -1982,6 +2117,7 @@ class Sweeper:
                                for key in ("register_for", "keep_fetched", "lost_after"))):
                     slow = now
                     self.relay.access.note_use()
+                    self.relay.pollers.keep()
                     self.relay.access.forget_logins(time.time())
                     self.relay.claims.sweep_lost(now)
                     self.sweep_old(time.time())
@@ -2057,11 +2193,11 @@ class Sweeper:
         """Does what operators' commands have left in the database."""
         for row in self.relay.store.read("SELECT number, call, fields FROM orders WHERE answer IS NULL"):
             try:
-                answer = [200,
-                          OPERATOR_CALLS[row["call"]](OperatorCall(self.relay, row["call"],
-                                                                   json.loads(row["fields"])))["message"]]
+                found = OPERATOR_CALLS[row["call"]](OperatorCall(self.relay, row["call"],
+                                                                 json.loads(row["fields"])))
+                answer = [200, found["message"], found]
             except ApiError as refusal:
-                answer = [refusal.code, str(refusal)]
+                answer = [refusal.code, str(refusal), {}]
             self.relay.store.write(lambda tx: tx.db.execute("UPDATE orders SET answer = ? WHERE number = ?",
                                                             (json.dumps(answer), row["number"])), "order")
 
@@ -2079,6 +2215,7 @@ class Relay:
         self.access = Access(self)
         self.claims = Claims(self)
         self.quotas = Quotas(self)
+        self.pollers = Pollers(self)
         self.fielded = FieldedPollers(self)
         self.sweeper = Sweeper(self)
         self.uploads = {}                              # {(seq, kind, n): Upload}
@@ -2178,7 +2315,7 @@ class Relay:
 
 
 # ==== the store ====
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 SCHEMA = """
 CREATE TABLE calculations (
   seq INTEGER PRIMARY KEY, accept_id TEXT NOT NULL UNIQUE,
@@ -2216,7 +2353,13 @@ CREATE TABLE users (
   changed REAL NOT NULL, known TEXT NOT NULL DEFAULT '');
 CREATE TABLE orders (number INTEGER PRIMARY KEY, call TEXT NOT NULL, fields TEXT NOT NULL, answer TEXT);
 """
-# from version 1 to 2, from 2 to 3
+SEEN = """
+CREATE TABLE pollers (
+  site TEXT NOT NULL, user TEXT NOT NULL, name TEXT NOT NULL, protocol INTEGER NOT NULL,
+  heard REAL NOT NULL, told TEXT NOT NULL, PRIMARY KEY (site, user, name));
+"""
+SCHEMA += SEEN
+# from version 1 to 2, from 2 to 3, from 3 to 4
 UPGRADES = {
     1: "ALTER TABLE tokens ADD COLUMN used REAL;"
        " ALTER TABLE tokens ADD COLUMN login INTEGER NOT NULL DEFAULT 0;"
@@ -2227,7 +2370,8 @@ UPGRADES = {
        "ALTER TABLE calculations ADD COLUMN texts INTEGER NOT NULL DEFAULT 0;"
        " UPDATE calculations SET texts = LENGTH(info);"
        "ALTER TABLE calculations ADD COLUMN waits TEXT NOT NULL DEFAULT '';"
-       "ALTER TABLE users ADD COLUMN known TEXT NOT NULL DEFAULT '';"}
+       "ALTER TABLE users ADD COLUMN known TEXT NOT NULL DEFAULT '';",
+    3: SEEN}
 # kind of a file -> the columns that count such: NAME, NAME_open (not yet complete), NAME_more (not yet
 # declared)
 COUNTED = {"input": "inputs", "result": "results"}
@@ -2746,6 +2890,7 @@ class Front:
         except (OSError, ValueError):
             data = b""
         if data == b"" or data and len(conn.buffer) + len(data) > MAX_HEAD:
+            self.relay.pollers.miss(conn.call)
             return self.drop(conn)
         conn.buffer += data or b""
         conn.phase = "busy"
@@ -3831,6 +3976,10 @@ HELP = {
              "The calculations that are not finished, with the reason for which they wait.\n"
              "--all: all that are kept.",
              "list --all"),
+    "sites": ("",
+              "The sites with their pollers: whether each takes work or why not, when it was heard, what "
+              "waits for it.",
+              "sites"),
     "show": ("ACCEPT_ID",
              "Everything about one calculation. Of the id the first eight characters do.",
              "show d6d9c05a"),
@@ -3894,13 +4043,12 @@ def parse(words):
         added.add_argument("--sites", default="")
         added.add_argument("--days", type=float)
         added.set_defaults(function=function)
-    added = add("check")
-    added.add_argument("--upgrade", action="store_true")
-    added.set_defaults(function=cmd_check)
-    add("unit").set_defaults(function=cmd_unit)
-    added = add("list")
-    added.add_argument("--all", action="store_true")
-    added.set_defaults(function=cmd_list)
+    for name, function in (("unit", cmd_unit), ("sites", cmd_sites)):
+        add(name).set_defaults(function=function)
+    for name, word, function in (("check", "--upgrade", cmd_check), ("list", "--all", cmd_list)):
+        added = add(name)
+        added.add_argument(word, action="store_true")
+        added.set_defaults(function=function)
     for name in ("cancel", "end", "rerun"):
         added = add(name)
         added.add_argument("accept_id")
@@ -3941,6 +4089,7 @@ def cmd_serve(options):
     remove_tree(os.path.join(utf8(store.folder), b"spool", b"arriving"))
     store.drop_orphans()
     relay.claims.begin()
+    relay.pollers.load()
     signal.set_wakeup_fd(front.wake_write)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, front.note_signal)
@@ -3963,6 +4112,7 @@ def cmd_serve(options):
         state=server["state_dir"], free="%dGB" % (store.free() >> 30), instance=relay.instance)
     front.serve()
     relay.access.note_use(0)
+    relay.pollers.keep(0)
     store.close()
     writer.join(10)
     store.writer.execute("PRAGMA wal_checkpoint(TRUNCATE)")
@@ -4380,22 +4530,42 @@ def cmd_change(options):
     it refuses."""
     store, conf = open_store(options)
     accept_id = whole_id(store, options.accept_id)
+    text = ask_running_relay(store, options.command, accept_id=accept_id, reason=options.reason, stop=True,
+                             force=options.force)["message"]
+    print("%s: %s" % (accept_id, text))
+    return 0
+
+
+def ask_running_relay(store, call, **fields):
+    """What the relay that runs on this state_dir answers to an operator's call. 69 if none runs, 77 if it
+    refuses, 64 if it knows no such calculation."""
+    with open(os.path.join(utf8(store.folder), b"lock"), "a") as lock:
+        runs = is_locked(lock)
     number = store.writer.execute("INSERT INTO orders (call, fields) VALUES (?, ?)",
-                                  (options.command,
-                                   json.dumps({"v": 2, "accept_id": accept_id, "reason": options.reason,
-                                               "stop": True, "force": options.force}))).lastrowid
+                                  (call, json.dumps(dict(fields, v=2)))).lastrowid if runs else 0
     until, answer = time.monotonic() + 15, None
-    while answer is None and time.monotonic() < until:
+    while runs and answer is None and time.monotonic() < until:
         time.sleep(0.1)
         answer = store.read("SELECT answer FROM orders WHERE number = ?", number)[0][0]
     store.writer.execute("DELETE FROM orders WHERE number = ?", (number,))
     if answer is None:
-        raise Stop(EX_UNAVAILABLE,
-                   _("no relay answers on %s; start it, then say it again") % conf["Server"]["state_dir"])
-    code, text = json.loads(answer)
+        raise Stop(EX_UNAVAILABLE, _("no relay answers on %s; start it, then say it again") % store.folder)
+    code, text, found = json.loads(answer)
     if code != 200:
-        raise Stop(EX_USAGE if code == 404 else EX_REFUSED, "%s: %s" % (accept_id, text))
-    print("%s: %s" % (accept_id, text))
+        raise Stop(EX_USAGE if code == 404 else EX_REFUSED,
+                   ": ".join(filter(None, [fields.get("accept_id"), text])))
+    return found
+
+
+def cmd_sites(options):
+    """The sites with their pollers: how each stands, when it was heard, what it has."""
+    store, conf = open_store(options)
+    rows = ask_running_relay(store, "sites")["sites"]
+    for row in rows if not options.json else ():
+        for key in ("until", "heard", "oldest", "waiting_since"):
+            row[key] = local_time(row[key])
+    show_rows(options, rows, ("site", "user", "state", "until", "heard", "busy", "jobs", "waiting",
+                              "waiting_since", "outbox", "oldest", "version", "poller"))
     return 0
 
 
@@ -4836,6 +5006,7 @@ def v1_calc_request(call):
     relay, site, peer, now = call.relay, v1_id(call, "site_id"), v1_peer(call), time.monotonic()
     check_site(call, site, "400", 200)
     relay.fielded.v1_sites.add((site, call.caller.user))
+    relay.pollers.hear(call, site, "fielded, from %s" % call.conn.address, 1)
     marks = ", ".join("?" * len(CLAIMED))
     for row in relay.store.read("SELECT accept_id FROM calculations WHERE site = ? AND state IN (%s) AND"
                                 " user = ? AND claim = ?" % marks, site,
@@ -6120,6 +6291,7 @@ INI_KEYS = {                   # {section: {key: (kind, default, meaning)}}: wha
         "lost_after": (seconds, 30 * 86400.0, "out of contact for so long: abnormal"),
         "register_for": (seconds, 1800.0, "nothing of its inputs came for so long: removed"),
         "keep_results": (seconds, 30 * 86400.0, "that nobody fetches"),
+        "keep_history": (seconds, 180 * 86400.0, "when each step was made, and which pollers there were"),
         "keep_fetched": (seconds, 86400.0, "its files less long where the disk has no room for what is new"),
         "restore_grace": (seconds, 600.0, "after a restore nothing is handed out for so long"),
         "token_days": (int, 365, "a new token is good for so many days"),
@@ -6195,6 +6367,8 @@ WantedBy=multi-user.target
 
 # ==== Japanese ====
 JA = {
+    "The sites with their pollers: whether each takes work or why not, when it was heard, what waits for it.":
+        "サイトとそのポーラーの一覧です。それぞれが仕事を受け付けているか、受け付けていなければその理由、最後に連絡があった時刻、待っている計算を示します。",
     "Serves as the ini says, until SIGTERM or Ctrl+C. SIGHUP: opens the log anew, reads the ini again.":
         "ini のとおりに動作します (SIGTERM か Ctrl+C まで)。SIGHUP: ログを開き直し、ini を読み直します。",
     "A whole calculation on this machine, over TLS: relay, poller, workflow side, a secret that stays.\n"

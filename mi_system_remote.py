@@ -28,7 +28,9 @@ What it runs: only what a [command NAME] of the ini names, as an argument vector
   batch = slurm, pbs or htcondor: it is submitted there, as a job of the poller's user.
 What it sends: declared results that [outbound] lets out, the command's stdout and stderr under the same rules
   (as they are written, unless output = no, or [outbound] has rules about content), exit code and times; of
-  this host: the free bytes of calc_base and a random name.
+  this host: the free bytes of calc_base, a random name, and (unless tell = no) whether it takes work or why
+  not and until when, how many calculations it has and may have, how many results the relay does not take
+  and since when, this program's version.
 What the command sees: the working directory CALC_DIR, MI_RUN=ACCEPT_ID.N, env.VAR of its section, and of the
   poller's environment PATH HOME USER LOGNAME LANG LC_* TZ TMPDIR; no token. It runs as the poller's user.
 What is never lost: everything is on disk before it is told. Stop, kill or update the poller at any time: the
@@ -65,9 +67,9 @@ contents (grep -n '^# ====' prints them with their lines):
   texts of units
   Japanese
 
-threads: main (Poller.run) waits for signals; ClaimLoop asks for work; Heartbeats renews claims; tick_forever
-does what is due each second; each calculation has one (Carrier.work), each batch system's Queue one while it
-is asked.
+threads: main (Poller.run) waits for signals; ClaimLoop asks for work; Heartbeats renews claims; Presence tells
+the relay how this poller stands; tick_forever does what is due each second; each calculation has one
+(Carrier.work), each batch system's Queue one while it is asked.
 locks: Poller.slots (slots, claims) is the outermost; Gate.room (licences) may be taken under it. Queue.lock,
 Queue.submitting (one submission at a time), FORK and SAY's are held for a moment, or by one thread alone.
 """
@@ -126,6 +128,7 @@ import threading
 import time
 
 PROGRAM, VERSION = "mi_system_remote", "1.0"
+PRESENCE_EVERY = 60       # seconds after which the relay is told again how the poller stands
 POLL_WAIT = 50            # seconds that a calc-request or heartbeat may wait at the relay (proxies cut at 60)
 PAGE = 1000                    # entries of a manifest in one call
 MAX_INPUTS = 200000            # input files of a calculation; a relay that sends more is refused
@@ -2284,6 +2287,7 @@ class Poller:
         self.relay_asking = None   # the Relay of a calc-request that is out
         self.busy_at = time.monotonic()                # when there was work
         self.stuck = []            # why something stays here, of a run that ends
+        self.told = (None, 0.0)    # what presence() told the relay last, and when
 
     def take_settings(self, settings, commands):
         """Takes the ini's values into force."""
@@ -2488,6 +2492,29 @@ class Poller:
         """why_closed(), or too little room."""
         return self.why_closed() or self.room_left()[1]
 
+    def presence(self):
+        """How this poller stands, for the relay: a field of a calc-request or heartbeat."""
+        shut, (free, full) = self.why_closed(), self.room_left()
+        with self.slots:
+            busy = self.slots_taken()
+            late = [calc.run.last("ended")["t"] for calc in self.under_way.values()
+                    if calc.phase == "outbox" and calc.run.last("ended")]
+        words = (shut.strip("-"), full and "disk", busy >= self.jobs and "busy",
+                 self.options["once"] and "once")
+        found = {"state": next((word for word in words if word), "open"), "jobs": self.jobs, "busy": busy,
+                 "outbox": len(late), "version": VERSION}
+        if late:
+            found["oldest"] = int(min(late))
+        if found["state"] == "hours":
+            found["until"] = next_opening(self.keys["hours"], time.time())
+        return dict(found, free=free)
+
+    def telling(self):
+        """{"presence": presence()}, which is told now; nothing with tell = no."""
+        found = self.presence() if self.keys["tell"] else {}
+        self.told = (without_free(found), time.monotonic())
+        return {"presence": found} if found else {}
+
     def wait_for_room(self):
         """Waits for a free slot, for the hours in which work is taken, and until keep_free of the disk is
         free. Returns the bytes that there is room for; None if this run ends instead of waiting."""
@@ -2597,7 +2624,7 @@ class Poller:
                 for control in (calc.path(b"pre"), calc.path(b"post")):
                     let_go_on(control)               # the command's own: finish() goes on where it was killed
                 self.begin_thread(calc, self.free_relay())
-        for loop in (ClaimLoop(self).run, Heartbeats(self).run, self.tick_forever):
+        for loop in (ClaimLoop(self).run, Heartbeats(self).run, Presence(self).run, self.tick_forever):
             threading.Thread(target=thread, args=(loop,), daemon=True).start()
         which = -1
         while which and which not in codes:                # 0: end_with()
@@ -2752,7 +2779,7 @@ class ClaimLoop:
 
     def fail(self, error):
         """No answer, a no, or a disk that is full or broken: a pause. 77 if it was the very first request."""
-        self.poller.relay_asking = None
+        self.poller.relay_asking, self.poller.told = None, (None, 0.0)
         if isinstance(error, Away) and self.poller.why_not():          # each_second() has broken it off
             return self.relay.close()
         if isinstance(error, Refused) and not self.answered and error.code not in AGAIN:
@@ -2795,6 +2822,7 @@ class ClaimLoop:
                   "wait": self.wait, "free": free, "dirs": True,
                   "have": {calc.accept_id: calc.claim
                            for calc in list(self.poller.under_way.values()) if calc.order["protocol"] == 2}}
+        fields.update(self.poller.telling())
         now = time.strftime("%Y/%m/%d %H:%M:%S")
         self.poller.tell_manual("%s:send %s%scalc-request?site_id=%s"
                                 % (now, self.relay.url, BASE, self.poller.site))
@@ -2872,8 +2900,8 @@ class Heartbeats:
         most = max(1024, min(OUTPUT_PART, (1 << 20) // len(calcs)))
         entries = {name: self.entry_of(name, calc, most) for name, calc in calcs.items()}
         found = self.relay.ask("POST", "heartbeat",
-                               {"v": 2, "site_id": self.poller.site, "poller": self.poller.name,
-                                "wait": self.quiet, "calcs": entries}, self.quiet)
+                               dict(self.poller.telling(), v=2, site_id=self.poller.site,
+                                    poller=self.poller.name, wait=self.quiet, calcs=entries), self.quiet)
         cancel, gone, unknown = (found[key] if isinstance(found.get(key), list) else []
                                  for key in ("cancel", "gone", "unknown"))
         for calc in list(self.poller.under_way.values()):
@@ -2925,6 +2953,51 @@ class Heartbeats:
             if data:
                 parts[stream] = [begin, base64.b64encode(data).decode("ascii")]
         return parts
+
+
+class Presence:
+    """Tells the relay how this poller stands where neither a calc-request nor a heartbeat has: it asks for
+    nothing, or it has changed while they wait there."""
+
+    def __init__(self, poller):
+        self.poller = poller
+        self.relay = poller.free_relay()
+        self.relay.pause, self.relay.notice = time.sleep, lambda line: None
+        self.version = None                            # of the relay, where only this thread has asked it
+
+    def run(self):
+        """A thread."""
+        before = None
+        while True:
+            time.sleep(1)
+            try:
+                before = self.look(before)
+            except (Refused, Away, OSError) as error:
+                log("debug", None, "presence", error=error)
+                self.relay.close()
+                time.sleep(5)
+
+    def look(self, before):
+        """Tells it if that is due; before: what look() returned a second ago, and returns again. What changes
+        at each calculation the next calc-request will tell."""
+        now, (told, when) = without_free(self.poller.presence()), self.poller.told
+        lasts = now == before or now["state"] not in ("open", "busy")
+        due = now != told and lasts or time.monotonic() - when > PRESENCE_EVERY
+        if due and self.poller.keys["tell"] and not self.fielded():
+            self.relay.call("POST", "heartbeat", dict(self.poller.telling(), v=2, site_id=self.poller.site,
+                                                      poller=self.poller.name, wait=0, calcs={}))
+        return now
+
+    def fielded(self):
+        """Is it a fielded relay?"""
+        if not self.poller.learned and self.version is None:             # nothing was asked yet
+            self.version = self.relay.learn(0)[0]
+        return self.poller.v1 or self.version == 1
+
+
+def without_free(presence):
+    """presence() but for the bytes that are free, which change all the time."""
+    return {key: value for key, value in presence.items() if key != "free"}
 
 
 # ==== a person's words ====
@@ -3737,6 +3810,14 @@ def within_hours(spans, when):
             or any(day in days and begin <= minute < end if begin < end
                    else day in days and minute >= begin or (day - 1) % 7 in days and minute < end
                    for days, begin, end in spans))
+
+
+def next_opening(spans, now):
+    """When (seconds since the epoch) the next of hours_of()'s spans begins after `now`."""
+    today = time.localtime(now)
+    starts = [time.mktime((today.tm_year, today.tm_mon, today.tm_mday + day, 0, begin, 0, 0, 0, -1))
+              for day in range(9) for days, begin, end in spans if (today.tm_wday + day) % 7 in days]
+    return int(min(start for start in starts if start > now))
 
 
 # ==== fielded ====
@@ -6731,13 +6812,14 @@ INI_KEYS = {                       # {section: {key: (kind, default)}}
         "jobs": (number(1, 1000), 1), "retry": (retry_of, None), "keep_free": (share, 0.05),
         "keep_workdirs": (seconds, 30 * 86400.0), "logfile": (str, ""),
         "lang": (one_of("auto", "en", "ja"), "auto"), "hours": (hours_of, []), "paused": (flag, False),
-        "poll": (seconds, 30.0), "idle_exit": (seconds, 0.0), "output": (flag, True), "hold": NOT_BUILT,
+        "poll": (seconds, 30.0), "idle_exit": (seconds, 0.0), "output": (flag, True), "tell": (flag, True),
+        "hold": NOT_BUILT,
         "require_signature": NOT_BUILT, "signature_keys": NOT_BUILT, "notify": NOT_BUILT},
 }
 INI_KEYS.update(gate_keys())
 # at SIGHUP
 AT_RELOAD = ("paused", "hours", "jobs", "retry", "idle_exit", "poll", "keep_free", "keep_workdirs", "output",
-             "hold", "logfile", "lang")
+             "tell", "hold", "logfile", "lang")
 
 
 # ==== texts of units ====

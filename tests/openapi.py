@@ -22,18 +22,20 @@ FIELDS = {"accept_id": TEXT, "claim": TEXT, "site_id": {"enum": [suite.SITE, "u-
           "calcs": {"type": "object", "additionalProperties": {"type": "object", "properties": {
               "claim": TEXT, "phase": TEXT, "what": TEXT, "out": {"type": "array"}, "err": {"type": "array"}}}},
           "known": TEXT, "stream": {"enum": ["out", "err", ""]}, "offset": NUMBER, "from": NUMBER, "count": NUMBER, "files": FILES, "user": TEXT, "password": TEXT,
+          "presence": {"type": "object", "properties": {"state": TEXT, "until": NUMBER, "jobs": NUMBER, "busy": NUMBER, "outbox": NUMBER, "oldest": NUMBER,
+                                                        "free": NUMBER, "version": TEXT}},
           "fielded": YES, "dirs": ANY, "started": NUMBER, "ended": NUMBER, "cpu": NUMBER, "maxrss": NUMBER, "digest": TEXT,
           "verdicts": {"type": "object", "additionalProperties": {"type": "object", "properties": {
               "count": NUMBER, "names": {"type": "array", "items": TEXT}}}}}
 HOLDER = ("accept_id", "claim")
 CALLS = {"add-calcinfo": ("request_id", "calc-info", "allow", "more", "total", "fielded"),
-         "calc-request": ("site_id", "take", "poller", "wait", "have", "free", "dirs"),
+         "calc-request": ("site_id", "take", "poller", "wait", "have", "free", "dirs", "presence"),
          "calc-params": HOLDER + ("dirs",), "calc-params-complete": HOLDER, "calc-start": HOLDER, "calc-end": HOLDER + (
              "result", "exit_code", "signal", "reason", "started", "ended", "cpu", "maxrss"),
          "send-results": HOLDER + ("result_files", "missing", "refused", "verdicts", "more", "digest"), "end-send": HOLDER + ("result",),
          "calc-status": ("accept_id", "wait", "known"), "calc-progress": ("accept_id", "wait", "known"), "get-calc-result": ("accept_id", "dirs"),
          "cancel-wait-calc": ("accept_id", "stop", "reason", "delete"), "rerun": ("accept_id", "force", "reason"),
-         "heartbeat": ("site_id", "poller", "wait", "calcs"), "output": ("accept_id", "stream", "offset", "wait"), "login": ("user", "password"), "get-calcinfo": (),
+         "heartbeat": ("site_id", "poller", "wait", "calcs", "presence"), "output": ("accept_id", "stream", "offset", "wait"), "login": ("user", "password"), "get-calcinfo": (),
          "reload-ini": ()}                             # all others: accept_id alone
 PLACES = (("", ("from", "claim", "dirs"), ("from", "claim", "files", "more")), ("/{n}", ("offset", "claim"), ("offset", "claim")),
           ("/pack", ("from", "count", "claim"), ("from", "count", "claim")))       # below files/: fields of GET, of POST
