@@ -16,6 +16,7 @@ usage: mi_dicomapi.py [serve]                    serve as the ini says (systemd,
                                                  version has left
        mi_dicomapi.py unit                       prints a systemd unit for `serve`
        mi_dicomapi.py list [--all] | show ACCEPT_ID | sites
+       mi_dicomapi.py history [--since TIME] [--site SITE] [--user USER] [--csv]
        mi_dicomapi.py cancel | end | rerun [--force] ACCEPT_ID [--reason TEXT]
        mi_dicomapi.py maintenance on [--reason TEXT] | off        no new calculations or claims; what runs
                                                  is brought to its end
@@ -150,6 +151,8 @@ STAR_WORK, NAME_WORK, ROW_WORK = 16, 20, 40
 NOTE_WORK = 10000              # of a note that is written, logged and told
 NOTE_EVERY = 5                 # seconds between two notes of why a calculation waits
 NAMED = 100                    # names of each verdict that are kept
+ATTEMPTS_NOTED = 1000          # of one calculation, in the history
+HISTORY = 1000000              # calculations in the history: about 0.7 GB
 POLLERS = 20                   # pollers of one site and user that are known at once
 NOTHING = hashlib.sha256(b"").hexdigest()              # the sum of an empty file, and of a directory
 ROUNDS = 600000                # of PBKDF2 for a password
@@ -253,6 +256,7 @@ def move(relay, tx, step, row, under=None, **changes):
         shown = {key: changes[key]
                  for key in ("attempt", "poller", "status", "exit_code", "reason")
                  if changes.get(key) not in (None, "")}
+        note_step(tx, row["seq"], changes.get("attempt", row["attempt"]), step, shown, now)
         tx.after(lambda: log("info", accept_id, "%d %s" % (step.number, step.name), site=site, user=user,
                              **shown))
         tx.after(lambda: relay.front.fire(("calc", accept_id)))
@@ -260,6 +264,26 @@ def move(relay, tx, step, row, under=None, **changes):
             need = tx.db.execute("SELECT bytes FROM calculations WHERE seq = ?", (row["seq"],)).fetchone()[0]
             tx.after(lambda: relay.front.fire(("site", site, user), one=True, need=need))
     return bool(done)
+
+
+def note_step(tx, seq, attempt, step, shown=(), now=None):
+    """For `history`: when a step was made, in the transaction that makes it. Of one that is made again in the
+    same attempt, the first time."""
+    note = {key: value[:200] if isinstance(value, str) else value
+            for key, value in dict(shown).items() if key != "attempt"}
+    if attempt <= ATTEMPTS_NOTED:
+        tx.db.execute("INSERT OR IGNORE INTO events (calc, attempt, step, at, note) VALUES (?, ?, ?, ?, ?)",
+                      (seq, attempt, step.name, now or time.time(),
+                       json.dumps(note, ensure_ascii=False) if note else ""))
+
+
+def enter(tx, accept_id, user, site, command, now):
+    """Makes room in the history for a calculation that is being registered; its number, which no other one
+    gets as long as the history knows it."""
+    seq = tx.db.execute("INSERT INTO past (accept_id, user, site, command, registered) VALUES (?, ?, ?, ?,"
+                        " ?)", (accept_id, user, site, command, now)).lastrowid
+    note_step(tx, seq, 0, STEP["add-calcinfo"], now=now)
+    return seq
 
 
 # ==== the calls ====
@@ -325,11 +349,12 @@ def add_calcinfo(call):
             return row, True
         check_free(relay, total)
         check_quota(relay, tx, call.caller.user, site, rules, total + len(kept) + room_of_names(entries))
-        seq = tx.db.execute("INSERT INTO calculations (accept_id, user, request_id, fingerprint, site,"
-                            " command, info, texts, needs_v2, state, registered, touched) VALUES (?, ?, ?,"
-                            " ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                            (accept_id, call.caller.user, request_id, print256, site, command, kept,
-                             len(kept), needs_v2, REGISTERED, now, now)).lastrowid
+        seq = enter(tx, accept_id, call.caller.user, site, command, now)
+        tx.db.execute("INSERT INTO calculations (seq, accept_id, user, request_id, fingerprint, site,"
+                      " command, info, texts, needs_v2, state, registered, touched) VALUES (?, ?, ?, ?, ?,"
+                      " ?, ?, ?, ?, ?, ?, ?, ?)",
+                      (seq, accept_id, call.caller.user, request_id, print256, site, command, kept,
+                       len(kept), needs_v2, REGISTERED, now, now))
         insert_page(tx, seq, "input", 0, entries, more)
         row = tx.db.execute("SELECT %s FROM calculations WHERE seq = ?" % BRIEF, (seq,)).fetchone()
         tx.after(lambda: relay.quotas.count_registration(call.caller.user, total))
@@ -848,7 +873,8 @@ def cancel_wait_calc(call):
     """Cancels: at once what nobody has claimed; what is claimed when its holder, told by the heartbeat, has
     stopped it. Whoever comes first decides: 409 with why=ended after calc-end."""
     row = calculation_of_caller(call)
-    reason = "cancelled: " + (printable(call.text("reason", ""))[:200] or "by the workflow side")
+    who = "the workflow side" if call.caller.user == row["user"] else "an operator"
+    reason = "cancelled: " + (printable(call.text("reason", ""))[:200] or "by " + who)
     if row["state"] in (ENDED, GETTING, GOT, FINISHED):
         if row["reason"].startswith("cancelled"):
             return {"message": "cancelled", "ended": True}
@@ -875,6 +901,7 @@ def note_cancel(call, tx, row, now, reason):
     waits for news of it at once."""
     tx.db.execute("UPDATE calculations SET cancel = ?, version = version + 1 WHERE seq = ? AND cancel IS NOT"
                   " ?", (reason, row["seq"], reason))
+    note_step(tx, row["seq"], now["attempt"], STEP["cancel-wait-calc"], {"reason": reason})
     tx.after(lambda: call.relay.front.fire(("calc", row["accept_id"])))
     tx.after(lambda: call.relay.front.fire(("poller", now["user"], now["poller"])))
 
@@ -2159,8 +2186,22 @@ class Sweeper:
                 log("info", row["accept_id"], "removed", state=row["state"], user=row["user"])
                 remove_tree(self.relay.store.spool(row["accept_id"], ""))
                 self.relay.front.fire(("calc", row["accept_id"]))
+        self.sweep_history(now - times["keep_history"])
         self.relay.quotas.recount()
         self.relay.store.make_ballast()
+
+    def sweep_history(self, oldest):
+        """Forgets the steps of calculations that are removed and had their last step before `oldest`, and
+        what is more than HISTORY calculations ago."""
+        gone = self.relay.store.read(
+            "SELECT seq FROM past WHERE (registered < ? AND NOT EXISTS (SELECT 1 FROM events WHERE calc = seq"
+            " AND at >= ?) OR seq < (SELECT MAX(seq) FROM past) - ?) AND seq NOT IN (SELECT seq FROM"
+            " calculations) LIMIT 1000", oldest, oldest, HISTORY)
+        if gone:
+            numbers = [(row["seq"],) for row in gone]
+            self.relay.store.write(lambda tx: [
+                tx.db.executemany("DELETE FROM %s WHERE %s = ?" % pair, numbers)
+                for pair in (("events", "calc"), ("past", "seq"))], "history")
 
     def make_room(self):
         """Somebody was refused for want of room: the files of what is fetched go before keep_fetched, the
@@ -2354,6 +2395,12 @@ CREATE TABLE users (
 CREATE TABLE orders (number INTEGER PRIMARY KEY, call TEXT NOT NULL, fields TEXT NOT NULL, answer TEXT);
 """
 SEEN = """
+CREATE TABLE past (
+  seq INTEGER PRIMARY KEY, accept_id TEXT NOT NULL, user TEXT NOT NULL, site TEXT NOT NULL,
+  command TEXT NOT NULL, registered REAL NOT NULL);
+CREATE TABLE events (
+  calc INTEGER NOT NULL, attempt INTEGER NOT NULL, step TEXT NOT NULL, at REAL NOT NULL, note TEXT NOT NULL,
+  PRIMARY KEY (calc, attempt, step));
 CREATE TABLE pollers (
   site TEXT NOT NULL, user TEXT NOT NULL, name TEXT NOT NULL, protocol INTEGER NOT NULL,
   heard REAL NOT NULL, told TEXT NOT NULL, PRIMARY KEY (site, user, name));
@@ -2371,7 +2418,14 @@ UPGRADES = {
        " UPDATE calculations SET texts = LENGTH(info);"
        "ALTER TABLE calculations ADD COLUMN waits TEXT NOT NULL DEFAULT '';"
        "ALTER TABLE users ADD COLUMN known TEXT NOT NULL DEFAULT '';",
-    3: SEEN}
+    3: SEEN + "INSERT INTO past SELECT seq, accept_id, user, site, command, registered FROM calculations;"
+       + "".join("INSERT INTO events SELECT seq, %s, '%s', %s, '' FROM calculations WHERE %s IS NOT NULL AND"
+                 " %s IS NOT NULL;" % (attempt, step, time, time, needs)
+                 for attempt, step, time, needs in (
+                     ("0", "add-calcinfo", "registered", "seq"), ("0", "allow-wait-calc", "allowed", "seq"),
+                     ("attempt", "calc-request", "claimed", "seq"),
+                     ("attempt", "calc-start", "started", "seq"), ("attempt", "calc-end", "ended", "seq"),
+                     ("attempt", "end-send", "got", "ended"), ("attempt", "finish", "finished", "seq")))}
 # kind of a file -> the columns that count such: NAME, NAME_open (not yet complete), NAME_more (not yet
 # declared)
 COUNTED = {"input": "inputs", "result": "results"}
@@ -3980,6 +4034,10 @@ HELP = {
               "The sites with their pollers: whether each takes work or why not, when it was heard, what "
               "waits for it.",
               "sites"),
+    "history": ("[--since TIME] [--site SITE] [--user USER] [--csv]",
+                "When each step of each attempt was made, also of calculations that are removed by now.\n"
+                "--since: 12h, 7d, or a date like 2026-11-20. --csv: for a spreadsheet.",
+                "history --since 7d --site u-tokyo --csv"),
     "show": ("ACCEPT_ID",
              "Everything about one calculation. Of the id the first eight characters do.",
              "show d6d9c05a"),
@@ -4043,12 +4101,7 @@ def parse(words):
         added.add_argument("--sites", default="")
         added.add_argument("--days", type=float)
         added.set_defaults(function=function)
-    for name, function in (("unit", cmd_unit), ("sites", cmd_sites)):
-        add(name).set_defaults(function=function)
-    for name, word, function in (("check", "--upgrade", cmd_check), ("list", "--all", cmd_list)):
-        added = add(name)
-        added.add_argument(word, action="store_true")
-        added.set_defaults(function=function)
+    add_lists(add)
     for name in ("cancel", "end", "rerun"):
         added = add(name)
         added.add_argument("accept_id")
@@ -4065,6 +4118,19 @@ def parse(words):
         added.add_argument(word)
         added.set_defaults(function=function)
     return parser.parse_args(words, unsaid)
+
+
+def add_lists(add):
+    """Of parse(): the words that only look."""
+    for name, function in (("unit", cmd_unit), ("sites", cmd_sites)):
+        add(name).set_defaults(function=function)
+    for name, word, function in (("check", "--upgrade", cmd_check), ("list", "--all", cmd_list),
+                                 ("history", "--csv", cmd_history)):
+        added = add(name)
+        added.add_argument(word, action="store_true")
+        added.set_defaults(function=function)
+    for word in ("--since", "--site", "--user"):
+        added.add_argument(word, default="")
 
 
 def cmd_serve(options):
@@ -4493,6 +4559,7 @@ def cmd_show(options):
     row = {key: value
            for key, value in dict(rows[0]).items()
            if key not in ("claim", "take", "fingerprint", "manifest", "seq")}
+    row["steps"] = steps_of(store, "seq = ?", rows[0]["seq"])
     row["files"] = [dict(found)
                     for found in store.read("SELECT kind, n, name, size, sha256, done FROM files WHERE calc"
                                             " = ? ORDER BY kind, n LIMIT ?", rows[0]["seq"], LISTED)]
@@ -4505,9 +4572,76 @@ def cmd_show(options):
                 print("  %-6s %6d  %12d bytes  %s  %s"
                       % (found["kind"], found["n"], found["size"], "complete" if found["done"] else "-",
                          printable(found["name"])))
+        elif key == "steps":
+            for found in value:
+                print("  %s  %d.%d %s  %s" % (local_time(found["at"]), found["attempt"], found["number"],
+                                              found["step"], printable(found["reason"] or "")))
         elif value not in (None, "", "{}"):
             times = ("registered", "touched", "allowed", "claimed", "started", "ended", "got", "finished")
             print("%-14s %s" % (key, local_time(value) if key in times else printable(value)))
+    return 0
+
+
+def steps_of(store, where, *values):
+    """The steps [{at, accept_id, attempt, number, step, user, site, command, ...}] for which `where` holds,
+    in their order."""
+    rows = store.read("SELECT at, accept_id, attempt, step, user, site, command, note FROM events JOIN past"
+                      " ON seq = calc WHERE %s ORDER BY at, events.rowid" % where, *values)
+    found = []
+    for row in map(dict, rows):
+        note = dict.fromkeys(("poller", "status", "exit_code", "reason"))
+        note.update(json.loads(row.pop("note") or "{}"))
+        found.append(dict(row, number=STEP[row["step"]].number if row["step"] in STEP else 0, **note))
+    return found
+
+
+HISTORY_COLUMNS = ("at", "accept_id", "attempt", "number", "step", "user", "site", "command", "status",
+                   "exit_code", "reason", "poller")
+
+
+def cmd_history(options):
+    """When each step of each attempt was made, as long as that is kept."""
+    store, conf = open_store(options)
+    rows = steps_of(store, "at >= ? AND (? = '' OR site = ?) AND (? = '' OR user = ?)",
+                    moment_of(options.since), options.site, options.site, options.user, options.user)
+    if options.csv:
+        return print_csv(rows)
+    for row in rows if not options.json else ():
+        row["at"] = local_time(row["at"])
+    show_rows(options, rows, HISTORY_COLUMNS)
+    if not options.json:
+        first = store.read("SELECT MIN(registered) FROM past")[0][0]
+        print("-- " + _("kept since %s ([times] keep_history)") % (local_time(first) or "-"))
+    return 0
+
+
+def moment_of(text):
+    """'2d' (ago), '2026-11-20', '2026-11-20T21:47' as seconds since the epoch; '' as 0. 64 for another."""
+    for form in ("%Y-%m-%d", "%Y-%m-%dT%H:%M", "%Y-%m-%dT%H:%M:%S"):
+        try:
+            return time.mktime(time.strptime(text, form))
+        except (ValueError, OverflowError):
+            pass
+    try:
+        return time.time() - seconds(text) if text else 0.0
+    except ValueError:
+        raise Stop(EX_USAGE,
+                   _("--since: a time ago (12h, 7d) or a date (2026-11-20, 2026-11-20T21:47), not %s")
+                   % printable(text))
+
+
+def print_csv(rows):
+    """Rows of steps as CSV: times as ISO 8601; no cell that a spreadsheet would take for a formula."""
+    import csv
+    out = csv.writer(sys.stdout, lineterminator="\r\n")
+    out.writerow(HISTORY_COLUMNS)
+    for row in rows:
+        zone = time.strftime("%z", time.localtime(row["at"]))
+        row["at"] = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(row["at"])) + ".%03d%s:%s" % (
+            row["at"] % 1 * 1000, zone[:3], zone[3:])
+        cells = ["" if row[name] is None else printable(row[name]) for name in HISTORY_COLUMNS]
+        out.writerow([("'" if re.match("[=+@\uff1d\uff0b\uff0d\uff20-]", cell) else "") + cell
+                      for cell in cells])
     return 0
 
 
@@ -4753,11 +4887,12 @@ def v1_register(call, arrival):
     def work(tx):
         check_quota(relay, tx, call.caller.user, site, relay.rules(site),
                     total + len(kept) + room_of_names(stage))
-        seq = tx.db.execute("INSERT INTO calculations (accept_id, user, request_id, site, command, info,"
-                            " texts, needs_v2, v1, state, registered, touched) VALUES (?, ?, ?, ?, ?, ?, ?,"
-                            " ?, 1, ?, ?, ?)",
-                            (accept_id, call.caller.user, accept_id, site, command, kept, len(kept), needs_v2,
-                             REGISTERED, now, now)).lastrowid
+        seq = enter(tx, accept_id, call.caller.user, site, command, now)
+        tx.db.execute("INSERT INTO calculations (seq, accept_id, user, request_id, site, command, info,"
+                      " texts, needs_v2, v1, state, registered, touched) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?,"
+                      " 1, ?, ?, ?)",
+                      (seq, accept_id, call.caller.user, accept_id, site, command, kept, len(kept), needs_v2,
+                       REGISTERED, now, now))
         insert_complete(tx, seq, "input", stage)
         tx.after(lambda: relay.quotas.count_registration(call.caller.user, 0))
         tx.after(lambda: log("info", accept_id, "1 add-calcinfo", site=site, user=call.caller.user,
@@ -6367,6 +6502,13 @@ WantedBy=multi-user.target
 
 # ==== Japanese ====
 JA = {
+    "When each step of each attempt was made, also of calculations that are removed by now.\n--since: 12h,"
+    " 7d, or a date like 2026-11-20. --csv: for a spreadsheet.":
+        "すでに削除された計算も含め、各試行の各段階がいつ行われたかを示します。\n"
+        "--since: 12h、7d、または 2026-11-20 のような日付。--csv: 表計算ソフト用。",
+    "kept since %s ([times] keep_history)": "%s 以降の記録です ([times] keep_history)",
+    "--since: a time ago (12h, 7d) or a date (2026-11-20, 2026-11-20T21:47), not %s":
+        "--since: 何時間前・何日前か (12h、7d)、または日付 (2026-11-20、2026-11-20T21:47) を書いてください。%s は使えません",
     "The sites with their pollers: whether each takes work or why not, when it was heard, what waits for it.":
         "サイトとそのポーラーの一覧です。それぞれが仕事を受け付けているか、受け付けていなければその理由、最後に連絡があった時刻、待っている計算を示します。",
     "Serves as the ini says, until SIGTERM or Ctrl+C. SIGHUP: opens the log anew, reads the ini again.":
