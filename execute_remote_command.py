@@ -23,8 +23,8 @@ not leave there is named; refused: not with --allow-refused), 66 an input is mis
 input/output or disk full, 75 try again later (also after SIGTERM: the command runs on), 76 protocol, 77 refused,
 78 configuration, 130 Ctrl+C.
 
-threads: each lane of a transfer but the first, Progress, Beside (looks at the inputs during the log-in); their lock is
-Work's. At the far side there are none: one process per session, one keeper per base.
+threads: each lane of a transfer but the first, Progress, Background (looks at the inputs during the log-in); their
+lock is Transfer's. At the far side there are none: one process per session, one keeper per base.
 
 contents (grep -n '^# ====' prints them with their lines):
   shared: alone                 no module is taken from where results arrive
@@ -103,9 +103,9 @@ PROGRAM = "execute_remote_command"
 VERSION = "1.0.0"
 LOG = "remote_program_exec.log"   # the command's output, in its directory
 SMALL = 1 << 20                # bytes; smaller files travel bundled
-BUNDLE, NAMES = 4 << 20, 60000             # bytes of small files, and of their names, in one bundle
+BUNDLE, BUNDLE_NAMES = 4 << 20, 60000  # bytes of small files, and of their names, in one bundle
 # bytes of small files from which on a far host gets them in two sessions (each has ssh's window of 2 MiB)
-TWICE = 8 << 20
+SECOND_SESSION = 8 << 20
 BULK = 64 << 20                # bytes from which on several connections pay for their log-ins
 NEAR = 0.004                   # seconds of round trip below which a host counts as being on the same LAN
 # bytes, and up to four times that; small where the line is slow, large where the processors are
@@ -114,17 +114,17 @@ FAR_PIECE, NEAR_PIECE = 2 << 20, 16 << 20
 STREAMS, NEAR_STREAMS, MOST_STREAMS = 6, 2, 8
 # requests under way in the only lane, in each of several: no round trip idle, little left behind by a slow
 # one
-AHEAD, ASKED_AHEAD = 6, 2
+AHEAD_ALONE, AHEAD_EACH = 6, 2
 BLOCK = 1 << 18                # bytes read or written at once
 SAMPLE, SHRINKS = 1 << 16, 2.5 # bytes that must shrink by this factor to show that a file is worth packing
 SAMPLED = 8 << 20              # bytes of a result from which on its middle is looked at for that
 LEAVE = 20                     # seconds after a signal until it ends in any case
-CHANGES = 0.3                  # seconds until results that change are looked at again
+LOOK_AGAIN = 0.3               # seconds until results that change are looked at again
 TRIES = 3                      # for a piece whose sum is wrong
 CONNECT_SPAN = 60              # seconds in which at most `connects` connections are opened to one host
 # bytes of one line of a log-in's, and of all that it may print before our own first line
-LINE, NOISE = 8192, 1 << 20
-SAID = 16 << 20                # bytes that ssh may write on stderr, into a file
+LOGIN_LINE, LOGIN_NOISE = 8192, 1 << 20
+STDERR_MOST = 16 << 20         # bytes that ssh may write on stderr, into a file
 MOST_FILES = 500000            # of a list of results
 
 # ==== shared: gate ====
@@ -1635,11 +1635,12 @@ INTO_LOG = 'umask "$1"; shift; exec >remote_program_exec.log 2>&1; exec "$@"'
 FORM = re.compile(r"exec sh -c 'eval \"\$\(printf %b \"\$1\"\)\"' mi_distcomp '[^']*'((?: '[^']*'){4,8})\Z")
 IDENT = r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 LANE_SILENT = 60               # seconds after which a session of another host, which puts, counts as gone
-ENTRY = 4096                   # bytes of max_bytes that a file or a directory costs, however empty
-ASKED, TOLD = 1 << 16, 1 << 18             # bytes of a request's line, and about of a page of an answer
-BUNDLED, UNPACKED = 4 << 20, 64 << 20      # bytes of a result that is not asked for in pieces; of a piece
-TOLD_MOST = 1000               # results that stay and that guard.log names; of more it says how many
-REFUSALS = 20                  # refused requests of one session that guard.log tells
+ENTRY_COST = 4096              # bytes of max_bytes that a file or a directory costs, however empty
+REQUEST_MOST, PAGE = 1 << 16, 1 << 18  # bytes of a request's line, and about of a page of an answer
+# bytes of a result that is not asked for in pieces; of a piece
+BUNDLED_MOST, UNPACKED_MOST = 4 << 20, 64 << 20
+LOGGED_VERDICTS = 1000         # results that stay and that guard.log names; of more it says how many
+LOGGED_REFUSALS = 20           # refused requests of one session that guard.log tells
 LOG_MOST, LOG_KEEP = 16 << 20, 8           # bytes of guard.log after which a new one is begun; older ones
 PLAINLY = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 EVERYTHING = ("**", ".**")     # as patterns of results
@@ -1649,7 +1650,7 @@ NEW, UNDER_WAY, OVER = ("none", "taken"), ("queued", "running"), ("ended", "lost
 STATES = NEW + UNDER_WAY + OVER + ("gone",)
 
 
-class No(Exception):
+class Refusal(Exception):
     """An answer that says no: refused (by rule or form), state, gone, host (it is another one's), disk,
     error."""
 
@@ -1660,18 +1661,18 @@ class No(Exception):
 
 # What may be asked for
 
-def whole(low, high):
+def whole_number(low, high):
     """A kind: an integer from low to high."""
     return lambda value: type(value) is int and low <= value <= high
 
 
-def word(shape):
+def text_like(shape):
     """A kind: a text that the expression matches as a whole."""
     shape = re.compile(r"(?:%s)\Z" % shape, re.S)
     return lambda value: type(value) is str and shape.match(value) is not None
 
 
-def named(value):
+def is_name(value):
     """A kind: a name of a file."""
     try:
         return check_name(value) is value
@@ -1684,23 +1685,25 @@ def list_of(kind, most):
     return lambda value: type(value) is list and len(value) <= most and all(map(kind, value))
 
 
-def whether(value):
+def is_bool(value):
     """A kind: yes or no."""
     return type(value) is bool
 
 
-LENGTH, TIME, MODE = whole(0, 1 << 50), whole(-1 << 62, 1 << 62), whole(0, 0o7777)
-FIELDS = {                     # each word of a request: its kind. What a verb needs not have is in OPTIONAL
-    "v": whole(2, 2), "run": lambda value: value is None or word(IDENT)(value), "lane": word("|put|get"),
-    "turn": word("[0-9a-z]{1,32}"), "check": whether, "size": LENGTH, "length": whole(0, UNPACKED),
-    "files": lambda rows: type(rows) is list and all(map(an_input, rows)), "name": named, "at": LENGTH,
-    "end": lambda row: type(row) is list and len(row) == 3 and an_input(["-"] + row),
-    "command": word(r"[^\x00-\x08\x0a-\x1f\x7f]{1,16000}"), "offset": LENGTH, "grace": whole(0, 86400),
-    "batch": lambda row: row is None or list_of(word(".{1,4000}"), 100)(row) and "".join(row[:1]) in BATCH,
-    "from": LENGTH, "inputs": whether, "names": list_of(named, 2000), "mtime": TIME, "pack": whether,
-    "but": list_of(word(".{0,2000}"), 20000), "more": whether, "discard": whether,
-    "after": lambda value: value == "" or word(IDENT)(value)}
-OPTIONAL = {"check", "length", "end", "batch", "inputs", "pack", "more", "discard"}
+LENGTH, TIME, MODE = whole_number(0, 1 << 50), whole_number(-1 << 62, 1 << 62), whole_number(0, 0o7777)
+REQUEST_FIELDS = {             # each word of a request: its kind. OPTIONAL_FIELDS may be left out
+    "v": whole_number(2, 2), "run": lambda value: value is None or text_like(IDENT)(value),
+    "lane": text_like("|put|get"), "turn": text_like("[0-9a-z]{1,32}"), "check": is_bool, "size": LENGTH,
+    "length": whole_number(0, UNPACKED_MOST), "name": is_name, "at": LENGTH,
+    "files": lambda rows: type(rows) is list and all(map(is_input_row, rows)),
+    "end": lambda row: type(row) is list and len(row) == 3 and is_input_row(["-"] + row),
+    "command": text_like(r"[^\x00-\x08\x0a-\x1f\x7f]{1,16000}"), "offset": LENGTH,
+    "grace": whole_number(0, 86400), "batch": lambda row: row is None or (
+        list_of(text_like(".{1,4000}"), 100)(row) and "".join(row[:1]) in BATCH),
+    "from": LENGTH, "inputs": is_bool, "names": list_of(is_name, 2000), "mtime": TIME, "pack": is_bool,
+    "but": list_of(text_like(".{0,2000}"), 20000), "more": is_bool, "discard": is_bool,
+    "after": lambda value: value == "" or text_like(IDENT)(value)}
+OPTIONAL_FIELDS = {"check", "length", "end", "batch", "inputs", "pack", "more", "discard"}
 Verb = collections.namedtuple("Verb", "states lanes forms doors")
 VERBS = {                      # (the words of a request decide which of a verb's forms it has)
     "hello": Verb(STATES, ("", "put", "get"), ("v run lane turn check",), "far guard"),
@@ -1717,45 +1720,45 @@ VERBS = {                      # (the words of a request decide which of a verb'
 }
 
 
-def an_input(row):
+def is_input_row(row):
     """Is it [name, size, mode, mtime]? An empty directory has a slash at the end of its name."""
     good = type(row) is list and len(row) == 4 and type(row[0]) is str and LENGTH(row[1]) and MODE(row[2])
-    return good and TIME(row[3]) and named(row[0][:-1] if row[0].endswith("/") and not row[1] else row[0])
+    return good and TIME(row[3]) and is_name(row[0][:-1] if row[0].endswith("/") and not row[1] else row[0])
 
 
-def understood(row):
-    """{word: value} of a request's line. No."""
+def parse_request(row):
+    """{word: value} of a request's line. Refusal."""
     try:
         words = json.loads(row.decode("ascii"))
     except (ValueError, RecursionError):
         words = None
     if not isinstance(words, dict) or not row.endswith(b"\n"):
-        raise No("refused", "not a request of this protocol")
+        raise Refusal("refused", "not a request of this protocol")
     return words
 
 
-def permitted(words, lane, state, door):
-    """The verb of a request, if VERBS has it, for such a session, in this state. No."""
+def check_request(words, lane, state, door):
+    """The verb of a request, if VERBS has it, for such a session, in this state. Refusal."""
     verb = words.get("do")
     told = VERBS.get(verb) if isinstance(verb, str) else None
     if told is None or lane not in told.lanes or door not in told.doors.split():
-        raise No("refused", "an unknown verb, or not one of this session")
+        raise Refusal("refused", "an unknown verb, or not one of this session")
     given = set(words) - {"do"}
     forms = [form for form in map(set, (form.split() for form in told.forms))
-             if form - OPTIONAL <= given <= form]
+             if form - OPTIONAL_FIELDS <= given <= form]
     if not forms:
-        raise No("refused", "words that do not belong to " + verb)
+        raise Refusal("refused", "words that do not belong to " + verb)
     for name in sorted(given):
-        if not FIELDS[name](words[name]):
-            raise No("refused", "%s: %s is not as it must be" % (verb, name))
+        if not REQUEST_FIELDS[name](words[name]):
+            raise Refusal("refused", "%s: %s is not as it must be" % (verb, name))
     if state not in told.states:
         gone = state == "gone" or state == "none" and verb != "put"
-        raise No("gone" if gone else "state", "nothing of this calculation is here" if gone
+        raise Refusal("gone" if gone else "state", "nothing of this calculation is here" if gone
                  else "%s: not for a calculation that is %s" % (verb, state), state=state)
     return verb
 
 
-class Wire:
+class Channel:
     """The two ends of a session. owed: bytes behind the request that is served, which are still to come."""
 
     def __init__(self, source=0, goal=1):
@@ -1770,18 +1773,18 @@ class Wire:
             raise EOFError
         self.ahead, self.at = self.ahead[self.at:] + data, 0
 
-    def line(self):
-        """The next request's line. EOFError; No if it is too long."""
+    def request_line(self):
+        """The next request's line. EOFError; Refusal if it is too long."""
         while True:
-            end = self.ahead.find(b"\n", self.at, self.at + ASKED)
+            end = self.ahead.find(b"\n", self.at, self.at + REQUEST_MOST)
             if end >= 0:
                 row, self.at = self.ahead[self.at:end + 1], end + 1
                 return row
-            if len(self.ahead) - self.at >= ASKED:
-                raise No("refused", "a request that is too long")
+            if len(self.ahead) - self.at >= REQUEST_MOST:
+                raise Refusal("refused", "a request that is too long")
             self.fill()
 
-    def some(self, most):
+    def read_some(self, most):
         """The next bytes, at most so many. EOFError."""
         if self.at == len(self.ahead):
             self.fill()
@@ -1790,17 +1793,17 @@ class Wire:
         self.owed -= len(view)
         return view
 
-    def exactly(self, count):
+    def read_exactly(self, count):
         """So many bytes. EOFError."""
         found = bytearray()
         while len(found) < count:
-            found += self.some(count - len(found))
+            found += self.read_some(count - len(found))
         return bytes(found)
 
-    def drop(self):
+    def skip_owed(self):
         """Swallows what is owed."""
         while self.owed > 0:
-            self.some(min(self.owed, BLOCK))
+            self.read_some(min(self.owed, BLOCK))
 
     def say(self, told, data=b""):
         """One line of an answer, and bytes behind it."""
@@ -1809,7 +1812,7 @@ class Wire:
         if self.waiting > BLOCK:
             self.flush()
 
-    def more(self, data):
+    def say_bytes(self, data):
         """Bytes that belong to the last answer."""
         self.parts.append(data)
         self.flush()
@@ -1820,7 +1823,7 @@ class Wire:
         while len(view):
             view = view[os.write(self.goal, view):]
 
-    def pause(self, seconds, alive=-1):
+    def wait(self, seconds, alive=-1):
         """Waits, but not longer than until `alive` (a descriptor) hangs up: True. EOFError if nobody listens
         any more."""
         self.flush()
@@ -1912,18 +1915,18 @@ class Place:
             names = []
         noted = b"journal" in names and os.path.getsize(self.path(b"journal")) > 0
         if there == "taken" and (noted or {b"ready", b"start", b"end", b"lost"} & set(names)):
-            there, code, why, where = self.begun(names)
+            there, code, why, where = self.state_by_journal(names)
         found = {"state": there, "code": code, "why": why, "cancelled": b"cancelled" in names, "where": where}
         if b"fetched" in names and there in OVER:
             found.update(state="fetched", lost=there == "lost")
         return found
 
-    def begun(self, names):
+    def state_by_journal(self, names):
         """(state, exit code, why, where) of a run that is more than `taken`. Only what the journal calls
         ended has ended; the rest is the keeper's, and where it is, is for people."""
         journal = Journal(self.path(b"journal"), needed=False)
-        if b"journal" not in names or self.unwatched(journal):
-            return self.begun_before(names)
+        if b"journal" not in names or self.is_unwatched(journal):
+            return self.state_without_journal(names)
         end = journal.last("ended")
         if end is not None:
             return end["state"], end["exit_code"], printable(end["reason"]), ""
@@ -1936,14 +1939,14 @@ class Place:
         waits = state == "ready" and self.noted(b"command").get("jobs") and not self.has(b"pre")
         return "queued" if waits else "running", None, "", ""
 
-    def unwatched(self, journal):
+    def is_unwatched(self, journal):
         """Is nothing of the journal readable, and no keeper at it? Then the wrapper's files must tell."""
         told = any(isinstance(entry.get("what"), str) for entry in journal.entries)
-        return not told and not os.path.lexists(open_entry(self))
+        return not told and not os.path.lexists(entry_path(self))
 
-    def begun_before(self, names):
-        """The same of a run that an older version has started, and no keeper has looked at (see adopt), or
-        whose journal is lost."""
+    def state_without_journal(self, names):
+        """The same of a run that an older version has started, and no keeper has looked at (see
+        adopt_old_run), or whose journal is lost."""
         if b"lost" in names:
             with open(self.path(b"lost"), encoding="utf-8", errors="replace") as text:
                 return "lost", None, text.read(1000), ""
@@ -1952,7 +1955,7 @@ class Place:
             return (state, detail, "", "") if state == "ended" else (state, None, detail, "")
         return "running", None, "", ""
 
-    def owners_word(self, key):
+    def owners_key(self, key):
         """A key of the section [command NAME] that this run runs: as the ini says it now, or, if it is there
         no more, as it was said when the run was started. None if no section is known (it was started by an
         older guard)."""
@@ -1961,7 +1964,7 @@ class Place:
         noted = self.noted(b"command")
         now = [command for command in self.rules["commands"].values() if command["name"] == noted.get("name")]
         if not now and key not in noted:
-            raise No("refused", "what was noted of its command is broken: nothing of it leaves")
+            raise Refusal("refused", "what was noted of its command is broken: nothing of it leaves")
         return (now or [noted])[0][key]
 
     def let_out(self):
@@ -1970,15 +1973,15 @@ class Place:
             return AFTER_STOP["all"]
         found = self.state()
         lost = found["state"] == "lost" or found.get("lost")
-        stopped = (lost or found["cancelled"] or (ended_of(self) or {}).get("stopped")
+        stopped = (lost or found["cancelled"] or (end_in_journal(self) or {}).get("stopped")
                    or (found["code"] or 0) > 128)
-        keys = {key: self.owners_word(key) for key in ("after_stop", "patterns", "logs")}
+        keys = {key: self.owners_key(key) for key in ("after_stop", "patterns", "logs")}
         return let_out({"after_stop": keys["after_stop"] or "", "patterns": keys["patterns"] is not False,
                         "logs": keys["logs"] is not False}, stopped)
 
     # Inputs, before the start
 
-    def make(self):
+    def make_directories(self):
         """The run's directories, once."""
         if not os.path.isdir(self.control):
             with locked(os.path.join(self.base, b".mi", b"doors")):
@@ -1995,28 +1998,28 @@ class Place:
         except FileExistsError:
             pass
 
-    def lanes(self):
+    def putting_lanes(self):
         """[(path of the note, Note)] of the sessions that put inputs; a note's text is the turn of its
         line."""
         names = [name for name in os.listdir(self.control) if re.match(rb"lane\.\d+\Z", name)]
         found = [(self.path(name), read_note(self.path(name))) for name in names]
         return [(path, note) for path, note in found if note is not None]
 
-    def enter(self, turn):
-        """This session puts inputs from now on: those of other turns are ended first. No if the run was
+    def begin_putting(self, turn):
+        """This session puts inputs from now on: those of other turns are ended first. Refusal if the run was
         started meanwhile."""
-        self.make()
+        self.make_directories()
         with locked(self.path(b"lock")):
             state = self.state()["state"]
             if state not in NEW:
-                raise No("state", "inputs for a calculation that is " + state, state=state)
+                raise Refusal("state", "inputs for a calculation that is " + state, state=state)
             self.end_lanes(turn)
             with open("/proc/self/stat", "rb") as text:
                 start = text.read().rpartition(b") ")[2].split()[19].decode()
             row = "%d %s %s %s %s\n" % (os.getpid(), start, boot_id(), os.uname().nodename, turn)
             write_synced(self.path(b"lane.%d" % os.getpid()), utf8(row))
 
-    def leave(self):
+    def end_putting(self):
         """This session puts nothing more."""
         if self.last[1] >= 0:
             os.close(self.last[1])
@@ -2028,7 +2031,7 @@ class Place:
         held."""
         until = time.monotonic() + KILL_TRIES
         while True:
-            others = [(path, note) for path, note in self.lanes()
+            others = [(path, note) for path, note in self.putting_lanes()
                       if note.text != turn and note.pid != os.getpid()]
             for path, note in others:
                 here = note.boot == boot_id() or note.host == os.uname().nodename
@@ -2040,10 +2043,10 @@ class Place:
                 return
             if time.monotonic() > until:
                 host = others[0][1].host
-                raise No("host", "a session on %s still puts inputs" % host, host=host)
+                raise Refusal("host", "a session on %s still puts inputs" % host, host=host)
             time.sleep(0.005)
 
-    def folder(self, parts):
+    def open_folder(self, parts):
         """A descriptor of the directory at parts below the working directory, made if need be, reached
         without following a link; it stays open until another one is asked for."""
         name = b"/".join(parts)
@@ -2054,10 +2057,10 @@ class Place:
             try:
                 try:
                     os.mkdir(part, 0o700, dir_fd=here)
-                    self.spend(ENTRY)
+                    self.count_bytes(ENTRY_COST)
                 except FileExistsError:
                     pass
-                except No:
+                except Refusal:
                     os.rmdir(part, dir_fd=here)
                     raise
                 there = os.open(part, os.O_RDONLY | FOLDER, dir_fd=here)
@@ -2069,26 +2072,26 @@ class Place:
         self.last = name, here
         return here
 
-    def create(self, name, fresh):
+    def open_input(self, name, fresh):
         """A descriptor of the input `name` (text) to write to. fresh: in place of what is there."""
-        self.spend(ENTRY)
+        self.count_bytes(ENTRY_COST)
         parts = utf8(name).split(b"/")
-        folder, how = self.folder(parts[:-1]), os.O_WRONLY | os.O_CREAT | PLAINLY
+        folder, how = self.open_folder(parts[:-1]), os.O_WRONLY | os.O_CREAT | PLAINLY
         if fresh:
             unlink_if_there(parts[-1], folder)
         try:
             fd = os.open(parts[-1], how, 0o600, dir_fd=folder)
         except PermissionError:                        # read-only by now: once more, as the answer was lost
-            self.writable(parts[-1], folder)
+            self.allow_writing(parts[-1], folder)
             fd = os.open(parts[-1], how, 0o600, dir_fd=folder)
         info = os.fstat(fd)
         if not stat.S_ISREG(info.st_mode) or info.st_nlink != 1:
             os.close(fd)
-            raise No("refused", "not a regular file of its own: %s" % name)
+            raise Refusal("refused", "not a regular file of its own: %s" % name)
         return fd
 
     @staticmethod
-    def writable(name, folder):
+    def allow_writing(name, folder):
         """Makes a file that we own writable again."""
         fd = os.open(name, os.O_RDONLY | PLAINLY, dir_fd=folder)
         try:
@@ -2096,7 +2099,7 @@ class Place:
         finally:
             os.close(fd)
 
-    def spend(self, size, end=0):
+    def count_bytes(self, size, end=0):
         """Counts bytes that come in, over all sessions. Refused beyond max_bytes, as is a file that ends
         there."""
         most = self.rules["ssh guard"]["max_bytes"]
@@ -2106,16 +2109,16 @@ class Place:
             told = os.pread(book, 64, 0).strip()
             used = (int(told) if re.match(rb"[0-9]{1,40}\Z", told) else 0) + size
             if max(used, end) > most:
-                raise No("refused", "more than max_bytes = %d" % most)
+                raise Refusal("refused", "more than max_bytes = %d" % most)
             os.pwrite(book, b"%040d" % used, 0)        # in place: this needs no room on a full disk
 
-    def settle(self, fd, size, mode, mtime):
+    def complete_input(self, fd, size, mode, mtime):
         """The size, mode and time (nanoseconds) of an input; its mark, by which is seen that nobody touched
         it."""
         if os.fstat(fd).st_size > size:                # of an older one
             os.ftruncate(fd, size)
         elif os.fstat(fd).st_size < size:
-            raise No("refused", "pieces of it are missing")
+            raise Refusal("refused", "pieces of it are missing")
         mode &= 0o777 & ~self.rules["umask"]
         for act, how in ((os.fchmod, {"mode": mode}), (os.utime, {"ns": (mtime, mtime)})):
             try:
@@ -2124,10 +2127,10 @@ class Place:
                 pass
         return mark_of(os.fstat(fd))
 
-    def know_inputs(self, rows):
+    def note_inputs(self, rows):
         """Notes [(name, mark)] of inputs that are whole."""
         text = b"".join(json.dumps(row).encode() + b"\n" for row in rows)
-        self.spend(len(text))
+        self.count_bytes(len(text))
         with open(self.path(b"inputs"), "ab") as out:
             out.write(text)
 
@@ -2143,7 +2146,7 @@ class Place:
         open(self.path(b"gone"), "ab").close()
         unlink_if_there(self.path(b"lock"))
 
-    def untouched(self):
+    def untouched_inputs(self):
         """The names of the inputs that nobody has touched since they were put."""
         marks, found = {}, set()
         try:
@@ -2178,31 +2181,31 @@ def unlink_if_there(name, folder=None):
 
 # The command
 
-def plain_command():
+def default_keys():
     """The keys of a [command NAME], as nobody has written them: those of the door `far`."""
-    return {key: default for key, (kind, default) in TABLE["command *"].items() if "*" not in key}
+    return {key: default for key, (kind, default) in INI_KEYS["command *"].items() if "*" not in key}
 
 
-def asked_command(rules, text):
-    """(command, argv) of what a request wants to run, by the owner's sections [command NAME]. No,
+def permitted_command(rules, text):
+    """(command, argv) of what a request wants to run, by the owner's sections [command NAME]. Refusal,
     Forbidden."""
     words = words_of(text)
     command, argv = permit(rules["commands"], "".join(words[:1]), words[1:])
     if unfit(command):
-        raise No("refused", "[command %s] %s: %s" % ((command["name"],) + unfit(command)))
+        raise Refusal("refused", "[command %s] %s: %s" % ((command["name"],) + unfit(command)))
     return command, argv
 
 
-def far_command(text, batch):
+def shell_command(text, batch):
     """The same where there are no rules: a shell's command line; batch: a batch system and options of its
     own."""
-    keys = plain_command()
+    keys = default_keys()
     if batch:
         keys.update(batch=batch[0], batch_options=batch[1:])
     try:
         options = batch_options(keys, ())[0]
     except ValueError as error:
-        raise No("refused", str(error))
+        raise Refusal("refused", str(error))
     return dict(keys, name="far", env={}, options=options), [os.environ.get("SHELL") or "/bin/sh", "-c", text]
 
 
@@ -2217,7 +2220,7 @@ def permit_inputs(place, command):
             tree.close()
 
 
-def log_after(place, offset):
+def read_log(place, offset):
     """The log's next bytes; none while it is not a plain file of its own."""
     try:
         fd = os.open(os.path.join(place.work, utf8(LOG)), os.O_RDONLY | PLAINLY)
@@ -2232,7 +2235,7 @@ def log_after(place, offset):
 
 # What leaves
 
-class Unread(Collector):
+class UnreadCollector(Collector):
     """The results where there are no rules: looked for, not read; they are read when they are sent."""
 
     def take(self, tree, name, real, info, reserved=()):
@@ -2249,7 +2252,7 @@ class Unread(Collector):
         self.take(tree, name, *tree.reach(real))
 
 
-class Leaving:
+class JudgedResults:
     """The results of a run that is over. Judged once (see Collector) and noted in the control directory:
     every session serves what was judged then, and nothing else."""
     COLLECTOR = Collector
@@ -2262,7 +2265,7 @@ class Leaving:
         self.said, self.notes, self.more = {}, [], 0
         self.judged, self.sources = None, None         # what this session itself has looked at; by name
 
-    def book(self):
+    def last_look(self):
         """The note of the last look, {} if it was by other rules."""
         found = self.place.noted(b"out")
         said = found.get("said")                       # sums of the lines that guard.log has about it,
@@ -2272,15 +2275,15 @@ class Leaving:
     def known(self):
         """{name: (mark, Result)} of the last look."""
         found = {}
-        for name, real, mark, size, sum256, x, mtime, parts in self.book().get("files", ()):
+        for name, real, mark, size, sum256, x, mtime, parts in self.last_look().get("files", ()):
             source = Source(self.tree, utf8(real), size, binascii.a2b_base64(parts))
             found[name] = tuple(mark), Result(source, size, name, bytes.fromhex(sum256), x, mtime)
         return found
 
-    def look(self, inputs):
+    def collect(self, inputs):
         """The Collector of all that may leave. inputs: also inputs that nobody has touched."""
-        found = self.COLLECTOR(self.rules, self.hear, self.known())
-        but = set() if inputs else self.place.untouched()
+        found = self.COLLECTOR(self.rules, self.note_refused, self.known())
+        but = set() if inputs else self.place.untouched_inputs()
         if "logs" in self.kinds and LOG not in but:
             try:
                 found.take_log(self.tree, LOG, utf8(LOG))
@@ -2291,26 +2294,26 @@ class Leaving:
         if "patterns" in self.kinds:
             found.by_pattern(self.tree, EVERYTHING, but | {LOG})
         else:
-            self.all_stays(found, but | {LOG} if "logs" in self.kinds else but)
-        self.note(found.ordered(), str(inputs))
+            self.refuse_all(found, but | {LOG} if "logs" in self.kinds else but)
+        self.save(found.ordered(), str(inputs))
         return found
 
-    def all_stays(self, found, but):
+    def refuse_all(self, found, but):
         """Nothing leaves but the log: what there is counts as refused, without a name."""
         for name, _real, info, stays in self.tree.walk():
             text = name.decode("utf-8", "backslashreplace")
             if text not in but and not text.endswith("/"):
-                self.hear(text, "after_stop", True)
+                self.note_refused(text, "after_stop", True)
                 found.verdicts.tell("refused")
 
-    def hear(self, name, why, _by_name):
+    def note_refused(self, name, why, _by_name):
         """What the Collector says of a result that stays."""
-        if len(self.notes) < TOLD_MOST:
+        if len(self.notes) < LOGGED_VERDICTS:
             self.notes.append((name, why))
         else:
             self.more += 1
 
-    def note(self, found, kind):
+    def save(self, found, kind):
         """The note of this look; into guard.log what stays, unless the last look of this kind said the same:
         by looking again and again nobody pushes older lines out of the log."""
         said = hashlib.sha256(repr((self.notes, self.more)).encode("utf-8", "backslashreplace")).hexdigest()
@@ -2328,7 +2331,7 @@ class Leaving:
         self.notes, self.more, self.judged, self.sources = [], 0, found.found, None
         self.place.note(b"out", book)
 
-    def result(self, name):
+    def judged_result(self, name):
         """The Result of that name which was judged, here or by the session that looked last. Stays if there
         is none."""
         if self.sources is None:
@@ -2338,10 +2341,10 @@ class Leaving:
             raise Stays("missing")
         return self.sources[name]
 
-    def bundled(self, name):
+    def read_small(self, name):
         """(what is told of it, its bytes) of a small result. Stays, OSError."""
-        one = self.result(name)
-        if one.size > BUNDLED:
+        one = self.judged_result(name)
+        if one.size > BUNDLED_MOST:
             raise Stays("limit")
         try:
             with one.path.open() as source:
@@ -2349,10 +2352,10 @@ class Leaving:
         except ValueError:
             raise Stays("changing")
 
-    def piece(self, name, at, length, size, mtime):
+    def read_piece(self, name, at, length, size, mtime):
         """The bytes of a piece, block by block; they are those that were told of. Stays (also behind some of
         them), OSError."""
-        one = self.result(name)
+        one = self.judged_result(name)
         if (one.size, one.mtime) != (size, mtime) or at + length > size:
             raise Stays("changing")
         try:
@@ -2366,9 +2369,9 @@ class Leaving:
             raise Stays("changing")
 
 
-class Unjudged(Leaving):
+class UnjudgedResults(JudgedResults):
     """The same where there are no rules: whatever the name leads to, as it is now."""
-    COLLECTOR = Unread
+    COLLECTOR = UnreadCollector
 
     def known(self):
         """Nothing was read before."""
@@ -2378,13 +2381,13 @@ class Unjudged(Leaving):
         """A descriptor. Stays, OSError."""
         return self.tree.open(self.tree.reach(utf8(name))[0])
 
-    def bundled(self, name):
-        """As Leaving's."""
+    def read_small(self, name):
+        """As JudgedResults's."""
         fd = self.open(name)
         try:
             for _look in range(LOOKS):
                 info = os.fstat(fd)
-                if info.st_size > BUNDLED:
+                if info.st_size > BUNDLED_MOST:
                     raise Stays("limit")
                 data = read_exactly(fd, info.st_size, 0)
                 if name == LOG or mark_of(os.fstat(fd)) == mark_of(info) and len(data) == info.st_size:
@@ -2394,8 +2397,8 @@ class Unjudged(Leaving):
         finally:
             os.close(fd)
 
-    def piece(self, name, at, length, size, mtime):
-        """As Leaving's."""
+    def read_piece(self, name, at, length, size, mtime):
+        """As JudgedResults's."""
         fd = self.open(name)
         try:
             while True:
@@ -2422,36 +2425,36 @@ class Door:
     def __init__(self, rules, wire):
         self.rules, self.wire, self.name = rules, wire, "guard" if "commands" in rules else "far"
         self.place, self.lane, self.turn, self.putting = None, "", None, False
-        self.leaving, self.found, self.but, self.refusals, self.named = None, None, False, 0, set()
+        self.judged, self.found, self.incomplete, self.refusals, self.greeted = None, None, False, 0, set()
 
     def serve(self):
         """Answers until nobody asks any more, or what is asked makes no sense."""
         try:
-            while self.one():
-                self.wire.drop()
+            while self.serve_request():
+                self.wire.skip_owed()
         except EOFError:
             pass
         finally:
             if self.putting:
-                self.place.leave()
+                self.place.end_putting()
 
-    def one(self):
+    def serve_request(self):
         """One request and its answer. False if nobody can know where the next one begins."""
         words = None
         try:
-            words = understood(self.wire.line())
-            self.see_rules()
+            words = parse_request(self.wire.request_line())
+            self.check_rules()
             if words.get("do") == "put" and LENGTH(words.get("size")):
                 self.wire.owed = words["size"]
             state = self.place.state()["state"] if self.place is not None else "none"
             if (self.turn is None) != (words.get("do") == "hello") and (self.turn is None or self.lane):
-                raise No("refused", "hello comes first, and once")
-            verb = permitted(words, self.lane, state, self.name)
+                raise Refusal("refused", "hello comes first, and once")
+            verb = check_request(words, self.lane, state, self.name)
             if self.place is None and verb not in ("hello", "list"):
-                raise No("refused", "no calculation was named in hello")
+                raise Refusal("refused", "no calculation was named in hello")
             del words["do"]
             getattr(self, "do_" + verb)(**words)
-        except (No, Forbidden) as error:
+        except (Refusal, Forbidden) as error:
             self.refuse(getattr(error, "told", None) or {"no": "refused", "why": printable(error)})
         except OSError as error:
             full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -2460,7 +2463,7 @@ class Door:
             self.wire.flush()
         return words is not None
 
-    def see_rules(self):
+    def check_rules(self):
         """EOFError if the owner has changed the ini since this session began: the next one goes by that."""
         try:
             same = self.name == "far" or mark_of(os.stat(utf8(self.rules["ini"]))) == self.rules["read"]
@@ -2473,93 +2476,93 @@ class Door:
     def refuse(self, told):
         self.wire.say(told)
         self.refusals += 1
-        if told["no"] == "refused" and self.refusals <= REFUSALS:
+        if told["no"] == "refused" and self.refusals <= LOGGED_REFUSALS:
             guard_log(self.rules, "warn", self.place and self.place.ident, "refused", why=told["why"])
 
-    def told(self):
+    def state(self):
         """STATE of the protocol."""
         return self.place.state() if self.place is not None else {"state": "none"}
 
     def do_hello(self, v, run, lane, turn, check=False):
         if self.putting:
-            self.place.leave()
+            self.place.end_putting()
         self.place = Place(self.rules, run) if run else None
         self.lane, self.turn, self.putting, self.found = lane, turn, False, None
         self.forget_results()
         base, began = self.rules["base"], self.place.noted(b"began") if run else {}
         if run:
-            adopt(self.place)
-        keep_going(self.rules)
+            adopt_old_run(self.place)
+        ensure_keeper(self.rules)
         free = os.statvfs(base)
         more = {"v": 2, "program": VERSION, "sum": self.rules.get("sum", ""), "door": self.name,
                 "host": host_id(), "boot": boot_id(), "base": shown(base), "aes": has_aes(),
                 "free": free.f_bavail * free.f_frsize,
                 "began": [began.get("host"), began.get("boot")] if began else None}
         if check:
-            more.update(python=sys.version.split()[0], kill=kills_at_log_out(), runs=len(runs_of(base)))
-        told = self.told()
-        if run not in self.named and (told["state"] != "none" or len(self.named) < REFUSALS):
-            self.named.add(run)                        # once: nobody pushes older lines out of the log
+            more.update(python=sys.version.split()[0], kill=kills_at_log_out(), runs=len(run_names(base)))
+        told = self.state()
+        if run not in self.greeted and (told["state"] != "none" or len(self.greeted) < LOGGED_REFUSALS):
+            self.greeted.add(run)                      # once: nobody pushes older lines out of the log
             guard_log(self.rules, "info", run, "hello", lane=lane)
         self.wire.say(dict(told, **more))
 
     def do_put(self, size, files=None, name=None, at=None, length=None, end=None):
         if not self.putting or time.monotonic() - self.putting > LANE_SILENT / 4:
-            self.place.enter(self.turn)
+            self.place.begin_putting(self.turn)
             self.putting = time.monotonic()
         if files is None:
             return self.put_piece(size, name, at, length, end)
         if sum(row[1] for row in files) != size:
-            raise No("refused", "put: sizes that do not make up the whole")
+            raise Refusal("refused", "put: sizes that do not make up the whole")
         sums, marks = [], []
         for name, bytes_of, mode, mtime in files:
             if name.endswith("/"):
-                self.place.folder(utf8(name[:-1]).split(b"/"))
+                self.place.open_folder(utf8(name[:-1]).split(b"/"))
                 sums.append("")
                 marks.append((name, ()))
                 continue
-            fd = self.place.create(name, True)
+            fd = self.place.open_input(name, True)
             try:
-                sums.append(self.pour(fd, 0, bytes_of))
-                marks.append((name, self.place.settle(fd, bytes_of, mode, mtime)))
+                sums.append(self.receive_into(fd, 0, bytes_of))
+                marks.append((name, self.place.complete_input(fd, bytes_of, mode, mtime)))
             finally:
                 os.close(fd)
-        self.place.know_inputs(marks)
+        self.place.note_inputs(marks)
         self.wire.say({"sums": sums})
 
     def put_piece(self, size, name, at, length, end):
         """A piece of a large input, and (or) its end."""
         if end is None and at is None or at is None and size:
-            raise No("refused", "put: bytes without a place")
-        sums, fd = [], self.place.create(name, False)
+            raise Refusal("refused", "put: bytes without a place")
+        sums, fd = [], self.place.open_input(name, False)
         try:
             if length is not None:
-                data = unpacked(self.wire.exactly(min(size, UNPACKED + 65536)), length)
-                self.place.spend(length, at + length)
-                self.write(fd, memoryview(data), at)
+                data = unpack(self.wire.read_exactly(min(size, UNPACKED_MOST + 65536)), length)
+                self.place.count_bytes(length, at + length)
+                self.write_at(fd, memoryview(data), at)
                 sums = [hashlib.sha256(data).hexdigest()]
             elif at is not None:
-                sums = [self.pour(fd, at, size)]
+                sums = [self.receive_into(fd, at, size)]
             if end is not None:
-                self.place.spend(0, end[0])
-                self.place.know_inputs([(name, self.place.settle(fd, *end))])
+                self.place.count_bytes(0, end[0])
+                self.place.note_inputs([(name, self.place.complete_input(fd, *end))])
         finally:
             os.close(fd)
         self.wire.say({"sums": sums})
 
-    def pour(self, fd, at, left):
+    def receive_into(self, fd, at, left):
         """The next `left` bytes that come, into a file; their sum."""
         digest = hashlib.sha256()
         while left:
-            data = self.wire.some(min(left, BLOCK))
+            data = self.wire.read_some(min(left, BLOCK))
             digest.update(data)
-            self.place.spend(len(data), at + len(data))
-            self.write(fd, data, at)
+            self.place.count_bytes(len(data), at + len(data))
+            self.write_at(fd, data, at)
             at, left = at + len(data), left - len(data)
         return digest.hexdigest()
 
     @staticmethod
-    def write(fd, data, at):
+    def write_at(fd, data, at):
         """Writes it there, zeros as a hole where they are one already."""
         write_sparse(fd, data, at)
         if os.fstat(fd).st_size < at + len(data):
@@ -2567,28 +2570,28 @@ class Door:
 
     def do_start(self, command, batch=None):
         if batch and self.name == "guard":
-            raise No("refused", "the guard decides about the batch system")
+            raise Refusal("refused", "the guard decides about the batch system")
         text, place = command, self.place
-        command, argv = asked_command(self.rules, text) if place.ruled else far_command(text, batch)
+        command, argv = permitted_command(self.rules, text) if place.ruled else shell_command(text, batch)
         missing = command["batch"] != "none" and batch_missing(command["batch"], batch_env(command))
         if missing and place.state()["state"] == "taken":
-            raise No("config", missing)
+            raise Refusal("config", missing)
         with locked(place.path(b"lock")):
             if place.state()["state"] == "taken":
-                self.begin(command, argv, text)
+                self.begin_command(command, argv, text)
             if place.noted(b"command").get("text", text) != text:
-                raise No("refused", "another command than the one that was asked for first")
-        keep_going(self.rules)
-        self.wire.say(self.told())
+                raise Refusal("refused", "another command than the one that was asked for first")
+        ensure_keeper(self.rules)
+        self.wire.say(self.state())
 
-    def begin(self, command, argv, text):
+    def begin_command(self, command, argv, text):
         """No input comes any more: the order."""
         place, run = self.place, self.place.ident + ".1"
         place.end_lanes()
         if self.putting:
-            place.leave()
+            place.end_putting()
             self.putting = False
-        place.make()
+        place.make_directories()
         permit_inputs(place, command)
         env = command_env(command, place.work, run) if place.ruled else dict(self.rules["env"], MI_RUN=run)
         guard_log(self.rules, "info", place.ident, "start", command=command["name"],
@@ -2596,9 +2599,9 @@ class Door:
         begin_run(place, command, ["sh", "-c", INTO_LOG, "sh", "%o" % self.rules["umask"]] + argv, env, text)
 
     def do_state(self):
-        self.wire.say(self.told())
+        self.wire.say(self.state())
 
-    def live(self):
+    def sends_log_live(self):
         """Does the log leave while the command runs? Not where it is judged as a whole."""
         rules = self.rules["outbound"]
         whole = any(rules[key] for key in ("deny_content", "deny_sums", "max_file", "max_total"))
@@ -2606,16 +2609,16 @@ class Door:
 
     def do_wait(self, offset):
         place, said, pause, looked = self.place, None, 0.002, time.monotonic()
-        live = self.live()
+        live = self.sends_log_live()
         try:
             alive = os.open(place.path(b"alive"), os.O_RDONLY | os.O_NONBLOCK)
         except OSError:
             alive = -1
         try:
             while True:
-                self.see_rules()
-                state = self.told()
-                data = log_after(place, offset) if live else b""
+                self.check_rules()
+                state = self.state()
+                data = read_log(place, offset) if live else b""
                 if data:
                     self.wire.say({"log": offset}, data)
                     offset, pause = offset + len(data), 0.02
@@ -2625,52 +2628,52 @@ class Door:
                 if state != said:
                     self.wire.say(state)
                     said = state
-                if self.wire.pause(pause, alive):
+                if self.wire.wait(pause, alive):
                     os.close(alive)
                     alive, pause = -1, 0.002
-                looked = self.kept_going(looked)
+                looked = self.keep_keeper(looked)
                 pause = min(pause * 1.5, 0.05 if place.has(b"end") else 0.5)
         finally:
             if alive >= 0:
                 os.close(alive)
 
-    def kept_going(self, looked):
+    def keep_keeper(self, looked):
         """Once a second it is seen that a keeper lives. looked: when it was, time.monotonic(); now, if so."""
         if time.monotonic() - looked < 1:
             return looked
-        keep_going(self.rules)
+        ensure_keeper(self.rules)
         return time.monotonic()
 
     def do_cancel(self, grace):
         place, state = self.place, look(self.place.control, time.time())
         if not read_batch(place.control) and state[0] == "elsewhere":
-            raise No("host", "it runs on %s: cancel it from there" % state[1].host, host=state[1].host)
-        if self.told()["state"] in UNDER_WAY:
+            raise Refusal("host", "it runs on %s: cancel it from there" % state[1].host, host=state[1].host)
+        if self.state()["state"] in UNDER_WAY:
             write_synced(place.path(b"cancelled"), b"%d" % grace)     # its end is not its own: see AFTER_STOP
-        keep_going(self.rules)
+        ensure_keeper(self.rules)
         looked, until = time.monotonic(), time.monotonic() + grace + 2 * KILL_TRIES
         until += 2 * END_LATE if read_batch(place.control) else 0
-        while self.told()["state"] in UNDER_WAY and time.monotonic() < until:
+        while self.state()["state"] in UNDER_WAY and time.monotonic() < until:
             time.sleep(0.01)
-            looked = self.kept_going(looked)
-        self.wire.say(self.told())
+            looked = self.keep_keeper(looked)
+        self.wire.say(self.state())
 
     def results(self):
-        """The Leaving of this run."""
-        self.leaving = self.leaving or (Leaving if self.place.ruled else Unjudged)(self.place)
-        return self.leaving
+        """The JudgedResults of this run."""
+        self.judged = self.judged or (JudgedResults if self.place.ruled else UnjudgedResults)(self.place)
+        return self.judged
 
     def forget_results(self):
         """They are looked at anew."""
-        if self.leaving is not None:
-            self.leaving.tree.close()
-        self.leaving = None
+        if self.judged is not None:
+            self.judged.tree.close()
+        self.judged = None
 
     def do_results(self, inputs=False, **page):
-        at, room = page["from"], TOLD
+        at, room = page["from"], PAGE
         if not at or self.found is None:
             self.forget_results()
-            self.found = self.results().look(inputs)
+            self.found = self.results().collect(inputs)
         files, folders, found = [], [], self.found
         for one in itertools.islice(itertools.chain(found.found, found.folders), at, None):
             row = [one.name, one.size, one.mtime, one.x, one.sum256 or None]
@@ -2689,65 +2692,65 @@ class Door:
             return self.get_piece((name, at, length, size, mtime), pack)
         for name in names:
             try:
-                told, data = self.results().bundled(name)
+                told, data = self.results().read_small(name)
             except (OSError, Stays) as error:
-                told, data = {"verdict": code_of(error), "name": name}, b""
-            packed = packed_well(data) if pack else None
+                told, data = {"verdict": verdict_code(error), "name": name}, b""
+            packed = packed_if_smaller(data) if pack else None
             told = dict(told, length=len(data)) if packed else told
             self.wire.say(told if data or "verdict" in told else dict(told, size=0), packed or data)
 
     def get_piece(self, piece, pack):
         """A piece of a large result: a header, its bytes, and behind them their sum, or why they count for
         nothing."""
-        blocks, length = self.results().piece(*piece), piece[2]
+        blocks, length = self.results().read_piece(*piece), piece[2]
         try:
             data = b"".join(blocks) if pack else next(blocks, b"")
         except (OSError, Stays) as error:
-            return self.wire.say({"verdict": code_of(error)})
-        packed = packed_well(data) if pack else None
+            return self.wire.say({"verdict": verdict_code(error)})
+        packed = packed_if_smaller(data) if pack else None
         if packed:
             self.wire.say({"length": length}, packed)
         else:
             self.wire.say({"size": length})
-            self.wire.more(data)
-        self.wire.say(self.rest(blocks, length - len(data), hashlib.sha256(data)))
+            self.wire.say_bytes(data)
+        self.wire.say(self.send_rest(blocks, length - len(data), hashlib.sha256(data)))
 
-    def rest(self, blocks, left, digest):
+    def send_rest(self, blocks, left, digest):
         """Sends the other blocks of a piece; zeros in place of what cannot be had any more. What is told
         then."""
         try:
             for data in blocks:
-                self.wire.more(data)
+                self.wire.say_bytes(data)
                 digest.update(data)
                 left -= len(data)
             return {"sum": digest.hexdigest()}
         except (OSError, Stays) as error:
             while left:
-                self.wire.more(bytes(min(left, BLOCK)))
+                self.wire.say_bytes(bytes(min(left, BLOCK)))
                 left -= min(left, BLOCK)
-            return {"verdict": code_of(error)}
+            return {"verdict": verdict_code(error)}
 
     def do_fetched(self, but, more=False):
-        self.but = self.but or bool(but)               # whether, not which: they may be very many
+        self.incomplete = self.incomplete or bool(but) # whether, not which: they may be very many
         verdicts = self.place.noted(b"out").get("verdicts")
         if verdicts is None:
-            raise No("state", "results were not asked for yet", state=self.told()["state"])
+            raise Refusal("state", "results were not asked for yet", state=self.state()["state"])
         if not more:
-            if not self.but and not set(NOT_THERE) & set(verdicts):
+            if not self.incomplete and not set(NOT_THERE) & set(verdicts):
                 self.place.note(b"fetched", {"refused": verdicts.get("refused", {}).get("count", 0)})
-            self.but = False
-        self.wire.say(self.told())
+            self.incomplete = False
+        self.wire.say(self.state())
 
-    def kept(self):
+    def why_kept(self):
         """Why the owner keeps what is here, or None."""
         keep = self.rules["outbound"]["keep_refused"]
-        if self.name == "far" or self.told()["state"] not in OVER:
+        if self.name == "far" or self.state()["state"] not in OVER:
             return None
         verdicts = self.place.noted(b"out").get("verdicts")
         if verdicts is None:
             try:
-                verdicts = self.results().look(False).verdicts
-            except (No, OSError):                      # nobody can say what is kept of it
+                verdicts = self.results().collect(False).verdicts
+            except (Refusal, OSError):                 # nobody can say what is kept of it
                 return None
         since = self.place.path(b"fetched") if self.place.has(b"fetched") else self.place.control
         refused, age = verdicts.get("refused", {}).get("count", 0), time.time() - os.path.getmtime(since)
@@ -2758,25 +2761,25 @@ class Door:
     def do_clean(self, discard=False):
         place, left = self.place, []
         if not os.path.isdir(place.control) and not os.path.lexists(place.work):
-            return self.wire.say(dict(self.told(), left=left))
-        place.make()
+            return self.wire.say(dict(self.state(), left=left))
+        place.make_directories()
         with locked(place.path(b"lock")):
-            state = self.told()["state"]
+            state = self.state()["state"]
             if state in UNDER_WAY:
-                raise No("state", "clean: not for a calculation that is " + state, state=state)
+                raise Refusal("state", "clean: not for a calculation that is " + state, state=state)
             unfetched = state in OVER and state != "fetched" and not discard
-            kept = "its results were not fetched" if unfetched else self.kept()
+            kept = "its results were not fetched" if unfetched else self.why_kept()
             if kept:
-                return self.wire.say(dict(self.told(), left=[kept]))
+                return self.wire.say(dict(self.state(), left=[kept]))
             place.end_lanes()
             left = remove_tree(place.work)
             if not left:
                 place.forget(left)
-        forget_gone(place.base)
-        self.wire.say(dict(self.told(), left=left[:20]))
+        sweep_gone(place.base)
+        self.wire.say(dict(self.state(), left=left[:20]))
 
     def do_list(self, after):
-        rows, names = [], [name for name in runs_of(self.rules["base"]) if name > after]
+        rows, names = [], [name for name in run_names(self.rules["base"]) if name > after]
         for name in names[:1000]:
             place = Place(self.rules, name)
             try:
@@ -2789,39 +2792,39 @@ class Door:
         self.wire.say({"runs": rows, "more": names[999] if len(names) > 1000 else None})
 
 
-def code_of(error):
+def verdict_code(error):
     """The verdict of an OSError, or of Stays."""
     return error.code if isinstance(error, Stays) else stays_for(error).code
 
 
-def unpacked(data, length):
-    """The bytes that were packed. No if they are not so many."""
+def unpack(data, length):
+    """The bytes that were packed. Refusal if they are not so many."""
     import zlib
     try:
         found = zlib.decompressobj().decompress(data, length + 1)
     except zlib.error:
         found = b""
     if len(found) != length:
-        raise No("refused", "a piece that unpacks to something else than it says")
+        raise Refusal("refused", "a piece that unpacks to something else than it says")
     return found
 
 
-def packed_well(data):
+def packed_if_smaller(data):
     """data packed, if that pays; else None."""
     import zlib
     packed = zlib.compress(data, 1)
     return packed if len(packed) < len(data) * 0.9 else None
 
 
-def runs_of(base):
+def run_names(base):
     """The names of the runs below base (bytes), in order."""
     names = [os.fsdecode(name) for name in os.listdir(os.path.join(base, b".mi"))]
     return sorted(name for name in names if re.match(IDENT + r"\Z", name))
 
 
-def forget_gone(base):
+def sweep_gone(base):
     """Removes what is known of runs that were cleaned away more than a day ago."""
-    for name in runs_of(base):
+    for name in run_names(base):
         path = os.path.join(base, b".mi", utf8(name))
         try:
             old = time.time() - os.path.getmtime(path) > 86400
@@ -2849,7 +2852,7 @@ def kills_at_log_out():
 
 def far_rules(base):
     """What holds for the door `far`, with this base (bytes): nothing is kept."""
-    rules = {section: {key: default for key, (kind, default) in TABLE[section].items()}
+    rules = {section: {key: default for key, (kind, default) in INI_KEYS[section].items()}
              for section in ("ssh guard", "outbound")}
     rules["outbound"]["max_files"] = MOST_FILES
     return dict(rules, base=os.path.realpath(base), umask=os.umask(0o077))
@@ -2862,19 +2865,19 @@ def far(base, told):
     def serve():
         rules = dict(far_rules(base), sum=told, env=env)
         os.write(1, b"\nmi_distcomp 2 door\n")
-        Door(rules, Wire()).serve()
+        Door(rules, Channel()).serve()
     run_as_program(serve)
 
 
-def asked(text):
-    """The words of a guard's SSH_ORIGINAL_COMMAND. No if it has another form."""
+def original_words(text):
+    """The words of a guard's SSH_ORIGINAL_COMMAND. Refusal if it has another form."""
     found = FORM.match(text)
     if not found:
-        raise No("refused", "not a request of this program")
+        raise Refusal("refused", "not a request of this program")
     return re.findall(r" '([^']*)'", found.group(1))
 
 
-def do_guard(options):
+def cmd_guard(options):
     """Serves a session of the key by the owner's rules. 77 if it asks for anything else."""
     if options.print_key_line:
         return print_key_line(options)
@@ -2886,16 +2889,16 @@ def do_guard(options):
         os.makedirs(os.path.join(folder, b".mi"), 0o700, exist_ok=True)
     text = os.environ.get("SSH_ORIGINAL_COMMAND", "")
     try:
-        words = asked(text)
+        words = original_words(text)
         if words[:2] != ["2", "door"]:
             if words[:2] == ["1", "hold"]:             # what it says then, an older runner prints in one line
                 os.write(1, b"mi_distcomp 1 hold\nthis guard speaks protocol 2: "
                             b"a newer execute_remote_command.py is needed\n")
-            raise No("refused", "an unknown verb")
+            raise Refusal("refused", "an unknown verb")
         os.write(1, b"\nmi_distcomp 2 door\n")
-        Door(rules, Wire()).serve()
+        Door(rules, Channel()).serve()
         return 0
-    except No as error:
+    except Refusal as error:
         guard_log(rules, "warn", "-", "refused", why=error, asked=printable(text[-200:]))
         sys.stderr.write("refused by the guard: %s\n" % printable(error))
         return EX_REFUSED
@@ -2907,7 +2910,7 @@ def guard_rules(options):
     else."""
     ini = find_ini(options.ini, ini_folders(__file__)[:1], needed=True)   # beside this file, nowhere else
     read = mark_of(os.stat(utf8(ini)))
-    rules = dict(read_ini(ini, TABLE), read=read)
+    rules = dict(read_ini(ini, INI_KEYS), read=read)
     rules["commands"] = commands_of(ini, rules)
     name = rules["key"] = getattr(options, "key", None) or ""
     if name and (not re.match(r"[A-Za-z0-9][-A-Za-z0-9._]{0,63}\Z", name) or re.match(IDENT + r"\Z", name)):
@@ -2948,12 +2951,12 @@ def guard_log(rules, level, ident, step, **values):
     path = utf8(rules["ssh guard"]["audit_log"]) or os.path.join(rules["top"], b".mi", b"guard.log")
     if rules["key"]:
         values = dict(values, key=rules["key"])
-    with io.open(log_file(path), "w", encoding="utf-8", errors="backslashreplace") as SAY["log"]:
+    with io.open(open_log(path), "w", encoding="utf-8", errors="backslashreplace") as SAY["log"]:
         log(level, ident, step, client=os.environ.get("SSH_CONNECTION", "-").split(" ")[0], **values)
     SAY["log"] = None
 
 
-def log_file(path):
+def open_log(path):
     """A descriptor to write to the log at path. One that has grown to LOG_MOST becomes path.1, that one
     path.2, up to LOG_KEEP."""
     import fcntl
@@ -2985,7 +2988,7 @@ def log_file(path):
 #  6. Its clock need not be right: times of there are compared with times of there only. Its words: 2 door
 #     BASE SUM. The program comes once and lies as BASE/.mi/gate.SUM; beside it its bytecode, one for each
 #     Python.
-DECODED = r"""
+DECODE_WORDS = r"""
 PATH=$PATH:/usr/bin:/bin
 shift; n=$#
 while [ "$n" -gt 0 ]; do
@@ -2993,8 +2996,8 @@ while [ "$n" -gt 0 ]; do
     case $a in *\\*) a=$(printf '%b.' "$a"); a=${a%.};; esac
     set -- "$@" "$a"
 done
-"""                            # the words of a request, as they were before encoded()
-LOADER = DECODED + r"""load='
+"""                            # the words of a request, as they were before quoted_word()
+LOADER = DECODE_WORDS + r"""load='
 import sys
 try:
     if sys.version_info < (3, 6): raise ImportError
@@ -3095,12 +3098,12 @@ exec cat >/dev/null
 # when nothing is left to do. base/.mi/open/ names the runs that have not ended. Killed at any moment, by
 # anybody: the next door forks another keeper, and journal and wrapper tell that one what was done. Nothing is
 # done twice: each thing that is done once has a file that only one process can rename (see run).
-KEPT = ("name", "env", "batch", "options", "batch_poll", "batch_grace", "jobs", "pre", "post") + NOTED
+KEEPER_KEYS = ("name", "env", "batch", "options", "batch_poll", "batch_grace", "jobs", "pre", "post") + NOTED
 KEEPER_LOOKS = 60              # seconds until a keeper looks again without being told; 1 without FIFOs
 KEEPER_AGAIN = 30              # seconds until what failed (a full disk, a broken ini) is tried again
 
 
-class KeptRun(GateRun):
+class KeeperRun(GateRun):
     """A run as its door has noted it (see begin_run). gate: its Gate. OSError, ValueError, KeyError,
     TypeError if that cannot be read."""
 
@@ -3112,7 +3115,7 @@ class KeptRun(GateRun):
                  "result_patterns": list(EVERYTHING)}
         logs = [(LOG, work, utf8(LOG))]
         GateRun.__init__(self, gate, ident + ".1", ident, work, control, order, logs, {})
-        self.command, self.argv = {key: self.note[key] for key in KEPT}, self.note["argv"]
+        self.command, self.argv = {key: self.note[key] for key in KEEPER_KEYS}, self.note["argv"]
         self.mark = utf8(self.note["mark"])
 
     def env(self):
@@ -3139,7 +3142,7 @@ class KeptRun(GateRun):
             return True
         try:
             words = words_of(self.note["text"])
-            permit(commands_of(self.note["ini"], read_ini(self.note["ini"], TABLE)), words[0], words[1:])
+            permit(commands_of(self.note["ini"], read_ini(self.note["ini"], INI_KEYS)), words[0], words[1:])
             return True
         except Forbidden as error:
             self.end_early("refused", error)
@@ -3163,12 +3166,12 @@ class KeptRun(GateRun):
 def begin_run(place, command, argv, env, text):
     """The run of a Place that is `taken` gets its order, and starts at once unless something must be done
     before. The place's lock is held. command: its section; env: what it sees; text: as it was asked for."""
-    note_order(place, dict({name: command[name] for name in KEPT}, text=text, argv=argv, sees=env))
+    note_order(place, dict({name: command[name] for name in KEEPER_KEYS}, text=text, argv=argv, sees=env))
     fault("order noted")
     write_synced(place.path(b"journal"), b"")
     prepare(place.control)
     fault("run prepared")
-    run = KeptRun(Gate(os.path.dirname(place.control), {}), place.base, place.ident)
+    run = KeeperRun(Gate(os.path.dirname(place.control), {}), place.base, place.ident)
     SAY["log"] = keeper_log(place.rules)               # not to the other side
     try:
         if not run.needs_keeper() and run.admit():
@@ -3177,16 +3180,16 @@ def begin_run(place, command, argv, env, text):
         SAY["log"] = None
 
 
-def open_entry(place):
+def entry_path(place):
     """Where it is noted that a keeper is needed for a run: open/UUID, or open/UUID@KEY."""
-    top = top_of(place.rules)
+    top = keeper_base(place.rules)
     key = b"" if place.base == top else b"@" + os.path.basename(place.base)
     return os.path.join(top, b".mi", b"open", utf8(place.ident) + key)
 
 
 def note_order(place, order):
     """The order of a run, for whichever keeper: its entry in open/, and its note `command`."""
-    entry = open_entry(place)
+    entry = entry_path(place)
     os.makedirs(os.path.dirname(entry), 0o700, exist_ok=True)
     write_synced(entry, b"")
     fault("run opened")
@@ -3194,7 +3197,7 @@ def note_order(place, order):
                                 host=host_id(), node=os.uname().nodename, boot=boot_id()))
 
 
-def adopt(place):
+def adopt_old_run(place):
     """A run that an older version has started, and that has no journal: from now on a keeper watches it, with
     no more than that version did."""
     if place.has(b"journal") or not any(map(place.has, (b"ready", b"start", b"end", b"lost"))):
@@ -3202,31 +3205,31 @@ def adopt(place):
     with locked(place.path(b"lock")):
         if place.has(b"journal") or look(place.control, time.time())[0] == "elsewhere":
             return
-        keys = dict(plain_command(), name="", env={}, options=[], leftovers="leave")
-        order = dict({name: keys[name] for name in KEPT}, text="", argv=[], sees={})
+        keys = dict(default_keys(), name="", env={}, options=[], leftovers="leave")
+        order = dict({name: keys[name] for name in KEEPER_KEYS}, text="", argv=[], sees={})
         note_order(place, dict(order, **place.noted(b"command")))
-        state = place.begun_before(os.listdir(place.control))
+        state = place.state_without_journal(os.listdir(place.control))
         write_synced(place.path(b"journal"), b"")
         if state[0] == "lost":
             journal = Journal(place.path(b"journal"))
             journal.note(6, "ended", state="lost", exit_code=None, reason=state[2])
 
 
-def ended_of(place):
+def end_in_journal(place):
     """The journal's "ended" of a run that has; None if it has not, or was started by an older version."""
     return Journal(place.path(b"journal"), needed=False).last("ended")
 
 
-def top_of(rules):
+def keeper_base(rules):
     """The base that has the keeper: of a key with a name, the one that its own stands in."""
     return rules.get("top") or rules["base"]
 
 
-def keep_going(rules):
+def ensure_keeper(rules):
     """Sees that a keeper does what is to be done: it is woken, or forked where a run is open and there is
     none."""
-    folder = os.path.join(top_of(rules), b".mi")
-    if not wake(fifo_of(folder)) and open_runs(folder):
+    folder = os.path.join(keeper_base(rules), b".mi")
+    if not wake_keeper(keeper_fifo(folder)) and open_runs(folder):
         fork_keeper(rules)
 
 
@@ -3234,7 +3237,8 @@ def keeper_log(rules):
     """Where log lines of runs go: the guard's log, or keeper.log."""
     ruled = "commands" in rules
     path = utf8(rules["ssh guard"]["audit_log"]) if ruled else b""
-    return KeeperLog(path or os.path.join(top_of(rules), b".mi", b"guard.log" if ruled else b"keeper.log"))
+    return KeeperLog(path
+                     or os.path.join(keeper_base(rules), b".mi", b"guard.log" if ruled else b"keeper.log"))
 
 
 def open_runs(folder):
@@ -3245,12 +3249,12 @@ def open_runs(folder):
         return []
 
 
-def fifo_of(folder):
+def keeper_fifo(folder):
     """Where a keeper on this host listens."""
     return os.path.join(folder, b"keeper." + utf8(os.uname().nodename))
 
 
-def wake(fifo):
+def wake_keeper(fifo):
     """Tells the keeper to look. False if nobody listens."""
     try:
         fd = os.open(fifo, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -3300,7 +3304,7 @@ class KeeperLog:
         self.path = path
 
     def write(self, text):
-        fd = log_file(self.path)
+        fd = open_log(self.path)
         try:
             os.write(fd, text.encode("utf-8", "backslashreplace"))
         finally:
@@ -3314,27 +3318,27 @@ class Keeper:
     """rules: those of the door that forked it; of them count only where its log is, and keep_refused."""
 
     def __init__(self, rules):
-        self.rules, self.folder = rules, os.path.join(top_of(rules), b".mi")
+        self.rules, self.folder = rules, os.path.join(keeper_base(rules), b".mi")
         self.gate, self.swept = Gate(self.folder, {}), 0.0
         self.watched = {}                              # {entry of open/: its thread}
         SAY["log"] = keeper_log(rules)
 
     def serve(self):
         """Does what is to be done until nothing is; at once if another keeper does."""
-        fifo = fifo_of(self.folder)
+        fifo = keeper_fifo(self.folder)
         lock = self.take_lock(fifo)
         if lock is None:
             return
         fault("keeper locked")
         heard = self.listen(fifo)
         while True:
-            self.look()
-            self.expire()
+            self.attend_open_runs()
+            self.sweep_kept()
             if not self.watched:
                 if heard is not None:                  # whoever comes from here on waits for our lock; who
                     os.close(heard)                    # came before has noted its order before it woke us
                 fault("keeper about to end")
-                self.look()
+                self.attend_open_runs()
                 if not self.watched:
                     return
                 heard = self.listen(fifo)
@@ -3353,7 +3357,7 @@ class Keeper:
             except OSError as error:
                 if error.errno not in (errno.EAGAIN, errno.EACCES):
                     return fd                          # no locks here: what is done once is safe all the same
-            if wake(fifo) or time.monotonic() > until:
+            if wake_keeper(fifo) or time.monotonic() > until:
                 return None
             time.sleep(0.005)                          # it is about to end
 
@@ -3378,13 +3382,13 @@ class Keeper:
                 os.read(heard, 4096)
                 return
 
-    def look(self):
+    def attend_open_runs(self):
         """A thread for each open run of this host that has none."""
         import threading
         found = {}
         for name in open_runs(self.folder):
             if name not in self.watched:
-                found[name] = self.run_of(name)
+                found[name] = self.read_run(name)
         for name, run in found.items():
             if run is not None and run.last("starting") and not run.last("ended"):
                 self.gate.enter(run)                   # it has its licence, before others ask for theirs
@@ -3393,12 +3397,12 @@ class Keeper:
                 self.watched[name] = threading.Thread(target=self.attend, args=(name, run), daemon=True)
                 self.watched[name].start()
 
-    def run_of(self, name):
-        """The KeptRun of an entry of open/. None if it is another host's, or not to be read (yet)."""
+    def read_run(self, name):
+        """The KeeperRun of an entry of open/. None if it is another host's, or not to be read (yet)."""
         ident, _at, key = os.fsdecode(name).partition("@")
         base = os.path.join(os.path.dirname(self.folder), utf8(key)) if key else os.path.dirname(self.folder)
         try:
-            run = KeptRun(self.gate, base, ident)
+            run = KeeperRun(self.gate, base, ident)
             here = run.note["host"], run.note["node"]
             return run if run.note["boot"] == boot_id() or here == (host_id(), os.uname().nodename) else None
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
@@ -3423,12 +3427,12 @@ class Keeper:
         while True:
             try:
                 with locked(before.path(b"lock")):     # the door that starts it is through, or gone
-                    run = self.run_of(name)
+                    run = self.read_run(name)
                 if run is None:
                     return
                 self.carry_out(run, before)
                 unlink_if_there(os.path.join(self.folder, b"open", name))
-                return wake(fifo_of(self.folder))      # nothing may be left to do
+                return wake_keeper(keeper_fifo(self.folder))               # nothing may be left to do
             except Exception as error:                 # a full disk, an ini that cannot be read, a bug
                 log("error", before.ident, "it is tried again", why="%s: %s" % (type(error).__name__, error),
                     again_in=KEEPER_AGAIN)
@@ -3449,7 +3453,7 @@ class Keeper:
         if not run.last("ended"):
             run.finish()
 
-    def expire(self):
+    def sweep_kept(self):
         """Removes what the owner's rules have kept from leaving, keep_refused after all else of it has
         arrived."""
         if "commands" not in self.rules or time.monotonic() < self.swept:
@@ -3458,7 +3462,7 @@ class Keeper:
         keys = [name for name in os.listdir(top) if os.path.isdir(os.path.join(top, name, b".mi"))]
         for key in [b""] + keys:
             rules = dict(self.rules, base=os.path.join(top, key) if key else top, key=os.fsdecode(key))
-            for ident in runs_of(rules["base"]):
+            for ident in run_names(rules["base"]):
                 self.forget_kept(Place(rules, ident))
 
     def forget_kept(self, place):
@@ -3492,7 +3496,7 @@ def run_calculation(host, command, inputs, into=".", settings=None, mode="run", 
     resumed by its ident, which the message names.
     """
     import uuid
-    pairs, seen, settings = [], {}, settings or settings_for({})
+    pairs, seen, settings = [], {}, settings or settings_of_options({})
     for path in inputs:
         far = os.path.basename(os.path.normpath(path))
         if seen.setdefault(far, path) != path:
@@ -3502,22 +3506,22 @@ def run_calculation(host, command, inputs, into=".", settings=None, mode="run", 
         pairs.append([os.path.abspath(path), far])
     if not command or steers(command.replace("\t", " ")):
         raise Stop(EX_USAGE, _("no command, or one with control characters"))
-    planned(pairs)                                     # 66 before anything is done
+    gather_inputs(pairs)                               # 66 before anything is done
     Line(host, settings)                               # 64 if that is no host
     ident = str(uuid.uuid4())
     order = {"host": host, "command": command, "inputs": pairs, "into": os.path.abspath(into), "mode": mode,
              "keep": keep, "v": ON_DISK, "time": time.time(), "batch": batch, "allow_refused": allow_refused,
              "settings": settings._asdict()}
-    run = Run(Record(ident, order), settings)
+    run = Runner(Record(ident, order), settings)
     try:
         run.look_at_target()
     except BaseException:
         run.record.forget()                            # nothing was done yet
         raise
-    return run.go()
+    return run.carry_out()
 
 
-def clear_away(into, ident):
+def drop_left_parts(into, ident):
     """Removes what a runner that was killed has left there of its parts."""
     try:
         if os.path.isdir(os.path.join(into, b".mi-" + utf8(ident))):
@@ -3526,7 +3530,7 @@ def clear_away(into, ident):
         log("warn", ident, "8 fetch", why=error)
 
 
-def clock_of(into, ident):
+def target_clock(into, ident):
     """The time now by the clock of the file system there, in nanoseconds."""
     target = Target(into, ident)
     try:
@@ -3536,23 +3540,24 @@ def clock_of(into, ident):
         target.close(True)
 
 
-class Run:
+class Runner:
     """One calculation: its record, its line, and the patience with that line."""
 
     def __init__(self, record, settings):
         self.record, self.settings, self.order = record, settings, record.order
-        self.ident, self.line, self.progress, self.ever, self.early = record.ident, None, 0, False, None
+        self.ident, self.line, self.progress, self.was_connected, self.looked_at = (
+            record.ident, None, 0, False, None)
         # began: by the clock of where the results go (0: not looked at yet); sent: the Line of the inputs
         self.began = self.order.get("began", record.steps.get("sending", {}).get("clock", 0))
-        self.sent, self.decoder = None, codecs.getincrementaldecoder("utf-8")("replace")
+        self.inputs_line, self.decoder = None, codecs.getincrementaldecoder("utf-8")("replace")
 
     def look_at_target(self):
         """What cannot be stored should be known before the calculation. (A record is there already: who is
         killed here is remembered, with what lies in the target.)"""
         if self.began == 0:
-            self.began = clock_of(self.order["into"], self.ident)
+            self.began = target_clock(self.order["into"], self.ident)
 
-    def go(self):
+    def carry_out(self):
         """Steps 2 to 9; from wherever the record says that it stopped. Returns the Outcome."""
         record = self.record
         log("info", self.ident, "1 order", host=self.order["host"], command=self.order["command"],
@@ -3562,27 +3567,27 @@ class Run:
             if "ended" not in record.steps:
                 if "starting" not in record.steps:
                     self.look_at_target()
-                    self.insist(self.send)             # 2. connect, 3. directory, 4. inputs
+                    self.insist(self.send_inputs)      # 2. connect, 3. directory, 4. inputs
                 self.solver_log("start")
-                state = self.insist(self.start)        # 5. start, 6. watch
+                state = self.insist(self.start_and_watch)                  # 5. start, 6. watch
                 fault("ended")
-                record.step("ended", state=state)
+                record.note_step("ended", state=state)
                 self.solver_log("end " + state)
             if "fetched" not in record.steps:
-                self.insist(self.fetch)                # 7. results, 8. fetch
+                self.insist(self.fetch_results)        # 7. results, 8. fetch
             else:
-                clear_away(utf8(self.order["into"]), self.ident)
+                drop_left_parts(utf8(self.order["into"]), self.ident)
             fault("fetched")
-            outcome = self.judge()
+            outcome = self.outcome()
             if not outcome.odd and "cleaned" not in record.steps:
-                self.leave(outcome)                    # 9. clean up there
-            record.step("finished", code=outcome.code)
+                self.finish_there(outcome)             # 9. clean up there
+            record.note_step("finished", code=outcome.code)
             log("info", self.ident, "9 finish", state=outcome.state, code=outcome.code,
                 ended_by=outcome.ended_by)
             return outcome
         except Stop as stop:
             if stop.code == EX_REFUSED and "started" not in record.steps:
-                record.step("refused", code=stop.code) # what `list` says; `resume` may try again
+                record.note_step("refused", code=stop.code) # what `list` says; `resume` may try again
             raise
         except KeyboardInterrupt as told:
             runs = "started" in record.steps and "ended" not in record.steps
@@ -3590,7 +3595,7 @@ class Run:
                     _("%s: interrupted; %s.py resume %s continues")) % (self.ident, PROGRAM, self.ident)
             raise Stop(told.args[0] if told.args else EX_INTERRUPT, text)
         finally:
-            self.drop()
+            self.drop_line()
 
     def insist(self, step):
         """step(line), again over a new line when it was lost: until it is through, or the line was away for
@@ -3600,18 +3605,19 @@ class Run:
         while True:
             try:
                 if self.line is None:
-                    self.line = Line(self.order["host"], self.settings).open(self.ident, self.plan)
-                    self.ever = True
+                    self.line = Line(self.order["host"], self.settings).open(self.ident, self.look_at_inputs)
+                    self.was_connected = True
                 return step(self.line)
             except LineLost as error:
-                if isinstance(error, Never) and not self.ever and not self.record.steps.get("starting"):
+                if (isinstance(error, LineHopeless) and not self.was_connected
+                        and not self.record.steps.get("starting")):
                     raise error.stop()
                 lost = error
             except Declined as error:
                 if error.code != "host":         # else: it is another node's; the next log-in may be that one
                     raise error.stop()
                 lost = error
-            self.drop()
+            self.drop_line()
             now = time.monotonic()
             if down is None or seen != self.progress:
                 # it had moved on since the last loss: patience starts anew
@@ -3628,12 +3634,12 @@ class Run:
             log("warn", self.ident, "line", host=self.order["host"], lost=lost, again_in="%.1fs" % pause)
             time.sleep(pause)
 
-    def plan(self):
+    def look_at_inputs(self):
         """Looks at the inputs, once, while the log-in takes its time."""
-        if self.early is None and "starting" not in self.record.steps:
-            self.early = Beside(lambda: planned(self.order["inputs"]))
+        if self.looked_at is None and "starting" not in self.record.steps:
+            self.looked_at = Background(lambda: gather_inputs(self.order["inputs"]))
 
-    def drop(self):
+    def drop_line(self):
         if self.line is not None:
             self.line.close()
         self.line = None
@@ -3646,34 +3652,35 @@ class Run:
                  % (time.strftime("%Y/%m/%d %H:%M:%S"), printable(site), printable(self.order["host"]),
                     self.ident, printable(word)))
 
-    def send(self, line):
+    def send_inputs(self, line):
         """2. connect 3. directory 4. inputs"""
         log("info", self.ident, "2 connect", host=line.host, round_trip="%.1fms" % (line.round_trip * 1000),
             door=line.door)
         fault("connected")
         # as they were at first: a change since then is said
-        record, entries, self.sent = self.record, self.early.result(), line
-        record.begin("in", line.where(), line.told.get("state") == "none")
-        record.step("sending", clock=self.began)
+        record, entries, self.inputs_line = self.record, self.looked_at.result(), line
+        record.begin_phase("in", line.boot_there(), line.told.get("state") == "none")
+        record.note_step("sending", clock=self.began)
         fault("sending")
-        before = record.spans()
+        before = record.count_arrived()
         try:
             moved = (plain_put(line, self, entries) if line.plain
-                     else put(line, entries, record, self.settings))
+                     else put_inputs(line, entries, record, self.settings))
         finally:
-            self.progress += record.spans() - before
+            self.progress += record.count_arrived() - before
         log("info", self.ident, "4 inputs", files=len(entries), bytes=moved)
         fault("sent")
         record.note_inputs(entries)
-        record.step("starting", boot=line.told.get("boot", "?"), host=line.told.get("host", "?"), offset=0)
+        record.note_step("starting", boot=line.told.get("boot", "?"), host=line.told.get("host", "?"),
+                         offset=0)
 
-    def start(self, line):
+    def start_and_watch(self, line):
         """5. start (once, however often it is asked) 6. watch: the log as it comes, then how it ended"""
         starting = self.record.steps["starting"]
         fault("starting")
         if line.plain:
             return plain_run(line, self)
-        lost = line is not self.sent and self.never(line, starting)
+        lost = line is not self.inputs_line and self.why_never_started(line, starting)
         if lost:
             return lost
         session, fresh = line.session, "started" not in self.record.steps
@@ -3683,7 +3690,7 @@ class Run:
         try:
             if fresh:
                 told = session.answer("state")
-                self.record.step("started")
+                self.record.note_step("started")
                 log("info", self.ident, "5 start", state=told.get("where") or told["state"])
                 fault("started")
             return self.watch(session, starting)
@@ -3694,7 +3701,7 @@ class Run:
             self.line = None
             return "lost it was cleaned away"
 
-    def never(self, line, starting):
+    def why_never_started(self, line, starting):
         """Why it cannot have been started, or cannot be any more, over this line, which is a later one than
         that of the inputs; ''. LineLost if this line leads to another host, where nothing of it is."""
         state, here = line.told["state"], line.told["host"]
@@ -3712,14 +3719,14 @@ class Run:
         while True:
             told = session.answer()
             if "log" in told:
-                if told["log"] != starting["offset"] or told.get("size", 0) > UNPACKED:
+                if told["log"] != starting["offset"] or told.get("size", 0) > UNPACKED_MOST:
                     session.line.nonsense()
-                for data in session.parts(told.get("size", 0)):
+                for data in session.read_parts(told.get("size", 0)):
                     self.echo(data)
                     starting["offset"] += len(data)
                     self.progress += 1
             elif told.get("end"):
-                state = ending(told, session.line)
+                state = end_words(told, session.line)
                 log("info", self.ident, "6 end", state=state)
                 return state
             elif told.get("where") and told["where"] != said:  # where a batch system, or another node, has it
@@ -3731,7 +3738,7 @@ class Run:
         show(re.sub(ODD, lambda m: m.group() if m.group() in "\t\n\r" else printable(m.group()),
                     self.decoder.decode(data)))
 
-    def fetch(self, line):
+    def fetch_results(self, line):
         """7. results 8. fetch: everything in the directory, but inputs that nobody has touched"""
         target = Target(utf8(self.order["into"]), self.ident, began=self.began, always=(LOG.encode(),))
         done = False
@@ -3743,7 +3750,7 @@ class Run:
             if kept:
                 log("error", self.ident, "8 fetch", still_there=len(kept),
                     get_them="%s resume %s --to DIR" % (PROGRAM, self.ident))
-            self.record.step("fetched", files=files, odd=sorted(map(printable, kept)), verdicts=verdicts)
+            self.record.note_step("fetched", files=files, odd=sorted(map(printable, kept)), verdicts=verdicts)
             done = True
         finally:
             target.close(done)
@@ -3753,41 +3760,41 @@ class Run:
         leave there)."""
         fault("listing")
         kept, got = {}, {}
-        sent = self.record.inputs() if self.order["mode"] == "fielded" else {}
+        sent = self.record.sent_inputs() if self.order["mode"] == "fielded" else {}
         if line.plain:
             count, verdicts = plain_get(line, self, target, kept)
             return count, kept, verdicts
         for look in range(LOOKS):                      # what changes while it is fetched is listed anew
-            found = self.results(line)
-            wanted = [entry._replace(near=target.part(key_of(entry.far))) for entry in found.files
-                      if got.get(entry.far) != version(entry) and self.wants(target, entry, sent, kept)]
+            found = self.list_results(line)
+            wanted = [entry._replace(near=target.part(part_name(entry.far))) for entry in found.files
+                      if got.get(entry.far) != version_of(entry) and self.wants(target, entry, sent, kept)]
             log("info", self.ident, "7 results", files=len(found.files), to_fetch=len(wanted), odd=len(kept))
             for name, mtime in found.folders:
-                put_in_place(kept, name, lambda: target.make(name, mtime))
+                try_to_put(kept, name, lambda: target.make(name, mtime))
             target.sync = len(wanted) <= 50
-            self.record.begin("out", boot_id() + " " + line.where())
-            self.record.verify([entry for entry in wanted if os.path.exists(entry.near)])
+            self.record.begin_phase("out", boot_id() + " " + line.boot_there())
+            self.record.keep_verified([entry for entry in wanted if os.path.exists(entry.near)])
             fault("fetching")
-            before = self.record.spans()
+            before = self.record.count_arrived()
             try:
-                moved, stays = get(line, wanted, self.record, self.settings, target, kept)
+                moved, stays = get_results(line, wanted, self.record, self.settings, target, kept)
             finally:
-                self.progress += self.record.spans() - before
+                self.progress += self.record.count_arrived() - before
             log("info", self.ident, "8 fetch", files=len(wanted), bytes=moved)
-            got.update((entry.far, version(entry)) for entry in wanted if entry.far not in stays)
+            got.update((entry.far, version_of(entry)) for entry in wanted if entry.far not in stays)
             stays = {name: "changing" if code == "missing" else code for name, code in stays.items()}
             if "changing" not in stays.values() and "changing" not in found.verdicts:
                 break                                  # (missing: it was listed, and may be so once more)
-            time.sleep(CHANGES)
-        return len(got), kept, settled(found.verdicts, stays, got)
+            time.sleep(LOOK_AGAIN)
+        return len(got), kept, final_verdicts(found.verdicts, stays, got)
 
-    def results(self, line):
+    def list_results(self, line):
         """What may leave there; nothing, where nothing of a lost calculation is left."""
         try:
-            return line.results(self.order["mode"] == "fielded")
+            return line.list_results(self.order["mode"] == "fielded")
         except Declined as error:
             if error.code in ("gone", "state") and self.record.steps["ended"]["state"].startswith("lost"):
-                return Found([], [], Verdicts())
+                return Listing([], [], Verdicts())
             raise
 
     def wants(self, target, entry, inputs, kept):
@@ -3796,10 +3803,10 @@ class Run:
         sent = inputs.get(entry.far)
         mine = sent is not None and (sent.size, sent.mtime) == (entry.size, entry.mtime) and os.path.realpath(
             os.path.join(utf8(self.order["into"]), utf8(entry.far))) == os.path.realpath(sent.near)
-        return (not mine and not is_here(target, entry)
-                and put_in_place(kept, entry.far, lambda: target.allow(utf8(entry.far))))
+        return (not mine and not is_stored_already(target, entry)
+                and try_to_put(kept, entry.far, lambda: target.allow(utf8(entry.far))))
 
-    def judge(self):
+    def outcome(self):
         """The Outcome of how it ended."""
         done, state = self.record.steps["fetched"], self.record.steps["ended"]["state"]
         verdicts = done.get("verdicts", {})
@@ -3809,7 +3816,7 @@ class Run:
         if state.startswith("ended "):
             code = int(state.split()[1])
             told, who = (EX_DATA, "runner") if short and not code else (code, "command")
-            return Outcome(self.ident, told, who, state + self.why(code), done["files"], done["odd"],
+            return Outcome(self.ident, told, who, state + self.known_reason(code), done["files"], done["odd"],
                            verdicts)
         if state == "failed":
             return Outcome(self.ident, 126, "runner", "the command could not be started there", done["files"],
@@ -3817,7 +3824,7 @@ class Run:
         state += _(" (what it left was fetched; nothing is run a second time by itself)")
         return Outcome(self.ident, EX_TEMPFAIL, "runner", state, done["files"], done["odd"], verdicts)
 
-    def why(self, code):
+    def known_reason(self, code):
         """Behind how it ended: what is known of the reason."""
         if code > 128 and os.path.exists(os.path.join(self.record.folder, b"cancelled")):
             return _(" (cancelled by hand)")
@@ -3831,15 +3838,15 @@ class Run:
                 for word in (b"No space left on device", b"Disk quota exceeded") if code and word in rest]
         return " (%s: %s)" % (LOG, full[0].decode()) if full else ""
 
-    def leave(self, outcome):
+    def finish_there(self, outcome):
         """9. All is here: it may go there, and goes if all went well and nobody wants to keep it."""
         clean = not self.order["keep"] and outcome.code == 0
         try:
-            self.insist(lambda line: self.clean(line, clean))
+            self.insist(lambda line: self.clean_there(line, clean))
         except Stop as stop:                           # everything is here: not worth a failure
             log("warn", self.ident, "9 clean", host=self.order["host"], why=stop)
 
-    def clean(self, line, clean):
+    def clean_there(self, line, clean):
         """9. says that all has arrived there, and (clean) removes the directory there"""
         if line.plain:
             return
@@ -3855,12 +3862,12 @@ class Run:
                 raise
             told = {"left": [str(error)]}
         if told.get("state") == "gone":
-            self.record.step("cleaned")
+            self.record.note_step("cleaned")
         elif told.get("left"):
             log("warn", self.ident, "9 clean", host=line.host, left=" / ".join(told["left"]))
 
 
-def settled(verdicts, stays, got):
+def final_verdicts(verdicts, stays, got):
     """The verdicts, with those of the getting ({name: code}). Of what changes and has come, bytes of one
     moment are here (got); nobody asked by name for what is missing."""
     for name, code in stays.items():
@@ -3874,7 +3881,7 @@ def settled(verdicts, stays, got):
     return verdicts
 
 
-def ending(told, line):
+def end_words(told, line):
     """How it ended, in words: ended CODE, failed (it could not be started), lost WHY. told: STATE of the
     protocol."""
     lost = told.get("state") == "lost" or told.get("lost")
@@ -3887,7 +3894,7 @@ def ending(told, line):
             else "failed")
 
 
-def is_here(target, entry):
+def is_stored_already(target, entry):
     """Did this calculation store this very version of it before?"""
     noted = target.noted.get(utf8(entry.far))
     try:
@@ -3897,7 +3904,7 @@ def is_here(target, entry):
     return noted == (info.st_ino, info.st_size, info.st_mtime_ns) and noted[1:] == (entry.size, entry.mtime)
 
 
-class Beside(threading.Thread):
+class Background(threading.Thread):
     """Makes something while something else goes on."""
 
     def __init__(self, make):
@@ -3921,10 +3928,10 @@ class Beside(threading.Thread):
 # ==== connections ====
 # A line is one control connection to a host, whose first session serves the whole calculation; lanes for
 # large things are further sessions, over it or over connections of their own. Nothing of what comes is
-# believed before it was looked at (ANSWERS).
-FIRST = b"mi_distcomp 2 "       # our first line there begins so, wherever in a line of the log-in's it stands
-NOT_OURS = 254              # ssh's exit codes from here on: the host is closed (/etc/nologin), the line broke
-ANSWER = (1 << 20) + 2         # bytes of a line of an answer
+# believed before it was looked at (ANSWER_FIELDS).
+GREETING = b"mi_distcomp 2 "    # our first line there begins so, wherever in a line of the log-in's it stands
+SSH_FAILED = 254  # ssh's exit codes from here on: the host is closed (/etc/nologin), the line broke
+ANSWER_MOST = (1 << 20) + 2    # bytes of a line of an answer
 class LineLost(Exception):
     """The connection is gone or never came; it may come back."""
     code = 69
@@ -3934,7 +3941,7 @@ class LineLost(Exception):
         return Stop(self.code, str(self))
 
 
-class Never(LineLost):
+class LineHopeless(LineLost):
     """A connection that will not come by trying again. code: for the exit."""
 
     def __init__(self, code, text):
@@ -3958,18 +3965,18 @@ class Declined(Exception):
         return Stop(codes.get(self.code, EX_PROTOCOL), str(self))
 
 
-def encoded(text):
+def quoted_word(text):
     """text (str or bytes) as one single-quoted word that any log-in shell passes on; LOADER and PLAIN turn
     its \\0ooo back."""
     data = text if isinstance(text, bytes) else utf8(text)
     return "'" + re.sub(rb"[^ -~]|['\\!]", lambda m: b"\\0%03o" % ord(m.group()), data).decode("ascii") + "'"
 
 
-def request(text, *words):
+def host_command(text, *words):
     """The one form of everything that is asked of a host: a text for sh, and words. A guard drops the
     text."""
     return "exec sh -c 'eval \"$(printf %b \"$1\")\"' mi_distcomp " + " ".join(
-        encoded(word) for word in (text,) + words)
+        quoted_word(word) for word in (text,) + words)
 
 
 @functools.lru_cache(maxsize=1)
@@ -3991,7 +3998,7 @@ class Line:
         # plain: why there is no door there
         self.plain, self.door, self.told, self.round_trip = "", "plain", {}, 0.0
 
-    def configured(self):
+    def ssh_config(self):
         """What ~/.ssh/config says about the host ({key: value}); empty if this ssh cannot tell."""
         words = ["ssh"] + self.settings.ssh_options + ["-G", "--", self.host]
         done = subprocess.run([utf8(word) for word in words], stdin=subprocess.DEVNULL,
@@ -4003,7 +4010,7 @@ class Line:
     def choose_options(self):
         """The options of every connection. ~/.ssh/config decides; here is only what must be so, and AES-GCM
         first where it is allowed."""
-        told, alive = self.configured(), max(1, int(self.settings.alive / 3))
+        told, alive = self.ssh_config(), max(1, int(self.settings.alive / 3))
         options = ["BatchMode=yes", "ConnectTimeout=%d" % max(1, self.settings.connect),
                    "ServerAliveInterval=%d" % alive, "ServerAliveCountMax=3", "Compression=no",
                    "ForwardAgent=no", "ForwardX11=no", "ClearAllForwardings=yes", "PermitLocalCommand=no",
@@ -4019,16 +4026,16 @@ class Line:
         self.options = ["ssh", "-x", "-a", "-T"] + self.settings.ssh_options
         for option in options:
             self.options += ["-o", option]
-        self.place = "%s@%s:%s" % (told.get("user", ""), told.get("hostname", self.host),
+        self.address = "%s@%s:%s" % (told.get("user", ""), told.get("hostname", self.host),
                                    told.get("port", ""))
 
-    def start(self, asked, own=False):
+    def start_session(self, asked, own=False):
         """Starts a session (Popen) that is asked for this: the first one with the control connection, others
         over it, or (own) over a connection of their own. Its stderr goes into a file (process.said), which
         why() reads."""
         control = ["-S", self.control, "-o", "ControlMaster=no"]
         if own or self.process is None:
-            spend(self.place, self.settings.connects)
+            spend_connection(self.address, self.settings.connects)
             control = (["-o", "ControlMaster=no", "-o", "ControlPath=none"] if own
                        else ["-M", "-S", self.control])
         elif self.process.poll() is not None:      # ssh would log in anew for each session, beyond the budget
@@ -4038,14 +4045,14 @@ class Line:
                                    stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=said, bufsize=BLOCK,
                                    start_new_session=True)
         process.said = said
-        limit_files(process.pid)
+        limit_stderr(process.pid)
         for pipe in (process.stdin, process.stdout):
-            widen(pipe)
+            widen_pipe(pipe)
         return process
 
-    def door_words(self):
+    def door_command(self):
         """What asks for a session of the door there."""
-        return request(LOADER, "2", "door", self.settings.base, own_file()[1])
+        return host_command(LOADER, "2", "door", self.settings.base, own_file()[1])
 
     def open(self, run=None, meanwhile=lambda: None, check=False):
         """Opens the control connection, and its session for this run (UUID). LineLost if it cannot be had
@@ -4056,15 +4063,15 @@ class Line:
         self.control, self.run = self.folder.decode() + "/c", run
         if self.options is None:
             self.choose_options()
-        began, self.process = time.monotonic(), self.start(self.door_words())
+        began, self.process = time.monotonic(), self.start_session(self.door_command())
         meanwhile()
         # a log-in can hang at any point
-        patience = threading.Timer(self.settings.connect * 3, give_up, [self.process])
+        patience = threading.Timer(self.settings.connect * 3, end_login, [self.process])
         patience.daemon = True
         patience.start()
         self.session = Session(self, self.process)
         try:
-            self.plain = self.session.reach()
+            self.plain = self.session.reach_door()
             started = time.monotonic()
             if not self.plain:
                 self.told = self.session.hello("", check)
@@ -4078,21 +4085,21 @@ class Line:
             state=self.told.get("state", "-"))
         return self
 
-    def where(self):
+    def boot_there(self):
         """This boot of the host there, as one word."""
         return re.sub(r"\s", "?", "%s.%s" % (self.told.get("host"), self.told.get("boot")))
 
-    def lane(self, way, own):
+    def open_lane(self, way, own):
         """A further session, "put" or "get"."""
-        session = Session(self, self.start(self.door_words(), own))
-        if session.reach():
+        session = Session(self, self.start_session(self.door_command(), own))
+        if session.reach_door():
             self.nonsense()
         session.hello(way)
         return session
 
-    def results(self, inputs):
-        """What may leave of the run (Found). inputs: also inputs that nobody has touched."""
-        found, at = Found([], [], Verdicts()), 0
+    def list_results(self, inputs):
+        """What may leave of the run (Listing). inputs: also inputs that nobody has touched."""
+        found, at = Listing([], [], Verdicts()), 0
         while at is not None:
             told = self.session.ask("results", {"from": at, "inputs": inputs}).answer(
                 "files", "folders", "next")
@@ -4112,28 +4119,28 @@ class Line:
         """Stop 76: no program of ours answers like this."""
         raise Stop(EX_PROTOCOL, _("%s: an answer that makes no sense") % self.host)
 
-    def refused(self, process):
+    def raise_refusal(self, process):
         """Says why a session never came to our program."""
-        text, ended = self.why(process), process.returncode
+        text, ended = self.last_words(process), process.returncode
         if process is not self.process:
             raise LineLost("%s: %s" % (self.host, printable(text) or _("the connection broke off")))
         self.close()
         if "refused by the guard: an unknown verb" in text:
-            raise Never(EX_PROTOCOL,
+            raise LineHopeless(EX_PROTOCOL,
                         _("%s: its guard is of an older version (protocol 1); this file has to be put there")
                         % self.host)
-        if 0 <= ended < NOT_OURS and not any(sign in text for sign, code in FINAL):
-            raise Never(EX_CONFIG,
+        if 0 <= ended < SSH_FAILED and not any(sign in text for sign, code in FINAL):
+            raise LineHopeless(EX_CONFIG,
                         _("%s: the log-in there ended with code %d before it came to what was asked for%s;"
                           " an exit or exec in a file that its shell reads first (.bashrc, .cshrc), or an"
                           " account without a shell?") % (self.host, ended, printable(text and ": " + text)))
         for sign, code in FINAL:
             if sign in text:
-                raise Never(code, _("%s: %s (try by hand: %s)") % (
+                raise LineHopeless(code, _("%s: %s (try by hand: %s)") % (
                     self.host, printable(text), " ".join(["ssh"] + self.settings.ssh_options + [self.host])))
         raise LineLost("%s: %s" % (self.host, printable(text) or _("no answer")))
 
-    def why(self, process):
+    def last_words(self, process):
         """The last words on stderr of a session that has ended (or is ended here)."""
         try:
             process.wait(2)
@@ -4145,25 +4152,25 @@ class Line:
                 for row in process.said.read(65536).decode("utf-8", "replace").splitlines() if row.strip()]
         return " / ".join(row.strip() for row in rows[-3:])[:500]
 
-    def broke(self, process):
+    def raise_broken(self, process):
         """A session ended too early: a guard that stopped (broken ini, bug) is final, anything else is a lost
         line."""
-        text = self.why(process)
+        text = self.last_words(process)
         if PROGRAM + ": " in text:
             raise Stop(EX_PROTOCOL, _("the guard of %s: %s") % (self.host, printable(text)))
         raise LineLost("%s: %s" % (self.host, printable(text) or _("the connection broke off")))
 
-    def end(self, process):
+    def end_session(self, process):
         """Closes a session's pipes and waits a moment for it."""
-        hang_up(process)
-        self.why(process)
+        close_pipes(process)
+        self.last_words(process)
         process.said.close()
 
     def close(self):
         """Ends the control connection and removes its socket."""
         if self.process is not None:
             self.process.terminate()
-            hang_up(self.process)                    # wakes an ssh that was told just before it began to wait
+            close_pipes(self.process)  # wakes an ssh that was told just before it began to wait
             try:
                 self.process.wait(1)
             except subprocess.TimeoutExpired:
@@ -4181,33 +4188,33 @@ class Session:
 
     def __init__(self, line, process):
         self.line, self.process = line, process
-        self.place = memoryview(bytearray(BLOCK))      # through which large things pass
+        self.buffer = memoryview(bytearray(BLOCK))     # through which large things pass
 
-    def reach(self):
+    def reach_door(self):
         """Skips what the log-in prints, brings this program where it is not there yet: '' at the door, else
         why there is only the plain way."""
         noise, brought = 0, False
-        for row in iter(lambda: self.process.stdout.readline(LINE), b""):
+        for row in iter(lambda: self.process.stdout.readline(LOGIN_LINE), b""):
             noise += len(row)
-            if noise > NOISE or brought and FIRST + b"bring" in row:
+            if noise > LOGIN_NOISE or brought and GREETING + b"bring" in row:
                 break
-            kind, _blank, rest = row.partition(FIRST)[2].decode("utf-8", "replace").strip().partition(" ")
+            kind, _blank, rest = row.partition(GREETING)[2].decode("utf-8", "replace").strip().partition(" ")
             if kind == "door":
                 return ""
             if kind == "bring":
-                self.bring(rest == "z")
+                self.send_program(rest == "z")
                 brought = True
             if kind == "plain":
                 return rest or "?"
             if kind == "no":
                 code, _blank, why = rest.partition(" ")
-                raise Never(int(code) if re.match(r"(6[4-9]|7[0-8])\Z", code) else EX_PROTOCOL,
+                raise LineHopeless(int(code) if re.match(r"(6[4-9]|7[0-8])\Z", code) else EX_PROTOCOL,
                             "%s: %s" % (self.line.host, printable(why)))
         else:
-            self.line.refused(self.process)
+            self.line.raise_refusal(self.process)
         self.line.nonsense()
 
-    def bring(self, packed):
+    def send_program(self, packed):
         """This very file, which the door there is."""
         import zlib
         data = zlib.compress(own_file()[0], 9) if packed else own_file()[0]
@@ -4231,13 +4238,13 @@ class Session:
             for part in parts:
                 self.process.stdin.write(part)
         except OSError:                                # no broken pipe of stdout
-            self.line.broke(self.process)
+            self.line.raise_broken(self.process)
 
     def flush(self):
         try:
             self.process.stdin.flush()
         except OSError:
-            self.line.broke(self.process)
+            self.line.raise_broken(self.process)
 
     def ask(self, do, words=(), **more):
         """One request, on its way; the session, for its answer."""
@@ -4247,15 +4254,15 @@ class Session:
     def answer(self, *needed):
         """The next answer: a dict with these words. Declined; LineLost; 76 if it is not as it should be."""
         self.flush()
-        row = self.process.stdout.readline(ANSWER)
+        row = self.process.stdout.readline(ANSWER_MOST)
         if not row.endswith(b"\n"):
-            self.line.nonsense() if len(row) >= ANSWER else self.line.broke(self.process)
+            self.line.nonsense() if len(row) >= ANSWER_MOST else self.line.raise_broken(self.process)
         try:
             told = json.loads(row.decode("ascii"))
         except (ValueError, RecursionError):
             told = None
         if (type(told) is not dict
-                or not all(kind(told[name]) for name, kind in ANSWERS.items() if name in told)):
+                or not all(kind(told[name]) for name, kind in ANSWER_FIELDS.items() if name in told)):
             self.line.nonsense()
         if "no" in told:
             raise Declined(self.line.host, told)
@@ -4263,30 +4270,30 @@ class Session:
             self.line.nonsense()
         return told
 
-    def parts(self, count):
+    def read_parts(self, count):
         """The bytes behind an answer, some at a time: a view that is good until the next ones are asked
         for."""
         while count:
-            data = self.place[:self.process.stdout.readinto1(self.place[:count])]
+            data = self.buffer[:self.process.stdout.readinto1(self.buffer[:count])]
             if not data:
-                self.line.broke(self.process)
+                self.line.raise_broken(self.process)
             count -= len(data)
             yield data
 
-    def exactly(self, count):
+    def read_exactly(self, count):
         """All of them."""
         data = self.process.stdout.read(count)
         if len(data) != count:
-            self.line.broke(self.process)
+            self.line.raise_broken(self.process)
         return data
 
     def close(self):
         """Ends it."""
         self.process.kill()
-        self.line.end(self.process)
+        self.line.end_session(self.process)
 
 
-def give_up(process):
+def end_login(process):
     """Ends a log-in that does not come to what was asked for: a shell that took its place ends with its
     input, by itself; anything else is killed."""
     try:
@@ -4296,17 +4303,17 @@ def give_up(process):
         process.kill()
 
 
-def limit_files(pid):
+def limit_stderr(pid):
     """What the far side writes on stderr does not fill the disk: no file that this process writes grows
-    beyond SAID."""
+    beyond STDERR_MOST."""
     try:
         import resource
-        resource.prlimit(pid, resource.RLIMIT_FSIZE, (SAID, SAID))
+        resource.prlimit(pid, resource.RLIMIT_FSIZE, (STDERR_MOST, STDERR_MOST))
     except (ImportError, AttributeError, OSError, ValueError):
         pass                                           # not on every system
 
 
-def hang_up(process):
+def close_pipes(process):
     """Closes the pipes of a session."""
     for pipe in (process.stdin, process.stdout):
         try:
@@ -4324,7 +4331,7 @@ def has_aes():
         return False
 
 
-def widen(pipe):
+def widen_pipe(pipe):
     """A larger pipe buffer (F_SETPIPE_SZ), where the system allows it."""
     import fcntl
     try:
@@ -4333,13 +4340,13 @@ def widen(pipe):
         pass
 
 
-def spend(place, most):
+def spend_connection(address, most):
     """Waits until one more connection to this place fits into the budget (`most` in CONNECT_SPAN seconds,
     over all runners of this user; 0: no budget). Sites ban hosts that connect too often."""
     import fcntl
     if not most:
         return
-    name = hashlib.sha256(utf8(place)).hexdigest()[:16]
+    name = hashlib.sha256(utf8(address)).hexdigest()[:16]
     with open(os.path.join(state_folder(), b"connects." + name.encode()), "a+b") as book:
         fcntl.flock(book, fcntl.LOCK_EX)
         while True:
@@ -4351,7 +4358,7 @@ def spend(place, most):
             times = [row for row in rows if now - CONNECT_SPAN < row <= now]
             if len(times) < most:
                 break
-            log("info", None, "wait", place=place, why="connection budget",
+            log("info", None, "wait", place=address, why="connection budget",
                 seconds="%.0f" % (times[0] + CONNECT_SPAN - now))
             time.sleep(max(0.1, times[0] + CONNECT_SPAN - now))
         book.seek(0)
@@ -4367,10 +4374,10 @@ def spend(place, most):
 Entry = collections.namedtuple("Entry", "near far size mtime mode")
 Piece = collections.namedtuple("Piece", "entry offset size")
 # results: [Entry], [(name, mtime)] of empty directories, Verdicts
-Found = collections.namedtuple("Found", "files folders verdicts")
+Listing = collections.namedtuple("Listing", "files folders verdicts")
 
 
-def planned(inputs, check=True):
+def gather_inputs(inputs, check=True):
     """Entries of the inputs: [[near path, far name]]; directories with all that is in them, links followed.
     Stop 66 if one is missing."""
     entries = []
@@ -4408,58 +4415,59 @@ def add_input(entries, near, far, above):
         raise Stop(EX_NOINPUT, _("%s: neither file nor directory") % shown(near))
 
 
-def put(line, entries, record, settings):
+def put_inputs(line, entries, record, settings):
     """Moves entries (inputs) into the far directory, the sum of each compared. Returns the bytes moved."""
-    count, step = lanes_for(line, sum(entry.size for entry in entries if entry.size >= SMALL), settings)
-    work = Sending(cut(entries, step, record.have), record, line)
+    count, step = choose_lanes(line, sum(entry.size for entry in entries if entry.size >= SMALL), settings)
+    transfer = InputTransfer(cut_work(entries, step, record.have), record, line)
     for entry in entries:                              # complete but for their end
-        if entry.size >= SMALL and entry.far not in work.pieces_left:
-            work.items.append(entry)
-    work.items = work.items or collections.deque([[]])                   # the run is made there all the same
-    with Progress(work, _("sent"), sum(entry.size for entry in entries)):
-        work_off(line, work, count, settings)
-    return work.moved
+        if entry.size >= SMALL and entry.far not in transfer.pieces_left:
+            transfer.items.append(entry)
+    transfer.items = transfer.items or collections.deque([[]])  # the run is made there all the same
+    with Progress(transfer, _("sent"), sum(entry.size for entry in entries)):
+        run_lanes(line, transfer, count, settings)
+    return transfer.moved
 
 
-def get(line, entries, record, settings, target, kept):
+def get_results(line, entries, record, settings, target, kept):
     """Moves entries (results) into the target, the sum of each compared; near is the part in which a large
     one grows. kept: {name: why} of what must not be put there. Returns (the bytes moved, {name: code} of what
     did not leave after all)."""
     large = [entry for entry in entries if entry.size >= SMALL]
-    count, step = lanes_for(line, sum(entry.size for entry in large), settings)
-    work = Fetching(cut(entries, step, record.have), record, line, target, kept)
+    count, step = choose_lanes(line, sum(entry.size for entry in large), settings)
+    transfer = ResultTransfer(cut_work(entries, step, record.have), record, line, target, kept)
     for entry in large:
-        if entry.far not in work.pieces_left:
-            work.finish(entry, 0)                      # it was whole already when the runner died
-    with Progress(work, _("fetched"), sum(entry.size for entry in entries)):
-        work.sample([entry for entry in large if entry.size >= SAMPLED and entry.far in work.pieces_left])
-        work_off(line, work, count, settings)
-    lost = {entry.far for entry in entries} - set(kept) - set(work.stays) - work.stored
+        if entry.far not in transfer.pieces_left:
+            transfer.complete(entry, 0)                # it was whole already when the runner died
+    with Progress(transfer, _("fetched"), sum(entry.size for entry in entries)):
+        transfer.sample_large([
+            entry for entry in large if entry.size >= SAMPLED and entry.far in transfer.pieces_left])
+        run_lanes(line, transfer, count, settings)
+    lost = {entry.far for entry in entries} - set(kept) - set(transfer.stays) - transfer.stored
     if lost:
         raise Stop(EX_BUG, _("%s: is not here, although all was fetched") % printable(min(lost)))
-    return work.moved, work.stays
+    return transfer.moved, transfer.stays
 
 
-def version(entry):
+def version_of(entry):
     """What tells this content of a file from an older one."""
     return entry.far, entry.size, entry.mtime
 
 
-def cut(entries, step, have):
+def cut_work(entries, step, have):
     """Work for entries: bundles of small files (lists of Entry), and pieces of `step` bytes; have: {version:
     set of (offset, size)}, there already."""
     items, bundle, filled, named = [], [], 0, 0
     for entry in entries:
         if entry.size < SMALL:
-            if (0, entry.size) in have.get(version(entry), ()):
+            if (0, entry.size) in have.get(version_of(entry), ()):
                 continue
             bundle.append(entry)
             filled, named = filled + entry.size, named + len(json.dumps(entry.far)) + 60
-            if filled >= BUNDLE or named >= NAMES or len(bundle) == 1000:
+            if filled >= BUNDLE or named >= BUNDLE_NAMES or len(bundle) == 1000:
                 items.append(bundle)
                 bundle, filled, named = [], 0, 0
             continue
-        for first, last in gaps(have.get(version(entry), ()), entry.size):
+        for first, last in gaps(have.get(version_of(entry), ()), entry.size):
             items += [Piece(entry, offset, min(step, last - offset)) for offset in range(first, last, step)]
     return ([bundle] if bundle else []) + items
 
@@ -4475,7 +4483,7 @@ def gaps(spans, size):
         yield at, size
 
 
-def lanes_for(line, total, settings):
+def choose_lanes(line, total, settings):
     """(lanes, piece size in bytes): the first lane goes over the line's own session, each further one over a
     connection of its own."""
     near = line.round_trip < NEAR
@@ -4486,77 +4494,77 @@ def lanes_for(line, total, settings):
     return lanes, min(max(least, total // (lanes * parts)), 4 * least)
 
 
-def work_off(line, work, count, settings):
+def run_lanes(line, transfer, count, settings):
     """Runs count lanes until the work is done. LineLost or Stop otherwise."""
     threads, beside = [], 0
-    small = sum(one.size for item in work.items if isinstance(item, list) for one in item)
-    if count == 1 and not settings.streams and small > TWICE and line.round_trip >= NEAR:
+    small = sum(one.size for item in transfer.items if isinstance(item, list) for one in item)
+    if count == 1 and not settings.streams and small > SECOND_SESSION and line.round_trip >= NEAR:
         count, beside = 2, 1                           # no further log-in
-    work.lanes = count if work.items else 0
+    transfer.lanes = count if transfer.items else 0
 
     def run(number):
         lost = None
         try:
-            lane(line, work, number, number > beside)
+            work_lane(line, transfer, number, number > beside)
         except LineLost as error:
             lost = str(error)
         except Declined as error:
             if error.code in ("host", "state"):   # ended there: `start`, or a later line of ours, was quicker
                 lost = str(error)
             else:
-                work.fail(error.stop())
+                transfer.fail(error.stop())
         except ValueError as error:
-            work.fail(Stop(EX_IOERR, printable("%s: %s" % (line.host, error))))
+            transfer.fail(Stop(EX_IOERR, printable("%s: %s" % (line.host, error))))
         except BaseException as error:             # whatever it is: a lane that ends so has not done its work
-            work.fail(error)
+            transfer.fail(error)
         finally:
-            work.leave(lost)
-    for number in range(1, work.lanes):
+            transfer.lane_ended(lost)
+    for number in range(1, transfer.lanes):
         threads.append(threading.Thread(target=run, args=(number,), daemon=True))
         threads[-1].start()
-    if work.lanes:
+    if transfer.lanes:
         run(0)
     for thread in threads:
         thread.join()
-    if work.error:
-        raise work.error
-    if not work.over():
+    if transfer.error:
+        raise transfer.error
+    if not transfer.is_done():
         raise LineLost(_("the connection broke off"))
 
 
-def lane(line, work, number, own):
+def work_lane(line, transfer, number, own):
     """One lane: asks ahead, and hears the answers in their order."""
-    session, ahead = line.lane(work.way, own) if number else line.session, collections.deque()
+    session, ahead = line.open_lane(transfer.way, own) if number else line.session, collections.deque()
     try:
-        while not work.error:
-            while len(ahead) < (ASKED_AHEAD if work.lanes > 1 else AHEAD):
-                item = work.take(wait=not ahead)
+        while not transfer.error:
+            while len(ahead) < (AHEAD_EACH if transfer.lanes > 1 else AHEAD_ALONE):
+                item = transfer.take(wait=not ahead)
                 if item is None:
                     break
                 ahead.append([item, None])
-                ahead[-1][1] = work.ask(session, item)
+                ahead[-1][1] = transfer.ask(session, item)
             if not ahead:
                 break
             item, sent = ahead[0]
-            got = work.hear(session, item, sent)
+            got = transfer.hear(session, item, sent)
             ahead.popleft()
             if got is None:
-                log("warn", None, "sum", file=work.title(item), why="the sum is wrong; once more")
-                work.back([item], wrong=True)
+                log("warn", None, "sum", file=transfer.title(item), why="the sum is wrong; once more")
+                transfer.give_back([item], wrong=True)
             else:
-                work.done(item, got)
+                transfer.done(item, got)
     finally:
-        work.back([item for item, sent in ahead])
+        transfer.give_back([item for item, sent in ahead])
         if number:
             session.close()
 
 
-class Work:
+class Transfer:
     """What is still to be moved; lanes take from it, and give back what a dying lane had not finished."""
 
     def __init__(self, items, record, line):
-        self.items, self.out, self.lanes = collections.deque(items), 0, 0
-        self.record, self.error, self.lost, self.far = record, None, None, line.round_trip >= NEAR
+        self.items, self.in_lanes, self.lanes = collections.deque(items), 0, 0
+        self.record, self.error, self.lost_why, self.is_far = record, None, None, line.round_trip >= NEAR
         self.line, self.moved, self.pieces_left, self.tries = line, 0, {}, {}
         self.cond = threading.Condition()
         for item in items:
@@ -4568,9 +4576,9 @@ class Work:
         with self.cond:
             while not self.error:
                 if self.items:
-                    self.out += 1
+                    self.in_lanes += 1
                     return self.items.popleft()
-                if not self.out or not wait:
+                if not self.in_lanes or not wait:
                     return None
                 self.cond.wait()
             return None
@@ -4578,22 +4586,22 @@ class Work:
     def done(self, item, sum256):
         """item has arrived, with this sum ("": it does not leave, or has none)."""
         with self.cond:
-            self.out -= 1
+            self.in_lanes -= 1
             whole = None
             if isinstance(item, Piece):
                 self.moved += item.size
                 self.pieces_left[item.entry.far] -= 1
                 whole = item.entry if not self.pieces_left[item.entry.far] else None
                 if sum256:
-                    self.record.arrived(item.entry, item.offset, item.size, sum256)
+                    self.record.note_arrived(item.entry, item.offset, item.size, sum256)
             self.cond.notify_all()
         if whole is not None:
-            self.finish(whole, item.size)
+            self.complete(whole, item.size)
 
-    def back(self, items, wrong=False):
+    def give_back(self, items, wrong=False):
         """items were not done after all."""
         with self.cond:
-            self.out -= len(items)
+            self.in_lanes -= len(items)
             self.items.extendleft(reversed(items))
             for item in items if wrong else ():
                 self.tries[id(item)] = self.tries.get(id(item), 0) + 1
@@ -4604,10 +4612,10 @@ class Work:
                                           % (TRIES, self.title(item))))
             self.cond.notify_all()
 
-    def over(self):
+    def is_done(self):
         """Is all done?"""
         with self.cond:
-            return not self.items and not self.out
+            return not self.items and not self.in_lanes
 
     @staticmethod
     def title(item):
@@ -4624,17 +4632,17 @@ class Work:
             self.error = self.error or error
             self.cond.notify_all()
 
-    def leave(self, lost=None):
+    def lane_ended(self, lost=None):
         """A lane ends. With the last one, what is left is lost."""
         with self.cond:
             self.lanes -= 1
-            self.lost = lost or self.lost
-            if not self.lanes and (self.items or self.out):
-                self.error = self.error or LineLost(self.lost or _("the connection broke off"))
+            self.lost_why = lost or self.lost_why
+            if not self.lanes and (self.items or self.in_lanes):
+                self.error = self.error or LineLost(self.lost_why or _("the connection broke off"))
             self.cond.notify_all()
 
 
-class Sending(Work):
+class InputTransfer(Transfer):
     """Inputs on their way there. An Entry by itself among the items: the end (size, mode, time) of a file
     whose pieces have arrived."""
     way = "put"
@@ -4642,8 +4650,8 @@ class Sending(Work):
     def ask(self, session, item):
         """Sends the item; what the answer's sums must be."""
         if isinstance(item, list):
-            return self.bundle(session, item)
-        return self.piece(session, item) if isinstance(item, Piece) else self.end(session, item)
+            return self.send_bundle(session, item)
+        return self.send_piece(session, item) if isinstance(item, Piece) else self.send_end(session, item)
 
     def hear(self, session, item, sent):
         """The sum, if those that the answer tells are right; else None."""
@@ -4651,18 +4659,18 @@ class Sending(Work):
         if told != sent:
             return None
         for entry in item if isinstance(item, list) else ():
-            self.record.arrived(entry, 0, entry.size)
+            self.record.note_arrived(entry, 0, entry.size)
             self.moved += entry.size
         return sent[0] if isinstance(item, Piece) else ""
 
-    def finish(self, entry, last):
+    def complete(self, entry, last):
         """All pieces of it are there: its end is ordered, unless it came with the only one."""
         if last != entry.size:
             with self.cond:
                 self.items.appendleft(entry)
                 self.cond.notify_all()
 
-    def bundle(self, session, entries):
+    def send_bundle(self, session, entries):
         data, sums = [], []
         for entry in entries:
             data.append(b"" if entry.far.endswith("/") else read_input(entry))
@@ -4671,7 +4679,7 @@ class Sending(Work):
         session.send("put", {"files": rows, "size": sum(map(len, data))}, data)
         return sums
 
-    def piece(self, session, item):
+    def send_piece(self, session, item):
         """One piece of a large file, packed if a sample of it shrinks; its sum is made on the way."""
         entry, digest, left = item.entry, hashlib.sha256(), item.size
         words = {"name": entry.far, "at": item.offset}
@@ -4679,11 +4687,11 @@ class Sending(Work):
             words["end"] = [entry.size, entry.mode, entry.mtime]
         with open(entry.near, "rb", 0) as source:
             source.seek(item.offset)
-            if self.far and shrinks(source.read(min(SAMPLE, left))):
+            if self.is_far and shrinks(source.read(min(SAMPLE, left))):
                 import zlib
                 source.seek(item.offset)
                 data = source.read(left)
-                unchanged(entry, source, len(data) == left)
+                check_unchanged(entry, source, len(data) == left)
                 packed = zlib.compress(data, 1)
                 session.send("put", dict(words, size=len(packed), length=left), [packed])
                 return [hashlib.sha256(data).hexdigest()]
@@ -4693,14 +4701,14 @@ class Sending(Work):
                 data = source.read(min(BLOCK, left))
                 digest.update(data)
                 left -= len(data)
-                unchanged(entry, source, data)
+                check_unchanged(entry, source, data)
                 session.write(data)
         return [digest.hexdigest()]
 
     @staticmethod
-    def end(session, entry):
+    def send_end(session, entry):
         with open(entry.near, "rb", 0) as source:
-            unchanged(entry, source)
+            check_unchanged(entry, source)
         session.send("put", name=entry.far, size=0, end=[entry.size, entry.mode, entry.mtime])
         return []
 
@@ -4717,19 +4725,19 @@ def read_input(entry):
     return data
 
 
-def unchanged(entry, source, more=True):
+def check_unchanged(entry, source, more=True):
     """Stop 66 if the open input is another one than was looked at."""
     if not more or os.fstat(source.fileno()).st_mtime_ns != entry.mtime:
         raise Stop(EX_NOINPUT, _("%s: changed while it was sent") % shown(entry.near))
 
 
-class Fetching(Work):
+class ResultTransfer(Transfer):
     """Results on their way here. stays: {name: code} of those that do not leave any more; kept: {name: why}
     of what cannot be put here."""
     way = "get"
 
     def __init__(self, items, record, line, target, kept):
-        Work.__init__(self, items, record, line)
+        Transfer.__init__(self, items, record, line)
         self.target, self.kept, self.stays, self.stored, self.pack = target, kept, {}, set(), set()
 
     def ask(self, session, item):
@@ -4748,33 +4756,33 @@ class Fetching(Work):
     def hear(self, session, item, _sent):
         """The sum of what came ("" of a bundle, or of what does not leave); None if that is not right."""
         if isinstance(item, Piece):
-            return self.piece(session, item)
-        right = [self.small(session, entry) for entry in item]
+            return self.receive_piece(session, item)
+        right = [self.receive_small(session, entry) for entry in item]
         return "" if all(right) else None
 
-    def small(self, session, entry):
+    def receive_small(self, session, entry):
         """A small file of a bundle, under its name once its sum is right. What is told here counts, if it
         differs from the list."""
         told = session.answer()
         if "verdict" in told:
             self.stays[entry.far] = told["verdict"]
             return True
-        if not {"sum", "mtime", "x"} <= set(told) or told.get("size", 0) > BUNDLED:
+        if not {"sum", "mtime", "x"} <= set(told) or told.get("size", 0) > BUNDLED_MOST:
             session.line.nonsense()
-        data = session.exactly(told.get("size", 0))
+        data = session.read_exactly(told.get("size", 0))
         if hashlib.sha256(data).hexdigest() != told["sum"]:
             return False
         self.store(entry, data, told["x"], told["mtime"])
         self.moved += len(data)
         return True
 
-    def piece(self, session, item):
+    def receive_piece(self, session, item):
         """One piece into its place."""
         told, digest, at = session.answer(), hashlib.sha256(), item.offset
         if "verdict" not in told:
             fd = os.open(item.entry.near, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o666)
             try:
-                for data in came(session, told, item.size):
+                for data in piece_parts(session, told, item.size):
                     digest.update(data)
                     write_sparse(fd, data, at)
                     at += len(data)
@@ -4786,7 +4794,7 @@ class Fetching(Work):
             return ""
         return digest.hexdigest() if told.get("sum") == digest.hexdigest() else None
 
-    def finish(self, entry, _last):
+    def complete(self, entry, _last):
         """Gives a whole file its size, mode, time and name."""
         if entry.far in self.stays:
             return
@@ -4800,36 +4808,36 @@ class Fetching(Work):
     def store(self, entry, data, x, mtime):
         """Puts a whole result into the target, or notes why it cannot be there. data: None, if it has grown
         as a part."""
-        if put_in_place(self.kept, entry.far,
-                        lambda: self.target.store(key_of(entry.far), entry.far, data, x, mtime)):
+        if try_to_put(self.kept, entry.far,
+                        lambda: self.target.store(part_name(entry.far), entry.far, data, x, mtime)):
             self.stored.add(entry.far)
             if data is not None:
-                self.record.arrived(entry, 0, entry.size)
+                self.record.note_arrived(entry, 0, entry.size)
 
-    def sample(self, entries):
+    def sample_large(self, entries):
         """Finds out which of these are to come packed: a look into the middle of each, all in one round
         trip."""
-        entries = entries[:50] if self.far else []
+        entries = entries[:50] if self.is_far else []
         for entry in entries:
             self.ask_piece(self.line.session, entry, entry.size // 2, SAMPLE)
         for entry in entries:
             told = self.line.session.answer()
             if "verdict" not in told:
-                sample = self.line.session.exactly(min(told.get("size", 0), SAMPLE))
+                sample = self.line.session.read_exactly(min(told.get("size", 0), SAMPLE))
                 self.pack.update([entry.far] if shrinks(sample) else [])
                 self.line.session.answer()
 
 
-def came(session, told, length):
+def piece_parts(session, told, length):
     """The bytes of a piece, unpacked if need be."""
-    if told.get("size", 0) > UNPACKED or "length" not in told and told.get("size", 0) != length:
+    if told.get("size", 0) > UNPACKED_MOST or "length" not in told and told.get("size", 0) != length:
         session.line.nonsense()
     if "length" not in told:
-        yield from session.parts(length)
+        yield from session.read_parts(length)
         return
     import zlib
     try:
-        data = zlib.decompressobj().decompress(session.exactly(told.get("size", 0)), length + 1)
+        data = zlib.decompressobj().decompress(session.read_exactly(told.get("size", 0)), length + 1)
     except zlib.error:
         data = b""
     if len(data) != length:
@@ -4837,7 +4845,7 @@ def came(session, told, length):
     yield memoryview(data)
 
 
-def put_in_place(kept, name, act):
+def try_to_put(kept, name, act):
     """act(), which puts a result there, or asks whether it may: True; if it must not, that is noted in
     kept."""
     try:
@@ -4852,7 +4860,7 @@ def put_in_place(kept, name, act):
     return False
 
 
-def key_of(far):
+def part_name(far):
     """Under which name a result grows among the parts: no other's, whatever it is called."""
     return hashlib.sha256(utf8(far)).hexdigest()[:40].encode()
 
@@ -4872,8 +4880,8 @@ class Progress:
     """Shows how far a transfer is: a line that is rewritten on a terminal, a log line every 10 s
     otherwise."""
 
-    def __init__(self, work, word, total):
-        self.work, self.word, self.total, self.over = work, word, total, threading.Event()
+    def __init__(self, transfer, word, total):
+        self.transfer, self.word, self.total, self.over = transfer, word, total, threading.Event()
 
     def __enter__(self):
         self.thread = threading.Thread(target=self.run, daemon=True)
@@ -4885,11 +4893,11 @@ class Progress:
         while not self.over.wait(0.5 if terminal else 10):
             spent = time.monotonic() - began
             if terminal:
-                moved = self.work.moved / 1048576.0
+                moved = self.transfer.moved / 1048576.0
                 sys.stderr.write("\r%s %.0f / %.0f MiB  %.1f MiB/s "
                                  % (self.word, moved, self.total / 1048576.0, moved / spent))
             else:
-                log("info", None, "progress", what=self.word, bytes=self.work.moved, of=self.total)
+                log("info", None, "progress", what=self.word, bytes=self.transfer.moved, of=self.total)
         if terminal and time.monotonic() - began > 0.5:
             sys.stderr.write("\r\x1b[K")
 
@@ -4901,7 +4909,7 @@ class Progress:
 # ==== the plain way ====
 # Where there is no python3: a directory, rsync, the command, rsync, as fielded. Nothing is removed there,
 # nothing can be resumed.
-PLAIN = DECODED + r"""case $3 in /*) b=$3;; "~/"*) b=$HOME/${3#"~/"};; *) b=$HOME/$3;; esac
+PLAIN = DECODE_WORDS + r"""case $3 in /*) b=$3;; "~/"*) b=$HOME/${3#"~/"};; *) b=$HOME/$3;; esac
 w=$b/$4
 case $2 in
 rsync) (umask 077; mkdir -p "$w") && cd "$w" && shift 4 && exec rsync "$@";;
@@ -4912,15 +4920,15 @@ esac
 """
 
 
-def rsync(line, run, *words):
+def run_rsync(line, runner, *words):
     """rsync over the control connection, in the run's directory there: (could it bring a part only?, what it
     says). LineLost."""
     import shlex
     shell = " ".join(shlex.quote(word)
                      for word in line.options + ["-S", line.control, "-o", "ControlMaster=no"])
-    there = request(PLAIN, "2", "rsync", run.settings.base, run.ident)
-    words = ["rsync", "-t", "--timeout=%d" % (run.settings.alive * 4), "-e", shell, "--rsync-path=" + there
-             ] + run.settings.rsync_options + list(words)
+    there = host_command(PLAIN, "2", "rsync", runner.settings.base, runner.ident)
+    words = ["rsync", "-t", "--timeout=%d" % (runner.settings.alive * 4), "-e", shell, "--rsync-path=" + there
+             ] + runner.settings.rsync_options + list(words)
     try:
         done = subprocess.run([word if isinstance(word, bytes) else utf8(word) for word in words],
                               stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
@@ -4930,7 +4938,7 @@ def rsync(line, run, *words):
     said = done.stdout.decode("utf-8", "backslashreplace")
     text = printable(" / ".join(said.splitlines()[:3])[:500])
     if done.returncode in (23, 24):
-        log("error", run.ident, "rsync", code=done.returncode, said=text)
+        log("error", runner.ident, "rsync", code=done.returncode, said=text)
     if done.returncode in (0, 23, 24):
         return done.returncode != 0, said
     if done.returncode in (12, 127) and line.process.poll() is None:     # the line is there, rsync is not
@@ -4940,11 +4948,11 @@ def rsync(line, run, *words):
     raise LineLost("%s: rsync: %s" % (line.host, text))
 
 
-def plain_put(line, run, entries):
+def plain_put(line, runner, entries):
     """3. and 4. Inputs there. Returns their bytes. 65 if rsync could send a part only."""
-    if run.order.get("batch"):
+    if runner.order.get("batch"):
         raise Stop(EX_CONFIG, _("%s: %s: a batch system there needs it") % (line.host, line.plain))
-    log("warn", run.ident, "2 connect", host=line.host, why=line.plain,
+    log("warn", runner.ident, "2 connect", host=line.host, why=line.plain,
         way="plain: rsync; nothing is removed there or can be resumed")
     folder = os.path.join(line.folder, b"inputs", b"")
     for entry in entries:                            # a list of our own: rsync goes round in circles of links
@@ -4952,48 +4960,50 @@ def plain_put(line, run, entries):
         os.makedirs(os.path.dirname(path), exist_ok=True)
         os.symlink(entry.near, path) if not entry.far.endswith("/") else None
     os.makedirs(folder, exist_ok=True)
-    if rsync(line, run, "-rpLS", "--chmod=ug-s,o-t", "--", folder, line.host + ":./")[0]:
+    if run_rsync(line, runner, "-rpLS", "--chmod=ug-s,o-t", "--", folder, line.host + ":./")[0]:
         raise Stop(EX_NOINPUT, _("%s: not all inputs could be sent (rsync says why)") % line.host)
     return sum(entry.size for entry in entries)
 
 
-def plain_run(line, run):
+def plain_run(line, runner):
     """5. and 6. The command; the state in which it ended. 69 if the line is lost: nobody knows how it
     ends."""
-    if line is not run.sent:
+    if line is not runner.inputs_line:
         raise Stop(EX_UNAVAILABLE,
                    _("%s: the line was lost, and by the plain way nobody can know how the command ended; its"
-                     " directory there is %s/%s") % (line.host, run.settings.base, run.ident))
-    process = line.start(request(PLAIN, "2", "run", run.settings.base, run.ident, run.order["command"]))
-    run.record.step("started")
-    log("info", run.ident, "5 start", state="running")
+                     " directory there is %s/%s") % (line.host, runner.settings.base, runner.ident))
+    process = line.start_session(host_command(PLAIN, "2", "run", runner.settings.base, runner.ident,
+                                              runner.order["command"]))
+    runner.record.note_step("started")
+    log("info", runner.ident, "5 start", state="running")
     fault("started")
     found = None
-    for row in iter(lambda: process.stdout.readline(LINE), b""):
-        found = re.search(re.escape(FIRST) + rb"ended (1?[0-9]{1,2}|2[0-4][0-9]|25[0-5])\n", row) or found
-    line.end(process)
+    for row in iter(lambda: process.stdout.readline(LOGIN_LINE), b""):
+        found = re.search(re.escape(GREETING) + rb"ended (1?[0-9]{1,2}|2[0-4][0-9]|25[0-5])\n", row) or found
+    line.end_session(process)
     if not found:
         line.close()
-        run.sent = None
+        runner.inputs_line = None
         raise LineLost(_("%s: the connection broke off") % line.host)
     return "ended %d" % int(found.group(1))
 
 
-def plain_get(line, run, target, kept):
+def plain_get(line, runner, target, kept):
     """7. and 8. Everything that is there: (how many files, Verdicts). It is judged here, as the door there
     would; what rsync could not bring, its own words tell."""
-    folder, rules = target.part(b"all"), {key: one[1] for key, one in TABLE["outbound"].items()}
-    partly, said = rsync(line, run, "-rlIS", "--no-p", "--chmod=ugo=rwX", "--", line.host + ":./",
+    folder, rules = target.part(b"all"), {key: one[1] for key, one in INI_KEYS["outbound"].items()}
+    partly, said = run_rsync(line, runner, "-rlIS", "--no-p", "--chmod=ugo=rwX", "--", line.host + ":./",
                          folder + b"/")
-    stays = told_by_rsync(said, run.ident)
-    sent, found = run.record.inputs(), Unread(dict(rules, max_files=MOST_FILES), lambda *words: None)
+    stays = verdicts_of_rsync(said, runner.ident)
+    sent, found = runner.record.sent_inputs(), UnreadCollector(dict(rules, max_files=MOST_FILES),
+                                                               lambda *words: None)
     tree = Tree(folder)
     try:
         for name, _real, _info, why in tree.walk():
             if why is not None and why.code == "missing":                # a link to one of them?
                 to = os.path.join(os.path.dirname(name), os.readlink(os.path.join(folder, name)))
                 stays[shown(name)] = stays.get(shown(os.path.normpath(to)), "missing")
-        untouched = [name for name in sent if as_sent(os.path.join(folder, utf8(name)), sent[name])]
+        untouched = [name for name in sent if is_as_sent(os.path.join(folder, utf8(name)), sent[name])]
         found.by_pattern(tree, EVERYTHING, untouched + [name.rstrip("/") + "/" for name in stays])
     finally:
         tree.close()
@@ -5003,15 +5013,15 @@ def plain_get(line, run, target, kept):
     if partly and "unreadable" not in found.verdicts:
         found.verdicts.tell("unreadable")
     for one in found.ordered().folders:
-        put_in_place(kept, one.name, lambda: target.make(one.name[:-1], one.mtime))
+        try_to_put(kept, one.name, lambda: target.make(one.name[:-1], one.mtime))
     stored = 0
     # what links lead to moves last
     for one in sorted(found.found, key=lambda one: utf8(one.name) == one.path):
-        stored += put_in_place(kept, one.name, lambda: plain_store(target, folder, one))
+        stored += try_to_put(kept, one.name, lambda: plain_store(target, folder, one))
     return stored, found.verdicts
 
 
-def told_by_rsync(said, ident):
+def verdicts_of_rsync(said, ident):
     """{name: verdict} of what rsync says that it left there."""
     stays = {name: "special" for name in re.findall('skipping non-regular file "(.*)"\n', said)}
     denied = re.findall('"[^"\n]*/%s/([^"\n]*)"[^\n]*: Permission denied' % ident, said)
@@ -5023,12 +5033,12 @@ def plain_store(target, folder, one):
     key = b"all/" + one.path
     if utf8(one.name) != one.path:
         import shutil
-        key = key_of(one.name)
+        key = part_name(one.name)
         shutil.copy(os.path.join(folder, one.path), target.part(key))
     target.store(key, one.name, None, one.x, one.mtime)
 
 
-def as_sent(path, entry):
+def is_as_sent(path, entry):
     """Is what came back of an input what was sent? (Where it was changed here meanwhile, size and time
     tell.)"""
     try:
@@ -5054,8 +5064,8 @@ ON_DISK = 2
 Settings = collections.namedtuple("Settings",
                                   "base streams retry connect alive rsync_options ssh_options connects")
 # what an order.json tells, and these steps besides:
-ORDER = ("host", "command", "inputs", "into", "mode", "keep", "time", "settings")
-STEP_TELLS = {"starting": ("boot", "offset"), "ended": ("state",), "fetched": ("files", "odd"),
+ORDER_KEYS = ("host", "command", "inputs", "into", "mode", "keep", "time", "settings")
+STEP_KEYS = {"starting": ("boot", "offset"), "ended": ("state",), "fetched": ("files", "odd"),
               "finished": ("code",)}
 
 
@@ -5066,7 +5076,7 @@ class Record:
     def __init__(self, ident, order=None, lock=True):
         import fcntl
         if not re.match(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\Z", ident):
-            begun = re.match("[0-9a-f-]{8,36}\\Z", ident)           # of none that there is (see whole_ident)
+            begun = re.match("[0-9a-f-]{8,36}\\Z", ident)  # of none that there is (see whole_id)
             raise Stop(EX_USAGE,
                        (_("%s: no such calculation here (see: list)") if begun
                         else _("%s: not a UUID (see: list; its first eight characters do)"))
@@ -5101,7 +5111,7 @@ class Record:
             if order.get("v", 1) > ON_DISK:
                 raise Stop(EX_CONFIG,
                            _("%s: was written by a newer version of this program") % shown(self.folder))
-            if (set(ORDER) <= set(order) and set(Settings._fields) <= set(order["settings"])
+            if (set(ORDER_KEYS) <= set(order) and set(Settings._fields) <= set(order["settings"])
                     and len(order["settings"]["retry"]) == 2):
                 return order
             why = _("it is broken")
@@ -5127,7 +5137,7 @@ class Record:
             try:
                 entry = json.loads(row.decode("utf-8"))
                 whole = (isinstance(entry["t"], (int, float))
-                         and set(STEP_TELLS.get(entry["step"], ())) <= set(entry))
+                         and set(STEP_KEYS.get(entry["step"], ())) <= set(entry))
             except (ValueError, TypeError, KeyError, RecursionError):
                 whole = False
             if whole:
@@ -5137,12 +5147,12 @@ class Record:
                                  % (PROGRAM, self.ident, number) + "\n")
         return steps
 
-    def last(self):
+    def last_step(self):
         """The last step's journal entry."""
         return (max(self.steps.values(), key=lambda one: one["t"]) if self.steps
                 else {"step": "ordered", "t": self.order["time"]})
 
-    def step(self, name, **values):
+    def note_step(self, name, **values):
         """Writes a step into the journal, on disk before this returns."""
         if self.journal is None:
             self.journal = open(os.path.join(self.folder, b"journal"), "ab", 0)
@@ -5152,11 +5162,11 @@ class Record:
         os.fsync(self.journal.fileno())
         self.steps[name] = entry
 
-    def spans(self):
+    def count_arrived(self):
         """How many pieces have arrived."""
         return sum(len(spans) for spans in self.have.values())
 
-    def begin(self, phase, boots, fresh=False):
+    def begin_phase(self, phase, boots, fresh=False):
         """What has arrived is from now on noted for this phase ('in', 'out'); older notes count if they are
         of the same boots, and not fresh."""
         if self.pieces is not None:
@@ -5179,15 +5189,15 @@ class Record:
             self.pieces.write(boots + b"\n")
             self.pieces.flush()
 
-    def verify(self, entries):
+    def keep_verified(self, entries):
         """Results that came in part before: what of them still has the sum that it had then; all else comes
         anew."""
         kept = {}
         for entry in entries:
-            spans = self.have.get(version(entry), ())
+            spans = self.have.get(version_of(entry), ())
             try:
                 with open(os.open(entry.near, os.O_RDONLY | os.O_NOFOLLOW), "rb", 0) as source:
-                    kept[version(entry)] = {(offset, size)
+                    kept[version_of(entry)] = {(offset, size)
                                             for offset, size in spans
                                             if size < SMALL
                                             or sum_of(source, offset, size)
@@ -5203,7 +5213,7 @@ class Record:
                 for entry in entries]
         write_synced(os.path.join(self.folder, b"inputs"), b"".join(rows))
 
-    def inputs(self):
+    def sent_inputs(self):
         """{far: Entry} of what was sent. (A record of an older program does not tell so; then as it is
         now.)"""
         tops = {far: utf8(near) for near, far in self.order["inputs"]}
@@ -5217,18 +5227,18 @@ class Record:
                                        int(mode, 8))
             return found
         except (OSError, ValueError, KeyError):
-            return {entry.far: entry for entry in planned(self.order["inputs"], check=False)}
+            return {entry.far: entry for entry in gather_inputs(self.order["inputs"], check=False)}
 
-    def arrived(self, entry, offset, size, sum256=""):
+    def note_arrived(self, entry, offset, size, sum256=""):
         """A piece is there, and its sum is right."""
         if self.pieces is not None:
             row = (utf8(sum256 or "-"), offset, size, entry.size, entry.mtime, utf8(entry.far))
             self.pieces.write(b"%s %d %d %d %d %s/\n" % row)
             if size >= SMALL:
                 self.pieces.flush()
-        self.have.setdefault(version(entry), set()).add((offset, size))
+        self.have.setdefault(version_of(entry), set()).add((offset, size))
 
-    def forget(self):
+    def remove(self):
         """Removes the record."""
         import shutil
         shutil.rmtree(self.folder, ignore_errors=True)
@@ -5259,20 +5269,20 @@ def state_folder():
 
 
 # ==== command line ====
-def settings_for(options):
+def settings_of_options(options):
     """Settings from the ini ([ssh]) and the command line's options."""
-    values = read_ini(find_ini(options.get("ini"), ini_folders(__file__)), TABLE)["ssh"]
+    values = read_ini(find_ini(options.get("ini"), ini_folders(__file__)), INI_KEYS)["ssh"]
     choose_language(values["lang"])
     for key in ("streams", "retry", "base", "ssh_options"):
         if options.get(key) is not None:
             try:
-                values[key] = TABLE["ssh"][key][0](options[key])
+                values[key] = INI_KEYS["ssh"][key][0](options[key])
             except ValueError as error:
                 raise Stop(EX_USAGE, "%s %s: %s" % (key, printable(options[key]), error))
     return Settings(*[values[key] for key in Settings._fields])
 
 
-def fielded(options):
+def cmd_fielded(options):
     """client_name:HOST client_cmd:CMD client_files:A,B,C [retry:COUNT,INTERVAL]; values may hold ':'. Returns
     the exit code."""
     given = {"ini": options.ini}
@@ -5289,8 +5299,8 @@ def fielded(options):
         raise Stop(EX_USAGE, _("client_cmd:COMMAND is missing"))
     files = [path for name in given.get("client_files", "").split(",") for path in fielded_files(name)]
     files = list(dict.fromkeys(files))
-    outcome = run_calculation(given["client_name"], given["client_cmd"], files, ".", settings_for(given),
-                              "fielded", keep=True)
+    outcome = run_calculation(given["client_name"], given["client_cmd"], files, ".",
+                              settings_of_options(given), "fielded", keep=True)
     return say_outcome(outcome, options.json)
 
 
@@ -5439,7 +5449,7 @@ def add_words(add):
                        help="in the key line: this key's calculations are its own, no other key sees them")
 
 
-def say_version():
+def print_version():
     """PROGRAM VERSION and the sum of this very file."""
     with open(__file__, "rb") as text:
         sys.stdout.write("%s %s protocol 2 (1) sha256 %s\n"
@@ -5447,27 +5457,27 @@ def say_version():
     return 0
 
 
-def settings_of(record):
+def settings_of_record(record):
     """The settings that a calculation was ordered with."""
     return Settings(**{key: record.order["settings"][key] for key in Settings._fields})
 
 
-def whole_ident(word):
+def whole_id(word):
     """The calculation of that beginning of a UUID (8 characters at least), or the word itself. 64 if there
     are several."""
-    found = ([ident for ident in idents() if ident.startswith(word)] if re.match("[0-9a-f-]{8,36}\\Z", word)
-             else [])
+    found = ([ident for ident in record_names() if ident.startswith(word)]
+             if re.match("[0-9a-f-]{8,36}\\Z", word) else [])
     if len(found) > 1:
         raise Stop(EX_USAGE, _("%s: which one? %s") % (printable(word), " ".join(found[:10])))
     return found[0] if found else word
 
 
-def do_resume(options):
+def cmd_resume(options):
     """Goes on where the journal says that the runner stopped."""
-    record = Record(whole_ident(options.uuid))
-    settings = settings_of(record)
+    record = Record(whole_id(options.uuid))
+    settings = settings_of_record(record)
     if options.retry:
-        settings = settings._replace(retry=settings_for(vars(options)).retry)
+        settings = settings._replace(retry=settings_of_options(vars(options)).retry)
     if options.to:                                  # a directory that was said: what is there may be replaced
         if "cleaned" in record.steps:
             raise Stop(EX_REFUSED,
@@ -5475,13 +5485,13 @@ def do_resume(options):
         record.order.update(into=os.path.abspath(options.to), began=None)
         for step in ("fetched", "finished"):
             record.steps.pop(step, None)
-    run = Run(record, settings)
+    runner = Runner(record, settings)
     if "finished" in record.steps:
-        return say_outcome(run.judge(), options.json)
-    return say_outcome(run.go(), options.json)
+        return say_outcome(runner.outcome(), options.json)
+    return say_outcome(runner.carry_out(), options.json)
 
 
-def idents():
+def record_names():
     """All calculations of this side."""
     return sorted(name.decode()
                   for name in os.listdir(state_folder()) if re.match(rb"[0-9a-f]{8}-[0-9a-f-]{27}\Z", name))
@@ -5490,22 +5500,22 @@ def idents():
 def records():
     """Their Records. One that cannot be read is named and left out: it does not stand in the way of the
     others."""
-    for ident in idents():
+    for ident in record_names():
         try:
             yield Record(ident, lock=False)
         except Stop as stop:
             sys.stderr.write("%s: %s\n" % (PROGRAM, printable(stop)))
 
 
-def do_list(options):
+def cmd_list(options):
     """This side's records, or what a host says."""
     rows = []
     if options.host:
         rows = [dict(zip(("uuid", "state"), row))
-                for row in asked_of(Line(options.host, settings_for(vars(options))), None, runs_there)]
+                for row in ask_host(Line(options.host, settings_of_options(vars(options))), None, runs_there)]
     else:
         for record in records():
-            ident, order, last = record.ident, record.order, record.last()
+            ident, order, last = record.ident, record.order, record.last_step()
             rows.append({"uuid": ident, "state": last["step"], "host": order["host"],
                          "command": order["command"],
                          "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(last["t"])),
@@ -5526,11 +5536,11 @@ def runs_there(session):
         if type(told["runs"]) is not list or backwards or most > MOST_FILES + 1000:
             session.line.nonsense()
         for ident, state, since, why, code in told["runs"]:
-            rows.append((printable(ident), in_words({"state": state, "code": code, "why": why})))
+            rows.append((printable(ident), state_words({"state": state, "code": code, "why": why})))
     return rows
 
 
-def asked_of(line, ident, deed):
+def ask_host(line, ident, deed):
     """deed(session), over this line, for the run; what it returns."""
     try:
         line.open(ident)
@@ -5545,7 +5555,7 @@ def asked_of(line, ident, deed):
         line.close()
 
 
-def about(record, verb, **words):
+def ask_about(record, verb, **words):
     """What the door there answers to one request about a calculation."""
     def deed(session):
         try:
@@ -5554,22 +5564,22 @@ def about(record, verb, **words):
             if error.code not in ("gone", "state"):
                 raise
             return {"state": error.state, "why": ""}
-    return asked_of(Line(record.order["host"], settings_of(record)), record.ident, deed)
+    return ask_host(Line(record.order["host"], settings_of_record(record)), record.ident, deed)
 
 
-def do_cancel(options):
+def cmd_cancel(options):
     """Ends the command; who waits for it (or resumes) gets its log and files."""
-    record = Record(whole_ident(options.uuid), lock=False)               # beside a runner that waits
+    record = Record(whole_id(options.uuid), lock=False)                    # beside a runner that waits
     ident = record.ident
     open(os.path.join(record.folder, b"cancelled"), "ab").close()        # the runner's last line says so
-    told = about(record, "cancel", grace=min(max(0, options.grace), 86400))
+    told = ask_about(record, "cancel", grace=min(max(0, options.grace), 86400))
     if told["state"] in ("none", "taken"):
         raise Stop(EX_TEMPFAIL, _("%s: the command was not started yet; end its runner instead") % ident)
-    sys.stdout.write("%s: %s\n" % (ident, in_words(told)))
+    sys.stdout.write("%s: %s\n" % (ident, state_words(told)))
     return 0 if told["state"] in ("ended", "lost", "fetched", "gone") else EX_TEMPFAIL
 
 
-def in_words(told):
+def state_words(told):
     """STATE of the protocol, for people."""
     code = told.get("code")
     words = [told["state"], "" if code is None else str(code), told.get("where", ""),
@@ -5577,36 +5587,36 @@ def in_words(told):
     return printable(" ".join(filter(None, words)))
 
 
-def do_clean(options):
+def cmd_clean(options):
     """Removes ended calculations: there and here."""
-    chosen = [whole_ident(word) for word in options.uuid]
+    chosen = [whole_id(word) for word in options.uuid]
     if options.older:
         try:
             limit = time.time() - seconds(options.older)
         except ValueError as error:
             raise Stop(EX_USAGE, "--older %s %s" % (printable(options.older), error))
-        chosen += [record.ident for record in records() if record.last()["t"] < limit]
+        chosen += [record.ident for record in records() if record.last_step()["t"] < limit]
     code = 0
     for ident in chosen:
         try:
             record = Record(ident)
             there = "sending" in record.steps and "cleaned" not in record.steps
-            told = about(record, "clean", discard=True) if there else {"state": "gone"}
-            state = "cleaned" if told["state"] in ("gone", "none") else in_words(told)
+            told = ask_about(record, "clean", discard=True) if there else {"state": "gone"}
+            state = "cleaned" if told["state"] in ("gone", "none") else state_words(told)
             if state == "cleaned":
-                clear_away(utf8(record.order["into"]), ident)
+                drop_left_parts(utf8(record.order["into"]), ident)
         except Stop as stop:                           # the others can be cleaned all the same
             state, code = str(stop).replace(printable(ident) + ": ", "", 1), stop.code
         else:
             if state == "cleaned":
-                record.forget()
+                record.remove()
             else:
                 code = EX_TEMPFAIL
         sys.stdout.write("%s: %s\n" % (printable(ident), printable(state)))
     return code
 
 
-def do_check(options):
+def cmd_check(options):
     """Looks at things as they are. With HOST: from this side; without: as the external computer's guard. 0,
     or 78 if there is a fault."""
     if options.host:
@@ -5627,8 +5637,8 @@ def do_check(options):
 def check_host(options):
     """What a run to this host would meet."""
     import shutil
-    line, rows = Line(options.host, settings_for(vars(options))), []
-    told = line.configured()
+    line, rows = Line(options.host, settings_of_options(vars(options))), []
+    told = line.ssh_config()
     rows.append((True,
                  _("ssh goes to %s@%s port %s%s")
                  % (told.get("user"), told.get("hostname"), told.get("port"),
@@ -5699,7 +5709,7 @@ def check_upgrade(options):
     """Rows about what another version of this program has left: this side's records, and the runs in the
     guard's base."""
     rows, older = [], 0
-    for ident in idents():
+    for ident in record_names():
         try:
             record = Record(ident, lock=False)
             older += "finished" not in record.steps and record.order.get("v", 1) < ON_DISK
@@ -5728,16 +5738,16 @@ def older_runs(base):
              % (shown(base), older))]
 
 
-def do_run(options):
+def cmd_run(options):
     """One calculation from its first step to its last."""
     inputs = [name for group in options.inputs for name in group]
-    settings = settings_for(vars(options))
+    settings = settings_of_options(vars(options))
     batch = [options.batch] + options.batch_option if options.batch else None
     return say_outcome(run_calculation(options.host, options.command, inputs, options.to, settings, "run",
                                        options.keep, batch, options.allow_refused), options.json)
 
 
-def on_term(number, frame):
+def on_sigterm(number, frame):
     """SIGTERM and SIGHUP end the runner as Ctrl+C does, with 75; what runs there runs on. A second one must
     not disturb what follows the first."""
     signal.signal(number, lambda number, frame: None)
@@ -5750,20 +5760,20 @@ def main(argv=None):
     words = arguments(argv)
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) != signal.SIG_IGN:
-            signal.signal(number, on_term)
+            signal.signal(number, on_sigterm)
     if not sys.stderr.isatty():
         SAY["log"] = sys.stdout       # who reads stdout to its end first must not be blocked by a full stderr
     options = parse(words)
     if options.version:
-        return say_version()
+        return print_version()
     find_ini(options.ini, ())          # also for words that do not read it: a wrong name is never passed over
     SAY["level"], SAY["debug"] = (2 if options.q else 1) * (not options.v), options.v
     if hasattr(options, "pairs"):
-        return fielded(options)
+        return cmd_fielded(options)
     if options.word is None:
         raise Stop(EX_USAGE, _("a word is missing (see --help)"))
-    words = {"run": do_run, "resume": do_resume, "list": do_list, "cancel": do_cancel, "clean": do_clean,
-             "check": do_check, "guard": do_guard}
+    words = {"run": cmd_run, "resume": cmd_resume, "list": cmd_list, "cancel": cmd_cancel, "clean": cmd_clean,
+             "check": cmd_check, "guard": cmd_guard}
     try:
         return words[options.word](options)
     except KeyboardInterrupt as told:
@@ -7706,67 +7716,67 @@ def split_words(text):
     return shlex.split(text)
 
 
-TABLE = {"ssh": {"base": (base_kind, "~/.mi_distcomp"), "streams": (streams_kind, 0),
+INI_KEYS = {"ssh": {"base": (base_kind, "~/.mi_distcomp"), "streams": (streams_kind, 0),
                  "retry": (retry_kind, (5, 60.0)), "connect": (seconds, 20.0), "alive": (seconds, 15.0),
                  "rsync_options": (split_words, []), "ssh_options": (split_words, []), "connects": (int, 30),
                  "lang": (one_of("auto", "en", "ja"), "auto")},
          "ssh guard": {"base": (base_kind, "~/.mi_distcomp"), "from": (str, ""), "max_bytes": (size, 0),
                        "audit_log": (str, "")},}
-TABLE.update(gate_keys())
+INI_KEYS.update(gate_keys())
 
 
 # What a door there may answer
 
-SUM = word("[0-9a-f]{64}")
+SHA256 = text_like("[0-9a-f]{64}")
 ROWS = 200000                  # of one answer
 
 
-def a_text(value):
+def is_text(value):
     """A kind: a text for people, or a name."""
     return type(value) is str and len(value) <= 10000
 
 
-def a_result(row):
+def is_result_row(row):
     """Is it [name, size, mtime, executable, sum]?"""
-    good = (type(row) is list and len(row) == 5 and named(row[0]) and LENGTH(row[1]) and TIME(row[2])
-            and whether(row[3]))
-    return good and (row[4] is None or SUM(row[4]))
+    good = (type(row) is list and len(row) == 5 and is_name(row[0]) and LENGTH(row[1]) and TIME(row[2])
+            and is_bool(row[3]))
+    return good and (row[4] is None or SHA256(row[4]))
 
 
-def a_folder(row):
+def is_folder_row(row):
     """Is it [name/, mtime]?"""
-    return type(row) is list and len(row) == 2 and a_text(row[0]) and named(row[0][:-1]) and TIME(row[1])
+    return type(row) is list and len(row) == 2 and is_text(row[0]) and is_name(row[0][:-1]) and TIME(row[1])
 
 
-def a_run(row):
+def is_run_row(row):
     """Is it [UUID, state, seconds, why, code]?"""
-    good = (type(row) is list and len(row) == 5 and word(IDENT)(row[0]) and a_text(row[1]) and LENGTH(row[2])
-            and a_text(row[3]))
-    return good and (row[4] is None or whole(0, 255)(row[4]))
+    good = (type(row) is list and len(row) == 5 and text_like(IDENT)(row[0]) and is_text(row[1])
+            and LENGTH(row[2]) and is_text(row[3]))
+    return good and (row[4] is None or whole_number(0, 255)(row[4]))
 
 
-def some_verdicts(value):
+def is_verdicts(value):
     """Is it {code: {"count": number, "names": [text]}}?"""
     return (type(value) is dict and len(value) < 100
-            and all(word("[a-z]{1,20}")(code) and type(one) is dict and LENGTH(one.get("count"))
-                    and list_of(a_text, NAMED)(one.get("names")) for code, one in value.items()))
+            and all(text_like("[a-z]{1,20}")(code) and type(one) is dict and LENGTH(one.get("count"))
+                    and list_of(is_text, NAMED)(one.get("names")) for code, one in value.items()))
 
 
-ANSWERS = {                    # each word of an answer: its kind. Others are passed over
-    "no": a_text, "why": a_text, "state": word("|".join(STATES)),
-        "code": lambda value: value is None or whole(0, 255)(value),
-    "where": a_text, "cancelled": whether, "lost": whether, "host": a_text, "boot": a_text,
-        "base": a_text, "door": a_text, "program": a_text,
-    "free": LENGTH, "aes": whether, "python": a_text, "kill": whether, "size": LENGTH,
-        "length": whole(0, UNPACKED), "log": LENGTH,
-    "end": whether, "sum": lambda value: SUM(value) or word("[0-9a-f]{0,16}")(value), "mtime": TIME,
-        "x": whether,
-    "sums": list_of(lambda value: value == "" or SUM(value), ROWS), "files": list_of(a_result, ROWS),
-    "folders": list_of(a_folder, ROWS),
-    "next": lambda value: value is None or LENGTH(value), "verdicts": some_verdicts, "verdict": word(
-        "[a-z]{1,20}"), "name": a_text,
-    "left": list_of(a_text, 1000), "more": lambda value: value is None or word(IDENT)(value),
-    "runs": lambda value: LENGTH(value) or list_of(a_run, 1000)(value)}
+ANSWER_FIELDS = {              # each word of an answer: its kind. Others are passed over
+    "no": is_text, "why": is_text, "state": text_like("|".join(STATES)),
+        "code": lambda value: value is None or whole_number(0, 255)(value),
+    "where": is_text, "cancelled": is_bool, "lost": is_bool, "host": is_text, "boot": is_text,
+        "base": is_text, "door": is_text, "program": is_text,
+    "free": LENGTH, "aes": is_bool, "python": is_text, "kill": is_bool, "size": LENGTH,
+        "length": whole_number(0, UNPACKED_MOST), "log": LENGTH,
+    "end": is_bool, "sum": lambda value: SHA256(value) or text_like("[0-9a-f]{0,16}")(value), "mtime": TIME,
+        "x": is_bool,
+    "sums": list_of(lambda value: value == "" or SHA256(value), ROWS), "files": list_of(is_result_row, ROWS),
+    "folders": list_of(is_folder_row, ROWS),
+    "next": lambda value: value is None or LENGTH(value), "verdicts": is_verdicts, "verdict": text_like(
+        "[a-z]{1,20}"), "name": is_text,
+    "left": list_of(is_text, 1000), "more": lambda value: value is None or text_like(IDENT)(value),
+    "runs": lambda value: LENGTH(value) or list_of(is_run_row, 1000)(value)}
 # what ssh (or a guard) says when it is no use
 FINAL = (("Permission denied", EX_REFUSED), ("Host key verification failed", EX_REFUSED),
          ("HOST IDENTIFICATION", EX_REFUSED), ("refused by the guard", EX_REFUSED),

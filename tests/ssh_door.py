@@ -52,7 +52,7 @@ def rewrite_end(control, **words):
 
 def request(*words):
     """The command line that is sent for a session with these words."""
-    return "exec sh -c 'eval \"$(printf %b \"$1\")\"' mi_distcomp 'text' " + " ".join(runner.encoded(word) for word in words)
+    return "exec sh -c 'eval \"$(printf %b \"$1\")\"' mi_distcomp 'text' " + " ".join(runner.quoted_word(word) for word in words)
 
 
 class Session:

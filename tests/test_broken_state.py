@@ -34,7 +34,7 @@ def told(monkeypatch):
 def test_a_runners_broken_record_is_named_and_the_others_are_listed_and_cleaned(damage, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
     for n in range(3):
-        runner.Record(IDENT % n, ORDER, lock=False).step("ordered")
+        runner.Record(IDENT % n, ORDER, lock=False).note_step("ordered")
     folder = tmp_path / "mi_distcomp_ssh"
     for name in ("order.json", "journal"):
         (folder / (IDENT % 1) / name).write_bytes(DAMAGES[damage])
@@ -54,11 +54,11 @@ def test_a_runners_broken_record_is_named_and_the_others_are_listed_and_cleaned(
 @pytest.mark.parametrize("damage", sorted(DAMAGES))
 def test_a_broken_connection_budget_is_begun_anew(damage, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
-    runner.spend("place", 3)
+    runner.spend_connection("place", 3)
     book = [tmp_path / "mi_distcomp_ssh" / name for name in os.listdir(str(tmp_path / "mi_distcomp_ssh"))][0]
     kept = book.read_bytes()
     book.write_bytes(kept + DAMAGES[damage])
-    runner.spend("place", 3)
+    runner.spend_connection("place", 3)
     assert re.match(rb"([0-9]+\.[0-9]{3}\n){1,2}\Z", book.read_bytes())
 
 

@@ -21,10 +21,10 @@ m = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(m)
 m.fault = lambda name: name == point and (open(killed, "w").close(), os.kill(os.getpid(), 9))
 rules = m.guard_rules(argparse.Namespace(ini=ini, key=None)) if ini != "-" else dict(m.far_rules(os.fsencode(text)), env=dict(os.environ))
-os.makedirs(os.path.join(m.top_of(rules), b".mi"), 0o700, exist_ok=True)
+os.makedirs(os.path.join(m.keeper_base(rules), b".mi"), 0o700, exist_ok=True)
 place = m.Place(rules, ident)
 if word == "start":
-    place.make()
+    place.make_directories()
     with m.locked(place.path(b"lock")):
         if place.state()["state"] == "taken":
             command, argv = m.permit(rules["commands"], m.words_of(text)[0], m.words_of(text)[1:])
@@ -32,7 +32,7 @@ if word == "start":
             m.begin_run(place, command, ["sh", "-c", m.INTO_LOG, "sh", "77"] + argv, env, text)
 elif word == "cancel":
     m.write_synced(place.path(b"cancelled"), m.utf8(text))
-m.keep_going(rules)
+m.ensure_keeper(rules)
 '''
 
 

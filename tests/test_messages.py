@@ -241,7 +241,7 @@ def test_an_unknown_id_is_64_in_all_scripts_and_the_first_eight_characters_do(bu
 
 def test_runner_ids_by_their_first_eight_characters(tmp_path):
     env = suite.clean_env(HOME=str(tmp_path))
-    top, settings = tmp_path / ".local" / "state" / "mi_distcomp_ssh", dict(suite.module(RUNNER).settings_for({})._asdict(), retry=[5, 60])
+    top, settings = tmp_path / ".local" / "state" / "mi_distcomp_ssh", dict(suite.module(RUNNER).settings_of_options({})._asdict(), retry=[5, 60])
     for ident in ("11111111-0000-4000-8000-000000000001", "22222222-0000-4000-8000-000000000001", "22222222-0000-4000-8000-000000000002"):
         (top / ident).mkdir(parents=True)
         (top / ident / "order.json").write_text(json.dumps({"host": "h", "command": "c", "inputs": [], "into": str(tmp_path), "mode": "run", "keep": False,

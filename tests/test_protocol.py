@@ -117,5 +117,5 @@ def test_the_requests_states_and_refusals_of_the_ssh_way_are_those_of_the_doors(
     assert table("3.4") == rows
     assert set(re.findall(r"`(\w+)` \(", section("3.3"))) | {"running"} >= set(runner.STATES)
     with open(suite.script("execute_remote_command.py"), encoding="utf-8") as text:
-        said = set(re.findall(r'No\(\s*"(\w+)"', text.read()))
+        said = set(re.findall(r'Refusal\(\s*"(\w+)"', text.read()))
     assert said <= {row[0] for row in table("3.2")}, said

@@ -148,14 +148,14 @@ def asked(door, ini, request):
         return BAD
     try:
         if door == "guard":
-            return module.asked_command(commands, request)[1]
+            return module.permitted_command(commands, request)[1]
         found = re.match(r"'([^']*)'(.*)\Z|(\S*) ?(.*)\Z", request, re.S)        # the two fields of calc-info
         command, argv = module.permit(commands, found.group(1) or found.group(3), module.words_of(found.group(2) or found.group(4) or ""))
         module.check_command(ini, command)
         return argv
     except module.Forbidden:
         return NO
-    except (module.Stop, getattr(module, "No", module.Stop)):
+    except (module.Stop, getattr(module, "Refusal", module.Stop)):
         return "unfit"
 
 
@@ -183,7 +183,7 @@ def test_a_request_gets_the_verdict_that_stands_in_the_table(door, tmp_path, uma
 def settled(door, folder, ini, names, ended=" exit 0"):
     """An ended calculation with a file of each name, as this door keeps it: (module, rules of the ini, what serves it)."""
     module = DOORS[door]
-    table = module.INI_KEYS if door == "poller" else module.TABLE
+    table = module.INI_KEYS
     rules = module.read_ini(ini, table)
     rules.update(commands=module.commands_of(ini, rules), base=os.fsencode(str(folder)), top=os.fsencode(str(folder)), key="")
     ident = "01234567-0123-4123-8123-0123456789ab"
@@ -207,7 +207,7 @@ def left(door, folder, ini, names):
     module, rules, ident, control = settled(door, folder, ini, names)
     if door == "guard":
         place = module.Place(dict(rules, key="", top=rules["base"], commands={}, **{"ssh guard": {"audit_log": ""}}), ident)
-        return {result.name for result in module.Leaving(place).look(False).found}
+        return {result.name for result in module.JudgedResults(place).collect(False).found}
     order = {"t": 1, "accept_id": ident, "claim": "c", "attempt": 1, "protocol": 2,
              "calc-info": {"command": "solve", "parameters": "", "result_files": {}, "result_patterns": ["**", ".*", ".*/**"]}}
     with open(os.path.join(control, "journal"), "w") as out:
@@ -258,7 +258,7 @@ def test_what_leaves_of_a_command_that_was_stopped_is_what_its_owner_says(door, 
     for (lines, how), verdict in WAYS.items():
         ini = tmp_path / "ini"
         ini.write_text("[command it]\nmatch = solve\nargv = /bin/echo\n" + lines + "\n")
-        command = module.commands_of(str(ini), module.read_ini(str(ini), module.TABLE if door == "guard" else module.INI_KEYS))["solve"]
+        command = module.commands_of(str(ini), module.read_ini(str(ini), module.INI_KEYS))["solve"]
         found = " ".join(sorted(module.let_out(command, how == "stopped")))
         if found != verdict:
             wrong.append((lines, how, "wanted", verdict, "got", found))

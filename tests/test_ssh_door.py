@@ -42,7 +42,7 @@ def served(rules, *requests):
             one, data = one if isinstance(one, tuple) else (one, b"")
             os.write(into, (json.dumps(one).encode() + b"\n" if isinstance(one, dict) else one) + data)
         os.close(into)
-        runner.Door(rules, runner.Wire(source, answers)).serve()
+        runner.Door(rules, runner.Channel(source, answers)).serve()
         os.lseek(answers, 0, 0)
         with os.fdopen(answers, "rb") as text:
             found = []
@@ -660,8 +660,8 @@ ATTACKS = [                    # (attack, ini, the check to take out, what to pu
     (absolute_write, "") + ANY_NAME + ("        parts = utf8(name).split(b\"/\")\n        folder, how", "        parts = [utf8(name)]\n        folder, how"),
     (write_through_a_link, "", "there = os.open(part, os.O_RDONLY | FOLDER, dir_fd=here)", "there = os.open(part, os.O_RDONLY, dir_fd=here)"),
     (write_onto(os.symlink), "", "os.O_WRONLY | os.O_CREAT | PLAINLY", "os.O_WRONLY | os.O_CREAT"),
-    (write_onto(os.link), "", "        if not stat.S_ISREG(info.st_mode) or info.st_nlink != 1:\n            os.close(fd)\n            raise No(",
-     "        if False:\n            raise No("),
+    (write_onto(os.link), "", "        if not stat.S_ISREG(info.st_mode) or info.st_nlink != 1:\n            os.close(fd)\n            raise Refusal(",
+     "        if False:\n            raise Refusal("),
     (put_after_the_start, "", "            if state not in NEW:\n", "            if False:\n") + ANY_STATE,
     (get_before_the_end, "") + ANY_STATE,
     (hard_link_out, NAMES, "if self.ruled and result and info.st_nlink > 1:", "if False:"),
@@ -676,25 +676,25 @@ ATTACKS = [                    # (attack, ini, the check to take out, what to pu
     (a_second_run, "", "            if place.state()[\"state\"] == \"taken\":\n", "            if True:\n",
      "2>/dev/null || exit 75", "2>/dev/null"),
     (another_command_for_a_run, "", "            if place.noted(b\"command\").get(\"text\", text) != text:\n", "            if False:\n"),
-    (an_id_that_is_a_path, "", "value is None or word(IDENT)(value), \"lane\"", "True, \"lane\""),
-    (another_form, "", "        raise No(\"refused\", \"not a request of this program\")", "        return os._exit(os.system(text) and 0)"),
-    (a_text_of_its_own, "", "    found = FORM.match(text)\n    if not found:\n        raise No(", "    os.system(text)\n    found = FORM.match(text)\n    if not found:\n        raise No("),
+    (an_id_that_is_a_path, "", "\"run\": lambda value: value is None or text_like(IDENT)(value)", "\"run\": lambda value: True"),
+    (another_form, "", "        raise Refusal(\"refused\", \"not a request of this program\")", "        return os._exit(os.system(text) and 0)"),
+    (a_text_of_its_own, "", "    found = FORM.match(text)\n    if not found:\n        raise Refusal(", "    os.system(text)\n    found = FORM.match(text)\n    if not found:\n        raise Refusal("),
     (denied, NAMES, "            self.rule(name, name_rule(self.rules, one))\n", "            pass\n"),
     (denied, CONTENT, "    raise Stays(\"refused\", \"deny_content\" if found == b\"2\" else \"scan_timeout\")\n", "    return sums_of_file(fd, length)\n"),
     (denied, "[outbound]\ndeny_sums = %s\n" % hashlib.sha256(b"SECRET-42\n").hexdigest(), "\"deny_sums\" if whole.hex() in", "\"\" if whole.hex() in"),
-    (content_by_another_way, CONTENT, "told, data = self.results().bundled(name)", "told, data = Unjudged(self.place).bundled(name)"),
-    (content_by_another_way, CONTENT, "self.results().piece(*piece), piece[2]", "Unjudged(self.place).piece(*piece), piece[2]"),
+    (content_by_another_way, CONTENT, "told, data = self.results().read_small(name)", "told, data = UnjudgedResults(self.place).read_small(name)"),
+    (content_by_another_way, CONTENT, "self.results().read_piece(*piece), piece[2]", "UnjudgedResults(self.place).read_piece(*piece), piece[2]"),
     (live_log_beside_content_rules, CONTENT, "        return not whole and not name_rule", "        return True or not name_rule"),
     (too_large_result, "[outbound]\nmax_file = 1K\n", "if rules[\"max_file\"] and length > rules[\"max_file\"]:", "if False:"),
     (too_much_in_all, "[outbound]\nmax_total = 1K\n", "if rules[\"max_total\"] and total + length > rules[\"max_total\"]:", "if False:"),
-    (too_much_input, "[ssh guard]\nmax_bytes = 10K\n", "            if max(used, end) > most:\n                raise No(", "            if False:\n                raise No("),
-    (a_byte_far_away, "[ssh guard]\nmax_bytes = 1M\n", "            if max(used, end) > most:\n                raise No(", "            if used > most:\n                raise No("),
-    (a_huge_sparse_file, "", "            raise No(\"refused\", \"pieces of it are missing\")\n", "            os.ftruncate(fd, size)\n"),
+    (too_much_input, "[ssh guard]\nmax_bytes = 10K\n", "            if max(used, end) > most:\n                raise Refusal(", "            if False:\n                raise Refusal("),
+    (a_byte_far_away, "[ssh guard]\nmax_bytes = 1M\n", "            if max(used, end) > most:\n                raise Refusal(", "            if used > most:\n                raise Refusal("),
+    (a_huge_sparse_file, "", "            raise Refusal(\"refused\", \"pieces of it are missing\")\n", "            os.ftruncate(fd, size)\n"),
     (a_piece_that_unpacks_to_more, "", "    if len(found) != length:\n", "    if False:\n"),
-    (entries_that_cost_nothing, "[ssh guard]\nmax_bytes = 1M\n", "ENTRY = 4096 ", "ENTRY = 0"),
+    (entries_that_cost_nothing, "[ssh guard]\nmax_bytes = 1M\n", "ENTRY_COST = 4096 ", "ENTRY_COST = 0"),
     (directories_that_are_refused, "[ssh guard]\nmax_bytes = 10K\n", "                    os.rmdir(part, dir_fd=here)\n                    raise\n",
      "                    raise\n"),
-    (a_book_of_inputs_without_end, "[ssh guard]\nmax_bytes = 64K\n", "        self.spend(len(text))\n", ""),
+    (a_book_of_inputs_without_end, "[ssh guard]\nmax_bytes = 64K\n", "        self.count_bytes(len(text))\n", ""),
     (environment, "", "    env = {key: value for key, value in os.environ.items() if PASS_ON.match(key)\n", "    env = {key: value for key, value in os.environ.items() if True\n"),
     (control_characters_in_the_log, "", "        value = printable(value)\n", "        value = str(value)\n",
      "json.dumps(value, ensure_ascii=False) if re.search(r'[\\s\"]|^$', value) else value", "value", "asked=printable(text[-200:])", "asked=text[-200:]"),
@@ -702,16 +702,16 @@ ATTACKS = [                    # (attack, ini, the check to take out, what to pu
     (what_a_command_left_that_did_not_end_by_itself, "", "        stopped = (lost or found", "        stopped = (found"),
     (older_lines_of_the_log, NAMES, "            for name, why in self.notes if said != self.said.get(kind) else ():\n", "            for name, why in self.notes:\n"),
     (older_lines_by_two_kinds_of_look, NAMES, "dict(self.said, **{kind: said})", "{kind: said}"),
-    (older_lines_by_hellos, "", "        if run not in self.named and (told", "        if True or (told"),
-    (memory_for_what_did_not_arrive, "", "self.but = self.but or bool(but) ", "self.but = (self.but or []) + but"),
-    (descriptors_for_each_look, "", "            self.leaving.tree.close()\n", "            pass\n"),
-    (rules_of_a_session_that_stays, "", "            words = understood(self.wire.line())\n            self.see_rules()\n", "            words = understood(self.wire.line())\n"),
-    (a_log_that_the_owner_keeps_by_now, "", "                self.see_rules()\n", ""),
-    (older_lines_by_refusals, "", "self.refusals <= REFUSALS", "True"),
+    (older_lines_by_hellos, "", "        if run not in self.greeted and (told", "        if True or (told"),
+    (memory_for_what_did_not_arrive, "", "self.incomplete = self.incomplete or bool(but) ", "self.incomplete = (self.incomplete or []) + but"),
+    (descriptors_for_each_look, "", "            self.judged.tree.close()\n", "            pass\n"),
+    (rules_of_a_session_that_stays, "", "            words = parse_request(self.wire.request_line())\n            self.check_rules()\n", "            words = parse_request(self.wire.request_line())\n"),
+    (a_log_that_the_owner_keeps_by_now, "", "                self.check_rules()\n", ""),
+    (older_lines_by_refusals, "", "self.refusals <= LOGGED_REFUSALS", "True"),
     (names_of_what_is_refused, NAMES, "        told = by_name or stays.code != \"refused\" and not name_rule(self.rules, name)\n", "        told = True\n"),
-    (what_the_owner_keeps, NAMES, "            kept = \"its results were not fetched\" if unfetched else self.kept()\n", "            kept = None\n"),
+    (what_the_owner_keeps, NAMES, "            kept = \"its results were not fetched\" if unfetched else self.why_kept()\n", "            kept = None\n"),
     (what_was_not_fetched, "", "            unfetched = state in OVER", "            unfetched = False and state in OVER",
-     "            if not self.but and not", "            if True or not self.but and not"),
+     "            if not self.incomplete and not", "            if True or not self.incomplete and not"),
     (rules_of_another_time, "", "        return found if found.get(\"stamp\") == self.stamp else {}\n", "        return found\n"),
 ]
 
@@ -883,7 +883,7 @@ FIT = ("    why = open_to_others(rules[\"base\"])\n", "    why = None\n", "    i
 ENDED = ("        place.end_lanes()\n        if self.putting:", "        if self.putting:")
 HOLES = [                      # as ATTACKS
     (rsync_without_a_path, NAMES, "'[^']*'((?: '[^']*'){4,8})\\Z", "'[^']*'((?: '[^']*'){4,8})",
-     "            raise No(\"refused\", \"an unknown verb\")\n", "            os.write(1, b\"mi_distcomp\\n\")\n            os.chdir(os.path.join(rules[\"base\"], words[3].encode()))\n"
+     "            raise Refusal(\"refused\", \"an unknown verb\")\n", "            os.write(1, b\"mi_distcomp\\n\")\n            os.chdir(os.path.join(rules[\"base\"], words[3].encode()))\n"
      "            os.execvp(\"rsync\", \"rsync --server --sender -vtrpe.LsfxCIvu .\".split())\n"),
     (piece_held_over_the_start, "") + ENDED,
     (session_that_stays_after_the_start, "") + ENDED,
@@ -994,7 +994,7 @@ def test_dry_run_only_logs(tmp_path):
 
 def test_no_word_from_the_wire_reaches_a_shell():
     text = open(ssh_lab.SCRIPT, encoding="utf-8").read()
-    doors = text[text.index("# ==== the doors of the gate ===="):text.index("DECODED = r")]
+    doors = text[text.index("# ==== the doors of the gate ===="):text.index("DECODE_WORDS = r")]
     assert "os.system" not in doors and "shell=True" not in doors and "popen" not in doors.lower() and "eval(" not in doors and "exec(" not in doors
     assert re.findall(r'"sh", "-c", (\w+)', doors) == ["INTO_LOG"]
 
@@ -1077,7 +1077,7 @@ class Free(Far):
 
     def popen(self, command="", **env):
         text = command or "exec sh -c 'eval \"$(printf %b \"$1\")\"' mi_distcomp " + " ".join(
-            runner.encoded(word) for word in (runner.LOADER, "2", "door", self.base, self.sum))
+            runner.quoted_word(word) for word in (runner.LOADER, "2", "door", self.base, self.sum))
         env = dict({"PATH": os.path.dirname(PYTHON) + ":" + os.environ["PATH"], "HOME": self.dir}, **env)
         return subprocess.Popen(self.shell + [text], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd="/", env=env)
 
@@ -1174,7 +1174,7 @@ def test_without_a_python_that_is_new_enough_there_is_the_plain_way(tmp_path):
         path.write_text(text) if text else path.symlink_to(shutil.which(name))
         path.chmod(0o755)
     text = runner.LOADER.replace("PATH=$PATH:/usr/bin:/bin\n", "").replace(" /usr/bin/python3 /usr/libexec/platform-python", "")
-    command = "exec sh -c 'eval \"$(printf %b \"$1\")\"' mi_distcomp " + " ".join(runner.encoded(word) for word in (text, "2", "door", far.base, far.sum))
+    command = "exec sh -c 'eval \"$(printf %b \"$1\")\"' mi_distcomp " + " ".join(runner.quoted_word(word) for word in (text, "2", "door", far.base, far.sum))
     code, out, err = far.raw(command, PATH=str(tmp_path / "bin"))
     assert out.startswith(b"\nmi_distcomp 2 plain there is no python3") and not os.path.exists(far.path("base", ".mi")), (out, err)
 

@@ -28,13 +28,13 @@ HOOKED = """import importlib.util, os, signal, sys, time
 spec = importlib.util.spec_from_file_location("runner", %r)
 runner = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(runner)
-arrived, pieces, seen = runner.Record.arrived, [], set()
+arrived, pieces, seen = runner.Record.note_arrived, [], set()
 def note(self, entry, offset, size, *sum256):
     arrived(self, entry, offset, size, *sum256)
     if size >= runner.SMALL:
         pieces.append(entry)
         runner.fault("piece " + str(len(pieces)))
-runner.Record.arrived = note
+runner.Record.note_arrived = note
 runner.NEAR = 60.0                 # this machine is near, however busy it is
 %s
 runner.run_as_program(runner.main)
@@ -290,9 +290,9 @@ def test_pieces_of_another_size_leave_out_what_has_arrived():
     entry = runner.Entry(b"a", "a", 20 << 20, 10 ** 9, 0o644)
     step, small = 16 << 20, 2 << 20
     for arrived in ((), (0,), (9,), (3, 1, 2), (1, 9), range(10)):
-        have = {runner.version(entry): {(n * small, small) for n in arrived}}
-        pieces = runner.cut([entry], step, have)
-        covered = sorted([(piece.offset, piece.size) for piece in pieces] + list(have[runner.version(entry)]))
+        have = {runner.version_of(entry): {(n * small, small) for n in arrived}}
+        pieces = runner.cut_work([entry], step, have)
+        covered = sorted([(piece.offset, piece.size) for piece in pieces] + list(have[runner.version_of(entry)]))
         ends = [0] + [offset + size for offset, size in covered]
         assert ends == [offset for offset, size in covered] + [20 << 20] and all(0 < piece.size <= step for piece in pieces), arrived
 
@@ -320,7 +320,7 @@ def test_an_input_that_changes_while_it_is_sent_is_said_and_not_calculated_with(
 
 def test_a_full_disk_on_this_side_ends_the_run_with_one_line(lab, here):
     (here / "in" / "a").write_bytes(os.urandom(3 << 20))
-    full = "def arrived(*what):\n    raise OSError(28, 'No space left on device')\nrunner.Record.arrived = arrived"
+    full = "def note_arrived(*what):\n    raise OSError(28, 'No space left on device')\nrunner.Record.note_arrived = note_arrived"
     for words in (["run", "hpc", "true", "--in", "in/a"], ["run", "hpc", "head -c 3000000 /dev/zero >b"]):
         code, out = run(lab, here, *words, code=HOOKED % (SCRIPT, full))
         assert code == 74 and "No space left on device" in out.splitlines()[-1], out
@@ -386,7 +386,7 @@ def test_far_away_text_is_compressed_and_many_small_files_take_two_sessions(lab,
         (here / "in" / ("d%d" % (n % 7)) / ("s %d" % n)).write_bytes(os.urandom(300000 + n))
     (here / "text").write_bytes(text)
     code, out = run(lab, here, "run", "hpc", "cp text out; cp -r in back", "--in", "in", "--in", "text",
-                    code=HOOKED % (SCRIPT, """runner.NEAR, runner.TWICE, real, lane = 0.0, 4 << 20, runner.Session.send, runner.Line.lane
+                    code=HOOKED % (SCRIPT, """runner.NEAR, runner.SECOND_SESSION, real, lane = 0.0, 4 << 20, runner.Session.send, runner.Line.open_lane
 def send(self, do, words=(), data=(), **more):
     if "length" in words:
         print("packed", words["size"] * 4 < words["length"])
@@ -394,7 +394,7 @@ def send(self, do, words=(), data=(), **more):
         print("asked for it packed")
     return real(self, do, words, data, **more)
 runner.Session.send = send
-runner.Line.lane = lambda *words: print("a second session") or lane(*words)"""))
+runner.Line.open_lane = lambda *words: print("a second session") or lane(*words)"""))
     assert code == 0 and (here / "out").read_bytes() == text, out
     pieces = -(-len(text) // runner.FAR_PIECE)
     assert out.count("packed True") == pieces and out.count("asked for it packed") == pieces and out.count("a second session") == 2, out
@@ -598,7 +598,7 @@ def test_a_start_that_the_network_held_back_until_all_was_cleaned_does_not_run_a
     command = "add" if python else "sh %s" % script
     code, out = run(lab, here, "run", host, command)
     assert code == 0 and count.read_text() == "x\n", out
-    ident, settings = ident_of(out), runner.settings_for({"ini": lab.path("ini")})
+    ident, settings = ident_of(out), runner.settings_of_options({"ini": lab.path("ini")})
     monkeypatch.setenv("XDG_STATE_HOME", lab.path("state"))
     line = runner.Line(host, settings).open(ident)
     try:
@@ -744,7 +744,7 @@ def test_a_read_only_input_is_put_once_more_when_its_answer_was_lost(door):
         for folder in (top, base):
             os.makedirs(folder, exist_ok=True)
             os.chown(folder, *((65534, 65534) if os.geteuid() == 0 else (-1, -1)))
-        asked, variables = runner.request(runner.LOADER, "2", "door", base, runner.own_file()[1]), {"PATH": "/usr/bin:/bin"}
+        asked, variables = runner.host_command(runner.LOADER, "2", "door", base, runner.own_file()[1]), {"PATH": "/usr/bin:/bin"}
         if door == "guard":
             shutil.copy(SCRIPT, top)
             with open(os.path.join(top, "mi_distributed_computing_assist.ini"), "w") as ini:
@@ -776,7 +776,7 @@ def test_an_input_that_fits_nowhere_there_is_one_line(own, here, disk_of):
 def test_other_log_in_shells_pass_the_words_on(here, shell):
     suite.needs("tcsh", "fish", "zsh", "dash")
     base = here / "計 算'!$x"
-    words = runner.request(runner.LOADER, "2", "door", str(base), "0" * 16)
+    words = runner.host_command(runner.LOADER, "2", "door", str(base), "0" * 16)
     done = subprocess.run([shell, "-c", words], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert done.stdout == b"\nmi_distcomp 2 bring z\n" and (base / ".mi").is_dir(), done.stderr
 
@@ -794,7 +794,7 @@ def test_an_ssh_that_does_not_hear_its_end_is_not_waited_for(lab, monkeypatch, t
     os.chmod(deaf.name, 0o755)
     monkeypatch.setenv("PATH", "%s:%s" % (tmp_path, os.environ["PATH"]))
     monkeypatch.setenv("XDG_STATE_HOME", lab.path("state"))
-    line = runner.Line("hpc", runner.settings_for({"base": lab.path("far"), "ssh_options": "-F " + lab.path("config")})).open()
+    line = runner.Line("hpc", runner.settings_of_options({"base": lab.path("far"), "ssh_options": "-F " + lab.path("config")})).open()
     process = line.process
     line.close()
     assert process.returncode != -signal.SIGKILL
@@ -804,7 +804,7 @@ def test_it_is_importable_as_one_function(lab, here, monkeypatch):
     monkeypatch.chdir(str(here))
     monkeypatch.setenv("XDG_STATE_HOME", lab.path("state"))
     (here / "in" / "a").write_text("1")
-    outcome = runner.run_calculation("hpc", "cat a a >b; exit 9", ["in/a"], settings=runner.settings_for({"ini": lab.path("ini")}))
+    outcome = runner.run_calculation("hpc", "cat a a >b; exit 9", ["in/a"], settings=runner.settings_of_options({"ini": lab.path("ini")}))
     assert outcome.code == 9 and outcome.ended_by == "command" and (here / "b").read_text() == "11"
 
 

@@ -88,7 +88,7 @@ def test_who_may_write_to_the_target_too_leads_nothing_out_of_it_while_results_c
     one = Stepwise(lab, here, ["fetching"], "run", "hpc", "head -c 3000000 /dev/zero | tr '\\0' x >big; echo small >small; ln -s small link")
     one.reached("fetching")
     stage = here / next(name for name in os.listdir(str(here)) if name.startswith(".mi-"))
-    (stage / runner.key_of("link").decode()).symlink_to(away / "victim")
+    (stage / runner.part_name("link").decode()).symlink_to(away / "victim")
     stage.rename(here / "moved")
     stage.symlink_to(away)
     one.go("fetching")
@@ -163,12 +163,12 @@ def test_a_lane_that_ends_in_any_way_but_done_is_no_success(monkeypatch):
     class Settings:
         streams = 1
     for error in (OSError(1, "Operation not permitted", 7), TypeError("x"), SystemExit(0), KeyboardInterrupt()):
-        work = runner.Sending([runner.Piece(runner.Entry(b"n", "f", 5, 0, 0), 0, 5)], None, Line)
+        work = runner.InputTransfer([runner.Piece(runner.Entry(b"n", "f", 5, 0, 0), 0, 5)], None, Line)
 
         def lane(line, work, number, own, error=error):
             work.take()
             raise error
-        monkeypatch.setattr(runner, "lane", lane)
+        monkeypatch.setattr(runner, "work_lane", lane)
         with pytest.raises(BaseException) as found:
-            runner.work_off(Line, work, 1, Settings)
+            runner.run_lanes(Line, work, 1, Settings)
         assert found.value is not None

@@ -9,27 +9,27 @@ import execute_remote_command as runner                # noqa: E402
 class Record:
     have = {}
 
-    def arrived(self, entry, offset, size, sum256=""):
+    def note_arrived(self, entry, offset, size, sum256=""):
         pass
 
 
 def main(way, base, config, folder, ident, streams):
     runner.SAY["log"] = open(os.devnull, "w")
-    settings = runner.settings_for({"base": base, "ssh_options": "-F " + config, "streams": streams})._replace(connects=0)
+    settings = runner.settings_of_options({"base": base, "ssh_options": "-F " + config, "streams": streams})._replace(connects=0)
     early = []
-    line = runner.Line("hpc", settings).open(ident, lambda: early.append(runner.Beside(lambda: runner.planned(
+    line = runner.Line("hpc", settings).open(ident, lambda: early.append(runner.Background(lambda: runner.gather_inputs(
         [[os.path.join(folder, name), name] for name in sorted(os.listdir(folder))]))))
     if way == "put":
-        runner.put(line, early[0].result(), Record(), settings)
+        runner.put_inputs(line, early[0].result(), Record(), settings)
         line.session.ask("start", command="true", batch=None).answer("state")          # results are only of what has run
     else:
-        found = line.results(True)
+        found = line.list_results(True)
         target, kept = runner.Target(folder, ident), {}
-        target.sync = len(found.files) <= 50           # as Run.fetch_into() has it
+        target.sync = len(found.files) <= 50           # as Runner.fetch_into() has it
         for name, mtime in found.folders:
             target.make(name, mtime)
-        wanted = [entry._replace(near=target.part(runner.key_of(entry.far))) for entry in found.files if entry.far != runner.LOG]
-        assert runner.get(line, wanted, Record(), settings, target, kept)[1] == {}
+        wanted = [entry._replace(near=target.part(runner.part_name(entry.far))) for entry in found.files if entry.far != runner.LOG]
+        assert runner.get_results(line, wanted, Record(), settings, target, kept)[1] == {}
         target.settle()
         target.close(True)
         assert not kept, kept
