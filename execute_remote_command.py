@@ -1955,6 +1955,15 @@ class Place:
             return (state, detail, "", "") if state == "ended" else (state, None, detail, "")
         return "running", None, "", ""
 
+    def closed(self):
+        """Why nobody can look into the working directory (the command closed or removed it), or ''."""
+        try:
+            os.close(os.open(self.work, os.O_RDONLY | FOLDER))
+            return ""
+        except OSError as error:
+            more = "" if error.errno == errno.ENOENT else "; open it there, then resume"
+            return "%s: %s%s" % (shown(self.work), error.strerror, more)
+
     def owners_key(self, key):
         """A key of the section [command NAME] that this run runs: as the ini says it now, or, if it is there
         no more, as it was said when the run was started. None if no section is known (it was started by an
@@ -2492,8 +2501,9 @@ class Door:
         base, began = self.rules["base"], self.place.noted(b"began") if run else {}
         if run:
             adopt_old_run(self.place)
-        ensure_keeper(self.rules)
-        free = os.statvfs(base)
+        if not check:                                  # which leaves all as it is
+            ensure_keeper(self.rules)
+        free = os.statvfs(existing(base))
         more = {"v": 2, "program": VERSION, "sum": self.rules.get("sum", ""), "door": self.name,
                 "host": host_id(), "boot": boot_id(), "base": shown(base), "aes": has_aes(),
                 "free": free.f_bavail * free.f_frsize,
@@ -2671,6 +2681,11 @@ class Door:
 
     def do_results(self, inputs=False, **page):
         at, room = page["from"], PAGE
+        closed = "" if at else self.place.closed()
+        if closed:
+            told = {"verdicts": {"unreadable": {"count": 1, "names": [closed]}}}
+            self.place.note(b"out", told)
+            return self.wire.say(dict(told, files=[], folders=[], next=None))
         if not at or self.found is None:
             self.forget_results()
             self.found = self.results().collect(inputs)
@@ -2816,9 +2831,15 @@ def packed_if_smaller(data):
     return packed if len(packed) < len(data) * 0.9 else None
 
 
+def existing(path):
+    """The directory (bytes, absolute), or the one above that is there."""
+    return path if os.path.isdir(path) else existing(os.path.dirname(path))
+
+
 def run_names(base):
     """The names of the runs below base (bytes), in order."""
-    names = [os.fsdecode(name) for name in os.listdir(os.path.join(base, b".mi"))]
+    folder = os.path.join(base, b".mi")
+    names = [os.fsdecode(name) for name in os.listdir(folder)] if os.path.isdir(folder) else []
     return sorted(name for name in names if re.match(IDENT + r"\Z", name))
 
 
@@ -2986,8 +3007,8 @@ def open_log(path):
 #  5. Moving a directory to a name that is free is atomic, and a file's rename is: the base directory is on
 #     a local disk or NFS.
 #  6. Its clock need not be right: times of there are compared with times of there only. Its words: 2 door
-#     BASE SUM. The program comes once and lies as BASE/.mi/gate.SUM; beside it its bytecode, one for each
-#     Python.
+#     BASE SUM, and one more for a mere look: then nothing is kept there. Else the program comes once and
+#     lies as BASE/.mi/gate.SUM; beside it its bytecode, one for each Python.
 DECODE_WORDS = r"""
 PATH=$PATH:/usr/bin:/bin
 shift; n=$#
@@ -3004,7 +3025,7 @@ try:
     import errno, hashlib, json, marshal, os, select
 except ImportError:
     sys.exit(97)
-base, told, ctype = [os.fsencode(word) for word in sys.argv[1:4]]
+base, told, looks, ctype = [os.fsencode(word) for word in sys.argv[1:5]]         # looks: keeps nothing
 os.environ.pop("LC_CTYPE", 0)                          # Python may have set it
 if ctype[:1] == b"=": os.environb[b"LC_CTYPE"] = ctype[1:]
 def no(code, why):
@@ -3016,6 +3037,7 @@ def more(count):
 def safe(info):
     return info.st_uid == os.geteuid() and not info.st_mode & 0o022
 def keep(path, data):
+    if looks: return
     new = b"%s.%d" % (path, os.getpid())
     try:
         with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600), "wb") as out:
@@ -3056,9 +3078,11 @@ def bring(path):
 def load():
     folder = os.path.join(base, b".mi")
     mask = os.umask(0o077)
-    os.makedirs(folder, 0o700, exist_ok=True)
-    for path, bad in (base, os.stat(base).st_mode & 0o1002 == 2), (folder, not safe(os.stat(folder))):
-        if bad: no(77, "%s there belongs to somebody else, or others may write to it" % os.fsdecode(path))
+    if not looks: os.makedirs(folder, 0o700, exist_ok=True)
+    for path, mine in (base, False), (folder, True):
+        info = os.path.isdir(path) and os.stat(path)
+        if info and (not safe(info) if mine else info.st_mode & 0o1002 == 2):
+            no(77, "%s there belongs to somebody else, or others may write to it" % os.fsdecode(path))
     path = os.path.join(folder, b"gate." + told)
     magic = sys.modules["_frozen_importlib_external"].MAGIC_NUMBER
     cached = b"%s.%s.%d" % (path, sys.implementation.cache_tag.encode(), magic[0] + 256 * magic[1])
@@ -3082,7 +3106,7 @@ far(base, told.decode())
 '
 for p in python3 /usr/bin/python3 /usr/libexec/platform-python; do
     command -v "$p" >/dev/null 2>&1 || continue
-    "$p" -I -S -c "$load" "$3" "$4" "${LC_CTYPE+=$LC_CTYPE}"
+    "$p" -I -S -c "$load" "$3" "$4" "$5" "${LC_CTYPE+=$LC_CTYPE}"
     case $? in 1|97|126|127) ;; *) exit;; esac
 done
 printf '\nmi_distcomp 2 plain there is no python3 of 3.6 or newer\n'
@@ -4050,20 +4074,22 @@ class Line:
             widen_pipe(pipe)
         return process
 
-    def door_command(self):
+    def door_command(self, *more):
         """What asks for a session of the door there."""
-        return host_command(LOADER, "2", "door", self.settings.base, own_file()[1])
+        return host_command(LOADER, "2", "door", self.settings.base, own_file()[1], *more)
 
     def open(self, run=None, meanwhile=lambda: None, check=False):
         """Opens the control connection, and its session for this run (UUID). LineLost if it cannot be had
-        now; Stop if it will never be had like this. meanwhile: called while the log-in takes its time."""
+        now; Stop if it will never be had like this. meanwhile: called while the log-in takes its time. check:
+        only to look; nothing is kept there."""
         import tempfile
         # sun_path is short
         self.folder = utf8(tempfile.mkdtemp(prefix="mi-", dir="/tmp" if os.path.isdir("/tmp") else None))
         self.control, self.run = self.folder.decode() + "/c", run
         if self.options is None:
             self.choose_options()
-        began, self.process = time.monotonic(), self.start_session(self.door_command())
+        began, self.process = time.monotonic(), self.start_session(self.door_command(
+            *["look"] if check else []))
         meanwhile()
         # a log-in can hang at any point
         patience = threading.Timer(self.settings.connect * 3, end_login, [self.process])

@@ -113,6 +113,39 @@ def test_check_looks_at_the_host_as_it_is_with_and_without_the_guard(lab, tmp_pa
     assert code == 78 and json.loads(out)[-1]["level"] == "FAIL" and "nowhere.invalid: ssh: Could not resolve hostname" in json.loads(out)[-1]["text"]
 
 
+def test_check_leaves_nothing_on_a_host_where_nothing_was(lab, tmp_path):
+    lab.write("new", open(lab.path("ini")).read().replace("base = ", "base = %s/" % tmp_path))
+    before = sorted(os.listdir(lab.path("near")))
+    code, out = run(lab, tmp_path, "check", "hpc", "--ini", lab.path("new"))
+    assert code == 0 and "calculations there: 0" in out, out
+    assert os.listdir(str(tmp_path)) == [] and sorted(os.listdir(lab.path("near"))) == before
+
+
+# What guards and runners of ssh protocol 1 (21 to 28 Nov 2026) said, as they were heard; and what the other side makes of it.
+
+def test_a_guard_of_the_protocol_before_is_told_in_one_line(lab, tmp_path):
+    one = ssh_lab.Lab()
+    try:
+        one.forced("echo 'refused by the guard: an unknown verb' >&2; exit 77")        # what it said to our `2 door`
+        for words in (["run", "hpc", "true"], ["list", "hpc"], ["check", "hpc"]):
+            code, out = run(one, tmp_path, *words)
+            last = out.splitlines()[-1]
+            assert code == (78 if words[0] == "check" else 76) and out.count("older version (protocol 1)") == 1 and "hpc: its guard" in last, out
+            assert "again_in" not in out and "runs on" not in out, out
+    finally:
+        one.close()
+
+
+@pytest.mark.parametrize("verb, first", [("hold", b"mi_distcomp 1 hold\nthis guard speaks protocol 2: a newer execute_remote_command.py is needed\n"),
+                                         ("lane", b""), ("rsync", b""), ("run", b"")])
+def test_a_runner_of_the_protocol_before_prints_one_line(lab, tmp_path, verb, first):
+    # it asked so, first always for `hold`; it skipped all before the line `mi_distcomp 1 hold`, and ended with 76 and the line behind that one
+    asked = "exec sh -c 'eval \"$(printf %%b \"$1\")\"' mi_distcomp 'case $2 in\\0012esac' '1' '%s' '%s' '-'" % (verb, lab.path("far"))
+    words = [PYTHON, lab.path("guard", "execute_remote_command.py"), "guard"]
+    done = subprocess.run(words, input=b"ping\n", stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=dict(lab.env(), SSH_ORIGINAL_COMMAND=asked))
+    assert (done.returncode, done.stdout, done.stderr) == (77, first, b"refused by the guard: an unknown verb\n"), done
+
+
 def test_check_without_a_host_looks_at_the_guards_own_side(lab, tmp_path):
     os.makedirs(str(tmp_path / ".ssh"))
     (tmp_path / ".ssh" / "authorized_keys").write_text("# execute_remote_command.py is below\n" + lab.line.strip() + "\n")

@@ -211,6 +211,22 @@ def test_a_link_that_leads_out_is_not_fetched_and_one_that_stays_is(lab, here):
     assert "outside 1 (out)" in out and "special 1 (pipe)" in out, out
 
 
+@pytest.mark.parametrize("command, why", [("chmod 000 .", "Permission denied; open it there, then resume"), ("rm -rf $PWD", "No such file or directory")])
+def test_a_directory_that_the_command_closed_or_removed_is_said_with_its_place_and_what_to_do(own, here, command, why):
+    suite.needs("setpriv")
+    # what root may, too, no command is denied
+    own.forced('exec setpriv --bounding-set -all --inh-caps -all sh -c "$SSH_ORIGINAL_COMMAND"' if os.geteuid() == 0 else 'exec sh -c "$SSH_ORIGINAL_COMMAND"')
+    code, out = run(own, here, "run", "hpc", "echo out; echo 1 >r; sleep 0.3; " + command)
+    ident = ident_of(out)
+    said = "unreadable 1 (%s: %s)" % (own.path("far", ident), why)
+    assert code == 65 and out.splitlines()[-2] == "asked for and not here: " + said and "\nout\n" in out, out
+    if "open it" in why:
+        os.chmod(own.path("far", ident), 0o700)
+        code, out = run(own, here, "resume", ident, "--to", "to")
+        assert code == 0 and (here / "to" / "r").read_text() == "1\n" and (here / "to" / LOG).read_text() == "out\n", out
+    assert run(own, here, "clean", ident)[0] == 0 and not os.path.exists(own.path("far", ident))
+
+
 def test_a_name_with_control_characters_is_named_and_left_there(lab, here):
     code, out = run(lab, here, "run", "hpc", "echo 1 >$(printf 'a\\033[31mb'); echo 2 >c")
     assert code == 65 and (here / "c").exists() and "name 1 (a\\x1b[31mb)" in out, out
