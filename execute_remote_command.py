@@ -1634,7 +1634,10 @@ def tail_of(path):
 INTO_LOG = 'umask "$1"; shift; exec >remote_program_exec.log 2>&1; exec "$@"'
 FORM = re.compile(r"exec sh -c 'eval \"\$\(printf %b \"\$1\"\)\"' mi_distcomp '[^']*'((?: '[^']*'){4,8})\Z")
 IDENT = r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
-LANE_SILENT = 60               # seconds after which a session of another host, which puts, counts as gone
+# Of a session on another host, which puts, only its note tells. It writes nothing when it has not noted
+# itself anew for LANE_NOTES seconds, and finds then whether its note still stood; so, by the file system's
+# own clock, one whose note is LANE_SILENT seconds old writes nothing any more.
+LANE_NOTES, LANE_SILENT = 15, 60
 ENTRY_COST = 4096              # bytes of max_bytes that a file or a directory costs, however empty
 REQUEST_MOST, PAGE = 1 << 16, 1 << 18  # bytes of a request's line, and about of a page of an answer
 # bytes of a result that is not asked for in pieces; of a piece
@@ -2014,6 +2017,12 @@ class Place:
         found = [(self.path(name), read_note(self.path(name))) for name in names]
         return [(path, note) for path, note in found if note is not None]
 
+    def keep_lane(self, turn):
+        """This session, which puts, notes that it still does. Refusal if another one has taken its place."""
+        if not self.has(b"lane.%d" % os.getpid()):
+            raise Refusal("state", "a later session puts the inputs", state=self.state()["state"])
+        self.begin_putting(turn)
+
     def begin_putting(self, turn):
         """This session puts inputs from now on: those of other turns are ended first. Refusal if the run was
         started meanwhile."""
@@ -2046,14 +2055,21 @@ class Place:
                 here = note.boot == boot_id() or note.host == os.uname().nodename
                 if still_there(note):
                     signal_to(note.pid, signal.SIGKILL)
-                elif here or time.time() - note.time > LANE_SILENT:
+                elif here or self.clock() - note.time > LANE_SILENT:
                     unlink_if_there(path)
             if not others:
                 return
             if time.monotonic() > until:
                 host = others[0][1].host
-                raise Refusal("host", "a session on %s still puts inputs" % host, host=host)
+                raise Refusal("host",
+                              "a session on %s still puts inputs; it counts as gone when it has noted"
+                              " nothing for %d seconds" % (host, LANE_SILENT), host=host)
             time.sleep(0.005)
+
+    def clock(self):
+        """The time of the file system, which other hosts have, too."""
+        os.utime(self.path(b"lock"))
+        return os.stat(self.path(b"lock")).st_mtime
 
     def open_folder(self, parts):
         """A descriptor of the directory at parts below the working directory, made if need be, reached
@@ -2517,9 +2533,7 @@ class Door:
         self.wire.say(dict(told, **more))
 
     def do_put(self, size, files=None, name=None, at=None, length=None, end=None):
-        if not self.putting or time.monotonic() - self.putting > LANE_SILENT / 4:
-            self.place.begin_putting(self.turn)
-            self.putting = time.monotonic()
+        self.put_on()
         if files is None:
             return self.put_piece(size, name, at, length, end)
         if sum(row[1] for row in files) != size:
@@ -2540,6 +2554,13 @@ class Door:
         self.place.note_inputs(marks)
         self.wire.say({"sums": sums})
 
+    def put_on(self):
+        """This session may put something now. Refusal."""
+        if self.putting and time.monotonic() - self.putting < LANE_NOTES:
+            return
+        (self.place.keep_lane if self.putting else self.place.begin_putting)(self.turn)
+        self.putting = time.monotonic()
+
     def put_piece(self, size, name, at, length, end):
         """A piece of a large input, and (or) its end."""
         if end is None and at is None or at is None and size:
@@ -2548,6 +2569,7 @@ class Door:
         try:
             if length is not None:
                 data = unpack(self.wire.read_exactly(min(size, UNPACKED_MOST + 65536)), length)
+                self.put_on()
                 self.place.count_bytes(length, at + length)
                 self.write_at(fd, memoryview(data), at)
                 sums = [hashlib.sha256(data).hexdigest()]
@@ -2565,6 +2587,7 @@ class Door:
         digest = hashlib.sha256()
         while left:
             data = self.wire.read_some(min(left, BLOCK))
+            self.put_on()                              # it may have waited long
             digest.update(data)
             self.place.count_bytes(len(data), at + len(data))
             self.write_at(fd, data, at)

@@ -18,6 +18,7 @@ import pytest
 
 import ssh_lab
 import suite
+from test_ssh_logins import NODE
 from ssh_door import IDENT, START, Far, Session, request, rewrite_end, runner
 from suite import PYTHON
 
@@ -1051,6 +1052,32 @@ def test_two_sessions_that_ask_for_the_results_of_one_run_at_once_both_get_them_
         plain, plain2, whole = [one.result() for one in [pool.submit(asks, inputs) for inputs in (False, False, True)]]
     assert plain == plain2 == {(501, False, b"7\n", b"input")} and whole == {(502, False, b"7\n", b"input")}, (plain, plain2, whole)
     assert not [name for name in os.listdir(far.path("base", ".mi", ident)) if name.endswith(".new")]
+
+
+def test_a_session_of_another_node_counts_as_gone_only_when_it_writes_nothing_any_more(tmp_path):
+    suite.needs("root", "unshare")
+    if os.geteuid() != 0:
+        suite.pytest.skip("needs root itself: mount namespaces")
+    (tmp_path / "boot").write_text("00000000-1111-4222-8333-444444444444\n")
+    (tmp_path / "node").write_text(NODE)
+    far = Far(tmp_path, mutation=[("LANE_NOTES, LANE_SILENT = 15, 60", "LANE_NOTES, LANE_SILENT = 0, 60"), ("KILL_TRIES = 5 ", "KILL_TRIES = 0.1 ")])
+    far.write("work.sh", "cp big copy\n")
+    ident, at_node = far.fresh(), ["sh", str(tmp_path / "node"), "node2", str(tmp_path / "boot")]
+    first = far.open(ident)
+    first.send("put", b"1" * 500, size=1000, name="big", at=0)
+    suite.wait_until(lambda: os.path.exists(far.path("base", ident, "big")) and os.path.getsize(far.path("base", ident, "big")) == 500)
+    second = Session(far.popen(request(*START), before=at_node), ident, turn="t2")
+    told = second.ask("put", b"2" * 1000, size=1000, name="big", at=0)[0][0]
+    assert told["no"] == "host" and "counts as gone when" in told["why"], told       # it may write every moment
+    lane, = (os.path.join(far.path("base", ".mi", ident), name) for name in os.listdir(far.path("base", ".mi", ident)) if name.startswith("lane."))
+    os.utime(lane, (time.time() - 61,) * 2)            # its line is silent
+    assert second.ask("put", b"2" * 1000, size=1000, name="big", at=0, end=[1000, 0o644, 5])[0][0].get("sums")
+    first.process.stdin.write(b"1" * 500)              # it was only slow
+    first.process.stdin.flush()
+    assert first.read()[0]["no"] in ("state", "host")
+    assert second.run("work.sh")[0]["code"] == 0
+    assert {open(far.path("base", ident, name)).read() for name in ("big", "copy")} == {"2" * 1000}
+    first.close(), second.close()
 
 
 def test_a_cancel_ends_also_what_left_session_and_environment(far):
