@@ -1635,8 +1635,8 @@ INTO_LOG = 'umask "$1"; shift; exec >remote_program_exec.log 2>&1; exec "$@"'
 FORM = re.compile(r"exec sh -c 'eval \"\$\(printf %b \"\$1\"\)\"' mi_distcomp '[^']*'((?: '[^']*'){4,8})\Z")
 IDENT = r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 # Of a session on another host, which puts, only its note tells. It writes nothing when it has not noted
-# itself anew for LANE_NOTES seconds, and finds then whether its note still stood; so, by the file system's
-# own clock, one whose note is LANE_SILENT seconds old writes nothing any more.
+# itself anew for LANE_NOTES seconds, and finds then whether its note still stood; so one whose note is
+# LANE_SILENT seconds old by the file system's own clock writes nothing any more.
 LANE_NOTES, LANE_SILENT = 15, 60
 ENTRY_COST = 4096              # bytes of max_bytes that a file or a directory costs, however empty
 REQUEST_MOST, PAGE = 1 << 16, 1 << 18  # bytes of a request's line, and about of a page of an answer
@@ -2061,9 +2061,8 @@ class Place:
                 return
             if time.monotonic() > until:
                 host = others[0][1].host
-                raise Refusal("host",
-                              "a session on %s still puts inputs; it counts as gone when it has noted"
-                              " nothing for %d seconds" % (host, LANE_SILENT), host=host)
+                raise Refusal("host", "a session on %s still puts inputs; it counts as gone when it has noted"
+                         " nothing for %d seconds" % (host, LANE_SILENT), host=host)
             time.sleep(0.005)
 
     def clock(self):
