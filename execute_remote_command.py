@@ -193,7 +193,7 @@ def not_built(text):
 
 def patterns_of(text):
     """Patterns as those of results (README), blank separated."""
-    return [pattern(word) for word in text.split()]
+    return [compile_pattern(word) for word in text.split()]
 
 
 def name_rules(text):
@@ -297,7 +297,7 @@ def words_of(text):
     """The words of a text from the wire, as a shell would split it; no shell sees it. Forbidden if it is
     none."""
     import shlex
-    if steers(text) or len(text) > WORDS_MOST:
+    if has_control_chars(text) or len(text) > WORDS_MOST:
         raise Forbidden(_("arguments with control characters, or too long"))
     try:
         return shlex.split(text)
@@ -328,7 +328,7 @@ def permit(commands, word, arguments):
 
 def permit_input(command, name):
     """Forbidden if an input may not have this name. (An empty directory's has a slash at its end.)"""
-    whole = "/".join(parts_of(name)).rstrip("/")
+    whole = "/".join(nfc_parts(name)).rstrip("/")
     if command["input_names"] and not any(shape.match(whole) for shape in command["input_names"]):
         raise Forbidden(_("[command %s] input_names does not allow %s")
                         % (command["name"], printable(name)[:100]))
@@ -370,20 +370,20 @@ def shape(rule):
     if sum(piece[0] == "*" for piece in pieces[:-1]) < 2:
         return re.compile(fnmatch.translate(rule))
     kinds = {"*": ("anys",), "?": ("any",)}
-    return Stars([kinds.get(piece[0]) or ((re.compile(fnmatch.translate(piece)),) if piece[1:] else piece)
+    return GlobMatcher([kinds.get(piece[0]) or ((re.compile(fnmatch.translate(piece)),) if piece[1:] else piece)
                   for piece in pieces])
 
 
 def name_rule(rules, name):
     """'' or the [outbound] key that keeps a file of this name here. deny_names: the whole name, a directory
     that it lies in, or any part, in any case. allow_names: the whole name."""
-    parts = parts_of(name)
+    parts = nfc_parts(name)
     forms = parts + tuple("/".join(parts[:count]) for count in range(2, len(parts) + 1))
     for rule in rules["deny_names"]:
-        denied = shape("/".join(parts_of(rule)).casefold())
+        denied = shape("/".join(nfc_parts(rule)).casefold())
         if any(denied.match(form.casefold()) for form in forms):
             return "deny_names"
-    named = any(shape("/".join(parts_of(rule))).match("/".join(parts)) for rule in rules["allow_names"])
+    named = any(shape("/".join(nfc_parts(rule))).match("/".join(parts)) for rule in rules["allow_names"])
     return "" if named else "allow_names"
 
 
@@ -965,10 +965,10 @@ class Collector:
 
     def by_pattern(self, tree, patterns, but=(), reserved=()):
         """Takes what the patterns ask for, but these names."""
-        but, said, found = set(but), set(), all_patterns(patterns)
+        but, said, found = set(but), set(), compile_patterns(patterns)
 
-        def asked(text):                               # declared() would take a file with a log's name for one that was asked for
-            return any(one.match("/".join(parts_of(text))) for one in found)
+        def asked(text):                               # declared_matcher() would take a file with a log's name for one that was asked for
+            return any(one.match("/".join(nfc_parts(text))) for one in found)
 
         def below(name):
             text = name.decode("utf-8", "backslashreplace")
@@ -1004,7 +1004,7 @@ class Collector:
             check_name(name)
         except ValueError:
             raise Stays("name")
-        if parts_of(name)[0] in reserved:
+        if nfc_parts(name)[0] in reserved:
             raise Stays("name", "a log's name")
         for one in {name, real.decode("utf-8", "replace")}:
             self.rule(name, name_rule(self.rules, one))
@@ -1092,13 +1092,13 @@ class Collector:
         """Puts all in a manifest's order, that of their parts; what another receiver could not tell apart
         stays here."""
         for group in (self.found, self.folders):
-            group.sort(key=lambda result: "\0".join(parts_of(result.name)))
+            group.sort(key=lambda result: "\0".join(nfc_parts(result.name)))
             last, twins = None, set()
             for result in group:
-                if last is not None and parts_of(result.name.rstrip("/"))[:len(last)] == last:
+                if last is not None and nfc_parts(result.name.rstrip("/"))[:len(last)] == last:
                     twins.add(result.name)
                 else:
-                    last = parts_of(result.name.rstrip("/"))
+                    last = nfc_parts(result.name.rstrip("/"))
             group.without(twins)
             for name in sorted(twins):
                 self.keep(name, Stays("name"), name in self.named)
@@ -1112,7 +1112,7 @@ def may_hold(text, name):
         if "**" in shape[place] or not shape[place] and place == len(shape) - 1:
             return place or not part.startswith(".") or not text.startswith(("*", "?"))
         first = "" if place == 0 else "x/"             # only at the beginning no wildcard is a dot
-        if place == len(shape) - 1 or not pattern(first + shape[place]).match(first + part):
+        if place == len(shape) - 1 or not compile_pattern(first + shape[place]).match(first + part):
             return False
     return True
 # ==== end shared ====
@@ -1261,7 +1261,7 @@ class GateRun:
             permit_input(self.command, name)
         for name in order["result_files"]:
             check_name(name)
-        all_patterns(order["result_patterns"])
+        compile_patterns(order["result_patterns"])
 
     def was_interrupted(self):
         """Did this host go down when it was about to start? Then nobody knows whether it did: it ends without
@@ -2980,7 +2980,7 @@ def print_key_line(options):
     key_name = " --key " + options.key if options.key else ""
     script = os.path.abspath(__file__)
     command = "%s -I -S %s guard --ini %s%s" % (sys.executable, script, rules["ini"], key_name)
-    if re.search(r'["\\$`\s]', command.replace(" ", "")) or steers(command):
+    if re.search(r'["\\$`\s]', command.replace(" ", "")) or has_control_chars(command):
         raise Stop(EX_CONFIG, _("%s: put it where the path has no quotes, blanks or $") % printable(command))
     where = 'from="%s",' % rules["ssh guard"]["from"] if rules["ssh guard"]["from"] else ""
     sys.stdout.write('restrict,%scommand="%s" %s\n' % (where, command, key))
@@ -3550,7 +3550,7 @@ def run_calculation(host, command, inputs, into=".", settings=None, mode="run", 
                        _("two inputs have the name %s: %s and %s")
                        % (printable(far), printable(seen[far]), printable(path)))
         pairs.append([os.path.abspath(path), far])
-    if not command or steers(command.replace("\t", " ")):
+    if not command or has_control_chars(command.replace("\t", " ")):
         raise Stop(EX_USAGE, _("no command, or one with control characters"))
     gather_inputs(pairs)                               # 66 before anything is done
     Line(host, settings)                               # 64 if that is no host
@@ -3781,7 +3781,7 @@ class Runner:
 
     def echo(self, data):
         """Live output of the command, harmless for a terminal."""
-        show(re.sub(ODD, lambda m: m.group() if m.group() in "\t\n\r" else printable(m.group()),
+        show(re.sub(CONTROL_CHARS, lambda m: m.group() if m.group() in "\t\n\r" else printable(m.group()),
                     self.decoder.decode(data)))
 
     def fetch_results(self, line):
@@ -3790,7 +3790,7 @@ class Runner:
         done = False
         try:
             files, kept, verdicts = self.fetch_into(line, target)
-            target.settle()
+            target.sync_all()
             for name, why in kept.items():
                 log("error", self.ident, "8 fetch", not_fetched=name, why=why)
             if kept:
@@ -3812,11 +3812,11 @@ class Runner:
             return count, kept, verdicts
         for look in range(LOOKS):                      # what changes while it is fetched is listed anew
             found = self.list_results(line)
-            wanted = [entry._replace(near=target.part(part_name(entry.far))) for entry in found.files
+            wanted = [entry._replace(near=target.part_path(part_name(entry.far))) for entry in found.files
                       if got.get(entry.far) != version_of(entry) and self.wants(target, entry, sent, kept)]
             log("info", self.ident, "7 results", files=len(found.files), to_fetch=len(wanted), odd=len(kept))
             for name, mtime in found.folders:
-                try_to_put(kept, name, lambda: target.make(name, mtime))
+                try_to_put(kept, name, lambda: target.make_directory(name, mtime))
             target.sync = len(wanted) <= 50
             self.record.begin_phase("out", boot_id() + " " + line.boot_there())
             self.record.keep_verified([entry for entry in wanted if os.path.exists(entry.near)])
@@ -3850,7 +3850,7 @@ class Runner:
         mine = sent is not None and (sent.size, sent.mtime) == (entry.size, entry.mtime) and os.path.realpath(
             os.path.join(utf8(self.order["into"]), utf8(entry.far))) == os.path.realpath(sent.near)
         return (not mine and not is_stored_already(target, entry)
-                and try_to_put(kept, entry.far, lambda: target.allow(utf8(entry.far))))
+                and try_to_put(kept, entry.far, lambda: target.check_storable(utf8(entry.far))))
 
     def outcome(self):
         """The Outcome of how it ended."""
@@ -4037,7 +4037,7 @@ class Line:
     """One control connection to a host, and the sessions over it or beside it."""
 
     def __init__(self, host, settings):
-        if not host or host.startswith("-") or steers(host) or " " in host:
+        if not host or host.startswith("-") or has_control_chars(host) or " " in host:
             raise Stop(EX_USAGE, _("%s: not a host") % printable(host))
         self.host, self.settings, self.turn = host, settings, os.urandom(8).hex()
         self.folder = self.process = self.session = self.options = self.run = None
@@ -5039,7 +5039,7 @@ def plain_run(line, runner):
 def plain_get(line, runner, target, kept):
     """7. and 8. Everything that is there: (how many files, Verdicts). It is judged here, as the door there
     would; what rsync could not bring, its own words tell."""
-    folder, rules = target.part(b"all"), {key: one[1] for key, one in INI_KEYS["outbound"].items()}
+    folder, rules = target.part_path(b"all"), {key: one[1] for key, one in INI_KEYS["outbound"].items()}
     partly, said = run_rsync(line, runner, "-rlIS", "--no-p", "--chmod=ugo=rwX", "--", line.host + ":./",
                          folder + b"/")
     stays = verdicts_of_rsync(said, runner.ident)
@@ -5061,7 +5061,7 @@ def plain_get(line, runner, target, kept):
     if partly and "unreadable" not in found.verdicts:
         found.verdicts.tell("unreadable")
     for one in found.ordered().folders:
-        try_to_put(kept, one.name, lambda: target.make(one.name[:-1], one.mtime))
+        try_to_put(kept, one.name, lambda: target.make_directory(one.name[:-1], one.mtime))
     stored = 0
     # what links lead to moves last
     for one in sorted(found.found, key=lambda one: utf8(one.name) == one.path):
@@ -5082,7 +5082,7 @@ def plain_store(target, folder, one):
     if utf8(one.name) != one.path:
         import shutil
         key = part_name(one.name)
-        shutil.copy(os.path.join(folder, one.path), target.part(key))
+        shutil.copy(os.path.join(folder, one.path), target.part_path(key))
     target.store(key, one.name, None, one.x, one.mtime)
 
 
@@ -5799,7 +5799,7 @@ def on_sigterm(number, frame):
     """SIGTERM and SIGHUP end the runner as Ctrl+C does, with 75; what runs there runs on. A second one must
     not disturb what follows the first."""
     signal.signal(number, lambda number, frame: None)
-    end_surely(EX_TEMPFAIL, LEAVE)
+    exit_after(EX_TEMPFAIL, LEAVE)
     raise KeyboardInterrupt(EX_TEMPFAIL)
 
 
@@ -5834,7 +5834,7 @@ EX_USAGE, EX_DATA, EX_NOINPUT, EX_UNAVAILABLE, EX_BUG, EX_IOERR = 64, 65, 66, 69
 EX_TEMPFAIL, EX_PROTOCOL, EX_REFUSED, EX_CONFIG, EX_INTERRUPT = 75, 76, 77, 78, 130
 LEVELS = ("debug", "info", "warn", "error")
 SAY = {"lang": "en", "level": 1, "log": None, "debug": False, "lock": threading.Lock()}
-ODD = "[\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]"
+CONTROL_CHARS = "[\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]"
 
 
 class Stop(Exception):
@@ -5872,20 +5872,20 @@ def help_of(pages, doc, word=""):
 def printable(text):
     """text with control, direction and surrogate characters made visible: it can neither steer a terminal nor start a log line."""
     text = str(text)
-    if not steers(text):
+    if not has_control_chars(text):
         return text
-    return re.sub(ODD, lambda m: ("\\x%02x" if m.group() < "\xff" else "\\u%04x") % ord(m.group()), text)
+    return re.sub(CONTROL_CHARS, lambda m: ("\\x%02x" if m.group() < "\xff" else "\\u%04x") % ord(m.group()), text)
 
 
-def steers(text):
+def has_control_chars(text):
     """Has text control, direction or surrogate characters? Of most texts Python knows at once that they have none:
     to compile the expression takes milliseconds of every start."""
-    return not text.isprintable() and re.search(ODD, text) is not None
+    return not text.isprintable() and re.search(CONTROL_CHARS, text) is not None
 
 
 def json_of(found, **how):
     """found as JSON for whoever reads stdout: a program, or a person at a terminal, which control and direction characters would steer."""
-    return re.sub(ODD, lambda m: m.group() if m.group() < " " else "\\u%04x" % ord(m.group()), json.dumps(found, ensure_ascii=False, **how))
+    return re.sub(CONTROL_CHARS, lambda m: m.group() if m.group() < " " else "\\u%04x" % ord(m.group()), json.dumps(found, ensure_ascii=False, **how))
 
 
 def log(level, accept_id, step, **values):
@@ -5948,7 +5948,7 @@ def utf8_stdio():
             setattr(sys, name, io.TextIOWrapper(stream.detach(), "utf-8", "backslashreplace", line_buffering=True))
 
 
-def end_surely(code, seconds):
+def exit_after(code, seconds):
     """Ends the program with that code after so many seconds, should the way out of it hang: nobody reads what it writes, a disk does not answer.
     For signal handlers: no lock is taken."""
     def end():
@@ -5999,7 +5999,7 @@ def run_as_program(main):
 # ==== shared: ini ====
 # One strict ini for the suite. A table says which keys a section has: {section: {key: (kind, default, ...)}}.
 INI_NAME = "mi_distributed_computing_assist.ini"
-SUITE = ("Server", "limits", "times", "RemoteSites", "workflow", "poller", "outbound", "ssh", "ssh guard")
+SECTIONS = ("Server", "limits", "times", "RemoteSites", "workflow", "poller", "outbound", "ssh", "ssh guard")
 
 
 def seconds(text):
@@ -6063,7 +6063,7 @@ def find_ini(given, folders, needed=False):
     return found
 
 
-def only_ours(path):
+def check_only_ours(path):
     """78 if somebody else than this user and root may change that file or directory, or what it lies in; of a link, also where it leads to."""
     path = os.path.abspath(utf8(path))
     real = os.path.realpath(path)
@@ -6074,7 +6074,7 @@ def only_ours(path):
                 place.decode("utf-8", "replace")))
 
 
-def nearest(word, known):
+def did_you_mean(word, known):
     """' (did you mean X?)' or ''. X is spelled nearly so, or begins or ends so."""
     import difflib
     close = difflib.get_close_matches(word, known, 1, 0.6) or [one for one in sorted(known) if len(word) > 2 and (
@@ -6082,19 +6082,19 @@ def nearest(word, known):
     return _(" (did you mean %s?)") % close[0] if close else ""
 
 
-def elsewhere(key, table):
+def belongs_into(key, table):
     """' (it belongs into [SECTION])' or ''."""
     names = [{"command *": "command NAME", "*": "SITE"}.get(name, name) for name in table if key in table[name]]
     return _(" (it belongs into %s)") % ", ".join("[%s]" % name for name in names) if names else ""
 
 
-def ini_text(path):
+def parse_ini(path):
     """The ini at path as it is: {section: [(key, text)]}. Stop 78 if it cannot be read, or others may write to it."""
     import configparser
     parser = configparser.RawConfigParser(default_section="\0", strict=True, inline_comment_prefixes=("#",))
     parser.optionxform = lambda key: key if key.lower().startswith("env.") else key.lower()
     try:
-        only_ours(path)
+        check_only_ours(path)
         with open(utf8(path), encoding="utf-8-sig") as text:
             parser.read_file(text, path)
     except OSError as error:
@@ -6109,19 +6109,19 @@ def read_ini(path, table):
     """The ini as {section: {key: typed value}}: every section of table with its defaults, and of 'command *' and '*' (any other)
     those that are there.
 
-    What the file says is obeyed, so nobody else may write to it: see only_ours().
+    What the file says is obeyed, so nobody else may write to it: see check_only_ours().
     78 with file, section, key and what to do, for anything that is not as it should be.
     """
-    parsed = ini_text(path) if path else {}
+    parsed = parse_ini(path) if path else {}
     result = {name: {key: row[1] for key, row in keys.items() if "*" not in key}
               for name, keys in table.items() if "*" not in name}
     for section in parsed:
         shape = section if section in table else "command *" if section.startswith("command ") else "*"
         if shape not in table:
-            if shape == "*" and section not in SUITE and nearest(section, SUITE + ("command",)):
-                raise Stop(EX_CONFIG, _("%s: [%s] is not a section%s") % (path, section, nearest(section, SUITE + ("command",))))
+            if shape == "*" and section not in SECTIONS and did_you_mean(section, SECTIONS + ("command",)):
+                raise Stop(EX_CONFIG, _("%s: [%s] is not a section%s") % (path, section, did_you_mean(section, SECTIONS + ("command",))))
             continue                                   # another script's, or a site's
-        if shape == "*" and section in SUITE:
+        if shape == "*" and section in SECTIONS:
             continue
         keys = table[shape]
         values = result[section] = {key: row[1] for key, row in keys.items() if "*" not in key}
@@ -6129,7 +6129,7 @@ def read_ini(path, table):
             name = key if key in keys else re.sub(r"\.[^.]+\Z", ".*", key)
             if name not in keys:
                 raise Stop(EX_CONFIG, _("%s: [%s] %s is not a key%s") % (
-                    path, section, key, elsewhere(key, table) or nearest(key, list(keys))))
+                    path, section, key, belongs_into(key, table) or did_you_mean(key, list(keys))))
             try:
                 values[key] = keys[name][0](text.strip())
             except (ValueError, re.error) as error:
@@ -6140,10 +6140,10 @@ def read_ini(path, table):
 # ==== shared: names ====
 # File names of a calculation. Checked by every receiver: whoever sends them may be hostile.
 LOG_NAMES = ("計算標準出力.txt", "計算標準エラー出力.txt")        # stdout and stderr of the command, always among the results
-PATTERNS = 100                 # of one calculation
+MAX_PATTERNS = 100                 # of one calculation
 
 
-def parts_of(name):
+def nfc_parts(name):
     """name's parts in NFC: the order of a manifest, and what makes two names equal."""
     if not name.isascii() if hasattr(name, "isascii") else any(c > "\x7f" for c in name):
         import unicodedata
@@ -6161,35 +6161,35 @@ def check_name(name):
         raise ValueError(_("a name that is not UTF-8"))
     if length > 1000 or any(len(part.encode("utf-8")) > 255 for part in name.split("/")):
         raise ValueError(_("a name that is too long: %s...") % printable(name[:60]))
-    if steers(name) or "\\" in name:
+    if has_control_chars(name) or "\\" in name:
         raise ValueError(_("a name with a control character or a backslash: %s") % printable(name))
     if any(part in ("", ".", "..") for part in name.split("/")):
         raise ValueError(_("a name that is absolute or has an empty, . or .. part: %s") % name)
     return name
 
 
-def check_order(names, before=None, reserved=(), folders=False):
-    """Checks a manifest's names: each one plain, ascending by parts_of (so that equal names, and a name that is another's directory,
+def check_manifest_names(names, before=None, reserved=(), folders=False):
+    """Checks a manifest's names: each one plain, ascending by nfc_parts (so that equal names, and a name that is another's directory,
     stand side by side), none equal to or below a reserved one. folders: empty directories may follow, as names with a trailing /, behind
     all files and ascending among themselves. before: the last name of the page before. ValueError; returns the last name."""
-    last = (before.endswith("/"), parts_of(before.rstrip("/"))) if before is not None else None
+    last = (before.endswith("/"), nfc_parts(before.rstrip("/"))) if before is not None else None
     for name in names:
         plain = name[:-1] if folders and isinstance(name, str) and name.endswith("/") else name
-        now = plain is not name, parts_of(check_name(plain))
+        now = plain is not name, nfc_parts(check_name(plain))
         if last is not None and (now <= last or now[0] == last[0] and now[1][:len(last[1])] == last[1]):
             raise ValueError(_("two names that are equal, one in the other, or out of order: %s") % name)
-        if any(now[1][:1] == parts_of(word) for word in reserved):
+        if any(now[1][:1] == nfc_parts(word) for word in reserved):
             raise ValueError(_("a name that is kept for the log: %s") % name)
         last, before = now, name
     return before
 
 
-def pattern(text):
+def compile_pattern(text):
     """A result pattern as something with match(): * and ? within a part, ** across parts, a trailing / the whole directory. ValueError."""
     check_name(text.rstrip("/") if text.endswith("/") and text != "/" else text)
     pieces = re.findall(r"\*\*/|\*\*|\*|\?|[^*?]+", text + ("**" if text.endswith("/") else ""))
     if sum("*" in piece for piece in pieces[pieces[0] == "**/":-1]) > 1:     # as an expression it could take for ever
-        return Stars(pieces, text[0] in "*?")
+        return GlobMatcher(pieces, text[0] in "*?")
     out = ""
     for piece in pieces:
         out += {"**/": "(?:[^/]+/)*", "**": ".+", "*": "[^/]*", "?": "[^/]"}.get(piece) or re.escape(piece)
@@ -6197,7 +6197,7 @@ def pattern(text):
     return re.compile(hidden + out + r"\Z", re.S)
 
 
-class Stars:
+class GlobMatcher:
     """A pattern with many stars as a row of steps, one bit each: match() makes a few operations on whole rows for each character of the name,
     whoever made the pattern and the name. (Steps without a character: star and anys lead to the next one, dirs behind its partner in.)"""
 
@@ -6234,19 +6234,19 @@ class Stars:
         return bool(at & self.end)
 
 
-def all_patterns(texts):
+def compile_patterns(texts):
     """A calculation's patterns, ready to match. ValueError if one is none, or there are too many: each is compared with each name."""
-    if len(texts) > PATTERNS:
-        raise ValueError(_("more than %d patterns; a directory (DIR/) or ** stands for many") % PATTERNS)
-    return [pattern(text) for text in texts]
+    if len(texts) > MAX_PATTERNS:
+        raise ValueError(_("more than %d patterns; a directory (DIR/) or ** stands for many") % MAX_PATTERNS)
+    return [compile_pattern(text) for text in texts]
 
 
-def declared(names, patterns):
+def declared_matcher(names, patterns):
     """A function name -> bool: is this result one that was asked for (or a log)?"""
-    wanted = {parts_of(name) for name in tuple(names) + LOG_NAMES}
-    found = all_patterns(patterns)
+    wanted = {nfc_parts(name) for name in tuple(names) + LOG_NAMES}
+    found = compile_patterns(patterns)
     asked = set(patterns)                              # an empty directory is there as its own pattern, too
-    return lambda name: parts_of(name) in wanted or name in asked or any(one.match("/".join(parts_of(name))) for one in found)
+    return lambda name: nfc_parts(name) in wanted or name in asked or any(one.match("/".join(nfc_parts(name))) for one in found)
 # ==== end shared ====
 
 # ==== shared: run ====
@@ -6794,7 +6794,7 @@ def batch_options(keys, words):
     for name, default, option, shape in keys["batch_changeable"]:
         value = given.pop(name, default)
         if value is not None:
-            if not shape.fullmatch(value) or steers(value) or "$" in value:
+            if not shape.fullmatch(value) or has_control_chars(value) or "$" in value:
                 raise ValueError(_("batch.%s may not be %s here") % (name, value))
             options.append(option.replace("{}", value))
     if given:
@@ -7313,7 +7313,7 @@ class BatchJob:
 # The one way in which results get into a directory of this side. What arrives grows in .mi-ID/ inside that directory, which one process at a
 # time holds; it gets its name, by a rename, when it is whole and its sum is right. Nothing is written through a link below the target. What
 # is there already is replaced only if it is this calculation's, or was there before it and its replacement was agreed.
-STAGE = re.compile(rb"\.mi-[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.I)              # the names that such directories begin with
+STAGE_NAME = re.compile(rb"\.mi-[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.I)              # the names that such directories begin with
 ZEROS, HOLE = bytes(1 << 16), 1 << 16                  # runs of so many zero bytes are not written but left out
 OWN_NAMES = {b"mi_dicomapi.py", b"mi_system_wf.py", b"mi_system_remote.py", b"execute_remote_command.py", b"sitecustomize.py", b"usercustomize.py",
              b"execute_remote_side_program_ssh.sample.sh", b"mi_distributed_computing_assist.ini", b"__pycache__"}
@@ -7336,28 +7336,28 @@ class Target:
     def __init__(self, to, ident, agreed=True, began=None, always=(), sync=True):
         self.path, self.ident = os.path.abspath(to if isinstance(to, bytes) else utf8(to)), ident
         self.agreed, self.began, self.always, self.sync = agreed, began, always, sync
-        self.stack = []                                # the open directories (name, descriptor) down to where the last result went
-        self.ours = {}                                 # {(device, inode): name} of what this process has stored
-        self.lost = set()                              # what this file system does not keep: "x" (executable), "times"
-        self.busy = threading.RLock()
+        self.open_folders = []                                # the open directories (name, descriptor) down to where the last result went
+        self.stored_here = {}                                 # {(device, inode): name} of what this process has stored
+        self.not_kept = set()                              # what this file system does not keep: "x" (executable), "times"
+        self.mutex = threading.RLock()
         os.makedirs(self.path, exist_ok=True)
-        self.top = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
-        self.guarded, self.trusted = self.holds_own_files(), self.trusted_places()
+        self.top_fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
+        self.holds_own, self.program_places = self.holds_own_files(), self.find_program_places()
         self.stage_name = b".mi-" + utf8(ident)
-        if not any(self.hold() for _turn in range(100)):
+        if not any(self.lock_stage() for _turn in range(100)):
             raise FileNotFoundError(errno.ENOENT, _("the directory was removed"), self.path)
-        self.parts = b"/proc/%d/fd/%d" % (os.getpid(), self.stage)     # else who may write to the target could put a link in place of .mi-ID/
-        if not os.path.isdir(self.parts):
-            self.parts = os.path.join(self.path, self.stage_name)
+        self.parts_path = b"/proc/%d/fd/%d" % (os.getpid(), self.stage_fd)     # else who may write to the target could put a link in place of .mi-ID/
+        if not os.path.isdir(self.parts_path):
+            self.parts_path = os.path.join(self.path, self.stage_name)
         self.noted = self.read_notes()                 # {name: (inode, size, mtime)} of what this calculation has stored before
-        self.foreign = {}                              # {directory of a repository: was it here before this calculation?}
+        self.repositories = {}                              # {directory of a repository: was it here before this calculation?}
 
-    def hold(self):
+    def lock_stage(self):
         """Makes and locks .mi-ID/. False: another process was just done with it; once more."""
         import fcntl
         opened = []
         try:
-            opened += [self.stage_at(self.stage_name)]
+            opened += [self.open_stage(self.stage_name)]
             fault("stage made")
             opened += [os.open(b"lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600, dir_fd=opened[0])]
             fault("lock made")
@@ -7369,14 +7369,14 @@ class Target:
                         shown_path(self.path), self.ident))
                 log("warn", self.ident, "store", to=shown_path(self.path), why="this file system knows no locks: what is half here is fetched anew")
                 os.unlink(b"lock", dir_fd=opened[0])
-                self.leave()
+                self.remove_stage_if_empty()
                 self.stage_name += b"." + os.urandom(8).hex().encode()         # nobody else's, then
-                opened += [self.stage_at(self.stage_name)]
+                opened += [self.open_stage(self.stage_name)]
             else:
                 if os.stat(b"lock", dir_fd=opened[0]).st_ino != os.fstat(opened[1]).st_ino:
                     raise FileNotFoundError
-            self.stage = opened.pop(2 if opened[2:] else 0)
-            self.lock = opened.pop()                   # open as long as this is
+            self.stage_fd = opened.pop(2 if opened[2:] else 0)
+            self.lock_fd = opened.pop()                   # open as long as this is
             fault("target held")
             return True
         except FileNotFoundError:
@@ -7385,26 +7385,26 @@ class Target:
             for fd in opened:
                 os.close(fd)
 
-    def stage_at(self, name):
+    def open_stage(self, name):
         """A descriptor of the directory of parts, made where it is not there; of this user's, or of the target's owner (who may do all there)."""
         try:
-            os.mkdir(name, 0o700, dir_fd=self.top)
+            os.mkdir(name, 0o700, dir_fd=self.top_fd)
         except FileExistsError:
             pass
-        fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=self.top)
-        if os.fstat(fd).st_uid in (os.geteuid(), os.fstat(self.top).st_uid):
+        fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=self.top_fd)
+        if os.fstat(fd).st_uid in (os.geteuid(), os.fstat(self.top_fd).st_uid):
             return fd
         os.close(fd)
         raise PermissionError(errno.EPERM, _("belongs to another user"), os.path.join(self.path, name))
 
     def now(self):
         """This file system's clock, in nanoseconds."""
-        return os.fstat(self.stage).st_ctime_ns
+        return os.fstat(self.stage_fd).st_ctime_ns
 
     def read_notes(self):
         """What the file `stored` says, which is opened for more of it."""
-        self.notes, found = os.open(b"stored", os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o600, dir_fd=self.stage), {}
-        with open(self.notes, "rb", closefd=False) as rows:
+        self.notes_fd, found = os.open(b"stored", os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o600, dir_fd=self.stage_fd), {}
+        with open(self.notes_fd, "rb", closefd=False) as rows:
             for row in rows:
                 words = row[:-1].split(b" ", 3)
                 if row.endswith(b"\n") and len(words) == 4 and all(word.lstrip(b"-").isdigit() for word in words[:3]):
@@ -7417,7 +7417,7 @@ class Target:
         places = (os.path.dirname(os.path.abspath(__file__)), os.path.dirname(os.path.realpath(__file__)), os.path.expanduser("~/.config"))
         return any((os.path.realpath(utf8(place)) + b"/").startswith(above) for place in places)
 
-    def trusted_places(self):
+    def find_program_places(self):
         """How names begin (bytes) of what this user's programs are started from or set up by: what has a dot in front in the home directory
         (.bashrc, .ssh/ ...), and the directories of PATH."""
         top = os.path.realpath(self.path).rstrip(b"/") + b"/"
@@ -7425,16 +7425,16 @@ class Target:
         places = [place for place in places if place != top] + [os.path.realpath(os.path.expanduser(b"~")) + b"/."]
         return tuple(place[len(top):].lower() for place in places if place.startswith(top))
 
-    def check(self, name):
+    def check_allowed(self, name):
         """NotStored for a name (bytes) that results may not have here."""
         lower = name.lower()
-        if lower.startswith(self.trusted) or self.in_repository(lower):
+        if lower.startswith(self.program_places) or self.in_repository(lower):
             raise NotStored(name, _("programs of this host are started from there, or set up by it; take another --to"))
         parts, mine = lower.split(b"/"), b".mi-" + utf8(self.ident).lower()
-        if STAGE.match(name) or any(part.startswith(mine) for part in parts):
+        if STAGE_NAME.match(name) or any(part.startswith(mine) for part in parts):
             raise NotStored(name, _("a name that is kept for what arrives"))
         own = parts[-1] in OWN_NAMES or b"__pycache__" in parts or parts[-1].endswith((b".pth", b".pyc", b".pyo"))
-        if self.guarded and (own or self.is_program(name)):
+        if self.holds_own and (own or self.is_program(name)):
             raise NotStored(name, _("a name of this program's own files or of Python's start, and this program lies there; take another --to"))
 
     def in_repository(self, name):
@@ -7444,18 +7444,18 @@ class Target:
         if not {b".git", b".hg"} & set(parts[:-1]):
             return False
         where = b"/".join(parts[:min(parts.index(word) for word in (b".git", b".hg") if word in parts) + 1])
-        if where not in self.foreign:
+        if where not in self.repositories:
             mine = any(stored.lower().startswith(where + b"/") for stored in self.noted)
-            self.foreign[where] = not mine and os.path.lexists(os.path.join(self.path, where))
-        return self.foreign[where]
+            self.repositories[where] = not mine and os.path.lexists(os.path.join(self.path, where))
+        return self.repositories[where]
 
-    def allow(self, name):
+    def check_storable(self, name):
         """NotStored (or OSError) if a result with this name (bytes) must not be put there: to be asked before it is fetched."""
-        self.check(name)
+        self.check_allowed(name)
         *above, leaf = name.split(b"/")
         try:
-            with self.busy:
-                self.may_replace(self.folder(above), leaf, name)
+            with self.mutex:
+                self.check_replaceable(self.open_folder(above), leaf, name)
         except OSError as error:
             raise in_the_way(error, name)
 
@@ -7463,29 +7463,29 @@ class Target:
         """Is it this very program's place?"""
         return os.path.realpath(os.path.join(self.path, name)) == os.path.realpath(utf8(os.path.abspath(__file__)))
 
-    def part(self, key):
+    def part_path(self, key):
         """The path at which the result with this key (a number, or bytes) grows."""
-        return os.path.join(self.parts, key if isinstance(key, bytes) else b"%d" % key)
+        return os.path.join(self.parts_path, key if isinstance(key, bytes) else b"%d" % key)
 
-    def folder(self, parts):
+    def open_folder(self, parts):
         """A descriptor of the directory `parts` below the top, made where it is not there. (Results come in order: the last stay open.)"""
         same = 0
-        while same < min(len(parts), len(self.stack)) and parts[same] == self.stack[same][0]:
+        while same < min(len(parts), len(self.open_folders)) and parts[same] == self.open_folders[same][0]:
             same += 1
-        self.shut(same)
+        self.close_folders(same)
         for part in parts[same:]:
-            above = self.stack[-1][1] if self.stack else self.top
+            above = self.open_folders[-1][1] if self.open_folders else self.top_fd
             try:
                 os.mkdir(part, dir_fd=above)
             except FileExistsError:
                 pass
-            self.stack.append((part, os.open(part, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=above)))
-        return self.stack[-1][1] if self.stack else self.top
+            self.open_folders.append((part, os.open(part, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=above)))
+        return self.open_folders[-1][1] if self.open_folders else self.top_fd
 
-    def shut(self, keep):
+    def close_folders(self, keep):
         """Closes the open directories below the first `keep`."""
-        while len(self.stack) > keep:
-            fd = self.stack.pop()[1]
+        while len(self.open_folders) > keep:
+            fd = self.open_folders.pop()[1]
             if self.sync:
                 self.attempt("", os.fsync, fd)
             os.close(fd)
@@ -7497,16 +7497,16 @@ class Target:
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
                 raise
-            self.lost.add(what)
+            self.not_kept.add(what)
 
     def store(self, key, name, data=None, x=False, mtime=None):
         """Gives a verified result its name (bytes, or text). data: its bytes, or None if they are in part(key). x: its owner may execute it.
         mtime: nanoseconds, or None. NotStored if it must not be put there."""
-        self.place(key, name if isinstance(name, bytes) else utf8(name), self.write(key, data, x, mtime))
+        self.give_name(key, name if isinstance(name, bytes) else utf8(name), self.finish_part(key, data, x, mtime))
 
-    def write(self, key, data, x, mtime):
+    def finish_part(self, key, data, x, mtime):
         """A whole part: with data in it (None: it is there), executable or not, with its time. Its os.stat_result."""
-        fd = self.written(key if isinstance(key, bytes) else b"%d" % key, data, x)
+        fd = self.open_part(key if isinstance(key, bytes) else b"%d" % key, data, x)
         try:
             if mtime is not None:
                 mtime = max(-2 ** 63, min(mtime, 2 ** 63 - 1))         # as near as it can be told
@@ -7520,16 +7520,16 @@ class Target:
         finally:
             os.close(fd)
 
-    def written(self, key, data, x):
+    def open_part(self, key, data, x):
         """A descriptor of the part with this key, with data in it (None: as it is)."""
         if data is None:
-            return os.open(key, os.O_RDONLY | os.O_NOFOLLOW, dir_fd=self.stage)
+            return os.open(key, os.O_RDONLY | os.O_NOFOLLOW, dir_fd=self.stage_fd)
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
         try:
-            fd = os.open(key, flags, 0o777 if x else 0o666, dir_fd=self.stage)         # the umask does the rest
+            fd = os.open(key, flags, 0o777 if x else 0o666, dir_fd=self.stage_fd)         # the umask does the rest
         except FileExistsError:                        # of a process that was killed
-            os.unlink(key, dir_fd=self.stage)
-            fd = os.open(key, flags, 0o777 if x else 0o666, dir_fd=self.stage)
+            os.unlink(key, dir_fd=self.stage_fd)
+            fd = os.open(key, flags, 0o777 if x else 0o666, dir_fd=self.stage_fd)
         fault("part made")
         try:
             if len(data) >= HOLE:
@@ -7542,37 +7542,37 @@ class Target:
             raise
         return fd
 
-    def place(self, key, name, info):
+    def give_name(self, key, name, info):
         """Gives the whole part its name (bytes). info: what write() returned. NotStored if it must not be put there."""
-        self.check(name)
+        self.check_allowed(name)
         fault("part written")
         *above, leaf = name.split(b"/")
         try:
-            with self.busy:
-                folder = self.folder(above)
-                self.may_replace(folder, leaf, name)
+            with self.mutex:
+                folder = self.open_folder(above)
+                self.check_replaceable(folder, leaf, name)
                 key = key if isinstance(key, bytes) else b"%d" % key
                 try:
-                    self.rename(self.stage, key, folder, leaf, name, info)
+                    self.move_into_place(self.stage_fd, key, folder, leaf, name, info)
                 except OSError as error:
                     if error.errno != errno.EXDEV:
                         raise
-                    self.rename(folder, self.stage_name, folder, leaf, name, self.copy(key, folder))
+                    self.move_into_place(folder, self.stage_name, folder, leaf, name, self.copy_part(key, folder))
         except OSError as error:                       # its own message would name the part
             raise in_the_way(error, name)
         fault("stored")
 
-    def rename(self, source, part, folder, leaf, name, info):
+    def move_into_place(self, source, part, folder, leaf, name, info):
         """Gives a part in the directory `source` its name `leaf` in `folder`. info: its os.stat_result."""
         if not self.agreed or self.began is not None:  # before: killed now, it is ours
-            os.write(self.notes, b"%d %d %d %s\n" % (info.st_ino, info.st_size, info.st_mtime_ns, name))
+            os.write(self.notes_fd, b"%d %d %d %s\n" % (info.st_ino, info.st_size, info.st_mtime_ns, name))
         fault("part noted")
         os.rename(part, leaf, src_dir_fd=source, dst_dir_fd=folder)
-        self.ours[info.st_dev, info.st_ino] = name
+        self.stored_here[info.st_dev, info.st_ino] = name
 
-    def copy(self, key, folder):
+    def copy_part(self, key, folder):
         """The part with this key as a file .mi-ID in `folder`, where another file system is mounted. Its os.stat_result."""
-        with open(os.open(key, os.O_RDONLY | os.O_NOFOLLOW, dir_fd=self.stage), "rb", 0) as source:
+        with open(os.open(key, os.O_RDONLY | os.O_NOFOLLOW, dir_fd=self.stage_fd), "rb", 0) as source:
             info = os.fstat(source.fileno())
             try:
                 os.unlink(self.stage_name, dir_fd=folder)              # of a process that was killed
@@ -7589,21 +7589,21 @@ class Target:
                 if self.sync:
                     os.fsync(out.fileno())
                 info = os.fstat(out.fileno())
-        os.unlink(key, dir_fd=self.stage)
+        os.unlink(key, dir_fd=self.stage_fd)
         return info
 
-    def may_replace(self, folder, leaf, name):
+    def check_replaceable(self, folder, leaf, name):
         """NotStored, or OSError, if what is at that name must stay."""
         try:
             info = os.stat(leaf, dir_fd=folder, follow_symlinks=False)
         except FileNotFoundError:
             return
-        twin = self.ours.get((info.st_dev, info.st_ino), name)
-        if twin != name and alike(twin) == alike(name):
+        twin = self.stored_here.get((info.st_dev, info.st_ino), name)
+        if twin != name and folded_name(twin) == folded_name(name):
             raise NotStored(name, _("this file system takes its name and that of another result for one (%s)") % shown_path(twin))
         if stat.S_ISDIR(info.st_mode):
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-        if (info.st_dev, info.st_ino) in self.ours or self.noted.get(name) == (info.st_ino, info.st_size, info.st_mtime_ns):
+        if (info.st_dev, info.st_ino) in self.stored_here or self.noted.get(name) == (info.st_ino, info.st_size, info.st_mtime_ns):
             return
         if not self.agreed:
             raise NotStored(name, _("is there already, and not of this calculation; --to DIR or --out NAME agrees to its being replaced"))
@@ -7612,34 +7612,34 @@ class Target:
                 raise NotStored(name, _("was changed here while the calculation ran, and is left as it is"))
             log("warn", self.ident, "store", replaced=shown_path(name), why="another program wrote it here while the calculation ran")
 
-    def make(self, name, mtime=None):
+    def make_directory(self, name, mtime=None):
         """An empty directory (name without /), unless it is there."""
         name = name if isinstance(name, bytes) else utf8(name)
-        self.check(name)
-        with self.busy:
+        self.check_allowed(name)
+        with self.mutex:
             try:
-                fd = self.folder(name.split(b"/"))
+                fd = self.open_folder(name.split(b"/"))
             except OSError as error:
                 raise in_the_way(error, name)
             if mtime is not None:
                 self.attempt("times", os.utime, fd, ns=(mtime, mtime))
 
-    def open(self, name):
+    def open_file(self, name):
         """A descriptor of what is at that name (bytes), if it is a file and reached through no link; OSError otherwise."""
         *above, leaf = name.split(b"/")
-        with self.busy:
-            fd = os.open(leaf, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=self.folder(above))
+        with self.mutex:
+            fd = os.open(leaf, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=self.open_folder(above))
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             os.close(fd)
             raise OSError(errno.EINVAL, os.strerror(errno.EINVAL), name)
         return fd
 
-    def has(self, name, size, sum256):
+    def has_file(self, name, size, sum256):
         """Is this very result there already, by its sum? (A module that was killed while it fetched asks again.)"""
         import hashlib
         digest = hashlib.sha256()
         try:
-            with open(self.open(utf8(name)), "rb", 0) as source:
+            with open(self.open_file(utf8(name)), "rb", 0) as source:
                 if os.fstat(source.fileno()).st_size != size:
                     return False
                 for data in iter(lambda: source.read(1 << 18), b""):
@@ -7648,51 +7648,51 @@ class Target:
             return False
         return digest.hexdigest() == sum256
 
-    def drop(self, key):
+    def drop_part(self, key):
         """Removes the part with this key, if there is one."""
         try:
-            os.unlink(self.part(key))
+            os.unlink(self.part_path(key))
         except FileNotFoundError:
             pass
 
-    def settle(self):
+    def sync_all(self):
         """All that was stored is on the disk when this returns."""
-        with self.busy:
-            self.shut(0)
+        with self.mutex:
+            self.close_folders(0)
             if self.sync:
-                self.attempt("", os.fsync, self.top)
+                self.attempt("", os.fsync, self.top_fd)
             else:
                 os.sync()
 
     def close(self, done):
         """The end, on the disk. done: the parts and the notes are needed no more."""
-        self.settle()
+        self.sync_all()
         fault("settled")
-        lost = " ".join(sorted(self.lost - {""}))
+        lost = " ".join(sorted(self.not_kept - {""}))
         if lost:
             log("warn", self.ident, "store", to=shown_path(self.path), why="this file system does not keep: " + lost)
-        if done or not os.fstat(self.notes).st_size and set(os.listdir(self.stage)) <= {"lock", "stored"}:
-            self.clear()
-        for fd in (self.notes, self.lock, self.stage):
+        if done or not os.fstat(self.notes_fd).st_size and set(os.listdir(self.stage_fd)) <= {"lock", "stored"}:
+            self.remove_stage()
+        for fd in (self.notes_fd, self.lock_fd, self.stage_fd):
             os.close(fd)
-        self.leave()                                   # NFS keeps open files there, by another name, until they are closed
-        os.close(self.top)
+        self.remove_stage_if_empty()                                   # NFS keeps open files there, by another name, until they are closed
+        os.close(self.top_fd)
 
-    def clear(self):
+    def remove_stage(self):
         """Removes .mi-ID/ (the lock last: whoever opens it from now on finds that it is no longer there)."""
         import shutil
-        for name in set(os.listdir(self.stage)) - {"lock"}:
-            path = self.part(os.fsencode(name))
+        for name in set(os.listdir(self.stage_fd)) - {"lock"}:
+            path = self.part_path(os.fsencode(name))
             shutil.rmtree(path, ignore_errors=True) if os.path.isdir(path) else self.attempt("", os.unlink, path)
         fault("parts gone")
-        self.drop(b"lock")
+        self.drop_part(b"lock")
         fault("lock gone")
-        self.leave()
+        self.remove_stage_if_empty()
 
-    def leave(self):
+    def remove_stage_if_empty(self):
         """Removes the empty directory .mi-ID, unless another process is in it already."""
         try:
-            os.rmdir(self.stage_name, dir_fd=self.top)
+            os.rmdir(self.stage_name, dir_fd=self.top_fd)
         except OSError:
             pass
 
@@ -7708,7 +7708,7 @@ def in_the_way(error, name):
     return OSError(error.errno, _("a directory or a symbolic link is in its way") if found else error.strerror, name)
 
 
-def alike(name):
+def folded_name(name):
     """name (bytes) as file systems see it that know no case and one way of writing an accent."""
     import unicodedata
     return unicodedata.normalize("NFC", name.decode("utf-8", "replace").casefold())
@@ -7753,7 +7753,7 @@ def retry_kind(text):
 
 def base_kind(text):
     """A directory: absolute, or below the home directory."""
-    if not text or steers(text):
+    if not text or has_control_chars(text):
         raise ValueError(_("is not a directory"))
     return text
 

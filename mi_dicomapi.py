@@ -118,7 +118,7 @@ from http import HTTPStatus
 from urllib.parse import parse_qsl, quote, urlsplit
 
 PROGRAM, VERSION = "mi_dicomapi", "1.0"
-BASE = "/mi-distcomp-api/"
+API_PATH = "/mi-distcomp-api/"
 SMALL_BODY = 64 << 10          # bytes: bodies up to this are collected without a thread
 MAX_JSON = 4 << 20             # bytes of a JSON body
 PAGE, ANSWER_PAGE = 2000, 1000                 # entries of a manifest in one call, in one answer
@@ -377,9 +377,9 @@ def check_declared(call, info):
         raise ApiError(400, "result_files is an object of names, result_patterns a list")
     call.relay.quotas.charge(call, 2 * NAME_WORK * len(names))
     try:
-        names = sorted({check_name(name) for name in names} - set(LOG_NAMES), key=parts_of)
-        check_order(names, reserved=LOG_NAMES)
-        all_patterns(patterns)
+        names = sorted({check_name(name) for name in names} - set(LOG_NAMES), key=nfc_parts)
+        check_manifest_names(names, reserved=LOG_NAMES)
+        compile_patterns(patterns)
     except (ValueError, TypeError, AttributeError) as error:
         raise ApiError(400, "result_files, result_patterns: %s" % error, why="name")
     return names, patterns
@@ -635,14 +635,14 @@ def check_results(call, row, entries):
     """400 unless every entry was declared by the workflow side (or is a log)."""
     kept = declared_of(call.relay.store, row)
     patterns, exact = kept["result_patterns"], set(kept["result_names"])
-    each = sum(STAR_WORK if isinstance(pattern(text), Stars) else 1 for text in patterns)
+    each = sum(STAR_WORK if isinstance(compile_pattern(text), GlobMatcher) else 1 for text in patterns)
     call.relay.quotas.charge(call,
                              NAME_WORK * len(exact)
                              + sum(NAME_WORK + len(entry[0]) * each
                                    for entry in entries if entry[0] not in exact))
     # more than one: of an older version
-    parts = [patterns[at:at + PATTERNS] for at in range(0, len(patterns), PATTERNS)] or [[]]
-    wanted = [declared(exact, part) for part in parts]
+    parts = [patterns[at:at + MAX_PATTERNS] for at in range(0, len(patterns), MAX_PATTERNS)] or [[]]
+    wanted = [declared_matcher(exact, part) for part in parts]
     for name in (entry[0] for entry in entries):
         if not any(one(name) for one in wanted):
             raise ApiError(400, "%s is not a declared result" % name, why="undeclared")
@@ -1069,7 +1069,7 @@ def check_page(page, before=None, reserved=()):
     if not isinstance(page, dict) or len(page) > PAGE:
         raise ApiError(400, "a manifest page is an object of at most %d names" % PAGE)
     try:
-        check_order(page, before, reserved, folders=True)
+        check_manifest_names(page, before, reserved, folders=True)
     except ValueError as error:
         raise ApiError(400, str(error), why="name")
     return [checked_entry(name, entry) for name, entry in page.items()]
@@ -1619,7 +1619,7 @@ class Access:
             raise ApiError("0005", "not from the gateway", http=403, why="gateway secret")
         user = headers.get(name, "") if name else None
         if (user is not None
-                and (not user or len(user) > 200 or steers(user) or re.search(r"[\s,]", user))):
+                and (not user or len(user) > 200 or has_control_chars(user) or re.search(r"[\s,]", user))):
             raise ApiError("0005", "the gateway names no user", http=403, why="gateway user")
         return user
 
@@ -2824,7 +2824,7 @@ class Front:
         """A signal handler."""
         self.signals.append(number)
         if number != signal.SIGHUP:
-            end_surely(EX_INTERRUPT if number == signal.SIGINT else 0, LEAVE)
+            exit_after(EX_INTERRUPT if number == signal.SIGINT else 0, LEAVE)
 
     def handle_signal(self, number):
         """SIGHUP opens the log file and reads the ini again; SIGTERM and Ctrl+C end in order."""
@@ -3013,7 +3013,7 @@ class Front:
 
     def answer_version(self, conn, call):
         """Answers `version`, the one call that needs no token. True: answered."""
-        if (call.method, call.path) != ("GET", BASE + "version") or call.length:
+        if (call.method, call.path) != ("GET", API_PATH + "version") or call.length:
             return False
         known = False
         if ":token" in call.headers:
@@ -3346,7 +3346,7 @@ class Front:
             return False
         try:
             call = self.read_call(conn, head)
-            if (call.path == BASE + "version" or "expect" in call.headers
+            if (call.path == API_PATH + "version" or "expect" in call.headers
                     or len(conn.buffer) < end + call.length or call.length > SMALL_BODY):
                 return False
             self.admit(conn, call)
@@ -3626,9 +3626,9 @@ class Call(Fields):
     def name_of_path(self):
         """The name of the call that its path asks for, empty if there is none such; of a file also its
         parts."""
-        if not self.path.startswith(BASE):
+        if not self.path.startswith(API_PATH):
             return "reload-ini" if self.path == "/reload-ini" else ""
-        name = self.path[len(BASE):]
+        name = self.path[len(API_PATH):]
         found = FILES.match(name)
         if found:
             self.parts = found.groups()
@@ -3904,12 +3904,12 @@ def wrong_sites(conf):
     """What is wrong with the sites, or with a section's name; or an empty text."""
     sites = conf["RemoteSites"]["remote_site_ids"]
     for site in sites:
-        if site in SUITE or site.startswith("command ") or steers(site) or len(site) > 100:
+        if site in SECTIONS or site.startswith("command ") or has_control_chars(site) or len(site) > 100:
             return _("[RemoteSites] remote_site_ids: %s cannot be a site id") % printable(site)
     for section in conf:
-        if section not in INI_KEYS and section not in sites and section not in SUITE:
+        if section not in INI_KEYS and section not in sites and section not in SECTIONS:
             return _("[%s] is neither a section nor in remote_site_ids%s") % (
-                section, nearest(section, list(INI_KEYS) + sites))
+                section, did_you_mean(section, list(INI_KEYS) + sites))
     return ""
 
 
@@ -4254,7 +4254,8 @@ def cmd_token(options):
 
 def roles_and_sites(options, conf):
     """The checked --roles and --sites of a new token or user, blank separated. 64 for what cannot be."""
-    if not options.who or re.search(r"\s", options.who) or steers(options.who) or len(options.who) > 200:
+    if (not options.who or re.search(r"\s", options.who) or has_control_chars(options.who)
+            or len(options.who) > 200):
         raise Stop(EX_USAGE, _("%s %s USER: a user without blanks") % (options.command, options.action))
     roles = options.roles.replace(",", " ").split()
     if not roles or set(roles) - {WORKFLOW, REMOTE, OPERATOR}:
@@ -4318,16 +4319,16 @@ def cmd_check(options):
     try:
         conf, path = load_conf(options)
     except Stop as stop:
-        return say_findings([(False, str(stop))], options.json)
+        return print_findings([(False, str(stop))], options.json)
     server, limits = conf["Server"], conf["limits"]
     if options.upgrade:
-        return say_findings(check_upgrade(server), options.json)
+        return print_findings(check_upgrade(server), options.json)
     rows = [(None, _("running as root; better as a user of its own"))] if os.geteuid() == 0 else []
-    rows.append(look_at_file(path, 0o755))
+    rows.append(finding_of_file(path, 0o755))
     rows += check_commands(conf)
     for key, mode in (("certfile", 0o755), ("keyfile", 0o640), ("client_ca", 0o755), ("logfile", 0o640)):
         if server[key]:
-            rows.append(look_at_file(server[key], mode))
+            rows.append(finding_of_file(server[key], mode))
     rows += check_certificate(server)
     if server["auth"] == "gateway":
         closed = bool(server["gateway_secret_file"] or server["client_ca"])
@@ -4335,14 +4336,14 @@ def cmd_check(options):
                      _("only the gateway itself is let in") if closed
                      else _("any process on %s can be any user: set gateway_secret_file, or client_ca, so"
                             " that only the gateway itself is let in") % " ".join(server["trusted_proxies"])))
-    rows.append(look_at_limits(limits["connections"] + 200))
-    rows += look_at_disk(server["state_dir"], limits["spool_free"], local=True)
+    rows.append(finding_of_open_files(limits["connections"] + 200))
+    rows += findings_of_disk(server["state_dir"], limits["spool_free"], local=True)
     if os.path.exists(utf8(os.path.join(server["state_dir"], "state.sqlite3"))):
-        rows.append(look_at_file(server["state_dir"], 0o700))
+        rows.append(finding_of_file(server["state_dir"], 0o700))
         rows += check_upgrade(server) + check_tokens(server)
     else:
         rows.append(check_state_dir(server["state_dir"]))
-    return say_findings(rows + look_at_running_relay(conf) + check_listener(server), options.json)
+    return print_findings(rows + look_at_running_relay(conf) + check_listener(server), options.json)
 
 
 def check_commands(conf):
@@ -4383,7 +4384,7 @@ def check_certificate(server):
         found = ssl._ssl._test_decode_cert(server["certfile"])
     except (Stop, OSError, AttributeError) as error:
         return [(False, str(error))]
-    rows = [look_at_certificate(found, server["certfile"])]
+    rows = [finding_of_certificate(found, server["certfile"])]
     for kind, name in found.get("subjectAltName", ()):
         if kind == "DNS" and "*" not in name:
             try:
@@ -4455,7 +4456,7 @@ def check_listener(server):
                              _("the relay that runs shows another certificate than %s: restart it")
                              % server["certfile"])]
             if not server["client_ca"] and server["auth"] != "gateway":
-                sock.sendall(("GET %sversion HTTP/1.0\r\nHost: localhost\r\n\r\n" % BASE).encode())
+                sock.sendall(("GET %sversion HTTP/1.0\r\nHost: localhost\r\n\r\n" % API_PATH).encode())
                 if not sock.recv(100).startswith(b"HTTP/1.1 200"):
                     raise OSError("?")
         finally:
@@ -4875,7 +4876,7 @@ def v1_register(call, arrival):
         stage = v1_entries(info.get("parameter_files") or {},
                            lambda entry: entry[0] if isinstance(entry, list) and entry else None,
                            arrival.path)
-        check_order([name for name, blob in stage], reserved=LOG_NAMES)
+        check_manifest_names([name for name, blob in stage], reserved=LOG_NAMES)
     except ValueError as error:
         raise ApiError(400, "a file's name: %s" % error)
     total = check_sizes(relay, [(name, blob.size, blob.sha256) for name, blob in stage])
@@ -4914,7 +4915,7 @@ def v1_checked_info(call):
     if not isinstance(info, dict) or "remote-site" not in info or not info.get("command"):
         raise ApiError(400, "calc-info, remote-site or command is missing")
     if has_blob([value for key, value in info.items() if key not in ("parameter_files", "result_files")]):
-        raise ApiError(400, "calc-info: a text of more than %d bytes that is no file's content" % BIG)
+        raise ApiError(400, "calc-info: a text of more than %d bytes that is no file's content" % LONG_STRING)
     site, command = info["remote-site"], info["command"]
     check_site(call, site, "400", 202)
     rules = call.relay.rules(site)
@@ -5000,8 +5001,8 @@ def v1_entries(files, content_of, folder):
     """Files {NAME: entry} of a fielded body as [(name, Blob)] in the order of a manifest, written as
     folder/NNNNNN. ApiError(400)."""
     try:
-        names = sorted(files, key=parts_of)
-        check_order(names)
+        names = sorted(files, key=nfc_parts)
+        check_manifest_names(names)
         stage = [(name, as_blob(content_of(files[name]), os.path.join(folder, b"x%06d" % number)))
                  for number, name in enumerate(names)]
     except (ValueError, AttributeError) as error:
@@ -5105,7 +5106,7 @@ def v1_stream(call, row, kind, entry, wrap, then=None):
     store = call.relay.store
     rows = store.read("SELECT n, name, size, blob, at FROM files WHERE calc = ? AND kind = ? AND blob NOT"
                       " NULL ORDER BY n", row["seq"], kind)
-    length, chunks = around_files(lambda mark: wrap({found["name"]: entry(mark) for found in rows}), [
+    length, chunks = json_with_files(lambda mark: wrap({found["name"]: entry(mark) for found in rows}), [
         (store.spool(row["accept_id"], kind, found["blob"]), found["at"], found["size"]) for found in rows])
     return FileAnswer(chunks, length, [], 200, then)
 
@@ -5219,7 +5220,7 @@ def v1_send_results(call):
         if row["state"] != ENDED:
             return v1_sent_again(call, row)
         kept = declared_of(call.relay.store, row)
-        wanted, there, missing = declared(kept["result_names"], []), {}, {}
+        wanted, there, missing = declared_matcher(kept["result_names"], []), {}, {}
         for name, entry in files.items():
             if not isinstance(entry, dict):
                 raise ApiError(401, "an entry of result_files is not an object", http=200)
@@ -5648,10 +5649,10 @@ def demo_search(folders, words):
 # ==== shared: names ====
 # File names of a calculation. Checked by every receiver: whoever sends them may be hostile.
 LOG_NAMES = ("計算標準出力.txt", "計算標準エラー出力.txt")        # stdout and stderr of the command, always among the results
-PATTERNS = 100                 # of one calculation
+MAX_PATTERNS = 100                 # of one calculation
 
 
-def parts_of(name):
+def nfc_parts(name):
     """name's parts in NFC: the order of a manifest, and what makes two names equal."""
     if not name.isascii() if hasattr(name, "isascii") else any(c > "\x7f" for c in name):
         import unicodedata
@@ -5669,35 +5670,35 @@ def check_name(name):
         raise ValueError(_("a name that is not UTF-8"))
     if length > 1000 or any(len(part.encode("utf-8")) > 255 for part in name.split("/")):
         raise ValueError(_("a name that is too long: %s...") % printable(name[:60]))
-    if steers(name) or "\\" in name:
+    if has_control_chars(name) or "\\" in name:
         raise ValueError(_("a name with a control character or a backslash: %s") % printable(name))
     if any(part in ("", ".", "..") for part in name.split("/")):
         raise ValueError(_("a name that is absolute or has an empty, . or .. part: %s") % name)
     return name
 
 
-def check_order(names, before=None, reserved=(), folders=False):
-    """Checks a manifest's names: each one plain, ascending by parts_of (so that equal names, and a name that is another's directory,
+def check_manifest_names(names, before=None, reserved=(), folders=False):
+    """Checks a manifest's names: each one plain, ascending by nfc_parts (so that equal names, and a name that is another's directory,
     stand side by side), none equal to or below a reserved one. folders: empty directories may follow, as names with a trailing /, behind
     all files and ascending among themselves. before: the last name of the page before. ValueError; returns the last name."""
-    last = (before.endswith("/"), parts_of(before.rstrip("/"))) if before is not None else None
+    last = (before.endswith("/"), nfc_parts(before.rstrip("/"))) if before is not None else None
     for name in names:
         plain = name[:-1] if folders and isinstance(name, str) and name.endswith("/") else name
-        now = plain is not name, parts_of(check_name(plain))
+        now = plain is not name, nfc_parts(check_name(plain))
         if last is not None and (now <= last or now[0] == last[0] and now[1][:len(last[1])] == last[1]):
             raise ValueError(_("two names that are equal, one in the other, or out of order: %s") % name)
-        if any(now[1][:1] == parts_of(word) for word in reserved):
+        if any(now[1][:1] == nfc_parts(word) for word in reserved):
             raise ValueError(_("a name that is kept for the log: %s") % name)
         last, before = now, name
     return before
 
 
-def pattern(text):
+def compile_pattern(text):
     """A result pattern as something with match(): * and ? within a part, ** across parts, a trailing / the whole directory. ValueError."""
     check_name(text.rstrip("/") if text.endswith("/") and text != "/" else text)
     pieces = re.findall(r"\*\*/|\*\*|\*|\?|[^*?]+", text + ("**" if text.endswith("/") else ""))
     if sum("*" in piece for piece in pieces[pieces[0] == "**/":-1]) > 1:     # as an expression it could take for ever
-        return Stars(pieces, text[0] in "*?")
+        return GlobMatcher(pieces, text[0] in "*?")
     out = ""
     for piece in pieces:
         out += {"**/": "(?:[^/]+/)*", "**": ".+", "*": "[^/]*", "?": "[^/]"}.get(piece) or re.escape(piece)
@@ -5705,7 +5706,7 @@ def pattern(text):
     return re.compile(hidden + out + r"\Z", re.S)
 
 
-class Stars:
+class GlobMatcher:
     """A pattern with many stars as a row of steps, one bit each: match() makes a few operations on whole rows for each character of the name,
     whoever made the pattern and the name. (Steps without a character: star and anys lead to the next one, dirs behind its partner in.)"""
 
@@ -5742,29 +5743,29 @@ class Stars:
         return bool(at & self.end)
 
 
-def all_patterns(texts):
+def compile_patterns(texts):
     """A calculation's patterns, ready to match. ValueError if one is none, or there are too many: each is compared with each name."""
-    if len(texts) > PATTERNS:
-        raise ValueError(_("more than %d patterns; a directory (DIR/) or ** stands for many") % PATTERNS)
-    return [pattern(text) for text in texts]
+    if len(texts) > MAX_PATTERNS:
+        raise ValueError(_("more than %d patterns; a directory (DIR/) or ** stands for many") % MAX_PATTERNS)
+    return [compile_pattern(text) for text in texts]
 
 
-def declared(names, patterns):
+def declared_matcher(names, patterns):
     """A function name -> bool: is this result one that was asked for (or a log)?"""
-    wanted = {parts_of(name) for name in tuple(names) + LOG_NAMES}
-    found = all_patterns(patterns)
+    wanted = {nfc_parts(name) for name in tuple(names) + LOG_NAMES}
+    found = compile_patterns(patterns)
     asked = set(patterns)                              # an empty directory is there as its own pattern, too
-    return lambda name: parts_of(name) in wanted or name in asked or any(one.match("/".join(parts_of(name))) for one in found)
+    return lambda name: nfc_parts(name) in wanted or name in asked or any(one.match("/".join(nfc_parts(name))) for one in found)
 # ==== end shared ====
 
 
 # ==== shared: stream ====
 # Fielded bodies hold whole files as base64 in JSON. They are read and written as streams: memory does not grow with the files.
-BIG = 64 << 10                 # bytes: longer strings of a fielded body are base64 of a file and go straight into one
-MANY = 1 << 20                 # bytes: beyond so much that is kept, every string of more than FEW_BYTES where a file's content stands does
+LONG_STRING = 64 << 10                 # bytes: longer strings of a fielded body are base64 of a file and go straight into one
+KEPT_MANY = 1 << 20                 # bytes: beyond so much that is kept, every string of more than FEW_BYTES where a file's content stands does
 FEW_BYTES = 256
-CONTENT = re.compile(rb'(?:\[|"content"\s*:)\s*"\Z')                        # what stands before a file's content
-ALPHABET = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
+BEFORE_CONTENT = re.compile(rb'(?:\[|"content"\s*:)\s*"\Z')                        # what stands before a file's content
+BASE64_CHARS = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
 END_OF_STRING = re.compile(rb'[^"\\]*(?:\\.[^"\\]*)*"', re.S)
 Blob = collections.namedtuple("Blob", "path size sha256")                    # a file that came inside a fielded body
 
@@ -5778,7 +5779,7 @@ class BodyReader:
         self.blobs, self.nonce = {}, os.urandom(8).hex()
         self.data, self.at = b"", 0
 
-    def more(self):
+    def refill(self):
         """Takes the next part of the body behind what is not yet read. False at the end."""
         view = next(self.views, None)
         if view is None:
@@ -5796,10 +5797,10 @@ class BodyReader:
             if len(kept) > self.most:
                 raise ValueError("more than %d bytes beside the files" % self.most)
             if quote >= 0:
-                kept += self.string(BIG if len(kept) < MANY or not CONTENT.search(kept, len(kept) - 40) else FEW_BYTES)
-            elif not self.more():
+                kept += self.string(LONG_STRING if len(kept) < KEPT_MANY or not BEFORE_CONTENT.search(kept, len(kept) - 40) else FEW_BYTES)
+            elif not self.refill():
                 break
-        return self.put_in(self.parse_rest(bytes(kept)))
+        return self.with_blobs(self.parse_rest(bytes(kept)))
 
     def string(self, most):
         """The rest of a string, after its opening quote: as it is, or, if it is longer than most bytes, the mark of the Blob that it became."""
@@ -5814,7 +5815,7 @@ class BodyReader:
                 mark = "%s:%d" % (self.nonce, len(self.blobs))
                 self.blobs[mark] = self.blob(os.path.join(self.folder, b"%06d" % len(self.blobs)))
                 return mark.encode() + b'"'
-            if not self.more():
+            if not self.refill():
                 raise ValueError("the body ends within a string")
 
     def blob(self, path):
@@ -5829,11 +5830,11 @@ class BodyReader:
                 if cut >= 0:                           # an escape may be cut in two
                     piece = piece[:cut]
                 self.at += len(piece) + (1 if last else 0)
-                piece = carry + (unescape(piece) if b"\\" in piece else piece)
+                piece = carry + (unescape_base64(piece) if b"\\" in piece else piece)
                 whole = len(piece) if last else len(piece) & ~3
                 piece, carry = piece[:whole], piece[whole:]
                 if piece:
-                    rest = piece.translate(None, ALPHABET)
+                    rest = piece.translate(None, BASE64_CHARS)
                     if padded or len(piece) % 4 or rest.strip(b"=") or len(rest) > 2 or not piece.endswith(rest):
                         raise ValueError("a file's content is not base64")
                     padded, data = bool(rest), binascii.a2b_base64(piece)
@@ -5844,23 +5845,23 @@ class BodyReader:
                 if last:
                     os.fsync(out.fileno())
                     return Blob(path, total, digest.hexdigest())
-                if not self.more():
+                if not self.refill():
                     raise ValueError("the body ends within a string")
 
-    def put_in(self, found):
+    def with_blobs(self, found):
         """found with the marks replaced by their Blobs."""
         if isinstance(found, str):
             return self.blobs.get(found, found)
         if isinstance(found, list):
-            return [self.put_in(part) for part in found]
+            return [self.with_blobs(part) for part in found]
         if isinstance(found, dict):
             if any(key in self.blobs for key in found):
                 raise ValueError("a name that is too long")
-            return collections.OrderedDict((key, self.put_in(part)) for key, part in found.items())
+            return collections.OrderedDict((key, self.with_blobs(part)) for key, part in found.items())
         return found
 
 
-def unescape(piece):
+def unescape_base64(piece):
     """JSON's escapes in a part of a base64 string; line ends are dropped."""
     try:
         return json.loads('"%s"' % piece.decode("ascii")).encode("ascii").replace(b"\r", b"").replace(b"\n", b"")
@@ -5888,17 +5889,17 @@ def as_blob(content, path):
     return Blob(path, len(data), hashlib.sha256(data).hexdigest())
 
 
-def opened(path):
+def open_source(path):
     """A file to read, at path (bytes), or what an object in its place opens: whoever declared it may have more to say of its bytes."""
     return path.open() if hasattr(path, "open") else open(path, "rb", buffering=0)
 
 
-def base64_of(path, at, left, sum256=""):
+def base64_chunks(path, at, left, sum256=""):
     """A part of a file (bytes path) as chunks of base64. ValueError if it became shorter, or is not what sum256 says."""
     import hashlib
     digest = hashlib.sha256()
     buffer = memoryview(bytearray(min(192 << 10, left) or 1))                 # a multiple of 3
-    with opened(path) as source:
+    with open_source(path) as source:
         source.seek(at)
         while left:
             filled, want = 0, min(left, len(buffer))
@@ -5915,7 +5916,7 @@ def base64_of(path, at, left, sum256=""):
             yield binascii.b2a_base64(buffer[:want], newline=False)
 
 
-def around_files(found, files):
+def json_with_files(found, files):
     """JSON with files inside: found(mark) makes an object in which mark stands once for each of files [(path, place, size)], in their order;
     with a sha256 behind size, a file that is another one is not sent to its end (ValueError).
     Returns (the body's length, a function that gives its chunks)."""
@@ -5927,7 +5928,7 @@ def around_files(found, files):
         for number, text in enumerate(texts):
             yield text
             if number < len(files):
-                for chunk in base64_of(*files[number]):
+                for chunk in base64_chunks(*files[number]):
                     yield chunk
 
     return length, chunks
@@ -5936,13 +5937,13 @@ def around_files(found, files):
 
 # ==== shared: check ====
 # What `check` says: rows of (True: OK, None: WARN, False: FAIL; a text that says what to do). It looks at things as they are, and changes none.
-NOT_FOR_LONG = ("tmpfs", "ramfs", "devtmpfs")
-CLEANERS = ("/etc/tmpfiles.d", "/run/tmpfiles.d", "/usr/lib/tmpfiles.d")           # of two files of one name, the first counts
-INSPECTORS = (r"zscaler|netskope|fortinet|fortigate|palo ?alto|blue ?coat|symantec web|umbrella|forcepoint|mcafee|trellix|sophos|"
+MEMORY_FILE_SYSTEMS = ("tmpfs", "ramfs", "devtmpfs")
+TMPFILES_DIRS = ("/etc/tmpfiles.d", "/run/tmpfiles.d", "/usr/lib/tmpfiles.d")           # of two files of one name, the first counts
+TLS_INSPECTORS = (r"zscaler|netskope|fortinet|fortigate|palo ?alto|blue ?coat|symantec web|umbrella|forcepoint|mcafee|trellix|sophos|"
               r"check ?point|watchguard|barracuda|i-filter|digital arts|squid|mitmproxy|inspection|proxy|kaspersky|eset")
 
 
-def say_findings(rows, as_json):
+def print_findings(rows, as_json):
     """Prints the rows; 0, or 78 if one of them is a FAIL."""
     words = {True: "OK", None: "WARN", False: "FAIL"}
     if as_json:
@@ -5952,7 +5953,7 @@ def say_findings(rows, as_json):
     return EX_CONFIG if any(good is False for good, text in rows) else 0
 
 
-def look_at_file(path, mode):
+def finding_of_file(path, mode):
     """A row: is it there, whose is it, and has it no more than mode (0o600, 0o755 ...)?"""
     try:
         info = os.stat(utf8(path))
@@ -5977,10 +5978,10 @@ def mount_of(path):
     return best
 
 
-def cleaner_of(path):
+def cleaner_below(path):
     """What removes old files below path (a line of tmpfiles.d, a cron job), or None."""
     seen, found, kept = set(), None, False
-    for folder in CLEANERS:
+    for folder in TMPFILES_DIRS:
         for name in sorted(os.listdir(folder)) if os.path.isdir(folder) else ():
             if not name.endswith(".conf") or name in seen:
                 continue
@@ -5997,7 +5998,7 @@ def cleaner_of(path):
     return None if kept else found
 
 
-def look_at_disk(path, keep, local=False):
+def findings_of_disk(path, keep, local=False):
     """Rows about the file system of a folder that must last. keep: bytes, or a share, that shall stay free; local: no network file system."""
     path, rows = os.path.realpath(path), []
     while not os.path.exists(path):
@@ -6007,12 +6008,12 @@ def look_at_disk(path, keep, local=False):
     free, least = disk.f_bavail * disk.f_frsize, keep * disk.f_blocks * disk.f_frsize if isinstance(keep, float) else keep
     text = _("%s: %.1f GB free on %s (%s)") % (path, free / 1e9, point, kind)
     rows.append((True, text) if free > least else (False, text + _("; less than the %.1f GB that are to stay free: make room") % (least / 1e9)))
-    if kind in NOT_FOR_LONG:
+    if kind in MEMORY_FILE_SYSTEMS:
         text = _("%s: in memory (%s): a reboot empties it, and what was not delivered is lost; use a directory on a disk")
         rows.append((None, text % (path, kind)))
     if local and re.match(r"nfs|cifs|smb|fuse\.sshfs|lustre|gpfs|beegfs|9p", kind):
         rows.append((False, _("%s: on a network file system (%s); use a local disk") % (path, kind)))
-    cleaner = cleaner_of(path)
+    cleaner = cleaner_below(path)
     if cleaner:
         rows.append((None, _("%s: old files are removed there (%s); use another directory, or except this one") % (path, cleaner)))
     if "noexec" in options.split(","):
@@ -6020,7 +6021,7 @@ def look_at_disk(path, keep, local=False):
     return rows
 
 
-def look_at_limits(wanted):
+def finding_of_open_files(wanted):
     """A row: may this process open so many files?"""
     import resource
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
@@ -6036,16 +6037,16 @@ def no_core_dump():
     resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
 
 
-def name_in(part):
+def readable_name(part):
     """The readable part of a certificate's subject or issuer."""
     words = {key: value for group in part for key, value in group}
     return ", ".join(words[key] for key in ("commonName", "organizationName") if key in words) or "-"
 
 
-def look_at_certificate(found, where):
+def finding_of_certificate(found, where):
     """A row about a certificate as the ssl module tells it: whose, by whom, how long."""
     left = (ssl.cert_time_to_seconds(found["notAfter"]) - time.time()) / 86400
-    text = _("%s: certificate of %s, issued by %s, %d days left") % (where, name_in(found["subject"]), name_in(found["issuer"]), left)
+    text = _("%s: certificate of %s, issued by %s, %d days left") % (where, readable_name(found["subject"]), readable_name(found["issuer"]), left)
     if ssl.cert_time_to_seconds(found["notBefore"]) > time.time():
         return False, text + _("; it is not valid yet: is a clock wrong?")
     if left < 21:
@@ -6057,7 +6058,7 @@ def look_at_certificate(found, where):
 # ==== shared: ini ====
 # One strict ini for the suite. A table says which keys a section has: {section: {key: (kind, default, ...)}}.
 INI_NAME = "mi_distributed_computing_assist.ini"
-SUITE = ("Server", "limits", "times", "RemoteSites", "workflow", "poller", "outbound", "ssh", "ssh guard")
+SECTIONS = ("Server", "limits", "times", "RemoteSites", "workflow", "poller", "outbound", "ssh", "ssh guard")
 
 
 def seconds(text):
@@ -6121,7 +6122,7 @@ def find_ini(given, folders, needed=False):
     return found
 
 
-def only_ours(path):
+def check_only_ours(path):
     """78 if somebody else than this user and root may change that file or directory, or what it lies in; of a link, also where it leads to."""
     path = os.path.abspath(utf8(path))
     real = os.path.realpath(path)
@@ -6132,7 +6133,7 @@ def only_ours(path):
                 place.decode("utf-8", "replace")))
 
 
-def nearest(word, known):
+def did_you_mean(word, known):
     """' (did you mean X?)' or ''. X is spelled nearly so, or begins or ends so."""
     import difflib
     close = difflib.get_close_matches(word, known, 1, 0.6) or [one for one in sorted(known) if len(word) > 2 and (
@@ -6140,19 +6141,19 @@ def nearest(word, known):
     return _(" (did you mean %s?)") % close[0] if close else ""
 
 
-def elsewhere(key, table):
+def belongs_into(key, table):
     """' (it belongs into [SECTION])' or ''."""
     names = [{"command *": "command NAME", "*": "SITE"}.get(name, name) for name in table if key in table[name]]
     return _(" (it belongs into %s)") % ", ".join("[%s]" % name for name in names) if names else ""
 
 
-def ini_text(path):
+def parse_ini(path):
     """The ini at path as it is: {section: [(key, text)]}. Stop 78 if it cannot be read, or others may write to it."""
     import configparser
     parser = configparser.RawConfigParser(default_section="\0", strict=True, inline_comment_prefixes=("#",))
     parser.optionxform = lambda key: key if key.lower().startswith("env.") else key.lower()
     try:
-        only_ours(path)
+        check_only_ours(path)
         with open(utf8(path), encoding="utf-8-sig") as text:
             parser.read_file(text, path)
     except OSError as error:
@@ -6167,19 +6168,19 @@ def read_ini(path, table):
     """The ini as {section: {key: typed value}}: every section of table with its defaults, and of 'command *' and '*' (any other)
     those that are there.
 
-    What the file says is obeyed, so nobody else may write to it: see only_ours().
+    What the file says is obeyed, so nobody else may write to it: see check_only_ours().
     78 with file, section, key and what to do, for anything that is not as it should be.
     """
-    parsed = ini_text(path) if path else {}
+    parsed = parse_ini(path) if path else {}
     result = {name: {key: row[1] for key, row in keys.items() if "*" not in key}
               for name, keys in table.items() if "*" not in name}
     for section in parsed:
         shape = section if section in table else "command *" if section.startswith("command ") else "*"
         if shape not in table:
-            if shape == "*" and section not in SUITE and nearest(section, SUITE + ("command",)):
-                raise Stop(EX_CONFIG, _("%s: [%s] is not a section%s") % (path, section, nearest(section, SUITE + ("command",))))
+            if shape == "*" and section not in SECTIONS and did_you_mean(section, SECTIONS + ("command",)):
+                raise Stop(EX_CONFIG, _("%s: [%s] is not a section%s") % (path, section, did_you_mean(section, SECTIONS + ("command",))))
             continue                                   # another script's, or a site's
-        if shape == "*" and section in SUITE:
+        if shape == "*" and section in SECTIONS:
             continue
         keys = table[shape]
         values = result[section] = {key: row[1] for key, row in keys.items() if "*" not in key}
@@ -6187,7 +6188,7 @@ def read_ini(path, table):
             name = key if key in keys else re.sub(r"\.[^.]+\Z", ".*", key)
             if name not in keys:
                 raise Stop(EX_CONFIG, _("%s: [%s] %s is not a key%s") % (
-                    path, section, key, elsewhere(key, table) or nearest(key, list(keys))))
+                    path, section, key, belongs_into(key, table) or did_you_mean(key, list(keys))))
             try:
                 values[key] = keys[name][0](text.strip())
             except (ValueError, re.error) as error:
@@ -6203,7 +6204,7 @@ EX_USAGE, EX_DATA, EX_NOINPUT, EX_UNAVAILABLE, EX_BUG, EX_IOERR = 64, 65, 66, 69
 EX_TEMPFAIL, EX_PROTOCOL, EX_REFUSED, EX_CONFIG, EX_INTERRUPT = 75, 76, 77, 78, 130
 LEVELS = ("debug", "info", "warn", "error")
 SAY = {"lang": "en", "level": 1, "log": None, "debug": False, "lock": threading.Lock()}
-ODD = "[\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]"
+CONTROL_CHARS = "[\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]"
 
 
 class Stop(Exception):
@@ -6241,20 +6242,20 @@ def help_of(pages, doc, word=""):
 def printable(text):
     """text with control, direction and surrogate characters made visible: it can neither steer a terminal nor start a log line."""
     text = str(text)
-    if not steers(text):
+    if not has_control_chars(text):
         return text
-    return re.sub(ODD, lambda m: ("\\x%02x" if m.group() < "\xff" else "\\u%04x") % ord(m.group()), text)
+    return re.sub(CONTROL_CHARS, lambda m: ("\\x%02x" if m.group() < "\xff" else "\\u%04x") % ord(m.group()), text)
 
 
-def steers(text):
+def has_control_chars(text):
     """Has text control, direction or surrogate characters? Of most texts Python knows at once that they have none:
     to compile the expression takes milliseconds of every start."""
-    return not text.isprintable() and re.search(ODD, text) is not None
+    return not text.isprintable() and re.search(CONTROL_CHARS, text) is not None
 
 
 def json_of(found, **how):
     """found as JSON for whoever reads stdout: a program, or a person at a terminal, which control and direction characters would steer."""
-    return re.sub(ODD, lambda m: m.group() if m.group() < " " else "\\u%04x" % ord(m.group()), json.dumps(found, ensure_ascii=False, **how))
+    return re.sub(CONTROL_CHARS, lambda m: m.group() if m.group() < " " else "\\u%04x" % ord(m.group()), json.dumps(found, ensure_ascii=False, **how))
 
 
 def log(level, accept_id, step, **values):
@@ -6317,7 +6318,7 @@ def utf8_stdio():
             setattr(sys, name, io.TextIOWrapper(stream.detach(), "utf-8", "backslashreplace", line_buffering=True))
 
 
-def end_surely(code, seconds):
+def exit_after(code, seconds):
     """Ends the program with that code after so many seconds, should the way out of it hang: nobody reads what it writes, a disk does not answer.
     For signal handlers: no lock is taken."""
     def end():

@@ -208,7 +208,7 @@ def not_built(text):
 
 def patterns_of(text):
     """Patterns as those of results (README), blank separated."""
-    return [pattern(word) for word in text.split()]
+    return [compile_pattern(word) for word in text.split()]
 
 
 def name_rules(text):
@@ -312,7 +312,7 @@ def words_of(text):
     """The words of a text from the wire, as a shell would split it; no shell sees it. Forbidden if it is
     none."""
     import shlex
-    if steers(text) or len(text) > WORDS_MOST:
+    if has_control_chars(text) or len(text) > WORDS_MOST:
         raise Forbidden(_("arguments with control characters, or too long"))
     try:
         return shlex.split(text)
@@ -343,7 +343,7 @@ def permit(commands, word, arguments):
 
 def permit_input(command, name):
     """Forbidden if an input may not have this name. (An empty directory's has a slash at its end.)"""
-    whole = "/".join(parts_of(name)).rstrip("/")
+    whole = "/".join(nfc_parts(name)).rstrip("/")
     if command["input_names"] and not any(shape.match(whole) for shape in command["input_names"]):
         raise Forbidden(_("[command %s] input_names does not allow %s")
                         % (command["name"], printable(name)[:100]))
@@ -385,20 +385,20 @@ def shape(rule):
     if sum(piece[0] == "*" for piece in pieces[:-1]) < 2:
         return re.compile(fnmatch.translate(rule))
     kinds = {"*": ("anys",), "?": ("any",)}
-    return Stars([kinds.get(piece[0]) or ((re.compile(fnmatch.translate(piece)),) if piece[1:] else piece)
+    return GlobMatcher([kinds.get(piece[0]) or ((re.compile(fnmatch.translate(piece)),) if piece[1:] else piece)
                   for piece in pieces])
 
 
 def name_rule(rules, name):
     """'' or the [outbound] key that keeps a file of this name here. deny_names: the whole name, a directory
     that it lies in, or any part, in any case. allow_names: the whole name."""
-    parts = parts_of(name)
+    parts = nfc_parts(name)
     forms = parts + tuple("/".join(parts[:count]) for count in range(2, len(parts) + 1))
     for rule in rules["deny_names"]:
-        denied = shape("/".join(parts_of(rule)).casefold())
+        denied = shape("/".join(nfc_parts(rule)).casefold())
         if any(denied.match(form.casefold()) for form in forms):
             return "deny_names"
-    named = any(shape("/".join(parts_of(rule))).match("/".join(parts)) for rule in rules["allow_names"])
+    named = any(shape("/".join(nfc_parts(rule))).match("/".join(parts)) for rule in rules["allow_names"])
     return "" if named else "allow_names"
 
 
@@ -980,10 +980,10 @@ class Collector:
 
     def by_pattern(self, tree, patterns, but=(), reserved=()):
         """Takes what the patterns ask for, but these names."""
-        but, said, found = set(but), set(), all_patterns(patterns)
+        but, said, found = set(but), set(), compile_patterns(patterns)
 
-        def asked(text):                               # declared() would take a file with a log's name for one that was asked for
-            return any(one.match("/".join(parts_of(text))) for one in found)
+        def asked(text):                               # declared_matcher() would take a file with a log's name for one that was asked for
+            return any(one.match("/".join(nfc_parts(text))) for one in found)
 
         def below(name):
             text = name.decode("utf-8", "backslashreplace")
@@ -1019,7 +1019,7 @@ class Collector:
             check_name(name)
         except ValueError:
             raise Stays("name")
-        if parts_of(name)[0] in reserved:
+        if nfc_parts(name)[0] in reserved:
             raise Stays("name", "a log's name")
         for one in {name, real.decode("utf-8", "replace")}:
             self.rule(name, name_rule(self.rules, one))
@@ -1107,13 +1107,13 @@ class Collector:
         """Puts all in a manifest's order, that of their parts; what another receiver could not tell apart
         stays here."""
         for group in (self.found, self.folders):
-            group.sort(key=lambda result: "\0".join(parts_of(result.name)))
+            group.sort(key=lambda result: "\0".join(nfc_parts(result.name)))
             last, twins = None, set()
             for result in group:
-                if last is not None and parts_of(result.name.rstrip("/"))[:len(last)] == last:
+                if last is not None and nfc_parts(result.name.rstrip("/"))[:len(last)] == last:
                     twins.add(result.name)
                 else:
-                    last = parts_of(result.name.rstrip("/"))
+                    last = nfc_parts(result.name.rstrip("/"))
             group.without(twins)
             for name in sorted(twins):
                 self.keep(name, Stays("name"), name in self.named)
@@ -1127,7 +1127,7 @@ def may_hold(text, name):
         if "**" in shape[place] or not shape[place] and place == len(shape) - 1:
             return place or not part.startswith(".") or not text.startswith(("*", "?"))
         first = "" if place == 0 else "x/"             # only at the beginning no wildcard is a dot
-        if place == len(shape) - 1 or not pattern(first + shape[place]).match(first + part):
+        if place == len(shape) - 1 or not compile_pattern(first + shape[place]).match(first + part):
             return False
     return True
 # ==== end shared ====
@@ -1277,7 +1277,7 @@ class GateRun:
             permit_input(self.command, name)
         for name in order["result_files"]:
             check_name(name)
-        all_patterns(order["result_patterns"])
+        compile_patterns(order["result_patterns"])
 
     def was_interrupted(self):
         """Did this host go down when it was about to start? Then nobody knows whether it did: it ends without
@@ -1647,7 +1647,7 @@ class Carrier:
             self.calc.why = why or ""
             self.poller.notice(why)
 
-        self.relay.pause, self.relay.notice, backoff = pause, notice, Backoff(REFUSED_MOST)
+        self.relay.pause, self.relay.on_outage, backoff = pause, notice, Backoff(REFUSED_MOST)
         backoff.now = REFUSED_PAUSE
         while True:
             try:
@@ -1655,7 +1655,7 @@ class Carrier:
             except OSError as error:                  # a full or broken disk: the journal says where to go on
                 wait, self.calc.why = (0 if error.errno in FULL and give_reserve(self.poller.base)
                                        else DISK_PAUSE, error)
-            except Refused as error:
+            except RelayRefused as error:
                 wait, self.calc.why = backoff.next(), error
             except Exception as error:                     # a bug, or results that change again and again
                 wait, self.calc.why = backoff.next(), "%s: %s" % (type(error).__name__, error)
@@ -1692,7 +1692,7 @@ class Carrier:
                 self.calc.run.finish()
             claim = self.calc.claim
             self.deliver()
-        except Refused as error:
+        except RelayRefused as error:
             with self.poller.slots:
                 if self.calc.claim == claim:
                     return self.lose_claim(error)
@@ -1751,7 +1751,7 @@ class Carrier:
             if getattr(error, "errno", 0) in (errno.ENOSPC, errno.EDQUOT):          # others took it meanwhile
                 self.poller.make_room()
                 self.poller.give_back(self.relay.ask, self.calc.accept_id, self.calc.claim)
-                raise Refused(409, _("given back: %s") % error.strerror, {"why": "disk"})
+                raise RelayRefused(409, _("given back: %s") % error.strerror, {"why": "disk"})
             kinds = ((OSError, "disk"), (Forbidden, "refused"), (ValueError, "input"))
             reason = next(word for kind, word in kinds if isinstance(error, kind))
             self.calc.run.end_early(reason, getattr(error, "strerror", None) or error)
@@ -1779,8 +1779,8 @@ class Carrier:
             return 0
 
         def wanted():
-            for place, name, length, sum256 in self.relay.pages(target, page, self.calc.claim):
-                if place >= MAX_INPUTS or parts_of(name)[0] in LOG_NAMES:
+            for place, name, length, sum256 in self.relay.manifest_entries(target, page, self.calc.claim):
+                if place >= MAX_INPUTS or nfc_parts(name)[0] in LOG_NAMES:
                     raise ValueError(_("too many inputs, or one with a log's name"))
                 permit_input(self.calc.run.command, name)
                 look_for_room(length)
@@ -1796,7 +1796,7 @@ class Carrier:
                 yield place, name, length, sum256
 
         def store(place, name, data):
-            path, (x, mtime) = os.path.join(self.calc.work, utf8(name)), self.relay.marks.pop(
+            path, (x, mtime) = os.path.join(self.calc.work, utf8(name)), self.relay.x_and_mtime.pop(
                 place, (False, None))
             if data is None:
                 os.rename(part(place), path)
@@ -1851,7 +1851,7 @@ class Carrier:
         for step in ("calc-params-complete", "calc-start"):
             try:
                 self.tell_step(step)
-            except Refused as error:
+            except RelayRefused as error:
                 if error.more.get("why") != "state":       # else it is further: a start of ours told it
                     raise
         fault("hand over")
@@ -1899,7 +1899,7 @@ class Carrier:
                            dict(fields, v=2, accept_id=self.calc.accept_id, claim=self.calc.claim,
                                 result="calc end" if end["exit_code"] == 0 and not end["reason"]
                                 else "abnormal"))
-        except Refused as error:
+        except RelayRefused as error:
             if (error.more.get("why") != "state"
                     or error.more.get("state") not in ("getting return", "got return")):
                 raise
@@ -1917,7 +1917,7 @@ class Carrier:
             try:
                 self.send_manifest(results, said)
                 fault("manifest sent")
-            except Refused as error:
+            except RelayRefused as error:
                 if error.more.get("why") != "page":
                     raise
                 # the relay has other pages of before a restart: an empty list clears them
@@ -1958,7 +1958,7 @@ class Carrier:
                                {"v": 2, "accept_id": self.calc.accept_id, "claim": self.calc.claim,
                                 "result": "end send"})
                 return fault("results told")
-            except Refused as error:
+            except RelayRefused as error:
                 numbers = error.more.get("incomplete")
                 if error.code != 409 or not isinstance(numbers, list) or numbers == before:
                     raise
@@ -2284,7 +2284,7 @@ class Poller:
         self.next_sweep = 0.0
         self.wake = os.pipe()
         self.outcome = None        # what it ends with: an exit code or an exception
-        self.relay_asking = None   # the Relay of a calc-request that is out
+        self.relay_asking = None   # the RelayClient of a calc-request that is out
         self.busy_at = time.monotonic()                # when there was work
         self.stuck = []            # why something stays here, of a run that ends
         self.told = (None, 0.0)    # what presence() told the relay last, and when
@@ -2319,22 +2319,22 @@ class Poller:
             commands=" ".join(sorted(command["name"] for command in commands.values())))
 
     def free_relay(self):
-        """A Relay that nobody uses now. All share one Trust."""
+        """A RelayClient that nobody uses now. All share one Trust."""
         with self.slots:
             if self.idle_relays:
                 made = self.idle_relays.pop()
-                made.pause, made.notice = self.pause, self.notice
+                made.pause, made.on_outage = self.pause, self.notice
                 return made
         keys, options = self.keys, self.options
-        made = Relay(options["url"], self.token, options["ca_file"], options["verify"], keys["proxy"],
+        made = RelayClient(options["url"], self.token, options["ca_file"], options["verify"], keys["proxy"],
                      keys["client_cert"], keys["client_key"], options["port"])
-        made.pause, made.notice, made.keep_on = self.pause, self.notice, True
+        made.pause, made.on_outage, made.waits_for_token = self.pause, self.notice, True
         if self.first_relay is None:
             self.first_relay = made
             if made.tls:
-                made.trust.now()                       # a file that is unusable at the start is said at once
-        made.trust, made.piece, made.most = (self.first_relay.trust, self.first_relay.most,
-                                             self.first_relay.most)
+                made.trust.current_context()            # a file that is unusable at the start is said at once
+        made.trust, made.piece_size, made.piece_max = (self.first_relay.trust, self.first_relay.piece_max,
+                                             self.first_relay.piece_max)
         return made
 
     def notice(self, why):
@@ -2343,11 +2343,11 @@ class Poller:
         if why is None:
             self.failures_in_a_row = 0
         if why is not None and str(why) != self.away:
-            if isinstance(why, Refused) and why.code in NO_TOKEN:
+            if isinstance(why, RelayRefused) and why.code in NO_TOKEN_CODES:
                 log("error", None,
                     "the token is refused: put a valid one into token_file, or start again; asking on,"
                     " nothing is lost", why=why)
-            elif isinstance(why, Refused):
+            elif isinstance(why, RelayRefused):
                 log("warn", None, "relay answers \"later\", asking on", why=why)
             else:
                 log("warn", None, "relay away, asking on", why=why)
@@ -2387,10 +2387,10 @@ class Poller:
         calc.note_next_try(wait, calc.why)
         calc.try_now.wait(wait)
         calc.try_now.clear()
-        if isinstance(calc.why, Refused) and calc.why.code == 413 and not self.v1:
+        if isinstance(calc.why, RelayRefused) and calc.why.code == 413 and not self.v1:
             try:       # its limits have changed: what is over them has its reason beside it, the rest arrives
                 self.obey_limits(relay.learn(0)[1])
-            except Away:
+            except RelayAway:
                 pass
 
     def obey_limits(self, limits):
@@ -2609,7 +2609,7 @@ class Poller:
         os.set_blocking(self.wake[1], False)
         signal.set_wakeup_fd(self.wake[1])               # whichever thread the signal reaches
         for which in codes:
-            signal.signal(which, lambda which, frame: end_surely(codes[which], LEAVE))
+            signal.signal(which, lambda which, frame: exit_after(codes[which], LEAVE))
         signal.signal(signal.SIGHUP, lambda which, frame: None)
         relay = self.free_relay()                             # 78 here, if a certificate file is unusable
         for line in ("site id = %s" % self.site, "base url = %s" % relay.url, "token = ****"):
@@ -2729,7 +2729,7 @@ class ClaimLoop:
                     self.leave_there(found)
                     continue
                 calc = found and self.put_on_disk(found)
-            except (Away, Refused, OSError) as error:
+            except (RelayAway, RelayRefused, OSError) as error:
                 self.fail(error)
                 continue
             except ValueError as error:
@@ -2780,9 +2780,9 @@ class ClaimLoop:
     def fail(self, error):
         """No answer, a no, or a disk that is full or broken: a pause. 77 if it was the very first request."""
         self.poller.relay_asking, self.poller.told = None, (None, 0.0)
-        if isinstance(error, Away) and self.poller.why_not():          # each_second() has broken it off
+        if isinstance(error, RelayAway) and self.poller.why_not():          # each_second() has broken it off
             return self.relay.close()
-        if isinstance(error, Refused) and not self.answered and error.code not in AGAIN:
+        if isinstance(error, RelayRefused) and not self.answered and error.code not in LATER_CODES:
             raise self.refused_at_first(error)
         if isinstance(error, OSError):
             log("error", None, "disk", error=error)
@@ -2797,12 +2797,12 @@ class ClaimLoop:
         somebody = (self.poller.options["fielded"] or self.poller.options["once"]) and not self.poller.learned
         try:
             version, limits = self.relay.learn(0 if somebody and not self.poller.retry else None)
-        except Away as error:
+        except RelayAway as error:
             raise Stop(EX_UNAVAILABLE, _("%s (%s.py check looks at the whole way)") % (error, PROGRAM))
         self.poller.v1, self.poller.learned = version < 2, time.monotonic()
         if self.poller.v1:
             return 0
-        self.poller.first_relay.piece = self.poller.first_relay.most = self.relay.most
+        self.poller.first_relay.piece_size = self.poller.first_relay.piece_max = self.relay.piece_max
         self.poller.obey_limits(limits)
         if self.poller.options["once"]:
             return 0
@@ -2817,7 +2817,8 @@ class ClaimLoop:
         return Stop(EX_REFUSED, "%s: %s" % (self.relay.url, error))
 
     def calc_request(self, take, free):
-        """3. One calc-request: the answer's fields, or None if there is nothing to do. Refused, Away."""
+        """3. One calc-request: the answer's fields, or None if there is nothing to do. RelayRefused,
+        RelayAway."""
         fields = {"v": 2, "site_id": self.poller.site, "poller": self.poller.name, "take": take,
                   "wait": self.wait, "free": free, "dirs": True,
                   "have": {calc.accept_id: calc.claim
@@ -2825,7 +2826,7 @@ class ClaimLoop:
         fields.update(self.poller.telling())
         now = time.strftime("%Y/%m/%d %H:%M:%S")
         self.poller.tell_manual("%s:send %s%scalc-request?site_id=%s"
-                                % (now, self.relay.url, BASE, self.poller.site))
+                                % (now, self.relay.url, API_PATH, self.poller.site))
         try:
             if self.poller.v1:
                 return v1_named(self.poller,
@@ -2833,7 +2834,7 @@ class ClaimLoop:
             found = self.relay.call("POST", "calc-request", fields, self.wait)
             self.poller.send_missed(found.get("wanted"))
             return found
-        except Refused as error:
+        except RelayRefused as error:
             self.poller.send_missed(error.more.get("wanted"))
             self.poller.note_large(error.more.get("large"))
             if error.code in (401, 403, "0005"):
@@ -2865,8 +2866,8 @@ class Heartbeats:
         self.poller = poller
         self.relay = poller.free_relay()
         self.relay.pause = time.sleep
-        self.relay.notice = lambda line: None
-        self.relay.slowest = 30
+        self.relay.on_outage = lambda line: None
+        self.relay.max_pause = 30
         self.known = {}            # {accept_id: bytes of stdout, and of stderr, that the relay has}
         self.quiet = 1             # seconds that one may wait at the relay where nothing is written
 
@@ -2885,7 +2886,7 @@ class Heartbeats:
                 if calcs:
                     wrote, wait = self.beat(calcs)
                 self.quiet = 1 if wrote or not calcs else min(self.quiet * 2, self.most_quiet())
-            except (Refused, OSError) as error:
+            except (RelayRefused, OSError) as error:
                 log("debug", None, "heartbeat", error=error)
                 wait = 20
             time.sleep(max(0.0, wait - (time.monotonic() - asked)))
@@ -2962,7 +2963,7 @@ class Presence:
     def __init__(self, poller):
         self.poller = poller
         self.relay = poller.free_relay()
-        self.relay.pause, self.relay.notice = time.sleep, lambda line: None
+        self.relay.pause, self.relay.on_outage = time.sleep, lambda line: None
         self.version = None                            # of the relay, where only this thread has asked it
 
     def run(self):
@@ -2972,7 +2973,7 @@ class Presence:
             time.sleep(1)
             try:
                 before = self.look(before)
-            except (Refused, Away, OSError) as error:
+            except (RelayRefused, RelayAway, OSError) as error:
                 log("debug", None, "presence", error=error)
                 self.relay.close()
                 time.sleep(5)
@@ -3199,18 +3200,18 @@ def cmd_check(options):
         keys = settings["poller"]
         choose_language(keys["lang"])
         if options["upgrade"]:
-            return say_findings(check_upgrade(base_path(keys["calc_base"])), options["json"])
+            return print_findings(check_upgrade(base_path(keys["calc_base"])), options["json"])
         rows = check_host(settings, ini)
         for key in ("site", "url"):
             if not keys[key]:
                 rows.append((False, _("%s: [poller] %s is not set") % (ini, key)))
         if keys["site"] and keys["url"]:
-            relay = Relay(keys["url"], find_token("", keys["url"], keys, False), **{
+            relay = RelayClient(keys["url"], find_token("", keys["url"], keys, False), **{
                 key: keys[key] for key in ("ca_file", "proxy", "client_cert", "client_key")})
-            rows += look_at_relay(relay, probes(keys["site"]))
+            rows += findings_of_relay(relay, probes(keys["site"]))
     except Stop as stop:
         rows.append((False, str(stop)))
-    return say_findings(rows, options["json"])
+    return print_findings(rows, options["json"])
 
 
 def check_host(settings, ini):
@@ -3218,10 +3219,10 @@ def check_host(settings, ini):
     keys, rows = settings["poller"], []
     if os.geteuid() == 0:
         rows.append((None, _("running as root; better as a user of its own")))
-    rows += [look_at_file(ini, 0o775)] if ini else []
+    rows += [finding_of_file(ini, 0o775)] if ini else []
     for name, mode in ((keys["token_file"], 0o600), (keys["client_key"], 0o600), (keys["ca_file"], 0o755),
                        (keys["client_cert"], 0o755)):
-        rows += [look_at_file(name, mode)] if name else []
+        rows += [finding_of_file(name, mode)] if name else []
     rows += check_commands(settings, ini)
     try:
         base = os.fsdecode(base_path(keys["calc_base"]))
@@ -3234,9 +3235,9 @@ def check_host(settings, ini):
                      _("[poller] calc_base: %s; who can put another directory in its place decides what is"
                        " run") % why))
     if os.path.exists(utf8(os.path.join(base, ".mi"))):
-        rows += [look_at_file(os.path.join(base, ".mi"), 0o700)] + check_upgrade(utf8(base))
-    return rows + look_at_disk(base, keys["keep_free"]) + [look_at_limits(256)] + look_at_running_poller(
-        utf8(base), settings)
+        rows += [finding_of_file(os.path.join(base, ".mi"), 0o700)] + check_upgrade(utf8(base))
+    return rows + findings_of_disk(base, keys["keep_free"]) + [finding_of_open_files(
+        256)] + look_at_running_poller(utf8(base), settings)
 
 
 def check_commands(settings, ini):
@@ -3250,7 +3251,7 @@ def check_commands(settings, ini):
                          _("[%s] %s may run (%s on the wire)")
                          % (section, command["argv"][0], command["match"])))
             if command["batch"] != "none":
-                rows += look_at_batch(section, command, settings["poller"]["calc_base"])
+                rows += findings_of_batch(section, command, settings["poller"]["calc_base"])
         except Stop as stop:
             rows.append((False, str(stop)))
     try:
@@ -3282,7 +3283,7 @@ def check_upgrade(base):
     return rows or [(True, _("%s: nothing unfinished of another version") % shown(base))]
 
 
-def look_at_batch(section, command, base):
+def findings_of_batch(section, command, base):
     """Rows: does its batch system answer? And to a process that may start no setuid program (PBS proves by
     one who is asking), which is what the poller is that runs now, or will be where its unit says so?"""
     queue = Queue(b"/", command["batch"], batch_env(command))
@@ -3331,7 +3332,7 @@ def cmd_login(options, settings, user):
         raise Stop(EX_CONFIG,
                    _("%s: [poller] %s is not set")
                    % (options["ini"] or "mi_distributed_computing_assist.ini", "url"))
-    relay = Relay(keys["url"], lambda: "",
+    relay = RelayClient(keys["url"], lambda: "",
                   **{key: keys[key] for key in ("ca_file", "proxy", "client_cert", "client_key")})
     return log_in(relay, user, keys["token_file"])
 
@@ -3508,7 +3509,7 @@ def parse(argv):
         else:
             raise Stop(EX_USAGE,
                        _("%s: unknown option%s; --help tells more")
-                       % (printable(word), nearest(name, list(options))))
+                       % (printable(word), did_you_mean(name, list(options))))
     if options["jobs"] and not re.match(r"[1-9]\d{0,2}\Z", options["jobs"]):
         raise Stop(EX_USAGE, "--jobs: " + _("is not a number from %d to %d") % (1, 999))
     try:
@@ -3526,7 +3527,7 @@ def set_up(options, settings, ini, as_program):
         options[key] = options[key] or keys[key]
         if not options[key] and key in ("site", "url"):
             raise Stop(EX_CONFIG, _("%s: [poller] %s is not set") % (ini, key))
-    address(options["url"], options["port"])
+    parse_relay_url(options["url"], options["port"])
     commands = allow_list(ini, settings)
     token = find_token(options["token"], options["url"], keys, as_program)
     for word, why in options.get("ignored", ()):
@@ -3711,13 +3712,13 @@ def token_from_login(url):
                    _("login: AUTHENTICATION_OPERATOR must name the directory of authentication_operator"))
     for top, _folders, names in os.walk(folder):
         for name in [""] + [name for name in names if name.endswith((".py", ".pyc", ".so"))]:
-            only_ours(os.path.join(top, name))
+            check_only_ours(os.path.join(top, name))
     sys.path.insert(0, folder)
     try:
         from openam_operator import openam_operator
     except ImportError as error:
         raise Stop(EX_CONFIG, "AUTHENTICATION_OPERATOR: %s: %s" % (folder, error))
-    token = openam_operator.miLogin(address(url)[1])[1]
+    token = openam_operator.miLogin(parse_relay_url(url)[1])[1]
     if not token:
         raise Stop(EX_REFUSED, _("login: not accepted"))
     return plain_token(token, "login")
@@ -3858,17 +3859,17 @@ class FieldedCarrier(Carrier):
         lost, or this is a new start."""
         try:
             self.relay.ask_v1("POST", name, dict(self.me(), **more), body=body)
-        except Refused as error:
+        except RelayRefused as error:
             if error.code in ("0300", "0005") or self.progress() < V1_TO[name]:
                 raise
 
     def progress(self):
         """The place of its progress in V1_WORDS; -1 if the relay does not tell."""
         try:
-            word = self.relay.again(lambda: self.relay.call_v1(
+            word = self.relay.retried(lambda: self.relay.call_v1(
                 "GET", "calc-progress", {"accept_id": self.calc.accept_id}), no_token=()).get("message")
             return V1_WORDS.index(str(word).split(":")[1])
-        except (Refused, ValueError, IndexError):
+        except (RelayRefused, ValueError, IndexError):
             return -1
 
     def has_order(self):
@@ -3886,9 +3887,9 @@ class FieldedCarrier(Carrier):
         return True
 
     def ask_order(self):
-        """4. calc-params: order and inputs as a stream, onto this disk. True; False if it ends here. Refused
-        if it is not ours. A fielded relay answers once: if that answer is lost, the calculation cannot be run
-        any more and ends without its command."""
+        """4. calc-params: order and inputs as a stream, onto this disk. True; False if it ends here.
+        RelayRefused if it is not ours. A fielded relay answers once: if that answer is lost, the calculation
+        cannot be run any more and ends without its command."""
         # asked: in vain, here or before a restart
         folder, asked = self.calc.path(b"in"), bool(self.calc.last("asked"))
 
@@ -3905,13 +3906,13 @@ class FieldedCarrier(Carrier):
                 began=lambda: self.calc.last("receiving") or self.calc.note(4, "receiving"))
 
         try:
-            found = self.relay.again(once, no_token=NO_TOKEN[1:])
+            found = self.relay.retried(once, no_token=NO_TOKEN_CODES[1:])
             if "calc-info" not in found:                   # a fielded relay says yes in a wrong state, too
-                raise Refused(409, "calc-params: %s" % found.get("message"))
+                raise RelayRefused(409, "calc-params: %s" % found.get("message"))
             self.take_order(found["calc-info"])
             shutil.rmtree(folder, ignore_errors=True)
             return True
-        except Refused:
+        except RelayRefused:
             if not self.calc.last("receiving") and not (asked and self.is_abandoned()):
                 time.sleep(self.poller.keys["poll"])            # it may be named again and again
                 raise
@@ -3952,7 +3953,7 @@ class FieldedCarrier(Carrier):
                                                        "result_files": {name: {} for name in names}}}))
         if not isinstance(files, dict) or len(files) > MAX_INPUTS:
             raise ValueError(_("too many inputs, or one with a log's name"))
-        check_order(sorted(files, key=parts_of), reserved=LOG_NAMES)
+        check_manifest_names(sorted(files, key=nfc_parts), reserved=LOG_NAMES)
         shutil.rmtree(self.calc.work, ignore_errors=True)
         for place, (name, entry) in enumerate(files.items()):
             path = os.path.join(self.calc.work, utf8(name))
@@ -3973,7 +3974,7 @@ class FieldedCarrier(Carrier):
         """6. to 8. The end, the results as one stream, and that it was all. What cannot come has its reason
         beside it. A calculation that was refused here walks the same steps: its stderr says why."""
         end, rules = self.calc.run.last("ended"), dict(self.poller.rules)
-        rules["max_file"] = min(rules["max_file"] or V1_FILE, V1_FILE)
+        rules["max_file"] = min(rules["max_file"] or V1_FILE_MAX, V1_FILE_MAX)
         try:
             if end["exit_code"] is None:
                 self.tell_step("calc-params-complete")
@@ -3994,7 +3995,7 @@ class FieldedCarrier(Carrier):
                         raise
             self.calc.note(7, "sent")
             self.tell_step("end-send", result="end send")
-        except Refused as error:
+        except RelayRefused as error:
             if error.code != "0300" or not self.calc.last("sent"):
                 raise                              # otherwise it has been fetched meanwhile, and is forgotten
 
@@ -4008,7 +4009,7 @@ class FieldedCarrier(Carrier):
         files: somebody waits for it."""
         try:
             self.tell_step("send-results", self.body_of(found, absent))
-        except Refused as error:
+        except RelayRefused as error:
             if error.code not in (400, 413):
                 raise
             log("error", self.calc.accept_id, "7 the results are refused and stay here", code=error.code,
@@ -4021,7 +4022,7 @@ class FieldedCarrier(Carrier):
         def entry(content, first, second):
             return {"content": content, "mimetype1": first, "mimetype2": second}
         names = [name for name in absent if name in self.calc.info["result_files"]]
-        return around_files(lambda mark: dict(
+        return json_with_files(lambda mark: dict(
             self.me(),
             result_files=dict([(result.name, entry(mark, "application/octet-stream;", "charset=binary"))
                                for result in found]
@@ -4034,7 +4035,7 @@ def manual_words(words, options):
     if len(words) < 3 or "://" not in words[1]:
         raise Stop(EX_USAGE,
                    _("say poll, list, show ID, or SITE BASE_URL TOKEN|login ...%s; --help tells more")
-                   % nearest((words or [""])[0], list(HELP)))
+                   % did_you_mean((words or [""])[0], list(HELP)))
     options.update(site=words[0], url=words[1], token=words[2], fielded=True, ignored=[])
     for word in words[3:]:
         try:
@@ -4059,7 +4060,7 @@ def manual_word(word, options):
     elif key in MANUAL_WORDS and key not in ("debug", "retry"):
         raise Stop(EX_USAGE, _("%s: not like %s") % (printable(word), MANUAL_WORDS[key]))
     else:
-        raise ValueError(_("is not a word of this program%s") % nearest(key, list(MANUAL_WORDS)))
+        raise ValueError(_("is not a word of this program%s") % did_you_mean(key, list(MANUAL_WORDS)))
 
 
 # ==== shared: run ====
@@ -4609,7 +4610,7 @@ def batch_options(keys, words):
     for name, default, option, shape in keys["batch_changeable"]:
         value = given.pop(name, default)
         if value is not None:
-            if not shape.fullmatch(value) or steers(value) or "$" in value:
+            if not shape.fullmatch(value) or has_control_chars(value) or "$" in value:
                 raise ValueError(_("batch.%s may not be %s here") % (name, value))
             options.append(option.replace("{}", value))
     if given:
@@ -5129,10 +5130,10 @@ class BatchJob:
 # ==== shared: names ====
 # File names of a calculation. Checked by every receiver: whoever sends them may be hostile.
 LOG_NAMES = ("計算標準出力.txt", "計算標準エラー出力.txt")        # stdout and stderr of the command, always among the results
-PATTERNS = 100                 # of one calculation
+MAX_PATTERNS = 100                 # of one calculation
 
 
-def parts_of(name):
+def nfc_parts(name):
     """name's parts in NFC: the order of a manifest, and what makes two names equal."""
     if not name.isascii() if hasattr(name, "isascii") else any(c > "\x7f" for c in name):
         import unicodedata
@@ -5150,35 +5151,35 @@ def check_name(name):
         raise ValueError(_("a name that is not UTF-8"))
     if length > 1000 or any(len(part.encode("utf-8")) > 255 for part in name.split("/")):
         raise ValueError(_("a name that is too long: %s...") % printable(name[:60]))
-    if steers(name) or "\\" in name:
+    if has_control_chars(name) or "\\" in name:
         raise ValueError(_("a name with a control character or a backslash: %s") % printable(name))
     if any(part in ("", ".", "..") for part in name.split("/")):
         raise ValueError(_("a name that is absolute or has an empty, . or .. part: %s") % name)
     return name
 
 
-def check_order(names, before=None, reserved=(), folders=False):
-    """Checks a manifest's names: each one plain, ascending by parts_of (so that equal names, and a name that is another's directory,
+def check_manifest_names(names, before=None, reserved=(), folders=False):
+    """Checks a manifest's names: each one plain, ascending by nfc_parts (so that equal names, and a name that is another's directory,
     stand side by side), none equal to or below a reserved one. folders: empty directories may follow, as names with a trailing /, behind
     all files and ascending among themselves. before: the last name of the page before. ValueError; returns the last name."""
-    last = (before.endswith("/"), parts_of(before.rstrip("/"))) if before is not None else None
+    last = (before.endswith("/"), nfc_parts(before.rstrip("/"))) if before is not None else None
     for name in names:
         plain = name[:-1] if folders and isinstance(name, str) and name.endswith("/") else name
-        now = plain is not name, parts_of(check_name(plain))
+        now = plain is not name, nfc_parts(check_name(plain))
         if last is not None and (now <= last or now[0] == last[0] and now[1][:len(last[1])] == last[1]):
             raise ValueError(_("two names that are equal, one in the other, or out of order: %s") % name)
-        if any(now[1][:1] == parts_of(word) for word in reserved):
+        if any(now[1][:1] == nfc_parts(word) for word in reserved):
             raise ValueError(_("a name that is kept for the log: %s") % name)
         last, before = now, name
     return before
 
 
-def pattern(text):
+def compile_pattern(text):
     """A result pattern as something with match(): * and ? within a part, ** across parts, a trailing / the whole directory. ValueError."""
     check_name(text.rstrip("/") if text.endswith("/") and text != "/" else text)
     pieces = re.findall(r"\*\*/|\*\*|\*|\?|[^*?]+", text + ("**" if text.endswith("/") else ""))
     if sum("*" in piece for piece in pieces[pieces[0] == "**/":-1]) > 1:     # as an expression it could take for ever
-        return Stars(pieces, text[0] in "*?")
+        return GlobMatcher(pieces, text[0] in "*?")
     out = ""
     for piece in pieces:
         out += {"**/": "(?:[^/]+/)*", "**": ".+", "*": "[^/]*", "?": "[^/]"}.get(piece) or re.escape(piece)
@@ -5186,7 +5187,7 @@ def pattern(text):
     return re.compile(hidden + out + r"\Z", re.S)
 
 
-class Stars:
+class GlobMatcher:
     """A pattern with many stars as a row of steps, one bit each: match() makes a few operations on whole rows for each character of the name,
     whoever made the pattern and the name. (Steps without a character: star and anys lead to the next one, dirs behind its partner in.)"""
 
@@ -5223,35 +5224,35 @@ class Stars:
         return bool(at & self.end)
 
 
-def all_patterns(texts):
+def compile_patterns(texts):
     """A calculation's patterns, ready to match. ValueError if one is none, or there are too many: each is compared with each name."""
-    if len(texts) > PATTERNS:
-        raise ValueError(_("more than %d patterns; a directory (DIR/) or ** stands for many") % PATTERNS)
-    return [pattern(text) for text in texts]
+    if len(texts) > MAX_PATTERNS:
+        raise ValueError(_("more than %d patterns; a directory (DIR/) or ** stands for many") % MAX_PATTERNS)
+    return [compile_pattern(text) for text in texts]
 
 
-def declared(names, patterns):
+def declared_matcher(names, patterns):
     """A function name -> bool: is this result one that was asked for (or a log)?"""
-    wanted = {parts_of(name) for name in tuple(names) + LOG_NAMES}
-    found = all_patterns(patterns)
+    wanted = {nfc_parts(name) for name in tuple(names) + LOG_NAMES}
+    found = compile_patterns(patterns)
     asked = set(patterns)                              # an empty directory is there as its own pattern, too
-    return lambda name: parts_of(name) in wanted or name in asked or any(one.match("/".join(parts_of(name))) for one in found)
+    return lambda name: nfc_parts(name) in wanted or name in asked or any(one.match("/".join(nfc_parts(name))) for one in found)
 # ==== end shared ====
 
 
 # ==== shared: wire ====
 # The relay's client: one keep-alive connection, JSON calls, files in pieces and packs. Redirects are never followed.
-BASE = "/mi-distcomp-api/"
+API_PATH = "/mi-distcomp-api/"
 MAX_ANSWER = 16 << 20          # bytes of a JSON answer that are read; manifests come in pages far below
 PIECE_MIN, PACK_FILE, CHUNK = 64 << 10, 1 << 20, 256 << 10      # bytes: smallest piece, largest file in a pack, one read or write
 PACK_COUNT = 2000              # files in a pack
-AGAIN = (408, 425, 429, 500, 502, 503, 504, 507)                # answers that mean: later
-NO_TOKEN = (401, 403, "0005")  # answers that mean: not with this token
-V1_WAIT = 300                  # seconds that a fielded relay may be silent: it does one thing at a time, and files whole
-V1_FILE = ((2 << 30) - 1) // 4 * 3                              # bytes: the largest file that is below 2 GiB as base64
+LATER_CODES = (408, 425, 429, 500, 502, 503, 504, 507)                # answers that mean: later
+NO_TOKEN_CODES = (401, 403, "0005")  # answers that mean: not with this token
+V1_TIMEOUT = 300                  # seconds that a fielded relay may be silent: it does one thing at a time, and files whole
+V1_FILE_MAX = ((2 << 30) - 1) // 4 * 3                              # bytes: the largest file that is below 2 GiB as base64
 
 
-class Refused(Exception):
+class RelayRefused(Exception):
     """The relay's considered no: code (int, or the fielded "0300", "400", "0005"), text, and the answer's other fields in more."""
 
     def __init__(self, code, text, more=None):
@@ -5259,7 +5260,7 @@ class Refused(Exception):
         self.code, self.more = code, more or {}
 
 
-class Away(Exception):
+class RelayAway(Exception):
     """No answer of the relay: kind is dns, connect, certificate, name (the certificate is for others), proxy, between (something in the way
     answered) or network."""
 
@@ -5268,7 +5269,7 @@ class Away(Exception):
         self.kind = kind
 
 
-def address(url, port=None):
+def parse_relay_url(url, port=None):
     """(https?, host, port, path before BASE) of a relay's URL. http://HOST means https on 50443, as the manual prints it;
     plain http is for http://LOOPBACK:PORT only. 64 for anything that is no URL."""
     from urllib.parse import urlsplit
@@ -5277,7 +5278,7 @@ def address(url, port=None):
         host, given = found.hostname, port or found.port
     except ValueError:
         host = None
-    if not host or found.scheme not in ("http", "https") or found.username is not None or steers(url) or " " in url:
+    if not host or found.scheme not in ("http", "https") or found.username is not None or has_control_chars(url) or " " in url:
         raise Stop(EX_USAGE, _("%s: not a URL of a relay (like https://HOST:50443)") % printable(url))
     plain = found.scheme == "http" and given and (host in ("localhost", "::1") or host.startswith("127."))
     return not plain, host, given or 50443, found.path.rstrip("/")
@@ -5295,7 +5296,7 @@ class Backoff:
         return wait * (0.5 + int.from_bytes(os.urandom(2), "big") / 131072)
 
 
-def aside(work, most=None):
+def in_thread(work, most=None):
     """Does work() in a thread of its own: no signal ends a wait for a name server, but one ends the wait for that thread; so do `most` seconds
     (socket.timeout)."""
     if threading.current_thread() is not threading.main_thread():        # it gets no signals
@@ -5322,11 +5323,11 @@ def proxy_of_environment(host, port):
         name = next((name for name in pair if name in os.environ), "")       # the small one counts, also when it is empty
         if os.environ.get(name):
             words = os.environ.get("no_proxy", os.environ.get("NO_PROXY", "")).replace(",", " ").split()
-            return ("", "") if any(without_proxy(host, port, word.lower()) for word in words) else (os.environ[name], name)
+            return ("", "") if any(no_proxy_matches(host, port, word.lower()) for word in words) else (os.environ[name], name)
     return "", ""
 
 
-def without_proxy(host, port, word):
+def no_proxy_matches(host, port, word):
     """Does a word of no_proxy stand for this host: *, a name and all names below it (.NAME, *.NAME), an address, a network, each with or
     without :PORT?"""
     found = re.match(r"(\[[^]]*\]|[^:]*)(?::(\d+))?\Z", word)
@@ -5349,32 +5350,32 @@ class Trust:
     def __init__(self, ca_file="", verify=True, client_cert="", client_key=""):
         self.verify, self.client_cert, self.client_key = verify, client_cert, client_key
         self.ca_file = ca_file or (os.environ.get("REQUESTS_CA_BUNDLE", "") if verify else "")           # which the fielded programs obey
-        self.context, self.seen, self.all_cas = None, None, False            # all_cas: the system's CAs are in the context, too
+        self.context, self.stamps, self.has_system_cas = None, None, False            # has_system_cas: the system's CAs are in the context, too
 
-    def now(self):
+    def current_context(self):
         """The TLS context of these files as they are. 78 if one is unusable; once there was a usable one, that stays in force meanwhile."""
         seen = [file_stamp(path) for path in (self.ca_file, self.client_cert, self.client_key) if path]
-        if self.context is None or seen != self.seen:
+        if self.context is None or seen != self.stamps:
             try:
-                self.context, self.all_cas = self.make(), not self.verify
+                self.context, self.has_system_cas = self.make_context(), not self.verify
             except Stop as stop:
                 if self.context is None:
                     raise
                 log("warn", None, "certificate", refused=stop, why="the old one stays in force")
-            self.seen = seen
+            self.stamps = seen
         if not self.ca_file:
-            self.load_all()
+            self.load_system_cas()
         return self.context
 
-    def load_all(self):
+    def load_system_cas(self):
         """Takes the system's CAs, too (20 ms: with ca_file only where it does not do). False: it has them already."""
-        if not self.all_cas:
-            self.all_cas = True
+        if not self.has_system_cas:
+            self.has_system_cas = True
             self.context.load_default_certs()
             return True
         return False
 
-    def make(self):
+    def make_context(self):
         """TLS 1.2 or newer; ca_file's CAs; a client certificate where one is set. 78 if a file is unusable."""
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         if hasattr(ssl, "TLSVersion"):
@@ -5406,7 +5407,7 @@ def file_stamp(path):
         return error.errno
 
 
-class Response(http.client.HTTPResponse):
+class FinalResponse(http.client.HTTPResponse):
     """An answer, behind what may come before it: 102, 103 Early Hints and others of their kind (http.client knows 100 alone)."""
 
     def _read_status(self):
@@ -5419,23 +5420,23 @@ class Response(http.client.HTTPResponse):
         raise http.client.HTTPException("an answer without end")
 
 
-class Relay:
+class RelayClient:
     """A relay as one client sees it; not for two threads at once.
 
     token: function that returns the token (it may be renewed in mid-run). pause: called with seconds instead of time.sleep.
-    notice: called with what was raised when the relay is away, and with None when it answers again.
-    keep_on: a token that is refused is waited out as the network is (a calculation outlives its token).
-    at_once: kinds of Away that are not waited out. slowest: longest pause between two attempts, in seconds.
+    on_outage: called with what was raised when the relay is away, and with None when it answers again.
+    waits_for_token: a token that is refused is waited out as the network is (a calculation outlives its token).
+    fatal_kinds: kinds of RelayAway that are not waited out. max_pause: longest pause between two attempts, in seconds.
     """
 
     def __init__(self, url, token, ca_file="", verify=True, proxy="", client_cert="", client_key="", port=None):
-        self.tls, self.host, self.port, self.prefix = address(url, port)
+        self.tls, self.host, self.port, self.prefix = parse_relay_url(url, port)
         self.token, self.proxy, self.trust = token, proxy, Trust(ca_file, verify, client_cert, client_key)
-        self.pause, self.notice, self.keep_on = time.sleep, lambda why: None, False
-        self.at_once, self.slowest, self.until = (), 600, None           # until: when somebody's patience is over, in time.monotonic()
-        self.connection, self.wrong, self.gone = None, 0, 0              # gone: bytes of a body that went
-        self.piece = self.most = 16 << 20
-        self.dirs, self.marks = False, {}              # does the relay take empty directories? see pages()
+        self.pause, self.on_outage, self.waits_for_token = time.sleep, lambda why: None, False
+        self.fatal_kinds, self.max_pause, self.patience_ends = (), 600, None           # patience_ends: when somebody's patience is over, in time.monotonic()
+        self.connection, self.wrong_sums, self.body_sent = None, 0, 0              # body_sent: bytes of a body that went
+        self.piece_size = self.piece_max = 16 << 20
+        self.takes_dirs, self.x_and_mtime = False, {}              # does the relay take empty directories? see manifest_entries()
         shown = "[%s]" % self.host if ":" in self.host else self.host
         self.url = "%s://%s:%d%s" % ("https" if self.tls else "http", shown, self.port, self.prefix)
 
@@ -5457,57 +5458,57 @@ class Relay:
         headers = {"Proxy-Authorization": "Basic " + base64.b64encode(word.encode()).decode()} if part.username else {}
         return part.hostname, port, headers, said
 
-    def in_time(self, seconds):
+    def within_patience(self, seconds):
         """seconds, or what is left of somebody's patience, but a second at least."""
-        return seconds if self.until is None else min(seconds, max(1.0, self.until - time.monotonic()))
+        return seconds if self.patience_ends is None else min(seconds, max(1.0, self.patience_ends - time.monotonic()))
 
-    def open(self, timeout, context=None):
+    def open_connection(self, timeout, context=None):
         """A connection to the relay, or to it through the proxy; http.client's. What it raises is for connect()."""
         via = self.proxy_for()
         host, port = via[:2] if via else (self.host, self.port)
         if self.tls:
-            made = http.client.HTTPSConnection(host, port, timeout=timeout, context=context or self.trust.now())
+            made = http.client.HTTPSConnection(host, port, timeout=timeout, context=context or self.trust.current_context())
             if via:
                 made.set_tunnel(self.host, self.port, via[2])
         else:
             made = http.client.HTTPConnection(host, port, timeout=timeout)
-        made.response_class = Response
+        made.response_class = FinalResponse
         try:
-            aside(made.connect, None if self.until is None else self.in_time(timeout))
+            in_thread(made.connect, None if self.patience_ends is None else self.within_patience(timeout))
         except OSError as error:
             error.reached = made.sock is not None      # the other end of the first line
             raise
         return made
 
     def connect(self, timeout):
-        """Opens the connection. Away, with the kind of what is wrong."""
+        """Opens the connection. RelayAway, with the kind of what is wrong."""
         via = self.proxy_for()
         where = self.url + (_(" through the proxy %s:%d (%s)") % (via[0], via[1], via[3]) if via else "")
         try:
-            self.connection = self.open(timeout)
+            self.connection = self.open_connection(timeout)
         except ssl.SSLError as error:
             reason = getattr(error, "verify_message", "") or getattr(error, "reason", "") or str(error)
             kind = "certificate" if "CERTIFICATE_VERIFY" in str(error).upper() else "network"
             if getattr(error, "verify_code", 0) in (62, 64):             # a name, or an address, that does not match
-                raise Away("name", _("%s: the certificate is for other names: %s") % (where, self.names_shown(timeout) or reason))
-            if kind == "certificate" and self.trust.load_all():
+                raise RelayAway("name", _("%s: the certificate is for other names: %s") % (where, self.certificate_names(timeout) or reason))
+            if kind == "certificate" and self.trust.load_system_cas():
                 return self.connect(timeout)
-            raise Away(kind, _("%s: TLS failed: %s") % (where, reason))
+            raise RelayAway(kind, _("%s: TLS failed: %s") % (where, reason))
         except ssl.CertificateError as error:          # Python 3.6: a name that does not match
-            raise Away("name", _("%s: the certificate is for other names: %s") % (where, self.names_shown(timeout) or error))
+            raise RelayAway("name", _("%s: the certificate is for other names: %s") % (where, self.certificate_names(timeout) or error))
         except (socket.gaierror, UnicodeError):
-            raise Away("dns", _("%s: the name %s is not known") % (where, via[0] if via else self.host))
+            raise RelayAway("dns", _("%s: the name %s is not known") % (where, via[0] if via else self.host))
         except (OSError, http.client.HTTPException) as error:
             kind = "proxy" if via and not getattr(error, "reached", True) or "unnel" in str(error) else "connect"
-            raise Away(kind, "%s: %s" % (where, getattr(error, "strerror", None) or error))
+            raise RelayAway(kind, "%s: %s" % (where, getattr(error, "strerror", None) or error))
 
-    def names_shown(self, timeout):
+    def certificate_names(self, timeout):
         """The names in the certificate of a relay that is believed but for its name: a connection of its own, on which nothing is said."""
-        context = self.trust.make()
+        context = self.trust.make_context()
         context.check_hostname = False
         context.load_default_certs()
         try:
-            made = self.open(timeout, context)
+            made = self.open_connection(timeout, context)
             names = [name for kind, name in made.sock.getpeercert().get("subjectAltName", ())]
             made.close()
             return ", ".join(names[:20])
@@ -5523,39 +5524,39 @@ class Relay:
     def exchange(self, method, target, body=b"", length=None, headers=(), timeout=30):
         """One request; the open http.client.HTTPResponse. body: bytes, or (with length) a function that returns an iterator of chunks (of
         whose errors none may be an OSError: those are the network's).
-        Away if no answer came; a kept connection that the other end has dropped meanwhile is opened again once, unless much of a body went:
+        RelayAway if no answer came; a kept connection that the other end has dropped meanwhile is opened again once, unless much of a body went:
         its offset is an old one by now."""
         for kept in (self.connection is not None, False):
-            self.gone = 0
+            self.body_sent = 0
             if self.connection is None or self.connection.sock is None:
-                self.connect(self.in_time(min(timeout, 30)))
+                self.connect(self.within_patience(min(timeout, 30)))
             made = self.connection
             try:
                 made.sock.settimeout(timeout)
-                made.putrequest(method, self.prefix + BASE + target, skip_accept_encoding=True)
+                made.putrequest(method, self.prefix + API_PATH + target, skip_accept_encoding=True)
                 fixed = [("Authorization", "Bearer " + self.token()), ("Accept-Encoding", "identity"), ("Content-Type", "application/json")]
                 for key, value in fixed + list(headers):
                     made.putheader(key, value)
                 if body or length is not None or method == "POST":
                     made.putheader("Content-Length", str(len(body) if length is None else length))
                 if length is None and body:
-                    self.send_at_once(made, body)
+                    self.send_in_one(made, body)
                 else:
                     made.endheaders()
-                sent = length is None or self.send(made.sock, body())
+                sent = length is None or self.send_chunks(made.sock, body())
                 response = made.getresponse()
                 response.will_close = response.will_close or not sent
                 return response
             except (OSError, http.client.HTTPException) as error:
                 self.close()
-                if not kept or self.gone > 4 * CHUNK or isinstance(error, socket.timeout):
-                    raise Away("network", "%s: %s" % (self.url, getattr(error, "strerror", None) or error or type(error).__name__))
+                if not kept or self.body_sent > 4 * CHUNK or isinstance(error, socket.timeout):
+                    raise RelayAway("network", "%s: %s" % (self.url, getattr(error, "strerror", None) or error or type(error).__name__))
             except BaseException:                      # half a request must not be followed by another
                 self.close()
                 raise
 
     @staticmethod
-    def send_at_once(made, body):
+    def send_in_one(made, body):
         """Sends head and body in one: half the packets, and the relay looks once."""
         parts = []
         made.send = parts.append
@@ -5563,19 +5564,19 @@ class Relay:
         del made.send
         made.send(b"".join(parts))
 
-    def send(self, sock, chunks):
+    def send_chunks(self, sock, chunks):
         """Sends a body. False if the other end broke it off: its answer may be there already."""
         for chunk in chunks:
             try:
                 sock.sendall(chunk)
-                self.gone += len(chunk)
+                self.body_sent += len(chunk)
             except socket.timeout:
                 raise
             except OSError:
                 return False
         return True
 
-    def finish(self, response):
+    def end_exchange(self, response):
         """The answer has been read: keep the connection if both ends may."""
         if response.chunked and not response.isclosed():                 # its last chunk, which is empty, comes with what was read
             try:
@@ -5588,8 +5589,8 @@ class Relay:
         elif not response.isclosed():
             response.read()
 
-    def answer(self, response, timeout, whole=False):
-        """The JSON of an answer: errors[0] if its code is 200, or all of it (whole). Refused; Away if it is not the relay's."""
+    def read_answer(self, response, timeout, whole=False):
+        """The JSON of an answer: errors[0] if its code is 200, or all of it (whole). RelayRefused; RelayAway if it is not the relay's."""
         data, left, until = bytearray(), response.length, time.monotonic() + timeout
         endless = left is None and not response.chunked                  # only the connection's end tells where it ends
         try:
@@ -5601,12 +5602,12 @@ class Relay:
                 left = None if left is None else left - len(more)
                 if len(data) > MAX_ANSWER or time.monotonic() > until:
                     self.close()
-                    raise Away("between", _("%s: an answer without end") % self.url)
+                    raise RelayAway("between", _("%s: an answer without end") % self.url)
             if left:                                   # part of an answer says nothing, least of all that this is a fielded relay
                 self.close()
-                raise Away("network", "%s: %s" % (self.url, _("cut off")))
+                raise RelayAway("network", "%s: %s" % (self.url, _("cut off")))
             response.length = left                     # before Python 3.13, read1 does not count
-            self.finish(response)
+            self.end_exchange(response)
             parsed = json.loads(data.decode("utf-8"))
             if whole and isinstance(parsed, dict) and "errors" not in parsed:
                 return parsed
@@ -5614,102 +5615,102 @@ class Relay:
             code, text = first["code"], str(first.get("message", ""))
         except (OSError, http.client.HTTPException) as error:
             self.close()
-            raise Away("network", "%s: %s" % (self.url, getattr(error, "strerror", None) or error or type(error).__name__))
+            raise RelayAway("network", "%s: %s" % (self.url, getattr(error, "strerror", None) or error or type(error).__name__))
         except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError) as error:
             self.close()
             if endless and data[:1] == b"{" and isinstance(error, ValueError):
-                raise Away("network", "%s: %s" % (self.url, _("cut off")))
+                raise RelayAway("network", "%s: %s" % (self.url, _("cut off")))
             if response.status == 413:                 # also of a proxy: known to be for good
-                raise Refused(413, _("%s: HTTP 413: too large") % self.url)
-            raise Away("between", _("%s: HTTP %d without the relay's JSON: a proxy or gateway in between answered") % (
+                raise RelayRefused(413, _("%s: HTTP 413: too large") % self.url)
+            raise RelayAway("between", _("%s: HTTP %d without the relay's JSON: a proxy or gateway in between answered") % (
                 self.url, response.status))
         if code != 200:
-            raise Refused(code, text, first)
+            raise RelayRefused(code, text, first)
         return parsed if whole else first
 
     def call(self, method, name, fields, wait=0, whole=False):
         """One call, once. fields go into the query (GET) or the body. wait: seconds that the relay may take before it answers."""
-        timeout = wait + self.in_time(30)              # what the relay is asked to wait is no matter of patience
+        timeout = wait + self.within_patience(30)              # what the relay is asked to wait is no matter of patience
         if method == "GET":
             from urllib.parse import urlencode
-            return self.answer(self.exchange(method, name + "?" + urlencode(fields), timeout=timeout), timeout, whole)
+            return self.read_answer(self.exchange(method, name + "?" + urlencode(fields), timeout=timeout), timeout, whole)
         body = json.dumps(fields, ensure_ascii=True).encode()
-        return self.answer(self.exchange(method, name, body, timeout=timeout), timeout, whole)
+        return self.read_answer(self.exchange(method, name, body, timeout=timeout), timeout, whole)
 
-    def again(self, work, patience=None, no_token=NO_TOKEN):
+    def retried(self, work, patience=None, no_token=NO_TOKEN_CODES):
         """work() until it is answered: pauses while the relay is away or busy. patience: seconds, None for ever; then what it raised
-        last. no_token: codes that are waited out with keep_on."""
-        backoff, until, noticed = Backoff(self.slowest), None if patience is None else time.monotonic() + patience, ""
+        last. no_token: codes that are waited out with waits_for_token."""
+        backoff, until, noticed = Backoff(self.max_pause), None if patience is None else time.monotonic() + patience, ""
         while True:
-            self.until = until if patience else None   # 0: once, in its own time
+            self.patience_ends = until if patience else None   # 0: once, in its own time
             try:
                 result = work()
                 if noticed:
-                    self.notice(None)
+                    self.on_outage(None)
                 return result
-            except (Away, Refused) as error:
-                if isinstance(error, Away):
-                    later = error.kind not in self.at_once
+            except (RelayAway, RelayRefused) as error:
+                if isinstance(error, RelayAway):
+                    later = error.kind not in self.fatal_kinds
                 else:
-                    later = error.code in AGAIN or self.keep_on and error.code in no_token
+                    later = error.code in LATER_CODES or self.waits_for_token and error.code in no_token
                 wait, left = backoff.next(), None if until is None else until - time.monotonic()
                 if not later or left is not None and left <= 0:
                     raise
                 if str(error) != noticed:              # the newest reason is the one that is shown
-                    self.notice(error)
+                    self.on_outage(error)
                 noticed = str(error)
             finally:
-                self.until = None
+                self.patience_ends = None
             self.close()
             self.pause(wait if left is None else min(wait, left))
 
     def ask(self, method, name, fields, wait=0, patience=None):
-        """call(), until it is answered (see again)."""
-        return self.again(lambda: self.call(method, name, fields, wait), patience)
+        """call(), until it is answered (see retried)."""
+        return self.retried(lambda: self.call(method, name, fields, wait), patience)
 
-    def call_v1(self, method, name, fields, body=None, folder=None, moved=lambda count: None, began=lambda: None, timeout=V1_WAIT):
+    def call_v1(self, method, name, fields, body=None, folder=None, moved=lambda count: None, began=lambda: None, timeout=V1_TIMEOUT):
         """One call as the fielded programs make it, once, on a connection of its own: errors[0] if its code is 200, or what comes without
         an envelope. fields go into the query (GET) or the body. body: (length, function that gives its chunks) instead of fields.
         folder: where the files inside the answer go (see BodyReader); began: called when an answer without an envelope begins.
-        Refused, Away; ValueError if the answer or a file to send is not as it should be, OSError of this disk."""
+        RelayRefused, RelayAway; ValueError if the answer or a file to send is not as it should be, OSError of this disk."""
         self.close()                                   # a fielded relay closes it; a request must not go out twice
         if method == "GET":
             from urllib.parse import urlencode
             response = self.exchange("GET", name + "?" + urlencode(fields), timeout=timeout)
         elif body:
-            response = self.exchange("POST", name, lambda: readable(body[1]()), body[0], timeout=timeout)
+            response = self.exchange("POST", name, lambda: local_chunks(body[1]()), body[0], timeout=timeout)
         else:
             response = self.exchange("POST", name, json.dumps(fields).encode(), timeout=timeout)
         try:
             if folder is None or response.status != 200:
-                return self.answer(response, timeout)
-            parsed = BodyReader(self.views(response, moved, began), folder, parsed_json, MAX_ANSWER).parse()
+                return self.read_answer(response, timeout)
+            parsed = BodyReader(self.body_chunks(response, moved, began), folder, json_from_bytes, MAX_ANSWER).parse()
             if not isinstance(parsed, dict) or "errors" not in parsed:
                 return parsed
             first = parsed["errors"][0]
             code, text = first["code"], str(first.get("message", ""))
-        except Away as error:
-            if error.kind == "between" and 400 <= response.status < 500 and response.status not in AGAIN:
-                raise Refused(response.status, str(error), {"why": "html"})             # a gateway has swallowed the relay's own words
+        except RelayAway as error:
+            if error.kind == "between" and 400 <= response.status < 500 and response.status not in LATER_CODES:
+                raise RelayRefused(response.status, str(error), {"why": "html"})             # a gateway has swallowed the relay's own words
             raise
         except (KeyError, IndexError, TypeError, AttributeError):
             raise ValueError(_("an answer that is none"))
         finally:
             self.close()
         if code != 200:
-            raise Refused(code, text, first)
+            raise RelayRefused(code, text, first)
         return first
 
-    def views(self, response, moved, began):
-        """The body of an answer, a chunk at a time. Away if it breaks off."""
+    def body_chunks(self, response, moved, began):
+        """The body of an answer, a chunk at a time. RelayAway if it breaks off."""
         view, seen = memoryview(bytearray(CHUNK)), 0
         while response.length != 0:
             try:
                 got = response.readinto(view)
             except (OSError, http.client.HTTPException) as error:
-                raise Away("network", "%s: %s" % (self.url, getattr(error, "strerror", None) or error or type(error).__name__))
+                raise RelayAway("network", "%s: %s" % (self.url, getattr(error, "strerror", None) or error or type(error).__name__))
             if not got and response.length:
-                raise Away("network", "%s: %s" % (self.url, _("cut off")))
+                raise RelayAway("network", "%s: %s" % (self.url, _("cut off")))
             if not got:
                 return
             if not seen and not re.match(rb'\s*\{\s*"errors"', view[:64]):
@@ -5719,68 +5720,68 @@ class Relay:
             yield view[:got]
 
     def ask_v1(self, method, name, fields, patience=None, **more):
-        """call_v1(), until it is answered (see again). A fielded 401 is no matter of tokens."""
-        return self.again(lambda: self.call_v1(method, name, fields, **more), patience, NO_TOKEN[1:])
+        """call_v1(), until it is answered (see retried). A fielded 401 is no matter of tokens."""
+        return self.retried(lambda: self.call_v1(method, name, fields, **more), patience, NO_TOKEN_CODES[1:])
 
     def learn(self, patience=None):
         """The relay's version (int) and limits (dict), from `GET version`; version 1 if it is a fielded one."""
         def once():
-            timeout = self.in_time(30)
+            timeout = self.within_patience(30)
             response = self.exchange("GET", "version?v=2", timeout=timeout)
-            if response.status in AGAIN:
+            if response.status in LATER_CODES:
                 self.close()
-                raise Away("between", "%s: HTTP %d" % (self.url, response.status))
+                raise RelayAway("between", "%s: HTTP %d" % (self.url, response.status))
             try:
-                return self.answer(response, timeout, whole=True)
-            except Refused:
+                return self.read_answer(response, timeout, whole=True)
+            except RelayRefused:
                 return {}
-            except Away as error:
+            except RelayAway as error:
                 if error.kind == "between":
                     return {}
                 raise
-        found = self.again(once, patience)
-        limit, self.dirs = found.get("max_body"), found.get("dirs") is True
+        found = self.retried(once, patience)
+        limit, self.takes_dirs = found.get("max_body"), found.get("dirs") is True
         if isinstance(limit, int) and limit >= PIECE_MIN:
-            self.piece = self.most = min(limit, 16 << 20)
+            self.piece_size = self.piece_max = min(limit, 16 << 20)
         return found["version"] if isinstance(found.get("version"), int) else 1, found
 
-    def cut_down(self, count, for_good):
+    def shrink_piece(self, count, for_good):
         """A body of count bytes did not get through: smaller ones from now on. False if they are as small as can be."""
-        self.piece = max(PIECE_MIN, count // 2)
+        self.piece_size = max(PIECE_MIN, count // 2)
         if for_good:
-            self.most = self.piece
+            self.piece_max = self.piece_size
         return count > PIECE_MIN
 
-    def passed(self, count):
+    def grow_piece(self, count):
         """A body of count bytes got through: slowly back to larger ones."""
-        if count >= self.piece:
-            self.piece = min(self.most, self.piece + self.piece // 8)
+        if count >= self.piece_size:
+            self.piece_size = min(self.piece_max, self.piece_size + self.piece_size // 8)
 
     def send_piece(self, target, query, source, offset, size):
         """One piece of the open file source from offset on: the relay's answer, or what its refusal says about the offset."""
-        count = min(self.piece, size - offset)
+        count = min(self.piece_size, size - offset)
         try:
             target = "%s?v=2&offset=%d%s" % (target, offset, query)
-            found = self.answer(self.exchange("POST", target, lambda: pieces(source, offset, count), count, timeout=120), 120)
-            self.passed(count)
+            found = self.read_answer(self.exchange("POST", target, lambda: file_chunks(source, offset, count), count, timeout=120), 120)
+            self.grow_piece(count)
             return found
-        except Refused as error:
-            if error.code == 413 and self.cut_down(count, True):
+        except RelayRefused as error:
+            if error.code == 413 and self.shrink_piece(count, True):
                 return {"offset": offset}
             if error.code == 409 and "offset" in error.more:
                 return {"offset": error.more["offset"]}
             if error.code == 422:
                 return {"offset": 0, "wrong": 1}
             raise
-        except Away:
-            self.cut_down(count, False)
+        except RelayAway:
+            self.shrink_piece(count, False)
             raise
 
     def upload(self, target, path, size, claim="", moved=lambda count: None):
         """One file to the relay, resumed at the byte where it stopped; path in bytes, size as declared.
         ValueError if the file is no longer what was declared."""
         query = "&claim=" + claim if claim else ""
-        offset, asked, wrong, idle = 0, size <= self.piece, 0, 0        # asked: offset is the relay's own
+        offset, asked, wrong, idle = 0, size <= self.piece_size, 0, 0        # asked: offset is the relay's own
 
         def step():
             nonlocal asked
@@ -5789,12 +5790,12 @@ class Relay:
                 return self.send_piece(target, query, source, offset, size)
             return self.call("GET", target, dict({"v": 2, "offset": ""}, **({"claim": claim} if claim else {})))
 
-        with opened(path) as source:
+        with open_source(path) as source:
             while True:
-                found = self.again(step)
+                found = self.retried(step)
                 now = size if found.get("complete") else found.get("offset")
                 if not isinstance(now, int) or not 0 <= now <= size:
-                    raise Refused(400, _("%s: the relay is at byte %s of a file of %d") % (target, now, size))
+                    raise RelayRefused(400, _("%s: the relay is at byte %s of a file of %d") % (target, now, size))
                 moved(now - offset)
                 if found.get("complete"):
                     return
@@ -5802,7 +5803,7 @@ class Relay:
                 if wrong == 3:
                     raise ValueError(_("is not what was declared (its sum differs)"))
                 if idle > 10:
-                    raise Refused(409, _("%s: the relay stays at byte %d of %d") % (target, now, size))
+                    raise RelayRefused(409, _("%s: the relay stays at byte %d of %d") % (target, now, size))
                 asked, offset = True, now              # all there, but not complete: an empty piece has the relay look at it again
 
     def upload_pack(self, target, first, files, claim="", moved=lambda count: None):
@@ -5810,25 +5811,25 @@ class Relay:
         cut down. ValueError if one is no longer what was declared."""
         while True:
             count, total = 0, 0
-            while count < len(files) and (count == 0 or total + files[count][1] <= self.piece):
+            while count < len(files) and (count == 0 or total + files[count][1] <= self.piece_size):
                 total, count = total + files[count][1], count + 1
             if count == 1:
                 self.upload("%s/%d" % (target, first), files[0][0], files[0][1], claim, moved)
                 return 1
             query = "%s/pack?v=2&from=%d&count=%d%s" % (target, first, count, "&claim=" + claim if claim else "")
             try:
-                self.answer(self.exchange("POST", query, lambda: packed(files[:count]), total, timeout=120), 120)
-            except Refused as error:
+                self.read_answer(self.exchange("POST", query, lambda: pack_chunks(files[:count]), total, timeout=120), 120)
+            except RelayRefused as error:
                 wrong = error.more.get("wrong")
                 if error.code == 422 and isinstance(wrong, list) and wrong and wrong[0] in range(first, first + count):
                     raise ValueError(_("%s changed while it was sent") % files[wrong[0] - first][0].decode("utf-8", "replace"))
-                if error.code == 413 and self.cut_down(total, True):
+                if error.code == 413 and self.shrink_piece(total, True):
                     continue
                 raise
-            except Away:
-                self.cut_down(total, False)
+            except RelayAway:
+                self.shrink_piece(total, False)
                 raise
-            self.passed(total)
+            self.grow_piece(total)
             moved(total)
             return count
 
@@ -5838,14 +5839,14 @@ class Relay:
         todo = sorted(range(len(files)) if numbers is None else set(numbers), reverse=True)
         while todo:
             first, batch, total = todo[-1], [], 0
-            while len(batch) < min(len(todo), PACK_COUNT) and todo[-1 - len(batch)] == first + len(batch) and total <= self.piece:
+            while len(batch) < min(len(todo), PACK_COUNT) and todo[-1 - len(batch)] == first + len(batch) and total <= self.piece_size:
                 entry = files[first + len(batch)]
                 if entry[1] > PACK_FILE:
                     break
                 batch.append(entry)
                 total += entry[1]
             if len(batch) > 1:
-                del todo[-self.again(lambda: self.upload_pack(target, first, batch, claim, moved)):]
+                del todo[-self.retried(lambda: self.upload_pack(target, first, batch, claim, moved)):]
             else:
                 try:
                     self.upload("%s/%d" % (target, first), files[first][0], files[first][1], claim, moved)
@@ -5853,23 +5854,23 @@ class Relay:
                     raise ValueError("%s: %s" % (files[first][0].decode("utf-8", "replace"), getattr(error, "strerror", None) or error))
                 todo.pop()
 
-    def pages(self, target, page, claim=""):
+    def manifest_entries(self, target, page, claim=""):
         """Every (number, name, size, sha256) of a manifest whose first page is in page {"files", "next"}; checked. An empty directory's name
         ends with /; they come last. marks: {number: (may its owner execute it?, mtime in nanoseconds or None)}, where a file has any; who
         stores the file takes them out. ValueError if the manifest is malformed."""
         number, before, query = 0, None, dict({"claim": claim} if claim else {}, v=2, dirs=1)
-        self.marks.clear()                             # of a list that was not taken to its end
+        self.x_and_mtime.clear()                             # of a list that was not taken to its end
         while True:
             entries = page.get("files") or {}
             if not isinstance(entries, dict):
                 raise ValueError(_("the file list is none"))
-            before = check_order(entries, before, folders=True)
+            before = check_manifest_names(entries, before, folders=True)
             for name, entry in entries.items():
                 size, sum256 = (entry.get("size"), entry.get("sha256")) if isinstance(entry, dict) else (None, None)
                 if not (isinstance(size, int) and size >= 0 and re.match(r"[0-9a-f]{64}\Z", str(sum256))):
                     raise ValueError(_("%s: no size or sha256") % name)
                 if "x" in entry or "mtime" in entry:
-                    self.marks[number] = entry.get("x") is True, nanoseconds_of(entry.get("mtime"))
+                    self.x_and_mtime[number] = entry.get("x") is True, nanoseconds_of(entry.get("mtime"))
                 yield number, name, size, sum256
                 number += 1
             if page.get("next") is None:
@@ -5878,8 +5879,8 @@ class Relay:
                 raise ValueError(_("the pages of the file list do not follow one another"))
             page = self.ask("GET", target, dict(query, **{"from": number}))
 
-    def receive(self, response, view, may_end=False):
-        """Fills view from the answer's body as far as one read goes; 0 bytes are its end, where it may end. Away if it ends elsewhere, or the
+    def read_into(self, response, view, may_end=False):
+        """Fills view from the answer's body as far as one read goes; 0 bytes are its end, where it may end. RelayAway if it ends elsewhere, or the
         line breaks."""
         try:
             got = response.readinto(view)
@@ -5889,16 +5890,16 @@ class Relay:
         except (OSError, http.client.HTTPException) as broken:
             error = getattr(broken, "strerror", None) or broken or type(broken).__name__
         self.close()
-        raise Away("network", "%s: %s" % (self.url, error))
+        raise RelayAway("network", "%s: %s" % (self.url, error))
 
-    def raw(self, target, statuses, headers=()):
-        """The answer to a GET of bytes, its body still to be read. Refused, or Away if what answers are no bytes."""
+    def get_bytes(self, target, statuses, headers=()):
+        """The answer to a GET of bytes, its body still to be read. RelayRefused, or RelayAway if what answers are no bytes."""
         response = self.exchange("GET", target, timeout=60, headers=headers)
         if response.status in statuses and response.getheader("Content-Type", "").startswith("application/octet-stream"):
             return response
-        self.answer(response, 60)
+        self.read_answer(response, 60)
         self.close()
-        raise Away("between", _("%s: HTTP %d where a file was due") % (self.url, response.status))
+        raise RelayAway("between", _("%s: HTTP %d where a file was due") % (self.url, response.status))
 
     def download(self, target, part, size, sum256, claim="", moved=lambda count: None):
         """One file into part (bytes path), resumed from what is there, verified. ValueError after three wrong sums."""
@@ -5907,7 +5908,7 @@ class Relay:
 
         def piece():
             nonlocal have, digest
-            response = self.raw(target + "?v=2" + ("&claim=" + claim if claim else ""), (200, 206), [
+            response = self.get_bytes(target + "?v=2" + ("&claim=" + claim if claim else ""), (200, 206), [
                 ("Range", "bytes=%d-" % have), ("If-Range", '"%s"' % sum256)] if have else [])
             if response.status == 200 and have:        # something in between knows no ranges, or it is another file
                 out.seek(0)
@@ -5916,9 +5917,9 @@ class Relay:
                 have, digest = 0, hashlib.sha256()
             if response.length not in (None, size - have):
                 self.close()
-                raise Away("between", _("%s: %d bytes where %d were due") % (self.url, response.length, size - have))
+                raise RelayAway("between", _("%s: %d bytes where %d were due") % (self.url, response.length, size - have))
             while have < size:
-                got = self.receive(response, view[:min(CHUNK, size - have)])
+                got = self.read_into(response, view[:min(CHUNK, size - have)])
                 if not view[0] and not view[got - 1] and not bytes(view[:got]).strip(b"\0"):
                     out.seek(got, 1)                   # zeros behind the end of the file: a hole
                 elif out.write(view[:got]) != got:
@@ -5926,7 +5927,7 @@ class Relay:
                 digest.update(view[:got])
                 have += got
                 moved(got)
-            self.finish(response)
+            self.end_exchange(response)
 
         for attempt in range(3):
             with open(os.open(part, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666), "rb+", buffering=0) as out:
@@ -5937,7 +5938,7 @@ class Relay:
                 moved(have)
                 try:
                     while have < size:
-                        self.again(piece)
+                        self.retried(piece)
                 except OSError:                        # of the disk: the rest of the answer is not read
                     self.close()
                     raise
@@ -5953,23 +5954,23 @@ class Relay:
         """The first files of batch [(number, name, size, sha256)], as many as the relay packs; taken off batch as they are stored."""
         import hashlib
         count = sum(1 for entry in batch if entry[2] <= PACK_FILE)
-        response = self.raw("%s/pack?v=2&from=%d&count=%d%s" % (target, batch[0][0], count, "&claim=" + claim if claim else ""), (200,))
+        response = self.get_bytes("%s/pack?v=2&from=%d&count=%d%s" % (target, batch[0][0], count, "&claim=" + claim if claim else ""), (200,))
         left, some = response.length, False            # None: something in between passes it on without its length; its end tells
         try:
             while batch and batch[0][2] <= (PACK_FILE if left is None else min(left, PACK_FILE)):
                 number, name, size, sum256 = batch[0]
                 data, at, got = bytearray(size), 0, 1
                 while at < size and got:
-                    got = self.receive(response, memoryview(data)[at:], left is None and at == 0)
+                    got = self.read_into(response, memoryview(data)[at:], left is None and at == 0)
                     at += got
                 if not got:
                     break
                 if hashlib.sha256(data).hexdigest() != sum256:
-                    self.wrong += 1
-                    if self.wrong >= 3:
+                    self.wrong_sums += 1
+                    if self.wrong_sums >= 3:
                         raise ValueError(_("%s does not arrive as it was sent (its sum differs, three times)") % name)
                     self.close()
-                    raise Away("between", _("%s: arrived other than it was sent") % name)
+                    raise RelayAway("between", _("%s: arrived other than it was sent") % name)
                 store(number, name, data)
                 moved(size)
                 left, some = left if left is None else left - size, True
@@ -5979,11 +5980,11 @@ class Relay:
         except (ValueError, OSError):                  # the rest of the answer is not read
             self.close()
             raise
-        self.wrong = 0
+        self.wrong_sums = 0
         if left:
             self.close()
         else:
-            self.finish(response)
+            self.end_exchange(response)
 
     def download_all(self, target, entries, store, part, claim="", moved=lambda count: None):
         """Every (number, name, size, sha256) of entries: small ones in packs, handed to store(number, name, data), large ones
@@ -6004,7 +6005,7 @@ class Relay:
                 store(number, name, None)
                 batch.popleft()
             else:
-                self.again(lambda: self.download_pack(target, batch, store, claim, moved))
+                self.retried(lambda: self.download_pack(target, batch, store, claim, moved))
 
 
 def nanoseconds_of(mtime):
@@ -6012,7 +6013,7 @@ def nanoseconds_of(mtime):
     return int(mtime * 10 ** 9) if type(mtime) in (int, float) and abs(mtime) < 1 << 33 else None
 
 
-def parsed_json(data):
+def json_from_bytes(data):
     """JSON text (bytes) as an object. ValueError, also for what is nested too deeply."""
     try:
         return json.loads(data.decode("utf-8"))
@@ -6020,7 +6021,7 @@ def parsed_json(data):
         raise ValueError(_("an answer that is none"))
 
 
-def readable(chunks):
+def local_chunks(chunks):
     """chunks; an OSError that they raise is a ValueError from here on, for it is not the network's."""
     try:
         for chunk in chunks:
@@ -6029,7 +6030,7 @@ def readable(chunks):
         raise ValueError("%s: %s" % (error.filename.decode("utf-8", "replace") if error.filename else "", error.strerror))
 
 
-def pieces(source, at, left):
+def file_chunks(source, at, left):
     """left bytes of the open file source from at on, a chunk at a time. ValueError if they cannot be read."""
     view = memoryview(bytearray(min(CHUNK, left) or 1))
     try:
@@ -6044,12 +6045,12 @@ def pieces(source, at, left):
         raise ValueError(error.strerror)
 
 
-def packed(files):
+def pack_chunks(files):
     """The bytes of small files [(path, size, ...)] back to back, in chunks. ValueError if one cannot be read or has another size."""
     chunk = bytearray()
     for entry in files:
         try:
-            with opened(entry[0]) as source:
+            with open_source(entry[0]) as source:
                 data = source.read(entry[1] + 1)
         except OSError as error:
             raise ValueError("%s: %s" % (entry[0].decode("utf-8", "replace"), error.strerror))
@@ -6066,11 +6067,11 @@ def packed(files):
 
 # ==== shared: stream ====
 # Fielded bodies hold whole files as base64 in JSON. They are read and written as streams: memory does not grow with the files.
-BIG = 64 << 10                 # bytes: longer strings of a fielded body are base64 of a file and go straight into one
-MANY = 1 << 20                 # bytes: beyond so much that is kept, every string of more than FEW_BYTES where a file's content stands does
+LONG_STRING = 64 << 10                 # bytes: longer strings of a fielded body are base64 of a file and go straight into one
+KEPT_MANY = 1 << 20                 # bytes: beyond so much that is kept, every string of more than FEW_BYTES where a file's content stands does
 FEW_BYTES = 256
-CONTENT = re.compile(rb'(?:\[|"content"\s*:)\s*"\Z')                        # what stands before a file's content
-ALPHABET = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
+BEFORE_CONTENT = re.compile(rb'(?:\[|"content"\s*:)\s*"\Z')                        # what stands before a file's content
+BASE64_CHARS = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
 END_OF_STRING = re.compile(rb'[^"\\]*(?:\\.[^"\\]*)*"', re.S)
 Blob = collections.namedtuple("Blob", "path size sha256")                    # a file that came inside a fielded body
 
@@ -6084,7 +6085,7 @@ class BodyReader:
         self.blobs, self.nonce = {}, os.urandom(8).hex()
         self.data, self.at = b"", 0
 
-    def more(self):
+    def refill(self):
         """Takes the next part of the body behind what is not yet read. False at the end."""
         view = next(self.views, None)
         if view is None:
@@ -6102,10 +6103,10 @@ class BodyReader:
             if len(kept) > self.most:
                 raise ValueError("more than %d bytes beside the files" % self.most)
             if quote >= 0:
-                kept += self.string(BIG if len(kept) < MANY or not CONTENT.search(kept, len(kept) - 40) else FEW_BYTES)
-            elif not self.more():
+                kept += self.string(LONG_STRING if len(kept) < KEPT_MANY or not BEFORE_CONTENT.search(kept, len(kept) - 40) else FEW_BYTES)
+            elif not self.refill():
                 break
-        return self.put_in(self.parse_rest(bytes(kept)))
+        return self.with_blobs(self.parse_rest(bytes(kept)))
 
     def string(self, most):
         """The rest of a string, after its opening quote: as it is, or, if it is longer than most bytes, the mark of the Blob that it became."""
@@ -6120,7 +6121,7 @@ class BodyReader:
                 mark = "%s:%d" % (self.nonce, len(self.blobs))
                 self.blobs[mark] = self.blob(os.path.join(self.folder, b"%06d" % len(self.blobs)))
                 return mark.encode() + b'"'
-            if not self.more():
+            if not self.refill():
                 raise ValueError("the body ends within a string")
 
     def blob(self, path):
@@ -6135,11 +6136,11 @@ class BodyReader:
                 if cut >= 0:                           # an escape may be cut in two
                     piece = piece[:cut]
                 self.at += len(piece) + (1 if last else 0)
-                piece = carry + (unescape(piece) if b"\\" in piece else piece)
+                piece = carry + (unescape_base64(piece) if b"\\" in piece else piece)
                 whole = len(piece) if last else len(piece) & ~3
                 piece, carry = piece[:whole], piece[whole:]
                 if piece:
-                    rest = piece.translate(None, ALPHABET)
+                    rest = piece.translate(None, BASE64_CHARS)
                     if padded or len(piece) % 4 or rest.strip(b"=") or len(rest) > 2 or not piece.endswith(rest):
                         raise ValueError("a file's content is not base64")
                     padded, data = bool(rest), binascii.a2b_base64(piece)
@@ -6150,23 +6151,23 @@ class BodyReader:
                 if last:
                     os.fsync(out.fileno())
                     return Blob(path, total, digest.hexdigest())
-                if not self.more():
+                if not self.refill():
                     raise ValueError("the body ends within a string")
 
-    def put_in(self, found):
+    def with_blobs(self, found):
         """found with the marks replaced by their Blobs."""
         if isinstance(found, str):
             return self.blobs.get(found, found)
         if isinstance(found, list):
-            return [self.put_in(part) for part in found]
+            return [self.with_blobs(part) for part in found]
         if isinstance(found, dict):
             if any(key in self.blobs for key in found):
                 raise ValueError("a name that is too long")
-            return collections.OrderedDict((key, self.put_in(part)) for key, part in found.items())
+            return collections.OrderedDict((key, self.with_blobs(part)) for key, part in found.items())
         return found
 
 
-def unescape(piece):
+def unescape_base64(piece):
     """JSON's escapes in a part of a base64 string; line ends are dropped."""
     try:
         return json.loads('"%s"' % piece.decode("ascii")).encode("ascii").replace(b"\r", b"").replace(b"\n", b"")
@@ -6194,17 +6195,17 @@ def as_blob(content, path):
     return Blob(path, len(data), hashlib.sha256(data).hexdigest())
 
 
-def opened(path):
+def open_source(path):
     """A file to read, at path (bytes), or what an object in its place opens: whoever declared it may have more to say of its bytes."""
     return path.open() if hasattr(path, "open") else open(path, "rb", buffering=0)
 
 
-def base64_of(path, at, left, sum256=""):
+def base64_chunks(path, at, left, sum256=""):
     """A part of a file (bytes path) as chunks of base64. ValueError if it became shorter, or is not what sum256 says."""
     import hashlib
     digest = hashlib.sha256()
     buffer = memoryview(bytearray(min(192 << 10, left) or 1))                 # a multiple of 3
-    with opened(path) as source:
+    with open_source(path) as source:
         source.seek(at)
         while left:
             filled, want = 0, min(left, len(buffer))
@@ -6221,7 +6222,7 @@ def base64_of(path, at, left, sum256=""):
             yield binascii.b2a_base64(buffer[:want], newline=False)
 
 
-def around_files(found, files):
+def json_with_files(found, files):
     """JSON with files inside: found(mark) makes an object in which mark stands once for each of files [(path, place, size)], in their order;
     with a sha256 behind size, a file that is another one is not sent to its end (ValueError).
     Returns (the body's length, a function that gives its chunks)."""
@@ -6233,7 +6234,7 @@ def around_files(found, files):
         for number, text in enumerate(texts):
             yield text
             if number < len(files):
-                for chunk in base64_of(*files[number]):
+                for chunk in base64_chunks(*files[number]):
                     yield chunk
 
     return length, chunks
@@ -6242,7 +6243,7 @@ def around_files(found, files):
 
 # ==== shared: reach ====
 # `check` of the way to the relay, and `login`.
-def chain_of(sock):
+def certificate_chain(sock):
     """The certificates that the other side shows, its own first, as the ssl module tells them; on older Pythons its own alone."""
     try:
         return [one.get_info() for one in sock._sslobj.get_unverified_chain()]
@@ -6254,36 +6255,36 @@ def chain_of(sock):
             return [ssl._ssl._test_decode_cert(text.name)]
 
 
-def look_at_tls(relay):
+def findings_of_tls(relay):
     """Rows: the certificate chain as it is seen from here, and whether it is believed. No token is sent."""
     import copy
     rows, blind, trust = [], copy.copy(relay), relay.trust
     blind.trust, blind.connection = Trust(trust.ca_file, False, trust.client_cert, trust.client_key), None
     try:
         blind.connect(20)
-        chain = chain_of(blind.connection.sock)
+        chain = certificate_chain(blind.connection.sock)
         rows.append((True, "%s: %s, %s" % (relay.url, blind.connection.sock.version(), blind.connection.sock.cipher()[0])))
         for number, one in enumerate(chain):
-            rows.append(look_at_certificate(one, "#%d" % number))
-            if re.search(INSPECTORS, name_in(one["issuer"]), re.I):
+            rows.append(finding_of_certificate(one, "#%d" % number))
+            if re.search(TLS_INSPECTORS, readable_name(one["issuer"]), re.I):
                 rows.append((None, _("%s reads along in TLS, by its name: believe it (ca_file = its CA) only if your company says so")
-                             % name_in(one["issuer"])))
-    except (Away, OSError) as error:
+                             % readable_name(one["issuer"])))
+    except (RelayAway, OSError) as error:
         rows.append((False, str(error)))
         return rows
     finally:
         blind.close()
     try:
         relay.connect(20)
-        cas = trust.ca_file if trust.ca_file and not trust.all_cas else _("the system's CAs")
+        cas = trust.ca_file if trust.ca_file and not trust.has_system_cas else _("the system's CAs")
         rows.append((True, _("the certificate is believed (%s)") % cas if trust.verify else _("no_auth: the certificate is not checked")))
-    except Away as error:
+    except RelayAway as error:
         hint = "%s" if error.kind == "name" else _("%s; if it was issued by the right CA, give that CA's file with ca_file")
         rows.append((False, hint % error))
     return rows
 
 
-def look_at_relay(relay, calls):
+def findings_of_relay(relay, calls):
     """Rows: name, proxy, certificate, clock, token, and which of the calls [(method, target, fields, what a good answer says)] get through."""
     rows, via = [], relay.proxy_for()
     rows.append((True, _("proxy: %s") % (_("none") if via is None else "%s:%d (%s)" % (via[0], via[1], via[3]))))
@@ -6293,7 +6294,7 @@ def look_at_relay(relay, calls):
         rows.append((True, "%s: %s" % (host, " ".join(found))))
     except (OSError, UnicodeError):
         return rows + [(False, _("%s: the name is not known here (DNS); is the URL right?") % host)]
-    rows += look_at_tls(relay) if relay.tls else [(None, _("%s: plain http: whoever is in between reads the token") % relay.url)]
+    rows += findings_of_tls(relay) if relay.tls else [(None, _("%s: plain http: whoever is in between reads the token") % relay.url)]
     if rows[-1][0] is False:
         return rows
     try:
@@ -6304,29 +6305,29 @@ def look_at_relay(relay, calls):
             off = time.time() - limits["time"]
             rows.append((abs(off) < 60 or None, _("the clocks differ by %.1f s") % off + ("" if abs(off) < 60 else _("; set this host's (NTP)"))))
         if version > 1:
-            rows += look_at_calls(relay, calls)
-    except (Away, Refused) as error:
+            rows += findings_of_calls(relay, calls)
+    except (RelayAway, RelayRefused) as error:
         rows.append((False, str(error)))
     return rows
 
 
-def look_at_calls(relay, calls):
+def findings_of_calls(relay, calls):
     """Rows: what the relay says to the first call, and which paths something in between does not let through."""
     rows, stopped = [], []
     for number, (method, target, fields, good) in enumerate(calls):
         try:
             relay.call(method, target, dict({"v": 2}, **fields))
             code = 200
-        except Refused as error:
+        except RelayRefused as error:
             code, why = error.code, error.more.get("why")
-            if code in NO_TOKEN[1:] and why and number == 0:
+            if code in NO_TOKEN_CODES[1:] and why and number == 0:
                 return rows + [(False, _("the token is refused (%s): get a valid one for this user, role and site") % printable(why))]
             if code == "0005" and not why:
                 stopped.append(target)
             elif good and not re.search(good, str(error)):
                 rows.append((False, _("%s: the relay says: %s") % (target, error)))
                 continue
-        except Away as error:
+        except RelayAway as error:
             stopped.append("%s (%s)" % (target, error.kind))
         if number == 0 and not stopped:
             rows.append((True, _("the relay takes this token")))
@@ -6351,9 +6352,9 @@ def log_in(relay, user, path):
         password = sys.stdin.readline(2000).rstrip("\r\n") if sys.stdin is not None else ""
     try:
         found = relay.call("POST", "login", {"v": 2, "user": user, "password": password})
-    except Refused as error:
-        raise Stop(EX_TEMPFAIL if error.code in AGAIN else EX_REFUSED, "%s: %s" % (relay.url, error))
-    except Away as error:
+    except RelayRefused as error:
+        raise Stop(EX_TEMPFAIL if error.code in LATER_CODES else EX_REFUSED, "%s: %s" % (relay.url, error))
+    except RelayAway as error:
         raise Stop(EX_UNAVAILABLE, str(error))
     token, until = found.get("token"), found.get("expires")
     if not isinstance(token, str) or not re.match(r"[!-~]{1,4096}\Z", token) or not isinstance(until, (int, float)):
@@ -6371,13 +6372,13 @@ def log_in(relay, user, path):
 
 # ==== shared: check ====
 # What `check` says: rows of (True: OK, None: WARN, False: FAIL; a text that says what to do). It looks at things as they are, and changes none.
-NOT_FOR_LONG = ("tmpfs", "ramfs", "devtmpfs")
-CLEANERS = ("/etc/tmpfiles.d", "/run/tmpfiles.d", "/usr/lib/tmpfiles.d")           # of two files of one name, the first counts
-INSPECTORS = (r"zscaler|netskope|fortinet|fortigate|palo ?alto|blue ?coat|symantec web|umbrella|forcepoint|mcafee|trellix|sophos|"
+MEMORY_FILE_SYSTEMS = ("tmpfs", "ramfs", "devtmpfs")
+TMPFILES_DIRS = ("/etc/tmpfiles.d", "/run/tmpfiles.d", "/usr/lib/tmpfiles.d")           # of two files of one name, the first counts
+TLS_INSPECTORS = (r"zscaler|netskope|fortinet|fortigate|palo ?alto|blue ?coat|symantec web|umbrella|forcepoint|mcafee|trellix|sophos|"
               r"check ?point|watchguard|barracuda|i-filter|digital arts|squid|mitmproxy|inspection|proxy|kaspersky|eset")
 
 
-def say_findings(rows, as_json):
+def print_findings(rows, as_json):
     """Prints the rows; 0, or 78 if one of them is a FAIL."""
     words = {True: "OK", None: "WARN", False: "FAIL"}
     if as_json:
@@ -6387,7 +6388,7 @@ def say_findings(rows, as_json):
     return EX_CONFIG if any(good is False for good, text in rows) else 0
 
 
-def look_at_file(path, mode):
+def finding_of_file(path, mode):
     """A row: is it there, whose is it, and has it no more than mode (0o600, 0o755 ...)?"""
     try:
         info = os.stat(utf8(path))
@@ -6412,10 +6413,10 @@ def mount_of(path):
     return best
 
 
-def cleaner_of(path):
+def cleaner_below(path):
     """What removes old files below path (a line of tmpfiles.d, a cron job), or None."""
     seen, found, kept = set(), None, False
-    for folder in CLEANERS:
+    for folder in TMPFILES_DIRS:
         for name in sorted(os.listdir(folder)) if os.path.isdir(folder) else ():
             if not name.endswith(".conf") or name in seen:
                 continue
@@ -6432,7 +6433,7 @@ def cleaner_of(path):
     return None if kept else found
 
 
-def look_at_disk(path, keep, local=False):
+def findings_of_disk(path, keep, local=False):
     """Rows about the file system of a folder that must last. keep: bytes, or a share, that shall stay free; local: no network file system."""
     path, rows = os.path.realpath(path), []
     while not os.path.exists(path):
@@ -6442,12 +6443,12 @@ def look_at_disk(path, keep, local=False):
     free, least = disk.f_bavail * disk.f_frsize, keep * disk.f_blocks * disk.f_frsize if isinstance(keep, float) else keep
     text = _("%s: %.1f GB free on %s (%s)") % (path, free / 1e9, point, kind)
     rows.append((True, text) if free > least else (False, text + _("; less than the %.1f GB that are to stay free: make room") % (least / 1e9)))
-    if kind in NOT_FOR_LONG:
+    if kind in MEMORY_FILE_SYSTEMS:
         text = _("%s: in memory (%s): a reboot empties it, and what was not delivered is lost; use a directory on a disk")
         rows.append((None, text % (path, kind)))
     if local and re.match(r"nfs|cifs|smb|fuse\.sshfs|lustre|gpfs|beegfs|9p", kind):
         rows.append((False, _("%s: on a network file system (%s); use a local disk") % (path, kind)))
-    cleaner = cleaner_of(path)
+    cleaner = cleaner_below(path)
     if cleaner:
         rows.append((None, _("%s: old files are removed there (%s); use another directory, or except this one") % (path, cleaner)))
     if "noexec" in options.split(","):
@@ -6455,7 +6456,7 @@ def look_at_disk(path, keep, local=False):
     return rows
 
 
-def look_at_limits(wanted):
+def finding_of_open_files(wanted):
     """A row: may this process open so many files?"""
     import resource
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
@@ -6471,16 +6472,16 @@ def no_core_dump():
     resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
 
 
-def name_in(part):
+def readable_name(part):
     """The readable part of a certificate's subject or issuer."""
     words = {key: value for group in part for key, value in group}
     return ", ".join(words[key] for key in ("commonName", "organizationName") if key in words) or "-"
 
 
-def look_at_certificate(found, where):
+def finding_of_certificate(found, where):
     """A row about a certificate as the ssl module tells it: whose, by whom, how long."""
     left = (ssl.cert_time_to_seconds(found["notAfter"]) - time.time()) / 86400
-    text = _("%s: certificate of %s, issued by %s, %d days left") % (where, name_in(found["subject"]), name_in(found["issuer"]), left)
+    text = _("%s: certificate of %s, issued by %s, %d days left") % (where, readable_name(found["subject"]), readable_name(found["issuer"]), left)
     if ssl.cert_time_to_seconds(found["notBefore"]) > time.time():
         return False, text + _("; it is not valid yet: is a clock wrong?")
     if left < 21:
@@ -6492,7 +6493,7 @@ def look_at_certificate(found, where):
 # ==== shared: ini ====
 # One strict ini for the suite. A table says which keys a section has: {section: {key: (kind, default, ...)}}.
 INI_NAME = "mi_distributed_computing_assist.ini"
-SUITE = ("Server", "limits", "times", "RemoteSites", "workflow", "poller", "outbound", "ssh", "ssh guard")
+SECTIONS = ("Server", "limits", "times", "RemoteSites", "workflow", "poller", "outbound", "ssh", "ssh guard")
 
 
 def seconds(text):
@@ -6556,7 +6557,7 @@ def find_ini(given, folders, needed=False):
     return found
 
 
-def only_ours(path):
+def check_only_ours(path):
     """78 if somebody else than this user and root may change that file or directory, or what it lies in; of a link, also where it leads to."""
     path = os.path.abspath(utf8(path))
     real = os.path.realpath(path)
@@ -6567,7 +6568,7 @@ def only_ours(path):
                 place.decode("utf-8", "replace")))
 
 
-def nearest(word, known):
+def did_you_mean(word, known):
     """' (did you mean X?)' or ''. X is spelled nearly so, or begins or ends so."""
     import difflib
     close = difflib.get_close_matches(word, known, 1, 0.6) or [one for one in sorted(known) if len(word) > 2 and (
@@ -6575,19 +6576,19 @@ def nearest(word, known):
     return _(" (did you mean %s?)") % close[0] if close else ""
 
 
-def elsewhere(key, table):
+def belongs_into(key, table):
     """' (it belongs into [SECTION])' or ''."""
     names = [{"command *": "command NAME", "*": "SITE"}.get(name, name) for name in table if key in table[name]]
     return _(" (it belongs into %s)") % ", ".join("[%s]" % name for name in names) if names else ""
 
 
-def ini_text(path):
+def parse_ini(path):
     """The ini at path as it is: {section: [(key, text)]}. Stop 78 if it cannot be read, or others may write to it."""
     import configparser
     parser = configparser.RawConfigParser(default_section="\0", strict=True, inline_comment_prefixes=("#",))
     parser.optionxform = lambda key: key if key.lower().startswith("env.") else key.lower()
     try:
-        only_ours(path)
+        check_only_ours(path)
         with open(utf8(path), encoding="utf-8-sig") as text:
             parser.read_file(text, path)
     except OSError as error:
@@ -6602,19 +6603,19 @@ def read_ini(path, table):
     """The ini as {section: {key: typed value}}: every section of table with its defaults, and of 'command *' and '*' (any other)
     those that are there.
 
-    What the file says is obeyed, so nobody else may write to it: see only_ours().
+    What the file says is obeyed, so nobody else may write to it: see check_only_ours().
     78 with file, section, key and what to do, for anything that is not as it should be.
     """
-    parsed = ini_text(path) if path else {}
+    parsed = parse_ini(path) if path else {}
     result = {name: {key: row[1] for key, row in keys.items() if "*" not in key}
               for name, keys in table.items() if "*" not in name}
     for section in parsed:
         shape = section if section in table else "command *" if section.startswith("command ") else "*"
         if shape not in table:
-            if shape == "*" and section not in SUITE and nearest(section, SUITE + ("command",)):
-                raise Stop(EX_CONFIG, _("%s: [%s] is not a section%s") % (path, section, nearest(section, SUITE + ("command",))))
+            if shape == "*" and section not in SECTIONS and did_you_mean(section, SECTIONS + ("command",)):
+                raise Stop(EX_CONFIG, _("%s: [%s] is not a section%s") % (path, section, did_you_mean(section, SECTIONS + ("command",))))
             continue                                   # another script's, or a site's
-        if shape == "*" and section in SUITE:
+        if shape == "*" and section in SECTIONS:
             continue
         keys = table[shape]
         values = result[section] = {key: row[1] for key, row in keys.items() if "*" not in key}
@@ -6622,7 +6623,7 @@ def read_ini(path, table):
             name = key if key in keys else re.sub(r"\.[^.]+\Z", ".*", key)
             if name not in keys:
                 raise Stop(EX_CONFIG, _("%s: [%s] %s is not a key%s") % (
-                    path, section, key, elsewhere(key, table) or nearest(key, list(keys))))
+                    path, section, key, belongs_into(key, table) or did_you_mean(key, list(keys))))
             try:
                 values[key] = keys[name][0](text.strip())
             except (ValueError, re.error) as error:
@@ -6638,7 +6639,7 @@ EX_USAGE, EX_DATA, EX_NOINPUT, EX_UNAVAILABLE, EX_BUG, EX_IOERR = 64, 65, 66, 69
 EX_TEMPFAIL, EX_PROTOCOL, EX_REFUSED, EX_CONFIG, EX_INTERRUPT = 75, 76, 77, 78, 130
 LEVELS = ("debug", "info", "warn", "error")
 SAY = {"lang": "en", "level": 1, "log": None, "debug": False, "lock": threading.Lock()}
-ODD = "[\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]"
+CONTROL_CHARS = "[\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]"
 
 
 class Stop(Exception):
@@ -6676,20 +6677,20 @@ def help_of(pages, doc, word=""):
 def printable(text):
     """text with control, direction and surrogate characters made visible: it can neither steer a terminal nor start a log line."""
     text = str(text)
-    if not steers(text):
+    if not has_control_chars(text):
         return text
-    return re.sub(ODD, lambda m: ("\\x%02x" if m.group() < "\xff" else "\\u%04x") % ord(m.group()), text)
+    return re.sub(CONTROL_CHARS, lambda m: ("\\x%02x" if m.group() < "\xff" else "\\u%04x") % ord(m.group()), text)
 
 
-def steers(text):
+def has_control_chars(text):
     """Has text control, direction or surrogate characters? Of most texts Python knows at once that they have none:
     to compile the expression takes milliseconds of every start."""
-    return not text.isprintable() and re.search(ODD, text) is not None
+    return not text.isprintable() and re.search(CONTROL_CHARS, text) is not None
 
 
 def json_of(found, **how):
     """found as JSON for whoever reads stdout: a program, or a person at a terminal, which control and direction characters would steer."""
-    return re.sub(ODD, lambda m: m.group() if m.group() < " " else "\\u%04x" % ord(m.group()), json.dumps(found, ensure_ascii=False, **how))
+    return re.sub(CONTROL_CHARS, lambda m: m.group() if m.group() < " " else "\\u%04x" % ord(m.group()), json.dumps(found, ensure_ascii=False, **how))
 
 
 def log(level, accept_id, step, **values):
@@ -6752,7 +6753,7 @@ def utf8_stdio():
             setattr(sys, name, io.TextIOWrapper(stream.detach(), "utf-8", "backslashreplace", line_buffering=True))
 
 
-def end_surely(code, seconds):
+def exit_after(code, seconds):
     """Ends the program with that code after so many seconds, should the way out of it hang: nobody reads what it writes, a disk does not answer.
     For signal handlers: no lock is taken."""
     def end():

@@ -167,7 +167,8 @@ def run(url, site, command, inputs, outputs, parameters="", token=None, token_fi
     source = token if callable(token) else lambda: checked_token(token, "token")
     if not token:
         source = find_token(token_file)
-    relay = Relay(url, source, ca_file=ca_file, proxy=proxy, client_cert=client_cert, client_key=client_key)
+    relay = RelayClient(url, source, ca_file=ca_file, proxy=proxy, client_cert=client_cert,
+                        client_key=client_key)
     console = Console(tell)
     console.named, console.allow_refused = bool(request_id), allow_refused
     inputs, outputs = ([words] if isinstance(words, (str, os.PathLike)) else words
@@ -180,7 +181,7 @@ def run(url, site, command, inputs, outputs, parameters="", token=None, token_fi
 
 def calculate(relay, order, found, to, console, patience):
     """The nine steps as the workflow side sees them; the Result. Stop for all that goes wrong."""
-    relay.notice = console.tell_away
+    relay.on_outage = console.tell_away
     try:
         # what cannot be should be known before the calculation, not after
         os.makedirs(utf8(to), exist_ok=True)
@@ -192,7 +193,7 @@ def calculate(relay, order, found, to, console, patience):
             console.resend_inputs, found[:] = None, [] # the inputs' list makes room for the results
             return fetch_after_wait(relay, accept_id, to,
                                     Wanted(order.names, order.patterns, True, console.allow_refused), console)
-    except (Away, Refused) as error:
+    except (RelayAway, RelayRefused) as error:
         raise explain(error, relay, console.accept_id)
     finally:
         relay.close()
@@ -209,7 +210,7 @@ def start_calculation(relay, order, found, console, patience=PATIENCE):
         console.allowed = True
         return
     check_limits(limits, found)
-    files = [entry for entry in add_sums(found, console) if relay.dirs or not entry.name.endswith("/")]
+    files = [entry for entry in add_sums(found, console) if relay.takes_dirs or not entry.name.endswith("/")]
     first = register(relay, order, files, console, patience)
     remember(relay, console.accept_id, order)
     console.resend_inputs = lambda: send_inputs(relay, console.accept_id, files, True, console)
@@ -221,10 +222,10 @@ def start_calculation(relay, order, found, console, patience=PATIENCE):
 
 def first_contact(relay, patience):
     """First contact: the relay's limits. 69 if it cannot be reached."""
-    relay.at_once, relay.slowest = ("certificate", "name", "dns"), PATIENCE
+    relay.fatal_kinds, relay.max_pause = ("certificate", "name", "dns"), PATIENCE
     try:
         version, limits = relay.learn(patience)
-    except Away as error:
+    except RelayAway as error:
         raise explain(error, relay)
     relay.v1 = version < 2                # a fielded relay: its way of doing the nine steps branches off here
     return limits
@@ -260,11 +261,11 @@ def register(relay, order, files, console, patience):
               "total": len(without_directories(files)), "allow": not files, "fielded": console.fielded}
     try:
         found = relay.ask("POST", "add-calcinfo", fields, patience=patience)
-    except (Away, Refused) as error:
+    except (RelayAway, RelayRefused) as error:
         raise explain(error, relay, registering=True)
     if not ACCEPT_ID.match(str(found.get("accept_id"))):
         raise Stop(EX_PROTOCOL, _("%s: the relay's answer holds no accept_id") % relay.url)
-    relay.at_once, relay.keep_on, console.accept_id = (), True, found["accept_id"]
+    relay.fatal_kinds, relay.waits_for_token, console.accept_id = (), True, found["accept_id"]
     known = bool(found.get("known"))
     log("info", console.accept_id, "1 add-calcinfo", site=order.site, command=order.command,
         inputs=len(files), known=known)
@@ -293,7 +294,7 @@ def send_pages(relay, accept_id, files):
         try:
             relay.ask("POST", "files/%s/input" % accept_id, fields)
             first += NEXT_PAGE
-        except Refused as error:
+        except RelayRefused as error:
             if not isinstance(error.more.get("from"), int) or error.more["from"] <= first:
                 raise
             first = error.more["from"]
@@ -313,7 +314,7 @@ def send_inputs(relay, accept_id, files, known, console):
             log("info", accept_id, "2 allow-wait-calc", files=len(files))
             fault("allowed")
             return
-        except Refused as error:
+        except RelayRefused as error:
             todo = error.more.get("incomplete")
             if not isinstance(todo, list):
                 raise
@@ -344,7 +345,7 @@ def follow(relay, ids, console):
                     left.remove(accept_id)
                     fault("results at relay")
                     yield accept_id
-            except Away:                               # only with a deadline, when it is over
+            except RelayAway:                               # only with a deadline, when it is over
                 if console.deadline is None or time.monotonic() < console.deadline:
                     raise
         if left and console.deadline is not None and time.monotonic() >= console.deadline:
@@ -360,7 +361,7 @@ def look_once(relay, accept_id, console, seen, wait):
     wait = int(min(wait, most)) if stamp else 0
     found = relay.ask("GET", "calc-progress", {"v": 2, "accept_id": accept_id, "wait": wait, "known": stamp},
                       wait, patience=left)
-    relay.at_once, relay.keep_on = (), True
+    relay.fatal_kinds, relay.waits_for_token = (), True
     look_at_inputs(found, accept_id, console)
     console.warn(found)
     now = found.get("progress"), found.get("out_of_contact") is None, found.get("what")
@@ -402,17 +403,17 @@ def cancel_overdue(relay, ids, console):
         console.say(_("the deadline is over: cancelling"))
         try:
             cancel(relay, accept_id, "deadline", PATIENCE)
-        except Away:
+        except RelayAway:
             raise Stop(EX_TEMPFAIL,
                        _("%s: the deadline is over, but the relay does not answer; the calculation may run"
                          " on (%s.py cancel %s)") % (accept_id, PROGRAM, " ".join(ids)))
-        except Refused as error:
+        except RelayRefused as error:
             if error.more.get("why") != "ended":
                 raise
 
 
 def cancel(relay, accept_id, reason, patience):
-    """Cancels a calculation; what that does, for people. Refused (409), if it has ended already."""
+    """Cancels a calculation; what that does, for people. RelayRefused (409), if it has ended already."""
     if relay.v1:
         return v1_cancel(relay, accept_id, patience)
     found = relay.ask("POST", "cancel-wait-calc",
@@ -481,8 +482,8 @@ class ResultFetch:
         self.folder = Target(to, accept_id, wanted.agreed, sync=few)
         self.files = []
         self.kept = {}               # names stored; {name: why} of what must not be put there
-        self.open_names = {parts_of(name): name for name in wanted.names}
-        self.open_patterns = {text: pattern(text) for text in wanted.patterns}
+        self.open_names = {nfc_parts(name): name for name in wanted.names}
+        self.open_patterns = {text: compile_pattern(text) for text in wanted.patterns}
         self.moved = console.moved
 
     def store_all(self):
@@ -491,7 +492,7 @@ class ResultFetch:
         try:
             target = "files/%s/result" % self.accept_id
             page = {"files": self.found["result-info"].get("result_files"), "next": self.found.get("next")}
-            self.relay.download_all(target, self.entries(target, page), self.store, self.folder.part,
+            self.relay.download_all(target, self.entries(target, page), self.store, self.folder.part_path,
                                     moved=self.moved)
             done = True
         finally:
@@ -501,25 +502,25 @@ class ResultFetch:
     def entries(self, target, page):
         """What is to be fetched; what is here already is not, small files aside: they come in packs, without
         gaps."""
-        is_wanted = declared(self.wanted.names, self.wanted.patterns)
-        for number, name, size, sum256 in self.relay.pages(target, page):
+        is_wanted = declared_matcher(self.wanted.names, self.wanted.patterns)
+        for number, name, size, sum256 in self.relay.manifest_entries(target, page):
             if not is_wanted(name):
                 raise ValueError(_("%s was not declared as a result") % name)
-            self.open_names.pop(parts_of(name), None)
+            self.open_names.pop(nfc_parts(name), None)
             for text in [text
                          for text, one in self.open_patterns.items()
-                         if text == name or one.match("/".join(parts_of(name)))]:
+                         if text == name or one.match("/".join(nfc_parts(name)))]:
                 del self.open_patterns[text]
             if name.endswith("/"):
-                self.attempt(name, self.folder.make, utf8(name.rstrip("/")),
-                             self.relay.marks.pop(number, (False, None))[1])
-            elif (self.found.get("gone") or size > PACK_FILE) and self.folder.has(name, size, sum256):
-                self.folder.drop(number)
+                self.attempt(name, self.folder.make_directory, utf8(name.rstrip("/")),
+                             self.relay.x_and_mtime.pop(number, (False, None))[1])
+            elif (self.found.get("gone") or size > PACK_FILE) and self.folder.has_file(name, size, sum256):
+                self.folder.drop_part(number)
                 self.files.append(name)
             elif self.found.get("gone"):
                 raise Stop(EX_REFUSED, _("%s: %s is not here, and no longer at the relay (%s)") % (
                     self.accept_id, name, printable(str(self.found["gone"]))[:200]))
-            elif size <= PACK_FILE or self.attempt(None, self.folder.allow, utf8(name)):
+            elif size <= PACK_FILE or self.attempt(None, self.folder.check_storable, utf8(name)):
                 yield number, name, size, sum256
 
     def attempt(self, name, act, *words):
@@ -534,14 +535,14 @@ class ResultFetch:
 
     def store(self, number, name, data):
         """One verified result: its bytes, or None where they are in the part."""
-        x, mtime = self.relay.marks.pop(number, (False, None))
+        x, mtime = self.relay.x_and_mtime.pop(number, (False, None))
         if data is not None and not self.folder.agreed:
             import hashlib
-            if self.folder.has(name, len(data), hashlib.sha256(data).hexdigest()):
+            if self.folder.has_file(name, len(data), hashlib.sha256(data).hexdigest()):
                 return self.files.append(name)
         self.attempt(name, self.folder.store, number, name, data, x, mtime)
         if name in self.kept:
-            self.folder.drop(number)
+            self.folder.drop_part(number)
 
     def missing(self):
         """({name that was declared: why it is not here}, {code: {"count", "names"}} of all that is not)."""
@@ -549,9 +550,9 @@ class ResultFetch:
         told = dict(checked_texts(info.get("missing") or {}, dict),
                     **checked_texts(info.get("refused") or {}, dict))
         missing = {name: told.get(name, _("is not there"))[:1000] for name in self.open_names.values()}
-        named = {parts_of(name): name for name in self.wanted.names}
-        missing.update((named[parts_of(name)], why)
-                       for name, why in self.kept.items() if parts_of(name) in named)
+        named = {nfc_parts(name): name for name in self.wanted.names}
+        missing.update((named[nfc_parts(name)], why)
+                       for name, why in self.kept.items() if nfc_parts(name) in named)
         verdicts = proper_verdicts(info)
         if self.kept:
             before = verdicts.get("name", {"count": 0, "names": []})
@@ -596,7 +597,7 @@ def tell_finish(relay, accept_id, console):
         relay.ask("POST", "finish", {"v": 2, "accept_id": accept_id}, patience=PATIENCE)
         log("info", accept_id, "9 finish")
         fault("finish told")
-    except (Away, Refused) as error:                   # the relay keeps its copy longer, that is all
+    except (RelayAway, RelayRefused) as error:                  # the relay keeps its copy longer, that is all
         console.say(_("the relay could not be told that the results are here: %s") % error)
 
 
@@ -616,9 +617,10 @@ def gather_inputs(words, say=None):
             bad.pop()
     if bad:
         raise missing_inputs(bad)
-    found.sort(key=lambda entry: "%d%s" % (entry[2].endswith("/"), "\0".join(parts_of(entry[2].rstrip("/")))))
+    found.sort(key=lambda entry: "%d%s"
+               % (entry[2].endswith("/"), "\0".join(nfc_parts(entry[2].rstrip("/")))))
     try:
-        check_order([entry[2] for entry in found], reserved=LOG_NAMES, folders=True)
+        check_manifest_names([entry[2] for entry in found], reserved=LOG_NAMES, folders=True)
     except ValueError as error:
         raise Stop(EX_USAGE, _("inputs: %s") % error)
     return found
@@ -743,9 +745,9 @@ def wanted_results(words):
                 patterns.append(word)
             elif word not in LOG_NAMES:                # those come back always
                 names.append(check_name(word))
-        names = sorted(set(names), key=parts_of)
-        check_order(names, reserved=LOG_NAMES)
-        all_patterns(patterns)
+        names = sorted(set(names), key=nfc_parts)
+        check_manifest_names(names, reserved=LOG_NAMES)
+        compile_patterns(patterns)
     except ValueError as error:
         raise Stop(EX_USAGE, _("results: %s") % error)
     return names, patterns
@@ -984,9 +986,9 @@ class Console:
         """The relay is away, or answers: later; or (None) it is as ever again."""
         if why is None:
             return self.say(_("the relay answers again"))
-        if isinstance(why, Away):
+        if isinstance(why, RelayAway):
             return self.say(_("the relay does not answer, asking on: %s") % why)
-        if why.code in NO_TOKEN:
+        if why.code in NO_TOKEN_CODES:
             return self.say(_("the relay refuses the token, asking on (a renewed token_file is read): %s")
                             % printable(why.more.get("why") or why))
         self.say(_("the relay answers \"later\", asking on: %s") % why)
@@ -1203,7 +1205,7 @@ def verdict_words(code, entry):
 def explain(error, relay, accept_id="", registering=False):
     """The Stop for what the relay, or its absence, said."""
     text = "%s%s" % (accept_id and accept_id + ": ", error)
-    if isinstance(error, Away):
+    if isinstance(error, RelayAway):
         hint = {"certificate": _("; if its certificate is not of a public CA, give the CA's file with"
                                  " --ca-file (or ca_file in the ini)"),
                 "name": _("; is the URL right? use a name of the certificate, or have it made for this one"),
@@ -1219,7 +1221,7 @@ def explain(error, relay, accept_id="", registering=False):
     if error.code == "0005":
         return Stop(EX_REFUSED, token_refused(relay, error))
     text = _("%s: the relay says: %s") % (relay.url, text)
-    if error.code in AGAIN:
+    if error.code in LATER_CODES:
         return Stop(EX_TEMPFAIL, text)
     if error.more.get("why") == "html":
         return Stop(EX_PROTOCOL,
@@ -1266,10 +1268,10 @@ def run_word(options):
     if options.words[0] in ALONE:
         return ALONE[options.words[0]][0](options)
     relay, console = relay_of_options(options)[0], make_console(options)
-    relay.notice = console.tell_away
+    relay.on_outage = console.tell_away
     try:
         return COMMANDS[options.words[0]](options, relay, console)
-    except (Stop, Away, Refused, KeyboardInterrupt) as error:
+    except (Stop, RelayAway, RelayRefused, KeyboardInterrupt) as error:
         stop = (stop_after_signal(error, console, relay, options) if isinstance(error, KeyboardInterrupt)
                 else error)
         stop = stop if isinstance(stop, Stop) else explain(stop, relay, console.accept_id)
@@ -1416,7 +1418,7 @@ def take_fielded_words(options):
 def unknown_word(word, more):
     """The Stop for a first word that is none."""
     known = list(COMMANDS) + list(ALONE)
-    hint = nearest(word, known)
+    hint = did_you_mean(word, known)
     if not hint and len(more) > 4:
         hint = _(" (BASE_URL SITE TOKEN COMMAND IN OUT: BASE_URL begins with http:// or https://)")
     return Stop(EX_USAGE,
@@ -1492,7 +1494,7 @@ def relay_of_options(options):
     else:
         source = find_token(options.token_file or ini["token_file"])
     ini["ca_file"] = options.ca_file or ini["ca_file"]
-    return Relay(url, source,
+    return RelayClient(url, source,
                  **{key: ini[key] for key in ("ca_file", "proxy", "client_cert", "client_key")}), ini
 
 
@@ -1501,7 +1503,7 @@ def on_sigterm(number, frame):
     follows the first."""
     import signal
     signal.signal(number, lambda number, frame: None)
-    end_surely(EX_TEMPFAIL, LEAVE)
+    exit_after(EX_TEMPFAIL, LEAVE)
     raise KeyboardInterrupt("SIGTERM")
 
 
@@ -1517,7 +1519,7 @@ def stop_after_signal(leaving, console, relay, options):
             relay.close()
             cancel(relay, console.accept_id, "SIGTERM", TERM_PATIENCE)
             return Stop(code, _("%s: stopped by SIGTERM; the calculation is cancelled") % console.accept_id)
-        except (Away, Refused) as error:
+        except (RelayAway, RelayRefused) as error:
             console.say(error)
     if options.fielded and not leaving.args and delete_waiting(relay, console):
         return Stop(code, _("%s: interrupted; it was waiting and is deleted") % console.accept_id)
@@ -1538,7 +1540,7 @@ def delete_waiting(relay, console):
         fields = dict({"accept_id": console.accept_id}, **({} if console.allowed else {"delete": "force"}))
         relay.call_v1("POST", "cancel-wait-calc", fields, timeout=TERM_PATIENCE)
         return True
-    except (Away, Refused):
+    except (RelayAway, RelayRefused):
         return False
 
 
@@ -1602,7 +1604,7 @@ def cmd_output(options, relay, console):
         if (not options.follow or found.get("progress") in ("calc end", "getting return", "got return")
                 or not console.output):
             return 0
-        relay.at_once, relay.keep_on, stamp = (), True, str(found.get("stamp") or "")
+        relay.fatal_kinds, relay.waits_for_token, stamp = (), True, str(found.get("stamp") or "")
 
 
 def cmd_change(options, relay, console):
@@ -1620,7 +1622,7 @@ def cmd_change(options, relay, console):
             else:
                 relay.ask("POST", word, dict(fields, accept_id=console.accept_id), patience=options.patience)
                 text = _("allowed once more")
-        except Refused as error:
+        except RelayRefused as error:
             if error.code != 409:
                 raise
             raise Stop(EX_REFUSED, _("%s: the relay says: %s") % (console.accept_id, error))
@@ -1658,18 +1660,18 @@ def cmd_check(options):
     rows = [(None, _("running as root; better as a user of its own"))] if os.geteuid() == 0 else []
     try:
         path = find_ini(options.ini, ini_folders(__file__))
-        rows += [look_at_file(path, 0o755)] if path else []
+        rows += [finding_of_file(path, 0o755)] if path else []
         ini = read_ini(path, INI_KEYS)["workflow"]
         for name in (options.token_file or ini["token_file"], ini["client_key"]):
-            rows += [look_at_file(name, 0o600)] if name else []
+            rows += [finding_of_file(name, 0o600)] if name else []
         for name in (options.ca_file or ini["ca_file"], ini["client_cert"]):
-            rows += [look_at_file(name, 0o755)] if name else []
-        rows += look_at_disk(os.getcwd(), 0) + [look_at_limits(256)]
+            rows += [finding_of_file(name, 0o755)] if name else []
+        rows += findings_of_disk(os.getcwd(), 0) + [finding_of_open_files(256)]
         relay, ini = relay_of_options(options)
-        rows += look_at_relay(relay, probes(site, command))
+        rows += findings_of_relay(relay, probes(site, command))
     except Stop as stop:
         rows.append((False, str(stop)))
-    return say_findings(rows, options.json)
+    return print_findings(rows, options.json)
 
 
 def probes(site, command):
@@ -1706,15 +1708,15 @@ def v1_start(relay, order, found, console, patience):
     files = add_sums(found, console)
     mine = v1_mark(order, files)
     none = {"content": "", "mimetype1": "", "mimetype2": ""}
-    body = around_files(lambda mark: {"calc-info": {
+    body = json_with_files(lambda mark: {"calc-info": {
         "command": order.command, "remote-site": order.site, "parameters": order.parameters,
         "parameter_files": {entry[2]: ["", "", ""] if entry[0] == NOTHING
                             else [mark, "application/octet-stream;", "charset=binary"] for entry in files},
         V1_MARK: mine, "result_files": {name: none for name in tuple(order.names) + LOG_NAMES}}}, [
             (entry.path, 0, entry.size, entry.sum256) for entry in files if entry.path != NOTHING])
     console.stage(_("sending the inputs"))
-    known = (relay.again(lambda: v1_own(relay, mine, console), patience, NO_TOKEN[1:]) if console.named
-             else None)
+    known = (relay.retried(lambda: v1_own(relay, mine, console), patience, NO_TOKEN_CODES[1:])
+             if console.named else None)
     accept_id = known or v1_register(relay, mine, body, console, patience)
     if not ACCEPT_ID.match(str(accept_id)):
         raise Stop(EX_PROTOCOL, _("%s: the relay's answer holds no accept_id") % relay.url)
@@ -1724,7 +1726,7 @@ def v1_start(relay, order, found, console, patience):
         if not known:
             v1_take_back(relay, accept_id)
         raise
-    relay.at_once, relay.keep_on, console.accept_id = (), True, accept_id
+    relay.fatal_kinds, relay.waits_for_token, console.accept_id = (), True, accept_id
     remember(relay, accept_id, order)
     log("info", accept_id, "1 add-calcinfo", site=order.site, command=order.command, inputs=len(files), v=1)
     log("info", accept_id, "2 allow-wait-calc", files=len(files))
@@ -1747,7 +1749,7 @@ def v1_check(relay, order, found, console):
         raise Stop(EX_USAGE,
                    _("nothing was registered; --param: a fielded poller would run the command without it"
                      " (BASE_URL SITE TOKEN COMMAND ... sends it all the same)"))
-    check_limits({"max_file": V1_FILE}, found)
+    check_limits({"max_file": V1_FILE_MAX}, found)
     if console.named:
         console.say(_("warning: a fielded relay forgets a calculation whose result was fetched: with the"
                       " same --request-id another one is made then"))
@@ -1775,20 +1777,20 @@ def v1_register(relay, mine, body, console, patience):
         doubt = True
         try:
             return relay.call_v1("POST", "add-calcinfo", {}, body=body).get("accept_id")
-        except Away as error:
+        except RelayAway as error:
             doubt = error.kind in ("network", "between")
             raise
 
     try:
-        return relay.again(once, patience, NO_TOKEN[1:])
-    except (Away, Refused) as error:
+        return relay.retried(once, patience, NO_TOKEN_CODES[1:])
+    except (RelayAway, RelayRefused) as error:
         raise explain(error, relay, registering=True)
     except ValueError as error:
         raise Stop(EX_IOERR, _("nothing was registered; an input cannot be sent: %s") % error)
     except KeyboardInterrupt:
         try:
             left = v1_own(relay, mine, console, 5) if doubt else None
-        except Away:
+        except RelayAway:
             left = None
         if left:
             v1_take_back(relay, left)
@@ -1797,17 +1799,18 @@ def v1_register(relay, mine, body, console, patience):
 
 def v1_own(relay, mine, console, timeout=None):
     """The accept_id of a calculation with our mark, or None; of several the first, the others are taken back.
-    Away. The whole table comes, with all its files: it passes through a directory that is removed again."""
+    RelayAway. The whole table comes, with all its files: it passes through a directory that is removed
+    again."""
     import shutil
     import tempfile
     folder = tempfile.mkdtemp(prefix="mi-")
     try:
-        found = relay.call_v1("GET", "get-calcinfo", {}, folder=utf8(folder), timeout=timeout or V1_WAIT)
+        found = relay.call_v1("GET", "get-calcinfo", {}, folder=utf8(folder), timeout=timeout or V1_TIMEOUT)
         table = {accept_id: entry["calc-info"]
                  for accept_id, entry in found.items() if ACCEPT_ID.match(accept_id)}
         ids = [accept_id
                for accept_id, info in table.items() if isinstance(info, dict) and info.get(V1_MARK) == mine]
-    except (Refused, ValueError, OSError, AttributeError, KeyError, TypeError) as error:
+    except (RelayRefused, ValueError, OSError, AttributeError, KeyError, TypeError) as error:
         console.say(_("warning: the relay does not show what it has (%s): if a registration arrived whose"
                       " answer was lost, it stands in the site's way until the relay forgets it (half an"
                       " hour)") % error)
@@ -1823,7 +1826,7 @@ def v1_take_back(relay, accept_id):
     """A registration that nobody allows would block the site of a fielded relay for 30 minutes."""
     try:
         relay.call_v1("POST", "cancel-wait-calc", {"accept_id": accept_id, "delete": "force"}, timeout=5)
-    except (Away, Refused):
+    except (RelayAway, RelayRefused):
         pass
 
 
@@ -1831,7 +1834,7 @@ def v1_allow(relay, accept_id):
     """2. allow-wait-calc; 401 is what its repeat is answered."""
     try:
         relay.ask_v1("POST", "allow-wait-calc", {"accept_id": accept_id})
-    except Refused as error:
+    except RelayRefused as error:
         if error.code != 401:
             raise
 
@@ -1847,7 +1850,7 @@ def v1_state(relay, accept_id, patience=None):
         progress = word("calc-progress")
         # both may have changed in between
         return progress, word("calc-status") if progress == "got return" else status
-    except Refused as error:
+    except RelayRefused as error:
         if error.more.get("why") == "html" or error.code not in (400, "400", "0300"):
             raise
         return None, str(error).split(":", 2)[-1]
@@ -1875,7 +1878,7 @@ def v1_follow(relay, accept_id, console):
         now = v1_state(relay, accept_id)
         if now[0] is None:
             return                                     # v1_fetch() says so
-        relay.at_once, relay.keep_on = (), True
+        relay.fatal_kinds, relay.waits_for_token = (), True
         text = state_words({"progress": now[0], "status": now[1]}, console.fielded)
         console.stage(text)
         if now != last:
@@ -1900,7 +1903,7 @@ def v1_fetch(relay, accept_id, to, wanted, console, patience):
     folder, stage = v1_place(to, accept_id, wanted)
     try:
         files = v1_get(relay, accept_id, stage, console)
-    except (Refused, Stop) as error:
+    except (RelayRefused, Stop) as error:
         folder.close(True)
         if isinstance(error, Stop):
             raise
@@ -1908,7 +1911,7 @@ def v1_fetch(relay, accept_id, to, wanted, console, patience):
     try:
         names = v1_names(files, wanted)
         stored, missing = v1_store(files, names, stage, folder)
-        folder.close(done=not any(os.path.lexists(folder.part(number)) for number in range(len(names))))
+        folder.close(done=not any(os.path.lexists(folder.part_path(number)) for number in range(len(names))))
     except OSError as error:
         raise Stop(EX_IOERR,
                    _("%s: %s: %s; the relay has forgotten the result, what came is in %s")
@@ -1938,8 +1941,8 @@ def v1_place(to, accept_id, wanted):
     try:
         folder = Target(to, accept_id, wanted.agreed)
         for name in tuple(wanted.names) + LOG_NAMES:
-            folder.allow(utf8(name))
-        stage = folder.part(b"v1")
+            folder.check_storable(utf8(name))
+        stage = folder.part_path(b"v1")
         os.makedirs(stage, 0o700, exist_ok=True)
         v1_empty(stage)
     except (OSError, NotStored) as error:
@@ -1959,8 +1962,8 @@ def v1_empty(stage):
 
 
 def v1_get(relay, accept_id, stage, console):
-    """9. get-calc-result into stage: {NAME: entry}. A fielded relay answers it once; Refused is what it says
-    afterwards."""
+    """9. get-calc-result into stage: {NAME: entry}. A fielded relay answers it once; RelayRefused is what it
+    says afterwards."""
     def once():
         v1_empty(stage)
         return relay.call_v1("GET", "get-calc-result", {"accept_id": accept_id}, folder=stage,
@@ -1968,7 +1971,7 @@ def v1_get(relay, accept_id, stage, console):
 
     gone = _("; a fielded relay gives a result once: it cannot be asked for again")
     try:
-        found = relay.again(once, None, NO_TOKEN[1:])
+        found = relay.retried(once, None, NO_TOKEN_CODES[1:])
         files = found["result-info"]["result_files"]
         if not isinstance(files, dict):
             raise ValueError(_("the relay's answer holds no proper result"))
@@ -1996,20 +1999,20 @@ def v1_store(files, names, stage, folder):
             if entry.get("mimetype1") == "Error":
                 raise ValueError(printable(entry.get("mimetype2"))[:1000])
             os.rename(as_blob(entry.get("content"), os.path.join(stage, b"x%d" % number)).path,
-                      folder.part(number))
+                      folder.part_path(number))
             folder.store(number, name, None)
             stored.append(name)
         except ValueError as error:
             missing[name] = str(error)
         except NotStored as error:                     # the relay has forgotten it: it stays
-            missing[name] = "%s (%s)" % (error, shown_path(os.path.realpath(folder.part(number))))
+            missing[name] = "%s (%s)" % (error, shown_path(os.path.realpath(folder.part_path(number))))
     return stored, {name: why for name, why in missing.items() if name not in LOG_NAMES}
 
 
 def v1_names(files, wanted):
     """What was declared by name, the logs, and those of the relay's names that were declared by pattern, if
     they may be."""
-    names, is_wanted = list(wanted.names) + list(LOG_NAMES), declared(wanted.names, wanted.patterns)
+    names, is_wanted = list(wanted.names) + list(LOG_NAMES), declared_matcher(wanted.names, wanted.patterns)
     for name in files:
         try:
             if is_wanted(check_name(name)) and name not in names:
@@ -2023,7 +2026,7 @@ def v1_names(files, wanted):
 # The one way in which results get into a directory of this side. What arrives grows in .mi-ID/ inside that directory, which one process at a
 # time holds; it gets its name, by a rename, when it is whole and its sum is right. Nothing is written through a link below the target. What
 # is there already is replaced only if it is this calculation's, or was there before it and its replacement was agreed.
-STAGE = re.compile(rb"\.mi-[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.I)              # the names that such directories begin with
+STAGE_NAME = re.compile(rb"\.mi-[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.I)              # the names that such directories begin with
 ZEROS, HOLE = bytes(1 << 16), 1 << 16                  # runs of so many zero bytes are not written but left out
 OWN_NAMES = {b"mi_dicomapi.py", b"mi_system_wf.py", b"mi_system_remote.py", b"execute_remote_command.py", b"sitecustomize.py", b"usercustomize.py",
              b"execute_remote_side_program_ssh.sample.sh", b"mi_distributed_computing_assist.ini", b"__pycache__"}
@@ -2046,28 +2049,28 @@ class Target:
     def __init__(self, to, ident, agreed=True, began=None, always=(), sync=True):
         self.path, self.ident = os.path.abspath(to if isinstance(to, bytes) else utf8(to)), ident
         self.agreed, self.began, self.always, self.sync = agreed, began, always, sync
-        self.stack = []                                # the open directories (name, descriptor) down to where the last result went
-        self.ours = {}                                 # {(device, inode): name} of what this process has stored
-        self.lost = set()                              # what this file system does not keep: "x" (executable), "times"
-        self.busy = threading.RLock()
+        self.open_folders = []                                # the open directories (name, descriptor) down to where the last result went
+        self.stored_here = {}                                 # {(device, inode): name} of what this process has stored
+        self.not_kept = set()                              # what this file system does not keep: "x" (executable), "times"
+        self.mutex = threading.RLock()
         os.makedirs(self.path, exist_ok=True)
-        self.top = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
-        self.guarded, self.trusted = self.holds_own_files(), self.trusted_places()
+        self.top_fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
+        self.holds_own, self.program_places = self.holds_own_files(), self.find_program_places()
         self.stage_name = b".mi-" + utf8(ident)
-        if not any(self.hold() for _turn in range(100)):
+        if not any(self.lock_stage() for _turn in range(100)):
             raise FileNotFoundError(errno.ENOENT, _("the directory was removed"), self.path)
-        self.parts = b"/proc/%d/fd/%d" % (os.getpid(), self.stage)     # else who may write to the target could put a link in place of .mi-ID/
-        if not os.path.isdir(self.parts):
-            self.parts = os.path.join(self.path, self.stage_name)
+        self.parts_path = b"/proc/%d/fd/%d" % (os.getpid(), self.stage_fd)     # else who may write to the target could put a link in place of .mi-ID/
+        if not os.path.isdir(self.parts_path):
+            self.parts_path = os.path.join(self.path, self.stage_name)
         self.noted = self.read_notes()                 # {name: (inode, size, mtime)} of what this calculation has stored before
-        self.foreign = {}                              # {directory of a repository: was it here before this calculation?}
+        self.repositories = {}                              # {directory of a repository: was it here before this calculation?}
 
-    def hold(self):
+    def lock_stage(self):
         """Makes and locks .mi-ID/. False: another process was just done with it; once more."""
         import fcntl
         opened = []
         try:
-            opened += [self.stage_at(self.stage_name)]
+            opened += [self.open_stage(self.stage_name)]
             fault("stage made")
             opened += [os.open(b"lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600, dir_fd=opened[0])]
             fault("lock made")
@@ -2079,14 +2082,14 @@ class Target:
                         shown_path(self.path), self.ident))
                 log("warn", self.ident, "store", to=shown_path(self.path), why="this file system knows no locks: what is half here is fetched anew")
                 os.unlink(b"lock", dir_fd=opened[0])
-                self.leave()
+                self.remove_stage_if_empty()
                 self.stage_name += b"." + os.urandom(8).hex().encode()         # nobody else's, then
-                opened += [self.stage_at(self.stage_name)]
+                opened += [self.open_stage(self.stage_name)]
             else:
                 if os.stat(b"lock", dir_fd=opened[0]).st_ino != os.fstat(opened[1]).st_ino:
                     raise FileNotFoundError
-            self.stage = opened.pop(2 if opened[2:] else 0)
-            self.lock = opened.pop()                   # open as long as this is
+            self.stage_fd = opened.pop(2 if opened[2:] else 0)
+            self.lock_fd = opened.pop()                   # open as long as this is
             fault("target held")
             return True
         except FileNotFoundError:
@@ -2095,26 +2098,26 @@ class Target:
             for fd in opened:
                 os.close(fd)
 
-    def stage_at(self, name):
+    def open_stage(self, name):
         """A descriptor of the directory of parts, made where it is not there; of this user's, or of the target's owner (who may do all there)."""
         try:
-            os.mkdir(name, 0o700, dir_fd=self.top)
+            os.mkdir(name, 0o700, dir_fd=self.top_fd)
         except FileExistsError:
             pass
-        fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=self.top)
-        if os.fstat(fd).st_uid in (os.geteuid(), os.fstat(self.top).st_uid):
+        fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=self.top_fd)
+        if os.fstat(fd).st_uid in (os.geteuid(), os.fstat(self.top_fd).st_uid):
             return fd
         os.close(fd)
         raise PermissionError(errno.EPERM, _("belongs to another user"), os.path.join(self.path, name))
 
     def now(self):
         """This file system's clock, in nanoseconds."""
-        return os.fstat(self.stage).st_ctime_ns
+        return os.fstat(self.stage_fd).st_ctime_ns
 
     def read_notes(self):
         """What the file `stored` says, which is opened for more of it."""
-        self.notes, found = os.open(b"stored", os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o600, dir_fd=self.stage), {}
-        with open(self.notes, "rb", closefd=False) as rows:
+        self.notes_fd, found = os.open(b"stored", os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o600, dir_fd=self.stage_fd), {}
+        with open(self.notes_fd, "rb", closefd=False) as rows:
             for row in rows:
                 words = row[:-1].split(b" ", 3)
                 if row.endswith(b"\n") and len(words) == 4 and all(word.lstrip(b"-").isdigit() for word in words[:3]):
@@ -2127,7 +2130,7 @@ class Target:
         places = (os.path.dirname(os.path.abspath(__file__)), os.path.dirname(os.path.realpath(__file__)), os.path.expanduser("~/.config"))
         return any((os.path.realpath(utf8(place)) + b"/").startswith(above) for place in places)
 
-    def trusted_places(self):
+    def find_program_places(self):
         """How names begin (bytes) of what this user's programs are started from or set up by: what has a dot in front in the home directory
         (.bashrc, .ssh/ ...), and the directories of PATH."""
         top = os.path.realpath(self.path).rstrip(b"/") + b"/"
@@ -2135,16 +2138,16 @@ class Target:
         places = [place for place in places if place != top] + [os.path.realpath(os.path.expanduser(b"~")) + b"/."]
         return tuple(place[len(top):].lower() for place in places if place.startswith(top))
 
-    def check(self, name):
+    def check_allowed(self, name):
         """NotStored for a name (bytes) that results may not have here."""
         lower = name.lower()
-        if lower.startswith(self.trusted) or self.in_repository(lower):
+        if lower.startswith(self.program_places) or self.in_repository(lower):
             raise NotStored(name, _("programs of this host are started from there, or set up by it; take another --to"))
         parts, mine = lower.split(b"/"), b".mi-" + utf8(self.ident).lower()
-        if STAGE.match(name) or any(part.startswith(mine) for part in parts):
+        if STAGE_NAME.match(name) or any(part.startswith(mine) for part in parts):
             raise NotStored(name, _("a name that is kept for what arrives"))
         own = parts[-1] in OWN_NAMES or b"__pycache__" in parts or parts[-1].endswith((b".pth", b".pyc", b".pyo"))
-        if self.guarded and (own or self.is_program(name)):
+        if self.holds_own and (own or self.is_program(name)):
             raise NotStored(name, _("a name of this program's own files or of Python's start, and this program lies there; take another --to"))
 
     def in_repository(self, name):
@@ -2154,18 +2157,18 @@ class Target:
         if not {b".git", b".hg"} & set(parts[:-1]):
             return False
         where = b"/".join(parts[:min(parts.index(word) for word in (b".git", b".hg") if word in parts) + 1])
-        if where not in self.foreign:
+        if where not in self.repositories:
             mine = any(stored.lower().startswith(where + b"/") for stored in self.noted)
-            self.foreign[where] = not mine and os.path.lexists(os.path.join(self.path, where))
-        return self.foreign[where]
+            self.repositories[where] = not mine and os.path.lexists(os.path.join(self.path, where))
+        return self.repositories[where]
 
-    def allow(self, name):
+    def check_storable(self, name):
         """NotStored (or OSError) if a result with this name (bytes) must not be put there: to be asked before it is fetched."""
-        self.check(name)
+        self.check_allowed(name)
         *above, leaf = name.split(b"/")
         try:
-            with self.busy:
-                self.may_replace(self.folder(above), leaf, name)
+            with self.mutex:
+                self.check_replaceable(self.open_folder(above), leaf, name)
         except OSError as error:
             raise in_the_way(error, name)
 
@@ -2173,29 +2176,29 @@ class Target:
         """Is it this very program's place?"""
         return os.path.realpath(os.path.join(self.path, name)) == os.path.realpath(utf8(os.path.abspath(__file__)))
 
-    def part(self, key):
+    def part_path(self, key):
         """The path at which the result with this key (a number, or bytes) grows."""
-        return os.path.join(self.parts, key if isinstance(key, bytes) else b"%d" % key)
+        return os.path.join(self.parts_path, key if isinstance(key, bytes) else b"%d" % key)
 
-    def folder(self, parts):
+    def open_folder(self, parts):
         """A descriptor of the directory `parts` below the top, made where it is not there. (Results come in order: the last stay open.)"""
         same = 0
-        while same < min(len(parts), len(self.stack)) and parts[same] == self.stack[same][0]:
+        while same < min(len(parts), len(self.open_folders)) and parts[same] == self.open_folders[same][0]:
             same += 1
-        self.shut(same)
+        self.close_folders(same)
         for part in parts[same:]:
-            above = self.stack[-1][1] if self.stack else self.top
+            above = self.open_folders[-1][1] if self.open_folders else self.top_fd
             try:
                 os.mkdir(part, dir_fd=above)
             except FileExistsError:
                 pass
-            self.stack.append((part, os.open(part, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=above)))
-        return self.stack[-1][1] if self.stack else self.top
+            self.open_folders.append((part, os.open(part, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=above)))
+        return self.open_folders[-1][1] if self.open_folders else self.top_fd
 
-    def shut(self, keep):
+    def close_folders(self, keep):
         """Closes the open directories below the first `keep`."""
-        while len(self.stack) > keep:
-            fd = self.stack.pop()[1]
+        while len(self.open_folders) > keep:
+            fd = self.open_folders.pop()[1]
             if self.sync:
                 self.attempt("", os.fsync, fd)
             os.close(fd)
@@ -2207,16 +2210,16 @@ class Target:
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
                 raise
-            self.lost.add(what)
+            self.not_kept.add(what)
 
     def store(self, key, name, data=None, x=False, mtime=None):
         """Gives a verified result its name (bytes, or text). data: its bytes, or None if they are in part(key). x: its owner may execute it.
         mtime: nanoseconds, or None. NotStored if it must not be put there."""
-        self.place(key, name if isinstance(name, bytes) else utf8(name), self.write(key, data, x, mtime))
+        self.give_name(key, name if isinstance(name, bytes) else utf8(name), self.finish_part(key, data, x, mtime))
 
-    def write(self, key, data, x, mtime):
+    def finish_part(self, key, data, x, mtime):
         """A whole part: with data in it (None: it is there), executable or not, with its time. Its os.stat_result."""
-        fd = self.written(key if isinstance(key, bytes) else b"%d" % key, data, x)
+        fd = self.open_part(key if isinstance(key, bytes) else b"%d" % key, data, x)
         try:
             if mtime is not None:
                 mtime = max(-2 ** 63, min(mtime, 2 ** 63 - 1))         # as near as it can be told
@@ -2230,16 +2233,16 @@ class Target:
         finally:
             os.close(fd)
 
-    def written(self, key, data, x):
+    def open_part(self, key, data, x):
         """A descriptor of the part with this key, with data in it (None: as it is)."""
         if data is None:
-            return os.open(key, os.O_RDONLY | os.O_NOFOLLOW, dir_fd=self.stage)
+            return os.open(key, os.O_RDONLY | os.O_NOFOLLOW, dir_fd=self.stage_fd)
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
         try:
-            fd = os.open(key, flags, 0o777 if x else 0o666, dir_fd=self.stage)         # the umask does the rest
+            fd = os.open(key, flags, 0o777 if x else 0o666, dir_fd=self.stage_fd)         # the umask does the rest
         except FileExistsError:                        # of a process that was killed
-            os.unlink(key, dir_fd=self.stage)
-            fd = os.open(key, flags, 0o777 if x else 0o666, dir_fd=self.stage)
+            os.unlink(key, dir_fd=self.stage_fd)
+            fd = os.open(key, flags, 0o777 if x else 0o666, dir_fd=self.stage_fd)
         fault("part made")
         try:
             if len(data) >= HOLE:
@@ -2252,37 +2255,37 @@ class Target:
             raise
         return fd
 
-    def place(self, key, name, info):
+    def give_name(self, key, name, info):
         """Gives the whole part its name (bytes). info: what write() returned. NotStored if it must not be put there."""
-        self.check(name)
+        self.check_allowed(name)
         fault("part written")
         *above, leaf = name.split(b"/")
         try:
-            with self.busy:
-                folder = self.folder(above)
-                self.may_replace(folder, leaf, name)
+            with self.mutex:
+                folder = self.open_folder(above)
+                self.check_replaceable(folder, leaf, name)
                 key = key if isinstance(key, bytes) else b"%d" % key
                 try:
-                    self.rename(self.stage, key, folder, leaf, name, info)
+                    self.move_into_place(self.stage_fd, key, folder, leaf, name, info)
                 except OSError as error:
                     if error.errno != errno.EXDEV:
                         raise
-                    self.rename(folder, self.stage_name, folder, leaf, name, self.copy(key, folder))
+                    self.move_into_place(folder, self.stage_name, folder, leaf, name, self.copy_part(key, folder))
         except OSError as error:                       # its own message would name the part
             raise in_the_way(error, name)
         fault("stored")
 
-    def rename(self, source, part, folder, leaf, name, info):
+    def move_into_place(self, source, part, folder, leaf, name, info):
         """Gives a part in the directory `source` its name `leaf` in `folder`. info: its os.stat_result."""
         if not self.agreed or self.began is not None:  # before: killed now, it is ours
-            os.write(self.notes, b"%d %d %d %s\n" % (info.st_ino, info.st_size, info.st_mtime_ns, name))
+            os.write(self.notes_fd, b"%d %d %d %s\n" % (info.st_ino, info.st_size, info.st_mtime_ns, name))
         fault("part noted")
         os.rename(part, leaf, src_dir_fd=source, dst_dir_fd=folder)
-        self.ours[info.st_dev, info.st_ino] = name
+        self.stored_here[info.st_dev, info.st_ino] = name
 
-    def copy(self, key, folder):
+    def copy_part(self, key, folder):
         """The part with this key as a file .mi-ID in `folder`, where another file system is mounted. Its os.stat_result."""
-        with open(os.open(key, os.O_RDONLY | os.O_NOFOLLOW, dir_fd=self.stage), "rb", 0) as source:
+        with open(os.open(key, os.O_RDONLY | os.O_NOFOLLOW, dir_fd=self.stage_fd), "rb", 0) as source:
             info = os.fstat(source.fileno())
             try:
                 os.unlink(self.stage_name, dir_fd=folder)              # of a process that was killed
@@ -2299,21 +2302,21 @@ class Target:
                 if self.sync:
                     os.fsync(out.fileno())
                 info = os.fstat(out.fileno())
-        os.unlink(key, dir_fd=self.stage)
+        os.unlink(key, dir_fd=self.stage_fd)
         return info
 
-    def may_replace(self, folder, leaf, name):
+    def check_replaceable(self, folder, leaf, name):
         """NotStored, or OSError, if what is at that name must stay."""
         try:
             info = os.stat(leaf, dir_fd=folder, follow_symlinks=False)
         except FileNotFoundError:
             return
-        twin = self.ours.get((info.st_dev, info.st_ino), name)
-        if twin != name and alike(twin) == alike(name):
+        twin = self.stored_here.get((info.st_dev, info.st_ino), name)
+        if twin != name and folded_name(twin) == folded_name(name):
             raise NotStored(name, _("this file system takes its name and that of another result for one (%s)") % shown_path(twin))
         if stat.S_ISDIR(info.st_mode):
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-        if (info.st_dev, info.st_ino) in self.ours or self.noted.get(name) == (info.st_ino, info.st_size, info.st_mtime_ns):
+        if (info.st_dev, info.st_ino) in self.stored_here or self.noted.get(name) == (info.st_ino, info.st_size, info.st_mtime_ns):
             return
         if not self.agreed:
             raise NotStored(name, _("is there already, and not of this calculation; --to DIR or --out NAME agrees to its being replaced"))
@@ -2322,34 +2325,34 @@ class Target:
                 raise NotStored(name, _("was changed here while the calculation ran, and is left as it is"))
             log("warn", self.ident, "store", replaced=shown_path(name), why="another program wrote it here while the calculation ran")
 
-    def make(self, name, mtime=None):
+    def make_directory(self, name, mtime=None):
         """An empty directory (name without /), unless it is there."""
         name = name if isinstance(name, bytes) else utf8(name)
-        self.check(name)
-        with self.busy:
+        self.check_allowed(name)
+        with self.mutex:
             try:
-                fd = self.folder(name.split(b"/"))
+                fd = self.open_folder(name.split(b"/"))
             except OSError as error:
                 raise in_the_way(error, name)
             if mtime is not None:
                 self.attempt("times", os.utime, fd, ns=(mtime, mtime))
 
-    def open(self, name):
+    def open_file(self, name):
         """A descriptor of what is at that name (bytes), if it is a file and reached through no link; OSError otherwise."""
         *above, leaf = name.split(b"/")
-        with self.busy:
-            fd = os.open(leaf, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=self.folder(above))
+        with self.mutex:
+            fd = os.open(leaf, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=self.open_folder(above))
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             os.close(fd)
             raise OSError(errno.EINVAL, os.strerror(errno.EINVAL), name)
         return fd
 
-    def has(self, name, size, sum256):
+    def has_file(self, name, size, sum256):
         """Is this very result there already, by its sum? (A module that was killed while it fetched asks again.)"""
         import hashlib
         digest = hashlib.sha256()
         try:
-            with open(self.open(utf8(name)), "rb", 0) as source:
+            with open(self.open_file(utf8(name)), "rb", 0) as source:
                 if os.fstat(source.fileno()).st_size != size:
                     return False
                 for data in iter(lambda: source.read(1 << 18), b""):
@@ -2358,51 +2361,51 @@ class Target:
             return False
         return digest.hexdigest() == sum256
 
-    def drop(self, key):
+    def drop_part(self, key):
         """Removes the part with this key, if there is one."""
         try:
-            os.unlink(self.part(key))
+            os.unlink(self.part_path(key))
         except FileNotFoundError:
             pass
 
-    def settle(self):
+    def sync_all(self):
         """All that was stored is on the disk when this returns."""
-        with self.busy:
-            self.shut(0)
+        with self.mutex:
+            self.close_folders(0)
             if self.sync:
-                self.attempt("", os.fsync, self.top)
+                self.attempt("", os.fsync, self.top_fd)
             else:
                 os.sync()
 
     def close(self, done):
         """The end, on the disk. done: the parts and the notes are needed no more."""
-        self.settle()
+        self.sync_all()
         fault("settled")
-        lost = " ".join(sorted(self.lost - {""}))
+        lost = " ".join(sorted(self.not_kept - {""}))
         if lost:
             log("warn", self.ident, "store", to=shown_path(self.path), why="this file system does not keep: " + lost)
-        if done or not os.fstat(self.notes).st_size and set(os.listdir(self.stage)) <= {"lock", "stored"}:
-            self.clear()
-        for fd in (self.notes, self.lock, self.stage):
+        if done or not os.fstat(self.notes_fd).st_size and set(os.listdir(self.stage_fd)) <= {"lock", "stored"}:
+            self.remove_stage()
+        for fd in (self.notes_fd, self.lock_fd, self.stage_fd):
             os.close(fd)
-        self.leave()                                   # NFS keeps open files there, by another name, until they are closed
-        os.close(self.top)
+        self.remove_stage_if_empty()                                   # NFS keeps open files there, by another name, until they are closed
+        os.close(self.top_fd)
 
-    def clear(self):
+    def remove_stage(self):
         """Removes .mi-ID/ (the lock last: whoever opens it from now on finds that it is no longer there)."""
         import shutil
-        for name in set(os.listdir(self.stage)) - {"lock"}:
-            path = self.part(os.fsencode(name))
+        for name in set(os.listdir(self.stage_fd)) - {"lock"}:
+            path = self.part_path(os.fsencode(name))
             shutil.rmtree(path, ignore_errors=True) if os.path.isdir(path) else self.attempt("", os.unlink, path)
         fault("parts gone")
-        self.drop(b"lock")
+        self.drop_part(b"lock")
         fault("lock gone")
-        self.leave()
+        self.remove_stage_if_empty()
 
-    def leave(self):
+    def remove_stage_if_empty(self):
         """Removes the empty directory .mi-ID, unless another process is in it already."""
         try:
-            os.rmdir(self.stage_name, dir_fd=self.top)
+            os.rmdir(self.stage_name, dir_fd=self.top_fd)
         except OSError:
             pass
 
@@ -2418,7 +2421,7 @@ def in_the_way(error, name):
     return OSError(error.errno, _("a directory or a symbolic link is in its way") if found else error.strerror, name)
 
 
-def alike(name):
+def folded_name(name):
     """name (bytes) as file systems see it that know no case and one way of writing an accent."""
     import unicodedata
     return unicodedata.normalize("NFC", name.decode("utf-8", "replace").casefold())
@@ -2447,10 +2450,10 @@ def is_hole(fd, at, size):
 # ==== shared: names ====
 # File names of a calculation. Checked by every receiver: whoever sends them may be hostile.
 LOG_NAMES = ("計算標準出力.txt", "計算標準エラー出力.txt")        # stdout and stderr of the command, always among the results
-PATTERNS = 100                 # of one calculation
+MAX_PATTERNS = 100                 # of one calculation
 
 
-def parts_of(name):
+def nfc_parts(name):
     """name's parts in NFC: the order of a manifest, and what makes two names equal."""
     if not name.isascii() if hasattr(name, "isascii") else any(c > "\x7f" for c in name):
         import unicodedata
@@ -2468,35 +2471,35 @@ def check_name(name):
         raise ValueError(_("a name that is not UTF-8"))
     if length > 1000 or any(len(part.encode("utf-8")) > 255 for part in name.split("/")):
         raise ValueError(_("a name that is too long: %s...") % printable(name[:60]))
-    if steers(name) or "\\" in name:
+    if has_control_chars(name) or "\\" in name:
         raise ValueError(_("a name with a control character or a backslash: %s") % printable(name))
     if any(part in ("", ".", "..") for part in name.split("/")):
         raise ValueError(_("a name that is absolute or has an empty, . or .. part: %s") % name)
     return name
 
 
-def check_order(names, before=None, reserved=(), folders=False):
-    """Checks a manifest's names: each one plain, ascending by parts_of (so that equal names, and a name that is another's directory,
+def check_manifest_names(names, before=None, reserved=(), folders=False):
+    """Checks a manifest's names: each one plain, ascending by nfc_parts (so that equal names, and a name that is another's directory,
     stand side by side), none equal to or below a reserved one. folders: empty directories may follow, as names with a trailing /, behind
     all files and ascending among themselves. before: the last name of the page before. ValueError; returns the last name."""
-    last = (before.endswith("/"), parts_of(before.rstrip("/"))) if before is not None else None
+    last = (before.endswith("/"), nfc_parts(before.rstrip("/"))) if before is not None else None
     for name in names:
         plain = name[:-1] if folders and isinstance(name, str) and name.endswith("/") else name
-        now = plain is not name, parts_of(check_name(plain))
+        now = plain is not name, nfc_parts(check_name(plain))
         if last is not None and (now <= last or now[0] == last[0] and now[1][:len(last[1])] == last[1]):
             raise ValueError(_("two names that are equal, one in the other, or out of order: %s") % name)
-        if any(now[1][:1] == parts_of(word) for word in reserved):
+        if any(now[1][:1] == nfc_parts(word) for word in reserved):
             raise ValueError(_("a name that is kept for the log: %s") % name)
         last, before = now, name
     return before
 
 
-def pattern(text):
+def compile_pattern(text):
     """A result pattern as something with match(): * and ? within a part, ** across parts, a trailing / the whole directory. ValueError."""
     check_name(text.rstrip("/") if text.endswith("/") and text != "/" else text)
     pieces = re.findall(r"\*\*/|\*\*|\*|\?|[^*?]+", text + ("**" if text.endswith("/") else ""))
     if sum("*" in piece for piece in pieces[pieces[0] == "**/":-1]) > 1:     # as an expression it could take for ever
-        return Stars(pieces, text[0] in "*?")
+        return GlobMatcher(pieces, text[0] in "*?")
     out = ""
     for piece in pieces:
         out += {"**/": "(?:[^/]+/)*", "**": ".+", "*": "[^/]*", "?": "[^/]"}.get(piece) or re.escape(piece)
@@ -2504,7 +2507,7 @@ def pattern(text):
     return re.compile(hidden + out + r"\Z", re.S)
 
 
-class Stars:
+class GlobMatcher:
     """A pattern with many stars as a row of steps, one bit each: match() makes a few operations on whole rows for each character of the name,
     whoever made the pattern and the name. (Steps without a character: star and anys lead to the next one, dirs behind its partner in.)"""
 
@@ -2541,35 +2544,35 @@ class Stars:
         return bool(at & self.end)
 
 
-def all_patterns(texts):
+def compile_patterns(texts):
     """A calculation's patterns, ready to match. ValueError if one is none, or there are too many: each is compared with each name."""
-    if len(texts) > PATTERNS:
-        raise ValueError(_("more than %d patterns; a directory (DIR/) or ** stands for many") % PATTERNS)
-    return [pattern(text) for text in texts]
+    if len(texts) > MAX_PATTERNS:
+        raise ValueError(_("more than %d patterns; a directory (DIR/) or ** stands for many") % MAX_PATTERNS)
+    return [compile_pattern(text) for text in texts]
 
 
-def declared(names, patterns):
+def declared_matcher(names, patterns):
     """A function name -> bool: is this result one that was asked for (or a log)?"""
-    wanted = {parts_of(name) for name in tuple(names) + LOG_NAMES}
-    found = all_patterns(patterns)
+    wanted = {nfc_parts(name) for name in tuple(names) + LOG_NAMES}
+    found = compile_patterns(patterns)
     asked = set(patterns)                              # an empty directory is there as its own pattern, too
-    return lambda name: parts_of(name) in wanted or name in asked or any(one.match("/".join(parts_of(name))) for one in found)
+    return lambda name: nfc_parts(name) in wanted or name in asked or any(one.match("/".join(nfc_parts(name))) for one in found)
 # ==== end shared ====
 
 
 # ==== shared: wire ====
 # The relay's client: one keep-alive connection, JSON calls, files in pieces and packs. Redirects are never followed.
-BASE = "/mi-distcomp-api/"
+API_PATH = "/mi-distcomp-api/"
 MAX_ANSWER = 16 << 20          # bytes of a JSON answer that are read; manifests come in pages far below
 PIECE_MIN, PACK_FILE, CHUNK = 64 << 10, 1 << 20, 256 << 10      # bytes: smallest piece, largest file in a pack, one read or write
 PACK_COUNT = 2000              # files in a pack
-AGAIN = (408, 425, 429, 500, 502, 503, 504, 507)                # answers that mean: later
-NO_TOKEN = (401, 403, "0005")  # answers that mean: not with this token
-V1_WAIT = 300                  # seconds that a fielded relay may be silent: it does one thing at a time, and files whole
-V1_FILE = ((2 << 30) - 1) // 4 * 3                              # bytes: the largest file that is below 2 GiB as base64
+LATER_CODES = (408, 425, 429, 500, 502, 503, 504, 507)                # answers that mean: later
+NO_TOKEN_CODES = (401, 403, "0005")  # answers that mean: not with this token
+V1_TIMEOUT = 300                  # seconds that a fielded relay may be silent: it does one thing at a time, and files whole
+V1_FILE_MAX = ((2 << 30) - 1) // 4 * 3                              # bytes: the largest file that is below 2 GiB as base64
 
 
-class Refused(Exception):
+class RelayRefused(Exception):
     """The relay's considered no: code (int, or the fielded "0300", "400", "0005"), text, and the answer's other fields in more."""
 
     def __init__(self, code, text, more=None):
@@ -2577,7 +2580,7 @@ class Refused(Exception):
         self.code, self.more = code, more or {}
 
 
-class Away(Exception):
+class RelayAway(Exception):
     """No answer of the relay: kind is dns, connect, certificate, name (the certificate is for others), proxy, between (something in the way
     answered) or network."""
 
@@ -2586,7 +2589,7 @@ class Away(Exception):
         self.kind = kind
 
 
-def address(url, port=None):
+def parse_relay_url(url, port=None):
     """(https?, host, port, path before BASE) of a relay's URL. http://HOST means https on 50443, as the manual prints it;
     plain http is for http://LOOPBACK:PORT only. 64 for anything that is no URL."""
     from urllib.parse import urlsplit
@@ -2595,7 +2598,7 @@ def address(url, port=None):
         host, given = found.hostname, port or found.port
     except ValueError:
         host = None
-    if not host or found.scheme not in ("http", "https") or found.username is not None or steers(url) or " " in url:
+    if not host or found.scheme not in ("http", "https") or found.username is not None or has_control_chars(url) or " " in url:
         raise Stop(EX_USAGE, _("%s: not a URL of a relay (like https://HOST:50443)") % printable(url))
     plain = found.scheme == "http" and given and (host in ("localhost", "::1") or host.startswith("127."))
     return not plain, host, given or 50443, found.path.rstrip("/")
@@ -2613,7 +2616,7 @@ class Backoff:
         return wait * (0.5 + int.from_bytes(os.urandom(2), "big") / 131072)
 
 
-def aside(work, most=None):
+def in_thread(work, most=None):
     """Does work() in a thread of its own: no signal ends a wait for a name server, but one ends the wait for that thread; so do `most` seconds
     (socket.timeout)."""
     if threading.current_thread() is not threading.main_thread():        # it gets no signals
@@ -2640,11 +2643,11 @@ def proxy_of_environment(host, port):
         name = next((name for name in pair if name in os.environ), "")       # the small one counts, also when it is empty
         if os.environ.get(name):
             words = os.environ.get("no_proxy", os.environ.get("NO_PROXY", "")).replace(",", " ").split()
-            return ("", "") if any(without_proxy(host, port, word.lower()) for word in words) else (os.environ[name], name)
+            return ("", "") if any(no_proxy_matches(host, port, word.lower()) for word in words) else (os.environ[name], name)
     return "", ""
 
 
-def without_proxy(host, port, word):
+def no_proxy_matches(host, port, word):
     """Does a word of no_proxy stand for this host: *, a name and all names below it (.NAME, *.NAME), an address, a network, each with or
     without :PORT?"""
     found = re.match(r"(\[[^]]*\]|[^:]*)(?::(\d+))?\Z", word)
@@ -2667,32 +2670,32 @@ class Trust:
     def __init__(self, ca_file="", verify=True, client_cert="", client_key=""):
         self.verify, self.client_cert, self.client_key = verify, client_cert, client_key
         self.ca_file = ca_file or (os.environ.get("REQUESTS_CA_BUNDLE", "") if verify else "")           # which the fielded programs obey
-        self.context, self.seen, self.all_cas = None, None, False            # all_cas: the system's CAs are in the context, too
+        self.context, self.stamps, self.has_system_cas = None, None, False            # has_system_cas: the system's CAs are in the context, too
 
-    def now(self):
+    def current_context(self):
         """The TLS context of these files as they are. 78 if one is unusable; once there was a usable one, that stays in force meanwhile."""
         seen = [file_stamp(path) for path in (self.ca_file, self.client_cert, self.client_key) if path]
-        if self.context is None or seen != self.seen:
+        if self.context is None or seen != self.stamps:
             try:
-                self.context, self.all_cas = self.make(), not self.verify
+                self.context, self.has_system_cas = self.make_context(), not self.verify
             except Stop as stop:
                 if self.context is None:
                     raise
                 log("warn", None, "certificate", refused=stop, why="the old one stays in force")
-            self.seen = seen
+            self.stamps = seen
         if not self.ca_file:
-            self.load_all()
+            self.load_system_cas()
         return self.context
 
-    def load_all(self):
+    def load_system_cas(self):
         """Takes the system's CAs, too (20 ms: with ca_file only where it does not do). False: it has them already."""
-        if not self.all_cas:
-            self.all_cas = True
+        if not self.has_system_cas:
+            self.has_system_cas = True
             self.context.load_default_certs()
             return True
         return False
 
-    def make(self):
+    def make_context(self):
         """TLS 1.2 or newer; ca_file's CAs; a client certificate where one is set. 78 if a file is unusable."""
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         if hasattr(ssl, "TLSVersion"):
@@ -2724,7 +2727,7 @@ def file_stamp(path):
         return error.errno
 
 
-class Response(http.client.HTTPResponse):
+class FinalResponse(http.client.HTTPResponse):
     """An answer, behind what may come before it: 102, 103 Early Hints and others of their kind (http.client knows 100 alone)."""
 
     def _read_status(self):
@@ -2737,23 +2740,23 @@ class Response(http.client.HTTPResponse):
         raise http.client.HTTPException("an answer without end")
 
 
-class Relay:
+class RelayClient:
     """A relay as one client sees it; not for two threads at once.
 
     token: function that returns the token (it may be renewed in mid-run). pause: called with seconds instead of time.sleep.
-    notice: called with what was raised when the relay is away, and with None when it answers again.
-    keep_on: a token that is refused is waited out as the network is (a calculation outlives its token).
-    at_once: kinds of Away that are not waited out. slowest: longest pause between two attempts, in seconds.
+    on_outage: called with what was raised when the relay is away, and with None when it answers again.
+    waits_for_token: a token that is refused is waited out as the network is (a calculation outlives its token).
+    fatal_kinds: kinds of RelayAway that are not waited out. max_pause: longest pause between two attempts, in seconds.
     """
 
     def __init__(self, url, token, ca_file="", verify=True, proxy="", client_cert="", client_key="", port=None):
-        self.tls, self.host, self.port, self.prefix = address(url, port)
+        self.tls, self.host, self.port, self.prefix = parse_relay_url(url, port)
         self.token, self.proxy, self.trust = token, proxy, Trust(ca_file, verify, client_cert, client_key)
-        self.pause, self.notice, self.keep_on = time.sleep, lambda why: None, False
-        self.at_once, self.slowest, self.until = (), 600, None           # until: when somebody's patience is over, in time.monotonic()
-        self.connection, self.wrong, self.gone = None, 0, 0              # gone: bytes of a body that went
-        self.piece = self.most = 16 << 20
-        self.dirs, self.marks = False, {}              # does the relay take empty directories? see pages()
+        self.pause, self.on_outage, self.waits_for_token = time.sleep, lambda why: None, False
+        self.fatal_kinds, self.max_pause, self.patience_ends = (), 600, None           # patience_ends: when somebody's patience is over, in time.monotonic()
+        self.connection, self.wrong_sums, self.body_sent = None, 0, 0              # body_sent: bytes of a body that went
+        self.piece_size = self.piece_max = 16 << 20
+        self.takes_dirs, self.x_and_mtime = False, {}              # does the relay take empty directories? see manifest_entries()
         shown = "[%s]" % self.host if ":" in self.host else self.host
         self.url = "%s://%s:%d%s" % ("https" if self.tls else "http", shown, self.port, self.prefix)
 
@@ -2775,57 +2778,57 @@ class Relay:
         headers = {"Proxy-Authorization": "Basic " + base64.b64encode(word.encode()).decode()} if part.username else {}
         return part.hostname, port, headers, said
 
-    def in_time(self, seconds):
+    def within_patience(self, seconds):
         """seconds, or what is left of somebody's patience, but a second at least."""
-        return seconds if self.until is None else min(seconds, max(1.0, self.until - time.monotonic()))
+        return seconds if self.patience_ends is None else min(seconds, max(1.0, self.patience_ends - time.monotonic()))
 
-    def open(self, timeout, context=None):
+    def open_connection(self, timeout, context=None):
         """A connection to the relay, or to it through the proxy; http.client's. What it raises is for connect()."""
         via = self.proxy_for()
         host, port = via[:2] if via else (self.host, self.port)
         if self.tls:
-            made = http.client.HTTPSConnection(host, port, timeout=timeout, context=context or self.trust.now())
+            made = http.client.HTTPSConnection(host, port, timeout=timeout, context=context or self.trust.current_context())
             if via:
                 made.set_tunnel(self.host, self.port, via[2])
         else:
             made = http.client.HTTPConnection(host, port, timeout=timeout)
-        made.response_class = Response
+        made.response_class = FinalResponse
         try:
-            aside(made.connect, None if self.until is None else self.in_time(timeout))
+            in_thread(made.connect, None if self.patience_ends is None else self.within_patience(timeout))
         except OSError as error:
             error.reached = made.sock is not None      # the other end of the first line
             raise
         return made
 
     def connect(self, timeout):
-        """Opens the connection. Away, with the kind of what is wrong."""
+        """Opens the connection. RelayAway, with the kind of what is wrong."""
         via = self.proxy_for()
         where = self.url + (_(" through the proxy %s:%d (%s)") % (via[0], via[1], via[3]) if via else "")
         try:
-            self.connection = self.open(timeout)
+            self.connection = self.open_connection(timeout)
         except ssl.SSLError as error:
             reason = getattr(error, "verify_message", "") or getattr(error, "reason", "") or str(error)
             kind = "certificate" if "CERTIFICATE_VERIFY" in str(error).upper() else "network"
             if getattr(error, "verify_code", 0) in (62, 64):             # a name, or an address, that does not match
-                raise Away("name", _("%s: the certificate is for other names: %s") % (where, self.names_shown(timeout) or reason))
-            if kind == "certificate" and self.trust.load_all():
+                raise RelayAway("name", _("%s: the certificate is for other names: %s") % (where, self.certificate_names(timeout) or reason))
+            if kind == "certificate" and self.trust.load_system_cas():
                 return self.connect(timeout)
-            raise Away(kind, _("%s: TLS failed: %s") % (where, reason))
+            raise RelayAway(kind, _("%s: TLS failed: %s") % (where, reason))
         except ssl.CertificateError as error:          # Python 3.6: a name that does not match
-            raise Away("name", _("%s: the certificate is for other names: %s") % (where, self.names_shown(timeout) or error))
+            raise RelayAway("name", _("%s: the certificate is for other names: %s") % (where, self.certificate_names(timeout) or error))
         except (socket.gaierror, UnicodeError):
-            raise Away("dns", _("%s: the name %s is not known") % (where, via[0] if via else self.host))
+            raise RelayAway("dns", _("%s: the name %s is not known") % (where, via[0] if via else self.host))
         except (OSError, http.client.HTTPException) as error:
             kind = "proxy" if via and not getattr(error, "reached", True) or "unnel" in str(error) else "connect"
-            raise Away(kind, "%s: %s" % (where, getattr(error, "strerror", None) or error))
+            raise RelayAway(kind, "%s: %s" % (where, getattr(error, "strerror", None) or error))
 
-    def names_shown(self, timeout):
+    def certificate_names(self, timeout):
         """The names in the certificate of a relay that is believed but for its name: a connection of its own, on which nothing is said."""
-        context = self.trust.make()
+        context = self.trust.make_context()
         context.check_hostname = False
         context.load_default_certs()
         try:
-            made = self.open(timeout, context)
+            made = self.open_connection(timeout, context)
             names = [name for kind, name in made.sock.getpeercert().get("subjectAltName", ())]
             made.close()
             return ", ".join(names[:20])
@@ -2841,39 +2844,39 @@ class Relay:
     def exchange(self, method, target, body=b"", length=None, headers=(), timeout=30):
         """One request; the open http.client.HTTPResponse. body: bytes, or (with length) a function that returns an iterator of chunks (of
         whose errors none may be an OSError: those are the network's).
-        Away if no answer came; a kept connection that the other end has dropped meanwhile is opened again once, unless much of a body went:
+        RelayAway if no answer came; a kept connection that the other end has dropped meanwhile is opened again once, unless much of a body went:
         its offset is an old one by now."""
         for kept in (self.connection is not None, False):
-            self.gone = 0
+            self.body_sent = 0
             if self.connection is None or self.connection.sock is None:
-                self.connect(self.in_time(min(timeout, 30)))
+                self.connect(self.within_patience(min(timeout, 30)))
             made = self.connection
             try:
                 made.sock.settimeout(timeout)
-                made.putrequest(method, self.prefix + BASE + target, skip_accept_encoding=True)
+                made.putrequest(method, self.prefix + API_PATH + target, skip_accept_encoding=True)
                 fixed = [("Authorization", "Bearer " + self.token()), ("Accept-Encoding", "identity"), ("Content-Type", "application/json")]
                 for key, value in fixed + list(headers):
                     made.putheader(key, value)
                 if body or length is not None or method == "POST":
                     made.putheader("Content-Length", str(len(body) if length is None else length))
                 if length is None and body:
-                    self.send_at_once(made, body)
+                    self.send_in_one(made, body)
                 else:
                     made.endheaders()
-                sent = length is None or self.send(made.sock, body())
+                sent = length is None or self.send_chunks(made.sock, body())
                 response = made.getresponse()
                 response.will_close = response.will_close or not sent
                 return response
             except (OSError, http.client.HTTPException) as error:
                 self.close()
-                if not kept or self.gone > 4 * CHUNK or isinstance(error, socket.timeout):
-                    raise Away("network", "%s: %s" % (self.url, getattr(error, "strerror", None) or error or type(error).__name__))
+                if not kept or self.body_sent > 4 * CHUNK or isinstance(error, socket.timeout):
+                    raise RelayAway("network", "%s: %s" % (self.url, getattr(error, "strerror", None) or error or type(error).__name__))
             except BaseException:                      # half a request must not be followed by another
                 self.close()
                 raise
 
     @staticmethod
-    def send_at_once(made, body):
+    def send_in_one(made, body):
         """Sends head and body in one: half the packets, and the relay looks once."""
         parts = []
         made.send = parts.append
@@ -2881,19 +2884,19 @@ class Relay:
         del made.send
         made.send(b"".join(parts))
 
-    def send(self, sock, chunks):
+    def send_chunks(self, sock, chunks):
         """Sends a body. False if the other end broke it off: its answer may be there already."""
         for chunk in chunks:
             try:
                 sock.sendall(chunk)
-                self.gone += len(chunk)
+                self.body_sent += len(chunk)
             except socket.timeout:
                 raise
             except OSError:
                 return False
         return True
 
-    def finish(self, response):
+    def end_exchange(self, response):
         """The answer has been read: keep the connection if both ends may."""
         if response.chunked and not response.isclosed():                 # its last chunk, which is empty, comes with what was read
             try:
@@ -2906,8 +2909,8 @@ class Relay:
         elif not response.isclosed():
             response.read()
 
-    def answer(self, response, timeout, whole=False):
-        """The JSON of an answer: errors[0] if its code is 200, or all of it (whole). Refused; Away if it is not the relay's."""
+    def read_answer(self, response, timeout, whole=False):
+        """The JSON of an answer: errors[0] if its code is 200, or all of it (whole). RelayRefused; RelayAway if it is not the relay's."""
         data, left, until = bytearray(), response.length, time.monotonic() + timeout
         endless = left is None and not response.chunked                  # only the connection's end tells where it ends
         try:
@@ -2919,12 +2922,12 @@ class Relay:
                 left = None if left is None else left - len(more)
                 if len(data) > MAX_ANSWER or time.monotonic() > until:
                     self.close()
-                    raise Away("between", _("%s: an answer without end") % self.url)
+                    raise RelayAway("between", _("%s: an answer without end") % self.url)
             if left:                                   # part of an answer says nothing, least of all that this is a fielded relay
                 self.close()
-                raise Away("network", "%s: %s" % (self.url, _("cut off")))
+                raise RelayAway("network", "%s: %s" % (self.url, _("cut off")))
             response.length = left                     # before Python 3.13, read1 does not count
-            self.finish(response)
+            self.end_exchange(response)
             parsed = json.loads(data.decode("utf-8"))
             if whole and isinstance(parsed, dict) and "errors" not in parsed:
                 return parsed
@@ -2932,102 +2935,102 @@ class Relay:
             code, text = first["code"], str(first.get("message", ""))
         except (OSError, http.client.HTTPException) as error:
             self.close()
-            raise Away("network", "%s: %s" % (self.url, getattr(error, "strerror", None) or error or type(error).__name__))
+            raise RelayAway("network", "%s: %s" % (self.url, getattr(error, "strerror", None) or error or type(error).__name__))
         except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError) as error:
             self.close()
             if endless and data[:1] == b"{" and isinstance(error, ValueError):
-                raise Away("network", "%s: %s" % (self.url, _("cut off")))
+                raise RelayAway("network", "%s: %s" % (self.url, _("cut off")))
             if response.status == 413:                 # also of a proxy: known to be for good
-                raise Refused(413, _("%s: HTTP 413: too large") % self.url)
-            raise Away("between", _("%s: HTTP %d without the relay's JSON: a proxy or gateway in between answered") % (
+                raise RelayRefused(413, _("%s: HTTP 413: too large") % self.url)
+            raise RelayAway("between", _("%s: HTTP %d without the relay's JSON: a proxy or gateway in between answered") % (
                 self.url, response.status))
         if code != 200:
-            raise Refused(code, text, first)
+            raise RelayRefused(code, text, first)
         return parsed if whole else first
 
     def call(self, method, name, fields, wait=0, whole=False):
         """One call, once. fields go into the query (GET) or the body. wait: seconds that the relay may take before it answers."""
-        timeout = wait + self.in_time(30)              # what the relay is asked to wait is no matter of patience
+        timeout = wait + self.within_patience(30)              # what the relay is asked to wait is no matter of patience
         if method == "GET":
             from urllib.parse import urlencode
-            return self.answer(self.exchange(method, name + "?" + urlencode(fields), timeout=timeout), timeout, whole)
+            return self.read_answer(self.exchange(method, name + "?" + urlencode(fields), timeout=timeout), timeout, whole)
         body = json.dumps(fields, ensure_ascii=True).encode()
-        return self.answer(self.exchange(method, name, body, timeout=timeout), timeout, whole)
+        return self.read_answer(self.exchange(method, name, body, timeout=timeout), timeout, whole)
 
-    def again(self, work, patience=None, no_token=NO_TOKEN):
+    def retried(self, work, patience=None, no_token=NO_TOKEN_CODES):
         """work() until it is answered: pauses while the relay is away or busy. patience: seconds, None for ever; then what it raised
-        last. no_token: codes that are waited out with keep_on."""
-        backoff, until, noticed = Backoff(self.slowest), None if patience is None else time.monotonic() + patience, ""
+        last. no_token: codes that are waited out with waits_for_token."""
+        backoff, until, noticed = Backoff(self.max_pause), None if patience is None else time.monotonic() + patience, ""
         while True:
-            self.until = until if patience else None   # 0: once, in its own time
+            self.patience_ends = until if patience else None   # 0: once, in its own time
             try:
                 result = work()
                 if noticed:
-                    self.notice(None)
+                    self.on_outage(None)
                 return result
-            except (Away, Refused) as error:
-                if isinstance(error, Away):
-                    later = error.kind not in self.at_once
+            except (RelayAway, RelayRefused) as error:
+                if isinstance(error, RelayAway):
+                    later = error.kind not in self.fatal_kinds
                 else:
-                    later = error.code in AGAIN or self.keep_on and error.code in no_token
+                    later = error.code in LATER_CODES or self.waits_for_token and error.code in no_token
                 wait, left = backoff.next(), None if until is None else until - time.monotonic()
                 if not later or left is not None and left <= 0:
                     raise
                 if str(error) != noticed:              # the newest reason is the one that is shown
-                    self.notice(error)
+                    self.on_outage(error)
                 noticed = str(error)
             finally:
-                self.until = None
+                self.patience_ends = None
             self.close()
             self.pause(wait if left is None else min(wait, left))
 
     def ask(self, method, name, fields, wait=0, patience=None):
-        """call(), until it is answered (see again)."""
-        return self.again(lambda: self.call(method, name, fields, wait), patience)
+        """call(), until it is answered (see retried)."""
+        return self.retried(lambda: self.call(method, name, fields, wait), patience)
 
-    def call_v1(self, method, name, fields, body=None, folder=None, moved=lambda count: None, began=lambda: None, timeout=V1_WAIT):
+    def call_v1(self, method, name, fields, body=None, folder=None, moved=lambda count: None, began=lambda: None, timeout=V1_TIMEOUT):
         """One call as the fielded programs make it, once, on a connection of its own: errors[0] if its code is 200, or what comes without
         an envelope. fields go into the query (GET) or the body. body: (length, function that gives its chunks) instead of fields.
         folder: where the files inside the answer go (see BodyReader); began: called when an answer without an envelope begins.
-        Refused, Away; ValueError if the answer or a file to send is not as it should be, OSError of this disk."""
+        RelayRefused, RelayAway; ValueError if the answer or a file to send is not as it should be, OSError of this disk."""
         self.close()                                   # a fielded relay closes it; a request must not go out twice
         if method == "GET":
             from urllib.parse import urlencode
             response = self.exchange("GET", name + "?" + urlencode(fields), timeout=timeout)
         elif body:
-            response = self.exchange("POST", name, lambda: readable(body[1]()), body[0], timeout=timeout)
+            response = self.exchange("POST", name, lambda: local_chunks(body[1]()), body[0], timeout=timeout)
         else:
             response = self.exchange("POST", name, json.dumps(fields).encode(), timeout=timeout)
         try:
             if folder is None or response.status != 200:
-                return self.answer(response, timeout)
-            parsed = BodyReader(self.views(response, moved, began), folder, parsed_json, MAX_ANSWER).parse()
+                return self.read_answer(response, timeout)
+            parsed = BodyReader(self.body_chunks(response, moved, began), folder, json_from_bytes, MAX_ANSWER).parse()
             if not isinstance(parsed, dict) or "errors" not in parsed:
                 return parsed
             first = parsed["errors"][0]
             code, text = first["code"], str(first.get("message", ""))
-        except Away as error:
-            if error.kind == "between" and 400 <= response.status < 500 and response.status not in AGAIN:
-                raise Refused(response.status, str(error), {"why": "html"})             # a gateway has swallowed the relay's own words
+        except RelayAway as error:
+            if error.kind == "between" and 400 <= response.status < 500 and response.status not in LATER_CODES:
+                raise RelayRefused(response.status, str(error), {"why": "html"})             # a gateway has swallowed the relay's own words
             raise
         except (KeyError, IndexError, TypeError, AttributeError):
             raise ValueError(_("an answer that is none"))
         finally:
             self.close()
         if code != 200:
-            raise Refused(code, text, first)
+            raise RelayRefused(code, text, first)
         return first
 
-    def views(self, response, moved, began):
-        """The body of an answer, a chunk at a time. Away if it breaks off."""
+    def body_chunks(self, response, moved, began):
+        """The body of an answer, a chunk at a time. RelayAway if it breaks off."""
         view, seen = memoryview(bytearray(CHUNK)), 0
         while response.length != 0:
             try:
                 got = response.readinto(view)
             except (OSError, http.client.HTTPException) as error:
-                raise Away("network", "%s: %s" % (self.url, getattr(error, "strerror", None) or error or type(error).__name__))
+                raise RelayAway("network", "%s: %s" % (self.url, getattr(error, "strerror", None) or error or type(error).__name__))
             if not got and response.length:
-                raise Away("network", "%s: %s" % (self.url, _("cut off")))
+                raise RelayAway("network", "%s: %s" % (self.url, _("cut off")))
             if not got:
                 return
             if not seen and not re.match(rb'\s*\{\s*"errors"', view[:64]):
@@ -3037,68 +3040,68 @@ class Relay:
             yield view[:got]
 
     def ask_v1(self, method, name, fields, patience=None, **more):
-        """call_v1(), until it is answered (see again). A fielded 401 is no matter of tokens."""
-        return self.again(lambda: self.call_v1(method, name, fields, **more), patience, NO_TOKEN[1:])
+        """call_v1(), until it is answered (see retried). A fielded 401 is no matter of tokens."""
+        return self.retried(lambda: self.call_v1(method, name, fields, **more), patience, NO_TOKEN_CODES[1:])
 
     def learn(self, patience=None):
         """The relay's version (int) and limits (dict), from `GET version`; version 1 if it is a fielded one."""
         def once():
-            timeout = self.in_time(30)
+            timeout = self.within_patience(30)
             response = self.exchange("GET", "version?v=2", timeout=timeout)
-            if response.status in AGAIN:
+            if response.status in LATER_CODES:
                 self.close()
-                raise Away("between", "%s: HTTP %d" % (self.url, response.status))
+                raise RelayAway("between", "%s: HTTP %d" % (self.url, response.status))
             try:
-                return self.answer(response, timeout, whole=True)
-            except Refused:
+                return self.read_answer(response, timeout, whole=True)
+            except RelayRefused:
                 return {}
-            except Away as error:
+            except RelayAway as error:
                 if error.kind == "between":
                     return {}
                 raise
-        found = self.again(once, patience)
-        limit, self.dirs = found.get("max_body"), found.get("dirs") is True
+        found = self.retried(once, patience)
+        limit, self.takes_dirs = found.get("max_body"), found.get("dirs") is True
         if isinstance(limit, int) and limit >= PIECE_MIN:
-            self.piece = self.most = min(limit, 16 << 20)
+            self.piece_size = self.piece_max = min(limit, 16 << 20)
         return found["version"] if isinstance(found.get("version"), int) else 1, found
 
-    def cut_down(self, count, for_good):
+    def shrink_piece(self, count, for_good):
         """A body of count bytes did not get through: smaller ones from now on. False if they are as small as can be."""
-        self.piece = max(PIECE_MIN, count // 2)
+        self.piece_size = max(PIECE_MIN, count // 2)
         if for_good:
-            self.most = self.piece
+            self.piece_max = self.piece_size
         return count > PIECE_MIN
 
-    def passed(self, count):
+    def grow_piece(self, count):
         """A body of count bytes got through: slowly back to larger ones."""
-        if count >= self.piece:
-            self.piece = min(self.most, self.piece + self.piece // 8)
+        if count >= self.piece_size:
+            self.piece_size = min(self.piece_max, self.piece_size + self.piece_size // 8)
 
     def send_piece(self, target, query, source, offset, size):
         """One piece of the open file source from offset on: the relay's answer, or what its refusal says about the offset."""
-        count = min(self.piece, size - offset)
+        count = min(self.piece_size, size - offset)
         try:
             target = "%s?v=2&offset=%d%s" % (target, offset, query)
-            found = self.answer(self.exchange("POST", target, lambda: pieces(source, offset, count), count, timeout=120), 120)
-            self.passed(count)
+            found = self.read_answer(self.exchange("POST", target, lambda: file_chunks(source, offset, count), count, timeout=120), 120)
+            self.grow_piece(count)
             return found
-        except Refused as error:
-            if error.code == 413 and self.cut_down(count, True):
+        except RelayRefused as error:
+            if error.code == 413 and self.shrink_piece(count, True):
                 return {"offset": offset}
             if error.code == 409 and "offset" in error.more:
                 return {"offset": error.more["offset"]}
             if error.code == 422:
                 return {"offset": 0, "wrong": 1}
             raise
-        except Away:
-            self.cut_down(count, False)
+        except RelayAway:
+            self.shrink_piece(count, False)
             raise
 
     def upload(self, target, path, size, claim="", moved=lambda count: None):
         """One file to the relay, resumed at the byte where it stopped; path in bytes, size as declared.
         ValueError if the file is no longer what was declared."""
         query = "&claim=" + claim if claim else ""
-        offset, asked, wrong, idle = 0, size <= self.piece, 0, 0        # asked: offset is the relay's own
+        offset, asked, wrong, idle = 0, size <= self.piece_size, 0, 0        # asked: offset is the relay's own
 
         def step():
             nonlocal asked
@@ -3107,12 +3110,12 @@ class Relay:
                 return self.send_piece(target, query, source, offset, size)
             return self.call("GET", target, dict({"v": 2, "offset": ""}, **({"claim": claim} if claim else {})))
 
-        with opened(path) as source:
+        with open_source(path) as source:
             while True:
-                found = self.again(step)
+                found = self.retried(step)
                 now = size if found.get("complete") else found.get("offset")
                 if not isinstance(now, int) or not 0 <= now <= size:
-                    raise Refused(400, _("%s: the relay is at byte %s of a file of %d") % (target, now, size))
+                    raise RelayRefused(400, _("%s: the relay is at byte %s of a file of %d") % (target, now, size))
                 moved(now - offset)
                 if found.get("complete"):
                     return
@@ -3120,7 +3123,7 @@ class Relay:
                 if wrong == 3:
                     raise ValueError(_("is not what was declared (its sum differs)"))
                 if idle > 10:
-                    raise Refused(409, _("%s: the relay stays at byte %d of %d") % (target, now, size))
+                    raise RelayRefused(409, _("%s: the relay stays at byte %d of %d") % (target, now, size))
                 asked, offset = True, now              # all there, but not complete: an empty piece has the relay look at it again
 
     def upload_pack(self, target, first, files, claim="", moved=lambda count: None):
@@ -3128,25 +3131,25 @@ class Relay:
         cut down. ValueError if one is no longer what was declared."""
         while True:
             count, total = 0, 0
-            while count < len(files) and (count == 0 or total + files[count][1] <= self.piece):
+            while count < len(files) and (count == 0 or total + files[count][1] <= self.piece_size):
                 total, count = total + files[count][1], count + 1
             if count == 1:
                 self.upload("%s/%d" % (target, first), files[0][0], files[0][1], claim, moved)
                 return 1
             query = "%s/pack?v=2&from=%d&count=%d%s" % (target, first, count, "&claim=" + claim if claim else "")
             try:
-                self.answer(self.exchange("POST", query, lambda: packed(files[:count]), total, timeout=120), 120)
-            except Refused as error:
+                self.read_answer(self.exchange("POST", query, lambda: pack_chunks(files[:count]), total, timeout=120), 120)
+            except RelayRefused as error:
                 wrong = error.more.get("wrong")
                 if error.code == 422 and isinstance(wrong, list) and wrong and wrong[0] in range(first, first + count):
                     raise ValueError(_("%s changed while it was sent") % files[wrong[0] - first][0].decode("utf-8", "replace"))
-                if error.code == 413 and self.cut_down(total, True):
+                if error.code == 413 and self.shrink_piece(total, True):
                     continue
                 raise
-            except Away:
-                self.cut_down(total, False)
+            except RelayAway:
+                self.shrink_piece(total, False)
                 raise
-            self.passed(total)
+            self.grow_piece(total)
             moved(total)
             return count
 
@@ -3156,14 +3159,14 @@ class Relay:
         todo = sorted(range(len(files)) if numbers is None else set(numbers), reverse=True)
         while todo:
             first, batch, total = todo[-1], [], 0
-            while len(batch) < min(len(todo), PACK_COUNT) and todo[-1 - len(batch)] == first + len(batch) and total <= self.piece:
+            while len(batch) < min(len(todo), PACK_COUNT) and todo[-1 - len(batch)] == first + len(batch) and total <= self.piece_size:
                 entry = files[first + len(batch)]
                 if entry[1] > PACK_FILE:
                     break
                 batch.append(entry)
                 total += entry[1]
             if len(batch) > 1:
-                del todo[-self.again(lambda: self.upload_pack(target, first, batch, claim, moved)):]
+                del todo[-self.retried(lambda: self.upload_pack(target, first, batch, claim, moved)):]
             else:
                 try:
                     self.upload("%s/%d" % (target, first), files[first][0], files[first][1], claim, moved)
@@ -3171,23 +3174,23 @@ class Relay:
                     raise ValueError("%s: %s" % (files[first][0].decode("utf-8", "replace"), getattr(error, "strerror", None) or error))
                 todo.pop()
 
-    def pages(self, target, page, claim=""):
+    def manifest_entries(self, target, page, claim=""):
         """Every (number, name, size, sha256) of a manifest whose first page is in page {"files", "next"}; checked. An empty directory's name
         ends with /; they come last. marks: {number: (may its owner execute it?, mtime in nanoseconds or None)}, where a file has any; who
         stores the file takes them out. ValueError if the manifest is malformed."""
         number, before, query = 0, None, dict({"claim": claim} if claim else {}, v=2, dirs=1)
-        self.marks.clear()                             # of a list that was not taken to its end
+        self.x_and_mtime.clear()                             # of a list that was not taken to its end
         while True:
             entries = page.get("files") or {}
             if not isinstance(entries, dict):
                 raise ValueError(_("the file list is none"))
-            before = check_order(entries, before, folders=True)
+            before = check_manifest_names(entries, before, folders=True)
             for name, entry in entries.items():
                 size, sum256 = (entry.get("size"), entry.get("sha256")) if isinstance(entry, dict) else (None, None)
                 if not (isinstance(size, int) and size >= 0 and re.match(r"[0-9a-f]{64}\Z", str(sum256))):
                     raise ValueError(_("%s: no size or sha256") % name)
                 if "x" in entry or "mtime" in entry:
-                    self.marks[number] = entry.get("x") is True, nanoseconds_of(entry.get("mtime"))
+                    self.x_and_mtime[number] = entry.get("x") is True, nanoseconds_of(entry.get("mtime"))
                 yield number, name, size, sum256
                 number += 1
             if page.get("next") is None:
@@ -3196,8 +3199,8 @@ class Relay:
                 raise ValueError(_("the pages of the file list do not follow one another"))
             page = self.ask("GET", target, dict(query, **{"from": number}))
 
-    def receive(self, response, view, may_end=False):
-        """Fills view from the answer's body as far as one read goes; 0 bytes are its end, where it may end. Away if it ends elsewhere, or the
+    def read_into(self, response, view, may_end=False):
+        """Fills view from the answer's body as far as one read goes; 0 bytes are its end, where it may end. RelayAway if it ends elsewhere, or the
         line breaks."""
         try:
             got = response.readinto(view)
@@ -3207,16 +3210,16 @@ class Relay:
         except (OSError, http.client.HTTPException) as broken:
             error = getattr(broken, "strerror", None) or broken or type(broken).__name__
         self.close()
-        raise Away("network", "%s: %s" % (self.url, error))
+        raise RelayAway("network", "%s: %s" % (self.url, error))
 
-    def raw(self, target, statuses, headers=()):
-        """The answer to a GET of bytes, its body still to be read. Refused, or Away if what answers are no bytes."""
+    def get_bytes(self, target, statuses, headers=()):
+        """The answer to a GET of bytes, its body still to be read. RelayRefused, or RelayAway if what answers are no bytes."""
         response = self.exchange("GET", target, timeout=60, headers=headers)
         if response.status in statuses and response.getheader("Content-Type", "").startswith("application/octet-stream"):
             return response
-        self.answer(response, 60)
+        self.read_answer(response, 60)
         self.close()
-        raise Away("between", _("%s: HTTP %d where a file was due") % (self.url, response.status))
+        raise RelayAway("between", _("%s: HTTP %d where a file was due") % (self.url, response.status))
 
     def download(self, target, part, size, sum256, claim="", moved=lambda count: None):
         """One file into part (bytes path), resumed from what is there, verified. ValueError after three wrong sums."""
@@ -3225,7 +3228,7 @@ class Relay:
 
         def piece():
             nonlocal have, digest
-            response = self.raw(target + "?v=2" + ("&claim=" + claim if claim else ""), (200, 206), [
+            response = self.get_bytes(target + "?v=2" + ("&claim=" + claim if claim else ""), (200, 206), [
                 ("Range", "bytes=%d-" % have), ("If-Range", '"%s"' % sum256)] if have else [])
             if response.status == 200 and have:        # something in between knows no ranges, or it is another file
                 out.seek(0)
@@ -3234,9 +3237,9 @@ class Relay:
                 have, digest = 0, hashlib.sha256()
             if response.length not in (None, size - have):
                 self.close()
-                raise Away("between", _("%s: %d bytes where %d were due") % (self.url, response.length, size - have))
+                raise RelayAway("between", _("%s: %d bytes where %d were due") % (self.url, response.length, size - have))
             while have < size:
-                got = self.receive(response, view[:min(CHUNK, size - have)])
+                got = self.read_into(response, view[:min(CHUNK, size - have)])
                 if not view[0] and not view[got - 1] and not bytes(view[:got]).strip(b"\0"):
                     out.seek(got, 1)                   # zeros behind the end of the file: a hole
                 elif out.write(view[:got]) != got:
@@ -3244,7 +3247,7 @@ class Relay:
                 digest.update(view[:got])
                 have += got
                 moved(got)
-            self.finish(response)
+            self.end_exchange(response)
 
         for attempt in range(3):
             with open(os.open(part, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666), "rb+", buffering=0) as out:
@@ -3255,7 +3258,7 @@ class Relay:
                 moved(have)
                 try:
                     while have < size:
-                        self.again(piece)
+                        self.retried(piece)
                 except OSError:                        # of the disk: the rest of the answer is not read
                     self.close()
                     raise
@@ -3271,23 +3274,23 @@ class Relay:
         """The first files of batch [(number, name, size, sha256)], as many as the relay packs; taken off batch as they are stored."""
         import hashlib
         count = sum(1 for entry in batch if entry[2] <= PACK_FILE)
-        response = self.raw("%s/pack?v=2&from=%d&count=%d%s" % (target, batch[0][0], count, "&claim=" + claim if claim else ""), (200,))
+        response = self.get_bytes("%s/pack?v=2&from=%d&count=%d%s" % (target, batch[0][0], count, "&claim=" + claim if claim else ""), (200,))
         left, some = response.length, False            # None: something in between passes it on without its length; its end tells
         try:
             while batch and batch[0][2] <= (PACK_FILE if left is None else min(left, PACK_FILE)):
                 number, name, size, sum256 = batch[0]
                 data, at, got = bytearray(size), 0, 1
                 while at < size and got:
-                    got = self.receive(response, memoryview(data)[at:], left is None and at == 0)
+                    got = self.read_into(response, memoryview(data)[at:], left is None and at == 0)
                     at += got
                 if not got:
                     break
                 if hashlib.sha256(data).hexdigest() != sum256:
-                    self.wrong += 1
-                    if self.wrong >= 3:
+                    self.wrong_sums += 1
+                    if self.wrong_sums >= 3:
                         raise ValueError(_("%s does not arrive as it was sent (its sum differs, three times)") % name)
                     self.close()
-                    raise Away("between", _("%s: arrived other than it was sent") % name)
+                    raise RelayAway("between", _("%s: arrived other than it was sent") % name)
                 store(number, name, data)
                 moved(size)
                 left, some = left if left is None else left - size, True
@@ -3297,11 +3300,11 @@ class Relay:
         except (ValueError, OSError):                  # the rest of the answer is not read
             self.close()
             raise
-        self.wrong = 0
+        self.wrong_sums = 0
         if left:
             self.close()
         else:
-            self.finish(response)
+            self.end_exchange(response)
 
     def download_all(self, target, entries, store, part, claim="", moved=lambda count: None):
         """Every (number, name, size, sha256) of entries: small ones in packs, handed to store(number, name, data), large ones
@@ -3322,7 +3325,7 @@ class Relay:
                 store(number, name, None)
                 batch.popleft()
             else:
-                self.again(lambda: self.download_pack(target, batch, store, claim, moved))
+                self.retried(lambda: self.download_pack(target, batch, store, claim, moved))
 
 
 def nanoseconds_of(mtime):
@@ -3330,7 +3333,7 @@ def nanoseconds_of(mtime):
     return int(mtime * 10 ** 9) if type(mtime) in (int, float) and abs(mtime) < 1 << 33 else None
 
 
-def parsed_json(data):
+def json_from_bytes(data):
     """JSON text (bytes) as an object. ValueError, also for what is nested too deeply."""
     try:
         return json.loads(data.decode("utf-8"))
@@ -3338,7 +3341,7 @@ def parsed_json(data):
         raise ValueError(_("an answer that is none"))
 
 
-def readable(chunks):
+def local_chunks(chunks):
     """chunks; an OSError that they raise is a ValueError from here on, for it is not the network's."""
     try:
         for chunk in chunks:
@@ -3347,7 +3350,7 @@ def readable(chunks):
         raise ValueError("%s: %s" % (error.filename.decode("utf-8", "replace") if error.filename else "", error.strerror))
 
 
-def pieces(source, at, left):
+def file_chunks(source, at, left):
     """left bytes of the open file source from at on, a chunk at a time. ValueError if they cannot be read."""
     view = memoryview(bytearray(min(CHUNK, left) or 1))
     try:
@@ -3362,12 +3365,12 @@ def pieces(source, at, left):
         raise ValueError(error.strerror)
 
 
-def packed(files):
+def pack_chunks(files):
     """The bytes of small files [(path, size, ...)] back to back, in chunks. ValueError if one cannot be read or has another size."""
     chunk = bytearray()
     for entry in files:
         try:
-            with opened(entry[0]) as source:
+            with open_source(entry[0]) as source:
                 data = source.read(entry[1] + 1)
         except OSError as error:
             raise ValueError("%s: %s" % (entry[0].decode("utf-8", "replace"), error.strerror))
@@ -3384,11 +3387,11 @@ def packed(files):
 
 # ==== shared: stream ====
 # Fielded bodies hold whole files as base64 in JSON. They are read and written as streams: memory does not grow with the files.
-BIG = 64 << 10                 # bytes: longer strings of a fielded body are base64 of a file and go straight into one
-MANY = 1 << 20                 # bytes: beyond so much that is kept, every string of more than FEW_BYTES where a file's content stands does
+LONG_STRING = 64 << 10                 # bytes: longer strings of a fielded body are base64 of a file and go straight into one
+KEPT_MANY = 1 << 20                 # bytes: beyond so much that is kept, every string of more than FEW_BYTES where a file's content stands does
 FEW_BYTES = 256
-CONTENT = re.compile(rb'(?:\[|"content"\s*:)\s*"\Z')                        # what stands before a file's content
-ALPHABET = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
+BEFORE_CONTENT = re.compile(rb'(?:\[|"content"\s*:)\s*"\Z')                        # what stands before a file's content
+BASE64_CHARS = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
 END_OF_STRING = re.compile(rb'[^"\\]*(?:\\.[^"\\]*)*"', re.S)
 Blob = collections.namedtuple("Blob", "path size sha256")                    # a file that came inside a fielded body
 
@@ -3402,7 +3405,7 @@ class BodyReader:
         self.blobs, self.nonce = {}, os.urandom(8).hex()
         self.data, self.at = b"", 0
 
-    def more(self):
+    def refill(self):
         """Takes the next part of the body behind what is not yet read. False at the end."""
         view = next(self.views, None)
         if view is None:
@@ -3420,10 +3423,10 @@ class BodyReader:
             if len(kept) > self.most:
                 raise ValueError("more than %d bytes beside the files" % self.most)
             if quote >= 0:
-                kept += self.string(BIG if len(kept) < MANY or not CONTENT.search(kept, len(kept) - 40) else FEW_BYTES)
-            elif not self.more():
+                kept += self.string(LONG_STRING if len(kept) < KEPT_MANY or not BEFORE_CONTENT.search(kept, len(kept) - 40) else FEW_BYTES)
+            elif not self.refill():
                 break
-        return self.put_in(self.parse_rest(bytes(kept)))
+        return self.with_blobs(self.parse_rest(bytes(kept)))
 
     def string(self, most):
         """The rest of a string, after its opening quote: as it is, or, if it is longer than most bytes, the mark of the Blob that it became."""
@@ -3438,7 +3441,7 @@ class BodyReader:
                 mark = "%s:%d" % (self.nonce, len(self.blobs))
                 self.blobs[mark] = self.blob(os.path.join(self.folder, b"%06d" % len(self.blobs)))
                 return mark.encode() + b'"'
-            if not self.more():
+            if not self.refill():
                 raise ValueError("the body ends within a string")
 
     def blob(self, path):
@@ -3453,11 +3456,11 @@ class BodyReader:
                 if cut >= 0:                           # an escape may be cut in two
                     piece = piece[:cut]
                 self.at += len(piece) + (1 if last else 0)
-                piece = carry + (unescape(piece) if b"\\" in piece else piece)
+                piece = carry + (unescape_base64(piece) if b"\\" in piece else piece)
                 whole = len(piece) if last else len(piece) & ~3
                 piece, carry = piece[:whole], piece[whole:]
                 if piece:
-                    rest = piece.translate(None, ALPHABET)
+                    rest = piece.translate(None, BASE64_CHARS)
                     if padded or len(piece) % 4 or rest.strip(b"=") or len(rest) > 2 or not piece.endswith(rest):
                         raise ValueError("a file's content is not base64")
                     padded, data = bool(rest), binascii.a2b_base64(piece)
@@ -3468,23 +3471,23 @@ class BodyReader:
                 if last:
                     os.fsync(out.fileno())
                     return Blob(path, total, digest.hexdigest())
-                if not self.more():
+                if not self.refill():
                     raise ValueError("the body ends within a string")
 
-    def put_in(self, found):
+    def with_blobs(self, found):
         """found with the marks replaced by their Blobs."""
         if isinstance(found, str):
             return self.blobs.get(found, found)
         if isinstance(found, list):
-            return [self.put_in(part) for part in found]
+            return [self.with_blobs(part) for part in found]
         if isinstance(found, dict):
             if any(key in self.blobs for key in found):
                 raise ValueError("a name that is too long")
-            return collections.OrderedDict((key, self.put_in(part)) for key, part in found.items())
+            return collections.OrderedDict((key, self.with_blobs(part)) for key, part in found.items())
         return found
 
 
-def unescape(piece):
+def unescape_base64(piece):
     """JSON's escapes in a part of a base64 string; line ends are dropped."""
     try:
         return json.loads('"%s"' % piece.decode("ascii")).encode("ascii").replace(b"\r", b"").replace(b"\n", b"")
@@ -3512,17 +3515,17 @@ def as_blob(content, path):
     return Blob(path, len(data), hashlib.sha256(data).hexdigest())
 
 
-def opened(path):
+def open_source(path):
     """A file to read, at path (bytes), or what an object in its place opens: whoever declared it may have more to say of its bytes."""
     return path.open() if hasattr(path, "open") else open(path, "rb", buffering=0)
 
 
-def base64_of(path, at, left, sum256=""):
+def base64_chunks(path, at, left, sum256=""):
     """A part of a file (bytes path) as chunks of base64. ValueError if it became shorter, or is not what sum256 says."""
     import hashlib
     digest = hashlib.sha256()
     buffer = memoryview(bytearray(min(192 << 10, left) or 1))                 # a multiple of 3
-    with opened(path) as source:
+    with open_source(path) as source:
         source.seek(at)
         while left:
             filled, want = 0, min(left, len(buffer))
@@ -3539,7 +3542,7 @@ def base64_of(path, at, left, sum256=""):
             yield binascii.b2a_base64(buffer[:want], newline=False)
 
 
-def around_files(found, files):
+def json_with_files(found, files):
     """JSON with files inside: found(mark) makes an object in which mark stands once for each of files [(path, place, size)], in their order;
     with a sha256 behind size, a file that is another one is not sent to its end (ValueError).
     Returns (the body's length, a function that gives its chunks)."""
@@ -3551,7 +3554,7 @@ def around_files(found, files):
         for number, text in enumerate(texts):
             yield text
             if number < len(files):
-                for chunk in base64_of(*files[number]):
+                for chunk in base64_chunks(*files[number]):
                     yield chunk
 
     return length, chunks
@@ -3560,7 +3563,7 @@ def around_files(found, files):
 
 # ==== shared: reach ====
 # `check` of the way to the relay, and `login`.
-def chain_of(sock):
+def certificate_chain(sock):
     """The certificates that the other side shows, its own first, as the ssl module tells them; on older Pythons its own alone."""
     try:
         return [one.get_info() for one in sock._sslobj.get_unverified_chain()]
@@ -3572,36 +3575,36 @@ def chain_of(sock):
             return [ssl._ssl._test_decode_cert(text.name)]
 
 
-def look_at_tls(relay):
+def findings_of_tls(relay):
     """Rows: the certificate chain as it is seen from here, and whether it is believed. No token is sent."""
     import copy
     rows, blind, trust = [], copy.copy(relay), relay.trust
     blind.trust, blind.connection = Trust(trust.ca_file, False, trust.client_cert, trust.client_key), None
     try:
         blind.connect(20)
-        chain = chain_of(blind.connection.sock)
+        chain = certificate_chain(blind.connection.sock)
         rows.append((True, "%s: %s, %s" % (relay.url, blind.connection.sock.version(), blind.connection.sock.cipher()[0])))
         for number, one in enumerate(chain):
-            rows.append(look_at_certificate(one, "#%d" % number))
-            if re.search(INSPECTORS, name_in(one["issuer"]), re.I):
+            rows.append(finding_of_certificate(one, "#%d" % number))
+            if re.search(TLS_INSPECTORS, readable_name(one["issuer"]), re.I):
                 rows.append((None, _("%s reads along in TLS, by its name: believe it (ca_file = its CA) only if your company says so")
-                             % name_in(one["issuer"])))
-    except (Away, OSError) as error:
+                             % readable_name(one["issuer"])))
+    except (RelayAway, OSError) as error:
         rows.append((False, str(error)))
         return rows
     finally:
         blind.close()
     try:
         relay.connect(20)
-        cas = trust.ca_file if trust.ca_file and not trust.all_cas else _("the system's CAs")
+        cas = trust.ca_file if trust.ca_file and not trust.has_system_cas else _("the system's CAs")
         rows.append((True, _("the certificate is believed (%s)") % cas if trust.verify else _("no_auth: the certificate is not checked")))
-    except Away as error:
+    except RelayAway as error:
         hint = "%s" if error.kind == "name" else _("%s; if it was issued by the right CA, give that CA's file with ca_file")
         rows.append((False, hint % error))
     return rows
 
 
-def look_at_relay(relay, calls):
+def findings_of_relay(relay, calls):
     """Rows: name, proxy, certificate, clock, token, and which of the calls [(method, target, fields, what a good answer says)] get through."""
     rows, via = [], relay.proxy_for()
     rows.append((True, _("proxy: %s") % (_("none") if via is None else "%s:%d (%s)" % (via[0], via[1], via[3]))))
@@ -3611,7 +3614,7 @@ def look_at_relay(relay, calls):
         rows.append((True, "%s: %s" % (host, " ".join(found))))
     except (OSError, UnicodeError):
         return rows + [(False, _("%s: the name is not known here (DNS); is the URL right?") % host)]
-    rows += look_at_tls(relay) if relay.tls else [(None, _("%s: plain http: whoever is in between reads the token") % relay.url)]
+    rows += findings_of_tls(relay) if relay.tls else [(None, _("%s: plain http: whoever is in between reads the token") % relay.url)]
     if rows[-1][0] is False:
         return rows
     try:
@@ -3622,29 +3625,29 @@ def look_at_relay(relay, calls):
             off = time.time() - limits["time"]
             rows.append((abs(off) < 60 or None, _("the clocks differ by %.1f s") % off + ("" if abs(off) < 60 else _("; set this host's (NTP)"))))
         if version > 1:
-            rows += look_at_calls(relay, calls)
-    except (Away, Refused) as error:
+            rows += findings_of_calls(relay, calls)
+    except (RelayAway, RelayRefused) as error:
         rows.append((False, str(error)))
     return rows
 
 
-def look_at_calls(relay, calls):
+def findings_of_calls(relay, calls):
     """Rows: what the relay says to the first call, and which paths something in between does not let through."""
     rows, stopped = [], []
     for number, (method, target, fields, good) in enumerate(calls):
         try:
             relay.call(method, target, dict({"v": 2}, **fields))
             code = 200
-        except Refused as error:
+        except RelayRefused as error:
             code, why = error.code, error.more.get("why")
-            if code in NO_TOKEN[1:] and why and number == 0:
+            if code in NO_TOKEN_CODES[1:] and why and number == 0:
                 return rows + [(False, _("the token is refused (%s): get a valid one for this user, role and site") % printable(why))]
             if code == "0005" and not why:
                 stopped.append(target)
             elif good and not re.search(good, str(error)):
                 rows.append((False, _("%s: the relay says: %s") % (target, error)))
                 continue
-        except Away as error:
+        except RelayAway as error:
             stopped.append("%s (%s)" % (target, error.kind))
         if number == 0 and not stopped:
             rows.append((True, _("the relay takes this token")))
@@ -3669,9 +3672,9 @@ def log_in(relay, user, path):
         password = sys.stdin.readline(2000).rstrip("\r\n") if sys.stdin is not None else ""
     try:
         found = relay.call("POST", "login", {"v": 2, "user": user, "password": password})
-    except Refused as error:
-        raise Stop(EX_TEMPFAIL if error.code in AGAIN else EX_REFUSED, "%s: %s" % (relay.url, error))
-    except Away as error:
+    except RelayRefused as error:
+        raise Stop(EX_TEMPFAIL if error.code in LATER_CODES else EX_REFUSED, "%s: %s" % (relay.url, error))
+    except RelayAway as error:
         raise Stop(EX_UNAVAILABLE, str(error))
     token, until = found.get("token"), found.get("expires")
     if not isinstance(token, str) or not re.match(r"[!-~]{1,4096}\Z", token) or not isinstance(until, (int, float)):
@@ -3689,13 +3692,13 @@ def log_in(relay, user, path):
 
 # ==== shared: check ====
 # What `check` says: rows of (True: OK, None: WARN, False: FAIL; a text that says what to do). It looks at things as they are, and changes none.
-NOT_FOR_LONG = ("tmpfs", "ramfs", "devtmpfs")
-CLEANERS = ("/etc/tmpfiles.d", "/run/tmpfiles.d", "/usr/lib/tmpfiles.d")           # of two files of one name, the first counts
-INSPECTORS = (r"zscaler|netskope|fortinet|fortigate|palo ?alto|blue ?coat|symantec web|umbrella|forcepoint|mcafee|trellix|sophos|"
+MEMORY_FILE_SYSTEMS = ("tmpfs", "ramfs", "devtmpfs")
+TMPFILES_DIRS = ("/etc/tmpfiles.d", "/run/tmpfiles.d", "/usr/lib/tmpfiles.d")           # of two files of one name, the first counts
+TLS_INSPECTORS = (r"zscaler|netskope|fortinet|fortigate|palo ?alto|blue ?coat|symantec web|umbrella|forcepoint|mcafee|trellix|sophos|"
               r"check ?point|watchguard|barracuda|i-filter|digital arts|squid|mitmproxy|inspection|proxy|kaspersky|eset")
 
 
-def say_findings(rows, as_json):
+def print_findings(rows, as_json):
     """Prints the rows; 0, or 78 if one of them is a FAIL."""
     words = {True: "OK", None: "WARN", False: "FAIL"}
     if as_json:
@@ -3705,7 +3708,7 @@ def say_findings(rows, as_json):
     return EX_CONFIG if any(good is False for good, text in rows) else 0
 
 
-def look_at_file(path, mode):
+def finding_of_file(path, mode):
     """A row: is it there, whose is it, and has it no more than mode (0o600, 0o755 ...)?"""
     try:
         info = os.stat(utf8(path))
@@ -3730,10 +3733,10 @@ def mount_of(path):
     return best
 
 
-def cleaner_of(path):
+def cleaner_below(path):
     """What removes old files below path (a line of tmpfiles.d, a cron job), or None."""
     seen, found, kept = set(), None, False
-    for folder in CLEANERS:
+    for folder in TMPFILES_DIRS:
         for name in sorted(os.listdir(folder)) if os.path.isdir(folder) else ():
             if not name.endswith(".conf") or name in seen:
                 continue
@@ -3750,7 +3753,7 @@ def cleaner_of(path):
     return None if kept else found
 
 
-def look_at_disk(path, keep, local=False):
+def findings_of_disk(path, keep, local=False):
     """Rows about the file system of a folder that must last. keep: bytes, or a share, that shall stay free; local: no network file system."""
     path, rows = os.path.realpath(path), []
     while not os.path.exists(path):
@@ -3760,12 +3763,12 @@ def look_at_disk(path, keep, local=False):
     free, least = disk.f_bavail * disk.f_frsize, keep * disk.f_blocks * disk.f_frsize if isinstance(keep, float) else keep
     text = _("%s: %.1f GB free on %s (%s)") % (path, free / 1e9, point, kind)
     rows.append((True, text) if free > least else (False, text + _("; less than the %.1f GB that are to stay free: make room") % (least / 1e9)))
-    if kind in NOT_FOR_LONG:
+    if kind in MEMORY_FILE_SYSTEMS:
         text = _("%s: in memory (%s): a reboot empties it, and what was not delivered is lost; use a directory on a disk")
         rows.append((None, text % (path, kind)))
     if local and re.match(r"nfs|cifs|smb|fuse\.sshfs|lustre|gpfs|beegfs|9p", kind):
         rows.append((False, _("%s: on a network file system (%s); use a local disk") % (path, kind)))
-    cleaner = cleaner_of(path)
+    cleaner = cleaner_below(path)
     if cleaner:
         rows.append((None, _("%s: old files are removed there (%s); use another directory, or except this one") % (path, cleaner)))
     if "noexec" in options.split(","):
@@ -3773,7 +3776,7 @@ def look_at_disk(path, keep, local=False):
     return rows
 
 
-def look_at_limits(wanted):
+def finding_of_open_files(wanted):
     """A row: may this process open so many files?"""
     import resource
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
@@ -3789,16 +3792,16 @@ def no_core_dump():
     resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
 
 
-def name_in(part):
+def readable_name(part):
     """The readable part of a certificate's subject or issuer."""
     words = {key: value for group in part for key, value in group}
     return ", ".join(words[key] for key in ("commonName", "organizationName") if key in words) or "-"
 
 
-def look_at_certificate(found, where):
+def finding_of_certificate(found, where):
     """A row about a certificate as the ssl module tells it: whose, by whom, how long."""
     left = (ssl.cert_time_to_seconds(found["notAfter"]) - time.time()) / 86400
-    text = _("%s: certificate of %s, issued by %s, %d days left") % (where, name_in(found["subject"]), name_in(found["issuer"]), left)
+    text = _("%s: certificate of %s, issued by %s, %d days left") % (where, readable_name(found["subject"]), readable_name(found["issuer"]), left)
     if ssl.cert_time_to_seconds(found["notBefore"]) > time.time():
         return False, text + _("; it is not valid yet: is a clock wrong?")
     if left < 21:
@@ -3810,7 +3813,7 @@ def look_at_certificate(found, where):
 # ==== shared: ini ====
 # One strict ini for the suite. A table says which keys a section has: {section: {key: (kind, default, ...)}}.
 INI_NAME = "mi_distributed_computing_assist.ini"
-SUITE = ("Server", "limits", "times", "RemoteSites", "workflow", "poller", "outbound", "ssh", "ssh guard")
+SECTIONS = ("Server", "limits", "times", "RemoteSites", "workflow", "poller", "outbound", "ssh", "ssh guard")
 
 
 def seconds(text):
@@ -3874,7 +3877,7 @@ def find_ini(given, folders, needed=False):
     return found
 
 
-def only_ours(path):
+def check_only_ours(path):
     """78 if somebody else than this user and root may change that file or directory, or what it lies in; of a link, also where it leads to."""
     path = os.path.abspath(utf8(path))
     real = os.path.realpath(path)
@@ -3885,7 +3888,7 @@ def only_ours(path):
                 place.decode("utf-8", "replace")))
 
 
-def nearest(word, known):
+def did_you_mean(word, known):
     """' (did you mean X?)' or ''. X is spelled nearly so, or begins or ends so."""
     import difflib
     close = difflib.get_close_matches(word, known, 1, 0.6) or [one for one in sorted(known) if len(word) > 2 and (
@@ -3893,19 +3896,19 @@ def nearest(word, known):
     return _(" (did you mean %s?)") % close[0] if close else ""
 
 
-def elsewhere(key, table):
+def belongs_into(key, table):
     """' (it belongs into [SECTION])' or ''."""
     names = [{"command *": "command NAME", "*": "SITE"}.get(name, name) for name in table if key in table[name]]
     return _(" (it belongs into %s)") % ", ".join("[%s]" % name for name in names) if names else ""
 
 
-def ini_text(path):
+def parse_ini(path):
     """The ini at path as it is: {section: [(key, text)]}. Stop 78 if it cannot be read, or others may write to it."""
     import configparser
     parser = configparser.RawConfigParser(default_section="\0", strict=True, inline_comment_prefixes=("#",))
     parser.optionxform = lambda key: key if key.lower().startswith("env.") else key.lower()
     try:
-        only_ours(path)
+        check_only_ours(path)
         with open(utf8(path), encoding="utf-8-sig") as text:
             parser.read_file(text, path)
     except OSError as error:
@@ -3920,19 +3923,19 @@ def read_ini(path, table):
     """The ini as {section: {key: typed value}}: every section of table with its defaults, and of 'command *' and '*' (any other)
     those that are there.
 
-    What the file says is obeyed, so nobody else may write to it: see only_ours().
+    What the file says is obeyed, so nobody else may write to it: see check_only_ours().
     78 with file, section, key and what to do, for anything that is not as it should be.
     """
-    parsed = ini_text(path) if path else {}
+    parsed = parse_ini(path) if path else {}
     result = {name: {key: row[1] for key, row in keys.items() if "*" not in key}
               for name, keys in table.items() if "*" not in name}
     for section in parsed:
         shape = section if section in table else "command *" if section.startswith("command ") else "*"
         if shape not in table:
-            if shape == "*" and section not in SUITE and nearest(section, SUITE + ("command",)):
-                raise Stop(EX_CONFIG, _("%s: [%s] is not a section%s") % (path, section, nearest(section, SUITE + ("command",))))
+            if shape == "*" and section not in SECTIONS and did_you_mean(section, SECTIONS + ("command",)):
+                raise Stop(EX_CONFIG, _("%s: [%s] is not a section%s") % (path, section, did_you_mean(section, SECTIONS + ("command",))))
             continue                                   # another script's, or a site's
-        if shape == "*" and section in SUITE:
+        if shape == "*" and section in SECTIONS:
             continue
         keys = table[shape]
         values = result[section] = {key: row[1] for key, row in keys.items() if "*" not in key}
@@ -3940,7 +3943,7 @@ def read_ini(path, table):
             name = key if key in keys else re.sub(r"\.[^.]+\Z", ".*", key)
             if name not in keys:
                 raise Stop(EX_CONFIG, _("%s: [%s] %s is not a key%s") % (
-                    path, section, key, elsewhere(key, table) or nearest(key, list(keys))))
+                    path, section, key, belongs_into(key, table) or did_you_mean(key, list(keys))))
             try:
                 values[key] = keys[name][0](text.strip())
             except (ValueError, re.error) as error:
@@ -3956,7 +3959,7 @@ EX_USAGE, EX_DATA, EX_NOINPUT, EX_UNAVAILABLE, EX_BUG, EX_IOERR = 64, 65, 66, 69
 EX_TEMPFAIL, EX_PROTOCOL, EX_REFUSED, EX_CONFIG, EX_INTERRUPT = 75, 76, 77, 78, 130
 LEVELS = ("debug", "info", "warn", "error")
 SAY = {"lang": "en", "level": 1, "log": None, "debug": False, "lock": threading.Lock()}
-ODD = "[\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]"
+CONTROL_CHARS = "[\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]"
 
 
 class Stop(Exception):
@@ -3994,20 +3997,20 @@ def help_of(pages, doc, word=""):
 def printable(text):
     """text with control, direction and surrogate characters made visible: it can neither steer a terminal nor start a log line."""
     text = str(text)
-    if not steers(text):
+    if not has_control_chars(text):
         return text
-    return re.sub(ODD, lambda m: ("\\x%02x" if m.group() < "\xff" else "\\u%04x") % ord(m.group()), text)
+    return re.sub(CONTROL_CHARS, lambda m: ("\\x%02x" if m.group() < "\xff" else "\\u%04x") % ord(m.group()), text)
 
 
-def steers(text):
+def has_control_chars(text):
     """Has text control, direction or surrogate characters? Of most texts Python knows at once that they have none:
     to compile the expression takes milliseconds of every start."""
-    return not text.isprintable() and re.search(ODD, text) is not None
+    return not text.isprintable() and re.search(CONTROL_CHARS, text) is not None
 
 
 def json_of(found, **how):
     """found as JSON for whoever reads stdout: a program, or a person at a terminal, which control and direction characters would steer."""
-    return re.sub(ODD, lambda m: m.group() if m.group() < " " else "\\u%04x" % ord(m.group()), json.dumps(found, ensure_ascii=False, **how))
+    return re.sub(CONTROL_CHARS, lambda m: m.group() if m.group() < " " else "\\u%04x" % ord(m.group()), json.dumps(found, ensure_ascii=False, **how))
 
 
 def log(level, accept_id, step, **values):
@@ -4070,7 +4073,7 @@ def utf8_stdio():
             setattr(sys, name, io.TextIOWrapper(stream.detach(), "utf-8", "backslashreplace", line_buffering=True))
 
 
-def end_surely(code, seconds):
+def exit_after(code, seconds):
     """Ends the program with that code after so many seconds, should the way out of it hang: nobody reads what it writes, a disk does not answer.
     For signal handlers: no lock is taken."""
     def end():

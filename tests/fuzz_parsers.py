@@ -118,9 +118,9 @@ class Parsers:
         path = os.path.normpath(os.path.join("/calc/base", text))
         if not path.startswith("/calc/base/") or path != "/calc/base/" + text or re.search("[\x00-\x1f\x7f-\x9f\\\\]", text):
             raise Wrong("a name that leads out: %r" % text)
-        poller.declared([text], ["**"])(text)
+        poller.declared_matcher([text], ["**"])(text)
         try:
-            poller.pattern(text).match("x" * 60 + "/" + "y" * 60)
+            poller.compile_pattern(text).match("x" * 60 + "/" + "y" * 60)
         except ValueError:
             pass
         return "taken"
@@ -202,7 +202,7 @@ def run(executions, seed):
 def guided(target, executions):
     """One target with atheris, which looks for inputs that reach new lines. It ends the process."""
     import atheris
-    for name in ("parse_head", "parse_json", "shallow", "once", "whole", "check_name", "pattern", "unescape", "check_conf"):
+    for name in ("parse_head", "parse_json", "shallow", "once", "whole", "check_name", "compile_pattern", "unescape_base64", "check_conf"):
         for module in (relay, poller):
             if hasattr(module, name):
                 setattr(module, name, atheris.instrument_func(getattr(module, name)))

@@ -64,14 +64,14 @@ def description():
     relay, paths = suite.module("mi_dicomapi.py"), {}
     for (method, name), route in sorted(relay.ROUTES.items()):
         if name != "files":
-            paths.setdefault(relay.BASE + name, {})[method.lower()] = operation(method, CALLS.get(name, ("accept_id",)))
+            paths.setdefault(relay.API_PATH + name, {})[method.lower()] = operation(method, CALLS.get(name, ("accept_id",)))
         else:
             place = [("id", {"type": "string", "pattern": "^[0-9a-f-]{36}$"}), ("kind", {"enum": ["input", "result"]})]
             for more, reads, writes in PLACES:
                 number = [("n", {"type": "integer", "minimum": 0, "maximum": 99})] if "{n}" in more else []
-                paths.setdefault(relay.BASE + "files/{id}/{kind}" + more, {})[method.lower()] = operation(
+                paths.setdefault(relay.API_PATH + "files/{id}/{kind}" + more, {})[method.lower()] = operation(
                     method, reads if method == "GET" else writes, place + number, binary=bool(more))
-    paths[relay.BASE + "version"] = {"get": operation("GET", ())}
+    paths[relay.API_PATH + "version"] = {"get": operation("GET", ())}
     return {"openapi": "3.1.0", "info": {"title": "mi-distcomp-api", "version": "2"}, "paths": paths}
 
 

@@ -334,17 +334,17 @@ def test_check_says_what_is_wrong_and_what_to_do(what, door, tmp_path):
 
 def test_a_cleaner_of_old_files_is_found_unless_it_is_switched_off_or_excepts_the_folder(tmp_path, monkeypatch):
     etc, lib = tmp_path / "etc", tmp_path / "lib"
-    monkeypatch.setattr(relay, "CLEANERS", (str(etc), str(tmp_path / "none"), str(lib)))
+    monkeypatch.setattr(relay, "TMPFILES_DIRS", (str(etc), str(tmp_path / "none"), str(lib)))
     etc.mkdir()
     lib.mkdir()
     (lib / "tmp.conf").write_text("# old files\nq /tmp 1777 root root 10d\nq /var/tmp 1777 root root 30d\nd /srv/x 0755 root root -\n")
-    assert "10d" in relay.cleaner_of("/tmp/mi/base") and "30d" in relay.cleaner_of("/var/tmp")
-    assert relay.cleaner_of("/srv/x/base") is None and relay.cleaner_of("/tmpfoo") is None
-    assert any(good is None and "old files" in text for good, text in relay.look_at_disk("/var/tmp", 0))
+    assert "10d" in relay.cleaner_below("/tmp/mi/base") and "30d" in relay.cleaner_below("/var/tmp")
+    assert relay.cleaner_below("/srv/x/base") is None and relay.cleaner_below("/tmpfoo") is None
+    assert any(good is None and "old files" in text for good, text in relay.findings_of_disk("/var/tmp", 0))
     (etc / "mi.conf").write_text("x /tmp/mi\n")
-    assert relay.cleaner_of("/tmp/mi/base") is None
+    assert relay.cleaner_below("/tmp/mi/base") is None
     (etc / "tmp.conf").write_text("q /var/tmp 1777 root root -\n")
-    assert relay.cleaner_of("/var/tmp") is None
+    assert relay.cleaner_below("/var/tmp") is None
 
 
 def test_check_of_the_relay_says_what_is_wrong(tmp_path):

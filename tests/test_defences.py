@@ -243,7 +243,7 @@ def guesses(scene):
 def names_from_the_relay(scene):
     """A malicious relay names a result that leads elsewhere."""
     wf = scene.module(WF)
-    relay = wf.Relay("http://127.0.0.1:1", lambda: "x")
+    relay = wf.RelayClient("http://127.0.0.1:1", lambda: "x")
     try:
         list(relay.pages("x", {"files": {"../../evil": {"size": 1, "sha256": "0" * 64}}, "next": None}))
         return False
@@ -316,10 +316,10 @@ DEFENCES = {
     "a number without end": (json_body(b'{"v":2,"accept_id":"a","x":' + b"9" * 3000 + b"}"), [(RELAY, "    if len(digits) > 18:\n", "    if False:\n")]),
     "a lone surrogate": (json_body(b'{"v":2,"accept_id":"\\ud800"}'), [(RELAY, '        if b"\\\\u" in data:\n', "        if False:\n")]),
     "names that lead out": (names(["../x"]), [(RELAY, '    if any(part in ("", ".", "..") for part in name.split("/")):\n', "    if False:\n")]),
-    "names with a terminal's escapes": (names(["a\x1b[2Jb"]), [(RELAY, '    if steers(name) or "\\\\" in name:\n', "    if False:\n")]),
+    "names with a terminal's escapes": (names(["a\x1b[2Jb"]), [(RELAY, '    if has_control_chars(name) or "\\\\" in name:\n', "    if False:\n")]),
     "NFC twins": (names(["e\u0301", "\u00e9"]), [(RELAY, '        name = unicodedata.normalize("NFC", name)\n', "        pass\n")]),
     "a file that is another's directory": (names(["a", "a/b"]), [(RELAY, "(now <= last or now[0] == last[0] and now[1][:len(last[1])] == last[1])", "now <= last")]),
-    "names of the logs": (names([LOGS[0]]), [(RELAY, "        if any(now[1][:1] == parts_of(word) for word in reserved):\n", "        if False:\n")]),
+    "names of the logs": (names([LOGS[0]]), [(RELAY, "        if any(now[1][:1] == nfc_parts(word) for word in reserved):\n", "        if False:\n")]),
     "expired tokens": (expired, [(RELAY, "found is not None and found.expires > now", "found is not None")]),
     "roles": (role, [(RELAY, "        if call.route.role:\n            call.check_role", "        if False:\n            call.check_role")]),
     "another user": (other_user, [(RELAY, 'if (row["user"] == call.caller.user or OPERATOR in call.caller.roles)\n             and ', "if ")]),
@@ -340,7 +340,7 @@ DEFENCES = {
                                           (RELAY, "local_time(value) if key in times else printable(value)", "local_time(value) if key in times else value"),
                                           (RELAY, '''json.dumps(value, ensure_ascii=False) if re.search(r'[\\s"]|^$', value) else value''', "value")]),
     "guessed passwords": (guesses, [(RELAY, "        if left > 0:\n", "        if False:\n")]),
-    "names from a malicious relay": (names_from_the_relay, [(WF, "            before = check_order(entries, before, folders=True)\n", "            before = None\n")]),
+    "names from a malicious relay": (names_from_the_relay, [(WF, "            before = check_manifest_names(entries, before, folders=True)\n", "            before = None\n")]),
     "commands off the list": (command_off_the_list, [(POLLER, "    command = commands.get(word)\n", '    command = commands.get(word, commands["solve"])\n')]),
     "arguments off their pattern": (command_off_the_list, [(POLLER, 'if place not in command["shapes"] or not command["shapes"][place].fullmatch(argument):', "if False:")]),
     "links that lead outside": (outside_by_a_link, [
@@ -436,13 +436,13 @@ def test_a_pattern_of_many_stars_means_the_same():
         text = "".join(rng.choice(["*", "**/", "**", "?", "a", "b", ".", "/"]) for part in range(rng.randrange(1, 7)))
         try:
             relay.check_name(text)
-            found = relay.pattern(text)
+            found = relay.compile_pattern(text)
         except ValueError:
             continue
         pieces = re.findall(r"\*\*/|\*\*|\*|\?|[^*?]+", text)
         exact = re.compile((r"(?!\.)" if text[0] in "*?" else "") + "".join(
             {"**/": "(?:[^/]+/)*", "**": ".+", "*": "[^/]*", "?": "[^/]"}.get(piece) or re.escape(piece) for piece in pieces) + r"\Z", re.S)
-        stars = relay.Stars(pieces, text[0] in "*?")
+        stars = relay.GlobMatcher(pieces, text[0] in "*?")
         for name in ("".join(rng.choice("ab./") for part in range(rng.randrange(1, 7))) for again in range(6)):
             assert bool(exact.match(name)) == bool(found.match(name)) == stars.match(name), (text, name)
 
@@ -472,14 +472,14 @@ def test_no_pattern_of_a_strangers_costs_more_than_its_length_times_the_names():
     expression has one star beside a leading **/ and a star at its end: that costs no more either."""
     poller = suite.module(POLLER)
     for text in COSTLY:
-        found, deny = poller.pattern(text), poller.shape(text.replace("?", "[ab]"))
-        assert isinstance(found, poller.Stars), text
+        found, deny = poller.compile_pattern(text), poller.shape(text.replace("?", "[ab]"))
+        assert isinstance(found, poller.GlobMatcher), text
         for name in ("a" * 250, "a" * 250 + "/" + "a" * 250 + "c/.", "/".join(["a" * 7] * 100) + "c", "a/" * 499 + "x"):
             for one in (found, deny):
                 assert lines_run(one.match, name) <= 30 * len(name) + 30, (text, name)
     for text, fast in [(text, True) for text in ("*", "a*", "*.dat", "**/*.vtk", "res/", "**", "**/a", "a/**/b", "*/*", "*a*", "**/*/x*")] + [
             (text, False) for text in ("*a*b", "*a*b*", "a/**/*b", "**/*a*b", "**a**b")]:
-        assert isinstance(poller.pattern(text), poller.Stars) != fast, text
+        assert isinstance(poller.compile_pattern(text), poller.GlobMatcher) != fast, text
 
 
 def test_a_calculation_has_few_patterns(world):
@@ -492,7 +492,7 @@ def test_a_calculation_has_few_patterns(world):
     done = suite.run(WF, "run", SITE, "hello", "--out", *many, "--url", world.url)
     assert done.returncode == 64 and suite.one_line(done.stderr) and "more than 100 patterns" in done.stderr, done
     with pytest.raises(ValueError):
-        suite.module(POLLER).all_patterns(many)
+        suite.module(POLLER).compile_patterns(many)
 
 
 def test_an_owners_name_rules_mean_what_fnmatch_means():
@@ -502,7 +502,7 @@ def test_an_owners_name_rules_mean_what_fnmatch_means():
         for name in ("".join(rng.choice("abc./[]") for part in range(rng.randrange(1, 7))) for again in range(6)):
             found = bool(poller.shape(rule).match(name))
             assert found == fnmatch.fnmatchcase(name, rule), (rule, name)
-            seen.add((type(poller.shape(rule)) is poller.Stars, found))
+            seen.add((type(poller.shape(rule)) is poller.GlobMatcher, found))
     assert len(seen) == 4
 
 

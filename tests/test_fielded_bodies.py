@@ -25,7 +25,7 @@ LONG = 5 * MIB                 # over MAX_JSON: such a body is read as a stream
 @pytest.fixture
 def small(monkeypatch):
     """The reader's sizes made small, so that short strings take all of its ways."""
-    monkeypatch.setattr(relay, "BIG", 300)
+    monkeypatch.setattr(relay, "LONG_STRING", 300)
 
 
 def in_pieces(body, sizes):
@@ -265,7 +265,7 @@ def ended(world):
 
 @pytest.mark.parametrize("what", ENDS)
 def test_a_large_bad_body_is_400_in_the_envelope_and_nothing_is_half_registered(world, peer, ended, what):
-    text = BAD[what].replace(LONG_TEXT[:-4], LONG_TEXT[:-4] * 200).replace(b64(b"x" * 1000), b64(b"x" * 100000))[1:]      # over BIG
+    text = BAD[what].replace(LONG_TEXT[:-4], LONG_TEXT[:-4] * 200).replace(b64(b"x" * 1000), b64(b"x" * 100000))[1:]      # over LONG_STRING
     before = ids(world)
     for name, more in (("add-calcinfo", ""), ("send-results", '"accept_id": "%s", "site_id": "%s", ' % (ended, SITE))):
         status, data, headers = peer.raw("POST", name, wrapped(more + text, name))
@@ -330,7 +330,7 @@ def test_many_files_that_are_small_one_by_one_come_and_go_in_one_body(world, pee
     """None of them is long, all together are more than JSON may be."""
     site, rng = SITE, random.Random(5)
     files = {"f%03d.dat" % number: bytes(rng.randrange(256) for turn in range(97)) * rng.randrange(1, 500) for number in range(300)}
-    assert sum(map(len, files.values())) * 4 // 3 > 2 * relay.MAX_JSON and max(map(len, files.values())) * 4 // 3 < relay.BIG
+    assert sum(map(len, files.values())) * 4 // 3 > 2 * relay.MAX_JSON and max(map(len, files.values())) * 4 // 3 < relay.LONG_STRING
     accept_id = peer.register(site, files=files, names=tuple(files))
     found = peer.call("calc-params", accept_id=accept_id, site_id=site)[1]["calc-info"]["parameter_files"]
     assert {name: base64.b64decode(entry[0]) for name, entry in found.items()} == files

@@ -218,7 +218,7 @@ def test_a_file_of_no_bytes_is_a_file(world):
 def many(count, seed=1):
     """count small files {NAME: bytes} in the order of a manifest; some of them empty."""
     roll = random.Random(seed)
-    names = sorted(("d%02d/f%04d" % (n % 7, n) for n in range(count)), key=relay.parts_of)
+    names = sorted(("d%02d/f%04d" % (n % 7, n) for n in range(count)), key=relay.nfc_parts)
     return {name: bytes(roll.getrandbits(8) for byte in range(roll.choice((0, 1, 30)))) for name in names}
 
 
@@ -367,13 +367,13 @@ def test_names_that_are_not_plain_are_refused_as_inputs_and_leave_nothing(world,
     page = {name: entry(b"") for name in names}
     status, first = client.call("POST", "add-calcinfo", {"v": 2, "request_id": os.urandom(8).hex(), "calc-info": dict(info(), parameter_files=page)})
     assert (status, first["code"], first["why"]) == (400, 400, "name"), first
-    assert not relay.steers(first["message"]) and len(first["message"]) < 1500
+    assert not relay.has_control_chars(first["message"]) and len(first["message"]) < 1500
     assert world.rows("SELECT COUNT(*) AS n FROM calculations") == before
 
 
 def test_odd_but_plain_names_pass_both_ways(world):
     names = sorted(["計算 データ.txt", "a b", "a'b\"c", "-rf", "$(x)", "*", "%2e%2e", "x" * 255, "~", "CON", NFC, "/".join(["y" * 199] * 5), "0", "é/ü/ñ"],
-                   key=relay.parts_of)
+                   key=relay.nfc_parts)
     files = {name: name.encode() for name in names}
     client, accept_id, claim = claimed(world, results=names, inputs=files)
     found = client.ok("GET", "files/%s/input" % accept_id, {"v": 2, "from": 0, "claim": claim})
@@ -394,7 +394,7 @@ def test_only_declared_results_are_taken(world):
     client, accept_id, claim = claimed(world, results=["r.txt", "d/e.txt"], patterns=["*.dat", "out/", "deep/**/x?.csv"])
 
     def manifest(*names):
-        page = {name: entry(b"") for name in sorted(names, key=relay.parts_of)}
+        page = {name: entry(b"") for name in sorted(names, key=relay.nfc_parts)}
         return client.call("POST", "send-results", {"v": 2, "accept_id": accept_id, "claim": claim, "result_files": page})
 
     for name in ("other.txt", "r.txt.bak", "R.txt", "e.txt", "d", "sub/a.dat", "out", "outer/x", "deep/x11.csv", "deep/y1.csv", "../a.dat", "out/../x", ".dat/x", ".dat"):

@@ -44,7 +44,7 @@ class OurWorld(suite.World):
         self.start()
 
     def client(self, token=None):
-        return remote.Relay(self.url, lambda: self.workflow_token)
+        return remote.RelayClient(self.url, lambda: self.workflow_token)
 
 
 @pytest.fixture(scope="session")
@@ -130,7 +130,7 @@ def clean_up(made):
 def submit(relay, site, inputs=None, outs=("out.txt",), patterns=(), parameters="", command="solve"):
     """Registers and allows a calculation; its accept_id."""
     client, inputs = relay.client(), inputs or {}
-    names = sorted(inputs, key=remote.parts_of)
+    names = sorted(inputs, key=remote.nfc_parts)
     files = {name: {"size": len(inputs[name]), "sha256": hashlib.sha256(inputs[name]).hexdigest()} for name in names}
     info = {"command": command, "remote-site": site, "parameters": parameters, "parameter_files": dict(list(files.items())[:2000]),
             "result_files": {name: {} for name in outs}, "result_patterns": list(patterns)}

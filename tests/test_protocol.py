@@ -35,7 +35,7 @@ def described():
     with open(os.path.join(suite.HERE, "openapi.json"), encoding="utf-8") as found:
         paths, calls = json.load(found)["paths"], {}
     for path, methods in paths.items():
-        name = path[len(relay.BASE):]
+        name = path[len(relay.API_PATH):]
         if name.startswith("files/"):
             name = PLACES[name[len("files/{id}/{kind}"):]]
         for method, call in methods.items():
@@ -104,7 +104,7 @@ def test_the_numbers_are_those_of_the_relay():
     numbers = ["`%s` (%d s" % (name, times[name][1]) for name in ("v1_announce", "accept_lease", "lease")]
     numbers += ["`max_body` (%d MiB)" % (limits["max_body"][1] >> 20), "Head ≤ %d KiB (431)" % (relay.MAX_HEAD >> 10),
                 "JSON bodies ≤ %d MiB" % (relay.MAX_JSON >> 20), "%d MiB of each are kept" % (relay.LIVE_OUTPUT >> 20),
-                "≤ {:,} parts".format(relay.PARTS), "(≤ %d:" % relay.PATTERNS, "(≤ %d of each are kept)" % relay.NAMED,
+                "≤ {:,} parts".format(relay.PARTS), "(≤ %d:" % relay.MAX_PATTERNS, "(≤ %d of each are kept)" % relay.NAMED,
                 "(numbers, ≤ {:,})".format(relay.LISTED)]
     missing = [number for number in numbers if number not in said]
     assert not missing, missing

@@ -220,16 +220,16 @@ def stores(to, mark, **how):
     except wf.Stop as stop:
         return stop.code
     for number, (name, data) in enumerate(of(mark).items()):
-        if not target.agreed and target.has(name.decode(), len(data), hashlib.sha256(data).hexdigest()):
+        if not target.agreed and target.has_file(name.decode(), len(data), hashlib.sha256(data).hexdigest()):
             continue
         try:
             if len(data) > 100000:
-                with open(target.part(number), "wb") as out:
+                with open(target.part_path(number), "wb") as out:
                     out.write(data)
             target.store(number, name, None if len(data) > 100000 else data, name == b"z", 10 ** 18)
         except wf.NotStored:
             kept.append(name)
-    target.make(b"e/f")
+    target.make_directory(b"e/f")
     target.close(True)
     return 65 if kept else 0
 

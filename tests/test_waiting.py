@@ -207,7 +207,7 @@ def test_a_result_that_is_refused_takes_no_slot_waits_with_its_reason_and_is_sen
 def test_a_result_that_is_over_a_limit_which_the_relay_got_meanwhile_arrives_without_what_is_over_it(make_world, tmp_path):
     world = make_world(tls=False, commands=["solve"]).start()
     host = Host(tmp_path, world.url, suite.SITE, world.token)
-    world.client_of_wire, world.client = world.client, lambda token=None: remote.Relay(world.url, lambda: world.token)
+    world.client_of_wire, world.client = world.client, lambda token=None: remote.RelayClient(world.url, lambda: world.token)
     try:
         host.script("solve", "until [ -e %s/go ]; do sleep 0.1; done; echo x > out.txt; head -c 5000 /dev/zero > big" % host.folder)
         process = host.start()

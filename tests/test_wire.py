@@ -32,9 +32,9 @@ def make(request):
 
 
 def client(fake):
-    relay = wf.Relay(fake.url, lambda: "token")
+    relay = wf.RelayClient(fake.url, lambda: "token")
     relay.pauses, relay.notices = [], []
-    relay.pause, relay.notice = relay.pauses.append, relay.notices.append
+    relay.pause, relay.on_outage = relay.pauses.append, relay.notices.append
     return relay
 
 
@@ -68,7 +68,7 @@ def test_a_kept_connection_is_kept(make):
     before = relay.connection.sock.getsockname()
     for n in range(5):
         relay.call("POST", "finish", {"v": 2})
-    with pytest.raises(wf.Refused):
+    with pytest.raises(wf.RelayRefused):
         fake.misbehave = lambda request: request.no(404)
         relay.call("POST", "finish", {"v": 2})
     assert relay.connection.sock.getsockname() == before
@@ -90,7 +90,7 @@ def test_patience_is_counted_in_seconds_and_then_the_last_error_is_raised(make):
     fake, relay = make(misbehave=lambda request: HTML)
     relay.pause = wf.time.sleep
     begun = wf.time.monotonic()
-    with pytest.raises(wf.Away) as caught:
+    with pytest.raises(wf.RelayAway) as caught:
         relay.ask("GET", "calc-progress", {"v": 2}, patience=0.3)
     assert caught.value.kind == "between" and 0.25 < wf.time.monotonic() - begun < 2
 
@@ -98,7 +98,7 @@ def test_patience_is_counted_in_seconds_and_then_the_last_error_is_raised(make):
 def test_a_redirect_is_not_followed_and_the_token_stays_here(make):
     other, ignored = make()
     fake, relay = make(misbehave=lambda request: (302, b"", {"Location": other.url + "/mi-distcomp-api/version"}))
-    with pytest.raises(wf.Away):
+    with pytest.raises(wf.RelayAway):
         relay.call("POST", "finish", {"v": 2})
     assert relay.learn() == (1, {})
     assert not other.calls
@@ -114,7 +114,7 @@ def test_whatever_is_no_version_2_is_a_fielded_relay(make, answer):
 @pytest.mark.parametrize("body", [b"", b"null", b"[]", b"{}", b'{"errors":{}}', b'{"errors":[{}]}', b'{"errors":[[]]}', b"[" * 100000, b"\xff\xfe", b'"text"'])
 def test_an_answer_that_is_not_the_relays_is_never_more_than_away(make, body):
     fake, relay = make(misbehave=lambda request: (200, body, {}))
-    with pytest.raises(wf.Away):
+    with pytest.raises(wf.RelayAway):
         relay.call("POST", "finish", {"v": 2})
 
 
@@ -125,7 +125,7 @@ def test_an_answer_without_end_is_cut_off(make):
         while True:
             request.wfile.write(b" " * 65536)
     fake, relay = make(misbehave=endless)
-    with pytest.raises(wf.Away) as caught:
+    with pytest.raises(wf.RelayAway) as caught:
         relay.call("POST", "finish", {"v": 2})
     assert "without end" in str(caught.value)
 
@@ -146,7 +146,7 @@ def test_an_answer_in_chunks_of_a_proxy_is_read(make):
 
 def test_what_a_relay_says_is_printable_and_short(make):
     fake, relay = make(misbehave=lambda request: request.no(404, message="\x1b[2J\nfake" + "x" * 100000))
-    with pytest.raises(wf.Refused) as caught:
+    with pytest.raises(wf.RelayRefused) as caught:
         relay.call("POST", "finish", {"v": 2})
     assert str(caught.value).startswith("\\x1b[2J\\x0afake") and len(str(caught.value)) < 5000
 
@@ -157,7 +157,7 @@ def test_a_large_file_goes_in_pieces_and_arrives_whole(make, tmp_path):
     fake, relay = make()
     data = os.urandom(3000001)
     files, moved = offer(fake, tmp_path, data), []
-    relay.piece = relay.most = 1 << 20
+    relay.piece_size = relay.piece_max = 1 << 20
     relay.upload_all(INPUT, files, moved=moved.append)
     assert fake.uploads[0] == data and sum(moved) == len(data)
 
@@ -166,7 +166,7 @@ def test_an_upload_that_is_cut_in_mid_piece_goes_on_where_it_stopped(make, tmp_p
     fake, relay = make()
     data = os.urandom(3 << 20)
     files, moved = offer(fake, tmp_path, data), []
-    relay.piece = relay.most = 1 << 20
+    relay.piece_size = relay.piece_max = 1 << 20
     cuts = []
 
     def twice(request):
@@ -206,7 +206,7 @@ def test_a_413_halves_the_pieces_for_good_and_without_a_pause(make, tmp_path, ht
             return (413, b"<html>too large</html>", {"Connection": "close"}) if html else request.no(413)
     fake.misbehave = small
     relay.upload_all(INPUT, files)
-    assert fake.uploads[0] == data and relay.most <= 300000 and not relay.pauses
+    assert fake.uploads[0] == data and relay.piece_max <= 300000 and not relay.pauses
     sent = [call for call in fake.calls if call[0] == "POST"]
     assert len(sent) < 20
 
@@ -226,7 +226,7 @@ def test_a_line_that_breaks_off_large_bodies_without_a_word_gets_small_ones(make
 
 def test_a_line_that_takes_nothing_at_all_is_an_error_not_a_loop(make, tmp_path):
     fake, relay = make(misbehave=lambda request: request.no(413))
-    with pytest.raises(wf.Refused):
+    with pytest.raises(wf.RelayRefused):
         relay.upload_all(INPUT, offer(fake, tmp_path, b"x" * 500000))
     assert len(fake.calls) < 12
 
@@ -234,7 +234,7 @@ def test_a_line_that_takes_nothing_at_all_is_an_error_not_a_loop(make, tmp_path)
 @pytest.mark.parametrize("offset", [7, 0, -1, "x", None, True, 10 ** 30])
 def test_a_relay_that_stays_where_it_is_is_an_error_not_a_loop(make, tmp_path, offset):
     fake, relay = make(misbehave=lambda request: request.no(409, offset=offset))
-    with pytest.raises((wf.Refused, ValueError)):
+    with pytest.raises((wf.RelayRefused, ValueError)):
         relay.upload_all(INPUT, offer(fake, tmp_path, b"x" * 500000))
     assert len(fake.calls) < 20
 
@@ -416,7 +416,7 @@ def test_a_store_that_fails_leaves_no_connection_in_mid_answer(make, tmp_path):
 def test_a_list_of_files_that_is_not_in_order_is_refused(make, page):
     fake, relay = make()
     with pytest.raises(ValueError):
-        list(relay.pages(RESULT, page))
+        list(relay.manifest_entries(RESULT, page))
 
 
 # ---- the forms in which something in between passes answers on
@@ -493,7 +493,7 @@ def between(plain, request):
     def made(form):
         gateway = Gateway(plain.port, form)
         request.addfinalizer(gateway.close)
-        relay = wf.Relay(gateway.url, lambda: plain.token)
+        relay = wf.RelayClient(gateway.url, lambda: plain.token)
         relay.pauses = []
         relay.pause = relay.pauses.append
         return gateway, relay
@@ -526,7 +526,7 @@ def carried(relay, tmp_path, inputs=INPUTS):
     def store(number, name, data):
         got[name] = bytes(data) if data is not None else (tmp_path / ("part%d" % number)).read_bytes()
 
-    relay.download_all("files/%s/input" % accept_id, relay.pages("files/%s/input" % accept_id, found["inputs"], claim), store, part, claim)
+    relay.download_all("files/%s/input" % accept_id, relay.manifest_entries("files/%s/input" % accept_id, found["inputs"], claim), store, part, claim)
     assert got == inputs
     shutil.rmtree(str(tmp_path), ignore_errors=True)
     tmp_path.mkdir()
@@ -542,7 +542,7 @@ def carried(relay, tmp_path, inputs=INPUTS):
     got.clear()
     large = max(inputs, key=lambda name: len(inputs[name]))           # an earlier run has brought a part of it
     (tmp_path / ("part%d" % sorted(inputs).index(large))).write_bytes(inputs[large][:1000])
-    relay.download_all("files/%s/result" % accept_id, relay.pages("files/%s/result" % accept_id, page), store, part)
+    relay.download_all("files/%s/result" % accept_id, relay.manifest_entries("files/%s/result" % accept_id, page), store, part)
     return accept_id, got
 
 
@@ -551,7 +551,7 @@ def test_every_answer_is_read_in_every_form_that_something_in_between_gives_it(b
     gateway, relay = between(form)
     accept_id, got = carried(relay, tmp_path / "files")
     assert got == INPUTS and not relay.pauses
-    with pytest.raises(wf.Refused) as caught:
+    with pytest.raises(wf.RelayRefused) as caught:
         relay.call("GET", "calc-progress", {"v": 2, "accept_id": ACCEPT_ID})
     assert caught.value.code == 404
     assert relay.call("POST", "finish", {"v": 2, "accept_id": accept_id})["code"] == 200
@@ -611,14 +611,14 @@ def test_a_whole_calculation_goes_through_a_gateway_that_gives_no_lengths(make_w
 def test_certificates_are_checked_and_the_reason_is_told(world, tmp_path):
     other, key = suite.make_certificate(str(tmp_path))
     for ca in ("", other):
-        relay = wf.Relay(world.url, lambda: world.token, ca_file=ca)
-        with pytest.raises(wf.Away) as caught:
+        relay = wf.RelayClient(world.url, lambda: world.token, ca_file=ca)
+        with pytest.raises(wf.RelayAway) as caught:
             relay.call("GET", "version", {})
-        assert caught.value.kind == "certificate" and relay.trust.all_cas
-    relay = wf.Relay(world.url, lambda: world.token, ca_file=world.cert)
-    assert relay.learn()[0] == 2 and not relay.trust.all_cas                 # the system's CAs were not read for it
+        assert caught.value.kind == "certificate" and relay.trust.has_system_cas
+    relay = wf.RelayClient(world.url, lambda: world.token, ca_file=world.cert)
+    assert relay.learn()[0] == 2 and not relay.trust.has_system_cas                 # the system's CAs were not read for it
     with pytest.raises(wf.Stop) as stopped:
-        wf.Relay(world.url, lambda: world.token, ca_file=__file__).learn()
+        wf.RelayClient(world.url, lambda: world.token, ca_file=__file__).learn()
     assert stopped.value.code == 78
 
 
@@ -642,9 +642,9 @@ def test_certificate_files_are_looked_at_again_and_the_newest_reason_is_shown(ma
     world.cert, own = ca, world.cert
     poller = world.poller({"hello": "argv = /bin/true"})
     suite.wait_until(lambda: os.path.exists(os.path.join(world.folder, "poller", "base", ".mi", "poller")))
-    relay = wf.Relay(world.url, lambda: world.token, ca_file=ca)
-    relay.notices, relay.slowest = [], 1
-    relay.notice = relay.notices.append
+    relay = wf.RelayClient(world.url, lambda: world.token, ca_file=ca)
+    relay.notices, relay.max_pause = [], 1
+    relay.on_outage = relay.notices.append
     assert relay.learn()[0] == 2
     world.relay.stop()
     world.cert = own
@@ -658,7 +658,7 @@ def test_certificate_files_are_looked_at_again_and_the_newest_reason_is_shown(ma
         if "TLS failed" in str(why):
             suite.wait_until(lambda: "TLS failed" in poller.text(), what="the poller's newest reason")
             shutil.copy(own, ca)
-    relay.notice = notice
+    relay.on_outage = notice
     assert relay.learn()[0] == 2
     assert len(told) == 3 and "refused" in told[0] and "TLS failed" in told[1] and told[2] == "None"
     suite.wait_until(lambda: "relay answers again" in poller.text(), 120)        # it asks again after about as long as the relay was away
@@ -671,10 +671,10 @@ def test_certificate_files_are_looked_at_again_and_the_newest_reason_is_shown(ma
 def test_a_client_certificate_that_was_renewed_is_shown_at_the_next_connection(tmp_path):
     one, key = suite.make_certificate(str(tmp_path))
     trust = wf.Trust(one, True, one, key)
-    first = trust.now()
-    assert trust.now() is first
+    first = trust.current_context()
+    assert trust.current_context() is first
     suite.make_certificate(str(tmp_path))
-    assert trust.now() is not first and trust.now() is trust.now()
+    assert trust.current_context() is not first and trust.current_context() is trust.current_context()
 
 
 class Mute(suite.Listener):
@@ -716,13 +716,13 @@ def test_what_fails_at_a_proxy_names_where_the_proxy_came_from(monkeypatch, name
         shut.bind(("127.0.0.1", 0))
         url = "http://127.0.0.1:%d" % shut.getsockname()[1]
         environment(monkeypatch, **({} if name == "proxy" else {name: url}))
-        relay = wf.Relay("https://relay.example.org", lambda: "t", proxy=url if name == "proxy" else "")
-        with pytest.raises(wf.Away) as caught:
+        relay = wf.RelayClient("https://relay.example.org", lambda: "t", proxy=url if name == "proxy" else "")
+        with pytest.raises(wf.RelayAway) as caught:
             relay.call("GET", "version", {})
         assert caught.value.kind == "proxy" and "(%s)" % name in str(caught.value)
     environment(monkeypatch, **({} if name == "proxy" else {name: "socks5://x"}))
     with pytest.raises(wf.Stop) as stopped:
-        wf.Relay("https://relay.example.org", lambda: "t", proxy="socks5://x" if name == "proxy" else "").proxy_for()
+        wf.RelayClient("https://relay.example.org", lambda: "t", proxy="socks5://x" if name == "proxy" else "").proxy_for()
     assert stopped.value.code == 78 and str(stopped.value).startswith(name + ": ")
 
 
@@ -744,7 +744,7 @@ def test_the_variable_that_counts(monkeypatch, env, name):
     ("::1", "::1", 5, True), ("[::1]:5", "::1", 5, True), ("[::1]:6", "::1", 5, False), ("fd00::/8", "fd00::5", 5, True), (".", "h", 1, False),
     ("x/y", "10.0.0.1", 1, False), ("*:443", "h", 443, True), ("*:443", "h", 1, False)])
 def test_a_word_of_no_proxy_is_a_name_a_domain_an_address_or_a_network_with_or_without_a_port(word, host, port, without):
-    assert wf.without_proxy(host, port, word) is without
+    assert wf.no_proxy_matches(host, port, word) is without
 
 
 def tunnel(seen):
@@ -782,11 +782,11 @@ def test_a_proxy_with_a_password_is_gone_through_and_never_sees_the_token(world)
     seen = []
     port, close = tunnel(seen)
     try:
-        relay = wf.Relay(world.url, lambda: world.token, ca_file=world.cert, proxy="http://me:p%%40ss@127.0.0.1:%d" % port)
+        relay = wf.RelayClient(world.url, lambda: world.token, ca_file=world.cert, proxy="http://me:p%%40ss@127.0.0.1:%d" % port)
         assert relay.learn()[0] == 2
         assert "CONNECT 127.0.0.1:%d" % world.port in seen[0] and "Basic bWU6cEBzcw==" in seen[0] and world.token not in seen[0]
-        relay = wf.Relay(world.url, lambda: world.token, ca_file=world.cert, proxy="127.0.0.1:%d" % port)
-        with pytest.raises(wf.Away) as caught:
+        relay = wf.RelayClient(world.url, lambda: world.token, ca_file=world.cert, proxy="127.0.0.1:%d" % port)
+        with pytest.raises(wf.RelayAway) as caught:
             relay.call("GET", "version", {})
         assert caught.value.kind == "proxy" and "407" in str(caught.value)
     finally:
@@ -796,7 +796,7 @@ def test_a_proxy_with_a_password_is_gone_through_and_never_sees_the_token(world)
 @pytest.mark.parametrize("url", ["", "https://", "ftp://host", "https://a b", "https://h:x", "https://h:99999", "https://u:p@h", "https://h\n", "http:///x"])
 def test_a_url_that_is_none_is_a_matter_of_usage(url):
     with pytest.raises(wf.Stop) as stopped:
-        wf.address(url)
+        wf.parse_relay_url(url)
     assert stopped.value.code == 64
 
 
@@ -805,14 +805,14 @@ def test_a_url_that_is_none_is_a_matter_of_usage(url):
     ("https://host/a/b/", (True, "host", 50443, "/a/b")), ("http://127.0.0.1:8082", (False, "127.0.0.1", 8082, "")),
     ("http://localhost", (True, "localhost", 50443, "")), ("http://10.0.0.1:8082", (True, "10.0.0.1", 8082, ""))])
 def test_a_url_means_https_on_50443_unless_it_is_loopback_with_a_port(url, found):
-    assert wf.address(url) == found
+    assert wf.parse_relay_url(url) == found
 
 
 MEMORY = """
 import sys, os, hashlib
 sys.path[:0] = [%(root)r, %(tests)r]
 import mi_system_wf as wf
-relay = wf.Relay(%(url)r, lambda: "t")
+relay = wf.RelayClient(%(url)r, lambda: "t")
 base = os.environ["BASE"].encode()
 relay.learn()
 relay.upload_all(%(input)r, [(base + b"/in", %(size)d)])
@@ -842,8 +842,8 @@ def test_memory_does_not_grow_with_the_size_of_a_file(make, tmp_path):
 
 def test_marks_of_a_list_that_was_not_taken_to_its_end_are_not_those_of_the_next():
     """Else a file of another calculation could become executable by it."""
-    relay = suite.module("mi_system_remote.py").Relay("http://127.0.0.1:1", lambda: "t")
+    relay = suite.module("mi_system_remote.py").RelayClient("http://127.0.0.1:1", lambda: "t")
     first = {"files": {name: dict(entry(b"x"), x=True) for name in ("a", "b")}}
-    taken = relay.pages("files/ID/input", first)
+    taken = relay.manifest_entries("files/ID/input", first)
     next(taken), next(taken)
-    assert list(relay.pages("files/ID/input", {"files": {"a": entry(b"x")}})) and not relay.marks
+    assert list(relay.manifest_entries("files/ID/input", {"files": {"a": entry(b"x")}})) and not relay.x_and_mtime
