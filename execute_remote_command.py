@@ -50,24 +50,27 @@ import sys
 
 # ==== shared: alone ====
 def stand_alone():
-    """The first act of a program (not of an import), by what is built into Python only. Closed descriptors 0 to 2 lead to /dev/null: else the
-    first file that is opened gets one of them, and what is printed. No module is taken from beside this file, or from where it is started:
-    results arrive there, and a json.py would run."""
+    """The first act of a program (not of an import), by what is built into Python only. Closed descriptors 0
+    to 2 lead to /dev/null: else the first file that is opened gets one of them, and what is printed. No
+    module is taken from beside this file, or from where it is started: results arrive there, and a json.py
+    would run."""
     import gc
     import posix
-    gc.disable()                                       # until run_as_program(): a start makes much and throws nothing away
+    gc.disable()                          # until run_as_program(): a start makes much and throws nothing away
     for number in range(3):
         try:
             posix.fstat(number)
         except OSError:
-            posix.set_inheritable(posix.open("/dev/null", posix.O_RDWR), True)         # the lowest that is free: this one
+            # the lowest that is free: this one
+            posix.set_inheritable(posix.open("/dev/null", posix.O_RDWR), True)
     near = []
     for place in (".", __file__.rpartition("/")[0] or ".", sys.path[0]):
         try:
             near.append(posix.stat(place)[1:3])        # inode and device
         except OSError:
             pass                                       # -I: python311.zip, which is not there
-    library = tuple(top + lib for top in {sys.base_prefix, sys.base_exec_prefix} for lib in ("/lib/python", "/lib64/python"))
+    library = tuple(top + lib for top in {sys.base_prefix, sys.base_exec_prefix}
+                    for lib in ("/lib/python", "/lib64/python"))
     for place in list(sys.path):
         known = posix.access(place, 0) and posix.stat(place)[1:3]
         if place[:1] != "/" or known in near and not place.startswith(library):
@@ -5829,7 +5832,8 @@ def main(argv=None):
 
 
 # ==== shared: say ====
-# How every script of the suite speaks: one line per failure, one line per step, nothing from the wire unescaped.
+# How every script of the suite speaks: one line per failure, one line per step, nothing from the wire
+# unescaped.
 EX_USAGE, EX_DATA, EX_NOINPUT, EX_UNAVAILABLE, EX_BUG, EX_IOERR = 64, 65, 66, 69, 70, 74
 EX_TEMPFAIL, EX_PROTOCOL, EX_REFUSED, EX_CONFIG, EX_INTERRUPT = 75, 76, 77, 78, 130
 LEVELS = ("debug", "info", "warn", "error")
@@ -5858,50 +5862,59 @@ def choose_language(lang="auto"):
 
 
 def help_of(pages, doc, word=""):
-    """What --help says: of one word of pages {word: (what may stand behind it, what it does, an example)}; else the docstring as far as it is
-    for users, or, in Japanese, every page."""
+    """What --help says: of one word of pages {word: (what may stand behind it, what it does, an example)};
+    else the docstring as far as it is for users, or, in Japanese, every page."""
     if word not in pages and SAY["lang"] != "ja":
         return doc.partition("\ncontents")[0].strip()
     texts = []
     for one in [word] if word in pages else pages:
         behind, text, example = pages[one]
-        texts.append("usage: %s.py %s\n\n%s\n\n%s %s.py %s" % (PROGRAM, ("%s %s" % (one, behind)).strip(), _(text), _("example:"), PROGRAM, example))
+        texts.append("usage: %s.py %s\n\n%s\n\n%s %s.py %s"
+                     % (PROGRAM, ("%s %s" % (one, behind)).strip(), _(text), _("example:"), PROGRAM, example))
     return "\n\n".join(texts)
 
 
 def printable(text):
-    """text with control, direction and surrogate characters made visible: it can neither steer a terminal nor start a log line."""
+    """text with control, direction and surrogate characters made visible: it can neither steer a terminal nor
+    start a log line."""
     text = str(text)
     if not has_control_chars(text):
         return text
-    return re.sub(CONTROL_CHARS, lambda m: ("\\x%02x" if m.group() < "\xff" else "\\u%04x") % ord(m.group()), text)
+    return re.sub(CONTROL_CHARS, lambda m: ("\\x%02x" if m.group() < "\xff" else "\\u%04x") % ord(m.group()),
+                  text)
 
 
 def has_control_chars(text):
-    """Has text control, direction or surrogate characters? Of most texts Python knows at once that they have none:
-    to compile the expression takes milliseconds of every start."""
+    """Has text control, direction or surrogate characters? Of most texts Python knows at once that they have
+    none: to compile the expression takes milliseconds of every start."""
     return not text.isprintable() and re.search(CONTROL_CHARS, text) is not None
 
 
 def json_of(found, **how):
-    """found as JSON for whoever reads stdout: a program, or a person at a terminal, which control and direction characters would steer."""
-    return re.sub(CONTROL_CHARS, lambda m: m.group() if m.group() < " " else "\\u%04x" % ord(m.group()), json.dumps(found, ensure_ascii=False, **how))
+    """found as JSON for whoever reads stdout: a program, or a person at a terminal, which control and
+    direction characters would steer."""
+    return re.sub(CONTROL_CHARS, lambda m: m.group() if m.group() < " " else "\\u%04x" % ord(m.group()),
+                  json.dumps(found, ensure_ascii=False, **how))
 
 
 def log(level, accept_id, step, **values):
-    """One line: time LEVEL ACCEPT_ID step key=value ...; values are escaped, and quoted as JSON when they hold blanks."""
+    """One line: time LEVEL ACCEPT_ID step key=value ...; values are escaped, and quoted as JSON when they
+    hold blanks."""
     if LEVELS.index(level) < SAY["level"]:
         return
     words = []
     for key, value in values.items():
         value = printable(value)
-        words.append("%s=%s" % (key, json.dumps(value, ensure_ascii=False) if re.search(r'[\s"]|^$', value) else value))
+        words.append("%s=%s"
+                     % (key,
+                        json.dumps(value, ensure_ascii=False) if re.search(r'[\s"]|^$', value) else value))
     if "JOURNAL_STREAM" in os.environ and SAY["log"] is None:
         stamp = "<%d>" % {"debug": 7, "info": 6, "warn": 4, "error": 3}[level]
     else:
         now = time.time()
         zone = time.strftime("%z", time.localtime(now))
-        stamp = "%s.%03d%s:%s" % (time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(now)), now % 1 * 1000, zone[:3], zone[3:])
+        stamp = "%s.%03d%s:%s" % (time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(now)), now % 1 * 1000,
+                                  zone[:3], zone[3:])
     line = " ".join([stamp, level.upper(), accept_id or "-", step] + words) + "\n"
     with SAY["lock"]:
         try:
@@ -5913,7 +5926,8 @@ def log(level, accept_id, step, **values):
 
 
 def log_into(path):
-    """Log lines go to the end of that file from now on, which is opened anew (logrotate renames it). OSError: all stays as it was. '': nothing."""
+    """Log lines go to the end of that file from now on, which is opened anew (logrotate renames it). OSError:
+    all stays as it was. '': nothing."""
     new = open(utf8(path), "a", encoding="utf-8", errors="backslashreplace") if path else None
     with SAY["lock"]:
         old, SAY["log"] = SAY["log"], new or SAY["log"]
@@ -5922,7 +5936,8 @@ def log_into(path):
 
 
 def fault(name):
-    """A named point of the way. Nothing happens here: the crash tests start the program with a death in this function's place."""
+    """A named point of the way. Nothing happens here: the crash tests start the program with a death in this
+    function's place."""
 
 
 def utf8(text):
@@ -5939,18 +5954,19 @@ def arguments(argv=None):
 
 
 def utf8_stdio():
-    """stdout and stderr in UTF-8 whatever the locale says; a character that cannot be shown never raises. What was closed reads, or swallows,
-    nothing: stand_alone() has opened its descriptor."""
+    """stdout and stderr in UTF-8 whatever the locale says; a character that cannot be shown never raises.
+    What was closed reads, or swallows, nothing: stand_alone() has opened its descriptor."""
     sys.stdin = sys.stdin or open(0, encoding="utf-8")
     for number, name in ((1, "stdout"), (2, "stderr")):
         stream = getattr(sys, name) or open(number, "w")
         if hasattr(stream, "detach"):
-            setattr(sys, name, io.TextIOWrapper(stream.detach(), "utf-8", "backslashreplace", line_buffering=True))
+            setattr(sys, name,
+                    io.TextIOWrapper(stream.detach(), "utf-8", "backslashreplace", line_buffering=True))
 
 
 def exit_after(code, seconds):
-    """Ends the program with that code after so many seconds, should the way out of it hang: nobody reads what it writes, a disk does not answer.
-    For signal handlers: no lock is taken."""
+    """Ends the program with that code after so many seconds, should the way out of it hang: nobody reads what
+    it writes, a disk does not answer. For signal handlers: no lock is taken."""
     def end():
         time.sleep(seconds)
         os._exit(code)
@@ -5958,14 +5974,17 @@ def exit_after(code, seconds):
 
 
 def run_as_program(main):
-    """Runs main() and exits with its code; a failure is one line on stderr and a code, never a traceback (unless asked: -v)."""
+    """Runs main() and exits with its code; a failure is one line on stderr and a code, never a traceback
+    (unless asked: -v)."""
     import gc
     try:
-        gc.freeze() if hasattr(gc, "freeze") else None                   # what was made so far stays: it need not be looked at again
+        # what was made so far stays: it need not be looked at again
+        gc.freeze() if hasattr(gc, "freeze") else None
         gc.enable()
         utf8_stdio()
         places = [place for place in os.environ.get("PATH", "").split(":") if place[:1] == "/"]
-        os.environ["PATH"] = ":".join(places) or "/usr/local/bin:/usr/bin:/bin"        # no program from where it is started: results arrive there
+        # no program from where it is started: results arrive there
+        os.environ["PATH"] = ":".join(places) or "/usr/local/bin:/usr/bin:/bin"
         choose_language()
         code = main() or 0
         sys.stdout.flush()
@@ -5976,7 +5995,8 @@ def run_as_program(main):
     except BrokenPipeError:
         code, text = EX_IOERR, ""
     except OSError as error:
-        code, text = EX_IOERR, "%s%s" % (error.strerror or error, ": %s" % os.fsdecode(error.filename) if error.filename else "")
+        code, text = EX_IOERR, "%s%s" % (error.strerror or error,
+                                         ": %s" % os.fsdecode(error.filename) if error.filename else "")
     except Exception as error:                         # a bug of ours; say where, so that it can be reported
         if SAY["debug"]:
             raise
@@ -6048,48 +6068,60 @@ def one_of(*choices):
 
 
 def ini_folders(script):
-    """Where the ini is looked for: beside the script, in ~/.config/, in /etc/. Never where it is started: results arrive there."""
+    """Where the ini is looked for: beside the script, in ~/.config/, in /etc/. Never where it is started:
+    results arrive there."""
     return [os.path.dirname(os.path.abspath(script)), os.path.expanduser("~/.config"), "/etc"]
 
 
 def find_ini(given, folders, needed=False):
-    """The ini's absolute path: given (--ini), or the first of these folders that has one, or None. 78 if the given or needed one is not there."""
+    """The ini's absolute path: given (--ini), or the first of these folders that has one, or None. 78 if the
+    given or needed one is not there."""
     if given is not None and not os.path.exists(utf8(given)):
         raise Stop(EX_CONFIG, _("%s: no such file (--ini)") % (printable(given) or '""'))
-    places = [os.path.join(folder, INI_NAME) for folder in folders if os.path.isabs(folder)] if given is None else [given]      # ~ may be nobody's
+    # ~ may be nobody's
+    places = ([os.path.join(folder, INI_NAME) for folder in folders if os.path.isabs(folder)] if given is None
+              else [given])
     found = next((os.path.abspath(place) for place in places if os.path.exists(utf8(place))), None)
     if needed and not found:
-        raise Stop(EX_CONFIG, _("no %s in %s; say --ini FILE") % (INI_NAME, printable(", ".join(dict.fromkeys(folders)))))
+        raise Stop(EX_CONFIG,
+                   _("no %s in %s; say --ini FILE")
+                   % (INI_NAME, printable(", ".join(dict.fromkeys(folders)))))
     return found
 
 
 def check_only_ours(path):
-    """78 if somebody else than this user and root may change that file or directory, or what it lies in; of a link, also where it leads to."""
+    """78 if somebody else than this user and root may change that file or directory, or what it lies in; of a
+    link, also where it leads to."""
     path = os.path.abspath(utf8(path))
     real = os.path.realpath(path)
     for place in (path, os.path.dirname(path), real, os.path.dirname(real)):
         info = os.stat(place)
         if info.st_uid not in (0, os.geteuid()) or info.st_mode & 0o022:
-            raise Stop(EX_CONFIG, _("%s: must belong to you or root, and nobody else may write to it (chown, chmod go-w)") % printable(
-                place.decode("utf-8", "replace")))
+            raise Stop(EX_CONFIG,
+                       _("%s: must belong to you or root, and nobody else may write to it (chown, chmod"
+                         " go-w)") % printable(place.decode("utf-8", "replace")))
 
 
 def did_you_mean(word, known):
     """' (did you mean X?)' or ''. X is spelled nearly so, or begins or ends so."""
     import difflib
-    close = difflib.get_close_matches(word, known, 1, 0.6) or [one for one in sorted(known) if len(word) > 2 and (
-        one.startswith(word) or one.endswith(word) or word.endswith(one))]
+    close = (difflib.get_close_matches(word, known, 1, 0.6)
+             or [one
+                 for one in sorted(known)
+                 if len(word) > 2 and (one.startswith(word) or one.endswith(word) or word.endswith(one))])
     return _(" (did you mean %s?)") % close[0] if close else ""
 
 
 def belongs_into(key, table):
     """' (it belongs into [SECTION])' or ''."""
-    names = [{"command *": "command NAME", "*": "SITE"}.get(name, name) for name in table if key in table[name]]
+    names = [{"command *": "command NAME", "*": "SITE"}.get(name, name)
+             for name in table if key in table[name]]
     return _(" (it belongs into %s)") % ", ".join("[%s]" % name for name in names) if names else ""
 
 
 def parse_ini(path):
-    """The ini at path as it is: {section: [(key, text)]}. Stop 78 if it cannot be read, or others may write to it."""
+    """The ini at path as it is: {section: [(key, text)]}. Stop 78 if it cannot be read, or others may write
+    to it."""
     import configparser
     parser = configparser.RawConfigParser(default_section="\0", strict=True, inline_comment_prefixes=("#",))
     parser.optionxform = lambda key: key if key.lower().startswith("env.") else key.lower()
@@ -6106,8 +6138,8 @@ def parse_ini(path):
 
 
 def read_ini(path, table):
-    """The ini as {section: {key: typed value}}: every section of table with its defaults, and of 'command *' and '*' (any other)
-    those that are there.
+    """The ini as {section: {key: typed value}}: every section of table with its defaults, and of 'command *'
+    and '*' (any other) those that are there.
 
     What the file says is obeyed, so nobody else may write to it: see check_only_ours().
     78 with file, section, key and what to do, for anything that is not as it should be.
@@ -6119,7 +6151,9 @@ def read_ini(path, table):
         shape = section if section in table else "command *" if section.startswith("command ") else "*"
         if shape not in table:
             if shape == "*" and section not in SECTIONS and did_you_mean(section, SECTIONS + ("command",)):
-                raise Stop(EX_CONFIG, _("%s: [%s] is not a section%s") % (path, section, did_you_mean(section, SECTIONS + ("command",))))
+                raise Stop(EX_CONFIG,
+                           _("%s: [%s] is not a section%s")
+                           % (path, section, did_you_mean(section, SECTIONS + ("command",))))
             continue                                   # another script's, or a site's
         if shape == "*" and section in SECTIONS:
             continue
@@ -6139,7 +6173,7 @@ def read_ini(path, table):
 # ==== end shared ====
 # ==== shared: names ====
 # File names of a calculation. Checked by every receiver: whoever sends them may be hostile.
-LOG_NAMES = ("計算標準出力.txt", "計算標準エラー出力.txt")        # stdout and stderr of the command, always among the results
+LOG_NAMES = ("計算標準出力.txt", "計算標準エラー出力.txt")       # stdout and stderr of the command, always among the results
 MAX_PATTERNS = 100                 # of one calculation
 
 
@@ -6169,9 +6203,10 @@ def check_name(name):
 
 
 def check_manifest_names(names, before=None, reserved=(), folders=False):
-    """Checks a manifest's names: each one plain, ascending by nfc_parts (so that equal names, and a name that is another's directory,
-    stand side by side), none equal to or below a reserved one. folders: empty directories may follow, as names with a trailing /, behind
-    all files and ascending among themselves. before: the last name of the page before. ValueError; returns the last name."""
+    """Checks a manifest's names: each one plain, ascending by nfc_parts (so that equal names, and a name that
+    is another's directory, stand side by side), none equal to or below a reserved one. folders: empty
+    directories may follow, as names with a trailing /, behind all files and ascending among themselves.
+    before: the last name of the page before. ValueError; returns the last name."""
     last = (before.endswith("/"), nfc_parts(before.rstrip("/"))) if before is not None else None
     for name in names:
         plain = name[:-1] if folders and isinstance(name, str) and name.endswith("/") else name
@@ -6185,10 +6220,12 @@ def check_manifest_names(names, before=None, reserved=(), folders=False):
 
 
 def compile_pattern(text):
-    """A result pattern as something with match(): * and ? within a part, ** across parts, a trailing / the whole directory. ValueError."""
+    """A result pattern as something with match(): * and ? within a part, ** across parts, a trailing / the
+    whole directory. ValueError."""
     check_name(text.rstrip("/") if text.endswith("/") and text != "/" else text)
     pieces = re.findall(r"\*\*/|\*\*|\*|\?|[^*?]+", text + ("**" if text.endswith("/") else ""))
-    if sum("*" in piece for piece in pieces[pieces[0] == "**/":-1]) > 1:     # as an expression it could take for ever
+    # as an expression it could take for ever
+    if sum("*" in piece for piece in pieces[pieces[0] == "**/":-1]) > 1:
         return GlobMatcher(pieces, text[0] in "*?")
     out = ""
     for piece in pieces:
@@ -6198,26 +6235,31 @@ def compile_pattern(text):
 
 
 class GlobMatcher:
-    """A pattern with many stars as a row of steps, one bit each: match() makes a few operations on whole rows for each character of the name,
-    whoever made the pattern and the name. (Steps without a character: star and anys lead to the next one, dirs behind its partner in.)"""
+    """A pattern with many stars as a row of steps, one bit each: match() makes a few operations on whole rows
+    for each character of the name, whoever made the pattern and the name. (Steps without a character: star
+    and anys lead to the next one, dirs behind its partner in.)"""
 
     def __init__(self, pieces, hidden=False):
-        kinds, steps, last = {"**/": ("dirs", "in"), "**": ("any", "anys"), "*": ("star",), "?": ("one",)}, [], ""
+        kinds, steps, last = {"**/": ("dirs", "in"), "**": ("any", "anys"), "*": ("star",),
+                              "?": ("one",)}, [], ""
         for piece in pieces:
-            steps += kinds.get(piece) or tuple(piece) if not piece == last == "**/" else ()        # twice is once
+            steps += kinds.get(piece) or tuple(piece) if not piece == last == "**/" else ()    # twice is once
             last = piece
         self.hidden, self.end, self.chars, self.sets = hidden, 1 << len(steps), {}, []
         rows = dict.fromkeys(("dirs", "in", "any", "anys", "star", "one"), 0)
         for place, step in enumerate(steps):
             known = rows if step in rows else self.chars
             known[step] = known.get(step, 0) | 1 << place
-        self.sets = [(step, self.chars.pop(step)) for step in list(self.chars) if not isinstance(step, str)]        # [a-z], as expressions
+        # [a-z], as expressions
+        self.sets = [(step, self.chars.pop(step)) for step in list(self.chars) if not isinstance(step, str)]
         self.free, self.dirs, self.within = rows["star"] | rows["anys"], rows["dirs"], rows["in"]
-        self.stay = {False: rows["anys"], True: rows["anys"] | rows["star"] | rows["in"]}                          # by: is it not a slash?
+        # by: is it not a slash?
+        self.stay = {False: rows["anys"], True: rows["anys"] | rows["star"] | rows["in"]}
         self.go = {False: rows["any"], True: rows["any"] | rows["one"] | rows["dirs"]}
 
     def reach(self, at):
-        """The steps in `at`, and where one gets from there without a character: anys, dirs, star is the longest run of such."""
+        """The steps in `at`, and where one gets from there without a character: anys, dirs, star is the
+        longest run of such."""
         for _turn in range(3):
             at |= (at & self.free) << 1 | (at & self.dirs) << 2
         return at
@@ -6235,7 +6277,8 @@ class GlobMatcher:
 
 
 def compile_patterns(texts):
-    """A calculation's patterns, ready to match. ValueError if one is none, or there are too many: each is compared with each name."""
+    """A calculation's patterns, ready to match. ValueError if one is none, or there are too many: each is
+    compared with each name."""
     if len(texts) > MAX_PATTERNS:
         raise ValueError(_("more than %d patterns; a directory (DIR/) or ** stands for many") % MAX_PATTERNS)
     return [compile_pattern(text) for text in texts]
@@ -6246,7 +6289,8 @@ def declared_matcher(names, patterns):
     wanted = {nfc_parts(name) for name in tuple(names) + LOG_NAMES}
     found = compile_patterns(patterns)
     asked = set(patterns)                              # an empty directory is there as its own pattern, too
-    return lambda name: nfc_parts(name) in wanted or name in asked or any(one.match("/".join(nfc_parts(name))) for one in found)
+    return lambda name: nfc_parts(name) in wanted or name in asked or any(one.match("/".join(nfc_parts(name)))
+                                                                          for one in found)
 # ==== end shared ====
 
 # ==== shared: run ====
@@ -7310,13 +7354,16 @@ class BatchJob:
         return bool(told) or not self.order["job"]
 # ==== end shared ====
 # ==== shared: store ====
-# The one way in which results get into a directory of this side. What arrives grows in .mi-ID/ inside that directory, which one process at a
-# time holds; it gets its name, by a rename, when it is whole and its sum is right. Nothing is written through a link below the target. What
-# is there already is replaced only if it is this calculation's, or was there before it and its replacement was agreed.
-STAGE_NAME = re.compile(rb"\.mi-[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.I)              # the names that such directories begin with
-ZEROS, HOLE = bytes(1 << 16), 1 << 16                  # runs of so many zero bytes are not written but left out
-OWN_NAMES = {b"mi_dicomapi.py", b"mi_system_wf.py", b"mi_system_remote.py", b"execute_remote_command.py", b"sitecustomize.py", b"usercustomize.py",
-             b"execute_remote_side_program_ssh.sample.sh", b"mi_distributed_computing_assist.ini", b"__pycache__"}
+# The one way in which results get into a directory of this side. What arrives grows in .mi-ID/ inside that
+# directory, which one process at a time holds; it gets its name, by a rename, when it is whole and its sum is
+# right. Nothing is written through a link below the target. What is there already is replaced only if it is
+# this calculation's, or was there before it and its replacement was agreed.
+# the names that such directories begin with
+STAGE_NAME = re.compile(rb"\.mi-[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.I)
+ZEROS, HOLE = bytes(1 << 16), 1 << 16                # runs of so many zero bytes are not written but left out
+OWN_NAMES = {b"mi_dicomapi.py", b"mi_system_wf.py", b"mi_system_remote.py", b"execute_remote_command.py",
+             b"sitecustomize.py", b"usercustomize.py", b"execute_remote_side_program_ssh.sample.sh",
+             b"mi_distributed_computing_assist.ini", b"__pycache__"}
 
 
 class NotStored(Exception):
@@ -7328,17 +7375,19 @@ class NotStored(Exception):
 
 
 class Target:
-    """The directory `to`, for the results of the calculation `ident`. Safe for threads. Stop 75 if another process is at it.
+    """The directory `to`, for the results of the calculation `ident`. Safe for threads. Stop 75 if another
+    process is at it.
 
-    agreed: may what is there and is not of this calculation be replaced at all? began: nanoseconds of this file system's clock; what was
-    changed there since is not replaced (None: there is no telling), but for the names `always`. sync: each file goes to the disk by itself."""
+    agreed: may what is there and is not of this calculation be replaced at all? began: nanoseconds of this
+    file system's clock; what was changed there since is not replaced (None: there is no telling), but for the
+    names `always`. sync: each file goes to the disk by itself."""
 
     def __init__(self, to, ident, agreed=True, began=None, always=(), sync=True):
         self.path, self.ident = os.path.abspath(to if isinstance(to, bytes) else utf8(to)), ident
         self.agreed, self.began, self.always, self.sync = agreed, began, always, sync
-        self.open_folders = []                                # the open directories (name, descriptor) down to where the last result went
-        self.stored_here = {}                                 # {(device, inode): name} of what this process has stored
-        self.not_kept = set()                              # what this file system does not keep: "x" (executable), "times"
+        self.open_folders = []    # the open directories (name, descriptor) down to where the last result went
+        self.stored_here = {}                        # {(device, inode): name} of what this process has stored
+        self.not_kept = set()                 # what this file system does not keep: "x" (executable), "times"
         self.mutex = threading.RLock()
         os.makedirs(self.path, exist_ok=True)
         self.top_fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
@@ -7346,11 +7395,13 @@ class Target:
         self.stage_name = b".mi-" + utf8(ident)
         if not any(self.lock_stage() for _turn in range(100)):
             raise FileNotFoundError(errno.ENOENT, _("the directory was removed"), self.path)
-        self.parts_path = b"/proc/%d/fd/%d" % (os.getpid(), self.stage_fd)     # else who may write to the target could put a link in place of .mi-ID/
+        # else who may write to the target could put a link in place of .mi-ID/
+        self.parts_path = b"/proc/%d/fd/%d" % (os.getpid(), self.stage_fd)
         if not os.path.isdir(self.parts_path):
             self.parts_path = os.path.join(self.path, self.stage_name)
-        self.noted = self.read_notes()                 # {name: (inode, size, mtime)} of what this calculation has stored before
-        self.repositories = {}                              # {directory of a repository: was it here before this calculation?}
+        # {name: (inode, size, mtime)} of what this calculation has stored before
+        self.noted = self.read_notes()
+        self.repositories = {}             # {directory of a repository: was it here before this calculation?}
 
     def lock_stage(self):
         """Makes and locks .mi-ID/. False: another process was just done with it; once more."""
@@ -7365,9 +7416,11 @@ class Target:
                 fcntl.flock(opened[1], fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
                 if error.errno in (errno.EAGAIN, errno.EACCES):
-                    raise Stop(EX_TEMPFAIL, _("%s: another program is putting results of %s there; try again when it has ended") % (
-                        shown_path(self.path), self.ident))
-                log("warn", self.ident, "store", to=shown_path(self.path), why="this file system knows no locks: what is half here is fetched anew")
+                    raise Stop(EX_TEMPFAIL,
+                               _("%s: another program is putting results of %s there; try again when it has"
+                                 " ended") % (shown_path(self.path), self.ident))
+                log("warn", self.ident, "store", to=shown_path(self.path),
+                    why="this file system knows no locks: what is half here is fetched anew")
                 os.unlink(b"lock", dir_fd=opened[0])
                 self.remove_stage_if_empty()
                 self.stage_name += b"." + os.urandom(8).hex().encode()         # nobody else's, then
@@ -7386,7 +7439,8 @@ class Target:
                 os.close(fd)
 
     def open_stage(self, name):
-        """A descriptor of the directory of parts, made where it is not there; of this user's, or of the target's owner (who may do all there)."""
+        """A descriptor of the directory of parts, made where it is not there; of this user's, or of the
+        target's owner (who may do all there)."""
         try:
             os.mkdir(name, 0o700, dir_fd=self.top_fd)
         except FileExistsError:
@@ -7403,43 +7457,52 @@ class Target:
 
     def read_notes(self):
         """What the file `stored` says, which is opened for more of it."""
-        self.notes_fd, found = os.open(b"stored", os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o600, dir_fd=self.stage_fd), {}
+        self.notes_fd, found = os.open(b"stored", os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o600,
+                                       dir_fd=self.stage_fd), {}
         with open(self.notes_fd, "rb", closefd=False) as rows:
             for row in rows:
                 words = row[:-1].split(b" ", 3)
-                if row.endswith(b"\n") and len(words) == 4 and all(word.lstrip(b"-").isdigit() for word in words[:3]):
+                if (row.endswith(b"\n") and len(words) == 4
+                        and all(word.lstrip(b"-").isdigit() for word in words[:3])):
                     found[words[3]] = tuple(map(int, words[:3]))
         return found
 
     def holds_own_files(self):
         """Do this program, or the user's ini, lie in the target or below it?"""
         above = os.path.realpath(self.path).rstrip(b"/") + b"/"
-        places = (os.path.dirname(os.path.abspath(__file__)), os.path.dirname(os.path.realpath(__file__)), os.path.expanduser("~/.config"))
+        places = (os.path.dirname(os.path.abspath(__file__)), os.path.dirname(os.path.realpath(__file__)),
+                  os.path.expanduser("~/.config"))
         return any((os.path.realpath(utf8(place)) + b"/").startswith(above) for place in places)
 
     def find_program_places(self):
-        """How names begin (bytes) of what this user's programs are started from or set up by: what has a dot in front in the home directory
-        (.bashrc, .ssh/ ...), and the directories of PATH."""
+        """How names begin (bytes) of what this user's programs are started from or set up by: what has a dot
+        in front in the home directory (.bashrc, .ssh/ ...), and the directories of PATH."""
         top = os.path.realpath(self.path).rstrip(b"/") + b"/"
-        places = [os.path.realpath(utf8(place)) + b"/" for place in os.environ.get("PATH", "").split(":") if place[:1] == "/"]
-        places = [place for place in places if place != top] + [os.path.realpath(os.path.expanduser(b"~")) + b"/."]
+        places = [os.path.realpath(utf8(place)) + b"/"
+                  for place in os.environ.get("PATH", "").split(":") if place[:1] == "/"]
+        places = [place for place in places if place != top] + [os.path.realpath(os.path.expanduser(b"~"))
+                                                                + b"/."]
         return tuple(place[len(top):].lower() for place in places if place.startswith(top))
 
     def check_allowed(self, name):
         """NotStored for a name (bytes) that results may not have here."""
         lower = name.lower()
         if lower.startswith(self.program_places) or self.in_repository(lower):
-            raise NotStored(name, _("programs of this host are started from there, or set up by it; take another --to"))
+            raise NotStored(
+                name, _("programs of this host are started from there, or set up by it; take another --to"))
         parts, mine = lower.split(b"/"), b".mi-" + utf8(self.ident).lower()
         if STAGE_NAME.match(name) or any(part.startswith(mine) for part in parts):
             raise NotStored(name, _("a name that is kept for what arrives"))
-        own = parts[-1] in OWN_NAMES or b"__pycache__" in parts or parts[-1].endswith((b".pth", b".pyc", b".pyo"))
+        own = (parts[-1] in OWN_NAMES or b"__pycache__" in parts
+               or parts[-1].endswith((b".pth", b".pyc", b".pyo")))
         if self.holds_own and (own or self.is_program(name)):
-            raise NotStored(name, _("a name of this program's own files or of Python's start, and this program lies there; take another --to"))
+            raise NotStored(name,
+                            _("a name of this program's own files or of Python's start, and this program"
+                              " lies there; take another --to"))
 
     def in_repository(self, name):
-        """Does a name (in small letters) lie in the .git or .hg of a repository that was here before? Its hooks and
-        settings are programs that the next commit starts."""
+        """Does a name (in small letters) lie in the .git or .hg of a repository that was here before? Its
+        hooks and settings are programs that the next commit starts."""
         parts = name.split(b"/")
         if not {b".git", b".hg"} & set(parts[:-1]):
             return False
@@ -7450,7 +7513,8 @@ class Target:
         return self.repositories[where]
 
     def check_storable(self, name):
-        """NotStored (or OSError) if a result with this name (bytes) must not be put there: to be asked before it is fetched."""
+        """NotStored (or OSError) if a result with this name (bytes) must not be put there: to be asked before
+        it is fetched."""
         self.check_allowed(name)
         *above, leaf = name.split(b"/")
         try:
@@ -7461,14 +7525,16 @@ class Target:
 
     def is_program(self, name):
         """Is it this very program's place?"""
-        return os.path.realpath(os.path.join(self.path, name)) == os.path.realpath(utf8(os.path.abspath(__file__)))
+        return os.path.realpath(os.path.join(self.path, name)) == os.path.realpath(
+            utf8(os.path.abspath(__file__)))
 
     def part_path(self, key):
         """The path at which the result with this key (a number, or bytes) grows."""
         return os.path.join(self.parts_path, key if isinstance(key, bytes) else b"%d" % key)
 
     def open_folder(self, parts):
-        """A descriptor of the directory `parts` below the top, made where it is not there. (Results come in order: the last stay open.)"""
+        """A descriptor of the directory `parts` below the top, made where it is not there. (Results come in
+        order: the last stay open.)"""
         same = 0
         while same < min(len(parts), len(self.open_folders)) and parts[same] == self.open_folders[same][0]:
             same += 1
@@ -7479,7 +7545,8 @@ class Target:
                 os.mkdir(part, dir_fd=above)
             except FileExistsError:
                 pass
-            self.open_folders.append((part, os.open(part, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=above)))
+            self.open_folders.append((
+                part, os.open(part, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=above)))
         return self.open_folders[-1][1] if self.open_folders else self.top_fd
 
     def close_folders(self, keep):
@@ -7500,12 +7567,15 @@ class Target:
             self.not_kept.add(what)
 
     def store(self, key, name, data=None, x=False, mtime=None):
-        """Gives a verified result its name (bytes, or text). data: its bytes, or None if they are in part(key). x: its owner may execute it.
-        mtime: nanoseconds, or None. NotStored if it must not be put there."""
-        self.give_name(key, name if isinstance(name, bytes) else utf8(name), self.finish_part(key, data, x, mtime))
+        """Gives a verified result its name (bytes, or text). data: its bytes, or None if they are in
+        part(key). x: its owner may execute it. mtime: nanoseconds, or None. NotStored if it must not be put
+        there."""
+        self.give_name(key, name if isinstance(name, bytes) else utf8(name),
+                       self.finish_part(key, data, x, mtime))
 
     def finish_part(self, key, data, x, mtime):
-        """A whole part: with data in it (None: it is there), executable or not, with its time. Its os.stat_result."""
+        """A whole part: with data in it (None: it is there), executable or not, with its time. Its
+        os.stat_result."""
         fd = self.open_part(key if isinstance(key, bytes) else b"%d" % key, data, x)
         try:
             if mtime is not None:
@@ -7513,7 +7583,8 @@ class Target:
                 self.attempt("times", os.utime, fd, ns=(mtime, mtime))
             info = os.fstat(fd)
             if x != bool(info.st_mode & 0o100):        # who may read it may execute it, or nobody
-                self.attempt("x" if x else "", os.fchmod, fd, info.st_mode & 0o666 | ((info.st_mode & 0o444) >> 2 if x else 0))
+                self.attempt("x" if x else "", os.fchmod, fd,
+                             info.st_mode & 0o666 | ((info.st_mode & 0o444) >> 2 if x else 0))
             if self.sync:
                 os.fsync(fd)
             return info
@@ -7526,7 +7597,7 @@ class Target:
             return os.open(key, os.O_RDONLY | os.O_NOFOLLOW, dir_fd=self.stage_fd)
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
         try:
-            fd = os.open(key, flags, 0o777 if x else 0o666, dir_fd=self.stage_fd)         # the umask does the rest
+            fd = os.open(key, flags, 0o777 if x else 0o666, dir_fd=self.stage_fd)    # the umask does the rest
         except FileExistsError:                        # of a process that was killed
             os.unlink(key, dir_fd=self.stage_fd)
             fd = os.open(key, flags, 0o777 if x else 0o666, dir_fd=self.stage_fd)
@@ -7543,7 +7614,8 @@ class Target:
         return fd
 
     def give_name(self, key, name, info):
-        """Gives the whole part its name (bytes). info: what write() returned. NotStored if it must not be put there."""
+        """Gives the whole part its name (bytes). info: what write() returned. NotStored if it must not be put
+        there."""
         self.check_allowed(name)
         fault("part written")
         *above, leaf = name.split(b"/")
@@ -7557,7 +7629,8 @@ class Target:
                 except OSError as error:
                     if error.errno != errno.EXDEV:
                         raise
-                    self.move_into_place(folder, self.stage_name, folder, leaf, name, self.copy_part(key, folder))
+                    self.move_into_place(folder, self.stage_name, folder, leaf, name,
+                                         self.copy_part(key, folder))
         except OSError as error:                       # its own message would name the part
             raise in_the_way(error, name)
         fault("stored")
@@ -7571,7 +7644,8 @@ class Target:
         self.stored_here[info.st_dev, info.st_ino] = name
 
     def copy_part(self, key, folder):
-        """The part with this key as a file .mi-ID in `folder`, where another file system is mounted. Its os.stat_result."""
+        """The part with this key as a file .mi-ID in `folder`, where another file system is mounted. Its
+        os.stat_result."""
         with open(os.open(key, os.O_RDONLY | os.O_NOFOLLOW, dir_fd=self.stage_fd), "rb", 0) as source:
             info = os.fstat(source.fileno())
             try:
@@ -7600,17 +7674,23 @@ class Target:
             return
         twin = self.stored_here.get((info.st_dev, info.st_ino), name)
         if twin != name and folded_name(twin) == folded_name(name):
-            raise NotStored(name, _("this file system takes its name and that of another result for one (%s)") % shown_path(twin))
+            raise NotStored(name,
+                            _("this file system takes its name and that of another result for one (%s)")
+                            % shown_path(twin))
         if stat.S_ISDIR(info.st_mode):
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-        if (info.st_dev, info.st_ino) in self.stored_here or self.noted.get(name) == (info.st_ino, info.st_size, info.st_mtime_ns):
+        if ((info.st_dev, info.st_ino) in self.stored_here
+                or self.noted.get(name) == (info.st_ino, info.st_size, info.st_mtime_ns)):
             return
         if not self.agreed:
-            raise NotStored(name, _("is there already, and not of this calculation; --to DIR or --out NAME agrees to its being replaced"))
+            raise NotStored(name,
+                            _("is there already, and not of this calculation; --to DIR or --out NAME agrees"
+                              " to its being replaced"))
         if self.began is not None and info.st_ctime_ns > self.began:
             if name not in self.always:
                 raise NotStored(name, _("was changed here while the calculation ran, and is left as it is"))
-            log("warn", self.ident, "store", replaced=shown_path(name), why="another program wrote it here while the calculation ran")
+            log("warn", self.ident, "store", replaced=shown_path(name),
+                why="another program wrote it here while the calculation ran")
 
     def make_directory(self, name, mtime=None):
         """An empty directory (name without /), unless it is there."""
@@ -7625,7 +7705,8 @@ class Target:
                 self.attempt("times", os.utime, fd, ns=(mtime, mtime))
 
     def open_file(self, name):
-        """A descriptor of what is at that name (bytes), if it is a file and reached through no link; OSError otherwise."""
+        """A descriptor of what is at that name (bytes), if it is a file and reached through no link; OSError
+        otherwise."""
         *above, leaf = name.split(b"/")
         with self.mutex:
             fd = os.open(leaf, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=self.open_folder(above))
@@ -7635,7 +7716,8 @@ class Target:
         return fd
 
     def has_file(self, name, size, sum256):
-        """Is this very result there already, by its sum? (A module that was killed while it fetched asks again.)"""
+        """Is this very result there already, by its sum? (A module that was killed while it fetched asks
+        again.)"""
         import hashlib
         digest = hashlib.sha256()
         try:
@@ -7670,12 +7752,15 @@ class Target:
         fault("settled")
         lost = " ".join(sorted(self.not_kept - {""}))
         if lost:
-            log("warn", self.ident, "store", to=shown_path(self.path), why="this file system does not keep: " + lost)
-        if done or not os.fstat(self.notes_fd).st_size and set(os.listdir(self.stage_fd)) <= {"lock", "stored"}:
+            log("warn", self.ident, "store", to=shown_path(self.path),
+                why="this file system does not keep: " + lost)
+        if (done
+                or not os.fstat(self.notes_fd).st_size
+                and set(os.listdir(self.stage_fd)) <= {"lock", "stored"}):
             self.remove_stage()
         for fd in (self.notes_fd, self.lock_fd, self.stage_fd):
             os.close(fd)
-        self.remove_stage_if_empty()                                   # NFS keeps open files there, by another name, until they are closed
+        self.remove_stage_if_empty()      # NFS keeps open files there, by another name, until they are closed
         os.close(self.top_fd)
 
     def remove_stage(self):
@@ -7683,7 +7768,8 @@ class Target:
         import shutil
         for name in set(os.listdir(self.stage_fd)) - {"lock"}:
             path = self.part_path(os.fsencode(name))
-            shutil.rmtree(path, ignore_errors=True) if os.path.isdir(path) else self.attempt("", os.unlink, path)
+            shutil.rmtree(path, ignore_errors=True) if os.path.isdir(path) else self.attempt(
+                "", os.unlink, path)
         fault("parts gone")
         self.drop_part(b"lock")
         fault("lock gone")
@@ -7705,7 +7791,8 @@ def shown_path(path):
 def in_the_way(error, name):
     """The OSError that names the result instead of what the system was at."""
     found = error.errno in (errno.ELOOP, errno.ENOTDIR, errno.EISDIR)
-    return OSError(error.errno, _("a directory or a symbolic link is in its way") if found else error.strerror, name)
+    return OSError(error.errno,
+                   _("a directory or a symbolic link is in its way") if found else error.strerror, name)
 
 
 def folded_name(name):
@@ -7715,10 +7802,12 @@ def folded_name(name):
 
 
 def write_sparse(fd, view, at):
-    """Writes view at that offset; runs of zeros where the file is a hole are left out (its owner gives it its length at the end)."""
+    """Writes view at that offset; runs of zeros where the file is a hole are left out (its owner gives it its
+    length at the end)."""
     for first in range(0, len(view), HOLE):
         piece = view[first:first + HOLE]
-        if not piece[0] and not piece[-1] and bytes(piece) == ZEROS[:len(piece)] and is_hole(fd, at + first, len(piece)):
+        if (not piece[0] and not piece[-1] and bytes(piece) == ZEROS[:len(piece)]
+                and is_hole(fd, at + first, len(piece))):
             continue
         while len(piece):
             written = os.pwrite(fd, piece, at + first)

@@ -66,24 +66,27 @@ import sys
 
 # ==== shared: alone ====
 def stand_alone():
-    """The first act of a program (not of an import), by what is built into Python only. Closed descriptors 0 to 2 lead to /dev/null: else the
-    first file that is opened gets one of them, and what is printed. No module is taken from beside this file, or from where it is started:
-    results arrive there, and a json.py would run."""
+    """The first act of a program (not of an import), by what is built into Python only. Closed descriptors 0
+    to 2 lead to /dev/null: else the first file that is opened gets one of them, and what is printed. No
+    module is taken from beside this file, or from where it is started: results arrive there, and a json.py
+    would run."""
     import gc
     import posix
-    gc.disable()                                       # until run_as_program(): a start makes much and throws nothing away
+    gc.disable()                          # until run_as_program(): a start makes much and throws nothing away
     for number in range(3):
         try:
             posix.fstat(number)
         except OSError:
-            posix.set_inheritable(posix.open("/dev/null", posix.O_RDWR), True)         # the lowest that is free: this one
+            # the lowest that is free: this one
+            posix.set_inheritable(posix.open("/dev/null", posix.O_RDWR), True)
     near = []
     for place in (".", __file__.rpartition("/")[0] or ".", sys.path[0]):
         try:
             near.append(posix.stat(place)[1:3])        # inode and device
         except OSError:
             pass                                       # -I: python311.zip, which is not there
-    library = tuple(top + lib for top in {sys.base_prefix, sys.base_exec_prefix} for lib in ("/lib/python", "/lib64/python"))
+    library = tuple(top + lib for top in {sys.base_prefix, sys.base_exec_prefix}
+                    for lib in ("/lib/python", "/lib64/python"))
     for place in list(sys.path):
         known = posix.access(place, 0) and posix.stat(place)[1:3]
         if place[:1] != "/" or known in near and not place.startswith(library):
@@ -5648,7 +5651,7 @@ def demo_search(folders, words):
 
 # ==== shared: names ====
 # File names of a calculation. Checked by every receiver: whoever sends them may be hostile.
-LOG_NAMES = ("計算標準出力.txt", "計算標準エラー出力.txt")        # stdout and stderr of the command, always among the results
+LOG_NAMES = ("計算標準出力.txt", "計算標準エラー出力.txt")       # stdout and stderr of the command, always among the results
 MAX_PATTERNS = 100                 # of one calculation
 
 
@@ -5678,9 +5681,10 @@ def check_name(name):
 
 
 def check_manifest_names(names, before=None, reserved=(), folders=False):
-    """Checks a manifest's names: each one plain, ascending by nfc_parts (so that equal names, and a name that is another's directory,
-    stand side by side), none equal to or below a reserved one. folders: empty directories may follow, as names with a trailing /, behind
-    all files and ascending among themselves. before: the last name of the page before. ValueError; returns the last name."""
+    """Checks a manifest's names: each one plain, ascending by nfc_parts (so that equal names, and a name that
+    is another's directory, stand side by side), none equal to or below a reserved one. folders: empty
+    directories may follow, as names with a trailing /, behind all files and ascending among themselves.
+    before: the last name of the page before. ValueError; returns the last name."""
     last = (before.endswith("/"), nfc_parts(before.rstrip("/"))) if before is not None else None
     for name in names:
         plain = name[:-1] if folders and isinstance(name, str) and name.endswith("/") else name
@@ -5694,10 +5698,12 @@ def check_manifest_names(names, before=None, reserved=(), folders=False):
 
 
 def compile_pattern(text):
-    """A result pattern as something with match(): * and ? within a part, ** across parts, a trailing / the whole directory. ValueError."""
+    """A result pattern as something with match(): * and ? within a part, ** across parts, a trailing / the
+    whole directory. ValueError."""
     check_name(text.rstrip("/") if text.endswith("/") and text != "/" else text)
     pieces = re.findall(r"\*\*/|\*\*|\*|\?|[^*?]+", text + ("**" if text.endswith("/") else ""))
-    if sum("*" in piece for piece in pieces[pieces[0] == "**/":-1]) > 1:     # as an expression it could take for ever
+    # as an expression it could take for ever
+    if sum("*" in piece for piece in pieces[pieces[0] == "**/":-1]) > 1:
         return GlobMatcher(pieces, text[0] in "*?")
     out = ""
     for piece in pieces:
@@ -5707,26 +5713,31 @@ def compile_pattern(text):
 
 
 class GlobMatcher:
-    """A pattern with many stars as a row of steps, one bit each: match() makes a few operations on whole rows for each character of the name,
-    whoever made the pattern and the name. (Steps without a character: star and anys lead to the next one, dirs behind its partner in.)"""
+    """A pattern with many stars as a row of steps, one bit each: match() makes a few operations on whole rows
+    for each character of the name, whoever made the pattern and the name. (Steps without a character: star
+    and anys lead to the next one, dirs behind its partner in.)"""
 
     def __init__(self, pieces, hidden=False):
-        kinds, steps, last = {"**/": ("dirs", "in"), "**": ("any", "anys"), "*": ("star",), "?": ("one",)}, [], ""
+        kinds, steps, last = {"**/": ("dirs", "in"), "**": ("any", "anys"), "*": ("star",),
+                              "?": ("one",)}, [], ""
         for piece in pieces:
-            steps += kinds.get(piece) or tuple(piece) if not piece == last == "**/" else ()        # twice is once
+            steps += kinds.get(piece) or tuple(piece) if not piece == last == "**/" else ()    # twice is once
             last = piece
         self.hidden, self.end, self.chars, self.sets = hidden, 1 << len(steps), {}, []
         rows = dict.fromkeys(("dirs", "in", "any", "anys", "star", "one"), 0)
         for place, step in enumerate(steps):
             known = rows if step in rows else self.chars
             known[step] = known.get(step, 0) | 1 << place
-        self.sets = [(step, self.chars.pop(step)) for step in list(self.chars) if not isinstance(step, str)]        # [a-z], as expressions
+        # [a-z], as expressions
+        self.sets = [(step, self.chars.pop(step)) for step in list(self.chars) if not isinstance(step, str)]
         self.free, self.dirs, self.within = rows["star"] | rows["anys"], rows["dirs"], rows["in"]
-        self.stay = {False: rows["anys"], True: rows["anys"] | rows["star"] | rows["in"]}                          # by: is it not a slash?
+        # by: is it not a slash?
+        self.stay = {False: rows["anys"], True: rows["anys"] | rows["star"] | rows["in"]}
         self.go = {False: rows["any"], True: rows["any"] | rows["one"] | rows["dirs"]}
 
     def reach(self, at):
-        """The steps in `at`, and where one gets from there without a character: anys, dirs, star is the longest run of such."""
+        """The steps in `at`, and where one gets from there without a character: anys, dirs, star is the
+        longest run of such."""
         for _turn in range(3):
             at |= (at & self.free) << 1 | (at & self.dirs) << 2
         return at
@@ -5744,7 +5755,8 @@ class GlobMatcher:
 
 
 def compile_patterns(texts):
-    """A calculation's patterns, ready to match. ValueError if one is none, or there are too many: each is compared with each name."""
+    """A calculation's patterns, ready to match. ValueError if one is none, or there are too many: each is
+    compared with each name."""
     if len(texts) > MAX_PATTERNS:
         raise ValueError(_("more than %d patterns; a directory (DIR/) or ** stands for many") % MAX_PATTERNS)
     return [compile_pattern(text) for text in texts]
@@ -5755,24 +5767,29 @@ def declared_matcher(names, patterns):
     wanted = {nfc_parts(name) for name in tuple(names) + LOG_NAMES}
     found = compile_patterns(patterns)
     asked = set(patterns)                              # an empty directory is there as its own pattern, too
-    return lambda name: nfc_parts(name) in wanted or name in asked or any(one.match("/".join(nfc_parts(name))) for one in found)
+    return lambda name: nfc_parts(name) in wanted or name in asked or any(one.match("/".join(nfc_parts(name)))
+                                                                          for one in found)
 # ==== end shared ====
 
 
 # ==== shared: stream ====
-# Fielded bodies hold whole files as base64 in JSON. They are read and written as streams: memory does not grow with the files.
-LONG_STRING = 64 << 10                 # bytes: longer strings of a fielded body are base64 of a file and go straight into one
-KEPT_MANY = 1 << 20                 # bytes: beyond so much that is kept, every string of more than FEW_BYTES where a file's content stands does
+# Fielded bodies hold whole files as base64 in JSON. They are read and written as streams: memory does not
+# grow with the files.
+# bytes: longer strings of a fielded body are base64 of a file and go straight into one
+LONG_STRING = 64 << 10
+# bytes: beyond so much that is kept, every string of more than FEW_BYTES where a file's content stands does
+KEPT_MANY = 1 << 20
 FEW_BYTES = 256
-BEFORE_CONTENT = re.compile(rb'(?:\[|"content"\s*:)\s*"\Z')                        # what stands before a file's content
+BEFORE_CONTENT = re.compile(rb'(?:\[|"content"\s*:)\s*"\Z')              # what stands before a file's content
 BASE64_CHARS = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
 END_OF_STRING = re.compile(rb'[^"\\]*(?:\\.[^"\\]*)*"', re.S)
-Blob = collections.namedtuple("Blob", "path size sha256")                    # a file that came inside a fielded body
+Blob = collections.namedtuple("Blob", "path size sha256")             # a file that came inside a fielded body
 
 
 class BodyReader:
-    """A fielded JSON body as a stream: its long strings go through base64 into files in folder (bytes); the rest, at most `most` bytes,
-    is for parse(bytes). views: an iterator of the body's bytes as they arrive. ValueError for anything that is not as it should be."""
+    """A fielded JSON body as a stream: its long strings go through base64 into files in folder (bytes); the
+    rest, at most `most` bytes, is for parse(bytes). views: an iterator of the body's bytes as they arrive.
+    ValueError for anything that is not as it should be."""
 
     def __init__(self, views, folder, parse, most):
         self.views, self.folder, self.parse_rest, self.most = views, folder, parse, most
@@ -5788,7 +5805,8 @@ class BodyReader:
         return True
 
     def parse(self):
-        """The body as an object in which long strings are Blobs. ValueError for anything that is not as it should be."""
+        """The body as an object in which long strings are Blobs. ValueError for anything that is not as it
+        should be."""
         kept = bytearray()
         while True:
             quote = self.data.find(b'"', self.at)
@@ -5797,13 +5815,16 @@ class BodyReader:
             if len(kept) > self.most:
                 raise ValueError("more than %d bytes beside the files" % self.most)
             if quote >= 0:
-                kept += self.string(LONG_STRING if len(kept) < KEPT_MANY or not BEFORE_CONTENT.search(kept, len(kept) - 40) else FEW_BYTES)
+                kept += self.string(LONG_STRING
+                                    if len(kept) < KEPT_MANY
+                                    or not BEFORE_CONTENT.search(kept, len(kept) - 40) else FEW_BYTES)
             elif not self.refill():
                 break
         return self.with_blobs(self.parse_rest(bytes(kept)))
 
     def string(self, most):
-        """The rest of a string, after its opening quote: as it is, or, if it is longer than most bytes, the mark of the Blob that it became."""
+        """The rest of a string, after its opening quote: as it is, or, if it is longer than most bytes, the
+        mark of the Blob that it became."""
         while True:
             end = END_OF_STRING.match(self.data, self.at)
             if end and end.end() - self.at <= most:
@@ -5835,7 +5856,8 @@ class BodyReader:
                 piece, carry = piece[:whole], piece[whole:]
                 if piece:
                     rest = piece.translate(None, BASE64_CHARS)
-                    if padded or len(piece) % 4 or rest.strip(b"=") or len(rest) > 2 or not piece.endswith(rest):
+                    if (padded or len(piece) % 4 or rest.strip(b"=") or len(rest) > 2
+                            or not piece.endswith(rest)):
                         raise ValueError("a file's content is not base64")
                     padded, data = bool(rest), binascii.a2b_base64(piece)
                     if out.write(data) != len(data):
@@ -5864,7 +5886,8 @@ class BodyReader:
 def unescape_base64(piece):
     """JSON's escapes in a part of a base64 string; line ends are dropped."""
     try:
-        return json.loads('"%s"' % piece.decode("ascii")).encode("ascii").replace(b"\r", b"").replace(b"\n", b"")
+        return json.loads('"%s"' % piece.decode("ascii")).encode("ascii").replace(
+            b"\r", b"").replace(b"\n", b"")
     except ValueError:
         raise ValueError("a file's content is not base64")
 
@@ -5890,12 +5913,14 @@ def as_blob(content, path):
 
 
 def open_source(path):
-    """A file to read, at path (bytes), or what an object in its place opens: whoever declared it may have more to say of its bytes."""
+    """A file to read, at path (bytes), or what an object in its place opens: whoever declared it may have
+    more to say of its bytes."""
     return path.open() if hasattr(path, "open") else open(path, "rb", buffering=0)
 
 
 def base64_chunks(path, at, left, sum256=""):
-    """A part of a file (bytes path) as chunks of base64. ValueError if it became shorter, or is not what sum256 says."""
+    """A part of a file (bytes path) as chunks of base64. ValueError if it became shorter, or is not what
+    sum256 says."""
     import hashlib
     digest = hashlib.sha256()
     buffer = memoryview(bytearray(min(192 << 10, left) or 1))                 # a multiple of 3
@@ -5911,15 +5936,16 @@ def base64_chunks(path, at, left, sum256=""):
             left -= want
             if sum256:
                 digest.update(buffer[:want])
-                if not left and digest.hexdigest() != sum256:         # before the last chunk: it must not arrive in full
+                # before the last chunk: it must not arrive in full
+                if not left and digest.hexdigest() != sum256:
                     raise ValueError("%s changed while it was sent" % path.decode("utf-8", "replace"))
             yield binascii.b2a_base64(buffer[:want], newline=False)
 
 
 def json_with_files(found, files):
-    """JSON with files inside: found(mark) makes an object in which mark stands once for each of files [(path, place, size)], in their order;
-    with a sha256 behind size, a file that is another one is not sent to its end (ValueError).
-    Returns (the body's length, a function that gives its chunks)."""
+    """JSON with files inside: found(mark) makes an object in which mark stands once for each of files [(path,
+    place, size)], in their order; with a sha256 behind size, a file that is another one is not sent to its
+    end (ValueError). Returns (the body's length, a function that gives its chunks)."""
     nonce = os.urandom(8).hex()
     texts = json.dumps(found(nonce), ensure_ascii=False).encode("utf-8", "replace").split(nonce.encode())
     length = sum(len(text) for text in texts) + sum((entry[2] + 2) // 3 * 4 for entry in files)
@@ -5936,18 +5962,23 @@ def json_with_files(found, files):
 
 
 # ==== shared: check ====
-# What `check` says: rows of (True: OK, None: WARN, False: FAIL; a text that says what to do). It looks at things as they are, and changes none.
+# What `check` says: rows of (True: OK, None: WARN, False: FAIL; a text that says what to do). It looks at
+# things as they are, and changes none.
 MEMORY_FILE_SYSTEMS = ("tmpfs", "ramfs", "devtmpfs")
-TMPFILES_DIRS = ("/etc/tmpfiles.d", "/run/tmpfiles.d", "/usr/lib/tmpfiles.d")           # of two files of one name, the first counts
-TLS_INSPECTORS = (r"zscaler|netskope|fortinet|fortigate|palo ?alto|blue ?coat|symantec web|umbrella|forcepoint|mcafee|trellix|sophos|"
-              r"check ?point|watchguard|barracuda|i-filter|digital arts|squid|mitmproxy|inspection|proxy|kaspersky|eset")
+# of two files of one name, the first counts
+TMPFILES_DIRS = ("/etc/tmpfiles.d", "/run/tmpfiles.d", "/usr/lib/tmpfiles.d")
+TLS_INSPECTORS = (r"zscaler|netskope|fortinet|fortigate|palo ?alto|blue ?coat|symantec"
+                  r" web|umbrella|forcepoint|mcafee|trellix|sophos|check"
+                  r" ?point|watchguard|barracuda|i-filter|digital"
+                  r" arts|squid|mitmproxy|inspection|proxy|kaspersky|eset")
 
 
 def print_findings(rows, as_json):
     """Prints the rows; 0, or 78 if one of them is a FAIL."""
     words = {True: "OK", None: "WARN", False: "FAIL"}
     if as_json:
-        print(json.dumps([{"level": words[good], "text": printable(text)} for good, text in rows], ensure_ascii=False))
+        print(json.dumps([{"level": words[good], "text": printable(text)} for good, text in rows],
+                         ensure_ascii=False))
     for good, text in rows if not as_json else ():
         print("%-5s %s" % (words[good], printable(text)))
     return EX_CONFIG if any(good is False for good, text in rows) else 0
@@ -5973,7 +6004,8 @@ def mount_of(path):
     with open("/proc/self/mounts", "rb") as text:
         for line in text:
             words = [word.decode("unicode_escape").encode("latin-1") for word in line.split()[:4]]
-            if (os.fsencode(path) + b"/").startswith(words[1].rstrip(b"/") + b"/") and len(words[1]) >= len(os.fsencode(best[0])):
+            if ((os.fsencode(path) + b"/").startswith(words[1].rstrip(b"/") + b"/")
+                    and len(words[1]) >= len(os.fsencode(best[0]))):
                 best = os.fsdecode(words[1]), os.fsdecode(words[2]), os.fsdecode(words[3])
     return best
 
@@ -5988,7 +6020,8 @@ def cleaner_below(path):
             seen.add(name)
             with open(os.path.join(folder, name), encoding="utf-8", errors="replace") as text:
                 for words in (line.split() for line in text):
-                    if len(words) > 1 and (path + "/").startswith(words[1].rstrip("/*") + "/") and words[1] != "/":
+                    if (len(words) > 1 and (path + "/").startswith(words[1].rstrip("/*") + "/")
+                            and words[1] != "/"):
                         kept = kept or words[0][0] in "xX"
                         if words[0][0] in "dDevqQ" and len(words) > 5 and words[5] != "-":
                             found = "%s: %s" % (os.path.join(folder, name), " ".join(words))
@@ -5999,25 +6032,33 @@ def cleaner_below(path):
 
 
 def findings_of_disk(path, keep, local=False):
-    """Rows about the file system of a folder that must last. keep: bytes, or a share, that shall stay free; local: no network file system."""
+    """Rows about the file system of a folder that must last. keep: bytes, or a share, that shall stay free;
+    local: no network file system."""
     path, rows = os.path.realpath(path), []
     while not os.path.exists(path):
         path = os.path.dirname(path)
     point, kind, options = mount_of(path)
     disk = os.statvfs(path)
-    free, least = disk.f_bavail * disk.f_frsize, keep * disk.f_blocks * disk.f_frsize if isinstance(keep, float) else keep
+    free, least = (disk.f_bavail * disk.f_frsize,
+                   keep * disk.f_blocks * disk.f_frsize if isinstance(keep, float) else keep)
     text = _("%s: %.1f GB free on %s (%s)") % (path, free / 1e9, point, kind)
-    rows.append((True, text) if free > least else (False, text + _("; less than the %.1f GB that are to stay free: make room") % (least / 1e9)))
+    rows.append((True, text) if free > least
+                else (False,
+                      text + _("; less than the %.1f GB that are to stay free: make room") % (least / 1e9)))
     if kind in MEMORY_FILE_SYSTEMS:
-        text = _("%s: in memory (%s): a reboot empties it, and what was not delivered is lost; use a directory on a disk")
+        text = _("%s: in memory (%s): a reboot empties it, and what was not delivered is lost; use a"
+                 " directory on a disk")
         rows.append((None, text % (path, kind)))
     if local and re.match(r"nfs|cifs|smb|fuse\.sshfs|lustre|gpfs|beegfs|9p", kind):
         rows.append((False, _("%s: on a network file system (%s); use a local disk") % (path, kind)))
     cleaner = cleaner_below(path)
     if cleaner:
-        rows.append((None, _("%s: old files are removed there (%s); use another directory, or except this one") % (path, cleaner)))
+        rows.append((None,
+                     _("%s: old files are removed there (%s); use another directory, or except this one")
+                     % (path, cleaner)))
     if "noexec" in options.split(","):
-        rows.append((None, _("%s: mounted noexec: a command that is built or copied there does not run") % path))
+        rows.append((None,
+                     _("%s: mounted noexec: a command that is built or copied there does not run") % path))
     return rows
 
 
@@ -6028,11 +6069,13 @@ def finding_of_open_files(wanted):
     most = "-" if hard == resource.RLIM_INFINITY else str(hard)
     if hard == resource.RLIM_INFINITY or hard >= wanted:
         return True, _("open files: limit %s, wanted %d") % (most, wanted)
-    return False, _("open files: limit %s, wanted %d; raise it (LimitNOFILE in the unit, or ulimit -n)") % (most, wanted)
+    return False, _("open files: limit %s, wanted %d; raise it (LimitNOFILE in the unit, or ulimit -n)") % (
+        most, wanted)
 
 
 def no_core_dump():
-    """A core dump of this process would hold its token. What it starts may raise the limit again (ulimit -S -c)."""
+    """A core dump of this process would hold its token. What it starts may raise the limit again (ulimit -S
+    -c)."""
     import resource
     resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
 
@@ -6046,7 +6089,8 @@ def readable_name(part):
 def finding_of_certificate(found, where):
     """A row about a certificate as the ssl module tells it: whose, by whom, how long."""
     left = (ssl.cert_time_to_seconds(found["notAfter"]) - time.time()) / 86400
-    text = _("%s: certificate of %s, issued by %s, %d days left") % (where, readable_name(found["subject"]), readable_name(found["issuer"]), left)
+    text = _("%s: certificate of %s, issued by %s, %d days left") % (where, readable_name(found["subject"]),
+                                                                     readable_name(found["issuer"]), left)
     if ssl.cert_time_to_seconds(found["notBefore"]) > time.time():
         return False, text + _("; it is not valid yet: is a clock wrong?")
     if left < 21:
@@ -6107,48 +6151,60 @@ def one_of(*choices):
 
 
 def ini_folders(script):
-    """Where the ini is looked for: beside the script, in ~/.config/, in /etc/. Never where it is started: results arrive there."""
+    """Where the ini is looked for: beside the script, in ~/.config/, in /etc/. Never where it is started:
+    results arrive there."""
     return [os.path.dirname(os.path.abspath(script)), os.path.expanduser("~/.config"), "/etc"]
 
 
 def find_ini(given, folders, needed=False):
-    """The ini's absolute path: given (--ini), or the first of these folders that has one, or None. 78 if the given or needed one is not there."""
+    """The ini's absolute path: given (--ini), or the first of these folders that has one, or None. 78 if the
+    given or needed one is not there."""
     if given is not None and not os.path.exists(utf8(given)):
         raise Stop(EX_CONFIG, _("%s: no such file (--ini)") % (printable(given) or '""'))
-    places = [os.path.join(folder, INI_NAME) for folder in folders if os.path.isabs(folder)] if given is None else [given]      # ~ may be nobody's
+    # ~ may be nobody's
+    places = ([os.path.join(folder, INI_NAME) for folder in folders if os.path.isabs(folder)] if given is None
+              else [given])
     found = next((os.path.abspath(place) for place in places if os.path.exists(utf8(place))), None)
     if needed and not found:
-        raise Stop(EX_CONFIG, _("no %s in %s; say --ini FILE") % (INI_NAME, printable(", ".join(dict.fromkeys(folders)))))
+        raise Stop(EX_CONFIG,
+                   _("no %s in %s; say --ini FILE")
+                   % (INI_NAME, printable(", ".join(dict.fromkeys(folders)))))
     return found
 
 
 def check_only_ours(path):
-    """78 if somebody else than this user and root may change that file or directory, or what it lies in; of a link, also where it leads to."""
+    """78 if somebody else than this user and root may change that file or directory, or what it lies in; of a
+    link, also where it leads to."""
     path = os.path.abspath(utf8(path))
     real = os.path.realpath(path)
     for place in (path, os.path.dirname(path), real, os.path.dirname(real)):
         info = os.stat(place)
         if info.st_uid not in (0, os.geteuid()) or info.st_mode & 0o022:
-            raise Stop(EX_CONFIG, _("%s: must belong to you or root, and nobody else may write to it (chown, chmod go-w)") % printable(
-                place.decode("utf-8", "replace")))
+            raise Stop(EX_CONFIG,
+                       _("%s: must belong to you or root, and nobody else may write to it (chown, chmod"
+                         " go-w)") % printable(place.decode("utf-8", "replace")))
 
 
 def did_you_mean(word, known):
     """' (did you mean X?)' or ''. X is spelled nearly so, or begins or ends so."""
     import difflib
-    close = difflib.get_close_matches(word, known, 1, 0.6) or [one for one in sorted(known) if len(word) > 2 and (
-        one.startswith(word) or one.endswith(word) or word.endswith(one))]
+    close = (difflib.get_close_matches(word, known, 1, 0.6)
+             or [one
+                 for one in sorted(known)
+                 if len(word) > 2 and (one.startswith(word) or one.endswith(word) or word.endswith(one))])
     return _(" (did you mean %s?)") % close[0] if close else ""
 
 
 def belongs_into(key, table):
     """' (it belongs into [SECTION])' or ''."""
-    names = [{"command *": "command NAME", "*": "SITE"}.get(name, name) for name in table if key in table[name]]
+    names = [{"command *": "command NAME", "*": "SITE"}.get(name, name)
+             for name in table if key in table[name]]
     return _(" (it belongs into %s)") % ", ".join("[%s]" % name for name in names) if names else ""
 
 
 def parse_ini(path):
-    """The ini at path as it is: {section: [(key, text)]}. Stop 78 if it cannot be read, or others may write to it."""
+    """The ini at path as it is: {section: [(key, text)]}. Stop 78 if it cannot be read, or others may write
+    to it."""
     import configparser
     parser = configparser.RawConfigParser(default_section="\0", strict=True, inline_comment_prefixes=("#",))
     parser.optionxform = lambda key: key if key.lower().startswith("env.") else key.lower()
@@ -6165,8 +6221,8 @@ def parse_ini(path):
 
 
 def read_ini(path, table):
-    """The ini as {section: {key: typed value}}: every section of table with its defaults, and of 'command *' and '*' (any other)
-    those that are there.
+    """The ini as {section: {key: typed value}}: every section of table with its defaults, and of 'command *'
+    and '*' (any other) those that are there.
 
     What the file says is obeyed, so nobody else may write to it: see check_only_ours().
     78 with file, section, key and what to do, for anything that is not as it should be.
@@ -6178,7 +6234,9 @@ def read_ini(path, table):
         shape = section if section in table else "command *" if section.startswith("command ") else "*"
         if shape not in table:
             if shape == "*" and section not in SECTIONS and did_you_mean(section, SECTIONS + ("command",)):
-                raise Stop(EX_CONFIG, _("%s: [%s] is not a section%s") % (path, section, did_you_mean(section, SECTIONS + ("command",))))
+                raise Stop(EX_CONFIG,
+                           _("%s: [%s] is not a section%s")
+                           % (path, section, did_you_mean(section, SECTIONS + ("command",))))
             continue                                   # another script's, or a site's
         if shape == "*" and section in SECTIONS:
             continue
@@ -6199,7 +6257,8 @@ def read_ini(path, table):
 
 
 # ==== shared: say ====
-# How every script of the suite speaks: one line per failure, one line per step, nothing from the wire unescaped.
+# How every script of the suite speaks: one line per failure, one line per step, nothing from the wire
+# unescaped.
 EX_USAGE, EX_DATA, EX_NOINPUT, EX_UNAVAILABLE, EX_BUG, EX_IOERR = 64, 65, 66, 69, 70, 74
 EX_TEMPFAIL, EX_PROTOCOL, EX_REFUSED, EX_CONFIG, EX_INTERRUPT = 75, 76, 77, 78, 130
 LEVELS = ("debug", "info", "warn", "error")
@@ -6228,50 +6287,59 @@ def choose_language(lang="auto"):
 
 
 def help_of(pages, doc, word=""):
-    """What --help says: of one word of pages {word: (what may stand behind it, what it does, an example)}; else the docstring as far as it is
-    for users, or, in Japanese, every page."""
+    """What --help says: of one word of pages {word: (what may stand behind it, what it does, an example)};
+    else the docstring as far as it is for users, or, in Japanese, every page."""
     if word not in pages and SAY["lang"] != "ja":
         return doc.partition("\ncontents")[0].strip()
     texts = []
     for one in [word] if word in pages else pages:
         behind, text, example = pages[one]
-        texts.append("usage: %s.py %s\n\n%s\n\n%s %s.py %s" % (PROGRAM, ("%s %s" % (one, behind)).strip(), _(text), _("example:"), PROGRAM, example))
+        texts.append("usage: %s.py %s\n\n%s\n\n%s %s.py %s"
+                     % (PROGRAM, ("%s %s" % (one, behind)).strip(), _(text), _("example:"), PROGRAM, example))
     return "\n\n".join(texts)
 
 
 def printable(text):
-    """text with control, direction and surrogate characters made visible: it can neither steer a terminal nor start a log line."""
+    """text with control, direction and surrogate characters made visible: it can neither steer a terminal nor
+    start a log line."""
     text = str(text)
     if not has_control_chars(text):
         return text
-    return re.sub(CONTROL_CHARS, lambda m: ("\\x%02x" if m.group() < "\xff" else "\\u%04x") % ord(m.group()), text)
+    return re.sub(CONTROL_CHARS, lambda m: ("\\x%02x" if m.group() < "\xff" else "\\u%04x") % ord(m.group()),
+                  text)
 
 
 def has_control_chars(text):
-    """Has text control, direction or surrogate characters? Of most texts Python knows at once that they have none:
-    to compile the expression takes milliseconds of every start."""
+    """Has text control, direction or surrogate characters? Of most texts Python knows at once that they have
+    none: to compile the expression takes milliseconds of every start."""
     return not text.isprintable() and re.search(CONTROL_CHARS, text) is not None
 
 
 def json_of(found, **how):
-    """found as JSON for whoever reads stdout: a program, or a person at a terminal, which control and direction characters would steer."""
-    return re.sub(CONTROL_CHARS, lambda m: m.group() if m.group() < " " else "\\u%04x" % ord(m.group()), json.dumps(found, ensure_ascii=False, **how))
+    """found as JSON for whoever reads stdout: a program, or a person at a terminal, which control and
+    direction characters would steer."""
+    return re.sub(CONTROL_CHARS, lambda m: m.group() if m.group() < " " else "\\u%04x" % ord(m.group()),
+                  json.dumps(found, ensure_ascii=False, **how))
 
 
 def log(level, accept_id, step, **values):
-    """One line: time LEVEL ACCEPT_ID step key=value ...; values are escaped, and quoted as JSON when they hold blanks."""
+    """One line: time LEVEL ACCEPT_ID step key=value ...; values are escaped, and quoted as JSON when they
+    hold blanks."""
     if LEVELS.index(level) < SAY["level"]:
         return
     words = []
     for key, value in values.items():
         value = printable(value)
-        words.append("%s=%s" % (key, json.dumps(value, ensure_ascii=False) if re.search(r'[\s"]|^$', value) else value))
+        words.append("%s=%s"
+                     % (key,
+                        json.dumps(value, ensure_ascii=False) if re.search(r'[\s"]|^$', value) else value))
     if "JOURNAL_STREAM" in os.environ and SAY["log"] is None:
         stamp = "<%d>" % {"debug": 7, "info": 6, "warn": 4, "error": 3}[level]
     else:
         now = time.time()
         zone = time.strftime("%z", time.localtime(now))
-        stamp = "%s.%03d%s:%s" % (time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(now)), now % 1 * 1000, zone[:3], zone[3:])
+        stamp = "%s.%03d%s:%s" % (time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(now)), now % 1 * 1000,
+                                  zone[:3], zone[3:])
     line = " ".join([stamp, level.upper(), accept_id or "-", step] + words) + "\n"
     with SAY["lock"]:
         try:
@@ -6283,7 +6351,8 @@ def log(level, accept_id, step, **values):
 
 
 def log_into(path):
-    """Log lines go to the end of that file from now on, which is opened anew (logrotate renames it). OSError: all stays as it was. '': nothing."""
+    """Log lines go to the end of that file from now on, which is opened anew (logrotate renames it). OSError:
+    all stays as it was. '': nothing."""
     new = open(utf8(path), "a", encoding="utf-8", errors="backslashreplace") if path else None
     with SAY["lock"]:
         old, SAY["log"] = SAY["log"], new or SAY["log"]
@@ -6292,7 +6361,8 @@ def log_into(path):
 
 
 def fault(name):
-    """A named point of the way. Nothing happens here: the crash tests start the program with a death in this function's place."""
+    """A named point of the way. Nothing happens here: the crash tests start the program with a death in this
+    function's place."""
 
 
 def utf8(text):
@@ -6309,18 +6379,19 @@ def arguments(argv=None):
 
 
 def utf8_stdio():
-    """stdout and stderr in UTF-8 whatever the locale says; a character that cannot be shown never raises. What was closed reads, or swallows,
-    nothing: stand_alone() has opened its descriptor."""
+    """stdout and stderr in UTF-8 whatever the locale says; a character that cannot be shown never raises.
+    What was closed reads, or swallows, nothing: stand_alone() has opened its descriptor."""
     sys.stdin = sys.stdin or open(0, encoding="utf-8")
     for number, name in ((1, "stdout"), (2, "stderr")):
         stream = getattr(sys, name) or open(number, "w")
         if hasattr(stream, "detach"):
-            setattr(sys, name, io.TextIOWrapper(stream.detach(), "utf-8", "backslashreplace", line_buffering=True))
+            setattr(sys, name,
+                    io.TextIOWrapper(stream.detach(), "utf-8", "backslashreplace", line_buffering=True))
 
 
 def exit_after(code, seconds):
-    """Ends the program with that code after so many seconds, should the way out of it hang: nobody reads what it writes, a disk does not answer.
-    For signal handlers: no lock is taken."""
+    """Ends the program with that code after so many seconds, should the way out of it hang: nobody reads what
+    it writes, a disk does not answer. For signal handlers: no lock is taken."""
     def end():
         time.sleep(seconds)
         os._exit(code)
@@ -6328,14 +6399,17 @@ def exit_after(code, seconds):
 
 
 def run_as_program(main):
-    """Runs main() and exits with its code; a failure is one line on stderr and a code, never a traceback (unless asked: -v)."""
+    """Runs main() and exits with its code; a failure is one line on stderr and a code, never a traceback
+    (unless asked: -v)."""
     import gc
     try:
-        gc.freeze() if hasattr(gc, "freeze") else None                   # what was made so far stays: it need not be looked at again
+        # what was made so far stays: it need not be looked at again
+        gc.freeze() if hasattr(gc, "freeze") else None
         gc.enable()
         utf8_stdio()
         places = [place for place in os.environ.get("PATH", "").split(":") if place[:1] == "/"]
-        os.environ["PATH"] = ":".join(places) or "/usr/local/bin:/usr/bin:/bin"        # no program from where it is started: results arrive there
+        # no program from where it is started: results arrive there
+        os.environ["PATH"] = ":".join(places) or "/usr/local/bin:/usr/bin:/bin"
         choose_language()
         code = main() or 0
         sys.stdout.flush()
@@ -6346,7 +6420,8 @@ def run_as_program(main):
     except BrokenPipeError:
         code, text = EX_IOERR, ""
     except OSError as error:
-        code, text = EX_IOERR, "%s%s" % (error.strerror or error, ": %s" % os.fsdecode(error.filename) if error.filename else "")
+        code, text = EX_IOERR, "%s%s" % (error.strerror or error,
+                                         ": %s" % os.fsdecode(error.filename) if error.filename else "")
     except Exception as error:                         # a bug of ours; say where, so that it can be reported
         if SAY["debug"]:
             raise

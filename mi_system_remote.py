@@ -77,24 +77,27 @@ import sys
 
 # ==== shared: alone ====
 def stand_alone():
-    """The first act of a program (not of an import), by what is built into Python only. Closed descriptors 0 to 2 lead to /dev/null: else the
-    first file that is opened gets one of them, and what is printed. No module is taken from beside this file, or from where it is started:
-    results arrive there, and a json.py would run."""
+    """The first act of a program (not of an import), by what is built into Python only. Closed descriptors 0
+    to 2 lead to /dev/null: else the first file that is opened gets one of them, and what is printed. No
+    module is taken from beside this file, or from where it is started: results arrive there, and a json.py
+    would run."""
     import gc
     import posix
-    gc.disable()                                       # until run_as_program(): a start makes much and throws nothing away
+    gc.disable()                          # until run_as_program(): a start makes much and throws nothing away
     for number in range(3):
         try:
             posix.fstat(number)
         except OSError:
-            posix.set_inheritable(posix.open("/dev/null", posix.O_RDWR), True)         # the lowest that is free: this one
+            # the lowest that is free: this one
+            posix.set_inheritable(posix.open("/dev/null", posix.O_RDWR), True)
     near = []
     for place in (".", __file__.rpartition("/")[0] or ".", sys.path[0]):
         try:
             near.append(posix.stat(place)[1:3])        # inode and device
         except OSError:
             pass                                       # -I: python311.zip, which is not there
-    library = tuple(top + lib for top in {sys.base_prefix, sys.base_exec_prefix} for lib in ("/lib/python", "/lib64/python"))
+    library = tuple(top + lib for top in {sys.base_prefix, sys.base_exec_prefix}
+                    for lib in ("/lib/python", "/lib64/python"))
     for place in list(sys.path):
         known = posix.access(place, 0) and posix.stat(place)[1:3]
         if place[:1] != "/" or known in near and not place.startswith(library):
@@ -5129,7 +5132,7 @@ class BatchJob:
 
 # ==== shared: names ====
 # File names of a calculation. Checked by every receiver: whoever sends them may be hostile.
-LOG_NAMES = ("計算標準出力.txt", "計算標準エラー出力.txt")        # stdout and stderr of the command, always among the results
+LOG_NAMES = ("計算標準出力.txt", "計算標準エラー出力.txt")       # stdout and stderr of the command, always among the results
 MAX_PATTERNS = 100                 # of one calculation
 
 
@@ -5159,9 +5162,10 @@ def check_name(name):
 
 
 def check_manifest_names(names, before=None, reserved=(), folders=False):
-    """Checks a manifest's names: each one plain, ascending by nfc_parts (so that equal names, and a name that is another's directory,
-    stand side by side), none equal to or below a reserved one. folders: empty directories may follow, as names with a trailing /, behind
-    all files and ascending among themselves. before: the last name of the page before. ValueError; returns the last name."""
+    """Checks a manifest's names: each one plain, ascending by nfc_parts (so that equal names, and a name that
+    is another's directory, stand side by side), none equal to or below a reserved one. folders: empty
+    directories may follow, as names with a trailing /, behind all files and ascending among themselves.
+    before: the last name of the page before. ValueError; returns the last name."""
     last = (before.endswith("/"), nfc_parts(before.rstrip("/"))) if before is not None else None
     for name in names:
         plain = name[:-1] if folders and isinstance(name, str) and name.endswith("/") else name
@@ -5175,10 +5179,12 @@ def check_manifest_names(names, before=None, reserved=(), folders=False):
 
 
 def compile_pattern(text):
-    """A result pattern as something with match(): * and ? within a part, ** across parts, a trailing / the whole directory. ValueError."""
+    """A result pattern as something with match(): * and ? within a part, ** across parts, a trailing / the
+    whole directory. ValueError."""
     check_name(text.rstrip("/") if text.endswith("/") and text != "/" else text)
     pieces = re.findall(r"\*\*/|\*\*|\*|\?|[^*?]+", text + ("**" if text.endswith("/") else ""))
-    if sum("*" in piece for piece in pieces[pieces[0] == "**/":-1]) > 1:     # as an expression it could take for ever
+    # as an expression it could take for ever
+    if sum("*" in piece for piece in pieces[pieces[0] == "**/":-1]) > 1:
         return GlobMatcher(pieces, text[0] in "*?")
     out = ""
     for piece in pieces:
@@ -5188,26 +5194,31 @@ def compile_pattern(text):
 
 
 class GlobMatcher:
-    """A pattern with many stars as a row of steps, one bit each: match() makes a few operations on whole rows for each character of the name,
-    whoever made the pattern and the name. (Steps without a character: star and anys lead to the next one, dirs behind its partner in.)"""
+    """A pattern with many stars as a row of steps, one bit each: match() makes a few operations on whole rows
+    for each character of the name, whoever made the pattern and the name. (Steps without a character: star
+    and anys lead to the next one, dirs behind its partner in.)"""
 
     def __init__(self, pieces, hidden=False):
-        kinds, steps, last = {"**/": ("dirs", "in"), "**": ("any", "anys"), "*": ("star",), "?": ("one",)}, [], ""
+        kinds, steps, last = {"**/": ("dirs", "in"), "**": ("any", "anys"), "*": ("star",),
+                              "?": ("one",)}, [], ""
         for piece in pieces:
-            steps += kinds.get(piece) or tuple(piece) if not piece == last == "**/" else ()        # twice is once
+            steps += kinds.get(piece) or tuple(piece) if not piece == last == "**/" else ()    # twice is once
             last = piece
         self.hidden, self.end, self.chars, self.sets = hidden, 1 << len(steps), {}, []
         rows = dict.fromkeys(("dirs", "in", "any", "anys", "star", "one"), 0)
         for place, step in enumerate(steps):
             known = rows if step in rows else self.chars
             known[step] = known.get(step, 0) | 1 << place
-        self.sets = [(step, self.chars.pop(step)) for step in list(self.chars) if not isinstance(step, str)]        # [a-z], as expressions
+        # [a-z], as expressions
+        self.sets = [(step, self.chars.pop(step)) for step in list(self.chars) if not isinstance(step, str)]
         self.free, self.dirs, self.within = rows["star"] | rows["anys"], rows["dirs"], rows["in"]
-        self.stay = {False: rows["anys"], True: rows["anys"] | rows["star"] | rows["in"]}                          # by: is it not a slash?
+        # by: is it not a slash?
+        self.stay = {False: rows["anys"], True: rows["anys"] | rows["star"] | rows["in"]}
         self.go = {False: rows["any"], True: rows["any"] | rows["one"] | rows["dirs"]}
 
     def reach(self, at):
-        """The steps in `at`, and where one gets from there without a character: anys, dirs, star is the longest run of such."""
+        """The steps in `at`, and where one gets from there without a character: anys, dirs, star is the
+        longest run of such."""
         for _turn in range(3):
             at |= (at & self.free) << 1 | (at & self.dirs) << 2
         return at
@@ -5225,7 +5236,8 @@ class GlobMatcher:
 
 
 def compile_patterns(texts):
-    """A calculation's patterns, ready to match. ValueError if one is none, or there are too many: each is compared with each name."""
+    """A calculation's patterns, ready to match. ValueError if one is none, or there are too many: each is
+    compared with each name."""
     if len(texts) > MAX_PATTERNS:
         raise ValueError(_("more than %d patterns; a directory (DIR/) or ** stands for many") % MAX_PATTERNS)
     return [compile_pattern(text) for text in texts]
@@ -5236,24 +5248,28 @@ def declared_matcher(names, patterns):
     wanted = {nfc_parts(name) for name in tuple(names) + LOG_NAMES}
     found = compile_patterns(patterns)
     asked = set(patterns)                              # an empty directory is there as its own pattern, too
-    return lambda name: nfc_parts(name) in wanted or name in asked or any(one.match("/".join(nfc_parts(name))) for one in found)
+    return lambda name: nfc_parts(name) in wanted or name in asked or any(one.match("/".join(nfc_parts(name)))
+                                                                          for one in found)
 # ==== end shared ====
 
 
 # ==== shared: wire ====
-# The relay's client: one keep-alive connection, JSON calls, files in pieces and packs. Redirects are never followed.
+# The relay's client: one keep-alive connection, JSON calls, files in pieces and packs. Redirects are never
+# followed.
 API_PATH = "/mi-distcomp-api/"
 MAX_ANSWER = 16 << 20          # bytes of a JSON answer that are read; manifests come in pages far below
-PIECE_MIN, PACK_FILE, CHUNK = 64 << 10, 1 << 20, 256 << 10      # bytes: smallest piece, largest file in a pack, one read or write
+# bytes: smallest piece, largest file in a pack, one read or write
+PIECE_MIN, PACK_FILE, CHUNK = 64 << 10, 1 << 20, 256 << 10
 PACK_COUNT = 2000              # files in a pack
 LATER_CODES = (408, 425, 429, 500, 502, 503, 504, 507)                # answers that mean: later
 NO_TOKEN_CODES = (401, 403, "0005")  # answers that mean: not with this token
-V1_TIMEOUT = 300                  # seconds that a fielded relay may be silent: it does one thing at a time, and files whole
-V1_FILE_MAX = ((2 << 30) - 1) // 4 * 3                              # bytes: the largest file that is below 2 GiB as base64
+V1_TIMEOUT = 300    # seconds that a fielded relay may be silent: it does one thing at a time, and files whole
+V1_FILE_MAX = ((2 << 30) - 1) // 4 * 3                 # bytes: the largest file that is below 2 GiB as base64
 
 
 class RelayRefused(Exception):
-    """The relay's considered no: code (int, or the fielded "0300", "400", "0005"), text, and the answer's other fields in more."""
+    """The relay's considered no: code (int, or the fielded "0300", "400", "0005"), text, and the answer's
+    other fields in more."""
 
     def __init__(self, code, text, more=None):
         Exception.__init__(self, printable(text[:1000]))
@@ -5261,8 +5277,8 @@ class RelayRefused(Exception):
 
 
 class RelayAway(Exception):
-    """No answer of the relay: kind is dns, connect, certificate, name (the certificate is for others), proxy, between (something in the way
-    answered) or network."""
+    """No answer of the relay: kind is dns, connect, certificate, name (the certificate is for others), proxy,
+    between (something in the way answered) or network."""
 
     def __init__(self, kind, text):
         Exception.__init__(self, printable(text))
@@ -5270,22 +5286,24 @@ class RelayAway(Exception):
 
 
 def parse_relay_url(url, port=None):
-    """(https?, host, port, path before BASE) of a relay's URL. http://HOST means https on 50443, as the manual prints it;
-    plain http is for http://LOOPBACK:PORT only. 64 for anything that is no URL."""
+    """(https?, host, port, path before BASE) of a relay's URL. http://HOST means https on 50443, as the
+    manual prints it; plain http is for http://LOOPBACK:PORT only. 64 for anything that is no URL."""
     from urllib.parse import urlsplit
     try:
         found = urlsplit(url if "//" in url else "https://" + url)
         host, given = found.hostname, port or found.port
     except ValueError:
         host = None
-    if not host or found.scheme not in ("http", "https") or found.username is not None or has_control_chars(url) or " " in url:
+    if (not host or found.scheme not in ("http", "https") or found.username is not None
+            or has_control_chars(url) or " " in url):
         raise Stop(EX_USAGE, _("%s: not a URL of a relay (like https://HOST:50443)") % printable(url))
     plain = found.scheme == "http" and given and (host in ("localhost", "::1") or host.startswith("127."))
     return not plain, host, given or 50443, found.path.rstrip("/")
 
 
 class Backoff:
-    """Seconds to wait before asking again: doubling from 1 to most, half of it at random, so that many clients spread."""
+    """Seconds to wait before asking again: doubling from 1 to most, half of it at random, so that many
+    clients spread."""
 
     def __init__(self, most=600):
         self.most, self.now = most, 1.0
@@ -5297,8 +5315,8 @@ class Backoff:
 
 
 def in_thread(work, most=None):
-    """Does work() in a thread of its own: no signal ends a wait for a name server, but one ends the wait for that thread; so do `most` seconds
-    (socket.timeout)."""
+    """Does work() in a thread of its own: no signal ends a wait for a name server, but one ends the wait for
+    that thread; so do `most` seconds (socket.timeout)."""
     if threading.current_thread() is not threading.main_thread():        # it gets no signals
         return work()
     done, failed = threading.Event(), []
@@ -5318,20 +5336,24 @@ def in_thread(work, most=None):
 
 
 def proxy_of_environment(host, port):
-    """(URL of the proxy for an https host, the variable that names it), two empty texts without one: https_proxy, all_proxy; no_proxy."""
+    """(URL of the proxy for an https host, the variable that names it), two empty texts without one:
+    https_proxy, all_proxy; no_proxy."""
     for pair in (("https_proxy", "HTTPS_PROXY"), ("all_proxy", "ALL_PROXY")):
-        name = next((name for name in pair if name in os.environ), "")       # the small one counts, also when it is empty
+        # the small one counts, also when it is empty
+        name = next((name for name in pair if name in os.environ), "")
         if os.environ.get(name):
             words = os.environ.get("no_proxy", os.environ.get("NO_PROXY", "")).replace(",", " ").split()
-            return ("", "") if any(no_proxy_matches(host, port, word.lower()) for word in words) else (os.environ[name], name)
+            return (("", "") if any(no_proxy_matches(host, port, word.lower()) for word in words)
+                    else (os.environ[name], name))
     return "", ""
 
 
 def no_proxy_matches(host, port, word):
-    """Does a word of no_proxy stand for this host: *, a name and all names below it (.NAME, *.NAME), an address, a network, each with or
-    without :PORT?"""
+    """Does a word of no_proxy stand for this host: *, a name and all names below it (.NAME, *.NAME), an
+    address, a network, each with or without :PORT?"""
     found = re.match(r"(\[[^]]*\]|[^:]*)(?::(\d+))?\Z", word)
-    name, only = (found.group(1).strip("[]"), found.group(2)) if found else (word, None)       # no match: an IPv6 address
+    # no match: an IPv6 address
+    name, only = (found.group(1).strip("[]"), found.group(2)) if found else (word, None)
     if only and int(only) != port:
         return False
     if "/" in name:
@@ -5341,19 +5363,24 @@ def no_proxy_matches(host, port, word):
         except ValueError:                             # the host has a name, or it is no network
             return False
     name = name[1:] if name.startswith("*.") else name
-    return name == "*" or name.strip(".") == host.lower() or bool(name.strip(".")) and host.lower().endswith("." + name.strip("."))
+    return (name == "*" or name.strip(".") == host.lower()
+            or bool(name.strip(".")) and host.lower().endswith("." + name.strip(".")))
 
 
 class Trust:
-    """Which certificates are believed and shown; their files are looked at again at each new connection. Relays of a process share one."""
+    """Which certificates are believed and shown; their files are looked at again at each new connection.
+    Relays of a process share one."""
 
     def __init__(self, ca_file="", verify=True, client_cert="", client_key=""):
         self.verify, self.client_cert, self.client_key = verify, client_cert, client_key
-        self.ca_file = ca_file or (os.environ.get("REQUESTS_CA_BUNDLE", "") if verify else "")           # which the fielded programs obey
-        self.context, self.stamps, self.has_system_cas = None, None, False            # has_system_cas: the system's CAs are in the context, too
+        # which the fielded programs obey
+        self.ca_file = ca_file or (os.environ.get("REQUESTS_CA_BUNDLE", "") if verify else "")
+        # has_system_cas: the system's CAs are in the context, too
+        self.context, self.stamps, self.has_system_cas = None, None, False
 
     def current_context(self):
-        """The TLS context of these files as they are. 78 if one is unusable; once there was a usable one, that stays in force meanwhile."""
+        """The TLS context of these files as they are. 78 if one is unusable; once there was a usable one,
+        that stays in force meanwhile."""
         seen = [file_stamp(path) for path in (self.ca_file, self.client_cert, self.client_key) if path]
         if self.context is None or seen != self.stamps:
             try:
@@ -5368,7 +5395,8 @@ class Trust:
         return self.context
 
     def load_system_cas(self):
-        """Takes the system's CAs, too (20 ms: with ca_file only where it does not do). False: it has them already."""
+        """Takes the system's CAs, too (20 ms: with ca_file only where it does not do). False: it has them
+        already."""
         if not self.has_system_cas:
             self.has_system_cas = True
             self.context.load_default_certs()
@@ -5376,7 +5404,8 @@ class Trust:
         return False
 
     def make_context(self):
-        """TLS 1.2 or newer; ca_file's CAs; a client certificate where one is set. 78 if a file is unusable."""
+        """TLS 1.2 or newer; ca_file's CAs; a client certificate where one is set. 78 if a file is
+        unusable."""
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         if hasattr(ssl, "TLSVersion"):
             context.minimum_version = ssl.TLSVersion.TLSv1_2
@@ -5394,7 +5423,8 @@ class Trust:
                 context.load_cert_chain(utf8(at), utf8(self.client_key or at), "")
         except OSError as error:                       # ssl.SSLError is one
             origin = " (REQUESTS_CA_BUNDLE)" if at == bundle else ""
-            raise Stop(EX_CONFIG, _("%s: unusable certificate file: %s") % (at + origin, error.strerror or error))
+            raise Stop(EX_CONFIG,
+                       _("%s: unusable certificate file: %s") % (at + origin, error.strerror or error))
         return context
 
 
@@ -5408,7 +5438,8 @@ def file_stamp(path):
 
 
 class FinalResponse(http.client.HTTPResponse):
-    """An answer, behind what may come before it: 102, 103 Early Hints and others of their kind (http.client knows 100 alone)."""
+    """An answer, behind what may come before it: 102, 103 Early Hints and others of their kind (http.client
+    knows 100 alone)."""
 
     def _read_status(self):
         """As http.client's: version, status and reason. HTTPException."""
@@ -5423,25 +5454,30 @@ class FinalResponse(http.client.HTTPResponse):
 class RelayClient:
     """A relay as one client sees it; not for two threads at once.
 
-    token: function that returns the token (it may be renewed in mid-run). pause: called with seconds instead of time.sleep.
-    on_outage: called with what was raised when the relay is away, and with None when it answers again.
-    waits_for_token: a token that is refused is waited out as the network is (a calculation outlives its token).
-    fatal_kinds: kinds of RelayAway that are not waited out. max_pause: longest pause between two attempts, in seconds.
+    token: function that returns the token (it may be renewed in mid-run). pause: called with seconds instead
+    of time.sleep. on_outage: called with what was raised when the relay is away, and with None when it
+    answers again. waits_for_token: a token that is refused is waited out as the network is (a calculation
+    outlives its token). fatal_kinds: kinds of RelayAway that are not waited out. max_pause: longest pause
+    between two attempts, in seconds.
     """
 
-    def __init__(self, url, token, ca_file="", verify=True, proxy="", client_cert="", client_key="", port=None):
+    def __init__(self, url, token, ca_file="", verify=True, proxy="", client_cert="", client_key="",
+                 port=None):
         self.tls, self.host, self.port, self.prefix = parse_relay_url(url, port)
         self.token, self.proxy, self.trust = token, proxy, Trust(ca_file, verify, client_cert, client_key)
         self.pause, self.on_outage, self.waits_for_token = time.sleep, lambda why: None, False
-        self.fatal_kinds, self.max_pause, self.patience_ends = (), 600, None           # patience_ends: when somebody's patience is over, in time.monotonic()
-        self.connection, self.wrong_sums, self.body_sent = None, 0, 0              # body_sent: bytes of a body that went
+        # patience_ends: when somebody's patience is over, in time.monotonic()
+        self.fatal_kinds, self.max_pause, self.patience_ends = (), 600, None
+        self.connection, self.wrong_sums, self.body_sent = None, 0, 0   # body_sent: bytes of a body that went
         self.piece_size = self.piece_max = 16 << 20
-        self.takes_dirs, self.x_and_mtime = False, {}              # does the relay take empty directories? see manifest_entries()
+        # does the relay take empty directories? see manifest_entries()
+        self.takes_dirs, self.x_and_mtime = False, {}
         shown = "[%s]" % self.host if ":" in self.host else self.host
         self.url = "%s://%s:%d%s" % ("https" if self.tls else "http", shown, self.port, self.prefix)
 
     def proxy_for(self):
-        """(host, port, headers, where that is said) of the proxy for this relay, or None: proxy, or the environment's."""
+        """(host, port, headers, where that is said) of the proxy for this relay, or None: proxy, or the
+        environment's."""
         url, said = (self.proxy, "proxy") if self.proxy else proxy_of_environment(self.host, self.port)
         if not url or not self.tls:
             return None
@@ -5455,19 +5491,23 @@ class RelayClient:
         if part.scheme != "http" or not part.hostname:
             raise Stop(EX_CONFIG, _("%s: the proxy must be given as http://[USER:PASSWORD@]HOST:PORT") % said)
         word = "%s:%s" % (unquote(part.username or ""), unquote(part.password or ""))
-        headers = {"Proxy-Authorization": "Basic " + base64.b64encode(word.encode()).decode()} if part.username else {}
+        headers = ({"Proxy-Authorization": "Basic " + base64.b64encode(word.encode()).decode()}
+                   if part.username else {})
         return part.hostname, port, headers, said
 
     def within_patience(self, seconds):
         """seconds, or what is left of somebody's patience, but a second at least."""
-        return seconds if self.patience_ends is None else min(seconds, max(1.0, self.patience_ends - time.monotonic()))
+        return (seconds if self.patience_ends is None
+                else min(seconds, max(1.0, self.patience_ends - time.monotonic())))
 
     def open_connection(self, timeout, context=None):
-        """A connection to the relay, or to it through the proxy; http.client's. What it raises is for connect()."""
+        """A connection to the relay, or to it through the proxy; http.client's. What it raises is for
+        connect()."""
         via = self.proxy_for()
         host, port = via[:2] if via else (self.host, self.port)
         if self.tls:
-            made = http.client.HTTPSConnection(host, port, timeout=timeout, context=context or self.trust.current_context())
+            made = http.client.HTTPSConnection(host, port, timeout=timeout,
+                                               context=context or self.trust.current_context())
             if via:
                 made.set_tunnel(self.host, self.port, via[2])
         else:
@@ -5489,21 +5529,27 @@ class RelayClient:
         except ssl.SSLError as error:
             reason = getattr(error, "verify_message", "") or getattr(error, "reason", "") or str(error)
             kind = "certificate" if "CERTIFICATE_VERIFY" in str(error).upper() else "network"
-            if getattr(error, "verify_code", 0) in (62, 64):             # a name, or an address, that does not match
-                raise RelayAway("name", _("%s: the certificate is for other names: %s") % (where, self.certificate_names(timeout) or reason))
+            if getattr(error, "verify_code", 0) in (62, 64):      # a name, or an address, that does not match
+                raise RelayAway("name",
+                                _("%s: the certificate is for other names: %s")
+                                % (where, self.certificate_names(timeout) or reason))
             if kind == "certificate" and self.trust.load_system_cas():
                 return self.connect(timeout)
             raise RelayAway(kind, _("%s: TLS failed: %s") % (where, reason))
         except ssl.CertificateError as error:          # Python 3.6: a name that does not match
-            raise RelayAway("name", _("%s: the certificate is for other names: %s") % (where, self.certificate_names(timeout) or error))
+            raise RelayAway("name",
+                            _("%s: the certificate is for other names: %s")
+                            % (where, self.certificate_names(timeout) or error))
         except (socket.gaierror, UnicodeError):
             raise RelayAway("dns", _("%s: the name %s is not known") % (where, via[0] if via else self.host))
         except (OSError, http.client.HTTPException) as error:
-            kind = "proxy" if via and not getattr(error, "reached", True) or "unnel" in str(error) else "connect"
+            kind = ("proxy" if via and not getattr(error, "reached", True) or "unnel" in str(error)
+                    else "connect")
             raise RelayAway(kind, "%s: %s" % (where, getattr(error, "strerror", None) or error))
 
     def certificate_names(self, timeout):
-        """The names in the certificate of a relay that is believed but for its name: a connection of its own, on which nothing is said."""
+        """The names in the certificate of a relay that is believed but for its name: a connection of its own,
+        on which nothing is said."""
         context = self.trust.make_context()
         context.check_hostname = False
         context.load_default_certs()
@@ -5522,10 +5568,10 @@ class RelayClient:
             self.connection = None
 
     def exchange(self, method, target, body=b"", length=None, headers=(), timeout=30):
-        """One request; the open http.client.HTTPResponse. body: bytes, or (with length) a function that returns an iterator of chunks (of
-        whose errors none may be an OSError: those are the network's).
-        RelayAway if no answer came; a kept connection that the other end has dropped meanwhile is opened again once, unless much of a body went:
-        its offset is an old one by now."""
+        """One request; the open http.client.HTTPResponse. body: bytes, or (with length) a function that
+        returns an iterator of chunks (of whose errors none may be an OSError: those are the network's).
+        RelayAway if no answer came; a kept connection that the other end has dropped meanwhile is opened
+        again once, unless much of a body went: its offset is an old one by now."""
         for kept in (self.connection is not None, False):
             self.body_sent = 0
             if self.connection is None or self.connection.sock is None:
@@ -5534,7 +5580,8 @@ class RelayClient:
             try:
                 made.sock.settimeout(timeout)
                 made.putrequest(method, self.prefix + API_PATH + target, skip_accept_encoding=True)
-                fixed = [("Authorization", "Bearer " + self.token()), ("Accept-Encoding", "identity"), ("Content-Type", "application/json")]
+                fixed = [("Authorization", "Bearer " + self.token()), ("Accept-Encoding", "identity"),
+                         ("Content-Type", "application/json")]
                 for key, value in fixed + list(headers):
                     made.putheader(key, value)
                 if body or length is not None or method == "POST":
@@ -5550,7 +5597,10 @@ class RelayClient:
             except (OSError, http.client.HTTPException) as error:
                 self.close()
                 if not kept or self.body_sent > 4 * CHUNK or isinstance(error, socket.timeout):
-                    raise RelayAway("network", "%s: %s" % (self.url, getattr(error, "strerror", None) or error or type(error).__name__))
+                    raise RelayAway("network",
+                                    "%s: %s"
+                                    % (self.url,
+                                       getattr(error, "strerror", None) or error or type(error).__name__))
             except BaseException:                      # half a request must not be followed by another
                 self.close()
                 raise
@@ -5578,7 +5628,8 @@ class RelayClient:
 
     def end_exchange(self, response):
         """The answer has been read: keep the connection if both ends may."""
-        if response.chunked and not response.isclosed():                 # its last chunk, which is empty, comes with what was read
+        # its last chunk, which is empty, comes with what was read
+        if response.chunked and not response.isclosed():
             try:
                 self.connection.sock.settimeout(1)
                 response.read1(1)
@@ -5590,9 +5641,10 @@ class RelayClient:
             response.read()
 
     def read_answer(self, response, timeout, whole=False):
-        """The JSON of an answer: errors[0] if its code is 200, or all of it (whole). RelayRefused; RelayAway if it is not the relay's."""
+        """The JSON of an answer: errors[0] if its code is 200, or all of it (whole). RelayRefused; RelayAway
+        if it is not the relay's."""
         data, left, until = bytearray(), response.length, time.monotonic() + timeout
-        endless = left is None and not response.chunked                  # only the connection's end tells where it ends
+        endless = left is None and not response.chunked        # only the connection's end tells where it ends
         try:
             while left != 0:                           # left: None if only the end will tell
                 more = response.read1(CHUNK if left is None else min(CHUNK, left))
@@ -5603,7 +5655,7 @@ class RelayClient:
                 if len(data) > MAX_ANSWER or time.monotonic() > until:
                     self.close()
                     raise RelayAway("between", _("%s: an answer without end") % self.url)
-            if left:                                   # part of an answer says nothing, least of all that this is a fielded relay
+            if left:               # part of an answer says nothing, least of all that this is a fielded relay
                 self.close()
                 raise RelayAway("network", "%s: %s" % (self.url, _("cut off")))
             response.length = left                     # before Python 3.13, read1 does not count
@@ -5615,32 +5667,38 @@ class RelayClient:
             code, text = first["code"], str(first.get("message", ""))
         except (OSError, http.client.HTTPException) as error:
             self.close()
-            raise RelayAway("network", "%s: %s" % (self.url, getattr(error, "strerror", None) or error or type(error).__name__))
+            raise RelayAway("network",
+                            "%s: %s"
+                            % (self.url, getattr(error, "strerror", None) or error or type(error).__name__))
         except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError) as error:
             self.close()
             if endless and data[:1] == b"{" and isinstance(error, ValueError):
                 raise RelayAway("network", "%s: %s" % (self.url, _("cut off")))
             if response.status == 413:                 # also of a proxy: known to be for good
                 raise RelayRefused(413, _("%s: HTTP 413: too large") % self.url)
-            raise RelayAway("between", _("%s: HTTP %d without the relay's JSON: a proxy or gateway in between answered") % (
-                self.url, response.status))
+            raise RelayAway("between",
+                            _("%s: HTTP %d without the relay's JSON: a proxy or gateway in between answered")
+                            % (self.url, response.status))
         if code != 200:
             raise RelayRefused(code, text, first)
         return parsed if whole else first
 
     def call(self, method, name, fields, wait=0, whole=False):
-        """One call, once. fields go into the query (GET) or the body. wait: seconds that the relay may take before it answers."""
-        timeout = wait + self.within_patience(30)              # what the relay is asked to wait is no matter of patience
+        """One call, once. fields go into the query (GET) or the body. wait: seconds that the relay may take
+        before it answers."""
+        timeout = wait + self.within_patience(30)   # what the relay is asked to wait is no matter of patience
         if method == "GET":
             from urllib.parse import urlencode
-            return self.read_answer(self.exchange(method, name + "?" + urlencode(fields), timeout=timeout), timeout, whole)
+            return self.read_answer(self.exchange(method, name + "?" + urlencode(fields), timeout=timeout),
+                                    timeout, whole)
         body = json.dumps(fields, ensure_ascii=True).encode()
         return self.read_answer(self.exchange(method, name, body, timeout=timeout), timeout, whole)
 
     def retried(self, work, patience=None, no_token=NO_TOKEN_CODES):
-        """work() until it is answered: pauses while the relay is away or busy. patience: seconds, None for ever; then what it raised
-        last. no_token: codes that are waited out with waits_for_token."""
-        backoff, until, noticed = Backoff(self.max_pause), None if patience is None else time.monotonic() + patience, ""
+        """work() until it is answered: pauses while the relay is away or busy. patience: seconds, None for
+        ever; then what it raised last. no_token: codes that are waited out with waits_for_token."""
+        backoff, until, noticed = (Backoff(self.max_pause),
+                                   None if patience is None else time.monotonic() + patience, "")
         while True:
             self.patience_ends = until if patience else None   # 0: once, in its own time
             try:
@@ -5668,12 +5726,14 @@ class RelayClient:
         """call(), until it is answered (see retried)."""
         return self.retried(lambda: self.call(method, name, fields, wait), patience)
 
-    def call_v1(self, method, name, fields, body=None, folder=None, moved=lambda count: None, began=lambda: None, timeout=V1_TIMEOUT):
-        """One call as the fielded programs make it, once, on a connection of its own: errors[0] if its code is 200, or what comes without
-        an envelope. fields go into the query (GET) or the body. body: (length, function that gives its chunks) instead of fields.
-        folder: where the files inside the answer go (see BodyReader); began: called when an answer without an envelope begins.
-        RelayRefused, RelayAway; ValueError if the answer or a file to send is not as it should be, OSError of this disk."""
-        self.close()                                   # a fielded relay closes it; a request must not go out twice
+    def call_v1(self, method, name, fields, body=None, folder=None, moved=lambda count: None,
+                began=lambda: None, timeout=V1_TIMEOUT):
+        """One call as the fielded programs make it, once, on a connection of its own: errors[0] if its code
+        is 200, or what comes without an envelope. fields go into the query (GET) or the body. body: (length,
+        function that gives its chunks) instead of fields. folder: where the files inside the answer go (see
+        BodyReader); began: called when an answer without an envelope begins. RelayRefused, RelayAway;
+        ValueError if the answer or a file to send is not as it should be, OSError of this disk."""
+        self.close()                              # a fielded relay closes it; a request must not go out twice
         if method == "GET":
             from urllib.parse import urlencode
             response = self.exchange("GET", name + "?" + urlencode(fields), timeout=timeout)
@@ -5684,14 +5744,17 @@ class RelayClient:
         try:
             if folder is None or response.status != 200:
                 return self.read_answer(response, timeout)
-            parsed = BodyReader(self.body_chunks(response, moved, began), folder, json_from_bytes, MAX_ANSWER).parse()
+            parsed = BodyReader(self.body_chunks(response, moved, began), folder, json_from_bytes,
+                                MAX_ANSWER).parse()
             if not isinstance(parsed, dict) or "errors" not in parsed:
                 return parsed
             first = parsed["errors"][0]
             code, text = first["code"], str(first.get("message", ""))
         except RelayAway as error:
-            if error.kind == "between" and 400 <= response.status < 500 and response.status not in LATER_CODES:
-                raise RelayRefused(response.status, str(error), {"why": "html"})             # a gateway has swallowed the relay's own words
+            if (error.kind == "between" and 400 <= response.status < 500
+                    and response.status not in LATER_CODES):
+                # a gateway has swallowed the relay's own words
+                raise RelayRefused(response.status, str(error), {"why": "html"})
             raise
         except (KeyError, IndexError, TypeError, AttributeError):
             raise ValueError(_("an answer that is none"))
@@ -5708,7 +5771,9 @@ class RelayClient:
             try:
                 got = response.readinto(view)
             except (OSError, http.client.HTTPException) as error:
-                raise RelayAway("network", "%s: %s" % (self.url, getattr(error, "strerror", None) or error or type(error).__name__))
+                raise RelayAway(
+                    "network",
+                    "%s: %s" % (self.url, getattr(error, "strerror", None) or error or type(error).__name__))
             if not got and response.length:
                 raise RelayAway("network", "%s: %s" % (self.url, _("cut off")))
             if not got:
@@ -5724,7 +5789,8 @@ class RelayClient:
         return self.retried(lambda: self.call_v1(method, name, fields, **more), patience, NO_TOKEN_CODES[1:])
 
     def learn(self, patience=None):
-        """The relay's version (int) and limits (dict), from `GET version`; version 1 if it is a fielded one."""
+        """The relay's version (int) and limits (dict), from `GET version`; version 1 if it is a fielded
+        one."""
         def once():
             timeout = self.within_patience(30)
             response = self.exchange("GET", "version?v=2", timeout=timeout)
@@ -5746,7 +5812,8 @@ class RelayClient:
         return found["version"] if isinstance(found.get("version"), int) else 1, found
 
     def shrink_piece(self, count, for_good):
-        """A body of count bytes did not get through: smaller ones from now on. False if they are as small as can be."""
+        """A body of count bytes did not get through: smaller ones from now on. False if they are as small as
+        can be."""
         self.piece_size = max(PIECE_MIN, count // 2)
         if for_good:
             self.piece_max = self.piece_size
@@ -5758,11 +5825,13 @@ class RelayClient:
             self.piece_size = min(self.piece_max, self.piece_size + self.piece_size // 8)
 
     def send_piece(self, target, query, source, offset, size):
-        """One piece of the open file source from offset on: the relay's answer, or what its refusal says about the offset."""
+        """One piece of the open file source from offset on: the relay's answer, or what its refusal says
+        about the offset."""
         count = min(self.piece_size, size - offset)
         try:
             target = "%s?v=2&offset=%d%s" % (target, offset, query)
-            found = self.read_answer(self.exchange("POST", target, lambda: file_chunks(source, offset, count), count, timeout=120), 120)
+            found = self.read_answer(self.exchange("POST", target, lambda: file_chunks(source, offset, count),
+                                                   count, timeout=120), 120)
             self.grow_piece(count)
             return found
         except RelayRefused as error:
@@ -5781,21 +5850,23 @@ class RelayClient:
         """One file to the relay, resumed at the byte where it stopped; path in bytes, size as declared.
         ValueError if the file is no longer what was declared."""
         query = "&claim=" + claim if claim else ""
-        offset, asked, wrong, idle = 0, size <= self.piece_size, 0, 0        # asked: offset is the relay's own
+        offset, asked, wrong, idle = 0, size <= self.piece_size, 0, 0       # asked: offset is the relay's own
 
         def step():
             nonlocal asked
             known, asked = asked, False                # until there is an answer
             if known:
                 return self.send_piece(target, query, source, offset, size)
-            return self.call("GET", target, dict({"v": 2, "offset": ""}, **({"claim": claim} if claim else {})))
+            return self.call("GET", target,
+                             dict({"v": 2, "offset": ""}, **({"claim": claim} if claim else {})))
 
         with open_source(path) as source:
             while True:
                 found = self.retried(step)
                 now = size if found.get("complete") else found.get("offset")
                 if not isinstance(now, int) or not 0 <= now <= size:
-                    raise RelayRefused(400, _("%s: the relay is at byte %s of a file of %d") % (target, now, size))
+                    raise RelayRefused(400,
+                                       _("%s: the relay is at byte %s of a file of %d") % (target, now, size))
                 moved(now - offset)
                 if found.get("complete"):
                     return
@@ -5804,11 +5875,12 @@ class RelayClient:
                     raise ValueError(_("is not what was declared (its sum differs)"))
                 if idle > 10:
                     raise RelayRefused(409, _("%s: the relay stays at byte %d of %d") % (target, now, size))
-                asked, offset = True, now              # all there, but not complete: an empty piece has the relay look at it again
+                # all there, but not complete: an empty piece has the relay look at it again
+                asked, offset = True, now
 
     def upload_pack(self, target, first, files, claim="", moved=lambda count: None):
-        """files [(path, size, ...)], numbers first, first+1, ..., back to back in one body. Returns how many went: fewer where bodies are
-        cut down. ValueError if one is no longer what was declared."""
+        """files [(path, size, ...)], numbers first, first+1, ..., back to back in one body. Returns how many
+        went: fewer where bodies are cut down. ValueError if one is no longer what was declared."""
         while True:
             count, total = 0, 0
             while count < len(files) and (count == 0 or total + files[count][1] <= self.piece_size):
@@ -5816,13 +5888,17 @@ class RelayClient:
             if count == 1:
                 self.upload("%s/%d" % (target, first), files[0][0], files[0][1], claim, moved)
                 return 1
-            query = "%s/pack?v=2&from=%d&count=%d%s" % (target, first, count, "&claim=" + claim if claim else "")
+            query = "%s/pack?v=2&from=%d&count=%d%s" % (target, first, count,
+                                                        "&claim=" + claim if claim else "")
             try:
-                self.read_answer(self.exchange("POST", query, lambda: pack_chunks(files[:count]), total, timeout=120), 120)
+                self.read_answer(self.exchange("POST", query, lambda: pack_chunks(files[:count]), total,
+                                               timeout=120), 120)
             except RelayRefused as error:
                 wrong = error.more.get("wrong")
-                if error.code == 422 and isinstance(wrong, list) and wrong and wrong[0] in range(first, first + count):
-                    raise ValueError(_("%s changed while it was sent") % files[wrong[0] - first][0].decode("utf-8", "replace"))
+                if (error.code == 422 and isinstance(wrong, list) and wrong
+                        and wrong[0] in range(first, first + count)):
+                    raise ValueError(_("%s changed while it was sent")
+                                     % files[wrong[0] - first][0].decode("utf-8", "replace"))
                 if error.code == 413 and self.shrink_piece(total, True):
                     continue
                 raise
@@ -5834,12 +5910,13 @@ class RelayClient:
             return count
 
     def upload_all(self, target, files, numbers=None, claim="", moved=lambda count: None):
-        """files [(path, size, ...)] in the order of the manifest (numbers: only these) to target, small ones in packs, large ones in
-        pieces. ValueError if one is no longer what was declared."""
+        """files [(path, size, ...)] in the order of the manifest (numbers: only these) to target, small ones
+        in packs, large ones in pieces. ValueError if one is no longer what was declared."""
         todo = sorted(range(len(files)) if numbers is None else set(numbers), reverse=True)
         while todo:
             first, batch, total = todo[-1], [], 0
-            while len(batch) < min(len(todo), PACK_COUNT) and todo[-1 - len(batch)] == first + len(batch) and total <= self.piece_size:
+            while (len(batch) < min(len(todo), PACK_COUNT) and todo[-1 - len(batch)] == first + len(batch)
+                    and total <= self.piece_size):
                 entry = files[first + len(batch)]
                 if entry[1] > PACK_FILE:
                     break
@@ -5851,13 +5928,16 @@ class RelayClient:
                 try:
                     self.upload("%s/%d" % (target, first), files[first][0], files[first][1], claim, moved)
                 except (ValueError, OSError) as error:
-                    raise ValueError("%s: %s" % (files[first][0].decode("utf-8", "replace"), getattr(error, "strerror", None) or error))
+                    raise ValueError("%s: %s"
+                                     % (files[first][0].decode("utf-8", "replace"),
+                                        getattr(error, "strerror", None) or error))
                 todo.pop()
 
     def manifest_entries(self, target, page, claim=""):
-        """Every (number, name, size, sha256) of a manifest whose first page is in page {"files", "next"}; checked. An empty directory's name
-        ends with /; they come last. marks: {number: (may its owner execute it?, mtime in nanoseconds or None)}, where a file has any; who
-        stores the file takes them out. ValueError if the manifest is malformed."""
+        """Every (number, name, size, sha256) of a manifest whose first page is in page {"files", "next"};
+        checked. An empty directory's name ends with /; they come last. marks: {number: (may its owner execute
+        it?, mtime in nanoseconds or None)}, where a file has any; who stores the file takes them out.
+        ValueError if the manifest is malformed."""
         number, before, query = 0, None, dict({"claim": claim} if claim else {}, v=2, dirs=1)
         self.x_and_mtime.clear()                             # of a list that was not taken to its end
         while True:
@@ -5866,7 +5946,8 @@ class RelayClient:
                 raise ValueError(_("the file list is none"))
             before = check_manifest_names(entries, before, folders=True)
             for name, entry in entries.items():
-                size, sum256 = (entry.get("size"), entry.get("sha256")) if isinstance(entry, dict) else (None, None)
+                size, sum256 = ((entry.get("size"), entry.get("sha256")) if isinstance(entry, dict)
+                                else (None, None))
                 if not (isinstance(size, int) and size >= 0 and re.match(r"[0-9a-f]{64}\Z", str(sum256))):
                     raise ValueError(_("%s: no size or sha256") % name)
                 if "x" in entry or "mtime" in entry:
@@ -5880,8 +5961,8 @@ class RelayClient:
             page = self.ask("GET", target, dict(query, **{"from": number}))
 
     def read_into(self, response, view, may_end=False):
-        """Fills view from the answer's body as far as one read goes; 0 bytes are its end, where it may end. RelayAway if it ends elsewhere, or the
-        line breaks."""
+        """Fills view from the answer's body as far as one read goes; 0 bytes are its end, where it may end.
+        RelayAway if it ends elsewhere, or the line breaks."""
         try:
             got = response.readinto(view)
             if got or may_end:
@@ -5893,16 +5974,19 @@ class RelayClient:
         raise RelayAway("network", "%s: %s" % (self.url, error))
 
     def get_bytes(self, target, statuses, headers=()):
-        """The answer to a GET of bytes, its body still to be read. RelayRefused, or RelayAway if what answers are no bytes."""
+        """The answer to a GET of bytes, its body still to be read. RelayRefused, or RelayAway if what answers
+        are no bytes."""
         response = self.exchange("GET", target, timeout=60, headers=headers)
-        if response.status in statuses and response.getheader("Content-Type", "").startswith("application/octet-stream"):
+        if (response.status in statuses
+                and response.getheader("Content-Type", "").startswith("application/octet-stream")):
             return response
         self.read_answer(response, 60)
         self.close()
         raise RelayAway("between", _("%s: HTTP %d where a file was due") % (self.url, response.status))
 
     def download(self, target, part, size, sum256, claim="", moved=lambda count: None):
-        """One file into part (bytes path), resumed from what is there, verified. ValueError after three wrong sums."""
+        """One file into part (bytes path), resumed from what is there, verified. ValueError after three wrong
+        sums."""
         import hashlib
         view = memoryview(bytearray(CHUNK))
 
@@ -5910,14 +5994,15 @@ class RelayClient:
             nonlocal have, digest
             response = self.get_bytes(target + "?v=2" + ("&claim=" + claim if claim else ""), (200, 206), [
                 ("Range", "bytes=%d-" % have), ("If-Range", '"%s"' % sum256)] if have else [])
-            if response.status == 200 and have:        # something in between knows no ranges, or it is another file
+            if response.status == 200 and have:  # something in between knows no ranges, or it is another file
                 out.seek(0)
                 out.truncate()
                 moved(-have)
                 have, digest = 0, hashlib.sha256()
             if response.length not in (None, size - have):
                 self.close()
-                raise RelayAway("between", _("%s: %d bytes where %d were due") % (self.url, response.length, size - have))
+                raise RelayAway(
+                    "between", _("%s: %d bytes where %d were due") % (self.url, response.length, size - have))
             while have < size:
                 got = self.read_into(response, view[:min(CHUNK, size - have)])
                 if not view[0] and not view[got - 1] and not bytes(view[:got]).strip(b"\0"):
@@ -5930,7 +6015,8 @@ class RelayClient:
             self.end_exchange(response)
 
         for attempt in range(3):
-            with open(os.open(part, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666), "rb+", buffering=0) as out:
+            with open(os.open(part, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666), "rb+",
+                      buffering=0) as out:
                 have, digest = 0, hashlib.sha256()
                 for got in iter(lambda: out.readinto(view), 0):
                     digest.update(view[:got])
@@ -5951,11 +6037,14 @@ class RelayClient:
         raise ValueError(_("does not arrive as it was sent (its sum differs, three times)"))
 
     def download_pack(self, target, batch, store, claim, moved):
-        """The first files of batch [(number, name, size, sha256)], as many as the relay packs; taken off batch as they are stored."""
+        """The first files of batch [(number, name, size, sha256)], as many as the relay packs; taken off
+        batch as they are stored."""
         import hashlib
         count = sum(1 for entry in batch if entry[2] <= PACK_FILE)
-        response = self.get_bytes("%s/pack?v=2&from=%d&count=%d%s" % (target, batch[0][0], count, "&claim=" + claim if claim else ""), (200,))
-        left, some = response.length, False            # None: something in between passes it on without its length; its end tells
+        response = self.get_bytes("%s/pack?v=2&from=%d&count=%d%s"
+                                  % (target, batch[0][0], count, "&claim=" + claim if claim else ""), (200,))
+        # None: something in between passes it on without its length; its end tells
+        left, some = response.length, False
         try:
             while batch and batch[0][2] <= (PACK_FILE if left is None else min(left, PACK_FILE)):
                 number, name, size, sum256 = batch[0]
@@ -5968,7 +6057,8 @@ class RelayClient:
                 if hashlib.sha256(data).hexdigest() != sum256:
                     self.wrong_sums += 1
                     if self.wrong_sums >= 3:
-                        raise ValueError(_("%s does not arrive as it was sent (its sum differs, three times)") % name)
+                        raise ValueError(_("%s does not arrive as it was sent (its sum differs, three times)")
+                                         % name)
                     self.close()
                     raise RelayAway("between", _("%s: arrived other than it was sent") % name)
                 store(number, name, data)
@@ -5987,9 +6077,9 @@ class RelayClient:
             self.end_exchange(response)
 
     def download_all(self, target, entries, store, part, claim="", moved=lambda count: None):
-        """Every (number, name, size, sha256) of entries: small ones in packs, handed to store(number, name, data), large ones
-        into the file part(number), handed to store(number, name, None). Verified before they are handed over. ValueError if they are not
-        what the list says; an OSError is this disk's."""
+        """Every (number, name, size, sha256) of entries: small ones in packs, handed to store(number, name,
+        data), large ones into the file part(number), handed to store(number, name, None). Verified before
+        they are handed over. ValueError if they are not what the list says; an OSError is this disk's."""
         entries, batch = iter(entries), collections.deque()
         while True:
             while len(batch) < PACK_COUNT and not (batch and batch[-1][2] > PACK_FILE):
@@ -6027,7 +6117,8 @@ def local_chunks(chunks):
         for chunk in chunks:
             yield chunk
     except OSError as error:
-        raise ValueError("%s: %s" % (error.filename.decode("utf-8", "replace") if error.filename else "", error.strerror))
+        raise ValueError(
+            "%s: %s" % (error.filename.decode("utf-8", "replace") if error.filename else "", error.strerror))
 
 
 def file_chunks(source, at, left):
@@ -6046,7 +6137,8 @@ def file_chunks(source, at, left):
 
 
 def pack_chunks(files):
-    """The bytes of small files [(path, size, ...)] back to back, in chunks. ValueError if one cannot be read or has another size."""
+    """The bytes of small files [(path, size, ...)] back to back, in chunks. ValueError if one cannot be read
+    or has another size."""
     chunk = bytearray()
     for entry in files:
         try:
@@ -6066,19 +6158,23 @@ def pack_chunks(files):
 
 
 # ==== shared: stream ====
-# Fielded bodies hold whole files as base64 in JSON. They are read and written as streams: memory does not grow with the files.
-LONG_STRING = 64 << 10                 # bytes: longer strings of a fielded body are base64 of a file and go straight into one
-KEPT_MANY = 1 << 20                 # bytes: beyond so much that is kept, every string of more than FEW_BYTES where a file's content stands does
+# Fielded bodies hold whole files as base64 in JSON. They are read and written as streams: memory does not
+# grow with the files.
+# bytes: longer strings of a fielded body are base64 of a file and go straight into one
+LONG_STRING = 64 << 10
+# bytes: beyond so much that is kept, every string of more than FEW_BYTES where a file's content stands does
+KEPT_MANY = 1 << 20
 FEW_BYTES = 256
-BEFORE_CONTENT = re.compile(rb'(?:\[|"content"\s*:)\s*"\Z')                        # what stands before a file's content
+BEFORE_CONTENT = re.compile(rb'(?:\[|"content"\s*:)\s*"\Z')              # what stands before a file's content
 BASE64_CHARS = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
 END_OF_STRING = re.compile(rb'[^"\\]*(?:\\.[^"\\]*)*"', re.S)
-Blob = collections.namedtuple("Blob", "path size sha256")                    # a file that came inside a fielded body
+Blob = collections.namedtuple("Blob", "path size sha256")             # a file that came inside a fielded body
 
 
 class BodyReader:
-    """A fielded JSON body as a stream: its long strings go through base64 into files in folder (bytes); the rest, at most `most` bytes,
-    is for parse(bytes). views: an iterator of the body's bytes as they arrive. ValueError for anything that is not as it should be."""
+    """A fielded JSON body as a stream: its long strings go through base64 into files in folder (bytes); the
+    rest, at most `most` bytes, is for parse(bytes). views: an iterator of the body's bytes as they arrive.
+    ValueError for anything that is not as it should be."""
 
     def __init__(self, views, folder, parse, most):
         self.views, self.folder, self.parse_rest, self.most = views, folder, parse, most
@@ -6094,7 +6190,8 @@ class BodyReader:
         return True
 
     def parse(self):
-        """The body as an object in which long strings are Blobs. ValueError for anything that is not as it should be."""
+        """The body as an object in which long strings are Blobs. ValueError for anything that is not as it
+        should be."""
         kept = bytearray()
         while True:
             quote = self.data.find(b'"', self.at)
@@ -6103,13 +6200,16 @@ class BodyReader:
             if len(kept) > self.most:
                 raise ValueError("more than %d bytes beside the files" % self.most)
             if quote >= 0:
-                kept += self.string(LONG_STRING if len(kept) < KEPT_MANY or not BEFORE_CONTENT.search(kept, len(kept) - 40) else FEW_BYTES)
+                kept += self.string(LONG_STRING
+                                    if len(kept) < KEPT_MANY
+                                    or not BEFORE_CONTENT.search(kept, len(kept) - 40) else FEW_BYTES)
             elif not self.refill():
                 break
         return self.with_blobs(self.parse_rest(bytes(kept)))
 
     def string(self, most):
-        """The rest of a string, after its opening quote: as it is, or, if it is longer than most bytes, the mark of the Blob that it became."""
+        """The rest of a string, after its opening quote: as it is, or, if it is longer than most bytes, the
+        mark of the Blob that it became."""
         while True:
             end = END_OF_STRING.match(self.data, self.at)
             if end and end.end() - self.at <= most:
@@ -6141,7 +6241,8 @@ class BodyReader:
                 piece, carry = piece[:whole], piece[whole:]
                 if piece:
                     rest = piece.translate(None, BASE64_CHARS)
-                    if padded or len(piece) % 4 or rest.strip(b"=") or len(rest) > 2 or not piece.endswith(rest):
+                    if (padded or len(piece) % 4 or rest.strip(b"=") or len(rest) > 2
+                            or not piece.endswith(rest)):
                         raise ValueError("a file's content is not base64")
                     padded, data = bool(rest), binascii.a2b_base64(piece)
                     if out.write(data) != len(data):
@@ -6170,7 +6271,8 @@ class BodyReader:
 def unescape_base64(piece):
     """JSON's escapes in a part of a base64 string; line ends are dropped."""
     try:
-        return json.loads('"%s"' % piece.decode("ascii")).encode("ascii").replace(b"\r", b"").replace(b"\n", b"")
+        return json.loads('"%s"' % piece.decode("ascii")).encode("ascii").replace(
+            b"\r", b"").replace(b"\n", b"")
     except ValueError:
         raise ValueError("a file's content is not base64")
 
@@ -6196,12 +6298,14 @@ def as_blob(content, path):
 
 
 def open_source(path):
-    """A file to read, at path (bytes), or what an object in its place opens: whoever declared it may have more to say of its bytes."""
+    """A file to read, at path (bytes), or what an object in its place opens: whoever declared it may have
+    more to say of its bytes."""
     return path.open() if hasattr(path, "open") else open(path, "rb", buffering=0)
 
 
 def base64_chunks(path, at, left, sum256=""):
-    """A part of a file (bytes path) as chunks of base64. ValueError if it became shorter, or is not what sum256 says."""
+    """A part of a file (bytes path) as chunks of base64. ValueError if it became shorter, or is not what
+    sum256 says."""
     import hashlib
     digest = hashlib.sha256()
     buffer = memoryview(bytearray(min(192 << 10, left) or 1))                 # a multiple of 3
@@ -6217,15 +6321,16 @@ def base64_chunks(path, at, left, sum256=""):
             left -= want
             if sum256:
                 digest.update(buffer[:want])
-                if not left and digest.hexdigest() != sum256:         # before the last chunk: it must not arrive in full
+                # before the last chunk: it must not arrive in full
+                if not left and digest.hexdigest() != sum256:
                     raise ValueError("%s changed while it was sent" % path.decode("utf-8", "replace"))
             yield binascii.b2a_base64(buffer[:want], newline=False)
 
 
 def json_with_files(found, files):
-    """JSON with files inside: found(mark) makes an object in which mark stands once for each of files [(path, place, size)], in their order;
-    with a sha256 behind size, a file that is another one is not sent to its end (ValueError).
-    Returns (the body's length, a function that gives its chunks)."""
+    """JSON with files inside: found(mark) makes an object in which mark stands once for each of files [(path,
+    place, size)], in their order; with a sha256 behind size, a file that is another one is not sent to its
+    end (ValueError). Returns (the body's length, a function that gives its chunks)."""
     nonce = os.urandom(8).hex()
     texts = json.dumps(found(nonce), ensure_ascii=False).encode("utf-8", "replace").split(nonce.encode())
     length = sum(len(text) for text in texts) + sum((entry[2] + 2) // 3 * 4 for entry in files)
@@ -6244,7 +6349,8 @@ def json_with_files(found, files):
 # ==== shared: reach ====
 # `check` of the way to the relay, and `login`.
 def certificate_chain(sock):
-    """The certificates that the other side shows, its own first, as the ssl module tells them; on older Pythons its own alone."""
+    """The certificates that the other side shows, its own first, as the ssl module tells them; on older
+    Pythons its own alone."""
     try:
         return [one.get_info() for one in sock._sslobj.get_unverified_chain()]
     except AttributeError:
@@ -6263,12 +6369,15 @@ def findings_of_tls(relay):
     try:
         blind.connect(20)
         chain = certificate_chain(blind.connection.sock)
-        rows.append((True, "%s: %s, %s" % (relay.url, blind.connection.sock.version(), blind.connection.sock.cipher()[0])))
+        rows.append((True,
+                     "%s: %s, %s"
+                     % (relay.url, blind.connection.sock.version(), blind.connection.sock.cipher()[0])))
         for number, one in enumerate(chain):
             rows.append(finding_of_certificate(one, "#%d" % number))
             if re.search(TLS_INSPECTORS, readable_name(one["issuer"]), re.I):
-                rows.append((None, _("%s reads along in TLS, by its name: believe it (ca_file = its CA) only if your company says so")
-                             % readable_name(one["issuer"])))
+                rows.append((None,
+                             _("%s reads along in TLS, by its name: believe it (ca_file = its CA) only if"
+                               " your company says so") % readable_name(one["issuer"])))
     except (RelayAway, OSError) as error:
         rows.append((False, str(error)))
         return rows
@@ -6277,24 +6386,30 @@ def findings_of_tls(relay):
     try:
         relay.connect(20)
         cas = trust.ca_file if trust.ca_file and not trust.has_system_cas else _("the system's CAs")
-        rows.append((True, _("the certificate is believed (%s)") % cas if trust.verify else _("no_auth: the certificate is not checked")))
+        rows.append((True,
+                     _("the certificate is believed (%s)") % cas if trust.verify
+                     else _("no_auth: the certificate is not checked")))
     except RelayAway as error:
-        hint = "%s" if error.kind == "name" else _("%s; if it was issued by the right CA, give that CA's file with ca_file")
+        hint = ("%s" if error.kind == "name"
+                else _("%s; if it was issued by the right CA, give that CA's file with ca_file"))
         rows.append((False, hint % error))
     return rows
 
 
 def findings_of_relay(relay, calls):
-    """Rows: name, proxy, certificate, clock, token, and which of the calls [(method, target, fields, what a good answer says)] get through."""
+    """Rows: name, proxy, certificate, clock, token, and which of the calls [(method, target, fields, what a
+    good answer says)] get through."""
     rows, via = [], relay.proxy_for()
-    rows.append((True, _("proxy: %s") % (_("none") if via is None else "%s:%d (%s)" % (via[0], via[1], via[3]))))
+    rows.append((True,
+                 _("proxy: %s") % (_("none") if via is None else "%s:%d (%s)" % (via[0], via[1], via[3]))))
     host, port = via[:2] if via else (relay.host, relay.port)
     try:
         found = sorted({where[4][0] for where in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)})
         rows.append((True, "%s: %s" % (host, " ".join(found))))
     except (OSError, UnicodeError):
         return rows + [(False, _("%s: the name is not known here (DNS); is the URL right?") % host)]
-    rows += findings_of_tls(relay) if relay.tls else [(None, _("%s: plain http: whoever is in between reads the token") % relay.url)]
+    rows += (findings_of_tls(relay) if relay.tls
+             else [(None, _("%s: plain http: whoever is in between reads the token") % relay.url)])
     if rows[-1][0] is False:
         return rows
     try:
@@ -6303,7 +6418,9 @@ def findings_of_relay(relay, calls):
                      _("a fielded relay answers, or something that is none; is the URL right?")))
         if isinstance(limits.get("time"), (int, float)):
             off = time.time() - limits["time"]
-            rows.append((abs(off) < 60 or None, _("the clocks differ by %.1f s") % off + ("" if abs(off) < 60 else _("; set this host's (NTP)"))))
+            rows.append((abs(off) < 60 or None,
+                         _("the clocks differ by %.1f s") % off
+                         + ("" if abs(off) < 60 else _("; set this host's (NTP)"))))
         if version > 1:
             rows += findings_of_calls(relay, calls)
     except (RelayAway, RelayRefused) as error:
@@ -6312,7 +6429,8 @@ def findings_of_relay(relay, calls):
 
 
 def findings_of_calls(relay, calls):
-    """Rows: what the relay says to the first call, and which paths something in between does not let through."""
+    """Rows: what the relay says to the first call, and which paths something in between does not let
+    through."""
     rows, stopped = [], []
     for number, (method, target, fields, good) in enumerate(calls):
         try:
@@ -6321,7 +6439,9 @@ def findings_of_calls(relay, calls):
         except RelayRefused as error:
             code, why = error.code, error.more.get("why")
             if code in NO_TOKEN_CODES[1:] and why and number == 0:
-                return rows + [(False, _("the token is refused (%s): get a valid one for this user, role and site") % printable(why))]
+                return rows + [(False,
+                                _("the token is refused (%s): get a valid one for this user, role and site")
+                                % printable(why))]
             if code == "0005" and not why:
                 stopped.append(target)
             elif good and not re.search(good, str(error)):
@@ -6332,12 +6452,15 @@ def findings_of_calls(relay, calls):
         if number == 0 and not stopped:
             rows.append((True, _("the relay takes this token")))
     if stopped:
-        return rows + [(False, _("something in between does not let through: %s; ask the gateway's operator") % " ".join(stopped))]
+        return rows + [(False,
+                        _("something in between does not let through: %s; ask the gateway's operator")
+                        % " ".join(stopped))]
     return rows + [(True, _("all %d calls of this side get through") % len(calls))]
 
 
 def log_in(relay, user, path):
-    """Asks for the password without echo (without a terminal: a line of standard input) and keeps the token in a 0600 file. 77 if refused."""
+    """Asks for the password without echo (without a terminal: a line of standard input) and keeps the token
+    in a 0600 file. 77 if refused."""
     asks = sys.stdin is not None and sys.stdin.isatty()
     if not user and asks:
         sys.stderr.write(_("user: "))
@@ -6357,7 +6480,8 @@ def log_in(relay, user, path):
     except RelayAway as error:
         raise Stop(EX_UNAVAILABLE, str(error))
     token, until = found.get("token"), found.get("expires")
-    if not isinstance(token, str) or not re.match(r"[!-~]{1,4096}\Z", token) or not isinstance(until, (int, float)):
+    if (not isinstance(token, str) or not re.match(r"[!-~]{1,4096}\Z", token)
+            or not isinstance(until, (int, float))):
         raise Stop(EX_PROTOCOL, "%s: %s" % (relay.url, _("an answer that is none")))
     part = utf8("%s.%s" % (path, os.urandom(4).hex()))
     with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600), "w") as out:
@@ -6365,24 +6489,30 @@ def log_in(relay, user, path):
         out.flush()
         os.fsync(out.fileno())
     os.rename(part, utf8(path))
-    print(_("%s: token of %s, good until %s") % (path, printable(user), time.strftime("%Y-%m-%d %H:%M", time.localtime(until))))
+    print(_("%s: token of %s, good until %s")
+          % (path, printable(user), time.strftime("%Y-%m-%d %H:%M", time.localtime(until))))
     return 0
 # ==== end shared ====
 
 
 # ==== shared: check ====
-# What `check` says: rows of (True: OK, None: WARN, False: FAIL; a text that says what to do). It looks at things as they are, and changes none.
+# What `check` says: rows of (True: OK, None: WARN, False: FAIL; a text that says what to do). It looks at
+# things as they are, and changes none.
 MEMORY_FILE_SYSTEMS = ("tmpfs", "ramfs", "devtmpfs")
-TMPFILES_DIRS = ("/etc/tmpfiles.d", "/run/tmpfiles.d", "/usr/lib/tmpfiles.d")           # of two files of one name, the first counts
-TLS_INSPECTORS = (r"zscaler|netskope|fortinet|fortigate|palo ?alto|blue ?coat|symantec web|umbrella|forcepoint|mcafee|trellix|sophos|"
-              r"check ?point|watchguard|barracuda|i-filter|digital arts|squid|mitmproxy|inspection|proxy|kaspersky|eset")
+# of two files of one name, the first counts
+TMPFILES_DIRS = ("/etc/tmpfiles.d", "/run/tmpfiles.d", "/usr/lib/tmpfiles.d")
+TLS_INSPECTORS = (r"zscaler|netskope|fortinet|fortigate|palo ?alto|blue ?coat|symantec"
+                  r" web|umbrella|forcepoint|mcafee|trellix|sophos|check"
+                  r" ?point|watchguard|barracuda|i-filter|digital"
+                  r" arts|squid|mitmproxy|inspection|proxy|kaspersky|eset")
 
 
 def print_findings(rows, as_json):
     """Prints the rows; 0, or 78 if one of them is a FAIL."""
     words = {True: "OK", None: "WARN", False: "FAIL"}
     if as_json:
-        print(json.dumps([{"level": words[good], "text": printable(text)} for good, text in rows], ensure_ascii=False))
+        print(json.dumps([{"level": words[good], "text": printable(text)} for good, text in rows],
+                         ensure_ascii=False))
     for good, text in rows if not as_json else ():
         print("%-5s %s" % (words[good], printable(text)))
     return EX_CONFIG if any(good is False for good, text in rows) else 0
@@ -6408,7 +6538,8 @@ def mount_of(path):
     with open("/proc/self/mounts", "rb") as text:
         for line in text:
             words = [word.decode("unicode_escape").encode("latin-1") for word in line.split()[:4]]
-            if (os.fsencode(path) + b"/").startswith(words[1].rstrip(b"/") + b"/") and len(words[1]) >= len(os.fsencode(best[0])):
+            if ((os.fsencode(path) + b"/").startswith(words[1].rstrip(b"/") + b"/")
+                    and len(words[1]) >= len(os.fsencode(best[0]))):
                 best = os.fsdecode(words[1]), os.fsdecode(words[2]), os.fsdecode(words[3])
     return best
 
@@ -6423,7 +6554,8 @@ def cleaner_below(path):
             seen.add(name)
             with open(os.path.join(folder, name), encoding="utf-8", errors="replace") as text:
                 for words in (line.split() for line in text):
-                    if len(words) > 1 and (path + "/").startswith(words[1].rstrip("/*") + "/") and words[1] != "/":
+                    if (len(words) > 1 and (path + "/").startswith(words[1].rstrip("/*") + "/")
+                            and words[1] != "/"):
                         kept = kept or words[0][0] in "xX"
                         if words[0][0] in "dDevqQ" and len(words) > 5 and words[5] != "-":
                             found = "%s: %s" % (os.path.join(folder, name), " ".join(words))
@@ -6434,25 +6566,33 @@ def cleaner_below(path):
 
 
 def findings_of_disk(path, keep, local=False):
-    """Rows about the file system of a folder that must last. keep: bytes, or a share, that shall stay free; local: no network file system."""
+    """Rows about the file system of a folder that must last. keep: bytes, or a share, that shall stay free;
+    local: no network file system."""
     path, rows = os.path.realpath(path), []
     while not os.path.exists(path):
         path = os.path.dirname(path)
     point, kind, options = mount_of(path)
     disk = os.statvfs(path)
-    free, least = disk.f_bavail * disk.f_frsize, keep * disk.f_blocks * disk.f_frsize if isinstance(keep, float) else keep
+    free, least = (disk.f_bavail * disk.f_frsize,
+                   keep * disk.f_blocks * disk.f_frsize if isinstance(keep, float) else keep)
     text = _("%s: %.1f GB free on %s (%s)") % (path, free / 1e9, point, kind)
-    rows.append((True, text) if free > least else (False, text + _("; less than the %.1f GB that are to stay free: make room") % (least / 1e9)))
+    rows.append((True, text) if free > least
+                else (False,
+                      text + _("; less than the %.1f GB that are to stay free: make room") % (least / 1e9)))
     if kind in MEMORY_FILE_SYSTEMS:
-        text = _("%s: in memory (%s): a reboot empties it, and what was not delivered is lost; use a directory on a disk")
+        text = _("%s: in memory (%s): a reboot empties it, and what was not delivered is lost; use a"
+                 " directory on a disk")
         rows.append((None, text % (path, kind)))
     if local and re.match(r"nfs|cifs|smb|fuse\.sshfs|lustre|gpfs|beegfs|9p", kind):
         rows.append((False, _("%s: on a network file system (%s); use a local disk") % (path, kind)))
     cleaner = cleaner_below(path)
     if cleaner:
-        rows.append((None, _("%s: old files are removed there (%s); use another directory, or except this one") % (path, cleaner)))
+        rows.append((None,
+                     _("%s: old files are removed there (%s); use another directory, or except this one")
+                     % (path, cleaner)))
     if "noexec" in options.split(","):
-        rows.append((None, _("%s: mounted noexec: a command that is built or copied there does not run") % path))
+        rows.append((None,
+                     _("%s: mounted noexec: a command that is built or copied there does not run") % path))
     return rows
 
 
@@ -6463,11 +6603,13 @@ def finding_of_open_files(wanted):
     most = "-" if hard == resource.RLIM_INFINITY else str(hard)
     if hard == resource.RLIM_INFINITY or hard >= wanted:
         return True, _("open files: limit %s, wanted %d") % (most, wanted)
-    return False, _("open files: limit %s, wanted %d; raise it (LimitNOFILE in the unit, or ulimit -n)") % (most, wanted)
+    return False, _("open files: limit %s, wanted %d; raise it (LimitNOFILE in the unit, or ulimit -n)") % (
+        most, wanted)
 
 
 def no_core_dump():
-    """A core dump of this process would hold its token. What it starts may raise the limit again (ulimit -S -c)."""
+    """A core dump of this process would hold its token. What it starts may raise the limit again (ulimit -S
+    -c)."""
     import resource
     resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
 
@@ -6481,7 +6623,8 @@ def readable_name(part):
 def finding_of_certificate(found, where):
     """A row about a certificate as the ssl module tells it: whose, by whom, how long."""
     left = (ssl.cert_time_to_seconds(found["notAfter"]) - time.time()) / 86400
-    text = _("%s: certificate of %s, issued by %s, %d days left") % (where, readable_name(found["subject"]), readable_name(found["issuer"]), left)
+    text = _("%s: certificate of %s, issued by %s, %d days left") % (where, readable_name(found["subject"]),
+                                                                     readable_name(found["issuer"]), left)
     if ssl.cert_time_to_seconds(found["notBefore"]) > time.time():
         return False, text + _("; it is not valid yet: is a clock wrong?")
     if left < 21:
@@ -6542,48 +6685,60 @@ def one_of(*choices):
 
 
 def ini_folders(script):
-    """Where the ini is looked for: beside the script, in ~/.config/, in /etc/. Never where it is started: results arrive there."""
+    """Where the ini is looked for: beside the script, in ~/.config/, in /etc/. Never where it is started:
+    results arrive there."""
     return [os.path.dirname(os.path.abspath(script)), os.path.expanduser("~/.config"), "/etc"]
 
 
 def find_ini(given, folders, needed=False):
-    """The ini's absolute path: given (--ini), or the first of these folders that has one, or None. 78 if the given or needed one is not there."""
+    """The ini's absolute path: given (--ini), or the first of these folders that has one, or None. 78 if the
+    given or needed one is not there."""
     if given is not None and not os.path.exists(utf8(given)):
         raise Stop(EX_CONFIG, _("%s: no such file (--ini)") % (printable(given) or '""'))
-    places = [os.path.join(folder, INI_NAME) for folder in folders if os.path.isabs(folder)] if given is None else [given]      # ~ may be nobody's
+    # ~ may be nobody's
+    places = ([os.path.join(folder, INI_NAME) for folder in folders if os.path.isabs(folder)] if given is None
+              else [given])
     found = next((os.path.abspath(place) for place in places if os.path.exists(utf8(place))), None)
     if needed and not found:
-        raise Stop(EX_CONFIG, _("no %s in %s; say --ini FILE") % (INI_NAME, printable(", ".join(dict.fromkeys(folders)))))
+        raise Stop(EX_CONFIG,
+                   _("no %s in %s; say --ini FILE")
+                   % (INI_NAME, printable(", ".join(dict.fromkeys(folders)))))
     return found
 
 
 def check_only_ours(path):
-    """78 if somebody else than this user and root may change that file or directory, or what it lies in; of a link, also where it leads to."""
+    """78 if somebody else than this user and root may change that file or directory, or what it lies in; of a
+    link, also where it leads to."""
     path = os.path.abspath(utf8(path))
     real = os.path.realpath(path)
     for place in (path, os.path.dirname(path), real, os.path.dirname(real)):
         info = os.stat(place)
         if info.st_uid not in (0, os.geteuid()) or info.st_mode & 0o022:
-            raise Stop(EX_CONFIG, _("%s: must belong to you or root, and nobody else may write to it (chown, chmod go-w)") % printable(
-                place.decode("utf-8", "replace")))
+            raise Stop(EX_CONFIG,
+                       _("%s: must belong to you or root, and nobody else may write to it (chown, chmod"
+                         " go-w)") % printable(place.decode("utf-8", "replace")))
 
 
 def did_you_mean(word, known):
     """' (did you mean X?)' or ''. X is spelled nearly so, or begins or ends so."""
     import difflib
-    close = difflib.get_close_matches(word, known, 1, 0.6) or [one for one in sorted(known) if len(word) > 2 and (
-        one.startswith(word) or one.endswith(word) or word.endswith(one))]
+    close = (difflib.get_close_matches(word, known, 1, 0.6)
+             or [one
+                 for one in sorted(known)
+                 if len(word) > 2 and (one.startswith(word) or one.endswith(word) or word.endswith(one))])
     return _(" (did you mean %s?)") % close[0] if close else ""
 
 
 def belongs_into(key, table):
     """' (it belongs into [SECTION])' or ''."""
-    names = [{"command *": "command NAME", "*": "SITE"}.get(name, name) for name in table if key in table[name]]
+    names = [{"command *": "command NAME", "*": "SITE"}.get(name, name)
+             for name in table if key in table[name]]
     return _(" (it belongs into %s)") % ", ".join("[%s]" % name for name in names) if names else ""
 
 
 def parse_ini(path):
-    """The ini at path as it is: {section: [(key, text)]}. Stop 78 if it cannot be read, or others may write to it."""
+    """The ini at path as it is: {section: [(key, text)]}. Stop 78 if it cannot be read, or others may write
+    to it."""
     import configparser
     parser = configparser.RawConfigParser(default_section="\0", strict=True, inline_comment_prefixes=("#",))
     parser.optionxform = lambda key: key if key.lower().startswith("env.") else key.lower()
@@ -6600,8 +6755,8 @@ def parse_ini(path):
 
 
 def read_ini(path, table):
-    """The ini as {section: {key: typed value}}: every section of table with its defaults, and of 'command *' and '*' (any other)
-    those that are there.
+    """The ini as {section: {key: typed value}}: every section of table with its defaults, and of 'command *'
+    and '*' (any other) those that are there.
 
     What the file says is obeyed, so nobody else may write to it: see check_only_ours().
     78 with file, section, key and what to do, for anything that is not as it should be.
@@ -6613,7 +6768,9 @@ def read_ini(path, table):
         shape = section if section in table else "command *" if section.startswith("command ") else "*"
         if shape not in table:
             if shape == "*" and section not in SECTIONS and did_you_mean(section, SECTIONS + ("command",)):
-                raise Stop(EX_CONFIG, _("%s: [%s] is not a section%s") % (path, section, did_you_mean(section, SECTIONS + ("command",))))
+                raise Stop(EX_CONFIG,
+                           _("%s: [%s] is not a section%s")
+                           % (path, section, did_you_mean(section, SECTIONS + ("command",))))
             continue                                   # another script's, or a site's
         if shape == "*" and section in SECTIONS:
             continue
@@ -6634,7 +6791,8 @@ def read_ini(path, table):
 
 
 # ==== shared: say ====
-# How every script of the suite speaks: one line per failure, one line per step, nothing from the wire unescaped.
+# How every script of the suite speaks: one line per failure, one line per step, nothing from the wire
+# unescaped.
 EX_USAGE, EX_DATA, EX_NOINPUT, EX_UNAVAILABLE, EX_BUG, EX_IOERR = 64, 65, 66, 69, 70, 74
 EX_TEMPFAIL, EX_PROTOCOL, EX_REFUSED, EX_CONFIG, EX_INTERRUPT = 75, 76, 77, 78, 130
 LEVELS = ("debug", "info", "warn", "error")
@@ -6663,50 +6821,59 @@ def choose_language(lang="auto"):
 
 
 def help_of(pages, doc, word=""):
-    """What --help says: of one word of pages {word: (what may stand behind it, what it does, an example)}; else the docstring as far as it is
-    for users, or, in Japanese, every page."""
+    """What --help says: of one word of pages {word: (what may stand behind it, what it does, an example)};
+    else the docstring as far as it is for users, or, in Japanese, every page."""
     if word not in pages and SAY["lang"] != "ja":
         return doc.partition("\ncontents")[0].strip()
     texts = []
     for one in [word] if word in pages else pages:
         behind, text, example = pages[one]
-        texts.append("usage: %s.py %s\n\n%s\n\n%s %s.py %s" % (PROGRAM, ("%s %s" % (one, behind)).strip(), _(text), _("example:"), PROGRAM, example))
+        texts.append("usage: %s.py %s\n\n%s\n\n%s %s.py %s"
+                     % (PROGRAM, ("%s %s" % (one, behind)).strip(), _(text), _("example:"), PROGRAM, example))
     return "\n\n".join(texts)
 
 
 def printable(text):
-    """text with control, direction and surrogate characters made visible: it can neither steer a terminal nor start a log line."""
+    """text with control, direction and surrogate characters made visible: it can neither steer a terminal nor
+    start a log line."""
     text = str(text)
     if not has_control_chars(text):
         return text
-    return re.sub(CONTROL_CHARS, lambda m: ("\\x%02x" if m.group() < "\xff" else "\\u%04x") % ord(m.group()), text)
+    return re.sub(CONTROL_CHARS, lambda m: ("\\x%02x" if m.group() < "\xff" else "\\u%04x") % ord(m.group()),
+                  text)
 
 
 def has_control_chars(text):
-    """Has text control, direction or surrogate characters? Of most texts Python knows at once that they have none:
-    to compile the expression takes milliseconds of every start."""
+    """Has text control, direction or surrogate characters? Of most texts Python knows at once that they have
+    none: to compile the expression takes milliseconds of every start."""
     return not text.isprintable() and re.search(CONTROL_CHARS, text) is not None
 
 
 def json_of(found, **how):
-    """found as JSON for whoever reads stdout: a program, or a person at a terminal, which control and direction characters would steer."""
-    return re.sub(CONTROL_CHARS, lambda m: m.group() if m.group() < " " else "\\u%04x" % ord(m.group()), json.dumps(found, ensure_ascii=False, **how))
+    """found as JSON for whoever reads stdout: a program, or a person at a terminal, which control and
+    direction characters would steer."""
+    return re.sub(CONTROL_CHARS, lambda m: m.group() if m.group() < " " else "\\u%04x" % ord(m.group()),
+                  json.dumps(found, ensure_ascii=False, **how))
 
 
 def log(level, accept_id, step, **values):
-    """One line: time LEVEL ACCEPT_ID step key=value ...; values are escaped, and quoted as JSON when they hold blanks."""
+    """One line: time LEVEL ACCEPT_ID step key=value ...; values are escaped, and quoted as JSON when they
+    hold blanks."""
     if LEVELS.index(level) < SAY["level"]:
         return
     words = []
     for key, value in values.items():
         value = printable(value)
-        words.append("%s=%s" % (key, json.dumps(value, ensure_ascii=False) if re.search(r'[\s"]|^$', value) else value))
+        words.append("%s=%s"
+                     % (key,
+                        json.dumps(value, ensure_ascii=False) if re.search(r'[\s"]|^$', value) else value))
     if "JOURNAL_STREAM" in os.environ and SAY["log"] is None:
         stamp = "<%d>" % {"debug": 7, "info": 6, "warn": 4, "error": 3}[level]
     else:
         now = time.time()
         zone = time.strftime("%z", time.localtime(now))
-        stamp = "%s.%03d%s:%s" % (time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(now)), now % 1 * 1000, zone[:3], zone[3:])
+        stamp = "%s.%03d%s:%s" % (time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(now)), now % 1 * 1000,
+                                  zone[:3], zone[3:])
     line = " ".join([stamp, level.upper(), accept_id or "-", step] + words) + "\n"
     with SAY["lock"]:
         try:
@@ -6718,7 +6885,8 @@ def log(level, accept_id, step, **values):
 
 
 def log_into(path):
-    """Log lines go to the end of that file from now on, which is opened anew (logrotate renames it). OSError: all stays as it was. '': nothing."""
+    """Log lines go to the end of that file from now on, which is opened anew (logrotate renames it). OSError:
+    all stays as it was. '': nothing."""
     new = open(utf8(path), "a", encoding="utf-8", errors="backslashreplace") if path else None
     with SAY["lock"]:
         old, SAY["log"] = SAY["log"], new or SAY["log"]
@@ -6727,7 +6895,8 @@ def log_into(path):
 
 
 def fault(name):
-    """A named point of the way. Nothing happens here: the crash tests start the program with a death in this function's place."""
+    """A named point of the way. Nothing happens here: the crash tests start the program with a death in this
+    function's place."""
 
 
 def utf8(text):
@@ -6744,18 +6913,19 @@ def arguments(argv=None):
 
 
 def utf8_stdio():
-    """stdout and stderr in UTF-8 whatever the locale says; a character that cannot be shown never raises. What was closed reads, or swallows,
-    nothing: stand_alone() has opened its descriptor."""
+    """stdout and stderr in UTF-8 whatever the locale says; a character that cannot be shown never raises.
+    What was closed reads, or swallows, nothing: stand_alone() has opened its descriptor."""
     sys.stdin = sys.stdin or open(0, encoding="utf-8")
     for number, name in ((1, "stdout"), (2, "stderr")):
         stream = getattr(sys, name) or open(number, "w")
         if hasattr(stream, "detach"):
-            setattr(sys, name, io.TextIOWrapper(stream.detach(), "utf-8", "backslashreplace", line_buffering=True))
+            setattr(sys, name,
+                    io.TextIOWrapper(stream.detach(), "utf-8", "backslashreplace", line_buffering=True))
 
 
 def exit_after(code, seconds):
-    """Ends the program with that code after so many seconds, should the way out of it hang: nobody reads what it writes, a disk does not answer.
-    For signal handlers: no lock is taken."""
+    """Ends the program with that code after so many seconds, should the way out of it hang: nobody reads what
+    it writes, a disk does not answer. For signal handlers: no lock is taken."""
     def end():
         time.sleep(seconds)
         os._exit(code)
@@ -6763,14 +6933,17 @@ def exit_after(code, seconds):
 
 
 def run_as_program(main):
-    """Runs main() and exits with its code; a failure is one line on stderr and a code, never a traceback (unless asked: -v)."""
+    """Runs main() and exits with its code; a failure is one line on stderr and a code, never a traceback
+    (unless asked: -v)."""
     import gc
     try:
-        gc.freeze() if hasattr(gc, "freeze") else None                   # what was made so far stays: it need not be looked at again
+        # what was made so far stays: it need not be looked at again
+        gc.freeze() if hasattr(gc, "freeze") else None
         gc.enable()
         utf8_stdio()
         places = [place for place in os.environ.get("PATH", "").split(":") if place[:1] == "/"]
-        os.environ["PATH"] = ":".join(places) or "/usr/local/bin:/usr/bin:/bin"        # no program from where it is started: results arrive there
+        # no program from where it is started: results arrive there
+        os.environ["PATH"] = ":".join(places) or "/usr/local/bin:/usr/bin:/bin"
         choose_language()
         code = main() or 0
         sys.stdout.flush()
@@ -6781,7 +6954,8 @@ def run_as_program(main):
     except BrokenPipeError:
         code, text = EX_IOERR, ""
     except OSError as error:
-        code, text = EX_IOERR, "%s%s" % (error.strerror or error, ": %s" % os.fsdecode(error.filename) if error.filename else "")
+        code, text = EX_IOERR, "%s%s" % (error.strerror or error,
+                                         ": %s" % os.fsdecode(error.filename) if error.filename else "")
     except Exception as error:                         # a bug of ours; say where, so that it can be reported
         if SAY["debug"]:
             raise
