@@ -5973,6 +5973,24 @@ def exit_after(code, seconds):
     _thread.start_new_thread(end, ())
 
 
+def failure_of(error):
+    """(exit code, line) of what has ended the program."""
+    if isinstance(error, Stop):
+        return error.code, str(error)
+    if isinstance(error, KeyboardInterrupt):
+        return EX_INTERRUPT, _("interrupted")
+    if isinstance(error, BrokenPipeError):
+        return EX_IOERR, ""
+    if isinstance(error, OSError):
+        name = ": %s" % os.fsdecode(error.filename) if error.filename else ""
+        return EX_IOERR, "%s%s" % (error.strerror or error, name)
+    place = error.__traceback__                        # a bug of ours; say where, so that it can be reported
+    while place.tb_next:
+        place = place.tb_next
+    return EX_BUG, _("a bug (%s in line %d: %s); please report this line, -v shows more") % (
+        type(error).__name__, place.tb_lineno, error)
+
+
 def run_as_program(main):
     """Runs main() and exits with its code; a failure is one line on stderr and a code, never a traceback
     (unless asked: -v)."""
@@ -5982,31 +6000,16 @@ def run_as_program(main):
         gc.freeze() if hasattr(gc, "freeze") else None
         gc.enable()
         utf8_stdio()
-        places = [place for place in os.environ.get("PATH", "").split(":") if place[:1] == "/"]
         # no program from where it is started: results arrive there
+        places = [place for place in os.environ.get("PATH", "").split(":") if place[:1] == "/"]
         os.environ["PATH"] = ":".join(places) or "/usr/local/bin:/usr/bin:/bin"
         choose_language()
-        code = main() or 0
+        code, text = main() or 0, ""
         sys.stdout.flush()
-    except Stop as stop:
-        code, text = stop.code, str(stop)
-    except KeyboardInterrupt:
-        code, text = EX_INTERRUPT, _("interrupted")
-    except BrokenPipeError:
-        code, text = EX_IOERR, ""
-    except OSError as error:
-        code, text = EX_IOERR, "%s%s" % (error.strerror or error,
-                                         ": %s" % os.fsdecode(error.filename) if error.filename else "")
-    except Exception as error:                         # a bug of ours; say where, so that it can be reported
-        if SAY["debug"]:
+    except (Exception, KeyboardInterrupt) as error:
+        code, text = failure_of(error)
+        if SAY["debug"] and code == EX_BUG and not isinstance(error, Stop):
             raise
-        place = sys.exc_info()[2]
-        while place.tb_next:
-            place = place.tb_next
-        code, text = EX_BUG, _("a bug (%s in line %d: %s); please report this line, -v shows more") % (
-            type(error).__name__, place.tb_lineno, error)
-    else:
-        text = ""
     try:
         if text:
             sys.stderr.write("%s: %s\n" % (PROGRAM, printable(text)))
@@ -6141,35 +6144,52 @@ def read_ini(path, table):
     """The ini as {section: {key: typed value}}: every section of table with its defaults, and of 'command *'
     and '*' (any other) those that are there.
 
-    What the file says is obeyed, so nobody else may write to it: see check_only_ours().
-    78 with file, section, key and what to do, for anything that is not as it should be.
+    What the file says is obeyed, so nobody else may write to it: see check_only_ours(). 78 with file,
+    section, key and what to do, for anything that is not as it should be.
     """
-    parsed = parse_ini(path) if path else {}
-    result = {name: {key: row[1] for key, row in keys.items() if "*" not in key}
-              for name, keys in table.items() if "*" not in name}
-    for section in parsed:
-        shape = section if section in table else "command *" if section.startswith("command ") else "*"
-        if shape not in table:
-            if shape == "*" and section not in SECTIONS and did_you_mean(section, SECTIONS + ("command",)):
-                raise Stop(EX_CONFIG,
-                           _("%s: [%s] is not a section%s")
-                           % (path, section, did_you_mean(section, SECTIONS + ("command",))))
-            continue                                   # another script's, or a site's
-        if shape == "*" and section in SECTIONS:
-            continue
-        keys = table[shape]
-        values = result[section] = {key: row[1] for key, row in keys.items() if "*" not in key}
-        for key, text in parsed[section]:
-            name = key if key in keys else re.sub(r"\.[^.]+\Z", ".*", key)
-            if name not in keys:
-                raise Stop(EX_CONFIG, _("%s: [%s] %s is not a key%s") % (
-                    path, section, key, belongs_into(key, table) or did_you_mean(key, list(keys))))
-            try:
-                values[key] = keys[name][0](text.strip())
-            except (ValueError, re.error) as error:
-                why = _("is not a whole number") if keys[name][0] is int else error
-                raise Stop(EX_CONFIG, "%s: [%s] %s = %s: %s" % (path, section, key, text.strip(), why))
+    result = {name: default_values(keys) for name, keys in table.items() if "*" not in name}
+    for section, rows in (parse_ini(path) if path else {}).items():
+        keys = keys_of_section(path, section, table)
+        if keys is not None:
+            result[section] = default_values(keys)
+            for key, text in rows:
+                result[section][key] = ini_value((path, section, key), text.strip(), keys, table)
     return result
+
+
+def default_values(keys):
+    """{key: default} of a section."""
+    return {key: row[1] for key, row in keys.items() if "*" not in key}
+
+
+def keys_of_section(path, section, table):
+    """The keys that this section of the ini may have; None for another script's, and for a site's where no
+    sites are. 78 for what is misspelled."""
+    if section in table:
+        return table[section]
+    if section.startswith("command "):
+        return table.get("command *")
+    if section in SECTIONS:
+        return None
+    hint = did_you_mean(section, SECTIONS + ("command",)) if "*" not in table else ""
+    if hint:
+        raise Stop(EX_CONFIG, _("%s: [%s] is not a section%s") % (path, section, hint))
+    return table.get("*")
+
+
+def ini_value(where, text, keys, table):
+    """The typed value of a key's text. where: (path, section, key), which a Stop 78 names."""
+    key = where[2]
+    name = key if key in keys else re.sub(r"\.[^.]+\Z", ".*", key)
+    if name not in keys:
+        hint = belongs_into(key, table) or did_you_mean(key, list(keys))
+        raise Stop(EX_CONFIG, _("%s: [%s] %s is not a key%s") % (where + (hint,)))
+    kind = keys[name][0]
+    try:
+        return kind(text)
+    except (ValueError, re.error) as error:
+        why = _("is not a whole number") if kind is int else error
+        raise Stop(EX_CONFIG, "%s: [%s] %s = %s: %s" % (where + (text, why)))
 # ==== end shared ====
 # ==== shared: names ====
 # File names of a calculation. Checked by every receiver: whoever sends them may be hostile.
@@ -6240,19 +6260,24 @@ class GlobMatcher:
     and anys lead to the next one, dirs behind its partner in.)"""
 
     def __init__(self, pieces, hidden=False):
-        kinds, steps, last = {"**/": ("dirs", "in"), "**": ("any", "anys"), "*": ("star",),
-                              "?": ("one",)}, [], ""
-        for piece in pieces:
-            steps += kinds.get(piece) or tuple(piece) if not piece == last == "**/" else ()    # twice is once
-            last = piece
-        self.hidden, self.end, self.chars, self.sets = hidden, 1 << len(steps), {}, []
+        kinds = {"**/": ("dirs", "in"), "**": ("any", "anys"), "*": ("star",), "?": ("one",)}
         rows = dict.fromkeys(("dirs", "in", "any", "anys", "star", "one"), 0)
+        steps, last = [], ""
+        for piece in pieces:
+            if not piece == last == "**/":             # twice is once
+                steps += kinds.get(piece) or tuple(piece)
+            last = piece
+        self.hidden = hidden
+        self.end = 1 << len(steps)
+        self.chars = {}
         for place, step in enumerate(steps):
             known = rows if step in rows else self.chars
             known[step] = known.get(step, 0) | 1 << place
         # [a-z], as expressions
         self.sets = [(step, self.chars.pop(step)) for step in list(self.chars) if not isinstance(step, str)]
-        self.free, self.dirs, self.within = rows["star"] | rows["anys"], rows["dirs"], rows["in"]
+        self.free = rows["star"] | rows["anys"]
+        self.dirs = rows["dirs"]
+        self.within = rows["in"]
         # by: is it not a slash?
         self.stay = {False: rows["anys"], True: rows["anys"] | rows["star"] | rows["in"]}
         self.go = {False: rows["any"], True: rows["any"] | rows["one"] | rows["dirs"]}
@@ -7383,15 +7408,21 @@ class Target:
     names `always`. sync: each file goes to the disk by itself."""
 
     def __init__(self, to, ident, agreed=True, began=None, always=(), sync=True):
-        self.path, self.ident = os.path.abspath(to if isinstance(to, bytes) else utf8(to)), ident
-        self.agreed, self.began, self.always, self.sync = agreed, began, always, sync
-        self.open_folders = []    # the open directories (name, descriptor) down to where the last result went
-        self.stored_here = {}                        # {(device, inode): name} of what this process has stored
-        self.not_kept = set()                 # what this file system does not keep: "x" (executable), "times"
+        self.path = os.path.abspath(to if isinstance(to, bytes) else utf8(to))
+        self.ident = ident
+        self.agreed = agreed
+        self.began = began
+        self.always = always
+        self.sync = sync
+        self.open_folders = []     # (name, descriptor) of the directories down to where the last result went
+        self.stored_here = {}      # {(device, inode): name} of what this process has stored
+        self.not_kept = set()      # what this file system does not keep: "x" (executable), "times"
+        self.repositories = {}     # {directory of a repository: was it here before this calculation?}
         self.mutex = threading.RLock()
         os.makedirs(self.path, exist_ok=True)
         self.top_fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
-        self.holds_own, self.program_places = self.holds_own_files(), self.find_program_places()
+        self.holds_own = self.holds_own_files()
+        self.program_places = self.find_program_places()
         self.stage_name = b".mi-" + utf8(ident)
         if not any(self.lock_stage() for _turn in range(100)):
             raise FileNotFoundError(errno.ENOENT, _("the directory was removed"), self.path)
@@ -7399,9 +7430,7 @@ class Target:
         self.parts_path = b"/proc/%d/fd/%d" % (os.getpid(), self.stage_fd)
         if not os.path.isdir(self.parts_path):
             self.parts_path = os.path.join(self.path, self.stage_name)
-        # {name: (inode, size, mtime)} of what this calculation has stored before
-        self.noted = self.read_notes()
-        self.repositories = {}             # {directory of a repository: was it here before this calculation?}
+        self.noted = self.read_notes()     # {name: (inode, size, mtime)} of what was stored for it before
 
     def lock_stage(self):
         """Makes and locks .mi-ID/. False: another process was just done with it; once more."""
@@ -7457,14 +7486,14 @@ class Target:
 
     def read_notes(self):
         """What the file `stored` says, which is opened for more of it."""
-        self.notes_fd, found = os.open(b"stored", os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o600,
-                                       dir_fd=self.stage_fd), {}
+        flags, found = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, {}
+        self.notes_fd = os.open(b"stored", flags, 0o600, dir_fd=self.stage_fd)
         with open(self.notes_fd, "rb", closefd=False) as rows:
             for row in rows:
                 words = row[:-1].split(b" ", 3)
-                if (row.endswith(b"\n") and len(words) == 4
-                        and all(word.lstrip(b"-").isdigit() for word in words[:3])):
-                    found[words[3]] = tuple(map(int, words[:3]))
+                numbers = [word for word in words[:3] if word.lstrip(b"-").isdigit()]
+                if row.endswith(b"\n") and len(words) == 4 and len(numbers) == 3:
+                    found[words[3]] = tuple(map(int, numbers))
         return found
 
     def holds_own_files(self):

@@ -5718,19 +5718,24 @@ class GlobMatcher:
     and anys lead to the next one, dirs behind its partner in.)"""
 
     def __init__(self, pieces, hidden=False):
-        kinds, steps, last = {"**/": ("dirs", "in"), "**": ("any", "anys"), "*": ("star",),
-                              "?": ("one",)}, [], ""
-        for piece in pieces:
-            steps += kinds.get(piece) or tuple(piece) if not piece == last == "**/" else ()    # twice is once
-            last = piece
-        self.hidden, self.end, self.chars, self.sets = hidden, 1 << len(steps), {}, []
+        kinds = {"**/": ("dirs", "in"), "**": ("any", "anys"), "*": ("star",), "?": ("one",)}
         rows = dict.fromkeys(("dirs", "in", "any", "anys", "star", "one"), 0)
+        steps, last = [], ""
+        for piece in pieces:
+            if not piece == last == "**/":             # twice is once
+                steps += kinds.get(piece) or tuple(piece)
+            last = piece
+        self.hidden = hidden
+        self.end = 1 << len(steps)
+        self.chars = {}
         for place, step in enumerate(steps):
             known = rows if step in rows else self.chars
             known[step] = known.get(step, 0) | 1 << place
         # [a-z], as expressions
         self.sets = [(step, self.chars.pop(step)) for step in list(self.chars) if not isinstance(step, str)]
-        self.free, self.dirs, self.within = rows["star"] | rows["anys"], rows["dirs"], rows["in"]
+        self.free = rows["star"] | rows["anys"]
+        self.dirs = rows["dirs"]
+        self.within = rows["in"]
         # by: is it not a slash?
         self.stay = {False: rows["anys"], True: rows["anys"] | rows["star"] | rows["in"]}
         self.go = {False: rows["any"], True: rows["any"] | rows["one"] | rows["dirs"]}
@@ -5792,9 +5797,14 @@ class BodyReader:
     ValueError for anything that is not as it should be."""
 
     def __init__(self, views, folder, parse, most):
-        self.views, self.folder, self.parse_rest, self.most = views, folder, parse, most
-        self.blobs, self.nonce = {}, os.urandom(8).hex()
-        self.data, self.at = b"", 0
+        self.views = views
+        self.folder = folder
+        self.parse_rest = parse
+        self.most = most
+        self.blobs = {}                                # {what stands in the rest in its place: Blob}
+        self.nonce = os.urandom(8).hex()
+        self.data = b""
+        self.at = 0                                    # of data, what is before it has been read
 
     def refill(self):
         """Takes the next part of the body behind what is not yet read. False at the end."""
@@ -5842,33 +5852,38 @@ class BodyReader:
     def blob(self, path):
         """The rest of a long string, decoded into the file at path."""
         import hashlib
-        total, carry, padded, digest = 0, b"", False, hashlib.sha256()
+        total, padded, digest = 0, False, hashlib.sha256()
         with open(path, "xb", buffering=0) as out:
-            while True:
-                end = self.data.find(b'"', self.at)
-                piece, last = self.data[self.at:end if end >= 0 else len(self.data)], end >= 0
-                cut = piece.find(b"\\", max(0, len(piece) - 6)) if not last else -1
-                if cut >= 0:                           # an escape may be cut in two
-                    piece = piece[:cut]
-                self.at += len(piece) + (1 if last else 0)
-                piece = carry + (unescape_base64(piece) if b"\\" in piece else piece)
-                whole = len(piece) if last else len(piece) & ~3
-                piece, carry = piece[:whole], piece[whole:]
-                if piece:
-                    rest = piece.translate(None, BASE64_CHARS)
-                    if (padded or len(piece) % 4 or rest.strip(b"=") or len(rest) > 2
-                            or not piece.endswith(rest)):
-                        raise ValueError("a file's content is not base64")
-                    padded, data = bool(rest), binascii.a2b_base64(piece)
-                    if out.write(data) != len(data):
-                        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-                    digest.update(data)
-                    total += len(data)
-                if last:
-                    os.fsync(out.fileno())
-                    return Blob(path, total, digest.hexdigest())
-                if not self.refill():
-                    raise ValueError("the body ends within a string")
+            for piece in filter(None, self.base64_pieces()):
+                rest = piece.translate(None, BASE64_CHARS)
+                fits = len(piece) % 4 == 0 and len(rest) < 3 and not rest.strip(b"=") and piece.endswith(rest)
+                if padded or not fits:
+                    raise ValueError("a file's content is not base64")
+                padded, data = bool(rest), binascii.a2b_base64(piece)
+                if out.write(data) != len(data):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                digest.update(data)
+                total += len(data)
+            os.fsync(out.fileno())
+        return Blob(path, total, digest.hexdigest())
+
+    def base64_pieces(self):
+        """The rest of a long string as it arrives: pieces of four bytes each, but for the last one."""
+        carry, last = b"", False
+        while not last:
+            end = self.data.find(b'"', self.at)
+            last = end >= 0
+            piece = self.data[self.at:end if last else len(self.data)]
+            cut = -1 if last else piece.find(b"\\", max(0, len(piece) - 6))
+            if cut >= 0:                               # an escape may be cut in two
+                piece = piece[:cut]
+            self.at += len(piece) + last
+            piece = carry + (unescape_base64(piece) if b"\\" in piece else piece)
+            whole = len(piece) if last else len(piece) & ~3
+            yield piece[:whole]
+            carry = piece[whole:]
+            if not last and not self.refill():
+                raise ValueError("the body ends within a string")
 
     def with_blobs(self, found):
         """found with the marks replaced by their Blobs."""
@@ -6010,21 +6025,27 @@ def mount_of(path):
     return best
 
 
-def cleaner_below(path):
-    """What removes old files below path (a line of tmpfiles.d, a cron job), or None."""
-    seen, found, kept = set(), None, False
+def tmpfiles_lines():
+    """(file, [word]) of every line of tmpfiles.d that counts."""
+    seen = set()
     for folder in TMPFILES_DIRS:
         for name in sorted(os.listdir(folder)) if os.path.isdir(folder) else ():
-            if not name.endswith(".conf") or name in seen:
-                continue
-            seen.add(name)
-            with open(os.path.join(folder, name), encoding="utf-8", errors="replace") as text:
-                for words in (line.split() for line in text):
-                    if (len(words) > 1 and (path + "/").startswith(words[1].rstrip("/*") + "/")
-                            and words[1] != "/"):
-                        kept = kept or words[0][0] in "xX"
-                        if words[0][0] in "dDevqQ" and len(words) > 5 and words[5] != "-":
-                            found = "%s: %s" % (os.path.join(folder, name), " ".join(words))
+            if name.endswith(".conf") and name not in seen:
+                seen.add(name)
+                path = os.path.join(folder, name)
+                with open(path, encoding="utf-8", errors="replace") as text:
+                    for line in text:
+                        yield path, line.split()
+
+
+def cleaner_below(path):
+    """What removes old files below path (a line of tmpfiles.d, a cron job), or None."""
+    found, kept = None, False
+    for source, words in tmpfiles_lines():
+        if len(words) > 1 and (path + "/").startswith(words[1].rstrip("/*") + "/") and words[1] != "/":
+            kept = kept or words[0][0] in "xX"
+            if words[0][0] in "dDevqQ" and len(words) > 5 and words[5] != "-":
+                found = "%s: %s" % (source, " ".join(words))
     for job in ("/etc/cron.daily/tmpwatch", "/etc/cron.daily/tmpreaper"):
         if os.path.exists(job) and re.match(r"/(var/)?tmp(/|\Z)", path):
             found = found or job
@@ -6224,35 +6245,52 @@ def read_ini(path, table):
     """The ini as {section: {key: typed value}}: every section of table with its defaults, and of 'command *'
     and '*' (any other) those that are there.
 
-    What the file says is obeyed, so nobody else may write to it: see check_only_ours().
-    78 with file, section, key and what to do, for anything that is not as it should be.
+    What the file says is obeyed, so nobody else may write to it: see check_only_ours(). 78 with file,
+    section, key and what to do, for anything that is not as it should be.
     """
-    parsed = parse_ini(path) if path else {}
-    result = {name: {key: row[1] for key, row in keys.items() if "*" not in key}
-              for name, keys in table.items() if "*" not in name}
-    for section in parsed:
-        shape = section if section in table else "command *" if section.startswith("command ") else "*"
-        if shape not in table:
-            if shape == "*" and section not in SECTIONS and did_you_mean(section, SECTIONS + ("command",)):
-                raise Stop(EX_CONFIG,
-                           _("%s: [%s] is not a section%s")
-                           % (path, section, did_you_mean(section, SECTIONS + ("command",))))
-            continue                                   # another script's, or a site's
-        if shape == "*" and section in SECTIONS:
-            continue
-        keys = table[shape]
-        values = result[section] = {key: row[1] for key, row in keys.items() if "*" not in key}
-        for key, text in parsed[section]:
-            name = key if key in keys else re.sub(r"\.[^.]+\Z", ".*", key)
-            if name not in keys:
-                raise Stop(EX_CONFIG, _("%s: [%s] %s is not a key%s") % (
-                    path, section, key, belongs_into(key, table) or did_you_mean(key, list(keys))))
-            try:
-                values[key] = keys[name][0](text.strip())
-            except (ValueError, re.error) as error:
-                why = _("is not a whole number") if keys[name][0] is int else error
-                raise Stop(EX_CONFIG, "%s: [%s] %s = %s: %s" % (path, section, key, text.strip(), why))
+    result = {name: default_values(keys) for name, keys in table.items() if "*" not in name}
+    for section, rows in (parse_ini(path) if path else {}).items():
+        keys = keys_of_section(path, section, table)
+        if keys is not None:
+            result[section] = default_values(keys)
+            for key, text in rows:
+                result[section][key] = ini_value((path, section, key), text.strip(), keys, table)
     return result
+
+
+def default_values(keys):
+    """{key: default} of a section."""
+    return {key: row[1] for key, row in keys.items() if "*" not in key}
+
+
+def keys_of_section(path, section, table):
+    """The keys that this section of the ini may have; None for another script's, and for a site's where no
+    sites are. 78 for what is misspelled."""
+    if section in table:
+        return table[section]
+    if section.startswith("command "):
+        return table.get("command *")
+    if section in SECTIONS:
+        return None
+    hint = did_you_mean(section, SECTIONS + ("command",)) if "*" not in table else ""
+    if hint:
+        raise Stop(EX_CONFIG, _("%s: [%s] is not a section%s") % (path, section, hint))
+    return table.get("*")
+
+
+def ini_value(where, text, keys, table):
+    """The typed value of a key's text. where: (path, section, key), which a Stop 78 names."""
+    key = where[2]
+    name = key if key in keys else re.sub(r"\.[^.]+\Z", ".*", key)
+    if name not in keys:
+        hint = belongs_into(key, table) or did_you_mean(key, list(keys))
+        raise Stop(EX_CONFIG, _("%s: [%s] %s is not a key%s") % (where + (hint,)))
+    kind = keys[name][0]
+    try:
+        return kind(text)
+    except (ValueError, re.error) as error:
+        why = _("is not a whole number") if kind is int else error
+        raise Stop(EX_CONFIG, "%s: [%s] %s = %s: %s" % (where + (text, why)))
 # ==== end shared ====
 
 
@@ -6398,6 +6436,24 @@ def exit_after(code, seconds):
     _thread.start_new_thread(end, ())
 
 
+def failure_of(error):
+    """(exit code, line) of what has ended the program."""
+    if isinstance(error, Stop):
+        return error.code, str(error)
+    if isinstance(error, KeyboardInterrupt):
+        return EX_INTERRUPT, _("interrupted")
+    if isinstance(error, BrokenPipeError):
+        return EX_IOERR, ""
+    if isinstance(error, OSError):
+        name = ": %s" % os.fsdecode(error.filename) if error.filename else ""
+        return EX_IOERR, "%s%s" % (error.strerror or error, name)
+    place = error.__traceback__                        # a bug of ours; say where, so that it can be reported
+    while place.tb_next:
+        place = place.tb_next
+    return EX_BUG, _("a bug (%s in line %d: %s); please report this line, -v shows more") % (
+        type(error).__name__, place.tb_lineno, error)
+
+
 def run_as_program(main):
     """Runs main() and exits with its code; a failure is one line on stderr and a code, never a traceback
     (unless asked: -v)."""
@@ -6407,31 +6463,16 @@ def run_as_program(main):
         gc.freeze() if hasattr(gc, "freeze") else None
         gc.enable()
         utf8_stdio()
-        places = [place for place in os.environ.get("PATH", "").split(":") if place[:1] == "/"]
         # no program from where it is started: results arrive there
+        places = [place for place in os.environ.get("PATH", "").split(":") if place[:1] == "/"]
         os.environ["PATH"] = ":".join(places) or "/usr/local/bin:/usr/bin:/bin"
         choose_language()
-        code = main() or 0
+        code, text = main() or 0, ""
         sys.stdout.flush()
-    except Stop as stop:
-        code, text = stop.code, str(stop)
-    except KeyboardInterrupt:
-        code, text = EX_INTERRUPT, _("interrupted")
-    except BrokenPipeError:
-        code, text = EX_IOERR, ""
-    except OSError as error:
-        code, text = EX_IOERR, "%s%s" % (error.strerror or error,
-                                         ": %s" % os.fsdecode(error.filename) if error.filename else "")
-    except Exception as error:                         # a bug of ours; say where, so that it can be reported
-        if SAY["debug"]:
+    except (Exception, KeyboardInterrupt) as error:
+        code, text = failure_of(error)
+        if SAY["debug"] and code == EX_BUG and not isinstance(error, Stop):
             raise
-        place = sys.exc_info()[2]
-        while place.tb_next:
-            place = place.tb_next
-        code, text = EX_BUG, _("a bug (%s in line %d: %s); please report this line, -v shows more") % (
-            type(error).__name__, place.tb_lineno, error)
-    else:
-        text = ""
     try:
         if text:
             sys.stderr.write("%s: %s\n" % (PROGRAM, printable(text)))

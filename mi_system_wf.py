@@ -2055,15 +2055,21 @@ class Target:
     names `always`. sync: each file goes to the disk by itself."""
 
     def __init__(self, to, ident, agreed=True, began=None, always=(), sync=True):
-        self.path, self.ident = os.path.abspath(to if isinstance(to, bytes) else utf8(to)), ident
-        self.agreed, self.began, self.always, self.sync = agreed, began, always, sync
-        self.open_folders = []    # the open directories (name, descriptor) down to where the last result went
-        self.stored_here = {}                        # {(device, inode): name} of what this process has stored
-        self.not_kept = set()                 # what this file system does not keep: "x" (executable), "times"
+        self.path = os.path.abspath(to if isinstance(to, bytes) else utf8(to))
+        self.ident = ident
+        self.agreed = agreed
+        self.began = began
+        self.always = always
+        self.sync = sync
+        self.open_folders = []     # (name, descriptor) of the directories down to where the last result went
+        self.stored_here = {}      # {(device, inode): name} of what this process has stored
+        self.not_kept = set()      # what this file system does not keep: "x" (executable), "times"
+        self.repositories = {}     # {directory of a repository: was it here before this calculation?}
         self.mutex = threading.RLock()
         os.makedirs(self.path, exist_ok=True)
         self.top_fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
-        self.holds_own, self.program_places = self.holds_own_files(), self.find_program_places()
+        self.holds_own = self.holds_own_files()
+        self.program_places = self.find_program_places()
         self.stage_name = b".mi-" + utf8(ident)
         if not any(self.lock_stage() for _turn in range(100)):
             raise FileNotFoundError(errno.ENOENT, _("the directory was removed"), self.path)
@@ -2071,9 +2077,7 @@ class Target:
         self.parts_path = b"/proc/%d/fd/%d" % (os.getpid(), self.stage_fd)
         if not os.path.isdir(self.parts_path):
             self.parts_path = os.path.join(self.path, self.stage_name)
-        # {name: (inode, size, mtime)} of what this calculation has stored before
-        self.noted = self.read_notes()
-        self.repositories = {}             # {directory of a repository: was it here before this calculation?}
+        self.noted = self.read_notes()     # {name: (inode, size, mtime)} of what was stored for it before
 
     def lock_stage(self):
         """Makes and locks .mi-ID/. False: another process was just done with it; once more."""
@@ -2129,14 +2133,14 @@ class Target:
 
     def read_notes(self):
         """What the file `stored` says, which is opened for more of it."""
-        self.notes_fd, found = os.open(b"stored", os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o600,
-                                       dir_fd=self.stage_fd), {}
+        flags, found = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, {}
+        self.notes_fd = os.open(b"stored", flags, 0o600, dir_fd=self.stage_fd)
         with open(self.notes_fd, "rb", closefd=False) as rows:
             for row in rows:
                 words = row[:-1].split(b" ", 3)
-                if (row.endswith(b"\n") and len(words) == 4
-                        and all(word.lstrip(b"-").isdigit() for word in words[:3])):
-                    found[words[3]] = tuple(map(int, words[:3]))
+                numbers = [word for word in words[:3] if word.lstrip(b"-").isdigit()]
+                if row.endswith(b"\n") and len(words) == 4 and len(numbers) == 3:
+                    found[words[3]] = tuple(map(int, numbers))
         return found
 
     def holds_own_files(self):
@@ -2564,19 +2568,24 @@ class GlobMatcher:
     and anys lead to the next one, dirs behind its partner in.)"""
 
     def __init__(self, pieces, hidden=False):
-        kinds, steps, last = {"**/": ("dirs", "in"), "**": ("any", "anys"), "*": ("star",),
-                              "?": ("one",)}, [], ""
-        for piece in pieces:
-            steps += kinds.get(piece) or tuple(piece) if not piece == last == "**/" else ()    # twice is once
-            last = piece
-        self.hidden, self.end, self.chars, self.sets = hidden, 1 << len(steps), {}, []
+        kinds = {"**/": ("dirs", "in"), "**": ("any", "anys"), "*": ("star",), "?": ("one",)}
         rows = dict.fromkeys(("dirs", "in", "any", "anys", "star", "one"), 0)
+        steps, last = [], ""
+        for piece in pieces:
+            if not piece == last == "**/":             # twice is once
+                steps += kinds.get(piece) or tuple(piece)
+            last = piece
+        self.hidden = hidden
+        self.end = 1 << len(steps)
+        self.chars = {}
         for place, step in enumerate(steps):
             known = rows if step in rows else self.chars
             known[step] = known.get(step, 0) | 1 << place
         # [a-z], as expressions
         self.sets = [(step, self.chars.pop(step)) for step in list(self.chars) if not isinstance(step, str)]
-        self.free, self.dirs, self.within = rows["star"] | rows["anys"], rows["dirs"], rows["in"]
+        self.free = rows["star"] | rows["anys"]
+        self.dirs = rows["dirs"]
+        self.within = rows["in"]
         # by: is it not a slash?
         self.stay = {False: rows["anys"], True: rows["anys"] | rows["star"] | rows["in"]}
         self.go = {False: rows["any"], True: rows["any"] | rows["one"] | rows["dirs"]}
@@ -2638,7 +2647,8 @@ class RelayRefused(Exception):
 
     def __init__(self, code, text, more=None):
         Exception.__init__(self, printable(text[:1000]))
-        self.code, self.more = code, more or {}
+        self.code = code
+        self.more = more or {}
 
 
 class RelayAway(Exception):
@@ -2671,7 +2681,8 @@ class Backoff:
     clients spread."""
 
     def __init__(self, most=600):
-        self.most, self.now = most, 1.0
+        self.most = most
+        self.now = 1.0
 
     def next(self):
         """The next pause in seconds."""
@@ -2737,11 +2748,14 @@ class Trust:
     Relays of a process share one."""
 
     def __init__(self, ca_file="", verify=True, client_cert="", client_key=""):
-        self.verify, self.client_cert, self.client_key = verify, client_cert, client_key
+        self.verify = verify
+        self.client_cert = client_cert
+        self.client_key = client_key
         # which the fielded programs obey
         self.ca_file = ca_file or (os.environ.get("REQUESTS_CA_BUNDLE", "") if verify else "")
-        # has_system_cas: the system's CAs are in the context, too
-        self.context, self.stamps, self.has_system_cas = None, None, False
+        self.context = None
+        self.stamps = None                             # of the files that it was made of
+        self.has_system_cas = False                    # are the system's CAs in the context, too?
 
     def current_context(self):
         """The TLS context of these files as they are. 78 if one is unusable; once there was a usable one,
@@ -2829,16 +2843,23 @@ class RelayClient:
     def __init__(self, url, token, ca_file="", verify=True, proxy="", client_cert="", client_key="",
                  port=None):
         self.tls, self.host, self.port, self.prefix = parse_relay_url(url, port)
-        self.token, self.proxy, self.trust = token, proxy, Trust(ca_file, verify, client_cert, client_key)
-        self.pause, self.on_outage, self.waits_for_token = time.sleep, lambda why: None, False
-        # patience_ends: when somebody's patience is over, in time.monotonic()
-        self.fatal_kinds, self.max_pause, self.patience_ends = (), 600, None
-        self.connection, self.wrong_sums, self.body_sent = None, 0, 0   # body_sent: bytes of a body that went
-        self.piece_size = self.piece_max = 16 << 20
-        # does the relay take empty directories? see manifest_entries()
-        self.takes_dirs, self.x_and_mtime = False, {}
         shown = "[%s]" % self.host if ":" in self.host else self.host
         self.url = "%s://%s:%d%s" % ("https" if self.tls else "http", shown, self.port, self.prefix)
+        self.token = token
+        self.proxy = proxy
+        self.trust = Trust(ca_file, verify, client_cert, client_key)
+        self.pause = time.sleep
+        self.on_outage = lambda why: None
+        self.waits_for_token = False
+        self.fatal_kinds = ()
+        self.max_pause = 600
+        self.patience_ends = None                      # in time.monotonic()
+        self.connection = None
+        self.wrong_sums = 0                            # of the pack that is being fetched
+        self.body_sent = 0                             # bytes of a body that went
+        self.piece_size = self.piece_max = 16 << 20
+        self.takes_dirs = False                        # does the relay take empty directories?
+        self.x_and_mtime = {}                          # see manifest_entries()
 
     def proxy_for(self):
         """(host, port, headers, where that is said) of the proxy for this relay, or None: proxy, or the
@@ -2891,26 +2912,32 @@ class RelayClient:
         where = self.url + (_(" through the proxy %s:%d (%s)") % (via[0], via[1], via[3]) if via else "")
         try:
             self.connection = self.open_connection(timeout)
-        except ssl.SSLError as error:
-            reason = getattr(error, "verify_message", "") or getattr(error, "reason", "") or str(error)
-            kind = "certificate" if "CERTIFICATE_VERIFY" in str(error).upper() else "network"
-            if getattr(error, "verify_code", 0) in (62, 64):      # a name, or an address, that does not match
-                raise RelayAway("name",
-                                _("%s: the certificate is for other names: %s")
-                                % (where, self.certificate_names(timeout) or reason))
-            if kind == "certificate" and self.trust.load_system_cas():
+        except (ssl.SSLError, ssl.CertificateError) as error:
+            away = self.tls_failure(error, where, timeout)
+            if away.kind == "certificate" and self.trust.load_system_cas():
                 return self.connect(timeout)
-            raise RelayAway(kind, _("%s: TLS failed: %s") % (where, reason))
-        except ssl.CertificateError as error:          # Python 3.6: a name that does not match
-            raise RelayAway("name",
-                            _("%s: the certificate is for other names: %s")
-                            % (where, self.certificate_names(timeout) or error))
+            raise away
         except (socket.gaierror, UnicodeError):
             raise RelayAway("dns", _("%s: the name %s is not known") % (where, via[0] if via else self.host))
         except (OSError, http.client.HTTPException) as error:
-            kind = ("proxy" if via and not getattr(error, "reached", True) or "unnel" in str(error)
-                    else "connect")
-            raise RelayAway(kind, "%s: %s" % (where, getattr(error, "strerror", None) or error))
+            of_proxy = via and not getattr(error, "reached", True) or "unnel" in str(error)
+            raise RelayAway("proxy" if of_proxy else "connect",
+                            "%s: %s" % (where, getattr(error, "strerror", None) or error))
+
+    def tls_failure(self, error, where, timeout):
+        """The RelayAway of a TLS connection that failed so."""
+        reason = getattr(error, "verify_message", "") or getattr(error, "reason", "") or str(error)
+        # a name, or an address, that does not match; Python 3.6 says so in a class of its own
+        if getattr(error, "verify_code", 0) in (62, 64) or not isinstance(error, ssl.SSLError):
+            names = self.certificate_names(timeout) or reason
+            return RelayAway("name", _("%s: the certificate is for other names: %s") % (where, names))
+        kind = "certificate" if "CERTIFICATE_VERIFY" in str(error).upper() else "network"
+        return RelayAway(kind, _("%s: TLS failed: %s") % (where, reason))
+
+    def broken(self, error):
+        """The RelayAway of a line that broke so (an exception, or a text)."""
+        why = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        return RelayAway("network", "%s: %s" % (self.url, why))
 
     def certificate_names(self, timeout):
         """The names in the certificate of a relay that is believed but for its name: a connection of its own,
@@ -2941,34 +2968,35 @@ class RelayClient:
             self.body_sent = 0
             if self.connection is None or self.connection.sock is None:
                 self.connect(self.within_patience(min(timeout, 30)))
-            made = self.connection
             try:
-                made.sock.settimeout(timeout)
-                made.putrequest(method, self.prefix + API_PATH + target, skip_accept_encoding=True)
-                fixed = [("Authorization", "Bearer " + self.token()), ("Accept-Encoding", "identity"),
-                         ("Content-Type", "application/json")]
-                for key, value in fixed + list(headers):
-                    made.putheader(key, value)
-                if body or length is not None or method == "POST":
-                    made.putheader("Content-Length", str(len(body) if length is None else length))
-                if length is None and body:
-                    self.send_in_one(made, body)
-                else:
-                    made.endheaders()
-                sent = length is None or self.send_chunks(made.sock, body())
-                response = made.getresponse()
-                response.will_close = response.will_close or not sent
-                return response
+                self.connection.sock.settimeout(timeout)
+                return self.send_request(method, target, body, length, headers)
             except (OSError, http.client.HTTPException) as error:
                 self.close()
                 if not kept or self.body_sent > 4 * CHUNK or isinstance(error, socket.timeout):
-                    raise RelayAway("network",
-                                    "%s: %s"
-                                    % (self.url,
-                                       getattr(error, "strerror", None) or error or type(error).__name__))
+                    raise self.broken(error)
             except BaseException:                      # half a request must not be followed by another
                 self.close()
                 raise
+
+    def send_request(self, method, target, body, length, headers):
+        """One request on the open connection (see exchange); its answer as far as its head."""
+        made = self.connection
+        made.putrequest(method, self.prefix + API_PATH + target, skip_accept_encoding=True)
+        fixed = [("Authorization", "Bearer " + self.token()), ("Accept-Encoding", "identity"),
+                 ("Content-Type", "application/json")]
+        for key, value in fixed + list(headers):
+            made.putheader(key, value)
+        if body or length is not None or method == "POST":
+            made.putheader("Content-Length", str(len(body) if length is None else length))
+        if length is None and body:
+            self.send_in_one(made, body)
+        else:
+            made.endheaders()
+        sent = length is None or self.send_chunks(made.sock, body())
+        response = made.getresponse()
+        response.will_close = response.will_close or not sent
+        return response
 
     @staticmethod
     def send_in_one(made, body):
@@ -3008,45 +3036,46 @@ class RelayClient:
     def read_answer(self, response, timeout, whole=False):
         """The JSON of an answer: errors[0] if its code is 200, or all of it (whole). RelayRefused; RelayAway
         if it is not the relay's."""
-        data, left, until = bytearray(), response.length, time.monotonic() + timeout
-        endless = left is None and not response.chunked        # only the connection's end tells where it ends
+        data, endless = b"", response.length is None and not response.chunked
         try:
-            while left != 0:                           # left: None if only the end will tell
-                more = response.read1(CHUNK if left is None else min(CHUNK, left))
-                if not more:
-                    break
-                data += more
-                left = None if left is None else left - len(more)
-                if len(data) > MAX_ANSWER or time.monotonic() > until:
-                    self.close()
-                    raise RelayAway("between", _("%s: an answer without end") % self.url)
-            if left:               # part of an answer says nothing, least of all that this is a fielded relay
-                self.close()
-                raise RelayAway("network", "%s: %s" % (self.url, _("cut off")))
-            response.length = left                     # before Python 3.13, read1 does not count
-            self.end_exchange(response)
+            data = self.read_body(response, time.monotonic() + timeout)
             parsed = json.loads(data.decode("utf-8"))
             if whole and isinstance(parsed, dict) and "errors" not in parsed:
                 return parsed
-            first = parsed["errors"][0]
-            code, text = first["code"], str(first.get("message", ""))
+            first = accepted(parsed)
+            return parsed if whole else first
         except (OSError, http.client.HTTPException) as error:
             self.close()
-            raise RelayAway("network",
-                            "%s: %s"
-                            % (self.url, getattr(error, "strerror", None) or error or type(error).__name__))
+            raise self.broken(error)
         except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError) as error:
             self.close()
             if endless and data[:1] == b"{" and isinstance(error, ValueError):
-                raise RelayAway("network", "%s: %s" % (self.url, _("cut off")))
+                raise self.broken(_("cut off"))        # where it ends, only the connection's end tells
             if response.status == 413:                 # also of a proxy: known to be for good
                 raise RelayRefused(413, _("%s: HTTP 413: too large") % self.url)
-            raise RelayAway("between",
-                            _("%s: HTTP %d without the relay's JSON: a proxy or gateway in between answered")
-                            % (self.url, response.status))
-        if code != 200:
-            raise RelayRefused(code, text, first)
-        return parsed if whole else first
+            text = _("%s: HTTP %d without the relay's JSON: a proxy or gateway in between answered")
+            raise RelayAway("between", text % (self.url, response.status))
+
+    def read_body(self, response, until):
+        """The bytes of an answer, whose connection is kept if it may be. RelayAway if there is no end of it
+        (until: in time.monotonic()), or it is cut off: part of it says nothing, least of all that this is a
+        fielded relay."""
+        data, left = bytearray(), response.length      # left: None if only the end will tell
+        while left != 0:
+            more = response.read1(CHUNK if left is None else min(CHUNK, left))
+            if not more:
+                break
+            data += more
+            left = None if left is None else left - len(more)
+            if len(data) > MAX_ANSWER or time.monotonic() > until:
+                self.close()
+                raise RelayAway("between", _("%s: an answer without end") % self.url)
+        if left:
+            self.close()
+            raise self.broken(_("cut off"))
+        response.length = left                         # before Python 3.13, read1 does not count
+        self.end_exchange(response)
+        return data
 
     def call(self, method, name, fields, wait=0, whole=False):
         """One call, once. fields go into the query (GET) or the body. wait: seconds that the relay may take
@@ -3098,7 +3127,7 @@ class RelayClient:
         function that gives its chunks) instead of fields. folder: where the files inside the answer go (see
         BodyReader); began: called when an answer without an envelope begins. RelayRefused, RelayAway;
         ValueError if the answer or a file to send is not as it should be, OSError of this disk."""
-        self.close()                              # a fielded relay closes it; a request must not go out twice
+        self.close()                # a fielded relay closes it, too; a request must not go out twice
         if method == "GET":
             from urllib.parse import urlencode
             response = self.exchange("GET", name + "?" + urlencode(fields), timeout=timeout)
@@ -3109,12 +3138,9 @@ class RelayClient:
         try:
             if folder is None or response.status != 200:
                 return self.read_answer(response, timeout)
-            parsed = BodyReader(self.body_chunks(response, moved, began), folder, json_from_bytes,
-                                MAX_ANSWER).parse()
-            if not isinstance(parsed, dict) or "errors" not in parsed:
-                return parsed
-            first = parsed["errors"][0]
-            code, text = first["code"], str(first.get("message", ""))
+            views = self.body_chunks(response, moved, began)
+            parsed = BodyReader(views, folder, json_from_bytes, MAX_ANSWER).parse()
+            return accepted(parsed) if isinstance(parsed, dict) and "errors" in parsed else parsed
         except RelayAway as error:
             if (error.kind == "between" and 400 <= response.status < 500
                     and response.status not in LATER_CODES):
@@ -3125,22 +3151,12 @@ class RelayClient:
             raise ValueError(_("an answer that is none"))
         finally:
             self.close()
-        if code != 200:
-            raise RelayRefused(code, text, first)
-        return first
 
     def body_chunks(self, response, moved, began):
         """The body of an answer, a chunk at a time. RelayAway if it breaks off."""
         view, seen = memoryview(bytearray(CHUNK)), 0
         while response.length != 0:
-            try:
-                got = response.readinto(view)
-            except (OSError, http.client.HTTPException) as error:
-                raise RelayAway(
-                    "network",
-                    "%s: %s" % (self.url, getattr(error, "strerror", None) or error or type(error).__name__))
-            if not got and response.length:
-                raise RelayAway("network", "%s: %s" % (self.url, _("cut off")))
+            got = self.read_into(response, view, may_end=not response.length)
             if not got:
                 return
             if not seen and not re.match(rb'\s*\{\s*"errors"', view[:64]):
@@ -3334,9 +3350,9 @@ class RelayClient:
                 return got
             error = _("cut off")
         except (OSError, http.client.HTTPException) as broken:
-            error = getattr(broken, "strerror", None) or broken or type(broken).__name__
+            error = broken
         self.close()
-        raise RelayAway("network", "%s: %s" % (self.url, error))
+        raise self.broken(error)
 
     def get_bytes(self, target, statuses, headers=()):
         """The answer to a GET of bytes, its body still to be read. RelayRefused, or RelayAway if what answers
@@ -3406,33 +3422,25 @@ class RelayClient:
         batch as they are stored."""
         import hashlib
         count = sum(1 for entry in batch if entry[2] <= PACK_FILE)
-        response = self.get_bytes("%s/pack?v=2&from=%d&count=%d%s"
-                                  % (target, batch[0][0], count, "&claim=" + claim if claim else ""), (200,))
-        # None: something in between passes it on without its length; its end tells
+        query = "v=2&from=%d&count=%d%s" % (batch[0][0], count, "&claim=" + claim if claim else "")
+        response = self.get_bytes("%s/pack?%s" % (target, query), (200,))
+        # left: None if something in between passes it on without its length; its end tells
         left, some = response.length, False
         try:
             while batch and batch[0][2] <= (PACK_FILE if left is None else min(left, PACK_FILE)):
                 number, name, size, sum256 = batch[0]
-                data, at, got = bytearray(size), 0, 1
-                while at < size and got:
-                    got = self.read_into(response, memoryview(data)[at:], left is None and at == 0)
-                    at += got
-                if not got:
+                data = self.read_file(response, size, left is None)
+                if data is None:
                     break
                 if hashlib.sha256(data).hexdigest() != sum256:
-                    self.wrong_sums += 1
-                    if self.wrong_sums >= 3:
-                        raise ValueError(_("%s does not arrive as it was sent (its sum differs, three times)")
-                                         % name)
-                    self.close()
-                    raise RelayAway("between", _("%s: arrived other than it was sent") % name)
+                    raise self.wrong_sum(name)
                 store(number, name, data)
                 moved(size)
                 left, some = left if left is None else left - size, True
                 batch.popleft()
             if not some:
                 raise ValueError(_("%s: the relay's pack does not match its file list") % batch[0][1])
-        except (ValueError, OSError):                  # the rest of the answer is not read
+        except (RelayAway, ValueError, OSError):       # the rest of the answer is not read
             self.close()
             raise
         self.wrong_sums = 0
@@ -3440,6 +3448,24 @@ class RelayClient:
             self.close()
         else:
             self.end_exchange(response)
+
+    def read_file(self, response, size, may_end):
+        """size bytes of the answer's body; None if it ends in front of them, where it may end there."""
+        data, at = bytearray(size), 0
+        while at < size:
+            got = self.read_into(response, memoryview(data)[at:], may_end and at == 0)
+            if not got:
+                return None
+            at += got
+        return data
+
+    def wrong_sum(self, name):
+        """What is raised for a file that arrived other than its sum says: the third time in a row that it is
+        so for good."""
+        self.wrong_sums += 1
+        if self.wrong_sums >= 3:
+            return ValueError(_("%s does not arrive as it was sent (its sum differs, three times)") % name)
+        return RelayAway("between", _("%s: arrived other than it was sent") % name)
 
     def download_all(self, target, entries, store, part, claim="", moved=lambda count: None):
         """Every (number, name, size, sha256) of entries: small ones in packs, handed to store(number, name,
@@ -3466,6 +3492,16 @@ class RelayClient:
 def nanoseconds_of(mtime):
     """An entry's mtime (seconds) as a file system wants it; None for what is none."""
     return int(mtime * 10 ** 9) if type(mtime) in (int, float) and abs(mtime) < 1 << 33 else None
+
+
+def accepted(parsed):
+    """errors[0] of an answer, whose code is 200. RelayRefused if it is another; KeyError, IndexError,
+    TypeError or AttributeError if it is no such answer."""
+    first = parsed["errors"][0]
+    code, text = first["code"], str(first.get("message", ""))
+    if code != 200:
+        raise RelayRefused(code, text, first)
+    return first
 
 
 def json_from_bytes(data):
@@ -3542,9 +3578,14 @@ class BodyReader:
     ValueError for anything that is not as it should be."""
 
     def __init__(self, views, folder, parse, most):
-        self.views, self.folder, self.parse_rest, self.most = views, folder, parse, most
-        self.blobs, self.nonce = {}, os.urandom(8).hex()
-        self.data, self.at = b"", 0
+        self.views = views
+        self.folder = folder
+        self.parse_rest = parse
+        self.most = most
+        self.blobs = {}                                # {what stands in the rest in its place: Blob}
+        self.nonce = os.urandom(8).hex()
+        self.data = b""
+        self.at = 0                                    # of data, what is before it has been read
 
     def refill(self):
         """Takes the next part of the body behind what is not yet read. False at the end."""
@@ -3592,33 +3633,38 @@ class BodyReader:
     def blob(self, path):
         """The rest of a long string, decoded into the file at path."""
         import hashlib
-        total, carry, padded, digest = 0, b"", False, hashlib.sha256()
+        total, padded, digest = 0, False, hashlib.sha256()
         with open(path, "xb", buffering=0) as out:
-            while True:
-                end = self.data.find(b'"', self.at)
-                piece, last = self.data[self.at:end if end >= 0 else len(self.data)], end >= 0
-                cut = piece.find(b"\\", max(0, len(piece) - 6)) if not last else -1
-                if cut >= 0:                           # an escape may be cut in two
-                    piece = piece[:cut]
-                self.at += len(piece) + (1 if last else 0)
-                piece = carry + (unescape_base64(piece) if b"\\" in piece else piece)
-                whole = len(piece) if last else len(piece) & ~3
-                piece, carry = piece[:whole], piece[whole:]
-                if piece:
-                    rest = piece.translate(None, BASE64_CHARS)
-                    if (padded or len(piece) % 4 or rest.strip(b"=") or len(rest) > 2
-                            or not piece.endswith(rest)):
-                        raise ValueError("a file's content is not base64")
-                    padded, data = bool(rest), binascii.a2b_base64(piece)
-                    if out.write(data) != len(data):
-                        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-                    digest.update(data)
-                    total += len(data)
-                if last:
-                    os.fsync(out.fileno())
-                    return Blob(path, total, digest.hexdigest())
-                if not self.refill():
-                    raise ValueError("the body ends within a string")
+            for piece in filter(None, self.base64_pieces()):
+                rest = piece.translate(None, BASE64_CHARS)
+                fits = len(piece) % 4 == 0 and len(rest) < 3 and not rest.strip(b"=") and piece.endswith(rest)
+                if padded or not fits:
+                    raise ValueError("a file's content is not base64")
+                padded, data = bool(rest), binascii.a2b_base64(piece)
+                if out.write(data) != len(data):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                digest.update(data)
+                total += len(data)
+            os.fsync(out.fileno())
+        return Blob(path, total, digest.hexdigest())
+
+    def base64_pieces(self):
+        """The rest of a long string as it arrives: pieces of four bytes each, but for the last one."""
+        carry, last = b"", False
+        while not last:
+            end = self.data.find(b'"', self.at)
+            last = end >= 0
+            piece = self.data[self.at:end if last else len(self.data)]
+            cut = -1 if last else piece.find(b"\\", max(0, len(piece) - 6))
+            if cut >= 0:                               # an escape may be cut in two
+                piece = piece[:cut]
+            self.at += len(piece) + last
+            piece = carry + (unescape_base64(piece) if b"\\" in piece else piece)
+            whole = len(piece) if last else len(piece) & ~3
+            yield piece[:whole]
+            carry = piece[whole:]
+            if not last and not self.refill():
+                raise ValueError("the body ends within a string")
 
     def with_blobs(self, found):
         """found with the marks replaced by their Blobs."""
@@ -3909,21 +3955,27 @@ def mount_of(path):
     return best
 
 
-def cleaner_below(path):
-    """What removes old files below path (a line of tmpfiles.d, a cron job), or None."""
-    seen, found, kept = set(), None, False
+def tmpfiles_lines():
+    """(file, [word]) of every line of tmpfiles.d that counts."""
+    seen = set()
     for folder in TMPFILES_DIRS:
         for name in sorted(os.listdir(folder)) if os.path.isdir(folder) else ():
-            if not name.endswith(".conf") or name in seen:
-                continue
-            seen.add(name)
-            with open(os.path.join(folder, name), encoding="utf-8", errors="replace") as text:
-                for words in (line.split() for line in text):
-                    if (len(words) > 1 and (path + "/").startswith(words[1].rstrip("/*") + "/")
-                            and words[1] != "/"):
-                        kept = kept or words[0][0] in "xX"
-                        if words[0][0] in "dDevqQ" and len(words) > 5 and words[5] != "-":
-                            found = "%s: %s" % (os.path.join(folder, name), " ".join(words))
+            if name.endswith(".conf") and name not in seen:
+                seen.add(name)
+                path = os.path.join(folder, name)
+                with open(path, encoding="utf-8", errors="replace") as text:
+                    for line in text:
+                        yield path, line.split()
+
+
+def cleaner_below(path):
+    """What removes old files below path (a line of tmpfiles.d, a cron job), or None."""
+    found, kept = None, False
+    for source, words in tmpfiles_lines():
+        if len(words) > 1 and (path + "/").startswith(words[1].rstrip("/*") + "/") and words[1] != "/":
+            kept = kept or words[0][0] in "xX"
+            if words[0][0] in "dDevqQ" and len(words) > 5 and words[5] != "-":
+                found = "%s: %s" % (source, " ".join(words))
     for job in ("/etc/cron.daily/tmpwatch", "/etc/cron.daily/tmpreaper"):
         if os.path.exists(job) and re.match(r"/(var/)?tmp(/|\Z)", path):
             found = found or job
@@ -4123,35 +4175,52 @@ def read_ini(path, table):
     """The ini as {section: {key: typed value}}: every section of table with its defaults, and of 'command *'
     and '*' (any other) those that are there.
 
-    What the file says is obeyed, so nobody else may write to it: see check_only_ours().
-    78 with file, section, key and what to do, for anything that is not as it should be.
+    What the file says is obeyed, so nobody else may write to it: see check_only_ours(). 78 with file,
+    section, key and what to do, for anything that is not as it should be.
     """
-    parsed = parse_ini(path) if path else {}
-    result = {name: {key: row[1] for key, row in keys.items() if "*" not in key}
-              for name, keys in table.items() if "*" not in name}
-    for section in parsed:
-        shape = section if section in table else "command *" if section.startswith("command ") else "*"
-        if shape not in table:
-            if shape == "*" and section not in SECTIONS and did_you_mean(section, SECTIONS + ("command",)):
-                raise Stop(EX_CONFIG,
-                           _("%s: [%s] is not a section%s")
-                           % (path, section, did_you_mean(section, SECTIONS + ("command",))))
-            continue                                   # another script's, or a site's
-        if shape == "*" and section in SECTIONS:
-            continue
-        keys = table[shape]
-        values = result[section] = {key: row[1] for key, row in keys.items() if "*" not in key}
-        for key, text in parsed[section]:
-            name = key if key in keys else re.sub(r"\.[^.]+\Z", ".*", key)
-            if name not in keys:
-                raise Stop(EX_CONFIG, _("%s: [%s] %s is not a key%s") % (
-                    path, section, key, belongs_into(key, table) or did_you_mean(key, list(keys))))
-            try:
-                values[key] = keys[name][0](text.strip())
-            except (ValueError, re.error) as error:
-                why = _("is not a whole number") if keys[name][0] is int else error
-                raise Stop(EX_CONFIG, "%s: [%s] %s = %s: %s" % (path, section, key, text.strip(), why))
+    result = {name: default_values(keys) for name, keys in table.items() if "*" not in name}
+    for section, rows in (parse_ini(path) if path else {}).items():
+        keys = keys_of_section(path, section, table)
+        if keys is not None:
+            result[section] = default_values(keys)
+            for key, text in rows:
+                result[section][key] = ini_value((path, section, key), text.strip(), keys, table)
     return result
+
+
+def default_values(keys):
+    """{key: default} of a section."""
+    return {key: row[1] for key, row in keys.items() if "*" not in key}
+
+
+def keys_of_section(path, section, table):
+    """The keys that this section of the ini may have; None for another script's, and for a site's where no
+    sites are. 78 for what is misspelled."""
+    if section in table:
+        return table[section]
+    if section.startswith("command "):
+        return table.get("command *")
+    if section in SECTIONS:
+        return None
+    hint = did_you_mean(section, SECTIONS + ("command",)) if "*" not in table else ""
+    if hint:
+        raise Stop(EX_CONFIG, _("%s: [%s] is not a section%s") % (path, section, hint))
+    return table.get("*")
+
+
+def ini_value(where, text, keys, table):
+    """The typed value of a key's text. where: (path, section, key), which a Stop 78 names."""
+    key = where[2]
+    name = key if key in keys else re.sub(r"\.[^.]+\Z", ".*", key)
+    if name not in keys:
+        hint = belongs_into(key, table) or did_you_mean(key, list(keys))
+        raise Stop(EX_CONFIG, _("%s: [%s] %s is not a key%s") % (where + (hint,)))
+    kind = keys[name][0]
+    try:
+        return kind(text)
+    except (ValueError, re.error) as error:
+        why = _("is not a whole number") if kind is int else error
+        raise Stop(EX_CONFIG, "%s: [%s] %s = %s: %s" % (where + (text, why)))
 # ==== end shared ====
 
 
@@ -4297,6 +4366,24 @@ def exit_after(code, seconds):
     _thread.start_new_thread(end, ())
 
 
+def failure_of(error):
+    """(exit code, line) of what has ended the program."""
+    if isinstance(error, Stop):
+        return error.code, str(error)
+    if isinstance(error, KeyboardInterrupt):
+        return EX_INTERRUPT, _("interrupted")
+    if isinstance(error, BrokenPipeError):
+        return EX_IOERR, ""
+    if isinstance(error, OSError):
+        name = ": %s" % os.fsdecode(error.filename) if error.filename else ""
+        return EX_IOERR, "%s%s" % (error.strerror or error, name)
+    place = error.__traceback__                        # a bug of ours; say where, so that it can be reported
+    while place.tb_next:
+        place = place.tb_next
+    return EX_BUG, _("a bug (%s in line %d: %s); please report this line, -v shows more") % (
+        type(error).__name__, place.tb_lineno, error)
+
+
 def run_as_program(main):
     """Runs main() and exits with its code; a failure is one line on stderr and a code, never a traceback
     (unless asked: -v)."""
@@ -4306,31 +4393,16 @@ def run_as_program(main):
         gc.freeze() if hasattr(gc, "freeze") else None
         gc.enable()
         utf8_stdio()
-        places = [place for place in os.environ.get("PATH", "").split(":") if place[:1] == "/"]
         # no program from where it is started: results arrive there
+        places = [place for place in os.environ.get("PATH", "").split(":") if place[:1] == "/"]
         os.environ["PATH"] = ":".join(places) or "/usr/local/bin:/usr/bin:/bin"
         choose_language()
-        code = main() or 0
+        code, text = main() or 0, ""
         sys.stdout.flush()
-    except Stop as stop:
-        code, text = stop.code, str(stop)
-    except KeyboardInterrupt:
-        code, text = EX_INTERRUPT, _("interrupted")
-    except BrokenPipeError:
-        code, text = EX_IOERR, ""
-    except OSError as error:
-        code, text = EX_IOERR, "%s%s" % (error.strerror or error,
-                                         ": %s" % os.fsdecode(error.filename) if error.filename else "")
-    except Exception as error:                         # a bug of ours; say where, so that it can be reported
-        if SAY["debug"]:
+    except (Exception, KeyboardInterrupt) as error:
+        code, text = failure_of(error)
+        if SAY["debug"] and code == EX_BUG and not isinstance(error, Stop):
             raise
-        place = sys.exc_info()[2]
-        while place.tb_next:
-            place = place.tb_next
-        code, text = EX_BUG, _("a bug (%s in line %d: %s); please report this line, -v shows more") % (
-            type(error).__name__, place.tb_lineno, error)
-    else:
-        text = ""
     try:
         if text:
             sys.stderr.write("%s: %s\n" % (PROGRAM, printable(text)))

@@ -15,7 +15,7 @@ SCRIPTS = sorted(os.path.basename(path) for path in glob.glob(os.path.join(suite
 TOP = {"mi_dicomapi.py", "mi_system_wf.py", "mi_system_remote.py", "execute_remote_command.py", "execute_remote_side_program_ssh.sample.sh",
        "mi_distributed_computing_assist.ini", "tests", "README.md", ".ci", ".gitignore"}
 HOUSES = ("mi_dicomapi.py", "mi_system_wf.py", "mi_system_remote.py", "execute_remote_command.py")       # own rooms stand first, and are narrow
-SIMPLE = HOUSES[:3]                                     # of these, the functions of the own rooms are simple already
+SIMPLE = HOUSES[:3]                                     # of these, the functions are simple already, but for five blocks
 DECIDERS = ("command_of", "commands_of", "unfit", "words_of", "permit", "permit_input", "permit_results", "command_env", "let_out", "shape",
             "name_rule", "size_rule", "reach", "inside", "upwards", "rule", "keep", "admit", "take", "take_folder", "enough", "judge", "judge_twins",
             "sums", "sums_of_file", "scanned_sums", "look_into", "may_hold")
@@ -225,9 +225,9 @@ def complexity(function):
 
 
 @pytest.mark.parametrize("name", SIMPLE)
-def test_no_function_of_an_own_room_is_more_complex_than_15_and_no_conditional_stands_in_another(name):
+def test_no_function_is_more_complex_than_15_and_no_conditional_stands_in_another(name):
     text = text_of(name)
-    shared = [(found.start(), found.end()) for found in BLOCK.finditer(text)]
+    shared = [(found.start(), found.end()) for found in BLOCK.finditer(text) if found.group(1) in ("gate", "watch", "run", "batch", "usage")]
     lines = [0]
     for line in text.split("\n"):
         lines.append(lines[-1] + len(line) + 1)

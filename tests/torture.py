@@ -263,7 +263,7 @@ class Torture:
                 found = text.read()
             for old, new in (("\nDISK_PAUSE = 30 ", "\nDISK_PAUSE = 1 "),              # impatient, or an hour would not do
                              ("\nORPHAN_GRACE = 10 ", "\nORPHAN_GRACE = 2 "),           # less than a poller lives here
-                             ("self.most, self.now = most, 1.0", "self.most, self.now = min(most, 2), 0.25")):
+                             ("        self.most = most\n        self.now = 1.0\n", "        self.most = min(most, 2)\n        self.now = 0.25\n")):
                 found = found.replace(old, new)
             clock = os.path.join(folder, "clock of " + name)
             open(clock, "w").close()
