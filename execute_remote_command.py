@@ -107,18 +107,21 @@ VERSION = "1.0.0"
 LOG = "remote_program_exec.log"   # the command's output, in its directory
 SMALL = 1 << 20                # bytes; smaller files travel bundled
 BUNDLE, BUNDLE_NAMES = 4 << 20, 60000  # bytes of small files, and of their names, in one bundle
+# the same to a near host, which has so many bundles or pieces before it at once: what is not read there makes
+# sshd's buffer grow, which costs more than the transfer
+NEAR_BUNDLE, NEAR_AHEAD = 1 << 18, 3
 # bytes of small files from which on a far host gets them in two sessions (each has ssh's window of 2 MiB)
 SECOND_SESSION = 8 << 20
 BULK = 64 << 20                # bytes from which on several connections pay for their log-ins
 NEAR = 0.004                   # seconds of round trip below which a host counts as being on the same LAN
-# bytes, and up to four times that; small where the line is slow, large where the processors are
-FAR_PIECE, NEAR_PIECE = 2 << 20, 16 << 20
+LEAST_PIECE = 2 << 20          # bytes of a piece of a large file; up to four times that of very large ones
 # connections at once: far, near, ever (a default sshd refuses at random from 10 on)
 STREAMS, NEAR_STREAMS, MOST_STREAMS = 6, 2, 8
 # requests under way in the only lane, in each of several: no round trip idle, little left behind by a slow
 # one
 AHEAD_ALONE, AHEAD_EACH = 6, 2
 BLOCK = 1 << 18                # bytes read or written at once
+PIPED = 1 << 16                # bytes that wait for others before they go through a pipe
 SAMPLE, SHRINKS = 1 << 16, 2.5 # bytes that must shrink by this factor to show that a file is worth packing
 SAMPLED = 8 << 20              # bytes of a result from which on its middle is looked at for that
 LEAVE = 20                     # seconds after a signal until it ends in any case
@@ -1768,64 +1771,77 @@ class Channel:
     """The two ends of a session. owed: bytes behind the request that is served, which are still to come."""
 
     def __init__(self, source=0, goal=1):
-        self.source, self.goal, self.ahead, self.at, self.owed = source, goal, b"", 0, 0
-        self.parts, self.waiting = [], 0
+        self.source, self.goal, self.owed, self.parts, self.waiting = source, goal, 0, [], 0
+        self.place, self.at, self.end = bytearray(BLOCK), 0, 0  # what has come, and is not asked for yet
 
     def fill(self):
-        """More bytes from the other side. EOFError."""
+        """More bytes from the other side, behind what has come before and is moved only if there is no room.
+        EOFError."""
         self.flush()
-        data = os.read(self.source, BLOCK)
-        if not data:
+        if self.end == BLOCK or self.at == self.end:
+            rest = self.place[self.at:self.end]
+            self.place[:len(rest)] = rest
+            self.at, self.end = 0, len(rest)
+        count = os.readv(self.source, [memoryview(self.place)[self.end:]])
+        if not count:
             raise EOFError
-        self.ahead, self.at = self.ahead[self.at:] + data, 0
+        self.end += count
 
     def request_line(self):
         """The next request's line. EOFError; Refusal if it is too long."""
         while True:
-            end = self.ahead.find(b"\n", self.at, self.at + REQUEST_MOST)
-            if end >= 0:
-                row, self.at = self.ahead[self.at:end + 1], end + 1
+            end = self.place.find(b"\n", self.at, min(self.end, self.at + REQUEST_MOST)) + 1
+            if end:
+                row, self.at = bytes(self.place[self.at:end]), end
                 return row
-            if len(self.ahead) - self.at >= REQUEST_MOST:
+            if self.end - self.at >= REQUEST_MOST:
                 raise Refusal("refused", "a request that is too long")
             self.fill()
 
-    def read_some(self, most):
-        """The next bytes, at most so many. EOFError."""
-        if self.at == len(self.ahead):
+    def block(self, count):
+        """The next count bytes, at most BLOCK: a view that is good until the next ones are asked for.
+        EOFError."""
+        while self.end - self.at < count:
             self.fill()
-        view = memoryview(self.ahead)[self.at:self.at + most]
-        self.at += len(view)
-        self.owed -= len(view)
+        view = memoryview(self.place)[self.at:self.at + count]
+        self.at += count
+        self.owed -= count
         return view
 
-    def read_exactly(self, count):
-        """So many bytes. EOFError."""
-        found = bytearray()
-        while len(found) < count:
-            found += self.read_some(count - len(found))
-        return bytes(found)
+    def blocks(self, count):
+        """The next count bytes, block by block. EOFError."""
+        while count:
+            data = self.block(min(count, BLOCK))
+            count -= len(data)
+            yield data
 
     def skip_owed(self):
         """Swallows what is owed."""
-        while self.owed > 0:
-            self.read_some(min(self.owed, BLOCK))
+        for _data in self.blocks(max(0, self.owed)):
+            pass
 
-    def say(self, told, data=b""):
+    def say(self, told, *data):
         """One line of an answer, and bytes behind it."""
-        self.parts += [json.dumps(dict(told, size=len(data)) if data else told).encode("ascii") + b"\n", data]
-        self.waiting += len(data) + 100
+        size = sum(map(len, data))
+        row = json.dumps(dict(told, size=size) if size else told).encode("ascii") + b"\n"
+        self.parts += (row,) + data
+        self.waiting += len(row) + size
         if self.waiting > BLOCK:
             self.flush()
 
     def say_bytes(self, data):
         """Bytes that belong to the last answer."""
-        self.parts.append(data)
         self.flush()
+        self.write(data)
 
     def flush(self):
         """All of it on its way, before anything is waited for."""
-        view, self.parts, self.waiting = memoryview(b"".join(self.parts)), [], 0
+        if self.parts:
+            data, self.parts, self.waiting = b"".join(self.parts), [], 0
+            self.write(data)
+
+    def write(self, data):
+        view = memoryview(data)
         while len(view):
             view = view[os.write(self.goal, view):]
 
@@ -1834,7 +1850,7 @@ class Channel:
         any more."""
         self.flush()
         poller = select.poll()
-        more = self.at < len(self.ahead)               # sent ahead: only the end of all is looked for
+        more = self.at < self.end                      # sent ahead: only the end of all is looked for
         poller.register(self.source, 0x2000 if more else select.POLLIN | 0x2000)           # POLLRDHUP
         if alive >= 0:
             poller.register(alive, select.POLLIN)
@@ -2425,23 +2441,22 @@ class UnjudgedResults(JudgedResults):
             os.close(fd)
 
     def read_piece(self, name, at, length, size, mtime):
-        """As JudgedResults's."""
-        fd = self.open(name)
-        try:
+        """As JudgedResults's; each block lies where the one before lay."""
+        place = memoryview(bytearray(min(length, BLOCK)))
+        with open(self.open(name), "rb", 0) as source:
+            source.seek(at)
             while True:
-                info = os.fstat(fd)
+                info = os.fstat(source.fileno())
                 same = (info.st_size, info.st_mtime_ns) == (size, mtime)
                 if not same and (name != LOG or info.st_size < at + length):
                     raise Stays("changing")
                 if not length:
                     return
-                data = os.pread(fd, min(BLOCK, length), at)
+                data = place[:source.readinto(place[:length])]
                 if not data:
                     raise Stays("changing")
                 at, length = at + len(data), length - len(data)
                 yield data
-        finally:
-            os.close(fd)
 
 
 # The sessions
@@ -2511,12 +2526,13 @@ class Door:
         return self.place.state() if self.place is not None else {"state": "none"}
 
     def do_hello(self, v, run, lane, turn, check=False):
+        began = time.monotonic()
         if self.putting:
             self.place.end_putting()
         self.place = Place(self.rules, run) if run else None
         self.lane, self.turn, self.putting, self.found = lane, turn, False, None
         self.forget_results()
-        base, began = self.rules["base"], self.place.noted(b"began") if run else {}
+        base, home = self.rules["base"], self.place.noted(b"began") if run else {}
         if run:
             adopt_old_run(self.place)
         if not check:                                  # which leaves all as it is
@@ -2525,14 +2541,14 @@ class Door:
         more = {"v": 2, "program": VERSION, "sum": self.rules.get("sum", ""), "door": self.name,
                 "host": host_id(), "boot": boot_id(), "base": shown(base), "aes": has_aes(),
                 "free": free.f_bavail * free.f_frsize,
-                "began": [began.get("host"), began.get("boot")] if began else None}
+                "began": [home.get("host"), home.get("boot")] if home else None}
         if check:
             more.update(python=sys.version.split()[0], kill=kills_at_log_out(), runs=len(run_names(base)))
         told = self.state()
         if run not in self.greeted and (told["state"] != "none" or len(self.greeted) < LOGGED_REFUSALS):
             self.greeted.add(run)                      # once: nobody pushes older lines out of the log
             guard_log(self.rules, "info", run, "hello", lane=lane)
-        self.wire.say(dict(told, **more))
+        self.wire.say(dict(told, took=int((time.monotonic() - began) * 1e6), **more))
 
     def do_put(self, size, files=None, name=None, at=None, length=None, end=None):
         self.put_on()
@@ -2570,7 +2586,8 @@ class Door:
         sums, fd = [], self.place.open_input(name, False)
         try:
             if length is not None:
-                data = unpack(self.wire.read_exactly(min(size, UNPACKED_MOST + 65536)), length)
+                data = unpack(b"".join(map(bytes, self.wire.blocks(min(size, UNPACKED_MOST + 65536)))),
+                              length)
                 self.put_on()
                 self.place.count_bytes(length, at + length)
                 self.write_at(fd, memoryview(data), at)
@@ -2584,16 +2601,15 @@ class Door:
             os.close(fd)
         self.wire.say({"sums": sums})
 
-    def receive_into(self, fd, at, left):
-        """The next `left` bytes that come, into a file; their sum."""
+    def receive_into(self, fd, at, size):
+        """The next `size` bytes that come, into a file; their sum."""
         digest = hashlib.sha256()
-        while left:
-            data = self.wire.read_some(min(left, BLOCK))
+        for data in self.wire.blocks(size):
             self.put_on()                              # it may have waited long
             digest.update(data)
             self.place.count_bytes(len(data), at + len(data))
             self.write_at(fd, data, at)
-            at, left = at + len(data), left - len(data)
+            at += len(data)
         return digest.hexdigest()
 
     @staticmethod
@@ -2744,7 +2760,7 @@ class Door:
         nothing."""
         blocks, length = self.results().read_piece(*piece), piece[2]
         try:
-            data = b"".join(blocks) if pack else next(blocks, b"")
+            data = b"".join(map(bytes, blocks)) if pack else next(blocks, b"")
         except (OSError, Stays) as error:
             return self.wire.say({"verdict": verdict_code(error)})
         packed = packed_if_smaller(data) if pack else None
@@ -4091,7 +4107,7 @@ class Line:
             raise LineLost(_("%s: the connection broke off") % self.host)
         said = open(os.path.join(self.folder, b"said.%d" % (time.monotonic() * 1e9)), "w+b")
         process = subprocess.Popen([utf8(word) for word in self.options + control + ["--", self.host, asked]],
-                                   stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=said, bufsize=BLOCK,
+                                   stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=said, bufsize=PIPED,
                                    start_new_session=True)
         process.said = said
         limit_stderr(process.pid)
@@ -4126,7 +4142,8 @@ class Line:
             started = time.monotonic()
             if not self.plain:
                 self.told = self.session.hello("", check)
-                self.door, self.round_trip = self.told["door"], time.monotonic() - started
+                took = self.told.get("took", 0) / 1e6  # there; the rest is the line's
+                self.door, self.round_trip = self.told["door"], max(0, time.monotonic() - started - took)
         except BaseException:
             self.close()
             raise
@@ -4135,6 +4152,19 @@ class Line:
             plain=self.plain, program=self.told.get("program", "-"), there=self.told.get("host", "-"),
             state=self.told.get("state", "-"))
         return self
+
+    def time_again(self, total):
+        """Before total bytes are moved: a round trip that leaves open whether the host is near, as a busy one
+        answers late, is timed again."""
+        for _turn in range(3):
+            if total > SECOND_SESSION and NEAR <= self.round_trip < 5 * NEAR:
+                began = time.monotonic()
+                self.session.ask("state").answer("state")
+                self.round_trip = min(self.round_trip, time.monotonic() - began)
+
+    def near(self):
+        """Is the host on the same LAN?"""
+        return self.round_trip < NEAR
 
     def boot_there(self):
         """This boot of the host there, as one word."""
@@ -4325,8 +4355,8 @@ class Session:
         """The bytes behind an answer, some at a time: a view that is good until the next ones are asked
         for."""
         while count:
-            data = self.buffer[:self.process.stdout.readinto1(self.buffer[:count])]
-            if not data:
+            data = self.buffer[:count]
+            if self.process.stdout.readinto(data) != len(data):
                 self.line.raise_broken(self.process)
             count -= len(data)
             yield data
@@ -4468,13 +4498,15 @@ def add_input(entries, near, far, above):
 
 def put_inputs(line, entries, record, settings):
     """Moves entries (inputs) into the far directory, the sum of each compared. Returns the bytes moved."""
+    total = sum(entry.size for entry in entries)
+    line.time_again(total)
     count, step = choose_lanes(line, sum(entry.size for entry in entries if entry.size >= SMALL), settings)
-    transfer = InputTransfer(cut_work(entries, step, record.have), record, line)
+    transfer = InputTransfer(cut_work(entries, step, record.have, line.near()), record, line)
     for entry in entries:                              # complete but for their end
         if entry.size >= SMALL and entry.far not in transfer.pieces_left:
             transfer.items.append(entry)
     transfer.items = transfer.items or collections.deque([[]])  # the run is made there all the same
-    with Progress(transfer, _("sent"), sum(entry.size for entry in entries)):
+    with Progress(transfer, _("sent"), total):
         run_lanes(line, transfer, count, settings)
     return transfer.moved
 
@@ -4483,13 +4515,14 @@ def get_results(line, entries, record, settings, target, kept):
     """Moves entries (results) into the target, the sum of each compared; near is the part in which a large
     one grows. kept: {name: why} of what must not be put there. Returns (the bytes moved, {name: code} of what
     did not leave after all)."""
-    large = [entry for entry in entries if entry.size >= SMALL]
+    large, total = [entry for entry in entries if entry.size >= SMALL], sum(entry.size for entry in entries)
+    line.time_again(total)
     count, step = choose_lanes(line, sum(entry.size for entry in large), settings)
-    transfer = ResultTransfer(cut_work(entries, step, record.have), record, line, target, kept)
+    transfer = ResultTransfer(cut_work(entries, step, record.have, line.near()), record, line, target, kept)
     for entry in large:
         if entry.far not in transfer.pieces_left:
             transfer.complete(entry, 0)                # it was whole already when the runner died
-    with Progress(transfer, _("fetched"), sum(entry.size for entry in entries)):
+    with Progress(transfer, _("fetched"), total):
         transfer.sample_large([
             entry for entry in large if entry.size >= SAMPLED and entry.far in transfer.pieces_left])
         run_lanes(line, transfer, count, settings)
@@ -4504,17 +4537,17 @@ def version_of(entry):
     return entry.far, entry.size, entry.mtime
 
 
-def cut_work(entries, step, have):
+def cut_work(entries, step, have, near):
     """Work for entries: bundles of small files (lists of Entry), and pieces of `step` bytes; have: {version:
-    set of (offset, size)}, there already."""
-    items, bundle, filled, named = [], [], 0, 0
+    set of (offset, size)}, there already; near: is the host?"""
+    items, bundle, filled, named, room = [], [], 0, 0, NEAR_BUNDLE if near else BUNDLE
     for entry in entries:
         if entry.size < SMALL:
             if (0, entry.size) in have.get(version_of(entry), ()):
                 continue
             bundle.append(entry)
             filled, named = filled + entry.size, named + len(json.dumps(entry.far)) + 60
-            if filled >= BUNDLE or named >= BUNDLE_NAMES or len(bundle) == 1000:
+            if filled >= room or named >= BUNDLE_NAMES or len(bundle) == 1000:
                 items.append(bundle)
                 bundle, filled, named = [], 0, 0
             continue
@@ -4537,21 +4570,25 @@ def gaps(spans, size):
 def choose_lanes(line, total, settings):
     """(lanes, piece size in bytes): the first lane goes over the line's own session, each further one over a
     connection of its own."""
-    near = line.round_trip < NEAR
+    near = line.near()
     most = NEAR_STREAMS if (os.cpu_count() or 1) > 2 else 1
     most = most if near else STREAMS
     lanes = settings.streams or (most if total >= BULK else 1)
-    least, parts = (NEAR_PIECE, 8) if near else (FAR_PIECE, 64)
-    return lanes, min(max(least, total // (lanes * parts)), 4 * least)
+    piece = max(LEAST_PIECE, total // (lanes * (512 if near else 64)))
+    return lanes, min(piece, 4 * LEAST_PIECE) // PIECE * PIECE     # (what is judged has a sum for each PIECE)
 
 
 def run_lanes(line, transfer, count, settings):
     """Runs count lanes until the work is done. LineLost or Stop otherwise."""
     threads, beside = [], 0
     small = sum(one.size for item in transfer.items if isinstance(item, list) for one in item)
-    if count == 1 and not settings.streams and small > SECOND_SESSION and line.round_trip >= NEAR:
+    if count == 1 and not settings.streams and small > SECOND_SESSION and not line.near():
         count, beside = 2, 1                           # no further log-in
     transfer.lanes = count if transfer.items else 0
+    if line.near():
+        transfer.ahead = NEAR_AHEAD
+    elif count > 1:
+        transfer.ahead = AHEAD_EACH
 
     def run(number):
         lost = None
@@ -4588,7 +4625,7 @@ def work_lane(line, transfer, number, own):
     session, ahead = line.open_lane(transfer.way, own) if number else line.session, collections.deque()
     try:
         while not transfer.error:
-            while len(ahead) < (AHEAD_EACH if transfer.lanes > 1 else AHEAD_ALONE):
+            while len(ahead) < transfer.ahead:
                 item = transfer.take(wait=not ahead)
                 if item is None:
                     break
@@ -4615,9 +4652,9 @@ class Transfer:
 
     def __init__(self, items, record, line):
         self.items, self.in_lanes, self.lanes = collections.deque(items), 0, 0
-        self.record, self.error, self.lost_why, self.is_far = record, None, None, line.round_trip >= NEAR
+        self.record, self.error, self.lost_why, self.is_far = record, None, None, not line.near()
         self.line, self.moved, self.pieces_left, self.tries = line, 0, {}, {}
-        self.cond = threading.Condition()
+        self.cond, self.ahead = threading.Condition(), AHEAD_ALONE
         for item in items:
             if isinstance(item, Piece):
                 self.pieces_left[item.entry.far] = self.pieces_left.get(item.entry.far, 0) + 1
@@ -7933,7 +7970,7 @@ ANSWER_FIELDS = {              # each word of an answer: its kind. Others are pa
         "code": lambda value: value is None or whole_number(0, 255)(value),
     "where": is_text, "cancelled": is_bool, "lost": is_bool, "host": is_text, "boot": is_text,
         "base": is_text, "door": is_text, "program": is_text,
-    "free": LENGTH, "aes": is_bool, "python": is_text, "kill": is_bool, "size": LENGTH,
+    "free": LENGTH, "took": LENGTH, "aes": is_bool, "python": is_text, "kill": is_bool, "size": LENGTH,
         "length": whole_number(0, UNPACKED_MOST), "log": LENGTH,
     "end": is_bool, "sum": lambda value: SHA256(value) or text_like("[0-9a-f]{0,16}")(value), "mtime": TIME,
         "x": is_bool,

@@ -290,9 +290,9 @@ def test_connections_killed_at_each_point_are_opened_again_and_the_command_runs_
     assert not os.path.exists(lab.path("far", ident_of(out)))
 
 
-@pytest.mark.parametrize("name,row", [("piece 2", r"4 inputs files=\d bytes=(\d+)"), ("piece 6", r"8 fetch files=\d bytes=(\d+)")], ids=["in", "out"])
+@pytest.mark.parametrize("name,row", [("piece 16", r"4 inputs files=\d bytes=(\d+)"), ("piece 48", r"8 fetch files=\d bytes=(\d+)")], ids=["in", "out"])
 def test_pieces_that_arrived_are_not_moved_again(lab, here, name, row):
-    (here / "in" / "a").write_bytes(os.urandom(64 << 20))          # four pieces each way
+    (here / "in" / "a").write_bytes(os.urandom(64 << 20))          # 32 pieces each way
     one = Stepwise(lab, here, [name], "run", "hpc", "cp a b", "--in", "in/a", "--streams", "2")
     one.reached(name)
     lab.cut()
@@ -307,7 +307,7 @@ def test_pieces_of_another_size_leave_out_what_has_arrived():
     step, small = 16 << 20, 2 << 20
     for arrived in ((), (0,), (9,), (3, 1, 2), (1, 9), range(10)):
         have = {runner.version_of(entry): {(n * small, small) for n in arrived}}
-        pieces = runner.cut_work([entry], step, have)
+        pieces = runner.cut_work([entry], step, have, True)
         covered = sorted([(piece.offset, piece.size) for piece in pieces] + list(have[runner.version_of(entry)]))
         ends = [0] + [offset + size for offset, size in covered]
         assert ends == [offset for offset, size in covered] + [20 << 20] and all(0 < piece.size <= step for piece in pieces), arrived
@@ -412,7 +412,7 @@ def send(self, do, words=(), data=(), **more):
 runner.Session.send = send
 runner.Line.open_lane = lambda *words: print("a second session") or lane(*words)"""))
     assert code == 0 and (here / "out").read_bytes() == text, out
-    pieces = -(-len(text) // runner.FAR_PIECE)
+    pieces = -(-len(text) // runner.LEAST_PIECE)
     assert out.count("packed True") == pieces and out.count("asked for it packed") == pieces and out.count("a second session") == 2, out
     subprocess.check_call(["diff", "-r", str(here / "in"), str(here / "back")])
 

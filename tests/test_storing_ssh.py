@@ -158,7 +158,7 @@ def test_a_runner_killed_while_it_stores_brings_all_at_the_next_start(lab, here,
 
 def test_a_lane_that_ends_in_any_way_but_done_is_no_success(monkeypatch):
     class Line:
-        round_trip, host = 0, "h"
+        near, host = staticmethod(lambda: True), "h"
 
     class Settings:
         streams = 1

@@ -71,6 +71,8 @@ class Bench:
             deeds = {"rsync put": lambda: self.rsync(folder + "/", "hpc:" + reference + "/"), "ours put": lambda: self.ours("put", folder, self.number, streams),
                      "rsync get": lambda: self.rsync("hpc:" + reference + "/", other + "/"), "ours get": lambda: self.ours("get", back, self.number, streams)}
             for way in ways:
+                if way == "get":                       # results are only of what has run
+                    self.ours("start", folder, self.number, streams)
                 for who in ("rsync ", "ours ")[::-1 if turn % 2 else 1]:
                     times.setdefault(who + way, []).append(deeds[who + way]())
             if "get" in ways:

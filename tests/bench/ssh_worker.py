@@ -21,6 +21,7 @@ def main(way, base, config, folder, ident, streams):
         [[os.path.join(folder, name), name] for name in sorted(os.listdir(folder))]))))
     if way == "put":
         runner.put_inputs(line, early[0].result(), Record(), settings)
+    elif way == "start":
         line.session.ask("start", command="true", batch=None).answer("state")          # results are only of what has run
     else:
         found = line.list_results(True)
