@@ -38,13 +38,14 @@ contents (grep -n '^# ====' prints them with their lines):
   the plain way                 rsync alone, where there is no python3
   record                        what this side remembers, for resume
   command line                  the words, one function for each
+  shared: usage                 words and options, --help, --version
   shared: say
   shared: ini
   shared: names                 names of files: checked by every receiver
   shared: run                   the wrapper of a command, and how it is looked at
   shared: batch                 batch systems
   shared: store                 how results get into a directory of this side
-  tables                        keys of the ini, answers, Japanese
+  tables                        words and options, keys of the ini, answers, Japanese
 """
 import sys
 
@@ -3996,7 +3997,7 @@ class Background(threading.Thread):
 # believed before it was looked at (ANSWER_FIELDS).
 GREETING = b"mi_distcomp 2 "    # our first line there begins so, wherever in a line of the log-in's it stands
 SSH_FAILED = 254  # ssh's exit codes from here on: the host is closed (/etc/nologin), the line broke
-ANSWER_MOST = (1 << 20) + 2    # bytes of a line of an answer
+ANSWER_LINE = (1 << 20) + 2    # bytes of a line of an answer
 class LineLost(Exception):
     """The connection is gone or never came; it may come back."""
     code = 69
@@ -4335,9 +4336,9 @@ class Session:
     def answer(self, *needed):
         """The next answer: a dict with these words. Declined; LineLost; 76 if it is not as it should be."""
         self.flush()
-        row = self.process.stdout.readline(ANSWER_MOST)
+        row = self.process.stdout.readline(ANSWER_LINE)
         if not row.endswith(b"\n"):
-            self.line.nonsense() if len(row) >= ANSWER_MOST else self.line.raise_broken(self.process)
+            self.line.nonsense() if len(row) >= ANSWER_LINE else self.line.raise_broken(self.process)
         try:
             told = json.loads(row.decode("ascii"))
         except (ValueError, RecursionError):
@@ -5374,7 +5375,7 @@ def cmd_fielded(options):
     """client_name:HOST client_cmd:CMD client_files:A,B,C [retry:COUNT,INTERVAL]; values may hold ':'. Returns
     the exit code."""
     given = {"ini": options.ini}
-    for word in options.pairs:
+    for word in options.words:
         key, colon, value = word.partition(":")
         if key not in ("client_name", "client_cmd", "client_files", "retry", "streams", "base") or not colon:
             raise Stop(EX_USAGE,
@@ -5438,111 +5439,18 @@ def show(text):
         os.close(nowhere)
 
 
-HELP = {                       # word: what may stand behind it, what it does, an example
-    "run": ("HOST CMD [--in FILE...] [--to DIR] [--keep] [--batch SYSTEM]",
-            "Runs CMD at HOST (a word of ~/.ssh/config) with these files, and fetches everything that it "
-            "leaves; the exit code is the\n"
-            "command's own. A lost line is opened again, the command runs on meanwhile.",
-            "run hpc 'solve.sh 4' --in model.inp table/ --to results"),
-    "resume": ("UUID [--to DIR]",
-        "Goes on with a calculation whose runner died or gave up, days later too.", "resume 7c1d2a90"),
-    "list": ("[HOST]", "The calculations of this side; with HOST: those on that host.", "list hpc"),
-    "cancel": ("UUID [--grace N]", "Ends a command that runs: TERM, after N seconds KILL.",
-        "cancel 7c1d2a90"),
-    "clean": ("UUID... | --older TIME",
-        "Removes directories there and records here; with --older of all that ended so long ago.",
-              "clean --older 30d"),
-    "check": ("[HOST] [--upgrade]",
-        "Looks at things as they are, here and at HOST, and changes nothing: OK, WARN or FAIL, and what "
-        "to do.\n"
-              "--upgrade: only at what another version has left.", "check hpc"),
-    "guard": ("[--key NAME] [--print-key-line KEYFILE]",
-        "On the external computer: what a key in authorized_keys may do, by the rules of the ini.\n"
-              "--print-key-line: the line for authorized_keys. --key: this key's calculations are its own.",
-              "guard --print-key-line mint_hpc.pub"),
-}
-
-
-def parse(argv):
-    """The command line as options; of the fielded words also `pairs`, which are left. 64."""
-    import argparse
-
-    class Parser(argparse.ArgumentParser):
-        def error(self, message):
-            if "expected one argument" in message:
-                message += _(" (a value that begins with - is written with =, as in"
-                             " --batch-option=--time=60)")
-            raise Stop(EX_USAGE, _("%s; --help says more") % message)
-
-    unsaid = argparse.Namespace(word=None, ini=None, json=False, q=False, v=False, version=False)
-    # these stand before or after the word
-    common = Parser(add_help=False, argument_default=argparse.SUPPRESS)
-    common.add_argument("--ini", help="configuration file")
-    common.add_argument("--json", action="store_true", help="the result as JSON")
-    common.add_argument("-q", action="store_true", help="say less")
-    common.add_argument("-v", action="store_true", help="say more")
-    common.add_argument("--version", action="store_true", help="program, protocol and this file's own sha256")
-    if any(re.match("client_(name|cmd|files):", word) for word in argv):
-        options, options.pairs = common.parse_known_args(argv, unsaid)
+def parse(words):
+    """The command line as options. 64."""
+    options = read_line(words or ["--help"])
+    options.fielded = any(re.match("client_(name|cmd|files):", word) for word in options.words)
+    if options.help or options.version:
         return options
-    top = Parser(prog=PROGRAM + ".py", usage=argparse.SUPPRESS, description=help_of(HELP, __doc__),
-                 parents=[common], formatter_class=argparse.RawDescriptionHelpFormatter)
-    words = top.add_subparsers(dest="word", metavar="", prog=PROGRAM + ".py")
-    add_words(lambda name: words.add_parser(name, parents=[common], usage=argparse.SUPPRESS,
-                                            description=help_of(HELP, __doc__, name),
-                                            formatter_class=argparse.RawDescriptionHelpFormatter))
-    return top.parse_args(argv or ["--help"], unsaid)
-
-
-def add_words(add):
-    """The words and their options. add(name): makes the parser of a word, with its page of help."""
-    one = add("run")
-    one.add_argument("host")
-    one.add_argument("command")
-    one.add_argument("--in", dest="inputs", nargs="+", action="append", default=[], metavar="FILE",
-                     help="input files and directories")
-    one.add_argument("--to", default=".", metavar="DIR", help="where the results go (default: here)")
-    one.add_argument("--streams", help="auto, or how many connections at once for large files")
-    one.add_argument("--retry", metavar="COUNT,INTERVAL", help="how long a lost line is tried again")
-    one.add_argument("--base", help="directory on the external computer")
-    one.add_argument("--ssh-options", help="options for ssh, as in: '-F /etc/mi/ssh_config'")
-    one.add_argument("--batch", choices=sorted(BATCH),
-                     help="through this batch system there (with a guard: its ini says so)")
-    one.add_argument("--batch-option", action="append", default=[], metavar="OPTION",
-                     help="of its submission, as in: --batch-option=--time=60")
-    one.add_argument("--keep", action="store_true", help="leave the directory there, also when all went well")
-    one.add_argument("--allow-refused", action="store_true",
-                     help="results that their owner's rules keep there are no failure")
-    two = add("resume")
-    two.add_argument("uuid")
-    two.add_argument("--retry", metavar="COUNT,INTERVAL")
-    two.add_argument("--to", metavar="DIR",
-                     help="fetch the results into this directory, also if they were fetched before")
-    three = add("list")
-    three.add_argument("host", nargs="?")
-    four = add("cancel")
-    four.add_argument("uuid")
-    four.add_argument("--grace", type=int, default=10, help="seconds between TERM and KILL")
-    five = add("clean")
-    five.add_argument("uuid", nargs="*")
-    five.add_argument("--older", help="all that ended before this time, as in 30d")
-    six = add("check")
-    six.add_argument("host", nargs="?")
-    six.add_argument("--upgrade", action="store_true",
-                     help="only at what another version has left: records, and the guard's base")
-    seven = add("guard")
-    seven.add_argument("--print-key-line", metavar="KEYFILE",
-                       help="the line for authorized_keys for this public key")
-    seven.add_argument("--key", metavar="NAME",
-                       help="in the key line: this key's calculations are its own, no other key sees them")
-
-
-def print_version():
-    """PROGRAM VERSION and the sum of this very file."""
-    with open(__file__, "rb") as text:
-        sys.stdout.write("%s %s protocol 2 (1) sha256 %s\n"
-                         % (PROGRAM, VERSION, hashlib.sha256(text.read()).hexdigest()))
-    return 0
+    if not options.fielded:
+        take_word(options)
+    elif set(options.given) - set(EVERY):
+        raise Stop(EX_USAGE, _("%s: expected client_name:HOST client_cmd:COMMAND client_files:A,B,C")
+                   % (set(options.given) - set(EVERY)).pop())
+    return options
 
 
 def settings_of_record(record):
@@ -5660,7 +5568,7 @@ def cmd_cancel(options):
     record = Record(whole_id(options.uuid), lock=False)                    # beside a runner that waits
     ident = record.ident
     open(os.path.join(record.folder, b"cancelled"), "ab").close()        # the runner's last line says so
-    told = ask_about(record, "cancel", grace=min(max(0, options.grace), 86400))
+    told = ask_about(record, "cancel", grace=options.grace)
     if told["state"] in ("none", "taken"):
         raise Stop(EX_TEMPFAIL, _("%s: the command was not started yet; end its runner instead") % ident)
     sys.stdout.write("%s: %s\n" % (ident, state_words(told)))
@@ -5678,12 +5586,9 @@ def state_words(told):
 def cmd_clean(options):
     """Removes ended calculations: there and here."""
     chosen = [whole_id(word) for word in options.uuid]
-    if options.older:
-        try:
-            limit = time.time() - seconds(options.older)
-        except ValueError as error:
-            raise Stop(EX_USAGE, "--older %s %s" % (printable(options.older), error))
-        chosen += [record.ident for record in records() if record.last_step()["t"] < limit]
+    if options.older is not None:
+        limit = time.time() - options.older
+        chosen += [record.ident for record in records() if record.last()["t"] < limit]
     code = 0
     for ident in chosen:
         try:
@@ -5831,7 +5736,7 @@ def cmd_run(options):
     inputs = [name for group in options.inputs for name in group]
     settings = settings_of_options(vars(options))
     batch = [options.batch] + options.batch_option if options.batch else None
-    return say_outcome(run_calculation(options.host, options.command, inputs, options.to, settings, "run",
+    return say_outcome(run_calculation(options.host, options.cmd, inputs, options.to or ".", settings, "run",
                                        options.keep, batch, options.allow_refused), options.json)
 
 
@@ -5852,22 +5757,159 @@ def main(argv=None):
     if not sys.stderr.isatty():
         SAY["log"] = sys.stdout       # who reads stdout to its end first must not be blocked by a full stderr
     options = parse(words)
-    if options.version:
-        return print_version()
+    if about_itself(options):
+        return 0
     find_ini(options.ini, ())          # also for words that do not read it: a wrong name is never passed over
-    SAY["level"], SAY["debug"] = (2 if options.q else 1) * (not options.v), options.v
-    if hasattr(options, "pairs"):
-        return cmd_fielded(options)
-    if options.word is None:
-        raise Stop(EX_USAGE, _("a word is missing (see --help)"))
-    words = {"run": cmd_run, "resume": cmd_resume, "list": cmd_list, "cancel": cmd_cancel, "clean": cmd_clean,
-             "check": cmd_check, "guard": cmd_guard}
+    SAY["level"] = (2 if options.quiet else 1) * (not options.verbose)
+    SAY["debug"] = bool(options.verbose)
     try:
-        return words[options.word](options)
+        return cmd_fielded(options) if options.fielded else SUBCOMMANDS[options.word][0](options)
     except KeyboardInterrupt as told:
         raise Stop(told.args[0] if told.args else EX_INTERRUPT, _("interrupted"))
 
 
+# ==== shared: usage ====
+# A command line: a word, what stands behind it, and options, which may stand before and behind all words. Two
+# tables of the script say what it takes; --help is made of the same two.
+# SUBCOMMANDS {word: (function, what stands behind it, what it does, an example, its options)}
+# OPTIONS {option: what argparse is told of it}; those that every word has:
+EVERY = {
+    "--ini": dict(metavar="FILE", help="the configuration file, instead of the one that is found"),
+    "--json": dict(action="store_true", help="what is found, as JSON"),
+    "-q": dict(action="store_true", dest="quiet", help="failures only"),
+    "-v": dict(action="count", dest="verbose", default=0, help="a log line for each step"),
+    "--version": dict(action="store_true", help="version, protocol, and the sha256 of this file"),
+    "--help -h": dict(action="store_true", help="what a word does, and an example")}
+
+
+def read_line(argv):
+    """The command line as a Namespace: `words`, the value of each option, and `given`, the options that stand
+    there. 64 for an option that is not known, or whose value is missing or wrong."""
+    known = dict(EVERY, **OPTIONS)
+    # in Python 3.6 who takes no abbreviations takes no -vv either
+    argv = [part for word in argv for part in (["-v"] * (len(word) - 1) if re.match("-vv+\\Z", word) else [word])]
+    found, more = parser_of(known).parse_known_args(argv)
+    for word in more[:more.index("--") if "--" in more else None]:
+        if word.startswith("-"):
+            raise Stop(EX_USAGE, _("unknown option %s%s; --help says more") % (
+                printable(word), did_you_mean(word.partition("=")[0], " ".join(known).split())))
+    found.words += [word for word in more if word != "--"]
+    found.given = [names for names, how in known.items() if hasattr(found, attribute_of(names, how))]
+    for names, how in known.items():
+        if names not in found.given:
+            setattr(found, attribute_of(names, how), how.get("default", False if "action" in how else None))
+    return found
+
+
+def attribute_of(names, how):
+    """The attribute that holds an option's value."""
+    return how.get("dest") or names.split()[0].strip("-").replace("-", "_")
+
+
+def parser_of(known):
+    """argparse's parser for these options, whatever the word."""
+    import argparse
+
+    class Parser(argparse.ArgumentParser):
+        def error(self, message):
+            if "expected one argument" in message:
+                message += _(" (a value that begins with - is written with =, as in %s=--fine)") % message.split()[1][:-1]
+            raise Stop(EX_USAGE, _("%s; --help says more") % message)
+
+    def told(kind):
+        """kind, with what is wrong told as argparse passes it on."""
+        def read(text):
+            try:
+                return kind(text)
+            except ValueError as error:
+                raise argparse.ArgumentTypeError(str(error))
+        return read
+
+    # a width that is given need not be looked for: that would load much
+    parser = Parser(prog=PROGRAM + ".py", usage=argparse.SUPPRESS, add_help=False, allow_abbrev=False,
+                    formatter_class=lambda prog: argparse.HelpFormatter(prog, width=100))
+    parser.add_argument("words", nargs="*", default=[])
+    for names, how in known.items():
+        how = dict(how, default=argparse.SUPPRESS)
+        if "type" in how:
+            how["type"] = told(how["type"])
+        parser.add_argument(*names.split(), **how)
+    return parser
+
+
+def take_word(line):
+    """Sets line.word, and of what stands behind it attributes named as in SUBCOMMANDS (ACCEPT_ID: accept_id; a list
+    where several may stand there). 64 for a word that is none, too much or too little behind it, options of
+    other words."""
+    line.word = next((word for word in (" ".join(line.words[:2]), " ".join(line.words[:1])) if word in SUBCOMMANDS), "")
+    if not line.word:
+        raise Stop(EX_USAGE, _("one of these words must come first: %s%s; --help says more")
+                   % (", ".join(SUBCOMMANDS), did_you_mean(" ".join(line.words[:1]), SUBCOMMANDS) if line.words else ""))
+    behind, options = SUBCOMMANDS[line.word][1], SUBCOMMANDS[line.word][4].split()
+    rest = line.words[len(line.word.split()):]
+    if len(rest) < len([part for part in behind.split() if "[" not in part]):
+        raise Stop(EX_USAGE, _("%s needs %s; --help says more") % (line.word, behind.replace(" ", _(" and "))))
+    for part in behind.split():
+        several = "..." in part
+        setattr(line, part.strip("[].").lower(), rest if several else rest[0] if rest else "")
+        rest = [] if several else rest[1:]
+    if rest:
+        raise Stop(EX_USAGE, _("what is %s? It must be: %s") % (printable(" ".join(rest))[:200], usage_of(line.word)))
+    for names in line.given:
+        if names not in EVERY and names.split()[0] not in options:
+            raise Stop(EX_USAGE, _("%s is no option of %s; it must be: %s") % (names, line.word, usage_of(line.word)))
+
+
+def usage_of(word):
+    """WORD WHAT STANDS BEHIND IT [OPTION]..."""
+    options = ["[%s]" % shape_of(name, OPTIONS[name]) for name in SUBCOMMANDS[word][4].split()]
+    return " ".join([PROGRAM + ".py", word] + SUBCOMMANDS[word][1].split() + options)
+
+
+def shape_of(names, how):
+    """An option as it is typed."""
+    takes = "" if "action" in how and "metavar" not in how else how.get("metavar") or "|".join(how["choices"])
+    return names.split()[0] + (takes and " " + takes) + ("..." if how.get("nargs") == "+" else "")
+
+
+def about_itself(line):
+    """--help and --version, printed. Is it that what was asked for?"""
+    if line.help:
+        print(help_text(line.words))
+    elif line.version:
+        print_version()
+    return line.help or line.version
+
+
+def help_text(words):
+    """The page of the word that stands first; of all words in Japanese, where none does; else the docstring as far as it is for users."""
+    asked = [word for word in SUBCOMMANDS if words and words[0] in (word, word.split()[0])]
+    asked = [word for word in asked if word == " ".join(words[:2])] or asked
+    if not asked and SAY["lang"] != "ja":
+        return __doc__.partition("\ncontents")[0].strip()
+    pages = [page_of_word(word) for word in asked or SUBCOMMANDS]
+    return "\n\n".join(pages + [_("for every word:") + "\n" + lines_of(EVERY)])
+
+
+def page_of_word(word):
+    """What --help says of a word."""
+    text, example, names = SUBCOMMANDS[word][2:]
+    parts = ["usage: " + usage_of(word), _(text)]
+    parts += [lines_of({name: OPTIONS[name] for name in names.split()})] if names else []
+    return "\n\n".join(parts + ["%s %s.py %s" % (_("example:"), PROGRAM, example)])
+
+
+def lines_of(options):
+    """A line for each of the options: as it is typed, what it is."""
+    return "\n".join("  %-22s %s" % (shape_of(names, how), _(how["help"])) for names, how in options.items())
+
+
+def print_version():
+    """Program, version, protocols and the sum of this file."""
+    import hashlib
+    with open(os.path.abspath(__file__), "rb") as text:
+        print("%s %s protocol 2 (1) sha256 %s" % (PROGRAM, VERSION, hashlib.sha256(text.read()).hexdigest()))
+# ==== end shared ====
 # ==== shared: say ====
 # How every script of the suite speaks: one line per failure, one line per step, nothing from the wire
 # unescaped.
@@ -5896,19 +5938,6 @@ def choose_language(lang="auto"):
     if lang == "auto":
         lang = os.environ.get("LC_ALL") or os.environ.get("LC_MESSAGES") or os.environ.get("LANG") or ""
     SAY["lang"] = "ja" if lang[:2] == "ja" else "en"
-
-
-def help_of(pages, doc, word=""):
-    """What --help says: of one word of pages {word: (what may stand behind it, what it does, an example)};
-    else the docstring as far as it is for users, or, in Japanese, every page."""
-    if word not in pages and SAY["lang"] != "ja":
-        return doc.partition("\ncontents")[0].strip()
-    texts = []
-    for one in [word] if word in pages else pages:
-        behind, text, example = pages[one]
-        texts.append("usage: %s.py %s\n\n%s\n\n%s %s.py %s"
-                     % (PROGRAM, ("%s %s" % (one, behind)).strip(), _(text), _("example:"), PROGRAM, example))
-    return "\n\n".join(texts)
 
 
 def printable(text):
@@ -7889,6 +7918,57 @@ def is_hole(fd, at, size):
 # ==== end shared ====
 
 # ==== tables ====
+# What stands here needs what is above at import.
+OPTIONS = {
+    "--in": dict(dest="inputs", nargs="+", action="append", default=[], metavar="FILE",
+                 help="input files and directories"),
+    "--to": dict(metavar="DIR", help="where the results go (default: here)"),
+    "--keep": dict(action="store_true", help="leave the directory there, also when all went well"),
+    "--allow-refused": dict(action="store_true", help="results that their owner's rules keep there are no"
+                                                      " failure"),
+    "--batch": dict(choices=sorted(BATCH),
+                    help="through this batch system there (with a guard: its ini says so)"),
+    "--batch-option": dict(action="append", default=[], metavar="OPTION",
+                           help="of its submission, as in: --batch-option=--time=60"),
+    "--streams": dict(metavar="N", help="auto, or how many connections at once for large files"),
+    "--retry": dict(metavar="COUNT,INTERVAL", help="how long a lost line is tried again"),
+    "--base": dict(metavar="DIR", help="directory on the external computer"),
+    "--ssh-options": dict(metavar="TEXT", help="options for ssh, as in: '-F /etc/mi/ssh_config'"),
+    "--grace": dict(type=number(0, 86400), default=10, metavar="N", help="seconds between TERM and KILL"),
+    "--older": dict(type=seconds, metavar="TIME", help="all that ended before this time, as in 30d"),
+    "--upgrade": dict(action="store_true", help="only at what another version has left"),
+    "--print-key-line": dict(metavar="KEYFILE", help="the line for authorized_keys for this public key"),
+    "--key": dict(metavar="NAME",
+                  help="in the key line: this key's calculations are its own, no other key sees them")}
+SUBCOMMANDS = {
+    "run": (cmd_run, "HOST CMD",
+            "Runs CMD at HOST (a word of ~/.ssh/config) with these files, and fetches everything that it "
+            "leaves; the exit code is the command's own. A lost line is opened again, the command runs on "
+            "meanwhile.",
+            "run hpc 'solve.sh 4' --in model.inp table/ --to results",
+            "--in --to --keep --allow-refused --batch --batch-option --streams --retry --base --ssh-options"),
+    "resume": (cmd_resume, "UUID",
+               "Goes on with a calculation whose runner died or gave up, days later too. --to: also if its "
+               "results were fetched before.",
+               "resume 7c1d2a90", "--to --retry"),
+    "list": (cmd_list, "[HOST]",
+             "The calculations of this side; with HOST: those on that host.",
+             "list hpc", ""),
+    "cancel": (cmd_cancel, "UUID",
+               "Ends a command that runs: TERM, then KILL.",
+               "cancel 7c1d2a90", "--grace"),
+    "clean": (cmd_clean, "[UUID...]",
+              "Removes directories there and records here.",
+              "clean --older 30d", "--older"),
+    "check": (cmd_check, "[HOST]",
+              "Looks at things as they are, here and at HOST, and changes nothing: OK, WARN or FAIL, and "
+              "what to do.",
+              "check hpc", "--upgrade"),
+    "guard": (cmd_guard, "",
+              "On the external computer: what a key in authorized_keys may do, by the rules of the ini.",
+              "guard --print-key-line mint_hpc.pub", "--key --print-key-line")}
+
+
 def streams_kind(text):
     """'auto' -> 0, else a number of connections (1 to MOST_STREAMS)."""
     if text == "auto":
@@ -7988,25 +8068,52 @@ FINAL = (("Permission denied", EX_REFUSED), ("Host key verification failed", EX_
 
 
 JA = {
-    "Runs CMD at HOST (a word of ~/.ssh/config) with these files, and fetches everything that it leaves; "
-    "the exit code is the\n"
-    "command's own. A lost line is opened again, the command runs on meanwhile.":
-        "HOST (~/.ssh/config の語) でこれらのファイルを使って CMD を実行し、残したものをすべて持ち帰ります。終了コードはコマンド自身の\n"
-        "ものです。回線が切れても計算は続き、つなぎ直します。",
-    "Goes on with a calculation whose runner died or gave up, days later too.":
-        "実行側が止まったり諦めたりした計算を、何日か後でも続けます。",
+    "the configuration file, instead of the one that is found": "設定ファイル (ini)。指定しなければ、見つかったものを使います",
+    "what is found, as JSON": "結果を JSON で表示します",
+    "failures only": "失敗だけを表示します",
+    "a log line for each step": "段階ごとにログを一行表示します",
+    "version, protocol, and the sha256 of this file": "版、通信規約、このファイルの sha256",
+    "what a word does, and an example": "語の説明と例",
+    "for every word:": "すべての語に:",
+    " (a value that begins with - is written with =, as in %s=--fine)":
+        " (- で始まる値は %s=--fine のように = でつないでください)",
+    "unknown option %s%s; --help says more": "オプション %s はありません%s。--help を見てください",
+    "one of these words must come first: %s%s; --help says more": "最初の語は次のいずれかです: %s%s。--help を見てください",
+    "%s needs %s; --help says more": "%s には %s が必要です。--help を見てください",
+    " and ": " と ",
+    "what is %s? It must be: %s": "%s は何ですか。正しい形: %s",
+    "%s is no option of %s; it must be: %s": "%s は %s のオプションではありません。正しい形: %s",
+    "input files and directories": "入力のファイルとディレクトリ",
+    "where the results go (default: here)": "結果を置く場所 (既定: ここ)",
+    "leave the directory there, also when all went well": "うまく終わった場合も、外部計算機のディレクトリを残します",
+    "results that their owner's rules keep there are no failure": "所有者の規則で出されない結果があっても失敗としません",
+    "through this batch system there (with a guard: its ini says so)":
+        "外部計算機のこのバッチシステムを通します (guard があれば、その ini で決まります)",
+    "of its submission, as in: --batch-option=--time=60": "投入のオプション (例: --batch-option=--time=60)",
+    "auto, or how many connections at once for large files": "auto、または大きなファイルに同時に使う接続の数",
+    "how long a lost line is tried again": "切れた回線をどれだけ試し直すか",
+    "directory on the external computer": "外部計算機のディレクトリ",
+    "options for ssh, as in: '-F /etc/mi/ssh_config'": "ssh のオプション (例: '-F /etc/mi/ssh_config')",
+    "seconds between TERM and KILL": "TERM から KILL までの秒数",
+    "all that ended before this time, as in 30d": "この時間より前に終わったものすべて (例: 30d)",
+    "only at what another version has left": "ほかの版が残したものだけを調べます",
+    "the line for authorized_keys for this public key": "この公開鍵の authorized_keys の行を表示します",
+    "in the key line: this key's calculations are its own, no other key sees them":
+        "鍵の行で: この鍵の計算はこの鍵だけのもので、ほかの鍵からは見えません",
+    "Runs CMD at HOST (a word of ~/.ssh/config) with these files, and fetches everything that it leaves;"
+    " the exit code is the command's own. A lost line is opened again, the command runs on meanwhile.":
+        "HOST (~/.ssh/config の語) でこれらのファイルを使って CMD"
+        " を実行し、残されたものをすべて取得します。終了コードはコマンド自身のものです。切れた回線はつなぎ直し、その間もコマンドは動き続けます。",
+    "Goes on with a calculation whose runner died or gave up, days later too. --to: also if its results"
+    " were fetched before.":
+        "実行側が止まった、またはあきらめた計算を続けます。何日後でも構いません。--to: すでに取得した結果も、もう一度取得します。",
+    "Ends a command that runs: TERM, then KILL.": "実行中のコマンドを TERM、続いて KILL で終わらせます。",
+    "Removes directories there and records here.": "外部計算機のディレクトリと、こちらの記録を削除します。",
+    "Looks at things as they are, here and at HOST, and changes nothing: OK, WARN or FAIL, and what to do.":
+        "こちらと HOST の状態を調べ、OK・WARN・FAIL と、するべきことを示します。何も変更しません。",
+    "On the external computer: what a key in authorized_keys may do, by the rules of the ini.":
+        "外部計算機で: authorized_keys の鍵に許されることを、ini の規則で決めます。",
     "The calculations of this side; with HOST: those on that host.": "この側の計算の一覧。HOST を付けると、そのホストにある計算。",
-    "Ends a command that runs: TERM, after N seconds KILL.": "実行中のコマンドを終わらせます: TERM、N 秒後に KILL。",
-    "Removes directories there and records here; with --older of all that ended so long ago.":
-        "相手側のディレクトリとこの側の記録を消します。--older なら、その期間より前に終わったものすべて。",
-    "Looks at things as they are, here and at HOST, and changes nothing: OK, WARN or FAIL, and what to do.\n"
-    "--upgrade: only at what another version has left.":
-        "この計算機と HOST の様子を調べ、OK・WARN・FAIL と、するべきことを示します。何も変更しません。\n"
-        "--upgrade: ほかの版が残したものだけを調べます。",
-    "On the external computer: what a key in authorized_keys may do, by the rules of the ini.\n"
-    "--print-key-line: the line for authorized_keys. --key: this key's calculations are its own.":
-        "外部計算機側: authorized_keys の鍵ができることを、ini の規則で決めます。\n"
-        "--print-key-line: authorized_keys に書く行を表示します。--key: この鍵の計算はほかの鍵から見えません。",
     "example:": "例:",
     "%s: was written by a newer version of this program": "%s: より新しい版のプログラムが書いたものです",
     "%s: %d unfinished calculations of an older version go on (resume), where the far side is of this "
@@ -8071,7 +8178,6 @@ JA = {
     "no command, or one with control characters": "コマンドがないか、制御文字を含みます",
     "client_name:HOST is missing": "client_name:ホスト がありません",
     "client_cmd:COMMAND is missing": "client_cmd:コマンド がありません",
-    "a word is missing (see --help)": "サブコマンドがありません (--help を参照)",
     "%s; --help says more": "%s (--help を参照)",
     " (what it left was fetched; nothing is run a second time by itself)": " (残された分は取得しました。自動で再実行はしません)",
     "%s: not one public key": "%s: 公開鍵 1 個ではありません",
@@ -8082,8 +8188,6 @@ JA = {
         "%s: UUID ではありません (list で一覧が見られます。先頭 8 文字でも構いません)",
     "%s: which one? %s": "%s: どれですか。%s",
     " (cancelled by hand)": " (手動で中止)",
-    " (a value that begins with - is written with =, as in --batch-option=--time=60)":
-        " (- で始まる値は --batch-option=--time=60 のように = でつないでください)",
     "%s: %s (try by hand: %s)": "%s: %s (手で試すには: %s)",
     "%s: not a host": "%s: ホスト名ではありません",
     "%s: the connection broke off": "%s: 接続が切れました",

@@ -48,8 +48,9 @@ contents (grep -n '^# ====' prints them with their lines):
   shared: stream                fielded bodies, which hold whole files, pass as streams
   shared: check
   shared: ini
+  shared: usage                 words and options, --help, --version
   shared: say
-  tables                        keys of the ini
+  tables                        words and options, keys of the ini
   texts of units
   Japanese
 
@@ -3852,7 +3853,7 @@ def load_conf(options):
     SAY["level"] = LEVELS.index(conf["Server"]["loglevel"])
     if options.quiet or options.verbose:
         SAY["level"] = 0 if options.verbose else 2
-    SAY["debug"] = options.verbose
+    SAY["debug"] = bool(options.verbose)
     return conf, path
 
 
@@ -3994,146 +3995,12 @@ def one_place(text):
 
 def main(argv=None):
     """The program; returns its exit code."""
-    options = parse(arguments(argv))
-    if options.version:
-        with open(os.path.abspath(__file__), "rb") as text:
-            print("%s %s protocol 2 (1) sha256 %s"
-                  % (PROGRAM, VERSION, hashlib.sha256(text.read()).hexdigest()))
+    options = read_line(arguments(argv))
+    if about_itself(options):
         return 0
-    return options.function(options)
-
-
-# word: what may stand behind it, what it does, an example
-HELP = {
-    "serve": ("",
-              "Serves as the ini says, until SIGTERM or Ctrl+C. SIGHUP: opens the log anew, reads the ini "
-              "again.",
-              "serve --ini /etc/mi_distributed_computing_assist.ini"),
-    "demo": ("[--keep]",
-             "A whole calculation on this machine, over TLS: relay, poller, workflow side, a secret that "
-             "stays.\n"
-             "--keep: leaves what it has made.",
-             "demo"),
-    "token": ("issue USER [--roles R,R] [--sites S,S] [--days N] | list | revoke NUMBER",
-              "Issues a token (shown once), lists them, or makes one void at once. Roles: workflow, "
-              "remote, operator.",
-              "token issue suzuki --roles remote --sites u-tokyo"),
-    "user": ("add USER [--roles R,R] [--sites S,S] | passwd USER | remove USER | list",
-             "Who may log in with a password (auth = login). It is asked for without echo.",
-             "user add suzuki --roles workflow"),
-    "check": ("[--upgrade]",
-              "Looks at ini, files, certificate, disk, limits, tokens, and at the running relay: OK, WARN "
-              "or FAIL, and what to do.\n"
-              "--upgrade: only at what an older version has left.",
-              "check"),
-    "unit": ("",
-             "Prints a systemd unit for `serve` with this ini.",
-             "unit >mi_dicomapi.service"),
-    "list": ("[--all]",
-             "The calculations that are not finished, with the reason for which they wait.\n"
-             "--all: all that are kept.",
-             "list --all"),
-    "sites": ("",
-              "The sites with their pollers: whether each takes work or why not, when it was heard, what "
-              "waits for it.",
-              "sites"),
-    "history": ("[--since TIME] [--site SITE] [--user USER] [--csv]",
-                "When each step of each attempt was made, also of calculations that are removed by now.\n"
-                "--since: 12h, 7d, or a date like 2026-11-20. --csv: for a spreadsheet.",
-                "history --since 7d --site u-tokyo --csv"),
-    "show": ("ACCEPT_ID",
-             "Everything about one calculation. Of the id the first eight characters do.",
-             "show d6d9c05a"),
-    "cancel": ("ACCEPT_ID [--reason TEXT]",
-               "Ends a calculation; what its command has written so far comes back.",
-               "cancel d6d9c05a --reason 'wrong input'"),
-    "end": ("ACCEPT_ID [--reason TEXT]",
-            "Ends what is claimed and whose external computer will not come back.",
-            "end d6d9c05a --reason 'its host is gone'"),
-    "rerun": ("ACCEPT_ID [--force] [--reason TEXT]",
-              "Lets what ended abnormally run once more, before its result was fetched.\n"
-              "--force, with a reason: also what is out of contact; its late result is refused.",
-              "rerun d6d9c05a"),
-    "maintenance": ("on [--reason TEXT] | off",
-                    "No new calculations and claims; what runs is brought to its end.",
-                    "maintenance on --reason upgrade"),
-    "backup": ("DIR",
-               "Copies the whole state into a new directory, while the relay runs.",
-               "backup /var/backups/mi_distcomp/today"),
-    "restore": ("DIR",
-                "Makes a new state_dir of a backup. At its next start the relay asks the pollers what they "
-                "hold.",
-                "restore /var/backups/mi_distcomp/today"),
-}
-
-
-def parse(words):
-    """The command line as options; argparse's own exit codes become 64."""
-    import argparse
-
-    class Parser(argparse.ArgumentParser):
-        def error(self, message):
-            raise Stop(EX_USAGE, "%s (%s.py --help)" % (message, PROGRAM))
-
-    # these stand before or after the word
-    common = Parser(add_help=False, argument_default=argparse.SUPPRESS)
-    common.add_argument("--ini")
-    for name, key in (("--json", "json"), ("-q", "quiet"), ("-v", "verbose"), ("--version", "version")):
-        common.add_argument(name, action="store_true", dest=key)
-    parser = Parser(prog=PROGRAM + ".py", usage=argparse.SUPPRESS, parents=[common],
-                    description=help_of(HELP, __doc__), formatter_class=argparse.RawDescriptionHelpFormatter)
-    unsaid = argparse.Namespace(function=cmd_serve, ini=None, json=False, quiet=False, verbose=False,
-                                version=False)
-    commands = parser.add_subparsers(dest="command", metavar="", prog=PROGRAM + ".py")
-    def add(name):
-        """The parser of a word, with its page of help."""
-        return commands.add_parser(name, parents=[common], usage=argparse.SUPPRESS,
-                                   description=help_of(HELP, __doc__, name),
-                                   formatter_class=argparse.RawDescriptionHelpFormatter)
-
-    add("serve").set_defaults(function=cmd_serve)
-    added = add("demo")
-    added.add_argument("--keep", action="store_true")
-    added.set_defaults(function=cmd_demo)
-    for name, actions, function in (("token", ("issue", "list", "revoke"), cmd_token),
-                                    ("user", ("add", "passwd", "remove", "list"), cmd_user)):
-        added = add(name)
-        added.add_argument("action", choices=actions)
-        added.add_argument("who", nargs="?", metavar="USER|NUMBER" if name == "token" else "USER")
-        added.add_argument("--roles", default="workflow,remote")
-        added.add_argument("--sites", default="")
-        added.add_argument("--days", type=float)
-        added.set_defaults(function=function)
-    add_lists(add)
-    for name in ("cancel", "end", "rerun"):
-        added = add(name)
-        added.add_argument("accept_id")
-        added.add_argument("--reason", default="")
-        added.add_argument("--force", action="store_true", help=argparse.SUPPRESS)
-        added.set_defaults(function=cmd_change)
-    added = add("maintenance")
-    added.add_argument("action", choices=("on", "off"))
-    added.add_argument("--reason", default="")
-    added.set_defaults(function=cmd_maintenance)
-    for name, word, function in (("backup", "folder", cmd_backup), ("restore", "folder", cmd_restore),
-                                 ("show", "accept_id", cmd_show)):
-        added = add(name)
-        added.add_argument(word)
-        added.set_defaults(function=function)
-    return parser.parse_args(words, unsaid)
-
-
-def add_lists(add):
-    """Of parse(): the words that only look."""
-    for name, function in (("unit", cmd_unit), ("sites", cmd_sites)):
-        add(name).set_defaults(function=function)
-    for name, word, function in (("check", "--upgrade", cmd_check), ("list", "--all", cmd_list),
-                                 ("history", "--csv", cmd_history)):
-        added = add(name)
-        added.add_argument(word, action="store_true")
-        added.set_defaults(function=function)
-    for word in ("--since", "--site", "--user"):
-        added.add_argument(word, default="")
+    options.words = options.words or ["serve"]
+    take_word(options)
+    return SUBCOMMANDS[options.word][0](options)
 
 
 def cmd_serve(options):
@@ -4209,57 +4076,65 @@ def open_store(options):
     return Store(conf["Server"]["state_dir"], lock=False), conf
 
 
-def cmd_token(options):
-    """Issues, lists and revokes tokens. A token is shown once; only its SHA-256 is kept."""
+def cmd_token_issue(options):
+    """A new token. It is shown once; only its SHA-256 is kept."""
     store, conf = open_store(options)
     db, now = store.writer, time.time()
-    if options.action == "issue":
-        roles, sites = roles_and_sites(options, conf)
-        secret = os.urandom(32).hex()
-        days = conf["times"]["token_days"] if options.days is None else options.days
-        if not 0 < days <= 36500:
-            raise Stop(EX_USAGE,
-                       _("token issue: a token that is good for %s days is none; say --days N, more than 0"
-                         " (or [times] token_days)") % ("%g" % days))
-        expires = now + 86400 * days
-        db.execute("INSERT INTO tokens (hash, user, roles, sites, issued, expires) VALUES (?, ?, ?, ?, ?, ?)",
-                   (hashlib.sha256(secret.encode()).hexdigest(), options.who, roles, sites, now, expires))
-        try:
-            if os.path.samestat(os.fstat(1), os.stat(os.devnull)):       # closed, or thrown away
-                raise OSError(errno.EPIPE, _("standard output leads nowhere"))
-            sys.stderr.write(_("token for user %s, roles %s, sites %s, until %s; shown only now, keep it in"
-                               " a file of mode 0600:")
-                             % (options.who, roles.replace(" ", ","), sites.replace(" ", ",") or "*",
-                                local_time(expires)) + "\n")
-            print(secret, flush=True)
-        except OSError as error:
-            db.execute("UPDATE tokens SET revoked = ? WHERE hash = ?",
-                       (now, hashlib.sha256(secret.encode()).hexdigest()))
-            raise Stop(EX_IOERR,
-                       _("token issue: nobody has seen the token (%s); it is revoked") % error.strerror)
-    elif options.action == "revoke":
-        if not db.execute("UPDATE tokens SET revoked = ? WHERE number = ? AND revoked IS NULL",
-                          (now, options.who or "")).rowcount:
-            raise Stop(EX_USAGE,
-                       _("token revoke: there is no valid token %s (see token list)") % (options.who or ""))
-        print(_("token %s is revoked; the relay knows within a second") % options.who)
-    else:
-        columns = ("number", "user", "roles", "sites", "issued", "expires", "used", "revoked", "login")
-        found = [dict(row)
-                 for row in db.execute("SELECT %s FROM tokens ORDER BY number" % ", ".join(columns))]
-        for row in found if not options.json else ():
-            row.update(issued=local_time(row["issued"]), expires=local_time(row["expires"]),
-                       used=local_time(row["used"]), revoked=local_time(row["revoked"]),
-                       login="login" if row["login"] else "")
-        show_rows(options, found, columns)
-    return 0
+    roles, sites = roles_and_sites(options, conf)
+    secret = os.urandom(32).hex()
+    days = conf["times"]["token_days"] if options.days is None else options.days
+    if not 0 < days <= 36500:
+        raise Stop(EX_USAGE,
+                   _("token issue: a token that is good for %s days is none; say --days N, more than 0"
+                     " (or [times] token_days)") % ("%g" % days))
+    expires = now + 86400 * days
+    db.execute("INSERT INTO tokens (hash, user, roles, sites, issued, expires) VALUES (?, ?, ?, ?, ?, ?)",
+               (hashlib.sha256(secret.encode()).hexdigest(), options.user, roles, sites, now, expires))
+    try:
+        if os.path.samestat(os.fstat(1), os.stat(os.devnull)):       # closed, or thrown away
+            raise OSError(errno.EPIPE, _("standard output leads nowhere"))
+        sys.stderr.write(_("token for user %s, roles %s, sites %s, until %s; shown only now, keep it in"
+                           " a file of mode 0600:")
+                         % (options.user, roles.replace(" ", ","), sites.replace(" ", ",") or "*",
+                            local_time(expires)) + "\n")
+        print(secret, flush=True)
+    except OSError as error:
+        db.execute("UPDATE tokens SET revoked = ? WHERE hash = ?",
+                   (now, hashlib.sha256(secret.encode()).hexdigest()))
+        raise Stop(EX_IOERR,
+                   _("token issue: nobody has seen the token (%s); it is revoked") % error.strerror)
+
+
+def cmd_token_revoke(options):
+    """Makes a token void."""
+    store, conf = open_store(options)
+    db, now = store.writer, time.time()
+    if not db.execute("UPDATE tokens SET revoked = ? WHERE number = ? AND revoked IS NULL",
+                      (now, options.number)).rowcount:
+        raise Stop(EX_USAGE,
+                   _("token revoke: there is no valid token %s (see token list)") % options.number)
+    print(_("token %s is revoked; the relay knows within a second") % options.number)
+
+
+def cmd_token_list(options):
+    """The tokens, without what makes them work."""
+    store, conf = open_store(options)
+    db = store.writer
+    columns = ("number", "user", "roles", "sites", "issued", "expires", "used", "revoked", "login")
+    found = [dict(row)
+             for row in db.execute("SELECT %s FROM tokens ORDER BY number" % ", ".join(columns))]
+    for row in found if not options.json else ():
+        row.update(issued=local_time(row["issued"]), expires=local_time(row["expires"]),
+                   used=local_time(row["used"]), revoked=local_time(row["revoked"]),
+                   login="login" if row["login"] else "")
+    show_rows(options, found, columns)
 
 
 def roles_and_sites(options, conf):
     """The checked --roles and --sites of a new token or user, blank separated. 64 for what cannot be."""
-    if (not options.who or re.search(r"\s", options.who) or has_control_chars(options.who)
-            or len(options.who) > 200):
-        raise Stop(EX_USAGE, _("%s %s USER: a user without blanks") % (options.command, options.action))
+    if (not options.user or re.search(r"\s", options.user) or has_control_chars(options.user)
+            or len(options.user) > 200):
+        raise Stop(EX_USAGE, _("%s USER: a user without blanks") % options.word)
     roles = options.roles.replace(",", " ").split()
     if not roles or set(roles) - {WORKFLOW, REMOTE, OPERATOR}:
         raise Stop(EX_USAGE, _("--roles: some of workflow,remote,operator"))
@@ -4284,19 +4159,23 @@ def new_password(user):
     return found
 
 
-def cmd_user(options):
-    """The users of auth = login: add, passwd (both ask for the password), remove, list. What was logged in
-    with an old password ends."""
+def cmd_user_list(options):
+    """The users of auth = login."""
     store, conf = open_store(options)
-    db, now, name = store.writer, time.time(), options.who or ""
-    if options.action == "list":
-        rows = [dict(row)
-                for row in db.execute("SELECT name, roles, sites, changed FROM users ORDER BY name")]
-        for row in rows if not options.json else ():
-            row["changed"] = local_time(row["changed"])
-        return show_rows(options, rows, ("name", "roles", "sites", "changed"))
+    rows = [dict(row)
+            for row in store.writer.execute("SELECT name, roles, sites, changed FROM users ORDER BY name")]
+    for row in rows if not options.json else ():
+        row["changed"] = local_time(row["changed"])
+    show_rows(options, rows, ("name", "roles", "sites", "changed"))
+
+
+def cmd_user(options):
+    """The users of auth = login: add, passwd (both ask for the password), remove. What was logged in with an
+    old password ends."""
+    store, conf = open_store(options)
+    db, now, name = store.writer, time.time(), options.user
     there = db.execute("SELECT 1 FROM users WHERE name = ?", (name,)).fetchone()
-    if options.action == "add":
+    if options.word == "user add":
         roles, sites = roles_and_sites(options, conf)
         if there:
             raise Stop(EX_USAGE, _("user %s is there already (user passwd %s)") % (name, name))
@@ -4304,7 +4183,7 @@ def cmd_user(options):
                    (name, password_record(new_password(name)), roles, sites, now))
     elif not there:
         raise Stop(EX_USAGE, _("there is no user %s (see user list)") % printable(name))
-    elif options.action == "passwd":
+    elif options.word == "user passwd":
         db.execute("UPDATE users SET password = ?, changed = ?, known = '' WHERE name = ?",
                    (password_record(new_password(name)), now, name))
         db.execute("UPDATE tokens SET revoked = ? WHERE user = ? AND login AND revoked IS NULL", (now, name))
@@ -4504,7 +4383,7 @@ def cmd_list(options):
     rows = [dict(row)
             for row in store.read("SELECT accept_id, user, site, command, state, status, registered, poller,"
                                   " exit_code, reason, waits, silent AS out_of_contact FROM calculations"
-                                  " WHERE ? OR state != ? ORDER BY seq", bool(options.all), FINISHED)]
+                                  " WHERE ? OR state != ? ORDER BY seq", options.all, FINISHED)]
     for row in rows:
         row["out_of_contact"] = (int(row["out_of_contact"])
                                  if row["out_of_contact"] and row["state"] in CLAIMED else None)
@@ -4668,7 +4547,7 @@ def cmd_change(options):
     it refuses."""
     store, conf = open_store(options)
     accept_id = whole_id(store, options.accept_id)
-    text = ask_running_relay(store, options.command, accept_id=accept_id, reason=options.reason, stop=True,
+    text = ask_running_relay(store, options.word, accept_id=accept_id, reason=options.reason, stop=True,
                              force=options.force)["message"]
     print("%s: %s" % (accept_id, text))
     return 0
@@ -4711,12 +4590,12 @@ def cmd_maintenance(options):
     """Switches maintenance on or off; the running relay knows within a second."""
     store, conf = open_store(options)
     path = os.path.join(utf8(store.folder), b"maintenance")
-    if options.action == "on":
+    if options.word == "maintenance on":
         with open(path, "w", encoding="utf-8") as out:
             out.write((printable(options.reason) or "-") + "\n")
     elif os.path.exists(path):
         os.unlink(path)
-    print(_("maintenance is %s") % options.action)
+    print(_("maintenance is %s") % options.word.split()[1])
     return 0
 
 
@@ -4724,9 +4603,9 @@ def cmd_backup(options):
     """A consistent copy of the whole state into a new directory, while the relay runs."""
     import shutil
     store, conf = open_store(options)
-    target = utf8(options.folder)
+    target = utf8(options.dir)
     if os.path.lexists(target):
-        raise Stop(EX_USAGE, _("%s: exists already; a backup goes into a new directory") % options.folder)
+        raise Stop(EX_USAGE, _("%s: exists already; a backup goes into a new directory") % options.dir)
     part, db = target + b".part", store.writer
     shutil.rmtree(part, ignore_errors=True)
     os.makedirs(part, 0o700)
@@ -4753,7 +4632,7 @@ def cmd_backup(options):
     os.sync()
     os.rename(part, target)
     print(_("%s: %d files of the spool and the database (%d files went meanwhile)")
-          % (options.folder, count, lost))
+          % (options.dir, count, lost))
     return 0
 
 
@@ -4762,9 +4641,9 @@ def cmd_restore(options):
     restore_grace."""
     import shutil
     conf, path = load_conf(options)
-    source, target = utf8(options.folder), utf8(conf["Server"]["state_dir"])
+    source, target = utf8(options.dir), utf8(conf["Server"]["state_dir"])
     if not os.path.exists(os.path.join(source, b"state.sqlite3")):
-        raise Stop(EX_NOINPUT, _("%s: is not a backup of this program") % options.folder)
+        raise Stop(EX_NOINPUT, _("%s: is not a backup of this program") % options.dir)
     if os.path.lexists(os.path.join(target, b"state.sqlite3")):
         raise Stop(EX_CONFIG,
                    _("%s: holds a state already; move it away first") % conf["Server"]["state_dir"])
@@ -6294,6 +6173,150 @@ def ini_value(where, text, keys, table):
 # ==== end shared ====
 
 
+# ==== shared: usage ====
+# A command line: a word, what stands behind it, and options, which may stand before and behind all words. Two
+# tables of the script say what it takes; --help is made of the same two.
+# SUBCOMMANDS {word: (function, what stands behind it, what it does, an example, its options)}
+# OPTIONS {option: what argparse is told of it}; those that every word has:
+EVERY = {
+    "--ini": dict(metavar="FILE", help="the configuration file, instead of the one that is found"),
+    "--json": dict(action="store_true", help="what is found, as JSON"),
+    "-q": dict(action="store_true", dest="quiet", help="failures only"),
+    "-v": dict(action="count", dest="verbose", default=0, help="a log line for each step"),
+    "--version": dict(action="store_true", help="version, protocol, and the sha256 of this file"),
+    "--help -h": dict(action="store_true", help="what a word does, and an example")}
+
+
+def read_line(argv):
+    """The command line as a Namespace: `words`, the value of each option, and `given`, the options that stand
+    there. 64 for an option that is not known, or whose value is missing or wrong."""
+    known = dict(EVERY, **OPTIONS)
+    # in Python 3.6 who takes no abbreviations takes no -vv either
+    argv = [part for word in argv for part in (["-v"] * (len(word) - 1) if re.match("-vv+\\Z", word) else [word])]
+    found, more = parser_of(known).parse_known_args(argv)
+    for word in more[:more.index("--") if "--" in more else None]:
+        if word.startswith("-"):
+            raise Stop(EX_USAGE, _("unknown option %s%s; --help says more") % (
+                printable(word), did_you_mean(word.partition("=")[0], " ".join(known).split())))
+    found.words += [word for word in more if word != "--"]
+    found.given = [names for names, how in known.items() if hasattr(found, attribute_of(names, how))]
+    for names, how in known.items():
+        if names not in found.given:
+            setattr(found, attribute_of(names, how), how.get("default", False if "action" in how else None))
+    return found
+
+
+def attribute_of(names, how):
+    """The attribute that holds an option's value."""
+    return how.get("dest") or names.split()[0].strip("-").replace("-", "_")
+
+
+def parser_of(known):
+    """argparse's parser for these options, whatever the word."""
+    import argparse
+
+    class Parser(argparse.ArgumentParser):
+        def error(self, message):
+            if "expected one argument" in message:
+                message += _(" (a value that begins with - is written with =, as in %s=--fine)") % message.split()[1][:-1]
+            raise Stop(EX_USAGE, _("%s; --help says more") % message)
+
+    def told(kind):
+        """kind, with what is wrong told as argparse passes it on."""
+        def read(text):
+            try:
+                return kind(text)
+            except ValueError as error:
+                raise argparse.ArgumentTypeError(str(error))
+        return read
+
+    # a width that is given need not be looked for: that would load much
+    parser = Parser(prog=PROGRAM + ".py", usage=argparse.SUPPRESS, add_help=False, allow_abbrev=False,
+                    formatter_class=lambda prog: argparse.HelpFormatter(prog, width=100))
+    parser.add_argument("words", nargs="*", default=[])
+    for names, how in known.items():
+        how = dict(how, default=argparse.SUPPRESS)
+        if "type" in how:
+            how["type"] = told(how["type"])
+        parser.add_argument(*names.split(), **how)
+    return parser
+
+
+def take_word(line):
+    """Sets line.word, and of what stands behind it attributes named as in SUBCOMMANDS (ACCEPT_ID: accept_id; a list
+    where several may stand there). 64 for a word that is none, too much or too little behind it, options of
+    other words."""
+    line.word = next((word for word in (" ".join(line.words[:2]), " ".join(line.words[:1])) if word in SUBCOMMANDS), "")
+    if not line.word:
+        raise Stop(EX_USAGE, _("one of these words must come first: %s%s; --help says more")
+                   % (", ".join(SUBCOMMANDS), did_you_mean(" ".join(line.words[:1]), SUBCOMMANDS) if line.words else ""))
+    behind, options = SUBCOMMANDS[line.word][1], SUBCOMMANDS[line.word][4].split()
+    rest = line.words[len(line.word.split()):]
+    if len(rest) < len([part for part in behind.split() if "[" not in part]):
+        raise Stop(EX_USAGE, _("%s needs %s; --help says more") % (line.word, behind.replace(" ", _(" and "))))
+    for part in behind.split():
+        several = "..." in part
+        setattr(line, part.strip("[].").lower(), rest if several else rest[0] if rest else "")
+        rest = [] if several else rest[1:]
+    if rest:
+        raise Stop(EX_USAGE, _("what is %s? It must be: %s") % (printable(" ".join(rest))[:200], usage_of(line.word)))
+    for names in line.given:
+        if names not in EVERY and names.split()[0] not in options:
+            raise Stop(EX_USAGE, _("%s is no option of %s; it must be: %s") % (names, line.word, usage_of(line.word)))
+
+
+def usage_of(word):
+    """WORD WHAT STANDS BEHIND IT [OPTION]..."""
+    options = ["[%s]" % shape_of(name, OPTIONS[name]) for name in SUBCOMMANDS[word][4].split()]
+    return " ".join([PROGRAM + ".py", word] + SUBCOMMANDS[word][1].split() + options)
+
+
+def shape_of(names, how):
+    """An option as it is typed."""
+    takes = "" if "action" in how and "metavar" not in how else how.get("metavar") or "|".join(how["choices"])
+    return names.split()[0] + (takes and " " + takes) + ("..." if how.get("nargs") == "+" else "")
+
+
+def about_itself(line):
+    """--help and --version, printed. Is it that what was asked for?"""
+    if line.help:
+        print(help_text(line.words))
+    elif line.version:
+        print_version()
+    return line.help or line.version
+
+
+def help_text(words):
+    """The page of the word that stands first; of all words in Japanese, where none does; else the docstring as far as it is for users."""
+    asked = [word for word in SUBCOMMANDS if words and words[0] in (word, word.split()[0])]
+    asked = [word for word in asked if word == " ".join(words[:2])] or asked
+    if not asked and SAY["lang"] != "ja":
+        return __doc__.partition("\ncontents")[0].strip()
+    pages = [page_of_word(word) for word in asked or SUBCOMMANDS]
+    return "\n\n".join(pages + [_("for every word:") + "\n" + lines_of(EVERY)])
+
+
+def page_of_word(word):
+    """What --help says of a word."""
+    text, example, names = SUBCOMMANDS[word][2:]
+    parts = ["usage: " + usage_of(word), _(text)]
+    parts += [lines_of({name: OPTIONS[name] for name in names.split()})] if names else []
+    return "\n\n".join(parts + ["%s %s.py %s" % (_("example:"), PROGRAM, example)])
+
+
+def lines_of(options):
+    """A line for each of the options: as it is typed, what it is."""
+    return "\n".join("  %-22s %s" % (shape_of(names, how), _(how["help"])) for names, how in options.items())
+
+
+def print_version():
+    """Program, version, protocols and the sum of this file."""
+    import hashlib
+    with open(os.path.abspath(__file__), "rb") as text:
+        print("%s %s protocol 2 (1) sha256 %s" % (PROGRAM, VERSION, hashlib.sha256(text.read()).hexdigest()))
+# ==== end shared ====
+
+
 # ==== shared: say ====
 # How every script of the suite speaks: one line per failure, one line per step, nothing from the wire
 # unescaped.
@@ -6322,19 +6345,6 @@ def choose_language(lang="auto"):
     if lang == "auto":
         lang = os.environ.get("LC_ALL") or os.environ.get("LC_MESSAGES") or os.environ.get("LANG") or ""
     SAY["lang"] = "ja" if lang[:2] == "ja" else "en"
-
-
-def help_of(pages, doc, word=""):
-    """What --help says: of one word of pages {word: (what may stand behind it, what it does, an example)};
-    else the docstring as far as it is for users, or, in Japanese, every page."""
-    if word not in pages and SAY["lang"] != "ja":
-        return doc.partition("\ncontents")[0].strip()
-    texts = []
-    for one in [word] if word in pages else pages:
-        behind, text, example = pages[one]
-        texts.append("usage: %s.py %s\n\n%s\n\n%s %s.py %s"
-                     % (PROGRAM, ("%s %s" % (one, behind)).strip(), _(text), _("example:"), PROGRAM, example))
-    return "\n\n".join(texts)
 
 
 def printable(text):
@@ -6486,6 +6496,91 @@ def run_as_program(main):
 
 # ==== tables ====
 # What stands here needs what is above at import.
+OPTIONS = {
+    "--keep": dict(action="store_true", help="leave what it has made"),
+    "--roles": dict(default="workflow,remote", metavar="R,R", help="some of workflow, remote, operator"),
+    "--sites": dict(default="", metavar="S,S", help="for these external computers only"),
+    "--days": dict(type=float, metavar="N", help="good for so long (default: token_days of the ini)"),
+    "--upgrade": dict(action="store_true", help="only at what an older version has left"),
+    "--all": dict(action="store_true", help="all that are kept, finished ones too"),
+    "--since": dict(default="", metavar="TIME", help="12h, 7d, or a date like 2026-11-20"),
+    "--site": dict(default="", metavar="SITE", help="of this external computer only"),
+    "--user": dict(default="", metavar="USER", help="of this user only"),
+    "--csv": dict(action="store_true", help="for a spreadsheet"),
+    "--reason": dict(default="", metavar="TEXT", help="why, for who looks later"),
+    "--force": dict(action="store_true", help="also what is out of contact; its late result is refused")}
+SUBCOMMANDS = {
+    "serve": (cmd_serve, "",
+              "Serves as the ini says, until SIGTERM or Ctrl+C. SIGHUP: opens the log anew, reads the ini "
+              "again.",
+              "serve --ini /etc/mi_distributed_computing_assist.ini", ""),
+    "demo": (cmd_demo, "",
+             "A whole calculation on this machine, over TLS: relay, poller, workflow side, a secret that "
+             "stays.",
+             "demo", "--keep"),
+    "token issue": (cmd_token_issue, "USER",
+                    "Issues a token for this user. It is shown once.",
+                    "token issue suzuki --roles remote --sites u-tokyo", "--roles --sites --days"),
+    "token list": (cmd_token_list, "",
+                   "The tokens: whose, for what, until when, when last used.",
+                   "token list --json", ""),
+    "token revoke": (cmd_token_revoke, "NUMBER",
+                     "Makes a token void at once; NUMBER is that of `token list`.",
+                     "token revoke 3", ""),
+    "user add": (cmd_user, "USER",
+                 "Lets a user log in with a password (auth = login), which is asked for without echo.",
+                 "user add suzuki --roles workflow", "--roles --sites"),
+    "user passwd": (cmd_user, "USER",
+                    "Gives a user a new password; what was logged in with the old one ends.",
+                    "user passwd suzuki", ""),
+    "user remove": (cmd_user, "USER",
+                    "Takes a user away, with all tokens.",
+                    "user remove suzuki", ""),
+    "user list": (cmd_user_list, "",
+                  "Who may log in with a password.",
+                  "user list", ""),
+    "check": (cmd_check, "",
+              "Looks at ini, files, certificate, disk, limits, tokens, and at the running relay: OK, WARN "
+              "or FAIL, and what to do.",
+              "check", "--upgrade"),
+    "unit": (cmd_unit, "",
+             "Prints a systemd unit for `serve` with this ini.",
+             "unit >mi_dicomapi.service", ""),
+    "list": (cmd_list, "",
+             "The calculations that are not finished, with the reason for which they wait.",
+             "list --all", "--all"),
+    "sites": (cmd_sites, "",
+              "The sites with their pollers: whether each takes work or why not, when it was heard, what "
+              "waits for it.",
+              "sites", ""),
+    "history": (cmd_history, "",
+                "When each step of each attempt was made, also of calculations that are removed by now.",
+                "history --since 7d --site u-tokyo --csv", "--since --site --user --csv"),
+    "show": (cmd_show, "ACCEPT_ID",
+             "Everything about one calculation. Of the id the first eight characters do.",
+             "show d6d9c05a", ""),
+    "cancel": (cmd_change, "ACCEPT_ID",
+               "Ends a calculation; what its command has written so far comes back.",
+               "cancel d6d9c05a --reason 'wrong input'", "--reason"),
+    "end": (cmd_change, "ACCEPT_ID",
+            "Ends what is claimed and whose external computer will not come back.",
+            "end d6d9c05a --reason 'its host is gone'", "--reason"),
+    "rerun": (cmd_change, "ACCEPT_ID",
+              "Lets what ended abnormally run once more, before its result was fetched.",
+              "rerun d6d9c05a", "--force --reason"),
+    "maintenance on": (cmd_maintenance, "",
+                       "No new calculations and claims; what runs is brought to its end.",
+                       "maintenance on --reason upgrade", "--reason"),
+    "maintenance off": (cmd_maintenance, "",
+                        "New calculations and claims again.",
+                        "maintenance off", ""),
+    "backup": (cmd_backup, "DIR",
+               "Copies the whole state into a new directory, while the relay runs.",
+               "backup /var/backups/mi_distcomp/today", ""),
+    "restore": (cmd_restore, "DIR",
+                "Makes a new state_dir of a backup. At its next start the relay asks the pollers what they "
+                "hold.",
+                "restore /var/backups/mi_distcomp/today", "")}
 INI_KEYS = {                   # {section: {key: (kind, default, meaning)}}: what the shipped ini says of it
     "Server": {
         "ipaddress": (str, "127.0.0.1",
@@ -6619,10 +6714,57 @@ WantedBy=multi-user.target
 
 # ==== Japanese ====
 JA = {
-    "When each step of each attempt was made, also of calculations that are removed by now.\n--since: 12h,"
-    " 7d, or a date like 2026-11-20. --csv: for a spreadsheet.":
-        "すでに削除された計算も含め、各試行の各段階がいつ行われたかを示します。\n"
-        "--since: 12h、7d、または 2026-11-20 のような日付。--csv: 表計算ソフト用。",
+    "the configuration file, instead of the one that is found": "設定ファイル (ini)。指定しなければ、見つかったものを使います",
+    "what is found, as JSON": "結果を JSON で表示します",
+    "failures only": "失敗だけを表示します",
+    "a log line for each step": "段階ごとにログを一行表示します",
+    "version, protocol, and the sha256 of this file": "版、通信規約、このファイルの sha256",
+    "what a word does, and an example": "語の説明と例",
+    "for every word:": "すべての語に:",
+    "%s; --help says more": "%s (--help を参照)",
+    " (a value that begins with - is written with =, as in %s=--fine)":
+        " (- で始まる値は %s=--fine のように = でつないでください)",
+    "unknown option %s%s; --help says more": "オプション %s はありません%s。--help を見てください",
+    "one of these words must come first: %s%s; --help says more": "最初の語は次のいずれかです: %s%s。--help を見てください",
+    "%s needs %s; --help says more": "%s には %s が必要です。--help を見てください",
+    " and ": " と ",
+    "what is %s? It must be: %s": "%s は何ですか。正しい形: %s",
+    "%s is no option of %s; it must be: %s": "%s は %s のオプションではありません。正しい形: %s",
+    "leave what it has made": "作ったものを残します",
+    "some of workflow, remote, operator": "workflow、remote、operator のうちのいくつか",
+    "for these external computers only": "この外部計算機だけ",
+    "good for so long (default: token_days of the ini)": "有効な日数 (既定: ini の token_days)",
+    "only at what an older version has left": "古い版が残したものだけを調べます",
+    "all that are kept, finished ones too": "残っているすべての計算 (終わったものも)",
+    "why, for who looks later": "理由 (後で見る人のため)",
+    "also what is out of contact; its late result is refused": "連絡途絶の計算も。遅れて届いた結果は拒否されます",
+    "A whole calculation on this machine, over TLS: relay, poller, workflow side, a secret that stays.":
+        "この計算機だけで一つの計算をすべて行います (TLS、中継、ポーリング、ワークフロー側、外へ出ない秘密)。",
+    "Issues a token for this user. It is shown once.": "この利用者のトークンを発行します。表示は一度だけです。",
+    "The tokens: whose, for what, until when, when last used.": "トークンの一覧: 利用者、役割、期限、最後に使われた時。",
+    "Makes a token void at once; NUMBER is that of `token list`.":
+        "トークンを即座に無効にします。NUMBER は `token list` の番号です。",
+    "Lets a user log in with a password (auth = login), which is asked for without echo.":
+        "利用者がパスワードでログインできるようにします (auth = login)。パスワードは画面に出さずに尋ねます。",
+    "Gives a user a new password; what was logged in with the old one ends.":
+        "利用者の新しいパスワードを決めます。前のパスワードでのログインは無効になります。",
+    "Takes a user away, with all tokens.": "利用者を、すべてのトークンとともに削除します。",
+    "Who may log in with a password.": "パスワードでログインできる利用者の一覧です。",
+    "Looks at ini, files, certificate, disk, limits, tokens, and at the running relay: OK, WARN or FAIL,"
+    " and what to do.":
+        "ini、ファイル、証明書、ディスク、上限、トークン、動作中の中継サーバーを調べ、OK・WARN・FAIL と、するべきことを示します。",
+    "The calculations that are not finished, with the reason for which they wait.":
+        "終わっていない計算の一覧 (待っている理由付き)。",
+    "Lets what ended abnormally run once more, before its result was fetched.":
+        "異常終了した計算を、結果が受け取られる前に、もう一度実行させます。",
+    "When each step of each attempt was made, also of calculations that are removed by now.":
+        "各段階がいつ行われたか (試行ごと、削除済みの計算も)。",
+    "12h, 7d, or a date like 2026-11-20": "12h、7d、または 2026-11-20 のような日付から",
+    "of this external computer only": "この外部計算機のものだけ",
+    "of this user only": "この利用者のものだけ",
+    "for a spreadsheet": "表計算ソフト用 (CSV)",
+    "New calculations and claims again.": "新しい計算の受け付けと受け渡しを再開します。",
+    "%s USER: a user without blanks": "%s USER: 利用者名に空白は使えません",
     "kept since %s ([times] keep_history)": "%s 以降の記録です ([times] keep_history)",
     "--since: a time ago (12h, 7d) or a date (2026-11-20, 2026-11-20T21:47), not %s":
         "--since: 何時間前・何日前か (12h、7d)、または日付 (2026-11-20、2026-11-20T21:47) を書いてください。%s は使えません",
@@ -6630,31 +6772,13 @@ JA = {
         "サイトとそのポーラーの一覧です。それぞれが仕事を受け付けているか、受け付けていなければその理由、最後に連絡があった時刻、待っている計算を示します。",
     "Serves as the ini says, until SIGTERM or Ctrl+C. SIGHUP: opens the log anew, reads the ini again.":
         "ini のとおりに動作します (SIGTERM か Ctrl+C まで)。SIGHUP: ログを開き直し、ini を読み直します。",
-    "A whole calculation on this machine, over TLS: relay, poller, workflow side, a secret that stays.\n"
-    "--keep: leaves what it has made.":
-        "この計算機だけで一つの計算をすべて行います (TLS、中継、ポーリング、ワークフロー側、外へ出ない秘密)。\n"
-        "--keep: 作ったものを残します。",
-    "Issues a token (shown once), lists them, or makes one void at once. Roles: workflow, remote, operator.":
-        "トークンを発行 (表示は一度だけ)、一覧、または即座に無効にします。役割: workflow、remote、operator。",
-    "Who may log in with a password (auth = login). It is asked for without echo.":
-        "パスワードでログインできる利用者です (auth = login)。パスワードは画面に出さずに尋ねます。",
-    "Looks at ini, files, certificate, disk, limits, tokens, and at the running relay: OK, WARN or FAIL, and"
-    " what to do.\n--upgrade: only at what an older version has left.":
-        "ini、ファイル、証明書、ディスク、上限、トークン、動作中の中継サーバーを調べ、OK・WARN・FAIL と、するべきことを"
-        "示します。\n--upgrade: 古い版が残したものだけを調べます。",
     "Prints a systemd unit for `serve` with this ini.": "この ini での `serve` の systemd ユニットを出力します。",
-    "The calculations that are not finished, with the reason for which they wait.\n--all: all that are kept.":
-        "終わっていない計算の一覧 (待っている理由付き)。\n--all: 残っているすべての計算。",
     "Everything about one calculation. Of the id the first eight characters do.":
         "一つの計算のすべて。ID は最初の 8 文字で足ります。",
     "Ends a calculation; what its command has written so far comes back.":
         "計算を終わらせます。それまでの出力は戻ります。",
     "Ends what is claimed and whose external computer will not come back.":
         "外部計算機がもう戻らない計算を終わらせます。",
-    "Lets what ended abnormally run once more, before its result was fetched.\n"
-    "--force, with a reason: also what is out of contact; its late result is refused.":
-        "異常終了した計算を、結果が受け取られる前に、もう一度実行させます。\n"
-        "--force (理由が必要): 連絡途絶の計算も。遅れて届いた結果は拒否されます。",
     "No new calculations and claims; what runs is brought to its end.":
         "新しい計算を受け付けず、渡しません。実行中の計算は最後まで進みます。",
     "Copies the whole state into a new directory, while the relay runs.":
@@ -6736,7 +6860,6 @@ JA = {
         "%s: このファイルシステムには置けません (NFS?)。[Server] state_dir をローカルディスクにしてください",
     "%s: %s": "%s: %s",
     # the operator's commands
-    "%s %s USER: a user without blanks": "%s %s USER: ユーザー名に空白は使えません",
     "new password for %s: ": "%s の新しいパスワード: ",
     "once more: ": "もう一度: ",
     "that was not the same": "二つの入力が一致しません",

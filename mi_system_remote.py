@@ -62,8 +62,9 @@ contents (grep -n '^# ====' prints them with their lines):
   shared: reach                 `check` of the way to the relay, and `login`
   shared: check
   shared: ini
+  shared: usage                 words and options, --help, --version
   shared: say
-  tables                        keys of the ini
+  tables                        words and options, keys of the ini
   texts of units
   Japanese
 
@@ -2269,7 +2270,7 @@ class Poller:
         self.options = options
         self.token = token
         self.base = base
-        self.site = options["site"]
+        self.site = options.site
         self.gate = Gate(os.path.join(base, b".mi"), commands)
         self.relay_limits = {}     # what the relay says of its own
         self.take_settings(settings, commands)         # keys, jobs, retry, output, own_rules, rules, folders
@@ -2297,8 +2298,8 @@ class Poller:
         self.keys = settings["poller"]
         self.own_rules = settings["outbound"]
         self.gate.commands = commands
-        self.jobs = self.options["jobs"] or self.keys["jobs"]
-        self.retry = self.options["retry"] or self.keys["retry"]
+        self.jobs = self.options.jobs or self.keys["jobs"]
+        self.retry = self.options.retry or self.keys["retry"]
         self.output = self.keys["output"] and not (self.keys["hold"] or any(
             self.own_rules[key] for key in ("deny_content", "deny_pieces", "deny_sums", "hold", "dry_run")))
         self.obey_limits(self.relay_limits)
@@ -2329,8 +2330,8 @@ class Poller:
                 made.pause, made.on_outage = self.pause, self.notice
                 return made
         keys, options = self.keys, self.options
-        made = RelayClient(options["url"], self.token, options["ca_file"], options["verify"], keys["proxy"],
-                     keys["client_cert"], keys["client_key"], options["port"])
+        made = RelayClient(options.url, self.token, options.ca_file, options.verify, keys["proxy"],
+                     keys["client_cert"], keys["client_key"], options.port)
         made.pause, made.on_outage, made.waits_for_token = self.pause, self.notice, True
         if self.first_relay is None:
             self.first_relay = made
@@ -2371,7 +2372,7 @@ class Poller:
                 self.end_with(Stop(EX_UNAVAILABLE,
                                    _("%s: no answer %d times in a row; %d calculation(s) stay here for the"
                                      " next start")
-                                   % (self.options["url"], self.failures_in_a_row, len(self.under_way))))
+                                   % (self.options.url, self.failures_in_a_row, len(self.under_way))))
                 wait = 3600
         if calc:
             calc.note_next_try(wait, calc.why)
@@ -2451,11 +2452,11 @@ class Poller:
 
     def ending(self):
         """Is this a run that ends when its work is done?"""
-        return self.options["once"] or self.options["drain"] or self.options["resend"]
+        return self.options.once or self.options.drain or self.options.resend
 
     def why_closed(self):
         """Why nothing new is claimed now, or ""."""
-        if self.options["drain"] or self.options["resend"]:
+        if self.options.drain or self.options.resend:
             return "--drain"
         if self.keys["paused"] or os.path.exists(os.path.join(self.base, b".mi", b"paused")):
             return "paused"
@@ -2503,7 +2504,7 @@ class Poller:
             late = [calc.run.last("ended")["t"] for calc in self.under_way.values()
                     if calc.phase == "outbox" and calc.run.last("ended")]
         words = (shut.strip("-"), full and "disk", busy >= self.jobs and "busy",
-                 self.options["once"] and "once")
+                 self.options.once and "once")
         found = {"state": next((word for word in words if word), "open"), "jobs": self.jobs, "busy": busy,
                  "outbox": len(late), "version": VERSION}
         if late:
@@ -2569,7 +2570,7 @@ class Poller:
             self.stamp = stamp
             self.reload()
         self.seen = stamp
-        limit = self.options["idle-exit"] or self.keys["idle_exit"]
+        limit = self.options.idle_exit or self.keys["idle_exit"]
         if self.under_way or not limit:
             self.busy_at = time.monotonic()
         elif time.monotonic() - self.busy_at > limit:
@@ -2592,7 +2593,7 @@ class Poller:
 
     def tell_manual(self, line):
         """A line of the manual, on a terminal or where it was started with the manual's words."""
-        if self.options["fielded"] or sys.stdout.isatty():
+        if self.options.fielded or sys.stdout.isatty():
             try:
                 print(printable(line), flush=True)
             except (OSError, ValueError):
@@ -2622,7 +2623,7 @@ class Poller:
             commands=" ".join(sorted(command["name"] for command in self.gate.commands.values())))
         self.idle_relays.append(relay)
         for calc in on_disk(self.base, None, self.gate):
-            if calc.name == self.options["resend"] if self.options["resend"] else not calc.delivery():
+            if calc.name == self.options.resend if self.options.resend else not calc.delivery():
                 log("info", calc.accept_id, "picked up", state=calc.state())
                 for control in (calc.path(b"pre"), calc.path(b"post")):
                     let_go_on(control)               # the command's own: finish() goes on where it was killed
@@ -2742,7 +2743,7 @@ class ClaimLoop:
             if calc:
                 self.poller.begin_thread(calc, self.relay, found.get("inputs"))
                 self.relay = self.poller.free_relay()
-            elif self.poller.options["once"] and found is None:
+            elif self.poller.options.once and found is None:
                 return self.end_once()
             else:                                      # a relay that does not let us wait
                 least = self.poller.keys["poll"] if self.poller.v1 and found is None else 1
@@ -2797,7 +2798,7 @@ class ClaimLoop:
     def first_contact(self):
         """The seconds that the relay lets us wait. 69 if it cannot be reached and somebody waits for the
         answer."""
-        somebody = (self.poller.options["fielded"] or self.poller.options["once"]) and not self.poller.learned
+        somebody = (self.poller.options.fielded or self.poller.options.once) and not self.poller.learned
         try:
             version, limits = self.relay.learn(0 if somebody and not self.poller.retry else None)
         except RelayAway as error:
@@ -2807,7 +2808,7 @@ class ClaimLoop:
             return 0
         self.poller.first_relay.piece_size = self.poller.first_relay.piece_max = self.relay.piece_max
         self.poller.obey_limits(limits)
-        if self.poller.options["once"]:
+        if self.poller.options.once:
             return 0
         return min(POLL_WAIT, limits["wait"]) if isinstance(limits.get("wait"), int) else POLL_WAIT
 
@@ -3115,7 +3116,7 @@ def ask_to_resend(base, name):
 
 def resend_here(poller):
     """resend without a running poller: sends it here. 77 if the relay does not take it."""
-    name = poller.options["resend"]
+    name = poller.options.resend
     calc = calc_to_resend(poller.base, name)
     if calc.delivery() == "kept":
         calc.note(8, "resend")
@@ -3198,12 +3199,12 @@ def cmd_check(options):
     """Looks at this host and at the way to the relay; changes nothing. 78 if something is a FAIL."""
     rows = []
     try:
-        ini = find_ini(options["ini"], ini_folders(__file__), needed=True)
+        ini = find_ini(options.ini, ini_folders(__file__), needed=True)
         settings = read_ini(ini, INI_KEYS)
         keys = settings["poller"]
         choose_language(keys["lang"])
-        if options["upgrade"]:
-            return print_findings(check_upgrade(base_path(keys["calc_base"])), options["json"])
+        if options.upgrade:
+            return print_findings(check_upgrade(base_path(keys["calc_base"])), options.json)
         rows = check_host(settings, ini)
         for key in ("site", "url"):
             if not keys[key]:
@@ -3214,7 +3215,7 @@ def cmd_check(options):
             rows += findings_of_relay(relay, probes(keys["site"]))
     except Stop as stop:
         rows.append((False, str(stop)))
-    return print_findings(rows, options["json"])
+    return print_findings(rows, options.json)
 
 
 def check_host(settings, ini):
@@ -3328,39 +3329,39 @@ def probes(site):
             ("POST", "files/%s/result/0?v=2&offset=0&claim=-" % one["accept_id"], {}, "")]
 
 
-def cmd_login(options, settings, user):
+def cmd_login(options, settings, ini):
     """A token for a user's password, kept in token_file."""
     keys = settings["poller"]
     if not keys["url"]:
         raise Stop(EX_CONFIG,
                    _("%s: [poller] %s is not set")
-                   % (options["ini"] or "mi_distributed_computing_assist.ini", "url"))
+                   % (options.ini or "mi_distributed_computing_assist.ini", "url"))
     relay = RelayClient(keys["url"], lambda: "",
                   **{key: keys[key] for key in ("ca_file", "proxy", "client_cert", "client_key")})
-    return log_in(relay, user, keys["token_file"])
+    return log_in(relay, options.user, keys["token_file"])
 
 
-def cmd_unit(options, ini, settings):
+def cmd_unit(options, settings, ini):
     """Prints a systemd unit: the service; --once: for a timer; --timer: the timer; --cloud-init: for a
     machine that is made on demand."""
-    if options["timer"]:
+    if options.timer:
         return print(UNIT_TIMER, end="")
     import pwd
     me = pwd.getpwuid(os.geteuid()).pw_name if os.geteuid() else "mi_distcomp"
     words = [sys.executable, "-I", "-S", os.path.abspath(__file__), "poll", "--ini",
              os.path.abspath(ini or "/etc/mi_distributed_computing_assist.ini")]
-    start = UNIT_ONCE if options["once"] else UNIT_SERVICE
-    if options["cloud-init"]:
+    start = UNIT_ONCE if options.once else UNIT_SERVICE
+    if options.cloud_init:
         start = UNIT_ON_DEMAND
     text = UNIT % {"where": "/etc/systemd/system/mi_system_remote.service",
-                   "name": "mi_system_remote." + ("timer" if options["once"] else "service"),
-                   "script": words[3], "user": me, "after": UNIT_AFTER if options["cloud-init"] else "",
+                   "name": "mi_system_remote." + ("timer" if options.once else "service"),
+                   "script": words[3], "user": me, "after": UNIT_AFTER if options.cloud_init else "",
                    "start": start % {"program": " ".join(words)},
-                   "install": "" if options["once"] else "\n[Install]\nWantedBy=multi-user.target\n"}
+                   "install": "" if options.once else "\n[Install]\nWantedBy=multi-user.target\n"}
     if any(keys["batch"] in NEEDS_SETUID
            for section, keys in settings.items() if section.startswith("command ")):
         text = NO_SETUID_LINES.sub("", text).replace("KeyringMode", WHY_OPEN + "KeyringMode")
-    if options["cloud-init"]:
+    if options.cloud_init:
         text = UNIT_CLOUD % {"idle": 600, "user": me,
                              "unit": "\n".join("      " + line if line else ""
                                                for line in text.rstrip().split("\n"))}
@@ -3371,171 +3372,85 @@ def cmd_unit(options, ini, settings):
 
 def main(argv=None):
     """The program; returns its exit code."""
-    words, options = parse(arguments(argv))
-    if options["help"] or options["h"]:
-        return print("%s\n\n%s" % (help_of(HELP, __doc__, (words or [""])[0]), _(
-            "for every word: --ini FILE  --json  -q (failures only)  -v (more)  --version")))
-    if options["version"]:
-        return print_version()
-    SAY["level"], SAY["debug"] = 1, options["v"]
-    if options["v"] or options["q"]:
-        SAY["level"] = 0 if options["v"] else 2
-    if words == ["check"]:
+    options = parse(arguments(argv))
+    if about_itself(options):
+        return 0
+    SAY["level"], SAY["debug"] = 1, SAY["debug"] or bool(options.verbose)
+    if options.verbose or options.quiet:
+        SAY["level"] = 0 if options.verbose else 2
+    options.as_program = argv is None
+    if options.word == "check":
         return cmd_check(options)
-    words = checked_words(words, options)
-    ini = find_ini(options["ini"], ini_folders(__file__))
+    ini = find_ini(options.ini, ini_folders(__file__))
     settings = read_ini(ini, INI_KEYS)
     choose_language(settings["poller"]["lang"])
-    if words[0] == "unit":
-        return cmd_unit(options, ini, settings)
-    if words[0] == "login":
-        return cmd_login(options, settings, (words[1:] or [""])[0])
-    if words[0] not in ("poll", "resend"):
-        return on_what_is_here(words, options, settings)
-    if words[0] == "resend":
-        base = open_base(settings["poller"]["calc_base"])
-        options["resend"] = calc_to_resend(base, words[1]).name
-        if running_poller(base):
-            return ask_to_resend(base, options["resend"])
-    return cmd_poll(options, settings, ini, argv is None)
+    return SUBCOMMANDS[options.word][0](options, settings, ini)
 
 
-def checked_words(words, options):
-    """The words if they are this program's; ["poll"] if they are the manual's, which go into options. 64."""
-    alone = (["poll"], ["list"], ["outbox"], ["pause"], ["resume"], ["unit"])
-    if words not in alone and words[:1] not in (["show"], ["resend"], ["login"]):
-        manual_words(words, options)
-        return ["poll"]
-    if words[0] in ("show", "resend") and len(words) != 2:
-        raise Stop(EX_USAGE, _("%s needs one ID") % words[0])
-    return words
+def parse(words):
+    """The command line as options; the manual's words as those of poll. 64."""
+    options = read_line(words)
+    vars(options).update(site="", url="", token="", ca_file="", calc_base="", port=None, retry=None,
+                         fielded=False, verify=True, ignored=[], resend="")
+    if options.help or options.version:
+        return options
+    manual = "://" in " ".join(options.words[1:2])
+    if manual or (options.words or [""])[0] not in SUBCOMMANDS:
+        manual_words(options)
+    take_word(options)
+    return options
 
 
-def print_version():
-    """The line of --version."""
-    import hashlib
-    with open(__file__, "rb") as text:
-        print("%s %s protocol 2 (1) sha256 %s" % (PROGRAM, VERSION, hashlib.sha256(text.read()).hexdigest()))
-
-
-def on_what_is_here(words, options, settings):
+def on_what_is_here(options, settings, ini):
     """list, show, outbox, pause and resume: they look at calc_base, whether a poller runs or not."""
     base = open_base(settings["poller"]["calc_base"])
-    if words[0] in ("pause", "resume"):
-        return cmd_pause(base, settings["poller"], words[0])
-    if words[0] == "outbox":
-        return cmd_outbox(base, options["json"])
-    cmd_show(base, words[1] if words[0] == "show" else None, options["json"])
-    if words[0] == "list" and not options["json"]:
+    if options.word in ("pause", "resume"):
+        return cmd_pause(base, settings["poller"], options.word)
+    if options.word == "outbox":
+        return cmd_outbox(base, options.json)
+    cmd_show(base, options.id if options.word == "show" else None, options.json)
+    if options.word == "list" and not options.json:
         for good, text in look_at_running_poller(base, settings):
             print("-- " + text)
 
 
-def cmd_poll(options, settings, ini, as_program):
+def cmd_resend(options, settings, ini):
+    """resend: by the poller that runs, or here."""
+    base = open_base(settings["poller"]["calc_base"])
+    options.resend = calc_to_resend(base, options.id).name
+    if running_poller(base):
+        return ask_to_resend(base, options.resend)
+    return cmd_poll(options, settings, ini)
+
+
+def cmd_poll(options, settings, ini):
     """poll, the manual's words, and resend where no poller runs."""
     if settings["poller"]["logfile"]:
         log_into(settings["poller"]["logfile"])
     no_core_dump()
     try:
-        poller = set_up(options, settings, ini, as_program)
+        poller = set_up(options, settings, ini)
     except Stop as stop:
-        if stop.code == EX_TEMPFAIL and options["once"]:
+        if stop.code == EX_TEMPFAIL and options.once:
             return 0
         raise
-    return resend_here(poller) if options["resend"] else poller.run()
+    return resend_here(poller) if options.resend else poller.run()
 
 
-HELP = {                       # word: what may stand behind it, what it does, an example
-    "poll": (
-        "[--once] [--drain] [--jobs N] [--idle-exit SECONDS]",
-        "Takes calculations from the relay, runs them, delivers their results, until it is stopped;"
-        " what runs then runs on.\n"
-        "--once: works off what is there, and ends (cron). --drain: takes nothing new, ends when all"
-        " that is here is delivered.\n"
-        "--jobs: so many at once. --idle-exit: ends after so many seconds without work.",
-        "poll --once"),
-    "list": (
-        "",
-        "What is or was on this host: id, state, age, command; then how the poller stands.",
-        "list --json"),
-    "show": (
-        "ID",
-        "All about one calculation: order, journal, directories. Of the ID the first eight characters do.",
-        "show d6d9c05a"),
-    "pause": (
-        "",
-        "Takes nothing new until `resume`, also after a restart; what runs goes on and is delivered.",
-        "pause"),
-    "resume": ("", "Takes new calculations again after `pause`.", "resume"),
-    "outbox": (
-        "",
-        "Results that wait for their delivery: since when, why, when they are tried again.",
-        "outbox"),
-    "resend": (
-        "ID",
-        "Tries now to deliver a result that waits here, or one that the relay wants once more.",
-        "resend d6d9c05a"),
-    "check": (
-        "[--upgrade]",
-        "Looks at this host and the way to the relay, and changes nothing: OK, WARN or FAIL, and"
-        " what to do.\n"
-        "--upgrade: only at what another version has left here.",
-        "check"),
-    "unit": (
-        "[--once | --timer | --cloud-init]",
-        "Prints a systemd unit for this user and this ini (--once with --timer: now and then), or"
-        " what a machine made on demand needs.",
-        "unit >mi_system_remote.service"),
-    "login": (
-        "[USER]",
-        "Asks for the password (relays with auth = login), and keeps the token in token_file.",
-        "login suzuki"),
-}
-
-
-def parse(argv):
-    """(words, options) of the command line. 64."""
-    words, options = [], dict.fromkeys(("once", "drain", "json", "q", "v", "version", "help", "h", "timer",
-                                        "cloud-init", "upgrade"), False)
-    options.update(ini=None, jobs="", resend="", **{"idle-exit": ""})
-    options.update(site="", url="", token="", ca_file="", calc_base="", port=None, retry=None, fielded="",
-                   verify=True)
-    rest = iter(argv)
-    for word in rest:
-        name, equals, value = word.lstrip("-").partition("=")
-        if not word.startswith("-"):
-            words.append(word)
-        elif name in ("ini", "jobs", "idle-exit"):
-            options[name] = value if equals else next(rest, "")
-        elif options.get(name) is False and not equals:
-            options[name] = True
-        else:
-            raise Stop(EX_USAGE,
-                       _("%s: unknown option%s; --help tells more")
-                       % (printable(word), did_you_mean(name, list(options))))
-    if options["jobs"] and not re.match(r"[1-9]\d{0,2}\Z", options["jobs"]):
-        raise Stop(EX_USAGE, "--jobs: " + _("is not a number from %d to %d") % (1, 999))
-    try:
-        return words, dict(options, jobs=int(options["jobs"] or 0),
-                           **{"idle-exit": seconds(options["idle-exit"] or "0")})
-    except ValueError as error:
-        raise Stop(EX_USAGE, "--idle-exit: %s" % error)
-
-
-def set_up(options, settings, ini, as_program):
+def set_up(options, settings, ini):
     """Everything that is checked before the first contact: the Poller, its calc_base locked."""
     keys, ini = (settings["poller"],
-                 ini or options["fielded"] and INI_NAME or find_ini(None, ini_folders(__file__), needed=True))
+                 ini or options.fielded and INI_NAME or find_ini(None, ini_folders(__file__), needed=True))
     for key in ("site", "url", "ca_file", "calc_base"):
-        options[key] = options[key] or keys[key]
-        if not options[key] and key in ("site", "url"):
+        setattr(options, key, getattr(options, key) or keys[key])
+        if not getattr(options, key) and key in ("site", "url"):
             raise Stop(EX_CONFIG, _("%s: [poller] %s is not set") % (ini, key))
-    parse_relay_url(options["url"], options["port"])
+    parse_relay_url(options.url, options.port)
     commands = allow_list(ini, settings)
-    token = find_token(options["token"], options["url"], keys, as_program)
-    for word, why in options.get("ignored", ()):
+    token = find_token(options.token, options.url, keys, options.as_program)
+    for word, why in options.ignored:
         log("warn", None, "ignored", word=word, why=why)
-    base = open_base(options["calc_base"])
+    base = open_base(options.calc_base)
     lock = lock_base(base)
     if any(command["batch"] != "none" for command in commands.values()):
         probe_locks(base)
@@ -3549,7 +3464,7 @@ def set_up(options, settings, ini, as_program):
     poller.lock, poller.name, poller.ini = lock, poller_name(base), ini
     poller.stamp = poller.seen = stamp_of(ini)
     note_settings(base, settings)
-    if not options["verify"]:
+    if not options.verify:
         log("warn", None,
             "no_auth: THE RELAY'S CERTIFICATE IS NOT CHECKED: whoever sits in between can read token, inputs"
             " and results and give orders within the allow-list; use no_auth:CAFILE or ca_file")
@@ -4033,18 +3948,20 @@ class FieldedCarrier(Carrier):
                                   (result.path, 0, result.size, result.sum256) for result in found])
 
 
-def manual_words(words, options):
+def manual_words(options):
     """The manual's words, SITE BASE_URL TOKEN ..., into options. 64."""
+    words = options.words
     if len(words) < 3 or "://" not in words[1]:
         raise Stop(EX_USAGE,
                    _("say poll, list, show ID, or SITE BASE_URL TOKEN|login ...%s; --help tells more")
-                   % did_you_mean((words or [""])[0], list(HELP)))
-    options.update(site=words[0], url=words[1], token=words[2], fielded=True, ignored=[])
+                   % did_you_mean((words or [""])[0], list(SUBCOMMANDS)))
+    options.words, options.fielded = ["poll"], True
+    options.site, options.url, options.token = words[:3]
     for word in words[3:]:
         try:
             manual_word(word, options)
         except ValueError as error:                    # as the fielded program does
-            options["ignored"].append((word, error))
+            options.ignored.append((word, error))
 
 
 def manual_word(word, options):
@@ -4053,13 +3970,13 @@ def manual_word(word, options):
     if word == "debug":
         SAY["level"], SAY["debug"] = 0, True
     elif key == "no_auth" and bool(value) == bool(colon):
-        options.update(verify=bool(value), ca_file=value)
+        options.verify, options.ca_file = bool(value), value
     elif key == "port" and re.match(r"\d{1,5}\Z", value):
-        options["port"] = int(value)
+        options.port = int(value)
     elif key == "retry" and value:
-        options["retry"] = retry_of(value)
+        options.retry = retry_of(value)
     elif key == "calc_base" and value:
-        options["calc_base"] = value
+        options.calc_base = value
     elif key in MANUAL_WORDS and key not in ("debug", "retry"):
         raise Stop(EX_USAGE, _("%s: not like %s") % (printable(word), MANUAL_WORDS[key]))
     else:
@@ -6855,6 +6772,150 @@ def ini_value(where, text, keys, table):
 # ==== end shared ====
 
 
+# ==== shared: usage ====
+# A command line: a word, what stands behind it, and options, which may stand before and behind all words. Two
+# tables of the script say what it takes; --help is made of the same two.
+# SUBCOMMANDS {word: (function, what stands behind it, what it does, an example, its options)}
+# OPTIONS {option: what argparse is told of it}; those that every word has:
+EVERY = {
+    "--ini": dict(metavar="FILE", help="the configuration file, instead of the one that is found"),
+    "--json": dict(action="store_true", help="what is found, as JSON"),
+    "-q": dict(action="store_true", dest="quiet", help="failures only"),
+    "-v": dict(action="count", dest="verbose", default=0, help="a log line for each step"),
+    "--version": dict(action="store_true", help="version, protocol, and the sha256 of this file"),
+    "--help -h": dict(action="store_true", help="what a word does, and an example")}
+
+
+def read_line(argv):
+    """The command line as a Namespace: `words`, the value of each option, and `given`, the options that stand
+    there. 64 for an option that is not known, or whose value is missing or wrong."""
+    known = dict(EVERY, **OPTIONS)
+    # in Python 3.6 who takes no abbreviations takes no -vv either
+    argv = [part for word in argv for part in (["-v"] * (len(word) - 1) if re.match("-vv+\\Z", word) else [word])]
+    found, more = parser_of(known).parse_known_args(argv)
+    for word in more[:more.index("--") if "--" in more else None]:
+        if word.startswith("-"):
+            raise Stop(EX_USAGE, _("unknown option %s%s; --help says more") % (
+                printable(word), did_you_mean(word.partition("=")[0], " ".join(known).split())))
+    found.words += [word for word in more if word != "--"]
+    found.given = [names for names, how in known.items() if hasattr(found, attribute_of(names, how))]
+    for names, how in known.items():
+        if names not in found.given:
+            setattr(found, attribute_of(names, how), how.get("default", False if "action" in how else None))
+    return found
+
+
+def attribute_of(names, how):
+    """The attribute that holds an option's value."""
+    return how.get("dest") or names.split()[0].strip("-").replace("-", "_")
+
+
+def parser_of(known):
+    """argparse's parser for these options, whatever the word."""
+    import argparse
+
+    class Parser(argparse.ArgumentParser):
+        def error(self, message):
+            if "expected one argument" in message:
+                message += _(" (a value that begins with - is written with =, as in %s=--fine)") % message.split()[1][:-1]
+            raise Stop(EX_USAGE, _("%s; --help says more") % message)
+
+    def told(kind):
+        """kind, with what is wrong told as argparse passes it on."""
+        def read(text):
+            try:
+                return kind(text)
+            except ValueError as error:
+                raise argparse.ArgumentTypeError(str(error))
+        return read
+
+    # a width that is given need not be looked for: that would load much
+    parser = Parser(prog=PROGRAM + ".py", usage=argparse.SUPPRESS, add_help=False, allow_abbrev=False,
+                    formatter_class=lambda prog: argparse.HelpFormatter(prog, width=100))
+    parser.add_argument("words", nargs="*", default=[])
+    for names, how in known.items():
+        how = dict(how, default=argparse.SUPPRESS)
+        if "type" in how:
+            how["type"] = told(how["type"])
+        parser.add_argument(*names.split(), **how)
+    return parser
+
+
+def take_word(line):
+    """Sets line.word, and of what stands behind it attributes named as in SUBCOMMANDS (ACCEPT_ID: accept_id; a list
+    where several may stand there). 64 for a word that is none, too much or too little behind it, options of
+    other words."""
+    line.word = next((word for word in (" ".join(line.words[:2]), " ".join(line.words[:1])) if word in SUBCOMMANDS), "")
+    if not line.word:
+        raise Stop(EX_USAGE, _("one of these words must come first: %s%s; --help says more")
+                   % (", ".join(SUBCOMMANDS), did_you_mean(" ".join(line.words[:1]), SUBCOMMANDS) if line.words else ""))
+    behind, options = SUBCOMMANDS[line.word][1], SUBCOMMANDS[line.word][4].split()
+    rest = line.words[len(line.word.split()):]
+    if len(rest) < len([part for part in behind.split() if "[" not in part]):
+        raise Stop(EX_USAGE, _("%s needs %s; --help says more") % (line.word, behind.replace(" ", _(" and "))))
+    for part in behind.split():
+        several = "..." in part
+        setattr(line, part.strip("[].").lower(), rest if several else rest[0] if rest else "")
+        rest = [] if several else rest[1:]
+    if rest:
+        raise Stop(EX_USAGE, _("what is %s? It must be: %s") % (printable(" ".join(rest))[:200], usage_of(line.word)))
+    for names in line.given:
+        if names not in EVERY and names.split()[0] not in options:
+            raise Stop(EX_USAGE, _("%s is no option of %s; it must be: %s") % (names, line.word, usage_of(line.word)))
+
+
+def usage_of(word):
+    """WORD WHAT STANDS BEHIND IT [OPTION]..."""
+    options = ["[%s]" % shape_of(name, OPTIONS[name]) for name in SUBCOMMANDS[word][4].split()]
+    return " ".join([PROGRAM + ".py", word] + SUBCOMMANDS[word][1].split() + options)
+
+
+def shape_of(names, how):
+    """An option as it is typed."""
+    takes = "" if "action" in how and "metavar" not in how else how.get("metavar") or "|".join(how["choices"])
+    return names.split()[0] + (takes and " " + takes) + ("..." if how.get("nargs") == "+" else "")
+
+
+def about_itself(line):
+    """--help and --version, printed. Is it that what was asked for?"""
+    if line.help:
+        print(help_text(line.words))
+    elif line.version:
+        print_version()
+    return line.help or line.version
+
+
+def help_text(words):
+    """The page of the word that stands first; of all words in Japanese, where none does; else the docstring as far as it is for users."""
+    asked = [word for word in SUBCOMMANDS if words and words[0] in (word, word.split()[0])]
+    asked = [word for word in asked if word == " ".join(words[:2])] or asked
+    if not asked and SAY["lang"] != "ja":
+        return __doc__.partition("\ncontents")[0].strip()
+    pages = [page_of_word(word) for word in asked or SUBCOMMANDS]
+    return "\n\n".join(pages + [_("for every word:") + "\n" + lines_of(EVERY)])
+
+
+def page_of_word(word):
+    """What --help says of a word."""
+    text, example, names = SUBCOMMANDS[word][2:]
+    parts = ["usage: " + usage_of(word), _(text)]
+    parts += [lines_of({name: OPTIONS[name] for name in names.split()})] if names else []
+    return "\n\n".join(parts + ["%s %s.py %s" % (_("example:"), PROGRAM, example)])
+
+
+def lines_of(options):
+    """A line for each of the options: as it is typed, what it is."""
+    return "\n".join("  %-22s %s" % (shape_of(names, how), _(how["help"])) for names, how in options.items())
+
+
+def print_version():
+    """Program, version, protocols and the sum of this file."""
+    import hashlib
+    with open(os.path.abspath(__file__), "rb") as text:
+        print("%s %s protocol 2 (1) sha256 %s" % (PROGRAM, VERSION, hashlib.sha256(text.read()).hexdigest()))
+# ==== end shared ====
+
+
 # ==== shared: say ====
 # How every script of the suite speaks: one line per failure, one line per step, nothing from the wire
 # unescaped.
@@ -6883,19 +6944,6 @@ def choose_language(lang="auto"):
     if lang == "auto":
         lang = os.environ.get("LC_ALL") or os.environ.get("LC_MESSAGES") or os.environ.get("LANG") or ""
     SAY["lang"] = "ja" if lang[:2] == "ja" else "en"
-
-
-def help_of(pages, doc, word=""):
-    """What --help says: of one word of pages {word: (what may stand behind it, what it does, an example)};
-    else the docstring as far as it is for users, or, in Japanese, every page."""
-    if word not in pages and SAY["lang"] != "ja":
-        return doc.partition("\ncontents")[0].strip()
-    texts = []
-    for one in [word] if word in pages else pages:
-        behind, text, example = pages[one]
-        texts.append("usage: %s.py %s\n\n%s\n\n%s %s.py %s"
-                     % (PROGRAM, ("%s %s" % (one, behind)).strip(), _(text), _("example:"), PROGRAM, example))
-    return "\n\n".join(texts)
 
 
 def printable(text):
@@ -7047,6 +7095,48 @@ def run_as_program(main):
 
 # ==== tables ====
 # What stands here needs what is above at import.
+OPTIONS = {
+    "--once": dict(action="store_true", help="works off what is there, and ends (cron); unit: for a timer"),
+    "--drain": dict(action="store_true", help="takes nothing new, ends when all that is here is delivered"),
+    "--jobs": dict(type=number(1, 999), metavar="N", help="so many at once, instead of the ini's jobs"),
+    "--idle-exit": dict(type=seconds, metavar="SECONDS", help="ends after so long without work"),
+    "--upgrade": dict(action="store_true", help="only at what another version has left here"),
+    "--timer": dict(action="store_true", help="the timer for it: now and then instead of always"),
+    "--cloud-init": dict(action="store_true", help="what a machine made on demand needs")}
+SUBCOMMANDS = {
+    "poll": (cmd_poll, "",
+             "Takes calculations from the relay, runs them, delivers their results, until it is stopped; what"
+             " runs then runs on.",
+             "poll --once", "--once --drain --jobs --idle-exit"),
+    "list": (on_what_is_here, "",
+             "What is or was on this host: id, state, age, command; then how the poller stands.",
+             "list --json", ""),
+    "show": (on_what_is_here, "ID",
+             "All about one calculation: order, journal, directories. Of the ID the first eight characters"
+             " do.",
+             "show d6d9c05a", ""),
+    "pause": (on_what_is_here, "",
+              "Takes nothing new until `resume`, also after a restart; what runs goes on and is delivered.",
+              "pause", ""),
+    "resume": (on_what_is_here, "",
+               "Takes new calculations again after `pause`.",
+               "resume", ""),
+    "outbox": (on_what_is_here, "",
+               "Results that wait for their delivery: since when, why, when they are tried again.",
+               "outbox", ""),
+    "resend": (cmd_resend, "ID",
+               "Tries now to deliver a result that waits here, or one that the relay wants once more.",
+               "resend d6d9c05a", ""),
+    "check": (cmd_check, "",
+              "Looks at this host and the way to the relay, and changes nothing: OK, WARN or FAIL, and what"
+              " to do.",
+              "check", "--upgrade"),
+    "unit": (cmd_unit, "",
+             "Prints a systemd unit for this user and this ini.",
+             "unit >mi_system_remote.service", "--once --timer --cloud-init"),
+    "login": (cmd_login, "[USER]",
+              "Asks for the password (relays with auth = login), and keeps the token in token_file.",
+              "login suzuki", "")}
 NOT_BUILT = (not_built, "")
 INI_KEYS = {                       # {section: {key: (kind, default)}}
     "poller": {
@@ -7157,6 +7247,35 @@ SuccessAction=poweroff
 
 # ==== Japanese ====
 JA = {                         # what a person reads, in Japanese
+    "the configuration file, instead of the one that is found": "設定ファイル (ini)。指定しなければ、見つかったものを使います",
+    "what is found, as JSON": "結果を JSON で表示します",
+    "failures only": "失敗だけを表示します",
+    "a log line for each step": "段階ごとにログを一行表示します",
+    "version, protocol, and the sha256 of this file": "版、通信規約、このファイルの sha256",
+    "what a word does, and an example": "語の説明と例",
+    "for every word:": "すべての語に:",
+    "%s; --help says more": "%s (--help を参照)",
+    " (a value that begins with - is written with =, as in %s=--fine)":
+        " (- で始まる値は %s=--fine のように = でつないでください)",
+    "unknown option %s%s; --help says more": "オプション %s はありません%s。--help を見てください",
+    "one of these words must come first: %s%s; --help says more": "最初の語は次のいずれかです: %s%s。--help を見てください",
+    "%s needs %s; --help says more": "%s には %s が必要です。--help を見てください",
+    " and ": " と ",
+    "what is %s? It must be: %s": "%s は何ですか。正しい形: %s",
+    "%s is no option of %s; it must be: %s": "%s は %s のオプションではありません。正しい形: %s",
+    "works off what is there, and ends (cron); unit: for a timer": "今あるものを片付けて終わります (cron)。unit では: タイマー用",
+    "takes nothing new, ends when all that is here is delivered": "新しい計算を受け取らず、ここにあるものをすべて届けたら終わります",
+    "so many at once, instead of the ini's jobs": "同時に実行する数 (ini の jobs の代わり)",
+    "ends after so long without work": "仕事のないままこの時間がたつと終わります",
+    "only at what another version has left here": "ほかの版がここに残したものだけを調べます",
+    "the timer for it: now and then instead of always": "そのタイマー: 常にではなく、時々動かします",
+    "what a machine made on demand needs": "必要な時だけ作る計算機に要るもの",
+    "Takes calculations from the relay, runs them, delivers their results, until it is stopped; what"
+    " runs then runs on.":
+        "止められるまで、中継サーバーから計算を受け取って実行し、結果を届けます。そのとき実行中のものは動き続けます。",
+    "Looks at this host and the way to the relay, and changes nothing: OK, WARN or FAIL, and what to do.":
+        "この計算機と中継サーバーまでの経路を調べ、OK・WARN・FAIL と、するべきことを示します。何も変更しません。",
+    "Prints a systemd unit for this user and this ini.": "このユーザーとこの ini の systemd ユニットを出力します。",
     "was written by a newer version of this program": "より新しい版のプログラムが書いたものです",
     "%s: left alone (%s); an older or newer version may read it; else remove it there: %s":
         "%s: 読めないため、そのまま残します (%s)。旧版か新版で読めることがあります。不要なら削除してください: %s",
@@ -7363,12 +7482,6 @@ JA = {                         # what a person reads, in Japanese
     "the running poller sends it now": "動作中のポーリングプログラムが今送ります",
     "is not a word of this program%s": "このプログラムの語ではありません%s",
     "%s: not like %s": "%s: 正しくは %s のような形です",
-    "Takes calculations from the relay, runs them, delivers their results, until it is stopped; what runs"
-    " then runs on.\n--once: works off what is there, and ends (cron). --drain: takes nothing new, ends"
-    " when all that is here is delivered.\n--jobs: so many at once. --idle-exit: ends after so many seconds"
-    " without work.":
-        "中継サーバーから計算を受け取って実行し、結果を届けます。止められるまで続きます (実行中のコマンドは止まりません)。\n--once: いまある計算だけを終わらせて終了します (cron 向け)"
-        "。--drain: 新しい計算を受け取らず、ここにある計算をすべて届けたら終了します。\n--jobs: 同時に実行する数。--idle-exit: 計算がないままこの秒数がたったら終了します。",
     "What is or was on this host: id, state, age, command; then how the poller stands.":
         "この計算機にある (あった) 計算: ID、状態、経過時間、コマンド。最後にポーリングプログラムの様子を示します。",
     "All about one calculation: order, journal, directories. Of the ID the first eight characters do.":
@@ -7380,20 +7493,9 @@ JA = {                         # what a person reads, in Japanese
         "まだ届いていない結果: いつから、なぜ、次にいつ試すか。",
     "Tries now to deliver a result that waits here, or one that the relay wants once more.":
         "ここで待っている結果、または中継サーバーがもう一度求めている結果を、今すぐ届けます。",
-    "Looks at this host and the way to the relay, and changes nothing: OK, WARN or FAIL, and what to do.\n"
-    "--upgrade: only at what another version has left here.":
-        "この計算機と中継サーバーまでの経路を調べ、OK・WARN・FAIL と、するべきことを示します。何も変更しません。\n"
-        "--upgrade: ほかの版がここに残したものだけを調べます。",
-    "Prints a systemd unit for this user and this ini (--once with --timer: now and then), or what a"
-    " machine made on demand needs.":
-        "この利用者と ini のための systemd ユニット (--once と --timer: 時々起動)、または必要なときに作られる計算機のための設定を出力します。",
     "Asks for the password (relays with auth = login), and keeps the token in token_file.":
         "パスワードを尋ね (中継サーバーが auth = login の場合)、トークンを token_file に保存します。",
     "example:": "例:",
-    "for every word: --ini FILE  --json  -q (failures only)  -v (more)  --version":
-        "すべての語に: --ini ファイル  --json  -q (失敗だけ)  -v (詳しく)  --version",
-    "%s: unknown option%s; --help tells more": "%s: 知らないオプションです%s。--help をご覧ください",
-    "%s needs one ID": "%s には ID を一つ指定してください",
     "blanks stand between names, no commas": "名前の区切りは空白です。コンマは使えません",
     "arguments need a line {parameters} in argv, argument.N for each, and no parameters = no":
         "引数には argv の行 {parameters} と引数ごとの argument.N が必要です (parameters = no とは両立しません)",

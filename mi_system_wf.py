@@ -56,8 +56,9 @@ contents (grep -n '^# ====' prints them with their lines):
   shared: reach                 `check` of the way to the relay, and `login`
   shared: check
   shared: ini
+  shared: usage                 words and options, --help, --version
   shared: say
-  tables                        keys of the ini, exit codes
+  tables                        words and options, keys of the ini, exit codes
   Japanese
 
 threads: everything happens in the main thread, which alone gets signals. Beside it: a thread that draws the
@@ -1254,11 +1255,8 @@ def main(argv=None):
             and sys.executable):
         hide_token(words)
     options = parse(words)
-    if options.version:
-        import hashlib
-        with open(os.path.abspath(__file__), "rb") as text:
-            return print("%s %s protocol 2 (1) sha256 %s"
-                         % (PROGRAM, VERSION, hashlib.sha256(text.read()).hexdigest()))
+    if about_itself(options):
+        return 0
     if program:
         no_core_dump()
         import signal
@@ -1268,12 +1266,13 @@ def main(argv=None):
 
 def run_word(options):
     """Does what the words say; the exit code."""
-    if options.words[0] in ALONE:
-        return ALONE[options.words[0]][0](options)
+    function = SUBCOMMANDS[options.word][0]
+    if function in (cmd_check, cmd_login):
+        return function(options)
     relay, console = relay_of_options(options)[0], make_console(options)
     relay.on_outage = console.tell_away
     try:
-        return COMMANDS[options.words[0]](options, relay, console)
+        return function(options, relay, console)
     except (Stop, RelayAway, RelayRefused, KeyboardInterrupt) as error:
         stop = (stop_after_signal(error, console, relay, options) if isinstance(error, KeyboardInterrupt)
                 else error)
@@ -1286,124 +1285,30 @@ def run_word(options):
         console.close()
 
 
-# word: what may stand behind it, what it does, an example
-HELP = {
-    "run": ("SITE COMMAND [--in INPUT...] [--out RESULT...] [--param TEXT] [--request-id R] [--to DIR]",
-            "Has COMMAND run at SITE with these inputs, waits, and puts the results into the current "
-            "directory; the exit code is the command's own.\n"
-            "INPUT is FILE, NAME=PATH, or DIR/; RESULT a name or a pattern in quotes (* ? ** and DIR/).",
-            "run u-tokyo fatigue_life --in steel.json loads.csv --out life.json"),
-    "submit": ("SITE COMMAND [as run]",
-               "As run, but prints the ACCEPT_ID and does not wait.",
-               "submit u-tokyo fatigue_life --in steel.json --out life.json"),
-    "wait": ("ACCEPT_ID...",
-             "Waits and fetches; several: each into DIR/ACCEPT_ID/. Of an id the first eight characters do.",
-             "wait d6d9c05a"),
-    "result": ("ACCEPT_ID... [--to DIR] [--out RESULT...]",
-               "Fetches what is there already. On another host, or for somebody else, --out says once more "
-               "what is meant.",
-               "result d6d9c05a --to results"),
-    "status": ("ACCEPT_ID...",
-               "One line for each: where it is, how many are before it, why it waits.",
-               "status d6d9c05a"),
-    "output": ("ACCEPT_ID [--follow]",
-               "What the command has written so far.\n"
-               "--follow: as it comes, to its end.",
-               "output d6d9c05a --follow"),
-    "cancel": ("ACCEPT_ID... [--reason TEXT]",
-               "Ends calculations; what their commands have written so far comes back.",
-               "cancel d6d9c05a --reason 'wrong input'"),
-    "rerun": ("ACCEPT_ID... [--force --reason TEXT]",
-              "Once more: what ended abnormally, before its result was fetched; with --force what is out "
-              "of contact.",
-              "rerun d6d9c05a"),
-    "check": ("[SITE [COMMAND]]",
-              "Looks at this host and the way to the relay, and changes nothing: OK, WARN or FAIL, and "
-              "what to do.\n"
-              "With SITE and COMMAND: would the relay take such a calculation?",
-              "check u-tokyo fatigue_life"),
-    "login": ("[USER]",
-              "Asks for the password (relays with auth = login), and keeps the token in token_file.",
-              "login suzuki"),
-}
-
-
 def parse(words):
-    """The command line as options. 64 for what it cannot be."""
-    import argparse
-
-    class Parser(argparse.ArgumentParser):
-        def error(self, message):
-            if "expected one argument" in message:
-                message += _(" (a value that begins with - is written with =, as in --param=--fine)")
-            raise Stop(EX_USAGE, _("%s; --help says more") % message)
-
-    asked = next((word for word in words if word in HELP), "")
-    parser = Parser(prog=PROGRAM + ".py", usage=argparse.SUPPRESS, description=help_of(HELP, __doc__, asked),
-                    allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("words", nargs="*", help=argparse.SUPPRESS)
-    parser.add_argument("--in", nargs="+", action="append", default=[], dest="inputs", metavar="INPUT",
-                        help="what the command gets")
-    parser.add_argument("--out", nargs="+", action="append", default=[], dest="outputs", metavar="RESULT",
-                        help="what it is to make")
-    parser.add_argument("--param", default="", metavar="TEXT",
-                        help="parameters of the command, where the external computer allows them")
-    parser.add_argument("--request-id", metavar="R",
-                        help="the same R again: the same calculation (default: random)")
-    parser.add_argument("--to", metavar="DIR", help="where the results go (default: here)")
-    parser.add_argument("--allow-refused", action="store_true",
-                        help="0, not 65, where the external computer's rules keep what a pattern asked for")
-    parser.add_argument("--patience", default=PATIENCE, type=seconds, metavar="TIME",
-                        help="how long the relay may be away before anything is registered (default: 60s)")
-    parser.add_argument("--ini", metavar="FILE",
-                        help="instead of the mi_distributed_computing_assist.ini that is found")
-    for name, text in (("url", "the relay"), ("token-file", "0600 file with the token"),
-                       ("ca-file", "CA of the relay's certificate")):
-        parser.add_argument("--" + name, default="", metavar="URL" if name == "url" else "FILE", help=text)
-    parser.add_argument("--deadline", type=seconds, metavar="TIME",
-                        help="cancel the calculation if it has not ended so long from now")
-    parser.add_argument("--on-term", choices=("leave", "cancel"), default="leave",
-                        help="after SIGTERM: the calculation runs on (default), or ends")
-    parser.add_argument("--reason", default="", metavar="TEXT", help="of cancel and rerun")
-    parser.add_argument("--force", action="store_true",
-                        help="rerun what is out of contact; its late result is refused")
-    parser.add_argument("--follow", action="store_true", help="output: until the command ends")
-    parser.add_argument("--json", action="store_true", help="the end as one JSON object on stdout")
-    parser.add_argument("-q", action="store_true", dest="quiet", help="failures only")
-    parser.add_argument("-v", action="count", default=0, dest="verbose", help="a log line for each step")
-    parser.add_argument("--version", action="store_true",
-                        help="version, protocol, and the sha256 of this file")
+    """The command line as options, the results checked. 64 for words that are too few, too many or none that
+    could be meant."""
     fielded, words = (words[:7], words[7:]) if words and words[0].startswith(SCHEMES) else ([], words)
-    options, more = parser.parse_known_args(words)
-    options.words, options.fielded = options.words + more, fielded
-    for word in more:
-        if word.startswith("-"):
-            parser.error(_("unknown option %s") % printable(word))
-    return check_words(options)
-
-
-def check_words(options):
-    """options with the results checked. 64 for words that are too few, too many or none that could be
-    meant."""
+    options = read_line(words)
+    options.fielded = fielded
+    if options.help or options.version:
+        return options
     options.inputs, options.outputs = sum(options.inputs, []), sum(options.outputs, [])
-    if options.version:
-        return options
-    if options.fielded:
+    if fielded:
         take_fielded_words(options)
-    word, more = (options.words or [""])[0], options.words[1:]
-    if word in ALONE and len(more) <= ALONE[word][1]:
-        return options
-    if word not in COMMANDS:
-        raise unknown_word(word, more)
+    elif len(options.words) > 5 and options.words[0] not in SUBCOMMANDS:
+        raise Stop(EX_USAGE,
+                   _("what is %s? (BASE_URL SITE TOKEN COMMAND IN OUT: BASE_URL begins with http:// or"
+                     " https://)") % printable(options.words[0])[:100])
+    take_word(options)
     names, patterns = wanted_results(options.outputs)
     options.wanted = Wanted(names, patterns, True, options.allow_refused) if options.outputs else None
     options.agreed, options.to = options.to is not None, options.to or "."
-    if word in ("run", "submit"):
-        site, command = site_and_command(word, more)
-        options.order = Order(site, command, options.param, names, patterns,
+    if options.word in ("run", "submit"):
+        options.order = Order(options.site, options.command, options.param, names, patterns,
                               options.request_id or os.urandom(16).hex())
-    else:
-        check_ids(word, more)
+    options.accept_ids = options.words[1:] if "ACCEPT_ID" in SUBCOMMANDS[options.word][1] else []
+    check_ids(options.accept_ids)
     return options
 
 
@@ -1418,33 +1323,9 @@ def take_fielded_words(options):
     options.words, options.param = ["run", site, command], (options.fielded[6:] or [""])[0]
 
 
-def unknown_word(word, more):
-    """The Stop for a first word that is none."""
-    known = list(COMMANDS) + list(ALONE)
-    hint = did_you_mean(word, known)
-    if not hint and len(more) > 4:
-        hint = _(" (BASE_URL SITE TOKEN COMMAND IN OUT: BASE_URL begins with http:// or https://)")
-    return Stop(EX_USAGE,
-                _("one of these words must come first: %s%s; --help says more") % (" ".join(known), hint))
-
-
-def site_and_command(word, more):
-    """SITE and COMMAND of `run` and `submit`. 64 if there is more or less."""
-    if len(more) > 2:
-        raise Stop(EX_USAGE,
-                   _("%s takes SITE and COMMAND only; what is %s? (inputs: --in FILE..., results: --out"
-                     " NAME..., arguments of the command: --param TEXT; a command with blanks in quotes)")
-                   % (word, printable(" ".join(more[2:]))[:200]))
-    if len(more) < 2:
-        raise Stop(EX_USAGE, _("%s needs SITE and COMMAND; --help says more") % word)
-    return more
-
-
-def check_ids(word, more):
-    """64 unless these are ACCEPT_IDs, and as many as the word takes."""
-    if not more or word == "output" and len(more) > 1:
-        raise Stop(EX_USAGE, _("%s needs ACCEPT_IDs; --help says more") % word)
-    for one in more:
+def check_ids(ids):
+    """64 unless these are ACCEPT_IDs."""
+    for one in ids:
         if not ACCEPT_ID.match(one):
             raise Stop(EX_USAGE,
                        _("%s: not an ACCEPT_ID (run and submit print it; its first eight characters do)")
@@ -1455,7 +1336,7 @@ def make_console(options):
     """Who is told what: a terminal all; otherwise stdout, unless it must hold one thing only; then stderr,
     but not much."""
     terminal = sys.stderr if sys.stderr is not None and sys.stderr.isatty() else None
-    alone = options.json or options.words[0] in ("submit", "status", "output", "cancel", "rerun")
+    alone = options.json or options.word in ("submit", "status", "output", "cancel", "rerun")
     out = terminal or sys.stdout
     if alone and not terminal:
         out = CappedStream(sys.stderr)
@@ -1474,9 +1355,9 @@ def make_console(options):
         to = sys.stderr if stream == "err" and terminal else sys.stdout
         to.write(text)
         to.flush()
-    if options.words[0] == "output" or not options.quiet and not alone:
+    if options.word == "output" or not options.quiet and not alone:
         console.output = output
-    if options.deadline is not None and options.words[0] in ("run", "wait"):
+    if options.deadline is not None and options.word in ("run", "wait"):
         console.deadline = time.monotonic() + options.deadline
     return console
 
@@ -1492,7 +1373,7 @@ def relay_of_options(options):
     if options.fielded:
         token = take_token(options.fielded[2])
         source = lambda: token
-    elif options.words[0] == "login":
+    elif options.word == "login":
         source = lambda: ""
     else:
         source = find_token(options.token_file or ini["token_file"])
@@ -1515,7 +1396,7 @@ def stop_after_signal(leaving, console, relay, options):
     code = EX_TEMPFAIL if leaving.args else EX_INTERRUPT
     if not console.accept_id:
         return Stop(code,
-                    _("interrupted; nothing was registered") if options.words[0] in ("run", "submit")
+                    _("interrupted; nothing was registered") if options.word in ("run", "submit")
                     else _("interrupted"))
     if leaving.args and options.on_term == "cancel":
         try:
@@ -1565,7 +1446,7 @@ def whole_ids(options, relay, console):
     """First contact; the ACCEPT_IDs as typed, beginnings of them made whole by the relay."""
     ids, console.allowed = [], True
     first_contact(relay, options.patience)
-    for console.accept_id in options.words[1:]:
+    for console.accept_id in options.accept_ids:
         found = {}
         if len(console.accept_id) < 36 and not relay.v1:
             fields = {"v": 2, "accept_id": console.accept_id, "wait": 0, "known": ""}
@@ -1579,13 +1460,13 @@ def whole_ids(options, relay, console):
 
 def cmd_fetch(options, relay, console):
     """wait and result: the last exit code that is not 0."""
-    console.accept_id = options.words[1]                 # that a wait is interrupted changes nothing
+    console.accept_id = options.accept_ids[0]            # that a wait is interrupted changes nothing
     code, ids = 0, whole_ids(options, relay, console)
-    for accept_id in wait_for(relay, ids, console) if options.words[0] == "wait" else ids:
+    for accept_id in wait_for(relay, ids, console) if options.word == "wait" else ids:
         console.accept_id = accept_id
         to = options.to if len(ids) == 1 else os.path.join(options.to, accept_id)
         wanted = options.wanted or recall(relay, accept_id, to, options)
-        if options.words[0] == "wait":
+        if options.word == "wait":
             result = fetch_after_wait(relay, accept_id, to, wanted, console)
         else:
             result = fetch(relay, accept_id, to, wanted, console, options.patience)
@@ -1614,7 +1495,7 @@ def cmd_change(options, relay, console):
     """cancel (what is running is stopped by its external computer, where the relay can tell it) and rerun:
     one line of stdout for each."""
     ids = whole_ids(options, relay, console)
-    word = options.words[0]
+    word = options.word
     fields = {"v": 2, "force": options.force, "reason": options.reason}
     for console.accept_id in ids:
         try:
@@ -1653,13 +1534,13 @@ def cmd_status(options, relay, console):
 def cmd_login(options):
     """A token for a user's password, kept in token_file."""
     relay, ini = relay_of_options(options)
-    return log_in(relay, (options.words[1:] or [""])[0], options.token_file or ini["token_file"])
+    return log_in(relay, options.user, options.token_file or ini["token_file"])
 
 
 def cmd_check(options):
     """Looks at this host and the way to the relay; changes nothing. With SITE (and COMMAND): would the relay
     take such a calculation?"""
-    site, command = (options.words[1:] + ["", ""])[:2]
+    site, command = options.site, options.command
     rows = [(None, _("running as root; better as a user of its own"))] if os.geteuid() == 0 else []
     try:
         path = find_ini(options.ini, ini_folders(__file__))
@@ -1692,12 +1573,6 @@ def probes(site, command):
             ("POST", "rerun", one, ""), ("GET", "output", dict(one, stream="out", offset=0), ""),
             ("GET", "files/%s/result/0" % one["accept_id"], {}, ""),
             ("POST", "files/%s/input/0?v=2&offset=0" % one["accept_id"], {}, "")]
-
-
-COMMANDS = {"run": cmd_run, "submit": cmd_submit, "wait": cmd_fetch, "result": cmd_fetch,
-            "status": cmd_status, "output": cmd_output, "cancel": cmd_change, "rerun": cmd_change}
-# words that need no running calculation, and how many words follow
-ALONE = {"check": (cmd_check, 2), "login": (cmd_login, 1)}
 
 
 # ==== fielded ====
@@ -4224,6 +4099,150 @@ def ini_value(where, text, keys, table):
 # ==== end shared ====
 
 
+# ==== shared: usage ====
+# A command line: a word, what stands behind it, and options, which may stand before and behind all words. Two
+# tables of the script say what it takes; --help is made of the same two.
+# SUBCOMMANDS {word: (function, what stands behind it, what it does, an example, its options)}
+# OPTIONS {option: what argparse is told of it}; those that every word has:
+EVERY = {
+    "--ini": dict(metavar="FILE", help="the configuration file, instead of the one that is found"),
+    "--json": dict(action="store_true", help="what is found, as JSON"),
+    "-q": dict(action="store_true", dest="quiet", help="failures only"),
+    "-v": dict(action="count", dest="verbose", default=0, help="a log line for each step"),
+    "--version": dict(action="store_true", help="version, protocol, and the sha256 of this file"),
+    "--help -h": dict(action="store_true", help="what a word does, and an example")}
+
+
+def read_line(argv):
+    """The command line as a Namespace: `words`, the value of each option, and `given`, the options that stand
+    there. 64 for an option that is not known, or whose value is missing or wrong."""
+    known = dict(EVERY, **OPTIONS)
+    # in Python 3.6 who takes no abbreviations takes no -vv either
+    argv = [part for word in argv for part in (["-v"] * (len(word) - 1) if re.match("-vv+\\Z", word) else [word])]
+    found, more = parser_of(known).parse_known_args(argv)
+    for word in more[:more.index("--") if "--" in more else None]:
+        if word.startswith("-"):
+            raise Stop(EX_USAGE, _("unknown option %s%s; --help says more") % (
+                printable(word), did_you_mean(word.partition("=")[0], " ".join(known).split())))
+    found.words += [word for word in more if word != "--"]
+    found.given = [names for names, how in known.items() if hasattr(found, attribute_of(names, how))]
+    for names, how in known.items():
+        if names not in found.given:
+            setattr(found, attribute_of(names, how), how.get("default", False if "action" in how else None))
+    return found
+
+
+def attribute_of(names, how):
+    """The attribute that holds an option's value."""
+    return how.get("dest") or names.split()[0].strip("-").replace("-", "_")
+
+
+def parser_of(known):
+    """argparse's parser for these options, whatever the word."""
+    import argparse
+
+    class Parser(argparse.ArgumentParser):
+        def error(self, message):
+            if "expected one argument" in message:
+                message += _(" (a value that begins with - is written with =, as in %s=--fine)") % message.split()[1][:-1]
+            raise Stop(EX_USAGE, _("%s; --help says more") % message)
+
+    def told(kind):
+        """kind, with what is wrong told as argparse passes it on."""
+        def read(text):
+            try:
+                return kind(text)
+            except ValueError as error:
+                raise argparse.ArgumentTypeError(str(error))
+        return read
+
+    # a width that is given need not be looked for: that would load much
+    parser = Parser(prog=PROGRAM + ".py", usage=argparse.SUPPRESS, add_help=False, allow_abbrev=False,
+                    formatter_class=lambda prog: argparse.HelpFormatter(prog, width=100))
+    parser.add_argument("words", nargs="*", default=[])
+    for names, how in known.items():
+        how = dict(how, default=argparse.SUPPRESS)
+        if "type" in how:
+            how["type"] = told(how["type"])
+        parser.add_argument(*names.split(), **how)
+    return parser
+
+
+def take_word(line):
+    """Sets line.word, and of what stands behind it attributes named as in SUBCOMMANDS (ACCEPT_ID: accept_id; a list
+    where several may stand there). 64 for a word that is none, too much or too little behind it, options of
+    other words."""
+    line.word = next((word for word in (" ".join(line.words[:2]), " ".join(line.words[:1])) if word in SUBCOMMANDS), "")
+    if not line.word:
+        raise Stop(EX_USAGE, _("one of these words must come first: %s%s; --help says more")
+                   % (", ".join(SUBCOMMANDS), did_you_mean(" ".join(line.words[:1]), SUBCOMMANDS) if line.words else ""))
+    behind, options = SUBCOMMANDS[line.word][1], SUBCOMMANDS[line.word][4].split()
+    rest = line.words[len(line.word.split()):]
+    if len(rest) < len([part for part in behind.split() if "[" not in part]):
+        raise Stop(EX_USAGE, _("%s needs %s; --help says more") % (line.word, behind.replace(" ", _(" and "))))
+    for part in behind.split():
+        several = "..." in part
+        setattr(line, part.strip("[].").lower(), rest if several else rest[0] if rest else "")
+        rest = [] if several else rest[1:]
+    if rest:
+        raise Stop(EX_USAGE, _("what is %s? It must be: %s") % (printable(" ".join(rest))[:200], usage_of(line.word)))
+    for names in line.given:
+        if names not in EVERY and names.split()[0] not in options:
+            raise Stop(EX_USAGE, _("%s is no option of %s; it must be: %s") % (names, line.word, usage_of(line.word)))
+
+
+def usage_of(word):
+    """WORD WHAT STANDS BEHIND IT [OPTION]..."""
+    options = ["[%s]" % shape_of(name, OPTIONS[name]) for name in SUBCOMMANDS[word][4].split()]
+    return " ".join([PROGRAM + ".py", word] + SUBCOMMANDS[word][1].split() + options)
+
+
+def shape_of(names, how):
+    """An option as it is typed."""
+    takes = "" if "action" in how and "metavar" not in how else how.get("metavar") or "|".join(how["choices"])
+    return names.split()[0] + (takes and " " + takes) + ("..." if how.get("nargs") == "+" else "")
+
+
+def about_itself(line):
+    """--help and --version, printed. Is it that what was asked for?"""
+    if line.help:
+        print(help_text(line.words))
+    elif line.version:
+        print_version()
+    return line.help or line.version
+
+
+def help_text(words):
+    """The page of the word that stands first; of all words in Japanese, where none does; else the docstring as far as it is for users."""
+    asked = [word for word in SUBCOMMANDS if words and words[0] in (word, word.split()[0])]
+    asked = [word for word in asked if word == " ".join(words[:2])] or asked
+    if not asked and SAY["lang"] != "ja":
+        return __doc__.partition("\ncontents")[0].strip()
+    pages = [page_of_word(word) for word in asked or SUBCOMMANDS]
+    return "\n\n".join(pages + [_("for every word:") + "\n" + lines_of(EVERY)])
+
+
+def page_of_word(word):
+    """What --help says of a word."""
+    text, example, names = SUBCOMMANDS[word][2:]
+    parts = ["usage: " + usage_of(word), _(text)]
+    parts += [lines_of({name: OPTIONS[name] for name in names.split()})] if names else []
+    return "\n\n".join(parts + ["%s %s.py %s" % (_("example:"), PROGRAM, example)])
+
+
+def lines_of(options):
+    """A line for each of the options: as it is typed, what it is."""
+    return "\n".join("  %-22s %s" % (shape_of(names, how), _(how["help"])) for names, how in options.items())
+
+
+def print_version():
+    """Program, version, protocols and the sum of this file."""
+    import hashlib
+    with open(os.path.abspath(__file__), "rb") as text:
+        print("%s %s protocol 2 (1) sha256 %s" % (PROGRAM, VERSION, hashlib.sha256(text.read()).hexdigest()))
+# ==== end shared ====
+
+
 # ==== shared: say ====
 # How every script of the suite speaks: one line per failure, one line per step, nothing from the wire
 # unescaped.
@@ -4252,19 +4271,6 @@ def choose_language(lang="auto"):
     if lang == "auto":
         lang = os.environ.get("LC_ALL") or os.environ.get("LC_MESSAGES") or os.environ.get("LANG") or ""
     SAY["lang"] = "ja" if lang[:2] == "ja" else "en"
-
-
-def help_of(pages, doc, word=""):
-    """What --help says: of one word of pages {word: (what may stand behind it, what it does, an example)};
-    else the docstring as far as it is for users, or, in Japanese, every page."""
-    if word not in pages and SAY["lang"] != "ja":
-        return doc.partition("\ncontents")[0].strip()
-    texts = []
-    for one in [word] if word in pages else pages:
-        behind, text, example = pages[one]
-        texts.append("usage: %s.py %s\n\n%s\n\n%s %s.py %s"
-                     % (PROGRAM, ("%s %s" % (one, behind)).strip(), _(text), _("example:"), PROGRAM, example))
-    return "\n\n".join(texts)
 
 
 def printable(text):
@@ -4416,6 +4422,70 @@ def run_as_program(main):
 
 # ==== tables ====
 # What stands here needs what is above at import.
+OPTIONS = {
+    "--in": dict(nargs="+", action="append", default=[], dest="inputs", metavar="INPUT",
+                 help="what the command gets"),
+    "--out": dict(nargs="+", action="append", default=[], dest="outputs", metavar="RESULT",
+                  help="what it is to make"),
+    "--param": dict(default="", metavar="TEXT",
+                    help="parameters of the command, where the external computer allows them"),
+    "--request-id": dict(metavar="R", help="the same R again: the same calculation (default: random)"),
+    "--to": dict(metavar="DIR", help="where the results go (default: here)"),
+    "--allow-refused": dict(action="store_true", help="0, not 65, where the external computer's rules keep"
+                                                      " what a pattern asked for"),
+    "--deadline": dict(type=seconds, metavar="TIME",
+                       help="cancel the calculation if it has not ended so long from now"),
+    "--on-term": dict(choices=("leave", "cancel"), default="leave",
+                      help="after SIGTERM: the calculation runs on (default), or ends"),
+    "--reason": dict(default="", metavar="TEXT", help="why, for who looks later"),
+    "--force": dict(action="store_true", help="also what is out of contact; its late result is refused"),
+    "--follow": dict(action="store_true", help="as it comes, until the command ends"),
+    "--url": dict(default="", metavar="URL", help="the relay"),
+    "--token-file": dict(default="", metavar="FILE", help="0600 file with the token"),
+    "--ca-file": dict(default="", metavar="FILE", help="CA of the relay's certificate"),
+    "--patience": dict(default=PATIENCE, type=seconds, metavar="TIME",
+                       help="how long the relay may be away before anything is registered (default: 60s)")}
+TO_RELAY = "--url --token-file --ca-file"
+WAITS = "--to --allow-refused --deadline --on-term --patience " + TO_RELAY
+SUBCOMMANDS = {
+    "run": (cmd_run, "SITE COMMAND",
+            "Has COMMAND run at SITE with these inputs, waits, and puts the results into the current "
+            "directory; the exit code is the command's own.\n"
+            "INPUT is FILE, NAME=PATH, or DIR/; RESULT a name or a pattern in quotes (* ? ** and DIR/).",
+            "run u-tokyo fatigue_life --in steel.json loads.csv --out life.json",
+            "--in --out --param --request-id " + WAITS),
+    "submit": (cmd_submit, "SITE COMMAND",
+               "As run, but prints the ACCEPT_ID and does not wait.",
+               "submit u-tokyo fatigue_life --in steel.json --out life.json",
+               "--in --out --param --request-id --patience " + TO_RELAY),
+    "wait": (cmd_fetch, "ACCEPT_ID...",
+             "Waits and fetches; several: each into DIR/ACCEPT_ID/. Of an id the first eight characters do.",
+             "wait d6d9c05a", "--out " + WAITS),
+    "result": (cmd_fetch, "ACCEPT_ID...",
+               "Fetches what is there already. On another host, or for somebody else, --out says once more "
+               "what is meant.",
+               "result d6d9c05a --to results", "--to --out --allow-refused --patience " + TO_RELAY),
+    "status": (cmd_status, "ACCEPT_ID...",
+               "One line for each: where it is, how many are before it, why it waits.",
+               "status d6d9c05a", "--patience " + TO_RELAY),
+    "output": (cmd_output, "ACCEPT_ID",
+               "What the command has written so far.",
+               "output d6d9c05a --follow", "--follow --patience " + TO_RELAY),
+    "cancel": (cmd_change, "ACCEPT_ID...",
+               "Ends calculations; what their commands have written so far comes back.",
+               "cancel d6d9c05a --reason 'wrong input'", "--reason --patience " + TO_RELAY),
+    "rerun": (cmd_change, "ACCEPT_ID...",
+              "Once more: what ended abnormally, before its result was fetched.",
+              "rerun d6d9c05a", "--force --reason --patience " + TO_RELAY),
+    "check": (cmd_check, "[SITE] [COMMAND]",
+              "Looks at this host and the way to the relay, and changes nothing: OK, WARN or FAIL, and "
+              "what to do.\n"
+              "With SITE and COMMAND: would the relay take such a calculation?",
+              "check u-tokyo fatigue_life", TO_RELAY),
+    "login": (cmd_login, "[USER]",
+              "Asks for the password (relays with auth = login), and keeps the token in token_file.",
+              "login suzuki", TO_RELAY)}
+
 INI_KEYS = {                   # {section: {key: (kind, default, meaning)}}: what the shipped ini says of it
     "workflow": {
         "url": (str, "", "of the relay, like https://HOST:50443"),
@@ -4436,6 +4506,41 @@ SAY["level"] = 2                       # warnings only, unless -v
 
 # ==== Japanese ====
 JA = {
+    "the configuration file, instead of the one that is found": "設定ファイル (ini)。指定しなければ、見つかったものを使います",
+    "what is found, as JSON": "結果を JSON で表示します",
+    "failures only": "失敗だけを表示します",
+    "a log line for each step": "段階ごとにログを一行表示します",
+    "version, protocol, and the sha256 of this file": "版、通信規約、このファイルの sha256",
+    "what a word does, and an example": "語の説明と例",
+    "for every word:": "すべての語に:",
+    " (a value that begins with - is written with =, as in %s=--fine)":
+        " (- で始まる値は %s=--fine のように = でつないでください)",
+    "unknown option %s%s; --help says more": "オプション %s はありません%s。--help を見てください",
+    "%s needs %s; --help says more": "%s には %s が必要です。--help を見てください",
+    " and ": " と ",
+    "what is %s? It must be: %s": "%s は何ですか。正しい形: %s",
+    "%s is no option of %s; it must be: %s": "%s は %s のオプションではありません。正しい形: %s",
+    "what the command gets": "コマンドに渡す入力",
+    "what it is to make": "コマンドが作る結果",
+    "parameters of the command, where the external computer allows them": "コマンドの引数 (外部計算機が許す場合)",
+    "the same R again: the same calculation (default: random)": "同じ R なら同じ計算になります (既定: 乱数)",
+    "where the results go (default: here)": "結果を置く場所 (既定: ここ)",
+    "0, not 65, where the external computer's rules keep what a pattern asked for":
+        "パターンに合う結果が外部計算機の規則で出されなくても、65 ではなく 0 で終わります",
+    "cancel the calculation if it has not ended so long from now": "今からこの時間で終わらなければ計算を取り消します",
+    "after SIGTERM: the calculation runs on (default), or ends": "SIGTERM の後: 計算は続く (既定)、または終わる",
+    "why, for who looks later": "理由 (後で見る人のため)",
+    "also what is out of contact; its late result is refused": "連絡途絶の計算も。遅れて届いた結果は拒否されます",
+    "as it comes, until the command ends": "コマンドが終わるまで、出力されるたびに表示します",
+    "the relay": "中継サーバー",
+    "0600 file with the token": "トークンのファイル (モード 0600)",
+    "CA of the relay's certificate": "中継サーバーの証明書の CA",
+    "how long the relay may be away before anything is registered (default: 60s)":
+        "登録前に中継サーバーの応答を待つ時間 (既定: 60s)",
+    "what is %s? (BASE_URL SITE TOKEN COMMAND IN OUT: BASE_URL begins with http:// or https://)":
+        "%s は何ですか (BASE_URL SITE TOKEN COMMAND IN OUT の形なら、BASE_URL は http:// か https:// で始めてください)",
+    "What the command has written so far.": "コマンドのこれまでの出力。",
+    "Once more: what ended abnormally, before its result was fetched.": "もう一度実行します: 異常終了した計算 (結果を受け取る前)。",
     "Has COMMAND run at SITE with these inputs, waits, and puts the results into the current directory; the"
     " exit code is the command's own.\nINPUT is FILE, NAME=PATH, or DIR/; RESULT a name or a pattern in"
     " quotes (* ? ** and DIR/).":
@@ -4450,12 +4555,8 @@ JA = {
         "すでにある結果を受け取ります。ほかの計算機や、ほかの人の計算では、--out で結果をもう一度指定します。",
     "One line for each: where it is, how many are before it, why it waits.":
         "一つにつき一行: どこにあるか、前に何件あるか、なぜ待っているか。",
-    "What the command has written so far.\n--follow: as it comes, to its end.":
-        "コマンドのこれまでの出力。\n--follow: 終わりまで、出力されるたびに表示します。",
     "Ends calculations; what their commands have written so far comes back.":
         "計算を終わらせます。それまでの出力は戻ります。",
-    "Once more: what ended abnormally, before its result was fetched; with --force what is out of contact.":
-        "もう一度実行します: 異常終了した計算 (結果を受け取る前)。--force なら連絡途絶の計算も。",
     "Looks at this host and the way to the relay, and changes nothing: OK, WARN or FAIL, and what to do.\n"
     "With SITE and COMMAND: would the relay take such a calculation?":
         "この計算機と中継サーバーまでの経路を調べ、OK・WARN・FAIL と、するべきことを示します。何も変更しません。\n"
@@ -4733,22 +4834,11 @@ JA = {
         "%s: 中断されましたが計算は続いています。%s.py wait %s で待てます",
     # the words typed
     "%s; --help says more": "%s (--help を参照)",
-    "unknown option %s": "オプション %s はありません",
     "it must be: BASE_URL SITE TOKEN COMMAND IN1:IN2:... OUT1:OUT2:... [\"PARAMETERS\"]; --help says more":
         "書き方: BASE_URL SITE TOKEN COMMAND IN1:IN2:... OUT1:OUT2:... [\"PARAMETERS\"]。--help を見てください",
-    " (BASE_URL SITE TOKEN COMMAND IN OUT: BASE_URL begins with http:// or https://)":
-        " (BASE_URL SITE TOKEN COMMAND IN OUT の形なら、BASE_URL は http:// か https:// で始めてください)",
     "one of these words must come first: %s%s; --help says more": "最初の語は次のいずれかです: %s%s。--help を見てください",
-    "%s needs SITE and COMMAND; --help says more": "%s には SITE と COMMAND が必要です。--help を見てください",
-    "%s needs ACCEPT_IDs; --help says more": "%s には ACCEPT_ID が必要です。--help を見てください",
     "%s: not an ACCEPT_ID (run and submit print it; its first eight characters do)":
         "%s: ACCEPT_ID ではありません (run や submit が表示するもの。先頭 8 文字でも構いません)",
-    "%s takes SITE and COMMAND only; what is %s? (inputs: --in FILE..., results: --out NAME..., arguments"
-    " of the command: --param TEXT; a command with blanks in quotes)":
-        "%s が取るのは SITE と COMMAND だけです。%s は何ですか (入力は --in ファイル..., 結果は --out 名前..., コマンドの引数は --param 文字列。"
-        "空白を含むコマンドは引用符で囲んでください)",
-    " (a value that begins with - is written with =, as in --param=--fine)":
-        " (- で始まる値は --param=--fine のように = でつないでください)",
     "%s: interrupted; it was waiting and is deleted": "%s: 中断されました。待っていた計算は削除しました",
 }
 

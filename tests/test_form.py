@@ -4,6 +4,7 @@ import collections
 import glob
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -61,48 +62,98 @@ def test_a_script_copied_alone_prints_its_help_and_version(name, tmp_path):
     assert [entry for entry in os.listdir(str(tmp_path)) if entry != "__pycache__"] == [name]
 
 
-def subcommands(name, monkeypatch):
-    """The words of a script: those that it gives to argparse, and those in its table or in its usage lines."""
-    import argparse
-    found, add = set(), argparse._SubParsersAction.add_parser
-    monkeypatch.setattr(argparse._SubParsersAction, "add_parser", lambda self, word, **more: (found.add(word), add(self, word, **more))[1])
-    module = suite.module(name)
-    if name == "mi_dicomapi.py":
-        module.parse(["serve"])
-    elif name == "execute_remote_command.py":
-        with pytest.raises(SystemExit):
-            module.parse(["--help"])
-    elif name == "mi_system_wf.py":
-        found = set(module.COMMANDS) | set(module.ALONE)
-    else:
-        lines = re.findall(r"^(?:usage:|      ) mi_system_remote\.py ([a-z].*?)(?:  |$)", module.__doc__, re.M)
-        found = {part.split()[0] for line in lines for part in line.split(" | ") if part[0].isalpha()}
-    return found
+def subcommands(name):
+    """The words of a script."""
+    return sorted(suite.module(name).SUBCOMMANDS)
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
-def test_each_word_has_a_help_that_names_the_program_and_what_it_does_not_know_is_one_line_and_64(name, monkeypatch, tmp_path):
-    words = subcommands(name, monkeypatch)
+def test_each_word_has_a_help_that_names_the_program_and_what_it_does_not_know_is_one_line_and_64(name, tmp_path):
+    words = subcommands(name)
     assert len(words) >= 7, words
-    for word in sorted(words):
-        done = suite.run(name, word, "--help", cwd=str(tmp_path))
-        assert (done.returncode, done.stderr) == (0, "") and re.search(r"^usage: %s( |$)" % re.escape(name), done.stdout, re.M), (word, done)
-        done = suite.run(name, word, "--nonsense", cwd=str(tmp_path))
+    for word in words[:2]:                             # of the others: the next test, in one process
+        for lang, example in (("C.UTF-8", "example"), ("ja_JP.UTF-8", "例")):
+            done = suite.run(name, *(word.split() + ["--help"]), cwd=str(tmp_path), env=suite.clean_env(LANG=lang))
+            assert (done.returncode, done.stderr) == (0, ""), (word, done)
+            assert re.search(r"^usage: %s %s( |$)(.*\n)*^%s: %s %s\b" % (re.escape(name), word, example, re.escape(name), word), done.stdout, re.M), (word, done)
+    for word in words[:2] + ["nonsense"]:
+        done = suite.run(name, *(word.split() + ["--nonsense"] * (word in words)), cwd=str(tmp_path))
         assert done.returncode == 64 and suite.one_line(done.stderr), (word, done)
-    done = suite.run(name, "nonsense", cwd=str(tmp_path))
-    assert done.returncode == 64 and suite.one_line(done.stderr), done
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
-def test_the_help_of_each_word_is_its_own_page_with_an_example_and_in_japanese_where_the_locale_is(name, monkeypatch, tmp_path):
-    pages = {}
-    for word in sorted(subcommands(name, monkeypatch)):
-        for lang, example in (("C.UTF-8", r"^example: %s %s\b"), ("ja_JP.UTF-8", r"^例: %s %s\b")):
-            done = suite.run(name, word, "--help", cwd=str(tmp_path), env=suite.clean_env(LANG=lang))
-            assert re.search(example % (re.escape(name), word), done.stdout, re.M), (word, lang, done.stdout)
-            pages[word, lang] = done.stdout
-        assert len(re.findall("[\u3040-\u30ff]", pages[word, "ja_JP.UTF-8"])) > 10, word
+def test_the_help_of_each_word_is_its_own_page_with_an_example_and_in_japanese_where_the_locale_is(name, monkeypatch):
+    module, pages = suite.module(name), {}
+    for word in subcommands(name):
+        for lang, example in (("en", r"^example: %s %s\b"), ("ja", r"^例: %s %s\b")):
+            monkeypatch.setitem(module.SAY, "lang", lang)
+            pages[word, lang] = module.help_text(word.split())
+            assert re.search(r"^usage: %s %s( |$)" % (re.escape(name), word), pages[word, lang], re.M), word
+            assert re.search(example % (re.escape(name), word), pages[word, lang], re.M), (word, lang)
+        assert len(re.findall("[\u3040-\u30ff]", pages[word, "ja"])) > 10, word
     assert len(set(pages.values())) == len(pages)
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_all_that_help_says_has_a_japanese_translation_and_its_example_is_a_line_of_the_program(name):
+    module = suite.module(name)
+    said = {how["help"] for table in (module.EVERY, module.OPTIONS) for how in table.values()} | {row[2] for row in module.SUBCOMMANDS.values()}
+    assert not said - set(module.JA), sorted(said - set(module.JA))[:1]
+    assert not set(module.OPTIONS) - {option for row in module.SUBCOMMANDS.values() for option in row[4].split()}, "an option of no word"
+    for word, row in module.SUBCOMMANDS.items():
+        line = module.read_line(shlex.split(row[3].partition(" >")[0]))
+        module.take_word(line)
+        assert line.word == word and row[0].__name__ != "parse", row
+
+
+def lines_with(module, word):
+    """[(option's words, the line without them)] of a word: each of its options with a value that it may have."""
+    behind = {"ACCEPT_ID": "0123abcd", "UUID": "0123abcd", "ID": "0123abcd"}
+    names = [part.strip("[].") for part in module.SUBCOMMANDS[word][1].split()]
+    line = word.split() + [behind.get(name, "a_" + name.lower()) for name in names]
+    known = dict(module.EVERY, **module.OPTIONS)
+    for option in list(module.EVERY) + module.SUBCOMMANDS[word][4].split():
+        how = known[option]
+        value = {"N": "7", "TIME": "5m", "SECONDS": "5"}.get(how.get("metavar"), "x")
+        flag = "action" in how and "metavar" not in how
+        yield ([option.split()[0]] + ([] if flag else [list(how.get("choices", [value]))[0]])), line
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_every_option_means_the_same_before_between_and_behind_the_words_and_other_words_refuse_it(name):
+    module = suite.module(name)
+
+    def read(*parts):
+        line = module.read_line([word for part in parts for word in part])
+        module.take_word(line)
+        return vars(line)
+
+    for word in module.SUBCOMMANDS:
+        for option, line in lines_with(module, word):
+            wanted = read(line, option)
+            assert wanted != read(line), (word, option)
+            many = "nargs" in dict(module.EVERY, **module.OPTIONS).get(option[0], {})      # takes what follows, up to an option
+            before = option + ["--"] if many else option
+            assert read(before, line) == wanted, (word, option)
+            if len(option) == 2 and option[0].startswith("--"):
+                assert read([option[0] + "=" + option[1]], line) == wanted == read(line, [option[0] + "=" + option[1]]), (word, option)
+            between = read(line[:1], option + ["-v"], line[1:])
+            assert between == read(line, option, ["-v"]), (word, option)
+        for option, line in (pair for other in module.SUBCOMMANDS for pair in lines_with(module, other)):
+            if option[0] not in module.SUBCOMMANDS[word][4].split() and option[0] not in " ".join(module.EVERY).split():
+                with pytest.raises(module.Stop) as stopped:
+                    read(next(lines_with(module, word))[1], option)
+                assert stopped.value.code == 64 and option[0] in str(stopped.value)
+
+
+@pytest.mark.parametrize("name, word", [("mi_dicomapi.py", "list"), ("mi_system_wf.py", "login"), ("mi_system_remote.py", "list"), ("execute_remote_command.py", "list")])
+def test_an_ini_that_is_named_before_the_word_is_no_other_than_behind_it(name, word, tmp_path):
+    ini = tmp_path / "named.ini"
+    ini.write_text("[Servr]\n[polle]\n[workflo]\n[ssh]\nbas = x\n[RemoteSite]\n")
+    ini.chmod(0o600)
+    lines = [[word], ["host"]] if name == "execute_remote_command.py" else [[word], []]
+    found = [suite.run(name, *line, cwd=str(tmp_path)) for line in (["--ini", str(ini)] + sum(lines, []), sum(lines, []) + ["--ini", str(ini)], lines[0] + ["--ini=" + str(ini)] + lines[1])]
+    assert {done.returncode for done in found} == {78} and len({done.stderr for done in found}) == 1 and "named.ini" in found[0].stderr, found
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
@@ -198,6 +249,7 @@ def test_functions_are_short_and_lines_narrow(name):
         if line != line.rstrip() or "\t" in line:
             wrong.append("line %d has blanks at its end, or a tab" % number)
     tops = [node.name for node in ast.parse(text).body if isinstance(node, (ast.FunctionDef, ast.ClassDef))]
+    tops += [target.id for node in ast.parse(text).body if isinstance(node, ast.Assign) for target in node.targets if isinstance(target, ast.Name)]
     wrong += ["%s is defined twice" % top for top in set(tops) if tops.count(top) > 1]
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):

@@ -53,9 +53,9 @@ def do(world, what, *words):
     (WF, ["run", "u-tokyo"], "needs SITE and COMMAND"),
     (WF, ["run", "s", "c", "--param", "--fine"], "--param=--fine"),
     (WF, ["staus", "0a1b2c3d"], "did you mean status"), (WF, ["nims.example", "u", "t", "c", "in", "out"], "BASE_URL begins with http"),
-    (POLLER, ["lst"], "did you mean list"), (POLLER, ["poll", "--onec"], "did you mean once"), (POLLER, ["shw", "0a1b2c3d"], "did you mean show"),
+    (POLLER, ["lst"], "did you mean list"), (POLLER, ["poll", "--onec"], "did you mean --once"), (POLLER, ["shw", "0a1b2c3d"], "did you mean show"),
     (RUNNER, ["client_cmd:x", "client_files:y"], "client_name:HOST is missing"),
-    (RUNNER, ["run", "h", "c", "--batch-option", "--time=60"], "--batch-option=--time=60"),
+    (RUNNER, ["run", "h", "c", "--batch-option", "--time=60"], "--batch-option=--fine"),
     (RUNNER, ["resume", "abc"], "abc: not a UUID.*first eight characters")])
 def test_what_was_typed_wrongly_is_64_and_one_line_that_says_how(name, words, says, tmp_path):
     done = suite.run(name, *words, env=suite.clean_env(HOME=str(tmp_path)))

@@ -186,7 +186,7 @@ MUTATIONS = {
     "mv ready start guard off": (doubled_start, [], [(POLLER, 'mv "$c/ready" "$c/start" 2>/dev/null || exit 75', 'mv "$c/ready" "$c/start" 2>/dev/null || :')]),
     "starting of another boot not looked at": (power_cut, [], [(POLLER, 'if not starting or starting["boot"] == boot_id() or starting.get("batch", "none") != "none":', "if True:")]),
     "outbox forgotten": (finished_while_the_relay_was_not_told, [], [
-        (POLLER, 'if self.options["resend"] else not calc.delivery():\n', "if False else not calc.run.last('starting'):\n")]),
+        (POLLER, 'if self.options.resend else not calc.delivery():\n', "if False else not calc.run.last('starting'):\n")]),
     "earlier attempt not looked at": (restored, [], [(POLLER, "None if self.calc.run.last(\"starting\") else self.ran_before()\n", "None\n")]),
 }
 
