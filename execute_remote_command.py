@@ -1223,6 +1223,8 @@ class GateRun:
         self.child, self.job = None, None              # wrapper, BatchJob
         self.beside_failed = ""                        # what was wrong with `post`
         self.trees, self.stays = {}, 0                 # stays: how much of what was asked for is kept here
+        # of a batch system's job: where it is; its start, monotonic; seconds until it is looked at again
+        self.said, self.began, self.pause = "", None, 0.05
 
     def path(self, *parts):
         """A file of the control directory."""
@@ -1404,24 +1406,11 @@ class GateRun:
     def on_this_host(self):
         """Waits for the command's end, makes it end after timeout or cancel: look()'s state and detail, and
         why we ended it ('': no)."""
-        limit = self.command["timeout"]
         why = (self.last("stopping") or {"why": ""})["why"]              # whoever watched it before was at it
-
-        def over():
-            if why:
-                return why
-            child = read_note(self.path(b"child")) if limit else None
-            gone = self.child is not None and self.child.poll() is not None
-            if gone and look(self.control, time.time())[0] == "ready":
-                return "could not be started"          # the wrapper was killed before it did anything
-            ticks = os.sysconf("SC_CLK_TCK")           # 7: seconds since boot
-            late = child and child.boot == boot_id() and time.clock_gettime(7) - int(child.start) / ticks > limit
-            return "timeout" if late else "cancelled" if self.told_to_end() else ""
-
-        state, detail = wait_end(self.control, over)
+        state, detail = wait_end(self.control, lambda: why or self.due_to_end())
         while state not in ("ended", "lost"):
             if not why:
-                why = self.stopping(over())
+                why = self.stopping(self.due_to_end())
             if state == "ready":
                 try:
                     os.unlink(self.path(b"ready"))     # from now on it cannot start any more
@@ -1432,6 +1421,17 @@ class GateRun:
             until = time.monotonic() + 0.5
             state, detail = wait_end(self.control, lambda: time.monotonic() > until)
         return state, detail, why
+
+    def due_to_end(self):
+        """Why a command of this host must end now, or ''."""
+        limit = self.command["timeout"]
+        child = read_note(self.path(b"child")) if limit else None
+        gone = self.child is not None and self.child.poll() is not None
+        if gone and look(self.control, time.time())[0] == "ready":
+            return "could not be started"              # the wrapper was killed before it did anything
+        ticks = os.sysconf("SC_CLK_TCK")               # 7: seconds since boot
+        late = child and child.boot == boot_id() and time.clock_gettime(7) - int(child.start) / ticks > limit
+        return "timeout" if late else "cancelled" if self.told_to_end() else ""
 
     def stopping(self, why):
         """why it is ended, noted for whoever watches it next."""
@@ -1444,26 +1444,31 @@ class GateRun:
     def in_batch(self):
         """The same where a batch system has the command."""
         job = self.job = self.job or self.batch_job(read_batch(self.control)["system"])
-        limit, pause, said, begun, first = self.command["timeout"], 0.05, "", None, True
+        limit = self.command["timeout"]
         why = (self.last("stopping") or {"why": ""})["why"]
         while True:
             state, detail = job.look()
             if state in ("ended", "lost"):
                 return state, detail, why or (job.why if state == "ended" else "")
-            if job.where != said:
-                said, pause = job.where, 0.05
+            first = not self.said
+            if job.where != self.said:
+                self.said, self.pause = job.where, 0.05
                 log("info", self.ident, "5 " + state, batch=job.queue.system, job=job.order["job"] or "?",
-                    what=said)
-            child = read_note(self.path(b"child")) if limit and begun is None else None
+                    what=job.where)
+            child = read_note(self.path(b"child")) if limit and self.began is None else None
             if child:                                  # from here on a clock that is set ends nothing
-                begun = time.monotonic() - (max(0, time.time() - child.time) if first else 0)
-            first, late = False, begun is not None and time.monotonic() - begun > limit
+                self.began = time.monotonic() - (max(0, time.time() - child.time) if first else 0)
+            late = self.began is not None and time.monotonic() - self.began > limit
             if not why and (late or self.told_to_end()):
                 why = self.stopping("timeout" if late else "cancelled")
             if why:
                 job.stop(self.command["grace"])
-            time.sleep(pause)
-            pause = min(pause * 1.5, 1.0 if state == "running" else 2.0)
+            self.pause = min(self.pause * 1.5, 1.0 if state == "running" else 2.0)
+            self.rest(self.pause)
+
+    def rest(self, seconds):
+        """Nothing is to be done for it for so long."""
+        time.sleep(seconds)
 
     def kill(self, control=None):
         """Ends the command with all that descends from it. control: the wrapper's directory, if it is not the
@@ -3167,13 +3172,19 @@ exec cat >/dev/null
 KEEPER_KEYS = ("name", "env", "batch", "options", "batch_poll", "batch_grace", "jobs", "pre", "post") + NOTED
 KEEPER_LOOKS = 60              # seconds until a keeper looks again without being told; 1 without FIFOs
 KEEPER_AGAIN = 30              # seconds until what failed (a full disk, a broken ini) is tried again
+HANDS = 32                     # threads of one key that start, end or ask for runs at the same time
+HEARD = 400                    # runs whose end a FIFO tells at once; of more it is seen a little later
+
+
+class Later(Exception):
+    """Nothing is to be done for a run for so many seconds."""
 
 
 class KeeperRun(GateRun):
-    """A run as its door has noted it (see begin_run). gate: its Gate. OSError, ValueError, KeyError,
-    TypeError if that cannot be read."""
+    """A run as its door has noted it (see begin_run). gate: its Gate; key: whose it is, bytes. OSError,
+    ValueError, KeyError, TypeError if that cannot be read."""
 
-    def __init__(self, gate, base, ident):
+    def __init__(self, gate, base, ident, key=b""):
         work, control = os.path.join(base, utf8(ident)), os.path.join(base, b".mi", utf8(ident))
         with open(os.path.join(control, b"command"), "rb") as text:
             self.note = json.loads(text.read().decode())
@@ -3182,7 +3193,12 @@ class KeeperRun(GateRun):
         logs = [(LOG, work, utf8(LOG))]
         GateRun.__init__(self, gate, ident + ".1", ident, work, control, order, logs, {})
         self.command, self.argv = {key: self.note[key] for key in KEEPER_KEYS}, self.note["argv"]
-        self.mark = utf8(self.note["mark"])
+        self.mark, self.key = utf8(self.note["mark"]), key
+        # next: when it is looked at again, monotonic; alive: its wrapper's FIFO (-1: none); free: its door is
+        # through with it, or gone; over: nothing is left to do for it
+        # (again: but for that, monotonic); waits: for a licence
+        self.next, self.alive, self.free, self.over, self.again = 0.0, None, False, False, None
+        self.waits = False
 
     def env(self):
         """What the command sees, as its door has put it together."""
@@ -3225,6 +3241,23 @@ class KeeperRun(GateRun):
         except ValueError:                             # an older version's has other words
             pass
         return True
+
+    def on_this_host(self):
+        """As GateRun's; Later while nothing is to be done."""
+        if self.goes_on():
+            raise Later(0.0)
+        return GateRun.on_this_host(self)
+
+    def goes_on(self):
+        """Does it run on this host, and need not end?"""
+        state = wait_end(self.control, lambda: True)[0]
+        begun = state == "ready" and self.child is not None
+        under_way = begun or state in ("starting", "running", "elsewhere")
+        return under_way and not self.last("stopping") and not self.due_to_end()
+
+    def rest(self, seconds):
+        """The keeper's threads wait for nothing."""
+        raise Later(seconds)
 
 
 # For the doors
@@ -3381,12 +3414,18 @@ class KeeperLog:
 
 
 class Keeper:
-    """rules: those of the door that forked it; of them count only where its log is, and keep_refused."""
+    """rules: those of the door that forked it; of them count only where its log is, and keep_refused. One
+    thread looks at all runs; what takes time (a start, an end, `pre`, `post`, a batch system's answer) is
+    done by a thread of its own, of which each key has at most HANDS at a time, so that no key's runs wait for
+    another's."""
 
     def __init__(self, rules):
         self.rules, self.folder = rules, os.path.join(keeper_base(rules), b".mi")
-        self.gate, self.swept = Gate(self.folder, {}), 0.0
-        self.watched = {}                              # {entry of open/: its thread}
+        self.gate, self.swept, self.sweeping = Gate(self.folder, {}), 0.0, False
+        self.runs, self.busy = {}, set()               # {entry of open/: its KeptRun}; those with a thread
+        self.again, self.foreign, self.said = {}, set(), {}    # again: {entry: when it is read once more}
+        self.admitted = {}                             # {(command, key): when it had a licence last}
+        self.heard, self.ears, self.spent, self.looked = None, select.poll(), 0.0, 0.0
         SAY["log"] = keeper_log(rules)
 
     def serve(self):
@@ -3396,20 +3435,31 @@ class Keeper:
         if lock is None:
             return
         fault("keeper locked")
-        heard = self.listen(fifo)
-        while True:
-            self.attend_open_runs()
-            self.sweep_kept()
-            if not self.watched:
-                if heard is not None:                  # whoever comes from here on waits for our lock; who
-                    os.close(heard)                    # came before has noted its order before it woke us
+        self.listen(fifo)
+        while self.holds(lock, fifo):
+            self.turn()
+            self.begin_sweep()
+            if not self.at_work():
+                if self.heard is not None:             # whoever comes from here on waits for our lock; who
+                    self.ears.unregister(self.heard)   # came before has noted its order before it woke us
+                    os.close(self.heard)
                 fault("keeper about to end")
-                self.attend_open_runs()
-                if not self.watched:
+                self.turn()
+                if not self.at_work():
                     return
-                heard = self.listen(fifo)
-            self.wait(heard)
-            self.watched = {name: thread for name, thread in self.watched.items() if thread.is_alive()}
+                self.listen(fifo)
+            self.wait()
+
+    def holds(self, lock, fifo):
+        """Is it this base's lock? Who removed the base, and made it anew, has another keeper there."""
+        try:
+            return os.path.samestat(os.fstat(lock), os.stat(fifo + b".lock"))
+        except OSError:
+            return False
+
+    def at_work(self):
+        """Is anything left to do?"""
+        return bool(self.runs or self.again or self.sweeping)
 
     def take_lock(self, fifo):
         """The descriptor of the keeper's lock, held; None if another keeper works."""
@@ -3428,51 +3478,84 @@ class Keeper:
             time.sleep(0.005)                          # it is about to end
 
     def listen(self, fifo):
-        """The FIFO, open; None where there can be none."""
+        """Opens the FIFO; None where there can be none."""
         try:
             if not os.path.exists(fifo):
                 os.mkfifo(fifo, 0o600)
-            return os.open(fifo, os.O_RDWR | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+            self.heard = os.open(fifo, os.O_RDWR | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+            self.ears.register(self.heard, select.POLLIN)
         except OSError:
-            return None
+            self.heard = None
 
-    def wait(self, heard):
-        """Until somebody wakes us, a thread has ended, or it is time to look by ourselves."""
-        if heard is None:
-            return time.sleep(1)
-        poller = select.poll()
-        poller.register(heard, select.POLLIN)
-        until = time.monotonic() + KEEPER_LOOKS
-        while all(thread.is_alive() for thread in self.watched.values()) and time.monotonic() < until:
-            if poller.poll(1000):
-                os.read(heard, 4096)
-                return
+    def wait(self):
+        """Until somebody wakes us, a command ends, or it is time to look by ourselves; at most a tenth of the
+        time is spent with looking."""
+        due = [run.next for name, run in self.runs.items() if name not in self.busy]
+        due += self.again.values()
+        most = KEEPER_LOOKS if self.heard is not None else 1
+        pause = max(0.0, min(due + [self.looked + most]) - time.monotonic())
+        for fd, _event in self.ears.poll(pause * 1000):
+            if fd == self.heard:
+                os.read(fd, 4096)
+            else:
+                self.deafen(next(run for run in self.runs.values() if run.alive == fd))
+        time.sleep(max(0.0, self.looked + min(0.2, 10 * self.spent) - time.monotonic()))
 
-    def attend_open_runs(self):
-        """A thread for each open run of this host that has none."""
-        import threading
-        found = {}
-        for name in open_runs(self.folder):
-            if name not in self.watched:
-                found[name] = self.read_run(name)
-        for name, run in found.items():
-            if run is not None and run.last("starting") and not run.last("ended"):
-                self.gate.enter(run)                   # it has its licence, before others ask for theirs
-        for name, run in found.items():
+    def deafen(self, run):
+        """Closes a run's FIFO, which tells nothing more; it is looked at now."""
+        if run.alive is not None and run.alive >= 0:
+            self.ears.unregister(run.alive)
+            os.close(run.alive)
+        run.alive, run.next = -1, 0.0
+
+    def turn(self):
+        """Looks at what there is, and hands on what is to be done."""
+        began = time.monotonic()
+        for name, run in list(self.runs.items()):
+            if run.over and name not in self.busy:
+                self.deafen(self.runs.pop(name))
+                self.again.update({name: run.again} if run.again else {})
+        self.read_new(began)
+        waiting = [name for name in self.runs if name not in self.busy and self.look_at(name, began)]
+        self.admit(waiting)
+        self.looked = time.monotonic()
+        self.spent = self.looked - began
+
+    def read_new(self, now):
+        """Reads the entries that are not known yet, the oldest first."""
+        names = open_runs(self.folder)
+        self.again = {name: self.again[name] for name in names if name in self.again}
+        fresh = [name for name in names if name not in self.runs and name not in self.foreign
+                 and self.again.get(name, 0.0) <= now]
+        for name in sorted(fresh, key=self.age) if fresh else ():
+            self.again.pop(name, None)
+            run = self.read_run(name)
             if run is not None:
-                self.watched[name] = threading.Thread(target=self.attend, args=(name, run), daemon=True)
-                self.watched[name].start()
+                self.runs[name] = run
+                if run.last("starting") and not run.last("ended"):
+                    self.gate.enter(run)               # it has its licence, before others ask for theirs
+
+    def age(self, name):
+        """When an entry of open/ was made; what is gone is young."""
+        try:
+            return os.stat(os.path.join(self.folder, b"open", name)).st_mtime
+        except OSError:
+            return float("inf")
 
     def read_run(self, name):
         """The KeeperRun of an entry of open/. None if it is another host's, or not to be read (yet)."""
         ident, _at, key = os.fsdecode(name).partition("@")
-        base = os.path.join(os.path.dirname(self.folder), utf8(key)) if key else os.path.dirname(self.folder)
+        top = os.path.dirname(self.folder)
+        base = os.path.join(top, utf8(key)) if key else top
         try:
-            run = KeeperRun(self.gate, base, ident)
+            run = KeeperRun(self.gate, base, ident, utf8(key))
             here = run.note["host"], run.note["node"]
-            return run if run.note["boot"] == boot_id() or here == (host_id(), os.uname().nodename) else None
+            if run.note["boot"] == boot_id() or here == (host_id(), os.uname().nodename):
+                return run
+            self.foreign.add(name)
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-            return self.not_begun(name, base, ident, error)
+            self.not_begun(name, base, ident, error)
+        return None
 
     def not_begun(self, name, base, ident, error):
         """An entry whose run cannot be read: its door was killed before the order, or is at it. It goes after
@@ -3483,34 +3566,140 @@ class Keeper:
             if not begun and time.time() - os.path.getmtime(path) > KEEPER_AGAIN:
                 os.unlink(path)
             elif begun:
-                log("error", ident, "its order cannot be read", why=error)
+                self.complain(ident, "its order cannot be read", error)
         except OSError:
             pass
-        return None
 
-    def attend(self, name, before):
-        """A thread: one run, to its end."""
-        while True:
+    def complain(self, ident, what, error):
+        """Into the log, once as long as it is the same: what fails again and again pushes no older lines out
+        of it."""
+        text = "%s: %s" % (type(error).__name__, error)
+        if self.said.get(ident) != text:
+            self.said[ident] = text
+            log("error", ident, what, why=text, again_in=KEEPER_AGAIN)
+
+    def look_at(self, name, now):
+        """Starts a thread for a run if something is to be done for it. True if it waits for a licence."""
+        try:
+            return self.judge(name, now)
+        except Exception as error:                     # whatever it is, the others go on
+            self.failed(self.runs[name], error)
+            return False
+
+    def failed(self, run, error):
+        """It is read anew, and tried once more, after a while."""
+        self.complain(run.ident, "it is tried again", error)
+        run.again, run.over = time.monotonic() + KEEPER_AGAIN, True
+        self.gate.leave(run)
+
+    def judge(self, name, now):
+        """As look_at; any exception."""
+        run = self.runs[name]
+        cancelled = run.free and not run.last("stopping") and run.told_to_end()
+        if run.next > now and not run.waits and not cancelled:
+            return False
+        if not run.free:
+            run = self.runs[name] = self.freed(name, run)
+        if not run.free or run.last("ended"):
+            return run.free and self.hand_on(name)
+        if not run.last("starting"):
+            run.waits = bool(run.command["jobs"] and run.note["boot"] == boot_id() and not run.told_to_end())
+            return run.waits or self.hand_on(name)
+        pause = max(0.25, 0.002 * len(self.runs))
+        if not read_batch(run.control):
+            self.hear(run)
+            if run.goes_on():
+                run.next = now + (max(1.0, pause) if run.alive >= 0 else pause)
+                return False
+        return self.hand_on(name)
+
+    def freed(self, name, run):
+        """The run, read anew if no door has it in its hands (any more); else it is looked at soon."""
+        import fcntl
+        fresh = None
+        with contextlib.suppress(FileNotFoundError), open(run.path(b"lock"), "r+b") as lock:
             try:
-                with locked(before.path(b"lock")):     # the door that starts it is through, or gone
-                    run = self.read_run(name)
-                if run is None:
-                    return
-                self.carry_out(run, before)
-                unlink_if_there(os.path.join(self.folder, b"open", name))
-                return wake_keeper(keeper_fifo(self.folder))               # nothing may be left to do
-            except Exception as error:                 # a full disk, an ini that cannot be read, a bug
-                log("error", before.ident, "it is tried again", why="%s: %s" % (type(error).__name__, error),
-                    again_in=KEEPER_AGAIN)
-                time.sleep(KEEPER_AGAIN)
-            finally:
-                self.gate.leave(before)
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                if error.errno in (errno.EAGAIN, errno.EACCES):
+                    run.next = time.monotonic() + 0.05
+                    return run
+            fresh = self.read_run(name)
+        self.gate.leave(run)
+        if fresh is None:                              # it was cleaned away just now
+            run.over = True
+            return run
+        fresh.free = True
+        if fresh.last("starting") and not fresh.last("ended"):
+            self.gate.enter(fresh)
+        return fresh
 
-    def carry_out(self, run, before):
-        """What is left to do of a run. before: it, as it was read when its licence was taken into account."""
-        if not run.last("ended") and run.last("starting"):
-            self.gate.enter(run)
-        self.gate.leave(before)
+    def hear(self, run):
+        """Opens the FIFO of its wrapper, once; not of very many: they are looked at now and then."""
+        if run.alive is None:
+            run.alive = -1
+            if sum(one.alive is not None and one.alive >= 0 for one in self.runs.values()) < HEARD:
+                try:
+                    run.alive = os.open(run.path(b"alive"), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+                    self.ears.register(run.alive, select.POLLIN)
+                except OSError:
+                    pass
+
+    def hands(self, key):
+        """How many threads are at work for a key."""
+        return sum(name in self.busy and run.key == key for name, run in self.runs.items())
+
+    def hand_on(self, name):
+        """Gives a run to a thread, unless its key has enough of them: then at the next turn. False."""
+        import threading
+        run = self.runs[name]
+        if self.hands(run.key) < HANDS:
+            self.busy.add(name)
+            try:
+                threading.Thread(target=self.attend, args=(name, run), daemon=True).start()
+            except RuntimeError:                       # no more threads on this host, now
+                self.busy.discard(name)
+                raise
+        else:
+            run.next = time.monotonic() + 0.05
+        return False
+
+    def admit(self, waiting):
+        """Starts those that wait for a licence and can have one; of two keys that one's which holds fewer of
+        the command, or has had one longer ago."""
+        held = collections.Counter()
+        for run in list(self.gate.running) if waiting else ():
+            held.update([run.order["command"], (run.order["command"], run.key)])
+        while waiting:
+            which = {name: (self.runs[name].order["command"], self.runs[name].key) for name in waiting}
+            name = min(waiting, key=lambda one: (held[which[one]], self.admitted.get(which[one], 0)))
+            waiting.remove(name)
+            run = self.runs[name]
+            if held[which[name][0]] < run.command["jobs"] and self.hands(run.key) < HANDS:
+                held.update([which[name][0], which[name]])
+                self.admitted[which[name]] = time.monotonic()
+                self.gate.enter(run)
+                run.waits = False
+                self.hand_on(name)
+            else:
+                run.next = time.monotonic() + 1
+
+    def attend(self, name, run):
+        """A thread: what is to be done for a run now."""
+        try:
+            self.carry_out(run)
+            run.over = True
+            self.gate.leave(run)
+            unlink_if_there(os.path.join(self.folder, b"open", name))
+        except Later as later:
+            run.next = time.monotonic() + max(later.args[0], 0.002 * len(self.runs))
+        except Exception as error:                     # a full disk, an ini that cannot be read, a bug
+            self.failed(run, error)
+        self.busy.discard(name)
+        wake_keeper(keeper_fifo(self.folder))          # nothing may be left to do, or a licence is free
+
+    def carry_out(self, run):
+        """What is left to do of a run; Later if that is nothing for now."""
         if not run.last("ended") and run.untouched() and not run.was_interrupted():
             if not run.argv:                           # its older version was killed before it started it
                 run.end_early("it was not started", "it was not started", "lost")
@@ -3519,17 +3708,28 @@ class Keeper:
         if not run.last("ended"):
             run.finish()
 
+    def begin_sweep(self):
+        """Once an hour a thread of its own removes what was kept long enough."""
+        import threading
+        if "commands" in self.rules and time.monotonic() >= self.swept:
+            self.swept = time.monotonic() + 3600
+            self.sweeping = True
+            threading.Thread(target=self.sweep_kept, daemon=True).start()
+
     def sweep_kept(self):
         """Removes what the owner's rules have kept from leaving, keep_refused after all else of it has
         arrived."""
-        if "commands" not in self.rules or time.monotonic() < self.swept:
-            return
-        self.swept, top = time.monotonic() + 3600, os.path.dirname(self.folder)
-        keys = [name for name in os.listdir(top) if os.path.isdir(os.path.join(top, name, b".mi"))]
-        for key in [b""] + keys:
-            rules = dict(self.rules, base=os.path.join(top, key) if key else top, key=os.fsdecode(key))
-            for ident in run_names(rules["base"]):
-                self.forget_kept(Place(rules, ident))
+        try:
+            top = os.path.dirname(self.folder)
+            keys = [name for name in os.listdir(top) if os.path.isdir(os.path.join(top, name, b".mi"))]
+            for key in [b""] + keys:
+                rules = dict(self.rules, base=os.path.join(top, key) if key else top, key=os.fsdecode(key))
+                for ident in run_names(rules["base"]):
+                    self.forget_kept(Place(rules, ident))
+        except OSError as error:
+            self.complain("-", "nothing more is swept", error)
+        self.sweeping = False
+        wake_keeper(keeper_fifo(self.folder))
 
     def forget_kept(self, place):
         """Removes what is left of a run whose time is over."""

@@ -1236,6 +1236,8 @@ class GateRun:
         self.child, self.job = None, None              # wrapper, BatchJob
         self.beside_failed = ""                        # what was wrong with `post`
         self.trees, self.stays = {}, 0                 # stays: how much of what was asked for is kept here
+        # of a batch system's job: where it is; its start, monotonic; seconds until it is looked at again
+        self.said, self.began, self.pause = "", None, 0.05
 
     def path(self, *parts):
         """A file of the control directory."""
@@ -1417,24 +1419,11 @@ class GateRun:
     def on_this_host(self):
         """Waits for the command's end, makes it end after timeout or cancel: look()'s state and detail, and
         why we ended it ('': no)."""
-        limit = self.command["timeout"]
         why = (self.last("stopping") or {"why": ""})["why"]              # whoever watched it before was at it
-
-        def over():
-            if why:
-                return why
-            child = read_note(self.path(b"child")) if limit else None
-            gone = self.child is not None and self.child.poll() is not None
-            if gone and look(self.control, time.time())[0] == "ready":
-                return "could not be started"          # the wrapper was killed before it did anything
-            ticks = os.sysconf("SC_CLK_TCK")           # 7: seconds since boot
-            late = child and child.boot == boot_id() and time.clock_gettime(7) - int(child.start) / ticks > limit
-            return "timeout" if late else "cancelled" if self.told_to_end() else ""
-
-        state, detail = wait_end(self.control, over)
+        state, detail = wait_end(self.control, lambda: why or self.due_to_end())
         while state not in ("ended", "lost"):
             if not why:
-                why = self.stopping(over())
+                why = self.stopping(self.due_to_end())
             if state == "ready":
                 try:
                     os.unlink(self.path(b"ready"))     # from now on it cannot start any more
@@ -1445,6 +1434,17 @@ class GateRun:
             until = time.monotonic() + 0.5
             state, detail = wait_end(self.control, lambda: time.monotonic() > until)
         return state, detail, why
+
+    def due_to_end(self):
+        """Why a command of this host must end now, or ''."""
+        limit = self.command["timeout"]
+        child = read_note(self.path(b"child")) if limit else None
+        gone = self.child is not None and self.child.poll() is not None
+        if gone and look(self.control, time.time())[0] == "ready":
+            return "could not be started"              # the wrapper was killed before it did anything
+        ticks = os.sysconf("SC_CLK_TCK")               # 7: seconds since boot
+        late = child and child.boot == boot_id() and time.clock_gettime(7) - int(child.start) / ticks > limit
+        return "timeout" if late else "cancelled" if self.told_to_end() else ""
 
     def stopping(self, why):
         """why it is ended, noted for whoever watches it next."""
@@ -1457,26 +1457,31 @@ class GateRun:
     def in_batch(self):
         """The same where a batch system has the command."""
         job = self.job = self.job or self.batch_job(read_batch(self.control)["system"])
-        limit, pause, said, begun, first = self.command["timeout"], 0.05, "", None, True
+        limit = self.command["timeout"]
         why = (self.last("stopping") or {"why": ""})["why"]
         while True:
             state, detail = job.look()
             if state in ("ended", "lost"):
                 return state, detail, why or (job.why if state == "ended" else "")
-            if job.where != said:
-                said, pause = job.where, 0.05
+            first = not self.said
+            if job.where != self.said:
+                self.said, self.pause = job.where, 0.05
                 log("info", self.ident, "5 " + state, batch=job.queue.system, job=job.order["job"] or "?",
-                    what=said)
-            child = read_note(self.path(b"child")) if limit and begun is None else None
+                    what=job.where)
+            child = read_note(self.path(b"child")) if limit and self.began is None else None
             if child:                                  # from here on a clock that is set ends nothing
-                begun = time.monotonic() - (max(0, time.time() - child.time) if first else 0)
-            first, late = False, begun is not None and time.monotonic() - begun > limit
+                self.began = time.monotonic() - (max(0, time.time() - child.time) if first else 0)
+            late = self.began is not None and time.monotonic() - self.began > limit
             if not why and (late or self.told_to_end()):
                 why = self.stopping("timeout" if late else "cancelled")
             if why:
                 job.stop(self.command["grace"])
-            time.sleep(pause)
-            pause = min(pause * 1.5, 1.0 if state == "running" else 2.0)
+            self.pause = min(self.pause * 1.5, 1.0 if state == "running" else 2.0)
+            self.rest(self.pause)
+
+    def rest(self, seconds):
+        """Nothing is to be done for it for so long."""
+        time.sleep(seconds)
 
     def kill(self, control=None):
         """Ends the command with all that descends from it. control: the wrapper's directory, if it is not the

@@ -20,20 +20,25 @@ spec = importlib.util.spec_from_file_location("door", script)
 m = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(m)
 m.fault = lambda name: name == point and (open(killed, "w").close(), os.kill(os.getpid(), 9))
-rules = m.guard_rules(argparse.Namespace(ini=ini, key=None)) if ini != "-" else dict(m.far_rules(os.fsencode(text)), env=dict(os.environ))
-os.makedirs(os.path.join(m.keeper_base(rules), b".mi"), 0o700, exist_ok=True)
+rules = m.guard_rules(argparse.Namespace(ini=ini, key=os.environ.get("KEY"))) if ini != "-" else dict(m.far_rules(os.fsencode(text)), env=dict(os.environ))
+for folder in (m.keeper_base(rules), rules["base"]):
+    os.makedirs(os.path.join(folder, b".mi"), 0o700, exist_ok=True)
 place = m.Place(rules, ident)
-if word == "start":
+for ident in ident.split() if word == "start" else ():
+    place = m.Place(rules, ident)
     place.make_directories()
     with m.locked(place.path(b"lock")):
         if place.state()["state"] == "taken":
             command, argv = m.permit(rules["commands"], m.words_of(text)[0], m.words_of(text)[1:])
             env = m.command_env(command, place.work, ident + ".1")
             m.begin_run(place, command, ["sh", "-c", m.INTO_LOG, "sh", "77"] + argv, env, text)
-elif word == "cancel":
+if word == "cancel":
     m.write_synced(place.path(b"cancelled"), m.utf8(text))
 m.ensure_keeper(rules)
 '''
+
+
+OTHER = "bbbbbbbb-0000-4000-8000-000000000000"
 
 
 class Host:
@@ -62,10 +67,10 @@ class Host:
                       + "".join("%s = %s\n" % pair for pair in keys.items()))
         os.chmod(self.ini, 0o600)
 
-    def door(self, word, ident, text="solve", point=""):
+    def door(self, word, ident, text="solve", point="", **env):
         return subprocess.Popen([suite.PYTHON, "-I", "-S", "-c", DOOR, suite.script("execute_remote_command.py"), word, self.ini, ident, text, point,
                                  self.tell + ".killed"],
-                                env=suite.clean_env(), cwd="/", stdin=subprocess.DEVNULL)
+                                env=dict(suite.clean_env(), **env), cwd="/", stdin=subprocess.DEVNULL)
 
     def start(self, ident=None, point=""):
         """The name of a run that a door has started."""
@@ -176,6 +181,58 @@ def test_doors_at_once_have_one_keeper_and_no_more_than_jobs_run_at_once(tmp_pat
         host.end_of(ident)
     assert [door.wait(10) for door in doors] == [0] * 6 and host.told() == ["ran"] * 6 and {host.ended(ident)["exit_code"] for ident in runs} == {0}
     host.idle()
+
+
+def test_a_keeper_watches_many_runs_in_few_threads_and_no_key_waits_for_anothers_mass(tmp_path):
+    host = Host(tmp_path, post=os.path.join(str(tmp_path), "post"))
+    host.program("solve", "while [ $MI_RUN != %s.1 -a ! -e ../../../go ]; do sleep 0.3; done" % OTHER)
+    host.program("post", "while [ $MI_RUN != %s.1 -a ! -e %s/gone ]; do sleep 0.3; done" % (OTHER, tmp_path))
+    mass = [str(uuid.uuid4()) for _n in range(50)]
+
+    def journal(key, ident):
+        with open(os.path.join(host.base, key, ".mi", ident, "journal")) as text:
+            return text.read()
+
+    assert host.door("start", " ".join(mass), KEY="a").wait(60) == 0
+    keeper, = wait_until(host.keepers)
+    threads = lambda: len(os.listdir("/proc/%d/task" % keeper))
+    wait_until(lambda: threads() <= 2)
+    open(os.path.join(host.folder, "go"), "w").close()               # they end, all, and their `post` hangs
+    wait_until(lambda: threads() > 30)
+    assert host.door("start", OTHER, KEY="b").wait(60) == 0
+    wait_until(lambda: '"ended"' in journal("b", OTHER))
+    assert threads() <= 34 and not [end for end in (journal("a", ident) for ident in mass) if '"ended"' in end]
+    open(os.path.join(host.folder, "gone"), "w").close()
+    host.idle()
+    assert all('"exit_code": 0' in journal("a", ident) for ident in mass)
+
+
+def test_the_keeper_of_a_base_that_was_removed_ends_and_touches_nothing_in_a_new_one(tmp_path):
+    host = Host(tmp_path)
+    host.program("solve", "while [ ! -e %s/go ]; do sleep 0.1; done" % tmp_path)
+    host.start()
+    keeper, = wait_until(host.keepers)
+    os.rename(host.base, host.base + ".old")
+    os.mkdir(host.base, 0o700)
+    ident = host.start()
+    wait_until(lambda: not os.path.exists("/proc/%d" % keeper) or "Z" in open("/proc/%d/stat" % keeper).read().split()[2], 30)
+    other, = wait_until(host.keepers)
+    (tmp_path / "go").write_text("")
+    assert other != keeper and host.end_of(ident)["exit_code"] == 0
+    host.idle()
+
+
+def test_of_two_keys_that_wait_for_a_licence_that_one_is_next_which_has_fewer(tmp_path):
+    host = Host(tmp_path, jobs=1)
+    host.program("solve", "echo $MI_RUN >>../../../told; while [ ! -e ../../../go ]; do sleep 0.05; done")
+    mass = [str(uuid.uuid4()) for _n in range(4)]
+    assert host.door("start", " ".join(mass), KEY="a").wait(60) == 0
+    wait_until(host.told)
+    assert host.door("start", OTHER, KEY="b").wait(60) == 0
+    time.sleep(0.3)                                    # the keeper has heard of it
+    open(os.path.join(host.folder, "go"), "w").close()
+    host.idle()
+    assert host.told()[1] == OTHER + ".1" and len(host.told()) == 5
 
 
 @pytest.mark.parametrize("jobs", [0, 1])
