@@ -6259,10 +6259,10 @@ def take_word(line):
         setattr(line, part.strip("[].").lower(), rest if several else rest[0] if rest else "")
         rest = [] if several else rest[1:]
     if rest:
-        raise Stop(EX_USAGE, _("what is %s? It must be: %s") % (printable(" ".join(rest))[:200], usage_of(line.word)))
+        raise Stop(EX_USAGE, _("what is %s? It must be: %s; --help says more") % (printable(" ".join(rest))[:200], usage_of(line.word)))
     for names in line.given:
         if names not in EVERY and names.split()[0] not in options:
-            raise Stop(EX_USAGE, _("%s is no option of %s; it must be: %s") % (names, line.word, usage_of(line.word)))
+            raise Stop(EX_USAGE, _("%s is no option of %s; it must be: %s; --help says more") % (names, line.word, usage_of(line.word)))
 
 
 def usage_of(word):
@@ -6728,8 +6728,9 @@ JA = {
     "one of these words must come first: %s%s; --help says more": "最初の語は次のいずれかです: %s%s。--help を見てください",
     "%s needs %s; --help says more": "%s には %s が必要です。--help を見てください",
     " and ": " と ",
-    "what is %s? It must be: %s": "%s は何ですか。正しい形: %s",
-    "%s is no option of %s; it must be: %s": "%s は %s のオプションではありません。正しい形: %s",
+    "what is %s? It must be: %s; --help says more": "%s は何ですか。正しい形: %s (--help を参照)",
+    "%s is no option of %s; it must be: %s; --help says more":
+        "%s は %s のオプションではありません。正しい形: %s (--help を参照)",
     "leave what it has made": "作ったものを残します",
     "some of workflow, remote, operator": "workflow、remote、operator のうちのいくつか",
     "for these external computers only": "この外部計算機だけ",

@@ -6863,10 +6863,10 @@ def take_word(line):
         setattr(line, part.strip("[].").lower(), rest if several else rest[0] if rest else "")
         rest = [] if several else rest[1:]
     if rest:
-        raise Stop(EX_USAGE, _("what is %s? It must be: %s") % (printable(" ".join(rest))[:200], usage_of(line.word)))
+        raise Stop(EX_USAGE, _("what is %s? It must be: %s; --help says more") % (printable(" ".join(rest))[:200], usage_of(line.word)))
     for names in line.given:
         if names not in EVERY and names.split()[0] not in options:
-            raise Stop(EX_USAGE, _("%s is no option of %s; it must be: %s") % (names, line.word, usage_of(line.word)))
+            raise Stop(EX_USAGE, _("%s is no option of %s; it must be: %s; --help says more") % (names, line.word, usage_of(line.word)))
 
 
 def usage_of(word):
@@ -7266,8 +7266,9 @@ JA = {                         # what a person reads, in Japanese
     "one of these words must come first: %s%s; --help says more": "最初の語は次のいずれかです: %s%s。--help を見てください",
     "%s needs %s; --help says more": "%s には %s が必要です。--help を見てください",
     " and ": " と ",
-    "what is %s? It must be: %s": "%s は何ですか。正しい形: %s",
-    "%s is no option of %s; it must be: %s": "%s は %s のオプションではありません。正しい形: %s",
+    "what is %s? It must be: %s; --help says more": "%s は何ですか。正しい形: %s (--help を参照)",
+    "%s is no option of %s; it must be: %s; --help says more":
+        "%s は %s のオプションではありません。正しい形: %s (--help を参照)",
     "works off what is there, and ends (cron); unit: for a timer": "今あるものを片付けて終わります (cron)。unit では: タイマー用",
     "takes nothing new, ends when all that is here is delivered": "新しい計算を受け取らず、ここにあるものをすべて届けたら終わります",
     "so many at once, instead of the ini's jobs": "同時に実行する数 (ini の jobs の代わり)",

@@ -4185,10 +4185,10 @@ def take_word(line):
         setattr(line, part.strip("[].").lower(), rest if several else rest[0] if rest else "")
         rest = [] if several else rest[1:]
     if rest:
-        raise Stop(EX_USAGE, _("what is %s? It must be: %s") % (printable(" ".join(rest))[:200], usage_of(line.word)))
+        raise Stop(EX_USAGE, _("what is %s? It must be: %s; --help says more") % (printable(" ".join(rest))[:200], usage_of(line.word)))
     for names in line.given:
         if names not in EVERY and names.split()[0] not in options:
-            raise Stop(EX_USAGE, _("%s is no option of %s; it must be: %s") % (names, line.word, usage_of(line.word)))
+            raise Stop(EX_USAGE, _("%s is no option of %s; it must be: %s; --help says more") % (names, line.word, usage_of(line.word)))
 
 
 def usage_of(word):
@@ -4518,8 +4518,9 @@ JA = {
     "unknown option %s%s; --help says more": "オプション %s はありません%s。--help を見てください",
     "%s needs %s; --help says more": "%s には %s が必要です。--help を見てください",
     " and ": " と ",
-    "what is %s? It must be: %s": "%s は何ですか。正しい形: %s",
-    "%s is no option of %s; it must be: %s": "%s は %s のオプションではありません。正しい形: %s",
+    "what is %s? It must be: %s; --help says more": "%s は何ですか。正しい形: %s (--help を参照)",
+    "%s is no option of %s; it must be: %s; --help says more":
+        "%s は %s のオプションではありません。正しい形: %s (--help を参照)",
     "what the command gets": "コマンドに渡す入力",
     "what it is to make": "コマンドが作る結果",
     "parameters of the command, where the external computer allows them": "コマンドの引数 (外部計算機が許す場合)",
