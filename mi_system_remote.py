@@ -6787,7 +6787,7 @@ EVERY = {
     "--json": dict(action="store_true", help="what is found, as JSON"),
     "-q": dict(action="store_true", dest="quiet", help="failures only"),
     "-v": dict(action="count", dest="verbose", default=0, help="a log line for each step"),
-    "--version": dict(action="store_true", help="version, protocol, and the sha256 of this file"),
+    "--version": dict(action="store_true", help="version, protocol, sha256 of this file and of its blocks"),
     "--help -h": dict(action="store_true", help="what a word does, and an example")}
 
 
@@ -6914,10 +6914,17 @@ def lines_of(options):
 
 
 def print_version():
-    """Program, version, protocols and the sum of this file."""
+    """Program, version, protocols and the sum of this file; then of each shared block its lines and its sum, as
+    `sed -n FIRST,LASTp FILE | sha256sum` has it: who has read a block once need not read it again."""
     import hashlib
     with open(os.path.abspath(__file__), "rb") as text:
-        print("%s %s protocol 2 (1) sha256 %s" % (PROGRAM, VERSION, hashlib.sha256(text.read()).hexdigest()))
+        whole = text.read()
+    print("%s %s protocol 2 (1) sha256 %s" % (PROGRAM, VERSION, hashlib.sha256(whole).hexdigest()))
+    for found in re.finditer(b"^# ==== shared: (.*) ====\n(?:.*\n)*?# ==== end .*\n", whole, re.M):
+        first = whole.count(b"\n", 0, found.start()) + 1
+        print("  %-6s lines %4d to %4d sha256 %s" % (
+            found.group(1).decode(), first, first + found.group().count(b"\n") - 1,
+            hashlib.sha256(found.group()).hexdigest()))
 # ==== end shared ====
 
 
@@ -7256,7 +7263,7 @@ JA = {                         # what a person reads, in Japanese
     "what is found, as JSON": "結果を JSON で表示します",
     "failures only": "失敗だけを表示します",
     "a log line for each step": "段階ごとにログを一行表示します",
-    "version, protocol, and the sha256 of this file": "版、通信規約、このファイルの sha256",
+    "version, protocol, sha256 of this file and of its blocks": "版、通信規約、このファイルとブロックの sha256",
     "what a word does, and an example": "語の説明と例",
     "for every word:": "すべての語に:",
     "%s; --help says more": "%s (--help を参照)",

@@ -2,6 +2,7 @@
 import ast
 import collections
 import glob
+import hashlib
 import os
 import re
 import shlex
@@ -47,6 +48,20 @@ def pythons():
     return {found[version] for version in (min(found), max(found))} | {suite.PYTHON}
 
 
+def assert_version(name, said):
+    """--version: the sum of the file, and lines and sum of each shared block, as `sed | sha256sum` has them."""
+    with open(suite.script(name), "rb") as text:
+        lines = text.read().splitlines(True)
+    first, *rest = said.splitlines()
+    assert re.match(r"%s \S+ protocol 2 \(1\) sha256 %s\Z" % (name.replace(".py", ""), hashlib.sha256(b"".join(lines)).hexdigest()), first)
+    rows = [re.match(r"  (\w+) +lines +(\d+) to +(\d+) sha256 ([0-9a-f]{64})\Z", row).groups() for row in rest]
+    assert [row[0] for row in rows] == [found.group(1) for found in BLOCK.finditer(text_of(name))]
+    for block, begin, end, told in rows:
+        part = lines[int(begin) - 1:int(end)]
+        assert (part[0], part[-1]) == (b"# ==== shared: %s ====\n" % block.encode(), b"# ==== end shared ====\n")
+        assert told == hashlib.sha256(b"".join(part)).hexdigest(), block
+
+
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_a_script_copied_alone_prints_its_help_and_version(name, tmp_path):
     shutil.copy(suite.script(name), str(tmp_path))
@@ -58,7 +73,7 @@ def test_a_script_copied_alone_prints_its_help_and_version(name, tmp_path):
             if word == "--help":
                 assert ast.get_docstring(tree_of(name)).splitlines()[0] in done.stdout.decode("utf-8"), python
             else:
-                assert re.match(r"%s \S+ protocol 2 \(1\) sha256 [0-9a-f]{64}\n\Z" % name.replace(".py", ""), done.stdout.decode()), python
+                assert_version(name, done.stdout.decode())
     assert [entry for entry in os.listdir(str(tmp_path)) if entry != "__pycache__"] == [name]
 
 
