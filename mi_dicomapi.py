@@ -130,6 +130,8 @@ PAGE, ANSWER_PAGE = 2000, 1000                 # entries of a manifest in one ca
 V1_BYTES = (2 << 30) // 4 * 3 - (128 << 10)
 PACK_FILES = 4096              # files in a pack that the relay sends
 PACK_FILE = 1 << 20            # bytes: the largest file that travels in a pack
+# files, and their bytes in all, that travel in an answer beside their names
+INLINE_FILES, INLINE = 100, 32 << 10
 CHUNK = 256 << 10              # bytes of one read or write
 BLOCK = 4 << 10                # bytes, about, that a file takes on the disk beside its own
 ENTRY = 150                    # bytes that an entry of a manifest takes in the database beside its name
@@ -320,16 +322,7 @@ def add_calcinfo(call):
     """1. Registers a calculation; the same user's same request_id gets the same one again."""
     info, relay = call.need("calc-info", dict), call.relay
     relay.claims.check_maintenance()
-    site, command, parameters = info.get("remote-site"), info.get("command"), info.get("parameters", "")
-    if not all(isinstance(text, str) for text in (site, command, parameters)) or not command:
-        raise ApiError(400, "calc-info needs command, remote-site and parameters as texts")
-    check_site(call, site)
-    rules = relay.rules(site)
-    if command not in rules["commands"] + rules["command_lines"]:
-        raise ApiError(401, "command %s is not in the list of site %s" % (printable(command), site),
-                       why="command")
-    if rules["users"] and call.caller.user not in rules["users"]:
-        raise ApiError(403, "user %s may not use site %s" % (call.caller.user, site), why="users")
+    site, command, parameters, rules = asked_for(call, info)
     names, patterns = check_declared(call, info)
     entries = check_page(info.get("parameter_files", {}), reserved=LOG_NAMES)
     more = bool(call.fields.get("more"))
@@ -342,6 +335,8 @@ def add_calcinfo(call):
         raise ApiError(400, "request_id is a text of at most 200 characters")
     needs_v2 = bool(patterns or parameters and not call.get("fielded", bool, False) or more
                     or total > V1_BYTES or any("/" in entry[0] for entry in entries))
+
+    blob = None
 
     def work(tx):
         row = tx.db.execute("SELECT %s, fingerprint FROM calculations WHERE user = ? AND request_id = ?"
@@ -359,18 +354,41 @@ def add_calcinfo(call):
                       " ?, ?, ?, ?, ?, ?, ?, ?)",
                       (seq, accept_id, call.caller.user, request_id, print256, site, command, kept,
                        len(kept), needs_v2, REGISTERED, now, now))
-        insert_page(tx, seq, "input", 0, entries, more)
+        insert_page(tx, seq, "input", 0, entries, more, blob)
         row = tx.db.execute("SELECT %s FROM calculations WHERE seq = ?" % BRIEF, (seq,)).fetchone()
         tx.after(lambda: relay.quotas.count_registration(call.caller.user, total))
         tx.after(lambda: log("info", accept_id, "1 add-calcinfo", site=site, user=call.caller.user,
                              command=command, inputs=len(entries)))
-        if call.fields.get("allow") and not entries and not more:
+        if call.fields.get("allow") and not row["inputs_open"] and not more:
             move(relay, tx, STEP["allow-wait-calc"], row, allowed=now)
         return tx.db.execute("SELECT %s FROM calculations WHERE seq = ?" % BRIEF, (seq,)).fetchone(), False
 
-    row, known = relay.store.write(work, "add-calcinfo")
+    known = True
+    try:
+        if not relay.store.read("SELECT 1 FROM calculations WHERE user = ? AND request_id = ?",
+                                call.caller.user, request_id):
+            blob = take_inline(call, accept_id, "input", info.get("parameter_files", {}), entries)
+        row, known = relay.store.write(work, "add-calcinfo")
+    finally:
+        if known:                                      # what came along is nobody's
+            remove_tree(relay.store.spool(accept_id, ""))
     return dict(progress_of(call, row), message="registered", accept_id=row["accept_id"], known=known,
                 warning=v1_warning(relay, site, call.caller.user, needs_v2, parameters))
+
+
+def asked_for(call, info):
+    """(site, command, parameters, the site's rules) of a calc-info, if this user may have that done there."""
+    site, command, parameters = info.get("remote-site"), info.get("command"), info.get("parameters", "")
+    if not all(isinstance(text, str) for text in (site, command, parameters)) or not command:
+        raise ApiError(400, "calc-info needs command, remote-site and parameters as texts")
+    check_site(call, site)
+    rules = call.relay.rules(site)
+    if command not in rules["commands"] + rules["command_lines"]:
+        raise ApiError(401, "command %s is not in the list of site %s" % (printable(command), site),
+                       why="command")
+    if rules["users"] and call.caller.user not in rules["users"]:
+        raise ApiError(403, "user %s may not use site %s" % (call.caller.user, site), why="users")
+    return site, command, parameters, rules
 
 
 def check_declared(call, info):
@@ -543,7 +561,7 @@ def calc_info(call, row):
                 **{"command": row["command"], "remote-site": row["site"], "parameters": kept["parameters"],
                    "result_files": {name: {} for name in kept["result_names"]},
                    "result_patterns": kept["result_patterns"]})
-    return {"calc-info": info, "inputs": manifest_page(call, row["seq"], "input", 0)}
+    return {"calc-info": info, "inputs": manifest_page(call, row, "input", 0)}
 
 
 def calc_params(call):
@@ -594,22 +612,42 @@ def send_results(call):
     # digest: of all its pages
     print256 = hashlib.sha256(json.dumps([names_and_sums(entries), more, told,
                                           call.text("digest", "")]).encode()).hexdigest()
-    if row["state"] == GETTING and row["manifest"] == print256:
-        return {"message": "getting"}                  # asked again
+    again = {GETTING: {"message": "getting"}}
+    if call.fields.get("end"):
+        again[GOT] = again[FINISHED] = {"message": "got", "end": True}
 
+    def asked_again(now):
+        same = now and (now["manifest"], now["claim"]) == (print256, row["claim"])
+        return again.get(now["state"]) if same else None
+
+    if asked_again(row):
+        return asked_again(row)
     told = {key: json.dumps(value, ensure_ascii=False) for key, value in told.items()}
 
     def work(tx):
+        now = tx.db.execute("SELECT %s FROM calculations WHERE seq = ?" % BRIEF, (row["seq"],)).fetchone()
+        if asked_again(now):
+            return asked_again(now)
         count_reasons(tx, row["seq"], told)
         if not move(call.relay, tx, STEP["send-results"], row, row["claim"], manifest=print256, results=0,
                     results_open=0, **told):
             raise ApiError(409, "send-results is not possible now", why="state", state=WORDS[row["state"]])
         drop_results(tx, row["seq"])
-        insert_page(tx, row["seq"], "result", 0, entries, more)
-        tx.after(set_aside)
+        # else what was put there for it may have been set aside with what is there for another one
+        placed = blob if (now["state"], now["manifest"]) == (row["state"], row["manifest"]) else None
+        insert_page(tx, row["seq"], "result", 0, entries, more, placed)
+        if placed is None:
+            tx.after(set_aside)
+        now = tx.db.execute("SELECT %s FROM calculations WHERE seq = ?" % BRIEF, (row["seq"],)).fetchone()
+        if not call.fields.get("end") or now["results_open"] or more:
+            return again[GETTING]
+        move(call.relay, tx, STEP["end-send"], now, row["claim"], got=time.time(), **none_came(tx, now))
+        return again[GOT]
 
     folder = call.relay.store.spool(row["accept_id"], "result").rstrip(b"/")
-    old = folder + b"." + utf8(os.urandom(4).hex())
+    old, blob = folder + b"." + utf8(os.urandom(4).hex()), None
+    if not os.path.exists(folder):                     # nothing is put beside what came for another manifest
+        blob = take_inline(call, row["accept_id"], "result", page, entries)
 
     def set_aside():                   # what came for the manifest before; not sooner, it may be all there is
         call.relay.forget_uploads(row["seq"])
@@ -618,9 +656,10 @@ def send_results(call):
         except OSError:                         # there was none; or new files replace the old ones one by one
             pass
 
-    call.relay.store.write(work, "send-results")
+    answer = call.relay.store.write(work, "send-results")
     remove_tree(old)
-    return {"message": "getting"}
+    call.relay.claims.leases.pop(row["accept_id"] if "end" in answer else None, None)
+    return dict(answer)
 
 
 def declared_of(source, row):
@@ -628,11 +667,19 @@ def declared_of(source, row):
     return json.loads(source.read("SELECT info FROM calculations WHERE seq = ?", row["seq"])[0]["info"])
 
 
-def lacks_all_results(store, row):
-    """Has none of the results come of which one at least was asked for by name? (Logs are none.)"""
-    logs = store.read("SELECT 1 FROM files WHERE calc = ? AND kind = 'result' AND name IN (?, ?)", row["seq"],
-                      *LOG_NAMES)
-    return bool(declared_of(store, row)["result_names"]) and row["results"] <= len(logs)
+def lacks_all_results(source, row):
+    """Has none of the results come of which one at least was asked for by name? (Logs are none.) source: the
+    store, or tx."""
+    logs = source.read("SELECT 1 FROM files WHERE calc = ? AND kind = 'result' AND name IN (?, ?)",
+                       row["seq"], *LOG_NAMES)
+    return bool(declared_of(source, row)["result_names"]) and row["results"] <= len(logs)
+
+
+def none_came(source, row):
+    """What end-send changes of a success without any of the results that were asked for."""
+    if row["status"] == "completed" and lacks_all_results(source, row):
+        return {"status": "abnormal", "reason": "none of the results is there"}
+    return {}
 
 
 def check_results(call, row, entries):
@@ -697,9 +744,7 @@ def end_send(call):
         raise ApiError(400, "result is \"end send\"")
     if row["state"] == GETTING and (row["results_open"] or row["results_more"]):
         raise incomplete_error(call, row, "result")
-    changes = {}
-    if row["state"] == GETTING and row["status"] == "completed" and lacks_all_results(call.relay.store, row):
-        changes = {"status": "abnormal", "reason": "none of the results is there"}
+    changes = none_came(call.relay.store, row) if row["state"] == GETTING else {}
     make_step(call, "end-send", row, got=time.time(), **changes)
     call.relay.claims.leases.pop(row["accept_id"], None)
     return {"message": "got"}
@@ -714,7 +759,7 @@ def get_calc_result(call):
                                  " seq = ?", row["seq"])[0]
     kept = json.loads(more["info"])
     report = json.loads(more["report"])
-    page = manifest_page(call, row["seq"], "result", 0)
+    page = manifest_page(call, row, "result", 0)
     result = {"result_files": page["files"], "missing": json.loads(more["missing"]),
               "refused": json.loads(more["refused"]), "verdicts": json.loads(more["verdicts"]),
               "status": row["status"], "reason": row["reason"], "exit_code": row["exit_code"],
@@ -1099,16 +1144,20 @@ def names_and_sums(entries):
     return [entry[:3] for entry in entries if not entry[0].endswith("/")]
 
 
-def insert_page(tx, seq, kind, first, entries, more):
-    """Adds a checked page to a calculation's manifest."""
-    tx.db.executemany("INSERT INTO files (calc, kind, n, name, size, sha256, x, mtime, done) VALUES (?, ?,"
-                      " ?, ?, ?, ?, ?, ?, ?)",
-                      [(seq, kind, first + n) + entry + (entry[0].endswith("/"),)
-                       for n, entry in enumerate(entries)])
+def insert_page(tx, seq, kind, first, entries, more, blob=None):
+    """Adds a checked page to a calculation's manifest. blob: all of its files are in it, back to back."""
+    rows, at = [], 0
+    for n, entry in enumerate(entries):
+        is_folder = entry[0].endswith("/")
+        place = (True, None, 0) if is_folder else (bool(blob), blob, at)
+        rows.append((seq, kind, first + n) + entry + place)
+        at += entry[1]
+    tx.db.executemany("INSERT INTO files (calc, kind, n, name, size, sha256, x, mtime, done, blob, at)"
+                      " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
     field = COUNTED[kind]
     tx.db.execute("UPDATE calculations SET %s = ?, %s_open = %s_open + ?, %s_more = ?, bytes = bytes + ?,"
                   " texts = texts + ?, touched = ? WHERE seq = ?" % (field, field, field, field),
-                  (first + len(entries), sum(not entry[0].endswith("/") for entry in entries), more,
+                  (first + len(entries), sum(not row[8] for row in rows), more,
                    sum(entry[1] for entry in entries), room_of_names(entries), time.time(), seq))
 
 
@@ -1117,21 +1166,64 @@ def room_of_names(entries):
     return sum(len(entry[0]) + ENTRY for entry in entries)
 
 
-def manifest_page(call, seq, kind, first):
+def manifest_page(call, row, kind, first):
     """One page of a manifest as it goes over the wire: {"files": {...}, "next": number or None}. Empty
     directories are told to those who say that they know them (`dirs`); they are the last, so that nobody
-    counts otherwise."""
-    rows = call.relay.store.read("SELECT n, name, size, sha256, x, mtime FROM files WHERE calc = ? AND kind"
-                                 " = ? AND n >= ?%s ORDER BY n LIMIT ?"
-                                 % ("" if call.fields.get("dirs") else " AND name NOT LIKE '%/'"), seq, kind,
-                                 first, ANSWER_PAGE + 1)
+    counts otherwise. Few small files come along with it, as `data`, to those who ask for that."""
+    rows = call.relay.store.read("SELECT n, name, size, sha256, x, mtime, done, blob, at FROM files WHERE"
+                                 " calc = ? AND kind = ? AND n >= ?%s ORDER BY n LIMIT ?"
+                                 % ("" if call.fields.get("dirs") else " AND name NOT LIKE '%/'"), row["seq"],
+                                 kind, first, ANSWER_PAGE + 1)
     files = collections.OrderedDict((row["name"], {"size": row["size"], "sha256": row["sha256"]})
                                     for row in rows[:ANSWER_PAGE])
-    for row in rows[:ANSWER_PAGE]:
-        marks = {"x": bool(row["x"]), "mtime": row["mtime"]}
-        files[row["name"]].update((key, value)
-                                  for key, value in marks.items() if value is not None and value is not False)
+    for found in rows[:ANSWER_PAGE]:
+        marks = {"x": bool(found["x"]), "mtime": found["mtime"]}
+        files[found["name"]].update((key, value) for key, value in marks.items()
+                                    if value is not None and value is not False)
+    few = call.fields.get("data") and len(rows) <= INLINE_FILES
+    if few and sum(found["size"] for found in rows) <= INLINE:
+        add_data(call.relay.store, row["accept_id"], kind, rows, files)
     return {"files": files, "next": rows[ANSWER_PAGE]["n"] if len(rows) > ANSWER_PAGE else None}
+
+
+def add_data(store, accept_id, kind, rows, files):
+    """Their bytes beside the names of a manifest's files: base64, as they are in the spool. What is not there
+    (any more) goes without."""
+    for found in rows:
+        if not found["done"] or found["blob"] is None:
+            continue
+        try:
+            with open(store.spool(accept_id, kind, found["blob"]), "rb") as source:
+                source.seek(found["at"])
+                data = source.read(found["size"])
+        except OSError:
+            continue
+        files[found["name"]]["data"] = base64.b64encode(data).decode("ascii")
+
+
+def take_inline(call, accept_id, kind, page, entries):
+    """The files of a checked page of a manifest that brings all of them along (`data`, base64), in one blob
+    of the spool, on disk before this returns: the blob's name; None if it does not. 422 names those whose sum
+    is another."""
+    brought = [entry for entry in entries if not entry[0].endswith("/")]
+    if not brought or not all("data" in page[entry[0]] for entry in brought):
+        return None
+    try:
+        parts = [binascii.a2b_base64(page[entry[0]]["data"].encode("ascii")) for entry in brought]
+    except (AttributeError, ValueError):
+        raise ApiError(400, "data is base64")
+    wrong = [n for n, (entry, data) in enumerate(zip(brought, parts))
+             if len(data) != entry[1] or hashlib.sha256(data).hexdigest() != entry[2]]
+    if wrong:
+        raise ApiError(422, "%d files lack their sha256" % len(wrong), why="sum", wrong=wrong[:LISTED])
+    folder, blob = call.relay.store.spool(accept_id, kind), "%06dp%s" % (0, os.urandom(4).hex())
+    make_folder(folder, utf8(call.relay.store.folder))
+    with open(os.path.join(folder, utf8(blob)), "xb", buffering=0) as out:
+        write_gathered(out, [(n, 0, data) for n, data in enumerate(parts)])
+        os.fsync(out.fileno())
+    sync_path(folder)
+    fault("files synced")
+    return blob
 
 
 def check_room(relay, entries, files_before=0):
@@ -1194,7 +1286,7 @@ def files_call(call):
         raise ApiError(404, FILES_GONE, why="room")
     if which is None:
         return (add_page(call, row, kind) if posting
-                else dict(manifest_page(call, row["seq"], kind, call.number("from")), message="files"))
+                else dict(manifest_page(call, row, kind, call.number("from")), message="files"))
     if which == "pack":
         return take_pack(call, row, kind) if posting else give_pack(call, row, kind)
     found = call.relay.store.read("SELECT n, size, sha256, done, blob, at FROM files WHERE calc = ? AND kind"

@@ -1924,8 +1924,10 @@ class Carrier:
                 bytes=found.total, **{code: entry["count"] for code, entry in found.verdicts.items()})
             self.calc.run.write_manifest(found)
             try:
-                self.send_manifest(results, said)
+                whole = self.send_manifest(results, said, inline_data(found.found))
                 fault("manifest sent")
+                if whole:
+                    return fault("results told")
             except RelayRefused as error:
                 if error.more.get("why") != "page":
                     raise
@@ -1938,9 +1940,10 @@ class Carrier:
                 if not any(result.path.changed for result in found.found):
                     raise
 
-    def send_manifest(self, results, said):
+    def send_manifest(self, results, said, inline=()):
         """7. send-results, in pages; digest tells one manifest from another whose first page is the same.
-        results: lists of Results; said: see said_of()."""
+        results: lists of Results; said: see said_of(); inline: the base64 of the first list's, all of them or
+        none. True if that was all, and step 8, too."""
         import hashlib
         digest, count = hashlib.sha256(), sum(map(len, results))
         for result in itertools.chain(*results):
@@ -1950,12 +1953,15 @@ class Carrier:
             page = dict(itertools.islice(entries, PAGE))   # no more than a page is in memory
             fields = {"v": 2, "claim": self.calc.claim, "more": start + PAGE < count}
             if start == 0:
-                self.relay.ask("POST", "send-results",
-                               dict(fields, accept_id=self.calc.accept_id, result_files=page,
-                                    digest=digest.hexdigest(), **said))
+                for result, data in zip(results[0] if inline else (), inline):
+                    page[result.name]["data"] = data
+                answer = self.relay.ask("POST", "send-results",
+                                        dict(fields, accept_id=self.calc.accept_id, result_files=page,
+                                             digest=digest.hexdigest(), end=bool(inline), **said))
             else:
                 self.relay.ask("POST", "files/%s/result" % self.calc.accept_id,
                                dict(fields, **{"from": start, "files": page}))
+        return bool(answer.get("end"))
 
     def send_files(self, found):
         """7. and 8. Uploads what the relay says is missing, until nothing is. ValueError if a file is no
@@ -2829,7 +2835,7 @@ class ClaimLoop:
         """3. One calc-request: the answer's fields, or None if there is nothing to do. RelayRefused,
         RelayAway."""
         fields = {"v": 2, "site_id": self.poller.site, "poller": self.poller.name, "take": take,
-                  "wait": self.wait, "free": free, "dirs": True,
+                  "wait": self.wait, "free": free, "dirs": True, "data": True,
                   "have": {calc.accept_id: calc.claim
                            for calc in list(self.poller.under_way.values()) if calc.order["protocol"] == 2}}
         fields.update(self.poller.telling())
@@ -5188,6 +5194,7 @@ MAX_ANSWER = 16 << 20          # bytes of a JSON answer that are read; manifests
 # bytes: smallest piece, largest file in a pack, one read or write
 PIECE_MIN, PACK_FILE, CHUNK = 64 << 10, 1 << 20, 256 << 10
 PACK_COUNT = 2000              # files in a pack
+INLINE_FILES, INLINE = 100, 32 << 10   # files, and their bytes in all, that travel beside their names
 LATER_CODES = (408, 425, 429, 500, 502, 503, 504, 507)                # answers that mean: later
 NO_TOKEN_CODES = (401, 403, "0005")  # answers that mean: not with this token
 V1_TIMEOUT = 300    # seconds that a fielded relay may be silent: it does one thing at a time, and files whole
@@ -5413,6 +5420,7 @@ class RelayClient:
         self.piece_size = self.piece_max = 16 << 20
         self.takes_dirs = False                        # does the relay take empty directories?
         self.x_and_mtime = {}                          # see manifest_entries()
+        self.inline = {}                               # {number: base64} of what came beside its name
 
     def proxy_for(self):
         """(host, port, headers, where that is said) of the proxy for this relay, or None: proxy, or the
@@ -5874,6 +5882,7 @@ class RelayClient:
         ValueError if the manifest is malformed."""
         number, before, query = 0, None, dict({"claim": claim} if claim else {}, v=2, dirs=1)
         self.x_and_mtime.clear()                             # of a list that was not taken to its end
+        self.inline.clear()
         while True:
             entries = page.get("files") or {}
             if not isinstance(entries, dict):
@@ -5884,8 +5893,7 @@ class RelayClient:
                                 else (None, None))
                 if not (isinstance(size, int) and size >= 0 and re.match(r"[0-9a-f]{64}\Z", str(sum256))):
                     raise ValueError(_("%s: no size or sha256") % name)
-                if "x" in entry or "mtime" in entry:
-                    self.x_and_mtime[number] = entry.get("x") is True, nanoseconds_of(entry.get("mtime"))
+                self.note_beside(number, entry)
                 yield number, name, size, sum256
                 number += 1
             if page.get("next") is None:
@@ -5893,6 +5901,13 @@ class RelayClient:
             if page["next"] != number or not entries:
                 raise ValueError(_("the pages of the file list do not follow one another"))
             page = self.ask("GET", target, dict(query, **{"from": number}))
+
+    def note_beside(self, number, entry):
+        """What a manifest's entry says beside size and sum, until its file is stored."""
+        if "x" in entry or "mtime" in entry:
+            self.x_and_mtime[number] = entry.get("x") is True, nanoseconds_of(entry.get("mtime"))
+        if isinstance(entry.get("data"), str):
+            self.inline[number] = entry["data"]
 
     def read_into(self, response, view, may_end=False):
         """Fills view from the answer's body as far as one read goes; 0 bytes are its end, where it may end.
@@ -6034,12 +6049,40 @@ class RelayClient:
             if not batch:
                 return
             number, name, size, sum256 = batch[0]
-            if size > PACK_FILE:
+            data = whole_data(self.inline.pop(number, None), size, sum256)
+            if data is not None:
+                store(number, name, data)
+                moved(size)
+                batch.popleft()
+            elif size > PACK_FILE:
                 self.download("%s/%d" % (target, number), part(number), size, sum256, claim, moved)
                 store(number, name, None)
                 batch.popleft()
             else:
                 self.retried(lambda: self.download_pack(target, batch, store, claim, moved))
+
+
+def whole_data(text, size, sum256):
+    """The bytes of a file that came as base64 (text) beside its name; None if they did not, or are not as
+    they should be."""
+    import hashlib
+    try:
+        data = bytearray(binascii.a2b_base64(text.encode("ascii")))
+    except (AttributeError, ValueError):
+        return None
+    return data if len(data) == size and hashlib.sha256(data).hexdigest() == sum256 else None
+
+
+def inline_data(files):
+    """[base64] of few small files [(path, size, ...)], as they are now; [] if they are more, or one cannot be
+    read: they travel by themselves."""
+    if len(files) > INLINE_FILES or sum(entry[1] for entry in files) > INLINE:
+        return []
+    try:
+        found = [b"".join(pack_chunks([entry])) for entry in files]
+    except ValueError:
+        return []
+    return [binascii.b2a_base64(data, newline=False).decode("ascii") for data in found]
 
 
 def nanoseconds_of(mtime):

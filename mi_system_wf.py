@@ -219,8 +219,10 @@ def start_calculation(relay, order, found, console, patience=PATIENCE):
     remember(relay, console.accept_id, order)
     console.resend_inputs = lambda: send_inputs(relay, console.accept_id, files, True, console)
     fault("registered")
-    if files and not (first.get("known") and first.get("progress") == "got return"):
+    if not isinstance(first.get("wait_allow"), (int, float)) and first.get("progress") != "got return":
         send_inputs(relay, console.accept_id, files, first.get("known"), console)
+    else:                                              # they came along, or were there
+        log("info", console.accept_id, "2 allow-wait-calc", files=len(files))
     console.allowed = True
 
 
@@ -252,17 +254,21 @@ def check_limits(limits, found):
 def register(relay, order, files, console, patience):
     """1. The relay's answer to the registration, its accept_id checked: it becomes part of URLs and file
     names."""
+    page = page_to_send(files, 0)
+    sent = without_directories(files)
+    for entry, data in zip(sent, inline_data(sent)):
+        page[entry.name]["data"] = data
     info = {"command": order.command, "remote-site": order.site, "parameters": order.parameters,
-            "parameter_files": page_to_send(files, 0), "result_files": {name: {} for name in order.names},
+            "parameter_files": page, "result_files": {name: {} for name in order.names},
             "result_patterns": order.patterns}
     if len(files) > PAGE:  # the relay compares the first page of a known request_id; this stands for the rest
         import hashlib
         digest = hashlib.sha256()
-        for entry in without_directories(files):
+        for entry in sent:
             digest.update(utf8("%s/%s\n" % entry[2:4]))
         info["all_inputs"] = digest.hexdigest()
     fields = {"v": 2, "request_id": order.request_id, "calc-info": info, "more": len(files) > PAGE,
-              "total": len(without_directories(files)), "allow": not files, "fielded": console.fielded}
+              "total": len(sent), "allow": True, "fielded": console.fielded}
     try:
         found = relay.ask("POST", "add-calcinfo", fields, patience=patience)
     except (RelayAway, RelayRefused) as error:
@@ -442,7 +448,7 @@ def fetch(relay, accept_id, to, wanted, console, patience=None):
     console.stage(_("fetching the results"))
     if relay.v1:
         return v1_fetch(relay, accept_id, to, wanted, console, patience)
-    found = relay.ask("GET", "get-calc-result", {"v": 2, "accept_id": accept_id, "dirs": 1},
+    found = relay.ask("GET", "get-calc-result", {"v": 2, "accept_id": accept_id, "dirs": 1, "data": 1},
                       patience=patience)
     info = found.get("result-info")
     again = _("; nothing is lost, fetch it with: %s.py result %s") % (PROGRAM, accept_id)
@@ -2510,6 +2516,7 @@ MAX_ANSWER = 16 << 20          # bytes of a JSON answer that are read; manifests
 # bytes: smallest piece, largest file in a pack, one read or write
 PIECE_MIN, PACK_FILE, CHUNK = 64 << 10, 1 << 20, 256 << 10
 PACK_COUNT = 2000              # files in a pack
+INLINE_FILES, INLINE = 100, 32 << 10   # files, and their bytes in all, that travel beside their names
 LATER_CODES = (408, 425, 429, 500, 502, 503, 504, 507)                # answers that mean: later
 NO_TOKEN_CODES = (401, 403, "0005")  # answers that mean: not with this token
 V1_TIMEOUT = 300    # seconds that a fielded relay may be silent: it does one thing at a time, and files whole
@@ -2735,6 +2742,7 @@ class RelayClient:
         self.piece_size = self.piece_max = 16 << 20
         self.takes_dirs = False                        # does the relay take empty directories?
         self.x_and_mtime = {}                          # see manifest_entries()
+        self.inline = {}                               # {number: base64} of what came beside its name
 
     def proxy_for(self):
         """(host, port, headers, where that is said) of the proxy for this relay, or None: proxy, or the
@@ -3196,6 +3204,7 @@ class RelayClient:
         ValueError if the manifest is malformed."""
         number, before, query = 0, None, dict({"claim": claim} if claim else {}, v=2, dirs=1)
         self.x_and_mtime.clear()                             # of a list that was not taken to its end
+        self.inline.clear()
         while True:
             entries = page.get("files") or {}
             if not isinstance(entries, dict):
@@ -3206,8 +3215,7 @@ class RelayClient:
                                 else (None, None))
                 if not (isinstance(size, int) and size >= 0 and re.match(r"[0-9a-f]{64}\Z", str(sum256))):
                     raise ValueError(_("%s: no size or sha256") % name)
-                if "x" in entry or "mtime" in entry:
-                    self.x_and_mtime[number] = entry.get("x") is True, nanoseconds_of(entry.get("mtime"))
+                self.note_beside(number, entry)
                 yield number, name, size, sum256
                 number += 1
             if page.get("next") is None:
@@ -3215,6 +3223,13 @@ class RelayClient:
             if page["next"] != number or not entries:
                 raise ValueError(_("the pages of the file list do not follow one another"))
             page = self.ask("GET", target, dict(query, **{"from": number}))
+
+    def note_beside(self, number, entry):
+        """What a manifest's entry says beside size and sum, until its file is stored."""
+        if "x" in entry or "mtime" in entry:
+            self.x_and_mtime[number] = entry.get("x") is True, nanoseconds_of(entry.get("mtime"))
+        if isinstance(entry.get("data"), str):
+            self.inline[number] = entry["data"]
 
     def read_into(self, response, view, may_end=False):
         """Fills view from the answer's body as far as one read goes; 0 bytes are its end, where it may end.
@@ -3356,12 +3371,40 @@ class RelayClient:
             if not batch:
                 return
             number, name, size, sum256 = batch[0]
-            if size > PACK_FILE:
+            data = whole_data(self.inline.pop(number, None), size, sum256)
+            if data is not None:
+                store(number, name, data)
+                moved(size)
+                batch.popleft()
+            elif size > PACK_FILE:
                 self.download("%s/%d" % (target, number), part(number), size, sum256, claim, moved)
                 store(number, name, None)
                 batch.popleft()
             else:
                 self.retried(lambda: self.download_pack(target, batch, store, claim, moved))
+
+
+def whole_data(text, size, sum256):
+    """The bytes of a file that came as base64 (text) beside its name; None if they did not, or are not as
+    they should be."""
+    import hashlib
+    try:
+        data = bytearray(binascii.a2b_base64(text.encode("ascii")))
+    except (AttributeError, ValueError):
+        return None
+    return data if len(data) == size and hashlib.sha256(data).hexdigest() == sum256 else None
+
+
+def inline_data(files):
+    """[base64] of few small files [(path, size, ...)], as they are now; [] if they are more, or one cannot be
+    read: they travel by themselves."""
+    if len(files) > INLINE_FILES or sum(entry[1] for entry in files) > INLINE:
+        return []
+    try:
+        found = [b"".join(pack_chunks([entry])) for entry in files]
+    except ValueError:
+        return []
+    return [binascii.b2a_base64(data, newline=False).decode("ascii") for data in found]
 
 
 def nanoseconds_of(mtime):

@@ -1,4 +1,5 @@
 """A relay that does what a test wants: one calculation, v2 only, plain http on loopback; and a handler that may misbehave."""
+import base64
 import hashlib
 import http.server
 import json
@@ -127,6 +128,11 @@ class Request(http.server.BaseHTTPRequestHandler):
             return self.ok(**server.orders.pop(0)) if server.orders else self.no("0300")
         if self.name == "send-results":
             server.manifest, server.uploads, server.done = list(fields["result_files"].items()), {}, set()
+            for place, (name, told) in enumerate(server.manifest):           # what comes along is looked at, and fetched all the same
+                data = base64.b64decode(told.pop("data")) if "data" in told else None
+                if data is not None:
+                    server.pieces.append((server.manifest[place], 0, data))
+                    server.unjudged += [name] if entry(data)["sha256"] != told["sha256"] else []
             return self.ok()
         if self.name == "end-send":
             left = [n for n, (name, told) in enumerate(server.manifest) if n not in server.done and not name.endswith("/")]

@@ -10,7 +10,7 @@ import suite
 TEXT, NUMBER, YES, ANY = {"type": "string"}, {"type": "integer"}, {"type": "boolean"}, {}
 OBJECT = {"type": "object"}
 ENTRY = {"type": "object", "properties": {"size": {"type": "integer", "minimum": 0}, "sha256": {"type": "string", "pattern": "^[0-9a-f]{64}$"},
-                                           "x": YES, "mtime": {"type": "number"}}}
+                                           "x": YES, "mtime": {"type": "number"}, "data": TEXT}}
 FILES = {"type": "object", "additionalProperties": ENTRY}
 INFO = {"type": "object", "required": ["command", "remote-site"], "properties": {
     "command": {"enum": ["hello", "other"]}, "remote-site": {"enum": [suite.SITE, "u-other", ""]}, "parameters": TEXT, "parameter_files": FILES,
@@ -24,20 +24,20 @@ FIELDS = {"accept_id": TEXT, "claim": TEXT, "site_id": {"enum": [suite.SITE, "u-
           "known": TEXT, "stream": {"enum": ["out", "err", ""]}, "offset": NUMBER, "from": NUMBER, "count": NUMBER, "files": FILES, "user": TEXT, "password": TEXT,
           "presence": {"type": "object", "properties": {"state": TEXT, "until": NUMBER, "jobs": NUMBER, "busy": NUMBER, "outbox": NUMBER, "oldest": NUMBER,
                                                         "free": NUMBER, "version": TEXT}},
-          "fielded": YES, "dirs": ANY, "started": NUMBER, "ended": NUMBER, "cpu": NUMBER, "maxrss": NUMBER, "digest": TEXT,
+          "fielded": YES, "dirs": ANY, "data": ANY, "end": YES, "started": NUMBER, "ended": NUMBER, "cpu": NUMBER, "maxrss": NUMBER, "digest": TEXT,
           "verdicts": {"type": "object", "additionalProperties": {"type": "object", "properties": {
               "count": NUMBER, "names": {"type": "array", "items": TEXT}}}}}
 HOLDER = ("accept_id", "claim")
 CALLS = {"add-calcinfo": ("request_id", "calc-info", "allow", "more", "total", "fielded"),
-         "calc-request": ("site_id", "take", "poller", "wait", "have", "free", "dirs", "presence"),
-         "calc-params": HOLDER + ("dirs",), "calc-params-complete": HOLDER, "calc-start": HOLDER, "calc-end": HOLDER + (
+         "calc-request": ("site_id", "take", "poller", "wait", "have", "free", "dirs", "data", "presence"),
+         "calc-params": HOLDER + ("dirs", "data"), "calc-params-complete": HOLDER, "calc-start": HOLDER, "calc-end": HOLDER + (
              "result", "exit_code", "signal", "reason", "started", "ended", "cpu", "maxrss"),
-         "send-results": HOLDER + ("result_files", "missing", "refused", "verdicts", "more", "digest"), "end-send": HOLDER + ("result",),
-         "calc-status": ("accept_id", "wait", "known"), "calc-progress": ("accept_id", "wait", "known"), "get-calc-result": ("accept_id", "dirs"),
+         "send-results": HOLDER + ("result_files", "missing", "refused", "verdicts", "more", "digest", "end"), "end-send": HOLDER + ("result",),
+         "calc-status": ("accept_id", "wait", "known"), "calc-progress": ("accept_id", "wait", "known"), "get-calc-result": ("accept_id", "dirs", "data"),
          "cancel-wait-calc": ("accept_id", "stop", "reason", "delete"), "rerun": ("accept_id", "force", "reason"),
          "heartbeat": ("site_id", "poller", "wait", "calcs", "presence"), "output": ("accept_id", "stream", "offset", "wait"), "login": ("user", "password"), "get-calcinfo": (),
          "reload-ini": ()}                             # all others: accept_id alone
-PLACES = (("", ("from", "claim", "dirs"), ("from", "claim", "files", "more")), ("/{n}", ("offset", "claim"), ("offset", "claim")),
+PLACES = (("", ("from", "claim", "dirs", "data"), ("from", "claim", "files", "more")), ("/{n}", ("offset", "claim"), ("offset", "claim")),
           ("/pack", ("from", "count", "claim"), ("from", "count", "claim")))       # below files/: fields of GET, of POST
 ANSWER = {"description": "the envelope", "content": {"application/json": {"schema": {"anyOf": [
     {"type": "object", "required": ["errors"], "properties": {"errors": {"type": "array", "minItems": 1, "items": {

@@ -1,8 +1,11 @@
 """Files between the sides: pieces, packs, pages, ranges, names, limits, a full disk; whole or not at all, and never held in memory."""
+import base64
 import hashlib
+import http.client
 import json
 import os
 import random
+import re
 import subprocess
 import threading
 import time
@@ -317,6 +320,144 @@ def test_a_pack_stops_before_a_large_file_and_at_max_body(make_world):
     assert client.raw("GET", target + "5")[0] == 400
     status, first = client.call("POST", "files/%s/input/0?v=2&offset=0" % accept_id, body=b"x" * 65537)
     assert (status, first["max_body"]) == (413, 65536)
+
+
+# ---- few small files travel along with their names
+
+def along(files):
+    """Entries of a manifest that bring their files along."""
+    return {name: dict(entry(data), data=base64.b64encode(data).decode()) for name, data in sorted(files.items())}
+
+
+def bytes_of(page):
+    """{NAME: bytes} of what came along in a page of a manifest; "nothing" where nothing did."""
+    return {name: base64.b64decode(found["data"]) if "data" in found else "nothing" for name, found in page.items()}
+
+
+SMALL = {"a": b"", "b": b"the input\n", "d/c": bytes(range(256))}
+
+
+def spool_of(world, accept_id, kind):
+    """What is in a calculation's spool directory."""
+    path = os.path.join(world.state, "spool", accept_id[:2], accept_id, kind)
+    return os.listdir(path) if os.path.isdir(path) else []
+
+
+def test_what_comes_along_is_complete_allowed_and_handed_out_at_once(world):
+    client = world.client()
+    fields = {"v": 2, "request_id": "along-1", "allow": True, "calc-info": dict(info(results=["r"]), parameter_files=along(SMALL))}
+    first = client.ok("POST", "add-calcinfo", fields)
+    assert first["wait_allow"] and not first["known"] and world.state_of(first["accept_id"]) == "allowed"
+    again = client.ok("POST", "add-calcinfo", fields)
+    assert (again["accept_id"], again["known"]) == (first["accept_id"], True)
+    accept_id = first["accept_id"]
+    assert len(spool_of(world, accept_id, "in")) == 1, "one file in the spool, synced once"
+    take = os.urandom(8).hex()
+    ask = {"v": 2, "site_id": SITE, "poller": "test", "take": take, "wait": 0}
+    found = client.ok("POST", "calc-request", dict(ask, data=True))
+    assert found["accept_id"] == accept_id and bytes_of(found["inputs"]["files"]) == SMALL
+    assert bytes_of(client.ok("POST", "calc-request", ask)["inputs"]["files"]) == dict.fromkeys(SMALL, "nothing"), "only to who asks for it"
+    claim = found["claim"]
+    for number, data in enumerate(SMALL.values()):
+        assert client.raw("GET", "files/%s/input/%d?v=2&claim=%s" % (accept_id, number, claim))[1] == data
+    client.walk(accept_id, claim, "calc-end")
+    results = {"r": b"the result", LOGS[0]: b"", LOGS[1]: b"a line\n"}
+    sent = {"v": 2, "accept_id": accept_id, "claim": claim, "result_files": along(results), "end": True}
+    for turn in range(2):                              # an answer may be lost
+        assert client.ok("POST", "send-results", sent)["end"] is True and world.state_of(accept_id) == "got"
+    page = client.ok("GET", "get-calc-result", {"v": 2, "accept_id": accept_id, "data": 1})["result-info"]["result_files"]
+    assert bytes_of(page) == results
+    client.ok("POST", "finish", {"v": 2, "accept_id": accept_id})
+    assert client.ok("POST", "send-results", sent)["end"] is True, "its answer was lost, and the workflow side was quicker"
+
+
+@pytest.mark.parametrize("wrong, code", [(dict(data="AAAA"), 422), (dict(data="A"), 400), (dict(data=5), 400), (dict(size=4), 422)])
+def test_what_comes_along_with_another_sum_is_not_taken(world, wrong, code):
+    client, files = world.client(), along(SMALL)
+    files["b"].update(wrong)
+    status, first = client.call("POST", "add-calcinfo", {"v": 2, "request_id": os.urandom(8).hex(), "allow": True, "calc-info": dict(info(), parameter_files=files)})
+    assert (status, first["code"]) == (code, code) and first.get("wrong", [1]) == [1]
+    client, accept_id, claim = claimed(world, results=["b"])
+    files = {"b": files["b"]}
+    status, first = client.call("POST", "send-results", {"v": 2, "accept_id": accept_id, "claim": claim, "result_files": files, "end": True})
+    assert status == code and world.state_of(accept_id) == "ended"
+    assert spool_of(world, accept_id, "out") == []
+
+
+def test_a_page_of_which_some_comes_along_waits_for_all_of_its_files(world):
+    client, files = world.client(), along(SMALL)
+    del files["b"]["data"]
+    accept_id = add(client, dict(info(), parameter_files=files), allow=True)
+    assert world.state_of(accept_id) == "registered" and spool_of(world, accept_id, "in") == []
+    assert client.call("POST", "allow-wait-calc", {"v": 2, "accept_id": accept_id})[1]["incomplete"] == [0, 1, 2]
+
+
+def test_results_that_come_along_are_left_where_parts_of_others_are_there(world):
+    client, accept_id, claim = claimed(world, results=["r"])
+    fields = {"v": 2, "accept_id": accept_id, "claim": claim}
+    client.ok("POST", "send-results", dict(fields, result_files={"r": entry(b"x" * 100)}))
+    client.raw("POST", "files/%s/result/0?v=2&offset=0&claim=%s" % (accept_id, claim), b"x" * 50)
+    assert "end" not in client.ok("POST", "send-results", dict(fields, result_files=along({"r": b"new"}), end=True))
+    assert client.call("POST", "end-send", dict(fields, result="end send"))[1]["incomplete"] == [0]
+    client.ok("POST", "files/%s/result/0?v=2&offset=0&claim=%s" % (accept_id, claim), body=b"new")
+    client.ok("POST", "end-send", dict(fields, result="end send"))
+    assert client.raw("GET", "files/%s/result/0?v=2" % accept_id)[1] == b"new"
+
+
+def test_a_success_whose_only_results_are_logs_is_none_when_they_come_along_either(world):
+    client, accept_id, claim = claimed(world, results=["r"])
+    fields = {"v": 2, "accept_id": accept_id, "claim": claim, "result_files": along({LOGS[0]: b"", LOGS[1]: b""}), "end": True}
+    client.ok("POST", "send-results", fields)
+    found = client.ok("GET", "calc-progress", {"v": 2, "accept_id": accept_id})
+    assert (found["progress"], found["status"], found["reason"]) == ("got return", "abnormal", "none of the results is there")
+
+
+POINTS = ["files synced"] + ["%s %s" % (call, when) for call in ("add-calcinfo", "send-results") for when in ("uncommitted", "committed", "answered")]
+
+
+@pytest.mark.parametrize("point", POINTS)
+def test_a_relay_that_is_killed_while_files_come_along_has_all_of_them_or_none(make_world, point):
+    world = make_world(tls=False, commands=["hello"])
+    world.start(env=suite.clean_env(MI_FAULT=point))
+
+    def asked(client, name, fields):
+        """The answer; where the relay is killed meanwhile, that of the next one."""
+        try:
+            answer = client.ok("POST", name, fields)
+        except (OSError, http.client.HTTPException):
+            answer = None
+        if answer is None or point == name + " answered":
+            wait_until(lambda: not world.relay.alive(), 20, point)
+            world.start()
+            client = world.client()
+        return client, answer or client.ok("POST", name, fields)
+
+    client, first = asked(world.client(), "add-calcinfo", {"v": 2, "request_id": "one", "allow": True, "calc-info": dict(info(results=["r"]), parameter_files=along(SMALL))})
+    accept_id = first["accept_id"]
+    assert world.state_of(accept_id) == "allowed" and len(world.rows("SELECT seq FROM calculations")) == 1
+    found = client.ok("POST", "calc-request", {"v": 2, "site_id": SITE, "poller": "test", "take": os.urandom(8).hex(), "wait": 0, "data": True})
+    assert bytes_of(found["inputs"]["files"]) == SMALL
+    client.walk(accept_id, found["claim"], "calc-end")
+    fields = {"v": 2, "accept_id": accept_id, "claim": found["claim"], "result_files": along({"r": b"the result"}), "end": True}
+    client, answer = asked(client, "send-results", fields)
+    if "end" not in answer:                            # what came before the relay was killed is in the way: the usual way
+        client.ok("POST", "files/%s/result/0?v=2&offset=0&claim=%s" % (accept_id, found["claim"]), body=b"the result")
+        client.ok("POST", "end-send", {"v": 2, "accept_id": accept_id, "claim": found["claim"], "result": "end send"})
+    page = client.ok("GET", "get-calc-result", {"v": 2, "accept_id": accept_id, "data": 1})["result-info"]["result_files"]
+    assert bytes_of(page) == {"r": b"the result"}
+    spool = os.path.join(world.state, "spool")
+    assert [name for part in os.listdir(spool) if len(part) == 2 for name in os.listdir(os.path.join(spool, part))] == [accept_id]
+
+
+def test_a_small_calculation_takes_them_along_all_the_way(make_world, tmp_path):
+    world = make_world(commands=["hello"]).start()
+    (tmp_path / "in.txt").write_text("hello\n")
+    world.poller({"hello": "match = hello\nargv = /bin/cp\n    in.txt\n    out.txt"})
+    done = world.workflow("run", SITE, "hello", "--in", "in.txt", "--out", "out.txt", cwd=str(tmp_path))
+    assert done.returncode == 0 and (tmp_path / "out.txt").read_text() == "hello\n", done.stderr
+    accept_id, = [row["accept_id"] for row in world.rows("SELECT accept_id FROM calculations")]
+    # a file that is sent by itself is 000000
+    assert all(re.match("000000p", name) for kind in ("in", "out") for name in spool_of(world, accept_id, kind) or ["nothing"])
 
 
 # ---- ranges, as any HTTP client asks for them
