@@ -1719,19 +1719,19 @@ REQUEST_FIELDS = {             # each word of a request: its kind. OPTIONAL_FIEL
     "but": list_of(text_like(".{0,2000}"), 20000), "more": is_bool, "discard": is_bool,
     "after": lambda value: value == "" or text_like(IDENT)(value)}
 OPTIONAL_FIELDS = {"check", "length", "end", "batch", "inputs", "pack", "more", "discard"}
-Verb = collections.namedtuple("Verb", "states lanes forms doors")
+Verb = collections.namedtuple("Verb", "states lanes forms")
 VERBS = {                      # (the words of a request decide which of a verb's forms it has)
-    "hello": Verb(STATES, ("", "put", "get"), ("v run lane turn check",), "far guard"),
-    "put": Verb(NEW, ("", "put"), ("size files", "size name at length end", "size name end"), "far guard"),
-    "start": Verb(("taken",) + UNDER_WAY + OVER, ("",), ("command", "command batch"), "far guard"),
-    "state": Verb(STATES, ("", "put", "get"), ("",), "far guard"),
-    "wait": Verb(UNDER_WAY + OVER, ("",), ("offset",), "far guard"),
-    "cancel": Verb(UNDER_WAY + OVER, ("",), ("grace",), "far guard"),
-    "results": Verb(OVER, ("", "get"), ("from inputs",), "far guard"),
-    "get": Verb(OVER, ("", "get"), ("names pack", "name at length size mtime pack"), "far guard"),
-    "fetched": Verb(OVER, ("",), ("but more",), "far guard"),
-    "clean": Verb(NEW + OVER + ("gone",), ("",), ("discard",), "far guard"),
-    "list": Verb(STATES, ("",), ("after",), "far guard"),
+    "hello": Verb(STATES, ("", "put", "get"), ("v run lane turn check",)),
+    "put": Verb(NEW, ("", "put"), ("size files", "size name at length end", "size name end")),
+    "start": Verb(("taken",) + UNDER_WAY + OVER, ("",), ("command", "command batch")),
+    "state": Verb(STATES, ("", "put", "get"), ("",)),
+    "wait": Verb(UNDER_WAY + OVER, ("",), ("offset",)),
+    "cancel": Verb(UNDER_WAY + OVER, ("",), ("grace",)),
+    "results": Verb(OVER, ("", "get"), ("from inputs",)),
+    "get": Verb(OVER, ("", "get"), ("names pack", "name at length size mtime pack")),
+    "fetched": Verb(OVER, ("",), ("but more",)),
+    "clean": Verb(NEW + OVER + ("gone",), ("",), ("discard",)),
+    "list": Verb(STATES, ("",), ("after",)),
 }
 
 
@@ -1752,33 +1752,42 @@ def parse_request(row):
     return words
 
 
-def check_request(words, lane, state, door):
-    """The verb of a request, if VERBS has it, for such a session, in this state. Refusal."""
-    verb = words.get("do")
+def check_request(words, lane, state):
+    """The verb of a request, taken out of its words, if VERBS has it, for such a session, in this state.
+    Refusal."""
+    verb = words.pop("do", None)
     told = VERBS.get(verb) if isinstance(verb, str) else None
-    if told is None or lane not in told.lanes or door not in told.doors.split():
+    if told is None or lane not in told.lanes:
         raise Refusal("refused", "an unknown verb, or not one of this session")
-    given = set(words) - {"do"}
-    forms = [form for form in map(set, (form.split() for form in told.forms))
-             if form - OPTIONAL_FIELDS <= given <= form]
-    if not forms:
+    if not any(set(form) - OPTIONAL_FIELDS <= set(words) <= set(form) for form in map(str.split, told.forms)):
         raise Refusal("refused", "words that do not belong to " + verb)
-    for name in sorted(given):
+    for name in sorted(words):
         if not REQUEST_FIELDS[name](words[name]):
             raise Refusal("refused", "%s: %s is not as it must be" % (verb, name))
     if state not in told.states:
-        gone = state == "gone" or state == "none" and verb != "put"
-        raise Refusal("gone" if gone else "state", "nothing of this calculation is here" if gone
-                 else "%s: not for a calculation that is %s" % (verb, state), state=state)
+        raise wrong_state(verb, state)
     return verb
 
 
+def wrong_state(verb, state):
+    """The Refusal of a verb that is not for this state."""
+    if state == "gone" or state == "none" and verb != "put":
+        return Refusal("gone", "nothing of this calculation is here", state=state)
+    return Refusal("state", "%s: not for a calculation that is %s" % (verb, state), state=state)
+
+
 class Channel:
-    """The two ends of a session. owed: bytes behind the request that is served, which are still to come."""
+    """The two ends of a session."""
 
     def __init__(self, source=0, goal=1):
-        self.source, self.goal, self.owed, self.parts, self.waiting = source, goal, 0, [], 0
-        self.place, self.at, self.end = bytearray(BLOCK), 0, 0  # what has come, and is not asked for yet
+        self.source = source
+        self.goal = goal
+        self.owed = 0                                  # bytes behind the request that is served, which come
+        self.parts = []                                # what is to go, and about how many bytes
+        self.waiting = 0
+        self.place = bytearray(BLOCK)                  # what has come, and from `at` to `end` is not asked for
+        self.at = 0
+        self.end = 0
 
     def fill(self):
         """More bytes from the other side, behind what has come before and is moved only if there is no room.
@@ -1901,9 +1910,13 @@ class Place:
     """A run's directories on this side, base/RUN and base/.mi/RUN, and what they tell of it."""
 
     def __init__(self, rules, ident):
-        self.rules, self.ident, self.ruled = rules, ident, "commands" in rules
-        self.base, name = rules["base"], ident.encode()
-        self.work, self.control = os.path.join(self.base, name), os.path.join(self.base, b".mi", name)
+        self.rules = rules
+        self.ident = ident
+        self.ruled = "commands" in rules
+        self.base = rules["base"]
+        name = ident.encode()
+        self.work = os.path.join(self.base, name)
+        self.control = os.path.join(self.base, b".mi", name)
         # another key may have this RUN
         self.mark = b"CALC_DIR=" + self.work if self.ruled else b"MI_RUN=" + name + b".1"
         self.last = b"", -1                            # the directory of the last input, its descriptor
@@ -2307,18 +2320,23 @@ class JudgedResults:
     COLLECTOR = Collector
 
     def __init__(self, place):
-        self.place, self.rules, self.tree = place, place.rules["outbound"], Tree(place.work)
+        self.place = place
+        self.rules = place.rules["outbound"]
+        self.tree = Tree(place.work)
         self.kinds = place.let_out()
         text = json.dumps([self.rules, sorted(self.kinds)], sort_keys=True)
         self.stamp = hashlib.sha256(text.encode()).hexdigest()
-        self.said, self.notes, self.more = {}, [], 0
-        self.judged, self.sources = None, None         # what this session itself has looked at; by name
+        self.said = {}                                 # {kind of look: sum of the lines that guard.log has}
+        self.notes = []                                # (name, why) of what stays; how many more there are
+        self.more = 0
+        self.judged = None                             # what this session itself has looked at
+        self.sources = None                            # those by name
 
     def last_look(self):
         """The note of the last look, {} if it was by other rules."""
         found = self.place.noted(b"out")
-        said = found.get("said")                       # sums of the lines that guard.log has about it,
-        self.said = said if isinstance(said, dict) else {}               # with and without the inputs
+        said = found.get("said")
+        self.said = said if isinstance(said, dict) else {}
         return found if found.get("stamp") == self.stamp else {}
 
     def known(self):
@@ -2471,9 +2489,18 @@ class Door:
     """One session: requests in their order. rules: the owner's, or far_rules()."""
 
     def __init__(self, rules, wire):
-        self.rules, self.wire, self.name = rules, wire, "guard" if "commands" in rules else "far"
-        self.place, self.lane, self.turn, self.putting = None, "", None, False
-        self.judged, self.found, self.incomplete, self.refusals, self.greeted = None, None, False, 0, set()
+        self.rules = rules
+        self.wire = wire
+        self.name = "guard" if "commands" in rules else "far"
+        self.place = None
+        self.lane = ""                                 # as it was said in hello
+        self.turn = None
+        self.putting = False                           # since when inputs come, time.monotonic()
+        self.judged = None                             # the JudgedResults
+        self.found = None                              # its Collector
+        self.incomplete = False                        # has not all arrived that was asked for?
+        self.refusals = 0
+        self.greeted = set()                           # runs that guard.log has a hello of
 
     def serve(self):
         """Answers until nobody asks any more, or what is asked makes no sense."""
@@ -2494,14 +2521,7 @@ class Door:
             self.check_rules()
             if words.get("do") == "put" and LENGTH(words.get("size")):
                 self.wire.owed = words["size"]
-            state = self.place.state()["state"] if self.place is not None else "none"
-            if (self.turn is None) != (words.get("do") == "hello") and (self.turn is None or self.lane):
-                raise Refusal("refused", "hello comes first, and once")
-            verb = check_request(words, self.lane, state, self.name)
-            if self.place is None and verb not in ("hello", "list"):
-                raise Refusal("refused", "no calculation was named in hello")
-            del words["do"]
-            getattr(self, "do_" + verb)(**words)
+            getattr(self, "do_" + self.permitted_verb(words))(**words)
         except (Refusal, Forbidden) as error:
             self.refuse(getattr(error, "told", None) or {"no": "refused", "why": printable(error)})
         except OSError as error:
@@ -2510,6 +2530,15 @@ class Door:
         if words is None:
             self.wire.flush()
         return words is not None
+
+    def permitted_verb(self, words):
+        """The verb of a request that this session may ask for now, taken out of its words. Refusal."""
+        if (self.turn is None) != (words.get("do") == "hello") and (self.turn is None or self.lane):
+            raise Refusal("refused", "hello comes first, and once")
+        verb = check_request(words, self.lane, self.state()["state"])
+        if self.place is None and verb not in ("hello", "list"):
+            raise Refusal("refused", "no calculation was named in hello")
+        return verb
 
     def check_rules(self):
         """EOFError if the owner has changed the ini since this session began: the next one goes by that."""
@@ -3185,20 +3214,24 @@ class KeeperRun(GateRun):
     ValueError, KeyError, TypeError if that cannot be read."""
 
     def __init__(self, gate, base, ident, key=b""):
-        work, control = os.path.join(base, utf8(ident)), os.path.join(base, b".mi", utf8(ident))
+        work = os.path.join(base, utf8(ident))
+        control = os.path.join(base, b".mi", utf8(ident))
         with open(os.path.join(control, b"command"), "rb") as text:
             self.note = json.loads(text.read().decode())
         order = {"command": self.note["name"], "parameters": "", "result_files": {},
                  "result_patterns": list(EVERYTHING)}
         logs = [(LOG, work, utf8(LOG))]
         GateRun.__init__(self, gate, ident + ".1", ident, work, control, order, logs, {})
-        self.command, self.argv = {key: self.note[key] for key in KEEPER_KEYS}, self.note["argv"]
-        self.mark, self.key = utf8(self.note["mark"]), key
-        # next: when it is looked at again, monotonic; alive: its wrapper's FIFO (-1: none); free: its door is
-        # through with it, or gone; over: nothing is left to do for it
-        # (again: but for that, monotonic); waits: for a licence
-        self.next, self.alive, self.free, self.over, self.again = 0.0, None, False, False, None
-        self.waits = False
+        self.command = {key: self.note[key] for key in KEEPER_KEYS}
+        self.argv = self.note["argv"]
+        self.mark = utf8(self.note["mark"])
+        self.key = key
+        self.next = 0.0                                # when it is looked at again, monotonic
+        self.alive = None                              # its wrapper's FIFO; -1: none
+        self.free = False                              # its door is through with it, or gone
+        self.over = False                              # nothing is left to do for it
+        self.again = None                              # but for that, when it is tried again, monotonic
+        self.waits = False                             # for a licence
 
     def env(self):
         """What the command sees, as its door has put it together."""
@@ -3420,12 +3453,21 @@ class Keeper:
     another's."""
 
     def __init__(self, rules):
-        self.rules, self.folder = rules, os.path.join(keeper_base(rules), b".mi")
-        self.gate, self.swept, self.sweeping = Gate(self.folder, {}), 0.0, False
-        self.runs, self.busy = {}, set()               # {entry of open/: its KeptRun}; those with a thread
-        self.again, self.foreign, self.said = {}, set(), {}    # again: {entry: when it is read once more}
+        self.rules = rules
+        self.folder = os.path.join(keeper_base(rules), b".mi")
+        self.gate = Gate(self.folder, {})
+        self.swept = 0.0
+        self.sweeping = False
+        self.runs = {}                                 # {entry of open/: its KeeperRun}
+        self.busy = set()                              # those with a thread
+        self.again = {}                                # {entry: when it is read once more}
+        self.foreign = set()
+        self.said = {}
         self.admitted = {}                             # {(command, key): when it had a licence last}
-        self.heard, self.ears, self.spent, self.looked = None, select.poll(), 0.0, 0.0
+        self.heard = None
+        self.ears = select.poll()
+        self.spent = 0.0
+        self.looked = 0.0
         SAY["log"] = keeper_log(rules)
 
     def serve(self):
@@ -3810,12 +3852,18 @@ class Runner:
     """One calculation: its record, its line, and the patience with that line."""
 
     def __init__(self, record, settings):
-        self.record, self.settings, self.order = record, settings, record.order
-        self.ident, self.line, self.progress, self.was_connected, self.looked_at = (
-            record.ident, None, 0, False, None)
-        # began: by the clock of where the results go (0: not looked at yet); sent: the Line of the inputs
+        self.record = record
+        self.settings = settings
+        self.order = record.order
+        self.ident = record.ident
+        self.line = None
+        self.progress = 0                              # what has moved: while it grows, nobody loses patience
+        self.was_connected = False
+        self.looked_at = None                          # the inputs' entries
+        # by the clock of where the results go; 0: not looked at yet
         self.began = self.order.get("began", record.steps.get("sending", {}).get("clock", 0))
-        self.inputs_line, self.decoder = None, codecs.getincrementaldecoder("utf-8")("replace")
+        self.inputs_line = None                        # the Line over which they went
+        self.decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
     def look_at_target(self):
         """What cannot be stored should be known before the calculation. (A record is there already: who is
@@ -4037,22 +4085,27 @@ class Runner:
             log("info", self.ident, "7 results", files=len(found.files), to_fetch=len(wanted), odd=len(kept))
             for name, mtime in found.folders:
                 try_to_put(kept, name, lambda: target.make_directory(name, mtime))
-            target.sync = len(wanted) <= 50
-            self.record.begin_phase("out", boot_id() + " " + line.boot_there())
-            self.record.keep_verified([entry for entry in wanted if os.path.exists(entry.near)])
-            fault("fetching")
-            before = self.record.count_arrived()
-            try:
-                moved, stays = get_results(line, wanted, self.record, self.settings, target, kept)
-            finally:
-                self.progress += self.record.count_arrived() - before
-            log("info", self.ident, "8 fetch", files=len(wanted), bytes=moved)
+            stays = self.fetch_listed(line, wanted, target, kept)
             got.update((entry.far, version_of(entry)) for entry in wanted if entry.far not in stays)
             stays = {name: "changing" if code == "missing" else code for name, code in stays.items()}
             if "changing" not in stays.values() and "changing" not in found.verdicts:
                 break                                  # (missing: it was listed, and may be so once more)
             time.sleep(LOOK_AGAIN)
         return len(got), kept, final_verdicts(found.verdicts, stays, got)
+
+    def fetch_listed(self, line, wanted, target, kept):
+        """Fetches these; {name: code} of those that did not leave after all."""
+        target.sync = len(wanted) <= 50
+        self.record.begin_phase("out", boot_id() + " " + line.boot_there())
+        self.record.keep_verified([entry for entry in wanted if os.path.exists(entry.near)])
+        fault("fetching")
+        before = self.record.count_arrived()
+        try:
+            moved, stays = get_results(line, wanted, self.record, self.settings, target, kept)
+        finally:
+            self.progress += self.record.count_arrived() - before
+        log("info", self.ident, "8 fetch", files=len(wanted), bytes=moved)
+        return stays
 
     def list_results(self, line):
         """What may leave there; nothing, where nothing of a lost calculation is left."""
@@ -4175,7 +4228,9 @@ class Background(threading.Thread):
 
     def __init__(self, make):
         threading.Thread.__init__(self, daemon=True)
-        self.make, self.made, self.error = make, None, None
+        self.make = make
+        self.made = None
+        self.error = None
         self.start()
 
     def run(self):
@@ -4220,7 +4275,8 @@ class Declined(Exception):
 
     def __init__(self, host, told):
         Exception.__init__(self, "%s: %s" % (host, printable(told.get("why", ""))))
-        self.code, self.state = told["no"], told.get("state", "none")
+        self.code = told["no"]
+        self.state = told.get("state", "none")
 
     def stop(self):
         """The Stop for it."""
@@ -4259,10 +4315,14 @@ class Line:
     def __init__(self, host, settings):
         if not host or host.startswith("-") or has_control_chars(host) or " " in host:
             raise Stop(EX_USAGE, _("%s: not a host") % printable(host))
-        self.host, self.settings, self.turn = host, settings, os.urandom(8).hex()
+        self.host = host
+        self.settings = settings
+        self.turn = os.urandom(8).hex()
         self.folder = self.process = self.session = self.options = self.run = None
-        # plain: why there is no door there
-        self.plain, self.door, self.told, self.round_trip = "", "plain", {}, 0.0
+        self.plain = ""                                # why there is no door there
+        self.door = "plain"
+        self.told = {}                                 # what the door there said to hello
+        self.round_trip = 0.0
 
     def ssh_config(self):
         """What ~/.ssh/config says about the host ({key: value}); empty if this ssh cannot tell."""
@@ -4469,7 +4529,8 @@ class Session:
     bytes behind it where it says so."""
 
     def __init__(self, line, process):
-        self.line, self.process = line, process
+        self.line = line
+        self.process = process
         self.buffer = memoryview(bytearray(BLOCK))     # through which large things pass
 
     def reach_door(self):
@@ -4852,10 +4913,19 @@ class Transfer:
     """What is still to be moved; lanes take from it, and give back what a dying lane had not finished."""
 
     def __init__(self, items, record, line):
-        self.items, self.in_lanes, self.lanes = collections.deque(items), 0, 0
-        self.record, self.error, self.lost_why, self.is_far = record, None, None, not line.near()
-        self.line, self.moved, self.pieces_left, self.tries = line, 0, {}, {}
-        self.cond, self.ahead = threading.Condition(), AHEAD_ALONE
+        self.items = collections.deque(items)          # bundles (lists), Pieces, Entries to be ended
+        self.in_lanes = 0                              # of them, those that a lane has
+        self.lanes = 0
+        self.ahead = AHEAD_ALONE
+        self.record = record
+        self.error = None
+        self.lost_why = None
+        self.is_far = not line.near()
+        self.line = line
+        self.moved = 0
+        self.pieces_left = {}                          # {far name: how many}
+        self.tries = {}                                # {id of a piece: how often its sum was wrong}
+        self.cond = threading.Condition()
         for item in items:
             if isinstance(item, Piece):
                 self.pieces_left[item.entry.far] = self.pieces_left.get(item.entry.far, 0) + 1
@@ -5027,7 +5097,11 @@ class ResultTransfer(Transfer):
 
     def __init__(self, items, record, line, target, kept):
         Transfer.__init__(self, items, record, line)
-        self.target, self.kept, self.stays, self.stored, self.pack = target, kept, {}, set(), set()
+        self.target = target
+        self.kept = kept
+        self.stays = {}
+        self.stored = set()
+        self.pack = set()                              # names of those that come packed
 
     def ask(self, session, item):
         """Asks for the item."""
@@ -5170,7 +5244,10 @@ class Progress:
     otherwise."""
 
     def __init__(self, transfer, word, total):
-        self.transfer, self.word, self.total, self.over = transfer, word, total, threading.Event()
+        self.transfer = transfer
+        self.word = word
+        self.total = total
+        self.over = threading.Event()
 
     def __enter__(self):
         self.thread = threading.Thread(target=self.run, daemon=True)
@@ -5370,7 +5447,8 @@ class Record:
                        (_("%s: no such calculation here (see: list)") if begun
                         else _("%s: not a UUID (see: list; its first eight characters do)"))
                        % printable(ident))
-        self.ident, self.folder = ident, os.path.join(state_folder(), ident.encode())
+        self.ident = ident
+        self.folder = os.path.join(state_folder(), ident.encode())
         if order is not None:
             os.mkdir(self.folder + b".new", 0o700)
             write_synced(os.path.join(self.folder + b".new", b"order.json"), json.dumps(order).encode())
@@ -5387,7 +5465,9 @@ class Record:
                     raise Stop(EX_TEMPFAIL, _("%s: another runner is at work on it") % ident)
                 log("warn", ident, "record", folder=shown(self.folder),
                     why="this file system knows no locks: start no second runner for it")
-        self.journal, self.pieces, self.have = None, None, {}
+        self.journal = None
+        self.pieces = None
+        self.have = {}
         self.sums = {}                               # {(far, offset, size): sum} of the pieces that have come
         self.steps = self.read_steps()
 

@@ -163,7 +163,7 @@ def test_every_verb_in_every_state_by_every_session_does_what_the_table_says_and
     for verb, requests in ASKED.items():
         for lane in ("", "put", "get"):
             for one in requests:
-                allowed = state in VERBS[verb].states and lane in VERBS[verb].lanes and door in VERBS[verb].doors.split()
+                allowed = state in VERBS[verb].states and lane in VERBS[verb].lanes
                 ident = table.make(door, state) if allowed and verb in CHANGE and state not in ("ended", "lost", "fetched", "gone") else shared
                 if allowed and verb in ("fetched", "clean"):
                     ident = table.make(door, state)
