@@ -265,7 +265,8 @@ def test_functions_are_short_and_lines_narrow(name):
         if line != line.rstrip() or "\t" in line:
             wrong.append("line %d has blanks at its end, or a tab" % number)
     tops = [node.name for node in ast.parse(text).body if isinstance(node, (ast.FunctionDef, ast.ClassDef))]
-    tops += [target.id for node in ast.parse(text).body if isinstance(node, ast.Assign) for target in node.targets if isinstance(target, ast.Name)]
+    tops += [part.id for node in ast.parse(text).body if isinstance(node, ast.Assign) for target in node.targets
+             for part in getattr(target, "elts", [target]) if isinstance(part, ast.Name)]
     wrong += ["%s is defined twice" % top for top in set(tops) if tops.count(top) > 1]
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
