@@ -1785,7 +1785,7 @@ class Channel:
         self.owed = 0                                  # bytes behind the request that is served, which come
         self.parts = []                                # what is to go, and about how many bytes
         self.waiting = 0
-        self.place = bytearray(BLOCK)                  # what has come, and from `at` to `end` is not asked for
+        self.place = bytearray(BLOCK)                  # what has come; from `at` to `end` not asked for
         self.at = 0
         self.end = 0
 
@@ -3912,7 +3912,7 @@ class Runner:
             self.drop_line()
 
     def insist(self, step):
-        """step(line), again over a new line when it was lost: until it is through, or the line was away for
+        """step(), again over a new line when that was lost: until it is through, or the line was away for
         COUNT x INTERVAL seconds."""
         count, interval = self.settings.retry
         down, tries, seen = None, 0, None
@@ -3921,7 +3921,7 @@ class Runner:
                 if self.line is None:
                     self.line = Line(self.order["host"], self.settings).open(self.ident, self.look_at_inputs)
                     self.was_connected = True
-                return step(self.line)
+                return step()
             except LineLost as error:
                 if (isinstance(error, LineHopeless) and not self.was_connected
                         and not self.record.steps.get("starting")):
@@ -3966,8 +3966,9 @@ class Runner:
                  % (time.strftime("%Y/%m/%d %H:%M:%S"), printable(site), printable(self.order["host"]),
                     self.ident, printable(word)))
 
-    def send_inputs(self, line):
+    def send_inputs(self):
         """2. connect 3. directory 4. inputs"""
+        line = self.line
         log("info", self.ident, "2 connect", host=line.host, round_trip="%.1fms" % (line.round_trip * 1000),
             door=line.door)
         fault("connected")
@@ -3978,8 +3979,7 @@ class Runner:
         fault("sending")
         before = record.count_arrived()
         try:
-            moved = (plain_put(line, self, entries) if line.plain
-                     else put_inputs(line, entries, record, self.settings))
+            moved = plain_put(self, entries) if line.plain else put_inputs(line, record, entries)
         finally:
             self.progress += record.count_arrived() - before
         log("info", self.ident, "4 inputs", files=len(entries), bytes=moved)
@@ -3988,13 +3988,13 @@ class Runner:
         record.note_step("starting", boot=line.told.get("boot", "?"), host=line.told.get("host", "?"),
                          offset=0)
 
-    def start_and_watch(self, line):
+    def start_and_watch(self):
         """5. start (once, however often it is asked) 6. watch: the log as it comes, then how it ended"""
-        starting = self.record.steps["starting"]
+        line, starting = self.line, self.record.steps["starting"]
         fault("starting")
         if line.plain:
-            return plain_run(line, self)
-        lost = line is not self.inputs_line and self.why_never_started(line, starting)
+            return plain_run(self)
+        lost = line is not self.inputs_line and self.why_never_started(starting)
         if lost:
             return lost
         session, fresh = line.session, "started" not in self.record.steps
@@ -4011,14 +4011,13 @@ class Runner:
         except Declined as error:
             if error.code != "gone":
                 raise
-            self.line.close()                          # its session may have more to say
-            self.line = None
+            self.drop_line()                           # its session may have more to say
             return "lost it was cleaned away"
 
-    def why_never_started(self, line, starting):
+    def why_never_started(self, starting):
         """Why it cannot have been started, or cannot be any more, over this line, which is a later one than
         that of the inputs; ''. LineLost if this line leads to another host, where nothing of it is."""
-        state, here = line.told["state"], line.told["host"]
+        line, state, here = self.line, self.line.told["state"], self.line.told["host"]
         other = starting.get("host", here) != here
         if other and state in ("none", "gone"):
             raise LineLost(_("%s: the log-in came to another host (%s), where nothing of it is; it was sent"
@@ -4052,78 +4051,76 @@ class Runner:
         show(re.sub(CONTROL_CHARS, lambda m: m.group() if m.group() in "\t\n\r" else printable(m.group()),
                     self.decoder.decode(data)))
 
-    def fetch_results(self, line):
+    def fetch_results(self):
         """7. results 8. fetch: everything in the directory, but inputs that nobody has touched"""
         target = Target(utf8(self.order["into"]), self.ident, began=self.began, always=(LOG.encode(),))
-        done = False
+        arrivals, done = Arrivals(target), False
         try:
-            files, kept, verdicts = self.fetch_into(line, target)
+            fault("listing")
+            count, verdicts = plain_get(self, arrivals) if self.line.plain else self.fetch_into(arrivals)
             target.sync_all()
-            for name, why in kept.items():
+            for name, why in arrivals.kept.items():
                 log("error", self.ident, "8 fetch", not_fetched=name, why=why)
-            if kept:
-                log("error", self.ident, "8 fetch", still_there=len(kept),
+            if arrivals.kept:
+                log("error", self.ident, "8 fetch", still_there=len(arrivals.kept),
                     get_them="%s resume %s --to DIR" % (PROGRAM, self.ident))
-            self.record.note_step("fetched", files=files, odd=sorted(map(printable, kept)), verdicts=verdicts)
+            self.record.note_step("fetched", files=count, odd=sorted(map(printable, arrivals.kept)),
+                                  verdicts=verdicts)
             done = True
         finally:
             target.close(done)
 
-    def fetch_into(self, line, target):
-        """(how many files were fetched, {name: why} of what could not be put here, verdicts of what did not
-        leave there)."""
-        fault("listing")
-        kept, got = {}, {}
-        sent = self.record.sent_inputs() if self.order["mode"] == "fielded" else {}
-        if line.plain:
-            count, verdicts = plain_get(line, self, target, kept)
-            return count, kept, verdicts
+    def fetch_into(self, arrivals):
+        """(how many files were fetched, verdicts of what did not leave there)."""
+        got, sent = {}, self.record.sent_inputs() if self.order["mode"] == "fielded" else {}
         for look in range(LOOKS):                      # what changes while it is fetched is listed anew
-            found = self.list_results(line)
-            wanted = [entry._replace(near=target.part_path(part_name(entry.far))) for entry in found.files
-                      if got.get(entry.far) != version_of(entry) and self.wants(target, entry, sent, kept)]
-            log("info", self.ident, "7 results", files=len(found.files), to_fetch=len(wanted), odd=len(kept))
+            found = self.list_results()
+            wanted = [entry._replace(near=arrivals.target.part_path(part_name(entry.far)))
+                      for entry in found.files
+                      if got.get(entry.far) != version_of(entry) and self.wants(arrivals, entry, sent)]
+            log("info", self.ident, "7 results", files=len(found.files), to_fetch=len(wanted),
+                odd=len(arrivals.kept))
             for name, mtime in found.folders:
-                try_to_put(kept, name, lambda: target.make_directory(name, mtime))
-            stays = self.fetch_listed(line, wanted, target, kept)
+                arrivals.put(name, arrivals.target.make_directory, name, mtime)
+            stays = self.fetch_listed(arrivals, wanted)
             got.update((entry.far, version_of(entry)) for entry in wanted if entry.far not in stays)
             stays = {name: "changing" if code == "missing" else code for name, code in stays.items()}
             if "changing" not in stays.values() and "changing" not in found.verdicts:
                 break                                  # (missing: it was listed, and may be so once more)
             time.sleep(LOOK_AGAIN)
-        return len(got), kept, final_verdicts(found.verdicts, stays, got)
+        return len(got), final_verdicts(found.verdicts, stays, got)
 
-    def fetch_listed(self, line, wanted, target, kept):
+    def fetch_listed(self, arrivals, wanted):
         """Fetches these; {name: code} of those that did not leave after all."""
-        target.sync = len(wanted) <= 50
-        self.record.begin_phase("out", boot_id() + " " + line.boot_there())
-        self.record.keep_verified([entry for entry in wanted if os.path.exists(entry.near)])
+        record, arrivals.target.sync = self.record, len(wanted) <= 50
+        record.begin_phase("out", boot_id() + " " + self.line.boot_there())
+        record.keep_verified([entry for entry in wanted if os.path.exists(entry.near)])
         fault("fetching")
-        before = self.record.count_arrived()
+        before = record.count_arrived()
         try:
-            moved, stays = get_results(line, wanted, self.record, self.settings, target, kept)
+            moved, stays = get_results(self.line, record, wanted, arrivals)
         finally:
-            self.progress += self.record.count_arrived() - before
+            self.progress += record.count_arrived() - before
         log("info", self.ident, "8 fetch", files=len(wanted), bytes=moved)
         return stays
 
-    def list_results(self, line):
+    def list_results(self):
         """What may leave there; nothing, where nothing of a lost calculation is left."""
         try:
-            return line.list_results(self.order["mode"] == "fielded")
+            return self.line.list_results(self.order["mode"] == "fielded")
         except Declined as error:
             if error.code in ("gone", "state") and self.record.steps["ended"]["state"].startswith("lost"):
                 return Listing([], [], Verdicts())
             raise
 
-    def wants(self, target, entry, inputs, kept):
+    def wants(self, arrivals, entry, inputs):
         """Is it to be fetched? Not what is here: an input as it was sent (fielded words: where it came from),
         or stored before."""
         sent = inputs.get(entry.far)
         mine = sent is not None and (sent.size, sent.mtime) == (entry.size, entry.mtime) and os.path.realpath(
             os.path.join(utf8(self.order["into"]), utf8(entry.far))) == os.path.realpath(sent.near)
-        return (not mine and not is_stored_already(target, entry)
-                and try_to_put(kept, entry.far, lambda: target.check_storable(utf8(entry.far))))
+        return (not mine and not arrivals.has_stored(entry)
+                and arrivals.put(entry.far, arrivals.target.check_storable, utf8(entry.far)))
 
     def outcome(self):
         """The Outcome of how it ended."""
@@ -4161,15 +4158,15 @@ class Runner:
         """9. All is here: it may go there, and goes if all went well and nobody wants to keep it."""
         clean = not self.order["keep"] and outcome.code == 0
         try:
-            self.insist(lambda line: self.clean_there(line, clean))
+            self.insist(lambda: self.clean_there(clean))
         except Stop as stop:                           # everything is here: not worth a failure
             log("warn", self.ident, "9 clean", host=self.order["host"], why=stop)
 
-    def clean_there(self, line, clean):
+    def clean_there(self, clean):
         """9. says that all has arrived there, and (clean) removes the directory there"""
-        if line.plain:
+        if self.line.plain:
             return
-        session = line.session
+        session = self.line.session
         session.send("fetched", but=[])
         if clean:
             session.send("clean", discard=False)
@@ -4183,7 +4180,7 @@ class Runner:
         if told.get("state") == "gone":
             self.record.note_step("cleaned")
         elif told.get("left"):
-            log("warn", self.ident, "9 clean", host=line.host, left=" / ".join(told["left"]))
+            log("warn", self.ident, "9 clean", host=self.line.host, left=" / ".join(told["left"]))
 
 
 def final_verdicts(verdicts, stays, got):
@@ -4213,14 +4210,36 @@ def end_words(told, line):
             else "failed")
 
 
-def is_stored_already(target, entry):
-    """Did this calculation store this very version of it before?"""
-    noted = target.noted.get(utf8(entry.far))
-    try:
-        info = os.stat(os.path.join(target.path, utf8(entry.far)), follow_symlinks=False)
-    except OSError:
+class Arrivals:
+    """Results that come here. target: where they go; kept: {name: why} of what must not be put there."""
+
+    def __init__(self, target):
+        self.target = target
+        self.kept = {}
+
+    def put(self, name, act, *words):
+        """act(*words), which puts a result there, or asks whether it may: True; if it must not, that is noted
+        in kept."""
+        try:
+            act(*words)
+            return True
+        except NotStored as error:
+            self.kept[name] = str(error)
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS):
+                raise
+            self.kept[name] = error.strerror
         return False
-    return noted == (info.st_ino, info.st_size, info.st_mtime_ns) and noted[1:] == (entry.size, entry.mtime)
+
+    def has_stored(self, entry):
+        """Did this calculation store this very version of it before?"""
+        noted = self.target.noted.get(utf8(entry.far))
+        try:
+            info = os.stat(os.path.join(self.target.path, utf8(entry.far)), follow_symlinks=False)
+        except OSError:
+            return False
+        return (noted == (info.st_ino, info.st_size, info.st_mtime_ns)
+                and noted[1:] == (entry.size, entry.mtime))
 
 
 class Background(threading.Thread):
@@ -4758,37 +4777,36 @@ def add_input(entries, near, far, above):
         raise Stop(EX_NOINPUT, _("%s: neither file nor directory") % shown(near))
 
 
-def put_inputs(line, entries, record, settings):
+def put_inputs(line, record, entries):
     """Moves entries (inputs) into the far directory, the sum of each compared. Returns the bytes moved."""
     total = sum(entry.size for entry in entries)
     line.time_again(total)
-    count, step = choose_lanes(line, sum(entry.size for entry in entries if entry.size >= SMALL), settings)
-    transfer = InputTransfer(cut_work(entries, step, record.have, line.near()), record, line)
+    count, step = choose_lanes(line, sum(entry.size for entry in entries if entry.size >= SMALL))
+    transfer = InputTransfer(line, record, cut_work(entries, step, record.have, line.near()))
     for entry in entries:                              # complete but for their end
         if entry.size >= SMALL and entry.far not in transfer.pieces_left:
             transfer.items.append(entry)
     transfer.items = transfer.items or collections.deque([[]])  # the run is made there all the same
     with Progress(transfer, _("sent"), total):
-        run_lanes(line, transfer, count, settings)
+        run_lanes(transfer, count)
     return transfer.moved
 
 
-def get_results(line, entries, record, settings, target, kept):
-    """Moves entries (results) into the target, the sum of each compared; near is the part in which a large
-    one grows. kept: {name: why} of what must not be put there. Returns (the bytes moved, {name: code} of what
-    did not leave after all)."""
+def get_results(line, record, entries, arrivals):
+    """Moves entries (results) to where they go, the sum of each compared; near is the part in which a large
+    one grows. Returns (the bytes moved, {name: code} of what did not leave after all)."""
     large, total = [entry for entry in entries if entry.size >= SMALL], sum(entry.size for entry in entries)
     line.time_again(total)
-    count, step = choose_lanes(line, sum(entry.size for entry in large), settings)
-    transfer = ResultTransfer(cut_work(entries, step, record.have, line.near()), record, line, target, kept)
+    count, step = choose_lanes(line, sum(entry.size for entry in large))
+    transfer = ResultTransfer(line, record, cut_work(entries, step, record.have, line.near()), arrivals)
     for entry in large:
         if entry.far not in transfer.pieces_left:
             transfer.complete(entry, 0)                # it was whole already when the runner died
     with Progress(transfer, _("fetched"), total):
         transfer.sample_large([
             entry for entry in large if entry.size >= SAMPLED and entry.far in transfer.pieces_left])
-        run_lanes(line, transfer, count, settings)
-    lost = {entry.far for entry in entries} - set(kept) - set(transfer.stays) - transfer.stored
+        run_lanes(transfer, count)
+    lost = {entry.far for entry in entries} - set(arrivals.kept) - set(transfer.stays) - transfer.stored
     if lost:
         raise Stop(EX_BUG, _("%s: is not here, although all was fetched") % printable(min(lost)))
     return transfer.moved, transfer.stays
@@ -4829,22 +4847,22 @@ def gaps(spans, size):
         yield at, size
 
 
-def choose_lanes(line, total, settings):
+def choose_lanes(line, total):
     """(lanes, piece size in bytes): the first lane goes over the line's own session, each further one over a
     connection of its own."""
     near = line.near()
     most = NEAR_STREAMS if (os.cpu_count() or 1) > 2 else 1
     most = most if near else STREAMS
-    lanes = settings.streams or (most if total >= BULK else 1)
+    lanes = line.settings.streams or (most if total >= BULK else 1)
     piece = max(LEAST_PIECE, total // (lanes * (512 if near else 64)))
     return lanes, min(piece, 4 * LEAST_PIECE) // PIECE * PIECE     # (what is judged has a sum for each PIECE)
 
 
-def run_lanes(line, transfer, count, settings):
+def run_lanes(transfer, count):
     """Runs count lanes until the work is done. LineLost or Stop otherwise."""
-    threads, beside = [], 0
+    line, threads, beside = transfer.line, [], 0
     small = sum(one.size for item in transfer.items if isinstance(item, list) for one in item)
-    if count == 1 and not settings.streams and small > SECOND_SESSION and not line.near():
+    if count == 1 and not line.settings.streams and small > SECOND_SESSION and not line.near():
         count, beside = 2, 1                           # no further log-in
     transfer.lanes = count if transfer.items else 0
     if line.near():
@@ -4855,7 +4873,7 @@ def run_lanes(line, transfer, count, settings):
     def run(number):
         lost = None
         try:
-            work_lane(line, transfer, number, number > beside)
+            work_lane(transfer, number, number > beside)
         except LineLost as error:
             lost = str(error)
         except Declined as error:
@@ -4882,9 +4900,10 @@ def run_lanes(line, transfer, count, settings):
         raise LineLost(_("the connection broke off"))
 
 
-def work_lane(line, transfer, number, own):
+def work_lane(transfer, number, own):
     """One lane: asks ahead, and hears the answers in their order."""
-    session, ahead = line.open_lane(transfer.way, own) if number else line.session, collections.deque()
+    line, ahead = transfer.line, collections.deque()
+    session = line.open_lane(transfer.way, own) if number else line.session
     try:
         while not transfer.error:
             while len(ahead) < transfer.ahead:
@@ -4912,7 +4931,7 @@ def work_lane(line, transfer, number, own):
 class Transfer:
     """What is still to be moved; lanes take from it, and give back what a dying lane had not finished."""
 
-    def __init__(self, items, record, line):
+    def __init__(self, line, record, items):
         self.items = collections.deque(items)          # bundles (lists), Pieces, Entries to be ended
         self.in_lanes = 0                              # of them, those that a lane has
         self.lanes = 0
@@ -5091,15 +5110,13 @@ def check_unchanged(entry, source, more=True):
 
 
 class ResultTransfer(Transfer):
-    """Results on their way here. stays: {name: code} of those that do not leave any more; kept: {name: why}
-    of what cannot be put here."""
+    """Results on their way here."""
     way = "get"
 
-    def __init__(self, items, record, line, target, kept):
-        Transfer.__init__(self, items, record, line)
-        self.target = target
-        self.kept = kept
-        self.stays = {}
+    def __init__(self, line, record, items, arrivals):
+        Transfer.__init__(self, line, record, items)
+        self.arrivals = arrivals
+        self.stays = {}                                # {name: code} of those that do not leave any more
         self.stored = set()
         self.pack = set()                              # names of those that come packed
 
@@ -5171,8 +5188,8 @@ class ResultTransfer(Transfer):
     def store(self, entry, data, x, mtime):
         """Puts a whole result into the target, or notes why it cannot be there. data: None, if it has grown
         as a part."""
-        if try_to_put(self.kept, entry.far,
-                        lambda: self.target.store(part_name(entry.far), entry.far, data, x, mtime)):
+        if self.arrivals.put(entry.far, self.arrivals.target.store, part_name(entry.far), entry.far, data, x,
+                             mtime):
             self.stored.add(entry.far)
             if data is not None:
                 self.record.note_arrived(entry, 0, entry.size)
@@ -5206,21 +5223,6 @@ def piece_parts(session, told, length):
     if len(data) != length:
         session.line.nonsense()
     yield memoryview(data)
-
-
-def try_to_put(kept, name, act):
-    """act(), which puts a result there, or asks whether it may: True; if it must not, that is noted in
-    kept."""
-    try:
-        act()
-        return True
-    except NotStored as error:
-        kept[name] = str(error)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS):
-            raise
-        kept[name] = error.strerror
-    return False
 
 
 def part_name(far):
@@ -5286,10 +5288,11 @@ esac
 """
 
 
-def run_rsync(line, runner, *words):
+def run_rsync(runner, *words):
     """rsync over the control connection, in the run's directory there: (could it bring a part only?, what it
     says). LineLost."""
     import shlex
+    line = runner.line
     shell = " ".join(shlex.quote(word)
                      for word in line.options + ["-S", line.control, "-o", "ControlMaster=no"])
     there = host_command(PLAIN, "2", "rsync", runner.settings.base, runner.ident)
@@ -5314,8 +5317,9 @@ def run_rsync(line, runner, *words):
     raise LineLost("%s: rsync: %s" % (line.host, text))
 
 
-def plain_put(line, runner, entries):
+def plain_put(runner, entries):
     """3. and 4. Inputs there. Returns their bytes. 65 if rsync could send a part only."""
+    line = runner.line
     if runner.order.get("batch"):
         raise Stop(EX_CONFIG, _("%s: %s: a batch system there needs it") % (line.host, line.plain))
     log("warn", runner.ident, "2 connect", host=line.host, why=line.plain,
@@ -5326,14 +5330,15 @@ def plain_put(line, runner, entries):
         os.makedirs(os.path.dirname(path), exist_ok=True)
         os.symlink(entry.near, path) if not entry.far.endswith("/") else None
     os.makedirs(folder, exist_ok=True)
-    if run_rsync(line, runner, "-rpLS", "--chmod=ug-s,o-t", "--", folder, line.host + ":./")[0]:
+    if run_rsync(runner, "-rpLS", "--chmod=ug-s,o-t", "--", folder, line.host + ":./")[0]:
         raise Stop(EX_NOINPUT, _("%s: not all inputs could be sent (rsync says why)") % line.host)
     return sum(entry.size for entry in entries)
 
 
-def plain_run(line, runner):
+def plain_run(runner):
     """5. and 6. The command; the state in which it ended. 69 if the line is lost: nobody knows how it
     ends."""
+    line = runner.line
     if line is not runner.inputs_line:
         raise Stop(EX_UNAVAILABLE,
                    _("%s: the line was lost, and by the plain way nobody can know how the command ended; its"
@@ -5354,12 +5359,13 @@ def plain_run(line, runner):
     return "ended %d" % int(found.group(1))
 
 
-def plain_get(line, runner, target, kept):
+def plain_get(runner, arrivals):
     """7. and 8. Everything that is there: (how many files, Verdicts). It is judged here, as the door there
     would; what rsync could not bring, its own words tell."""
-    folder, rules = target.part_path(b"all"), {key: one[1] for key, one in INI_KEYS["outbound"].items()}
-    partly, said = run_rsync(line, runner, "-rlIS", "--no-p", "--chmod=ugo=rwX", "--", line.host + ":./",
-                         folder + b"/")
+    folder = arrivals.target.part_path(b"all")
+    rules = {key: one[1] for key, one in INI_KEYS["outbound"].items()}
+    partly, said = run_rsync(runner, "-rlIS", "--no-p", "--chmod=ugo=rwX", "--", runner.line.host + ":./",
+                             folder + b"/")
     stays = verdicts_of_rsync(said, runner.ident)
     sent, found = runner.record.sent_inputs(), UnreadCollector(dict(rules, max_files=MOST_FILES),
                                                                lambda *words: None)
@@ -5379,11 +5385,11 @@ def plain_get(line, runner, target, kept):
     if partly and "unreadable" not in found.verdicts:
         found.verdicts.tell("unreadable")
     for one in found.ordered().folders:
-        try_to_put(kept, one.name, lambda: target.make_directory(one.name[:-1], one.mtime))
+        arrivals.put(one.name, arrivals.target.make_directory, one.name[:-1], one.mtime)
     stored = 0
     # what links lead to moves last
     for one in sorted(found.found, key=lambda one: utf8(one.name) == one.path):
-        stored += try_to_put(kept, one.name, lambda: plain_store(target, folder, one))
+        stored += arrivals.put(one.name, plain_store, arrivals.target, folder, one)
     return stored, found.verdicts
 
 

@@ -160,15 +160,15 @@ def test_a_lane_that_ends_in_any_way_but_done_is_no_success(monkeypatch):
     class Line:
         near, host = staticmethod(lambda: True), "h"
 
-    class Settings:
-        streams = 1
+        class settings:
+            streams = 1
     for error in (OSError(1, "Operation not permitted", 7), TypeError("x"), SystemExit(0), KeyboardInterrupt()):
-        work = runner.InputTransfer([runner.Piece(runner.Entry(b"n", "f", 5, 0, 0), 0, 5)], None, Line)
+        work = runner.InputTransfer(Line, None, [runner.Piece(runner.Entry(b"n", "f", 5, 0, 0), 0, 5)])
 
-        def lane(line, work, number, own, error=error):
+        def lane(work, number, own, error=error):
             work.take()
             raise error
         monkeypatch.setattr(runner, "work_lane", lane)
         with pytest.raises(BaseException) as found:
-            runner.run_lanes(Line, work, 1, Settings)
+            runner.run_lanes(work, 1)
         assert found.value is not None

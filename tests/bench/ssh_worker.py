@@ -20,20 +20,21 @@ def main(way, base, config, folder, ident, streams):
     line = runner.Line("hpc", settings).open(ident, lambda: early.append(runner.Background(lambda: runner.gather_inputs(
         [[os.path.join(folder, name), name] for name in sorted(os.listdir(folder))]))))
     if way == "put":
-        runner.put_inputs(line, early[0].result(), Record(), settings)
+        runner.put_inputs(line, Record(), early[0].result())
     elif way == "start":
         line.session.ask("start", command="true", batch=None).answer("state")          # results are only of what has run
     else:
         found = line.list_results(True)
-        target, kept = runner.Target(folder, ident), {}
+        target = runner.Target(folder, ident)
+        arrivals = runner.Arrivals(target)
         target.sync = len(found.files) <= 50           # as Runner.fetch_into() has it
         for name, mtime in found.folders:
             target.make(name, mtime)
         wanted = [entry._replace(near=target.part(runner.part_name(entry.far))) for entry in found.files if entry.far != runner.LOG]
-        assert runner.get_results(line, wanted, Record(), settings, target, kept)[1] == {}
+        assert runner.get_results(line, Record(), wanted, arrivals)[1] == {}
         target.settle()
         target.close(True)
-        assert not kept, kept
+        assert not arrivals.kept, arrivals.kept
     line.close()
 
 
