@@ -23,8 +23,8 @@ not leave there is named; refused: not with --allow-refused), 66 an input is mis
 input/output or disk full, 75 try again later (also after SIGTERM: the command runs on), 76 protocol, 77 refused,
 78 configuration, 130 Ctrl+C.
 
-threads: each lane of a transfer but the first, Progress, Background (looks at the inputs during the log-in); their
-lock is Transfer's. At the far side there are none: one process per session, one keeper per base.
+threads: each lane of a transfer but the first, and Progress; their lock is Transfer's. At the far side there are
+none: one process per session, one keeper per base.
 
 contents (grep -n '^# ====' prints them with their lines):
   shared: alone                 no module is taken from where results arrive
@@ -2621,8 +2621,10 @@ class Door:
         sums, fd = [], self.place.open_input(name, False)
         try:
             if length is not None:
-                data = unpack(b"".join(map(bytes, self.wire.blocks(min(size, UNPACKED_MOST + 65536)))),
-                              length)
+                data = unpacked(b"".join(map(bytes, self.wire.blocks(min(size, UNPACKED_MOST + 65536)))),
+                                length)
+                if data is None:
+                    raise Refusal("refused", "a piece that unpacks to something else than it says")
                 self.put_on()
                 self.place.count_bytes(length, at + length)
                 self.write_at(fd, memoryview(data), at)
@@ -2888,16 +2890,14 @@ def verdict_code(error):
     return error.code if isinstance(error, Stays) else stays_for(error).code
 
 
-def unpack(data, length):
-    """The bytes that were packed. Refusal if they are not so many."""
+def unpacked(data, length):
+    """The bytes that were packed; None if they are not so many."""
     import zlib
     try:
         found = zlib.decompressobj().decompress(data, length + 1)
     except zlib.error:
         found = b""
-    if len(found) != length:
-        raise Refusal("refused", "a piece that unpacks to something else than it says")
-    return found
+    return found if len(found) == length else None
 
 
 def packed_if_smaller(data):
@@ -3951,7 +3951,7 @@ class Runner:
     def look_at_inputs(self):
         """Looks at the inputs, once, while the log-in takes its time."""
         if self.looked_at is None and "starting" not in self.record.steps:
-            self.looked_at = Background(lambda: gather_inputs(self.order["inputs"]))
+            self.looked_at = gather_inputs(self.order["inputs"])
 
     def drop_line(self):
         if self.line is not None:
@@ -3973,7 +3973,7 @@ class Runner:
             door=line.door)
         fault("connected")
         # as they were at first: a change since then is said
-        record, entries, self.inputs_line = self.record, self.looked_at.result(), line
+        record, entries, self.inputs_line = self.record, self.looked_at, line
         record.begin_phase("in", line.boot_there(), line.told.get("state") == "none")
         record.note_step("sending", clock=self.began)
         fault("sending")
@@ -4242,29 +4242,6 @@ class Arrivals:
                 and noted[1:] == (entry.size, entry.mtime))
 
 
-class Background(threading.Thread):
-    """Makes something while something else goes on."""
-
-    def __init__(self, make):
-        threading.Thread.__init__(self, daemon=True)
-        self.make = make
-        self.made = None
-        self.error = None
-        self.start()
-
-    def run(self):
-        try:
-            self.made = self.make()
-        except Exception as error:
-            self.error = error
-
-    def result(self):
-        self.join()
-        if self.error:
-            raise self.error
-        return self.made
-
-
 # ==== connections ====
 # A line is one control connection to a host, whose first session serves the whole calculation; lanes for
 # large things are further sessions, over it or over connections of their own. Nothing of what comes is
@@ -4411,13 +4388,13 @@ class Line:
             self.choose_options()
         began, self.process = time.monotonic(), self.start_session(self.door_command(
             *["look"] if check else []))
-        meanwhile()
         # a log-in can hang at any point
         patience = threading.Timer(self.settings.connect * 3, end_login, [self.process])
         patience.daemon = True
-        patience.start()
         self.session = Session(self, self.process)
         try:
+            meanwhile()
+            patience.start()
             self.plain = self.session.reach_door()
             started = time.monotonic()
             if not self.plain:
@@ -5215,12 +5192,8 @@ def piece_parts(session, told, length):
     if "length" not in told:
         yield from session.read_parts(length)
         return
-    import zlib
-    try:
-        data = zlib.decompressobj().decompress(session.read_exactly(told.get("size", 0)), length + 1)
-    except zlib.error:
-        data = b""
-    if len(data) != length:
+    data = unpacked(session.read_exactly(told.get("size", 0)), length)
+    if data is None:
         session.line.nonsense()
     yield memoryview(data)
 
@@ -5829,9 +5802,7 @@ def ask_host(line, ident, deed):
         if line.plain:
             raise Stop(EX_CONFIG, "%s: %s" % (line.host, printable(line.plain)))
         return deed(line.session)
-    except LineLost as error:
-        raise error.stop()
-    except Declined as error:
+    except (LineLost, Declined) as error:
         raise error.stop()
     finally:
         line.close()
@@ -6006,10 +5977,10 @@ def check_upgrade(options):
 def older_runs(base):
     """A row about the runs below a guard's base (bytes) that an older version has started."""
     folder, older = os.path.join(base, b".mi"), 0
-    for name in sorted(os.listdir(folder)) if os.path.isdir(folder) else ():
-        control = os.path.join(folder, name)
-        here = re.match(utf8(IDENT) + rb"\Z", name) and os.path.isdir(control) and os.listdir(control)
-        older += bool(here) and not os.path.exists(os.path.join(control, b"journal"))
+    for name in run_names(base) if os.path.isdir(folder) else ():
+        control = os.path.join(folder, utf8(name))
+        there = os.listdir(control) if os.path.isdir(control) else ()
+        older += bool(there) and b"journal" not in there
     if not older:
         return [(True, _("%s: nothing unfinished of another version") % shown(base))]
     return [(True,

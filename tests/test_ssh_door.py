@@ -691,7 +691,7 @@ ATTACKS = [                    # (attack, ini, the check to take out, what to pu
     (too_much_input, "[ssh guard]\nmax_bytes = 10K\n", "            if max(used, end) > most:\n                raise Refusal(", "            if False:\n                raise Refusal("),
     (a_byte_far_away, "[ssh guard]\nmax_bytes = 1M\n", "            if max(used, end) > most:\n                raise Refusal(", "            if used > most:\n                raise Refusal("),
     (a_huge_sparse_file, "", "            raise Refusal(\"refused\", \"pieces of it are missing\")\n", "            os.ftruncate(fd, size)\n"),
-    (a_piece_that_unpacks_to_more, "", "    if len(found) != length:\n", "    if False:\n"),
+    (a_piece_that_unpacks_to_more, "", "    return found if len(found) == length else None\n", "    return found\n"),
     (entries_that_cost_nothing, "[ssh guard]\nmax_bytes = 1M\n", "ENTRY_COST = 4096 ", "ENTRY_COST = 0"),
     (directories_that_are_refused, "[ssh guard]\nmax_bytes = 10K\n", "                    os.rmdir(part, dir_fd=here)\n                    raise\n",
      "                    raise\n"),

@@ -17,10 +17,10 @@ def main(way, base, config, folder, ident, streams):
     runner.SAY["log"] = open(os.devnull, "w")
     settings = runner.settings_of_options({"base": base, "ssh_options": "-F " + config, "streams": streams})._replace(connects=0)
     early = []
-    line = runner.Line("hpc", settings).open(ident, lambda: early.append(runner.Background(lambda: runner.gather_inputs(
-        [[os.path.join(folder, name), name] for name in sorted(os.listdir(folder))]))))
+    line = runner.Line("hpc", settings).open(ident, lambda: early.append(runner.gather_inputs(
+        [[os.path.join(folder, name), name] for name in sorted(os.listdir(folder))])))
     if way == "put":
-        runner.put_inputs(line, Record(), early[0].result())
+        runner.put_inputs(line, Record(), early[0])
     elif way == "start":
         line.session.ask("start", command="true", batch=None).answer("state")          # results are only of what has run
     else:
@@ -29,10 +29,10 @@ def main(way, base, config, folder, ident, streams):
         arrivals = runner.Arrivals(target)
         target.sync = len(found.files) <= 50           # as Runner.fetch_into() has it
         for name, mtime in found.folders:
-            target.make(name, mtime)
-        wanted = [entry._replace(near=target.part(runner.part_name(entry.far))) for entry in found.files if entry.far != runner.LOG]
+            target.make_directory(name, mtime)
+        wanted = [entry._replace(near=target.part_path(runner.part_name(entry.far))) for entry in found.files if entry.far != runner.LOG]
         assert runner.get_results(line, Record(), wanted, arrivals)[1] == {}
-        target.settle()
+        target.sync_all()
         target.close(True)
         assert not arrivals.kept, arrivals.kept
     line.close()
