@@ -4835,22 +4835,29 @@ def choose_lanes(line, total):
     return lanes, min(piece, 4 * LEAST_PIECE) // PIECE * PIECE     # (what is judged has a sum for each PIECE)
 
 
-def run_lanes(transfer, count):
-    """Runs count lanes until the work is done. LineLost or Stop otherwise."""
-    line, threads, beside = transfer.line, [], 0
+def set_up_lanes(transfer, count):
+    """How many lanes there are, and how far each asks ahead. Returns the number of the last one that goes
+    over the line's own connection."""
+    line, last = transfer.line, 0
     small = sum(one.size for item in transfer.items if isinstance(item, list) for one in item)
     if count == 1 and not line.settings.streams and small > SECOND_SESSION and not line.near():
-        count, beside = 2, 1                           # no further log-in
+        count, last = 2, 1                             # no further log-in
     transfer.lanes = count if transfer.items else 0
     if line.near():
         transfer.ahead = NEAR_AHEAD
     elif count > 1:
         transfer.ahead = AHEAD_EACH
+    return last
+
+
+def run_lanes(transfer, count):
+    """Runs count lanes until the work is done. LineLost or Stop otherwise."""
+    line, threads, last = transfer.line, [], set_up_lanes(transfer, count)
 
     def run(number):
         lost = None
         try:
-            work_lane(transfer, number, number > beside)
+            work_lane(transfer, number, number > last)
         except LineLost as error:
             lost = str(error)
         except Declined as error:
