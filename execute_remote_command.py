@@ -3647,13 +3647,18 @@ class Keeper:
         if not run.last("starting"):
             run.waits = bool(run.command["jobs"] and run.note["boot"] == boot_id() and not run.told_to_end())
             return run.waits or self.hand_on(name)
+        return not self.let_run_on(run, now) and self.hand_on(name)
+
+    def let_run_on(self, run, now):
+        """Is its command at work, so that it is looked at again later? (A batch system is asked.)"""
+        if read_batch(run.control):
+            return False
+        self.hear(run)
+        if not run.goes_on():
+            return False
         pause = max(0.25, 0.002 * len(self.runs))
-        if not read_batch(run.control):
-            self.hear(run)
-            if run.goes_on():
-                run.next = now + (max(1.0, pause) if run.alive >= 0 else pause)
-                return False
-        return self.hand_on(name)
+        run.next = now + (max(1.0, pause) if run.alive >= 0 else pause)
+        return True
 
     def freed(self, name, run):
         """The run, read anew if no door has it in its hands (any more); else it is looked at soon."""
