@@ -165,6 +165,7 @@ LINKS = 40                     # links on one way, as the kernel has it
 FORK = threading.Lock()        # a child has no pipe of another one: its end would be seen only with the other's
 FOLDER = os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 ENTER = getattr(os, "O_PATH", os.O_RDONLY) | FOLDER    # a directory that may be entered, perhaps not listed
+MOMENT, MOST_PIDS = 2, 300      # seconds after a start, and pids, in which left-overs are looked for one by one
 AGES = [{}]                    # {(pid, inode in /proc): start} of the processes that left_overs() saw last
 
 
@@ -478,14 +479,29 @@ def brought(folder, higher):
 
 # Left-overs: what a command that has ended has left running in its directory
 
-def left_overs(work, since, mark):
+def pids_since(first, since):
+    """[(pid as bytes, inode of its directory below /proc)] of all processes. If the one with the pid `first`
+    began a moment ago (since: its start, ticks since boot): of those that have begun since, inode 0. The
+    kernel gives one number after the other, also to threads, so a new thread's is the last of them; and a
+    host may have thousands of processes."""
+    made, age = [], time.clock_gettime(7) - since / os.sysconf("SC_CLK_TCK")         # 7: seconds since boot
+    if first and age < MOMENT and hasattr(threading, "get_native_id"):   # Python 3.8
+        thread = threading.Thread(target=lambda: made.append(threading.get_native_id()), daemon=True)
+        thread.start()
+        thread.join()
+    if made and first <= made[0] < first + MOST_PIDS:
+        return [(b"%d" % pid, 0) for pid in range(first, made[0])]
+    with os.scandir(b"/proc") as there:                # a pid that is used again has another inode
+        return [(one.name, one.inode()) for one in there if one.name.isdigit()]
+
+
+def left_overs(work, since, mark, first=0):
     """{(pid, start)} of the processes that have their current directory, or something open to write, in the
     directory `work` (bytes). Not of those that were there before the command (start: ticks since boot,
-    `since`: its own), nor of a terminal where somebody looks around: what has a terminal must have the
-    command's mark (bytes) in its environment."""
+    `since`: its own, first: its pid), nor of a terminal where somebody looks around: what has a terminal must
+    have the command's mark (bytes) in its environment."""
     found, before, ages = set(), AGES[0], {}
-    with os.scandir(b"/proc") as there:                # a pid that is used again has another inode
-        pids = [(one.name, one.inode()) for one in there if one.name.isdigit()]
+    pids = pids_since(first, since)
     for pid in pids:
         top = b"/proc/" + pid[0] + b"/"
         if before.get(pid, since) < since:
@@ -494,14 +510,16 @@ def left_overs(work, since, mark):
         try:
             words = small(top + b"stat").rpartition(b") ")[2].split()
             ages[pid] = int(words[19])
-            if ages[pid] < since or words[0] in b"ZX" or int(pid[0]) == os.getpid():
+            # -1: a thread, which /proc does not list but has
+            if ages[pid] < since or words[0] in b"ZX" or words[35] == b"-1" or int(pid[0]) == os.getpid():
                 continue
             mine = any((place + b"/").startswith(work + b"/") for place in places_of(top))
             if mine and (words[4] == b"0" or has_mark(top, mark)):
                 found.add((int(pid[0]), words[19]))
         except OSError:
             pass                                       # gone, or another user's
-    AGES[0] = ages
+    if pids and pids[0][1]:
+        AGES[0] = ages
     return found
 
 
@@ -523,12 +541,12 @@ def has_mark(top, mark):
         return mark in text.read().split(b"\0")
 
 
-def end_left_overs(work, since, mark, grace):
+def end_left_overs(work, since, mark, grace, first=0):
     """Ends left_overs(): SIGTERM, after `grace` seconds SIGKILL. Returns (how many there were, the pids of
     what does not end)."""
     told, until = set(), time.monotonic() + grace
     while True:
-        there, now = left_overs(work, since, mark), time.monotonic()
+        there, now = left_overs(work, since, mark, first), time.monotonic()
         if not there or now > until + KILL_TRIES:
             return len(told), sorted(pid for pid, start in there)
         for pid, start in there if now > until else there - told:
@@ -1497,7 +1515,7 @@ class GateRun:
         here = child is not None and child.boot == boot_id() and child.host == os.uname().nodename
         if self.command["leftovers"] == "leave" or not here or not child.start.isdigit():
             return
-        count, left = end_left_overs(self.work, int(child.start), self.mark, self.command["grace"])
+        count, left = end_left_overs(self.work, int(child.start), self.mark, self.command["grace"], child.pid)
         if count:
             log("warn", self.ident, "6 left-overs ended", processes=count,
                 still_there=" ".join(map(str, left)) or "none")
@@ -2228,8 +2246,8 @@ def make_spare(base):
             or not re.match("[0-9a-f]{32}\\Z", small_text(os.path.join(spare, b"take")))):
         shutil.rmtree(spare, ignore_errors=True)
         os.mkdir(spare, 0o700)
-        write_synced(os.path.join(spare, b"journal"), b"")
-        write_synced(os.path.join(spare, b"carrier"), b"")
+        for name in (b"journal", b"carrier"):          # empty: what makes their names last is prepare()'s
+            open(os.path.join(spare, name), "xb").close()
         write_synced(os.path.join(spare, b"take"), os.urandom(16).hex().encode())
         prepare(spare)
         fault("spare made")

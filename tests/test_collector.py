@@ -187,6 +187,33 @@ def test_a_left_over_is_seen_also_while_it_opens_and_closes_files(tmp_path, monk
             process.wait()
 
 
+@pytest.mark.skipif(not hasattr(threading, "get_native_id"), reason="Python 3.8")
+def test_left_overs_of_a_command_that_began_a_moment_ago_are_found_without_a_look_at_every_process(tmp_path, monkeypatch):
+    over, work = threading.Event(), os.fsencode(str(tmp_path))
+    monkeypatch.setattr(gate, "MOMENT", 60)
+    monkeypatch.setattr(gate, "MOST_PIDS", 100000)
+    with open(str(tmp_path / "held"), "w") as held:    # by this process, too, which is older; its next thread is not
+        processes = [subprocess.Popen(["sleep", "60"], start_new_session=True, **how) for how in ({"cwd": str(tmp_path)}, {"stdout": held}, {})]
+        thread = threading.Thread(target=over.wait)
+        thread.start()
+        try:
+            first = processes[0].pid
+            with open("/proc/%d/stat" % first) as text:
+                since = int(text.read().rpartition(") ")[2].split()[19])
+            with monkeypatch.context() as patch:
+                patch.setattr(os, "scandir", lambda path: pytest.fail("all of /proc is listed"))
+                found = gate.left_overs(work, since, b"", first)
+            assert {pid for pid, start in found} == {process.pid for process in processes[:2]}
+            monkeypatch.setattr(gate, "MOMENT", 0)
+            assert gate.left_overs(work, since, b"", first) == found, "the long way finds the same"
+        finally:
+            over.set()
+            thread.join()
+            for process in processes:
+                process.kill()
+                process.wait()
+
+
 def test_a_scan_waits_for_no_other_scan(tmp_path, monkeypatch):
     fork, turns, over, found = os.fork, iter([0.5, 0, 0]), tmp_path / "over", {}
 
