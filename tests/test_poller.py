@@ -143,7 +143,7 @@ def submit(relay, site, inputs=None, outs=("out.txt",), patterns=(), parameters=
     while first < len(names):
         count = 1 if len(inputs[names[first]]) > remote.PACK_FILE else min(500, len(names) - first)
         target = "%d?v=2&offset=0" % first if count == 1 else "pack?v=2&from=%d&count=%d" % (first, count)
-        client.answer(client.exchange("POST", "files/%s/input/%s" % (accept_id, target), b"".join(inputs[n] for n in names[first:first + count])), 30)
+        client.read_answer(client.exchange("POST", "files/%s/input/%s" % (accept_id, target), b"".join(inputs[n] for n in names[first:first + count])), 30)
         first += count
     client.ask("POST", "allow-wait-calc", {"v": 2, "accept_id": accept_id})
     return accept_id
