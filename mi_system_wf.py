@@ -4161,7 +4161,8 @@ def read_line(argv):
     there. 64 for an option that is not known, or whose value is missing or wrong."""
     known = dict(EVERY, **OPTIONS)
     # in Python 3.6 who takes no abbreviations takes no -vv either
-    argv = [part for word in argv for part in (["-v"] * (len(word) - 1) if re.match("-vv+\\Z", word) else [word])]
+    argv = [part for word in argv
+            for part in (["-v"] * (len(word) - 1) if re.match("-vv+\\Z", word) else [word])]
     found, more = parser_of(known).parse_known_args(argv)
     for word in more[:more.index("--") if "--" in more else None]:
         if word.startswith("-"):
@@ -4187,7 +4188,8 @@ def parser_of(known):
     class Parser(argparse.ArgumentParser):
         def error(self, message):
             if "expected one argument" in message:
-                message += _(" (a value that begins with - is written with =, as in %s=--fine)") % message.split()[1][:-1]
+                message += _(" (a value that begins with - is written with =, as in"
+                             " %s=--fine)") % message.split()[1][:-1]
             raise Stop(EX_USAGE, _("%s; --help says more") % message)
 
     def told(kind):
@@ -4212,26 +4214,34 @@ def parser_of(known):
 
 
 def take_word(line):
-    """Sets line.word, and of what stands behind it attributes named as in SUBCOMMANDS (ACCEPT_ID: accept_id; a list
-    where several may stand there). 64 for a word that is none, too much or too little behind it, options of
-    other words."""
-    line.word = next((word for word in (" ".join(line.words[:2]), " ".join(line.words[:1])) if word in SUBCOMMANDS), "")
+    """Sets line.word, and of what stands behind it attributes named as in SUBCOMMANDS (ACCEPT_ID: accept_id;
+    a list where several may stand there). 64 for a word that is none, too much or too little behind it,
+    options of other words."""
+    line.word = next((
+        word for word in (" ".join(line.words[:2]), " ".join(line.words[:1])) if word in SUBCOMMANDS), "")
     if not line.word:
-        raise Stop(EX_USAGE, _("one of these words must come first: %s%s; --help says more")
-                   % (", ".join(SUBCOMMANDS), did_you_mean(" ".join(line.words[:1]), SUBCOMMANDS) if line.words else ""))
+        raise Stop(EX_USAGE,
+                   _("one of these words must come first: %s%s; --help says more")
+                   % (", ".join(SUBCOMMANDS),
+                      did_you_mean(" ".join(line.words[:1]), SUBCOMMANDS) if line.words else ""))
     behind, options = SUBCOMMANDS[line.word][1], SUBCOMMANDS[line.word][4].split()
     rest = line.words[len(line.word.split()):]
     if len(rest) < len([part for part in behind.split() if "[" not in part]):
-        raise Stop(EX_USAGE, _("%s needs %s; --help says more") % (line.word, behind.replace(" ", _(" and "))))
+        raise Stop(EX_USAGE,
+                   _("%s needs %s; --help says more") % (line.word, behind.replace(" ", _(" and "))))
     for part in behind.split():
         several = "..." in part
         setattr(line, part.strip("[].").lower(), rest if several else rest[0] if rest else "")
         rest = [] if several else rest[1:]
     if rest:
-        raise Stop(EX_USAGE, _("what is %s? It must be: %s; --help says more") % (printable(" ".join(rest))[:200], usage_of(line.word)))
+        raise Stop(EX_USAGE,
+                   _("what is %s? It must be: %s; --help says more")
+                   % (printable(" ".join(rest))[:200], usage_of(line.word)))
     for names in line.given:
         if names not in EVERY and names.split()[0] not in options:
-            raise Stop(EX_USAGE, _("%s is no option of %s; it must be: %s; --help says more") % (names, line.word, usage_of(line.word)))
+            raise Stop(EX_USAGE,
+                       _("%s is no option of %s; it must be: %s; --help says more")
+                       % (names, line.word, usage_of(line.word)))
 
 
 def usage_of(word):
@@ -4256,7 +4266,8 @@ def about_itself(line):
 
 
 def help_text(words):
-    """The page of the word that stands first; of all words in Japanese, where none does; else the docstring as far as it is for users."""
+    """The page of the word that stands first; of all words in Japanese, where none does; else the docstring
+    as far as it is for users."""
     asked = [word for word in SUBCOMMANDS if words and words[0] in (word, word.split()[0])]
     asked = [word for word in asked if word == " ".join(words[:2])] or asked
     if not asked and SAY["lang"] != "ja":
@@ -4279,8 +4290,8 @@ def lines_of(options):
 
 
 def print_version():
-    """Program, version, protocols and the sum of this file; then of each shared block its lines and its sum, as
-    `sed -n FIRST,LASTp FILE | sha256sum` has it: who has read a block once need not read it again."""
+    """Program, version, protocols and the sum of this file; then of each shared block its lines and its sum,
+    as `sed -n FIRST,LASTp FILE | sha256sum` has it: who has read a block once need not read it again."""
     import hashlib
     with open(os.path.abspath(__file__), "rb") as text:
         whole = text.read()
