@@ -6340,31 +6340,33 @@ def take_word(line):
     """Sets line.word, and of what stands behind it attributes named as in SUBCOMMANDS (ACCEPT_ID: accept_id;
     a list where several may stand there). 64 for a word that is none, too much or too little behind it,
     options of other words."""
-    line.word = next((
-        word for word in (" ".join(line.words[:2]), " ".join(line.words[:1])) if word in SUBCOMMANDS), "")
-    if not line.word:
-        raise Stop(EX_USAGE,
-                   _("one of these words must come first: %s%s; --help says more")
-                   % (", ".join(SUBCOMMANDS),
-                      did_you_mean(" ".join(line.words[:1]), SUBCOMMANDS) if line.words else ""))
-    behind, options = SUBCOMMANDS[line.word][1], SUBCOMMANDS[line.word][4].split()
-    rest = line.words[len(line.word.split()):]
-    if len(rest) < len([part for part in behind.split() if "[" not in part]):
-        raise Stop(EX_USAGE,
-                   _("%s needs %s; --help says more") % (line.word, behind.replace(" ", _(" and "))))
-    for part in behind.split():
-        several = "..." in part
-        setattr(line, part.strip("[].").lower(), rest if several else rest[0] if rest else "")
-        rest = [] if several else rest[1:]
+    named = [word for word in (" ".join(line.words[:2]), " ".join(line.words[:1])) if word in SUBCOMMANDS]
+    if not named:
+        hint = did_you_mean(" ".join(line.words[:1]), SUBCOMMANDS) if line.words else ""
+        raise Stop(EX_USAGE, _("one of these words must come first: %s%s; --help says more")
+                   % (", ".join(SUBCOMMANDS), hint))
+    line.word = named[0]
+    options = SUBCOMMANDS[line.word][4].split()
+    rest = take_behind(line, SUBCOMMANDS[line.word][1].split(), line.words[len(line.word.split()):])
     if rest:
-        raise Stop(EX_USAGE,
-                   _("what is %s? It must be: %s; --help says more")
+        raise Stop(EX_USAGE, _("what is %s? It must be: %s; --help says more")
                    % (printable(" ".join(rest))[:200], usage_of(line.word)))
     for names in line.given:
         if names not in EVERY and names.split()[0] not in options:
-            raise Stop(EX_USAGE,
-                       _("%s is no option of %s; it must be: %s; --help says more")
+            raise Stop(EX_USAGE, _("%s is no option of %s; it must be: %s; --help says more")
                        % (names, line.word, usage_of(line.word)))
+
+
+def take_behind(line, behind, rest):
+    """Sets the attributes of what stands behind a word; what is left of rest. 64 if that is too little."""
+    if len(rest) < len([part for part in behind if "[" not in part]):
+        raise Stop(EX_USAGE, _("%s needs %s; --help says more") % (line.word, _(" and ").join(behind)))
+    for part in behind:
+        several = "..." in part
+        value = rest if several else "".join(rest[:1])
+        setattr(line, part.strip("[].").lower(), value)
+        rest = [] if several else rest[1:]
+    return rest
 
 
 def usage_of(word):
