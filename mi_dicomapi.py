@@ -5953,10 +5953,6 @@ def json_with_files(found, files):
 MEMORY_FILE_SYSTEMS = ("tmpfs", "ramfs", "devtmpfs")
 # of two files of one name, the first counts
 TMPFILES_DIRS = ("/etc/tmpfiles.d", "/run/tmpfiles.d", "/usr/lib/tmpfiles.d")
-TLS_INSPECTORS = (r"zscaler|netskope|fortinet|fortigate|palo ?alto|blue ?coat|symantec"
-                  r" web|umbrella|forcepoint|mcafee|trellix|sophos|check"
-                  r" ?point|watchguard|barracuda|i-filter|digital"
-                  r" arts|squid|mitmproxy|inspection|proxy|kaspersky|eset")
 
 
 def print_findings(rows, as_json):

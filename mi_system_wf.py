@@ -2960,16 +2960,17 @@ class RelayClient:
         self.end_exchange(response)
         return data
 
+    def send_fields(self, method, name, fields, timeout):
+        """The open answer to a call whose fields go into the query (GET) or the body."""
+        if method != "GET":
+            return self.exchange(method, name, json.dumps(fields).encode(), timeout=timeout)
+        from urllib.parse import urlencode
+        return self.exchange(method, name + "?" + urlencode(fields), timeout=timeout)
+
     def call(self, method, name, fields, wait=0, whole=False):
-        """One call, once. fields go into the query (GET) or the body. wait: seconds that the relay may take
-        before it answers."""
+        """One call, once. wait: seconds that the relay may take before it answers."""
         timeout = wait + self.within_patience(30)   # what the relay is asked to wait is no matter of patience
-        if method == "GET":
-            from urllib.parse import urlencode
-            return self.read_answer(self.exchange(method, name + "?" + urlencode(fields), timeout=timeout),
-                                    timeout, whole)
-        body = json.dumps(fields, ensure_ascii=True).encode()
-        return self.read_answer(self.exchange(method, name, body, timeout=timeout), timeout, whole)
+        return self.read_answer(self.send_fields(method, name, fields, timeout), timeout, whole)
 
     def retried(self, work, patience=None, no_token=NO_TOKEN_CODES):
         """work() until it is answered: pauses while the relay is away or busy. patience: seconds, None for
@@ -3006,18 +3007,15 @@ class RelayClient:
     def call_v1(self, method, name, fields, body=None, folder=None, moved=lambda count: None,
                 began=lambda: None, timeout=V1_TIMEOUT):
         """One call as the fielded programs make it, once, on a connection of its own: errors[0] if its code
-        is 200, or what comes without an envelope. fields go into the query (GET) or the body. body: (length,
-        function that gives its chunks) instead of fields. folder: where the files inside the answer go (see
-        BodyReader); began: called when an answer without an envelope begins. RelayRefused, RelayAway;
-        ValueError if the answer or a file to send is not as it should be, OSError of this disk."""
+        is 200, or what comes without an envelope. body: (length, function that gives its chunks) instead of
+        fields. folder: where the files inside the answer go (see BodyReader); began: called when an answer
+        without an envelope begins. RelayRefused, RelayAway; ValueError if the answer or a file to send is not
+        as it should be, OSError of this disk."""
         self.close()                # a fielded relay closes it, too; a request must not go out twice
-        if method == "GET":
-            from urllib.parse import urlencode
-            response = self.exchange("GET", name + "?" + urlencode(fields), timeout=timeout)
-        elif body:
+        if body:
             response = self.exchange("POST", name, lambda: local_chunks(body[1]()), body[0], timeout=timeout)
         else:
-            response = self.exchange("POST", name, json.dumps(fields).encode(), timeout=timeout)
+            response = self.send_fields(method, name, fields, timeout)
         try:
             if folder is None or response.status != 200:
                 return self.read_answer(response, timeout)
@@ -3075,62 +3073,58 @@ class RelayClient:
             self.piece_size = self.piece_max = min(limit, 16 << 20)
         return found["version"] if isinstance(found.get("version"), int) else 1, found
 
-    def shrink_piece(self, count, for_good):
-        """A body of count bytes did not get through: smaller ones from now on. False if they are as small as
-        can be."""
-        self.piece_size = max(PIECE_MIN, count // 2)
-        if for_good:
-            self.piece_max = self.piece_size
-        return count > PIECE_MIN
-
-    def grow_piece(self, count):
-        """A body of count bytes got through: slowly back to larger ones."""
+    def send_body(self, target, chunks, count):
+        """A POST of count bytes of files, which chunks() gives: the relay's answer, or None if something in
+        between takes no such body: the next one is smaller. Where bodies get through, they slowly grow."""
+        smaller = max(PIECE_MIN, count // 2)
+        try:
+            found = self.read_answer(self.exchange("POST", target, chunks, count, timeout=120), 120)
+        except RelayAway:
+            self.piece_size = smaller
+            raise
+        except RelayRefused as error:
+            if error.code != 413 or count <= PIECE_MIN:
+                raise
+            self.piece_size = self.piece_max = smaller
+            return None
         if count >= self.piece_size:
             self.piece_size = min(self.piece_max, self.piece_size + self.piece_size // 8)
+        return found
 
-    def send_piece(self, target, query, source, offset, size):
+    def send_piece(self, target, source, offset, size):
         """One piece of the open file source from offset on: the relay's answer, or what its refusal says
         about the offset."""
         count = min(self.piece_size, size - offset)
         try:
-            target = "%s?v=2&offset=%d%s" % (target, offset, query)
-            found = self.read_answer(self.exchange("POST", target, lambda: file_chunks(source, offset, count),
-                                                   count, timeout=120), 120)
-            self.grow_piece(count)
-            return found
+            target = "%s&offset=%d" % (target, offset)
+            found = self.send_body(target, lambda: file_chunks(source, offset, count), count)
+            return {"offset": offset} if found is None else found
         except RelayRefused as error:
-            if error.code == 413 and self.shrink_piece(count, True):
-                return {"offset": offset}
             if error.code == 409 and "offset" in error.more:
                 return {"offset": error.more["offset"]}
             if error.code == 422:
                 return {"offset": 0, "wrong": 1}
             raise
-        except RelayAway:
-            self.shrink_piece(count, False)
-            raise
 
     def upload(self, target, path, size, claim="", moved=lambda count: None):
         """One file to the relay, resumed at the byte where it stopped; path in bytes, size as declared.
         ValueError if the file is no longer what was declared."""
-        query = "&claim=" + claim if claim else ""
         offset, asked, wrong, idle = 0, size <= self.piece_size, 0, 0       # asked: offset is the relay's own
 
         def step():
             nonlocal asked
             known, asked = asked, False                # until there is an answer
             if known:
-                return self.send_piece(target, query, source, offset, size)
-            return self.call("GET", target,
-                             dict({"v": 2, "offset": ""}, **({"claim": claim} if claim else {})))
+                return self.send_piece(target + files_query(claim), source, offset, size)
+            return self.call("GET", target, dict({"claim": claim} if claim else {}, v=2, offset=""))
 
         with open_source(path) as source:
             while True:
                 found = self.retried(step)
                 now = size if found.get("complete") else found.get("offset")
                 if not isinstance(now, int) or not 0 <= now <= size:
-                    raise RelayRefused(400,
-                                       _("%s: the relay is at byte %s of a file of %d") % (target, now, size))
+                    text = _("%s: the relay is at byte %s of a file of %d")
+                    raise RelayRefused(400, text % (target, now, size))
                 moved(now - offset)
                 if found.get("complete"):
                     return
@@ -3144,58 +3138,50 @@ class RelayClient:
 
     def upload_pack(self, target, first, files, claim="", moved=lambda count: None):
         """files [(path, size, ...)], numbers first, first+1, ..., back to back in one body. Returns how many
-        went: fewer where bodies are cut down. ValueError if one is no longer what was declared."""
-        while True:
-            count, total = 0, 0
-            while count < len(files) and (count == 0 or total + files[count][1] <= self.piece_size):
+        went: fewer where bodies are cut down; one alone goes in pieces. ValueError if one is no longer what
+        was declared."""
+        sent = None
+        while sent is None:
+            count, total = 1, files[0][1]
+            while count < len(files) and total + files[count][1] <= self.piece_size:
                 total, count = total + files[count][1], count + 1
             if count == 1:
-                self.upload("%s/%d" % (target, first), files[0][0], files[0][1], claim, moved)
+                self.upload_named("%s/%d" % (target, first), files[0], claim, moved)
                 return 1
-            query = "%s/pack?v=2&from=%d&count=%d%s" % (target, first, count,
-                                                        "&claim=" + claim if claim else "")
+            query = files_query(claim, "&from=%d&count=%d" % (first, count))
             try:
-                self.read_answer(self.exchange("POST", query, lambda: pack_chunks(files[:count]), total,
-                                               timeout=120), 120)
+                sent = self.send_body("%s/pack%s" % (target, query), lambda: pack_chunks(files[:count]),
+                                      total)
             except RelayRefused as error:
                 wrong = error.more.get("wrong")
                 if (error.code == 422 and isinstance(wrong, list) and wrong
                         and wrong[0] in range(first, first + count)):
                     raise ValueError(_("%s changed while it was sent")
                                      % files[wrong[0] - first][0].decode("utf-8", "replace"))
-                if error.code == 413 and self.shrink_piece(total, True):
-                    continue
                 raise
-            except RelayAway:
-                self.shrink_piece(total, False)
-                raise
-            self.grow_piece(total)
-            moved(total)
-            return count
+        moved(total)
+        return count
+
+    def upload_named(self, target, entry, claim, moved):
+        """upload() of a file (path, size, ...), whose name a ValueError says."""
+        try:
+            self.upload(target, entry[0], entry[1], claim, moved)
+        except (ValueError, OSError) as error:
+            why = getattr(error, "strerror", None) or error
+            raise ValueError("%s: %s" % (entry[0].decode("utf-8", "replace"), why))
 
     def upload_all(self, target, files, numbers=None, claim="", moved=lambda count: None):
         """files [(path, size, ...)] in the order of the manifest (numbers: only these) to target, small ones
         in packs, large ones in pieces. ValueError if one is no longer what was declared."""
         todo = sorted(range(len(files)) if numbers is None else set(numbers), reverse=True)
         while todo:
-            first, batch, total = todo[-1], [], 0
-            while (len(batch) < min(len(todo), PACK_COUNT) and todo[-1 - len(batch)] == first + len(batch)
-                    and total <= self.piece_size):
+            first, batch = todo[-1], []
+            while len(batch) < min(len(todo), PACK_COUNT) and todo[-1 - len(batch)] == first + len(batch):
                 entry = files[first + len(batch)]
-                if entry[1] > PACK_FILE:
+                if batch and max(entry[1], batch[0][1]) > PACK_FILE:
                     break
                 batch.append(entry)
-                total += entry[1]
-            if len(batch) > 1:
-                del todo[-self.retried(lambda: self.upload_pack(target, first, batch, claim, moved)):]
-            else:
-                try:
-                    self.upload("%s/%d" % (target, first), files[first][0], files[first][1], claim, moved)
-                except (ValueError, OSError) as error:
-                    raise ValueError("%s: %s"
-                                     % (files[first][0].decode("utf-8", "replace"),
-                                        getattr(error, "strerror", None) or error))
-                todo.pop()
+            del todo[-self.retried(lambda: self.upload_pack(target, first, batch, claim, moved)):]
 
     def manifest_entries(self, target, page, claim=""):
         """Every (number, name, size, sha256) of a manifest whose first page is in page {"files", "next"};
@@ -3263,7 +3249,7 @@ class RelayClient:
 
         def piece():
             nonlocal have, digest
-            response = self.get_bytes(target + "?v=2" + ("&claim=" + claim if claim else ""), (200, 206), [
+            response = self.get_bytes(target + files_query(claim), (200, 206), [
                 ("Range", "bytes=%d-" % have), ("If-Range", '"%s"' % sum256)] if have else [])
             if response.status == 200 and have:  # something in between knows no ranges, or it is another file
                 out.seek(0)
@@ -3312,8 +3298,8 @@ class RelayClient:
         batch as they are stored."""
         import hashlib
         count = sum(1 for entry in batch if entry[2] <= PACK_FILE)
-        query = "v=2&from=%d&count=%d%s" % (batch[0][0], count, "&claim=" + claim if claim else "")
-        response = self.get_bytes("%s/pack?%s" % (target, query), (200,))
+        query = files_query(claim, "&from=%d&count=%d" % (batch[0][0], count))
+        response = self.get_bytes("%s/pack%s" % (target, query), (200,))
         # left: None if something in between passes it on without its length; its end tells
         left, some = response.length, False
         try:
@@ -3405,6 +3391,11 @@ def inline_data(files):
     except ValueError:
         return []
     return [binascii.b2a_base64(data, newline=False).decode("ascii") for data in found]
+
+
+def files_query(claim, more=""):
+    """The query of a call about files: the claim, if there is one, and more."""
+    return "?v=2%s%s" % ("&claim=" + claim if claim else "", more)
 
 
 def nanoseconds_of(mtime):
@@ -3701,12 +3692,7 @@ def findings_of_tls(relay):
         rows.append((True,
                      "%s: %s, %s"
                      % (relay.url, blind.connection.sock.version(), blind.connection.sock.cipher()[0])))
-        for number, one in enumerate(chain):
-            rows.append(finding_of_certificate(one, "#%d" % number))
-            if re.search(TLS_INSPECTORS, readable_name(one["issuer"]), re.I):
-                rows.append((None,
-                             _("%s reads along in TLS, by its name: believe it (ca_file = its CA) only if"
-                               " your company says so") % readable_name(one["issuer"])))
+        rows += [finding_of_certificate(one, "#%d" % number) for number, one in enumerate(chain)]
     except (RelayAway, OSError) as error:
         rows.append((False, str(error)))
         return rows
@@ -3790,7 +3776,7 @@ def findings_of_calls(relay, calls):
 def log_in(relay, user, path):
     """Asks for the password without echo (without a terminal: a line of standard input) and keeps the token
     in a 0600 file. 77 if refused."""
-    asks = sys.stdin is not None and sys.stdin.isatty()
+    asks = sys.stdin.isatty()
     if not user and asks:
         sys.stderr.write(_("user: "))
         sys.stderr.flush()
@@ -3801,7 +3787,7 @@ def log_in(relay, user, path):
         import getpass
         password = getpass.getpass(_("password of %s at %s: ") % (user, relay.url))
     else:
-        password = sys.stdin.readline(2000).rstrip("\r\n") if sys.stdin is not None else ""
+        password = sys.stdin.readline(2000).rstrip("\r\n")
     try:
         found = relay.call("POST", "login", {"v": 2, "user": user, "password": password})
     except RelayRefused as error:
@@ -3830,10 +3816,6 @@ def log_in(relay, user, path):
 MEMORY_FILE_SYSTEMS = ("tmpfs", "ramfs", "devtmpfs")
 # of two files of one name, the first counts
 TMPFILES_DIRS = ("/etc/tmpfiles.d", "/run/tmpfiles.d", "/usr/lib/tmpfiles.d")
-TLS_INSPECTORS = (r"zscaler|netskope|fortinet|fortigate|palo ?alto|blue ?coat|symantec"
-                  r" web|umbrella|forcepoint|mcafee|trellix|sophos|check"
-                  r" ?point|watchguard|barracuda|i-filter|digital"
-                  r" arts|squid|mitmproxy|inspection|proxy|kaspersky|eset")
 
 
 def print_findings(rows, as_json):
@@ -4650,8 +4632,6 @@ JA = {
     "; it is not valid yet: is a clock wrong?": "。まだ有効期間の前です。時計が狂っていませんか",
     "; renew it": "。更新してください",
     "running as root; better as a user of its own": "root で動いています。専用のユーザーにしてください",
-    "%s reads along in TLS, by its name: believe it (ca_file = its CA) only if your company says so":
-        "%s は名前からして TLS を途中で読むものです。会社の指示がある場合に限り ca_file にその CA を指定してください",
     "the certificate is believed (%s)": "証明書は信頼できます (%s)",
     "the system's CAs": "システムの CA",
     "no_auth: the certificate is not checked": "no_auth: 証明書を確認しません",
