@@ -144,17 +144,17 @@ AFTER_STOP = {                 # what may leave of what was cancelled, ran too l
     "": {"logs", "names"},                             # names: results that were declared by name
     "logs": {"logs"},
     "all": {"logs", "names", "patterns"}}              # what was asked for by pattern or directory, too
-PASS_ON = re.compile(r"(PATH|HOME|USER|LOGNAME|SHELL|LANG|LC_[A-Z]+|TZ|TMPDIR)\Z")     # what the command sees
+PASSED_ENV = re.compile(r"(PATH|HOME|USER|LOGNAME|SHELL|LANG|LC_[A-Z]+|TZ|TMPDIR)\Z")  # what the command sees
 WORDS_MOST = 100000            # characters of all arguments together
-NAMED = 100                    # names that a verdict tells at most; its count is of all
+VERDICT_NAMES = 100                    # names that a verdict tells at most; its count is of all
 PIECE = 1 << 20                # bytes of a result that have a sum of their own
-LOOKS = 3                      # times that a result is read anew because it changes meanwhile
-LINKS = 40                     # links on one way, as the kernel has it
-FORK = threading.Lock()        # a child has no pipe of another one: its end would be seen only with the other's
-FOLDER = os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-ENTER = getattr(os, "O_PATH", os.O_RDONLY) | FOLDER    # a directory that may be entered, perhaps not listed
-MOMENT, MOST_PIDS = 2, 300      # seconds after a start, and pids, in which left-overs are looked for one by one
-AGES = [{}]                    # {(pid, inode in /proc): start} of the processes that left_overs() saw last
+READ_TRIES = 3                      # times that a result is read anew because it changes meanwhile
+LINKS_MOST = 40                     # links on one way, as the kernel has it
+FORK_LOCK = threading.Lock()  # a child has no pipe of another one: its end would be seen only with the other's
+FOLDER_FLAGS = os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+ENTER_FLAGS = getattr(os, "O_PATH", os.O_RDONLY) | FOLDER_FLAGS  # a directory that may be entered, perhaps not listed
+MOMENT, MOST_PIDS = 2, 300  # seconds after a start, and pids, in which left-overs are looked for one by one
+PROCESS_STARTS = [{}]  # {(pid, inode in /proc): start} of the processes that left_overs() saw last
 
 
 class Forbidden(ValueError):
@@ -168,22 +168,22 @@ def gate_keys():
         "command *": {
             "argv": (lines, ()), "match": (str, ""), "parameters": (flag, None),
             "argument.*": (re.compile, None), "env.*": (str, ""),
-            "nice": (number(0, 19), 0), "timeout": (seconds, 0.0), "grace": (seconds, 10.0),
-            "jobs": (number(0, 1000), 0), "pre": (lines, ()), "post": (lines, ()), "run_as": later,
-            "input_names": (patterns_of, ()), "patterns": (flag, True), "logs": (flag, True),
+            "nice": (number_from(0, 19), 0), "timeout": (seconds, 0.0), "grace": (seconds, 10.0),
+            "jobs": (number_from(0, 1000), 0), "pre": (lines, ()), "post": (lines, ()), "run_as": later,
+            "input_names": (pattern_list, ()), "patterns": (flag, True), "logs": (flag, True),
             "after_stop": (one_of(*sorted(AFTER_STOP)), ""), "leftovers": (one_of("end", "leave"), "end"),
-            "batch": (one_of("none", *sorted(BATCH)), "none"), "batch_options": (lines, ()),
-            "batch_changeable": (batch_table, ()),
+            "batch": (one_of("none", *sorted(BATCH_SYSTEMS)), "none"), "batch_options": (lines, ()),
+            "batch_changeable": (changeable_options, ()),
             "batch_poll": (seconds, 10.0), "batch_grace": (seconds, 600.0)},
         "outbound": {
-            "max_file": (size, 0), "max_total": (size, 0), "max_files": (number(1, 200000), 200000),
-            "allow_names": (name_rules, ["*"]), "deny_names": (name_rules, []), "deny_sums": (sums_of, []),
-            "deny_content": (contents_of, []), "dry_run": (flag, False), "scan_timeout": (seconds, 600.0),
+            "max_file": (size, 0), "max_total": (size, 0), "max_files": (number_from(1, 200000), 200000),
+            "allow_names": (name_rule_list, ["*"]), "deny_names": (name_rule_list, []), "deny_sums": (sum_list, []),
+            "deny_content": (expression_list, []), "dry_run": (flag, False), "scan_timeout": (seconds, 600.0),
             "keep_refused": (seconds, 30 * 86400.0), "audit_log": later, "deny_pieces": later, "hold": later},
     }
 
 
-def number(low, high):
+def number_from(low, high):
     """A kind: a whole number from low to high."""
     def kind(text):
         if not re.match(r"\d{1,6}\Z", text) or not low <= int(text) <= high:
@@ -199,12 +199,12 @@ def not_built(text):
     return ""
 
 
-def patterns_of(text):
+def pattern_list(text):
     """Patterns as those of results (README), blank separated."""
     return [compile_pattern(word) for word in text.split()]
 
 
-def name_rules(text):
+def name_rule_list(text):
     """Shell patterns, blank separated. A comma behind one is a mistake that would let out what it is to
     keep."""
     if any(word.endswith(",") for word in text.split()):
@@ -212,14 +212,14 @@ def name_rules(text):
     return [word.rstrip("/") or word for word in text.split()]
 
 
-def sums_of(text):
+def sum_list(text):
     """sha256 sums, separated by blanks or lines."""
     if any(not re.match(r"[0-9a-f]{64}\Z", word) for word in text.lower().split()):
         raise ValueError(_("is not a list of sha256 sums (64 hexadecimal digits each)"))
     return text.lower().split()
 
 
-def contents_of(text):
+def expression_list(text):
     """Regular expressions, one a line; they are looked for in bytes."""
     for line in lines(text):
         re.compile(utf8(line))
@@ -234,8 +234,8 @@ def command_of(where, section, keys):
     def wrong(key, text):
         return Stop(EX_CONFIG, "%s: [%s] %s: %s" % (where, section, key, text))
     try:
-        shapes = {int(rest): value for rest, value in dotted(keys, "argument", r"[1-9]\d{0,3}\Z").items()}
-        env = dotted(keys, "env", r"[A-Za-z_][A-Za-z0-9_]*\Z")
+        shapes = {int(rest): value for rest, value in dotted_keys(keys, "argument", r"[1-9]\d{0,3}\Z").items()}
+        env = dotted_keys(keys, "env", r"[A-Za-z_][A-Za-z0-9_]*\Z")
     except ValueError as error:
         raise wrong(str(error), _("must be argument.1, argument.2, ... or env.NAME_OF_A_VARIABLE"))
     for key in ["argv"] + [key for key in ("pre", "post") if keys[key]]:
@@ -247,7 +247,7 @@ def command_of(where, section, keys):
     return dict(keys, name=section[8:], match=keys["match"] or keys["argv"][0], shapes=shapes, env=env)
 
 
-def dotted(keys, head, form):
+def dotted_keys(keys, head, form):
     """{REST: value} of the keys head.REST. ValueError with the key whose REST is not of this form."""
     found = {}
     for key, value in keys.items():
@@ -283,13 +283,13 @@ def unfit(command):
             if not stat.S_ISREG(mode) or not os.access(utf8(path), os.X_OK) or mode & 0o002:
                 return key, _("%s: must be an executable file that not everybody may change "
                               "(chmod +x, chmod o-w)") % path
-            if crlf(path):
+            if has_crlf(path):
                 return key, _("%s: its first line ends with CR LF, so that the system finds no such interpreter "
                               "(sed -i 's/\\r$//' %s)") % (path, path)
     return None
 
 
-def crlf(path):
+def has_crlf(path):
     """Is this a script whose first line ends with CR LF? Starting it fails as if it were not there."""
     try:
         with open(utf8(path), "rb") as text:
@@ -301,7 +301,7 @@ def crlf(path):
 
 # What a request may start
 
-def words_of(text):
+def shell_words(text):
     """The words of a text from the wire, as a shell would split it; no shell sees it. Forbidden if it is
     none."""
     import shlex
@@ -313,7 +313,7 @@ def words_of(text):
         raise Forbidden(_("arguments that no shell would split: %s") % error)
 
 
-def permit(commands, word, arguments):
+def permit_command(commands, word, arguments):
     """(command, with the options for its batch system; argv) for a request: the word on the wire and its
     arguments. Forbidden if no section allows it. Each argument must match the expression of its place as a
     whole; a place without an expression takes none."""
@@ -321,7 +321,7 @@ def permit(commands, word, arguments):
     if command is None:
         raise Forbidden(_("no [command NAME] for %s: it is not in this host's list") % printable(word)[:100])
     try:
-        options, given = batch_options(command, arguments)
+        options, given = submit_options(command, arguments)
     except ValueError as error:
         raise Forbidden("[command %s] %s" % (command["name"], error))
     for place, argument in enumerate(given, 1):
@@ -354,7 +354,7 @@ def permit_results(command, asked):
 def command_env(command, work, run):
     """All that the command sees of this host's environment: never a token. work: its directory, bytes; run:
     the mark of its processes. LANG and LC_* may have been set by an ssh client: plain words only."""
-    env = {key: value for key, value in os.environ.items() if PASS_ON.match(key)
+    env = {key: value for key, value in os.environ.items() if PASSED_ENV.match(key)
            and (key[:3] not in ("LAN", "LC_") or re.match(r"[A-Za-z0-9_.@-]*\Z", value))}
     env.setdefault("PATH", "/usr/local/bin:/usr/bin:/bin")
     return dict(env, **dict(command["env"], CALC_DIR=work.decode("utf-8", "surrogateescape"), MI_RUN=run))
@@ -362,7 +362,7 @@ def command_env(command, work, run):
 
 # What may leave
 
-def let_out(command, stopped):
+def leaving_kinds(command, stopped):
     """What may leave, by how it was asked for: a set of logs, names, patterns. stopped: it did not end by
     itself."""
     kinds = AFTER_STOP[command["after_stop"] if stopped else "all"]
@@ -370,7 +370,7 @@ def let_out(command, stopped):
 
 
 @functools.lru_cache(maxsize=512)
-def shape(rule):
+def rule_matcher(rule):
     """A name rule of the owner's as something with match(): as fnmatch, but in a time that no name of a
     stranger's can make long."""
     import fnmatch
@@ -382,20 +382,20 @@ def shape(rule):
                   for piece in pieces])
 
 
-def name_rule(rules, name):
+def rule_against_name(rules, name):
     """'' or the [outbound] key that keeps a file of this name here. deny_names: the whole name, a directory
     that it lies in, or any part, in any case. allow_names: the whole name."""
     parts = nfc_parts(name)
     forms = parts + tuple("/".join(parts[:count]) for count in range(2, len(parts) + 1))
     for rule in rules["deny_names"]:
-        denied = shape("/".join(nfc_parts(rule)).casefold())
+        denied = rule_matcher("/".join(nfc_parts(rule)).casefold())
         if any(denied.match(form.casefold()) for form in forms):
             return "deny_names"
-    named = any(shape("/".join(nfc_parts(rule))).match("/".join(parts)) for rule in rules["allow_names"])
+    named = any(rule_matcher("/".join(nfc_parts(rule))).match("/".join(parts)) for rule in rules["allow_names"])
     return "" if named else "allow_names"
 
 
-def size_rule(rules, length, count, total):
+def rule_against_size(rules, length, count, total):
     """'' or the [outbound] key that keeps a file of `length` bytes here beside `count` others with `total`
     bytes."""
     if rules["max_file"] and length > rules["max_file"]:
@@ -437,7 +437,7 @@ def remove_tree(path):
             info, higher = attempt(os.lstat, one), os.path.join(path, b".removed.%s.%d" % (mark, number))
             if info and not stat.S_ISDIR(info.st_mode):
                 attempt(os.unlink, one)
-            elif info and (folder == path or brought(one, higher)):
+            elif info and (folder == path or renamed_to(one, higher)):
                 todo.append(one if folder == path else higher)
             elif info:                                 # another user's
                 left += remove_tree(one)
@@ -455,7 +455,7 @@ def make_writable(folder):
         pass                                           # what cannot be removed tells
 
 
-def brought(folder, higher):
+def renamed_to(folder, higher):
     """Could the directory be given that name?"""
     make_writable(folder)
     try:
@@ -488,7 +488,7 @@ def left_overs(work, since, mark, first=0):
     directory `work` (bytes). Not of those that were there before the command (start: ticks since boot,
     `since`: its own, first: its pid), nor of a terminal where somebody looks around: what has a terminal must
     have the command's mark (bytes) in its environment."""
-    found, before, ages = set(), AGES[0], {}
+    found, before, ages = set(), PROCESS_STARTS[0], {}
     pids = pids_since(first, since)
     for pid in pids:
         top = b"/proc/" + pid[0] + b"/"
@@ -496,22 +496,22 @@ def left_overs(work, since, mark, first=0):
             ages[pid] = before[pid]
             continue
         try:
-            words = small(top + b"stat").rpartition(b") ")[2].split()
+            words = read_small(top + b"stat").rpartition(b") ")[2].split()
             ages[pid] = int(words[19])
             # -1: a thread, which /proc does not list but has
             if ages[pid] < since or words[0] in b"ZX" or words[35] == b"-1" or int(pid[0]) == os.getpid():
                 continue
-            mine = any((place + b"/").startswith(work + b"/") for place in places_of(top))
+            mine = any((place + b"/").startswith(work + b"/") for place in places_held_by(top))
             if mine and (words[4] == b"0" or has_mark(top, mark)):
                 found.add((int(pid[0]), words[19]))
         except OSError:
             pass                                       # gone, or another user's
     if pids and pids[0][1]:
-        AGES[0] = ages
+        PROCESS_STARTS[0] = ages
     return found
 
 
-def places_of(top):
+def places_held_by(top):
     """The current directory, and what is open to write, of the process with the directory `top` below
     /proc. OSError."""
     yield os.readlink(top + b"cwd")
@@ -564,16 +564,16 @@ class Verdicts(dict):
     """{code: {"count": of all, "names": [the first of those that may be told]}} of what was asked for and
     stays here."""
 
-    def tell(self, code, name=None):
+    def add(self, code, name=None):
         """One more; name: a text, None if it may not be told."""
         entry = self.setdefault(code, {"count": 0, "names": []})
         entry["count"] += 1
-        if name is not None and len(entry["names"]) < NAMED:
+        if name is not None and len(entry["names"]) < VERDICT_NAMES:
             entry["names"].append(printable(name))
 
 
-class Result(collections.namedtuple("Result", "path size name digest x mtime")):
-    """A result that may leave. path: its Source; its sum is kept as 32 bytes: there may be very many."""
+class Result(collections.namedtuple("Result", "source size name digest executable mtime")):
+    """A result that may leave. source: its JudgedBytes; its sum is kept as 32 bytes: there may be very many."""
     __slots__ = ()
 
     @property
@@ -593,14 +593,14 @@ class Results:
         return len(self.rows)
 
     def __iter__(self):
-        return map(self.made, self.rows)
+        return map(self.result_of_row, self.rows)
 
     def __getitem__(self, place):
-        return self.made(self.rows[place])
+        return self.result_of_row(self.rows[place])
 
     def append(self, result, mark=(0, 0, 0, 0, 0)):
         """One more. mark: device, inode, size, mtime and ctime of what was judged."""
-        source, name, sums = result.path, utf8(result.name), b""
+        source, name, sums = result.source, utf8(result.name), b""
         if source is None or isinstance(source, bytes):
             kind, place, real = (0, 0, b"") if source is None else (1, 0, source)
         else:
@@ -608,11 +608,11 @@ class Results:
                 self.trees.append(source.tree)
             kind, place, real = 2, self.trees.index(source.tree), source.real if source.real != name else b""
             sums = source.sums if source.sums != result.digest else b""
-        row = self.ROW.pack(kind | (result.digest != b"") << 4, place, len(real), result.x, result.size,
+        row = self.ROW.pack(kind | (result.digest != b"") << 4, place, len(real), result.executable, result.size,
                             *divmod(result.mtime, 10 ** 9) + mark[:2] + divmod(mark[4], 10 ** 9))
         self.rows.append(b"".join((row, result.digest, sums, real, name)))
 
-    def made(self, row, marked=False):
+    def result_of_row(self, row, marked=False):
         """The Result of a row; marked: (mark, Result)."""
         kind, place, length, x, size, mtime, part, device, inode, ctime, rest = self.ROW.unpack_from(row)
         at = self.ROW.size + (32 if kind >> 4 else 0)
@@ -621,28 +621,28 @@ class Results:
         at += len(sums) if sums is not digest else 0
         name, real = row[at + length:], row[at:at + length]
         if kind == 2:
-            source = Source(self.trees[place], real or name, size, sums)
+            source = JudgedBytes(self.trees[place], real or name, size, sums)
         else:
             source = real if kind else None
         result = Result(source, size, name.decode("utf-8"), digest, x, mtime)
         return ((device, inode, size, mtime, ctime * 10 ** 9 + rest), result) if marked else result
 
-    def marked(self):
+    def with_stamps(self):
         """(mark, Result) of each."""
-        return (self.made(row, True) for row in self.rows)
+        return (self.result_of_row(row, True) for row in self.rows)
 
     def sort(self, key):
         """By key(Result)."""
-        self.rows.sort(key=lambda row: key(self.made(row)))
+        self.rows.sort(key=lambda row: key(self.result_of_row(row)))
 
-    def without(self, names):
+    def leave_out(self, names):
         """All but those with these names."""
-        self.rows = [row for row in self.rows if self.made(row).name not in names] if names else self.rows
+        self.rows = [row for row in self.rows if self.result_of_row(row).name not in names] if names else self.rows
 
 
-class Source:
-    """The bytes of a result that were judged, and no others. tree: the Tree that it lies in, real: its name
-    there, without links; size: bytes; sums: 32 bytes for each PIECE."""
+class JudgedBytes:
+    """The bytes of a result that were judged, and no others. tree: the ResultTree that it lies in, real: its
+    name there, without links; size: bytes; sums: 32 bytes for each PIECE."""
     __slots__ = ("tree", "real", "size", "sums")
 
     def __init__(self, tree, real, size, sums):
@@ -653,7 +653,7 @@ class Source:
         """Are these bytes not there any more?"""
         return self.real in self.tree.changed
 
-    def gone(self):
+    def changed_error(self):
         """The ValueError of bytes that are not there any more; from now on they count as changed."""
         self.tree.changed.add(self.real)
         return ValueError(_("changed after it was judged"))
@@ -663,15 +663,15 @@ class Source:
         return self.real.decode(*how)
 
     def open(self):
-        """A Reader of it. ValueError if it cannot be opened any more."""
+        """A JudgedReader of it. ValueError if it cannot be opened any more."""
         try:
-            return Reader(self, self.tree.open(self.real))
+            return JudgedReader(self, self.tree.open(self.real))
         except (Stays, OSError):
-            raise self.gone()
+            raise self.changed_error()
 
 
-class Reader:
-    """An open Source: gives each piece only if the bytes in memory have the sum that was judged. ValueError
+class JudgedReader:
+    """Open JudgedBytes: gives each piece only if the bytes in memory have the sum that was judged. ValueError
     if they do not."""
 
     def __init__(self, source, fd):
@@ -692,7 +692,7 @@ class Reader:
         import hashlib
         piece = read_exactly(self.fd, min(PIECE, self.source.size - number * PIECE), number * PIECE)
         if hashlib.sha256(piece).digest() != self.source.sums[32 * number:32 * number + 32]:
-            raise self.source.gone()
+            raise self.source.changed_error()
         self.piece, self.number = memoryview(piece), number
 
     def readinto(self, view):
@@ -715,14 +715,14 @@ class Reader:
         return data.obj
 
 
-class Tree:
-    """A directory of results, looked at by descriptors: no link is followed but by reach(), which follows
-    it by hand and never out."""
+class ResultTree:
+    """A directory of results, looked at by descriptors: no link is followed but by resolve(), which
+    follows it by hand and never out."""
 
     def __init__(self, path):
-        self.path, self.twins, self.changed = path, None, set()          # changed: names, since they were judged
+        self.path, self.hard_links, self.changed = path, None, set()  # changed: names, since they were judged
         self.last = None, -1                           # the directory of the file opened last, its descriptor
-        self.fd = os.open(path, os.O_RDONLY | FOLDER)
+        self.fd = os.open(path, os.O_RDONLY | FOLDER_FLAGS)
 
     def close(self):
         for fd in (self.fd, self.last[1]):
@@ -733,7 +733,7 @@ class Tree:
         """A descriptor of the regular file `real`, whose name has no link in it. Stays, OSError."""
         folder, _slash, leaf = real.rpartition(b"/")
         if self.last[0] != folder:
-            fd = self.enter(folder, ENTER)
+            fd = self.enter(folder, ENTER_FLAGS)
             if self.last[1] >= 0:
                 os.close(self.last[1])
             self.last = folder, fd
@@ -748,13 +748,13 @@ class Tree:
         here, parts = os.dup(self.fd), real.split(b"/") if real else []
         for place, part in enumerate(parts, 1):
             try:
-                there = os.open(part, (ENTER if place < len(parts) else how) | FOLDER, dir_fd=here)
+                there = os.open(part, (ENTER_FLAGS if place < len(parts) else how) | FOLDER_FLAGS, dir_fd=here)
             finally:
                 os.close(here)
             here = there
         return here
 
-    def reach(self, name):
+    def resolve(self, name):
         """(its name below the top without links, its stat) of what `name` leads to. Stays, OSError."""
         real, todo, links = [], name.split(b"/"), 0
         here = os.dup(self.fd)
@@ -762,27 +762,27 @@ class Tree:
             while True:
                 part = todo.pop(0)
                 if part in (b"", b".", b".."):
-                    real = self.upwards(real, part, not todo)
-                    here = self.instead(here, self.enter(b"/".join(real), ENTER))
+                    real = self.resolve_dots(real, part, not todo)
+                    here = self.replaced(here, self.enter(b"/".join(real), ENTER_FLAGS))
                     continue
                 info = os.stat(part, dir_fd=here, follow_symlinks=False)
                 if stat.S_ISLNK(info.st_mode):
                     links += 1
-                    if links > LINKS:
+                    if links > LINKS_MOST:
                         raise Stays("missing", "links in a circle")
-                    target = self.inside(os.readlink(part, dir_fd=here))
+                    target = self.link_target(os.readlink(part, dir_fd=here))
                     if target.startswith(b"/"):
-                        real, here = [], self.instead(here, os.dup(self.fd))
+                        real, here = [], self.replaced(here, os.dup(self.fd))
                     todo[:0] = target.split(b"/")
                 elif todo:
-                    here = self.instead(here, os.open(part, ENTER, dir_fd=here))
+                    here = self.replaced(here, os.open(part, ENTER_FLAGS, dir_fd=here))
                     real.append(part)
                 else:
                     return b"/".join(real + [part]), info
         finally:
             os.close(here)
 
-    def inside(self, target):
+    def link_target(self, target):
         """Where a link leads: as it is if that is relative, else from the top on, with a slash before it. Stays
         if the top is not on its way."""
         if target.startswith(b"/") and not target.startswith(self.path + b"/"):
@@ -790,7 +790,7 @@ class Tree:
         return target[len(self.path):] if target.startswith(b"/") else target
 
     @staticmethod
-    def upwards(real, part, last):
+    def resolve_dots(real, part, last):
         """Where an empty part of a name, a . or a .. leads. Stays: above the top, or last: to no file."""
         if part == b".." and not real:
             raise Stays("outside")
@@ -799,7 +799,7 @@ class Tree:
         return real[:-1] if part == b".." else real
 
     @staticmethod
-    def instead(old, new):
+    def replaced(old, new):
         """new; old is closed."""
         os.close(old)
         return new
@@ -827,7 +827,7 @@ class Tree:
                         info = os.stat(leaf, dir_fd=fd, follow_symlinks=False)
                         link = stat.S_ISLNK(info.st_mode)
                         if link:
-                            found, info = self.reach(found)
+                            found, info = self.resolve(found)
                         if not stat.S_ISDIR(info.st_mode):
                             yield seen, found, info, None
                         elif link and (linked or (real + b"/").startswith(found + b"/")):
@@ -841,14 +841,14 @@ class Tree:
             finally:
                 os.close(fd)
 
-    def names_of(self, info):
+    def hard_links_of(self, info):
         """All names below the top of the file with this stat, links not counted."""
-        if self.twins is None:
-            self.twins = {}
+        if self.hard_links is None:
+            self.hard_links = {}
             for name, real, one, stays in self.walk():
                 if one is not None and name == real and one.st_nlink > 1:
-                    self.twins.setdefault((one.st_dev, one.st_ino), set()).add(name)
-        return self.twins.get((info.st_dev, info.st_ino), set())
+                    self.hard_links.setdefault((one.st_dev, one.st_ino), set()).add(name)
+        return self.hard_links.get((info.st_dev, info.st_ino), set())
 
 
 # What leaves: which bytes
@@ -871,7 +871,7 @@ def sums_of_file(fd, length, shapes=()):
     import hashlib
     if length <= PIECE:
         data = read_exactly(fd, length, 0)
-        look_into(data, length, shapes)
+        check_content(data, length, shapes)
         one = hashlib.sha256(data).digest()
         return one, one
     from concurrent.futures import ThreadPoolExecutor
@@ -881,13 +881,13 @@ def sums_of_file(fd, length, shapes=()):
             data = read_exactly(fd, min(PIECE, length - at), at)
             one = beside.submit(lambda: hashlib.sha256(data).digest())
             whole.update(data)
-            look_into(data, min(PIECE, length - at), shapes, before)
+            check_content(data, min(PIECE, length - at), shapes, before)
             before = data[-PIECE // 2:] if shapes else b""
             sums.append(one.result())
     return whole.digest(), b"".join(sums)
 
 
-def look_into(data, length, shapes, before=b""):
+def check_content(data, length, shapes, before=b""):
     """Stays if data has not this length, or holds (with what was before it) what one of the shapes
     matches."""
     if len(data) < length:
@@ -899,7 +899,7 @@ def look_into(data, length, shapes, before=b""):
 def in_a_child(work, limit):
     """The bytes that work() returns, in a process of its own: an expression may take for ever and holds all
     threads up. b"" if it takes more than `limit` seconds, or fails."""
-    with FORK:
+    with FORK_LOCK:
         out, into = os.pipe()
         child, data, until = os.fork(), b"", time.monotonic() + limit
         if child:
@@ -955,49 +955,49 @@ class Collector:
         self.rules, self.note = rules, note
         self.known, self.changing = dict(known), changing
         self.found, self.folders, self.total = Results(), Results(), 0   # total: bytes of found
-        self.verdicts, self.stays, self.named = Verdicts(), {}, ()
+        self.verdicts, self.kept_by_name, self.named = Verdicts(), {}, ()
         ruled = any(rules[key] for key in ("deny_names", "deny_sums", "deny_content"))
-        self.ruled = ruled or rules["allow_names"] != ["*"]
+        self.has_rules = ruled or rules["allow_names"] != ["*"]
 
-    def keep(self, name, stays, by_name):
+    def keep_here(self, name, stays, by_name):
         """This one does not leave. What a rule about names keeps is told by its name only to who has named
         it."""
         self.note(name, str(stays), by_name)
         if stays.code == "missing" and not by_name:    # it went meanwhile, or is a link to nothing
             return
-        told = by_name or stays.code != "refused" and not name_rule(self.rules, name)
-        self.verdicts.tell(stays.code, name if told else None)
+        told = by_name or stays.code != "refused" and not rule_against_name(self.rules, name)
+        self.verdicts.add(stays.code, name if told else None)
         if by_name:
-            self.stays[name] = stays.code, str(stays)
+            self.kept_by_name[name] = stays.code, str(stays)
 
-    def rule(self, name, why):
+    def apply_rule(self, name, why):
         """Stays, if why names a rule; with dry_run it is only noted."""
         if why and not self.rules["dry_run"]:
             raise Stays("refused", why)
         if why:
             self.note(name, "dry_run: " + why, True)
 
-    def by_name(self, tree, names, reserved=()):
+    def take_named(self, tree, names, reserved=()):
         """Takes the files with these names."""
         self.named = set(names)
         for name in sorted(names):
             try:
-                self.take(tree, name, *tree.reach(utf8(name)), reserved=reserved)
+                self.take(tree, name, *tree.resolve(utf8(name)), reserved=reserved)
             except OSError as error:
-                self.keep(name, stays_for(error), True)
+                self.keep_here(name, stays_for(error), True)
             except Stays as stays:
-                self.keep(name, stays, True)
+                self.keep_here(name, stays, True)
 
-    def by_pattern(self, tree, patterns, but=(), reserved=()):
+    def take_matching(self, tree, patterns, but=(), reserved=()):
         """Takes what the patterns ask for, but these names."""
         but, said, found = set(but), set(), compile_patterns(patterns)
 
-        def asked(text):                               # declared_matcher() would take a file with a log's name for one that was asked for
+        def asked(text):  # declared_matcher() would take a file with a log's name for one that was asked for
             return any(one.match("/".join(nfc_parts(text))) for one in found)
 
         def below(name):
             text = name.decode("utf-8", "backslashreplace")
-            if not any(may_hold(one, text) for one in patterns):
+            if not any(may_match_below(one, text) for one in patterns):
                 return False
             if len(name) > 1000:
                 said.add(text + "/")
@@ -1005,7 +1005,7 @@ class Collector:
 
         for name, real, info, stays in tree.walk(below):
             text = name.decode("utf-8", "backslashreplace")
-            inside = stays is not None and any(may_hold(one, text.rstrip("/")) for one in patterns)
+            inside = stays is not None and any(may_match_below(one, text.rstrip("/")) for one in patterns)
             if text in but or not (inside or asked(text) or text in patterns):
                 continue
             try:
@@ -1014,15 +1014,15 @@ class Collector:
                 take = self.take_folder if name.endswith(b"/") else self.take
                 take(tree, name.decode("utf-8"), real, info, reserved)
             except UnicodeDecodeError:
-                self.keep(text, Stays("name"), False)
+                self.keep_here(text, Stays("name"), False)
             except OSError as error:
-                self.keep(text, stays_for(error), False)
+                self.keep_here(text, stays_for(error), False)
             except Stays as error:
-                self.keep(text, error, False)
+                self.keep_here(text, error, False)
         for text in sorted(said):
-            self.keep(text, Stays("name"), False)
+            self.keep_here(text, Stays("name"), False)
 
-    def admit(self, name, real, reserved):
+    def admit_name(self, name, real, reserved):
         """Stays, if something of this name may not leave. real: its name without links; reserved: names of
         the logs."""
         try:
@@ -1032,17 +1032,17 @@ class Collector:
         if nfc_parts(name)[0] in reserved:
             raise Stays("name", "a log's name")
         for one in {name, real.decode("utf-8", "replace")}:
-            self.rule(name, name_rule(self.rules, one))
+            self.apply_rule(name, rule_against_name(self.rules, one))
 
     def take_folder(self, tree, name, real, info, reserved=()):
         """Takes an empty directory (a slash is at the end of its name). Stays."""
-        self.admit(name[:-1], real, reserved)
-        self.enough(0)
+        self.admit_name(name[:-1], real, reserved)
+        self.check_limits(0)
         self.folders.append(Result(None, 0, name, sums_of_file(-1, 0)[0], False, info.st_mtime_ns))
 
     def take(self, tree, name, real, info, reserved=()):
         """Judges a file and takes it. Stays, OSError."""
-        self.admit(name, real, reserved)
+        self.admit_name(name, real, reserved)
         if not stat.S_ISREG(info.st_mode):
             raise Stays("special")
         if name in self.changing:
@@ -1052,44 +1052,44 @@ class Collector:
     def take_log(self, tree, name, real):
         """Takes what the command has written, as far as it is there: it may grow meanwhile. Stays,
         OSError."""
-        self.rule(name, name_rule(self.rules, name))
+        self.apply_rule(name, rule_against_name(self.rules, name))
         self.judge(tree, name, real, False)
 
-    def drop(self, names):
+    def drop_changing(self, names):
         """These have changed again and again: they stay here."""
         self.changing = set(self.changing) | names
-        self.found.without(names)
+        self.found.leave_out(names)
         for name in sorted(names):
-            self.keep(name, Stays("changing"), name in self.named)
+            self.keep_here(name, Stays("changing"), name in self.named)
 
-    def enough(self, length):
+    def check_limits(self, length):
         """Stays, if one more of this length is over a limit."""
-        over = size_rule(self.rules, length, len(self.found) + len(self.folders), self.total)
+        over = rule_against_size(self.rules, length, len(self.found) + len(self.folders), self.total)
         if over:
             raise Stays("limit", over)
 
-    def judge_twins(self, tree, name, info):
+    def judge_hard_links(self, tree, name, info):
         """A file with several names leaves only if all of them are in the tree, and may."""
-        names = tree.names_of(info)
+        names = tree.hard_links_of(info)
         if len(names) != info.st_nlink:
             raise Stays("outside", "a hard link")
         for one in sorted(names):
-            self.rule(name, name_rule(self.rules, one.decode("utf-8", "replace")))
+            self.apply_rule(name, rule_against_name(self.rules, one.decode("utf-8", "replace")))
 
     def judge(self, tree, name, real, result):
         """Adds the Result of a file by its bytes. result: no log (which may grow, and have names elsewhere).
         Stays, OSError."""
         fd = tree.open(real)
         try:
-            for look in range(LOOKS):
+            for look in range(READ_TRIES):
                 info = os.fstat(fd)
-                self.enough(info.st_size)
-                if self.ruled and result and info.st_nlink > 1:
-                    self.judge_twins(tree, name, info)
+                self.check_limits(info.st_size)
+                if self.has_rules and result and info.st_nlink > 1:
+                    self.judge_hard_links(tree, name, info)
                 mark = info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns, info.st_ctime_ns
                 if name in self.known and self.known[name][0] == mark:
-                    return self.add(mark, self.known[name][1])
-                whole, parts = self.sums(fd, info.st_size)
+                    return self.accept(mark, self.known[name][1])
+                whole, parts = self.judged_sums(fd, info.st_size)
                 after = os.fstat(fd)
                 if not result or (after.st_size, after.st_mtime_ns) == (info.st_size, info.st_mtime_ns):
                     break
@@ -1097,23 +1097,23 @@ class Collector:
                 raise Stays("changing")
         finally:
             os.close(fd)
-        self.rule(name, "deny_sums" if whole.hex() in self.rules["deny_sums"] else "")
-        source = Source(tree, real, info.st_size, parts)
-        self.add(mark, Result(source, info.st_size, name, whole, bool(info.st_mode & 0o100), info.st_mtime_ns))
+        self.apply_rule(name, "deny_sums" if whole.hex() in self.rules["deny_sums"] else "")
+        source = JudgedBytes(tree, real, info.st_size, parts)
+        self.accept(mark, Result(source, info.st_size, name, whole, bool(info.st_mode & 0o100), info.st_mtime_ns))
 
-    def sums(self, fd, length):
+    def judged_sums(self, fd, length):
         """As sums_of_file(), of what the rules about contents let pass. Stays."""
         if self.rules["deny_content"]:
             return scanned_sums(fd, length, self.rules)
         return sums_of_file(fd, length)
 
-    def add(self, mark, result):
+    def accept(self, mark, result):
         """This one leaves."""
-        result.path.tree.changed.discard(result.path.real)
+        result.source.tree.changed.discard(result.source.real)
         self.found.append(result, mark)
         self.total += result.size
 
-    def ordered(self):
+    def in_order(self):
         """Puts all in a manifest's order, that of their parts; what another receiver could not tell apart
         stays here."""
         for group in (self.found, self.folders):
@@ -1124,13 +1124,13 @@ class Collector:
                     twins.add(result.name)
                 else:
                     last = nfc_parts(result.name.rstrip("/"))
-            group.without(twins)
+            group.leave_out(twins)
             for name in sorted(twins):
-                self.keep(name, Stays("name"), name in self.named)
+                self.keep_here(name, Stays("name"), name in self.named)
         return self
 
 
-def may_hold(text, name):
+def may_match_below(text, name):
     """Could the result pattern `text` match something below the directory `name`?"""
     shape, parts = text.split("/"), name.split("/")
     for place, part in enumerate(parts):
@@ -1148,10 +1148,10 @@ def may_hold(text, name):
 # nothing here knows to whom. What a run remembers is in its control directory: `journal`, and the files of
 # the wrapper (see run) or of its batch system's job.
 # The owner's words that are noted at the start, should they vanish:
-NOTED = ("batch", "after_stop", "patterns", "logs", "leftovers", "grace", "timeout")
-ROUNDS = 50                    # times that results are looked at anew because some change while they are sent
+NOTED_KEYS = ("batch", "after_stop", "patterns", "logs", "leftovers", "grace", "timeout")
+COLLECT_ROUNDS = 50  # times that results are looked at anew because some change while they are sent
 FULL_BELOW = 1 << 20           # bytes: with less, a command that failed has probably failed of it
-FULL = {                       # as programs say it in English
+FULL_WORDS = {                       # as programs say it in English
     errno.ENOSPC: "No space left on device",
     errno.EDQUOT: "Disk quota exceeded"}
 
@@ -1188,7 +1188,7 @@ class Journal:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), out.name)
             os.fsync(out.fileno())
         if new:
-            sync_folder(os.path.dirname(self.path))
+            sync_path(os.path.dirname(self.path))
         self.torn = False
         self.entries.append(entry)
         fault(what + " noted")
@@ -1200,30 +1200,30 @@ class Gate:
 
     def __init__(self, folder, commands):
         self.folder, self.commands = folder, commands
-        self.queues, self.running, self.room = {}, set(), threading.Condition()
+        self.queues, self.running, self.licences = {}, set(), threading.Condition()
 
-    def enter(self, run, licence=False):
+    def begin_running(self, run, licence=False):
         """run counts as running. licence: but first it waits until fewer than `jobs` of its command do, or it
         is cancelled."""
         def others():
             return sum(other is not run and other.order["command"] == run.order["command"]
                        for other in self.running)
-        with self.room:
+        with self.licences:
             while licence and not run.told_to_end() and 0 < run.command["jobs"] <= others():
-                self.room.wait(1)
+                self.licences.wait(1)
             self.running.add(run)
 
-    def leave(self, run):
+    def end_running(self, run):
         """run does not count as running any more."""
-        with self.room:
+        with self.licences:
             self.running.discard(run)
-            self.room.notify_all()
+            self.licences.notify_all()
 
     def queue(self, system, env):
-        """The one Queue for a batch system and a configuration of its programs."""
+        """The one BatchQueue for a batch system and a configuration of its programs."""
         which = (system, tuple(sorted(env.items())))
-        with self.room:
-            return self.queues.setdefault(which, Queue(self.folder, system, env))
+        with self.licences:
+            return self.queues.setdefault(which, BatchQueue(self.folder, system, env))
 
 
 class GateRun:
@@ -1234,13 +1234,13 @@ class GateRun:
 
     def __init__(self, gate, name, ident, work, control, order, logs, told):
         self.gate, self.name, self.ident, self.work, self.control = gate, name, ident, work, control
-        self.order, self.logs, self.told = order, logs, told
+        self.order, self.logs, self.log_fields = order, logs, told
         self.journal, self.mark = Journal(os.path.join(control, b"journal")), b"MI_RUN=" + name.encode()
         self.command, self.argv = None, []             # its section, once it is permitted or watched
-        self.cancelled, self.left = False, []          # left: what cannot be killed
-        self.child, self.job = None, None              # wrapper, BatchJob
-        self.beside_failed = ""                        # what was wrong with `post`
-        self.trees, self.stays = {}, 0                 # stays: how much of what was asked for is kept here
+        self.cancelled, self.unkillable = False, []          # left: what cannot be killed
+        self.wrapper, self.job = None, None              # wrapper, BatchJob
+        self.post_failed = ""                        # what was wrong with `post`
+        self.trees, self.kept_count = {}, 0  # stays: how much of what was asked for is kept here
         # of a batch system's job: where it is; its start, monotonic; seconds until it is looked at again
         self.said, self.began, self.pause = "", None, 0.05
 
@@ -1256,22 +1256,22 @@ class GateRun:
         """Was it cancelled, by its carrier or by a door of another process?"""
         return self.cancelled or os.path.exists(self.path(b"cancelled"))
 
-    def untouched(self):
+    def never_started(self):
         """Can it still be said that nothing of it was ever started?"""
-        return look(self.control, time.time())[0] == "ready" and not read_batch(self.control)
+        return command_state(self.control, time.time())[0] == "ready" and not read_batch(self.control)
 
     def state(self):
         """For people: claimed, starting, queued, running, lost, ended."""
         if self.last("ended"):
             return "ended"
         if read_batch(self.control):
-            found = batch_where(os.path.dirname(self.control), self.control)[0]
+            found = batch_state(os.path.dirname(self.control), self.control)[0]
             return "lost" if found == "stopped" else found
-        found = look(self.control, time.time())[0]
+        found = command_state(self.control, time.time())[0]
         waits = "starting" if self.last("starting") else "claimed"
         return {"ready": waits, "elsewhere": "running"}.get(found, found)
 
-    def explain(self, text):
+    def add_to_stderr(self, text):
         """A line of ours at the end of the command's stderr."""
         with open(self.path(b"stderr"), "ab") as out:
             out.write(("%s: %s\n" % (PROGRAM, printable(text))).encode("utf-8"))
@@ -1282,7 +1282,7 @@ class GateRun:
         """Section and argument vector by the owner's rules as they are now. inputs: names of those that are
         here. ValueError if it may not run."""
         order = self.order
-        self.command, self.argv = permit(self.gate.commands, order["command"], words_of(order["parameters"]))
+        self.command, self.argv = permit_command(self.gate.commands, order["command"], shell_words(order["parameters"]))
         permit_results(self.command, order["result_patterns"])
         for name in inputs:
             permit_input(self.command, name)
@@ -1290,7 +1290,7 @@ class GateRun:
             check_name(name)
         compile_patterns(order["result_patterns"])
 
-    def was_interrupted(self):
+    def ended_by_restart(self):
         """Did this host go down when it was about to start? Then nobody knows whether it did: it ends without
         its command."""
         starting = self.last("starting")
@@ -1299,25 +1299,25 @@ class GateRun:
         self.end_early("the host was restarted", "the host was restarted", "lost")
         return True
 
-    def admit(self):
+    def note_starting(self):
         """With a licence, it is noted that it starts: from here on it does so once ever, and only in this
         boot. False if it was cancelled."""
-        self.gate.enter(self, licence=True)
+        self.gate.begin_running(self, licence=True)
         if self.told_to_end():
             self.end_early("cancelled", "cancelled")
             return False
-        self.journal.note(5, "starting", argv=self.argv, **{key: self.command[key] for key in NOTED})
+        self.journal.note(5, "starting", argv=self.argv, **{key: self.command[key] for key in NOTED_KEYS})
         return True
 
     def start(self):
         """`pre`, then the command, here or by its batch system; or a journal that says why it ended."""
-        if not self.beside("pre"):
+        if not self.run_hook("pre"):
             return
         if self.command["batch"] != "none":
             return self.submit()
-        self.child = start_wrapper(self.control, self.work, self.argv, self.env())
+        self.wrapper = start_wrapper(self.control, self.work, self.argv, self.env())
         fault("wrapper started")
-        log("info", self.ident, "5 calc-start", **dict(self.told, command=self.command["name"]))
+        log("info", self.ident, "5 calc-start", **dict(self.log_fields, command=self.command["name"]))
 
     def submit(self):
         """The command goes to its batch system."""
@@ -1327,8 +1327,8 @@ class GateRun:
         except ValueError as error:
             return self.end_early("refused", error)
         log("info", self.ident, "5 calc-start", **dict(
-            self.told, command=self.command["name"], batch=self.command["batch"],
-            job=self.job.order["job"] or "?", why=self.job.why))
+            self.log_fields, command=self.command["name"], batch=self.command["batch"],
+            job=self.job.submission["job"] or "?", why=self.job.why))
 
     def env(self):
         """All that the command sees of this program's environment."""
@@ -1339,14 +1339,14 @@ class GateRun:
         queue = self.gate.queue(system, batch_env(self.command))
         return BatchJob(self.control, queue, self.command["batch_poll"], self.command["batch_grace"], fault)
 
-    def beside(self, key):
+    def run_hook(self, key):
         """`pre` or `post` of the command, on this host: at most once, by a wrapper of its own in the control
         directory. False if it failed: then the run has ended (pre), or its end says so (post)."""
         control = self.path(utf8(key))
         if not self.command[key]:
             return True
-        self.make_beside(key, control)
-        child, state, stop = None, look(control, time.time()), lambda: key == "pre" and self.told_to_end()
+        self.make_hook(key, control)
+        child, state, stop = None, command_state(control, time.time()), lambda: key == "pre" and self.told_to_end()
         if state[0] == "ready" and self.last(key)["boot"] == boot_id() and not stop():
             log("info", self.ident, "5 pre" if key == "pre" else "6 post", argv=" ".join(self.command[key]))
             child = start_wrapper(control, self.work, list(self.command[key]), self.env())
@@ -1363,72 +1363,72 @@ class GateRun:
         why = "exit code %s" % state[1] if state[0] == "ended" else state[1] or "not started"
         why = "cancelled" if stop() else "%s: %s" % (key, why)
         for line in tail_of(os.path.join(control, b"stderr")):
-            self.explain("%s: %s" % (key, line))
+            self.add_to_stderr("%s: %s" % (key, line))
         if key == "pre":
             self.end_early(why, why)
-        self.beside_failed = why
+        self.post_failed = why
         return False
 
-    def make_beside(self, key, control):
+    def make_hook(self, key, control):
         """The control directory of `pre` or `post`; it is there as a whole or not at all."""
         if not os.path.isdir(control):
             remove_tree(control + b".new")
             os.mkdir(control + b".new", 0o700)
-            prepare(control + b".new")
+            prepare_control(control + b".new")
             self.journal.note(5 if key == "pre" else 6, key)
             os.rename(control + b".new", control)
-            sync_folder(self.control)
+            sync_path(self.control)
             fault(key + " made")
 
     def end_early(self, reason, text, state="ended"):
         """It ends without its command: reason for who asked, text for people, in the stderr log and here. state:
         lost if nobody knows whether it ran."""
-        self.explain(text)
+        self.add_to_stderr(text)
         more = ": %s" % text if reason in ("refused", "input", "disk") else ""
         self.journal.note(6, "ended", state=state, exit_code=None, reason=reason + more)
-        self.gate.leave(self)
+        self.gate.end_running(self)
         log("warn", self.ident, "6 calc-end", reason=reason, why=text)
 
     # The end
 
-    def finish(self):
+    def follow_to_end(self):
         """Waits for the command's end, then `post`, and writes the journal's "ended"."""
-        self.gate.enter(self)
-        self.command = self.command or self.gate.commands.get(self.order["command"]) or self.as_noted()
-        state, detail, why = self.in_batch() if read_batch(self.control) else self.on_this_host()
-        if self.child is not None:
-            self.child.wait()
-        self.tidy_up()
+        self.gate.begin_running(self)
+        self.command = self.command or self.gate.commands.get(self.order["command"]) or self.section_as_noted()
+        state, detail, why = self.wait_in_batch() if read_batch(self.control) else self.wait_on_this_host()
+        if self.wrapper is not None:
+            self.wrapper.wait()
+        self.end_leftovers()
         if self.command["post"]:
-            self.beside("post")
-            self.tidy_up()
+            self.run_hook("post")
+            self.end_leftovers()
         child, end = read_note(self.path(b"child")), read_note(self.path(b"end"))
         code = detail if state == "ended" else None
-        failed = "could not be started" if code is None else self.beside_failed
-        reason = why or (detail if state == "lost" else failed) or self.disk_was_full(code)
+        failed = "could not be started" if code is None else self.post_failed
+        reason = why or (detail if state == "lost" else failed) or self.why_disk_full(code)
         if reason:
-            self.explain(reason)
+            self.add_to_stderr(reason)
         signalled = code - 128 if code and 128 < code < 193 else None
         self.journal.note(6, "ended", state="lost" if state == "lost" else "ended", exit_code=code, signal=signalled, reason=reason,
                           whole=state == "ended", stopped=bool(why or signalled),
                           started=child and round(child.time, 3), ended=end and round(end.time, 3))
-        self.gate.leave(self)
-        log("info", self.ident, "6 calc-end", **dict(self.told, exit_code=code, reason=reason))
+        self.gate.end_running(self)
+        log("info", self.ident, "6 calc-end", **dict(self.log_fields, exit_code=code, reason=reason))
 
-    def as_noted(self):
+    def section_as_noted(self):
         """The section of a command that the ini does not name any more, as far as the journal has it."""
         keys = {key: default for key, (kind, default) in gate_keys()["command *"].items() if "*" not in key}
         starting = self.last("starting") or {}
-        return dict(keys, env={}, **{key: starting[key] for key in NOTED if key in starting})
+        return dict(keys, env={}, **{key: starting[key] for key in NOTED_KEYS if key in starting})
 
-    def on_this_host(self):
-        """Waits for the command's end, makes it end after timeout or cancel: look()'s state and detail, and
-        why we ended it ('': no)."""
+    def wait_on_this_host(self):
+        """Waits for the command's end, makes it end after timeout or cancel: command_state()'s state and
+        detail, and why we ended it ('': no)."""
         why = (self.last("stopping") or {"why": ""})["why"]              # whoever watched it before was at it
         state, detail = wait_end(self.control, lambda: why or self.due_to_end())
         while state not in ("ended", "lost"):
             if not why:
-                why = self.stopping(self.due_to_end())
+                why = self.note_stopping(self.due_to_end())
             if state == "ready":
                 try:
                     os.unlink(self.path(b"ready"))     # from now on it cannot start any more
@@ -1444,14 +1444,14 @@ class GateRun:
         """Why a command of this host must end now, or ''."""
         limit = self.command["timeout"]
         child = read_note(self.path(b"child")) if limit else None
-        gone = self.child is not None and self.child.poll() is not None
-        if gone and look(self.control, time.time())[0] == "ready":
+        gone = self.wrapper is not None and self.wrapper.poll() is not None
+        if gone and command_state(self.control, time.time())[0] == "ready":
             return "could not be started"              # the wrapper was killed before it did anything
         ticks = os.sysconf("SC_CLK_TCK")               # 7: seconds since boot
         late = child and child.boot == boot_id() and time.clock_gettime(7) - int(child.start) / ticks > limit
         return "timeout" if late else "cancelled" if self.told_to_end() else ""
 
-    def stopping(self, why):
+    def note_stopping(self, why):
         """why it is ended, noted for whoever watches it next."""
         try:
             self.journal.note(6, "stopping", why=why)
@@ -1459,26 +1459,26 @@ class GateRun:
             pass                                       # a full disk keeps nobody from ending it
         return why
 
-    def in_batch(self):
+    def wait_in_batch(self):
         """The same where a batch system has the command."""
         job = self.job = self.job or self.batch_job(read_batch(self.control)["system"])
         limit = self.command["timeout"]
         why = (self.last("stopping") or {"why": ""})["why"]
         while True:
-            state, detail = job.look()
+            state, detail = job.current_state()
             if state in ("ended", "lost"):
                 return state, detail, why or (job.why if state == "ended" else "")
             first = not self.said
             if job.where != self.said:
                 self.said, self.pause = job.where, 0.05
-                log("info", self.ident, "5 " + state, batch=job.queue.system, job=job.order["job"] or "?",
+                log("info", self.ident, "5 " + state, batch=job.queue.system, job=job.submission["job"] or "?",
                     what=job.where)
             child = read_note(self.path(b"child")) if limit and self.began is None else None
             if child:                                  # from here on a clock that is set ends nothing
                 self.began = time.monotonic() - (max(0, time.time() - child.time) if first else 0)
             late = self.began is not None and time.monotonic() - self.began > limit
             if not why and (late or self.told_to_end()):
-                why = self.stopping("timeout" if late else "cancelled")
+                why = self.note_stopping("timeout" if late else "cancelled")
             if why:
                 job.stop(self.command["grace"])
             self.pause = min(self.pause * 1.5, 1.0 if state == "running" else 2.0)
@@ -1491,12 +1491,12 @@ class GateRun:
     def kill(self, control=None):
         """Ends the command with all that descends from it. control: the wrapper's directory, if it is not the
         command's."""
-        left = stop_tree(control or self.control, self.mark, self.command["grace"])
-        if left and left != self.left:
+        left = stop_command(control or self.control, self.mark, self.command["grace"])
+        if left and left != self.unkillable:
             log("error", self.ident, "6 processes that SIGKILL does not end", pids=" ".join(map(str, left)))
-        self.left = left
+        self.unkillable = left
 
-    def tidy_up(self):
+    def end_leftovers(self):
         """Ends what the command has left running in its directory (leftovers = end)."""
         child = read_note(self.path(b"child"))
         here = child is not None and child.boot == boot_id() and child.host == os.uname().nodename
@@ -1507,15 +1507,15 @@ class GateRun:
             log("warn", self.ident, "6 left-overs ended", processes=count,
                 still_there=" ".join(map(str, left)) or "none")
 
-    def disk_was_full(self, code):
+    def why_disk_full(self, code):
         """Why a command that failed has probably failed: there is no room where it works, or it says so; or
         ""."""
         if not code:
             return ""
         said = "\n".join(tail_of(os.path.join(*self.logs[-1][1:])))
         for error in (errno.ENOSPC, errno.EDQUOT):
-            if os.strerror(error) in said or FULL[error] in said:
-                return "disk: %s (the command's own words)" % FULL[error]
+            if os.strerror(error) in said or FULL_WORDS[error] in said:
+                return "disk: %s (the command's own words)" % FULL_WORDS[error]
         try:
             disk = os.statvfs(self.work)
         except OSError:
@@ -1525,18 +1525,18 @@ class GateRun:
 
     # What leaves
 
-    def kinds(self):
-        """let_out() of it, by its section as it is now; if there is none any more, as it was when the command
+    def leaving_kinds(self):
+        """leaving_kinds() of it, by its section as it is now; if there is none any more, as it was when the command
         was started."""
         section = self.gate.commands.get(self.order["command"]) or self.last("starting") or {}
         end = self.last("ended") or {}
         stopped = end.get("stopped", end.get("reason") or end.get("signal"))
-        return let_out(dict({"after_stop": ""}, **section), stopped)
+        return leaving_kinds(dict({"after_stop": ""}, **section), stopped)
 
     def tree(self, path):
-        """The Tree of one of its directories, open until close_trees(). OSError."""
+        """The ResultTree of one of its directories, open until close_trees(). OSError."""
         if path not in self.trees:
-            self.trees[path] = Tree(path)
+            self.trees[path] = ResultTree(path)
         return self.trees[path]
 
     def close_trees(self):
@@ -1545,7 +1545,7 @@ class GateRun:
 
     def collect(self, rules, kinds, known=(), changing=()):
         """The Collector of what was asked for: the logs, then what was declared by name, then by pattern (not
-        where the end is unknown). rules: [outbound]; kinds: see let_out(); known, changing: see Collector."""
+        where the end is unknown). rules: [outbound]; kinds: see leaving_kinds(); known, changing: see Collector."""
         def note(name, why, aloud):
             log("warn" if aloud else "debug", self.ident, "7 stays here", name=name, why=why)
 
@@ -1556,50 +1556,50 @@ class GateRun:
             try:
                 found.take_log(self.tree(folder), name, file)
             except OSError as error:
-                found.keep(name, stays_for(error), False)
+                found.keep_here(name, stays_for(error), False)
             except Stays as stays:
-                found.keep(name, stays, False)
+                found.keep_here(name, stays, False)
         log_names = tuple(name for name, folder, file in self.logs)
         names, patterns = set(self.order["result_files"]) - set(log_names), self.order["result_patterns"]
         end = self.last("ended")
         for group, kind in ((names, "names"), (patterns, "patterns")):
             if end.get("whole") and kind not in kinds:
                 for name in sorted(group):
-                    found.keep(name, Stays("refused", "after_stop"), kind == "names")
+                    found.keep_here(name, Stays("refused", "after_stop"), kind == "names")
         if not end.get("whole"):
             for name in sorted(names):
-                found.keep(name, Stays("missing", end["reason"]), True)
-            return found.ordered()
+                found.keep_here(name, Stays("missing", end["reason"]), True)
+            return found.in_order()
         try:
             tree = self.tree(self.work)
-        except OSError as error:                       # it cannot be read, is a link, or is not there any more
+        except OSError as error:  # it cannot be read, is a link, or is not there any more
             link = error.errno in (errno.ENOTDIR, errno.ELOOP)
             why = Stays("outside", error.strerror) if link else stays_for(error)
             for group, kind in ((names, "names"), (patterns, "patterns")):
                 for name in sorted(group) if kind in kinds else ():
-                    found.keep(name, why, kind == "names")
-            return found.ordered()
-        found.by_name(tree, names if "names" in kinds else (), log_names)
+                    found.keep_here(name, why, kind == "names")
+            return found.in_order()
+        found.take_named(tree, names if "names" in kinds else (), log_names)
         if patterns and "patterns" in kinds:
-            found.by_pattern(tree, patterns, names, log_names)
-        return found.ordered()
+            found.take_matching(tree, patterns, names, log_names)
+        return found.in_order()
 
-    def looks(self, rules, kinds):
+    def collect_until_steady(self, rules, kinds):
         """Collectors, one after the other, as long as results change while they are sent. From the second
         time on, what has changed is left out for good (`changing`); from the third on, also what is another
         one at each look. ValueError if there is no end to it."""
         known, before, changing = {}, {}, set()
-        for turn in range(ROUNDS):
+        for turn in range(COLLECT_ROUNDS):
             found = self.collect(rules, kinds, known, changing)
             if turn > 1:
-                found.drop({result.name for result in found.found
+                found.drop_changing({result.name for result in found.found
                             if before.get(result.name, result.digest) != result.digest})
                 changing.update(found.changing)
-            self.stays = sum(entry["count"] for code, entry in found.verdicts.items() if code != "missing")
+            self.kept_count = sum(entry["count"] for code, entry in found.verdicts.items() if code != "missing")
             yield found
-            now = {result.name for result in found.found if result.path.changed}
+            now = {result.name for result in found.found if result.source.changed}
             changing |= now if turn else set()
-            known = {entry[1].name: entry for entry in found.found.marked() if entry[1].name not in now}
+            known = {entry[1].name: entry for entry in found.found.with_stamps() if entry[1].name not in now}
             before = {result.name: result.digest for result in found.found}
             log("warn", self.ident, "7 changed while it was sent", names=" ".join(sorted(now))[:300])
         raise ValueError("results change again and again")
@@ -1613,8 +1613,8 @@ class GateRun:
                 out.write('{"v": 1, "run": %s,\n"verdicts": %s,\n"files": ['
                           % (json.dumps(self.name), json.dumps(found.verdicts)))
                 for place, result in enumerate(itertools.chain(found.found, found.folders)):
-                    sums = result.path.sums.hex() if result.path else ""
-                    row = [result.name, result.size, result.sum256, result.x, result.mtime / 1e9, sums]
+                    sums = result.source.sums.hex() if result.source else ""
+                    row = [result.name, result.size, result.sum256, result.executable, result.mtime / 1e9, sums]
                     out.write(",\n%s" % json.dumps(row) if place else "\n" + json.dumps(row))
                 out.write("]}\n")
         except OSError as error:
@@ -1624,8 +1624,8 @@ class GateRun:
 def batch_env(command):
     """What a batch system's own programs see of this program's environment, and of the command's where it
     concerns them."""
-    env = {key: value for key, value in os.environ.items() if PASS_ON.match(key) or CLIENT.match(key)}
-    env.update((key, value) for key, value in command["env"].items() if CLIENT.match(key) or key == "PATH")
+    env = {key: value for key, value in os.environ.items() if PASSED_ENV.match(key) or CLIENT_ENV.match(key)}
+    env.update((key, value) for key, value in command["env"].items() if CLIENT_ENV.match(key) or key == "PATH")
     return env
 
 
@@ -1649,7 +1649,7 @@ def tail_of(path):
 #    not in it is refused and, by a guard, logged. sshd hands a guard the command line of the other side: it
 #    must have the one form FORM; the program text in it is dropped unread, and so are all words but the
 #    protocol.
-#  - No shell sees a word from the wire. The only texts given to sh are this file's constants RUN and
+#  - No shell sees a word from the wire. The only texts given to sh are this file's constants WRAPPER and
 #    INTO_LOG. (Door `far`: and the command, which is a shell's.)
 #  - Inputs may be put into base/RUN until the command is started. A session that puts is noted in the run's
 #    control directory base/.mi/RUN; `start` ends these sessions and sees them gone before the command
@@ -1732,7 +1732,7 @@ REQUEST_FIELDS = {             # each word of a request: its kind. OPTIONAL_FIEL
     "end": lambda row: type(row) is list and len(row) == 3 and is_input_row(["-"] + row),
     "command": text_like(r"[^\x00-\x08\x0a-\x1f\x7f]{1,16000}"), "offset": LENGTH,
     "grace": whole_number(0, 86400), "batch": lambda row: row is None or (
-        list_of(text_like(".{1,4000}"), 100)(row) and "".join(row[:1]) in BATCH),
+        list_of(text_like(".{1,4000}"), 100)(row) and "".join(row[:1]) in BATCH_SYSTEMS),
     "from": LENGTH, "inputs": is_bool, "names": list_of(is_name, 2000), "mtime": TIME, "pack": is_bool,
     "but": list_of(text_like(".{0,2000}"), 20000), "more": is_bool, "discard": is_bool,
     "after": lambda value: value == "" or text_like(IDENT)(value)}
@@ -1990,9 +1990,9 @@ class Place:
         if end is not None:
             return end["state"], end["exit_code"], printable(end["reason"]), ""
         if read_batch(self.control):
-            state, where = batch_where(os.path.dirname(self.control), self.control)
+            state, where = batch_state(os.path.dirname(self.control), self.control)
             return "queued" if state == "queued" else "running", None, "", where
-        state, detail = look(self.control, time.time())
+        state, detail = command_state(self.control, time.time())
         if state == "elsewhere":
             return "running", None, "", "running on %s, of which only its files tell here" % detail.host
         waits = state == "ready" and self.noted(b"command").get("jobs") and not self.has(b"pre")
@@ -2009,7 +2009,7 @@ class Place:
         if b"lost" in names:
             with open(self.path(b"lost"), encoding="utf-8", errors="replace") as text:
                 return "lost", None, text.read(1000), ""
-        state, detail = look(self.control, time.time())
+        state, detail = command_state(self.control, time.time())
         if state in ("ended", "lost"):
             return (state, detail, "", "") if state == "ended" else (state, None, detail, "")
         return "running", None, "", ""
@@ -2017,7 +2017,7 @@ class Place:
     def closed(self):
         """Why nobody can look into the working directory (the command closed or removed it), or ''."""
         try:
-            os.close(os.open(self.work, os.O_RDONLY | FOLDER))
+            os.close(os.open(self.work, os.O_RDONLY | FOLDER_FLAGS))
             return ""
         except OSError as error:
             more = "" if error.errno == errno.ENOENT else "; open it there, then resume"
@@ -2044,8 +2044,9 @@ class Place:
         stopped = (lost or found["cancelled"] or (end_in_journal(self) or {}).get("stopped")
                    or (found["code"] or 0) > 128)
         keys = {key: self.owners_key(key) for key in ("after_stop", "patterns", "logs")}
-        return let_out({"after_stop": keys["after_stop"] or "", "patterns": keys["patterns"] is not False,
-                        "logs": keys["logs"] is not False}, stopped)
+        return leaving_kinds(
+            {"after_stop": keys["after_stop"] or "", "patterns": keys["patterns"] is not False,
+             "logs": keys["logs"] is not False}, stopped)
 
     # Inputs, before the start
 
@@ -2060,14 +2061,14 @@ class Place:
                 write_synced(os.path.join(fresh, b"began"), json.dumps(began).encode())
                 if not os.path.isdir(self.control):
                     os.rename(fresh, self.control)
-                    sync_folder(os.path.dirname(self.control))
+                    sync_path(os.path.dirname(self.control))
         try:
             os.mkdir(self.work, 0o700)
         except FileExistsError:
             pass
 
     def putting_lanes(self):
-        """[(path of the note, Note)] of the sessions that put inputs; a note's text is the turn of its
+        """[(path of the note, ProcessNote)] of the sessions that put inputs; a note's text is the turn of its
         line."""
         names = [name for name in os.listdir(self.control) if re.match(rb"lane\.\d+\Z", name)]
         found = [(self.path(name), read_note(self.path(name))) for name in names]
@@ -2109,7 +2110,7 @@ class Place:
                       if note.text != turn and note.pid != os.getpid()]
             for path, note in others:
                 here = note.boot == boot_id() or note.host == os.uname().nodename
-                if still_there(note):
+                if is_alive(note):
                     signal_to(note.pid, signal.SIGKILL)
                 elif here or self.clock() - note.time > LANE_SILENT:
                     unlink_if_there(path)
@@ -2132,7 +2133,7 @@ class Place:
         name = b"/".join(parts)
         if self.last[1] >= 0 and self.last[0] == name:
             return self.last[1]
-        here = os.open(self.work, os.O_RDONLY | FOLDER)
+        here = os.open(self.work, os.O_RDONLY | FOLDER_FLAGS)
         for part in parts:
             try:
                 try:
@@ -2143,7 +2144,7 @@ class Place:
                 except Refusal:
                     os.rmdir(part, dir_fd=here)
                     raise
-                there = os.open(part, os.O_RDONLY | FOLDER, dir_fd=here)
+                there = os.open(part, os.O_RDONLY | FOLDER_FLAGS, dir_fd=here)
             finally:
                 os.close(here)
             here = there
@@ -2269,8 +2270,8 @@ def default_keys():
 def permitted_command(rules, text):
     """(command, argv) of what a request wants to run, by the owner's sections [command NAME]. Refusal,
     Forbidden."""
-    words = words_of(text)
-    command, argv = permit(rules["commands"], "".join(words[:1]), words[1:])
+    words = shell_words(text)
+    command, argv = permit_command(rules["commands"], "".join(words[:1]), words[1:])
     if unfit(command):
         raise Refusal("refused", "[command %s] %s: %s" % ((command["name"],) + unfit(command)))
     return command, argv
@@ -2283,7 +2284,7 @@ def shell_command(text, batch):
     if batch:
         keys.update(batch=batch[0], batch_options=batch[1:])
     try:
-        options = batch_options(keys, ())[0]
+        options = submit_options(keys, ())[0]
     except ValueError as error:
         raise Refusal("refused", str(error))
     return dict(keys, name="far", env={}, options=options), [os.environ.get("SHELL") or "/bin/sh", "-c", text]
@@ -2292,7 +2293,7 @@ def shell_command(text, batch):
 def permit_inputs(place, command):
     """Forbidden if an input that is here has a name that the command does not take."""
     if command["input_names"]:
-        tree = Tree(place.work)
+        tree = ResultTree(place.work)
         try:
             for name, _real, info, stays in tree.walk():
                 permit_input(command, shown(name))
@@ -2320,7 +2321,7 @@ class UnreadCollector(Collector):
 
     def take(self, tree, name, real, info, reserved=()):
         """Takes a file. Stays, OSError."""
-        self.admit(name, real, reserved)
+        self.admit_name(name, real, reserved)
         if not stat.S_ISREG(info.st_mode):
             raise Stays("special")
         if not (info.st_uid == os.geteuid() and info.st_mode & 0o400 or info.st_mode & 0o004):
@@ -2329,7 +2330,7 @@ class UnreadCollector(Collector):
 
     def take_log(self, tree, name, real):
         """The same for the log."""
-        self.take(tree, name, *tree.reach(real))
+        self.take(tree, name, *tree.resolve(real))
 
 
 class JudgedResults:
@@ -2340,7 +2341,7 @@ class JudgedResults:
     def __init__(self, place):
         self.place = place
         self.rules = place.rules["outbound"]
-        self.tree = Tree(place.work)
+        self.tree = ResultTree(place.work)
         self.kinds = place.let_out()
         text = json.dumps([self.rules, sorted(self.kinds)], sort_keys=True)
         self.stamp = hashlib.sha256(text.encode()).hexdigest()
@@ -2361,7 +2362,7 @@ class JudgedResults:
         """{name: (mark, Result)} of the last look."""
         found = {}
         for name, real, mark, size, sum256, x, mtime, parts in self.last_look().get("files", ()):
-            source = Source(self.tree, utf8(real), size, binascii.a2b_base64(parts))
+            source = JudgedBytes(self.tree, utf8(real), size, binascii.a2b_base64(parts))
             found[name] = tuple(mark), Result(source, size, name, bytes.fromhex(sum256), x, mtime)
         return found
 
@@ -2373,14 +2374,14 @@ class JudgedResults:
             try:
                 found.take_log(self.tree, LOG, utf8(LOG))
             except OSError as error:
-                found.keep(LOG, stays_for(error), False)
+                found.keep_here(LOG, stays_for(error), False)
             except Stays as stays:
-                found.keep(LOG, stays, False)
+                found.keep_here(LOG, stays, False)
         if "patterns" in self.kinds:
-            found.by_pattern(self.tree, EVERYTHING, but | {LOG})
+            found.take_matching(self.tree, EVERYTHING, but | {LOG})
         else:
             self.refuse_all(found, but | {LOG} if "logs" in self.kinds else but)
-        self.save(found.ordered(), str(inputs))
+        self.save(found.in_order(), str(inputs))
         return found
 
     def refuse_all(self, found, but):
@@ -2389,7 +2390,7 @@ class JudgedResults:
             text = name.decode("utf-8", "backslashreplace")
             if text not in but and not text.endswith("/"):
                 self.note_refused(text, "after_stop", True)
-                found.verdicts.tell("refused")
+                found.verdicts.add("refused")
 
     def note_refused(self, name, why, _by_name):
         """What the Collector says of a result that stays."""
@@ -2406,9 +2407,9 @@ class JudgedResults:
                 "said": dict(self.said, **{kind: said})}
         if self.place.ruled:
             book["files"] = [
-                (one.name, one.path.decode("utf-8", "surrogateescape"), mark, one.size,
-                 one.sum256, one.x, one.mtime, binascii.b2a_base64(one.path.sums).decode())
-                for mark, one in found.found.marked()]
+                (one.name, one.source.decode("utf-8", "surrogateescape"), mark, one.size,
+                 one.sum256, one.executable, one.mtime, binascii.b2a_base64(one.source.sums).decode())
+                for mark, one in found.found.with_stamps()]
             for name, why in self.notes if said != self.said.get(kind) else ():
                 guard_log(self.place.rules, "warn", self.place.ident, "outbound", refused=name, why=why)
             if self.more and said != self.said.get(kind):
@@ -2432,8 +2433,8 @@ class JudgedResults:
         if one.size > BUNDLED_MOST:
             raise Stays("limit")
         try:
-            with one.path.open() as source:
-                return {"sum": one.sum256, "mtime": one.mtime, "x": one.x}, source.read(one.size)
+            with one.source.open() as source:
+                return {"sum": one.sum256, "mtime": one.mtime, "x": one.executable}, source.read(one.size)
         except ValueError:
             raise Stays("changing")
 
@@ -2444,7 +2445,7 @@ class JudgedResults:
         if (one.size, one.mtime) != (size, mtime) or at + length > size:
             raise Stays("changing")
         try:
-            with one.path.open() as source:
+            with one.source.open() as source:
                 source.seek(at)
                 while length:
                     data = source.read(min(length, BLOCK))
@@ -2464,13 +2465,13 @@ class UnjudgedResults(JudgedResults):
 
     def open(self, name):
         """A descriptor. Stays, OSError."""
-        return self.tree.open(self.tree.reach(utf8(name))[0])
+        return self.tree.open(self.tree.resolve(utf8(name))[0])
 
     def read_small(self, name):
         """As JudgedResults's."""
         fd = self.open(name)
         try:
-            for _look in range(LOOKS):
+            for _look in range(READ_TRIES):
                 info = os.fstat(fd)
                 if info.st_size > BUNDLED_MOST:
                     raise Stays("limit")
@@ -2679,7 +2680,7 @@ class Door:
             raise Refusal("refused", "the guard decides about the batch system")
         text, place = command, self.place
         command, argv = permitted_command(self.rules, text) if place.ruled else shell_command(text, batch)
-        missing = command["batch"] != "none" and batch_missing(command["batch"], batch_env(command))
+        missing = command["batch"] != "none" and missing_batch_program(command["batch"], batch_env(command))
         if missing and place.state()["state"] == "taken":
             raise Refusal("config", missing)
         with locked(place.path(b"lock")):
@@ -2711,7 +2712,7 @@ class Door:
         """Does the log leave while the command runs? Not where it is judged as a whole."""
         rules = self.rules["outbound"]
         whole = any(rules[key] for key in ("deny_content", "deny_sums", "max_file", "max_total"))
-        return not whole and not name_rule(rules, LOG) and "logs" in self.place.let_out()
+        return not whole and not rule_against_name(rules, LOG) and "logs" in self.place.let_out()
 
     def do_wait(self, offset):
         place, said, pause, looked = self.place, None, 0.002, time.monotonic()
@@ -2751,7 +2752,7 @@ class Door:
         return time.monotonic()
 
     def do_cancel(self, grace):
-        place, state = self.place, look(self.place.control, time.time())
+        place, state = self.place, command_state(self.place.control, time.time())
         if not read_batch(place.control) and state[0] == "elsewhere":
             raise Refusal("host", "it runs on %s: cancel it from there" % state[1].host, host=state[1].host)
         if self.state()["state"] in UNDER_WAY:
@@ -2787,7 +2788,7 @@ class Door:
             self.found = self.results().collect(inputs)
         files, folders, found = [], [], self.found
         for one in itertools.islice(itertools.chain(found.found, found.folders), at, None):
-            row = [one.name, one.size, one.mtime, one.x, one.sum256 or None]
+            row = [one.name, one.size, one.mtime, one.executable, one.sum256 or None]
             row = [one.name, one.mtime] if one.name.endswith("/") else row
             room -= 6 * len(one.name) + 120
             if room < 0:
@@ -2959,7 +2960,7 @@ def kills_at_log_out():
                 rows += text.read() + "\n"
         except OSError:
             pass
-    lingers = os.path.exists("/var/lib/systemd/linger/%s" % own_name())
+    lingers = os.path.exists("/var/lib/systemd/linger/%s" % user_name())
     return re.search(r"^KillUserProcesses=(yes|true|1|on)\s*$", rows, re.M) is not None and not lingers
 
 
@@ -3216,7 +3217,8 @@ exec cat >/dev/null
 # when nothing is left to do. base/.mi/open/ names the runs that have not ended. Killed at any moment, by
 # anybody: the next door forks another keeper, and journal and wrapper tell that one what was done. Nothing is
 # done twice: each thing that is done once has a file that only one process can rename (see run).
-KEEPER_KEYS = ("name", "env", "batch", "options", "batch_poll", "batch_grace", "jobs", "pre", "post") + NOTED
+KEEPER_KEYS = NOTED_KEYS + (
+    "name", "env", "batch", "options", "batch_poll", "batch_grace", "jobs", "pre", "post")
 KEEPER_LOOKS = 60              # seconds until a keeper looks again without being told; 1 without FIFOs
 KEEPER_AGAIN = 30              # seconds until what failed (a full disk, a broken ini) is tried again
 HANDS = 32                     # threads of one key that start, end or ask for runs at the same time
@@ -3259,14 +3261,14 @@ class KeeperRun(GateRun):
         """Must something be waited for, or done, before the command starts?"""
         return bool(self.command["jobs"] or self.command["pre"])
 
-    def was_interrupted(self):
+    def ended_by_restart(self):
         """As GateRun's; also what only waited for its start does not start in another boot: its inputs may
         not be on disk."""
         if not self.last("starting") and self.note["boot"] != boot_id():
             why = "the host was restarted before the command was started"
             self.end_early(why, why, "lost")
             return True
-        return GateRun.was_interrupted(self)
+        return GateRun.ended_by_restart(self)
 
     def allowed(self):
         """Do the owner's rules, as they are now, let it start? Where not, it has ended. Stop if they cannot
@@ -3274,8 +3276,9 @@ class KeeperRun(GateRun):
         if not self.note["ini"]:
             return True
         try:
-            words = words_of(self.note["text"])
-            permit(commands_of(self.note["ini"], read_ini(self.note["ini"], INI_KEYS)), words[0], words[1:])
+            words = shell_words(self.note["text"])
+            commands = commands_of(self.note["ini"], read_ini(self.note["ini"], INI_KEYS))
+            permit_command(commands, words[0], words[1:])
             return True
         except Forbidden as error:
             self.end_early("refused", error)
@@ -3293,16 +3296,16 @@ class KeeperRun(GateRun):
             pass
         return True
 
-    def on_this_host(self):
+    def wait_on_this_host(self):
         """As GateRun's; Later while nothing is to be done."""
         if self.goes_on():
             raise Later(0.0)
-        return GateRun.on_this_host(self)
+        return GateRun.wait_on_this_host(self)
 
     def goes_on(self):
         """Does it run on this host, and need not end?"""
         state = wait_end(self.control, lambda: True)[0]
-        begun = state == "ready" and self.child is not None
+        begun = state == "ready" and self.wrapper is not None
         under_way = begun or state in ("starting", "running", "elsewhere")
         return under_way and not self.last("stopping") and not self.due_to_end()
 
@@ -3319,12 +3322,12 @@ def begin_run(place, command, argv, env, text):
     note_order(place, dict({name: command[name] for name in KEEPER_KEYS}, text=text, argv=argv, sees=env))
     fault("order noted")
     write_synced(place.path(b"journal"), b"")
-    prepare(place.control)
+    prepare_control(place.control)
     fault("run prepared")
     run = KeeperRun(Gate(os.path.dirname(place.control), {}), place.base, place.ident)
     SAY["log"] = keeper_log(place.rules)               # not to the other side
     try:
-        if not run.needs_keeper() and run.admit():
+        if not run.needs_keeper() and run.note_starting():
             run.start()
     finally:
         SAY["log"] = None
@@ -3353,7 +3356,7 @@ def adopt_old_run(place):
     if place.has(b"journal") or not any(map(place.has, (b"ready", b"start", b"end", b"lost"))):
         return
     with locked(place.path(b"lock")):
-        if place.has(b"journal") or look(place.control, time.time())[0] == "elsewhere":
+        if place.has(b"journal") or command_state(place.control, time.time())[0] == "elsewhere":
             return
         keys = dict(default_keys(), name="", env={}, options=[], leftovers="leave")
         order = dict({name: keys[name] for name in KEEPER_KEYS}, text="", argv=[], sees={})
@@ -3593,7 +3596,7 @@ class Keeper:
             if run is not None:
                 self.runs[name] = run
                 if run.last("starting") and not run.last("ended"):
-                    self.gate.enter(run)               # it has its licence, before others ask for theirs
+                    self.gate.begin_running(run)  # it has its licence, before others ask for theirs
 
     def age(self, name):
         """When an entry of open/ was made; what is gone is young."""
@@ -3650,7 +3653,7 @@ class Keeper:
         """It is read anew, and tried once more, after a while."""
         self.complain(run.ident, "it is tried again", error)
         run.again, run.over = time.monotonic() + KEEPER_AGAIN, True
-        self.gate.leave(run)
+        self.gate.end_running(run)
 
     def judge(self, name, now):
         """As look_at; any exception."""
@@ -3690,13 +3693,13 @@ class Keeper:
                     run.next = time.monotonic() + 0.05
                     return run
             fresh = self.read_run(name)
-        self.gate.leave(run)
+        self.gate.end_running(run)
         if fresh is None:                              # it was cleaned away just now
             run.over = True
             return run
         fresh.free = True
         if fresh.last("starting") and not fresh.last("ended"):
-            self.gate.enter(fresh)
+            self.gate.begin_running(fresh)
         return fresh
 
     def hear(self, run):
@@ -3743,7 +3746,7 @@ class Keeper:
             if held[which[name][0]] < run.command["jobs"] and self.hands(run.key) < HANDS:
                 held.update([which[name][0], which[name]])
                 self.admitted[which[name]] = time.monotonic()
-                self.gate.enter(run)
+                self.gate.begin_running(run)
                 run.waits = False
                 self.hand_on(name)
             else:
@@ -3754,7 +3757,7 @@ class Keeper:
         try:
             self.carry_out(run)
             run.over = True
-            self.gate.leave(run)
+            self.gate.end_running(run)
             unlink_if_there(os.path.join(self.folder, b"open", name))
         except Later as later:
             run.next = time.monotonic() + max(later.args[0], 0.002 * len(self.runs))
@@ -3765,13 +3768,13 @@ class Keeper:
 
     def carry_out(self, run):
         """What is left to do of a run; Later if that is nothing for now."""
-        if not run.last("ended") and run.untouched() and not run.was_interrupted():
+        if not run.last("ended") and run.never_started() and not run.ended_by_restart():
             if not run.argv:                           # its older version was killed before it started it
                 run.end_early("it was not started", "it was not started", "lost")
-            elif not run.told_to_end() if run.last("starting") else run.allowed() and run.admit():
+            elif not run.told_to_end() if run.last("starting") else run.allowed() and run.note_starting():
                 run.start()
         if not run.last("ended"):
-            run.finish()
+            run.follow_to_end()
 
     def begin_sweep(self):
         """Once an hour a thread of its own removes what was kept long enough."""
@@ -4096,7 +4099,7 @@ class Runner:
     def fetch_into(self, arrivals):
         """(how many files were fetched, verdicts of what did not leave there)."""
         got, sent = {}, self.record.sent_inputs() if self.order["mode"] == "fielded" else {}
-        for look in range(LOOKS):                      # what changes while it is fetched is listed anew
+        for look in range(READ_TRIES):                      # what changes while it is fetched is listed anew
             found = self.list_results()
             wanted = [entry._replace(near=arrivals.target.part_path(part_name(entry.far)))
                       for entry in found.files
@@ -4210,7 +4213,7 @@ def final_verdicts(verdicts, stays, got):
     """The verdicts, with those of the getting ({name: code}). Of what changes and has come, bytes of one
     moment are here (got); nobody asked by name for what is missing."""
     for name, code in stays.items():
-        verdicts.tell(code, name)
+        verdicts.add(code, name)
     changing = verdicts.pop("changing", {"count": 0, "names": []})
     here = set(map(printable, got)).intersection(changing["names"])
     if changing["count"] > len(here):
@@ -5372,26 +5375,26 @@ def plain_get(runner, arrivals):
     stays = verdicts_of_rsync(said, runner.ident)
     sent, found = runner.record.sent_inputs(), UnreadCollector(dict(rules, max_files=MOST_FILES),
                                                                lambda *words: None)
-    tree = Tree(folder)
+    tree = ResultTree(folder)
     try:
         for name, _real, _info, why in tree.walk():
             if why is not None and why.code == "missing":                # a link to one of them?
                 to = os.path.join(os.path.dirname(name), os.readlink(os.path.join(folder, name)))
                 stays[shown(name)] = stays.get(shown(os.path.normpath(to)), "missing")
         untouched = [name for name in sent if is_as_sent(os.path.join(folder, utf8(name)), sent[name])]
-        found.by_pattern(tree, EVERYTHING, untouched + [name.rstrip("/") + "/" for name in stays])
+        found.take_matching(tree, EVERYTHING, untouched + [name.rstrip("/") + "/" for name in stays])
     finally:
         tree.close()
     for name, code in stays.items():
-        found.verdicts.tell(code, name)
+        found.verdicts.add(code, name)
     found.verdicts.pop("missing", None)
     if partly and "unreadable" not in found.verdicts:
-        found.verdicts.tell("unreadable")
-    for one in found.ordered().folders:
+        found.verdicts.add("unreadable")
+    for one in found.in_order().folders:
         arrivals.put(one.name, arrivals.target.make_directory, one.name[:-1], one.mtime)
     stored = 0
     # what links lead to moves last
-    for one in sorted(found.found, key=lambda one: utf8(one.name) == one.path):
+    for one in sorted(found.found, key=lambda one: utf8(one.name) == one.source):
         stored += arrivals.put(one.name, plain_store, arrivals.target, folder, one)
     return stored, found.verdicts
 
@@ -5405,12 +5408,12 @@ def verdicts_of_rsync(said, ident):
 
 def plain_store(target, folder, one):
     """A result that rsync has brought gets its name; a copy of it, where a link leads to it."""
-    key = b"all/" + one.path
-    if utf8(one.name) != one.path:
+    key = b"all/" + one.source
+    if utf8(one.name) != one.source:
         import shutil
         key = part_name(one.name)
-        shutil.copy(os.path.join(folder, one.path), target.part_path(key))
-    target.store(key, one.name, None, one.x, one.mtime)
+        shutil.copy(os.path.join(folder, one.source), target.part_path(key))
+    target.store(key, one.name, None, one.executable, one.mtime)
 
 
 def is_as_sent(path, entry):
@@ -5462,7 +5465,7 @@ class Record:
             os.mkdir(self.folder + b".new", 0o700)
             write_synced(os.path.join(self.folder + b".new", b"order.json"), json.dumps(order).encode())
             os.rename(self.folder + b".new", self.folder)
-            sync_folder(state_folder())
+            sync_path(state_folder())
         self.order = self.read_order()
         if lock:
             self.lock = open(os.path.join(self.folder, b"order.json"), "r+")
@@ -6693,13 +6696,13 @@ def declared_matcher(names, patterns):
 
 # ==== shared: run ====
 # The runner of one command: a wrapper in POSIX sh that starts it at most once, outlives its starter, and notes the end.
-RUN = r"""#!/bin/sh
+WRAPPER = r"""#!/bin/sh
 # run CONTROL WORK COMMAND [ARG]...
 # Runs COMMAND at most once, ever, and leaves CONTROL/end when it is over (and CONTROL/told, if somebody told it to end).
 # Made beforehand and fsynced: ready, child, end.tmp (256 blanks each); alive (a FIFO, where it can help)
 set -uf
 c=$1 w=$2 b='' h=''; shift 2
-note() {   # into file $1, in place (also on a full disk): PID STARTTIME BOOT_ID HOST TEXT; its mtime is the time
+note() {  # into file $1, in place (also on a full disk): PID STARTTIME BOOT_ID HOST TEXT; its mtime is the time
     f=$1 t=$2 s=''
     {
         read -r s </proc/self/stat
@@ -6715,33 +6718,33 @@ child() {   # in a process of its own, which becomes the command
     exec "$@"
 }
 mv "$c/ready" "$c/start" 2>/dev/null || exit 75    # rename: one wins; a doubled or requeued start ends here
-trap '' HUP; trap 'true >"$c/told"' TERM INT       # outlive terminal and cancel: the end must be written, and whether it was told to end
+trap '' HUP; trap 'true >"$c/told"' TERM INT  # outlive terminal and cancel: the end must be written, and whether it was told to end
 note "$c/start" started || exit 73
-[ -p "$c/alive" ] && exec 9<>"$c/alive"            # a reader of the FIFO sees a hang-up the moment that we are gone
+[ -p "$c/alive" ] && exec 9<>"$c/alive"  # a reader of the FIFO sees a hang-up the moment that we are gone
 cd "$w" && (child "$@") </dev/null >"$c/stdout" 2>"$c/stderr" 9>&-
 note "$c/end.tmp" "exit $?" || exit 73
-for try in 1 2 3 4 5; do mv "$c/end.tmp" "$c/end" 2>/dev/null && break; done      # what cancels the command may hit mv
+for try in 1 2 3 4 5; do mv "$c/end.tmp" "$c/end" 2>/dev/null && break; done  # what cancels the command may hit mv
 """
-Note = collections.namedtuple("Note", "pid start boot host text time")      # what the wrapper's note() wrote; time: its mtime, seconds
+ProcessNote = collections.namedtuple("ProcessNote", "pid start boot host text time")  # what the wrapper's note() wrote; time: its mtime, seconds
 WRAPPER_PATH = "/usr/local/bin:/usr/bin:/bin"          # of the wrapper itself
-OWN_DISKS = set(b"ext2 ext3 ext4 xfs btrfs zfs f2fs jfs reiserfs bcachefs overlay aufs tmpfs".split())      # one host at a time has these
-ORPHAN_GRACE = 10              # seconds after which wrapper and command, both gone without `end`, count as lost
-STORM = 4000                   # children of a wrapper, dead ones counted, with which a command that is to end gets no more grace
-GONE = {}                      # {control directory: since when both are, for wait_end() from one call to the next}
-KILL_TRIES = 5                 # seconds that SIGKILL is sent again and again; what is there then is another user's, or hangs in the kernel
-ADOPT = []                     # what adopter() has found
+LOCAL_DISKS = set(b"ext2 ext3 ext4 xfs btrfs zfs f2fs jfs reiserfs bcachefs overlay aufs tmpfs".split())  # one host at a time has these
+ORPHAN_GRACE = 10  # seconds after which wrapper and command, both gone without `end`, count as lost
+FORK_STORM = 4000  # children of a wrapper, dead ones counted, with which a command that is to end gets no more grace
+GONE_SINCE = {}  # {control directory: since when both are, for wait_end() from one call to the next}
+KILL_TRIES = 5  # seconds that SIGKILL is sent again and again; what is there then is another user's, or hangs in the kernel
+ADOPTER = []                     # what adopter() has found
 
 
 @functools.lru_cache(maxsize=None)
 def boot_id():
     """This boot of this host ('?' where /proc does not tell)."""
     try:
-        return small("/proc/sys/kernel/random/boot_id").decode().strip()
+        return read_small("/proc/sys/kernel/random/boot_id").decode().strip()
     except OSError:
         return "?"
 
 
-def small(path):
+def read_small(path):
     """A file of /proc of at most 4096 bytes, with as few system calls as can be: there are many. OSError."""
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
@@ -6762,7 +6765,7 @@ def write_synced(path, data, mode=0o600):
         os.close(fd)
 
 
-def sync_folder(path):
+def sync_path(path):
     """The folder's entries, on disk before this returns (where the file system can: FUSE and CIFS may know no fsync of directories)."""
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
@@ -6774,30 +6777,30 @@ def sync_folder(path):
         os.close(fd)
 
 
-def prepare(control, fifo=True):
+def prepare_control(control, fifo=True):
     """Makes what the wrapper needs in the control directory (bytes path, exists), on disk before this returns. `ready` comes last;
     once it is there, or was, nothing is made again: that would be a second start."""
     if any(os.path.exists(os.path.join(control, name)) for name in (b"ready", b"start", b"end")):
         return
     if fifo and not os.path.exists(os.path.join(control, b"alive")):
         os.mkfifo(os.path.join(control, b"alive"), 0o600)
-    for name, text in ((b"child", b" " * 256), (b"end.tmp", b" " * 256), (b"run", RUN.encode()), (b"ready", b" " * 256)):
+    for name, text in ((b"child", b" " * 256), (b"end.tmp", b" " * 256), (b"run", WRAPPER.encode()), (b"ready", b" " * 256)):
         write_synced(os.path.join(control, name), text, 0o700 if name == b"run" else 0o600)
-    sync_folder(control)
+    sync_path(control)
 
 
 def adopter():
-    """A function for Popen's preexec_fn: it makes the wrapper the parent of every orphan below it, so that stop_tree() finds also what has left
+    """A function for Popen's preexec_fn: it makes the wrapper the parent of every orphan below it, so that stop_command() finds also what has left
     its parent, its session and its environment behind. None where there is no such thing (Linux has it)."""
-    if not ADOPT:
+    if not ADOPTER:
         try:
             import ctypes
             prctl = ctypes.CDLL(None).prctl
             prctl.argtypes = [ctypes.c_int] + [ctypes.c_ulong] * 4
-            ADOPT.append(lambda: prctl(36, 1, 0, 0, 0))                  # PR_SET_CHILD_SUBREAPER
-        except (ImportError, AttributeError, OSError, MemoryError):      # a Python without it, or a host that forbids what it needs
-            ADOPT.append(None)
-    return ADOPT[0]
+            ADOPTER.append(lambda: prctl(36, 1, 0, 0, 0))                  # PR_SET_CHILD_SUBREAPER
+        except (ImportError, AttributeError, OSError, MemoryError):  # a Python without it, or a host that forbids what it needs
+            ADOPTER.append(None)
+    return ADOPTER[0]
 
 
 def start_wrapper(control, work, argv, env):
@@ -6811,7 +6814,7 @@ def start_wrapper(control, work, argv, env):
 
 
 def read_note(path):
-    """The Note in a file of the wrapper, or None while it is blank or not there."""
+    """The ProcessNote in a file of the wrapper, or None while it is blank or not there."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
@@ -6824,13 +6827,13 @@ def read_note(path):
     finally:
         os.close(fd)
     good = len(words) == 5 and re.match(r"[0-9]{1,9}\Z", words[0])
-    return Note(int(words[0]), words[1], words[2], words[3], words[4].strip(), when) if good else None
+    return ProcessNote(int(words[0]), words[1], words[2], words[3], words[4].strip(), when) if good else None
 
 
-def still_there(note):
+def is_alive(note):
     """Does the process of the note live? Same PID, same start time, not a zombie, in this boot of this host."""
     try:
-        words = small("/proc/%d/stat" % note.pid).rpartition(b") ")[2].split()
+        words = read_small("/proc/%d/stat" % note.pid).rpartition(b") ")[2].split()
     except OSError:
         return False
     return words[19].decode() == note.start and words[0] not in b"ZX" and note.boot == boot_id()
@@ -6845,14 +6848,14 @@ def on_shared_disk(path):
             point = words[4].replace(b"\\040", b" ").rstrip(b"/") + b"/"
             if real.startswith(point) and len(point) >= len(best):
                 best, kind = point, words[words.index(b"-") + 1]
-    return kind not in OWN_DISKS
+    return kind not in LOCAL_DISKS
 
 
-def look(control, now):
+def command_state(control, now):
     """(state, detail) of the command of a control directory (bytes path); now: time.time() (the clock may have been set back since).
-    ready: never started · starting · running: detail its Note · ended: detail its exit code (128+N for a signal), None if it could not be started ·
-    elsewhere: on another host, and only its `end` will tell more: detail its Note · lost: both processes gone without an end, or the host was
-    restarted; detail says which."""
+    ready: never started · starting · running: detail its ProcessNote · ended: detail its exit code (128+N for a signal), None if it could not
+    be started · elsewhere: on another host, and only its `end` will tell more: detail its ProcessNote · lost: both processes gone without an end, or
+    the host was restarted; detail says which."""
     end = read_note(os.path.join(control, b"end"))
     child = read_note(os.path.join(control, b"child"))
     if end is not None:
@@ -6860,32 +6863,32 @@ def look(control, now):
         return "ended", int(code.group(1)) if child is not None and code else None
     started = read_note(os.path.join(control, b"start"))
     if started is None:
-        try:                                           # a blank `start`: the wrapper is about to fill it in, or was killed just there
+        try:  # a blank `start`: the wrapper is about to fill it in, or was killed just there
             began = os.stat(os.path.join(control, b"start")).st_ctime
         except OSError:
             return ("ready", None) if os.path.exists(os.path.join(control, b"ready")) else ("starting", None)
         return ("lost", "end unknown") if abs(now - began) > ORPHAN_GRACE else ("starting", None)
-    for note in (child, started):                      # the same boot is the same host, whatever it is called now
+    for note in (child, started):  # the same boot is the same host, whatever it is called now
         if note is not None and note.boot != boot_id():
             away = note.host != os.uname().nodename and on_shared_disk(control)
             return ("elsewhere", note) if away else ("lost", "the host was restarted")
-    if child is not None and still_there(child):
+    if child is not None and is_alive(child):
         return "running", child
-    if still_there(started):
+    if is_alive(started):
         return "starting", None
     if read_note(os.path.join(control, b"end")) is not None:
-        return look(control, now)                      # it ended between two looks
+        return command_state(control, now)                      # it ended between two looks
     return ("lost", "end unknown") if abs(now - (child or started).time) > ORPHAN_GRACE else ("starting", None)
 
 
-def processes(leader, mark, known, since=0):
+def command_processes(leader, mark, known, since=0):
     """{(pid, start time)} of a command's process tree: in its wrapper's session, with `mark` in the environment, known as part of it from an
     earlier look, or below one of these. leader: the wrapper's pid, 0 if it is gone; it is not among them. since: its start; what
     has the mark and is older has forged it, or got it from elsewhere."""
     parents, starts, found = {}, {}, {leader} - {0}
     for pid in (int(name) for name in os.listdir("/proc") if name.isdigit()):
         try:
-            words = small("/proc/%d/stat" % pid).rpartition(b") ")[2].split()
+            words = read_small("/proc/%d/stat" % pid).rpartition(b") ")[2].split()
             if words[0] not in (b"Z", b"X"):
                 parents[pid], starts[pid] = int(words[1]), words[19]
                 if leader and int(words[3]) == leader or (pid, words[19]) in known:
@@ -6913,7 +6916,7 @@ def signal_to(pid, number):
         pass
 
 
-def children(pid):
+def children_of(pid):
     """The pids of its children, dead ones too, the youngest last, at once ([] where the kernel does not list them)."""
     try:
         with open("/proc/%d/task/%d/children" % (pid, pid), "rb") as text:
@@ -6922,9 +6925,9 @@ def children(pid):
         return []
 
 
-def childless(pid):
+def all_children_dead(pid):
     """Are all its children dead? A look at all processes misses what forks and ends meanwhile; pid stands still, so here it cannot hide."""
-    found = children(pid)
+    found = children_of(pid)
     for child in found:
         try:
             with open("/proc/%d/stat" % child, "rb") as text:
@@ -6932,41 +6935,41 @@ def childless(pid):
                     return False
         except OSError:
             pass
-    return children(pid) == found
+    return children_of(pid) == found
 
 
-def stop_tree(control, mark, grace):
+def stop_command(control, mark, grace):
     """Ends the command of a control directory and all that descends from it: SIGTERM, after `grace` seconds SIGKILL. Its wrapper stands still
     meanwhile: it stays there as the parent of all orphans, and notes the end afterwards. mark: MI_RUN=..., bytes.
     Returns the pids of what does not end."""
     wrapper, told, until = read_note(os.path.join(control, b"start")), set(), time.monotonic() + grace
-    leader = wrapper.pid if wrapper and still_there(wrapper) else 0
+    leader = wrapper.pid if wrapper and is_alive(wrapper) else 0
     since = int(wrapper.start) if wrapper and wrapper.boot == boot_id() and wrapper.start.isdigit() else 0
     try:
         if leader:
             os.kill(leader, signal.SIGSTOP)
         while True:
-            alive, now = processes(leader, mark, told, since), time.monotonic()
-            late = now > until or leader and len(children(leader)) > STORM
-            if not alive and (not leader or childless(leader)) or now > until + KILL_TRIES:
+            alive, now = command_processes(leader, mark, told, since), time.monotonic()
+            late = now > until or leader and len(children_of(leader)) > FORK_STORM
+            if not alive and (not leader or all_children_dead(leader)) or now > until + KILL_TRIES:
                 return sorted(pid for pid, start in alive)
             for pid, start in sorted(alive if late else alive - told, key=lambda one: (int(one[1]), one[0])):
                 # parents first: a shell whose child ends before it is told goes on to its next line
                 signal_to(pid, signal.SIGKILL if late else signal.SIGTERM)
                 signal_to(pid, signal.SIGCONT)         # else a stopped one would not hear of it
             told |= alive                              # whose parent ends now is not lost sight of
-            while time.monotonic() < now + 0.05:       # what leaves a child behind and ends is quicker than a look at all processes
-                for pid in children(leader)[-20:] if late and leader else ():
+            while time.monotonic() < now + 0.05:  # what leaves a child behind and ends is quicker than a look at all processes
+                for pid in children_of(leader)[-20:] if late and leader else ():
                     signal_to(pid, signal.SIGKILL)
                 time.sleep(0.001 if late else 0.05)
     finally:
-        let_go_on(control)
+        continue_wrapper(control)
 
 
-def let_go_on(control):
-    """The wrapper of a control directory goes on, if stop_tree() made it stand still and was killed there."""
+def continue_wrapper(control):
+    """The wrapper of a control directory goes on, if stop_command() made it stand still and was killed there."""
     wrapper = read_note(os.path.join(control, b"start"))
-    if wrapper and still_there(wrapper):
+    if wrapper and is_alive(wrapper):
         signal_to(wrapper.pid, signal.SIGCONT)
 
 
@@ -6988,7 +6991,7 @@ def open_to_others(base, known=False):
 
 
 def wait_end(control, stop, most=0.25):
-    """Waits until the command has ended or stop() is true; looks at the FIFO, so that the end is seen at once. Returns look()'s answer.
+    """Waits until the command has ended or stop() is true; looks at the FIFO, so that the end is seen at once. Returns command_state()'s answer.
     most: seconds between two looks."""
     try:
         alive = os.open(os.path.join(control, b"alive"), os.O_RDONLY | os.O_NONBLOCK)
@@ -6997,17 +7000,17 @@ def wait_end(control, stop, most=0.25):
     pause = 0.002
     try:
         while True:
-            state, now = look(control, float("inf")), time.monotonic()       # a clock that is set does not count here
+            state, now = command_state(control, float("inf")), time.monotonic()  # a clock that is set does not count here
             if state != ("lost", "end unknown"):
-                GONE.pop(control, None)
-            elif now - GONE.setdefault(control, now) < ORPHAN_GRACE:
+                GONE_SINCE.pop(control, None)
+            elif now - GONE_SINCE.setdefault(control, now) < ORPHAN_GRACE:
                 state = "starting", None
             if state[0] in ("ended", "lost") or stop():
                 return state
             poller = select.poll()
             if alive >= 0:
                 poller.register(alive, select.POLLIN)
-            if poller.poll(pause * 1000):              # hung up: the end is there, or the wrapper was killed: look now and then
+            if poller.poll(pause * 1000):  # hung up: the end is there, or the wrapper was killed: look now and then
                 os.close(alive)
                 alive, pause = -1, 0.002
             pause = min(pause * 1.5, most)
@@ -7017,32 +7020,32 @@ def wait_end(control, stop, most=0.25):
 # ==== end shared ====
 # ==== shared: batch ====
 # Batch systems. A job is the wrapper, submitted; its `end` is the truth, a queue only says "not yet". One query tells of all jobs.
-JOB = r"""#!/bin/sh
+JOB_HEAD = r"""#!/bin/sh
 # What a batch system is given. Each line of the file `words` is one word of what it runs: no shell reads anything into them.
 control={control}
 set --
 while IFS= read -r word; do set -- "$@" "$word"; done <"$control/words"
 """
-PROGRAMS = {"slurm": "sbatch squeue scancel", "pbs": "qsub qstat qselect qdel", "htcondor": "condor_submit condor_q condor_rm"}
+BATCH_PROGRAMS = {"slurm": "sbatch squeue scancel", "pbs": "qsub qstat qselect qdel", "htcondor": "condor_submit condor_q condor_rm"}
 JOB_EXEC = 'exec "$@"\n'       # Slurm and PBS signal every process of a job
 JOB_WAIT = r"""trap 'kill -TERM $!; IFS= read -r pid <"$control/child"; case $pid in [1-9]*) kill -TERM "${pid%% *}";; esac' TERM
 # (HTCondor signals this one only, then kills all. A note that is written while it is read begins with blanks: no number to send a signal to.)
 "$@" &
 while kill -0 $! 2>/dev/null; do wait $!; done
 """
-SUBMIT = '"$@" <"$0"; exit $?'     # the shell has our lock as its stdin; what it starts (also qsub's background process) has the job
-QUERY_TIME = 30                # seconds that a program of a batch system may take (Slurm's give a controller up after ten)
-ANSWER_MOST = 8 << 20          # bytes of an answer that are kept: some 50,000 jobs in Slurm's, 2,000 in PBS's; more is no answer
-END_LATE = 30                  # seconds that `end` may come after the queue's word that the job is over (NFS), and that word after `end`
-ASKED_OF = 600                 # seconds for which PBS is asked of a job that has ended oddly
-SENT_LATE = 60                 # seconds for which a queue must not know a job, of which it is unsure whether it was sent, before it is sent again
-UNSURE = re.compile(r"timed? ?out|zero bytes|connect|commit|End of File|no answer", re.I)      # in the words of a submission that failed
-HELD = "held"                  # unlocked()'s word
-KILLED = (137, 140, 143, 152)  # exit codes after which the queue is asked whether it was the batch system's doing (KILL, USR2, TERM, XCPU)
-CLIENT = re.compile(r"(SLURM_(CONF|CLUSTERS)|PBS_(CONF_FILE|EXEC|DEFAULT|SERVER)|CONDOR_CONFIG|_CONDOR_[A-Z_]+)\Z")    # for its programs
-MARK = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\.\d+")       # MI_RUN = ACCEPT_ID.N, by which a job is found again
-Seen = collections.namedtuple("Seen", "job mark state node text")      # state: queued, held, running, suspended, done, over (badly)
-Batch = collections.namedtuple("Batch", "submit number ask past partial read cancel force sure away wrong never said")
+SUBMIT_SHELL = '"$@" <"$0"; exit $?'  # the shell has our lock as its stdin; what it starts (also qsub's background process) has the job
+QUERY_TIME = 30  # seconds that a program of a batch system may take (Slurm's give a controller up after ten)
+ANSWER_MOST = 8 << 20  # bytes of an answer that are kept: some 50,000 jobs in Slurm's, 2,000 in PBS's; more is no answer
+END_LATE = 30  # seconds that `end` may come after the queue's word that the job is over (NFS), and that word after `end`
+PAST_ASKED = 600                 # seconds for which PBS is asked of a job that has ended oddly
+SENT_LATE = 60  # seconds for which a queue must not know a job, of which it is unsure whether it was sent, before it is sent again
+PERHAPS_SENT = re.compile(r"timed? ?out|zero bytes|connect|commit|End of File|no answer", re.I)  # in the words of a submission that failed
+LOCK_HELD = "held"                  # try_lock()'s word
+KILLED_CODES = (137, 140, 143, 152)  # exit codes after which the queue is asked whether it was the batch system's doing (KILL, USR2, TERM, XCPU)
+CLIENT_ENV = re.compile(r"(SLURM_(CONF|CLUSTERS)|PBS_(CONF_FILE|EXEC|DEFAULT|SERVER)|CONDOR_CONFIG|_CONDOR_[A-Z_]+)\Z")  # for its programs
+RUN_MARK = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\.\d+")  # MI_RUN = ACCEPT_ID.N, by which a job is found again
+JobSeen = collections.namedtuple("JobSeen", "job mark state node text")  # state: queued, held, running, suspended, done, over (badly)
+BatchSystem = collections.namedtuple("BatchSystem", "submit number ask past partial read cancel force sure away wrong never said")
 
 
 def slurm_submit(control, run, options):
@@ -7052,7 +7055,7 @@ def slurm_submit(control, run, options):
 
 
 def slurm_read(text):
-    """Every Seen in what squeue or sacct answered. ValueError if it is neither's."""
+    """Every JobSeen in what squeue or sacct answered. ValueError if it is neither's."""
     found = []
     for line in text.split("\n"):
         row = re.match(r"(\d[^|\s]*)\|([A-Z_]+(?: [^|]*)?)\|([^|]*)\|([^|]*)\|(.*)", line)
@@ -7061,12 +7064,12 @@ def slurm_read(text):
         if row is None:
             continue
         job, state, node, reason, names = row.groups()
-        word, mark = state.split(" ")[0], MARK.search(names)           # REVOKED: it runs on another cluster of the federation
+        word, mark = state.split(" ")[0], RUN_MARK.search(names)  # REVOKED: it runs on another cluster of the federation
         ended = "BOOT_FAIL CANCELLED DEADLINE FAILED LAUNCH_FAILED NODE_FAIL OUT_OF_MEMORY PREEMPTED RECONFIG_FAIL TIMEOUT"
         kind = "over" if word in ended.split() else "queued" if word in ("PENDING", "CONFIGURING") or "REQUEUE" in word else "running"
         kind = {"COMPLETED": "done", "SUSPENDED": "suspended", "STOPPED": "suspended"}.get(word, kind)
         kind = "held" if kind == "queued" and re.search(r"[Hh]eld", reason) else kind
-        found.append(Seen(job, mark and mark.group(), kind, node, state + (", " + reason if reason not in ("", "None") else "")))
+        found.append(JobSeen(job, mark and mark.group(), kind, node, state + (", " + reason if reason not in ("", "None") else "")))
     return found
 
 
@@ -7089,7 +7092,7 @@ def pbs_submit(control, run, options):
     return ["qsub"] + rest + ["-N", pbs_name(run), "-v", ",".join(variables), "-r", "n", "-j", "oe", "-S", "/bin/sh", "-o"] + paths
 
 
-def own_name():
+def user_name():
     """This user's name; None if it has none."""
     import pwd
     try:
@@ -7098,17 +7101,17 @@ def own_name():
         return None
 
 
-def own(name):
+def is_ours(name):
     """Is that owner of a job (USER@HOST, DOMAIN\\USER) we? True if nobody is named. A mark in another user's job is no mark."""
-    me = own_name()
+    me = user_name()
     return not name or me is None or len({str(text).split("\\")[-1].split("@")[0].lower() for text in (name, me)}) == 1
 
 
-PBS_ROWS = re.compile(rb"\n +(?! |job_state|Job_Owner|Variable_List|comment|Hold_Types|exec_host|[Ee]xit_status)[^\n]*")      # nobody reads
+PBS_ROWS = re.compile(rb"\n +(?! |job_state|Job_Owner|Variable_List|comment|Hold_Types|exec_host|[Ee]xit_status)[^\n]*")  # nobody reads
 PBS_MARK = re.compile(rb"(\n +Variable_List = )(?:[^\n]*,)?(MI_RUN=[^,\n]*)[^\n]*")
 
 
-def pbs_keep(text):
+def pbs_trim(text):
     """Of what qstat -f has said so far (bytes) what is read of the jobs that may be ours: a site's others are many, and rows long."""
     if b"\nJob Id:" not in text:
         return text
@@ -7119,23 +7122,23 @@ def pbs_keep(text):
 
 
 def pbs_read(text):
-    """Every Seen in what qstat -f answered. ValueError if it is not that."""
+    """Every JobSeen in what qstat -f answered. ValueError if it is not that."""
     found = []
     if text.strip() and not text.lstrip().startswith("Job Id"):
         raise ValueError(text)
     for part in re.split(r"^Job Id:\s*", text.replace("\r", "").replace("\n\t", ""), flags=re.M)[1:]:
         lines_of = part.split("\n")
         told = dict(re.match(r"\s+([A-Za-z_.]+) = (.*)", line).groups() for line in lines_of[1:] if re.match(r"\s+[A-Za-z_.]+ = ", line))
-        state, mark = told["job_state"] if "job_state" in told else "", MARK.search(told.get("Variable_List", ""))
+        state, mark = told["job_state"] if "job_state" in told else "", RUN_MARK.search(told.get("Variable_List", ""))
         if not re.match(r"\d+", lines_of[0]) or not re.match(r"[A-Z]\Z", state):
             raise ValueError(part)
-        mark = mark if own(told.get("Job_Owner")) else None
+        mark = mark if is_ours(told.get("Job_Owner")) else None
         code = told.get("Exit_status") or told.get("exit_status")
         words = [state] + (["exit status " + code] if code and state in "CFX" else []) + [told[key] for key in ("comment",) if key in told]
         words += ["held (%s)" % told["Hold_Types"]] if state == "H" and "Hold_Types" in told else []
         kind = "done" if code == "0" else "over"
         kind = {"R": "running", "E": "running", "S": "suspended", "U": "suspended", "H": "held"}.get(state, kind if state in "CFX" else "queued")
-        found.append(Seen(lines_of[0].strip(), mark and mark.group(), kind, told.get("exec_host", "").split("/")[0], ", ".join(words)))
+        found.append(JobSeen(lines_of[0].strip(), mark and mark.group(), kind, told.get("exec_host", "").split("/")[0], ", ".join(words)))
     return found
 
 
@@ -7152,7 +7155,7 @@ def condor_submit(control, run, options):
 
 
 def condor_read(text):
-    """Every Seen in what condor_q or condor_history answered. ValueError if it is neither's."""
+    """Every JobSeen in what condor_q or condor_history answered. ValueError if it is neither's."""
     found, names = [], ("", "idle", "running", "removed", "completed", "held", "transferring output", "suspended")
     try:
         entries = json.loads(text) if text.strip() else []
@@ -7166,8 +7169,8 @@ def condor_read(text):
         reason = str(entry.get({1: "LastRejMatchReason", 5: "HoldReason", 3: "RemoveReason"}.get(state), "")).strip()
         node = str(entry.get("RemoteHost") or entry.get("LastRemoteHost") or "").partition("@")[2]
         kind = {1: "queued", 5: "held", 3: "running" if entry.get("RemoteHost") else "over", 4: "done", 7: "suspended"}.get(state, "running")
-        mark = MARK.fullmatch(str(entry.get("MIRun")))
-        found.append(Seen(job, mark.group() if mark and own(entry.get("Owner")) else None, kind, node,
+        mark = RUN_MARK.fullmatch(str(entry.get("MIRun")))
+        found.append(JobSeen(job, mark.group() if mark and is_ours(entry.get("Owner")) else None, kind, node,
                           names[state if 0 < state < len(names) else 0] + (": " + reason if reason else "")))
     return found
 
@@ -7177,28 +7180,28 @@ CONDOR_TELL = ["-json", "-attributes",
 # submit(control, run, options) · what its answer holds · one query for all: ask(job numbers, or none), past(job numbers, or marks) · stderr
 # lines beside which a failed query is an answer · read · cancel, force (None: it needs none) · refusals of a submission that are for good,
 # that pass, that are for good if they are not the others · options that cannot be · what the job's own log tells
-BATCH = {
-    "slurm": Batch(
+BATCH_SYSTEMS = {
+    "slurm": BatchSystem(
         slurm_submit, r"^(\d+)(?:;\S*)?$",
         lambda jobs: ["squeue", "--noheader", "--states=all", "--user=%d" % os.geteuid(), "--format=%i|%T|%N|%r|%j|%k"],
         lambda jobs: ["sacct", "-n", "-P", "-X", "-o", "JobID,State,NodeList,Reason,JobName", "-j", ",".join(jobs)], r"(?!)", slurm_read,
-        lambda job: ["scancel", job], None,            # (its daemon kills after KillWait, whatever it is told meanwhile)
+        lambda job: ["scancel", job], None,  # (its daemon kills after KillWait, whatever it is told meanwhile)
         r"PerJob|QOSMin|time limit is invalid|Partition(Time|Node)Limit",
         r"contact slurm|timed out|refused|[Zz]ero [Bb]ytes|temporarily|[Ll]imit|too many|queue is full|not respond|Unable to connect|standby"
         r"|inactive or drain|[Mm]unge|uthentication",
         r"[Ii]nvalid|unrecognized|not available|not found|denied|[Uu]nable to open|exceeds",
         r"-W|--wait(?![\w-])|--test-only|-a|--array", r"slurmstepd\S*: (?:error: )?(.*\*\*\*.*|.*memory.*|.*oom.*)"),
-    "pbs": Batch(
+    "pbs": BatchSystem(
         pbs_submit, r"^(\d+(?:\[\])?(?:\.\S+)?)$", lambda jobs: ["qstat", "-f"] + jobs, lambda jobs: ["qstat", "-x", "-f"] + jobs,
         r"qstat: (Unknown Job Id|.* has finished)", pbs_read, lambda job: ["qdel", job], lambda job: ["qdel", "-W", "force", job],
         r"violates|exceeds .*resource limits",
         r"onnect|timed out|busy|temporar|would exceed|[Mm]aximum number|End of File|[Ss]erver shutting|not enabled",
         r"[Ii]llegal|[Uu]nknown|[Ii]nvalid|Unauthorized|not found|denied|too long|usage:",
         r"-[IJtz]|-W\n?(.*,)?block=", r"=>> PBS: (.*)|.*(?:[Oo]om|memory|Killed by).*"),
-    "htcondor": Batch(
+    "htcondor": BatchSystem(
         condor_submit, r"^(\d+\.\d+) - ", lambda jobs: ["condor_q"] + CONDOR_TELL + ["-constraint", "MIRun =!= undefined"],
         lambda jobs: ["condor_history"] + CONDOR_TELL + ["-limit", str(len(jobs)), "-constraint", " || ".join(
-            'MIRun == "%s"' % job if MARK.match(job) else "ClusterId == %s && ProcId == %s" % tuple(job.split(".")) for job in jobs)],
+            'MIRun == "%s"' % job if RUN_MARK.match(job) else "ClusterId == %s && ProcId == %s" % tuple(job.split(".")) for job in jobs)],
         r"(?!)", condor_read, lambda job: ["condor_rm", job], None,
         r"[Ss]ubmit requirement|SUBMIT_REQUIREMENT",
         r"onnect|timed out|locate|find address|MAX_JOBS|Failed to commit", r"[Pp]arse|not found|[Ii]nvalid|denied|No such",
@@ -7206,7 +7209,7 @@ BATCH = {
 }
 
 
-def batch_table(text):
+def changeable_options(text):
     """batch_changeable: a line `NAME[=DEFAULT] OPTION-WITH-{} EXPRESSION` each, as [(name, default or None, option, expression)]."""
     found = []
     for line in lines(text):
@@ -7221,7 +7224,7 @@ def batch_table(text):
     return found
 
 
-def batch_options(keys, words):
+def submit_options(keys, words):
     """(options of the submission, the words that are left): words `batch.NAME=VALUE` set what batch_changeable lets them. ValueError."""
     import shlex
     given, rest, options = {}, [], []
@@ -7243,26 +7246,26 @@ def batch_options(keys, words):
         raise ValueError(_("batch.%s may not be set here") % sorted(given)[0])
     if keys["batch"] == "slurm" and any(re.match(r"-M|--clusters?\b", option) for option in options):
         raise ValueError(_("which cluster it is, every program must know: env.SLURM_CLUSTERS = NAME, no --clusters"))
-    never = keys["batch"] != "none" and re.search(r"^(?:%s).*(\n(?!-).*)?" % BATCH[keys["batch"]].never, "\n".join(options), re.M)
+    never = keys["batch"] != "none" and re.search(r"^(?:%s).*(\n(?!-).*)?" % BATCH_SYSTEMS[keys["batch"]].never, "\n".join(options), re.M)
     if never:
         raise ValueError(_("%s: one job that runs one command, and a submission that returns at once: nothing else can be used") % " ".join(
             never.group().split()))
     return options, rest
 
 
-def batch_missing(system, env):
+def missing_batch_program(system, env):
     """The first of a batch system's programs that is not in the PATH of env, and what to do, for people; None if all are there."""
     import shutil
-    for program in PROGRAMS[system].split():
+    for program in BATCH_PROGRAMS[system].split():
         if not shutil.which(program, path=env.get("PATH", WRAPPER_PATH)):
             return _("%s: not found in PATH: the batch system's own programs are needed on this host (env.PATH of its section in the ini; "
                      "for ssh without a guard: `module load`, or PATH, at the top of ~/.bashrc there)") % program
     return None
 
 
-def batch_call(words, env, stdin=subprocess.DEVNULL, keep=None):
+def call_batch_program(words, env, stdin=subprocess.DEVNULL, keep=None):
     """(exit code, stdout, stderr) of a batch system's own program; 127 if it is not there, None if it did not answer in time, or without end.
-    keep: see batch_hear()."""
+    keep: see hear_batch_program()."""
     try:
         child = subprocess.Popen([utf8(word) for word in words], stdin=stdin, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                                  env={utf8(key): utf8(value) for key, value in env.items()}, cwd=b"/", start_new_session=True)
@@ -7270,7 +7273,7 @@ def batch_call(words, env, stdin=subprocess.DEVNULL, keep=None):
         return 127, "", "%s: %s" % (words[0], error.strerror)
     until = time.monotonic() + QUERY_TIME
     with child.stdout, child.stderr:
-        out, err, code = batch_hear(child, until, keep)
+        out, err, code = hear_batch_program(child, until, keep)
     try:
         if code is not None:
             code = child.wait(max(0.1, until - time.monotonic()))
@@ -7282,7 +7285,7 @@ def batch_call(words, env, stdin=subprocess.DEVNULL, keep=None):
     return code, out.decode("utf-8", "replace"), err.decode("utf-8", "replace")
 
 
-def batch_hear(child, until, keep):
+def hear_batch_program(child, until, keep):
     """(stdout, stderr, 0) of a child when both are closed; (b"", why, None) if that is not so at `until` (time.monotonic()), or it is too much.
     keep(stdout so far): what is wanted of that, for answers that are long."""
     poller, out, err, done = select.poll(), bytearray(), bytearray(), 0
@@ -7308,9 +7311,9 @@ def batch_hear(child, until, keep):
     return out, err, 0
 
 
-def batch_look(control):
-    """As look(), for a command that may run on another host: by its files alone. ready: not started · running: detail its Note · ended:
-    detail its exit code, None if it could not be started · stopped: it can never start."""
+def batch_command_state(control):
+    """As command_state(), for a command that may run on another host: by its files alone. ready: not started · running: detail its ProcessNote ·
+    ended: detail its exit code, None if it could not be started · stopped: it can never start."""
     names = os.listdir(control)                        # over NFS this also asks for the newest
     child = read_note(os.path.join(control, b"child"))
     if b"end" in names:
@@ -7319,38 +7322,38 @@ def batch_look(control):
             code = re.match(r"exit ([0-9]{1,3})\Z", end.text)
             return "ended", int(code.group(1)) if child is not None and code else None
     if b"start" in names:
-        return "running", child or read_note(os.path.join(control, b"start")) or Note(0, "?", "?", "?", "", time.time())
+        return "running", child or read_note(os.path.join(control, b"start")) or ProcessNote(0, "?", "?", "?", "", time.time())
     return ("ready" if b"ready" in names else "stopped"), None
 
 
-def unlocked(lock):
-    """"" if this process has the lock of that open file now; HELD if another one has it; else why there are no locks."""
+def try_lock(lock):
+    """"" if this process has the lock of that open file now; LOCK_HELD if another one has it; else why there are no locks."""
     import fcntl
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return ""
     except OSError as error:
-        return HELD if error.errno in (errno.EAGAIN, errno.EACCES) else error.strerror
+        return LOCK_HELD if error.errno in (errno.EAGAIN, errno.EACCES) else error.strerror
 
 
 def ended_oddly(control, code):
     """May an end with this exit code be the batch system's doing: by a signal, or after the wrapper was told to end?"""
-    return code in KILLED or os.path.exists(os.path.join(control, b"told"))
+    return code in KILLED_CODES or os.path.exists(os.path.join(control, b"told"))
 
 
-class Queue:
+class BatchQueue:
     """What a batch system says of this user's jobs. However many threads and processes wait below a folder (bytes), it is asked once in
     `poll` seconds, beside their waiting, and not at all when nobody waits: the answer lies in a file of the folder."""
 
     def __init__(self, folder, system, env):
-        self.system, self.table, self.folder = system, BATCH[system], folder
-        self.env = dict(env, SQUEUE_FEDERATION="1")    # a federation's other clusters too; nothing to the rest
-        client = sorted(item for item in env.items() if CLIENT.match(item[0]))
+        self.system, self.table, self.folder = system, BATCH_SYSTEMS[system], folder
+        self.env = dict(env, SQUEUE_FEDERATION="1")  # a federation's other clusters too; nothing to the rest
+        client = sorted(item for item in env.items() if CLIENT_ENV.match(item[0]))
         name = "queue." + system + (".%08x" % binascii.crc32(utf8(repr(client))) if client else "")
         self.path, self.lock, self.stamp, self.asking = os.path.join(folder, utf8(name)), threading.Lock(), None, False
         self.known, self.rows, self.past, self.missed, self.turn = {"tried": 0, "t": 0, "rows": []}, {}, {}, set(), False
         self.submitting = threading.Lock()             # one submission at a time
-        self.together = None                           # does qstat know -E (one connection for all numbers)? None: not asked yet
+        self.together = None  # does qstat know -E (one connection for all numbers)? None: not asked yet
 
     def load(self):
         """Reads the answer's file if it is another one than before."""
@@ -7359,7 +7362,7 @@ class Queue:
             if (info.st_ino, info.st_mtime) != self.stamp:
                 with open(self.path, "rb") as text:
                     known = json.loads(text.read().decode("utf-8"))
-                found = [Seen(*row) for row in known["rows"]]
+                found = [JobSeen(*row) for row in known["rows"]]
                 self.known = dict(known, tried=float(known["tried"]), t=float(known["t"]))
                 self.stamp = info.st_ino, info.st_mtime
                 self.rows = {row.job: row for row in found}
@@ -7368,7 +7371,7 @@ class Queue:
             pass                                       # not there yet, or broken: it is written anew
 
     def seen(self, mark, job, poll):
-        """(time of the last answer, that job's Seen or None). Has the queue asked anew, beside, if it is older than poll seconds."""
+        """(time of the last answer, that job's JobSeen or None). Has the queue asked anew, beside, if it is older than poll seconds."""
         with self.lock:
             self.load()
             if not self.asking and self.due(poll):
@@ -7387,12 +7390,12 @@ class Queue:
         """One query, or none if another process makes it just now. (Where there are no locks, each process asks for itself.)"""
         try:
             with open(self.path + b".lock", "ab") as lock:
-                if unlocked(lock) == HELD:
+                if try_lock(lock) == LOCK_HELD:
                     return
                 with self.lock:
                     self.load()
                     missed, began = sorted(self.missed), time.time()
-                    self.turn = bool(missed) and not self.turn     # a query for those that vanished comes in place of one for all
+                    self.turn = bool(missed) and not self.turn  # a query for those that vanished comes in place of one for all
                 if self.due(poll):
                     self.query(began, missed)
         except OSError:
@@ -7406,7 +7409,7 @@ class Queue:
         self.missed.clear()                            # whoever still misses one says so again
         try:
             jobs = self.vanished(missed) if self.turn else self.numbers()
-            out = self.hear(self.words(jobs)) if jobs != [] else ""
+            out = self.query_answer(self.query_words(jobs)) if jobs != [] else ""
             ours = {job.split(".")[0] for job in jobs} if self.system == "pbs" else ()
             found = [row._replace(job=row.job[:100], node=printable(row.node)[:100], text=printable(row.text)[:300])
                      for row in self.table.read(out) if not ours or row.job.split(".")[0] in ours]
@@ -7423,37 +7426,37 @@ class Queue:
             out.write(json.dumps(known).encode())
         os.rename(new, self.path)
 
-    def hear(self, words):
+    def query_answer(self, words):
         """What a program of the batch system answered. ValueError with who said what, if it is no answer."""
-        code, out, err = batch_call(words, self.env, keep=pbs_keep if self.system == "pbs" else None)
+        code, out, err = call_batch_program(words, self.env, keep=pbs_trim if self.system == "pbs" else None)
         if code is None or code and not all(re.match(self.table.partial, line) for line in (err.strip() or "?").splitlines()):
             raise ValueError("%s: %s" % (words[0], " ".join(err.split())[:200] or "exit code %s" % code))
         return out
 
-    def mine(self):
+    def ask_ours(self):
         """The argument vector that asks for this user's jobs in PBS, or in another system for all that it is asked for."""
         if self.system != "pbs":
             return self.table.ask([])
-        return ["qselect"] + (["-u", own_name()] if own_name() else [])
+        return ["qselect"] + (["-u", user_name()] if user_name() else [])
 
-    def words(self, jobs):
+    def query_words(self, jobs):
         """The argument vector of a query. A connection and a privileged port for each number, as qstat has it without -E, lock others out."""
         words = self.table.past(jobs) if self.turn else self.table.ask(jobs)
         if self.system != "pbs" or len(jobs) < 2:
             return words
         if self.together is None:                      # Torque's has no -E
-            code, out, err = batch_call(["qsub", "--version"], self.env)
+            code, out, err = call_batch_program(["qsub", "--version"], self.env)
             self.together = None if code is None else "pbs_version" in out + err
         return words[:1] + ["-E"] * bool(self.together) + words[1:]
 
     def vanished(self, missed):
         """Of the names in missed (a job's number, or, if that is not known, its mark) those that may be asked for."""
-        marks = [name for name in missed if MARK.match(name)]
+        marks = [name for name in missed if RUN_MARK.match(name)]
         jobs = [name for name in missed if name not in marks]
         if self.system == "slurm" or jobs and self.system == "htcondor":
             return jobs
         for mark in marks[:20] if self.system == "pbs" else ():
-            code, out, _err = batch_call(self.mine() + ["-x", "-N", pbs_name(mark)], self.env)
+            code, out, _err = call_batch_program(self.ask_ours() + ["-x", "-N", pbs_name(mark)], self.env)
             if code is None:
                 raise ValueError("qselect: no answer")
             jobs += re.findall(r"^\d\S*$", out, re.M)
@@ -7465,7 +7468,7 @@ class Queue:
             ended = time.time() - os.stat(os.path.join(control, b"end")).st_mtime
         except OSError:
             return False
-        return abs(ended) > ASKED_OF or not ended_oddly(control, batch_look(control)[1])
+        return abs(ended) > PAST_ASKED or not ended_oddly(control, batch_command_state(control)[1])
 
     def numbers(self):
         """The jobs below the folder that have not ended, for PBS, which is asked by numbers: in the variables of another user's job, rows that
@@ -7478,7 +7481,7 @@ class Queue:
             if os.path.exists(os.path.join(control, b"batch")) and not self.settled(control):
                 job = read_batch(control)
                 if not job.get("job") or job.get("sent", 0) > 1:
-                    return re.findall(r"^\d\S*$", self.hear(self.mine()), re.M)
+                    return re.findall(r"^\d\S*$", self.query_answer(self.ask_ours()), re.M)
                 found.append(job["job"])
         return found
 
@@ -7488,22 +7491,22 @@ def read_batch(control):
     try:
         with open(os.path.join(control, b"batch"), "rb") as text:
             found = json.loads(text.read().decode("utf-8"))
-        whole = {"system", "run", "submit", "sent", "job", "t"} <= set(found) and found["system"] in BATCH
+        whole = {"system", "run", "submit", "sent", "job", "t"} <= set(found) and found["system"] in BATCH_SYSTEMS
         return found if isinstance(found, dict) and whole else {}
     except (OSError, ValueError, TypeError, RecursionError):
         return {}
 
 
-def batch_where(folder, control):
+def batch_state(folder, control):
     """(queued, running, stopped or ended, text for people) of a control directory's job below folder, as far as is known without asking."""
-    state, detail = batch_look(control)
+    state, detail = batch_command_state(control)
     order = read_batch(control)
     why, row = order.get("why", ""), None
     for name in os.listdir(folder) if state in ("ready", "running") else ():
         if name.startswith(utf8("queue." + order["system"])) and not name.endswith((b".lock", b".new")):
             try:
                 with open(os.path.join(folder, name), "rb") as known:
-                    rows = [Seen(*row) for row in json.loads(known.read().decode("utf-8"))["rows"]]
+                    rows = [JobSeen(*row) for row in json.loads(known.read().decode("utf-8"))["rows"]]
                 row = [row for row in rows if row.mark == order["run"] or row[:2] == (order["job"], None)][0]
             except (OSError, ValueError, KeyError, TypeError, IndexError, RecursionError):
                 pass                                   # it has not been asked yet
@@ -7512,22 +7515,22 @@ def batch_where(folder, control):
     return ("queued", "queued" + (" (%s)" % (row.text if row else why) if row or why else "")) if state == "ready" else (state, "")
 
 
-def later(when, then):
+def is_later(when, then):
     """Is an answer of `when` later than `then` (both time.time())? If `then` is to come, the clock was set back: it may be."""
     return when > then or then > time.time()
 
 
 class BatchJob:
     """The job of one control directory (bytes). Its file `batch` (fsynced): run, submit = the argument vector, sent = times, job = number.
-    grace: seconds that a job may be unknown to the queue; poll: see Queue; at: a fault point."""
+    grace: seconds that a job may be unknown to the queue; poll: see BatchQueue; fault: a fault point."""
 
     def __init__(self, control, queue, poll, grace, at=lambda name: None):
-        self.control, self.queue, self.poll, self.grace, self.at = control, queue, poll, grace, at
-        self.order, self.failing, self.unsure = read_batch(control), None, True
-        self.said = []                                 # see told()
-        self.missing, self.begun = False, 0            # is the program that submits not there; when it was started last
-        self.absent = []                               # of the answers of after the submission that do not name it the first and the last:
-        self.over, self.off, self.tried = None, None, None             # (their time, when we saw them), like these in time.monotonic()
+        self.control, self.queue, self.poll, self.grace, self.fault = control, queue, poll, grace, at
+        self.submission, self.failing, self.unsure = read_batch(control), None, True
+        self.stops_noted = []                                 # see stop_times()
+        self.no_program, self.submitted_at = False, 0  # is the program that submits not there; when it was started last
+        self.unknown_since = []  # of the answers of after the submission that do not name it the first and the last:
+        self.over_since, self.off_since, self.stop_tried = None, None, None  # (their time, when we saw them), like these in time.monotonic()
         self.where, self.why, self.failed, self.node = "", "", "", ""
 
     def path(self, name):
@@ -7535,10 +7538,10 @@ class BatchJob:
 
     def save(self, **more):
         """The file `batch`, on disk before this returns."""
-        self.order = dict(self.order, t=time.time(), **more)
-        write_synced(self.path(b"batch.new"), json.dumps(self.order).encode())
+        self.submission = dict(self.submission, t=time.time(), **more)
+        write_synced(self.path(b"batch.new"), json.dumps(self.submission).encode())
         os.rename(self.path(b"batch.new"), self.path(b"batch"))
-        sync_folder(self.control)
+        sync_path(self.control)
 
     def begin(self, work, argv, env, run, options, **more):
         """Writes what is submitted, and submits it: argv in the directory work (bytes) with env. ValueError if the system cannot be told."""
@@ -7554,7 +7557,7 @@ class BatchJob:
         if os.path.exists(self.path(b"alive")):
             os.unlink(self.path(b"alive"))             # a FIFO tells nothing between two hosts
         write_synced(self.path(b"words"), b"\n".join(words) + b"\n")
-        text = JOB + (JOB_WAIT if self.queue.system == "htcondor" else JOB_EXEC)
+        text = JOB_HEAD + (JOB_WAIT if self.queue.system == "htcondor" else JOB_EXEC)
         write_synced(self.path(b"job"), utf8(text.replace("{control}", shlex.quote(control))), 0o700)
         self.save(system=self.queue.system, run=run, submit=submit, sent=0, job="", why="", **more)
         self.submit()
@@ -7566,85 +7569,85 @@ class BatchJob:
             return
         lock = os.open(self.path(b"job"), os.O_RDONLY)
         try:
-            why = unlocked(lock)
+            why = try_lock(lock)
             if why:
                 return self.not_now(why)
-            self.order = read_batch(self.control)
-            if self.order["job"] or not os.path.exists(self.path(b"ready")):
+            self.submission = read_batch(self.control)
+            if self.submission["job"] or not os.path.exists(self.path(b"ready")):
                 return
-            self.save(sent=self.order["sent"] + 1)
-            self.begun = time.monotonic()
-            self.at("submitting")
-            words = ["/bin/sh", "-c", SUBMIT, self.path(b"job").decode("utf-8", "surrogateescape")] + self.order["submit"]
-            code, out, err = batch_call(words, self.queue.env, lock)
-            self.at("submitted")
+            self.save(sent=self.submission["sent"] + 1)
+            self.submitted_at = time.monotonic()
+            self.fault("submitting")
+            words = ["/bin/sh", "-c", SUBMIT_SHELL, self.path(b"job").decode("utf-8", "surrogateescape")] + self.submission["submit"]
+            code, out, err = call_batch_program(words, self.queue.env, lock)
+            self.fault("submitted")
             found = re.findall(self.queue.table.number, out, re.M)
             if code == 0 and found:
                 self.save(job=found[-1], why="")
                 self.failing, self.why = None, ""
-                self.at("number noted")
+                self.fault("number noted")
             else:
-                self.refused(code, " ".join((err or out).split())[:300] or "exit code %s" % code)
+                self.submission_failed(code, " ".join((err or out).split())[:300] or "exit code %s" % code)
         finally:
             os.close(lock)
             self.queue.submitting.release()
 
     def not_now(self, why):
-        """Nothing is submitted: another process does it just now (HELD), or no lock can be had, which is said; look() tries again."""
-        text = "" if why == HELD else _("no lock can be had beside its notes (%s); it is not submitted until there is one") % why
+        """Nothing is submitted: another process does it just now (LOCK_HELD), or no lock can be had, which is said; current_state() tries again."""
+        text = "" if why == LOCK_HELD else _("no lock can be had beside its notes (%s); it is not submitted until there is one") % why
         if text and text != self.why:
-            log("error", self.order["run"].rpartition(".")[0], "batch", why=text)
+            log("error", self.submission["run"].rpartition(".")[0], "batch", why=text)
         self.why = text or self.why
 
-    def refused(self, code, text):
+    def submission_failed(self, code, text):
         """A submission failed: for good, or (perhaps it did not) the queue is looked at and it is sent again."""
-        table, self.missing = self.queue.table, code in (126, 127)
-        self.why, self.unsure = "%s: %s" % (self.order["submit"][0], printable(text)), bool(UNSURE.search(text))
+        table, self.no_program = self.queue.table, code in (126, 127)
+        self.why, self.unsure = "%s: %s" % (self.submission["submit"][0], printable(text)), bool(PERHAPS_SENT.search(text))
         try:
-            if self.order.get("why") != self.why:
+            if self.submission.get("why") != self.why:
                 self.save(why=self.why)                # for `list` and `show`
         except OSError:
             pass                                       # a full disk: it is said, and not kept
         final = re.search(table.sure, text)
-        away = not final and (code is None or re.search(table.away, text)) and not self.missing
+        away = not final and (code is None or re.search(table.away, text)) and not self.no_program
         self.failing = None if away else self.failing or time.monotonic()
-        if final or not away and (re.search(table.wrong, text) and not self.missing or time.monotonic() - self.failing > self.grace):
+        if final or not away and (re.search(table.wrong, text) and not self.no_program or time.monotonic() - self.failing > self.grace):
             self.failed = self.why
 
     def under_way(self):
         """Does a program that submits this job still run?"""
         with open(self.path(b"job"), "rb") as lock:
-            return unlocked(lock) == HELD
+            return try_lock(lock) == LOCK_HELD
 
-    def look(self):
-        """(state, detail): queued, running; ended: detail the exit code, as look() has it; lost: detail why. self.where: for people;
+    def current_state(self):
+        """(state, detail): queued, running; ended: detail the exit code, as command_state() has it; lost: detail why. self.where: for people;
         self.why: the batch system's own words about an end that was its doing."""
-        state, detail = batch_look(self.control)
-        if not self.order["job"]:
-            self.order = read_batch(self.control) or self.order            # another process may have submitted it
-        job, now = self.order["job"], time.monotonic()  # a clock that is set moves no time limit
+        state, detail = batch_command_state(self.control)
+        if not self.submission["job"]:
+            self.submission = read_batch(self.control) or self.submission  # another process may have submitted it
+        job, now = self.submission["job"], time.monotonic()  # a clock that is set moves no time limit
         asks = state != "ended" or ended_oddly(self.control, detail)
-        when, row = self.queue.seen(self.order["run"], job, self.poll) if asks else (0, None)
-        if state == "ended" and (not asks or not (row and row.state in ("queued", "held")) and self.explained(now)):
+        when, row = self.queue.seen(self.submission["run"], job, self.poll) if asks else (0, None)
+        if state == "ended" and (not asks or not (row and row.state in ("queued", "held")) and self.end_explained(now)):
             self.why = self.log_words() if detail else ""
             return state, detail
         if row is not None:
             return self.as_seen(row, when, state, detail, now)
         if self.failed and (state == "stopped" or state == "ready" and self.take_ready()):
             return "lost", self.failed
-        if later(when, self.order["t"]) and when not in [told for told, _at in self.absent]:
-            steady = self.absent and now - self.absent[-1][1] < 3 * self.poll + 2 * QUERY_TIME         # an outage counts for nothing
-            self.absent = (self.absent[:1] if steady else []) + [(when, now)]
-        missing = self.absent[-1][1] - self.absent[0][1] if len(self.absent) > 1 else -1
-        if self.absent and self.order["sent"]:
-            self.queue.missed.add(job or self.order["run"])
+        if is_later(when, self.submission["t"]) and when not in [told for told, _at in self.unknown_since]:
+            steady = self.unknown_since and now - self.unknown_since[-1][1] < 3 * self.poll + 2 * QUERY_TIME  # an outage counts for nothing
+            self.unknown_since = (self.unknown_since[:1] if steady else []) + [(when, now)]
+        missing = self.unknown_since[-1][1] - self.unknown_since[0][1] if len(self.unknown_since) > 1 else -1
+        if self.unknown_since and self.submission["sent"]:
+            self.queue.missed.add(job or self.submission["run"])
         if state == "stopped":
-            self.over = self.over or now
-            if job or len(self.absent) > 1 or not self.order["sent"] or now - self.over > max(END_LATE, 3 * self.poll):
+            self.over_since = self.over_since or now
+            if job or len(self.unknown_since) > 1 or not self.submission["sent"] or now - self.over_since > max(END_LATE, 3 * self.poll):
                 return "lost", "cancelled"
         elif state == "ready" and not job and self.may_send(now, missing):
             if not self.under_way():
-                self.absent = []
+                self.unknown_since = []
                 self.submit()
         elif missing >= self.grace and state != "ended":
             self.stop()                                # should it run all the same
@@ -7659,29 +7662,29 @@ class BatchJob:
     def may_send(self, now, missing):
         """May it be submitted (again)? Once the queue does not know it for `missing` seconds, longer if that attempt may have been one; at once
         if it certainly was none: its program is not there."""
-        if self.missing and now - self.begun > max(1, self.poll):
+        if self.no_program and now - self.submitted_at > max(1, self.poll):
             return True
-        return not self.order["sent"] or missing >= (self.unsure and min(self.grace, SENT_LATE))
+        return not self.submission["sent"] or missing >= (self.unsure and min(self.grace, SENT_LATE))
 
     def as_seen(self, row, when, state, detail, now):
-        """look(), where the queue names the job."""
-        self.absent = []
-        if not self.order["job"]:
+        """current_state(), where the queue names the job."""
+        self.unknown_since = []
+        if not self.submission["job"]:
             self.save(job=row.job, why="")             # the submission of before had happened
             self.failing, self.failed, self.why = None, "", ""
         words = "%s: %s%s%s" % (self.queue.system, row.text, " on " + row.node if row.node else "", self.log_words(", "))
         if row.state in ("done", "over"):
-            self.over = self.over or now
+            self.over_since = self.over_since or now
             if state == "ended":
                 self.why = words if row.state == "over" else self.log_words()
                 return state, detail
-            if state == "stopped" or self.take_ready() or now - self.over > min(self.grace, END_LATE):
+            if state == "stopped" or self.take_ready() or now - self.over_since > min(self.grace, END_LATE):
                 return "lost", "cancelled" if state == "stopped" else words + (", its end unknown" if row.state == "done" else "")
             return "running", detail
-        self.over = self.over if state == "ended" else None
+        self.over_since = self.over_since if state == "ended" else None
         if row.state in ("queued", "held") and state in ("running", "ended"):
             return self.taken_off(row, when, state, detail, now, words)
-        self.off = None
+        self.off_since = None
         if state == "running" or row.state in ("running", "suspended"):
             self.node = detail.host if state == "running" else row.node
             self.where = "running on " + self.node + (" (%s)" % row.text if row.state == "suspended" else "")
@@ -7690,22 +7693,22 @@ class BatchJob:
         return ("running" if state in ("running", "ended") else "queued"), detail
 
     def taken_off(self, row, when, state, detail, now, words):
-        """look(), where the queue has a job waiting that was started: it was held, preempted or requeued, and will not be run again."""
-        self.off = self.off or (time.time(), now)
+        """current_state(), where the queue has a job waiting that was started: it was held, preempted or requeued, and will not be run again."""
+        self.off_since = self.off_since or (time.time(), now)
         if state == "running":
             self.node, self.where = detail.host, "running on %s (%s)" % (detail.host, row.text)
-        waits = now - self.off[1]
+        waits = now - self.off_since[1]
         limit = 0 if state == "ended" else min(self.grace, END_LATE if row.state == "held" else self.grace)
-        if waits > self.grace or later(when, self.off[0]) and waits > limit:           # the answer before may be of before the start
+        if waits > self.grace or is_later(when, self.off_since[0]) and waits > limit:  # the answer before may be of before the start
             if self.stop() or waits > 2 * self.grace:  # what has ended here leaves no job there
                 self.why = words
                 return (state, detail) if state == "ended" else ("lost", words)
         return "running", detail
 
-    def explained(self, now):
-        """Is all known of an end by a signal? It is, once the log tells, or the queue had its time (look() asks it), or we cancelled it."""
-        self.over = self.over or now
-        return self.told() or self.log_words() or now - self.over > max(END_LATE, self.poll)
+    def end_explained(self, now):
+        """Is all known of an end by a signal? It is, once the log tells, or the queue had its time (current_state() asks it), or we cancelled it."""
+        self.over_since = self.over_since or now
+        return self.stop_times() or self.log_words() or now - self.over_since > max(END_LATE, self.poll)
 
     def log_words(self, before=""):
         """What the batch system wrote about an end of its doing into the job's own log, after `before`; '' if nothing."""
@@ -7725,31 +7728,31 @@ class BatchJob:
         except FileNotFoundError:
             return False
 
-    def told(self):
+    def stop_times(self):
         """When (time.time()) the queue took our word that the job is to end, and then, if it must, by force: a list of none, one or two."""
         try:
             with open(self.path(b"batch.stop")) as text:
-                self.said = max([float(word) for word in text.read(100).split()], self.said, key=len)
+                self.stops_noted = max([float(word) for word in text.read(100).split()], self.stops_noted, key=len)
         except (OSError, ValueError):
             pass
-        return list(self.said)
+        return list(self.stops_noted)
 
     def stop(self, grace=10):
         """Has the queue end the job: once, for each time may start its grace anew; again, at most once per poll, if that failed; and by force
-        when look() does not say `grace` seconds later that it is over. True once the queue has taken it."""
+        when current_state() does not say `grace` seconds later that it is over. True once the queue has taken it."""
         self.take_ready()
-        table, told, now = self.queue.table, self.told(), time.monotonic()
+        table, told, now = self.queue.table, self.stop_times(), time.monotonic()
         due = not told or len(told) == 1 and table.force and not 0 <= time.time() - told[0] < grace
-        if self.order["job"] and due and (self.tried is None or now - self.tried >= self.poll):
-            self.tried = now
-            if batch_call((table.force if told else table.cancel)(self.order["job"]), self.queue.env)[0] == 0:
-                told, self.tried = told + [time.time()], None
-                self.said = told
+        if self.submission["job"] and due and (self.stop_tried is None or now - self.stop_tried >= self.poll):
+            self.stop_tried = now
+            if call_batch_program((table.force if told else table.cancel)(self.submission["job"]), self.queue.env)[0] == 0:
+                told, self.stop_tried = told + [time.time()], None
+                self.stops_noted = told
                 try:
                     write_synced(self.path(b"batch.stop"), utf8(" ".join(map(repr, told))))
                 except OSError:
                     pass                               # a full disk: this process remembers it
-        return bool(told) or not self.order["job"]
+        return bool(told) or not self.submission["job"]
 # ==== end shared ====
 # ==== shared: store ====
 # The one way in which results get into a directory of this side. What arrives grows in .mi-ID/ inside that
@@ -8233,7 +8236,7 @@ OPTIONS = {
     "--keep": dict(action="store_true", help="leave the directory there, also when all went well"),
     "--allow-refused": dict(action="store_true", help="results that their owner's rules keep there are no"
                                                       " failure"),
-    "--batch": dict(choices=sorted(BATCH),
+    "--batch": dict(choices=sorted(BATCH_SYSTEMS),
                     help="through this batch system there (with a guard: its ini says so)"),
     "--batch-option": dict(action="append", default=[], metavar="OPTION",
                            help="of its submission, as in: --batch-option=--time=60"),
@@ -8241,7 +8244,8 @@ OPTIONS = {
     "--retry": dict(metavar="COUNT,INTERVAL", help="how long a lost line is tried again"),
     "--base": dict(metavar="DIR", help="directory on the external computer"),
     "--ssh-options": dict(metavar="TEXT", help="options for ssh, as in: '-F /etc/mi/ssh_config'"),
-    "--grace": dict(type=number(0, 86400), default=10, metavar="N", help="seconds between TERM and KILL"),
+    "--grace": dict(type=number_from(0, 86400), default=10, metavar="N",
+                    help="seconds between TERM and KILL"),
     "--older": dict(type=seconds, metavar="TIME", help="all that ended before this time, as in 30d"),
     "--upgrade": dict(action="store_true", help="only at what another version has left"),
     "--print-key-line": dict(metavar="KEYFILE", help="the line for authorized_keys for this public key"),
@@ -8349,7 +8353,7 @@ def is_verdicts(value):
     """Is it {code: {"count": number, "names": [text]}}?"""
     return (type(value) is dict and len(value) < 100
             and all(text_like("[a-z]{1,20}")(code) and type(one) is dict and LENGTH(one.get("count"))
-                    and list_of(is_text, NAMED)(one.get("names")) for code, one in value.items()))
+                    and list_of(is_text, VERDICT_NAMES)(one.get("names")) for code, one in value.items()))
 
 
 ANSWER_FIELDS = {              # each word of an answer: its kind. Others are passed over

@@ -156,7 +156,7 @@ WORK_RATE = 1000000            # work a second that is forgiven: a quarter of on
 STAR_WORK, NAME_WORK, ROW_WORK = 16, 20, 40
 NOTE_WORK = 10000              # of a note that is written, logged and told
 NOTE_EVERY = 5                 # seconds between two notes of why a calculation waits
-NAMED = 100                    # names of each verdict that are kept
+VERDICT_NAMES = 100                    # names of each verdict that are kept
 ATTEMPTS_NOTED = 1000          # of one calculation, in the history
 HISTORY = 1000000              # calculations in the history: about 0.7 GB
 POLLERS = 20                   # pollers of one site and user that are known at once
@@ -709,15 +709,16 @@ def check_reasons(call, key):
 
 def check_verdicts(call):
     """verdicts: {code: {"count", "names"}} of what was asked for and did not come: how many, and the names
-    that their owner lets leave (the first NAMED of each). 400 if malformed."""
+    that their owner lets leave (the first VERDICT_NAMES of each). 400 if malformed."""
     found, kept = call.get("verdicts", dict, {}), {}
     for code, entry in found.items():
         count, names = ((entry.get("count"), entry.get("names", [])) if isinstance(entry, dict)
                         else (None, None))
         if (code not in VERDICTS or type(count) is not int or not 0 < count < 1 << 40
-                or not isinstance(names, list) or not all(isinstance(name, str) for name in names[:NAMED])):
+                or not isinstance(names, list)
+                or not all(isinstance(name, str) for name in names[:VERDICT_NAMES])):
             raise ApiError(400, "verdicts is an object of {count, names} for: %s" % " ".join(VERDICTS))
-        kept[code] = {"count": count, "names": [printable(name)[:1000] for name in names[:NAMED]]}
+        kept[code] = {"count": count, "names": [printable(name)[:1000] for name in names[:VERDICT_NAMES]]}
     return kept
 
 

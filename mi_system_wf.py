@@ -130,7 +130,7 @@ CANCEL_PATIENCE = 120       # seconds after --deadline in which a cancelled calc
 OUTPUT_REST = 64 << 10
 MOST_LINKS = 10000         # directory links that are followed in one input: more of them lead round and round
 MONTHS = 4                   # for so many calendar months this side remembers what a calculation has declared
-NAMED = 100                    # names that a verdict tells, at most
+VERDICT_NAMES = 100                    # names that a verdict tells, at most
 KEPT_WORDS = 20                # missing files that a line names, at most
 NOTHING = b"/dev/null"         # path of an input that is not there
 V1_MARK = "mi_distcomp_request"                        # key in a calc-info
@@ -567,7 +567,7 @@ class ResultFetch:
         if self.kept:
             before = verdicts.get("name", {"count": 0, "names": []})
             verdicts["name"] = {"count": before["count"] + len(self.kept),
-                                "names": before["names"] + sorted(self.kept)[:NAMED]}
+                                "names": before["names"] + sorted(self.kept)[:VERDICT_NAMES]}
         return missing, verdicts
 
 
@@ -581,7 +581,7 @@ def proper_verdicts(info):
         count, names = (entry.get("count"), entry.get("names")) if isinstance(entry, dict) else (None, None)
         if code in VERDICTS and type(count) is int and count > 0:
             kept[code] = {"count": count,
-                          "names": [printable(name)[:1000] for name in names[:NAMED]]
+                          "names": [printable(name)[:1000] for name in names[:VERDICT_NAMES]]
                           if isinstance(names, list) else []}
     return kept
 

@@ -156,7 +156,7 @@ class Parsers:
                 self.put(path, data if rng.random() < 0.5 else mutate(rng, rng.choice(NOTES)))
             elif os.path.exists(path):
                 os.unlink(path)
-        state, detail = poller.look(self.control, time.time())
+        state, detail = poller.command_state(self.control, time.time())
         if state not in ("ready", "starting", "running", "ended", "lost") or state == "ended" and not (detail is None or 0 <= detail <= 999):
             raise Wrong("%s %r" % (state, detail))
         return state

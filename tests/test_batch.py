@@ -414,7 +414,7 @@ def test_a_job_of_a_stranger_that_pretends_to_be_ours_changes_no_outcome(relay, 
     other.start(env={"MI_FAULT": "submitted"}).wait(60)
     with open(other.system.path("strangers"), "w") as out:
         out.write("Job Id: 99.pbshost\n    Job_Owner = stranger@h\n    job_state = Q\n    Variable_List = X=y\nJob Id: 98.pbshost\n    Job_Owner = %s@h\n"
-                  "    job_state = R\n    Variable_List = MI_RUN=%s.1\n" % (remote.own_name(), accept_id))
+                  "    job_state = R\n    Variable_List = MI_RUN=%s.1\n" % (remote.user_name(), accept_id))
     other.start()
     until(lambda: job_of(other, accept_id).get("job"), 60)
     assert job_of(other, accept_id)["job"] == "1.pbshost" and outcome(relay, accept_id, 60)["status"] == "completed"

@@ -20,7 +20,7 @@ def tools(tmp_path):
         for name, body in programs.items():
             (tmp_path / name).write_text("#!/bin/sh\n" + body + "\n")
             (tmp_path / name).chmod(0o755)
-        return remote.Queue(os.fsencode(str(tmp_path)), system, {"PATH": "%s:%s" % (tmp_path, os.environ["PATH"])})
+        return remote.BatchQueue(os.fsencode(str(tmp_path)), system, {"PATH": "%s:%s" % (tmp_path, os.environ["PATH"])})
     return make
 
 
@@ -28,7 +28,7 @@ def job_below(folder, queue, number=1, grace=600, poll=0.1):
     """A BatchJob that was begun (see submit()) in folder."""
     control = folder / (ID % number)
     control.mkdir()
-    remote.prepare(os.fsencode(str(control)))
+    remote.prepare_control(os.fsencode(str(control)))
     job = remote.BatchJob(os.fsencode(str(control)), queue, poll, grace)
     job.begin(os.fsencode(str(folder)), ["/bin/true"], {}, ID % number + ".1", [])
     return job
@@ -48,8 +48,8 @@ def answered(queue):
     ("pbs", "123\n", "123"), ("htcondor", "WARNING: the line 'foo' was unused\n7.0 - 7.0\n", "7.0")])
 def test_the_number_of_a_job_is_found_among_warnings_clusters_and_brackets(tmp_path, tools, system, said, number):
     text = "printf '%%s' '%s'" % said.replace("'", "'\\''")
-    queue = tools(system, **{remote.BATCH[system].submit("/c", "r.1", [])[0] if system != "htcondor" else "condor_submit": text})
-    assert job_below(tmp_path, queue).order["job"] == number
+    queue = tools(system, **{remote.BATCH_SYSTEMS[system].submit("/c", "r.1", [])[0] if system != "htcondor" else "condor_submit": text})
+    assert job_below(tmp_path, queue).submission["job"] == number
 
 
 def test_clusters_federations_arrays_and_names_with_line_breaks_are_read():
@@ -83,8 +83,8 @@ def test_a_job_whose_owner_is_spelt_otherwise_is_known_by_its_number(tmp_path, t
     queue = tools("pbs", qsub="echo 5.server", qstat="printf 'Job Id: 5.server\\n    job_state = H\\n    Job_Owner = x.y@host\\n"
                   "    Variable_List = MI_RUN=%s.1\\n'" % (ID % 1))
     job = job_below(tmp_path, queue)
-    until(lambda: job.look() and job.where == "queued (H)", 20)
-    assert remote.batch_where(queue.folder, job.control) == ("queued", "queued (H)")
+    until(lambda: job.current_state() and job.where == "queued (H)", 20)
+    assert remote.batch_state(queue.folder, job.control) == ("queued", "queued (H)")
 
 
 def test_odd_values_in_htcondors_answer_are_no_rows_of_ours():
@@ -132,7 +132,7 @@ def unknown_below(queue):
 @pytest.mark.parametrize("number", ["7.server", "8.server"])
 def test_another_users_job_cannot_speak_for_ours(tmp_path, tools, number):
     """In PBS a variable may hold line breaks: what stands in it looks like rows of its own, with our mark and our name. So PBS is asked for ours only."""
-    mark, me = ID % 1 + ".1", remote.own_name()
+    mark, me = ID % 1 + ".1", remote.user_name()
     row = "Job Id: %s\n    Job_Owner = %s@h\n    job_state = %s\n    Variable_List = MI_RUN=%s\n\n"
     forged = "Job Id: 3.server\n    Job_Owner = stranger@h\n    job_state = Q\n    Variable_List = X=y\n" + row % (number, me, "F", mark)
     (tmp_path / "forged").write_text(forged)
@@ -158,32 +158,32 @@ def test_a_clock_that_is_set_back_stops_no_query_and_one_that_is_set_on_ends_no_
     queue = tools("slurm", sbatch="echo 5", squeue="echo asked >>$(dirname $0)/asked", sacct="exit 1")
     job, real = job_below(tmp_path, queue), time.time
     asked = tmp_path / "asked"
-    until(lambda: job.look() and asked.exists(), 20)
-    until(lambda: job.look() and len(job.absent) > 1, 20)                  # the queue does not know it, since a moment
+    until(lambda: job.current_state() and asked.exists(), 20)
+    until(lambda: job.current_state() and len(job.unknown_since) > 1, 20)                  # the queue does not know it, since a moment
     monkeypatch.setattr(time, "time", lambda: real() + 86400)
     count = len(asked.read_text())
-    until(lambda: job.look() and len(asked.read_text()) > count + 20, 20)
-    assert job.look()[0] == "queued"
+    until(lambda: job.current_state() and len(asked.read_text()) > count + 20, 20)
+    assert job.current_state()[0] == "queued"
     monkeypatch.setattr(time, "time", lambda: real() - 86400)
     count = len(asked.read_text())
-    until(lambda: job.look() and len(asked.read_text()) > count + 20, 20)
-    assert job.look()[0] == "queued"
+    until(lambda: job.current_state() and len(asked.read_text()) > count + 20, 20)
+    assert job.current_state()[0] == "queued"
 
 
 def test_the_grace_of_a_job_that_the_queue_does_not_know_goes_on_only_while_it_answers(tmp_path, tools, monkeypatch):
     monkeypatch.setattr(remote, "QUERY_TIME", 1)
     queue = tools("slurm", sbatch="echo 5", sacct="exit 1", squeue='test ! -e "$(dirname $0)/away"', scancel="exit 0")
     job = job_below(tmp_path, queue, grace=3)
-    until(lambda: job.look() and len(job.absent) > 1, 20)
+    until(lambda: job.current_state() and len(job.unknown_since) > 1, 20)
     (tmp_path / "away").touch()
     since = time.monotonic()
     while time.monotonic() - since < 5:
-        assert job.look()[0] == "queued"
+        assert job.current_state()[0] == "queued"
         time.sleep(0.1)
     (tmp_path / "away").unlink()
-    until(lambda: job.look() and job.absent[0][1] > since + 5, 20)         # it begins anew
-    assert job.look()[0] == "queued"
-    assert "does not know job 5" in until(lambda: [detail for state, detail in [job.look()] if state == "lost"], 20)[0]
+    until(lambda: job.current_state() and job.unknown_since[0][1] > since + 5, 20)         # it begins anew
+    assert job.current_state()[0] == "queued"
+    assert "does not know job 5" in until(lambda: [detail for state, detail in [job.current_state()] if state == "lost"], 20)[0]
 
 
 def test_a_submission_that_hangs_keeps_no_other_from_being_cancelled(tmp_path, tools, monkeypatch):
@@ -193,9 +193,9 @@ def test_a_submission_that_hangs_keeps_no_other_from_being_cancelled(tmp_path, t
     first.start()
     until((tmp_path / "begun").exists, 20)
     second = job_below(tmp_path, queue, 2)
-    assert second.look()[0] == "queued" and second.order["sent"] == 0 and second.where == "submitting"
+    assert second.current_state()[0] == "queued" and second.submission["sent"] == 0 and second.where == "submitting"
     second.stop()
-    assert second.look() == ("lost", "cancelled") and first.is_alive()
+    assert second.current_state() == ("lost", "cancelled") and first.is_alive()
     first.join()
 
 
@@ -204,10 +204,10 @@ def test_a_job_that_was_started_and_waits_again_has_ended(tmp_path, tools):
     said = '[{"ClusterId": 5, "ProcId": 0, "JobStatus": 1, "MIRun": "%s"}]' % (ID % 1 + ".1")
     queue = tools("htcondor", condor_submit="echo 5.0 - 5.0", condor_q="echo '%s'" % said, condor_rm='echo "$@" >>$(dirname $0)/removed')
     job = job_below(tmp_path, queue, grace=1)
-    until(lambda: job.look() == ("queued", None) and job.where == "queued (idle)", 20)
+    until(lambda: job.current_state() == ("queued", None) and job.where == "queued (idle)", 20)
     os.rename(job.path(b"ready"), job.path(b"start"))
-    assert job.look()[0] == "running"
-    assert until(lambda: [detail for state, detail in [job.look()] if state == "lost"], 20) == ["htcondor: idle"]
+    assert job.current_state()[0] == "running"
+    assert until(lambda: [detail for state, detail in [job.current_state()] if state == "lost"], 20) == ["htcondor: idle"]
     assert (tmp_path / "removed").read_text() == "5.0\n"
 
 
@@ -215,13 +215,13 @@ def test_a_program_that_is_away_for_a_moment_loses_no_submission(tmp_path, tools
     queue = tools("slurm", squeue="exit 0")
     queue.env["PATH"] = str(tmp_path)
     job = job_below(tmp_path, queue)
-    assert job.look()[0] == "queued" and "sbatch" in job.where
+    assert job.current_state()[0] == "queued" and "sbatch" in job.where
     tools("slurm", sbatch="echo 5")
-    until(lambda: job.look() and job.order["job"] == "5", 20)
+    until(lambda: job.current_state() and job.submission["job"] == "5", 20)
 
 
 @pytest.mark.parametrize("option", ["-M other", "--clusters=other"])
 def test_a_cluster_is_named_to_all_programs_or_to_none(option):
     with pytest.raises(ValueError, match="SLURM_CLUSTERS"):
-        remote.batch_options({"batch": "slurm", "batch_options": [option], "batch_changeable": []}, ())
-    assert remote.CLIENT.match("SLURM_CLUSTERS") and not remote.CLIENT.match("SLURM_JOB_ID")
+        remote.submit_options({"batch": "slurm", "batch_options": [option], "batch_changeable": []}, ())
+    assert remote.CLIENT_ENV.match("SLURM_CLUSTERS") and not remote.CLIENT_ENV.match("SLURM_JOB_ID")

@@ -175,7 +175,7 @@ def test_a_relay_starts_and_checks_beside_its_broken_small_files(damage, tmp_pat
 @pytest.mark.parametrize("name", ["execute_remote_command.py", "mi_system_remote.py", "mi_dicomapi.py"])
 def test_a_file_system_that_knows_no_fsync_of_directories_is_no_failure(name, tmp_path, monkeypatch):
     module = suite.module(name)
-    sync, real = getattr(module, "sync_folder", None) or module.sync_path, os.fsync
+    sync, real = module.sync_path, os.fsync
     for number, of_directories in ((errno.EINVAL, True), (errno.EIO, False)):
         def fsync(fd):
             if stat.S_ISDIR(os.fstat(fd).st_mode):

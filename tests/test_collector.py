@@ -22,16 +22,16 @@ RULES = {"max_file": 0, "max_total": 0, "max_files": 200000, "allow_names": ["*"
 
 def collected(folder, patterns=("**",), names=(), **rules):
     """(the Collector of a directory, its Tree)."""
-    tree = gate.Tree(os.fsencode(str(folder)))
+    tree = gate.ResultTree(os.fsencode(str(folder)))
     found = gate.Collector(dict(RULES, **rules), lambda *words: None)
-    found.by_name(tree, names, gate.LOG_NAMES)
+    found.take_named(tree, names, gate.LOG_NAMES)
     if patterns:
-        found.by_pattern(tree, patterns, names, gate.LOG_NAMES)
-    return found.ordered(), tree
+        found.take_matching(tree, patterns, names, gate.LOG_NAMES)
+    return found.in_order(), tree
 
 
 def content(result):
-    with result.path.open() as source:
+    with result.source.open() as source:
         return bytes(source.read(result.size + 1))
 
 
@@ -73,14 +73,14 @@ def test_each_piece_of_a_large_result_is_compared_when_it_leaves(tmp_path):
     with open(str(path), "r+b") as out:
         out.seek(2 * gate.PIECE + 7)
         out.write(b"x" if data[2 * gate.PIECE + 7:][:1] != b"x" else b"y")
-    with found.found[0].path.open() as source:
+    with found.found[0].source.open() as source:
         assert bytes(source.read(2 * gate.PIECE)) == data[:2 * gate.PIECE]
         with pytest.raises(ValueError):
             source.read(1)
-    assert found.found[0].path.changed
+    assert found.found[0].source.changed
     path.unlink()
     with pytest.raises(ValueError):
-        found.found[0].path.open()
+        found.found[0].source.open()
     tree.close()
 
 
@@ -96,7 +96,7 @@ def test_a_link_that_comes_between_looking_and_sending_leads_nowhere(tmp_path):
     inside.rename(tmp_path / "top" / "moved" / "d")
     inside.symlink_to(tmp_path / "else")
     with pytest.raises(ValueError):
-        found.found[0].path.open()
+        found.found[0].source.open()
     tree.close()
 
 
@@ -242,7 +242,7 @@ def test_very_many_names_that_another_receiver_takes_for_one_cost_no_more_than_o
     for group, forms in ((found.found, ("\u00e9%d", "e\u0301%d")), (found.folders, ("\u00e9%d/", "e\u0301%d/", "d%d/"))):
         for name in (form % n for n in range(count) for form in forms):
             group.append(result(name))
-    found.ordered()
+    found.in_order()
     assert len(found.found) == count and len(found.folders) == 2 * count and found.verdicts["name"]["count"] == 2 * count
     assert time.process_time() - begun < 20            # some 4 s; as a square it takes minutes
 
@@ -394,8 +394,8 @@ def test_a_mark_in_an_older_process_does_not_make_it_part_of_a_calculation():
     try:
         with open("/proc/%d/stat" % other.pid) as text:
             start = int(text.read().rpartition(") ")[2].split()[19])
-        assert other.pid in {pid for pid, begun in gate.processes(0, b"MI_RUN=forged.1", set(), start)}
-        assert other.pid not in {pid for pid, begun in gate.processes(0, b"MI_RUN=forged.1", set(), start + 1)}
+        assert other.pid in {pid for pid, begun in gate.command_processes(0, b"MI_RUN=forged.1", set(), start)}
+        assert other.pid not in {pid for pid, begun in gate.command_processes(0, b"MI_RUN=forged.1", set(), start + 1)}
     finally:
         other.kill()
         other.wait()
@@ -444,7 +444,7 @@ def test_no_pattern_that_may_be_asked_for_keeps_a_result_from_being_delivered(tm
 def test_what_is_kept_in_little_memory_comes_out_as_it_went_in():
     tree, other, many = object(), object(), gate.Results()
     digest, sums = hashlib.sha256(b"x").digest(), bytes(range(96))
-    pairs = [(gate.Result(gate.Source(*place), size, name, digest, x, mtime), mark)
+    pairs = [(gate.Result(gate.JudgedBytes(*place), size, name, digest, x, mtime), mark)
              for place, size, name, x, mtime, mark in (
                  ((tree, b"a", 5, digest), 5, "a", False, 1700000000123456789, (2 ** 64 - 1, 2 ** 64 - 1, 5, 1700000000123456789, 7)),
                  ((other, b"d/" * 40000 + "é".encode(), 0, digest), 0, "link é", True, -1, (0, 0, 0, -1, -2)),
@@ -455,12 +455,12 @@ def test_what_is_kept_in_little_memory_comes_out_as_it_went_in():
         many.append(result, mark)
 
     def told(result):
-        path = result.path
-        return result[1:] + ((path.tree, path.real, path.size, path.sums) if isinstance(path, gate.Source) else path,)
+        source = result.source
+        return result[1:] + ((source.tree, source.real, source.size, source.sums) if isinstance(source, gate.JudgedBytes) else source,)
 
-    assert [(told(result), mark) for mark, result in many.marked()] == [(told(result), mark) for result, mark in pairs]
+    assert [(told(result), mark) for mark, result in many.with_stamps()] == [(told(result), mark) for result, mark in pairs]
     assert list(map(told, many)) == [told(many[place]) for place in range(len(many))]
-    many.without({"big", "far"})
+    many.leave_out({"big", "far"})
     many.sort(lambda result: result.name)
     assert [result.name for result in many] == ["a", "empty/", "link é"]
     assert max(map(sys.getsizeof, many.rows[:2])) < 150

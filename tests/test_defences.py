@@ -260,11 +260,11 @@ def command_off_the_list(scene):
     commands = poller.commands_of(ini, poller.read_ini(ini, poller.INI_KEYS))
     for command, parameters in (("/bin/sh", ""), ("solve", "a b"), ("solve", "a;b"), ("solve", "-x"), ("solve", "abc\nd")):
         try:
-            poller.permit(commands, command, poller.words_of(parameters))
+            poller.permit_command(commands, command, poller.shell_words(parameters))
             return False
         except poller.Forbidden:
             pass
-    return poller.permit(commands, "solve", ["abc"])[1] == ["/bin/echo", "abc"]
+    return poller.permit_command(commands, "solve", ["abc"])[1] == ["/bin/echo", "abc"]
 
 
 def token_to_the_command(scene):
@@ -285,11 +285,11 @@ def outside_by_a_link(scene):
     open(os.path.join(out, "secret"), "w").close()
     for name, target in (("far", out + "/secret"), ("near", "../out/secret"), ("folder", out), ("again", top + "/../out/secret")):
         os.symlink(target, os.path.join(top, name))
-    tree = poller.Tree(os.fsencode(top))
+    tree = poller.ResultTree(os.fsencode(top))
     try:
         for name in (b"far", b"near", b"folder/secret", b"again"):
             try:
-                os.close(tree.open(tree.reach(name)[0]))
+                os.close(tree.open(tree.resolve(name)[0]))
                 return False
             except poller.Stays as stays:
                 assert stays.code == "outside", (name, stays)
@@ -346,7 +346,7 @@ DEFENCES = {
     "links that lead outside": (outside_by_a_link, [
         (POLLER, "info = os.stat(part, dir_fd=here, follow_symlinks=False)\n                if stat", "info = os.stat(part, dir_fd=here)\n                if stat"),
         (POLLER, "fd = os.open(leaf, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK", "fd = os.open(leaf, os.O_RDONLY | os.O_NONBLOCK")]),
-    "the poller's environment": (token_to_the_command, [(POLLER, "for key, value in os.environ.items() if PASS_ON.match(key)\n", "for key, value in os.environ.items() if True\n")]),
+    "the poller's environment": (token_to_the_command, [(POLLER, "for key, value in os.environ.items() if PASSED_ENV.match(key)\n", "for key, value in os.environ.items() if True\n")]),
 }
 OFTEN = ("two lengths", "strangers of one address", "NFC twins", "another user", "log lines and escapes", "guessed passwords", "arguments off their pattern")
 
@@ -472,7 +472,7 @@ def test_no_pattern_of_a_strangers_costs_more_than_its_length_times_the_names():
     expression has one star beside a leading **/ and a star at its end: that costs no more either."""
     poller = suite.module(POLLER)
     for text in COSTLY:
-        found, deny = poller.compile_pattern(text), poller.shape(text.replace("?", "[ab]"))
+        found, deny = poller.compile_pattern(text), poller.rule_matcher(text.replace("?", "[ab]"))
         assert isinstance(found, poller.GlobMatcher), text
         for name in ("a" * 250, "a" * 250 + "/" + "a" * 250 + "c/.", "/".join(["a" * 7] * 100) + "c", "a/" * 499 + "x"):
             for one in (found, deny):
@@ -500,9 +500,9 @@ def test_an_owners_name_rules_mean_what_fnmatch_means():
     for turn in range(4000):
         rule = "".join(rng.choice(["*", "?", "a", "b", ".", "/", "[ab]", "[!a]", "[a-c]", "[", "]", "[]a]"]) for part in range(rng.randrange(1, 7)))
         for name in ("".join(rng.choice("abc./[]") for part in range(rng.randrange(1, 7))) for again in range(6)):
-            found = bool(poller.shape(rule).match(name))
+            found = bool(poller.rule_matcher(rule).match(name))
             assert found == fnmatch.fnmatchcase(name, rule), (rule, name)
-            seen.add((type(poller.shape(rule)) is poller.GlobMatcher, found))
+            seen.add((type(poller.rule_matcher(rule)) is poller.GlobMatcher, found))
     assert len(seen) == 4
 
 

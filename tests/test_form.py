@@ -17,9 +17,10 @@ SCRIPTS = sorted(os.path.basename(path) for path in glob.glob(os.path.join(suite
 TOP = {"mi_dicomapi.py", "mi_system_wf.py", "mi_system_remote.py", "execute_remote_command.py", "execute_remote_side_program_ssh.sample.sh",
        "mi_distributed_computing_assist.ini", "tests", "README.md", ".ci", ".gitignore"}
 HOUSES = ("mi_dicomapi.py", "mi_system_wf.py", "mi_system_remote.py", "execute_remote_command.py")       # own rooms stand first, and are narrow
-DECIDERS = ("command_of", "commands_of", "unfit", "words_of", "permit", "permit_input", "permit_results", "command_env", "let_out", "shape",
-            "name_rule", "size_rule", "reach", "inside", "upwards", "rule", "keep", "admit", "take", "take_folder", "enough", "judge", "judge_twins",
-            "sums", "sums_of_file", "scanned_sums", "look_into", "may_hold")
+DECIDERS = ("command_of", "commands_of", "unfit", "shell_words", "permit_command", "permit_input", "permit_results", "command_env", "leaving_kinds",
+            "rule_matcher", "rule_against_name", "rule_against_size", "resolve", "link_target", "resolve_dots", "apply_rule", "keep_here",
+            "admit_name", "take", "take_folder", "check_limits", "judge", "judge_hard_links",
+            "judged_sums", "sums_of_file", "scanned_sums", "check_content", "may_match_below")
 DOORKEEPERS = ("check_request", "permitted_verb", "check_rules", "original_words", "guard_rules", "permitted_command", "permit_inputs", "begin_putting",
                "open_folder", "open_input", "count_bytes", "owners_key", "let_out", "sends_log_live", "judged_result", "read_piece", "why_kept")
 FIRST = ("shared: gate", "shared: watch")               # what an owner reads a script for stands before its own rooms

@@ -29,7 +29,7 @@ for ident in ident.split() if word == "start" else ():
     place.make_directories()
     with m.locked(place.path(b"lock")):
         if place.state()["state"] == "taken":
-            command, argv = m.permit(rules["commands"], m.words_of(text)[0], m.words_of(text)[1:])
+            command, argv = m.permit_command(rules["commands"], m.shell_words(text)[0], m.shell_words(text)[1:])
             env = m.command_env(command, place.work, ident + ".1")
             m.begin_run(place, command, ["sh", "-c", m.INTO_LOG, "sh", "77"] + argv, env, text)
 if word == "cancel":

@@ -99,13 +99,13 @@ NO_ANSWER = ["garbage number", "server down: qstat", "with NoNewPrivileges=yes: 
 def test_each_recorded_answer_of_qstat_is_read_as_what_it_is(tmp_path, tools):      # noqa: F811
     for title, state, words in STATES + [(title, None, "") for title in NOTHING]:
         queue = tools("pbs", qstat=played(tmp_path, title))
-        rows = remote.pbs_read(queue.hear(["qstat"]))
+        rows = remote.pbs_read(queue.query_answer(["qstat"]))
         assert [row.state for row in rows] == [state] * bool(state), title
         assert all(words in row.text for row in rows), (title, rows)
         assert all(row.node in ("pbshost", "") for row in rows), (title, rows)
     for title in NO_ANSWER:
         with pytest.raises(ValueError):
-            tools("pbs", qstat=played(tmp_path, title)).hear(["qstat"])
+            tools("pbs", qstat=played(tmp_path, title)).query_answer(["qstat"])
 
 
 SLURM = "Batch job submission failed: "
@@ -136,7 +136,7 @@ def test_a_refused_submission_is_final_or_passes_as_the_batch_system_means_it(tm
         body = played(tmp_path, text) if text in SAID else "echo %s >&2; exit 1" % shlex.quote(text)
         job = job_below(tmp_path, tools(system, **{program[system]: body}), number + 1)
         assert (bool(job.failed), bool(job.failing)) == (verdict == "final", verdict != "passes"), text
-        assert job.why and remote.batch_where(job.queue.folder, job.control) == ("queued", "queued (%s)" % job.why), text
+        assert job.why and remote.batch_state(job.queue.folder, job.control) == ("queued", "queued (%s)" % job.why), text
 
 
 @pytest.mark.parametrize("kind, connections", [("openpbs", 1), ("torque", 4)])
@@ -146,13 +146,13 @@ def test_a_query_for_many_jobs_is_one_connection_where_qstat_can(tmp_path, kind,
     path = batch_stand_in.install(folder, kind)
     system = batch_stand_in.System(folder, kind)
     open(system.path("held"), "w").close()
-    queue = remote.Queue(os.fsencode(str(tmp_path)), "pbs", {"PATH": path + ":" + os.environ["PATH"]})
+    queue = remote.BatchQueue(os.fsencode(str(tmp_path)), "pbs", {"PATH": path + ":" + os.environ["PATH"]})
     try:
         jobs = [job_below(tmp_path, queue, number + 1) for number in range(4)]
         for _turn in range(2):
             open(system.path("connections"), "w").close()
             rows = answered(queue)
-            assert [rows[job.order["run"]].state for job in jobs] == ["queued"] * 4
+            assert [rows[job.submission["run"]].state for job in jobs] == ["queued"] * 4
             assert len(open(system.path("connections")).readlines()) == connections
     finally:
         tidy(system)
@@ -167,8 +167,8 @@ def test_a_suspended_job_shows_as_suspended(tmp_path, tools, system, state):    
     queue = tools(system, **{words[system][0]: words[system][1], words[system][2]: rows})
     job = job_below(tmp_path, queue)
     os.rename(job.path(b"ready"), job.path(b"start"))
-    until(lambda: job.look()[0] == "running" and re.search(r"running on \S+ \((SUSPENDED|S, .*|suspended)\)", job.where), 20)
-    assert remote.batch_where(queue.folder, job.control)[1] == job.where
+    until(lambda: job.current_state()[0] == "running" and re.search(r"running on \S+ \((SUSPENDED|S, .*|suspended)\)", job.where), 20)
+    assert remote.batch_state(queue.folder, job.control)[1] == job.where
 
 
 # ---- jobs ----
@@ -265,9 +265,9 @@ def test_qsubs_background_process_keeps_no_lock_of_ours(tmp_path):
     system = batch_stand_in.System(folder, "openpbs")
     open(system.path("held"), "w").close()
     try:
-        job = job_below(tmp_path, remote.Queue(os.fsencode(str(tmp_path)), "pbs", {"PATH": path + ":" + os.environ["PATH"]}))
+        job = job_below(tmp_path, remote.BatchQueue(os.fsencode(str(tmp_path)), "pbs", {"PATH": path + ":" + os.environ["PATH"]}))
         os.kill(int(until(lambda: open(system.path("background")).read(), 20)), 0)
-        assert job.order["job"] == "1.pbshost" and not job.under_way()
+        assert job.submission["job"] == "1.pbshost" and not job.under_way()
     finally:
         tidy(system)
 
@@ -295,10 +295,10 @@ def test_options_that_make_another_thing_of_a_job_are_refused_at_the_start(pbs):
     for system, option in NEVER + FINE:
         keys = {"batch": system, "batch_options": [option], "batch_changeable": []}
         if (system, option) in FINE:
-            assert remote.batch_options(keys, ())[0]
+            assert remote.submit_options(keys, ())[0]
             continue
         with pytest.raises(ValueError, match=re.escape(option.split(",")[0].split("=")[0])):
-            remote.batch_options(keys, ())
+            remote.submit_options(keys, ())
     pbs.sections["command solve"]["batch_options"] = "-q long -J 1-3"
     done = pbs.run("poll", "--once")
     assert done.returncode == 78 and "batch_options: -J 1-3:" in done.stderr and suite.one_line(done.stderr), done.stderr
@@ -312,13 +312,13 @@ def test_a_full_disk_keeps_no_job_from_its_end_and_restarts_no_kill_timer(tmp_pa
         raise OSError(28, "No space left on device")
     monkeypatch.setattr(remote, "write_synced", full)
     assert job.stop(600) and job.stop(600) and (tmp_path / "said").read_text() == "\n"
-    job.refused(1, "qsub: would exceed queue generic's per-user limit")
+    job.submission_failed(1, "qsub: would exceed queue generic's per-user limit")
     assert "per-user limit" in job.why
 
 
 def test_ten_thousand_jobs_are_one_query_that_is_quick_and_costs_little(tmp_path, tools):      # noqa: F811
     """Of a jobs' rows what nobody reads is dropped as it comes."""
-    text = SAID["running"].out.replace("0123456a-0000-4000-8000-000000000001.1", "{mark}").replace("1.pbshost", "{job}").replace("calc@", remote.own_name() + "@")
+    text = SAID["running"].out.replace("0123456a-0000-4000-8000-000000000001.1", "{mark}").replace("1.pbshost", "{job}").replace("calc@", remote.user_name() + "@")
     with open(str(tmp_path / "all"), "w") as out:
         for number in range(10000):
             out.write(text.replace("{mark}", "0123456a-0000-4000-8000-%012d.1" % number).replace("{job}", "%d.pbshost" % number))
@@ -346,7 +346,7 @@ def test_what_needs_a_setuid_program_is_found_before_the_unit_takes_that_away(ho
     suite.needs("setpriv")
     folder = host.folder / "bin"
     folder.mkdir()
-    for name in remote.PROGRAMS[system].split():
+    for name in remote.BATCH_PROGRAMS[system].split():
         (folder / name).write_text("#!/bin/sh\nexit 0\n")
         (folder / name).chmod(0o755)
     (folder / program).write_text("#!/bin/sh\ngrep -q '^NoNewPrivs:.*0' /proc/self/status && exit 0\n%s\n" % played(host.folder, "with NoNewPrivileges=yes: qstat"))

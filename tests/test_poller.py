@@ -298,8 +298,8 @@ def test_the_relay_dies_while_the_command_runs_and_comes_back(relay, host, tmp_p
 def test_processes_that_are_gone_count_as_lost_also_after_the_clock_was_set(tmp_path, hours):
     for name in ("start", "child"):
         (tmp_path / name).write_text("%-255s\n" % ("999999999 1 %s %s running" % (remote.boot_id(), os.uname().nodename)))
-    assert remote.look(os.fsencode(str(tmp_path)), time.time())[0] == "starting"
-    assert remote.look(os.fsencode(str(tmp_path)), time.time() + hours * 3600) == ("lost", "end unknown")
+    assert remote.command_state(os.fsencode(str(tmp_path)), time.time())[0] == "starting"
+    assert remote.command_state(os.fsencode(str(tmp_path)), time.time() + hours * 3600) == ("lost", "end unknown")
 
 
 def test_a_killed_wrapper_is_not_a_lost_command(relay, host):
@@ -354,10 +354,10 @@ def test_a_wrapper_whose_mv_is_killed_by_a_cancel_notes_the_end_all_the_same(tmp
     (bin_ / "mv").write_text("#!/bin/sh\ncase $1 in *end.tmp) echo x >>%s/tries; [ $(wc -l <%s/tries) -gt 2 ] || kill -9 $$;; esac\nexec /bin/mv \"$@\"\n"
                              % (tmp_path, tmp_path))
     (bin_ / "mv").chmod(0o755)
-    remote.prepare(control)
+    remote.prepare_control(control)
     wrapper = subprocess.run(["/bin/sh", os.fsdecode(control) + "/run", os.fsdecode(control), str(tmp_path), "/bin/sh", "-c", "exit 7"],
                              env={"PATH": "%s:/usr/bin:/bin" % bin_})
-    assert wrapper.returncode == 0 and remote.look(control, time.time()) == ("ended", 7)
+    assert wrapper.returncode == 0 and remote.command_state(control, time.time()) == ("ended", 7)
 
 
 def test_timeout_stops_the_whole_tree_and_the_logs_come_back(relay, host):
@@ -402,14 +402,14 @@ def test_a_stopped_script_does_not_come_to_its_next_line(tmp_path):
     control, work = os.fsencode(str(tmp_path / "control")), os.fsencode(str(tmp_path / "work"))
     os.mkdir(control)
     os.mkdir(work)
-    remote.prepare(control)
+    remote.prepare_control(control)
     text = "sleep 300; touch on"
     for level in "12345678":                           # shells that wait for one another, and so many beside that telling all takes its time
         text = "n=0; while [ $n -lt 40 ]; do sleep 300 & n=$((n + 1)); done; sh -c %s; touch on%s" % (shlex.quote(text), level)
     wrapper = remote.start_wrapper(control, work, ["/bin/sh", "-c", text], {"MI_RUN": "a.1"})
-    until(lambda: len(remote.processes(wrapper.pid, b"MI_RUN=a.1", set())) == 8 * 40 + 10)
-    assert remote.stop_tree(control, b"MI_RUN=a.1", 10) == []
-    assert wrapper.wait(10) == 0 and os.listdir(work) == [] and remote.look(control, time.time()) == ("ended", 143)
+    until(lambda: len(remote.command_processes(wrapper.pid, b"MI_RUN=a.1", set())) == 8 * 40 + 10)
+    assert remote.stop_command(control, b"MI_RUN=a.1", 10) == []
+    assert wrapper.wait(10) == 0 and os.listdir(work) == [] and remote.command_state(control, time.time()) == ("ended", 143)
 
 
 def test_a_poller_killed_while_it_cancels_leaves_nothing_that_the_next_one_does_not_end(relay, host):

@@ -150,7 +150,7 @@ def asked(door, ini, request):
         if door == "guard":
             return module.permitted_command(commands, request)[1]
         found = re.match(r"'([^']*)'(.*)\Z|(\S*) ?(.*)\Z", request, re.S)        # the two fields of calc-info
-        command, argv = module.permit(commands, found.group(1) or found.group(3), module.words_of(found.group(2) or found.group(4) or ""))
+        command, argv = module.permit_command(commands, found.group(1) or found.group(3), module.shell_words(found.group(2) or found.group(4) or ""))
         module.check_command(ini, command)
         return argv
     except module.Forbidden:
@@ -213,7 +213,7 @@ def left(door, folder, ini, names):
     with open(os.path.join(control, "journal"), "w") as out:
         out.write(json.dumps({"t": time.time(), "boot": "b", "step": 6, "what": "ended", "exit_code": 0, "reason": "", "whole": True}) + "\n")
     calc = module.Calculation(rules["base"], ident, order)
-    found = calc.run.collect(rules["outbound"], module.let_out({"after_stop": ""}, False))
+    found = calc.run.collect(rules["outbound"], module.leaving_kinds({"after_stop": ""}, False))
     calc.run.close_trees()
     return {result.name for result in found.found} - set(module.LOG_NAMES)
 
@@ -259,7 +259,7 @@ def test_what_leaves_of_a_command_that_was_stopped_is_what_its_owner_says(door, 
         ini = tmp_path / "ini"
         ini.write_text("[command it]\nmatch = solve\nargv = /bin/echo\n" + lines + "\n")
         command = module.commands_of(str(ini), module.read_ini(str(ini), module.INI_KEYS))["solve"]
-        found = " ".join(sorted(module.let_out(command, how == "stopped")))
+        found = " ".join(sorted(module.leaving_kinds(command, how == "stopped")))
         if found != verdict:
             wrong.append((lines, how, "wanted", verdict, "got", found))
     assert not wrong, wrong
@@ -401,7 +401,7 @@ def test_the_guards_example_in_the_readme_is_accepted_by_both_and_means_the_same
     poller = DOORS["poller"]
     settings = poller.read_ini(far.path("ini"), poller.INI_KEYS)
     commands = poller.allow_list(far.path("ini"), settings)
-    assert poller.permit(commands, "solve.sh", ["5"])[1] == [str(script), "5"]
+    assert poller.permit_command(commands, "solve.sh", ["5"])[1] == [str(script), "5"]
     for words in (["5", "6"], ["x"]):
         with pytest.raises(poller.Forbidden):
-            poller.permit(commands, "solve.sh", words)
+            poller.permit_command(commands, "solve.sh", words)

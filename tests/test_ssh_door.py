@@ -114,7 +114,7 @@ class Table:
         command = {"far": "sleep 300", "guard": "work.sh hold"}[door] if hold else COMMAND[door]
         assert served(rules, hello(ident), {"do": "start", "command": command})[1]["state"] == "running"
         if hold:
-            suite.wait_until(lambda: runner.look(os.fsencode(self.control(door, ident)), time.time())[0] == "running")
+            suite.wait_until(lambda: runner.command_state(os.fsencode(self.control(door, ident)), time.time())[0] == "running")
             return ident if state == "running" else self.queue(door, ident)
         suite.wait_until(lambda: served(rules, hello(ident))[0]["state"] == "ended")
         if state == "lost":
@@ -659,13 +659,13 @@ ANY_STATE = ("    if state not in told.states:\n", "    if False:\n")
 ATTACKS = [                    # (attack, ini, the check to take out, what to put there, and again where more than one check stands in the way)
     (outside_write, "") + ANY_NAME,
     (absolute_write, "") + ANY_NAME + ("        parts = utf8(name).split(b\"/\")\n        folder, how", "        parts = [utf8(name)]\n        folder, how"),
-    (write_through_a_link, "", "there = os.open(part, os.O_RDONLY | FOLDER, dir_fd=here)", "there = os.open(part, os.O_RDONLY, dir_fd=here)"),
+    (write_through_a_link, "", "there = os.open(part, os.O_RDONLY | FOLDER_FLAGS, dir_fd=here)", "there = os.open(part, os.O_RDONLY, dir_fd=here)"),
     (write_onto(os.symlink), "", "os.O_WRONLY | os.O_CREAT | PLAINLY", "os.O_WRONLY | os.O_CREAT"),
     (write_onto(os.link), "", "        if not stat.S_ISREG(info.st_mode) or info.st_nlink != 1:\n            os.close(fd)\n            raise Refusal(",
      "        if False:\n            raise Refusal("),
     (put_after_the_start, "", "            if state not in NEW:\n", "            if False:\n") + ANY_STATE,
     (get_before_the_end, "") + ANY_STATE,
-    (hard_link_out, NAMES, "if self.ruled and result and info.st_nlink > 1:", "if False:"),
+    (hard_link_out, NAMES, "if self.has_rules and result and info.st_nlink > 1:", "if False:"),
     (swapped_after_the_look, CONTENT, "if hashlib.sha256(piece).digest() != self.source.sums", "if False and self.source.sums"),
     (swapped_beneath_a_piece, CONTENT, "if hashlib.sha256(piece).digest() != self.source.sums", "if False and self.source.sums"),
     (other_command, "", "        raise Forbidden(_(\"no [command NAME] for",
@@ -680,12 +680,12 @@ ATTACKS = [                    # (attack, ini, the check to take out, what to pu
     (an_id_that_is_a_path, "", "\"run\": lambda value: value is None or text_like(IDENT)(value)", "\"run\": lambda value: True"),
     (another_form, "", "        raise Refusal(\"refused\", \"not a request of this program\")", "        return os._exit(os.system(text) and 0)"),
     (a_text_of_its_own, "", "    found = FORM.match(text)\n    if not found:\n        raise Refusal(", "    os.system(text)\n    found = FORM.match(text)\n    if not found:\n        raise Refusal("),
-    (denied, NAMES, "            self.rule(name, name_rule(self.rules, one))\n", "            pass\n"),
+    (denied, NAMES, "            self.apply_rule(name, rule_against_name(self.rules, one))\n", "            pass\n"),
     (denied, CONTENT, "    raise Stays(\"refused\", \"deny_content\" if found == b\"2\" else \"scan_timeout\")\n", "    return sums_of_file(fd, length)\n"),
     (denied, "[outbound]\ndeny_sums = %s\n" % hashlib.sha256(b"SECRET-42\n").hexdigest(), "\"deny_sums\" if whole.hex() in", "\"\" if whole.hex() in"),
     (content_by_another_way, CONTENT, "told, data = self.results().read_small(name)", "told, data = UnjudgedResults(self.place).read_small(name)"),
     (content_by_another_way, CONTENT, "self.results().read_piece(*piece), piece[2]", "UnjudgedResults(self.place).read_piece(*piece), piece[2]"),
-    (live_log_beside_content_rules, CONTENT, "        return not whole and not name_rule", "        return True or not name_rule"),
+    (live_log_beside_content_rules, CONTENT, "        return not whole and not rule_against_name", "        return True or not rule_against_name"),
     (too_large_result, "[outbound]\nmax_file = 1K\n", "if rules[\"max_file\"] and length > rules[\"max_file\"]:", "if False:"),
     (too_much_in_all, "[outbound]\nmax_total = 1K\n", "if rules[\"max_total\"] and total + length > rules[\"max_total\"]:", "if False:"),
     (too_much_input, "[ssh guard]\nmax_bytes = 10K\n", "            if max(used, end) > most:\n                raise Refusal(", "            if False:\n                raise Refusal("),
@@ -696,7 +696,7 @@ ATTACKS = [                    # (attack, ini, the check to take out, what to pu
     (directories_that_are_refused, "[ssh guard]\nmax_bytes = 10K\n", "                    os.rmdir(part, dir_fd=here)\n                    raise\n",
      "                    raise\n"),
     (a_book_of_inputs_without_end, "[ssh guard]\nmax_bytes = 64K\n", "        self.count_bytes(len(text))\n", ""),
-    (environment, "", "    env = {key: value for key, value in os.environ.items() if PASS_ON.match(key)\n", "    env = {key: value for key, value in os.environ.items() if True\n"),
+    (environment, "", "    env = {key: value for key, value in os.environ.items() if PASSED_ENV.match(key)\n", "    env = {key: value for key, value in os.environ.items() if True\n"),
     (control_characters_in_the_log, "", "        value = printable(value)\n", "        value = str(value)\n",
      "json.dumps(value, ensure_ascii=False) if re.search(r'[\\s\"]|^$', value) else value", "value", "asked=printable(text[-200:])", "asked=text[-200:]"),
     (names_after_a_cancel, "", "        if \"patterns\" in self.kinds:\n", "        if True:\n"),
@@ -709,7 +709,7 @@ ATTACKS = [                    # (attack, ini, the check to take out, what to pu
     (rules_of_a_session_that_stays, "", "            words = parse_request(self.wire.request_line())\n            self.check_rules()\n", "            words = parse_request(self.wire.request_line())\n"),
     (a_log_that_the_owner_keeps_by_now, "", "                self.check_rules()\n", ""),
     (older_lines_by_refusals, "", "self.refusals <= LOGGED_REFUSALS", "True"),
-    (names_of_what_is_refused, NAMES, "        told = by_name or stays.code != \"refused\" and not name_rule(self.rules, name)\n", "        told = True\n"),
+    (names_of_what_is_refused, NAMES, "        told = by_name or stays.code != \"refused\" and not rule_against_name(self.rules, name)\n", "        told = True\n"),
     (what_the_owner_keeps, NAMES, "            kept = \"its results were not fetched\" if unfetched else self.why_kept()\n", "            kept = None\n"),
     (what_was_not_fetched, "", "            unfetched = state in OVER", "            unfetched = False and state in OVER",
      "            if not self.incomplete and not", "            if True or not self.incomplete and not"),

@@ -184,14 +184,14 @@ def test_a_command_of_another_node_is_lost_only_where_no_other_node_can_have_the
     subprocess.check_call(["mount", "-t", kind, kind, str(here / "disk")])
     try:
         control.mkdir()
-        runner.prepare(os.fsencode(str(control)))
+        runner.prepare_control(os.fsencode(str(control)))
         process = runner.start_wrapper(os.fsencode(str(control)), os.fsencode(str(here)), ["sh", "-c", "while [ ! -e go ]; do sleep 0.02; done; exit 3"],
                                        {"PATH": runner.WRAPPER_PATH})
-        suite.wait_until(lambda: runner.look(os.fsencode(str(control)), 0)[0] == "running")
-        look = "import runpy, sys; found = runpy.run_path(sys.argv[1])['look'](sys.argv[2].encode(), 0); print(found[0], getattr(found[1], 'host', found[1]))"
+        suite.wait_until(lambda: runner.command_state(os.fsencode(str(control)), 0)[0] == "running")
+        look = "import runpy, sys; found = runpy.run_path(sys.argv[1])['command_state'](sys.argv[2].encode(), 0); print(found[0], getattr(found[1], 'host', found[1]))"
         on_node = lambda: subprocess.check_output(["sh", str(here / "node"), "node2", str(here / "boot"), suite.PYTHON, "-c", look, ssh_lab.SCRIPT, str(control)]).decode().split()[0]
         assert on_node() == told
-        assert runner.look(os.fsencode(str(control)), 0)[0] == "running"
+        assert runner.command_state(os.fsencode(str(control)), 0)[0] == "running"
         (here / "go").write_text("")
         assert process.wait(20) == 0 and on_node() == "ended"
     finally:

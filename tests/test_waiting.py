@@ -433,7 +433,7 @@ def test_an_input_that_is_larger_than_the_external_computers_disk_waits_and_ever
 
 def test_a_clock_that_is_set_makes_no_command_lost(tmp_path, monkeypatch):
     control, real = os.fsencode(str(tmp_path)), time.time
-    remote.prepare(control)
+    remote.prepare_control(control)
     os.rename(control + b"/ready", control + b"/start")                  # the wrapper is about to fill it in
     monkeypatch.setattr(remote.time, "time", lambda: real() + 3600)
     until_then = time.monotonic() + 0.5
@@ -445,9 +445,9 @@ def test_a_clock_that_is_set_makes_no_command_lost(tmp_path, monkeypatch):
 def test_a_command_that_died_without_an_end_is_lost_also_for_who_looks_again_and_again_for_a_moment(tmp_path, monkeypatch):
     control, work = os.fsencode(str(tmp_path / "c")), os.fsencode(str(tmp_path))
     os.mkdir(control)
-    remote.prepare(control)
+    remote.prepare_control(control)
     wrapper = remote.start_wrapper(control, work, ["/bin/sleep", "60"], {"MI_RUN": "a.1"})
-    suite.wait_until(lambda: remote.look(control, time.time())[0] == "running")
+    suite.wait_until(lambda: remote.command_state(control, time.time())[0] == "running")
     for pid in (wrapper.pid, remote.read_note(control + b"/child").pid):       # the wrapper first: it notes no end
         os.kill(pid, 9)
     wrapper.wait()
