@@ -163,13 +163,12 @@ class Forbidden(ValueError):
 
 def gate_keys():
     """The rules' keys, as read_ini() takes them: {section: {key: (kind, default)}}."""
-    later = (not_built, "")
     return {
         "command *": {
             "argv": (lines, ()), "match": (str, ""), "parameters": (flag, None),
             "argument.*": (re.compile, None), "env.*": (str, ""),
             "nice": (number_from(0, 19), 0), "timeout": (seconds, 0.0), "grace": (seconds, 10.0),
-            "jobs": (number_from(0, 1000), 0), "pre": (lines, ()), "post": (lines, ()), "run_as": later,
+            "jobs": (number_from(0, 1000), 0), "pre": (lines, ()), "post": (lines, ()),
             "input_names": (pattern_list, ()), "patterns": (flag, True), "logs": (flag, True),
             "after_stop": (one_of(*sorted(AFTER_STOP)), ""), "leftovers": (one_of("end", "leave"), "end"),
             "batch": (one_of("none", *sorted(BATCH_SYSTEMS)), "none"), "batch_options": (lines, ()),
@@ -179,7 +178,7 @@ def gate_keys():
             "max_file": (size, 0), "max_total": (size, 0), "max_files": (number_from(1, 200000), 200000),
             "allow_names": (name_rule_list, ["*"]), "deny_names": (name_rule_list, []), "deny_sums": (sum_list, []),
             "deny_content": (expression_list, []), "dry_run": (flag, False), "scan_timeout": (seconds, 600.0),
-            "keep_refused": (seconds, 30 * 86400.0), "audit_log": later, "deny_pieces": later, "hold": later},
+            "keep_refused": (seconds, 30 * 86400.0)},
     }
 
 
@@ -190,13 +189,6 @@ def number_from(low, high):
             raise ValueError(_("is not a number from %d to %d") % (low, high))
         return int(text)
     return kind
-
-
-def not_built(text):
-    """A key of later versions: anything but "off" would promise what is not done."""
-    if text.lower() not in ("", "no", "none", "0"):
-        raise ValueError(_("is not in this version: remove the line"))
-    return ""
 
 
 def pattern_list(text):
@@ -8565,7 +8557,6 @@ JA = {
     "%s: its record cannot be read (%s: %s); remove the directory when it is not needed any more":
         "%s: 記録を読めません (%s: %s)。不要になったらディレクトリごと削除してください",
     "key line begins with restrict: %s...": "鍵の行は restrict で始まる必要があります: %s...",
-    "is not in this version: remove the line": "この版にはない機能です。この行を削除してください",
     "blanks stand between names, no commas": "名前の区切りは空白です。コンマは使えません",
     "is not a list of sha256 sums (64 hexadecimal digits each)": "sha256 (それぞれ 16 進 64 桁) の一覧ではありません",
     "arguments need a line {parameters} in argv, argument.N for each, and no parameters = no":

@@ -175,13 +175,12 @@ class Forbidden(ValueError):
 
 def gate_keys():
     """The rules' keys, as read_ini() takes them: {section: {key: (kind, default)}}."""
-    later = (not_built, "")
     return {
         "command *": {
             "argv": (lines, ()), "match": (str, ""), "parameters": (flag, None),
             "argument.*": (re.compile, None), "env.*": (str, ""),
             "nice": (number_from(0, 19), 0), "timeout": (seconds, 0.0), "grace": (seconds, 10.0),
-            "jobs": (number_from(0, 1000), 0), "pre": (lines, ()), "post": (lines, ()), "run_as": later,
+            "jobs": (number_from(0, 1000), 0), "pre": (lines, ()), "post": (lines, ()),
             "input_names": (pattern_list, ()), "patterns": (flag, True), "logs": (flag, True),
             "after_stop": (one_of(*sorted(AFTER_STOP)), ""), "leftovers": (one_of("end", "leave"), "end"),
             "batch": (one_of("none", *sorted(BATCH_SYSTEMS)), "none"), "batch_options": (lines, ()),
@@ -191,7 +190,7 @@ def gate_keys():
             "max_file": (size, 0), "max_total": (size, 0), "max_files": (number_from(1, 200000), 200000),
             "allow_names": (name_rule_list, ["*"]), "deny_names": (name_rule_list, []), "deny_sums": (sum_list, []),
             "deny_content": (expression_list, []), "dry_run": (flag, False), "scan_timeout": (seconds, 600.0),
-            "keep_refused": (seconds, 30 * 86400.0), "audit_log": later, "deny_pieces": later, "hold": later},
+            "keep_refused": (seconds, 30 * 86400.0)},
     }
 
 
@@ -202,13 +201,6 @@ def number_from(low, high):
             raise ValueError(_("is not a number from %d to %d") % (low, high))
         return int(text)
     return kind
-
-
-def not_built(text):
-    """A key of later versions: anything but "off" would promise what is not done."""
-    if text.lower() not in ("", "no", "none", "0"):
-        raise ValueError(_("is not in this version: remove the line"))
-    return ""
 
 
 def pattern_list(text):
@@ -2330,8 +2322,8 @@ class Poller:
         self.gate.commands = commands
         self.jobs = self.options.jobs or self.keys["jobs"]
         self.retry = self.options.retry or self.keys["retry"]
-        self.output = self.keys["output"] and not (self.keys["hold"] or any(
-            self.own_rules[key] for key in ("deny_content", "deny_pieces", "deny_sums", "hold", "dry_run")))
+        self.output = self.keys["output"] and not any(
+            self.own_rules[key] for key in ("deny_content", "deny_sums", "dry_run"))
         self.obey_limits(self.relay_limits)
 
     def reload(self):
@@ -7206,7 +7198,6 @@ SUBCOMMANDS = {
     "login": (cmd_login, "[USER]",
               "Asks for the password (relays with auth = login), and keeps the token in token_file.",
               "login suzuki", "")}
-NOT_BUILT = (not_built, "")
 INI_KEYS = {                       # {section: {key: (kind, default)}}
     "poller": {
         "site": (str, ""), "url": (str, ""), "token_file": (str, ""), "ca_file": (str, ""),
@@ -7214,14 +7205,12 @@ INI_KEYS = {                       # {section: {key: (kind, default)}}
         "jobs": (number_from(1, 1000), 1), "retry": (retry_of, None), "keep_free": (share, 0.05),
         "keep_workdirs": (seconds, 30 * 86400.0), "logfile": (str, ""),
         "lang": (one_of("auto", "en", "ja"), "auto"), "hours": (hours_of, []), "paused": (flag, False),
-        "poll": (seconds, 30.0), "idle_exit": (seconds, 0.0), "output": (flag, True), "tell": (flag, True),
-        "hold": NOT_BUILT,
-        "require_signature": NOT_BUILT, "signature_keys": NOT_BUILT, "notify": NOT_BUILT},
+        "poll": (seconds, 30.0), "idle_exit": (seconds, 0.0), "output": (flag, True), "tell": (flag, True)},
 }
 INI_KEYS.update(gate_keys())
 # at SIGHUP
 AT_RELOAD = ("paused", "hours", "jobs", "retry", "idle_exit", "poll", "keep_free", "keep_workdirs", "output",
-             "tell", "hold", "logfile", "lang")
+             "tell", "logfile", "lang")
 
 
 # ==== texts of units ====
@@ -7455,7 +7444,6 @@ JA = {                         # what a person reads, in Japanese
     "is not a number from %d to %d": "%d から %d までの数ではありません",
     "is not COUNT,INTERVAL (like 5,60)": "「回数,間隔」ではありません (例: 5,60)",
     "is not a list of sha256 sums (64 hexadecimal digits each)": "sha256 (それぞれ 16 進 64 桁) の一覧ではありません",
-    "is not in this version: remove the line": "この版にはない機能です。この行を削除してください",
     "is not NAME OPTION-WITH-{} EXPRESSION: %s": "「名前 {}を含むオプション 正規表現」ではありません: %s",
     "the default does not match the expression: %s": "既定値が正規表現に合いません: %s",
     "%s: not found in PATH: the batch system's own programs are needed on this host (env.PATH of its"

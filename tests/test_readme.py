@@ -97,8 +97,8 @@ def tables():
     found = {}
     for name in SCRIPTS:
         script = suite.module(name)
-        for section, keys in next(getattr(script, name) for name in ("INI_KEYS", "KEYS", "TABLE") if hasattr(script, name)).items():
-            found.setdefault(section, set()).update(key for key, (kind, *more) in keys.items() if kind.__name__ != "not_built")
+        for section, keys in script.INI_KEYS.items():
+            found.setdefault(section, set()).update(keys)
     return found
 
 

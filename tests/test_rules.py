@@ -73,7 +73,7 @@ RUN = [
     (ONE + "argument.01 = x", {"solve 5": BAD}), (ONE + "argument = x", {"solve 5": BAD}), (ECHO + "argument.1 = [", {"solve 5": BAD}),
     (ONE + "argument.1 = [a-z]+", {"solve 5": BAD}), (ONE + "argumnet.2 = x", {"solve 5": BAD}),
     (ONE + "env.A-B = x", {"solve 5": BAD}), (ONE + "env.1 = x", {"solve 5": BAD}), (ONE + "env.GOOD_1 = x", {"solve 5": E + ["5"]}),
-    (ONE + "run_as = root", {"solve 5": BAD}), (ONE + "run_as = no", {"solve 5": E + ["5"]}),
+    (ONE + "run_as = root", {"solve 5": BAD}), (ONE + "run_as = no", {"solve 5": BAD}),
     (ONE + "nice = 20", {"solve 5": BAD}), (ONE + "nice = -1", {"solve 5": BAD}), (ONE + "nice = 5", {"solve 5": ["/usr/bin/nice", "-n", "5"] + E + ["5"]}),
     (ONE + "after_stop = some", {"solve 5": BAD}), (ONE + "after_stop = all", {"solve 5": E + ["5"]}), (ONE + "after_stop =", {"solve 5": E + ["5"]}),
     (ONE + "patterns = maybe", {"solve 5": BAD}), (ONE + "logs = maybe", {"solve 5": BAD}), (ONE + "leftovers = kill", {"solve 5": BAD}),
