@@ -162,24 +162,56 @@ class Forbidden(ValueError):
 
 
 def gate_keys():
-    """The rules' keys, as read_ini() takes them: {section: {key: (kind, default)}}."""
+    """The rules' keys, as read_ini() takes them: {section: {key: (kind, default, meaning)}}."""
     return {
         "command *": {
-            "argv": (lines, ()), "match": (str, ""), "parameters": (flag, None),
-            "argument.*": (re.compile, None), "env.*": (str, ""),
-            "nice": (number_from(0, 19), 0), "timeout": (seconds, 0.0), "grace": (seconds, 10.0),
-            "jobs": (number_from(0, 1000), 0), "pre": (lines, ()), "post": (lines, ()),
-            "input_names": (pattern_list, ()), "patterns": (flag, True), "logs": (flag, True),
-            "after_stop": (one_of(*sorted(AFTER_STOP)), ""), "leftovers": (one_of("end", "leave"), "end"),
-            "batch": (one_of("none", *sorted(BATCH_SYSTEMS)), "none"), "batch_options": (lines, ()),
-            "batch_changeable": (changeable_options, ()),
-            "batch_poll": (seconds, 10.0), "batch_grace": (seconds, 600.0)},
+            "argv": (lines, (),
+                     "the program and its fixed words, one a line; {parameters} only where arguments are"
+                     " allowed"),
+            "match": (str, "", "the word on the wire; default: argv's first line"),
+            "parameters": (flag, None, "may stay away"),
+            "argument.*": (re.compile, None,
+                           "each argument must match its expression as a whole; more are refused"),
+            "env.*": (str, "", "a variable that the command sees"),
+            "nice": (number_from(0, 19), 0, "0 to 19"),
+            "timeout": (seconds, 0.0, "the command is ended after so long; 0: never"),
+            "grace": (seconds, 10.0, "from TERM to KILL"),
+            "jobs": (number_from(0, 1000), 0, "so many at once, for licences; 0: no limit of its own"),
+            "pre": (lines, (),
+                    "a program of this host before it, in its directory; one argument a line, as argv"),
+            "post": (lines, (), "and one after it"),
+            "input_names": (pattern_list, (),
+                            "patterns as of results: inputs of other names are refused; default: any"),
+            "patterns": (flag, True, "no: results are given by name only"),
+            "logs": (flag, True, "no: stdout and stderr stay here, live output too"),
+            "after_stop": (one_of(*sorted(AFTER_STOP)), "",
+                           "what leaves of a command that was cancelled, ran too long or died of a"
+                           " signal: all, logs; default: what was declared by name"),
+            "leftovers": (one_of("end", "leave"), "end",
+                          "leave: what the command leaves running in its directory is not ended"),
+            "batch": (one_of("none", *sorted(BATCH_SYSTEMS)), "none",
+                      "slurm, pbs, htcondor: submitted there; calc_base, or [ssh guard] base, on the"
+                      " shared file system"),
+            "batch_options": (lines, (),
+                              "of its submission, fixed: --partition=long; for htcondor lines of a"
+                              " submit file"),
+            "batch_changeable": (changeable_options, (),
+                                 "NAME[=DEFAULT] OPTION EXPRESSION a line, as in: cores=1"
+                                 " --cpus-per-task={} [1-8]; parameters say batch.cores=4"),
+            "batch_poll": (seconds, 10.0, "one query for all"),
+            "batch_grace": (seconds, 600.0, "how long the queue may not know a job that has not ended")},
         "outbound": {
-            "max_file": (size, 0), "max_total": (size, 0), "max_files": (number_from(1, 200000), 200000),
-            "allow_names": (name_rule_list, ["*"]), "deny_names": (name_rule_list, []), "deny_sums": (sum_list, []),
-            "deny_content": (expression_list, []), "dry_run": (flag, False), "scan_timeout": (seconds, 600.0),
-            "keep_refused": (seconds, 30 * 86400.0)},
-    }
+            "max_file": (size, 0, "of one result; 0: no limit"),
+            "max_total": (size, 0, "of all results of a calculation; 0: no limit"),
+            "max_files": (number_from(1, 200000), 200000, "results of one calculation"),
+            "allow_names": (name_rule_list, ["*"], "the whole name"),
+            "deny_names": (name_rule_list, [],
+                           "the whole name, a directory, or any part, in any case; blanks between them"),
+            "deny_sums": (sum_list, [], "sha256 sums, blanks or line breaks between them"),
+            "deny_content": (expression_list, [], "regular expressions, one a line"),
+            "dry_run": (flag, False, "yes: what the rules would keep leaves, and is logged"),
+            "scan_timeout": (seconds, 600.0, "for one file"),
+            "keep_refused": (seconds, 30 * 86400.0, "what was kept from leaving stays so long at least")}}
 
 
 def number_from(low, high):
@@ -1409,7 +1441,7 @@ class GateRun:
 
     def section_as_noted(self):
         """The section of a command that the ini does not name any more, as far as the journal has it."""
-        keys = {key: default for key, (kind, default) in gate_keys()["command *"].items() if "*" not in key}
+        keys = {key: row[1] for key, row in gate_keys()["command *"].items() if "*" not in key}
         starting = self.last("starting") or {}
         return dict(keys, env={}, **{key: starting[key] for key in NOTED_KEYS if key in starting})
 
@@ -2256,7 +2288,7 @@ def unlink_if_there(name, folder=None):
 
 def default_keys():
     """The keys of a [command NAME], as nobody has written them: those of the door `far`."""
-    return {key: default for key, (kind, default) in INI_KEYS["command *"].items() if "*" not in key}
+    return {key: row[1] for key, row in INI_KEYS["command *"].items() if "*" not in key}
 
 
 def permitted_command(rules, text):
@@ -2960,7 +2992,7 @@ def kills_at_log_out():
 
 def far_rules(base):
     """What holds for the door `far`, with this base (bytes): nothing is kept."""
-    rules = {section: {key: default for key, (kind, default) in INI_KEYS[section].items()}
+    rules = {section: {key: row[1] for key, row in INI_KEYS[section].items()}
              for section in ("ssh guard", "outbound")}
     rules["outbound"]["max_files"] = MOST_FILES
     return dict(rules, base=os.path.realpath(base), umask=os.umask(0o077))
@@ -8302,12 +8334,23 @@ def split_words(text):
     return shlex.split(text)
 
 
-INI_KEYS = {"ssh": {"base": (base_kind, "~/.mi_distcomp"), "streams": (streams_kind, 0),
-                 "retry": (retry_kind, (5, 60.0)), "connect": (seconds, 20.0), "alive": (seconds, 15.0),
-                 "rsync_options": (split_words, []), "ssh_options": (split_words, []), "connects": (int, 30),
-                 "lang": (one_of("auto", "en", "ja"), "auto")},
-         "ssh guard": {"base": (base_kind, "~/.mi_distcomp"), "from": (str, ""), "max_bytes": (size, 0),
-                       "audit_log": (str, "")},}
+INI_KEYS = {                   # {section: {key: (kind, default, meaning)}}: what the shipped ini says of it
+    "ssh": {
+        "base": (base_kind, "~/.mi_distcomp", "on the external computer"),
+        "streams": (streams_kind, 0, "connections for large transfers; 1: never more"),
+        "retry": (retry_kind, (5, 60.0), "COUNT,INTERVAL"),
+        "connect": (seconds, 20.0, "until a connection stands"),
+        "alive": (seconds, 15.0, "a silent line is noticed"),
+        "rsync_options": (split_words, [], "words for rsync, where there is no python3"),
+        "ssh_options": (split_words, [], "words for ssh, like -F /etc/mi/ssh_config"),
+        "connects": (int, 30, "connections a minute and host"),
+        "lang": (one_of("auto", "en", "ja"), "auto", "en, ja")},
+    "ssh guard": {
+        "base": (base_kind, "~/.mi_distcomp", "where the calculations lie"),
+        "from": (str, "", "addresses that the key may come from"),
+        "max_bytes": (size, 0,
+                      "inputs of one calculation; each file, directory and order counts 4 KiB besides"),
+        "audit_log": (str, "", "default: base/.mi/guard.log")}}
 INI_KEYS.update(gate_keys())
 
 

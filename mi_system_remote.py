@@ -174,24 +174,56 @@ class Forbidden(ValueError):
 
 
 def gate_keys():
-    """The rules' keys, as read_ini() takes them: {section: {key: (kind, default)}}."""
+    """The rules' keys, as read_ini() takes them: {section: {key: (kind, default, meaning)}}."""
     return {
         "command *": {
-            "argv": (lines, ()), "match": (str, ""), "parameters": (flag, None),
-            "argument.*": (re.compile, None), "env.*": (str, ""),
-            "nice": (number_from(0, 19), 0), "timeout": (seconds, 0.0), "grace": (seconds, 10.0),
-            "jobs": (number_from(0, 1000), 0), "pre": (lines, ()), "post": (lines, ()),
-            "input_names": (pattern_list, ()), "patterns": (flag, True), "logs": (flag, True),
-            "after_stop": (one_of(*sorted(AFTER_STOP)), ""), "leftovers": (one_of("end", "leave"), "end"),
-            "batch": (one_of("none", *sorted(BATCH_SYSTEMS)), "none"), "batch_options": (lines, ()),
-            "batch_changeable": (changeable_options, ()),
-            "batch_poll": (seconds, 10.0), "batch_grace": (seconds, 600.0)},
+            "argv": (lines, (),
+                     "the program and its fixed words, one a line; {parameters} only where arguments are"
+                     " allowed"),
+            "match": (str, "", "the word on the wire; default: argv's first line"),
+            "parameters": (flag, None, "may stay away"),
+            "argument.*": (re.compile, None,
+                           "each argument must match its expression as a whole; more are refused"),
+            "env.*": (str, "", "a variable that the command sees"),
+            "nice": (number_from(0, 19), 0, "0 to 19"),
+            "timeout": (seconds, 0.0, "the command is ended after so long; 0: never"),
+            "grace": (seconds, 10.0, "from TERM to KILL"),
+            "jobs": (number_from(0, 1000), 0, "so many at once, for licences; 0: no limit of its own"),
+            "pre": (lines, (),
+                    "a program of this host before it, in its directory; one argument a line, as argv"),
+            "post": (lines, (), "and one after it"),
+            "input_names": (pattern_list, (),
+                            "patterns as of results: inputs of other names are refused; default: any"),
+            "patterns": (flag, True, "no: results are given by name only"),
+            "logs": (flag, True, "no: stdout and stderr stay here, live output too"),
+            "after_stop": (one_of(*sorted(AFTER_STOP)), "",
+                           "what leaves of a command that was cancelled, ran too long or died of a"
+                           " signal: all, logs; default: what was declared by name"),
+            "leftovers": (one_of("end", "leave"), "end",
+                          "leave: what the command leaves running in its directory is not ended"),
+            "batch": (one_of("none", *sorted(BATCH_SYSTEMS)), "none",
+                      "slurm, pbs, htcondor: submitted there; calc_base, or [ssh guard] base, on the"
+                      " shared file system"),
+            "batch_options": (lines, (),
+                              "of its submission, fixed: --partition=long; for htcondor lines of a"
+                              " submit file"),
+            "batch_changeable": (changeable_options, (),
+                                 "NAME[=DEFAULT] OPTION EXPRESSION a line, as in: cores=1"
+                                 " --cpus-per-task={} [1-8]; parameters say batch.cores=4"),
+            "batch_poll": (seconds, 10.0, "one query for all"),
+            "batch_grace": (seconds, 600.0, "how long the queue may not know a job that has not ended")},
         "outbound": {
-            "max_file": (size, 0), "max_total": (size, 0), "max_files": (number_from(1, 200000), 200000),
-            "allow_names": (name_rule_list, ["*"]), "deny_names": (name_rule_list, []), "deny_sums": (sum_list, []),
-            "deny_content": (expression_list, []), "dry_run": (flag, False), "scan_timeout": (seconds, 600.0),
-            "keep_refused": (seconds, 30 * 86400.0)},
-    }
+            "max_file": (size, 0, "of one result; 0: no limit"),
+            "max_total": (size, 0, "of all results of a calculation; 0: no limit"),
+            "max_files": (number_from(1, 200000), 200000, "results of one calculation"),
+            "allow_names": (name_rule_list, ["*"], "the whole name"),
+            "deny_names": (name_rule_list, [],
+                           "the whole name, a directory, or any part, in any case; blanks between them"),
+            "deny_sums": (sum_list, [], "sha256 sums, blanks or line breaks between them"),
+            "deny_content": (expression_list, [], "regular expressions, one a line"),
+            "dry_run": (flag, False, "yes: what the rules would keep leaves, and is logged"),
+            "scan_timeout": (seconds, 600.0, "for one file"),
+            "keep_refused": (seconds, 30 * 86400.0, "what was kept from leaving stays so long at least")}}
 
 
 def number_from(low, high):
@@ -1422,7 +1454,7 @@ class GateRun:
 
     def section_as_noted(self):
         """The section of a command that the ini does not name any more, as far as the journal has it."""
-        keys = {key: default for key, (kind, default) in gate_keys()["command *"].items() if "*" not in key}
+        keys = {key: row[1] for key, row in gate_keys()["command *"].items() if "*" not in key}
         starting = self.last("starting") or {}
         return dict(keys, env={}, **{key: starting[key] for key in NOTED_KEYS if key in starting})
 
@@ -7198,15 +7230,38 @@ SUBCOMMANDS = {
     "login": (cmd_login, "[USER]",
               "Asks for the password (relays with auth = login), and keeps the token in token_file.",
               "login suzuki", "")}
-INI_KEYS = {                       # {section: {key: (kind, default)}}
+INI_KEYS = {                   # {section: {key: (kind, default, meaning)}}: what the shipped ini says of it
     "poller": {
-        "site": (str, ""), "url": (str, ""), "token_file": (str, ""), "ca_file": (str, ""),
-        "client_cert": (str, ""), "client_key": (str, ""), "proxy": (str, ""), "calc_base": (str, ""),
-        "jobs": (number_from(1, 1000), 1), "retry": (retry_of, None), "keep_free": (share, 0.05),
-        "keep_workdirs": (seconds, 30 * 86400.0), "logfile": (str, ""),
-        "lang": (one_of("auto", "en", "ja"), "auto"), "hours": (hours_of, []), "paused": (flag, False),
-        "poll": (seconds, 30.0), "idle_exit": (seconds, 0.0), "output": (flag, True), "tell": (flag, True)},
-}
+        "site": (str, "", "this computer's id at the relay"),
+        "url": (str, "", "of the relay, like https://HOST:50443"),
+        "token_file": (str, "", "mode 0600, one line"),
+        "ca_file": (str, "", "an extra CA beside the system's"),
+        "client_cert": (str, "", "where relay or gateway want one"),
+        "client_key": (str, "", "its key"),
+        "proxy": (str, "",
+                  "default: https_proxy or all_proxy of the environment, unless no_proxy names the relay"),
+        "calc_base": (str, "", "default: ~/.local/state/mi_distcomp"),
+        "jobs": (number_from(1, 1000), 1, "calculations at once"),
+        "retry": (retry_of, None,
+                  "COUNT,INTERVAL: the process ends after so many failures; default: for ever"),
+        "keep_free": (share, 0.05, "with less, nothing new is taken"),
+        "keep_workdirs": (seconds, 30 * 86400.0,
+                          "working directories of delivered calculations; earlier, oldest first, when"
+                          " less than keep_free is free"),
+        "logfile": (str, "", "default: standard error"),
+        "lang": (one_of("auto", "en", "ja"), "auto", "en, ja"),
+        "hours": (hours_of, [],
+                  "when new calculations are taken, local time: 22-6, or Mon-Fri 20:30-6:00, Sat-Sun"
+                  " 0-24; default: always"),
+        "paused": (flag, False, "yes: nothing new is taken; `pause` and `resume` do it without a restart"),
+        "poll": (seconds, 30.0, "how often a fielded relay is asked; ours is waited at"),
+        "idle_exit": (seconds, 0.0, "seconds without work after which it ends with 0; 0: never"),
+        "output": (flag, True,
+                   "what a running command writes goes ahead of the results; never with rules about"
+                   " content in [outbound]"),
+        "tell": (flag, True,
+                 "the relay is told whether work is taken, or why not: see the head of"
+                 " mi_system_remote.py")}}
 INI_KEYS.update(gate_keys())
 # at SIGHUP
 AT_RELOAD = ("paused", "hours", "jobs", "retry", "idle_exit", "poll", "keep_free", "keep_workdirs", "output",

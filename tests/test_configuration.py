@@ -657,18 +657,18 @@ def told_meanings():
     found, section, last = {}, "", None
     with open(suite.script("mi_distributed_computing_assist.ini"), encoding="utf-8") as text:
         for line in text.read().split("\n"):
-            head, key = re.match(r"(?:# )?\[(.*)\]$", line), re.match(r"(?:# )?([a-z_]\w*) *= ?.*?(?:  +\((.*))?$", line)
+            head, key = re.match(r"(?:# )?\[(.*)\]$", line), re.match(r"(?:# )?([a-z_][\w.]*) *= ?.*?(?:  +\((.*))?$", line)
             if head:
-                section, last = head.group(1).replace("u-tokyo", "*"), None
+                section, last = re.sub(r"command .*", "command *", head.group(1)).replace("u-tokyo", "*"), None
             elif key:
-                last = section, key.group(1)
+                last = section, re.sub(r"^(argument|env)\..*", r"\1.*", key.group(1))
                 found[last] = key.group(2) or ""
-            elif last and line.startswith("#    "):
+            elif last and line.startswith("#    ") and not found[last].endswith(")"):
                 found[last] += " " + line.strip("# ")
     return {key: text[:-1] if text.endswith(")") else text for key, text in found.items()}
 
 
-@pytest.mark.parametrize("name", ["mi_dicomapi.py", "mi_system_wf.py"])
+@pytest.mark.parametrize("name", ["mi_dicomapi.py", "mi_system_wf.py", "mi_system_remote.py", "execute_remote_command.py"])
 def test_the_shipped_ini_says_of_each_key_what_the_script_s_table_says(name):
     told = told_meanings()
     wrong = [(section, key, told.get((section, key)), row[2]) for section, keys in suite.module(name).INI_KEYS.items()
