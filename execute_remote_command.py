@@ -1770,7 +1770,7 @@ VERBS = {                      # (the words of a request decide which of a verb'
     "wait": Verb(UNDER_WAY + OVER, ("",), ("offset",)),
     "cancel": Verb(UNDER_WAY + OVER, ("",), ("grace",)),
     "results": Verb(OVER, ("", "get"), ("from inputs",)),
-    "get": Verb(OVER, ("", "get"), ("names pack", "name at length size mtime pack")),
+    "get": Verb(OVER, ("", "get"), ("names", "name at length size mtime pack")),
     "fetched": Verb(OVER, ("",), ("but more",)),
     "clean": Verb(NEW + OVER + ("gone",), ("",), ("discard",)),
     "list": Verb(STATES, ("",), ("after",)),
@@ -2452,13 +2452,13 @@ class JudgedResults:
         return self.sources[name]
 
     def read_small(self, name):
-        """(what is told of it, its bytes) of a small result. Stays, OSError."""
+        """([size, mtime, x, sum], bytes) of a small result. Stays, OSError."""
         one = self.judged_result(name)
         if one.size > BUNDLED_MOST:
             raise Stays("limit")
         try:
             with one.source.open() as source:
-                return {"sum": one.sum256, "mtime": one.mtime, "x": one.executable}, source.read(one.size)
+                return [one.size, one.mtime, one.executable, one.sum256], source.read(one.size)
         except ValueError:
             raise Stays("changing")
 
@@ -2502,7 +2502,7 @@ class UnjudgedResults(JudgedResults):
                 data = read_exactly(fd, info.st_size, 0)
                 if name == LOG or mark_of(os.fstat(fd)) == mark_of(info) and len(data) == info.st_size:
                     digest, x = hashlib.sha256(data).hexdigest(), bool(info.st_mode & 0o100)
-                    return {"sum": digest, "mtime": info.st_mtime_ns, "x": x}, data
+                    return [len(data), info.st_mtime_ns, x, digest], data
             raise Stays("changing")
         finally:
             os.close(fd)
@@ -2826,14 +2826,20 @@ class Door:
     def do_get(self, names=None, name=None, at=0, length=0, size=0, mtime=0, pack=False):
         if names is None:
             return self.get_piece((name, at, length, size, mtime), pack)
+        rows, parts, size = [], [], 0
         for name in names:
             try:
-                told, data = self.results().read_small(name)
+                row, data = self.results().read_small(name)
             except (OSError, Stays) as error:
-                told, data = {"verdict": verdict_code(error), "name": name}, b""
-            packed = packed_if_smaller(data) if pack else None
-            told = dict(told, length=len(data)) if packed else told
-            self.wire.say(told if data or "verdict" in told else dict(told, size=0), packed or data)
+                row, data = verdict_code(error), b""
+            rows.append(row)
+            parts.append(data)
+            size += len(data)
+            if size >= BLOCK:
+                self.wire.say({"bundle": rows}, *parts)
+                rows, parts, size = [], [], 0
+        if rows:
+            self.wire.say({"bundle": rows}, *parts)
 
     def get_piece(self, piece, pack):
         """A piece of a large result: a header, its bytes, and behind them their sum, or why they count for
@@ -4125,8 +4131,7 @@ class Runner:
         got, sent = {}, self.record.sent_inputs() if self.order["mode"] == "fielded" else {}
         for look in range(READ_TRIES):                      # what changes while it is fetched is listed anew
             found = self.list_results()
-            wanted = [entry._replace(near=arrivals.target.part_path(part_name(entry.far)))
-                      for entry in found.files
+            wanted = [with_part(entry, arrivals.target) for entry in found.files
                       if got.get(entry.far) != version_of(entry) and self.wants(arrivals, entry, sent)]
             log("info", self.ident, "7 results", files=len(found.files), to_fetch=len(wanted),
                 odd=len(arrivals.kept))
@@ -4144,7 +4149,7 @@ class Runner:
         """Fetches these; {name: code} of those that did not leave after all."""
         record, arrivals.target.sync = self.record, len(wanted) <= 50
         record.begin_phase("out", boot_id() + " " + self.line.boot_there())
-        record.keep_verified([entry for entry in wanted if os.path.exists(entry.near)])
+        record.keep_verified([entry for entry in wanted if entry.near and os.path.exists(entry.near)])
         fault("fetching")
         before = record.count_arrived()
         try:
@@ -5171,24 +5176,33 @@ class ResultTransfer(Transfer):
         """The sum of what came ("" of a bundle, or of what does not leave); None if that is not right."""
         if isinstance(item, Piece):
             return self.receive_piece(session, item)
-        right = [self.receive_small(session, entry) for entry in item]
-        return "" if all(right) else None
+        left, right = collections.deque(item), True
+        while left:
+            right = self.receive_bundle(session, left) and right
+        return "" if right else None
 
-    def receive_small(self, session, entry):
-        """A small file of a bundle, under its name once its sum is right. What is told here counts, if it
-        differs from the list."""
-        told = session.answer()
-        if "verdict" in told:
-            self.stays[entry.far] = told["verdict"]
-            return True
-        if not {"sum", "mtime", "x"} <= set(told) or told.get("size", 0) > BUNDLED_MOST:
+    def receive_bundle(self, session, left):
+        """The next small files of those that are asked for (left: Entries), each under its name if its sum is
+        right: are they all? What is told here counts, if it differs from the list."""
+        told, at, right = session.answer("bundle"), 0, True
+        rows, size = told["bundle"], told.get("size", 0)
+        sizes = sum(row[0] for row in rows if type(row) is list)
+        if not 0 < len(rows) <= len(left) or sizes != size or size > BUNDLED_MOST + BLOCK:
             session.line.nonsense()
-        data = session.read_exactly(told.get("size", 0))
-        if hashlib.sha256(data).hexdigest() != told["sum"]:
-            return False
-        self.store(entry, data, told["x"], told["mtime"])
-        self.moved += len(data)
-        return True
+        data = memoryview(session.read_exactly(size))
+        for row in rows:
+            entry = left.popleft()
+            if type(row) is not list:
+                self.stays[entry.far] = row
+                continue
+            size, mtime, x, sum256 = row
+            content, at = data[at:at + size], at + size
+            if hashlib.sha256(content).hexdigest() == sum256:
+                self.store(entry, content, x, mtime)
+                self.moved += size
+            else:
+                right = False
+        return right
 
     def receive_piece(self, session, item):
         """One piece into its place."""
@@ -5253,6 +5267,13 @@ def piece_parts(session, told, length):
     if data is None:
         session.line.nonsense()
     yield memoryview(data)
+
+
+def with_part(entry, target):
+    """The Entry of a result; near is the part in which a large one grows (a small one comes at once)."""
+    if entry.size < SMALL:
+        return entry
+    return entry._replace(near=target.part_path(part_name(entry.far)))
 
 
 def part_name(far):
@@ -8233,14 +8254,21 @@ def folded_name(name):
 def write_sparse(fd, view, at):
     """Writes view at that offset; runs of zeros where the file is a hole are left out (its owner gives it its
     length at the end)."""
+    begin = 0
     for first in range(0, len(view), HOLE):
         piece = view[first:first + HOLE]
         if (not piece[0] and not piece[-1] and bytes(piece) == ZEROS[:len(piece)]
                 and is_hole(fd, at + first, len(piece))):
-            continue
-        while len(piece):
-            written = os.pwrite(fd, piece, at + first)
-            piece, first = piece[written:], first + written
+            write_all_at(fd, view[begin:first], at + begin)
+            begin = first + len(piece)
+    write_all_at(fd, view[begin:], at + begin)
+
+
+def write_all_at(fd, view, at):
+    """Writes all of view at that offset."""
+    while len(view):
+        written = os.pwrite(fd, view, at)
+        view, at = view[written:], at + written
 
 
 def is_hole(fd, at, size):
@@ -8357,6 +8385,7 @@ INI_KEYS.update(gate_keys())
 # What a door there may answer
 
 SHA256 = text_like("[0-9a-f]{64}")
+VERDICT = text_like("[a-z]{1,20}")
 ROWS = 200000                  # of one answer
 
 
@@ -8370,6 +8399,12 @@ def is_result_row(row):
     good = (type(row) is list and len(row) == 5 and is_name(row[0]) and LENGTH(row[1]) and TIME(row[2])
             and is_bool(row[3]))
     return good and (row[4] is None or SHA256(row[4]))
+
+
+def is_bundle_row(row):
+    """Is it [size, mtime, executable, sum], or the verdict of what does not leave?"""
+    good = type(row) is list and len(row) == 4 and LENGTH(row[0]) and TIME(row[1]) and is_bool(row[2])
+    return SHA256(row[3]) if good else VERDICT(row)
 
 
 def is_folder_row(row):
@@ -8387,7 +8422,7 @@ def is_run_row(row):
 def is_verdicts(value):
     """Is it {code: {"count": number, "names": [text]}}?"""
     return (type(value) is dict and len(value) < 100
-            and all(text_like("[a-z]{1,20}")(code) and type(one) is dict and LENGTH(one.get("count"))
+            and all(VERDICT(code) and type(one) is dict and LENGTH(one.get("count"))
                     and list_of(is_text, VERDICT_NAMES)(one.get("names")) for code, one in value.items()))
 
 
@@ -8402,8 +8437,8 @@ ANSWER_FIELDS = {              # each word of an answer: its kind. Others are pa
         "x": is_bool,
     "sums": list_of(lambda value: value == "" or SHA256(value), ROWS), "files": list_of(is_result_row, ROWS),
     "folders": list_of(is_folder_row, ROWS),
-    "next": lambda value: value is None or LENGTH(value), "verdicts": is_verdicts, "verdict": text_like(
-        "[a-z]{1,20}"), "name": is_text,
+    "next": lambda value: value is None or LENGTH(value), "verdicts": is_verdicts, "verdict": VERDICT,
+        "bundle": list_of(is_bundle_row, 2000), "name": is_text,
     "left": list_of(is_text, 1000), "more": lambda value: value is None or text_like(IDENT)(value),
     "runs": lambda value: LENGTH(value) or list_of(is_run_row, 1000)(value)}
 # what ssh (or a guard) says when it is no use

@@ -55,6 +55,14 @@ def request(*words):
     return "exec sh -c 'eval \"$(printf %b \"$1\")\"' mi_distcomp 'text' " + " ".join(runner.quoted_word(word) for word in words)
 
 
+def files_of(told, data):
+    """(what is told, bytes) of each file of an answer to `get` with names."""
+    for row in told.get("bundle", ()):
+        size = row[0] if isinstance(row, list) else 0
+        yield dict(zip(("size", "mtime", "x", "sum"), row)) if isinstance(row, list) else {"verdict": row}, data[:size]
+        data = data[size:]
+
+
 class Session:
     """One session: ask() sends a request and returns its answers, [(what is told, bytes)]. first: the line with which it began."""
 
@@ -95,8 +103,12 @@ class Session:
             while answers[-1][0] and not {"no", "end"} & set(answers[-1][0]):
                 answers.append(self.read())
         elif do == "get" and "no" not in told:
-            more = len(words["names"]) - 1 if "names" in words else int("verdict" not in told)
-            answers += [self.read() for _n in range(more)]
+            if "names" not in words:
+                return answers + [self.read() for _n in range(int("verdict" not in told))]
+            files = list(files_of(*answers[0]))
+            while 0 < len(files) < len(words["names"]):
+                files += files_of(*self.read())
+            return files or answers
         return answers
 
     def put(self, name, data, mode=0o644, mtime=10 ** 18):

@@ -683,7 +683,7 @@ ATTACKS = [                    # (attack, ini, the check to take out, what to pu
     (denied, NAMES, "            self.apply_rule(name, rule_against_name(self.rules, one))\n", "            pass\n"),
     (denied, CONTENT, "    raise Stays(\"refused\", \"deny_content\" if found == b\"2\" else \"scan_timeout\")\n", "    return sums_of_file(fd, length)\n"),
     (denied, "[outbound]\ndeny_sums = %s\n" % hashlib.sha256(b"SECRET-42\n").hexdigest(), "\"deny_sums\" if whole.hex() in", "\"\" if whole.hex() in"),
-    (content_by_another_way, CONTENT, "told, data = self.results().read_small(name)", "told, data = UnjudgedResults(self.place).read_small(name)"),
+    (content_by_another_way, CONTENT, "row, data = self.results().read_small(name)", "row, data = UnjudgedResults(self.place).read_small(name)"),
     (content_by_another_way, CONTENT, "self.results().read_piece(*piece), piece[2]", "UnjudgedResults(self.place).read_piece(*piece), piece[2]"),
     (live_log_beside_content_rules, CONTENT, "        return not whole and not rule_against_name", "        return True or not rule_against_name"),
     (too_large_result, "[outbound]\nmax_file = 1K\n", "if rules[\"max_file\"] and length > rules[\"max_file\"]:", "if False:"),

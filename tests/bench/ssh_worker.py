@@ -30,7 +30,7 @@ def main(way, base, config, folder, ident, streams):
         target.sync = len(found.files) <= 50           # as Runner.fetch_into() has it
         for name, mtime in found.folders:
             target.make_directory(name, mtime)
-        wanted = [entry._replace(near=target.part_path(runner.part_name(entry.far))) for entry in found.files if entry.far != runner.LOG]
+        wanted = [runner.with_part(entry, target) for entry in found.files if entry.far != runner.LOG]
         assert runner.get_results(line, Record(), wanted, arrivals)[1] == {}
         target.sync_all()
         target.close(True)
