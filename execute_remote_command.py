@@ -2343,6 +2343,13 @@ def read_log(place, offset):
 class UnreadCollector(Collector):
     """The results where there are no rules: looked for, not read; they are read when they are sent."""
 
+    def admit_name(self, name, real, reserved):
+        """As Collector's; there are no rules about names."""
+        try:
+            check_name(name)
+        except ValueError:
+            raise Stays("name")
+
     def take(self, tree, name, real, info, reserved=()):
         """Takes a file. Stays, OSError."""
         self.admit_name(name, real, reserved)
@@ -2489,7 +2496,10 @@ class UnjudgedResults(JudgedResults):
 
     def open(self, name):
         """A descriptor. Stays, OSError."""
-        return self.tree.open(self.tree.resolve(utf8(name))[0])
+        try:
+            return self.tree.open(utf8(name))          # as if there were no link in it, as mostly
+        except OSError:
+            return self.tree.open(self.tree.resolve(utf8(name))[0])
 
     def read_small(self, name):
         """As JudgedResults's."""
@@ -2811,16 +2821,17 @@ class Door:
             self.forget_results()
             self.found = self.results().collect(inputs)
         files, folders, found = [], [], self.found
-        for one in itertools.islice(itertools.chain(found.found, found.folders), at, None):
-            row = [one.name, one.size, one.mtime, one.executable, one.sum256 or None]
-            row = [one.name, one.mtime] if one.name.endswith("/") else row
+        count, total = len(found.found), len(found.found) + len(found.folders)
+        while at < total:
+            one = found.found[at] if at < count else found.folders[at - count]
             room -= 6 * len(one.name) + 120
             if room < 0:
-                break
-            (folders if one.name.endswith("/") else files).append(row)
-        done = at + len(files) + len(folders)
-        if done < len(found.found) + len(found.folders):
-            return self.wire.say({"files": files, "folders": folders, "next": done})
+                return self.wire.say({"files": files, "folders": folders, "next": at})
+            if at < count:
+                files.append([one.name, one.size, one.mtime, one.executable, one.sum256 or None])
+            else:
+                folders.append([one.name, one.mtime])
+            at += 1
         self.wire.say({"files": files, "folders": folders, "next": None, "verdicts": found.verdicts})
 
     def do_get(self, names=None, name=None, at=0, length=0, size=0, mtime=0, pack=False):
@@ -6634,11 +6645,11 @@ def check_name(name):
         length = len(name.encode("utf-8"))
     except UnicodeEncodeError:
         raise ValueError(_("a name that is not UTF-8"))
-    if length > 1000 or any(len(part.encode("utf-8")) > 255 for part in name.split("/")):
+    if length > 1000 or length > 255 and any(len(part.encode("utf-8")) > 255 for part in name.split("/")):
         raise ValueError(_("a name that is too long: %s...") % printable(name[:60]))
     if has_control_chars(name) or "\\" in name:
         raise ValueError(_("a name with a control character or a backslash: %s") % printable(name))
-    if any(part in ("", ".", "..") for part in name.split("/")):
+    if {"", ".", ".."}.intersection(name.split("/")):
         raise ValueError(_("a name that is absolute or has an empty, . or .. part: %s") % name)
     return name
 

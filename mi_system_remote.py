@@ -5123,11 +5123,11 @@ def check_name(name):
         length = len(name.encode("utf-8"))
     except UnicodeEncodeError:
         raise ValueError(_("a name that is not UTF-8"))
-    if length > 1000 or any(len(part.encode("utf-8")) > 255 for part in name.split("/")):
+    if length > 1000 or length > 255 and any(len(part.encode("utf-8")) > 255 for part in name.split("/")):
         raise ValueError(_("a name that is too long: %s...") % printable(name[:60]))
     if has_control_chars(name) or "\\" in name:
         raise ValueError(_("a name with a control character or a backslash: %s") % printable(name))
-    if any(part in ("", ".", "..") for part in name.split("/")):
+    if {"", ".", ".."}.intersection(name.split("/")):
         raise ValueError(_("a name that is absolute or has an empty, . or .. part: %s") % name)
     return name
 

@@ -2361,14 +2361,21 @@ def folded_name(name):
 def write_sparse(fd, view, at):
     """Writes view at that offset; runs of zeros where the file is a hole are left out (its owner gives it its
     length at the end)."""
+    begin = 0
     for first in range(0, len(view), HOLE):
         piece = view[first:first + HOLE]
         if (not piece[0] and not piece[-1] and bytes(piece) == ZEROS[:len(piece)]
                 and is_hole(fd, at + first, len(piece))):
-            continue
-        while len(piece):
-            written = os.pwrite(fd, piece, at + first)
-            piece, first = piece[written:], first + written
+            write_all_at(fd, view[begin:first], at + begin)
+            begin = first + len(piece)
+    write_all_at(fd, view[begin:], at + begin)
+
+
+def write_all_at(fd, view, at):
+    """Writes all of view at that offset."""
+    while len(view):
+        written = os.pwrite(fd, view, at)
+        view, at = view[written:], at + written
 
 
 def is_hole(fd, at, size):
@@ -2402,11 +2409,11 @@ def check_name(name):
         length = len(name.encode("utf-8"))
     except UnicodeEncodeError:
         raise ValueError(_("a name that is not UTF-8"))
-    if length > 1000 or any(len(part.encode("utf-8")) > 255 for part in name.split("/")):
+    if length > 1000 or length > 255 and any(len(part.encode("utf-8")) > 255 for part in name.split("/")):
         raise ValueError(_("a name that is too long: %s...") % printable(name[:60]))
     if has_control_chars(name) or "\\" in name:
         raise ValueError(_("a name with a control character or a backslash: %s") % printable(name))
-    if any(part in ("", ".", "..") for part in name.split("/")):
+    if {"", ".", ".."}.intersection(name.split("/")):
         raise ValueError(_("a name that is absolute or has an empty, . or .. part: %s") % name)
     return name
 
