@@ -276,6 +276,38 @@ def test_before_hello_and_after_it_in_a_lane_nothing_else_is_served(table):
     assert [row["state"] for row in served(rules, hello(ident), hello(table.far.fresh()), {"do": "state"})] == ["ended", "none", "none"]
 
 
+def test_hello_tells_how_long_it_took_there(table):
+    assert 0 < served(table.rules["far"], hello(table.make("far", "ended")))[0]["took"] < 10 ** 7
+
+
+def test_small_results_come_together_and_of_any_number_only_some_bytes_at_once(table):
+    ident, names = table.make("far", "ended"), ["s%02d" % n for n in range(40)]
+    for name in names:
+        with open(os.path.join(os.fsdecode(table.rules["far"]["base"]), ident, name), "wb") as out:
+            out.write(name.encode() * 20000)
+    told = served(table.rules["far"], hello(ident), {"do": "get", "names": names[:20] + ["absent"] + names[20:]})[1:]
+    rows = [row for one in told for row in one["bundle"]]
+    assert [row if isinstance(row, str) else row[0] for row in rows] == [60000] * 20 + ["missing"] + [60000] * 20
+    assert 1 < len(told) < 12 and all(one["size"] <= runner.BLOCK + 60000 for one in told)
+    assert rows[0][3] == hashlib.sha256(b"s00" * 20000).hexdigest()
+
+
+def test_a_later_page_of_results_costs_no_more_than_the_first(table, monkeypatch):
+    ident, made = table.make("far", "ended"), []
+    for n in range(200):
+        open(os.path.join(os.fsdecode(table.rules["far"]["base"]), ident, "p%03d" % n), "w").close()
+    real = runner.Results.result_of_row
+    monkeypatch.setattr(runner.Results, "result_of_row", lambda self, *row: made.append(1) or real(self, *row))
+    monkeypatch.setattr(runner, "PAGE", 2000)
+    costs = []
+    for pages in [0], [0, 0], [0, 0, 180]:
+        requests = [{"do": "results", "from": at, "inputs": True} for at in pages]
+        told, before = served(table.rules["far"], hello(ident), *requests)[1:], len(made)
+        costs.append(before - sum(costs))
+        assert all("files" in one for one in told)
+    assert 0 < costs[2] - costs[1] < 30, costs
+
+
 # Attacks. Each returns True if it got what it wanted.
 
 def outside_write(far):

@@ -302,6 +302,23 @@ def test_pieces_that_arrived_are_not_moved_again(lab, here, name, row):
     assert int(re.search(row, out).group(1)) <= 32 << 20 and sha(here / "b") == sha(here / "in" / "a"), out
 
 
+def test_a_busy_hosts_late_answer_does_not_make_it_a_far_one():
+    class Quick:
+        asked = 0
+
+        def ask(self, do):
+            self.asked += 1
+            return self
+
+        def answer(self, *needed):
+            return {"state": "none"}
+    for late, size, near, asked in (0.006, 1 << 30, True, 1), (0.006, 1000, False, 0), (0.05, 1 << 30, False, 0), (0.001, 1 << 30, True, 0):
+        line = runner.Line("h", None)
+        line.session, line.round_trip = Quick(), late
+        line.time_again(size)
+        assert (line.near(), line.session.asked) == (near, asked), late
+
+
 def test_pieces_of_another_size_leave_out_what_has_arrived():
     entry = runner.Entry(b"a", "a", 20 << 20, 10 ** 9, 0o644)
     step, small = 16 << 20, 2 << 20
