@@ -2078,6 +2078,7 @@ class Place:
         """The run's directories, once."""
         if not os.path.isdir(self.control):
             with locked(os.path.join(self.base, b".mi", b"doors")):
+                self.check_number()
                 fresh = os.path.join(self.base, b".mi", b".new." + utf8(self.ident))
                 remove_tree(fresh)                     # of one that was killed here
                 os.mkdir(fresh, 0o700)
@@ -2090,6 +2091,17 @@ class Place:
             os.mkdir(self.work, 0o700)
         except FileExistsError:
             pass
+
+    def check_number(self):
+        """Refusal if the key has as many runs here as it may; and as many again that are gone."""
+        most = self.rules["ssh guard"]["max_runs"] if self.ruled else 0
+        for _look in range(2 if most else 0):
+            known, there = run_names(self.base), set(os.listdir(self.base))
+            if len(known) < 2 * most and sum(utf8(name) in there for name in known) < most:
+                return
+            sweep_gone(self.base)
+        if most:
+            raise Refusal("refused", "%d calculations of this key are here (max_runs): clean some" % most)
 
     def putting_lanes(self):
         """[(path of the note, ProcessNote)] of the sessions that put inputs; a note's text is the turn of its
@@ -3052,6 +3064,10 @@ def cmd_guard(options):
                 os.write(1, b"mi_distcomp 1 hold\nthis guard speaks protocol 2: "
                             b"a newer execute_remote_command.py is needed\n")
             raise Refusal("refused", "an unknown verb")
+        if take_session(rules) is None:
+            why = b"all sessions of this key are taken (max_sessions)"
+            os.write(1, b"\nmi_distcomp 2 no %d %s\n" % (EX_TEMPFAIL, why))
+            return EX_TEMPFAIL
         os.write(1, b"\nmi_distcomp 2 door\n")
         Door(rules, Channel()).serve()
         return 0
@@ -3059,6 +3075,24 @@ def cmd_guard(options):
         guard_log(rules, "warn", "-", "refused", why=error, asked=printable(text[-200:]))
         sys.stderr.write("refused by the guard: %s\n" % printable(error))
         return EX_REFUSED
+
+
+def take_session(rules):
+    """A descriptor that holds one of the key's max_sessions as long as this process lives; None if there is
+    none left. (Where there are no locks: a hope.)"""
+    import fcntl
+    most = rules["ssh guard"]["max_sessions"]
+    fd = os.open(os.path.join(rules["base"], b".mi", b"sessions"),
+                 os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    for place in range(most):
+        try:
+            fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, (os.getpid() + place) % most)
+            return fd
+        except OSError as error:
+            if error.errno not in (errno.EAGAIN, errno.EACCES):
+                return fd
+    os.close(fd)
+    return None
 
 
 def guard_rules(options):
@@ -4613,6 +4647,8 @@ class Session:
                 return rest or "?"
             if kind == "no":
                 code, _blank, why = rest.partition(" ")
+                if code == str(EX_TEMPFAIL):
+                    raise LineLost("%s: %s" % (self.line.host, printable(why)))
                 raise LineHopeless(int(code) if re.match(r"(6[4-9]|7[0-8])\Z", code) else EX_PROTOCOL,
                             "%s: %s" % (self.line.host, printable(why)))
         else:
@@ -8389,6 +8425,10 @@ INI_KEYS = {                   # {section: {key: (kind, default, meaning)}}: wha
         "from": (str, "", "addresses that the key may come from"),
         "max_bytes": (size, 0,
                       "inputs of one calculation; each file, directory and order counts 4 KiB besides"),
+        "max_runs": (number_from(0, 10 ** 6), 10000,
+                     "calculations of a key that lie here at a time; 0: any number"),
+        "max_sessions": (number_from(1, 10000), 500,
+                         "sessions of a key at a time; a runner that finds none left tries again"),
         "audit_log": (str, "", "default: base/.mi/guard.log")}}
 INI_KEYS.update(gate_keys())
 

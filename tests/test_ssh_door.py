@@ -1112,6 +1112,24 @@ def test_a_session_of_another_node_counts_as_gone_only_when_it_writes_nothing_an
     first.close(), second.close()
 
 
+def test_a_key_has_no_more_runs_and_sessions_than_its_owner_says_and_another_key_has_its_own(tmp_path):
+    far = Far(tmp_path, "[ssh guard]\nmax_runs = 2\nmax_sessions = 2\n")
+    idents = [far.fresh() for _n in range(3)]
+    with far.open(idents[0]) as one, far.open(idents[1]) as two:
+        assert "sums" in one.put("a", b"1") and "sums" in two.put("a", b"1")
+        other = far.open(idents[2])
+        assert other.first == b"mi_distcomp 2 no 75 all sessions of this key are taken (max_sessions)\n" and other.close()[0] == 75
+        two.process.kill()                             # a session that was killed holds none
+        two.process.wait()
+        with far.open(idents[2]) as three:
+            told = three.put("a", b"1")
+            assert told["no"] == "refused" and "2 calculations of this key are here (max_runs)" in told["why"], told
+            assert one.ask("clean")[0][0]["state"] == "gone" and "sums" in three.put("a", b"1")
+            for _n in range(5):                        # nor very many that are gone
+                three.ask("clean"), three.ask("hello", v=2, run=far.fresh(), lane="", turn="t1"), three.put("a", b"1")
+            assert len([name for name in os.listdir(far.path("base", ".mi")) if re.match(IDENT[:8], name)]) <= 4
+
+
 def test_a_cancel_ends_also_what_left_session_and_environment(far):
     with far.open(far.fresh()) as one:
         one.put("a", b"1")

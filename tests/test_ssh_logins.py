@@ -108,6 +108,12 @@ def test_given_up_before_anything_was_started_does_not_say_that_it_runs_on(own, 
     assert code == 69 and "nothing was started there" in last and "resume " + ident_of(out) in last, out
 
 
+def test_a_host_that_has_no_session_left_is_asked_again(own, here):
+    own.forced("if mkdir %s 2>/dev/null; then echo; echo mi_distcomp 2 no 75 all are taken; exit 75; fi; exec sh -c \"$SSH_ORIGINAL_COMMAND\"" % own.path("once"))
+    code, out = run(own, here, "run", "hpc", "echo 1 >r")
+    assert code == 0 and (here / "r").exists() and 'lost="hpc: all are taken" again_in' in out, out
+
+
 @pytest.mark.parametrize("redirect", ["| head -n 1", ">/dev/full", ">&-", "2>&- >&-"])
 def test_results_come_whatever_becomes_of_who_reads_the_output(own, here, redirect):
     own.start()
