@@ -4234,9 +4234,10 @@ class Runner:
             told, who = (EX_DATA, "runner") if short and not code else (code, "command")
             return Outcome(self.ident, told, who, state + self.known_reason(code), done["files"], done["odd"],
                            verdicts)
-        if state == "failed":
-            return Outcome(self.ident, 126, "runner", "the command could not be started there", done["files"],
-                           done["odd"], verdicts)
+        if state.split()[0] == "failed":
+            why = state.partition("failed ")[2].replace("could not be started", "")
+            words = "the command could not be started there" + (why and ": " + why)
+            return Outcome(self.ident, 126, "runner", words, done["files"], done["odd"], verdicts)
         state += _(" (what it left was fetched; nothing is run a second time by itself)")
         return Outcome(self.ident, EX_TEMPFAIL, "runner", state, done["files"], done["odd"], verdicts)
 
@@ -4298,16 +4299,15 @@ def final_verdicts(verdicts, stays, got):
 
 
 def end_words(told, line):
-    """How it ended, in words: ended CODE, failed (it could not be started), lost WHY. told: STATE of the
-    protocol."""
+    """How it ended, in words: ended CODE WHY, failed WHY (it could not be started), lost WHY. told: STATE of
+    the protocol."""
     lost = told.get("state") == "lost" or told.get("lost")
     if not lost and told.get("state") not in ("ended", "fetched"):
         line.nonsense()
     why = told.get("why", "")
-    if lost:
-        return printable("lost " + why).strip()
-    return (printable("ended %d %s" % (told["code"], why)).strip() if told.get("code") is not None
-            else "failed")
+    code = told.get("code")
+    how = "lost" if lost else "failed" if code is None else "ended %d" % code
+    return printable(how + " " + why).strip()
 
 
 class Arrivals:

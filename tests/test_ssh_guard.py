@@ -10,6 +10,7 @@ import threading
 import pytest
 
 import ssh_lab
+import suite
 from ssh_door import WORK
 from ssh_lab import SCRIPT
 from suite import PYTHON
@@ -99,6 +100,67 @@ def test_what_is_here_in_an_older_form_comes_whole(lab, tmp_path):
     code, out = run(lab, tmp_path, "run", "guarded", "same", "--in", "state", "-v")
     assert code == 0 and (tmp_path / "state.bin").read_bytes() == data, out
     assert re.search("8 fetch files=[23] bytes=%d" % len(data), out), out
+
+
+# What the owner says of a command: (keys, what it does, exit code, in the runner's last line, results)
+KEYS = {
+    "timeout": ("timeout = 1s\n  grace = 1s", "echo 1 >r; exec sleep 600", 143, "timeout", set()),
+    "pre": ("pre = %(dir)s/pre", "cat first >r", 0, "ended 0", {"first", "r"}),
+    "prefails": ("pre = /bin/false", "echo 1 >r", 126, "pre: exit code 1", set()),
+    "post": ("post = %(dir)s/post", "echo 1 >r; exit 3", 3, "ended 3", {"after", "r"}),
+    "leaves": ("grace = 1s", "setsid sleep 600 <&- >&- 2>&- & echo 1 >r", 0, "ended 0", {"r"}),
+    "alone": ("jobs = 1", "mkdir ../at_work || echo two >r; sleep 0.5; rmdir ../at_work", 0, "ended 0", set()),
+}
+
+
+@pytest.fixture(scope="module")
+def keys():
+    one = ssh_lab.Lab()
+    text = ""
+    for name, (lines, does, *_rest) in KEYS.items():
+        one.write(name + ".sh", does + "\n")
+        text += "[command %s]\nargv = /bin/sh\n  %s\nmatch = %s\n%s\n" % (name, one.path(name + ".sh"), name, lines.replace("\n  ", "\n") % {"dir": one.dir})
+    for name, does in (("pre", "echo pre >first"), ("post", "cat r >after")):
+        one.write(name, "#!/bin/sh\n%s\n" % does)
+        os.chmod(one.path(name), 0o755)
+    one.guard("[outbound]\ndeny_names = secret*\nkeep_refused = 1d\n" + text + "[command keeps]\nargv = /usr/bin/touch\n  r\n  secret\nmatch = keeps\n", python=PYTHON)
+    yield one.start()
+    one.close()
+
+
+@pytest.mark.parametrize("name", sorted(KEYS))
+def test_what_the_owner_says_of_a_command_holds_over_ssh_though_nobody_is_connected(keys, tmp_path, name):
+    _lines, _does, code, said, results = KEYS[name]
+    for number in (1, 2):
+        (tmp_path / str(number)).mkdir()
+    words = [PYTHON, SCRIPT, "--ini", keys.path("ini"), "run", "guarded", name]
+    both = [subprocess.Popen(words, cwd=str(tmp_path / str(number)), env=keys.env(), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+            for number in ((1, 2) if name == "alone" else (1,))]
+    if name in ("timeout", "post"):                    # also when the line is gone
+        while b"5 start" not in both[0].stdout.readline():
+            pass
+        keys.cut()
+    for number, process in enumerate(both, 1):
+        out = process.communicate(timeout=60)[0].decode()
+        assert process.returncode == code and said in out.splitlines()[-1], out
+        came = set(os.listdir(str(tmp_path / str(number)))) - {"remote_program_exec.log"}
+        assert came == results, (came, out)
+        assert not suite.processes_with("MI_RUN=" + re.search("[0-9a-f-]{36}", out).group())
+
+
+def test_what_the_rules_keep_goes_after_its_time_over_ssh(keys, tmp_path):
+    code, out = run(keys, tmp_path, "run", "guarded", "keeps", "--allow-refused")
+    ident = re.search("[0-9a-f-]{36}", out).group()
+    assert code == 0 and "refused 1" in out and os.path.exists(keys.path("far", ident, "secret")), out
+    fetched = keys.path("far", ".mi", ident, "fetched")
+    os.utime(fetched, (os.path.getmtime(fetched) - 86500,) * 2)
+    suite.wait_until(lambda: not os.listdir(keys.path("far", ".mi", "open")))
+    os.mkdir(str(tmp_path / "next"))
+
+    def swept():                                       # by the keeper of any later run
+        assert run(keys, tmp_path / "next", "run", "guarded", "pre")[0] == 0
+        return not os.path.exists(keys.path("far", ident))
+    suite.wait_until(swept, 60)
 
 
 def test_check_looks_at_the_host_as_it_is_with_and_without_the_guard(lab, tmp_path):
