@@ -11,11 +11,11 @@ import pytest
 
 import ssh_lab
 import suite
-from test_ssh_runner import HOOKED, ident_of, run, runner, start
+from test_ssh_runner import HOOKED, Stepwise, ident_of, run, runner, start
 
 NODE = """#!/bin/sh
 # node NAME BOOT COMMAND: the same home, another host: a name and a boot of its own
-exec unshare -m -u sh -c 'hostname "$1"; mount --bind "$2" /proc/sys/kernel/random/boot_id; shift 2; exec "$@"' sh "$@"
+exec unshare -m -u sh -c 'hostname "$1"; mount --bind "$2" /proc/sys/kernel/random/boot_id; mount --bind "$2" /etc/machine-id; shift 2; exec "$@"' sh "$@"
 """
 
 
@@ -176,6 +176,84 @@ def send(self, do, words=(), data=(), **more):
     real(self, do, words, data, **more)
 runner.Session.send = send"""))
     assert code == 0 and (here / "r").read_text() == "1\n" and out.count("again_in") == 4, out
+
+
+class TwoNodes(ssh_lab.Lab):
+    """Two log-in nodes with one home, of which only `base` (on a disk that both have) is looked at: the name hpc leads to one or the other."""
+
+    def __init__(self, folder):
+        ssh_lab.Lab.__init__(self)
+        subprocess.check_call(["mount", "-t", "ramfs", "-o", "mode=700", "ramfs", self.path("far")])
+        self.ports, self.daemons = [self.port, ssh_lab.free_port()], []
+        (folder / "node").write_text(NODE)
+        (folder / "boot").write_text("00000000-1111-4222-8333-444444444444\n")
+        text = open(self.path("sshd_config")).read()
+        for number, port in enumerate(self.ports):
+            self.write("sshd%d" % number, text.replace("Port %d\n" % self.port, "Port %d\n" % port).replace("sshd.pid", "sshd%d.pid" % number))
+            at = [["sh", str(folder / "node"), "node2", str(folder / "boot")], []][number == 0]
+            self.daemons.append(subprocess.Popen(at + [ssh_lab.SSHD, "-D", "-f", self.path("sshd%d" % number), "-E", self.path("log%d" % number)]))
+        with open(self.path("known_hosts")) as known:
+            row = known.read()
+        self.write("known_hosts", row + row.replace(str(self.port), str(self.ports[1])))
+        self.text = open(self.path("config")).read()
+        for number in (0, 1):
+            self.lead_to(number)
+            suite.wait_until(lambda: subprocess.call(["ssh", "-F", self.path("config"), "hpc", "true"], stderr=subprocess.DEVNULL) == 0)
+
+    def lead_to(self, number):
+        """From now on a log-in comes to that node."""
+        self.write("config.new", self.text.replace("Port %d" % self.port, "Port %d" % self.ports[number]))
+        os.rename(self.path("config.new"), self.path("config"))
+        self.daemon = self.daemons[number]
+
+    def close(self):
+        for number in (0, 1):
+            self.lead_to(number)
+            self.stop()
+        subprocess.check_call(["umount", "-l", self.path("far")])
+        ssh_lab.Lab.close(self)
+
+
+def test_of_another_log_in_node_the_result_comes_and_a_cancel_or_clean_says_where_it_runs(here):
+    suite.needs("root", "unshare")
+    if os.geteuid() != 0:
+        suite.pytest.skip("needs root itself: mount namespaces")
+    (here / "a").write_text("1")
+    both = TwoNodes(here)
+    try:
+        both.lead_to(0)
+        process = start(both, here, "run", "hpc", "cat a; while [ ! -e %s/go ]; do sleep 0.05; done; hostname >r; exit 3" % here, "--in", "a")
+        rows = []
+        while b"5 start" not in b"".join(rows):
+            rows.append(process.stdout.readline())
+        ident = ident_of(rows[-1].decode())
+        both.cut()                                     # the line drops, and the next log-in comes to the other node
+        both.lead_to(1)
+        while b"running on" not in rows[-1]:
+            rows.append(process.stdout.readline())
+            assert rows[-1], rows
+        assert "of which only its files tell here" in rows[-1].decode()
+        code, out = run(both, here, "cancel", ident)
+        assert code == 69 and "it runs on %s: cancel it from there" % os.uname().nodename in out.splitlines()[-1], out
+        code, out = run(both, here, "clean", ident)
+        assert code == 75 and "another runner is at work" in out, out
+        assert [row.split()[:2] for row in run(both, here, "list", "hpc")[1].splitlines()] == [[ident, "running"]]
+        (here / "go").write_text("")
+        out = b"".join(rows).decode() + process.communicate(timeout=60)[0].decode()
+        assert process.returncode == 3 and (here / "r").read_text().strip() == os.uname().nodename, out
+        assert (here / "remote_program_exec.log").read_text() == "1" and "again_in" in out
+        assert run(both, here, "clean", ident)[0] == 0 and not os.path.exists(both.path("far", ident))
+        # inputs came to the first node, and all else to the second
+        both.lead_to(1)
+        one = Stepwise(both, here, ["sent"], "run", "hpc", "cat a; hostname >r2", "--in", "a")
+        one.reached("sent")
+        both.cut()
+        both.lead_to(0)
+        one.go("sent")
+        code, out = one.finish()
+        assert code == 0 and (here / "r2").read_text().strip() == os.uname().nodename, out
+    finally:
+        both.close()
 
 
 @pytest.mark.parametrize("kind, told", [("ramfs", "elsewhere"), ("tmpfs", "lost")])
