@@ -4305,8 +4305,8 @@ def end_words(told, line):
     if not lost and told.get("state") not in ("ended", "fetched"):
         line.nonsense()
     why = told.get("why", "")
-    code = told.get("code")
-    how = "lost" if lost else "failed" if code is None else "ended %d" % code
+    how = "failed" if told.get("code") is None else "ended %d" % told["code"]
+    how = "lost" if lost else how
     return printable(how + " " + why).strip()
 
 
