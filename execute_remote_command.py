@@ -2458,7 +2458,11 @@ class JudgedResults:
             if self.more and said != self.said.get(kind):
                 guard_log(self.place.rules, "warn", self.place.ident, "outbound", more=self.more)
         self.notes, self.more, self.judged, self.sources = [], 0, found.found, None
-        self.place.note(b"out", book)
+        try:
+            self.place.note(b"out", book)
+        except OSError as error:                       # a full disk keeps nothing from leaving it
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
 
     def judged_result(self, name):
         """The Result of that name which was judged, here or by the session that looked last. Stays if there
@@ -2802,7 +2806,11 @@ class Door:
         if not read_batch(place.control) and state[0] == "elsewhere":
             raise Refusal("host", "it runs on %s: cancel it from there" % state[1].host, host=state[1].host)
         if self.state()["state"] in UNDER_WAY:
-            write_synced(place.path(b"cancelled"), b"%d" % grace)     # its end is not its own: see AFTER_STOP
+            try:                                       # its end is not its own: see AFTER_STOP
+                write_synced(place.path(b"cancelled"), b"%d" % grace)
+            except OSError:                            # a full disk: that it is there is the word
+                if not place.has(b"cancelled"):
+                    raise
         ensure_keeper(self.rules)
         looked, until = time.monotonic(), time.monotonic() + grace + 2 * KILL_TRIES
         until += 2 * END_LATE if read_batch(place.control) else 0
@@ -3142,9 +3150,11 @@ def guard_log(rules, level, ident, step, **values):
     path = utf8(rules["ssh guard"]["audit_log"]) or os.path.join(rules["top"], b".mi", b"guard.log")
     if rules["key"]:
         values = dict(values, key=rules["key"])
-    with io.open(open_log(path), "w", encoding="utf-8", errors="backslashreplace") as SAY["log"]:
-        log(level, ident, step, client=os.environ.get("SSH_CONNECTION", "-").split(" ")[0], **values)
+    out = SAY["log"] = io.open(open_log(path), "w", encoding="utf-8", errors="backslashreplace")
+    log(level, ident, step, client=os.environ.get("SSH_CONNECTION", "-").split(" ")[0], **values)
     SAY["log"] = None
+    with contextlib.suppress(OSError):                 # a full disk does not stop the work
+        out.close()
 
 
 def open_log(path):
