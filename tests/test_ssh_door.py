@@ -1138,7 +1138,7 @@ def test_on_a_full_disk_there_results_come_a_cancel_counts_and_what_cannot_be_no
         assert one.put("a", b"1" * 9000)["no"] == "disk"
     with far.open(idents[0]) as one:                   # whatever the answer is: it ends
         one.ask("cancel", grace=0)
-    suite.wait_until(lambda: runner.look(os.fsencode(far.path("base", ".mi", idents[0])), time.time())[0] == "ended")
+    suite.wait_until(lambda: runner.command_state(os.fsencode(far.path("base", ".mi", idents[0])), time.time())[0] == "ended")
     (tmp_path / "go").write_text("")
     suite.wait_until(lambda: "it is tried again" in open(far.path("base", ".mi", "guard.log")).read())
     (disk / "fill").unlink()
