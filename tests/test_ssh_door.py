@@ -1098,19 +1098,20 @@ def test_a_session_of_another_node_counts_as_gone_only_when_it_writes_nothing_an
     far.write("work.sh", "cp big copy\n")
     ident, at_node = far.fresh(), ["sh", str(tmp_path / "node"), "node2", str(tmp_path / "boot")]
     first = far.open(ident)
-    first.send("put", b"1" * 500, size=1000, name="big", at=0)
-    suite.wait_until(lambda: os.path.exists(far.path("base", ident, "big")) and os.path.getsize(far.path("base", ident, "big")) == 500)
+    half = runner.BLOCK                                # is written when it is there
+    first.send("put", b"1" * half, size=2 * half, name="big", at=0)
+    suite.wait_until(lambda: os.path.exists(far.path("base", ident, "big")) and os.path.getsize(far.path("base", ident, "big")) == half)
     second = Session(far.popen(request(*START), before=at_node), ident, turn="t2")
-    told = second.ask("put", b"2" * 1000, size=1000, name="big", at=0)[0][0]
+    told = second.ask("put", b"2" * 2 * half, size=2 * half, name="big", at=0)[0][0]
     assert told["no"] == "host" and "counts as gone when" in told["why"], told       # it may write every moment
     lane, = (os.path.join(far.path("base", ".mi", ident), name) for name in os.listdir(far.path("base", ".mi", ident)) if name.startswith("lane."))
     os.utime(lane, (time.time() - 61,) * 2)            # its line is silent
-    assert second.ask("put", b"2" * 1000, size=1000, name="big", at=0, end=[1000, 0o644, 5])[0][0].get("sums")
-    first.process.stdin.write(b"1" * 500)              # it was only slow
+    assert second.ask("put", b"2" * 2 * half, size=2 * half, name="big", at=0, end=[2 * half, 0o644, 5])[0][0].get("sums")
+    first.process.stdin.write(b"1" * half)             # it was only slow
     first.process.stdin.flush()
     assert first.read()[0]["no"] in ("state", "host")
     assert second.run("work.sh")[0]["code"] == 0
-    assert {open(far.path("base", ident, name)).read() for name in ("big", "copy")} == {"2" * 1000}
+    assert {open(far.path("base", ident, name)).read() for name in ("big", "copy")} == {"2" * 2 * half}
     first.close(), second.close()
 
 
