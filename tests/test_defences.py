@@ -245,7 +245,7 @@ def names_from_the_relay(scene):
     wf = scene.module(WF)
     relay = wf.RelayClient("http://127.0.0.1:1", lambda: "x")
     try:
-        list(relay.pages("x", {"files": {"../../evil": {"size": 1, "sha256": "0" * 64}}, "next": None}))
+        list(relay.manifest_entries("x", {"files": {"../../evil": {"size": 1, "sha256": "0" * 64}}, "next": None}))
         return False
     except ValueError:
         return True
