@@ -15,7 +15,7 @@ usage: mi_dicomapi.py [serve]                    serve as the ini says (systemd,
                                                  at the running relay; --upgrade: only at what an older
                                                  version has left
        mi_dicomapi.py unit                       prints a systemd unit for `serve`
-       mi_dicomapi.py list [--all] | show ACCEPT_ID | sites
+       mi_dicomapi.py list [--all] | show | explain ACCEPT_ID | sites
        mi_dicomapi.py history [--since TIME] [--site SITE] [--user USER] [--csv]
        mi_dicomapi.py cancel | end | rerun [--force] ACCEPT_ID [--reason TEXT]
        mi_dicomapi.py maintenance on [--reason TEXT] | off        no new calculations or claims; what runs
@@ -35,6 +35,7 @@ contents (grep -n '^# ====' prints them with their lines):
   leases and restore            who holds what, silence, pauses, what a backup does not know
   the pollers                   which there are, when they were heard, what they say of themselves
   what users hold               calculations, bytes, work: what the limits look at
+  why it waits                  the causes, in the order in which they are looked for
   the sweeper                   what is due, once a second
   the relay                     what the calls share; the ini in mid-run
   the store                     one SQLite writer, and a spool of files beside it
@@ -46,6 +47,7 @@ contents (grep -n '^# ====' prints them with their lines):
   demo
   shared: names                 names of files: checked by every receiver
   shared: stream                fielded bodies, which hold whole files, pass as streams
+  shared: cause                 why a calculation is where it is, for people
   shared: check
   shared: ini
   shared: usage                 words and options, --help, --version
@@ -61,7 +63,7 @@ workers (Front.work_forever) run the calls; the doorkeeper (Front.log_in_forever
 locks are held for moments, and none is taken under another, but that `placing` (files of a result are put in
 their place) is held over a change of the database, after which the writer takes the front's. Front.wait_lock:
 who waits for what. Front.queue_lock: what is to be done. Quotas.counting: bytes on their way, work owed.
-FieldedPollers.announcing: fielded pollers. Upload.lock: one file that arrives.
+FieldedPollers.announcing: fielded pollers. Pollers.hearing: who is new. Upload.lock: one file that arrives.
 """
 import sys
 
@@ -209,7 +211,8 @@ STEPS = [
 STEP = {step.name: step for step in STEPS}
 
 Route = collections.namedtuple("Route", "role function bulk")
-V2_ONLY = ("files", "heartbeat", "output", "finish", "rerun", "login")   # calls that no fielded program makes
+# calls that no fielded program makes; the newer ones stand below v2/
+V2_ONLY = ("files", "heartbeat", "output", "finish", "rerun", "login", "v2")
 
 
 def routes():
@@ -234,6 +237,7 @@ def routes():
         ("POST", "rerun"): Route(WORKFLOW, rerun, False),
         ("POST", "heartbeat"): Route(REMOTE, heartbeat, False),
         ("GET", "output"): Route(WORKFLOW, read_output, False),
+        ("GET", "v2/explain"): Route(WORKFLOW, explain, False),
         ("GET", "get-calcinfo"): Route(OPERATOR, get_calcinfo, False),
         ("POST", "reload-ini"): Route(OPERATOR, reload_ini, False),
         ("POST", "login"): Route(None, login, False),      # by whoever has no token yet
@@ -243,7 +247,8 @@ def routes():
 
 def operator_calls():
     """What the operator's commands ask the running relay to do: {word: function}."""
-    return {"cancel": cancel_wait_calc, "rerun": rerun, "end": end_calculation, "sites": list_sites}
+    return {"cancel": cancel_wait_calc, "rerun": rerun, "end": end_calculation, "sites": list_sites,
+            "explain": explain}
 
 
 def move(relay, tx, step, row, under=None, **changes):
@@ -2018,15 +2023,14 @@ STATES_TOLD = ("open", "busy", "paused", "hours", "disk", "drain", "once")
 
 class Heard:
     """What is known of one poller."""
-    __slots__ = ("at", "gone", "key", "protocol", "told", "told_at", "kept")
+    __slots__ = ("at", "gone", "key", "protocol", "told", "kept")
 
     def __init__(self, protocol=2, at=0.0, told=None):
         self.at = self.kept = at                       # when it was heard, and when that went on the disk
         self.gone = 0.0                                # when its line broke while it waited here
         self.key = None                                # of the token that it showed
         self.protocol = protocol
-        self.told = told or {}                         # of PRESENCE
-        self.told_at = at
+        self.told = told or {}                         # of PRESENCE; and `since` when in this state
 
 
 class Pollers:
@@ -2037,6 +2041,7 @@ class Pollers:
     def __init__(self, relay):
         self.relay = relay
         self.known = {}                                # {(site, user): {name: Heard}}
+        self.hearing = threading.Lock()                # of who is not known yet
 
     def hear(self, call, site, name, protocol=2):
         """A poller of the call's user was heard. Names and texts come from the wire."""
@@ -2046,21 +2051,19 @@ class Pollers:
         if (call.waited is not None or not known_site or not token_covers(call.caller, site)
                 or name not in group and told is None and call.name == "heartbeat"):
             return                                     # it was heard before it waited; or this is `check`
-        if name not in group:
+        with self.hearing:
             group = self.known.setdefault((site, call.caller.user), group)
-            while len(group) >= POLLERS:
+            while name not in group and len(group) >= POLLERS:
                 del group[min(group, key=lambda one: group[one].at)]
-        found = group.setdefault(name, Heard(protocol))
+            found = group.setdefault(name, Heard(protocol))
         found.at, found.gone, found.key = time.time(), 0.0, call.caller.key
         found.protocol = protocol
         if told is not None:
-            if self.differs(found.told, told):
-                found.kept = 0.0
-            found.told, found.told_at = checked_presence(told), found.at
-
-    def differs(self, old, new):
-        """Is it another state, or version?"""
-        return any(old.get(key) != new.get(key) for key in ("state", "until", "version"))
+            told = checked_presence(told)
+            if any(found.told.get(key) != told.get(key) for key in ("state", "until", "version")):
+                found.kept = 0.0                       # to be put on the disk soon
+            same = found.told.get("state") == told.get("state")
+            found.told = dict(told, since=found.told["since"] if same and found.told else int(found.at))
 
     def miss(self, call):
         """The line of a call that waited is broken: its poller may have ended."""
@@ -2113,17 +2116,18 @@ def list_sites(call):
                for row in relay.store.read("SELECT site, user, COUNT(*) AS waiting, MIN(allowed) AS"
                                            " waiting_since FROM calculations WHERE state = ? GROUP BY site,"
                                            " user", ALLOWED)}
-    sites = [(site, "") for site in relay.conf["RemoteSites"]["remote_site_ids"]]
-    for site, user in sorted(set(sites) | set(relay.pollers.known) | set(waiting)):
+    there = set(relay.pollers.known) | set(waiting)
+    used = {site for site, user in there}
+    there |= {(site, "") for site in relay.conf["RemoteSites"]["remote_site_ids"] if site not in used}
+    for site, user in sorted(there):
         group = relay.pollers.known.get((site, user), {})
         row = {"site": site, "user": user, "state": "never", "heard": None, "poller": ""}
         row.update(dict.fromkeys(PRESENCE), state="never", waiting=0, waiting_since=None)
-        row.update({key: value for key, value in dict(waiting.get((site, user), ())).items()})
+        row.update(dict(waiting.get((site, user), ())))
         rows += [dict(row, poller=name, heard=found.at,
                       **dict(found.told, state=relay.pollers.standing(found, now)))
                  for name, found in sorted(group.items())]
-        known = any(other[0] == site for other in set(relay.pollers.known) | set(waiting))
-        rows += [row] if not group and (user or not known) else []
+        rows += [] if group else [row]
     return {"message": "sites", "sites": rows}
 
 
@@ -2204,6 +2208,287 @@ class Quotas:
                                          " attempt"):
             found[row["user"]] += sum(self.output_sizes(row))
         self.live = found
+
+
+# ==== why it waits ====
+# One function answers for everybody who asks: explain(). CAUSES are looked for in their order, and the first
+# that holds is told: what stands behind it may be its effect. What is not known is never taken for a no.
+NOBODY, STARTER, ADMIN = "nobody", "starter", "admin"  # who has to act, or OPERATOR
+# code: stable, for programs. command: what `who` types at his place. changes: what would change it.
+# holds: a function of Facts. since: the name by which Facts.times knows when it began.
+Cause = collections.namedtuple("Cause", "code who text command changes holds since")
+# seconds without output, without a byte of the inputs, after which that is told
+QUIET_AFTER, INPUTS_AFTER = 600, 60
+# how pollers stand, from the farthest to the nearest to taking something
+NEARER = ("silent", "fielded", "untold", "paused", "drain", "hours", "disk", "once", "busy", "open")
+
+
+class Facts:
+    """What is known of one calculation (a row of BRIEF): what the causes look at, and what their texts
+    name."""
+
+    def __init__(self, relay, row):
+        self.relay = relay
+        self.row = row
+        self.now = time.time()
+        self.id = row["accept_id"]
+        self.state = row["state"]
+        self.user = row["user"]
+        self.site = row["site"]
+        self.command = row["command"]
+        self.reason = row["reason"] or row["cancel"] or relay.claims.maintenance or ""
+        self.code = row["exit_code"]
+        self.what = relay.claims.what.get(self.id, "")
+        self.poller, self.standing = self.nearest_poller()
+        self.told = self.poller.told if self.poller else {}
+        self.busy = self.told.get("busy")
+        self.jobs = self.told.get("jobs")
+
+    def __getitem__(self, name):
+        """For texts: what they name."""
+        return getattr(self, name)
+
+    def nearest_poller(self):
+        """(Heard, how it stands) of the poller that holds it, or of the one that is nearest to taking it."""
+        pollers, holder = self.relay.pollers, printable((self.row["poller"] or "")[:100])[:100]
+        found = [(one, pollers.standing(one, self.now))
+                 for name, one in list(pollers.known.get((self.site, self.user), {}).items())
+                 if self.state not in CLAIMED or name == holder]
+        return max(found, key=lambda pair: (NEARER.index(pair[1]), pair[0].at), default=(None, ""))
+
+    def times(self):
+        """When that began by which a cause goes, in seconds since the epoch, or None."""
+        row, heard = self.row, self.poller.at if self.poller else None
+        silent, broke = self.relay.claims.silent_seconds(row), self.poller.gone if self.poller else 0
+        return {"allowed": row["allowed"], "touched": row["touched"], "started": row["started"],
+                "ended": row["ended"] or row["touched"], "told": self.told.get("since") or heard,
+                "heard": heard, "gone": broke or heard or self.now - (silent or 0),
+                "output": self.last_output(), "": None}
+
+    def last_output(self):
+        """When its command wrote last, as far as it has come here, or when it was started."""
+        found = [self.row["started"] or self.row["touched"]]
+        for stream in ("live.out", "live.err"):
+            try:
+                found.append(os.path.getmtime(self.relay.store.spool(self.id, "", stream)))
+            except OSError:
+                pass
+        return max(found)
+
+    def waits_for(self, *standings):
+        """Does it wait for a poller, of which the nearest stands so?"""
+        return self.state == ALLOWED and self.standing in standings
+
+    def is_got(self, *beginnings):
+        """Has it come to its end abnormally, for a reason that begins so?"""
+        return (self.state == GOT and self.row["status"] == "abnormal"
+                and self.row["reason"].startswith(beginnings))
+
+    def token_is(self, word):
+        """Has the token by which its poller asked last ended so (expired, revoked)?"""
+        one = self.poller
+        if self.state not in (ALLOWED,) + CLAIMED or one is None or one.key in (None, "order"):
+            return False
+        found = self.relay.store.read("SELECT expires, revoked FROM tokens WHERE number = ?", one.key)
+        revoked = not found or found[0]["revoked"] is not None
+        if self.relay.behind_gateway():
+            return False
+        return revoked if word == "revoked" else not revoked and found[0]["expires"] < self.now
+
+    def is_out_of_contact(self):
+        """Is who holds it away?"""
+        return self.state in CLAIMED and (self.relay.claims.silent_seconds(self.row) is not None
+                                          or self.standing == "silent")
+
+    def lacks_room_here(self):
+        """Has the relay no room for what is to come?"""
+        store, keep = self.relay.store, self.relay.conf["limits"]["spool_free"]
+        return (self.state in (REGISTERED, ENDED, GETTING)
+                and store.free() < store.bytes_to_keep_free(keep))
+
+    def lacks_inputs(self):
+        """Do inputs stay away?"""
+        return self.state == REGISTERED and self.relay.claims.idle_seconds(self.row) > INPUTS_AFTER
+
+    def is_unheard_of(self):
+        """Has no poller of its user ever asked for its site?"""
+        return self.state == ALLOWED and self.poller is None
+
+    def others(self):
+        """The users whose pollers have asked for its site."""
+        return sorted(user for site, user in list(self.relay.pollers.known)
+                      if site == self.site and user != self.user)
+
+    @property
+    def strangers(self):
+        """How many those are."""
+        return len(self.others())
+
+    @property
+    def elsewhere(self):
+        """The sites for which pollers of its user have asked."""
+        return " ".join(sorted(site for site, user in list(self.relay.pollers.known)
+                               if user == self.user and site != self.site))
+
+    @property
+    def ahead(self):
+        """How many are before it."""
+        return self.relay.store.read("SELECT COUNT(*) FROM calculations WHERE site = ? AND state = ? AND user"
+                                     " = ? AND seq < ?", self.site, ALLOWED, self.user, self.row["seq"])[0][0]
+
+    @property
+    def request(self):
+        """Its request id."""
+        return self.relay.store.read("SELECT request_id FROM calculations WHERE seq = ?",
+                                     self.row["seq"])[0][0]
+
+    @property
+    def bytes(self):
+        """Bytes of its inputs."""
+        return self.relay.store.read("SELECT bytes FROM calculations WHERE seq = ?", self.row["seq"])[0][0]
+
+    @property
+    def need(self):
+        """The same for people."""
+        return bytes_for_people(self.bytes)
+
+    @property
+    def room(self):
+        """Bytes that its poller has room for, for people."""
+        return bytes_for_people(self.told.get("free", 0))
+
+
+def quoted(facts):
+    """What a command names, so that a shell takes it as one word whatever it holds."""
+    import shlex
+    return {name: shlex.quote(printable(facts[name]))
+            for name in ("id", "user", "site", "command", "request")}
+
+
+BY_ITSELF = "it goes on by itself"
+RERUN = "rerun lets it run once more"
+RESULT, AGAIN = "mi_system_wf.py result %(id)s", "mi_system_wf.py rerun %(id)s"
+TOKEN = "mi_dicomapi.py token issue %(user)s --roles remote --sites %(site)s"
+LIST, CHECK, POLL = ("mi_system_remote.py " + word for word in ("list", "check", "poll"))
+CAUSES = [
+    Cause("fetched", NOBODY, "its result was fetched: nothing more is to come", "", "",
+          lambda f: f.state == FINISHED, "touched"),
+    Cause("unfetched", STARTER, "it ended well, and its result waits at the relay to be fetched", RESULT,
+          "it is over when its result is fetched",
+          lambda f: f.state == GOT and f.row["status"] == "completed", "touched"),
+    Cause("cancelled", STARTER, "somebody ended it: %(reason)s", AGAIN, RERUN,
+          lambda f: f.is_got("cancelled"), "touched"),
+    Cause("lost", STARTER, "it was given up: %(reason)s", AGAIN, RERUN,
+          lambda f: f.is_got("lost", "ended by an operator"), "touched"),
+    Cause("refused", ADMIN, "the external computer has not run it: %(reason)s", CHECK, RERUN,
+          lambda f: f.is_got("refused", "input:", "disk:"), "touched"),
+    Cause("failed", STARTER, "its command ended with %(code)s; that is the command's own end: its two logs"
+          " say why", RESULT, RERUN, lambda f: f.is_got("") and f.code is not None, "touched"),
+    Cause("abnormal", STARTER, "it ended abnormally: %(reason)s", RESULT, RERUN, lambda f: f.is_got(""),
+          "touched"),
+    Cause("relay-disk", OPERATOR, "the relay's disk has no room for what is to come",
+          "mi_dicomapi.py check", "room on the disk of state_dir ([limits] spool_free)",
+          Facts.lacks_room_here, ""),
+    Cause("inputs-missing", STARTER, "its inputs have not all come, and nobody sends them",
+          "mi_system_wf.py submit %(site)s %(command)s --request-id %(request)s --in ...",
+          "the same words once more send what is missing", Facts.lacks_inputs, "touched"),
+    Cause("inputs-come", NOBODY, "its inputs are on their way to the relay", "", BY_ITSELF,
+          lambda f: f.state == REGISTERED, "touched"),
+    Cause("maintenance", OPERATOR, "the relay is in maintenance, and hands nothing out: %(reason)s",
+          "mi_dicomapi.py maintenance off", "the end of the maintenance",
+          lambda f: f.state == ALLOWED and f.relay.claims.maintenance is not None, "allowed"),
+    Cause("takes-stock", NOBODY, "the relay was restored from a backup, and asks what the pollers hold before"
+          " it hands anything out", "", BY_ITSELF,
+          lambda f: f.state == ALLOWED and f.relay.claims.in_grace(), "allowed"),
+    Cause("other-user", OPERATOR, "no poller of user %(user)s has ever asked for site %(site)s, but pollers"
+          " of %(strangers)s other users have: a poller gets only what the user of its own token has"
+          " registered",
+          TOKEN, "such a token in the token_file of that poller",
+          lambda f: f.is_unheard_of() and f.strangers, "allowed"),
+    Cause("other-site", ADMIN, "no poller of user %(user)s has ever asked for site %(site)s, but one of this"
+          " user asks for: %(elsewhere)s", CHECK, "the right [poller] site there",
+          lambda f: f.is_unheard_of() and f.elsewhere, "allowed"),
+    Cause("no-poller", ADMIN, "no poller of user %(user)s has ever asked for site %(site)s", POLL,
+          "a poller that is started there with a token of this user", Facts.is_unheard_of, "allowed"),
+    Cause("token-expired", OPERATOR, "the token of the poller of site %(site)s has expired", TOKEN,
+          "a new token in its token_file: it takes that by itself", lambda f: f.token_is("expired"), "heard"),
+    Cause("token-revoked", OPERATOR, "the token of the poller of site %(site)s was revoked", TOKEN,
+          "a new token in its token_file: it takes that by itself", lambda f: f.token_is("revoked"), "heard"),
+    Cause("out-of-contact", ADMIN, "the external computer has it, but its poller, its host or the line is"
+          " down; nothing is lost", LIST, "it goes on when they are back", Facts.is_out_of_contact, "gone"),
+    Cause("silent", ADMIN, "the poller of site %(site)s does not ask any more: it was stopped, or its host or"
+          " the line is down", POLL, "it is taken when the poller asks again",
+          lambda f: f.waits_for("silent"), "gone"),
+    Cause("paused", ADMIN, "the poller of site %(site)s is paused", "mi_system_remote.py resume",
+          "resume, or paused = no in its ini", lambda f: f.waits_for("paused"), "told"),
+    Cause("hours", NOBODY, "the poller of site %(site)s is outside of its hours", "",
+          "it is taken when its hours begin", lambda f: f.waits_for("hours"), "told"),
+    Cause("disk", ADMIN, "the disk of the external computer %(site)s has no room", CHECK,
+          "room in its calc_base (keep_free)", lambda f: f.waits_for("disk"), "told"),
+    Cause("drain", ADMIN, "the poller of site %(site)s takes nothing new: it brings to its end what is there"
+          " (--drain)", POLL, "a start without --drain", lambda f: f.waits_for("drain"), "told"),
+    Cause("once", ADMIN, "the poller of site %(site)s asks only when it is started (--once)",
+          POLL + " --once", "its next start (cron)",
+          lambda f: f.waits_for("once") and f.now - f.poller.at > 2, "heard"),
+    Cause("busy", NOBODY, "site %(site)s is busy with %(busy)s of %(jobs)s, and %(ahead)s are before it", "",
+          "the end of one of them", lambda f: f.waits_for("busy"), "told"),
+    Cause("too-large", ADMIN, "its inputs need %(need)s, and the external computer %(site)s has room for"
+          " %(room)s", CHECK, "room in its calc_base (keep_free)",
+          lambda f: f.waits_for("open", "once") and f.bytes > f.told.get("free", 1 << 60), "allowed"),
+    Cause("needs-v2", ADMIN, "the poller of site %(site)s is a fielded one and is not shown this: it takes no"
+          " parameters, patterns, directories in inputs' names, or more than 2 GiB", POLL,
+          "the new poller there", lambda f: f.waits_for("fielded") and f.row["needs_v2"], "allowed"),
+    Cause("fielded", ADMIN, "the poller of site %(site)s is a fielded one, which does not tell whether it is"
+          " busy, or there at all", "", "it is taken when the poller asks", lambda f: f.waits_for("fielded"),
+          "heard"),
+    Cause("untold", ADMIN, "the poller of site %(site)s does not tell why it takes nothing (an older version,"
+          " or tell = no)", LIST, "it is taken when the poller asks", lambda f: f.waits_for("untold"),
+          "heard"),
+    Cause("next", NOBODY, "the poller of site %(site)s takes work; %(ahead)s are before it", "", BY_ITSELF,
+          lambda f: f.state == ALLOWED, "allowed"),
+    Cause("cancelling", NOBODY, "the external computer is to stop it: %(reason)s", "", BY_ITSELF,
+          lambda f: f.row["cancel"] and f.state in (SENDING, SENT, RUNNING), "touched"),
+    Cause("fielded-has-it", NOBODY, "a fielded poller has it, which tells nothing before its end", "",
+          "its end", lambda f: f.row["protocol"] == 1 and f.state in (SENDING, SENT, RUNNING), "touched"),
+    Cause("queued", ADMIN, "the batch system of site %(site)s has not begun it: %(what)s",
+          "mi_system_remote.py show %(id)s", "what its batch system waits for",
+          lambda f: f.state in (SENT, RUNNING) and f.what and not f.what.startswith("running"), "started"),
+    Cause("taken", NOBODY, "the external computer has taken it, and fetches its inputs", "", BY_ITSELF,
+          lambda f: f.state in (SENDING, SENT), "touched"),
+    Cause("quiet", STARTER, "its command runs, but has written nothing for a while", RESULT.replace(
+        "result", "output"), "its end, or `cancel`",
+          lambda f: f.state == RUNNING and f.now - f.last_output() > QUIET_AFTER, "output"),
+    Cause("running", NOBODY, "its command runs", "", "its end", lambda f: f.state == RUNNING, "started"),
+    Cause("undelivered", ADMIN, "its command has ended, and its result waits there: the relay has not taken"
+          " it", "mi_system_remote.py outbox", "resend tries it at once",
+          lambda f: f.state in (ENDED, GETTING) and f.told.get("outbox"), "ended"),
+    Cause("results-come", NOBODY, "its command has ended, and its results are on their way", "", BY_ITSELF,
+          lambda f: True, "ended")]
+
+
+def explain(call):
+    """Why a calculation is where it is: the first of CAUSES that holds, who has to act, what to type, since
+    when, how old the evidence is, what would change it."""
+    row = calculation_of_caller(call)
+    facts = Facts(call.relay, row)
+    cause = next(one for one in CAUSES if one.holds(facts))
+    text, changes = in_both(cause.text, facts), in_both(cause.changes, facts)
+    found = {"message": text["en"], "accept_id": row["accept_id"], "cause": cause.code, "who": cause.who,
+             "site": row["site"], "sentence": text, "changes": changes,
+             "command": cause.command % quoted(facts),
+             "since": facts.times()[cause.since], "now": facts.now, "until": None,
+             "seen": facts.poller.at if facts.poller and cause.since in ("told", "heard", "gone")
+             else facts.now}
+    if cause.code == "hours":
+        found["until"] = facts.told.get("until")
+    if cause.code == "other-user" and OPERATOR in call.caller.roles:
+        found["users"] = facts.others()
+    return found
+
+
+def in_both(text, facts):
+    """{language: text}, with what it names."""
+    return {"en": printable(text % facts), "ja": printable(JA.get(text, text) % facts)}
 
 
 # ==== the sweeper ====
@@ -2336,6 +2621,9 @@ class Sweeper:
                 answer = [200, found["message"], found]
             except ApiError as refusal:
                 answer = [refusal.code, str(refusal), {}]
+            except Exception as error:                 # a bug of ours costs one answer, not this thread
+                log("error", None, row["call"], bug="%s: %s" % (type(error).__name__, error))
+                answer = [500, "the relay failed on this call; its log says where", {}]
             self.relay.store.write(lambda tx: tx.db.execute("UPDATE orders SET answer = ? WHERE number = ?",
                                                             (json.dumps(answer), row["number"])), "order")
 
@@ -3507,7 +3795,7 @@ class Front:
                 call.until = time.monotonic() + wait
                 fault(call.name + " received")
                 call.body = b""                        # what waits holds no more than its fields
-            if call.name not in V2_ONLY and call.get("v", int, 1) < 2:
+            if not call.is_of_part_2() and call.get("v", int, 1) < 2:
                 check_json_type(call)
                 return V1[call.name](call)
             return call.route.function(call)
@@ -3732,11 +4020,15 @@ class Call(Fields):
             return "files"
         return name if name != "files" else ""
 
+    def is_of_part_2(self):
+        """Is it a call that no fielded program makes?"""
+        return self.name.split("/")[0] in V2_ONLY
+
     def parse_fields(self):
         """The fields of the call: its query, and the JSON object in its body. 400 for anything else."""
         self.fields = dict(self.query)
         if self.body or self.name != "files" and self.length:
-            found = (parse_json if self.name in V2_ONLY or "v" in self.query else parse_v1_json)(self.body)
+            found = (parse_json if self.is_of_part_2() or "v" in self.query else parse_v1_json)(self.body)
             twice = [key for key in found if self.query.get(key, found[key]) != found[key]]
             if twice:
                 raise ApiError(400, "%s is given in the query and in the body" % printable(twice[0]))
@@ -4665,6 +4957,24 @@ def ask_running_relay(store, call, **fields):
         raise Stop(EX_USAGE if code == 404 else EX_REFUSED,
                    ": ".join(filter(None, [fields.get("accept_id"), text])))
     return found
+
+
+def cmd_explain(options):
+    """Why one calculation is where it is."""
+    store, conf = open_store(options)
+    accept_id = whole_id(store, options.accept_id)
+    try:
+        found = ask_running_relay(store, "explain", accept_id=accept_id)
+    except Stop as stop:
+        if stop.code != EX_UNAVAILABLE:
+            raise
+        found = {"cause": "no-relay", "who": OPERATOR, "sentence": str(stop),
+                 "command": "systemctl start mi_dicomapi"}
+    told = told_cause(found)
+    show_cause(accept_id, dict(told, users=found["users"]) if "users" in found else told, options.json)
+    for user in found.get("users", ()) if not options.json else ():
+        print("  " + _("a user whose poller asks there: %s") % printable(user))
+    return 0
 
 
 def cmd_sites(options):
@@ -5948,6 +6258,58 @@ def json_with_files(found, files):
 # ==== end shared ====
 
 
+# ==== shared: cause ====
+# Why a calculation is where it is, as every script tells it to people: a sentence, who has to act, what he
+# types at his place, since when, how old that knowledge is, what would change it.
+
+def told_cause(answer):
+    """An answer of `explain` in the reader's language: code, who (nobody, starter, admin, operator), site,
+    sentence, command, changes; since, until (seconds since the epoch, or None); age (seconds since it was
+    seen). Nothing of it can steer a terminal."""
+    def text(key):
+        value = answer.get(key)
+        value = value.get(SAY["lang"], value.get("en")) if isinstance(value, dict) else value
+        return printable(value[:1000]) if isinstance(value, str) else ""
+
+    def when(key):
+        value = answer.get(key)
+        return value if type(value) in (int, float) and 0 <= value < 1 << 32 else None
+
+    found = {"code": text("cause"), "since": when("since"), "until": when("until")}
+    found.update((key, text(key)) for key in ("who", "site", "sentence", "command", "changes"))
+    return dict(found, age=max(0, round((when("now") or 0) - (when("seen") or when("now") or 0))))
+
+
+def who_acts(found):
+    """Who, and what he types."""
+    who = {"operator": _("the relay's operator"), "starter": _("who has started it"),
+           "admin": _("the admin of the external computer")}.get(found["who"], _("nobody"))
+    return who + (": " + found["command"] if found["command"] else "")
+
+
+def cause_lines(found):
+    """told_cause() as lines."""
+    def clock(seconds):
+        return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
+
+    since = _(", since %s") % clock(found["since"]) if found["since"] else ""
+    lines = [found["sentence"] + since, "  " + _("who has to act: %s") % who_acts(found)]
+    if found["until"]:
+        lines.append("  " + _("until: %s") % clock(found["until"]))
+    if found["changes"]:
+        lines.append("  " + _("what changes it: %s") % found["changes"])
+    return lines + ["  " + _("seen %d s ago") % found["age"]]
+
+
+def show_cause(name, found, as_json):
+    """Prints it, for one calculation."""
+    if as_json:
+        print(json_of(dict(found, accept_id=name)))
+    else:
+        print("%s: %s" % (name, "\n".join(cause_lines(found))))
+# ==== end shared ====
+
+
 # ==== shared: check ====
 # What `check` says: rows of (True: OK, None: WARN, False: FAIL; a text that says what to do). It looks at
 # things as they are, and changes none.
@@ -6662,6 +7024,10 @@ SUBCOMMANDS = {
               "The sites with their pollers: whether each takes work or why not, when it was heard, what "
               "waits for it.",
               "sites", ""),
+    "explain": (cmd_explain, "ACCEPT_ID",
+                "Why one calculation is where it is: a sentence, who has to act, what to type, since when, "
+                "what would change it.",
+                "explain d6d9c05a", ""),
     "history": (cmd_history, "",
                 "When each step of each attempt was made, also of calculations that are removed by now.",
                 "history --since 7d --site u-tokyo --csv", "--since --site --user --csv"),
@@ -6823,6 +7189,100 @@ WantedBy=multi-user.target
 
 # ==== Japanese ====
 JA = {
+    "Why one calculation is where it is: a sentence, who has to act, what to type, since when, what would"
+    " change it.":
+        "一つの計算がなぜ今の所にあるのかを示します。理由、対応する人、打つべき語、いつからか、何があれば変わるか。",
+    "a user whose poller asks there: %s": "そこで問い合わせているポーラーの利用者: %s",
+    "the relay's operator": "中継サーバーの運用者", "who has started it": "この計算を始めた人",
+    "the admin of the external computer": "外部計算機の管理者", "nobody": "だれも何もしなくてよい",
+    ", since %s": "。%s から", "who has to act: %s": "対応する人: %s", "until: %s": "予定: %s まで",
+    "what changes it: %s": "変わる条件: %s", "seen %d s ago": "%d 秒前の情報です",
+    "its result was fetched: nothing more is to come": "結果は受け取られています。この先はもう何もありません",
+    "it ended well, and its result waits at the relay to be fetched": "正常に終わり、結果が中継サーバーで受け取りを待っています",
+    "it is over when its result is fetched": "結果を受け取れば終わります",
+    "somebody ended it: %(reason)s": "人の操作で終わりました: %(reason)s",
+    "it was given up: %(reason)s": "打ち切られました: %(reason)s",
+    "the external computer has not run it: %(reason)s": "外部計算機はこれを実行しませんでした: %(reason)s",
+    "its command ended with %(code)s; that is the command's own end: its two logs say why":
+        "コマンドが終了コード %(code)s で終わりました。コマンド自身の終わり方です。理由は二つのログにあります",
+    "it ended abnormally: %(reason)s": "異常終了しました: %(reason)s",
+    "rerun lets it run once more": "rerun でもう一度実行できます",
+    "it goes on by itself": "自動で先へ進みます",
+    "the relay's disk has no room for what is to come": "中継サーバーのディスクに、これから届くものを置く空きがありません",
+    "room on the disk of state_dir ([limits] spool_free)":
+        "state_dir のディスクに空きができれば進みます ([limits] spool_free)",
+    "its inputs have not all come, and nobody sends them": "入力がそろっておらず、送られてもいません",
+    "the same words once more send what is missing": "同じ語をもう一度実行すれば、足りない入力が送られます",
+    "its inputs are on their way to the relay": "入力を中継サーバーへ転送しています",
+    "the relay is in maintenance, and hands nothing out: %(reason)s":
+        "中継サーバーは保守中で、計算を渡していません: %(reason)s",
+    "the end of the maintenance": "保守が終われば進みます",
+    "the relay was restored from a backup, and asks what the pollers hold before it hands anything out":
+        "中継サーバーは控えから復元されたところで、計算を渡す前に、各ポーラーが持っている計算を尋ねています",
+    "no poller of user %(user)s has ever asked for site %(site)s, but pollers of %(strangers)s other"
+    " users have: a poller gets only what the user of its own token has registered":
+        "利用者 %(user)s のポーラーがサイト %(site)s の計算を求めたことはありませんが、ほかの利用者 %(strangers)s 名のポーラーはあります。"
+        "ポーラーが受け取れるのは、そのトークンの利用者が登録した計算だけです",
+    "such a token in the token_file of that poller": "そのようなトークンをポーラーの token_file に置けば進みます",
+    "no poller of user %(user)s has ever asked for site %(site)s, but one of this user asks for:"
+    " %(elsewhere)s":
+        "利用者 %(user)s のポーラーがサイト %(site)s の計算を求めたことはありませんが、この利用者のポーラーは次のサイトの計算を求めています: %(elsewhere)s",
+    "the right [poller] site there": "外部計算機の [poller] site を正しくすれば進みます",
+    "no poller of user %(user)s has ever asked for site %(site)s":
+        "利用者 %(user)s のポーラーがサイト %(site)s の計算を求めたことは一度もありません",
+    "a poller that is started there with a token of this user": "この利用者のトークンでポーラーを起動すれば進みます",
+    "the token of the poller of site %(site)s has expired": "サイト %(site)s のポーラーのトークンは期限切れです",
+    "the token of the poller of site %(site)s was revoked": "サイト %(site)s のポーラーのトークンは取り消されています",
+    "a new token in its token_file: it takes that by itself": "新しいトークンを token_file に置けば、自動で使われます",
+    "the external computer has it, but its poller, its host or the line is down; nothing is lost":
+        "外部計算機がこの計算を持っていますが、ポーラー、計算機、回線のどれかが止まっています。何も失われていません",
+    "it goes on when they are back": "元に戻れば先へ進みます",
+    "the poller of site %(site)s does not ask any more: it was stopped, or its host or the line is down":
+        "サイト %(site)s のポーラーから問い合わせが来なくなりました。停止されたか、計算機か回線が止まっています",
+    "it is taken when the poller asks again": "ポーラーが再び問い合わせれば、計算が渡されます",
+    "the poller of site %(site)s is paused": "サイト %(site)s のポーラーは受け付けを停止しています",
+    "resume, or paused = no in its ini": "resume、または ini の paused = no で進みます",
+    "the poller of site %(site)s is outside of its hours": "サイト %(site)s のポーラーは受け付け時間外です",
+    "it is taken when its hours begin": "受け付け時間になれば、計算が渡されます",
+    "the disk of the external computer %(site)s has no room": "外部計算機 %(site)s のディスクに空きがありません",
+    "room in its calc_base (keep_free)": "calc_base のディスクに空きができれば進みます (keep_free)",
+    "the poller of site %(site)s takes nothing new: it brings to its end what is there (--drain)":
+        "サイト %(site)s のポーラーは新しい計算を受け付けず、手元の計算だけを終わらせています (--drain)",
+    "a start without --drain": "--drain を付けずに起動すれば進みます",
+    "the poller of site %(site)s asks only when it is started (--once)":
+        "サイト %(site)s のポーラーは、起動されたときにだけ問い合わせます (--once)",
+    "its next start (cron)": "次の起動 (cron) で進みます",
+    "site %(site)s is busy with %(busy)s of %(jobs)s, and %(ahead)s are before it":
+        "サイト %(site)s は実行中です (%(busy)s/%(jobs)s)。先に待っている計算は %(ahead)s 件です",
+    "the end of one of them": "そのどれかが終われば進みます",
+    "its inputs need %(need)s, and the external computer %(site)s has room for %(room)s":
+        "入力には %(need)s が必要ですが、外部計算機 %(site)s の空きは %(room)s です",
+    "the poller of site %(site)s is a fielded one and is not shown this: it takes no parameters,"
+    " patterns, directories in inputs' names, or more than 2 GiB":
+        "サイト %(site)s のポーラーは従来版のため、この計算は渡せません。パラメータ、パターン、ディレクトリを含む入力名、2 GiB を超える入力は扱えません",
+    "the new poller there": "新しいポーラーに替えれば進みます",
+    "the poller of site %(site)s is a fielded one, which does not tell whether it is busy, or there at"
+    " all":
+        "サイト %(site)s のポーラーは従来版のため、実行中なのか、そもそも動いているのかを知らせません",
+    "it is taken when the poller asks": "ポーラーが問い合わせれば、計算が渡されます",
+    "the poller of site %(site)s does not tell why it takes nothing (an older version, or tell = no)":
+        "サイト %(site)s のポーラーは、受け付けない理由を知らせません (古い版、または tell = no)",
+    "the poller of site %(site)s takes work; %(ahead)s are before it":
+        "サイト %(site)s のポーラーは受け付けています。先に待っている計算は %(ahead)s 件です",
+    "the external computer is to stop it: %(reason)s": "外部計算機に停止を指示しています: %(reason)s",
+    "a fielded poller has it, which tells nothing before its end": "従来版のポーラーが持っており、終わるまで何も知らせません",
+    "its end": "終わりを待っています",
+    "the batch system of site %(site)s has not begun it: %(what)s":
+        "サイト %(site)s のバッチシステムはまだ開始していません: %(what)s",
+    "what its batch system waits for": "バッチシステムが待っているものが満たされれば進みます",
+    "the external computer has taken it, and fetches its inputs": "外部計算機が受け取り、入力を転送しています",
+    "its command runs, but has written nothing for a while": "コマンドは実行中ですが、しばらく何も出力していません",
+    "its end, or `cancel`": "終わりを待つか、`cancel` で止めてください",
+    "its command runs": "コマンドを実行中です",
+    "its command has ended, and its result waits there: the relay has not taken it":
+        "コマンドは終わり、結果が外部計算機で待っています。中継サーバーがまだ受け取っていません",
+    "resend tries it at once": "resend ですぐに送り直します",
+    "its command has ended, and its results are on their way": "コマンドは終わり、結果を転送しています",
     "the configuration file, instead of the one that is found": "設定ファイル (ini)。指定しなければ、見つかったものを使います",
     "what is found, as JSON": "結果を JSON で表示します",
     "failures only": "失敗だけを表示します",

@@ -10,8 +10,8 @@ usage: mi_system_remote.py poll [--once] [--drain] [--jobs N] [--idle-exit SECON
                 --drain: takes nothing new, ends when all here is delivered; --idle-exit: after so long idle
        mi_system_remote.py SITE BASE_URL TOKEN|login [debug] [no_auth[:CAFILE]] [port:N]
                            [retry:COUNT,INTERVAL] [calc_base:DIR]
-       mi_system_remote.py list | show ID       what is or was here: state, command, age; how the poller
-                                                stands; order and journal
+       mi_system_remote.py list | show ID | explain ID      what is or was here, and how the poller stands;
+                                                all of one; why it is where it is, or not here
        mi_system_remote.py pause | resume       takes nothing new until resume, also after a restart
        mi_system_remote.py outbox | resend ID   results that wait: since when, why, next try; tries now
        mi_system_remote.py check [--upgrade]    looks at this host and the way to the relay: OK, WARN or FAIL,
@@ -28,9 +28,8 @@ What it runs: only what a [command NAME] of the ini names, as an argument vector
   batch = slurm, pbs or htcondor: it is submitted there, as a job of the poller's user.
 What it sends: declared results that [outbound] lets out, the command's stdout and stderr under the same rules
   (as they are written, unless output = no, or [outbound] has rules about content), exit code and times; of
-  this host: the free bytes of calc_base, a random name, and (unless tell = no) whether it takes work or why
-  not and until when, how many calculations it has and may have, how many results the relay does not take
-  and since when, this program's version.
+  this host: free bytes of calc_base, a random name; unless tell = no also version, whether it takes work or
+  why not (until when), how many calculations it has of how many, results that the relay refuses since when.
 What the command sees: the working directory CALC_DIR, MI_RUN=ACCEPT_ID.N, env.VAR of its section, and of the
   poller's environment PATH HOME USER LOGNAME LANG LC_* TZ TMPDIR; no token. It runs as the poller's user.
 What is never lost: everything is on disk before it is told. Stop, kill or update the poller at any time: the
@@ -50,7 +49,7 @@ contents (grep -n '^# ====' prints them with their lines):
   what the carrier remembers    order and journal on this disk
   the poller                    what its threads share, slots, room on the disk
   the line to the relay         asking for work, heartbeats
-  a person's words              list, show, outbox, pause, check, unit
+  a person's words              list, show, explain, outbox, pause, check, unit
   start and command line
   what the ini may say
   fielded                       a relay of before ("v1"), the manual's words
@@ -60,6 +59,7 @@ contents (grep -n '^# ====' prints them with their lines):
   shared: wire                  the relay's client
   shared: stream                fielded bodies, which hold whole files, pass as streams
   shared: reach                 `check` of the way to the relay, and `login`
+  shared: cause                 why a calculation is where it is, for people
   shared: check
   shared: ini
   shared: usage                 words and options, --help, --version
@@ -68,9 +68,9 @@ contents (grep -n '^# ====' prints them with their lines):
   texts of units
   Japanese
 
-threads: main (Poller.run) waits for signals; ClaimLoop asks for work; Heartbeats renews claims; Presence tells
-the relay how this poller stands; tick_forever does what is due each second; each calculation has one
-(Carrier.work), each batch system's BatchQueue one while it is asked.
+threads: main (Poller.run) waits for signals; ClaimLoop asks for work; Heartbeats renews claims; Presence
+tells how it stands; tick_forever does what is due each second; each calculation has one (Carrier.work), each
+batch system's BatchQueue one while it is asked.
 locks: Poller.slots (slots, claims) is the outermost; Gate.licences may be taken under it. Queue.lock,
 Queue.submitting (one submission at a time), FORK and SAY's are held for a moment, or by one thread alone.
 """
@@ -3121,6 +3121,85 @@ def outbox_row(calc, runs):
     return {"id": calc.name, "state": calc.state(), "since": round(since), "why": why, "next": late}
 
 
+class Here:
+    """What this host knows of one calculation, or, if it is not here, of why nothing is taken: what the
+    causes of explain look at, and what their texts name."""
+
+    def __init__(self, base, keys, name):
+        known = [key for group in names_on_disk(base).values() for key in group if key.startswith(name)]
+        if not re.match(r"[0-9a-f][0-9a-f-]{7,35}(\.\d+)?\Z", name):
+            raise Stop(EX_USAGE, _("%s: not on this host (see: list)") % printable(name))
+        self.base, self.keys = base, keys
+        self.calc = calc_named(base, name) if known else None
+        self.id = self.calc.name if known else name
+        self.state = self.calc.state() if known else ""
+        self.runs = running_poller(base)
+        self.large = any(key.startswith(name) for key in large_inputs(base))
+        found = outbox_row(self.calc, self.runs) if self.state in ("undelivered", "kept") else {}
+        self.why, self.ended = found.get("why", ""), found.get("since")
+        self.what = batch_state(os.path.join(base, b".mi"), self.calc.control)[1] if self.is_queued() else ""
+
+    def __getitem__(self, name):
+        """For texts: what they name."""
+        return printable(getattr(self, name))
+
+    def is_queued(self):
+        """Does it wait in a batch system?"""
+        return self.state == "queued" and bool(read_batch(self.calc.control))
+
+    def is_away(self):
+        """Is there something to do, and no poller runs?"""
+        return not self.runs and self.state not in ("delivered", "kept")
+
+    def is_marked(self):
+        """Was `pause` said?"""
+        return os.path.exists(os.path.join(self.base, b".mi", b"paused"))
+
+    def lacks_room(self):
+        """Is less than keep_free free?"""
+        disk, keep = os.statvfs(self.base), self.keys["keep_free"]
+        need = keep * disk.f_blocks * disk.f_frsize if isinstance(keep, float) else keep
+        return disk.f_bavail * disk.f_frsize < need
+
+    @property
+    def busy(self):
+        """How many calculations take a slot here."""
+        return sum(calc.state() in ("claimed", "starting", "queued", "running")
+                   for calc in on_disk(self.base))
+
+    @property
+    def jobs(self):
+        """How many may."""
+        return self.keys["jobs"]
+
+    def times(self):
+        """When that began by which a cause goes, in seconds since the epoch, or None."""
+        begun = self.calc and (self.calc.run.last("starting") or self.calc.order)["t"]
+        return {"taken": self.calc and self.calc.order["t"], "started": begun, "ended": self.ended,
+                "output": self.last_output() if self.calc else None, "": None}
+
+    def last_output(self):
+        """When its command wrote last, or when it was started."""
+        found = [(self.calc.run.last("starting") or self.calc.order)["t"]]
+        for name in (b"stdout", b"stderr"):
+            try:
+                found.append(os.path.getmtime(self.calc.path(name)))
+            except OSError:
+                pass
+        return max(found)
+
+
+def cmd_explain(base, keys, name, as_json):
+    """Why a calculation is where it is, as far as this host knows: the first of CAUSES that holds."""
+    here = Here(base, keys, name)
+    cause = next(one for one in CAUSES if one.holds(here))
+    now = time.time()
+    show_cause(here.id, told_cause({
+        "cause": cause.code, "who": cause.who, "site": keys["site"], "sentence": _(cause.text) % here,
+        "command": cause.command % here, "changes": _(cause.changes), "since": here.times()[cause.since],
+        "until": next_opening(keys["hours"], now) if cause.code == "hours" else None}), as_json)
+
+
 def cmd_pause(base, keys, word):
     """pause and resume: a mark beside the calculations that the running poller, or the next one, obeys. 78 if
     the ini says paused."""
@@ -3456,12 +3535,15 @@ def parse(words):
 
 
 def on_what_is_here(options, settings, ini):
-    """list, show, outbox, pause and resume: they look at calc_base, whether a poller runs or not."""
+    """list, show, explain, outbox, pause and resume: they look at calc_base, whether a poller runs or
+    not."""
     base = open_base(settings["poller"]["calc_base"])
     if options.word in ("pause", "resume"):
         return cmd_pause(base, settings["poller"], options.word)
     if options.word == "outbox":
         return cmd_outbox(base, options.json)
+    if options.word == "explain":
+        return cmd_explain(base, settings["poller"], options.id, options.json)
     cmd_show(base, options.id if options.word == "show" else None, options.json)
     if options.word == "list" and not options.json:
         for good, text in look_at_running_poller(base, settings):
@@ -6531,6 +6613,58 @@ def log_in(relay, user, path):
 # ==== end shared ====
 
 
+# ==== shared: cause ====
+# Why a calculation is where it is, as every script tells it to people: a sentence, who has to act, what he
+# types at his place, since when, how old that knowledge is, what would change it.
+
+def told_cause(answer):
+    """An answer of `explain` in the reader's language: code, who (nobody, starter, admin, operator), site,
+    sentence, command, changes; since, until (seconds since the epoch, or None); age (seconds since it was
+    seen). Nothing of it can steer a terminal."""
+    def text(key):
+        value = answer.get(key)
+        value = value.get(SAY["lang"], value.get("en")) if isinstance(value, dict) else value
+        return printable(value[:1000]) if isinstance(value, str) else ""
+
+    def when(key):
+        value = answer.get(key)
+        return value if type(value) in (int, float) and 0 <= value < 1 << 32 else None
+
+    found = {"code": text("cause"), "since": when("since"), "until": when("until")}
+    found.update((key, text(key)) for key in ("who", "site", "sentence", "command", "changes"))
+    return dict(found, age=max(0, round((when("now") or 0) - (when("seen") or when("now") or 0))))
+
+
+def who_acts(found):
+    """Who, and what he types."""
+    who = {"operator": _("the relay's operator"), "starter": _("who has started it"),
+           "admin": _("the admin of the external computer")}.get(found["who"], _("nobody"))
+    return who + (": " + found["command"] if found["command"] else "")
+
+
+def cause_lines(found):
+    """told_cause() as lines."""
+    def clock(seconds):
+        return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
+
+    since = _(", since %s") % clock(found["since"]) if found["since"] else ""
+    lines = [found["sentence"] + since, "  " + _("who has to act: %s") % who_acts(found)]
+    if found["until"]:
+        lines.append("  " + _("until: %s") % clock(found["until"]))
+    if found["changes"]:
+        lines.append("  " + _("what changes it: %s") % found["changes"])
+    return lines + ["  " + _("seen %d s ago") % found["age"]]
+
+
+def show_cause(name, found, as_json):
+    """Prints it, for one calculation."""
+    if as_json:
+        print(json_of(dict(found, accept_id=name)))
+    else:
+        print("%s: %s" % (name, "\n".join(cause_lines(found))))
+# ==== end shared ====
+
+
 # ==== shared: check ====
 # What `check` says: rows of (True: OK, None: WARN, False: FAIL; a text that says what to do). It looks at
 # things as they are, and changes none.
@@ -7208,6 +7342,10 @@ SUBCOMMANDS = {
              "All about one calculation: order, journal, directories. Of the ID the first eight characters"
              " do.",
              "show d6d9c05a", ""),
+    "explain": (on_what_is_here, "ID",
+                "Why a calculation is where it is, as far as this host knows; of one that is not here, why it"
+                " is not taken.",
+                "explain d6d9c05a", ""),
     "pause": (on_what_is_here, "",
               "Takes nothing new until `resume`, also after a restart; what runs goes on and is delivered.",
               "pause", ""),
@@ -7266,6 +7404,45 @@ INI_KEYS.update(gate_keys())
 # at SIGHUP
 AT_RELOAD = ("paused", "hours", "jobs", "retry", "idle_exit", "poll", "keep_free", "keep_workdirs", "output",
              "tell", "logfile", "lang")
+
+
+# Why a calculation is where it is, as this host knows it: looked for in this order. As the relay's, of which
+# those of one code mean the same.
+Cause = collections.namedtuple("Cause", "code who text command changes holds since")
+RESEND, POLL = PROGRAM + ".py resend %(id)s", PROGRAM + ".py poll"
+WHEN_OVER = "it is taken when that is over"
+QUIET_AFTER = 600              # seconds without output that are worth a word
+CAUSES = [
+    Cause("delivered", "nobody", "its result was delivered to the relay", "", "",
+          lambda h: h.state == "delivered", "taken"),
+    Cause("kept", "admin", "the relay does not want its result: %(why)s", RESEND, "resend tries it once more",
+          lambda h: h.state == "kept", "ended"),
+    Cause("not-running", "admin", "no poller runs here: nothing is taken or delivered", POLL,
+          "a poller that is started here", Here.is_away, ""),
+    Cause("undelivered", "admin", "its result waits here to be delivered: %(why)s", RESEND,
+          "resend tries it at once", lambda h: h.state == "undelivered", "ended"),
+    Cause("queued", "admin", "the batch system has not begun it: %(what)s", PROGRAM + ".py show %(id)s",
+          "what its batch system waits for", lambda h: h.state == "queued", "started"),
+    Cause("quiet", "starter", "its command runs, but has written nothing for a while", PROGRAM
+          + ".py show %(id)s", "its end, or `cancel`",
+          lambda h: h.state == "running" and time.time() - h.last_output() > QUIET_AFTER, "output"),
+    Cause("running", "nobody", "its command runs", "", "its end", lambda h: h.state == "running", "started"),
+    Cause("taken", "nobody", "it was taken, and is about to run", "", "it goes on by itself",
+          lambda h: bool(h.calc), "taken"),
+    Cause("paused", "admin", "it is not here, and this poller is paused", PROGRAM + ".py resume", WHEN_OVER,
+          Here.is_marked, ""),
+    Cause("paused", "admin", "it is not here, and [poller] paused = yes", "paused = no", WHEN_OVER,
+          lambda h: h.keys["paused"], ""),
+    Cause("hours", "nobody", "it is not here, and this poller is outside of its hours", "", WHEN_OVER,
+          lambda h: not within_hours(h.keys["hours"], time.localtime()), ""),
+    Cause("disk", "admin", "it is not here, and less than keep_free is free", PROGRAM + ".py check",
+          WHEN_OVER, Here.lacks_room, ""),
+    Cause("too-large", "admin", "it is not here: its inputs need more room than there is", PROGRAM
+          + ".py check", WHEN_OVER, lambda h: h.large, ""),
+    Cause("busy", "nobody", "it is not here, and %(busy)s of %(jobs)s calculations take their turn", "",
+          WHEN_OVER, lambda h: h.busy >= h.jobs, ""),
+    Cause("not-here", "starter", "it is not here, and this poller takes work: the relay has not handed it out"
+          " to it, or it was removed here", "mi_system_wf.py explain %(id)s", "", lambda h: True, "")]
 
 
 # ==== texts of units ====
@@ -7360,6 +7537,38 @@ SuccessAction=poweroff
 
 # ==== Japanese ====
 JA = {                         # what a person reads, in Japanese
+    "Why a calculation is where it is, as far as this host knows; of one that is not here, why it is not"
+    " taken.":
+        "計算がなぜ今の所にあるのかを、この計算機で分かる限り示します。ここにない計算については、受け取らない理由を示します。",
+    "its result was delivered to the relay": "結果は中継サーバーに届けました",
+    "the relay does not want its result: %(why)s": "中継サーバーは結果を受け取りません: %(why)s",
+    "resend tries it once more": "resend でもう一度試します",
+    "no poller runs here: nothing is taken or delivered": "ここではポーラーが動いていません。計算の受け取りも結果の送付も行われません",
+    "a poller that is started here": "ここでポーラーを起動すれば進みます",
+    "its result waits here to be delivered: %(why)s": "結果がここで送付を待っています: %(why)s",
+    "resend tries it at once": "resend ですぐに送り直します",
+    "the batch system has not begun it: %(what)s": "バッチシステムはまだ開始していません: %(what)s",
+    "what its batch system waits for": "バッチシステムが待っているものが満たされれば進みます",
+    "its command runs, but has written nothing for a while": "コマンドは実行中ですが、しばらく何も出力していません",
+    "its end, or `cancel`": "終わりを待つか、`cancel` で止めてください",
+    "its command runs": "コマンドを実行中です", "its end": "終わりを待っています",
+    "it was taken, and is about to run": "受け取り済みで、まもなく実行します",
+    "it goes on by itself": "自動で先へ進みます",
+    "it is taken when that is over": "それが終われば受け取ります",
+    "it is not here, and this poller is paused": "ここにはありません。このポーラーは受け付けを停止しています",
+    "it is not here, and [poller] paused = yes": "ここにはありません。[poller] paused = yes です",
+    "it is not here, and this poller is outside of its hours": "ここにはありません。このポーラーは受け付け時間外です",
+    "it is not here, and less than keep_free is free": "ここにはありません。空きが keep_free より少なくなっています",
+    "it is not here: its inputs need more room than there is": "ここにはありません。入力を置く空きが足りません",
+    "it is not here, and %(busy)s of %(jobs)s calculations take their turn":
+        "ここにはありません。実行中の計算があります (%(busy)s/%(jobs)s)",
+    "it is not here, and this poller takes work: the relay has not handed it out to it, or it was removed"
+    " here":
+        "ここにはありません。このポーラーは受け付けています。中継サーバーがまだ渡していないか、ここで削除されました",
+    "the relay's operator": "中継サーバーの運用者", "who has started it": "この計算を始めた人",
+    "the admin of the external computer": "外部計算機の管理者", "nobody": "だれも何もしなくてよい",
+    ", since %s": "。%s から", "who has to act: %s": "対応する人: %s", "until: %s": "予定: %s まで",
+    "what changes it: %s": "変わる条件: %s", "seen %d s ago": "%d 秒前の情報です",
     "the configuration file, instead of the one that is found": "設定ファイル (ini)。指定しなければ、見つかったものを使います",
     "what is found, as JSON": "結果を JSON で表示します",
     "failures only": "失敗だけを表示します",

@@ -11,6 +11,7 @@ usage: mi_system_wf.py run SITE COMMAND --in INPUT... --out RESULT... [--param T
        mi_system_wf.py result ACCEPT_ID...          fetches what is there already (elsewhere than it was
                                                     ordered: with --out RESULT...)
        mi_system_wf.py status ACCEPT_ID...          one line for each
+       mi_system_wf.py explain ACCEPT_ID...         why each waits, who has to act, what to type
        mi_system_wf.py output ACCEPT_ID [--follow]  what the command has written so far (run and wait show it
                                                     as it comes, unless -q)
        mi_system_wf.py cancel ACCEPT_ID... [--reason TEXT]      ends it; what it has written so far comes back
@@ -54,6 +55,7 @@ contents (grep -n '^# ====' prints them with their lines):
   shared: wire                  the relay's client
   shared: stream                fielded bodies, which hold whole files, pass as streams
   shared: reach                 `check` of the way to the relay, and `login`
+  shared: cause                 why a calculation is where it is, for people
   shared: check
   shared: ini
   shared: usage                 words and options, --help, --version
@@ -198,7 +200,7 @@ def calculate(relay, order, found, to, console, patience):
             return fetch_after_wait(relay, accept_id, to,
                                     Wanted(order.names, order.patterns, True, console.allow_refused), console)
     except (RelayAway, RelayRefused) as error:
-        raise explain(error, relay, console.accept_id)
+        raise stop_for(error, relay, console.accept_id)
     finally:
         relay.close()
 
@@ -232,7 +234,7 @@ def first_contact(relay, patience):
     try:
         version, limits = relay.learn(patience)
     except RelayAway as error:
-        raise explain(error, relay)
+        raise stop_for(error, relay)
     relay.v1 = version < 2                # a fielded relay: its way of doing the nine steps branches off here
     return limits
 
@@ -272,7 +274,7 @@ def register(relay, order, files, console, patience):
     try:
         found = relay.ask("POST", "add-calcinfo", fields, patience=patience)
     except (RelayAway, RelayRefused) as error:
-        raise explain(error, relay, registering=True)
+        raise stop_for(error, relay, registering=True)
     if not ACCEPT_ID.match(str(found.get("accept_id"))):
         raise Stop(EX_PROTOCOL, _("%s: the relay's answer holds no accept_id") % relay.url)
     relay.fatal_kinds, relay.waits_for_token, console.accept_id = (), True, found["accept_id"]
@@ -368,7 +370,7 @@ def look_once(relay, accept_id, console, seen, wait):
     begun, (stamp, last) = time.monotonic(), seen.get(accept_id, ("", None))
     left = None if console.deadline is None else max(0.0, console.deadline - begun)
     most = WAIT if left is None else left + 1
-    wait = int(min(wait, most)) if stamp else 0
+    wait = int(min(wait, most, until_told(accept_id, console))) if stamp else 0
     found = relay.ask("GET", "calc-progress", {"v": 2, "accept_id": accept_id, "wait": wait, "known": stamp},
                       wait, patience=left)
     relay.fatal_kinds, relay.waits_for_token = (), True
@@ -384,8 +386,46 @@ def look_once(relay, accept_id, console, seen, wait):
     if (now[0] != "got return" and not wrote and stamp == found.get("stamp") and wait
             and time.monotonic() - begun < min(1, wait)):
         relay.pause(1)                                 # a cache in between, perhaps
+    tell_cause(relay, accept_id, console, now)
     seen[accept_id] = str(found.get("stamp") or ""), now
     return now[0] == "got return"
+
+
+def cause_of(relay, accept_id, patience=None):
+    """told_cause() of what the relay says of a calculation; of one that cannot say it, that."""
+    answer = {"cause": "old-relay", "who": "operator", "command": "mi_dicomapi.py check",
+              "sentence": _("the relay is of an older version: it does not tell why something waits"),
+              "changes": _("a newer version of the relay")}
+    if not relay.v1:
+        try:
+            answer = relay.ask("GET", "v2/explain", {"v": 2, "accept_id": accept_id}, patience=patience)
+        except RelayRefused as error:
+            if error.code not in (403, 404, "0005") or "no information" in str(error):
+                raise                                  # otherwise it, or a gateway, knows no such call
+    return told_cause(answer)
+
+
+def tell_cause(relay, accept_id, console, now):
+    """Says why, when nothing has moved for EXPLAIN_AFTER, and again when it is another reason. now: what must
+    be another one where something moved. (Fielded words say what they always did.)"""
+    what, since, told = console.still.get(accept_id, (None, 0.0, ""))
+    if now != what:
+        since, told = time.monotonic(), ""
+    elif until_told(accept_id, console) <= 1 or told:
+        try:
+            found = cause_of(relay, accept_id, 0)
+        except (RelayAway, RelayRefused):
+            return                                     # the next calc-progress says what is wrong
+        if found["code"] not in (told, "running"):
+            console.say("%s (%s)" % (cause_lines(found)[0], who_acts(found)))
+        told = found["code"]
+    console.still[accept_id] = now, since, told
+
+
+def until_told(accept_id, console):
+    """Seconds until tell_cause() has something to do, 1 at least; WAIT where it has done so already."""
+    what, since, told = console.still.get(accept_id, (None, time.monotonic(), ""))
+    return WAIT if told or console.fielded else max(1, since + EXPLAIN_AFTER + 1 - time.monotonic())
 
 
 def look_at_inputs(found, accept_id, console):
@@ -918,6 +958,8 @@ def checked_texts(found, kind):
 OLD_VERDICTS = {"not there": "missing", "changes": "changing", "link": "outside", "max_file": "limit",
                 "max_total": "limit", "max_files": "limit", "allow_names": "refused", "deny_names": "refused",
                 "deny_sums": "refused"}
+OWN_FAULTS = ("dns", "name", "certificate", "proxy")   # kinds of RelayAway that who asks can mend
+EXPLAIN_AFTER = 60                     # seconds without a change until people are told why
 VISIBLE = re.compile("[^\n\t]+")       # what printable() makes of the command's output
 
 
@@ -929,6 +971,7 @@ class Console:
         self.tell = tell or (lambda line: None)
         self.output = None                             # function(stream, text) for the command's output
         self.live_output = None                        # its LiveOutput
+        self.still = {}                                # of tell_cause(): {accept_id: (what, since, cause)}
         self.open_line = ""                            # the stream whose output has ended within a line
         self.warned = set()
         # the terminal's line
@@ -1212,8 +1255,18 @@ def verdict_words(code, entry):
                                                else "")
 
 
-def explain(error, relay, accept_id="", registering=False):
-    """The Stop for what the relay, or its absence, said."""
+def stop_for(error, relay, accept_id="", registering=False):
+    """The Stop for what the relay, or its absence, said; with the cause, as `explain` tells it."""
+    stop = stop_said(error, relay, accept_id, registering)
+    code, who = "relay-refuses" if stop.code == EX_REFUSED else "relay-later", "operator"
+    if isinstance(error, RelayAway):
+        code, who = "relay-" + error.kind, "starter" if error.kind in OWN_FAULTS else "operator"
+    stop.cause = {"cause": code, "who": who, "sentence": str(stop), "command": PROGRAM + ".py check"}
+    return stop
+
+
+def stop_said(error, relay, accept_id, registering):
+    """The Stop of stop_for()."""
     text = "%s%s" % (accept_id and accept_id + ": ", error)
     if isinstance(error, RelayAway):
         hint = {"certificate": _("; if its certificate is not of a public CA, give the CA's file with"
@@ -1282,7 +1335,7 @@ def run_word(options):
     except (Stop, RelayAway, RelayRefused, KeyboardInterrupt) as error:
         stop = (stop_after_signal(error, console, relay, options) if isinstance(error, KeyboardInterrupt)
                 else error)
-        stop = stop if isinstance(stop, Stop) else explain(stop, relay, console.accept_id)
+        stop = stop if isinstance(stop, Stop) else stop_for(stop, relay, console.accept_id)
         if options.json:
             failure = Result(console.accept_id, stop.code, "none", str(stop), [], {}, {}, "workflow")
             print(json_of(failure._asdict()))
@@ -1342,7 +1395,7 @@ def make_console(options):
     """Who is told what: a terminal all; otherwise stdout, unless it must hold one thing only; then stderr,
     but not much."""
     terminal = sys.stderr if sys.stderr is not None and sys.stderr.isatty() else None
-    alone = options.json or options.word in ("submit", "status", "output", "cancel", "rerun")
+    alone = options.json or options.word in ("submit", "status", "explain", "output", "cancel", "rerun")
     out = terminal or sys.stdout
     if alone and not terminal:
         out = CappedStream(sys.stderr)
@@ -1537,6 +1590,23 @@ def cmd_status(options, relay, console):
             console.warn(found)
 
 
+def cmd_explain(options, relay, console):
+    """explain: why each is where it is. What keeps the relay from saying so is a cause, too, with its exit
+    code."""
+    ids, code = options.accept_ids, 0
+    try:
+        ids = whole_ids(options, relay, console)
+        found = [cause_of(relay, accept_id, options.patience) for accept_id in ids]
+    except (Stop, RelayAway, RelayRefused) as error:
+        stop = error if isinstance(error, Stop) else stop_for(error, relay, console.accept_id)
+        if stop.code == EX_USAGE or not hasattr(stop, "cause"):
+            raise stop
+        code, found = stop.code, [told_cause(stop.cause)] * len(ids)
+    for accept_id, one in zip(ids, found):
+        show_cause(accept_id, one, options.json)
+    return code
+
+
 def cmd_login(options):
     """A token for a user's password, kept in token_file."""
     relay, ini = relay_of_options(options)
@@ -1577,7 +1647,7 @@ def probes(site, command):
             ("POST", "allow-wait-calc", one, ""), ("GET", "get-calc-result", one, ""),
             ("POST", "finish", one, ""), ("POST", "cancel-wait-calc", dict(one, stop=True), ""),
             ("POST", "rerun", one, ""), ("GET", "output", dict(one, stream="out", offset=0), ""),
-            ("GET", "files/%s/result/0" % one["accept_id"], {}, ""),
+            ("GET", "v2/explain", one, ""), ("GET", "files/%s/result/0" % one["accept_id"], {}, ""),
             ("POST", "files/%s/input/0?v=2&offset=0" % one["accept_id"], {}, "")]
 
 
@@ -1668,7 +1738,7 @@ def v1_register(relay, mine, body, console, patience):
     try:
         return relay.retried(once, patience, NO_TOKEN_CODES[1:])
     except (RelayAway, RelayRefused) as error:
-        raise explain(error, relay, registering=True)
+        raise stop_for(error, relay, registering=True)
     except ValueError as error:
         raise Stop(EX_IOERR, _("nothing was registered; an input cannot be sent: %s") % error)
     except KeyboardInterrupt:
@@ -3817,6 +3887,58 @@ def log_in(relay, user, path):
 # ==== end shared ====
 
 
+# ==== shared: cause ====
+# Why a calculation is where it is, as every script tells it to people: a sentence, who has to act, what he
+# types at his place, since when, how old that knowledge is, what would change it.
+
+def told_cause(answer):
+    """An answer of `explain` in the reader's language: code, who (nobody, starter, admin, operator), site,
+    sentence, command, changes; since, until (seconds since the epoch, or None); age (seconds since it was
+    seen). Nothing of it can steer a terminal."""
+    def text(key):
+        value = answer.get(key)
+        value = value.get(SAY["lang"], value.get("en")) if isinstance(value, dict) else value
+        return printable(value[:1000]) if isinstance(value, str) else ""
+
+    def when(key):
+        value = answer.get(key)
+        return value if type(value) in (int, float) and 0 <= value < 1 << 32 else None
+
+    found = {"code": text("cause"), "since": when("since"), "until": when("until")}
+    found.update((key, text(key)) for key in ("who", "site", "sentence", "command", "changes"))
+    return dict(found, age=max(0, round((when("now") or 0) - (when("seen") or when("now") or 0))))
+
+
+def who_acts(found):
+    """Who, and what he types."""
+    who = {"operator": _("the relay's operator"), "starter": _("who has started it"),
+           "admin": _("the admin of the external computer")}.get(found["who"], _("nobody"))
+    return who + (": " + found["command"] if found["command"] else "")
+
+
+def cause_lines(found):
+    """told_cause() as lines."""
+    def clock(seconds):
+        return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
+
+    since = _(", since %s") % clock(found["since"]) if found["since"] else ""
+    lines = [found["sentence"] + since, "  " + _("who has to act: %s") % who_acts(found)]
+    if found["until"]:
+        lines.append("  " + _("until: %s") % clock(found["until"]))
+    if found["changes"]:
+        lines.append("  " + _("what changes it: %s") % found["changes"])
+    return lines + ["  " + _("seen %d s ago") % found["age"]]
+
+
+def show_cause(name, found, as_json):
+    """Prints it, for one calculation."""
+    if as_json:
+        print(json_of(dict(found, accept_id=name)))
+    else:
+        print("%s: %s" % (name, "\n".join(cause_lines(found))))
+# ==== end shared ====
+
+
 # ==== shared: check ====
 # What `check` says: rows of (True: OK, None: WARN, False: FAIL; a text that says what to do). It looks at
 # things as they are, and changes none.
@@ -4520,6 +4642,10 @@ SUBCOMMANDS = {
     "status": (cmd_status, "ACCEPT_ID...",
                "One line for each: where it is, how many are before it, why it waits.",
                "status d6d9c05a", "--patience " + TO_RELAY),
+    "explain": (cmd_explain, "ACCEPT_ID...",
+                "Why each is where it is: a sentence, who has to act, what to type, since when, what would "
+                "change it.",
+                "explain d6d9c05a", "--patience " + TO_RELAY),
     "output": (cmd_output, "ACCEPT_ID",
                "What the command has written so far.",
                "output d6d9c05a --follow", "--follow --patience " + TO_RELAY),
@@ -4558,6 +4684,15 @@ SAY["level"] = 2                       # warnings only, unless -v
 
 # ==== Japanese ====
 JA = {
+    "Why each is where it is: a sentence, who has to act, what to type, since when, what would change it.":
+        "それぞれの計算がなぜ今の所にあるのかを示します。理由、対応する人、打つべき語、いつからか、何があれば変わるか。",
+    "the relay is of an older version: it does not tell why something waits":
+        "中継サーバーが古い版のため、待っている理由を知らせることができません",
+    "a newer version of the relay": "中継サーバーを新しい版にすれば分かります",
+    "the relay's operator": "中継サーバーの運用者", "who has started it": "この計算を始めた人",
+    "the admin of the external computer": "外部計算機の管理者", "nobody": "だれも何もしなくてよい",
+    ", since %s": "。%s から", "who has to act: %s": "対応する人: %s", "until: %s": "予定: %s まで",
+    "what changes it: %s": "変わる条件: %s", "seen %d s ago": "%d 秒前の情報です",
     "the configuration file, instead of the one that is found": "設定ファイル (ini)。指定しなければ、見つかったものを使います",
     "what is found, as JSON": "結果を JSON で表示します",
     "failures only": "失敗だけを表示します",

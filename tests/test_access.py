@@ -236,7 +236,8 @@ def test_a_database_of_the_version_before_is_brought_up_to_date(tmp_path):
     db = sqlite3.connect(os.path.join(world.state, "state.sqlite3"))
     db.executescript("ALTER TABLE tokens DROP COLUMN used; ALTER TABLE tokens DROP COLUMN login; DROP TABLE users; PRAGMA user_version = 1;"
                      "ALTER TABLE files DROP COLUMN x; ALTER TABLE files DROP COLUMN mtime; ALTER TABLE calculations DROP COLUMN verdicts;"
-                     "ALTER TABLE calculations DROP COLUMN texts; ALTER TABLE calculations DROP COLUMN waits")
+                     "ALTER TABLE calculations DROP COLUMN texts; ALTER TABLE calculations DROP COLUMN waits;"
+                     "DROP TABLE past; DROP TABLE events; DROP TABLE pollers")
     db.close()
     assert world.start().client().register("hello", allow=False)
     world.close()

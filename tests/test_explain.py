@@ -1,0 +1,283 @@
+"""Why does it wait, and who has to act? `explain` of relay, workflow side and poller says it: each state is made, and the answer is the right one."""
+import json
+import os
+import re
+import sqlite3
+import threading
+import time
+
+import pytest
+
+import suite
+from fake_relay import Fake
+from suite import SITE, USER, entry, wait_until
+from test_presence import rewrite
+
+relay, wf, remote = (suite.module(name + ".py") for name in ("mi_dicomapi", "mi_system_wf", "mi_system_remote"))
+OTHER = "u-other"
+DO = {"do": "argv =\n    /bin/sh\n    -c\n    . ./do\nmatch = do\n", "fails": "argv = /bin/false\nmatch = fails\n"}
+
+
+class Asker:
+    """Asks one world for causes."""
+
+    def __init__(self, world):
+        self.world, self.client, self.number = world, world.client(), 0
+
+    def register(self, command="do", site=SITE, allow=True, client=None, **info):
+        self.number += 1
+        info = dict({"command": command, "remote-site": site, "parameters": "", "parameter_files": {}, "result_files": {}}, **info)
+        return (client or self.client).ok("POST", "add-calcinfo", {"v": 2, "request_id": "r%d; ls" % self.number, "calc-info": info, "allow": allow})["accept_id"]
+
+    def becomes(self, accept_id, code, who, command=None):
+        """Waits until that is the cause; who acts, and what he types, are right. The answer."""
+        seen = set()
+
+        def look():
+            found = self.client.ok("GET", "v2/explain", {"v": 2, "accept_id": accept_id})
+            seen.add(found["cause"])
+            return found if found["cause"] == code else None
+        found = wait_until(look, 15, (code, seen))
+        assert found["who"] == who and (command is None or found["command"] == command), found
+        assert found["sentence"]["en"] and found["sentence"]["ja"] != found["sentence"]["en"] and "%(" not in str(found), found
+        assert bool(found["command"]) == (who != "nobody"), found
+        assert found["now"] - 200 < found["seen"] <= found["now"] and (found["since"] or 0) <= found["now"], found
+        return found
+
+    def here(self, accept_id, code, who):
+        """The same of the poller's own host."""
+        seen = set()
+
+        def look():
+            done = suite.run("mi_system_remote.py", "explain", accept_id, "--json", "--ini", os.path.join(self.world.folder, "poller", "poller.ini"))
+            assert done.returncode == 0, done
+            found = json.loads(done.stdout)
+            seen.add(found["code"])
+            return found if found["code"] == code else None
+        found = wait_until(look, 15, (code, seen))
+        assert found["who"] == who and found["sentence"] and bool(found["command"]) == (who != "nobody"), found
+
+
+@pytest.fixture
+def ask(make_world):
+    return Asker(make_world(tls=False, commands=["do", "fails", "unlisted"], sites=(SITE, OTHER)).start())
+
+
+def test_a_poller_and_whatever_keeps_it_from_taking_a_calculation(ask):
+    world, waits = ask.world, ask.register()
+    ask.becomes(waits, "no-poller", "admin")
+    world.client().call("POST", "calc-request", {"v": 2, "site_id": OTHER, "poller": "p", "take": "take-it-0", "wait": 0})
+    ask.becomes(waits, "other-site", "admin")
+    world.client(world.issue("bob")).call("POST", "calc-request", {"v": 2, "site_id": SITE, "poller": "p", "take": "take-it-0", "wait": 0})
+    found = ask.becomes(waits, "other-user", "operator", "mi_dicomapi.py token issue %s --roles remote --sites %s" % (USER, SITE))
+    assert "bob" not in json.dumps(found)
+    assert json.loads(suite.run("mi_dicomapi.py", "explain", waits[:8], "--json", "--ini", world.ini).stdout)["users"] == ["bob"]
+    suite.run("mi_dicomapi.py", "maintenance", "on", "--reason", "new disk", "--ini", world.ini)
+    assert "new disk" in ask.becomes(waits, "maintenance", "operator", "mi_dicomapi.py maintenance off")["sentence"]["ja"]
+    suite.run("mi_dicomapi.py", "maintenance", "off", "--ini", world.ini)
+
+    token = world.issue(USER)
+    hour = time.localtime().tm_hour
+    poller = world.poller(DO, token=token, ini="paused = yes\n")
+    ask.becomes(waits, "paused", "admin", "mi_system_remote.py resume")
+    ask.here(waits, "paused", "admin")
+    rewrite(world, paused="no", hours="%d-%d" % ((hour + 2) % 24, (hour + 3) % 24))
+    assert ask.becomes(waits, "hours", "nobody")["until"] > time.time()
+    ask.here(waits, "hours", "nobody")
+    rewrite(world, hours="0-24", keep_free="100%")
+    ask.becomes(waits, "disk", "admin")
+    ask.here(waits, "disk", "admin")
+    rewrite(world, keep_free="1", jobs="2")
+    assert re.search(" 1|command", ask.becomes(waits, "failed", "starter")["sentence"]["en"])                 # its input `do` is missing
+    data = b"until [ -e %s/go ]; do sleep 0.1; done\n" % world.folder.encode()
+    runs = [ask.client.register("do", "run-%d" % number, {"do": data}, {}, site=SITE) for number in (1, 2)]
+    for one in runs:
+        ask.becomes(one, "running", "nobody")
+        ask.here(one, "running", "nobody")
+    waits = ask.register("fails")
+    assert "2 of 2" in ask.becomes(waits, "busy", "nobody")["sentence"]["en"]
+    ask.here(waits, "busy", "nobody")
+    poller.kill()
+    ask.becomes(waits, "silent", "admin")
+    ask.becomes(runs[0], "out-of-contact", "admin")
+    ask.here(runs[0], "not-running", "admin")
+    drains = world.poller(DO, token=token, words=("poll", "--drain"))
+    ask.becomes(waits, "drain", "admin")
+    ask.becomes(runs[0], "running", "nobody")
+    suite.run("mi_dicomapi.py", "cancel", runs[0], "--reason", "wrong mesh", "--ini", world.ini)
+    assert "wrong mesh" in ask.becomes(runs[0], "cancelled", "starter")["sentence"]["en"]
+    ask.here(runs[0], "delivered", "nobody")
+    suite.run("mi_dicomapi.py", "token", "revoke", str(world.rows("SELECT MAX(number) AS n FROM tokens")[0]["n"]), "--ini", world.ini)
+    ask.becomes(runs[1], "token-revoked", "operator", "mi_dicomapi.py token issue %s --roles remote --sites %s" % (USER, SITE))
+    db = sqlite3.connect(os.path.join(world.state, "state.sqlite3"), timeout=10)
+    db.execute("UPDATE tokens SET revoked = NULL, expires = 1 WHERE number = (SELECT MAX(number) FROM tokens)")
+    db.commit()
+    ask.becomes(runs[1], "token-expired", "operator")
+    beat = {"v": 2, "site_id": SITE, "poller": "x", "wait": 0, "calcs": {}}
+    wait_until(lambda: world.client(token).call("POST", "heartbeat", beat)[0] == 403, 10, "the relay has read the tokens again")
+    with open(os.path.join(world.folder, "go"), "w"):
+        pass
+    ask.here(runs[1], "undelivered", "admin")
+    world.token_file(world.token, "poller.token")
+    ask.becomes(runs[1], "unfetched", "starter", "mi_system_wf.py result %s" % runs[1])
+    assert drains.popen.wait(20) == 0
+    world.poller(DO)
+    ask.becomes(waits, "failed", "starter")
+    ask.becomes(ask.register("unlisted"), "refused", "admin")
+    ask.client.ok("POST", "finish", {"v": 2, "accept_id": runs[1]})
+    ask.becomes(runs[1], "fetched", "nobody")
+
+
+def test_a_remote_side_and_whatever_it_tells_or_does_not_tell(ask):
+    world, client = ask.world, ask.client
+
+    def request(number, site=OTHER, **more):
+        return client.call("POST", "calc-request", dict({"v": 2, "site_id": site, "poller": "p%d" % number, "take": "take-no-%d" % number, "wait": 0}, **more))[1]
+
+    small = ask.register(site=OTHER, allow=False, parameter_files={"in": entry(b"x" * 5000)})
+    ask.becomes(small, "inputs-come", "nobody")
+    client.call("GET", "calc-request", {"site_id": SITE})
+    fielded = ask.register(result_patterns=["*"])
+    ask.becomes(fielded, "needs-v2", "admin")
+    plain = ask.register()
+    found = client.ok("GET", "v2/explain", {"v": 2, "accept_id": plain})
+    assert found["cause"] == "fielded" and "dead" not in found["sentence"]["en"], found
+    client.ok("POST", "files/%s/input/0?v=2&offset=0" % small, body=b"x" * 5000)
+    client.ok("POST", "allow-wait-calc", {"v": 2, "accept_id": small})
+    told = {"state": "open", "jobs": 1, "busy": 0, "outbox": 0, "version": "9", "free": 10}
+    request(1, free=10, presence=told)
+    ask.becomes(small, "too-large", "admin")
+    client.ok("POST", "heartbeat", {"v": 2, "site_id": OTHER, "poller": "p1", "wait": 0, "calcs": {}, "presence": dict(told, state="once")})
+    ask.becomes(small, "once", "admin")
+    client.ok("POST", "heartbeat", {"v": 2, "site_id": OTHER, "poller": "p1", "wait": 0, "calcs": {}, "presence": dict(told, free=1 << 40)})
+    ask.becomes(small, "next", "nobody")
+    claim = request(2)["claim"]                        # another one, which tells nothing of itself
+    held = {"v": 2, "accept_id": small, "claim": claim}
+    ask.becomes(small, "taken", "nobody")
+    ask.becomes(ask.register(site=OTHER), "next", "nobody")              # the other poller is nearer
+    for step in ("calc-params-complete", "calc-start"):
+        client.ok("POST", step, held)
+    ask.becomes(small, "running", "nobody")
+
+    def beat(what="", **more):
+        calcs = {small: {"claim": claim, "phase": "running", "what": what}}
+        return client.ok("POST", "heartbeat", dict({"v": 2, "site_id": OTHER, "poller": "p2", "wait": 0, "calcs": calcs}, **more))
+
+    beat("queued (Queue \x1b[2J is closed)")
+    found = ask.becomes(small, "queued", "admin", "mi_system_remote.py show %s" % small)
+    assert "closed" in found["sentence"]["en"] and "\x1b" not in str(found)
+    beat("running on node7")
+    ask.becomes(small, "running", "nobody")
+    client.ok("POST", "cancel-wait-calc", {"v": 2, "accept_id": small, "reason": "typo"})
+    ask.becomes(small, "cancelling", "nobody")
+    client.ok("POST", "calc-end", dict(held, result="abnormal", exit_code=3))
+    ask.becomes(small, "results-come", "nobody")
+    beat(presence=dict(told, outbox=1, oldest=int(time.time()) - 60))
+    ask.becomes(small, "undelivered", "admin", "mi_system_remote.py outbox")
+    suite.run("mi_dicomapi.py", "end", small, "--reason", "burnt down", "--ini", world.ini)
+    ask.becomes(small, "lost", "starter")
+    world.relay.stop()
+    done = suite.run("mi_dicomapi.py", "explain", small, "--json", "--ini", world.ini)
+    assert json.loads(done.stdout)["code"] == "no-relay" and json.loads(done.stdout)["who"] == "operator"
+    with open(os.path.join(world.state, "restored"), "w"):
+        pass
+    world.start()
+    client.connection = None
+    ask.becomes(plain, "takes-stock", "nobody")
+
+
+def test_a_full_disk_of_the_relay_is_its_operators(ask):
+    given = ask.register(allow=False, parameter_files={"in": entry(b"x")})
+    ask.world.extra = "[limits]\nspool_free = 100%\n"
+    ask.world.write_ini(ask.world.port)
+    ask.becomes(given, "relay-disk", "operator", "mi_dicomapi.py check")
+
+
+def test_nobody_is_told_of_anothers_calculation(ask):
+    given = ask.register()
+    unknown = ask.client.call("GET", "v2/explain", {"v": 2, "accept_id": "00000000-0000-4000-8000-000000000000"})
+    for token, http in ((ask.world.issue("mallory"), 404), (ask.world.issue(USER, "--sites", OTHER), 404), (ask.world.issue(USER, "--roles", "remote"), 403),
+                        ("", 403)):
+        status, first = ask.world.client(token).call("GET", "v2/explain", {"v": 2, "accept_id": given})
+        assert status == http and "cause" not in first, first
+        assert http == 403 or first["message"].replace(given, "") == unknown[1]["message"].replace("00000000-0000-4000-8000-000000000000", "")
+
+
+def test_what_a_command_names_is_one_word_of_a_shell_whatever_it_holds():
+    class Odd(dict):
+        def __missing__(self, name):
+            return "x'; rm -rf / #\n"
+    import shlex
+    for cause in relay.CAUSES:
+        line = cause.command % relay.quoted(Odd())
+        assert "\n" not in line and not set(shlex.split(line)) & {"rm", "#"}, line
+
+
+@pytest.mark.parametrize("program", [relay, remote], ids=["relay", "poller"])
+def test_every_sentence_has_a_japanese_one_and_every_code_who_acts(program):
+    for cause in program.CAUSES:
+        assert {cause.text, cause.changes} - {""} <= set(program.JA), cause
+        assert cause.who in ("nobody", "starter", "admin", "operator") and re.match(r"[a-z0-9-]+\Z", cause.code)
+        assert bool(cause.command) == (cause.who != "nobody") or cause.code == "fielded", cause
+        kind, own = (relay.Facts, set(relay.Facts.__init__.__code__.co_names)) if program is relay else (remote.Here, set(remote.Here.__init__.__code__.co_names))
+        named = set(re.findall(r"%\((\w+)\)", cause.text + cause.changes + cause.command))
+        assert all(hasattr(kind, name) or name in own for name in named), named
+    assert len({cause.code for cause in relay.CAUSES}) == len(relay.CAUSES)
+
+
+def test_what_is_quiet_or_lacks_inputs_for_long_is_told():
+    class Row(dict):
+        pass
+    codes = [cause.code for cause in relay.CAUSES]
+    facts = relay.Facts.__new__(relay.Facts)
+    facts.state, facts.now, facts.row, facts.relay = relay.RUNNING, time.time(), Row(started=time.time() - relay.QUIET_AFTER - 5, touched=0), None
+    facts.last_output = lambda: facts.row["started"]
+    quiet = relay.CAUSES[codes.index("quiet")]
+    assert quiet.holds(facts)
+    facts.row["started"] += 10
+    assert not quiet.holds(facts)
+    facts.state = relay.REGISTERED
+    facts.relay = type("Relay", (), {"claims": type("Claims", (), {"idle_seconds": staticmethod(lambda row: relay.INPUTS_AFTER + 1)})})
+    assert relay.CAUSES[codes.index("inputs-missing")].holds(facts)
+
+
+def test_run_and_wait_say_why_when_nothing_moves_and_again_when_it_is_another_reason(ask, monkeypatch):
+    monkeypatch.setattr(wf, "EXPLAIN_AFTER", 1)
+    monkeypatch.setattr(wf, "WAIT", 1)
+    lines, ended = [], []
+    thread = threading.Thread(target=lambda: ended.append(wf.run(ask.world.url, SITE, "fails", [], [], token=ask.world.token, tell=lines.append, to=ask.world.folder + "/to")))
+    thread.start()
+    wait_until(lambda: any("no poller of user" in line for line in lines), 20, lines)
+    time.sleep(3)
+    assert sum("no poller of user" in line for line in lines) == 1, lines
+    ask.world.poller(DO, ini="paused = yes\n")
+    wait_until(lambda: any("is paused" in line and "mi_system_remote.py resume" in line for line in lines), 20, lines)
+    rewrite(ask.world, paused="no")
+    thread.join(30)
+    assert ended[0].exit_code == 1, lines
+
+
+def test_explain_in_words_for_people(ask):
+    given = ask.register()
+    done = ask.world.workflow("explain", given[:8])
+    assert done.returncode == 0 and done.stdout.startswith("%s: no poller of user %s has ever asked for site %s, since 20" % (given, USER, SITE)), done
+    assert "who has to act: the admin of the external computer: mi_system_remote.py poll" in done.stdout and "seen 0 s ago" in done.stdout
+    done = ask.world.workflow("explain", given, env=suite.clean_env(LANG="ja_JP.UTF-8"))
+    assert "対応する人: 外部計算機の管理者: mi_system_remote.py poll" in done.stdout and "一度もありません" in done.stdout
+    done = suite.run("mi_dicomapi.py", "explain", given, "--ini", ask.world.ini)
+    assert done.returncode == 0 and "who has to act: the admin" in done.stdout
+    assert ask.world.workflow("explain", "0" * 36).returncode == 64
+    ask.world.relay.stop()
+    done = ask.world.workflow("explain", given, "--json", "--patience", "1s")
+    found = json.loads(done.stdout)
+    assert (done.returncode, found["code"], found["who"]) == (69, "relay-connect", "operator"), done
+
+
+def test_a_relay_of_before_is_named_with_what_it_lacks(tmp_path):
+    fake = Fake(misbehave=lambda request: (404, json.dumps({"errors": [{"code": 404, "message": "no such call"}]}).encode(), {})
+                if "v2/" in request.path else None)
+    try:
+        done = suite.run("mi_system_wf.py", "explain", "0" * 36, "--json", "--url", fake.url, env=suite.clean_env(MI_DISTCOMP_TOKEN="t"), cwd=str(tmp_path))
+        assert done.returncode == 0 and json.loads(done.stdout)["code"] == "old-relay" and "older version" in done.stdout, done
+    finally:
+        fake.stop()
