@@ -3935,7 +3935,7 @@ def run_calculation(host, command, inputs, into=".", settings=None, mode="run", 
     try:
         run.look_at_target()
     except BaseException:
-        run.record.forget()                            # nothing was done yet
+        run.record.remove()                            # nothing was done yet
         raise
     return run.carry_out()
 
@@ -5980,7 +5980,7 @@ def cmd_clean(options):
     chosen = [whole_id(word) for word in options.uuid]
     if options.older is not None:
         limit = time.time() - options.older
-        chosen += [record.ident for record in records() if record.last()["t"] < limit]
+        chosen += [record.ident for record in records() if record.last_step()["t"] < limit]
     code = 0
     for ident in chosen:
         try:
