@@ -162,9 +162,11 @@ VERDICT_NAMES = 100                    # names that a verdict tells at most; its
 PIECE = 1 << 20                # bytes of a result that have a sum of their own
 READ_TRIES = 3                      # times that a result is read anew because it changes meanwhile
 LINKS_MOST = 40                     # links on one way, as the kernel has it
-FORK_LOCK = threading.Lock()  # a child has no pipe of another one: its end would be seen only with the other's
+# a child has no pipe of another one: its end would be seen only with the other's
+FORK_LOCK = threading.Lock()
 FOLDER_FLAGS = os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-ENTER_FLAGS = getattr(os, "O_PATH", os.O_RDONLY) | FOLDER_FLAGS  # a directory that may be entered, perhaps not listed
+# a directory that may be entered, perhaps not listed
+ENTER_FLAGS = getattr(os, "O_PATH", os.O_RDONLY) | FOLDER_FLAGS
 MOMENT, MOST_PIDS = 2, 300  # seconds after a start, and pids, in which left-overs are looked for one by one
 PROCESS_STARTS = [{}]  # {(pid, inode in /proc): start} of the processes that left_overs() saw last
 
@@ -270,7 +272,8 @@ def command_of(where, section, keys):
     def wrong(key, text):
         return Stop(EX_CONFIG, "%s: [%s] %s: %s" % (where, section, key, text))
     try:
-        shapes = {int(rest): value for rest, value in dotted_keys(keys, "argument", r"[1-9]\d{0,3}\Z").items()}
+        shapes = {int(rest): value
+                  for rest, value in dotted_keys(keys, "argument", r"[1-9]\d{0,3}\Z").items()}
         env = dotted_keys(keys, "env", r"[A-Za-z_][A-Za-z0-9_]*\Z")
     except ValueError as error:
         raise wrong(str(error), _("must be argument.1, argument.2, ... or env.NAME_OF_A_VARIABLE"))
@@ -320,8 +323,8 @@ def unfit(command):
                 return key, _("%s: must be an executable file that not everybody may change "
                               "(chmod +x, chmod o-w)") % path
             if has_crlf(path):
-                return key, _("%s: its first line ends with CR LF, so that the system finds no such interpreter "
-                              "(sed -i 's/\\r$//' %s)") % (path, path)
+                return key, _("%s: its first line ends with CR LF, so that the system finds no such"
+                              " interpreter (sed -i 's/\\r$//' %s)") % (path, path)
     return None
 
 
@@ -414,8 +417,9 @@ def rule_matcher(rule):
     if sum(piece[0] == "*" for piece in pieces[:-1]) < 2:
         return re.compile(fnmatch.translate(rule))
     kinds = {"*": ("anys",), "?": ("any",)}
-    return GlobMatcher([kinds.get(piece[0]) or ((re.compile(fnmatch.translate(piece)),) if piece[1:] else piece)
-                  for piece in pieces])
+    return GlobMatcher([kinds.get(piece[0])
+                        or ((re.compile(fnmatch.translate(piece)),) if piece[1:] else piece)
+                        for piece in pieces])
 
 
 def rule_against_name(rules, name):
@@ -427,7 +431,8 @@ def rule_against_name(rules, name):
         denied = rule_matcher("/".join(nfc_parts(rule)).casefold())
         if any(denied.match(form.casefold()) for form in forms):
             return "deny_names"
-    named = any(rule_matcher("/".join(nfc_parts(rule))).match("/".join(parts)) for rule in rules["allow_names"])
+    named = any(rule_matcher("/".join(nfc_parts(rule))).match("/".join(parts))
+                for rule in rules["allow_names"])
     return "" if named else "allow_names"
 
 
@@ -609,7 +614,8 @@ class Verdicts(dict):
 
 
 class Result(collections.namedtuple("Result", "source size name digest executable mtime")):
-    """A result that may leave. source: its JudgedBytes; its sum is kept as 32 bytes: there may be very many."""
+    """A result that may leave. source: its JudgedBytes; its sum is kept as 32 bytes: there may be very
+    many."""
     __slots__ = ()
 
     @property
@@ -644,8 +650,8 @@ class Results:
                 self.trees.append(source.tree)
             kind, place, real = 2, self.trees.index(source.tree), source.real if source.real != name else b""
             sums = source.sums if source.sums != result.digest else b""
-        row = self.ROW.pack(kind | (result.digest != b"") << 4, place, len(real), result.executable, result.size,
-                            *divmod(result.mtime, 10 ** 9) + mark[:2] + divmod(mark[4], 10 ** 9))
+        row = self.ROW.pack(kind | (result.digest != b"") << 4, place, len(real), result.executable,
+                            result.size, *divmod(result.mtime, 10 ** 9) + mark[:2] + divmod(mark[4], 10 ** 9))
         self.rows.append(b"".join((row, result.digest, sums, real, name)))
 
     def result_of_row(self, row, marked=False):
@@ -673,7 +679,8 @@ class Results:
 
     def leave_out(self, names):
         """All but those with these names."""
-        self.rows = [row for row in self.rows if self.result_of_row(row).name not in names] if names else self.rows
+        self.rows = ([row for row in self.rows if self.result_of_row(row).name not in names] if names
+                     else self.rows)
 
 
 class JudgedBytes:
@@ -784,7 +791,8 @@ class ResultTree:
         here, parts = os.dup(self.fd), real.split(b"/") if real else []
         for place, part in enumerate(parts, 1):
             try:
-                there = os.open(part, (ENTER_FLAGS if place < len(parts) else how) | FOLDER_FLAGS, dir_fd=here)
+                there = os.open(part, (ENTER_FLAGS if place < len(parts) else how) | FOLDER_FLAGS,
+                                dir_fd=here)
             finally:
                 os.close(here)
             here = there
@@ -819,8 +827,8 @@ class ResultTree:
             os.close(here)
 
     def link_target(self, target):
-        """Where a link leads: as it is if that is relative, else from the top on, with a slash before it. Stays
-        if the top is not on its way."""
+        """Where a link leads: as it is if that is relative, else from the top on, with a slash before it.
+        Stays if the top is not on its way."""
         if target.startswith(b"/") and not target.startswith(self.path + b"/"):
             raise Stays("outside")
         return target[len(self.path):] if target.startswith(b"/") else target
@@ -1135,7 +1143,8 @@ class Collector:
             os.close(fd)
         self.apply_rule(name, "deny_sums" if whole.hex() in self.rules["deny_sums"] else "")
         source = JudgedBytes(tree, real, info.st_size, parts)
-        self.accept(mark, Result(source, info.st_size, name, whole, bool(info.st_mode & 0o100), info.st_mtime_ns))
+        self.accept(mark,
+                    Result(source, info.st_size, name, whole, bool(info.st_mode & 0o100), info.st_mtime_ns))
 
     def judged_sums(self, fd, length):
         """As sums_of_file(), of what the rules about contents let pass. Stays."""
@@ -1319,7 +1328,8 @@ class GateRun:
         """Section and argument vector by the owner's rules as they are now. inputs: names of those that are
         here. ValueError if it may not run."""
         order = self.order
-        self.command, self.argv = permit_command(self.gate.commands, order["command"], shell_words(order["parameters"]))
+        self.command, self.argv = permit_command(self.gate.commands, order["command"],
+                                                 shell_words(order["parameters"]))
         permit_results(self.command, order["result_patterns"])
         for name in inputs:
             permit_input(self.command, name)
@@ -1383,7 +1393,8 @@ class GateRun:
         if not self.command[key]:
             return True
         self.make_hook(key, control)
-        child, state, stop = None, command_state(control, time.time()), lambda: key == "pre" and self.told_to_end()
+        child, state, stop = (None, command_state(control, time.time()),
+                              lambda: key == "pre" and self.told_to_end())
         if state[0] == "ready" and self.last(key)["boot"] == boot_id() and not stop():
             log("info", self.ident, "5 pre" if key == "pre" else "6 post", argv=" ".join(self.command[key]))
             child = start_wrapper(control, self.work, list(self.command[key]), self.env())
@@ -1418,8 +1429,8 @@ class GateRun:
             fault(key + " made")
 
     def end_early(self, reason, text, state="ended"):
-        """It ends without its command: reason for who asked, text for people, in the stderr log and here. state:
-        lost if nobody knows whether it ran."""
+        """It ends without its command: reason for who asked, text for people, in the stderr log and here.
+        state: lost if nobody knows whether it ran."""
         self.add_to_stderr(text)
         more = ": %s" % text if reason in ("refused", "input", "disk") else ""
         self.journal.note(6, "ended", state=state, exit_code=None, reason=reason + more)
@@ -1431,7 +1442,8 @@ class GateRun:
     def follow_to_end(self):
         """Waits for the command's end, then `post`, and writes the journal's "ended"."""
         self.gate.begin_running(self)
-        self.command = self.command or self.gate.commands.get(self.order["command"]) or self.section_as_noted()
+        self.command = (self.command or self.gate.commands.get(self.order["command"])
+                        or self.section_as_noted())
         state, detail, why = self.wait_in_batch() if read_batch(self.control) else self.wait_on_this_host()
         if self.wrapper is not None:
             self.wrapper.wait()
@@ -1446,9 +1458,10 @@ class GateRun:
         if reason:
             self.add_to_stderr(reason)
         signalled = code - 128 if code and 128 < code < 193 else None
-        self.journal.note(6, "ended", state="lost" if state == "lost" else "ended", exit_code=code, signal=signalled, reason=reason,
-                          whole=state == "ended", stopped=bool(why or signalled),
-                          started=child and round(child.time, 3), ended=end and round(end.time, 3))
+        self.journal.note(6, "ended", state="lost" if state == "lost" else "ended", exit_code=code,
+                          signal=signalled, reason=reason, whole=state == "ended",
+                          stopped=bool(why or signalled), started=child and round(child.time, 3),
+                          ended=end and round(end.time, 3))
         self.gate.end_running(self)
         log("info", self.ident, "6 calc-end", **dict(self.log_fields, exit_code=code, reason=reason))
 
@@ -1508,8 +1521,8 @@ class GateRun:
             first = not self.said
             if job.where != self.said:
                 self.said, self.pause = job.where, 0.05
-                log("info", self.ident, "5 " + state, batch=job.queue.system, job=job.submission["job"] or "?",
-                    what=job.where)
+                log("info", self.ident, "5 " + state, batch=job.queue.system,
+                    job=job.submission["job"] or "?", what=job.where)
             child = read_note(self.path(b"child")) if limit and self.began is None else None
             if child:                                  # from here on a clock that is set ends nothing
                 self.began = time.monotonic() - (max(0, time.time() - child.time) if first else 0)
@@ -1563,8 +1576,8 @@ class GateRun:
     # What leaves
 
     def leaving_kinds(self):
-        """leaving_kinds() of it, by its section as it is now; if there is none any more, as it was when the command
-        was started."""
+        """leaving_kinds() of it, by its section as it is now; if there is none any more, as it was when the
+        command was started."""
         section = self.gate.commands.get(self.order["command"]) or self.last("starting") or {}
         end = self.last("ended") or {}
         stopped = end.get("stopped", end.get("reason") or end.get("signal"))
@@ -1582,7 +1595,8 @@ class GateRun:
 
     def collect(self, rules, kinds, known=(), changing=()):
         """The Collector of what was asked for: the logs, then what was declared by name, then by pattern (not
-        where the end is unknown). rules: [outbound]; kinds: see leaving_kinds(); known, changing: see Collector."""
+        where the end is unknown). rules: [outbound]; kinds: see leaving_kinds(); known, changing: see
+        Collector."""
         def note(name, why, aloud):
             log("warn" if aloud else "debug", self.ident, "7 stays here", name=name, why=why)
 
@@ -1632,7 +1646,8 @@ class GateRun:
                 found.drop_changing({result.name for result in found.found
                             if before.get(result.name, result.digest) != result.digest})
                 changing.update(found.changing)
-            self.kept_count = sum(entry["count"] for code, entry in found.verdicts.items() if code != "missing")
+            self.kept_count = sum(entry["count"]
+                                  for code, entry in found.verdicts.items() if code != "missing")
             yield found
             now = {result.name for result in found.found if result.source.changed}
             changing |= now if turn else set()
@@ -1651,7 +1666,8 @@ class GateRun:
                           % (json.dumps(self.name), json.dumps(found.verdicts)))
                 for place, result in enumerate(itertools.chain(found.found, found.folders)):
                     sums = result.source.sums.hex() if result.source else ""
-                    row = [result.name, result.size, result.sum256, result.executable, result.mtime / 1e9, sums]
+                    row = [result.name, result.size, result.sum256, result.executable, result.mtime / 1e9,
+                           sums]
                     out.write(",\n%s" % json.dumps(row) if place else "\n" + json.dumps(row))
                 out.write("]}\n")
         except OSError as error:
@@ -1662,7 +1678,8 @@ def batch_env(command):
     """What a batch system's own programs see of this program's environment, and of the command's where it
     concerns them."""
     env = {key: value for key, value in os.environ.items() if PASSED_ENV.match(key) or CLIENT_ENV.match(key)}
-    env.update((key, value) for key, value in command["env"].items() if CLIENT_ENV.match(key) or key == "PATH")
+    env.update((key, value)
+               for key, value in command["env"].items() if CLIENT_ENV.match(key) or key == "PATH")
     return env
 
 
@@ -4120,7 +4137,8 @@ def manual_word(word, options):
 
 
 # ==== shared: run ====
-# The runner of one command: a wrapper in POSIX sh that starts it at most once, outlives its starter, and notes the end.
+# The runner of one command: a wrapper in POSIX sh that starts it at most once, outlives its starter, and
+# notes the end.
 WRAPPER = r"""#!/bin/sh
 # run CONTROL WORK COMMAND [ARG]...
 # Runs COMMAND at most once, ever, and leaves CONTROL/end when it is over (and CONTROL/told, if somebody told it to end).
@@ -4150,13 +4168,17 @@ cd "$w" && (child "$@") </dev/null >"$c/stdout" 2>"$c/stderr" 9>&-
 note "$c/end.tmp" "exit $?" || exit 73
 for try in 1 2 3 4 5; do mv "$c/end.tmp" "$c/end" 2>/dev/null && break; done  # what cancels the command may hit mv
 """
-ProcessNote = collections.namedtuple("ProcessNote", "pid start boot host text time")  # what the wrapper's note() wrote; time: its mtime, seconds
+# what the wrapper's note() wrote; time: its mtime, seconds
+ProcessNote = collections.namedtuple("ProcessNote", "pid start boot host text time")
 WRAPPER_PATH = "/usr/local/bin:/usr/bin:/bin"          # of the wrapper itself
-LOCAL_DISKS = set(b"ext2 ext3 ext4 xfs btrfs zfs f2fs jfs reiserfs bcachefs overlay aufs tmpfs".split())  # one host at a time has these
+# one host at a time has these
+LOCAL_DISKS = set(b"ext2 ext3 ext4 xfs btrfs zfs f2fs jfs reiserfs bcachefs overlay aufs tmpfs".split())
 ORPHAN_GRACE = 10  # seconds after which wrapper and command, both gone without `end`, count as lost
-FORK_STORM = 4000  # children of a wrapper, dead ones counted, with which a command that is to end gets no more grace
+# children of a wrapper, dead ones counted, with which a command that is to end gets no more grace
+FORK_STORM = 4000
 GONE_SINCE = {}  # {control directory: since when both are, for wait_end() from one call to the next}
-KILL_TRIES = 5  # seconds that SIGKILL is sent again and again; what is there then is another user's, or hangs in the kernel
+# seconds that SIGKILL is sent again and again; what is there then is another user's, or hangs in the kernel
+KILL_TRIES = 5
 ADOPTER = []                     # what adopter() has found
 
 
@@ -4191,7 +4213,8 @@ def write_synced(path, data, mode=0o600):
 
 
 def sync_path(path):
-    """The folder's entries, on disk before this returns (where the file system can: FUSE and CIFS may know no fsync of directories)."""
+    """The folder's entries, on disk before this returns (where the file system can: FUSE and CIFS may know no
+    fsync of directories)."""
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(fd)
@@ -4203,39 +4226,45 @@ def sync_path(path):
 
 
 def prepare_control(control, fifo=True):
-    """Makes what the wrapper needs in the control directory (bytes path, exists), on disk before this returns. `ready` comes last;
-    once it is there, or was, nothing is made again: that would be a second start."""
+    """Makes what the wrapper needs in the control directory (bytes path, exists), on disk before this
+    returns. `ready` comes last; once it is there, or was, nothing is made again: that would be a second
+    start."""
     if any(os.path.exists(os.path.join(control, name)) for name in (b"ready", b"start", b"end")):
         return
     if fifo and not os.path.exists(os.path.join(control, b"alive")):
         os.mkfifo(os.path.join(control, b"alive"), 0o600)
-    for name, text in ((b"child", b" " * 256), (b"end.tmp", b" " * 256), (b"run", WRAPPER.encode()), (b"ready", b" " * 256)):
+    for name, text in ((b"child", b" " * 256), (b"end.tmp", b" " * 256), (b"run", WRAPPER.encode()),
+                       (b"ready", b" " * 256)):
         write_synced(os.path.join(control, name), text, 0o700 if name == b"run" else 0o600)
     sync_path(control)
 
 
 def adopter():
-    """A function for Popen's preexec_fn: it makes the wrapper the parent of every orphan below it, so that stop_command() finds also what has left
-    its parent, its session and its environment behind. None where there is no such thing (Linux has it)."""
+    """A function for Popen's preexec_fn: it makes the wrapper the parent of every orphan below it, so that
+    stop_command() finds also what has left its parent, its session and its environment behind. None where
+    there is no such thing (Linux has it)."""
     if not ADOPTER:
         try:
             import ctypes
             prctl = ctypes.CDLL(None).prctl
             prctl.argtypes = [ctypes.c_int] + [ctypes.c_ulong] * 4
             ADOPTER.append(lambda: prctl(36, 1, 0, 0, 0))                  # PR_SET_CHILD_SUBREAPER
-        except (ImportError, AttributeError, OSError, MemoryError):  # a Python without it, or a host that forbids what it needs
+        except (ImportError, AttributeError, OSError, MemoryError):
+            # a Python without it, or a host that forbids what it needs
             ADOPTER.append(None)
     return ADOPTER[0]
 
 
 def start_wrapper(control, work, argv, env):
-    """Starts the wrapper, detached, on argv (list of str) in the directory work with the environment env. Returns the Popen.
-    The wrapper needs sh, mv and printf: a PATH of the command's own must not hide them."""
+    """Starts the wrapper, detached, on argv (list of str) in the directory work with the environment env.
+    Returns the Popen. The wrapper needs sh, mv and printf: a PATH of the command's own must not hide them."""
     if env.get("PATH", WRAPPER_PATH) != WRAPPER_PATH:
         env = dict(env, PATH=WRAPPER_PATH, MI_PATH=env["PATH"])
     words = [b"/bin/sh", os.path.join(control, b"run"), control, work] + [utf8(word) for word in argv]
-    return subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-                            env={utf8(key): utf8(value) for key, value in env.items()}, start_new_session=True, cwd=b"/", preexec_fn=adopter())
+    return subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+                            stderr=subprocess.DEVNULL,
+                            env={utf8(key): utf8(value) for key, value in env.items()},
+                            start_new_session=True, cwd=b"/", preexec_fn=adopter())
 
 
 def read_note(path):
@@ -4256,7 +4285,8 @@ def read_note(path):
 
 
 def is_alive(note):
-    """Does the process of the note live? Same PID, same start time, not a zombie, in this boot of this host."""
+    """Does the process of the note live? Same PID, same start time, not a zombie, in this boot of this
+    host."""
     try:
         words = read_small("/proc/%d/stat" % note.pid).rpartition(b") ")[2].split()
     except OSError:
@@ -4265,7 +4295,8 @@ def is_alive(note):
 
 
 def on_shared_disk(path):
-    """May another host have this directory (bytes), too? Not on a disk of this one, whatever it is called since it was started."""
+    """May another host have this directory (bytes), too? Not on a disk of this one, whatever it is called
+    since it was started."""
     real, best, kind = os.path.realpath(path) + b"/", b"", b""
     with open("/proc/self/mountinfo", "rb") as rows:
         for row in rows:
@@ -4277,9 +4308,10 @@ def on_shared_disk(path):
 
 
 def command_state(control, now):
-    """(state, detail) of the command of a control directory (bytes path); now: time.time() (the clock may have been set back since).
-    ready: never started · starting · running: detail its ProcessNote · ended: detail its exit code (128+N for a signal), None if it could not
-    be started · elsewhere: on another host, and only its `end` will tell more: detail its ProcessNote · lost: both processes gone without an end, or
+    """(state, detail) of the command of a control directory (bytes path); now: time.time() (the clock may
+    have been set back since). ready: never started · starting · running: detail its ProcessNote · ended:
+    detail its exit code (128+N for a signal), None if it could not be started · elsewhere: on another host,
+    and only its `end` will tell more: detail its ProcessNote · lost: both processes gone without an end, or
     the host was restarted; detail says which."""
     end = read_note(os.path.join(control, b"end"))
     child = read_note(os.path.join(control, b"child"))
@@ -4303,13 +4335,15 @@ def command_state(control, now):
         return "starting", None
     if read_note(os.path.join(control, b"end")) is not None:
         return command_state(control, now)                      # it ended between two looks
-    return ("lost", "end unknown") if abs(now - (child or started).time) > ORPHAN_GRACE else ("starting", None)
+    return (("lost", "end unknown") if abs(now - (child or started).time) > ORPHAN_GRACE
+            else ("starting", None))
 
 
 def command_processes(leader, mark, known, since=0):
-    """{(pid, start time)} of a command's process tree: in its wrapper's session, with `mark` in the environment, known as part of it from an
-    earlier look, or below one of these. leader: the wrapper's pid, 0 if it is gone; it is not among them. since: its start; what
-    has the mark and is older has forged it, or got it from elsewhere."""
+    """{(pid, start time)} of a command's process tree: in its wrapper's session, with `mark` in the
+    environment, known as part of it from an earlier look, or below one of these. leader: the wrapper's pid, 0
+    if it is gone; it is not among them. since: its start; what has the mark and is older has forged it, or
+    got it from elsewhere."""
     parents, starts, found = {}, {}, {leader} - {0}
     for pid in (int(name) for name in os.listdir("/proc") if name.isdigit()):
         try:
@@ -4342,7 +4376,8 @@ def signal_to(pid, number):
 
 
 def children_of(pid):
-    """The pids of its children, dead ones too, the youngest last, at once ([] where the kernel does not list them)."""
+    """The pids of its children, dead ones too, the youngest last, at once ([] where the kernel does not list
+    them)."""
     try:
         with open("/proc/%d/task/%d/children" % (pid, pid), "rb") as text:
             return [int(word) for word in text.read().split()]
@@ -4351,7 +4386,8 @@ def children_of(pid):
 
 
 def all_children_dead(pid):
-    """Are all its children dead? A look at all processes misses what forks and ends meanwhile; pid stands still, so here it cannot hide."""
+    """Are all its children dead? A look at all processes misses what forks and ends meanwhile; pid stands
+    still, so here it cannot hide."""
     found = children_of(pid)
     for child in found:
         try:
@@ -4364,9 +4400,9 @@ def all_children_dead(pid):
 
 
 def stop_command(control, mark, grace):
-    """Ends the command of a control directory and all that descends from it: SIGTERM, after `grace` seconds SIGKILL. Its wrapper stands still
-    meanwhile: it stays there as the parent of all orphans, and notes the end afterwards. mark: MI_RUN=..., bytes.
-    Returns the pids of what does not end."""
+    """Ends the command of a control directory and all that descends from it: SIGTERM, after `grace` seconds
+    SIGKILL. Its wrapper stands still meanwhile: it stays there as the parent of all orphans, and notes the
+    end afterwards. mark: MI_RUN=..., bytes. Returns the pids of what does not end."""
     wrapper, told, until = read_note(os.path.join(control, b"start")), set(), time.monotonic() + grace
     leader = wrapper.pid if wrapper and is_alive(wrapper) else 0
     since = int(wrapper.start) if wrapper and wrapper.boot == boot_id() and wrapper.start.isdigit() else 0
@@ -4383,7 +4419,8 @@ def stop_command(control, mark, grace):
                 signal_to(pid, signal.SIGKILL if late else signal.SIGTERM)
                 signal_to(pid, signal.SIGCONT)         # else a stopped one would not hear of it
             told |= alive                              # whose parent ends now is not lost sight of
-            while time.monotonic() < now + 0.05:  # what leaves a child behind and ends is quicker than a look at all processes
+            # what leaves a child behind and ends is quicker than a look at all processes
+            while time.monotonic() < now + 0.05:
                 for pid in children_of(leader)[-20:] if late and leader else ():
                     signal_to(pid, signal.SIGKILL)
                 time.sleep(0.001 if late else 0.05)
@@ -4392,15 +4429,17 @@ def stop_command(control, mark, grace):
 
 
 def continue_wrapper(control):
-    """The wrapper of a control directory goes on, if stop_command() made it stand still and was killed there."""
+    """The wrapper of a control directory goes on, if stop_command() made it stand still and was killed
+    there."""
     wrapper = read_note(os.path.join(control, b"start"))
     if wrapper and is_alive(wrapper):
         signal_to(wrapper.pid, signal.SIGCONT)
 
 
 def open_to_others(base, known=False):
-    """Why nothing may be run in the directory base (bytes, a real path), or None: who may write there, or to one that it stands in, could
-    prepare what is run. (In /tmp and its like others may not exchange what is there.) known: who owns a directory above, and its group, may."""
+    """Why nothing may be run in the directory base (bytes, a real path), or None: who may write there, or to
+    one that it stands in, could prepare what is run. (In /tmp and its like others may not exchange what is
+    there.) known: who owns a directory above, and its group, may."""
     above = [base[:at] or b"/" for at, letter in enumerate(base.decode("latin-1")) if letter == "/"]
     for path in [os.path.join(base, b".mi"), base] + above[::-1]:
         if not os.path.exists(path):
@@ -4416,8 +4455,8 @@ def open_to_others(base, known=False):
 
 
 def wait_end(control, stop, most=0.25):
-    """Waits until the command has ended or stop() is true; looks at the FIFO, so that the end is seen at once. Returns command_state()'s answer.
-    most: seconds between two looks."""
+    """Waits until the command has ended or stop() is true; looks at the FIFO, so that the end is seen at
+    once. Returns command_state()'s answer. most: seconds between two looks."""
     try:
         alive = os.open(os.path.join(control, b"alive"), os.O_RDONLY | os.O_NONBLOCK)
     except OSError:
@@ -4425,7 +4464,8 @@ def wait_end(control, stop, most=0.25):
     pause = 0.002
     try:
         while True:
-            state, now = command_state(control, float("inf")), time.monotonic()  # a clock that is set does not count here
+            # a clock that is set does not count here
+            state, now = command_state(control, float("inf")), time.monotonic()
             if state != ("lost", "end unknown"):
                 GONE_SINCE.pop(control, None)
             elif now - GONE_SINCE.setdefault(control, now) < ORPHAN_GRACE:
@@ -4435,7 +4475,8 @@ def wait_end(control, stop, most=0.25):
             poller = select.poll()
             if alive >= 0:
                 poller.register(alive, select.POLLIN)
-            if poller.poll(pause * 1000):  # hung up: the end is there, or the wrapper was killed: look now and then
+            # hung up: the end is there, or the wrapper was killed: look now and then
+            if poller.poll(pause * 1000):
                 os.close(alive)
                 alive, pause = -1, 0.002
             pause = min(pause * 1.5, most)
@@ -4446,39 +4487,54 @@ def wait_end(control, stop, most=0.25):
 
 
 # ==== shared: batch ====
-# Batch systems. A job is the wrapper, submitted; its `end` is the truth, a queue only says "not yet". One query tells of all jobs.
+# Batch systems. A job is the wrapper, submitted; its `end` is the truth, a queue only says "not yet". One
+# query tells of all jobs.
 JOB_HEAD = r"""#!/bin/sh
 # What a batch system is given. Each line of the file `words` is one word of what it runs: no shell reads anything into them.
 control={control}
 set --
 while IFS= read -r word; do set -- "$@" "$word"; done <"$control/words"
 """
-BATCH_PROGRAMS = {"slurm": "sbatch squeue scancel", "pbs": "qsub qstat qselect qdel", "htcondor": "condor_submit condor_q condor_rm"}
+BATCH_PROGRAMS = {"slurm": "sbatch squeue scancel", "pbs": "qsub qstat qselect qdel",
+                  "htcondor": "condor_submit condor_q condor_rm"}
 JOB_EXEC = 'exec "$@"\n'       # Slurm and PBS signal every process of a job
 JOB_WAIT = r"""trap 'kill -TERM $!; IFS= read -r pid <"$control/child"; case $pid in [1-9]*) kill -TERM "${pid%% *}";; esac' TERM
 # (HTCondor signals this one only, then kills all. A note that is written while it is read begins with blanks: no number to send a signal to.)
 "$@" &
 while kill -0 $! 2>/dev/null; do wait $!; done
 """
-SUBMIT_SHELL = '"$@" <"$0"; exit $?'  # the shell has our lock as its stdin; what it starts (also qsub's background process) has the job
+# the shell has our lock as its stdin; what it starts (also qsub's background process) has the job
+SUBMIT_SHELL = '"$@" <"$0"; exit $?'
 QUERY_TIME = 30  # seconds that a program of a batch system may take (Slurm's give a controller up after ten)
-ANSWER_MOST = 8 << 20  # bytes of an answer that are kept: some 50,000 jobs in Slurm's, 2,000 in PBS's; more is no answer
-END_LATE = 30  # seconds that `end` may come after the queue's word that the job is over (NFS), and that word after `end`
+# bytes of an answer that are kept: some 50,000 jobs in Slurm's, 2,000 in PBS's; more is no answer
+ANSWER_MOST = 8 << 20
+# seconds that `end` may come after the queue's word that the job is over (NFS), and that word after `end`
+END_LATE = 30
 PAST_ASKED = 600                 # seconds for which PBS is asked of a job that has ended oddly
-SENT_LATE = 60  # seconds for which a queue must not know a job, of which it is unsure whether it was sent, before it is sent again
-PERHAPS_SENT = re.compile(r"timed? ?out|zero bytes|connect|commit|End of File|no answer", re.I)  # in the words of a submission that failed
+# seconds for which a queue must not know a job, of which it is unsure whether it was sent, before it is sent
+# again
+SENT_LATE = 60
+# in the words of a submission that failed
+PERHAPS_SENT = re.compile(r"timed? ?out|zero bytes|connect|commit|End of File|no answer", re.I)
 LOCK_HELD = "held"                  # try_lock()'s word
-KILLED_CODES = (137, 140, 143, 152)  # exit codes after which the queue is asked whether it was the batch system's doing (KILL, USR2, TERM, XCPU)
-CLIENT_ENV = re.compile(r"(SLURM_(CONF|CLUSTERS)|PBS_(CONF_FILE|EXEC|DEFAULT|SERVER)|CONDOR_CONFIG|_CONDOR_[A-Z_]+)\Z")  # for its programs
-RUN_MARK = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\.\d+")  # MI_RUN = ACCEPT_ID.N, by which a job is found again
-JobSeen = collections.namedtuple("JobSeen", "job mark state node text")  # state: queued, held, running, suspended, done, over (badly)
-BatchSystem = collections.namedtuple("BatchSystem", "submit number ask past partial read cancel force sure away wrong never said")
+# exit codes after which the queue is asked whether it was the batch system's doing (KILL, USR2, TERM, XCPU)
+KILLED_CODES = (137, 140, 143, 152)
+# for its programs
+CLIENT_ENV = re.compile(
+    r"(SLURM_(CONF|CLUSTERS)|PBS_(CONF_FILE|EXEC|DEFAULT|SERVER)|CONDOR_CONFIG|_CONDOR_[A-Z_]+)\Z")
+# MI_RUN = ACCEPT_ID.N, by which a job is found again
+RUN_MARK = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\.\d+")
+# state: queued, held, running, suspended, done, over (badly)
+JobSeen = collections.namedtuple("JobSeen", "job mark state node text")
+BatchSystem = collections.namedtuple(
+    "BatchSystem", "submit number ask past partial read cancel force sure away wrong never said")
 
 
 def slurm_submit(control, run, options):
     """The argument vector that submits."""
     return ["sbatch", "--parsable", "--comment=" + run] + options + [
-        "--no-requeue", "--job-name=mi-" + run, "--input=/dev/null", "--output=%s/batch.log" % control.replace("%", "%%"), control + "/job"]
+        "--no-requeue", "--job-name=mi-" + run, "--input=/dev/null",
+        "--output=%s/batch.log" % control.replace("%", "%%"), control + "/job"]
 
 
 def slurm_read(text):
@@ -4491,12 +4547,15 @@ def slurm_read(text):
         if row is None:
             continue
         job, state, node, reason, names = row.groups()
-        word, mark = state.split(" ")[0], RUN_MARK.search(names)  # REVOKED: it runs on another cluster of the federation
+        # REVOKED: it runs on another cluster of the federation
+        word, mark = state.split(" ")[0], RUN_MARK.search(names)
         ended = "BOOT_FAIL CANCELLED DEADLINE FAILED LAUNCH_FAILED NODE_FAIL OUT_OF_MEMORY PREEMPTED RECONFIG_FAIL TIMEOUT"
-        kind = "over" if word in ended.split() else "queued" if word in ("PENDING", "CONFIGURING") or "REQUEUE" in word else "running"
+        kind = ("over" if word in ended.split() else "queued"
+                if word in ("PENDING", "CONFIGURING") or "REQUEUE" in word else "running")
         kind = {"COMPLETED": "done", "SUSPENDED": "suspended", "STOPPED": "suspended"}.get(word, kind)
         kind = "held" if kind == "queued" and re.search(r"[Hh]eld", reason) else kind
-        found.append(JobSeen(job, mark and mark.group(), kind, node, state + (", " + reason if reason not in ("", "None") else "")))
+        found.append(JobSeen(job, mark and mark.group(), kind, node,
+                             state + (", " + reason if reason not in ("", "None") else "")))
     return found
 
 
@@ -4506,8 +4565,9 @@ def pbs_name(run):
 
 
 def pbs_submit(control, run, options):
-    """The argument vector that submits. Of several -v qsub takes the last. It wants ASCII paths (-o: "illegal value"): where there is none, it
-    reads the job from stdin, and what PBS writes into the job's log is told by qstat alone."""
+    """The argument vector that submits. Of several -v qsub takes the last. It wants ASCII paths (-o: "illegal
+    value"): where there is none, it reads the job from stdin, and what PBS writes into the job's log is told
+    by qstat alone."""
     variables, rest = ["MI_RUN=" + run], []
     for word in options:
         if rest[-1:] == ["-v"] or word.startswith("-v") and len(word) > 2:
@@ -4516,7 +4576,8 @@ def pbs_submit(control, run, options):
         else:
             rest.append(word)
     paths = [control + "/batch.log", control + "/job"] if re.match(r"[!-~ ]+\Z", control) else ["/dev/null"]
-    return ["qsub"] + rest + ["-N", pbs_name(run), "-v", ",".join(variables), "-r", "n", "-j", "oe", "-S", "/bin/sh", "-o"] + paths
+    return ["qsub"] + rest + ["-N", pbs_name(run), "-v", ",".join(variables), "-r", "n", "-j", "oe", "-S",
+                              "/bin/sh", "-o"] + paths
 
 
 def user_name():
@@ -4529,17 +4590,22 @@ def user_name():
 
 
 def is_ours(name):
-    """Is that owner of a job (USER@HOST, DOMAIN\\USER) we? True if nobody is named. A mark in another user's job is no mark."""
+    """Is that owner of a job (USER@HOST, DOMAIN\\USER) we? True if nobody is named. A mark in another user's
+    job is no mark."""
     me = user_name()
-    return not name or me is None or len({str(text).split("\\")[-1].split("@")[0].lower() for text in (name, me)}) == 1
+    return (not name or me is None
+            or len({str(text).split("\\")[-1].split("@")[0].lower() for text in (name, me)}) == 1)
 
 
-PBS_ROWS = re.compile(rb"\n +(?! |job_state|Job_Owner|Variable_List|comment|Hold_Types|exec_host|[Ee]xit_status)[^\n]*")  # nobody reads
+# nobody reads
+PBS_ROWS = re.compile(
+    rb"\n +(?! |job_state|Job_Owner|Variable_List|comment|Hold_Types|exec_host|[Ee]xit_status)[^\n]*")
 PBS_MARK = re.compile(rb"(\n +Variable_List = )(?:[^\n]*,)?(MI_RUN=[^,\n]*)[^\n]*")
 
 
 def pbs_trim(text):
-    """Of what qstat -f has said so far (bytes) what is read of the jobs that may be ours: a site's others are many, and rows long."""
+    """Of what qstat -f has said so far (bytes) what is read of the jobs that may be ours: a site's others are
+    many, and rows long."""
     if b"\nJob Id:" not in text:
         return text
     first, *more = text.split(b"\nJob Id:")
@@ -4555,26 +4621,31 @@ def pbs_read(text):
         raise ValueError(text)
     for part in re.split(r"^Job Id:\s*", text.replace("\r", "").replace("\n\t", ""), flags=re.M)[1:]:
         lines_of = part.split("\n")
-        told = dict(re.match(r"\s+([A-Za-z_.]+) = (.*)", line).groups() for line in lines_of[1:] if re.match(r"\s+[A-Za-z_.]+ = ", line))
-        state, mark = told["job_state"] if "job_state" in told else "", RUN_MARK.search(told.get("Variable_List", ""))
+        told = dict(re.match(r"\s+([A-Za-z_.]+) = (.*)", line).groups()
+                    for line in lines_of[1:] if re.match(r"\s+[A-Za-z_.]+ = ", line))
+        state, mark = (told["job_state"] if "job_state" in told else "",
+                       RUN_MARK.search(told.get("Variable_List", "")))
         if not re.match(r"\d+", lines_of[0]) or not re.match(r"[A-Z]\Z", state):
             raise ValueError(part)
         mark = mark if is_ours(told.get("Job_Owner")) else None
         code = told.get("Exit_status") or told.get("exit_status")
-        words = [state] + (["exit status " + code] if code and state in "CFX" else []) + [told[key] for key in ("comment",) if key in told]
+        words = [state] + (["exit status " + code] if code and state in "CFX" else []) + [
+            told[key] for key in ("comment",) if key in told]
         words += ["held (%s)" % told["Hold_Types"]] if state == "H" and "Hold_Types" in told else []
         kind = "done" if code == "0" else "over"
-        kind = {"R": "running", "E": "running", "S": "suspended", "U": "suspended", "H": "held"}.get(state, kind if state in "CFX" else "queued")
-        found.append(JobSeen(lines_of[0].strip(), mark and mark.group(), kind, told.get("exec_host", "").split("/")[0], ", ".join(words)))
+        kind = {"R": "running", "E": "running", "S": "suspended", "U": "suspended", "H": "held"}.get(
+            state, kind if state in "CFX" else "queued")
+        found.append(JobSeen(lines_of[0].strip(), mark and mark.group(), kind,
+                             told.get("exec_host", "").split("/")[0], ", ".join(words)))
     return found
 
 
 def condor_submit(control, run, options):
     """The argument vector that submits, and the file that it reads."""
     rows = ["universe = vanilla"] + options + [
-        "executable = %s/job" % control, "initialdir = " + control, "log = batch.events", "output = batch.log", "error = batch.log",
-        "should_transfer_files = NO", "notification = never", "job_max_vacate_time = 30", '+MIRun = "%s"' % run, "batch_name = mi-" + run,
-        "queue 1"]
+        "executable = %s/job" % control, "initialdir = " + control, "log = batch.events",
+        "output = batch.log", "error = batch.log", "should_transfer_files = NO", "notification = never",
+        "job_max_vacate_time = 30", '+MIRun = "%s"' % run, "batch_name = mi-" + run, "queue 1"]
     if "$" in control:
         raise ValueError("%s: HTCondor takes no $ in a path" % control)
     write_synced(utf8(control) + b"/job.sub", utf8("\n".join(rows) + "\n"))
@@ -4583,7 +4654,8 @@ def condor_submit(control, run, options):
 
 def condor_read(text):
     """Every JobSeen in what condor_q or condor_history answered. ValueError if it is neither's."""
-    found, names = [], ("", "idle", "running", "removed", "completed", "held", "transferring output", "suspended")
+    found, names = [], ("", "idle", "running", "removed", "completed", "held", "transferring output",
+                        "suspended")
     try:
         entries = json.loads(text) if text.strip() else []
     except RecursionError:
@@ -4593,9 +4665,11 @@ def condor_read(text):
             state, job = int(entry["JobStatus"]), "%d.%d" % (int(entry["ClusterId"]), int(entry["ProcId"]))
         except (TypeError, KeyError, OverflowError):
             raise ValueError(text)
-        reason = str(entry.get({1: "LastRejMatchReason", 5: "HoldReason", 3: "RemoveReason"}.get(state), "")).strip()
+        reason = str(entry.get({1: "LastRejMatchReason", 5: "HoldReason", 3: "RemoveReason"}.get(state),
+                               "")).strip()
         node = str(entry.get("RemoteHost") or entry.get("LastRemoteHost") or "").partition("@")[2]
-        kind = {1: "queued", 5: "held", 3: "running" if entry.get("RemoteHost") else "over", 4: "done", 7: "suspended"}.get(state, "running")
+        kind = {1: "queued", 5: "held", 3: "running" if entry.get("RemoteHost") else "over", 4: "done",
+                7: "suspended"}.get(state, "running")
         mark = RUN_MARK.fullmatch(str(entry.get("MIRun")))
         found.append(JobSeen(job, mark.group() if mark and is_ours(entry.get("Owner")) else None, kind, node,
                           names[state if 0 < state < len(names) else 0] + (": " + reason if reason else "")))
@@ -4604,9 +4678,10 @@ def condor_read(text):
 
 CONDOR_TELL = ["-json", "-attributes",
                "ClusterId,ProcId,JobStatus,Owner,MIRun,HoldReason,RemoveReason,LastRejMatchReason,RemoteHost,LastRemoteHost"]
-# submit(control, run, options) · what its answer holds · one query for all: ask(job numbers, or none), past(job numbers, or marks) · stderr
-# lines beside which a failed query is an answer · read · cancel, force (None: it needs none) · refusals of a submission that are for good,
-# that pass, that are for good if they are not the others · options that cannot be · what the job's own log tells
+# submit(control, run, options) · what its answer holds · one query for all: ask(job numbers, or none),
+# past(job numbers, or marks) · stderr lines beside which a failed query is an answer · read · cancel, force
+# (None: it needs none) · refusals of a submission that are for good, that pass, that are for good if they are
+# not the others · options that cannot be · what the job's own log tells
 BATCH_SYSTEMS = {
     "slurm": BatchSystem(
         slurm_submit, r"^(\d+)(?:;\S*)?$",
@@ -4637,7 +4712,8 @@ BATCH_SYSTEMS = {
 
 
 def changeable_options(text):
-    """batch_changeable: a line `NAME[=DEFAULT] OPTION-WITH-{} EXPRESSION` each, as [(name, default or None, option, expression)]."""
+    """batch_changeable: a line `NAME[=DEFAULT] OPTION-WITH-{} EXPRESSION` each, as [(name, default or None,
+    option, expression)]."""
     found = []
     for line in lines(text):
         words = line.split(None, 2)
@@ -4652,7 +4728,8 @@ def changeable_options(text):
 
 
 def submit_options(keys, words):
-    """(options of the submission, the words that are left): words `batch.NAME=VALUE` set what batch_changeable lets them. ValueError."""
+    """(options of the submission, the words that are left): words `batch.NAME=VALUE` set what
+    batch_changeable lets them. ValueError."""
     import shlex
     given, rest, options = {}, [], []
     for word in words:
@@ -4672,30 +4749,36 @@ def submit_options(keys, words):
     if given:
         raise ValueError(_("batch.%s may not be set here") % sorted(given)[0])
     if keys["batch"] == "slurm" and any(re.match(r"-M|--clusters?\b", option) for option in options):
-        raise ValueError(_("which cluster it is, every program must know: env.SLURM_CLUSTERS = NAME, no --clusters"))
-    never = keys["batch"] != "none" and re.search(r"^(?:%s).*(\n(?!-).*)?" % BATCH_SYSTEMS[keys["batch"]].never, "\n".join(options), re.M)
+        raise ValueError(_("which cluster it is, every program must know: env.SLURM_CLUSTERS = NAME, no"
+                           " --clusters"))
+    never = (keys["batch"] != "none"
+             and re.search(r"^(?:%s).*(\n(?!-).*)?" % BATCH_SYSTEMS[keys["batch"]].never, "\n".join(options),
+                           re.M))
     if never:
-        raise ValueError(_("%s: one job that runs one command, and a submission that returns at once: nothing else can be used") % " ".join(
-            never.group().split()))
+        raise ValueError(_("%s: one job that runs one command, and a submission that returns at once:"
+                           " nothing else can be used") % " ".join(never.group().split()))
     return options, rest
 
 
 def missing_batch_program(system, env):
-    """The first of a batch system's programs that is not in the PATH of env, and what to do, for people; None if all are there."""
+    """The first of a batch system's programs that is not in the PATH of env, and what to do, for people; None
+    if all are there."""
     import shutil
     for program in BATCH_PROGRAMS[system].split():
         if not shutil.which(program, path=env.get("PATH", WRAPPER_PATH)):
-            return _("%s: not found in PATH: the batch system's own programs are needed on this host (env.PATH of its section in the ini; "
-                     "for ssh without a guard: `module load`, or PATH, at the top of ~/.bashrc there)") % program
+            return _("%s: not found in PATH: the batch system's own programs are needed on this host"
+                     " (env.PATH of its section in the ini; for ssh without a guard: `module load`, or PATH,"
+                     " at the top of ~/.bashrc there)") % program
     return None
 
 
 def call_batch_program(words, env, stdin=subprocess.DEVNULL, keep=None):
-    """(exit code, stdout, stderr) of a batch system's own program; 127 if it is not there, None if it did not answer in time, or without end.
-    keep: see hear_batch_program()."""
+    """(exit code, stdout, stderr) of a batch system's own program; 127 if it is not there, None if it did not
+    answer in time, or without end. keep: see hear_batch_program()."""
     try:
-        child = subprocess.Popen([utf8(word) for word in words], stdin=stdin, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                                 env={utf8(key): utf8(value) for key, value in env.items()}, cwd=b"/", start_new_session=True)
+        child = subprocess.Popen(
+            [utf8(word) for word in words], stdin=stdin, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            env={utf8(key): utf8(value) for key, value in env.items()}, cwd=b"/", start_new_session=True)
     except OSError as error:
         return 127, "", "%s: %s" % (words[0], error.strerror)
     until = time.monotonic() + QUERY_TIME
@@ -4713,8 +4796,9 @@ def call_batch_program(words, env, stdin=subprocess.DEVNULL, keep=None):
 
 
 def hear_batch_program(child, until, keep):
-    """(stdout, stderr, 0) of a child when both are closed; (b"", why, None) if that is not so at `until` (time.monotonic()), or it is too much.
-    keep(stdout so far): what is wanted of that, for answers that are long."""
+    """(stdout, stderr, 0) of a child when both are closed; (b"", why, None) if that is not so at `until`
+    (time.monotonic()), or it is too much. keep(stdout so far): what is wanted of that, for answers that are
+    long."""
     poller, out, err, done = select.poll(), bytearray(), bytearray(), 0
     into = {child.stdout.fileno(): out, child.stderr.fileno(): err}
     for pipe in into:
@@ -4739,8 +4823,9 @@ def hear_batch_program(child, until, keep):
 
 
 def batch_command_state(control):
-    """As command_state(), for a command that may run on another host: by its files alone. ready: not started · running: detail its ProcessNote ·
-    ended: detail its exit code, None if it could not be started · stopped: it can never start."""
+    """As command_state(), for a command that may run on another host: by its files alone. ready: not started
+    · running: detail its ProcessNote · ended: detail its exit code, None if it could not be started ·
+    stopped: it can never start."""
     names = os.listdir(control)                        # over NFS this also asks for the newest
     child = read_note(os.path.join(control, b"child"))
     if b"end" in names:
@@ -4749,12 +4834,15 @@ def batch_command_state(control):
             code = re.match(r"exit ([0-9]{1,3})\Z", end.text)
             return "ended", int(code.group(1)) if child is not None and code else None
     if b"start" in names:
-        return "running", child or read_note(os.path.join(control, b"start")) or ProcessNote(0, "?", "?", "?", "", time.time())
+        return ("running",
+                child or read_note(os.path.join(control, b"start"))
+                or ProcessNote(0, "?", "?", "?", "", time.time()))
     return ("ready" if b"ready" in names else "stopped"), None
 
 
 def try_lock(lock):
-    """"" if this process has the lock of that open file now; LOCK_HELD if another one has it; else why there are no locks."""
+    """"" if this process has the lock of that open file now; LOCK_HELD if another one has it; else why there
+    are no locks."""
     import fcntl
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -4764,21 +4852,25 @@ def try_lock(lock):
 
 
 def ended_oddly(control, code):
-    """May an end with this exit code be the batch system's doing: by a signal, or after the wrapper was told to end?"""
+    """May an end with this exit code be the batch system's doing: by a signal, or after the wrapper was told
+    to end?"""
     return code in KILLED_CODES or os.path.exists(os.path.join(control, b"told"))
 
 
 class BatchQueue:
-    """What a batch system says of this user's jobs. However many threads and processes wait below a folder (bytes), it is asked once in
-    `poll` seconds, beside their waiting, and not at all when nobody waits: the answer lies in a file of the folder."""
+    """What a batch system says of this user's jobs. However many threads and processes wait below a folder
+    (bytes), it is asked once in `poll` seconds, beside their waiting, and not at all when nobody waits: the
+    answer lies in a file of the folder."""
 
     def __init__(self, folder, system, env):
         self.system, self.table, self.folder = system, BATCH_SYSTEMS[system], folder
         self.env = dict(env, SQUEUE_FEDERATION="1")  # a federation's other clusters too; nothing to the rest
         client = sorted(item for item in env.items() if CLIENT_ENV.match(item[0]))
         name = "queue." + system + (".%08x" % binascii.crc32(utf8(repr(client))) if client else "")
-        self.path, self.lock, self.stamp, self.asking = os.path.join(folder, utf8(name)), threading.Lock(), None, False
-        self.known, self.rows, self.past, self.missed, self.turn = {"tried": 0, "t": 0, "rows": []}, {}, {}, set(), False
+        self.path, self.lock, self.stamp, self.asking = os.path.join(
+            folder, utf8(name)), threading.Lock(), None, False
+        self.known, self.rows, self.past, self.missed, self.turn = {"tried": 0, "t": 0,
+                                                                    "rows": []}, {}, {}, set(), False
         self.submitting = threading.Lock()             # one submission at a time
         self.together = None  # does qstat know -E (one connection for all numbers)? None: not asked yet
 
@@ -4793,12 +4885,15 @@ class BatchQueue:
                 self.known = dict(known, tried=float(known["tried"]), t=float(known["t"]))
                 self.stamp = info.st_ino, info.st_mtime
                 self.rows = {row.job: row for row in found}
-                self.rows.update((row.mark, row) for row in sorted(found, key=lambda row: row.state not in ("done", "over")) if row.mark)
+                self.rows.update((row.mark, row)
+                                 for row in sorted(found, key=lambda row: row.state not in ("done", "over"))
+                                 if row.mark)
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
             pass                                       # not there yet, or broken: it is written anew
 
     def seen(self, mark, job, poll):
-        """(time of the last answer, that job's JobSeen or None). Has the queue asked anew, beside, if it is older than poll seconds."""
+        """(time of the last answer, that job's JobSeen or None). Has the queue asked anew, beside, if it is
+        older than poll seconds."""
         with self.lock:
             self.load()
             if not self.asking and self.due(poll):
@@ -4814,7 +4909,8 @@ class BatchQueue:
         return not 0 <= time.time() - self.known["tried"] < poll
 
     def ask(self, poll):
-        """One query, or none if another process makes it just now. (Where there are no locks, each process asks for itself.)"""
+        """One query, or none if another process makes it just now. (Where there are no locks, each process
+        asks for itself.)"""
         try:
             with open(self.path + b".lock", "ab") as lock:
                 if try_lock(lock) == LOCK_HELD:
@@ -4822,7 +4918,8 @@ class BatchQueue:
                 with self.lock:
                     self.load()
                     missed, began = sorted(self.missed), time.time()
-                    self.turn = bool(missed) and not self.turn  # a query for those that vanished comes in place of one for all
+                    # a query for those that vanished comes in place of one for all
+                    self.turn = bool(missed) and not self.turn
                 if self.due(poll):
                     self.query(began, missed)
         except OSError:
@@ -4838,10 +4935,12 @@ class BatchQueue:
             jobs = self.vanished(missed) if self.turn else self.numbers()
             out = self.query_answer(self.query_words(jobs)) if jobs != [] else ""
             ours = {job.split(".")[0] for job in jobs} if self.system == "pbs" else ()
-            found = [row._replace(job=row.job[:100], node=printable(row.node)[:100], text=printable(row.text)[:300])
+            found = [row._replace(job=row.job[:100], node=printable(row.node)[:100],
+                                  text=printable(row.text)[:300])
                      for row in self.table.read(out) if not ours or row.job.split(".")[0] in ours]
             if self.turn:
-                self.past = {name: row for row in found if row.state in ("done", "over") for name in (row.mark, row.job) if name}
+                self.past = {name: row for row in found if row.state in ("done", "over")
+                             for name in (row.mark, row.job) if name}
             else:
                 known.update(t=began, rows=[list(row) for row in found])
         except ValueError as error:
@@ -4856,18 +4955,23 @@ class BatchQueue:
     def query_answer(self, words):
         """What a program of the batch system answered. ValueError with who said what, if it is no answer."""
         code, out, err = call_batch_program(words, self.env, keep=pbs_trim if self.system == "pbs" else None)
-        if code is None or code and not all(re.match(self.table.partial, line) for line in (err.strip() or "?").splitlines()):
+        if (code is None
+                or code
+                and not all(re.match(self.table.partial, line)
+                            for line in (err.strip() or "?").splitlines())):
             raise ValueError("%s: %s" % (words[0], " ".join(err.split())[:200] or "exit code %s" % code))
         return out
 
     def ask_ours(self):
-        """The argument vector that asks for this user's jobs in PBS, or in another system for all that it is asked for."""
+        """The argument vector that asks for this user's jobs in PBS, or in another system for all that it is
+        asked for."""
         if self.system != "pbs":
             return self.table.ask([])
         return ["qselect"] + (["-u", user_name()] if user_name() else [])
 
     def query_words(self, jobs):
-        """The argument vector of a query. A connection and a privileged port for each number, as qstat has it without -E, lock others out."""
+        """The argument vector of a query. A connection and a privileged port for each number, as qstat has it
+        without -E, lock others out."""
         words = self.table.past(jobs) if self.turn else self.table.ask(jobs)
         if self.system != "pbs" or len(jobs) < 2:
             return words
@@ -4877,7 +4981,8 @@ class BatchQueue:
         return words[:1] + ["-E"] * bool(self.together) + words[1:]
 
     def vanished(self, missed):
-        """Of the names in missed (a job's number, or, if that is not known, its mark) those that may be asked for."""
+        """Of the names in missed (a job's number, or, if that is not known, its mark) those that may be asked
+        for."""
         marks = [name for name in missed if RUN_MARK.match(name)]
         jobs = [name for name in missed if name not in marks]
         if self.system == "slurm" or jobs and self.system == "htcondor":
@@ -4898,8 +5003,9 @@ class BatchQueue:
         return abs(ended) > PAST_ASKED or not ended_oddly(control, batch_command_state(control)[1])
 
     def numbers(self):
-        """The jobs below the folder that have not ended, for PBS, which is asked by numbers: in the variables of another user's job, rows that
-        look like ours can stand. All of this user's if one's is not known. None for systems that are asked for all."""
+        """The jobs below the folder that have not ended, for PBS, which is asked by numbers: in the variables
+        of another user's job, rows that look like ours can stand. All of this user's if one's is not known.
+        None for systems that are asked for all."""
         found = []
         if self.system != "pbs":
             return None
@@ -4914,18 +5020,21 @@ class BatchQueue:
 
 
 def read_batch(control):
-    """What is known of a control directory's job (see BatchJob): {} if nothing was submitted, or nothing of it can be read."""
+    """What is known of a control directory's job (see BatchJob): {} if nothing was submitted, or nothing of
+    it can be read."""
     try:
         with open(os.path.join(control, b"batch"), "rb") as text:
             found = json.loads(text.read().decode("utf-8"))
-        whole = {"system", "run", "submit", "sent", "job", "t"} <= set(found) and found["system"] in BATCH_SYSTEMS
+        whole = ({"system", "run", "submit", "sent", "job", "t"} <= set(found)
+                 and found["system"] in BATCH_SYSTEMS)
         return found if isinstance(found, dict) and whole else {}
     except (OSError, ValueError, TypeError, RecursionError):
         return {}
 
 
 def batch_state(folder, control):
-    """(queued, running, stopped or ended, text for people) of a control directory's job below folder, as far as is known without asking."""
+    """(queued, running, stopped or ended, text for people) of a control directory's job below folder, as far
+    as is known without asking."""
     state, detail = batch_command_state(control)
     order = read_batch(control)
     why, row = order.get("why", ""), None
@@ -4938,26 +5047,33 @@ def batch_state(folder, control):
             except (OSError, ValueError, KeyError, TypeError, IndexError, RecursionError):
                 pass                                   # it has not been asked yet
     if state == "running":
-        return state, "running on " + detail.host + (" (%s)" % row.text if row and row.state == "suspended" else "")
-    return ("queued", "queued" + (" (%s)" % (row.text if row else why) if row or why else "")) if state == "ready" else (state, "")
+        return state, "running on " + detail.host + (" (%s)" % row.text if row and row.state == "suspended"
+                                                     else "")
+    return (("queued", "queued" + (" (%s)" % (row.text if row else why) if row or why else ""))
+            if state == "ready" else (state, ""))
 
 
 def is_later(when, then):
-    """Is an answer of `when` later than `then` (both time.time())? If `then` is to come, the clock was set back: it may be."""
+    """Is an answer of `when` later than `then` (both time.time())? If `then` is to come, the clock was set
+    back: it may be."""
     return when > then or then > time.time()
 
 
 class BatchJob:
-    """The job of one control directory (bytes). Its file `batch` (fsynced): run, submit = the argument vector, sent = times, job = number.
-    grace: seconds that a job may be unknown to the queue; poll: see BatchQueue; fault: a fault point."""
+    """The job of one control directory (bytes). Its file `batch` (fsynced): run, submit = the argument
+    vector, sent = times, job = number. grace: seconds that a job may be unknown to the queue; poll: see
+    BatchQueue; fault: a fault point."""
 
     def __init__(self, control, queue, poll, grace, at=lambda name: None):
         self.control, self.queue, self.poll, self.grace, self.fault = control, queue, poll, grace, at
         self.submission, self.failing, self.unsure = read_batch(control), None, True
         self.stops_noted = []                                 # see stop_times()
-        self.no_program, self.submitted_at = False, 0  # is the program that submits not there; when it was started last
-        self.unknown_since = []  # of the answers of after the submission that do not name it the first and the last:
-        self.over_since, self.off_since, self.stop_tried = None, None, None  # (their time, when we saw them), like these in time.monotonic()
+        # is the program that submits not there; when it was started last
+        self.no_program, self.submitted_at = False, 0
+        # of the answers of after the submission that do not name it the first and the last:
+        self.unknown_since = []
+        # (their time, when we saw them), like these in time.monotonic()
+        self.over_since, self.off_since, self.stop_tried = None, None, None
         self.where, self.why, self.failed, self.node = "", "", "", ""
 
     def path(self, name):
@@ -4971,10 +5087,12 @@ class BatchJob:
         sync_path(self.control)
 
     def begin(self, work, argv, env, run, options, **more):
-        """Writes what is submitted, and submits it: argv in the directory work (bytes) with env. ValueError if the system cannot be told."""
+        """Writes what is submitted, and submits it: argv in the directory work (bytes) with env. ValueError
+        if the system cannot be told."""
         pairs = ["%s=%s" % item for item in sorted(env.items()) if item[0] not in ("PATH", "TMPDIR")]
         words = ["/usr/bin/env", "PATH=" + WRAPPER_PATH] + pairs
-        words += ["/bin/sh", self.control + b"/run", self.control, work, "/usr/bin/env", "PATH=" + env.get("PATH", WRAPPER_PATH)] + argv
+        words += ["/bin/sh", self.control + b"/run", self.control, work, "/usr/bin/env",
+                  "PATH=" + env.get("PATH", WRAPPER_PATH)] + argv
         words = [word if isinstance(word, bytes) else utf8(word) for word in words]
         if any(b"\n" in word for word in words):
             raise ValueError(_("a line break in an argument or a variable"))
@@ -4990,8 +5108,9 @@ class BatchJob:
         self.submit()
 
     def submit(self):
-        """Submits, unless that is under way or done, or others of the queue take long over it. Whoever does it holds the lock of `job`, and so
-        does the shell that waits for the program: while that lives, also without us, nobody takes the job for lost."""
+        """Submits, unless that is under way or done, or others of the queue take long over it. Whoever does
+        it holds the lock of `job`, and so does the shell that waits for the program: while that lives, also
+        without us, nobody takes the job for lost."""
         if not self.queue.submitting.acquire(timeout=1):
             return
         lock = os.open(self.path(b"job"), os.O_RDONLY)
@@ -5005,7 +5124,8 @@ class BatchJob:
             self.save(sent=self.submission["sent"] + 1)
             self.submitted_at = time.monotonic()
             self.fault("submitting")
-            words = ["/bin/sh", "-c", SUBMIT_SHELL, self.path(b"job").decode("utf-8", "surrogateescape")] + self.submission["submit"]
+            words = ["/bin/sh", "-c", SUBMIT_SHELL,
+                     self.path(b"job").decode("utf-8", "surrogateescape")] + self.submission["submit"]
             code, out, err = call_batch_program(words, self.queue.env, lock)
             self.fault("submitted")
             found = re.findall(self.queue.table.number, out, re.M)
@@ -5020,16 +5140,21 @@ class BatchJob:
             self.queue.submitting.release()
 
     def not_now(self, why):
-        """Nothing is submitted: another process does it just now (LOCK_HELD), or no lock can be had, which is said; current_state() tries again."""
-        text = "" if why == LOCK_HELD else _("no lock can be had beside its notes (%s); it is not submitted until there is one") % why
+        """Nothing is submitted: another process does it just now (LOCK_HELD), or no lock can be had, which is
+        said; current_state() tries again."""
+        text = ("" if why == LOCK_HELD
+                else _("no lock can be had beside its notes (%s); it is not submitted until there is one")
+                % why)
         if text and text != self.why:
             log("error", self.submission["run"].rpartition(".")[0], "batch", why=text)
         self.why = text or self.why
 
     def submission_failed(self, code, text):
-        """A submission failed: for good, or (perhaps it did not) the queue is looked at and it is sent again."""
+        """A submission failed: for good, or (perhaps it did not) the queue is looked at and it is sent
+        again."""
         table, self.no_program = self.queue.table, code in (126, 127)
-        self.why, self.unsure = "%s: %s" % (self.submission["submit"][0], printable(text)), bool(PERHAPS_SENT.search(text))
+        self.why, self.unsure = "%s: %s" % (self.submission["submit"][0], printable(text)), bool(
+            PERHAPS_SENT.search(text))
         try:
             if self.submission.get("why") != self.why:
                 self.save(why=self.why)                # for `list` and `show`
@@ -5038,7 +5163,10 @@ class BatchJob:
         final = re.search(table.sure, text)
         away = not final and (code is None or re.search(table.away, text)) and not self.no_program
         self.failing = None if away else self.failing or time.monotonic()
-        if final or not away and (re.search(table.wrong, text) and not self.no_program or time.monotonic() - self.failing > self.grace):
+        if (final
+                or not away
+                and (re.search(table.wrong, text) and not self.no_program
+                     or time.monotonic() - self.failing > self.grace)):
             self.failed = self.why
 
     def under_way(self):
@@ -5047,15 +5175,18 @@ class BatchJob:
             return try_lock(lock) == LOCK_HELD
 
     def current_state(self):
-        """(state, detail): queued, running; ended: detail the exit code, as command_state() has it; lost: detail why. self.where: for people;
-        self.why: the batch system's own words about an end that was its doing."""
+        """(state, detail): queued, running; ended: detail the exit code, as command_state() has it; lost:
+        detail why. self.where: for people; self.why: the batch system's own words about an end that was its
+        doing."""
         state, detail = batch_command_state(self.control)
         if not self.submission["job"]:
-            self.submission = read_batch(self.control) or self.submission  # another process may have submitted it
+            # another process may have submitted it
+            self.submission = read_batch(self.control) or self.submission
         job, now = self.submission["job"], time.monotonic()  # a clock that is set moves no time limit
         asks = state != "ended" or ended_oddly(self.control, detail)
         when, row = self.queue.seen(self.submission["run"], job, self.poll) if asks else (0, None)
-        if state == "ended" and (not asks or not (row and row.state in ("queued", "held")) and self.end_explained(now)):
+        if (state == "ended"
+                and (not asks or not (row and row.state in ("queued", "held")) and self.end_explained(now))):
             self.why = self.log_words() if detail else ""
             return state, detail
         if row is not None:
@@ -5063,14 +5194,16 @@ class BatchJob:
         if self.failed and (state == "stopped" or state == "ready" and self.take_ready()):
             return "lost", self.failed
         if is_later(when, self.submission["t"]) and when not in [told for told, _at in self.unknown_since]:
-            steady = self.unknown_since and now - self.unknown_since[-1][1] < 3 * self.poll + 2 * QUERY_TIME  # an outage counts for nothing
+            # an outage counts for nothing
+            steady = self.unknown_since and now - self.unknown_since[-1][1] < 3 * self.poll + 2 * QUERY_TIME
             self.unknown_since = (self.unknown_since[:1] if steady else []) + [(when, now)]
         missing = self.unknown_since[-1][1] - self.unknown_since[0][1] if len(self.unknown_since) > 1 else -1
         if self.unknown_since and self.submission["sent"]:
             self.queue.missed.add(job or self.submission["run"])
         if state == "stopped":
             self.over_since = self.over_since or now
-            if job or len(self.unknown_since) > 1 or not self.submission["sent"] or now - self.over_since > max(END_LATE, 3 * self.poll):
+            if (job or len(self.unknown_since) > 1 or not self.submission["sent"]
+                    or now - self.over_since > max(END_LATE, 3 * self.poll)):
                 return "lost", "cancelled"
         elif state == "ready" and not job and self.may_send(now, missing):
             if not self.under_way():
@@ -5078,7 +5211,8 @@ class BatchJob:
                 self.submit()
         elif missing >= self.grace and state != "ended":
             self.stop()                                # should it run all the same
-            return "lost", "%s does not know job %s any more%s" % (self.queue.system, job, self.log_words(", "))
+            return "lost", "%s does not know job %s any more%s" % (self.queue.system, job,
+                                                                   self.log_words(", "))
         if state != "ended":
             self.node = detail.host if state == "running" else ""
             why = self.why or self.queue.known.get("why")
@@ -5087,8 +5221,8 @@ class BatchJob:
         return ("queued" if state in ("ready", "stopped") else "running"), detail
 
     def may_send(self, now, missing):
-        """May it be submitted (again)? Once the queue does not know it for `missing` seconds, longer if that attempt may have been one; at once
-        if it certainly was none: its program is not there."""
+        """May it be submitted (again)? Once the queue does not know it for `missing` seconds, longer if that
+        attempt may have been one; at once if it certainly was none: its program is not there."""
         if self.no_program and now - self.submitted_at > max(1, self.poll):
             return True
         return not self.submission["sent"] or missing >= (self.unsure and min(self.grace, SENT_LATE))
@@ -5099,14 +5233,17 @@ class BatchJob:
         if not self.submission["job"]:
             self.save(job=row.job, why="")             # the submission of before had happened
             self.failing, self.failed, self.why = None, "", ""
-        words = "%s: %s%s%s" % (self.queue.system, row.text, " on " + row.node if row.node else "", self.log_words(", "))
+        words = "%s: %s%s%s" % (self.queue.system, row.text, " on " + row.node if row.node else "",
+                                self.log_words(", "))
         if row.state in ("done", "over"):
             self.over_since = self.over_since or now
             if state == "ended":
                 self.why = words if row.state == "over" else self.log_words()
                 return state, detail
             if state == "stopped" or self.take_ready() or now - self.over_since > min(self.grace, END_LATE):
-                return "lost", "cancelled" if state == "stopped" else words + (", its end unknown" if row.state == "done" else "")
+                return ("lost",
+                        "cancelled" if state == "stopped"
+                        else words + (", its end unknown" if row.state == "done" else ""))
             return "running", detail
         self.over_since = self.over_since if state == "ended" else None
         if row.state in ("queued", "held") and state in ("running", "ended"):
@@ -5120,29 +5257,35 @@ class BatchJob:
         return ("running" if state in ("running", "ended") else "queued"), detail
 
     def taken_off(self, row, when, state, detail, now, words):
-        """current_state(), where the queue has a job waiting that was started: it was held, preempted or requeued, and will not be run again."""
+        """current_state(), where the queue has a job waiting that was started: it was held, preempted or
+        requeued, and will not be run again."""
         self.off_since = self.off_since or (time.time(), now)
         if state == "running":
             self.node, self.where = detail.host, "running on %s (%s)" % (detail.host, row.text)
         waits = now - self.off_since[1]
         limit = 0 if state == "ended" else min(self.grace, END_LATE if row.state == "held" else self.grace)
-        if waits > self.grace or is_later(when, self.off_since[0]) and waits > limit:  # the answer before may be of before the start
+        # the answer before may be of before the start
+        if waits > self.grace or is_later(when, self.off_since[0]) and waits > limit:
             if self.stop() or waits > 2 * self.grace:  # what has ended here leaves no job there
                 self.why = words
                 return (state, detail) if state == "ended" else ("lost", words)
         return "running", detail
 
     def end_explained(self, now):
-        """Is all known of an end by a signal? It is, once the log tells, or the queue had its time (current_state() asks it), or we cancelled it."""
+        """Is all known of an end by a signal? It is, once the log tells, or the queue had its time
+        (current_state() asks it), or we cancelled it."""
         self.over_since = self.over_since or now
         return self.stop_times() or self.log_words() or now - self.over_since > max(END_LATE, self.poll)
 
     def log_words(self, before=""):
-        """What the batch system wrote about an end of its doing into the job's own log, after `before`; '' if nothing."""
+        """What the batch system wrote about an end of its doing into the job's own log, after `before`; '' if
+        nothing."""
         try:
             with open(self.path(b"batch.log"), "rb") as text:
                 text.seek(-min(4096, os.fstat(text.fileno()).st_size), 2)
-                rows = [row.strip() for row in text.read().decode("utf-8", "replace").splitlines() if re.match(self.queue.table.said, row)]
+                rows = [row.strip()
+                        for row in text.read().decode("utf-8", "replace").splitlines()
+                        if re.match(self.queue.table.said, row)]
         except OSError:
             return ""
         return before + printable("; ".join(rows[-2:]))[:300] if rows else ""
@@ -5156,23 +5299,27 @@ class BatchJob:
             return False
 
     def stop_times(self):
-        """When (time.time()) the queue took our word that the job is to end, and then, if it must, by force: a list of none, one or two."""
+        """When (time.time()) the queue took our word that the job is to end, and then, if it must, by force:
+        a list of none, one or two."""
         try:
             with open(self.path(b"batch.stop")) as text:
-                self.stops_noted = max([float(word) for word in text.read(100).split()], self.stops_noted, key=len)
+                self.stops_noted = max([float(word) for word in text.read(100).split()], self.stops_noted,
+                                       key=len)
         except (OSError, ValueError):
             pass
         return list(self.stops_noted)
 
     def stop(self, grace=10):
-        """Has the queue end the job: once, for each time may start its grace anew; again, at most once per poll, if that failed; and by force
-        when current_state() does not say `grace` seconds later that it is over. True once the queue has taken it."""
+        """Has the queue end the job: once, for each time may start its grace anew; again, at most once per
+        poll, if that failed; and by force when current_state() does not say `grace` seconds later that it is
+        over. True once the queue has taken it."""
         self.take_ready()
         table, told, now = self.queue.table, self.stop_times(), time.monotonic()
         due = not told or len(told) == 1 and table.force and not 0 <= time.time() - told[0] < grace
         if self.submission["job"] and due and (self.stop_tried is None or now - self.stop_tried >= self.poll):
             self.stop_tried = now
-            if call_batch_program((table.force if told else table.cancel)(self.submission["job"]), self.queue.env)[0] == 0:
+            if (call_batch_program((table.force if told else table.cancel)(self.submission["job"]),
+                                   self.queue.env)[0] == 0):
                 told, self.stop_tried = told + [time.time()], None
                 self.stops_noted = told
                 try:
