@@ -440,14 +440,6 @@ def remove_tree(path):
     """Removes a directory (bytes path) with all that is in it, however deep: what is read-only is made
     writable first, no link is followed. Returns the names of what could not be removed, with the
     reasons."""
-    if not os.path.isdir(path) or os.path.islink(path):
-        try:
-            os.unlink(path)
-        except FileNotFoundError:
-            return []
-        except OSError as error:
-            return ["%s: %s" % (shown(path), error.strerror)]
-        return []
     left, todo, number, mark = [], [path], 0, os.urandom(8).hex().encode()
 
     def attempt(what, *words):
@@ -458,6 +450,9 @@ def remove_tree(path):
         except OSError as error:
             return left.append("%s: %s" % (shown(words[0]), error.strerror))
 
+    if not os.path.isdir(path) or os.path.islink(path):
+        attempt(os.unlink, path)
+        return left
     while todo:                                        # what lies deeper is brought up: no path gets long
         folder = todo.pop()
         make_writable(folder)
@@ -517,27 +512,31 @@ def left_overs(work, since, mark, first=0):
     directory `work` (bytes). Not of those that were there before the command (start: ticks since boot,
     `since`: its own, first: its pid), nor of a terminal where somebody looks around: what has a terminal must
     have the command's mark (bytes) in its environment."""
-    found, before, ages = set(), PROCESS_STARTS[0], {}
-    pids = pids_since(first, since)
+    found, before, starts, pids = set(), PROCESS_STARTS[0], {}, pids_since(first, since)
     for pid in pids:
-        top = b"/proc/" + pid[0] + b"/"
-        if before.get(pid, since) < since:
-            ages[pid] = before[pid]
+        if before.get(pid, since) < since:             # it was there before the command
+            starts[pid] = before[pid]
             continue
         try:
-            words = read_small(top + b"stat").rpartition(b") ")[2].split()
-            ages[pid] = int(words[19])
+            state, _parent, _session, terminal, start, signal_at_end = stat_of(int(pid[0]))
+            starts[pid] = int(start)
             # -1: a thread, which /proc does not list but has
-            if ages[pid] < since or words[0] in b"ZX" or words[35] == b"-1" or int(pid[0]) == os.getpid():
-                continue
-            mine = any((place + b"/").startswith(work + b"/") for place in places_held_by(top))
-            if mine and (words[4] == b"0" or has_mark(top, mark)):
-                found.add((int(pid[0]), words[19]))
+            if (int(start) >= since and state not in b"ZX" and signal_at_end != b"-1"
+                    and works_in(work, pid[0], terminal, mark)):
+                found.add((int(pid[0]), start))
         except OSError:
             pass                                       # gone, or another user's
     if pids and pids[0][1]:
-        PROCESS_STARTS[0] = ages
+        PROCESS_STARTS[0] = starts
     return found
+
+
+def works_in(work, pid, terminal, mark):
+    """Is this process (its number and terminal as bytes) a left-over of the command in work? OSError."""
+    top = b"/proc/" + pid + b"/"
+    return (int(pid) != os.getpid()
+            and any((place + b"/").startswith(work + b"/") for place in places_held_by(top))
+            and (terminal == b"0" or has_mark(top, mark)))
 
 
 def places_held_by(top):
@@ -566,9 +565,7 @@ def end_left_overs(work, since, mark, grace, first=0):
         there, now = left_overs(work, since, mark, first), time.monotonic()
         if not there or now > until + KILL_TRIES:
             return len(told), sorted(pid for pid, start in there)
-        for pid, start in there if now > until else there - told:
-            signal_to(pid, signal.SIGKILL if now > until else signal.SIGTERM)
-            signal_to(pid, signal.SIGCONT)
+        tell_to_end(there if now > until else there - told, now > until)
         told |= there
         time.sleep(0.05)
 
@@ -576,7 +573,9 @@ def end_left_overs(work, since, mark, grace, first=0):
 # What leaves: the results of a command that has ended
 
 class Stays(Exception):
-    """A result that does not leave: a code of CODES, and for the owner's own log what exactly."""
+    """A result that does not leave. code: missing, refused (by a rule), limit, name (cannot travel),
+    unreadable, changing, outside (a link out of the directory), special (no file); why: for the owner's own
+    log what exactly."""
 
     def __init__(self, code, why=""):
         Exception.__init__(self, why or code)
@@ -584,7 +583,9 @@ class Stays(Exception):
 
 
 def stays_for(error):
-    """The Stays for an OSError at a result."""
+    """The Stays for an OSError at a result, or for itself."""
+    if isinstance(error, Stays):
+        return error
     gone = error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
     return Stays("missing" if gone else "unreadable", error.strerror)
 
@@ -751,9 +752,11 @@ class ResultTree:
     follows it by hand and never out."""
 
     def __init__(self, path):
-        self.path, self.hard_links, self.changed = path, None, set()  # changed: names, since they were judged
-        self.last = None, -1                           # the directory of the file opened last, its descriptor
+        self.path = path
         self.fd = os.open(path, os.O_RDONLY | FOLDER_FLAGS)
+        self.last = None, -1                           # the directory of the file opened last, its descriptor
+        self.hard_links = None                         # {device and inode: names}, see hard_links_of()
+        self.changed = set()                           # names of what is another one since it was judged
 
     def close(self):
         for fd in (self.fd, self.last[1]):
@@ -854,24 +857,30 @@ class ResultTree:
                 if not leaves and name:
                     yield name + b"/", real, os.fstat(fd), None
                 for leaf in map(os.fsencode, leaves):
-                    seen, found = (head + b"/" + leaf if head else leaf for head in (name, real))
+                    seen = name + b"/" + leaf if name else leaf
                     try:
-                        info = os.stat(leaf, dir_fd=fd, follow_symlinks=False)
-                        link = stat.S_ISLNK(info.st_mode)
-                        if link:
-                            found, info = self.resolve(found)
-                        if not stat.S_ISDIR(info.st_mode):
-                            yield seen, found, info, None
-                        elif link and (linked or (real + b"/").startswith(found + b"/")):
-                            raise Stays("special", "a link to a directory below another, or upwards")
-                        elif below(seen):
-                            todo.append((seen, found, linked or link))
-                    except OSError as error:
+                        found, info, link = self.entry(fd, leaf, real, linked)
+                    except (OSError, Stays) as error:
                         yield seen, None, None, stays_for(error)
-                    except Stays as error:
-                        yield seen, None, None, error
+                        continue
+                    if not stat.S_ISDIR(info.st_mode):
+                        yield seen, found, info, None
+                    elif below(seen):
+                        todo.append((seen, found, linked or link))
             finally:
                 os.close(fd)
+
+    def entry(self, fd, leaf, real, linked):
+        """(its name without links, its stat, is it a link?) of an entry of the open directory `real`, to
+        which a link has led (linked). Stays, OSError."""
+        found = real + b"/" + leaf if real else leaf
+        info = os.stat(leaf, dir_fd=fd, follow_symlinks=False)
+        if not stat.S_ISLNK(info.st_mode):
+            return found, info, False
+        found, info = self.resolve(found)
+        if stat.S_ISDIR(info.st_mode) and (linked or (real + b"/").startswith(found + b"/")):
+            raise Stays("special", "a link to a directory below another, or upwards")
+        return found, info, True
 
     def hard_links_of(self, info):
         """All names below the top of the file with this stat, links not counted."""
@@ -984,10 +993,16 @@ class Collector:
     what leaves is compared with them. changing: names that have changed again and again."""
 
     def __init__(self, rules, note, known=(), changing=()):
-        self.rules, self.note = rules, note
-        self.known, self.changing = dict(known), changing
-        self.found, self.folders, self.total = Results(), Results(), 0   # total: bytes of found
-        self.verdicts, self.kept_by_name, self.named = Verdicts(), {}, ()
+        self.rules = rules
+        self.note = note
+        self.known = dict(known)
+        self.changing = changing
+        self.found = Results()
+        self.folders = Results()
+        self.total = 0                                 # bytes of found
+        self.verdicts = Verdicts()
+        self.kept_by_name = {}
+        self.named = ()                                # what was asked for by name
         ruled = any(rules[key] for key in ("deny_names", "deny_sums", "deny_content"))
         self.has_rules = ruled or rules["allow_names"] != ["*"]
 
@@ -1015,44 +1030,44 @@ class Collector:
         for name in sorted(names):
             try:
                 self.take(tree, name, *tree.resolve(utf8(name)), reserved=reserved)
-            except OSError as error:
+            except (OSError, Stays) as error:
                 self.keep_here(name, stays_for(error), True)
-            except Stays as stays:
-                self.keep_here(name, stays, True)
 
     def take_matching(self, tree, patterns, but=(), reserved=()):
         """Takes what the patterns ask for, but these names."""
-        but, said, found = set(but), set(), compile_patterns(patterns)
+        but, too_long, matchers = set(but), set(), compile_patterns(patterns)
 
-        def asked(text):  # declared_matcher() would take a file with a log's name for one that was asked for
-            return any(one.match("/".join(nfc_parts(text))) for one in found)
+        def asked(text):       # (declared_matcher() would take a file with a log's name, too)
+            return text in patterns or any(one.match("/".join(nfc_parts(text))) for one in matchers)
+
+        def may_hold(text):
+            return any(may_match_below(one, text) for one in patterns)
 
         def below(name):
             text = name.decode("utf-8", "backslashreplace")
-            if not any(may_match_below(one, text) for one in patterns):
-                return False
-            if len(name) > 1000:
-                said.add(text + "/")
-            return len(name) <= 1000
+            if len(name) > 1000 and may_hold(text):
+                too_long.add(text + "/")
+            return len(name) <= 1000 and may_hold(text)
 
         for name, real, info, stays in tree.walk(below):
             text = name.decode("utf-8", "backslashreplace")
-            inside = stays is not None and any(may_match_below(one, text.rstrip("/")) for one in patterns)
-            if text in but or not (inside or asked(text) or text in patterns):
-                continue
-            try:
-                if stays is not None:
-                    raise stays
-                take = self.take_folder if name.endswith(b"/") else self.take
-                take(tree, name.decode("utf-8"), real, info, reserved)
-            except UnicodeDecodeError:
-                self.keep_here(text, Stays("name"), False)
-            except OSError as error:
-                self.keep_here(text, stays_for(error), False)
-            except Stays as error:
-                self.keep_here(text, error, False)
-        for text in sorted(said):
+            if text not in but and (asked(text) or stays is not None and may_hold(text.rstrip("/"))):
+                self.take_found(tree, name, real, info, stays, reserved)
+        for text in sorted(too_long):
             self.keep_here(text, Stays("name"), False)
+
+    def take_found(self, tree, name, real, info, stays, reserved):
+        """Takes one of walk(): a file, or an empty directory."""
+        text = name.decode("utf-8", "backslashreplace")
+        try:
+            if stays is not None:
+                raise stays
+            take = self.take_folder if name.endswith(b"/") else self.take
+            take(tree, name.decode("utf-8"), real, info, reserved)
+        except UnicodeDecodeError:
+            self.keep_here(text, Stays("name"), False)
+        except (OSError, Stays) as error:
+            self.keep_here(text, stays_for(error), False)
 
     def admit_name(self, name, real, reserved):
         """Stays, if something of this name may not leave. real: its name without links; reserved: names of
@@ -1265,17 +1280,29 @@ class GateRun:
     "parameters": text, "result_files": {name: …}, "result_patterns": [text]}; logs: [(name, directory, file
     there)] of what the command writes, its errors last; told: {key: value} for log lines."""
 
-    def __init__(self, gate, name, ident, work, control, order, logs, told):
-        self.gate, self.name, self.ident, self.work, self.control = gate, name, ident, work, control
-        self.order, self.logs, self.log_fields = order, logs, told
-        self.journal, self.mark = Journal(os.path.join(control, b"journal")), b"MI_RUN=" + name.encode()
+    def __init__(self, gate, name, ident, work, control, order, logs, log_fields):
+        self.gate = gate
+        self.name = name
+        self.ident = ident
+        self.work = work
+        self.control = control
+        self.order = order
+        self.logs = logs
+        self.log_fields = log_fields
+        self.journal = Journal(os.path.join(control, b"journal"))
+        self.mark = b"MI_RUN=" + name.encode()
         self.command, self.argv = None, []             # its section, once it is permitted or watched
-        self.cancelled, self.unkillable = False, []          # left: what cannot be killed
-        self.wrapper, self.job = None, None              # wrapper, BatchJob
-        self.post_failed = ""                        # what was wrong with `post`
-        self.trees, self.kept_count = {}, 0  # stays: how much of what was asked for is kept here
-        # of a batch system's job: where it is; its start, monotonic; seconds until it is looked at again
-        self.said, self.began, self.pause = "", None, 0.05
+        self.cancelled = False
+        self.unkillable = []                           # pids
+        self.wrapper = None                            # its Popen, if this process has started it
+        self.job = None                                # its BatchJob
+        self.post_failed = ""                          # what was wrong with `post`
+        self.trees = {}                                # {directory: its ResultTree}
+        self.kept_count = 0                            # how much of what was asked for is kept here
+        # of a batch system's job:
+        self.said = ""                                 # where it is
+        self.began = None                              # its start, in time.monotonic()
+        self.pause = 0.05                              # seconds until it is looked at again
 
     def path(self, *parts):
         """A file of the control directory."""
@@ -1380,29 +1407,36 @@ class GateRun:
         if not self.command[key]:
             return True
         self.make_hook(key, control)
-        child, state, stop = (None, command_state(control, time.time()),
-                              lambda: key == "pre" and self.told_to_end())
+        wrapper, state = None, command_state(control, time.time())
+
+        def stop():
+            return key == "pre" and self.told_to_end()
+
         if state[0] == "ready" and self.last(key)["boot"] == boot_id() and not stop():
             log("info", self.ident, "5 pre" if key == "pre" else "6 post", argv=" ".join(self.command[key]))
-            child = start_wrapper(control, self.work, list(self.command[key]), self.env())
+            wrapper = start_wrapper(control, self.work, list(self.command[key]), self.env())
             state = wait_end(control, stop)
         while state[0] in ("running", "starting", "elsewhere"):
             if stop():
                 self.kill(control)
             until = time.monotonic() + 2
             state = wait_end(control, lambda: time.monotonic() > until)
-        if child is not None:
-            child.wait()
+        if wrapper is not None:
+            wrapper.wait()
         if state == ("ended", 0):
             return True
+        self.note_hook_failure(key, control, state, stop())
+        return False
+
+    def note_hook_failure(self, key, control, state, stopped):
+        """What was wrong with `pre` or `post`, in the stderr log; the run ends (pre), or its end says so."""
         why = "exit code %s" % state[1] if state[0] == "ended" else state[1] or "not started"
-        why = "cancelled" if stop() else "%s: %s" % (key, why)
+        why = "cancelled" if stopped else "%s: %s" % (key, why)
         for line in tail_of(os.path.join(control, b"stderr")):
             self.add_to_stderr("%s: %s" % (key, line))
         if key == "pre":
-            self.end_early(why, why)
+            return self.end_early(why, why)
         self.post_failed = why
-        return False
 
     def make_hook(self, key, control):
         """The control directory of `pre` or `post`; it is there as a whole or not at all."""
@@ -1431,17 +1465,22 @@ class GateRun:
         self.gate.begin_running(self)
         self.command = (self.command or self.gate.commands.get(self.order["command"])
                         or self.section_as_noted())
-        state, detail, why = self.wait_in_batch() if read_batch(self.control) else self.wait_on_this_host()
+        watch = self.wait_in_batch if read_batch(self.control) else self.wait_on_this_host
+        state, detail, why = watch()
         if self.wrapper is not None:
             self.wrapper.wait()
         self.end_leftovers()
         if self.command["post"]:
             self.run_hook("post")
             self.end_leftovers()
+        self.note_end(state, detail, why)
+        self.gate.end_running(self)
+
+    def note_end(self, state, detail, why):
+        """The journal's "ended". state, detail: command_state()'s; why: we ended it for that."""
         child, end = read_note(self.path(b"child")), read_note(self.path(b"end"))
         code = detail if state == "ended" else None
-        failed = "could not be started" if code is None else self.post_failed
-        reason = why or (detail if state == "lost" else failed) or self.why_disk_full(code)
+        reason = why or self.why_failed(state, detail)
         if reason:
             self.add_to_stderr(reason)
         signalled = code - 128 if code and 128 < code < 193 else None
@@ -1449,8 +1488,15 @@ class GateRun:
                           signal=signalled, reason=reason, whole=state == "ended",
                           stopped=bool(why or signalled), started=child and round(child.time, 3),
                           ended=end and round(end.time, 3))
-        self.gate.end_running(self)
         log("info", self.ident, "6 calc-end", **dict(self.log_fields, exit_code=code, reason=reason))
+
+    def why_failed(self, state, detail):
+        """What was wrong with a command that has ended by itself, or ""."""
+        if state == "lost":
+            return detail
+        if state != "ended" or detail is None:
+            return "could not be started"
+        return self.post_failed or self.why_disk_full(detail)
 
     def section_as_noted(self):
         """The section of a command that the ini does not name any more, as far as the journal has it."""
@@ -1485,8 +1531,9 @@ class GateRun:
         if gone and command_state(self.control, time.time())[0] == "ready":
             return "could not be started"              # the wrapper was killed before it did anything
         ticks = os.sysconf("SC_CLK_TCK")               # 7: seconds since boot
-        late = child and child.boot == boot_id() and time.clock_gettime(7) - int(child.start) / ticks > limit
-        return "timeout" if late else "cancelled" if self.told_to_end() else ""
+        if child and child.boot == boot_id() and time.clock_gettime(7) - int(child.start) / ticks > limit:
+            return "timeout"
+        return "cancelled" if self.told_to_end() else ""
 
     def note_stopping(self, why):
         """why it is ended, noted for whoever watches it next."""
@@ -1499,27 +1546,31 @@ class GateRun:
     def wait_in_batch(self):
         """The same where a batch system has the command."""
         job = self.job = self.job or self.batch_job(read_batch(self.control)["system"])
-        limit = self.command["timeout"]
         why = (self.last("stopping") or {"why": ""})["why"]
         while True:
             state, detail = job.current_state()
             if state in ("ended", "lost"):
                 return state, detail, why or (job.why if state == "ended" else "")
-            first = not self.said
+            late = self.late_in_batch()
             if job.where != self.said:
                 self.said, self.pause = job.where, 0.05
                 log("info", self.ident, "5 " + state, batch=job.queue.system,
                     job=job.submission["job"] or "?", what=job.where)
-            child = read_note(self.path(b"child")) if limit and self.began is None else None
-            if child:                                  # from here on a clock that is set ends nothing
-                self.began = time.monotonic() - (max(0, time.time() - child.time) if first else 0)
-            late = self.began is not None and time.monotonic() - self.began > limit
             if not why and (late or self.told_to_end()):
                 why = self.note_stopping("timeout" if late else "cancelled")
             if why:
                 job.stop(self.command["grace"])
             self.pause = min(self.pause * 1.5, 1.0 if state == "running" else 2.0)
             self.rest(self.pause)
+
+    def late_in_batch(self):
+        """Has a batch system's command run for longer than its timeout? Once its start was seen, a clock that
+        is set ends nothing."""
+        limit = self.command["timeout"]
+        child = read_note(self.path(b"child")) if limit and self.began is None else None
+        if child:                                      # (at the first look it may have run for long)
+            self.began = time.monotonic() - (0 if self.said else max(0, time.time() - child.time))
+        return self.began is not None and time.monotonic() - self.began > limit
 
     def rest(self, seconds):
         """Nothing is to be done for it for so long."""
@@ -1588,39 +1639,43 @@ class GateRun:
             log("warn" if aloud else "debug", self.ident, "7 stays here", name=name, why=why)
 
         found = Collector(rules, note, known, changing)
-        for name, folder, file in self.logs if "logs" in kinds else ():
+        if "logs" in kinds:
+            self.collect_logs(found)
+        logs, end = tuple(name for name, folder, file in self.logs), self.last("ended")
+        names = set(self.order["result_files"]) - set(logs)
+        asked = {"names": names, "patterns": self.order["result_patterns"]}
+        if not end.get("whole"):
+            self.keep_all(found, {"names": names}, Stays("missing", end["reason"]))
+            return found.in_order()
+        self.keep_all(found, {kind: asked.pop(kind) for kind in list(asked) if kind not in kinds},
+                      Stays("refused", "after_stop"))
+        try:
+            tree = self.tree(self.work)
+        except OSError as error:                       # (not readable, a link, or not there any more)
+            link = error.errno in (errno.ENOTDIR, errno.ELOOP)
+            self.keep_all(found, asked, Stays("outside", error.strerror) if link else stays_for(error))
+            return found.in_order()
+        found.take_named(tree, asked.get("names", ()), logs)
+        if asked.get("patterns"):
+            found.take_matching(tree, asked["patterns"], names, logs)
+        return found.in_order()
+
+    def collect_logs(self, found):
+        """What the command has written, into a Collector."""
+        for name, folder, file in self.logs:
             if folder == self.control:
                 open(os.path.join(folder, file), "ab").close()           # there, even if nothing ran
             try:
                 found.take_log(self.tree(folder), name, file)
-            except OSError as error:
+            except (OSError, Stays) as error:
                 found.keep_here(name, stays_for(error), False)
-            except Stays as stays:
-                found.keep_here(name, stays, False)
-        log_names = tuple(name for name, folder, file in self.logs)
-        names, patterns = set(self.order["result_files"]) - set(log_names), self.order["result_patterns"]
-        end = self.last("ended")
-        for group, kind in ((names, "names"), (patterns, "patterns")):
-            if end.get("whole") and kind not in kinds:
-                for name in sorted(group):
-                    found.keep_here(name, Stays("refused", "after_stop"), kind == "names")
-        if not end.get("whole"):
-            for name in sorted(names):
-                found.keep_here(name, Stays("missing", end["reason"]), True)
-            return found.in_order()
-        try:
-            tree = self.tree(self.work)
-        except OSError as error:  # it cannot be read, is a link, or is not there any more
-            link = error.errno in (errno.ENOTDIR, errno.ELOOP)
-            why = Stays("outside", error.strerror) if link else stays_for(error)
-            for group, kind in ((names, "names"), (patterns, "patterns")):
-                for name in sorted(group) if kind in kinds else ():
-                    found.keep_here(name, why, kind == "names")
-            return found.in_order()
-        found.take_named(tree, names if "names" in kinds else (), log_names)
-        if patterns and "patterns" in kinds:
-            found.take_matching(tree, patterns, names, log_names)
-        return found.in_order()
+
+    @staticmethod
+    def keep_all(found, asked, stays):
+        """None of these {"names" or "patterns": what was asked for} leaves."""
+        for kind, group in asked.items():
+            for name in sorted(group):
+                found.keep_here(name, stays, kind == "names")
 
     def collect_until_steady(self, rules, kinds):
         """Collectors, one after the other, as long as results change while they are sent. From the second
@@ -6818,11 +6873,14 @@ def declared_matcher(names, patterns):
 # notes the end.
 WRAPPER = r"""#!/bin/sh
 # run CONTROL WORK COMMAND [ARG]...
-# Runs COMMAND at most once, ever, and leaves CONTROL/end when it is over (and CONTROL/told, if somebody told it to end).
-# Made beforehand and fsynced: ready, child, end.tmp (256 blanks each); alive (a FIFO, where it can help)
+# Runs COMMAND at most once, ever, and leaves CONTROL/end when it is over (and CONTROL/told, if somebody told
+# it to end). Made beforehand and fsynced: ready, child, end.tmp (256 blanks each); alive (a FIFO, where it
+# can help)
 set -uf
 c=$1 w=$2 b='' h=''; shift 2
-note() {  # into file $1, in place (also on a full disk): PID STARTTIME BOOT_ID HOST TEXT; its mtime is the time
+# note FILE TEXT: into the file, in place (also on a full disk): PID STARTTIME BOOT_ID HOST TEXT; its mtime is
+# the time
+note() {
     f=$1 t=$2 s=''
     {
         read -r s </proc/self/stat
@@ -6838,12 +6896,13 @@ child() {   # in a process of its own, which becomes the command
     exec "$@"
 }
 mv "$c/ready" "$c/start" 2>/dev/null || exit 75    # rename: one wins; a doubled or requeued start ends here
-trap '' HUP; trap 'true >"$c/told"' TERM INT  # outlive terminal and cancel: the end must be written, and whether it was told to end
+# outlive terminal and cancel: the end must be written, and whether it was told to end
+trap '' HUP; trap 'true >"$c/told"' TERM INT
 note "$c/start" started || exit 73
-[ -p "$c/alive" ] && exec 9<>"$c/alive"  # a reader of the FIFO sees a hang-up the moment that we are gone
+[ -p "$c/alive" ] && exec 9<>"$c/alive"    # a reader of the FIFO sees a hang-up the moment that we are gone
 cd "$w" && (child "$@") </dev/null >"$c/stdout" 2>"$c/stderr" 9>&-
 note "$c/end.tmp" "exit $?" || exit 73
-for try in 1 2 3 4 5; do mv "$c/end.tmp" "$c/end" 2>/dev/null && break; done  # what cancels the command may hit mv
+for try in 1 2 3 4 5; do mv "$c/end.tmp" "$c/end" 2>/dev/null && break; done  # what cancels may hit mv, too
 """
 # what the wrapper's note() wrote; time: its mtime, seconds
 ProcessNote = collections.namedtuple("ProcessNote", "pid start boot host text time")
@@ -6961,14 +7020,21 @@ def read_note(path):
     return ProcessNote(int(words[0]), words[1], words[2], words[3], words[4].strip(), when) if good else None
 
 
+def stat_of(pid):
+    """What /proc tells of a process: state, parent, session, terminal, start (ticks since boot), the signal
+    that its end sends, all as bytes. OSError."""
+    words = read_small("/proc/%d/stat" % pid).rpartition(b") ")[2].split()
+    return words[0], words[1], words[3], words[4], words[19], words[35]
+
+
 def is_alive(note):
     """Does the process of the note live? Same PID, same start time, not a zombie, in this boot of this
     host."""
     try:
-        words = read_small("/proc/%d/stat" % note.pid).rpartition(b") ")[2].split()
+        state, _parent, _session, _terminal, start, _signal = stat_of(note.pid)
     except OSError:
         return False
-    return words[19].decode() == note.start and words[0] not in b"ZX" and note.boot == boot_id()
+    return start.decode() == note.start and state not in b"ZX" and note.boot == boot_id()
 
 
 def on_shared_disk(path):
@@ -6993,16 +7059,11 @@ def command_state(control, now):
     end = read_note(os.path.join(control, b"end"))
     child = read_note(os.path.join(control, b"child"))
     if end is not None:
-        code = re.match(r"exit ([0-9]{1,3})\Z", end.text)
-        return "ended", int(code.group(1)) if child is not None and code else None
+        return "ended", exit_code(child, end)
     started = read_note(os.path.join(control, b"start"))
     if started is None:
-        try:  # a blank `start`: the wrapper is about to fill it in, or was killed just there
-            began = os.stat(os.path.join(control, b"start")).st_ctime
-        except OSError:
-            return ("ready", None) if os.path.exists(os.path.join(control, b"ready")) else ("starting", None)
-        return ("lost", "end unknown") if abs(now - began) > ORPHAN_GRACE else ("starting", None)
-    for note in (child, started):  # the same boot is the same host, whatever it is called now
+        return state_before_start(control, now)
+    for note in (child, started):                      # (the same boot is the same host, whatever its name)
         if note is not None and note.boot != boot_id():
             away = note.host != os.uname().nodename and on_shared_disk(control)
             return ("elsewhere", note) if away else ("lost", "the host was restarted")
@@ -7011,9 +7072,28 @@ def command_state(control, now):
     if is_alive(started):
         return "starting", None
     if read_note(os.path.join(control, b"end")) is not None:
-        return command_state(control, now)                      # it ended between two looks
-    return (("lost", "end unknown") if abs(now - (child or started).time) > ORPHAN_GRACE
-            else ("starting", None))
+        return command_state(control, now)             # it ended between two looks
+    return lost_after(now - (child or started).time)
+
+
+def exit_code(child, end):
+    """The exit code in the note `end`; None if the command could not be started."""
+    code = re.match(r"exit ([0-9]{1,3})\Z", end.text)
+    return int(code.group(1)) if child is not None and code else None
+
+
+def state_before_start(control, now):
+    """command_state(), where no wrapper has noted its start."""
+    try:                                               # a blank `start`: the wrapper is about to fill it in,
+        began = os.stat(os.path.join(control, b"start")).st_ctime        # or was killed just there
+    except OSError:
+        return ("ready" if os.path.exists(os.path.join(control, b"ready")) else "starting"), None
+    return lost_after(now - began)
+
+
+def lost_after(seconds):
+    """command_state(), where nothing lives and nothing has been noted for so long."""
+    return ("lost", "end unknown") if abs(seconds) > ORPHAN_GRACE else ("starting", None)
 
 
 def command_processes(leader, mark, known, since=0):
@@ -7024,24 +7104,26 @@ def command_processes(leader, mark, known, since=0):
     parents, starts, found = {}, {}, {leader} - {0}
     for pid in (int(name) for name in os.listdir("/proc") if name.isdigit()):
         try:
-            words = read_small("/proc/%d/stat" % pid).rpartition(b") ")[2].split()
-            if words[0] not in (b"Z", b"X"):
-                parents[pid], starts[pid] = int(words[1]), words[19]
-                if leader and int(words[3]) == leader or (pid, words[19]) in known:
-                    found.add(pid)
-                    continue
-                if int(words[19]) < since:
-                    continue
-                with open("/proc/%d/environ" % pid, "rb") as text:
-                    if mark in text.read().split(b"\0"):
-                        found.add(pid)
+            state, parent, session, _terminal, start, _signal = stat_of(pid)
+            if state in b"ZX":
+                continue
+            parents[pid], starts[pid] = int(parent), start
+            ours = leader and int(session) == leader or (pid, start) in known
+            if ours or int(start) >= since and has_mark(b"/proc/%d/" % pid, mark):
+                found.add(pid)
         except OSError:
             pass                                       # gone, or another user's
-    more = found
+    found = with_descendants(found, parents) - {leader, os.getpid()}
+    return {(pid, starts[pid]) for pid in found if pid in starts}
+
+
+def with_descendants(pids, parents):
+    """pids, and all that is below one of them. parents: {pid: its parent}."""
+    more = pids
     while more:
-        more = {pid for pid, parent in parents.items() if parent in more} - found
-        found |= more
-    return {(pid, starts[pid]) for pid in found - {leader, os.getpid()} if pid in starts}
+        more = {pid for pid, parent in parents.items() if parent in more} - pids
+        pids = pids | more
+    return pids
 
 
 def signal_to(pid, number):
@@ -7068,9 +7150,8 @@ def all_children_dead(pid):
     found = children_of(pid)
     for child in found:
         try:
-            with open("/proc/%d/stat" % child, "rb") as text:
-                if text.read().rpartition(b") ")[2][:1] not in b"ZX":
-                    return False
+            if stat_of(child)[0] not in b"ZX":
+                return False
         except OSError:
             pass
     return children_of(pid) == found
@@ -7080,54 +7161,79 @@ def stop_command(control, mark, grace):
     """Ends the command of a control directory and all that descends from it: SIGTERM, after `grace` seconds
     SIGKILL. Its wrapper stands still meanwhile: it stays there as the parent of all orphans, and notes the
     end afterwards. mark: MI_RUN=..., bytes. Returns the pids of what does not end."""
-    wrapper, told, until = read_note(os.path.join(control, b"start")), set(), time.monotonic() + grace
-    leader = wrapper.pid if wrapper and is_alive(wrapper) else 0
-    since = int(wrapper.start) if wrapper and wrapper.boot == boot_id() and wrapper.start.isdigit() else 0
+    leader, since = wrapper_of(control)
+    told, until = set(), time.monotonic() + grace
     try:
         if leader:
             os.kill(leader, signal.SIGSTOP)
         while True:
             alive, now = command_processes(leader, mark, told, since), time.monotonic()
             late = now > until or leader and len(children_of(leader)) > FORK_STORM
-            if not alive and (not leader or all_children_dead(leader)) or now > until + KILL_TRIES:
+            gone = not alive and (not leader or all_children_dead(leader))
+            if gone or now > until + KILL_TRIES:
                 return sorted(pid for pid, start in alive)
-            for pid, start in sorted(alive if late else alive - told, key=lambda one: (int(one[1]), one[0])):
-                # parents first: a shell whose child ends before it is told goes on to its next line
-                signal_to(pid, signal.SIGKILL if late else signal.SIGTERM)
-                signal_to(pid, signal.SIGCONT)         # else a stopped one would not hear of it
+            tell_to_end(alive if late else alive - told, late)
             told |= alive                              # whose parent ends now is not lost sight of
-            # what leaves a child behind and ends is quicker than a look at all processes
-            while time.monotonic() < now + 0.05:
-                for pid in children_of(leader)[-20:] if late and leader else ():
-                    signal_to(pid, signal.SIGKILL)
-                time.sleep(0.001 if late else 0.05)
+            kill_youngest(leader if late else 0, now + 0.05)
     finally:
         continue_wrapper(control)
+
+
+def wrapper_of(control):
+    """(the wrapper's pid, 0 if it is gone; its start, 0 if that was in another boot)."""
+    wrapper = read_note(os.path.join(control, b"start"))
+    if wrapper is None or wrapper.boot != boot_id() or not wrapper.start.isdigit():
+        return 0, 0
+    return (wrapper.pid if is_alive(wrapper) else 0), int(wrapper.start)
+
+
+def tell_to_end(processes, late):
+    """SIGTERM, or (late) SIGKILL, to {(pid, start time)}."""
+    # parents first: a shell whose child ends before it is told goes on to its next line
+    for pid, _start in sorted(processes, key=lambda one: (int(one[1]), one[0])):
+        signal_to(pid, signal.SIGKILL if late else signal.SIGTERM)
+        signal_to(pid, signal.SIGCONT)                 # else a stopped one would not hear of it
+
+
+def kill_youngest(leader, until):
+    """Until then (time.monotonic()) SIGKILL to the youngest children of this process, again and again: what
+    leaves a child behind and ends is quicker than a look at all processes. leader = 0: only waits."""
+    while time.monotonic() < until:
+        for pid in children_of(leader)[-20:] if leader else ():
+            signal_to(pid, signal.SIGKILL)
+        time.sleep(0.001 if leader else 0.05)
 
 
 def continue_wrapper(control):
     """The wrapper of a control directory goes on, if stop_command() made it stand still and was killed
     there."""
-    wrapper = read_note(os.path.join(control, b"start"))
-    if wrapper and is_alive(wrapper):
-        signal_to(wrapper.pid, signal.SIGCONT)
+    leader = wrapper_of(control)[0]
+    if leader:
+        signal_to(leader, signal.SIGCONT)
 
 
 def open_to_others(base, known=False):
     """Why nothing may be run in the directory base (bytes, a real path), or None: who may write there, or to
-    one that it stands in, could prepare what is run. (In /tmp and its like others may not exchange what is
-    there.) known: who owns a directory above, and its group, may."""
+    one that it stands in, could prepare what is run. known: who owns a directory above, and its group,
+    may."""
     above = [base[:at] or b"/" for at, letter in enumerate(base.decode("latin-1")) if letter == "/"]
     for path in [os.path.join(base, b".mi"), base] + above[::-1]:
-        if not os.path.exists(path):
-            continue                                   # it will be ours
-        info = os.stat(path)
-        shared = path in above and info.st_mode & stat.S_ISVTX and info.st_uid == 0
-        trusted = known and path in above
-        if info.st_uid not in (0, os.geteuid()) and not trusted:
-            return _("%s: belongs to somebody else") % shown(path)
-        if info.st_mode & (0o002 if trusted else 0o022) and not shared:
-            return _("%s: others may write to it") % shown(path)
+        if os.path.exists(path):                       # else it will be ours
+            why = writable_by_others(os.stat(path), path in above, known)
+            if why:
+                return why % shown(path)
+    return None
+
+
+def writable_by_others(info, above, known):
+    """open_to_others() of one directory with this stat; a text with a place for its name, or None. above:
+    base stands in it. (In /tmp and its like others may not exchange what is there.)"""
+    trusted = known and above
+    sticky = above and info.st_mode & stat.S_ISVTX and info.st_uid == 0
+    if info.st_uid not in (0, os.geteuid()) and not trusted:
+        return _("%s: belongs to somebody else")
+    if info.st_mode & (0o002 if trusted else 0o022) and not sticky:
+        return _("%s: others may write to it")
     return None
 
 
@@ -7165,7 +7271,8 @@ def wait_end(control, stop, most=0.25):
 # Batch systems. A job is the wrapper, submitted; its `end` is the truth, a queue only says "not yet". One
 # query tells of all jobs.
 JOB_HEAD = r"""#!/bin/sh
-# What a batch system is given. Each line of the file `words` is one word of what it runs: no shell reads anything into them.
+# What a batch system is given. Each line of the file `words` is one word of what it runs: no shell reads
+# anything into them.
 control={control}
 set --
 while IFS= read -r word; do set -- "$@" "$word"; done <"$control/words"
@@ -7173,8 +7280,10 @@ while IFS= read -r word; do set -- "$@" "$word"; done <"$control/words"
 BATCH_PROGRAMS = {"slurm": "sbatch squeue scancel", "pbs": "qsub qstat qselect qdel",
                   "htcondor": "condor_submit condor_q condor_rm"}
 JOB_EXEC = 'exec "$@"\n'       # Slurm and PBS signal every process of a job
-JOB_WAIT = r"""trap 'kill -TERM $!; IFS= read -r pid <"$control/child"; case $pid in [1-9]*) kill -TERM "${pid%% *}";; esac' TERM
-# (HTCondor signals this one only, then kills all. A note that is written while it is read begins with blanks: no number to send a signal to.)
+JOB_WAIT = r"""note="$control/child"
+trap 'kill -TERM $!; IFS= read -r pid <"$note"; case $pid in [1-9]*) kill -TERM "${pid%% *}";; esac' TERM
+# (HTCondor signals this one only, then kills all. A note that is written while it is read begins with blanks:
+# no number to send a signal to.)
 "$@" &
 while kill -0 $! 2>/dev/null; do wait $!; done
 """
@@ -7194,15 +7303,24 @@ PERHAPS_SENT = re.compile(r"timed? ?out|zero bytes|connect|commit|End of File|no
 LOCK_HELD = "held"                  # try_lock()'s word
 # exit codes after which the queue is asked whether it was the batch system's doing (KILL, USR2, TERM, XCPU)
 KILLED_CODES = (137, 140, 143, 152)
-# for its programs
+# what its own programs see of the environment
 CLIENT_ENV = re.compile(
     r"(SLURM_(CONF|CLUSTERS)|PBS_(CONF_FILE|EXEC|DEFAULT|SERVER)|CONDOR_CONFIG|_CONDOR_[A-Z_]+)\Z")
 # MI_RUN = ACCEPT_ID.N, by which a job is found again
 RUN_MARK = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\.\d+")
 # state: queued, held, running, suspended, done, over (badly)
 JobSeen = collections.namedtuple("JobSeen", "job mark state node text")
-BatchSystem = collections.namedtuple(
-    "BatchSystem", "submit number ask past partial read cancel force sure away wrong never said")
+BatchSystem = collections.namedtuple("BatchSystem", (
+    "submit",                  # submit(control, run, options): the argument vector that submits
+    "number",                  # expression: the job's number in what that answers
+    "ask",                     # ask(job numbers, or none): the argument vector of one query for all
+    "past",                    # past(job numbers, or marks): the same for jobs that the queue has forgotten
+    "partial",                 # expression: stderr lines beside which a failed query is an answer
+    "read",                    # read(answer): every JobSeen in it
+    "cancel", "force",         # (job number): the argument vectors that end it; force is None: it needs none
+    "sure", "away", "wrong",   # refusals of a submission: for good · that pass · for good if not the others
+    "never",                   # expression: options that cannot be
+    "said"))                   # expression: lines of the job's own log about an end of the system's doing
 
 
 def slurm_submit(control, run, options):
@@ -7212,25 +7330,29 @@ def slurm_submit(control, run, options):
         "--output=%s/batch.log" % control.replace("%", "%%"), control + "/job"]
 
 
+SLURM_STATES = {               # all others: running, but what is requeued
+    "PENDING": "queued", "CONFIGURING": "queued", "SUSPENDED": "suspended", "STOPPED": "suspended",
+    "COMPLETED": "done", "BOOT_FAIL": "over", "CANCELLED": "over", "DEADLINE": "over", "FAILED": "over",
+    "LAUNCH_FAILED": "over", "NODE_FAIL": "over", "OUT_OF_MEMORY": "over", "PREEMPTED": "over",
+    "RECONFIG_FAIL": "over", "TIMEOUT": "over"}
+
+
 def slurm_read(text):
     """Every JobSeen in what squeue or sacct answered. ValueError if it is neither's."""
     found = []
     for line in text.split("\n"):
         row = re.match(r"(\d[^|\s]*)\|([A-Z_]+(?: [^|]*)?)\|([^|]*)\|([^|]*)\|(.*)", line)
-        if row is None and not found and not re.match(r"(CLUSTER: \S+)?\Z", line):
-            raise ValueError(line)                     # later on it is the rest of a name with line breaks
         if row is None:
+            if not found and not re.match(r"(CLUSTER: \S+)?\Z", line):
+                raise ValueError(line)                 # later on it is the rest of a name with line breaks
             continue
         job, state, node, reason, names = row.groups()
-        # REVOKED: it runs on another cluster of the federation
         word, mark = state.split(" ")[0], RUN_MARK.search(names)
-        ended = "BOOT_FAIL CANCELLED DEADLINE FAILED LAUNCH_FAILED NODE_FAIL OUT_OF_MEMORY PREEMPTED RECONFIG_FAIL TIMEOUT"
-        kind = ("over" if word in ended.split() else "queued"
-                if word in ("PENDING", "CONFIGURING") or "REQUEUE" in word else "running")
-        kind = {"COMPLETED": "done", "SUSPENDED": "suspended", "STOPPED": "suspended"}.get(word, kind)
-        kind = "held" if kind == "queued" and re.search(r"[Hh]eld", reason) else kind
-        found.append(JobSeen(job, mark and mark.group(), kind, node,
-                             state + (", " + reason if reason not in ("", "None") else "")))
+        kind = SLURM_STATES.get(word, "queued" if "REQUEUE" in word else "running")
+        if kind == "queued" and re.search("[Hh]eld", reason):
+            kind = "held"
+        told = state if reason in ("", "None") else state + ", " + reason
+        found.append(JobSeen(job, mark and mark.group(), kind, node, told))
     return found
 
 
@@ -7245,9 +7367,11 @@ def pbs_submit(control, run, options):
     by qstat alone."""
     variables, rest = ["MI_RUN=" + run], []
     for word in options:
-        if rest[-1:] == ["-v"] or word.startswith("-v") and len(word) > 2:
-            variables.append(word if rest[-1:] == ["-v"] else word[2:])
-            rest = rest[:-1] if rest[-1:] == ["-v"] else rest
+        if rest[-1:] == ["-v"]:
+            rest.pop()
+            variables.append(word)
+        elif word.startswith("-v") and len(word) > 2:
+            variables.append(word[2:])
         else:
             rest.append(word)
     paths = [control + "/batch.log", control + "/job"] if re.match(r"[!-~ ]+\Z", control) else ["/dev/null"]
@@ -7272,7 +7396,7 @@ def is_ours(name):
             or len({str(text).split("\\")[-1].split("@")[0].lower() for text in (name, me)}) == 1)
 
 
-# nobody reads
+# rows of qstat -f that nobody reads, and the one variable that is read
 PBS_ROWS = re.compile(
     rb"\n +(?! |job_state|Job_Owner|Variable_List|comment|Hold_Types|exec_host|[Ee]xit_status)[^\n]*")
 PBS_MARK = re.compile(rb"(\n +Variable_List = )(?:[^\n]*,)?(MI_RUN=[^,\n]*)[^\n]*")
@@ -7289,30 +7413,35 @@ def pbs_trim(text):
     return b"\nJob Id:".join([first] + ours + more[-1:])
 
 
+PBS_STATES = {"R": "running", "E": "running", "S": "suspended", "U": "suspended", "H": "held"}
+PBS_OVER = "CFX"               # (what is over is done with exit status 0); all others: queued
+
+
 def pbs_read(text):
     """Every JobSeen in what qstat -f answered. ValueError if it is not that."""
-    found = []
     if text.strip() and not text.lstrip().startswith("Job Id"):
         raise ValueError(text)
-    for part in re.split(r"^Job Id:\s*", text.replace("\r", "").replace("\n\t", ""), flags=re.M)[1:]:
-        lines_of = part.split("\n")
-        told = dict(re.match(r"\s+([A-Za-z_.]+) = (.*)", line).groups()
-                    for line in lines_of[1:] if re.match(r"\s+[A-Za-z_.]+ = ", line))
-        state, mark = (told["job_state"] if "job_state" in told else "",
-                       RUN_MARK.search(told.get("Variable_List", "")))
-        if not re.match(r"\d+", lines_of[0]) or not re.match(r"[A-Z]\Z", state):
-            raise ValueError(part)
-        mark = mark if is_ours(told.get("Job_Owner")) else None
-        code = told.get("Exit_status") or told.get("exit_status")
-        words = [state] + (["exit status " + code] if code and state in "CFX" else []) + [
-            told[key] for key in ("comment",) if key in told]
-        words += ["held (%s)" % told["Hold_Types"]] if state == "H" and "Hold_Types" in told else []
+    parts = re.split(r"^Job Id:\s*", text.replace("\r", "").replace("\n\t", ""), flags=re.M)
+    return [pbs_job(part) for part in parts[1:]]
+
+
+def pbs_job(part):
+    """The JobSeen of one job's part of the answer. ValueError."""
+    number, *rows = part.split("\n")
+    told = dict(row.groups() for row in (re.match(r"\s+([A-Za-z_.]+) = (.*)", row) for row in rows) if row)
+    state, code = told.get("job_state", ""), told.get("Exit_status") or told.get("exit_status")
+    if not re.match(r"\d", number) or not re.match(r"[A-Z]\Z", state):
+        raise ValueError(part)
+    kind, words = PBS_STATES.get(state, "queued"), [state]
+    if state in PBS_OVER:
         kind = "done" if code == "0" else "over"
-        kind = {"R": "running", "E": "running", "S": "suspended", "U": "suspended", "H": "held"}.get(
-            state, kind if state in "CFX" else "queued")
-        found.append(JobSeen(lines_of[0].strip(), mark and mark.group(), kind,
-                             told.get("exec_host", "").split("/")[0], ", ".join(words)))
-    return found
+        words += ["exit status " + code] if code else []
+    words += [told["comment"]] if "comment" in told else []
+    if kind == "held" and "Hold_Types" in told:
+        words.append("held (%s)" % told["Hold_Types"])
+    mark = RUN_MARK.search(told.get("Variable_List", "")) if is_ours(told.get("Job_Owner")) else None
+    node = told.get("exec_host", "").split("/")[0]
+    return JobSeen(number.strip(), mark and mark.group(), kind, node, ", ".join(words))
 
 
 def condor_submit(control, run, options):
@@ -7327,63 +7456,93 @@ def condor_submit(control, run, options):
     return ["condor_submit", "-terse", control + "/job.sub"]
 
 
+CONDOR_STATES = {              # JobStatus: (state, for people, where the reason stands); all others: running
+    1: ("queued", "idle", "LastRejMatchReason"), 2: ("running", "running", ""),
+    3: ("over", "removed", "RemoveReason"), 4: ("done", "completed", ""), 5: ("held", "held", "HoldReason"),
+    6: ("running", "transferring output", ""), 7: ("suspended", "suspended", "")}
+
+
 def condor_read(text):
     """Every JobSeen in what condor_q or condor_history answered. ValueError if it is neither's."""
-    found, names = [], ("", "idle", "running", "removed", "completed", "held", "transferring output",
-                        "suspended")
     try:
         entries = json.loads(text) if text.strip() else []
-    except RecursionError:
-        raise ValueError(text)
-    for entry in entries if isinstance(entries, list) else [None]:
-        try:
-            state, job = int(entry["JobStatus"]), "%d.%d" % (int(entry["ClusterId"]), int(entry["ProcId"]))
-        except (TypeError, KeyError, OverflowError):
-            raise ValueError(text)
-        reason = str(entry.get({1: "LastRejMatchReason", 5: "HoldReason", 3: "RemoveReason"}.get(state),
-                               "")).strip()
-        node = str(entry.get("RemoteHost") or entry.get("LastRemoteHost") or "").partition("@")[2]
-        kind = {1: "queued", 5: "held", 3: "running" if entry.get("RemoteHost") else "over", 4: "done",
-                7: "suspended"}.get(state, "running")
-        mark = RUN_MARK.fullmatch(str(entry.get("MIRun")))
-        found.append(JobSeen(job, mark.group() if mark and is_ours(entry.get("Owner")) else None, kind, node,
-                          names[state if 0 < state < len(names) else 0] + (": " + reason if reason else "")))
-    return found
+        if isinstance(entries, list):
+            return [condor_job(entry) for entry in entries]
+    except (RecursionError, TypeError, KeyError, OverflowError):
+        pass
+    raise ValueError(text)
 
 
-CONDOR_TELL = ["-json", "-attributes",
-               "ClusterId,ProcId,JobStatus,Owner,MIRun,HoldReason,RemoveReason,LastRejMatchReason,RemoteHost,LastRemoteHost"]
-# submit(control, run, options) · what its answer holds · one query for all: ask(job numbers, or none),
-# past(job numbers, or marks) · stderr lines beside which a failed query is an answer · read · cancel, force
-# (None: it needs none) · refusals of a submission that are for good, that pass, that are for good if they are
-# not the others · options that cannot be · what the job's own log tells
+def condor_job(entry):
+    """The JobSeen of one job's entry. ValueError, TypeError, KeyError, OverflowError."""
+    status, job = int(entry["JobStatus"]), "%d.%d" % (int(entry["ClusterId"]), int(entry["ProcId"]))
+    kind, word, why = CONDOR_STATES.get(status, ("running", "", ""))
+    if status == 3 and entry.get("RemoteHost"):        # it is being ended
+        kind = "running"
+    reason = str(entry.get(why, "")).strip()
+    node = str(entry.get("RemoteHost") or entry.get("LastRemoteHost") or "").partition("@")[2]
+    mark = RUN_MARK.fullmatch(str(entry.get("MIRun"))) if is_ours(entry.get("Owner")) else None
+    return JobSeen(job, mark and mark.group(), kind, node, word + (": " + reason if reason else ""))
+
+
+CONDOR_TELL = ["-json", "-attributes", "ClusterId,ProcId,JobStatus,Owner,MIRun,HoldReason,RemoveReason,"
+               "LastRejMatchReason,RemoteHost,LastRemoteHost"]
 BATCH_SYSTEMS = {
     "slurm": BatchSystem(
-        slurm_submit, r"^(\d+)(?:;\S*)?$",
-        lambda jobs: ["squeue", "--noheader", "--states=all", "--user=%d" % os.geteuid(), "--format=%i|%T|%N|%r|%j|%k"],
-        lambda jobs: ["sacct", "-n", "-P", "-X", "-o", "JobID,State,NodeList,Reason,JobName", "-j", ",".join(jobs)], r"(?!)", slurm_read,
-        lambda job: ["scancel", job], None,  # (its daemon kills after KillWait, whatever it is told meanwhile)
-        r"PerJob|QOSMin|time limit is invalid|Partition(Time|Node)Limit",
-        r"contact slurm|timed out|refused|[Zz]ero [Bb]ytes|temporarily|[Ll]imit|too many|queue is full|not respond|Unable to connect|standby"
-        r"|inactive or drain|[Mm]unge|uthentication",
-        r"[Ii]nvalid|unrecognized|not available|not found|denied|[Uu]nable to open|exceeds",
-        r"-W|--wait(?![\w-])|--test-only|-a|--array", r"slurmstepd\S*: (?:error: )?(.*\*\*\*.*|.*memory.*|.*oom.*)"),
+        submit=slurm_submit,
+        number=r"^(\d+)(?:;\S*)?$",
+        ask=lambda jobs: ["squeue", "--noheader", "--states=all", "--user=%d" % os.geteuid(),
+                          "--format=%i|%T|%N|%r|%j|%k"],
+        past=lambda jobs: ["sacct", "-n", "-P", "-X", "-o", "JobID,State,NodeList,Reason,JobName", "-j",
+                           ",".join(jobs)],
+        partial=r"(?!)",
+        read=slurm_read,
+        cancel=lambda job: ["scancel", job],
+        force=None,            # (its daemon kills after KillWait, whatever it is told meanwhile)
+        sure=r"PerJob|QOSMin|time limit is invalid|Partition(Time|Node)Limit",
+        away=r"contact slurm|timed out|refused|[Zz]ero [Bb]ytes|temporarily|[Ll]imit|too many|queue is full"
+             r"|not respond|Unable to connect|standby|inactive or drain|[Mm]unge|uthentication",
+        wrong=r"[Ii]nvalid|unrecognized|not available|not found|denied|[Uu]nable to open|exceeds",
+        never=r"-W|--wait(?![\w-])|--test-only|-a|--array",
+        said=r"slurmstepd\S*: (?:error: )?(.*\*\*\*.*|.*memory.*|.*oom.*)"),
     "pbs": BatchSystem(
-        pbs_submit, r"^(\d+(?:\[\])?(?:\.\S+)?)$", lambda jobs: ["qstat", "-f"] + jobs, lambda jobs: ["qstat", "-x", "-f"] + jobs,
-        r"qstat: (Unknown Job Id|.* has finished)", pbs_read, lambda job: ["qdel", job], lambda job: ["qdel", "-W", "force", job],
-        r"violates|exceeds .*resource limits",
-        r"onnect|timed out|busy|temporar|would exceed|[Mm]aximum number|End of File|[Ss]erver shutting|not enabled",
-        r"[Ii]llegal|[Uu]nknown|[Ii]nvalid|Unauthorized|not found|denied|too long|usage:",
-        r"-[IJtz]|-W\n?(.*,)?block=", r"=>> PBS: (.*)|.*(?:[Oo]om|memory|Killed by).*"),
+        submit=pbs_submit,
+        number=r"^(\d+(?:\[\])?(?:\.\S+)?)$",
+        ask=lambda jobs: ["qstat", "-f"] + jobs,
+        past=lambda jobs: ["qstat", "-x", "-f"] + jobs,
+        partial=r"qstat: (Unknown Job Id|.* has finished)",
+        read=pbs_read,
+        cancel=lambda job: ["qdel", job],
+        force=lambda job: ["qdel", "-W", "force", job],
+        sure=r"violates|exceeds .*resource limits",
+        away=r"onnect|timed out|busy|temporar|would exceed|[Mm]aximum number|End of File|[Ss]erver shutting"
+             r"|not enabled",
+        wrong=r"[Ii]llegal|[Uu]nknown|[Ii]nvalid|Unauthorized|not found|denied|too long|usage:",
+        never=r"-[IJtz]|-W\n?(.*,)?block=",
+        said=r"=>> PBS: (.*)|.*(?:[Oo]om|memory|Killed by).*"),
     "htcondor": BatchSystem(
-        condor_submit, r"^(\d+\.\d+) - ", lambda jobs: ["condor_q"] + CONDOR_TELL + ["-constraint", "MIRun =!= undefined"],
-        lambda jobs: ["condor_history"] + CONDOR_TELL + ["-limit", str(len(jobs)), "-constraint", " || ".join(
-            'MIRun == "%s"' % job if RUN_MARK.match(job) else "ClusterId == %s && ProcId == %s" % tuple(job.split(".")) for job in jobs)],
-        r"(?!)", condor_read, lambda job: ["condor_rm", job], None,
-        r"[Ss]ubmit requirement|SUBMIT_REQUIREMENT",
-        r"onnect|timed out|locate|find address|MAX_JOBS|Failed to commit", r"[Pp]arse|not found|[Ii]nvalid|denied|No such",
-        r"(?i:queue)\b", r"(?!)"),
+        submit=condor_submit,
+        number=r"^(\d+\.\d+) - ",
+        ask=lambda jobs: ["condor_q"] + CONDOR_TELL + ["-constraint", "MIRun =!= undefined"],
+        past=lambda jobs: ["condor_history"] + CONDOR_TELL + [
+            "-limit", str(len(jobs)), "-constraint", " || ".join(map(condor_constraint, jobs))],
+        partial=r"(?!)",
+        read=condor_read,
+        cancel=lambda job: ["condor_rm", job],
+        force=None,
+        sure=r"[Ss]ubmit requirement|SUBMIT_REQUIREMENT",
+        away=r"onnect|timed out|locate|find address|MAX_JOBS|Failed to commit",
+        wrong=r"[Pp]arse|not found|[Ii]nvalid|denied|No such",
+        never=r"(?i:queue)\b",
+        said=r"(?!)"),
 }
+
+
+def condor_constraint(job):
+    """What picks a job by its mark, or its number."""
+    if RUN_MARK.match(job):
+        return 'MIRun == "%s"' % job
+    return "ClusterId == %s && ProcId == %s" % tuple(job.split("."))
 
 
 def changeable_options(text):
@@ -7415,24 +7574,37 @@ def submit_options(keys, words):
             given[found.group(1)] = found.group(2)
     for line in keys["batch_options"]:
         options += [line] if keys["batch"] == "htcondor" else shlex.split(line)
-    for name, default, option, shape in keys["batch_changeable"]:
+    options += changed_options(keys["batch_changeable"], given)
+    if keys["batch"] != "none":
+        check_options(keys["batch"], options)
+    return options, rest
+
+
+def changed_options(changeable, given):
+    """The options that the owner lets a request change (see changeable_options), with the values that are
+    given {name: text}, or their defaults. ValueError if one may not be set, or not to that."""
+    found = []
+    for name, default, option, expression in changeable:
         value = given.pop(name, default)
         if value is not None:
-            if not shape.fullmatch(value) or has_control_chars(value) or "$" in value:
+            if not expression.fullmatch(value) or has_control_chars(value) or "$" in value:
                 raise ValueError(_("batch.%s may not be %s here") % (name, value))
-            options.append(option.replace("{}", value))
+            found.append(option.replace("{}", value))
     if given:
         raise ValueError(_("batch.%s may not be set here") % sorted(given)[0])
-    if keys["batch"] == "slurm" and any(re.match(r"-M|--clusters?\b", option) for option in options):
+    return found
+
+
+def check_options(system, options):
+    """ValueError if with these options it were not one job that runs one command, found again by its
+    number."""
+    if system == "slurm" and any(re.match(r"-M|--clusters?\b", option) for option in options):
         raise ValueError(_("which cluster it is, every program must know: env.SLURM_CLUSTERS = NAME, no"
                            " --clusters"))
-    never = (keys["batch"] != "none"
-             and re.search(r"^(?:%s).*(\n(?!-).*)?" % BATCH_SYSTEMS[keys["batch"]].never, "\n".join(options),
-                           re.M))
+    never = re.search(r"^(?:%s).*(\n(?!-).*)?" % BATCH_SYSTEMS[system].never, "\n".join(options), re.M)
     if never:
         raise ValueError(_("%s: one job that runs one command, and a submission that returns at once:"
                            " nothing else can be used") % " ".join(never.group().split()))
-    return options, rest
 
 
 def missing_batch_program(system, env):
@@ -7503,15 +7675,12 @@ def batch_command_state(control):
     stopped: it can never start."""
     names = os.listdir(control)                        # over NFS this also asks for the newest
     child = read_note(os.path.join(control, b"child"))
-    if b"end" in names:
-        end = read_note(os.path.join(control, b"end"))
-        if end is not None:
-            code = re.match(r"exit ([0-9]{1,3})\Z", end.text)
-            return "ended", int(code.group(1)) if child is not None and code else None
+    end = read_note(os.path.join(control, b"end")) if b"end" in names else None
+    if end is not None:
+        return "ended", exit_code(child, end)
     if b"start" in names:
-        return ("running",
-                child or read_note(os.path.join(control, b"start"))
-                or ProcessNote(0, "?", "?", "?", "", time.time()))
+        unknown = ProcessNote(0, "?", "?", "?", "", time.time())
+        return "running", child or read_note(os.path.join(control, b"start")) or unknown
     return ("ready" if b"ready" in names else "stopped"), None
 
 
@@ -7538,31 +7707,36 @@ class BatchQueue:
     answer lies in a file of the folder."""
 
     def __init__(self, folder, system, env):
-        self.system, self.table, self.folder = system, BATCH_SYSTEMS[system], folder
-        self.env = dict(env, SQUEUE_FEDERATION="1")  # a federation's other clusters too; nothing to the rest
+        self.system = system
+        self.table = BATCH_SYSTEMS[system]
+        self.folder = folder
+        self.env = dict(env, SQUEUE_FEDERATION="1")   # a federation's other clusters too; nothing to the rest
         client = sorted(item for item in env.items() if CLIENT_ENV.match(item[0]))
         name = "queue." + system + (".%08x" % binascii.crc32(utf8(repr(client))) if client else "")
-        self.path, self.lock, self.stamp, self.asking = os.path.join(
-            folder, utf8(name)), threading.Lock(), None, False
-        self.known, self.rows, self.past, self.missed, self.turn = {"tried": 0, "t": 0,
-                                                                    "rows": []}, {}, {}, set(), False
+        self.path = os.path.join(folder, utf8(name))   # the last answer
+        self.stamp = None                              # inode and mtime of it, when it was read
+        self.known = {"tried": 0, "t": 0, "rows": []}  # what stands in it
+        self.rows = {}                                 # {job or mark: its JobSeen} of it
+        self.past = {}                                 # the same of jobs that the queue has forgotten
+        self.missed = set()                            # jobs (or marks) that the last answers do not name
+        self.turn = False                              # is the next query for these?
+        self.asking = False                            # does a thread of this process ask just now?
+        self.together = None        # does qstat know -E (one connection for all numbers)? None: not asked yet
+        self.lock = threading.Lock()
         self.submitting = threading.Lock()             # one submission at a time
-        self.together = None  # does qstat know -E (one connection for all numbers)? None: not asked yet
 
     def load(self):
         """Reads the answer's file if it is another one than before."""
         try:
             info = os.stat(self.path)
-            if (info.st_ino, info.st_mtime) != self.stamp:
-                with open(self.path, "rb") as text:
-                    known = json.loads(text.read().decode("utf-8"))
-                found = [JobSeen(*row) for row in known["rows"]]
-                self.known = dict(known, tried=float(known["tried"]), t=float(known["t"]))
-                self.stamp = info.st_ino, info.st_mtime
-                self.rows = {row.job: row for row in found}
-                self.rows.update((row.mark, row)
-                                 for row in sorted(found, key=lambda row: row.state not in ("done", "over"))
-                                 if row.mark)
+            if (info.st_ino, info.st_mtime) == self.stamp:
+                return
+            known, found = read_answer(self.path)
+            self.known = dict(known, tried=float(known["tried"]), t=float(known["t"]))
+            self.stamp = info.st_ino, info.st_mtime
+            self.rows = {row.job: row for row in found}
+            found.sort(key=lambda row: row.state not in ("done", "over"))
+            self.rows.update((row.mark, row) for row in found if row.mark)
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
             pass                                       # not there yet, or broken: it is written anew
 
@@ -7607,12 +7781,7 @@ class BatchQueue:
         known = dict(self.known, tried=began, why="")
         self.missed.clear()                            # whoever still misses one says so again
         try:
-            jobs = self.vanished(missed) if self.turn else self.numbers()
-            out = self.query_answer(self.query_words(jobs)) if jobs != [] else ""
-            ours = {job.split(".")[0] for job in jobs} if self.system == "pbs" else ()
-            found = [row._replace(job=row.job[:100], node=printable(row.node)[:100],
-                                  text=printable(row.text)[:300])
-                     for row in self.table.read(out) if not ours or row.job.split(".")[0] in ours]
+            found = self.jobs_seen(self.vanished(missed) if self.turn else self.numbers())
             if self.turn:
                 self.past = {name: row for row in found if row.state in ("done", "over")
                              for name in (row.mark, row.job) if name}
@@ -7627,13 +7796,20 @@ class BatchQueue:
             out.write(json.dumps(known).encode())
         os.rename(new, self.path)
 
+    def jobs_seen(self, jobs):
+        """Every JobSeen of what the batch system answers about these (None: all); in PBS's no others count.
+        ValueError."""
+        answer = self.query_answer(self.query_words(jobs)) if jobs != [] else ""
+        ours = {job.split(".")[0] for job in jobs} if self.system == "pbs" else ()
+        return [row._replace(job=row.job[:100], node=printable(row.node)[:100],
+                             text=printable(row.text)[:300])
+                for row in self.table.read(answer) if not ours or row.job.split(".")[0] in ours]
+
     def query_answer(self, words):
         """What a program of the batch system answered. ValueError with who said what, if it is no answer."""
         code, out, err = call_batch_program(words, self.env, keep=pbs_trim if self.system == "pbs" else None)
-        if (code is None
-                or code
-                and not all(re.match(self.table.partial, line)
-                            for line in (err.strip() or "?").splitlines())):
+        said = (err.strip() or "?").splitlines()
+        if code is None or code and not all(re.match(self.table.partial, line) for line in said):
             raise ValueError("%s: %s" % (words[0], " ".join(err.split())[:200] or "exit code %s" % code))
         return out
 
@@ -7707,25 +7883,45 @@ def read_batch(control):
         return {}
 
 
+def read_answer(path):
+    """(what a BatchQueue has noted, every JobSeen in it). OSError, ValueError, KeyError, TypeError,
+    RecursionError."""
+    with open(path, "rb") as text:
+        known = json.loads(text.read().decode("utf-8"))
+    return known, [JobSeen(*row) for row in known["rows"]]
+
+
 def batch_state(folder, control):
     """(queued, running, stopped or ended, text for people) of a control directory's job below folder, as far
     as is known without asking."""
     state, detail = batch_command_state(control)
-    order = read_batch(control)
-    why, row = order.get("why", ""), None
-    for name in os.listdir(folder) if state in ("ready", "running") else ():
-        if name.startswith(utf8("queue." + order["system"])) and not name.endswith((b".lock", b".new")):
+    if state not in ("ready", "running"):
+        return state, ""
+    submission = read_batch(control)
+    row = seen_before(folder, submission)
+    if state == "running":
+        return state, running_on(detail.host, row)
+    why = row.text if row else submission.get("why", "")
+    return "queued", "queued" + (" (%s)" % why if why else "")
+
+
+def running_on(node, row):
+    """Where a job runs, for people; row: its JobSeen, or None."""
+    return "running on " + node + (" (%s)" % row.text if row and row.state == "suspended" else "")
+
+
+def seen_before(folder, submission):
+    """The JobSeen of a job in the last answers below folder, or None."""
+    found = None
+    for name in os.listdir(folder):
+        if name.startswith(utf8("queue." + submission["system"])) and not name.endswith((b".lock", b".new")):
             try:
-                with open(os.path.join(folder, name), "rb") as known:
-                    rows = [JobSeen(*row) for row in json.loads(known.read().decode("utf-8"))["rows"]]
-                row = [row for row in rows if row.mark == order["run"] or row[:2] == (order["job"], None)][0]
+                rows = read_answer(os.path.join(folder, name))[1]
+                found = [row for row in rows if row.mark == submission["run"]
+                         or row[:2] == (submission["job"], None)][0]
             except (OSError, ValueError, KeyError, TypeError, IndexError, RecursionError):
                 pass                                   # it has not been asked yet
-    if state == "running":
-        return state, "running on " + detail.host + (" (%s)" % row.text if row and row.state == "suspended"
-                                                     else "")
-    return (("queued", "queued" + (" (%s)" % (row.text if row else why) if row or why else ""))
-            if state == "ready" else (state, ""))
+    return found
 
 
 def is_later(when, then):
@@ -7739,17 +7935,28 @@ class BatchJob:
     vector, sent = times, job = number. grace: seconds that a job may be unknown to the queue; poll: see
     BatchQueue; fault: a fault point."""
 
-    def __init__(self, control, queue, poll, grace, at=lambda name: None):
-        self.control, self.queue, self.poll, self.grace, self.fault = control, queue, poll, grace, at
-        self.submission, self.failing, self.unsure = read_batch(control), None, True
-        self.stops_noted = []                                 # see stop_times()
-        # is the program that submits not there; when it was started last
-        self.no_program, self.submitted_at = False, 0
-        # of the answers of after the submission that do not name it the first and the last:
+    def __init__(self, control, queue, poll, grace, fault=lambda name: None):
+        self.control = control
+        self.queue = queue
+        self.poll = poll
+        self.grace = grace
+        self.fault = fault
+        self.submission = read_batch(control)          # what stands in the file `batch`
+        self.failing = None                            # since when no submission could be made
+        self.failed = ""                               # why none can ever be
+        self.unsure = True                             # may the last attempt have been one?
+        self.no_program = False                        # is the program that submits not there?
+        self.submitted_at = 0                          # when it was started last
+        # the first and the last answer of after the submission that do not name it: [(its time, when we saw
+        # it)]; that, and all that follows, is time.monotonic()
         self.unknown_since = []
-        # (their time, when we saw them), like these in time.monotonic()
-        self.over_since, self.off_since, self.stop_tried = None, None, None
-        self.where, self.why, self.failed, self.node = "", "", "", ""
+        self.over_since = None                         # the queue says that it is over, or we do
+        self.off_since = None                          # it was started, and waits again
+        self.stops_noted = []                          # see stop_times()
+        self.stop_tried = None
+        self.where = ""                                # for people
+        self.node = ""
+        self.why = ""                                  # the batch system's words
 
     def path(self, name):
         return os.path.join(self.control, name)
@@ -7817,19 +8024,19 @@ class BatchJob:
     def not_now(self, why):
         """Nothing is submitted: another process does it just now (LOCK_HELD), or no lock can be had, which is
         said; current_state() tries again."""
-        text = ("" if why == LOCK_HELD
-                else _("no lock can be had beside its notes (%s); it is not submitted until there is one")
-                % why)
-        if text and text != self.why:
+        if why == LOCK_HELD:
+            return
+        text = _("no lock can be had beside its notes (%s); it is not submitted until there is one") % why
+        if text != self.why:
             log("error", self.submission["run"].rpartition(".")[0], "batch", why=text)
-        self.why = text or self.why
+        self.why = text
 
     def submission_failed(self, code, text):
         """A submission failed: for good, or (perhaps it did not) the queue is looked at and it is sent
         again."""
         table, self.no_program = self.queue.table, code in (126, 127)
-        self.why, self.unsure = "%s: %s" % (self.submission["submit"][0], printable(text)), bool(
-            PERHAPS_SENT.search(text))
+        self.why = "%s: %s" % (self.submission["submit"][0], printable(text))
+        self.unsure = bool(PERHAPS_SENT.search(text))
         try:
             if self.submission.get("why") != self.why:
                 self.save(why=self.why)                # for `list` and `show`
@@ -7838,10 +8045,8 @@ class BatchJob:
         final = re.search(table.sure, text)
         away = not final and (code is None or re.search(table.away, text)) and not self.no_program
         self.failing = None if away else self.failing or time.monotonic()
-        if (final
-                or not away
-                and (re.search(table.wrong, text) and not self.no_program
-                     or time.monotonic() - self.failing > self.grace)):
+        wrong = re.search(table.wrong, text) and not self.no_program
+        if final or not away and (wrong or time.monotonic() - self.failing > self.grace):
             self.failed = self.why
 
     def under_way(self):
@@ -7854,46 +8059,66 @@ class BatchJob:
         detail why. self.where: for people; self.why: the batch system's own words about an end that was its
         doing."""
         state, detail = batch_command_state(self.control)
-        if not self.submission["job"]:
-            # another process may have submitted it
+        if not self.submission["job"]:                 # another process may have submitted it
             self.submission = read_batch(self.control) or self.submission
-        job, now = self.submission["job"], time.monotonic()  # a clock that is set moves no time limit
+        now, when, row = time.monotonic(), 0, None     # a clock that is set moves no time limit
         asks = state != "ended" or ended_oddly(self.control, detail)
-        when, row = self.queue.seen(self.submission["run"], job, self.poll) if asks else (0, None)
-        if (state == "ended"
-                and (not asks or not (row and row.state in ("queued", "held")) and self.end_explained(now))):
+        if asks:
+            when, row = self.queue.seen(self.submission["run"], self.submission["job"], self.poll)
+        waits = row is not None and row.state in ("queued", "held")
+        if state == "ended" and (not asks or not waits and self.end_explained(now)):
             self.why = self.log_words() if detail else ""
             return state, detail
         if row is not None:
             return self.as_seen(row, when, state, detail, now)
+        return self.as_unseen(when, state, detail, now)
+
+    def as_unseen(self, when, state, detail, now):
+        """current_state(), where the queue does not name the job."""
         if self.failed and (state == "stopped" or state == "ready" and self.take_ready()):
             return "lost", self.failed
-        if is_later(when, self.submission["t"]) and when not in [told for told, _at in self.unknown_since]:
-            # an outage counts for nothing
-            steady = self.unknown_since and now - self.unknown_since[-1][1] < 3 * self.poll + 2 * QUERY_TIME
-            self.unknown_since = (self.unknown_since[:1] if steady else []) + [(when, now)]
-        missing = self.unknown_since[-1][1] - self.unknown_since[0][1] if len(self.unknown_since) > 1 else -1
-        if self.unknown_since and self.submission["sent"]:
-            self.queue.missed.add(job or self.submission["run"])
+        missing = self.unknown_for(when, now)
         if state == "stopped":
-            self.over_since = self.over_since or now
-            if (job or len(self.unknown_since) > 1 or not self.submission["sent"]
-                    or now - self.over_since > max(END_LATE, 3 * self.poll)):
+            if self.surely_not_there(now):
                 return "lost", "cancelled"
-        elif state == "ready" and not job and self.may_send(now, missing):
+        elif state == "ready" and not self.submission["job"] and self.may_send(now, missing):
             if not self.under_way():
                 self.unknown_since = []
                 self.submit()
         elif missing >= self.grace and state != "ended":
             self.stop()                                # should it run all the same
-            return "lost", "%s does not know job %s any more%s" % (self.queue.system, job,
-                                                                   self.log_words(", "))
-        if state != "ended":
-            self.node = detail.host if state == "running" else ""
-            why = self.why or self.queue.known.get("why")
-            self.where = "queued (%s)" % why if why else "queued" if job else "submitting"
-            self.where = "running on " + detail.host if state == "running" else self.where
+            return "lost", "%s does not know job %s any more%s" % (
+                self.queue.system, self.submission["job"], self.log_words(", "))
+        self.tell_where(state, detail)
         return ("queued" if state in ("ready", "stopped") else "running"), detail
+
+    def unknown_for(self, when, now):
+        """Seconds for which the queue has answered without naming the job; -1 until two answers have. when:
+        the time of its last one. An outage counts for nothing."""
+        known = self.unknown_since
+        if is_later(when, self.submission["t"]) and when not in [told for told, _at in known]:
+            steady = known and now - known[-1][1] < 3 * self.poll + 2 * QUERY_TIME
+            self.unknown_since = known = (known[:1] if steady else []) + [(when, now)]
+        if known and self.submission["sent"]:
+            self.queue.missed.add(self.submission["job"] or self.submission["run"])
+        return known[-1][1] - known[0][1] if len(known) > 1 else -1
+
+    def surely_not_there(self, now):
+        """Is there no job, where none can start any more? One that was sent and has no number may come to be
+        known yet."""
+        self.over_since = self.over_since or now
+        return (self.submission["job"] or not self.submission["sent"] or len(self.unknown_since) > 1
+                or now - self.over_since > max(END_LATE, 3 * self.poll))
+
+    def tell_where(self, state, detail):
+        """self.where and self.node of a job that the queue does not name."""
+        why = self.why or self.queue.known.get("why")
+        if state == "running":
+            self.node, self.where = detail.host, "running on " + detail.host
+        elif state != "ended":
+            self.node = ""
+            self.where = "queued" if self.submission["job"] else "submitting"
+            self.where = "queued (%s)" % why if why else self.where
 
     def may_send(self, now, missing):
         """May it be submitted (again)? Once the queue does not know it for `missing` seconds, longer if that
@@ -7908,42 +8133,52 @@ class BatchJob:
         if not self.submission["job"]:
             self.save(job=row.job, why="")             # the submission of before had happened
             self.failing, self.failed, self.why = None, "", ""
-        words = "%s: %s%s%s" % (self.queue.system, row.text, " on " + row.node if row.node else "",
-                                self.log_words(", "))
         if row.state in ("done", "over"):
-            self.over_since = self.over_since or now
-            if state == "ended":
-                self.why = words if row.state == "over" else self.log_words()
-                return state, detail
-            if state == "stopped" or self.take_ready() or now - self.over_since > min(self.grace, END_LATE):
-                return ("lost",
-                        "cancelled" if state == "stopped"
-                        else words + (", its end unknown" if row.state == "done" else ""))
-            return "running", detail
+            return self.as_over(row, state, detail, now)
         self.over_since = self.over_since if state == "ended" else None
         if row.state in ("queued", "held") and state in ("running", "ended"):
-            return self.taken_off(row, when, state, detail, now, words)
+            return self.taken_off(row, when, state, detail, now)
         self.off_since = None
         if state == "running" or row.state in ("running", "suspended"):
             self.node = detail.host if state == "running" else row.node
-            self.where = "running on " + self.node + (" (%s)" % row.text if row.state == "suspended" else "")
+            self.where = running_on(self.node, row)
         else:
             self.node, self.where = "", "queued (%s)" % row.text
         return ("running" if state in ("running", "ended") else "queued"), detail
 
-    def taken_off(self, row, when, state, detail, now, words):
+    def as_over(self, row, state, detail, now):
+        """current_state(), where the queue says that the job is over."""
+        self.over_since = self.over_since or now
+        if state == "ended":
+            self.why = self.words_of(row) if row.state == "over" else self.log_words()
+            return state, detail
+        if state == "stopped":
+            return "lost", "cancelled"
+        if self.take_ready() or now - self.over_since > min(self.grace, END_LATE):
+            return "lost", self.words_of(row) + (", its end unknown" if row.state == "done" else "")
+        return "running", detail
+
+    def words_of(self, row):
+        """What the queue and the job's own log say of it."""
+        node = " on " + row.node if row.node else ""
+        return "%s: %s%s%s" % (self.queue.system, row.text, node, self.log_words(", "))
+
+    def taken_off(self, row, when, state, detail, now):
         """current_state(), where the queue has a job waiting that was started: it was held, preempted or
         requeued, and will not be run again."""
         self.off_since = self.off_since or (time.time(), now)
         if state == "running":
             self.node, self.where = detail.host, "running on %s (%s)" % (detail.host, row.text)
-        waits = now - self.off_since[1]
-        limit = 0 if state == "ended" else min(self.grace, END_LATE if row.state == "held" else self.grace)
-        # the answer before may be of before the start
+        waits, limit = now - self.off_since[1], self.grace
+        if state == "ended":
+            limit = 0
+        elif row.state == "held":
+            limit = min(self.grace, END_LATE)
+        # (the answer before may be of before the start)
         if waits > self.grace or is_later(when, self.off_since[0]) and waits > limit:
             if self.stop() or waits > 2 * self.grace:  # what has ended here leaves no job there
-                self.why = words
-                return (state, detail) if state == "ended" else ("lost", words)
+                self.why = self.words_of(row)
+                return (state, detail) if state == "ended" else ("lost", self.why)
         return "running", detail
 
     def end_explained(self, now):
@@ -7955,14 +8190,8 @@ class BatchJob:
     def log_words(self, before=""):
         """What the batch system wrote about an end of its doing into the job's own log, after `before`; '' if
         nothing."""
-        try:
-            with open(self.path(b"batch.log"), "rb") as text:
-                text.seek(-min(4096, os.fstat(text.fileno()).st_size), 2)
-                rows = [row.strip()
-                        for row in text.read().decode("utf-8", "replace").splitlines()
-                        if re.match(self.queue.table.said, row)]
-        except OSError:
-            return ""
+        said = self.queue.table.said
+        rows = [row.strip() for row in tail_of(self.path(b"batch.log")) if re.match(said, row)]
         return before + printable("; ".join(rows[-2:]))[:300] if rows else ""
 
     def take_ready(self):
@@ -7989,19 +8218,19 @@ class BatchJob:
         poll, if that failed; and by force when current_state() does not say `grace` seconds later that it is
         over. True once the queue has taken it."""
         self.take_ready()
-        table, told, now = self.queue.table, self.stop_times(), time.monotonic()
+        job, table, told, now = self.submission["job"], self.queue.table, self.stop_times(), time.monotonic()
         due = not told or len(told) == 1 and table.force and not 0 <= time.time() - told[0] < grace
-        if self.submission["job"] and due and (self.stop_tried is None or now - self.stop_tried >= self.poll):
+        if job and due and (self.stop_tried is None or now - self.stop_tried >= self.poll):
             self.stop_tried = now
-            if (call_batch_program((table.force if told else table.cancel)(self.submission["job"]),
-                                   self.queue.env)[0] == 0):
+            words = table.force(job) if told else table.cancel(job)
+            if call_batch_program(words, self.queue.env)[0] == 0:
                 told, self.stop_tried = told + [time.time()], None
                 self.stops_noted = told
                 try:
                     write_synced(self.path(b"batch.stop"), utf8(" ".join(map(repr, told))))
                 except OSError:
                     pass                               # a full disk: this process remembers it
-        return bool(told) or not self.submission["job"]
+        return bool(told) or not job
 # ==== end shared ====
 # ==== shared: store ====
 # The one way in which results get into a directory of this side. What arrives grows in .mi-ID/ inside that
