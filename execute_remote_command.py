@@ -32,11 +32,12 @@ contents (grep -n '^# ====' prints them with their lines):
   shared: watch                 one run, from its order to what may leave of it
   the doors of the gate         guard and far: requests and answers over ssh
   the keeper                    what must go on there while nobody is connected
-  one calculation               the nine steps as the near side sees them
+  how the door far comes there  brought once, by a text for any log-in shell
   connections                   ssh, sessions, what a door may answer
+  one calculation               the nine steps as the near side sees them
+  record                        what this side remembers, for resume
   moving files                  bundles and pieces, lanes that work them off
   the plain way                 rsync alone, where there is no python3
-  record                        what this side remembers, for resume
   command line                  the words, one function for each
   shared: usage                 words and options, --help, --version
   shared: say
@@ -1779,13 +1780,137 @@ NEW, UNDER_WAY, OVER = ("none", "taken"), ("queued", "running"), ("ended", "lost
 STATES = NEW + UNDER_WAY + OVER + ("gone",)
 
 
-class Refusal(Exception):
-    """An answer that says no: refused (by rule or form), state, gone, host (it is another one's), disk,
-    error."""
+# The two doors themselves
 
-    def __init__(self, code, why, **more):
-        Exception.__init__(self, why)
-        self.told = dict(more, no=code, why=printable(why))
+def cmd_guard(options):
+    """Serves a session of the key by the owner's rules. 77 if it asks for anything else."""
+    if options.print_key_line:
+        return print_key_line(options)
+    rules = guard_rules(options)
+    why = open_to_others(rules["base"])
+    if why:
+        raise Stop(EX_CONFIG, "[ssh guard] base: " + why)
+    for folder in (rules["top"], rules["base"]):
+        os.makedirs(os.path.join(folder, b".mi"), 0o700, exist_ok=True)
+    text = os.environ.get("SSH_ORIGINAL_COMMAND", "")
+    try:
+        words = original_words(text)
+        if words[:2] != ["2", "door"]:
+            if words[:2] == ["1", "hold"]:             # what it says then, an older runner prints in one line
+                os.write(1, b"mi_distcomp 1 hold\nthis guard speaks protocol 2: "
+                            b"a newer execute_remote_command.py is needed\n")
+            raise Refusal("refused", "an unknown verb")
+        if take_session(rules) is None:
+            why = b"all sessions of this key are taken (max_sessions)"
+            os.write(1, b"\nmi_distcomp 2 no %d %s\n" % (EX_TEMPFAIL, why))
+            return EX_TEMPFAIL
+        os.write(1, b"\nmi_distcomp 2 door\n")
+        Door(rules, Channel()).serve()
+        return 0
+    except Refusal as error:
+        guard_log(rules, "warn", "-", "refused", why=error, asked=printable(text[-200:]))
+        sys.stderr.write("refused by the guard: %s\n" % printable(error))
+        return EX_REFUSED
+
+
+def far(base, told):
+    """The door `far`: called by what LOADER has brought. base: bytes, absolute; told: this file's sum."""
+    env = dict(os.environ)
+
+    def serve():
+        rules = dict(far_rules(base), sum=told, env=env)
+        os.write(1, b"\nmi_distcomp 2 door\n")
+        Door(rules, Channel()).serve()
+    run_as_program(serve)
+
+
+def far_rules(base):
+    """What holds for the door `far`, with this base (bytes): nothing is kept."""
+    rules = {section: {key: row[1] for key, row in INI_KEYS[section].items()}
+             for section in ("ssh guard", "outbound")}
+    rules["outbound"]["max_files"] = MOST_FILES
+    return dict(rules, base=os.path.realpath(base), umask=os.umask(0o077))
+
+
+def guard_rules(options):
+    """The owner's rules. 78 if there are rules that this guard cannot keep: it does not pretend to. A key
+    with a name has a base of its own in the base: it sees, fetches and cleans what is there and nothing
+    else."""
+    ini = find_ini(options.ini, ini_folders(__file__)[:1], needed=True)   # beside this file, nowhere else
+    read = mark_of(os.stat(utf8(ini)))
+    rules = dict(read_ini(ini, INI_KEYS), read=read)
+    rules["commands"] = commands_of(ini, rules)
+    name = rules["key"] = getattr(options, "key", None) or ""
+    if name and (not re.match(r"[A-Za-z0-9][-A-Za-z0-9._]{0,63}\Z", name) or re.match(IDENT + r"\Z", name)):
+        raise Stop(EX_CONFIG, _("--key %s: a word of letters and digits, please") % printable(name))
+    top = os.path.expanduser(utf8(rules["ssh guard"]["base"]))
+    if top.startswith(b"~"):
+        raise Stop(EX_CONFIG, _("%s: [ssh guard] base: no home directory is known here; "
+                                "say it as an absolute path") % ini)
+    rules["top"] = os.path.realpath(top)
+    rules["base"] = os.path.join(rules["top"], utf8(name)) if name else rules["top"]
+    rules["umask"], rules["ini"] = os.umask(0o077), ini
+    return rules
+
+
+def original_words(text):
+    """The words of a guard's SSH_ORIGINAL_COMMAND. Refusal if it has another form."""
+    found = FORM.match(text)
+    if not found:
+        raise Refusal("refused", "not a request of this program")
+    return re.findall(r" '([^']*)'", found.group(1))
+
+
+def print_key_line(options):
+    """The line for authorized_keys for the public key in KEYFILE."""
+    with open(utf8(options.print_key_line), encoding="utf-8") as text:
+        key = text.read().strip()
+    if not re.match(r"(?:ssh|ecdsa|sk)-[a-z0-9@.-]+ [A-Za-z0-9+/=]+(?: [^\n]*)?\Z", key):
+        raise Stop(EX_CONFIG, _("%s: not one public key") % printable(options.print_key_line))
+    rules = guard_rules(options)
+    if open_to_others(rules["base"]):
+        raise Stop(EX_CONFIG, "[ssh guard] base: " + open_to_others(rules["base"]))
+    key_name = " --key " + options.key if options.key else ""
+    script = os.path.abspath(__file__)
+    command = "%s -I -S %s guard --ini %s%s" % (sys.executable, script, rules["ini"], key_name)
+    if re.search(r'["\\$`\s]', command.replace(" ", "")) or has_control_chars(command):
+        raise Stop(EX_CONFIG, _("%s: put it where the path has no quotes, blanks or $") % printable(command))
+    where = 'from="%s",' % rules["ssh guard"]["from"] if rules["ssh guard"]["from"] else ""
+    sys.stdout.write('restrict,%scommand="%s" %s\n' % (where, command, key))
+    return 0
+
+
+def guard_log(rules, level, ident, step, **values):
+    """One line into the guard's own log, not to who asks."""
+    if "commands" not in rules:
+        return
+    path = utf8(rules["ssh guard"]["audit_log"]) or os.path.join(rules["top"], b".mi", b"guard.log")
+    if rules["key"]:
+        values = dict(values, key=rules["key"])
+    out = SAY["log"] = io.open(open_log(path), "w", encoding="utf-8", errors="backslashreplace")
+    log(level, ident, step, client=os.environ.get("SSH_CONNECTION", "-").split(" ")[0], **values)
+    SAY["log"] = None
+    with contextlib.suppress(OSError):                 # a full disk does not stop the work
+        out.close()
+
+
+def open_log(path):
+    """A descriptor to write to the log at path. One that has grown to LOG_MOST becomes path.1, that one
+    path.2, up to LOG_KEEP."""
+    import fcntl
+    fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+    if os.fstat(fd).st_size < LOG_MOST:
+        return fd
+    fcntl.flock(fd, fcntl.LOCK_EX)                     # of two that see this, one does it
+    try:
+        older = [path] + [path + b".%d" % number for number in range(1, LOG_KEEP + 1)]
+        for number in range(LOG_KEEP, 0, -1) if os.path.samestat(os.fstat(fd), os.stat(path)) else ():
+            if os.path.exists(older[number - 1]):
+                os.replace(older[number - 1], older[number])
+        os.close(fd)
+        return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+    except PermissionError:                            # an audit_log where only its owner may do this
+        return fd
 
 
 # What may be asked for
@@ -1819,6 +1944,12 @@ def is_bool(value):
     return type(value) is bool
 
 
+def is_input_row(row):
+    """Is it [name, size, mode, mtime]? An empty directory has a slash at the end of its name."""
+    good = type(row) is list and len(row) == 4 and type(row[0]) is str and LENGTH(row[1]) and MODE(row[2])
+    return good and TIME(row[3]) and is_name(row[0][:-1] if row[0].endswith("/") and not row[1] else row[0])
+
+
 LENGTH, TIME, MODE = whole_number(0, 1 << 50), whole_number(-1 << 62, 1 << 62), whole_number(0, 0o7777)
 REQUEST_FIELDS = {             # each word of a request: its kind. OPTIONAL_FIELDS may be left out
     "v": whole_number(2, 2), "run": lambda value: value is None or text_like(IDENT)(value),
@@ -1849,176 +1980,7 @@ VERBS = {                      # (the words of a request decide which of a verb'
 }
 
 
-def is_input_row(row):
-    """Is it [name, size, mode, mtime]? An empty directory has a slash at the end of its name."""
-    good = type(row) is list and len(row) == 4 and type(row[0]) is str and LENGTH(row[1]) and MODE(row[2])
-    return good and TIME(row[3]) and is_name(row[0][:-1] if row[0].endswith("/") and not row[1] else row[0])
-
-
-def parse_request(row):
-    """{word: value} of a request's line. Refusal."""
-    try:
-        words = json.loads(row.decode("ascii"))
-    except (ValueError, RecursionError):
-        words = None
-    if not isinstance(words, dict) or not row.endswith(b"\n"):
-        raise Refusal("refused", "not a request of this protocol")
-    return words
-
-
-def check_request(words, lane, state):
-    """The verb of a request, taken out of its words, if VERBS has it, for such a session, in this state.
-    Refusal."""
-    verb = words.pop("do", None)
-    told = VERBS.get(verb) if isinstance(verb, str) else None
-    if told is None or lane not in told.lanes:
-        raise Refusal("refused", "an unknown verb, or not one of this session")
-    if not any(set(form) - OPTIONAL_FIELDS <= set(words) <= set(form) for form in map(str.split, told.forms)):
-        raise Refusal("refused", "words that do not belong to " + verb)
-    for name in sorted(words):
-        if not REQUEST_FIELDS[name](words[name]):
-            raise Refusal("refused", "%s: %s is not as it must be" % (verb, name))
-    if state not in told.states:
-        raise wrong_state(verb, state)
-    return verb
-
-
-def wrong_state(verb, state):
-    """The Refusal of a verb that is not for this state."""
-    if state == "gone" or state == "none" and verb != "put":
-        return Refusal("gone", "nothing of this calculation is here", state=state)
-    return Refusal("state", "%s: not for a calculation that is %s" % (verb, state), state=state)
-
-
-class Channel:
-    """The two ends of a session."""
-
-    def __init__(self, source=0, goal=1):
-        self.source = source
-        self.goal = goal
-        self.owed = 0                                  # bytes behind the request that is served, which come
-        self.parts = []                                # what is to go, and about how many bytes
-        self.waiting = 0
-        self.place = bytearray(BLOCK)                  # what has come; from `at` to `end` not asked for
-        self.at = 0
-        self.end = 0
-
-    def fill(self):
-        """More bytes from the other side, behind what has come before and is moved only if there is no room.
-        EOFError."""
-        self.flush()
-        if self.end == BLOCK or self.at == self.end:
-            rest = self.place[self.at:self.end]
-            self.place[:len(rest)] = rest
-            self.at, self.end = 0, len(rest)
-        count = os.readv(self.source, [memoryview(self.place)[self.end:]])
-        if not count:
-            raise EOFError
-        self.end += count
-
-    def request_line(self):
-        """The next request's line. EOFError; Refusal if it is too long."""
-        while True:
-            end = self.place.find(b"\n", self.at, min(self.end, self.at + REQUEST_MOST)) + 1
-            if end:
-                row, self.at = bytes(self.place[self.at:end]), end
-                return row
-            if self.end - self.at >= REQUEST_MOST:
-                raise Refusal("refused", "a request that is too long")
-            self.fill()
-
-    def block(self, count):
-        """The next count bytes, at most BLOCK: a view that is good until the next ones are asked for.
-        EOFError."""
-        while self.end - self.at < count:
-            self.fill()
-        view = memoryview(self.place)[self.at:self.at + count]
-        self.at += count
-        self.owed -= count
-        return view
-
-    def blocks(self, count):
-        """The next count bytes, block by block. EOFError."""
-        while count:
-            data = self.block(min(count, BLOCK))
-            count -= len(data)
-            yield data
-
-    def skip_owed(self):
-        """Swallows what is owed."""
-        for _data in self.blocks(max(0, self.owed)):
-            pass
-
-    def say(self, told, *data):
-        """One line of an answer, and bytes behind it."""
-        size = sum(map(len, data))
-        row = json.dumps(dict(told, size=size) if size else told).encode("ascii") + b"\n"
-        self.parts += (row,) + data
-        self.waiting += len(row) + size
-        if self.waiting > BLOCK:
-            self.flush()
-
-    def say_bytes(self, data):
-        """Bytes that belong to the last answer."""
-        self.flush()
-        self.write(data)
-
-    def flush(self):
-        """All of it on its way, before anything is waited for."""
-        if self.parts:
-            data, self.parts, self.waiting = b"".join(self.parts), [], 0
-            self.write(data)
-
-    def write(self, data):
-        view = memoryview(data)
-        while len(view):
-            view = view[os.write(self.goal, view):]
-
-    def wait(self, seconds, alive=-1):
-        """Waits, but not longer than until `alive` (a descriptor) hangs up: True. EOFError if nobody listens
-        any more."""
-        self.flush()
-        poller = select.poll()
-        more = self.at < self.end                      # sent ahead: only the end of all is looked for
-        poller.register(self.source, 0x2000 if more else select.POLLIN | 0x2000)           # POLLRDHUP
-        if alive >= 0:
-            poller.register(alive, select.POLLIN)
-        for fd, event in poller.poll(seconds * 1000):
-            if fd == alive:
-                return True
-            if more or event & 0x2000:
-                raise EOFError
-            self.fill()
-        return False
-
-
 # A run, and where it is
-
-@contextlib.contextmanager
-def locked(path):
-    """Nobody else holds this lock file (bytes) meanwhile; the descriptor of it. (Where there are no locks: a
-    hope.)"""
-    import fcntl
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    try:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX)
-        except OSError as error:
-            if error.errno in (errno.EAGAIN, errno.EACCES):
-                raise
-        yield fd
-    finally:
-        os.close(fd)
-
-
-def host_id():
-    """What this host is called for as long as it stands."""
-    try:
-        with open("/etc/machine-id") as text:
-            return text.read(100).strip() or os.uname().nodename
-    except OSError:
-        return os.uname().nodename
-
 
 class Place:
     """A run's directories on this side, base/RUN and base/.mi/RUN, and what they tell of it."""
@@ -2368,6 +2330,32 @@ def unlink_if_there(name, folder=None):
         pass
 
 
+def host_id():
+    """What this host is called for as long as it stands."""
+    try:
+        with open("/etc/machine-id") as text:
+            return text.read(100).strip() or os.uname().nodename
+    except OSError:
+        return os.uname().nodename
+
+
+@contextlib.contextmanager
+def locked(path):
+    """Nobody else holds this lock file (bytes) meanwhile; the descriptor of it. (Where there are no locks: a
+    hope.)"""
+    import fcntl
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX)
+        except OSError as error:
+            if error.errno in (errno.EAGAIN, errno.EACCES):
+                raise
+        yield fd
+    finally:
+        os.close(fd)
+
+
 # The command
 
 def default_keys():
@@ -2422,209 +2410,51 @@ def read_log(place, offset):
         os.close(fd)
 
 
-# What leaves
-
-class UnreadCollector(Collector):
-    """The results where there are no rules: looked for, not read; they are read when they are sent."""
-
-    def admit_name(self, name, real, reserved):
-        """As Collector's; there are no rules about names."""
-        try:
-            check_name(name)
-        except ValueError:
-            raise Stays("name")
-
-    def take(self, tree, name, real, info, reserved=()):
-        """Takes a file. Stays, OSError."""
-        self.admit_name(name, real, reserved)
-        if not stat.S_ISREG(info.st_mode):
-            raise Stays("special")
-        if not (info.st_uid == os.geteuid() and info.st_mode & 0o400 or info.st_mode & 0o004):
-            os.close(tree.open(real))
-        self.found.append(Result(real, info.st_size, name, b"", bool(info.st_mode & 0o100), info.st_mtime_ns))
-
-    def take_log(self, tree, name, real):
-        """The same for the log."""
-        self.take(tree, name, *tree.resolve(real))
-
-
-class JudgedResults:
-    """The results of a run that is over. Judged once (see Collector) and noted in the control directory:
-    every session serves what was judged then, and nothing else."""
-    COLLECTOR = Collector
-
-    def __init__(self, place):
-        self.place = place
-        self.rules = place.rules["outbound"]
-        self.tree = ResultTree(place.work)
-        self.kinds = place.let_out()
-        text = json.dumps([self.rules, sorted(self.kinds)], sort_keys=True)
-        self.stamp = hashlib.sha256(text.encode()).hexdigest()
-        self.said = {}                                 # {kind of look: sum of the lines that guard.log has}
-        self.notes = []                                # (name, why) of what stays; how many more there are
-        self.more = 0
-        self.judged = None                             # what this session itself has looked at
-        self.sources = None                            # those by name
-
-    def last_look(self):
-        """The note of the last look, {} if it was by other rules."""
-        found = self.place.noted(b"out")
-        said = found.get("said")
-        self.said = said if isinstance(said, dict) else {}
-        return found if found.get("stamp") == self.stamp else {}
-
-    def known(self):
-        """{name: (mark, Result)} of the last look."""
-        found = {}
-        for name, real, mark, size, sum256, x, mtime, parts in self.last_look().get("files", ()):
-            source = JudgedBytes(self.tree, utf8(real), size, binascii.a2b_base64(parts))
-            found[name] = tuple(mark), Result(source, size, name, bytes.fromhex(sum256), x, mtime)
-        return found
-
-    def collect(self, inputs):
-        """The Collector of all that may leave. inputs: also inputs that nobody has touched."""
-        found = self.COLLECTOR(self.rules, self.note_refused, self.known())
-        but = set() if inputs else self.place.untouched_inputs()
-        if "logs" in self.kinds and LOG not in but:
-            try:
-                found.take_log(self.tree, LOG, utf8(LOG))
-            except OSError as error:
-                found.keep_here(LOG, stays_for(error), False)
-            except Stays as stays:
-                found.keep_here(LOG, stays, False)
-        if "patterns" in self.kinds:
-            found.take_matching(self.tree, EVERYTHING, but | {LOG})
-        else:
-            self.refuse_all(found, but | {LOG} if "logs" in self.kinds else but)
-        self.save(found.in_order(), str(inputs))
-        return found
-
-    def refuse_all(self, found, but):
-        """Nothing leaves but the log: what there is counts as refused, without a name."""
-        for name, _real, info, stays in self.tree.walk():
-            text = name.decode("utf-8", "backslashreplace")
-            if text not in but and not text.endswith("/"):
-                self.note_refused(text, "after_stop", True)
-                found.verdicts.add("refused")
-
-    def note_refused(self, name, why, _by_name):
-        """What the Collector says of a result that stays."""
-        if len(self.notes) < LOGGED_VERDICTS:
-            self.notes.append((name, why))
-        else:
-            self.more += 1
-
-    def save(self, found, kind):
-        """The note of this look; into guard.log what stays, unless the last look of this kind said the same:
-        by looking again and again nobody pushes older lines out of the log."""
-        said = hashlib.sha256(repr((self.notes, self.more)).encode("utf-8", "backslashreplace")).hexdigest()
-        book = {"stamp": self.stamp, "verdicts": found.verdicts, "files": [],
-                "said": dict(self.said, **{kind: said})}
-        if self.place.ruled:
-            book["files"] = [
-                (one.name, one.source.decode("utf-8", "surrogateescape"), mark, one.size,
-                 one.sum256, one.executable, one.mtime, binascii.b2a_base64(one.source.sums).decode())
-                for mark, one in found.found.with_stamps()]
-            for name, why in self.notes if said != self.said.get(kind) else ():
-                guard_log(self.place.rules, "warn", self.place.ident, "outbound", refused=name, why=why)
-            if self.more and said != self.said.get(kind):
-                guard_log(self.place.rules, "warn", self.place.ident, "outbound", more=self.more)
-        self.notes, self.more, self.judged, self.sources = [], 0, found.found, None
-        try:
-            self.place.note(b"out", book)
-        except OSError as error:                       # a full disk keeps nothing from leaving it
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise
-
-    def judged_result(self, name):
-        """The Result of that name which was judged, here or by the session that looked last. Stays if there
-        is none."""
-        if self.sources is None:
-            known = (result for mark, result in self.known().values()) if self.judged is None else self.judged
-            self.sources = {result.name: result for result in known}
-        if name not in self.sources:
-            raise Stays("missing")
-        return self.sources[name]
-
-    def read_small(self, name):
-        """([size, mtime, x, sum], bytes) of a small result. Stays, OSError."""
-        one = self.judged_result(name)
-        if one.size > BUNDLED_MOST:
-            raise Stays("limit")
-        try:
-            with one.source.open() as source:
-                return [one.size, one.mtime, one.executable, one.sum256], source.read(one.size)
-        except ValueError:
-            raise Stays("changing")
-
-    def read_piece(self, name, at, length, size, mtime):
-        """The bytes of a piece, block by block; they are those that were told of. Stays (also behind some of
-        them), OSError."""
-        one = self.judged_result(name)
-        if (one.size, one.mtime) != (size, mtime) or at + length > size:
-            raise Stays("changing")
-        try:
-            with one.source.open() as source:
-                source.seek(at)
-                while length:
-                    data = source.read(min(length, BLOCK))
-                    length -= len(data)
-                    yield data
-        except ValueError:
-            raise Stays("changing")
-
-
-class UnjudgedResults(JudgedResults):
-    """The same where there are no rules: whatever the name leads to, as it is now."""
-    COLLECTOR = UnreadCollector
-
-    def known(self):
-        """Nothing was read before."""
-        return {}
-
-    def open(self, name):
-        """A descriptor. Stays, OSError."""
-        try:
-            return self.tree.open(utf8(name))          # as if there were no link in it, as mostly
-        except OSError:
-            return self.tree.open(self.tree.resolve(utf8(name))[0])
-
-    def read_small(self, name):
-        """As JudgedResults's."""
-        fd = self.open(name)
-        try:
-            for _look in range(READ_TRIES):
-                info = os.fstat(fd)
-                if info.st_size > BUNDLED_MOST:
-                    raise Stays("limit")
-                data = read_exactly(fd, info.st_size, 0)
-                if name == LOG or mark_of(os.fstat(fd)) == mark_of(info) and len(data) == info.st_size:
-                    digest, x = hashlib.sha256(data).hexdigest(), bool(info.st_mode & 0o100)
-                    return [len(data), info.st_mtime_ns, x, digest], data
-            raise Stays("changing")
-        finally:
-            os.close(fd)
-
-    def read_piece(self, name, at, length, size, mtime):
-        """As JudgedResults's; each block lies where the one before lay."""
-        place = memoryview(bytearray(min(length, BLOCK)))
-        with open(self.open(name), "rb", 0) as source:
-            source.seek(at)
-            while True:
-                info = os.fstat(source.fileno())
-                same = (info.st_size, info.st_mtime_ns) == (size, mtime)
-                if not same and (name != LOG or info.st_size < at + length):
-                    raise Stays("changing")
-                if not length:
-                    return
-                data = place[:source.readinto(place[:length])]
-                if not data:
-                    raise Stays("changing")
-                at, length = at + len(data), length - len(data)
-                yield data
-
-
 # The sessions
+
+def check_request(words, lane, state):
+    """The verb of a request, taken out of its words, if VERBS has it, for such a session, in this state.
+    Refusal."""
+    verb = words.pop("do", None)
+    told = VERBS.get(verb) if isinstance(verb, str) else None
+    if told is None or lane not in told.lanes:
+        raise Refusal("refused", "an unknown verb, or not one of this session")
+    if not any(set(form) - OPTIONAL_FIELDS <= set(words) <= set(form) for form in map(str.split, told.forms)):
+        raise Refusal("refused", "words that do not belong to " + verb)
+    for name in sorted(words):
+        if not REQUEST_FIELDS[name](words[name]):
+            raise Refusal("refused", "%s: %s is not as it must be" % (verb, name))
+    if state not in told.states:
+        raise wrong_state(verb, state)
+    return verb
+
+
+def wrong_state(verb, state):
+    """The Refusal of a verb that is not for this state."""
+    if state == "gone" or state == "none" and verb != "put":
+        return Refusal("gone", "nothing of this calculation is here", state=state)
+    return Refusal("state", "%s: not for a calculation that is %s" % (verb, state), state=state)
+
+
+def parse_request(row):
+    """{word: value} of a request's line. Refusal."""
+    try:
+        words = json.loads(row.decode("ascii"))
+    except (ValueError, RecursionError):
+        words = None
+    if not isinstance(words, dict) or not row.endswith(b"\n"):
+        raise Refusal("refused", "not a request of this protocol")
+    return words
+
+
+class Refusal(Exception):
+    """An answer that says no: refused (by rule or form), state, gone, host (it is another one's), disk,
+    error."""
+
+    def __init__(self, code, why, **more):
+        Exception.__init__(self, why)
+        self.told = dict(more, no=code, why=printable(why))
+
 
 class Door:
     """One session: requests in their order. rules: the owner's, or far_rules()."""
@@ -3037,6 +2867,310 @@ class Door:
         self.wire.say({"runs": rows, "more": names[999] if len(names) > 1000 else None})
 
 
+class Channel:
+    """The two ends of a session."""
+
+    def __init__(self, source=0, goal=1):
+        self.source = source
+        self.goal = goal
+        self.owed = 0                                  # bytes behind the request that is served, which come
+        self.parts = []                                # what is to go, and about how many bytes
+        self.waiting = 0
+        self.place = bytearray(BLOCK)                  # what has come; from `at` to `end` not asked for
+        self.at = 0
+        self.end = 0
+
+    def fill(self):
+        """More bytes from the other side, behind what has come before and is moved only if there is no room.
+        EOFError."""
+        self.flush()
+        if self.end == BLOCK or self.at == self.end:
+            rest = self.place[self.at:self.end]
+            self.place[:len(rest)] = rest
+            self.at, self.end = 0, len(rest)
+        count = os.readv(self.source, [memoryview(self.place)[self.end:]])
+        if not count:
+            raise EOFError
+        self.end += count
+
+    def request_line(self):
+        """The next request's line. EOFError; Refusal if it is too long."""
+        while True:
+            end = self.place.find(b"\n", self.at, min(self.end, self.at + REQUEST_MOST)) + 1
+            if end:
+                row, self.at = bytes(self.place[self.at:end]), end
+                return row
+            if self.end - self.at >= REQUEST_MOST:
+                raise Refusal("refused", "a request that is too long")
+            self.fill()
+
+    def block(self, count):
+        """The next count bytes, at most BLOCK: a view that is good until the next ones are asked for.
+        EOFError."""
+        while self.end - self.at < count:
+            self.fill()
+        view = memoryview(self.place)[self.at:self.at + count]
+        self.at += count
+        self.owed -= count
+        return view
+
+    def blocks(self, count):
+        """The next count bytes, block by block. EOFError."""
+        while count:
+            data = self.block(min(count, BLOCK))
+            count -= len(data)
+            yield data
+
+    def skip_owed(self):
+        """Swallows what is owed."""
+        for _data in self.blocks(max(0, self.owed)):
+            pass
+
+    def say(self, told, *data):
+        """One line of an answer, and bytes behind it."""
+        size = sum(map(len, data))
+        row = json.dumps(dict(told, size=size) if size else told).encode("ascii") + b"\n"
+        self.parts += (row,) + data
+        self.waiting += len(row) + size
+        if self.waiting > BLOCK:
+            self.flush()
+
+    def say_bytes(self, data):
+        """Bytes that belong to the last answer."""
+        self.flush()
+        self.write(data)
+
+    def flush(self):
+        """All of it on its way, before anything is waited for."""
+        if self.parts:
+            data, self.parts, self.waiting = b"".join(self.parts), [], 0
+            self.write(data)
+
+    def write(self, data):
+        view = memoryview(data)
+        while len(view):
+            view = view[os.write(self.goal, view):]
+
+    def wait(self, seconds, alive=-1):
+        """Waits, but not longer than until `alive` (a descriptor) hangs up: True. EOFError if nobody listens
+        any more."""
+        self.flush()
+        poller = select.poll()
+        more = self.at < self.end                      # sent ahead: only the end of all is looked for
+        poller.register(self.source, 0x2000 if more else select.POLLIN | 0x2000)           # POLLRDHUP
+        if alive >= 0:
+            poller.register(alive, select.POLLIN)
+        for fd, event in poller.poll(seconds * 1000):
+            if fd == alive:
+                return True
+            if more or event & 0x2000:
+                raise EOFError
+            self.fill()
+        return False
+
+
+# What leaves
+
+class UnreadCollector(Collector):
+    """The results where there are no rules: looked for, not read; they are read when they are sent."""
+
+    def admit_name(self, name, real, reserved):
+        """As Collector's; there are no rules about names."""
+        try:
+            check_name(name)
+        except ValueError:
+            raise Stays("name")
+
+    def take(self, tree, name, real, info, reserved=()):
+        """Takes a file. Stays, OSError."""
+        self.admit_name(name, real, reserved)
+        if not stat.S_ISREG(info.st_mode):
+            raise Stays("special")
+        if not (info.st_uid == os.geteuid() and info.st_mode & 0o400 or info.st_mode & 0o004):
+            os.close(tree.open(real))
+        self.found.append(Result(real, info.st_size, name, b"", bool(info.st_mode & 0o100), info.st_mtime_ns))
+
+    def take_log(self, tree, name, real):
+        """The same for the log."""
+        self.take(tree, name, *tree.resolve(real))
+
+
+class JudgedResults:
+    """The results of a run that is over. Judged once (see Collector) and noted in the control directory:
+    every session serves what was judged then, and nothing else."""
+    COLLECTOR = Collector
+
+    def __init__(self, place):
+        self.place = place
+        self.rules = place.rules["outbound"]
+        self.tree = ResultTree(place.work)
+        self.kinds = place.let_out()
+        text = json.dumps([self.rules, sorted(self.kinds)], sort_keys=True)
+        self.stamp = hashlib.sha256(text.encode()).hexdigest()
+        self.said = {}                                 # {kind of look: sum of the lines that guard.log has}
+        self.notes = []                                # (name, why) of what stays; how many more there are
+        self.more = 0
+        self.judged = None                             # what this session itself has looked at
+        self.sources = None                            # those by name
+
+    def last_look(self):
+        """The note of the last look, {} if it was by other rules."""
+        found = self.place.noted(b"out")
+        said = found.get("said")
+        self.said = said if isinstance(said, dict) else {}
+        return found if found.get("stamp") == self.stamp else {}
+
+    def known(self):
+        """{name: (mark, Result)} of the last look."""
+        found = {}
+        for name, real, mark, size, sum256, x, mtime, parts in self.last_look().get("files", ()):
+            source = JudgedBytes(self.tree, utf8(real), size, binascii.a2b_base64(parts))
+            found[name] = tuple(mark), Result(source, size, name, bytes.fromhex(sum256), x, mtime)
+        return found
+
+    def collect(self, inputs):
+        """The Collector of all that may leave. inputs: also inputs that nobody has touched."""
+        found = self.COLLECTOR(self.rules, self.note_refused, self.known())
+        but = set() if inputs else self.place.untouched_inputs()
+        if "logs" in self.kinds and LOG not in but:
+            try:
+                found.take_log(self.tree, LOG, utf8(LOG))
+            except OSError as error:
+                found.keep_here(LOG, stays_for(error), False)
+            except Stays as stays:
+                found.keep_here(LOG, stays, False)
+        if "patterns" in self.kinds:
+            found.take_matching(self.tree, EVERYTHING, but | {LOG})
+        else:
+            self.refuse_all(found, but | {LOG} if "logs" in self.kinds else but)
+        self.save(found.in_order(), str(inputs))
+        return found
+
+    def refuse_all(self, found, but):
+        """Nothing leaves but the log: what there is counts as refused, without a name."""
+        for name, _real, info, stays in self.tree.walk():
+            text = name.decode("utf-8", "backslashreplace")
+            if text not in but and not text.endswith("/"):
+                self.note_refused(text, "after_stop", True)
+                found.verdicts.add("refused")
+
+    def note_refused(self, name, why, _by_name):
+        """What the Collector says of a result that stays."""
+        if len(self.notes) < LOGGED_VERDICTS:
+            self.notes.append((name, why))
+        else:
+            self.more += 1
+
+    def save(self, found, kind):
+        """The note of this look; into guard.log what stays, unless the last look of this kind said the same:
+        by looking again and again nobody pushes older lines out of the log."""
+        said = hashlib.sha256(repr((self.notes, self.more)).encode("utf-8", "backslashreplace")).hexdigest()
+        book = {"stamp": self.stamp, "verdicts": found.verdicts, "files": [],
+                "said": dict(self.said, **{kind: said})}
+        if self.place.ruled:
+            book["files"] = [
+                (one.name, one.source.decode("utf-8", "surrogateescape"), mark, one.size,
+                 one.sum256, one.executable, one.mtime, binascii.b2a_base64(one.source.sums).decode())
+                for mark, one in found.found.with_stamps()]
+            for name, why in self.notes if said != self.said.get(kind) else ():
+                guard_log(self.place.rules, "warn", self.place.ident, "outbound", refused=name, why=why)
+            if self.more and said != self.said.get(kind):
+                guard_log(self.place.rules, "warn", self.place.ident, "outbound", more=self.more)
+        self.notes, self.more, self.judged, self.sources = [], 0, found.found, None
+        try:
+            self.place.note(b"out", book)
+        except OSError as error:                       # a full disk keeps nothing from leaving it
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+
+    def judged_result(self, name):
+        """The Result of that name which was judged, here or by the session that looked last. Stays if there
+        is none."""
+        if self.sources is None:
+            known = (result for mark, result in self.known().values()) if self.judged is None else self.judged
+            self.sources = {result.name: result for result in known}
+        if name not in self.sources:
+            raise Stays("missing")
+        return self.sources[name]
+
+    def read_small(self, name):
+        """([size, mtime, x, sum], bytes) of a small result. Stays, OSError."""
+        one = self.judged_result(name)
+        if one.size > BUNDLED_MOST:
+            raise Stays("limit")
+        try:
+            with one.source.open() as source:
+                return [one.size, one.mtime, one.executable, one.sum256], source.read(one.size)
+        except ValueError:
+            raise Stays("changing")
+
+    def read_piece(self, name, at, length, size, mtime):
+        """The bytes of a piece, block by block; they are those that were told of. Stays (also behind some of
+        them), OSError."""
+        one = self.judged_result(name)
+        if (one.size, one.mtime) != (size, mtime) or at + length > size:
+            raise Stays("changing")
+        try:
+            with one.source.open() as source:
+                source.seek(at)
+                while length:
+                    data = source.read(min(length, BLOCK))
+                    length -= len(data)
+                    yield data
+        except ValueError:
+            raise Stays("changing")
+
+
+class UnjudgedResults(JudgedResults):
+    """The same where there are no rules: whatever the name leads to, as it is now."""
+    COLLECTOR = UnreadCollector
+
+    def known(self):
+        """Nothing was read before."""
+        return {}
+
+    def open(self, name):
+        """A descriptor. Stays, OSError."""
+        try:
+            return self.tree.open(utf8(name))          # as if there were no link in it, as mostly
+        except OSError:
+            return self.tree.open(self.tree.resolve(utf8(name))[0])
+
+    def read_small(self, name):
+        """As JudgedResults's."""
+        fd = self.open(name)
+        try:
+            for _look in range(READ_TRIES):
+                info = os.fstat(fd)
+                if info.st_size > BUNDLED_MOST:
+                    raise Stays("limit")
+                data = read_exactly(fd, info.st_size, 0)
+                if name == LOG or mark_of(os.fstat(fd)) == mark_of(info) and len(data) == info.st_size:
+                    digest, x = hashlib.sha256(data).hexdigest(), bool(info.st_mode & 0o100)
+                    return [len(data), info.st_mtime_ns, x, digest], data
+            raise Stays("changing")
+        finally:
+            os.close(fd)
+
+    def read_piece(self, name, at, length, size, mtime):
+        """As JudgedResults's; each block lies where the one before lay."""
+        place = memoryview(bytearray(min(length, BLOCK)))
+        with open(self.open(name), "rb", 0) as source:
+            source.seek(at)
+            while True:
+                info = os.fstat(source.fileno())
+                same = (info.st_size, info.st_mtime_ns) == (size, mtime)
+                if not same and (name != LOG or info.st_size < at + length):
+                    raise Stays("changing")
+                if not length:
+                    return
+                data = place[:source.readinto(place[:length])]
+                if not data:
+                    raise Stays("changing")
+                at, length = at + len(data), length - len(data)
+                yield data
+
+
 def verdict_code(error):
     """The verdict of an OSError, or of Stays."""
     return error.code if isinstance(error, Stays) else stays_for(error).code
@@ -3058,6 +3192,8 @@ def packed_if_smaller(data):
     packed = zlib.compress(data, 1)
     return packed if len(packed) < len(data) * 0.9 else None
 
+
+# All runs below a base
 
 def existing(path):
     """The directory (bytes, absolute), or the one above that is there."""
@@ -3097,66 +3233,6 @@ def kills_at_log_out():
     return re.search(r"^KillUserProcesses=(yes|true|1|on)\s*$", rows, re.M) is not None and not lingers
 
 
-# The two doors themselves
-
-def far_rules(base):
-    """What holds for the door `far`, with this base (bytes): nothing is kept."""
-    rules = {section: {key: row[1] for key, row in INI_KEYS[section].items()}
-             for section in ("ssh guard", "outbound")}
-    rules["outbound"]["max_files"] = MOST_FILES
-    return dict(rules, base=os.path.realpath(base), umask=os.umask(0o077))
-
-
-def far(base, told):
-    """The door `far`: called by what LOADER has brought. base: bytes, absolute; told: this file's sum."""
-    env = dict(os.environ)
-
-    def serve():
-        rules = dict(far_rules(base), sum=told, env=env)
-        os.write(1, b"\nmi_distcomp 2 door\n")
-        Door(rules, Channel()).serve()
-    run_as_program(serve)
-
-
-def original_words(text):
-    """The words of a guard's SSH_ORIGINAL_COMMAND. Refusal if it has another form."""
-    found = FORM.match(text)
-    if not found:
-        raise Refusal("refused", "not a request of this program")
-    return re.findall(r" '([^']*)'", found.group(1))
-
-
-def cmd_guard(options):
-    """Serves a session of the key by the owner's rules. 77 if it asks for anything else."""
-    if options.print_key_line:
-        return print_key_line(options)
-    rules = guard_rules(options)
-    why = open_to_others(rules["base"])
-    if why:
-        raise Stop(EX_CONFIG, "[ssh guard] base: " + why)
-    for folder in (rules["top"], rules["base"]):
-        os.makedirs(os.path.join(folder, b".mi"), 0o700, exist_ok=True)
-    text = os.environ.get("SSH_ORIGINAL_COMMAND", "")
-    try:
-        words = original_words(text)
-        if words[:2] != ["2", "door"]:
-            if words[:2] == ["1", "hold"]:             # what it says then, an older runner prints in one line
-                os.write(1, b"mi_distcomp 1 hold\nthis guard speaks protocol 2: "
-                            b"a newer execute_remote_command.py is needed\n")
-            raise Refusal("refused", "an unknown verb")
-        if take_session(rules) is None:
-            why = b"all sessions of this key are taken (max_sessions)"
-            os.write(1, b"\nmi_distcomp 2 no %d %s\n" % (EX_TEMPFAIL, why))
-            return EX_TEMPFAIL
-        os.write(1, b"\nmi_distcomp 2 door\n")
-        Door(rules, Channel()).serve()
-        return 0
-    except Refusal as error:
-        guard_log(rules, "warn", "-", "refused", why=error, asked=printable(text[-200:]))
-        sys.stderr.write("refused by the guard: %s\n" % printable(error))
-        return EX_REFUSED
-
-
 def take_session(rules):
     """A descriptor that holds one of the key's max_sessions as long as this process lives; None if there is
     none left. (Where there are no locks: a hope.)"""
@@ -3173,197 +3249,6 @@ def take_session(rules):
                 return fd
     os.close(fd)
     return None
-
-
-def guard_rules(options):
-    """The owner's rules. 78 if there are rules that this guard cannot keep: it does not pretend to. A key
-    with a name has a base of its own in the base: it sees, fetches and cleans what is there and nothing
-    else."""
-    ini = find_ini(options.ini, ini_folders(__file__)[:1], needed=True)   # beside this file, nowhere else
-    read = mark_of(os.stat(utf8(ini)))
-    rules = dict(read_ini(ini, INI_KEYS), read=read)
-    rules["commands"] = commands_of(ini, rules)
-    name = rules["key"] = getattr(options, "key", None) or ""
-    if name and (not re.match(r"[A-Za-z0-9][-A-Za-z0-9._]{0,63}\Z", name) or re.match(IDENT + r"\Z", name)):
-        raise Stop(EX_CONFIG, _("--key %s: a word of letters and digits, please") % printable(name))
-    top = os.path.expanduser(utf8(rules["ssh guard"]["base"]))
-    if top.startswith(b"~"):
-        raise Stop(EX_CONFIG, _("%s: [ssh guard] base: no home directory is known here; "
-                                "say it as an absolute path") % ini)
-    rules["top"] = os.path.realpath(top)
-    rules["base"] = os.path.join(rules["top"], utf8(name)) if name else rules["top"]
-    rules["umask"], rules["ini"] = os.umask(0o077), ini
-    return rules
-
-
-def print_key_line(options):
-    """The line for authorized_keys for the public key in KEYFILE."""
-    with open(utf8(options.print_key_line), encoding="utf-8") as text:
-        key = text.read().strip()
-    if not re.match(r"(?:ssh|ecdsa|sk)-[a-z0-9@.-]+ [A-Za-z0-9+/=]+(?: [^\n]*)?\Z", key):
-        raise Stop(EX_CONFIG, _("%s: not one public key") % printable(options.print_key_line))
-    rules = guard_rules(options)
-    if open_to_others(rules["base"]):
-        raise Stop(EX_CONFIG, "[ssh guard] base: " + open_to_others(rules["base"]))
-    key_name = " --key " + options.key if options.key else ""
-    script = os.path.abspath(__file__)
-    command = "%s -I -S %s guard --ini %s%s" % (sys.executable, script, rules["ini"], key_name)
-    if re.search(r'["\\$`\s]', command.replace(" ", "")) or has_control_chars(command):
-        raise Stop(EX_CONFIG, _("%s: put it where the path has no quotes, blanks or $") % printable(command))
-    where = 'from="%s",' % rules["ssh guard"]["from"] if rules["ssh guard"]["from"] else ""
-    sys.stdout.write('restrict,%scommand="%s" %s\n' % (where, command, key))
-    return 0
-
-
-def guard_log(rules, level, ident, step, **values):
-    """One line into the guard's own log, not to who asks."""
-    if "commands" not in rules:
-        return
-    path = utf8(rules["ssh guard"]["audit_log"]) or os.path.join(rules["top"], b".mi", b"guard.log")
-    if rules["key"]:
-        values = dict(values, key=rules["key"])
-    out = SAY["log"] = io.open(open_log(path), "w", encoding="utf-8", errors="backslashreplace")
-    log(level, ident, step, client=os.environ.get("SSH_CONNECTION", "-").split(" ")[0], **values)
-    SAY["log"] = None
-    with contextlib.suppress(OSError):                 # a full disk does not stop the work
-        out.close()
-
-
-def open_log(path):
-    """A descriptor to write to the log at path. One that has grown to LOG_MOST becomes path.1, that one
-    path.2, up to LOG_KEEP."""
-    import fcntl
-    fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o600)
-    if os.fstat(fd).st_size < LOG_MOST:
-        return fd
-    fcntl.flock(fd, fcntl.LOCK_EX)                     # of two that see this, one does it
-    try:
-        older = [path] + [path + b".%d" % number for number in range(1, LOG_KEEP + 1)]
-        for number in range(LOG_KEEP, 0, -1) if os.path.samestat(os.fstat(fd), os.stat(path)) else ():
-            if os.path.exists(older[number - 1]):
-                os.replace(older[number - 1], older[number])
-        os.close(fd)
-        return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o600)
-    except PermissionError:                            # an audit_log where only its owner may do this
-        return fd
-
-
-# How the door `far` comes there. What this text takes for granted:
-#  1. The log-in shell passes single-quoted words of plain ASCII on unchanged (sh, bash, dash, zsh, ksh,
-#     csh, tcsh and fish do).
-#  2. There is a POSIX sh in its PATH, with printf %b.
-#  3. What the log-in shell prints before our first line ("mi_distcomp ...") is noise and skipped; after it,
-#     it prints nothing.
-#  4. A process started in a session of its own outlives the log-in. (systemd's KillUserProcesses=yes breaks
-#     this: loginctl enable-linger USER; `check HOST` looks.)
-#  5. Moving a directory to a name that is free is atomic, and a file's rename is: the base directory is on
-#     a local disk or NFS.
-#  6. Its clock need not be right: times of there are compared with times of there only. Its words: 2 door
-#     BASE SUM, and one more for a mere look: then nothing is kept there. Else the program comes once and
-#     lies as BASE/.mi/gate.SUM; beside it its bytecode, one for each Python.
-DECODE_WORDS = r"""
-PATH=$PATH:/usr/bin:/bin
-shift; n=$#
-while [ "$n" -gt 0 ]; do
-    a=$1; shift; n=$((n - 1))
-    case $a in *\\*) a=$(printf '%b.' "$a"); a=${a%.};; esac
-    set -- "$@" "$a"
-done
-"""                            # the words of a request, as they were before quoted_word()
-LOADER = DECODE_WORDS + r"""load='
-import sys
-try:
-    if sys.version_info < (3, 6): raise ImportError
-    import errno, hashlib, json, marshal, os, select
-except ImportError:
-    sys.exit(97)
-base, told, looks, ctype = [os.fsencode(word) for word in sys.argv[1:5]]         # looks: keeps nothing
-os.environ.pop("LC_CTYPE", 0)                          # Python may have set it
-if ctype[:1] == b"=": os.environb[b"LC_CTYPE"] = ctype[1:]
-def no(code, why):
-    os.write(1, b"\nmi_distcomp 2 no %d %s\n" % (code, os.fsencode(why)))
-    sys.exit(code)
-def more(count):
-    data = os.read(0, min(count, 1 << 20))
-    return data or sys.exit(0)
-def safe(info):
-    return info.st_uid == os.geteuid() and not info.st_mode & 0o022
-def keep(path, data):
-    if looks: return
-    new = b"%s.%d" % (path, os.getpid())
-    try:
-        with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600), "wb") as out:
-            out.write(data)
-        os.rename(new, path)
-        for name in os.listdir(os.path.dirname(path)):                   # of versions of before
-            old = os.path.join(os.path.dirname(path), name)
-            if name[:5] == b"gate." and os.stat(old).st_mtime < os.stat(path).st_mtime - 30 * 86400:
-                os.unlink(old)
-    except OSError:                                    # a full disk, perhaps: it goes on from memory
-        if os.path.lexists(new): os.unlink(new)
-def read(path):
-    try:
-        with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW), "rb") as text:
-            return text.read() if safe(os.fstat(text.fileno())) else b""
-    except OSError:
-        return b""
-def is_it(data):
-    return hashlib.sha256(data).hexdigest()[:16].encode() == told
-def bring(path):
-    try:
-        import zlib
-        os.write(1, b"\nmi_distcomp 2 bring z\n")
-    except ImportError:
-        zlib = None
-        os.write(1, b"\nmi_distcomp 2 bring -\n")
-    row = b""
-    while row[-1:] != b"\n": row += more(1)
-    left, data = int(row), []
-    while left:
-        data.append(more(left))
-        left -= len(data[-1])
-    data = b"".join(data)
-    data = zlib.decompress(data) if zlib else data
-    if not is_it(data): no(76, "another program came than was told")
-    keep(path, data)
-    return data
-def load():
-    folder = os.path.join(base, b".mi")
-    mask = os.umask(0o077)
-    if not looks: os.makedirs(folder, 0o700, exist_ok=True)
-    for path, mine in (base, False), (folder, True):
-        info = os.path.isdir(path) and os.stat(path)
-        if info and (not safe(info) if mine else info.st_mode & 0o1002 == 2):
-            no(77, "%s there belongs to somebody else, or others may write to it" % os.fsdecode(path))
-    path = os.path.join(folder, b"gate." + told)
-    magic = sys.modules["_frozen_importlib_external"].MAGIC_NUMBER
-    cached = b"%s.%s.%d" % (path, sys.implementation.cache_tag.encode(), magic[0] + 256 * magic[1])
-    try:
-        code = marshal.loads(read(cached))
-    except (EOFError, ValueError, TypeError):
-        data = read(path)
-        code = compile(data if is_it(data) else bring(path), path, "exec")
-        keep(cached, marshal.dumps(code))
-    os.umask(mask)
-    names = {"__name__": "far", "__file__": os.fsdecode(path)}
-    exec(code, names)
-    return names["far"]
-base = os.path.expanduser(base if base[:1] in (b"/", b"~") else b"~/" + base)
-if base[:1] != b"/": no(78, "no home directory is known there: give an absolute path as base")
-try:
-    far = load()
-except OSError as error:
-    no(74, "%s: %s" % (os.fsdecode(error.filename or b"?"), error.strerror))
-far(base, told.decode())
-'
-for p in python3 /usr/bin/python3 /usr/libexec/platform-python; do
-    command -v "$p" >/dev/null 2>&1 || continue
-    "$p" -I -S -c "$load" "$3" "$4" "$5" "${LC_CTYPE+=$LC_CTYPE}"
-    case $? in 1|97|126|127) ;; *) exit;; esac
-done
-printf '\nmi_distcomp 2 plain there is no python3 of 3.6 or newer\n'
-exec cat >/dev/null
-"""
 
 
 # ==== the keeper ====
@@ -3967,6 +3852,594 @@ class Keeper:
             log("warn" if left else "info", place.ident, "swept", left=" ".join(left[:5]) or "nothing")
 
 
+# ==== how the door far comes there ====
+# How the door `far` comes there. What this text takes for granted:
+#  1. The log-in shell passes single-quoted words of plain ASCII on unchanged (sh, bash, dash, zsh, ksh,
+#     csh, tcsh and fish do).
+#  2. There is a POSIX sh in its PATH, with printf %b.
+#  3. What the log-in shell prints before our first line ("mi_distcomp ...") is noise and skipped; after it,
+#     it prints nothing.
+#  4. A process started in a session of its own outlives the log-in. (systemd's KillUserProcesses=yes breaks
+#     this: loginctl enable-linger USER; `check HOST` looks.)
+#  5. Moving a directory to a name that is free is atomic, and a file's rename is: the base directory is on
+#     a local disk or NFS.
+#  6. Its clock need not be right: times of there are compared with times of there only. Its words: 2 door
+#     BASE SUM, and one more for a mere look: then nothing is kept there. Else the program comes once and
+#     lies as BASE/.mi/gate.SUM; beside it its bytecode, one for each Python.
+DECODE_WORDS = r"""
+PATH=$PATH:/usr/bin:/bin
+shift; n=$#
+while [ "$n" -gt 0 ]; do
+    a=$1; shift; n=$((n - 1))
+    case $a in *\\*) a=$(printf '%b.' "$a"); a=${a%.};; esac
+    set -- "$@" "$a"
+done
+"""                            # the words of a request, as they were before quoted_word()
+
+
+LOADER = DECODE_WORDS + r"""load='
+import sys
+try:
+    if sys.version_info < (3, 6): raise ImportError
+    import errno, hashlib, json, marshal, os, select
+except ImportError:
+    sys.exit(97)
+base, told, looks, ctype = [os.fsencode(word) for word in sys.argv[1:5]]         # looks: keeps nothing
+os.environ.pop("LC_CTYPE", 0)                          # Python may have set it
+if ctype[:1] == b"=": os.environb[b"LC_CTYPE"] = ctype[1:]
+def no(code, why):
+    os.write(1, b"\nmi_distcomp 2 no %d %s\n" % (code, os.fsencode(why)))
+    sys.exit(code)
+def more(count):
+    data = os.read(0, min(count, 1 << 20))
+    return data or sys.exit(0)
+def safe(info):
+    return info.st_uid == os.geteuid() and not info.st_mode & 0o022
+def keep(path, data):
+    if looks: return
+    new = b"%s.%d" % (path, os.getpid())
+    try:
+        with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600), "wb") as out:
+            out.write(data)
+        os.rename(new, path)
+        for name in os.listdir(os.path.dirname(path)):                   # of versions of before
+            old = os.path.join(os.path.dirname(path), name)
+            if name[:5] == b"gate." and os.stat(old).st_mtime < os.stat(path).st_mtime - 30 * 86400:
+                os.unlink(old)
+    except OSError:                                    # a full disk, perhaps: it goes on from memory
+        if os.path.lexists(new): os.unlink(new)
+def read(path):
+    try:
+        with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW), "rb") as text:
+            return text.read() if safe(os.fstat(text.fileno())) else b""
+    except OSError:
+        return b""
+def is_it(data):
+    return hashlib.sha256(data).hexdigest()[:16].encode() == told
+def bring(path):
+    try:
+        import zlib
+        os.write(1, b"\nmi_distcomp 2 bring z\n")
+    except ImportError:
+        zlib = None
+        os.write(1, b"\nmi_distcomp 2 bring -\n")
+    row = b""
+    while row[-1:] != b"\n": row += more(1)
+    left, data = int(row), []
+    while left:
+        data.append(more(left))
+        left -= len(data[-1])
+    data = b"".join(data)
+    data = zlib.decompress(data) if zlib else data
+    if not is_it(data): no(76, "another program came than was told")
+    keep(path, data)
+    return data
+def load():
+    folder = os.path.join(base, b".mi")
+    mask = os.umask(0o077)
+    if not looks: os.makedirs(folder, 0o700, exist_ok=True)
+    for path, mine in (base, False), (folder, True):
+        info = os.path.isdir(path) and os.stat(path)
+        if info and (not safe(info) if mine else info.st_mode & 0o1002 == 2):
+            no(77, "%s there belongs to somebody else, or others may write to it" % os.fsdecode(path))
+    path = os.path.join(folder, b"gate." + told)
+    magic = sys.modules["_frozen_importlib_external"].MAGIC_NUMBER
+    cached = b"%s.%s.%d" % (path, sys.implementation.cache_tag.encode(), magic[0] + 256 * magic[1])
+    try:
+        code = marshal.loads(read(cached))
+    except (EOFError, ValueError, TypeError):
+        data = read(path)
+        code = compile(data if is_it(data) else bring(path), path, "exec")
+        keep(cached, marshal.dumps(code))
+    os.umask(mask)
+    names = {"__name__": "far", "__file__": os.fsdecode(path)}
+    exec(code, names)
+    return names["far"]
+base = os.path.expanduser(base if base[:1] in (b"/", b"~") else b"~/" + base)
+if base[:1] != b"/": no(78, "no home directory is known there: give an absolute path as base")
+try:
+    far = load()
+except OSError as error:
+    no(74, "%s: %s" % (os.fsdecode(error.filename or b"?"), error.strerror))
+far(base, told.decode())
+'
+for p in python3 /usr/bin/python3 /usr/libexec/platform-python; do
+    command -v "$p" >/dev/null 2>&1 || continue
+    "$p" -I -S -c "$load" "$3" "$4" "$5" "${LC_CTYPE+=$LC_CTYPE}"
+    case $? in 1|97|126|127) ;; *) exit;; esac
+done
+printf '\nmi_distcomp 2 plain there is no python3 of 3.6 or newer\n'
+exec cat >/dev/null
+"""
+
+
+# ==== connections ====
+# A line is one control connection to a host, whose first session serves the whole calculation; lanes for
+# large things are further sessions, over it or over connections of their own. Nothing of what comes is
+# believed before it was looked at (ANSWER_FIELDS).
+GREETING = b"mi_distcomp 2 "    # our first line there begins so, wherever in a line of the log-in's it stands
+SSH_FAILED = 254  # ssh's exit codes from here on: the host is closed (/etc/nologin), the line broke
+ANSWER_LINE = (1 << 20) + 2    # bytes of a line of an answer
+
+
+class LineLost(Exception):
+    """The connection is gone or never came; it may come back."""
+    code = 69
+
+    def stop(self):
+        """The Stop for it, where nobody waits for it."""
+        return Stop(self.code, str(self))
+
+
+class LineHopeless(LineLost):
+    """A connection that will not come by trying again. code: for the exit."""
+
+    def __init__(self, code, text):
+        LineLost.__init__(self, text)
+        self.code = code
+
+
+class Declined(Exception):
+    """The door there says no to one request. code: refused, state, gone, host, disk, error."""
+
+    def __init__(self, host, told):
+        Exception.__init__(self, "%s: %s" % (host, printable(told.get("why", ""))))
+        self.code = told["no"]
+        self.state = told.get("state", "none")
+
+    def stop(self):
+        """The Stop for it."""
+        if self.code == "disk":
+            return Stop(EX_IOERR, _("%s (is the disk full there?)") % self)
+        codes = {"refused": EX_REFUSED, "error": EX_IOERR, "gone": EX_DATA, "host": EX_UNAVAILABLE,
+                 "config": EX_CONFIG}
+        return Stop(codes.get(self.code, EX_PROTOCOL), str(self))
+
+
+def quoted_word(text):
+    """text (str or bytes) as one single-quoted word that any log-in shell passes on; LOADER and PLAIN turn
+    its \\0ooo back."""
+    data = text if isinstance(text, bytes) else utf8(text)
+    return "'" + re.sub(rb"[^ -~]|['\\!]", lambda m: b"\\0%03o" % ord(m.group()), data).decode("ascii") + "'"
+
+
+def host_command(text, *words):
+    """The one form of everything that is asked of a host: a text for sh, and words. A guard drops the
+    text."""
+    return "exec sh -c 'eval \"$(printf %b \"$1\")\"' mi_distcomp " + " ".join(
+        quoted_word(word) for word in (text,) + words)
+
+
+@functools.lru_cache(maxsize=1)
+def own_file():
+    """(this file's bytes, the first 16 digits of their sum)"""
+    with open(__file__, "rb") as text:
+        data = text.read()
+    return data, hashlib.sha256(data).hexdigest()[:16]
+
+
+def end_login(process):
+    """Ends a log-in that does not come to what was asked for: a shell that took its place ends with its
+    input, by itself; anything else is killed."""
+    try:
+        process.stdin.close()
+        process.wait(1)
+    except (OSError, subprocess.TimeoutExpired):
+        process.kill()
+
+
+def limit_stderr(pid):
+    """What the far side writes on stderr does not fill the disk: no file that this process writes grows
+    beyond STDERR_MOST."""
+    try:
+        import resource
+        resource.prlimit(pid, resource.RLIMIT_FSIZE, (STDERR_MOST, STDERR_MOST))
+    except (ImportError, AttributeError, OSError, ValueError):
+        pass                                           # not on every system
+
+
+def close_pipes(process):
+    """Closes the pipes of a session."""
+    for pipe in (process.stdin, process.stdout):
+        try:
+            pipe.close()
+        except OSError:
+            pass
+
+
+def has_aes():
+    """Has this processor AES instructions?"""
+    try:
+        with open("/proc/cpuinfo") as text:
+            return " aes" in text.read(8192)
+    except OSError:
+        return False
+
+
+def widen_pipe(pipe):
+    """A larger pipe buffer (F_SETPIPE_SZ), where the system allows it."""
+    import fcntl
+    try:
+        fcntl.fcntl(pipe.fileno(), 1031, 1 << 20)
+    except OSError:
+        pass
+
+
+class Session:
+    """One session of the door there: requests and their answers, in the same order; each a line of JSON, with
+    bytes behind it where it says so."""
+
+    def __init__(self, line, process):
+        self.line = line
+        self.process = process
+        self.buffer = memoryview(bytearray(BLOCK))     # through which large things pass
+
+    def reach_door(self):
+        """Skips what the log-in prints, brings this program where it is not there yet: '' at the door, else
+        why there is only the plain way."""
+        noise, brought = 0, False
+        for row in iter(lambda: self.process.stdout.readline(LOGIN_LINE), b""):
+            noise += len(row)
+            if noise > LOGIN_NOISE or brought and GREETING + b"bring" in row:
+                break
+            kind, _blank, rest = row.partition(GREETING)[2].decode("utf-8", "replace").strip().partition(" ")
+            if kind == "door":
+                return ""
+            if kind == "bring":
+                self.send_program(rest == "z")
+                brought = True
+            if kind == "plain":
+                return rest or "?"
+            if kind == "no":
+                code, _blank, why = rest.partition(" ")
+                if code == str(EX_TEMPFAIL):
+                    raise LineLost("%s: %s" % (self.line.host, printable(why)))
+                raise LineHopeless(int(code) if re.match(r"(6[4-9]|7[0-8])\Z", code) else EX_PROTOCOL,
+                            "%s: %s" % (self.line.host, printable(why)))
+        else:
+            self.line.raise_refusal(self.process)
+        self.line.nonsense()
+
+    def send_program(self, packed):
+        """This very file, which the door there is."""
+        import zlib
+        data = zlib.compress(own_file()[0], 9) if packed else own_file()[0]
+        log("info" if self.line.run else "debug", self.line.run, "2 bring", host=self.line.host,
+            bytes=len(data))
+        self.write(b"%d\n" % len(data), data)
+        self.flush()
+
+    def hello(self, lane, check=False):
+        """What there is there."""
+        more = {"check": True} if check else {}
+        return self.ask("hello", v=2, run=self.line.run, lane=lane, turn=self.line.turn, **more).answer(
+            "state", "door", "host", "boot", "free")
+
+    def send(self, do, words=(), data=(), **more):
+        """One request; data: the bytes behind it, in parts. LineLost."""
+        self.write(json.dumps(dict(words, do=do, **more)).encode("ascii") + b"\n", *data)
+
+    def write(self, *parts):
+        try:
+            for part in parts:
+                self.process.stdin.write(part)
+        except OSError:                                # no broken pipe of stdout
+            self.line.raise_broken(self.process)
+
+    def flush(self):
+        try:
+            self.process.stdin.flush()
+        except OSError:
+            self.line.raise_broken(self.process)
+
+    def ask(self, do, words=(), **more):
+        """One request, on its way; the session, for its answer."""
+        self.send(do, words, **more)
+        return self
+
+    def answer(self, *needed):
+        """The next answer: a dict with these words. Declined; LineLost; 76 if it is not as it should be."""
+        self.flush()
+        row = self.process.stdout.readline(ANSWER_LINE)
+        if not row.endswith(b"\n"):
+            self.line.nonsense() if len(row) >= ANSWER_LINE else self.line.raise_broken(self.process)
+        try:
+            told = json.loads(row.decode("ascii"))
+        except (ValueError, RecursionError):
+            told = None
+        if (type(told) is not dict
+                or not all(kind(told[name]) for name, kind in ANSWER_FIELDS.items() if name in told)):
+            self.line.nonsense()
+        if "no" in told:
+            raise Declined(self.line.host, told)
+        if not set(needed) <= set(told):
+            self.line.nonsense()
+        return told
+
+    def read_parts(self, count):
+        """The bytes behind an answer, some at a time: a view that is good until the next ones are asked
+        for."""
+        while count:
+            data = self.buffer[:count]
+            if self.process.stdout.readinto(data) != len(data):
+                self.line.raise_broken(self.process)
+            count -= len(data)
+            yield data
+
+    def read_exactly(self, count):
+        """All of them."""
+        data = self.process.stdout.read(count)
+        if len(data) != count:
+            self.line.raise_broken(self.process)
+        return data
+
+    def close(self):
+        """Ends it."""
+        self.process.kill()
+        self.line.end_session(self.process)
+
+
+def spend_connection(address, most):
+    """Waits until one more connection to this place fits into the budget (`most` in CONNECT_SPAN seconds,
+    over all runners of this user; 0: no budget). Sites ban hosts that connect too often."""
+    import fcntl
+    if not most:
+        return
+    name = hashlib.sha256(utf8(address)).hexdigest()[:16]
+    with open(os.path.join(state_folder(), b"connects." + name.encode()), "a+b") as book:
+        fcntl.flock(book, fcntl.LOCK_EX)
+        while True:
+            book.seek(0)
+            now = time.time()
+            # others are broken
+            rows = [float(row)
+                    for row in book.read(1 << 20).split() if re.match(rb"[0-9]{1,12}\.[0-9]{3}\Z", row)]
+            times = [row for row in rows if now - CONNECT_SPAN < row <= now]
+            if len(times) < most:
+                break
+            log("info", None, "wait", place=address, why="connection budget",
+                seconds="%.0f" % (times[0] + CONNECT_SPAN - now))
+            time.sleep(max(0.1, times[0] + CONNECT_SPAN - now))
+        book.seek(0)
+        book.truncate()
+        book.write(b"".join(b"%.3f\n" % one for one in times + [now]))
+
+
+class Line:
+    """One control connection to a host, and the sessions over it or beside it."""
+
+    def __init__(self, host, settings):
+        if not host or host.startswith("-") or has_control_chars(host) or " " in host:
+            raise Stop(EX_USAGE, _("%s: not a host") % printable(host))
+        self.host = host
+        self.settings = settings
+        self.turn = os.urandom(8).hex()
+        self.folder = self.process = self.session = self.options = self.run = None
+        self.plain = ""                                # why there is no door there
+        self.door = "plain"
+        self.told = {}                                 # what the door there said to hello
+        self.round_trip = 0.0
+
+    def ssh_config(self):
+        """What ~/.ssh/config says about the host ({key: value}); empty if this ssh cannot tell."""
+        words = ["ssh"] + self.settings.ssh_options + ["-G", "--", self.host]
+        done = subprocess.run([utf8(word) for word in words], stdin=subprocess.DEVNULL,
+                              stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        pairs = [row.split(" ", 1)
+                 for row in done.stdout.decode("utf-8", "replace").splitlines() if " " in row]
+        return {key: value for key, value in pairs}
+
+    def choose_options(self):
+        """The options of every connection. ~/.ssh/config decides; here is only what must be so, and AES-GCM
+        first where it is allowed."""
+        told, alive = self.ssh_config(), max(1, int(self.settings.alive / 3))
+        options = ["BatchMode=yes", "ConnectTimeout=%d" % max(1, self.settings.connect),
+                   "ServerAliveInterval=%d" % alive, "ServerAliveCountMax=3", "Compression=no",
+                   "ForwardAgent=no", "ForwardX11=no", "ClearAllForwardings=yes", "PermitLocalCommand=no",
+                   "ControlPersist=no", "EscapeChar=none", "LogLevel=ERROR", "RequestTTY=no",
+                   "RemoteCommand=none",
+                   "StrictHostKeyChecking="
+                   + ("accept-new" if told.get("stricthostkeychecking") == "accept-new" else "yes")]
+        ciphers = told.get("ciphers", "").split(",")
+        fast = sorted((name for name in ciphers if name.endswith("gcm@openssh.com")),
+                      key=lambda name: "256" in name)
+        if fast and has_aes():
+            options.append("Ciphers=" + ",".join(fast + [name for name in ciphers if name not in fast]))
+        self.options = ["ssh", "-x", "-a", "-T"] + self.settings.ssh_options
+        for option in options:
+            self.options += ["-o", option]
+        self.address = "%s@%s:%s" % (told.get("user", ""), told.get("hostname", self.host),
+                                   told.get("port", ""))
+
+    def start_session(self, asked, own=False):
+        """Starts a session (Popen) that is asked for this: the first one with the control connection, others
+        over it, or (own) over a connection of their own. Its stderr goes into a file (process.said), which
+        why() reads."""
+        control = ["-S", self.control, "-o", "ControlMaster=no"]
+        if own or self.process is None:
+            spend_connection(self.address, self.settings.connects)
+            control = (["-o", "ControlMaster=no", "-o", "ControlPath=none"] if own
+                       else ["-M", "-S", self.control])
+        elif self.process.poll() is not None:      # ssh would log in anew for each session, beyond the budget
+            raise LineLost(_("%s: the connection broke off") % self.host)
+        said = open(os.path.join(self.folder, b"said.%d" % (time.monotonic() * 1e9)), "w+b")
+        process = subprocess.Popen([utf8(word) for word in self.options + control + ["--", self.host, asked]],
+                                   stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=said, bufsize=PIPED,
+                                   start_new_session=True)
+        process.said = said
+        limit_stderr(process.pid)
+        for pipe in (process.stdin, process.stdout):
+            widen_pipe(pipe)
+        return process
+
+    def door_command(self, *more):
+        """What asks for a session of the door there."""
+        return host_command(LOADER, "2", "door", self.settings.base, own_file()[1], *more)
+
+    def open(self, run=None, meanwhile=lambda: None, check=False):
+        """Opens the control connection, and its session for this run (UUID). LineLost if it cannot be had
+        now; Stop if it will never be had like this. meanwhile: called while the log-in takes its time. check:
+        only to look; nothing is kept there."""
+        import tempfile
+        # sun_path is short
+        self.folder = utf8(tempfile.mkdtemp(prefix="mi-", dir="/tmp" if os.path.isdir("/tmp") else None))
+        self.control, self.run = self.folder.decode() + "/c", run
+        if self.options is None:
+            self.choose_options()
+        began, self.process = time.monotonic(), self.start_session(self.door_command(
+            *["look"] if check else []))
+        # a log-in can hang at any point
+        patience = threading.Timer(self.settings.connect * 3, end_login, [self.process])
+        patience.daemon = True
+        self.session = Session(self, self.process)
+        try:
+            meanwhile()
+            patience.start()
+            self.plain = self.session.reach_door()
+            started = time.monotonic()
+            if not self.plain:
+                self.told = self.session.hello("", check)
+                took = self.told.get("took", 0) / 1e6  # there; the rest is the line's
+                self.door, self.round_trip = self.told["door"], max(0, time.monotonic() - started - took)
+        except BaseException:
+            self.close()
+            raise
+        patience.cancel()
+        log("debug", run, "connect", host=self.host, seconds="%.3f" % (time.monotonic() - began),
+            plain=self.plain, program=self.told.get("program", "-"), there=self.told.get("host", "-"),
+            state=self.told.get("state", "-"))
+        return self
+
+    def time_again(self, total):
+        """Before total bytes are moved: a round trip that leaves open whether the host is near, as a busy one
+        answers late, is timed again."""
+        for _turn in range(3):
+            if total > SECOND_SESSION and NEAR <= self.round_trip < 5 * NEAR:
+                began = time.monotonic()
+                self.session.ask("state").answer("state")
+                self.round_trip = min(self.round_trip, time.monotonic() - began)
+
+    def near(self):
+        """Is the host on the same LAN?"""
+        return self.round_trip < NEAR
+
+    def boot_there(self):
+        """This boot of the host there, as one word."""
+        return re.sub(r"\s", "?", "%s.%s" % (self.told.get("host"), self.told.get("boot")))
+
+    def open_lane(self, way, own):
+        """A further session, "put" or "get"."""
+        session = Session(self, self.start_session(self.door_command(), own))
+        if session.reach_door():
+            self.nonsense()
+        session.hello(way)
+        return session
+
+    def list_results(self, inputs):
+        """What may leave of the run (Listing). inputs: also inputs that nobody has touched."""
+        found, at = Listing([], [], Verdicts()), 0
+        while at is not None:
+            told = self.session.ask("results", {"from": at, "inputs": inputs}).answer(
+                "files", "folders", "next")
+            found.files.extend(Entry(None, name, size, mtime, 0o777 if x else 0o666)
+                               for name, size, mtime, x, sum256 in told["files"])
+            found.folders.extend((name[:-1], mtime) for name, mtime in told["folders"])
+            step = len(told["files"]) + len(told["folders"])
+            if (told["next"] is not None and (told["next"] != at + step or not step)
+                    or len(found.files) + len(found.folders) > MOST_FILES):
+                self.nonsense()
+            at = told["next"]
+        found.verdicts.update((code, {"count": one["count"], "names": list(map(printable, one["names"]))})
+                              for code, one in told.get("verdicts", {}).items())
+        return found
+
+    def nonsense(self):
+        """Stop 76: no program of ours answers like this."""
+        raise Stop(EX_PROTOCOL, _("%s: an answer that makes no sense") % self.host)
+
+    def raise_refusal(self, process):
+        """Says why a session never came to our program."""
+        text, ended = self.last_words(process), process.returncode
+        if process is not self.process:
+            raise LineLost("%s: %s" % (self.host, printable(text) or _("the connection broke off")))
+        self.close()
+        if "refused by the guard: an unknown verb" in text:
+            raise LineHopeless(EX_PROTOCOL,
+                        _("%s: its guard is of an older version (protocol 1); this file has to be put there")
+                        % self.host)
+        if 0 <= ended < SSH_FAILED and not any(sign in text for sign, code in FINAL):
+            raise LineHopeless(EX_CONFIG,
+                        _("%s: the log-in there ended with code %d before it came to what was asked for%s;"
+                          " an exit or exec in a file that its shell reads first (.bashrc, .cshrc), or an"
+                          " account without a shell?") % (self.host, ended, printable(text and ": " + text)))
+        for sign, code in FINAL:
+            if sign in text:
+                raise LineHopeless(code, _("%s: %s (try by hand: %s)") % (
+                    self.host, printable(text), " ".join(["ssh"] + self.settings.ssh_options + [self.host])))
+        raise LineLost("%s: %s" % (self.host, printable(text) or _("no answer")))
+
+    def last_words(self, process):
+        """The last words on stderr of a session that has ended (or is ended here)."""
+        try:
+            process.wait(2)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        process.said.seek(0)
+        rows = [row
+                for row in process.said.read(65536).decode("utf-8", "replace").splitlines() if row.strip()]
+        return " / ".join(row.strip() for row in rows[-3:])[:500]
+
+    def raise_broken(self, process):
+        """A session ended too early: a guard that stopped (broken ini, bug) is final, anything else is a lost
+        line."""
+        text = self.last_words(process)
+        if PROGRAM + ": " in text:
+            raise Stop(EX_PROTOCOL, _("the guard of %s: %s") % (self.host, printable(text)))
+        raise LineLost("%s: %s" % (self.host, printable(text) or _("the connection broke off")))
+
+    def end_session(self, process):
+        """Closes a session's pipes and waits a moment for it."""
+        close_pipes(process)
+        self.last_words(process)
+        process.said.close()
+
+    def close(self):
+        """Ends the control connection and removes its socket."""
+        if self.process is not None:
+            self.process.terminate()
+            close_pipes(self.process)  # wakes an ssh that was told just before it began to wait
+            try:
+                self.process.wait(1)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+        if self.folder is not None:
+            import shutil
+            shutil.rmtree(self.folder, ignore_errors=True)
+        self.process = self.folder = None
+
+
 # ==== one calculation ====
 # From the order to the results. Each step is noted in the record when it is done; what was lost, or killed,
 # goes on behind the last note.
@@ -4010,25 +4483,6 @@ def run_calculation(host, command, inputs, into=".", settings=None, mode="run", 
         run.record.remove()                            # nothing was done yet
         raise
     return run.carry_out()
-
-
-def drop_left_parts(into, ident):
-    """Removes what a runner that was killed has left there of its parts."""
-    try:
-        if os.path.isdir(os.path.join(into, b".mi-" + utf8(ident))):
-            Target(into, ident).close(True)
-    except OSError as error:                           # all is here: not worth a failure
-        log("warn", ident, "8 fetch", why=error)
-
-
-def target_clock(into, ident):
-    """The time now by the clock of the file system there, in nanoseconds."""
-    target = Target(into, ident)
-    try:
-        fault("target looked at")
-        return target.now()
-    finally:
-        target.close(True)
 
 
 class Runner:
@@ -4366,6 +4820,63 @@ class Runner:
             log("warn", self.ident, "9 clean", host=self.line.host, left=" / ".join(told["left"]))
 
 
+def gather_inputs(inputs, check=True):
+    """Entries of the inputs: [[near path, far name]]; directories with all that is in them, links followed.
+    Stop 66 if one is missing."""
+    entries = []
+    for near, far in inputs:
+        try:
+            add_input(entries, utf8(near), far, ())
+        except OSError as error:
+            if check:
+                raise Stop(EX_NOINPUT, "%s: %s" % (printable(near), error.strerror))
+    return entries
+
+
+def add_input(entries, near, far, above):
+    """One input into entries; above: the real directories that it stands in (a link back to one of them is
+    left out)."""
+    info = os.stat(near)
+    try:
+        check_name(far)
+    except ValueError as error:
+        raise Stop(EX_NOINPUT, str(error))
+    if stat.S_ISREG(info.st_mode):
+        if not os.access(near, os.R_OK):
+            raise Stop(EX_NOINPUT, _("%s: may not be read") % shown(near))
+        entries.append(Entry(near, far, info.st_size, info.st_mtime_ns, info.st_mode & 0o777))
+    elif stat.S_ISDIR(info.st_mode):
+        real, names = os.path.realpath(near), sorted(os.listdir(near))
+        if real in above:
+            return
+        if not names:
+            entries.append(Entry(near, far + "/", 0, info.st_mtime_ns, info.st_mode & 0o777))
+        for name in names:
+            leaf = name.decode("utf-8", "surrogateescape")
+            add_input(entries, os.path.join(near, name), far + "/" + leaf, above + (real,))
+    else:
+        raise Stop(EX_NOINPUT, _("%s: neither file nor directory") % shown(near))
+
+
+def drop_left_parts(into, ident):
+    """Removes what a runner that was killed has left there of its parts."""
+    try:
+        if os.path.isdir(os.path.join(into, b".mi-" + utf8(ident))):
+            Target(into, ident).close(True)
+    except OSError as error:                           # all is here: not worth a failure
+        log("warn", ident, "8 fetch", why=error)
+
+
+def target_clock(into, ident):
+    """The time now by the clock of the file system there, in nanoseconds."""
+    target = Target(into, ident)
+    try:
+        fault("target looked at")
+        return target.now()
+    finally:
+        target.close(True)
+
+
 def final_verdicts(verdicts, stays, got):
     """The verdicts, with those of the getting ({name: code}). Of what changes and has come, bytes of one
     moment are here (got); nobody asked by name for what is missing."""
@@ -4424,469 +4935,219 @@ class Arrivals:
                 and noted[1:] == (entry.size, entry.mtime))
 
 
-# ==== connections ====
-# A line is one control connection to a host, whose first session serves the whole calculation; lanes for
-# large things are further sessions, over it or over connections of their own. Nothing of what comes is
-# believed before it was looked at (ANSWER_FIELDS).
-GREETING = b"mi_distcomp 2 "    # our first line there begins so, wherever in a line of the log-in's it stands
-SSH_FAILED = 254  # ssh's exit codes from here on: the host is closed (/etc/nologin), the line broke
-ANSWER_LINE = (1 << 20) + 2    # bytes of a line of an answer
-class LineLost(Exception):
-    """The connection is gone or never came; it may come back."""
-    code = 69
+# ==== record ====
+# What this side knows of a calculation, on disk: what resume needs.
 
-    def stop(self):
-        """The Stop for it, where nobody waits for it."""
-        return Stop(self.code, str(self))
+# form of a record, and of a run on the far side: 1 is of ssh protocol 1; a newer one is left alone
+ON_DISK = 2
+Settings = collections.namedtuple("Settings",
+                                  "base streams retry connect alive rsync_options ssh_options connects")
+# what an order.json tells, and these steps besides:
+ORDER_KEYS = ("host", "command", "inputs", "into", "mode", "keep", "time", "settings")
+STEP_KEYS = {"starting": ("boot", "offset"), "ended": ("state",), "fetched": ("files", "odd"),
+              "finished": ("code",)}
 
 
-class LineHopeless(LineLost):
-    """A connection that will not come by trying again. code: for the exit."""
-
-    def __init__(self, code, text):
-        LineLost.__init__(self, text)
-        self.code = code
-
-
-class Declined(Exception):
-    """The door there says no to one request. code: refused, state, gone, host, disk, error."""
-
-    def __init__(self, host, told):
-        Exception.__init__(self, "%s: %s" % (host, printable(told.get("why", ""))))
-        self.code = told["no"]
-        self.state = told.get("state", "none")
-
-    def stop(self):
-        """The Stop for it."""
-        if self.code == "disk":
-            return Stop(EX_IOERR, _("%s (is the disk full there?)") % self)
-        codes = {"refused": EX_REFUSED, "error": EX_IOERR, "gone": EX_DATA, "host": EX_UNAVAILABLE,
-                 "config": EX_CONFIG}
-        return Stop(codes.get(self.code, EX_PROTOCOL), str(self))
+def state_folder():
+    """Where this side's records are (bytes), made if need be: the user's state directory."""
+    top = os.environ.get("XDG_STATE_HOME") or os.path.join(os.path.expanduser("~"), ".local", "state")
+    if not os.path.isabs(top):                         # it would be another place wherever this is started
+        raise Stop(EX_CONFIG,
+                   _("no home directory is known here: set HOME, or XDG_STATE_HOME, to an absolute path"))
+    folder = os.path.join(utf8(top), b"mi_distcomp_ssh")
+    os.makedirs(folder, 0o700, exist_ok=True)
+    return folder
 
 
-def quoted_word(text):
-    """text (str or bytes) as one single-quoted word that any log-in shell passes on; LOADER and PLAIN turn
-    its \\0ooo back."""
-    data = text if isinstance(text, bytes) else utf8(text)
-    return "'" + re.sub(rb"[^ -~]|['\\!]", lambda m: b"\\0%03o" % ord(m.group()), data).decode("ascii") + "'"
+class Record:
+    """state_folder()/UUID: order.json, journal (JSON lines, fsynced), pieces (what has arrived). One runner
+    at a time holds its lock."""
 
-
-def host_command(text, *words):
-    """The one form of everything that is asked of a host: a text for sh, and words. A guard drops the
-    text."""
-    return "exec sh -c 'eval \"$(printf %b \"$1\")\"' mi_distcomp " + " ".join(
-        quoted_word(word) for word in (text,) + words)
-
-
-@functools.lru_cache(maxsize=1)
-def own_file():
-    """(this file's bytes, the first 16 digits of their sum)"""
-    with open(__file__, "rb") as text:
-        data = text.read()
-    return data, hashlib.sha256(data).hexdigest()[:16]
-
-
-class Line:
-    """One control connection to a host, and the sessions over it or beside it."""
-
-    def __init__(self, host, settings):
-        if not host or host.startswith("-") or has_control_chars(host) or " " in host:
-            raise Stop(EX_USAGE, _("%s: not a host") % printable(host))
-        self.host = host
-        self.settings = settings
-        self.turn = os.urandom(8).hex()
-        self.folder = self.process = self.session = self.options = self.run = None
-        self.plain = ""                                # why there is no door there
-        self.door = "plain"
-        self.told = {}                                 # what the door there said to hello
-        self.round_trip = 0.0
-
-    def ssh_config(self):
-        """What ~/.ssh/config says about the host ({key: value}); empty if this ssh cannot tell."""
-        words = ["ssh"] + self.settings.ssh_options + ["-G", "--", self.host]
-        done = subprocess.run([utf8(word) for word in words], stdin=subprocess.DEVNULL,
-                              stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-        pairs = [row.split(" ", 1)
-                 for row in done.stdout.decode("utf-8", "replace").splitlines() if " " in row]
-        return {key: value for key, value in pairs}
-
-    def choose_options(self):
-        """The options of every connection. ~/.ssh/config decides; here is only what must be so, and AES-GCM
-        first where it is allowed."""
-        told, alive = self.ssh_config(), max(1, int(self.settings.alive / 3))
-        options = ["BatchMode=yes", "ConnectTimeout=%d" % max(1, self.settings.connect),
-                   "ServerAliveInterval=%d" % alive, "ServerAliveCountMax=3", "Compression=no",
-                   "ForwardAgent=no", "ForwardX11=no", "ClearAllForwardings=yes", "PermitLocalCommand=no",
-                   "ControlPersist=no", "EscapeChar=none", "LogLevel=ERROR", "RequestTTY=no",
-                   "RemoteCommand=none",
-                   "StrictHostKeyChecking="
-                   + ("accept-new" if told.get("stricthostkeychecking") == "accept-new" else "yes")]
-        ciphers = told.get("ciphers", "").split(",")
-        fast = sorted((name for name in ciphers if name.endswith("gcm@openssh.com")),
-                      key=lambda name: "256" in name)
-        if fast and has_aes():
-            options.append("Ciphers=" + ",".join(fast + [name for name in ciphers if name not in fast]))
-        self.options = ["ssh", "-x", "-a", "-T"] + self.settings.ssh_options
-        for option in options:
-            self.options += ["-o", option]
-        self.address = "%s@%s:%s" % (told.get("user", ""), told.get("hostname", self.host),
-                                   told.get("port", ""))
-
-    def start_session(self, asked, own=False):
-        """Starts a session (Popen) that is asked for this: the first one with the control connection, others
-        over it, or (own) over a connection of their own. Its stderr goes into a file (process.said), which
-        why() reads."""
-        control = ["-S", self.control, "-o", "ControlMaster=no"]
-        if own or self.process is None:
-            spend_connection(self.address, self.settings.connects)
-            control = (["-o", "ControlMaster=no", "-o", "ControlPath=none"] if own
-                       else ["-M", "-S", self.control])
-        elif self.process.poll() is not None:      # ssh would log in anew for each session, beyond the budget
-            raise LineLost(_("%s: the connection broke off") % self.host)
-        said = open(os.path.join(self.folder, b"said.%d" % (time.monotonic() * 1e9)), "w+b")
-        process = subprocess.Popen([utf8(word) for word in self.options + control + ["--", self.host, asked]],
-                                   stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=said, bufsize=PIPED,
-                                   start_new_session=True)
-        process.said = said
-        limit_stderr(process.pid)
-        for pipe in (process.stdin, process.stdout):
-            widen_pipe(pipe)
-        return process
-
-    def door_command(self, *more):
-        """What asks for a session of the door there."""
-        return host_command(LOADER, "2", "door", self.settings.base, own_file()[1], *more)
-
-    def open(self, run=None, meanwhile=lambda: None, check=False):
-        """Opens the control connection, and its session for this run (UUID). LineLost if it cannot be had
-        now; Stop if it will never be had like this. meanwhile: called while the log-in takes its time. check:
-        only to look; nothing is kept there."""
-        import tempfile
-        # sun_path is short
-        self.folder = utf8(tempfile.mkdtemp(prefix="mi-", dir="/tmp" if os.path.isdir("/tmp") else None))
-        self.control, self.run = self.folder.decode() + "/c", run
-        if self.options is None:
-            self.choose_options()
-        began, self.process = time.monotonic(), self.start_session(self.door_command(
-            *["look"] if check else []))
-        # a log-in can hang at any point
-        patience = threading.Timer(self.settings.connect * 3, end_login, [self.process])
-        patience.daemon = True
-        self.session = Session(self, self.process)
-        try:
-            meanwhile()
-            patience.start()
-            self.plain = self.session.reach_door()
-            started = time.monotonic()
-            if not self.plain:
-                self.told = self.session.hello("", check)
-                took = self.told.get("took", 0) / 1e6  # there; the rest is the line's
-                self.door, self.round_trip = self.told["door"], max(0, time.monotonic() - started - took)
-        except BaseException:
-            self.close()
-            raise
-        patience.cancel()
-        log("debug", run, "connect", host=self.host, seconds="%.3f" % (time.monotonic() - began),
-            plain=self.plain, program=self.told.get("program", "-"), there=self.told.get("host", "-"),
-            state=self.told.get("state", "-"))
-        return self
-
-    def time_again(self, total):
-        """Before total bytes are moved: a round trip that leaves open whether the host is near, as a busy one
-        answers late, is timed again."""
-        for _turn in range(3):
-            if total > SECOND_SESSION and NEAR <= self.round_trip < 5 * NEAR:
-                began = time.monotonic()
-                self.session.ask("state").answer("state")
-                self.round_trip = min(self.round_trip, time.monotonic() - began)
-
-    def near(self):
-        """Is the host on the same LAN?"""
-        return self.round_trip < NEAR
-
-    def boot_there(self):
-        """This boot of the host there, as one word."""
-        return re.sub(r"\s", "?", "%s.%s" % (self.told.get("host"), self.told.get("boot")))
-
-    def open_lane(self, way, own):
-        """A further session, "put" or "get"."""
-        session = Session(self, self.start_session(self.door_command(), own))
-        if session.reach_door():
-            self.nonsense()
-        session.hello(way)
-        return session
-
-    def list_results(self, inputs):
-        """What may leave of the run (Listing). inputs: also inputs that nobody has touched."""
-        found, at = Listing([], [], Verdicts()), 0
-        while at is not None:
-            told = self.session.ask("results", {"from": at, "inputs": inputs}).answer(
-                "files", "folders", "next")
-            found.files.extend(Entry(None, name, size, mtime, 0o777 if x else 0o666)
-                               for name, size, mtime, x, sum256 in told["files"])
-            found.folders.extend((name[:-1], mtime) for name, mtime in told["folders"])
-            step = len(told["files"]) + len(told["folders"])
-            if (told["next"] is not None and (told["next"] != at + step or not step)
-                    or len(found.files) + len(found.folders) > MOST_FILES):
-                self.nonsense()
-            at = told["next"]
-        found.verdicts.update((code, {"count": one["count"], "names": list(map(printable, one["names"]))})
-                              for code, one in told.get("verdicts", {}).items())
-        return found
-
-    def nonsense(self):
-        """Stop 76: no program of ours answers like this."""
-        raise Stop(EX_PROTOCOL, _("%s: an answer that makes no sense") % self.host)
-
-    def raise_refusal(self, process):
-        """Says why a session never came to our program."""
-        text, ended = self.last_words(process), process.returncode
-        if process is not self.process:
-            raise LineLost("%s: %s" % (self.host, printable(text) or _("the connection broke off")))
-        self.close()
-        if "refused by the guard: an unknown verb" in text:
-            raise LineHopeless(EX_PROTOCOL,
-                        _("%s: its guard is of an older version (protocol 1); this file has to be put there")
-                        % self.host)
-        if 0 <= ended < SSH_FAILED and not any(sign in text for sign, code in FINAL):
-            raise LineHopeless(EX_CONFIG,
-                        _("%s: the log-in there ended with code %d before it came to what was asked for%s;"
-                          " an exit or exec in a file that its shell reads first (.bashrc, .cshrc), or an"
-                          " account without a shell?") % (self.host, ended, printable(text and ": " + text)))
-        for sign, code in FINAL:
-            if sign in text:
-                raise LineHopeless(code, _("%s: %s (try by hand: %s)") % (
-                    self.host, printable(text), " ".join(["ssh"] + self.settings.ssh_options + [self.host])))
-        raise LineLost("%s: %s" % (self.host, printable(text) or _("no answer")))
-
-    def last_words(self, process):
-        """The last words on stderr of a session that has ended (or is ended here)."""
-        try:
-            process.wait(2)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-        process.said.seek(0)
-        rows = [row
-                for row in process.said.read(65536).decode("utf-8", "replace").splitlines() if row.strip()]
-        return " / ".join(row.strip() for row in rows[-3:])[:500]
-
-    def raise_broken(self, process):
-        """A session ended too early: a guard that stopped (broken ini, bug) is final, anything else is a lost
-        line."""
-        text = self.last_words(process)
-        if PROGRAM + ": " in text:
-            raise Stop(EX_PROTOCOL, _("the guard of %s: %s") % (self.host, printable(text)))
-        raise LineLost("%s: %s" % (self.host, printable(text) or _("the connection broke off")))
-
-    def end_session(self, process):
-        """Closes a session's pipes and waits a moment for it."""
-        close_pipes(process)
-        self.last_words(process)
-        process.said.close()
-
-    def close(self):
-        """Ends the control connection and removes its socket."""
-        if self.process is not None:
-            self.process.terminate()
-            close_pipes(self.process)  # wakes an ssh that was told just before it began to wait
+    def __init__(self, ident, order=None, lock=True):
+        import fcntl
+        if not re.match(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\Z", ident):
+            begun = re.match("[0-9a-f-]{8,36}\\Z", ident)  # of none that there is (see whole_id)
+            raise Stop(EX_USAGE,
+                       (_("%s: no such calculation here (see: list)") if begun
+                        else _("%s: not a UUID (see: list; its first eight characters do)"))
+                       % printable(ident))
+        self.ident = ident
+        self.folder = os.path.join(state_folder(), ident.encode())
+        if order is not None:
+            os.mkdir(self.folder + b".new", 0o700)
+            write_synced(os.path.join(self.folder + b".new", b"order.json"), json.dumps(order).encode())
+            os.rename(self.folder + b".new", self.folder)
+            sync_path(state_folder())
+        self.order = self.read_order()
+        if lock:
+            self.lock = open(os.path.join(self.folder, b"order.json"), "r+")
             try:
-                self.process.wait(1)
-            except subprocess.TimeoutExpired:
-                self.process.kill()
-                self.process.wait()
-        if self.folder is not None:
-            import shutil
-            shutil.rmtree(self.folder, ignore_errors=True)
-        self.process = self.folder = None
+                fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                # other errors: a file system without locks. What else protects: the far side starts once
+                if error.errno in (errno.EAGAIN, errno.EACCES):
+                    raise Stop(EX_TEMPFAIL, _("%s: another runner is at work on it") % ident)
+                log("warn", ident, "record", folder=shown(self.folder),
+                    why="this file system knows no locks: start no second runner for it")
+        self.journal = None
+        self.pieces = None
+        self.have = {}
+        self.sums = {}                               # {(far, offset, size): sum} of the pieces that have come
+        self.steps = self.read_steps()
 
-
-class Session:
-    """One session of the door there: requests and their answers, in the same order; each a line of JSON, with
-    bytes behind it where it says so."""
-
-    def __init__(self, line, process):
-        self.line = line
-        self.process = process
-        self.buffer = memoryview(bytearray(BLOCK))     # through which large things pass
-
-    def reach_door(self):
-        """Skips what the log-in prints, brings this program where it is not there yet: '' at the door, else
-        why there is only the plain way."""
-        noise, brought = 0, False
-        for row in iter(lambda: self.process.stdout.readline(LOGIN_LINE), b""):
-            noise += len(row)
-            if noise > LOGIN_NOISE or brought and GREETING + b"bring" in row:
-                break
-            kind, _blank, rest = row.partition(GREETING)[2].decode("utf-8", "replace").strip().partition(" ")
-            if kind == "door":
-                return ""
-            if kind == "bring":
-                self.send_program(rest == "z")
-                brought = True
-            if kind == "plain":
-                return rest or "?"
-            if kind == "no":
-                code, _blank, why = rest.partition(" ")
-                if code == str(EX_TEMPFAIL):
-                    raise LineLost("%s: %s" % (self.line.host, printable(why)))
-                raise LineHopeless(int(code) if re.match(r"(6[4-9]|7[0-8])\Z", code) else EX_PROTOCOL,
-                            "%s: %s" % (self.line.host, printable(why)))
-        else:
-            self.line.raise_refusal(self.process)
-        self.line.nonsense()
-
-    def send_program(self, packed):
-        """This very file, which the door there is."""
-        import zlib
-        data = zlib.compress(own_file()[0], 9) if packed else own_file()[0]
-        log("info" if self.line.run else "debug", self.line.run, "2 bring", host=self.line.host,
-            bytes=len(data))
-        self.write(b"%d\n" % len(data), data)
-        self.flush()
-
-    def hello(self, lane, check=False):
-        """What there is there."""
-        more = {"check": True} if check else {}
-        return self.ask("hello", v=2, run=self.line.run, lane=lane, turn=self.line.turn, **more).answer(
-            "state", "door", "host", "boot", "free")
-
-    def send(self, do, words=(), data=(), **more):
-        """One request; data: the bytes behind it, in parts. LineLost."""
-        self.write(json.dumps(dict(words, do=do, **more)).encode("ascii") + b"\n", *data)
-
-    def write(self, *parts):
+    def read_order(self):
+        """What was ordered. 64 if there is no such calculation, 74 if it cannot be read."""
+        path = os.path.join(self.folder, b"order.json")
         try:
-            for part in parts:
-                self.process.stdin.write(part)
-        except OSError:                                # no broken pipe of stdout
-            self.line.raise_broken(self.process)
+            with open(path, "rb") as text:
+                order = json.loads(text.read().decode("utf-8"))
+            if order.get("v", 1) > ON_DISK:
+                raise Stop(EX_CONFIG,
+                           _("%s: was written by a newer version of this program") % shown(self.folder))
+            if (set(ORDER_KEYS) <= set(order) and set(Settings._fields) <= set(order["settings"])
+                    and len(order["settings"]["retry"]) == 2):
+                return order
+            why = _("it is broken")
+        except FileNotFoundError:
+            raise Stop(EX_USAGE, _("%s: no such calculation here (see: list)") % self.ident)
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+            why = _("it is broken")
+        except OSError as error:
+            why = error.strerror
+        raise Stop(EX_IOERR,
+                   _("%s: its record cannot be read (%s: %s); remove the directory when it is not needed any"
+                     " more") % (self.ident, shown(path), why))
 
-    def flush(self):
+    def read_steps(self):
+        """{step: its last journal entry}; a torn line is ignored."""
+        steps, rows = {}, []
         try:
-            self.process.stdin.flush()
-        except OSError:
-            self.line.raise_broken(self.process)
-
-    def ask(self, do, words=(), **more):
-        """One request, on its way; the session, for its answer."""
-        self.send(do, words, **more)
-        return self
-
-    def answer(self, *needed):
-        """The next answer: a dict with these words. Declined; LineLost; 76 if it is not as it should be."""
-        self.flush()
-        row = self.process.stdout.readline(ANSWER_LINE)
-        if not row.endswith(b"\n"):
-            self.line.nonsense() if len(row) >= ANSWER_LINE else self.line.raise_broken(self.process)
-        try:
-            told = json.loads(row.decode("ascii"))
-        except (ValueError, RecursionError):
-            told = None
-        if (type(told) is not dict
-                or not all(kind(told[name]) for name, kind in ANSWER_FIELDS.items() if name in told)):
-            self.line.nonsense()
-        if "no" in told:
-            raise Declined(self.line.host, told)
-        if not set(needed) <= set(told):
-            self.line.nonsense()
-        return told
-
-    def read_parts(self, count):
-        """The bytes behind an answer, some at a time: a view that is good until the next ones are asked
-        for."""
-        while count:
-            data = self.buffer[:count]
-            if self.process.stdout.readinto(data) != len(data):
-                self.line.raise_broken(self.process)
-            count -= len(data)
-            yield data
-
-    def read_exactly(self, count):
-        """All of them."""
-        data = self.process.stdout.read(count)
-        if len(data) != count:
-            self.line.raise_broken(self.process)
-        return data
-
-    def close(self):
-        """Ends it."""
-        self.process.kill()
-        self.line.end_session(self.process)
-
-
-def end_login(process):
-    """Ends a log-in that does not come to what was asked for: a shell that took its place ends with its
-    input, by itself; anything else is killed."""
-    try:
-        process.stdin.close()
-        process.wait(1)
-    except (OSError, subprocess.TimeoutExpired):
-        process.kill()
-
-
-def limit_stderr(pid):
-    """What the far side writes on stderr does not fill the disk: no file that this process writes grows
-    beyond STDERR_MOST."""
-    try:
-        import resource
-        resource.prlimit(pid, resource.RLIMIT_FSIZE, (STDERR_MOST, STDERR_MOST))
-    except (ImportError, AttributeError, OSError, ValueError):
-        pass                                           # not on every system
-
-
-def close_pipes(process):
-    """Closes the pipes of a session."""
-    for pipe in (process.stdin, process.stdout):
-        try:
-            pipe.close()
-        except OSError:
+            with open(os.path.join(self.folder, b"journal"), "rb") as text:
+                rows = [row for row in text if row.strip()]
+        except FileNotFoundError:
             pass
+        for number, row in enumerate(rows, 1):
+            try:
+                entry = json.loads(row.decode("utf-8"))
+                whole = (isinstance(entry["t"], (int, float))
+                         and set(STEP_KEYS.get(entry["step"], ())) <= set(entry))
+            except (ValueError, TypeError, KeyError, RecursionError):
+                whole = False
+            if whole:
+                steps[entry["step"]] = entry
+            elif row.endswith(b"\n") and row[-2:-1] in b"]}" or b"\0" in row:        # not just torn
+                sys.stderr.write(_("%s: %s: line %d of its journal is broken, and left out")
+                                 % (PROGRAM, self.ident, number) + "\n")
+        return steps
+
+    def last_step(self):
+        """The last step's journal entry."""
+        return (max(self.steps.values(), key=lambda one: one["t"]) if self.steps
+                else {"step": "ordered", "t": self.order["time"]})
+
+    def note_step(self, name, **values):
+        """Writes a step into the journal, on disk before this returns."""
+        if self.journal is None:
+            self.journal = open(os.path.join(self.folder, b"journal"), "ab", 0)
+            self.journal.write(b"\n")                  # a line that was torn stays alone
+        entry = dict(values, t=time.time(), step=name)
+        self.journal.write(json.dumps(entry).encode() + b"\n")
+        os.fsync(self.journal.fileno())
+        self.steps[name] = entry
+
+    def count_arrived(self):
+        """How many pieces have arrived."""
+        return sum(len(spans) for spans in self.have.values())
+
+    def begin_phase(self, phase, boots, fresh=False):
+        """What has arrived is from now on noted for this phase ('in', 'out'); older notes count if they are
+        of the same boots, and not fresh."""
+        if self.pieces is not None:
+            self.pieces.close()
+        self.have, boots = {}, utf8(boots)
+        path = os.path.join(self.folder, b"pieces." + phase.encode())
+        try:
+            with open(path, "rb") as text:
+                if text.readline().rstrip(b"\n") == boots and not fresh:
+                    for row in text:
+                        if row.endswith(b"/\n"):
+                            sum256, offset, size, whole, mtime, name = row[:-2].split(b" ", 5)
+                            self.have.setdefault((name.decode(), int(whole), int(mtime)), set()).add(
+                                (int(offset), int(size)))
+                            self.sums[name.decode(), int(offset), int(size)] = sum256.decode()
+        except (FileNotFoundError, ValueError):        # (also the notes of an older program)
+            self.have = {}
+        self.pieces = open(path, "ab" if self.have else "wb")
+        if not self.have:
+            self.pieces.write(boots + b"\n")
+            self.pieces.flush()
+
+    def keep_verified(self, entries):
+        """Results that came in part before: what of them still has the sum that it had then; all else comes
+        anew."""
+        kept = {}
+        for entry in entries:
+            spans = self.have.get(version_of(entry), ())
+            try:
+                with open(os.open(entry.near, os.O_RDONLY | os.O_NOFOLLOW), "rb", 0) as source:
+                    kept[version_of(entry)] = {(offset, size)
+                                            for offset, size in spans
+                                            if size < SMALL
+                                            or sum_of(source, offset, size)
+                                            == self.sums.get((entry.far, offset, size))}
+            except OSError:
+                continue
+        self.have = {which: spans for which, spans in kept.items() if spans}
+
+    def note_inputs(self, entries):
+        """What was sent, for the time when it is to be told from what the command left: as it is now, not as
+        it is then."""
+        rows = [b"%d %d %o %s/\n" % (entry.size, entry.mtime, entry.mode, utf8(entry.far))
+                for entry in entries]
+        write_synced(os.path.join(self.folder, b"inputs"), b"".join(rows))
+
+    def sent_inputs(self):
+        """{far: Entry} of what was sent. (A record of an older program does not tell so; then as it is
+        now.)"""
+        tops = {far: utf8(near) for near, far in self.order["inputs"]}
+        try:
+            found = {}
+            with open(os.path.join(self.folder, b"inputs"), "rb") as text:
+                for row in text:
+                    size, mtime, mode, far = row[:-2].decode().split(" ", 3)
+                    top, slash, rest = far.partition("/")
+                    found[far] = Entry(tops[top] + utf8(slash + rest), far, int(size), int(mtime),
+                                       int(mode, 8))
+            return found
+        except (OSError, ValueError, KeyError):
+            return {entry.far: entry for entry in gather_inputs(self.order["inputs"], check=False)}
+
+    def note_arrived(self, entry, offset, size, sum256=""):
+        """A piece is there, and its sum is right."""
+        if self.pieces is not None:
+            row = (utf8(sum256 or "-"), offset, size, entry.size, entry.mtime, utf8(entry.far))
+            self.pieces.write(b"%s %d %d %d %d %s/\n" % row)
+            if size >= SMALL:
+                self.pieces.flush()
+        self.have.setdefault(version_of(entry), set()).add((offset, size))
+
+    def remove(self):
+        """Removes the record."""
+        import shutil
+        shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def has_aes():
-    """Has this processor AES instructions?"""
-    try:
-        with open("/proc/cpuinfo") as text:
-            return " aes" in text.read(8192)
-    except OSError:
-        return False
-
-
-def widen_pipe(pipe):
-    """A larger pipe buffer (F_SETPIPE_SZ), where the system allows it."""
-    import fcntl
-    try:
-        fcntl.fcntl(pipe.fileno(), 1031, 1 << 20)
-    except OSError:
-        pass
-
-
-def spend_connection(address, most):
-    """Waits until one more connection to this place fits into the budget (`most` in CONNECT_SPAN seconds,
-    over all runners of this user; 0: no budget). Sites ban hosts that connect too often."""
-    import fcntl
-    if not most:
-        return
-    name = hashlib.sha256(utf8(address)).hexdigest()[:16]
-    with open(os.path.join(state_folder(), b"connects." + name.encode()), "a+b") as book:
-        fcntl.flock(book, fcntl.LOCK_EX)
-        while True:
-            book.seek(0)
-            now = time.time()
-            # others are broken
-            rows = [float(row)
-                    for row in book.read(1 << 20).split() if re.match(rb"[0-9]{1,12}\.[0-9]{3}\Z", row)]
-            times = [row for row in rows if now - CONNECT_SPAN < row <= now]
-            if len(times) < most:
-                break
-            log("info", None, "wait", place=address, why="connection budget",
-                seconds="%.0f" % (times[0] + CONNECT_SPAN - now))
-            time.sleep(max(0.1, times[0] + CONNECT_SPAN - now))
-        book.seek(0)
-        book.truncate()
-        book.write(b"".join(b"%.3f\n" % one for one in times + [now]))
+def sum_of(source, offset, size):
+    """The sha256 of a part of an open file, in hex."""
+    digest = hashlib.sha256()
+    source.seek(offset)
+    while size:
+        data = source.read(min(BLOCK, size))
+        if not data:
+            return ""
+        digest.update(data)
+        size -= len(data)
+    return digest.hexdigest()
 
 
 # ==== moving files ====
@@ -4898,44 +5159,6 @@ Entry = collections.namedtuple("Entry", "near far size mtime mode")
 Piece = collections.namedtuple("Piece", "entry offset size")
 # results: [Entry], [(name, mtime)] of empty directories, Verdicts
 Listing = collections.namedtuple("Listing", "files folders verdicts")
-
-
-def gather_inputs(inputs, check=True):
-    """Entries of the inputs: [[near path, far name]]; directories with all that is in them, links followed.
-    Stop 66 if one is missing."""
-    entries = []
-    for near, far in inputs:
-        try:
-            add_input(entries, utf8(near), far, ())
-        except OSError as error:
-            if check:
-                raise Stop(EX_NOINPUT, "%s: %s" % (printable(near), error.strerror))
-    return entries
-
-
-def add_input(entries, near, far, above):
-    """One input into entries; above: the real directories that it stands in (a link back to one of them is
-    left out)."""
-    info = os.stat(near)
-    try:
-        check_name(far)
-    except ValueError as error:
-        raise Stop(EX_NOINPUT, str(error))
-    if stat.S_ISREG(info.st_mode):
-        if not os.access(near, os.R_OK):
-            raise Stop(EX_NOINPUT, _("%s: may not be read") % shown(near))
-        entries.append(Entry(near, far, info.st_size, info.st_mtime_ns, info.st_mode & 0o777))
-    elif stat.S_ISDIR(info.st_mode):
-        real, names = os.path.realpath(near), sorted(os.listdir(near))
-        if real in above:
-            return
-        if not names:
-            entries.append(Entry(near, far + "/", 0, info.st_mtime_ns, info.st_mode & 0o777))
-        for name in names:
-            leaf = name.decode("utf-8", "surrogateescape")
-            add_input(entries, os.path.join(near, name), far + "/" + leaf, above + (real,))
-    else:
-        raise Stop(EX_NOINPUT, _("%s: neither file nor directory") % shown(near))
 
 
 def put_inputs(line, record, entries):
@@ -5606,221 +5829,6 @@ def is_as_sent(path, entry):
         return True
     with open(path, "rb", 0) as came_back, open(entry.near, "rb", 0) as went:
         return sum_of(came_back, 0, entry.size) == sum_of(went, 0, entry.size)
-
-
-# ==== record ====
-# What this side knows of a calculation, on disk: what resume needs.
-
-# form of a record, and of a run on the far side: 1 is of ssh protocol 1; a newer one is left alone
-ON_DISK = 2
-Settings = collections.namedtuple("Settings",
-                                  "base streams retry connect alive rsync_options ssh_options connects")
-# what an order.json tells, and these steps besides:
-ORDER_KEYS = ("host", "command", "inputs", "into", "mode", "keep", "time", "settings")
-STEP_KEYS = {"starting": ("boot", "offset"), "ended": ("state",), "fetched": ("files", "odd"),
-              "finished": ("code",)}
-
-
-class Record:
-    """state_folder()/UUID: order.json, journal (JSON lines, fsynced), pieces (what has arrived). One runner
-    at a time holds its lock."""
-
-    def __init__(self, ident, order=None, lock=True):
-        import fcntl
-        if not re.match(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\Z", ident):
-            begun = re.match("[0-9a-f-]{8,36}\\Z", ident)  # of none that there is (see whole_id)
-            raise Stop(EX_USAGE,
-                       (_("%s: no such calculation here (see: list)") if begun
-                        else _("%s: not a UUID (see: list; its first eight characters do)"))
-                       % printable(ident))
-        self.ident = ident
-        self.folder = os.path.join(state_folder(), ident.encode())
-        if order is not None:
-            os.mkdir(self.folder + b".new", 0o700)
-            write_synced(os.path.join(self.folder + b".new", b"order.json"), json.dumps(order).encode())
-            os.rename(self.folder + b".new", self.folder)
-            sync_path(state_folder())
-        self.order = self.read_order()
-        if lock:
-            self.lock = open(os.path.join(self.folder, b"order.json"), "r+")
-            try:
-                fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                # other errors: a file system without locks. What else protects: the far side starts once
-                if error.errno in (errno.EAGAIN, errno.EACCES):
-                    raise Stop(EX_TEMPFAIL, _("%s: another runner is at work on it") % ident)
-                log("warn", ident, "record", folder=shown(self.folder),
-                    why="this file system knows no locks: start no second runner for it")
-        self.journal = None
-        self.pieces = None
-        self.have = {}
-        self.sums = {}                               # {(far, offset, size): sum} of the pieces that have come
-        self.steps = self.read_steps()
-
-    def read_order(self):
-        """What was ordered. 64 if there is no such calculation, 74 if it cannot be read."""
-        path = os.path.join(self.folder, b"order.json")
-        try:
-            with open(path, "rb") as text:
-                order = json.loads(text.read().decode("utf-8"))
-            if order.get("v", 1) > ON_DISK:
-                raise Stop(EX_CONFIG,
-                           _("%s: was written by a newer version of this program") % shown(self.folder))
-            if (set(ORDER_KEYS) <= set(order) and set(Settings._fields) <= set(order["settings"])
-                    and len(order["settings"]["retry"]) == 2):
-                return order
-            why = _("it is broken")
-        except FileNotFoundError:
-            raise Stop(EX_USAGE, _("%s: no such calculation here (see: list)") % self.ident)
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-            why = _("it is broken")
-        except OSError as error:
-            why = error.strerror
-        raise Stop(EX_IOERR,
-                   _("%s: its record cannot be read (%s: %s); remove the directory when it is not needed any"
-                     " more") % (self.ident, shown(path), why))
-
-    def read_steps(self):
-        """{step: its last journal entry}; a torn line is ignored."""
-        steps, rows = {}, []
-        try:
-            with open(os.path.join(self.folder, b"journal"), "rb") as text:
-                rows = [row for row in text if row.strip()]
-        except FileNotFoundError:
-            pass
-        for number, row in enumerate(rows, 1):
-            try:
-                entry = json.loads(row.decode("utf-8"))
-                whole = (isinstance(entry["t"], (int, float))
-                         and set(STEP_KEYS.get(entry["step"], ())) <= set(entry))
-            except (ValueError, TypeError, KeyError, RecursionError):
-                whole = False
-            if whole:
-                steps[entry["step"]] = entry
-            elif row.endswith(b"\n") and row[-2:-1] in b"]}" or b"\0" in row:        # not just torn
-                sys.stderr.write(_("%s: %s: line %d of its journal is broken, and left out")
-                                 % (PROGRAM, self.ident, number) + "\n")
-        return steps
-
-    def last_step(self):
-        """The last step's journal entry."""
-        return (max(self.steps.values(), key=lambda one: one["t"]) if self.steps
-                else {"step": "ordered", "t": self.order["time"]})
-
-    def note_step(self, name, **values):
-        """Writes a step into the journal, on disk before this returns."""
-        if self.journal is None:
-            self.journal = open(os.path.join(self.folder, b"journal"), "ab", 0)
-            self.journal.write(b"\n")                  # a line that was torn stays alone
-        entry = dict(values, t=time.time(), step=name)
-        self.journal.write(json.dumps(entry).encode() + b"\n")
-        os.fsync(self.journal.fileno())
-        self.steps[name] = entry
-
-    def count_arrived(self):
-        """How many pieces have arrived."""
-        return sum(len(spans) for spans in self.have.values())
-
-    def begin_phase(self, phase, boots, fresh=False):
-        """What has arrived is from now on noted for this phase ('in', 'out'); older notes count if they are
-        of the same boots, and not fresh."""
-        if self.pieces is not None:
-            self.pieces.close()
-        self.have, boots = {}, utf8(boots)
-        path = os.path.join(self.folder, b"pieces." + phase.encode())
-        try:
-            with open(path, "rb") as text:
-                if text.readline().rstrip(b"\n") == boots and not fresh:
-                    for row in text:
-                        if row.endswith(b"/\n"):
-                            sum256, offset, size, whole, mtime, name = row[:-2].split(b" ", 5)
-                            self.have.setdefault((name.decode(), int(whole), int(mtime)), set()).add(
-                                (int(offset), int(size)))
-                            self.sums[name.decode(), int(offset), int(size)] = sum256.decode()
-        except (FileNotFoundError, ValueError):        # (also the notes of an older program)
-            self.have = {}
-        self.pieces = open(path, "ab" if self.have else "wb")
-        if not self.have:
-            self.pieces.write(boots + b"\n")
-            self.pieces.flush()
-
-    def keep_verified(self, entries):
-        """Results that came in part before: what of them still has the sum that it had then; all else comes
-        anew."""
-        kept = {}
-        for entry in entries:
-            spans = self.have.get(version_of(entry), ())
-            try:
-                with open(os.open(entry.near, os.O_RDONLY | os.O_NOFOLLOW), "rb", 0) as source:
-                    kept[version_of(entry)] = {(offset, size)
-                                            for offset, size in spans
-                                            if size < SMALL
-                                            or sum_of(source, offset, size)
-                                            == self.sums.get((entry.far, offset, size))}
-            except OSError:
-                continue
-        self.have = {which: spans for which, spans in kept.items() if spans}
-
-    def note_inputs(self, entries):
-        """What was sent, for the time when it is to be told from what the command left: as it is now, not as
-        it is then."""
-        rows = [b"%d %d %o %s/\n" % (entry.size, entry.mtime, entry.mode, utf8(entry.far))
-                for entry in entries]
-        write_synced(os.path.join(self.folder, b"inputs"), b"".join(rows))
-
-    def sent_inputs(self):
-        """{far: Entry} of what was sent. (A record of an older program does not tell so; then as it is
-        now.)"""
-        tops = {far: utf8(near) for near, far in self.order["inputs"]}
-        try:
-            found = {}
-            with open(os.path.join(self.folder, b"inputs"), "rb") as text:
-                for row in text:
-                    size, mtime, mode, far = row[:-2].decode().split(" ", 3)
-                    top, slash, rest = far.partition("/")
-                    found[far] = Entry(tops[top] + utf8(slash + rest), far, int(size), int(mtime),
-                                       int(mode, 8))
-            return found
-        except (OSError, ValueError, KeyError):
-            return {entry.far: entry for entry in gather_inputs(self.order["inputs"], check=False)}
-
-    def note_arrived(self, entry, offset, size, sum256=""):
-        """A piece is there, and its sum is right."""
-        if self.pieces is not None:
-            row = (utf8(sum256 or "-"), offset, size, entry.size, entry.mtime, utf8(entry.far))
-            self.pieces.write(b"%s %d %d %d %d %s/\n" % row)
-            if size >= SMALL:
-                self.pieces.flush()
-        self.have.setdefault(version_of(entry), set()).add((offset, size))
-
-    def remove(self):
-        """Removes the record."""
-        import shutil
-        shutil.rmtree(self.folder, ignore_errors=True)
-
-
-def sum_of(source, offset, size):
-    """The sha256 of a part of an open file, in hex."""
-    digest = hashlib.sha256()
-    source.seek(offset)
-    while size:
-        data = source.read(min(BLOCK, size))
-        if not data:
-            return ""
-        digest.update(data)
-        size -= len(data)
-    return digest.hexdigest()
-
-
-def state_folder():
-    """Where this side's records are (bytes), made if need be: the user's state directory."""
-    top = os.environ.get("XDG_STATE_HOME") or os.path.join(os.path.expanduser("~"), ".local", "state")
-    if not os.path.isabs(top):                         # it would be another place wherever this is started
-        raise Stop(EX_CONFIG,
-                   _("no home directory is known here: set HOME, or XDG_STATE_HOME, to an absolute path"))
-    folder = os.path.join(utf8(top), b"mi_distcomp_ssh")
-    os.makedirs(folder, 0o700, exist_ok=True)
-    return folder
 
 
 # ==== command line ====
