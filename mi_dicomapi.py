@@ -5411,7 +5411,7 @@ def v1_cancel(call):
                  got=time.time()) or row["state"] == GOT):
             move(call.relay, tx, STEP["finish"], row, finished=time.time())
         tx.db.execute("UPDATE calculations SET hidden = 1 WHERE seq = ?", (row["seq"],))
-        now = tx.db.execute("SELECT state, protocol, user, poller FROM calculations WHERE seq = ?",
+        now = tx.db.execute("SELECT state, protocol, user, poller, attempt FROM calculations WHERE seq = ?",
                             (row["seq"],)).fetchone()
         # its poller is told by the heartbeat
         if now["protocol"] == 2 and now["state"] in (SENDING, SENT, RUNNING):
