@@ -582,7 +582,7 @@ def test_the_first_eight_characters_of_an_id_do_and_an_unknown_one_is_64_in_ever
 
 
 def test_list_tells_who_is_out_of_contact(make_world):
-    world = make_world(tls=False, commands=["hello"], ini="[times]\nlease = 1s\naccept_lease = 1s\n").start()
+    world = make_world(tls=False, commands=["hello"], ini="[times]\nlease = 5s\naccept_lease = 1s\n").start()
     client = world.client()
     accept_id = client.register("hello")
     client.walk(accept_id, client.claim()[1], "calc-start")
@@ -591,7 +591,7 @@ def test_list_tells_who_is_out_of_contact(make_world):
         return run("mi_dicomapi.py", "list", "--ini", world.ini, *words).stdout
 
     assert "running " in listed() and "out of contact" not in listed() and json.loads(listed("--json"))[0]["out_of_contact"] is None
-    wait_until(lambda: "running, out of contact" in listed(), 10)
+    wait_until(lambda: "running, out of contact" in listed(), 20)
     found, = json.loads(listed("--json"))
     assert found["out_of_contact"] >= 0 and found["state"] == "running"
     claim = world.rows("SELECT claim FROM calculations")[0]["claim"]
