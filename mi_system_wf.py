@@ -4053,6 +4053,25 @@ def finding_of_open_files(wanted):
         most, wanted)
 
 
+def start_lean():
+    """For what runs for long: Python keeps the syntax tree of the file that it was started with until it ends
+    (16 MB of this one), of a text that a program compiles it does not. So this process becomes that, once,
+    and gives back what compiling took (glibc keeps it else)."""
+    if "STARTED_LEAN" in globals():
+        try:
+            import ctypes
+            ctypes.CDLL(None).malloc_trim(0)
+        except (ImportError, OSError, AttributeError):
+            pass                                       # another C library
+    elif __name__ == "__main__" and sys.executable:
+        names = {"I": "isolated", "S": "no_site", "E": "ignore_environment", "s": "no_user_site"}
+        text = ("import sys; del sys.argv[0]; __file__ = sys.argv[0]; STARTED_LEAN = True; "
+                "exec(compile(open(__file__, 'rb').read(), __file__, 'exec'))")
+        os.execv(sys.executable, [sys.executable]
+                 + ["-" + letter for letter, name in names.items() if getattr(sys.flags, name)]
+                 + ["-c", text, os.path.abspath(__file__)] + sys.argv[1:])
+
+
 def no_core_dump():
     """A core dump of this process would hold its token. What it starts may raise the limit again (ulimit -S
     -c)."""

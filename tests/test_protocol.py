@@ -104,7 +104,7 @@ def test_the_numbers_are_those_of_the_relay():
     numbers = ["`%s` (%d s" % (name, times[name][1]) for name in ("v1_announce", "accept_lease", "lease")]
     numbers += ["`max_body` (%d MiB)" % (limits["max_body"][1] >> 20), "Head ≤ %d KiB (431)" % (relay.MAX_HEAD >> 10),
                 "JSON bodies ≤ %d MiB" % (relay.MAX_JSON >> 20), "%d MiB of each are kept" % (relay.LIVE_OUTPUT >> 20),
-                "≤ {:,} parts".format(relay.PARTS), "(≤ %d:" % relay.MAX_PATTERNS, "(≤ %d of each are kept)" % relay.NAMED,
+                "≤ {:,} parts".format(relay.PARTS), "(≤ %d:" % relay.MAX_PATTERNS, "(≤ %d of each are kept)" % relay.VERDICT_NAMES,
                 "(numbers, ≤ {:,})".format(relay.LISTED)]
     missing = [number for number in numbers if number not in said]
     assert not missing, missing
