@@ -110,6 +110,20 @@ def test_the_numbers_are_those_of_the_relay():
     assert not missing, missing
 
 
+def test_the_codes_of_explain_are_those_of_the_scripts():
+    rows = {row[0]: row[1].split(", ") for row in table("2.7")}
+    poller, workflow = suite.module("mi_system_remote.py"), suite.module("mi_system_wf.py")
+    codes = [cause.code for cause in relay.CAUSES]
+    assert sum((told for name, told in rows.items() if name.startswith("v2/explain: ")), []) == codes
+    assert rows["poller, besides"] == list(dict.fromkeys(cause.code for cause in poller.CAUSES if cause.code not in codes))
+    kinds = re.search(r"kind is (.*)\.\Z", " ".join(workflow.RelayAway.__doc__.split())).group(1)
+    assert rows["and why it is not reached"] == ["relay-" + kind for kind in re.findall(r"\w+", re.sub(r" \(.*?\)| or\b", "", kinds))]
+    for name, where in (("relay's own word", "mi_dicomapi.py"), ("workflow side, where no relay tells", "mi_system_wf.py")):
+        with open(suite.script(where), encoding="utf-8") as text:
+            source = text.read()
+        assert all('"%s"' % code in source for code in rows[name]), name
+
+
 def test_the_requests_states_and_refusals_of_the_ssh_way_are_those_of_the_doors():
     runner = suite.module("execute_remote_command.py")
     rows = [[verb, "all" if one.states == runner.STATES else ", ".join(one.states), ", ".join(lane or "-" for lane in one.lanes), "; ".join(one.forms)]
