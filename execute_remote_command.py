@@ -11,7 +11,7 @@ shared: gate, shared: watch, the doors of the gate, and the keeper.
                                         [--allow-refused] [--batch SYSTEM]
     execute_remote_command.py resume UUID [--to DIR] | list [HOST] | cancel UUID | clean UUID ... | clean --older 30d
     execute_remote_command.py check [HOST] | check --upgrade      looks at things as they are; what another version left
-    execute_remote_command.py guard [--print-key-line KEYFILE]    external computer, in authorized_keys
+    execute_remote_command.py guard [--key NAME] [--print-key-line KEYFILE]    external computer, in authorized_keys
 
 HOST is a word of ~/.ssh/config, which decides port, user, key, jump host and proxy. CMD is a command line for the shell
 there (with a guard: the word of a [command NAME], and arguments). Everything that CMD leaves in its directory comes back
@@ -23,8 +23,8 @@ not leave there is named; refused: not with --allow-refused), 66 an input is mis
 input/output or disk full, 75 try again later (also after SIGTERM: the command runs on), 76 protocol, 77 refused,
 78 configuration, 130 Ctrl+C.
 
-threads: each lane of a transfer but the first, and Progress; their lock is Transfer's. At the far side there are
-none: one process per session, one keeper per base.
+threads: each lane of a transfer but the first, and Progress; their lock is Transfer's. At the far side a session is a
+process without any; the one keeper of a base watches all runs in one thread, what takes time has others (HANDS a key).
 
 contents (grep -n '^# ====' prints them with their lines):
   shared: alone                 no module is taken from where results arrive

@@ -7038,7 +7038,7 @@ SUBCOMMANDS = {
              "Prints a systemd unit for `serve` with this ini.",
              "unit >mi_dicomapi.service", ""),
     "list": (cmd_list, "",
-             "The calculations that are not finished, with the reason for which they wait.",
+             "The calculations that are not finished (explain: why one waits).",
              "list --all", "--all"),
     "sites": (cmd_sites, "",
               "The sites with their pollers: whether each takes work or why not, when it was heard, what "
@@ -7343,8 +7343,8 @@ JA = {
     "Looks at ini, files, certificate, disk, limits, tokens, and at the running relay: OK, WARN or FAIL,"
     " and what to do.":
         "ini、ファイル、証明書、ディスク、上限、トークン、動作中の中継サーバーを調べ、OK・WARN・FAIL と、するべきことを示します。",
-    "The calculations that are not finished, with the reason for which they wait.":
-        "終わっていない計算の一覧 (待っている理由付き)。",
+    "The calculations that are not finished (explain: why one waits).":
+        "終わっていない計算の一覧 (待つ理由は explain)。",
     "Lets what ended abnormally run once more, before its result was fetched.":
         "異常終了した計算を、結果が受け取られる前に、もう一度実行させます。",
     "When each step of each attempt was made, also of calculations that are removed by now.":

@@ -71,8 +71,8 @@ contents (grep -n '^# ====' prints them with their lines):
 threads: main (Poller.run) waits for signals; ClaimLoop asks for work; Heartbeats renews claims; Presence
 tells how it stands; tick_forever does what is due each second; each calculation has one (Carrier.work), each
 batch system's BatchQueue one while it is asked.
-locks: Poller.slots (slots, claims) is the outermost; Gate.licences may be taken under it. Queue.lock,
-Queue.submitting (one submission at a time), FORK and SAY's are held for a moment, or by one thread alone.
+locks: Poller.slots (slots, claims) is the outermost; Gate.licences may be taken under it. BatchQueue.lock,
+BatchQueue.submitting (one submission at a time), FORK_LOCK and SAY's are held for a moment, or by one thread.
 """
 import sys
 
@@ -5724,7 +5724,7 @@ class RelayAway(Exception):
 
 
 def parse_relay_url(url, port=None):
-    """(https?, host, port, path before BASE) of a relay's URL. http://HOST means https on 50443, as the
+    """(https?, host, port, path before API_PATH) of a relay's URL. http://HOST means https on 50443, as the
     manual prints it; plain http is for http://LOOPBACK:PORT only. 64 for anything that is no URL."""
     from urllib.parse import urlsplit
     try:

@@ -1234,8 +1234,8 @@ def last_line(result, to, code):
 
 
 def why_missing(name, why):
-    """Why a declared result is not here, and what to do: a word of the external computer (DESIGN's verdicts,
-    and what is beside them) as a sentence, the word behind it."""
+    """Why a declared result is not here, and what to do: a word of the external computer (a verdict, or what
+    is beside them) as a sentence, the word behind it."""
     if why in ("not a file", "special"):
         return _("is a directory or no file there; for all that is in a directory declare %s/") % name
     text = {"missing": _("the command has not made it"),
@@ -2620,7 +2620,7 @@ class RelayAway(Exception):
 
 
 def parse_relay_url(url, port=None):
-    """(https?, host, port, path before BASE) of a relay's URL. http://HOST means https on 50443, as the
+    """(https?, host, port, path before API_PATH) of a relay's URL. http://HOST means https on 50443, as the
     manual prints it; plain http is for http://LOOPBACK:PORT only. 64 for anything that is no URL."""
     from urllib.parse import urlsplit
     try:
@@ -4659,7 +4659,7 @@ SUBCOMMANDS = {
                "what is meant.",
                "result d6d9c05a --to results", "--to --out --allow-refused --patience " + TO_RELAY),
     "status": (cmd_status, "ACCEPT_ID...",
-               "One line for each: where it is, how many are before it, why it waits.",
+               "One line for each: where it is, how many are before it (explain: why).",
                "status d6d9c05a", "--patience " + TO_RELAY),
     "explain": (cmd_explain, "ACCEPT_ID...",
                 "Why each is where it is: a sentence, who has to act, what to type, since when, what would "
@@ -4760,8 +4760,8 @@ JA = {
     "Fetches what is there already. On another host, or for somebody else, --out says once more what is"
     " meant.":
         "すでにある結果を受け取ります。ほかの計算機や、ほかの人の計算では、--out で結果をもう一度指定します。",
-    "One line for each: where it is, how many are before it, why it waits.":
-        "一つにつき一行: どこにあるか、前に何件あるか、なぜ待っているか。",
+    "One line for each: where it is, how many are before it (explain: why).":
+        "一つにつき一行: どこにあるか、前に何件あるか (理由は explain)。",
     "Ends calculations; what their commands have written so far comes back.":
         "計算を終わらせます。それまでの出力は戻ります。",
     "Looks at this host and the way to the relay, and changes nothing: OK, WARN or FAIL, and what to do.\n"
