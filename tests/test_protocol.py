@@ -117,7 +117,7 @@ def test_the_codes_of_explain_are_those_of_the_scripts():
     assert sum((told for name, told in rows.items() if name.startswith("v2/explain: ")), []) == codes
     assert rows["poller, besides"] == list(dict.fromkeys(cause.code for cause in poller.CAUSES if cause.code not in codes))
     kinds = re.search(r"kind is (.*)\.\Z", " ".join(workflow.RelayAway.__doc__.split())).group(1)
-    assert rows["and why it is not reached"] == ["relay-" + kind for kind in re.findall(r"\w+", re.sub(r" \(.*?\)| or\b", "", kinds))]
+    assert rows["not reached"] == ["relay-" + kind for kind in re.findall(r"\w+", re.sub(r" \(.*?\)| or\b", "", kinds))]
     for name, where in (("relay's own word", "mi_dicomapi.py"), ("workflow side, where no relay tells", "mi_system_wf.py")):
         with open(suite.script(where), encoding="utf-8") as text:
             source = text.read()
