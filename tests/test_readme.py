@@ -89,7 +89,7 @@ def test_what_decides_what_runs_and_what_leaves_stands_where_the_readme_says():
             if isinstance(node, ast.Call) and starts.match(dotted(node.func)):
                 found[node.lineno] = getattr(top, "name", "")
     elsewhere = {name for line, name in found.items() if not any(first <= line <= last for first, last in spans)}
-    assert len(found) > 5 and elsewhere == {"hide_token"}, elsewhere            # which starts this program anew
+    assert len(found) > 5 and elsewhere == {"hide_token", "start_lean"}, elsewhere         # which start this program anew
 
 
 def tables():
