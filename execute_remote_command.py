@@ -435,6 +435,18 @@ def rule_against_size(rules, length, count, total):
     return "max_files" if count >= rules["max_files"] else ""
 
 
+def rule_against_live(rules, kinds, name, length, others):
+    """'' or the key that keeps a log (its name as a result's) here while the command writes it. kinds: see
+    leaving_kinds(); length: bytes that it has now, as far it may leave; others: bytes of the other logs. What
+    is over a limit now will not leave at the end; what has to be seen as a whole leaves then. (dry_run lets
+    it out then, too.)"""
+    if "logs" not in kinds:
+        return "logs"
+    whole = [key for key in ("deny_content", "deny_sums") if rules[key]]
+    return whole[0] if whole else (rule_against_name(rules, name)
+                                   or rule_against_size(rules, length, 0, others))
+
+
 # Cleaning
 
 def remove_tree(path):
@@ -2398,14 +2410,15 @@ def permit_inputs(place, command):
 
 
 def read_log(place, offset):
-    """The log's next bytes; none while it is not a plain file of its own."""
+    """(the log's next bytes, its size then); none while it is not a plain file of its own."""
     try:
         fd = os.open(os.path.join(place.work, utf8(LOG)), os.O_RDONLY | PLAINLY)
     except OSError:
-        return b""
+        return b"", 0
     try:
         info = os.fstat(fd)
-        return os.pread(fd, BLOCK, offset) if stat.S_ISREG(info.st_mode) and info.st_nlink == 1 else b""
+        own = stat.S_ISREG(info.st_mode) and info.st_nlink == 1
+        return (os.pread(fd, BLOCK, offset), os.fstat(fd).st_size) if own else (b"", 0)
     finally:
         os.close(fd)
 
@@ -2467,6 +2480,7 @@ class Door:
         self.lane = ""                                 # as it was said in hello
         self.turn = None
         self.putting = False                           # since when inputs come, time.monotonic()
+        self.over_limit = False                        # is the live output, which was said?
         self.judged = None                             # the JudgedResults
         self.found = None                              # its Collector
         self.incomplete = False                        # has not all arrived that was asked for?
@@ -2660,15 +2674,18 @@ class Door:
     def do_state(self):
         self.wire.say(self.state())
 
-    def sends_log_live(self):
-        """Does the log leave while the command runs? Not where it is judged as a whole."""
-        rules = self.rules["outbound"]
-        whole = any(rules[key] for key in ("deny_content", "deny_sums", "max_file", "max_total"))
-        return not whole and not rule_against_name(rules, LOG) and "logs" in self.place.let_out()
+    def live_log(self, offset, kinds):
+        """The log's next bytes that may leave while the command runs. kinds: let_out()."""
+        data, size = read_log(self.place, offset)
+        why = data and rule_against_live(self.rules["outbound"], kinds, LOG, size, 0)
+        if why in ("max_file", "max_total") and not self.over_limit:
+            self.over_limit = True                     # said once
+            guard_log(self.rules, "warn", self.place.ident, "no more live output", rule=why, bytes=size)
+        return b"" if why else data
 
     def do_wait(self, offset):
         place, said, pause, looked = self.place, None, 0.002, time.monotonic()
-        live = self.sends_log_live()
+        kinds = place.let_out()
         try:
             alive = os.open(place.path(b"alive"), os.O_RDONLY | os.O_NONBLOCK)
         except OSError:
@@ -2677,7 +2694,7 @@ class Door:
             while True:
                 self.check_rules()
                 state = self.state()
-                data = read_log(place, offset) if live else b""
+                data = self.live_log(offset, kinds)
                 if data:
                     self.wire.say({"log": offset}, data)
                     offset, pause = offset + len(data), 0.02

@@ -446,6 +446,18 @@ def rule_against_size(rules, length, count, total):
     return "max_files" if count >= rules["max_files"] else ""
 
 
+def rule_against_live(rules, kinds, name, length, others):
+    """'' or the key that keeps a log (its name as a result's) here while the command writes it. kinds: see
+    leaving_kinds(); length: bytes that it has now, as far it may leave; others: bytes of the other logs. What
+    is over a limit now will not leave at the end; what has to be seen as a whole leaves then. (dry_run lets
+    it out then, too.)"""
+    if "logs" not in kinds:
+        return "logs"
+    whole = [key for key in ("deny_content", "deny_sums") if rules[key]]
+    return whole[0] if whole else (rule_against_name(rules, name)
+                                   or rule_against_size(rules, length, 0, others))
+
+
 # Cleaning
 
 def remove_tree(path):
@@ -2153,6 +2165,7 @@ class Calculation:
         self.since = time.monotonic()
         self.try_now = threading.Event()               # somebody said resend
         self.why = ""              # what keeps it from being delivered
+        self.over_limit = False    # is its live output, which was said?
         self.carrier_journal = Journal(self.path(b"carrier"), needed=False)
         older = [entry for entry in self.run.journal.entries if entry.get("what") in CARRIED]
         self.journal = older + self.carrier_journal.entries      # there was one journal for both
@@ -2426,8 +2439,8 @@ class Poller:
         self.gate.commands = commands
         self.jobs = self.options.jobs or self.keys["jobs"]
         self.retry = self.options.retry or self.keys["retry"]
-        self.output = self.keys["output"] and not any(
-            self.own_rules[key] for key in ("deny_content", "deny_sums", "dry_run"))
+        self.output = self.keys["output"] and not all(
+            rule_against_live(self.own_rules, {"logs"}, name, 0, 0) for name in LOG_NAMES)
         self.obey_limits(self.relay_limits)
 
     def reload(self):
@@ -3067,23 +3080,31 @@ class Heartbeats:
 
     def output_parts(self, calc, known, most):
         """{"out": [offset, base64], "err": ...} of what a command has written beyond `known` (bytes of each):
-        whole lines, at most `most` bytes. Nothing where [outbound] would have to see the whole of it first,
-        or lets the log not out."""
+        whole lines, at most `most` bytes. Nothing of a log that rule_against_live() keeps here."""
         import base64
-        parts, rules = {}, self.poller.rules
-        if "logs" not in calc.run.leaving_kinds():
-            return parts
-        limit = min([OUTPUT_MOST] + [rules[key] for key in ("max_file", "max_total") if rules[key]])
-        for stream, log_name, file, begin in zip(("out", "err"), LOG_NAMES, (b"stdout", b"stderr"), known):
-            if rule_against_name(rules, log_name) or not os.path.exists(calc.path(file)) or begin >= limit:
-                continue
-            with open(calc.path(file), "rb") as text:
-                text.seek(begin)
-                data = text.read(min(most, limit - begin))
+        parts, kinds, paths = {}, calc.run.leaving_kinds(), (calc.path(b"stdout"), calc.path(b"stderr"))
+        read = [part_of(path, begin, min(most, max(0, OUTPUT_MOST - begin)))
+                for path, begin in zip(paths, known)]
+        sizes = [os.path.getsize(path) if os.path.exists(path) else 0 for path in paths]
+        for stream, name, begin, size, data in zip(("out", "err"), LOG_NAMES, known, sizes, read):
             data = data[:data.rfind(b"\n") + 1] or (data if len(data) == most else b"")
-            if data:
+            why = data and rule_against_live(self.poller.rules, kinds, name, size, sum(sizes) - size)
+            if data and not why:
                 parts[stream] = [begin, base64.b64encode(data).decode("ascii")]
+            elif why in ("max_file", "max_total") and not calc.over_limit:
+                calc.over_limit = True
+                log("warn", calc.accept_id, "6 no more live output", rule=why, bytes=sum(sizes))
         return parts
+
+
+def part_of(path, begin, most):
+    """At most `most` bytes of a file from byte `begin` on; none if it is not there."""
+    try:
+        with open(path, "rb") as text:
+            text.seek(begin)
+            return text.read(most)
+    except FileNotFoundError:
+        return b""
 
 
 class Presence:

@@ -130,6 +130,19 @@ WAYS = {("", "by itself"): "logs names patterns", ("", "stopped"): "logs names",
         ("patterns = no\nafter_stop = all", "stopped"): "logs names", ("logs = no", "by itself"): "names patterns", ("logs = no", "stopped"): "names",
         ("logs = no\nafter_stop = logs", "stopped"): "", ("logs = no\npatterns = no", "by itself"): "names"}
 
+# (the lines of [outbound], or logs of [command NAME], {bytes that stand in stdout, and in stderr: which of them the poller sends while the command
+# runs, and what a guard sends, which has one log with the bytes of both})
+LIVE = [
+    ("", {(9, 9): ("out err", "log"), (9, 0): ("out", "log"), (0, 9): ("err", "log")}),
+    ("max_file = 10", {(10, 0): ("out", "log"), (10, 10): ("out err", ""), (11, 0): ("", ""), (11, 9): ("err", ""), (0, 11): ("", "")}),
+    ("max_total = 10", {(10, 0): ("out", "log"), (5, 5): ("out err", "log"), (5, 6): ("", ""), (11, 0): ("", ""), (0, 11): ("", ""), (10, 1): ("", "")}),
+    ("max_file = 8\nmax_total = 10", {(8, 0): ("out", "log"), (8, 2): ("out err", ""), (8, 3): ("", ""), (9, 1): ("err", ""), (9, 2): ("", "")}),
+    ("deny_content = x", {(1, 1): ("", "")}), ("deny_sums = " + 64 * "a", {(1, 1): ("", "")}), ("deny_content = x\ndry_run = yes", {(1, 1): ("", "")}),
+    ("allow_names = *.dat", {(1, 1): ("", "")}), ("deny_names = *出力.txt *.log", {(1, 1): ("", "")}), ("deny_names = *エラー*", {(1, 1): ("out", "log")}),
+    ("max_file = 4\ndry_run = yes", {(5, 0): ("", "")}), ("max_files = 1", {(1, 0): ("out", "log")}), ("dry_run = yes", {(1, 1): ("out err", "log")}),
+    ("logs = no", {(1, 1): ("", ""), (1, 0): ("", "")}),
+]
+
 
 def test_the_table_is_large_enough():
     assert sum(len(table) for rows in (RUN, OUT, IN) for ini, table in rows) + len(WAYS) >= 150
@@ -265,6 +278,54 @@ def test_what_leaves_of_a_command_that_was_stopped_is_what_its_owner_says(door, 
     assert not wrong, wrong
 
 
+def live(door, folder, ini, sizes, kinds):
+    """Which of its logs, with so many bytes each, a door sends while the command runs; and how often its own log says that no more does."""
+    module, rules, ident, control = settled(door, folder, ini, [])
+    said = []
+    if door == "guard":
+        made = module.Door(dict(rules, key="", **{"ssh guard": {"audit_log": ""}}), None)
+        made.place = module.Place(made.rules, ident)
+        with open(os.path.join(str(folder), ident, module.LOG), "wb") as out:
+            out.write(b"x" * (sum(sizes) - 1) + b"\n")
+        found = [made.live_log(0, kinds) for _turn in range(3)][-1]
+        assert found in (b"", b"x" * (sum(sizes) - 1) + b"\n")
+        with contextlib.suppress(FileNotFoundError), open(os.path.join(str(folder), ".mi", "guard.log")) as text:
+            said = re.findall("no more live output", text.read())
+        return "log" if found else "", len(said)
+    for name, size in zip(("stdout", "stderr", "journal"), sizes + (0,)):
+        with open(os.path.join(control, name), "wb") as out:
+            out.write(b"x" * (size - 1) + b"\n" if size else b"")
+    calc = module.Calculation(rules["base"], ident, {"t": 1, "accept_id": ident, "claim": "c", "attempt": 1, "protocol": 2, "calc-info": {
+        "command": "solve", "parameters": "", "result_files": {}, "result_patterns": []}})
+    calc.run.leaving_kinds = lambda: kinds
+    beats, kept = module.Heartbeats.__new__(module.Heartbeats), module.log
+    beats.poller = type("Poller", (), {"rules": rules["outbound"]})
+    module.log = lambda *words, **values: said.append(words)
+    try:
+        parts = [beats.output_parts(calc, [0, 0], 1 << 20) for _turn in range(3)][-1]
+    finally:
+        module.log = kept
+    return " ".join(parts), len(said)
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_what_leaves_while_the_command_runs_is_what_the_rules_let_leave_at_its_end(door, tmp_path):
+    """Once all that it wrote is over a limit, none of it goes on leaving, and that is said once."""
+    wrong = []
+    for number, (lines, table) in enumerate(LIVE):
+        ini, section = tmp_path / "ini", lines.startswith("logs")
+        ini.write_text("[command it]\nmatch = solve\nargv = /bin/echo\n%s\n[outbound]\n%s\n" % ((lines, "") if section else ("", lines)), encoding="utf-8")
+        module = DOORS[door]
+        kinds = module.leaving_kinds(module.commands_of(str(ini), module.read_ini(str(ini), module.INI_KEYS))["solve"], False)
+        for turn, (sizes, (parts, log)) in enumerate(table.items()):
+            wanted = log if door == "guard" else parts
+            found, said = live(door, tmp_path / ("%d.%d" % (number, turn)), str(ini), sizes, kinds)
+            over = re.search("max_(file|total)", lines) and wanted not in ("out err", "log") and (wanted, sizes[1]) != ("out", 0)
+            if found != wanted or said != bool(over):
+                wrong.append((lines, sizes, "wanted", wanted, "got", found, said))
+    assert not wrong, wrong
+
+
 # both doors as processes
 
 SECRET = """#!/bin/sh
@@ -281,6 +342,7 @@ def scripts(folder):
     """{name: lines of its section}: a command that has an intermediate secret for a while, one that says a secret, and one with rules for names."""
     found = {}
     for name, text, more in (("long", SECRET % os.path.join(folder, "began"), ""), ("loud", "#!/bin/sh\necho Al-7075\necho result >res.txt\n", "logs = no\n"),
+                             ("chatty", "#!/bin/sh\ni=0; while [ $i -lt 999 ]; do echo Al-7075 $i; i=$((i + 1)); done; echo result >res.txt; sleep 2\n", ""),
                              ("strict", "#!/bin/sh\necho result >res.txt\n", "input_names = *.json\npatterns = no\n")):
         path = os.path.join(folder, name + ".sh")
         with open(path, "w") as out:
@@ -292,8 +354,8 @@ def scripts(folder):
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
-    made = suite.World(tmp_path_factory.mktemp("rules"), commands=["long", "loud", "strict"]).start()
-    made.poller(scripts(made.folder), ini="jobs = 4\n")
+    made = suite.World(tmp_path_factory.mktemp("rules"), commands=["long", "loud", "chatty", "strict"]).start()
+    made.poller(scripts(made.folder), ini="jobs = 4\n[outbound]\nmax_file = 8K\n")
     yield made
     made.close()
 
@@ -317,9 +379,11 @@ def test_a_cancel_at_the_right_moment_fetches_no_intermediate_secret(site, tmp_p
     assert found.pop(LOGS[1]).endswith(b"mi_system_remote: cancelled\n") and found == {"res.txt": b"result\n", LOGS[0]: b"told\n"}
 
 
-def test_logs_that_stay_at_home_are_neither_shown_nor_sent(site, tmp_path):
-    done = site.workflow("run", SITE, "loud", "--out", "res.txt", cwd=str(tmp_path))
-    assert done.returncode == 0 and "Al-7075" not in done.stdout + done.stderr and files(tmp_path) == {"res.txt": b"result\n"}
+@pytest.mark.parametrize("command, code, more", [("loud", 0, {}), ("chatty", 65, {LOGS[1]: b""})])
+def test_logs_that_stay_at_home_are_neither_shown_nor_sent(command, code, more, site, tmp_path):
+    """Because of `logs = no`, or of a limit that they are over."""
+    done = site.workflow("run", SITE, command, "--out", "res.txt", cwd=str(tmp_path))
+    assert done.returncode == code and "Al-7075" not in done.stdout + done.stderr and files(tmp_path) == dict(more, **{"res.txt": b"result\n"})
     assert not [name for top, folders, names in os.walk(site.state) for name in names if b"Al-7075" in open(os.path.join(top, name), "rb").read()]
 
 

@@ -483,6 +483,10 @@ def live_log_beside_content_rules(far):
     return b"args" in log_of(far, "work.sh abc")
 
 
+def live_log_over_a_limit(far):
+    return b"args" in log_of(far, "work.sh abc")
+
+
 def too_large_result(far):
     return far.get(far.ended(data=b"x" * 2000), "b") is not None
 
@@ -719,7 +723,9 @@ ATTACKS = [                    # (attack, ini, the check to take out, what to pu
     (denied, "[outbound]\ndeny_sums = %s\n" % hashlib.sha256(b"SECRET-42\n").hexdigest(), "\"deny_sums\" if whole.hex() in", "\"\" if whole.hex() in"),
     (content_by_another_way, CONTENT, "row, data = self.results().read_small(name)", "row, data = UnjudgedResults(self.place).read_small(name)"),
     (content_by_another_way, CONTENT, "self.results().read_piece(*piece), piece[2]", "UnjudgedResults(self.place).read_piece(*piece), piece[2]"),
-    (live_log_beside_content_rules, CONTENT, "        return not whole and not rule_against_name", "        return True or not rule_against_name"),
+    (live_log_beside_content_rules, CONTENT, "    return whole[0] if whole else (rule_against_name", "    return \"\" if whole else (rule_against_name"),
+    (live_log_over_a_limit, "[outbound]\nmax_file = 10\n", "or rule_against_size(rules, length, 0, others))", "or \"\")"),
+    (live_log_over_a_limit, "[outbound]\nmax_total = 10\n", "or rule_against_size(rules, length, 0, others))", "or \"\")"),
     (too_large_result, "[outbound]\nmax_file = 1K\n", "if rules[\"max_file\"] and length > rules[\"max_file\"]:", "if False:"),
     (too_much_in_all, "[outbound]\nmax_total = 1K\n", "if rules[\"max_total\"] and total + length > rules[\"max_total\"]:", "if False:"),
     (too_much_input, "[ssh guard]\nmax_bytes = 10K\n", "            if max(used, end) > most:\n                raise Refusal(", "            if False:\n                raise Refusal("),
