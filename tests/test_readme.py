@@ -137,9 +137,9 @@ def test_every_word_of_a_script_that_the_readme_names_is_one(name):
 
 def test_the_paths_that_a_gateway_lets_through_are_the_relays_calls():
     relay = suite.module("mi_dicomapi.py")
-    told = re.search(r"`/mi-distcomp-api/`:\s+`(add-calcinfo[^`]*)`", README).group(1).split()
+    told, also = (re.search(r"`/mi-distcomp-api/`[^`]*`(add-calcinfo[^`]*)`", part).group(1).split() for part in (ENGLISH, JAPANESE))
     calls = {name.replace("files", "files/") for method, name in relay.ROUTES} | {"version"}
-    assert sorted(told) == sorted({"v2/" if name.startswith("v2/") else name for name in calls})
+    assert sorted(told) == sorted(also) == sorted({"v2/" if name.startswith("v2/") else name for name in calls})
 
 
 def test_the_states_of_the_relay_in_the_readme_are_its_own():
@@ -149,6 +149,18 @@ def test_the_states_of_the_relay_in_the_readme_are_its_own():
     told = {word for row in rows for word in row[3].split(", ")}
     assert told - {"with *out of contact*"} == set(relay.WORDS)
     assert {word for row in rows for word in row[2].split(", ")} - {"completed", "abnormal", "running and on"} == set(relay.WORDS.values())
+    remote, runner = suite.module("mi_system_remote.py"), suite.module("execute_remote_command.py")
+    of_poller = re.search(r"For people: (.*)\.", remote.Calculation.state.__doc__).group(1)
+    assert {word for row in rows for word in row[4].split(", ")} - {"", "(knows nothing of it)"} == set(of_poller.split(", "))
+    assert {word for row in rows for word in row[5].split(", ")} - {""} == set(runner.STATES) - {"none"}
+
+
+def test_what_is_read_again_in_mid_run_is_what_the_scripts_take_so():
+    relay, remote = suite.module("mi_dicomapi.py"), suite.module("mi_system_remote.py")
+    only_then = re.search(r"Only at a start: (.*?)\.\n", ENGLISH, re.S).group(1)
+    at_once = re.search(r"the ini when it changes, and on SIGHUP: (.*?);", ENGLISH, re.S).group(1)
+    assert set(re.findall(r"`(\w+)`", only_then)) == {key for section, key in relay.AT_START}
+    assert set(re.findall(r"`(\w+)`", at_once)) == set(remote.AT_RELOAD)
 
 
 # ---- what is typed there works
