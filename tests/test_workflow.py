@@ -316,7 +316,7 @@ def test_a_missing_result_is_65_and_a_signal_128_and_json_says_all(busy, here):
 
 
 def test_submit_prints_the_id_alone_and_wait_status_and_result_find_it(busy, here):
-    do(here, "sleep 0.5; echo x >a")
+    do(here, "sleep 3; echo x >a")
     made = [busy.workflow("submit", suite.SITE, "hello", "--in", "do", "--out", "a", cwd=str(here)) for n in range(2)]
     ids = [done.stdout.strip() for done in made]
     assert all(re.match("[0-9a-f-]{36}\n$", done.stdout) for done in made)
