@@ -451,6 +451,7 @@ def test_a_command_that_died_without_an_end_is_lost_also_for_who_looks_again_and
     for pid in (wrapper.pid, remote.read_note(control + b"/child").pid):       # the wrapper first: it notes no end
         os.kill(pid, 9)
     wrapper.wait()
+    suite.wait_until(lambda: remote.command_state(control, time.time())[0] != "running")
     monkeypatch.setattr(remote, "ORPHAN_GRACE", 1)
     assert remote.wait_end(control, lambda: True) == ("starting", None)
     states = []                                        # as after a cancel, and for `pre` and `post` after a restart
