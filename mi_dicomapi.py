@@ -2032,6 +2032,13 @@ class Heard:
         self.protocol = protocol
         self.told = told or {}                         # of PRESENCE; and `since` when in this state
 
+    def take(self, told):
+        """What it tells from now on; {}: nothing more (tell = no)."""
+        if any(self.told.get(key) != told.get(key) for key in ("state", "until", "version")):
+            self.kept = 0.0                            # to be put on the disk soon
+        same = self.told and self.told.get("state") == told.get("state")
+        self.told = dict(told, since=self.told["since"] if same else int(self.at)) if told else {}
+
 
 class Pollers:
     """Which pollers there are, when each was heard last, and what it says of itself (fielded ones and those
@@ -2058,12 +2065,8 @@ class Pollers:
             found = group.setdefault(name, Heard(protocol))
         found.at, found.gone, found.key = time.time(), 0.0, call.caller.key
         found.protocol = protocol
-        if told is not None:
-            told = checked_presence(told)
-            if any(found.told.get(key) != told.get(key) for key in ("state", "until", "version")):
-                found.kept = 0.0                       # to be put on the disk soon
-            same = found.told.get("state") == told.get("state")
-            found.told = dict(told, since=found.told["since"] if same and found.told else int(found.at))
+        if told is not None or protocol == 2 and call.name == "calc-request":
+            found.take(checked_presence(told) if told is not None else {})
 
     def miss(self, call):
         """The line of a call that waited is broken: its poller may have ended."""

@@ -79,6 +79,15 @@ def test_a_poller_whose_owner_says_tell_no_tells_nothing_and_is_not_taken_for_de
     assert "presence" not in json.dumps(sites(world)) and sites(world)[0]["state"] in ("untold", "silent")
 
 
+def test_what_a_poller_has_told_holds_no_more_once_its_owner_says_tell_no(world):
+    world.poller({"hold": HOLD % world.folder})
+    stands(world, "open")
+    world.pollers[0].kill()
+    rewrite(world, tell="no")
+    world.pollers.append(suite.Process("mi_system_remote.py", ["poll", "--ini", os.path.join(world.folder, "poller", "poller.ini")], world.folder))
+    assert stands(world, "untold")["version"] is None
+
+
 def test_a_relay_that_was_started_again_knows_its_pollers_still(world):
     world.poller({"hold": HOLD % world.folder})
     stands(world, "open")
