@@ -147,11 +147,15 @@ OUTPUT_QUIET = 8               # seconds until the output of a command that writ
 OUTPUT_MOST = 64 << 20         # bytes of each that go ahead of the results, all in all
 
 # ==== shared: gate ====
-# The only code that lets a command run on this host and a byte leave it; poller and SSH guard are two doors
-# to it. The rules are the owner's: the sections [command NAME] and [outbound] of the ini beside the door.
-# What they do not allow is refused. In this order: the keys of these sections; what a section means; what a
+# What decides which command runs on this host and what leaves of it; poller and SSH guard are two doors to
+# it. The rules are the owner's: the sections [command NAME] and [outbound] of the ini beside the door. What
+# they do not allow is refused. In this order: the keys of these sections; what a section means; what a
 # request may start; what the command sees; what may leave. What is judged comes from others: the words of a
 # request from the wire, names and contents of results from the command.
+# Beside results there leave: the log while it is written (rule_against_live()); where a run is and how it
+# ended, in this program's words and the batch system's, lines of the job's own log only where logs may leave
+# (BatchJob.log_words()); how the poller stands (its key `tell`). Programs are started by the blocks run and
+# batch; what is started here is a fork of this one, which looks for deny_content.
 AFTER_STOP = {                 # what may leave of what was cancelled, ran too long or died of a signal
     "": {"logs", "names"},                             # names: results that were declared by name
     "logs": {"logs"},
@@ -1573,6 +1577,7 @@ class GateRun:
         job = self.job = self.job or self.batch_job(read_batch(self.control)["system"])
         why = (self.last("stopping") or {"why": ""})["why"]
         while True:
+            job.tells_log = "logs" in self.leaving_kinds()
             state, detail = job.current_state()
             if state in ("ended", "lost"):
                 return state, detail, why or (job.why if state == "ended" else "")
@@ -5305,6 +5310,7 @@ class BatchJob:
         self.where = ""                                # for people
         self.node = ""
         self.why = ""                                  # the batch system's words
+        self.tells_log = True                          # may words of the job's own log leave?
 
     def path(self, name):
         return os.path.join(self.control, name)
@@ -5537,9 +5543,9 @@ class BatchJob:
 
     def log_words(self, before=""):
         """What the batch system wrote about an end of its doing into the job's own log, after `before`; '' if
-        nothing."""
-        said = self.queue.table.said
-        rows = [row.strip() for row in tail_of(self.path(b"batch.log")) if re.match(said, row)]
+        nothing, or if none of it may leave."""
+        said, log = self.queue.table.said, tail_of(self.path(b"batch.log")) if self.tells_log else ()
+        rows = [row.strip() for row in log if re.match(said, row)]
         return before + printable("; ".join(rows[-2:]))[:300] if rows else ""
 
     def take_ready(self):

@@ -398,6 +398,23 @@ def test_another_batch_system_ends_a_job_and_says_so(relay, other):
     assert info["status"] == "abnormal" and words in info["reason"] and info["files"][OUT] == b"begun\n", info
 
 
+@pytest.mark.parametrize("other", ["openpbs"], indirect=True)
+@pytest.mark.parametrize("logs, told", [("yes", True), ("no", False)])
+def test_words_of_the_jobs_log_leave_as_the_reason_unless_logs_stay_at_home(relay, other, logs, told):
+    other.sections["command solve"]["logs"] = logs
+    other.script("solve", "exec sleep 600")
+    other.start()
+    accept_id = submit(relay, other.site)
+    until(other.runs, 30)
+    until(lambda: job_of(other, accept_id).get("job"), 30)
+    with open(str(other.control(accept_id) / "batch.log"), "a") as out:
+        out.write(" " * 200 + "\n=>> PBS: job killed: walltime 9 of Al-7075\n")           # (the job's shell writes at its beginning)
+    other.system.delete(other.system.jobs()[0])
+    info = outcome(relay, accept_id, 60)
+    words = "job killed: walltime 9 of Al-7075" if told else "exit status 271"
+    assert info["status"] == "abnormal" and words in info["reason"] and ("Al-7075" in json.dumps(info, default=repr)) == told, info
+
+
 def test_a_poller_killed_after_submitting_elsewhere_finds_the_job_by_its_mark(relay, other):
     other.script("solve", "sleep 1; echo x > out.txt")
     accept_id = submit(relay, other.site)
@@ -409,8 +426,7 @@ def test_a_poller_killed_after_submitting_elsewhere_finds_the_job_by_its_mark(re
 
 @pytest.mark.parametrize("other", ["openpbs", "torque"], indirect=True)
 def test_a_job_of_a_stranger_that_pretends_to_be_ours_changes_no_outcome(relay, other):
-    go = other.folder / "go"
-    other.script("solve", "while [ ! -e %s ]; do sleep 0.1; done; echo x > out.txt" % go)
+    other.script("solve", "sleep 3; echo x > out.txt")
     accept_id = submit(relay, other.site)
     other.start(env={"MI_FAULT": "submitted"}).wait(60)
     with open(other.system.path("strangers"), "w") as out:
@@ -418,7 +434,6 @@ def test_a_job_of_a_stranger_that_pretends_to_be_ours_changes_no_outcome(relay, 
                   "    job_state = R\n    Variable_List = MI_RUN=%s.1\n" % (remote.user_name(), accept_id))
     other.start()
     until(lambda: job_of(other, accept_id).get("job"), 60)
-    go.write_text("")
     assert job_of(other, accept_id)["job"] == "1.pbshost" and outcome(relay, accept_id, 60)["status"] == "completed"
     assert len(other.system.jobs()) == 1 == len(other.runs())
 
