@@ -347,8 +347,9 @@ def shell_words(text):
 
 def permit_command(commands, word, arguments):
     """(command, with the options for its batch system; argv) for a request: the word on the wire and its
-    arguments. Forbidden if no section allows it. Each argument must match the expression of its place as a
-    whole; a place without an expression takes none."""
+    arguments. Forbidden if no section allows it. Each argument that is given must match the expression of its
+    place as a whole; a place without an expression takes none. There may be fewer than there are
+    expressions."""
     command = commands.get(word)
     if command is None:
         raise Forbidden(_("no [command NAME] for %s: it is not in this host's list") % printable(word)[:100])
@@ -1005,9 +1006,10 @@ def scanned_sums(fd, length, rules):
 
 class Collector:
     """What was asked for, judged by the owner's rules: found (Results), folders (Results: empty
-    directories), verdicts, and stays {name: (code, why)} of what was asked for by name. note(name, why):
-    for the owner's log. known: {name: (mark, Result)} of an earlier look, of which the sums are still good:
-    what leaves is compared with them. changing: names that have changed again and again."""
+    directories), verdicts, and kept_by_name {name: (code, why)} of what was asked for by name. note(name,
+    why, aloud): for the owner's log; aloud: as a warning. known: {name: (mark, Result)} of an earlier look,
+    of which the sums are still good: what leaves is compared with them. changing: names that have changed
+    again and again."""
 
     def __init__(self, rules, note, known=(), changing=()):
         self.rules = rules
@@ -1295,7 +1297,7 @@ class GateRun:
     """One run. gate: its Gate, None where it is only looked at; name: RUN, the mark of its processes; ident:
     what log lines name; work, control: its directories, bytes; order: {"command": the word on the wire,
     "parameters": text, "result_files": {name: …}, "result_patterns": [text]}; logs: [(name, directory, file
-    there)] of what the command writes, its errors last; told: {key: value} for log lines."""
+    there)] of what the command writes, its errors last; log_fields: {key: value} for log lines."""
 
     def __init__(self, gate, name, ident, work, control, order, logs, log_fields):
         self.gate = gate

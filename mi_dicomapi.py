@@ -968,15 +968,13 @@ def rerun(call):
     row = calculation_of_caller(call)
     force = bool(call.fields.get("force"))
     reason = printable(call.text("reason", ""))[:200]
-    if row["state"] == ALLOWED and row["attempt"]:     # asked again, or about to be run again anyway
+    if row["state"] == ALLOWED and row["attempt"]:     # the answer was lost, or it is about to be run again
         return {"message": "allowed again"}
     if row["state"] == GOT and row["status"] == "abnormal":
         step = STEP["rerun"]
     elif (row["state"] in STEP["rerun --force"].frm and row["protocol"] != 1 and force and reason
             and row["accept_id"] in call.relay.claims.silent):
         step = STEP["rerun --force"]
-    elif row["state"] == ALLOWED and row["attempt"] and not row["claim"]:
-        return {"message": "allowed again"}            # the answer was lost
     else:
         raise ApiError(409,
                        "rerun is possible from abnormal before finish, or out of contact with force and a"

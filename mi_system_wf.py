@@ -3262,8 +3262,8 @@ class RelayClient:
 
     def manifest_entries(self, target, page, claim=""):
         """Every (number, name, size, sha256) of a manifest whose first page is in page {"files", "next"};
-        checked. An empty directory's name ends with /; they come last. marks: {number: (may its owner execute
-        it?, mtime in nanoseconds or None)}, where a file has any; who stores the file takes them out.
+        checked. An empty directory's name ends with /; they come last. x_and_mtime: {number: (may its owner
+        execute it?, mtime in nanoseconds or None)}, where a file has any; who stores the file takes them out.
         ValueError if the manifest is malformed."""
         number, before, query = 0, None, dict({"claim": claim} if claim else {}, v=2, dirs=1)
         self.x_and_mtime.clear()                             # of a list that was not taken to its end
