@@ -3711,7 +3711,7 @@ class Keeper:
     def look_at(self, name, now):
         """Starts a thread for a run if something is to be done for it. True if it waits for a licence."""
         try:
-            return self.judge(name, now)
+            return self.what_is_due(name, now)
         except Exception as error:                     # whatever it is, the others go on
             self.failed(self.runs[name], error)
             return False
@@ -3722,8 +3722,8 @@ class Keeper:
         run.again, run.over = time.monotonic() + KEEPER_AGAIN, True
         self.gate.end_running(run)
 
-    def judge(self, name, now):
-        """As look_at; any exception."""
+    def what_is_due(self, name, now):
+        """As look_at(), which catches what is raised here."""
         run = self.runs[name]
         cancelled = run.free and not run.last("stopping") and run.told_to_end()
         if run.next > now and not run.waits and not cancelled:
@@ -3731,17 +3731,17 @@ class Keeper:
         if not run.free:
             run = self.runs[name] = self.freed(name, run)
         if not run.free or run.last("ended"):
-            return run.free and self.hand_on(name)
+            return run.free and self.start_hand(name)
         if not run.last("starting"):
             run.waits = bool(run.command["jobs"] and run.note["boot"] == boot_id() and not run.told_to_end())
-            return run.waits or self.hand_on(name)
-        return not self.let_run_on(run, now) and self.hand_on(name)
+            return run.waits or self.start_hand(name)
+        return not self.still_running_in_time(run, now) and self.start_hand(name)
 
-    def let_run_on(self, run, now):
+    def still_running_in_time(self, run, now):
         """Is its command at work, so that it is looked at again later? (A batch system is asked.)"""
         if read_batch(run.control):
             return False
-        self.hear(run)
+        self.watch_fifo(run)
         if not run.goes_on():
             return False
         pause = max(0.25, 0.002 * len(self.runs))
@@ -3769,7 +3769,7 @@ class Keeper:
             self.gate.begin_running(fresh)
         return fresh
 
-    def hear(self, run):
+    def watch_fifo(self, run):
         """Opens the FIFO of its wrapper, once; not of very many: they are looked at now and then."""
         if run.alive is None:
             run.alive = -1
@@ -3784,7 +3784,7 @@ class Keeper:
         """How many threads are at work for a key."""
         return sum(name in self.busy and run.key == key for name, run in self.runs.items())
 
-    def hand_on(self, name):
+    def start_hand(self, name):
         """Gives a run to a thread, unless its key has enough of them: then at the next turn. False."""
         import threading
         run = self.runs[name]
@@ -3815,7 +3815,7 @@ class Keeper:
                 self.admitted[which[name]] = time.monotonic()
                 self.gate.begin_running(run)
                 run.waits = False
-                self.hand_on(name)
+                self.start_hand(name)
             else:
                 run.next = time.monotonic() + 1
 

@@ -300,9 +300,9 @@ def enter(tx, accept_id, user, site, command, now):
 # ==== the calls ====
 Park = collections.namedtuple("Park", "key")          # a call's answer when it waits for an event of this key
 # a call's answer from the spool, see send_spool()
-FileAnswer = collections.namedtuple("Spool", "segments length headers status then moved")
+FileAnswer = collections.namedtuple("FileAnswer", "segments length headers status then moved")
 FileAnswer.__new__.__defaults__ = (None, None)
-PlainAnswer = collections.namedtuple("Bare", "parsed")                  # a call's answer without the envelope
+PlainAnswer = collections.namedtuple("PlainAnswer", "parsed")     # a call's answer without the envelope
 
 
 class ApiError(Exception):
@@ -1585,7 +1585,7 @@ def give_pack(call, row, kind):
 
 # ==== who may ====
 # who a token stands for; sites (): any; key: for counting
-Caller = collections.namedtuple("Who", "user roles sites expires key")
+Caller = collections.namedtuple("Caller", "user roles sites expires key")
 
 
 def token_covers(who, site):
@@ -1678,7 +1678,7 @@ class Access:
             self.tokens, self.tokens_seen = dict(self.read_tokens("revoked IS NULL")), seen
 
     def read_tokens(self, where, *values):
-        """[(hash, Who)] of the tokens for which `where` is true."""
+        """[(hash, Caller)] of the tokens for which `where` is true."""
         found = self.relay.store.read("SELECT number, hash, user, roles, sites, expires FROM tokens WHERE "
                                       + where, *values)
         return [(row["hash"],
@@ -2839,7 +2839,7 @@ class Store:
             os.chmod(utf8(folder), 0o700)
             if lock:
                 self.lock = open(os.path.join(utf8(folder), b"lock"), "a")
-                if is_locked(self.lock):
+                if not take_lock(self.lock):
                     raise Stop(EX_TEMPFAIL, _("%s: another relay is running on this directory") % folder)
         except PermissionError as error:
             raise Stop(EX_CONFIG,
@@ -2849,7 +2849,7 @@ class Store:
         self.path = os.path.join(folder, "state.sqlite3")
         try:
             db = self.connect()
-            self.make_tables(db)
+            self.open_schema(db)
         except sqlite3.DatabaseError as error:
             raise Stop(EX_IOERR, _("%s: %s") % (self.path, error))
         self.writer = db
@@ -2863,7 +2863,7 @@ class Store:
         db.execute("PRAGMA synchronous=FULL")
         return db
 
-    def make_tables(self, db):
+    def open_schema(self, db):
         """Makes the tables in a new database; refuses one of a newer version or on a file system without
         WAL."""
         found = db.execute("PRAGMA user_version").fetchone()[0]
@@ -2890,7 +2890,7 @@ class Store:
         happened since."""
         import shutil
         with open(os.path.join(utf8(self.folder), b"lock"), "a") as lock:
-            if not hasattr(self, "lock") and is_locked(lock):
+            if not hasattr(self, "lock") and not take_lock(lock):
                 raise Stop(EX_TEMPFAIL,
                            _("%s: a relay of an older version runs on it: restart it as this version first")
                            % self.folder)
@@ -3064,13 +3064,13 @@ class WriteRequest:
         return self.db.execute(sql, values).fetchall()
 
 
-def is_locked(lock):
-    """Does another process hold the open lock file?"""
+def take_lock(lock):
+    """Takes the lock of an open file. False if another process holds it; without locks nobody does."""
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return False
+        return True
     except OSError as error:
-        return error.errno in (errno.EAGAIN, errno.EACCES)
+        return error.errno not in (errno.EAGAIN, errno.EACCES)
 
 
 def make_folder(path, until):
@@ -4944,7 +4944,7 @@ def ask_running_relay(store, call, **fields):
     """What the relay that runs on this state_dir answers to an operator's call. 69 if none runs, 77 if it
     refuses, 64 if it knows no such calculation."""
     with open(os.path.join(utf8(store.folder), b"lock"), "a") as lock:
-        runs = is_locked(lock)
+        runs = not take_lock(lock)
     number = store.writer.execute("INSERT INTO orders (call, fields) VALUES (?, ?)",
                                   (call, json.dumps(dict(fields, v=2)))).lastrowid if runs else 0
     until, answer = time.monotonic() + 15, None
