@@ -6849,6 +6849,11 @@ def printable(text):
                   text)
 
 
+def shown(path):
+    """A name or path in bytes, for people."""
+    return printable(path.decode("utf-8", "replace"))
+
+
 def has_control_chars(text):
     """Has text control, direction or surrogate characters? Of most texts Python knows at once that they have
     none: to compile the expression takes milliseconds of every start."""

@@ -2380,11 +2380,6 @@ def small_text(path):
         return ""
 
 
-def shown(path):
-    """A path of bytes as text for people."""
-    return path.decode("utf-8", "replace")
-
-
 def keep_reserve(base):
     """.mi/reserve: room for what has to be noted of a calculation that ends on a full disk, and that it has
     filled itself."""
@@ -7607,6 +7602,11 @@ def printable(text):
         return text
     return re.sub(CONTROL_CHARS, lambda m: ("\\x%02x" if m.group() < "\xff" else "\\u%04x") % ord(m.group()),
                   text)
+
+
+def shown(path):
+    """A name or path in bytes, for people."""
+    return printable(path.decode("utf-8", "replace"))
 
 
 def has_control_chars(text):

@@ -1959,7 +1959,7 @@ def v1_store(files, names, stage, folder):
         except ValueError as error:
             missing[name] = str(error)
         except NotStored as error:                     # the relay has forgotten it: it stays
-            missing[name] = "%s (%s)" % (error, shown_path(os.path.realpath(folder.part_path(number))))
+            missing[name] = "%s (%s)" % (error, shown(os.path.realpath(folder.part_path(number))))
     return stored, {name: why for name, why in missing.items() if name not in LOG_NAMES}
 
 
@@ -2045,8 +2045,8 @@ class Target:
                 if error.errno in (errno.EAGAIN, errno.EACCES):
                     raise Stop(EX_TEMPFAIL,
                                _("%s: another program is putting results of %s there; try again when it has"
-                                 " ended") % (shown_path(self.path), self.ident))
-                log("warn", self.ident, "store", to=shown_path(self.path),
+                                 " ended") % (shown(self.path), self.ident))
+                log("warn", self.ident, "store", to=shown(self.path),
                     why="this file system knows no locks: what is half here is fetched anew")
                 os.unlink(b"lock", dir_fd=opened[0])
                 self.remove_stage_if_empty()
@@ -2303,7 +2303,7 @@ class Target:
         if twin != name and folded_name(twin) == folded_name(name):
             raise NotStored(name,
                             _("this file system takes its name and that of another result for one (%s)")
-                            % shown_path(twin))
+                            % shown(twin))
         if stat.S_ISDIR(info.st_mode):
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         if ((info.st_dev, info.st_ino) in self.stored_here
@@ -2316,7 +2316,7 @@ class Target:
         if self.began is not None and info.st_ctime_ns > self.began:
             if name not in self.always:
                 raise NotStored(name, _("was changed here while the calculation ran, and is left as it is"))
-            log("warn", self.ident, "store", replaced=shown_path(name),
+            log("warn", self.ident, "store", replaced=shown(name),
                 why="another program wrote it here while the calculation ran")
 
     def make_directory(self, name, mtime=None):
@@ -2379,7 +2379,7 @@ class Target:
         fault("settled")
         lost = " ".join(sorted(self.not_kept - {""}))
         if lost:
-            log("warn", self.ident, "store", to=shown_path(self.path),
+            log("warn", self.ident, "store", to=shown(self.path),
                 why="this file system does not keep: " + lost)
         if (done
                 or not os.fstat(self.notes_fd).st_size
@@ -2408,11 +2408,6 @@ class Target:
             os.rmdir(self.stage_name, dir_fd=self.top_fd)
         except OSError:
             pass
-
-
-def shown_path(path):
-    """A path in bytes, for people."""
-    return printable(path.decode("utf-8", "replace"))
 
 
 def in_the_way(error, name):
@@ -4474,6 +4469,11 @@ def printable(text):
         return text
     return re.sub(CONTROL_CHARS, lambda m: ("\\x%02x" if m.group() < "\xff" else "\\u%04x") % ord(m.group()),
                   text)
+
+
+def shown(path):
+    """A name or path in bytes, for people."""
+    return printable(path.decode("utf-8", "replace"))
 
 
 def has_control_chars(text):
