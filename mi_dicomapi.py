@@ -2035,7 +2035,8 @@ class Heard:
         if any(self.told.get(key) != told.get(key) for key in ("state", "until", "version")):
             self.kept = 0.0                            # to be put on the disk soon
         same = self.told and self.told.get("state") == told.get("state")
-        self.told = dict(told, since=self.told["since"] if same else int(self.at)) if told else {}
+        since = self.told["since"] if same else int(self.at)
+        self.told = dict(told, since=since) if told else {}
 
 
 class Pollers:
