@@ -225,6 +225,7 @@ def start_calculation(relay, order, found, console, patience=PATIENCE):
         send_inputs(relay, console.accept_id, files, first.get("known"), console)
     else:                                              # they came along, or were there
         log("info", console.accept_id, "2 allow-wait-calc", files=len(files))
+        console.first_look = first
     console.allowed = True
 
 
@@ -371,8 +372,10 @@ def look_once(relay, accept_id, console, seen, wait):
     left = None if console.deadline is None else max(0.0, console.deadline - begun)
     most = WAIT if left is None else left + 1
     wait = int(min(wait, most, until_told(accept_id, console))) if stamp else 0
-    found = relay.ask("GET", "calc-progress", {"v": 2, "accept_id": accept_id, "wait": wait, "known": stamp},
-                      wait, patience=left)
+    found, console.first_look = console.first_look, None
+    found = found or relay.ask("GET", "calc-progress",
+                               {"v": 2, "accept_id": accept_id, "wait": wait, "known": stamp},
+                               wait, patience=left)
     relay.fatal_kinds, relay.waits_for_token = (), True
     look_at_inputs(found, accept_id, console)
     console.warn(found)
@@ -987,6 +990,7 @@ class Console:
         self.accept_id = ""
         self.order = None
         self.allowed = False                           # may the external computer have it already?
+        self.first_look = None                         # what the registration's answer has told of it
         self.resend_inputs = None                      # function, for a relay that lacks them again
         self.deadline = None                           # --deadline, in time.monotonic()
         self.overdue = False                           # is it over?

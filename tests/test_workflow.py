@@ -315,6 +315,23 @@ def test_a_missing_result_is_65_and_a_signal_128_and_json_says_all(busy, here):
     assert done.returncode == 143 and json.loads(done.stdout)["ended_by"] == "command"
 
 
+def test_what_the_registration_has_told_is_not_asked_again():
+    workflow, told, seen = suite.module("mi_system_wf.py"), [], {}
+
+    class Asked(Exception):
+        """The relay was asked."""
+
+    class Relay:
+        def ask(self, *words, **more):
+            raise Asked()
+
+    console = workflow.Console(told.append)
+    console.first_look = {"progress": "running", "status": "none", "stamp": "7.0", "out_of_contact": None, "what": ""}
+    assert not workflow.look_once(Relay(), "a", console, seen, 5) and seen["a"][0] == "7.0" and told == ["mi_system_wf: running"]
+    with pytest.raises(Asked):
+        workflow.look_once(Relay(), "a", console, seen, 5)
+
+
 def test_submit_prints_the_id_alone_and_wait_status_and_result_find_it(busy, here):
     do(here, "sleep 3; echo x >a")
     made = [busy.workflow("submit", suite.SITE, "hello", "--in", "do", "--out", "a", cwd=str(here)) for n in range(2)]
