@@ -278,7 +278,7 @@ def test_relay_poller_and_workflow_side_do_their_work_with_closed_descriptors(ma
 NOBODY = """import os, pwd, runpy, sys
 def unknown(uid): raise KeyError(uid)
 pwd.getpwuid, sys.argv = unknown, sys.argv[1:]
-runpy.run_path(sys.argv[0], run_name="__main__")"""
+runpy.run_path(sys.argv[0], {"STARTED_LEAN": True}, "__main__")"""
 
 
 @pytest.mark.parametrize("home", [None, "here"], ids=["no passwd entry", "a HOME that is no path"])
