@@ -423,7 +423,7 @@ def test_an_input_that_is_larger_than_the_external_computers_disk_waits_and_ever
     (tmp_path / "big").write_bytes(bytes(30000000))
     accept_id = world.workflow("submit", suite.SITE, "solve", "--in", str(tmp_path / "big"), "--out", "out").stdout.strip()
     told_everywhere(world, accept_id, "its inputs need 30 MB, the external computer's disk has room for 1")
-    assert any(accept_id in line and "more room" in line for line in suite.run("mi_system_remote.py", "list", "--ini", ini).stdout.splitlines())
+    suite.wait_until(lambda: any(accept_id in line and "more room" in line for line in suite.run("mi_system_remote.py", "list", "--ini", ini).stdout.splitlines()))
     bigger(disk, "100m")
     done = world.workflow("wait", accept_id)
     assert done.returncode == 0 and "30000000" in open(os.path.join(world.folder, "wf", "out")).read(), done.stdout
