@@ -2093,21 +2093,27 @@ class Pollers:
     def keep(self, most=600):
         """Puts on the disk what is new, and of each at most once in so many seconds when it was heard;
         forgets those of before keep_history."""
-        due, oldest = [], time.time() - self.relay.conf["times"]["keep_history"]
+        due, over, oldest = [], [], time.time() - self.relay.conf["times"]["keep_history"]
         for (site, user), group in list(self.known.items()):
             for name, found in list(group.items()):
                 if found.at - found.kept > most:
                     due.append((site, user, name, found.protocol, found.at, json.dumps(found.told)))
                     found.kept = found.at
                 if found.at < oldest:
-                    group.pop(name, None)
+                    over.append(((site, user), name))
+        with self.hearing:
+            for key, name in over:
+                group = self.known.get(key, {})
+                group.pop(name, None)
+                if not group:
+                    self.known.pop(key, None)
 
         def work(tx):
             tx.db.executemany("INSERT OR REPLACE INTO pollers (site, user, name, protocol, heard, told)"
                               " VALUES (?, ?, ?, ?, ?, ?)", due)
             tx.db.execute("DELETE FROM pollers WHERE heard < ?", (oldest,))
 
-        if due:
+        if due or over:
             self.relay.store.write(work, "pollers", wait=False)
 
 

@@ -114,3 +114,15 @@ def test_what_comes_from_the_wire_is_bounded_and_printable(world):
     other = world.client(world.issue("bob", "--sites", SITE))
     other.ok("POST", "heartbeat", {"v": 2, "site_id": SITE, "poller": "p", "wait": 0, "calcs": {}, "presence": {"state": "open"}})
     assert len(sites(world)) == relay.POLLERS + 1 and sites(world)[-1]["user"] == "bob"
+
+
+def test_who_was_not_heard_for_keep_history_is_forgotten_here_and_on_the_disk():
+    written = []
+    store = type("Store", (), {"write": staticmethod(lambda work, name, wait: written.append(name))})
+    pollers = relay.Pollers(type("Relay", (), {"store": store, "conf": {"times": {"keep_history": 10.0}}}))
+    now = time.time()
+    pollers.known = {("a", "x"): {"old": relay.Heard(2, now - 20)}, ("b", "x"): {"old": relay.Heard(2, now - 20), "new": relay.Heard(2, now)}}
+    pollers.keep()
+    assert {key: sorted(group) for key, group in pollers.known.items()} == {("b", "x"): ["new"]} and written == ["pollers"]
+    pollers.keep()
+    assert len(written) == 1
