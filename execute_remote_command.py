@@ -514,8 +514,8 @@ def pids_since(first, since):
     began a moment ago (since: its start, ticks since boot): of those that have begun since, inode 0. The
     kernel gives one number after the other, also to threads, so a new thread's is the last of them; and a
     host may have thousands of processes."""
-    made, age = [], time.clock_gettime(7) - since / os.sysconf("SC_CLK_TCK")         # 7: seconds since boot
-    if first and age < MOMENT and hasattr(threading, "get_native_id"):   # Python 3.8
+    made = []
+    if first and seconds_since(since) < MOMENT and hasattr(threading, "get_native_id"):   # Python 3.8
         thread = threading.Thread(target=lambda: made.append(threading.get_native_id()), daemon=True)
         thread.start()
         thread.join()
@@ -1344,8 +1344,8 @@ class GateRun:
         if self.last("ended"):
             return "ended"
         if read_batch(self.control):
-            found = batch_state(os.path.dirname(self.control), self.control)[0]
-            return "lost" if found == "stopped" else found
+            found = batch_command_state(self.control)[0]
+            return {"ready": "queued", "stopped": "lost"}.get(found, found)
         found = command_state(self.control, time.time())[0]
         waits = "starting" if self.last("starting") else "claimed"
         return {"ready": waits, "elsewhere": "running"}.get(found, found)
@@ -1549,8 +1549,7 @@ class GateRun:
         gone = self.wrapper is not None and self.wrapper.poll() is not None
         if gone and command_state(self.control, time.time())[0] == "ready":
             return "could not be started"              # the wrapper was killed before it did anything
-        ticks = os.sysconf("SC_CLK_TCK")               # 7: seconds since boot
-        if child and child.boot == boot_id() and time.clock_gettime(7) - int(child.start) / ticks > limit:
+        if child and child.boot == boot_id() and seconds_since(child.start) > limit:
             return "timeout"
         return "cancelled" if self.told_to_end() else ""
 
@@ -1846,8 +1845,7 @@ def far(base, told):
 
 def far_rules(base):
     """What holds for the door `far`, with this base (bytes): nothing is kept."""
-    rules = {section: {key: row[1] for key, row in INI_KEYS[section].items()}
-             for section in ("ssh guard", "outbound")}
+    rules = {section: default_values(INI_KEYS[section]) for section in ("ssh guard", "outbound")}
     rules["outbound"]["max_files"] = MOST_FILES
     return dict(rules, base=os.path.realpath(base), umask=os.umask(0o077))
 
@@ -1904,10 +1902,10 @@ def guard_log(rules, level, ident, step, **values):
     """One line into the guard's own log, not to who asks."""
     if "commands" not in rules:
         return
-    path = utf8(rules["ssh guard"]["audit_log"]) or os.path.join(rules["top"], b".mi", b"guard.log")
     if rules["key"]:
         values = dict(values, key=rules["key"])
-    out = SAY["log"] = io.open(open_log(path), "w", encoding="utf-8", errors="backslashreplace")
+    out = SAY["log"] = io.open(open_log(keeper_log(rules).path), "w", encoding="utf-8",
+                              errors="backslashreplace")
     log(level, ident, step, client=os.environ.get("SSH_CONNECTION", "-").split(" ")[0], **values)
     SAY["log"] = None
     with contextlib.suppress(OSError):                 # a full disk does not stop the work
@@ -2179,8 +2177,7 @@ class Place:
             if state not in NEW:
                 raise Refusal("state", "inputs for a calculation that is " + state, state=state)
             self.end_lanes(turn)
-            with open("/proc/self/stat", "rb") as text:
-                start = text.read().rpartition(b") ")[2].split()[19].decode()
+            start = stat_of(os.getpid())[4].decode()
             row = "%d %s %s %s %s\n" % (os.getpid(), start, boot_id(), os.uname().nodename, turn)
             write_synced(self.path(b"lane.%d" % os.getpid()), utf8(row))
 
@@ -2380,7 +2377,7 @@ def locked(path):
 
 def default_keys():
     """The keys of a [command NAME], as nobody has written them: those of the door `far`."""
-    return {key: row[1] for key, row in INI_KEYS["command *"].items() if "*" not in key}
+    return default_values(INI_KEYS["command *"])
 
 
 def permitted_command(rules, text):
@@ -2789,7 +2786,7 @@ class Door:
             try:
                 row, data = self.results().read_small(name)
             except (OSError, Stays) as error:
-                row, data = verdict_code(error), b""
+                row, data = stays_for(error).code, b""
             rows.append(row)
             parts.append(data)
             size += len(data)
@@ -2806,7 +2803,7 @@ class Door:
         try:
             data = b"".join(map(bytes, blocks)) if pack else next(blocks, b"")
         except (OSError, Stays) as error:
-            return self.wire.say({"verdict": verdict_code(error)})
+            return self.wire.say({"verdict": stays_for(error).code})
         packed = packed_if_smaller(data) if pack else None
         if packed:
             self.wire.say({"length": length}, packed)
@@ -2828,7 +2825,7 @@ class Door:
             while left:
                 self.wire.say_bytes(bytes(min(left, BLOCK)))
                 left -= min(left, BLOCK)
-            return {"verdict": verdict_code(error)}
+            return {"verdict": stays_for(error).code}
 
     def do_fetched(self, but, more=False):
         self.incomplete = self.incomplete or bool(but) # whether, not which: they may be very many
@@ -3060,10 +3057,8 @@ class JudgedResults:
         if "logs" in self.kinds and LOG not in but:
             try:
                 found.take_log(self.tree, LOG, utf8(LOG))
-            except OSError as error:
+            except (OSError, Stays) as error:
                 found.keep_here(LOG, stays_for(error), False)
-            except Stays as stays:
-                found.keep_here(LOG, stays, False)
         if "patterns" in self.kinds:
             found.take_matching(self.tree, EVERYTHING, but | {LOG})
         else:
@@ -3194,11 +3189,6 @@ class UnjudgedResults(JudgedResults):
                     raise Stays("changing")
                 at, length = at + len(data), length - len(data)
                 yield data
-
-
-def verdict_code(error):
-    """The verdict of an OSError, or of Stays."""
-    return error.code if isinstance(error, Stays) else stays_for(error).code
 
 
 def unpacked(data, length):
@@ -3593,16 +3583,11 @@ class Keeper:
 
     def take_lock(self, fifo):
         """The descriptor of the keeper's lock, held; None if another keeper works."""
-        import fcntl
         fd = os.open(fifo + b".lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         until = time.monotonic() + 10
         while True:
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if try_lock(fd) != LOCK_HELD:              # no locks here: what is done once is safe all the same
                 return fd
-            except OSError as error:
-                if error.errno not in (errno.EAGAIN, errno.EACCES):
-                    return fd                          # no locks here: what is done once is safe all the same
             if wake_keeper(fifo) or time.monotonic() > until:
                 return None
             time.sleep(0.005)                          # it is about to end
@@ -3750,15 +3735,11 @@ class Keeper:
 
     def freed(self, name, run):
         """The run, read anew if no door has it in its hands (any more); else it is looked at soon."""
-        import fcntl
         fresh = None
         with contextlib.suppress(FileNotFoundError), open(run.path(b"lock"), "r+b") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                if error.errno in (errno.EAGAIN, errno.EACCES):
-                    run.next = time.monotonic() + 0.05
-                    return run
+            if try_lock(lock) == LOCK_HELD:
+                run.next = time.monotonic() + 0.05
+                return run
             fresh = self.read_run(name)
         self.gate.end_running(run)
         if fresh is None:                              # it was cleaned away just now
@@ -4806,15 +4787,9 @@ class Runner:
         """Behind how it ended: what is known of the reason."""
         if code > 128 and os.path.exists(os.path.join(self.record.folder, b"cancelled")):
             return _(" (cancelled by hand)")
-        try:
-            with open(os.path.join(utf8(self.order["into"]), utf8(LOG)), "rb") as text:
-                text.seek(-min(4000, os.fstat(text.fileno()).st_size), 2)
-                rest = text.read()
-        except OSError:
-            return ""
-        full = [word
-                for word in (b"No space left on device", b"Disk quota exceeded") if code and word in rest]
-        return " (%s: %s)" % (LOG, full[0].decode()) if full else ""
+        said = "\n".join(tail_of(os.path.join(utf8(self.order["into"]), utf8(LOG))))
+        full = [word for word in FULL_WORDS.values() if code and word in said]
+        return " (%s: %s)" % (LOG, full[0]) if full else ""
 
     def finish_there(self, outcome):
         """9. All is here: it may go there, and goes if all went well and nobody wants to keep it."""
@@ -4989,7 +4964,6 @@ class Record:
     at a time holds its lock."""
 
     def __init__(self, ident, order=None, lock=True):
-        import fcntl
         if not re.match(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\Z", ident):
             begun = re.match("[0-9a-f-]{8,36}\\Z", ident)  # of none that there is (see whole_id)
             raise Stop(EX_USAGE,
@@ -5006,12 +4980,10 @@ class Record:
         self.order = self.read_order()
         if lock:
             self.lock = open(os.path.join(self.folder, b"order.json"), "r+")
-            try:
-                fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                # other errors: a file system without locks. What else protects: the far side starts once
-                if error.errno in (errno.EAGAIN, errno.EACCES):
-                    raise Stop(EX_TEMPFAIL, _("%s: another runner is at work on it") % ident)
+            why = try_lock(self.lock)
+            if why == LOCK_HELD:
+                raise Stop(EX_TEMPFAIL, _("%s: another runner is at work on it") % ident)
+            if why:            # a file system without locks. What else protects: the far side starts once
                 log("warn", ident, "record", folder=shown(self.folder),
                     why="this file system knows no locks: start no second runner for it")
         self.journal = None
@@ -5786,7 +5758,7 @@ def plain_get(runner, arrivals):
     """7. and 8. Everything that is there: (how many files, Verdicts). It is judged here, as the door there
     would; what rsync could not bring, its own words tell."""
     folder = arrivals.target.part_path(b"all")
-    rules = {key: one[1] for key, one in INI_KEYS["outbound"].items()}
+    rules = default_values(INI_KEYS["outbound"])
     partly, said = run_rsync(runner, "-rlIS", "--no-p", "--chmod=ugo=rwX", "--", runner.line.host + ":./",
                              folder + b"/")
     stays = verdicts_of_rsync(said, runner.ident)
@@ -6480,6 +6452,13 @@ def json_of(found, **how):
                   json.dumps(found, ensure_ascii=False, **how))
 
 
+def iso_time(now):
+    """A time (seconds since the epoch) as ISO 8601: local, with its zone."""
+    zone = time.strftime("%z", time.localtime(now))
+    return "%s.%03d%s:%s" % (time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(now)), now % 1 * 1000,
+                             zone[:3], zone[3:])
+
+
 def log(level, accept_id, step, **values):
     """One line: time LEVEL ACCEPT_ID step key=value ...; values are escaped, and quoted as JSON when they
     hold blanks."""
@@ -6494,10 +6473,7 @@ def log(level, accept_id, step, **values):
     if "JOURNAL_STREAM" in os.environ and SAY["log"] is None:
         stamp = "<%d>" % {"debug": 7, "info": 6, "warn": 4, "error": 3}[level]
     else:
-        now = time.time()
-        zone = time.strftime("%z", time.localtime(now))
-        stamp = "%s.%03d%s:%s" % (time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(now)), now % 1 * 1000,
-                                  zone[:3], zone[3:])
+        stamp = iso_time(time.time())
     line = " ".join([stamp, level.upper(), accept_id or "-", step] + words) + "\n"
     with SAY["lock"]:
         try:
@@ -7058,6 +7034,11 @@ def stat_of(pid):
     that its end sends, all as bytes. OSError."""
     words = read_small("/proc/%d/stat" % pid).rpartition(b") ")[2].split()
     return words[0], words[1], words[3], words[4], words[19], words[35]
+
+
+def seconds_since(start):
+    """Seconds since a process began; start: as stat_of() has it."""
+    return time.clock_gettime(7) - int(start) / os.sysconf("SC_CLK_TCK")         # 7: seconds since boot
 
 
 def is_alive(note):
@@ -8148,7 +8129,7 @@ class BatchJob:
         """self.where and self.node of a job that the queue does not name."""
         why = self.why or self.queue.known.get("why")
         if state == "running":
-            self.node, self.where = detail.host, "running on " + detail.host
+            self.node, self.where = detail.host, running_on(detail.host, None)
         elif state != "ended":
             self.node = ""
             self.where = "queued" if self.submission["job"] else "submitting"

@@ -49,6 +49,7 @@ contents (grep -n '^# ====' prints them with their lines):
   shared: stream                fielded bodies, which hold whole files, pass as streams
   shared: cause                 why a calculation is where it is, for people
   shared: check
+  shared: lean                  what runs for long gives back what its start took
   shared: ini
   shared: usage                 words and options, --help, --version
   shared: say
@@ -606,7 +607,7 @@ def calc_end(call):
 
 
 def send_results(call):
-    """7. The manifest of the results. Uploads go only against it; another one replaces it."""
+    """7. The results' manifest (digest: of all pages). Uploads go only against it; another replaces it."""
     row = claimed_by_caller(call)
     page, more = call.need("result_files", dict), bool(call.fields.get("more"))
     entries = check_page(page)
@@ -614,7 +615,6 @@ def send_results(call):
     told = {key: check_reasons(call, key) for key in ("missing", "refused")}
     told["verdicts"] = check_verdicts(call)
     check_room(call.relay, entries)
-    # digest: of all its pages
     print256 = hashlib.sha256(json.dumps([names_and_sums(entries), more, told,
                                           call.text("digest", "")]).encode()).hexdigest()
     again = {GETTING: {"message": "getting"}}
@@ -663,8 +663,9 @@ def send_results(call):
 
     answer = call.relay.store.write(work, "send-results")
     remove_tree(old)
-    call.relay.claims.leases.pop(row["accept_id"] if "end" in answer else None, None)
-    return dict(answer)
+    if "end" in answer:
+        call.relay.claims.leases.pop(row["accept_id"], None)
+    return answer
 
 
 def declared_of(source, row):
@@ -2039,6 +2040,11 @@ class Heard:
         self.told = dict(told, since=since) if told else {}
 
 
+def poller_key(name):
+    """The name by which a poller is known, of what it calls itself."""
+    return printable(name[:100])[:100]
+
+
 class Pollers:
     """Which pollers there are, when each was heard last, and what it says of itself (fielded ones and those
     of before say nothing). In memory; on the disk now and then, so that a relay that was started again does
@@ -2052,7 +2058,7 @@ class Pollers:
     def hear(self, call, site, name, protocol=2):
         """A poller of the call's user was heard. Names and texts come from the wire."""
         told = call.get("presence", dict, None) if protocol == 2 else None
-        group, name = self.known.get((site, call.caller.user), {}), printable(name[:100])[:100]
+        group, name = self.known.get((site, call.caller.user), {}), poller_key(name)
         known_site = site in self.relay.conf["RemoteSites"]["remote_site_ids"]
         if (call.waited is not None or not known_site or not token_covers(call.caller, site)
                 or name not in group and told is None and call.name == "heartbeat"):
@@ -2070,7 +2076,7 @@ class Pollers:
     def miss(self, call):
         """The line of a call that waited is broken: its poller may have ended."""
         if call.name in ("calc-request", "heartbeat"):
-            site, name = call.text("site_id", ""), printable(call.text("poller", "")[:100])[:100]
+            site, name = call.text("site_id", ""), poller_key(call.text("poller", ""))
             found = self.known.get((site, call.caller.user), {}).get(name)
             if found is not None:
                 found.gone = time.time()
@@ -2129,8 +2135,8 @@ def list_sites(call):
     there |= {(site, "") for site in relay.conf["RemoteSites"]["remote_site_ids"] if site not in used}
     for site, user in sorted(there):
         group = relay.pollers.known.get((site, user), {})
-        row = {"site": site, "user": user, "state": "never", "heard": None, "poller": ""}
-        row.update(dict.fromkeys(PRESENCE), state="never", waiting=0, waiting_since=None)
+        row = dict(dict.fromkeys(PRESENCE), site=site, user=user, state="never", heard=None, poller="",
+                   waiting=0, waiting_since=None)
         row.update(dict(waiting.get((site, user), ())))
         rows += [dict(row, poller=name, heard=found.at,
                       **dict(found.told, state=relay.pollers.standing(found, now)))
@@ -2258,7 +2264,7 @@ class Facts:
 
     def nearest_poller(self):
         """(Heard, how it stands) of the poller that holds it, or of the one that is nearest to taking it."""
-        pollers, holder = self.relay.pollers, printable((self.row["poller"] or "")[:100])[:100]
+        pollers, holder = self.relay.pollers, poller_key(self.row["poller"] or "")
         found = [(one, pollers.standing(one, self.now))
                  for name, one in list(pollers.known.get((self.site, self.user), {}).items())
                  if self.state not in CLAIMED or name == holder]
@@ -2295,12 +2301,11 @@ class Facts:
     def token_is(self, word):
         """Has the token by which its poller asked last ended so (expired, revoked)?"""
         one = self.poller
-        if self.state not in (ALLOWED,) + CLAIMED or one is None or one.key in (None, "order"):
+        if (self.state not in (ALLOWED,) + CLAIMED or one is None or one.key in (None, "order")
+                or self.relay.behind_gateway()):
             return False
         found = self.relay.store.read("SELECT expires, revoked FROM tokens WHERE number = ?", one.key)
         revoked = not found or found[0]["revoked"] is not None
-        if self.relay.behind_gateway():
-            return False
         return revoked if word == "revoked" else not revoked and found[0]["expires"] < self.now
 
     def is_out_of_contact(self):
@@ -4913,9 +4918,7 @@ def print_csv(rows):
     out = csv.writer(sys.stdout, lineterminator="\r\n")
     out.writerow(HISTORY_COLUMNS)
     for row in rows:
-        zone = time.strftime("%z", time.localtime(row["at"]))
-        row["at"] = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(row["at"])) + ".%03d%s:%s" % (
-            row["at"] % 1 * 1000, zone[:3], zone[3:])
+        row["at"] = iso_time(row["at"])
         cells = ["" if row[name] is None else printable(row[name]) for name in HISTORY_COLUMNS]
         out.writerow([("'" if re.match("[=+@\uff1d\uff0b\uff0d\uff20-]", cell) else "") + cell
                       for cell in cells])
@@ -6433,25 +6436,6 @@ def finding_of_open_files(wanted):
         most, wanted)
 
 
-def start_lean():
-    """For what runs for long: Python keeps the syntax tree of the file that it was started with until it ends
-    (16 MB of this one), of a text that a program compiles it does not. So this process becomes that, once,
-    and gives back what compiling took (glibc keeps it else)."""
-    if "STARTED_LEAN" in globals():
-        try:
-            import ctypes
-            ctypes.CDLL(None).malloc_trim(0)
-        except (ImportError, OSError, AttributeError):
-            pass                                       # another C library
-    elif __name__ == "__main__" and sys.executable:
-        names = {"I": "isolated", "S": "no_site", "E": "ignore_environment", "s": "no_user_site"}
-        text = ("import sys; del sys.argv[0]; __file__ = sys.argv[0]; STARTED_LEAN = True; "
-                "exec(compile(open(__file__, 'rb').read(), __file__, 'exec'))")
-        os.execv(sys.executable, [sys.executable]
-                 + ["-" + letter for letter, name in names.items() if getattr(sys.flags, name)]
-                 + ["-c", text, os.path.abspath(__file__)] + sys.argv[1:])
-
-
 def no_core_dump():
     """A core dump of this process would hold its token. What it starts may raise the limit again (ulimit -S
     -c)."""
@@ -6475,6 +6459,27 @@ def finding_of_certificate(found, where):
     if left < 21:
         return (None if left > 0 else False), text + _("; renew it")
     return True, text
+# ==== end shared ====
+
+
+# ==== shared: lean ====
+def start_lean():
+    """For what runs for long: Python keeps the syntax tree of the file that it was started with until it ends
+    (16 MB of this one), of a text that a program compiles it does not. So this process becomes that, once,
+    and gives back what compiling took (glibc keeps it else)."""
+    if "STARTED_LEAN" in globals():
+        try:
+            import ctypes
+            ctypes.CDLL(None).malloc_trim(0)
+        except (ImportError, OSError, AttributeError):
+            pass                                       # another C library
+    elif __name__ == "__main__" and sys.executable:
+        names = {"I": "isolated", "S": "no_site", "E": "ignore_environment", "s": "no_user_site"}
+        text = ("import sys; del sys.argv[0]; __file__ = sys.argv[0]; STARTED_LEAN = True; "
+                "exec(compile(open(__file__, 'rb').read(), __file__, 'exec'))")
+        os.execv(sys.executable, [sys.executable]
+                 + ["-" + letter for letter, name in names.items() if getattr(sys.flags, name)]
+                 + ["-c", text, os.path.abspath(__file__)] + sys.argv[1:])
 # ==== end shared ====
 
 
@@ -6874,6 +6879,13 @@ def json_of(found, **how):
                   json.dumps(found, ensure_ascii=False, **how))
 
 
+def iso_time(now):
+    """A time (seconds since the epoch) as ISO 8601: local, with its zone."""
+    zone = time.strftime("%z", time.localtime(now))
+    return "%s.%03d%s:%s" % (time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(now)), now % 1 * 1000,
+                             zone[:3], zone[3:])
+
+
 def log(level, accept_id, step, **values):
     """One line: time LEVEL ACCEPT_ID step key=value ...; values are escaped, and quoted as JSON when they
     hold blanks."""
@@ -6888,10 +6900,7 @@ def log(level, accept_id, step, **values):
     if "JOURNAL_STREAM" in os.environ and SAY["log"] is None:
         stamp = "<%d>" % {"debug": 7, "info": 6, "warn": 4, "error": 3}[level]
     else:
-        now = time.time()
-        zone = time.strftime("%z", time.localtime(now))
-        stamp = "%s.%03d%s:%s" % (time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(now)), now % 1 * 1000,
-                                  zone[:3], zone[3:])
+        stamp = iso_time(time.time())
     line = " ".join([stamp, level.upper(), accept_id or "-", step] + words) + "\n"
     with SAY["lock"]:
         try:

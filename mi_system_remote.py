@@ -61,6 +61,7 @@ contents (grep -n '^# ====' prints them with their lines):
   shared: reach                 `check` of the way to the relay, and `login`
   shared: cause                 why a calculation is where it is, for people
   shared: check
+  shared: lean                  what runs for long gives back what its start took
   shared: ini
   shared: usage                 words and options, --help, --version
   shared: say
@@ -141,8 +142,7 @@ REFUSED_PAUSE = 60        # seconds until a result that the relay refuses is sen
 REFUSED_MOST = 3600            # ... up to this
 LEAVE = 3                     # seconds after a signal until it ends in any case, even if nobody reads its log
 RESERVE = 256 << 10            # bytes of calc_base that are kept for the journals of what fills the disk
-# bytes of a running command's stdout, and of its stderr, that one heartbeat takes along
-OUTPUT_PART = 64 << 10
+OUTPUT_PART = 64 << 10         # bytes of a running command's stdout, and of its stderr, in one heartbeat
 OUTPUT_QUIET = 8               # seconds until the output of a command that writes seldom is looked at again
 OUTPUT_MOST = 64 << 20         # bytes of each that go ahead of the results, all in all
 
@@ -525,8 +525,8 @@ def pids_since(first, since):
     began a moment ago (since: its start, ticks since boot): of those that have begun since, inode 0. The
     kernel gives one number after the other, also to threads, so a new thread's is the last of them; and a
     host may have thousands of processes."""
-    made, age = [], time.clock_gettime(7) - since / os.sysconf("SC_CLK_TCK")         # 7: seconds since boot
-    if first and age < MOMENT and hasattr(threading, "get_native_id"):   # Python 3.8
+    made = []
+    if first and seconds_since(since) < MOMENT and hasattr(threading, "get_native_id"):   # Python 3.8
         thread = threading.Thread(target=lambda: made.append(threading.get_native_id()), daemon=True)
         thread.start()
         thread.join()
@@ -1356,8 +1356,8 @@ class GateRun:
         if self.last("ended"):
             return "ended"
         if read_batch(self.control):
-            found = batch_state(os.path.dirname(self.control), self.control)[0]
-            return "lost" if found == "stopped" else found
+            found = batch_command_state(self.control)[0]
+            return {"ready": "queued", "stopped": "lost"}.get(found, found)
         found = command_state(self.control, time.time())[0]
         waits = "starting" if self.last("starting") else "claimed"
         return {"ready": waits, "elsewhere": "running"}.get(found, found)
@@ -1561,8 +1561,7 @@ class GateRun:
         gone = self.wrapper is not None and self.wrapper.poll() is not None
         if gone and command_state(self.control, time.time())[0] == "ready":
             return "could not be started"              # the wrapper was killed before it did anything
-        ticks = os.sysconf("SC_CLK_TCK")               # 7: seconds since boot
-        if child and child.boot == boot_id() and time.clock_gettime(7) - int(child.start) / ticks > limit:
+        if child and child.boot == boot_id() and seconds_since(child.start) > limit:
             return "timeout"
         return "cancelled" if self.told_to_end() else ""
 
@@ -2643,7 +2642,7 @@ class Poller:
         with self.slots:
             busy = self.slots_taken()
             late = [calc.run.last("ended")["t"] for calc in self.under_way.values()
-                    if calc.phase == "outbox" and calc.run.last("ended")]
+                    if calc.phase == "outbox"]
         words = (shut.strip("-"), full and "disk", busy >= self.jobs and "busy",
                  self.options.once and "once")
         found = {"state": next((word for word in words if word), "open"), "jobs": self.jobs, "busy": busy,
@@ -2955,7 +2954,7 @@ class ClaimLoop:
 
     def refused_at_first(self, error):
         """The very first calc-request was refused: what to do about it."""
-        if error.code in (401, 403, "0005"):
+        if error.code in NO_TOKEN_CODES:
             return Stop(EX_REFUSED,
                         _("%s: the token is refused (%s): get a valid one, role remote, for this site")
                         % (self.relay.url, printable(error.more.get("why") or error)))
@@ -2982,7 +2981,7 @@ class ClaimLoop:
         except RelayRefused as error:
             self.poller.send_missed(error.more.get("wanted"))
             self.poller.note_large(error.more.get("large"))
-            if error.code in (401, 403, "0005"):
+            if error.code in NO_TOKEN_CODES:
                 reason = {"errors": [{"code": error.code, "message": str(error)}]}
                 self.poller.tell_manual("%s:status code = 403 / reason = %s"
                                         % (now,
@@ -4375,6 +4374,11 @@ def stat_of(pid):
     return words[0], words[1], words[3], words[4], words[19], words[35]
 
 
+def seconds_since(start):
+    """Seconds since a process began; start: as stat_of() has it."""
+    return time.clock_gettime(7) - int(start) / os.sysconf("SC_CLK_TCK")         # 7: seconds since boot
+
+
 def is_alive(note):
     """Does the process of the note live? Same PID, same start time, not a zombie, in this boot of this
     host."""
@@ -5465,7 +5469,7 @@ class BatchJob:
         """self.where and self.node of a job that the queue does not name."""
         why = self.why or self.queue.known.get("why")
         if state == "running":
-            self.node, self.where = detail.host, "running on " + detail.host
+            self.node, self.where = detail.host, running_on(detail.host, None)
         elif state != "ended":
             self.node = ""
             self.where = "queued" if self.submission["job"] else "submitting"
@@ -7181,25 +7185,6 @@ def finding_of_open_files(wanted):
         most, wanted)
 
 
-def start_lean():
-    """For what runs for long: Python keeps the syntax tree of the file that it was started with until it ends
-    (16 MB of this one), of a text that a program compiles it does not. So this process becomes that, once,
-    and gives back what compiling took (glibc keeps it else)."""
-    if "STARTED_LEAN" in globals():
-        try:
-            import ctypes
-            ctypes.CDLL(None).malloc_trim(0)
-        except (ImportError, OSError, AttributeError):
-            pass                                       # another C library
-    elif __name__ == "__main__" and sys.executable:
-        names = {"I": "isolated", "S": "no_site", "E": "ignore_environment", "s": "no_user_site"}
-        text = ("import sys; del sys.argv[0]; __file__ = sys.argv[0]; STARTED_LEAN = True; "
-                "exec(compile(open(__file__, 'rb').read(), __file__, 'exec'))")
-        os.execv(sys.executable, [sys.executable]
-                 + ["-" + letter for letter, name in names.items() if getattr(sys.flags, name)]
-                 + ["-c", text, os.path.abspath(__file__)] + sys.argv[1:])
-
-
 def no_core_dump():
     """A core dump of this process would hold its token. What it starts may raise the limit again (ulimit -S
     -c)."""
@@ -7223,6 +7208,27 @@ def finding_of_certificate(found, where):
     if left < 21:
         return (None if left > 0 else False), text + _("; renew it")
     return True, text
+# ==== end shared ====
+
+
+# ==== shared: lean ====
+def start_lean():
+    """For what runs for long: Python keeps the syntax tree of the file that it was started with until it ends
+    (16 MB of this one), of a text that a program compiles it does not. So this process becomes that, once,
+    and gives back what compiling took (glibc keeps it else)."""
+    if "STARTED_LEAN" in globals():
+        try:
+            import ctypes
+            ctypes.CDLL(None).malloc_trim(0)
+        except (ImportError, OSError, AttributeError):
+            pass                                       # another C library
+    elif __name__ == "__main__" and sys.executable:
+        names = {"I": "isolated", "S": "no_site", "E": "ignore_environment", "s": "no_user_site"}
+        text = ("import sys; del sys.argv[0]; __file__ = sys.argv[0]; STARTED_LEAN = True; "
+                "exec(compile(open(__file__, 'rb').read(), __file__, 'exec'))")
+        os.execv(sys.executable, [sys.executable]
+                 + ["-" + letter for letter, name in names.items() if getattr(sys.flags, name)]
+                 + ["-c", text, os.path.abspath(__file__)] + sys.argv[1:])
 # ==== end shared ====
 
 
@@ -7622,6 +7628,13 @@ def json_of(found, **how):
                   json.dumps(found, ensure_ascii=False, **how))
 
 
+def iso_time(now):
+    """A time (seconds since the epoch) as ISO 8601: local, with its zone."""
+    zone = time.strftime("%z", time.localtime(now))
+    return "%s.%03d%s:%s" % (time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(now)), now % 1 * 1000,
+                             zone[:3], zone[3:])
+
+
 def log(level, accept_id, step, **values):
     """One line: time LEVEL ACCEPT_ID step key=value ...; values are escaped, and quoted as JSON when they
     hold blanks."""
@@ -7636,10 +7649,7 @@ def log(level, accept_id, step, **values):
     if "JOURNAL_STREAM" in os.environ and SAY["log"] is None:
         stamp = "<%d>" % {"debug": 7, "info": 6, "warn": 4, "error": 3}[level]
     else:
-        now = time.time()
-        zone = time.strftime("%z", time.localtime(now))
-        stamp = "%s.%03d%s:%s" % (time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(now)), now % 1 * 1000,
-                                  zone[:3], zone[3:])
+        stamp = iso_time(time.time())
     line = " ".join([stamp, level.upper(), accept_id or "-", step] + words) + "\n"
     with SAY["lock"]:
         try:

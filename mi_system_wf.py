@@ -380,10 +380,11 @@ def look_once(relay, accept_id, console, seen, wait):
     look_at_inputs(found, accept_id, console)
     console.warn(found)
     now = found.get("progress"), found.get("out_of_contact") is None, found.get("what")
-    console.stage(state_words(found, console.fielded))
+    words = state_words(found, console.fielded)
+    console.stage(words)
     if now != last:
         log("info", accept_id, "3-8 progress", progress=now[0], status=found.get("status"))
-        console.say(state_words(found, console.fielded))
+        console.say(words)
     wrote = (console.live_output and isinstance(found.get("output"), list)
              and console.live_output.take(relay, found["output"]))
     if (now[0] != "got return" and not wrote and stamp == found.get("stamp") and wait
@@ -4052,25 +4053,6 @@ def finding_of_open_files(wanted):
         most, wanted)
 
 
-def start_lean():
-    """For what runs for long: Python keeps the syntax tree of the file that it was started with until it ends
-    (16 MB of this one), of a text that a program compiles it does not. So this process becomes that, once,
-    and gives back what compiling took (glibc keeps it else)."""
-    if "STARTED_LEAN" in globals():
-        try:
-            import ctypes
-            ctypes.CDLL(None).malloc_trim(0)
-        except (ImportError, OSError, AttributeError):
-            pass                                       # another C library
-    elif __name__ == "__main__" and sys.executable:
-        names = {"I": "isolated", "S": "no_site", "E": "ignore_environment", "s": "no_user_site"}
-        text = ("import sys; del sys.argv[0]; __file__ = sys.argv[0]; STARTED_LEAN = True; "
-                "exec(compile(open(__file__, 'rb').read(), __file__, 'exec'))")
-        os.execv(sys.executable, [sys.executable]
-                 + ["-" + letter for letter, name in names.items() if getattr(sys.flags, name)]
-                 + ["-c", text, os.path.abspath(__file__)] + sys.argv[1:])
-
-
 def no_core_dump():
     """A core dump of this process would hold its token. What it starts may raise the limit again (ulimit -S
     -c)."""
@@ -4493,6 +4475,13 @@ def json_of(found, **how):
                   json.dumps(found, ensure_ascii=False, **how))
 
 
+def iso_time(now):
+    """A time (seconds since the epoch) as ISO 8601: local, with its zone."""
+    zone = time.strftime("%z", time.localtime(now))
+    return "%s.%03d%s:%s" % (time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(now)), now % 1 * 1000,
+                             zone[:3], zone[3:])
+
+
 def log(level, accept_id, step, **values):
     """One line: time LEVEL ACCEPT_ID step key=value ...; values are escaped, and quoted as JSON when they
     hold blanks."""
@@ -4507,10 +4496,7 @@ def log(level, accept_id, step, **values):
     if "JOURNAL_STREAM" in os.environ and SAY["log"] is None:
         stamp = "<%d>" % {"debug": 7, "info": 6, "warn": 4, "error": 3}[level]
     else:
-        now = time.time()
-        zone = time.strftime("%z", time.localtime(now))
-        stamp = "%s.%03d%s:%s" % (time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(now)), now % 1 * 1000,
-                                  zone[:3], zone[3:])
+        stamp = iso_time(time.time())
     line = " ".join([stamp, level.upper(), accept_id or "-", step] + words) + "\n"
     with SAY["lock"]:
         try:

@@ -24,10 +24,10 @@ class Asker:
     def __init__(self, world):
         self.world, self.client, self.number = world, world.client(), 0
 
-    def register(self, command="do", site=SITE, allow=True, client=None, **info):
+    def register(self, command="do", site=SITE, allow=True, **info):
         self.number += 1
         info = dict({"command": command, "remote-site": site, "parameters": "", "parameter_files": {}, "result_files": {}}, **info)
-        return (client or self.client).ok("POST", "add-calcinfo", {"v": 2, "request_id": "r%d; ls" % self.number, "calc-info": info, "allow": allow})["accept_id"]
+        return self.client.ok("POST", "add-calcinfo", {"v": 2, "request_id": "r%d; ls" % self.number, "calc-info": info, "allow": allow})["accept_id"]
 
     def becomes(self, accept_id, code, who, command=None):
         """Waits until that is the cause; who acts, and what he types, are right. The answer."""
@@ -226,11 +226,9 @@ def test_every_sentence_has_a_japanese_one_and_every_code_who_acts(program):
 
 
 def test_what_is_quiet_or_lacks_inputs_for_long_is_told():
-    class Row(dict):
-        pass
     codes = [cause.code for cause in relay.CAUSES]
     facts = relay.Facts.__new__(relay.Facts)
-    facts.state, facts.now, facts.row, facts.relay = relay.RUNNING, time.time(), Row(started=time.time() - relay.QUIET_AFTER - 5, touched=0), None
+    facts.state, facts.now, facts.row, facts.relay = relay.RUNNING, time.time(), dict(started=time.time() - relay.QUIET_AFTER - 5, touched=0), None
     facts.last_output = lambda: facts.row["started"]
     quiet = relay.CAUSES[codes.index("quiet")]
     assert quiet.holds(facts)

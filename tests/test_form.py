@@ -27,7 +27,7 @@ DECIDERS = ("command_of", "commands_of", "unfit", "shell_words", "permit_command
 DOORKEEPERS = ("check_request", "permitted_verb", "check_rules", "original_words", "guard_rules", "permitted_command", "permit_inputs", "begin_putting",
                "open_folder", "open_input", "count_bytes", "owners_key", "let_out", "live_log", "judged_result", "read_piece", "why_kept")
 FIRST = ("shared: gate", "shared: watch")               # what an owner reads a script for stands before its own rooms
-BLOCK = re.compile(r"^# ==== shared: (\w+) ====$.*?^# ==== end shared ====$", re.M | re.S)
+BLOCK = shared_blocks.BLOCK
 
 
 def text_of(name):
@@ -148,6 +148,7 @@ def test_every_option_means_the_same_before_between_and_behind_the_words_and_oth
         module.take_word(line)
         return vars(line)
 
+    every = {option[0]: option for word in module.SUBCOMMANDS for option, line in lines_with(module, word)}
     for word in module.SUBCOMMANDS:
         for option, line in lines_with(module, word):
             wanted = read(line, option)
@@ -159,10 +160,10 @@ def test_every_option_means_the_same_before_between_and_behind_the_words_and_oth
                 assert read([option[0] + "=" + option[1]], line) == wanted == read(line, [option[0] + "=" + option[1]]), (word, option)
             between = read(line[:1], option + ["-v"], line[1:])
             assert between == read(line, option, ["-v"]), (word, option)
-        for option, line in (pair for other in module.SUBCOMMANDS for pair in lines_with(module, other)):
+        for option in every.values():
             if option[0] not in module.SUBCOMMANDS[word][4].split() and option[0] not in " ".join(module.EVERY).split():
                 with pytest.raises(module.Stop) as stopped:
-                    read(next(lines_with(module, word))[1], option)
+                    read(line, option)
                 assert stopped.value.code == 64 and option[0] in str(stopped.value)
 
 

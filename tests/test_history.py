@@ -32,7 +32,7 @@ WAY = [(0, "add-calcinfo"), (0, "allow-wait-calc"), (1, "calc-request"), (1, "ca
        (1, "send-results"), (1, "end-send"), (1, "finish")]
 
 
-def test_every_state_was_reached_by_steps_of_which_each_has_its_time(table):          # noqa: F811
+def test_every_state_was_reached_by_steps_of_which_each_has_its_time(table):
     begun = time.time()
     for number, state in enumerate(test_steps_table.STATES):
         calc = Calculation(table, state)
@@ -46,7 +46,7 @@ def test_every_state_was_reached_by_steps_of_which_each_has_its_time(table):    
         assert table.world.rows("SELECT * FROM events") == before, state
 
 
-def test_a_further_attempt_leaves_the_first_as_it_was(table):                         # noqa: F811
+def test_a_further_attempt_leaves_the_first_as_it_was(table):
     calc = Calculation(table, relay.SENDING)
     table.client.ok("POST", "calc-end", {"v": 2, "accept_id": calc.accept_id, "claim": calc.claim, "result": "abnormal", "reason": "refused: no"})
     table.client.ok("POST", "send-results", {"v": 2, "accept_id": calc.accept_id, "claim": calc.claim, "result_files": {}})

@@ -83,8 +83,7 @@ def test_what_a_poller_has_told_holds_no_more_once_its_owner_says_tell_no(world)
     world.poller({"hold": HOLD % world.folder})
     stands(world, "open")
     world.pollers[0].kill()
-    rewrite(world, tell="no")
-    world.pollers.append(suite.Process("mi_system_remote.py", ["poll", "--ini", os.path.join(world.folder, "poller", "poller.ini")], world.folder))
+    world.poller({"hold": HOLD % world.folder}, ini="tell = no\n")
     assert stands(world, "untold")["version"] is None
 
 

@@ -11,7 +11,7 @@ import pytest
 
 import ssh_lab
 import suite
-from test_ssh_runner import HOOKED, Stepwise, ident_of, run, runner, start
+from test_ssh_runner import HOOKED, Stepwise, ident_of, own, run, runner, start         # noqa: F401 (own: a fixture)
 
 NODE = """#!/bin/sh
 # node NAME BOOT COMMAND: the same home, another host: a name and a boot of its own
@@ -23,14 +23,6 @@ exec unshare -m -u sh -c 'hostname "$1"; mount --bind "$2" /proc/sys/kernel/rand
 def here(tmp_path):
     """The module's directory."""
     return tmp_path
-
-
-@pytest.fixture
-def own(here):
-    """A lab for this test alone, not yet started."""
-    one = ssh_lab.Lab()
-    yield one
-    one.close()
 
 
 def log_in(own, rc):
