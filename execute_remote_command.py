@@ -1654,10 +1654,7 @@ class GateRun:
         """The Collector of what was asked for: the logs, then what was declared by name, then by pattern (not
         where the end is unknown). rules: [outbound]; kinds: see leaving_kinds(); known, changing: see
         Collector."""
-        def note(name, why, aloud):
-            log("warn" if aloud else "debug", self.ident, "7 stays here", name=name, why=why)
-
-        found = Collector(rules, note, known, changing)
+        found = Collector(rules, self.note_stay, known, changing)
         if "logs" in kinds:
             self.collect_logs(found)
         logs, end = tuple(name for name, folder, file in self.logs), self.last("ended")
@@ -1678,6 +1675,10 @@ class GateRun:
         if asked.get("patterns"):
             found.take_matching(tree, asked["patterns"], names, logs)
         return found.in_order()
+
+    def note_stay(self, name, why, aloud):
+        """For the owner's log: what stays here, and by which rule. aloud: as a warning."""
+        log("warn" if aloud else "debug", self.ident, "7 stays here", name=name, why=why)
 
     def collect_logs(self, found):
         """What the command has written, into a Collector."""

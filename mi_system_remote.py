@@ -1,9 +1,7 @@
 #!/usr/bin/env python3
 """The poller ("C"): runs on the external computer, beside what must stay there. Its admin starts it, as an
-ordinary user of its own.
-
-It asks the workflow system's relay for work (outbound https only), runs the one command that was agreed,
-sends back the agreed results.
+ordinary user of its own. It asks the workflow system's relay for work (outbound https only), runs the one
+command that was agreed, sends back the agreed results.
 
 usage: mi_system_remote.py poll [--once] [--drain] [--jobs N] [--idle-exit SECONDS]
                 systemd (KillMode=process), a terminal; --once: cron, works off what is there and ends;
@@ -14,10 +12,10 @@ usage: mi_system_remote.py poll [--once] [--drain] [--jobs N] [--idle-exit SECON
                                                 all of one; why it is where it is, or not here
        mi_system_remote.py pause | resume       takes nothing new until resume, also after a restart
        mi_system_remote.py outbox | resend ID   results that wait: since when, why, next try; tries now
+       mi_system_remote.py try COMMAND [FILE...]     runs one of the list on files of this host, without relay
        mi_system_remote.py check [--upgrade]    looks at this host and the way to the relay: OK, WARN or FAIL,
                                                 and what to do; --upgrade: at what another version has left
-       mi_system_remote.py unit [--once | --timer | --cloud-init]         prints a systemd unit, or what a
-                                                machine made on demand needs
+       mi_system_remote.py unit [--once | --timer | --cloud-init]     prints a systemd unit, or what it needs
        mi_system_remote.py login [USER]         asks for the password (auth = login), keeps the token
 options: --ini FILE  --json  -q  -v  --version  --help
 
@@ -50,6 +48,7 @@ contents (grep -n '^# ====' prints them with their lines):
   the poller                    what its threads share, slots, room on the disk
   the line to the relay         asking for work, heartbeats
   a person's words              list, show, explain, outbox, pause, check, unit
+  trying a command              `try`: the gate's own way, without a relay
   start and command line
   what the ini may say
   fielded                       a relay of before ("v1"), the manual's words
@@ -1666,10 +1665,7 @@ class GateRun:
         """The Collector of what was asked for: the logs, then what was declared by name, then by pattern (not
         where the end is unknown). rules: [outbound]; kinds: see leaving_kinds(); known, changing: see
         Collector."""
-        def note(name, why, aloud):
-            log("warn" if aloud else "debug", self.ident, "7 stays here", name=name, why=why)
-
-        found = Collector(rules, note, known, changing)
+        found = Collector(rules, self.note_stay, known, changing)
         if "logs" in kinds:
             self.collect_logs(found)
         logs, end = tuple(name for name, folder, file in self.logs), self.last("ended")
@@ -1690,6 +1686,10 @@ class GateRun:
         if asked.get("patterns"):
             found.take_matching(tree, asked["patterns"], names, logs)
         return found.in_order()
+
+    def note_stay(self, name, why, aloud):
+        """For the owner's log: what stays here, and by which rule. aloud: as a warning."""
+        log("warn" if aloud else "debug", self.ident, "7 stays here", name=name, why=why)
 
     def collect_logs(self, found):
         """What the command has written, into a Collector."""
@@ -1944,13 +1944,7 @@ class Carrier:
             else:
                 with open(path, "wb") as out:
                     out.write(data)
-            try:
-                if x:                                      # whoever may read it may execute it
-                    os.chmod(path, os.stat(path).st_mode | (os.stat(path).st_mode & 0o444) >> 2)
-                if mtime is not None:
-                    os.utime(path, ns=(mtime, mtime))
-            except OSError as error:                      # a file system that keeps neither: the command sees
-                log("info", self.calc.accept_id, "4 a file's marks", name=name, error=error)
+            put_marks(self.calc.accept_id, path, x, mtime)
 
         os.makedirs(self.calc.work, 0o700, exist_ok=True)
         self.relay.download_all(target, wanted(), store, part, self.calc.claim, came)
@@ -2118,6 +2112,17 @@ class Carrier:
                 fault("results sent")
             except OSError as error:
                 raise ValueError(error.strerror)
+
+
+def put_marks(ident, path, x, mtime):
+    """What an input's owner said of it: may it be executed, when was it changed (nanoseconds, or None)?"""
+    try:
+        if x:                                          # whoever may read it may execute it
+            os.chmod(path, os.stat(path).st_mode | (os.stat(path).st_mode & 0o444) >> 2)
+        if mtime is not None:
+            os.utime(path, ns=(mtime, mtime))
+    except OSError as error:                           # a file system that keeps neither: the command sees
+        log("info", ident, "4 a file's marks", name=shown(path), error=error)
 
 
 def entry_of(result):
@@ -3593,6 +3598,152 @@ def cmd_unit(options, settings, ini):
                              "unit": "\n".join("      " + line if line else ""
                                                for line in text.rstrip().split("\n"))}
     print(text, end="")
+
+
+# ==== trying a command ====
+# `try`: what a command of the allow-list does with files of this host, by the code that a calculation goes
+# through from its order to the list of what leaves. No relay is asked, and nothing leaves.
+
+class TriedRun(GateRun):
+    """A run of `try`. name: of its directory below calc_base/try."""
+
+    def __init__(self, gate, base, name, order):
+        self.folder = os.path.join(base, b"try", utf8(name))
+        self.stays = {}                                # {name: why it stays here}, for its owner
+        control = os.path.join(self.folder, b"control")
+        os.makedirs(control, 0o700)
+        open(os.path.join(control, b"journal"), "xb").close()
+        prepare_control(control)
+        logs = [(LOG_NAMES[0], control, b"stdout"), (LOG_NAMES[1], control, b"stderr")]
+        GateRun.__init__(self, gate, "try." + name, "try." + name, os.path.join(self.folder, b"work"),
+                         control, order, logs, {})
+
+    def note_stay(self, name, why, aloud):
+        """What stays here, and by which rule."""
+        self.stays[name] = why
+
+    def bring(self, inputs):
+        """Copies the inputs [(name, path)] to where the command finds them."""
+        os.makedirs(self.work, 0o700)
+        for name, path in inputs:
+            into = os.path.join(self.work, utf8(name))
+            os.makedirs(os.path.dirname(into), 0o700, exist_ok=True)
+            shutil.copyfile(path, into)
+            info = os.stat(path)
+            put_marks(self.ident, into, info.st_mode & 0o100, info.st_mtime_ns)
+
+    def to_the_end(self):
+        """Runs it; Ctrl+C, and SIGTERM, end its command as a cancel does."""
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        try:
+            if self.note_starting():
+                self.start()
+            if not self.last("ended"):
+                self.follow_to_end()
+        except KeyboardInterrupt:
+            self.cancelled = True
+            self.follow_to_end()
+        return self.last("ended")
+
+
+def cmd_try(options, settings, ini):
+    """try: its argument vector and directory, its end, what would leave and what would not. 77 if a rule
+    says no; its own exit code otherwise, 65 for a 0 whose results would not be complete."""
+    SAY["level"] = max(SAY["level"], 0 if options.verbose else 2)
+    commands = allow_list(ini or INI_NAME, settings)
+    inputs, base = files_to_try(options.file), open_base(settings["poller"]["calc_base"])
+    forget_tries(base, settings["poller"]["keep_workdirs"])
+    run = TriedRun(Gate(os.path.join(base, b".mi"), commands), base,
+                   time.strftime("%Y%m%dT%H%M%S.") + str(os.getpid()), order_to_try(options, commands))
+    try:
+        run.permit([name for name, path in inputs])
+        run.bring(inputs)
+    except (ValueError, OSError) as error:
+        remove_tree(run.folder)
+        raise error if isinstance(error, OSError) else Stop(EX_REFUSED, str(error))
+    told = {"argv": run.argv, "work": shown(run.work),
+            "logs": [shown(run.path(name)) for name in (b"stdout", b"stderr")]}
+    if not options.json:
+        print(_("argument vector: %s") % json_of(told["argv"]))
+        print(_("directory: %s") % told["work"])
+        print(_("its output: %s") % "  ".join(told["logs"]), flush=True)
+    end = run.to_the_end()
+    found = next(run.collect_until_steady(settings["outbound"], run.leaving_kinds()))
+    run.close_trees()
+    code = code_of_try(end, found)
+    told.update(exit_code=code, command_exit_code=end["exit_code"], reason=end["reason"],
+                leaves={one.name: one.size for one in itertools.chain(found.found, found.folders)},
+                stays=run.stays, verdicts=found.verdicts)
+    print(json_of(told)) if options.json else show_try(told)
+    return code
+
+
+def order_to_try(options, commands):
+    """What a workflow would ask for: --out, or all that the command's section lets be asked for."""
+    asked = sum(options.out, []) or ["**"] * commands.get(options.command, {"patterns": False})["patterns"]
+    patterns = [word for word in asked if "*" in word or "?" in word or word.endswith("/")]
+    return {"command": options.command, "parameters": options.param, "result_patterns": patterns,
+            "result_files": {word: {} for word in asked if word not in patterns}}
+
+
+def files_to_try(words):
+    """The inputs [(name, path as bytes)] of FILE, NAME=PATH or DIR/ as the workflow side names them. 66 for
+    one that is not there, 64 for a name that cannot be."""
+    found = []
+    for word in words:
+        name, equals, path = word.partition("=")
+        if not path or os.path.lexists(utf8(word)):
+            name, path = os.path.normpath(word), word
+            name = os.path.basename(name) if name.startswith(("/", "..")) else name
+        found += [(os.path.normpath(os.path.join(name, inner)), one)
+                  for inner, one in files_below(utf8(path))]
+    try:
+        check_manifest_names(sorted((name for name, path in found), key=nfc_parts), reserved=LOG_NAMES)
+    except ValueError as error:
+        raise Stop(EX_USAGE, _("inputs: %s") % error)
+    return found
+
+
+def files_below(path):
+    """(name below it, path) of every file of a directory; ("", path) of a file. 66 if it cannot be read."""
+    for top, folders, leaves in os.walk(path) if os.path.isdir(path) else [(path, [], [b""])]:
+        for leaf in leaves:
+            one = os.path.join(top, leaf) if leaf else path
+            if not os.path.isfile(one) or not os.access(one, os.R_OK):
+                raise Stop(EX_NOINPUT, _("%s is not a file that can be read") % shown(one))
+            yield os.path.relpath(one, path).decode("utf-8", "surrogateescape") if leaf else "", one
+
+
+def forget_tries(base, keep):
+    """Removes the directories of tries that ended `keep` seconds ago."""
+    top = os.path.join(base, b"try")
+    for name in os.listdir(top) if os.path.isdir(top) else ():
+        end = read_note(os.path.join(top, name, b"control", b"end"))
+        if end and time.time() - end.time > keep:
+            remove_tree(os.path.join(top, name))
+
+
+def code_of_try(end, found):
+    """The exit code: what the workflow side would end with."""
+    if end["exit_code"] is None:
+        return TRIED_CODES.get(re.match("[a-z]*", end["reason"]).group(), EX_UNAVAILABLE)
+    short = found.kept_by_name or {"refused", "limit", "name", "unreadable", "changing"}.intersection(
+        found.verdicts)
+    return EX_DATA if short and end["exit_code"] == 0 else end["exit_code"]
+
+
+def show_try(told):
+    """How it ended, for people."""
+    if told["command_exit_code"] is None:
+        print(_("the command has no exit code of its own: %s") % printable(told["reason"]))
+    else:
+        print(_("the command ended with %d (its own exit code)") % told["command_exit_code"])
+    for name, length in sorted(told["leaves"].items()):
+        print(_("would leave: %s (%d bytes)") % (printable(name), length))
+    for name, why in sorted(told["stays"].items()):
+        print(_("stays here: %s (%s)") % (printable(name), printable(why)))
+    if told["exit_code"] == EX_DATA != told["command_exit_code"]:
+        print(_("a workflow would end with 65: what was asked for is not complete"))
 
 
 # ==== start and command line ====
@@ -7764,6 +7915,9 @@ OPTIONS = {
     "--jobs": dict(type=number_from(1, 999), metavar="N", help="so many at once, instead of the ini's jobs"),
     "--idle-exit": dict(type=seconds, metavar="SECONDS", help="ends after so long without work"),
     "--upgrade": dict(action="store_true", help="only at what another version has left here"),
+    "--param": dict(default="", metavar="TEXT",
+                    help="parameters of the command, where the external computer allows them"),
+    "--out": dict(nargs="+", action="append", default=[], metavar="RESULT", help="what it is to make"),
     "--timer": dict(action="store_true", help="the timer for it: now and then instead of always"),
     "--cloud-init": dict(action="store_true", help="what a machine made on demand needs")}
 SUBCOMMANDS = {
@@ -7798,6 +7952,11 @@ SUBCOMMANDS = {
               "Looks at this host and the way to the relay, and changes nothing: OK, WARN or FAIL, and what"
               " to do.",
               "check", "--upgrade"),
+    "try": (cmd_try, "COMMAND [FILE...]",
+            "Runs COMMAND (its word on the wire) of this host's list on files of this host, as for a"
+            " calculation, without a relay: its argument vector and directory, how it ends, what would leave,"
+            " what would stay and by which rule. FILE is FILE, NAME=PATH, or DIR/.",
+            "try fatigue_life steel.json loads.csv --param '12 fine'", "--param --out"),
     "unit": (cmd_unit, "",
              "Prints a systemd unit for this user and this ini.",
              "unit >mi_system_remote.service", "--once --timer --cloud-init"),
@@ -7841,6 +8000,9 @@ INI_KEYS.update(gate_keys())
 AT_RELOAD = ("paused", "hours", "jobs", "retry", "idle_exit", "poll", "keep_free", "keep_workdirs", "output",
              "tell", "logfile", "lang")
 
+
+# exit codes of a `try` that ended without its command's, by the first word of the reason
+TRIED_CODES = {"refused": EX_REFUSED, "disk": EX_IOERR, "cancelled": EX_INTERRUPT}
 
 # Why a calculation is where it is, as this host knows it: looked for in this order. As the relay's, of which
 # those of one code mean the same.
@@ -7973,6 +8135,25 @@ SuccessAction=poweroff
 
 # ==== Japanese ====
 JA = {                         # what a person reads, in Japanese
+    "Runs COMMAND (its word on the wire) of this host's list on files of this host, as for a calculation,"
+    " without a relay: its argument vector and directory, how it ends, what would leave, what would stay and"
+    " by which rule. FILE is FILE, NAME=PATH, or DIR/.":
+        "この計算機の一覧にある COMMAND (通信上の語) を、この計算機のファイルで、計算と同じ手順で実行します。中継サーバーは使いません。"
+        "引数の並び、ディレクトリ、終わり方、送られるはずのもの、残るものとその規則を示します。FILE は ファイル、名前=パス、ディレクトリ/ です。",
+    "parameters of the command, where the external computer allows them":
+        "コマンドの引数 (外部計算機が許す場合)",
+    "what it is to make": "コマンドが作る結果",
+    "inputs: %s": "入力: %s",
+    "argument vector: %s": "引数の並び: %s",
+    "directory: %s": "ディレクトリ: %s",
+    "its output: %s": "コマンドの出力: %s",
+    "%s is not a file that can be read": "%s は読めるファイルではありません",
+    "the command has no exit code of its own: %s": "コマンド自身の終了コードはありません: %s",
+    "the command ended with %d (its own exit code)": "コマンドの終了コードは %d です (コマンド自身のもの)",
+    "would leave: %s (%d bytes)": "送られるもの: %s (%d バイト)",
+    "stays here: %s (%s)": "ここに残るもの: %s (%s)",
+    "a workflow would end with 65: what was asked for is not complete":
+        "ワークフロー側なら 65 で終わります。求めたものがそろっていません",
     "Why a calculation is where it is, as far as this host knows; of one that is not here, why it is not"
     " taken.":
         "計算がなぜ今の所にあるのかを、この計算機で分かる限り示します。ここにない計算については、受け取らない理由を示します。",
