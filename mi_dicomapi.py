@@ -181,7 +181,12 @@ REGISTERED, ALLOWED, SENDING, SENT, RUNNING, ENDED, GETTING, GOT, FINISHED = (
 WORDS = {REGISTERED: "not start", ALLOWED: "not start", SENDING: "sending params", SENT: "complete send",
          RUNNING: "running", ENDED: "calc end", GETTING: "getting return", GOT: "got return",
          FINISHED: "got return"}
-CLAIMED = (SENDING, SENT, RUNNING, ENDED, GETTING)
+UNCLAIMED = (REGISTERED, ALLOWED)
+BEFORE_START = (SENDING, SENT)         # claimed; a claim that lapses now puts it back
+STOPPABLE = BEFORE_START + (RUNNING,)          # claimed, and its command has not ended
+RETURNING = (ENDED, GETTING)           # the command has ended, its results are on their way
+CLAIMED = STOPPABLE + RETURNING
+OVER = (GOT, FINISHED)                 # the results are here
 
 # The nine steps: who may make them, from which state, to which. frm () registers. The table is all there is:
 # move() obeys it.
@@ -193,23 +198,29 @@ STEPS = [
     Step(4, "calc-params-complete", REMOTE, (SENDING,), SENT),
     Step(5, "calc-start", REMOTE, (SENT,), RUNNING),
     Step(6, "calc-end", REMOTE, (RUNNING,), ENDED),
-    Step(6, "calc-end abnormal", REMOTE, (SENDING, SENT, RUNNING), ENDED),
-    Step(7, "send-results", REMOTE, (ENDED, GETTING), GETTING),
+    Step(6, "calc-end abnormal", REMOTE, STOPPABLE, ENDED),
+    Step(7, "send-results", REMOTE, RETURNING, GETTING),
     Step(8, "end-send", REMOTE, (GETTING,), GOT),
     Step(9, "finish", WORKFLOW, (GOT,), FINISHED),
-    Step(3, "lapse", RELAY, (SENDING, SENT), ALLOWED),                # a claim that lapsed before calc-start
+    Step(3, "lapse", RELAY, BEFORE_START, ALLOWED),                   # a claim that lapsed before calc-start
     # out of contact for lost_after (or v1_lost_after)
-    Step(8, "lost", RELAY, (SENDING, SENT, RUNNING, ENDED, GETTING), GOT),
+    Step(8, "lost", RELAY, CLAIMED, GOT),
     Step(8, "end-send unsent", REMOTE, (ENDED,), GOT),                # a fielded poller whose upload failed
-    Step(2, "cancel-wait-calc", WORKFLOW, (REGISTERED, ALLOWED), GOT),
-    Step(3, "cancelled", RELAY, (SENDING, SENT), GOT),     # cancelled, and its claim lapsed before calc-start
+    Step(2, "cancel-wait-calc", WORKFLOW, UNCLAIMED, GOT),
+    Step(3, "cancelled", RELAY, BEFORE_START, GOT),        # cancelled, and its claim lapsed before calc-start
     Step(2, "rerun", WORKFLOW, (GOT,), ALLOWED),                      # a person's word
-    Step(2, "rerun --force", WORKFLOW, (RUNNING, ENDED, GETTING), ALLOWED),
+    Step(2, "rerun --force", WORKFLOW, (RUNNING,) + RETURNING, ALLOWED),
     # after a restore: its poller knows more than the backup
     Step(3, "adopt inputs", RELAY, (ALLOWED,), SENDING),
-    Step(5, "adopt", RELAY, (REGISTERED, ALLOWED, SENDING, SENT, RUNNING), RUNNING),
+    Step(5, "adopt", RELAY, UNCLAIMED + STOPPABLE, RUNNING),
 ]
 STEP = {step.name: step for step in STEPS}
+
+
+def state_in(states):
+    """These states, as SQL's condition."""
+    return "state IN (%s)" % ", ".join("'%s'" % state for state in states)
+
 
 Route = collections.namedtuple("Route", "role function bulk")
 # calls that no fielded program makes; the newer ones stand below v2/
@@ -552,9 +563,9 @@ def missed_results(call, site):
         return {}, False
     rows = [row
             for row in relay.store.read("SELECT accept_id, claim, silent FROM calculations WHERE site = ?"
-                                        " AND state IN (?, ?, ?) AND user = ? AND poller = ? AND claim IS"
-                                        " NOT NULL LIMIT 1000", site, RUNNING, ENDED, GETTING,
-                                        call.caller.user, call.text("poller"))
+                                        " AND %s AND user = ? AND poller = ? AND claim IS NOT NULL LIMIT 1000"
+                                        % state_in((RUNNING,) + RETURNING), site, call.caller.user,
+                                        call.text("poller"))
             if row["accept_id"] in relay.claims.silent and row["accept_id"] not in have]
     return {row["accept_id"]: row["claim"] for row in rows}, any((relay.claims.silent_seconds(row) or 0) < 2
                                                                  for row in rows)
@@ -600,7 +611,7 @@ def calc_end(call):
     report = {key: call.fields[key]
               for key in ("started", "ended", "cpu", "maxrss")
               if isinstance(call.fields.get(key), (int, float))}
-    name = "calc-end" if word == "calc end" or row["state"] not in (SENDING, SENT) else "calc-end abnormal"
+    name = "calc-end" if word == "calc end" or row["state"] not in BEFORE_START else "calc-end abnormal"
     make_step(call, name, row, status="completed" if good else "abnormal", reason=reason, ended=time.time(),
               exit_code=code, signal=call.get("signal", int, None), report=json.dumps(report))
     return {"message": "ended"}
@@ -760,7 +771,7 @@ def end_send(call):
 def get_calc_result(call):
     """9. The manifest of the results and how it ended. Kept until finish, and keep_fetched after it."""
     row = calculation_of_caller(call)
-    if row["state"] not in (GOT, FINISHED):
+    if row["state"] not in OVER:
         raise ApiError(409, "the result is not there yet", why="state", state=WORDS[row["state"]])
     more = call.relay.store.read("SELECT info, missing, refused, verdicts, report FROM calculations WHERE"
                                  " seq = ?", row["seq"])[0]
@@ -813,8 +824,7 @@ def progress_of(call, row):
     away = call.relay.claims.silent_seconds(row)
     ahead, written = None, call.relay.quotas.output_sizes(row)
     what = (row["waits"]
-            or (call.relay.claims.what.get(row["accept_id"], "") if row["state"] in (SENDING, SENT, RUNNING)
-                else ""))
+            or (call.relay.claims.what.get(row["accept_id"], "") if row["state"] in STOPPABLE else ""))
     if row["state"] == ALLOWED:
         ahead = call.relay.store.read("SELECT COUNT(*) FROM (SELECT 1 FROM calculations WHERE site = ? AND"
                                       " state = ? AND user = ? AND seq < ? LIMIT 1000)", row["site"], ALLOWED,
@@ -825,7 +835,7 @@ def progress_of(call, row):
             "warning": v1_warning(call.relay, row["site"], row["user"], row["needs_v2"])
             if row["state"] == ALLOWED else "",
             "idle": int(call.relay.claims.idle_seconds(row)) if row["state"] == REGISTERED else None,
-            "cancelling": bool(row["cancel"]) and row["state"] in (SENDING, SENT, RUNNING),
+            "cancelling": bool(row["cancel"]) and row["state"] in STOPPABLE,
             "accept_id": row["accept_id"],
             "stamp": "%d.%d%s%s"
             % (row["version"], sum(written), "" if away is None else "-",
@@ -842,7 +852,7 @@ def read_output(call):
         with open(path, "rb") as text:
             text.seek(offset)
             data = text.read(CHUNK)
-    over = row["state"] in (ENDED, GETTING, GOT, FINISHED)
+    over = row["state"] in RETURNING + OVER
     if not data and not over and time.monotonic() < call.until:
         return Park(("calc", row["accept_id"]))
     return {"message": "output", "offset": offset + len(data), "data": base64.b64encode(data).decode("ascii"),
@@ -874,9 +884,9 @@ def cancelled_here(call):
     if not token_covers(call.caller, site):
         return []
     return [row["accept_id"] for row in call.relay.store.read(
-        "SELECT accept_id FROM calculations WHERE site = ? AND state IN (?, ?, ?) AND user = ? AND poller = ?"
-        " AND cancel IS NOT NULL AND claim IS NOT NULL",
-        site, SENDING, SENT, RUNNING, call.caller.user, call.text("poller", ""))]
+        "SELECT accept_id FROM calculations WHERE site = ? AND %s AND user = ? AND poller = ? AND cancel IS"
+        " NOT NULL AND claim IS NOT NULL" % state_in(STOPPABLE),
+        site, call.caller.user, call.text("poller", ""))]
 
 
 def hear_of(call, row, accept_id, entry, answer):
@@ -886,15 +896,15 @@ def hear_of(call, row, accept_id, entry, answer):
         row = call.relay.store.read("SELECT %s FROM calculations WHERE accept_id = ?" % BRIEF, accept_id)[0]
     if row is None:
         answer["unknown"].append(accept_id)
-    elif not row["claim"] or row["claim"] != claim or row["state"] in (GOT, FINISHED):
+    elif not row["claim"] or row["claim"] != claim or row["state"] in OVER:
         answer["gone"].append(accept_id)
-    elif phase == "given back" and row["state"] in (SENDING, SENT):
+    elif phase == "given back" and row["state"] in BEFORE_START:
         claims.lapse(row)
         answer["gone"].append(accept_id)
     else:
         claims.renew(row)
         claims.note_what(accept_id, entry.get("what"))
-        if row["cancel"] and row["state"] in (SENDING, SENT, RUNNING):
+        if row["cancel"] and row["state"] in STOPPABLE:
             answer["cancel"].append(accept_id)
         if "out" in entry or "err" in entry:
             answer["output"][accept_id] = [take_output(call, row, stream, entry) for stream in ("out", "err")]
@@ -931,7 +941,7 @@ def cancel_wait_calc(call):
     row = calculation_of_caller(call)
     who = "the workflow side" if call.caller.user == row["user"] else "an operator"
     reason = "cancelled: " + (printable(call.text("reason", ""))[:200] or "by " + who)
-    if row["state"] in (ENDED, GETTING, GOT, FINISHED):
+    if row["state"] in RETURNING + OVER:
         if row["reason"].startswith("cancelled"):
             return {"message": "cancelled", "ended": True}
         raise ApiError(409, "it has ended already", why="ended", state=WORDS[row["state"]])
@@ -941,7 +951,7 @@ def cancel_wait_calc(call):
                 got=time.time()):
             return True
         now = tx.db.execute("SELECT %s FROM calculations WHERE seq = ?" % BRIEF, (row["seq"],)).fetchone()
-        if now is None or now["state"] not in (SENDING, SENT, RUNNING):
+        if now is None or now["state"] not in STOPPABLE:
             raise ApiError(409, "it has ended already", why="ended", state=WORDS[now["state"]] if now else "")
         if now["protocol"] == 1:
             raise ApiError(409, "a fielded poller holds it and cannot be told to stop", why="fielded")
@@ -1313,7 +1323,7 @@ def row_for_files(call, kind, reading):
     row = claimed_by_caller(call) if remote else calculation_of_caller(call)
     if not reading and row["state"] != (REGISTERED if kind == "input" else GETTING):
         raise ApiError(409, "files are not taken now", why="state", state=WORDS[row["state"]])
-    if reading and kind == "result" and row["state"] not in (GOT, FINISHED):
+    if reading and kind == "result" and row["state"] not in OVER:
         raise ApiError(409, "the result is not there yet", why="state", state=WORDS[row["state"]])
     return row
 
@@ -1801,10 +1811,9 @@ class Claims:
 
     def begin(self):
         """The leases of all that is claimed, full: the relay's own downtime does not count."""
-        marks = ", ".join("?" * len(CLAIMED))
-        for row in self.relay.store.read("SELECT accept_id, state, protocol FROM calculations"
-                                         " WHERE state IN (%s)" % marks, *CLAIMED):
-            key = "v1_lost_after" if row["state"] in (SENDING, SENT) else "lost_after"
+        for row in self.relay.store.read("SELECT accept_id, state, protocol FROM calculations WHERE "
+                                         + state_in(CLAIMED)):
+            key = "v1_lost_after" if row["state"] in BEFORE_START else "lost_after"
             key = key if row["protocol"] != 2 else "lease"
             self.leases[row["accept_id"]] = time.monotonic() + self.relay.conf["times"][key]
 
@@ -1848,7 +1857,7 @@ class Claims:
         """After a restore: a poller holds a claim that the backup does not know, or is further along with it.
         True: taken over."""
         found = re.match(r"([1-9][0-9]{0,5})\.[0-9a-f]{32}\Z", claim) if isinstance(claim, str) else None
-        order = (REGISTERED, ALLOWED, SENDING, SENT, RUNNING)
+        order = UNCLAIMED + STOPPABLE
         goal = SENDING if phase == "inputs" else RUNNING
         if (not found or int(found.group(1)) < row["attempt"] or row["state"] not in order
             or row["state"] == REGISTERED and goal == SENDING
@@ -1874,8 +1883,8 @@ class Claims:
         does."""
         def work(tx):
             if tx.db.execute("UPDATE calculations SET waits = ?, version = version + 1 WHERE accept_id = ?"
-                             " AND user = ? AND waits != ? AND state NOT IN (?, ?)",
-                             (why, accept_id, user, why, GOT, FINISHED)).rowcount:
+                             " AND user = ? AND waits != ? AND NOT " + state_in(OVER),
+                             (why, accept_id, user, why)).rowcount:
                 tx.after(lambda: log("warn", accept_id, "it waits", why=why, user=user))
                 tx.after(lambda: self.relay.front.fire(("calc", accept_id)))
 
@@ -1977,9 +1986,9 @@ class Claims:
                 continue
             row = found[0]
             # it cannot be fenced: not into the queue again
-            if row["protocol"] == 1 and not (row["cancel"] and row["state"] in (SENDING, SENT)):
+            if row["protocol"] == 1 and not (row["cancel"] and row["state"] in BEFORE_START):
                 self.lose(row)
-            elif row["state"] in (SENDING, SENT):
+            elif row["state"] in BEFORE_START:
                 self.lapse(row)
             else:
                 log("warn", accept_id, "out-of-contact", poller=row["poller"])
@@ -2316,7 +2325,7 @@ class Facts:
     def lacks_room_here(self):
         """Has the relay no room for what is to come?"""
         store, keep = self.relay.store, self.relay.conf["limits"]["spool_free"]
-        return (self.state in (REGISTERED, ENDED, GETTING)
+        return (self.state in (REGISTERED,) + RETURNING
                 and store.free() < store.bytes_to_keep_free(keep))
 
     def lacks_inputs(self):
@@ -2460,21 +2469,21 @@ CAUSES = [
     Cause("next", NOBODY, "the poller of site %(site)s takes work; %(ahead)s are before it", "", BY_ITSELF,
           lambda f: f.state == ALLOWED, "allowed"),
     Cause("cancelling", NOBODY, "the external computer is to stop it: %(reason)s", "", BY_ITSELF,
-          lambda f: f.row["cancel"] and f.state in (SENDING, SENT, RUNNING), "touched"),
+          lambda f: f.row["cancel"] and f.state in STOPPABLE, "touched"),
     Cause("fielded-has-it", NOBODY, "a fielded poller has it, which tells nothing before its end", "",
-          "its end", lambda f: f.row["protocol"] == 1 and f.state in (SENDING, SENT, RUNNING), "touched"),
+          "its end", lambda f: f.row["protocol"] == 1 and f.state in STOPPABLE, "touched"),
     Cause("queued", ADMIN, "the batch system of site %(site)s has not begun it: %(what)s",
           "mi_system_remote.py show %(id)s", "what its batch system waits for",
           lambda f: f.state in (SENT, RUNNING) and f.what and not f.what.startswith("running"), "started"),
     Cause("taken", NOBODY, "the external computer has taken it, and fetches its inputs", "", BY_ITSELF,
-          lambda f: f.state in (SENDING, SENT), "touched"),
+          lambda f: f.state in BEFORE_START, "touched"),
     Cause("quiet", STARTER, "its command runs, but has written nothing for a while", RESULT.replace(
         "result", "output"), "its end, or `cancel`",
           lambda f: f.state == RUNNING and f.now - f.last_output() > QUIET_AFTER, "output"),
     Cause("running", NOBODY, "its command runs", "", "its end", lambda f: f.state == RUNNING, "started"),
     Cause("undelivered", ADMIN, "its command has ended, and its result waits there: the relay has not taken"
           " it", "mi_system_remote.py outbox", "resend tries it at once",
-          lambda f: f.state in (ENDED, GETTING) and f.told.get("outbox"), "ended"),
+          lambda f: f.state in RETURNING and f.told.get("outbox"), "ended"),
     Cause("results-come", NOBODY, "its command has ended, and its results are on their way", "", BY_ITSELF,
           lambda f: True, "ended")]
 
@@ -4681,8 +4690,8 @@ def check_upgrade(server):
     db = sqlite3.connect("file:%s?mode=ro" % quote(path), uri=True)
     try:
         found = db.execute("PRAGMA user_version").fetchone()[0]
-        open_ones = db.execute("SELECT COUNT(*) FROM calculations WHERE state NOT IN (?, ?)",
-                               (GOT, FINISHED)).fetchone()[0]
+        open_ones = db.execute("SELECT COUNT(*) FROM calculations WHERE NOT "
+                               + state_in(OVER)).fetchone()[0]
     except sqlite3.Error as error:
         return [(None, "%s: %s" % (path, error))]
     finally:
@@ -5414,7 +5423,7 @@ def v1_cancel(call):
     if row is None:
         raise ApiError(
             400, "There is no information for accept_id(%s)" % printable(call.fields["accept_id"])[:100])
-    over = row["state"] == GOT or row["status"] == "abnormal" and row["state"] in (ENDED, GETTING)
+    over = row["state"] == GOT or row["status"] == "abnormal" and row["state"] in RETURNING
     if not force and row["state"] != ALLOWED and not over:
         raise ApiError(401, "accept_id(%s) cannot be cancelled now" % row["accept_id"], http=400)
 
@@ -5426,7 +5435,7 @@ def v1_cancel(call):
         now = tx.db.execute("SELECT state, protocol, user, poller, attempt FROM calculations WHERE seq = ?",
                             (row["seq"],)).fetchone()
         # its poller is told by the heartbeat
-        if now["protocol"] == 2 and now["state"] in (SENDING, SENT, RUNNING):
+        if now["protocol"] == 2 and now["state"] in STOPPABLE:
             note_cancel(call, tx, row, now, "cancelled: by the workflow side")
 
     call.relay.store.write(work, "cancel-wait-calc")
@@ -5440,10 +5449,8 @@ def v1_calc_request(call):
     check_site(call, site, "400", 200)
     relay.fielded.v1_sites.add((site, call.caller.user))
     relay.pollers.hear(call, site, "fielded, from %s" % call.conn.address, 1)
-    marks = ", ".join("?" * len(CLAIMED))
-    for row in relay.store.read("SELECT accept_id FROM calculations WHERE site = ? AND state IN (%s) AND"
-                                " user = ? AND claim = ?" % marks, site,
-                                *(CLAIMED + (call.caller.user, peer))):
+    for row in relay.store.read("SELECT accept_id FROM calculations WHERE site = ? AND %s AND user = ? AND"
+                                " claim = ?" % state_in(CLAIMED), site, call.caller.user, peer):
         # it asks for more while it holds one: it was started again, or there are two
         relay.fielded.twins.add(row["accept_id"])
     paused = relay.claims.maintenance is not None or relay.claims.in_grace()
@@ -5512,7 +5519,7 @@ def v1_send_results(call):
         row, files = v1_row(call), call.fields.get("result_files")
         if not isinstance(files, dict):
             raise ApiError(401, "result_files is missing", http=200)
-        if row["protocol"] == 2 or row["state"] not in (ENDED, GETTING, GOT):
+        if row["protocol"] == 2 or row["state"] not in RETURNING + (GOT,):
             raise v1_wrong(call, row)
         if row["state"] != ENDED:
             return v1_sent_again(call, row)
@@ -5551,8 +5558,8 @@ def v1_may_deliver(call, total):
     if (call.unread
         and not any(token_covers(call.caller, row["site"])
                     for row in call.relay.store.read("SELECT DISTINCT site FROM calculations WHERE user = ?"
-                                                     " AND protocol = 1 AND state IN (?, ?, ?)",
-                                                     call.caller.user, ENDED, GETTING, GOT))):
+                                                     " AND protocol = 1 AND "
+                                                     + state_in(RETURNING + (GOT,)), call.caller.user))):
         raise ApiError("0300", "There is no information for accept_id(None), about the your site id(None)")
 
 
@@ -5581,7 +5588,7 @@ def v1_end(call, row, word):
     changes = {"got": time.time()}
     extra = None
     name = "end-send" if row["state"] != ENDED else "end-send unsent"
-    if row["state"] in (ENDED, GETTING):
+    if row["state"] in RETURNING:
         if (row["status"] == "completed"
                 and (row["state"] == ENDED or lacks_all_results(call.relay.store, row))):
             changes.update(status="abnormal", reason="none of the results has arrived")
@@ -5675,7 +5682,7 @@ def v1_step(call, row, name, extra=None, **changes):
 
     call.relay.store.write(work, name)
     call.relay.claims.renew(
-        row, call.relay.conf["times"]["lost_after" if step.to not in (SENDING, SENT) else "v1_lost_after"])
+        row, call.relay.conf["times"]["lost_after" if step.to not in BEFORE_START else "v1_lost_after"])
 
 
 def parse_v1_json(data):

@@ -7,7 +7,6 @@ from suite import LOGS, entry, wait_until
 
 relay = suite.module("mi_dicomapi.py")
 STATES = (relay.REGISTERED, relay.ALLOWED, relay.SENDING, relay.SENT, relay.RUNNING, relay.ENDED, relay.GETTING, relay.GOT, relay.FINISHED)
-UNCLAIMED = (relay.REGISTERED, relay.ALLOWED)
 INPUTS = {"a.txt": b"input a", "b/c.txt": b""}
 RESULTS = {"r.txt": b"the result"}
 EVERY, HELD, DONE = STATES, STATES[2:], (relay.GOT, relay.FINISHED)
@@ -54,7 +53,7 @@ class Calculation:
         self.request_id, self.take = self.site + "-request", self.site + "-take-it"
         client = table.client
         self.accept_id = client.register("hello", self.request_id, INPUTS, RESULTS, allow=state != relay.REGISTERED, site=self.site)
-        if state not in UNCLAIMED:
+        if state not in relay.UNCLAIMED:
             self.walk(state)
 
     def walk(self, state):
@@ -181,7 +180,7 @@ def test_the_right_caller_moves_only_as_the_table_says_and_may_ask_twice(table, 
         assert (status, first["code"]) == (http, http), (label, state, first)
         assert table.world.state_of(calc.accept_id) == after, (label, state)
         if http == 409:
-            whys = ("claim",) if role_of(label) == relay.REMOTE and state in UNCLAIMED else ("ended",) if label == "cancel-wait-calc" else ("state",)
+            whys = ("claim",) if role_of(label) == relay.REMOTE and state in relay.UNCLAIMED else ("ended",) if label == "cancel-wait-calc" else ("state",)
             assert first["why"] in whys, (label, state, first)
         if state == after and (label != "cancel-wait-calc" or http == 409):
             assert table.world.picture(calc.accept_id) == before, (label, state)
@@ -347,7 +346,7 @@ def test_a_cancelled_calculation_ends_abnormal_and_the_one_that_ended_by_itself_
         calc = Calculation(table, state)
         status, first = table.client.call("POST", "cancel-wait-calc", {"v": 2, "accept_id": calc.accept_id, "stop": True, "reason": "no longer needed\n"})
         assert status == expected("cancel-wait-calc", state)[0], (state, first)
-        if state in UNCLAIMED:
+        if state in relay.UNCLAIMED:
             found = table.client.ok("GET", "get-calc-result", {"v": 2, "accept_id": calc.accept_id})["result-info"]
             assert found["status"] == "abnormal" and found["reason"] == "cancelled: no longer needed\\x0a" and found["result_files"] == {}
             assert table.client.claim(site=calc.site) is None
