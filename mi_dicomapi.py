@@ -222,58 +222,123 @@ def state_in(states):
     return "state IN (%s)" % ", ".join("'%s'" % state for state in states)
 
 
-Route = collections.namedtuple("Route", "role function bulk")
-# calls that no fielded program makes; the newer ones stand below v2/
-V2_ONLY = ("files", "heartbeat", "output", "finish", "rerun", "login", "v2")
+# What a call may say: its type (None: any), what is taken where it is not said, what it is, and what is let
+# through (of a text: words, or its length). Besides: v, in every call.
+Field = collections.namedtuple("Field", "kind default what limit")
+Field.__new__.__defaults__ = (None,)
+COUNT = range(1 << 62)
+FIELDS = {
+    "accept_id": Field(str, "", "which calculation"),
+    "allow": Field(None, None, "true: step 2 at once, where no input is left to be sent"),
+    "calc-info": Field(dict, None, "what is to be done: 2.6"),
+    "calcs": Field(dict, None, "what is said of each calculation: 2.7"),
+    "claim": Field(str, "", "the remote side's proof"),
+    "count": Field(int, PACK_FILES, "how many files", COUNT),
+    "cpu": Field(None, None, "seconds of processor that the command took"),
+    "data": Field(None, None, "true: few small files are wanted along with their names"),
+    "delete": Field(None, None, "of fielded workflow sides"),
+    "digest": Field(str, "", "stands for all pages of a manifest"),
+    "dirs": Field(None, None, "true: empty directories are wanted, too"),
+    "end": Field(None, None, "true: step 8 at once, where no result is left to be sent"),
+    "ended": Field(None, None, "when the command ended (seconds)"),
+    "exit_code": Field(int, None, "the command's"),
+    "fielded": Field(bool, False, "true: the words of the command line were the fielded ones"),
+    "files": Field(dict, None, "a page of a manifest"),
+    "force": Field(None, None, "true: also from out of contact"),
+    "free": Field(int, 1 << 62, "how many bytes the poller has room for"),
+    "from": Field(int, None, "the number of the first file", COUNT),
+    "have": Field(dict, {}, "{accept_id: claim} of what the poller holds"),
+    "known": Field(str, None, "a stamp: the answer waits until it is another one"),
+    "maxrss": Field(None, None, "KiB of memory that the command had at most"),
+    "missing": Field(dict, {}, "{NAME: why}: results that are not there"),
+    "more": Field(None, None, "true: further pages follow"),
+    "offset": Field(int, None, "where the bytes begin", COUNT),
+    "password": Field(str, None, "of the user"),
+    "poller": Field(str, "", "what the poller calls itself"),
+    "presence": Field(dict, None, "how the poller stands: 2.7"),
+    "reason": Field(str, "", "why, for people"),
+    "refused": Field(dict, {}, "{NAME: why}: results that the owner keeps"),
+    "request_id": Field(str, None, "a text of at most 200 characters", range(1, 201)),
+    "result": Field(str, None, "how it ended"),
+    "result_files": Field(dict, None, "the manifest of the results"),
+    "signal": Field(int, None, "by which the command ended"),
+    "site_id": Field(str, "", "the external computer's site"),
+    "started": Field(None, None, "when the command began (seconds)"),
+    "stop": Field(None, None, "of older relays: changes nothing"),
+    "stream": Field(str, None, "out or err", ("out", "err")),
+    "take": Field(str, None, "a random text of 8 to 100 characters", range(8, 101)),
+    "total": Field(None, None, "the number of all files, where further pages follow"),
+    "user": Field(str, None, "who logs in"),
+    "verdicts": Field(dict, {}, "{CODE: {`count`, `names`}}: what stays away, and why: 2.9"),
+    "wait": Field(int, 0, "seconds that the answer may wait for news")}
+
+# Of a call: who may make it (None: see its function), what it does, the fields that it reads, those of them
+# that must be there, may its body be as large as max_body, and the operator's word that does the same.
+Route = collections.namedtuple("Route", "role function fields needed bulk word")
+
+
+def route(role, function, fields="", bulk=False, word=""):
+    """A Route. fields: their names; in brackets those that may stay away."""
+    names = fields.split()
+    return Route(role, function, tuple(name.strip("[]") for name in names),
+                 frozenset(name for name in names if name[0] != "["), bulk, word)
+
+
+# the calls whose path names a file
+FILE_LIST, FILE, FILE_PACK = "files/ID/KIND", "files/ID/KIND/N", "files/ID/KIND/pack"
 
 
 def routes():
-    """{(method, name): who may make the call, what it does, whether its body may be as large as max_body}.
-    `files` is files/ACCEPT_ID/... ."""
+    """{(method, name): Route}. New calls stand below v2/. Without a method: no call, an operator's word only,
+    which his command leaves in the database for the running relay."""
+    ask = "site_id take poller [wait] [have] [free] [dirs] [data] [presence]"
     return {
-        ("POST", "add-calcinfo"): Route(WORKFLOW, add_calcinfo, False),
-        ("POST", "allow-wait-calc"): Route(WORKFLOW, allow_wait_calc, False),
-        ("POST", "calc-request"): Route(REMOTE, calc_request, False),
-        ("GET", "calc-request"): Route(REMOTE, calc_request, False),                 # as fielded pollers ask
-        ("GET", "calc-params"): Route(REMOTE, calc_params, False),
-        ("POST", "calc-params-complete"): Route(REMOTE, calc_params_complete, False),
-        ("POST", "calc-start"): Route(REMOTE, calc_start, False),
-        ("POST", "calc-end"): Route(REMOTE, calc_end, False),
-        ("POST", "send-results"): Route(REMOTE, send_results, False),
-        ("POST", "end-send"): Route(REMOTE, end_send, False),
-        ("GET", "get-calc-result"): Route(WORKFLOW, get_calc_result, False),
-        ("POST", "finish"): Route(WORKFLOW, finish, False),
-        ("GET", "calc-status"): Route(WORKFLOW, calc_progress, False),
-        ("GET", "calc-progress"): Route(WORKFLOW, calc_progress, False),
-        ("POST", "cancel-wait-calc"): Route(WORKFLOW, cancel_wait_calc, False),
-        ("POST", "rerun"): Route(WORKFLOW, rerun, False),
-        ("POST", "heartbeat"): Route(REMOTE, heartbeat, False),
-        ("GET", "output"): Route(WORKFLOW, read_output, False),
-        ("GET", "v2/explain"): Route(WORKFLOW, explain, False),
-        ("GET", "get-calcinfo"): Route(OPERATOR, get_calcinfo, False),
-        ("POST", "reload-ini"): Route(OPERATOR, reload_ini, False),
-        ("POST", "login"): Route(None, login, False),      # by whoever has no token yet
-        ("GET", "files"): Route(None, files_call, False),
-        ("POST", "files"): Route(None, files_call, True)}
-
-
-def operator_calls():
-    """What the operator's commands ask the running relay to do: {word: function}."""
-    return {"cancel": cancel_wait_calc, "rerun": rerun, "end": end_calculation, "sites": list_sites,
-            "explain": explain}
+        ("POST", "add-calcinfo"): route(WORKFLOW, add_calcinfo,
+                                        "request_id calc-info [allow] [more] [total] [fielded]"),
+        ("POST", "allow-wait-calc"): route(WORKFLOW, allow_wait_calc, "accept_id"),
+        ("POST", "calc-request"): route(REMOTE, calc_request, ask),
+        ("GET", "calc-request"): route(REMOTE, calc_request, ask),                   # as fielded pollers ask
+        ("GET", "calc-params"): route(REMOTE, calc_params, "accept_id claim [dirs] [data]"),
+        ("POST", "calc-params-complete"): route(REMOTE, calc_params_complete, "accept_id claim"),
+        ("POST", "calc-start"): route(REMOTE, calc_start, "accept_id claim"),
+        ("POST", "calc-end"): route(REMOTE, calc_end, "accept_id claim result [exit_code] [signal] [reason]"
+                                                      " [started] [ended] [cpu] [maxrss]"),
+        ("POST", "send-results"): route(REMOTE, send_results, "accept_id claim result_files [missing]"
+                                                              " [refused] [verdicts] [more] [digest] [end]"),
+        ("POST", "end-send"): route(REMOTE, end_send, "accept_id claim result"),
+        ("GET", "calc-status"): route(WORKFLOW, calc_progress, "accept_id [wait] [known]"),
+        ("GET", "calc-progress"): route(WORKFLOW, calc_progress, "accept_id [wait] [known]"),
+        ("GET", "get-calc-result"): route(WORKFLOW, get_calc_result, "accept_id [dirs] [data]"),
+        ("POST", "finish"): route(WORKFLOW, finish, "accept_id"),
+        ("POST", "cancel-wait-calc"): route(WORKFLOW, cancel_wait_calc,
+                                            "accept_id [reason] [stop] [delete]", word="cancel"),
+        ("POST", "rerun"): route(WORKFLOW, rerun, "accept_id [force] [reason]", word="rerun"),
+        ("GET", "output"): route(WORKFLOW, read_output, "accept_id stream offset [wait]"),
+        ("GET", "v2/explain"): route(WORKFLOW, explain, "accept_id", word="explain"),
+        ("POST", "heartbeat"): route(REMOTE, heartbeat, "calcs [site_id] [poller] [wait] [presence]"),
+        ("GET", "get-calcinfo"): route(OPERATOR, get_calcinfo),
+        ("POST", "reload-ini"): route(OPERATOR, reload_ini),
+        ("POST", "login"): route(None, login, "user password"),      # by whoever has no token yet
+        ("GET", FILE_LIST): route(None, files_call, "from [claim] [dirs] [data]"),
+        ("POST", FILE_LIST): route(None, files_call, "from files [more] [claim]", bulk=True),
+        ("GET", FILE): route(None, files_call, "[offset] [claim]"),
+        ("POST", FILE): route(None, files_call, "offset [claim]", bulk=True),
+        ("GET", FILE_PACK): route(None, files_call, "from [count] [claim]"),
+        ("POST", FILE_PACK): route(None, files_call, "from count [claim]", bulk=True),
+        ("", "end"): route(OPERATOR, end_calculation, "accept_id [reason]", word="end"),
+        ("", "sites"): route(OPERATOR, list_sites, word="sites")}
 
 
 def move(relay, tx, step, row, under=None, **changes):
     """The only place where a state changes. False: the calculation was not in one of step.frm (or, for the
     holder of a claim, no longer under it). Logged, and whoever waits for it is told, once it is on disk."""
     sets = ", ".join("%s = ?" % name for name in changes)
-    marks = ", ".join("?" * len(step.frm))
     now = time.time()
     done = tx.db.execute("UPDATE calculations SET state = ?, version = version + 1, touched = ?, silent = 0,"
-                         " waits = ''%s WHERE seq = ? AND state IN (%s) AND (? OR claim = ?)"
-                         % (sets and ", " + sets, marks),
-                         [step.to, now] + list(changes.values()) + [row["seq"]] + list(step.frm)
-                         + [under is None, under]).rowcount
+                         " waits = ''%s WHERE seq = ? AND %s AND (? OR claim = ?)"
+                         % (sets and ", " + sets, state_in(step.frm)),
+                         [step.to, now] + list(changes.values())
+                         + [row["seq"], under is None, under]).rowcount
     if done:
         accept_id, site, user = row["accept_id"], row["site"], row["user"]
         shown = {key: changes[key]
@@ -337,20 +402,18 @@ FILES_GONE = "it was fetched, and its files had to make room for others"
 
 def add_calcinfo(call):
     """1. Registers a calculation; the same user's same request_id gets the same one again."""
-    info, relay = call.need("calc-info", dict), call.relay
+    info, relay = call["calc-info"], call.relay
     relay.claims.check_maintenance()
     site, command, parameters, rules = asked_for(call, info)
     names, patterns = check_declared(call, info)
     entries = check_page(info.get("parameter_files", {}), reserved=LOG_NAMES)
-    more = bool(call.fields.get("more"))
+    more = bool(call["more"])
     total = check_sizes(relay, entries)
     kept = info_to_keep(info, parameters, names, patterns)
     print256 = hashlib.sha256(json.dumps([site, command, kept, names_and_sums(entries),
-                                          call.fields.get("total")]).encode()).hexdigest()
-    request_id, accept_id, now = call.text("request_id"), str(uuid.uuid4()), time.time()
-    if not 0 < len(request_id) <= 200:
-        raise ApiError(400, "request_id is a text of at most 200 characters")
-    needs_v2 = bool(patterns or parameters and not call.get("fielded", bool, False) or more
+                                          call["total"]]).encode()).hexdigest()
+    request_id, accept_id, now = call["request_id"], str(uuid.uuid4()), time.time()
+    needs_v2 = bool(patterns or parameters and not call["fielded"] or more
                     or total > V1_BYTES or any("/" in entry[0] for entry in entries))
 
     blob = None
@@ -376,7 +439,7 @@ def add_calcinfo(call):
         tx.after(lambda: relay.quotas.count_registration(call.caller.user, total))
         tx.after(lambda: log("info", accept_id, "1 add-calcinfo", site=site, user=call.caller.user,
                              command=command, inputs=len(entries)))
-        if call.fields.get("allow") and not row["inputs_open"] and not more:
+        if call["allow"] and not row["inputs_open"] and not more:
             move(relay, tx, STEP["allow-wait-calc"], row, allowed=now)
         return tx.db.execute("SELECT %s FROM calculations WHERE seq = ?" % BRIEF, (seq,)).fetchone(), False
 
@@ -479,17 +542,15 @@ def allow_wait_calc(call):
 def calc_request(call):
     """3. The oldest allowed calculation of this site and user, claimed in one guarded statement; waits up to
     `wait` seconds for one."""
-    site, relay = call.text("site_id"), call.relay
+    site, relay = call["site_id"], call.relay
     check_site(call, site)
-    have = call.get("have", dict, {})
+    have = call["have"]
     for accept_id, found in rows_of(call, have).items():
         if found["claim"] and found["claim"] == have[accept_id] and found["state"] in CLAIMED:
             relay.claims.renew(found)
-    take, free = call.text("take"), call.get("free", int, 1 << 62)
-    if not 8 <= len(take) <= 100:
-        raise ApiError(400, "take is a random text of 8 to 100 characters")
+    take, free = call["take"], call["free"]
     relay.fielded.v1_sites.discard((site, call.caller.user))         # its last poller is one of our own
-    relay.pollers.hear(call, site, call.text("poller"))
+    relay.pollers.hear(call, site, call["poller"])
     query = "SELECT %s FROM calculations WHERE site = ? AND state = ? AND user = ?" % BRIEF
     waiting = (query + " AND bytes <= ? ORDER BY seq LIMIT 100", (site, ALLOWED, call.caller.user, free))
     again = (query + " AND take = ?", (site, SENDING, call.caller.user, take))
@@ -505,7 +566,7 @@ def calc_request(call):
                 return None
             claim = "%d.%s" % (row["attempt"] + 1, os.urandom(16).hex())
             move(relay, tx, STEP["calc-request"], row, claim=claim, attempt=row["attempt"] + 1, take=take,
-                 protocol=2, poller=call.text("poller")[:200], claimed=time.time())
+                 protocol=2, poller=call["poller"][:200], claimed=time.time())
             row = tx.db.execute(query + " AND take = ?", again[1]).fetchone()
         return row
 
@@ -558,14 +619,14 @@ def missed_results(call, site):
     """({accept_id: claim} of what this very poller claimed, is out of contact, and is not in its `have`; is
     one of them so since a moment ago?): it may have delivered it to a relay that was restored from an older
     backup since."""
-    relay, have = call.relay, call.get("have", dict, {})
+    relay, have = call.relay, call["have"]
     if not relay.claims.silent:
         return {}, False
     rows = [row
             for row in relay.store.read("SELECT accept_id, claim, silent FROM calculations WHERE site = ?"
                                         " AND %s AND user = ? AND poller = ? AND claim IS NOT NULL LIMIT 1000"
                                         % state_in((RUNNING,) + RETURNING), site, call.caller.user,
-                                        call.text("poller"))
+                                        call["poller"])
             if row["accept_id"] in relay.claims.silent and row["accept_id"] not in have]
     return {row["accept_id"]: row["claim"] for row in rows}, any((relay.claims.silent_seconds(row) or 0) < 2
                                                                  for row in rows)
@@ -600,36 +661,36 @@ def calc_start(call):
 
 def calc_end(call):
     """6. The command is over, or could not be started."""
-    row, word, code = claimed_by_caller(call), call.text("result"), call.get("exit_code", int, None)
+    row, word, code = claimed_by_caller(call), call["result"], call["exit_code"]
     if word not in ("calc end", "abnormal"):
         raise ApiError(400, "result is \"calc end\" or \"abnormal\"")
     good = word == "calc end" and code == 0
-    reason = printable(call.text("reason", ""))[:1000] or ("" if good else "exit code %s" % code)
+    reason = printable(call["reason"])[:1000] or ("" if good else "exit code %s" % code)
     # the poller knows no more than that; here it is known by whom
     if reason == "cancelled" and row["cancel"]:
         reason = row["cancel"]
-    report = {key: call.fields[key]
+    report = {key: call[key]
               for key in ("started", "ended", "cpu", "maxrss")
-              if isinstance(call.fields.get(key), (int, float))}
+              if isinstance(call[key], (int, float))}
     name = "calc-end" if word == "calc end" or row["state"] not in BEFORE_START else "calc-end abnormal"
     make_step(call, name, row, status="completed" if good else "abnormal", reason=reason, ended=time.time(),
-              exit_code=code, signal=call.get("signal", int, None), report=json.dumps(report))
+              exit_code=code, signal=call["signal"], report=json.dumps(report))
     return {"message": "ended"}
 
 
 def send_results(call):
     """7. The results' manifest (digest: of all pages). Uploads go only against it; another replaces it."""
     row = claimed_by_caller(call)
-    page, more = call.need("result_files", dict), bool(call.fields.get("more"))
+    page, more = call["result_files"], bool(call["more"])
     entries = check_page(page)
     check_results(call, row, entries)
     told = {key: check_reasons(call, key) for key in ("missing", "refused")}
     told["verdicts"] = check_verdicts(call)
     check_room(call.relay, entries)
     print256 = hashlib.sha256(json.dumps([names_and_sums(entries), more, told,
-                                          call.text("digest", "")]).encode()).hexdigest()
+                                          call["digest"]]).encode()).hexdigest()
     again = {GETTING: {"message": "getting"}}
-    if call.fields.get("end"):
+    if call["end"]:
         again[GOT] = again[FINISHED] = {"message": "got", "end": True}
 
     def asked_again(now):
@@ -655,7 +716,7 @@ def send_results(call):
         if placed is None:
             tx.after(set_aside)
         now = tx.db.execute("SELECT %s FROM calculations WHERE seq = ?" % BRIEF, (row["seq"],)).fetchone()
-        if not call.fields.get("end") or now["results_open"] or more:
+        if not call["end"] or now["results_open"] or more:
             return again[GETTING]
         move(call.relay, tx, STEP["end-send"], now, row["claim"], got=time.time(), **none_came(tx, now))
         return again[GOT]
@@ -718,7 +779,7 @@ def check_results(call, row, entries):
 
 def check_reasons(call, key):
     """missing or refused: {NAME: why}, as printable text. 400 if malformed."""
-    found = call.get(key, dict, {})
+    found = call[key]
     if len(found) > LISTED or not all(isinstance(why, str) for why in found.values()):
         raise ApiError(400, "%s is an object of names and reasons" % key)
     return {printable(name)[:1000]: printable(why)[:1000] for name, why in found.items()}
@@ -727,7 +788,7 @@ def check_reasons(call, key):
 def check_verdicts(call):
     """verdicts: {code: {"count", "names"}} of what was asked for and did not come: how many, and the names
     that their owner lets leave (the first VERDICT_NAMES of each). 400 if malformed."""
-    found, kept = call.get("verdicts", dict, {}), {}
+    found, kept = call["verdicts"], {}
     for code, entry in found.items():
         count, names = ((entry.get("count"), entry.get("names", [])) if isinstance(entry, dict)
                         else (None, None))
@@ -758,7 +819,7 @@ def end_send(call):
     """8. Everything in the manifest has arrived; a success needs at least one of the results that were asked
     for."""
     row = claimed_by_caller(call)
-    if call.text("result") != "end send":
+    if call["result"] != "end send":
         raise ApiError(400, "result is \"end send\"")
     if row["state"] == GETTING and (row["results_open"] or row["results_more"]):
         raise incomplete_error(call, row, "result")
@@ -802,7 +863,7 @@ def calc_progress(call):
     """How far it is; with `known` (a stamp) it waits up to `wait` seconds for a change."""
     row = cached_calculation(call)
     found = progress_of(call, row)
-    if call.get("known", str, None) == found["stamp"] and time.monotonic() < call.until:
+    if call["known"] == found["stamp"] and time.monotonic() < call.until:
         return Park(("calc", row["accept_id"]))
     return dict(found, accept_id=row["accept_id"],
                 message="status:%s" % (row["status"] if call.name == "calc-status" else WORDS[row["state"]]))
@@ -811,7 +872,7 @@ def calc_progress(call):
 def cached_calculation(call):
     """calculation_of_caller(), not asked of the database again while nothing happened to it since the same
     connection asked before."""
-    accept_id, relay = call.text("accept_id"), call.relay
+    accept_id, relay = call["accept_id"], call.relay
     now = accept_id, call.caller, relay.front.event_count(("calc", accept_id))
     if (len(accept_id) < 36 or call.conn.row is None or call.conn.row[0] != now
             or accept_id in relay.claims.silent):
@@ -844,10 +905,8 @@ def progress_of(call, row):
 
 def read_output(call):
     """What a running command has written so far, from `offset` on; waits up to `wait` seconds for more."""
-    row, offset = calculation_of_caller(call), call.number("offset")
-    if call.text("stream") not in ("out", "err"):
-        raise ApiError(400, "stream is out or err")
-    data, path = b"", call.relay.store.spool(row["accept_id"], "", "live." + call.text("stream"))
+    row, offset = calculation_of_caller(call), call["offset"]
+    data, path = b"", call.relay.store.spool(row["accept_id"], "", "live." + call["stream"])
     if os.path.exists(path):
         with open(path, "rb") as text:
             text.seek(offset)
@@ -863,10 +922,10 @@ def heartbeat(call):
     """Renews the leases of what a poller holds, takes the commands' output, and tells what to cancel and what
     it need not hold any more."""
     answer = {"message": "alive", "cancel": [], "gone": [], "unknown": [], "output": {}}
-    call.relay.pollers.hear(call, call.text("site_id", ""), call.text("poller", ""))
+    call.relay.pollers.hear(call, call["site_id"], call["poller"])
     to_cancel = cancelled_here(call)
-    known = rows_of(call, call.need("calcs", dict))
-    for accept_id, entry in call.need("calcs", dict).items():
+    known = rows_of(call, call["calcs"])
+    for accept_id, entry in call["calcs"].items():
         if not isinstance(entry, dict):
             raise ApiError(400, "calcs is an object of objects")
         hear_of(call, known.get(accept_id), accept_id, entry, answer)
@@ -880,13 +939,13 @@ def heartbeat(call):
 
 def cancelled_here(call):
     """The accept_ids of all that this poller holds and that is to be cancelled."""
-    site = call.text("site_id", "")
+    site = call["site_id"]
     if not token_covers(call.caller, site):
         return []
     return [row["accept_id"] for row in call.relay.store.read(
         "SELECT accept_id FROM calculations WHERE site = ? AND %s AND user = ? AND poller = ? AND cancel IS"
         " NOT NULL AND claim IS NOT NULL" % state_in(STOPPABLE),
-        site, call.caller.user, call.text("poller", ""))]
+        site, call.caller.user, call["poller"])]
 
 
 def hear_of(call, row, accept_id, entry, answer):
@@ -940,7 +999,7 @@ def cancel_wait_calc(call):
     stopped it. Whoever comes first decides: 409 with why=ended after calc-end."""
     row = calculation_of_caller(call)
     who = "the workflow side" if call.caller.user == row["user"] else "an operator"
-    reason = "cancelled: " + (printable(call.text("reason", ""))[:200] or "by " + who)
+    reason = "cancelled: " + (printable(call["reason"])[:200] or "by " + who)
     if row["state"] in RETURNING + OVER:
         if row["reason"].startswith("cancelled"):
             return {"message": "cancelled", "ended": True}
@@ -977,8 +1036,8 @@ def rerun(call):
     abnormal before `finish`; with force and a reason also from out of contact: the late result of the old
     claim is then refused."""
     row = calculation_of_caller(call)
-    force = bool(call.fields.get("force"))
-    reason = printable(call.text("reason", ""))[:200]
+    force = bool(call["force"])
+    reason = printable(call["reason"])[:200]
     if row["state"] == ALLOWED and row["attempt"]:     # the answer was lost, or it is about to be run again
         return {"message": "allowed again"}
     if row["state"] == GOT and row["status"] == "abnormal":
@@ -1024,7 +1083,7 @@ def end_calculation(call):
         raise ApiError(409, "end is possible for what is claimed and has not come to its end", why="state",
                        state=WORDS[row["state"]])
     call.relay.claims.lose(
-        row, "ended by an operator: " + (printable(call.text("reason", ""))[:200] or "no reason given"))
+        row, "ended by an operator: " + (printable(call["reason"])[:200] or "no reason given"))
     return {"message": "ended"}
 
 
@@ -1063,7 +1122,7 @@ def version_answer(relay, authenticated):
 def calculation_of_caller(call):
     """The calculation that the call names (also by the beginning of its id), if it exists for this caller;
     otherwise the same 404 as for an unknown id. 409 if there are several."""
-    given = call.text("accept_id")
+    given = call["accept_id"]
     # an id is of letters, digits and -, which sort before ~
     begins = given + "~" if 8 <= len(given) < 36 else given
     rows = call.relay.store.read("SELECT %s FROM calculations WHERE accept_id >= ? AND accept_id <= ? LIMIT"
@@ -1187,7 +1246,7 @@ def manifest_page(call, row, kind, first):
     counts otherwise. Few small files come along with it, as `data`, to those who ask for that."""
     rows = call.relay.store.read("SELECT n, name, size, sha256, x, mtime, done, blob, at FROM files WHERE"
                                  " calc = ? AND kind = ? AND n >= ?%s ORDER BY n LIMIT ?"
-                                 % ("" if call.fields.get("dirs") else " AND name NOT LIKE '%/'"), row["seq"],
+                                 % ("" if call["dirs"] else " AND name NOT LIKE '%/'"), row["seq"],
                                  kind, first, ANSWER_PAGE + 1)
     files = collections.OrderedDict((row["name"], {"size": row["size"], "sha256": row["sha256"]})
                                     for row in rows[:ANSWER_PAGE])
@@ -1195,7 +1254,7 @@ def manifest_page(call, row, kind, first):
         marks = {"x": bool(found["x"]), "mtime": found["mtime"]}
         files[found["name"]].update((key, value) for key, value in marks.items()
                                     if value is not None and value is not False)
-    few = call.fields.get("data") and len(rows) <= INLINE_FILES
+    few = call["data"] and len(rows) <= INLINE_FILES
     if few and sum(found["size"] for found in rows) <= INLINE:
         add_data(call.relay.store, row["accept_id"], kind, rows, files)
     return {"files": files, "next": rows[ANSWER_PAGE]["n"] if len(rows) > ANSWER_PAGE else None}
@@ -1301,7 +1360,7 @@ def files_call(call):
         raise ApiError(404, FILES_GONE, why="room")
     if which is None:
         return (add_page(call, row, kind) if posting
-                else dict(manifest_page(call, row, kind, call.number("from")), message="files"))
+                else dict(manifest_page(call, row, kind, call["from"]), message="files"))
     if which == "pack":
         return take_pack(call, row, kind) if posting else give_pack(call, row, kind)
     found = call.relay.store.read("SELECT n, size, sha256, done, blob, at FROM files WHERE calc = ? AND kind"
@@ -1330,8 +1389,8 @@ def row_for_files(call, kind, reading):
 
 def add_page(call, row, kind):
     """A further page of a manifest; one that is there already is answered again."""
-    first = call.number("from")
-    page = call.need("files", dict)
+    first = call["from"]
+    page = call["files"]
     count = row[COUNTED[kind]]
     before = call.relay.store.read("SELECT name FROM files WHERE calc = ? AND kind = ? AND n = ?", row["seq"],
                                    kind, first - 1)
@@ -1355,7 +1414,7 @@ def add_page(call, row, kind):
             raise ApiError(409, "the next page starts at %d" % have, why="page", **{"from": have})
         if kind == "input":
             check_bytes(call.relay, tx, row["user"], total + room_of_names(entries))
-        insert_page(tx, row["seq"], kind, first, entries, bool(call.fields.get("more")))
+        insert_page(tx, row["seq"], kind, first, entries, bool(call["more"]))
 
     call.relay.store.write(work, "files page")
     return {"message": "listed", "from": max(count, first + len(entries))}
@@ -1371,7 +1430,7 @@ def take_piece(call, row, kind, found):
             raise ApiError(503, "the file is being completed; ask again")
         upload.owner = call                               # whoever wrote before stops at its next chunk
         offset = upload.offset
-    if call.number("offset") != offset or call.length > found["size"] - offset:
+    if call["offset"] != offset or call.length > found["size"] - offset:
         raise ApiError(409, "the file goes on at %d of %d" % (offset, found["size"]), why="offset",
                        offset=offset)
     if not offset:
@@ -1491,7 +1550,7 @@ def complete_files(call, row, kind, blob, placed):
 def take_pack(call, row, kind):
     """Files N, N+1, ... back to back in one body: one blob, one fsync, one transaction. 422 names the wrong
     ones; then none is kept."""
-    first, count = call.number("from"), call.number("count")
+    first, count = call["from"], call["count"]
     rows = call.relay.store.read("SELECT n, size, sha256, done FROM files WHERE calc = ? AND kind = ? AND n"
                                  " >= ? AND n < ? ORDER BY n", row["seq"], kind, first,
                                  first + min(count, 20000))
@@ -1574,11 +1633,10 @@ def give_file(call, row, kind, found):
 
 def give_pack(call, row, kind):
     """Files N, N+1, ... back to back, whole ones, up to max_body or the first large one."""
-    first, segments, total = call.number("from"), [], 0
+    first, segments, total = call["from"], [], 0
     rows = call.relay.store.read("SELECT n, size, done, blob, at FROM files WHERE calc = ? AND kind = ? AND"
                                  " n >= ? ORDER BY n LIMIT ?", row["seq"], kind, first,
-                                 min(PACK_FILES,
-                                     call.number("count") if "count" in call.fields else PACK_FILES))
+                                 min(PACK_FILES, call["count"]))
     for found in rows:
         if (found["size"] > PACK_FILE or not found["done"] or found["blob"] is None
                 or total + found["size"] > call.relay.conf["limits"]["max_body"]):
@@ -1624,12 +1682,12 @@ def unknown_site(site, code=400, http=400):
 def login(call):
     """A user's password for a token that ends after login_hours. Whether the user or the password is wrong is
     not told."""
-    relay, user, address = call.relay, call.text("user")[:200], call.conn.address
+    relay, user, address = call.relay, call["user"][:200], call.conn.address
     found = relay.store.read("SELECT password, roles, sites, known FROM users WHERE name = ?", user)
     known = found[0]["known"].split() if found else []
     relay.access.check_failures(user, address, address in known)
     kept = found[0]["password"] if found else "%d$00$" % ROUNDS      # takes as long
-    if not password_matches(call.text("password"), kept) or not found:
+    if not password_matches(call["password"], kept) or not found:
         relay.access.count_failure(user, address)
         log("warn", None, "login", refused="user or password is wrong", user=user, address=address)
         raise ApiError("0005", "user or password is wrong", http=403, why="login")
@@ -2066,7 +2124,7 @@ class Pollers:
 
     def hear(self, call, site, name, protocol=2):
         """A poller of the call's user was heard. Names and texts come from the wire."""
-        told = call.get("presence", dict, None) if protocol == 2 else None
+        told = call["presence"] if protocol == 2 else None
         group, name = self.known.get((site, call.caller.user), {}), poller_key(name)
         known_site = site in self.relay.conf["RemoteSites"]["remote_site_ids"]
         if (call.waited is not None or not known_site or not token_covers(call.caller, site)
@@ -2085,7 +2143,7 @@ class Pollers:
     def miss(self, call):
         """The line of a call that waited is broken: its poller may have ended."""
         if call.name in ("calc-request", "heartbeat"):
-            site, name = call.text("site_id", ""), poller_key(call.text("poller", ""))
+            site, name = call["site_id"], poller_key(call["poller"])
             found = self.known.get((site, call.caller.user), {}).get(name)
             if found is not None:
                 found.gone = time.time()
@@ -2638,8 +2696,8 @@ class Sweeper:
         """Does what operators' commands have left in the database."""
         for row in self.relay.store.read("SELECT number, call, fields FROM orders WHERE answer IS NULL"):
             try:
-                found = OPERATOR_CALLS[row["call"]](OperatorCall(self.relay, row["call"],
-                                                                 json.loads(row["fields"])))
+                call = OperatorCall(self.relay, row["call"], json.loads(row["fields"]))
+                found = call.route.function(call)
                 answer = [200, found["message"], found]
             except ApiError as refusal:
                 answer = [refusal.code, str(refusal), {}]
@@ -3441,7 +3499,7 @@ class Front:
     def admit(self, conn, call):
         """Route, token, role and length of a request, before a thread sees it. ApiError otherwise."""
         name = call.name = call.name_of_path()
-        call.route = ROUTES.get((call.method, name))
+        call.route = ROUTES.get((call.method, call.place or name))
         if name == "login" and call.route:             # whoever asks stays a stranger until the token is used
             return self.admit_login(call)
         call.caller = self.relay.access.authenticate(call.headers, conn.address, call.path)
@@ -3813,7 +3871,7 @@ class Front:
                 return V1[call.name](call)             # only a fielded body is as large as that
             else:
                 call.collect_fields()
-                wait = min(float(call.get("wait", int, 0)), self.relay.conf["times"]["wait"])
+                wait = min(float(call["wait"]), self.relay.conf["times"]["wait"])
                 call.until = time.monotonic() + wait
                 fault(call.name + " received")
                 call.body = b""                        # what waits holds no more than its fields
@@ -3962,7 +4020,21 @@ class Connection:
 
 
 class Fields:
-    """What a call says: self.fields, with their types checked."""
+    """What a call says: self.fields, checked as FIELDS and its Route have it."""
+
+    def __getitem__(self, key):
+        """A field, or what is taken where it is not said. 400 if it must be there, or is not as it must
+        be."""
+        field = FIELDS[key]
+        value = self.fields.get(key) if field.kind is None else self.get(key, field.kind, None)
+        if value is None:
+            if key in self.route.needed:
+                raise ApiError(400, "%s is missing" % key)
+            return field.default
+        looked_at = len(value) if field.kind is str and isinstance(field.limit, range) else value
+        if field.limit is not None and looked_at not in field.limit:
+            raise ApiError(400, "%s is %s" % (key, "negative" if field.kind is int else field.what))
+        return value
 
     def get(self, key, kind, default):
         """A field of a type (int also from a query's digits), or default where there is none. 400 for another
@@ -3987,13 +4059,6 @@ class Fields:
         """A text field (must be there, unless a default is given)."""
         return self.need(key, str) if default is None else self.get(key, str, default)
 
-    def number(self, key):
-        """A whole number >= 0 that must be there."""
-        value = self.need(key, int)
-        if value < 0:
-            raise ApiError(400, "%s is negative" % key)
-        return value
-
 
 class Call(Fields):
     """One request as parse_head() found it, and what its function needs of its connection."""
@@ -4009,7 +4074,8 @@ class Call(Fields):
         self.until = None                              # in time.monotonic(): so long may it wait
         self.waited = None                             # the key for which it did
         self.name = ""
-        self.parts = ()
+        self.place = None                              # of a file's call: FILE_LIST, FILE or FILE_PACK
+        self.parts = ()                                # and what its path says
         self.body = b""
         self.fields = None
         self.unread = 0
@@ -4031,20 +4097,21 @@ class Call(Fields):
             raise ApiError(400, "a query field is given twice")
 
     def name_of_path(self):
-        """The name of the call that its path asks for, empty if there is none such; of a file also its
-        parts."""
+        """The name of the call that its path asks for, empty if there is none such; of a file also its parts
+        and its place among the routes."""
         if not self.path.startswith(API_PATH):
             return "reload-ini" if self.path == "/reload-ini" else ""
         name = self.path[len(API_PATH):]
         found = FILES.match(name)
         if found:
             self.parts = found.groups()
+            self.place = {None: FILE_LIST, "pack": FILE_PACK}.get(self.parts[2], FILE)
             return "files"
-        return name if name != "files" else ""
+        return name if name.split("/")[0] != "files" else ""
 
     def is_of_part_2(self):
         """Is it a call that no fielded program makes?"""
-        return self.name.split("/")[0] in V2_ONLY
+        return self.name not in V1
 
     def parse_fields(self):
         """The fields of the call: its query, and the JSON object in its body. 400 for anything else."""
@@ -4110,6 +4177,7 @@ class OperatorCall(Fields):
     def __init__(self, relay, name, fields):
         self.relay = relay
         self.name = name
+        self.route = OPERATOR_CALLS[name]
         self.fields = fields
         self.until = 0.0
         self.caller = Caller("operator", frozenset((WORKFLOW, REMOTE, OPERATOR)), (), 0, "order")
@@ -7175,8 +7243,8 @@ INI_KEYS = {                   # {section: {key: (kind, default, meaning)}}: wha
         "users": (str.split, [], "empty: any"),
         "max_waiting": (int, 1000, "calculations at once; more are told to come again")}}
 
-ROUTES = routes()
-OPERATOR_CALLS = operator_calls()
+ROUTES = {key: found for key, found in routes().items() if key[0]}
+OPERATOR_CALLS = {found.word: found for found in routes().values() if found.word}
 V1 = v1_routes()
 
 

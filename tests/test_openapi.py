@@ -1,17 +1,15 @@
 """The relay's calls described in tests/openapi.json, and schemathesis let loose on them: never a 500, always the envelope."""
-import json
 import os
 import re
 import subprocess
 import sys
 
-import openapi
+import documents
 import suite
 
 
 def test_the_description_is_that_of_the_relays_routes():
-    with open(os.path.join(suite.HERE, "openapi.json"), encoding="utf-8") as text:
-        assert json.load(text) == openapi.description(), "python3 tests/openapi.py >tests/openapi.json"
+    assert documents.written("openapi.json") == documents.made()["openapi.json"], "python3 tests/documents.py"
 
 
 def test_no_call_that_the_description_allows_makes_the_relay_fail(make_world, request):

@@ -1,9 +1,9 @@
 """PROTOCOL.md says what relay and far side do: each call, method, who may, state and field stands there, and nothing that does not exist.
 (The table of 1.4 is made request by request in test_fielded_table.py.)"""
-import json
 import os
 import re
 
+import documents
 import suite
 
 relay = suite.module("mi_dicomapi.py")
@@ -11,7 +11,6 @@ with open(os.path.join(suite.HERE, "PROTOCOL.md"), encoding="utf-8") as text:
     PROTOCOL = text.read()
 with open(suite.script("mi_dicomapi.py"), encoding="utf-8") as text:
     SOURCE = text.read()
-PLACES = {"": "files/ID/KIND", "/{n}": "files/ID/KIND/N", "/pack": "files/ID/KIND/pack"}
 
 
 def section(number):
@@ -30,47 +29,18 @@ def table(number):
     return tables(number)[0]
 
 
-def described():
-    """{(method, path as PROTOCOL.md writes it): the fields} of openapi.json, without v."""
-    with open(os.path.join(suite.HERE, "openapi.json"), encoding="utf-8") as found:
-        paths, calls = json.load(found)["paths"], {}
-    for path, methods in paths.items():
-        name = path[len(relay.API_PATH):]
-        if name.startswith("files/"):
-            name = PLACES[name[len("files/{id}/{kind}"):]]
-        for method, call in methods.items():
-            fields = {one["name"] for one in call.get("parameters", ()) if one["in"] == "query"}
-            body = call.get("requestBody", {}).get("content", {}).get("application/json", {}).get("schema", {})
-            calls[method.upper(), name] = (fields | set(body.get("properties", {}))) - {"v"}
-    return calls
+def test_the_tables_of_states_steps_calls_and_fields_are_those_of_the_relay():
+    assert documents.written("PROTOCOL.md") == documents.made()["PROTOCOL.md"], "python3 tests/documents.py"
+    assert len(table("2.5")) == len(relay.ROUTES) + 1 and len(tables("2.4")[1]) == len(relay.STEPS)
 
 
-def test_the_steps_and_states_are_those_of_the_relay():
-    states, steps = tables("2.4")
-    assert [(row[0], row[1].split(" (")[0]) for row in states] == list(relay.WORDS.items())
-    assert [tuple(row) for row in steps] == [(str(step.number), step.name, step.role, ", ".join(step.frm), step.to) for step in relay.STEPS]
-
-
-def test_every_call_with_its_method_and_who_may_make_it_is_there_and_no_other():
-    told = {(row[1], row[0]): (row[2], row[3]) for row in table("2.5")}
-    real = {("GET", "version"): ("anybody", "no")}
-    for (method, name), route in relay.ROUTES.items():
-        if name == "files":
-            real.update({(method, place): ("see 2.8", "no") for place in PLACES.values()})
-        else:
-            real[method, name] = (route.role or "anybody", "yes" if name in relay.V1 else "no")
-    assert told == real
-    assert set(relay.V2_ONLY) == {name for name in (name.split("/")[0] for (method, name), who in real.items() if who[1] == "no")} - {"version"}
-
-
-def test_the_fields_of_every_call_are_those_of_the_description_and_the_relay_reads_each():
-    told = {(row[1], row[0]): set(re.findall(r"[\w-]+", row[4])) for row in table("2.5")}
-    assert told == described()
-    read = set(re.findall(r'call\.(?:text|number|need|get|fields\.get|fields)[(\[]"([\w-]+)"', SOURCE))
+def test_the_relay_reads_each_field_of_its_routes_and_no_other():
+    read = set(re.findall(r'call(?:\.(?:text|get|need|fields\.get|fields)[(\[]|\[)"([\w-]+)"', SOURCE))
     read |= {"missing", "refused", "started", "ended", "cpu", "maxrss"}         # by name of a loop
-    named = set().union(*told.values())
+    named = set().union(*(route.fields for route in list(relay.ROUTES.values()) + list(relay.OPERATOR_CALLS.values())))
+    assert named == set(relay.FIELDS)
     assert named - read == {"stop"}, "told, but read nowhere"
-    assert read - named - {"v", "site_id", "claim"} == set(), "read, but told nowhere"
+    assert read - named - {"v"} == set(), "read, but told nowhere"
 
 
 def test_what_is_named_in_the_second_part_stands_in_the_relay_and_every_reason_is_named():

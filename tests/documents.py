@@ -1,0 +1,71 @@
+"""Rewrites what documents repeat of the scripts: python3 tests/documents.py
+
+PROTOCOL.md: the tables of 2.4 (states, steps) and 2.5 (calls, fields), of the relay's WORDS, STEPS, ROUTES and FIELDS. openapi.json.
+`test_protocol.py` and `test_openapi.py` fail as long as they are others.
+"""
+import json
+import os
+import re
+
+import openapi
+import suite
+
+STATES, STEPS = "| relay | `calc_progress`, `progress` on the wire |", "| step | name | who | from | to |"
+CALLS, FIELDS = "| call | method | who | v1 too | fields |", "| field | type | what it is |"
+TYPES = {str: "text", int: "number", bool: "true or false", dict: "object", None: "any"}
+
+
+def states(relay, before):
+    """The states and their words; what stands in brackets behind a word stays."""
+    notes = dict(re.findall(r"^\| (\w+) \| [^|(]*?( \(.*?\))? \|$", before, re.M))
+    return ["| %s | %s%s |" % (state, word, notes.get(state, "")) for state, word in relay.WORDS.items()]
+
+
+def steps(relay, before):
+    """The steps."""
+    return ["| %d | %s | %s | %s| %s |" % (step.number, step.name, step.role, "".join(", ".join(step.frm) + " " if step.frm else ""), step.to)
+            for step in relay.STEPS]
+
+
+def calls(relay, before):
+    """The calls, by whom they may be made, and what they read."""
+    rows = ["| version | GET | anybody | no | |"]
+    for (method, name), route in relay.ROUTES.items():
+        who = route.role or ("see 2.8" if name.startswith("files/") else "anybody")
+        fields = " ".join(field if field in route.needed else "[%s]" % field for field in route.fields)
+        rows.append("| %s | %s | %s | %s | %s|" % (name, method, who, "yes" if name in relay.V1 else "no", fields + " " if fields else ""))
+    return rows
+
+
+def fields(relay, before):
+    """What each field is."""
+    return ["| %s | %s | %s |" % (name, TYPES[field.kind], field.what) for name, field in sorted(relay.FIELDS.items())]
+
+
+def protocol(text):
+    """PROTOCOL.md with these tables as they are now."""
+    relay = suite.module("mi_dicomapi.py")
+    for head, rows in ((STATES, states), (STEPS, steps), (CALLS, calls), (FIELDS, fields)):
+        first, found, rest = text.partition(head + "\n")
+        mark, before, rest = re.match(r"(\|[-|]+\n)((?:\|[^\n]*\n)*)(.*)\Z", rest, re.S).groups()
+        text = first + found + mark + "".join(row + "\n" for row in rows(relay, before)) + rest
+    return text
+
+
+def written(path):
+    """Its text."""
+    with open(os.path.join(suite.HERE, path), encoding="utf-8") as text:
+        return text.read()
+
+
+def made():
+    """{file: its text as it must be}."""
+    return {"PROTOCOL.md": protocol(written("PROTOCOL.md")), "openapi.json": json.dumps(openapi.description(), indent=1, ensure_ascii=False) + "\n"}
+
+
+if __name__ == "__main__":
+    for path, text in made().items():
+        if text != written(path):
+            print("-> tests/" + path)
+            with open(os.path.join(suite.HERE, path), "w", encoding="utf-8") as out:
+                out.write(text)
