@@ -36,6 +36,7 @@ contents (grep -n '^# ====' prints them with their lines):
   the pollers                   which there are, when they were heard, what they say of themselves
   what users hold               calculations, bytes, work: what the limits look at
   why it waits                  the causes, in the order in which they are looked for
+  what monitors see             healthz and metrics
   the sweeper                   what is due, once a second
   the relay                     what the calls share; the ini in mid-run
   the store                     one SQLite writer, and a spool of files beside it
@@ -48,6 +49,7 @@ contents (grep -n '^# ====' prints them with their lines):
   shared: names                 names of files: checked by every receiver
   shared: stream                fielded bodies, which hold whole files, pass as streams
   shared: cause                 why a calculation is where it is, for people
+  shared: meter                 figures for Prometheus
   shared: check
   shared: lean                  what runs for long gives back what its start took
   shared: ini
@@ -104,11 +106,13 @@ if __name__ == "__main__":
 import _thread
 import base64
 import binascii
+import bisect
 import collections
 import errno
 import fcntl
 import hashlib
 import io
+import itertools
 import json
 import os
 import queue
@@ -334,6 +338,9 @@ def move(relay, tx, step, row, under=None, **changes):
     holder of a claim, no longer under it). Logged, and whoever waits for it is told, once it is on disk."""
     sets = ", ".join("%s = ?" % name for name in changes)
     now = time.time()
+    before = step.frm[0]
+    if len(step.frm) > 1:
+        before = (tx.read("SELECT state FROM calculations WHERE seq = ?", row["seq"]) or [[""]])[0][0]
     done = tx.db.execute("UPDATE calculations SET state = ?, version = version + 1, touched = ?, silent = 0,"
                          " waits = ''%s WHERE seq = ? AND %s AND (? OR claim = ?)"
                          % (sets and ", " + sets, state_in(step.frm)),
@@ -348,6 +355,7 @@ def move(relay, tx, step, row, under=None, **changes):
         tx.after(lambda: log("info", accept_id, "%d %s" % (step.number, step.name), site=site, user=user,
                              **shown))
         tx.after(lambda: relay.front.fire(("calc", accept_id)))
+        tx.after(lambda: relay.meter.moved(step, before, row, changes, now))
         if step.to == ALLOWED:
             need = tx.db.execute("SELECT bytes FROM calculations WHERE seq = ?", (row["seq"],)).fetchone()[0]
             tx.after(lambda: relay.front.fire(("site", site, user), one=True, need=need))
@@ -380,6 +388,7 @@ Park = collections.namedtuple("Park", "key")          # a call's answer when it 
 FileAnswer = collections.namedtuple("FileAnswer", "segments length headers status then moved")
 FileAnswer.__new__.__defaults__ = (None, None)
 PlainAnswer = collections.namedtuple("PlainAnswer", "parsed")     # a call's answer without the envelope
+TextAnswer = collections.namedtuple("TextAnswer", "kind data")       # a call's answer that is no JSON
 
 
 class ApiError(Exception):
@@ -437,6 +446,7 @@ def add_calcinfo(call):
         insert_page(tx, seq, "input", 0, entries, more, blob)
         row = tx.db.execute("SELECT %s FROM calculations WHERE seq = ?" % BRIEF, (seq,)).fetchone()
         tx.after(lambda: relay.quotas.count_registration(call.caller.user, total))
+        tx.after(lambda: relay.meter.moved(STEP["add-calcinfo"], "", row, {}, now))
         tx.after(lambda: log("info", accept_id, "1 add-calcinfo", site=site, user=call.caller.user,
                              command=command, inputs=len(entries)))
         if call["allow"] and not row["inputs_open"] and not more:
@@ -1653,6 +1663,8 @@ def give_pack(call, row, kind):
 
 
 # ==== who may ====
+VIEWER, METRICS = "viewer", "metrics"                  # of who only looks: at all there is; at figures
+ROLES = (WORKFLOW, REMOTE, OPERATOR, VIEWER, METRICS)
 # who a token stands for; sites (): any; key: for counting
 Caller = collections.namedtuple("Caller", "user roles sites expires key")
 
@@ -1760,7 +1772,7 @@ class Access:
         if hashed:
             if self.relay.behind_gateway():
                 user = self.gateway_user(headers) or "token-" + hashed[:16]
-                more = (OPERATOR,) if user in self.relay.conf["Server"]["operators"] else ()
+                more = (OPERATOR, VIEWER, METRICS) if user in self.relay.conf["Server"]["operators"] else ()
                 return Caller(user, frozenset((WORKFLOW, REMOTE) + more), (), 0, hashed)
             if hashed not in self.tokens:              # a new one is good at once
                 self.tokens.update(self.read_tokens("hash = ? AND revoked IS NULL", hashed))
@@ -2551,7 +2563,7 @@ def explain(call):
     when, how old the evidence is, what would change it."""
     row = calculation_of_caller(call)
     facts = Facts(call.relay, row)
-    cause = next(one for one in CAUSES if one.holds(facts))
+    cause = cause_of(facts)
     text, changes = in_both(cause.text, facts), in_both(cause.changes, facts)
     found = {"message": text["en"], "accept_id": row["accept_id"], "cause": cause.code, "who": cause.who,
              "site": row["site"], "sentence": text, "changes": changes,
@@ -2566,9 +2578,309 @@ def explain(call):
     return found
 
 
+def cause_of(facts):
+    """The first of CAUSES that holds."""
+    return next(one for one in CAUSES if one.holds(facts))
+
+
 def in_both(text, facts):
     """{language: text}, with what it names."""
     return {"en": printable(text % facts), "ja": printable(JA.get(text, text) % facts)}
+
+
+# ==== what monitors see ====
+# `healthz` (is the relay itself well? it needs no token) and `metrics` (figures, role metrics): all is
+# counted as it happens, so that being asked costs next to nothing. Sites are those of the ini; no user, no
+# id is named.
+BUCKETS = (1, 5, 15, 60, 300, 900, 3600, 14400, 43200, 86400, 259200, 604800)      # seconds
+# reasons of "0005" that are told apart
+AUTH_KINDS = ("no token", "unknown token", "expired", "role", "gateway", "login")
+STUCK = 30                     # seconds after which a thread that should have gone on stands still
+PROBE = 5                      # seconds after a change of the database, until a question makes another
+TOKEN_FORGOTTEN = 7 * 86400                            # seconds after its end that a token is of no interest
+BACKUP_OLD = 2 * 86400                                 # seconds after which a backup is worth a word
+
+
+class Meter:
+    """What happened since the start, and how many calculations are where."""
+
+    def __init__(self, relay):
+        self.relay = relay
+        self.counting = threading.Lock()               # of the next three
+        self.requests = collections.Counter()          # by (call, class of status)
+        self.failures = collections.Counter()          # by kind: "0005" was answered
+        self.bytes = collections.Counter()             # of whole bodies, by direction
+        # of the writer alone, as it commits:
+        self.states = collections.Counter()            # calculations by (site, user, state)
+        self.ended = collections.Counter()             # by (site, outcome)
+        self.queued = {}                          # {site: [seconds, how many in each of BUCKETS, beyond]}
+        self.ran = {}
+        self.asked = -600.0                            # when, in time.monotonic()
+        self.stored = None                        # bytes of files in the spool, counted while that is asked
+        self.probe = False                          # is it to be tried whether the database can be changed?
+
+    def begin(self):
+        """At the start: how many are where."""
+        for row in self.relay.store.read("SELECT site, user, state, COUNT(*) AS number FROM calculations"
+                                         " GROUP BY site, user, state"):
+            self.states[row["site"], row["user"], row["state"]] = row["number"]
+
+    def answered(self, call, status, length, why=None):
+        """A request was answered with so many bytes; why: of a "0005"."""
+        name = call.name if call is not None and (call.route or call.name in OPEN_CALLS) else "other"
+        with self.counting:
+            self.requests[name, "%dxx" % (status // 100)] += 1
+            self.bytes["in"] += call.length if call is not None else 0
+            self.bytes["out"] += length
+            if why is not None:
+                kinds = [kind for kind in AUTH_KINDS if why.startswith(kind)]
+                self.failures[(kinds or ["other"])[0].replace(" ", "_")] += 1
+
+    def moved(self, step, before, row, changes, now):
+        """A calculation (as it was known before) has gone from one state to another; before "": it is new;
+        step None: it was removed. In the writer's thread, once that is on disk."""
+        site, user = row["site"], row["user"]
+        if before:
+            self.states[site, user, before] -= 1
+        if step is None:
+            return
+        self.states[site, user, step.to] += 1
+        if step.name == "calc-start" and row["allowed"]:
+            observe(self.queued, site, now - row["allowed"])
+        if before == RUNNING and step.to == ENDED and row["started"]:
+            observe(self.ran, site, now - row["started"])
+        if step.to == GOT:
+            self.ended[site, outcome_of(step, changes.get("status", row["status"]),
+                                        changes.get("reason", row["reason"]))] += 1
+
+    def health(self):
+        """ "ok", or what is not, in a word. Asked by the selector: nothing here waits. A question after a
+        while without changes has the sweeper make one."""
+        relay, now = self.relay, time.monotonic()
+        self.probe = self.probe or now - relay.store.committed > PROBE
+        for word, stuck in (("writer", now - (relay.store.at_work or now) > STUCK),
+                            (relay.store.failed, relay.store.failed),
+                            ("workers", relay.front.small_calls and now - relay.front.taken > STUCK),
+                            ("sweeper", now - relay.sweeper.lap > 2 * STUCK)):
+            if stuck:
+                return word
+        return "ok"
+
+    def sweep(self):
+        """Once a second, by the sweeper: the change that health() has asked for."""
+        if self.probe:
+            self.probe = False
+            self.relay.store.write(lambda tx: tx.db.execute("PRAGMA user_version = %d" % SCHEMA_VERSION),
+                                   "probe", wait=False)
+
+    def count_stored(self):
+        """Once a minute, while somebody asks for figures: what is in the spool."""
+        if time.monotonic() - self.asked < 600:
+            self.stored = self.relay.store.read("SELECT COALESCE(SUM(size), 0) FROM files WHERE done")[0][0]
+
+
+def observe(table, site, seconds):
+    """Counts a duration in the histogram of its site."""
+    found = table.setdefault(site, [0.0] + [0] * (len(BUCKETS) + 1))
+    found[0] += max(0.0, seconds)
+    found[1 + bisect.bisect_left(BUCKETS, seconds)] += 1
+
+
+def outcome_of(step, status, reason):
+    """How a calculation has ended, in a word."""
+    if step.name == "lost":
+        return "lost"
+    if reason.startswith("cancelled"):
+        return "cancelled"
+    return "completed" if status == "completed" else "abnormal"
+
+
+def metrics(call):
+    """The figures, for Prometheus."""
+    return TextAnswer("text/plain; version=0.0.4; charset=utf-8", figures(call.relay).encode("utf-8"))
+
+
+def figures(relay):
+    """All figures as text."""
+    relay.meter.asked = time.monotonic()
+    families = [("mi_relay_" + name, kind, text, samples)
+                for found in (figures_of_sites(relay), figures_of_durations(relay.meter),
+                              figures_of_relay(relay))
+                for name, kind, text, samples in found]
+    return exposition(families)
+
+
+def summed(found, sites):
+    """[("", {"site": ..., ...}, number)] of {(site, more...): number}, where more are (label, value) pairs;
+    what is of no site of the ini stands under the empty one."""
+    sums = collections.Counter()
+    for (site, *more), number in list(found.items()):
+        sums[(site if site in sites else "",) + tuple(more)] += number
+    return [("", dict([("site", key[0])] + list(key[1:])), number) for key, number in sorted(sums.items())]
+
+
+def figures_of_sites(relay):
+    """Families of what is known of each site."""
+    meter, now, sites = relay.meter, time.time(), frozenset(relay.conf["RemoteSites"]["remote_site_ids"])
+    states = {(site, user, state): number for (site, user, state), number in list(meter.states.items())}
+    places = collections.Counter()
+    for (site, user, state), number in states.items():
+        places[site, ("state", state)] += number
+    oldest, reasons = waiting_figures(relay, [key[:2] + (number,) for key, number in states.items()
+                                              if key[2] == ALLOWED and number], now)
+    stand = SiteFigures(relay, sites, now)
+    rows = [("calculations", "gauge", "calculations that are kept, by state", places),
+            ("waiting_oldest_seconds", "gauge", "how long the first in the queue of a site has waited; 0"
+             " without one", {(site,): oldest.get(site, 0) for site in {key[0] for key in states}}),
+            ("waiting_reason", "gauge", "calculations that wait, by why the first of their queue does (the"
+             " codes of explain)", reasons),
+            ("site_last_contact_timestamp_seconds", "gauge", "when a poller of the site was heard last",
+             stand.heard),
+            ("site_state", "gauge", "1 with the state of that poller of the site which is nearest to taking"
+             " work", stand.state),
+            ("site_slots", "gauge", "calculations that the pollers of the site may have at once",
+             stand.slots),
+            ("site_slots_busy", "gauge", "calculations that they have", stand.busy),
+            ("undelivered", "gauge", "results that pollers of the site could not deliver", stand.late),
+            ("undelivered_oldest_seconds", "gauge", "how long the oldest of them waits there; 0 without one",
+             stand.late_for),
+            ("out_of_contact", "gauge", "calculations whose poller is out of contact", silent_figures(relay)),
+            ("ended_total", "counter", "calculations that have come to their end", {
+                (site, ("outcome", outcome)): number
+                for (site, outcome), number in list(meter.ended.items())})]
+    return [(name, kind, text, summed(found, sites)) for name, kind, text, found in rows]
+
+
+def waiting_figures(relay, queues, now):
+    """({site: seconds that the first of its queues has waited}, {(site, ("code", why)): how many wait}) of
+    [(site, user, how many wait)]. What is asked of the database is the first of each queue."""
+    oldest, reasons = {}, collections.Counter()
+    for site, user, number in queues:
+        found = relay.store.read("SELECT %s FROM calculations WHERE site = ? AND state = ? AND user = ? ORDER"
+                                 " BY seq LIMIT 1" % BRIEF, site, ALLOWED, user)
+        for row in found:
+            oldest[site] = max(oldest.get(site, 0), round(now - (row["allowed"] or now)))
+            reasons[site, ("code", cause_of(Facts(relay, row)).code)] += number
+    return oldest, reasons
+
+
+class SiteFigures:
+    """What the pollers of each site of the ini tell, and how they stand: {(site, ...): number} each."""
+
+    def __init__(self, relay, sites, now):
+        self.heard = {}
+        self.slots = {}
+        self.busy = {}
+        self.late = {}
+        self.late_for = {}
+        nearest = {}
+        for (site, user), group in list(relay.pollers.known.items()):
+            for one in list(group.values()) if site in sites else ():
+                word = relay.pollers.standing(one, now)
+                nearest[site] = max(nearest.get(site, -1), NEARER.index(word))
+                self.heard[site,] = max(self.heard.get((site,), 0), round(one.at, 3))
+                self.take(site, one.told, word, now)
+        self.state = {(site, ("state", NEARER[nearest[site]] if site in nearest else "never")): 1
+                      for site in sites}
+
+    def take(self, site, told, word, now):
+        """Adds what one poller tells."""
+        for table, key in ((self.slots, "jobs"), (self.busy, "busy"), (self.late, "outbox")):
+            counts = key == "outbox" or word != "silent"
+            table[site,] = table.get((site,), 0) + (told.get(key) or 0) * counts
+        since = told.get("oldest") if told.get("outbox") else None
+        self.late_for[site,] = max(self.late_for.get((site,), 0), round(now - since) if since else 0)
+
+
+def silent_figures(relay):
+    """{(site,): calculations out of contact}."""
+    found, ids = collections.Counter(), list(relay.claims.silent)
+    for first in range(0, len(ids), 500):
+        part = ids[first:first + 500]
+        for row in relay.store.read("SELECT site FROM calculations WHERE accept_id IN (%s)"
+                                    % ", ".join("?" * len(part)), *part):
+            found[row["site"],] += 1
+    return found
+
+
+def figures_of_durations(meter):
+    """Families of the histograms."""
+    rows = (("queue_seconds", "from being allowed to the command's start", meter.queued),
+            ("run_seconds", "from the command's start to its end", meter.ran))
+    return [(name, "histogram", text,
+             [sample for site, found in sorted(list(table.items())) for sample in histogram_of(site, found)])
+            for name, text, table in rows]
+
+
+def histogram_of(site, found):
+    """The samples of one site's histogram."""
+    sums = list(itertools.accumulate(found[1:]))
+    bounds = [str(bound) for bound in BUCKETS] + ["+Inf"]
+    return ([("_bucket", {"site": site, "le": bound}, number) for bound, number in zip(bounds, sums)]
+            + [("_sum", {"site": site}, round(found[0], 3)), ("_count", {"site": site}, sums[-1])])
+
+
+def figures_of_relay(relay):
+    """Families of the relay itself."""
+    meter, front, store, now = relay.meter, relay.front, relay.store, time.time()
+    with meter.counting:
+        requests, failures, moved = dict(meter.requests), dict(meter.failures), dict(meter.bytes)
+    waits = store.read("SELECT MIN(touched) FROM calculations WHERE state = ?", GOT)[0][0]
+    ends = {kind: certificate_end(relay.conf["Server"][key])
+            for kind, key in (("server", "certfile"), ("client_ca", "client_ca"))}
+    rows = [("build_info", "gauge", "which version this is", {(("version", VERSION),): 1}),
+            ("unfetched_oldest_seconds", "gauge", "how long the oldest result waits to be fetched; 0 without"
+             " one",
+             {(): round(now - waits) if waits else 0}),
+            ("requests_total", "counter", "requests that were answered", {
+                (("call", call), ("class", kind)): number for (call, kind), number in requests.items()}),
+            ("auth_failures_total", "counter", "requests that were refused for want of a good token, role or"
+             " password", {(("kind", kind),): number for kind, number in failures.items()}),
+            ("bytes_total", "counter", "bytes of bodies", {
+                (("direction", way),): number for way, number in moved.items()}),
+            ("connections", "gauge", "open connections", {(): len(front.conns)}),
+            ("parked", "gauge", "calls that wait for news", {(): sum(list(front.parked.values()))}),
+            ("spool_free_bytes", "gauge", "free bytes for the spool", {(): store.free()}),
+            ("spool_keep_free_bytes", "gauge", "bytes of them that stay free ([limits] spool_free)",
+             {(): store.bytes_to_keep_free(relay.conf["limits"]["spool_free"])}),
+            ("spool_bytes", "gauge", "bytes of files in the spool, looked at each minute",
+             {} if meter.stored is None else {(): meter.stored}),
+            ("certificate_expiry_timestamp_seconds", "gauge", "when a certificate ends", {
+                (("kind", kind),): end for kind, end in ends.items() if end}),
+            ("token_next_expiry_timestamp_seconds", "gauge", "when the next token ends of those that have"
+             " none newer for the same user, roles and sites; site empty: good for all",
+             token_figures(relay, now)),
+            ("backup_last_success_timestamp_seconds", "gauge", "when `backup` was made last; 0: never",
+             {(): backed_up(store)}),
+            ("maintenance", "gauge", "1 in maintenance", {(): int(relay.claims.maintenance is not None)})]
+    return [(name, kind, text, [("", dict(labels), number) for labels, number in sorted(found.items())])
+            for name, kind, text, found in rows]
+
+
+def newest_tokens(relay, now):
+    """The tokens (user, roles, sites, expires) that have no newer one of the same, and did not end long ago;
+    those of log-ins are not among them."""
+    return relay.store.read("SELECT user, roles, sites, MAX(expires) AS expires FROM tokens WHERE revoked IS"
+                            " NULL AND NOT login GROUP BY user, roles, sites HAVING MAX(expires) > ?",
+                            now - TOKEN_FORGOTTEN)
+
+
+def token_figures(relay, now):
+    """{(("site", site), ("role", role)): when the next one ends}."""
+    found, sites = {}, relay.conf["RemoteSites"]["remote_site_ids"]
+    for row in newest_tokens(relay, now):
+        for key in [(("site", site), ("role", role)) for role in row["roles"].split()
+                    for site in row["sites"].split() or [""] if site in sites or not site]:
+            found[key] = min(found.get(key, row["expires"]), round(row["expires"]))
+    return found
+
+
+def backed_up(store):
+    """When `backup` has noted that it was made, in seconds since the epoch; 0: never."""
+    try:
+        return round(os.stat(os.path.join(utf8(store.folder), b"backed-up")).st_mtime, 3)
+    except OSError:
+        return 0
 
 
 # ==== the sweeper ====
@@ -2578,6 +2890,7 @@ class Sweeper:
 
     def __init__(self, relay):
         self.relay = relay
+        self.lap = time.monotonic()                    # when it was at work last
 
     def sweep_forever(self):
         """The sweeper thread."""
@@ -2586,9 +2899,10 @@ class Sweeper:
         certificate_seen = self.relay.certificate_stamp()
         while True:
             time.sleep(1)
-            now = time.monotonic()
+            now = self.lap = time.monotonic()
             try:
                 self.relay.access.load_tokens()
+                self.relay.meter.sweep()
                 self.relay.claims.read_pauses()
                 self.run_operator_calls()
                 self.relay.claims.sweep_leases(now)
@@ -2629,7 +2943,7 @@ class Sweeper:
         old = []
         for state, field, limit in ((REGISTERED, "touched", "register_for"),
                                     (FINISHED, "finished", "keep_fetched"), (GOT, "got", "keep_results")):
-            old += self.relay.store.read("SELECT seq, accept_id, user, state, touched FROM calculations"
+            old += self.relay.store.read("SELECT seq, accept_id, user, site, state, touched FROM calculations"
                                          " WHERE state = ? AND touched < ? AND %s < ? LIMIT 10000" % field,
                                          state, now - times[limit], now - times[limit])
         for row in old:
@@ -2642,6 +2956,7 @@ class Sweeper:
                                      (row["seq"], row["state"])).rowcount
                 if gone:
                     tx.db.execute("DELETE FROM files WHERE calc = ?", (row["seq"],))
+                    tx.after(lambda: self.relay.meter.moved(None, row["state"], row, {}, now))
                 return gone
 
             if self.relay.store.write(work, "retention"):
@@ -2650,6 +2965,7 @@ class Sweeper:
                 self.relay.front.fire(("calc", row["accept_id"]))
         self.sweep_history(now - times["keep_history"])
         self.relay.quotas.recount()
+        self.relay.meter.count_stored()
         self.relay.store.make_ballast()
 
     def sweep_history(self, oldest):
@@ -2722,6 +3038,7 @@ class Relay:
         self.claims = Claims(self)
         self.quotas = Quotas(self)
         self.pollers = Pollers(self)
+        self.meter = Meter(self)
         self.fielded = FieldedPollers(self)
         self.sweeper = Sweeper(self)
         self.uploads = {}                              # {(seq, kind, n): Upload}
@@ -2909,6 +3226,9 @@ class Store:
         self.requests = collections.deque()            # WriteRequests for the writer
         self.requested = threading.Semaphore(0)        # one for each
         self.closing = False
+        self.at_work = None                            # since when the writer changes what it changes now
+        self.committed = 0.0                           # when it last did
+        self.failed = ""                               # why it could not, if it could not the last time
         try:
             os.makedirs(utf8(folder), 0o700, exist_ok=True)
             if os.stat(utf8(folder)).st_uid != os.geteuid():
@@ -3023,20 +3343,20 @@ class Store:
             requests = [self.requests.popleft()]
             while self.requests and len(requests) < 256 and self.requested.acquire(blocking=False):
                 requests.append(self.requests.popleft())
+            self.at_work = time.monotonic()
             try:
                 self.transact(requests)
+                self.committed, self.failed = time.monotonic(), ""
             except sqlite3.Error as error:
                 full = "full" in str(error) or "disk I/O" in str(error)
+                self.failed = "disk" if full else "database"
                 if full:
                     self.drop_ballast()
                 for request in requests:
                     request.error = self.no_room(BALLAST) if full else error
             for request in requests:
-                if request.error is None:
-                    fault(request.name + " committed")
-                    for hook in request.hooks:
-                        hook()
-                request.done.release()
+                request.tell()
+            self.at_work = None
 
     def transact(self, requests):
         """One group commit. sqlite3.Error: nothing of it happened."""
@@ -3138,6 +3458,14 @@ class WriteRequest:
         self.done.acquire()
         self.after = self.hooks.append
 
+    def tell(self):
+        """It is on disk, or has failed: the hooks of what is run, and who waits for it goes on."""
+        if self.error is None:
+            fault(self.name + " committed")
+            for hook in self.hooks:
+                hook()
+        self.done.release()
+
     def read(self, sql, *values):
         """All rows of a SELECT, with what this transaction has changed."""
         return self.db.execute(sql, values).fetchall()
@@ -3192,6 +3520,9 @@ def remove_tree(path):
 
 
 # ==== connections ====
+OPEN_CALLS = ("version", "healthz")                    # need no token
+AT_ROOT = ("reload-ini", "healthz", "metrics")         # stand also outside of API_PATH
+JSON_TYPE = "application/json; charset=utf-8"
 WOULD_BLOCK = (ssl.SSLWantReadError, ssl.SSLWantWriteError, BlockingIOError)
 HEADER_LINE = re.compile(r"([!#$%&'*+.^_`|~0-9A-Za-z-]+):([\t -~\x80-\xff]*)\Z")
 SINGLE_HEADERS = ("content-length", "transfer-encoding", "host", "authorization", "content-type", "range",
@@ -3222,6 +3553,7 @@ class Front:
         self.small_calls = collections.deque()
         self.bulk_calls = collections.OrderedDict()    # what moves much: queues by user
         self.bulk_at_work = collections.Counter()      # how many of them are at work, by user
+        self.taken = time.monotonic()                  # when a worker took its last request
         self.sleeping = []                            # workers without work: a lock each, released to wake it
         self.logins = queue.Queue()                    # connections that ask for a log-in
         # to the selector
@@ -3448,7 +3780,7 @@ class Front:
             del conn.buffer[:end + 4]
             try:
                 conn.call = call = self.read_call(conn, head)
-                if self.answer_version(conn, call):
+                if self.answer_open(conn, call):
                     return
                 self.admit(conn, call)
             except ApiError as refusal:
@@ -3476,9 +3808,10 @@ class Front:
         vars(call).update(conn.seen[1], conn=conn, relay=self.relay)
         return call
 
-    def answer_version(self, conn, call):
-        """Answers `version`, the one call that needs no token. True: answered."""
-        if (call.method, call.path) != ("GET", API_PATH + "version") or call.length:
+    def answer_open(self, conn, call):
+        """Answers `version` and `healthz`, which need no token. True: answered."""
+        call.name = call.name_of_path()
+        if call.method != "GET" or call.name not in OPEN_CALLS or call.length:
             return False
         known = False
         if ":token" in call.headers:
@@ -3487,8 +3820,15 @@ class Front:
                 known = True
             except ApiError:
                 pass
+        status, kind, data = 200, JSON_TYPE, None
+        if call.name == "version":
+            data = ENCODE(version_answer(self.relay, known)).encode("utf-8")
+        else:
+            word = self.relay.meter.health()
+            status, kind, data = 200 if word == "ok" else 503, "text/plain", (word + "\n").encode()
+        self.relay.meter.answered(call, status, len(data))
         try:
-            conn.send_json(200, version_answer(self.relay, known), call.keep)
+            conn.send_body(status, kind, data, call.keep)
         except (OSError, ValueError):
             self.drop(conn)
             return True
@@ -3547,6 +3887,7 @@ class Front:
         """Answers a request that goes no further; what follows it on this connection is not to be trusted."""
         log("debug", None, "refused", address=conn.address, code=refusal.code, why=refusal)
         try:
+            self.relay.meter.answered(conn.call, refusal.http, 0, why_refused(refusal))
             conn.send_json(refusal.http, envelope(refusal.code, str(refusal), **refusal.more), False)
         except (OSError, ValueError):
             return self.drop(conn)
@@ -3723,6 +4064,7 @@ class Front:
         lock, until there is one."""
         while True:
             with self.queue_lock:
+                self.taken = time.monotonic()
                 if self.small_calls:
                     return self.small_calls.popleft(), None
                 user = self.next_bulk_user()
@@ -3811,7 +4153,7 @@ class Front:
             return False
         try:
             call = self.read_call(conn, head)
-            if (call.path == API_PATH + "version" or "expect" in call.headers
+            if (call.name_of_path() in OPEN_CALLS or "expect" in call.headers
                     or len(conn.buffer) < end + call.length or call.length > SMALL_BODY):
                 return False
             self.admit(conn, call)
@@ -3850,16 +4192,22 @@ class Front:
 
     def send_result(self, conn, result, keep):
         """The answer, as the kind of the result says."""
+        status, why = 200, None
         if isinstance(result, FileAnswer):
+            status, length = result.status, result.length
             conn.send_spool(result, keep, self.relay.conf["limits"]["min_rate"])
             if result.then is not None:
                 result.then()
+        elif isinstance(result, TextAnswer):
+            length = conn.send_body(200, result.kind, result.data, keep, STALL)
         elif isinstance(result, PlainAnswer):
-            conn.send_json(200, result.parsed, keep, STALL)
+            length = conn.send_json(200, result.parsed, keep, STALL)
         elif isinstance(result, ApiError):
-            conn.send_json(result.http, envelope(result.code, str(result), **result.more), keep, STALL)
+            status, why = result.http, why_refused(result)
+            length = conn.send_json(status, envelope(result.code, str(result), **result.more), keep, STALL)
         else:
-            conn.send_json(200, envelope(200, result.pop("message"), **result), keep, STALL)
+            length = conn.send_json(200, envelope(200, result.pop("message"), **result), keep, STALL)
+        self.relay.meter.answered(conn.call, status, length, why)
 
     def run_call(self, call):
         """The call's function; whatever goes wrong in it becomes an answer."""
@@ -3972,9 +4320,13 @@ class Connection:
         return count
 
     def send_json(self, status, parsed, keep, wait=0):
-        """The answer in one write; a worker waits up to `wait` seconds for a client that does not take it."""
-        body = ENCODE(parsed).encode("utf-8", "replace")
-        data = answer_head(status, "application/json; charset=utf-8", len(body), keep) + body
+        """A JSON answer; its length."""
+        return self.send_body(status, JSON_TYPE, ENCODE(parsed).encode("utf-8", "replace"), keep, wait)
+
+    def send_body(self, status, kind, body, keep, wait=0):
+        """The answer in one write; a worker waits up to `wait` seconds for a client that does not take it.
+        The length of body."""
+        data = answer_head(status, kind, len(body), keep) + body
         try:
             sent = self.sock.send(data)
         except WOULD_BLOCK:
@@ -3982,12 +4334,13 @@ class Connection:
         if sent < len(data):
             self.sock.settimeout(wait)
             self.sock.sendall(memoryview(data)[sent:])
+        return len(body)
 
     def send_spool(self, spool, keep, min_rate):
         """The answer from files; the connection is dropped if the client takes it too slowly.
         Segments are [(path, place, length)], or a function that gives the chunks of a JSON answer."""
         text = callable(spool.segments)
-        kind = "application/json; charset=utf-8" if text else "application/octet-stream"
+        kind = JSON_TYPE if text else "application/octet-stream"
         self.sock.settimeout(STALL)
         self.sock.sendall(answer_head(spool.status, kind, spool.length, keep, spool.headers))
         told, pace = time.monotonic(), Pace(min_rate)
@@ -4100,7 +4453,7 @@ class Call(Fields):
         """The name of the call that its path asks for, empty if there is none such; of a file also its parts
         and its place among the routes."""
         if not self.path.startswith(API_PATH):
-            return "reload-ini" if self.path == "/reload-ini" else ""
+            return self.path[1:] if self.path[1:] in AT_ROOT else ""
         name = self.path[len(API_PATH):]
         found = FILES.match(name)
         if found:
@@ -4181,6 +4534,11 @@ class OperatorCall(Fields):
         self.fields = fields
         self.until = 0.0
         self.caller = Caller("operator", frozenset((WORKFLOW, REMOTE, OPERATOR)), (), 0, "order")
+
+
+def why_refused(refusal):
+    """Why a "0005" was said; None of other refusals."""
+    return str(refusal.more.get("why", "")) if refusal.code == "0005" else None
 
 
 def parse_head(head):
@@ -4440,14 +4798,19 @@ def tls_context(server):
         raise Stop(EX_CONFIG,
                    _("[Server] certfile, keyfile, client_ca: %s")
                    % (getattr(error, "reason", None) or error.strerror or error))
-    try:
-        end = ssl.cert_time_to_seconds(ssl._ssl._test_decode_cert(server["certfile"])["notAfter"])
-    except (AttributeError, KeyError, ValueError, OSError):
-        end = None                                     # no way to look in this Python: clients will say
+    end = certificate_end(server["certfile"])          # where this Python knows no way: clients will say
     if end is not None and end < time.time():
         raise Stop(EX_CONFIG, _("[Server] certfile = %s: expired on %s; renew it") % (
             server["certfile"], time.strftime("%Y-%m-%d", time.localtime(end))))
     return context
+
+
+def certificate_end(path):
+    """When the certificate in a PEM file ends, in seconds since the epoch; None if that cannot be known."""
+    try:
+        return ssl.cert_time_to_seconds(ssl._ssl._test_decode_cert(path)["notAfter"])
+    except (AttributeError, KeyError, ValueError, OSError):
+        return None
 
 
 def level(text):
@@ -4496,6 +4859,7 @@ def cmd_serve(options):
     port = front.listen(server["ipaddress"], server["portnumber"])
     relay.access.load_tokens()
     relay.quotas.recount()
+    relay.meter.begin()
     relay.note_settings()
     store.make_ballast()
     remove_tree(os.path.join(utf8(store.folder), b"spool", b"arriving"))
@@ -4612,8 +4976,8 @@ def roles_and_sites(options, conf):
             or len(options.user) > 200):
         raise Stop(EX_USAGE, _("%s USER: a user without blanks") % options.word)
     roles = options.roles.replace(",", " ").split()
-    if not roles or set(roles) - {WORKFLOW, REMOTE, OPERATOR}:
-        raise Stop(EX_USAGE, _("--roles: some of workflow,remote,operator"))
+    if not roles or set(roles) - set(ROLES):
+        raise Stop(EX_USAGE, _("--roles: some of %s") % ",".join(ROLES))
     sites = options.sites.replace(",", " ").split()
     unknown = [site for site in sites if site not in conf["RemoteSites"]["remote_site_ids"]]
     if unknown:
@@ -4698,7 +5062,7 @@ def cmd_check(options):
     rows += findings_of_disk(server["state_dir"], limits["spool_free"], local=True)
     if os.path.exists(utf8(os.path.join(server["state_dir"], "state.sqlite3"))):
         rows.append(finding_of_file(server["state_dir"], 0o700))
-        rows += check_upgrade(server) + check_tokens(server)
+        rows += check_upgrade(server) + check_tokens(server) + [check_backup(server["state_dir"])]
     else:
         rows.append(check_state_dir(server["state_dir"]))
     return print_findings(rows + look_at_running_relay(conf) + check_listener(server), options.json)
@@ -4794,6 +5158,29 @@ def check_tokens(server):
         return [(None, "%s: %s" % (server["state_dir"], error))]
     finally:
         db.close()
+
+
+def check_backup(folder):
+    """A row about the last backup: how old is it, and its database whole?"""
+    try:
+        with open(os.path.join(utf8(folder), b"backed-up"), encoding="utf-8", errors="replace") as text:
+            place = text.read(4096).strip()
+        when = os.stat(os.path.join(utf8(folder), b"backed-up")).st_mtime
+    except OSError:
+        return None, _("no backup was made yet (from cron, for example: backup DIR)")
+    if not os.path.exists(utf8(os.path.join(place, "state.sqlite3"))):
+        return None, _("the last backup, %s of %s, is not there any more (moved elsewhere?)") % (
+            place, local_time(when))
+    db = sqlite3.connect("file:%s?mode=ro" % quote(os.path.join(place, "state.sqlite3")), uri=True)
+    try:
+        found = db.execute("PRAGMA quick_check(1)").fetchone()[0]
+    except sqlite3.Error as error:
+        found = str(error)
+    finally:
+        db.close()
+    good = time.time() - when <= BACKUP_OLD or None    # an old one is worth a word
+    return found == "ok" and good, _("the last backup: %s of %s; its database: %s") % (
+        place, local_time(when), found)
 
 
 def check_listener(server):
@@ -5123,6 +5510,8 @@ def cmd_backup(options):
     copy.close()
     os.sync()
     os.rename(part, target)
+    with open(os.path.join(utf8(store.folder), b"backed-up"), "w", encoding="utf-8") as out:
+        out.write(os.path.abspath(options.dir) + "\n")     # for `check` and `metrics`
     print(_("%s: %d files of the spool and the database (%d files went meanwhile)")
           % (options.dir, count, lost))
     return 0
@@ -5270,6 +5659,8 @@ def v1_register(call, arrival):
                        REGISTERED, now, now))
         insert_complete(tx, seq, "input", stage)
         tx.after(lambda: relay.quotas.count_registration(call.caller.user, 0))
+        tx.after(lambda: relay.meter.moved(STEP["add-calcinfo"], "",
+                                           {"site": site, "user": call.caller.user}, {}, now))
         tx.after(lambda: log("info", accept_id, "1 add-calcinfo", site=site, user=call.caller.user,
                              command=command, inputs=len(stage), v=1))
 
@@ -6397,6 +6788,28 @@ def show_cause(name, found, as_json):
 # ==== end shared ====
 
 
+# ==== shared: meter ====
+def exposition(families):
+    """Figures as Prometheus reads them (text format 0.0.4), of [(name, type, what it is, samples)]; a sample
+    is (what stands behind the name, {label: value}, number). A family without samples is left out."""
+    lines = []
+    for name, kind, text, samples in families:
+        lines += ["# HELP %s %s" % (name, text), "# TYPE %s %s" % (name, kind)] if samples else []
+        lines += ["%s%s%s %s" % (name, suffix, labels_of(labels), number)
+                  for suffix, labels, number in samples]
+    return "\n".join(lines) + "\n"
+
+
+def labels_of(labels):
+    """{name="value",...}, or nothing."""
+    def escaped(value):
+        return value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+
+    pairs = ['%s="%s"' % (name, escaped(printable(value))) for name, value in labels.items()]
+    return "{%s}" % ",".join(pairs) if pairs else ""
+# ==== end shared ====
+
+
 # ==== shared: check ====
 # What `check` says: rows of (True: OK, None: WARN, False: FAIL; a text that says what to do). It looks at
 # things as they are, and changes none.
@@ -7086,7 +7499,8 @@ def run_as_program(main):
 # What stands here needs what is above at import.
 OPTIONS = {
     "--keep": dict(action="store_true", help="leave what it has made"),
-    "--roles": dict(default="workflow,remote", metavar="R,R", help="some of workflow, remote, operator"),
+    "--roles": dict(default="workflow,remote", metavar="R,R",
+                    help="some of workflow, remote, operator, viewer, metrics"),
     "--sites": dict(default="", metavar="S,S", help="for these external computers only"),
     "--days": dict(type=float, metavar="N", help="good for so long (default: token_days of the ini)"),
     "--upgrade": dict(action="store_true", help="only at what an older version has left"),
@@ -7418,7 +7832,13 @@ JA = {
     "%s is no option of %s; it must be: %s; --help says more":
         "%s は %s のオプションではありません。正しい形: %s (--help を参照)",
     "leave what it has made": "作ったものを残します",
-    "some of workflow, remote, operator": "workflow、remote、operator のうちのいくつか",
+    "no backup was made yet (from cron, for example: backup DIR)":
+        "控えがまだ作られていません (例えば cron で: backup ディレクトリ)",
+    "the last backup, %s of %s, is not there any more (moved elsewhere?)":
+        "最後の控え %s (%s) はもうそこにありません (移動されましたか)",
+    "the last backup: %s of %s; its database: %s": "最後の控え: %s (%s)。データベース: %s",
+    "some of workflow, remote, operator, viewer, metrics":
+        "workflow、remote、operator、viewer、metrics のうちのいくつか",
     "for these external computers only": "この外部計算機だけ",
     "good for so long (default: token_days of the ini)": "有効な日数 (既定: ini の token_days)",
     "only at what an older version has left": "古い版が残したものだけを調べます",
@@ -7554,7 +7974,7 @@ JA = {
     "user %s is there already (user passwd %s)": "ユーザー %s はすでにいます (user passwd %s)",
     "there is no user %s (see user list)": "ユーザー %s はいません (user list を参照)",
     "user %s: done; the relay knows within a second": "ユーザー %s: 完了しました。中継サーバーには 1 秒以内に伝わります",
-    "--roles: some of workflow,remote,operator": "--roles: workflow,remote,operator から選んでください",
+    "--roles: some of %s": "--roles: %s から選んでください",
     "--sites: %s is not in [RemoteSites] remote_site_ids":
         "--sites: %s は [RemoteSites] remote_site_ids にありません",
     "token for user %s, roles %s, sites %s, until %s; shown only now, keep it in a file of mode 0600:":

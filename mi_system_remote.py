@@ -10,7 +10,7 @@ usage: mi_system_remote.py poll [--once] [--drain] [--jobs N] [--idle-exit SECON
                            [retry:COUNT,INTERVAL] [calc_base:DIR]
        mi_system_remote.py list | show ID | explain ID      what is or was here, and how the poller stands;
                                                 all of one; why it is where it is, or not here
-       mi_system_remote.py pause | resume       takes nothing new until resume, also after a restart
+       mi_system_remote.py metrics | pause | resume      figures; takes nothing new until resume
        mi_system_remote.py outbox | resend ID   results that wait: since when, why, next try; tries now
        mi_system_remote.py try COMMAND [FILE...]     runs one of the list on files of this host, without relay
        mi_system_remote.py check [--upgrade]    looks at this host and the way to the relay: OK, WARN or FAIL,
@@ -47,7 +47,7 @@ contents (grep -n '^# ====' prints them with their lines):
   what the carrier remembers    order and journal on this disk
   the poller                    what its threads share, slots, room on the disk
   the line to the relay         asking for work, heartbeats
-  a person's words              list, show, explain, outbox, pause, check, unit
+  a person's words              list, show, explain, outbox, metrics, pause, check, unit
   trying a command              `try`: the gate's own way, without a relay
   start and command line
   what the ini may say
@@ -59,6 +59,7 @@ contents (grep -n '^# ====' prints them with their lines):
   shared: stream                fielded bodies, which hold whole files, pass as streams
   shared: reach                 `check` of the way to the relay, and `login`
   shared: cause                 why a calculation is where it is, for people
+  shared: meter                 figures for Prometheus
   shared: check
   shared: lean                  what runs for long gives back what its start took
   shared: ini
@@ -2150,6 +2151,9 @@ ACCEPT_ID = re.compile(r"[0-9a-f-]{36}\Z")
 # what is kept of a calc-info
 INFO_KEYS = ("command", "remote-site", "parameters", "result_files", "result_patterns", "rerun")
 ON_DISK = 2                    # form of a calculation's files: 1 has one journal; a newer one is left alone
+# Calculation.state(), for people; those that take a slot
+LISTED_STATES = ("claimed", "starting", "queued", "running", "lost", "undelivered", "delivered", "kept")
+TAKE_A_SLOT = LISTED_STATES[:4]
 # what the carrier notes
 CARRIED = ("asked", "receiving", "sent", "delivered", "kept", "resend", "cannot be removed")
 # needed by nobody after delivery
@@ -2224,7 +2228,7 @@ class Calculation:
                 pass
 
     def state(self):
-        """For people: claimed, starting, queued, running, lost, undelivered, delivered, kept."""
+        """For people: one of LISTED_STATES."""
         found = self.delivery() or self.run.state()
         return "undelivered" if found == "ended" else found
 
@@ -2603,9 +2607,7 @@ class Poller:
         """Why nothing new is claimed now, or ""."""
         if self.options.drain or self.options.resend:
             return "--drain"
-        if self.keys["paused"] or os.path.exists(os.path.join(self.base, b".mi", b"paused")):
-            return "paused"
-        return "" if within_hours(self.keys["hours"], time.localtime()) else "hours"
+        return why_shut(self.base, self.keys)
 
     def note_large(self, large):
         """{accept_id: bytes} of what waits at the relay and needs more room than there is here: a line for
@@ -2627,15 +2629,8 @@ class Poller:
                 pass                                   # the disk is full
 
     def room_left(self, more=0):
-        """The bytes that calc_base has room for beside keep_free, and why that (with `more` bytes there) is
-        too little, or ""."""
-        disk, keep = os.statvfs(self.base), self.keys["keep_free"]
-        share = keep if isinstance(keep, float) else 0
-        room = disk.f_bavail * disk.f_frsize - int(share * disk.f_blocks * disk.f_frsize or keep)
-        if room < more:
-            return max(room, 0), "less than keep_free is free"
-        return (room,
-                "less than keep_free of its inodes is free" if disk.f_favail < share * disk.f_files else "")
+        """room_beside() of this poller's calc_base."""
+        return room_beside(self.base, self.keys["keep_free"], more)
 
     def why_not(self):
         """why_closed(), or too little room."""
@@ -2846,6 +2841,23 @@ class Poller:
         """3. Nothing was begun: the relay may hand it out again at once. Unheard, the claim lapses."""
         ask("POST", "heartbeat", {"v": 2, "site_id": self.site, "poller": self.name, "wait": 0,
                                   "calcs": {accept_id: {"claim": claim, "phase": "given back"}}})
+
+
+def why_shut(base, keys):
+    """Why its owner has nothing new taken now: paused, hours, or ""."""
+    if keys["paused"] or os.path.exists(os.path.join(base, b".mi", b"paused")):
+        return "paused"
+    return "" if within_hours(keys["hours"], time.localtime()) else "hours"
+
+
+def room_beside(base, keep, more=0):
+    """The bytes that base has room for beside keep (keep_free), and why that (with `more` bytes there) is too
+    little, or ""."""
+    disk, share = os.statvfs(base), keep if isinstance(keep, float) else 0
+    room = disk.f_bavail * disk.f_frsize - int(share * disk.f_blocks * disk.f_frsize or keep)
+    if room < more:
+        return max(room, 0), "less than keep_free is free"
+    return room, "less than keep_free of its inodes is free" if disk.f_favail < share * disk.f_files else ""
 
 
 # ==== the line to the relay ====
@@ -3255,16 +3267,13 @@ class Here:
         return os.path.exists(os.path.join(self.base, b".mi", b"paused"))
 
     def lacks_room(self):
-        """Is less than keep_free free?"""
-        disk, keep = os.statvfs(self.base), self.keys["keep_free"]
-        need = keep * disk.f_blocks * disk.f_frsize if isinstance(keep, float) else keep
-        return disk.f_bavail * disk.f_frsize < need
+        """Is less than keep_free free, of bytes or inodes?"""
+        return room_beside(self.base, self.keys["keep_free"])[1]
 
     @property
     def busy(self):
         """How many calculations take a slot here."""
-        return sum(calc.state() in ("claimed", "starting", "queued", "running")
-                   for calc in on_disk(self.base))
+        return sum(calc.state() in TAKE_A_SLOT for calc in on_disk(self.base))
 
     @property
     def jobs(self):
@@ -3297,6 +3306,33 @@ def cmd_explain(base, keys, name, as_json):
         "cause": cause.code, "who": cause.who, "site": keys["site"], "sentence": _(cause.text) % here,
         "command": cause.command % here, "changes": _(cause.changes), "since": here.times()[cause.since],
         "until": next_opening(keys["hours"], now) if cause.code == "hours" else None}), as_json)
+
+
+def cmd_metrics(base, keys):
+    """What is here, in figures. (Whether the relay is reached is not known here, but what it does not
+    take.)"""
+    states, runs, late = collections.Counter(), running_poller(base), []
+    for calc in on_disk(base):
+        states[calc.state()] += 1
+        late += [outbox_row(calc, runs)["since"]] if calc.state() == "undelivered" else []
+    busy, room = sum(states[state] for state in TAKE_A_SLOT), room_beside(base, keys["keep_free"])
+    words = (not runs and "stopped", why_shut(base, keys), room[1] and "disk",
+             busy >= keys["jobs"] and "busy")
+    now = {"state": next((word for word in words if word), "open")}
+    rows = [("build_info", "which version this is", {"version": VERSION}, 1),
+            ("running", "1 if a poller runs on this calc_base", {}, int(bool(runs))),
+            ("state", "1 with the state that it is in", now, 1),
+            ("slots", "calculations that it may have at once, as the ini says", {}, keys["jobs"]),
+            ("slots_busy", "calculations that take a slot", {}, busy),
+            ("undelivered", "results that the relay has not taken", {}, len(late)),
+            ("undelivered_oldest_seconds", "how long the oldest of them waits; 0 without one", {},
+             max([0] + [round(time.time() - since) for since in late])),
+            ("room_bytes", "what calc_base has room for beside keep_free", {}, room[0])]
+    families = [("mi_poller_" + name, "gauge", text, [("", dict({"site": keys["site"]}, **labels), number)])
+                for name, text, labels, number in rows]
+    families.append(("mi_poller_calculations", "gauge", "calculations that are or were here, as in `list`", [
+        ("", {"site": keys["site"], "state": state}, states[state]) for state in LISTED_STATES]))
+    print(exposition(families), end="")
 
 
 def cmd_pause(base, keys, word):
@@ -3780,13 +3816,15 @@ def parse(words):
 
 
 def on_what_is_here(options, settings, ini):
-    """list, show, explain, outbox, pause and resume: they look at calc_base, whether a poller runs or
-    not."""
+    """list, show, explain, outbox, metrics, pause and resume: they look at calc_base, whether a poller runs
+    or not."""
     base = open_base(settings["poller"]["calc_base"])
     if options.word in ("pause", "resume"):
         return cmd_pause(base, settings["poller"], options.word)
     if options.word == "outbox":
         return cmd_outbox(base, options.json)
+    if options.word == "metrics":
+        return cmd_metrics(base, settings["poller"])
     if options.word == "explain":
         return cmd_explain(base, settings["poller"], options.id, options.json)
     cmd_show(base, options.id if options.word == "show" else None, options.json)
@@ -7222,6 +7260,28 @@ def show_cause(name, found, as_json):
 # ==== end shared ====
 
 
+# ==== shared: meter ====
+def exposition(families):
+    """Figures as Prometheus reads them (text format 0.0.4), of [(name, type, what it is, samples)]; a sample
+    is (what stands behind the name, {label: value}, number). A family without samples is left out."""
+    lines = []
+    for name, kind, text, samples in families:
+        lines += ["# HELP %s %s" % (name, text), "# TYPE %s %s" % (name, kind)] if samples else []
+        lines += ["%s%s%s %s" % (name, suffix, labels_of(labels), number)
+                  for suffix, labels, number in samples]
+    return "\n".join(lines) + "\n"
+
+
+def labels_of(labels):
+    """{name="value",...}, or nothing."""
+    def escaped(value):
+        return value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+
+    pairs = ['%s="%s"' % (name, escaped(printable(value))) for name, value in labels.items()]
+    return "{%s}" % ",".join(pairs) if pairs else ""
+# ==== end shared ====
+
+
 # ==== shared: check ====
 # What `check` says: rows of (True: OK, None: WARN, False: FAIL; a text that says what to do). It looks at
 # things as they are, and changes none.
@@ -7945,6 +8005,9 @@ SUBCOMMANDS = {
     "outbox": (on_what_is_here, "",
                "Results that wait for their delivery: since when, why, when they are tried again.",
                "outbox", ""),
+    "metrics": (on_what_is_here, "",
+                "What is here in figures, for node_exporter's textfile collector.",
+                "metrics >mi_poller.prom", ""),
     "resend": (cmd_resend, "ID",
                "Tries now to deliver a result that waits here, or one that the relay wants once more.",
                "resend d6d9c05a", ""),
@@ -8205,6 +8268,8 @@ JA = {                         # what a person reads, in Japanese
         "%s は %s のオプションではありません。正しい形: %s (--help を参照)",
     "works off what is there, and ends (cron); unit: for a timer": "今あるものを片付けて終わります (cron)。unit では: タイマー用",
     "takes nothing new, ends when all that is here is delivered": "新しい計算を受け取らず、ここにあるものをすべて届けたら終わります",
+    "What is here in figures, for node_exporter's textfile collector.":
+        "ここの状態を数値で表示します (node_exporter の textfile コレクター用)。",
     "so many at once, instead of the ini's jobs": "同時に実行する数 (ini の jobs の代わり)",
     "ends after so long without work": "仕事のないままこの時間がたつと終わります",
     "only at what another version has left here": "ほかの版がここに残したものだけを調べます",

@@ -18,6 +18,7 @@ ip iproute2 iproute
 setpriv util-linux util-linux
 systemd-analyze systemd systemd
 sslscan sslscan sslscan
+promtool prometheus golang-github-prometheus
 gcc gcc,libc6-dev gcc,glibc-devel
 busybox busybox busybox
 slurmctld slurm-wlm slurm-slurmctld

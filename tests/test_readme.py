@@ -150,8 +150,7 @@ def test_the_states_of_the_relay_in_the_readme_are_its_own():
     assert told - {"with *out of contact*"} == set(relay.WORDS)
     assert {word for row in rows for word in row[2].split(", ")} - {"completed", "abnormal", "running and on"} == set(relay.WORDS.values())
     remote, runner = suite.module("mi_system_remote.py"), suite.module("execute_remote_command.py")
-    of_poller = re.search(r"For people: (.*)\.", remote.Calculation.state.__doc__).group(1)
-    assert {word for row in rows for word in row[4].split(", ")} - {"", "(knows nothing of it)"} == set(of_poller.split(", "))
+    assert {word for row in rows for word in row[4].split(", ")} - {"", "(knows nothing of it)"} == set(remote.LISTED_STATES)
     assert {word for row in rows for word in row[5].split(", ")} - {""} == set(runner.STATES) - {"none"}
 
 
