@@ -15,7 +15,7 @@ usage: mi_dicomapi.py [serve]                    serve as the ini says (systemd,
                                                  at the running relay; --upgrade: only at what an older
                                                  version has left
        mi_dicomapi.py unit                       prints a systemd unit for `serve`
-       mi_dicomapi.py list [--all] | show | explain ACCEPT_ID | sites
+       mi_dicomapi.py list [--all] | show | explain ACCEPT_ID | sites | metrics
        mi_dicomapi.py history [--since TIME] [--site SITE] [--user USER] [--csv]
        mi_dicomapi.py cancel | end | rerun [--force] ACCEPT_ID [--reason TEXT]
        mi_dicomapi.py maintenance on [--reason TEXT] | off        no new calculations or claims; what runs
@@ -320,6 +320,7 @@ def routes():
         ("GET", "output"): route(WORKFLOW, read_output, "accept_id stream offset [wait]"),
         ("GET", "v2/explain"): route(WORKFLOW, explain, "accept_id", word="explain"),
         ("POST", "heartbeat"): route(REMOTE, heartbeat, "calcs [site_id] [poller] [wait] [presence]"),
+        ("GET", "metrics"): route(METRICS, metrics),
         ("GET", "get-calcinfo"): route(OPERATOR, get_calcinfo),
         ("POST", "reload-ini"): route(OPERATOR, reload_ini),
         ("POST", "login"): route(None, login, "user password"),      # by whoever has no token yet
@@ -330,7 +331,8 @@ def routes():
         ("GET", FILE_PACK): route(None, files_call, "from [count] [claim]"),
         ("POST", FILE_PACK): route(None, files_call, "from count [claim]", bulk=True),
         ("", "end"): route(OPERATOR, end_calculation, "accept_id [reason]", word="end"),
-        ("", "sites"): route(OPERATOR, list_sites, word="sites")}
+        ("", "sites"): route(OPERATOR, list_sites, word="sites"),
+        ("", "metrics"): route(OPERATOR, figures_for_operator, word="metrics")}
 
 
 def move(relay, tx, step, row, under=None, **changes):
@@ -2698,6 +2700,11 @@ def outcome_of(step, status, reason):
 def metrics(call):
     """The figures, for Prometheus."""
     return TextAnswer("text/plain; version=0.0.4; charset=utf-8", figures(call.relay).encode("utf-8"))
+
+
+def figures_for_operator(call):
+    """An operator's word: the same, for node_exporter's textfile collector."""
+    return {"message": figures(call.relay)}
 
 
 def figures(relay):
@@ -5465,6 +5472,13 @@ def cmd_sites(options):
     return 0
 
 
+def cmd_metrics(options):
+    """The running relay's figures."""
+    store, conf = open_store(options)
+    print(ask_running_relay(store, "metrics")["message"], end="")
+    return 0
+
+
 def cmd_maintenance(options):
     """Switches maintenance on or off; the running relay knows within a second."""
     store, conf = open_store(options)
@@ -7555,6 +7569,10 @@ SUBCOMMANDS = {
               "The sites with their pollers: whether each takes work or why not, when it was heard, what "
               "waits for it.",
               "sites", ""),
+    "metrics": (cmd_metrics, "",
+                "The running relay's figures, for node_exporter's textfile collector (Prometheus asks GET "
+                "/metrics).",
+                "metrics >mi_relay.prom", ""),
     "explain": (cmd_explain, "ACCEPT_ID",
                 "Why one calculation is where it is: a sentence, who has to act, what to type, since when, "
                 "what would change it.",
@@ -7832,6 +7850,8 @@ JA = {
     "%s is no option of %s; it must be: %s; --help says more":
         "%s は %s のオプションではありません。正しい形: %s (--help を参照)",
     "leave what it has made": "作ったものを残します",
+    "The running relay's figures, for node_exporter's textfile collector (Prometheus asks GET /metrics).":
+        "動作中の中継サーバーの数値を表示します (node_exporter の textfile コレクター用。Prometheus は GET /metrics で読みます)。",
     "no backup was made yet (from cron, for example: backup DIR)":
         "控えがまだ作られていません (例えば cron で: backup ディレクトリ)",
     "the last backup, %s of %s, is not there any more (moved elsewhere?)":
