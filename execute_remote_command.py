@@ -125,7 +125,8 @@ AHEAD_ALONE, AHEAD_EACH = 6, 2
 BLOCK = 1 << 18                # bytes read or written at once
 PIPED = 1 << 16                # bytes that wait for others before they go through a pipe
 SAMPLE, SHRINKS = 1 << 16, 2.5 # bytes that must shrink by this factor to show that a file is worth packing
-SAMPLED = 8 << 20              # bytes of a result from which on its middle is looked at for that
+# bytes of a result from which on its middle is looked at for that; how many at most
+SAMPLED, MOST_SAMPLES = 8 << 20, 50
 LEAVE = 20                     # seconds after a signal until it ends in any case
 LOOK_AGAIN = 0.3               # seconds until results that change are looked at again
 TRIES = 3                      # for a piece whose sum is wrong
@@ -1789,6 +1790,7 @@ ENTRY_COST = 4096              # bytes of max_bytes that a file or a directory c
 REQUEST_MOST, PAGE = 1 << 16, 1 << 18  # bytes of a request's line, and about of a page of an answer
 # bytes of a result that is not asked for in pieces; of a piece
 BUNDLED_MOST, UNPACKED_MOST = 4 << 20, 64 << 20
+ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 LOGGED_VERDICTS = 1000         # results that stay and that guard.log names; of more it says how many
 LOGGED_REFUSALS = 20           # refused requests of one session that guard.log tells
 LOG_MOST, LOG_KEEP = 16 << 20, 8           # bytes of guard.log after which a new one is begun; older ones
@@ -1979,16 +1981,18 @@ REQUEST_FIELDS = {             # each word of a request: its kind. OPTIONAL_FIEL
     "command": text_like(r"[^\x00-\x08\x0a-\x1f\x7f]{1,16000}"), "offset": LENGTH,
     "grace": whole_number(0, 86400), "batch": lambda row: row is None or (
         list_of(text_like(".{1,4000}"), 100)(row) and "".join(row[:1]) in BATCH_SYSTEMS),
-    "from": LENGTH, "inputs": is_bool, "names": list_of(is_name, 2000), "mtime": TIME, "pack": is_bool,
+    "from": LENGTH, "inputs": is_bool, "names": list_of(is_name, 2000), "mtime": TIME,
+    "pack": lambda value: is_bool(value) or value == "zstd", "zstd": is_bool,
     "but": list_of(text_like(".{0,2000}"), 20000), "more": is_bool, "discard": is_bool,
     "after": lambda value: value == "" or text_like(IDENT)(value)}
-OPTIONAL_FIELDS = {"check", "length", "end", "batch", "inputs", "pack", "more", "discard"}
+OPTIONAL_FIELDS = {"check", "length", "end", "batch", "inputs", "pack", "zstd", "more",
+                   "discard"}
 Verb = collections.namedtuple("Verb", "states lanes forms")
 VERBS = {                      # (the words of a request decide which of a verb's forms it has)
     "hello": Verb(STATES, ("", "put", "get"), ("v run lane turn check",)),
     "put": Verb(NEW, ("", "put"), ("size files", "size name at length end", "size name end")),
     "start": Verb(("taken",) + UNDER_WAY + OVER, ("",), ("command", "command batch")),
-    "state": Verb(STATES, ("", "put", "get"), ("",)),
+    "state": Verb(STATES, ("", "put", "get"), ("zstd",)),
     "wait": Verb(UNDER_WAY + OVER, ("",), ("offset",)),
     "cancel": Verb(UNDER_WAY + OVER, ("",), ("grace",)),
     "results": Verb(OVER, ("", "get"), ("from inputs",)),
@@ -2489,6 +2493,7 @@ class Door:
         self.over_limit = False                        # is the live output, which was said?
         self.judged = None                             # the JudgedResults
         self.found = None                              # its Collector
+        self.packer = Packer()
         self.incomplete = False                        # has not all arrived that was asked for?
         self.refusals = 0
         self.greeted = set()                           # runs that guard.log has a hello of
@@ -2612,13 +2617,13 @@ class Door:
         sums, fd = [], self.place.open_input(name, False)
         try:
             if length is not None:
-                data = unpacked(b"".join(map(bytes, self.wire.blocks(min(size, UNPACKED_MOST + 65536)))),
-                                length)
+                packed = b"".join(map(bytes, self.wire.blocks(min(size, UNPACKED_MOST + 65536))))
+                data = self.packer.unpack(packed, length)
                 if data is None:
                     raise Refusal("refused", "a piece that unpacks to something else than it says")
                 self.put_on()
                 self.place.count_bytes(length, at + length)
-                self.write_at(fd, memoryview(data), at)
+                self.write_at(fd, data, at)
                 sums = [hashlib.sha256(data).hexdigest()]
             elif at is not None:
                 sums = [self.receive_into(fd, at, size)]
@@ -2677,8 +2682,8 @@ class Door:
                   argv=json.dumps(argv, ensure_ascii=False))
         begin_run(place, command, ["sh", "-c", INTO_LOG, "sh", "%o" % self.rules["umask"]] + argv, env, text)
 
-    def do_state(self):
-        self.wire.say(self.state())
+    def do_state(self, zstd=False):
+        self.wire.say(dict(self.state(), zstd=libzstd() is not None) if zstd else self.state())
 
     def live_log(self, offset, kinds):
         """The log's next bytes that may leave while the command runs. kinds: let_out()."""
@@ -2800,17 +2805,18 @@ class Door:
     def get_piece(self, piece, pack):
         """A piece of a large result: a header, its bytes, and behind them their sum, or why they count for
         nothing."""
-        blocks, length = self.results().read_piece(*piece), piece[2]
+        length, read = piece[2], functools.partial(self.results().read_piece, *piece)
         try:
-            data = b"".join(map(bytes, blocks)) if pack else next(blocks, b"")
+            parts, digest = self.packer.pack(read(), pack == "zstd") if pack else ([], None)
+            if 0 < sum(map(len, parts)) < length * 0.9:
+                self.wire.say({"length": length}, *parts)
+                return self.wire.say({"sum": digest.hexdigest()})
+            blocks = read()
+            data = next(blocks, b"")
         except (OSError, Stays) as error:
             return self.wire.say({"verdict": stays_for(error).code})
-        packed = packed_if_smaller(data) if pack else None
-        if packed:
-            self.wire.say({"length": length}, packed)
-        else:
-            self.wire.say({"size": length})
-            self.wire.say_bytes(data)
+        self.wire.say({"size": length})
+        self.wire.say_bytes(data)
         self.wire.say(self.send_rest(blocks, length - len(data), hashlib.sha256(data)))
 
     def send_rest(self, blocks, left, digest):
@@ -3192,21 +3198,93 @@ class UnjudgedResults(JudgedResults):
                 yield data
 
 
-def unpacked(data, length):
-    """The bytes that were packed; None if they are not so many."""
-    import zlib
+@functools.lru_cache(maxsize=1)
+def libzstd():
+    """The system's libzstd, which makes two thirds of what zlib makes of text, in a third of the time; None
+    where it is not."""
     try:
-        found = zlib.decompressobj().decompress(data, length + 1)
-    except zlib.error:
-        found = b""
-    return found if len(found) == length else None
+        from ctypes import CDLL, c_int, c_size_t, c_void_p
+        found = CDLL("libzstd.so.1")
+        data = [c_void_p, c_size_t]
+        for name, answer, asked in (
+                ("createCCtx", c_void_p, []), ("freeCCtx", c_size_t, [c_void_p]),
+                ("createDCtx", c_void_p, []), ("freeDCtx", c_size_t, [c_void_p]),
+                ("compressCCtx", c_size_t, [c_void_p] + data + data + [c_int]),
+                ("decompressDCtx", c_size_t, [c_void_p] + data + data)):
+            call = getattr(found, "ZSTD_" + name)
+            call.restype, call.argtypes = answer, asked
+        return found
+    except (ImportError, OSError, AttributeError):
+        return None
 
 
-def packed_if_smaller(data):
-    """data packed, if that pays; else None."""
-    import zlib
-    packed = zlib.compress(data, 1)
-    return packed if len(packed) < len(data) * 0.9 else None
+class Packer:
+    """Packs and unpacks the pieces of one session, always in the same memory: new pages cost more than what
+    is done in them."""
+
+    def __init__(self):
+        self.place = bytearray()                       # what was unpacked last
+        self.room = bytearray()                        # where a block is packed
+        self.writer = self.reader = None               # of libzstd
+
+    def __del__(self):
+        if self.writer:
+            libzstd().ZSTD_freeCCtx(self.writer)
+        if self.reader:
+            libzstd().ZSTD_freeDCtx(self.reader)
+
+    def pack(self, blocks, zstd):
+        """([bytes], digest of what they make unpacked) of blocks of at most BLOCK bytes: one stream of
+        zlib's, or with libzstd, where it is, a frame for each block."""
+        digest = hashlib.sha256()
+        if zstd and libzstd() is not None:
+            return [self.frame(block) for block in summed(blocks, digest)], digest
+        import zlib
+        stream = zlib.compressobj(1)
+        return [stream.compress(block) for block in summed(blocks, digest)] + [stream.flush()], digest
+
+    def frame(self, block):
+        """A block as a frame of zstd's."""
+        from ctypes import c_char
+        if not self.writer:
+            self.writer, self.room = libzstd().ZSTD_createCCtx(), bytearray(BLOCK + BLOCK // 128)
+        room = (c_char * len(self.room)).from_buffer(self.room)
+        block = block if isinstance(block, bytes) else (c_char * len(block)).from_buffer(block)
+        count = self.writer and libzstd().ZSTD_compressCCtx(
+            self.writer, room, len(room), block, len(block), 1)
+        if not count or count > len(room):             # an error is a very large number
+            raise MemoryError
+        return bytes(memoryview(self.room)[:count])
+
+    def unpack(self, data, length):
+        """The bytes that were packed: a view that is good until the next ones are asked for; None if they
+        are not so many."""
+        if data[:4] == ZSTD_MAGIC and libzstd() is not None:
+            return self.unframed(data, length)
+        import zlib
+        try:
+            found = zlib.decompressobj().decompress(data, length + 1)
+        except zlib.error:
+            found = b""
+        return memoryview(found) if len(found) == length else None
+
+    def unframed(self, data, length):
+        """The same of zstd's frames."""
+        from ctypes import c_char
+        if not self.reader:
+            self.reader = libzstd().ZSTD_createDCtx()
+        if len(self.place) < length:
+            self.place = bytearray(length)
+        place = (c_char * length).from_buffer(self.place)
+        count = self.reader and libzstd().ZSTD_decompressDCtx(self.reader, place, length, data, len(data))
+        return memoryview(self.place)[:length] if count == length else None
+
+
+def summed(blocks, digest):
+    """The same blocks of bytes, each also put into the digest."""
+    for block in blocks:
+        digest.update(block)
+        yield block
 
 
 # All runs below a base
@@ -4100,6 +4178,7 @@ class Session:
         self.line = line
         self.process = process
         self.buffer = memoryview(bytearray(BLOCK))     # through which large things pass
+        self.packer = Packer()
 
     def reach_door(self):
         """Skips what the log-in prints, brings this program where it is not there yet: '' at the door, else
@@ -4345,6 +4424,15 @@ class Line:
                 began = time.monotonic()
                 self.session.ask("state").answer("state")
                 self.round_trip = min(self.round_trip, time.monotonic() - began)
+
+    def may_zstd(self, large, shares):
+        """Is it worth a round trip, and have both ends libzstd? (An older door refuses the question.)"""
+        if sum(entry.size for entry in large if entry.far in shares) < BULK or libzstd() is None:
+            return False
+        try:
+            return self.session.ask("state", zstd=True).answer("state").get("zstd", False)
+        except Declined:
+            return False
 
     def near(self):
         """Is the host on the same LAN?"""
@@ -5163,8 +5251,11 @@ def put_inputs(line, record, entries):
     """Moves entries (inputs) into the far directory, the sum of each compared. Returns the bytes moved."""
     total = sum(entry.size for entry in entries)
     line.time_again(total)
-    count, step = choose_lanes(line, sum(entry.size for entry in entries if entry.size >= SMALL))
+    large = [entry for entry in entries if entry.size >= SMALL]
+    shares = {} if line.near() else shares_near(large)
+    count, step = choose_lanes(line, large, shares)
     transfer = InputTransfer(line, record, cut_work(entries, step, record.have, line.near()))
+    transfer.zstd = line.may_zstd(large, shares)
     for entry in entries:                              # complete but for their end
         if entry.size >= SMALL and entry.far not in transfer.pieces_left:
             transfer.items.append(entry)
@@ -5179,14 +5270,14 @@ def get_results(line, record, entries, arrivals):
     one grows. Returns (the bytes moved, {name: code} of what did not leave after all)."""
     large, total = [entry for entry in entries if entry.size >= SMALL], sum(entry.size for entry in entries)
     line.time_again(total)
-    count, step = choose_lanes(line, sum(entry.size for entry in large))
+    shares = {} if line.near() else shares_there(line, large)
+    count, step = choose_lanes(line, large, shares)
     transfer = ResultTransfer(line, record, cut_work(entries, step, record.have, line.near()), arrivals)
+    transfer.pack = dict.fromkeys(shares, "zstd" if line.may_zstd(large, shares) else True)
     for entry in large:
         if entry.far not in transfer.pieces_left:
             transfer.complete(entry, 0)                # it was whole already when the runner died
     with Progress(transfer, _("fetched"), total):
-        transfer.sample_large([
-            entry for entry in large if entry.size >= SAMPLED and entry.far in transfer.pieces_left])
         run_lanes(transfer, count)
     lost = {entry.far for entry in entries} - set(arrivals.kept) - set(transfer.stays) - transfer.stored
     if lost:
@@ -5229,13 +5320,48 @@ def gaps(spans, size):
         yield at, size
 
 
-def choose_lanes(line, total):
+def shares_near(large):
+    """{far name: what the line gets of it, as a share} of the large inputs that are worth packing: a look
+    into the middle of each."""
+    found = {}
+    for entry in large[:MOST_SAMPLES]:
+        try:
+            with open(entry.near, "rb", 0) as source:
+                source.seek(entry.size // 2)
+                found[entry.far] = share_packed(source.read(SAMPLE))
+        except OSError:                                # it is told when it is to be sent
+            pass
+    return {name: share for name, share in found.items() if share < 1}
+
+
+def shares_there(line, large):
+    """The same of results, all in one round trip."""
+    found, entries = {}, [entry for entry in large if entry.size >= SAMPLED][:MOST_SAMPLES]
+    for entry in entries:
+        ask_piece(line.session, entry, entry.size // 2, SAMPLE, False)
+    for entry in entries:
+        told = line.session.answer()
+        if "verdict" not in told:
+            sample = line.session.read_exactly(min(told.get("size", 0), SAMPLE))
+            found[entry.far] = share_packed(sample)
+            line.session.answer()
+    return {name: share for name, share in found.items() if share < 1}
+
+
+def ask_piece(session, entry, at, length, pack):
+    """Asks for a piece of a result."""
+    session.send("get", name=entry.far, at=at, length=length, size=entry.size, mtime=entry.mtime, pack=pack)
+
+
+def choose_lanes(line, large, shares):
     """(lanes, piece size in bytes): the first lane goes over the line's own session, each further one over a
-    connection of its own."""
-    near = line.near()
+    connection of its own, if the line gets enough of these large files to pay for its log-in."""
+    near, total = line.near(), sum(entry.size for entry in large)
     most = NEAR_STREAMS if (os.cpu_count() or 1) > 2 else 1
     most = most if near else STREAMS
-    lanes = line.settings.streams or (most if total >= BULK else 1)
+    # what is packed counts half: packing keeps a lane busy, too
+    on_line = sum(entry.size * (shares.get(entry.far, 2) / 2) for entry in large)
+    lanes = line.settings.streams or (most if on_line >= BULK else 1)
     piece = max(LEAST_PIECE, total // (lanes * (512 if near else 64)))
     return lanes, min(piece, 4 * LEAST_PIECE) // PIECE * PIECE     # (what is judged has a sum for each PIECE)
 
@@ -5413,6 +5539,7 @@ class InputTransfer(Transfer):
     """Inputs on their way there. An Entry by itself among the items: the end (size, mode, time) of a file
     whose pieces have arrived."""
     way = "put"
+    zstd = False                                       # have both ends it?
 
     def ask(self, session, item):
         """Sends the item; what the answer's sums must be."""
@@ -5454,21 +5581,15 @@ class InputTransfer(Transfer):
             words["end"] = [entry.size, entry.mode, entry.mtime]
         with open(entry.near, "rb", 0) as source:
             source.seek(item.offset)
-            if self.is_far and shrinks(source.read(min(SAMPLE, left))):
-                import zlib
-                source.seek(item.offset)
-                data = source.read(left)
-                check_unchanged(entry, source, len(data) == left)
-                packed = zlib.compress(data, 1)
-                session.send("put", dict(words, size=len(packed), length=left), [packed])
-                return [hashlib.sha256(data).hexdigest()]
+            pack = self.is_far and share_packed(source.read(min(SAMPLE, left))) < 1
             source.seek(item.offset)
+            blocks = read_blocks(entry, source, left, session.buffer)
+            if pack:
+                parts, digest = session.packer.pack(blocks, self.zstd)
+                session.send("put", dict(words, size=sum(map(len, parts)), length=left), parts)
+                return [digest.hexdigest()]
             session.send("put", dict(words, size=left))
-            while left:
-                data = source.read(min(BLOCK, left))
-                digest.update(data)
-                left -= len(data)
-                check_unchanged(entry, source, data)
+            for data in summed(blocks, digest):
                 session.write(data)
         return [digest.hexdigest()]
 
@@ -5492,6 +5613,16 @@ def read_input(entry):
     return data
 
 
+def read_blocks(entry, source, left, buffer):
+    """The next bytes of an open input, block by block: views that are good until the next ones are asked
+    for. Stop 66 if they are not those that were looked at."""
+    while left:
+        data = buffer[:source.readinto(buffer[:left])]
+        check_unchanged(entry, source, data)
+        left -= len(data)
+        yield data
+
+
 def check_unchanged(entry, source, more=True):
     """Stop 66 if the open input is another one than was looked at."""
     if not more or os.fstat(source.fileno()).st_mtime_ns != entry.mtime:
@@ -5507,20 +5638,15 @@ class ResultTransfer(Transfer):
         self.arrivals = arrivals
         self.stays = {}                                # {name: code} of those that do not leave any more
         self.stored = set()
-        self.pack = set()                              # names of those that come packed
+        self.pack = {}                                 # {name: how it comes packed}
 
     def ask(self, session, item):
         """Asks for the item."""
         if isinstance(item, list):
             session.send("get", names=[entry.far for entry in item])
         else:
-            self.ask_piece(session, item.entry, item.offset, item.size, item.entry.far in self.pack)
+            ask_piece(session, item.entry, item.offset, item.size, self.pack.get(item.entry.far, False))
         session.flush()
-
-    @staticmethod
-    def ask_piece(session, entry, at, length, pack=False):
-        session.send("get", name=entry.far, at=at, length=length, size=entry.size, mtime=entry.mtime,
-                     pack=pack)
 
     def hear(self, session, item, _sent):
         """The sum of what came ("" of a bundle, or of what does not leave); None if that is not right."""
@@ -5592,19 +5718,6 @@ class ResultTransfer(Transfer):
             if data is not None:
                 self.record.note_arrived(entry, 0, entry.size)
 
-    def sample_large(self, entries):
-        """Finds out which of these are to come packed: a look into the middle of each, all in one round
-        trip."""
-        entries = entries[:50] if self.is_far else []
-        for entry in entries:
-            self.ask_piece(self.line.session, entry, entry.size // 2, SAMPLE)
-        for entry in entries:
-            told = self.line.session.answer()
-            if "verdict" not in told:
-                sample = self.line.session.read_exactly(min(told.get("size", 0), SAMPLE))
-                self.pack.update([entry.far] if shrinks(sample) else [])
-                self.line.session.answer()
-
 
 def piece_parts(session, told, length):
     """The bytes of a piece, unpacked if need be."""
@@ -5613,10 +5726,10 @@ def piece_parts(session, told, length):
     if "length" not in told:
         yield from session.read_parts(length)
         return
-    data = unpacked(session.read_exactly(told.get("size", 0)), length)
+    data = session.packer.unpack(session.read_exactly(told.get("size", 0)), length)
     if data is None:
         session.line.nonsense()
-    yield memoryview(data)
+    yield data
 
 
 def with_part(entry, target):
@@ -5631,10 +5744,11 @@ def part_name(far):
     return hashlib.sha256(utf8(far)).hexdigest()[:40].encode()
 
 
-def shrinks(sample):
-    """Is this data worth compressing?"""
+def share_packed(sample):
+    """What the line gets of data like this, as a share: 1 if it is not worth packing."""
     import zlib
-    return len(sample) > 4096 and len(zlib.compress(sample, 1)) * SHRINKS < len(sample)
+    share = len(zlib.compress(sample, 1)) / max(1, len(sample))
+    return share if len(sample) > 4096 and share * SHRINKS < 1 else 1
 
 
 class Progress:
@@ -8880,7 +8994,7 @@ ANSWER_FIELDS = {              # each word of an answer: its kind. Others are pa
     "where": is_text, "cancelled": is_bool, "lost": is_bool, "host": is_text, "boot": is_text,
         "base": is_text, "door": is_text, "program": is_text,
     "free": LENGTH, "took": LENGTH, "aes": is_bool, "python": is_text, "kill": is_bool, "size": LENGTH,
-        "length": whole_number(0, UNPACKED_MOST), "log": LENGTH,
+        "zstd": is_bool, "length": whole_number(0, UNPACKED_MOST), "log": LENGTH,
     "end": is_bool, "sum": lambda value: SHA256(value) or text_like("[0-9a-f]{0,16}")(value), "mtime": TIME,
         "x": is_bool,
     "sums": list_of(lambda value: value == "" or SHA256(value), ROWS), "files": list_of(is_result_row, ROWS),

@@ -196,6 +196,7 @@ def named(name):
 
 
 PACKED = zlib.compress(b"xy")
+FRAME = b"\x28\xb5\x2f\xfd\x20\x02\x11\0\0xy"        # the same by zstd
 HOSTILE = [named(name) for name in (
     "", ".", "..", "/", "/etc/passwd", "../a", "a/../../b", "a//b", "a/", "/a/", "./a", "a/.", "a\n", "a\0b", "a\x1b[2J", "a\\b", "\ud800", "a\u202e", "n" * 256, "n/" * 501 + "n",
     None, 5, ["a"], {}, True)]
@@ -207,7 +208,8 @@ HOSTILE += [with_("put", b"x", **words) for words in (
     {}, {"name": "a"}, {"name": "a", "at": -1}, {"name": "a", "at": 1 << 60}, {"name": "a", "at": "0"}, {"name": "a", "at": None}, {"name": "../a", "at": 0},
     {"name": "a", "at": 0, "length": -1}, {"name": "a", "at": 0, "length": 1 << 40}, {"name": "a", "at": 0, "length": 1}, {"name": "a", "at": 0, "end": [1]},
     {"name": "a", "at": 0, "end": [9, 420, 5]}, {"name": "a", "at": 0, "end": [1, 420, None]}, {"name": "a", "at": 0, "more": True}, {"name": "a", "at": 0, "files": []})]
-HOSTILE += [with_("put", PACKED, size=len(PACKED), name="a", at=0, length=length) for length in (0, 1, 3, 1 << 26)]
+HOSTILE += [with_("put", packed, size=len(packed), name="a", at=0, length=length)
+            for packed in (PACKED, FRAME, FRAME[:-1], FRAME + b"xy") for length in (0, 1, 3, 1 << 26)]
 HOSTILE += [with_("put", b"", size=size, files=[]) for size in (-1, "0", None, 1.5, True, [], 1 << 60)]
 HOSTILE += [with_("hello", **words) for words in (
     {"v": 1}, {"v": "2"}, {"v": 2.0}, {"run": "../keep"}, {"run": IDENT % 1 + "\n"}, {"run": (IDENT % 1).upper()}, {"run": 5}, {"run": ...}, {"lane": "both"}, {"lane": None},
@@ -722,7 +724,7 @@ ATTACKS = [                    # (attack, ini, the check to take out, what to pu
     (denied, CONTENT, "    raise Stays(\"refused\", \"deny_content\" if found == b\"2\" else \"scan_timeout\")\n", "    return sums_of_file(fd, length)\n"),
     (denied, "[outbound]\ndeny_sums = %s\n" % hashlib.sha256(b"SECRET-42\n").hexdigest(), "\"deny_sums\" if whole.hex() in", "\"\" if whole.hex() in"),
     (content_by_another_way, CONTENT, "row, data = self.results().read_small(name)", "row, data = UnjudgedResults(self.place).read_small(name)"),
-    (content_by_another_way, CONTENT, "self.results().read_piece(*piece), piece[2]", "UnjudgedResults(self.place).read_piece(*piece), piece[2]"),
+    (content_by_another_way, CONTENT, "partial(self.results().read_piece", "partial(UnjudgedResults(self.place).read_piece"),
     (live_log_beside_content_rules, CONTENT, "    return whole[0] if whole else (rule_against_name", "    return \"\" if whole else (rule_against_name"),
     (live_log_over_a_limit, "[outbound]\nmax_file = 10\n", "or rule_against_size(rules, length, 0, others))", "or \"\")"),
     (live_log_over_a_limit, "[outbound]\nmax_total = 10\n", "or rule_against_size(rules, length, 0, others))", "or \"\")"),
@@ -731,7 +733,7 @@ ATTACKS = [                    # (attack, ini, the check to take out, what to pu
     (too_much_input, "[ssh guard]\nmax_bytes = 10K\n", "            if max(used, end) > most:\n                raise Refusal(", "            if False:\n                raise Refusal("),
     (a_byte_far_away, "[ssh guard]\nmax_bytes = 1M\n", "            if max(used, end) > most:\n                raise Refusal(", "            if used > most:\n                raise Refusal("),
     (a_huge_sparse_file, "", "            raise Refusal(\"refused\", \"pieces of it are missing\")\n", "            os.ftruncate(fd, size)\n"),
-    (a_piece_that_unpacks_to_more, "", "    return found if len(found) == length else None\n", "    return found\n"),
+    (a_piece_that_unpacks_to_more, "", "return memoryview(found) if len(found) == length else None\n", "return memoryview(found)\n"),
     (entries_that_cost_nothing, "[ssh guard]\nmax_bytes = 1M\n", "ENTRY_COST = 4096 ", "ENTRY_COST = 0"),
     (directories_that_are_refused, "[ssh guard]\nmax_bytes = 10K\n", "                    os.rmdir(part, dir_fd=here)\n                    raise\n",
      "                    raise\n"),

@@ -412,7 +412,8 @@ def test_what_never_was_there_is_cleaned_without_its_host(lab, here):
     assert run(lab, here, "clean", "0" * 36, ident_of(out))[0] == 64
 
 
-def test_far_away_text_is_compressed_and_many_small_files_take_two_sessions(lab, here):
+@pytest.mark.parametrize("enough", [4, 64])            # MiB from which on it is asked who has libzstd
+def test_far_away_text_is_compressed_and_many_small_files_take_two_sessions(lab, here, enough):
     text = b"".join(b"step %6d residual %d\n" % (n, n * n % 7919) for n in range(500000))
     for n in range(40):
         (here / "in" / ("d%d" % (n % 7))).mkdir(exist_ok=True)
@@ -420,17 +421,19 @@ def test_far_away_text_is_compressed_and_many_small_files_take_two_sessions(lab,
     (here / "text").write_bytes(text)
     code, out = run(lab, here, "run", "hpc", "cp text out; cp -r in back", "--in", "in", "--in", "text",
                     code=HOOKED % (SCRIPT, """runner.NEAR, runner.SECOND_SESSION, real, lane = 0.0, 4 << 20, runner.Session.send, runner.Line.open_lane
+runner.BULK = %d << 20
 def send(self, do, words=(), data=(), **more):
     if "length" in words:
-        print("packed", words["size"] * 4 < words["length"])
+        print("packed", words["size"] * 4 < words["length"], data[0][:4] == runner.ZSTD_MAGIC)
     if more.get("pack"):
-        print("asked for it packed")
+        print("asked for it packed", more["pack"])
     return real(self, do, words, data, **more)
 runner.Session.send = send
-runner.Line.open_lane = lambda *words: print("a second session") or lane(*words)"""))
+runner.Line.open_lane = lambda *words: print("a second session") or lane(*words)""" % enough))
     assert code == 0 and (here / "out").read_bytes() == text, out
-    pieces = -(-len(text) // runner.LEAST_PIECE)
-    assert out.count("packed True") == pieces and out.count("asked for it packed") == pieces and out.count("a second session") == 2, out
+    pieces, zstd = -(-len(text) // runner.LEAST_PIECE), enough == 4 and runner.libzstd() is not None
+    assert out.count("packed True %s" % zstd) == pieces and out.count("a second session") == 2, out
+    assert out.count("asked for it packed %s" % ("zstd" if zstd else True)) == pieces, out
     subprocess.check_call(["diff", "-r", str(here / "in"), str(here / "back")])
 
 
