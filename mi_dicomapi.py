@@ -358,6 +358,8 @@ def move(relay, tx, step, row, under=None, **changes):
                              **shown))
         tx.after(lambda: relay.front.fire(("calc", accept_id)))
         tx.after(lambda: relay.meter.moved(step, before, row, changes, now))
+        if step.to == GOT:
+            tx.after(lambda: relay.tidy_spool(row, "result", "input"))
         if step.to == ALLOWED:
             need = tx.db.execute("SELECT bytes FROM calculations WHERE seq = ?", (row["seq"],)).fetchone()[0]
             tx.after(lambda: relay.front.fire(("site", site, user), one=True, need=need))
@@ -548,6 +550,7 @@ def allow_wait_calc(call):
     if row["state"] != REGISTERED and row["allowed"]:
         return {"message": "allowed"}                  # asked again
     make_step(call, "allow-wait-calc", row, allowed=time.time())
+    call.relay.tidy_spool(row, "input")
     return {"message": "allowed"}
 
 
@@ -692,15 +695,8 @@ def calc_end(call):
 
 def send_results(call):
     """7. The results' manifest (digest: of all pages). Uploads go only against it; another replaces it."""
-    row = claimed_by_caller(call)
-    page, more = call["result_files"], bool(call["more"])
-    entries = check_page(page)
-    check_results(call, row, entries)
-    told = {key: check_reasons(call, key) for key in ("missing", "refused")}
-    told["verdicts"] = check_verdicts(call)
-    check_room(call.relay, entries)
-    print256 = hashlib.sha256(json.dumps([names_and_sums(entries), more, told,
-                                          call["digest"]]).encode()).hexdigest()
+    row, more = claimed_by_caller(call), bool(call["more"])
+    entries, told, print256 = checked_results(call, row)
     again = {GETTING: {"message": "getting"}}
     if call["end"]:
         again[GOT] = again[FINISHED] = {"message": "got", "end": True}
@@ -711,7 +707,6 @@ def send_results(call):
 
     if asked_again(row):
         return asked_again(row)
-    told = {key: json.dumps(value, ensure_ascii=False) for key, value in told.items()}
 
     def work(tx):
         now = tx.db.execute("SELECT %s FROM calculations WHERE seq = ?" % BRIEF, (row["seq"],)).fetchone()
@@ -723,9 +718,10 @@ def send_results(call):
             raise ApiError(409, "send-results is not possible now", why="state", state=WORDS[row["state"]])
         drop_results(tx, row["seq"])
         # else what was put there for it may have been set aside with what is there for another one
-        placed = blob if (now["state"], now["manifest"]) == (row["state"], row["manifest"]) else None
-        insert_page(tx, row["seq"], "result", 0, entries, more, placed)
-        if placed is None:
+        if (now["state"], now["manifest"]) == (row["state"], row["manifest"]):
+            placed.append(blob)
+        insert_page(tx, row["seq"], "result", 0, entries, more, blob if placed else None)
+        if not placed or not blob:
             tx.after(set_aside)
         now = tx.db.execute("SELECT %s FROM calculations WHERE seq = ?" % BRIEF, (row["seq"],)).fetchone()
         if not call["end"] or now["results_open"] or more:
@@ -734,9 +730,9 @@ def send_results(call):
         return again[GOT]
 
     folder = call.relay.store.spool(row["accept_id"], "result").rstrip(b"/")
-    old, blob = folder + b"." + utf8(os.urandom(4).hex()), None
+    old, blob, placed = folder + b"." + utf8(os.urandom(4).hex()), None, []
     if not os.path.exists(folder):                     # nothing is put beside what came for another manifest
-        blob = take_inline(call, row["accept_id"], "result", page, entries)
+        blob = take_inline(call, row["accept_id"], "result", call["result_files"], entries)
 
     def set_aside():                   # what came for the manifest before; not sooner, it may be all there is
         call.relay.forget_uploads(row["seq"])
@@ -745,11 +741,28 @@ def send_results(call):
         except OSError:                         # there was none; or new files replace the old ones one by one
             pass
 
-    answer = call.relay.store.write(work, "send-results")
+    try:
+        answer = call.relay.store.write(work, "send-results")
+    finally:
+        if blob and not placed:                        # what came along is nobody's
+            remove_blob(folder, utf8(blob))
     remove_tree(old)
     if "end" in answer:
         call.relay.claims.leases.pop(row["accept_id"], None)
     return answer
+
+
+def checked_results(call, row):
+    """What send-results says, if all of it is as it should be: (entries, {column: why what was asked for did
+    not come, as JSON}, what tells this manifest from another)."""
+    entries = check_page(call["result_files"])
+    check_results(call, row, entries)
+    told = {key: check_reasons(call, key) for key in ("missing", "refused")}
+    told["verdicts"] = check_verdicts(call)
+    check_room(call.relay, entries)
+    print256 = hashlib.sha256(json.dumps([names_and_sums(entries), bool(call["more"]), told,
+                                          call["digest"]]).encode()).hexdigest()
+    return entries, {key: json.dumps(value, ensure_ascii=False) for key, value in told.items()}, print256
 
 
 def declared_of(source, row):
@@ -1437,6 +1450,8 @@ def take_piece(call, row, kind, found):
     if found["done"]:
         return {"message": "complete", "offset": found["size"], "complete": True}
     upload = upload_of(call, row, kind, found)
+    if not still_taken(call, row, kind, found):
+        raise ApiError(503, "the file is not taken any more; ask again")
     with upload.lock:
         if upload.ending:
             raise ApiError(503, "the file is being completed; ask again")
@@ -1448,7 +1463,10 @@ def take_piece(call, row, kind, found):
     if not offset:
         check_margin(call.relay, found["size"])
     try:
-        with open(upload.path, "ab", buffering=0) as out:
+        with upload.lock:                              # nobody makes a part that nobody waits for
+            check_still_writer(upload, call)
+            out = open(upload.path, "ab", buffering=0)
+        with out:
             for view in call.body_views():
                 with upload.lock:
                     check_still_writer(upload, call)
@@ -1517,21 +1535,34 @@ def upload_of(call, row, kind, found):
     return upload
 
 
+def still_taken(call, row, kind, found):
+    """Is a file still lacking, for the manifest and the claim by which a call asked? What ends that sees the
+    call's Upload, or is seen here: see Relay.forget_uploads()."""
+    return bool(call.relay.store.read(
+        "SELECT 1 FROM calculations c JOIN files f ON f.calc = c.seq WHERE c.seq = ? AND c.state = ? AND"
+        " c.claim IS ? AND c.manifest IS ? AND f.kind = ? AND f.n = ? AND f.done = 0", row["seq"],
+        row["state"], row["claim"], row["manifest"], kind, found["n"]))
+
+
 def check_still_writer(upload, call):
-    """409 if a newer request writes this file."""
+    """409 if a newer request writes this file, or it is not taken any more."""
     if upload.owner is not call:
         raise ApiError(409, "a newer request writes this file", why="offset", offset=upload.offset)
 
 
 def end_upload(call, row, kind, found, upload, out):
     """All of a file is there: puts it in its place, durably, or drops it if its sum is another (422)."""
-    if upload.digest.hexdigest() != found["sha256"] or os.fstat(out.fileno()).st_size != found["size"]:
-        os.unlink(upload.path)
-        raise ApiError(422, "the file lacks its sha256; dropped, from 0 again", why="sum", wrong=[found["n"]],
-                       offset=0)
-    os.fsync(out.fileno())
+    good = upload.digest.hexdigest() == found["sha256"] and os.fstat(out.fileno()).st_size == found["size"]
+    if good:
+        os.fsync(out.fileno())
     blob = "%06d" % found["n"]
-    os.rename(upload.path, call.relay.store.spool(row["accept_id"], kind, blob))
+    with upload.lock:
+        check_still_writer(upload, call)
+        if not good:
+            os.unlink(upload.path)
+            raise ApiError(422, "the file lacks its sha256; dropped, from 0 again", why="sum",
+                           wrong=[found["n"]], offset=0)
+        os.rename(upload.path, call.relay.store.spool(row["accept_id"], kind, blob))
     complete_files(call, row, kind, blob, [(found["n"], 0)])
     return {"message": "complete", "offset": found["size"], "complete": True}
 
@@ -1586,7 +1617,11 @@ def take_pack(call, row, kind):
     for found in rows:
         placed.append((found["n"], at))
         at += found["size"]
-    complete_files(call, row, kind, blob, placed)
+    try:
+        complete_files(call, row, kind, blob, placed)
+    except ApiError:                                   # it is not noted
+        remove_blob(folder, utf8(blob))
+        raise
     return {"message": "complete", "complete": True}
 
 
@@ -1993,8 +2028,8 @@ class Claims:
 
     def leave_log(self, row, text):
         """A log as the only result of a calculation whose own results never came; returns what notes it in a
-        transaction. What is in the folder already goes only after that: the results may just have come after
-        all."""
+        transaction. What is in the folder already goes only after that, see tidy_spool(): the results may
+        just have come after all."""
         data = (text + "\n").encode("utf-8")
         folder = self.relay.store.spool(row["accept_id"], "result").rstrip(b"/")
         blob = "log" + os.urandom(4).hex()
@@ -2010,15 +2045,6 @@ class Claims:
             insert_complete(tx, row["seq"], "result",
                             [(LOG_NAMES[1], Blob(b"", len(data), hashlib.sha256(data).hexdigest()))])
             tx.db.execute("UPDATE files SET blob = ? WHERE calc = ? AND kind = 'result'", (blob, row["seq"]))
-            tx.after(drop_others)
-
-        def drop_others():
-            for entry in os.listdir(folder):
-                if entry != utf8(blob):
-                    try:
-                        os.unlink(os.path.join(folder, entry))
-                    except OSError:                    # retention takes it
-                        pass
 
         return note
 
@@ -3077,9 +3103,41 @@ class Relay:
         return self.conf["Server"]["auth"] == "gateway"
 
     def forget_uploads(self, seq):
-        """Drops what is known of a calculation's running uploads."""
+        """Ends a calculation's running uploads, after it is on disk that nothing more is taken for them."""
         for key in [key for key in list(self.uploads) if key[0] == seq]:
-            self.uploads.pop(key, None)
+            upload = self.uploads.pop(key, None)
+            if upload is not None:
+                with upload.lock:
+                    upload.owner, upload.ending = None, True
+
+    def tidy_spool(self, row, *kinds):
+        """Nothing more is taken for this calculation's present files: what none of them is in goes, such
+        as parts of what then came otherwise. Of results in the writer's thread: nobody notes others
+        meanwhile."""
+        self.forget_uploads(row["seq"])
+        try:
+            for kind in kinds:
+                folder = self.store.spool(row["accept_id"], kind).rstrip(b"/")
+                there = os.listdir(folder) if os.path.isdir(folder) else ()
+                noted = there and {found["blob"] for found in self.store.read(
+                    "SELECT DISTINCT blob FROM files WHERE calc = ? AND kind = ?", row["seq"], kind)}
+                for name in there:
+                    if name.decode() not in noted:
+                        unlink_if_there(os.path.join(folder, name))
+            above = self.store.spool(row["accept_id"], "")
+            for name in os.listdir(above) if os.path.isdir(above) else ():
+                if name.startswith(b"out."):           # set aside, and not yet removed
+                    remove_tree(os.path.join(above, name))
+        except (OSError, sqlite3.Error) as error:      # retention takes it
+            log("warn", row["accept_id"], "spool", error=error)
+
+    def tidy_latest(self):
+        """At the start: what a relay that was killed would have tidied after its last commit. Its steps are
+        the last that were noted, whatever the clock said."""
+        for row in self.store.read("SELECT seq, accept_id, state FROM calculations WHERE state != ? AND seq"
+                                   " IN (SELECT calc FROM events ORDER BY rowid DESC LIMIT 1024)",
+                                   REGISTERED):
+            self.tidy_spool(row, *(("input", "result") if row["state"] in OVER else ("input",)))
 
     def ini_stamp(self):
         """Changes when the ini does."""
@@ -3512,18 +3570,34 @@ def sync_path(path):
         os.close(fd)
 
 
-def remove_tree(path):
-    """Removes a folder of the spool with what is in it; a link is never followed."""
+def remove_blob(folder, blob):
+    """Removes a blob (bytes) of which nothing is noted, and its folder if nothing else is in it."""
+    for remove, path in ((os.unlink, os.path.join(folder, blob)), (os.rmdir, folder)):
+        try:
+            remove(path)
+        except OSError:                                # it was set aside, or more is there
+            pass
+
+
+def unlink_if_there(path):
+    """Removes a file, unless somebody else just did."""
     try:
-        entries = list(os.scandir(path))
+        os.unlink(path)
     except FileNotFoundError:
-        return
-    for entry in entries:
-        if entry.is_dir(follow_symlinks=False):
-            remove_tree(entry.path)
-        else:
-            os.unlink(entry.path)
-    os.rmdir(path)
+        pass
+
+
+def remove_tree(path):
+    """Removes a folder of the spool with what is in it; a link is never followed. Two may do so at once."""
+    try:
+        for entry in list(os.scandir(path)):
+            if entry.is_dir(follow_symlinks=False):
+                remove_tree(entry.path)
+            else:
+                unlink_if_there(entry.path)
+        os.rmdir(path)
+    except FileNotFoundError:
+        pass
 
 
 # ==== connections ====
@@ -4871,6 +4945,7 @@ def cmd_serve(options):
     store.make_ballast()
     remove_tree(os.path.join(utf8(store.folder), b"spool", b"arriving"))
     store.drop_orphans()
+    relay.tidy_latest()
     relay.claims.begin()
     relay.pollers.load()
     signal.set_wakeup_fd(front.wake_write)

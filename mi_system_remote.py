@@ -172,6 +172,7 @@ FOLDER_FLAGS = os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 # a directory that may be entered, perhaps not listed
 ENTER_FLAGS = getattr(os, "O_PATH", os.O_RDONLY) | FOLDER_FLAGS
 MOMENT, MOST_PIDS = 2, 300  # seconds after a start, and pids, in which left-overs are looked for one by one
+EXEC_LOOKS = 20                # at the environment of a process that is in exec, a millisecond apart
 PROCESS_STARTS = [{}]  # {(pid, inode in /proc): start} of the processes that left_overs() saw last
 
 
@@ -581,9 +582,22 @@ def places_held_by(top):
 
 
 def has_mark(top, mark):
-    """Is mark in the environment of the process with the directory `top` below /proc?"""
-    with open(top + b"environ", "rb") as text:
-        return mark in text.read().split(b"\0")
+    """Is mark in the environment of the process with the directory `top` below /proc? OSError."""
+    for _turn in range(EXEC_LOOKS):
+        with open(top + b"environ", "rb") as text:
+            found = text.read()
+        if found or not in_exec(top):
+            break
+        time.sleep(0.001)
+    return mark in found.split(b"\0")
+
+
+def in_exec(top):
+    """Is it just becoming another program? For a moment it shows no environment then, also where it has one.
+    (Fields of /proc/PID/stat: a thread of the kernel has no memory, vsize; env_start, env_end.) OSError."""
+    with open(top + b"stat", "rb") as text:
+        words = text.read().rpartition(b") ")[2].split()
+    return words[20] != b"0" and not words[47] == words[48] != b"0"
 
 
 def end_left_overs(work, since, mark, grace, first=0):

@@ -25,8 +25,9 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    """A relay with TLS, sites u-test and u-other, commands hello, other words."""
-    made = suite.World(tmp_path_factory.mktemp("world"), commands=["hello", "two words"], sites=("u-test", "u-other")).start()
+    """A relay with TLS, sites u-test and u-other, commands hello, other words. What one test has claimed does not come back to another."""
+    made = suite.World(tmp_path_factory.mktemp("world"), commands=["hello", "two words"], sites=("u-test", "u-other"),
+                       ini="[times]\naccept_lease = 1h\nlease = 1h\n").start()
     yield made
     made.close()
 

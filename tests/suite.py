@@ -75,19 +75,33 @@ def module(name):
     return found
 
 
-DYING = """import importlib.util, os, sys
+DYING = """import importlib.util, os, sys, time
 point, path = sys.argv[1:3]
 sys.argv, sys.dont_write_bytecode = sys.argv[2:], True
 spec = importlib.util.spec_from_file_location(os.path.basename(path)[:-3], path)
 program = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(program)
 program.fault = lambda name: name == point and os.kill(os.getpid(), 9)
+if point.startswith("hold "):
+    name, go = point.split(" ")[1:]
+    real, turns = getattr(program, name), [1]
+
+    def held(*words):
+        if turns and os.path.exists(go + ".armed") and turns.pop():
+            open(go + ".here", "w").close()
+            while not os.path.exists(go):
+                time.sleep(0.01)
+        return real(*words)
+
+    setattr(program, name, held)
 program.run_as_program(program.main)
 """
 
 
 def started_as(words, env):
-    """The words (python, its options, SCRIPT, ...) that start a script. Where env has MI_FAULT=POINT: so that it kills itself at fault(POINT).
+    """The words (python, its options, SCRIPT, ...) that start a script. Where env has MI_FAULT=POINT: so that it kills itself at fault(POINT);
+    with MI_FAULT="hold NAME PATH": so that the first call of its function NAME after PATH.armed was made makes
+    PATH.here and waits until PATH is there.
     The scripts themselves know nothing of this: in production nothing can switch it on."""
     if not (env or {}).get("MI_FAULT"):
         return words

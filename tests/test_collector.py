@@ -401,6 +401,25 @@ def test_a_mark_in_an_older_process_does_not_make_it_part_of_a_calculation():
         other.wait()
 
 
+def test_a_process_is_found_by_its_mark_also_while_it_becomes_another_program(tmp_path):
+    again = tmp_path / "again"
+    again.write_text('#!/bin/sh\nexec "$0"\n')
+    again.chmod(0o755)
+    marked, bare = (subprocess.Popen(words, env=env) for words, env in (([str(again)], {"MI_RUN": "a.1"}), (["/bin/sleep", "60"], {})))
+    try:
+        top = b"/proc/%d/" % marked.pid
+        looks = [gate.has_mark(top, b"MI_RUN=a.1") for _turn in range(2000)]
+        assert all(looks), "%d of 2000 did not see it" % looks.count(False)
+        assert not any(gate.has_mark(top, b"MI_RUN=a.2") for _turn in range(50))
+        begun = time.monotonic()
+        assert not any(gate.has_mark(b"/proc/%d/" % bare.pid, b"MI_RUN=a.1") for _turn in range(300))
+        assert time.monotonic() - begun < 5, "what has no environment is not waited for"
+    finally:
+        for process in (marked, bare):
+            process.kill()
+            process.wait()
+
+
 def test_a_command_that_is_taken_out_of_the_ini_is_not_run_any_more_and_a_broken_ini_changes_nothing(tmp_path):
     world = suite.World(tmp_path / "world", tls=False, commands=["one", "two"]).start()
     try:

@@ -460,6 +460,114 @@ def test_a_small_calculation_takes_them_along_all_the_way(make_world, tmp_path):
     assert all(re.match("000000p", name) for kind in ("in", "out") for name in spool_of(world, accept_id, kind) or ["nothing"])
 
 
+# ---- what an overtaken transfer has left
+
+def noted_and_there(world, accept_id):
+    """(blobs that the database knows, files in the spool) of a calculation, with their directory's name."""
+    rows = world.rows("SELECT DISTINCT f.kind, f.blob FROM files f JOIN calculations c ON f.calc = c.seq WHERE c.accept_id = ? AND f.blob IS NOT NULL", accept_id)
+    top = os.path.join(world.state, "spool", accept_id[:2], accept_id)
+    there = [os.path.relpath(os.path.join(above, name), top) for above, folders, names in os.walk(top) for name in names]
+    return sorted("%s/%s" % ({"input": "in", "result": "out"}[row["kind"]], row["blob"]) for row in rows), sorted(there)
+
+
+def delivered(client, accept_id, claim, files):
+    """The results in one pack, and end-send."""
+    client.ok("POST", "files/%s/result/pack?v=2&from=0&count=%d&claim=%s" % (accept_id, len(files), claim), body=b"".join(files.values()))
+    client.ok("POST", "end-send", {"v": 2, "accept_id": accept_id, "claim": claim, "result": "end send"})
+
+
+def in_thread(call):
+    """Starts call() in a thread; a function that gives its result."""
+    found = []
+    thread = threading.Thread(target=lambda: found.append(call()), daemon=True)
+    thread.start()
+
+    def result():
+        thread.join(20)
+        return found[0]
+    return result
+
+
+TWO = {"a": b"x" * 1000, "b": b"y" * 1000}
+
+
+@pytest.mark.parametrize("point", ["", "send-results committed", "end-send committed"])
+def test_a_piece_of_a_file_that_then_came_otherwise_does_not_stay(make_world, point):
+    world = make_world(tls=False, commands=["hello"])
+    world.start(suite.clean_env(MI_FAULT=point) if point.startswith("end-send") else None)
+    client, accept_id, claim = claimed(world, results=list(TWO), inputs=TWO)
+    base = {"v": 2, "accept_id": accept_id, "claim": claim}
+    sent = dict(base, result_files={name: entry(data) for name, data in TWO.items()})
+    client.ok("POST", "send-results", sent)
+    for number in range(2):
+        client.ok("POST", "files/%s/result/%d?v=2&offset=0&claim=%s" % (accept_id, number, claim), body=b"x" * 500)
+    if point.startswith("send-results"):               # another manifest, and what came for the first is not set aside
+        world.relay.kill()
+        world.start(suite.clean_env(MI_FAULT=point))
+        client = world.client()
+        with pytest.raises((OSError, http.client.HTTPException)):
+            client.call("POST", "send-results", dict(base, result_files={"a": entry(b"new")}))
+        world.start()
+        delivered(world.client(), accept_id, claim, {"a": b"new"})
+    elif point:
+        with pytest.raises((OSError, http.client.HTTPException)):
+            delivered(client, accept_id, claim, TWO)
+        world.relay.popen.wait(20)
+        world.start()
+    else:
+        delivered(client, accept_id, claim, TWO)
+    assert world.state_of(accept_id) == "got"
+    noted, there = noted_and_there(world, accept_id)
+    assert noted == there and [name[:3] for name in there] == ["in/", "in/", "out"]
+
+
+def test_a_piece_of_an_input_does_not_outlive_its_registration(world):
+    client = world.client()
+    for allowed in (True, False):
+        accept_id = add(client, info(inputs=TWO))
+        client.ok("POST", "files/%s/input/0?v=2&offset=0" % accept_id, body=b"x" * 500)
+        if allowed:
+            client.ok("POST", "files/%s/input/pack?v=2&from=0&count=2" % accept_id, body=b"".join(TWO.values()))
+        client.ok("POST", "allow-wait-calc" if allowed else "cancel-wait-calc", {"v": 2, "accept_id": accept_id})
+        noted, there = noted_and_there(world, accept_id)
+        assert noted == there and len(there) == allowed
+        client.ok("POST", "cancel-wait-calc", {"v": 2, "accept_id": accept_id})
+
+
+@pytest.mark.parametrize("function", ["upload_of", "check_margin", "write_pack", "take_inline"])
+@pytest.mark.parametrize("end", ["end-send", "another manifest", "lost"])
+def test_a_call_that_comes_late_leaves_nothing_in_the_spool(make_world, function, end):
+    world = make_world(tls=False, commands=["hello"])
+    go = os.path.join(world.folder, "go")
+    world.start(suite.clean_env(MI_FAULT="hold %s %s" % (function, go)))
+    client, accept_id, claim = claimed(world, results=list(TWO))
+    base, target = {"v": 2, "accept_id": accept_id, "claim": claim}, "files/%s/result/" % accept_id
+    manifest = dict(base, result_files=along(TWO) if function == "take_inline" else {name: entry(data) for name, data in TWO.items()}, end=True)
+    late = {"write_pack": ("pack?v=2&from=0&count=2", b"".join(TWO.values()))}.get(function, ("0?v=2&offset=0", TWO["a"][:500]))
+    if function == "take_inline":
+        open(go + ".armed", "w").close()
+        answer = in_thread(lambda: world.client().call("POST", "send-results", manifest))
+    else:
+        client.ok("POST", "send-results", manifest)
+        open(go + ".armed", "w").close()
+        answer = in_thread(lambda: world.client().call("POST", target + late[0] + "&claim=" + claim, body=late[1]))
+    wait_until(lambda: os.path.exists(go + ".here"))
+    if end == "lost":
+        done = suite.run("mi_dicomapi.py", "end", accept_id, "--reason", "gone", "--ini", world.ini)
+        assert done.returncode == 0, done.stderr
+    elif end == "end-send" and function == "take_inline":                # its answer was lost, and it was asked again
+        assert client.ok("POST", "send-results", manifest)["end"]
+    else:
+        files = {"a": b"new" * 400} if end == "another manifest" else TWO
+        client.ok("POST", "send-results", dict(base, result_files={name: entry(data) for name, data in files.items()}))
+        delivered(client, accept_id, claim, files)
+    open(go, "w").close()
+    status, first = answer()
+    assert status in (200, 409, 503) and (status != 200 or world.state_of(accept_id) == "got"), first
+    noted, there = noted_and_there(world, accept_id)
+    assert noted == there and len(there) == 1
+
+
 # ---- ranges, as any HTTP client asks for them
 
 def test_a_download_goes_on_where_it_stopped_with_curl(world, tmp_path):
