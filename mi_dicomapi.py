@@ -34,6 +34,7 @@ contents (grep -n '^# ====' prints them with their lines):
   who may                       tokens, log-ins, and who guesses passwords
   leases and restore            who holds what, silence, pauses, what a backup does not know
   the pollers                   which there are, when they were heard, what they say of themselves
+  what has changed              one call that waits for any of a user's calculations
   what users hold               calculations, bytes, work: what the limits look at
   why it waits                  the causes, in the order in which they are looked for
   what monitors see             healthz and metrics
@@ -234,6 +235,8 @@ COUNT = range(1 << 62)
 FIELDS = {
     "accept_id": Field(str, "", "which calculation"),
     "allow": Field(None, None, "true: step 2 at once, where no input is left to be sent"),
+    "all": Field(None, None, "true: finished ones, too"),
+    "before": Field(int, 1 << 62, "`next` of the page before", COUNT),
     "calc-info": Field(dict, None, "what is to be done: 2.6"),
     "calcs": Field(dict, None, "what is said of each calculation: 2.7"),
     "claim": Field(str, "", "the remote side's proof"),
@@ -319,6 +322,7 @@ def routes():
         ("POST", "rerun"): route(WORKFLOW, rerun, "accept_id [force] [reason]", word="rerun"),
         ("GET", "output"): route(WORKFLOW, read_output, "accept_id stream offset [wait]"),
         ("GET", "v2/explain"): route(WORKFLOW, explain, "accept_id", word="explain"),
+        ("GET", "v2/list"): route(WORKFLOW, list_own, "[request_id] [known] [wait] [before] [all]"),
         ("POST", "heartbeat"): route(REMOTE, heartbeat, "calcs [site_id] [poller] [wait] [presence]"),
         ("GET", "metrics"): route(METRICS, metrics),
         ("GET", "get-calcinfo"): route(OPERATOR, get_calcinfo),
@@ -356,7 +360,7 @@ def move(relay, tx, step, row, under=None, **changes):
         note_step(tx, row["seq"], changes.get("attempt", row["attempt"]), step, shown, now)
         tx.after(lambda: log("info", accept_id, "%d %s" % (step.number, step.name), site=site, user=user,
                              **shown))
-        tx.after(lambda: relay.front.fire(("calc", accept_id)))
+        tx.after(lambda: relay.news.tell(accept_id, user))
         tx.after(lambda: relay.meter.moved(step, before, row, changes, now))
         if step.to == GOT:
             tx.after(lambda: relay.tidy_spool(row, "result", "input"))
@@ -909,8 +913,7 @@ def progress_of(call, row):
     """What a waiting workflow side is told. stamp changes whenever any of it does (queue and idle aside)."""
     away = call.relay.claims.silent_seconds(row)
     ahead, written = None, call.relay.quotas.output_sizes(row)
-    what = (row["waits"]
-            or (call.relay.claims.what.get(row["accept_id"], "") if row["state"] in STOPPABLE else ""))
+    what = what_of(call.relay, row)
     if row["state"] == ALLOWED:
         ahead = call.relay.store.read("SELECT COUNT(*) FROM (SELECT 1 FROM calculations WHERE site = ? AND"
                                       " state = ? AND user = ? AND seq < ? LIMIT 1000)", row["site"], ALLOWED,
@@ -926,6 +929,12 @@ def progress_of(call, row):
             "stamp": "%d.%d%s%s"
             % (row["version"], sum(written), "" if away is None else "-",
                "%x" % binascii.crc32(utf8(what)) if what else "")}
+
+
+def what_of(relay, row):
+    """Why it waits, or where it is, in the words of who knows it."""
+    told = relay.claims.what.get(row["accept_id"], "") if row["state"] in STOPPABLE else ""
+    return row["waits"] or told
 
 
 def read_output(call):
@@ -987,7 +996,7 @@ def hear_of(call, row, accept_id, entry, answer):
         answer["gone"].append(accept_id)
     else:
         claims.renew(row)
-        claims.note_what(accept_id, entry.get("what"))
+        claims.note_what(row, entry.get("what"))
         if row["cancel"] and row["state"] in STOPPABLE:
             answer["cancel"].append(accept_id)
         if "out" in entry or "err" in entry:
@@ -1931,7 +1940,7 @@ class Claims:
             log("info", row["accept_id"], "back-in-contact", poller=row["poller"])
             self.relay.store.write(lambda tx: tx.db.execute("UPDATE calculations SET silent = 0 WHERE seq ="
                                                             " ?", (row["seq"],)), "contact", wait=False)
-            self.relay.front.fire(("calc", row["accept_id"]))
+            self.relay.news.tell(row["accept_id"], row["user"])
 
     def touch(self, row):
         """Bytes have moved for a calculation."""
@@ -1975,15 +1984,15 @@ class Claims:
             self.relay, tx, step, row, claim=claim, attempt=int(found.group(1)), protocol=2,
             poller=poller[:200], allowed=row["allowed"] or time.time(), claimed=time.time()), "adopt")
 
-    def note_what(self, accept_id, what):
+    def note_what(self, row, what):
         """A poller says where a calculation is, in its batch system's words. Kept in memory: the next
         heartbeat says it again."""
-        what = printable(what)[:200] if isinstance(what, str) else ""
+        accept_id, what = row["accept_id"], printable(what)[:200] if isinstance(what, str) else ""
         if what != self.what.get(accept_id, ""):
             if len(self.what) > 20000:
                 self.what.clear()
             self.what[accept_id] = what
-            self.relay.front.fire(("calc", accept_id))
+            self.relay.news.tell(accept_id, row["user"])
 
     def note_waits(self, accept_id, user, why):
         """Why a calculation of this user does not go on, for who waits for it and for `show`; until it
@@ -1993,7 +2002,7 @@ class Claims:
                              " AND user = ? AND waits != ? AND NOT " + state_in(OVER),
                              (why, accept_id, user, why)).rowcount:
                 tx.after(lambda: log("warn", accept_id, "it waits", why=why, user=user))
-                tx.after(lambda: self.relay.front.fire(("calc", accept_id)))
+                tx.after(lambda: self.relay.news.tell(accept_id, user))
 
         if isinstance(accept_id, str) and self.may_note(accept_id, user):
             if len(self.noted) > LISTED:
@@ -2095,7 +2104,7 @@ class Claims:
                 self.relay.store.write(lambda tx: tx.db.execute("UPDATE calculations SET silent ="
                                                                 " MAX(silent, 0.001) WHERE seq = ?",
                                                                 (row["seq"],)), "silent")
-                self.relay.front.fire(("calc", accept_id))
+                self.relay.news.tell(accept_id, row["user"])
                 # its poller may have delivered it before a restore
                 self.relay.front.fire(("site", row["site"], row["user"]))
 
@@ -2260,6 +2269,77 @@ def checked_presence(told):
     if found.get("state") not in STATES_TOLD:
         found.pop("state", None)                       # of a newer version: not known here
     return found
+
+
+# ==== what has changed ====
+CHANGES = 50000                # changes of calculations that are known: beyond, who asks is told all anew
+
+
+class News:
+    """Which calculations have changed lately: one call waits for any of a user's, however many there are. In
+    memory: after a start of the relay, who asks is told all anew."""
+
+    def __init__(self, relay):
+        self.relay = relay
+        self.boot = os.urandom(6).hex()
+        self.lock = threading.Lock()
+        self.number = 0                                # how many there were
+        self.last = collections.deque(maxlen=CHANGES)  # (user, accept_id) of the last of them
+
+    def tell(self, accept_id, user):
+        """It has changed: who waits for it, or for any of its user's, is looked at again."""
+        with self.lock:
+            self.number += 1
+            self.last.append((user, accept_id))
+        self.relay.front.fire(("calc", accept_id))
+        self.relay.front.fire(("user", user))
+
+    def since(self, stamp, user):
+        """(the stamp of now, the accept_ids of a user's that have changed since `stamp`; None if nobody knows
+        that any more)."""
+        boot, _dot, number = (stamp or "").rpartition(".")
+        with self.lock:
+            missed = self.number - int(number) if re.match(r"[0-9]{1,18}\Z", number) else -1
+            found = None
+            if boot == self.boot and 0 <= missed <= len(self.last):
+                found = {accept_id
+                         for one, accept_id in (self.last[-back] for back in range(1, missed + 1))
+                         if one == user}
+            return "%s.%d" % (self.boot, self.number), found
+
+
+def list_own(call):
+    """The caller's calculations whose request_id begins so, the newest first, in pages (`next` is `before` of
+    the next one; fetched ones with `all`). With `known`, the stamp of an earlier answer: those alone that
+    have changed since, for which it waits up to `wait` seconds; whole: that stamp is not known here (any
+    more), and this is the first page anew."""
+    relay, user, begins = call.relay, call.caller.user, call["request_id"]
+    stamp, changed = relay.news.since(call["known"], user)
+    whole = changed is None or len(changed) > ANSWER_PAGE // 2           # old SQLite takes 999 values at most
+    relay.quotas.charge(call, ROW_WORK * (ANSWER_PAGE if whole else len(changed)))
+    if whole:
+        rows = relay.store.read("SELECT %s FROM calculations WHERE user = ? AND seq < ? AND (? OR state != ?)"
+                                " AND (? OR request_id >= ? AND request_id < ?) ORDER BY seq DESC LIMIT ?"
+                                % LISTING, user, call["before"], bool(call["all"]), FINISHED, begins is None,
+                                begins, "%s\U0010ffff" % begins, ANSWER_PAGE)
+    else:
+        rows = relay.store.read("SELECT %s FROM calculations WHERE user = ? AND accept_id IN (%s) ORDER BY"
+                                " seq DESC" % (LISTING, ", ".join("?" * len(changed))), user, *changed)
+        rows = [row for row in rows if (row["request_id"] or "").startswith(begins or "")]
+    if not rows and not whole and time.monotonic() < call.until:
+        call.fields["known"] = stamp                   # what has changed up to here was none of these
+        return Park(("user", user))
+    return {"message": "list", "known": stamp, "whole": whole,
+            "calculations": [listed(relay, row) for row in rows if token_covers(call.caller, row["site"])],
+            "next": rows[-1]["seq"] if whole and len(rows) == ANSWER_PAGE else None}
+
+
+def listed(relay, row):
+    """A calculation in a list; its words are those of calc-progress."""
+    found = {key: row[key] for key in ("accept_id", "request_id", "site", "command", "status", "reason",
+                                       "exit_code", "signal", "registered", "touched")}
+    return dict(found, progress=WORDS[row["state"]], wait_allow=row["allowed"], what=what_of(relay, row),
+                out_of_contact=relay.claims.silent_seconds(row), fetched=row["state"] == FINISHED)
 
 
 # ==== what users hold ====
@@ -2995,7 +3075,7 @@ class Sweeper:
             if self.relay.store.write(work, "retention"):
                 log("info", row["accept_id"], "removed", state=row["state"], user=row["user"])
                 remove_tree(self.relay.store.spool(row["accept_id"], ""))
-                self.relay.front.fire(("calc", row["accept_id"]))
+                self.relay.news.tell(row["accept_id"], row["user"])
         self.sweep_history(now - times["keep_history"])
         self.relay.quotas.recount()
         self.relay.meter.count_stored()
@@ -3072,6 +3152,7 @@ class Relay:
         self.quotas = Quotas(self)
         self.pollers = Pollers(self)
         self.meter = Meter(self)
+        self.news = News(self)
         self.fielded = FieldedPollers(self)
         self.sweeper = Sweeper(self)
         self.uploads = {}                              # {(seq, kind, n): Upload}
@@ -3279,6 +3360,7 @@ COUNTED = {"input": "inputs", "result": "results"}
 BRIEF = ("seq, accept_id, user, site, command, state, status, reason, version, inputs, inputs_open,"
          " inputs_more, results, results_open, results_more, manifest, needs_v2, hidden, protocol, claim,"
          " attempt, poller, cancel, silent, touched, allowed, started, ended, exit_code, signal, waits")
+LISTING = BRIEF + ", request_id, registered"
 
 
 class Store:

@@ -26,7 +26,8 @@ usage: mi_system_wf.py run SITE COMMAND --in INPUT... --out RESULT... [--param T
 INPUT is FILE, NAME=PATH, or DIR/ with all that is below it; RESULT a name or a pattern (* ? ** and DIR/).
 Both logs of the command come back always. A module that was killed finds its calculation again if it starts
 with the same --request-id.
-In Python: mi_system_wf.run(url, site, command, inputs, outputs, token=...) returns a Result or raises Stop.
+In Python: run(url, site, command, inputs, outputs, token=...) returns a Result or raises Stop; submit() a
+future, as_completed(), attach(): many at once.
 
 exit codes: the command's own (128+N: ended by signal N), with BASE_URL ...: 1 if the calculation ended
 abnormally, else 0. A fielded relay does not tell the command's own: then 0, or 1 if the calculation ended
@@ -48,6 +49,7 @@ contents (grep -n '^# ====' prints them with their lines):
   inputs, results, token        what was asked for
   what this side remembers      what was declared: nothing else is stored
   what people see               lines while it runs, the last line, failures
+  many at once                  futures, for Python programs and notebooks
   command line                  the words, one function for each
   fielded                       the nine steps in the words of a relay of before ("v1")
   shared: store                 how results get into a directory of this side
@@ -63,7 +65,8 @@ contents (grep -n '^# ====' prints them with their lines):
   tables                        words and options, keys of the ini, exit codes
   Japanese
 
-threads: everything happens in the main thread, which alone gets signals. Beside it: a thread that draws the
+threads: everything happens in the main thread, which alone gets signals (of a Pool of futures: in its two
+threads, and in those that submit). Beside it: a thread that draws the
 terminal's line, one for each wait for a name server, one that ends the program some seconds after SIGTERM.
 One lock (SAY's): whoever writes to people holds it.
 """
@@ -170,29 +173,38 @@ def run(url, site, command, inputs, outputs, parameters="", token=None, token_fi
     external computer's rules keep what a pattern asked for. Raises Stop (code: of the exit codes above; its
     text says what to do); the command's own failure is no Stop but in Result.exit_code.
     """
+    try:
+        relay = relay_for(url, token, token_file, ca_file, client_cert, client_key, proxy)
+        console = Console(tell)
+        console.named, console.allow_refused = bool(request_id), allow_refused
+        order, found = order_of(site, command, inputs, outputs, parameters, request_id)
+        return calculate(relay, order, found, os.fspath(to), console, patience)
+    except Stop as stop:
+        raise typed(stop)
+
+
+def relay_for(url, token=None, token_file="", ca_file="", client_cert="", client_key="", proxy=""):
+    """The relay as a Python program names it."""
     source = token if callable(token) else lambda: checked_token(token, "token")
     if not token:
         source = find_token(token_file)
-    relay = RelayClient(url, source, ca_file=ca_file, proxy=proxy, client_cert=client_cert,
-                        client_key=client_key)
-    console = Console(tell)
-    console.named, console.allow_refused = bool(request_id), allow_refused
+    return RelayClient(url, source, ca_file=ca_file, proxy=proxy, client_cert=client_cert,
+                       client_key=client_key)
+
+
+def order_of(site, command, inputs, outputs, parameters, request_id):
+    """(Order, the inputs that were found) of what a Python program asks for."""
     inputs, outputs = ([words] if isinstance(words, (str, os.PathLike)) else words
                        for words in (inputs, outputs))
     names, patterns = wanted_results([os.fspath(word) for word in outputs])
     order = Order(site, command, parameters, names, patterns, request_id or os.urandom(16).hex())
-    found = gather_inputs([os.fspath(word) for word in inputs])
-    return calculate(relay, order, found, os.fspath(to), console, patience)
+    return order, gather_inputs([os.fspath(word) for word in inputs])
 
 
 def calculate(relay, order, found, to, console, patience):
     """The nine steps as the workflow side sees them; the Result. Stop for all that goes wrong."""
     relay.on_outage = console.tell_away
-    try:
-        # what cannot be should be known before the calculation, not after
-        os.makedirs(utf8(to), exist_ok=True)
-    except OSError as error:
-        raise Stop(EX_IOERR, "%s: %s" % (to, error.strerror))
+    make_target(to)
     try:
         start_calculation(relay, order, found, console, patience)
         for accept_id in wait_for(relay, [console.accept_id], console):
@@ -203,6 +215,14 @@ def calculate(relay, order, found, to, console, patience):
         raise stop_for(error, relay, console.accept_id)
     finally:
         relay.close()
+
+
+def make_target(to):
+    """The directory for results: what cannot be should be known before the calculation, not after. 74."""
+    try:
+        os.makedirs(utf8(to), exist_ok=True)
+    except OSError as error:
+        raise Stop(EX_IOERR, "%s: %s" % (to, error.strerror))
 
 
 def start_calculation(relay, order, found, console, patience=PATIENCE):
@@ -888,10 +908,10 @@ def hide_token(words):
 
 # ==== what this side remembers ====
 
-def remember(relay, accept_id, order):
-    """Notes what was declared, and where: `wait` and `result` store these results only, whatever a relay
-    calls its own. Kept for about three months; that it cannot be noted is no failure (--out says it
-    again)."""
+def remember(relay, accept_id, order, to=""):
+    """Notes what was declared, and where (to: default the current directory): `wait`, `result` and attach()
+    store these results only, whatever a relay calls its own. Kept for about three months; that it cannot be
+    noted is no failure (--out says it again)."""
     folder = memory_folder()
     if folder is None:
         return
@@ -899,7 +919,8 @@ def remember(relay, accept_id, order):
         if not os.path.isdir(folder):
             os.makedirs(folder, 0o700, exist_ok=True)
             forget(os.path.dirname(folder))
-        entry = {"url": relay.url, "names": order.names, "patterns": order.patterns, "to": os.getcwd()}
+        entry = {"url": relay.url, "names": order.names, "patterns": order.patterns,
+                 "to": os.path.abspath(to)}
         with open(os.path.join(folder, utf8(accept_id) + b".new"), "w", encoding="utf-8",
                   errors="surrogateescape") as out:
             json.dump(entry, out)
@@ -911,6 +932,14 @@ def remember(relay, accept_id, order):
 def recall(relay, accept_id, to, options):
     """What was declared of it, as Wanted. What is there may be replaced where it was ordered from, or in a
     directory that was said. 64 if it is not known here."""
+    names, patterns, ordered = remembered(relay, accept_id)
+    agreed = options.agreed or len(options.words) > 2 or os.path.realpath(to) == os.path.realpath(ordered)
+    return Wanted(names, patterns, agreed, options.allow_refused)
+
+
+def remembered(relay, accept_id):
+    """(names, patterns, directory) of what was declared of it, as remember() has noted them. 64 if it is not
+    known here."""
     top = memory_folder()
     for month in sorted(os.listdir(os.path.dirname(top)), reverse=True) if top and os.path.isdir(
             os.path.dirname(top)) else ():
@@ -919,11 +948,8 @@ def recall(relay, accept_id, to, options):
                       errors="surrogateescape") as text:
                 found = json.load(text)
             if checked_texts(found["url"], str) == relay.url:
-                agreed = (options.agreed or len(options.words) > 2
-                          or os.path.realpath(to) == os.path.realpath(checked_texts(found["to"], str)))
-                return Wanted(*wanted_results(checked_texts(found["names"], list)
-                                              + checked_texts(found["patterns"], list)), agreed=agreed,
-                              allow_refused=options.allow_refused)
+                words = checked_texts(found["names"], list) + checked_texts(found["patterns"], list)
+                return wanted_results(words) + (checked_texts(found["to"], str),)
         except (OSError, ValueError, KeyError, TypeError, RecursionError):  # broken: as if nothing were known
             continue
     raise Stop(EX_USAGE,
@@ -1306,6 +1332,274 @@ def token_refused(relay, error):
     """What to do about a refused token: as the poller says it."""
     return _("%s: the token is refused (%s): get a valid one, role workflow, for this user and site") % (
         relay.url, printable(error.more.get("why") or error)[:200])
+
+
+# ==== many at once ====
+# For Python programs and notebooks: futures. However many there are, one parked call waits for all of them in
+# one thread, and another thread fetches what has ended.
+POOLS = {}                     # {the relay, and what else relay_for() takes: its Pool}
+
+
+def submit(url, site, command, inputs, outputs, parameters="", request_id=None, to=".", patience=PATIENCE,
+           allow_refused=False, tell=None, **way):
+    """As run(), but returns as soon as the calculation is registered and its inputs are at the relay: a
+    future of concurrent.futures, also to be awaited. Its result() gives and raises what run() does;
+    accept_id, request_id and state (a text) say more. Ctrl+C in result() or as_completed() ends the waiting
+    only; the exception's accept_ids name what goes on. way: token, token_file, ca_file ... of run()."""
+    try:
+        order, found = order_of(site, command, inputs, outputs, parameters, request_id)
+        return pool_of(url, way, tell).submit(order, found, os.fspath(to), allow_refused, patience)
+    except Stop as stop:
+        raise typed(stop)
+
+
+def attach(url, request_id_prefix, to=None, outputs=None, patience=PATIENCE, allow_refused=False, tell=None,
+           **way):
+    """The futures of all calculations whose request_id begins so, the oldest first: for a program that was
+    started again. Results go where submit() said, or each into to/ACCEPT_ID. outputs: for those that this
+    user has not submitted on this host."""
+    try:
+        named = outputs and wanted_results([outputs] if isinstance(outputs, str) else outputs) + (".",)
+        pool, found = pool_of(url, way, tell), []
+        for row in pool.rows_of(request_id_prefix, patience):
+            names, patterns, folder = named or remembered(pool.sender, row["accept_id"])
+            folder = folder if to is None else os.path.join(os.fspath(to), row["accept_id"])
+            found.append(pool.add(row, folder, Wanted(names, patterns, True, allow_refused)))
+        return found
+    except Stop as stop:
+        raise typed(stop)
+
+
+def as_completed(futures, timeout=None):
+    """As that of concurrent.futures; after Ctrl+C the exception's accept_ids name what goes on."""
+    import concurrent.futures
+    futures = list(futures)
+    try:
+        for future in concurrent.futures.as_completed(futures, timeout):
+            yield future
+    except KeyboardInterrupt as leaving:
+        raise interrupted(leaving, [future.accept_id for future in futures if not future.done()])
+
+
+def interrupted(leaving, accept_ids):
+    """The KeyboardInterrupt of a wait, with what goes on."""
+    leaving.accept_ids = accept_ids
+    leaving.args = (_("interrupted; what was submitted goes on, and attach() finds it: %s")
+                    % " ".join(accept_ids[:3] + ["..."] * (len(accept_ids) > 3)),)
+    return leaving
+
+
+def typed(error, relay=None, accept_id=""):
+    """The exception for a Python program: a Stop is of the kind of its code."""
+    if isinstance(error, (RelayAway, RelayRefused)):
+        error = stop_for(error, relay, accept_id)
+    if isinstance(error, Stop):
+        error.__class__ = KINDS.get(error.code, Stop)
+    return error
+
+
+def pool_of(url, way, tell):
+    """The Pool of a relay and a token."""
+    key = (url,) + tuple(sorted(way.items()))
+    return POOLS.get(key) or POOLS.setdefault(
+        key, Pool([relay_for(url, **way) for number in range(3)], Console(tell)))
+
+
+def future_kind():
+    """The class of the futures: what it stands on takes long to import."""
+    from concurrent.futures import Future
+
+    class CalculationFuture(Future):
+        """A calculation on an external computer; its Result."""
+
+        @property
+        def state(self):
+            """Where it is, for people."""
+            return state_words(self.row)
+
+        def result(self, timeout=None):
+            try:
+                return Future.result(self, timeout)
+            except KeyboardInterrupt as leaving:
+                raise interrupted(leaving, [self.accept_id])
+
+        def __await__(self):
+            import asyncio
+            return asyncio.wrap_future(self).__await__()
+
+        def __repr__(self):
+            return "<%s %s: %s>" % (self.request_id, self.accept_id, self.state)
+
+    return CalculationFuture
+
+
+class Pool:
+    """The open futures of one relay and token. relays: its clients: of who submits, under `sending`; of the
+    thread that waits; of the thread that fetches."""
+
+    def __init__(self, relays, console):
+        import queue
+        self.sender = relays[0]
+        self.waiter = relays[1]
+        self.fetcher = relays[2]
+        self.sending = threading.Lock()
+        self.changed = threading.Condition()           # of `open` and `over`
+        self.open = {}                                 # {accept_id: future}
+        self.over = collections.deque(maxlen=10000)    # what has ended before it was in `open`, and others'
+        self.known = ""                                # the relay's stamp: what was before it is known here
+        self.todo = queue.Queue()                      # (function, its future) for the thread that fetches
+        self.kind = future_kind()
+        for relay in relays:
+            relay.on_outage, relay.v1 = console.tell_away, False
+            relay.waits_for_token = relay is not self.sender
+
+    def submit(self, order, found, to, allow_refused, patience):
+        """1. and 2. of a calculation; its future."""
+        console = Console()
+        make_target(to)
+        with self.sending:
+            self.begin(patience)
+            try:
+                start_calculation(self.sender, order, found, console, patience)
+            except (RelayAway, RelayRefused) as error:
+                raise stop_for(error, self.sender, console.accept_id)
+            except KeyboardInterrupt as leaving:
+                raise interrupted(leaving, [console.accept_id] if console.accept_id else [])
+            remember(self.sender, console.accept_id, order, to)
+        row = dict(console.first_look or {"progress": "not start"}, accept_id=console.accept_id,
+                   request_id=order.request_id)
+        return self.add(row, to, Wanted(order.names, order.patterns, True, allow_refused),
+                        console.resend_inputs)
+
+    def begin(self, patience):
+        """First contact, before anything is registered: from here on no end is missed. 64 at a relay that
+        knows no such call."""
+        if self.known:
+            return
+        try:
+            first_contact(self.sender, patience)
+            if self.sender.v1:
+                raise RelayRefused(404, "")
+            self.known = self.ask(self.sender, {"request_id": os.urandom(16).hex()}, patience)["known"]
+        except RelayRefused as error:
+            if error.code not in (403, 404):
+                raise stop_for(error, self.sender)
+            raise Stop(EX_USAGE, _("%s: the relay is of an older version, at which nobody can wait for many"
+                                   " calculations at once") % self.sender.url)
+        except RelayAway as error:
+            raise stop_for(error, self.sender)
+        for work in (self.wait_forever, self.fetch_forever):
+            threading.Thread(target=work, daemon=True).start()
+
+    @staticmethod
+    def ask(relay, fields, patience=None):
+        """An answer to v2/list, as it must be. 76 if it is none."""
+        found = relay.ask("GET", "v2/list", dict(fields, v=2, all=1), fields.get("wait", 0), patience)
+        rows = found.get("calculations")
+        if not (isinstance(found.get("known"), str) and isinstance(rows, list)
+                and all(isinstance(row, dict) and ACCEPT_ID.match(str(row.get("accept_id")))
+                        for row in rows)):
+            raise Stop(EX_PROTOCOL, _("%s: the relay's answer holds no proper list") % relay.url)
+        return found
+
+    def pages(self, relay, fields, found, patience=None):
+        """Every row of a list whose first page is found, the newest first."""
+        while True:
+            for row in found["calculations"]:
+                yield row
+            if not found["calculations"] or found.get("next") is None:
+                return
+            found = self.ask(relay, dict(fields, before=found["next"]), patience)
+
+    def rows_of(self, prefix, patience):
+        """The rows of all calculations whose request_id begins so, the oldest first."""
+        with self.sending:
+            self.begin(patience)
+            try:
+                fields = {"request_id": prefix}
+                first = self.ask(self.sender, fields, patience)
+                return list(self.pages(self.sender, fields, first, patience))[::-1]
+            except (RelayAway, RelayRefused) as error:
+                raise stop_for(error, self.sender)
+
+    def add(self, row, to, wanted, resend=None):
+        """The future of a calculation; resend: a function that sends its inputs once more."""
+        accept_id = row["accept_id"]
+        with self.changed:
+            if accept_id in self.open:
+                return self.open[accept_id]
+            future = self.open[accept_id] = self.kind()
+            future.set_running_or_notify_cancel()      # it goes on, whoever gives up waiting
+            future.accept_id, future.request_id, future.row = accept_id, row.get("request_id"), row
+            future.to, future.wanted, future.resend = to, wanted, resend
+            over = accept_id in self.over
+            self.changed.notify()
+        self.take(dict(row, progress="got return") if over else row)
+        return future
+
+    def take(self, row):
+        """What the relay says of a calculation."""
+        accept_id, ended = row["accept_id"], row.get("progress") == "got return"
+        with self.changed:
+            future = self.open.pop(accept_id, None) if ended else self.open.get(accept_id)
+            if ended and future is None:
+                self.over.append(accept_id)
+        if future is None:
+            return
+        future.row = row
+        if ended:
+            self.todo.put((self.fetch, future))
+        elif future.resend and row.get("progress") == "not start" and row.get("wait_allow", 1) is None:
+            self.todo.put((self.send_again, future))   # the relay was restored from a backup
+
+    def wait_forever(self):
+        """A thread: the one call that waits."""
+        while True:
+            with self.changed:
+                while not self.open:
+                    self.changed.wait()
+            try:
+                self.look()
+            except Exception as error:
+                with self.changed:
+                    failed, self.open = self.open, {}
+                for future in failed.values():
+                    future.set_exception(typed(error, self.waiter, future.accept_id))
+
+    def look(self):
+        """Waits for what changes, and takes it. What the relay does not know any more has its fetch say
+        so."""
+        there = set(self.open)                         # sooner than it is asked: all of it is registered
+        found = self.ask(self.waiter, {"known": self.known, "wait": WAIT})
+        for row in self.pages(self.waiter, {}, found):
+            self.take(row)
+            there.discard(row["accept_id"])
+            if found.get("whole") and not there:
+                break
+        for accept_id in there if found.get("whole") else ():
+            self.take({"accept_id": accept_id, "progress": "got return"})
+        self.known = found["known"]
+
+    def fetch_forever(self):
+        """A thread: fetches what has ended."""
+        while True:
+            work, future = self.todo.get()
+            try:
+                work(future)
+            except Exception as error:
+                future.set_exception(typed(error, self.fetcher, future.accept_id))
+
+    def fetch(self, future):
+        """9. of a calculation."""
+        console = Console()
+        console.accept_id = future.accept_id
+        make_target(future.to)
+        future.set_result(fetch(self.fetcher, future.accept_id, future.to, future.wanted, console))
+
+    def send_again(self, future):
+        """2. once more."""
+        with self.sending:
+            future.resend()
 
 
 # ==== command line ====
@@ -4690,9 +4984,21 @@ LOST = (EX_UNAVAILABLE, "relay")       # any other reason why a command has no e
 
 SAY["level"] = 2                       # warnings only, unless -v
 
+if __name__ != "__main__":             # for those who import this file: a kind of Stop for each exit code
+    KINDS = {code: type(name, (Stop,), {"__module__": __name__}) for code, name in (
+        (EX_USAGE, "UsageError"), (EX_NOINPUT, "InputMissing"), (EX_UNAVAILABLE, "Unavailable"),
+        (EX_IOERR, "DiskError"), (EX_TEMPFAIL, "TryLater"), (EX_PROTOCOL, "ProtocolError"),
+        (EX_REFUSED, "Refused"), (EX_CONFIG, "ConfigError"))}
+    globals().update({kind.__name__: kind for kind in KINDS.values()})
+
 
 # ==== Japanese ====
 JA = {
+    "interrupted; what was submitted goes on, and attach() finds it: %s":
+        "中断しました。登録した計算は続いており、attach() で続きを受け取れます: %s",
+    "%s: the relay is of an older version, at which nobody can wait for many calculations at once":
+        "%s: 中継サーバーが古い版のため、多数の計算を一度に待つことができません",
+    "%s: the relay's answer holds no proper list": "%s: 中継サーバーの返答に正しい一覧がありません",
     "Why each is where it is: a sentence, who has to act, what to type, since when, what would change it.":
         "それぞれの計算がなぜ今の所にあるのかを示します。理由、対応する人、打つべき語、いつからか、何があれば変わるか。",
     "the relay is of an older version: it does not tell why something waits":

@@ -18,7 +18,7 @@ with open(os.path.join(suite.ROOT, "README.md"), encoding="utf-8") as text:
 ENGLISH, JAPANESE = README.split("\n## 日本語\n")
 SCRIPTS = ("mi_dicomapi.py", "mi_system_wf.py", "mi_system_remote.py", "execute_remote_command.py")
 URL = "https://relay.example.org:50443"
-NO_KEYS = ("accept_id", "ended_by", "calc_progress", "https_proxy", "request_cpus")
+NO_KEYS = ("accept_id", "accept_ids", "exit_code", "ended_by", "calc_progress", "https_proxy", "request_cpus")
 # what only root may do, on a machine of one's own: what it is told, or what is left of it
 SHIMS = {"useradd": "exit 0", "systemctl": "exit 0", "chown": "exit 0", "sudo": 'exec "$@"', "runuser": 'shift 3; exec "$@"',
          "install": 'for word; do shift; case $word in -o) drop=yes;; *) [ -z "$drop" ] && set -- "$@" "$word"; drop=;; esac; done; exec /usr/bin/install "$@"'}
@@ -275,6 +275,24 @@ def test_the_parts_of_the_readme_set_up_two_hosts_and_a_module_that_work_togethe
         for kind, body in scene.parts[RESEARCHER]:
             assert accept_id in scene.type(body.replace("ACCEPT_ID", accept_id[:8]))
         assert "[Service]" in open(os.path.join(scene.work, "mi_system_remote.service")).read()
+    finally:
+        scene.close()
+
+
+def test_the_notebook_of_the_readme_runs_as_it_stands(tmp_path):
+    suite.needs("openssl")
+    scene = Scene(str(tmp_path), ENGLISH)
+    try:
+        scene.set_up()
+        body, = [body for section, kind, body in blocks(ENGLISH) if kind == "python"]
+        scene.write("work/notebook.py", scene.here(body))
+        poller = scene.type("exec python3 ~/mi_distcomp/mi_system_remote.py poll", background=True)
+        scene.processes.insert(0, poller)
+        said = scene.type("python3 notebook.py")
+        assert sorted(re.sub(" and left .*'life.json'.*", "", line) for line in said.splitlines()[:2]) == ["coarse ended with 0", "fine ended with 0"], said
+        assert sorted(said.splitlines()[2:]) == ["sweep-%s done 0" % mesh for mesh in ("coarse", "fine")], said
+        with open(os.path.join(scene.work, "sweep", "coarse", "life.json")) as text:
+            assert text.read() == "steel.json\nloads.csv\n12 coarse\n"
     finally:
         scene.close()
 
