@@ -109,7 +109,6 @@ import _thread
 import binascii
 import collections
 import errno
-import http.client
 import io
 import json
 import os
@@ -2888,6 +2887,7 @@ MAX_ANSWER = 16 << 20          # bytes of a JSON answer that are read; manifests
 PIECE_MIN, PACK_FILE, CHUNK = 64 << 10, 1 << 20, 256 << 10
 PACK_COUNT = 2000              # files in a pack
 INLINE_FILES, INLINE = 100, 32 << 10   # files, and their bytes in all, that travel beside their names
+MOST_HEAD = 64 << 10           # bytes of an answer's head
 LATER_CODES = (408, 425, 429, 500, 502, 503, 504, 507)                # answers that mean: later
 NO_TOKEN_CODES = (401, 403, "0005")  # answers that mean: not with this token
 V1_TIMEOUT = 300    # seconds that a fielded relay may be silent: it does one thing at a time, and files whole
@@ -3069,18 +3069,124 @@ def file_stamp(path):
         return error.errno
 
 
-class FinalResponse(http.client.HTTPResponse):
-    """An answer, behind what may come before it: 102, 103 Early Hints and others of their kind (http.client
-    knows 100 alone)."""
+class HttpConnection:
+    """A connection to the relay, or through a proxy to it. (http.client, with all of `email`, takes 7 ms of
+    every start.) via: as proxy_for() returns it. context: None for plain http."""
 
-    def _read_status(self):
-        """As http.client's: version, status and reason. HTTPException."""
-        for turn in range(100):
-            found = http.client.HTTPResponse._read_status(self)
-            if not 100 <= found[1] < 200 or found[1] == 101:
-                return found
-            http.client.parse_headers(self.fp)
-        raise http.client.HTTPException("an answer without end")
+    def __init__(self, host, port, via, context, timeout):
+        name = "[%s]" % host.partition("%")[0] if ":" in host else host.encode("idna").decode()
+        self.host, self.place, self.via, self.context = host, "%s:%d" % (name, port), via, context
+        self.name = name if port == (443 if context else 80) else self.place         # the Host of requests
+        self.first = via[:2] if via else (host, port)  # the other end of the first line
+        self.timeout = timeout
+        self.sock = self.source = None                 # source: what reads the answers
+
+    def connect(self):
+        """Opens it. OSError; sock is there if the other end of the first line was reached."""
+        self.sock = socket.create_connection(self.first, self.timeout)
+        self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if self.via:
+            self.sock.sendall(request_head("CONNECT", self.place, self.place, self.via[2].items()))
+            with self.sock.makefile("rb") as source:
+                found = HttpAnswer(source)
+            if found.status // 100 != 2:
+                raise ConnectionError("Tunnel connection failed: %d %s" % (found.status, found.reason))
+        if self.context:
+            self.sock = self.context.wrap_socket(self.sock, server_hostname=self.host)
+        self.source = self.sock.makefile("rb")
+
+    def close(self):
+        """Closes it."""
+        for one in (self.source, self.sock):
+            if one is not None:
+                one.close()
+        self.sock = None
+
+
+def request_head(method, target, host, headers):
+    """The head of a request. ConnectionError if it holds what would end it sooner."""
+    lines = (["%s %s HTTP/1.1" % (method, target), "Host: " + host]
+             + ["%s: %s" % header for header in headers])
+    if " " in target or not "".join(lines).isprintable():
+        raise ConnectionError("not a request: %s" % target)
+    return "\r\n".join(lines + ["", ""]).encode("latin-1")
+
+
+class HttpAnswer:
+    """The answer to a GET, POST or CONNECT: status, reason, headers {name in small letters: value}; its body
+    is still to be read from source. length: bytes of it that are left, None if only its end will tell.
+    chunked: does it tell that itself? will_close: does the other end close the line behind it?"""
+
+    def __init__(self, source):
+        self.source, self.status, turn = source, 100, 0
+        while 100 <= self.status < 200 and self.status != 101:   # 102, 103 Early Hints and their kind: go on
+            version, self.status, self.reason, self.headers = read_head(source)
+            turn += 1
+            if turn > 100:
+                raise ConnectionError("an answer without end")
+        self.chunked, self.chunk = self.headers.get("transfer-encoding", "").lower() == "chunked", 0
+        told = set(self.headers.get("content-length", "").replace(" ", "").split(","))
+        if self.chunked or told == {""}:
+            self.length = None
+        elif len(told) == 1 and min(told).isdecimal():
+            self.length = int(min(told))
+        else:
+            raise ConnectionError("not an HTTP answer: Content-Length %s" % ", ".join(told))
+        if self.status in (204, 304):
+            self.length = 0
+        words = self.headers.get("connection", "").lower()
+        self.will_close = ("close" in words or version == "HTTP/1.0" and "keep-alive" not in words
+                           or self.length is None and not self.chunked)
+
+    def readinto(self, view, once=False):
+        """Fills view as far as the body, or a chunk of it, goes (once: as one read of the line goes); how
+        much that was, 0 at the end. OSError if a chunk breaks off."""
+        if self.chunked and self.length is None and not self.chunk:
+            self.next_chunk()
+        left = self.chunk if self.chunked else self.length
+        view = view if left is None else view[:left]
+        got = (self.source.readinto1 if once else self.source.readinto)(view) if view else 0
+        if self.chunked:
+            if view and not got:
+                raise ConnectionError("cut off")
+            self.chunk -= got
+        elif self.length is not None:
+            self.length -= got
+        return got
+
+    def next_chunk(self):
+        """Reads the line in front of a chunk; of the last one, which is empty, also what stands behind it."""
+        line = self.source.readline(MOST_HEAD).strip() or self.source.readline(MOST_HEAD)
+        try:
+            self.chunk = int(b"0x" + line.partition(b";")[0], 16)
+        except ValueError:
+            raise ConnectionError("cut off")
+        if not self.chunk:
+            while self.source.readline(MOST_HEAD).strip():
+                pass
+            self.length = 0
+
+
+def read_head(source):
+    """(HTTP/1.x, status, reason, headers) of the head that comes next. ConnectionError if none does."""
+    head, line = b"", b"more"
+    while line.strip():
+        line = source.readline(MOST_HEAD)
+        head += line
+        if line[-1:] != b"\n" or len(head) > MOST_HEAD:
+            raise ConnectionError("an answer without end" if len(head) >= MOST_HEAD else
+                                  "cut off" if head else "Remote end closed connection without response")
+    text = head.decode("latin-1").replace("\r\n", "\n")
+    # a line that begins with a blank goes on with the one before
+    first, *lines = text.replace("\n ", " ").replace("\n\t", " ").split("\n")
+    version, status, reason = (first + "  ").split(" ", 2)
+    if not version.startswith("HTTP/1.") or len(status) != 3 or not status.isdecimal():
+        raise ConnectionError("not an HTTP answer: %r" % first[:100])
+    headers = {}
+    for name, colon, value in (line.partition(":") for line in lines):
+        name, value = name.strip().lower(), value.strip()
+        headers[name] = headers[name] + ", " + value if name in headers else value
+    return version, int(status), reason.strip(), headers
 
 
 class RelayClient:
@@ -3141,18 +3247,9 @@ class RelayClient:
                 else min(seconds, max(1.0, self.patience_ends - time.monotonic())))
 
     def open_connection(self, timeout, context=None):
-        """A connection to the relay, or to it through the proxy; http.client's. What it raises is for
-        connect()."""
-        via = self.proxy_for()
-        host, port = via[:2] if via else (self.host, self.port)
-        if self.tls:
-            made = http.client.HTTPSConnection(host, port, timeout=timeout,
-                                               context=context or self.trust.current_context())
-            if via:
-                made.set_tunnel(self.host, self.port, via[2])
-        else:
-            made = http.client.HTTPConnection(host, port, timeout=timeout)
-        made.response_class = FinalResponse
+        """A connection to the relay, or to it through the proxy. What it raises is for connect()."""
+        context = (context or self.trust.current_context()) if self.tls else None
+        made = HttpConnection(self.host, self.port, self.proxy_for(), context, timeout)
         try:
             in_thread(made.connect, None if self.patience_ends is None else self.within_patience(timeout))
         except OSError as error:
@@ -3173,7 +3270,7 @@ class RelayClient:
             raise away
         except (socket.gaierror, UnicodeError):
             raise RelayAway("dns", _("%s: the name %s is not known") % (where, via[0] if via else self.host))
-        except (OSError, http.client.HTTPException) as error:
+        except OSError as error:
             of_proxy = via and not getattr(error, "reached", True) or "unnel" in str(error)
             raise RelayAway("proxy" if of_proxy else "connect",
                             "%s: %s" % (where, getattr(error, "strerror", None) or error))
@@ -3204,7 +3301,7 @@ class RelayClient:
             names = [name for kind, name in made.sock.getpeercert().get("subjectAltName", ())]
             made.close()
             return ", ".join(names[:20])
-        except (OSError, http.client.HTTPException, ValueError):
+        except (OSError, ValueError):
             return ""
 
     def close(self):
@@ -3214,7 +3311,7 @@ class RelayClient:
             self.connection = None
 
     def exchange(self, method, target, body=b"", length=None, headers=(), timeout=30):
-        """One request; the open http.client.HTTPResponse. body: bytes, or (with length) a function that
+        """One request; the HttpAnswer. body: bytes, or (with length) a function that
         returns an iterator of chunks (of whose errors none may be an OSError: those are the network's).
         RelayAway if no answer came; a kept connection that the other end has dropped meanwhile is opened
         again once, unless much of a body went: its offset is an old one by now."""
@@ -3225,7 +3322,7 @@ class RelayClient:
             try:
                 self.connection.sock.settimeout(timeout)
                 return self.send_request(method, target, body, length, headers)
-            except (OSError, http.client.HTTPException) as error:
+            except OSError as error:
                 self.close()
                 if not kept or self.body_sent > 4 * CHUNK or isinstance(error, socket.timeout):
                     raise self.broken(error)
@@ -3236,30 +3333,17 @@ class RelayClient:
     def send_request(self, method, target, body, length, headers):
         """One request on the open connection (see exchange); its answer as far as its head."""
         made = self.connection
-        made.putrequest(method, self.prefix + API_PATH + target, skip_accept_encoding=True)
         fixed = [("Authorization", "Bearer " + self.token()), ("Accept-Encoding", "identity"),
                  ("Content-Type", "application/json")]
-        for key, value in fixed + list(headers):
-            made.putheader(key, value)
         if body or length is not None or method == "POST":
-            made.putheader("Content-Length", str(len(body) if length is None else length))
-        if length is None and body:
-            self.send_in_one(made, body)
-        else:
-            made.endheaders()
+            fixed.append(("Content-Length", len(body) if length is None else length))
+        head = request_head(method, self.prefix + API_PATH + target, made.name, fixed + list(headers))
+        # head and body in one: half the packets, and the relay looks once
+        made.sock.sendall(head + body if length is None else head)
         sent = length is None or self.send_chunks(made.sock, body())
-        response = made.getresponse()
+        response = HttpAnswer(made.source)
         response.will_close = response.will_close or not sent
         return response
-
-    @staticmethod
-    def send_in_one(made, body):
-        """Sends head and body in one: half the packets, and the relay looks once."""
-        parts = []
-        made.send = parts.append
-        made.endheaders(body)
-        del made.send
-        made.send(b"".join(parts))
 
     def send_chunks(self, sock, chunks):
         """Sends a body. False if the other end broke it off: its answer may be there already."""
@@ -3276,16 +3360,14 @@ class RelayClient:
     def end_exchange(self, response):
         """The answer has been read: keep the connection if both ends may."""
         # its last chunk, which is empty, comes with what was read
-        if response.chunked and not response.isclosed():
+        if response.chunked and response.length is None:
             try:
                 self.connection.sock.settimeout(1)
-                response.read1(1)
-            except (AttributeError, OSError, http.client.HTTPException):
+                response.readinto(memoryview(bytearray(1)))
+            except OSError:
                 pass
-        if response.will_close or not response.isclosed() and response.length != 0:
+        if response.will_close or response.length != 0:
             self.close()
-        elif not response.isclosed():
-            response.read()
 
     def read_answer(self, response, timeout, whole=False):
         """The JSON of an answer: errors[0] if its code is 200, or all of it (whole). RelayRefused; RelayAway
@@ -3298,7 +3380,7 @@ class RelayClient:
                 return parsed
             first = accepted(parsed)
             return parsed if whole else first
-        except (OSError, http.client.HTTPException) as error:
+        except OSError as error:
             self.close()
             raise self.broken(error)
         except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError) as error:
@@ -3314,20 +3396,19 @@ class RelayClient:
         """The bytes of an answer, whose connection is kept if it may be. RelayAway if there is no end of it
         (until: in time.monotonic()), or it is cut off: part of it says nothing, least of all that this is a
         fielded relay."""
-        data, left = bytearray(), response.length      # left: None if only the end will tell
-        while left != 0:
-            more = response.read1(CHUNK if left is None else min(CHUNK, left))
-            if not more:
-                break
-            data += more
-            left = None if left is None else left - len(more)
+        data, view = bytearray(), memoryview(bytearray(CHUNK if response.length is None
+                                                       else min(CHUNK, response.length)))
+        while True:
+            got = response.readinto(view, once=True)
+            data += view[:got]
             if len(data) > MAX_ANSWER or time.monotonic() > until:
                 self.close()
                 raise RelayAway("between", _("%s: an answer without end") % self.url)
-        if left:
+            if not got or response.length == 0:
+                break
+        if response.length:
             self.close()
             raise self.broken(_("cut off"))
-        response.length = left                         # before Python 3.13, read1 does not count
         self.end_exchange(response)
         return data
 
@@ -3596,7 +3677,7 @@ class RelayClient:
             if got or may_end:
                 return got
             error = _("cut off")
-        except (OSError, http.client.HTTPException) as broken:
+        except OSError as broken:
             error = broken
         self.close()
         raise self.broken(error)
@@ -3606,7 +3687,7 @@ class RelayClient:
         are no bytes."""
         response = self.exchange("GET", target, timeout=60, headers=headers)
         if (response.status in statuses
-                and response.getheader("Content-Type", "").startswith("application/octet-stream")):
+                and response.headers.get("content-type", "").startswith("application/octet-stream")):
             return response
         self.read_answer(response, 60)
         self.close()

@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
-"""Mutated input for everything that reads what others wrote: request heads, JSON bodies, fielded bodies (the stream reader), file names and
+"""Mutated input for everything that reads what others wrote: request heads, JSON bodies, answers, fielded bodies (the stream reader), file names and
 patterns, ini files, journals, the wrapper's notes. Nothing may raise but what the reader's docstring says, take longer than a second, or be
 accepted against the rule that is checked again here in another way.
 
 usage: fuzz_parsers.py [EXECUTIONS=20000] [SEED]               exit code 1 if something was wrong
        fuzz_parsers.py --atheris TARGET [EXECUTIONS]          one target, led by coverage (pip install atheris)"""
 import collections
+import io
 import json
 import os
 import random
@@ -30,6 +31,9 @@ BODIES = [b'{"v": 2, "accept_id": "x", "claim": "1.aa", "list": [1, 2.5, -3, tru
           b'{"v":2,"request_id":"r","calc-info":{"command":"c","remote-site":"s","parameters":"","parameter_files":{"a":{"size":1,"sha256":"00"}}}}']
 STREAMS = [b'{"calc-info": {"command": "c", "remote-site": "s", "parameter_files": {"a.txt": ["' + b"QUJD" * 100 + b'", "text/plain", "x"]}, "result_files": {}}}',
            b'{"accept_id": "x", "site_id": "s", "result_files": {"r": {"content": "' + b"QUJD" * 17000 + b'", "mimetype1": "a", "mimetype2": "b"}}}']
+ANSWERS = [b"HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\nHTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 12\r\n\r\n{\"errors\": 1",
+           b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nX: a\r\n b\r\n\r\n5;a=b\r\nhello\r\n10\r\n0123456789abcdef\r\n0\r\nX-Sum: 1\r\n\r\n",
+           b"HTTP/1.0 502 Bad Gateway\r\nConnection: close\r\n\r\n<html>until the end"]
 NAMES = ["a/b/c.txt".encode(), "計算標準出力.txt".encode(), b"**/x?[1]*.dat", b"results/", "é/e\u0301".encode(), b"." * 10]
 INIS = [b"[Server]\nportnumber = 50443\nauth = tokens\n[limits]\nmax_body = 16M\nspool_free = 5%\n[times]\nlease = 300s\n[RemoteSites]\nremote_site_ids = a b\n[a]\ncommands = x\n"]
 JOURNALS = [b'{"t": 1.5, "boot": "b", "step": 4, "what": "taken"}\n{"t": 2, "boot": "b", "step": 5, "what": "starting"}\n{"t": 3, "boot": "b", "step": 6, "what": "ended", "exit_code": 0}\n']
@@ -70,7 +74,7 @@ class Parsers:
         self.base, self.ident = os.path.join(os.fsencode(folder), b"base"), "0a1b2c3d-0000-4000-8000-00000000abcd"
         self.control = os.path.join(self.base, b".mi", self.ident.encode())
         os.makedirs(self.control)
-        self.targets = [("head", HEADS, 62), ("body", BODIES, 20), ("name", NAMES, 10), ("stream", STREAMS, 2), ("journal", JOURNALS, 3), ("note", NOTES, 2), ("ini", INIS, 1)]
+        self.targets = [("head", HEADS, 57), ("answer", ANSWERS, 5), ("body", BODIES, 20), ("name", NAMES, 10), ("stream", STREAMS, 2), ("journal", JOURNALS, 3), ("note", NOTES, 2), ("ini", INIS, 1)]
 
     def put(self, path, data):
         with open(path, "wb") as out:
@@ -89,6 +93,18 @@ class Parsers:
         call.name, call.body = "calc-progress", b""
         call.length = call.unread = 0
         call.parse_fields()
+        return "taken"
+
+    def answer(self, rng, data):
+        try:
+            answer = poller.HttpAnswer(io.BufferedReader(io.BytesIO(data)))
+            told, view, got = answer.length, memoryview(bytearray(7)), b""
+            for size in iter(lambda: answer.readinto(view, once=rng.random() < 0.5), 0):
+                got += bytes(view[:size])
+        except OSError:
+            return "refused"
+        if got not in data and not answer.chunked or told is not None and len(got) + answer.length != told or not 200 <= answer.status < 1000 and answer.status != 101:
+            raise Wrong("read as %r" % got)
         return "taken"
 
     def body(self, rng, data):

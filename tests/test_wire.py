@@ -2,6 +2,7 @@
 import base64
 import hashlib
 import http.client
+import io
 import os
 import re
 import shutil
@@ -142,6 +143,53 @@ def test_an_answer_in_chunks_of_a_proxy_is_read(make):
         raise Cut
     fake, relay = make(misbehave=chunked)
     assert relay.call("POST", "finish", {"v": 2})["x"] == 1
+
+
+HEADS = {                      # the head of an answer: (status, bytes of its body that are due, does the line end?), or what is said of it
+    b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n": (200, 5, False),
+    b"HTTP/1.1 200\nCONTENT-length:5\n\n": (200, 5, False),
+    b"HTTP/1.0 404 no such thing\r\nContent-Length:  5 \r\n\r\n": (404, 5, True),
+    b"HTTP/1.0 200 OK\r\nContent-Length: 5\r\nConnection: Keep-Alive\r\n\r\n": (200, 5, False),
+    b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nConnection: x, Close\r\n\r\n": (200, 5, True),
+    b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 5\r\n\r\n": (200, 5, False),
+    b"HTTP/1.1 200 OK\r\nX: a\r\n Content-Length: 9\r\nContent-Length: 5\r\n\r\n": (200, 5, False),
+    b"HTTP/1.1 200 OK\r\nTransfer-Encoding: Chunked\r\nContent-Length: 5\r\n\r\n": (200, None, False),
+    b"HTTP/1.1 200 OK\r\n\r\n": (200, None, True),
+    b"HTTP/1.1 204 No Content\r\n\r\n": (204, 0, False),
+    b"HTTP/1.1 101 Switching Protocols\r\n\r\n": (101, None, True),
+    b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n": (200, 5, False),
+    b"HTTP/1.1 102 Processing\r\n\r\n" * 101: "an answer without end",
+    b"": "closed connection without response",
+    b"HTTP/1.1 200 OK\r\nContent-Le": "cut off",
+    b"HTTP/1.1 200 OK\r\nX: " + b"y" * 70000: "an answer without end",
+    b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 20000: "an answer without end",
+    b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\n": "Content-Length",
+    b"HTTP/1.1 200 OK\r\nContent-Length: -5\r\n\r\n": "Content-Length -5",
+    "HTTP/1.1 200 OK\r\nContent-Length: \u00b2\r\n\r\n".encode("latin-1"): "Content-Length",
+    b"\x15\x03\x03\x00\x02\x02F\n\n": "not an HTTP answer",
+    b"HTTP/2 200\r\n\r\n": "not an HTTP answer",
+    b"HTTP/1.1 2000 OK\r\n\r\n": "not an HTTP answer",
+    b"\r\n\r\n": "not an HTTP answer"}
+
+
+def test_the_head_of_an_answer_says_what_is_due_or_is_none():
+    for head, wanted in HEADS.items():
+        try:
+            answer = wf.HttpAnswer(io.BufferedReader(io.BytesIO(head)))
+            found = answer.status, answer.length, answer.will_close
+        except ConnectionError as error:
+            found = str(error)
+        assert found == wanted or isinstance(wanted, str) and wanted in found, (head[:200], found)
+
+
+def test_nothing_that_is_not_one_line_goes_into_the_head_of_a_request(make):
+    fake, relay = make()
+    for target in ("version?v=2 HTTP/1.1\r\nX: y", "version HTTP/1.1", "version\0"):
+        with pytest.raises(wf.RelayAway):
+            relay.exchange("GET", target)
+    with pytest.raises(wf.RelayAway):
+        relay.exchange("GET", "version", headers=[("Range", "bytes=1-\r\nX: y")])
+    assert not fake.calls
 
 
 def test_what_a_relay_says_is_printable_and_short(make):
