@@ -1,11 +1,13 @@
 """Rewrites what documents repeat of the scripts: python3 tests/documents.py
 
 PROTOCOL.md: the tables of 2.4 (states, steps) and 2.5 (calls, fields), of the relay's WORDS, STEPS, ROUTES and FIELDS. openapi.json.
-`test_protocol.py` and `test_openapi.py` fail as long as they are others.
+The shipped ini: of each key of INI_KEYS its meaning; a key that is not there comes in, with its default (which else stays as it is written).
+`test_protocol.py`, `test_openapi.py` and `test_configuration.py` fail as long as they are others.
 """
 import json
 import os
 import re
+import textwrap
 
 import openapi
 import suite
@@ -52,6 +54,40 @@ def protocol(text):
     return text
 
 
+def ini_lines(key, value, meaning):
+    """The lines of a key in the shipped ini."""
+    head = ("# %s = %s" % (key, value)).rstrip()
+    return textwrap.wrap("(%s)" % meaning, 120, initial_indent=head.ljust(33) if len(head) < 32 else head + "  ", subsequent_indent="#".ljust(34),
+                         break_long_words=False, break_on_hyphens=False)
+
+
+def ini_section(text, keys):
+    """The lines of a section (all behind its head), as the table of its keys has it."""
+    found = {one.group(1): (one.group(2), one.group(0)) for one in re.finditer(r"^# ([a-z_]\w*) = ?(.*?)(?:  +\(.*)?\n(?:#    +.*\n)*", text, re.M)}
+    before = ""
+    for key, (kind, default, meaning) in keys.items():
+        value = {True: "yes", False: "no"}.get(default, default or "") if type(default) in (bool, str, int) else ""
+        value, old = found.get(key, (value, None))
+        new = "".join(line + "\n" for line in ini_lines(key, value, meaning))
+        text = text.replace(old, new, 1) if old else text.replace(before, before + new, 1)
+        before = new
+    return text
+
+
+def shipped_ini(text):
+    """The shipped ini, its sections whose names are as they stand there."""
+    for script in ("mi_dicomapi.py", "mi_system_wf.py", "mi_system_remote.py", "execute_remote_command.py"):
+        for section, keys in suite.module(script).INI_KEYS.items():
+            first, head, rest = text.partition("\n[%s]\n" % section)
+            body, end, rest = rest.partition("\n\n")
+            if head and all(meaning for kind, default, meaning in keys.values()):      # [RemoteSites] is an example
+                text = first + head + ini_section(body + "\n", keys)[:-1] + end + rest
+    return text
+
+
+INI = "../mi_distributed_computing_assist.ini"
+
+
 def written(path):
     """Its text."""
     with open(os.path.join(suite.HERE, path), encoding="utf-8") as text:
@@ -60,7 +96,8 @@ def written(path):
 
 def made():
     """{file: its text as it must be}."""
-    return {"PROTOCOL.md": protocol(written("PROTOCOL.md")), "openapi.json": json.dumps(openapi.description(), indent=1, ensure_ascii=False) + "\n"}
+    return {"PROTOCOL.md": protocol(written("PROTOCOL.md")), "openapi.json": json.dumps(openapi.description(), indent=1, ensure_ascii=False) + "\n",
+            INI: shipped_ini(written(INI))}
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import subprocess
 import time
 
 import pytest
+import documents
 import suite
 from suite import SITE, USER, make_certificate, one_line, run, wait_until
 
@@ -674,6 +675,7 @@ def test_the_shipped_ini_says_of_each_key_what_the_script_s_table_says(name):
     wrong = [(section, key, told.get((section, key)), row[2]) for section, keys in suite.module(name).INI_KEYS.items()
              for key, row in keys.items() if told.get((section, key)) != row[2]]
     assert not wrong, wrong
+    assert documents.written(documents.INI) == documents.made()[documents.INI], "python3 tests/documents.py"
 
 
 def test_the_shipped_ini_holds_every_key_with_its_default_and_no_other():

@@ -6,14 +6,10 @@ import suite
 from suite import LOGS, entry, wait_until
 
 relay = suite.module("mi_dicomapi.py")
-STATES = (relay.REGISTERED, relay.ALLOWED, relay.SENDING, relay.SENT, relay.RUNNING, relay.ENDED, relay.GETTING, relay.GOT, relay.FINISHED)
+STATES = tuple(relay.WORDS)
 INPUTS = {"a.txt": b"input a", "b/c.txt": b""}
 RESULTS = {"r.txt": b"the result"}
-EVERY, HELD, DONE = STATES, STATES[2:], (relay.GOT, relay.FINISHED)
-
-# What the walk to a state ends with.
-WALK = {relay.SENT: "calc-params-complete", relay.RUNNING: "calc-start", relay.ENDED: "calc-end", relay.GETTING: "send-results",
-        relay.GOT: "end-send", relay.FINISHED: "end-send"}
+EVERY, HELD, DONE = STATES, STATES[2:], relay.OVER
 
 # Fields of each step's call, besides v, accept_id and (remote side) claim.
 MORE = {"rerun": {"reason": "once more"}, "rerun --force": {"reason": "once more", "force": True}, "calc-end": {"result": "calc end", "exit_code": 0}, "calc-end abnormal": {"result": "abnormal", "reason": "refused"},
@@ -45,6 +41,14 @@ STEPS = [step for step in relay.STEPS if step.role != relay.RELAY and step.name 
 LABELS = [step.name for step in STEPS] + [other[0] for other in OTHERS]
 
 
+def way_to(state):
+    """The steps from a claimed calculation to this state."""
+    if state == relay.SENDING:
+        return []
+    step = next(step for step in STEPS if step.to == state)
+    return way_to(step.frm[0]) + [step]
+
+
 class Calculation:
     """One calculation of a site of its own, walked to a state."""
 
@@ -61,13 +65,11 @@ class Calculation:
         client = self.table.client
         self.accept_id, self.claim = client.claim(take=self.take, site=self.site)
         client.call("GET", "calc-params", self.fields({}))               # heard of: the lease is the long one now
-        if state in WALK:
-            client.walk(self.accept_id, self.claim, WALK[state], RESULTS)
-        if state == relay.GETTING:
-            for number, data in enumerate(RESULTS.values()):
-                client.ok("POST", "files/%s/result/%d?v=2&offset=0&claim=%s" % (self.accept_id, number, self.claim), body=data)
-        if state == relay.FINISHED:
-            client.ok("POST", "finish", {"v": 2, "accept_id": self.accept_id})
+        for step in way_to(state):
+            client.ok("POST", step.name, self.fields(MORE.get(step.name, {})))
+            if step.to == relay.GETTING:
+                for number, data in enumerate(RESULTS.values()):
+                    client.ok("POST", "files/%s/result/%d?v=2&offset=0&claim=%s" % (self.accept_id, number, self.claim), body=data)
         assert self.table.world.state_of(self.accept_id) == state
 
     def fields(self, more, claim=None):
