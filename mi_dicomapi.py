@@ -5736,6 +5736,9 @@ def local_time(seconds):
 # The fielded protocol ("v1"): the same table, store and files, told in its own words; bodies pass as streams.
 V1_CANNOT = ("the poller of site %s is a fielded one and is not shown this calculation: it cannot take"
              " directories in inputs' names, parameters, patterns or more than 2 GiB")
+# calc_progress: the words that fielded programs know
+V1_WORDS = ("not start", "sending params", "complete send", "running", "calc end", "getting return",
+            "got return")
 V1_IGNORES = "the poller of site %s is a fielded one: the command does not get the parameters"
 # HTTP status of: no such id, (code) wrong state, a missing field
 V1Call = collections.namedtuple("V1Call", "unknown wrong missing")
@@ -6003,11 +6006,18 @@ def v1_status(call):
         if row["status"] == "abnormal":
             relay.fielded.told_abnormal.add(row["accept_id"])
         return {"message": "status:%s" % row["status"]}
-    word = WORDS[row["state"]]
+    word = v1_word(row["state"])
     if (row["state"] == GOT and row["status"] == "abnormal"
             and row["accept_id"] not in relay.fielded.told_abnormal):
         word = WORDS[GETTING]
     return {"message": "status:%s" % word}
+
+
+def v1_word(state):
+    """calc_progress for a fielded program: of a state that has no word of its, that of the one before."""
+    states = list(WORDS)
+    words = [WORDS[one] for one in states[:states.index(state) + 1]]
+    return [word for word in words if word in V1_WORDS][-1]
 
 
 def v1_result(call):
@@ -6238,7 +6248,7 @@ def v1_get_calcinfo(call):
             continue
         kept = json.loads(row["info"])
         found[row["accept_id"]] = {
-            "accept_time": local_time(row["registered"]), "calc_progress": WORDS[row["state"]],
+            "accept_time": local_time(row["registered"]), "calc_progress": v1_word(row["state"]),
             "calc_status": row["status"], "wait_allow": local_time(row["allowed"]) or "none",
             "calc-info": dict(kept["extra"],
                               **{"command": row["command"], "remote-site": row["site"],
@@ -6292,7 +6302,7 @@ def v1_wrong(call, row):
     """The answer in a wrong state: HTTP 200, and a code that makes a fielded poller give the calculation up
     in order."""
     return ApiError(V1_REMOTE[call.name].wrong,
-                    "%s is not possible in state %s" % (call.name, WORDS[row["state"]]), http=200)
+                    "%s is not possible in state %s" % (call.name, v1_word(row["state"])), http=200)
 
 
 def v1_step(call, row, name, extra=None, **changes):
