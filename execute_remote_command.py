@@ -6830,7 +6830,8 @@ def parse_ini(path):
 
 def read_ini(path, table):
     """The ini as {section: {key: typed value}}: every section of table with its defaults, and of 'command *'
-    and '*' (any other) those that are there.
+    and '*' (any other) those that are there. In any value {here}/ is the ini's directory, {python} the Python
+    that runs this.
 
     What the file says is obeyed, so nobody else may write to it: see check_only_ours(). 78 with file,
     section, key and what to do, for anything that is not as it should be.
@@ -6841,7 +6842,9 @@ def read_ini(path, table):
         if keys is not None:
             result[section] = default_values(keys)
             for key, text in rows:
-                result[section][key] = ini_value((path, section, key), text.strip(), keys, table)
+                text = text.strip().replace("{here}/", os.path.dirname(path) + "/")
+                text = text.replace("{python}", sys.executable or "python3")
+                result[section][key] = ini_value((path, section, key), text, keys, table)
     return result
 
 

@@ -6,7 +6,11 @@ The workflow side (mi_system_wf.py) registers a calculation here, the external c
 results back. Run by the operator of the workflow system, as an ordinary user of its own; needs this one file,
 Python 3.6 or newer and a directory for its state.
 
-usage: mi_dicomapi.py [serve]                    serve as the ini says (systemd, or a terminal)
+usage: mi_dicomapi.py init --name HOST[:PORT]... --site SITE --user USER [--command NAME...] [--dir DIR]
+                                                 makes all that a relay needs, and a kit for each other host;
+                                                 later: kits for another site or user; --renew: a new
+                                                 certificate
+       mi_dicomapi.py [serve]                    serve as the ini says (systemd, or a terminal)
        mi_dicomapi.py demo [--keep]              a whole calculation here: relay, poller, workflow side
        mi_dicomapi.py token issue USER [--roles R,R] [--sites S,S] [--days N] | list | revoke NUMBER
        mi_dicomapi.py user add USER [--roles R,R] [--sites S,S] | passwd USER | remove USER | list
@@ -45,6 +49,7 @@ contents (grep -n '^# ====' prints them with their lines):
   configuration                 the ini as a whole, certificates
   start and command line
   operator                      the words for people: token, user, check, unit, list, show, cancel, backup
+  init                          from nothing to two hosts: a relay, its certificate, kits
   fielded                       the protocol of before ("v1"), for programs that still speak it
   demo
   shared: names                 names of files: checked by every receiver
@@ -240,6 +245,7 @@ FIELDS = {
     "calc-info": Field(dict, None, "what is to be done: 2.6"),
     "calcs": Field(dict, None, "what is said of each calculation: 2.7"),
     "claim": Field(str, "", "the remote side's proof"),
+    "code": Field(str, None, "of a kit, good once"),
     "count": Field(int, PACK_FILES, "how many files", COUNT),
     "cpu": Field(None, None, "seconds of processor that the command took"),
     "data": Field(None, None, "true: few small files are wanted along with their names"),
@@ -254,6 +260,7 @@ FIELDS = {
     "force": Field(None, None, "true: also from out of contact"),
     "free": Field(int, 1 << 62, "how many bytes the poller has room for"),
     "from": Field(int, None, "the number of the first file", COUNT),
+    "hash": Field(str, None, "sha256 of the token that the client has made"),
     "have": Field(dict, {}, "{accept_id: claim} of what the poller holds"),
     "known": Field(str, None, "a stamp: the answer waits until it is another one"),
     "maxrss": Field(None, None, "KiB of memory that the command had at most"),
@@ -268,7 +275,9 @@ FIELDS = {
     "request_id": Field(str, None, "a text of at most 200 characters", range(1, 201)),
     "result": Field(str, None, "how it ended"),
     "result_files": Field(dict, None, "the manifest of the results"),
+    "role": Field(str, None, "what the code is for: workflow or remote"),
     "signal": Field(int, None, "by which the command ended"),
+    "site": Field(str, "", "the site that the code is for"),
     "site_id": Field(str, "", "the external computer's site"),
     "started": Field(None, None, "when the command began (seconds)"),
     "stop": Field(None, None, "of older relays: changes nothing"),
@@ -291,6 +300,7 @@ def route(role, function, fields="", bulk=False, word=""):
                  frozenset(name for name in names if name[0] != "["), bulk, word)
 
 
+STRANGERS_CALLS = ("login", "v2/redeem")     # of whoever has no token yet
 # the calls whose path names a file
 FILE_LIST, FILE, FILE_PACK = "files/ID/KIND", "files/ID/KIND/N", "files/ID/KIND/pack"
 
@@ -328,6 +338,7 @@ def routes():
         ("GET", "get-calcinfo"): route(OPERATOR, get_calcinfo),
         ("POST", "reload-ini"): route(OPERATOR, reload_ini),
         ("POST", "login"): route(None, login, "user password"),      # by whoever has no token yet
+        ("POST", "v2/redeem"): route(None, redeem, "code hash role [site]"),
         ("GET", FILE_LIST): route(None, files_call, "from [claim] [dirs] [data]"),
         ("POST", FILE_LIST): route(None, files_call, "from files [more] [claim]", bulk=True),
         ("GET", FILE): route(None, files_call, "[offset] [claim]"),
@@ -1711,6 +1722,7 @@ def give_pack(call, row, kind):
 # ==== who may ====
 VIEWER, METRICS = "viewer", "metrics"                  # of who only looks: at all there is; at figures
 ROLES = (WORKFLOW, REMOTE, OPERATOR, VIEWER, METRICS)
+LOGIN, CODE = 1, 2             # tokens.login: of a password; a code, which is no token (0: a token as issued)
 # who a token stands for; sites (): any; key: for counting
 Caller = collections.namedtuple("Caller", "user roles sites expires key")
 
@@ -1757,8 +1769,8 @@ def login(call):
         tx.db.execute("INSERT INTO tokens (hash, user, roles, sites, issued, expires, login) SELECT ?, name,"
                       " roles, sites, ?, ?, 1 FROM users WHERE name = ?",
                       (hashlib.sha256(secret.encode()).hexdigest(), now, expires, user))
-        tx.db.execute("DELETE FROM tokens WHERE login AND user = ? AND number NOT IN (SELECT number FROM"
-                      " tokens WHERE login AND user = ? ORDER BY number DESC LIMIT ?)",
+        tx.db.execute("DELETE FROM tokens WHERE login = 1 AND user = ? AND number NOT IN (SELECT number FROM"
+                      " tokens WHERE login = 1 AND user = ? ORDER BY number DESC LIMIT ?)",
                       (user, user, LOGINS_KEPT))
         tx.db.execute("UPDATE users SET known = ? WHERE name = ?",
                       (" ".join([address]
@@ -1769,6 +1781,60 @@ def login(call):
     log("info", None, "login", user=user, address=address)
     return {"message": "logged in", "token": secret, "expires": expires, "roles": found[0]["roles"],
             "sites": found[0]["sites"]}
+
+
+def redeem(call):
+    """The one-use code of a kit for a token that its host has made: of that only the sum is told. Whoever
+    asks again with the same sum, because the answer was lost, is answered again."""
+    relay, hashed, now = call.relay, call["hash"], time.time()
+    code = hashlib.sha256(call["code"].encode()).hexdigest()
+    if not re.match("[0-9a-f]{64}\\Z", hashed):
+        raise ApiError(400, "hash is the sha256 of a token")
+    if not relay.store.read("SELECT 1 FROM tokens WHERE hash = ? AND login = ?", code, CODE):
+        log("warn", None, "enroll", refused="unknown code", address=call.conn.address)
+        raise ApiError("0005", "this code is not known here", http=403, why="code")
+    until = now + 86400 * relay.conf["times"]["token_days"]
+
+    def work(tx):
+        row = tx.db.execute("SELECT * FROM tokens WHERE hash = ? AND login = ?", (code, CODE)).fetchone()
+        known = tx.db.execute("SELECT * FROM tokens WHERE hash = ?", (hashed,)).fetchone()
+        check_code(row, known, call["role"], call["site"], now)
+        if row["used"] is None:
+            tx.db.execute("UPDATE tokens SET used = ?, revoked = ? WHERE number = ?",
+                          (now, now, row["number"]))
+            tx.db.execute("INSERT INTO tokens (hash, user, roles, sites, issued, expires) VALUES (?, ?, ?,"
+                          " ?, ?, ?)", (hashed, row["user"], row["roles"], row["sites"], now, until))
+        return row, until if row["used"] is None else known["expires"]
+
+    try:
+        row, expires = relay.store.write(work, "redeem")
+    except ApiError as error:
+        log("warn", None, "enroll", refused=error, address=call.conn.address)
+        raise
+    log("info", None, "enroll", user=row["user"], roles=row["roles"], sites=row["sites"] or "*",
+        address=call.conn.address)
+    return {"message": "enrolled", "user": row["user"], "sites": row["sites"], "expires": expires}
+
+
+def check_code(row, known, role, site, now):
+    """ApiError unless the code (a row of tokens) can be exchanged for a token. known: the row of that token,
+    if there is one already."""
+    why, text = "", ""
+    if role != row["roles"] or site != row["sites"]:
+        why, text = "other", "this code is for %s, not for %s" % (
+            " ".join((row["roles"] + " " + row["sites"]).split()), printable("%s %s" % (role, site))[:200])
+    elif row["used"] is not None and not (known and not known["revoked"] and known["issued"] == row["used"]):
+        why, text = ("used",
+                     "this code was used already, on %s; if that was nobody of yours, have that token revoked"
+                     % (local_time(row["used"])))
+    elif row["used"] is None and row["revoked"] is not None:
+        why, text = "void", "this code is void: a newer one was made on %s" % local_time(row["revoked"])
+    elif row["used"] is None and row["expires"] <= now:
+        why, text = "expired", "this code was good until %s" % local_time(row["expires"])
+    elif row["used"] is None and known:
+        why, text = "token", "this token is known already"
+    if why:
+        raise ApiError("0005", text, http=403, why=why)
 
 
 def password_matches(password, kept):
@@ -1806,8 +1872,8 @@ class Access:
 
     def read_tokens(self, where, *values):
         """[(hash, Caller)] of the tokens for which `where` is true."""
-        found = self.relay.store.read("SELECT number, hash, user, roles, sites, expires FROM tokens WHERE "
-                                      + where, *values)
+        found = self.relay.store.read("SELECT number, hash, user, roles, sites, expires FROM tokens WHERE"
+                                      " login < 2 AND " + where, *values)
         return [(row["hash"],
                  Caller(row["user"], frozenset(row["roles"].split()), tuple(row["sites"].split()),
                         row["expires"], row["number"])) for row in found]
@@ -4003,8 +4069,8 @@ class Front:
         """Route, token, role and length of a request, before a thread sees it. ApiError otherwise."""
         name = call.name = call.name_of_path()
         call.route = ROUTES.get((call.method, call.place or name))
-        if name == "login" and call.route:             # whoever asks stays a stranger until the token is used
-            return self.admit_login(call)
+        if name in STRANGERS_CALLS and call.route:     # whoever asks stays a stranger until the token is used
+            return self.admit_stranger(call)
         call.caller = self.relay.access.authenticate(call.headers, conn.address, call.path)
         self.authenticated(conn, call.caller)
         if call.route is None:
@@ -4021,9 +4087,11 @@ class Front:
         if call.headers.get("expect", "").lower() == "100-continue" and call.length:
             conn.sock.send(b"HTTP/1.1 100 Continue\r\n\r\n")
 
-    def admit_login(self, call):
-        """A log-in needs no token, but it must be short, and there is one thread for all of them."""
-        if self.relay.conf["Server"]["auth"] != "login":
+    def admit_stranger(self, call):
+        """A log-in, or the use of a code, needs no token, but it must be short, and there is one thread for
+        all of them."""
+        auth = self.relay.conf["Server"]["auth"]
+        if auth == "gateway" or call.name == "login" and auth != "login":
             raise ApiError(404,
                            "this relay has no log-in ([Server] auth = login); ask its operator for a token")
         if call.length > 4096:
@@ -4197,7 +4265,7 @@ class Front:
 
     def enqueue(self, conn, moves=False):
         """A request for the workers; one that moves much data waits for its user's turn."""
-        if conn.call.name == "login":
+        if conn.call.name in STRANGERS_CALLS:
             return self.logins.put(conn)
         with self.queue_lock:
             (self.bulk_calls.setdefault(conn.call.caller.user, collections.deque()) if moves
@@ -4322,7 +4390,7 @@ class Front:
             self.admit(conn, call)
         except ApiError:
             return False
-        if call.name == "login" or call.moves_much():
+        if call.name in STRANGERS_CALLS or call.moves_much():
             return False
         call.body, call.unread, conn.call = bytes(conn.buffer[end:end + call.length]), 0, call
         del conn.buffer[:end + call.length]
@@ -5130,7 +5198,7 @@ def cmd_token_list(options):
     for row in found if not options.json else ():
         row.update(issued=local_time(row["issued"]), expires=local_time(row["expires"]),
                    used=local_time(row["used"]), revoked=local_time(row["revoked"]),
-                   login="login" if row["login"] else "")
+                   login=("", "login", "code")[row["login"]])
     show_rows(options, found, columns)
 
 
@@ -5190,7 +5258,8 @@ def cmd_user(options):
     elif options.word == "user passwd":
         db.execute("UPDATE users SET password = ?, changed = ?, known = '' WHERE name = ?",
                    (password_record(new_password(name)), now, name))
-        db.execute("UPDATE tokens SET revoked = ? WHERE user = ? AND login AND revoked IS NULL", (now, name))
+        db.execute("UPDATE tokens SET revoked = ? WHERE user = ? AND login = 1 AND revoked IS NULL",
+                   (now, name))
     else:
         db.execute("DELETE FROM users WHERE name = ?", (name,))
         db.execute("UPDATE tokens SET revoked = ? WHERE user = ? AND revoked IS NULL", (now, name))
@@ -5316,7 +5385,10 @@ def check_tokens(server):
                          _("users with a password: %d")
                          % db.execute("SELECT COUNT(*) FROM users").fetchone()[0]))
         elif not good and server["auth"] == "tokens":
-            rows = [(None, _("no good token: token issue USER"))]
+            codes = db.execute("SELECT COUNT(*) FROM tokens WHERE login = ? AND revoked IS NULL AND expires"
+                               " > ?", (CODE, now)).fetchone()[0]
+            rows = [(True, _("no token yet; %d codes of kits wait for their first start") % codes) if codes
+                    else (None, _("no good token: token issue USER"))]
         return rows
     except sqlite3.Error as error:
         return [(None, "%s: %s" % (server["state_dir"], error))]
@@ -5727,9 +5799,414 @@ def show_rows(options, rows, columns):
         print("  ".join(text.ljust(width) for text, width in zip(line, widths)).rstrip())
 
 
+def day_and_hour(seconds):
+    """A time for people elsewhere: with its zone."""
+    return time.strftime("%Y-%m-%d %H:%M (%z)", time.localtime(seconds))
+
+
 def local_time(seconds):
     """A time for people, or an empty text."""
     return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds)) if seconds else ""
+
+
+# ==== init ====
+# From nothing to two hosts: a directory with all that the relay needs, and in it a kit for each other host.
+# What is made is made aside, and gets its name when it is whole.
+CA_DAYS, CERTIFICATE_DAYS = 3650, 397
+AGO = 86400                    # seconds: a certificate is good since then, because clocks differ
+CODE_HOURS = 72                # so long may the one-use code of a kit be exchanged for a token
+WORD = re.compile(r"[^\s\[\]#;=:{}%/\\,*?\"']{1,100}\Z")             # of a site, a user, a command
+Kit = collections.namedtuple("Kit", "name script role sites ini text")
+
+
+def cmd_init(options):
+    """Makes the relay's directory and kits, or adds kits to what is there. --renew: a new certificate."""
+    os.umask(0o077)
+    ini = os.path.abspath(os.path.expanduser(options.ini or os.path.join(options.dir, INI_NAME)))
+    root = os.path.dirname(ini)
+    there = os.path.exists(utf8(ini))
+    if there != os.path.exists(utf8(os.path.join(root, "ca", "ca.pem"))) or options.renew and not there:
+        raise Stop(EX_USAGE, _("%s: was not made by init; say --dir DIR, a new directory") % root)
+    if options.renew:
+        return renew_certificate(root, ini, options.name)
+    check_init_words(options, there)
+    made = add_to_relay(root, ini, options) if there else make_relay(root, options)
+    tell_made(options, root, ini, made)
+
+
+def check_init_words(options, there):
+    """64 for words that are missing, or that can be no site, user or command."""
+    missing = [option
+               for option in ("--site", "--user") + (() if there else ("--name",))
+               if not getattr(options, option[2:])]
+    if missing:
+        raise Stop(EX_USAGE, _("init needs %s; --help says more") % missing[0])
+    for option, word in ([("--site", options.site), ("--user", options.user)]
+                         + [("--command", word) for word in options.commands]):
+        if not WORD.match(word) or has_control_chars(word):
+            raise Stop(EX_USAGE, _("%s %s: a word without blanks and without any of []#;=:{}%%/\\,*?")
+                       % (option, printable(word)))
+
+
+def make_relay(root, options):
+    """A relay that was not there: everything in a directory aside, which gets its name at the end. The kits
+    made."""
+    if os.path.lexists(utf8(root)) and (not os.path.isdir(utf8(root)) or os.listdir(utf8(root))):
+        raise Stop(EX_USAGE, _("%s: holds something else already; say --dir DIR, a new directory") % root)
+    hosts, port = names_of(options.name)
+    scripts = scripts_of_kits()
+    with Aside(root) as stage:
+        os.mkdir(utf8(os.path.join(stage, "ca")))
+        certify(os.path.join(stage, "ca"), "ca", "", hosts[:1], CA_DAYS)
+        make_certificate(stage, stage, hosts)
+        address = "::" if ":" in hosts[0] else "0.0.0.0"
+        text = RELAY_INI % {"root": root, "port": port,
+                            "address": hosts[0] if is_loopback(hosts[0]) else address}
+        text = with_site(text, {}, options.site, ["hello"] + options.commands)
+        conf = checked_text(stage, text)
+        put_file(stage, INI_NAME, text)
+        store = Store(os.path.join(stage, "state"), lock=False)
+        os.mkdir(utf8(os.path.join(stage, "kits")))
+        made = make_kits(os.path.join(stage, "kits"), kits_for(options, hosts[0], port, []), store, scripts,
+                         os.path.join(stage, "ca", "ca.pem"), conf)
+        store.writer.close()
+        os.sync()
+        fault("relay made")
+        os.rename(utf8(stage), utf8(root))
+        sync_path(utf8(os.path.dirname(root)))
+    return made
+
+
+def add_to_relay(root, ini, options):
+    """Kits for another site, user or host of a relay that is there; the site and its commands get into its
+    ini. The kits made."""
+    conf = check_conf(read_ini(ini, INI_KEYS), ini)
+    server, kits = conf["Server"], os.path.join(root, "kits")
+    hosts = names_in(server["certfile"])
+    if options.name and names_of(options.name)[0][0] not in hosts:
+        raise Stop(EX_USAGE,
+                   _("--name: the relay's certificate is for %s; init --renew --name NAME... makes one for"
+                     " other names") % " ".join(hosts))
+    at = names_of(options.name)[0][0] if options.name else hosts[0]
+    wanted = kits_for(options, at, server["portnumber"], options.commands)
+    new = [kit for kit in wanted if not os.path.lexists(utf8(os.path.join(kits, kit.name)))]
+    have = conf.get(options.site, {}).get("commands", []) + conf.get(options.site, {}).get(
+        "command_lines", [])
+    if not new and not set(options.commands) - set(have):
+        raise Stop(EX_USAGE,
+                   _("%s: is there already; move it away, then init makes a new one, with a new code")
+                   % os.path.join(kits, wanted[0].name))
+    scripts = scripts_of_kits() if new else {}
+    with Aside(kits) as stage:
+        with open(utf8(ini), encoding="utf-8-sig") as text:
+            old = text.read()
+        text = with_site(old, conf, options.site, ["hello"] + options.commands)
+        checked_text(stage, text)
+        if text != old:
+            put_file(stage, "ini", text)
+            os.chmod(utf8(os.path.join(stage, "ini")), os.stat(utf8(ini)).st_mode & 0o777)
+            os.rename(utf8(os.path.join(stage, "ini")), utf8(ini))
+        fault("site named")
+        store = Store(server["state_dir"], lock=False)
+        made = make_kits(stage, new, store, scripts, os.path.join(root, "ca", "ca.pem"), conf)
+        store.writer.close()
+        os.sync()
+        for kit in new:
+            fault("kit made")
+            os.rename(utf8(os.path.join(stage, kit.name)), utf8(os.path.join(kits, kit.name)))
+    return made
+
+
+class Aside:
+    """A directory of this process alone, beside `path`, in which what is to get into its place is made: it
+    has no name that anybody uses, and is for this user only. What a killed one has left there goes."""
+
+    def __init__(self, path):
+        self.path = os.path.join(os.path.dirname(path), ".%s.new" % os.path.basename(path))
+        self.lock = -1
+
+    def __enter__(self):
+        """Its path. 75 while another init works there, 78 if it is another user's."""
+        path = utf8(self.path)
+        try:
+            os.makedirs(path, 0o700, exist_ok=True)
+            self.lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+            if os.fstat(self.lock).st_uid != os.geteuid():
+                raise Stop(EX_CONFIG,
+                           _("%s: belongs to another user; remove it, or say --dir DIR") % self.path)
+            if not take_lock(self.lock) or not os.path.samestat(os.fstat(self.lock), os.stat(path)):
+                raise Stop(EX_TEMPFAIL, _("%s: another init is at work there") % self.path)
+            os.fchmod(self.lock, 0o700)
+        except OSError as error:
+            raise Stop(EX_IOERR,
+                       _("%s: %s; say --dir DIR, in a directory of yours") % (self.path, error.strerror))
+        self.clear()
+        return self.path
+
+    def clear(self):
+        """Removes what is in it."""
+        for entry in os.scandir(utf8(self.path)):
+            if entry.is_dir(follow_symlinks=False):
+                remove_tree(entry.path)
+            else:
+                os.unlink(entry.path)
+
+    def __exit__(self, *error):
+        """Nothing of it stays, unless it has its place by now."""
+        if os.path.isdir(utf8(self.path)) and os.path.samestat(os.fstat(self.lock), os.stat(utf8(self.path))):
+            self.clear()
+            os.rmdir(utf8(self.path))
+        os.close(self.lock)
+
+
+def put_file(folder, name, content, mode=0o600):
+    """A new file (text or bytes), on the disk; nobody else could ever read it, unless mode says so. Its
+    path."""
+    path = os.path.join(folder, name)
+    data = content if isinstance(content, bytes) else content.encode("utf-8")
+    with open(os.open(utf8(path), os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600), "wb") as out:
+        out.write(data)
+        out.flush()
+        os.fchmod(out.fileno(), mode)
+        os.fsync(out.fileno())
+    return path
+
+
+def names_of(words):
+    """([host, ...], port) of --name: names and addresses, each with :PORT or without. 64 for what is none."""
+    hosts, port = [], 50443
+    for word in words:
+        try:
+            host, given = host_of(word)
+        except ValueError:
+            raise Stop(EX_USAGE,
+                       _("--name %s: a host's name or address, with :PORT or without") % printable(word))
+        hosts.append(host)
+        port = given or port
+    return hosts, port
+
+
+def host_of(word):
+    """(host as a certificate has it, port or None) of a name or an address. ValueError if it is neither."""
+    import ipaddress
+    if re.search(r"[\s%/?#@\\]", word):
+        raise ValueError(word)
+    found = urlsplit("//[%s]" % word if word.count(":") > 1 and word[0] != "[" else "//" + word)
+    host, port = found.hostname or "", found.port
+    try:
+        return str(ipaddress.ip_address(host)), port
+    except ValueError:
+        host = host.encode("idna").decode()
+    if not re.match(r"[a-z0-9_]([a-z0-9_.-]{0,251}[a-z0-9_])?\Z", host):
+        raise ValueError(word)
+    return host, port
+
+
+def names_in(path):
+    """The hosts that a certificate is for, as names_of() has them. 78 if it is for none."""
+    import ipaddress
+    try:
+        found = ssl._ssl._test_decode_cert(path).get("subjectAltName", ())
+    except (OSError, AttributeError) as error:
+        raise Stop(EX_CONFIG, "%s: %s" % (path, error))
+    hosts = [str(ipaddress.ip_address(name.strip())) if kind == "IP Address" else name
+             for kind, name in found if kind in ("DNS", "IP Address")]
+    if not hosts:
+        raise Stop(EX_CONFIG, _("%s: is a certificate for no host (subjectAltName)") % path)
+    return hosts
+
+
+def certify(work, name, ca, hosts, days):
+    """Makes NAME.key and NAME.pem in the directory `work` by openssl (1.0.2 or newer): a certificate for
+    these hosts by the CA at `ca` (a path without .key and .pem), or, with '', a CA named after them. 69 if
+    openssl is not here or fails."""
+    import subprocess
+    now = time.time()
+    begin, end = [time.strftime("%Y%m%d%H%M%SZ", time.gmtime(at)) for at in (now - AGO, now + days * 86400)]
+    put_file(work, "openssl.cnf",
+             OPENSSL_CONF
+             % {"name": (hosts[0] if ca else "CA of " + hosts[0])[:64],
+                "hosts": ", ".join("%s:%s"
+                                   % ("IP" if ":" in host or host.rpartition(".")[2].isdigit() else "DNS",
+                                      host) for host in hosts)})
+    put_file(work, "index.txt", "")
+    put_file(work, "serial", "%032x\n" % (int.from_bytes(os.urandom(16), "big") >> 1 or 1))
+    key, pem = name + ".key", name + ".pem"
+    by = ["-cert", ca + ".pem", "-keyfile", ca + ".key"] if ca else ["-selfsign", "-keyfile", key]
+    for words in (["ecparam", "-name", "prime256v1", "-genkey", "-noout", "-out", key],
+                  ["req", "-new", "-key", key, "-config", "openssl.cnf", "-out", "request"],
+                  ["ca", "-batch", "-notext", "-config", "openssl.cnf", "-in", "request", "-out", pem,
+                   "-extensions", "of_relay" if ca else "of_ca", "-startdate", begin, "-enddate", end] + by):
+        try:
+            done = subprocess.run(["openssl"] + words, cwd=utf8(work), stdin=subprocess.DEVNULL,
+                                  stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        except OSError as error:
+            raise Stop(EX_UNAVAILABLE,
+                       _("openssl: %s; it makes the certificate: install it") % error.strerror)
+        if done.returncode:
+            said = done.stdout.decode("utf-8", "replace").split("\n")
+            raise Stop(EX_UNAVAILABLE, _("openssl %s: failed: %s") % (words[0], " ".join(said)[:500]))
+    for left in set(os.listdir(utf8(work))) - {utf8(key), utf8(pem)}:
+        if not os.path.isdir(os.path.join(utf8(work), left)):
+            os.unlink(os.path.join(utf8(work), left))
+
+
+def make_certificate(root, into, hosts):
+    """relay.pem, the certificate and its key in one file, in the directory `into`, by the CA of root."""
+    work = os.path.join(into, "work")
+    os.mkdir(utf8(work))
+    ca = os.path.join(root, "ca", "ca")
+    certify(work, "relay", ca, hosts, min(CERTIFICATE_DAYS, days_left(ca + ".pem")))
+    parts = []
+    for name in ("relay.pem", "relay.key"):
+        with open(utf8(os.path.join(work, name)), "rb") as text:
+            parts.append(text.read())
+    remove_tree(utf8(work))
+    return put_file(into, "relay.pem", b"".join(parts))
+
+
+def days_left(path):
+    """For so many days (float) the certificate is good yet."""
+    end = ssl.cert_time_to_seconds(ssl._ssl._test_decode_cert(path)["notAfter"])
+    return (end - time.time()) / 86400
+
+
+def renew_certificate(root, ini, names):
+    """A new certificate with a new key in the place of the old one, by the same CA: the kits stay as they
+    are. For other names, where --name says some."""
+    server = check_conf(read_ini(ini, INI_KEYS), ini)["Server"]
+    if server["certfile"] != server["keyfile"]:
+        raise Stop(EX_USAGE, _("%s: its certfile was not made by init; renew it as it was made") % ini)
+    hosts, ca = (names_of(names)[0] if names else names_in(server["certfile"]),
+                 os.path.join(root, "ca", "ca.pem"))
+    if days_left(ca) < 30:
+        raise Stop(EX_CONFIG,
+                   _("%s: the CA itself ends in %d days: make a new relay in a new directory, and new kits")
+                   % (ca, days_left(ca)))
+    with Aside(os.path.join(root, "kits")) as stage:
+        made = make_certificate(root, stage, hosts)
+        fault("certificate made")
+        os.rename(utf8(made), utf8(server["certfile"]))
+        sync_path(utf8(os.path.dirname(server["certfile"])))
+    print(_("%s: a certificate for %s; a relay that runs takes it up by itself")
+          % (server["certfile"], " ".join(hosts)))
+
+
+def scripts_of_kits():
+    """{name: bytes} of the scripts that go into kits. 66 if one is not beside this one."""
+    found = {}
+    for name in ("mi_system_remote.py", "mi_system_wf.py"):
+        path = os.path.join(os.path.dirname(os.path.abspath(__file__)), name)
+        try:
+            with open(utf8(path), "rb") as text:
+                found[name] = text.read()
+        except OSError as error:
+            raise Stop(EX_NOINPUT,
+                       _("%s: %s; put the scripts of the suite into one directory") % (path, error.strerror))
+    return found
+
+
+def with_site(text, conf, site, commands):
+    """The text of an ini, with this site and these commands of it. conf: what the text says already."""
+    for section, key, words in (("RemoteSites", "remote_site_ids", [site]), (site, "commands", commands)):
+        found = conf.get(section, {})
+        new = [word for word in words if word not in found.get(key, []) + found.get("command_lines", [])]
+        if new:
+            text = with_words(text, section, key, " ".join(dict.fromkeys(new)))
+    return text
+
+
+def with_words(text, section, key, words):
+    """The text of an ini with more words in a blank separated key; section and key are made where they are
+    missing."""
+    head = re.search(r"^\[%s\].*(\n|\Z)" % re.escape(section), text, re.M)
+    if not head:
+        return "%s[%s]\n%s = %s\n" % (text if text.endswith("\n") else text + "\n", section, key, words)
+    end = re.compile(r"^\[", re.M).search(text, head.end())
+    found = re.compile(r"^%s[ \t]*[=:]" % re.escape(key), re.M | re.I).search(
+        text, head.end(), end.start() if end else len(text))
+    if found:
+        return text[:found.end()] + " " + words + text[found.end():]
+    return "%s%s%s = %s\n%s" % (text[:head.end()], "" if head.group(1) else "\n", key, words,
+                                text[head.end():])
+
+
+def checked_text(stage, text):
+    """What an ini of this text says, if it makes sense. 78 otherwise."""
+    path = put_file(stage, "tried.ini", text)
+    try:
+        return check_conf(read_ini(path, INI_KEYS), path)
+    finally:
+        os.unlink(utf8(path))
+
+
+def kits_for(options, host, port, commands):
+    """The kits that init is asked for: of the site's poller, of the user's modules."""
+    url = "https://%s:%d" % ("[%s]" % host if ":" in host else host, port)
+    values = {"site": options.site, "user": options.user, "url": url,
+              "commands": "".join(KIT_COMMAND % {"command": word} for word in options.commands or ["NAME"]
+                                  if word != "hello")}
+    return [Kit("%s.%s" % (options.site, options.user), "mi_system_remote.py", REMOTE, options.site,
+                POLLER_KIT_INI % values, dict(values, texts=POLLER_KIT)),
+            Kit("modules.%s" % options.user, "mi_system_wf.py", WORKFLOW, "", MODULE_KIT_INI % values,
+                dict(values, texts=MODULE_KIT))]
+
+
+def make_kits(folder, kits, store, scripts, ca, conf):
+    """The directories of these kits in folder: [(kit, until when its code is good, the sum that is to be
+    told)]."""
+    made, until = [], time.time() + CODE_HOURS * 3600
+    with open(utf8(ca), "rb") as text:
+        ca = text.read()
+    for kit in kits:
+        code, at = new_code(store.writer, kit, until), os.path.join(folder, kit.name)
+        os.mkdir(utf8(at), 0o700)
+        page = "\n".join(kit.text["texts"]) % dict(kit.text, kit=kit.name, until=day_and_hour(until))
+        files = [(kit.script, scripts[kit.script], 0o755), (INI_NAME, kit.ini, 0o600), ("ca.pem", ca, 0o644),
+                 ("README.txt", page, 0o644)]
+        sums = ""
+        for name, content, mode in files:
+            content = content if isinstance(content, bytes) else content.encode("utf-8")
+            put_file(at, name, content, mode)
+            sums += "%s  %s\n" % (hashlib.sha256(content).hexdigest(), name)
+        put_file(at, "SHA256SUMS", sums, 0o644)
+        put_file(at, "token.code", code + "\n")
+        made.append((kit, until, hashlib.sha256(sums.encode()).hexdigest()))
+    return made
+
+
+def new_code(db, kit, until):
+    """A one-use code that redeem() exchanges for a token; only its sum is kept. Older ones of the same kit
+    that nobody has used are void."""
+    now, code = time.time(), base64.b32encode(os.urandom(15)).decode()
+    whose = (kit.text["user"], kit.role, kit.sites)
+    db.execute("UPDATE tokens SET revoked = ? WHERE user = ? AND roles = ? AND sites = ? AND login = ? AND"
+               " revoked IS NULL", (now,) + whose + (CODE,))
+    db.execute("INSERT INTO tokens (user, roles, sites, hash, issued, expires, login) VALUES (?, ?, ?, ?, ?,"
+               " ?, ?)", whose + (hashlib.sha256(code.encode()).hexdigest(), now, until, CODE))
+    return "-".join(re.findall("....", code))
+
+
+def tell_made(options, root, ini, made):
+    """What was made, and what to type next."""
+    rows = [{"kit": os.path.join(root, "kits", kit.name), "role": kit.role, "sum": found, "until": until}
+            for kit, until, found in made]
+    if options.json:
+        return print(json_of({"ini": ini, "kits": rows}))
+    print(_("the relay is in %s; start it:") % root)
+    print("    python3 %s serve --ini %s" % (os.path.abspath(__file__), ini))
+    for row in rows:
+        print()
+        print(_("for the admin of %s: copy the kit there, and start it:") % options.site
+              if row["role"] == REMOTE
+              else _("for the modules of %s, on this host or another one of the workflow system:")
+              % options.user)
+        print("    scp -r %s HOST:" % row["kit"] if row["role"] == REMOTE else "    %s" % row["kit"])
+        print("    python3 %s/mi_system_remote.py poll" % os.path.basename(row["kit"])
+              if row["role"] == REMOTE
+              else "    python3 %s/mi_system_wf.py run %s hello" % (row["kit"], options.site))
+        print("    " + _("sum of its SHA256SUMS, for whoever receives it to compare: %s") % row["sum"])
+        print("    " + _("its code is good once, until %s") % day_and_hour(row["until"]))
 
 
 # ==== fielded ====
@@ -6417,28 +6894,28 @@ def run_demo(folder, scripts, parts):
     for path in (relay, external, workflow):
         os.mkdir(path)
     print(_("relay, external computer and workflow side on this machine, in %s") % folder)
-    cert, key = demo_certificate(relay)
+    cert, pair = demo_certificate(relay)
     print(_("TLS with a throw-away certificate") if cert
           else _("no openssl here: plain http on loopback, for this demonstration only"))
-    ini = write_demo_file(relay, "relay.ini",
+    ini = put_file(relay, "relay.ini",
                           "[Server]\nportnumber = 0\nstate_dir = %s\ncertfile = %s\nkeyfile ="
                           " %s\n[RemoteSites]\nremote_site_ids = u-demo\n[u-demo]\ncommands = fatigue_life\n"
-                          % (os.path.join(relay, "state"), cert, key))
+                          % (os.path.join(relay, "state"), pair, pair))
     parts.append(DemoPart("relay", [scripts[0], "serve", "--ini", ini], relay))
     url = parts[0].heard(r"listening url=(\S+)").group(1)
     tokens = {}
     for who, roles in (("workflow", WORKFLOW), ("external", REMOTE)):
         done = subprocess.run([sys.executable, "-I", scripts[0], "token", "issue", "researcher", "--roles",
                                roles, "--ini", ini], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-        tokens[who] = write_demo_file(os.path.join(folder, who), "token", done.stdout.decode())
+        tokens[who] = put_file(os.path.join(folder, who), "token", done.stdout.decode())
     poller_ini, base = demo_external(external, url, tokens["external"], cert)
     parts.append(DemoPart("poller", [scripts[1], "poll", "--ini", poller_ini], external))
-    asking = write_demo_file(workflow, "workflow.ini",
+    asking = put_file(workflow, "workflow.ini",
                              "[workflow]\nurl = %s\ntoken_file = %s\nca_file = %s\n"
                              % (url, tokens["workflow"], cert))
     words = ["run", "u-demo", "fatigue_life", "-v", "--ini", asking, "--out", "life.json"]
     for name, text in DEMO_INPUTS.items():
-        words += ["--in", os.path.basename(write_demo_file(workflow, name, text))]
+        words += ["--in", os.path.basename(put_file(workflow, name, text))]
     print(_("the workflow side sends %s and asks for life.json; the nine steps, as each side tells them:")
           % " ".join(DEMO_INPUTS), flush=True)
     parts.append(DemoPart("workflow", [scripts[2]] + words, workflow))
@@ -6462,13 +6939,13 @@ def run_demo(folder, scripts, parts):
 def demo_external(external, url, token_file, cert):
     """The external computer of the demonstration: its secret, its command, its poller's ini; (ini,
     calc_base)."""
-    secret = write_demo_file(external, "secret_sn_curve.json", DEMO_SECRET)
-    command = write_demo_file(external, "fatigue_life.py", DEMO_COMMAND)
+    secret = put_file(external, "secret_sn_curve.json", DEMO_SECRET)
+    command = put_file(external, "fatigue_life.py", DEMO_COMMAND)
     allowed = ("[poller]\nsite = u-demo\nurl = %s\ntoken_file = %s\nca_file = %s\ncalc_base = %s\n"
                "[command fatigue_life]\nmatch = fatigue_life\nargv = %s\n    %s\nenv.LD_LIBRARY_PATH = %s\n")
     base = os.path.join(external, "calculations")
     # a Python may need it
-    poller_ini = write_demo_file(external, "poller.ini",
+    poller_ini = put_file(external, "poller.ini",
                                  allowed
                                  % (url, token_file, cert, base, sys.executable, command,
                                     os.environ.get("LD_LIBRARY_PATH", "")))
@@ -6549,29 +7026,15 @@ class DemoPart:
         self.thread.join(5)
 
 
-def write_demo_file(folder, name, text, mode=0o600):
-    """A file of the demonstration; its path."""
-    path = os.path.join(folder, name)
-    with open(os.open(utf8(path), os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "w", encoding="utf-8") as out:
-        out.write(text)
-    return path
-
-
 def demo_certificate(folder):
-    """A throw-away certificate for 127.0.0.1 by openssl: (certfile, keyfile), or two empty texts without
-    openssl."""
-    import subprocess
-    cert, key = os.path.join(folder, "cert.pem"), os.path.join(folder, "key.pem")
-    conf = write_demo_file(folder, "openssl.cnf",
-                           "[req]\ndistinguished_name=dn\nx509_extensions=ext\nprompt=no\n[dn]\nCN=demo"
-                           " relay\n[ext]\nsubjectAltName=IP:127.0.0.1\nbasicConstraints=CA:TRUE\n")
+    """A throw-away CA, and a certificate for 127.0.0.1: (the CA's file, the file with certificate and key),
+    or two empty texts without openssl."""
+    os.mkdir(os.path.join(folder, "ca"))
     try:
-        subprocess.run(["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", key, "-out",
-                        cert, "-days", "2", "-config", conf], check=True, stdin=subprocess.DEVNULL,
-                       stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    except (OSError, subprocess.CalledProcessError):
+        certify(os.path.join(folder, "ca"), "ca", "", ["127.0.0.1"], 2)
+        return os.path.join(folder, "ca", "ca.pem"), make_certificate(folder, folder, ["127.0.0.1"])
+    except Stop:
         return "", ""
-    return cert, key
 
 
 def demo_search(folders, words):
@@ -7275,7 +7738,8 @@ def parse_ini(path):
 
 def read_ini(path, table):
     """The ini as {section: {key: typed value}}: every section of table with its defaults, and of 'command *'
-    and '*' (any other) those that are there.
+    and '*' (any other) those that are there. In any value {here}/ is the ini's directory, {python} the Python
+    that runs this.
 
     What the file says is obeyed, so nobody else may write to it: see check_only_ours(). 78 with file,
     section, key and what to do, for anything that is not as it should be.
@@ -7286,7 +7750,9 @@ def read_ini(path, table):
         if keys is not None:
             result[section] = default_values(keys)
             for key, text in rows:
-                result[section][key] = ini_value((path, section, key), text.strip(), keys, table)
+                text = text.strip().replace("{here}/", os.path.dirname(path) + "/")
+                text = text.replace("{python}", sys.executable or "python3")
+                result[section][key] = ini_value((path, section, key), text, keys, table)
     return result
 
 
@@ -7679,6 +8145,12 @@ def run_as_program(main):
 # ==== tables ====
 # What stands here needs what is above at import.
 OPTIONS = {
+    "--name": dict(nargs="+", default=[], metavar="HOST[:PORT]",
+                   help="what others call the relay's host: names, addresses; the first stands in the kits"),
+    "--command": dict(nargs="+", default=[], dest="commands", metavar="NAME",
+                      help="words that workflows may ask of the site, beside hello"),
+    "--dir": dict(default="mi_relay", metavar="DIR", help="where it is made (default: mi_relay, here)"),
+    "--renew": dict(action="store_true", help="only a new certificate, by the CA that is there"),
     "--keep": dict(action="store_true", help="leave what it has made"),
     "--roles": dict(default="workflow,remote", metavar="R,R",
                     help="some of workflow, remote, operator, viewer, metrics"),
@@ -7687,12 +8159,18 @@ OPTIONS = {
     "--upgrade": dict(action="store_true", help="only at what an older version has left"),
     "--all": dict(action="store_true", help="all that are kept, finished ones too"),
     "--since": dict(default="", metavar="TIME", help="12h, 7d, or a date like 2026-11-20"),
-    "--site": dict(default="", metavar="SITE", help="of this external computer only"),
-    "--user": dict(default="", metavar="USER", help="of this user only"),
+    "--site": dict(default="", metavar="SITE", help="the external computer"),
+    "--user": dict(default="", metavar="USER", help="the user whose calculations they are"),
     "--csv": dict(action="store_true", help="for a spreadsheet"),
     "--reason": dict(default="", metavar="TEXT", help="why, for who looks later"),
     "--force": dict(action="store_true", help="also what is out of contact; its late result is refused")}
 SUBCOMMANDS = {
+    "init": (cmd_init, "",
+             "Makes all that a relay needs in a new directory: ini, CA, certificate, state; and kits: for "
+             "the external computer, for the modules. Later: kits for another site or user. Nothing is "
+             "overwritten.",
+             "init --name relay.example.org --site u-tokyo --user suzuki --command fatigue_life",
+             "--name --site --user --command --dir --renew"),
     "serve": (cmd_serve, "",
               "Serves as the ini says, until SIGTERM or Ctrl+C. SIGHUP: opens the log anew, reads the ini "
               "again.",
@@ -7901,6 +8379,147 @@ SystemCallErrorNumber=EPERM
 [Install]
 WantedBy=multi-user.target
 """
+OPENSSL_CONF = """[ca]
+default_ca = ours
+[ours]
+database = index.txt
+serial = serial
+new_certs_dir = .
+default_md = sha256
+policy = any
+unique_subject = no
+[any]
+commonName = supplied
+[req]
+distinguished_name = subject
+prompt = no
+[subject]
+CN = %(name)s
+[of_ca]
+basicConstraints = critical, CA:TRUE, pathlen:0
+keyUsage = critical, keyCertSign, cRLSign
+subjectKeyIdentifier = hash
+[of_relay]
+basicConstraints = critical, CA:FALSE
+keyUsage = critical, digitalSignature
+extendedKeyUsage = serverAuth
+subjectKeyIdentifier = hash
+authorityKeyIdentifier = keyid:always
+subjectAltName = %(hosts)s
+"""
+RELAY_INI = """# The relay's ini, made by `mi_dicomapi.py init`; {here}/ is this file's directory. All keys: the ini of the distribution.
+# A site's `commands` are the words that may be asked of it; hello is for trying.
+[Server]
+ipaddress = %(address)s
+portnumber = %(port)d
+certfile = {here}/relay.pem
+keyfile = {here}/relay.pem
+state_dir = {here}/state
+"""
+POLLER_KIT_INI = """# What may run here, and what may leave: yours to decide. Made by `mi_dicomapi.py init`; {here}/ is this file's directory,
+# {python} the Python that the poller runs with. All keys: the ini of the distribution.
+[poller]
+site = %(site)s
+url = %(url)s
+token_file = {here}/token
+ca_file = {here}/ca.pem
+calc_base = {here}/calculations
+
+# For trying: says names, sizes and sums of the inputs, and the time. Remove it when it has done its duty.
+[command hello]
+match = hello
+argv =
+    {python}
+    {here}/mi_system_remote.py
+    hello
+    %(site)s
+
+# Yours: match is the word that the relay lists, argv the program of this computer and its fixed words, one a line.
+%(commands)s
+# [outbound]
+# deny_names = secret*
+"""
+KIT_COMMAND = """# [command %(command)s]
+# match = %(command)s
+# argv = /PATH/OF/PROGRAM
+"""
+MODULE_KIT_INI = """# Where the relay is, and who asks. Made by `mi_dicomapi.py init`; {here}/ is this file's directory.
+[workflow]
+url = %(url)s
+token_file = {here}/token
+ca_file = {here}/ca.pem
+"""
+POLLER_KIT = ("""\
+Calculations of user %(user)s on this computer (site %(site)s), for the workflow system at
+%(url)s. Its operator has made this kit for you.
+
+1. Compare.  sha256sum -c SHA256SUMS       everything OK?
+             sha256sum SHA256SUMS          the sum that the operator tells you, by telephone for example?
+   mi_system_remote.py can be read: its first rooms say what may run and what may leave.
+2. Start it, as an ordinary user; Python 3.6 or newer is all it needs:
+             python3 mi_system_remote.py poll        (Ctrl+C ends it)
+   The first start exchanges the code in token.code, which is good once and until %(until)s, for a token.
+   That stays here, in `token`, for your eyes only.
+3. Your own commands: [command NAME] in mi_distributed_computing_assist.ini says how. `check` says whether all is well.
+
+It asks the relay for work over outgoing https; nothing listens. It runs what [command NAME] lists: now `hello`, which
+says names, sizes and sums of the inputs that came. It sends declared results that [outbound] lets out, what the
+command prints, its exit code, times, and how the poller stands (tell = no: not).
+It can never run what is not listed, hand words of the network to a shell, send a file that was not asked for as a
+result or that your rules keep, or change your rules. It needs no root.
+
+Pause: python3 mi_system_remote.py pause. Stop: Ctrl+C; what runs goes on, the next start delivers it.
+Remove: stop it; when `python3 mi_system_remote.py outbox` says nothing, remove this directory: nothing is elsewhere.
+Tell the operator, who makes the token void.
+""", """\
+利用者 %(user)s の計算を、この計算機 (識別子 %(site)s) で、%(url)s の
+ワークフローシステムのために行うための一式です。中継サーバーの運用者が作りました。
+
+1. 照合。    sha256sum -c SHA256SUMS       すべて OK ですか
+             sha256sum SHA256SUMS          運用者から (電話などで) 聞いた値と同じですか
+   mi_system_remote.py は読めます。何が実行され、何が外へ出るかは、最初の部分に書かれています。
+2. 起動。普通の利用者で。必要なのは Python 3.6 以降だけです。
+             python3 mi_system_remote.py poll        (Ctrl+C で終了)
+   最初の起動で、token.code の登録コード (一度だけ、%(until)s まで有効) がトークンに替わります。
+   トークンはここの token に置かれ、本人だけが読めます。
+3. 自分のコマンドは mi_distributed_computing_assist.ini の [command 名前] に書きます。check が点検します。
+
+外向きの https で中継サーバーに仕事を尋ねるだけで、待ち受けはしません。実行するのは [command 名前] にあるものだけで、今は
+hello (届いた入力の名前・大きさ・sha256 を答える) です。外へ出るのは、宣言された結果のうち [outbound] が許すもの、コマンド
+の出力、終了コード、時刻、ポーリングプログラムの状態 (tell = no なら送りません) です。
+一覧にないものを実行すること、ネットワークから来た語をシェルに渡すこと、結果として頼まれていないファイルや規則で止めた
+ファイルを送ること、規則を変えることはできません。root は要りません。
+
+一時停止: python3 mi_system_remote.py pause。停止: Ctrl+C (計算は続き、次の起動で結果が届きます)。
+削除: 停止し、python3 mi_system_remote.py outbox が何も表示しなければ、このディレクトリを消してください。ほかには何も
+ありません。運用者に知らせれば、トークンが無効になります。
+""")
+MODULE_KIT = ("""\
+For modules of user %(user)s: calculations on external computers, by way of the relay at
+%(url)s.
+
+1. Compare.  sha256sum -c SHA256SUMS       everything OK?
+2. Try it.   python3 mi_system_wf.py run %(site)s hello
+   The first call exchanges the code in token.code, which is good once and until %(until)s, for a token.
+   That stays here, in `token`, for %(user)s's eyes only.
+3. In a module: python3 /PATH/mi_system_wf.py run %(site)s COMMAND --in INPUT --out RESULT
+   The results appear in the current directory, the exit code is the command's own; --help says more.
+
+It sends the inputs that are named, and stores the results that were asked for; nothing listens, nothing is started.
+Remove: remove this directory and ~/.local/state/mi_distcomp_wf. Tell the operator, who makes the token void.
+""", """\
+利用者 %(user)s のモジュールのための一式です。%(url)s の中継サーバーを通して、外部計算機に計算を頼みます。
+
+1. 照合。    sha256sum -c SHA256SUMS       すべて OK ですか
+2. 試す。    python3 mi_system_wf.py run %(site)s hello
+   最初の呼び出しで、token.code の登録コード (一度だけ、%(until)s まで有効) がトークンに替わります。
+   トークンはここの token に置かれ、%(user)s だけが読めます。
+3. モジュールでは: python3 /パス/mi_system_wf.py run %(site)s コマンド --in 入力 --out 結果
+   結果は現在のディレクトリに置かれ、終了コードはコマンド自身のものです。詳しくは --help。
+
+指定された入力を送り、頼んだ結果を置くだけで、待ち受けも、ほかのプログラムの起動もしません。
+削除: このディレクトリと ~/.local/state/mi_distcomp_wf を消してください。運用者に知らせれば、トークンが無効になります。
+""")
 
 
 # ==== Japanese ====
@@ -8054,8 +8673,8 @@ JA = {
     "When each step of each attempt was made, also of calculations that are removed by now.":
         "各段階がいつ行われたか (試行ごと、削除済みの計算も)。",
     "12h, 7d, or a date like 2026-11-20": "12h、7d、または 2026-11-20 のような日付から",
-    "of this external computer only": "この外部計算機のものだけ",
-    "of this user only": "この利用者のものだけ",
+    "the external computer": "外部計算機の識別子",
+    "the user whose calculations they are": "計算の利用者",
     "for a spreadsheet": "表計算ソフト用 (CSV)",
     "New calculations and claims again.": "新しい計算の受け付けと受け渡しを再開します。",
     "%s USER: a user without blanks": "%s USER: 利用者名に空白は使えません",
@@ -8253,6 +8872,64 @@ JA = {
     "must be an absolute path (from here: %s)": "絶対パスで書いてください (ここからは %s)",
     "kept: %s": "残してあります: %s",
     "all processes are ended, and %s is removed: nothing is left behind": "すべてのプロセスを終了し、%s を削除しました。何も残っていません",
+    "%s: a certificate for %s; a relay that runs takes it up by itself":
+        "%s: %s の証明書を作りました。動いている中継サーバーは自動で使い始めます",
+    "the relay is in %s; start it:":
+        "中継サーバーは %s にあります。起動:",
+    "%s: was not made by init; say --dir DIR, a new directory":
+        "%s: init が作ったものではありません。--dir で新しいディレクトリを指定してください",
+    "init needs %s; --help says more":
+        "init には %s が必要です。--help に説明があります",
+    "%s: holds something else already; say --dir DIR, a new directory":
+        "%s: すでに別のものが入っています。--dir で新しいディレクトリを指定してください",
+    "--name: the relay's certificate is for %s; init --renew --name NAME... makes one for other names":
+        "--name: 中継サーバーの証明書は %s のものです。ほかの名前の証明書は init --renew --name 名前... で作れます",
+    "%s: is there already; move it away, then init makes a new one, with a new code":
+        "%s: すでにあります。ほかへ移せば、init が新しい登録コードの入った新しいものを作ります",
+    "%s: is a certificate for no host (subjectAltName)":
+        "%s: どのホストの証明書でもありません (subjectAltName)",
+    "%s: its certfile was not made by init; renew it as it was made":
+        "%s: certfile は init が作ったものではありません。作ったときの方法で更新してください",
+    "%s: the CA itself ends in %d days: make a new relay in a new directory, and new kits":
+        "%s: 認証局そのものの期限が %d 日後です。新しいディレクトリに中継サーバーと一式を作り直してください",
+    "%s %s: a word without blanks and without any of []#;=:{}%%/\\,*?":
+        "%s %s: 空白と []#;=:{}%%/\\,*? を含まない語を指定してください",
+    "--name %s: a host's name or address, with :PORT or without":
+        "--name %s: ホスト名かアドレス (必要なら :ポート番号 を付けて) を指定してください",
+    "openssl %s: failed: %s":
+        "openssl %s: 失敗しました: %s",
+    "for the admin of %s: copy the kit there, and start it:":
+        "%s の管理者のための一式。外部計算機へ写し、起動します:",
+    "for the modules of %s, on this host or another one of the workflow system:":
+        "%s のモジュールのための一式。この計算機か、ワークフローシステムのほかの計算機で:",
+    "sum of its SHA256SUMS, for whoever receives it to compare: %s":
+        "SHA256SUMS の sha256 (受け取る人が照合します): %s",
+    "its code is good once, until %s":
+        "登録コードは一度だけ、%s まで有効です",
+    "%s: belongs to another user; remove it, or say --dir DIR":
+        "%s: ほかの利用者のものです。消すか、--dir で別のディレクトリを指定してください",
+    "%s: another init is at work there":
+        "%s: 別の init が作業中です",
+    "%s: %s; say --dir DIR, in a directory of yours":
+        "%s: %s。--dir で、書き込めるディレクトリの中を指定してください",
+    "openssl: %s; it makes the certificate: install it":
+        "openssl: %s。証明書を作るために必要です。インストールしてください",
+    "%s: %s; put the scripts of the suite into one directory":
+        "%s: %s。各スクリプトを一つのディレクトリに置いてください",
+    "no token yet; %d codes of kits wait for their first start":
+        "トークンはまだありません。一式の登録コード %d 個が最初の起動を待っています",
+    "what others call the relay's host: names, addresses; the first stands in the kits":
+        "相手から見た中継サーバーの名前やアドレス。最初のものが一式に書かれます",
+    "words that workflows may ask of the site, beside hello":
+        "hello のほかに、その外部計算機に頼めるコマンドの語",
+    "where it is made (default: mi_relay, here)":
+        "作る場所 (既定: ここの mi_relay)",
+    "only a new certificate, by the CA that is there":
+        "今の認証局で証明書だけを作り直す",
+    "Makes all that a relay needs in a new directory: ini, CA, certificate, state; and kits: for the"
+    " external computer, for the modules. Later: kits for another site or user. Nothing is overwritten.":
+        "中継サーバーに必要なもの (ini、認証局、証明書、状態) を新しいディレクトリに作り、外部計算機とモジュールのための一式も作ります。あとからほかの外部計算機や利用者の一式を加えられます。"
+        "上書きはしません。"
 }
 
 

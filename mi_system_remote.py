@@ -16,7 +16,7 @@ usage: mi_system_remote.py poll [--once] [--drain] [--jobs N] [--idle-exit SECON
        mi_system_remote.py check [--upgrade]    looks at this host and the way to the relay: OK, WARN or FAIL,
                                                 and what to do; --upgrade: at what another version has left
        mi_system_remote.py unit [--once | --timer | --cloud-init]     prints a systemd unit, or what it needs
-       mi_system_remote.py login [USER]         asks for the password (auth = login), keeps the token
+       mi_system_remote.py login [USER] | enroll | hello SITE     a token: by password, by a kit's code; a trial
 options: --ini FILE  --json  -q  -v  --version  --help
 
 What it does, by the suite's step numbers: 3 asks for a calculation, 4 fetches the inputs, 5 starts the
@@ -32,8 +32,8 @@ What the command sees: the working directory CALC_DIR, MI_RUN=ACCEPT_ID.N, env.V
   poller's environment PATH HOME USER LOGNAME LANG LC_* TZ TMPDIR; no token. It runs as the poller's user.
 What is never lost: everything is on disk before it is told. Stop, kill or update the poller at any time: the
   command outlives it, the next start delivers what ended. No command is ever started twice.
-Token: token_file (mode 0600), $CREDENTIALS_DIRECTORY/mi_distcomp_token, $MI_DISTCOMP_TOKEN, or a prompt. On
-  the command line others can read it for a moment: it is warned of, and moved out of sight.
+Token: token_file (0600; a kit's first start exchanges token_file.code for it), $MI_DISTCOMP_TOKEN, a prompt, or
+  $CREDENTIALS_DIRECTORY/mi_distcomp_token. On the command line others see it for a moment: it is warned of.
 
 exit codes: 0 done, or stopped by SIGTERM, 64 usage, 69 relay unavailable, 70 bug, 74 input/output, 75 another
 poller holds calc_base, or (--once, --drain) disk full or a result still here, 77 token or site refused, 78
@@ -3491,9 +3491,10 @@ def cmd_check(options):
             if not keys[key]:
                 rows.append((False, _("%s: [poller] %s is not set") % (ini, key)))
         if keys["site"] and keys["url"]:
-            relay = RelayClient(keys["url"], find_token("", keys["url"], keys, False), **{
-                key: keys[key] for key in ("ca_file", "proxy", "client_cert", "client_key")})
-            rows += findings_of_relay(relay, probes(keys["site"]))
+            enrolls = waits_for_enrolling(keys["token_file"])
+            relay = stranger(keys)
+            relay.token = relay.token if enrolls else find_token("", keys["url"], keys, False)
+            rows += findings_of_relay(relay, [] if enrolls else probes(keys["site"]))
     except Stop as stop:
         rows.append((False, str(stop)))
     return print_findings(rows, options.json)
@@ -3505,8 +3506,8 @@ def check_host(settings, ini):
     if os.geteuid() == 0:
         rows.append((None, _("running as root; better as a user of its own")))
     rows += [finding_of_file(ini, 0o775)] if ini else []
-    for name, mode in ((keys["token_file"], 0o600), (keys["client_key"], 0o600), (keys["ca_file"], 0o755),
-                       (keys["client_cert"], 0o755)):
+    rows += [finding_of_token(keys["token_file"])] if keys["token_file"] else []
+    for name, mode in ((keys["client_key"], 0o600), (keys["ca_file"], 0o755), (keys["client_cert"], 0o755)):
         rows += [finding_of_file(name, mode)] if name else []
     rows += check_commands(settings, ini)
     try:
@@ -3617,9 +3618,50 @@ def cmd_login(options, settings, ini):
         raise Stop(EX_CONFIG,
                    _("%s: [poller] %s is not set")
                    % (options.ini or "mi_distributed_computing_assist.ini", "url"))
-    relay = RelayClient(keys["url"], lambda: "",
-                  **{key: keys[key] for key in ("ca_file", "proxy", "client_cert", "client_key")})
-    return log_in(relay, options.user, keys["token_file"])
+    return log_in(stranger(keys), options.user, keys["token_file"])
+
+
+def cmd_hello(options, settings, ini):
+    """What the command hello of a kit runs: for trying. It reads the files in the directory that it is
+    started in, the inputs, and says their names, sizes and sums, and the time."""
+    import hashlib
+    rows = [_("hello from %s, %s") % (printable(options.site), iso_time(time.time()))]
+    for name in sorted(os.path.join(above, leaf) for above, names, files in os.walk(b".") for leaf in files):
+        with open(name, "rb") as text:
+            found = hashlib.sha256()
+            for chunk in iter(lambda: text.read(CHUNK), b""):
+                found.update(chunk)
+            rows.append("%s  %d bytes  %s" % (found.hexdigest(), text.tell(), shown(name[2:])))
+    with open(b"hello.txt", "w", encoding="utf-8") as out:
+        out.write("\n".join(rows) + "\n")
+    print("\n".join(rows))
+
+
+def cmd_enroll(options, settings, ini):
+    """A token for the one-use code of a kit, which is asked for (without a terminal: a line of standard
+    input)."""
+    keys = settings["poller"]
+    for key in ("url", "site", "token_file"):
+        if not keys[key]:
+            raise Stop(EX_CONFIG, _("%s: [poller] %s is not set") % (ini or INI_NAME, key))
+    if sys.stdin.isatty():
+        import getpass
+        code = getpass.getpass(_("code: "))
+    else:
+        code = sys.stdin.readline(1000)
+    print(enroll(stranger(keys), code, keys["token_file"], "remote", keys["site"]))
+
+
+def enroll_once(options, keys):
+    """The first start with a kit: its code becomes a token."""
+    if has_code(keys["token_file"]) and not options.fielded:
+        enroll_by_file(stranger(keys), keys["token_file"], "remote", keys["site"])
+
+
+def stranger(keys):
+    """The relay of [poller] for whoever has no token yet."""
+    return RelayClient(keys["url"], lambda: "",
+                       **{key: keys[key] for key in ("ca_file", "proxy", "client_cert", "client_key")})
 
 
 def cmd_unit(options, settings, ini):
@@ -3881,6 +3923,7 @@ def set_up(options, settings, ini):
             raise Stop(EX_CONFIG, _("%s: [poller] %s is not set") % (ini, key))
     parse_relay_url(options.url, options.port)
     commands = allow_list(ini, settings)
+    enroll_once(options, keys)
     token = find_token(options.token, options.url, keys, options.as_program)
     for word, why in options.ignored:
         log("warn", None, "ignored", word=word, why=why)
@@ -7229,7 +7272,7 @@ def findings_of_relay(relay, calls):
             rows.append((abs(off) < 60 or None,
                          _("the clocks differ by %.1f s") % off
                          + ("" if abs(off) < 60 else _("; set this host's (NTP)"))))
-        if version > 1:
+        if version > 1 and calls:
             rows += findings_of_calls(relay, calls)
     except (RelayAway, RelayRefused) as error:
         rows.append((False, str(error)))
@@ -7291,15 +7334,103 @@ def log_in(relay, user, path):
     if (not isinstance(token, str) or not re.match(r"[!-~]{1,4096}\Z", token)
             or not isinstance(until, (int, float))):
         raise Stop(EX_PROTOCOL, "%s: %s" % (relay.url, _("an answer that is none")))
-    part = utf8("%s.%s" % (path, os.urandom(4).hex()))
-    with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600), "w") as out:
+    part = "%s.%s" % (path, os.urandom(4).hex())
+    put_token(part, token)
+    os.rename(utf8(part), utf8(path))
+    print(token_line(path, user, until))
+    return 0
+
+
+def put_token(path, token):
+    """A new file with the token, for this user alone, on the disk."""
+    with open(os.open(utf8(path), os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600), "w") as out:
         out.write(token + "\n")
         out.flush()
         os.fsync(out.fileno())
-    os.rename(part, utf8(path))
-    print(_("%s: token of %s, good until %s")
-          % (path, printable(user), time.strftime("%Y-%m-%d %H:%M", time.localtime(until))))
-    return 0
+
+
+def token_line(path, user, until):
+    """What is said of a new token."""
+    return _("%s: token of %s, good until %s") % (
+        path, printable(user), time.strftime("%Y-%m-%d %H:%M", time.localtime(until)))
+
+
+def finding_of_token(path):
+    """A row about the file with the token."""
+    if waits_for_enrolling(path):
+        return None, _("%s: is not there yet: the first start exchanges the code in %s for it") % (
+            path, path + ".code")
+    return finding_of_file(path, 0o600)
+
+
+def waits_for_enrolling(path):
+    """Is there no token yet, but a code that the first start exchanges for one?"""
+    return has_code(path) and not os.path.exists(utf8(path))
+
+
+def has_code(path):
+    """Does a code wait beside the file of the token ('': there is none) to be exchanged?"""
+    return bool(path) and os.path.exists(utf8(path + ".code"))
+
+
+def enroll_by_file(relay, path, role, site=""):
+    """The first start with a kit: what enroll() needs stands in the file PATH.code, which goes then. Of
+    several processes one does it. A code that is no good any more is no matter where there is a token."""
+    import fcntl
+    try:
+        with open(utf8(path + ".code"), encoding="ascii", errors="replace") as text:
+            if os.fstat(text.fileno()).st_mode & 0o077:
+                raise Stop(EX_CONFIG,
+                           _("%s: others may read the code: chmod 600 %s") % ((path + ".code",) * 2))
+            try:
+                fcntl.flock(text, fcntl.LOCK_EX)
+            except OSError:
+                pass                                   # a file system without locks
+            if has_code(path):
+                said = enroll(relay, text.read(1000), path, role, site)
+                os.unlink(utf8(path + ".code"))
+                sys.stderr.write("%s: %s\n" % (PROGRAM, said))
+    except FileNotFoundError:
+        pass                                           # another one has done it
+    except Stop as stop:
+        if stop.code != EX_REFUSED or not os.path.exists(utf8(path)):
+            raise
+        log("warn", None, "enroll", why=stop)
+
+
+def enroll(relay, code, path, role, site):
+    """Exchanges a one-use code for a token in the file `path`; the line that says so. The token is made here
+    and put on the disk first, and only its sum is told: a lost answer, or a death in between, costs nothing.
+    77 if the code is refused."""
+    import hashlib
+    part = path + ".new"
+    try:
+        put_token(part, os.urandom(32).hex())
+    except FileExistsError:                            # of a start that did not come to its end
+        pass
+    with open(utf8(part), encoding="ascii", errors="replace") as text:
+        token = text.read(100).strip()
+    if not re.match(r"[0-9a-f]{64}\Z", token):         # its disk was full
+        os.unlink(utf8(part))
+        return enroll(relay, code, path, role, site)
+    fields = {"v": 2, "code": re.sub(r"[\s-]", "", code).upper(), "role": role, "site": site,
+              "hash": hashlib.sha256(token.encode()).hexdigest()}
+    relay.fatal_kinds = ("certificate", "name", "dns")
+    try:
+        found = relay.ask("POST", "v2/redeem", fields, patience=60)
+    except RelayRefused as error:
+        if error.code in LATER_CODES:
+            raise Stop(EX_TEMPFAIL, "%s: %s" % (relay.url, error))
+        if error.more.get("why") in ("used", "void", "expired", "code"):
+            os.unlink(utf8(part))
+        raise Stop(EX_REFUSED,
+                   _("%s: the relay says: %s; its operator makes a new kit (mi_dicomapi.py init), of which"
+                     " the file %s is enough") % (relay.url, error, os.path.basename(path) + ".code"))
+    except RelayAway as error:
+        raise Stop(EX_UNAVAILABLE, str(error))
+    fault("enrolled")
+    os.rename(utf8(part), utf8(path))
+    return token_line(path, found.get("user"), found.get("expires") or 0)
 # ==== end shared ====
 
 
@@ -7661,7 +7792,8 @@ def parse_ini(path):
 
 def read_ini(path, table):
     """The ini as {section: {key: typed value}}: every section of table with its defaults, and of 'command *'
-    and '*' (any other) those that are there.
+    and '*' (any other) those that are there. In any value {here}/ is the ini's directory, {python} the Python
+    that runs this.
 
     What the file says is obeyed, so nobody else may write to it: see check_only_ours(). 78 with file,
     section, key and what to do, for anything that is not as it should be.
@@ -7672,7 +7804,9 @@ def read_ini(path, table):
         if keys is not None:
             result[section] = default_values(keys)
             for key, text in rows:
-                result[section][key] = ini_value((path, section, key), text.strip(), keys, table)
+                text = text.strip().replace("{here}/", os.path.dirname(path) + "/")
+                text = text.replace("{python}", sys.executable or "python3")
+                result[section][key] = ini_value((path, section, key), text, keys, table)
     return result
 
 
@@ -8115,9 +8249,17 @@ SUBCOMMANDS = {
             " calculation, without a relay: its argument vector and directory, how it ends, what would leave,"
             " what would stay and by which rule. FILE is FILE, NAME=PATH, or DIR/.",
             "try fatigue_life steel.json loads.csv --param '12 fine'", "--param --out"),
+    "hello": (cmd_hello, "SITE",
+              "For trying, as a command of the ini: reads the inputs, says their names, sizes and sums, and"
+              " makes hello.txt of it.",
+              "hello u-tokyo", ""),
     "unit": (cmd_unit, "",
              "Prints a systemd unit for this user and this ini.",
              "unit >mi_system_remote.service", "--once --timer --cloud-init"),
+    "enroll": (cmd_enroll, "",
+               "Asks for the one-use code of a kit, and keeps the token that it is exchanged for in"
+               " token_file. (A file token_file.code is used by the first `poll`.)",
+               "enroll", ""),
     "login": (cmd_login, "[USER]",
               "Asks for the password (relays with auth = login), and keeps the token in token_file.",
               "login suzuki", "")}
@@ -8609,6 +8751,23 @@ JA = {                         # what a person reads, in Japanese
         "記録の場所でロックを取得できません (%s)。取得できるまで投入しません",
     "%s: no lock can be had on this file system (%s); set [poller] calc_base to a directory on another one":
         "%s: このファイルシステムではロックを取得できません (%s)。[poller] calc_base に別のファイルシステム上のディレクトリを設定してください",
+    "hello from %s, %s":
+        "%s からこんにちは、%s",
+    "code: ":
+        "登録コード: ",
+    "For trying, as a command of the ini: reads the inputs, says their names, sizes and sums, and makes"
+    " hello.txt of it.":
+        "試すための、ini に書くコマンド。入力を読み、名前・大きさ・sha256 を表示し、hello.txt に書きます。",
+    "Asks for the one-use code of a kit, and keeps the token that it is exchanged for in token_file. (A"
+    " file token_file.code is used by the first `poll`.)":
+        "一式の登録コード (一度だけ有効) を尋ね、引き換えたトークンを token_file に保存します。(token_file.code というファイルがあれば、最初の poll が使います。)",
+    "%s: is not there yet: the first start exchanges the code in %s for it":
+        "%s: まだありません。最初の起動で、%s の登録コードと引き換えられます",
+    "%s: the relay says: %s; its operator makes a new kit (mi_dicomapi.py init), of which the file %s is"
+    " enough":
+        "%s: 中継サーバーの答え: %s。運用者が新しい一式を作り (mi_dicomapi.py init)、その中のファイル %s だけを受け取れば足ります",
+    "%s: others may read the code: chmod 600 %s":
+        "%s: ほかの人が登録コードを読めます: chmod 600 %s"
 }
 
 

@@ -1727,16 +1727,17 @@ def relay_of_options(options):
     url = options.url or ini["url"]
     if not url:
         raise Stop(EX_CONFIG, _("no relay: --url URL, or url in [workflow] of the ini"))
+    token, path = "", options.token_file or ini["token_file"]
+    ini["ca_file"] = options.ca_file or ini["ca_file"]
+    relay = RelayClient(url, lambda: token,
+                        **{key: ini[key] for key in ("ca_file", "proxy", "client_cert", "client_key")})
     if options.fielded:
         token = take_token(options.fielded[2])
-        source = lambda: token
-    elif options.word == "login":
-        source = lambda: ""
-    else:
-        source = find_token(options.token_file or ini["token_file"])
-    ini["ca_file"] = options.ca_file or ini["ca_file"]
-    return RelayClient(url, source,
-                 **{key: ini[key] for key in ("ca_file", "proxy", "client_cert", "client_key")}), ini
+    elif options.word != "login" and not (options.word == "check" and waits_for_enrolling(path)):
+        if has_code(path) and options.word != "check":
+            enroll_by_file(relay, path, "workflow")
+        relay.token = find_token(path)
+    return relay, ini
 
 
 def on_sigterm(number, frame):
@@ -1920,13 +1921,14 @@ def cmd_check(options):
         path = find_ini(options.ini, ini_folders(__file__))
         rows += [finding_of_file(path, 0o755)] if path else []
         ini = read_ini(path, INI_KEYS)["workflow"]
-        for name in (options.token_file or ini["token_file"], ini["client_key"]):
-            rows += [finding_of_file(name, 0o600)] if name else []
+        path = options.token_file or ini["token_file"]
+        rows += [finding_of_token(path)] if path else []
+        rows += [finding_of_file(ini["client_key"], 0o600)] if ini["client_key"] else []
         for name in (options.ca_file or ini["ca_file"], ini["client_cert"]):
             rows += [finding_of_file(name, 0o755)] if name else []
         rows += findings_of_disk(os.getcwd(), 0) + [finding_of_open_files(256)]
         relay, ini = relay_of_options(options)
-        rows += findings_of_relay(relay, probes(site, command))
+        rows += findings_of_relay(relay, [] if waits_for_enrolling(path) else probes(site, command))
     except Stop as stop:
         rows.append((False, str(stop)))
     return print_findings(rows, options.json)
@@ -4188,7 +4190,7 @@ def findings_of_relay(relay, calls):
             rows.append((abs(off) < 60 or None,
                          _("the clocks differ by %.1f s") % off
                          + ("" if abs(off) < 60 else _("; set this host's (NTP)"))))
-        if version > 1:
+        if version > 1 and calls:
             rows += findings_of_calls(relay, calls)
     except (RelayAway, RelayRefused) as error:
         rows.append((False, str(error)))
@@ -4250,15 +4252,103 @@ def log_in(relay, user, path):
     if (not isinstance(token, str) or not re.match(r"[!-~]{1,4096}\Z", token)
             or not isinstance(until, (int, float))):
         raise Stop(EX_PROTOCOL, "%s: %s" % (relay.url, _("an answer that is none")))
-    part = utf8("%s.%s" % (path, os.urandom(4).hex()))
-    with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600), "w") as out:
+    part = "%s.%s" % (path, os.urandom(4).hex())
+    put_token(part, token)
+    os.rename(utf8(part), utf8(path))
+    print(token_line(path, user, until))
+    return 0
+
+
+def put_token(path, token):
+    """A new file with the token, for this user alone, on the disk."""
+    with open(os.open(utf8(path), os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600), "w") as out:
         out.write(token + "\n")
         out.flush()
         os.fsync(out.fileno())
-    os.rename(part, utf8(path))
-    print(_("%s: token of %s, good until %s")
-          % (path, printable(user), time.strftime("%Y-%m-%d %H:%M", time.localtime(until))))
-    return 0
+
+
+def token_line(path, user, until):
+    """What is said of a new token."""
+    return _("%s: token of %s, good until %s") % (
+        path, printable(user), time.strftime("%Y-%m-%d %H:%M", time.localtime(until)))
+
+
+def finding_of_token(path):
+    """A row about the file with the token."""
+    if waits_for_enrolling(path):
+        return None, _("%s: is not there yet: the first start exchanges the code in %s for it") % (
+            path, path + ".code")
+    return finding_of_file(path, 0o600)
+
+
+def waits_for_enrolling(path):
+    """Is there no token yet, but a code that the first start exchanges for one?"""
+    return has_code(path) and not os.path.exists(utf8(path))
+
+
+def has_code(path):
+    """Does a code wait beside the file of the token ('': there is none) to be exchanged?"""
+    return bool(path) and os.path.exists(utf8(path + ".code"))
+
+
+def enroll_by_file(relay, path, role, site=""):
+    """The first start with a kit: what enroll() needs stands in the file PATH.code, which goes then. Of
+    several processes one does it. A code that is no good any more is no matter where there is a token."""
+    import fcntl
+    try:
+        with open(utf8(path + ".code"), encoding="ascii", errors="replace") as text:
+            if os.fstat(text.fileno()).st_mode & 0o077:
+                raise Stop(EX_CONFIG,
+                           _("%s: others may read the code: chmod 600 %s") % ((path + ".code",) * 2))
+            try:
+                fcntl.flock(text, fcntl.LOCK_EX)
+            except OSError:
+                pass                                   # a file system without locks
+            if has_code(path):
+                said = enroll(relay, text.read(1000), path, role, site)
+                os.unlink(utf8(path + ".code"))
+                sys.stderr.write("%s: %s\n" % (PROGRAM, said))
+    except FileNotFoundError:
+        pass                                           # another one has done it
+    except Stop as stop:
+        if stop.code != EX_REFUSED or not os.path.exists(utf8(path)):
+            raise
+        log("warn", None, "enroll", why=stop)
+
+
+def enroll(relay, code, path, role, site):
+    """Exchanges a one-use code for a token in the file `path`; the line that says so. The token is made here
+    and put on the disk first, and only its sum is told: a lost answer, or a death in between, costs nothing.
+    77 if the code is refused."""
+    import hashlib
+    part = path + ".new"
+    try:
+        put_token(part, os.urandom(32).hex())
+    except FileExistsError:                            # of a start that did not come to its end
+        pass
+    with open(utf8(part), encoding="ascii", errors="replace") as text:
+        token = text.read(100).strip()
+    if not re.match(r"[0-9a-f]{64}\Z", token):         # its disk was full
+        os.unlink(utf8(part))
+        return enroll(relay, code, path, role, site)
+    fields = {"v": 2, "code": re.sub(r"[\s-]", "", code).upper(), "role": role, "site": site,
+              "hash": hashlib.sha256(token.encode()).hexdigest()}
+    relay.fatal_kinds = ("certificate", "name", "dns")
+    try:
+        found = relay.ask("POST", "v2/redeem", fields, patience=60)
+    except RelayRefused as error:
+        if error.code in LATER_CODES:
+            raise Stop(EX_TEMPFAIL, "%s: %s" % (relay.url, error))
+        if error.more.get("why") in ("used", "void", "expired", "code"):
+            os.unlink(utf8(part))
+        raise Stop(EX_REFUSED,
+                   _("%s: the relay says: %s; its operator makes a new kit (mi_dicomapi.py init), of which"
+                     " the file %s is enough") % (relay.url, error, os.path.basename(path) + ".code"))
+    except RelayAway as error:
+        raise Stop(EX_UNAVAILABLE, str(error))
+    fault("enrolled")
+    os.rename(utf8(part), utf8(path))
+    return token_line(path, found.get("user"), found.get("expires") or 0)
 # ==== end shared ====
 
 
@@ -4577,7 +4667,8 @@ def parse_ini(path):
 
 def read_ini(path, table):
     """The ini as {section: {key: typed value}}: every section of table with its defaults, and of 'command *'
-    and '*' (any other) those that are there.
+    and '*' (any other) those that are there. In any value {here}/ is the ini's directory, {python} the Python
+    that runs this.
 
     What the file says is obeyed, so nobody else may write to it: see check_only_ours(). 78 with file,
     section, key and what to do, for anything that is not as it should be.
@@ -4588,7 +4679,9 @@ def read_ini(path, table):
         if keys is not None:
             result[section] = default_values(keys)
             for key, text in rows:
-                result[section][key] = ini_value((path, section, key), text.strip(), keys, table)
+                text = text.strip().replace("{here}/", os.path.dirname(path) + "/")
+                text = text.replace("{python}", sys.executable or "python3")
+                result[section][key] = ini_value((path, section, key), text, keys, table)
     return result
 
 
@@ -5422,6 +5515,13 @@ JA = {
     "%s: not an ACCEPT_ID (run and submit print it; its first eight characters do)":
         "%s: ACCEPT_ID ではありません (run や submit が表示するもの。先頭 8 文字でも構いません)",
     "%s: interrupted; it was waiting and is deleted": "%s: 中断されました。待っていた計算は削除しました",
+    "%s: is not there yet: the first start exchanges the code in %s for it":
+        "%s: まだありません。最初の起動で、%s の登録コードと引き換えられます",
+    "%s: the relay says: %s; its operator makes a new kit (mi_dicomapi.py init), of which the file %s is"
+    " enough":
+        "%s: 中継サーバーの答え: %s。運用者が新しい一式を作り (mi_dicomapi.py init)、その中のファイル %s だけを受け取れば足ります",
+    "%s: others may read the code: chmod 600 %s":
+        "%s: ほかの人が登録コードを読めます: chmod 600 %s"
 }
 
 
