@@ -2507,7 +2507,7 @@ class Door:
         self.over_limit = False                        # is the live output, which was said?
         self.judged = None                             # the JudgedResults
         self.found = None                              # its Collector
-        self.packer = Packer()
+        self.packer = Packer(self.name == "far")
         self.incomplete = False                        # has not all arrived that was asked for?
         self.refusals = 0
         self.greeted = set()                           # runs that guard.log has a hello of
@@ -2697,7 +2697,7 @@ class Door:
         begin_run(place, command, ["sh", "-c", INTO_LOG, "sh", "%o" % self.rules["umask"]] + argv, env, text)
 
     def do_state(self, zstd=False):
-        self.wire.say(dict(self.state(), zstd=libzstd() is not None) if zstd else self.state())
+        self.wire.say(dict(self.state(), zstd=self.packer.zstd() is not None) if zstd else self.state())
 
     def live_log(self, offset, kinds):
         """The log's next bytes that may leave while the command runs. kinds: let_out()."""
@@ -3234,9 +3234,11 @@ def libzstd():
 
 class Packer:
     """Packs and unpacks the pieces of one session, always in the same memory: new pages cost more than what
-    is done in them."""
+    is done in them. native: with libzstd, where it is (not in a guard: who has a key does not reach into
+    memory that lies beside what is secret)."""
 
-    def __init__(self):
+    def __init__(self, native=True):
+        self.native = native
         self.place = bytearray()                       # what was unpacked last
         self.room = bytearray()                        # where a block is packed
         self.writer = self.reader = None               # of libzstd
@@ -3247,11 +3249,15 @@ class Packer:
         if self.reader:
             libzstd().ZSTD_freeDCtx(self.reader)
 
+    def zstd(self):
+        """The library, None where it is not, or not to be used."""
+        return libzstd() if self.native else None
+
     def pack(self, blocks, zstd):
         """([bytes], digest of what they make unpacked) of blocks of at most BLOCK bytes: one stream of
         zlib's, or with libzstd, where it is, a frame for each block."""
         digest = hashlib.sha256()
-        if zstd and libzstd() is not None:
+        if zstd and self.zstd() is not None:
             return [self.frame(block) for block in summed(blocks, digest)], digest
         import zlib
         stream = zlib.compressobj(1)
@@ -3273,13 +3279,13 @@ class Packer:
     def unpack(self, data, length):
         """The bytes that were packed: a view that is good until the next ones are asked for; None if they
         are not so many."""
-        if data[:4] == ZSTD_MAGIC and libzstd() is not None:
+        if data[:4] == ZSTD_MAGIC and self.zstd() is not None:
             return self.unframed(data, length)
         import zlib
         try:
             found = zlib.decompressobj().decompress(data, length + 1)
         except zlib.error:
-            found = b""
+            return None
         return memoryview(found) if len(found) == length else None
 
     def unframed(self, data, length):
@@ -4439,7 +4445,7 @@ class Line:
                 self.session.ask("state").answer("state")
                 self.round_trip = min(self.round_trip, time.monotonic() - began)
 
-    def may_zstd(self, large, shares):
+    def both_have_zstd(self, large, shares):
         """Is it worth a round trip, and have both ends libzstd? (An older door refuses the question.)"""
         if sum(entry.size for entry in large if entry.far in shares) < BULK or libzstd() is None:
             return False
@@ -5269,7 +5275,7 @@ def put_inputs(line, record, entries):
     shares = {} if line.near() else shares_near(large)
     count, step = choose_lanes(line, large, shares)
     transfer = InputTransfer(line, record, cut_work(entries, step, record.have, line.near()))
-    transfer.zstd = line.may_zstd(large, shares)
+    transfer.zstd = line.both_have_zstd(large, shares)
     for entry in entries:                              # complete but for their end
         if entry.size >= SMALL and entry.far not in transfer.pieces_left:
             transfer.items.append(entry)
@@ -5287,7 +5293,7 @@ def get_results(line, record, entries, arrivals):
     shares = {} if line.near() else shares_there(line, large)
     count, step = choose_lanes(line, large, shares)
     transfer = ResultTransfer(line, record, cut_work(entries, step, record.have, line.near()), arrivals)
-    transfer.pack = dict.fromkeys(shares, "zstd" if line.may_zstd(large, shares) else True)
+    transfer.pack = dict.fromkeys(shares, "zstd" if line.both_have_zstd(large, shares) else True)
     for entry in large:
         if entry.far not in transfer.pieces_left:
             transfer.complete(entry, 0)                # it was whole already when the runner died

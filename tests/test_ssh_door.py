@@ -526,6 +526,11 @@ def a_piece_that_unpacks_to_more(far):
         return "sums" in one.ask("put", packed, size=len(packed), name="f", at=0, length=10)[0][0]
 
 
+def a_piece_packed_by_native_code(far):
+    with far.open(far.fresh()) as one:
+        return one.ask("state", zstd=True)[0][0]["zstd"] or "sums" in one.ask("put", FRAME, size=len(FRAME), name="f", at=0, length=2)[0][0]
+
+
 def entries_that_cost_nothing(far):
     ident = far.fresh()
     with far.open(ident) as one:
@@ -733,6 +738,7 @@ ATTACKS = [                    # (attack, ini, the check to take out, what to pu
     (too_much_input, "[ssh guard]\nmax_bytes = 10K\n", "            if max(used, end) > most:\n                raise Refusal(", "            if False:\n                raise Refusal("),
     (a_byte_far_away, "[ssh guard]\nmax_bytes = 1M\n", "            if max(used, end) > most:\n                raise Refusal(", "            if used > most:\n                raise Refusal("),
     (a_huge_sparse_file, "", "            raise Refusal(\"refused\", \"pieces of it are missing\")\n", "            os.ftruncate(fd, size)\n"),
+    (a_piece_packed_by_native_code, "", "libzstd() if self.native else None", "libzstd()"),
     (a_piece_that_unpacks_to_more, "", "return memoryview(found) if len(found) == length else None\n", "return memoryview(found)\n"),
     (entries_that_cost_nothing, "[ssh guard]\nmax_bytes = 1M\n", "ENTRY_COST = 4096 ", "ENTRY_COST = 0"),
     (directories_that_are_refused, "[ssh guard]\nmax_bytes = 10K\n", "                    os.rmdir(part, dir_fd=here)\n                    raise\n",
