@@ -24,6 +24,7 @@ usage: mi_dicomapi.py init --name HOST[:PORT]... --site SITE --user USER [--comm
        mi_dicomapi.py cancel | end | rerun [--force] ACCEPT_ID [--reason TEXT]
        mi_dicomapi.py maintenance on [--reason TEXT] | off        no new calculations or claims; what runs
                                                  is brought to its end
+       mi_dicomapi.py page-link [USER] [--roles R,R] [--sites S,S]       opens the page, once
        mi_dicomapi.py backup DIR | restore DIR
 options: --ini FILE  --json  -q  -v  --version  --help      (of an ACCEPT_ID, the first eight characters do)
 
@@ -42,6 +43,7 @@ contents (grep -n '^# ====' prints them with their lines):
   what users hold               calculations, bytes, work: what the limits look at
   why it waits                  the causes, in the order in which they are looked for
   what monitors see             healthz and metrics
+  the page                      what people see in a browser: made once, told when it changes
   the sweeper                   what is due, once a second
   the relay                     what the calls share; the ini in mid-run
   the store                     one SQLite writer, and a spool of files beside it
@@ -63,6 +65,7 @@ contents (grep -n '^# ====' prints them with their lines):
   shared: say
   tables                        words and options, keys of the ini
   texts of units
+  text of the page              HTML, style, script: no data
   Japanese
 
 threads: the selector (Front.serve, the main thread) owns every connection but those at work; `workers`
@@ -245,7 +248,7 @@ FIELDS = {
     "calc-info": Field(dict, None, "what is to be done: 2.6"),
     "calcs": Field(dict, None, "what is said of each calculation: 2.7"),
     "claim": Field(str, "", "the remote side's proof"),
-    "code": Field(str, None, "of a kit, good once"),
+    "code": Field(str, None, "of a kit or a link, good once", range(1, 201)),
     "count": Field(int, PACK_FILES, "how many files", COUNT),
     "cpu": Field(None, None, "seconds of processor that the command took"),
     "data": Field(None, None, "true: few small files are wanted along with their names"),
@@ -257,6 +260,8 @@ FIELDS = {
     "exit_code": Field(int, None, "the command's"),
     "fielded": Field(bool, False, "true: the words of the command line were the fielded ones"),
     "files": Field(dict, None, "a page of a manifest"),
+    "find": Field(str, "", "what site, user or command hold, or an accept_id begins with", range(201)),
+    "first": Field(int, 0, "the number of the first row", COUNT),
     "force": Field(None, None, "true: also from out of contact"),
     "free": Field(int, 1 << 62, "how many bytes the poller has room for"),
     "from": Field(int, None, "the number of the first file", COUNT),
@@ -267,6 +272,7 @@ FIELDS = {
     "missing": Field(dict, {}, "{NAME: why}: results that are not there"),
     "more": Field(None, None, "true: further pages follow"),
     "offset": Field(int, None, "where the bytes begin", COUNT),
+    "on": Field(bool, None, "true: maintenance begins"),
     "password": Field(str, None, "of the user"),
     "poller": Field(str, "", "what the poller calls itself"),
     "presence": Field(dict, None, "how the poller stands: 2.7"),
@@ -276,9 +282,13 @@ FIELDS = {
     "result": Field(str, None, "how it ended"),
     "result_files": Field(dict, None, "the manifest of the results"),
     "role": Field(str, None, "what the code is for: workflow or remote"),
+    "roles": Field(str, None, "of the token, blank separated"),
+    "show": Field(str, "open", "which calculations",
+                  ("open", "needs", "waiting", "running", "results", "all")),
     "signal": Field(int, None, "by which the command ended"),
-    "site": Field(str, "", "the site that the code is for"),
+    "site": Field(str, "", "which site", range(201)),
     "site_id": Field(str, "", "the external computer's site"),
+    "sites": Field(str, "", "of the token, blank separated"),
     "started": Field(None, None, "when the command began (seconds)"),
     "stop": Field(None, None, "of older relays: changes nothing"),
     "stream": Field(str, None, "out or err", ("out", "err")),
@@ -286,21 +296,23 @@ FIELDS = {
     "total": Field(None, None, "the number of all files, where further pages follow"),
     "user": Field(str, None, "who logs in"),
     "verdicts": Field(dict, {}, "{CODE: {`count`, `names`}}: what stays away, and why: 2.9"),
+    "view": Field(str, "sites", "what is shown: sites, calculations, or one", ("sites", "calcs", "one")),
     "wait": Field(int, 0, "seconds that the answer may wait for news")}
 
 # Of a call: who may make it (None: see its function), what it does, the fields that it reads, those of them
-# that must be there, may its body be as large as max_body, and the operator's word that does the same.
-Route = collections.namedtuple("Route", "role function fields needed bulk word")
+# that must be there, may its body be as large as max_body, the operator's word that does the same, and which
+# roles may make it, too.
+Route = collections.namedtuple("Route", "role function fields needed bulk word also")
 
 
-def route(role, function, fields="", bulk=False, word=""):
+def route(role, function, fields="", bulk=False, word="", also=()):
     """A Route. fields: their names; in brackets those that may stay away."""
     names = fields.split()
     return Route(role, function, tuple(name.strip("[]") for name in names),
-                 frozenset(name for name in names if name[0] != "["), bulk, word)
+                 frozenset(name for name in names if name[0] != "["), bulk, word, frozenset(also))
 
 
-STRANGERS_CALLS = ("login", "v2/redeem")     # of whoever has no token yet
+STRANGERS_CALLS = ("login", "v2/redeem", "v2/link")           # of whoever has no token yet
 # the calls whose path names a file
 FILE_LIST, FILE, FILE_PACK = "files/ID/KIND", "files/ID/KIND/N", "files/ID/KIND/pack"
 
@@ -328,17 +340,24 @@ def routes():
         ("GET", "get-calc-result"): route(WORKFLOW, get_calc_result, "accept_id [dirs] [data]"),
         ("POST", "finish"): route(WORKFLOW, finish, "accept_id"),
         ("POST", "cancel-wait-calc"): route(WORKFLOW, cancel_wait_calc,
-                                            "accept_id [reason] [stop] [delete]", word="cancel"),
-        ("POST", "rerun"): route(WORKFLOW, rerun, "accept_id [force] [reason]", word="rerun"),
-        ("GET", "output"): route(WORKFLOW, read_output, "accept_id stream offset [wait]"),
-        ("GET", "v2/explain"): route(WORKFLOW, explain, "accept_id", word="explain"),
+                                            "accept_id [reason] [stop] [delete]", word="cancel",
+                                            also=(OPERATOR,)),
+        ("POST", "rerun"): route(WORKFLOW, rerun, "accept_id [force] [reason]", word="rerun",
+                                 also=(OPERATOR,)),
+        ("GET", "output"): route(WORKFLOW, read_output, "accept_id stream offset [wait]",
+                                 also=(VIEWER, OPERATOR)),
+        ("GET", "v2/explain"): route(WORKFLOW, explain, "accept_id", word="explain", also=(VIEWER, OPERATOR)),
         ("GET", "v2/list"): route(WORKFLOW, list_own, "[request_id] [known] [wait] [before] [all]"),
         ("POST", "heartbeat"): route(REMOTE, heartbeat, "calcs [site_id] [poller] [wait] [presence]"),
         ("GET", "metrics"): route(METRICS, metrics),
         ("GET", "get-calcinfo"): route(OPERATOR, get_calcinfo),
         ("POST", "reload-ini"): route(OPERATOR, reload_ini),
+        ("GET", "v2/board"): route(WORKFLOW, board, "[view] [accept_id] [show] [site] [find] [before] [first]"
+                                                    " [known] [wait]", also=(REMOTE, VIEWER, OPERATOR)),
+        ("POST", "v2/maintenance"): route(OPERATOR, set_maintenance, "on [reason]"),
         ("POST", "login"): route(None, login, "user password"),      # by whoever has no token yet
         ("POST", "v2/redeem"): route(None, redeem, "code hash role [site]"),
+        ("POST", "v2/link"): route(None, redeem_link, "code"),
         ("GET", FILE_LIST): route(None, files_call, "from [claim] [dirs] [data]"),
         ("POST", FILE_LIST): route(None, files_call, "from files [more] [claim]", bulk=True),
         ("GET", FILE): route(None, files_call, "[offset] [claim]"),
@@ -347,7 +366,8 @@ def routes():
         ("POST", FILE_PACK): route(None, files_call, "from count [claim]", bulk=True),
         ("", "end"): route(OPERATOR, end_calculation, "accept_id [reason]", word="end"),
         ("", "sites"): route(OPERATOR, list_sites, word="sites"),
-        ("", "metrics"): route(OPERATOR, figures_for_operator, word="metrics")}
+        ("", "metrics"): route(OPERATOR, figures_for_operator, word="metrics"),
+        ("", "page-link"): route(OPERATOR, page_link, "hash user roles [sites]", word="page-link")}
 
 
 def move(relay, tx, step, row, under=None, **changes):
@@ -950,7 +970,7 @@ def what_of(relay, row):
 
 def read_output(call):
     """What a running command has written so far, from `offset` on; waits up to `wait` seconds for more."""
-    row, offset = calculation_of_caller(call), call["offset"]
+    row, offset = calculation_of_caller(call, reading=True), call["offset"]
     data, path = b"", call.relay.store.spool(row["accept_id"], "", "live." + call["stream"])
     if os.path.exists(path):
         with open(path, "rb") as text:
@@ -1063,7 +1083,9 @@ def cancel_wait_calc(call):
         tx.after(lambda: log("info", row["accept_id"], "6 cancel", user=row["user"], reason=reason))
         return False
 
-    return {"message": "cancelled", "ended": call.relay.store.write(work, "cancel-wait-calc")}
+    ended = call.relay.store.write(work, "cancel-wait-calc")
+    log("info", row["accept_id"], "2 cancel-wait-calc", by=call.caller.user, reason=reason)
+    return {"message": "cancelled", "ended": ended}
 
 
 def note_cancel(call, tx, row, now, reason):
@@ -1143,6 +1165,15 @@ def get_calcinfo(call):
         "wait_allow": row["allowed"] or "none"} for row in rows if token_covers(call.caller, row["site"])}}
 
 
+def check_origin(call):
+    """403 for what a browser sends for another page than ours: behind a gateway that knows its users by a
+    cookie it would come in their names. No other page can add this header without asking first, and we never
+    agree to it."""
+    site = call.headers.get("sec-fetch-site", "none")
+    if ("origin" in call.headers or site != "none") and call.headers.get("x-mi-page") != "1":
+        raise ApiError(403, "a browser's call is taken from the relay's own page only", why="origin")
+
+
 def reload_ini(call):
     """Reads the ini again; a broken one is refused and the old one stays."""
     try:
@@ -1164,9 +1195,11 @@ def version_answer(relay, authenticated):
     return found
 
 
-def calculation_of_caller(call):
-    """The calculation that the call names (also by the beginning of its id), if it exists for this caller;
-    otherwise the same 404 as for an unknown id. 409 if there are several."""
+def calculation_of_caller(call, reading=False):
+    """The calculation that the call names (also by the beginning of its id), if it exists for this caller
+    (reading: a viewer sees all, as an operator does); otherwise the same 404 as for an unknown id. 409 if
+    there are several."""
+    all_users = {OPERATOR, VIEWER} if reading else {OPERATOR}
     given = call["accept_id"]
     # an id is of letters, digits and -, which sort before ~
     begins = given + "~" if 8 <= len(given) < 36 else given
@@ -1174,7 +1207,7 @@ def calculation_of_caller(call):
                                  " 1000" % BRIEF, given, begins)
     found = [row
              for row in rows
-             if (row["user"] == call.caller.user or OPERATOR in call.caller.roles)
+             if (row["user"] == call.caller.user or all_users & call.caller.roles)
              and token_covers(call.caller, row["site"])]
     if not found:
         raise ApiError(404, "There is no information for accept_id(%s)" % given)
@@ -1861,6 +1894,7 @@ class Access:
         self.tokens_seen = None                        # what told that they have not changed since
         self.token_used = {}                           # {number: when}
         self.token_use_noted = {}                      # the same, as it is on disk
+        self.codes = {}                                # {sum of a link's code: (user, roles, sites, until)}
         self.failures = collections.OrderedDict()      # {(user, address): [failed log-ins, locked until]}
 
     def load_tokens(self):
@@ -2090,9 +2124,10 @@ class Claims:
                 found = printable(text.read().strip()) or "-"
         except OSError:
             pass
-        if found != self.maintenance:
+        changed, self.maintenance = found != self.maintenance, found
+        if changed:
             log("info", None, "maintenance", reason=found or "off")
-        self.maintenance = found
+            self.relay.board.touch()
         if self.grace and not self.in_grace():
             self.grace = 0.0
             os.unlink(os.path.join(utf8(self.relay.store.folder), b"restored"))
@@ -2250,10 +2285,13 @@ class Pollers:
             while name not in group and len(group) >= POLLERS:
                 del group[min(group, key=lambda one: group[one].at)]
             found = group.setdefault(name, Heard(protocol))
+        before = self.standing(found, time.time()), found.told
         found.at, found.gone, found.key = time.time(), 0.0, call.caller.key
         found.protocol = protocol
         if told is not None or protocol == 2 and call.name == "calc-request":
             found.take(checked_presence(told) if told is not None else {})
+        if before != (self.standing(found, time.time()), found.told):
+            self.relay.board.touch()
 
     def miss(self, call):
         """The line of a call that waited is broken: its poller may have ended."""
@@ -2262,6 +2300,7 @@ class Pollers:
             found = self.known.get((site, call.caller.user), {}).get(name)
             if found is not None:
                 found.gone = time.time()
+                self.relay.board.touch()
 
     def standing(self, found, now):
         """How a poller (Heard) stands, in a word: of STATES_TOLD, silent (nothing came for longer than it
@@ -2735,8 +2774,13 @@ CAUSES = [
 def explain(call):
     """Why a calculation is where it is: the first of CAUSES that holds, who has to act, what to type, since
     when, how old the evidence is, what would change it."""
-    row = calculation_of_caller(call)
-    facts = Facts(call.relay, row)
+    row = calculation_of_caller(call, reading=True)
+    return explained(call.relay, row, OPERATOR in call.caller.roles)
+
+
+def explained(relay, row, operator):
+    """The same for a row of BRIEF; operator: whether other users are named."""
+    facts = Facts(relay, row)
     cause = cause_of(facts)
     text, changes = in_both(cause.text, facts), in_both(cause.changes, facts)
     found = {"message": text["en"], "accept_id": row["accept_id"], "cause": cause.code, "who": cause.who,
@@ -2747,7 +2791,7 @@ def explain(call):
              else facts.now}
     if cause.code == "hours":
         found["until"] = facts.told.get("until")
-    if cause.code == "other-user" and OPERATOR in call.caller.roles:
+    if cause.code == "other-user" and operator:
         found["users"] = facts.others()
     return found
 
@@ -3062,6 +3106,404 @@ def backed_up(store):
         return 0
 
 
+# ==== the page ====
+# What people see in a browser. The page is a text without data, the same for everybody (room "text of the
+# page"); it asks v2/board, one waiting call for each tab that is looked at. What that answers is made once
+# for all who may see the same, and holds until something has changed; who waits is told then, not oftener
+# than once a second.
+BOARD_ROUND, BOARD_LOOK = 1.0, 20.0    # seconds between two rounds, at least; at most, while somebody looks
+BOARD_SHARE = 50                       # of the time, so many-th is spent on making answers
+BOARD_SITES, BOARD_CALCS, BOARD_FILES = 200, 100, 100          # rows in one answer
+BOARD_KEPT = 200                       # answers that are kept at once
+BOARD_TEXT = 300                       # characters of a text in a row
+SPARK, SPARK_STEP = 48, 1800           # columns of a site's last day, seconds of each
+EXPIRES_SOON = 30 * 86400
+LINK_SECONDS = 60                      # that a code of page-link is good for
+# a site whose nearest poller stands so takes nothing before a person acts
+STARVED = ("never", "silent", "paused", "disk", "drain")
+# which calculations are shown: {word: condition}; `needs` also has those that wait for a starved site
+ABNORMAL, AWAY = "state = 'got' AND status = 'abnormal'", state_in(CLAIMED) + " AND silent > 0"
+SHOWN = {"open": "state != 'finished'", "waiting": state_in(UNCLAIMED), "running": state_in(STOPPABLE),
+         "results": state_in(RETURNING + (GOT,)), "needs": "(%s OR %s%%s)" % (ABNORMAL, AWAY), "all": "1"}
+# who asks: the user whose calculations are shown (None: everybody's), at which sites (): at any
+Right = collections.namedtuple("Right", "user sites")
+
+
+def board(call):
+    """What the page shows: view `sites`, `calcs` (chosen by show, site, find; older than before) or `one`
+    (accept_id). With `known` (a stamp) it waits up to `wait` seconds for another one."""
+    relay, view, roles = call.relay, call["view"], call.caller.roles
+    if not relay.conf["Server"]["page"]:
+        raise ApiError(404, "the page is switched off ([Server] page)")
+    right = Right(None if roles & {OPERATOR, VIEWER} else call.caller.user, call.caller.sites)
+    if view == "one":
+        question = view, calculation_of_caller(call, reading=True)["accept_id"], OPERATOR in roles
+    elif view == "calcs":
+        question = view, call["show"], call["site"], call["find"], call["before"]
+    else:
+        question = view, call["find"], call["first"]
+    stamp, text = relay.board.answer(right, question)
+    may = "own" if WORKFLOW in roles else ""
+    may = "all" if OPERATOR in roles else may
+    told = {"message": "board", "now": time.time(), "stamp": stamp, "me": call.caller.user, "may": may}
+    if call["known"] != stamp:
+        body = '{"errors": [{"code": 200, %s, %s]}' % (ENCODE(told)[1:-1], text[1:])
+        return TextAnswer(JSON_TYPE, utf8(body))
+    return dict(told, same=True) if time.monotonic() >= call.until else Park(("board",))
+
+
+def set_maintenance(call):
+    """An operator's word: maintenance on (with its reason), or off."""
+    note_maintenance(call.relay.store.folder, call["on"], call["reason"][:200])
+    log("info", None, "maintenance", by=call.caller.user, on=call["on"])
+    call.relay.claims.read_pauses()
+    return {"message": "maintenance"}
+
+
+def page_link(call):
+    """An operator's word: a code (of which only the sum is told here) is good once, and not for long."""
+    codes, now = call.relay.access.codes, time.monotonic()
+    for old in [key for key, found in list(codes.items()) if found[-1] < now]:
+        codes.pop(old, None)
+    codes[call["hash"]] = call["user"], call["roles"], call["sites"], now + LINK_SECONDS
+    return {"message": "link"}
+
+
+def redeem_link(call):
+    """The code of a link to the page for a token that ends after login_hours."""
+    hashed = hashlib.sha256(utf8(call["code"])).hexdigest()
+    user, roles, sites, until = call.relay.access.codes.pop(hashed, ("", "", "", 0.0))
+    if until < time.monotonic():
+        log("warn", None, "link", refused="not a code, or used, or too old", address=call.conn.address)
+        raise ApiError("0005", "this link was used, or is too old", http=403, why="code")
+    secret, now = os.urandom(32).hex(), time.time()
+    expires = now + 3600 * call.relay.conf["times"]["login_hours"]
+    call.relay.store.write(lambda tx: tx.db.execute(
+        "INSERT INTO tokens (hash, user, roles, sites, issued, expires, login) VALUES (?, ?, ?, ?, ?, ?, 1)",
+        (hashlib.sha256(secret.encode()).hexdigest(), user, roles, sites, now, expires)), "link")
+    log("info", None, "link", user=user, roles=roles, address=call.conn.address)
+    return {"message": "logged in", "token": secret, "expires": expires, "roles": roles, "sites": sites}
+
+
+class Board:
+    """What the page shows, as JSON: made once for all who may see the same, void when something changes."""
+
+    def __init__(self, relay):
+        self.relay = relay
+        self.making = threading.Lock()                 # each answer is made once
+        self.kept = {}                                 # {(right, question): (stamp, JSON)} of `kept_round`
+        self.kept_round = 0
+        self.places = None                             # see places_of(), of the same round
+        self.round = 1
+        self.changed = False                           # something, since this round began
+        self.next_round = 0.0                          # in time.monotonic(): not before
+        self.looked = -1e9                             # when somebody looked last
+        self.slow = None                               # see slow_facts()
+        self.slow_until = 0.0
+
+    def touch(self):
+        """Something has changed that somebody may see."""
+        self.changed = True
+        self.turn()
+
+    def turn(self):
+        """A new round, if something has changed and it is time for one: who waits looks again."""
+        now = time.monotonic()
+        if self.changed and now >= self.next_round:
+            self.changed = False
+            self.next_round = now + BOARD_ROUND
+            self.round += 1
+            self.relay.front.fire(("board",))
+
+    def tick(self):
+        """Once a second: what had to wait for its round; and while somebody looks, what changes by itself
+        (silence, the disk)."""
+        now = time.monotonic()
+        if now - self.looked < 60 and (now > self.next_round + BOARD_LOOK or self.is_due()):
+            self.changed = True
+        self.turn()
+
+    def is_due(self):
+        """Does a poller stand otherwise by now than this round says?"""
+        due = self.places and self.places[1]
+        return bool(due) and time.time() > due
+
+    def answer(self, right, question):
+        """(stamp, JSON) of what is shown to who has this right and asks this."""
+        self.turn()
+        begun = self.looked = time.monotonic()
+        with self.making:
+            if self.kept_round != self.round or len(self.kept) > BOARD_KEPT:
+                self.kept_round, self.kept, self.places = self.round, {}, None
+            found = self.kept.get((right, question))
+            if found is None:
+                found = self.kept[right, question] = self.make(right, question)
+                now = time.monotonic()
+                took = min(0.2, now - begun)
+                self.next_round = max(self.next_round, now) + BOARD_SHARE * took
+        return found
+
+    def make(self, right, question):
+        """The same, made. What moves with the clock alone is not in the stamp."""
+        if self.places is None:
+            self.places = places_of(self.relay, time.time())
+        if time.monotonic() > self.slow_until:
+            self.slow, self.slow_until = slow_facts(self.relay), time.monotonic() + 60
+        shown = {key: place for key, place in self.places[0].items()
+                 if right.user in (None, key[1]) and (not right.sites or key[0] in right.sites)}
+        found, aside = {"sites": self.sites, "calcs": self.calculations, "one": self.one}[question[0]](
+            right, shown, *question[1:])
+        found["head"] = self.head(right, shown)
+        stamp = "%x" % binascii.crc32(utf8(ENCODE(found)))
+        return stamp, ENCODE(dict(found, **aside))
+
+    def head(self, right, shown):
+        """What stands above every view: what is wrong, worst first, as (code, number, text); how many there
+        are; room on the disk; what expires."""
+        claims, store, counts = self.relay.claims, self.relay.store, collections.Counter()
+        for place in shown.values():
+            counts.update(place["counts"])
+        free, keep = store.free(), store.bytes_to_keep_free(self.relay.conf["limits"]["spool_free"])
+        soon, total = [one for one in self.slow["expires"] if right.user in (None, one[1])], self.slow["disk"]
+        wrong = [("disk", free < keep, ""),
+                 ("maintenance", claims.maintenance is not None, cut(claims.maintenance or "")),
+                 ("takes-stock", claims.in_grace(), ""),
+                 ("starved", sum(place["starved"] for place in shown.values()), ""),
+                 ("away", counts["away"], ""), ("abnormal", counts["abnormal"], ""),
+                 ("expires", len(soon), "")]
+        sums = {word: sum(counts[state] for state in states) for word, states in (
+            ("open", CLAIMED + UNCLAIMED + (GOT,)), ("waiting", UNCLAIMED), ("running", STOPPABLE),
+            ("results", RETURNING + (GOT,)), ("needs", ("abnormal", "away", "starved")), ("all", WORDS))}
+        return {"wrong": [one for one in wrong if one[1]], "expires": soon, "counts": sums,
+                "maintenance": claims.maintenance is not None,
+                # in steps, so that it does not change all the time
+                "disk": [int(round(free / total, 2) * total), total] if right.user is None else None}
+
+    def sites(self, right, shown, find, first):
+        """The view of the sites: a row for each with a user's pollers, those that need a person first."""
+        rows, used = [], {site for site, user in shown}
+        empty = [site for site in self.relay.conf["RemoteSites"]["remote_site_ids"]
+                 if site not in used and self.is_for(right, site)]
+        for (site, user), place in list(shown.items()) + [((site, ""), new_place()) for site in empty]:
+            if find in site or find in user:
+                rows.append((rank(place), site, user, place))
+        rows.sort(key=lambda row: row[:3])
+        chosen, nothing = rows[first:first + BOARD_SITES], "0" * SPARK
+        columns = ("standing", "until", "busy", "jobs", "waiting_since", "outbox", "oldest", "version")
+        found = [[cut(site), cut(user)] + [place[name] for name in columns]
+                 + [place["counts"][ALLOWED], sum(place["counts"][state] for state in CLAIMED),
+                    place["counts"]["away"]]
+                 + list(self.slow["sparks"].get((site, user), (nothing, nothing)))
+                 for order, site, user, place in chosen]
+        return ({"view": "sites", "sites": found, "total": len(rows), "from": first},
+                {"heard": [place["heard"] for order, site, user, place in chosen]})
+
+    def is_for(self, right, site):
+        """May this user use that site?"""
+        users = self.relay.rules(site)["users"]
+        return ((not right.sites or site in right.sites)
+                and (right.user is None or not users or right.user in users))
+
+    def calculations(self, right, shown, show, site, find, before):
+        """The view of the calculations: a page of those that are chosen, the newest first."""
+        condition, values = SHOWN[show], []
+        if show == "needs":
+            starved = [key for key, place in shown.items() if place["starved"]][:200]
+            condition %= "".join(" OR state = 'allowed' AND site = ? AND user = ?" for key in starved)
+            values += [part for key in starved for part in key]
+        for more, parts in (("user = ?", [right.user] if right.user is not None else []),
+                            ("site IN (%s)" % ", ".join("?" * len(right.sites)), list(right.sites)),
+                            ("site = ?", [site] if site else []), ("seq < ?", [before] if before else []),
+                            ("(instr(accept_id, ?) = 1 OR instr(site, ?) OR instr(user, ?) OR"
+                             " instr(command, ?))", [find] * 4 if find else [])):
+            if parts:
+                condition += " AND " + more
+                values += parts
+        rows = self.relay.store.read("SELECT %s FROM calculations WHERE %s ORDER BY seq DESC LIMIT ?"
+                                     % (BRIEF, condition), *(values + [BOARD_CALCS + 1]))
+        more, rows = len(rows) > BOARD_CALCS, rows[:BOARD_CALCS]
+        return {"view": "calcs", "calcs": [self.calculation_row(row) for row in rows],
+                "next": rows[-1]["seq"] if more else 0}, {}
+
+    def calculation_row(self, row):
+        """A calculation in a row of the view."""
+        code = "" if row["state"] in (GOT, FINISHED) else cause_of(Facts(self.relay, row)).code
+        claims = self.relay.claims
+        what = claims.what.get(row["accept_id"], "") if row["state"] in CLAIMED else ""
+        return [row["accept_id"], cut(row["user"]), cut(row["site"]), cut(row["command"]),
+                word_for_people(row, claims.silent_seconds(row), what), reached(row), row["touched"],
+                row["exit_code"], code, cut(row["reason"] or row["cancel"] or row["waits"] or what)]
+
+    def one(self, right, shown, accept_id, operator):
+        """The view of one calculation: all of it."""
+        store, claims = self.relay.store, self.relay.claims
+        rows = store.read("SELECT %s, registered, request_id, bytes, verdicts, CASE WHEN LENGTH(info) <"
+                          " 100000 THEN info END AS info FROM calculations WHERE accept_id = ?" % BRIEF,
+                          accept_id)
+        if not rows:
+            raise ApiError(404, "There is no information for accept_id(%s)" % accept_id)
+        row, why = rows[0], explained(self.relay, rows[0], operator)
+        aside = {"seen": why.pop("seen"), "why_now": why.pop("now")}
+        info = json.loads(row["info"] or "{}")
+        texts = {name: cut(row[name] or "", 2000)
+                 for name in ("user", "site", "command", "reason", "request_id", "poller", "waits", "cancel")}
+        found = dict(texts, accept_id=accept_id, parameters=cut(info.get("parameters", ""), 4000),
+                     patterns=[cut(text) for text in info.get("result_patterns", ())[:20]],
+                     state=row["state"], step=reached(row), protocol=row["protocol"],
+                     word=word_for_people(row, claims.silent_seconds(row), claims.what.get(accept_id, "")),
+                     output=self.relay.quotas.output_sizes(row),
+                     verdicts=[[cut(code), told["count"], [cut(name) for name in told["names"][:20]]]
+                               for code, told in json.loads(row["verdicts"]).items()],
+                     steps=[[step["attempt"], step["number"], cut(step["step"]), step["at"],
+                             cut(step["reason"] or step["poller"] or "")]
+                            for step in steps_of(store, "seq = ?", row["seq"])[-200:]],
+                     inputs=self.files_of(row, "input"), results=self.files_of(row, "result"))
+        found.update((name, row[name]) for name in ("status", "exit_code", "signal", "attempt", "registered",
+                                                    "touched", "bytes"))
+        return {"view": "one", "calc": found, "why": why}, aside
+
+    def files_of(self, row, kind):
+        """[how many there are, the first of them as (name, size, has it come)]."""
+        names = self.relay.store.read("SELECT name, size, done FROM files WHERE calc = ? AND kind = ? ORDER"
+                                      " BY n LIMIT ?", row["seq"], kind, BOARD_FILES)
+        return [row[COUNTED[kind]], [[cut(found["name"]), found["size"], found["done"]] for found in names]]
+
+
+def cut(text, most=BOARD_TEXT):
+    """A text for the page: nothing in it that steers, and not too long."""
+    text = printable(str(text)[:most + 1])
+    return text if len(text) <= most else text[:most] + "\u2026"
+
+
+def new_place():
+    """What there is of a user at a site, while it is nothing."""
+    return dict(dict.fromkeys(("until", "heard", "busy", "jobs", "outbox", "oldest", "version",
+                               "waiting_since")),
+                counts=collections.Counter(), standing="never", starved=False)
+
+
+def places_of(relay, now):
+    """({(site, user): what there is of that user there}, when a poller will stand otherwise by itself)."""
+    places, due = calculations_of_places(relay), []
+    for key, group in list(relay.pollers.known.items()):
+        found = [(one, relay.pollers.standing(one, now)) for one in list(group.values())]
+        if found:
+            stand(places[key], found)
+        due += [one.gone + HANG_UP if one.gone else one.at + SILENT_AFTER for one, how in found]
+    due = [moment for moment in due if moment > now]
+    for place in places.values():
+        place["starved"] = place["standing"] in STARVED and place["counts"][ALLOWED] > 0
+        place["counts"]["starved"] = place["counts"][ALLOWED] if place["starved"] else 0
+    return dict(places), min(due, default=0.0)
+
+
+def calculations_of_places(relay):
+    """{(site, user): new_place() with the calculations that are there, by state, and those that need a
+    person}."""
+    places = collections.defaultdict(new_place)
+    counts = [(key, number) for key, number in list(relay.meter.states.items()) if number]
+    for (site, user, state), number in counts:
+        places[site, user]["counts"][state] = number
+    for row in relay.store.read("SELECT g.site, g.user, allowed FROM (SELECT site, user, MIN(seq) AS first"
+                                " FROM calculations WHERE state = ? GROUP BY site, user) AS g JOIN"
+                                " calculations ON seq = first", ALLOWED):
+        places[row["site"], row["user"]]["waiting_since"] = row["allowed"]
+    for name, where in (("abnormal", ABNORMAL), ("away", AWAY)):
+        for row in relay.store.read("SELECT site, user, COUNT(*) AS n FROM calculations WHERE %s GROUP BY"
+                                    " site, user" % where):
+            places[row["site"], row["user"]]["counts"][name] = row["n"]
+    return places
+
+
+def stand(place, found):
+    """Notes in place how its pollers [(Heard, standing)] stand: the nearest to taking work, and the sums of
+    those that are there."""
+    nearest, standing = max(found, key=lambda pair: (NEARER.index(pair[1]), pair[0].at))
+    there = [one for one, how in found if how not in ("silent", "fielded", "untold")]
+    place.update(standing=standing, until=nearest.told.get("until"), version=nearest.told.get("version"))
+    for name in ("busy", "jobs", "outbox"):
+        numbers = [one.told[name] for one in there if name in one.told]
+        place[name] = sum(numbers) if numbers else None
+    place["oldest"] = min((one.told["oldest"] for one, how in found if one.told.get("oldest")), default=None)
+    # who tells that it is there is there now
+    place["heard"] = nearest.at if standing in ("silent", "once", "untold", "fielded") else None
+
+
+def rank(place):
+    """By which the sites are put in order: those that need a person first."""
+    counts = place["counts"]
+    return (not place["starved"], not counts["away"], not place["outbox"],
+            place["standing"] not in STARVED[1:], place["standing"] == "never" and not any(counts.values()))
+
+
+def slow_facts(relay):
+    """What is looked at once a minute: how the last day went at each site, what expires, the disk."""
+    now, sparks = time.time(), collections.defaultdict(lambda: ([0] * SPARK, [0] * SPARK))
+    begin = (now // SPARK_STEP - SPARK + 1) * SPARK_STEP
+    for row in relay.store.read(
+            "SELECT site, user, status = 'abnormal' AS bad, CAST((COALESCE(ended, touched) - ?) / ? AS INT)"
+            " AS n, COUNT(*) AS many FROM calculations WHERE state IN ('got', 'finished') AND touched >= ?"
+            " GROUP BY 1, 2, 3, 4", begin, SPARK_STEP, begin):
+        if 0 <= row["n"] < SPARK:
+            sparks[row["site"], row["user"]][row["bad"]][row["n"]] += row["many"]
+    expires = sorted((("token", row["user"], row["expires"]) for row in newest_tokens(relay, now)
+                      if row["expires"] < now + EXPIRES_SOON), key=lambda one: one[2])[:20]
+    end = certificate_end(relay.conf["Server"]["certfile"])
+    expires[:0] = [("certificate", None, end)] if end and end < now + EXPIRES_SOON else []
+    disk = os.statvfs(utf8(relay.store.folder))
+    return {"expires": [(kind, user if user is None else cut(user), end) for kind, user, end in expires],
+            "disk": disk.f_blocks * disk.f_frsize,
+            "sparks": {key: tuple("".join(spark_digit(n) for n in numbers) for numbers in pair)
+                       for key, pair in sparks.items()}}
+
+
+def spark_digit(number):
+    """How high a column is, 0 to 9: each step is twice as many."""
+    return str(min(9, number.bit_length()))
+
+
+def word_for_people(row, silent, what):
+    """Where a calculation is, in README's words for people."""
+    got = {"completed": "done"}.get(row["status"], "abnormal")
+    for beginning, word in (("cancelled", "cancelled"), ("lost", "lost"), ("ended by an operator", "lost")):
+        got = word if got == "abnormal" and row["reason"].startswith(beginning) else got
+    waits = row["state"] in (SENT, RUNNING) and what and not what.startswith("running")
+    if silent is not None and row["state"] in CLAIMED:
+        return "away"
+    return "queued" if waits else {REGISTERED: "registered", ALLOWED: "waiting", SENDING: "taken",
+                                   SENT: "taken", RUNNING: "running", ENDED: "ended", GETTING: "sending",
+                                   GOT: got, FINISHED: "fetched"}[row["state"]]
+
+
+def reached(row):
+    """The number of the last of the nine steps that was made."""
+    return list(WORDS).index(row["state"]) + 1
+
+
+def page_answer(zipped):
+    """(headers, body) of the page: its text is the same for everybody; the headers say by their sums which
+    script and which style are its own. zipped: for who takes gzip."""
+    import gzip
+    found = PAGE_KEPT.get(zipped)
+    if found is None:
+        body = utf8(PAGE_HTML % {"css": PAGE_CSS, "js": PAGE_JS})
+        sums = [base64.b64encode(hashlib.sha256(utf8(part)).digest()).decode()
+                for part in (PAGE_JS, PAGE_CSS)]
+        more = [("Content-Security-Policy", PAGE_POLICY % tuple(sums)), ("X-Content-Type-Options", "nosniff"),
+                ("Referrer-Policy", "no-referrer"), ("X-Frame-Options", "DENY"),
+                ("Cross-Origin-Opener-Policy", "same-origin"),
+                ("Cross-Origin-Resource-Policy", "same-origin")]
+        more += [("Content-Encoding", "gzip")] if zipped else []
+        found = PAGE_KEPT[zipped] = more, gzip.compress(body, 9) if zipped else body
+    return found
+
+
+PAGE_KEPT = {}                         # {zipped: its answer}
+PAGE_POLICY = ("default-src 'none'; script-src 'sha256-%s'; style-src 'sha256-%s'; connect-src 'self';"
+               " img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none';"
+               " require-trusted-types-for 'script'")
+
+
 # ==== the sweeper ====
 
 class Sweeper:
@@ -3083,6 +3525,7 @@ class Sweeper:
                 self.relay.access.load_tokens()
                 self.relay.meter.sweep()
                 self.relay.claims.read_pauses()
+                self.relay.board.tick()
                 self.run_operator_calls()
                 self.relay.claims.sweep_leases(now)
                 self.relay.fielded.sweep_announced(now)
@@ -3220,6 +3663,7 @@ class Relay:
         self.meter = Meter(self)
         self.news = News(self)
         self.fielded = FieldedPollers(self)
+        self.board = Board(self)
         self.sweeper = Sweeper(self)
         self.uploads = {}                              # {(seq, kind, n): Upload}
         self.placing = threading.Lock()                # files of a result are put in their place
@@ -3749,7 +4193,7 @@ def remove_tree(path):
 
 
 # ==== connections ====
-OPEN_CALLS = ("version", "healthz")                    # need no token
+OPEN_CALLS = ("version", "healthz", "page")            # need no token
 AT_ROOT = ("reload-ini", "healthz", "metrics")         # stand also outside of API_PATH
 JSON_TYPE = "application/json; charset=utf-8"
 WOULD_BLOCK = (ssl.SSLWantReadError, ssl.SSLWantWriteError, BlockingIOError)
@@ -4038,7 +4482,7 @@ class Front:
         return call
 
     def answer_open(self, conn, call):
-        """Answers `version` and `healthz`, which need no token. True: answered."""
+        """Answers `version`, `healthz` and the page, which need no token. True: answered."""
         call.name = call.name_of_path()
         if call.method != "GET" or call.name not in OPEN_CALLS or call.length:
             return False
@@ -4049,15 +4493,22 @@ class Front:
                 known = True
             except ApiError:
                 pass
-        status, kind, data = 200, JSON_TYPE, None
+        status, kind, data, more = 200, JSON_TYPE, None, ()
         if call.name == "version":
             data = ENCODE(version_answer(self.relay, known)).encode("utf-8")
-        else:
+        elif call.name == "healthz":
             word = self.relay.meter.health()
             status, kind, data = 200 if word == "ok" else 503, "text/plain", (word + "\n").encode()
+        elif self.relay.conf["Server"]["page"]:
+            kind = "text/html; charset=utf-8"
+            more, data = page_answer("gzip" in call.headers.get("accept-encoding", ""))
+        else:
+            raise ApiError(404, "the page is switched off ([Server] page)")
         self.relay.meter.answered(call, status, len(data))
         try:
-            conn.send_body(status, kind, data, call.keep)
+            # the system takes all of it at once: nobody waits here for a client
+            conn.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2 * max(len(data), SMALL_BODY))
+            conn.send_body(status, kind, data, call.keep, more=more)
         except (OSError, ValueError):
             self.drop(conn)
             return True
@@ -4069,6 +4520,7 @@ class Front:
         """Route, token, role and length of a request, before a thread sees it. ApiError otherwise."""
         name = call.name = call.name_of_path()
         call.route = ROUTES.get((call.method, call.place or name))
+        check_origin(call)
         if name in STRANGERS_CALLS and call.route:     # whoever asks stays a stranger until the token is used
             return self.admit_stranger(call)
         call.caller = self.relay.access.authenticate(call.headers, conn.address, call.path)
@@ -4210,6 +4662,8 @@ class Front:
                 conn.phase = "busy"
         for conn in conns:
             self.enqueue(conn)
+        if key[0] == "calc":
+            self.relay.board.touch()
 
     def event_count(self, key):
         """How many events there have been for key (or for one of the few others that share its place)."""
@@ -4554,10 +5008,10 @@ class Connection:
         """A JSON answer; its length."""
         return self.send_body(status, JSON_TYPE, ENCODE(parsed).encode("utf-8", "replace"), keep, wait)
 
-    def send_body(self, status, kind, body, keep, wait=0):
+    def send_body(self, status, kind, body, keep, wait=0, more=()):
         """The answer in one write; a worker waits up to `wait` seconds for a client that does not take it.
         The length of body."""
-        data = answer_head(status, kind, len(body), keep) + body
+        data = answer_head(status, kind, len(body), keep, more) + body
         try:
             sent = self.sock.send(data)
         except WOULD_BLOCK:
@@ -4728,7 +5182,7 @@ class Call(Fields):
 
     def check_role(self, role):
         """403 unless the token has the role."""
-        if role not in self.caller.roles:
+        if role not in self.caller.roles and not self.route.also & self.caller.roles:
             raise ApiError("0005", "%s への実行権がありません。" % self.path, http=403, why="role %s needed" % role,
                            user=self.caller.user)
 
@@ -5711,14 +6165,53 @@ def cmd_metrics(options):
 def cmd_maintenance(options):
     """Switches maintenance on or off; the running relay knows within a second."""
     store, conf = open_store(options)
-    path = os.path.join(utf8(store.folder), b"maintenance")
-    if options.word == "maintenance on":
-        with open(path, "w", encoding="utf-8") as out:
-            out.write((printable(options.reason) or "-") + "\n")
-    elif os.path.exists(path):
-        os.unlink(path)
+    note_maintenance(store.folder, options.word == "maintenance on", options.reason)
     print(_("maintenance is %s") % options.word.split()[1])
     return 0
+
+
+def note_maintenance(folder, on, reason):
+    """Leaves in the state_dir, for the running relay, that maintenance is on, and why; or that it is off."""
+    path = os.path.join(utf8(folder), b"maintenance")
+    if on:
+        with open(path, "w", encoding="utf-8") as out:
+            out.write((printable(reason) or "-") + "\n")
+    elif os.path.exists(path):
+        os.unlink(path)
+
+
+def cmd_page_link(options):
+    """Prints a link to the page that is good once, for a minute, for what the roles and sites say. 78 where
+    there is no page, or where a gateway says who comes."""
+    store, conf = open_store(options)
+    server = conf["Server"]
+    if not server["page"]:
+        raise Stop(EX_CONFIG, _("the page is switched off ([Server] page)"))
+    if server["auth"] == "gateway":
+        raise Stop(EX_CONFIG, _("auth = gateway: who comes is the gateway's to say; open %spage there")
+                   % API_PATH)
+    options.user = options.user or own_user("root")
+    options.roles = options.roles if "--roles" in options.given else OPERATOR
+    roles, sites = roles_and_sites(options, conf)
+    code = base64.urlsafe_b64encode(os.urandom(24)).decode("ascii")
+    ask_running_relay(store, "page-link", hash=hashlib.sha256(code.encode()).hexdigest(), user=options.user,
+                      roles=roles, sites=sites)
+    sys.stderr.write(_("for user %s, roles %s; good once, within %d s:")
+                     % (options.user, roles.replace(" ", ","), LINK_SECONDS) + "\n")
+    print("%s://%s:%d%spage#link=%s" % ("https" if server["certfile"] else "http", page_host(server),
+                                        server["portnumber"], API_PATH, code), flush=True)
+    return 0
+
+
+def page_host(server):
+    """The name by which a browser reaches the relay: the certificate's first one, or the address."""
+    try:
+        found = ssl._ssl._test_decode_cert(server["certfile"]).get("subjectAltName", ())
+    except (AttributeError, ValueError, OSError):
+        found = ()
+    names = [name for kind, name in found if kind == "DNS" and "*" not in name]
+    address = socket.getfqdn() if server["ipaddress"] in ("0.0.0.0", "::") else server["ipaddress"]
+    return (names or ["[%s]" % address if ":" in address else address])[0]
 
 
 def cmd_backup(options):
@@ -8243,6 +8736,10 @@ SUBCOMMANDS = {
     "maintenance off": (cmd_maintenance, "",
                         "New calculations and claims again.",
                         "maintenance off", ""),
+    "page-link": (cmd_page_link, "[USER]",
+                  "Prints a link that opens the page in a browser, once, within a minute: as this user, for "
+                  "12 hours (login_hours).",
+                  "page-link --roles operator", "--roles --sites"),
     "backup": (cmd_backup, "DIR",
                "Copies the whole state into a new directory, while the relay runs.",
                "backup /var/backups/mi_distcomp/today", ""),
@@ -8277,6 +8774,7 @@ INI_KEYS = {                   # {section: {key: (kind, default, meaning)}}: wha
                       "with auth = gateway: the users who may also ask for get-calcinfo and reload-ini"),
         "plain_http": (flag, False, "yes: beyond this host without TLS, for a closed laboratory"),
         "logfile": (str, "", "default: standard error"),
+        "page": (flag, True, "no: there is no page for browsers"),
         "lang": (one_of("auto", "en", "ja"), "auto", "en, ja")},
     "limits": {
         "max_body": (size, 16 << 20, "of one request with files"),
@@ -8522,8 +9020,1062 @@ Remove: remove this directory and ~/.local/state/mi_distcomp_wf. Tell the operat
 """)
 
 
+# ==== text of the page ====
+PAGE_HTML = r"""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="robots" content="noindex">
+<link rel="icon" href="data:,">
+<title>Distributed calculations</title>
+<style>%(css)s</style>
+</head>
+<body>
+<a class="skip" href="#main" id="skip"></a>
+<header>
+<div class="bar"><h1 id="title">Distributed calculations</h1><nav id="nav"></nav>
+<span class="end asof" id="asof"></span><button class="plain" id="lang" type="button"></button>
+<button class="plain" id="leave" type="button" hidden></button></div>
+<div class="bar" id="head" hidden></div>
+</header>
+<main id="main" tabindex="-1"></main>
+<div class="sr" role="status" id="live"></div>
+<noscript><p>This page needs JavaScript. On the relay's host: <code>mi_dicomapi.py list</code>,
+<code>sites</code>, <code>explain ACCEPT_ID</code>, <code>show ACCEPT_ID</code>.</p>
+<p lang="ja">このページには JavaScript が必要です。中継サーバーでは <code>mi_dicomapi.py list</code>、
+<code>sites</code>、<code>explain ACCEPT_ID</code>、<code>show ACCEPT_ID</code> が同じことを示します。</p></noscript>
+<script>%(js)s</script>
+</body>
+</html>
+"""
+PAGE_CSS = r""":root{--ground:#fff;--panel:#f5f6f8;--line:#d5d9df;--ink:#1b1f24;--soft:#57606a;--link:#0b57b0;
+--good:#1a6b33;--warn:#8a4b00;--bad:#b3151d;--work:#0b57b0;--waitbar:#6b7683;--movebar:#3f7fc4;
+--runbar:#1a6b33;--focus:#0b57b0}
+@media (prefers-color-scheme:dark){:root{--ground:#14171b;--panel:#1d2127;--line:#363c45;--ink:#e4e7eb;
+--soft:#a2abb6;--link:#7db7ff;--good:#6fce8a;--warn:#f0b05e;--bad:#ff8f8f;--work:#7db7ff;--waitbar:#98a3b0;
+--movebar:#6aa5e8;--runbar:#5cb978;--focus:#9ecbff}}
+*{box-sizing:border-box}
+[hidden]{display:none!important}
+html{color-scheme:light dark}
+body{margin:0;background:var(--ground);color:var(--ink);overflow-y:scroll;
+font:14px/1.45 system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue","Noto Sans",Arial,sans-serif}
+body:lang(ja){font-family:system-ui,-apple-system,"Hiragino Sans","Yu Gothic UI",Meiryo,"Noto Sans CJK JP",
+"Noto Sans JP",sans-serif}
+code,pre,.mono{font-family:ui-monospace,SFMono-Regular,Menlo,Consolas,"DejaVu Sans Mono",monospace}
+code,.mono{font-size:.94em}
+a{color:var(--link)}
+a:focus,button:focus,input:focus,select:focus,pre:focus,summary:focus,.scroll:focus,main:focus,h2:focus{
+outline:2px solid var(--focus);outline-offset:2px}
+main:focus,h2:focus{outline:none}
+.skip,.sr{position:absolute;left:-9999px}
+.skip:focus{left:8px;top:8px;background:var(--ground);padding:6px 10px;z-index:9}
+header{background:var(--panel);border-bottom:1px solid var(--line)}
+.bar{display:flex;flex-wrap:wrap;align-items:center;max-width:1500px;margin:0 auto;padding:6px 20px}
+.bar>*{margin:2px 18px 2px 0}
+.bar>.end{margin-left:auto}
+.bar>:last-child{margin-right:0}
+h1{font-size:15px;font-weight:650;margin:0}
+header nav a{display:inline-block;padding:3px 10px;border-radius:4px;text-decoration:none;color:var(--ink)}
+header nav a:hover{text-decoration:underline}
+header nav a[aria-current]{background:var(--ink);color:var(--ground)}
+.verdict{font-weight:650;min-width:0;overflow-wrap:anywhere;word-break:break-word}
+.asof,.soft{color:var(--soft)}
+.stale{color:var(--bad);font-weight:650}
+.good{color:var(--good)}.warn{color:var(--warn)}.bad{color:var(--bad)}.work{color:var(--work)}
+main{max-width:1500px;margin:0 auto;padding:14px 20px 60px;outline:none}
+h2{font-size:18px;font-weight:650;margin:4px 0 10px;overflow-wrap:anywhere;word-break:break-word}
+h3{font-size:14px;font-weight:650;margin:26px 0 8px}
+button,input,select{font:inherit;color:inherit;background:var(--ground);border:1px solid var(--soft);
+border-radius:4px;padding:3px 10px;min-height:28px}
+button{cursor:pointer}
+button:hover{background:var(--panel)}
+button.plain{border-color:transparent;background:none;color:var(--link);padding:3px 6px}
+button.strong{background:var(--ink);color:var(--ground);border-color:var(--ink)}
+button.danger{background:var(--bad);color:var(--ground);border-color:var(--bad)}
+.tools{display:flex;flex-wrap:wrap;align-items:center;margin:0 0 10px}
+.tools>*{margin:0 10px 6px 0}
+.tabs a{display:inline-block;padding:3px 9px;margin-right:2px;border-radius:4px;text-decoration:none;
+color:var(--ink);border:1px solid transparent}
+.tabs a:hover{text-decoration:underline}
+.tabs a[aria-current]{border-color:var(--ink);background:var(--panel);font-weight:650}
+.tabs .n{color:var(--soft);font-weight:400;font-variant-numeric:tabular-nums}
+.scroll{overflow-x:auto}
+table{border-collapse:collapse;width:100%}
+caption{text-align:left;color:var(--soft);padding:0 0 6px}
+th,td{text-align:left;padding:4px 14px 4px 0;border-bottom:1px solid var(--line);vertical-align:top;
+white-space:nowrap}
+thead th{color:var(--soft);font-weight:500;font-size:12.5px;vertical-align:bottom}
+tbody th{font-weight:400}
+td.num,th.num{text-align:right;font-variant-numeric:tabular-nums}
+td.cut{max-width:26em;overflow:hidden;text-overflow:ellipsis}
+td.wrap{white-space:normal;overflow-wrap:anywhere;word-break:break-word;min-width:12em}
+tbody tr:hover{background:var(--panel)}
+bdi{unicode-bidi:isolate}
+svg{display:block}
+.inline{display:inline-flex;align-items:center}
+.inline>*{margin-right:8px}
+.strip{margin-top:5px}
+.sign{display:inline-block;width:1.3em;text-align:center}
+.why{border-left:4px solid var(--soft);background:var(--panel);padding:10px 16px;
+margin:0 0 14px;max-width:76em}
+.why p{margin:2px 0}
+.why .first{font-size:16px;font-weight:600;overflow-wrap:anywhere;word-break:break-word}
+.why.person{border-color:var(--warn)}
+code.type{display:inline-block;background:var(--ground);border:1px solid var(--line);border-radius:4px;
+padding:1px 8px;user-select:all;-webkit-user-select:all;overflow-wrap:anywhere;white-space:pre-wrap}
+.confirm,.login{border:1px solid var(--soft);border-radius:6px;padding:12px 16px;
+margin:8px 0 14px;max-width:44em}
+.login{margin:8vh auto 0;max-width:30em;padding:18px 26px}
+.confirm label,.login label{display:block;margin:8px 0 2px}
+.confirm input,.login input{width:100%}
+.confirm .go,.login .go{margin-top:14px}
+.confirm .go button{margin-right:10px}
+summary{cursor:pointer;margin-top:18px;color:var(--link)}
+.small{font-size:13px;font-weight:400}
+.wrong{color:var(--bad);font-weight:600}
+dl{display:grid;grid-template-columns:max-content 1fr;grid-gap:3px 18px;margin:0;max-width:76em}
+dt{color:var(--soft)}
+dd{margin:0;overflow-wrap:anywhere;word-break:break-word}
+pre{background:var(--panel);border:1px solid var(--line);border-radius:4px;margin:0;padding:8px 12px;
+max-height:26em;min-height:3.2em;overflow:auto;font-size:12.5px;line-height:1.4;white-space:pre-wrap;
+overflow-wrap:anywhere;word-break:break-all}
+.two{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,26em),1fr));grid-gap:0 34px}
+.lane{fill:var(--ink);font-size:12px}
+.took{fill:var(--soft);font-size:11.5px}
+.grid{stroke:var(--line);stroke-width:1}
+.b-run{fill:var(--runbar)}.b-move{fill:var(--movebar)}.b-wait{fill:url(#hatch);stroke:var(--waitbar)}
+.hatch{stroke:var(--waitbar);stroke-width:2}
+.dots{fill:var(--ground)}
+.mark{stroke:var(--bad);stroke-width:2}
+.legend{margin:6px 0 10px;color:var(--soft);font-size:12.5px}
+.legend span{margin-right:18px}
+.legend svg{display:inline-block;vertical-align:-2px;margin-right:6px}
+.on{fill:var(--work)}.off{fill:none;stroke:var(--soft);stroke-width:1}
+.up{fill:var(--good)}.down{fill:var(--bad)}.base{stroke:var(--line)}
+.use{fill:var(--work)}.room{fill:none;stroke:var(--soft)}
+noscript{display:block;max-width:44em;margin:8vh auto;padding:0 20px}
+@media (max-width:720px){.bar,main{padding-left:12px;padding-right:12px}.bar>*{margin-right:10px}}
+@media (prefers-reduced-motion:no-preference){tr.new td{animation:new 1.6s}
+@keyframes new{from{background:var(--line)}}}
+@media (forced-colors:active){.b-run,.b-move,.on,.up,.use{fill:CanvasText}.down{fill:CanvasText}}
+@media print{.tools,.acts,.skip{display:none}body{overflow:visible}}
+"""
+PAGE_JS = r"""'use strict';
+(function () {
+// All values are shown as text (textContent), never as HTML. Nothing is kept but in memory.
+const WORDS = {
+title: ['Distributed calculations', '分散計算'],
+skip: ['Skip to the contents', '本文へ移動'],
+views: ['Views', '表示の切り替え'],
+sites: ['Sites', 'サイト'],
+calcs: ['Calculations', '計算'],
+asof: ['as of %s', '%s 現在'],
+stale: ['No answer from the relay since %s; trying again', '%s から中継サーバーの応答がありません。再試行中'],
+other: ['日本語', 'English'],
+leave: ['Log out', 'ログアウト'],
+left: ['Logged out.', 'ログアウトしました。'],
+login: ['Log in', 'ログイン'],
+hello: ['Paste a token from the relay’s operator, or open a link that “mi_dicomapi.py page-link” prints.',
+'中継サーバーの運用者から受け取ったトークンを貼り付けるか、mi_dicomapi.py page-link が表示するリンクを開いてください。'],
+token: ['Token', 'トークン'],
+open: ['Open', '開く'],
+withpw: ['With user name and password', '利用者名とパスワードで入る'],
+user: ['User', '利用者'],
+password: ['Password', 'パスワード'],
+memory: ['It is kept in the memory of this tab only, and gone when you reload it.',
+'このタブのメモリーにだけ置かれ、再読み込みで消えます。'],
+ended: ['This token is not accepted (any more).', 'このトークンは受け付けられません（期限切れなど）。'],
+badlink: ['This link was used, or is older than a minute. Make a new one.',
+'このリンクは使用済みか、1分を過ぎています。新しく作ってください。'],
+noreach: ['The relay does not answer.', '中継サーバーが応答しません。'],
+loading: ['Loading …', '読み込み中 …'],
+well: ['All is well', '異常ありません'],
+w_disk: ['The relay’s disk is full', '中継サーバーのディスクに空きがありません'],
+w_maintenance: ['Maintenance: %t', '保守中: %t'],
+'w_takes-stock': ['Restored from a backup: taking stock', '控えから復元: 各ポーラーに確認中'],
+w_starved: ['%n places: work waits, and nobody takes it', '%n か所で、待っている計算を受け取るポーラーがありません'],
+w_away: ['%n out of contact', '%n 件が連絡途絶'],
+w_abnormal: ['%n ended abnormally', '%n 件が異常終了'],
+w_expires: ['Expires: %t', '期限切れが近い: %t'],
+disk: ['Disk', 'ディスク'],
+free: ['%s free of %s', '空き %s / %s'],
+certificate: ['certificate', '証明書'],
+ofuser: ['token of %s', '%s のトークン'],
+until: ['until %s', '%s まで'],
+maint: ['Maintenance …', '保守 …'],
+mainton: ['Switch maintenance on', '保守を始める'],
+maintoff: ['End maintenance', '保守を終える'],
+maintsays: ['No new calculations and claims; what runs is brought to its end.',
+'新しい計算の登録と受け渡しを止めます。実行中の計算は最後まで進みます。'],
+find: ['Find', '検索'],
+findsite: ['site or user', 'サイト名、利用者'],
+findcalc: ['beginning of the id, site, user, command', 'ID の先頭、サイト、利用者、コマンド'],
+nosites: ['No site fits.', '該当するサイトはありません。'],
+nocalcs: ['No calculation fits.', '該当する計算はありません。'],
+sitecap: ['Sites, those that need a person first', 'サイト（対応が必要なものから）'],
+calccap: ['Calculations, the newest first', '計算（新しい順）'],
+c_site: ['Site', 'サイト'], c_user: ['User', '利用者'], c_state: ['State', '状態'],
+c_busy: ['Busy', '実行枠'], c_wait: ['Waiting', '実行待ち'], c_there: ['At the site', '外部で処理中'],
+c_out: ['Undelivered', '未送信'], c_day: ['Last 24 h', '直近24時間'], c_heard: ['Heard', '最終連絡'],
+c_ver: ['Version', '版'], c_id: ['ID', 'ID'], c_cmd: ['Command', 'コマンド'],
+c_since: ['For', '経過'], c_steps: ['Steps', '段階'], c_exit: ['Exit', '終了コード'], c_why: ['Why', '理由'],
+now: ['now', '接続中'],
+ofn: ['%s of %s', '%s/%s'],
+oldest: ['oldest %s', '最長 %s'],
+away1: ['%s out of contact', '連絡途絶 %s'],
+day: ['%s ended well, %s abnormally (most in half an hour: about %s)', '正常終了 約%s、異常終了 約%s（30分あたり最大 約%s）'],
+day0: ['nothing ended', '終了なし'],
+t_open: ['Open', '未完了'], t_needs: ['Need a person', '要対応'], t_waiting: ['Waiting', '実行待ち'],
+t_running: ['At the site', '外部で処理中'], t_results: ['Ended', '終了'], t_all: ['All kept', 'すべて'],
+choose: ['Which calculations', '表示する計算'],
+onlysite: ['Site: %s', 'サイト: %s'],
+drop: ['show all sites', 'すべてのサイトを表示'],
+older: ['Older', '次（古いもの）'],
+newest: ['Newest', '最新に戻る'],
+more: ['More sites', '次のサイト'],
+first: ['First sites', '最初に戻る'],
+back: ['All calculations', '計算の一覧へ'],
+gone: ['There is no such calculation (any more), or it is not for you.',
+'この計算はありません（削除されたか、権限がありません）。'],
+whyh: ['Why it is where it is', '今の状況と理由'],
+who: ['Who has to act: %s', '対応する人: %s'],
+who_nobody: ['nobody', 'だれも何もしなくてよい'], who_starter: ['who has started it', 'この計算を始めた人'],
+who_admin: ['the admin of the external computer %s', '外部計算機 %s の管理者'],
+who_operator: ['the relay’s operator', '中継サーバーの運用者'],
+types: ['Type there:', '打つ語:'],
+changes: ['What changes it: %s', '変わる条件: %s'],
+since: ['Since %s (%s)', '%s から（%s）'],
+seen: ['known %s ago', '%s前の情報'],
+others: ['Users whose pollers ask there: %s', 'そこで問い合わせているポーラーの利用者: %s'],
+cancel: ['Cancel …', '取り消し …'],
+rerun: ['Run again …', '再実行 …'],
+cancelh: ['Cancel this calculation', 'この計算を取り消す'],
+rerunh: ['Run this calculation again', 'この計算をもう一度実行する'],
+cancelsays: ['Its command is stopped; what it has written so far comes back.',
+'コマンドを止めます。それまでに書かれたものは戻ります。'],
+rerunsays: ['The same command runs once more, in a new working directory.',
+'同じコマンドを、新しい作業ディレクトリでもう一度実行します。'],
+last4: ['Last 4 characters of the id (…%s)', 'ID の末尾4文字（…%s）'],
+reason: ['Reason (others will read it)', '理由（ほかの人も読みます）'],
+doit: ['Do it', '実行する'],
+no: ['Back', '戻る'],
+not4: ['These are not the last 4 characters of the id.', 'ID の末尾4文字と一致しません。'],
+noreason: ['Give a reason.', '理由を書いてください。'],
+done: ['Done.', '実行しました。'],
+refused: ['The relay refuses: %s', '中継サーバーが拒否しました: %s'],
+timeh: ['Nine steps, to scale', '九つの段階（時間の長さに比例）'],
+timesum: ['%s so far, from registration. The table below says the same.',
+'登録から %s。下の表に同じ内容があります。'],
+k_wait: ['waits', '待ち'], k_move: ['files move', '転送・準備'], k_run: ['command runs', '実行'],
+k_mark: ['asked to stop', '停止の指示'],
+s1: ['Inputs come to the relay', '入力待ち'], s2: ['Waits for a poller', '実行待ち'],
+s3: ['Inputs go to the site', '入力転送中'], s4: ['Is about to start', '開始準備中'],
+s5: ['Command runs', '実行中'], s6: ['Ended, results are judged', '結果待ち'],
+s7: ['Results come', '結果転送中'], s8: ['Waits to be fetched', '受取待ち'], s9: ['Fetched', '受取済み'],
+h_step: ['Step', '段階'], h_at: ['Made at', '時刻'], h_took: ['Then took', 'その後'], h_what: ['What', '内容'],
+h_note: ['Note', '備考'], attempt: ['attempt %s', '%s 回目'],
+going: ['%s so far', '%s 経過'],
+out: ['Standard output', '標準出力'], err: ['Standard error', '標準エラー出力'],
+empty: ['(nothing yet)', '（まだありません）'], cutoff: ['… the last 64 KiB of %s …', '… %s のうち最後の 64 KiB …'],
+facts: ['Facts', '項目'],
+f_id: ['ID', 'ID'], f_request_id: ['Request', '要求 ID'], f_parameters: ['Parameters', 'パラメータ'],
+f_exit: ['Exit code', '終了コード'], f_signal: ['Signal', 'シグナル'], f_reason: ['Reason', '理由'],
+f_waits: ['It waits', '待っている理由'], f_poller: ['Poller', 'ポーラー'], f_attempt: ['Attempt', '実行回数'],
+f_registered: ['Registered', '登録'], f_bytes: ['Files at the relay', '中継サーバー上のファイル'],
+f_patterns: ['Results asked for', '求める結果'], f_verdicts: ['Not delivered', '届かないもの'],
+inputs: ['Inputs (%s)', '入力（%s）'], results: ['Results (%s)', '結果（%s）'],
+andmore: ['and %s more', 'ほか %s 件'], none: ['none', 'なし'], notyet: ['not complete', '未完了'],
+commands: ['To type', '打つ語'],
+p_open: ['open', '受付中'], p_busy: ['busy', '実行中'], p_paused: ['paused', '受付停止中'],
+p_hours: ['out of hours', '時間外'], p_disk: ['disk full', '空き不足'], p_drain: ['draining', '受付終了'],
+p_once: ['asks by cron', '定時に問い合わせ'], p_silent: ['silent', '応答なし'], p_untold: ['does not tell', '知らせない設定'],
+p_fielded: ['fielded, unknown', '従来版（不明）'], p_never: ['never asked', '問い合わせなし'],
+registered: ['registered', '入力待ち'], waiting: ['waiting', '実行待ち'], taken: ['taken', '入力転送中'],
+queued: ['queued', '順番待ち'], running: ['running', '実行中'], ended_: ['ended', '結果待ち'],
+sending: ['sending', '結果転送中'], done_: ['done', '正常終了'], abnormal: ['abnormal', '異常終了'],
+fetched: ['fetched', '受取済み'], cancelled: ['cancelled', '取消'], lost: ['lost', '打ち切り'],
+away: ['out of contact', '連絡途絶'],
+y_maintenance: ['maintenance', '保守中'], 'y_takes-stock': ['relay takes stock', '復元後の確認中'],
+'y_other-user': ['pollers of other users only', 'ほかの利用者のポーラーだけ'],
+'y_other-site': ['its poller asks for another site', 'ポーラーが別のサイトを求めている'],
+'y_no-poller': ['no poller ever asked', 'ポーラーなし'], 'y_token-expired': ['token expired', 'トークン期限切れ'],
+'y_token-revoked': ['token revoked', 'トークン取り消し'], y_silent: ['poller silent', 'ポーラー応答なし'],
+y_paused: ['site paused', '受付停止中'], y_hours: ['out of hours', '時間外'], y_disk: ['no room there', '外部の空き不足'],
+y_drain: ['site draining', '受付終了'], y_once: ['next cron', '次の定時'], y_busy: ['site busy', '実行中のため'],
+'y_too-large': ['too large for its disk', '空きより大きい'], 'y_needs-v2': ['poller too old', '従来版では不可'],
+y_fielded: ['fielded poller', '従来版ポーラー'], y_untold: ['poller does not tell', '理由は不明'], y_next: ['next',
+'次に渡る'],
+'y_inputs-missing': ['inputs missing', '入力不足'], 'y_inputs-come': ['inputs come', '入力転送中'],
+'y_relay-disk': ['relay’s disk full', '中継サーバーの空き不足'], 'y_out-of-contact': ['out of contact', '連絡途絶'],
+y_cancelling: ['being stopped', '停止中'], y_queued: ['batch queue', 'バッチの順番待ち'],
+y_quiet: ['prints nothing', '出力なし'], y_undelivered: ['undelivered', '未送信'],
+};
+const SIGNS = {open: '\u25cf good', busy: '\u25d0 work', paused: '\u2016 warn', hours: '\u25d4 soft',
+disk: '\u25b2 bad',
+drain: '\u25bd warn', once: '\u25cb soft', silent: '\u2715 bad', untold: '? soft', fielded: '? soft',
+never: '\u2013 soft',
+registered: '\u25cb soft', waiting: '\u25d4 warn', taken: '\u2192 work', queued: '\u2261 work',
+running: '\u25ba work',
+ended: '\u25a0 work', sending: '\u2190 work', done: '\u2713 good', abnormal: '\u2715 bad',
+fetched: '\u2713 soft',
+cancelled: '\u2298 soft', lost: '\u2715 bad', away: '! bad'};
+const SVG = 'http://www.w3.org/2000/svg';
+const ENDS = ['cancel-wait-calc', 'cancelled', 'lost', 'end-send', 'end-send unsent'];
+const KINDS = ['', 'move', 'wait', 'move', 'move', 'run', 'move', 'move', 'wait', 'wait'];
+const TAIL = 65536;
+const $ = (id) => document.getElementById(id);
+const S = {token: '', me: '', may: '', lang: /^ja/i.test(navigator.language || '') ? 1 : 0, known: '',
+data: null,
+turn: 0, stop: null, skew: 0, at: 0, stale: false, view: null, fill: null, verdict: null, live: null};
+
+// ---- words and numbers
+function _(key, ...values) {
+  const found = (WORDS[key] || WORDS[key + '_'] || [key, key])[S.lang];
+  return values.length ? found.replace(/%[snt]/g, () => String(values.shift())) : found;
+}
+function safe(text) {        // what steers a terminal, or turns the direction of writing, is made visible
+  return String(text).replace(
+    /[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]/g,
+    (c) => c < '\u0100' ? '\\x' + ('0' + c.charCodeAt(0).toString(16)).slice(-2)
+      : '\\u' + ('000' + c.charCodeAt(0).toString(16)).slice(-4));
+}
+function now() { return Date.now() / 1000 + S.skew; }
+function span(seconds) {
+  const s = Math.max(0, seconds), units = S.lang ? ['日', '時間', '分', '秒'] : [' d', ' h', ' min', ' s'];
+  const two = (a, i, b) => a + units[i] + (b ? (S.lang ? '' : ' ') + b + units[i + 1] : '');
+  if (s >= 86400) return two(Math.floor(s / 86400), 0, Math.floor(s % 86400 / 3600));
+  if (s >= 3600) return two(Math.floor(s / 3600), 1, Math.floor(s % 3600 / 60));
+  if (s >= 60) return two(Math.floor(s / 60), 2, s < 600 ? Math.floor(s % 60) : 0);
+  return (s < 9.95 && s % 1 > 0.05 ? s.toFixed(1) : Math.round(s)) + units[3];
+}
+const pad = (n) => ('0' + n).slice(-2);
+function clock(at) {
+  const d = new Date(at * 1000);
+  return pad(d.getHours()) + ':' + pad(d.getMinutes()) + ':' + pad(d.getSeconds());
+}
+function moment(at) {
+  const d = new Date(at * 1000), z = -d.getTimezoneOffset();
+  return d.getFullYear() + '-' + pad(d.getMonth() + 1) + '-' + pad(d.getDate()) + ' ' + clock(at) + ' ' +
+    (z < 0 ? '-' : '+') + pad(Math.floor(Math.abs(z) / 60)) + ':' + pad(Math.abs(z) % 60);
+}
+function utc(at) { return new Date(at * 1000).toISOString(); }
+function bytes(n) {
+  return n >= 1e9 ? (n / 1e9).toFixed(1) + ' GB' : n >= 1e6 ? (n / 1e6).toFixed(1) + ' MB'
+    : n >= 1e4 ? Math.round(n / 1e3) + ' kB' : n + ' B';
+}
+
+// ---- elements
+function h(tag, more, ...inside) {
+  const svg = /^(svg|path|rect|line|g|text|defs|pattern|circle|tspan)$/.test(tag);
+  const made = svg ? document.createElementNS(SVG, tag) : document.createElement(tag);
+  for (const key of Object.keys(more || {})) {
+    const value = more[key];
+    if (value === null || value === undefined || value === false) continue;
+    if (key.slice(0, 2) === 'on') made.addEventListener(key.slice(2), value);
+    else if (key === 'value') made.value = value;
+    else made.setAttribute(key, value === true ? '' : value);
+  }
+  for (const part of inside) if (part !== null && part !== undefined && part !== '') made.append(part);
+  return made;
+}
+function set(node, text) {
+  const now_ = String(text);
+  if (node.shown !== now_) { node.shown = now_; node.textContent = now_; }
+}
+function put(node, key, ...inside) {             // new contents, if what they are made of (key) is new
+  if (node.key === key) return false;
+  node.key = key;
+  node.textContent = '';
+  node.append(...inside.map((part) => typeof part === 'function' ? part() : part));
+  return true;
+}
+function title(node, text) { if (node.title !== text) node.title = text; }
+function age(node, at) {
+  node.since = at;
+  node.className = 'age';
+  set(node, at === null ? '' : span(now() - at));
+  if (at !== null) title(node, moment(at) + '  ' + utc(at));
+}
+function state(node, word) {
+  put(node, word + S.lang, () => {
+    const sign = (SIGNS[word] || '? soft').split(' ');
+    return h('span', {class: sign[1]}, h('span', {class: 'sign', 'aria-hidden': 'true'}, sign[0]),
+      _(WORDS['p_' + word] && node.site ? 'p_' + word : WORDS[word + '_'] ? word + '_' : word));
+  });
+}
+function strip(step) {
+  const box = (i) => 'M' + (i * 7 + 0.5) + ' .5h5v8h-5z';
+  let on = '', off = '';
+  for (let i = 0; i < 9; i++) if (i < step) on += box(i); else off += box(i);
+  return h('svg', {class: 'strip', width: 63, height: 10, role: 'img', 'aria-label': step + '/9'},
+    h('path', {class: 'on', d: on || 'M0 0'}), h('path', {class: 'off', d: off || 'M0 0'}));
+}
+function spark(well, bad) {
+  let up = '', down = '', sums = [0, 0], most = 0;
+  for (let i = 0; i < well.length; i++) {
+    const a = +well[i], b = +bad[i], many = (n) => n ? Math.round(Math.pow(2, n) * 0.7) : 0;
+    if (a) up += 'M' + (i * 2) + ' 11v-' + Math.min(10, a + 2) + 'h1.5V11z';
+    if (b) down += 'M' + (i * 2) + ' 13v' + Math.min(8, b + 2) + 'h1.5V13z';
+    sums = [sums[0] + many(a), sums[1] + many(b)];
+    most = Math.max(most, many(a) + many(b));
+  }
+  const text = up || down ? _('day', sums[0], sums[1], most) : _('day0');
+  return h('svg', {width: 96, height: 22, role: 'img', 'aria-label': text},
+    h('title', {}, text), h('line', {class: 'base', x1: 0, x2: 96, y1: 12, y2: 12}),
+    h('path', {class: 'up', d: up || 'M0 0'}), h('path', {class: 'down', d: down || 'M0 0'}));
+}
+function meter(part, whole, wide) {
+  const w = whole ? Math.min(1, part / whole) * (wide - 1) : 0;
+  return h('svg', {width: wide, height: 10, 'aria-hidden': 'true'},
+    h('rect', {class: 'use', x: 0, y: 1, width: w, height: 8}),
+    h('rect', {class: 'room', x: 0.5, y: 0.5, width: wide - 1, height: 9}));
+}
+function table(id, caption, heads, unseen) {
+  const body = h('tbody', {});
+  return h('div', {class: 'scroll', role: 'region', 'aria-label': caption, tabindex: 0},
+    h('table', {id}, h('caption', {}, h('span', {class: unseen ? 'sr' : null}, caption)), h('thead', {},
+      h('tr', {}, ...heads.map(
+      ([key, kind]) => h('th', {scope: 'col', class: kind}, _(key))))), body));
+}
+// Rows by key: what stays is changed where it differs only, so that focus and reading place are kept.
+function rows(body, list, keyOf, make, fill) {
+  const old = body.byKey || new Map(), next = new Map(), held = document.activeElement, fresh = old.size > 0;
+  let place = body.firstChild;
+  for (const one of list) {
+    const key = keyOf(one);
+    let row = old.get(key);
+    if (!row) { row = make(one); if (fresh) row.className = 'new'; }
+    old.delete(key);
+    next.set(key, row);
+    fill(row, one);
+    if (row === place) place = place.nextSibling; else body.insertBefore(row, place);
+  }
+  let lost = false;
+  for (const row of old.values()) { lost = lost || row.contains(held); row.remove(); }
+  body.byKey = next;
+  if (lost) body.closest('.scroll').focus();
+  else if (held !== document.activeElement && document.contains(held)) held.focus();
+}
+function cells(row, kinds) {
+  row.c = kinds.map((kind) => row.appendChild(h(kind === 'head' ? 'th' : 'td',
+    kind === 'head' ? {scope: 'row'} : {class: kind || null})));
+  return row;
+}
+function say(text) { $('live').textContent = text; }
+
+// ---- calls
+async function call(method, name, fields, signal) {
+  const headers = {'X-MI-Page': '1'}, how = {method, headers, signal, cache: 'no-store', redirect: 'error',
+    credentials: 'same-origin'};
+  if (S.token) headers.Authorization = 'Bearer ' + S.token;
+  let url = name;
+  if (method === 'GET') url += '?' + new URLSearchParams(Object.assign({v: 2}, fields));
+  else {
+    headers['Content-Type'] = 'application/json';
+    how.body = JSON.stringify(Object.assign({v: 2}, fields));
+  }
+  const answer = await fetch(url, how);
+  let found = null;
+  try { found = (await answer.json()).errors[0]; } catch (error) { found = null; }
+  if (answer.ok && found && found.code === 200) return found;
+  throw Object.assign(new Error(safe(found && found.message || 'HTTP ' + answer.status)),
+    {status: answer.status});
+}
+function question() {
+  const v = S.view;
+  if (v.name === 'calculation') return {view: 'one', accept_id: v.id};
+  if (v.name === 'calculations') {
+    return {view: 'calcs', show: v.show || 'open', site: v.site || '', find: v.find || '', before: v.before
+      || 0};
+  }
+  return {view: 'sites', find: v.find || '', from: v.from || 0};
+}
+// One call waits for news while the tab is looked at; a newer one ends it.
+async function watch() {
+  const mine = ++S.turn;
+  let pause = 1;
+  if (S.stop) S.stop.abort();
+  while (mine === S.turn && !document.hidden) {
+    const stop = S.stop = new AbortController(), late = setTimeout(() => stop.abort(), 45000);
+    try {
+      const found = await call('GET', 'v2/board', Object.assign(question(), S.known
+        ? {known: S.known, wait: 25} : {}), stop.signal);
+      if (mine !== S.turn) return;
+      pause = 1;
+      arrive(found);
+    } catch (error) {
+      if (mine !== S.turn) return;
+      if (error.status === 403) return login(S.token ? _('ended') : '');
+      if (error.status === 404 && S.view.name === 'calculation') return missing();
+      S.stale = true;
+      if (!S.at && !S.token) login(_('noreach'));
+      header();
+      await new Promise((go) => setTimeout(go, pause * (700 + 600 * Math.random())));
+      pause = Math.min(30, pause * 2);
+    } finally { clearTimeout(late); }
+  }
+}
+function arrive(found) {
+  S.stale = false;
+  S.at = Date.now() / 1000;
+  S.skew = found.now - S.at;
+  S.known = found.stamp;
+  if (!found.same) {
+    S.data = found;
+    S.me = found.me;
+    S.may = found.may;
+    draw();
+  }
+  header();
+}
+
+// ---- what stands above
+function header() {
+  document.documentElement.lang = S.lang ? 'ja' : 'en';
+  const inside = S.data !== null;
+  set($('title'), _('title'));
+  set($('skip'), _('skip'));
+  set($('lang'), _('other'));
+  $('lang').lang = S.lang ? 'en' : 'ja';
+  set($('leave'), _('leave'));
+  $('leave').hidden = !S.token;
+  $('nav').hidden = $('head').hidden = !inside;
+  $('nav').setAttribute('aria-label', _('views'));
+  const as = $('asof'), at = inside ? clock(S.at + S.skew) : '';
+  set(as, inside ? _(S.stale ? 'stale' : 'asof', at) : '');
+  as.className = 'end ' + (S.stale ? 'stale' : 'asof');
+  if (!inside) return;
+  const here = S.view.name;
+  put($('nav'), here + S.lang, ...[['sites', '#/sites'], ['calcs', '#/calculations']].map(([key,
+    to]) => () =>
+    h('a', {href: to, 'aria-current': here === to.slice(2) ? 'page' : null}, _(key))));
+  const head = S.data.head;
+  put($('head'), JSON.stringify(head) + S.lang + S.may, () => verdict(head), () => disk(head),
+    () => S.may === 'all' ? h('button', {class: 'plain end', type: 'button', id: 'maint',
+      onclick: maintain}, _('maint')) : '');
+}
+function verdict(head) {
+  const links = {starved: '#/sites', away: '#/calculations?show=needs',
+    abnormal: '#/calculations?show=needs'};
+  const told = head.wrong.map(([code, n, text]) => [_('w_' + code).replace('%n', n).replace('%t', () => text
+    || soon(head)),
+    links[code], code === 'expires' || code === 'maintenance' ? 'warn' : 'bad']);
+  const first = told.length ? told[0][0] : _('well');
+  if (S.verdict !== null && S.verdict !== first + S.lang && S.verdict.slice(-1) === String(S.lang))
+    say(first);
+  S.verdict = first + S.lang;
+  document.title = (told.length ? '(!) ' + first : _('well')) + ' \u2013 ' + _('title');
+  const all = h('span', {class: 'verdict'});
+  if (!told.length) all.append(h('span', {class: 'good'}, h('span', {class: 'sign', 'aria-hidden': 'true'},
+    '\u2713'), first));
+  told.forEach(([text, to, kind], i) => all.append(i ? h('span', {class: 'soft'}, ' \u00b7 ') : '', h('span',
+    {class: kind}, h('span', {class: 'sign', 'aria-hidden': 'true'}, '!'), to ? h('a', {href: to,
+      class: kind},
+      text) : text)));
+  return all;
+}
+function disk(head) {
+  if (!head.disk) return '';
+  const [free, all] = head.disk;
+  return h('span', {class: 'inline'}, h('span', {class: 'soft'}, _('disk')), meter(all - free, all, 72),
+    h('span', {class: 'soft'}, _('free', bytes(free), bytes(all))));
+}
+function soon(head) {
+  const all = head.expires;
+  return all.slice(0, 2).map(([kind, user, at]) => (kind === 'token' ? _('ofuser', user) : _('certificate')) +
+    ' ' +
+    moment(at).slice(0, 10)).join(', ') + (all.length > 2 ? ', ' + _('andmore', all.length - 2) : '');
+}
+
+// ---- log in
+function login(text, good) {
+  ++S.turn;
+  if (S.stop) S.stop.abort();
+  S.token = '';
+  S.data = S.fill = null;
+  S.known = '';
+  header();
+  const wrong = h('p', {class: good ? 'soft' : 'wrong', role: 'alert', id: 'wrong'}, text || '');
+  const field = (id, key, kind) => [h('label', {for: id}, _(key)), h('input', {id, type: kind,
+    autocomplete: 'off',
+    autocapitalize: 'off', spellcheck: 'false', 'aria-describedby': 'wrong'})];
+  const go = h('div', {class: 'go'}, h('button', {class: 'strong'}, _('open')));
+  const one = h('form', {onsubmit: (event) => {
+    event.preventDefault();
+    S.token = $('token').value.replace(/\s+/g, '');
+    $('token').value = '';
+    start();
+  }}, ...field('token', 'token', 'password'), go);
+  const two = h('form', {onsubmit: async (event) => {
+    event.preventDefault();
+    try {
+      S.token = (await call('POST', 'login', {user: $('user').value, password: $('password').value})).token;
+      start();
+    } catch (error) { set(wrong, error.status ? _('refused', error.message) : _('noreach')); }
+  }}, ...field('user', 'user', 'text'), ...field('password', 'password', 'password'),
+  h('div', {class: 'go'}, h('button', {}, _('open'))));
+  put($('main'), {}, h('div', {class: 'login'}, h('h2', {}, _('login')), h('p', {}, _('hello')), wrong, one,
+    h('p', {class: 'soft'}, _('memory')), h('details', {}, h('summary', {}, _('withpw')), two)));
+  $('token').focus();
+}
+function start() {
+  S.known = '';
+  route();
+}
+async function redeem(code) {
+  try {
+    S.token = (await call('POST', 'v2/link', {code})).token;
+    start();
+  } catch (error) { login(error.status ? _('badlink') : _('noreach')); }
+}
+
+// ---- where we are
+function parse() {
+  const [path, query] = location.hash.replace(/^#\/?/, '').split('?'), parts = path.split('/');
+  const found = {name: parts[0] === 'calculation' && parts[1] ? 'calculation'
+    : parts[0] === 'calculations' ? 'calculations' : 'sites', id: parts[1] || ''};
+  for (const [key, value] of new URLSearchParams(query || '')) if (!(key in found)) found[key] = value;
+  return found;
+}
+function hash(more) {
+  const v = Object.assign({}, S.view, more), query = new URLSearchParams();
+  for (const key of ['show', 'site', 'find', 'before', 'from']) if (v[key]) query.set(key, v[key]);
+  const text = String(query);
+  return '#/' + v.name + (text ? '?' + text : '');
+}
+function route() {
+  const old = S.view;
+  S.view = parse();
+  const same = old && old.name === S.view.name && old.id === S.view.id && S.fill;
+  S.known = '';
+  if (!same) {
+    S.fill = S.live = null;
+    put($('main'), {}, h('p', {class: 'soft'}, _('loading')));
+    if (old && S.data) $('main').focus();
+  }
+  watch();
+}
+function draw() {
+  const v = S.view.name;
+  if (!S.fill) S.fill = {sites: buildSites, calculations: buildCalcs, calculation: buildOne}[v]();
+  S.fill(S.data);
+}
+function missing() {
+  S.fill = null;
+  put($('main'), {}, h('p', {}, _('gone')), h('p', {}, h('a', {href: '#/calculations'}, _('back'))));
+}
+function finder(key) {
+  let later = 0;
+  const input = h('input', {id: 'find', type: 'search', size: 34, placeholder: _(key), value: S.view.find
+    || '',
+    'aria-label': _('find') + ': ' + _(key), oninput: () => {
+      clearTimeout(later);
+      later = setTimeout(() => location.replace(hash({find: input.value.trim(), before: 0, from: 0})), 200);
+    }});
+  return input;
+}
+
+// ---- sites
+function buildSites() {
+  const mine = S.data.may === 'own';
+  const box = table('sites', _('sitecap'), [['c_site'], ['c_state'], ['c_busy'], ['c_wait', 'num'],
+    ['c_there', 'num'],
+    ['c_out', 'num'], ['c_day'], ['c_heard'], ['c_user'], ['c_ver']]);
+  const none = h('p', {class: 'soft'}), pages = h('p', {});
+  put($('main'), {}, h('h2', {}, _('sites')), h('div', {class: 'tools'}, finder('findsite')), box, none,
+    pages);
+  return (data) => {
+    const heard = data.heard || [];
+    data.sites.forEach((one, i) => { one.heard = heard[i]; });
+    rows(box.querySelector('tbody'), data.sites, (one) => one[0] + '\n' + one[1], () => cells(h('tr', {}),
+      ['head', '', '', 'num', 'num', 'num', '', '', '', '']), siteRow);
+    set(none, data.sites.length ? '' : _('nosites'));
+    put(pages, data.total + ' ' + data.from, () => data.from ? h('a', {href: hash({from: 0})}, _('first'))
+      : '', ' ',
+      () => data.from + data.sites.length < data.total ? h('a', {href: hash({from: data.from +
+        data.sites.length})},
+        _('more')) : '');
+  };
+}
+function siteRow(row, one) {
+  const [site, user, standing, until, busy, jobs, since, outbox, oldest, version, waiting, there, away, well,
+    bad] = one, c = row.c;
+  put(c[0], site, () => h('a', {href: '#/calculations?show=all&site=' + encodeURIComponent(site)},
+    h('bdi', {}, site)));
+  c[1].site = true;
+  put(c[1], standing + until, () => h('span', {}), () => until && until > now() ? h('span', {class: 'soft'},
+    ' ' +
+    _('until', clock(until).slice(0, 5))) : '');
+  c[1].firstChild.site = true;
+  state(c[1].firstChild, standing);
+  put(c[2], busy + '/' + jobs, () => jobs === null ? '' : h('span', {class: 'inline'}, meter(busy, jobs, 42),
+    h('span', {}, _('ofn', busy, jobs))));
+  put(c[3], waiting + ' ' + since, () => waiting ? h('span', {}, String(waiting)) : '', () => waiting
+    && since
+    ? h('span', {class: 'soft'}, ' (' + _('oldest', span(now() - since)) + ')') : '');
+  put(c[4], there + ' ' + away, () => there ? String(there) : '', () => away ? h('span', {class: 'bad'},
+    ' (' +
+    _('away1', away) + ')') : '');
+  put(c[5], outbox + ' ' + oldest, () => outbox ? String(outbox) : '', () => outbox && oldest ? h('span',
+    {class: 'soft'}, ' (' + _('oldest', span(now() - oldest)) + ')') : '');
+  put(c[6], well + bad, () => spark(well, bad));
+  if (one.heard) { put(c[7], 'at', () => h('span', {})); age(c[7].firstChild, one.heard); }
+  else put(c[7], standing === 'never', standing === 'never' ? '' : h('span', {class: 'soft'}, _('now')));
+  put(c[8], user, () => h('bdi', {}, user));
+  set(c[9], version || '');
+}
+
+// ---- calculations
+function buildCalcs() {
+  const box = table('calcs', _('calccap'), [['c_state'], ['c_id'], ['c_site'], ['c_user'], ['c_cmd'],
+    ['c_since'],
+    ['c_steps'], ['c_exit', 'num'], ['c_why']]);
+  const tabs = h('nav', {class: 'tabs', 'aria-label': _('choose')}), only = h('span', {});
+  const none = h('p', {class: 'soft'}), pages = h('p', {});
+  put($('main'), {}, h('h2', {}, _('calcs')), h('div', {class: 'tools'}, tabs, finder('findcalc'), only),
+    box, none,
+    pages);
+  return (data) => {
+    const show = S.view.show || 'open', counts = data.head.counts;
+    put(tabs, JSON.stringify(counts) + show + S.view.site + S.view.find, ...['open', 'needs', 'waiting',
+      'running',
+      'results', 'all'].map((key) => () => h('a', {href: hash({show: key, before: 0}), 'aria-current':
+        key === show ? 'true' : null}, _('t_' + key), ' ', h('span', {class: 'n'}, String(counts[key])))));
+    put(only, S.view.site || '', () => S.view.site ? h('span', {}, h('bdi', {}, _('onlysite', S.view.site)),
+      ' ',
+      h('a', {href: hash({site: '', before: 0})}, _('drop'))) : '');
+    rows(box.querySelector('tbody'), data.calcs, (one) => one[0], () => cells(h('tr', {}), ['', 'head', '',
+      '', 'cut',
+      '', '', 'num', 'cut']), calcRow);
+    set(none, data.calcs.length ? '' : _('nocalcs'));
+    put(pages, S.view.before + ' ' + data.next, () => S.view.before > 0 ? h('a', {href: hash({before: 0})},
+      _('newest'))
+      : '', ' ', () => data.next ? h('a', {href: hash({before: data.next})}, _('older')) : '');
+  };
+}
+function calcRow(row, one) {
+  const [id, user, site, command, word, step, touched, code, cause, reason] = one, c = row.c;
+  state(c[0], word);
+  put(c[1], id, () => h('a', {href: '#/calculation/' + encodeURIComponent(id), class: 'mono'}, id.slice(0,
+    8)));
+  put(c[2], site, () => h('bdi', {}, site));
+  put(c[3], user, () => h('bdi', {}, user));
+  put(c[4], command, () => h('bdi', {class: 'mono'}, command));
+  title(c[4], command);
+  put(c[5], 'age', () => h('span', {}));
+  age(c[5].firstChild, touched);
+  put(c[6], step, () => strip(step));
+  set(c[7], code === null ? '' : code);
+  const short = WORDS['y_' + cause] ? _('y_' + cause) : '', why = short + (short && reason ? ': ' : '') +
+    reason;
+  put(c[8], why, () => h('bdi', {}, why));
+  title(c[8], why);
+}
+
+// ---- one calculation
+function buildOne() {
+  const made = {};
+  const part = (name, tag, more) => { made[name] = h(tag, more || {}); return made[name]; };
+  const section = (key, ...inside) => h('section', {'aria-label': _(key)}, h('h3', {}, _(key)), ...inside);
+  const pre = (stream) => {
+    made[stream] = h('pre', {tabindex: 0, role: 'region', 'aria-label': _(stream)}, _('empty'));
+    return h('div', {}, h('h3', {}, _(stream)), made[stream]);
+  };
+  put($('main'), {}, h('p', {}, h('a', {href: '#/calculations'}, '\u2190 ' + _('back'))), part('name', 'h2'),
+    h('section', {'aria-label': _('whyh'), id: 'why'}, part('why', 'div', {class: 'why'})),
+    part('acts', 'div', {class: 'acts tools'}), part('form', 'div'),
+    section('timeh', part('chart', 'div'), part('legend', 'div', {class: 'legend', 'aria-hidden': 'true'}),
+      part('steps', 'div')),
+    h('div', {class: 'two'}, pre('out'), pre('err')),
+    h('div', {class: 'two'}, section('facts', part('facts', 'dl')), h('div', {}, part('inputs', 'section'),
+      part('results', 'section'))));
+  put(made.legend, 'x', ...[['wait', 'b-wait'], ['move', 'b-move'], ['run', 'b-run'], ['mark', 'mark']].map(
+    ([key, kind]) => () => {
+      const all = h('span', {}, h('svg', {width: 26, height: 12}, key === 'mark' ? h('line', {class: 'mark',
+        x1: 13,
+        x2: 13, y1: 0, y2: 12}) : bar(1, 1, 24, 10, key)), _('k_' + key));
+      return all;
+    }));
+  S.live = {id: S.view.id, out: {at: -1, text: ''}, err: {at: -1, text: ''}, busy: false};
+  return (data) => {
+    const calc = data.calc;
+    put(made.name, calc.word + calc.command + calc.site, () => h('span', {}), ' ', () => h('bdi',
+      {class: 'mono'},
+      calc.command), ' \u2192 ', () => h('bdi', {}, calc.site), ' ', () => h('span', {class:
+      'mono soft small'}, calc.accept_id));
+    state(made.name.firstChild, calc.word);
+    reasons(made.why, data);
+    actions(made, calc);
+    timeline(made.chart, calc);
+    stepTable(made.steps, calc);
+    facts(made.facts, calc);
+    files(made.inputs, 'inputs', calc.inputs);
+    files(made.results, 'results', calc.results);
+    follow(calc, made);
+  };
+}
+function reasons(box, data) {
+  const why = data.why, words = (text) => typeof text === 'string' ? text : text[S.lang ? 'ja' : 'en'];
+  box.className = 'why' + (why.who === 'nobody' ? '' : ' person');
+  put(box, JSON.stringify(why), () => h('p', {class: 'first'}, words(why.sentence)),
+    () => h('p', {}, _('who', _('who_' + why.who, why.site))),
+    () => why.command ? h('p', {}, _('types') + ' ', h('code', {class: 'type'}, why.command)) : '',
+    () => words(why.changes) ? h('p', {}, _('changes', words(why.changes))) : '',
+    () => why.users ? h('p', {}, _('others', why.users.slice(0, 20).join(', '))) : '',
+    () => why.until ? h('p', {}, _('until', moment(why.until))) : '', () => h('p', {class: 'soft'}));
+  const seen = (data.why_now || 0) - (data.seen || 0);
+  set(box.lastChild, [why.since ? _('since', moment(why.since), span(now() - why.since)) : '',
+    seen > 5 ? _('seen', span(seen)) : ''].filter(Boolean).join(' \u00b7 '));
+}
+function actions(made, calc) {
+  const mine = S.may === 'all' || S.may === 'own' && calc.user === S.me;
+  const stop = mine && ['registered', 'allowed', 'sending', 'sent', 'running'].indexOf(calc.state) >= 0
+    && !calc.cancel;
+  const again = mine && calc.state === 'got' && calc.status === 'abnormal';
+  put(made.acts, stop + ' ' + again, () => stop ? h('button', {type: 'button',
+    onclick: (event) => confirm_(made.form,
+    event.target, 'cancel', 'cancel-wait-calc', calc.accept_id)}, _('cancel')) : '', () => again
+      ? h('button',
+    {type: 'button', onclick: (event) => confirm_(made.form, event.target, 'rerun', 'rerun',
+      calc.accept_id)},
+    _('rerun')) : '');
+}
+// The second step of an action: the last four characters of the id, and a reason.
+function confirm_(place, from, key, name, id) {
+  const wrong = h('p', {class: 'wrong', role: 'alert', id: 'why-not'}), last = id.slice(-4);
+  const field = (name_, text) => [h('label', {for: name_}, text), h('input', {id: name_, autocomplete: 'off',
+    spellcheck:
+    'false', maxlength: 200, 'aria-describedby': 'why-not'})];
+  const end = () => { place.textContent = ''; place.key = null; if (document.contains(from)) from.focus();
+    else $('main').focus(); };
+  const form = h('form', {class: 'confirm', 'aria-label': _(key + 'h'), onsubmit: async (event) => {
+    event.preventDefault();
+    if (id && $('last4').value.trim() !== last) { set(wrong, _('not4')); return $('last4').focus(); }
+    if (!$('reason').value.trim()) { set(wrong, _('noreason')); return $('reason').focus(); }
+    try {
+      await call('POST', name, Object.assign({reason: $('reason').value.trim()}, id ? {accept_id: id}
+        : {on: true}));
+      end();
+      say(_('done'));
+    } catch (error) { set(wrong, error.status ? _('refused', error.message) : _('noreach')); }
+  }, onkeydown: (event) => { if (event.key === 'Escape') end(); }}, h('strong', {}, _(key + 'h')), h('p', {},
+    _(key +
+    'says')), ...(id ? field('last4', _('last4', last)) : []), ...field('reason', _('reason')), wrong,
+  h('div', {class: 'go'}, h('button', {class: 'danger'}, _(id ? 'doit' : 'mainton')), h('button',
+    {type: 'button',
+    onclick: end}, _('no'))));
+  place.textContent = '';
+  place.append(form);
+  form.querySelector('input').focus();
+}
+function maintain(event) {
+  const old = $('maint-form');
+  if (old) old.remove();
+  if (old && old.firstChild) return event.target.focus();
+  const place = h('div', {id: 'maint-form'});
+  $('main').insertBefore(place, $('main').firstChild);
+  if (!S.data.head.maintenance) return confirm_(place, event.target, 'maint', 'v2/maintenance', '');
+  place.append(h('form', {class: 'confirm', 'aria-label': _('maintoff'), onsubmit: async (submit) => {
+    submit.preventDefault();
+    try { await call('POST', 'v2/maintenance',
+      {on: false}); place.remove(); say(_('done')); $('main').focus(); }
+    catch (error) { place.append(h('p', {class: 'wrong', role: 'alert'}, _('refused', error.message))); }
+  }}, h('button', {class: 'danger'}, _('maintoff')), ' ', h('button', {type: 'button', onclick: () => {
+    place.remove();
+    $('maint').focus();
+  }}, _('no'))));
+  place.querySelector('button').focus();
+}
+
+// ---- the nine steps
+// What was made when, as bars: [{lane, from, to, open, kind, attempt}].
+function parts(calc) {
+  const steps = calc.steps.slice().sort((a, b) => a[3] - b[3]), found = [], marks = [];
+  const over = ['got', 'finished'].indexOf(calc.state) >= 0;
+  steps.forEach(([attempt, number, name, at, note], i) => {
+    const last = i === steps.length - 1;
+    if (name === 'cancel-wait-calc' && (!last || !over)) { marks.push({at, i}); return; }
+    const lane = ENDS.indexOf(name) >= 0 ? 8 : name === 'lapse' || name === 'rerun --force' ? 2 : number
+      || 1;
+    if (found.length) found[found.length - 1].to = at;
+    found.push({lane, from: at, to: null, kind: KINDS[lane], attempt, i, open: false});
+  });
+  const end = found[found.length - 1];
+  if (end && end.lane < 9) { end.to = Math.max(now(), end.from); end.open = true; }
+  if (end && end.lane === 9) end.to = end.from;
+  return {bars: found, marks, steps};
+}
+function bar(x, y, w, high, kind) {
+  const all = h('g', {}, h('rect', {class: 'b-' + kind, x, y, width: w, height: high}));
+  if (kind === 'move') for (let at = x + 3; at < x + w - 2; at += 7) all.append(h('circle', {class: 'dots',
+    cx: at, cy: y +
+    high / 2, r: 1.3}));
+  return all;
+}
+const TICKS = [0.01, 0.1, 1, 2, 5, 10, 30, 60, 120, 300, 600, 1800, 3600, 7200, 21600, 43200, 86400, 172800,
+604800, 2592000,
+  7776000];
+function timeline(box, calc) {
+  const {bars, marks} = parts(calc), wide = Math.max(560, Math.min(1460, $('main').clientWidth - 44));
+  if (!bars.length) return;
+  const begin = bars[0].from, end = Math.max(bars[bars.length - 1].to, begin + 0.001), left = 188,
+    right = 96, high = 20;
+  const x = (at) => left + (at - begin) / (end - begin) * (wide - left - right), deep = high * 9 + 6;
+  const tick = TICKS.find((t) => (end - begin) / t <= 7) || TICKS[TICKS.length - 1];
+  const svg = h('svg', {width: wide, height: deep + 20, role: 'img', 'aria-label': _('timeh') + ': ' +
+    _('timesum', span(
+    end - begin))}, h('defs', {}, h('pattern', {id: 'hatch', width: 6, height: 6,
+      patternUnits: 'userSpaceOnUse',
+    patternTransform: 'rotate(45)'}, h('line', {class: 'hatch', x1: 0, x2: 0, y1: 0, y2: 6}))));
+  for (let at = begin; at <= end; at += tick) {
+    svg.append(h('line', {class: 'grid', x1: x(at), x2: x(at), y1: 0, y2: deep}), h('text', {class: 'took',
+      x: x(at) + 3, y:
+      deep + 14}, span(at - begin)));
+  }
+  for (let lane = 1; lane <= 9; lane++) svg.append(h('text', {class: 'lane', x: 0, y: lane * high - 4}, lane +
+    '  ' + _('s' +
+    lane)));
+  const first = bars[0].attempt, again = bars.some((one) => one.attempt > 1);
+  for (const one of bars) {
+    const y = (one.lane - 1) * high + 4, from = x(one.from), w = Math.max(2, x(one.to) - from);
+    const text = (one.lane === 9 ? '' : span(one.to - one.from) + (one.open ? ' \u2026' : '')) + (again
+      && one.lane > 2 &&
+      one.lane < 6 ? ' (' + _('attempt', one.attempt) + ')' : '');
+    const out = from + w + 5 + text.length * 6.2 > wide;
+    svg.append(bar(from, y, w, high - 7, one.kind), h('text', {class: 'took', x: out ? from - 5 : from + w +
+      5, y: y + 10,
+      'text-anchor': out ? 'end' : 'start'}, text));
+  }
+  for (const one of marks) svg.append(h('line', {class: 'mark', x1: x(one.at), x2: x(one.at), y1: 0,
+    y2: deep}));
+  if (!box.firstChild) box.append(h('div', {class: 'scroll', tabindex: 0, role: 'region',
+    'aria-label': _('timeh')}));
+  box.firstChild.textContent = '';
+  box.firstChild.append(svg);
+}
+function stepTable(box, calc) {
+  const {bars, steps} = parts(calc), byStep = new Map(bars.map((one) => [one.i, one]));
+  if (!box.firstChild) box.append(table('steps', _('timeh'), [['h_step'], ['h_at'], ['h_what'], ['h_took',
+    'num'],
+    ['h_note']], true));
+  rows(box.querySelector('tbody'), steps.map((step, i) => [step, byStep.get(i), i]), (one) => String(one[2]),
+    () =>
+    cells(h('tr', {}), ['head', '', '', 'num', 'wrap']), (row, [[attempt, number, name, at, note], one]) => {
+    const c = row.c;
+    set(c[0], number + ' ' + name + (attempt > 1 ? ' (' + _('attempt', attempt) + ')' : ''));
+    set(c[1], moment(at).slice(0, -7));
+    title(c[1], moment(at) + '  ' + utc(at));
+    set(c[2], one ? _('s' + one.lane) : _('k_mark'));
+    set(c[3], !one || one.lane === 9 ? '' : one.open ? _('going', span(one.to - one.from))
+      : span(one.to - one.from));
+    put(c[4], note, () => h('bdi', {}, note));
+  });
+}
+function facts(list, calc) {
+  const told = [['id', calc.accept_id], ['request_id', calc.request_id], ['c_user', calc.user],
+    ['parameters',
+    calc.parameters], ['exit', calc.exit_code], ['signal', calc.signal], ['reason', calc.reason
+      || calc.cancel],
+  ['waits', calc.waits], ['poller', calc.poller], ['attempt', calc.attempt || ''], ['registered',
+    moment(calc.registered)],
+  ['bytes', bytes(calc.bytes)], ['patterns', calc.patterns.join('  ')], ['verdicts',
+    calc.verdicts.map(([code, count,
+    names]) => code + ' ' + count + (names.length ? ': ' + names.join(', ') : '')).join('; ')]];
+  const rows_ = told.filter((one) => one[1] !== null && one[1] !== '' && one[1] !== undefined);
+  put(list, JSON.stringify(rows_), ...rows_.map(([key, value]) => () => {
+    const both = document.createDocumentFragment();
+    both.append(h('dt', {}, _(WORDS['f_' + key] ? 'f_' + key : key)), h('dd',
+      {class: /id|parameters|patterns|poller/.test(key)
+      ? 'mono' : null}, h('bdi', {}, String(value))));
+    return both;
+  }), () => { const both = document.createDocumentFragment();
+    both.append(h('dt', {}, _('commands')), h('dd', {}, h('code', {class: 'type'},
+      'mi_system_wf.py status ' +
+      calc.accept_id.slice(0, 8)), ' ', h('code', {class: 'type'}, 'mi_dicomapi.py show ' +
+        calc.accept_id.slice(0, 8))));
+    return both; });
+}
+function files(box, key, [count, names]) {
+  put(box, JSON.stringify(names) + count, () => h('h3', {}, _(key, count)), () => names.length ? h('dl', {},
+    ...[].concat(
+    ...names.map(([name, size, come]) => [h('dt', {class: 'num'}, bytes(size)), h('dd', {}, h('bdi',
+      {class: 'mono'}, name),
+      come ? '' : h('span', {class: 'soft'}, ' (' + _('notyet') + ')'))]))) : h('p', {class: 'soft'},
+        _('none')),
+  () => count > names.length && names.length ? h('p', {class: 'soft'}, _('andmore', count - names.length))
+    : '');
+}
+// What the command prints: asked for when the relay says that there is more.
+async function follow(calc, made) {
+  const live = S.live, token = S.token;
+  if (!live || live.busy) return;
+  live.busy = true;
+  try {
+    for (const [i, stream] of [[0, 'out'], [1, 'err']]) {
+      const one = live[stream];
+      if (one.attempt !== calc.attempt) Object.assign(one, {attempt: calc.attempt, at: -1, from: 0,
+        text: ''});
+      if (one.at < 0) one.at = one.from = Math.max(0, calc.output[i] - TAIL);
+      while (one.at < calc.output[i] && S.live === live && S.token === token) {
+        const found = await call('GET', 'output', {accept_id: calc.accept_id, stream, offset: one.at});
+        if (found.offset === one.at) break;
+        one.at = found.offset;
+        one.text = (one.text + new TextDecoder().decode(Uint8Array.from(atob(found.data),
+          (c) => c.charCodeAt(0))))
+          .slice(-TAIL);
+      }
+      if (S.live !== live) return;
+      show(made[stream], one, calc.output[i]);
+    }
+  } catch (error) { /* the next answer tries again */ } finally { live.busy = false; }
+}
+function show(pre, one, size) {
+  const low = pre.scrollHeight - pre.scrollTop - pre.clientHeight < 30;
+  set(pre, one.text ? (one.from || size > TAIL ? _('cutoff', bytes(size)) + '\n' : '') + safe(one.text)
+    : _('empty'));
+  if (low) pre.scrollTop = pre.scrollHeight;
+}
+
+// ---- events
+$('lang').addEventListener('click', () => {
+  S.lang = 1 - S.lang;
+  S.fill = S.live = null;
+  if (S.data) { draw(); header(); } else login('');
+  $('lang').focus();
+});
+$('leave').addEventListener('click', () => login(_('left'), true));
+$('skip').addEventListener('click', (event) => { event.preventDefault(); $('main').focus(); });
+document.addEventListener('visibilitychange', () => {
+  if (document.hidden) { ++S.turn; if (S.stop) S.stop.abort(); } else if (S.view && (S.data
+    || S.token)) watch();
+});
+window.addEventListener('online', () => { if (S.data) watch(); });
+window.addEventListener('hashchange', () => { if (S.data || S.token) route(); });
+window.addEventListener('resize', () => { if (S.data && S.data.calc && S.fill) draw(); });
+setInterval(() => {
+  if (document.hidden || !S.data) return;
+  for (const node of document.querySelectorAll('.age')) if (node.since) set(node, span(now() - node.since));
+}, 10000);
+const code = /^#link=([0-9A-Za-z_-]+)$/.exec(location.hash);
+if (code) history.replaceState(null, '', location.pathname);
+S.view = parse();
+header();
+if (code) redeem(code[1]); else start();
+}());
+"""
+
+
 # ==== Japanese ====
 JA = {
+    "the page is switched off ([Server] page)": "ページは無効になっています ([Server] page)",
+    "auth = gateway: who comes is the gateway's to say; open %spage there":
+        "auth = gateway: だれであるかはゲートウェイが決めます。そこで %spage を開いてください",
+    "for user %s, roles %s; good once, within %d s:": "利用者 %s、役割 %s。一度だけ、%d 秒以内に有効:",
+    "Prints a link that opens the page in a browser, once, within a minute: as this user, for 12 hours"
+    " (login_hours).":
+        "ブラウザーでページを開くためのリンクを表示します。1分以内に一度だけ使え、その利用者として12時間 (login_hours) 有効です。",
+    "no: there is no page for browsers": "no: ブラウザー用のページを出しません",
     "Why one calculation is where it is: a sentence, who has to act, what to type, since when, what would"
     " change it.":
         "一つの計算がなぜ今の所にあるのかを示します。理由、対応する人、打つべき語、いつからか、何があれば変わるか。",

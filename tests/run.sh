@@ -30,6 +30,7 @@ fish fish fish
 zsh zsh zsh
 dash dash dash
 debootstrap debootstrap debootstrap
+chromium chromium,fonts-dejavu-core chromium
 END
 }
 here() { command -v "$1" >/dev/null 2>&1 || [ -x "/usr/sbin/$1" ] || [ -x "/sbin/$1" ]; }
@@ -42,7 +43,7 @@ named() {      # the programs that FILE... and the modules of tests/ that they i
 }
 libraries() {  # what pytest needs for FILE...: its modules
     echo pytest
-    for one in hypothesis schemathesis; do grep -q "\b$one\b" "$@" && echo $one; done
+    for one in hypothesis schemathesis playwright axe_playwright_python; do grep -q "\b$one\b" "$@" && echo $one; done
     return 0
 }
 may=yes as_root=
@@ -51,7 +52,7 @@ if [ "$(id -u)" != 0 ]; then sudo -n true 2>/dev/null && as_root="sudo -n" || ma
 files=
 for word in "$@"; do case ${word%%::*} in *.py) files="$files ${word%%::*}";; esac; done
 if [ -z "$files" ]; then
-    wanted=$(packages | cut -d' ' -f1) modules="pytest hypothesis schemathesis xdist"
+    wanted=$(packages | cut -d' ' -f1) modules="pytest hypothesis schemathesis playwright axe_playwright_python xdist"
 else
     # shellcheck disable=SC2086
     wanted=$(named $files | tr ' ' '\n' | sort -u) modules=$(libraries $files)

@@ -334,7 +334,7 @@ def test_the_contents_of_a_script_are_its_rooms_in_their_order_and_its_own_come_
     assert told == rooms and len(set(rooms)) == len(rooms)
     assert not re.search(r"^# ?-{2,}", text, re.M), "another form of mark"
     kinds = {title: "shared" for title in rooms if title.startswith("shared: ") and title not in FIRST}
-    kinds.update(dict.fromkeys(("tables", "texts of units", "Japanese"), "last"))
+    kinds.update(dict.fromkeys(("tables", "texts of units", "text of the page", "Japanese"), "last"))
     kinds = [kinds.get(title, "own") for title in rooms]
     assert rooms[0] == "shared: alone" and kinds[1:] == sorted(kinds[1:], key=["own", "shared", "last"].index)
     assert re.search(r"^threads", ast.get_docstring(ast.parse(text)), re.M)
